@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codebooks as the encoder and the kernels use them (FORMAT.md section 3.1): views on the generated tables, or a caller's own.
+// A code is a magnitude index with the sign above it; levels lie on the int8 grid so that they are matrix operands as they stand.
+#pragma once
+#include "codebooks/tables.h"
+#include "format/tile_layout.h"
+
+namespace tq {
+namespace format {
+
+enum class ScaleRule : int32_t { kLs = 1, kUnbiased = 2, kNorm = 3, kPaper = 4 };
+
+constexpr int kMaxMagnitudes = 32;
+
+struct Codebook {
+  int32_t bits;                       // 1 .. 6, or 8 (then only the grid -127 .. 127 is meant)
+  float unit;                         // level of a unit-variance coordinate = unit * grid level
+  uint8_t magnitude[kMaxMagnitudes];  // bits <= 3: the level; 4 .. 6: the level less 1/2
+
+  TQ_HD bool half() const { return bits >= 4 && bits <= 6; }
+  TQ_HD int count() const { return bits == 8 ? 0 : 1 << (bits - 1); }
+  TQ_HD float level(int j) const { return static_cast<float>(magnitude[j]) + (half() ? 0.5f : 0.0f); }
+  // Threshold below magnitude j, j >= 1, exact.
+  TQ_HD float threshold(int j) const { return mul_rn(add_rn(level(j - 1), level(j)), 0.5f); }
+};
+
+// Signed grid level of a code. Half-integer grids: the exact value is level_byte + 1/2, so that negation is a bitwise NOT of the byte.
+TQ_HD int8_t level_byte(const Codebook& book, uint32_t code) {
+  if (book.bits == 8) return static_cast<int8_t>(code);
+  const uint32_t j = code & (book.count() - 1u);
+  const bool minus = code >> (book.bits - 1) & 1u;
+  const int m = book.magnitude[j];
+  return static_cast<int8_t>(!minus ? m : book.half() ? ~m : -m);
+}
+TQ_HD float code_level(const Codebook& book, uint32_t code) { return static_cast<float>(level_byte(book, code)) + (book.half() ? 0.5f : 0.0f); }
+
+// The built-in codebook of a dimension (0 = N(0,1)); bits 8 gives the plain grid. Every supported head_dim has one.
+inline Codebook builtin_codebook(int dim, int bits) {
+  Codebook book = {};
+  book.bits = bits;
+  book.unit = 1.0f;
+  for (const CodebookTable& table : kCodebookTables)
+    if (table.head_dim == dim && table.bits == bits) {
+      book.unit = table.unit;
+      memcpy(book.magnitude, table.magnitude, sizeof book.magnitude);
+    }
+  return book;
+}
+
+// Search steps (FORMAT.md section 3.1), tried in this order.
+constexpr int kNumSteps = 5, kNumFineSteps = 9;
+TQ_HD int num_steps(int bits, ScaleRule rule, bool search) {
+  if (!search || rule == ScaleRule::kPaper || bits == 8) return 1;
+  return bits <= 4 ? kNumSteps : kNumFineSteps;
+}
+TQ_HD float step(int bits, int count, int index) {
+  constexpr float coarse[kNumSteps] = {1.12f, 1.06f, 1.0f, 0.94f, 0.88f};
+  constexpr float fine[kNumFineSteps] = {1.12f, 1.09f, 1.06f, 1.03f, 1.0f, 0.97f, 0.94f, 0.91f, 0.88f};
+  return count == 1 ? 1.0f : bits <= 4 ? coarse[index] : fine[index];
+}
+
+}  // namespace format
+}  // namespace tq

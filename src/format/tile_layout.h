@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where everything lies in a tile (FORMAT.md sections 1 and 4): sizes, offsets, and the map between a code's place in the words and its
+// (token, coordinate). All constexpr; nothing here touches memory.
+//
+// The words are the B operands of mma.m16n8k32 in lane order, so that a GPU lane loads its operands with one wide load and a CPU vector
+// of 16 words holds whole lanes. jv consecutive groups of one lane share a 4*jv-byte load; inside such a load the token block changes
+// slowest, which gives every head_dim the same number of partial sums a tile (8 vectors of 16 on 512-bit SIMD).
+#pragma once
+#include "format/hd.h"
+
+namespace tq {
+namespace format {
+
+constexpr int kTileTokens = 32;
+constexpr int kLanes = 32;
+constexpr int kRawBits = 16;
+constexpr int kMaxDim = 576;          // of a cache
+constexpr int kMaxVectorDim = 1536;   // of the scalar encoder: embeddings are coded by the same text
+constexpr int kScaleBytes = 2 * kTileTokens;  // bfloat16 scales of one coded side
+
+constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
+constexpr int kCodeBits[] = {2, 3, 4, 5, 6, 8, kRawBits};
+
+constexpr bool is_head_dim(int d) {
+  for (int x : kHeadDims)
+    if (x == d) return true;
+  return false;
+}
+constexpr bool is_code_bits(int bits) {
+  for (int x : kCodeBits)
+    if (x == bits) return true;
+  return false;
+}
+
+enum class Kind : int32_t { kKey = 0, kValue = 1 };
+
+// Stored dimension D of a coded side.
+constexpr int stored_dim(int d) { return (d + 31) / 32 * 32; }
+
+// D = odd * 2^log2n.
+constexpr int log2_block(int stored) {
+  int k = 0;
+  while (stored % 2 == 0) {
+    stored /= 2;
+    k++;
+  }
+  return k;
+}
+constexpr int odd_factor(int stored) { return stored >> log2_block(stored); }
+
+// One side (keys or values) of a tile.
+struct SideLayout {
+  int dim;     // d, as the caller sees it
+  int stored;  // D; equals d for raw sides
+  int bits;    // 2 3 4 5 6 8, or kRawBits
+  int groups;  // J = D / 32; 0 for raw sides
+  int jv;      // gcd(J, 4): groups of one lane in one load
+  int jb;      // J / jv
+
+  constexpr SideLayout(int head_dim, int code_bits)
+      : dim(head_dim),
+        stored(code_bits == kRawBits ? head_dim : stored_dim(head_dim)),
+        bits(code_bits),
+        groups(code_bits == kRawBits ? 0 : stored / 32),
+        jv(code_bits == kRawBits ? 1 : (groups % 4 == 0 ? 4 : groups % 2 == 0 ? 2 : 1)),
+        jb(groups / jv) {}
+
+  constexpr bool raw() const { return bits == kRawBits; }
+  constexpr int code_bytes() const { return kTileTokens * stored * bits / 8; }
+  constexpr int scale_bytes() const { return raw() ? 0 : kScaleBytes; }
+  // Word i of group (jb_, jj) of a lane.
+  constexpr int word_index(int i, int jb_, int lane, int jj) const { return ((i * jb + jb_) * kLanes + lane) * jv + jj; }
+};
+
+struct TileLayout {
+  SideLayout key, value;
+
+  constexpr TileLayout(int head_dim, int value_dim, int key_bits, int value_bits) : key(head_dim, key_bits), value(value_dim, value_bits) {}
+
+  constexpr int key_offset() const { return 0; }
+  constexpr int value_offset() const { return key.code_bytes(); }
+  constexpr int key_scale_offset() const { return value_offset() + value.code_bytes(); }
+  constexpr int value_scale_offset() const { return key_scale_offset() + key.scale_bytes(); }
+  constexpr int tile_bytes() const { return value_scale_offset() + value.scale_bytes(); }
+};
+
+static_assert(TileLayout(128, 128, 3, 3).tile_bytes() == 3200, "100 bytes a token and head at 3+3 bits");
+static_assert(TileLayout(128, 128, 4, 4).tile_bytes() == 4224, "132 at 4+4");
+static_assert(TileLayout(128, 128, 2, 2).tile_bytes() == 2176, "68 at 2+2");
+static_assert(TileLayout(80, 80, 16, 4).tile_bytes() == 64 * 80 + 4 * 4 * 96 + 64, "a raw side is not padded and has no scales");
+
+// Position of code n (0..7) of lane quarter t in the 32 positions of an octet row.
+TQ_HD constexpr int octet_position(int n, int t) { return n < 4 ? 4 * t + n : 16 + 4 * t + (n - 4); }
+
+struct CodePlace {
+  int jb, jj;  // group
+  int s;       // octet in the group
+  int lane;
+  int n;  // position in the octet
+};
+
+// Inverse of octet_position: p -> (t, n).
+TQ_HD constexpr int position_quarter(int p) { return (p % 16) / 4; }
+TQ_HD constexpr int position_index(int p) { return p % 4 + (p / 16) * 4; }
+
+// Place of a key code. token 0..31, coordinate 0..D-1.
+TQ_HD constexpr CodePlace key_place(const SideLayout& side, int token, int coordinate) {
+  const int block = coordinate / 32, p = coordinate % 32;
+  const int e = (token / 8) * side.jv + block % side.jv;
+  return CodePlace{block / side.jv, e / 4, e % 4, 4 * (token % 8) + position_quarter(p), position_index(p)};
+}
+
+// Place of a value code. Token bits abcde (a = 16's bit) stand at position p = a, d c, b e: the order in which the score
+// accumulators of the matrix unit leave the softmax weights in registers.
+TQ_HD constexpr CodePlace value_place(const SideLayout& side, int token, int coordinate) {
+  const int p = 16 * (token / 16) + 4 * ((token % 8) / 2) + 2 * ((token % 16) / 8) + token % 2;
+  const int octet = coordinate / 8, j = octet / 4;
+  return CodePlace{j / side.jv, j % side.jv, octet % 4, 4 * (coordinate % 8) + position_quarter(p), position_index(p)};
+}
+
+}  // namespace format
+}  // namespace tq
