@@ -64,6 +64,8 @@ const char* build_info();
 // Reasons, one a line, why a geometry cannot run on a device; appended to `reasons` (empty = it can), with the status of the first.
 class ReasonList;
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons);
+// The same for the device alone, whatever the geometry; comes first.
+void check_device(DeviceType type, int device_id, ReasonList& reasons);
 BackendBytes backend_bytes(DeviceType type, const Geometry& geometry);
 // pool: memory for the pages, or null. Throws tq::Error.
 std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops, void* pool, void* stream);

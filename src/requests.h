@@ -67,7 +67,7 @@ struct PlanSequence {
 };
 
 // One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a sequence over spans first_span .. first_span +
-// num_spans - 1. partial < 0: the item holds all spans of its rows and writes the output; else span j's state goes to partial slot
+// num_spans - 1. partial < 0: the item holds all spans of its rows and writes the output; else the state of span first_span + j goes to partial slot
 // partial + j, and the row group's states are merged once all its items are done.
 struct WorkItem {
   int32_t sequence;     // index in the plan

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TQKV_LIBRARY names the library under test; without it the package's own search applies. A library that cannot be loaded fails the tests: nothing is
+skipped."""
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PACKAGE), str(Path(__file__).resolve().parent)]
+
+
+@pytest.fixture(scope="session")
+def root():
+    return PACKAGE.parents[1]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config: tq_cache_config with Python's types, and the questions that can be asked before a cache is made."""
+import ctypes
+import dataclasses
+from typing import Any, List, Optional, Sequence, Tuple, Union
+
+from . import _ffi
+from .buffers import as_bytes, check_device
+from .errors import InvalidArgument, make
+
+_ROTATIONS = {"hadamard": 1, "dense": 2}
+_SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+    """A codebook of your own for coded layers of exactly `bits` bits: 2^(bits-1) rising magnitudes on the int8 grid; level = unit * magnitude for
+    coordinates of unit variance. bits <= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2."""
+
+    bits: int
+    unit: float
+    magnitude: Tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a cache is made from. Every field has the name, unit and default of tq_cache_config in tqkv.h; 0 or None = default. Differences: `device`
+    stands for device_type and device_id, and `io_dtype` and the names of rotations and scale rules may be given as strings.
+
+    num_layers, num_q_heads, num_kv_heads, head_dim, max_tokens, and key_bits and value_bits or their per-layer lists, are required.
+    """
+
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int                                   # 32 64 80 96 112 128 160 192 224 256 512 576
+    max_tokens: int                                 # that the pool holds over all sequences
+    key_bits: int = 0                               # 2 3 4 5 6 8, or 16 = raw
+    value_bits: int = 0
+    io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
+    device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
+    value_dim: int = 0                              # 0 = head_dim
+    code_family: int = 0
+    layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
+    layer_value_bits: Optional[Sequence[int]] = None
+    rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)
+    key_scale_rule: Union[str, int] = 0             # "ls", "unbiased", "norm", "paper"
+    value_scale_rule: Union[str, int] = 0
+    page_size: int = 0                              # tokens
+    rotation_seed: int = 0
+    key_codebook: Optional[Codebook] = None
+    value_codebook: Optional[Codebook] = None
+    max_sequence_tokens: int = 0
+    max_sequences: int = 0                          # 0 = 1
+    max_batch_sequences: int = 0
+    max_batch_tokens: int = 0
+    window_tokens: int = 0                          # last tokens read exactly
+    sink_tokens: int = 0                            # first tokens read exactly
+    rollback_tokens: int = 0
+    num_threads: int = 0                            # CPU: 0 = all that the process may use
+    flags: int = 0                                  # TQ_FLAG_*
+    allocator: Optional[_ffi.Allocator] = None      # callbacks must stay alive as long as the cache
+    pool: Any = None                                # caller's memory for the pages: a writable contiguous array on the device, 256-byte aligned
+
+    def check(self) -> List[str]:
+        """Every reason why the library cannot run this configuration, each naming its field; [] if it can. Allocates nothing on a device."""
+        library = _ffi.load_library()
+        text = ctypes.create_string_buffer(4096)
+        c, keep = self._to_c()
+        status = library.tq_cache_config_check(c, text, len(text))
+        del keep
+        return text.value.decode(errors="replace").split("\n") if status else []
+
+    def bytes(self) -> _ffi.CacheBytes:
+        """What a cache of this configuration allocates, exactly: page_bytes, raw_bytes, table_bytes, workspace_bytes, device_bytes, host_bytes,
+        num_pages, token_bytes (stored bytes of one token over all layers and heads), fp16_token_bytes. Raises as Cache does."""
+        library, result = _ffi.load_library(), _ffi.CacheBytes()
+        c, keep = self._to_c()
+        check(library, library.tq_cache_config_bytes(c, result))
+        del keep
+        return result
+
+    def _device(self):
+        kind, _, number = str(self.device).partition(":")
+        if kind not in ("cpu", "cuda") or not (number == "" or number.isdigit()):
+            raise InvalidArgument(f"device = {self.device!r}: must be \"cpu\", \"cuda\" or \"cuda:N\"")
+        return (_ffi.CPU if kind == "cpu" else _ffi.CUDA), int(number or 0)
+
+    def _to_c(self):
+        """(tq_cache_config, what must stay alive until the library has copied it)."""
+        device_type, device_id = self._device()
+        c, keep = _ffi.CacheConfig(device_type=device_type, device_id=device_id), []
+        c.io_dtype = choice("io_dtype", self.io_dtype, _ffi.DTYPES)
+        c.rotation = choice("rotation", self.rotation, _ROTATIONS)
+        c.key_scale_rule = choice("key_scale_rule", self.key_scale_rule, _SCALES)
+        c.value_scale_rule = choice("value_scale_rule", self.value_scale_rule, _SCALES)
+        for name, ctype in _ffi.CacheConfig._fields_:
+            if ctype in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64) and hasattr(self, name) and not getattr(c, name):
+                setattr(c, name, integer(name, getattr(self, name), ctype))
+        for name in ("layer_key_bits", "layer_value_bits"):
+            bits = getattr(self, name)
+            if bits is not None:
+                if len(bits) != self.num_layers:
+                    raise InvalidArgument(f"{name}: has {len(bits)} entries, num_layers = {self.num_layers}")
+                setattr(c, name, (ctypes.c_int32 * len(bits))(*(integer(name, b, ctypes.c_int32) for b in bits)))
+        for name in ("key_codebook", "value_codebook"):
+            book = getattr(self, name)
+            if book is not None:
+                if len(book.magnitude) > 32 or any(not 0 <= m <= 255 for m in book.magnitude):
+                    raise InvalidArgument(f"{name}.magnitude: must be at most 32 numbers of 0 .. 255")
+                magnitude = (ctypes.c_uint8 * 32)(*book.magnitude)
+                setattr(c, name, ctypes.pointer(_ffi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
+        if self.allocator is not None:
+            c.allocator = ctypes.pointer(self.allocator)
+        if self.pool is not None:
+            pool = as_bytes(self.pool, "pool")
+            check_device(pool, (device_type, device_id), "pool")
+            if not pool.writable:
+                raise InvalidArgument("pool: cannot be written to")
+            c.pool, c.pool_bytes = pool.pointer, pool.num_bytes
+            keep.append(pool)
+        return c, keep
+
+
+def integer(name, value, ctype):
+    """`value` as that C type holds it; ctypes itself would cut it silently."""
+    number = ctype(value).value
+    if number != value:
+        raise InvalidArgument(f"{name} = {value}: does not fit {ctypes.sizeof(ctype) * 8} bits")
+    return number
+
+
+def choice(name, value, choices):
+    if isinstance(value, str):
+        if value not in choices:
+            raise InvalidArgument(f"{name} = {value!r}: must be one of {', '.join(choices)}")
+        return choices[value]
+    return integer(name, value, ctypes.c_int32)
+
+
+def check(library, status):
+    """Raises the exception of a status."""
+    if status:
+        raise make(status, library.tq_last_error().decode(errors="replace"))

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Batches: making a plan, and which plan is in force. A slot knows the batch whose plan holds it, so that truncating, freeing or planning its
+// sequence elsewhere reaches that plan at once.
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cache.h"
+
+namespace tq {
+namespace {
+
+long long ll(int64_t x) { return static_cast<long long>(x); }
+
+}  // namespace
+
+Batch::Arrays::Arrays(const Geometry& geometry, const SplitLimits& limits, Carver& carver) {
+  for (int i = 0; i < 2; i++) {
+    sequences[i] = carver.take<PlanSequence>(geometry.max_batch_sequences);
+    items[i] = carver.take<WorkItem>(limits.items);
+  }
+  growth = carver.take<Growth>(geometry.max_batch_sequences);
+  query_tokens = carver.take<int64_t>(geometry.max_batch_sequences);
+  appended = carver.take<uint8_t>(geometry.num_layers);
+}
+
+int64_t Batch::bytes(const Geometry& geometry, const SplitLimits& limits) {
+  Carver carver;
+  Arrays arrays(geometry, limits, carver);
+  return carver.used();
+}
+
+Batch::Batch(Cache& cache)
+    : cache_(cache),
+      limits_(split_limits(cache.geometry(), cache.backend_->num_workers())),
+      block_(cache.config_.host_ops(), bytes(cache.geometry(), limits_), "batch"),
+      arrays_([this] {
+        Carver carver(block_.get());
+        return Arrays(cache_.geometry(), limits_, carver);
+      }()) {
+  storage_ = cache.backend_->create_plan_storage();
+}
+
+Batch::~Batch() { cache_.backend_->destroy_plan_storage(storage_); }
+
+Batch* Cache::create_batch() {
+  const Gate::Use use(gate_, true);
+  Batch* batch = new Batch(*this);
+  live_batches_++;
+  return batch;
+}
+
+void Cache::destroy_batch(Batch* batch) {
+  Cache& cache = batch->cache_;
+  const Gate::Use use(cache.gate_, true);
+  cache.retire_plan(*batch);
+  delete batch;
+  cache.live_batches_--;
+}
+
+const BatchPlan& Cache::plan_in_force(const Batch& batch) const {
+  TQ_CHECK(&batch.cache_ == this, Status::kInvalidArgument, "batch = %p: belongs to another cache", static_cast<const void*>(&batch));
+  if (batch.in_force_) return batch.plan_;
+  TQ_CHECK(batch.lapsed_[0], Status::kInvalidState, "batch: no plan was made yet");
+  throw Error(Status::kInvalidState, "batch: its plan is not in force any more, sequence %lld was %s; plan again", ll(batch.lapsed_by_), batch.lapsed_);
+}
+
+// Puts the plan that holds the slot out of force.
+void Cache::lapse(int32_t slot, const char* why) noexcept {
+  Batch* owner = arrays_.owners[slot];
+  if (!owner) return;
+  retire_plan(*owner);
+  owner->lapsed_ = why;
+  owner->lapsed_by_ = arrays_.table.id(slot);
+}
+
+void Cache::retire_plan(Batch& batch) noexcept {
+  for (int32_t i = 0; batch.in_force_ && i < batch.plan_.num_sequences; i++) {
+    assert(arrays_.owners[batch.plan_.sequences[i].slot] == &batch);
+    arrays_.owners[batch.plan_.sequences[i].slot] = nullptr;
+  }
+  batch.in_force_ = false;
+}
+
+// Checks the call's arrays and writes them to batch.arrays_.growth and query_tokens.
+void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens) {
+  const Geometry& g = geometry();
+  TQ_CHECK(num_sequences >= 0, Status::kInvalidArgument, "num_sequences = %d: must be 0 or more", num_sequences);
+  TQ_CHECK(num_sequences <= g.max_batch_sequences, Status::kCapacity, "num_sequences = %d: max_batch_sequences = %d", num_sequences, g.max_batch_sequences);
+  TQ_CHECK(sequences || num_sequences == 0, Status::kInvalidArgument, "sequences = NULL: num_sequences = %d", num_sequences);
+  TQ_CHECK(new_tokens || num_sequences == 0, Status::kInvalidArgument, "new_tokens = NULL: num_sequences = %d", num_sequences);
+  if (!query_tokens) query_tokens = new_tokens;
+  plan_calls_++;
+  int64_t new_total = 0, query_total = 0;
+  for (int32_t i = 0; i < num_sequences; i++) {
+    char name[32];
+    snprintf(name, sizeof name, "sequences[%d]", i);
+    const int32_t slot = arrays_.table.find(sequences[i], name);
+    TQ_CHECK(arrays_.seen[slot] != plan_calls_, Status::kInvalidArgument, "%s = %lld: named twice", name, ll(sequences[i]));
+    arrays_.seen[slot] = plan_calls_;
+    TQ_CHECK(new_tokens[i] >= 0, Status::kInvalidArgument, "new_tokens[%d] = %lld: must be 0 or more", i, ll(new_tokens[i]));
+    TQ_CHECK(query_tokens[i] >= 0, Status::kInvalidArgument, "query_tokens[%d] = %lld: must be 0 or more", i, ll(query_tokens[i]));
+    TQ_CHECK(new_tokens[i] <= g.max_batch_tokens - new_total, Status::kCapacity, "new_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i,
+             ll(new_tokens[i]), ll(new_total), ll(g.max_batch_tokens));
+    TQ_CHECK(query_tokens[i] - new_tokens[i] <= arrays_.table.length(slot), Status::kInvalidArgument,
+             "query_tokens[%d] = %lld: the sequence will have %lld tokens", i, ll(query_tokens[i]), ll(arrays_.table.length(slot) + new_tokens[i]));
+    TQ_CHECK(query_tokens[i] <= g.max_batch_tokens - query_total, Status::kCapacity, "query_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld",
+             i, ll(query_tokens[i]), ll(query_total), ll(g.max_batch_tokens));
+    new_total += new_tokens[i];
+    query_total += query_tokens[i];
+    batch.arrays_.growth[i] = Growth{slot, new_tokens[i]};
+    batch.arrays_.query_tokens[i] = query_tokens[i];
+  }
+}
+
+// The plan of the growth that the page table has prepared, in one of the batch's two buffers.
+BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) const {
+  const PageTable& table = arrays_.table;
+  PlanSequence* sequences = batch.arrays_.sequences[buffer];
+  BatchPlan plan = {};
+  for (int32_t i = 0; i < num_sequences; i++) {
+    const Growth& growth = batch.arrays_.growth[i];
+    PlanSequence& s = sequences[i];
+    s.slot = growth.slot;
+    s.old_length = table.length(growth.slot);
+    s.new_tokens = growth.new_tokens;
+    s.query_tokens = batch.arrays_.query_tokens[i];
+    s.kv_row = plan.new_tokens;
+    s.q_row = plan.query_tokens;
+    s.raw_first = table.raw_first_planned(i);
+    s.pages = table.pages(growth.slot);
+    s.num_pages = table.pages_planned(i);
+    s.first_changed_page = table.first_changed_page(i);
+    plan.new_tokens += s.new_tokens;
+    plan.query_tokens += s.query_tokens;
+  }
+  const SplitCounts counts = split_plan(sequences, num_sequences, batch.limits_, 0, batch.arrays_.items[buffer]);
+  plan.num_sequences = num_sequences;
+  plan.sequences = sequences;
+  plan.items = batch.arrays_.items[buffer];
+  plan.num_items = counts.num_items;
+  plan.num_groups = counts.num_groups;
+  plan.num_partials = counts.num_partials;
+  plan.storage = batch.storage_;
+  return plan;
+}
+
+void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens, void* stream) {
+  const Gate::Use use(gate_, true);
+  check_stream(stream);
+  collect_growth(batch, num_sequences, sequences, new_tokens, query_tokens);
+  PageTable& table = arrays_.table;
+  table.prepare_growth(batch.arrays_.growth, num_sequences);
+  const int buffer = 1 - batch.active_;
+  BatchPlan plan;
+  try {
+    plan = build_plan(batch, num_sequences, buffer);
+    if (table.num_copies() > 0) backend_->copy_pages(table.copies(), table.num_copies(), stream);
+    backend_->upload_plan(plan, stream);
+  } catch (...) {
+    table.cancel_growth();
+    throw;
+  }
+  retire_plan(batch);
+  for (int32_t i = 0; i < num_sequences; i++) {
+    const int32_t slot = batch.arrays_.growth[i].slot;
+    lapse(slot, "planned in another batch");
+    arrays_.owners[slot] = &batch;
+  }
+  table.commit_growth();
+  memset(batch.arrays_.appended, 0, static_cast<size_t>(geometry().num_layers));
+  batch.plan_ = plan;
+  batch.active_ = buffer;
+  batch.in_force_ = true;
+  batch.forked_ = 0;
+}
+
+}  // namespace tq

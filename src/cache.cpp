@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls to requests; see cache.h.
+#include "cache.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "tensor_check.h"
+
+namespace tq {
+namespace {
+
+constexpr uint32_t kFormatVersion = 1;
+
+PageTableLimits table_limits(const ResolvedConfig& config) {
+  const Geometry& g = config.geometry();
+  return PageTableLimits{g.max_sequences,     g.max_batch_sequences,        g.page_size,     g.num_pages,
+                         g.max_sequence_pages, config.max_sequence_tokens(), g.window_tokens, g.ring_tokens};
+}
+
+// Writes the arrays' places into a block that exists now.
+Carver carver_of(const HostBlock& block) { return Carver(block.get()); }
+
+long long ll(int64_t x) { return static_cast<long long>(x); }
+
+}  // namespace
+
+// ---- Gate ----
+
+Gate::Use::Use(const Gate& gate, bool exclusive) : gate_(gate), exclusive_(exclusive) {
+  int32_t users = gate_.users_.load(std::memory_order_relaxed);
+  do {
+    TQ_CHECK(exclusive ? users == 0 : users >= 0, Status::kInvalidState, "cache: busy: another call on it is running");
+  } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire, std::memory_order_relaxed));
+}
+Gate::Use::~Use() {
+  if (exclusive_) gate_.users_.store(0, std::memory_order_release);
+  else gate_.users_.fetch_sub(1, std::memory_order_release);
+}
+
+// ---- Cache ----
+
+Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver) : table(table_limits(config), carver) {
+  const Geometry& g = config.geometry();
+  owners = carver.take<Batch*>(g.max_sequences);
+  seen = carver.take<int64_t>(g.max_sequences);
+  centres = carver.take<float>(checked_mul(static_cast<int64_t>(g.num_layers) * g.num_kv_heads, g.head_dim + g.value_dim, "centres"));
+}
+
+int64_t Cache::block_bytes(const ResolvedConfig& config) {
+  Carver carver;
+  Arrays arrays(config, carver);
+  return carver.used();
+}
+
+tq_cache_bytes Cache::bytes(const ResolvedConfig& config) {
+  const BackendBytes backend = backend_bytes(config.device(), config.geometry());
+  const int64_t block = block_bytes(config);
+  tq_cache_bytes bytes = {};
+  bytes.page_bytes = backend.pages;
+  bytes.raw_bytes = backend.raw;
+  bytes.table_bytes = backend.tables + block;
+  bytes.workspace_bytes = backend.workspace;
+  const int64_t device = backend.pages + backend.raw + backend.tables + backend.workspace;
+  bytes.device_bytes = config.device() == DeviceType::kCuda ? device : 0;
+  bytes.host_bytes = device + block - bytes.device_bytes;
+  bytes.num_pages = config.geometry().num_pages;
+  bytes.token_bytes = config.token_bytes();
+  bytes.fp16_token_bytes = config.fp16_token_bytes();
+  return bytes;
+}
+
+Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
+    : config_(config), block_(config_.host_ops(), block_bytes(config_), "cache"), arrays_([this] {
+        Carver carver = carver_of(block_);
+        return Arrays(config_, carver);
+      }()) {
+  check_stream(stream);
+  const Geometry& g = geometry();
+  arrays_.table.reset();
+  for (int32_t slot = 0; slot < g.max_sequences; slot++) {
+    arrays_.owners[slot] = nullptr;
+    arrays_.seen[slot] = 0;
+  }
+  memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.num_layers) * g.num_kv_heads * (g.head_dim + g.value_dim));
+  backend_ = factory(config_.device(), g, config_.backend_ops(), config_.config().pool, stream);
+}
+
+Cache::~Cache() {
+  if (!backend_) return;
+  backend_->drain();
+  try {  // the device may be gone by now: then there is nothing left to scrub
+    for (int32_t slot = 0; slot < geometry().max_sequences && geometry().zero_on_free; slot++) {
+      if (!arrays_.table.alive(slot)) continue;
+      int64_t count;
+      const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
+      scrub(pages, count, nullptr);
+      backend_->start_slot(slot, true, nullptr);
+      arrays_.table.commit_free(slot);
+    }
+  } catch (...) {
+  }
+  backend_->drain();
+}
+
+void Cache::destroy(Cache* cache) {
+  {
+    const Gate::Use use(cache->gate_, true);
+    TQ_CHECK(cache->live_batches_ == 0, Status::kInvalidState, "cache: %d of its batches live; destroy them first", cache->live_batches_);
+  }
+  delete cache;
+}
+
+void Cache::check_layer(int32_t layer) const {
+  TQ_CHECK(layer >= 0 && layer < geometry().num_layers, Status::kInvalidArgument, "layer = %d: must be 0 .. %d", layer, geometry().num_layers - 1);
+}
+
+void Cache::check_stream(const void* stream) const {
+  TQ_CHECK(!stream || config_.device() != DeviceType::kCpu, Status::kInvalidArgument, "stream = %p: must be NULL for a CPU cache", stream);
+}
+
+float* Cache::layer_centres(int32_t layer) const {
+  return arrays_.centres + static_cast<int64_t>(layer) * geometry().num_kv_heads * (geometry().head_dim + geometry().value_dim);
+}
+
+void Cache::set_centres(int32_t layer, const float* key, const float* value) {
+  const Gate::Use use(gate_, true);
+  check_layer(layer);
+  const Geometry& g = geometry();
+  const int64_t key_count = static_cast<int64_t>(g.num_kv_heads) * g.head_dim, value_count = static_cast<int64_t>(g.num_kv_heads) * g.value_dim;
+  for (int64_t i = 0; key && i < key_count; i++)
+    TQ_CHECK(isfinite(key[i]), Status::kInvalidArgument, "key_centre[%lld][%lld] = %g: must be finite", ll(i / g.head_dim), ll(i % g.head_dim),
+             static_cast<double>(key[i]));
+  for (int64_t i = 0; value && i < value_count; i++)
+    TQ_CHECK(isfinite(value[i]), Status::kInvalidArgument, "value_centre[%lld][%lld] = %g: must be finite", ll(i / g.value_dim), ll(i % g.value_dim),
+             static_cast<double>(value[i]));
+  TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState, "cache: centres are fixed once a sequence holds tokens (%lld in all)",
+           ll(arrays_.table.total_tokens()));
+  // Raw sides have no centre, so none is kept for them: the fingerprint follows.
+  if (g.layers[layer].key_bits == format::kRawBits) key = nullptr;
+  if (g.layers[layer].value_bits == format::kRawBits) value = nullptr;
+  if (!key && !value) return;
+  backend_->set_centres(layer, key, value);
+  if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
+  if (value) memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
+}
+
+tq_cache_memory_t Cache::memory() const {
+  const Gate::Use use(gate_, false);
+  const tq_cache_bytes bytes = Cache::bytes(config_);
+  tq_cache_memory_t memory = {};
+  memory.num_sequences = arrays_.table.num_sequences();
+  memory.tokens = arrays_.table.total_tokens();
+  memory.pages_used = arrays_.table.pages_used();
+  memory.pages_total = bytes.num_pages;
+  memory.stored_bytes_used = memory.pages_used * config_.page_bytes();
+  memory.raw_bytes = bytes.raw_bytes;
+  memory.device_bytes = bytes.device_bytes;
+  memory.host_bytes = bytes.host_bytes;
+  memory.compression = static_cast<double>(bytes.fp16_token_bytes) / static_cast<double>(bytes.token_bytes);
+  return memory;
+}
+
+// Only what decides the meaning of page bytes goes in, as little-endian numbers. How the encoder chose them (scale rule, search) does not, and
+// an absent centre is a centre of zeros.
+uint64_t Cache::fingerprint() const {
+  const Gate::Use use(gate_, false);
+  const Geometry& g = geometry();
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  const auto put32 = [&state](uint32_t x) {
+    const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8), static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
+    XXH64_update(&state, bytes, sizeof bytes);
+  };
+  const auto put_book = [&](const format::Codebook& book) {
+    put32(format::float_bits(book.unit));
+    for (int j = 0; j < book.count(); j++) put32(book.magnitude[j]);
+  };
+  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.num_layers), static_cast<int64_t>(g.num_kv_heads),
+                          static_cast<int64_t>(g.head_dim), static_cast<int64_t>(g.value_dim), static_cast<int64_t>(g.page_size)})
+    put32(static_cast<uint32_t>(x));
+  bool any_coded = false, any_raw = false;
+  for (int32_t layer = 0; layer < g.num_layers; layer++) {
+    const LayerCode& code = g.layers[layer];
+    const float* centres = layer_centres(layer);
+    const int sides[2] = {code.key_bits, code.value_bits}, dims[2] = {g.head_dim, g.value_dim};
+    for (int side = 0; side < 2; side++) {
+      const int64_t count = static_cast<int64_t>(g.num_kv_heads) * dims[side];
+      put32(static_cast<uint32_t>(sides[side]));
+      any_raw |= sides[side] == format::kRawBits;
+      if (sides[side] != format::kRawBits) {
+        any_coded = true;
+        put_book(side == 0 ? code.key_book : code.value_book);
+        for (int64_t i = 0; i < count; i++) put32(format::float_bits(centres[i] + 0.0f));  // -0 is 0
+      }
+      centres += count;
+    }
+  }
+  if (any_coded) {
+    put32(static_cast<uint32_t>(g.rotation));
+    put32(static_cast<uint32_t>(g.rotation_seed));
+    put32(static_cast<uint32_t>(g.rotation_seed >> 32));
+  }
+  if (any_raw) put32(g.io_dtype == DataType::kBF16 ? 2 : 1);  // raw sides are bfloat16 or float16
+  return XXH64_digest(&state);
+}
+
+uint64_t Cache::check(void* stream) {
+  const Gate::Use use(gate_, true);
+  check_stream(stream);
+  return backend_->check(stream);
+}
+
+// ---- Sequences ----
+
+int64_t Cache::create_sequence() {
+  const Gate::Use use(gate_, true);
+  arrays_.table.prepare_slot();
+  return arrays_.table.commit_create();
+}
+
+void Cache::scrub(const int32_t* pages, int64_t count, void* stream) {
+  if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(pages, count, stream);
+}
+
+void Cache::free_sequence(int64_t id, void* stream) {
+  const Gate::Use use(gate_, true);
+  const int32_t slot = arrays_.table.find(id, "sequence");
+  check_stream(stream);
+  int64_t count;
+  const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
+  scrub(pages, count, stream);
+  backend_->start_slot(slot, geometry().zero_on_free, stream);  // now, because creating a sequence has no stream
+  lapse(slot, "freed");
+  arrays_.table.commit_free(slot);
+}
+
+int64_t Cache::fork_sequence(int64_t source, void* stream) {
+  const Gate::Use use(gate_, true);
+  const int32_t slot = arrays_.table.find(source, "source");
+  check_stream(stream);
+  const int32_t target = arrays_.table.prepare_slot();
+  backend_->copy_slot(slot, target, stream);
+  // Layers that the plan has not appended yet would get the new tokens into shared pages, but not into the fork's exact copies.
+  if (Batch* owner = arrays_.owners[slot])
+    for (int32_t i = 0; i < owner->plan_.num_sequences; i++)
+      if (owner->plan_.sequences[i].slot == slot && owner->plan_.sequences[i].new_tokens > 0) owner->forked_ = source;
+  return arrays_.table.commit_fork(slot);
+}
+
+void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
+  const Gate::Use use(gate_, true);
+  const int32_t slot = arrays_.table.find(id, "sequence");
+  check_stream(stream);
+  TQ_CHECK(length >= 0 && length <= arrays_.table.length(slot), Status::kInvalidArgument, "length = %lld: must be 0 .. %lld, the sequence's length",
+           ll(length), ll(arrays_.table.length(slot)));
+  int64_t count;
+  const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
+  scrub(pages, count, stream);
+  lapse(slot, "truncated");
+  arrays_.table.commit_truncate(slot, length);
+}
+
+int64_t Cache::sequence_length(int64_t id) const {
+  const Gate::Use use(gate_, false);
+  return arrays_.table.length(arrays_.table.find(id, "sequence"));
+}
+
+uint64_t Cache::sequence_flags(int64_t id) const {
+  const Gate::Use use(gate_, false);
+  return backend_->slot_flags(arrays_.table.find(id, "sequence"));
+}
+
+// ---- Requests ----
+
+void Cache::append(AppendRequest request, const Batch& batch) {
+  const Gate::Use use(gate_, true);
+  check_layer(request.layer);
+  const BatchPlan& plan = plan_in_force(batch);
+  check_stream(request.stream);
+  const Geometry& g = geometry();
+  const int element_bytes = dtype_bytes(g.io_dtype);
+  check_pointer("k", request.k, plan.new_tokens > 0, plan.new_tokens, element_bytes);
+  check_pointer("v", request.v, plan.new_tokens > 0, plan.new_tokens, element_bytes);
+  check_extent("k", TensorShape{plan.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
+  check_extent("v", TensorShape{plan.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
+  if (plan.new_tokens == 0) return;
+  uint8_t& appended = batch.arrays_.appended[request.layer];
+  TQ_CHECK(appended || batch.forked_ == 0, Status::kInvalidState,
+           "batch: sequence %lld was forked after the plan and before layer %d was appended; truncate its new tokens away and plan again",
+           ll(batch.forked_), request.layer);
+  request.plan = &plan;
+  backend_->append(request);
+  appended = 1;
+}
+
+void Cache::attend(AttendRequest request, const Batch& batch) {
+  const Gate::Use use(gate_, !request.workspace);
+  check_layer(request.layer);
+  const BatchPlan& plan = plan_in_force(batch);
+  check_stream(request.stream);
+  const Geometry& g = geometry();
+  const TensorShape q_shape = {plan.query_tokens, g.num_q_heads, g.head_dim}, out_shape = {plan.query_tokens, g.num_q_heads, g.value_dim};
+  check_pointer("q", request.q, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(g.io_dtype));
+  check_pointer("out", request.out, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(request.out_dtype));
+  check_pointer("lse", request.lse, false, plan.query_tokens, sizeof(float));
+  check_pointer("params.sink_logits", request.sink_logits, false, plan.query_tokens, sizeof(float));
+  check_extent("q", q_shape, request.q_strides);
+  check_extent("out", out_shape, request.out_strides);
+  check_no_overlap("out", out_shape, request.out_strides);
+  if (request.workspace) {
+    TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument, "workspace = %p: must be aligned to 256 bytes",
+             request.workspace);
+    const size_t needed = backend_->attend_workspace_bytes(plan);
+    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes, needed);
+  } else {
+    request.workspace = backend_->own_workspace();
+    request.workspace_bytes = backend_->attend_workspace_bytes(plan);
+  }
+  if (plan.query_tokens == 0) return;
+  request.plan = &plan;
+  backend_->attend(request);
+}
+
+size_t Cache::attend_workspace_bytes(const Batch& batch) const {
+  const Gate::Use use(gate_, false);
+  return backend_->attend_workspace_bytes(plan_in_force(batch));
+}
+
+void Cache::read(ReadRequest request, int64_t id) {
+  const Gate::Use use(gate_, true);
+  check_layer(request.layer);
+  const int32_t slot = arrays_.table.find(id, "sequence");
+  check_stream(request.stream);
+  const Geometry& g = geometry();
+  const PageTable& table = arrays_.table;
+  const int64_t length = table.length(slot);
+  TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument, "first = %lld: the sequence has %lld tokens", ll(request.first), ll(length));
+  TQ_CHECK(request.count >= 0 && request.count <= length - request.first, Status::kInvalidArgument,
+           "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count), ll(length - request.first), ll(request.first));
+  const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim}, v_shape = {request.count, g.num_kv_heads, g.value_dim};
+  check_pointer("k", request.k, false, request.count, dtype_bytes(g.io_dtype));
+  check_pointer("v", request.v, false, request.count, dtype_bytes(g.io_dtype));
+  check_extent("k", k_shape, request.key_strides);
+  check_extent("v", v_shape, request.value_strides);
+  check_no_overlap("k", k_shape, request.key_strides);
+  check_no_overlap("v", v_shape, request.value_strides);
+  if (request.count == 0 || (!request.k && !request.v)) return;
+  request.sequence = PlanSequence{slot, length, 0, 0, 0, 0, table.raw_first(slot), table.pages(slot), table.pages_of(slot), table.pages_of(slot)};
+  backend_->read(request);
+}
+
+}  // namespace tq

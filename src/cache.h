@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cache and its batches: owns the configuration, the page table and the backend, and turns calls into requests. No arithmetic on vectors.
+//
+// Failure is atomic because every change has three steps in this order: check and prepare (throws, leaves no trace), device work (throws before
+// it changes anything, or touches only pages that nobody holds yet), commit (cannot fail).
+#pragma once
+#include <atomic>
+
+#include "config.h"
+#include "page_table.h"
+#include "split_plan.h"
+
+namespace tq {
+
+class Cache;
+
+// Notices two calls at once: one exclusive user, or several shared ones. It never waits.
+class Gate {
+ public:
+  class Use {
+   public:
+    Use(const Gate& gate, bool exclusive);
+    ~Use();
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+
+   private:
+    const Gate& gate_;
+    bool exclusive_;
+  };
+
+ private:
+  mutable std::atomic<int32_t> users_{0};  // -1: one exclusive
+};
+
+// One batch: a plan in force, and room for the next one, so that a plan that fails leaves the old one as it was.
+class Batch {
+ public:
+  explicit Batch(Cache& cache);
+  ~Batch();
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+
+  Cache& cache() const { return cache_; }
+
+ private:
+  friend class Cache;
+  struct Arrays {
+    Arrays(const Geometry& geometry, const SplitLimits& limits, Carver& carver);
+    PlanSequence* sequences[2];  // [max_batch_sequences] each
+    WorkItem* items[2];          // [limits.items] each
+    Growth* growth;              // [max_batch_sequences]
+    int64_t* query_tokens;       // [max_batch_sequences]
+    uint8_t* appended;           // [num_layers] 1 = appended since the plan
+  };
+  static int64_t bytes(const Geometry& geometry, const SplitLimits& limits);
+
+  Cache& cache_;
+  SplitLimits limits_;
+  HostBlock block_;
+  Arrays arrays_;
+  void* storage_ = nullptr;
+  int active_ = 0;              // which of the two plans is in use
+  BatchPlan plan_ = {};
+  bool in_force_ = false;
+  const char* lapsed_ = "";     // why not; "" = never planned
+  int64_t lapsed_by_ = 0;       // the sequence
+  int64_t forked_ = 0;          // a sequence with new tokens that was forked after the plan, or 0
+};
+
+// create_backend, or what a test puts in its place.
+using BackendFactory = std::unique_ptr<Backend> (*)(DeviceType, const Geometry&, const HostOps&, void* pool, void* stream);
+
+class Cache {
+ public:
+  Cache(const tq_cache_config* config, void* stream, BackendFactory factory = create_backend);
+  ~Cache();
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+  // Throws INVALID_STATE while batches live or another call runs; the cache then stays whole.
+  static void destroy(Cache* cache);
+
+  const ResolvedConfig& config() const { return config_; }
+  const Geometry& geometry() const { return config_.geometry(); }
+  void set_centres(int32_t layer, const float* key, const float* value);
+  tq_cache_memory_t memory() const;
+  uint64_t fingerprint() const;
+  uint64_t check(void* stream);
+
+  int64_t create_sequence();
+  void free_sequence(int64_t id, void* stream);
+  int64_t fork_sequence(int64_t source, void* stream);
+  void truncate_sequence(int64_t id, int64_t length, void* stream);
+  int64_t sequence_length(int64_t id) const;
+  uint64_t sequence_flags(int64_t id) const;
+
+  Batch* create_batch();
+  static void destroy_batch(Batch* batch);
+  void plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens, void* stream);
+
+  // Requests come with all but the plan (or the sequence) and the workspace's default.
+  void append(AppendRequest request, const Batch& batch);
+  void attend(AttendRequest request, const Batch& batch);
+  size_t attend_workspace_bytes(const Batch& batch) const;
+  void read(ReadRequest request, int64_t id);
+
+  // What a cache of this configuration allocates; Cache takes exactly this.
+  static tq_cache_bytes bytes(const ResolvedConfig& config);
+  // For tests: the page table's own audit.
+  const char* audit() const { return arrays_.table.audit(); }
+
+ private:
+  friend class Batch;
+  struct Arrays {
+    Arrays(const ResolvedConfig& config, Carver& carver);
+    PageTable table;
+    Batch** owners;    // [max_sequences] the batch whose plan in force has the slot, or null
+    int64_t* seen;     // [max_sequences] number of the last plan call that named the slot
+    float* centres;    // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
+  };
+  static int64_t block_bytes(const ResolvedConfig& config);
+
+  float* layer_centres(int32_t layer) const;
+  void check_layer(int32_t layer) const;
+  void check_stream(const void* stream) const;
+  const BatchPlan& plan_in_force(const Batch& batch) const;
+  void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens);
+  BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
+  void lapse(int32_t slot, const char* why) noexcept;
+  void retire_plan(Batch& batch) noexcept;
+  void scrub(const int32_t* pages, int64_t count, void* stream);
+
+  ResolvedConfig config_;
+  HostBlock block_;
+  Arrays arrays_;
+  std::unique_ptr<Backend> backend_;
+  int64_t plan_calls_ = 0;
+  int32_t live_batches_ = 0;
+  Gate gate_;
+};
+
+}  // namespace tq

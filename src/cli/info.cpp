@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// See info.h. The support lists come from tq_cache_config_check over candidates, so that they cannot disagree with the library.
+#include "cli/info.h"
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cli/library.h"
+#include "cli/report.h"
+
+namespace tq::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Model {
+  const char* name;
+  int32_t layers, kv_heads, q_heads, head_dim, value_dim;
+};
+
+// Cache shapes as published with the models; DeepSeek's is its compressed latent, 512 + 64 rotary, of which values are the first 512.
+constexpr Model kModels[] = {
+    {"Llama-3.1-8B", 32, 8, 32, 128, 128}, {"Llama-3.1-70B", 80, 8, 64, 128, 128}, {"Qwen2.5-7B", 28, 4, 28, 128, 128},
+    {"Mistral-7B", 32, 8, 32, 128, 128},   {"Gemma-2-9B", 42, 8, 16, 256, 256},    {"DeepSeek-V3 (latent)", 61, 1, 128, 576, 512},
+};
+constexpr int32_t kShownBits[] = {8, 4, 3, 2};
+
+tq_cache_config candidate(int32_t device_type) {
+  tq_cache_config config = new_config();
+  config.device_type = device_type;
+  config.num_layers = 1;
+  config.num_q_heads = config.num_kv_heads = 1;
+  config.head_dim = 128;
+  config.io_dtype = TQ_F32;
+  config.key_bits = config.value_bits = 4;
+  config.max_tokens = 64;
+  return config;
+}
+
+bool accepted(const tq_cache_config& config) { return tq_cache_config_check(&config, nullptr, 0) == TQ_OK; }
+
+std::vector<int32_t> accepted_values(int32_t device_type, int32_t low, int32_t high, const std::function<void(tq_cache_config&, int32_t)>& set) {
+  std::vector<int32_t> values;
+  for (int32_t value = low; value <= high; ++value) {
+    tq_cache_config config = candidate(device_type);
+    set(config, value);
+    if (accepted(config)) values.push_back(value);
+  }
+  return values;
+}
+
+Json support(int32_t device_type) {
+  Json json;
+  json["head_dim"] = accepted_values(device_type, 1, 1024, [](tq_cache_config& config, int32_t value) { config.head_dim = value; });
+  json["key_bits"] = accepted_values(device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.key_bits = value; });
+  json["value_bits"] = accepted_values(device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.value_bits = value; });
+  Json rotations = Json::array();
+  for (const int32_t value : accepted_values(device_type, 1, 2, [](tq_cache_config&config, int32_t rotation) { config.rotation = rotation; })) {
+    rotations.push_back(rotation_name(value));
+  }
+  json["rotation"] = rotations;
+  Json dtypes = Json::array();
+  const char* const names[] = {"", "f32", "f16", "bf16"};
+  for (const int32_t value : accepted_values(device_type, 1, 3, [](tq_cache_config&config, int32_t dtype) { config.io_dtype = dtype; })) {
+    dtypes.push_back(names[value]);
+  }
+  json["io_dtype"] = dtypes;
+  return json;
+}
+
+Json devices_json() {
+  Json devices = Json::array();
+  for (const int32_t type : {TQ_DEVICE_CPU, TQ_DEVICE_CUDA}) {
+    int32_t count = 0;
+    check(tq_device_count(type, &count), "tq_device_count");
+    for (int32_t index = 0; index < count; ++index) {
+      tq_device_info_t info = {};
+      info.struct_size = sizeof info;
+      check(tq_device_info(type, index, &info), "tq_device_info");
+      Json device = {{"type", type == TQ_DEVICE_CPU ? "cpu" : "cuda"}, {"id", info.device_id}};
+      device[type == TQ_DEVICE_CPU ? "simd" : "name"] = info.name;
+      device[type == TQ_DEVICE_CPU ? "threads" : "multiprocessors"] = info.num_units;
+      if (type == TQ_DEVICE_CUDA) device["compute_capability"] = format("%d.%d", info.compute_major, info.compute_minor);
+      device["memory_bytes"] = info.memory_bytes;
+      devices.push_back(device);
+    }
+  }
+  return devices;
+}
+
+// Bytes of one token over all layers and kv heads; null where the library refuses.
+Json sizes_json() {
+  Json sizes = Json::array();
+  for (const Model& model : kModels) {
+    Json row = {
+        {"model", model.name}, {"layers", model.layers}, {"kv_heads", model.kv_heads}, {"head_dim", model.head_dim}, {"value_dim", model.value_dim}};
+    for (const int32_t bits : kShownBits) {
+      tq_cache_config config = candidate(TQ_DEVICE_CPU);
+      config.num_layers = model.layers;
+      config.num_kv_heads = model.kv_heads;
+      config.num_q_heads = model.q_heads;
+      config.head_dim = model.head_dim;
+      config.value_dim = model.value_dim;
+      config.key_bits = config.value_bits = bits;
+      tq_cache_bytes bytes = {};
+      bytes.struct_size = sizeof bytes;
+      const bool known = tq_cache_config_bytes(&config, &bytes) == TQ_OK;
+      if (known) row["fp16_token_bytes"] = bytes.fp16_token_bytes;
+      row["token_bytes_" + std::to_string(bits) + "_bit"] = known ? Json(bytes.token_bytes) : Json();
+    }
+    sizes.push_back(row);
+  }
+  return sizes;
+}
+
+// The instruction sets of tq_build_info: "...; simd A B C, using B; ...".
+std::vector<std::string> instruction_sets() {
+  const std::string info = tq_build_info(), head = "; simd ";
+  const size_t start = info.find(head);
+  std::vector<std::string> names;
+  if (start == std::string::npos) return names;
+  std::istringstream list(info.substr(start + head.size(), info.find(',', start) - start - head.size()));
+  for (std::string name; list >> name;) names.push_back(name);
+  return names;
+}
+
+std::string list_text(const Json& list) {
+  std::string text;
+  for (const Json& item : list) text += (text.empty() ? "" : " ") + (item.is_string() ? item.get<std::string>() : item.dump());
+  return text.empty() ? "none" : text;
+}
+
+void print_text(std::ostream& out, const Json& info) {
+  out << "tqkv " << info["version"].get<std::string>() << ", ABI " << info["abi"].dump() << "\n"
+      << info["build"].get<std::string>() << "\n\ndevices\n";
+  for (const Json& device : info["devices"]) {
+    const bool cpu = device["type"] == "cpu";
+    out << format("  %-5s %d  %s, %d %s, %.1f GiB", cpu ? "cpu" : "cuda", device["id"].get<int>(),
+                  device[cpu ? "simd" : "name"].get<std::string>().c_str(), device[cpu ? "threads" : "multiprocessors"].get<int>(),
+                  cpu ? "threads" : "multiprocessors", device["memory_bytes"].get<double>() / (1024.0 * 1024 * 1024))
+        << (cpu ? "" : ", compute capability " + device["compute_capability"].get<std::string>()) << "\n";
+  }
+  for (const auto& [device, lists] : info["support"].items()) {
+    out << "\nsupported on " << device << "\n";
+    for (const auto& [name, list] : lists.items()) out << format("  %-11s ", name.c_str()) << list_text(list) << "\n";
+  }
+  out << "\nbytes of one token, all layers, keys + values    fp16";
+  for (const int32_t bits : kShownBits) out << format("   %6d bit", bits);
+  out << "\n";
+  for (const Json& row : info["token_bytes"]) {
+    out << format("  %-21s %2d layers, %d x %3d%s", row["model"].get<std::string>().c_str(), row["layers"].get<int>(), row["kv_heads"].get<int>(),
+                  row["head_dim"].get<int>(), row["value_dim"] == row["head_dim"] ? "    " : format("/%d", row["value_dim"].get<int>()).c_str());
+    out << format(" %8lld", row.value("fp16_token_bytes", 0LL));
+    for (const int32_t bits : kShownBits) {
+      const Json& bytes = row["token_bytes_" + std::to_string(bits) + "_bit"];
+      out << (bytes.is_null() ? "         n/a"
+                              : format("%7lld %3.1fx", bytes.get<long long>(), row["fp16_token_bytes"].get<double>() / bytes.get<double>()));
+    }
+    out << "\n";
+  }
+}
+
+}  // namespace
+
+void print_info(std::ostream& out, bool json) {
+  Json info = {{"version", tq_version()}, {"abi", tq_abi_version()}, {"build", tq_build_info()}, {"devices", devices_json()}};
+  info["cpu"] = {{"isa", info["devices"][0]["simd"]}, {"isas", instruction_sets()}};
+  info["support"]["cpu"] = support(TQ_DEVICE_CPU);
+  const tq_cache_config cuda = candidate(TQ_DEVICE_CUDA);
+  char reasons[1024] = "";
+  const tq_status status = tq_cache_config_check(&cuda, reasons, sizeof reasons);
+  if (status == TQ_OK) {
+    info["support"]["cuda"] = support(TQ_DEVICE_CUDA);
+  } else {
+    info["cuda_unavailable"] = std::string(tq_status_name(status)) + ": " + reasons;
+  }
+  info["token_bytes"] = sizes_json();
+  if (json) {
+    out << info.dump(1) << "\n";
+    return;
+  }
+  print_text(out, info);
+  if (status != TQ_OK) out << "\ncuda: " << info["cuda_unavailable"].get<std::string>() << "\n";
+}
+
+}  // namespace tq::cli

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the caller's tq_cache_config to a Geometry: the struct rule, defaults, and every reason against it at once. Nothing behind this point
+// meets an unresolved or impossible configuration.
+#pragma once
+#include <vector>
+
+#include "backend.h"
+#include "host_ops.h"
+#include "tqkv.h"
+
+namespace tq {
+
+class ReasonList;
+
+// Owns copies of all arrays, so that the caller's may go. Neither copied nor moved: it points into itself.
+class ResolvedConfig {
+ public:
+  // Throws Error whose text holds every reason, one a line.
+  explicit ResolvedConfig(const tq_cache_config* caller);
+  ResolvedConfig(const ResolvedConfig&) = delete;
+  ResolvedConfig& operator=(const ResolvedConfig&) = delete;
+
+  const tq_cache_config& config() const { return config_; }  // defaults resolved, pointers to this object's copies
+  const Geometry& geometry() const { return geometry_; }
+  DeviceType device() const { return static_cast<DeviceType>(config_.device_type); }
+  // Where host memory comes from: the caller's callbacks, else malloc.
+  const HostOps& host_ops() const { return host_ops_; }
+  // The same for the backend. Without callbacks a CUDA backend gets null functions and asks its runtime.
+  const HostOps& backend_ops() const { return backend_ops_; }
+  // Longest sequence in tokens; Geometry has it in pages only.
+  int64_t max_sequence_tokens() const { return config_.max_sequence_tokens; }
+  // Bytes of one token over all layers and heads, scales included, and as float16; of one page over all layers.
+  int64_t token_bytes() const;
+  int64_t fp16_token_bytes() const;
+  int64_t page_bytes() const;
+
+ private:
+  void resolve_bits(ReasonList& reasons);
+  void resolve_codebooks(ReasonList& reasons);
+  void resolve_allocator(ReasonList& reasons);
+  void build_layers();
+  void build_geometry();
+  void check_sizes(ReasonList& reasons) const;
+
+  tq_cache_config config_;
+  Geometry geometry_;
+  HostOps host_ops_, backend_ops_;
+  std::vector<LayerCode> layers_;
+  std::vector<int32_t> key_bits_, value_bits_;
+  tq_codebook key_codebook_, value_codebook_;
+  tq_allocator allocator_;
+};
+
+}  // namespace tq

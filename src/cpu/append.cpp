@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Append: new tokens into tiles, raw copies and flags. A task is one tile of one kv head with both sides, so every tile has one writer and full tiles
+// are packed as a whole.
+#include <algorithm>
+
+#include "cpu/cpu_backend_impl.h"
+#include "cpu/exact_range.h"
+#include "cpu/pack.h"
+
+namespace tq {
+namespace cpu {
+namespace {
+
+// One side of one tile: `rows` are the caller's vectors of tokens first .. first + count - 1 of the tile.
+struct SideJob {
+  const Kernels& kernels;
+  const format::VectorCoder& coder;
+  const format::SideLayout& layout;
+  Kind kind;
+  DataType type;
+  const uint8_t* rows;
+  int64_t row_stride;  // bytes
+  int first, count;
+  uint32_t* words;
+  uint16_t* scales;    // null for raw sides
+};
+
+// 16 bits of one input value as a raw side or a raw copy stores it.
+uint16_t raw_bits(DataType type, const uint8_t* source, int i, bool* replaced) {
+  if (type == DataType::kF32) {
+    float x;
+    memcpy(&x, source + 4 * i, 4);
+    return format::raw_from_f32(x, replaced);
+  }
+  uint16_t h;
+  memcpy(&h, source + 2 * i, 2);
+  return type == DataType::kF16 ? format::raw_from_f16(h, replaced) : format::raw_from_bf16(h, replaced);
+}
+
+bool store_raw_side(const SideJob& job) {
+  bool replaced = false;
+  uint16_t* out = reinterpret_cast<uint16_t*>(job.words) + static_cast<int64_t>(job.first) * job.layout.dim;
+  for (int row = 0; row < job.count; row++, out += job.layout.dim)
+    for (int i = 0; i < job.layout.dim; i++) out[i] = raw_bits(job.type, job.rows + row * job.row_stride, i, &replaced);
+  return replaced;
+}
+
+bool encode_side(const SideJob& job) {
+  if (job.layout.raw()) return store_raw_side(job);
+  const int stored = job.layout.stored;
+  alignas(64) uint8_t codes[format::kTileTokens * format::kMaxDim];
+  alignas(64) float x[format::kMaxDim];
+  bool replaced = false;
+  for (int row = 0; row < job.count; row++) {
+    job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
+    replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
+  }
+  if (job.count == format::kTileTokens) {
+    job.kernels.pack(job.layout, job.kind, codes, job.words);
+  } else {
+    for (int row = 0; row < job.count; row++) merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
+  }
+  return replaced;
+}
+
+// One vector as a raw copy: the input type, sanitised.
+void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) {
+  bool replaced = false;
+  for (int i = 0; i < dim; i++) {
+    if (type == DataType::kF32) {
+      float x;
+      memcpy(&x, source + 4 * i, 4);
+      x = format::sanitise(x, &replaced);
+      memcpy(target + 4 * i, &x, 4);
+    } else {
+      const uint16_t h = raw_bits(type, source, i, &replaced);
+      memcpy(target + 2 * i, &h, 2);
+    }
+  }
+}
+
+}  // namespace
+
+void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile, int head) {
+  const Geometry& g = store_.geometry;
+  const LayerStore& layer = store_.layer(request.layer);
+  const int64_t start = tile * format::kTileTokens;
+  const int64_t first = std::max(start, sequence.old_length), last = std::min(start + format::kTileTokens, sequence.length());
+  uint8_t* base = store_.sequence_tile(layer, sequence, head, tile);
+  bool replaced = false;
+  for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+    const bool key = kind == Kind::kKey;
+    const TensorStrides strides = key ? request.key_strides : request.value_strides;
+    const int element = dtype_bytes(g.io_dtype), dim = key ? g.head_dim : g.value_dim;
+    const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
+    const format::VectorCoder coder = store_.coder(request.layer, head, kind);
+    const int64_t row = sequence.kv_row + (first - sequence.old_length);
+    const uint8_t* rows = static_cast<const uint8_t*>(key ? request.k : request.v) + (row * strides.token + head * strides.head) * element;
+    uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
+    uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
+    const SideJob job = {kernels_, coder, layout, kind, g.io_dtype, rows, strides.token * element, static_cast<int>(first - start),
+                         static_cast<int>(last - first), reinterpret_cast<uint32_t*>(words), layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
+    replaced |= encode_side(job);
+    for (int64_t token = first; token < last; token++) {
+      const uint8_t* source = rows + (token - first) * job.row_stride;
+      if (token < g.sink_tokens) store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, token));
+      if (in_ring(g, token, sequence.length()))
+        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, g.sink_tokens + token % g.ring_tokens));
+    }
+  }
+  if (!replaced) return;
+  store_.flags(sequence.slot).fetch_or(kNoticedNonfinite, std::memory_order_relaxed);
+  noticed_.fetch_or(kNoticedNonfinite, std::memory_order_relaxed);
+}
+
+void CpuBackend::append(const AppendRequest& request) {
+  const BatchPlan& plan = *request.plan;
+  const PlanStorage& storage = *static_cast<const PlanStorage*>(plan.storage);
+  const int heads = store_.geometry.num_kv_heads;
+  const int64_t* first = storage.first_task;
+  pool_.parallel_for(storage.num_tasks * heads, [&](int64_t index, int) {
+    const int64_t task = index / heads;
+    const int64_t sequence = std::upper_bound(first, first + plan.num_sequences + 1, task) - first - 1;
+    const int64_t first_tile = plan.sequences[sequence].old_length / format::kTileTokens;
+    append_tile(request, plan.sequences[sequence], first_tile + (task - first[sequence]), static_cast<int>(index % heads));
+  });
+}
+
+}  // namespace cpu
+}  // namespace tq

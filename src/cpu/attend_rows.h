@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of up to kMaxRows query rows of one kv head over one sequence: the state of the rows, and its workspace.
+//
+// A row's result is a fixed sequence of steps: spans in index order, each from an empty state, blocks of 128 tokens inside; then the exact tokens
+// (sinks, window) as one more state; then the sink logit. Steps in which a row sees nothing are skipped. So nothing that differs between batches,
+// splits or threads enters a row's numbers.
+#pragma once
+#include "cpu/exact_range.h"
+#include "cpu/store.h"
+
+namespace tq {
+namespace cpu {
+
+// Tokens that one row sees: [coded_begin, coded_end) from codes, [first, sink_end) and [window_begin, end) exactly.
+struct RowSight {
+  int64_t coded_begin, coded_end;
+  int64_t first, sink_end;
+  int64_t window_begin, end;
+};
+
+struct Row {
+  RowSight sight;
+  float exact_factor;  // logit in log2 units per unit of q_exact . k
+  float code_factor;   // per unit of integer score x key scale
+  float half_sum;      // sum(q_int) / 2 for half-integer codebooks
+  float constant;      // q . key centre, log2 units
+  SoftmaxState span;   // current span
+  SoftmaxState total;  // spans so far
+  SoftmaxState exact;
+  float alpha;         // factor of o in the current block
+  BlockWeights weights;
+  int begin, end;      // visible part of the current block
+};
+
+// One worker's scratch, carved from a workspace.
+struct WorkerSpace {
+  float* q_exact;     // [kMaxRows][head_dim], scaled to |q| < 4
+  uint8_t* operands;  // [kMaxRows][query_operand_bytes]
+  float* o;           // [kMaxRows][value stored], current span
+  float* total;       // [kMaxRows][value stored]
+  int32_t* scores;    // [kMaxRows][kBlockTokens]; float dot products for exact keys
+  float* p;           // [kMaxRows][kBlockTokens]
+  uint16_t* weights;  // [kMaxRows][kBlockTokens]
+  int32_t* sums;      // [kMaxRows][value stored]
+  float* rows;        // [32][max dim]: a tile of exact keys or values as floats
+  float* key_scales;  // [kBlockTokens]
+  float* value_scales;
+  uint8_t* accumulate_work;
+  Row* row;           // [kMaxRows]
+};
+
+int64_t worker_space_bytes(const Geometry& geometry);
+WorkerSpace carve_worker_space(const Geometry& geometry, void* base);
+
+// Partial states: [slot][kv head][row of the item][partial_floats]: m, l and o.
+constexpr int64_t kOwnPartialBytes = 32 << 20;  // the cache's own workspace holds at most this much of them; a plan with more runs unsplit
+int64_t partial_floats(const Geometry& geometry);
+int64_t own_workspace_bytes(const Geometry& geometry);
+
+class RowTask {
+ public:
+  RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request, const PlanSequence& sequence, int head, int64_t first_row, int rows,
+          WorkerSpace& space);
+
+  // Span `index` into the rows' span states and o.
+  void run_span(int64_t index);
+  // Adds the span's states to the totals.
+  void fold_span();
+  // Spans as stored by another worker: one row's state and o.
+  void store_partial(int row, float* partial) const;
+  void fold_partial(int row, const float* partial);
+  // Exact tokens, output and lse of all rows.
+  void finish();
+
+ private:
+  void prepare_row(int r);
+  void prepare_codes(int r, const float* q, float scale);
+  RowSight sight_of(int64_t query) const;
+  void run_block(int64_t block, int64_t low, int64_t high);
+  void load_scales(int64_t block, int64_t low, int64_t high);
+  // Tiles first_tile .. last_tile - 1 of the block at token `start`; tokens at or beyond `high` are not to be read.
+  struct BlockTiles {
+    int64_t start, high;
+    int first_tile, last_tile;
+    const uint8_t* tile[kBlockTiles];
+    const uint8_t* next[kBlockTiles];  // the same tiles of the next block, or `tile`
+  };
+  void locate(BlockTiles* tiles, int64_t end) const;
+  void score_block(const BlockTiles& tiles);
+  void value_block(const BlockTiles& tiles);
+  void load_raw_tile(const uint8_t* side, int dim, int valid, float* rows) const;
+  void load_copies(Kind kind, int64_t first, int count);
+  void exact_block(int64_t first, int count);
+  void fold_exact();
+  void finish_row(int r);
+  float* o(int r) const { return space_.o + static_cast<int64_t>(r) * value_width_; }
+  float* total(int r) const { return space_.total + static_cast<int64_t>(r) * value_width_; }
+
+  const Store& store_;
+  const Geometry& g_;
+  const Kernels& kernels_;
+  const AttendRequest& request_;
+  const PlanSequence& sequence_;
+  const LayerStore& layer_;
+  const int head_;
+  const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
+  const int rows_;
+  WorkerSpace& space_;
+  const int value_width_;    // entries of o: stored value dim, or value_dim of a raw side
+  format::VectorCoder key_coder_, value_coder_;
+  ExactRange exact_;
+};
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The class behind cpu_backend.h, for its own sources. Verbs of one duty each stand in append.cpp, attend.cpp and read.cpp.
+#pragma once
+#include "backend.h"
+#include "cpu/attend_rows.h"
+#include "cpu/store.h"
+#include "cpu/thread_pool.h"
+
+namespace tq {
+namespace cpu {
+
+// What upload_plan keeps: task = one tile of one sequence, for each kv head.
+struct PlanStorage {
+  int64_t bytes;
+  int64_t num_tasks;       // tiles with new tokens, over all sequences
+  int64_t first_task[1];   // [max_batch_sequences + 1], really
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels);
+
+  BackendBytes bytes() const override;
+  int num_workers() const override { return pool_.num_threads(); }
+  void* create_plan_storage() override;
+  void destroy_plan_storage(void* storage) override;
+  void upload_plan(const BatchPlan& plan, void* stream) override;
+  void append(const AppendRequest& request) override;
+  void attend(const AttendRequest& request) override;
+  void read(const ReadRequest& request) override;
+  void* own_workspace() override { return store_.workspace(); }
+  size_t attend_workspace_bytes(const BatchPlan& plan) const override;
+  void set_centres(int layer, const float* key, const float* value) override;
+  void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
+  void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
+  void copy_slot(int source, int target, void* stream) override;
+  void start_slot(int slot, bool scrub, void* stream) override;
+  uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
+  uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }
+  void drain() noexcept override {}
+
+ private:
+  void append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile, int head);
+
+  HostOps ops_;
+  const Kernels& kernels_;
+  Store store_;
+  std::atomic<uint64_t> noticed_{0};
+  ThreadPool pool_;  // last: its threads end before what they use
+};
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// The encoder of one vector in SIMD: exactly format::encode_vector (same operations per coordinate, same summation trees).
+//
+// A step of the search needs only the levels: they are taken by a ladder of compares against T_j * u, in which the last threshold that is reached
+// wins. sum (2 L)^2 is gathered as floats per lane, exact because a lane sums at most 144 integers below 2^16. Codes are made once, for the best step.
+#if defined(TQ_CPU_ENCODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TQ_CPU_ENCODE_INL_H_
+#undef TQ_CPU_ENCODE_INL_H_
+#else
+#define TQ_CPU_ENCODE_INL_H_
+#endif
+
+#include "cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tq {
+namespace cpu {
+namespace HWY_NAMESPACE {
+
+// x [dim] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets *replaced.
+HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_RESTRICT x, float* HWY_RESTRICT y, bool* replaced) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d)), dim = coder.dim;  // dim is a multiple of 16
+  const VF limit = hn::Set(d, format::kMaxMagnitudeIn);
+  VF largest = hn::Zero(d);
+  auto odd = hn::Ne(limit, limit);  // none
+  for (int p = 0; p < dim; p += lanes) {
+    VF v = hn::LoadU(d, x + p);
+    for (int pass = 0; pass < (coder.centre ? 2 : 1); pass++) {
+      if (pass == 1) v = hn::Sub(v, hn::LoadU(d, coder.centre + p));
+      const auto nan = hn::IsNaN(v), large = hn::Gt(hn::Abs(v), limit);
+      odd = hn::Or(odd, hn::Or(nan, large));
+      v = hn::IfThenElse(large, hn::CopySign(limit, v), v);
+      v = hn::IfThenElse(nan, hn::Zero(d), v);
+    }
+    hn::Store(v, d, y + p);
+    largest = hn::Max(largest, hn::Abs(v));
+  }
+  for (int i = dim; i < coder.stored; i++) y[i] = 0.0f;
+  *replaced = !hn::AllFalse(d, odd);
+  for (int h = lanes / 2; h >= 1; h /= 2) largest = hn::Max(largest, partner(largest, h));
+  return first_lane(largest);
+}
+
+HWY_INLINE float square_sum(const float* y, float* scratch, int stored) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  for (int p = 0; p < stored; p += lanes) {
+    const VF v = hn::Load(d, y + p);
+    hn::Store(hn::Mul(v, v), d, scratch + p);
+  }
+  return tree_sum(scratch, stored);
+}
+
+struct Ladder {
+  int steps;                                // count - 1 thresholds
+  float threshold[format::kMaxMagnitudes];  // [j], j = 1 .. steps
+  float level[format::kMaxMagnitudes];
+};
+
+// Sum over lanes of per-lane integers held as floats.
+HWY_INLINE int32_t integer_sum(VF v) {
+  const F d;
+  alignas(64) float lane[16];
+  hn::Store(v, d, lane);
+  int32_t sum = 0;
+  for (int i = 0; i < static_cast<int>(hn::Lanes(d)); i++) sum += static_cast<int32_t>(lane[i]);
+  return sum;
+}
+
+HWY_INLINE format::QuantiseResult try_step(const Ladder& ladder, float u, const float* HWY_RESTRICT y, float* HWY_RESTRICT scratch, int stored) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  float limit[format::kMaxMagnitudes];
+  for (int j = 1; j <= ladder.steps; j++) limit[j] = format::mul_rn(ladder.threshold[j], u);
+  VF squares = hn::Zero(d);
+  for (int p = 0; p < stored; p += lanes) {
+    const VF a = hn::Abs(hn::Load(d, y + p));
+    VF level = hn::Set(d, ladder.level[0]);
+    for (int j = 1; j <= ladder.steps; j++) level = hn::IfThenElse(hn::Ge(a, hn::Set(d, limit[j])), hn::Set(d, ladder.level[j]), level);
+    const VF twice = hn::Add(level, level);
+    squares = hn::Add(squares, hn::Mul(twice, twice));
+    hn::Store(hn::Mul(a, level), d, scratch + p);
+  }
+  return format::QuantiseResult{tree_sum(scratch, stored), format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+}
+
+// Codes of y at step u.
+HWY_INLINE void write_codes(const Ladder& ladder, int bits, float u, const float* HWY_RESTRICT y, uint8_t* HWY_RESTRICT codes, int stored) {
+  const F d;
+  const hn::RebindToSigned<F> di;
+  const hn::Rebind<uint8_t, F> d8;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  float limit[format::kMaxMagnitudes];
+  for (int j = 1; j <= ladder.steps; j++) limit[j] = format::mul_rn(ladder.threshold[j], u);
+  for (int p = 0; p < stored; p += lanes) {
+    const VF v = hn::Load(d, y + p), a = hn::Abs(v);
+    auto code = hn::Zero(di);
+    for (int j = 1; j <= ladder.steps; j++) code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, hn::Set(d, limit[j])))));
+    const auto minus = hn::VecFromMask(di, hn::RebindMask(di, hn::Lt(v, hn::Zero(d))));
+    code = hn::Or(code, hn::And(minus, hn::Set(di, 1 << (bits - 1))));
+    hn::StoreU(hn::DemoteTo(d8, code), d8, codes + p);
+  }
+}
+
+HWY_INLINE format::QuantiseResult quantise_uniform8(const float* HWY_RESTRICT y, int stored, float max_y, uint8_t* HWY_RESTRICT codes,
+                                                    float* HWY_RESTRICT scratch) {
+  const F d;
+  const hn::RebindToSigned<F> di;
+  const hn::Rebind<int8_t, F> d8;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const VF inverse = hn::Set(d, format::div_rn(127.0f, max_y));
+  VF squares = hn::Zero(d);
+  for (int p = 0; p < stored; p += lanes) {
+    const VF v = hn::Load(d, y + p);
+    const auto code = hn::Max(hn::Min(hn::NearestInt(hn::Mul(v, inverse)), hn::Set(di, 127)), hn::Set(di, -127));
+    hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes) + p);
+    const VF level = hn::Abs(hn::ConvertTo(d, code)), twice = hn::Add(level, level);
+    squares = hn::Add(squares, hn::Mul(twice, twice));
+    hn::Store(hn::Mul(hn::Abs(v), level), d, scratch + p);
+  }
+  return format::QuantiseResult{tree_sum(scratch, stored), format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+}
+
+HWY_INLINE float max_abs(const float* y, int stored) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  VF largest = hn::Zero(d);
+  for (int p = 0; p < stored; p += lanes) largest = hn::Max(largest, hn::Abs(hn::Load(d, y + p)));
+  for (int h = lanes / 2; h >= 1; h /= 2) largest = hn::Max(largest, partner(largest, h));
+  return first_lane(largest);
+}
+
+// Codes by codebook with search; returns the kept fit.
+HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float base, const float* y, float* scratch, uint8_t* codes) {
+  const format::Codebook& book = coder.codebook;
+  Ladder ladder;
+  ladder.steps = book.count() - 1;
+  for (int j = 0; j <= ladder.steps; j++) {
+    ladder.level[j] = book.level(j);
+    if (j > 0) ladder.threshold[j] = book.threshold(j);
+  }
+  const int steps = format::num_steps(book.bits, coder.rule, coder.search);
+  format::QuantiseResult best = {0.0f, 1.0f};
+  float best_gain = -1.0f, best_u = 0.0f;
+  bool found = false;
+  for (int index = 0; index < steps; index++) {
+    const float u = format::mul_rn(base, format::step(book.bits, steps, index));
+    const format::QuantiseResult fit = try_step(ladder, u, y, scratch, coder.stored);
+    const float gain = format::div_rn(format::mul_rn(fit.dot, fit.dot), fit.qq);
+    if (!(gain > best_gain)) continue;
+    best_gain = gain;
+    best = fit;
+    best_u = u;
+    found = true;
+  }
+  if (found) write_codes(ladder, book.bits, best_u, y, codes, coder.stored);
+  return best;
+}
+
+bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+  alignas(64) float y[format::kMaxDim];
+  alignas(64) float scratch[format::kMaxDim];
+  const int stored = coder.stored;
+  bool replaced = false;
+  const float a = load_vector(coder, x, y, &replaced);
+  memset(codes, 0, stored);
+  *scale = 0;
+  if (a < format::exp2_int(format::kMinExponent)) return replaced;
+
+  const int exponent = static_cast<int>(format::float_bits(a) >> 23) - 127;
+  multiply(y, stored, format::exp2_int(-exponent));
+  float norm_rot = 1.0f;
+  if (coder.rotation == format::Rotation::kHadamard) {
+    hadamard_forward(y, stored, coder.signs);
+    norm_rot = format::hadamard_norm(format::log2_block(stored));
+  } else {
+    dense_forward(coder.dense, y, scratch, stored);
+    memcpy(y, scratch, stored * sizeof(float));
+  }
+  const float n2 = square_sum(y, scratch, stored);
+  const float rms = format::sqrt_rn(format::div_rn(n2, static_cast<float>(stored)));
+  format::QuantiseResult fit;
+  float paper;
+  if (coder.codebook.bits == 8) {
+    const float max_y = max_abs(y, stored);
+    fit = quantise_uniform8(y, stored, max_y, codes, scratch);
+    paper = format::div_rn(max_y, 127.0f);
+  } else {
+    paper = format::mul_rn(rms, coder.codebook.unit);
+    fit = search(coder, paper, y, scratch, codes);
+  }
+  const float s = format::fitted_scale(coder.rule, fit, n2, paper);
+  *scale = format::bf16_from_float(format::mul_rn(format::mul_rn(s, norm_rot), format::exp2_int(exponent)));
+  return replaced;
+}
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace cpu
+}  // namespace tq
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard per target

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of the CPU backend as one table of functions per instruction set, and their selection.
+//
+// Duty: everything that touches coordinates (rotation, codes, integer dot products, softmax weights, exact rows). The partition of work and the
+// fold over blocks are in attend.cpp, and the same for every table. Integer results (codes, scales, score and value sums, operands excepted) are
+// equal on all tables; float results agree to rounding. Rows never influence each other: a row's numbers are the same whatever rows stand beside it.
+//
+// The scalar table calls src/format and spells every sum out in coordinate order: it is the oracle of the others.
+#pragma once
+#include "format/encode.h"
+#include "requests.h"
+#include "softmax_state.h"
+
+namespace tq {
+namespace cpu {
+
+constexpr int kBlockTiles = 4;
+constexpr int kBlockTokens = kBlockTiles * format::kTileTokens;  // tokens that share one exact int32 value sum: 128 * 65535 * 128 < 2^31
+constexpr int kMaxRows = 32;                                     // query rows that one call of a kernel serves
+constexpr int kWeightMax = 65535;                                // softmax weights are unsigned 16-bit integers relative to the largest of a block
+
+constexpr float kLogitLimit = 1.2676506e30f;                     // 2^100: beyond it logits count as equal, and differences stay finite
+// p * value_scale is taken times 2^24, so that the reciprocal of the largest stays finite down to the smallest stored scale, about 2^-112.
+constexpr float kWeightShift = 16777216.0f;
+constexpr float kMinWeight = 7.7037198e-34f;                     // 2^-110, after the shift
+
+// Query integers: |sum q * level| <= D * 127.5 * q_max < 2^31.
+constexpr int query_max(int stored) { return stored <= 512 ? 32512 : 28672; }
+static_assert(512ll * 128 * 32512 < (1ll << 31) && 576ll * 128 * 28672 < (1ll << 31), "scores fit int32");
+static_assert(static_cast<int64_t>(kBlockTokens) * kWeightMax * 128 < (1ll << 31), "value sums fit int32");
+
+// A coded side of one layer.
+struct CodedSide {
+  alignas(64) int8_t levels[64];       // level byte of code i mod 2^bits (bits <= 6)
+  alignas(64) int8_t levels_high[64];  // of code (i / 4) mod 4, 2 bits only
+  format::SideLayout layout;
+  Kind kind;
+  bool half;  // the level is the byte + 1/2
+
+  // bits = format::kRawBits makes a side without levels.
+  CodedSide(int dim, int bits, Kind side, const format::Codebook& book);
+};
+
+// Value sums and the o vector of a coded side stand in kernel order: 16 consecutive entries are one 64-byte vector of words, summed over the four
+// lanes of a coordinate. This is the coordinate of entry `index`.
+int value_coordinate(const format::SideLayout& layout, int index);
+
+// Bytes of one row's query operand, and of the weight operands of one row and block.
+constexpr size_t query_operand_bytes(int stored) { return static_cast<size_t>(stored) * 8; }
+constexpr size_t kWeightOperandBytes = kBlockTiles * 256;
+// Scratch of `accumulate`: weight operands of kMaxRows + 1 rows and one expanded column of a block.
+constexpr size_t kAccumulateWork = (kMaxRows + 1) * kWeightOperandBytes + kBlockTiles * 1024;
+
+// One row against one block of up to 128 tokens.
+struct RowBlock {
+  int begin, end;    // visible tokens of the block
+  float half_sum;    // added to the integer score: sum(q_int) / 2 for half-integer codebooks, else 0
+  float factor;      // logit in log2 units per unit of (score x key scale)
+  float constant;    // added to the logit: the key centre's share
+  float softcap;     // natural units, 0 = off
+};
+
+struct BlockWeights {
+  float unit;      // value of one unit of a weight x level
+  float half_sum;  // sum(weights) / 2 for half-integer codebooks, else 0
+};
+
+struct Kernels {
+  const char* name;
+
+  // ---- vectors ----
+  // Exactly format::encode_vector.
+  bool (*encode)(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale);
+  // y [stored] = orthonormal rotation of x [dim]. |x_i| <= 2.
+  void (*rotate)(const format::VectorCoder& coder, const float* x, float* y);
+  // Exactly format::unrotate: y [stored] (destroyed) -> x [dim].
+  void (*unrotate)(const format::VectorCoder& coder, float* y, float* x);
+  // codes [32][stored] -> all words of a tile's side.
+  void (*pack)(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words);
+  // dtype <-> float; to float16 rounds to nearest even and saturates at 65504, to bfloat16 rounds to nearest even.
+  void (*to_float)(DataType type, const void* source, int64_t count, float* target);
+  void (*from_float)(DataType type, const float* source, int64_t count, void* target);
+
+  // ---- integers over codes; tiles[i] is the side's first word of tile i of the block, for first_tile <= i < last_tile; next[i] is where the same side
+  // of a later block lies, to be brought into the cache meanwhile (tiles[i] itself if there is none) ----
+  // q [stored] -> operand [query_operand_bytes], 64-byte aligned.
+  void (*prepare_query)(const CodedSide& side, const int16_t* q, uint8_t* operand);
+  // scores[r * kBlockTokens + token] = sum q * level byte. operands: [rows][query_operand_bytes].
+  void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores);
+  // sums[r * stored + entry] = sum weight * level byte over the given tiles, entries in kernel order. weights: [rows][kBlockTokens].
+  void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                     uint8_t* work);
+
+  // ---- floats ----
+  // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end, updates the state and returns the
+  // factor of the earlier o. key_scales may be null (ones).
+  float (*softmax)(const RowBlock& row, const int32_t* scores, const float* key_scales, SoftmaxState* state, float* p);
+  float (*softmax_dots)(const RowBlock& row, const float* dots, const float* key_scales, SoftmaxState* state, float* p);
+  // weights = rint(p * value_scale / unit), 0 where p is 0.
+  BlockWeights (*weigh)(const float* p, const float* value_scales, bool half, uint16_t* weights);
+  // o = o * alpha + (sums + half_sum) * unit.
+  void (*update)(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights);
+  // dots[i] = q . rows[i]; rows are [count][dim].
+  void (*dot_rows)(const float* q, const float* rows, int dim, int count, float* dots);
+  // o = o * alpha + sum p[i] * rows[i].
+  void (*add_rows)(const float* p, const float* rows, int dim, int count, float alpha, float* o);
+  // y = a * y + b * x, a = 0 never reads y.
+  void (*combine)(float* y, float a, const float* x, float b, int count);
+};
+
+// ---- selection ----
+constexpr int kMaxIsas = 8;
+// Tables compiled in and usable on this machine, best last; the first is "scalar". Returns their number.
+int supported_kernels(const Kernels** tables);
+// The table of a name, or of the environment variable TQKV_CPU_ISA when name is null, or the best. Throws tq::Error naming the choices.
+const Kernels& select_kernels(const char* name);
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// See operands.h. None of this is hot, except the two reductions on SIMD narrower than 512 bits.
+#include "cpu/operands.h"
+
+#include <string.h>
+
+namespace tq {
+namespace cpu {
+
+CodedSide::CodedSide(int dim, int bits, Kind side, const format::Codebook& book)
+    : levels{}, levels_high{}, layout(dim, bits), kind(side), half(bits != format::kRawBits && book.half()) {
+  if (bits > 6) return;
+  for (uint32_t i = 0; i < 64; i++) {
+    levels[i] = format::level_byte(book, i & ((1u << bits) - 1));
+    levels_high[i] = bits == 2 ? format::level_byte(book, i / 4 & 3u) : 0;
+  }
+}
+
+int value_coordinate(const format::SideLayout& layout, int index) {
+  const int vector = index / 16, s = index / 4 % 4, o = index % 4;  // word vector, octet, and the o-th coordinate of the vector
+  const int jb = vector / (2 * layout.jv), v = vector % (2 * layout.jv);
+  const int jj = layout.jv == 4 ? o : layout.jv == 2 ? o % 2 : 0;
+  const int g = layout.jv == 4 ? v : layout.jv == 2 ? 2 * v + o / 2 : 4 * v + o;
+  return 8 * (4 * (jb * layout.jv + jj) + s) + g;
+}
+
+void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand) {
+  const format::SideLayout& layout = side.layout;
+  for (int block = 0; block < layout.groups; block++)
+    for (int h = 0; h < 2; h++, operand += 128) {
+      uint32_t high[4], low[4];  // by lane quarter
+      for (int t = 0; t < 4; t++) {
+        high[t] = low[t] = 0;
+        for (int m = 0; m < 4; m++) {
+          const int value = q[query_coordinate(layout, block / layout.jv, block % layout.jv, h, t * layout.jv, m)];
+          const int digit = static_cast<int8_t>(value & 0xFF);
+          low[t] |= static_cast<uint32_t>(digit & 0xFF) << (8 * m);
+          high[t] |= static_cast<uint32_t>((value - digit) / 256 & 0xFF) << (8 * m);
+        }
+      }
+      for (int x = 0; x < 16; x++) {
+        memcpy(operand + 4 * x, &high[dword_quarter(layout.jv, x)], 4);
+        memcpy(operand + 64 + 4 * x, &low[dword_quarter(layout.jv, x)], 4);
+      }
+    }
+}
+
+void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* operand) {
+  const format::SideLayout& layout = side.layout;
+  for (int block = 0; block < layout.groups; block++)
+    for (int h = 0; h < 2; h++, operand += 128)
+      for (int x = 0; x < 16; x++)
+        for (int m = 0; m < 4; m++) {
+          const int16_t value = q[query_coordinate(layout, block / layout.jv, block % layout.jv, h, x, m)];
+          memcpy(operand + 64 * (m % 2) + 4 * x + 2 * (m / 2), &value, 2);
+        }
+}
+
+namespace {
+
+// out[o] = sum over t of the four outputs o of one vector.
+template <int kJv>
+inline void fold_quarters(const int32_t* a, int32_t* out) {
+  for (int o = 0; o < 4; o++) {
+    const int gl = o / kJv, jj = o % kJv;
+    const int32_t* p = a + gl * 4 * kJv + jj;
+    out[o] = (p[0] + p[kJv]) + (p[2 * kJv] + p[3 * kJv]);
+  }
+}
+
+template <int kJv>
+void reduce_scores_of(const int32_t* partial, int32_t* scores) {
+  for (int vector = 0; vector < 8; vector++) {
+    const int klass = vector / (2 * kJv), v = vector % (2 * kJv);
+    int32_t out[4];
+    fold_quarters<kJv>(partial + 16 * vector, out);
+    for (int o = 0; o < 4; o++) {
+      const int g = v * (4 / kJv) + o / kJv, block = (4 / kJv) * (o % kJv) + klass;
+      scores[8 * block + g] = out[o];
+    }
+  }
+}
+
+}  // namespace
+
+void reduce_scores(int jv, const int32_t* partial, int32_t* scores) {
+  if (jv == 4) return reduce_scores_of<4>(partial, scores);
+  if (jv == 2) return reduce_scores_of<2>(partial, scores);
+  reduce_scores_of<1>(partial, scores);
+}
+
+void reduce_values(int jv, const int32_t* partial, int32_t* sums) {
+  for (int s = 0; s < 4; s++) {
+    if (jv == 4) fold_quarters<4>(partial + 16 * s, sums + 4 * s);
+    if (jv == 2) fold_quarters<2>(partial + 16 * s, sums + 4 * s);
+    if (jv == 1) fold_quarters<1>(partial + 16 * s, sums + 4 * s);
+  }
+}
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// See pack.h. An octet is gathered as eight bytes of a 64-bit word and its bits are brought to their places by a few shifts for all eight codes at once.
+// The bit places are those of format/packing.h; tests/conformance compares with store_code for every width.
+#include "cpu/pack.h"
+
+#include <string.h>
+
+#include "cpu/operands.h"
+
+namespace tq {
+namespace cpu {
+namespace {
+
+constexpr uint64_t kOnes = 0x0101010101010101ull;
+
+// Byte n (< 16) of v becomes nibble n.
+inline uint32_t nibbles(uint64_t v) {
+  v = (v | v >> 4) & 0x00FF00FF00FF00FFull;
+  v = (v | v >> 8) & 0x0000FFFF0000FFFFull;
+  return static_cast<uint32_t>(v | v >> 16);
+}
+
+// Bits `bit` of the eight codes: word bit 8 n + low for positions n = 0..3, 8 (n - 4) + high for n = 4..7.
+inline uint32_t spread_bits(uint64_t octet, int bit, int low, int high) {
+  const uint64_t bits = (octet >> bit) & kOnes;
+  return static_cast<uint32_t>(bits) << low | static_cast<uint32_t>(bits >> 32) << high;
+}
+
+// Four octets (byte n = code at position n) -> the group's words.
+template <int kBits>
+inline void pack_group(const uint64_t (&octet)[4], uint32_t (&words)[8]) {
+  if constexpr (kBits == 2) {
+    for (int i = 0; i < 2; i++) words[i] = nibbles(octet[2 * i] | octet[2 * i + 1] << 2);
+  } else if constexpr (kBits == 3) {
+    for (int i = 0; i < 3; i++) words[i] = nibbles(octet[i] | ((octet[3] >> i) & kOnes) << 3);
+  } else if constexpr (kBits == 8) {
+    for (int s = 0; s < 4; s++) {
+      words[2 * s] = static_cast<uint32_t>(octet[s]);
+      words[2 * s + 1] = static_cast<uint32_t>(octet[s] >> 32);
+    }
+  } else {
+    for (int q = 4; q < kBits; q++) words[q] = 0;
+    for (int s = 0; s < 4; s++) {
+      words[s] = nibbles(octet[s] & 7 * kOnes) | spread_bits(octet[s], kBits - 1, 7, 3);
+      for (int q = 0; q < kBits - 4; q++) words[4 + q] |= spread_bits(octet[s], 3 + q, 7 - 2 * s, 6 - 2 * s);
+    }
+  }
+}
+
+inline uint64_t join(const uint8_t* low, const uint8_t* high) {
+  uint32_t a, b;
+  memcpy(&a, low, 4);
+  memcpy(&b, high, 4);
+  return a | static_cast<uint64_t>(b) << 32;
+}
+
+template <int kBits>
+void pack_tile_bits(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
+  const int jv = layout.jv, stored = layout.stored;
+  // Rows of 32 codes along the contraction: keys as they stand; values [coordinate][position].
+  uint8_t turned[format::kMaxDim * format::kTileTokens];
+  if (kind == Kind::kValue)
+    for (int p = 0; p < format::kTileTokens; p++) {
+      const uint8_t* row = codes + value_token(p) * stored;
+      for (int i = 0; i < stored; i++) turned[i * format::kTileTokens + p] = row[i];
+    }
+  for (int jb = 0; jb < layout.jb; jb++)
+    for (int g = 0; g < 8; g++)
+      for (int t = 0; t < 4; t++)
+        for (int jj = 0; jj < jv; jj++) {
+          uint64_t octet[4];
+          for (int s = 0; s < 4; s++) {
+            const int e = 4 * jj + s;
+            const uint8_t* row = kind == Kind::kKey ? codes + (8 * (e / jv) + g) * stored + 32 * (jb * jv + e % jv)
+                                                    : turned + (8 * (4 * (jb * jv + jj) + s) + g) * format::kTileTokens;
+            octet[s] = join(row + 4 * t, row + 16 + 4 * t);
+          }
+          uint32_t group[8];
+          pack_group<kBits>(octet, group);
+          for (int i = 0; i < kBits; i++) words[layout.word_index(i, jb, 4 * g + t, jj)] = group[i];
+        }
+}
+
+// Words of one group with only the octets of `octet` present; `present` has 0xFF in the bytes that belong to the token.
+template <int kBits>
+inline void merge_group(const format::SideLayout& layout, int jb, int lane, int jj, const uint64_t (&octet)[4], const uint64_t (&present)[4],
+                        uint32_t* words) {
+  constexpr uint64_t kCode = kBits == 8 ? 0xFF : (1u << kBits) - 1;
+  uint32_t group[8], mask[8];
+  uint64_t all[4];
+  for (int s = 0; s < 4; s++) all[s] = present[s] & kCode * kOnes;
+  pack_group<kBits>(octet, group);
+  pack_group<kBits>(all, mask);
+  for (int i = 0; i < kBits; i++) {
+    uint32_t& word = words[layout.word_index(i, jb, lane, jj)];
+    word = (word & ~mask[i]) | group[i];
+  }
+}
+
+template <int kBits>
+void merge_key(const format::SideLayout& layout, int token, const uint8_t* codes, uint32_t* words) {
+  const int jv = layout.jv, g = token % 8;
+  for (int jb = 0; jb < layout.jb; jb++)
+    for (int jj = 0; jj < jv; jj++) {
+      // Octets of this group that lie in the token's block of 8.
+      uint64_t present[4];
+      bool any = false;
+      for (int s = 0; s < 4; s++) {
+        present[s] = (4 * jj + s) / jv == token / 8 ? ~0ull : 0ull;
+        any = any || present[s];
+      }
+      for (int t = 0; any && t < 4; t++) {
+        uint64_t octet[4];
+        for (int s = 0; s < 4; s++) {
+          const uint8_t* row = codes + 32 * (jb * jv + (4 * jj + s) % jv);
+          octet[s] = join(row + 4 * t, row + 16 + 4 * t) & present[s];
+        }
+        merge_group<kBits>(layout, jb, 4 * g + t, jj, octet, present, words);
+      }
+    }
+}
+
+template <int kBits>
+void merge_value(const format::SideLayout& layout, int token, const uint8_t* codes, uint32_t* words) {
+  const format::CodePlace at = format::value_place(layout, token, 0);
+  const int t = at.lane % 4;
+  const uint64_t byte = 0xFFull << (8 * at.n);
+  const uint64_t present[4] = {byte, byte, byte, byte};
+  for (int jb = 0; jb < layout.jb; jb++)
+    for (int g = 0; g < 8; g++)
+      for (int jj = 0; jj < layout.jv; jj++) {
+        uint64_t octet[4];
+        for (int s = 0; s < 4; s++) octet[s] = static_cast<uint64_t>(codes[8 * (4 * (jb * layout.jv + jj) + s) + g]) << (8 * at.n);
+        merge_group<kBits>(layout, jb, 4 * g + t, jj, octet, present, words);
+      }
+}
+
+template <int kBits>
+void merge_token_bits(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes, uint32_t* words) {
+  if (kind == Kind::kKey)
+    merge_key<kBits>(layout, token, codes, words);
+  else
+    merge_value<kBits>(layout, token, codes, words);
+}
+
+}  // namespace
+
+void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
+  constexpr decltype(&pack_tile) kByBits[] = {pack_tile_bits<2>, pack_tile_bits<3>, pack_tile_bits<4>, pack_tile_bits<5>,
+                                              pack_tile_bits<6>, nullptr,           pack_tile_bits<8>};
+  kByBits[layout.bits - 2](layout, kind, codes, words);
+}
+
+void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes, uint32_t* words) {
+  constexpr decltype(&merge_token) kByBits[] = {merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>, merge_token_bits<5>,
+                                                merge_token_bits<6>, nullptr,             merge_token_bits<8>};
+  kByBits[layout.bits - 2](layout, kind, token, codes, words);
+}
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scalar table: the format's own code and plain sums in coordinate order. Every other table is tested against it; it also runs where no SIMD
+// path fits. Speed is not its duty.
+#include "cpu/scalar_kernels.h"
+
+#include <algorithm>
+
+#include "cpu/operands.h"
+
+namespace tq {
+namespace cpu {
+namespace {
+
+bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) { return format::encode_vector(coder, x, codes, scale); }
+
+void rotate(const format::VectorCoder& coder, const float* x, float* y) {
+  if (coder.rotation == format::Rotation::kDense) {
+    float padded[format::kMaxDim] = {};
+    std::copy(x, x + coder.dim, padded);
+    format::dense_apply(coder.dense, padded, y, coder.stored, false);
+    return;
+  }
+  for (int i = 0; i < coder.stored; i++) y[i] = i < coder.dim ? x[i] : 0.0f;
+  format::hadamard_forward(y, coder.stored, coder.signs);
+  const float norm = format::hadamard_norm(format::log2_block(coder.stored));
+  for (int i = 0; i < coder.stored; i++) y[i] *= norm;
+}
+
+void unrotate(const format::VectorCoder& coder, float* y, float* x) { format::unrotate(coder, y, x); }
+
+void pack(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
+  for (int token = 0; token < format::kTileTokens; token++)
+    for (int i = 0; i < layout.stored; i++)
+      format::store_code(words, layout, format::code_place(layout, kind, token, i), codes[token * layout.stored + i]);
+}
+
+uint16_t saturated_f16(float x) {
+  const uint16_t h = format::f16_from_float(x);
+  return (h & 0x7FFFu) == 0x7C00u ? static_cast<uint16_t>(h - 1) : h;
+}
+
+void to_float(DataType type, const void* source, int64_t count, float* target) {
+  const float* f = static_cast<const float*>(source);
+  const uint16_t* h = static_cast<const uint16_t*>(source);
+  for (int64_t i = 0; i < count; i++)
+    target[i] = type == DataType::kF32 ? f[i] : type == DataType::kF16 ? format::float_from_f16(h[i]) : format::float_from_bf16(h[i]);
+}
+
+void from_float(DataType type, const float* source, int64_t count, void* target) {
+  if (type == DataType::kF32) std::copy(source, source + count, static_cast<float*>(target));
+  if (type == DataType::kF32) return;
+  uint16_t* h = static_cast<uint16_t*>(target);
+  for (int64_t i = 0; i < count; i++) h[i] = type == DataType::kF16 ? saturated_f16(source[i]) : format::bf16_from_float(source[i]);
+}
+
+// The operand is q itself.
+void prepare_query(const CodedSide& side, const int16_t* q, uint8_t* operand) { memcpy(operand, q, side.layout.stored * sizeof(int16_t)); }
+
+int level_at(const CodedSide& side, const uint32_t* words, int token, int coordinate) {
+  const uint32_t code = format::load_code(words, side.layout, format::code_place(side.layout, side.kind, token, coordinate));
+  return side.layout.bits == 8 ? static_cast<int8_t>(code) : side.levels[code];
+}
+
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+  const int stored = side.layout.stored;
+  int16_t levels[format::kMaxDim];
+  for (int tile = first_tile; tile < last_tile; tile++)
+    for (int token = 0; token < format::kTileTokens; token++) {
+      for (int i = 0; i < stored; i++) levels[i] = static_cast<int16_t>(level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, i));
+      for (int r = 0; r < rows; r++) {
+        const int16_t* q = reinterpret_cast<const int16_t*>(operands + r * query_operand_bytes(stored));
+        int32_t sum = 0;
+        for (int i = 0; i < stored; i++) sum += q[i] * levels[i];
+        scores[r * kBlockTokens + tile * format::kTileTokens + token] = sum;
+      }
+    }
+}
+
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                uint8_t*) {
+  const int stored = side.layout.stored;
+  std::fill(sums, sums + static_cast<int64_t>(rows) * stored, 0);
+  for (int tile = first_tile; tile < last_tile; tile++)
+    for (int token = 0; token < format::kTileTokens; token++)
+      for (int entry = 0; entry < stored; entry++) {
+        const int level = level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, value_coordinate(side.layout, entry));
+        for (int r = 0; r < rows; r++) sums[r * stored + entry] += level * weights[r * kBlockTokens + tile * format::kTileTokens + token];
+      }
+}
+
+template <typename Score>
+float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, SoftmaxState* state, float* p) {
+  std::fill(p, p + kBlockTokens, 0.0f);
+  float m = state->m;
+  for (int i = row.begin; i < row.end; i++) {
+    float logit = (static_cast<float>(scores[i]) + row.half_sum) * row.factor * (key_scales ? key_scales[i] : 1.0f);
+    logit = std::min(std::max(logit, -kLogitLimit), kLogitLimit) + row.constant;
+    if (row.softcap > 0) logit = row.softcap * tanhf(logit * kLn2 / row.softcap) * kLog2E;
+    p[i] = logit;
+    m = std::max(m, logit);
+  }
+  float l = 0;
+  for (int i = row.begin; i < row.end; i++) {
+    p[i] = exp2f(p[i] - m);
+    l += p[i];
+  }
+  const float alpha = is_empty(*state) ? 0.0f : exp2f(state->m - m);
+  *state = SoftmaxState{m, is_empty(*state) ? l : state->l * alpha + l};
+  return alpha;
+}
+
+float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, SoftmaxState* state, float* p) {
+  return softmax_of(row, scores, key_scales, state, p);
+}
+float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, SoftmaxState* state, float* p) {
+  return softmax_of(row, dots, key_scales, state, p);
+}
+
+BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_t* weights) {
+  float largest = 0;
+  for (int i = 0; i < kBlockTokens; i++) largest = std::max(largest, p[i] * (value_scales[i] * kWeightShift));
+  if (!(largest > kMinWeight)) {
+    std::fill(weights, weights + kBlockTokens, static_cast<uint16_t>(0));
+    return BlockWeights{0.0f, 0.0f};
+  }
+  const float inverse = static_cast<float>(kWeightMax) / largest;
+  int32_t sum = 0;
+  for (int i = 0; i < kBlockTokens; i++) {
+    const float w = p[i] * (value_scales[i] * kWeightShift) * inverse;
+    weights[i] = static_cast<uint16_t>(rintf(std::min(std::max(w, 0.0f), static_cast<float>(kWeightMax))));
+    sum += weights[i];
+  }
+  return BlockWeights{largest / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(sum) : 0.0f};
+}
+
+void update(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights) {
+  for (int i = 0; i < count; i++) o[i] = o[i] * alpha + (static_cast<float>(sums[i]) + weights.half_sum) * weights.unit;
+}
+
+void dot_rows(const float* q, const float* rows, int dim, int count, float* dots) {
+  for (int i = 0; i < count; i++) {
+    float sum = 0;
+    for (int c = 0; c < dim; c++) sum += q[c] * rows[i * dim + c];
+    dots[i] = sum;
+  }
+}
+
+void add_rows(const float* p, const float* rows, int dim, int count, float alpha, float* o) {
+  for (int c = 0; c < dim; c++) {
+    float sum = alpha == 0 ? 0.0f : o[c] * alpha;
+    for (int i = 0; i < count; i++) sum += p[i] * rows[i * dim + c];
+    o[c] = sum;
+  }
+}
+
+void combine(float* y, float a, const float* x, float b, int count) {
+  for (int i = 0; i < count; i++) y[i] = (a == 0 ? 0.0f : a * y[i]) + b * x[i];
+}
+
+}  // namespace
+
+const Kernels kScalarKernels = {"scalar", encode, rotate, unrotate, pack,   to_float, from_float, prepare_query, score, accumulate,
+                                softmax,  softmax_dots, weigh, update, dot_rows, add_rows, combine};
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tables that are plain data: scalar everywhere, and one per SIMD instruction set compiled in (see kernels.cpp for which run here).
+#pragma once
+#include "cpu/kernels.h"
+
+namespace tq {
+namespace cpu {
+
+extern const Kernels kScalarKernels;
+
+}  // namespace cpu
+}  // namespace tq

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// One table of kernels per Highway target. Highway re-includes this file once for each; no Highway run-time library is used: kernels.cpp picks
+// a table by the CPU's features.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/simd_kernels.cpp"
+#include "hwy/foreach_target.h"
+// clang-format off: must come after foreach_target.h
+#include "hwy/highway.h"
+// clang-format on
+#include "cpu/pack.h"
+#include "cpu/scalar_kernels.h"
+
+// The non-SIMD baseline has its own code.
+#if HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
+#include "cpu/codes-inl.h"
+#include "cpu/encode-inl.h"
+#include "cpu/floats-inl.h"
+#include "cpu/vectors-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tq {
+namespace cpu {
+namespace HWY_NAMESPACE {
+
+constexpr const char* kName = HWY_TARGET == HWY_AVX3   ? "avx3"
+                              : HWY_TARGET == HWY_AVX2  ? "avx2"
+                              : HWY_TARGET == HWY_SSE4  ? "sse4"
+                              : HWY_TARGET == HWY_SSSE3 ? "ssse3"
+                              : HWY_TARGET == HWY_NEON  ? "neon"
+                                                        : "simd";
+
+extern const Kernels kKernels;
+const Kernels kKernels = {kName, encode, rotate, unrotate, pack_tile, to_float, from_float, prepare_query_pairs, score, accumulate,
+                          softmax, softmax_dots, weigh, update, dot_rows, add_rows, combine};
+
+// NOLINTNEXTLINE(google-readability-namespace-comments)
+}  // namespace HWY_NAMESPACE
+}  // namespace cpu
+}  // namespace tq
+HWY_AFTER_NAMESPACE();
+#endif

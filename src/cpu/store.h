@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory of a CPU backend: four blocks from HostOps (pages, raw copies, tables, workspace), and where everything lies in them.
+#pragma once
+#include <atomic>
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "host_block.h"
+#include "host_ops.h"
+#include "requests.h"
+
+namespace tq {
+namespace cpu {
+
+constexpr size_t kBlockAlignment = 256;
+constexpr uint64_t kNoticedNonfinite = 1;
+
+class Block {
+ public:
+  Block(const HostOps& ops, int64_t bytes, const char* what);  // what: the field that the error names
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  uint8_t* get() const { return pointer_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  HostOps ops_;
+  int64_t bytes_;
+  uint8_t* pointer_;
+};
+
+// One layer: where its pages and raw copies are, and what its codes mean.
+struct LayerStore {
+  CodedSide key, value;
+  format::TileLayout tile;
+  format::Codebook key_book, value_book;
+  int64_t page_bytes, head_bytes;
+  uint8_t* pages;           // [num_pages][page_bytes]
+  uint8_t* raw_keys;        // [max_sequences][num_kv_heads][raw_tokens][head_dim] io_dtype, or null
+  uint8_t* raw_values;
+  float* key_centre;        // [num_kv_heads][head_dim]
+  float* value_centre;      // [num_kv_heads][value_dim]
+  bool has_key_centre, has_value_centre;
+
+  LayerStore(const Geometry& geometry, int layer);
+};
+
+// Tables, in one block.
+struct Tables {
+  LayerStore* layers;                // [num_layers]
+  std::atomic<uint64_t>* flags;      // [max_sequences]
+  uint64_t* signs;                   // [num_layers][num_kv_heads][2][sign_words(largest stored)], hadamard
+  float* dense;                      // [num_layers][num_kv_heads][key matrix, value matrix], dense
+  float* centres;                    // [num_layers][num_kv_heads][head_dim + value_dim]
+  int32_t* value_order;              // [stored value dim]: coordinate of entry i in kernel order
+
+  // Places the arrays at `base`, or measures when it is null.
+  static int64_t carve(const Geometry& geometry, void* base, Tables* tables);
+};
+
+class Store {
+ public:
+  Store(const Geometry& geometry, const HostOps& ops, void* pool, int64_t workspace_bytes);
+
+  const Geometry geometry;
+  static int64_t page_bytes(const Geometry& geometry);  // all layers
+  static int64_t raw_bytes(const Geometry& geometry);
+  static int64_t table_bytes(const Geometry& geometry) { return Tables::carve(geometry, nullptr, nullptr); }
+
+  const LayerStore& layer(int index) const { return tables_.layers[index]; }
+  LayerStore& layer(int index) { return tables_.layers[index]; }
+  format::VectorCoder coder(int layer, int head, Kind kind) const;
+  const int32_t* value_order() const { return tables_.value_order; }
+  std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
+  uint8_t* workspace() const { return workspace_.get(); }
+
+  uint8_t* tile(const LayerStore& layer, int page, int head, int tile_in_page) const {
+    return layer.pages + page * layer.page_bytes + head * layer.head_bytes + static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
+  }
+  // Tile `index` of a sequence.
+  uint8_t* sequence_tile(const LayerStore& layer, const PlanSequence& sequence, int head, int64_t index) const {
+    const int per_page = geometry.tiles_per_page();
+    return tile(layer, sequence.pages[index / per_page], head, static_cast<int>(index % per_page));
+  }
+  // Raw copy `index` (see raw_index).
+  uint8_t* raw(const LayerStore& layer, int slot, int head, Kind kind, int64_t index) const {
+    const int64_t row = (static_cast<int64_t>(slot) * geometry.num_kv_heads + head) * geometry.raw_tokens() + index;
+    return kind == Kind::kKey ? layer.raw_keys + row * geometry.head_dim * dtype_bytes(geometry.io_dtype)
+                              : layer.raw_values + row * geometry.value_dim * dtype_bytes(geometry.io_dtype);
+  }
+  // Bytes of all raw copies of one slot and kind in one layer.
+  int64_t slot_raw_bytes(Kind kind) const {
+    return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() * (kind == Kind::kKey ? geometry.head_dim : geometry.value_dim) *
+           dtype_bytes(geometry.io_dtype);
+  }
+
+ private:
+  void fill_rotations(const HostOps& ops);
+
+  std::unique_ptr<Block> owned_pages_;  // null with a caller's pool
+  Block raw_, table_block_, workspace_;
+  Tables tables_;
+};
+
+}  // namespace cpu
+}  // namespace tq

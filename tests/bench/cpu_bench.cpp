@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPU bench: encode MB/s and attend tokens/s on codes beside a float16 KV cache, in one process, as JSON on standard output.
+//
+//     cpu_bench [--quick] [--isa NAME]
+//
+// head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is printed). In cache: one layer of few heads.
+// "tokens" counts (token, kv head) pairs. Every figure is the median over repeats; spread = (largest - smallest) / median. The codes are made by
+// append from random data; each timed output is compared with float16 attention over the same data only in the tests (conformance), not here.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+#include "host_ops.h"
+#include "split_plan.h"
+#include "tests/bench/fp16_attention.h"
+
+namespace tq {
+namespace bench {
+namespace {
+
+constexpr int kDim = 128;
+
+struct Settings {
+  bool quick = false;
+  std::string isa = cpu::active_isa();
+  int64_t pairs = 48 * 32768;  // token-head pairs, out of cache
+  int repeats = 5;
+};
+
+void* allocate(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
+  void* pointer = nullptr;
+  return posix_memalign(&pointer, std::max<size_t>(alignment, 64), bytes) == 0 ? pointer : nullptr;
+}
+void release(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer); }
+const HostOps kOps = {nullptr, allocate, release};
+
+struct Timing {
+  double median, spread;
+};
+Timing measure(int repeats, const std::function<void()>& body) {
+  body();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; i++) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  return Timing{median, (seconds.back() - seconds.front()) / median};
+}
+
+uint32_t noise(uint64_t* state) { return static_cast<uint32_t>(format::mix64(*state += format::kGolden) >> 32); }
+
+// A cache of one layer whose sequence fills the whole pool; pages hold every (token, head) pair once, so the same pool serves any split of pairs into
+// heads x tokens.
+struct Cache {
+  Geometry geometry = {};
+  LayerCode code;
+  std::unique_ptr<Backend> backend;
+  std::vector<int32_t> pages;
+  PlanSequence sequence = {};
+  BatchPlan plan = {};
+  std::vector<WorkItem> items;
+
+  Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads, void* pool) {
+    Geometry& g = geometry;
+    g.num_layers = 1;
+    g.num_kv_heads = heads;
+    g.q_per_kv = q_per_kv;
+    g.num_q_heads = heads * q_per_kv;
+    g.head_dim = g.value_dim = kDim;
+    g.io_dtype = DataType::kF32;
+    g.rotation = format::Rotation::kHadamard;
+    g.key_rule = format::ScaleRule::kLs;
+    g.value_rule = format::ScaleRule::kUnbiased;
+    g.search = true;
+    g.page_size = 64;
+    g.num_pages = g.max_sequence_pages = tokens / g.page_size;
+    g.max_sequences = g.max_batch_sequences = 1;
+    g.max_batch_tokens = tokens;
+    g.num_threads = threads;
+    code = LayerCode{bits, bits, format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits)};
+    g.layers = &code;
+    if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
+    for (int64_t i = 0; i < g.num_pages; i++) pages.push_back(static_cast<int32_t>(i));
+    uint64_t state = 5;
+    for (size_t i = pages.size(); i > 1; i--) std::swap(pages[i - 1], pages[noise(&state) % i]);  // as after long use
+  }
+  ~Cache() {
+    if (backend) backend->destroy_plan_storage(plan.storage);
+  }
+  void upload(int64_t old_length, int64_t new_tokens, int64_t queries) {
+    sequence = PlanSequence{0, old_length, new_tokens, queries, 0, 0, 0, pages.data(), static_cast<int64_t>(pages.size()), 0};
+    if (!plan.storage) plan.storage = backend->create_plan_storage();
+    plan.num_sequences = 1;
+    plan.sequences = &sequence;
+    plan.new_tokens = new_tokens;
+    plan.query_tokens = queries;
+    const SplitLimits limits = split_limits(geometry, backend->num_workers());
+    items.resize(static_cast<size_t>(limits.items + 1));
+    const SplitCounts counts = split_plan(&sequence, 1, limits, 0, items.data());
+    plan.items = items.data();
+    plan.num_items = counts.num_items;
+    plan.num_groups = counts.num_groups;
+    plan.num_partials = counts.num_partials;
+    backend->upload_plan(plan, nullptr);
+  }
+  // Appends `count` tokens at `old_length` from data [count][heads][128].
+  void append(int64_t old_length, int64_t count, const float* data) {
+    upload(old_length, count, 0);
+    const TensorStrides strides = {static_cast<int64_t>(geometry.num_kv_heads) * kDim, kDim};
+    backend->append(AppendRequest{0, &plan, data, data + 1024, strides, strides, nullptr});
+  }
+  void attend(const float* q, float* out) {
+    AttendRequest request = {};
+    request.plan = &plan;
+    request.q = q;
+    request.out = out;
+    request.q_strides = request.out_strides = {static_cast<int64_t>(geometry.num_q_heads) * kDim, kDim};
+    request.out_dtype = DataType::kF32;
+    request.softmax_scale = 0.08838834764f;
+    request.workspace = backend->own_workspace();
+    request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
+    backend->attend(request);
+  }
+};
+
+std::vector<float> random_floats(size_t count) {
+  std::vector<float> x(count);
+  uint64_t state = 1;
+  for (float& v : x) {  // four uniforms: near enough to a Gaussian
+    v = 0;
+    for (int i = 0; i < 4; i++) v += static_cast<float>(noise(&state)) * 0x1p-32f - 0.5f;
+    v *= 1.7320508f;
+  }
+  return x;
+}
+
+bool first_record = true;
+void print_record(const std::string& text) {
+  printf("%s\n    {%s}", first_record ? "" : ",", text.c_str());
+  first_record = false;
+  fflush(stdout);
+}
+
+template <typename... Args>
+std::string text(const char* format, Args... args) {
+  char buffer[512];
+  snprintf(buffer, sizeof buffer, format, args...);
+  return buffer;
+}
+
+void bench_encode(const Settings& settings, const std::vector<float>& data) {
+  constexpr int kHeads = 8;
+  const int64_t tokens = settings.quick ? 1024 : 4096;
+  for (const int bits : {2, 3, 4, 5, 6, 8})
+    for (const int threads : {1, 2}) {
+      if (settings.quick && (bits == 5 || bits == 6)) continue;
+      const Cache measure_only(settings, bits, kHeads, tokens, 1, threads, nullptr);
+      const size_t bytes = static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages);
+      void* pool = allocate(nullptr, bytes, 256, 1, 0);
+      Cache cache(settings, bits, kHeads, tokens, 1, threads, pool);
+      const Timing t = measure(settings.repeats, [&] {
+        for (int64_t first = 0; first < tokens; first += 256) cache.append(first, 256, data.data());
+      });
+      const double input = static_cast<double>(tokens) * kHeads * 2 * kDim * 4;
+      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_s_per_thread\": %.0f, \"spread\": %.3f", bits, threads,
+                        input / t.median * 1e-6, input / t.median * 1e-6 / threads, t.spread));
+      free(pool);
+    }
+  // Decode: one token of eight heads at a time.
+  const Cache measure_only(settings, 3, kHeads, 1024, 1, 1, nullptr);
+  void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
+  Cache cache(settings, 3, kHeads, 1024, 1, 1, pool);
+  const Timing t = measure(settings.repeats, [&] {
+    for (int64_t token = 0; token < 1024; token++) cache.append(token, 1, data.data());
+  });
+  print_record(text("\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"spread\": %.3f", t.median / 1024 / kHeads * 1e6, t.spread));
+  free(pool);
+}
+
+struct Shape {
+  const char* place;
+  int64_t tokens, pairs;
+};
+
+void bench_attend(const Settings& settings, const std::vector<float>& data) {
+  std::vector<Shape> shapes = {{"in cache", 4096, 4 * 4096}, {"out of cache", 4096, settings.pairs}, {"out of cache", 32768, settings.pairs}};
+  if (settings.quick) shapes.erase(shapes.begin() + 1);
+  const std::vector<int> groups = settings.quick ? std::vector<int>{1, 4} : std::vector<int>{1, 4, 8};
+  const Fp16Attention fp16 = fp16_attention(settings.isa.c_str());
+  std::vector<double> fp16_seconds;
+  std::vector<float> out(static_cast<size_t>(settings.pairs / 4096 * 8 * kDim));
+  if (fp16) {
+    const size_t elements = static_cast<size_t>(settings.pairs) * kDim;
+    uint16_t* keys = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
+    uint16_t* values = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
+    for (size_t i = 0; i < elements; i++) {
+      keys[i] = format::f16_from_float(data[i % (data.size() - 977)]);
+      values[i] = format::f16_from_float(data[(i + 500) % (data.size() - 1009)]);
+    }
+    for (const Shape& shape : shapes)
+      for (const int q_per_kv : groups)
+        for (const int threads : {1, 2}) {
+          cpu::ThreadPool pool(threads);
+          const int heads = static_cast<int>(shape.pairs / shape.tokens);
+          const int inner = shape.pairs < settings.pairs ? 16 : 1;
+          const Timing t = measure(settings.repeats, [&] {
+            for (int i = 0; i < inner; i++) fp16(pool, keys, values, heads, shape.tokens, q_per_kv, data.data(), out.data());
+          });
+          fp16_seconds.push_back(t.median / inner);
+          const double bytes = static_cast<double>(shape.pairs) * 512;
+          print_record(text("\"case\": \"attend\", \"kv\": \"fp16\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, \"Mtokens_per_s\": %.1f, "
+                            "\"GB_per_s\": %.2f, \"MB_stored\": %.0f, \"spread\": %.3f",
+                            shape.place, static_cast<long long>(shape.tokens), q_per_kv, threads, static_cast<double>(shape.pairs) / t.median * inner * 1e-6,
+                            bytes / t.median * inner * 1e-9, bytes * 1e-6, t.spread));
+        }
+    free(keys);
+    free(values);
+  }
+  for (const int bits : settings.quick ? std::vector<int>{3, 4} : std::vector<int>{2, 3, 4, 8}) {
+    const int heads = static_cast<int>(settings.pairs / 32768);
+    const Cache measure_only(settings, bits, heads, 32768, 1, 1, nullptr);
+    const size_t pool_bytes = static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages);
+    void* pool = allocate(nullptr, pool_bytes, 256, 1, 0);
+    {
+      Cache filler(settings, bits, heads, 32768, 1, 2, pool);
+      for (int64_t first = 0; first < 32768; first += 128) filler.append(first, 128, data.data() + first % 512);
+    }
+    size_t index = 0;
+    for (const Shape& shape : shapes)
+      for (const int q_per_kv : groups)
+        for (const int threads : {1, 2}) {
+          Cache cache(settings, bits, static_cast<int>(shape.pairs / shape.tokens), shape.tokens, q_per_kv, threads, pool);
+          cache.upload(shape.tokens, 0, 1);
+          const int inner = shape.pairs < settings.pairs ? 16 : 1;
+          const Timing t = measure(settings.repeats, [&] {
+            for (int i = 0; i < inner; i++) cache.attend(data.data(), out.data());
+          });
+          const double bytes = static_cast<double>(shape.pairs) / 32 * format::TileLayout(kDim, kDim, bits, bits).tile_bytes();
+          std::string record = text("\"case\": \"attend\", \"kv\": \"%d+%d bits\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, \"Mtokens_per_s\": %.1f, "
+                                    "\"GB_per_s\": %.2f, \"MB_stored\": %.0f, \"spread\": %.3f",
+                                    bits, bits, shape.place, static_cast<long long>(shape.tokens), q_per_kv, threads,
+                                    static_cast<double>(shape.pairs) / t.median * inner * 1e-6, bytes / t.median * inner * 1e-9, bytes * 1e-6, t.spread);
+          if (fp16) record += text(", \"times_fp16\": %.2f", fp16_seconds[index] / (t.median / inner));
+          index++;
+          print_record(record);
+        }
+    free(pool);
+  }
+}
+
+std::string cpu_name() {
+  std::string name = "unknown";
+  if (FILE* file = fopen("/proc/cpuinfo", "r")) {
+    char line[256];
+    while (fgets(line, sizeof line, file))
+      if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+        name = strchr(line, ':') + 2;
+        name.erase(name.find_last_not_of("\n") + 1);
+        break;
+      }
+    fclose(file);
+  }
+  return name;
+}
+
+int run(int argc, char** argv) {
+  Settings settings;
+  for (int i = 1; i < argc; i++) {
+    if (strcmp(argv[i], "--quick") == 0) settings.quick = true;
+    else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc) settings.isa = argv[++i];
+    else {
+      fprintf(stderr, "usage: cpu_bench [--quick] [--isa NAME]   (NAME: %s)\n", cpu::supported_isas());
+      return 2;
+    }
+  }
+  if (settings.quick) settings.pairs = 24 * 32768, settings.repeats = 3;
+  const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  printf("{\n  \"cpu\": \"%s\", \"isa\": \"%s\", \"isas\": \"%s\", \"hardware_threads\": %ld, \"last_level_cache_MB\": %.0f, \"head_dim\": %d, \"repeats\": %d,\n  \"results\": [",
+         cpu_name().c_str(), settings.isa.c_str(), cpu::supported_isas(), sysconf(_SC_NPROCESSORS_ONLN), static_cast<double>(cache_bytes) / 1048576, kDim,
+         settings.repeats);
+  const std::vector<float> data = random_floats(384 * 8 * kDim * 4 + 4096 + 8 * 256 * kDim);
+  bench_encode(settings, data);
+  bench_attend(settings, data);
+  printf("\n  ]\n}\n");
+  return 0;
+}
+
+}  // namespace
+}  // namespace bench
+}  // namespace tq
+
+int main(int argc, char** argv) { return tq::bench::run(argc, argv); }

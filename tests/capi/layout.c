@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Prints the layout of tqkv.h: sizes, offsets, constants. layout.txt is what version 0.1 printed on LP64; a line that changes or goes is a break of
+ * the ABI, a line that is new behind the others of its struct is growth.
+ */
+#include <stddef.h>
+#include <stdio.h>
+
+#include "tqkv.h"
+
+#define STRUCT(type) printf("struct %s size %zu align %zu\n", #type, sizeof(type), offsetof(struct { char c; type t; }, t))
+#define FIELD(type, field) printf("%s.%s offset %zu size %zu\n", #type, #field, offsetof(type, field), sizeof(((type *)0)->field))
+#define CONSTANT(name) printf("constant %s %lld\n", #name, (long long)(name))
+#define TYPE(type) printf("type %s size %zu signed %d\n", #type, sizeof(type), (type)-1 < (type)0)
+
+static void structs(void) {
+  STRUCT(tq_device_info_t);
+  FIELD(tq_device_info_t, struct_size);
+  FIELD(tq_device_info_t, device_type);
+  FIELD(tq_device_info_t, device_id);
+  FIELD(tq_device_info_t, compute_major);
+  FIELD(tq_device_info_t, compute_minor);
+  FIELD(tq_device_info_t, num_units);
+  FIELD(tq_device_info_t, memory_bytes);
+  FIELD(tq_device_info_t, name);
+  STRUCT(tq_codebook);
+  FIELD(tq_codebook, struct_size);
+  FIELD(tq_codebook, bits);
+  FIELD(tq_codebook, unit);
+  FIELD(tq_codebook, magnitude);
+  STRUCT(tq_allocator);
+  FIELD(tq_allocator, struct_size);
+  FIELD(tq_allocator, reserved);
+  FIELD(tq_allocator, user);
+  FIELD(tq_allocator, alloc);
+  FIELD(tq_allocator, free);
+  STRUCT(tq_cache_config);
+  FIELD(tq_cache_config, struct_size);
+  FIELD(tq_cache_config, device_type);
+  FIELD(tq_cache_config, device_id);
+  FIELD(tq_cache_config, num_layers);
+  FIELD(tq_cache_config, num_q_heads);
+  FIELD(tq_cache_config, num_kv_heads);
+  FIELD(tq_cache_config, head_dim);
+  FIELD(tq_cache_config, value_dim);
+  FIELD(tq_cache_config, io_dtype);
+  FIELD(tq_cache_config, key_bits);
+  FIELD(tq_cache_config, value_bits);
+  FIELD(tq_cache_config, code_family);
+  FIELD(tq_cache_config, layer_key_bits);
+  FIELD(tq_cache_config, layer_value_bits);
+  FIELD(tq_cache_config, rotation);
+  FIELD(tq_cache_config, key_scale_rule);
+  FIELD(tq_cache_config, value_scale_rule);
+  FIELD(tq_cache_config, page_size);
+  FIELD(tq_cache_config, rotation_seed);
+  FIELD(tq_cache_config, key_codebook);
+  FIELD(tq_cache_config, value_codebook);
+  FIELD(tq_cache_config, max_tokens);
+  FIELD(tq_cache_config, max_sequence_tokens);
+  FIELD(tq_cache_config, max_sequences);
+  FIELD(tq_cache_config, max_batch_sequences);
+  FIELD(tq_cache_config, max_batch_tokens);
+  FIELD(tq_cache_config, window_tokens);
+  FIELD(tq_cache_config, sink_tokens);
+  FIELD(tq_cache_config, rollback_tokens);
+  FIELD(tq_cache_config, num_threads);
+  FIELD(tq_cache_config, flags);
+  FIELD(tq_cache_config, allocator);
+  FIELD(tq_cache_config, pool);
+  FIELD(tq_cache_config, pool_bytes);
+  STRUCT(tq_cache_bytes);
+  FIELD(tq_cache_bytes, struct_size);
+  FIELD(tq_cache_bytes, reserved);
+  FIELD(tq_cache_bytes, page_bytes);
+  FIELD(tq_cache_bytes, raw_bytes);
+  FIELD(tq_cache_bytes, table_bytes);
+  FIELD(tq_cache_bytes, workspace_bytes);
+  FIELD(tq_cache_bytes, device_bytes);
+  FIELD(tq_cache_bytes, host_bytes);
+  FIELD(tq_cache_bytes, num_pages);
+  FIELD(tq_cache_bytes, token_bytes);
+  FIELD(tq_cache_bytes, fp16_token_bytes);
+  STRUCT(tq_cache_memory_t);
+  FIELD(tq_cache_memory_t, struct_size);
+  FIELD(tq_cache_memory_t, num_sequences);
+  FIELD(tq_cache_memory_t, tokens);
+  FIELD(tq_cache_memory_t, pages_used);
+  FIELD(tq_cache_memory_t, pages_total);
+  FIELD(tq_cache_memory_t, stored_bytes_used);
+  FIELD(tq_cache_memory_t, raw_bytes);
+  FIELD(tq_cache_memory_t, device_bytes);
+  FIELD(tq_cache_memory_t, host_bytes);
+  FIELD(tq_cache_memory_t, compression);
+  STRUCT(tq_tensor_layout);
+  FIELD(tq_tensor_layout, struct_size);
+  FIELD(tq_tensor_layout, reserved);
+  FIELD(tq_tensor_layout, key_token_stride);
+  FIELD(tq_tensor_layout, key_head_stride);
+  FIELD(tq_tensor_layout, value_token_stride);
+  FIELD(tq_tensor_layout, value_head_stride);
+  STRUCT(tq_attend_params);
+  FIELD(tq_attend_params, struct_size);
+  FIELD(tq_attend_params, out_dtype);
+  FIELD(tq_attend_params, softmax_scale);
+  FIELD(tq_attend_params, logit_softcap);
+  FIELD(tq_attend_params, sliding_window);
+  FIELD(tq_attend_params, sink_logits);
+  FIELD(tq_attend_params, history_only);
+  FIELD(tq_attend_params, num_splits);
+  FIELD(tq_attend_params, q_token_stride);
+  FIELD(tq_attend_params, q_head_stride);
+  FIELD(tq_attend_params, out_token_stride);
+  FIELD(tq_attend_params, out_head_stride);
+}
+
+static void constants(void) {
+  CONSTANT(TQ_VERSION_MAJOR);
+  CONSTANT(TQ_VERSION_MINOR);
+  CONSTANT(TQ_VERSION_PATCH);
+  CONSTANT(TQ_ABI_VERSION);
+  CONSTANT(TQ_OK);
+  CONSTANT(TQ_ERROR_INVALID_ARGUMENT);
+  CONSTANT(TQ_ERROR_INVALID_STATE);
+  CONSTANT(TQ_ERROR_OUT_OF_MEMORY);
+  CONSTANT(TQ_ERROR_CAPACITY);
+  CONSTANT(TQ_ERROR_NOT_SUPPORTED);
+  CONSTANT(TQ_ERROR_NO_DEVICE);
+  CONSTANT(TQ_ERROR_DRIVER);
+  CONSTANT(TQ_ERROR_CUDA);
+  CONSTANT(TQ_ERROR_VERSION);
+  CONSTANT(TQ_ERROR_CORRUPT_DATA);
+  CONSTANT(TQ_ERROR_INCOMPATIBLE);
+  CONSTANT(TQ_ERROR_WORKSPACE_TOO_SMALL);
+  CONSTANT(TQ_ERROR_CAPTURE);
+  CONSTANT(TQ_ERROR_IO);
+  CONSTANT(TQ_ERROR_INTERNAL);
+  CONSTANT(TQ_STRUCT_CACHE_CONFIG);
+  CONSTANT(TQ_STRUCT_CACHE_BYTES);
+  CONSTANT(TQ_STRUCT_CACHE_MEMORY);
+  CONSTANT(TQ_STRUCT_TENSOR_LAYOUT);
+  CONSTANT(TQ_STRUCT_ATTEND_PARAMS);
+  CONSTANT(TQ_STRUCT_DEVICE_INFO);
+  CONSTANT(TQ_STRUCT_CODEBOOK);
+  CONSTANT(TQ_STRUCT_ALLOCATOR);
+  CONSTANT(TQ_DEVICE_CPU);
+  CONSTANT(TQ_DEVICE_CUDA);
+  CONSTANT(TQ_F32);
+  CONSTANT(TQ_F16);
+  CONSTANT(TQ_BF16);
+  CONSTANT(TQ_ROTATION_HADAMARD);
+  CONSTANT(TQ_ROTATION_DENSE);
+  CONSTANT(TQ_SCALE_LS);
+  CONSTANT(TQ_SCALE_UNBIASED);
+  CONSTANT(TQ_SCALE_NORM);
+  CONSTANT(TQ_SCALE_PAPER);
+  CONSTANT(TQ_CODE_SCALAR);
+  CONSTANT(TQ_FLAG_NO_ZERO_ON_FREE);
+  CONSTANT(TQ_FLAG_NO_SCALE_SEARCH);
+  CONSTANT(TQ_NOTICED_NONFINITE);
+}
+
+int main(void) {
+  TYPE(tq_status);
+  TYPE(tq_device_type);
+  TYPE(tq_dtype);
+  TYPE(tq_rotation);
+  TYPE(tq_scale_rule);
+  TYPE(tq_code_family);
+  TYPE(tq_sequence);
+  structs();
+  constants();
+  return 0;
+}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tqkv info` against what FORMAT.md and the public header promise."""
+import json
+import re
+
+from tool import ROOT, run
+
+
+def header_version():
+    text = (ROOT / "include" / "tqkv.h").read_text()
+    return ".".join(re.search(rf"#define TQ_VERSION_{part} (\d+)", text)[1] for part in ("MAJOR", "MINOR", "PATCH"))
+
+
+def test_json():
+    done = run("info", "--json")
+    assert done.returncode == 0 and done.stderr == ""
+    info = json.loads(done.stdout)
+    assert info["version"] == header_version()
+    assert info["build"].startswith("tqkv " + header_version())
+    cpu = info["support"]["cpu"]
+    assert cpu["head_dim"] == [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576]
+    assert cpu["key_bits"] == cpu["value_bits"] == [2, 3, 4, 5, 6, 8, 16]
+    assert cpu["rotation"] == ["hadamard", "dense"] and cpu["io_dtype"] == ["f32", "f16", "bf16"]
+    first = info["devices"][0]
+    assert first["type"] == "cpu" and first["simd"] and first["threads"] >= 1
+    assert info["cpu"]["isa"] == first["simd"] and first["simd"] in info["cpu"]["isas"]
+    assert ("cuda" in info["support"]) != ("cuda_unavailable" in info)
+
+
+def test_token_sizes_are_the_format_s():
+    """FORMAT.md section 4: D * bits / 8 bytes and a two-byte scale a side; D is the dimension rounded up to 32."""
+    for row in json.loads(run("info", "--json").stdout)["token_bytes"]:
+        heads = row["layers"] * row["kv_heads"]
+        assert row["fp16_token_bytes"] == heads * 2 * (row["head_dim"] + row["value_dim"])
+        for bits in (8, 4, 3, 2):
+            sides = sum(-(-dim // 32) * 32 * bits // 8 + 2 for dim in (row["head_dim"], row["value_dim"]))
+            assert row[f"token_bytes_{bits}_bit"] == heads * sides
+
+
+def test_text():
+    done = run("info")
+    assert done.returncode == 0 and done.stderr == ""
+    assert max(map(len, done.stdout.splitlines()[2:])) <= 120  # the second line is the library's own build line
+    for word in (f"tqkv {header_version()}", "devices", "supported on cpu", "head_dim", "Llama-3.1-8B"):
+        assert word in done.stdout, word
+
+
+def test_version():
+    done = run("--version")
+    assert done.returncode == 0 and done.stdout.strip() == "tqkv " + header_version()

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels of every instruction set against the scalar format code: codes, scales, words and integer sums exactly, floats within rounding.
+#include <gtest/gtest.h>
+#include <math.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "cpu/operands.h"
+#include "cpu/pack.h"
+#include "cpu/scalar_kernels.h"
+#include "rig.h"
+#include "status.h"
+
+namespace tq {
+namespace test {
+namespace {
+
+using cpu::kBlockTiles;
+using cpu::kBlockTokens;
+
+class KernelsTest : public testing::TestWithParam<std::string> {
+ protected:
+  const cpu::Kernels& kernels() { return kernels_of(GetParam()); }
+};
+
+constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
+
+struct CoderBox {
+  format::VectorCoder coder = {};
+  std::vector<uint64_t> signs;
+  std::vector<float> dense, centre;
+
+  CoderBox(int dim, int bits, format::Rotation rotation, format::ScaleRule rule, bool search, bool centred, uint64_t seed) {
+    coder.dim = dim;
+    coder.stored = format::stored_dim(dim);
+    coder.rotation = rotation;
+    coder.rule = rule;
+    coder.search = search;
+    coder.codebook = format::builtin_codebook(dim, bits);
+    const uint64_t base = format::stream_base(seed, 3, 1, Kind::kKey);
+    for (int w = 0; w < format::sign_words(coder.stored); w++) signs.push_back(format::stream_word(base, w));
+    coder.signs = signs.data();
+    if (rotation == format::Rotation::kDense) {
+      dense.resize(static_cast<size_t>(coder.stored) * coder.stored);
+      std::vector<double> work(dense.size() + coder.stored);
+      format::dense_matrix(base, coder.stored, dense.data(), work.data());
+      coder.dense = dense.data();
+    }
+    Random random(seed);
+    for (int i = 0; centred && i < dim; i++) centre.push_back(random.normal());
+    coder.centre = centred ? centre.data() : nullptr;
+  }
+};
+
+// Gaussian vectors of many sizes, and the ones that break encoders.
+std::vector<std::vector<float>> vectors(int dim, int count) {
+  Random random(static_cast<uint64_t>(dim));
+  std::vector<std::vector<float>> all;
+  const auto filled = [&](float x) { return std::vector<float>(static_cast<size_t>(dim), x); };
+  for (int i = 0; i < count; i++) {
+    std::vector<float> x = filled(0);
+    const float size = ldexpf(1, static_cast<int>(random.below(40)) - 20);
+    for (float& v : x) v = random.normal() * size;
+    all.push_back(x);
+  }
+  const float infinity = HUGE_VALF, nan = nanf("");
+  for (const float x : {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 1e-40f, 3.4e38f, infinity, nan, ldexpf(1, -100), ldexpf(0.999f, -100), ldexpf(1, 64)}) all.push_back(filled(x));
+  for (const float x : {1.0f, 1e30f, -infinity, nan, 1e-38f, -65504.0f}) {
+    all.push_back(filled(0));
+    all.back()[static_cast<size_t>(dim) / 3] = x;  // one-hot
+    all.push_back(filled(0));
+    for (int i = 0; i < dim; i++) all.back()[static_cast<size_t>(i)] = i % 7 == 3 ? x : random.normal();
+  }
+  all.push_back(filled(0));
+  for (int i = 0; i < dim; i++) all.back()[static_cast<size_t>(i)] = static_cast<float>(i % 5 - 2);  // many exact ties
+  return all;
+}
+
+void expect_same_encoding(const cpu::Kernels& kernels, const CoderBox& box, const std::vector<float>& x) {
+  const int stored = box.coder.stored;
+  std::vector<uint8_t> want(static_cast<size_t>(stored), 0xAA), got(static_cast<size_t>(stored), 0x55);
+  uint16_t want_scale = 1, got_scale = 2;
+  const bool want_flag = format::encode_vector(box.coder, x.data(), want.data(), &want_scale);
+  const bool got_flag = kernels.encode(box.coder, x.data(), got.data(), &got_scale);
+  ASSERT_EQ(want_flag, got_flag) << box.coder.dim << " x0 " << x[0];
+  ASSERT_EQ(want_scale, got_scale) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];
+  ASSERT_EQ(want, got) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];
+}
+
+TEST_P(KernelsTest, EncodesAsTheFormatSays) {
+  const int count = full_set() ? 400 : 20;
+  int variant = 0;
+  for (const int dim : format::kHeadDims) {
+    const auto inputs = vectors(dim, count);
+    for (const int bits : kCoded)
+      for (int rule = 1; rule <= 4; rule++) {
+        variant++;
+        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule), variant % 5 != 0, variant % 3 == 0, static_cast<uint64_t>(variant));
+        for (size_t i = 0; i < inputs.size(); i++) {
+          if (!full_set() && i % 4 != static_cast<size_t>(rule) % 4 && i + 25 < inputs.size()) continue;
+          ASSERT_NO_FATAL_FAILURE(expect_same_encoding(kernels(), box, inputs[i]));
+        }
+      }
+  }
+}
+
+TEST_P(KernelsTest, EncodesDenseRotations) {
+  for (const int dim : {32, 80, 128}) {
+    const auto inputs = vectors(dim, 5);
+    for (const int bits : {2, 4, 8}) {
+      const CoderBox box(dim, bits, format::Rotation::kDense, format::ScaleRule::kLs, true, false, 5);
+      for (const auto& x : inputs) ASSERT_NO_FATAL_FAILURE(expect_same_encoding(kernels(), box, x));
+    }
+  }
+}
+
+TEST_P(KernelsTest, RotatesBothWays) {
+  for (const auto rotation : {format::Rotation::kHadamard, format::Rotation::kDense})
+    for (const int dim : format::kHeadDims) {
+      if (rotation == format::Rotation::kDense && dim > 128) continue;
+      const CoderBox box(dim, 4, rotation, format::ScaleRule::kLs, true, false, 9);
+      const std::vector<float> x = vectors(dim, 1)[0];
+      alignas(64) float y[format::kMaxDim], z[format::kMaxDim], want[format::kMaxDim], back[format::kMaxDim], want_back[format::kMaxDim];
+      kernels().rotate(box.coder, x.data(), y);
+      cpu::kScalarKernels.rotate(box.coder, x.data(), want);
+      EXPECT_EQ(0, memcmp(y, want, sizeof(float) * box.coder.stored)) << dim;
+      std::copy(y, y + format::kMaxDim, z);
+      kernels().unrotate(box.coder, y, back);
+      format::unrotate(box.coder, z, want_back);
+      EXPECT_EQ(0, memcmp(back, want_back, sizeof(float) * dim)) << dim;
+      double error = 0, size = 0;
+      for (int i = 0; i < dim; i++) {
+        error += (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]) * (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]);
+        size += static_cast<double>(x[static_cast<size_t>(i)]) * x[static_cast<size_t>(i)];
+      }
+      // Two transforms of at most 9 rounded levels and two norms each; for the dense matrix, tree sums of 128 and its own float32 rounding.
+      EXPECT_LT(sqrt(error / size), 22 * ldexp(1, -24)) << dim;
+    }
+}
+
+TEST_P(KernelsTest, PacksTiles) {
+  for (const int dim : format::kHeadDims)
+    for (const int bits : kCoded)
+      for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+        const format::SideLayout layout(dim, bits);
+        const size_t words = static_cast<size_t>(layout.code_bytes()) / 4;
+        Random random(static_cast<uint64_t>(dim * 10 + bits));
+        std::vector<uint8_t> codes(static_cast<size_t>(32 * layout.stored));
+        for (uint8_t& code : codes) code = static_cast<uint8_t>(random.bits() & ((1u << bits) - 1));
+        std::vector<uint32_t> want(words), got(words);
+        for (size_t i = 0; i < words; i++) want[i] = static_cast<uint32_t>(random.bits());
+        std::vector<uint32_t> merged = want;
+        cpu::kScalarKernels.pack(layout, kind, codes.data(), want.data());
+        kernels().pack(layout, kind, codes.data(), got.data());
+        ASSERT_EQ(want, got) << dim << " " << bits;
+        // Token by token into words that hold something else, against the definition after every token.
+        std::vector<uint32_t> defined = merged;
+        for (int token = 0; token < 32; token++) {
+          const uint8_t* row = &codes[static_cast<size_t>(token * layout.stored)];
+          cpu::merge_token(layout, kind, token, row, merged.data());
+          for (int i = 0; i < layout.stored; i++) format::store_code(defined.data(), layout, format::code_place(layout, kind, token, i), row[i]);
+          ASSERT_EQ(defined, merged) << dim << " " << bits << " token " << token;
+        }
+        ASSERT_EQ(want, merged);
+      }
+}
+
+// ---- integers ----
+
+struct Tiles {
+  std::vector<uint8_t> memory;
+  const uint8_t* side[kBlockTiles];
+
+  Tiles(const format::SideLayout& layout, uint64_t seed) : memory(static_cast<size_t>(layout.code_bytes()) * kBlockTiles + 64) {
+    Random random(seed);
+    for (uint8_t& byte : memory) byte = static_cast<uint8_t>(random.bits());
+    uint8_t* start = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+    for (int i = 0; i < kBlockTiles; i++) side[i] = start + i * layout.code_bytes();
+  }
+};
+
+uint8_t* aligned(std::vector<uint8_t>& memory, size_t bytes) {
+  memory.assign(bytes + 64, 0x5A);
+  return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+}
+
+TEST_P(KernelsTest, ScoresAreExact) {
+  const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
+  int variant = 0;
+  for (const int dim : format::kHeadDims)
+    for (const int bits : kCoded) {
+      const cpu::CodedSide side(dim, bits, Kind::kKey, format::builtin_codebook(dim, bits));
+      const int stored = side.layout.stored, q_max = cpu::query_max(stored);
+      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
+      const int rows = row_counts[variant++ % 8], first = variant % 3, last = first + 1 + variant % (kBlockTiles - first);
+      std::vector<uint8_t> want_memory, got_memory, want_score, got_score;
+      const size_t operand = cpu::query_operand_bytes(stored);
+      uint8_t* want_operand = aligned(want_memory, operand * 32);
+      uint8_t* got_operand = aligned(got_memory, operand * 32);
+      int32_t* want = reinterpret_cast<int32_t*>(aligned(want_score, 32 * kBlockTokens * 4));
+      int32_t* got = reinterpret_cast<int32_t*>(aligned(got_score, 32 * kBlockTokens * 4));
+      Random random(static_cast<uint64_t>(variant));
+      for (int r = 0; r < rows; r++) {
+        std::vector<int16_t> q(static_cast<size_t>(stored));
+        for (int16_t& x : q) x = static_cast<int16_t>(r == 0 ? q_max : r == 1 ? -q_max : static_cast<int>(random.below(2 * q_max + 1)) - q_max);
+        cpu::kScalarKernels.prepare_query(side, q.data(), want_operand + r * operand);
+        kernels().prepare_query(side, q.data(), got_operand + r * operand);
+      }
+      cpu::kScalarKernels.score(side, tiles.side, tiles.side, first, last, want_operand, rows, want);
+      kernels().score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
+      for (int r = 0; r < rows; r++)
+        for (int i = 32 * first; i < 32 * last; i++) ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i]) << dim << " bits " << bits << " row " << r << " token " << i;
+    }
+}
+
+TEST_P(KernelsTest, ValueSumsAreExact) {
+  const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
+  int variant = 0;
+  for (const int dim : format::kHeadDims)
+    for (const int bits : kCoded) {
+      const cpu::CodedSide side(dim, bits, Kind::kValue, format::builtin_codebook(dim, bits));
+      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
+      const int rows = row_counts[variant++ % 8], first = variant % 3, last = first + 1 + variant % (kBlockTiles - first);
+      Random random(static_cast<uint64_t>(variant));
+      std::vector<uint16_t> weights(static_cast<size_t>(32 * kBlockTokens));
+      for (size_t i = 0; i < weights.size(); i++) weights[i] = static_cast<uint16_t>(i < static_cast<size_t>(kBlockTokens) ? 65535 : random.bits());
+      std::vector<uint8_t> want_memory, got_memory, work_memory;
+      int32_t* want = reinterpret_cast<int32_t*>(aligned(want_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
+      int32_t* got = reinterpret_cast<int32_t*>(aligned(got_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
+      uint8_t* work = aligned(work_memory, cpu::kAccumulateWork);
+      cpu::kScalarKernels.accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, want, work);
+      kernels().accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, got, work);
+      for (int i = 0; i < rows * side.layout.stored; i++) ASSERT_EQ(want[i], got[i]) << dim << " bits " << bits << " entry " << i;
+    }
+}
+
+TEST(Operands, KernelOrderIsAPermutation) {
+  for (const int dim : format::kHeadDims) {
+    const format::SideLayout layout(dim, 4);
+    std::vector<int> seen(static_cast<size_t>(layout.stored));
+    for (int i = 0; i < layout.stored; i++) seen[static_cast<size_t>(cpu::value_coordinate(layout, i))]++;
+    EXPECT_EQ(layout.stored, std::count(seen.begin(), seen.end(), 1)) << dim;
+  }
+}
+
+// ---- floats ----
+
+TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
+  Random random(4);
+  alignas(64) int32_t scores[kBlockTokens];
+  alignas(64) float scales[kBlockTokens], p[kBlockTokens], want_p[kBlockTokens];
+  for (int round = 0; round < 200; round++) {
+    cpu::RowBlock row = {};
+    row.begin = static_cast<int>(random.below(kBlockTokens));
+    row.end = row.begin + 1 + static_cast<int>(random.below(kBlockTokens - row.begin));
+    row.half_sum = round % 2 ? 1234.5f : 0.0f;
+    row.factor = ldexpf(1, -24);
+    row.constant = round % 3 ? 0.5f : 0.0f;
+    row.softcap = round % 5 == 0 ? 3.0f : 0.0f;
+    for (int i = 0; i < kBlockTokens; i++) {
+      scores[i] = static_cast<int32_t>(random.bits());
+      scales[i] = i < row.begin || i >= row.end ? nanf("") : static_cast<float>(random.uniform() * 0.1);
+    }
+    SoftmaxState state = round % 4 ? SoftmaxState{2.0f, 3.0f} : empty_state(), want_state = state;
+    const float alpha = kernels().softmax(row, scores, scales, &state, p), want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, &want_state, want_p);
+    // Logits up to 13 in log2 units are formed in four rounded steps (< 2^-19), soft-capped ones in a dozen; 2^x and its argument reduction add 2^-21.
+    EXPECT_NEAR(alpha, want_alpha, 1e-5);
+    EXPECT_NEAR(state.m, want_state.m, 2e-5);
+    EXPECT_NEAR(state.l / want_state.l, 1, 2e-5);
+    for (int i = 0; i < kBlockTokens; i++) {
+      ASSERT_NEAR(p[i], want_p[i], 2e-5) << i;
+      const bool visible = i >= row.begin && i < row.end;
+      ASSERT_TRUE(visible || p[i] == 0.0f) << i;
+    }
+  }
+}
+
+TEST_P(KernelsTest, WeightsAgreeWithTheScalarPath) {
+  Random random(5);
+  alignas(64) float p[kBlockTokens], scales[kBlockTokens];
+  alignas(64) uint16_t weights[kBlockTokens], want[kBlockTokens];
+  for (int round = 0; round < 100; round++) {
+    const float size = ldexpf(1, static_cast<int>(random.below(180)) - 110);
+    for (int i = 0; i < kBlockTokens; i++) {
+      p[i] = static_cast<float>(exp2(-20 * random.uniform()));
+      scales[i] = size * static_cast<float>(random.uniform());
+    }
+    if (round % 10 == 0) std::fill(scales, scales + kBlockTokens, 0.0f);
+    const cpu::BlockWeights got = kernels().weigh(p, scales, true, weights), expected = cpu::kScalarKernels.weigh(p, scales, true, want);
+    EXPECT_EQ(expected.unit, got.unit);
+    EXPECT_EQ(expected.half_sum, got.half_sum);
+    EXPECT_EQ(0, memcmp(weights, want, sizeof weights));
+    EXPECT_EQ(got.unit > 0 ? 65535 : 0, *std::max_element(weights, weights + kBlockTokens));
+  }
+}
+
+TEST_P(KernelsTest, ConvertsEveryHalf) {
+  std::vector<uint16_t> halves(65536), back(65536);
+  std::vector<float> got(65536), want(65536);
+  for (int i = 0; i < 65536; i++) halves[static_cast<size_t>(i)] = static_cast<uint16_t>(i);
+  for (const DataType type : {DataType::kF16, DataType::kBF16}) {
+    kernels().to_float(type, halves.data(), 65536, got.data());
+    cpu::kScalarKernels.to_float(type, halves.data(), 65536, want.data());
+    ASSERT_EQ(0, memcmp(got.data(), want.data(), 65536 * 4));
+  }
+  Random random(6);
+  for (int round = 0; round < 100; round++) {
+    for (float& x : want) {
+      x = format::bits_float(static_cast<uint32_t>(random.bits()));
+      if (!isfinite(x)) x = 65520.0f;
+    }
+    for (const DataType type : {DataType::kF16, DataType::kBF16}) {
+      kernels().from_float(type, want.data(), 65535, halves.data());
+      cpu::kScalarKernels.from_float(type, want.data(), 65535, back.data());
+      ASSERT_EQ(0, memcmp(halves.data(), back.data(), 65535 * 2));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(isas()), [](const auto& info) { return info.param; });
+
+TEST(Selection, NamesAnUnknownInstructionSet) {
+  try {
+    cpu::select_kernels("avx9000");
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(Status::kNotSupported, e.status());
+    EXPECT_NE(nullptr, strstr(e.what(), "avx9000"));
+    EXPECT_NE(nullptr, strstr(e.what(), "scalar"));
+  }
+  setenv("TQKV_CPU_ISA", "scalar", 1);
+  EXPECT_STREQ("scalar", cpu::active_isa());
+  setenv("TQKV_CPU_ISA", "mmx", 1);
+  RigConfig config;
+  EXPECT_THROW(cpu::select_kernels(nullptr), Error);
+  EXPECT_STREQ(isas().back().c_str(), cpu::active_isa());
+  unsetenv("TQKV_CPU_ISA");
+  EXPECT_STREQ(isas().back().c_str(), cpu::active_isa());
+}
+
+}  // namespace
+}  // namespace test
+}  // namespace tq

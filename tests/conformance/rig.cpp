@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0
+// See rig.h.
+#include "rig.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <limits>
+
+#include "split_plan.h"
+
+namespace tq {
+namespace test {
+namespace {
+
+DataType raw_type(DataType io) { return io == DataType::kBF16 ? DataType::kBF16 : DataType::kF16; }
+
+float round_to(DataType type, float x) {
+  if (type == DataType::kF16) return format::float_from_f16(format::f16_from_float(x));
+  if (type == DataType::kBF16 && isfinite(x)) return format::float_from_bf16(format::bf16_from_float(x));
+  return x;
+}
+
+void store_as(DataType type, float x, uint8_t* target) {
+  if (type == DataType::kF32) {
+    memcpy(target, &x, 4);
+    return;
+  }
+  uint16_t h = type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);  // x is already a value of the type
+  memcpy(target, &h, 2);
+}
+
+float load_as(DataType type, const uint8_t* source) {
+  if (type == DataType::kF32) {
+    float x;
+    memcpy(&x, source, 4);
+    return x;
+  }
+  uint16_t h;
+  memcpy(&h, source, 2);
+  return type == DataType::kF16 ? format::float_from_f16(h) : format::float_from_bf16(h);
+}
+
+// A caller's floating-point mode for the length of a scope.
+struct CallerMode {
+#if defined(__x86_64__)
+  explicit CallerMode(bool strange) : saved(_mm_getcsr()) {
+    if (strange) _mm_setcsr(saved | 0x8040 | 0x6000);  // flush to zero, denormals are zero, round towards zero
+  }
+  ~CallerMode() { _mm_setcsr(saved); }
+  uint32_t saved;
+#else
+  explicit CallerMode(bool strange) : saved(fegetround()) {
+    if (strange) fesetround(FE_TOWARDZERO);
+  }
+  ~CallerMode() { fesetround(saved); }
+  int saved;
+#endif
+};
+
+}  // namespace
+
+float Random::normal() {
+  const double u = uniform() + 1e-18, v = uniform();
+  return static_cast<float>(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+}
+
+bool full_set() {
+  const char* value = getenv("TQKV_TEST_FULL");
+  return value && *value == '1';
+}
+
+std::vector<std::string> isas() {
+  const cpu::Kernels* tables[cpu::kMaxIsas];
+  std::vector<std::string> names;
+  for (int i = 0, count = cpu::supported_kernels(tables); i < count; i++) names.push_back(tables[i]->name);
+  return names;
+}
+
+const cpu::Kernels& kernels_of(const std::string& isa) { return cpu::select_kernels(isa.c_str()); }
+
+void* Rig::alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t) {
+  Rig& rig = *static_cast<Rig*>(user);
+  if (rig.fail_allocations) return nullptr;
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, std::max<size_t>(alignment, 64), bytes) != 0) return nullptr;
+  memset(pointer, rig.config.fill, bytes);
+  rig.allocations++;
+  rig.live_bytes += static_cast<int64_t>(bytes);
+  rig.total_bytes += static_cast<int64_t>(bytes);
+  return pointer;
+}
+void Rig::free(void* user, void* pointer, size_t bytes, int32_t, int32_t) {
+  static_cast<Rig*>(user)->live_bytes -= static_cast<int64_t>(bytes);
+  ::free(pointer);
+}
+
+Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
+  Geometry& g = geometry;
+  g.num_layers = c.layers;
+  g.num_kv_heads = c.kv_heads;
+  g.q_per_kv = c.q_per_kv;
+  g.num_q_heads = c.kv_heads * c.q_per_kv;
+  g.head_dim = c.head_dim;
+  g.value_dim = c.value_dim;
+  g.io_dtype = c.io;
+  g.rotation = c.rotation;
+  g.rotation_seed = 12345;
+  g.key_rule = c.key_rule;
+  g.value_rule = c.value_rule;
+  g.search = true;
+  g.page_size = c.page_size;
+  g.num_pages = (c.max_tokens + c.page_size - 1) / c.page_size + c.max_sequences;
+  g.max_sequence_pages = g.num_pages;
+  g.max_sequences = g.max_batch_sequences = c.max_sequences;
+  g.max_batch_tokens = c.max_tokens;
+  g.window_tokens = c.window;
+  g.sink_tokens = c.sinks;
+  g.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
+  g.num_threads = c.threads;
+  LayerCode code = {c.key_bits, c.value_bits, format::builtin_codebook(c.head_dim, c.key_bits), format::builtin_codebook(c.value_dim, c.value_bits)};
+  layer_codes_.assign(c.layers, code);
+  g.layers = layer_codes_.data();
+  page_memory_ = static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
+  const CallerMode mode(c.strange_fp);
+  backend = cpu::create_cpu_backend_for(g, HostOps{this, alloc, free}, page_memory_, c.isa.c_str());
+  Random random(99);
+  for (int32_t page = 0; page < g.num_pages; page++) free_pages_.push_back(page);
+  for (size_t i = free_pages_.size(); i > 1; i--) std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
+  sequences_.resize(c.max_sequences);
+  storage_ = backend->create_plan_storage();
+  if (!c.centres) return;
+  for (int kind = 0; kind < 2; kind++)
+    for (int i = 0; i < c.kv_heads * (kind ? c.value_dim : c.head_dim); i++) centre_[kind].push_back(0.5f * random.normal());
+  for (int layer = 0; layer < c.layers; layer++) backend->set_centres(layer, centre_[0].data(), centre_[1].data());
+}
+
+Rig::~Rig() {
+  backend->destroy_plan_storage(storage_);
+  backend.reset();
+  free(this, page_memory_, static_cast<size_t>(cpu::cpu_backend_bytes(geometry).pages), 1, 0);
+}
+
+std::vector<float> Rig::input(int sequence, int64_t token, int head, Kind kind) const {
+  Random random(config.seed * 1000003 + static_cast<uint64_t>(((token * 64 + sequence) * 64 + head) * 2 + static_cast<int>(kind)));
+  const int dim = kind == Kind::kKey ? config.head_dim : config.value_dim;
+  const float size = kind == Kind::kKey ? config.key_size : config.value_size;
+  std::vector<float> x(dim);
+  const float own = 0.5f + static_cast<float>(random.uniform());  // tokens differ in length
+  for (int i = 0; i < dim; i++) {
+    x[i] = round_to(config.io, random.normal() * own * size);
+    const auto poke = pokes_.find({sequence, token, head, static_cast<int>(kind), i});
+    if (poke != pokes_.end()) x[i] = round_to(config.io, poke->second);
+  }
+  return x;
+}
+
+void Rig::step(const std::vector<Ask>& asks, bool append) {
+  const Geometry& g = geometry;
+  plan_sequences_.clear();
+  asks_ = asks;
+  int64_t kv_row = 0, q_row = 0;
+  for (const Ask& ask : asks) {
+    Sequence& sequence = sequences_[ask.sequence];
+    const int64_t old_length = sequence.length;
+    sequence.length += ask.new_tokens;
+    while (static_cast<int64_t>(sequence.pages.size()) * g.page_size < sequence.length) {
+      sequence.pages.push_back(free_pages_.back());
+      free_pages_.pop_back();
+    }
+    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row, q_row, sequence.raw_first, sequence.pages.data(),
+                                           static_cast<int64_t>(sequence.pages.size()), 0});
+    kv_row += ask.new_tokens;
+    q_row += ask.query_tokens;
+  }
+  plan_ = BatchPlan{static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row, nullptr, 0, 0, 0, storage_};
+  backend->upload_plan(plan_, nullptr);
+  if (!append) return;
+  const int element = dtype_bytes(config.io);
+  const int64_t key_stride = g.head_dim + 16, value_stride = g.value_dim + 48;  // strided on purpose
+  std::vector<uint8_t> k(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64)), v(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64));
+  for (size_t i = 0; i < asks.size(); i++)
+    for (int64_t token = plan_sequences_[i].old_length; token < plan_sequences_[i].length(); token++)
+      for (int head = 0; head < g.num_kv_heads; head++)
+        for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+          const std::vector<float> x = input(asks[i].sequence, token, head, kind);
+          const int64_t row = plan_sequences_[i].kv_row + token - plan_sequences_[i].old_length;
+          uint8_t* target = kind == Kind::kKey ? &k[static_cast<size_t>((row * g.num_kv_heads + head) * key_stride * element)]
+                                               : &v[static_cast<size_t>((row * g.num_kv_heads + head) * value_stride * element)];
+          for (size_t c = 0; c < x.size(); c++) store_as(config.io, x[c], target + c * element);
+        }
+  const CallerMode mode(config.strange_fp);
+  for (int layer = 0; layer < g.num_layers; layer++)
+    backend->append(AppendRequest{layer, &plan_, k.data(), v.data(), {key_stride * g.num_kv_heads, key_stride}, {value_stride * g.num_kv_heads, value_stride}, nullptr});
+}
+
+Result Rig::attend(const AttendOptions& o) {
+  const Geometry& g = geometry;
+  const SplitLimits limits = split_limits(g, o.plan_workers ? o.plan_workers : backend->num_workers());
+  items_.resize(static_cast<size_t>(limits.items + 1));
+  const SplitCounts counts = split_plan(plan_sequences_.data(), plan_.num_sequences, limits, o.num_splits, items_.data());
+  plan_.items = items_.data();
+  plan_.num_items = counts.num_items;
+  plan_.num_groups = counts.num_groups;
+  plan_.num_partials = counts.num_partials;
+
+  const int element = dtype_bytes(config.io), out_element = dtype_bytes(o.out);
+  const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0), rows = plan_.query_tokens;
+  std::vector<uint8_t>& q = query_bytes_;
+  q.assign(static_cast<size_t>(rows * g.num_q_heads * q_stride * element + 1), 0);
+  std::vector<uint8_t> out(static_cast<size_t>(rows * g.num_q_heads * out_stride * out_element + 1), 0xEE);
+  queries.assign(static_cast<size_t>(rows * g.num_q_heads * g.head_dim), 0);
+  for (size_t i = 0; i < asks_.size(); i++)
+    for (int64_t j = 0; j < asks_[i].query_tokens; j++)
+      for (int head = 0; head < g.num_q_heads; head++) {
+        const int64_t position = plan_sequences_[i].length() - asks_[i].query_tokens + j;
+        Random random(config.seed * 77 + static_cast<uint64_t>((position * 64 + asks_[i].sequence) * 512 + head));
+        const int64_t row = (plan_sequences_[i].q_row + j) * g.num_q_heads + head;
+        for (int c = 0; c < g.head_dim; c++) {
+          float x = round_to(config.io, config.query_size * random.normal());
+          if (strange_query != 0 && c == 0) x = round_to(config.io, strange_query);
+          queries[static_cast<size_t>(row * g.head_dim + c)] = x;
+          store_as(config.io, x, &q[static_cast<size_t>((row * q_stride + c) * element)]);
+        }
+      }
+  std::vector<float>& sinks = sink_logits_;
+  sinks.clear();
+  for (int head = 0; head < g.num_q_heads; head++) sinks.push_back(0.5f * static_cast<float>(head) - 1);
+  Result result;
+  result.num_partials = counts.num_partials;
+  result.lse.assign(static_cast<size_t>(rows * g.num_q_heads), -7);
+  AttendRequest request = {};
+  request.plan = &plan_;
+  request.q = q.data();
+  request.out = out.data();
+  request.lse = result.lse.data();
+  request.q_strides = {q_stride * g.num_q_heads, q_stride};
+  request.out_strides = {out_stride * g.num_q_heads, out_stride};
+  request.out_dtype = o.out;
+  request.softmax_scale = o.scale != 0 ? o.scale : 1 / sqrtf(static_cast<float>(g.head_dim));
+  request.logit_softcap = o.softcap;
+  request.sliding_window = o.sliding_window;
+  request.sink_logits = o.sink_logits ? sinks.data() : nullptr;
+  request.history_only = o.history_only;
+  request.num_splits = o.num_splits;
+  void* workspace = nullptr;
+  if (!o.own_workspace) {
+    request.workspace_bytes = backend->attend_workspace_bytes(plan_);
+    if (posix_memalign(&workspace, 256, request.workspace_bytes) != 0) abort();
+    memset(workspace, o.workspace_fill, request.workspace_bytes);
+    request.workspace = workspace;
+  } else {
+    request.workspace = backend->own_workspace();
+    request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
+  }
+  {
+    const CallerMode mode(config.strange_fp);
+    backend->attend(request);
+  }
+  ::free(workspace);
+  request_ = request;
+  for (int64_t row = 0; row < rows * g.num_q_heads; row++)
+    for (int c = 0; c < g.value_dim; c++) result.out.push_back(load_as(o.out, &out[static_cast<size_t>((row * out_stride + c) * out_element)]));
+  return result;
+}
+
+Result Rig::attend_again() {
+  const Geometry& g = geometry;
+  Result result;
+  result.out.resize(static_cast<size_t>(plan_.query_tokens * g.num_q_heads * g.value_dim));
+  result.lse.resize(static_cast<size_t>(plan_.query_tokens * g.num_q_heads));
+  AttendRequest request = request_;
+  request.out = result.out.data();
+  request.out_strides = {static_cast<int64_t>(g.num_q_heads) * g.value_dim, g.value_dim};
+  request.out_dtype = DataType::kF32;
+  request.lse = result.lse.data();
+  request.workspace_bytes = backend->attend_workspace_bytes(plan_);
+  if (posix_memalign(&request.workspace, 256, request.workspace_bytes) != 0) abort();
+  backend->attend(request);
+  ::free(request.workspace);
+  return result;
+}
+
+void Rig::attend_with_workspace(size_t bytes) {
+  attend();
+  std::vector<float> out(static_cast<size_t>(plan_.query_tokens * geometry.num_q_heads * geometry.value_dim));
+  alignas(256) uint8_t workspace[256];
+  AttendRequest request = request_;
+  request.out = out.data();
+  request.lse = nullptr;
+  request.workspace = workspace;
+  request.workspace_bytes = bytes;
+  backend->attend(request);
+}
+
+const format::VectorCoder& Rig::coder(int head, Kind kind) {
+  const bool key = kind == Kind::kKey;
+  Coder& own = coders_[head * 2 + static_cast<int>(kind)];
+  format::VectorCoder& coder = own.coder;
+  if (coder.dim > 0) return coder;
+  coder.dim = key ? config.head_dim : config.value_dim;
+  coder.stored = format::stored_dim(coder.dim);
+  coder.rotation = config.rotation;
+  const uint64_t base = format::stream_base(geometry.rotation_seed, 0, head, kind);
+  if (config.rotation == format::Rotation::kHadamard) {
+    for (int w = 0; w < format::sign_words(coder.stored); w++) own.signs.push_back(format::stream_word(base, w));
+    coder.signs = own.signs.data();
+  } else {
+    own.dense.resize(static_cast<size_t>(coder.stored) * coder.stored);
+    std::vector<double> work(own.dense.size() + coder.stored);
+    format::dense_matrix(base, coder.stored, own.dense.data(), work.data());
+    coder.dense = own.dense.data();
+  }
+  coder.centre = config.centres ? centre_[key ? 0 : 1].data() + head * coder.dim : nullptr;
+  coder.rule = key ? config.key_rule : config.value_rule;
+  coder.search = true;
+  coder.codebook = key ? layer_codes_[0].key_book : layer_codes_[0].value_book;
+  return coder;
+}
+
+// What the codes (or a raw side) of a token stand for.
+std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind) {
+  std::vector<float> x = input(sequence, token, head, kind);
+  bool replaced = false;
+  if ((kind == Kind::kKey ? config.key_bits : config.value_bits) == format::kRawBits) {
+    for (float& value : x) {
+      uint16_t h;
+      if (config.io == DataType::kF32) h = format::raw_from_f32(value, &replaced);
+      else if (config.io == DataType::kF16) h = format::raw_from_f16(format::f16_from_float(value), &replaced);
+      else h = format::raw_from_bf16(static_cast<uint16_t>(format::float_bits(value) >> 16), &replaced);
+      value = raw_type(config.io) == DataType::kF16 ? format::float_from_f16(h) : format::float_from_bf16(h);
+    }
+    return x;
+  }
+  const format::VectorCoder& c = coder(head, kind);
+  uint8_t codes[format::kMaxVectorDim];
+  uint16_t scale;
+  format::encode_vector(c, x.data(), codes, &scale);
+  std::vector<float> y(x.size());
+  format::decode_vector(c, codes, scale, y.data());
+  return y;
+}
+
+bool Rig::is_exact(int sequence, int64_t token) const {
+  const Sequence& s = sequences_[sequence];
+  return token < config.sinks || (config.window > 0 && token >= std::max(s.raw_first, s.length - config.window));
+}
+
+std::vector<float> Rig::expected(int sequence, int64_t token, int head, Kind kind) {
+  if (!is_exact(sequence, token)) return decoded(sequence, token, head, kind);
+  std::vector<float> x = input(sequence, token, head, kind);
+  bool replaced = false;
+  for (float& value : x) {
+    value = format::sanitise(value, &replaced);
+    if (config.io == DataType::kF16) value = std::min(std::max(value, -65504.0f), 65504.0f);
+  }
+  return x;
+}
+
+void Rig::truncate(int sequence, int64_t length) {
+  Sequence& s = sequences_[sequence];
+  const int64_t valid = std::max(s.raw_first, s.length - geometry.ring_tokens);
+  s.length = length;
+  s.raw_first = std::min(valid, length);
+}
+
+const uint8_t* Rig::tile(int sequence, int head, int64_t index) const {
+  const int per_page = geometry.tiles_per_page();
+  const int tile_bytes = geometry.tile(0).tile_bytes();
+  return page_memory_ + sequences_[sequence].pages[static_cast<size_t>(index / per_page)] * geometry.page_bytes(0) +
+         (static_cast<int64_t>(head) * per_page + index % per_page) * tile_bytes;
+}
+
+void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k, std::vector<float>* v) {
+  const Geometry& g = geometry;
+  const Sequence& s = sequences_[sequence];
+  const int element = dtype_bytes(config.io);
+  std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)), vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
+  ReadRequest request = {};
+  request.sequence = PlanSequence{sequence, s.length, 0, 0, 0, 0, s.raw_first, s.pages.data(), static_cast<int64_t>(s.pages.size()), 0};
+  request.first = first;
+  request.count = count;
+  request.k = k ? kb.data() : nullptr;
+  request.v = v ? vb.data() : nullptr;
+  request.key_strides = {static_cast<int64_t>(g.num_kv_heads) * g.head_dim, g.head_dim};
+  request.value_strides = {static_cast<int64_t>(g.num_kv_heads) * g.value_dim, g.value_dim};
+  backend->read(request);
+  if (k) k->clear();
+  if (v) v->clear();
+  for (size_t i = 0; k && i < kb.size(); i += element) k->push_back(load_as(config.io, &kb[i]));
+  for (size_t i = 0; v && i < vb.size(); i += element) v->push_back(load_as(config.io, &vb[i]));
+}
+
+double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); i++) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    size += static_cast<double>(b[i]) * b[i];
+  }
+  return size > 0 ? sqrt(difference / size) : difference > 0 ? std::numeric_limits<double>::infinity() : 0;
+}
+
+Result Rig::reference(const AttendOptions& o) {
+  const Geometry& g = geometry;
+  const double scale = o.scale != 0 ? static_cast<double>(o.scale) : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
+  Result result;
+  result.out.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads * g.value_dim), 0);
+  result.lse.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads), 0);
+  for (size_t i = 0; i < asks_.size(); i++)
+    for (int head = 0; head < g.num_kv_heads; head++) {
+      const int64_t length = plan_sequences_[i].length();
+      std::vector<std::vector<float>> k, v;
+      for (int64_t token = 0; token < length && asks_[i].query_tokens > 0; token++) {
+        k.push_back(expected(asks_[i].sequence, token, head, Kind::kKey));
+        v.push_back(expected(asks_[i].sequence, token, head, Kind::kValue));
+      }
+      for (int64_t j = 0; j < asks_[i].query_tokens; j++)
+        for (int h = head * g.q_per_kv; h < (head + 1) * g.q_per_kv; h++) {
+          const int64_t position = length - asks_[i].query_tokens + j, row = (plan_sequences_[i].q_row + j) * g.num_q_heads + h;
+          const float* q = &queries[static_cast<size_t>(row * g.head_dim)];
+          int64_t first = o.sliding_window > 0 ? std::max<int64_t>(0, position - o.sliding_window + 1) : 0, end = position + 1;
+          if (o.history_only) end = std::min(end, plan_sequences_[i].old_length);
+          std::vector<double> logits;
+          double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+          for (int64_t token = first; token < end; token++) {
+            double logit = 0;
+            for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(q[c]) * k[static_cast<size_t>(token)][c];
+            logit *= scale;
+            if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
+            logits.push_back(logit);
+            largest = std::max(largest, logit);
+          }
+          const double sink = 0.5 * h - 1;
+          if (o.sink_logits) largest = std::max(largest, sink);
+          std::vector<double> out(g.value_dim, 0.0);
+          for (size_t t = 0; t < logits.size(); t++) {
+            const double p = exp(logits[t] - largest);
+            sum += p;
+            for (int c = 0; c < g.value_dim; c++) out[c] += p * v[static_cast<size_t>(first) + t][c];
+          }
+          if (o.sink_logits) sum += exp(sink - largest);
+          for (int c = 0; c < g.value_dim; c++) result.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(sum > 0 ? out[c] / sum : 0);
+          result.lse[static_cast<size_t>(row)] = static_cast<float>(sum > 0 ? largest + log(sum) : -std::numeric_limits<double>::infinity());
+        }
+    }
+  return result;
+}
+
+}  // namespace test
+}  // namespace tq

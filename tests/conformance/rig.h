@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// A small cache around one CPU backend: pages from a shuffled free list, plans by split_plan, inputs remembered, and attention in float64 over the
+// vectors that the scalar format code decodes. Every conformance test talks to backends through it.
+#pragma once
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/kernels.h"
+#include "host_ops.h"
+
+namespace tq {
+namespace test {
+
+// Deterministic numbers (SplitMix64).
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t bits() { return format::mix64(state_ += format::kGolden); }
+  double uniform() { return static_cast<double>(bits() >> 11) * (1.0 / 9007199254740992.0); }
+  int64_t below(int64_t n) { return static_cast<int64_t>(bits() % static_cast<uint64_t>(n)); }
+  float normal();
+
+ private:
+  uint64_t state_;
+};
+
+bool full_set();  // TQKV_TEST_FULL=1: every combination, not a thinned set
+std::vector<std::string> isas();
+const cpu::Kernels& kernels_of(const std::string& isa);
+
+struct RigConfig {
+  std::string isa = "scalar";
+  int layers = 1, kv_heads = 2, q_per_kv = 2, head_dim = 64, value_dim = 64;
+  int key_bits = 4, value_bits = 4;
+  DataType io = DataType::kF32;
+  format::Rotation rotation = format::Rotation::kHadamard;
+  format::ScaleRule key_rule = format::ScaleRule::kLs, value_rule = format::ScaleRule::kUnbiased;
+  int page_size = 64, max_sequences = 3;
+  int64_t max_tokens = 4096;
+  int window = 0, sinks = 0, rollback = 0, threads = 1;
+  bool centres = false;
+  uint8_t fill = 0xFF;  // what fresh memory holds
+  uint64_t seed = 1;
+  bool strange_fp = false;  // the backend is called with flush-to-zero and rounding towards zero
+  float key_size = 1.0f, value_size = 1.0f, query_size = 1.0f;
+};
+
+struct Ask {
+  int sequence;
+  int64_t new_tokens, query_tokens;
+};
+
+struct AttendOptions {
+  float scale = 0;  // 0 = 1 / sqrt(head_dim)
+  float softcap = 0;
+  int64_t sliding_window = 0;
+  bool sink_logits = false, history_only = false, strided = false, own_workspace = true;
+  DataType out = DataType::kF32;
+  int num_splits = 0;
+  int plan_workers = 0;  // 0 = the backend's
+  uint8_t workspace_fill = 0xFF;
+};
+
+struct Result {
+  std::vector<float> out;  // [query tokens][q heads][value_dim]
+  std::vector<float> lse;  // [query tokens][q heads]
+  int32_t num_partials = 0;
+};
+
+class Rig {
+ public:
+  explicit Rig(const RigConfig& config);
+  ~Rig();
+
+  // Plans and appends; inputs of a token depend only on (seed, sequence number, token).
+  void step(const std::vector<Ask>& asks, bool append = true);
+  Result attend(const AttendOptions& options = AttendOptions());
+  Result reference(const AttendOptions& options);
+  // The last attend once more, with a workspace of its own; several threads may.
+  Result attend_again();
+  void attend_with_workspace(size_t bytes);
+  int32_t page_of(int sequence, int64_t index) const { return sequences_[sequence].pages[static_cast<size_t>(index)]; }
+  int32_t free_page() const { return free_pages_.front(); }
+  void truncate(int sequence, int64_t length);
+  // Decoded (or exact) vectors as float.
+  void read(int sequence, int64_t first, int64_t count, std::vector<float>* k, std::vector<float>* v);
+  // What read must give, by the scalar format code.
+  std::vector<float> expected(int sequence, int64_t token, int head, Kind kind);
+
+  // The vector that step() appended, as the io type holds it.
+  std::vector<float> input(int sequence, int64_t token, int head, Kind kind) const;
+  bool is_exact(int sequence, int64_t token) const;
+  int64_t length(int sequence) const { return sequences_[sequence].length; }
+  uint8_t* pages() { return page_memory_; }
+  // Code words and scales of a tile, and its bytes.
+  const uint8_t* tile(int sequence, int head, int64_t index) const;
+  // Turns one input element into `value`.
+  void poke(int sequence, int64_t token, int head, Kind kind, int coordinate, float value) { pokes_[{sequence, token, head, static_cast<int>(kind), coordinate}] = value; }
+
+  RigConfig config;
+  Geometry geometry;
+  std::unique_ptr<Backend> backend;
+  std::vector<float> queries;  // of the last attend, [query tokens][q heads][head_dim]
+  int64_t allocations = 0, live_bytes = 0, total_bytes = 0;
+  bool fail_allocations = false;
+  float strange_query = 0;     // not 0: every query's first coordinate
+
+ private:
+  struct Sequence {
+    int64_t length = 0, raw_first = 0;
+    std::vector<int32_t> pages;
+  };
+  using Poke = std::vector<int64_t>;
+
+  const format::VectorCoder& coder(int head, Kind kind);
+  std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
+  static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
+  static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
+
+  std::vector<LayerCode> layer_codes_;
+  struct Coder {
+    format::VectorCoder coder = {};
+    std::vector<uint64_t> signs;
+    std::vector<float> dense;
+  };
+  std::map<int, Coder> coders_;
+  std::vector<float> centre_[2];
+  std::vector<int32_t> free_pages_;
+  std::vector<Sequence> sequences_;
+  std::map<Poke, float> pokes_;
+  uint8_t* page_memory_ = nullptr;
+  // The plan in force.
+  std::vector<PlanSequence> plan_sequences_;
+  std::vector<Ask> asks_;
+  std::vector<WorkItem> items_;
+  BatchPlan plan_;
+  AttendRequest request_ = {};
+  std::vector<uint8_t> query_bytes_;
+  std::vector<float> sink_logits_;
+  void* storage_ = nullptr;
+};
+
+// |a - b|_2 / |b|_2, row by row the largest, and over all.
+double relative_error(const std::vector<float>& a, const std::vector<float>& b);
+
+}  // namespace test
+}  // namespace tq

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes one contract case: each method adds a step and lets the model (model.py) say what the answer is."""
+import base64
+
+import model
+import numpy as np
+from reference import tqkv_reference as ref
+
+# How far a correct library may be from the model. README.md has the derivations.
+DECODE_L2 = 2.0 ** -20
+ATTEND_L2 = 2.0 ** -12
+LSE_ABS = 2.0 ** -12
+MERGE_L2 = 2.0 ** -20
+MERGE_LSE_ABS = 2.0 ** -18
+BF16_L2 = 2.0 ** -9
+
+NAMES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
+
+
+def gaussian(stream, *shape):
+    """About normal, float32: a sum of 12 uniforms of the format's own integer stream, so that no bit depends on a library's generator."""
+    count = int(np.prod(shape))
+    words = ref.stream_words(ref.stream_base(4, stream, 0, 0), 0, 12 * count)
+    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0 ** -52 - 1
+    return (uniform.reshape(12, count).sum(axis=0) / 2).reshape(shape).astype(np.float32)
+
+
+def as_dtype(x, dtype):
+    return ref.bf16_bits(x) if dtype == "bf16" else x.astype(NAMES[dtype])
+
+
+class Case:
+    number = 0
+
+    def __init__(self, tensors, name, about, **marks):
+        Case.number += 1
+        self.stream = 1000 * Case.number
+        self.tensors = tensors
+        self.caches = {}
+        self.case = {"name": name, "about": about, **marks, "steps": []}
+
+    # ---- tensors
+
+    def put(self, name, array):
+        dtype = {"float32": "f32", "float16": "f16", "uint16": "bf16"}[array.dtype.name]
+        key = f"{self.case['name']}.{name}"
+        assert key not in self.tensors, key
+        data = base64.b64encode(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+        self.tensors[key] = {"dtype": dtype, "shape": list(array.shape), "data": data}
+        return key
+
+    def random(self, *shape):
+        self.stream += 1
+        return gaussian(self.stream, *shape)
+
+    def _unique(self, stem):
+        self.serial = getattr(self, "serial", 0) + 1
+        return f"{stem}{self.serial}"
+
+    # ---- steps
+
+    def step(self, op, **fields):
+        self.case["steps"].append({"op": op, **{k: v for k, v in fields.items() if v is not None}})
+
+    def fail(self, op, status, *text, **fields):
+        """A step that must fail with this status and a text that holds every `text`, and change nothing."""
+        self.step(op, **fields, status="TQ_ERROR_" + status, text=list(text))
+
+    def create(self, cache="main", **config):
+        self.config = config
+        self.step("create", cache=None if cache == "main" else cache, config=config)
+        self.caches[cache] = self.model = model.ModelCache(config)
+        self.model.cache_name = None if cache == "main" else cache
+        self.dtype = {model.F32: "f32", model.F16: "f16", model.BF16: "bf16"}[config["io_dtype"]]
+
+    def sequences(self, *names):
+        for name in names:
+            self.model.create(name)
+            self.step("sequence_create", cache=self.model.cache_name, sequence=name)
+
+    def fork(self, source, name):
+        self.model.fork(source, name)
+        self.step("sequence_fork", cache=self.model.cache_name, source=source, sequence=name)
+
+    def truncate(self, name, length):
+        self.model.truncate(name, length)
+        self.step("sequence_truncate", cache=self.model.cache_name, sequence=name, length=length)
+
+    def free(self, name):
+        del self.model.sequences[name]
+        self.step("sequence_free", cache=self.model.cache_name, sequence=name)
+
+    def length(self, name):
+        self.step("sequence_length", cache=self.model.cache_name, sequence=name, expect=self.model.sequences[name].length)
+
+    def plan(self, names, new_tokens, query_tokens=None, batch="main"):
+        self.model.plan_step(names, new_tokens, query_tokens)
+        self.step("plan", cache=self.model.cache_name, batch=batch, sequences=names, new_tokens=new_tokens, query_tokens=query_tokens)
+
+    def kv(self, new_tokens):
+        c = self.model.config
+        return (as_dtype(self.random(new_tokens, c["num_kv_heads"], c["head_dim"]), self.dtype),
+                as_dtype(self.random(new_tokens, c["num_kv_heads"], c["value_dim"]), self.dtype))
+
+    def append(self, layer=0, k=None, v=None, batch="main"):
+        if k is None:
+            k, v = self.kv(sum(self.model.plan[1]))
+        self.model.append(layer, k, v)
+        n = self._unique("")
+        self.step("append", cache=self.model.cache_name, batch=batch, layer=layer, k=self.put("k" + n, k), v=self.put("v" + n, v))
+
+    def append_interleaved(self, layer=0):
+        """k and v of a token side by side in one tensor [tokens][k heads, then v heads][dim]."""
+        c, tokens = self.model.config, sum(self.model.plan[1])
+        assert c["head_dim"] == c["value_dim"]
+        k, v = self.kv(tokens)
+        self.model.append(layer, k, v)
+        both = self.put(self._unique("kv"), np.concatenate([k, v], axis=1))
+        token, head = 2 * c["num_kv_heads"] * c["head_dim"], c["head_dim"]
+        self.step("append", cache=self.model.cache_name, batch="main", layer=layer, k=both, k_offset=0, v=both, v_offset=c["num_kv_heads"] * head,
+                  layout={"key_token_stride": token, "key_head_stride": head, "value_token_stride": token, "value_head_stride": head})
+
+    def queries(self, layer=0):
+        """Queries that look at some key of their sequence, so that the softmax is not flat."""
+        c, parts = self.model.config, []
+        for name, _, count in zip(*self.model.plan):
+            q = self.random(count, c["num_q_heads"], c["head_dim"]) if count else np.zeros((0, c["num_q_heads"], c["head_dim"]), dtype=np.float32)
+            keys = self.model.sequences[name].layers[layer][0]
+            if count and keys:
+                aim = model.to_float(np.stack(keys))[np.arange(count) * 3 % len(keys)]
+                q = q + np.float32(0.375) * np.repeat(aim, c["num_q_heads"] // c["num_kv_heads"], axis=1)
+            parts.append(q)
+        return as_dtype(np.concatenate(parts), self.dtype)
+
+    def attend(self, layer=0, q=None, batch="main", head_major=False, workspace=None, **params):
+        """head_major: q lies as [heads][tokens][dim], read through strides."""
+        q = self.queries(layer) if q is None else q
+        sinks = params.get("sink_logits")
+        out, lse = self.model.attend(layer, q, params)
+        n, c = self._unique(""), self.model.config
+        if sinks is not None:
+            params["sink_logits"] = self.put("sinks" + n, np.array(sinks, dtype=np.float32))
+        if self.dtype != "f32":
+            params["out_dtype"] = model.F32
+        stored_q = q
+        if head_major:
+            stored_q = q.transpose(1, 0, 2)
+            params.update(q_token_stride=c["head_dim"], q_head_stride=len(q) * c["head_dim"])
+        self.step("attend", cache=self.model.cache_name, batch=batch, layer=layer, q=self.put("q" + n, stored_q), params=params or None,
+                  workspace=workspace, out=self.put("out" + n, out.astype(np.float32)), out_l2=ATTEND_L2,
+                  lse=self.put("lse" + n, lse.astype(np.float32)), lse_abs=LSE_ABS)
+        return out.astype(np.float32), lse.astype(np.float32)
+
+    def read(self, name, first=0, count=None, layer=0, exact=False):
+        count = self.model.sequences[name].length - first if count is None else count
+        k, v = (as_dtype(x, self.dtype) for x in self.model.read(layer, name, first, count))
+        n = self._unique("")
+        tolerance = None if exact else {"f32": DECODE_L2, "bf16": BF16_L2}[self.dtype]
+        self.step("read", cache=self.model.cache_name, layer=layer, sequence=name, first=first, count=count, k=self.put("rk" + n, k), k_l2=tolerance,
+                  v=self.put("rv" + n, v), v_l2=tolerance)
+
+    def centres(self, layer=0, key=None, value=None):
+        self.model.centres[layer] = [key, value]
+        self.step("set_centres", layer=layer, key_centre=None if key is None else self.put(self._unique("kc"), key),
+                  value_centre=None if value is None else self.put(self._unique("vc"), value))
+
+    def memory(self, **expect):
+        self.step("memory", cache=self.model.cache_name, expect=expect)
+
+    def config_bytes(self, **config):
+        m = model.ModelCache(config)
+        self.step("config_bytes", config=config, expect={"token_bytes": m.token_bytes(), "fp16_token_bytes": m.fp16_token_bytes()})
+
+    def merge(self, outs, lses):
+        out, lse = model.merge(outs, lses)
+        n = self._unique("")
+        self.step("merge", outs=[self.put(f"part{n}_{i}", o) for i, o in enumerate(outs)],
+                  lses=[self.put(f"part_lse{n}_{i}", x) for i, x in enumerate(lses)], rows=outs[0].shape[0], dim=outs[0].shape[1], dtype=model.F32,
+                  out=self.put("merged" + n, out.astype(np.float32)), out_l2=MERGE_L2,
+                  lse=self.put("merged_lse" + n, lse.astype(np.float32)), lse_abs=MERGE_LSE_ABS)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a correct library answers to a list of steps, in NumPy: a cache as plain lists of the appended vectors, decoded by the oracle of
+tests/reference. Deliberately naive: no pages, no sharing, every attend decodes everything.
+"""
+import contextlib
+from unittest import mock
+
+import numpy as np
+from reference import encode as reference_encode
+from reference import tqkv_reference as ref
+
+RAW = 16
+F32, F16, BF16 = 1, 2, 3
+
+
+def to_float(array):
+    """float32 of a tensor: float32, float16, or uint16 = bfloat16 bits."""
+    return ref.bf16_to_float(array) if array.dtype == np.uint16 else array.astype(np.float32)
+
+
+class ModelSequence:
+    def __init__(self, num_layers):
+        self.length = 0
+        self.layers = [([], []) for _ in range(num_layers)]  # per layer: key rows, value rows, each [num_kv_heads, dim] of the input type
+        self.exact_first = 0  # exact copies of the window and what lies behind it exist from this token on
+
+    def copy(self):
+        other = ModelSequence(0)
+        other.length, other.exact_first = self.length, self.exact_first
+        other.layers = [(list(k), list(v)) for k, v in self.layers]
+        return other
+
+
+class ModelCache:
+    def __init__(self, config):
+        c = self.config = {"value_dim": config["head_dim"], "rotation": ref.HADAMARD, "rotation_seed": 0, "key_scale_rule": ref.LS,
+                           "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0, "sink_tokens": 0, "rollback_tokens": 0, "flags": 0,
+                           **config}
+        self.bits = [[c.get(f"layer_{side}_bits", [0] * c["num_layers"])[layer] or c[f"{side}_bits"] for side in ("key", "value")]
+                     for layer in range(c["num_layers"])]
+        self.centres = [[None, None] for _ in range(c["num_layers"])]
+        self.sequences = {}
+        self.plan = None
+
+    # ---- figures
+
+    def token_bytes(self):
+        c, total = self.config, 0
+        for key_bits, value_bits in self.bits:
+            total += ref.tile_num_bytes(c["head_dim"], key_bits, c["value_dim"], value_bits) * c["num_kv_heads"] // 32
+        return total
+
+    def fp16_token_bytes(self):
+        c = self.config
+        return c["num_layers"] * c["num_kv_heads"] * (c["head_dim"] + c["value_dim"]) * 2
+
+    # ---- sequences
+
+    def create(self, name):
+        self.sequences[name] = ModelSequence(self.config["num_layers"])
+
+    def fork(self, source, name):
+        self.sequences[name] = self.sequences[source].copy()
+
+    def truncate(self, name, length):
+        sequence = self.sequences[name]
+        sequence.length = length
+        sequence.exact_first = min(sequence.exact_first, length)
+        for k, v in sequence.layers:
+            del k[length:], v[length:]
+
+    # ---- one step
+
+    def plan_step(self, names, new_tokens, query_tokens):
+        self.plan = (names, new_tokens, new_tokens if query_tokens is None else query_tokens)
+        for name, new in zip(names, new_tokens):
+            sequence = self.sequences[name]
+            sequence.length += new
+            # Copies older than the window and the rollback behind it have been written over.
+            sequence.exact_first = max(sequence.exact_first, sequence.length - self.config["window_tokens"] - self.config["rollback_tokens"])
+
+    def append(self, layer, k, v):
+        row = 0
+        for name, new in zip(*self.plan[:2]):
+            keys, values = self.sequences[name].layers[layer]
+            # Rows of a repeated append replace those of the first.
+            first = self.sequences[name].length - new
+            keys[first:], values[first:] = list(k[row:row + new]), list(v[row:row + new])
+            row += new
+
+    def _codebooks(self):
+        """Own codebooks in the oracle's table; they serve layers of exactly their bits."""
+        own = {}
+        for kind, side in ((ref.KEY, "key"), (ref.VALUE, "value")):
+            book = self.config.get(f"{side}_codebook")
+            if book:
+                offset = 0.5 if book["bits"] >= 4 else 0.0
+                own[kind, book["bits"]] = ref.Codebook(book["bits"], np.float32(book["unit"]), tuple(m + offset for m in book["magnitude"]))
+        return own
+
+    def decode(self, layer, rows, kind):
+        """rows [n, num_kv_heads, dim] of the input type -> decoded float32 of the same shape."""
+        c, bits = self.config, self.bits[layer][kind]
+        rows = np.stack(rows)
+        if bits == RAW:
+            stored = ref.raw_bits(np.ascontiguousarray(rows))[0]
+            return to_float(stored if rows.dtype == np.uint16 else stored.view(np.float16))
+        wide, heads = to_float(rows), []
+        own = self._codebooks().get((kind, bits))
+        patch = mock.patch.object(reference_encode, "load_codebook", lambda head_dim, b: own) if own else contextlib.nullcontext()
+        for head in range(rows.shape[1]):
+            centre = self.centres[layer][kind]
+            side = ref.SideConfig(head_dim=rows.shape[2], bits=bits, kind=kind, rule=c["value_scale_rule" if kind else "key_scale_rule"],
+                                  search=not c["flags"] & 2, rotation=c["rotation"], seed=c["rotation_seed"], layer=layer, kv_head=head,
+                                  centre=None if centre is None else tuple(float(x) for x in centre[head]))
+            with patch:
+                encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)
+                heads.append(ref.decode(encoded.codes, encoded.scales, side))
+        return np.stack(heads, axis=1)
+
+    def exact_tokens(self, sequence):
+        c, token = self.config, np.arange(sequence.length)
+        window = (token >= sequence.length - c["window_tokens"]) & (token >= sequence.exact_first)
+        return (token < c["sink_tokens"]) | window
+
+    def read(self, layer, name, first, count):
+        """Decoded float32 k, v [count, num_kv_heads, dim], exact where exact copies are kept."""
+        sequence, result = self.sequences[name], []
+        exact = self.exact_tokens(sequence)[:, None, None]
+        for kind in (ref.KEY, ref.VALUE):
+            rows = sequence.layers[layer][kind]
+            result.append(np.where(exact, to_float(np.stack(rows)), self.decode(layer, rows, kind))[first:first + count])
+        return result
+
+    def attend(self, layer, q, params):
+        """q [rows, num_q_heads, head_dim] -> out, lse in float64."""
+        outs, lses, row, c = [], [], 0, self.config
+        for name, new, queries in zip(*self.plan):
+            sequence = self.sequences[name]
+            if queries == 0:
+                continue
+            k, v = self.read(layer, name, 0, sequence.length)
+            out, lse = ref.attend(to_float(q[row:row + queries]), k.transpose(1, 0, 2), v.transpose(1, 0, 2),
+                                  softmax_scale=np.float64(params.get("softmax_scale", 0)) or None, softcap=params.get("logit_softcap", 0),
+                                  sliding_window=params.get("sliding_window", 0), sink_logits=params.get("sink_logits"),
+                                  history_only_len=sequence.length - new if params.get("history_only") else None)
+            outs.append(out)
+            lses.append(lse)
+            row += queries
+        if not outs:
+            return np.zeros((0, c["num_q_heads"], c["value_dim"])), np.zeros((0, c["num_q_heads"]))
+        return np.concatenate(outs), np.concatenate(lses)
+
+
+def merge(outs, lses):
+    """Partial results [rows, dim] and [rows] -> the result over all parts, float64."""
+    outs, lses = np.stack([o.astype(np.float64) for o in outs]), np.stack([x.astype(np.float64) for x in lses])
+    top = lses.max(axis=0)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    weight = np.exp(lses - safe)
+    total = weight.sum(axis=0)
+    part = np.where(weight[..., None] > 0, outs, 0.0)  # the out of an empty part is not read
+    some = total > 0
+    out = np.where(some[:, None], (weight[..., None] * part).sum(axis=0) / np.where(some, total, 1)[:, None], 0.0)
+    with np.errstate(divide="ignore"):
+        return out, np.where(some, safe + np.log(np.where(some, total, 1)), -np.inf)

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plain model of a cache: a sequence is a list of tokens and nothing else. What a token is worth (decoded, exact) follows from its input alone
+// by the scalar format; attention is float64. No pages, no sharing, no plans: those are what the model test checks.
+#pragma once
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "format/encode.h"
+#include "requests.h"
+#include "tqkv.h"
+
+namespace tq {
+namespace model {
+
+// One token's keys and values: [layer][kv head][key dims, value dims], all floats.
+struct Token {
+  std::vector<float> input;    // as the caller's type holds it
+  std::vector<float> decoded;  // what codes (or a raw side) give back
+  std::vector<float> exact;    // what an exact copy gives back
+  bool replaced;               // an input value was not storable
+};
+
+struct Sequence {
+  std::vector<std::shared_ptr<const Token>> tokens;
+  // Exact copies beside the codes: ring place -> the token that it holds and that token's index.
+  std::vector<std::shared_ptr<const Token>> ring;
+  std::vector<int64_t> ring_index;
+  bool replaced = false;
+
+  int64_t length() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+class Reference {
+ public:
+  // config: resolved. centres [layer][kv head][head_dim + value_dim], or empty.
+  Reference(const tq_cache_config& config, std::vector<float> centres);
+
+  int64_t token_floats() const { return static_cast<int64_t>(config_.num_layers) * config_.num_kv_heads * vector_floats(); }
+  int vector_floats() const { return config_.head_dim + config_.value_dim; }
+  std::shared_ptr<const Token> make_token(std::vector<float> input) const;
+  Sequence new_sequence() const;
+  // One plan's tokens, appended at once: only the last of them reach the ring.
+  void append(Sequence* sequence, const std::vector<std::shared_ptr<const Token>>& tokens) const;
+  // Whether token `index` is read exactly.
+  bool is_exact(const Sequence& sequence, int64_t index) const;
+  // Keys or values of one token as reads and attention see them.
+  const float* key(const Sequence& sequence, int layer, int head, int64_t index) const;
+  const float* value(const Sequence& sequence, int layer, int head, int64_t index) const { return key(sequence, layer, head, index) + config_.head_dim; }
+
+  struct Query {
+    const float* q;        // [head_dim]
+    int layer, q_head;
+    int64_t position;      // sees tokens 0 .. position
+    int64_t end;           // and none from here on
+    int64_t sliding_window;
+    double scale, softcap;
+    const float* sink_logit;  // or null
+  };
+  struct Result {
+    std::vector<double> out;
+    double lse;
+    double out_tolerance, lse_tolerance;
+  };
+  Result attend(const Sequence& sequence, const Query& query) const;
+
+ private:
+  format::VectorCoder coder(int layer, int head, Kind kind) const;
+  void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact, bool* replaced) const;
+
+  tq_cache_config config_;
+  std::vector<float> centres_;
+  std::vector<uint64_t> signs_;             // [layer][head][kind][16 words]
+  std::vector<std::vector<float>> dense_;   // [layer][head][kind], dense rotation only
+  std::vector<format::Codebook> books_;     // [layer][kind]
+};
+
+// A float as the type holds it, and back.
+float round_to(tq_dtype type, float x);
+// The bits of an exactly representable value, as memory of the type.
+void store_as(tq_dtype type, float x, void* memory, int64_t index);
+float load_as(tq_dtype type, const void* memory, int64_t index);
+
+}  // namespace model
+}  // namespace tq

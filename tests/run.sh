@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The one test command: builds what is needed and runs every suite.
+#
+#   tests/run.sh [suite...] [^suite...] [--quick] [--list]
+#
+# Without a suite all run; ^suite leaves one out. --quick shortens the long ones (random walks, sanitizers, benches). Every suite says what it
+# does, how long it took and what it skipped and why. The last line is "N passed, N failed, N skipped" over single tests; the exit status
+# is 0 only if something ran and nothing failed. Builds lie in build/, with ccache if it is installed; TQKV_JOBS limits parallel compilation,
+# TQKV_NO_INSTALL=1 forbids installing Debian packages, TQKV_PYTHON names an interpreter that has tests/requirements.txt.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+. packaging/deps.sh
+. tests/suites.sh
+
+all_suites="tidy format header unit conformance golden reference capi contract python layout model oom cli testlm symbols install readme bench cuda-compile
+  asan tsan clang-tidy"
+chosen="" refused=""
+for argument in "$@"; do
+  case $argument in
+    --quick) export TQKV_TEST_QUICK=1 ;;
+    --list)
+      for suite in $all_suites; do "about_${suite//-/_}"; done
+      exit 0
+      ;;
+    -h | --help)
+      sed -n '3,12s/^# \{0,1\}//p' tests/run.sh
+      exit 0
+      ;;
+    ^*) refused+=" ${argument#^}" ;;
+    *) chosen+=" $argument" ;;
+  esac
+done
+for suite in $chosen $refused; do
+  [[ " $(echo $all_suites) " == *" $suite "* ]] || {
+    echo "run.sh: no suite is called '$suite'; there are: $(echo $all_suites)"
+    exit 2
+  }
+done
+
+passed=0 failed=0 skipped=0
+out=build/results
+mkdir -p "$out"
+trap 'rm -f "$tq_log"' EXIT
+
+pass() { passed=$((passed + ${1:-1})); }
+fail() { # fail text
+  failed=$((failed + 1))
+  printf '   FAILED %s\n' "$*"
+}
+skip() { # skip what why
+  skipped=$((skipped + 1))
+  printf '   SKIPPED %s: %s\n' "$1" "${*:2}"
+}
+# line name passed failed skipped seconds
+line() { printf '   %-52s %6d passed %3d failed %3d skipped %6d s\n' "$@"; }
+
+# shown log: the part of a log that says why.
+shown() { grep -vE '^\[( OK|       OK| RUN|----)|^$' "$1" | tail -n "${2:-40}" | sed 's/^/   | /'; }
+
+# run_gtest name binary argument... : a GoogleTest binary; counts its tests. A crash counts as one failure.
+run_gtest() {
+  local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
+  shift
+  timeout 1500 "$@" --gtest_brief=1 >"$log" 2>&1 </dev/null
+  rc=$?
+  p=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?\.$/\1/p' "$log" | tail -n 1)
+  f=$(sed -nE 's/^\[  FAILED  \] ([0-9]+) tests?, listed below:$/\1/p' "$log" | tail -n 1)
+  s=$(sed -nE 's/^\[  SKIPPED \] ([0-9]+) tests?, listed below:$/\1/p' "$log" | tail -n 1)
+  : "${p:=0}" "${f:=0}" "${s:=0}"
+  if [ "$rc" != 0 ] && [ "$f" = 0 ]; then
+    f=1
+    echo "exit status $rc" >>"$log"
+  elif [ "$rc" = 0 ] && [ "$((p + s))" = 0 ]; then
+    f=1
+    echo "no test ran" >>"$log"
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  [ "$s" = 0 ] || grep -A1 'Skipped$' "$log" | head -n 6 | sed 's/^/   | /'
+  [ "$f" = 0 ] || shown "$log"
+}
+
+# run_tap name command... : a script that prints "ok - x", "not ok - x", "skip - x: why" lines; counts them.
+run_tap() {
+  local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
+  shift
+  timeout 1500 "$@" >"$log" 2>&1 </dev/null
+  rc=$?
+  p=$(grep -c '^ok - ' "$log")
+  f=$(grep -c '^not ok - ' "$log")
+  s=$(grep -c '^skip - ' "$log")
+  if [ "$f" = 0 ] && { [ "$rc" != 0 ] || [ "$((p + s))" = 0 ]; }; then
+    f=1
+    echo "exit status $rc" >>"$log"
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  grep '^skip - ' "$log" | sed 's/^skip - /   SKIPPED /'
+  [ "$f" = 0 ] || grep -v '^ok - ' "$log" | tail -n 40 | sed 's/^/   | /'
+}
+
+# run_check name command... : one check, passed if the command succeeds.
+run_check() {
+  local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS
+  shift
+  if timeout 1500 "$@" >"$log" 2>&1 </dev/null; then
+    pass
+    line "$name" 1 0 0 $((SECONDS - start))
+  else
+    failed=$((failed + 1))
+    line "$name" 0 1 0 $((SECONDS - start))
+    shown "$log"
+  fi
+}
+
+# run_pytest name path-or-option... : needs tests/requirements.txt in the cached environment.
+run_pytest() {
+  local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s e rc last
+  shift
+  need_python || { skip "$name" "no Python environment: $python_trouble"; return; }
+  timeout 1500 "$python" -m pytest -q -p no:cacheprovider -rs "$@" >"$log" 2>&1 </dev/null
+  rc=$?
+  last=$(grep -E '^[=]* ?[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)
+  p=$(sed -nE 's/.*\b([0-9]+) passed.*/\1/p' <<<"$last")
+  f=$(sed -nE 's/.*\b([0-9]+) failed.*/\1/p' <<<"$last")
+  e=$(sed -nE 's/.*\b([0-9]+) errors?.*/\1/p' <<<"$last")
+  s=$(sed -nE 's/.*\b([0-9]+) skipped.*/\1/p' <<<"$last")
+  : "${p:=0}" "${f:=0}" "${s:=0}" "${e:=0}"
+  f=$((f + e))
+  [ "$rc" != 0 ] && [ "$f" = 0 ] && f=1
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  [ "$s" = 0 ] || grep '^SKIPPED' "$log" | sed 's/^/   | /'
+  [ "$f" = 0 ] || tail -n 40 "$log" | sed 's/^/   | /'
+}
+
+python="" python_trouble=""
+need_python() {
+  [ -n "$python" ] && return 0
+  [ -n "$python_trouble" ] && return 1
+  if python=$(tq_python tests/requirements.txt 2>"$out/python.log"); then return 0; fi
+  python=""
+  python_trouble=$(tr '\n' ' ' <"$out/python.log")
+  return 1
+}
+
+# need_build name cmake-argument... : builds build/name once a run; false (and one failure, once) if that fails.
+declare -A built
+need_build() {
+  local name=$1 start=$SECONDS
+  shift
+  if [ -z "${built[$name]:-}" ]; then
+    echo "   building build/$name ..."
+    if tq_cmake_build "build/$name" "$@" >"$out/build-$name.txt" 2>&1; then
+      built[$name]=ok
+      echo "   built build/$name in $((SECONDS - start)) s"
+    else
+      built[$name]=broken
+      sed 's/^/   | /' "$out/build-$name.txt"
+    fi
+  fi
+  [ "${built[$name]}" = ok ] && return 0
+  fail "not run: build/$name does not build"
+  return 1
+}
+
+need_command() { # need_command what command : skips with the reason
+  command -v "$2" >/dev/null 2>&1 && return 0
+  skip "$1" "$2 is not installed"
+  return 1
+}
+
+# A function, so that bash has read all of this file before the first suite starts.
+run_all() {
+  local suite p0 f0 s0 start began=$SECONDS
+  # shellcheck disable=SC2086
+  tq_install_missing $tq_needs_build $tq_needs_tool $tq_needs_tests || { fail "missing packages"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+  # shellcheck disable=SC2086
+  tq_install_missing $tq_needs_lint || echo "(the suites that need them will be skipped)"
+  for suite in $all_suites; do
+    [ -n "$chosen" ] && [[ " $chosen " != *" $suite "* ]] && continue
+    [[ " $refused " == *" $suite "* ]] && continue
+    printf '\n== %s\n' "$("about_${suite//-/_}")"
+    p0=$passed f0=$failed s0=$skipped start=$SECONDS
+    "suite_${suite//-/_}"
+    printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
+  done
+
+  printf '\nwhole run: %d s\n' $((SECONDS - began))
+  echo "$passed passed, $failed failed, $skipped skipped"
+  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+}
+run_all
+exit

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+# The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
+
+build_test() { need_build test -DCMAKE_BUILD_TYPE=Release -DTQ_DEV=ON -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF; }
+build_asan() { need_build asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF "-DTQ_SANITIZE=address;undefined"; }
+build_tsan() { need_build tsan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF -DTQ_SANITIZE=thread; }
+
+own_sources() { git ls-files -co --exclude-standard -- '*.h' '*.c' '*.cpp' '*.cu' '*.cuh' | grep -vE '^(include/tqkv.h|codebooks/tables.h)$' | sort -u; }
+
+about_tidy() { echo "tidy: include graph, size budgets, banned calls and words, file heads"; }
+suite_tidy() {
+  run_tap "rules" python3 tests/tidy.py
+  run_tap "rules object to what breaks them" python3 tests/tidy.py --self-test
+}
+
+about_format() { echo "format: clang-format of every C++ and CUDA source (the public header and generated tables are laid out by hand)"; }
+suite_format() {
+  need_command clang-format clang-format || return 0
+  local file
+  for file in $(own_sources); do
+    if clang-format --dry-run -Werror "$file" >"$out/format.log" 2>&1; then pass; else
+      fail "$file is not formatted: clang-format -i $file"
+      head -n 4 "$out/format.log" | sed 's/^/   | /'
+    fi
+  done
+}
+
+about_header() { echo "header: tqkv.h included twice in C99 C11 C17 C++11 C++17 C++20, gcc and clang, warnings as errors"; }
+suite_header() { run_tap "compile matrix" tests/install/header.sh; }
+
+about_unit() { echo "unit: parts of the core and the format, property tests"; }
+suite_unit() { build_test && run_gtest unit build/test/tests/unit_tests; }
+
+# Instruction sets of this machine, as the library names them.
+cpu_isas() { build/test/tqkv info --json | python3 -c 'import json,sys; print(*json.load(sys.stdin)["cpu"]["isas"])'; }
+
+about_conformance() { echo "conformance: the CPU backend against the scalar definition, once for every instruction set here"; }
+suite_conformance() {
+  build_test || return
+  local isa
+  for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "conformance $isa" build/test/tests/conformance_tests; done
+}
+
+about_golden() { echo "golden: C++ against the vectors of the NumPy oracle, page bytes once for every instruction set here"; }
+suite_golden() {
+  build_test || return
+  local isa
+  run_gtest golden/encode build/test/tests/golden_encode_tests
+  for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "golden/library $isa" build/test/tests/golden_library_tests; done
+}
+
+about_reference() { echo "reference: the NumPy oracle's own tests; codebooks and golden files regenerated and compared"; }
+suite_reference() {
+  run_pytest reference tests/reference
+  need_python || { skip "regenerate" "$python_trouble"; return; }
+  run_check "codebooks regenerate" "$python" codebooks/generate.py --check
+  run_check "golden files regenerate" "$python" tests/golden/generate.py --check
+}
+
+about_capi() { echo "capi: the C API used and misused from C99"; }
+suite_capi() { build_test && run_gtest capi build/test/tests/capi_tests; }
+
+about_model() { echo "model: random operation sequences against a plain reference model"; }
+suite_model() {
+  build_test || return
+  run_gtest model build/test/tests/model_tests
+  run_gtest threads build/test/tests/thread_tests
+}
+
+about_oom() { echo "oom: every allocation made to fail, state unchanged, nothing leaked"; }
+suite_oom() { build_test && run_gtest oom build/test/tests/oom_tests; }
+
+about_contract() { echo "contract: the cases that every language binding runs too, here from C++; the file regenerates"; }
+suite_contract() {
+  build_test || return
+  run_tap "contract cases" build/test/tests/run_contract tests/contract/cases.json
+  need_python || { skip "contract regenerates" "$python_trouble"; return; }
+  run_check "contract cases regenerate" "$python" tests/contract/generate.py --check
+}
+
+about_python() { echo "python: bindings/python against the header, the contract cases and every kind of array; its wheel built, installed and used offline"; }
+suite_python() {
+  build_test || return
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_pytest "python package" bindings/python/tests
+  need_python || { skip "wheel" "$python_trouble"; return; }
+  run_tap "wheel" bindings/python/tests/wheel.sh "$python"
+}
+
+about_layout() { echo "layout: sizes, offsets and constants of tqkv.h against the golden table"; }
+suite_layout() { build_test && run_check "layout table" diff tests/capi/layout.txt <(build/test/tests/layout); }
+
+about_cli() { echo "cli: the program tqkv, its tables, JSON and errors"; }
+suite_cli() { build_test && TQKV_TOOL=$PWD/build/test/tqkv run_pytest cli tests/cli; }
+
+about_testlm() { echo "testlm: a small language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
+suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
+
+about_symbols() { echo "symbols: exports, SONAME, NEEDED, RELRO and friends of libtqkv.so"; }
+suite_symbols() {
+  need_command symbols readelf || return 0
+  build_test && run_tap "library hygiene" python3 tests/install/symbols.py build/test/libtqkv.so
+}
+
+about_install() { echo "install: staged and moved, pkg-config, find_package and dlopen consumers, absolute libdir, same bytes twice"; }
+suite_install() { build_test && run_tap "install" tests/install/install.sh build/test; }
+
+about_readme() { echo "readme: the README's C example compiled and run, its generated tables up to date"; }
+suite_readme() { build_test && run_tap "README.md" python3 tests/readme.py build/test; }
+
+about_bench() { echo "bench: the benches run and print JSON (quick, no timing is judged)"; }
+suite_bench() {
+  build_test || return
+  local bench
+  for bench in build/test/tests/*_bench; do
+    run_check "$(basename "$bench")" bash -c "'$bench' --quick --json >'$out/bench.json' && python3 -m json.tool '$out/bench.json' >/dev/null"
+  done
+}
+
+about_cuda_compile() { echo "cuda-compile: format headers (and the CUDA backend, once there) under nvcc; the toolkit comes from Python wheels"; }
+suite_cuda_compile() {
+  local nvcc extra=() tools
+  if nvcc=$(command -v nvcc); then :; elif need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
+    nvcc=$tools/nvidia/cu13/bin/nvcc
+    extra=("-L$tools/nvidia/cu13/lib")
+  else
+    skip cuda-compile "no nvcc, and packaging/cuda_toolkit.sh could not install one: $(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble"
+    return
+  fi
+  "$nvcc" --version | sed -n 's/^Cuda compilation/   &/p'
+  run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
+    -Werror all-warnings "${extra[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
+  if [ -f cuda/cuda_backend.cu ]; then
+    if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF; then
+      pass
+      run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
+    fi
+  fi
+}
+
+about_asan() { echo "asan: unit, conformance, golden, C API, model and out-of-memory under AddressSanitizer and UBSan"; }
+suite_asan() {
+  build_asan || return
+  local test
+  export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+  for test in unit golden_encode golden_library capi oom; do run_gtest "asan $test" "build/asan/tests/${test}_tests"; done
+  TQKV_TEST_QUICK=1 run_gtest "asan conformance" build/asan/tests/conformance_tests
+  TQKV_TEST_QUICK=1 run_gtest "asan model" build/asan/tests/model_tests
+}
+
+about_tsan() { echo "tsan: the allowed concurrency under ThreadSanitizer"; }
+suite_tsan() {
+  build_tsan || return
+  TQKV_TEST_QUICK=1 run_gtest "tsan threads" build/tsan/tests/thread_tests
+}
+
+about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's sources"; }
+suite_clang_tidy() {
+  need_command clang-tidy clang-tidy && build_test || return 0
+  local file
+  for file in $(own_sources | grep -E '^src/.*\.cpp$'); do run_check "clang-tidy $file" clang-tidy -p build/test --quiet --warnings-as-errors='*' "$file"; done
+}

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+// The cache's own duties on a strict fake backend: which plan is in force, what a failing device leaves behind, copy-on-write, scrubbing, exact
+// copies after truncation, busy detection.
+#include "cache.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "unit/fake_backend.h"
+#include "status.h"
+
+namespace tq {
+namespace {
+
+using fake::Verb;
+using fake::world;
+
+constexpr int kDim = 32;
+
+class CacheTest : public ::testing::Test {
+ public:
+  CacheTest() {
+    world() = fake::World{};
+    config_.struct_size = sizeof config_;
+    config_.num_layers = 2;
+    config_.num_q_heads = 2;
+    config_.num_kv_heads = 1;
+    config_.head_dim = kDim;
+    config_.io_dtype = TQ_F32;
+    config_.key_bits = config_.value_bits = 4;
+    config_.page_size = 32;
+    config_.max_tokens = 256;
+    config_.max_sequences = 4;
+    config_.max_sequence_tokens = 200;
+    config_.num_threads = 1;
+  }
+  ~CacheTest() override {
+    if (batch_) Cache::destroy_batch(batch_);
+    if (other_) Cache::destroy_batch(other_);
+    cache_.reset();
+    EXPECT_EQ(world().live_backends, 0);
+    EXPECT_EQ(world().live_storages, 0);
+  }
+
+  void open() {
+    cache_.reset(new Cache(&config_, nullptr, fake::create_backend));
+    batch_ = cache_->create_batch();
+    other_ = cache_->create_batch();
+  }
+  Status status_of(const std::function<void()>& call) {
+    text_.clear();
+    try {
+      call();
+    } catch (const Error& error) {
+      text_ = error.what();
+      return error.status();
+    }
+    return Status::kOk;
+  }
+  void plan(Batch* batch, std::vector<int64_t> ids, std::vector<int64_t> new_tokens, std::vector<int64_t> query_tokens = {}) {
+    cache_->plan(*batch, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(), query_tokens.empty() ? nullptr : query_tokens.data(), nullptr);
+  }
+  // Token number n has key and value coordinates n + d / 64, which the fake's codes round.
+  static std::vector<float> rows(int64_t first, int64_t count) {
+    std::vector<float> x;
+    for (int64_t i = 0; i < count; i++)
+      for (int d = 0; d < kDim; d++) x.push_back(static_cast<float>(first + i) + 0.01f * static_cast<float>(d + 1));
+    return x;
+  }
+  void append(Batch* batch, const std::vector<float>& x, int layer = 0) {
+    const TensorStrides dense = {kDim, kDim};
+    cache_->append(AppendRequest{layer, nullptr, x.data(), x.data(), dense, dense, nullptr}, *batch);
+  }
+  void grow(int64_t id, int64_t first, int64_t count) {
+    plan(batch_, {id}, {count});
+    for (int layer = 0; layer < 2; layer++) append(batch_, rows(first, count), layer);
+  }
+  std::vector<float> attend(Batch* batch, int64_t queries, void* workspace = nullptr, int layer = 0) {
+    std::vector<float> q(static_cast<size_t>(queries) * 2 * kDim, 0.01f), out(q.size(), -1.0f);
+    AttendRequest r = {};
+    r.layer = layer;
+    r.q = q.data();
+    r.out = out.data();
+    r.q_strides = r.out_strides = TensorStrides{2 * kDim, kDim};
+    r.out_dtype = DataType::kF32;
+    r.softmax_scale = 0.1f;
+    r.workspace = workspace;
+    r.workspace_bytes = workspace ? 1 << 20 : 0;
+    cache_->attend(r, *batch);
+    return out;
+  }
+  // First coordinates of the stored keys.
+  std::vector<float> read(int64_t id, int64_t first, int64_t count, int layer = 0) {
+    std::vector<float> k(static_cast<size_t>(count) * kDim), result;
+    const TensorStrides dense = {kDim, kDim};
+    cache_->read(ReadRequest{layer, {}, first, count, k.data(), nullptr, dense, dense, nullptr}, id);
+    for (int64_t i = 0; i < count; i++) result.push_back(k[static_cast<size_t>(i) * kDim]);
+    return result;
+  }
+  static float exact(int64_t n) { return rows(n, 1)[0]; }
+  static float coded(int64_t n) { return fake::coded(exact(n)); }
+  static void fail(Verb verb, bool on) { world().fail[static_cast<int>(verb)] = on; }
+
+  tq_cache_config config_ = {};
+  std::unique_ptr<Cache> cache_;
+  Batch* batch_ = nullptr;
+  Batch* other_ = nullptr;
+  std::string text_;
+};
+
+TEST_F(CacheTest, PlanInForce) {
+  open();
+  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
+  EXPECT_EQ(status_of([&] { append(batch_, rows(0, 1)); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("no plan was made"), std::string::npos) << text_;
+  plan(batch_, {a, b}, {3, 2});
+  append(batch_, rows(0, 5));
+  append(batch_, rows(0, 5));  // again: allowed
+  attend(batch_, 5);
+
+  // A failed plan leaves the old one in force.
+  EXPECT_EQ(status_of([&] { plan(batch_, {a}, {1000}); }), Status::kCapacity);
+  attend(batch_, 5);
+  // Another batch that plans other sequences does not touch it; one that plans one of its sequences does.
+  const int64_t c = cache_->create_sequence();
+  plan(other_, {c}, {1});
+  attend(batch_, 5);
+  plan(other_, {b}, {1});
+  EXPECT_EQ(status_of([&] { attend(batch_, 5); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("sequence " + std::to_string(b) + " was planned in another batch"), std::string::npos) << text_;
+  plan(batch_, {a}, {1});
+  append(batch_, rows(3, 1));
+  append(other_, rows(9, 1));  // b's
+  cache_->truncate_sequence(b, 1, nullptr);
+  EXPECT_EQ(status_of([&] { append(other_, rows(9, 1)); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("was truncated"), std::string::npos) << text_;
+  attend(batch_, 1);
+  cache_->free_sequence(a, nullptr);
+  EXPECT_EQ(status_of([&] { attend(batch_, 1); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("sequence " + std::to_string(a) + " was freed"), std::string::npos) << text_;
+  EXPECT_EQ(status_of([&] { cache_->attend_workspace_bytes(*batch_); }), Status::kInvalidState);
+}
+
+TEST_F(CacheTest, BatchOfAnotherCacheIsRefused) {
+  open();
+  Cache second(&config_, nullptr, fake::create_backend);
+  Batch* foreign = second.create_batch();
+  EXPECT_EQ(status_of([&] { attend(foreign, 1); }), Status::kInvalidArgument);
+  EXPECT_NE(text_.find("batch = "), std::string::npos) << text_;
+  Cache::destroy_batch(foreign);
+}
+
+// Whatever verb fails inside a plan: lengths, pages, results and the old plan are as before, and the plan then succeeds.
+TEST_F(CacheTest, FailingDeviceLeavesPlansAndSequencesUnchanged) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 40);
+  const int64_t b = cache_->fork_sequence(a, nullptr);
+  plan(batch_, {a}, {0}, {4});
+  const std::vector<float> before = attend(batch_, 4);
+  for (const Verb verb : {Verb::kCopyPages, Verb::kUploadPlan}) {
+    fail(verb, true);
+    EXPECT_EQ(status_of([&] { plan(batch_, {a, b}, {2, 3}); }), Status::kCuda);
+    EXPECT_EQ(status_of([&] { plan(other_, {b}, {1}); }), Status::kCuda);
+    fail(verb, false);
+    EXPECT_STREQ(cache_->audit(), "");
+    EXPECT_EQ(cache_->sequence_length(a), 40);
+    EXPECT_EQ(cache_->sequence_length(b), 40);
+    EXPECT_EQ(cache_->memory().pages_used, 2);
+    EXPECT_EQ(attend(batch_, 4), before);
+  }
+  plan(other_, {b}, {1});
+  EXPECT_EQ(world().copied.size(), 3u) << "two by uploads that failed, one now";
+  EXPECT_EQ(attend(batch_, 4), before) << "a's plan is untouched by b's";
+  append(other_, rows(100, 1));
+  EXPECT_EQ(attend(batch_, 4), before);
+}
+
+TEST_F(CacheTest, FailingDeviceInSequenceCalls) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 70);
+  fail(Verb::kCopySlot, true);
+  EXPECT_EQ(status_of([&] { cache_->fork_sequence(a, nullptr); }), Status::kCuda);
+  fail(Verb::kCopySlot, false);
+  EXPECT_EQ(cache_->memory().num_sequences, 1);
+  fail(Verb::kScrubPages, true);
+  EXPECT_EQ(status_of([&] { cache_->truncate_sequence(a, 10, nullptr); }), Status::kCuda);
+  EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
+  fail(Verb::kScrubPages, false);
+  EXPECT_EQ(cache_->sequence_length(a), 70);
+  EXPECT_STREQ(cache_->audit(), "");
+  EXPECT_EQ(read(a, 69, 1)[0], coded(69));
+  attend(batch_, 70);  // its plan is still in force
+  cache_->free_sequence(a, nullptr);
+  EXPECT_STREQ(cache_->audit(), "");
+}
+
+TEST_F(CacheTest, FailingCreationLeaksNothing) {
+  fail(Verb::kCreate, true);
+  EXPECT_EQ(status_of([&] { Cache cache(&config_, nullptr, fake::create_backend); }), Status::kCuda);
+  fail(Verb::kCreate, false);
+  open();
+  fail(Verb::kCreatePlanStorage, true);
+  EXPECT_EQ(status_of([&] { cache_->create_batch(); }), Status::kCuda);
+  fail(Verb::kCreatePlanStorage, false);
+  EXPECT_EQ(world().live_storages, 2);
+}
+
+TEST_F(CacheTest, ForkCopiesOnWrite) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 40);
+  const int64_t b = cache_->fork_sequence(a, nullptr);
+  EXPECT_EQ(cache_->memory().pages_used, 2);
+  grow(b, 100, 10);
+  grow(a, 200, 3);
+  for (int layer = 0; layer < 2; layer++) {
+    EXPECT_EQ(read(a, 39, 2, layer), (std::vector<float>{coded(39), coded(200)}));
+    EXPECT_EQ(read(b, 39, 2, layer), (std::vector<float>{coded(39), coded(100)}));
+  }
+  EXPECT_EQ(cache_->memory().pages_used, 3);
+  EXPECT_EQ(world().copied.size(), 1u);
+  cache_->free_sequence(a, nullptr);
+  EXPECT_EQ(read(b, 0, 1)[0], coded(0)) << "shared pages stay";
+}
+
+TEST_F(CacheTest, ForkBeforeAppendForbidsTheAppendThatItWouldMiss) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  plan(batch_, {a}, {4});
+  append(batch_, rows(0, 4), 0);
+  cache_->fork_sequence(a, nullptr);
+  append(batch_, rows(0, 4), 0);  // a repeated append changes nothing
+  EXPECT_EQ(status_of([&] { append(batch_, rows(0, 4), 1); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("was forked after the plan and before layer 1"), std::string::npos) << text_;
+  attend(batch_, 4);
+  grow(a, 4, 1);
+}
+
+TEST_F(CacheTest, FreedAndTruncatedPagesAreScrubbed) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 100);  // 4 pages
+  const int64_t b = cache_->fork_sequence(a, nullptr);
+  cache_->truncate_sequence(a, 33, nullptr);
+  EXPECT_TRUE(world().scrubbed.empty()) << "b still holds them";
+  cache_->free_sequence(b, nullptr);
+  EXPECT_EQ(world().scrubbed.size(), 2u);
+  EXPECT_EQ(world().started.size(), 1u);
+  cache_->truncate_sequence(a, 32, nullptr);
+  EXPECT_EQ(world().scrubbed.size(), 3u);
+  Cache::destroy_batch(batch_);
+  Cache::destroy_batch(other_);
+  batch_ = other_ = nullptr;
+  cache_.reset();
+  EXPECT_EQ(world().scrubbed.size(), 4u) << "destroying scrubs what lives";
+}
+
+TEST_F(CacheTest, NothingIsScrubbedWhenToldNotTo) {
+  config_.flags = TQ_FLAG_NO_ZERO_ON_FREE;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 100);
+  cache_->truncate_sequence(a, 1, nullptr);
+  cache_->free_sequence(a, nullptr);
+  EXPECT_TRUE(world().scrubbed.empty());
+  EXPECT_EQ(world().started.size(), 1u) << "flags are cleared all the same";
+}
+
+TEST_F(CacheTest, WindowAndSinksAreExact) {
+  config_.window_tokens = 4;
+  config_.rollback_tokens = 3;
+  config_.sink_tokens = 2;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 40);
+  const auto expect = [&](int64_t id, int64_t length, int64_t window) {
+    const std::vector<float> all = read(id, 0, length);
+    for (int64_t i = 0; i < length; i++) EXPECT_EQ(all[static_cast<size_t>(i)], i < 2 || i >= window ? exact(i) : coded(i)) << i << " of " << length;
+  };
+  expect(a, 40, 36);
+  const int64_t b = cache_->fork_sequence(a, nullptr);
+  expect(b, 40, 36);
+  cache_->truncate_sequence(a, 37, nullptr);  // 3 back: the window is whole
+  expect(a, 37, 33);
+  cache_->truncate_sequence(a, 35, nullptr);  // 5 back: 33 and 34 are left
+  expect(a, 35, 33);
+  grow(a, 35, 1);
+  expect(a, 36, 33);
+  cache_->truncate_sequence(a, 20, nullptr);
+  expect(a, 20, 20);
+  grow(a, 20, 2);
+  expect(a, 22, 20);
+  expect(b, 40, 36);
+  cache_->truncate_sequence(a, 1, nullptr);
+  expect(a, 1, 1);
+  grow(a, 1, 10);
+  expect(a, 11, 7);
+}
+
+TEST_F(CacheTest, CentresOnlyWithoutTokens) {
+  open();
+  std::vector<float> centre(kDim, 1.0f);
+  const uint64_t plain = cache_->fingerprint();
+  cache_->set_centres(1, centre.data(), nullptr);
+  EXPECT_NE(cache_->fingerprint(), plain);
+  const int64_t a = cache_->create_sequence();
+  cache_->set_centres(1, nullptr, centre.data());
+  grow(a, 0, 1);
+  EXPECT_EQ(status_of([&] { cache_->set_centres(0, centre.data(), nullptr); }), Status::kInvalidState);
+  cache_->truncate_sequence(a, 0, nullptr);
+  std::vector<float> zero(kDim, -0.0f);
+  cache_->set_centres(1, zero.data(), zero.data());
+  EXPECT_EQ(cache_->fingerprint(), plain) << "a centre of zeros is none";
+  centre[3] = INFINITY;
+  EXPECT_EQ(status_of([&] { cache_->set_centres(0, nullptr, centre.data()); }), Status::kInvalidArgument);
+  EXPECT_NE(text_.find("value_centre[0][3] = inf"), std::string::npos) << text_;
+  fail(Verb::kSetCentres, true);
+  centre[3] = 2;
+  EXPECT_EQ(status_of([&] { cache_->set_centres(0, centre.data(), nullptr); }), Status::kCuda);
+  EXPECT_EQ(cache_->fingerprint(), plain);
+}
+
+TEST_F(CacheTest, FingerprintFollowsTheMeaningOfBytes) {
+  const auto print = [](const tq_cache_config& config) { return Cache(&config, nullptr, fake::create_backend).fingerprint(); };
+  const uint64_t plain = print(config_);
+  EXPECT_EQ(plain, print(config_));
+  const auto changed = [&](const std::function<void(tq_cache_config&)>& change) {
+    tq_cache_config c = config_;
+    change(c);
+    return print(c) != plain;
+  };
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.num_layers = 3; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.num_kv_heads = 2; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.head_dim = 64, c.value_dim = 32; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.value_dim = 64; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.key_bits = 3; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.value_bits = 16; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.page_size = 64; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.rotation_seed = 1; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.rotation_seed = 1ull << 40; }));
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.rotation = TQ_ROTATION_DENSE; }));
+  static tq_codebook book = {sizeof(tq_codebook), 4, 0.01f, {1, 2, 3, 4, 5, 6, 7, 8}};
+  EXPECT_TRUE(changed([](tq_cache_config& c) { c.key_codebook = &book; }));
+  // What only the encoder or the bookkeeping knows makes no difference.
+  EXPECT_FALSE(changed([](tq_cache_config& c) { c.key_scale_rule = TQ_SCALE_NORM; }));
+  EXPECT_FALSE(changed([](tq_cache_config& c) { c.flags = TQ_FLAG_NO_SCALE_SEARCH; }));
+  EXPECT_FALSE(changed([](tq_cache_config& c) { c.max_tokens = 512, c.max_sequences = 9, c.window_tokens = 7; }));
+  EXPECT_FALSE(changed([](tq_cache_config& c) { c.num_q_heads = 8; }));
+}
+
+TEST_F(CacheTest, DestroyRefusesWhileBatchesLive) {
+  Cache* cache = new Cache(&config_, nullptr, fake::create_backend);
+  Batch* batch = cache->create_batch();
+  EXPECT_EQ(status_of([&] { Cache::destroy(cache); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("1 of its batches live"), std::string::npos) << text_;
+  cache->create_sequence();  // still whole
+  Cache::destroy_batch(batch);
+  Cache::destroy(cache);
+}
+
+// While attend runs: other calls are refused with "busy", attends with workspaces of their own are let in.
+Cache* busy_cache;
+std::atomic<int> busy_seen, let_in;
+TEST_F(CacheTest, BusyIsNoticed) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 4);
+  busy_cache = cache_.get();
+  busy_seen = 0;
+  world().during_attend = [] {
+    std::thread([] {
+      try {
+        busy_cache->create_sequence();
+      } catch (const Error& error) {
+        busy_seen += error.status() == Status::kInvalidState && std::string(error.what()).find("busy") != std::string::npos;
+      }
+    }).join();
+  };
+  attend(batch_, 4);
+  EXPECT_EQ(busy_seen, 1);
+
+  static CacheTest* self;
+  static void* spare;
+  alignas(256) static char memory[2][1 << 12];
+  self = this;
+  spare = memory[1];
+  let_in = 0;
+  world().during_attend = [] {
+    if (let_in++ == 0) self->attend(self->batch_, 4, spare);  // a second attend beside the first
+  };
+  attend(batch_, 4, memory[0]);
+  EXPECT_EQ(let_in, 2);
+  world().during_attend = [] {
+    if (let_in++ > 2) return;
+    EXPECT_EQ(self->status_of([] { self->attend(self->batch_, 4); }), Status::kInvalidState) << "the cache's own workspace is one";
+  };
+  attend(batch_, 4, memory[0]);
+  EXPECT_EQ(let_in, 3);
+  world().during_attend = nullptr;
+  cache_->create_sequence();  // the gate is open again
+}
+
+TEST_F(CacheTest, WorkspaceIsChecked) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 40);
+  alignas(256) char memory[512];
+  AttendRequest r = {};
+  std::vector<float> q(40 * 2 * kDim), out(q.size());
+  r.q = q.data();
+  r.out = out.data();
+  r.q_strides = r.out_strides = TensorStrides{2 * kDim, kDim};
+  r.out_dtype = DataType::kF32;
+  r.workspace = memory + 64;
+  EXPECT_EQ(status_of([&] { cache_->attend(r, *batch_); }), Status::kInvalidArgument);
+  EXPECT_NE(text_.find("workspace = 0x"), std::string::npos) << text_;
+}
+
+TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
+  // Long enough for several spans, few enough groups to be cut: the fake checks the cover.
+  config_.max_tokens = 8192;
+  config_.max_sequence_tokens = 8192;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 5000);
+  plan(batch_, {a}, {0}, {1});
+  const std::vector<float> one = attend(batch_, 1);
+  plan(batch_, {a}, {0}, {40});
+  const std::vector<float> forty = attend(batch_, 40);
+  for (int d = 0; d < 2 * kDim; d++) EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
+}
+
+}  // namespace
+}  // namespace tq

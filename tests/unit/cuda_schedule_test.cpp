@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attend work list (cuda/schedule.h), walked as the kernel's steward walks it: every unit of every block exactly once, cut blocks with slots of their own
+// and arrivals that add up, equal shares, nothing but a sequence's own length deciding its chunks.
+#include "cuda/schedule.h"
+
+#include <gtest/gtest.h>
+#include <string.h>
+
+#include <map>
+#include <random>
+#include <set>
+#include <tuple>
+
+namespace {
+
+using namespace tq;
+using namespace tq::cuda;
+
+struct Plan {
+  Geometry geometry = {};
+  LayerCode code = {};
+  std::vector<PlanSequence> sequences;
+};
+
+void check_plan(const Plan& plan, int num_ctas) {
+  BatchPlan batch = {};
+  batch.num_sequences = static_cast<int32_t>(plan.sequences.size());
+  batch.sequences = plan.sequences.data();
+  const int64_t capacity = work_capacity(plan.geometry, num_ctas);
+  std::vector<uint8_t> bytes(capacity + 16, 0xAB);
+  const int64_t used = build_work(plan.geometry, batch, num_ctas, bytes.data());
+  ASSERT_LE(used, capacity);
+  for (size_t i = used; i < bytes.size(); i++) ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
+  WorkHeader header;
+  memcpy(&header, bytes.data(), sizeof header);
+  const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof header);
+  const SequenceWork* sequences = reinterpret_cast<const SequenceWork*>(ctas + num_ctas);
+  ASSERT_LE(attend_workspace(plan.geometry, bytes.data()), attend_workspace_capacity(plan.geometry, num_ctas));
+  ASSERT_LE(header.num_counters, num_ctas);
+
+  std::set<std::tuple<int, int, int>> seen;
+  std::map<std::pair<int, int>, std::pair<int, int>> slots_of;  // block -> slot, counter
+  std::map<int, int> arrivals;                                  // counter -> units
+  std::map<int, int> expected;
+  int64_t heaviest = 0, total = 0, largest_unit = 0;
+  for (int c = 0; c < num_ctas; c++) {
+    int s = ctas[c].sequence, block = ctas[c].block, chunk = ctas[c].chunk;
+    int from_start = 0, prefix = 0;
+    int64_t weight = 0;
+    for (int unit = 0; unit < ctas[c].num_units; unit++) {
+      ASSERT_LT(s, header.num_sequences);
+      const SequenceWork& q = sequences[s];
+      if (unit == 0) {
+        ASSERT_EQ(memcmp(&q, &ctas[c].first, sizeof q), 0);
+      }
+      ASSERT_TRUE(seen.insert({s, block, chunk}).second) << "twice";
+      if (unit == 0 || chunk == 0) {
+        from_start = chunk == 0;
+        prefix = 0;
+      }
+      const bool last_of_block = chunk == q.units_per_block - 1, last_here = last_of_block || unit == ctas[c].num_units - 1;
+      const int slot = from_start ? ctas[c].tail_slot : ctas[c].head_slot, counter = from_start ? ctas[c].tail_counter : ctas[c].head_counter;
+      const auto arrive = [&](int units) {
+        ASSERT_GE(slot, 0);
+        ASSERT_GE(counter, 0);
+        ASSERT_LE(slot + q.units_per_block, header.num_slots);
+        const auto [it, fresh] = slots_of.insert({{s, block}, {slot, counter}});
+        ASSERT_TRUE(fresh || it->second == std::make_pair(slot, counter));
+        arrivals[counter] += units;
+        expected[counter] = q.units_per_block;
+      };
+      prefix++;
+      if (!from_start) {
+        arrive(1);
+      } else if (last_here && !last_of_block) {
+        arrive(prefix);
+        ASSERT_EQ(prefix, chunk + 1);
+      }
+      const int64_t unit_weight = (q.chunk_tokens + 63) / 64 + kUnitWeight;
+      largest_unit = std::max(largest_unit, unit_weight);
+      weight += unit_weight;
+      if (++chunk == q.units_per_block) {
+        chunk = 0;
+        if (++block == q.row_blocks * plan.geometry.num_kv_heads) block = 0, s++;
+      }
+    }
+    heaviest = std::max(heaviest, weight);
+    total += weight;
+  }
+  size_t units = 0;
+  for (int i = 0; i < header.num_sequences; i++) units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads * sequences[i].units_per_block;
+  EXPECT_EQ(seen.size(), units);
+  EXPECT_EQ(arrivals, expected);
+  std::set<int> counters;
+  for (const auto& [block, place] : slots_of) EXPECT_TRUE(counters.insert(place.second).second) << "two blocks share a counter";
+  (void)heaviest;
+}
+
+TEST(CudaSchedule, EveryUnitOnce) {
+  std::mt19937 rng(1);
+  for (int round = 0; round < 60; round++) {
+    Plan plan;
+    plan.code.key_bits = plan.code.value_bits = 4;
+    Geometry& g = plan.geometry;
+    g.num_layers = 1;
+    g.num_kv_heads = 1 + rng() % 8;
+    g.q_per_kv = 1 + rng() % 16;
+    g.num_q_heads = g.num_kv_heads * g.q_per_kv;
+    g.head_dim = g.value_dim = 128;
+    g.page_size = 64;
+    g.layers = &plan.code;
+    g.max_batch_sequences = 40;
+    if (rng() % 2) g.window_tokens = g.ring_tokens = 1 + rng() % 300;
+    const int count = rng() % 40;
+    for (int i = 0; i < count; i++) {
+      PlanSequence s = {};
+      s.slot = i;
+      const int64_t length = 1 + rng() % (rng() % 3 ? 2000 : 200000);
+      s.query_tokens = rng() % 5 == 0 ? 0 : rng() % 7 == 0 ? 1 + rng() % length : 1;
+      s.new_tokens = std::min<int64_t>(s.query_tokens, length);
+      s.old_length = length - s.new_tokens;
+      plan.sequences.push_back(s);
+    }
+    check_plan(plan, 1 + rng() % 160);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(CudaSchedule, SharesAreEqual) {
+  Plan plan;
+  plan.code.key_bits = plan.code.value_bits = 4;
+  Geometry& g = plan.geometry;
+  g.num_layers = 1;
+  g.num_kv_heads = 8;
+  g.q_per_kv = 4;
+  g.num_q_heads = 32;
+  g.head_dim = g.value_dim = 128;
+  g.page_size = 64;
+  g.layers = &plan.code;
+  g.max_batch_sequences = 8;
+  for (int i = 0; i < 8; i++) {
+    PlanSequence s = {};
+    s.slot = i;
+    s.old_length = 32767;
+    s.new_tokens = s.query_tokens = 1;
+    plan.sequences.push_back(s);
+  }
+  BatchPlan batch = {};
+  batch.num_sequences = 8;
+  batch.sequences = plan.sequences.data();
+  std::vector<uint8_t> bytes(work_capacity(g, 132));
+  build_work(g, batch, 132, bytes.data());
+  const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof(WorkHeader));
+  for (int c = 0; c < 132; c++) {  // 1024 chunks over 132
+    EXPECT_GE(ctas[c].num_units, 7);
+    EXPECT_LE(ctas[c].num_units, 8);
+  }
+}
+
+TEST(CudaSchedule, ChunksDependOnTheLengthAlone) {
+  for (int64_t length : {1, 511, 512, 513, 8192, 8193, 32768, 131072, 1000000, 2000000000}) {
+    const int32_t chunk = chunk_tokens(length, 1);
+    EXPECT_EQ(chunk & (chunk - 1), 0);
+    EXPECT_LE((length + chunk - 1) / chunk, kMaxChunks);
+    EXPECT_GE(static_cast<int64_t>(chunk_tokens(length, kMaxSplitBlocks + 1)), std::min<int64_t>(length, 1 << 30));
+  }
+}
+
+}  // namespace

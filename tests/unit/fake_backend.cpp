@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+// See fake_backend.h. io is float32 only.
+#include "fake_backend.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "host_ops.h"
+#include "split_plan.h"
+#include "status.h"
+
+namespace tq {
+namespace fake {
+namespace {
+
+constexpr int kWorkers = 3;
+
+void require(bool condition, const char* what) {
+  if (condition) return;
+  fprintf(stderr, "fake backend: %s\n", what);
+  abort();
+}
+
+void enter(Verb verb) {
+  World& w = world();
+  w.calls[static_cast<int>(verb)]++;
+  if (w.fail[static_cast<int>(verb)]) throw Error(Status::kCuda, "fake backend: verb %d fails as told", static_cast<int>(verb));
+}
+
+// State of one row over some spans; merged in span order.
+struct Part {
+  double m = -std::numeric_limits<double>::infinity(), l = 0;
+  std::vector<double> o;
+};
+
+class FakeBackend : public Backend {
+ public:
+  FakeBackend(const Geometry& geometry, const HostOps& ops, void* pool) : g_(geometry), ops_(ops) {
+    enter(Verb::kCreate);
+    require(g_.io_dtype == DataType::kF32, "io_dtype must be float32");
+    pages_bytes_ = static_cast<size_t>(page_bytes());
+    if (!pool) {
+      own_ = static_cast<float*>(ops_.alloc(ops_.user, pages_bytes_, 256, 1, 0));
+      TQ_CHECK(own_, Status::kOutOfMemory, "pages: %zu bytes", pages_bytes_);
+    }
+    pages_ = pool ? static_cast<float*>(pool) : own_;
+    const size_t count = pages_bytes_ / sizeof(float);
+    for (size_t i = 0; i < count; i++) pages_[i] = NAN;
+    raw_.assign(static_cast<size_t>(g_.num_layers) * g_.max_sequences * g_.raw_tokens() * token_floats(), NAN);
+    flags_.assign(static_cast<size_t>(g_.max_sequences), 0);
+    workspace_.assign(64, 0);
+    world().live_backends++;
+  }
+  ~FakeBackend() override {
+    if (own_) ops_.free(ops_.user, own_, pages_bytes_, 1, 0);
+    world().live_backends--;
+  }
+
+  BackendBytes bytes() const override { return BackendBytes{page_bytes(), 0, 0, 0}; }
+  int num_workers() const override { return kWorkers; }
+  void* create_plan_storage() override {
+    enter(Verb::kCreatePlanStorage);
+    world().live_storages++;
+    return new int64_t(0);
+  }
+  void destroy_plan_storage(void* storage) override {
+    world().live_storages--;
+    delete static_cast<int64_t*>(storage);
+  }
+  void upload_plan(const BatchPlan& plan, void*) override {
+    enter(Verb::kUploadPlan);
+    require(plan.storage != nullptr, "plan without storage");
+    *static_cast<int64_t*>(plan.storage) += 1;
+    check_rows(plan);
+  }
+
+  void append(const AppendRequest& r) override {
+    enter(Verb::kAppend);
+    for (int32_t i = 0; i < r.plan->num_sequences; i++) {
+      const PlanSequence& s = r.plan->sequences[i];
+      for (int64_t j = 0; j < s.new_tokens; j++)
+        for (int h = 0; h < g_.num_kv_heads; h++) {
+          const float* k = static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
+          const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token + h * r.value_strides.head;
+          store(r.layer, s, s.old_length + j, h, k, v);
+        }
+    }
+  }
+
+  void attend(const AttendRequest& r) override {
+    enter(Verb::kAttend);
+    if (world().during_attend) world().during_attend();
+    require(r.workspace_bytes >= attend_workspace_bytes(*r.plan), "workspace too small");
+    for (int32_t group = 0, item = 0; group < r.plan->num_groups; group++) {
+      int32_t end = item;
+      while (end < r.plan->num_items && r.plan->items[end].group == group) end++;
+      require(end > item, "a group without items");
+      attend_group(r, item, end);
+      item = end;
+      require(group + 1 < r.plan->num_groups || end == r.plan->num_items, "items behind the last group");
+    }
+  }
+
+  void read(const ReadRequest& r) override {
+    enter(Verb::kRead);
+    for (int64_t j = 0; j < r.count; j++)
+      for (int h = 0; h < g_.num_kv_heads; h++) {
+        const float* x = token(r.layer, r.sequence, r.first + j, h);
+        float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
+        float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
+        for (int i = 0; r.k && i < g_.head_dim; i++) k[i] = x[i];
+        for (int i = 0; r.v && i < g_.value_dim; i++) v[i] = x[g_.head_dim + i];
+      }
+  }
+  void* own_workspace() override { return workspace_.data(); }
+  size_t attend_workspace_bytes(const BatchPlan& plan) const override { return 64 * static_cast<size_t>(plan.num_partials); }
+
+  void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
+  void copy_pages(const PageCopy* copies, int64_t count, void*) override {
+    enter(Verb::kCopyPages);
+    for (int64_t i = 0; i < count; i++) {
+      world().copied.push_back(copies[i]);
+      for (int layer = 0; layer < g_.num_layers; layer++)
+        for (size_t f = 0; f < page_floats(); f++) page(layer, copies[i].target)[f] = page(layer, copies[i].source)[f];
+    }
+  }
+  void scrub_pages(const int32_t* pages, int64_t count, void*) override {
+    enter(Verb::kScrubPages);
+    for (int64_t i = 0; i < count; i++) {
+      world().scrubbed.push_back(pages[i]);
+      for (int layer = 0; layer < g_.num_layers; layer++)
+        for (size_t f = 0; f < page_floats(); f++) page(layer, pages[i])[f] = NAN;
+    }
+  }
+  void copy_slot(int source, int target, void*) override {
+    enter(Verb::kCopySlot);
+    flags_[static_cast<size_t>(target)] = flags_[static_cast<size_t>(source)];
+    for (int layer = 0; layer < g_.num_layers; layer++)
+      for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, target)[f] = slot_raw(layer, source)[f];
+  }
+  void start_slot(int slot, bool scrub, void*) override {
+    enter(Verb::kStartSlot);
+    world().started.push_back(slot);
+    flags_[static_cast<size_t>(slot)] = 0;
+    for (int layer = 0; scrub && layer < g_.num_layers; layer++)
+      for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, slot)[f] = NAN;
+  }
+  uint64_t slot_flags(int slot) const override { return flags_[static_cast<size_t>(slot)]; }
+  uint64_t check(void*) override {
+    enter(Verb::kCheck);
+    const uint64_t result = noticed_;
+    noticed_ = 0;
+    return result;
+  }
+  void drain() noexcept override {}
+
+ private:
+  int64_t page_bytes() const { return static_cast<int64_t>(page_floats()) * g_.num_pages * g_.num_layers * static_cast<int64_t>(sizeof(float)); }
+  size_t token_floats() const { return static_cast<size_t>(g_.num_kv_heads) * (g_.head_dim + g_.value_dim); }
+  size_t page_floats() const { return token_floats() * g_.page_size; }
+  size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
+  float* page(int layer, int32_t id) {
+    require(id >= 0 && id < g_.num_pages, "page id out of range");
+    return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.num_pages) + static_cast<size_t>(id)) * page_floats();
+  }
+  float* slot_raw(int layer, int slot) { return raw_.data() + (static_cast<size_t>(layer) * g_.max_sequences + slot) * slot_floats(); }
+  float* coded_at(int layer, const PlanSequence& s, int64_t i, int h) {
+    require(i / g_.page_size < s.num_pages, "token behind the page list");
+    return page(layer, s.pages[i / g_.page_size]) + (static_cast<size_t>(i % g_.page_size) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+  }
+  float* raw_at(int layer, int slot, int64_t row, int h) {
+    return slot_raw(layer, slot) + (static_cast<size_t>(row) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+  }
+
+  void store(int layer, const PlanSequence& s, int64_t i, int h, const float* k, const float* v) {
+    float* sink = i < g_.sink_tokens ? raw_at(layer, s.slot, i, h) : nullptr;
+    float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens ? raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h) : nullptr;
+    for (int d = 0; d < g_.head_dim + g_.value_dim; d++) {
+      float x = d < g_.head_dim ? k[d] : v[d - g_.head_dim];
+      if (x != x) {
+        x = 0;
+        flags_[static_cast<size_t>(s.slot)] |= 1;
+        noticed_ |= 1;
+      }
+      coded_at(layer, s, i, h)[d] = coded(x);
+      if (sink) sink[d] = x;
+      if (ring) ring[d] = x;
+    }
+  }
+  // Keys and values of one token as attend sees them.
+  const float* token(int layer, const PlanSequence& s, int64_t i, int h) {
+    if (i < g_.sink_tokens) return raw_at(layer, s.slot, i, h);
+    if (i >= s.raw_first && g_.ring_tokens > 0) return raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h);
+    return coded_at(layer, s, i, h);
+  }
+
+  void check_rows(const BatchPlan& plan) const {
+    int64_t new_tokens = 0, query_tokens = 0;
+    for (int32_t i = 0; i < plan.num_sequences; i++) {
+      const PlanSequence& s = plan.sequences[i];
+      require(s.kv_row == new_tokens && s.q_row == query_tokens, "rows do not follow each other");
+      require(s.num_pages * g_.page_size >= s.length() && (s.num_pages - 1) * g_.page_size < s.length(), "page count");
+      require(s.first_changed_page >= 0 && s.first_changed_page <= s.num_pages, "first_changed_page");
+      require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(), "raw_first");
+      new_tokens += s.new_tokens;
+      query_tokens += s.query_tokens;
+    }
+    require(new_tokens == plan.new_tokens && query_tokens == plan.query_tokens, "totals");
+  }
+
+  void attend_group(const AttendRequest& r, int32_t first, int32_t end) {
+    const WorkItem& head = r.plan->items[first];
+    const PlanSequence& s = r.plan->sequences[head.sequence];
+    for (int32_t j = 0; j < head.num_queries; j++)
+      for (int qh = 0; qh < g_.num_q_heads; qh++) {
+        const int64_t position = s.length() - s.query_tokens + head.first_query + j;
+        const int64_t row = s.q_row + head.first_query + j;
+        Part whole;
+        whole.o.assign(static_cast<size_t>(g_.value_dim), 0);
+        int32_t next_span = 0;
+        for (int32_t item = first; item < end; item++) {
+          const WorkItem& w = r.plan->items[item];
+          require(w.sequence == head.sequence && w.first_query == head.first_query && w.num_queries == head.num_queries, "items of a group differ");
+          require(w.first_span == next_span && w.num_spans > 0, "spans have gaps");
+          require((w.partial < 0) == (end - first == 1), "partial slots");
+          for (int32_t span = w.first_span; span < w.first_span + w.num_spans; span++) fold_span(r, s, position, row, qh, span, &whole);
+          next_span += w.num_spans;
+        }
+        require(static_cast<int64_t>(next_span) * kSpanTokens > position, "spans missing");
+        finish(r, row, qh, whole);
+      }
+  }
+
+  void fold_span(const AttendRequest& r, const PlanSequence& s, int64_t position, int64_t row, int qh, int64_t span, Part* part) {
+    const float* q = static_cast<const float*>(r.q) + row * r.q_strides.token + qh * r.q_strides.head;
+    const int h = qh / g_.q_per_kv;
+    const int64_t limit = r.history_only ? std::min(position, s.old_length - 1) : position;
+    for (int64_t i = span * kSpanTokens; i < (span + 1) * kSpanTokens && i <= limit; i++) {
+      if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
+      const float* x = token(r.layer, s, i, h);
+      double logit = 0;
+      for (int d = 0; d < g_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
+      logit *= r.softmax_scale;
+      if (r.logit_softcap > 0) logit = r.logit_softcap * tanh(logit / r.logit_softcap);
+      require(logit == logit, "a key that was never written, or is scrubbed, was read");
+      const double m = std::max(part->m, logit), old = exp(part->m - m), weight = exp(logit - m);
+      part->l = part->l * old + weight;
+      for (int d = 0; d < g_.value_dim; d++) part->o[static_cast<size_t>(d)] = part->o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
+      part->m = m;
+    }
+  }
+
+  void finish(const AttendRequest& r, int64_t row, int qh, Part part) {
+    if (r.sink_logits) {
+      const double sink = r.sink_logits[qh], m = std::max(part.m, sink), old = part.l > 0 ? exp(part.m - m) : 0;
+      part.l = part.l * old + exp(sink - m);
+      for (double& o : part.o) o *= old;
+      part.m = m;
+    }
+    float* out = static_cast<float*>(r.out) + row * r.out_strides.token + qh * r.out_strides.head;
+    for (int d = 0; d < g_.value_dim; d++) out[d] = part.l > 0 ? static_cast<float>(part.o[static_cast<size_t>(d)] / part.l) : 0.0f;
+    if (r.lse) r.lse[row * g_.num_q_heads + qh] = part.l > 0 ? static_cast<float>(part.m + log(part.l)) : -std::numeric_limits<float>::infinity();
+  }
+
+  Geometry g_;
+  HostOps ops_;
+  size_t pages_bytes_;
+  float* own_ = nullptr;
+  float* pages_;
+  std::vector<float> raw_;
+  std::vector<uint64_t> flags_;
+  std::vector<char> workspace_;
+  uint64_t noticed_ = 0;
+};
+
+}  // namespace
+
+World& world() {
+  static World w = {};
+  return w;
+}
+
+float coded(float x) { return format::float_from_bf16(format::bf16_from_float(x)); }
+
+std::unique_ptr<Backend> create_backend(DeviceType, const Geometry& geometry, const HostOps& ops, void* pool, void*) {
+  return std::unique_ptr<Backend>(new FakeBackend(geometry, ops, pool));
+}
+
+}  // namespace fake
+}  // namespace tq

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scalar format against its own definitions: places of codes, sizes, tables, conversions, rotations. What bytes an input gives is compared
+// with an independent implementation by the golden tests.
+#include <gtest/gtest.h>
+#include <math.h>
+
+#include <limits>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "format/encode.h"
+
+namespace tq {
+namespace format {
+namespace {
+
+constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
+
+TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
+  for (const int dim : kHeadDims)
+    for (const int bits : kCoded)
+      for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+        SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(bits) + " " + std::to_string(static_cast<int>(kind)));
+        const SideLayout side(dim, bits);
+        const size_t words = static_cast<size_t>(side.code_bytes()) / 4;
+        std::vector<uint32_t> used(words, 0);
+        for (int token = 0; token < kTileTokens; token++)
+          for (int coordinate = 0; coordinate < side.stored; coordinate++) {
+            const CodePlace at = code_place(side, kind, token, coordinate);
+            ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 && at.s < 4 && at.lane >= 0 && at.lane < 32 && at.n >= 0 &&
+                        at.n < 8);
+            for (int index = 0; index < bits; index++) {
+              const BitPlace place = code_bit(bits, at.s, at.n, index);
+              const size_t word = static_cast<size_t>(side.word_index(place.word, at.jb, at.lane, at.jj));
+              ASSERT_LT(word, words);
+              ASSERT_EQ(used[word] >> place.bit & 1u, 0u) << "two codes share a bit";
+              used[word] |= 1u << place.bit;
+            }
+          }
+        for (const uint32_t word : used) ASSERT_EQ(word, 0xFFFFFFFFu) << "a bit is unused";
+      }
+}
+
+TEST(Layout, StoreAndLoadTouchOneCode) {
+  for (const int bits : kCoded) {
+    const SideLayout side(96, bits);
+    std::vector<uint32_t> words(static_cast<size_t>(side.code_bytes()) / 4, 0xA5A5A5A5u), copy;
+    uint32_t number = 1;
+    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+      for (int token = 0; token < kTileTokens; token += 5)
+        for (int coordinate = 0; coordinate < 96; coordinate += 7) {
+          const CodePlace at = code_place(side, kind, token, coordinate);
+          number = number * 1664525u + 1013904223u;
+          const uint32_t code = number >> (32 - bits);
+          copy = words;
+          const uint32_t before = load_code(words.data(), side, at);
+          store_code(words.data(), side, at, code);
+          ASSERT_EQ(load_code(words.data(), side, at), code);
+          store_code(words.data(), side, at, before);
+          ASSERT_EQ(words, copy);
+          store_code(words.data(), side, at, code);
+        }
+    }
+  }
+}
+
+TEST(Layout, Totals) {
+  for (const int dim : kHeadDims)
+    for (const int key_bits : kCodeBits)
+      for (const int value_bits : kCodeBits) {
+        const TileLayout tile(dim, 64, key_bits, value_bits);
+        const int key = key_bits == 16 ? 64 * dim : 4 * stored_dim(dim) * key_bits, value = value_bits == 16 ? 64 * 64 : 4 * 64 * value_bits;
+        EXPECT_EQ(tile.tile_bytes(), key + value + 64 * ((key_bits != 16) + (value_bits != 16)));
+        EXPECT_EQ(tile.tile_bytes() % 64, 0);
+      }
+  EXPECT_EQ(stored_dim(80), 96);
+  EXPECT_EQ(stored_dim(112), 128);
+  for (const int dim : kHeadDims) EXPECT_EQ(odd_factor(stored_dim(dim)) << log2_block(stored_dim(dim)), stored_dim(dim));
+}
+
+TEST(Conversions, Float16BothWaysEverywhere) {
+  // All finite positive values in order: the rounding borders are the midpoints of neighbours, each exact in float.
+  for (uint32_t h = 0; h < 0x7C00; h++) {
+    const float value = float_from_f16(static_cast<uint16_t>(h));
+    const double exact = h < 0x400 ? ldexp(h, -24) : ldexp(1024 + (h & 0x3FF), static_cast<int>(h >> 10) - 25);
+    ASSERT_EQ(static_cast<double>(value), exact) << h;
+    for (const uint32_t sign : {0u, 0x8000u}) {
+      const float s = sign ? -1.0f : 1.0f;
+      ASSERT_EQ(f16_from_float(s * value), h | sign);
+      const double next = h + 1 < 0x7C00 ? static_cast<double>(float_from_f16(static_cast<uint16_t>(h + 1))) : 65536.0;
+      const float middle = static_cast<float>((exact + next) / 2);
+      ASSERT_EQ(static_cast<double>(middle), (exact + next) / 2);
+      ASSERT_EQ(f16_from_float(s * middle), (h + (h & 1)) | sign) << "ties to even, " << h;
+      ASSERT_EQ(f16_from_float(s * nextafterf(middle, 0.0f)), h | sign);
+      ASSERT_EQ(f16_from_float(s * nextafterf(middle, INFINITY)), (h + 1) | sign);
+    }
+  }
+  for (uint32_t h = 0x7C01; h < 0x8000; h++) {
+    ASSERT_TRUE(isnan(float_from_f16(static_cast<uint16_t>(h))));
+    ASSERT_TRUE(isnan(float_from_f16(static_cast<uint16_t>(h | 0x8000))));
+  }
+  EXPECT_EQ(float_from_f16(0x7C00), INFINITY);
+  EXPECT_EQ(float_from_f16(0xFC00), -INFINITY);
+  EXPECT_EQ(f16_from_float(INFINITY), 0x7C00);
+  EXPECT_EQ(f16_from_float(3e38f), 0x7C00);
+  EXPECT_EQ(f16_from_float(-0.0f), 0x8000);
+  EXPECT_EQ(f16_from_float(NAN) & 0x7E00, 0x7E00);
+  EXPECT_EQ(f16_from_float(std::numeric_limits<float>::denorm_min()), 0);
+}
+
+TEST(Conversions, Bfloat16BothWaysEverywhere) {
+  for (uint32_t h = 0; h < 0x7F80; h++)
+    for (const uint32_t sign : {0u, 0x8000u}) {
+      const uint32_t bits = (h | sign) << 16;
+      ASSERT_EQ(float_bits(float_from_bf16(static_cast<uint16_t>(h | sign))), bits);
+      ASSERT_EQ(bf16_from_float(bits_float(bits)), h | sign);
+      ASSERT_EQ(bf16_from_float(bits_float(bits + 0x7FFF)), h | sign);
+      ASSERT_EQ(bf16_from_float(bits_float(bits + 0x8000)), (h + (h & 1)) | sign);
+      ASSERT_EQ(bf16_from_float(bits_float(bits + 0x8001)), (h + 1) | sign);
+      ASSERT_EQ(bf16_from_float(bits_float(bits + 0xFFFF)), (h + 1) | sign);
+    }
+}
+
+TEST(Conversions, RawSidesReplaceWhatIsNotFinite) {
+  bool replaced = false;
+  EXPECT_EQ(raw_from_f32(1.0f, &replaced), 0x3C00);
+  EXPECT_EQ(raw_from_f16(0x7BFF, &replaced), 0x7BFF);
+  EXPECT_EQ(raw_from_bf16(0x5F80, &replaced), 0x5F80);  // 2^64
+  EXPECT_FALSE(replaced);
+  const auto told = [](bool* flag) {
+    const bool was = *flag;
+    *flag = false;
+    return was;
+  };
+  EXPECT_EQ(raw_from_f32(NAN, &replaced), 0);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_f32(65520.0f, &replaced), 0x7BFF);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_f32(-INFINITY, &replaced), 0xFBFF);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_f16(0xFC00, &replaced), 0xFBFF);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_f16(0x7C01, &replaced), 0);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_bf16(0x7F80, &replaced), 0x5F80);
+  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_bf16(0xFFC0, &replaced), 0);
+  EXPECT_TRUE(told(&replaced));
+}
+
+TEST(Rotation, SmallFactorsAreTheOrthonormalDct) {
+  for (const int m : {3, 5, 7, 9})
+    for (int r = 0; r < m; r++)
+      for (int c = 0; c < m; c++) {
+        const int angle = (2 * c + 1) * r;  // in units of pi / 2m
+        const long double pi = 3.14159265358979323846264338327950288L;
+        long double exact = sqrtl((r == 0 ? 1.0L : 2.0L) / m) * cosl(pi * angle / (2 * m));
+        if (angle % (2 * m) == m) exact = 0;
+        EXPECT_EQ(float_bits(dct_entry(m, r, c)), float_bits(static_cast<float>(exact))) << m << " " << r << " " << c;
+      }
+}
+
+TEST(Rotation, StreamIsSplitMix64) {
+  // First outputs of SplitMix64 seeded with 0.
+  EXPECT_EQ(stream_word(0, 0), 0xE220A8397B1DCDAFull);
+  EXPECT_EQ(stream_word(0, 1), 0x6E789E6AA1B965F4ull);
+  EXPECT_EQ(stream_word(0, 2), 0x06C45D188009454Full);
+  std::set<uint64_t> bases;
+  for (uint64_t seed = 0; seed < 3; seed++)
+    for (int layer = 0; layer < 5; layer++)
+      for (int head = 0; head < 5; head++)
+        for (const Kind kind : {Kind::kKey, Kind::kValue}) bases.insert(stream_base(seed, layer, head, kind));
+  EXPECT_EQ(bases.size(), 3u * 5 * 5 * 2) << "every (seed, layer, head, kind) has its own stream";
+}
+
+TEST(Rotation, HadamardIsTheMatrixAndItsOwnInverse) {
+  for (const int stored : {32, 64, 96, 128, 160, 192, 224, 256, 512, 576}) {
+    std::vector<uint64_t> signs(static_cast<size_t>(sign_words(stored)));
+    for (size_t w = 0; w < signs.size(); w++) signs[w] = stream_word(42, w);
+    const int n = 1 << log2_block(stored), m = stored / n;
+    const double norm = static_cast<double>(hadamard_norm(log2_block(stored)));
+    EXPECT_NEAR(norm, pow(2.0, -log2_block(stored) / 2.0), 1e-8);
+    std::vector<float> x(static_cast<size_t>(stored)), y;
+    for (int i = 0; i < stored; i++) x[static_cast<size_t>(i)] = static_cast<float>(i % 17) - 8;
+    y = x;
+    hadamard_forward(y.data(), stored, signs.data());
+    for (int row = 0; row < stored; row += 13) {
+      double exact = 0;
+      for (int i = 0; i < stored; i++) {
+        const double sign = (sign_bit(signs.data(), i) ? -1.0 : 1.0) * (__builtin_popcount(static_cast<unsigned>((row % n) & (i % n))) % 2 ? -1.0 : 1.0);
+        const double factor = m > 1 ? static_cast<double>(dct_entry(m, row / n, i / n)) : 1.0;
+        exact += factor * sign * static_cast<double>(x[static_cast<size_t>(i)]);
+      }
+      EXPECT_NEAR(static_cast<double>(y[static_cast<size_t>(row)]), exact, 1e-3) << stored << " " << row;
+    }
+    hadamard_inverse(y.data(), stored);
+    for (int i = 0; i < stored; i++) {
+      const double back = static_cast<double>(y[static_cast<size_t>(i)]) * norm * norm * (sign_bit(signs.data(), i) ? -1 : 1);
+      EXPECT_NEAR(back, static_cast<double>(x[static_cast<size_t>(i)]), 1e-4);
+    }
+  }
+}
+
+TEST(Rotation, DenseMatricesAreOrthonormal) {
+  for (const int stored : {32, 96, 128}) {
+    std::vector<float> matrix(static_cast<size_t>(stored) * static_cast<size_t>(stored));
+    std::vector<double> work(matrix.size() + static_cast<size_t>(stored));
+    dense_matrix(stream_base(1, 2, 3, Kind::kValue), stored, matrix.data(), work.data());
+    for (int i = 0; i < stored; i++)
+      for (int j = 0; j <= i; j++) {
+        double dot = 0;
+        for (int l = 0; l < stored; l++)
+          dot += static_cast<double>(matrix[static_cast<size_t>(i * stored + l)]) * static_cast<double>(matrix[static_cast<size_t>(j * stored + l)]);
+        // Each entry is rounded to float: D products with relative error 2^-23 of numbers whose squares add up to 1.
+        ASSERT_NEAR(dot, i == j ? 1.0 : 0.0, 2.4e-7) << stored << " " << i << " " << j;
+      }
+  }
+}
+
+TEST(Rotation, SeriesLogarithm) {
+  for (double q = 1e-300; q < 1; q = q < 0.01 ? q * 1.7 : q + 0.0137) EXPECT_NEAR(series_log(q), log(q), 1e-14 * fabs(log(q)) + 1e-15) << q;
+}
+
+TEST(Rotation, TreeSumsInTheStatedOrder) {
+  // 96 = 3 * 32: numbers that cancel only if blocks are added first and halves folded afterwards.
+  std::vector<float> v(96, 0.0f);
+  v[0] = 1e8f;
+  v[32] = 1.0f;    // lost: 1e8 + 1 rounds to 1e8
+  v[64] = -1e8f;
+  v[16] = 3.0f;
+  EXPECT_EQ(tree_sum(v.data(), 96), 3.0f);
+  double exact[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  EXPECT_EQ(tree_sum(exact, 8), 36.0);
+}
+
+VectorCoder coder(int dim, int bits, const uint64_t* signs) {
+  VectorCoder c = {};
+  c.dim = dim;
+  c.stored = stored_dim(dim);
+  c.rotation = Rotation::kHadamard;
+  c.signs = signs;
+  c.rule = ScaleRule::kLs;
+  c.search = true;
+  c.codebook = builtin_codebook(dim, bits);
+  return c;
+}
+
+TEST(Encode, EdgesOfTheInput) {
+  const uint64_t signs[] = {stream_word(9, 0), stream_word(9, 1)};
+  for (const int bits : kCoded) {
+    const VectorCoder c = coder(80, bits, signs);
+    std::vector<float> x(80, 0.0f), back(80);
+    std::vector<uint8_t> codes(96, 77);
+    uint16_t scale = 77;
+    EXPECT_FALSE(encode_vector(c, x.data(), codes.data(), &scale));
+    EXPECT_EQ(scale, 0);
+    EXPECT_EQ(codes, std::vector<uint8_t>(96, 0));
+    x[3] = ldexpf(0.999f, -100);  // just below the limit
+    EXPECT_FALSE(encode_vector(c, x.data(), codes.data(), &scale));
+    EXPECT_EQ(scale, 0);
+    x[3] = ldexpf(1, -100);
+    EXPECT_FALSE(encode_vector(c, x.data(), codes.data(), &scale));
+    EXPECT_GT(scale, 0);
+    for (const float bad : {NAN, INFINITY, -INFINITY, 3.4e38f, ldexpf(1.001f, 64)}) {
+      x.assign(80, 1.0f);
+      x[79] = bad;
+      EXPECT_TRUE(encode_vector(c, x.data(), codes.data(), &scale)) << bad;
+      decode_vector(c, codes.data(), scale, back.data());
+      for (const float value : back) EXPECT_TRUE(isfinite(value)) << bits << " " << bad;
+    }
+    x.assign(80, ldexpf(-1, 64));
+    EXPECT_FALSE(encode_vector(c, x.data(), codes.data(), &scale));
+    decode_vector(c, codes.data(), scale, back.data());
+    for (const float value : back) EXPECT_TRUE(isfinite(value));
+  }
+}
+
+TEST(Encode, LevelBytesFitAndMirror) {
+  for (const int dim : kHeadDims)
+    for (const int bits : kCoded) {
+      const Codebook book = builtin_codebook(dim, bits);
+      ASSERT_EQ(book.bits, bits);
+      for (uint32_t code = 0; code < 1u << (bits - 1); code++) {
+        if (bits == 8) continue;
+        ASSERT_GT(book.level(static_cast<int>(code)), 0.0f);
+        if (code > 0) {
+          ASSERT_GT(book.level(static_cast<int>(code)), book.level(static_cast<int>(code) - 1));
+        }
+        ASSERT_EQ(code_level(book, code), book.level(static_cast<int>(code)));
+        ASSERT_EQ(code_level(book, code | 1u << (bits - 1)), -book.level(static_cast<int>(code)));
+        ASSERT_EQ(level_byte(book, code | 1u << (bits - 1)), book.half() ? ~level_byte(book, code) : -level_byte(book, code));
+      }
+    }
+}
+
+}  // namespace
+}  // namespace format
+}  // namespace tq
