@@ -161,7 +161,7 @@ typedef struct tq_allocator {
   void (*free)(void *user, void *pointer, size_t bytes, int32_t device_type, int32_t device_id);
 } tq_allocator;
 
-#define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* do not scrub pages and raw copies of freed, truncated or destroyed sequences */
+#define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* do not scrub the pages that free, truncate and destroy give back, nor the exact copies of freed sequences */
 #define TQ_FLAG_NO_SCALE_SEARCH 2u    /* encoder: one quantisation step instead of the best of several (up to 20 % more error) */
 
 typedef struct tq_cache_config {
@@ -286,11 +286,13 @@ TQ_API tq_status tq_sequence_create(tq_cache *cache, tq_sequence *sequence);
 TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *stream);
 
 /* A new sequence with the same tokens: pages are shared and copied when one side writes into a shared page; exact copies of
- * window and sinks are duplicated on stream. CAPACITY as tq_sequence_create. */
+ * window and sinks are duplicated on stream. CAPACITY as tq_sequence_create. Fork after a step's appends: layers into which a plan in force
+ * has not been appended yet refuse it afterwards (INVALID_STATE), as the fork would miss their new tokens. */
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
 
 /* Shortens to length tokens, 0 <= length <= current: afterwards it is as if the later tokens had never been appended, the exact window
- * included as long as no more than rollback_tokens go (deeper is allowed; the window then holds only the exact copies still there). */
+ * included as long as the length stays within rollback_tokens of the longest it has had (deeper is allowed; the window then holds only the exact
+ * copies still there). Whole pages are given back and scrubbed; what lies behind the new end in the last page is overwritten by the next append. */
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
 
 /* Tokens, planned ones included. */

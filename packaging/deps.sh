@@ -13,7 +13,8 @@ tq_needs_build='cmd:g++=g++ cmd:cmake=cmake cmd:ninja|make=ninja-build header:hw
 tq_needs_tool='header:CLI/CLI.hpp=libcli11-dev header:nlohmann/json.hpp=nlohmann-json3-dev'
 tq_needs_tests='header:gtest/gtest.h=libgtest-dev header:benchmark/benchmark.h=libbenchmark-dev cmd:pkg-config=pkg-config cmd:python3=python3
   py:ensurepip=python3-venv'
-tq_needs_lint='cmd:clang++=clang cmd:clang-format=clang-format cmd:clang-tidy=clang-tidy cmd:readelf=binutils'
+tq_needs_lint='cmd:clang++=clang cmd:clang-format=clang-format cmd:clang-tidy=clang-tidy cmd:readelf=binutils
+  cmd:abidw=abigail-tools cmd:dpkg-gencontrol=dpkg-dev cmd:lintian=lintian cmd:debootstrap=debootstrap'
 
 tq_has() { # tq_has probe
   local kind=${1%%:*} what=${1#*:} name
@@ -72,16 +73,20 @@ tq_python() {
   echo "$venv/bin/python"
 }
 
-# tq_cmake_build dir cmake-argument... : configures and builds; the log is shown when it fails.
+# tq_cmake_build dir [--target=name]... cmake-argument... : configures and builds; the log is shown when it fails.
 tq_cmake_build() {
-  local dir=$1 log=$1/build.log generator=()
+  local dir=$1 log=$1/build.log generator=() targets=()
   shift
+  while [[ ${1:-} == --target=* ]]; do
+    targets+=(--target "${1#--target=}")
+    shift
+  done
   mkdir -p "$dir"
   command -v ninja >/dev/null 2>&1 && [ ! -f "$dir/Makefile" ] && generator=(-G Ninja)
   if command -v ccache >/dev/null 2>&1; then
     generator+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   fi
-  if ! { cmake -S . -B "$dir" "${generator[@]}" "$@" && cmake --build "$dir" -j "${TQKV_JOBS:-$(nproc)}"; } >"$log" 2>&1; then
+  if ! { cmake -S . -B "$dir" "${generator[@]}" "$@" && cmake --build "$dir" "${targets[@]}" -j "${TQKV_JOBS:-$(nproc)}"; } >"$log" 2>&1; then
     grep -nE 'error|Error|FAILED' "$log" | head -n 20
     echo "... the whole log is $log, its end:"
     tail -n 25 "$log"

@@ -4,15 +4,14 @@
 #ifndef TQ_BUILDING_LIBRARY
 #define TQ_BUILDING_LIBRARY
 #endif
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <new>
 
+#include "api_arguments.h"
 #include "cache.h"
 #include "struct_size.h"
-#include "tensor_check.h"
 #include "tqkv.h"
 
 #define TQ_STRING_OF(x) #x
@@ -25,7 +24,6 @@ using tq::Cache;
 using tq::DataType;
 using tq::DeviceType;
 using tq::Error;
-using tq::Geometry;
 using tq::Status;
 constexpr Status kBad = Status::kInvalidArgument;
 
@@ -49,15 +47,21 @@ TQ_SAME(ERROR_INTERNAL, kInternal);
 #undef TQ_SAME
 static_assert(TQ_DEVICE_CPU == static_cast<int32_t>(DeviceType::kCpu) && TQ_DEVICE_CUDA == static_cast<int32_t>(DeviceType::kCuda), "");
 static_assert(TQ_F32 == static_cast<int32_t>(DataType::kF32) && TQ_F16 == static_cast<int32_t>(DataType::kF16) &&
-                  TQ_BF16 == static_cast<int32_t>(DataType::kBF16), "");
+                  TQ_BF16 == static_cast<int32_t>(DataType::kBF16),
+              "");
 static_assert(TQ_ROTATION_HADAMARD == static_cast<int32_t>(tq::format::Rotation::kHadamard) &&
-                  TQ_ROTATION_DENSE == static_cast<int32_t>(tq::format::Rotation::kDense), "");
-static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) && TQ_SCALE_UNBIASED == static_cast<int32_t>(tq::format::ScaleRule::kUnbiased) &&
-                  TQ_SCALE_NORM == static_cast<int32_t>(tq::format::ScaleRule::kNorm) && TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper), "");
+                  TQ_ROTATION_DENSE == static_cast<int32_t>(tq::format::Rotation::kDense),
+              "");
+static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
+                  TQ_SCALE_UNBIASED == static_cast<int32_t>(tq::format::ScaleRule::kUnbiased) &&
+                  TQ_SCALE_NORM == static_cast<int32_t>(tq::format::ScaleRule::kNorm) &&
+                  TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper),
+              "");
 // Public structs on LP64; tests/capi/layout.txt has every offset.
 static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 184 && sizeof(tq_cache_bytes) == 80 && sizeof(tq_cache_memory_t) == 72 &&
                                      sizeof(tq_tensor_layout) == 40 && sizeof(tq_attend_params) == 72 && sizeof(tq_device_info_t) == 160 &&
-                                     sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32), "public struct sizes are frozen");
+                                     sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
+              "public struct sizes are frozen");
 
 Cache* unwrap(tq_cache* cache) { return reinterpret_cast<Cache*>(cache); }
 const Cache* unwrap(const tq_cache* cache) { return reinterpret_cast<const Cache*>(cache); }
@@ -83,77 +87,6 @@ tq_status guarded(Call call) noexcept {
     tq::set_last_error("an exception of unknown type reached the interface");
     return TQ_ERROR_INTERNAL;
   }
-}
-
-void require(const void* pointer, const char* name) { TQ_CHECK(pointer, kBad, "%s = NULL", name); }
-
-DeviceType device_type_of(tq_device_type type, const char* name) {
-  TQ_CHECK(type == TQ_DEVICE_CPU || type == TQ_DEVICE_CUDA, kBad, "%s = %d: must be TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2)", name, type);
-  return static_cast<DeviceType>(type);
-}
-DataType dtype_of(tq_dtype type, const char* name) {
-  TQ_CHECK(type >= TQ_F32 && type <= TQ_BF16, kBad, "%s = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", name, type);
-  return static_cast<DataType>(type);
-}
-
-struct LayoutStrides {
-  tq::TensorStrides key, value;
-};
-LayoutStrides layout_strides(const Geometry& g, const tq_tensor_layout* caller) {
-  tq_tensor_layout layout = {};
-  if (caller) layout = tq::read_struct(caller, "layout");
-  TQ_CHECK(layout.reserved == 0, Status::kVersion, "layout.reserved = %u: must be 0", layout.reserved);
-  return LayoutStrides{tq::resolve_strides(layout.key_token_stride, layout.key_head_stride, g.num_kv_heads, g.head_dim, "layout.key_token_stride",
-                                           "layout.key_head_stride"),
-                       tq::resolve_strides(layout.value_token_stride, layout.value_head_stride, g.num_kv_heads, g.value_dim,
-                                           "layout.value_token_stride", "layout.value_head_stride")};
-}
-
-// Everything of an AttendRequest that follows from the parameters and the geometry.
-tq::AttendRequest attend_request(const Geometry& g, const tq_attend_params* caller) {
-  tq_attend_params p = {};
-  if (caller) p = tq::read_struct(caller, "params");
-  TQ_CHECK(p.out_dtype >= 0 && p.out_dtype <= TQ_BF16, kBad, "params.out_dtype = %d: must be 0 (io_dtype), TQ_F32, TQ_F16 or TQ_BF16", p.out_dtype);
-  TQ_CHECK(isfinite(p.softmax_scale), kBad, "params.softmax_scale = %g: must be finite", static_cast<double>(p.softmax_scale));
-  TQ_CHECK(isfinite(p.logit_softcap) && p.logit_softcap >= 0, kBad, "params.logit_softcap = %g: must be finite and 0 or more",
-           static_cast<double>(p.logit_softcap));
-  TQ_CHECK(p.sliding_window >= 0, kBad, "params.sliding_window = %lld: must be 0 or more", static_cast<long long>(p.sliding_window));
-  TQ_CHECK(p.history_only == 0 || p.history_only == 1, kBad, "params.history_only = %d: must be 0 or 1", p.history_only);
-  TQ_CHECK(p.num_splits >= 0, kBad, "params.num_splits = %d: must be 0 or more", p.num_splits);
-  tq::AttendRequest request = {};
-  request.q_strides = tq::resolve_strides(p.q_token_stride, p.q_head_stride, g.num_q_heads, g.head_dim, "params.q_token_stride", "params.q_head_stride");
-  request.out_strides =
-      tq::resolve_strides(p.out_token_stride, p.out_head_stride, g.num_q_heads, g.value_dim, "params.out_token_stride", "params.out_head_stride");
-  request.out_dtype = p.out_dtype == 0 ? g.io_dtype : static_cast<DataType>(p.out_dtype);
-  request.softmax_scale = p.softmax_scale != 0 ? p.softmax_scale : static_cast<float>(1.0 / sqrt(static_cast<double>(g.head_dim)));
-  request.logit_softcap = p.logit_softcap;
-  request.sliding_window = p.sliding_window;
-  request.sink_logits = p.sink_logits;
-  request.history_only = p.history_only != 0;
-  request.num_splits = p.num_splits;
-  return request;
-}
-
-void check_merge(const tq::MergeRequest& r, DeviceType device) {
-  constexpr int32_t kMaxStates = 1024, kMaxMergeDim = 65536;
-  TQ_CHECK(r.num_states >= 1 && r.num_states <= kMaxStates, kBad, "num_states = %d: must be 1 .. %d", r.num_states, kMaxStates);
-  require(r.outs, "outs");
-  require(r.lses, "lses");
-  TQ_CHECK(r.dim >= 1 && r.dim <= kMaxMergeDim, kBad, "dim = %d: must be 1 .. %d", r.dim, kMaxMergeDim);
-  TQ_CHECK(r.rows >= 0 && r.rows <= (1ll << 48) / r.dim, kBad, "rows = %lld: must be 0 .. 2^48 / dim", static_cast<long long>(r.rows));
-  for (int32_t s = 0; s < r.num_states; s++) {
-    char name[32];
-    snprintf(name, sizeof name, "outs[%d]", s);
-    tq::check_pointer(name, r.outs[s], r.rows > 0, r.rows, tq::dtype_bytes(r.dtype));
-    snprintf(name, sizeof name, "lses[%d]", s);
-    tq::check_pointer(name, r.lses[s], r.rows > 0, r.rows, sizeof(float));
-  }
-  tq::check_pointer("out", r.out, r.rows > 0, r.rows, tq::dtype_bytes(r.dtype));
-  tq::check_pointer("lse", r.lse, false, r.rows, sizeof(float));
-  const int count = tq::device_count(device);
-  TQ_CHECK(r.device_id >= 0 && r.device_id < count, Status::kNoDevice, "device_id = %d: there are %d devices of type %d", r.device_id, count,
-           static_cast<int>(device));
-  TQ_CHECK(device != DeviceType::kCpu || !r.stream, kBad, "stream = %p: must be NULL on the CPU", r.stream);
 }
 
 }  // namespace
@@ -198,15 +131,15 @@ size_t tq_struct_size(int32_t struct_id) {
 
 tq_status tq_device_count(tq_device_type type, int32_t* count) {
   return guarded([&] {
-    const DeviceType device = device_type_of(type, "type");
-    require(count, "count");
+    const DeviceType device = tq::device_type_of(type, "type");
+    tq::require(count, "count");
     *count = tq::device_count(device);
   });
 }
 
 tq_status tq_device_info(tq_device_type type, int32_t index, tq_device_info_t* info) {
   return guarded([&] {
-    const DeviceType device = device_type_of(type, "type");
+    const DeviceType device = tq::device_type_of(type, "type");
     const uint32_t size = tq::checked_struct_size(info, "info");
     const tq::DeviceInfo found = tq::device_info(device, index);
     tq_device_info_t result = {};
@@ -226,7 +159,7 @@ tq_status tq_device_info(tq_device_type type, int32_t index, tq_device_info_t* i
 
 tq_status tq_cache_config_init(tq_cache_config* config) {
   return guarded([&] {
-    require(config, "config");
+    tq::require(config, "config");
     memset(config, 0, sizeof *config);
     config->struct_size = sizeof *config;
   });
@@ -255,7 +188,7 @@ tq_status tq_cache_config_bytes(const tq_cache_config* config, tq_cache_bytes* b
 
 tq_status tq_cache_create(const tq_cache_config* config, void* stream, tq_cache** cache) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     *cache = reinterpret_cast<tq_cache*>(new Cache(config, stream));
   });
 }
@@ -268,7 +201,7 @@ tq_status tq_cache_destroy(tq_cache* cache) {
 
 tq_status tq_cache_get_config(const tq_cache* cache, tq_cache_config* config) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     const uint32_t size = tq::checked_struct_size(config, "config");
     tq::write_struct(unwrap(cache)->config().config(), size, config);
   });
@@ -276,14 +209,14 @@ tq_status tq_cache_get_config(const tq_cache* cache, tq_cache_config* config) {
 
 tq_status tq_cache_set_centres(tq_cache* cache, int32_t layer, const float* key_centre, const float* value_centre) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     unwrap(cache)->set_centres(layer, key_centre, value_centre);
   });
 }
 
 tq_status tq_cache_memory(const tq_cache* cache, tq_cache_memory_t* memory) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     const uint32_t size = tq::checked_struct_size(memory, "memory");
     tq::write_struct(unwrap(cache)->memory(), size, memory);
   });
@@ -291,15 +224,15 @@ tq_status tq_cache_memory(const tq_cache* cache, tq_cache_memory_t* memory) {
 
 tq_status tq_cache_fingerprint(const tq_cache* cache, uint64_t* fingerprint) {
   return guarded([&] {
-    require(cache, "cache");
-    require(fingerprint, "fingerprint");
+    tq::require(cache, "cache");
+    tq::require(fingerprint, "fingerprint");
     *fingerprint = unwrap(cache)->fingerprint();
   });
 }
 
 tq_status tq_cache_check(tq_cache* cache, void* stream, uint64_t* flags) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     const uint64_t noticed = unwrap(cache)->check(stream);
     if (flags) *flags = noticed;
   });
@@ -309,46 +242,46 @@ tq_status tq_cache_check(tq_cache* cache, void* stream, uint64_t* flags) {
 
 tq_status tq_sequence_create(tq_cache* cache, tq_sequence* sequence) {
   return guarded([&] {
-    require(cache, "cache");
-    require(sequence, "sequence");
+    tq::require(cache, "cache");
+    tq::require(sequence, "sequence");
     *sequence = unwrap(cache)->create_sequence();
   });
 }
 
 tq_status tq_sequence_free(tq_cache* cache, tq_sequence sequence, void* stream) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     unwrap(cache)->free_sequence(sequence, stream);
   });
 }
 
 tq_status tq_sequence_fork(tq_cache* cache, tq_sequence source, void* stream, tq_sequence* sequence) {
   return guarded([&] {
-    require(cache, "cache");
-    require(sequence, "sequence");
+    tq::require(cache, "cache");
+    tq::require(sequence, "sequence");
     *sequence = unwrap(cache)->fork_sequence(source, stream);
   });
 }
 
 tq_status tq_sequence_truncate(tq_cache* cache, tq_sequence sequence, int64_t length, void* stream) {
   return guarded([&] {
-    require(cache, "cache");
+    tq::require(cache, "cache");
     unwrap(cache)->truncate_sequence(sequence, length, stream);
   });
 }
 
 tq_status tq_sequence_length(const tq_cache* cache, tq_sequence sequence, int64_t* length) {
   return guarded([&] {
-    require(cache, "cache");
-    require(length, "length");
+    tq::require(cache, "cache");
+    tq::require(length, "length");
     *length = unwrap(cache)->sequence_length(sequence);
   });
 }
 
 tq_status tq_sequence_flags(const tq_cache* cache, tq_sequence sequence, uint64_t* flags) {
   return guarded([&] {
-    require(cache, "cache");
-    require(flags, "flags");
+    tq::require(cache, "cache");
+    tq::require(flags, "flags");
     *flags = unwrap(cache)->sequence_flags(sequence);
   });
 }
@@ -357,8 +290,8 @@ tq_status tq_sequence_flags(const tq_cache* cache, tq_sequence sequence, uint64_
 
 tq_status tq_batch_create(tq_cache* cache, tq_batch** batch) {
   return guarded([&] {
-    require(cache, "cache");
-    require(batch, "batch");
+    tq::require(cache, "cache");
+    tq::require(batch, "batch");
     *batch = reinterpret_cast<tq_batch*>(unwrap(cache)->create_batch());
   });
 }
@@ -372,7 +305,7 @@ tq_status tq_batch_destroy(tq_batch* batch) {
 tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequence* sequences, const int64_t* new_tokens, const int64_t* query_tokens,
                         void* stream) {
   return guarded([&] {
-    require(batch, "batch");
+    tq::require(batch, "batch");
     unwrap(batch)->cache().plan(*unwrap(batch), num_sequences, sequences, new_tokens, query_tokens, stream);
   });
 }
@@ -382,9 +315,9 @@ tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequenc
 tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* k, const void* v, const tq_tensor_layout* layout,
                           void* stream) {
   return guarded([&] {
-    require(cache, "cache");
-    require(batch, "batch");
-    const LayoutStrides strides = layout_strides(unwrap(cache)->geometry(), layout);
+    tq::require(cache, "cache");
+    tq::require(batch, "batch");
+    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
     unwrap(cache)->append(tq::AppendRequest{layer, nullptr, k, v, strides.key, strides.value, stream}, *unwrap(batch));
   });
 }
@@ -392,9 +325,9 @@ tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch,
 tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* q, void* out, float* lse, const tq_attend_params* params,
                           void* workspace, size_t workspace_bytes, void* stream) {
   return guarded([&] {
-    require(cache, "cache");
-    require(batch, "batch");
-    tq::AttendRequest request = attend_request(unwrap(cache)->geometry(), params);
+    tq::require(cache, "cache");
+    tq::require(batch, "batch");
+    tq::AttendRequest request = tq::attend_request(unwrap(cache)->geometry(), params);
     request.layer = layer;
     request.q = q;
     request.out = out;
@@ -408,9 +341,9 @@ tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch,
 
 tq_status tq_attend_workspace_bytes(const tq_cache* cache, const tq_batch* batch, size_t* bytes) {
   return guarded([&] {
-    require(cache, "cache");
-    require(batch, "batch");
-    require(bytes, "bytes");
+    tq::require(cache, "cache");
+    tq::require(batch, "batch");
+    tq::require(bytes, "bytes");
     *bytes = unwrap(cache)->attend_workspace_bytes(*unwrap(batch));
   });
 }
@@ -418,9 +351,9 @@ tq_status tq_attend_workspace_bytes(const tq_cache* cache, const tq_batch* batch
 tq_status tq_merge_states(int32_t num_states, const void* const* outs, const float* const* lses, int64_t rows, int32_t dim, tq_dtype dtype, void* out,
                           float* lse, tq_device_type device_type, int32_t device_id, void* stream) {
   return guarded([&] {
-    const DeviceType device = device_type_of(device_type, "device_type");
-    const tq::MergeRequest request = {num_states, outs, lses, rows, dim, dtype_of(dtype, "dtype"), out, lse, device_id, stream};
-    check_merge(request, device);
+    const DeviceType device = tq::device_type_of(device_type, "device_type");
+    const tq::MergeRequest request = {num_states, outs, lses, rows, dim, tq::dtype_of(dtype, "dtype"), out, lse, device_id, stream};
+    tq::check_merge(request, device);
     if (rows > 0) tq::merge_states(device, request);
   });
 }
@@ -428,8 +361,8 @@ tq_status tq_merge_states(int32_t num_states, const void* const* outs, const flo
 tq_status tq_cache_read(tq_cache* cache, int32_t layer, tq_sequence sequence, int64_t first, int64_t count, void* k, void* v,
                         const tq_tensor_layout* layout, void* stream) {
   return guarded([&] {
-    require(cache, "cache");
-    const LayoutStrides strides = layout_strides(unwrap(cache)->geometry(), layout);
+    tq::require(cache, "cache");
+    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
     unwrap(cache)->read(tq::ReadRequest{layer, {}, first, count, k, v, strides.key, strides.value, stream}, sequence);
   });
 }

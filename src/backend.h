@@ -72,13 +72,13 @@ std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometr
 // rows x dim partial results on a device (tq_merge_states).
 struct MergeRequest {
   int32_t num_states;
-  const void* const* outs;        // host array of device pointers [rows][dim] dtype
-  const float* const* lses;       // host array of device pointers [rows]
+  const void* const* outs;   // host array of device pointers [rows][dim] dtype
+  const float* const* lses;  // host array of device pointers [rows]
   int64_t rows;
   int32_t dim;
   DataType dtype;
   void* out;
-  float* lse;                     // or null
+  float* lse;  // or null
   int32_t device_id;
   void* stream;
 };

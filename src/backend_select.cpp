@@ -62,8 +62,10 @@ DeviceInfo cpu_info() {
 struct BuildInfo {
   char text[512];
   BuildInfo() {
-    snprintf(text, sizeof text, "tqkv " TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %d",
-             kCompiler, kCuda, cpu::supported_isas(), cpu::active_isa(), kFormatVersion);
+    snprintf(
+        text, sizeof text,
+        "tqkv " TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %d",
+        kCompiler, kCuda, cpu::supported_isas(), cpu::active_isa(), kFormatVersion);
   }
 };
 

@@ -20,7 +20,7 @@ constexpr uint32_t kFormatVersion = 1;
 
 PageTableLimits table_limits(const ResolvedConfig& config) {
   const Geometry& g = config.geometry();
-  return PageTableLimits{g.max_sequences,     g.max_batch_sequences,        g.page_size,     g.num_pages,
+  return PageTableLimits{g.max_sequences,      g.max_batch_sequences,        g.page_size,     g.num_pages,
                          g.max_sequence_pages, config.max_sequence_tokens(), g.window_tokens, g.ring_tokens};
 }
 
@@ -40,8 +40,10 @@ Gate::Use::Use(const Gate& gate, bool exclusive) : gate_(gate), exclusive_(exclu
   } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire, std::memory_order_relaxed));
 }
 Gate::Use::~Use() {
-  if (exclusive_) gate_.users_.store(0, std::memory_order_release);
-  else gate_.users_.fetch_sub(1, std::memory_order_release);
+  if (exclusive_)
+    gate_.users_.store(0, std::memory_order_release);
+  else
+    gate_.users_.fetch_sub(1, std::memory_order_release);
 }
 
 // ---- Cache ----
@@ -77,7 +79,7 @@ tq_cache_bytes Cache::bytes(const ResolvedConfig& config) {
 }
 
 Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
-    : config_(config), block_(config_.host_ops(), block_bytes(config_), "cache"), arrays_([this] {
+    : config_(config), bytes_(bytes(config_)), block_(config_.host_ops(), block_bytes(config_), "cache"), arrays_([this] {
         Carver carver = carver_of(block_);
         return Arrays(config_, carver);
       }()) {
@@ -153,17 +155,16 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
 
 tq_cache_memory_t Cache::memory() const {
   const Gate::Use use(gate_, false);
-  const tq_cache_bytes bytes = Cache::bytes(config_);
   tq_cache_memory_t memory = {};
   memory.num_sequences = arrays_.table.num_sequences();
   memory.tokens = arrays_.table.total_tokens();
   memory.pages_used = arrays_.table.pages_used();
-  memory.pages_total = bytes.num_pages;
+  memory.pages_total = bytes_.num_pages;
   memory.stored_bytes_used = memory.pages_used * config_.page_bytes();
-  memory.raw_bytes = bytes.raw_bytes;
-  memory.device_bytes = bytes.device_bytes;
-  memory.host_bytes = bytes.host_bytes;
-  memory.compression = static_cast<double>(bytes.fp16_token_bytes) / static_cast<double>(bytes.token_bytes);
+  memory.raw_bytes = bytes_.raw_bytes;
+  memory.device_bytes = bytes_.device_bytes;
+  memory.host_bytes = bytes_.host_bytes;
+  memory.compression = static_cast<double>(bytes_.fp16_token_bytes) / static_cast<double>(bytes_.token_bytes);
   return memory;
 }
 
@@ -317,20 +318,24 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   if (request.workspace) {
     TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument, "workspace = %p: must be aligned to 256 bytes",
              request.workspace);
-    const size_t needed = backend_->attend_workspace_bytes(plan);
-    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes, needed);
+    const size_t needed = std::min(backend_->attend_workspace_bytes(plan), static_cast<size_t>(bytes_.workspace_bytes));
+    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes,
+             needed);
   } else {
     request.workspace = backend_->own_workspace();
-    request.workspace_bytes = backend_->attend_workspace_bytes(plan);
+    request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
   }
   if (plan.query_tokens == 0) return;
   request.plan = &plan;
   backend_->attend(request);
 }
 
+// As much as the cache's own workspace, which serves every plan: a plan with less work may be cut into more pieces than a larger one, so what
+// this very plan needs would not do for the smaller ones.
 size_t Cache::attend_workspace_bytes(const Batch& batch) const {
   const Gate::Use use(gate_, false);
-  return backend_->attend_workspace_bytes(plan_in_force(batch));
+  plan_in_force(batch);
+  return static_cast<size_t>(bytes_.workspace_bytes);
 }
 
 void Cache::read(ReadRequest request, int64_t id) {
@@ -341,7 +346,8 @@ void Cache::read(ReadRequest request, int64_t id) {
   const Geometry& g = geometry();
   const PageTable& table = arrays_.table;
   const int64_t length = table.length(slot);
-  TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument, "first = %lld: the sequence has %lld tokens", ll(request.first), ll(length));
+  TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument, "first = %lld: the sequence has %lld tokens", ll(request.first),
+           ll(length));
   TQ_CHECK(request.count >= 0 && request.count <= length - request.first, Status::kInvalidArgument,
            "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count), ll(length - request.first), ll(request.first));
   const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim}, v_shape = {request.count, g.num_kv_heads, g.value_dim};

@@ -60,12 +60,12 @@ class Batch {
   HostBlock block_;
   Arrays arrays_;
   void* storage_ = nullptr;
-  int active_ = 0;              // which of the two plans is in use
+  int active_ = 0;  // which of the two plans is in use
   BatchPlan plan_ = {};
   bool in_force_ = false;
-  const char* lapsed_ = "";     // why not; "" = never planned
-  int64_t lapsed_by_ = 0;       // the sequence
-  int64_t forked_ = 0;          // a sequence with new tokens that was forked after the plan, or 0
+  const char* lapsed_ = "";  // why not; "" = never planned
+  int64_t lapsed_by_ = 0;    // the sequence
+  int64_t forked_ = 0;       // a sequence with new tokens that was forked after the plan, or 0
 };
 
 // create_backend, or what a test puts in its place.
@@ -114,9 +114,9 @@ class Cache {
   struct Arrays {
     Arrays(const ResolvedConfig& config, Carver& carver);
     PageTable table;
-    Batch** owners;    // [max_sequences] the batch whose plan in force has the slot, or null
-    int64_t* seen;     // [max_sequences] number of the last plan call that named the slot
-    float* centres;    // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
+    Batch** owners;  // [max_sequences] the batch whose plan in force has the slot, or null
+    int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
+    float* centres;  // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
   };
   static int64_t block_bytes(const ResolvedConfig& config);
 
@@ -131,6 +131,7 @@ class Cache {
   void scrub(const int32_t* pages, int64_t count, void* stream);
 
   ResolvedConfig config_;
+  tq_cache_bytes bytes_;
   HostBlock block_;
   Arrays arrays_;
   std::unique_ptr<Backend> backend_;

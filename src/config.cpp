@@ -16,11 +16,12 @@ namespace tq {
 namespace {
 
 constexpr Status kBad = Status::kInvalidArgument;
-constexpr int32_t kMaxCount = 65536;        // layers, heads
+constexpr int32_t kMaxCount = 65536;  // layers, heads
+constexpr int32_t kLayersNamed = 4;   // wrong layers with a reason of their own; the text has room for all fields, not for all layers
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
-constexpr int64_t kMaxBytes = 1ll << 56;    // of one part of a cache: sums and offsets stay far from 2^63
-constexpr float kMaxUnit = 1073741824.0f;   // 2^30: keeps every scale finite
+constexpr int64_t kMaxBytes = 1ll << 56;   // of one part of a cache: sums and offsets stay far from 2^63
+constexpr float kMaxUnit = 1073741824.0f;  // 2^30: keeps every scale finite
 constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH;
 
 void* default_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
@@ -56,8 +57,10 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
   if (c.num_kv_heads >= 1 && c.num_q_heads >= 1 && c.num_q_heads % c.num_kv_heads != 0)
     reasons.add(kBad, "num_q_heads = %d: must be a multiple of num_kv_heads = %d", c.num_q_heads, c.num_kv_heads);
   check_dim("head_dim", c.head_dim, reasons);
-  if (c.value_dim == 0) c.value_dim = c.head_dim;
-  else check_dim("value_dim", c.value_dim, reasons);
+  if (c.value_dim == 0)
+    c.value_dim = c.head_dim;
+  else
+    check_dim("value_dim", c.value_dim, reasons);
   if (c.io_dtype < TQ_F32 || c.io_dtype > TQ_BF16) reasons.add(kBad, "io_dtype = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", c.io_dtype);
 }
 
@@ -71,23 +74,29 @@ void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
   check_count("key_scale_rule", c.key_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   check_count("value_scale_rule", c.value_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   if (c.flags & ~kKnownFlags)
-    reasons.add(kBad, "flags = 0x%llx: unknown bits 0x%llx", static_cast<unsigned long long>(c.flags), static_cast<unsigned long long>(c.flags & ~kKnownFlags));
+    reasons.add(kBad, "flags = 0x%llx: unknown bits 0x%llx", static_cast<unsigned long long>(c.flags),
+                static_cast<unsigned long long>(c.flags & ~kKnownFlags));
 }
 
 void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
   if (c.page_size == 0) c.page_size = 64;
   const bool page_ok = c.page_size >= format::kTileTokens && c.page_size <= kMaxPageSize && c.page_size % format::kTileTokens == 0;
-  if (!page_ok) reasons.add(kBad, "page_size = %d: must be a multiple of %d, %d .. %d", c.page_size, format::kTileTokens, format::kTileTokens, kMaxPageSize);
+  if (!page_ok)
+    reasons.add(kBad, "page_size = %d: must be a multiple of %d, %d .. %d", c.page_size, format::kTileTokens, format::kTileTokens, kMaxPageSize);
   if (c.max_sequences == 0) c.max_sequences = 1;
   check_count("max_sequences", c.max_sequences, 1, INT_MAX - 1, reasons);
   const int64_t most_pages = INT_MAX - static_cast<int64_t>(std::max(c.max_sequences, 1));
   const bool tokens_ok = c.max_tokens >= 1 && (!page_ok || (c.max_tokens - 1) / c.page_size < most_pages);
   if (!tokens_ok)
     reasons.add(kBad, "max_tokens = %lld: must be 1 or more, and fit 2^31 - 1 - max_sequences pages of %d tokens", ll(c.max_tokens), c.page_size);
-  if (c.max_sequence_tokens == 0) c.max_sequence_tokens = c.max_tokens;
-  else check_count("max_sequence_tokens", c.max_sequence_tokens, 1, std::max<int64_t>(c.max_tokens, 1), reasons);
-  if (c.max_batch_sequences == 0) c.max_batch_sequences = c.max_sequences;
-  else check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
+  if (c.max_sequence_tokens == 0)
+    c.max_sequence_tokens = c.max_tokens;
+  else
+    check_count("max_sequence_tokens", c.max_sequence_tokens, 1, std::max<int64_t>(c.max_tokens, 1), reasons);
+  if (c.max_batch_sequences == 0)
+    c.max_batch_sequences = c.max_sequences;
+  else
+    check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
   const bool given = c.max_batch_tokens != 0;
   if (!given) c.max_batch_tokens = c.max_tokens;
   if (given || tokens_ok) check_count("max_batch_tokens", c.max_batch_tokens, 1, INT_MAX / 2, reasons);
@@ -116,11 +125,13 @@ void check_codebook(const char* name, const tq_codebook& book, ReasonList& reaso
     reasons.add(kBad, "%s.bits = %d: must be 2 .. 6", name, book.bits);
     return;
   }
-  if (!(book.unit > 0 && book.unit <= kMaxUnit)) reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
+  if (!(book.unit > 0 && book.unit <= kMaxUnit))
+    reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
   const int least = book.bits <= 3 ? 1 : 0;
   for (int j = 0; j < 1 << (book.bits - 1); j++) {
     const int value = book.magnitude[j];
-    if (value < least || value > 127) reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least, book.bits);
+    if (value < least || value > 127)
+      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least, book.bits);
     else if (j > 0 && value <= book.magnitude[j - 1])
       reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1, book.magnitude[j - 1]);
   }
@@ -143,12 +154,18 @@ std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name,
   if (bits != 0 && !format::is_code_bits(bits)) reasons.add(kBad, "%s = %d: must be one of %s", name, bits, list.text);
   if (bits == 0 && !layer_bits) reasons.add(kBad, "%s = 0: required unless %s is given", name, layer_name);
   if (!layer_bits) return result;
+  int32_t wrong = 0;
   for (int32_t layer = 0; layer < num_layers; layer++) {
     const int32_t own = layer_bits[layer];
     if (own != 0) result[static_cast<size_t>(layer)] = own;
-    if (own != 0 && !format::is_code_bits(own)) reasons.add(kBad, "%s[%d] = %d: must be 0 or one of %s", layer_name, layer, own, list.text);
-    if (own == 0 && bits == 0) reasons.add(kBad, "%s[%d] = 0: stands for %s, which is 0 too", layer_name, layer, name);
+    if (own != 0 ? format::is_code_bits(own) : bits != 0) continue;
+    if (++wrong > kLayersNamed) continue;
+    if (own != 0)
+      reasons.add(kBad, "%s[%d] = %d: must be 0 or one of %s", layer_name, layer, own, list.text);
+    else
+      reasons.add(kBad, "%s[%d] = 0: stands for %s, which is 0 too", layer_name, layer, name);
   }
+  if (wrong > kLayersNamed) reasons.add(kBad, "%s: %d more layers likewise", layer_name, wrong - kLayersNamed);
   return result;
 }
 

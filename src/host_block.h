@@ -34,7 +34,7 @@ class Carver {
   T* take(int64_t count) {
     static_assert(std::is_trivially_destructible<T>::value, "nothing in a block is destroyed");
     T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    const int64_t bytes = checked_mul(count, sizeof(T), "bookkeeping bytes");
+    const int64_t bytes = checked_mul(count, sizeof(T), "bookkeeping bytes");  // NOLINT(bugprone-sizeof-expression): T may be a pointer
     used_ = checked_add(used_, checked_add(bytes, kAlignment - 1, "bookkeeping bytes") / kAlignment * kAlignment, "bookkeeping bytes");
     return result;
   }

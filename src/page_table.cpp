@@ -154,7 +154,8 @@ void PageTable::prepare_growth(const Growth* growth, int32_t count) {
   if (added + num_copies_ > num_free_pages_) {
     const int64_t copies = num_copies_;
     restore_tails();
-    throw Error(Status::kCapacity, "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), %lld of %lld are free",
+    throw Error(Status::kCapacity,
+                "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), %lld of %lld are free",
                 static_cast<long long>(added + copies), limits_.page_size, static_cast<long long>(copies), static_cast<long long>(num_free_pages_),
                 static_cast<long long>(limits_.num_pages));
   }

@@ -86,8 +86,8 @@ class PageTable {
  private:
   struct Row {
     int64_t length, num_pages;
-    int64_t ring_first;    // V above
-    int64_t shown_pages;   // leading page ids that the last plan showed and that are unchanged since
+    int64_t ring_first;   // V above
+    int64_t shown_pages;  // leading page ids that the last plan showed and that are unchanged since
     int32_t generation;
     bool alive;
   };
@@ -114,7 +114,7 @@ class PageTable {
   int64_t total_tokens_ = 0;
   int32_t num_growth_ = 0;
   int64_t num_copies_ = 0;
-  int64_t num_taken_ = 0;   // pages from the top of the stack that the prepared growth will take
+  int64_t num_taken_ = 0;  // pages from the top of the stack that the prepared growth will take
 };
 
 }  // namespace tq

@@ -14,8 +14,8 @@ enum class DataType : int32_t { kF32 = 1, kF16 = 2, kBF16 = 3 };
 constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2; }
 
 struct LayerCode {
-  int32_t key_bits, value_bits;             // 2 3 4 5 6 8, or format::kRawBits
-  format::Codebook key_book, value_book;    // unused for raw sides
+  int32_t key_bits, value_bits;           // 2 3 4 5 6 8, or format::kRawBits
+  format::Codebook key_book, value_book;  // unused for raw sides
 };
 
 // The resolved configuration: everything fixed at create.
@@ -27,18 +27,18 @@ struct Geometry {
   uint64_t rotation_seed;
   format::ScaleRule key_rule, value_rule;
   bool search;
-  int32_t page_size;            // tokens; tiles_per_page = page_size / 32
-  int64_t num_pages;            // per layer
-  int64_t max_sequence_pages;   // pages of the longest sequence
-  int32_t max_sequences;        // slots 0 .. max_sequences-1
+  int32_t page_size;           // tokens; tiles_per_page = page_size / 32
+  int64_t num_pages;           // per layer
+  int64_t max_sequence_pages;  // pages of the longest sequence
+  int32_t max_sequences;       // slots 0 .. max_sequences-1
   int32_t max_batch_sequences;
   int64_t max_batch_tokens;
   int32_t window_tokens, sink_tokens;
-  int32_t ring_tokens;          // raw copies behind the end of a sequence: window + rollback, 0 without a window
-  int32_t num_threads;          // CPU, >= 1
+  int32_t ring_tokens;  // raw copies behind the end of a sequence: window + rollback, 0 without a window
+  int32_t num_threads;  // CPU, >= 1
   int32_t device_id;
   bool zero_on_free;
-  const LayerCode* layers;      // [num_layers], host
+  const LayerCode* layers;  // [num_layers], host
 
   int32_t tiles_per_page() const { return page_size / format::kTileTokens; }
   // Raw copies of one sequence and head: sinks first, then the ring. Token i < sink_tokens is at i, and any token at sink_tokens + i % ring_tokens.
@@ -53,13 +53,13 @@ constexpr int kSpanTokens = 1024;
 
 // One sequence of a plan. Positions are token indices in the sequence.
 struct PlanSequence {
-  int32_t slot;             // raw copies, flags and the device row of the page table
-  int64_t old_length;       // before this plan's new tokens
+  int32_t slot;        // raw copies, flags and the device row of the page table
+  int64_t old_length;  // before this plan's new tokens
   int64_t new_tokens;
-  int64_t query_tokens;     // the last ones
-  int64_t kv_row, q_row;    // first row in k/v and in q/out/lse
-  int64_t raw_first;        // ring copies are valid for tokens >= raw_first (and < length)
-  const int32_t* pages;     // [num_pages] host, page ids
+  int64_t query_tokens;   // the last ones
+  int64_t kv_row, q_row;  // first row in k/v and in q/out/lse
+  int64_t raw_first;      // ring copies are valid for tokens >= raw_first (and < length)
+  const int32_t* pages;   // [num_pages] host, page ids
   int64_t num_pages;
   int64_t first_changed_page;
 
@@ -70,23 +70,23 @@ struct PlanSequence {
 // num_spans - 1. partial < 0: the item holds all spans of its rows and writes the output; else the state of span first_span + j goes to partial slot
 // partial + j, and the row group's states are merged once all its items are done.
 struct WorkItem {
-  int32_t sequence;     // index in the plan
+  int32_t sequence;  // index in the plan
   int32_t num_queries;
   int64_t first_query;  // 0 .. query_tokens-1
   int32_t first_span, num_spans;
   int32_t partial;
-  int32_t group;        // row group (sequence, first_query); items of a group are consecutive
+  int32_t group;  // row group (sequence, first_query); items of a group are consecutive
 };
 
 struct BatchPlan {
   int32_t num_sequences;
   const PlanSequence* sequences;  // [num_sequences] host
   int64_t new_tokens, query_tokens;
-  const WorkItem* items;          // [num_items] host
+  const WorkItem* items;  // [num_items] host
   int32_t num_items;
   int32_t num_groups;
-  int32_t num_partials;           // partial slots, each (num_queries of its item) x q_per_kv rows for every kv head
-  void* storage;                  // the backend's own arrays for this batch, from create_plan_storage
+  int32_t num_partials;  // partial slots, each (num_queries of its item) x q_per_kv rows for every kv head
+  void* storage;         // the backend's own arrays for this batch, from create_plan_storage
 };
 
 struct TensorStrides {
@@ -105,27 +105,27 @@ struct AppendRequest {
 struct AttendRequest {
   int32_t layer;
   const BatchPlan* plan;
-  const void* q;              // device [query_tokens][num_q_heads][head_dim] io_dtype
-  void* out;                  // device [query_tokens][num_q_heads][value_dim] out_dtype
-  float* lse;                 // device [query_tokens][num_q_heads] or null
+  const void* q;  // device [query_tokens][num_q_heads][head_dim] io_dtype
+  void* out;      // device [query_tokens][num_q_heads][value_dim] out_dtype
+  float* lse;     // device [query_tokens][num_q_heads] or null
   TensorStrides q_strides, out_strides;
   DataType out_dtype;
-  float softmax_scale;        // resolved, finite
-  float logit_softcap;        // 0 = off
-  int64_t sliding_window;     // visible tokens, own included; 0 = all
-  const float* sink_logits;   // device [num_q_heads] or null
+  float softmax_scale;       // resolved, finite
+  float logit_softcap;       // 0 = off
+  int64_t sliding_window;    // visible tokens, own included; 0 = all
+  const float* sink_logits;  // device [num_q_heads] or null
   bool history_only;
-  int32_t num_splits;         // 0 = automatic
-  void* workspace;            // device, >= attend_workspace_bytes
+  int32_t num_splits;  // 0 = automatic
+  void* workspace;     // device, >= attend_workspace_bytes
   size_t workspace_bytes;
   void* stream;
 };
 
 struct ReadRequest {
   int32_t layer;
-  PlanSequence sequence;      // slot, old_length = length, raw_first, pages
+  PlanSequence sequence;  // slot, old_length = length, raw_first, pages
   int64_t first, count;
-  void* k;                    // device [count][num_kv_heads][head_dim] io_dtype, or null
+  void* k;  // device [count][num_kv_heads][head_dim] io_dtype, or null
   void* v;
   TensorStrides key_strides, value_strides;
   void* stream;

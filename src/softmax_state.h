@@ -22,8 +22,8 @@ TQ_HD SoftmaxState empty_state() { return SoftmaxState{minus_infinity(), 0.0f}; 
 TQ_HD bool is_empty(SoftmaxState s) { return !(s.l > 0.0f); }
 
 struct MergeWeights {
-  SoftmaxState state;  // of the union
-  float first, second; // factors of the two o vectors
+  SoftmaxState state;   // of the union
+  float first, second;  // factors of the two o vectors
 };
 
 TQ_HD MergeWeights merge_weights(SoftmaxState a, SoftmaxState b) {
@@ -36,9 +36,7 @@ TQ_HD MergeWeights merge_weights(SoftmaxState a, SoftmaxState b) {
 
 // Natural-log LSE of a part, and back: a finished partial result (out, lse) is the part m = lse * log2 e, l = 1, o = out.
 TQ_HD float lse_of(SoftmaxState s) { return is_empty(s) ? minus_infinity() : (s.m + log2f(s.l)) * kLn2; }
-TQ_HD SoftmaxState state_of_lse(float lse) {
-  return lse == minus_infinity() ? empty_state() : SoftmaxState{lse * kLog2E, 1.0f};
-}
+TQ_HD SoftmaxState state_of_lse(float lse) { return lse == minus_infinity() ? empty_state() : SoftmaxState{lse * kLog2E, 1.0f}; }
 // Factor that turns o into the output; 0 for the empty part.
 TQ_HD float inverse_sum(SoftmaxState s) { return is_empty(s) ? 0.0f : 1.0f / s.l; }
 

@@ -10,16 +10,16 @@
 
 namespace tq {
 
-constexpr int kGroupRows = 64;        // rows of one kv head in a group, about
-constexpr int kItemsPerWorker = 4;    // (item, kv head) pairs per worker that balance the load well enough
-constexpr int kPartialQueries = 16;   // query tokens for which every span of a full pool has a partial slot
+constexpr int kGroupRows = 64;       // rows of one kv head in a group, about
+constexpr int kItemsPerWorker = 4;   // (item, kv head) pairs per worker that balance the load well enough
+constexpr int kPartialQueries = 16;  // query tokens for which every span of a full pool has a partial slot
 
 // What no plan of a geometry exceeds; sizes of work lists and workspaces.
 struct SplitLimits {
-  int32_t group_queries;   // most query tokens of a group: max(1, kGroupRows / q_per_kv)
-  int32_t items_wanted;    // groups are cut only when there are fewer of them: ceil(kItemsPerWorker * workers / num_kv_heads)
-  int64_t groups;          // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
-  int64_t items;           // groups + items_wanted
+  int32_t group_queries;  // most query tokens of a group: max(1, kGroupRows / q_per_kv)
+  int32_t items_wanted;   // groups are cut only when there are fewer of them: ceil(kItemsPerWorker * workers / num_kv_heads)
+  int64_t groups;         // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
+  int64_t items;          // groups + items_wanted
   // num_partials x (most num_queries of an item that has partials) <= this, so partial slots of one size fit as well as packed ones:
   // kPartialQueries * spans of the whole pool + items_wanted. Groups that would go beyond stay whole.
   int64_t partial_queries;

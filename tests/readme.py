@@ -3,10 +3,11 @@
 """Keeps README.md true: readme.py BUILD [--update] [--measure].
 
 Without an option (the test): compiles and runs the C example against BUILD's library, compares every generated region with what its program
-prints now, and sees that every measured region holds a measurement and names a command. --update rewrites the generated regions, --measure
-runs the commands of the measured regions and puts their output in.
+prints now, and names the measured regions that are still empty. --update rewrites the generated regions, --measure
+runs the commands of the measured regions (those that hold WORD with --measure=WORD) and puts their output in.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->     output of BUILD/tests/PROGRAM
+          <!-- excerpt: FILE: TEXT --> ... <!-- end -->      the function of FILE whose head holds TEXT (tests/examples.sh runs those files)
           <!-- measured: COMMAND --> ... <!-- end -->      output of COMMAND, where $BUILD is the build folder
 """
 import os
@@ -17,7 +18,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 README = os.path.join(ROOT, "README.md")
-REGION = re.compile(r"<!-- (generated|measured): (.*?) -->\n(.*?)<!-- end -->", re.S)
+REGION = re.compile(r"<!-- (generated|excerpt|measured): (.*?) -->\n(.*?)<!-- end -->", re.S)
 
 
 def report(title, problem=None):
@@ -57,12 +58,28 @@ def generated(name, build):
     return command_output(f"{build}/tests/{name}", build) + "\n"
 
 
+def excerpt(what):
+    """From the line that holds the text to the end of what is indented below it, with a closing brace."""
+    name, _, text = what.partition(": ")
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    start = next(i for i, line in enumerate(lines) if text in line)
+    margin = len(lines[start]) - len(lines[start].lstrip())
+    end = next(i for i in range(start + 1, len(lines)) if lines[i].strip() and not lines[i][margin:margin + 1].isspace())
+    while lines[end - 1].strip() == "":
+        end -= 1
+    end += lines[end][margin:] == "}"
+    language = {".c": "c", ".py": "python", ".rs": "rust", ".go": "go"}[os.path.splitext(name)[1]]
+    return f"```{language}\n" + "".join(line[margin:].replace("\t", "    ") + "\n" for line in lines[start:end]) + "```\n"
+
+
 def measured(command, build):
     return f"\n```text\n$ {command.replace('$BUILD', 'build')}\n{command_output(command, build)}\n```\n\n"
 
 
 def main():
-    build, update, measure = sys.argv[1], "--update" in sys.argv, "--measure" in sys.argv
+    build, update = sys.argv[1], "--update" in sys.argv
+    measure = [a.partition("=")[2] for a in sys.argv if a.startswith("--measure")]
     with open(README, encoding="utf-8") as file:
         text = file.read()
     if update or measure:
@@ -70,7 +87,9 @@ def main():
             kind, what, body = match.groups()
             if kind == "generated" and update:
                 body = generated(what, build)
-            if kind == "measured" and measure:
+            if kind == "excerpt" and update:
+                body = excerpt(what)
+            if kind == "measured" and measure and measure[0] in what:
                 body = measured(what, build)
             return f"<!-- {kind}: {what} -->\n{body}<!-- end -->"
         text = REGION.sub(renew, text)
@@ -82,8 +101,12 @@ def main():
         if kind == "generated":
             current = generated(what, build)
             good &= report(f"generated region {what} is up to date", None if body == current else f"run tests/readme.py BUILD --update; the program says\n{current}")
+        elif kind == "excerpt":
+            good &= report(f"excerpt of {what} is up to date", None if body == excerpt(what) else f"run tests/readme.py BUILD --update; it reads\n{excerpt(what)}")
+        elif "```" in body:
+            report(f"measured: {what}")
         else:
-            good &= report(f"measured region holds a measurement: {what}", None if "```" in body else "run tests/readme.py BUILD --measure")
+            print(f"skip - {what}: not measured yet, run tests/readme.py BUILD --measure")
     return 0 if good else 1
 
 

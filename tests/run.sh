@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 . packaging/deps.sh
 . tests/suites.sh
 
-all_suites="tidy format header unit conformance golden reference capi contract python layout model oom cli testlm symbols install readme bench cuda-compile
+all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom cli testlm symbols abi install deb examples readme bench cuda-compile
   asan tsan clang-tidy"
 chosen="" refused=""
 for argument in "$@"; do

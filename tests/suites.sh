@@ -2,10 +2,16 @@
 # The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
 
 build_test() { need_build test -DCMAKE_BUILD_TYPE=Release -DTQ_DEV=ON -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF; }
-build_asan() { need_build asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF "-DTQ_SANITIZE=address;undefined"; }
-build_tsan() { need_build tsan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF -DTQ_SANITIZE=thread; }
+build_asan() { need_build asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF "-DTQ_SANITIZE=address;undefined"; }
+build_tsan() { need_build tsan --target=thread_tests --target=capi_tests --target=conformance_tests -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF -DTQ_SANITIZE=thread; }
 
-own_sources() { git ls-files -co --exclude-standard -- '*.h' '*.c' '*.cpp' '*.cu' '*.cuh' | grep -vE '^(include/tqkv.h|codebooks/tables.h)$' | sort -u; }
+sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests)
+
+# C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out by hand or generated are left out.
+own_sources() {
+  { git ls-files -co --exclude-standard 2>/dev/null || find src cuda tests packaging bindings -type f; } | grep -E '\.(h|c|cpp|cu|cuh)$' |
+    grep -vE '(^|/)(tqkv|tables)\.h$' | while read -r file; do [ -f "$file" ] && echo "$file"; done | sort -u
+}
 
 about_tidy() { echo "tidy: include graph, size budgets, banned calls and words, file heads"; }
 suite_tidy() {
@@ -34,11 +40,12 @@ suite_unit() { build_test && run_gtest unit build/test/tests/unit_tests; }
 # Instruction sets of this machine, as the library names them.
 cpu_isas() { build/test/tqkv info --json | python3 -c 'import json,sys; print(*json.load(sys.stdin)["cpu"]["isas"])'; }
 
-about_conformance() { echo "conformance: the CPU backend against the scalar definition, once for every instruction set here"; }
+about_conformance() { echo "conformance: the CPU backend against the scalar definition; each test runs on every instruction set of this machine"; }
 suite_conformance() {
   build_test || return
-  local isa
-  for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "conformance $isa" build/test/tests/conformance_tests; done
+  local full=1
+  [ -n "${TQKV_TEST_QUICK:-}" ] && full=0
+  TQKV_TEST_FULL=$full run_gtest conformance build/test/tests/conformance_tests
 }
 
 about_golden() { echo "golden: C++ against the vectors of the NumPy oracle, page bytes once for every instruction set here"; }
@@ -57,8 +64,12 @@ suite_reference() {
   run_check "golden files regenerate" "$python" tests/golden/generate.py --check
 }
 
-about_capi() { echo "capi: the C API used and misused from C99"; }
-suite_capi() { build_test && run_gtest capi build/test/tests/capi_tests; }
+about_capi() { echo "capi: the C API used and misused from C99, once for every instruction set here"; }
+suite_capi() {
+  build_test || return
+  local isa
+  for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "capi $isa" build/test/tests/capi_tests; done
+}
 
 about_model() { echo "model: random operation sequences against a plain reference model"; }
 suite_model() {
@@ -86,6 +97,18 @@ suite_python() {
   run_tap "wheel" bindings/python/tests/wheel.sh "$python"
 }
 
+about_rust() { echo "rust: bindings/rust: formatting, lints, documentation, contract cases loaded and linked, packages"; }
+suite_rust() {
+  need_command rust cargo || return 0
+  build_test && run_tap "rust crates" env TQKV_RUST_QUICK="${TQKV_TEST_QUICK:-}" bindings/rust/run_tests.sh "$PWD/build/test/libtqkv.so"
+}
+
+about_go() { echo "go: bindings/go: vet, contract cases, race detector, loaded and linked, as a module by itself"; }
+suite_go() {
+  need_command go go || return 0
+  build_test && run_tap "go package" env TQKV_GO_QUICK="${TQKV_TEST_QUICK:-}" bindings/go/run_tests.sh "$PWD/build/test/libtqkv.so"
+}
+
 about_layout() { echo "layout: sizes, offsets and constants of tqkv.h against the golden table"; }
 suite_layout() { build_test && run_check "layout table" diff tests/capi/layout.txt <(build/test/tests/layout); }
 
@@ -95,25 +118,39 @@ suite_cli() { build_test && TQKV_TOOL=$PWD/build/test/tqkv run_pytest cli tests/
 about_testlm() { echo "testlm: a small language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 
-about_symbols() { echo "symbols: exports, SONAME, NEEDED, RELRO and friends of libtqkv.so"; }
+about_symbols() { echo "symbols: exports, SONAME, NEEDED, RELRO and friends of libtqkv.so; loaded and closed 1,000 times, without a driver"; }
 suite_symbols() {
   need_command symbols readelf || return 0
-  build_test && run_tap "library hygiene" python3 tests/install/symbols.py build/test/libtqkv.so
+  build_test || return
+  run_tap "library hygiene" python3 tests/install/symbols.py build/test/libtqkv.so
+  run_tap "1,000 times loaded" tests/install/loading.sh build/test/libtqkv.so
+  # As the suite cuda-compile, which builds it and does the same, left it.
+  if [ -f build/cuda/libtqkv.so ]; then run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda; fi
 }
 
-about_install() { echo "install: staged and moved, pkg-config, find_package and dlopen consumers, absolute libdir, same bytes twice"; }
-suite_install() { build_test && run_tap "install" tests/install/install.sh build/test; }
+about_abi() { echo "abi: symbols, arguments and structs against the committed baseline, by libabigail"; }
+suite_abi() { build_test && run_tap "abidiff" packaging/abi/update.sh --check build/test/libtqkv.so; }
+
+about_install() { echo "install: staged and moved, pkg-config, find_package and dlopen consumers, absolute libdir, same bytes twice; one version number"; }
+suite_install() {
+  build_test || return
+  run_tap "install" tests/install/install.sh build/test
+  run_tap "one version number" python3 tests/install/version.py build/test
+}
+
+about_deb() { echo "deb: the Debian packages: contents, lintian; installed, used, removed and purged in a clean root"; }
+suite_deb() { run_tap "Debian packages" tests/install/deb.sh build/deb; }
+
+about_examples() { echo "examples: the decode loop in C, Python, Rust and Go prints the same lines against an installed library"; }
+suite_examples() { build_test && run_tap "decode loop" tests/examples.sh build/test; }
 
 about_readme() { echo "readme: the README's C example compiled and run, its generated tables up to date"; }
 suite_readme() { build_test && run_tap "README.md" python3 tests/readme.py build/test; }
 
-about_bench() { echo "bench: the benches run and print JSON (quick, no timing is judged)"; }
+about_bench() { echo "bench: the benches run and print JSON (quick; no timing is judged)"; }
 suite_bench() {
   build_test || return
-  local bench
-  for bench in build/test/tests/*_bench; do
-    run_check "$(basename "$bench")" bash -c "'$bench' --quick --json >'$out/bench.json' && python3 -m json.tool '$out/bench.json' >/dev/null"
-  done
+  run_check "cpu_bench --quick" bash -c "build/test/tests/cpu_bench --quick >'$out/cpu_bench.json' && python3 -m json.tool '$out/cpu_bench.json'"
 }
 
 about_cuda_compile() { echo "cuda-compile: format headers (and the CUDA backend, once there) under nvcc; the toolkit comes from Python wheels"; }
@@ -133,29 +170,31 @@ suite_cuda_compile() {
     if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF; then
       pass
       run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
+      run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
     fi
   fi
 }
 
-about_asan() { echo "asan: unit, conformance, golden, C API, model and out-of-memory under AddressSanitizer and UBSan"; }
+about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short) and failing allocations"; }
 suite_asan() {
   build_asan || return
   local test
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
-  for test in unit golden_encode golden_library capi oom; do run_gtest "asan $test" "build/asan/tests/${test}_tests"; done
-  TQKV_TEST_QUICK=1 run_gtest "asan conformance" build/asan/tests/conformance_tests
-  TQKV_TEST_QUICK=1 run_gtest "asan model" build/asan/tests/model_tests
+  for test in "${sanitized[@]}" golden_encode_tests oom_tests; do TQKV_TEST_QUICK=1 run_gtest "asan $test" "build/asan/tests/$test"; done
 }
 
-about_tsan() { echo "tsan: the allowed concurrency under ThreadSanitizer"; }
+about_tsan() { echo "tsan: ThreadSanitizer over the allowed concurrency and the thread pool's users"; }
 suite_tsan() {
   build_tsan || return
-  TQKV_TEST_QUICK=1 run_gtest "tsan threads" build/tsan/tests/thread_tests
+  local test
+  export TSAN_OPTIONS=halt_on_error=1
+  for test in thread_tests capi_tests conformance_tests; do TQKV_TEST_QUICK=1 run_gtest "tsan $test" "build/tsan/tests/$test"; done
 }
 
-about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's sources"; }
+about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's and the program's sources"; }
 suite_clang_tidy() {
   need_command clang-tidy clang-tidy && build_test || return 0
-  local file
-  for file in $(own_sources | grep -E '^src/.*\.cpp$'); do run_check "clang-tidy $file" clang-tidy -p build/test --quiet --warnings-as-errors='*' "$file"; done
+  # simd_kernels.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
+  run_tap clang-tidy bash -c "ls src/*.cpp src/cpu/*.cpp src/cli/*.cpp | grep -v simd_kernels | xargs -P ${TQKV_JOBS:-$(nproc)} -I{} \
+    bash -c 'if text=\$(clang-tidy -p build/test --quiet --warnings-as-errors=* {} 2>/dev/null); then echo ok - {}; else printf \"not ok - %s\n%s\n\" {} \"\$text\"; fi'"
 }

@@ -7,6 +7,16 @@
 set(tq_cuda_sources
   cuda/arena.cu
   cuda/cuda_backend.cu
+  cuda/launch/attend.cu
+  cuda/launch/attend_d64.cu
+  cuda/launch/attend_d96.cu
+  cuda/launch/attend_d128.cu
+  cuda/launch/attend_d128_more.cu
+  cuda/launch/attend_d192.cu
+  cuda/launch/attend_d256.cu
+  cuda/launch/attend_generic_small.cu
+  cuda/launch/attend_generic_mid.cu
+  cuda/launch/attend_generic_large.cu
   cuda/launch/dim_128.cu
   cuda/launch/dim_224.cu
   cuda/launch/dim_256.cu
@@ -17,6 +27,7 @@ set(tq_cuda_sources
   cuda/launch/memory.cu
   cuda/launch/merge.cu
   cuda/launch/per_dim.cu
+  cuda/plan_upload.cu
   cuda/runtime.cu
   cuda/schedule.cpp)
 

@@ -22,7 +22,7 @@ struct SideJob {
   int64_t row_stride;  // bytes
   int first, count;
   uint32_t* words;
-  uint16_t* scales;    // null for raw sides
+  uint16_t* scales;  // null for raw sides
 };
 
 // 16 bits of one input value as a raw side or a raw copy stores it.
@@ -98,8 +98,17 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     const uint8_t* rows = static_cast<const uint8_t*>(key ? request.k : request.v) + (row * strides.token + head * strides.head) * element;
     uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
-    const SideJob job = {kernels_, coder, layout, kind, g.io_dtype, rows, strides.token * element, static_cast<int>(first - start),
-                         static_cast<int>(last - first), reinterpret_cast<uint32_t*>(words), layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
+    const SideJob job = {kernels_,
+                         coder,
+                         layout,
+                         kind,
+                         g.io_dtype,
+                         rows,
+                         strides.token * element,
+                         static_cast<int>(first - start),
+                         static_cast<int>(last - first),
+                         reinterpret_cast<uint32_t*>(words),
+                         layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
     replaced |= encode_side(job);
     for (int64_t token = first; token < last; token++) {
       const uint8_t* source = rows + (token - first) * job.row_stride;

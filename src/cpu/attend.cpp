@@ -66,10 +66,12 @@ void CpuBackend::attend(const AttendRequest& request) {
     pool_.parallel_for(plan.num_items * heads * chunks, [&](int64_t index, int worker) {
       const int item = static_cast<int>(index / chunks / heads), head = static_cast<int>(index / chunks % heads);
       const WorkItem& work = plan.items[item];
-      const int64_t first = index % chunks * kMaxRows, count = std::min<int64_t>(kMaxRows, static_cast<int64_t>(work.num_queries) * g.q_per_kv - first);
+      const int64_t first = index % chunks * kMaxRows,
+                    count = std::min<int64_t>(kMaxRows, static_cast<int64_t>(work.num_queries) * g.q_per_kv - first);
       if (count <= 0 || !wanted(item)) return;
       WorkerSpace space = carve_worker_space(g, base + worker * worker_bytes);
-      RowTask task(store_, kernels_, request, plan.sequences[work.sequence], head, work.first_query * g.q_per_kv + first, static_cast<int>(count), space);
+      RowTask task(store_, kernels_, request, plan.sequences[work.sequence], head, work.first_query * g.q_per_kv + first, static_cast<int>(count),
+                   space);
       body(item, head, first, static_cast<int>(count), task);
     });
   };
@@ -82,7 +84,8 @@ void CpuBackend::attend(const AttendRequest& request) {
                   for (int span = work.first_span; span < last.first_span + last.num_spans; span++) {
                     task.run_span(span);
                     if (!partial) task.fold_span();
-                    for (int r = 0; partial && r < count; r++) task.store_partial(r, partial_of(work.partial + (span - work.first_span), head, first + r));
+                    for (int r = 0; partial && r < count; r++)
+                      task.store_partial(r, partial_of(work.partial + (span - work.first_span), head, first + r));
                   }
                   if (!partial) task.finish();
                 });

@@ -11,7 +11,8 @@ namespace cpu {
 void RowTask::load_copies(Kind kind, int64_t first, int count) {
   const int dim = kind == Kind::kKey ? g_.head_dim : g_.value_dim;
   for (int i = 0; i < count; i++)
-    kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)), dim, space_.rows + static_cast<int64_t>(i) * dim);
+    kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)), dim,
+                      space_.rows + static_cast<int64_t>(i) * dim);
   std::fill(space_.rows + static_cast<int64_t>(count) * dim, space_.rows + static_cast<int64_t>(format::kTileTokens) * dim, 0.0f);
 }
 
@@ -37,7 +38,8 @@ void RowTask::exact_block(int64_t first, int count) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;
     const RowBlock view = {row.begin, row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap};
-    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens), nullptr, &row.exact, space_.p + r * kBlockTokens);
+    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens), nullptr, &row.exact,
+                                      space_.p + r * kBlockTokens);
   }
   for (int start = 0; start < count; start += format::kTileTokens) {
     load_copies(Kind::kValue, first + start, std::min(format::kTileTokens, count - start));
@@ -86,7 +88,8 @@ void RowTask::finish_row(int r) {
   const float inverse = inverse_sum(w.state);
   for (int i = 0; i < dim; i++) coded[i] = is_empty(w.state) ? 0.0f : coded[i] * inverse;
   const int64_t token = sequence_.q_row + query;
-  uint8_t* out = static_cast<uint8_t*>(request_.out) + (token * request_.out_strides.token + q_head * request_.out_strides.head) * dtype_bytes(request_.out_dtype);
+  uint8_t* out = static_cast<uint8_t*>(request_.out) +
+                 (token * request_.out_strides.token + q_head * request_.out_strides.head) * dtype_bytes(request_.out_dtype);
   kernels_.from_float(request_.out_dtype, coded, dim, out);
   if (request_.lse) request_.lse[token * g_.num_q_heads + q_head] = lse_of(w.state);
 }

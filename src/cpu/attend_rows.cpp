@@ -175,7 +175,8 @@ void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
     const uint8_t* tile = store_.sequence_tile(layer_, sequence_, head_, start / format::kTileTokens);
     const int64_t count = std::min<int64_t>(format::kTileTokens, high - start);
     if (!layer_.tile.key.raw()) kernels_.to_float(DataType::kBF16, tile + layer_.tile.key_scale_offset(), count, space_.key_scales + (start - block));
-    if (!layer_.tile.value.raw()) kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count, space_.value_scales + (start - block));
+    if (!layer_.tile.value.raw())
+      kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count, space_.value_scales + (start - block));
   }
 }
 
@@ -188,8 +189,8 @@ void RowTask::locate(BlockTiles* tiles, int64_t end) const {
     tiles->tile[i] = tiles->next[i] = store_.sequence_tile(layer_, sequence_, head_, index);
     if (next * format::kTileTokens >= end) continue;
     tiles->next[i] = store_.sequence_tile(layer_, sequence_, head_, next);
-    __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset());
-    __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset());
+    __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
+    __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
   }
 }
 
@@ -218,8 +219,8 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
       continue;
     }
     const bool coded = !layer_.tile.key.raw();
-    const RowBlock view = {row.begin,    row.end, row.half_sum, coded ? row.code_factor : row.exact_factor, coded ? row.constant : 0.0f,
-                           request_.logit_softcap};
+    const RowBlock view = {
+        row.begin, row.end, row.half_sum, coded ? row.code_factor : row.exact_factor, coded ? row.constant : 0.0f, request_.logit_softcap};
     const int32_t* scores = space_.scores + r * kBlockTokens;
     row.alpha = coded ? kernels_.softmax(view, scores, space_.key_scales, &row.span, p)
                       : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr, &row.span, p);
@@ -241,7 +242,8 @@ void RowTask::score_block(const BlockTiles& tiles) {
   }
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     const int start = i * format::kTileTokens;
-    load_raw_tile(tiles.tile[i], g_.head_dim, static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)), space_.rows);
+    load_raw_tile(tiles.tile[i], g_.head_dim, static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
+                  space_.rows);
     for (int r = 0; r < rows_; r++)
       kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim, format::kTileTokens,
                         reinterpret_cast<float*>(space_.scores + r * kBlockTokens + start));

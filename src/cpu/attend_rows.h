@@ -27,9 +27,9 @@ struct Row {
   SoftmaxState span;   // current span
   SoftmaxState total;  // spans so far
   SoftmaxState exact;
-  float alpha;         // factor of o in the current block
+  float alpha;  // factor of o in the current block
   BlockWeights weights;
-  int begin, end;      // visible part of the current block
+  int begin, end;  // visible part of the current block
 };
 
 // One worker's scratch, carved from a workspace.
@@ -46,7 +46,7 @@ struct WorkerSpace {
   float* key_scales;  // [kBlockTokens]
   float* value_scales;
   uint8_t* accumulate_work;
-  Row* row;           // [kMaxRows]
+  Row* row;  // [kMaxRows]
 };
 
 int64_t worker_space_bytes(const Geometry& geometry);
@@ -59,8 +59,8 @@ int64_t own_workspace_bytes(const Geometry& geometry);
 
 class RowTask {
  public:
-  RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request, const PlanSequence& sequence, int head, int64_t first_row, int rows,
-          WorkerSpace& space);
+  RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request, const PlanSequence& sequence, int head, int64_t first_row,
+          int rows, WorkerSpace& space);
 
   // Span `index` into the rows' span states and o.
   void run_span(int64_t index);
@@ -106,7 +106,7 @@ class RowTask {
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
   const int rows_;
   WorkerSpace& space_;
-  const int value_width_;    // entries of o: stored value dim, or value_dim of a raw side
+  const int value_width_;  // entries of o: stored value dim, or value_dim of a raw side
   format::VectorCoder key_coder_, value_coder_;
   ExactRange exact_;
 };

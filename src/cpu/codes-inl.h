@@ -132,7 +132,8 @@ constexpr int kMaxLoads = 9;  // jb at most: 576 = 9 loads of two groups
 
 // One slice of a word vector of a key tile, all loads jb, all rows.
 template <int kBits>
-HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice, const uint8_t* operands, int rows, int32_t* partials) {
+HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice, const uint8_t* operands, int rows,
+                            int32_t* partials) {
   const D32 d;
   const format::SideLayout& layout = side.layout;
   const int jv = layout.jv, classes = 4 / jv, lanes = static_cast<int>(hn::Lanes(d));
@@ -164,7 +165,8 @@ HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int ve
 }
 
 template <int kBits>
-void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
+                const uint8_t* operands, int rows, int32_t* scores) {
   alignas(64) int32_t partials[kMaxRows * 128];
   const int lanes = static_cast<int>(hn::Lanes(D32()));
   for (int tile = first_tile; tile < last_tile; tile++) {
@@ -191,8 +193,8 @@ HWY_INLINE void prepare_weights(const CodedSide& side, int first_tile, int last_
 }
 
 template <int kBits>
-void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                     uint8_t* work) {
+void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
+                     const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
   const D32 d;
   const format::SideLayout& layout = side.layout;
   const int lanes = static_cast<int>(hn::Lanes(d)), jv = layout.jv;
@@ -217,7 +219,8 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
         for (int tile = first_tile; tile < last_tile; tile++)
           for (int h = 0; h < 2; h++) {
             const uint8_t* operand = work + r * kWeightOperandBytes + tile * 256 + h * 128 + slice * lanes * 4;
-            const V16 even = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand)), odd = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand + 64));
+            const V16 even = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand)),
+                      odd = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand + 64));
             for (int s = 0; s < 4; s++) {
               const int16_t* level = expanded + ((tile * 8 + 2 * s + h) * 2) * 2 * lanes;
               sum[s] = add_products(sum[s], hn::Load(D16(), level), even);
@@ -237,14 +240,15 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
   }
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands,
+           int rows, int32_t* scores) {
   constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>, score_bits<6>, nullptr, score_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, operands, rows, scores);
 }
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                uint8_t* work) {
-  constexpr decltype(&accumulate_bits<2>) kByBits[] = {accumulate_bits<2>, accumulate_bits<3>, accumulate_bits<4>, accumulate_bits<5>,
-                                                       accumulate_bits<6>, nullptr,            accumulate_bits<8>};
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
+                const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
+  constexpr decltype(&accumulate_bits<2>) kByBits[] = {
+      accumulate_bits<2>, accumulate_bits<3>, accumulate_bits<4>, accumulate_bits<5>, accumulate_bits<6>, nullptr, accumulate_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 

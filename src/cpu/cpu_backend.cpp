@@ -175,7 +175,8 @@ void merge_states_cpu(const MergeRequest& request) {
       const int count = std::min(format::kMaxDim, request.dim - first);
       merge_piece(kernels, request, row, first, count, &merged);
       // Written last: out may be one of the parts.
-      kernels.from_float(request.dtype, merged.o, count, static_cast<uint8_t*>(request.out) + (row * request.dim + first) * dtype_bytes(request.dtype));
+      kernels.from_float(request.dtype, merged.o, count,
+                         static_cast<uint8_t*>(request.out) + (row * request.dim + first) * dtype_bytes(request.dtype));
     }
     if (request.lse) request.lse[row] = lse_of(merged.state);
   }

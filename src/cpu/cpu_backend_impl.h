@@ -12,8 +12,8 @@ namespace cpu {
 // What upload_plan keeps: task = one tile of one sequence, for each kv head.
 struct PlanStorage {
   int64_t bytes;
-  int64_t num_tasks;       // tiles with new tokens, over all sequences
-  int64_t first_task[1];   // [max_batch_sequences + 1], really
+  int64_t num_tasks;      // tiles with new tokens, over all sequences
+  int64_t first_task[1];  // [max_batch_sequences + 1], really
 };
 
 class CpuBackend final : public Backend {

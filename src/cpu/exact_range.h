@@ -25,7 +25,9 @@ inline ExactRange exact_range(const Geometry& geometry, int64_t length, int64_t 
 }
 
 // Whether append keeps a raw copy in the ring for this token.
-inline bool in_ring(const Geometry& geometry, int64_t token, int64_t length) { return geometry.ring_tokens > 0 && token >= length - geometry.ring_tokens; }
+inline bool in_ring(const Geometry& geometry, int64_t token, int64_t length) {
+  return geometry.ring_tokens > 0 && token >= length - geometry.ring_tokens;
+}
 
 // Index of the raw copy from which an exact token is read.
 inline int64_t raw_index(const Geometry& geometry, int64_t token) {

@@ -77,8 +77,7 @@ HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT score
     VF logit = hn::Mul(hn::Add(load_scores(scores + i), half), factor);
     if (key_scales) logit = hn::Mul(logit, hn::Load(d, key_scales + i));
     logit = hn::Add(hn::Min(hn::Max(logit, down), up), constant);
-    if (row.softcap > 0)
-      logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))), hn::Set(d, row.softcap * kLog2E));
+    if (row.softcap > 0) logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))), hn::Set(d, row.softcap * kLog2E));
     const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
     const auto visible = hn::And(hn::Gt(token, hn::Set(di, row.begin - 1)), hn::Lt(token, hn::Set(di, row.end)));
     logit = hn::IfThenElse(hn::RebindMask(d, visible), logit, lowest);
@@ -112,7 +111,8 @@ BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_
   const int lanes = static_cast<int>(hn::Lanes(d));
   const VF shift = hn::Set(d, kWeightShift);
   VF largest = hn::Zero(d);
-  for (int i = 0; i < kBlockTokens; i += lanes) largest = hn::Max(largest, hn::Mul(hn::Load(d, p + i), hn::Mul(hn::Load(d, value_scales + i), shift)));
+  for (int i = 0; i < kBlockTokens; i += lanes)
+    largest = hn::Max(largest, hn::Mul(hn::Load(d, p + i), hn::Mul(hn::Load(d, value_scales + i), shift)));
   const float largest_here = lane_max(largest);
   if (!(largest_here > kMinWeight)) {
     memset(weights, 0, kBlockTokens * sizeof(uint16_t));
@@ -139,8 +139,7 @@ void update(float* HWY_RESTRICT o, const int32_t* HWY_RESTRICT sums, int count, 
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const VF va = hn::Set(d, alpha), half = hn::Set(d, weights.half_sum), unit = hn::Set(d, weights.unit);
-  for (int i = 0; i < count; i += lanes)
-    hn::Store(hn::MulAdd(hn::Add(load_scores(sums + i), half), unit, hn::Mul(hn::Load(d, o + i), va)), d, o + i);
+  for (int i = 0; i < count; i += lanes) hn::Store(hn::MulAdd(hn::Add(load_scores(sums + i), half), unit, hn::Mul(hn::Load(d, o + i), va)), d, o + i);
 }
 
 // Two rows at a time, so that loads of q are shared; each row's sum is formed the same way.

@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
 #include "cpu/scalar_kernels.h"
 #include "cpu/vbmi_kernels.h"
 #include "hwy/detect_targets.h"
@@ -41,6 +45,16 @@ extern const Kernels kKernels;
 }
 #endif
 
+#if HWY_ARCH_X86
+namespace {
+// Not a name that every compiler's __builtin_cpu_supports knows.
+bool has_f16c() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+}  // namespace
+#endif
+
 int supported_kernels(const Kernels** tables) {
   int count = 0;
   tables[count++] = &kScalarKernels;
@@ -50,7 +64,7 @@ int supported_kernels(const Kernels** tables) {
   const bool ssse3 = __builtin_cpu_supports("ssse3");
   const bool sse4 = ssse3 && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
   const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                    __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                    __builtin_cpu_supports("fma") && has_f16c();
   const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512bw");
   const bool avx3_dl = avx3 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
@@ -87,7 +101,8 @@ const Kernels& select_kernels(const char* name) {
     const size_t used = strlen(choices);
     snprintf(choices + used, sizeof choices - used, "%s%s", i ? " " : "", tables[i]->name);
   }
-  throw Error(Status::kNotSupported, "TQKV_CPU_ISA: \"%s\" is not an instruction set that this build and machine have; choose from: %s", name, choices);
+  throw Error(Status::kNotSupported, "TQKV_CPU_ISA: \"%s\" is not an instruction set that this build and machine have; choose from: %s", name,
+              choices);
 }
 
 }  // namespace cpu

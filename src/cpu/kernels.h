@@ -19,10 +19,10 @@ constexpr int kBlockTokens = kBlockTiles * format::kTileTokens;  // tokens that 
 constexpr int kMaxRows = 32;                                     // query rows that one call of a kernel serves
 constexpr int kWeightMax = 65535;                                // softmax weights are unsigned 16-bit integers relative to the largest of a block
 
-constexpr float kLogitLimit = 1.2676506e30f;                     // 2^100: beyond it logits count as equal, and differences stay finite
+constexpr float kLogitLimit = 1.2676506e30f;  // 2^100: beyond it logits count as equal, and differences stay finite
 // p * value_scale is taken times 2^24, so that the reciprocal of the largest stays finite down to the smallest stored scale, about 2^-112.
 constexpr float kWeightShift = 16777216.0f;
-constexpr float kMinWeight = 7.7037198e-34f;                     // 2^-110, after the shift
+constexpr float kMinWeight = 7.7037198e-34f;  // 2^-110, after the shift
 
 // Query integers: |sum q * level| <= D * 127.5 * q_max < 2^31.
 constexpr int query_max(int stored) { return stored <= 512 ? 32512 : 28672; }
@@ -46,18 +46,19 @@ struct CodedSide {
 int value_coordinate(const format::SideLayout& layout, int index);
 
 // Bytes of one row's query operand, and of the weight operands of one row and block.
-constexpr size_t query_operand_bytes(int stored) { return static_cast<size_t>(stored) * 8; }
+constexpr size_t query_operand_bytes(int stored) { return static_cast<size_t>(stored) * 8 + 64; }
+constexpr size_t query_correction_offset(int stored) { return static_cast<size_t>(stored) * 8; }  // int32, see operands.h
 constexpr size_t kWeightOperandBytes = kBlockTiles * 256;
 // Scratch of `accumulate`: weight operands of kMaxRows + 1 rows and one expanded column of a block.
 constexpr size_t kAccumulateWork = (kMaxRows + 1) * kWeightOperandBytes + kBlockTiles * 1024;
 
 // One row against one block of up to 128 tokens.
 struct RowBlock {
-  int begin, end;    // visible tokens of the block
-  float half_sum;    // added to the integer score: sum(q_int) / 2 for half-integer codebooks, else 0
-  float factor;      // logit in log2 units per unit of (score x key scale)
-  float constant;    // added to the logit: the key centre's share
-  float softcap;     // natural units, 0 = off
+  int begin, end;  // visible tokens of the block
+  float half_sum;  // added to the integer score: sum(q_int) / 2 for half-integer codebooks, else 0
+  float factor;    // logit in log2 units per unit of (score x key scale)
+  float constant;  // added to the logit: the key centre's share
+  float softcap;   // natural units, 0 = off
 };
 
 struct BlockWeights {
@@ -86,10 +87,11 @@ struct Kernels {
   // q [stored] -> operand [query_operand_bytes], 64-byte aligned.
   void (*prepare_query)(const CodedSide& side, const int16_t* q, uint8_t* operand);
   // scores[r * kBlockTokens + token] = sum q * level byte. operands: [rows][query_operand_bytes].
-  void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores);
+  void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
+                const uint8_t* operands, int rows, int32_t* scores);
   // sums[r * stored + entry] = sum weight * level byte over the given tiles, entries in kernel order. weights: [rows][kBlockTokens].
-  void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                     uint8_t* work);
+  void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
+                     const uint16_t* weights, int rows, int32_t* sums, uint8_t* work);
 
   // ---- floats ----
   // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end, updates the state and returns the

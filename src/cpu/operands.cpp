@@ -26,6 +26,10 @@ int value_coordinate(const format::SideLayout& layout, int index) {
 
 void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand) {
   const format::SideLayout& layout = side.layout;
+  int32_t sum = 0;
+  for (int i = 0; i < layout.stored; i++) sum += q[i];
+  const int32_t correction = 128 * sum;  // 576 * 28672 * 128 < 2^31
+  memcpy(operand + query_correction_offset(layout.stored), &correction, 4);
   for (int block = 0; block < layout.groups; block++)
     for (int h = 0; h < 2; h++, operand += 128) {
       uint32_t high[4], low[4];  // by lane quarter

@@ -26,10 +26,12 @@ constexpr int query_coordinate(const format::SideLayout& layout, int jb, int c, 
   return 32 * (jb * layout.jv + c) + format::octet_position(octet_index(layout.bits, h, m), dword_quarter(layout.jv, x));
 }
 // Token of a tile under dword x, byte m, half h of a value vector.
-constexpr int weight_token(int bits, int jv, int h, int x, int m) { return value_token(format::octet_position(octet_index(bits, h, m), dword_quarter(jv, x))); }
+constexpr int weight_token(int bits, int jv, int h, int x, int m) {
+  return value_token(format::octet_position(octet_index(bits, h, m), dword_quarter(jv, x)));
+}
 
 // Operand vectors of 64 bytes are indexed [jb][c][h][2]. Digits: vector 0 = high, 1 = low signed digit, q = 256 high + low. Pairs: vector 0 = 16-bit
-// integers of bytes 0 and 2 of each dword, 1 = of bytes 1 and 3.
+// integers of bytes 0 and 2 of each dword, 1 = of bytes 1 and 3. Behind the vectors of digits stands 128 * sum(q): what levels with a bias of 128 add.
 void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand);
 void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* operand);
 

@@ -152,8 +152,8 @@ void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes
 }
 
 void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes, uint32_t* words) {
-  constexpr decltype(&merge_token) kByBits[] = {merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>, merge_token_bits<5>,
-                                                merge_token_bits<6>, nullptr,             merge_token_bits<8>};
+  constexpr decltype(&merge_token) kByBits[] = {
+      merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>, merge_token_bits<5>, merge_token_bits<6>, nullptr, merge_token_bits<8>};
   kByBits[layout.bits - 2](layout, kind, token, codes, words);
 }
 

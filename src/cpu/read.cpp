@@ -8,8 +8,8 @@ namespace cpu {
 namespace {
 
 // Vector of one token out of a tile's side.
-void decode_token(const format::VectorCoder& coder, const format::SideLayout& layout, Kind kind, const uint8_t* words, const uint8_t* scales, int token,
-                  DataType raw_type, float* x) {
+void decode_token(const format::VectorCoder& coder, const format::SideLayout& layout, Kind kind, const uint8_t* words, const uint8_t* scales,
+                  int token, DataType raw_type, float* x) {
   if (layout.raw()) {
     const uint16_t* row = reinterpret_cast<const uint16_t*>(words) + static_cast<int64_t>(token) * layout.dim;
     for (int i = 0; i < layout.dim; i++) x[i] = raw_type == DataType::kBF16 ? format::float_from_bf16(row[i]) : format::float_from_f16(row[i]);
@@ -47,8 +47,8 @@ void CpuBackend::read(const ReadRequest& request) {
       float x[format::kMaxDim];
       decode_token(store_.coder(request.layer, head, kind), key ? layer.tile.key : layer.tile.value, kind,
                    base + (key ? layer.tile.key_offset() : layer.tile.value_offset()),
-                   base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset()), static_cast<int>(token % format::kTileTokens), g.io_dtype,
-                   x);
+                   base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset()), static_cast<int>(token % format::kTileTokens),
+                   g.io_dtype, x);
       kernels_.from_float(g.io_dtype, x, dim, target);
     }
   });

@@ -11,7 +11,9 @@ namespace tq {
 namespace cpu {
 namespace {
 
-bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) { return format::encode_vector(coder, x, codes, scale); }
+bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+  return format::encode_vector(coder, x, codes, scale);
+}
 
 void rotate(const format::VectorCoder& coder, const float* x, float* y) {
   if (coder.rotation == format::Rotation::kDense) {
@@ -61,7 +63,8 @@ int level_at(const CodedSide& side, const uint32_t* words, int token, int coordi
   return side.layout.bits == 8 ? static_cast<int8_t>(code) : side.levels[code];
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint8_t* operands,
+           int rows, int32_t* scores) {
   const int stored = side.layout.stored;
   int16_t levels[format::kMaxDim];
   for (int tile = first_tile; tile < last_tile; tile++)
@@ -76,8 +79,8 @@ void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* co
     }
 }
 
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                uint8_t*) {
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint16_t* weights,
+                int rows, int32_t* sums, uint8_t*) {
   const int stored = side.layout.stored;
   std::fill(sums, sums + static_cast<int64_t>(rows) * stored, 0);
   for (int tile = first_tile; tile < last_tile; tile++)
@@ -159,8 +162,8 @@ void combine(float* y, float a, const float* x, float b, int count) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", encode, rotate, unrotate, pack,   to_float, from_float, prepare_query, score, accumulate,
-                                softmax,  softmax_dots, weigh, update, dot_rows, add_rows, combine};
+const Kernels kScalarKernels = {"scalar",   encode,  rotate,       unrotate, pack,   to_float, from_float, prepare_query, score,
+                                accumulate, softmax, softmax_dots, weigh,    update, dot_rows, add_rows,   combine};
 
 }  // namespace cpu
 }  // namespace tq

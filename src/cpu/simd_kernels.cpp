@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // One table of kernels per Highway target. Highway re-includes this file once for each; no Highway run-time library is used: kernels.cpp picks
 // a table by the CPU's features.
+//
+// Scalable vectors (SVE) cannot stand in arrays, which these kernels are made of; Arm runs NEON.
+#ifndef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#endif
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/simd_kernels.cpp"
 #include "hwy/foreach_target.h"
@@ -22,7 +27,7 @@ namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
 
-constexpr const char* kName = HWY_TARGET == HWY_AVX3   ? "avx3"
+constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
                               : HWY_TARGET == HWY_AVX2  ? "avx2"
                               : HWY_TARGET == HWY_SSE4  ? "sse4"
                               : HWY_TARGET == HWY_SSSE3 ? "ssse3"
@@ -30,8 +35,8 @@ constexpr const char* kName = HWY_TARGET == HWY_AVX3   ? "avx3"
                                                         : "simd";
 
 extern const Kernels kKernels;
-const Kernels kKernels = {kName, encode, rotate, unrotate, pack_tile, to_float, from_float, prepare_query_pairs, score, accumulate,
-                          softmax, softmax_dots, weigh, update, dot_rows, add_rows, combine};
+const Kernels kKernels = {kName,   encode,       rotate, unrotate, pack_tile, to_float, from_float, prepare_query_pairs, score, accumulate,
+                          softmax, softmax_dots, weigh,  update,   dot_rows,  add_rows, combine};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

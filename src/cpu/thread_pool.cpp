@@ -38,7 +38,8 @@ ThreadPool::ThreadPool(int num_threads) {
   } catch (const std::exception& e) {
     pthread_sigmask(SIG_SETMASK, &previous, nullptr);
     stop();
-    throw Error(Status::kOutOfMemory, "num_threads: starting thread %d of %d failed: %s", static_cast<int>(threads_.size()) + 1, num_threads, e.what());
+    throw Error(Status::kOutOfMemory, "num_threads: starting thread %d of %d failed: %s", static_cast<int>(threads_.size()) + 1, num_threads,
+                e.what());
   }
   pthread_sigmask(SIG_SETMASK, &previous, nullptr);
 }

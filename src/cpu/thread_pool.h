@@ -29,7 +29,8 @@ class ThreadPool {
   // exception of a body is thrown again here, after all bodies have ended; indices not yet begun are then skipped.
   template <typename Body>
   void parallel_for(int64_t count, const Body& body) {
-    run(count, [](const void* context, int64_t index, int worker) { (*static_cast<const Body*>(context))(index, worker); }, &body);
+    run(
+        count, [](const void* context, int64_t index, int worker) { (*static_cast<const Body*>(context))(index, worker); }, &body);
   }
 
  private:
@@ -50,7 +51,7 @@ class ThreadPool {
   int64_t count_ = 0;
   bool open_ = false;  // threads may join the current loop
   bool quit_ = false;
-  int active_ = 0;     // threads inside the current loop
+  int active_ = 0;  // threads inside the current loop
   std::exception_ptr error_;
 
   std::atomic<uint64_t> generation_{0};  // grows with every loop; read while spinning

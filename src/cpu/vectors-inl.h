@@ -60,7 +60,8 @@ HWY_INLINE void fwht(float* HWY_RESTRICT x, int n) {
   for (int p = 0; p < n; p += lanes) {
     VF v = hn::Load(d, x + p);
     for (int h = 1; h < lanes; h *= 2) {
-      const auto upper = hn::And(hn::BitCast(du, lane_numbers()), hn::Set(du, static_cast<uint32_t>(h)));  // lanes that hold x_{i+h}: they become x_i - x_{i+h}
+      const auto upper =
+          hn::And(hn::BitCast(du, lane_numbers()), hn::Set(du, static_cast<uint32_t>(h)));  // lanes that hold x_{i+h}: they become x_i - x_{i+h}
       const auto flip = hn::BitCast(d, hn::IfThenElse(hn::Ne(upper, hn::Zero(du)), hn::Set(du, 0x80000000u), hn::Zero(du)));
       v = hn::Add(partner(v, h), hn::Xor(v, flip));
     }

@@ -37,6 +37,7 @@ constexpr int kMaxOddFactor = 9;
 
 // Row r, column c of the orthonormal DCT-II of size m, as float bits; m in {3, 5, 7, 9}. tests/unit compares with the formula.
 TQ_HD float dct_entry(int m, int r, int c) {
+  // clang-format off
   constexpr uint32_t k3[] = {
       0x3F13CD3A, 0x3F13CD3A, 0x3F13CD3A,
       0x3F3504F3, 0x00000000, 0xBF3504F3,
@@ -65,6 +66,7 @@ TQ_HD float dct_entry(int m, int r, int c) {
       0x3E715BEF, 0xBEF15BEF, 0x3E715BEF, 0x3E715BEF, 0xBEF15BEF, 0x3E715BEF, 0x3E715BEF, 0xBEF15BEF, 0x3E715BEF,
       0x3E251970, 0xBED105EC, 0x3EEDB13C, 0xBE9B2485, 0x00000000, 0x3E9B2485, 0xBEEDB13C, 0x3ED105EC, 0xBE251970,
       0x3DA7A573, 0xBE715BEF, 0x3EB8E44E, 0xBEE2CDAA, 0x3EF15BEF, 0xBEE2CDAA, 0x3EB8E44E, 0xBE715BEF, 0x3DA7A573};
+  // clang-format on
   const int i = r * m + c;
   return bits_float(m == 3 ? k3[i] : m == 5 ? k5[i] : m == 7 ? k7[i] : k9[i]);
 }

@@ -14,8 +14,8 @@ namespace format {
 constexpr int kTileTokens = 32;
 constexpr int kLanes = 32;
 constexpr int kRawBits = 16;
-constexpr int kMaxDim = 576;          // of a cache
-constexpr int kMaxVectorDim = 1536;   // of the scalar encoder: embeddings are coded by the same text
+constexpr int kMaxDim = 576;                  // of a cache
+constexpr int kMaxVectorDim = 1536;           // of the scalar encoder: embeddings are coded by the same text
 constexpr int kScaleBytes = 2 * kTileTokens;  // bfloat16 scales of one coded side
 
 constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
@@ -62,7 +62,10 @@ struct SideLayout {
         stored(code_bits == kRawBits ? head_dim : stored_dim(head_dim)),
         bits(code_bits),
         groups(code_bits == kRawBits ? 0 : stored / 32),
-        jv(code_bits == kRawBits ? 1 : (groups % 4 == 0 ? 4 : groups % 2 == 0 ? 2 : 1)),
+        jv(code_bits == kRawBits ? 1
+                                 : (groups % 4 == 0   ? 4
+                                    : groups % 2 == 0 ? 2
+                                                      : 1)),
         jb(groups / jv) {}
 
   constexpr bool raw() const { return bits == kRawBits; }

@@ -5,10 +5,12 @@
 //
 // head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is printed). In cache: one layer of few heads.
 // "tokens" counts (token, kv head) pairs. Every figure is the median over repeats; spread = (largest - smallest) / median. The codes are made by
-// append from random data; each timed output is compared with float16 attention over the same data only in the tests (conformance), not here.
+// append from random data. The timed output of the cases in cache is compared with the scalar path over the same codes.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -43,20 +45,30 @@ void* allocate(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
 void release(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer); }
 const HostOps kOps = {nullptr, allocate, release};
 
+// Wall and process CPU seconds. The second stays meaningful while other programs share the machine.
 struct Timing {
-  double median, spread;
+  double median, spread, cpu;
 };
+double cpu_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
 Timing measure(int repeats, const std::function<void()>& body) {
   body();
-  std::vector<double> seconds;
+  std::vector<double> seconds, cpu;
   for (int i = 0; i < repeats; i++) {
     const auto start = std::chrono::steady_clock::now();
+    const double cpu_start = cpu_seconds();
     body();
+    cpu.push_back(cpu_seconds() - cpu_start);
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::sort(seconds.begin(), seconds.end());
+  std::sort(cpu.begin(), cpu.end());
   const double median = seconds[seconds.size() / 2];
-  return Timing{median, (seconds.back() - seconds.front()) / median};
+  return Timing{median, (seconds.back() - seconds.front()) / median, cpu[cpu.size() / 2]};
 }
 
 uint32_t noise(uint64_t* state) { return static_cast<uint32_t>(format::mix64(*state += format::kGolden) >> 32); }
@@ -174,8 +186,8 @@ void bench_encode(const Settings& settings, const std::vector<float>& data) {
         for (int64_t first = 0; first < tokens; first += 256) cache.append(first, 256, data.data());
       });
       const double input = static_cast<double>(tokens) * kHeads * 2 * kDim * 4;
-      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_s_per_thread\": %.0f, \"spread\": %.3f", bits, threads,
-                        input / t.median * 1e-6, input / t.median * 1e-6 / threads, t.spread));
+      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_s_per_thread\": %.0f, \"spread\": %.3f",
+                        bits, threads, input / t.median * 1e-6, input / t.median * 1e-6 / threads, t.spread));
       free(pool);
     }
   // Decode: one token of eight heads at a time.
@@ -185,7 +197,8 @@ void bench_encode(const Settings& settings, const std::vector<float>& data) {
   const Timing t = measure(settings.repeats, [&] {
     for (int64_t token = 0; token < 1024; token++) cache.append(token, 1, data.data());
   });
-  print_record(text("\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"spread\": %.3f", t.median / 1024 / kHeads * 1e6, t.spread));
+  print_record(text("\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"spread\": %.3f",
+                    t.median / 1024 / kHeads * 1e6, t.spread));
   free(pool);
 }
 
@@ -194,68 +207,101 @@ struct Shape {
   int64_t tokens, pairs;
 };
 
-void bench_attend(const Settings& settings, const std::vector<float>& data) {
+struct Case {
+  Shape shape;
+  int q_per_kv, threads;
+  int heads() const { return static_cast<int>(shape.pairs / shape.tokens); }
+};
+
+std::vector<Case> cases(const Settings& settings) {
   std::vector<Shape> shapes = {{"in cache", 4096, 4 * 4096}, {"out of cache", 4096, settings.pairs}, {"out of cache", 32768, settings.pairs}};
   if (settings.quick) shapes.erase(shapes.begin() + 1);
-  const std::vector<int> groups = settings.quick ? std::vector<int>{1, 4} : std::vector<int>{1, 4, 8};
+  std::vector<Case> all;
+  for (const Shape& shape : shapes)
+    for (const int q_per_kv : {1, 4, 8})
+      for (const int threads : {1, 2})
+        if (!settings.quick || q_per_kv < 8) all.push_back(Case{shape, q_per_kv, threads});
+  return all;
+}
+
+// Repeats inside a measurement of small cases, so that it lasts some milliseconds.
+int inner_loops(const Settings& settings, const Case& c) { return c.shape.pairs < settings.pairs ? 16 : 1; }
+
+// fp16: the yardstick's timing, null for its own record. error: against the scalar path, negative = not compared.
+void print_attend(const Settings& settings, const Case& c, const std::string& kv, double token_bytes, const Timing& t, const Timing* fp16,
+                  double error) {
+  const double tokens = static_cast<double>(c.shape.pairs) * inner_loops(settings, c);
+  std::string record = text("\"case\": \"attend\", \"kv\": \"%s\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, ", kv.c_str(),
+                            c.shape.place, static_cast<long long>(c.shape.tokens), c.q_per_kv, c.threads);
+  record +=
+      text("\"Mtokens_per_s\": %.1f, \"spread\": %.3f, \"cpu_ns_per_token\": %.2f, \"GB_per_s\": %.2f, \"MB_stored\": %.0f", tokens / t.median * 1e-6,
+           t.spread, t.cpu / tokens * 1e9, tokens * token_bytes / t.median * 1e-9, static_cast<double>(c.shape.pairs) * token_bytes * 1e-6);
+  if (fp16) record += text(", \"times_fp16\": %.2f, \"times_fp16_by_cpu_time\": %.2f", fp16->median / t.median, fp16->cpu / t.cpu);
+  if (error >= 0) record += text(", \"error_to_scalar\": %.1e", error);
+  print_record(record);
+}
+
+std::vector<Timing> bench_fp16(const Settings& settings, const std::vector<float>& data, std::vector<float>* out) {
+  std::vector<Timing> timings;
   const Fp16Attention fp16 = fp16_attention(settings.isa.c_str());
-  std::vector<double> fp16_seconds;
-  std::vector<float> out(static_cast<size_t>(settings.pairs / 4096 * 8 * kDim));
-  if (fp16) {
-    const size_t elements = static_cast<size_t>(settings.pairs) * kDim;
-    uint16_t* keys = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
-    uint16_t* values = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
-    for (size_t i = 0; i < elements; i++) {
-      keys[i] = format::f16_from_float(data[i % (data.size() - 977)]);
-      values[i] = format::f16_from_float(data[(i + 500) % (data.size() - 1009)]);
-    }
-    for (const Shape& shape : shapes)
-      for (const int q_per_kv : groups)
-        for (const int threads : {1, 2}) {
-          cpu::ThreadPool pool(threads);
-          const int heads = static_cast<int>(shape.pairs / shape.tokens);
-          const int inner = shape.pairs < settings.pairs ? 16 : 1;
-          const Timing t = measure(settings.repeats, [&] {
-            for (int i = 0; i < inner; i++) fp16(pool, keys, values, heads, shape.tokens, q_per_kv, data.data(), out.data());
-          });
-          fp16_seconds.push_back(t.median / inner);
-          const double bytes = static_cast<double>(shape.pairs) * 512;
-          print_record(text("\"case\": \"attend\", \"kv\": \"fp16\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, \"Mtokens_per_s\": %.1f, "
-                            "\"GB_per_s\": %.2f, \"MB_stored\": %.0f, \"spread\": %.3f",
-                            shape.place, static_cast<long long>(shape.tokens), q_per_kv, threads, static_cast<double>(shape.pairs) / t.median * inner * 1e-6,
-                            bytes / t.median * inner * 1e-9, bytes * 1e-6, t.spread));
-        }
-    free(keys);
-    free(values);
+  if (!fp16) return timings;
+  const size_t elements = static_cast<size_t>(settings.pairs) * kDim;
+  uint16_t* keys = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
+  uint16_t* values = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
+  for (size_t i = 0; i < elements; i++) {
+    keys[i] = format::f16_from_float(data[i % (data.size() - 977)]);
+    values[i] = format::f16_from_float(data[(i + 500) % (data.size() - 1009)]);
   }
+  for (const Case& c : cases(settings)) {
+    cpu::ThreadPool pool(c.threads);
+    timings.push_back(measure(settings.repeats, [&] {
+      for (int i = 0; i < inner_loops(settings, c); i++) fp16(pool, keys, values, c.heads(), c.shape.tokens, c.q_per_kv, data.data(), out->data());
+    }));
+    print_attend(settings, c, "fp16", 512, timings.back(), nullptr, -1);
+  }
+  free(keys);
+  free(values);
+  return timings;
+}
+
+// Relative L2 distance of the timed output from the scalar path's.
+double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, const std::vector<float>& data, const std::vector<float>& out) {
+  settings.isa = "scalar";
+  Cache cache(settings, bits, c.heads(), c.shape.tokens, c.q_per_kv, 1, pool);
+  cache.upload(c.shape.tokens, 0, 1);
+  std::vector<float> want(out.size());
+  cache.attend(data.data(), want.data());
+  double difference = 0, size = 0;
+  for (int i = 0; i < c.heads() * c.q_per_kv * kDim; i++) {
+    difference += (static_cast<double>(out[i]) - want[i]) * (static_cast<double>(out[i]) - want[i]);
+    size += static_cast<double>(want[i]) * want[i];
+  }
+  return sqrt(difference / size);
+}
+
+void bench_attend(const Settings& settings, const std::vector<float>& data) {
+  std::vector<float> out(static_cast<size_t>(settings.pairs / 4096 * 8 * kDim));
+  const std::vector<Timing> fp16 = bench_fp16(settings, data, &out);
+  const std::vector<Case> all = cases(settings);
   for (const int bits : settings.quick ? std::vector<int>{3, 4} : std::vector<int>{2, 3, 4, 8}) {
     const int heads = static_cast<int>(settings.pairs / 32768);
     const Cache measure_only(settings, bits, heads, 32768, 1, 1, nullptr);
-    const size_t pool_bytes = static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages);
-    void* pool = allocate(nullptr, pool_bytes, 256, 1, 0);
+    void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
     {
       Cache filler(settings, bits, heads, 32768, 1, 2, pool);
       for (int64_t first = 0; first < 32768; first += 128) filler.append(first, 128, data.data() + first % 512);
     }
-    size_t index = 0;
-    for (const Shape& shape : shapes)
-      for (const int q_per_kv : groups)
-        for (const int threads : {1, 2}) {
-          Cache cache(settings, bits, static_cast<int>(shape.pairs / shape.tokens), shape.tokens, q_per_kv, threads, pool);
-          cache.upload(shape.tokens, 0, 1);
-          const int inner = shape.pairs < settings.pairs ? 16 : 1;
-          const Timing t = measure(settings.repeats, [&] {
-            for (int i = 0; i < inner; i++) cache.attend(data.data(), out.data());
-          });
-          const double bytes = static_cast<double>(shape.pairs) / 32 * format::TileLayout(kDim, kDim, bits, bits).tile_bytes();
-          std::string record = text("\"case\": \"attend\", \"kv\": \"%d+%d bits\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, \"Mtokens_per_s\": %.1f, "
-                                    "\"GB_per_s\": %.2f, \"MB_stored\": %.0f, \"spread\": %.3f",
-                                    bits, bits, shape.place, static_cast<long long>(shape.tokens), q_per_kv, threads,
-                                    static_cast<double>(shape.pairs) / t.median * inner * 1e-6, bytes / t.median * inner * 1e-9, bytes * 1e-6, t.spread);
-          if (fp16) record += text(", \"times_fp16\": %.2f", fp16_seconds[index] / (t.median / inner));
-          index++;
-          print_record(record);
-        }
+    for (size_t i = 0; i < all.size(); i++) {
+      const Case& c = all[i];
+      Cache cache(settings, bits, c.heads(), c.shape.tokens, c.q_per_kv, c.threads, pool);
+      cache.upload(c.shape.tokens, 0, 1);
+      const Timing t = measure(settings.repeats, [&] {
+        for (int k = 0; k < inner_loops(settings, c); k++) cache.attend(data.data(), out.data());
+      });
+      const double error = c.shape.pairs < settings.pairs && c.threads == 1 ? error_to_scalar(settings, bits, c, pool, data, out) : -1;
+      print_attend(settings, c, text("%d+%d bits", bits, bits), format::TileLayout(kDim, kDim, bits, bits).tile_bytes() / 32.0, t,
+                   fp16.empty() ? nullptr : &fp16[i], error);
+    }
     free(pool);
   }
 }
@@ -278,8 +324,10 @@ std::string cpu_name() {
 int run(int argc, char** argv) {
   Settings settings;
   for (int i = 1; i < argc; i++) {
-    if (strcmp(argv[i], "--quick") == 0) settings.quick = true;
-    else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc) settings.isa = argv[++i];
+    if (strcmp(argv[i], "--quick") == 0)
+      settings.quick = true;
+    else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc)
+      settings.isa = argv[++i];
     else {
       fprintf(stderr, "usage: cpu_bench [--quick] [--isa NAME]   (NAME: %s)\n", cpu::supported_isas());
       return 2;
@@ -287,9 +335,11 @@ int run(int argc, char** argv) {
   }
   if (settings.quick) settings.pairs = 24 * 32768, settings.repeats = 3;
   const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  printf("{\n  \"cpu\": \"%s\", \"isa\": \"%s\", \"isas\": \"%s\", \"hardware_threads\": %ld, \"last_level_cache_MB\": %.0f, \"head_dim\": %d, \"repeats\": %d,\n  \"results\": [",
-         cpu_name().c_str(), settings.isa.c_str(), cpu::supported_isas(), sysconf(_SC_NPROCESSORS_ONLN), static_cast<double>(cache_bytes) / 1048576, kDim,
-         settings.repeats);
+  printf(
+      "{\n  \"cpu\": \"%s\", \"isa\": \"%s\", \"isas\": \"%s\", \"hardware_threads\": %ld, \"last_level_cache_MB\": %.0f, \"head_dim\": %d, "
+      "\"repeats\": %d,\n  \"results\": [",
+      cpu_name().c_str(), settings.isa.c_str(), cpu::supported_isas(), sysconf(_SC_NPROCESSORS_ONLN), static_cast<double>(cache_bytes) / 1048576,
+      kDim, settings.repeats);
   const std::vector<float> data = random_floats(384 * 8 * kDim * 4 + 4096 + 8 * 256 * kDim);
   bench_encode(settings, data);
   bench_attend(settings, data);

@@ -18,7 +18,7 @@ struct options {
 };
 
 /* One query row over tokens 0 .. position. out may be NULL. Returns the lse. */
-static double exact_row(const float *q, const float *k, const float *v, int kv_head, int64_t position, struct options o, double *out) {
+static double exact_row(const float* q, const float* k, const float* v, int kv_head, int64_t position, struct options o, double* out) {
   double m = -INFINITY, l = 0, acc[VALUE_DIM] = {0};
   for (int64_t i = 0; i <= position && i < o.end; i++) {
     if (o.sliding_window > 0 && i <= position - o.sliding_window) continue;
@@ -47,8 +47,8 @@ static struct options plain(void) {
 }
 
 /* Compares [queries][Q_HEADS] rows, the last of `length` tokens. */
-static void compare(const char *what, tq_cache *cache, tq_sequence sequence, int64_t queries, const float *q, const float *out, const float *lse,
-                    struct options o, const float *sinks) {
+static void compare(const char* what, tq_cache* cache, tq_sequence sequence, int64_t queries, const float* q, const float* out, const float* lse,
+                    struct options o, const float* sinks) {
   const int64_t length = length_of(cache, sequence);
   float *k = random_floats((size_t)length * HEADS * DIM, 1), *v = random_floats((size_t)length * HEADS * VALUE_DIM, 1);
   EXPECT(TQ_OK, tq_cache_read(cache, 0, sequence, 0, length, k, v, NULL, NULL));
@@ -75,8 +75,8 @@ void test_attend_against_exact(void) {
   for (int b = 0; b < 4; b++) {
     config.key_bits = bits[b];
     config.value_bits = bits[3 - b];
-    tq_cache *cache = make_cache(&config);
-    tq_batch *batch = make_batch(cache);
+    tq_cache* cache = make_cache(&config);
+    tq_batch* batch = make_batch(cache);
     const tq_sequence s[2] = {make_sequence(cache), make_sequence(cache)};
     /* Prefill of two sequences of different lengths in one plan, then a decode step of both. */
     const int64_t prefill[2] = {37, 5}, step[2] = {1, 1};
@@ -104,8 +104,8 @@ void test_attend_against_exact(void) {
 
 void test_attend_options(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 50, 20));
   const int64_t news = 4, queries = 9;
@@ -129,13 +129,13 @@ void test_attend_options(void) {
   }
   size_t bytes = 0;
   EXPECT(TQ_OK, tq_attend_workspace_bytes(cache, batch, &bytes));
-  void *workspace = aligned(256, (bytes + 255) / 256 * 256 + 256);
+  void* workspace = aligned(256, (bytes + 255) / 256 * 256 + 256);
   memset(workspace, 0xFF, bytes);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, lse, NULL, workspace, bytes, NULL));
   CHECK(memcmp(out, again, sizeof out) == 0);
-  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "workspace = 0x", tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, (char *)workspace + 64, bytes, NULL));
-  if (bytes > 0)
-    REFUSES(TQ_ERROR_WORKSPACE_TOO_SMALL, "workspace_bytes = ", tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, workspace, bytes - 1, NULL));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "workspace = 0x", tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, (char*)workspace + 64, bytes, NULL));
+  REFUSES(TQ_ERROR_WORKSPACE_TOO_SMALL, "workspace_bytes = 1: this plan needs ",
+          tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, workspace, 1, NULL));
   free(workspace);
 
   p.num_splits = 0;
@@ -181,8 +181,8 @@ void test_attend_options(void) {
 void test_strides(void) {
   enum { TOKENS = 11 };
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const int64_t tokens = TOKENS;
   float dense_k[TOKENS * HEADS * DIM], dense_v[TOKENS * HEADS * VALUE_DIM], q[TOKENS * Q_HEADS * DIM], out[TOKENS * Q_HEADS * VALUE_DIM];
   fill(dense_k, TOKENS * HEADS * DIM, 30);
@@ -270,11 +270,11 @@ void test_dtypes(void) {
   for (int type = TQ_F32; type <= TQ_BF16; type++) {
     tq_cache_config config = small_config();
     config.io_dtype = type;
-    tq_cache *cache = make_cache(&config);
-    tq_batch *batch = make_batch(cache);
+    tq_cache* cache = make_cache(&config);
+    tq_batch* batch = make_batch(cache);
     const tq_sequence s = make_sequence(cache);
     for (int i = 0; i < N * DIM; i++) h[i] = type == TQ_F16 ? to_f16(f[i]) : to_bf16(f[i]);
-    const void *x = type == TQ_F32 ? (const void *)f : (const void *)h;
+    const void* x = type == TQ_F32 ? (const void*)f : (const void*)h;
     tq_attend_params p;
     memset(&p, 0, sizeof p);
     p.struct_size = sizeof p;
@@ -303,7 +303,7 @@ void test_dtypes(void) {
 void test_merge(void) {
   enum { ROWS = 6 };
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   tq_batch *batch = make_batch(cache), *second = make_batch(cache);
   const tq_sequence s = make_sequence(cache), tail = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 60, 50));
@@ -322,8 +322,8 @@ void test_merge(void) {
   EXPECT(TQ_OK, tq_batch_plan(second, 1, &tail, &news, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, second, k, v, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, second, q, b, b_lse, NULL, NULL, 0, NULL));
-  const void *outs[3] = {a, b, a};
-  const float *lses[3] = {a_lse, b_lse, NULL};
+  const void* outs[3] = {a, b, a};
+  const float* lses[3] = {a_lse, b_lse, NULL};
   EXPECT(TQ_OK, tq_merge_states(2, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, merged, merged_lse, TQ_DEVICE_CPU, 0, NULL));
   for (int i = 0; i < ROWS * Q_HEADS * VALUE_DIM; i++) CHECK(fabsf(merged[i] - whole[i]) <= 2 * TOLERANCE);
   for (int i = 0; i < ROWS * Q_HEADS; i++) CHECK(fabsf(merged_lse[i] - whole_lse[i]) <= 2 * TOLERANCE);
@@ -363,8 +363,8 @@ void test_merge(void) {
 
 void test_empty_cases(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s[2] = {make_sequence(cache), make_sequence(cache)};
   size_t bytes = 1;
   /* No sequences, or sequences without tokens: everything is allowed and does nothing. */
@@ -406,8 +406,8 @@ void test_empty_cases(void) {
 
 void test_nonfinite(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence good = make_sequence(cache), bad = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, good, 3, 70));
   float k[2 * HEADS * DIM], v[2 * HEADS * VALUE_DIM];
@@ -427,7 +427,7 @@ void test_nonfinite(void) {
   CHECK(flags == TQ_NOTICED_NONFINITE);
   EXPECT(TQ_OK, tq_cache_check(cache, NULL, &flags));
   CHECK(flags == 0);
-  float *out = attend_last(cache, batch, bad, 2, 73);
+  float* out = attend_last(cache, batch, bad, 2, 73);
   for (int i = 0; i < 2 * Q_HEADS * VALUE_DIM; i++) CHECK(isfinite(out[i]));
   free(out);
   /* The flag stays with the sequence, also when the tokens go; a fork inherits it; a new sequence in the same slot starts clean. */

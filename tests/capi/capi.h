@@ -28,7 +28,7 @@ extern int capi_failures;
 /* The call fails with this status, and the thread's error text begins with `text`: the argument's name, mostly with its value. */
 #define REFUSES(expected, text, call) capi_expect(__FILE__, __LINE__, #call, (call), expected, text)
 
-void capi_expect(const char *file, int line, const char *call, tq_status status, tq_status expected, const char *text);
+void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected, const char* text);
 
 /* 2 layers, 4 query heads, 2 kv heads, head_dim 64, value_dim 32, float32, 8 bits, pages of 32, 3 sequences of up to 256 tokens in all. */
 #define HEADS 2
@@ -37,22 +37,22 @@ void capi_expect(const char *file, int line, const char *call, tq_status status,
 #define VALUE_DIM 32
 #define LAYERS 2
 tq_cache_config small_config(void);
-tq_cache *make_cache(const tq_cache_config *config);
-tq_batch *make_batch(tq_cache *cache);
-tq_sequence make_sequence(tq_cache *cache);
+tq_cache* make_cache(const tq_cache_config* config);
+tq_batch* make_batch(tq_cache* cache);
+tq_sequence make_sequence(tq_cache* cache);
 
 /* Deterministic values around -1 .. 1; never freed memory of its own: fill what is given. */
-void fill(float *x, size_t count, unsigned seed);
-float *random_floats(size_t count, unsigned seed); /* malloc */
+void fill(float* x, size_t count, unsigned seed);
+float* random_floats(size_t count, unsigned seed); /* malloc */
 
 /* Memory for free(). */
-void *aligned(size_t alignment, size_t bytes);
+void* aligned(size_t alignment, size_t bytes);
 
 /* Plans count more tokens for one sequence and appends them to all layers; token i of the call is the stream of `seed` at row i. */
-tq_status grow(tq_cache *cache, tq_batch *batch, tq_sequence sequence, int64_t count, unsigned seed);
+tq_status grow(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t count, unsigned seed);
 /* Attention output of the last `queries` tokens on layer 0: [queries][Q_HEADS][VALUE_DIM], malloc. Plans the batch anew. */
-float *attend_last(tq_cache *cache, tq_batch *batch, tq_sequence sequence, int64_t queries, unsigned seed);
-int64_t length_of(tq_cache *cache, tq_sequence sequence);
+float* attend_last(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t queries, unsigned seed);
+int64_t length_of(tq_cache* cache, tq_sequence sequence);
 
 /* The topics. */
 void test_lifecycle(void);

@@ -8,8 +8,15 @@
 
 #include "tqkv.h"
 
-#define STRUCT(type) printf("struct %s size %zu align %zu\n", #type, sizeof(type), offsetof(struct { char c; type t; }, t))
-#define FIELD(type, field) printf("%s.%s offset %zu size %zu\n", #type, #field, offsetof(type, field), sizeof(((type *)0)->field))
+#define STRUCT(type)                                            \
+  printf("struct %s size %zu align %zu\n", #type, sizeof(type), \
+         offsetof(                                              \
+             struct {                                           \
+               char c;                                          \
+               type t;                                          \
+             },                                                 \
+             t))
+#define FIELD(type, field) printf("%s.%s offset %zu size %zu\n", #type, #field, offsetof(type, field), sizeof(((type*)0)->field))
 #define CONSTANT(name) printf("constant %s %lld\n", #name, (long long)(name))
 #define TYPE(type) printf("type %s size %zu signed %d\n", #type, sizeof(type), (type)-1 < (type)0)
 

@@ -11,7 +11,7 @@ void test_lifecycle(void) {
   CHECK(strcmp(text, "") == 0);
   EXPECT(TQ_OK, tq_cache_config_check(&config, NULL, 0));
 
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   tq_cache_config resolved;
   tq_cache_config_init(&resolved);
   EXPECT(TQ_OK, tq_cache_get_config(cache, &resolved));
@@ -21,14 +21,14 @@ void test_lifecycle(void) {
   CHECK(resolved.layer_key_bits && resolved.layer_key_bits[1] == 8 && resolved.layer_value_bits[0] == 8);
   CHECK(resolved.struct_size == sizeof resolved);
   /* The resolved configuration makes the same cache. */
-  tq_cache *twin = make_cache(&resolved);
+  tq_cache* twin = make_cache(&resolved);
   uint64_t a = 0, b = 1;
   EXPECT(TQ_OK, tq_cache_fingerprint(cache, &a));
   EXPECT(TQ_OK, tq_cache_fingerprint(twin, &b));
   CHECK(a == b);
   EXPECT(TQ_OK, tq_cache_destroy(twin));
 
-  tq_batch *batch = make_batch(cache);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence sequence = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, sequence, 40, 1));
   EXPECT(TQ_OK, grow(cache, batch, sequence, 1, 2));
@@ -66,7 +66,7 @@ void test_lifecycle(void) {
 void test_introspection(void) {
   CHECK(strcmp(tq_version(), "0.1.0") == 0);
   CHECK(tq_abi_version() == TQ_ABI_VERSION);
-  const char *info = tq_build_info();
+  const char* info = tq_build_info();
   CHECK(strncmp(info, "tqkv 0.1.0; ", 12) == 0);
   CHECK(strstr(info, "cuda ") && strstr(info, "simd ") && strstr(info, "format 1") && !strchr(info, '\n'));
   CHECK(info == tq_build_info());
@@ -110,10 +110,10 @@ struct ledger {
   int64_t bytes, blocks, calls;
   int bad;
 };
-static void *ledger_alloc(void *user, size_t bytes, size_t alignment, int32_t device_type, int32_t device_id) {
-  struct ledger *l = (struct ledger *)user;
+static void* ledger_alloc(void* user, size_t bytes, size_t alignment, int32_t device_type, int32_t device_id) {
+  struct ledger* l = (struct ledger*)user;
   const size_t padded = (bytes + alignment - 1) / alignment * alignment;
-  char *p = (char *)aligned(alignment, padded + alignment);
+  char* p = (char*)aligned(alignment, padded + alignment);
   if (alignment > 4096 || (alignment & (alignment - 1)) || device_type != TQ_DEVICE_CPU || device_id != 0 || bytes == 0) l->bad++;
   memset(p, 0xCD, padded + alignment);
   l->bytes += (int64_t)bytes;
@@ -121,9 +121,9 @@ static void *ledger_alloc(void *user, size_t bytes, size_t alignment, int32_t de
   l->calls++;
   return p;
 }
-static void ledger_free(void *user, void *pointer, size_t bytes, int32_t device_type, int32_t device_id) {
-  struct ledger *l = (struct ledger *)user;
-  if (((unsigned char *)pointer)[bytes] != 0xCD || device_type != TQ_DEVICE_CPU || device_id != 0) l->bad++;
+static void ledger_free(void* user, void* pointer, size_t bytes, int32_t device_type, int32_t device_id) {
+  struct ledger* l = (struct ledger*)user;
+  if (((unsigned char*)pointer)[bytes] != 0xCD || device_type != TQ_DEVICE_CPU || device_id != 0) l->bad++;
   l->bytes -= (int64_t)bytes;
   l->blocks--;
   free(pointer);
@@ -146,11 +146,11 @@ void test_allocator_and_pool(void) {
   bytes.struct_size = sizeof bytes;
   EXPECT(TQ_OK, tq_cache_config_bytes(&config, &bytes));
   CHECK(l.calls == 0);
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   memset(&allocator, 0, sizeof allocator); /* it was copied */
   CHECK(l.bytes == bytes.host_bytes);
   if (l.bytes != bytes.host_bytes) printf("# %lld allocated, %lld announced\n", (long long)l.bytes, (long long)bytes.host_bytes);
-  tq_batch *batch = make_batch(cache);
+  tq_batch* batch = make_batch(cache);
   const int64_t calls = l.calls;
   const tq_sequence sequence = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, sequence, 100, 3));
@@ -173,7 +173,7 @@ void test_allocator_and_pool(void) {
   config = small_config();
   EXPECT(TQ_OK, tq_cache_config_bytes(&config, &bytes));
   const size_t size = (size_t)bytes.page_bytes;
-  char *pool = (char *)aligned(256, (size + 511) / 256 * 256);
+  char* pool = (char*)aligned(256, (size + 511) / 256 * 256);
   memset(pool, 0, size);
   memset(pool + size, 0x5A, 256 - size % 256);
   config.pool = pool;

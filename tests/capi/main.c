@@ -7,8 +7,8 @@
 
 int capi_failures = 0;
 
-void capi_expect(const char *file, int line, const char *call, tq_status status, tq_status expected, const char *text) {
-  const char *error = tq_last_error();
+void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected, const char* text) {
+  const char* error = tq_last_error();
   if (status != expected) {
     capi_failures++;
     printf("# %s:%d: %s\n#   gave %s, expected %s%s%s\n", file, line, call, tq_status_name(status), tq_status_name(expected),
@@ -37,8 +37,8 @@ tq_cache_config small_config(void) {
   return c;
 }
 
-tq_cache *make_cache(const tq_cache_config *config) {
-  tq_cache *cache = NULL;
+tq_cache* make_cache(const tq_cache_config* config) {
+  tq_cache* cache = NULL;
   EXPECT(TQ_OK, tq_cache_create(config, NULL, &cache));
   if (!cache) {
     printf("# no cache: %s\nnot ok - cache creation\n", tq_last_error());
@@ -47,20 +47,20 @@ tq_cache *make_cache(const tq_cache_config *config) {
   return cache;
 }
 
-tq_batch *make_batch(tq_cache *cache) {
-  tq_batch *batch = NULL;
+tq_batch* make_batch(tq_cache* cache) {
+  tq_batch* batch = NULL;
   EXPECT(TQ_OK, tq_batch_create(cache, &batch));
   return batch;
 }
 
-tq_sequence make_sequence(tq_cache *cache) {
+tq_sequence make_sequence(tq_cache* cache) {
   tq_sequence sequence = 0;
   EXPECT(TQ_OK, tq_sequence_create(cache, &sequence));
   CHECK(sequence != 0);
   return sequence;
 }
 
-void fill(float *x, size_t count, unsigned seed) {
+void fill(float* x, size_t count, unsigned seed) {
   unsigned state = seed * 2654435761u + 12345u;
   for (size_t i = 0; i < count; i++) {
     state = state * 1664525u + 1013904223u;
@@ -68,24 +68,24 @@ void fill(float *x, size_t count, unsigned seed) {
   }
 }
 
-float *random_floats(size_t count, unsigned seed) {
-  float *x = (float *)malloc((count ? count : 1) * sizeof *x);
+float* random_floats(size_t count, unsigned seed) {
+  float* x = (float*)malloc((count ? count : 1) * sizeof *x);
   fill(x, count, seed);
   return x;
 }
 
-void *aligned(size_t alignment, size_t bytes) {
-  void *pointer = NULL;
-  if (posix_memalign(&pointer, alignment < sizeof(void *) ? sizeof(void *) : alignment, bytes) != 0) exit(1);
+void* aligned(size_t alignment, size_t bytes) {
+  void* pointer = NULL;
+  if (posix_memalign(&pointer, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes) != 0) exit(1);
   return pointer;
 }
 
-tq_status grow(tq_cache *cache, tq_batch *batch, tq_sequence sequence, int64_t count, unsigned seed) {
+tq_status grow(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t count, unsigned seed) {
   tq_status status = tq_batch_plan(batch, 1, &sequence, &count, NULL, NULL);
   if (status != TQ_OK) return status;
   for (int32_t layer = 0; layer < LAYERS && status == TQ_OK; layer++) {
-    float *k = random_floats((size_t)count * HEADS * DIM, seed + 1000u * (unsigned)layer);
-    float *v = random_floats((size_t)count * HEADS * VALUE_DIM, seed + 1000u * (unsigned)layer + 500u);
+    float* k = random_floats((size_t)count * HEADS * DIM, seed + 1000u * (unsigned)layer);
+    float* v = random_floats((size_t)count * HEADS * VALUE_DIM, seed + 1000u * (unsigned)layer + 500u);
     status = tq_cache_append(cache, layer, batch, k, v, NULL, NULL);
     free(k);
     free(v);
@@ -93,17 +93,17 @@ tq_status grow(tq_cache *cache, tq_batch *batch, tq_sequence sequence, int64_t c
   return status;
 }
 
-float *attend_last(tq_cache *cache, tq_batch *batch, tq_sequence sequence, int64_t queries, unsigned seed) {
+float* attend_last(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t queries, unsigned seed) {
   const int64_t none = 0;
   EXPECT(TQ_OK, tq_batch_plan(batch, 1, &sequence, &none, &queries, NULL));
-  float *q = random_floats((size_t)queries * Q_HEADS * DIM, seed);
-  float *out = random_floats((size_t)queries * Q_HEADS * VALUE_DIM, 99);
+  float* q = random_floats((size_t)queries * Q_HEADS * DIM, seed);
+  float* out = random_floats((size_t)queries * Q_HEADS * VALUE_DIM, 99);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, out, NULL, NULL, NULL, 0, NULL));
   free(q);
   return out;
 }
 
-int64_t length_of(tq_cache *cache, tq_sequence sequence) {
+int64_t length_of(tq_cache* cache, tq_sequence sequence) {
   int64_t length = -1;
   EXPECT(TQ_OK, tq_sequence_length(cache, sequence, &length));
   return length;
@@ -111,7 +111,7 @@ int64_t length_of(tq_cache *cache, tq_sequence sequence) {
 
 int main(void) {
   static const struct {
-    const char *name;
+    const char* name;
     void (*run)(void);
   } topics[] = {
       {"lifecycle", test_lifecycle},

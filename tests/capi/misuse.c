@@ -7,22 +7,22 @@
 #define BAD TQ_ERROR_INVALID_ARGUMENT
 
 /* One configuration fault and how its reason begins. */
-#define CONFIG_FAULT(text, statement)                                   \
-  do {                                                                  \
-    tq_cache_config c = small_config();                                 \
-    statement;                                                          \
-    char reasons[512] = "";                                             \
-    cache = NULL;                                                       \
-    REFUSES(BAD, text, tq_cache_create(&c, NULL, &cache));              \
-    CHECK(cache == NULL);                                               \
+#define CONFIG_FAULT(text, statement)                                       \
+  do {                                                                      \
+    tq_cache_config c = small_config();                                     \
+    statement;                                                              \
+    char reasons[512] = "";                                                 \
+    cache = NULL;                                                           \
+    REFUSES(BAD, text, tq_cache_create(&c, NULL, &cache));                  \
+    CHECK(cache == NULL);                                                   \
     REFUSES(BAD, text, tq_cache_config_check(&c, reasons, sizeof reasons)); \
-    CHECK(strncmp(reasons, text, strlen(text)) == 0);                   \
-    REFUSES(BAD, text, tq_cache_config_bytes(&c, &bytes));              \
-    CHECK(bytes.page_bytes == 0);                                       \
+    CHECK(strncmp(reasons, text, strlen(text)) == 0);                       \
+    REFUSES(BAD, text, tq_cache_config_bytes(&c, &bytes));                  \
+    CHECK(bytes.page_bytes == 0);                                           \
   } while (0)
 
 void test_misuse_config(void) {
-  tq_cache *cache = NULL;
+  tq_cache* cache = NULL;
   tq_cache_bytes bytes;
   memset(&bytes, 0, sizeof bytes);
   bytes.struct_size = sizeof bytes;
@@ -34,7 +34,7 @@ void test_misuse_config(void) {
   tq_allocator allocator;
   memset(&allocator, 0, sizeof allocator);
   allocator.struct_size = sizeof allocator;
-  allocator.alloc = (void *(*)(void *, size_t, size_t, int32_t, int32_t))(void (*)(void))test_misuse_config;
+  allocator.alloc = (void* (*)(void*, size_t, size_t, int32_t, int32_t))(void (*)(void))test_misuse_config;
   CONFIG_FAULT("config.struct_size = 0", c.struct_size = 0);
   CONFIG_FAULT("device_type = 9", c.device_type = 9);
   CONFIG_FAULT("device_id = 2", c.device_id = 2);
@@ -66,7 +66,7 @@ void test_misuse_config(void) {
   CONFIG_FAULT("num_threads = -1", c.num_threads = -1);
   CONFIG_FAULT("flags = 0x100", c.flags = 256);
   CONFIG_FAULT("allocator.free = NULL", c.allocator = &allocator);
-  CONFIG_FAULT("pool = 0x", c.pool = (char *)&bytes + 1);
+  CONFIG_FAULT("pool = 0x", c.pool = (char*)&bytes + 1);
   CONFIG_FAULT("pool_bytes = 5", c.pool_bytes = 5);
 
   tq_cache_config c = small_config();
@@ -92,7 +92,7 @@ void test_misuse_config(void) {
 
 void test_misuse_cache(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   tq_cache_config out;
   tq_cache_config_init(&out);
   tq_cache_memory_t memory;
@@ -124,7 +124,7 @@ void test_misuse_cache(void) {
 void test_misuse_sequences(void) {
   const tq_cache_config config = small_config();
   tq_cache *cache = make_cache(&config), *other = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_batch* batch = make_batch(cache);
   tq_sequence s = 0, out = 55;
   int64_t length = 55;
   uint64_t flags = 55;
@@ -167,8 +167,8 @@ void test_misuse_sequences(void) {
 
 void test_misuse_batch(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = NULL;
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = NULL;
   REFUSES(BAD, "cache = NULL", tq_batch_create(NULL, &batch));
   REFUSES(BAD, "batch = NULL", tq_batch_create(cache, NULL));
   CHECK(batch == NULL);
@@ -213,12 +213,12 @@ void test_misuse_append(void) {
   REFUSES(BAD, "batch = 0x", tq_cache_append(cache, 0, foreign, k, v, NULL, NULL));
   REFUSES(BAD, "k = NULL: 3 tokens", tq_cache_append(cache, 0, batch, NULL, v, NULL, NULL));
   REFUSES(BAD, "v = NULL: 3 tokens", tq_cache_append(cache, 0, batch, k, NULL, NULL, NULL));
-  REFUSES(BAD, "k = 0x", tq_cache_append(cache, 0, batch, (char *)k + 2, v, NULL, NULL));
-  REFUSES(BAD, "v = 0x", tq_cache_append(cache, 0, batch, k, (char *)v + 1, NULL, NULL));
+  REFUSES(BAD, "k = 0x", tq_cache_append(cache, 0, batch, (char*)k + 2, v, NULL, NULL));
+  REFUSES(BAD, "v = 0x", tq_cache_append(cache, 0, batch, k, (char*)v + 1, NULL, NULL));
   REFUSES(BAD, "stream = 0x", tq_cache_append(cache, 0, batch, k, v, NULL, k));
   tq_tensor_layout layout;
   const struct {
-    const char *text;
+    const char* text;
     int64_t key_token, key_head, value_token, value_head;
   } strides[] = {{"layout.key_token_stride = 63", 63, 0, 0, 0},
                  {"layout.key_head_stride = -64", 0, -64, 0, 0},
@@ -254,11 +254,11 @@ static tq_attend_params params(void) {
   p.struct_size = sizeof p;
   return p;
 }
-#define PARAM_FAULT(text, statement)                                                        \
-  do {                                                                                      \
-    tq_attend_params p = params();                                                          \
-    statement;                                                                              \
-    REFUSES(BAD, text, tq_cache_attend(cache, 0, batch, q, out, lse, &p, NULL, 0, NULL));   \
+#define PARAM_FAULT(text, statement)                                                      \
+  do {                                                                                    \
+    tq_attend_params p = params();                                                        \
+    statement;                                                                            \
+    REFUSES(BAD, text, tq_cache_attend(cache, 0, batch, q, out, lse, &p, NULL, 0, NULL)); \
   } while (0)
 
 void test_misuse_attend(void) {
@@ -280,9 +280,9 @@ void test_misuse_attend(void) {
   REFUSES(BAD, "batch = 0x", tq_cache_attend(cache, 0, foreign, q, out, lse, NULL, NULL, 0, NULL));
   REFUSES(BAD, "q = NULL", tq_cache_attend(cache, 0, batch, NULL, out, lse, NULL, NULL, 0, NULL));
   REFUSES(BAD, "out = NULL", tq_cache_attend(cache, 0, batch, q, NULL, lse, NULL, NULL, 0, NULL));
-  REFUSES(BAD, "q = 0x", tq_cache_attend(cache, 0, batch, (char *)q + 1, out, lse, NULL, NULL, 0, NULL));
-  REFUSES(BAD, "out = 0x", tq_cache_attend(cache, 0, batch, q, (char *)out + 2, lse, NULL, NULL, 0, NULL));
-  REFUSES(BAD, "lse = 0x", tq_cache_attend(cache, 0, batch, q, out, (float *)(void *)((char *)lse + 2), NULL, NULL, 0, NULL));
+  REFUSES(BAD, "q = 0x", tq_cache_attend(cache, 0, batch, (char*)q + 1, out, lse, NULL, NULL, 0, NULL));
+  REFUSES(BAD, "out = 0x", tq_cache_attend(cache, 0, batch, q, (char*)out + 2, lse, NULL, NULL, 0, NULL));
+  REFUSES(BAD, "lse = 0x", tq_cache_attend(cache, 0, batch, q, out, (float*)(void*)((char*)lse + 2), NULL, NULL, 0, NULL));
   REFUSES(BAD, "stream = 0x", tq_cache_attend(cache, 0, batch, q, out, lse, NULL, NULL, 0, q));
   PARAM_FAULT("params.struct_size = 3", p.struct_size = 3);
   PARAM_FAULT("params.out_dtype = 4", p.out_dtype = 4);
@@ -292,7 +292,7 @@ void test_misuse_attend(void) {
   PARAM_FAULT("params.logit_softcap = -1", p.logit_softcap = -1);
   PARAM_FAULT("params.logit_softcap = inf", p.logit_softcap = INFINITY);
   PARAM_FAULT("params.sliding_window = -1", p.sliding_window = -1);
-  PARAM_FAULT("params.sink_logits = 0x", p.sink_logits = (const float *)(const void *)((char *)q + 1));
+  PARAM_FAULT("params.sink_logits = 0x", p.sink_logits = (const float*)(const void*)((char*)q + 1));
   PARAM_FAULT("params.history_only = 2", p.history_only = 2);
   PARAM_FAULT("params.num_splits = -1", p.num_splits = -1);
   PARAM_FAULT("params.q_token_stride = 63", p.q_token_stride = 63);
@@ -315,8 +315,8 @@ void test_misuse_attend(void) {
 
 void test_misuse_read_and_merge(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 10, 1));
   float k[10 * HEADS * DIM], v[10 * HEADS * VALUE_DIM];
@@ -330,8 +330,8 @@ void test_misuse_read_and_merge(void) {
   REFUSES(BAD, "count = -1", tq_cache_read(cache, 0, s, 0, -1, k, v, NULL, NULL));
   REFUSES(BAD, "count = 8: the sequence has 7 tokens from first = 3 on", tq_cache_read(cache, 0, s, 3, 8, k, v, NULL, NULL));
   REFUSES(BAD, "count = 9223372036854775807", tq_cache_read(cache, 0, s, 3, INT64_MAX, k, v, NULL, NULL));
-  REFUSES(BAD, "k = 0x", tq_cache_read(cache, 0, s, 0, 1, (char *)k + 2, v, NULL, NULL));
-  REFUSES(BAD, "v = 0x", tq_cache_read(cache, 0, s, 0, 1, k, (char *)v + 2, NULL, NULL));
+  REFUSES(BAD, "k = 0x", tq_cache_read(cache, 0, s, 0, 1, (char*)k + 2, v, NULL, NULL));
+  REFUSES(BAD, "v = 0x", tq_cache_read(cache, 0, s, 0, 1, k, (char*)v + 2, NULL, NULL));
   REFUSES(BAD, "stream = 0x", tq_cache_read(cache, 0, s, 0, 1, k, v, NULL, k));
   tq_tensor_layout layout;
   memset(&layout, 0, sizeof layout);
@@ -359,8 +359,8 @@ void test_misuse_read_and_merge(void) {
   REFUSES(BAD, "dim = 0", tq_merge_states(2, outs, lses, 2, 0, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "dtype = 0", tq_merge_states(2, outs, lses, 2, 4, 0, out, NULL, TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "out = NULL", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, NULL, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "out = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, (char *)out + 1, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "lse = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, (float *)(void *)((char *)lse + 1), TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "out = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, (char*)out + 1, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "lse = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, (float*)(void*)((char*)lse + 1), TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "device_type = 0", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, 0, 0, NULL));
   REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 1", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 1, NULL));
   REFUSES(BAD, "stream = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, out));
@@ -372,7 +372,7 @@ void test_cuda_requests(void) {
   if (count > 0) return; /* tests/gpu */
   tq_cache_config c = small_config();
   c.device_type = TQ_DEVICE_CUDA;
-  tq_cache *cache = NULL;
+  tq_cache* cache = NULL;
   char text[256] = "";
   const tq_status status = tq_cache_create(&c, NULL, &cache);
   CHECK(cache == NULL);
@@ -385,7 +385,7 @@ void test_cuda_requests(void) {
   info.struct_size = sizeof info;
   REFUSES(TQ_ERROR_NO_DEVICE, "index = 0", tq_device_info(TQ_DEVICE_CUDA, 0, &info));
   float a[4] = {0}, lse[1] = {0}, out[4];
-  const void *outs[1] = {a};
-  const float *lses[1] = {lse};
+  const void* outs[1] = {a};
+  const float* lses[1] = {lse};
   REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 0", tq_merge_states(1, outs, lses, 1, 4, TQ_F32, out, NULL, TQ_DEVICE_CUDA, 0, NULL));
 }

@@ -5,28 +5,28 @@
 #include "capi.h"
 
 /* Keys and values of layer 0, tokens first .. first + count - 1: [count][HEADS][DIM], then [count][HEADS][VALUE_DIM]; malloc. */
-static float *read_all(tq_cache *cache, tq_sequence s, int64_t first, int64_t count) {
+static float* read_all(tq_cache* cache, tq_sequence s, int64_t first, int64_t count) {
   const size_t keys = (size_t)count * HEADS * DIM, values = (size_t)count * HEADS * VALUE_DIM;
-  float *x = random_floats(keys + values, 98);
+  float* x = random_floats(keys + values, 98);
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s, first, count, x, x + keys, NULL, NULL));
   return x;
 }
 static size_t token_floats(int64_t count) { return (size_t)count * HEADS * (DIM + VALUE_DIM); }
-static int same(const float *a, const float *b, size_t count) { return memcmp(a, b, count * sizeof *a) == 0; }
+static int same(const float* a, const float* b, size_t count) { return memcmp(a, b, count * sizeof *a) == 0; }
 
 void test_sequences(void) {
   tq_cache_config config = small_config();
   config.window_tokens = 4;
   config.rollback_tokens = 4;
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence a = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, a, 45, 100));
-  float *before = read_all(cache, a, 0, 45);
+  float* before = read_all(cache, a, 0, 45);
   tq_sequence b = 0;
   EXPECT(TQ_OK, tq_sequence_fork(cache, a, NULL, &b));
   CHECK(b != a && b != 0 && length_of(cache, b) == 45);
-  float *copy = read_all(cache, b, 0, 45);
+  float* copy = read_all(cache, b, 0, 45);
   CHECK(same(before, copy, token_floats(45)));
   free(copy);
   /* Each side writes for itself. */
@@ -68,7 +68,7 @@ void test_sequences(void) {
   CHECK(length == -7);
   /* b kept the pages that it shared with a. */
   copy = read_all(cache, b, 0, 40);
-  float *keys = before;
+  float* keys = before;
   CHECK(same(keys, copy, (size_t)40 * HEADS * DIM));
   free(copy);
   free(before);
@@ -78,7 +78,7 @@ void test_sequences(void) {
 
 void test_plan_in_force(void) {
   const tq_cache_config config = small_config();
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   tq_batch *first = make_batch(cache), *second = make_batch(cache);
   const tq_sequence a = make_sequence(cache), b = make_sequence(cache);
   const tq_sequence both[2] = {a, b};
@@ -124,7 +124,7 @@ void test_capacity_is_atomic(void) {
   config.max_sequence_tokens = 200;
   config.max_batch_sequences = 2;
   config.max_batch_tokens = 150;
-  tq_cache *cache = make_cache(&config);
+  tq_cache* cache = make_cache(&config);
   tq_batch *batch = make_batch(cache), *other = make_batch(cache);
   const tq_sequence s[3] = {make_sequence(cache), make_sequence(cache), make_sequence(cache)};
   EXPECT(TQ_OK, grow(cache, batch, s[0], 100, 120));
@@ -147,7 +147,8 @@ void test_capacity_is_atomic(void) {
   REFUSES(TQ_ERROR_CAPACITY, "num_sequences = 3: max_batch_sequences = 2", tq_batch_plan(other, 3, s, many, NULL, NULL));
   REFUSES(TQ_ERROR_CAPACITY, "new_tokens[1] = 51, with 100 before it: max_batch_tokens = 150", tq_batch_plan(other, 2, pair, wide, NULL, NULL));
   const int64_t none[2] = {0, 0}, queries[2] = {100, 51};
-  REFUSES(TQ_ERROR_CAPACITY, "query_tokens[1] = 51, with 100 before it", tq_batch_plan(other, 2, (const tq_sequence[]){s[0], s[1]}, none, queries, NULL));
+  REFUSES(TQ_ERROR_CAPACITY, "query_tokens[1] = 51, with 100 before it",
+          tq_batch_plan(other, 2, (const tq_sequence[]){s[0], s[1]}, none, queries, NULL));
   CHECK(length_of(cache, s[0]) == 190 && length_of(cache, s[1]) == 60 && length_of(cache, s[2]) == 0);
   EXPECT(TQ_OK, tq_cache_memory(cache, &after));
   CHECK(memcmp(&memory, &after, sizeof after) == 0);
@@ -181,8 +182,8 @@ void test_capacity_is_atomic(void) {
 }
 
 /* Window, sinks and rollback: which tokens are read back exactly. */
-static void expect_exact(int line, tq_cache *cache, tq_sequence s, const float *k, int64_t length, int64_t sinks, int64_t window_first) {
-  float *x = read_all(cache, s, 0, length);
+static void expect_exact(int line, tq_cache* cache, tq_sequence s, const float* k, int64_t length, int64_t sinks, int64_t window_first) {
+  float* x = read_all(cache, s, 0, length);
   for (int64_t i = 0; i < length; i++) {
     const int exact = same(x + i * HEADS * DIM, k + i * HEADS * DIM, HEADS * DIM);
     if (exact != (i < sinks || i >= window_first)) {
@@ -200,8 +201,8 @@ void test_exact_copies(void) {
   config.window_tokens = 6;
   config.rollback_tokens = 3;
   config.sink_tokens = 2;
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s = make_sequence(cache);
   float *k = random_floats(100 * HEADS * DIM, 130), *v = random_floats(100 * HEADS * VALUE_DIM, 131);
   int64_t length = 0;
@@ -237,8 +238,8 @@ void test_centres(void) {
   double error[2];
   uint64_t prints[2];
   for (int with = 0; with < 2; with++) {
-    tq_cache *cache = make_cache(&config);
-    tq_batch *batch = make_batch(cache);
+    tq_cache* cache = make_cache(&config);
+    tq_batch* batch = make_batch(cache);
     float kc[HEADS * DIM], vc[HEADS * VALUE_DIM], k[50 * HEADS * DIM], v[50 * HEADS * VALUE_DIM];
     fill(kc, HEADS * DIM, 140);
     fill(vc, HEADS * VALUE_DIM, 141);
@@ -256,7 +257,7 @@ void test_centres(void) {
     EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &fifty, NULL, NULL));
     EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k, v, NULL, NULL));
     REFUSES(TQ_ERROR_INVALID_STATE, "cache: centres are fixed", tq_cache_set_centres(cache, 0, kc, NULL));
-    float *x = read_all(cache, s, 0, 50);
+    float* x = read_all(cache, s, 0, 50);
     error[with] = 0;
     for (int i = 0; i < 50 * HEADS * DIM; i++) error[with] += ((double)x[i] - k[i]) * ((double)x[i] - k[i]);
     free(x);

@@ -5,9 +5,9 @@
 #include "capi.h"
 
 /* A struct of a newer header: what this library knows, and more. */
-#define NEWER(type) \
-  struct {          \
-    type known;     \
+#define NEWER(type)   \
+  struct {            \
+    type known;       \
     uint64_t more[3]; \
   }
 
@@ -17,17 +17,17 @@ void test_struct_sizes(void) {
   config.known = small_config();
   config.known.struct_size = sizeof config;
   EXPECT(TQ_OK, tq_cache_config_check(&config.known, NULL, 0));
-  ((char *)&config)[sizeof config - 1] = 1;
+  ((char*)&config)[sizeof config - 1] = 1;
   REFUSES(TQ_ERROR_VERSION, "config.struct_size = ", tq_cache_config_check(&config.known, NULL, 0));
-  tq_cache *cache = NULL;
+  tq_cache* cache = NULL;
   REFUSES(TQ_ERROR_VERSION, "config.struct_size = ", tq_cache_create(&config.known, NULL, &cache));
-  ((char *)&config)[sizeof config - 1] = 0;
+  ((char*)&config)[sizeof config - 1] = 0;
   /* An older header: fields behind its end count as zero, whatever lies there. */
   config.known.flags = ~(uint64_t)0;
   config.known.pool_bytes = -1;
   config.known.struct_size = offsetof(tq_cache_config, flags);
   EXPECT(TQ_OK, tq_cache_create(&config.known, NULL, &cache));
-  tq_batch *batch = make_batch(cache);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 3, 1));
 

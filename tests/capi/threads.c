@@ -13,14 +13,14 @@ struct job {
   char first_error[256];
 };
 
-static void *work(void *argument) {
-  struct job *job = (struct job *)argument;
+static void* work(void* argument) {
+  struct job* job = (struct job*)argument;
   snprintf(job->first_error, sizeof job->first_error, "%s", tq_last_error());
   tq_cache_config config = small_config();
   config.window_tokens = 3;
   config.num_threads = 2;
-  tq_cache *cache = make_cache(&config);
-  tq_batch *batch = make_batch(cache);
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
   const tq_sequence s = make_sequence(cache);
   for (unsigned round = 0; round < 30; round++) {
     EXPECT(TQ_OK, tq_sequence_truncate(cache, s, 0, NULL));
@@ -28,7 +28,7 @@ static void *work(void *argument) {
     tq_sequence fork = 0;
     EXPECT(TQ_OK, tq_sequence_fork(cache, s, NULL, &fork));
     EXPECT(TQ_OK, grow(cache, batch, fork, 5, job->seed + 1));
-    float *out = attend_last(cache, batch, fork, 5, job->seed + 2);
+    float* out = attend_last(cache, batch, fork, 5, job->seed + 2);
     memcpy(job->out, out, sizeof job->out);
     free(out);
     EXPECT(TQ_OK, tq_sequence_free(cache, fork, NULL));

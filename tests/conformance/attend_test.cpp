@@ -93,7 +93,8 @@ TEST_P(AttendTest, EveryWidthAndDimension) {
         Rig rig(config);
         rig.step({{0, 150 + variant % 40, 2}});
         check(rig, AttendOptions(), kTolerance,
-              "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " + std::to_string(key_bits) + " " + std::to_string(value_bits));
+              "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " + std::to_string(key_bits) + " " +
+                  std::to_string(value_bits));
       }
 }
 
@@ -221,8 +222,9 @@ TEST_P(AttendTest, PeakyAndExtremeInputs) {
     DataType io;
   };
   // The first two concentrate the softmax; the others lie at the ends of the number range.
-  const Case cases[] = {{3, 1, 3, DataType::kF32},         {1, 40, 6, DataType::kF32},         {1e-20f, 1e-25f, 1, DataType::kF32},
-                        {1e15f, 1e18f, 1e-15f, DataType::kF32}, {1, 3e4f, 1, DataType::kF16}, {1e-28f, 1, 1e28f, DataType::kF32}};
+  const Case cases[] = {{3, 1, 3, DataType::kF32},           {1, 40, 6, DataType::kF32},
+                        {1e-20f, 1e-25f, 1, DataType::kF32}, {1e15f, 1e18f, 1e-15f, DataType::kF32},
+                        {1, 3e4f, 1, DataType::kF16},        {1e-28f, 1, 1e28f, DataType::kF32}};
   for (const Case& c : cases) {
     RigConfig config = base();
     config.key_size = c.key;

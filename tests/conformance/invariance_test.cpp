@@ -25,7 +25,9 @@ class InvarianceTest : public testing::TestWithParam<std::string> {
   }
 };
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
 
 void expect_same(const Result& a, const Result& b, const std::string& what) {
   EXPECT_TRUE(same_bits(a.out, b.out)) << what;
@@ -95,7 +97,8 @@ TEST_P(InvarianceTest, SplitsThreadsAndWorkspaces) {
           const Result result = rig.attend(options);
           EXPECT_EQ(splits != 1, result.num_partials > 0);
           if (first.out.empty()) first = result;
-          expect_same(first, result, "threads " + std::to_string(threads) + " splits " + std::to_string(splits) + " workers " + std::to_string(plan_workers));
+          expect_same(first, result,
+                      "threads " + std::to_string(threads) + " splits " + std::to_string(splits) + " workers " + std::to_string(plan_workers));
         }
   }
 }
@@ -312,7 +315,8 @@ TEST(Merge, PartsMakeTheWhole) {
   const float* lses[] = {nothing_lse.data(), past.lse.data(), present.lse.data()};
   Result merged = whole;
   std::fill(merged.out.begin(), merged.out.end(), 7.0f);
-  cpu::merge_states_cpu(MergeRequest{3, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32, merged.out.data(), merged.lse.data(), 0, nullptr});
+  cpu::merge_states_cpu(
+      MergeRequest{3, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32, merged.out.data(), merged.lse.data(), 0, nullptr});
   EXPECT_LT(relative_error(merged.out, whole.out), 2e-4);  // the tolerance of attend itself
   for (size_t i = 0; i < whole.lse.size(); i++) EXPECT_NEAR(whole.lse[i], merged.lse[i], 3e-4);
   // In place, and of nothing but empty parts.

@@ -65,7 +65,8 @@ std::vector<std::vector<float>> vectors(int dim, int count) {
     all.push_back(x);
   }
   const float infinity = HUGE_VALF, nan = nanf("");
-  for (const float x : {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 1e-40f, 3.4e38f, infinity, nan, ldexpf(1, -100), ldexpf(0.999f, -100), ldexpf(1, 64)}) all.push_back(filled(x));
+  for (const float x : {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 1e-40f, 3.4e38f, infinity, nan, ldexpf(1, -100), ldexpf(0.999f, -100), ldexpf(1, 64)})
+    all.push_back(filled(x));
   for (const float x : {1.0f, 1e30f, -infinity, nan, 1e-38f, -65504.0f}) {
     all.push_back(filled(0));
     all.back()[static_cast<size_t>(dim) / 3] = x;  // one-hot
@@ -96,7 +97,8 @@ TEST_P(KernelsTest, EncodesAsTheFormatSays) {
     for (const int bits : kCoded)
       for (int rule = 1; rule <= 4; rule++) {
         variant++;
-        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule), variant % 5 != 0, variant % 3 == 0, static_cast<uint64_t>(variant));
+        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule), variant % 5 != 0, variant % 3 == 0,
+                           static_cast<uint64_t>(variant));
         for (size_t i = 0; i < inputs.size(); i++) {
           if (!full_set() && i % 4 != static_cast<size_t>(rule) % 4 && i + 25 < inputs.size()) continue;
           ASSERT_NO_FATAL_FAILURE(expect_same_encoding(kernels(), box, inputs[i]));
@@ -210,7 +212,8 @@ TEST_P(KernelsTest, ScoresAreExact) {
       cpu::kScalarKernels.score(side, tiles.side, tiles.side, first, last, want_operand, rows, want);
       kernels().score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
       for (int r = 0; r < rows; r++)
-        for (int i = 32 * first; i < 32 * last; i++) ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i]) << dim << " bits " << bits << " row " << r << " token " << i;
+        for (int i = 32 * first; i < 32 * last; i++)
+          ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i]) << dim << " bits " << bits << " row " << r << " token " << i;
     }
 }
 
@@ -263,7 +266,8 @@ TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
       scales[i] = i < row.begin || i >= row.end ? nanf("") : static_cast<float>(random.uniform() * 0.1);
     }
     SoftmaxState state = round % 4 ? SoftmaxState{2.0f, 3.0f} : empty_state(), want_state = state;
-    const float alpha = kernels().softmax(row, scores, scales, &state, p), want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, &want_state, want_p);
+    const float alpha = kernels().softmax(row, scores, scales, &state, p),
+                want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, &want_state, want_p);
     // Logits up to 13 in log2 units are formed in four rounded steps (< 2^-19), soft-capped ones in a dozen; 2^x and its argument reduction add 2^-21.
     EXPECT_NEAR(alpha, want_alpha, 1e-5);
     EXPECT_NEAR(state.m, want_state.m, 2e-5);

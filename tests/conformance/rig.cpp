@@ -31,7 +31,8 @@ void store_as(DataType type, float x, uint8_t* target) {
     memcpy(target, &x, 4);
     return;
   }
-  uint16_t h = type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);  // x is already a value of the type
+  uint16_t h =
+      type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);  // x is already a value of the type
   memcpy(target, &h, 2);
 }
 
@@ -131,7 +132,8 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   backend = cpu::create_cpu_backend_for(g, HostOps{this, alloc, free}, page_memory_, c.isa.c_str());
   Random random(99);
   for (int32_t page = 0; page < g.num_pages; page++) free_pages_.push_back(page);
-  for (size_t i = free_pages_.size(); i > 1; i--) std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
+  for (size_t i = free_pages_.size(); i > 1; i--)
+    std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
   sequences_.resize(c.max_sequences);
   storage_ = backend->create_plan_storage();
   if (!c.centres) return;
@@ -173,8 +175,8 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
       sequence.pages.push_back(free_pages_.back());
       free_pages_.pop_back();
     }
-    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row, q_row, sequence.raw_first, sequence.pages.data(),
-                                           static_cast<int64_t>(sequence.pages.size()), 0});
+    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row, q_row, sequence.raw_first,
+                                           sequence.pages.data(), static_cast<int64_t>(sequence.pages.size()), 0});
     kv_row += ask.new_tokens;
     q_row += ask.query_tokens;
   }
@@ -183,7 +185,8 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
   if (!append) return;
   const int element = dtype_bytes(config.io);
   const int64_t key_stride = g.head_dim + 16, value_stride = g.value_dim + 48;  // strided on purpose
-  std::vector<uint8_t> k(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64)), v(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64));
+  std::vector<uint8_t> k(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64)),
+      v(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64));
   for (size_t i = 0; i < asks.size(); i++)
     for (int64_t token = plan_sequences_[i].old_length; token < plan_sequences_[i].length(); token++)
       for (int head = 0; head < g.num_kv_heads; head++)
@@ -196,7 +199,8 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
         }
   const CallerMode mode(config.strange_fp);
   for (int layer = 0; layer < g.num_layers; layer++)
-    backend->append(AppendRequest{layer, &plan_, k.data(), v.data(), {key_stride * g.num_kv_heads, key_stride}, {value_stride * g.num_kv_heads, value_stride}, nullptr});
+    backend->append(AppendRequest{
+        layer, &plan_, k.data(), v.data(), {key_stride * g.num_kv_heads, key_stride}, {value_stride * g.num_kv_heads, value_stride}, nullptr});
 }
 
 Result Rig::attend(const AttendOptions& o) {
@@ -330,9 +334,12 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
   if ((kind == Kind::kKey ? config.key_bits : config.value_bits) == format::kRawBits) {
     for (float& value : x) {
       uint16_t h;
-      if (config.io == DataType::kF32) h = format::raw_from_f32(value, &replaced);
-      else if (config.io == DataType::kF16) h = format::raw_from_f16(format::f16_from_float(value), &replaced);
-      else h = format::raw_from_bf16(static_cast<uint16_t>(format::float_bits(value) >> 16), &replaced);
+      if (config.io == DataType::kF32)
+        h = format::raw_from_f32(value, &replaced);
+      else if (config.io == DataType::kF16)
+        h = format::raw_from_f16(format::f16_from_float(value), &replaced);
+      else
+        h = format::raw_from_bf16(static_cast<uint16_t>(format::float_bits(value) >> 16), &replaced);
       value = raw_type(config.io) == DataType::kF16 ? format::float_from_f16(h) : format::float_from_bf16(h);
     }
     return x;
@@ -380,7 +387,8 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   const Geometry& g = geometry;
   const Sequence& s = sequences_[sequence];
   const int element = dtype_bytes(config.io);
-  std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)), vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
+  std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
+      vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
   request.sequence = PlanSequence{sequence, s.length, 0, 0, 0, 0, s.raw_first, s.pages.data(), static_cast<int64_t>(s.pages.size()), 0};
   request.first = first;
@@ -444,7 +452,8 @@ Result Rig::reference(const AttendOptions& o) {
             for (int c = 0; c < g.value_dim; c++) out[c] += p * v[static_cast<size_t>(first) + t][c];
           }
           if (o.sink_logits) sum += exp(sink - largest);
-          for (int c = 0; c < g.value_dim; c++) result.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(sum > 0 ? out[c] / sum : 0);
+          for (int c = 0; c < g.value_dim; c++)
+            result.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(sum > 0 ? out[c] / sum : 0);
           result.lse[static_cast<size_t>(row)] = static_cast<float>(sum > 0 ? largest + log(sum) : -std::numeric_limits<double>::infinity());
         }
     }

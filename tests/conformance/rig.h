@@ -102,7 +102,9 @@ class Rig {
   // Code words and scales of a tile, and its bytes.
   const uint8_t* tile(int sequence, int head, int64_t index) const;
   // Turns one input element into `value`.
-  void poke(int sequence, int64_t token, int head, Kind kind, int coordinate, float value) { pokes_[{sequence, token, head, static_cast<int>(kind), coordinate}] = value; }
+  void poke(int sequence, int64_t token, int head, Kind kind, int coordinate, float value) {
+    pokes_[{sequence, token, head, static_cast<int>(kind), coordinate}] = value;
+  }
 
   RigConfig config;
   Geometry geometry;
@@ -110,7 +112,7 @@ class Rig {
   std::vector<float> queries;  // of the last attend, [query tokens][q heads][head_dim]
   int64_t allocations = 0, live_bytes = 0, total_bytes = 0;
   bool fail_allocations = false;
-  float strange_query = 0;     // not 0: every query's first coordinate
+  float strange_query = 0;  // not 0: every query's first coordinate
 
  private:
   struct Sequence {

@@ -228,7 +228,7 @@ class Runner {
     size_t workspace_bytes = 0;
     const std::string kind = step.value("workspace", "own");
     if (kind != "own" && tq_attend_workspace_bytes(owner.handle, planned.handle, &workspace_bytes)) fail(tq_last_error());
-    if (kind == "short") workspace_bytes--;
+    if (kind == "short") workspace_bytes = 1;
     const std::unique_ptr<char[]> memory(new char[workspace_bytes + 256]);
     void* workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.get()) + 255) & ~uintptr_t{255});
     const int64_t rows = planned.query_tokens * owner.config.num_q_heads;

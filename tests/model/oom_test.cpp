@@ -168,25 +168,31 @@ class OomTest : public ::testing::Test {
 TEST_F(OomTest, Create) {
   tq_cache* cache = nullptr;
   // Blocks: bookkeeping, pages, exact copies, tables, workspace; objects: cache, backend, layer arrays, threads.
-  every_site("tq_cache_create", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
+  every_site(
+      "tq_cache_create", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
   config_.rotation = TQ_ROTATION_DENSE;
-  every_site("tq_cache_create, dense rotation", [&] { return tq_cache_create(&config_, nullptr, &cache); },
-             [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
+  every_site(
+      "tq_cache_create, dense rotation", [&] { return tq_cache_create(&config_, nullptr, &cache); },
+      [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
   config_.allocator = nullptr;
-  every_site("tq_cache_create, malloc", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 4);
+  every_site(
+      "tq_cache_create, malloc", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 4);
 }
 
 TEST_F(OomTest, ConfigQueries) {
   tq_cache_bytes bytes = {};
   bytes.struct_size = sizeof bytes;
-  every_site("tq_cache_config_check", [&] { return tq_cache_config_check(&config_, nullptr, 0); }, [] {}, 1);
-  every_site("tq_cache_config_bytes", [&] { return tq_cache_config_bytes(&config_, &bytes); }, [] {}, 1);
+  every_site(
+      "tq_cache_config_check", [&] { return tq_cache_config_check(&config_, nullptr, 0); }, [] {}, 1);
+  every_site(
+      "tq_cache_config_bytes", [&] { return tq_cache_config_bytes(&config_, &bytes); }, [] {}, 1);
 }
 
 TEST_F(OomTest, BatchCreate) {
   open();
   tq_batch* batch = nullptr;
-  every_site("tq_batch_create", [&] { return tq_batch_create(cache_, &batch); }, [&] { EXPECT_EQ(tq_batch_destroy(batch), TQ_OK); }, 2);
+  every_site(
+      "tq_batch_create", [&] { return tq_batch_create(cache_, &batch); }, [&] { EXPECT_EQ(tq_batch_destroy(batch), TQ_OK); }, 2);
 }
 
 // What the header promises of append and attend holds for the others too, so there is nothing to fail.

@@ -28,8 +28,10 @@ void store_as(tq_dtype type, float x, void* memory, int64_t index) {
     return;
   }
   uint16_t bits;
-  if (type == TQ_F16) bits = format::f16_from_float(x);
-  else bits = isfinite(x) ? format::bf16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16 | (x != x ? 0x40 : 0));
+  if (type == TQ_F16)
+    bits = format::f16_from_float(x);
+  else
+    bits = isfinite(x) ? format::bf16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16 | (x != x ? 0x40 : 0));
   static_cast<uint16_t*>(memory)[index] = bits;
 }
 
@@ -90,12 +92,17 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
   for (int i = 0; i < dim; i++) {
     // An exact copy keeps the input's type; a raw side keeps 16 bits of it.
     const uint16_t half = format::f16_from_float(input[i]);
-    if (type == TQ_F16) exact[i] = format::float_from_f16(format::raw_from_f16(half, &unused));
-    else exact[i] = format::sanitise(input[i], &unused);
+    if (type == TQ_F16)
+      exact[i] = format::float_from_f16(format::raw_from_f16(half, &unused));
+    else
+      exact[i] = format::sanitise(input[i], &unused);
     if (bits != format::kRawBits) continue;
-    if (type == TQ_F32) decoded[i] = format::float_from_f16(format::raw_from_f32(input[i], replaced));
-    else if (type == TQ_F16) decoded[i] = format::float_from_f16(format::raw_from_f16(half, replaced));
-    else decoded[i] = format::sanitise(input[i], replaced);
+    if (type == TQ_F32)
+      decoded[i] = format::float_from_f16(format::raw_from_f32(input[i], replaced));
+    else if (type == TQ_F16)
+      decoded[i] = format::float_from_f16(format::raw_from_f16(half, replaced));
+    else
+      decoded[i] = format::sanitise(input[i], replaced);
   }
   if (bits == format::kRawBits) return;
   uint8_t codes[format::kMaxDim];

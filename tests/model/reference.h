@@ -46,13 +46,15 @@ class Reference {
   bool is_exact(const Sequence& sequence, int64_t index) const;
   // Keys or values of one token as reads and attention see them.
   const float* key(const Sequence& sequence, int layer, int head, int64_t index) const;
-  const float* value(const Sequence& sequence, int layer, int head, int64_t index) const { return key(sequence, layer, head, index) + config_.head_dim; }
+  const float* value(const Sequence& sequence, int layer, int head, int64_t index) const {
+    return key(sequence, layer, head, index) + config_.head_dim;
+  }
 
   struct Query {
-    const float* q;        // [head_dim]
+    const float* q;  // [head_dim]
     int layer, q_head;
-    int64_t position;      // sees tokens 0 .. position
-    int64_t end;           // and none from here on
+    int64_t position;  // sees tokens 0 .. position
+    int64_t end;       // and none from here on
     int64_t sliding_window;
     double scale, softcap;
     const float* sink_logit;  // or null
@@ -70,9 +72,9 @@ class Reference {
 
   tq_cache_config config_;
   std::vector<float> centres_;
-  std::vector<uint64_t> signs_;             // [layer][head][kind][16 words]
-  std::vector<std::vector<float>> dense_;   // [layer][head][kind], dense rotation only
-  std::vector<format::Codebook> books_;     // [layer][kind]
+  std::vector<uint64_t> signs_;            // [layer][head][kind][16 words]
+  std::vector<std::vector<float>> dense_;  // [layer][head][kind], dense rotation only
+  std::vector<format::Codebook> books_;    // [layer][kind]
 };
 
 // A float as the type holds it, and back.

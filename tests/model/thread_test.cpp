@@ -133,9 +133,12 @@ TEST(Threads, ViolationsAreRefusedNotRaced) {
   OK(tq_cache_attend(o.cache, 0, o.batch, q.data(), expected.data(), nullptr, nullptr, nullptr, 0, nullptr));
   std::atomic<int> wrong{0}, busy{0}, fine{0};
   const auto count = [&](tq_status status) {
-    if (status == TQ_OK) fine++;
-    else if (status == TQ_ERROR_INVALID_STATE && strstr(tq_last_error(), "busy")) busy++;
-    else wrong++;
+    if (status == TQ_OK)
+      fine++;
+    else if (status == TQ_ERROR_INVALID_STATE && strstr(tq_last_error(), "busy"))
+      busy++;
+    else
+      wrong++;
     return status;
   };
   std::vector<std::thread> threads;
@@ -143,7 +146,8 @@ TEST(Threads, ViolationsAreRefusedNotRaced) {
     threads.emplace_back([&] {
       std::vector<float> out(q.size());
       for (int round = 0; round < rounds(); round++)
-        if (count(tq_cache_attend(o.cache, 0, o.batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0, nullptr)) == TQ_OK && out != expected) wrong++;
+        if (count(tq_cache_attend(o.cache, 0, o.batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0, nullptr)) == TQ_OK && out != expected)
+          wrong++;
     });
   threads.emplace_back([&] {
     for (int round = 0; round < rounds(); round++) {

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "unit/fake_backend.h"
 #include "status.h"
+#include "unit/fake_backend.h"
 
 namespace tq {
 namespace {
@@ -65,7 +65,8 @@ class CacheTest : public ::testing::Test {
     return Status::kOk;
   }
   void plan(Batch* batch, std::vector<int64_t> ids, std::vector<int64_t> new_tokens, std::vector<int64_t> query_tokens = {}) {
-    cache_->plan(*batch, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(), query_tokens.empty() ? nullptr : query_tokens.data(), nullptr);
+    cache_->plan(*batch, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(), query_tokens.empty() ? nullptr : query_tokens.data(),
+                 nullptr);
   }
   // Token number n has key and value coordinates n + d / 64, which the fake's codes round.
   static std::vector<float> rows(int64_t first, int64_t count) {

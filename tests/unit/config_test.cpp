@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -127,8 +128,7 @@ TEST(Config, EveryFieldHasItsReason) {
       {"window_tokens = -1:", [](tq_cache_config& c) { c.window_tokens = -1; }},
       {"sink_tokens = -1:", [](tq_cache_config& c) { c.sink_tokens = -1; }},
       {"rollback_tokens = -1:", [](tq_cache_config& c) { c.rollback_tokens = -1; }},
-      {"window_tokens + sink_tokens + rollback_tokens = 4294967294:",
-       [](tq_cache_config& c) { c.window_tokens = c.sink_tokens = INT32_MAX; }},
+      {"window_tokens + sink_tokens + rollback_tokens = 4294967294:", [](tq_cache_config& c) { c.window_tokens = c.sink_tokens = INT32_MAX; }},
       {"num_threads = -1:", [](tq_cache_config& c) { c.num_threads = -1; }},
       {"num_threads = 1025:", [](tq_cache_config& c) { c.num_threads = 1025; }},
       {"flags = 0x5: unknown bits 0x4", [](tq_cache_config& c) { c.flags = 5; }},
@@ -136,13 +136,34 @@ TEST(Config, EveryFieldHasItsReason) {
       {"pool_bytes = 1: the pages need", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},
       {"pool_bytes = 77: without a pool", [](tq_cache_config& c) { c.pool_bytes = 77; }},
       {"key_codebook.bits = 7:", [&](tq_cache_config& c) { c.key_codebook = with_book(7, 1, {}); }},
-      {"key_codebook.bits = 2: no layer has these bits", [&](tq_cache_config& c) { c.key_codebook = with_book(2, 1, {10, 20}); }},
-      {"key_codebook.unit = 0:", [&](tq_cache_config& c) { c.key_codebook = with_book(3, 0, {1, 2, 3, 4}); }},
-      {"key_codebook.unit = nan:", [&](tq_cache_config& c) { c.key_codebook = with_book(3, NAN, {1, 2, 3, 4}); }},
-      {"key_codebook.unit = inf:", [&](tq_cache_config& c) { c.key_codebook = with_book(3, INFINITY, {1, 2, 3, 4}); }},
-      {"key_codebook.magnitude[0] = 0:", [&](tq_cache_config& c) { c.key_codebook = with_book(3, 1, {0, 2, 3, 4}); }},
-      {"key_codebook.magnitude[2] = 2: must be above magnitude[1] = 2", [&](tq_cache_config& c) { c.key_codebook = with_book(3, 1, {1, 2, 2, 4}); }},
-      {"value_codebook.magnitude[7] = 128:", [&](tq_cache_config& c) { c.value_codebook = with_book(4, 1, {0, 1, 2, 3, 4, 5, 6, 128}); }},
+      {"key_codebook.bits = 2: no layer has these bits",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(2, 1, {10, 20});
+       }},
+      {"key_codebook.unit = 0:",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, 0, {1, 2, 3, 4});
+       }},
+      {"key_codebook.unit = nan:",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, NAN, {1, 2, 3, 4});
+       }},
+      {"key_codebook.unit = inf:",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, INFINITY, {1, 2, 3, 4});
+       }},
+      {"key_codebook.magnitude[0] = 0:",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, 1, {0, 2, 3, 4});
+       }},
+      {"key_codebook.magnitude[2] = 2: must be above magnitude[1] = 2",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, 1, {1, 2, 2, 4});
+       }},
+      {"value_codebook.magnitude[7] = 128:",
+       [&](tq_cache_config& c) {
+         c.value_codebook = with_book(4, 1, {0, 1, 2, 3, 4, 5, 6, 128});
+       }},
   };
   for (const Case& test : cases) {
     tq_cache_config c = base();
@@ -165,6 +186,18 @@ TEST(Config, AllReasonsAtOnce) {
   for (const char* reason : {"head_dim = 100", "key_bits = 7", "page_size = 48", "max_sequences = -3", "num_threads = -1"})
     EXPECT_NE(text.find(reason), std::string::npos) << reason << " in\n" << text;
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4) << text;
+}
+
+TEST(Config, ManyWrongLayersLeaveRoomForTheRest) {
+  tq_cache_config c = base();
+  c.num_layers = 200;
+  const std::vector<int32_t> wrong(200, 7);
+  c.layer_key_bits = wrong.data();
+  c.page_size = 1;
+  const std::string text = outcome(c).text;
+  EXPECT_NE(text.find("layer_key_bits[0] = 7"), std::string::npos) << text;
+  EXPECT_NE(text.find("layer_key_bits: 196 more layers"), std::string::npos) << text;
+  EXPECT_NE(text.find("page_size = 1"), std::string::npos) << text;
 }
 
 TEST(Config, CudaReasonsStandBesideTheOthers) {

@@ -13,7 +13,21 @@ namespace tq {
 namespace fake {
 
 // Verbs that can be made to fail.
-enum class Verb { kCreate, kCreatePlanStorage, kUploadPlan, kAppend, kAttend, kRead, kCopyPages, kScrubPages, kCopySlot, kStartSlot, kSetCentres, kCheck, kCount };
+enum class Verb {
+  kCreate,
+  kCreatePlanStorage,
+  kUploadPlan,
+  kAppend,
+  kAttend,
+  kRead,
+  kCopyPages,
+  kScrubPages,
+  kCopySlot,
+  kStartSlot,
+  kSetCentres,
+  kCheck,
+  kCount
+};
 
 // Of the process: tests are single-threaded except where they say so.
 struct World {
@@ -21,10 +35,10 @@ struct World {
   int64_t calls[static_cast<int>(Verb::kCount)];
   int64_t live_storages;
   int64_t live_backends;
-  std::vector<int32_t> scrubbed;   // page ids, in order
+  std::vector<int32_t> scrubbed;  // page ids, in order
   std::vector<PageCopy> copied;
-  std::vector<int32_t> started;    // slots
-  void (*during_attend)();         // called inside attend, or null
+  std::vector<int32_t> started;  // slots
+  void (*during_attend)();       // called inside attend, or null
 };
 World& world();
 

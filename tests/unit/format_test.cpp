@@ -28,8 +28,8 @@ TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
         for (int token = 0; token < kTileTokens; token++)
           for (int coordinate = 0; coordinate < side.stored; coordinate++) {
             const CodePlace at = code_place(side, kind, token, coordinate);
-            ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 && at.s < 4 && at.lane >= 0 && at.lane < 32 && at.n >= 0 &&
-                        at.n < 8);
+            ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 && at.s < 4 && at.lane >= 0 && at.lane < 32 &&
+                        at.n >= 0 && at.n < 8);
             for (int index = 0; index < bits; index++) {
               const BitPlace place = code_bit(bits, at.s, at.n, index);
               const size_t word = static_cast<size_t>(side.word_index(place.word, at.jb, at.lane, at.jj));
@@ -188,7 +188,8 @@ TEST(Rotation, HadamardIsTheMatrixAndItsOwnInverse) {
     for (int row = 0; row < stored; row += 13) {
       double exact = 0;
       for (int i = 0; i < stored; i++) {
-        const double sign = (sign_bit(signs.data(), i) ? -1.0 : 1.0) * (__builtin_popcount(static_cast<unsigned>((row % n) & (i % n))) % 2 ? -1.0 : 1.0);
+        const double sign =
+            (sign_bit(signs.data(), i) ? -1.0 : 1.0) * (__builtin_popcount(static_cast<unsigned>((row % n) & (i % n))) % 2 ? -1.0 : 1.0);
         const double factor = m > 1 ? static_cast<double>(dct_entry(m, row / n, i / n)) : 1.0;
         exact += factor * sign * static_cast<double>(x[static_cast<size_t>(i)]);
       }
@@ -226,7 +227,7 @@ TEST(Rotation, TreeSumsInTheStatedOrder) {
   // 96 = 3 * 32: numbers that cancel only if blocks are added first and halves folded afterwards.
   std::vector<float> v(96, 0.0f);
   v[0] = 1e8f;
-  v[32] = 1.0f;    // lost: 1e8 + 1 rounds to 1e8
+  v[32] = 1.0f;  // lost: 1e8 + 1 rounds to 1e8
   v[64] = -1e8f;
   v[16] = 3.0f;
   EXPECT_EQ(tree_sum(v.data(), 96), 3.0f);

@@ -246,11 +246,16 @@ class Walk {
 
   void step() {
     const int choice = pick(10);
-    if (choice == 0) create();
-    else if (choice == 1) fork();
-    else if (choice == 2) free_one();
-    else if (choice == 3) truncate();
-    else plan(choice == 4);
+    if (choice == 0)
+      create();
+    else if (choice == 1)
+      fork();
+    else if (choice == 2)
+      free_one();
+    else if (choice == 3)
+      truncate();
+    else
+      plan(choice == 4);
     ASSERT_STREQ(t_->audit(), "");
     compare();
   }

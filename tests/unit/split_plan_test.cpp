@@ -71,7 +71,8 @@ void check(const std::vector<PlanSequence>& sequences, const SplitLimits& limits
     if (ends) {
       ASSERT_EQ(w.first_span + w.num_spans, last_position / kSpanTokens + 1) << "no span missing, none too many";
     }
-    for (int64_t q = w.first_query; q < w.first_query + w.num_queries; q++) seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_spans;
+    for (int64_t q = w.first_query; q < w.first_query + w.num_queries; q++)
+      seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_spans;
     for (int j = 0; w.partial >= 0 && j < w.num_spans; j++) {
       ASSERT_LT(w.partial + j, r.counts.num_partials);
       slots[static_cast<size_t>(w.partial + j)]++;

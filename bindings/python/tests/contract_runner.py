@@ -211,7 +211,7 @@ class Runner:
             out = self.arrays.empty((q.shape[0], c.num_q_heads, c.value_dim), "float32")
             lse = self.arrays.empty((q.shape[0], c.num_q_heads), "float32")
         if "workspace" in step:
-            params["workspace"] = self.arrays.memory(batch.workspace_bytes() - (step["workspace"] == "short"))
+            params["workspace"] = self.arrays.memory(1 if step["workspace"] == "short" else batch.workspace_bytes())
         out, lse = batch.attend(step["layer"], q, out=out, lse=lse, **params)
         self.compare(step, "out", out)
         self.compare(step, "lse", lse)

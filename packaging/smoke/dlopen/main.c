@@ -10,10 +10,13 @@
 #include <tqkv.h>
 
 /* The functions this program calls; the pointer types come from the header's declarations. */
-#define FUNCTIONS(X)                                                                                                                        \
-  X(tq_version)                                                                                                                             \
-  X(tq_abi_version) X(tq_status_name) X(tq_last_error) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) X(tq_sequence_create) \
-      X(tq_batch_create) X(tq_batch_plan) X(tq_batch_destroy) X(tq_cache_append) X(tq_cache_attend)
+/* clang-format off */
+#define FUNCTIONS(X) \
+  X(tq_version) X(tq_abi_version) X(tq_status_name) X(tq_last_error) \
+  X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) X(tq_sequence_create) \
+  X(tq_batch_create) X(tq_batch_plan) X(tq_batch_destroy) X(tq_cache_append) \
+  X(tq_cache_attend)
+/* clang-format on */
 #define MEMBER(f) __typeof__(f)* f##_;
 static struct { FUNCTIONS(MEMBER) } api;
 #define TQ_CALL(f) api.f##_

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tqkv
+
+// #include "shim.h"
+// #cgo noescape tqkv_cache_append
+// #cgo noescape tqkv_cache_attend
+// #cgo noescape tqkv_cache_read
+// #cgo nocallback tqkv_cache_append
+// #cgo nocallback tqkv_cache_attend
+// #cgo nocallback tqkv_cache_read
+import "C"
+
+import "unsafe"
+
+// AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal attention.
+type AttendParams struct {
+	OutDtype       Dtype     // for AttendDevice; 0 = IODtype. On slices it follows from out
+	SoftmaxScale   float32   // 0 = 1 / sqrt(HeadDim)
+	LogitSoftcap   float32   // c: logits become c * tanh(logit / c); 0 = off
+	SlidingWindow  int64     // tokens that a query sees, its own included; 0 = all
+	SinkLogits     []float32 // one per query head, added to the softmax's sum only; for Attend
+	HistoryOnly    bool      // leave out the batch's new tokens, for a caller that attends them itself and merges by lse
+	NumSplits      int32     // distribution of the work, 0 = automatic; never changes a bit of the result
+	QTokenStride   int64     // elements, 0 = dense [token][q head][dim]
+	QHeadStride    int64
+	OutTokenStride int64
+	OutHeadStride  int64
+	Workspace      []byte // nil = the cache's own, else Batch.WorkspaceBytes, at a multiple of 256 bytes; for Attend
+}
+
+func (p *AttendParams) c() C.tq_attend_params {
+	raw := C.tq_attend_params{
+		out_dtype: C.int32_t(p.OutDtype), softmax_scale: C.float(p.SoftmaxScale), logit_softcap: C.float(p.LogitSoftcap),
+		sliding_window: C.int64_t(p.SlidingWindow), num_splits: C.int32_t(p.NumSplits), q_token_stride: C.int64_t(p.QTokenStride),
+		q_head_stride: C.int64_t(p.QHeadStride), out_token_stride: C.int64_t(p.OutTokenStride), out_head_stride: C.int64_t(p.OutHeadStride),
+	}
+	if p.HistoryOnly {
+		raw.history_only = 1
+	}
+	return raw
+}
+
+// DeviceAttend is the memory of [Cache.AttendDevice], on the cache's device.
+type DeviceAttend struct {
+	Q              DevicePtr // [query tokens][NumQHeads][HeadDim] of IODtype
+	Out            DevicePtr // [query tokens][NumQHeads][ValueDim] of OutDtype
+	LSE            DevicePtr // [query tokens][NumQHeads] float32, or 0
+	SinkLogits     DevicePtr // [NumQHeads] float32, or 0
+	Workspace      DevicePtr // 0 = the cache's own, else Batch.WorkspaceBytes, 256-byte aligned
+	WorkspaceBytes int
+}
+
+// Append encodes the new tokens of the batch into one layer of a CPU cache. k is [new tokens][NumKVHeads][HeadDim] in the cache's type, v likewise with
+// ValueDim: the new tokens of all sequences of the plan one after the other. Slices may be longer. layout nil = dense. RoPE is applied before.
+func (c *Cache) Append(layer int, batch *Batch, k, v HostSlice, layout *Layout) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	return batch.locked(c, func(c *core) error {
+		kMemory, vMemory, err := c.checkKV(k, v, batch.newTokens, layout)
+		if err != nil {
+			return err
+		}
+		raw := layout.c()
+		return c.text.result(C.tqkv_cache_append(c.library.api, c.cache, l, batch.batch, (*C.uint8_t)(kMemory), (*C.uint8_t)(vMemory), 0, 0, &raw, 0, c.text.c()))
+	})
+}
+
+// AppendDevice is [Cache.Append] of device memory. It must not be written to until the stream has passed this call.
+func (c *Cache) AppendDevice(layer int, batch *Batch, k, v DevicePtr, layout *Layout, stream Stream) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	return batch.locked(c, func(c *core) error {
+		raw := layout.c()
+		return c.text.result(C.tqkv_cache_append(c.library.api, c.cache, l, batch.batch, nil, nil, C.uintptr_t(k), C.uintptr_t(v), &raw, C.uintptr_t(stream),
+			c.text.c()))
+	})
+}
+
+// Attend computes out = softmax(q . K^T * scale) . V for the query tokens of the batch, on a CPU cache; each query sees the tokens up to its own.
+//
+// q is [query tokens][NumQHeads][HeadDim] in the cache's type, out [query tokens][NumQHeads][ValueDim] in the cache's type or float32, lse
+// [query tokens][NumQHeads] or nil: the natural logarithm of the softmax's sum, sink logit included. Slices may be longer. A query that sees no token: out
+// exactly 0, lse -Inf (with a sink logit: that logit).
+func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32, params *AttendParams) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	if params == nil {
+		params = &AttendParams{}
+	}
+	return batch.locked(c, func(c *core) error {
+		if err := c.checkAttend(batch, q, out, lse, params); err != nil {
+			return err
+		}
+		qMemory, _, _ := q.host()
+		outMemory, _, outDtype := out.host()
+		raw := params.c()
+		raw.out_dtype = C.int32_t(outDtype)
+		return c.text.result(C.tqkv_cache_attend(c.library.api, c.cache, l, batch.batch, &raw, (*C.uint8_t)(qMemory), (*C.uint8_t)(outMemory),
+			(*C.float)(ptr(lse)), (*C.float)(ptr(params.SinkLogits)), (*C.uint8_t)(ptr(params.Workspace)), 0, 0, 0, 0, 0, C.size_t(len(params.Workspace)), 0,
+			c.text.c()))
+	})
+}
+
+// AttendDevice is [Cache.Attend] on device memory. The inputs must not be written to, the outputs and the workspace not used at all, until the stream has
+// passed this call.
+func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, params *AttendParams, stream Stream) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	if params == nil {
+		params = &AttendParams{}
+	}
+	if params.SinkLogits != nil || params.Workspace != nil {
+		return argumentError("params.SinkLogits, params.Workspace: host slices; for a device use those of DeviceAttend")
+	}
+	return batch.locked(c, func(c *core) error {
+		raw := params.c()
+		return c.text.result(C.tqkv_cache_attend(c.library.api, c.cache, l, batch.batch, &raw, nil, nil, nil, nil, nil, C.uintptr_t(memory.Q),
+			C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE), C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.Workspace), C.size_t(memory.WorkspaceBytes),
+			C.uintptr_t(stream), c.text.c()))
+	})
+}
+
+// Read decodes keys and values of count tokens of a sequence of a CPU cache, from token first, exact where exact copies are kept. k is
+// [count][NumKVHeads][HeadDim] in the cache's type, v likewise with ValueDim; either may be nil. Slices may be longer. layout nil = dense.
+func (c *Cache) Read(layer int, sequence Sequence, first, count int64, k, v HostSlice, layout *Layout) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	return c.locked(func(c *core) error {
+		kMemory, vMemory, err := c.checkKV(k, v, count, layout)
+		if err != nil {
+			return err
+		}
+		raw := layout.c()
+		return c.text.result(C.tqkv_cache_read(c.library.api, c.cache, l, C.int64_t(sequence), C.int64_t(first), C.int64_t(count), (*C.uint8_t)(kMemory),
+			(*C.uint8_t)(vMemory), 0, 0, &raw, 0, c.text.c()))
+	})
+}
+
+// ReadDevice is [Cache.Read] into device memory; either pointer may be 0.
+func (c *Cache) ReadDevice(layer int, sequence Sequence, first, count int64, k, v DevicePtr, layout *Layout, stream Stream) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	return c.locked(func(c *core) error {
+		raw := layout.c()
+		return c.text.result(C.tqkv_cache_read(c.library.api, c.cache, l, C.int64_t(sequence), C.int64_t(first), C.int64_t(count), nil, nil, C.uintptr_t(k),
+			C.uintptr_t(v), &raw, C.uintptr_t(stream), c.text.c()))
+	})
+}
+
+// checkHost says whether slices of this type may be used with the cache.
+func (c *core) checkHost(name string, dtype Dtype) error {
+	if c.config.DeviceType != CPU {
+		return argumentError("%s: slices are host memory, but the cache is on a device; use the method ending in Device", name)
+	}
+	if dtype != c.config.IODtype {
+		return argumentError("%s: of type %d, but the cache has io_dtype = %d", name, dtype, c.config.IODtype)
+	}
+	return nil
+}
+
+// checkKV checks k and v of append and read and returns their addresses.
+func (c *core) checkKV(k, v HostSlice, tokens int64, layout *Layout) (kMemory, vMemory unsafe.Pointer, err error) {
+	if layout == nil {
+		layout = &Layout{}
+	}
+	heads := int64(c.config.NumKVHeads)
+	for _, side := range []struct {
+		name                    string
+		slice                   HostSlice
+		dim                     int32
+		tokenStride, headStride int64
+		memory                  *unsafe.Pointer
+	}{
+		{"k", k, c.config.HeadDim, layout.KeyTokenStride, layout.KeyHeadStride, &kMemory},
+		{"v", v, c.config.ValueDim, layout.ValueTokenStride, layout.ValueHeadStride, &vMemory},
+	} {
+		if side.slice == nil {
+			continue // the library says where that is not allowed
+		}
+		memory, length, dtype := side.slice.host()
+		if err := c.checkHost(side.name, dtype); err != nil {
+			return nil, nil, err
+		}
+		if err := checkLength(side.name, length, shape{tokens, heads, int64(side.dim)}, side.tokenStride, side.headStride); err != nil {
+			return nil, nil, err
+		}
+		*side.memory = memory
+	}
+	return kMemory, vMemory, nil
+}
+
+func (c *core) checkAttend(batch *Batch, q, out HostSlice, lse []float32, params *AttendParams) error {
+	if q == nil || out == nil {
+		return argumentError("q, out: must not be nil")
+	}
+	_, qLength, qDtype := q.host()
+	_, outLength, outDtype := out.host()
+	if err := c.checkHost("q", qDtype); err != nil {
+		return err
+	}
+	if params.OutDtype != 0 && params.OutDtype != outDtype {
+		return argumentError("out_dtype = %d: out is a slice of type %d", params.OutDtype, outDtype)
+	}
+	if outDtype != c.config.IODtype && outDtype != Float32 {
+		return argumentError("out: of type %d, must be the cache's type %d or float32", outDtype, c.config.IODtype)
+	}
+	rows := shape{batch.queryTokens, int64(c.config.NumQHeads), int64(c.config.HeadDim)}
+	if err := checkLength("q", qLength, rows, params.QTokenStride, params.QHeadStride); err != nil {
+		return err
+	}
+	rows.dim = int64(c.config.ValueDim)
+	if err := checkLength("out", outLength, rows, params.OutTokenStride, params.OutHeadStride); err != nil {
+		return err
+	}
+	rows.dim = 1
+	if lse != nil {
+		if err := checkLength("lse", len(lse), rows, 0, 0); err != nil {
+			return err
+		}
+	}
+	if params.SinkLogits != nil {
+		rows.tokens = 1
+		return checkLength("sink_logits", len(params.SinkLogits), rows, 0, 0)
+	}
+	return nil
+}

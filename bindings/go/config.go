@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tqkv
+
+// #include "shim.h"
+import "C"
+
+import "unsafe"
+
+// Codebook is a codebook of the caller's own: 2^(Bits-1) magnitudes, rising, on the int8 grid; a level is Unit times the magnitude, for coordinates of unit
+// variance. Bits up to 3: magnitudes are 1 to 127. From 4: a magnitude m of 0 to 127 stands for m + 1/2.
+type Codebook struct {
+	Bits      int32 // 2 to 6
+	Unit      float32
+	Magnitude []uint8
+}
+
+// Allocator holds the addresses of C functions as tq_allocator in tqkv.h describes; both or neither.
+type Allocator struct {
+	User, Alloc, Free uintptr
+}
+
+// Config is what a cache is to be. Zero means the default throughout, so that only the required fields need be set.
+type Config struct {
+	DeviceType        DeviceType // 0 = CPU
+	DeviceID          int32
+	NumLayers         int32 // required
+	NumQHeads         int32 // required; a multiple of NumKVHeads
+	NumKVHeads        int32 // required
+	HeadDim           int32 // required: 32 64 80 96 112 128 160 192 224 256 512 576
+	ValueDim          int32 // 0 = HeadDim; same list
+	IODtype           Dtype // required: type of k, v, q and out
+	KeyBits           int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
+	ValueBits         int32
+	CodeFamily        CodeFamily // 0 = scalar
+	LayerKeyBits      []int32    // NumLayers of them or none; override KeyBits where not 0
+	LayerValueBits    []int32
+	Rotation          Rotation  // 0 = Hadamard
+	KeyScaleRule      ScaleRule // 0 = least squares
+	ValueScaleRule    ScaleRule // 0 = unbiased
+	PageSize          int32     // tokens, a multiple of 32, at most 4096; 0 = 64
+	RotationSeed      uint64    // any value
+	KeyCodebook       *Codebook // nil = built in; used by coded layers of exactly its bits
+	ValueCodebook     *Codebook
+	MaxTokens         int64 // required: tokens that the pool holds over all sequences, whatever their lengths
+	MaxSequenceTokens int64 // longest sequence; 0 = MaxTokens
+	MaxSequences      int32 // 0 = 1
+	MaxBatchSequences int32 // sequences in one plan; 0 = MaxSequences
+	MaxBatchTokens    int64 // new tokens, and query tokens, in one plan, each; 0 = MaxTokens
+	WindowTokens      int32 // last tokens of a sequence that are read exactly, from raw copies beside the codes
+	SinkTokens        int32 // first tokens likewise
+	RollbackTokens    int32 // raw copies kept behind the window, so that Truncate by up to this many keeps the window whole
+	NumThreads        int32 // CPU: 0 = all that the process may use, 1 = the caller's thread only
+	Flags             uint64
+	Allocator         Allocator // zero = the library's own
+	Pool              DevicePtr // memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
+	PoolBytes         int64     // at least Bytes.PageBytes if there is a pool
+}
+
+// configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the Config.
+type configParts struct {
+	config                       C.tq_cache_config
+	layerKeyBits, layerValueBits *C.int32_t
+	keyCodebook, valueCodebook   *C.tq_codebook
+	user, alloc, free, pool      C.uintptr_t
+}
+
+func (c *Config) parts() (*configParts, error) {
+	if c == nil {
+		return nil, argumentError("config = nil")
+	}
+	for _, list := range []struct {
+		name string
+		bits []int32
+	}{{"layer_key_bits", c.LayerKeyBits}, {"layer_value_bits", c.LayerValueBits}} {
+		if len(list.bits) != 0 && len(list.bits) != int(c.NumLayers) {
+			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, len(list.bits), c.NumLayers)
+		}
+	}
+	keyBook, err := c.KeyCodebook.c("key_codebook")
+	if err != nil {
+		return nil, err
+	}
+	valueBook, err := c.ValueCodebook.c("value_codebook")
+	if err != nil {
+		return nil, err
+	}
+	return &configParts{
+		config: C.tq_cache_config{
+			device_type: C.int32_t(c.DeviceType), device_id: C.int32_t(c.DeviceID), num_layers: C.int32_t(c.NumLayers), num_q_heads: C.int32_t(c.NumQHeads),
+			num_kv_heads: C.int32_t(c.NumKVHeads), head_dim: C.int32_t(c.HeadDim), value_dim: C.int32_t(c.ValueDim), io_dtype: C.int32_t(c.IODtype),
+			key_bits: C.int32_t(c.KeyBits), value_bits: C.int32_t(c.ValueBits), code_family: C.int32_t(c.CodeFamily), rotation: C.int32_t(c.Rotation),
+			key_scale_rule: C.int32_t(c.KeyScaleRule), value_scale_rule: C.int32_t(c.ValueScaleRule), page_size: C.int32_t(c.PageSize),
+			rotation_seed: C.uint64_t(c.RotationSeed), max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
+			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences), max_batch_tokens: C.int64_t(c.MaxBatchTokens),
+			window_tokens: C.int32_t(c.WindowTokens), sink_tokens: C.int32_t(c.SinkTokens), rollback_tokens: C.int32_t(c.RollbackTokens),
+			num_threads: C.int32_t(c.NumThreads), flags: C.uint64_t(c.Flags), pool_bytes: C.int64_t(c.PoolBytes),
+		},
+		layerKeyBits: (*C.int32_t)(ptr(c.LayerKeyBits)), layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)), keyCodebook: keyBook, valueCodebook: valueBook,
+		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc), free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
+	}, nil
+}
+
+func (b *Codebook) c(name string) (*C.tq_codebook, error) {
+	if b == nil {
+		return nil, nil
+	}
+	raw := &C.tq_codebook{bits: C.int32_t(b.Bits), unit: C.float(b.Unit)}
+	raw.struct_size = C.uint32_t(unsafe.Sizeof(*raw))
+	levels := min(len(b.Magnitude), len(raw.magnitude))
+	if b.Bits >= 2 && b.Bits <= 6 {
+		levels = 1 << (b.Bits - 1)
+	}
+	if len(b.Magnitude) != levels {
+		return nil, argumentError("%s: %d magnitudes, but %d bits need %d", name, len(b.Magnitude), b.Bits, levels)
+	}
+	for i, magnitude := range b.Magnitude {
+		raw.magnitude[i] = C.uint8_t(magnitude)
+	}
+	return raw, nil
+}
+
+// configOf copies a configuration that the library returned. What it points to belongs to the cache.
+func configOf(raw *C.tq_cache_config) Config {
+	layers := func(bits *C.int32_t) []int32 {
+		if bits == nil {
+			return nil
+		}
+		return append([]int32(nil), unsafe.Slice((*int32)(unsafe.Pointer(bits)), int(raw.num_layers))...)
+	}
+	book := func(b *C.tq_codebook) *Codebook {
+		if b == nil {
+			return nil
+		}
+		levels := 1 << (min(max(b.bits, 1), 6) - 1)
+		return &Codebook{int32(b.bits), float32(b.unit), append([]uint8(nil), unsafe.Slice((*uint8)(unsafe.Pointer(&b.magnitude[0])), levels)...)}
+	}
+	return Config{
+		DeviceType: DeviceType(raw.device_type), DeviceID: int32(raw.device_id), NumLayers: int32(raw.num_layers), NumQHeads: int32(raw.num_q_heads),
+		NumKVHeads: int32(raw.num_kv_heads), HeadDim: int32(raw.head_dim), ValueDim: int32(raw.value_dim), IODtype: Dtype(raw.io_dtype),
+		KeyBits: int32(raw.key_bits), ValueBits: int32(raw.value_bits), CodeFamily: CodeFamily(raw.code_family), LayerKeyBits: layers(raw.layer_key_bits),
+		LayerValueBits: layers(raw.layer_value_bits), Rotation: Rotation(raw.rotation), KeyScaleRule: ScaleRule(raw.key_scale_rule),
+		ValueScaleRule: ScaleRule(raw.value_scale_rule), PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
+		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook), MaxTokens: int64(raw.max_tokens),
+		MaxSequenceTokens: int64(raw.max_sequence_tokens), MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
+		MaxBatchTokens: int64(raw.max_batch_tokens), WindowTokens: int32(raw.window_tokens), SinkTokens: int32(raw.sink_tokens),
+		RollbackTokens: int32(raw.rollback_tokens), NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
+		PoolBytes: int64(raw.pool_bytes),
+	}
+}
+
+// Bytes is what a cache of some configuration allocates, exactly.
+type Bytes struct {
+	PageBytes      int64 // all pages of all layers: the codes and their scales
+	RawBytes       int64 // exact window, rollback and sink copies
+	TableBytes     int64 // rotation signs or matrices, centres, page tables, flags
+	WorkspaceBytes int64 // the cache's own attend workspace
+	DeviceBytes    int64 // of all that, on the device (0 for CPU caches)
+	HostBytes      int64 // of all that, on the host, bookkeeping included
+	NumPages       int64 // pages per layer
+	TokenBytes     int64 // stored bytes of one token over all layers and heads, scales included
+	FP16TokenBytes int64 // the same token as float16
+}
+
+func bytesOf(raw *C.tq_cache_bytes) Bytes {
+	return Bytes{int64(raw.page_bytes), int64(raw.raw_bytes), int64(raw.table_bytes), int64(raw.workspace_bytes), int64(raw.device_bytes), int64(raw.host_bytes),
+		int64(raw.num_pages), int64(raw.token_bytes), int64(raw.fp16_token_bytes)}
+}
+
+// Memory is what a cache holds.
+type Memory struct {
+	NumSequences    int     // alive
+	Tokens          int64   // lengths of all sequences added up (a shared page counts in each)
+	PagesUsed       int64   // distinct pages in use, per layer
+	PagesTotal      int64   // pages per layer
+	StoredBytesUsed int64   // PagesUsed over all layers, in bytes
+	RawBytes        int64   // exact copies, allocated
+	DeviceBytes     int64   // allocated on the device in all
+	HostBytes       int64   // allocated on the host in all
+	Compression     float64 // float16 bytes of one token over stored bytes of one token, scales included
+}

@@ -1,0 +1,3 @@
+module github.com/tqkv/tqkv/bindings/go
+
+go 1.24

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !tqkv_link
+
+package tqkv_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	tqkv "github.com/tqkv/tqkv/bindings/go"
+)
+
+// fakeLibrary compiles a library with every function of the header but one, this ABI number, and structs this much larger than ours.
+func fakeLibrary(t *testing.T, without string, abi, larger int) string {
+	t.Helper()
+	header, err := os.ReadFile("tqkv.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := "#include \"tqkv.h\"\n"
+	sizes := map[string]string{"CACHE_CONFIG": "tq_cache_config", "CACHE_BYTES": "tq_cache_bytes", "CACHE_MEMORY": "tq_cache_memory_t",
+		"TENSOR_LAYOUT": "tq_tensor_layout", "ATTEND_PARAMS": "tq_attend_params", "DEVICE_INFO": "tq_device_info_t", "CODEBOOK": "tq_codebook",
+		"ALLOCATOR": "tq_allocator"}
+	for _, match := range regexp.MustCompile(`TQ_API [^;(]*?\b(tq_\w+)\(`).FindAllStringSubmatch(string(header), -1) {
+		switch name := match[1]; name {
+		case without:
+		case "tq_version":
+			code += "const char *tq_version(void) { return \"9.8.7\"; }\n"
+		case "tq_abi_version":
+			code += fmt.Sprintf("int32_t tq_abi_version(void) { return %d; }\n", abi)
+		case "tq_struct_size":
+			code += "size_t tq_struct_size(int32_t id) { switch (id) {"
+			for id, name := range sizes {
+				code += fmt.Sprintf("case TQ_STRUCT_%s: return sizeof(%s) + %d;", id, name, larger)
+			}
+			code += "} return 0; }\n"
+		default:
+			// Under another name in C, so that the declaration in the header does not clash.
+			code += fmt.Sprintf("int32_t fake_%s(void) __asm__(\"%s\");\nint32_t fake_%s(void) { return 99; }\n", name, name, name)
+		}
+	}
+	folder := t.TempDir()
+	source, library := filepath.Join(folder, "fake.c"), filepath.Join(folder, "libfake.so")
+	if err := os.WriteFile(source, []byte(code), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if output, err := exec.Command("cc", "-I", here, "-shared", "-fPIC", "-o", library, source).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	return library
+}
+
+func wantError(t *testing.T, err error, kind tqkv.Status, parts ...string) {
+	t.Helper()
+	if !errors.Is(err, kind) {
+		t.Errorf("%v is not %v", err, kind)
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("'%s' is not in: %v", part, err)
+		}
+	}
+}
+
+func TestMissingLibrary(t *testing.T) {
+	_, err := tqkv.Open("/nonexistent/libtqkv.so")
+	wantError(t, err, tqkv.ErrLoad, "/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv")
+	_, err = tqkv.Open("go.mod")
+	wantError(t, err, tqkv.ErrLoad, "cannot open go.mod")
+}
+
+func TestVariableIsNeverFallenThrough(t *testing.T) {
+	t.Setenv(tqkv.LibraryVariable, "/nonexistent/x.so")
+	_, err := tqkv.Open("")
+	wantError(t, err, tqkv.ErrLoad, "cannot open /nonexistent/x.so (from the variable TQKV_LIBRARY)")
+	good := fakeLibrary(t, "", 0, 0)
+	t.Setenv(tqkv.LibraryVariable, good)
+	library, err := tqkv.Open("")
+	if err != nil || library.Name() != good || library.Version() != "9.8.7" {
+		t.Errorf("%v, %v", library, err)
+	}
+	again, err := tqkv.Open(good)
+	if again != library || err != nil {
+		t.Errorf("loaded twice, or %v", err)
+	}
+}
+
+func TestUnfitLibraries(t *testing.T) {
+	_, err := tqkv.Open(fakeLibrary(t, "tq_sequence_flags", 0, 0))
+	wantError(t, err, tqkv.ErrVersion, "lacks tq_sequence_flags:", "older than this package")
+	_, err = tqkv.Open(fakeLibrary(t, "", 5, 0))
+	wantError(t, err, tqkv.ErrVersion, "tqkv 9.8.7 with ABI 5", "speaks ABI 0")
+	_, err = tqkv.Open(fakeLibrary(t, "", 0, -8))
+	wantError(t, err, tqkv.ErrVersion, "tq_cache_config has", "too old")
+	if _, err = tqkv.Open(fakeLibrary(t, "", 0, 8)); err != nil {
+		t.Errorf("a newer library of the same ABI: %v", err)
+	}
+}

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Tests of the Rust crates.   run_tests.sh LIBRARY
+#
+# LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through pkg-config by the second. Prints "ok - x", "not ok - x: why"
+# and "skip - x: why" lines, and the counts at the end; exit status 0 only if something passed and nothing failed. Compiles into build/rust of the repository, or
+# CARGO_TARGET_DIR. Crates come from the registry that cargo is set up for; without one the tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging and interop.
+set -uo pipefail
+library=${1:?usage: run_tests.sh LIBRARY}
+[ -f "$library" ] || { echo "$library: no such file"; exit 2; }
+library=$(cd "$(dirname "$library")" && pwd)/$(basename "$library")
+cd "$(dirname "$0")" || exit 1
+repository=$(cd ../.. && pwd)
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/build/rust}
+export RUST_BACKTRACE=0 CARGO_TERM_COLOR=never
+passed=0 failed=0 skipped=0
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+finish() {
+  echo "rust: $passed passed, $failed failed, $skipped skipped"
+  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+  exit
+}
+ok() { passed=$((passed + 1)) && echo "ok - rust $1"; }
+not_ok() { # name log
+  failed=$((failed + 1))
+  echo "not ok - rust $1:"
+  tail -n 40 "$2" | sed 's/^/    /'
+}
+skip() {
+  skipped=$((skipped + 1))
+  echo "skip - rust $1: $2"
+}
+# check name command... : one check.
+check() {
+  local name=$1
+  shift
+  if "$@" >"$scratch/log" 2>&1; then ok "$name"; else not_ok "$name" "$scratch/log"; fi
+}
+# run_cargo_tests name cargo-argument... : every single test counts.
+run_cargo_tests() {
+  local name=$1 rc p f s
+  shift
+  cargo test --locked --no-fail-fast "$@" >"$scratch/tests" 2>&1
+  rc=$?
+  sed -nE -e "s/^test (.*) - compile fail \.\.\. ok$/ok - rust $name: \1 does not compile/p" -e "s/^test (.*) - compile \.\.\. ok$/ok - rust $name: \1 compiles/p" \
+    -e "/ - compile( fail)? \.\.\. /!s/^test (.*) \.\.\. ok$/ok - rust $name: \1/p" -e "s/^ok - contract /ok - rust $name: contract /p" "$scratch/tests" >"$scratch/ok"
+  cat "$scratch/ok"
+  p=$(wc -l <"$scratch/ok")
+  f=$(grep -cE '^test .* \.\.\. FAILED$|^not ok - ' "$scratch/tests")
+  s=$(grep -cE '^test .* \.\.\. ignored' "$scratch/tests")
+  if [ "$f" = 0 ] && { [ "$rc" != 0 ] || [ "$p" = 0 ]; }; then f=1; fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  if [ "$f" != 0 ]; then
+    echo "not ok - rust $name: $f failed, exit status $rc"
+    grep -E '^not ok - |^test .*FAILED|panicked at|^error' -A3 "$scratch/tests" | head -n 60 | sed 's/^/    /'
+  fi
+}
+# example name argument... : prints what the C program prints.
+example() {
+  local name=$1
+  shift
+  if cargo run -q --locked "$@" --example decode_loop >"$scratch/out" 2>"$scratch/log" && diff "$repository/packaging/smoke/decode_loop.txt" "$scratch/out" >>"$scratch/log"; then
+    ok "$name"
+  else
+    not_ok "$name" "$scratch/log"
+  fi
+}
+packaged() { # crate file... : the list of files, and a build of the package by itself
+  local crate=$1
+  shift
+  cargo package -q --list --allow-dirty -p "$crate" | grep -vE '^(\.cargo_vcs_info\.json|Cargo\.(toml|toml\.orig|lock))$' | sort | diff - <(printf '%s\n' "$@" | sort)
+}
+
+if ! command -v cargo >/dev/null 2>&1; then
+  skip everything "cargo is not installed"
+  finish
+fi
+if ! cargo fetch --locked >"$scratch/log" 2>&1; then
+  cargo metadata --locked --format-version 1 >/dev/null 2>"$scratch/log" || {
+    grep -qiE 'lock file .* needs to be updated|--locked' "$scratch/log" && { not_ok "Cargo.lock is up to date" "$scratch/log"; finish; }
+    skip everything "the crates cannot be fetched: $(grep -v '^ *$' "$scratch/log" | tail -n 1)"
+    finish
+  }
+fi
+if cargo fmt --version >/dev/null 2>&1; then check "formatted" cargo fmt --all --check; else skip formatted "rustfmt is not installed"; fi
+if cargo clippy --version >/dev/null 2>&1; then
+  check "clippy, library opened at run time" cargo clippy -q --locked --all-targets -- -D warnings
+else
+  skip clippy "clippy is not installed"
+fi
+RUSTDOCFLAGS="-D warnings" check "documentation" cargo doc -q --locked --no-deps
+
+export TQKV_LIBRARY=$library
+run_cargo_tests "opened"
+example "example decode_loop, opened" -p tqkv
+unset TQKV_LIBRARY
+
+# Linked: a pkg-config module as an installation has it, around the library in hand.
+link="--no-default-features --features tqkv/link -p tqkv"
+mkdir -p "$scratch/lib"
+ln -s "$library" "$scratch/lib/libtqkv.so"
+ln -s "$library" "$scratch/lib/libtqkv.so.0"
+version=$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
+printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\n' "$version" "$scratch/lib" >"$scratch/lib/tqkv.pc"
+if ! command -v pkg-config >/dev/null 2>&1; then
+  skip "linked" "pkg-config is not installed"
+else
+  export CARGO_TARGET_DIR=$CARGO_TARGET_DIR/link
+  # shellcheck disable=SC2086
+  if PKG_CONFIG_PATH=/nonexistent PKG_CONFIG_LIBDIR=/nonexistent cargo build -q --locked $link >"$scratch/log" 2>&1; then
+    echo "it built" >>"$scratch/log"
+    not_ok "linking without the library fails" "$scratch/log"
+  elif grep -q 'TQKV_LIB_DIR' "$scratch/log"; then ok "linking without the library fails and says what helps"; else not_ok "linking without the library says what helps" "$scratch/log"; fi
+  export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  # shellcheck disable=SC2086
+  run_cargo_tests "linked" $link
+  # shellcheck disable=SC2086
+  example "example decode_loop, linked" $link
+  check "both features at once" cargo clippy -q --locked -p tqkv --features link -- -D warnings
+  CARGO_TARGET_DIR=${CARGO_TARGET_DIR%/link}
+fi
+
+if [ "${TQKV_RUST_QUICK:-0}" = 1 ]; then
+  skip "packaging, interop" "TQKV_RUST_QUICK=1"
+  finish
+fi
+check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs src/bindings.rs src/lib.rs src/load.rs
+check "files in the package tqkv" packaged tqkv LICENSE README.md examples/decode_loop.rs src/attend.rs src/cache.rs src/config.rs src/error.rs src/lib.rs \
+  src/library.rs src/tensor.rs src/types.rs
+check "the packages build by themselves" cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv
+check "interop with cudarc compiles" cargo clippy -q --locked -p tqkv-interop-examples -- -D warnings
+TQKV_LIBRARY=$library cargo run -q --locked -p tqkv-interop-examples >"$scratch/log" 2>&1
+case $? in
+  0) ok "interop with cudarc: GPU and CPU agree" ;;
+  2) skip "interop with cudarc" "$(tail -n 1 "$scratch/log")" ;;
+  *) not_ok "interop with cudarc" "$scratch/log" ;;
+esac
+finish

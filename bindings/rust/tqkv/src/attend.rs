@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Append, attend and read: on slices for CPU caches, on pointers for any.
+
+use crate::cache::{Batch, Cache, Geometry};
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::tensor::{self, Shape};
+use crate::types::{DeviceType, Dtype, Element, Layout, Sequence, Stream};
+use core::ffi::c_void;
+use core::ptr;
+
+/// Parameters of attention; zero means the default throughout, so `AttendParams::default()` is plain causal attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct AttendParams<'a> {
+    /// Type of `out` for [`Cache::attend_raw`]; default `io_dtype`. On slices it follows from the slice.
+    pub out_dtype: Dtype,
+    /// Default `1 / sqrt(head_dim)`.
+    pub softmax_scale: f32,
+    /// c: logits become `c * tanh(logit / c)`; default off.
+    pub logit_softcap: f32,
+    /// Tokens that a query sees, its own included; default all.
+    pub sliding_window: i64,
+    /// One logit per query head, added to the softmax's sum only. On the host; on pointers see [`AttendPointers::sink_logits`].
+    pub sink_logits: Option<&'a [f32]>,
+    /// Leave out the batch's new tokens, for a caller that attends them itself and merges by lse.
+    pub history_only: bool,
+    /// Distribution of the work, default automatic; never changes a bit of the result.
+    pub num_splits: i32,
+    /// Elements from one query token to the next; default dense `[token][q head][dim]`.
+    pub q_token_stride: i64,
+    /// Elements from one query head to the next.
+    pub q_head_stride: i64,
+    /// Elements from one output token to the next.
+    pub out_token_stride: i64,
+    /// Elements from one output head to the next.
+    pub out_head_stride: i64,
+}
+
+/// Memory of [`Cache::attend_raw`], on the cache's device.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendPointers {
+    /// `[query tokens][num_q_heads][head_dim]` of `io_dtype`.
+    pub q: *const c_void,
+    /// `[query tokens][num_q_heads][value_dim]` of `out_dtype`.
+    pub out: *mut c_void,
+    /// `[query tokens][num_q_heads]` of `f32`: natural logarithm of the softmax's sum; null = not wanted.
+    pub lse: *mut f32,
+    /// `[num_q_heads]`, or null.
+    pub sink_logits: *const f32,
+    /// Null = the cache's own, else [`Cache::attend_workspace_bytes`], 256-byte aligned.
+    pub workspace: *mut c_void,
+    /// Bytes of `workspace`.
+    pub workspace_bytes: usize,
+}
+
+impl Default for AttendPointers {
+    fn default() -> Self {
+        AttendPointers {
+            q: ptr::null(),
+            out: ptr::null_mut(),
+            lse: ptr::null_mut(),
+            sink_logits: ptr::null(),
+            workspace: ptr::null_mut(),
+            workspace_bytes: 0,
+        }
+    }
+}
+
+impl Cache {
+    /// Encodes the new tokens of the batch into one layer of a CPU cache.
+    ///
+    /// `k` is `[new tokens][num_kv_heads][head_dim]`, `v` likewise with `value_dim`: the new tokens of all sequences of the plan one after the other.
+    /// Slices may be longer. RoPE is applied before.
+    pub fn append<T: Element>(&self, layer: i32, batch: Batch, k: &[T], v: &[T]) -> Result<()> {
+        self.append_strided(layer, batch, k, v, Layout::DENSE)
+    }
+
+    /// [`Cache::append`] of tensors with strides.
+    pub fn append_strided<T: Element>(&self, layer: i32, batch: Batch, k: &[T], v: &[T], layout: Layout) -> Result<()> {
+        self.check_host::<T>("k and v")?;
+        let tokens = self.with_batch(batch, |planned| planned.new_tokens)?;
+        self.check_kv(Some(k.len()), Some(v.len()), tokens, layout)?;
+        // SAFETY: host memory of a CPU cache, of its type, as long as the plan needs.
+        unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), v.as_ptr().cast(), layout, Stream::NONE) }
+    }
+
+    /// [`Cache::append`] on pointers, on any device.
+    ///
+    /// # Safety
+    /// `k` and `v` must be memory of the cache's device with the batch's new tokens, `io_dtype`, in `layout`; not written to until `stream` has passed this
+    /// call (CPU: until it returns). The stream's CUDA context must be usable from this thread.
+    pub unsafe fn append_raw(&self, layer: i32, batch: Batch, k: *const c_void, v: *const c_void, layout: Layout, stream: Stream) -> Result<()> {
+        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let layout = layout.to_raw();
+        // SAFETY: the caller's promise; the batch belongs to this cache.
+        self.status(unsafe { (self.library.api().tq_cache_append)(self.raw, layer, raw, k, v, &layout, stream.as_raw()) })
+    }
+
+    /// `out = softmax(q . K^T * softmax_scale) . V` for the query tokens of the batch, on a CPU cache; each query sees the tokens up to its own.
+    ///
+    /// `q` is `[query tokens][num_q_heads][head_dim]`, `out` `[query tokens][num_q_heads][value_dim]`, of the cache's type or `f32`. Slices may be longer.
+    /// A query that sees no token: out exactly 0.
+    pub fn attend<T: Element, O: Element>(&self, layer: i32, batch: Batch, q: &[T], out: &mut [O]) -> Result<()> {
+        self.attend_with(layer, batch, q, out, None, &AttendParams::default())
+    }
+
+    /// [`Cache::attend`] with parameters. `lse` is `[query tokens][num_q_heads]`: the natural logarithm of the softmax's sum, sink logit included.
+    pub fn attend_with<T: Element, O: Element>(
+        &self,
+        layer: i32,
+        batch: Batch,
+        q: &[T],
+        out: &mut [O],
+        lse: Option<&mut [f32]>,
+        params: &AttendParams<'_>,
+    ) -> Result<()> {
+        let Geometry { num_q_heads, head_dim, value_dim, io_dtype, .. } = self.geometry;
+        self.check_host::<T>("q")?;
+        if params.out_dtype != Dtype::DEFAULT && params.out_dtype != O::DTYPE {
+            return Err(Error::argument(format!("out_dtype = {}: out is a slice of type {}", params.out_dtype.0, O::DTYPE.0)));
+        }
+        if O::DTYPE != io_dtype && O::DTYPE != Dtype::F32 {
+            return Err(Error::argument(format!("out: of type {}, must be the cache's type {} or f32", O::DTYPE.0, io_dtype.0)));
+        }
+        let tokens = self.with_batch(batch, |planned| planned.query_tokens)?;
+        let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
+        tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
+        tensor::check("out", out.len(), Shape { dim: value_dim, ..shape }, (params.out_token_stride, params.out_head_stride))?;
+        if let Some(lse) = &lse {
+            tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
+        }
+        if let Some(sinks) = params.sink_logits {
+            tensor::check_rows("sink_logits", sinks.len(), 1, num_q_heads)?;
+        }
+        let pointers = AttendPointers {
+            q: q.as_ptr().cast(),
+            out: out.as_mut_ptr().cast(),
+            lse: lse.map_or(ptr::null_mut(), |lse| lse.as_mut_ptr()),
+            sink_logits: params.sink_logits.map_or(ptr::null(), <[f32]>::as_ptr),
+            ..AttendPointers::default()
+        };
+        let params = AttendParams { out_dtype: O::DTYPE, sink_logits: None, ..*params };
+        // SAFETY: host memory of a CPU cache, of the types said, as long as the plan needs.
+        unsafe { self.attend_raw(layer, batch, pointers, &params, Stream::NONE) }
+    }
+
+    /// [`Cache::attend_with`] on pointers, on any device. `params.sink_logits` must be `None`.
+    ///
+    /// # Safety
+    /// Every pointer must be null where that is allowed, or memory of the cache's device, of the size, type and strides said. The inputs must not be written to,
+    /// `out`, `lse` and `workspace` not used at all, until `stream` has passed this call (CPU: until it returns).
+    /// The stream's CUDA context must be usable from this thread.
+    pub unsafe fn attend_raw(&self, layer: i32, batch: Batch, pointers: AttendPointers, params: &AttendParams<'_>, stream: Stream) -> Result<()> {
+        if params.sink_logits.is_some() {
+            return Err(Error::argument("params.sink_logits: a host slice; with pointers use AttendPointers::sink_logits"));
+        }
+        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let raw_params = sys::tq_attend_params {
+            out_dtype: params.out_dtype.0,
+            softmax_scale: params.softmax_scale,
+            logit_softcap: params.logit_softcap,
+            sliding_window: params.sliding_window,
+            sink_logits: pointers.sink_logits,
+            history_only: i32::from(params.history_only),
+            num_splits: params.num_splits,
+            q_token_stride: params.q_token_stride,
+            q_head_stride: params.q_head_stride,
+            out_token_stride: params.out_token_stride,
+            out_head_stride: params.out_head_stride,
+            ..Default::default()
+        };
+        let AttendPointers { q, out, lse, workspace, workspace_bytes, .. } = pointers;
+        let attend = self.library.api().tq_cache_attend;
+        // SAFETY: the caller's promise; the batch belongs to this cache.
+        self.status(unsafe { attend(self.raw, layer, raw, q, out, lse, &raw_params, workspace, workspace_bytes, stream.as_raw()) })
+    }
+
+    /// Decoded keys and values of `count` tokens of a sequence of a CPU cache, from token `first`, exact where exact copies are kept.
+    ///
+    /// `k` is `[count][num_kv_heads][head_dim]`, `v` likewise with `value_dim`. Slices may be longer.
+    pub fn read<T: Element>(&self, layer: i32, sequence: Sequence, first: i64, count: i64, k: Option<&mut [T]>, v: Option<&mut [T]>) -> Result<()> {
+        self.read_strided(layer, sequence, (first, count), k, v, Layout::DENSE)
+    }
+
+    /// [`Cache::read`] of `(first, count)` into tensors with strides.
+    pub fn read_strided<T: Element>(
+        &self,
+        layer: i32,
+        sequence: Sequence,
+        (first, count): (i64, i64),
+        k: Option<&mut [T]>,
+        v: Option<&mut [T]>,
+        layout: Layout,
+    ) -> Result<()> {
+        self.check_host::<T>("k and v")?;
+        self.check_kv(k.as_ref().map(|k| k.len()), v.as_ref().map(|v| v.len()), count, layout)?;
+        let pointer = |slice: Option<&mut [T]>| slice.map_or(ptr::null_mut(), |slice| slice.as_mut_ptr().cast());
+        // SAFETY: host memory of a CPU cache, of its type, as long as `count` tokens need.
+        unsafe { self.read_raw(layer, sequence, (first, count), pointer(k), pointer(v), layout, Stream::NONE) }
+    }
+
+    /// [`Cache::read_strided`] on pointers, on any device.
+    ///
+    /// # Safety
+    /// `k` and `v` must be null or memory of the cache's device for `count` tokens, `io_dtype`, in `layout`, not used by anything else until `stream` has
+    /// passed this call (CPU: until it returns). The stream's CUDA context must be usable from this thread.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn read_raw(
+        &self,
+        layer: i32,
+        sequence: Sequence,
+        (first, count): (i64, i64),
+        k: *mut c_void,
+        v: *mut c_void,
+        layout: Layout,
+        stream: Stream,
+    ) -> Result<()> {
+        let layout = layout.to_raw();
+        let read = self.library.api().tq_cache_read;
+        // SAFETY: the caller's promise.
+        self.status(unsafe { read(self.raw, layer, sequence.0, first, count, k, v, &layout, stream.as_raw()) })
+    }
+
+    fn check_host<T: Element>(&self, what: &str) -> Result<()> {
+        let Geometry { device_type, io_dtype, .. } = self.geometry;
+        if device_type != DeviceType::CPU {
+            return Err(Error::argument(format!("{what}: slices are host memory, but the cache is on a device; use the call ending in _raw")));
+        }
+        if T::DTYPE != io_dtype {
+            return Err(Error::argument(format!("{what}: of type {}, but the cache has io_dtype = {}", T::DTYPE.0, io_dtype.0)));
+        }
+        Ok(())
+    }
+
+    fn check_kv(&self, k: Option<usize>, v: Option<usize>, tokens: i64, layout: Layout) -> Result<()> {
+        let Geometry { num_kv_heads, head_dim, value_dim, .. } = self.geometry;
+        let shape = Shape { tokens, heads: num_kv_heads, dim: head_dim };
+        if let Some(k) = k {
+            tensor::check("k", k, shape, (layout.key_token_stride, layout.key_head_stride))?;
+        }
+        if let Some(v) = v {
+            tensor::check("v", v, Shape { dim: value_dim, ..shape }, (layout.value_token_stride, layout.value_head_stride))?;
+        }
+        Ok(())
+    }
+}

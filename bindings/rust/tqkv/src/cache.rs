@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The cache, its sequences and its batches. Sequences and batches are handles, not borrowing objects: an engine can keep them beside the cache.
+
+use crate::config::{CacheConfig, CacheMemory};
+use crate::error::{Error, Result};
+use crate::library::Library;
+use crate::sys;
+use crate::tensor;
+use crate::types::{DeviceType, Dtype, Noticed, Sequence, Stream};
+use core::cell::RefCell;
+use core::ffi::c_void;
+use core::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A batch of a cache: room for one plan. A handle; the cache owns what it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Batch {
+    cache: u64,
+    index: usize,
+}
+
+/// One line of a plan: this sequence gets `new_tokens` more tokens and asks `query_tokens` queries, which are its last tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The sequence.
+    pub sequence: Sequence,
+    /// 0 or more.
+    pub new_tokens: i64,
+    /// 0 or more, at most the new length.
+    pub query_tokens: i64,
+}
+
+impl Step {
+    /// As many queries as new tokens: decoding, or a prefill that wants all its outputs.
+    pub fn new(sequence: Sequence, new_tokens: i64) -> Step {
+        Step { sequence, new_tokens, query_tokens: new_tokens }
+    }
+
+    /// The same with another number of queries; 1 after a prefill that wants only the last output.
+    pub fn queries(self, query_tokens: i64) -> Step {
+        Step { query_tokens, ..self }
+    }
+}
+
+pub(crate) struct PlannedBatch {
+    pub raw: *mut sys::tq_batch,
+    /// Tokens of the last plan made: what append and attend will read and write. (0, 0) without one; the library knows and refuses.
+    pub new_tokens: i64,
+    pub query_tokens: i64,
+}
+
+/// Sizes that the slices' lengths are checked by.
+#[derive(Clone, Copy)]
+pub(crate) struct Geometry {
+    pub device_type: DeviceType,
+    pub num_q_heads: i32,
+    pub num_kv_heads: i32,
+    pub head_dim: i32,
+    pub value_dim: i32,
+    pub io_dtype: Dtype,
+}
+
+/// Memory of the caller's for a cache: see [`Cache::with_memory`].
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Callbacks for everything that is allocated; `None`: the library's own.
+    pub allocator: Option<sys::tq_allocator>,
+    /// Memory for the pages on the cache's device, 256-byte aligned, or null.
+    pub pool: *mut c_void,
+    /// Its bytes, at least [`crate::CacheBytes::page_bytes`].
+    pub pool_bytes: i64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { allocator: None, pool: ptr::null_mut(), pool_bytes: 0 }
+    }
+}
+
+/// A KV cache held as codes, for all layers and many sequences.
+///
+/// Calls without a stream use [`Stream::NONE`]; those ending in `_on` take one, for CUDA caches.
+///
+/// A cache may move to another thread, but only one thread at a time may use it:
+///
+/// ```
+/// fn sendable<T: Send>() {}
+/// sendable::<tqkv::Cache>();
+/// ```
+/// ```compile_fail,E0277
+/// fn shareable<T: Sync>() {}
+/// shareable::<tqkv::Cache>();
+/// ```
+///
+/// Dropping it frees everything and tells nobody of a failure; [`Cache::close`] does.
+pub struct Cache {
+    pub(crate) library: Library,
+    pub(crate) raw: *mut sys::tq_cache,
+    pub(crate) geometry: Geometry,
+    id: u64,
+    batches: RefCell<Vec<Option<PlannedBatch>>>,
+}
+
+// SAFETY: the library ties nothing to a thread but the text of the last error, which is copied before a call here returns. It allows one thread at a
+// time, and Cache is not Sync (raw pointers and RefCell are not).
+unsafe impl Send for Cache {}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("raw", &self.raw).field("library", &self.library.name()).finish_non_exhaustive()
+    }
+}
+
+impl Cache {
+    /// Makes a cache and allocates all it will ever need.
+    pub fn new(library: &Library, config: &CacheConfig) -> Result<Cache> {
+        Cache::new_on(library, config, Stream::NONE)
+    }
+
+    /// [`Cache::new`] with the work of setting up on a stream.
+    pub fn new_on(library: &Library, config: &CacheConfig, stream: Stream) -> Result<Cache> {
+        // SAFETY: no memory of the caller's is involved.
+        unsafe { Cache::with_memory(library, config, Memory::default(), stream) }
+    }
+
+    /// [`Cache::new_on`] in memory of the caller's.
+    ///
+    /// # Safety
+    /// The callbacks must do what `tq_allocator` in `tqkv.h` says, from any thread, until the cache is gone, and must not unwind. `pool` must be null or
+    /// memory of the cache's device, of `pool_bytes`, used by nothing else until the cache is gone.
+    pub unsafe fn with_memory(library: &Library, config: &CacheConfig, memory: Memory, stream: Stream) -> Result<Cache> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let mut raw = ptr::null_mut();
+        let status = config.with_raw(|raw_config| {
+            raw_config.allocator = memory.allocator.as_ref().map_or(ptr::null(), |allocator| allocator);
+            raw_config.pool = memory.pool;
+            raw_config.pool_bytes = memory.pool_bytes;
+            // SAFETY: the configuration and what it points to outlive the call, which copies them; the caller answers for the memory.
+            unsafe { (library.api().tq_cache_create)(raw_config, stream.as_raw(), &mut raw) }
+        })?;
+        library.status(status)?;
+        let mut cache = Cache {
+            library: library.clone(),
+            raw,
+            geometry: Geometry { device_type: DeviceType::CPU, num_q_heads: 0, num_kv_heads: 0, head_dim: 0, value_dim: 0, io_dtype: Dtype::DEFAULT },
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            batches: RefCell::new(Vec::new()),
+        };
+        let resolved = cache.config()?;
+        cache.geometry = Geometry {
+            device_type: resolved.device_type,
+            num_q_heads: resolved.num_q_heads,
+            num_kv_heads: resolved.num_kv_heads,
+            head_dim: resolved.head_dim,
+            value_dim: resolved.value_dim,
+            io_dtype: resolved.io_dtype,
+        };
+        Ok(cache)
+    }
+
+    /// Frees the cache and its batches and says whether that worked. If not, what is left of it stays allocated.
+    pub fn close(mut self) -> Result<()> {
+        self.destroy()
+    }
+
+    fn destroy(&mut self) -> Result<()> {
+        let raw = std::mem::replace(&mut self.raw, ptr::null_mut());
+        if raw.is_null() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for batch in self.batches.get_mut().drain(..).flatten() {
+            // SAFETY: made by this cache, destroyed once.
+            let done = self.library.status(unsafe { (self.library.api().tq_batch_destroy)(batch.raw) });
+            result = result.and(done);
+        }
+        // SAFETY: made by new, destroyed once.
+        let done = self.library.status(unsafe { (self.library.api().tq_cache_destroy)(raw) });
+        result.and(done)
+    }
+
+    /// The library that this cache belongs to.
+    pub fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// The handle in the C interface, for raw calls. It belongs to this object.
+    pub fn as_raw(&self) -> *mut sys::tq_cache {
+        self.raw
+    }
+
+    /// The configuration with every default resolved.
+    pub fn config(&self) -> Result<CacheConfig> {
+        let mut raw = sys::tq_cache_config::default();
+        // SAFETY: the struct carries its size; the arrays it then points to belong to the cache, which outlives the copy.
+        unsafe {
+            self.status((self.library.api().tq_cache_get_config)(self.raw, &mut raw))?;
+            Ok(CacheConfig::from_raw(&raw))
+        }
+    }
+
+    /// Fixed vectors subtracted before coding, per kv head: `key` is `[num_kv_heads][head_dim]`, `value` `[num_kv_heads][value_dim]`. Exact for
+    /// attention; lowers the error where keys spend much of their length on a constant. Before the first token only.
+    pub fn set_centres(&self, layer: i32, key: Option<&[f32]>, value: Option<&[f32]>) -> Result<()> {
+        let Geometry { num_kv_heads, head_dim, value_dim, .. } = self.geometry;
+        if let Some(key) = key {
+            tensor::check_rows("key_centre", key.len(), i64::from(num_kv_heads), head_dim)?;
+        }
+        if let Some(value) = value {
+            tensor::check_rows("value_centre", value.len(), i64::from(num_kv_heads), value_dim)?;
+        }
+        let pointer = |centre: Option<&[f32]>| centre.map_or(ptr::null(), <[f32]>::as_ptr);
+        // SAFETY: long enough, and copied before the call returns.
+        self.status(unsafe { (self.library.api().tq_cache_set_centres)(self.raw, layer, pointer(key), pointer(value)) })
+    }
+
+    /// What the cache holds, by the host's bookkeeping.
+    pub fn memory(&self) -> Result<CacheMemory> {
+        let mut raw = sys::tq_cache_memory_t::default();
+        // SAFETY: the struct carries its size.
+        self.status(unsafe { (self.library.api().tq_cache_memory)(self.raw, &mut raw) })?;
+        Ok(CacheMemory::from_raw(&raw))
+    }
+
+    /// Hash of all that decides the meaning of page bytes: equal if and only if pages are exchangeable.
+    pub fn fingerprint(&self) -> Result<u64> {
+        let mut fingerprint = 0;
+        // SAFETY: the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_cache_fingerprint)(self.raw, &mut fingerprint) })?;
+        Ok(fingerprint)
+    }
+
+    /// Waits for the work, then returns and clears the asynchronous error, and what was noticed since the last check.
+    pub fn check(&self) -> Result<Noticed> {
+        self.check_on(Stream::NONE)
+    }
+
+    /// [`Cache::check`], waiting for a stream.
+    pub fn check_on(&self, stream: Stream) -> Result<Noticed> {
+        let mut flags = 0;
+        // SAFETY: the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_cache_check)(self.raw, stream.as_raw(), &mut flags) })?;
+        Ok(Noticed(flags))
+    }
+
+    // ---- Sequences ----
+
+    /// A new, empty sequence.
+    pub fn create_sequence(&self) -> Result<Sequence> {
+        let mut id = 0;
+        // SAFETY: the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_sequence_create)(self.raw, &mut id) })?;
+        Ok(Sequence(id))
+    }
+
+    /// Gives the sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must be planned again.
+    pub fn free_sequence(&self, sequence: Sequence) -> Result<()> {
+        self.free_sequence_on(sequence, Stream::NONE)
+    }
+
+    /// [`Cache::free_sequence`] in the order of a stream.
+    pub fn free_sequence_on(&self, sequence: Sequence, stream: Stream) -> Result<()> {
+        // SAFETY: any id is allowed.
+        self.status(unsafe { (self.library.api().tq_sequence_free)(self.raw, sequence.0, stream.as_raw()) })
+    }
+
+    /// A new sequence with the same tokens: pages are shared, and copied when one side writes into a shared page.
+    ///
+    /// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it afterwards.
+    pub fn fork_sequence(&self, source: Sequence) -> Result<Sequence> {
+        self.fork_sequence_on(source, Stream::NONE)
+    }
+
+    /// [`Cache::fork_sequence`] in the order of a stream.
+    pub fn fork_sequence_on(&self, source: Sequence, stream: Stream) -> Result<Sequence> {
+        let mut id = 0;
+        // SAFETY: any id is allowed; the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_sequence_fork)(self.raw, source.0, stream.as_raw(), &mut id) })?;
+        Ok(Sequence(id))
+    }
+
+    /// Shortens the sequence to `length` tokens, as if the later ones had never been appended (the exact window included, as long as no more than
+    /// `rollback_tokens` go).
+    pub fn truncate_sequence(&self, sequence: Sequence, length: i64) -> Result<()> {
+        self.truncate_sequence_on(sequence, length, Stream::NONE)
+    }
+
+    /// [`Cache::truncate_sequence`] in the order of a stream.
+    pub fn truncate_sequence_on(&self, sequence: Sequence, length: i64, stream: Stream) -> Result<()> {
+        // SAFETY: any id and length are allowed.
+        self.status(unsafe { (self.library.api().tq_sequence_truncate)(self.raw, sequence.0, length, stream.as_raw()) })
+    }
+
+    /// Tokens, planned ones included.
+    pub fn sequence_length(&self, sequence: Sequence) -> Result<i64> {
+        let mut length = 0;
+        // SAFETY: any id is allowed; the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_sequence_length)(self.raw, sequence.0, &mut length) })?;
+        Ok(length)
+    }
+
+    /// What was noticed in this sequence since it was created. No synchronisation: on a CUDA cache it may be early.
+    pub fn sequence_flags(&self, sequence: Sequence) -> Result<Noticed> {
+        let mut flags = 0;
+        // SAFETY: any id is allowed; the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_sequence_flags)(self.raw, sequence.0, &mut flags) })?;
+        Ok(Noticed(flags))
+    }
+
+    // ---- Batches ----
+
+    /// Room for one plan of up to `max_batch_sequences` sequences. A cache may have several batches, each with its own plan.
+    pub fn create_batch(&self) -> Result<Batch> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the pointer outlives the call.
+        self.status(unsafe { (self.library.api().tq_batch_create)(self.raw, &mut raw) })?;
+        let mut batches = self.batches.borrow_mut();
+        batches.push(Some(PlannedBatch { raw, new_tokens: 0, query_tokens: 0 }));
+        Ok(Batch { cache: self.id, index: batches.len() - 1 })
+    }
+
+    /// Gives a batch back before its cache goes, which would do it as well. A handle of it gives errors from then on.
+    pub fn destroy_batch(&self, batch: Batch) -> Result<()> {
+        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        // SAFETY: made by this cache; forgotten only if it is gone.
+        self.status(unsafe { (self.library.api().tq_batch_destroy)(raw) })?;
+        self.batches.borrow_mut()[batch.index] = None;
+        Ok(())
+    }
+
+    /// The batch's handle in the C interface, for raw calls. It belongs to the cache; a plan made through it is not known here.
+    pub fn batch_as_raw(&self, batch: Batch) -> Result<*mut sys::tq_batch> {
+        self.with_batch(batch, |planned| planned.raw)
+    }
+
+    /// Plans one step: reserves room for the new tokens of these sequences in all layers; their lengths grow at once. [`Cache::append`] and
+    /// [`Cache::attend`] of every layer follow the plan, until the next plan, truncate or free of one of its sequences.
+    ///
+    /// If the pool or a limit is used up ([`crate::Status::Capacity`]), nothing has changed.
+    pub fn plan(&self, batch: Batch, steps: &[Step]) -> Result<()> {
+        self.plan_on(batch, steps, Stream::NONE)
+    }
+
+    /// [`Cache::plan`] in the order of a stream.
+    pub fn plan_on(&self, batch: Batch, steps: &[Step], stream: Stream) -> Result<()> {
+        let count = tensor::count("steps", steps.len())?;
+        let ids: Vec<sys::tq_sequence> = steps.iter().map(|step| step.sequence.0).collect();
+        let new_tokens: Vec<i64> = steps.iter().map(|step| step.new_tokens).collect();
+        let query_tokens: Vec<i64> = steps.iter().map(|step| step.query_tokens).collect();
+        self.with_batch(batch, |planned| {
+            let plan = self.library.api().tq_batch_plan;
+            // SAFETY: three arrays of `count` entries, copied before the call returns.
+            self.status(unsafe { plan(planned.raw, count, ids.as_ptr(), new_tokens.as_ptr(), query_tokens.as_ptr(), stream.as_raw()) })?;
+            // The library has accepted them, so that they are not negative and their sums small.
+            planned.new_tokens = new_tokens.iter().sum();
+            planned.query_tokens = query_tokens.iter().sum();
+            Ok(())
+        })?
+    }
+
+    /// Bytes of workspace that [`Cache::attend_raw`] needs for this batch's plan, and for every smaller one.
+    pub fn attend_workspace_bytes(&self, batch: Batch) -> Result<usize> {
+        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let mut bytes = 0;
+        // SAFETY: both belong to this cache; the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_attend_workspace_bytes)(self.raw, raw, &mut bytes) })?;
+        Ok(bytes)
+    }
+
+    pub(crate) fn with_batch<R>(&self, batch: Batch, f: impl FnOnce(&mut PlannedBatch) -> R) -> Result<R> {
+        if batch.cache != self.id {
+            return Err(Error::argument("batch: belongs to another cache"));
+        }
+        match self.batches.borrow_mut().get_mut(batch.index) {
+            Some(Some(planned)) => Ok(f(planned)),
+            _ => Err(Error::argument("batch: was destroyed")),
+        }
+    }
+
+    pub(crate) fn status(&self, status: sys::tq_status) -> Result<()> {
+        self.library.status(status)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // Nobody to tell: close() is for those who want to know.
+        let _ = self.destroy();
+    }
+}

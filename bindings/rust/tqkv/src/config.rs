@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The configuration of a cache, and the figures that go with it: the structs of `tqkv.h` with owned arrays.
+
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::types::{CodeFamily, DeviceType, Dtype, Rotation, ScaleRule};
+use core::{ptr, slice};
+
+/// Do not scrub the memory of freed, truncated or destroyed sequences; for [`CacheConfig::flags`].
+pub const FLAG_NO_ZERO_ON_FREE: u64 = sys::TQ_FLAG_NO_ZERO_ON_FREE;
+/// Encoder: one quantisation step instead of the best of several (up to 20 % more error); for [`CacheConfig::flags`].
+pub const FLAG_NO_SCALE_SEARCH: u64 = sys::TQ_FLAG_NO_SCALE_SEARCH;
+
+/// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit` times the magnitude, for coordinates of
+/// unit variance. `bits` up to 3: magnitudes are 1 to 127. From 4: a magnitude m of 0 to 127 stands for m + 1/2.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Codebook {
+    /// 2 to 6.
+    pub bits: i32,
+    /// Above 0.
+    pub unit: f32,
+    /// `2^(bits - 1)` of them.
+    pub magnitude: Vec<u8>,
+}
+
+impl Codebook {
+    fn to_raw(&self, name: &str) -> Result<sys::tq_codebook> {
+        let mut raw = sys::tq_codebook { bits: self.bits, unit: self.unit, ..Default::default() };
+        let levels = if (2..=6).contains(&self.bits) { 1usize << (self.bits - 1) } else { self.magnitude.len().min(32) };
+        if self.magnitude.len() != levels {
+            return Err(Error::argument(format!("{name}: {} magnitudes, but {} bits need {levels}", self.magnitude.len(), self.bits)));
+        }
+        raw.magnitude[..levels].copy_from_slice(&self.magnitude);
+        Ok(raw)
+    }
+
+    fn from_raw(raw: &sys::tq_codebook) -> Codebook {
+        let levels = 1usize << (raw.bits.clamp(1, 6) - 1);
+        Codebook { bits: raw.bits, unit: raw.unit, magnitude: raw.magnitude[..levels].to_vec() }
+    }
+}
+
+/// What a cache is to be. Zero (and `None`, and empty) means the default throughout, so that only the required fields need be set:
+///
+/// ```
+/// let mut config = tqkv::CacheConfig::default();
+/// config.num_layers = 32;
+/// config.num_q_heads = 32;
+/// config.num_kv_heads = 8;
+/// config.head_dim = 128;
+/// config.io_dtype = tqkv::Dtype::BF16;
+/// config.key_bits = 4;
+/// config.value_bits = 4;
+/// config.max_tokens = 32_768;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct CacheConfig {
+    /// Default CPU.
+    pub device_type: DeviceType,
+    /// CUDA ordinal.
+    pub device_id: i32,
+    /// Required, at least 1.
+    pub num_layers: i32,
+    /// Required; a multiple of `num_kv_heads`.
+    pub num_q_heads: i32,
+    /// Required, at least 1.
+    pub num_kv_heads: i32,
+    /// Required: 32 64 80 96 112 128 160 192 224 256 512 576.
+    pub head_dim: i32,
+    /// Default `head_dim`; same list.
+    pub value_dim: i32,
+    /// Type of k, v, q and out; required.
+    pub io_dtype: Dtype,
+    /// 2 3 4 5 6 8, or 16 = raw; required unless `layer_key_bits` is given.
+    pub key_bits: i32,
+    /// Likewise for values.
+    pub value_bits: i32,
+    /// Default scalar.
+    pub code_family: CodeFamily,
+    /// Bits per layer, overriding `key_bits` where not 0. Empty, or `num_layers` of them.
+    pub layer_key_bits: Vec<i32>,
+    /// Likewise for values.
+    pub layer_value_bits: Vec<i32>,
+    /// Default Hadamard.
+    pub rotation: Rotation,
+    /// Default least squares.
+    pub key_scale_rule: ScaleRule,
+    /// Default unbiased.
+    pub value_scale_rule: ScaleRule,
+    /// Tokens, a multiple of 32, at most 4096; default 64.
+    pub page_size: i32,
+    /// Any value.
+    pub rotation_seed: u64,
+    /// Default built in; used by coded layers of exactly its bits.
+    pub key_codebook: Option<Codebook>,
+    /// Likewise for values.
+    pub value_codebook: Option<Codebook>,
+    /// Required: tokens that the pool holds over all sequences, whatever their lengths.
+    pub max_tokens: i64,
+    /// Longest sequence; default `max_tokens`.
+    pub max_sequence_tokens: i64,
+    /// Default 1.
+    pub max_sequences: i32,
+    /// Sequences in one plan; default `max_sequences`.
+    pub max_batch_sequences: i32,
+    /// New tokens, and query tokens, in one plan, each; default `max_tokens`.
+    pub max_batch_tokens: i64,
+    /// Last tokens of a sequence that are read exactly, from raw copies beside the codes; default none.
+    pub window_tokens: i32,
+    /// First tokens likewise.
+    pub sink_tokens: i32,
+    /// Raw copies kept behind the window, so that truncating by up to this many keeps the window whole.
+    pub rollback_tokens: i32,
+    /// CPU: default all that the process may use; 1 = the caller's thread only.
+    pub num_threads: i32,
+    /// `FLAG_*`.
+    pub flags: u64,
+}
+
+impl CacheConfig {
+    /// Calls `f` with the C struct. What it points to lives until `f` returns.
+    pub(crate) fn with_raw<R>(&self, f: impl FnOnce(&mut sys::tq_cache_config) -> R) -> Result<R> {
+        let layers = |name: &str, bits: &[i32]| match bits.len() {
+            0 => Ok(ptr::null()),
+            length if i64::try_from(length) == Ok(i64::from(self.num_layers)) => Ok(bits.as_ptr()),
+            length => Err(Error::argument(format!("{name}: {length} entries, but num_layers = {}", self.num_layers))),
+        };
+        let key_codebook = self.key_codebook.as_ref().map(|book| book.to_raw("key_codebook")).transpose()?;
+        let value_codebook = self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
+        let mut raw = sys::tq_cache_config {
+            device_type: self.device_type.0,
+            device_id: self.device_id,
+            num_layers: self.num_layers,
+            num_q_heads: self.num_q_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            value_dim: self.value_dim,
+            io_dtype: self.io_dtype.0,
+            key_bits: self.key_bits,
+            value_bits: self.value_bits,
+            code_family: self.code_family.0,
+            layer_key_bits: layers("layer_key_bits", &self.layer_key_bits)?,
+            layer_value_bits: layers("layer_value_bits", &self.layer_value_bits)?,
+            rotation: self.rotation.0,
+            key_scale_rule: self.key_scale_rule.0,
+            value_scale_rule: self.value_scale_rule.0,
+            page_size: self.page_size,
+            rotation_seed: self.rotation_seed,
+            key_codebook: key_codebook.as_ref().map_or(ptr::null(), |book| book),
+            value_codebook: value_codebook.as_ref().map_or(ptr::null(), |book| book),
+            max_tokens: self.max_tokens,
+            max_sequence_tokens: self.max_sequence_tokens,
+            max_sequences: self.max_sequences,
+            max_batch_sequences: self.max_batch_sequences,
+            max_batch_tokens: self.max_batch_tokens,
+            window_tokens: self.window_tokens,
+            sink_tokens: self.sink_tokens,
+            rollback_tokens: self.rollback_tokens,
+            num_threads: self.num_threads,
+            flags: self.flags,
+            ..Default::default()
+        };
+        Ok(f(&mut raw))
+    }
+
+    /// SAFETY: what `raw` points to must be valid.
+    pub(crate) unsafe fn from_raw(raw: &sys::tq_cache_config) -> CacheConfig {
+        let layers = |bits: *const i32| match bits.is_null() {
+            true => Vec::new(),
+            // SAFETY: the caller's promise: num_layers entries.
+            false => unsafe { slice::from_raw_parts(bits, raw.num_layers.max(0) as usize) }.to_vec(),
+        };
+        // SAFETY: the caller's promise.
+        let book = |book: *const sys::tq_codebook| unsafe { book.as_ref() }.map(Codebook::from_raw);
+        CacheConfig {
+            device_type: DeviceType(raw.device_type),
+            device_id: raw.device_id,
+            num_layers: raw.num_layers,
+            num_q_heads: raw.num_q_heads,
+            num_kv_heads: raw.num_kv_heads,
+            head_dim: raw.head_dim,
+            value_dim: raw.value_dim,
+            io_dtype: Dtype(raw.io_dtype),
+            key_bits: raw.key_bits,
+            value_bits: raw.value_bits,
+            code_family: CodeFamily(raw.code_family),
+            layer_key_bits: layers(raw.layer_key_bits),
+            layer_value_bits: layers(raw.layer_value_bits),
+            rotation: Rotation(raw.rotation),
+            key_scale_rule: ScaleRule(raw.key_scale_rule),
+            value_scale_rule: ScaleRule(raw.value_scale_rule),
+            page_size: raw.page_size,
+            rotation_seed: raw.rotation_seed,
+            key_codebook: book(raw.key_codebook),
+            value_codebook: book(raw.value_codebook),
+            max_tokens: raw.max_tokens,
+            max_sequence_tokens: raw.max_sequence_tokens,
+            max_sequences: raw.max_sequences,
+            max_batch_sequences: raw.max_batch_sequences,
+            max_batch_tokens: raw.max_batch_tokens,
+            window_tokens: raw.window_tokens,
+            sink_tokens: raw.sink_tokens,
+            rollback_tokens: raw.rollback_tokens,
+            num_threads: raw.num_threads,
+            flags: raw.flags,
+        }
+    }
+}
+
+/// What a cache of some configuration allocates, exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheBytes {
+    /// All pages of all layers: the codes and their scales.
+    pub page_bytes: i64,
+    /// Exact window, rollback and sink copies.
+    pub raw_bytes: i64,
+    /// Rotation signs or matrices, centres, page tables, flags.
+    pub table_bytes: i64,
+    /// The cache's own attend workspace.
+    pub workspace_bytes: i64,
+    /// Of all that, on the device (0 for CPU caches).
+    pub device_bytes: i64,
+    /// Of all that, on the host, bookkeeping included.
+    pub host_bytes: i64,
+    /// Pages per layer.
+    pub num_pages: i64,
+    /// Stored bytes of one token over all layers and heads, scales included.
+    pub token_bytes: i64,
+    /// The same token as float16.
+    pub fp16_token_bytes: i64,
+}
+
+impl CacheBytes {
+    pub(crate) fn from_raw(raw: &sys::tq_cache_bytes) -> CacheBytes {
+        CacheBytes {
+            page_bytes: raw.page_bytes,
+            raw_bytes: raw.raw_bytes,
+            table_bytes: raw.table_bytes,
+            workspace_bytes: raw.workspace_bytes,
+            device_bytes: raw.device_bytes,
+            host_bytes: raw.host_bytes,
+            num_pages: raw.num_pages,
+            token_bytes: raw.token_bytes,
+            fp16_token_bytes: raw.fp16_token_bytes,
+        }
+    }
+}
+
+/// What a cache holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct CacheMemory {
+    /// Sequences alive.
+    pub num_sequences: i32,
+    /// Lengths of all sequences added up (a shared page counts in each).
+    pub tokens: i64,
+    /// Distinct pages in use, per layer.
+    pub pages_used: i64,
+    /// Pages per layer.
+    pub pages_total: i64,
+    /// `pages_used` over all layers, in bytes.
+    pub stored_bytes_used: i64,
+    /// Exact copies, allocated.
+    pub raw_bytes: i64,
+    /// Allocated on the device in all.
+    pub device_bytes: i64,
+    /// Allocated on the host in all.
+    pub host_bytes: i64,
+    /// float16 bytes of one token over stored bytes of one token, scales included.
+    pub compression: f64,
+}
+
+impl CacheMemory {
+    pub(crate) fn from_raw(raw: &sys::tq_cache_memory_t) -> CacheMemory {
+        CacheMemory {
+            num_sequences: raw.num_sequences,
+            tokens: raw.tokens,
+            pages_used: raw.pages_used,
+            pages_total: raw.pages_total,
+            stored_bytes_used: raw.stored_bytes_used,
+            raw_bytes: raw.raw_bytes,
+            device_bytes: raw.device_bytes,
+            host_bytes: raw.host_bytes,
+            compression: raw.compression,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Fields of a step, and the configuration in one.
+
+use serde_json::Value;
+use tqkv::{CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, Rotation, ScaleRule};
+
+pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
+    step[field].as_str().unwrap_or_else(|| panic!("{field} in {step}"))
+}
+
+pub fn int(value: &Value, field: &str) -> i64 {
+    value.get(field).map_or(0, |number| number.as_i64().unwrap_or_else(|| panic!("{field} in {value}")))
+}
+
+pub fn int32(value: &Value, field: &str) -> i32 {
+    i32::try_from(int(value, field)).unwrap_or_else(|_| panic!("{field} in {value}"))
+}
+
+pub fn float(value: &Value, field: &str) -> f32 {
+    value.get(field).map_or(0.0, |number| number.as_f64().unwrap_or_else(|| panic!("{field} in {value}")) as f32)
+}
+
+pub fn ints(value: &Value) -> Vec<i64> {
+    value.as_array().map_or(Vec::new(), |list| list.iter().map(|n| n.as_i64().expect("integer")).collect())
+}
+
+pub fn config_of(fields: &Value) -> CacheConfig {
+    let mut config = CacheConfig::default();
+    let bits = |value: &Value| ints(value).into_iter().map(|n| n as i32).collect();
+    let codebook = |book: &Value| Codebook {
+        bits: int32(book, "bits"),
+        unit: float(book, "unit"),
+        magnitude: ints(&book["magnitude"]).into_iter().map(|n| n as u8).collect(),
+    };
+    for (name, value) in fields.as_object().expect("config") {
+        let number = || int32(fields, name);
+        match name.as_str() {
+            "device_type" => config.device_type = DeviceType(number()),
+            "device_id" => config.device_id = number(),
+            "num_layers" => config.num_layers = number(),
+            "num_q_heads" => config.num_q_heads = number(),
+            "num_kv_heads" => config.num_kv_heads = number(),
+            "head_dim" => config.head_dim = number(),
+            "value_dim" => config.value_dim = number(),
+            "io_dtype" => config.io_dtype = Dtype(number()),
+            "key_bits" => config.key_bits = number(),
+            "value_bits" => config.value_bits = number(),
+            "code_family" => config.code_family = CodeFamily(number()),
+            "layer_key_bits" => config.layer_key_bits = bits(value),
+            "layer_value_bits" => config.layer_value_bits = bits(value),
+            "rotation" => config.rotation = Rotation(number()),
+            "key_scale_rule" => config.key_scale_rule = ScaleRule(number()),
+            "value_scale_rule" => config.value_scale_rule = ScaleRule(number()),
+            "page_size" => config.page_size = number(),
+            "rotation_seed" => config.rotation_seed = value.as_u64().expect("seed"),
+            "key_codebook" => config.key_codebook = Some(codebook(value)),
+            "value_codebook" => config.value_codebook = Some(codebook(value)),
+            "max_tokens" => config.max_tokens = int(fields, name),
+            "max_sequence_tokens" => config.max_sequence_tokens = int(fields, name),
+            "max_sequences" => config.max_sequences = number(),
+            "max_batch_sequences" => config.max_batch_sequences = number(),
+            "max_batch_tokens" => config.max_batch_tokens = int(fields, name),
+            "window_tokens" => config.window_tokens = number(),
+            "sink_tokens" => config.sink_tokens = number(),
+            "rollback_tokens" => config.rollback_tokens = number(),
+            "num_threads" => config.num_threads = number(),
+            "flags" => config.flags = value.as_u64().expect("flags"),
+            other => panic!("config.{other}"),
+        }
+    }
+    config
+}
+
+pub const STEP_FIELDS: &str =
+    "op cache sequence source batch status text config expect save equals differs key_centre value_centre layer length sequences \
+    new_tokens query_tokens k v k_offset v_offset layout q params workspace out out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype";
+pub const LAYOUT_FIELDS: &str = "key_token_stride key_head_stride value_token_stride value_head_stride";
+pub const ATTEND_FIELDS: &str =
+    "out_dtype softmax_scale logit_softcap sliding_window sink_logits history_only num_splits q_token_stride q_head_stride \
+    out_token_stride out_head_stride";
+
+/// A step that the runner does not understand must not pass.
+pub fn known(object: &Value, fields: &str) {
+    for name in object.as_object().expect("object").keys() {
+        assert!(fields.split_whitespace().any(|field| field == name), "unknown field {name}");
+    }
+}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# examples.sh BUILD_DIR: the decode loop in C, Python, Rust and Go, each against an installation of BUILD_DIR's library as a user has it, found through its
+# pkg-config file when the program is built, or through the loader when it runs. All must print packaging/smoke/decode_loop.txt.
+# Prints "ok - ", "not ok - ", "skip - " lines.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+. tests/install/checks.sh
+DESTDIR=$work/stage cmake --install "$1" --prefix /opt/tqkv >"$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
+prefix=$work/stage/opt/tqkv
+PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name tqkv.pc)")
+LD_LIBRARY_PATH=$(dirname "$PKG_CONFIG_PATH")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export PKG_CONFIG_PATH LD_LIBRARY_PATH
+unset TQKV_LIBRARY
+prints() { # prints command... : what it prints is what the C program shall print
+  "$@" >"$work/out" || return 1
+  diff packaging/smoke/decode_loop.txt "$work/out"
+}
+c_example() {
+  # shellcheck disable=SC2046
+  "$1" -std="$2" -Wall -Wextra -pedantic -Werror packaging/smoke/decode_loop.c $(pkg-config --cflags --libs tqkv) -lm -o "$work/decode_loop" && prints "$work/decode_loop"
+}
+check "C" c_example gcc c99
+if command -v clang >/dev/null; then check "C, clang" c_example clang c17; else echo "skip - C, clang: clang is not installed"; fi
+check "Python" prints env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python python3 bindings/python/examples/decode_loop.py
+
+cargo_run() { (cd bindings/rust && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../build/rust}$1 cargo run -q --locked -p tqkv "${@:2}" --example decode_loop); }
+rust_ready() { (cd bindings/rust && { cargo fetch -q --locked || cargo metadata -q --locked --format-version 1; }) >"$work/log" 2>&1; }
+if ! command -v cargo >/dev/null; then
+  echo "skip - Rust: cargo is not installed"
+elif ! rust_ready; then
+  echo "skip - Rust: the crates cannot be fetched: $(grep -v '^ *$' "$work/log" | tail -n 1)"
+else
+  check "Rust, opened at run time" prints cargo_run ""
+  check "Rust, linked" prints cargo_run /link --no-default-features --features link
+fi
+
+export GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local
+go_run() { (cd bindings/go && go run "$@" ./examples/decode_loop); }
+if ! command -v go >/dev/null; then
+  echo "skip - Go: go is not installed"
+elif ! (cd bindings/go && go list .) >"$work/log" 2>&1; then
+  echo "skip - Go: $(tail -n 1 "$work/log")"
+else
+  check "Go, opened at run time" prints go_run
+  check "Go, linked" prints go_run -tags tqkv_link
+fi
+exit "$bad"
