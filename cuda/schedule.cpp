@@ -56,7 +56,7 @@ SequenceWork sequence_work(const Geometry& geometry, const PlanSequence& from) {
 struct Border {
   int32_t sequence;  // num_sequences at the end
   int64_t block, unit;
-  int64_t index;     // units before it
+  int64_t index;  // units before it
 };
 
 int stored_value_dim_max(const Geometry& geometry) {

@@ -14,10 +14,10 @@ namespace cuda {
 
 constexpr int kRowsPerBlock = 8;
 constexpr int kMaxChunks = 16;
-constexpr int kMinChunkTokens = 512;
-constexpr int kStepTokens = 64;    // unit of weight
-constexpr int kUnitWeight = 2;     // fixed cost of a unit, in steps: query load, fold, hand-over
-constexpr int kMaxSplitBlocks = 8; // more row blocks than this fill the device by themselves: their history is one chunk
+constexpr int kMinChunkTokens = 1024;
+constexpr int kStepTokens = 64;     // unit of weight
+constexpr int kUnitWeight = 2;      // fixed cost of a unit, in steps: query load, fold, hand-over
+constexpr int kMaxSplitBlocks = 8;  // more row blocks than this fill the device by themselves: their history is one chunk
 
 // One sequence with queries. 64 bytes.
 struct alignas(16) SequenceWork {
@@ -49,7 +49,8 @@ static_assert(sizeof(WorkHeader) == 16, "aligned");
 
 // The work list: header, CtaWork[num_ctas], SequenceWork[num_sequences].
 constexpr int64_t work_bytes(int num_ctas, int64_t num_sequences) {
-  return static_cast<int64_t>(sizeof(WorkHeader)) + num_ctas * static_cast<int64_t>(sizeof(CtaWork)) + num_sequences * static_cast<int64_t>(sizeof(SequenceWork));
+  return static_cast<int64_t>(sizeof(WorkHeader)) + num_ctas * static_cast<int64_t>(sizeof(CtaWork)) +
+         num_sequences * static_cast<int64_t>(sizeof(SequenceWork));
 }
 
 // Tokens of a chunk of a sequence of this length (>= 1).

@@ -141,7 +141,7 @@ need_python() {
   [ -n "$python_trouble" ] && return 1
   if python=$(tq_python tests/requirements.txt 2>"$out/python.log"); then return 0; fi
   python=""
-  python_trouble=$(tr '\n' ' ' <"$out/python.log")
+  python_trouble=$(tail -n 1 "$out/python.log")
   return 1
 }
 

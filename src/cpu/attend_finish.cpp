@@ -38,8 +38,9 @@ void RowTask::exact_block(int64_t first, int count) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;
     const RowBlock view = {row.begin, row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap};
-    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens), nullptr, &row.exact,
-                                      space_.p + r * kBlockTokens);
+    float largest;
+    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens), nullptr, nullptr, &row.exact,
+                                      space_.p + r * kBlockTokens, &largest);
   }
   for (int start = 0; start < count; start += format::kTileTokens) {
     load_copies(Kind::kValue, first + start, std::min(format::kTileTokens, count - start));

@@ -166,7 +166,7 @@ void RowTask::run_span(int64_t index) {
   for (int64_t block = low / kBlockTokens * kBlockTokens; block < high; block += kBlockTokens) run_block(block, low, high);
 }
 
-// Scales of the block's tiles as floats; tokens at or beyond `high` are unwritten or unseen and count as 0.
+// Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` are unwritten or unseen and count as 0.
 void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
   std::fill(space_.key_scales, space_.key_scales + kBlockTokens, 0.0f);
   std::fill(space_.value_scales, space_.value_scales + kBlockTokens, 0.0f);
@@ -178,6 +178,7 @@ void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
     if (!layer_.tile.value.raw())
       kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count, space_.value_scales + (start - block));
   }
+  for (int i = 0; i < kBlockTokens; i++) space_.value_scales[i] *= kWeightShift;
 }
 
 // Addresses, and those of the next block as far as tokens below `end` are in it: its scales are fetched here, its words by the kernels.
@@ -222,9 +223,11 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
     const RowBlock view = {
         row.begin, row.end, row.half_sum, coded ? row.code_factor : row.exact_factor, coded ? row.constant : 0.0f, request_.logit_softcap};
     const int32_t* scores = space_.scores + r * kBlockTokens;
-    row.alpha = coded ? kernels_.softmax(view, scores, space_.key_scales, &row.span, p)
-                      : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr, &row.span, p);
-    if (!layer_.tile.value.raw()) row.weights = kernels_.weigh(p, space_.value_scales, layer_.value.half, weights);
+    const float* value_scales = layer_.tile.value.raw() ? nullptr : space_.value_scales;
+    float largest;
+    row.alpha = coded ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.span, p, &largest)
+                      : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr, value_scales, &row.span, p, &largest);
+    if (value_scales) row.weights = kernels_.weigh(p, largest, layer_.value.half, weights);
   }
   value_block(tiles);
 }

@@ -63,9 +63,8 @@ HWY_INLINE VF load_scores(const float* dots) { return hn::Load(F(), dots); }
 HWY_INLINE float lane_sum(VF v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
 HWY_INLINE float lane_max(VF v) { return hn::GetLane(hn::MaxOfLanes(F(), v)); }
 
-template <typename Score>
-HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales, SoftmaxState* state,
-                            float* HWY_RESTRICT p) {
+template <bool kAllVisible, typename Score>
+HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales, float* HWY_RESTRICT p) {
   const F d;
   const hn::RebindToSigned<F> di;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -78,52 +77,70 @@ HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT score
     if (key_scales) logit = hn::Mul(logit, hn::Load(d, key_scales + i));
     logit = hn::Add(hn::Min(hn::Max(logit, down), up), constant);
     if (row.softcap > 0) logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))), hn::Set(d, row.softcap * kLog2E));
-    const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
-    const auto visible = hn::And(hn::Gt(token, hn::Set(di, row.begin - 1)), hn::Lt(token, hn::Set(di, row.end)));
-    logit = hn::IfThenElse(hn::RebindMask(d, visible), logit, lowest);
+    if constexpr (!kAllVisible) {
+      const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
+      const auto visible = hn::And(hn::Gt(token, hn::Set(di, row.begin - 1)), hn::Lt(token, hn::Set(di, row.end)));
+      logit = hn::IfThenElse(hn::RebindMask(d, visible), logit, lowest);
+    }
     largest = hn::Max(largest, logit);
     hn::Store(logit, d, p + i);
   }
-  const float largest_here = lane_max(largest), m = largest_here > state->m ? largest_here : state->m;
-  const VF vm = hn::Set(d, m);
-  VF sum = hn::Zero(d);
-  for (int i = 0; i < kBlockTokens; i += lanes) {
-    const VF w = exp2_vector(hn::Max(hn::Sub(hn::Load(d, p + i), vm), hn::Set(d, -200.0f)));
-    sum = hn::Add(sum, w);
-    hn::Store(w, d, p + i);
+  return largest;
+}
+
+template <typename Score>
+HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales,
+                            const float* HWY_RESTRICT value_scales, SoftmaxState* state, float* HWY_RESTRICT p, float* largest) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  const bool all = row.begin == 0 && row.end == kBlockTokens;
+  const float largest_logit = lane_max(all ? store_logits<true>(row, scores, key_scales, p) : store_logits<false>(row, scores, key_scales, p));
+  const float m = largest_logit > state->m ? largest_logit : state->m;
+  const VF vm = hn::Set(d, m), lowest = hn::Set(d, -200.0f);
+  VF sum = hn::Zero(d), largest_product = hn::Zero(d);
+  if (value_scales) {
+    for (int i = 0; i < kBlockTokens; i += lanes) {
+      const VF w = exp2_vector(hn::Max(hn::Sub(hn::Load(d, p + i), vm), lowest)), product = hn::Mul(w, hn::Load(d, value_scales + i));
+      sum = hn::Add(sum, w);
+      largest_product = hn::Max(largest_product, product);
+      hn::Store(product, d, p + i);
+    }
+  } else {
+    for (int i = 0; i < kBlockTokens; i += lanes) {
+      const VF w = exp2_vector(hn::Max(hn::Sub(hn::Load(d, p + i), vm), lowest));
+      sum = hn::Add(sum, w);
+      hn::Store(w, d, p + i);
+    }
   }
+  *largest = lane_max(largest_product);
   const float alpha = is_empty(*state) ? 0.0f : state->m == m ? 1.0f : exp2f(state->m - m);
   *state = SoftmaxState{m, is_empty(*state) ? lane_sum(sum) : state->l * alpha + lane_sum(sum)};
   return alpha;
 }
 
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, SoftmaxState* state, float* p) {
-  return softmax_of(row, scores, key_scales, state, p);
+float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+              float* largest) {
+  return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
 }
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, SoftmaxState* state, float* p) {
-  return softmax_of(row, dots, key_scales, state, p);
+float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+                   float* largest) {
+  return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
 }
 
-BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_t* weights) {
+BlockWeights weigh(const float* HWY_RESTRICT p, float largest, bool half, uint16_t* HWY_RESTRICT weights) {
   const F d;
   const hn::RebindToSigned<F> di;
   const hn::Rebind<uint16_t, F> d16;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  const VF shift = hn::Set(d, kWeightShift);
-  VF largest = hn::Zero(d);
-  for (int i = 0; i < kBlockTokens; i += lanes)
-    largest = hn::Max(largest, hn::Mul(hn::Load(d, p + i), hn::Mul(hn::Load(d, value_scales + i), shift)));
-  const float largest_here = lane_max(largest);
-  if (!(largest_here > kMinWeight)) {
+  if (!(largest > kMinWeight)) {
     memset(weights, 0, kBlockTokens * sizeof(uint16_t));
     return BlockWeights{0.0f, 0.0f};
   }
-  const VF inverse = hn::Set(d, static_cast<float>(kWeightMax) / largest_here), limit = hn::Set(d, static_cast<float>(kWeightMax));
-  const VF rounder = hn::Set(d, kRounder);
+  const VF inverse = hn::Set(d, static_cast<float>(kWeightMax) / largest), rounder = hn::Set(d, kRounder);
   auto sum = hn::Zero(di);
   for (int i = 0; i < kBlockTokens; i += lanes) {
-    const VF w = hn::Mul(hn::Mul(hn::Load(d, p + i), hn::Mul(hn::Load(d, value_scales + i), shift)), inverse);
-    const VF shifted = hn::Add(hn::Min(hn::Max(w, hn::Zero(d)), limit), rounder);
+    // At most 65535 (1 + 2^-23) before rounding; the mask keeps whatever a corrupt negative scale would give in range.
+    const VF shifted = hn::Add(hn::Mul(hn::Load(d, p + i), inverse), rounder);
     const auto integer = hn::And(hn::BitCast(di, shifted), hn::Set(di, 0xFFFF));
     sum = hn::Add(sum, integer);
     hn::StoreU(hn::DemoteTo(d16, integer), d16, weights + i);
@@ -131,8 +148,8 @@ BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_
   alignas(64) int32_t lane[16];
   hn::Store(sum, di, lane);
   int32_t total = 0;
-  for (int i = 0; i < lanes; i++) total += lane[i];
-  return BlockWeights{largest_here / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(total) : 0.0f};
+  for (int i = 0; half && i < lanes; i++) total += lane[i];
+  return BlockWeights{largest / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(total) : 0.0f};
 }
 
 void update(float* HWY_RESTRICT o, const int32_t* HWY_RESTRICT sums, int count, float alpha, BlockWeights weights) {

@@ -95,11 +95,14 @@ struct Kernels {
 
   // ---- floats ----
   // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end, updates the state and returns the
-  // factor of the earlier o. key_scales may be null (ones).
-  float (*softmax)(const RowBlock& row, const int32_t* scores, const float* key_scales, SoftmaxState* state, float* p);
-  float (*softmax_dots)(const RowBlock& row, const float* dots, const float* key_scales, SoftmaxState* state, float* p);
-  // weights = rint(p * value_scale / unit), 0 where p is 0.
-  BlockWeights (*weigh)(const float* p, const float* value_scales, bool half, uint16_t* weights);
+  // factor of the earlier o. key_scales may be null (ones). value_scales, already times kWeightShift, may be null; else p is multiplied by them once
+  // its sum is taken, and *largest is the largest product.
+  float (*softmax)(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+                   float* largest);
+  float (*softmax_dots)(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+                        float* largest);
+  // weights = rint(p / unit) of products p from softmax, unit = largest / kWeightMax; all 0 if the largest is below kMinWeight.
+  BlockWeights (*weigh)(const float* p, float largest, bool half, uint16_t* weights);
   // o = o * alpha + (sums + half_sum) * unit.
   void (*update)(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights);
   // dots[i] = q . rows[i]; rows are [count][dim].

@@ -92,7 +92,8 @@ void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_
 }
 
 template <typename Score>
-float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, SoftmaxState* state, float* p) {
+float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+                 float* largest) {
   std::fill(p, p + kBlockTokens, 0.0f);
   float m = state->m;
   for (int i = row.begin; i < row.end; i++) {
@@ -103,25 +104,28 @@ float softmax_of(const RowBlock& row, const Score* scores, const float* key_scal
     m = std::max(m, logit);
   }
   float l = 0;
+  *largest = 0;
   for (int i = row.begin; i < row.end; i++) {
     p[i] = exp2f(p[i] - m);
     l += p[i];
+    if (value_scales) p[i] *= value_scales[i];
+    *largest = std::max(*largest, p[i]);
   }
   const float alpha = is_empty(*state) ? 0.0f : exp2f(state->m - m);
   *state = SoftmaxState{m, is_empty(*state) ? l : state->l * alpha + l};
   return alpha;
 }
 
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, SoftmaxState* state, float* p) {
-  return softmax_of(row, scores, key_scales, state, p);
+float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+              float* largest) {
+  return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
 }
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, SoftmaxState* state, float* p) {
-  return softmax_of(row, dots, key_scales, state, p);
+float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
+                   float* largest) {
+  return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
 }
 
-BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_t* weights) {
-  float largest = 0;
-  for (int i = 0; i < kBlockTokens; i++) largest = std::max(largest, p[i] * (value_scales[i] * kWeightShift));
+BlockWeights weigh(const float* p, float largest, bool half, uint16_t* weights) {
   if (!(largest > kMinWeight)) {
     std::fill(weights, weights + kBlockTokens, static_cast<uint16_t>(0));
     return BlockWeights{0.0f, 0.0f};
@@ -129,8 +133,7 @@ BlockWeights weigh(const float* p, const float* value_scales, bool half, uint16_
   const float inverse = static_cast<float>(kWeightMax) / largest;
   int32_t sum = 0;
   for (int i = 0; i < kBlockTokens; i++) {
-    const float w = p[i] * (value_scales[i] * kWeightShift) * inverse;
-    weights[i] = static_cast<uint16_t>(rintf(std::min(std::max(w, 0.0f), static_cast<float>(kWeightMax))));
+    weights[i] = static_cast<uint16_t>(rintf(std::min(std::max(p[i] * inverse, 0.0f), static_cast<float>(kWeightMax))));
     sum += weights[i];
   }
   return BlockWeights{largest / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(sum) : 0.0f};

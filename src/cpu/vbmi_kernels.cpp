@@ -61,7 +61,7 @@ __attribute__((noinline)) void score_rows(const V* levels, const uint8_t* operan
   score_expanded<kJv, kRows, kVectors>(levels, operand, operand_bytes, first, partials);
 }
 
-// One tile against 1 or 2 rows: expanded vectors stay in registers.
+// One tile against 1, 2 or 4 rows: expanded vectors stay in registers.
 template <int kBits, int kJv, int kRows>
 TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands, V* partials) {
   const Tables tables = load_tables(side, 0x80);
@@ -107,7 +107,8 @@ void score_tile(const CodedSide& side, const uint32_t* words, const uint32_t* ne
   V partials[kMaxRows * 8];
   if (rows == 1) score_few<kBits, kJv, 1>(side, words, next, operands, partials);
   if (rows == 2) score_few<kBits, kJv, 2>(side, words, next, operands, partials);
-  if (rows > 2) score_many<kBits, kJv>(side, words, next, operands, rows, partials);
+  if (kJv == 4 && rows == 4) score_few<kBits, kJv, kJv == 4 ? 4 : 1>(side, words, next, operands, partials);
+  if (rows == 3 || rows > 4 || (kJv < 4 && rows == 4)) score_many<kBits, kJv>(side, words, next, operands, rows, partials);
   for (int r = 0; r < rows; r++) {
     const V* p = partials + r * 8;
     int32_t bias;  // 128 * sum(q)

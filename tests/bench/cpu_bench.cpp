@@ -4,7 +4,8 @@
 //     cpu_bench [--quick] [--isa NAME]
 //
 // head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is printed). In cache: one layer of few heads.
-// "tokens" counts (token, kv head) pairs. Every figure is the median over repeats; spread = (largest - smallest) / median. The codes are made by
+// "tokens" counts (token, kv head) pairs. Every figure is the median over repeats, in which float16 and all widths
+// take turns; spread = (largest - smallest) / median. The codes are made by
 // append from random data. The timed output of the cases in cache is compared with the scalar path over the same codes.
 #include <math.h>
 #include <stdio.h>
@@ -55,21 +56,29 @@ double cpu_seconds() {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
 
-Timing measure(int repeats, const std::function<void()>& body) {
-  body();
-  std::vector<double> seconds, cpu;
-  for (int i = 0; i < repeats; i++) {
-    const auto start = std::chrono::steady_clock::now();
-    const double cpu_start = cpu_seconds();
-    body();
-    cpu.push_back(cpu_seconds() - cpu_start);
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+// Several bodies in turn, round after round, so that all of them see the same machine.
+std::vector<Timing> measure_in_turn(int repeats, const std::vector<std::function<void()>>& bodies) {
+  std::vector<std::vector<double>> seconds(bodies.size()), cpu(bodies.size());
+  for (int round = -1; round < repeats; round++)  // the first one warms up
+    for (size_t i = 0; i < bodies.size(); i++) {
+      const auto start = std::chrono::steady_clock::now();
+      const double cpu_start = cpu_seconds();
+      bodies[i]();
+      if (round < 0) continue;
+      cpu[i].push_back(cpu_seconds() - cpu_start);
+      seconds[i].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+  std::vector<Timing> timings;
+  for (size_t i = 0; i < bodies.size(); i++) {
+    std::sort(seconds[i].begin(), seconds[i].end());
+    std::sort(cpu[i].begin(), cpu[i].end());
+    const double median = seconds[i][seconds[i].size() / 2];
+    timings.push_back(Timing{median, (seconds[i].back() - seconds[i].front()) / median, cpu[i][cpu[i].size() / 2]});
   }
-  std::sort(seconds.begin(), seconds.end());
-  std::sort(cpu.begin(), cpu.end());
-  const double median = seconds[seconds.size() / 2];
-  return Timing{median, (seconds.back() - seconds.front()) / median, cpu[cpu.size() / 2]};
+  return timings;
 }
+
+Timing measure(int repeats, const std::function<void()>& body) { return measure_in_turn(repeats, {body})[0]; }
 
 uint32_t noise(uint64_t* state) { return static_cast<uint32_t>(format::mix64(*state += format::kGolden) >> 32); }
 
@@ -186,8 +195,8 @@ void bench_encode(const Settings& settings, const std::vector<float>& data) {
         for (int64_t first = 0; first < tokens; first += 256) cache.append(first, 256, data.data());
       });
       const double input = static_cast<double>(tokens) * kHeads * 2 * kDim * 4;
-      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_s_per_thread\": %.0f, \"spread\": %.3f",
-                        bits, threads, input / t.median * 1e-6, input / t.median * 1e-6 / threads, t.spread));
+      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_cpu_s\": %.0f, \"spread\": %.3f", bits,
+                        threads, input / t.median * 1e-6, input / t.cpu * 1e-6, t.spread));
       free(pool);
     }
   // Decode: one token of eight heads at a time.
@@ -197,8 +206,9 @@ void bench_encode(const Settings& settings, const std::vector<float>& data) {
   const Timing t = measure(settings.repeats, [&] {
     for (int64_t token = 0; token < 1024; token++) cache.append(token, 1, data.data());
   });
-  print_record(text("\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"spread\": %.3f",
-                    t.median / 1024 / kHeads * 1e6, t.spread));
+  print_record(text(
+      "\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"cpu_us_per_token_head\": %.3f, \"spread\": %.3f",
+      t.median / 1024 / kHeads * 1e6, t.cpu / 1024 / kHeads * 1e6, t.spread));
   free(pool);
 }
 
@@ -241,29 +251,6 @@ void print_attend(const Settings& settings, const Case& c, const std::string& kv
   print_record(record);
 }
 
-std::vector<Timing> bench_fp16(const Settings& settings, const std::vector<float>& data, std::vector<float>* out) {
-  std::vector<Timing> timings;
-  const Fp16Attention fp16 = fp16_attention(settings.isa.c_str());
-  if (!fp16) return timings;
-  const size_t elements = static_cast<size_t>(settings.pairs) * kDim;
-  uint16_t* keys = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
-  uint16_t* values = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
-  for (size_t i = 0; i < elements; i++) {
-    keys[i] = format::f16_from_float(data[i % (data.size() - 977)]);
-    values[i] = format::f16_from_float(data[(i + 500) % (data.size() - 1009)]);
-  }
-  for (const Case& c : cases(settings)) {
-    cpu::ThreadPool pool(c.threads);
-    timings.push_back(measure(settings.repeats, [&] {
-      for (int i = 0; i < inner_loops(settings, c); i++) fp16(pool, keys, values, c.heads(), c.shape.tokens, c.q_per_kv, data.data(), out->data());
-    }));
-    print_attend(settings, c, "fp16", 512, timings.back(), nullptr, -1);
-  }
-  free(keys);
-  free(values);
-  return timings;
-}
-
 // Relative L2 distance of the timed output from the scalar path's.
 double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, const std::vector<float>& data, const std::vector<float>& out) {
   settings.isa = "scalar";
@@ -279,31 +266,58 @@ double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, c
   return sqrt(difference / size);
 }
 
+void* filled_pool(const Settings& settings, int bits, const std::vector<float>& data) {
+  const int heads = static_cast<int>(settings.pairs / 32768);
+  const Cache measure_only(settings, bits, heads, 32768, 1, 1, nullptr);
+  void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
+  Cache filler(settings, bits, heads, 32768, 1, 2, pool);
+  for (int64_t first = 0; first < 32768; first += 128) filler.append(first, 128, data.data() + first % 512);
+  return pool;
+}
+
+uint16_t* fp16_data(const Settings& settings, const std::vector<float>& data, size_t offset) {
+  const size_t elements = static_cast<size_t>(settings.pairs) * kDim, period = data.size() - 1009;
+  uint16_t* target = static_cast<uint16_t*>(allocate(nullptr, elements * 2, 64, 1, 0));
+  for (size_t i = 0; i < elements; i++) target[i] = format::f16_from_float(data[(i + offset) % period]);
+  return target;
+}
+
 void bench_attend(const Settings& settings, const std::vector<float>& data) {
-  std::vector<float> out(static_cast<size_t>(settings.pairs / 4096 * 8 * kDim));
-  const std::vector<Timing> fp16 = bench_fp16(settings, data, &out);
-  const std::vector<Case> all = cases(settings);
-  for (const int bits : settings.quick ? std::vector<int>{3, 4} : std::vector<int>{2, 3, 4, 8}) {
-    const int heads = static_cast<int>(settings.pairs / 32768);
-    const Cache measure_only(settings, bits, heads, 32768, 1, 1, nullptr);
-    void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
-    {
-      Cache filler(settings, bits, heads, 32768, 1, 2, pool);
-      for (int64_t first = 0; first < 32768; first += 128) filler.append(first, 128, data.data() + first % 512);
-    }
-    for (size_t i = 0; i < all.size(); i++) {
-      const Case& c = all[i];
-      Cache cache(settings, bits, c.heads(), c.shape.tokens, c.q_per_kv, c.threads, pool);
-      cache.upload(c.shape.tokens, 0, 1);
-      const Timing t = measure(settings.repeats, [&] {
-        for (int k = 0; k < inner_loops(settings, c); k++) cache.attend(data.data(), out.data());
+  const std::vector<int> widths = settings.quick ? std::vector<int>{3, 4} : std::vector<int>{2, 3, 4, 8};
+  const Fp16Attention fp16 = fp16_attention(settings.isa.c_str());
+  uint16_t* keys = fp16 ? fp16_data(settings, data, 0) : nullptr;
+  uint16_t* values = fp16 ? fp16_data(settings, data, 500) : nullptr;
+  std::vector<void*> pools;
+  for (const int bits : widths) pools.push_back(filled_pool(settings, bits, data));
+  for (const Case& c : cases(settings)) {
+    const size_t out_floats = static_cast<size_t>(c.heads()) * c.q_per_kv * kDim;
+    std::vector<std::vector<float>> out(widths.size() + 1, std::vector<float>(out_floats));
+    std::vector<std::unique_ptr<Cache>> caches;
+    std::vector<std::function<void()>> bodies;
+    for (size_t i = 0; i < widths.size(); i++) {
+      caches.push_back(std::make_unique<Cache>(settings, widths[i], c.heads(), c.shape.tokens, c.q_per_kv, c.threads, pools[i]));
+      caches.back()->upload(c.shape.tokens, 0, 1);
+      bodies.push_back([&, i] {
+        for (int k = 0; k < inner_loops(settings, c); k++) caches[i]->attend(data.data(), out[i].data());
       });
-      const double error = c.shape.pairs < settings.pairs && c.threads == 1 ? error_to_scalar(settings, bits, c, pool, data, out) : -1;
-      print_attend(settings, c, text("%d+%d bits", bits, bits), format::TileLayout(kDim, kDim, bits, bits).tile_bytes() / 32.0, t,
-                   fp16.empty() ? nullptr : &fp16[i], error);
     }
-    free(pool);
+    cpu::ThreadPool threads(c.threads);
+    if (fp16)
+      bodies.push_back([&] {
+        for (int k = 0; k < inner_loops(settings, c); k++)
+          fp16(threads, keys, values, c.heads(), c.shape.tokens, c.q_per_kv, data.data(), out.back().data());
+      });
+    const std::vector<Timing> timings = measure_in_turn(settings.repeats, bodies);
+    if (fp16) print_attend(settings, c, "fp16", 512, timings.back(), nullptr, -1);
+    for (size_t i = 0; i < widths.size(); i++) {
+      const double error = c.shape.pairs < settings.pairs && c.threads == 1 ? error_to_scalar(settings, widths[i], c, pools[i], data, out[i]) : -1;
+      print_attend(settings, c, text("%d+%d bits", widths[i], widths[i]), format::TileLayout(kDim, kDim, widths[i], widths[i]).tile_bytes() / 32.0,
+                   timings[i], fp16 ? &timings.back() : nullptr, error);
+    }
   }
+  for (void* pool : pools) free(pool);
+  free(keys);
+  free(values);
 }
 
 std::string cpu_name() {

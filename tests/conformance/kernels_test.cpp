@@ -252,26 +252,34 @@ TEST(Operands, KernelOrderIsAPermutation) {
 TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
   Random random(4);
   alignas(64) int32_t scores[kBlockTokens];
-  alignas(64) float scales[kBlockTokens], p[kBlockTokens], want_p[kBlockTokens];
-  for (int round = 0; round < 200; round++) {
+  alignas(64) float scales[kBlockTokens], value_scales[kBlockTokens], p[kBlockTokens], want_p[kBlockTokens];
+  for (int round = 0; round < 400; round++) {
     cpu::RowBlock row = {};
-    row.begin = static_cast<int>(random.below(kBlockTokens));
-    row.end = row.begin + 1 + static_cast<int>(random.below(kBlockTokens - row.begin));
+    row.begin = round % 7 == 0 ? 0 : static_cast<int>(random.below(kBlockTokens));
+    row.end = round % 7 == 0 ? kBlockTokens : row.begin + 1 + static_cast<int>(random.below(kBlockTokens - row.begin));
     row.half_sum = round % 2 ? 1234.5f : 0.0f;
     row.factor = ldexpf(1, -24);
     row.constant = round % 3 ? 0.5f : 0.0f;
     row.softcap = round % 5 == 0 ? 3.0f : 0.0f;
     for (int i = 0; i < kBlockTokens; i++) {
+      const bool visible = i >= row.begin && i < row.end;
       scores[i] = static_cast<int32_t>(random.bits());
-      scales[i] = i < row.begin || i >= row.end ? nanf("") : static_cast<float>(random.uniform() * 0.1);
+      scales[i] = visible ? static_cast<float>(random.uniform() * 0.1) : nanf("");
+      value_scales[i] = visible ? static_cast<float>(random.uniform()) : 0.0f;
     }
     SoftmaxState state = round % 4 ? SoftmaxState{2.0f, 3.0f} : empty_state(), want_state = state;
-    const float alpha = kernels().softmax(row, scores, scales, &state, p),
-                want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, &want_state, want_p);
+    const float* vs = round % 2 ? value_scales : nullptr;
+    float largest, want_largest;
+    const float alpha = kernels().softmax(row, scores, scales, vs, &state, p, &largest);
+    const float want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, vs, &want_state, want_p, &want_largest);
     // Logits up to 13 in log2 units are formed in four rounded steps (< 2^-19), soft-capped ones in a dozen; 2^x and its argument reduction add 2^-21.
     EXPECT_NEAR(alpha, want_alpha, 1e-5);
     EXPECT_NEAR(state.m, want_state.m, 2e-5);
     EXPECT_NEAR(state.l / want_state.l, 1, 2e-5);
+    if (vs) {
+      EXPECT_NEAR(largest, want_largest, 2e-5);
+      EXPECT_EQ(largest, *std::max_element(p, p + kBlockTokens));
+    }
     for (int i = 0; i < kBlockTokens; i++) {
       ASSERT_NEAR(p[i], want_p[i], 2e-5) << i;
       const bool visible = i >= row.begin && i < row.end;
@@ -282,20 +290,23 @@ TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
 
 TEST_P(KernelsTest, WeightsAgreeWithTheScalarPath) {
   Random random(5);
-  alignas(64) float p[kBlockTokens], scales[kBlockTokens];
+  alignas(64) float p[kBlockTokens];
   alignas(64) uint16_t weights[kBlockTokens], want[kBlockTokens];
-  for (int round = 0; round < 100; round++) {
-    const float size = ldexpf(1, static_cast<int>(random.below(180)) - 110);
+  for (int round = 0; round < 200; round++) {
+    const float size = ldexpf(1, static_cast<int>(random.below(182)) - 87);  // the smallest to the largest stored scale, times 2^24
+    float largest = 0;
     for (int i = 0; i < kBlockTokens; i++) {
-      p[i] = static_cast<float>(exp2(-20 * random.uniform()));
-      scales[i] = size * static_cast<float>(random.uniform());
+      p[i] = round % 10 == 0 ? 0.0f : size * static_cast<float>(exp2(-20 * random.uniform()));
+      largest = std::max(largest, p[i]);
     }
-    if (round % 10 == 0) std::fill(scales, scales + kBlockTokens, 0.0f);
-    const cpu::BlockWeights got = kernels().weigh(p, scales, true, weights), expected = cpu::kScalarKernels.weigh(p, scales, true, want);
+    const cpu::BlockWeights got = kernels().weigh(p, largest, true, weights), expected = cpu::kScalarKernels.weigh(p, largest, true, want);
     EXPECT_EQ(expected.unit, got.unit);
     EXPECT_EQ(expected.half_sum, got.half_sum);
     EXPECT_EQ(0, memcmp(weights, want, sizeof weights));
-    EXPECT_EQ(got.unit > 0 ? 65535 : 0, *std::max_element(weights, weights + kBlockTokens));
+    EXPECT_EQ(largest > 0 ? 65535 : 0, *std::max_element(weights, weights + kBlockTokens));
+    // Rounding of p / unit, and of the unit itself.
+    for (int i = 0; i < kBlockTokens; i++)
+      ASSERT_NEAR(weights[i] * static_cast<double>(got.unit) * cpu::kWeightShift, p[i], largest * (0.51 / 65535));
   }
 }
 

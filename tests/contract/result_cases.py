@@ -263,7 +263,7 @@ def figures(tensors):
     c = Case(tensors, "stored_bytes", "bytes of one token, scales included, against float16")
     for dim, bits in ((128, (4, 4)), (128, (3, 3)), (128, (2, 2)), (64, (5, 6)), (80, (8, 4)), (256, (16, 4)), (576, (4, 16))):
         c.config_bytes(**shapes(8, 2, dim, bits, num_layers=3))
-    c.config_bytes(**shapes(8, 8, 128, (3, 2), value_dim=64, num_layers=2, layer_key_bits=[0, 16]))
+    c.config_bytes(**shapes(8, 8, 192, (3, 2), value_dim=128, num_layers=2, layer_key_bits=[0, 16]))
     c.create(**shapes(8, 2, 128, (3, 3)))
     c.memory(num_sequences=0, tokens=0, pages_used=0, stored_bytes_used=0, compression=512 / 100)
     yield c

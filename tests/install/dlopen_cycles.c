@@ -51,10 +51,11 @@ static int mappings_of(const char* path) {
 
 struct Api {
   void* handle;
-#define FUNCTIONS(X)                                                                                                                        \
-  X(tq_version)                                                                                                                             \
-  X(tq_last_error) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) X(tq_sequence_create) X(tq_batch_create) X(tq_batch_plan) \
-      X(tq_batch_destroy) X(tq_cache_append) X(tq_cache_attend)
+/* clang-format off */
+#define FUNCTIONS(X) \
+  X(tq_version) X(tq_last_error) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) X(tq_sequence_create) \
+  X(tq_batch_create) X(tq_batch_plan) X(tq_batch_destroy) X(tq_cache_append) X(tq_cache_attend)
+/* clang-format on */
 #define MEMBER(f) __typeof__(f)* f##_;
   FUNCTIONS(MEMBER)
 };

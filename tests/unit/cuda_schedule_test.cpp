@@ -88,7 +88,8 @@ void check_plan(const Plan& plan, int num_ctas) {
     total += weight;
   }
   size_t units = 0;
-  for (int i = 0; i < header.num_sequences; i++) units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads * sequences[i].units_per_block;
+  for (int i = 0; i < header.num_sequences; i++)
+    units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads * sequences[i].units_per_block;
   EXPECT_EQ(seen.size(), units);
   EXPECT_EQ(arrivals, expected);
   std::set<int> counters;

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Places and blocks of a CUDA cache. Everything that kernels touch starts at a multiple of 256 bytes.
+#include "cuda/arena.h"
+
+#include <cuda_runtime.h>
+#include <inttypes.h>
+
+#include <utility>
+
+namespace tq {
+namespace cuda {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+// Page ids that one upload launch carries; more are sent by further launches before the plan itself.
+constexpr int64_t kMaxStagedPages = 65536;
+
+int64_t take(int64_t* total, int64_t bytes) {
+  const int64_t place = *total;
+  *total += align_up(bytes, kAlignment);
+  return place;
+}
+
+}  // namespace
+
+// ---- Blocks ----
+
+DeviceBlock::DeviceBlock(const HostOps& ops, int device, int64_t bytes, const char* what) : ops_(ops), device_(device), bytes_(bytes) {
+  if (bytes == 0) return;
+  void* pointer = nullptr;
+  if (ops.alloc) {
+    pointer = ops.alloc(ops.user, static_cast<size_t>(bytes), kAlignment, 2, device);
+  } else if (const cudaError_t error = runtime().malloc_device(&pointer, static_cast<size_t>(bytes))) {
+    pointer = nullptr;
+    if (status_of(error) != Status::kOutOfMemory) check_cuda(error, "cudaMalloc");
+    runtime().get_last_error();
+  }
+  TQ_CHECK(pointer, Status::kOutOfMemory, "%s: could not allocate %" PRId64 " bytes on CUDA device %d", what, bytes, device);
+  data_ = static_cast<uint8_t*>(pointer);
+}
+
+DeviceBlock::~DeviceBlock() {
+  if (!data_) return;
+  if (ops_.alloc) {
+    ops_.free(ops_.user, data_, static_cast<size_t>(bytes_), 2, device_);
+  } else if (runtime().free_device(data_) != cudaSuccess) {
+    runtime().get_last_error();  // the driver may be shutting down: nothing is left to free then
+  }
+}
+
+void DeviceBlock::swap(DeviceBlock& other) noexcept {
+  std::swap(ops_, other.ops_);
+  std::swap(device_, other.device_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+}
+
+MappedBlock::MappedBlock(int64_t bytes) {
+  if (bytes == 0) return;
+  void* pointer = nullptr;
+  check_cuda(runtime().host_alloc(&pointer, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable), "cudaHostAlloc");
+  host_ = static_cast<uint8_t*>(pointer);
+  memset(host_, 0, static_cast<size_t>(bytes));
+  const cudaError_t error = runtime().host_get_device_pointer(&pointer, host_, 0);
+  if (error != cudaSuccess) {
+    runtime().host_free(host_);
+    host_ = nullptr;
+    check_cuda(error, "cudaHostGetDevicePointer");
+  }
+  device_ = static_cast<uint8_t*>(pointer);
+}
+
+MappedBlock::~MappedBlock() {
+  if (host_ && runtime().host_free(host_) != cudaSuccess) runtime().get_last_error();
+}
+
+void MappedBlock::swap(MappedBlock& other) noexcept {
+  std::swap(host_, other.host_);
+  std::swap(device_, other.device_);
+}
+
+Event::~Event() {
+  if (event_ && runtime().event_destroy(event_) != cudaSuccess) runtime().get_last_error();
+}
+
+void Event::create() { check_cuda(runtime().event_create(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+
+void Event::record(cudaStream_t stream) {
+  recorded_ = runtime().event_record(event_, stream) == cudaSuccess;
+  if (recorded_) return;
+  runtime().get_last_error();
+  if (runtime().stream_synchronize(stream) != cudaSuccess) runtime().get_last_error();
+}
+
+void Event::wait() {
+  if (!recorded_) return;
+  check_cuda(runtime().event_synchronize(event_), "cudaEventSynchronize");
+  recorded_ = false;
+}
+
+// ---- Places ----
+
+ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0), table_bytes(0) {
+  page_table_stride = align_up(geometry.max_sequence_pages, 4);
+  page_table = take(&table_bytes, geometry.max_sequences * page_table_stride * static_cast<int64_t>(sizeof(int32_t)));
+  layer_memory = take(&table_bytes, geometry.num_layers * static_cast<int64_t>(sizeof(LayerMemory)));
+  flags_bytes = (geometry.max_sequences + 1) * static_cast<int64_t>(sizeof(uint32_t));
+  layers.resize(geometry.num_layers);
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    LayerPlaces& place = layers[layer];
+    const format::TileLayout tile = geometry.tile(layer);
+    place.pages = take(&pages_bytes, geometry.page_bytes(layer) * geometry.num_pages);
+    for (int kind = 0; kind < 2; kind++) {
+      const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
+      const int64_t heads = geometry.num_kv_heads;
+      place.signs[kind] = side.raw() ? -1 : take(&table_bytes, heads * format::sign_words(side.stored) * static_cast<int64_t>(sizeof(uint64_t)));
+      const int64_t slot_bytes = heads * geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
+      place.raw[kind] = slot_bytes == 0 ? -1 : take(&raw_bytes, geometry.max_sequences * slot_bytes);
+    }
+    // Neighbours: set_centres writes both by one copy.
+    for (int kind = 0; kind < 2; kind++) {
+      const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
+      place.centre[kind] =
+          side.raw() ? -1 : take(&table_bytes, static_cast<int64_t>(geometry.num_kv_heads) * side.dim * static_cast<int64_t>(sizeof(float)));
+    }
+  }
+}
+
+// ---- Arena ----
+
+Arena::Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t workspace_bytes)
+    : places_(geometry), workspace_bytes_(workspace_bytes) {
+  const int device = geometry.device_id;
+  if (!pool) pages_own_ = DeviceBlock(ops, device, places_.pages_bytes, "pages");
+  pages_ = pool ? static_cast<uint8_t*>(pool) : pages_own_.data();
+  raw_ = DeviceBlock(ops, device, places_.raw_bytes, "raw copies");
+  tables_ = DeviceBlock(ops, device, places_.table_bytes, "tables");
+  workspace_ = DeviceBlock(ops, device, workspace_bytes, "workspace");
+  flags_ = MappedBlock(places_.flags_bytes);
+}
+
+float* Arena::centre(int layer, Kind kind) const {
+  const int64_t place = places_.layers[layer].centre[static_cast<int>(kind)];
+  return place < 0 ? nullptr : reinterpret_cast<float*>(tables_.data() + place);
+}
+
+namespace {
+
+DeviceSide side_view(const Geometry& geometry, const format::SideLayout& layout) {
+  DeviceSide side = {layout, 0, 0, {}, format::ScaleRule::kLs, 0, nullptr, 0, nullptr, nullptr};
+  side.search = geometry.search ? 1 : 0;
+  side.sign_stride = layout.raw() ? 0 : 2 * format::sign_words(layout.stored);
+  return side;
+}
+
+}  // namespace
+
+DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_centre, bool has_value_centre) const {
+  const format::TileLayout tile = geometry.tile(layer);
+  const LayerPlaces& place = places_.layers[layer];
+  const LayerCode& code = geometry.layers[layer];
+  DeviceLayer view = {
+      nullptr, 0, 0, 0, 0, 0, 0, 0, geometry.io_dtype, 0, 0, 0, 0, side_view(geometry, tile.key), side_view(geometry, tile.value), nullptr, nullptr};
+  view.pages = pages_ + place.pages;
+  view.page_bytes = geometry.page_bytes(layer);
+  view.tile_bytes = tile.tile_bytes();
+  view.tiles_per_page = geometry.tiles_per_page();
+  view.page_size = geometry.page_size;
+  view.num_kv_heads = geometry.num_kv_heads;
+  view.num_q_heads = geometry.num_q_heads;
+  view.q_per_kv = geometry.q_per_kv;
+  view.window_tokens = geometry.window_tokens;
+  view.sink_tokens = geometry.sink_tokens;
+  view.ring_tokens = geometry.ring_tokens;
+  view.raw_tokens = geometry.raw_tokens();
+  view.flags = device_flags();
+  view.noticed = device_flags() + geometry.max_sequences;
+  view.key.code_offset = tile.key_offset();
+  view.key.scale_offset = tile.key_scale_offset();
+  view.key.book = code.key_book;
+  view.key.rule = geometry.key_rule;
+  view.value.code_offset = tile.value_offset();
+  view.value.scale_offset = tile.value_scale_offset();
+  view.value.book = code.value_book;
+  view.value.rule = geometry.value_rule;
+  for (Kind kind : {Kind::kKey, Kind::kValue}) {
+    DeviceSide& side = kind == Kind::kKey ? view.key : view.value;
+    const int index = static_cast<int>(kind);
+    if (place.signs[index] >= 0) side.signs = reinterpret_cast<const uint32_t*>(tables_.data() + place.signs[index]);
+    if (kind == Kind::kKey ? has_key_centre : has_value_centre) side.centre = centre(layer, kind);
+    if (place.raw[index] >= 0) side.raw = raw_.data() + place.raw[index];
+  }
+  return view;
+}
+
+void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
+  const int64_t first = places_.layer_memory;  // the page table lies before it and is only cleared
+  std::vector<uint8_t> constants(static_cast<size_t>(places_.table_bytes - first));
+  LayerMemory* memory = reinterpret_cast<LayerMemory*>(constants.data());
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    const format::TileLayout tile = geometry.tile(layer);
+    const LayerPlaces& place = places_.layers[layer];
+    memory[layer].pages = pages_ + place.pages;
+    memory[layer].page_bytes = geometry.page_bytes(layer);
+    for (int kind = 0; kind < 2; kind++) {
+      const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
+      memory[layer].raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
+      memory[layer].raw_slot_bytes[kind] =
+          static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
+      if (side.raw()) continue;
+      uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
+      const int words = format::sign_words(side.stored);
+      for (int head = 0; head < geometry.num_kv_heads; head++) {
+        const uint64_t base = format::stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind));
+        for (int word = 0; word < words; word++) signs[head * words + word] = format::stream_word(base, word);
+      }
+    }
+  }
+  check_cuda(runtime().memset_async(tables_.data(), 0, static_cast<size_t>(first), stream), "cudaMemsetAsync");
+  check_cuda(runtime().memcpy_async(tables_.data() + first, constants.data(), constants.size(), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  if (workspace_bytes_ > 0)
+    check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream), "cudaMemsetAsync");
+  if (places_.raw_bytes > 0) check_cuda(runtime().memset_async(raw_.data(), 0, static_cast<size_t>(places_.raw_bytes), stream), "cudaMemsetAsync");
+  check_cuda(runtime().stream_synchronize(stream), "cudaStreamSynchronize");
+}
+
+// ---- Plan storage ----
+
+PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t work_bytes) : work_capacity(align_up(work_bytes, 16)) {
+  const int64_t count = geometry.max_batch_sequences;
+  int64_t at = sizeof(DeviceCounts);
+  sequences_at = at;
+  at += count * static_cast<int64_t>(sizeof(DeviceSequence));
+  small_at = at;
+  at += align_up(2 * count * static_cast<int64_t>(sizeof(AppendJob)), 16);
+  large_at = at;
+  at += align_up((count + 1) * static_cast<int64_t>(sizeof(int32_t)), 16);
+  image_bytes = work_at = at;
+  at += work_capacity;
+  const int64_t device_bytes = align_up(at, kAlignment);
+  runs_at = at;
+  at += align_up(count * static_cast<int64_t>(sizeof(PageRun)), 16);
+  pages_at = at;
+  pages_capacity = count * geometry.max_sequence_pages < kMaxStagedPages ? count * geometry.max_sequence_pages : kMaxStagedPages;
+  staging_bytes = at + pages_capacity * static_cast<int64_t>(sizeof(int32_t));
+
+  device_ = DeviceBlock(ops, geometry.device_id, device_bytes, "batch");
+  for (Staging& staging : staging_) {
+    staging.memory = MappedBlock(staging_bytes);
+    staging.read.create();
+  }
+}
+
+PlanStorage::Staging& PlanStorage::next() {
+  Staging& staging = staging_[turn_];
+  staging.read.wait();
+  turn_ ^= 1;
+  return staging;
+}
+
+DevicePlan PlanStorage::view(const Arena& arena) const {
+  DevicePlan plan;
+  plan.counts = reinterpret_cast<const DeviceCounts*>(device_.data());
+  plan.sequences = reinterpret_cast<const DeviceSequence*>(device_.data() + sequences_at);
+  plan.small_jobs = reinterpret_cast<const AppendJob*>(device_.data() + small_at);
+  plan.large_first = reinterpret_cast<const int32_t*>(device_.data() + large_at);
+  plan.page_table = arena.page_table();
+  plan.page_table_stride = arena.places().page_table_stride;
+  plan.work = device_.data() + work_at;
+  plan.work_capacity = work_capacity;
+  return plan;
+}
+
+}  // namespace cuda
+}  // namespace tq

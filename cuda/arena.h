@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// All memory of a CUDA cache and of its batches: places are computed from the geometry alone (so cuda_backend_bytes is exact), blocks are taken
+// once, and nothing is allocated afterwards.
+//
+// A plan travels through pinned memory that the device reads itself: one kernel copies it to its fixed place, so that an upload is one launch
+// and either happens or does not. Two staging buffers alternate; an event tells when the stream has read one.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "cuda/device_view.h"
+#include "cuda/runtime.h"
+#include "host_ops.h"
+
+namespace tq {
+namespace cuda {
+
+// Device memory from the caller's allocator, or cudaMalloc if it has none.
+class DeviceBlock {
+ public:
+  DeviceBlock() = default;
+  DeviceBlock(const HostOps& ops, int device, int64_t bytes, const char* what);
+  ~DeviceBlock();
+  DeviceBlock(DeviceBlock&& other) noexcept { swap(other); }
+  DeviceBlock& operator=(DeviceBlock&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  uint8_t* data() const { return data_; }
+
+ private:
+  void swap(DeviceBlock& other) noexcept;
+  HostOps ops_ = {};
+  int device_ = 0;
+  uint8_t* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// Pinned host memory that kernels can read and write.
+class MappedBlock {
+ public:
+  MappedBlock() = default;
+  explicit MappedBlock(int64_t bytes);
+  ~MappedBlock();
+  MappedBlock(MappedBlock&& other) noexcept { swap(other); }
+  MappedBlock& operator=(MappedBlock&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  uint8_t* host() const { return host_; }
+  uint8_t* device() const { return device_; }
+
+ private:
+  void swap(MappedBlock& other) noexcept;
+  uint8_t* host_ = nullptr;
+  uint8_t* device_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() = default;
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void create();
+  // Remembers the stream's present end. If that fails the stream is waited for instead: what the event protects is then safe as well.
+  void record(cudaStream_t stream);
+  void wait();
+
+ private:
+  cudaEvent_t event_ = nullptr;
+  bool recorded_ = false;
+};
+
+// What whole-page and whole-slot kernels need of every layer; an array of them lies in device memory.
+struct LayerMemory {
+  uint8_t* pages;
+  int64_t page_bytes;
+  uint8_t* raw[2];            // keys, values; null if none
+  int64_t raw_slot_bytes[2];  // multiples of 16
+};
+
+// Byte offsets in the arena's blocks; -1 = absent.
+struct LayerPlaces {
+  int64_t pages;
+  int64_t raw[2];
+  int64_t signs[2];
+  int64_t centre[2];
+};
+struct ArenaPlaces {
+  std::vector<LayerPlaces> layers;
+  int64_t pages_bytes, raw_bytes, table_bytes;
+  int64_t page_table, page_table_stride;
+  int64_t layer_memory;
+  int64_t flags_bytes;  // mapped: [max_sequences] flags, then `noticed`
+
+  explicit ArenaPlaces(const Geometry& geometry);
+};
+
+class Arena {
+ public:
+  Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t workspace_bytes);
+
+  const ArenaPlaces& places() const { return places_; }
+  // Addresses and constants of one layer; centres are given where has_centre says so.
+  DeviceLayer layer_view(const Geometry& geometry, int layer, bool has_key_centre, bool has_value_centre) const;
+  float* centre(int layer, Kind kind) const;
+  // Fills the constant tables and clears what must start at zero; waits for the stream.
+  void initialise(const Geometry& geometry, cudaStream_t stream);
+
+  int32_t* page_table() const { return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table); }
+  const LayerMemory* layer_memory() const { return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory); }
+  void* workspace() const { return workspace_.data(); }
+  volatile uint32_t* host_flags() const { return reinterpret_cast<volatile uint32_t*>(flags_.host()); }
+  volatile uint32_t* device_flags() const { return reinterpret_cast<volatile uint32_t*>(flags_.device()); }
+
+ private:
+  ArenaPlaces places_;
+  DeviceBlock pages_own_, raw_, tables_, workspace_;
+  MappedBlock flags_;
+  uint8_t* pages_ = nullptr;
+  int64_t workspace_bytes_;
+};
+
+// One run of changed page-table entries.
+struct PageRun {
+  int64_t target;  // index in the page table
+  int32_t first, count;
+};
+
+// Device arrays of one batch and their staging.
+class PlanStorage {
+ public:
+  PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t work_capacity);
+
+  struct Staging {
+    MappedBlock memory;
+    Event read;
+  };
+  // The staging buffer whose turn it is, once the stream has read what it held.
+  Staging& next();
+  DevicePlan view(const Arena& arena) const;
+
+  // Offsets in the plan image, device and staging alike; the work list follows it.
+  int64_t sequences_at, small_at, large_at, image_bytes, work_at, work_capacity;
+  // Offsets in staging only.
+  int64_t runs_at, pages_at, pages_capacity, staging_bytes;
+
+  uint8_t* device() const { return device_.data(); }
+
+ private:
+  DeviceBlock device_;
+  Staging staging_[2];
+  int turn_ = 0;
+};
+
+constexpr int64_t align_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+// One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides included: every combination that has no compiled core. Same
+// arithmetic as CodedCore for coded sides (the integer query stays in shared memory); raw sides use float multiply-adds. One tile a step.
+#pragma once
+#include "cuda/kernels/attend_core.cuh"
+
+namespace tq {
+namespace cuda {
+
+constexpr int kScratchPitch = 33;  // floats of a row in the scratch: 32 tokens, one bank further a row
+
+template <int kKeyDim, int kValueDim>
+struct GenericCore {
+  static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
+  static constexpr int kKey = kKeyDim, kValue = kValueDim;
+  static constexpr int kKeyGroups = kKey / 32, kGroups = kValue / 32;
+  static constexpr int kKeyLoad = format::SideLayout(kKey, 8).jv, kKeyLoads = format::SideLayout(kKey, 8).jb;
+  static constexpr int kLoad = format::SideLayout(kValue, 8).jv, kLoads = format::SideLayout(kValue, 8).jb;
+  static constexpr int kWorkerBytes = kRowsPerBlock * kScratchPitch * 4;
+  static constexpr int kExactPieces = kKeyGroups > kGroups ? kKeyGroups : kGroups;
+
+  const uint8_t* query;
+  int half_sum;
+  float scale, constant;
+  int begin, end;
+  bool wild;
+  float m, l, half_weight;
+  float o[4 * kGroups][2];
+
+  __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
+    query = slot;
+    const QueryRows* rows = reinterpret_cast<const QueryRows*>(slot + p.plan.query_rows_at);
+    const int g = lane >> 2;
+    half_sum = rows->half_sum[g];
+    scale = rows->scale[g];
+    constant = rows->constant[g];
+    begin = rows->begin[g];
+    end = rows->end[g];
+    wild = __any_sync(~0u, rows->wild[g]);
+  }
+
+  __device__ __forceinline__ void reset(uint8_t*, int) {
+    m = -1e28f;
+    l = half_weight = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void coded_scores(const AttendParams& p, const uint8_t* words, int (&c)[4][4], int lane) {
+#pragma unroll 1
+    for (int jb = 0; jb < kKeyLoads; jb++) {
+      uint32_t w[kBits][kKeyLoad];
+#pragma unroll
+      for (int i = 0; i < kBits; i++) load_words(words + ((i * kKeyLoads + jb) * 32 + lane) * kKeyLoad * 4, w[i]);
+#pragma unroll
+      for (int jj = 0; jj < kKeyLoad; jj++) {
+        uint32_t group[kBits], r[8];
+#pragma unroll
+        for (int i = 0; i < kBits; i++) group[i] = w[i][jj];
+        expand<kBits>(group, p.key_table, r);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          const uint4 v = *reinterpret_cast<const uint4*>(query + ((jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * 32 + lane) * 16);
+          const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+          imma_s8s8(c[(4 * jj + s) / kKeyLoad], a, r[2 * s], r[2 * s + 1]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ float raw_number(const AttendParams& p, uint32_t h) const {
+    return p.layer.io_dtype == DataType::kBF16 ? __uint_as_float(h << 16) : __half2float(__ushort_as_half(static_cast<uint16_t>(h)));
+  }
+
+  // A lane takes a token; words are visited from its own offset on, so that banks differ.
+  __device__ __forceinline__ void raw_scores(const AttendParams& p, const uint8_t* rows, float* scratch, int lane) const {
+    const int words = p.layer.key.layout.dim / 2;
+    const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + lane * words;
+    const float* q = reinterpret_cast<const float*>(query + p.plan.query_float_at);
+    float sum[kRowsPerBlock];
+#pragma unroll
+    for (int r = 0; r < kRowsPerBlock; r++) sum[r] = 0.0f;
+    int at = lane % words;
+#pragma unroll 1
+    for (int i = 0; i < words; i++) {
+      const uint32_t w = row[at];
+      const float a = raw_number(p, w & 0xFFFFu), b = raw_number(p, w >> 16);
+#pragma unroll
+      for (int r = 0; r < kRowsPerBlock; r++) {
+        const float2 v = *reinterpret_cast<const float2*>(q + r * p.plan.query_floats + 2 * at);
+        sum[r] = fmaf(a, v.x, fmaf(b, v.y, sum[r]));
+      }
+      at = at + 1 == words ? 0 : at + 1;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < kRowsPerBlock; r++) scratch[r * kScratchPitch + lane] = sum[r];
+    __syncwarp();
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void coded_values(const AttendParams& p, const uint8_t* words, const uint32_t (&a)[4], float factor, int lane) {
+#pragma unroll
+    for (int jb = 0; jb < kLoads; jb++) {
+      uint32_t w[kBits][kLoad];
+#pragma unroll
+      for (int i = 0; i < kBits; i++) load_words(words + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+#pragma unroll
+      for (int jj = 0; jj < kLoad; jj++) {
+        uint32_t group[kBits], r[8];
+#pragma unroll
+        for (int i = 0; i < kBits; i++) group[i] = w[i][jj];
+        expand<kBits>(group, p.value_table, r);
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+          int c[4] = {0, 0, 0, 0};
+          imma_u8s8(c, a, r[2 * s], r[2 * s + 1]);
+          float(&out)[2] = o[4 * (jb * kLoad + jj) + s];
+          out[0] = fmaf(factor, static_cast<float>(c[0] * 256 + c[2]), out[0]);
+          out[1] = fmaf(factor, static_cast<float>(c[1] * 256 + c[3]), out[1]);
+        }
+      }
+    }
+  }
+
+  // weights: [8 rows][32 tokens] in the scratch, relative to the step's maximum.
+  __device__ __forceinline__ void raw_values(const AttendParams& p, const uint8_t* rows, const float* weights, float part, int lane) {
+    const int g = lane >> 2, t = lane & 3, dim = p.layer.value.layout.dim, words = dim / 2;
+#pragma unroll 1
+    for (int token = 0; token < format::kTileTokens; token++) {
+      const float weight = part * weights[g * kScratchPitch + token];
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + token * words + t;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) {
+        if (8 * i >= dim) continue;
+        const uint32_t w = row[4 * i];
+        // A token that does not count may hold NaN.
+        o[i][0] = weight != 0.0f ? fmaf(weight, raw_number(p, w & 0xFFFFu), o[i][0]) : o[i][0];
+        o[i][1] = weight != 0.0f ? fmaf(weight, raw_number(p, w >> 16), o[i][1]) : o[i][1];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t* own, int token, bool whole, int lane) {
+    const int g = lane >> 2, t = lane & 3;
+    const DeviceSide &key = p.layer.key, &value = p.layer.value;
+    const int key_bits = key.layout.bits, value_bits = value.layout.bits;
+    float* scratch = reinterpret_cast<float*>(own);
+    float x[8];
+    if (key_bits == format::kRawBits) {
+      raw_scores(p, stage + key.code_offset, scratch, lane);
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] = scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2];
+      __syncwarp();
+    } else {
+      int c[4][4];
+#pragma unroll
+      for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = half_sum;
+      const uint8_t* words = stage + key.code_offset;
+      if (key_bits == 2)
+        coded_scores<2>(p, words, c, lane);
+      else if (key_bits == 3)
+        coded_scores<3>(p, words, c, lane);
+      else if (key_bits == 4)
+        coded_scores<4>(p, words, c, lane);
+      else if (key_bits == 5)
+        coded_scores<5>(p, words, c, lane);
+      else if (key_bits == 6)
+        coded_scores<6>(p, words, c, lane);
+      else
+        coded_scores<8>(p, words, c, lane);
+#pragma unroll
+      for (int b = 0; b < 4; b++) {
+        const uint32_t scales = *reinterpret_cast<const uint32_t*>(stage + key.scale_offset + 16 * b + 4 * t);
+        x[2 * b] = static_cast<float>(c[b][0] * 256 + c[b][2]) * low_bf16(scales);
+        x[2 * b + 1] = static_cast<float>(c[b][1] * 256 + c[b][3]) * high_bf16(scales);
+      }
+    }
+
+    // Scores to log2 units, special cases, softmax: as CodedCore, always on the careful path (a raw row's scale may be negative).
+    uint32_t value_scales[4];
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+      value_scales[b] = value_bits == format::kRawBits ? 0 : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
+    float top = kMaskedFloor;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int at = token + 8 * (i / 2) + 2 * t + i % 2;
+      x[i] *= scale;
+      if (p.softcap_log2 != 0.0f) x[i] = soft_cap(x[i] + constant, p.softcap_log2);
+      x[i] = clamp_logit(x[i]);
+      if (!whole && (at < begin || at >= end)) {
+        x[i] = kMasked;
+        value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+      }
+      top = fmaxf(top, x[i]);
+    }
+    uint32_t scale_top = max_bf16x2(max_bf16x2(value_scales[0], value_scales[1]), max_bf16x2(value_scales[2], value_scales[3]));
+#pragma unroll
+    for (int d = 1; d <= 2; d++) {
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+      scale_top = max_bf16x2(scale_top, __shfl_xor_sync(~0u, scale_top, d));
+    }
+    if (__any_sync(~0u, top > m + kRaise)) {
+      const float raised = fmaxf(m, top), down = ex2(m - raised);
+      m = raised;
+      l *= down;
+      half_weight *= down;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) o[i][0] *= down, o[i][1] *= down;
+    }
+    const float part = ex2(top - m);
+    float sum = 0.0f, weight[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      weight[i] = ex2(x[i] - top);
+      sum += weight[i];
+    }
+    l = fmaf(part, sum, l);
+
+    if (value_bits == format::kRawBits) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2] = weight[i];
+      __syncwarp();
+      raw_values(p, stage + value.code_offset, scratch, part, lane);
+      return;
+    }
+    const float largest_scale = fmaxf(low_bf16(scale_top), high_bf16(scale_top));
+    const float up = largest_scale > 0.0f ? kWeightMax * reciprocal(largest_scale) : 0.0f;
+    const float factor = part * largest_scale * (1.0f / kWeightMax);
+    uint32_t y[8], a[4], integer_sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float value_scale = i % 2 ? high_bf16(value_scales[i / 2]) : low_bf16(value_scales[i / 2]);
+      y[i] = __float_as_uint(fmaf(weight[i], value_scale * up, kMagic));
+      integer_sum += y[i];
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const uint32_t u = prmt(y[4 * h], y[4 * h + 1], 0x5410), v = prmt(y[4 * h + 2], y[4 * h + 3], 0x5410);
+      a[2 * h] = prmt(u, v, 0x7531);
+      a[2 * h + 1] = prmt(u, v, 0x6420);
+    }
+    if (half_levels(value_bits)) half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
+    const uint8_t* words = stage + value.code_offset;
+    if (value_bits == 2)
+      coded_values<2>(p, words, a, factor, lane);
+    else if (value_bits == 3)
+      coded_values<3>(p, words, a, factor, lane);
+    else if (value_bits == 4)
+      coded_values<4>(p, words, a, factor, lane);
+    else if (value_bits == 5)
+      coded_values<5>(p, words, a, factor, lane);
+    else if (value_bits == 6)
+      coded_values<6>(p, words, a, factor, lane);
+    else
+      coded_values<8>(p, words, a, factor, lane);
+  }
+
+  __device__ __forceinline__ void finish(const AttendParams& p, uint8_t*, int) {
+    l += __shfl_xor_sync(~0u, l, 1);
+    l += __shfl_xor_sync(~0u, l, 2);
+    half_weight += __shfl_xor_sync(~0u, half_weight, 1);
+    half_weight += __shfl_xor_sync(~0u, half_weight, 2);
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; i++) o[i][0] = fmaf(0.5f, half_weight, o[i][0]), o[i][1] = fmaf(0.5f, half_weight, o[i][1]);
+    if (p.softcap_log2 == 0.0f) m += constant;
+    if (!(l > 0.0f)) m = minus_infinity();
+  }
+
+  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) const {
+    put_state<4 * kGroups>(p, to, SoftmaxState{m, l}, o, rows, lane);
+  }
+  __device__ __forceinline__ void fold_in(const AttendParams& p, const float* other, bool before, int rows, int lane) {
+    fold_with<4 * kGroups>(p, other, before, m, l, o, rows, lane);
+  }
+};
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// What becomes of the state of a finished unit: folded into its block's accumulator, left in the workspace for whoever comes last, or turned into
+// output rows. A warp does a row, in registers; the stewards share the rows of a block while the workers go on, all warps of the CTA
+// share them for the last unit of a run. A row's state is folded over its units in index order whoever does it.
+#pragma once
+#include "cuda/kernels/attend_core.cuh"
+#include "cuda/ptx/order.cuh"
+#include "cuda/tile/page_view.cuh"
+
+namespace tq {
+namespace cuda {
+
+// The warps that finish a unit together: the stewards, or all warps of the CTA.
+struct Team {
+  int first, step;  // rows of this warp: first, first + step, ...
+  int lane;
+  bool all;
+  __device__ __forceinline__ void sync() const {
+    if (all)
+      __syncthreads();
+    else
+      team_barrier(step * 32);
+  }
+  __device__ __forceinline__ bool leader() const { return first == 0 && lane == 0; }
+};
+
+// Eight rows of unnormalised output with their (m, l): in shared memory (deposit, accumulator) or in a workspace slot.
+struct StateView {
+  float* o;
+  int pitch;
+  float* m;  // [kRowsPerBlock], then l
+};
+
+__device__ __forceinline__ StateView shared_state(const AttendParams& p, float* base) {
+  return StateView{base, p.plan.row_floats, base + kRowsPerBlock * p.plan.row_floats};
+}
+__device__ __forceinline__ StateView slot_state(const AttendParams& p, int slot) {
+  float* base = p.slots + static_cast<int64_t>(slot) * p.slot_floats;
+  const int stored = p.plan.row_floats - kRowPad;
+  return StateView{base, stored, base + kRowsPerBlock * stored};
+}
+// Units that slot 0 of a shared block stands for.
+__device__ __forceinline__ int32_t* slot_extent(const AttendParams& p, int slot) {
+  return reinterpret_cast<int32_t*>(p.slots + static_cast<int64_t>(slot) * p.slot_floats + kRowsPerBlock * (p.plan.row_floats - kRowPad + 2));
+}
+
+// One row in the registers of a warp: lane l has the coordinates l, l + 32, ...
+template <int kPieces>
+struct RowState {
+  SoftmaxState state;
+  float o[kPieces];
+
+  // Volatile: a slot that another multiprocessor wrote must not come from the first-level cache.
+  __device__ __forceinline__ void load(const StateView& from, int row, int lane) {
+    const volatile float* sums = from.m;
+    const volatile float* at = from.o + row * from.pitch + lane;
+    state = SoftmaxState{sums[row], sums[kRowsPerBlock + row]};
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] = at[32 * i];
+  }
+  __device__ __forceinline__ void store(const StateView& to, int row, int lane) const {
+    float* at = to.o + row * to.pitch + lane;
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) at[32 * i] = o[i];
+    __syncwarp();  // every lane has read the row that may be replaced
+    if (lane == 0) {
+      to.m[row] = state.m;
+      to.m[kRowsPerBlock + row] = state.l;
+    }
+  }
+  __device__ __forceinline__ void clear() {
+    state = empty_state();
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] = 0.0f;
+  }
+  __device__ __forceinline__ void fold_in(const RowState& later) {
+    const MergeWeights w = fold_weights(state, later.state);
+    state = w.state;
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later.o[i], w);
+  }
+};
+
+// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit, division.
+template <int kValue>
+__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, const uint32_t (&signs)[kValue / 32],
+                                          RowState<kValue / 32>& r, bool with_exact, const RowState<kValue / 32>& exact, int lane) {
+  constexpr int kPieces = kValue / 32;
+  const DeviceSide& side = p.layer.value;
+  const int dim = side.layout.dim;
+  const int flat = info.q_first + row, head = info.kv_head * p.layer.q_per_kv + flat % p.layer.q_per_kv;
+  const int64_t token = info.q_row + flat / p.layer.q_per_kv;
+  if (!side.layout.raw()) {
+    unrotate_row<kValue>(r.o, lane);
+    const float norm = format::hadamard_norm(format::log2_block(kValue));
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) {
+      r.o[i] *= signs[i] >> lane & 1 ? -norm : norm;
+      if (side.centre && lane + 32 * i < dim) r.o[i] = fmaf(r.state.l, side.centre[info.kv_head * dim + lane + 32 * i], r.o[i]);
+    }
+  }
+  if (with_exact) r.fold_in(exact);
+  float divisor = r.state.l, kept = 1.0f, lse = lse_of(r.state);
+  const bool empty = is_empty(r.state);
+  if (p.sink_logits) {
+    const float sink = p.sink_logits[head] * kLog2E;
+    const float m = empty ? sink : fmaxf(r.state.m, sink);
+    kept = empty ? 0.0f : ex2(r.state.m - m);
+    divisor = fmaf(r.state.l, kept, ex2(sink - m));
+    lse = (m + log2f(divisor)) * kLn2;
+  }
+  const float factor = empty ? 0.0f : kept / divisor;
+  const int64_t to = token * p.out_strides.token + head * p.out_strides.head + lane;
+#pragma unroll
+  for (int i = 0; i < kPieces; i++)
+    if (lane + 32 * i < dim) store_scalar(p.out, to + 32 * i, p.out_dtype, empty ? 0.0f : r.o[i] * factor);
+  if (p.lse && lane == 0) p.lse[token * p.layer.num_q_heads + head] = lse;
+}
+
+// Adds `units` finished units to a shared block; true for all threads of the team if that completes it. The counter returns to 0 then: the next launch,
+// or the next replay of a graph, finds it so. One acquire-release addition carries what the whole team wrote before the barrier.
+__device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, int counter, int units, int all, int* flag) {
+  team.sync();
+  if (team.leader()) {
+    const int before = add_acquire_release(p.counters + counter, units);
+    const bool complete = before + units == all;
+    if (complete) p.counters[counter] = 0;
+    *flag = complete;
+  }
+  team.sync();
+  return *reinterpret_cast<volatile int*>(flag);
+}
+
+// state: the unit's; accumulator: the block's. flag: an int in shared memory. Not inlined: see prepare_query.
+template <int kValue>
+__device__ __noinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, float* state, float* accumulator, int* flag) {
+  constexpr int kPieces = kValue / 32, kBatch = kPieces <= 8 ? 4 : 2;
+  const StateView unit = shared_state(p, state), block = shared_state(p, accumulator);
+  const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
+  const int all = info.units, coded = exact_last ? all - 1 : all;
+  const bool none = info.job_begin == info.job_end;  // nobody wrote a state
+  const bool share = !info.from_start || (info.last_here && info.index < all - 1);
+  uint32_t signs[kPieces];
+  load_signs<kPieces>(p.layer.value, info.kv_head, signs);
+  if (share) {
+#pragma unroll 1
+    for (int row = team.first; row < info.rows; row += team.step) {
+      RowState<kPieces> r, now;
+      if (none)
+        now.clear();
+      else
+        now.load(unit, row, team.lane);
+      if (info.from_start && info.index > 0) {
+        r.load(block, row, team.lane);
+        r.fold_in(now);
+        now = r;
+      }
+      now.store(slot_state(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
+    }
+    if (info.from_start && team.leader()) *slot_extent(p, info.slot) = info.index + 1;
+    if (!arrive(team, p, info.counter, info.from_start ? info.index + 1 : 1, all, flag)) return;
+  }
+#pragma unroll 1
+  for (int row = team.first; row < info.rows; row += team.step) {
+    RowState<kPieces> r, exact;
+    if (share) {  // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed over
+      RowState<kPieces> part[kBatch];
+      const int extent = *reinterpret_cast<volatile int32_t*>(slot_extent(p, info.slot));
+      if (exact_last) exact.load(slot_state(p, info.slot + all - 1), row, team.lane);
+#pragma unroll 1
+      for (int at = 0; at < coded; at += kBatch) {
+#pragma unroll
+        for (int b = 0; b < kBatch; b++)
+          if (at + b < coded) part[b].load(slot_state(p, info.slot + at + b), row, team.lane);
+        if (at == 0) r = part[0];
+#pragma unroll
+        for (int b = 0; b < kBatch; b++)
+          if (at + b < coded && at + b >= extent) r.fold_in(part[b]);
+      }
+    } else {
+      if (none)
+        exact.clear();
+      else
+        exact.load(unit, row, team.lane);
+      if (info.index == 0) {
+        r = exact;
+      } else {
+        r.load(block, row, team.lane);
+        if (!info.exact) r.fold_in(exact);
+      }
+      if (info.index < all - 1) {
+        r.store(block, row, team.lane);
+        continue;
+      }
+    }
+    write_row<kValue>(p, info, row, signs, r, exact_last, exact, team.lane);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Starts attention on codes for one layer of a planned batch: one kernel, no allocation, no synchronisation, legal inside graph capture.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "cuda/device_view.h"
+#include "cuda/tuning.h"
+
+namespace tq {
+namespace cuda {
+
+struct AttendLaunch {
+  DeviceLayer layer;
+  DevicePlan plan;              // plan.work: build_work's list, made for num_ctas
+  int num_ctas;                 // the grid: num_workers of the device
+  int shared_memory_per_block;  // opt-in limit of the device
+  const void* q;
+  void* out;
+  float* lse;
+  TensorStrides q_strides, out_strides;
+  DataType out_dtype;
+  float softmax_scale, logit_softcap;
+  int64_t sliding_window;
+  const float* sink_logits;
+  bool history_only;
+  void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
+  bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
+  cudaStream_t stream;
+  AttendTuning tuning;  // {0, 0} = automatic
+};
+
+// Throws tq::Error (kCuda ...) if the launch fails.
+void launch_attend(const AttendLaunch& launch);
+
+// Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic kernel.
+enum class AttendKernel { kNone, kCompiled, kGeneric };
+AttendKernel attend_kernel_for(const format::TileLayout& tile);
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels compiled per stored dimension: launch/dim_*.cu instantiates each once, launch/per_dim.cu picks by number.
+#pragma once
+#include "cuda/kernels/append.cuh"
+#include "cuda/kernels/read.cuh"
+#include "cuda/launch/launch.h"
+
+namespace tq {
+namespace cuda {
+
+template <int kStored>
+struct PerDim {
+  static void append(const AppendArguments& arguments, unsigned grid, cudaStream_t stream);
+  static void read(const ReadArguments& arguments, unsigned grid, cudaStream_t stream);
+  static void require();
+};
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// See plan_upload.h. Only page-table entries that changed are sent; entries behind the end of the sequences in force may go ahead of the plan.
+#include "cuda/plan_upload.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "cuda/append_plan.h"
+#include "cuda/launch/launch.h"
+#include "cuda/schedule.h"
+
+namespace tq {
+namespace cuda {
+namespace {
+
+// Collects the plan's changed page-table entries in staging memory, as runs.
+class PageStager {
+ public:
+  PageStager(PlanStorage& storage, int64_t max_runs) : storage_(storage), max_runs_(max_runs) {}
+
+  void bind(PlanStorage::Staging& staging) {
+    uint8_t* host = staging.memory.host();
+    runs_ = reinterpret_cast<PageRun*>(host + storage_.runs_at);
+    pages_ = reinterpret_cast<int32_t*>(host + storage_.pages_at);
+    num_runs_ = 0;
+    num_pages_ = 0;
+  }
+  // How many of the pages found room.
+  int64_t add(int64_t target, const int32_t* pages, int64_t count) {
+    const int64_t now = num_runs_ == max_runs_ ? 0 : std::min(count, storage_.pages_capacity - num_pages_);
+    if (now == 0) return 0;
+    runs_[num_runs_++] = PageRun{target, static_cast<int32_t>(num_pages_), static_cast<int32_t>(now)};
+    memcpy(pages_ + num_pages_, pages, static_cast<size_t>(now) * sizeof(int32_t));
+    num_pages_ += now;
+    return now;
+  }
+  int num_runs() const { return static_cast<int>(num_runs_); }
+
+ private:
+  PlanStorage& storage_;
+  int64_t max_runs_;
+  PageRun* runs_ = nullptr;
+  int32_t* pages_ = nullptr;
+  int64_t num_runs_ = 0, num_pages_ = 0;
+};
+
+// Writes counts, sequences and append jobs to staging; returns the counts.
+DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, const BatchPlan& plan, uint8_t* host) {
+  DeviceSequence* sequences = reinterpret_cast<DeviceSequence*>(host + storage.sequences_at);
+  AppendJob* small = reinterpret_cast<AppendJob*>(host + storage.small_at);
+  int32_t* large_first = reinterpret_cast<int32_t*>(host + storage.large_at);
+  DeviceCounts counts = {};
+  counts.num_sequences = plan.num_sequences;
+  counts.new_tokens = static_cast<int32_t>(plan.new_tokens);
+  counts.query_tokens = static_cast<int32_t>(plan.query_tokens);
+  for (int32_t i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& from = plan.sequences[i];
+    const int32_t old_length = static_cast<int32_t>(from.old_length), length = static_cast<int32_t>(from.length());
+    sequences[i] = DeviceSequence{from.slot,
+                                  old_length,
+                                  length,
+                                  static_cast<int32_t>(from.new_tokens),
+                                  static_cast<int32_t>(from.query_tokens),
+                                  static_cast<int32_t>(from.kv_row),
+                                  static_cast<int32_t>(from.q_row),
+                                  static_cast<int32_t>(from.raw_first)};
+    large_first[i] = counts.num_large_tiles;
+    if (length == old_length) continue;
+    const AppendSplit split = split_append(old_length, length);
+    bool seen_first = false;
+    for (int32_t tile : {split.first_tile, split.last_tile}) {
+      const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
+      if (is_large || (tile == split.first_tile && seen_first)) continue;  // one tile is both first and last
+      seen_first = tile == split.first_tile;
+      small[counts.num_small_jobs++] = AppendJob{
+          from.slot, old_length, length, sequences[i].kv_row, tile, from.pages[tile / geometry.tiles_per_page()], tile % geometry.tiles_per_page(),
+          0};
+    }
+    counts.num_large_tiles += split.num_large;
+  }
+  large_first[plan.num_sequences] = counts.num_large_tiles;
+  return counts;
+}
+
+}  // namespace
+
+UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage, const BatchPlan& plan, int num_units,
+                         cudaStream_t stream) {
+  PageStager stager(storage, geometry.max_batch_sequences);
+  PlanStorage::Staging* staging = &storage.next();
+  stager.bind(*staging);
+  const auto send = [&](const uint8_t* image, int64_t bytes) {
+    const uint8_t* device = staging->memory.device();
+    launch_apply_plan(image, storage.device(), bytes, reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
+                      reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(), num_units, stream);
+    staging->read.record(stream);
+  };
+  for (int32_t i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& sequence = plan.sequences[i];
+    int64_t page = sequence.first_changed_page;
+    while (page < sequence.num_pages) {
+      const int64_t row = sequence.slot * arena.places().page_table_stride;
+      page += stager.add(row + page, sequence.pages + page, sequence.num_pages - page);
+      if (page == sequence.num_pages) break;
+      send(nullptr, 0);  // no room left: these entries go ahead
+      staging = &storage.next();
+      stager.bind(*staging);
+    }
+  }
+  uint8_t* host = staging->memory.host();
+  DeviceCounts counts = stage_image(geometry, storage, plan, host);
+  const int64_t work = build_work(geometry, plan, num_units, host + storage.work_at);
+  TQ_CHECK(work <= storage.work_capacity, Status::kInternal, "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);
+  counts.work_bytes = static_cast<int32_t>(work);
+  memcpy(host, &counts, sizeof counts);
+  send(staging->memory.device(), storage.image_bytes + align_up(work, 16));
+  return UploadedPlan{counts.num_small_jobs, counts.num_large_tiles, attend_workspace(geometry, host + storage.work_at)};
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of CUDA runtime entry points and what surrounds each call: error mapping and the device guard.
+#include "cuda/runtime.h"
+
+#include <cuda_runtime.h>
+
+namespace tq {
+namespace cuda {
+namespace {
+
+// Some entry points are overloaded by C++ helpers in cuda_runtime.h; these pick the C function.
+cudaError_t malloc_device(void** pointer, size_t bytes) { return cudaMalloc(pointer, bytes); }
+cudaError_t host_alloc(void** pointer, size_t bytes, unsigned flags) { return cudaHostAlloc(pointer, bytes, flags); }
+cudaError_t host_get_device_pointer(void** device, void* host, unsigned flags) { return cudaHostGetDevicePointer(device, host, flags); }
+cudaError_t event_create(cudaEvent_t* event, unsigned flags) { return cudaEventCreateWithFlags(event, flags); }
+cudaError_t event_record(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, stream); }
+cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+  return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
+}
+cudaError_t func_set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
+  return cudaFuncSetAttribute(function, attribute, value);
+}
+cudaError_t occupancy(int* blocks, const void* function, int threads, size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
+}
+cudaError_t get_device_properties(cudaDeviceProp* properties, int device) { return cudaGetDeviceProperties(properties, device); }
+
+Runtime make_table() {
+  Runtime table;
+  table.get_device_count = cudaGetDeviceCount;
+  table.get_device = cudaGetDevice;
+  table.set_device = cudaSetDevice;
+  table.device_get_attribute = cudaDeviceGetAttribute;
+  table.get_device_properties = get_device_properties;
+  table.malloc_device = malloc_device;
+  table.free_device = cudaFree;
+  table.host_alloc = host_alloc;
+  table.host_free = cudaFreeHost;
+  table.host_get_device_pointer = host_get_device_pointer;
+  table.memcpy_sync = cudaMemcpy;
+  table.memcpy_async = cudaMemcpyAsync;
+  table.memset_async = cudaMemsetAsync;
+  table.stream_synchronize = cudaStreamSynchronize;
+  table.stream_is_capturing = cudaStreamIsCapturing;
+  table.device_synchronize = cudaDeviceSynchronize;
+  table.event_create = event_create;
+  table.event_destroy = cudaEventDestroy;
+  table.event_record = event_record;
+  table.event_synchronize = cudaEventSynchronize;
+  table.launch_kernel = launch_kernel;
+  table.func_set_attribute = func_set_attribute;
+  table.occupancy = occupancy;
+  table.get_last_error = cudaGetLastError;
+  table.peek_last_error = cudaPeekAtLastError;
+  table.error_name = cudaGetErrorName;
+  return table;
+}
+
+}  // namespace
+
+const Runtime& real_runtime() {
+  static const Runtime table = make_table();
+  return table;
+}
+
+Runtime& runtime() {
+  static Runtime table = real_runtime();
+  return table;
+}
+
+Status status_of(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return Status::kOk;
+    case cudaErrorMemoryAllocation: return Status::kOutOfMemory;
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice: return Status::kNoDevice;
+    case cudaErrorInsufficientDriver:
+    case cudaErrorStubLibrary:
+    case cudaErrorInitializationError:
+    case cudaErrorSystemNotReady:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorUnsupportedPtxVersion: return Status::kDriver;
+    case cudaErrorNoKernelImageForDevice:  // this build has no code for the device
+      return Status::kNotSupported;
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated:
+    case cudaErrorStreamCaptureMerge:
+    case cudaErrorStreamCaptureUnmatched:
+    case cudaErrorStreamCaptureUnjoined:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorStreamCaptureImplicit:
+    case cudaErrorStreamCaptureWrongThread: return Status::kCapture;
+    default: return Status::kCuda;
+  }
+}
+
+void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  const char* name = runtime().error_name(error);
+  runtime().get_last_error();
+  throw Error(status_of(error), "%s: %s", what, name ? name : "unknown CUDA error");
+}
+
+void require_no_capture(cudaStream_t stream, const char* what) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(runtime().stream_is_capturing(stream, &status), "cudaStreamIsCapturing");
+  TQ_CHECK(status == cudaStreamCaptureStatusNone, Status::kCapture, "stream: %s is not allowed while the stream is being captured", what);
+}
+
+DeviceGuard::DeviceGuard(int device) {
+  int current = -1;
+  check_cuda(runtime().get_device(&current), "cudaGetDevice");
+  if (current == device) return;
+  check_cuda(runtime().set_device(device), "cudaSetDevice");
+  previous_ = current;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0 && runtime().set_device(previous_) != cudaSuccess) runtime().get_last_error();
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only door to the CUDA runtime: one table of the entry points in use, error mapping, the current-device guard and kernel launches.
+//
+// Tests replace entries to make each call fail in turn, so nothing in cuda/ calls the runtime past the table. The runtime is linked statically
+// and opens the driver itself on first use: the library loads on machines without one, where device_count() is 0.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+namespace tq {
+namespace cuda {
+
+// Same signatures as the functions of these names.
+struct Runtime {
+  cudaError_t (*get_device_count)(int*);
+  cudaError_t (*get_device)(int*);
+  cudaError_t (*set_device)(int);
+  cudaError_t (*device_get_attribute)(int*, cudaDeviceAttr, int);
+  cudaError_t (*get_device_properties)(cudaDeviceProp*, int);
+  cudaError_t (*malloc_device)(void**, size_t);
+  cudaError_t (*free_device)(void*);
+  cudaError_t (*host_alloc)(void**, size_t, unsigned);
+  cudaError_t (*host_free)(void*);
+  cudaError_t (*host_get_device_pointer)(void**, void*, unsigned);
+  cudaError_t (*memcpy_sync)(void*, const void*, size_t, cudaMemcpyKind);
+  cudaError_t (*memcpy_async)(void*, const void*, size_t, cudaMemcpyKind, cudaStream_t);
+  cudaError_t (*memset_async)(void*, int, size_t, cudaStream_t);
+  cudaError_t (*stream_synchronize)(cudaStream_t);
+  cudaError_t (*stream_is_capturing)(cudaStream_t, cudaStreamCaptureStatus*);
+  cudaError_t (*device_synchronize)();
+  cudaError_t (*event_create)(cudaEvent_t*, unsigned);
+  cudaError_t (*event_destroy)(cudaEvent_t);
+  cudaError_t (*event_record)(cudaEvent_t, cudaStream_t);
+  cudaError_t (*event_synchronize)(cudaEvent_t);
+  cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t);
+  cudaError_t (*func_set_attribute)(const void*, cudaFuncAttribute, int);
+  cudaError_t (*occupancy)(int*, const void*, int, size_t);
+  cudaError_t (*get_last_error)();
+  cudaError_t (*peek_last_error)();
+  const char* (*error_name)(cudaError_t);
+};
+
+// The table in force. Production never writes to it; tests may, on one thread.
+Runtime& runtime();
+const Runtime& real_runtime();
+
+// NO_DEVICE, DRIVER, OUT_OF_MEMORY, CAPTURE, NOT_SUPPORTED (no code for the device) or CUDA.
+Status status_of(cudaError_t error);
+// Throws Error "what: cudaErrorName" unless error is cudaSuccess. Clears the runtime's per-thread last error, so that a caller's own checks
+// do not find ours.
+void check_cuda(cudaError_t error, const char* what);
+
+// Throws kCapture if the stream is being captured. what: the call's name.
+void require_no_capture(cudaStream_t stream, const char* what);
+
+// Makes a device current and restores the caller's on leaving.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = -1;  // -1: nothing to restore
+};
+
+inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
+
+// kernel<<<grid, block, shared, stream>>>(args...) through the table. Arguments are converted to the kernel's parameter types first: the
+// runtime reads them through untyped pointers.
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const Args&... args) {
+  static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
+  [&](Params... converted) {
+    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&converted))...};
+    check_cuda(runtime().launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared, stream), name);
+  }(args...);
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width, edge vectors, strides, types, ragged
+// steps that mix single tokens and whole tiles; then random codes in bulk.  append_test [--quick | --time | --profile]
+#include "test_cache.cuh"
+
+namespace {
+
+using namespace gpu_test;
+
+// Token counts at the edges of tiles and pages, single tokens, drafts, whole tiles, nothing.
+const std::vector<std::vector<int64_t>> kSteps = {{1, 31, 32, 33}, {1, 1, 1, 1},  {4, 5, 0, 3},     {70, 2, 64, 1},
+                                                  {0, 0, 0, 0},    {1, 1, 31, 5}, {33, 100, 3, 29}, {2, 28, 61, 36}};
+
+void run_steps(const Config& config, const char* name, bool host) {
+  TestCache cache(config);
+  for (size_t i = 0; i < kSteps.size(); i++) {
+    cache.step(kSteps[i]);
+    if (i == 1) cache.verify(name);
+  }
+  const bool right = cache.verify(name) && cache.verify(name, true);
+  if (host && right) cache.verify_host(name);
+  check(cache.backend->check(nullptr) == (config.edges ? 1u : 0u), "%s: non-finite flag", name);
+  for (int i = 0; i < config.sequences; i++) check(cache.backend->slot_flags(i) == (config.edges ? 1u : 0u), "%s: flag of sequence %d", name, i);
+  check(cache.backend->check(nullptr) == 0, "%s: the flag was not cleared", name);
+}
+
+void all_shapes() {
+  const DataType types[] = {DataType::kF16, DataType::kBF16, DataType::kF32};
+  int turn = 0;
+  for (int dim : kHeadDims)
+    for (int bits : kCodeBits) {
+      Config config;
+      config.head_dim = config.value_dim = dim;
+      config.key_bits = config.value_bits = bits;
+      config.type = types[turn++ % 3];
+      config.seed = 100 + turn;
+      config.page_size = turn % 4 == 0 ? 32 : turn % 4 == 1 ? 96 : 64;
+      run_steps(config, "all shapes", true);
+    }
+}
+
+void modes() {
+  uint64_t seed = 1000;
+  const auto with = [&](auto change, const char* name) {
+    Config config;
+    config.seed = ++seed;
+    change(config);
+    run_steps(config, name, false);
+  };
+  for (DataType type : {DataType::kF16, DataType::kBF16, DataType::kF32})
+    for (int bits : {2, 3, 4, 5, 6, 8, 16})
+      with(
+          [&](Config& c) {
+            c.key_bits = c.value_bits = bits;
+            c.type = type;
+            c.edges = false;
+          },
+          "types");
+  const int mixed_bits[][2] = {{4, 2}, {16, 4}, {3, 8}, {2, 16}, {5, 6}, {8, 3}};
+  for (const auto& bits : mixed_bits)
+    with(
+        [&](Config& c) {
+          c.key_bits = bits[0];
+          c.value_bits = bits[1];
+          c.layers = 2;
+        },
+        "mixed widths");
+  const int mixed_dims[][2] = {{192, 128}, {64, 256}, {576, 512}, {80, 112}, {112, 128}, {32, 576}};
+  for (const auto& dims : mixed_dims)
+    for (int key_bits : {4, 16})
+      with(
+          [&](Config& c) {
+            c.head_dim = dims[0];
+            c.value_dim = dims[1];
+            c.key_bits = key_bits;
+          },
+          "mixed dimensions");
+  for (ScaleRule rule : {ScaleRule::kLs, ScaleRule::kUnbiased, ScaleRule::kNorm, ScaleRule::kPaper})
+    for (int bits : {2, 3, 4, 5, 6, 8})
+      for (bool search : {false, true})
+        with(
+            [&](Config& c) {
+              c.key_rule = c.value_rule = rule;
+              c.key_bits = c.value_bits = bits;
+              c.search = search;
+            },
+            "scale rules");
+  for (DataType type : {DataType::kF16, DataType::kBF16, DataType::kF32}) {
+    with(
+        [&](Config& c) {
+          c.type = type;
+          c.centres = true;
+          c.head_dim = c.value_dim = 80;
+        },
+        "centres");
+    with(
+        [&](Config& c) {
+          c.type = type;
+          c.window = 20;
+          c.rollback = 7;
+          c.sinks = 4;
+        },
+        "window and sinks");
+    with(
+        [&](Config& c) {
+          c.type = type;
+          c.window = 100;
+          c.sinks = 40;
+          c.key_bits = 16;
+          c.centres = true;
+        },
+        "window and sinks");
+    with(
+        [&](Config& c) {
+          c.type = type;
+          c.sinks = 33;
+        },
+        "sinks only");
+  }
+  with(
+      [&](Config& c) {
+        c.heads = 1;
+        c.page_size = 512;
+        c.layers = 3;
+      },
+      "one page a sequence");
+}
+
+void bulk(bool quick) {
+  const int rounds = quick ? 1 : 8;
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
+    Config config;
+    config.key_bits = config.value_bits = bits;
+    config.heads = 8;
+    config.sequences = 1;
+    config.tokens = 65536;
+    config.edges = false;
+    config.type = bits % 2 ? DataType::kBF16 : DataType::kF16;
+    TestCache cache(config);
+    float best = 1e30f;
+    cudaEvent_t begin, end;
+    GPU_MUST(cudaEventCreate(&begin));
+    GPU_MUST(cudaEventCreate(&end));
+    for (int round = 0; round < rounds; round++) {
+      cache.restart(5000 + 100 * bits + round);
+      cache.plan({config.tokens});
+      cache.fill(0);
+      GPU_MUST(cudaEventRecord(begin));
+      cache.append(0);
+      GPU_MUST(cudaEventRecord(end));
+      if (!cache.verify("bulk")) return;
+      float ms = 0;
+      GPU_MUST(cudaEventElapsedTime(&ms, begin, end));
+      best = std::min(best, ms);
+    }
+    const double vectors = 2.0 * config.tokens * config.heads, bytes = vectors * (2 * 128 + 16 * bits + 2);
+    printf("   bulk append, %d bits: %.3g random codes compared; %.0f us for %.0f tokens of 8 heads, %.0f GB/s read + written\n", bits,
+           vectors * 128 * rounds, 1000 * best, static_cast<double>(config.tokens), bytes / best / 1e6);
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+  }
+}
+
+// One token for each of 64 sequences, 8 kv heads, inside a graph: the decode step of one layer.
+void decode_time() {
+  for (int bits : {2, 3, 4, 8}) {
+    Config config;
+    config.key_bits = config.value_bits = bits;
+    config.heads = 8;
+    config.sequences = 64;
+    config.tokens = 256;
+    config.edges = false;
+    TestCache cache(config);
+    cache.step(std::vector<int64_t>(64, 100));
+    cache.plan(std::vector<int64_t>(64, 1));
+    cache.fill(0);
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    cudaEvent_t begin, end;
+    const int repeats = 20;
+    GPU_MUST(cudaEventCreate(&begin));
+    GPU_MUST(cudaEventCreate(&end));
+    GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    GPU_MUST(cudaDeviceSynchronize());
+    GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < repeats; i++) cache.append(0, stream);
+    GPU_MUST(cudaStreamEndCapture(stream, &graph));
+    GPU_MUST(cudaGraphInstantiate(&executable, graph, 0));
+    std::vector<float> times;
+    for (int i = 0; i < 21; i++) {
+      GPU_MUST(cudaEventRecord(begin, stream));
+      GPU_MUST(cudaGraphLaunch(executable, stream));
+      GPU_MUST(cudaEventRecord(end, stream));
+      GPU_MUST(cudaStreamSynchronize(stream));
+      float ms = 0;
+      GPU_MUST(cudaEventElapsedTime(&ms, begin, end));
+      times.push_back(1000 * ms / repeats);
+    }
+    std::sort(times.begin(), times.end());
+    if (cache.verify("decode timing"))
+      printf("   decode append, %d bits: %.2f us median of %zu graph replays of %d (min %.2f, max %.2f), 64 sequences x 8 heads x 1 token\n", bits,
+             times[times.size() / 2], times.size(), repeats, times.front(), times.back());
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+  }
+}
+
+// A bulk append and a decode step at 4 and at 8 bits, for a profiler.
+void profile() {
+  for (int bits : {4, 8}) {
+    Config config;
+    config.key_bits = config.value_bits = bits;
+    config.heads = 8;
+    config.edges = false;
+    config.sequences = 64;
+    TestCache cache(config);
+    cache.step(std::vector<int64_t>(64, 300));
+    cache.step(std::vector<int64_t>(64, 1));
+    cache.step(std::vector<int64_t>(64, 1));
+    check(cache.backend->check(nullptr) == 0, "profile");
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string mode = count > 1 ? arguments[1] : "";
+  const bool quick = mode == "--quick", timing = mode == "--time";
+  try {
+    if (mode == "--profile") {
+      profile();
+      return gpu_test::finish("append_test");
+    }
+    if (!timing) {
+      all_shapes();
+      modes();
+    }
+    if (gpu_test::tally().failed == 0) {
+      bulk(quick || timing);
+      if (!quick) decode_time();
+    }
+  } catch (const tq::Error& error) {
+    gpu_test::check(false, "uncaught: %s", error.what());
+  }
+  return gpu_test::finish("append_test");
+}

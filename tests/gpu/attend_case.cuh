@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages with random codes, and attention over them in float64: what attend tests and benches share. It stands on device_view.h and launch_attend alone; codes
+// are drawn, not encoded, and read back through format/packing.h, so that nothing of the kernels is in the reference.
+//
+// Everything a kernel must not use is poison: scales and raw values of unwritten tokens are NaN, free pages are all ones.
+#pragma once
+#include <math.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cuda/launch/attend.h"
+#include "cuda/schedule.h"
+#include "format/encode.h"
+#include "gpu_test.h"
+#include "softmax_state.h"
+
+namespace gpu_test {
+
+using tq::DataType;
+using tq::cuda::AttendLaunch;
+using tq::format::SideLayout;
+using tq::format::TileLayout;
+
+struct CaseSequence {
+  int length, new_tokens, queries;
+};
+
+struct CaseSpec {
+  int head_dim = 128, value_dim = 128, key_bits = 4, value_bits = 4;
+  int q_heads = 8, kv_heads = 2, page_size = 64;
+  DataType io = DataType::kF16, out = DataType::kF32;
+  std::vector<CaseSequence> sequences;
+  int window = 0, sinks = 0, rollback = 0;
+  bool centres = false, sink_logits = false, history_only = false;
+  float softcap = 0, scale = 0;  // 0 = 1 / sqrt(head_dim)
+  int64_t sliding = 0;
+  int pad = 0;          // extra elements of q and out strides
+  float spread = 1.0f;  // of the logits
+  uint32_t seed = 1;
+  int ctas = 0;  // 0 = the device's
+  tq::cuda::AttendTuning tuning = {0, 0};
+};
+
+__host__ __device__ inline uint32_t hash32(uint64_t x) {
+  x = tq::format::mix64(x);
+  return static_cast<uint32_t>(x >> 32);
+}
+
+struct FillSide {
+  int code_offset, code_words, scale_offset, raw;
+  float scale;
+};
+// One CTA a (tile of a sequence, head).
+static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_bytes, int tiles_per_page, const int32_t* table, int64_t stride,
+                                  const int32_t* lengths, FillSide key, FillSide value, int kv_head_count, int raw_is_bf16, uint32_t seed) {
+  const int tile = blockIdx.x, head = blockIdx.y % kv_head_count, slot = blockIdx.y / kv_head_count;
+  const int length = lengths[slot];
+  if (tile * 32 >= (length + 63) / 64 * 64 && tile * 32 >= length) return;
+  const int page = table[slot * stride + tile / tiles_per_page];
+  uint8_t* at = pages + page * page_bytes + static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_bytes;
+  const uint64_t base = (static_cast<uint64_t>(seed) << 48) ^ (static_cast<uint64_t>(blockIdx.y) << 32) ^ (static_cast<uint64_t>(tile) << 14);
+  for (int s = 0; s < 2; s++) {
+    const FillSide side = s ? value : key;
+    for (int i = threadIdx.x; i < side.code_words; i += blockDim.x) {
+      uint32_t w = hash32(base * 2 + s + (static_cast<uint64_t>(i) << 52));
+      if (side.raw) {  // two numbers of magnitude 0.5 .. 2, or NaN
+        const int token = tile * 32 + i / (side.code_words / 32);
+        w = raw_is_bf16 ? (w & 0x80FF80FFu) | 0x3F003F00u : (w & 0x87FF87FFu) | 0x38003800u;
+        if (token >= length) w = 0xFFFFFFFFu;
+      }
+      reinterpret_cast<uint32_t*>(at + side.code_offset)[i] = w;
+    }
+    if (!side.raw)
+      for (int i = threadIdx.x; i < 32; i += blockDim.x) {
+        const float u = (hash32(base * 2 + s + 77 + (static_cast<uint64_t>(i) << 53)) & 0xFFFF) / 65536.0f;
+        const uint16_t h = tq::format::bf16_from_float(side.scale * (0.5f + u));
+        reinterpret_cast<uint16_t*>(at + side.scale_offset)[i] = tile * 32 + i < length ? h : static_cast<uint16_t>(0x7FFF | (i & 1) << 15);
+      }
+  }
+}
+
+inline uint16_t to_16(float x, DataType type) { return type == DataType::kBF16 ? tq::format::bf16_from_float(x) : tq::format::f16_from_float(x); }
+inline float from_16(uint16_t h, DataType type) { return type == DataType::kBF16 ? tq::format::float_from_bf16(h) : tq::format::float_from_f16(h); }
+
+// Numbers of one type in device memory, with their float values on the host.
+struct Numbers {
+  std::vector<float> host;
+  Buffer<uint8_t> device;
+  void upload(DataType type) {
+    std::vector<uint8_t> bytes(host.size() * dtype_bytes(type));
+    for (size_t i = 0; i < host.size(); i++) {
+      if (type == DataType::kF32) {
+        reinterpret_cast<float*>(bytes.data())[i] = host[i];
+      } else {
+        const uint16_t h = to_16(isnan(host[i]) ? 0.0f : host[i], type);
+        reinterpret_cast<uint16_t*>(bytes.data())[i] = isnan(host[i]) ? 0x7FFF : h;
+        if (!isnan(host[i])) host[i] = from_16(h, type);
+      }
+    }
+    device = Buffer<uint8_t>(bytes);
+  }
+};
+
+struct Comparison {
+  double worst = 0;  // relative L2 of a row's output
+  double total = 0;  // of all rows together
+  double lse = 0;    // largest difference
+  int64_t rows = 0, wrong_empty = 0, not_finite = 0;
+};
+
+class AttendCase {
+ public:
+  explicit AttendCase(const CaseSpec& spec, int sets = 1);
+  // Writes set's output. Asynchronous.
+  void run(int set = 0, cudaStream_t stream = nullptr);
+  std::vector<float> output() const;
+  std::vector<float> lse() const { return lse_.host_copy(); }
+  void poison_output();
+  // Rows of (sequence, kv head) pairs against float64.
+  Comparison compare(int set, const std::vector<std::pair<int, int>>& which) const;
+  Comparison compare_all() const;
+  int64_t stored_bytes() const;  // of one set: what attention must read
+
+  CaseSpec spec;
+  int num_ctas = 0, shared_limit = 0;
+  int64_t q_rows = 0;
+
+ private:
+  template <class T>
+  struct Device : Buffer<T> {
+    Device() = default;
+    explicit Device(size_t n) : Buffer<T>(n), count(n) {}
+    explicit Device(const std::vector<T>& v) : Buffer<T>(v), count(v.size()) {}
+    std::vector<T> host_copy() const {
+      std::vector<T> v(count);
+      GPU_MUST(cudaMemcpy(v.data(), this->get(), count * sizeof(T), cudaMemcpyDeviceToHost));
+      return v;
+    }
+    size_t count = 0;
+  };
+  void decode(int set, int sequence, int head, std::vector<double>& k, std::vector<double>& v) const;
+
+  tq::Geometry geometry_;
+  tq::LayerCode code_;
+  TileLayout tile_;
+  Buffer<uint8_t> pages_;
+  Device<int32_t> table_;
+  std::vector<int32_t> host_table_;
+  int64_t stride_ = 0;
+  std::vector<Buffer<uint8_t>> work_;
+  Buffer<uint8_t> workspace_;
+  Buffer<uint32_t> signs_[2];
+  std::vector<uint32_t> host_signs_[2];
+  Numbers centre_[2], raw_[2], q_, sinks_;
+  std::vector<int> raw_first_;
+  Buffer<uint8_t> out_;
+  size_t out_bytes_ = 0;
+  Device<float> lse_;
+  std::vector<AttendLaunch> launches_;
+  int slots_ = 0;
+};
+
+inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(), code_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
+  // Streams of their own, and per sequence: what a sequence holds does not depend on the others beside it.
+  std::mt19937 page_rng(spec.seed), rng(spec.seed + 1);
+  std::normal_distribution<float> normal;
+  cudaDeviceProp prop;
+  GPU_MUST(cudaGetDeviceProperties(&prop, 0));
+  num_ctas = spec.ctas ? spec.ctas : prop.multiProcessorCount;
+  shared_limit = static_cast<int>(prop.sharedMemPerBlockOptin);
+  const int count = static_cast<int>(spec.sequences.size());
+  slots_ = count * sets;
+  code_.key_bits = spec.key_bits;
+  code_.value_bits = spec.value_bits;
+  code_.key_book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
+  code_.value_book = tq::format::builtin_codebook(spec.value_dim, spec.value_bits);
+  geometry_.num_layers = 1;
+  geometry_.num_q_heads = spec.q_heads;
+  geometry_.num_kv_heads = spec.kv_heads;
+  geometry_.q_per_kv = spec.q_heads / spec.kv_heads;
+  geometry_.head_dim = spec.head_dim;
+  geometry_.value_dim = spec.value_dim;
+  geometry_.io_dtype = spec.io;
+  geometry_.page_size = spec.page_size;
+  geometry_.max_batch_sequences = count;
+  geometry_.window_tokens = spec.window;
+  geometry_.sink_tokens = spec.sinks;
+  geometry_.ring_tokens = spec.window ? spec.window + spec.rollback : 0;
+  geometry_.layers = &code_;
+
+  // Pages in random order, with a few that nobody owns between them.
+  int64_t used = 0;
+  for (const CaseSequence& q : spec.sequences) {
+    const int64_t pages = (q.length + spec.page_size - 1) / spec.page_size;
+    used += pages;
+    stride_ = std::max(stride_, pages);
+  }
+  const int64_t num_pages = used * sets + 3, page_bytes = geometry_.page_bytes(0);
+  std::vector<int32_t> order(num_pages);
+  for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int32_t>(i);
+  std::shuffle(order.begin(), order.end(), page_rng);
+  host_table_.assign(slots_ * stride_, -1);
+  std::vector<int32_t> lengths(slots_);
+  int64_t next = 0;
+  for (int slot = 0; slot < slots_; slot++) {
+    lengths[slot] = spec.sequences[slot % count].length;
+    for (int64_t i = 0; i < (lengths[slot] + spec.page_size - 1) / spec.page_size; i++) host_table_[slot * stride_ + i] = order[next++];
+  }
+  pages_ = Buffer<uint8_t>(num_pages * page_bytes);
+  GPU_MUST(cudaMemset(pages_.get(), 0xFF, num_pages * page_bytes));
+  table_ = Device<int32_t>(host_table_);
+  Buffer<int32_t> device_lengths(lengths);
+  const int dims[2] = {spec.head_dim, spec.value_dim}, bits[2] = {spec.key_bits, spec.value_bits};
+  FillSide fill[2];
+  const int offsets[2] = {tile_.key_offset(), tile_.value_offset()}, scales[2] = {tile_.key_scale_offset(), tile_.value_scale_offset()};
+  for (int side = 0; side < 2; side++) {
+    const SideLayout& layout = side ? tile_.value : tile_.key;
+    // Levels of about 60: coordinates of about 1.
+    fill[side] = FillSide{offsets[side], layout.code_bytes() / 4, scales[side], layout.raw(), (side ? 1.0f : spec.spread) / 60.0f};
+    if (side == 0 && layout.raw()) fill[side].scale = 1;
+  }
+  const int max_tiles = static_cast<int>(stride_ * (spec.page_size / 32));
+  fill_tiles<<<dim3(max_tiles, slots_ * spec.kv_heads), 128>>>(pages_.get(), page_bytes, tile_.tile_bytes(), spec.page_size / 32, table_.get(),
+                                                               stride_, device_lengths.get(), fill[0], fill[1], spec.kv_heads,
+                                                               spec.io == DataType::kBF16, spec.seed);
+  GPU_MUST(cudaGetLastError());
+
+  const int raw_tokens = geometry_.raw_tokens();
+  raw_first_.resize(count);
+  for (int i = 0; i < count; i++) {
+    const int length = spec.sequences[i].length;
+    raw_first_[i] = std::max(0, length - geometry_.ring_tokens);
+    if (spec.window && i % 3 == 2) raw_first_[i] = std::max(raw_first_[i], length - spec.window / 2);  // a window that is only partly there
+    if (!spec.window) raw_first_[i] = length;
+  }
+  for (int side = 0; side < 2; side++) {
+    const SideLayout& layout = side ? tile_.value : tile_.key;
+    const int words = (layout.stored + 31) / 32;
+    host_signs_[side].resize(spec.kv_heads * words);
+    for (uint32_t& w : host_signs_[side]) w = rng();
+    signs_[side] = Buffer<uint32_t>(host_signs_[side]);
+    if (spec.centres && bits[side] != 16) {
+      centre_[side].host.resize(spec.kv_heads * dims[side]);
+      for (float& x : centre_[side].host) x = normal(rng) * 2;
+      centre_[side].upload(DataType::kF32);
+    }
+    if (raw_tokens > 0) {
+      raw_[side].host.assign(static_cast<size_t>(slots_) * spec.kv_heads * raw_tokens * dims[side], NAN);
+      for (int slot = 0; slot < slots_; slot++) {
+        const int length = lengths[slot], first = raw_first_[slot % count];
+        std::mt19937 raw_rng(spec.seed + 100 + 2 * slot + side);
+        normal.reset();
+        for (int head = 0; head < spec.kv_heads; head++)
+          for (int token = 0; token < length; token++) {
+            if (token >= spec.sinks && token < first) continue;
+            const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
+            float* at = &raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dims[side]];
+            for (int i = 0; i < dims[side]; i++) at[i] = normal(raw_rng);
+            // A sink that is also in the ring has its ring copy as well, which nobody may need.
+          }
+      }
+      raw_[side].upload(spec.io);
+    }
+  }
+
+  for (const CaseSequence& q : spec.sequences) q_rows += q.queries;
+  const int64_t q_head = spec.head_dim + spec.pad, q_token = q_head * spec.q_heads + spec.pad;
+  q_.host.assign(std::max<int64_t>(q_rows, 1) * q_token, NAN);
+  int64_t q_row = 0;
+  for (int sequence = 0; sequence < count; sequence++) {
+    std::mt19937 q_rng(spec.seed + 5000 + sequence);
+    normal.reset();
+    for (int query = 0; query < spec.sequences[sequence].queries; query++, q_row++)
+      for (int head = 0; head < spec.q_heads; head++)
+        for (int i = 0; i < spec.head_dim; i++) q_.host[q_row * q_token + head * q_head + i] = normal(q_rng);
+  }
+  q_.upload(spec.io);
+  const int64_t out_head = spec.value_dim + spec.pad, out_token = out_head * spec.q_heads + spec.pad;
+  out_bytes_ = std::max<int64_t>(q_rows, 1) * out_token * dtype_bytes(spec.out);
+  out_ = Buffer<uint8_t>(out_bytes_);
+  lse_ = Device<float>(std::max<int64_t>(q_rows, 1) * spec.q_heads);
+  if (spec.sink_logits) {
+    sinks_.host.resize(spec.q_heads);
+    for (float& x : sinks_.host) x = normal(rng) * 3;
+    sinks_.upload(DataType::kF32);
+  }
+
+  const auto side_view = [&](int side) {
+    tq::cuda::DeviceSide view{side ? tile_.value : tile_.key, 0, 0, {}, {}, 0, nullptr, 0, nullptr, nullptr};
+    view.code_offset = offsets[side];
+    view.scale_offset = scales[side];
+    view.book = side ? code_.value_book : code_.key_book;
+    view.signs = signs_[side].get();
+    view.sign_stride = (view.layout.stored + 31) / 32;
+    view.centre = reinterpret_cast<const float*>(centre_[side].device.get());
+    view.raw = raw_tokens ? raw_[side].device.get() : nullptr;
+    return view;
+  };
+  tq::cuda::DeviceLayer layer{
+      pages_.get(), page_bytes,  tile_.tile_bytes(), spec.page_size / 32,   spec.page_size, spec.kv_heads, spec.q_heads, geometry_.q_per_kv,
+      spec.io,      spec.window, spec.sinks,         geometry_.ring_tokens, raw_tokens,     side_view(0),  side_view(1), nullptr,
+      nullptr};
+  workspace_ = Buffer<uint8_t>(tq::cuda::attend_workspace_capacity(geometry_, num_ctas));
+  GPU_MUST(cudaMemset(workspace_.get(), 0xFF, tq::cuda::attend_workspace_capacity(geometry_, num_ctas)));
+  GPU_MUST(cudaMemset(workspace_.get(), 0, tq::cuda::counter_bytes(num_ctas)));
+  for (int set = 0; set < sets; set++) {
+    std::vector<tq::PlanSequence> plan(count);
+    int64_t row = 0;
+    for (int i = 0; i < count; i++) {
+      const CaseSequence& q = spec.sequences[i];
+      plan[i] = tq::PlanSequence{set * count + i, q.length - q.new_tokens, q.new_tokens, q.queries, 0, row, raw_first_[i], nullptr, 0, 0};
+      row += q.queries;
+    }
+    tq::BatchPlan batch = {};
+    batch.num_sequences = count;
+    batch.sequences = plan.data();
+    batch.query_tokens = row;
+    std::vector<uint8_t> work(tq::cuda::work_capacity(geometry_, num_ctas));
+    tq::cuda::build_work(geometry_, batch, num_ctas, work.data());
+    work_.emplace_back(work);
+    AttendLaunch launch{layer};
+    launch.plan = {};
+    launch.plan.page_table = table_.get();
+    launch.plan.page_table_stride = stride_;
+    launch.plan.work = work_.back().get();
+    launch.num_ctas = num_ctas;
+    launch.shared_memory_per_block = shared_limit;
+    launch.q = q_.device.get();
+    launch.out = out_.get();
+    launch.lse = lse_.get();
+    launch.q_strides = {q_token, q_head};
+    launch.out_strides = {out_token, out_head};
+    launch.out_dtype = spec.out;
+    launch.softmax_scale = spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim));
+    launch.logit_softcap = spec.softcap;
+    launch.sliding_window = spec.sliding;
+    launch.sink_logits = spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr;
+    launch.history_only = spec.history_only;
+    launch.workspace = workspace_.get();
+    launch.tuning = spec.tuning;
+    launches_.push_back(launch);
+  }
+  GPU_MUST(cudaDeviceSynchronize());
+}
+
+inline void AttendCase::run(int set, cudaStream_t stream) {
+  AttendLaunch launch = launches_[set];
+  launch.stream = stream;
+  tq::cuda::launch_attend(launch);
+}
+
+inline void AttendCase::poison_output() {
+  GPU_MUST(cudaMemset(out_.get(), 0xFF, out_bytes_));
+  GPU_MUST(cudaMemset(lse_.get(), 0xFF, lse_.count * 4));
+}
+
+// [q_rows][q_heads][value_dim]
+inline std::vector<float> AttendCase::output() const {
+  std::vector<uint8_t> bytes(out_bytes_);
+  GPU_MUST(cudaMemcpy(bytes.data(), out_.get(), out_bytes_, cudaMemcpyDeviceToHost));
+  std::vector<float> out(q_rows * spec.q_heads * spec.value_dim);
+  const TileLayout& tile = tile_;
+  (void)tile;
+  const tq::TensorStrides strides = launches_[0].out_strides;
+  for (int64_t row = 0; row < q_rows; row++)
+    for (int head = 0; head < spec.q_heads; head++)
+      for (int i = 0; i < spec.value_dim; i++) {
+        const int64_t at = row * strides.token + head * strides.head + i;
+        out[(row * spec.q_heads + head) * spec.value_dim + i] = spec.out == DataType::kF32
+                                                                    ? reinterpret_cast<const float*>(bytes.data())[at]
+                                                                    : from_16(reinterpret_cast<const uint16_t*>(bytes.data())[at], spec.out);
+      }
+  return out;
+}
+
+inline int64_t AttendCase::stored_bytes() const {
+  int64_t bytes = 0;
+  for (const CaseSequence& q : spec.sequences) bytes += static_cast<int64_t>((q.length + 31) / 32) * tile_.tile_bytes() * spec.kv_heads;
+  return bytes;
+}
+
+}  // namespace gpu_test
+
+#include "attend_check.cuh"

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// TestCache: plays the core for a backend, fills inputs and asks the oracle.
+#pragma once
+#include "fixture.cuh"
+
+namespace gpu_test {
+
+constexpr int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+class TestCache {
+ public:
+  explicit TestCache(const Config& config, const tq::HostOps& ops = {});
+  ~TestCache() {
+    if (storage_) backend->destroy_plan_storage(storage_);
+  }
+
+  // Plans new_tokens[i] for sequence i (queries: none): bookkeeping only, into `last`.
+  void prepare_plan(const std::vector<int64_t>& new_tokens);
+  void plan(const std::vector<int64_t>& new_tokens, cudaStream_t stream = nullptr) {
+    prepare_plan(new_tokens);
+    backend->upload_plan(last, stream);
+  }
+  // Writes the plan's input rows of a layer.
+  void fill(int layer, cudaStream_t stream = nullptr);
+  std::vector<uint8_t> read_all(int sequence);
+  const std::vector<int32_t>& pages(int sequence) const { return pages_[sequence]; }
+  void append(int layer, cudaStream_t stream = nullptr);
+  void step(const std::vector<int64_t>& new_tokens) {
+    plan(new_tokens);
+    for (int layer = 0; layer < config.layers; layer++) {
+      fill(layer);
+      append(layer);
+    }
+  }
+  // Every stored code and scale against the oracle; read: decoded values instead. name says what was tried.
+  bool verify(const char* name, bool read = false) {
+    bool right = true;
+    for (int layer = 0; layer < config.layers; layer++) right &= verify_layer(name, layer, read);
+    return right;
+  }
+  bool verify_layer(const char* name, int layer, bool read = false);
+  // Sequence 0 again, by format::encode_vector on the host.
+  bool verify_host(const char* name);
+  OracleJob job(int layer, int kind, int sequence) const;
+  // Forgets all tokens and draws other vectors from now on.
+  void restart(uint64_t seed) {
+    config.seed = seed;
+    std::fill(length.begin(), length.end(), 0);
+    std::fill(ring_first_.begin(), ring_first_.end(), 0);
+  }
+  int64_t raw_first(int sequence) const {
+    return std::max(ring_first_[sequence], length[sequence] - std::min<int64_t>(length[sequence], config.window));
+  }
+
+  Config config;
+  Geometry geometry;
+  std::unique_ptr<tq::Backend> backend;
+  std::vector<int64_t> length;
+  Buffer<uint8_t> pool;
+  tq::BatchPlan last = {};
+  tq::TensorStrides strides[2];  // of the inputs; padded so that rows are not dense
+  Buffer<uint8_t> input[2];
+
+ private:
+  std::vector<tq::LayerCode> layers_;
+  std::vector<std::vector<int32_t>> pages_;
+  std::vector<int64_t> shown_, ring_first_;
+  std::vector<int32_t> free_;
+  std::vector<tq::PlanSequence> plan_;
+  std::vector<int64_t> layer_at_;
+  Buffer<uint64_t> signs_;
+  Buffer<float> centres_;
+  std::vector<float> centres_host_;
+  void* storage_ = nullptr;
+};
+
+inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c), length(c.sequences, 0) {
+  for (int layer = 0; layer < c.layers; layer++)
+    layers_.push_back(tq::LayerCode{c.key_bits, c.value_bits, builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits)});
+  const int64_t sequence_pages = (c.tokens + c.page_size - 1) / c.page_size;
+  geometry = Geometry{};
+  geometry.num_layers = c.layers;
+  geometry.num_q_heads = geometry.num_kv_heads = c.heads;
+  geometry.q_per_kv = 1;
+  geometry.head_dim = c.head_dim;
+  geometry.value_dim = c.value_dim;
+  geometry.io_dtype = c.type;
+  geometry.rotation = Rotation::kHadamard;
+  geometry.rotation_seed = c.seed * 77;
+  geometry.key_rule = c.key_rule;
+  geometry.value_rule = c.value_rule;
+  geometry.search = c.search;
+  geometry.page_size = c.page_size;
+  geometry.num_pages = sequence_pages * c.sequences + 3;
+  geometry.max_sequence_pages = sequence_pages;
+  geometry.max_sequences = geometry.max_batch_sequences = c.sequences;
+  geometry.max_batch_tokens = c.tokens * c.sequences;
+  geometry.window_tokens = c.window;
+  geometry.sink_tokens = c.sinks;
+  geometry.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
+  geometry.num_threads = 1;
+  geometry.layers = layers_.data();
+
+  int64_t pool_bytes = 0;
+  for (int layer = 0; layer < c.layers; layer++) {
+    layer_at_.push_back(pool_bytes);
+    pool_bytes += padded(geometry.page_bytes(layer) * geometry.num_pages);
+  }
+  pool = Buffer<uint8_t>(static_cast<size_t>(pool_bytes));
+  GPU_MUST(cudaMemset(pool.get(), 0xA5, pool.size()));  // unwritten memory is not zero
+  backend = tq::cuda::create_cuda_backend(geometry, ops, pool.get(), nullptr);
+  storage_ = backend->create_plan_storage();
+
+  // Pages in an order that jumps about.
+  for (int64_t i = 0; i < geometry.num_pages; i++) free_.push_back(static_cast<int32_t>(i));
+  for (size_t i = free_.size(); i > 1; i--) std::swap(free_[i - 1], free_[mix64(c.seed + i) % i]);
+  pages_.resize(c.sequences);
+  shown_.assign(c.sequences, 0);
+  ring_first_.assign(c.sequences, 0);
+
+  std::vector<uint64_t> signs;
+  for (int layer = 0; layer < c.layers; layer++)
+    for (int kind = 0; kind < 2; kind++)
+      for (int head = 0; head < c.heads; head++)
+        for (int word = 0; word < sign_words(stored_dim(kind == 0 ? c.head_dim : c.value_dim)); word++)
+          signs.push_back(stream_word(stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind)), word));
+  signs_ = Buffer<uint64_t>(signs);
+  const int dims = c.head_dim + c.value_dim;
+  for (int64_t i = 0; i < static_cast<int64_t>(c.layers) * c.heads * dims; i++)
+    centres_host_.push_back(static_cast<float>(static_cast<int>(mix64(c.seed * 31 + i) % 200) - 100) * 0.015625f);
+  centres_ = Buffer<float>(centres_host_);
+  for (int layer = 0; layer < c.layers && c.centres; layer++) {
+    const float* first = centres_host_.data() + static_cast<int64_t>(layer) * c.heads * dims;
+    backend->set_centres(layer, first, first + c.heads * c.head_dim);
+  }
+  for (int kind = 0; kind < 2; kind++) {
+    const int dim = kind == 0 ? c.head_dim : c.value_dim;
+    strides[kind] = tq::TensorStrides{static_cast<int64_t>(c.heads) * (dim + 8) + 24, dim + 8};
+    input[kind] = Buffer<uint8_t>(static_cast<size_t>(strides[kind].token * geometry.max_batch_tokens * tq::dtype_bytes(c.type)));
+  }
+}
+
+inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
+  plan_.clear();
+  last = tq::BatchPlan{};
+  for (size_t i = 0; i < new_tokens.size(); i++) {
+    const int64_t after = length[i] + new_tokens[i], ring = geometry.ring_tokens;
+    while (static_cast<int64_t>(pages_[i].size()) * config.page_size < after) {
+      pages_[i].push_back(free_.back());
+      free_.pop_back();
+    }
+    ring_first_[i] = std::max(ring_first_[i], after - std::min(after, ring));
+    const int64_t before = length[i];
+    length[i] = after;
+    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], 0, last.new_tokens, 0, raw_first(static_cast<int>(i)),
+                                     pages_[i].data(), static_cast<int64_t>(pages_[i].size()), shown_[i]});
+    shown_[i] = static_cast<int64_t>(pages_[i].size());
+    last.new_tokens += new_tokens[i];
+  }
+  last.num_sequences = static_cast<int32_t>(plan_.size());
+  last.sequences = plan_.data();
+  last.storage = storage_;
+}
+
+inline void TestCache::fill(int layer, cudaStream_t stream) {
+  for (int kind = 0; kind < 2; kind++) {
+    const int dim = kind == 0 ? config.head_dim : config.value_dim;
+    const size_t bytes = static_cast<size_t>(strides[kind].token) * last.new_tokens * tq::dtype_bytes(config.type);
+    GPU_MUST(cudaMemsetAsync(input[kind].get(), 0xFF, bytes, stream));  // NaN between the rows
+    for (const tq::PlanSequence& s : plan_) {
+      if (s.new_tokens == 0) continue;
+      const int64_t elements = s.new_tokens * config.heads * dim;
+      fill_kernel<<<static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535)), 256, 0, stream>>>(
+          Source{config.seed, config.type, config.edges}, layer, kind, s.slot, static_cast<int>(s.old_length), static_cast<int>(s.new_tokens),
+          config.heads, dim, input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
+    }
+  }
+  GPU_MUST(cudaGetLastError());
+}
+
+inline void TestCache::append(int layer, cudaStream_t stream) {
+  tq::AppendRequest request = {layer, &last, input[0].get(), input[1].get(), strides[0], strides[1], stream};
+  backend->append(request);
+}
+
+inline OracleJob TestCache::job(int layer, int kind, int sequence) const {
+  const TileLayout tile = geometry.tile(layer);
+  const SideLayout& layout = kind == 0 ? tile.key : tile.value;
+  const int key_words = sign_words(stored_dim(config.head_dim)), value_words = sign_words(stored_dim(config.value_dim));
+  const int64_t signs_at = static_cast<int64_t>(layer) * config.heads * (key_words + value_words) + (kind == 0 ? 0 : config.heads * key_words);
+  const int64_t centre_at =
+      static_cast<int64_t>(layer) * config.heads * (config.head_dim + config.value_dim) + (kind == 0 ? 0 : config.heads * config.head_dim);
+  OracleSide side = {layout,
+                     kind == 0 ? tile.key_offset() : tile.value_offset(),
+                     kind == 0 ? tile.key_scale_offset() : tile.value_scale_offset(),
+                     kind,
+                     layer,
+                     kind == 0 ? layers_[layer].key_book : layers_[layer].value_book,
+                     kind == 0 ? config.key_rule : config.value_rule,
+                     config.search,
+                     signs_.get() + signs_at,
+                     config.centres ? centres_.get() + centre_at : nullptr};
+  return OracleJob{Source{config.seed, config.type, config.edges},
+                   side,
+                   pool.get() + layer_at_[layer],
+                   geometry.page_bytes(layer),
+                   tile.tile_bytes(),
+                   config.page_size,
+                   config.heads,
+                   nullptr,
+                   sequence,
+                   0,
+                   static_cast<int32_t>(length[sequence]),
+                   config.sinks,
+                   static_cast<int32_t>(geometry.ring_tokens > 0 ? raw_first(sequence) : INT32_MAX),
+                   nullptr};
+}
+
+inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
+  GPU_MUST(cudaDeviceSynchronize());
+  Buffer<Mismatch> mismatch(std::vector<Mismatch>(1));
+  bool right = true;
+  for (int sequence = 0; sequence < config.sequences; sequence++) {
+    if (length[sequence] == 0) continue;
+    const Buffer<int32_t> table(pages_[sequence]);
+    for (int kind = 0; kind < 2; kind++) {
+      OracleJob work = job(layer, kind, sequence);
+      work.page_table = table.get();
+      Buffer<uint8_t> out;
+      if (read) {
+        const int dim = work.side.layout.dim;
+        out = Buffer<uint8_t>(static_cast<size_t>(length[sequence]) * config.heads * dim * tq::dtype_bytes(config.type));
+        const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
+        tq::ReadRequest request = {layer,
+                                   tq::PlanSequence{sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence), pages_[sequence].data(),
+                                                    static_cast<int64_t>(pages_[sequence].size()), 0},
+                                   0,
+                                   length[sequence],
+                                   kind == 0 ? out.get() : nullptr,
+                                   kind == 1 ? out.get() : nullptr,
+                                   dense,
+                                   dense,
+                                   nullptr};
+        backend->read(request);
+        work.read = out.get();
+      }
+      const int64_t vectors = static_cast<int64_t>(work.count) * work.heads;
+      oracle_kernel<<<static_cast<unsigned>((vectors + 63) / 64), 64>>>(work, mismatch.get());
+      GPU_MUST(cudaGetLastError());
+      GPU_MUST(cudaDeviceSynchronize());
+      const Mismatch found = mismatch.host()[0];
+      right &= check(
+          found.count == 0,
+          "%s%s: d %d/%d bits %d/%d dtype %d, layer %d %s sequence %d: %llu wrong, first at token %d head %d coordinate %d: expected %#x, found %#x",
+          name, read ? " (read)" : "", config.head_dim, config.value_dim, config.key_bits, config.value_bits, static_cast<int>(config.type), layer,
+          kind == 0 ? "keys" : "values", sequence, found.count, found.token, found.head, found.coordinate, found.expected, found.found);
+      if (found.count) GPU_MUST(cudaMemset(mismatch.get(), 0, sizeof(Mismatch)));
+    }
+  }
+  return right;
+}
+
+inline std::vector<uint8_t> TestCache::read_all(int sequence) {
+  std::vector<uint8_t> all;
+  for (int layer = 0; layer < config.layers; layer++)
+    for (int kind = 0; kind < 2; kind++) {
+      const int dim = kind == 0 ? config.head_dim : config.value_dim;
+      const Buffer<uint8_t> out(static_cast<size_t>(length[sequence]) * config.heads * dim * tq::dtype_bytes(config.type));
+      const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
+      const tq::PlanSequence place = {
+          sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence), pages_[sequence].data(), static_cast<int64_t>(pages_[sequence].size()), 0};
+      backend->read(tq::ReadRequest{layer, place, 0, length[sequence], kind == 0 ? out.get() : nullptr, kind == 1 ? out.get() : nullptr, dense, dense,
+                                    nullptr});
+      GPU_MUST(cudaDeviceSynchronize());
+      const std::vector<uint8_t> host = out.host();
+      all.insert(all.end(), host.begin(), host.end());
+    }
+  return all;
+}
+
+inline bool TestCache::verify_host(const char* name) {
+  GPU_MUST(cudaDeviceSynchronize());
+  const std::vector<uint8_t> bytes = pool.host();
+  const std::vector<uint64_t> signs = signs_.host();
+  int64_t wrong = 0;
+  for (int layer = 0; layer < config.layers; layer++)
+    for (int kind = 0; kind < 2; kind++) {
+      const OracleJob work = job(layer, kind, 0);
+      const SideLayout& layout = work.side.layout;
+      if (layout.raw()) continue;
+      const uint64_t* head_signs = signs.data() + (work.side.signs - signs_.get());
+      const float* centres = config.centres ? centres_host_.data() + (work.side.centre - centres_.get()) : nullptr;
+      for (int64_t token = 0; token < length[0]; token++)
+        for (int head = 0; head < config.heads; head++) {
+          float x[kMaxDim];
+          uint8_t codes[kMaxDim];
+          uint16_t scale;
+          const uint64_t hash = vector_hash(work.source, VectorId{layer, kind, 0, static_cast<int32_t>(token), head});
+          for (int i = 0; i < layout.dim; i++) x[i] = bits_value(config.type, element_bits(work.source, hash, i, layout.dim));
+          const VectorCoder coder = {layout.dim,
+                                     layout.stored,
+                                     Rotation::kHadamard,
+                                     head_signs + head * sign_words(layout.stored),
+                                     nullptr,
+                                     centres ? centres + head * layout.dim : nullptr,
+                                     work.side.rule,
+                                     work.side.search,
+                                     work.side.book};
+          encode_vector(coder, x, codes, &scale);
+          const uint8_t* tile = bytes.data() + (work.pages - pool.get()) + pages_[0][token / config.page_size] * work.page_bytes +
+                                (static_cast<int64_t>(head) * (config.page_size / 32) + token % config.page_size / 32) * work.tile_bytes;
+          uint16_t found_scale;
+          memcpy(&found_scale, tile + work.side.scale_offset + 2 * (token % 32), 2);
+          wrong += found_scale != scale;
+          const uint32_t* words = reinterpret_cast<const uint32_t*>(tile + work.side.code_offset);
+          for (int i = 0; i < layout.stored; i++)
+            wrong += load_code(words, layout, code_place(layout, static_cast<Kind>(kind), static_cast<int>(token % 32), i)) !=
+                     (codes[i] & ((1u << layout.bits) - 1));
+        }
+    }
+  return check(wrong == 0, "%s (host): d %d/%d bits %d/%d dtype %d: %lld wrong", name, config.head_dim, config.value_dim, config.key_bits,
+               config.value_bits, static_cast<int>(config.type), static_cast<long long>(wrong));
+}
+
+}  // namespace gpu_test

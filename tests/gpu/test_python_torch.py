@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python package with torch tensors on a CUDA device: the contract cases, streams, graph capture, DLPack, refusals.
+
+Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_python_torch.py     (needs torch with CUDA; skips without)
+"""
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+PYTHON = Path(__file__).resolve().parents[2] / "bindings" / "python"
+sys.path[:0] = [str(PYTHON), str(PYTHON / "tests")]
+
+import contract_runner  # noqa: E402
+import numpy as np  # noqa: E402
+import tqkv  # noqa: E402
+
+DATA = contract_runner.load()
+SHAPE = dict(num_layers=2, num_q_heads=8, num_kv_heads=2, head_dim=128, key_bits=4, value_bits=4, max_tokens=4096, max_sequences=4, device="cuda")
+
+
+class Cuda:
+    """Tensors of the contract cases on the GPU."""
+
+    device = "cuda"
+
+    def put(self, array, dtype):
+        strides = [s // array.itemsize for s in array.strides]
+        dense = torch.from_numpy(np.ascontiguousarray(array).copy())
+        if dtype == "bfloat16":
+            dense = dense.view(torch.int16).view(torch.bfloat16)
+        result = torch.empty_strided(array.shape, strides, dtype=dense.dtype, device="cuda")
+        return result.copy_(dense)
+
+    def empty(self, shape, dtype):
+        return torch.full(shape, float("nan"), dtype=getattr(torch, dtype), device="cuda")
+
+    def take(self, tensor):
+        return tensor.double().cpu().numpy()
+
+    def memory(self, num_bytes):
+        return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+
+
+@pytest.mark.parametrize("case", DATA["cases"], ids=lambda case: case["name"])
+def test_contract(case):
+    if case.get("cpu_only"):
+        pytest.skip("for the CPU only")
+    contract_runner.Runner(DATA, Cuda()).run(case)
+
+
+def tensors(tokens, queries, dtype=torch.float16, seed=0):
+    g = torch.Generator("cuda").manual_seed(seed)
+
+    def make(rows, heads):
+        return torch.randn(rows, heads, 128, generator=g, device="cuda", dtype=torch.float32).to(dtype)
+    return make(tokens, 2), make(tokens, 2), make(queries, 8)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+def test_results_are_torch_tensors_on_the_device(dtype):
+    k, v, q = tensors(200, 200, getattr(torch, dtype))
+    with tqkv.Cache(**{**SHAPE, "io_dtype": dtype, "key_bits": 8, "value_bits": 8}) as cache:
+        step = cache.batch()
+        step.plan([cache.sequence()], [200])
+        step.append(0, k, v)
+        out, lse = step.attend(0, q, lse=True)
+    assert out.device == q.device and out.dtype == q.dtype and lse.dtype == torch.float32
+    wide = [x.double().transpose(0, 1) for x in (q, k.repeat_interleave(4, 1), v.repeat_interleave(4, 1))]
+    want = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True).transpose(0, 1)
+    # 8-bit codes are off by 0.7 % of a vector's norm, on both sides.
+    assert (out.double() - want).norm() < 0.02 * want.norm()
+
+
+def test_streams():
+    """Work is ordered by the given stream: inputs are produced there by a long kernel just before."""
+    k, v, q = tensors(512, 4)
+    results = []
+    with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
+        for stream in (None, torch.cuda.Stream(), torch.cuda.Stream()):
+            torch.cuda.synchronize()
+            step, sequence = cache.batch(), cache.sequence()
+            late = [torch.zeros_like(x) for x in (k, v, q)]
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream if stream is not None else torch.cuda.default_stream()):
+                torch.cuda._sleep(50_000_000)
+                for to, source in zip(late, (k, v, q)):
+                    to.copy_(source)
+                handle = stream if stream is None else stream.cuda_stream if len(results) == 1 else stream
+                step.plan([sequence], [512], [4], stream=handle)
+                step.append(0, late[0], late[1], stream=handle)
+                results.append(step.attend(0, late[2], stream=handle))
+            assert cache.check(stream=handle) == 0
+            sequence.free(stream=handle)
+            step.close()
+    assert results[0].abs().sum() > 0
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_graph_replay_equals_eager():
+    """append and attend captured once, replayed while the sequence grows; plan between replays."""
+    steps = 70  # over a page of 64
+    inputs = [tensors(1, 1, seed=100 + i) for i in range(steps)]
+    prompt = tensors(40, 1)
+
+    def run(graphed):
+        outs = []
+        stream = torch.cuda.Stream()
+        with tqkv.Cache(**SHAPE, io_dtype="float16") as cache, torch.cuda.stream(stream):
+            step, sequence = cache.batch(), cache.sequence()
+            step.plan([sequence], [40], [1], stream=stream)
+            for layer in range(2):
+                step.append(layer, prompt[0], prompt[1], stream=stream)
+            k, v, q = (x.clone() for x in inputs[0])
+            out = torch.empty(2, 1, 8, 128, dtype=torch.float16, device="cuda")
+
+            def layers():
+                for layer in range(2):
+                    step.append(layer, k, v, stream=stream)
+                    step.attend(layer, q, out=out[layer], stream=stream)
+
+            graph = None
+            for new in inputs:
+                for to, source in zip((k, v, q), new):
+                    to.copy_(source)
+                step.plan([sequence], [1], stream=stream)
+                if not graphed:
+                    layers()
+                else:
+                    if graph is None:
+                        graph = torch.cuda.CUDAGraph()
+                        with torch.cuda.graph(graph, stream=stream):
+                            layers()
+                    graph.replay()
+                outs.append(out.clone())
+            stream.synchronize()
+        return torch.stack(outs)
+
+    eager = run(False)
+    assert torch.isfinite(eager).all() and torch.equal(run(True), eager)
+
+
+def test_plan_inside_a_capture_is_refused():
+    with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
+        step, sequence = cache.batch(), cache.sequence()
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        x = torch.zeros(1, device="cuda")
+        with torch.cuda.graph(graph, stream=stream):
+            with pytest.raises(tqkv.CaptureError):
+                step.plan([sequence], [1], stream=stream)
+            x += 1
+        graph.replay()
+        torch.cuda.synchronize()
+        assert x.item() == 1 and len(sequence) == 0
+
+
+def test_dlpack_and_cuda_array_interface():
+    k, v, q = tensors(9, 9)
+
+    class OnlyDlpack:
+        def __init__(self, tensor):
+            self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+    class OnlyInterface:
+        def __init__(self, tensor):
+            self.__cuda_array_interface__ = tensor.__cuda_array_interface__
+
+    want = None
+    with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
+        for kind in (lambda x: x, OnlyDlpack, OnlyInterface):
+            step, sequence = cache.batch(), cache.sequence()
+            step.plan([sequence], [9])
+            step.append(0, kind(k), kind(v))
+            out = torch.empty(9, 8, 128, dtype=torch.float16, device="cuda")
+            step.attend(0, kind(q), out=kind(out))
+            torch.cuda.synchronize()
+            want = out if want is None else want
+            assert torch.equal(out, want)
+            sequence.free()
+
+
+def test_host_tensors_are_refused():
+    k, v, q = tensors(2, 2)
+    with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
+        step = cache.batch()
+        step.plan([cache.sequence()], [2])
+        with pytest.raises(tqkv.InvalidArgument, match="v: is on the CPU, the cache is on CUDA device 0"):
+            step.append(0, k, v.cpu())
+        with pytest.raises(tqkv.InvalidArgument, match="q: is on the CPU"):
+            step.attend(0, q.cpu().numpy())
+        with pytest.raises(tqkv.InvalidArgument, match="cannot be made like the input|is on the CPU"):
+            step.cache.sequence().read(0, 0, 0)
