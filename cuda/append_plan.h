@@ -5,7 +5,7 @@
 // A tile with up to kSmallTokens new tokens is the work of one warp per kv head and side (a decode step, a short draft); the others take a CTA,
 // whose 8 warps encode up to 4 vectors each. Only the first and the last tile of an append can be small.
 #pragma once
-#include "format/tile_layout.h"
+#include "format/codebook.h"
 
 namespace tq {
 namespace cuda {
@@ -37,6 +37,16 @@ TQ_HD AppendSplit split_append(int32_t old_length, int32_t length) {
   const int32_t end = split.last_tile + (last_small ? 0 : 1);
   split.num_large = end > split.first_large ? end - split.first_large : 0;
   return split;
+}
+
+// Whether the ranges over which the search's steps move two thresholds never meet (2 to 4 bits): a magnitude then has one threshold at most that
+// steps decide upon. True of all built-in codebooks. The margin covers the rounding of threshold * step.
+inline bool zones_apart(const format::Codebook& book) {
+  constexpr float kWidest = 1.12f, kNarrowest = 0.88f, kMargin = 1.0001f;
+  if (book.bits > 4) return false;
+  for (int j = 1; j + 1 < book.count(); j++)
+    if (book.threshold(j) * kWidest * kMargin >= book.threshold(j + 1) * kNarrowest) return false;
+  return true;
 }
 
 // n / d by a multiplication: exact for n < 2^31, since m = ceil(2^63 / d) is off by less than d / 2^63 of a quotient unit.

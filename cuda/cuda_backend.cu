@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "cuda/arena.h"
@@ -18,6 +19,7 @@
 #include "cuda/kernels/read.cuh"
 #include "cuda/launch/attend.h"
 #include "cuda/launch/launch.h"
+#include "cuda/launch/prefill.h"
 #include "cuda/plan_upload.h"
 #include "cuda/schedule.h"
 
@@ -51,6 +53,8 @@ int64_t max_slot_bytes(const Geometry& geometry) {
 struct Batch {
   PlanStorage storage;
   UploadedPlan uploaded;
+  // A graph was captured that takes long sequences apart: every later plan must bring the pair of work lists it reads.
+  mutable std::atomic<bool> pair_in_graph{false};
 
   Batch(const Geometry& geometry, const HostOps& ops, int64_t work_capacity) : storage(geometry, ops, work_capacity) {}
 };
@@ -87,6 +91,8 @@ class CudaBackend : public Backend {
   Geometry geometry_;
   HostOps ops_;
   int num_units_, shared_memory_per_block_;
+  bool early_;       // kernels may be launched early
+  bool long_apart_;  // the prefill kernel takes long sequences
   Arena arena_;
   std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
 };
@@ -102,6 +108,8 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       ops_(ops),
       num_units_(num_units_of(geometry.device_id)),
       shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
+      early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
+      long_apart_(prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
   require_kernels(format::stored_dim(geometry.head_dim));
@@ -120,7 +128,7 @@ CudaBackend::~CudaBackend() { drain(); }
 
 void* CudaBackend::create_plan_storage() {
   const DeviceGuard guard(geometry_.device_id);
-  return new Batch(geometry_, ops_, work_capacity(geometry_, num_units_));
+  return new Batch(geometry_, ops_, plan_work_capacity(geometry_, num_units_));
 }
 
 void CudaBackend::destroy_plan_storage(void* storage) {
@@ -133,7 +141,7 @@ void CudaBackend::upload_plan(const BatchPlan& plan, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "tq_batch_plan");
   Batch& batch = *static_cast<Batch*>(plan.storage);
-  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, as_stream(stream));
+  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_, batch.pair_in_graph, as_stream(stream));
 }
 
 size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
@@ -175,26 +183,38 @@ void CudaBackend::attend(const AttendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   const bool own = request.workspace == arena_.workspace();  // its counters start at zero and each call leaves them so
-  const AttendLaunch launch = {layer_view(request.layer),
-                               batch.storage.view(arena_),
-                               num_units_,
-                               shared_memory_per_block_,
-                               request.q,
-                               request.out,
-                               request.lse,
-                               request.q_strides,
-                               request.out_strides,
-                               request.out_dtype,
-                               request.softmax_scale,
-                               request.logit_softcap,
-                               request.sliding_window,
-                               request.sink_logits,
-                               request.history_only,
-                               request.workspace,
-                               !own,
-                               as_stream(request.stream),
-                               {0, 0}};
-  launch_attend(launch);
+  AttendLaunch launch = {layer_view(request.layer),
+                         batch.storage.view(arena_),
+                         num_units_,
+                         shared_memory_per_block_,
+                         request.q,
+                         request.out,
+                         request.lse,
+                         request.q_strides,
+                         request.out_strides,
+                         request.out_dtype,
+                         request.softmax_scale,
+                         request.logit_softcap,
+                         request.sliding_window,
+                         request.sink_logits,
+                         request.history_only,
+                         request.workspace,
+                         !own,
+                         as_stream(request.stream),
+                         {},
+                         early_};
+  if (!batch.uploaded.any_long || !long_apart_) {
+    launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
+    return;
+  }
+  // Long sequences apart. A graph's later plans may have sequences of either kind, so it gets both kernels.
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check_cuda(runtime().stream_is_capturing(launch.stream, &capture), "cudaStreamIsCapturing");
+  const bool in_graph = capture != cudaStreamCaptureStatusNone;
+  launch.plan.work += pair_offset(geometry_, num_units_);
+  if (in_graph) batch.pair_in_graph = true;
+  if (in_graph || batch.uploaded.any_short) launch_attend(launch);
+  launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
 }
 
 void CudaBackend::read(const ReadRequest& request) {
@@ -351,6 +371,15 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(Status::kNotSupported, "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits", layer,
                 geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_bits, geometry.layers[layer].value_bits);
     break;  // the others of a uniform cache would repeat it
+  }
+  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    const int needed = attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
+    if (needed <= shared) continue;
+    reasons.add(Status::kNotSupported,
+                "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the device gives a block %d", layer,
+                geometry.head_dim, geometry.value_dim, needed, shared);
+    break;
   }
   if (geometry.num_layers > 65535) reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
 }

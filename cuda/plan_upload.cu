@@ -86,8 +86,13 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
 
 }  // namespace
 
-UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage, const BatchPlan& plan, int num_units,
-                         cudaStream_t stream) {
+int64_t pair_offset(const Geometry& geometry, int num_units) { return align_up(work_capacity(geometry, num_units), 16); }
+int64_t plan_work_capacity(const Geometry& geometry, int num_units) {
+  return pair_offset(geometry, num_units) + align_up(pair_capacity(geometry, num_units), 16);
+}
+
+UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage, const BatchPlan& plan, int num_units, bool long_apart,
+                         bool keep_pair, cudaStream_t stream) {
   PageStager stager(storage, geometry.max_batch_sequences);
   PlanStorage::Staging* staging = &storage.next();
   stager.bind(*staging);
@@ -111,12 +116,27 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   }
   uint8_t* host = staging->memory.host();
   DeviceCounts counts = stage_image(geometry, storage, plan, host);
-  const int64_t work = build_work(geometry, plan, num_units, host + storage.work_at);
+  UploadedPlan uploaded;
+  for (int32_t i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& sequence = plan.sequences[i];
+    if (sequence.query_tokens > 0) (is_long(geometry, sequence) ? uploaded.any_long : uploaded.any_short) = true;
+  }
+  uploaded.pair = long_apart && (uploaded.any_long || keep_pair);
+  uint8_t* const list = host + storage.work_at;
+  int64_t work = build_work(geometry, plan, num_units, list);
+  uploaded.workspace_bytes = attend_workspace(geometry, list);
+  if (uploaded.pair) {
+    uint8_t* const pair = list + pair_offset(geometry, num_units);
+    work = pair_offset(geometry, num_units) + build_pair(geometry, plan, num_units, pair);
+    uploaded.workspace_bytes = std::max(uploaded.workspace_bytes, attend_workspace(geometry, pair));
+  }
   TQ_CHECK(work <= storage.work_capacity, Status::kInternal, "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);
   counts.work_bytes = static_cast<int32_t>(work);
   memcpy(host, &counts, sizeof counts);
   send(staging->memory.device(), storage.image_bytes + align_up(work, 16));
-  return UploadedPlan{counts.num_small_jobs, counts.num_large_tiles, attend_workspace(geometry, host + storage.work_at)};
+  uploaded.small_jobs = counts.num_small_jobs;
+  uploaded.large_tiles = counts.num_large_tiles;
+  return uploaded;
 }
 
 }  // namespace cuda

@@ -14,8 +14,19 @@ cudaError_t host_alloc(void** pointer, size_t bytes, unsigned flags) { return cu
 cudaError_t host_get_device_pointer(void** device, void* host, unsigned flags) { return cudaHostGetDevicePointer(device, host, flags); }
 cudaError_t event_create(cudaEvent_t* event, unsigned flags) { return cudaEventCreateWithFlags(event, flags); }
 cudaError_t event_record(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, stream); }
-cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
-  return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
+cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream, bool early) {
+  if (!early) return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelExC(&config, function, arguments);
 }
 cudaError_t func_set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
   return cudaFuncSetAttribute(function, attribute, value);
@@ -104,7 +115,7 @@ void check_cuda(cudaError_t error, const char* what) {
 
 void require_no_capture(cudaStream_t stream, const char* what) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(runtime().stream_is_capturing(stream, &status), "cudaStreamIsCapturing");
+  check_cuda(runtime().stream_is_capturing(stream, &status), "cudaStreamIsCapturing (where an asynchronous error of earlier work comes back)");
   TQ_CHECK(status == cudaStreamCaptureStatusNone, Status::kCapture, "stream: %s is not allowed while the stream is being captured", what);
 }
 

@@ -35,7 +35,8 @@ struct Runtime {
   cudaError_t (*event_destroy)(cudaEvent_t);
   cudaError_t (*event_record)(cudaEvent_t, cudaStream_t);
   cudaError_t (*event_synchronize)(cudaEvent_t);
-  cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t);
+  // The last: may start before the kernel in front of it has ended (programmatic dependent launch, compute capability 9.0).
+  cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t, bool);
   cudaError_t (*func_set_attribute)(const void*, cudaFuncAttribute, int);
   cudaError_t (*occupancy)(int*, const void*, int, size_t);
   cudaError_t (*get_last_error)();
@@ -71,14 +72,19 @@ class DeviceGuard {
 inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
 
 // kernel<<<grid, block, shared, stream>>>(args...) through the table. Arguments are converted to the kernel's parameter types first: the
-// runtime reads them through untyped pointers.
+// runtime reads them through untyped pointers. early: the kernel waits by itself for what comes before it in the stream (ptx/order.cuh).
 template <typename... Params, typename... Args>
-void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const Args&... args) {
+void launch_early(bool early, const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                  const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
   [&](Params... converted) {
     void* pointers[] = {const_cast<void*>(static_cast<const void*>(&converted))...};
-    check_cuda(runtime().launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared, stream), name);
+    check_cuda(runtime().launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared, stream, early), name);
   }(args...);
+}
+template <typename... Params, typename... Args>
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const Args&... args) {
+  launch_early(false, name, kernel, grid, block, shared, stream, args...);
 }
 
 }  // namespace cuda

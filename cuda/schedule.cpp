@@ -91,13 +91,13 @@ int64_t attend_workspace(const Geometry& geometry, const uint8_t* work) {
   return workspace_for(geometry, header.num_ctas, header.num_slots);
 }
 
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work) {
+int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work, bool short_only) {
   CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
   SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
   WorkHeader header = {num_ctas, 0, 0, 0};
   int64_t total = 0;
   for (int i = 0; i < plan.num_sequences; i++) {
-    if (plan.sequences[i].query_tokens == 0) continue;
+    if (plan.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, plan.sequences[i]))) continue;
     SequenceWork& sequence = sequences[header.num_sequences++];
     sequence = sequence_work(geometry, plan.sequences[i]);
     total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
@@ -166,6 +166,46 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
   }
   memcpy(work, &header, sizeof header);
   return work_bytes(num_ctas, header.num_sequences);
+}
+
+bool is_long(const Geometry& geometry, const PlanSequence& sequence) { return sequence.query_tokens * geometry.q_per_kv >= kLongRows; }
+
+int64_t pair_capacity(const Geometry& geometry, int num_ctas) {
+  return work_capacity(geometry, num_ctas) + static_cast<int64_t>(sizeof(PrefillHeader)) +
+         geometry.max_batch_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
+}
+
+const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair) {
+  return *reinterpret_cast<const PrefillHeader*>(pair + work_capacity(geometry, num_ctas));
+}
+
+int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair) {
+  build_work(geometry, plan, num_ctas, pair, true);
+  const int64_t place = work_capacity(geometry, num_ctas);
+  PrefillSequence* sequences = reinterpret_cast<PrefillSequence*>(pair + place + sizeof(PrefillHeader));
+  PrefillHeader header = {0, 0, {0, 0}};
+  for (int i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& from = plan.sequences[i];
+    if (!is_long(geometry, from)) continue;
+    PrefillSequence& to = sequences[header.num_sequences++];
+    to = PrefillSequence{};
+    to.slot = from.slot;
+    to.length = static_cast<int32_t>(from.length());
+    to.old_length = static_cast<int32_t>(from.old_length);
+    to.query_tokens = static_cast<int32_t>(from.query_tokens);
+    to.q_row = static_cast<int32_t>(from.q_row);
+    to.raw_first = static_cast<int32_t>(from.raw_first);
+    to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * geometry.q_per_kv, kPrefillRows));
+  }
+  // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result depends on it.
+  std::sort(sequences, sequences + header.num_sequences,
+            [](const PrefillSequence& a, const PrefillSequence& b) { return a.length != b.length ? a.length > b.length : a.slot < b.slot; });
+  for (int i = 0; i < header.num_sequences; i++) {
+    sequences[i].first_item = header.num_items;
+    header.num_items += sequences[i].row_blocks * geometry.num_kv_heads;
+  }
+  memcpy(pair + place, &header, sizeof header);
+  return place + static_cast<int64_t>(sizeof header) + header.num_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
 }
 
 }  // namespace cuda

@@ -53,6 +53,41 @@ constexpr int64_t work_bytes(int num_ctas, int64_t num_sequences) {
          num_sequences * static_cast<int64_t>(sizeof(SequenceWork));
 }
 
+// ---- Long query blocks ----
+//
+// A sequence with many query rows can go to the prefill kernel, which expands tiles once for kPrefillRows rows. Whether it may depends on the sequence
+// alone, so that its bits do not depend on its batch. A plan has up to two work lists: the one above with all sequences, which is right by
+// itself, and a pair: the same list without the long sequences, and the list of these, below. A graph reads the pair, in both kernels, if the plan in
+// force at its capture had a long sequence, else the first list alone, and then goes through long sequences of later plans in blocks of kRowsPerBlock:
+// right, slower, rounded differently. So decode graphs do not pay for a kernel that has nothing to do.
+
+constexpr int kPrefillRows = 128;  // query rows of a CTA of the prefill kernel
+// Rows from which on a sequence is long. Fewer would leave most of the device idle when the sequence is alone: it has rows / kPrefillRows CTAs a kv head, while
+// the decode kernel cuts the history; at 32k tokens of 8 kv heads the two are equal near 400 rows alone, and near 60 in a batch that fills the device.
+constexpr int kLongRows = 256;
+
+// One long sequence. Its items are its (row block, kv head) pairs, the last row blocks first.
+struct alignas(16) PrefillSequence {
+  int32_t slot, length, old_length, query_tokens;
+  int32_t q_row, raw_first;
+  int32_t row_blocks;  // of kPrefillRows
+  int32_t first_item;
+};
+static_assert(sizeof(PrefillSequence) == 32, "two 16-byte loads");
+
+struct PrefillHeader {
+  int32_t num_items, num_sequences;
+  int32_t reserved[2];
+};
+static_assert(sizeof(PrefillHeader) == 16, "aligned");
+
+bool is_long(const Geometry& geometry, const PlanSequence& sequence);
+// Of the pair: the short list takes work_capacity bytes, the list of long sequences follows.
+int64_t pair_capacity(const Geometry& geometry, int num_ctas);
+// Writes the pair of a plan; returns the bytes used.
+int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair);
+const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
+
 // Tokens of a chunk of a sequence of this length (>= 1).
 int32_t chunk_tokens(int64_t length, int64_t row_blocks);
 
@@ -64,8 +99,8 @@ int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas);
 constexpr int64_t counter_bytes(int num_ctas) { return (static_cast<int64_t>(num_ctas) * 4 + 255) / 256 * 256; }
 constexpr int64_t slot_floats(int stored_value_dim) { return kRowsPerBlock * (static_cast<int64_t>(stored_value_dim) + 2) + 4; }
 
-// Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences + CTAs).
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work);
+// Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences + CTAs). short_only: without long sequences.
+int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work, bool short_only = false);
 // Workspace of a plan, counters included; monotonic in what build_work counted.
 int64_t attend_workspace(const Geometry& geometry, const uint8_t* work);
 

@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sizes that were measured, not derived: workers and ring stages of an attend CTA by (stored dimension, key bits, value bits). Each line says on what.
-// They never change a bit of a result: jobs and their order do not depend on them.
+// Sizes that were measured, not derived: workers, buffers a worker and deposits of an attend CTA. They never change a bit of a result: jobs and their
+// order do not depend on them. What failed stands in cuda/DESIGN.md.
 #pragma once
+#include <limits.h>
 
 namespace tq {
 namespace cuda {
 
 struct AttendTuning {
-  int workers, stages;
+  int workers;
+  int stages;       // buffers of a worker; a power of two
+  int deposits;     // job states that may wait; a power of two
+  int stage_bytes;  // only for steps of up to so many bytes
 };
 
-// Tried in this order until the shared memory fits.
-constexpr AttendTuning kAttendTunings[] = {{10, 2}, {8, 2}, {6, 2}, {4, 2}, {4, 1}, {2, 1}, {1, 1}};
+// The first that fits is taken. Small steps (2 bits, head_dim 64) are bound by instructions and want 10 workers: 68.7 us against 72.7 with 8 at B8 n32768, 2 + 2
+// bits; larger ones are bound by memory, and more copies in flight only make it slower: 4 + 4 bits 112.4 us with 10 workers, 109.7 with 8.
+constexpr AttendTuning kAttendTunings[] = {{10, 2, 8, 4608},   {8, 2, 8, INT_MAX}, {6, 2, 8, INT_MAX}, {4, 2, 4, INT_MAX},
+                                           {4, 1, 4, INT_MAX}, {2, 1, 2, INT_MAX}, {1, 1, 1, INT_MAX}};
 
 }  // namespace cuda
 }  // namespace tq

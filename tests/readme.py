@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps README.md true: readme.py BUILD [--update] [--measure].
+"""Keeps README.md true: readme.py BUILD [--update] [--measure], readme.py --gpu-json FILE.
 
 Without an option (the test): compiles and runs the C example against BUILD's library, compares every generated region with what its program
 prints now, and names the measured regions that are still empty. --update rewrites the generated regions, --measure
-runs the commands of the measured regions (those that hold WORD with --measure=WORD) and puts their output in.
+runs the commands of the measured regions (those that hold WORD with --measure=WORD) and puts their output in. --gpu-json FILE keeps what
+tests/bench/gpu/bench.py --json FILE wrote on a machine with a GPU, one file for each kind of GPU, and renews the table that is made of them.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->     output of BUILD/tests/PROGRAM
           <!-- excerpt: FILE: TEXT --> ... <!-- end -->      the function of FILE whose head holds TEXT (tests/examples.sh runs those files)
           <!-- measured: COMMAND --> ... <!-- end -->      output of COMMAND, where $BUILD is the build folder
+          <!-- gpu: FOLDER --> ... <!-- end -->            tables of the results in FOLDER
 """
+import glob
+import json
 import os
 import re
 import subprocess
@@ -18,7 +22,11 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 README = os.path.join(ROOT, "README.md")
-REGION = re.compile(r"<!-- (generated|excerpt|measured): (.*?) -->\n(.*?)<!-- end -->", re.S)
+GPU_BENCH = os.path.join(ROOT, "tests", "bench", "gpu")
+sys.path.insert(0, GPU_BENCH)
+import table as gpu_table  # noqa: E402
+
+REGION = re.compile(r"<!-- (generated|excerpt|measured|gpu): (.*?) -->\n(.*?)<!-- end -->", re.S)
 
 
 def report(title, problem=None):
@@ -77,7 +85,36 @@ def measured(command, build):
     return f"\n```text\n$ {command.replace('$BUILD', 'build')}\n{command_output(command, build)}\n```\n\n"
 
 
+def gpu(folder):
+    results = []
+    for name in sorted(glob.glob(os.path.join(ROOT, folder, "*.json"))):
+        with open(name, encoding="utf-8") as file:
+            results.append(json.load(file))
+    return f"\n{gpu_table.markdown(results)}\n" if results else "\nNot measured yet.\n\n"
+
+
+def keep_gpu_result(path):
+    """Into the folder of results, under the GPU's name, and from there into README.md."""
+    with open(path, encoding="utf-8") as file:
+        result = json.load(file)
+    if result["failed"] or not result["cases"]:
+        raise SystemExit(f"{path}: not kept, it holds failures: {result['failed']}")
+    folder = os.path.join(GPU_BENCH, "results")
+    os.makedirs(folder, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", result["gpu"].lower()).strip("-")
+    with open(os.path.join(folder, slug + ".json"), "w", encoding="utf-8") as file:
+        file.write(gpu_table.dump(result))
+    with open(README, encoding="utf-8") as file:
+        text = file.read()
+    text = REGION.sub(lambda match: f"<!-- gpu: {match.group(2)} -->\n{gpu(match.group(2))}<!-- end -->" if match.group(1) == "gpu" else match.group(0), text)
+    with open(README, "w", encoding="utf-8") as file:
+        file.write(text)
+    return 0
+
+
 def main():
+    if sys.argv[1] == "--gpu-json":
+        return keep_gpu_result(sys.argv[2])
     build, update = sys.argv[1], "--update" in sys.argv
     measure = [a.partition("=")[2] for a in sys.argv if a.startswith("--measure")]
     with open(README, encoding="utf-8") as file:
@@ -89,6 +126,8 @@ def main():
                 body = generated(what, build)
             if kind == "excerpt" and update:
                 body = excerpt(what)
+            if kind == "gpu" and update:
+                body = gpu(what)
             if kind == "measured" and measure and measure[0] in what:
                 body = measured(what, build)
             return f"<!-- {kind}: {what} -->\n{body}<!-- end -->"
@@ -103,6 +142,11 @@ def main():
             good &= report(f"generated region {what} is up to date", None if body == current else f"run tests/readme.py BUILD --update; the program says\n{current}")
         elif kind == "excerpt":
             good &= report(f"excerpt of {what} is up to date", None if body == excerpt(what) else f"run tests/readme.py BUILD --update; it reads\n{excerpt(what)}")
+        elif kind == "gpu":
+            current = gpu(what)
+            good &= report(f"tables of {what} are up to date", None if body == current else f"run tests/readme.py BUILD --update; they read\n{current}")
+            if "| case |" not in body:
+                print(f"skip - {what}: not measured yet, run tests/readme.py --gpu-json FILE with what bench.py --json FILE wrote")
         elif "```" in body:
             report(f"measured: {what}")
         else:

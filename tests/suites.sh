@@ -151,9 +151,11 @@ about_bench() { echo "bench: the benches run and print JSON (quick; no timing is
 suite_bench() {
   build_test || return
   run_check "cpu_bench --quick" bash -c "build/test/tests/cpu_bench --quick >'$out/cpu_bench.json' && python3 -m json.tool '$out/cpu_bench.json'"
+  need_python || { skip "GPU bench, what needs no GPU" "$python_trouble"; return; }
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
 }
 
-about_cuda_compile() { echo "cuda-compile: format headers (and the CUDA backend, once there) under nvcc; the toolkit comes from Python wheels"; }
+about_cuda_compile() { echo "cuda-compile: format headers and the library with CUDA under nvcc; registers and spills; the toolkit comes from Python wheels"; }
 suite_cuda_compile() {
   local nvcc extra=() tools
   if nvcc=$(command -v nvcc); then :; elif need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
@@ -167,8 +169,13 @@ suite_cuda_compile() {
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${extra[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   if [ -f cuda/cuda_backend.cu ]; then
-    if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF; then
+    # The launcher keeps what the compiler prints beside each object, for the resource check.
+    local launcher=$PWD/tests/gpu/keep_log.sh
+    ! command -v ccache >/dev/null || launcher+=";ccache"
+    if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF "-DCMAKE_CUDA_COMPILER_LAUNCHER=$launcher"; then
       pass
+      run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list \
+        $(find build/cuda/CMakeFiles/tqkv_cuda.dir/cuda/launch -name 'attend*.o.log')
       run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
       run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
     fi

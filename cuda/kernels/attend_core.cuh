@@ -15,11 +15,24 @@
 namespace tq {
 namespace cuda {
 
-constexpr float kMasked = -1e30f;       // a score that does not count
-constexpr float kMaskedFloor = -1e29f;  // lowest step maximum: keeps 2^(masked - maximum) zero in rows without any token
-constexpr float kRaise = 6.0f;          // log2 units
-constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reciprocal
-constexpr float kMagic = 8388608.0f;    // 2^23: the low bits of x + 2^23 are the integer x
+constexpr float kMasked = -1e30f;          // a score that does not count
+constexpr float kMaskedFloor = -1e29f;     // lowest step maximum: keeps 2^(masked - maximum) zero in rows without any token
+constexpr float kNoScore = -1e28f;         // a maximum before the first token; clamped scores lie above
+constexpr float kRaise = 6.0f;             // log2 units
+constexpr float kMagic = 8388608.0f;       // 2^23: the low bits of x + 2^23 are the integer x
+constexpr float kFarMaximum = 1048576.0f;  // 2^20: a job with a larger running maximum takes its scores relative to each step's top
+constexpr float kFarStep =
+    4194304.0f;  // 2^22: a step with a larger one does, and so do the job's later steps; below, whole numbers and shifts add exactly
+
+// The next whole number; a large number stays as it is.
+__device__ __forceinline__ float round_up(float x) { return fabsf(x) < kFarStep ? __fadd_ru(__fadd_ru(x, 1.5f * kMagic), -1.5f * kMagic) : x; }
+
+// Weights are multiplied by 2^shift, so that the largest of them times the step's largest value scale fits 16 bits and fills at least 14: below
+// 2^16 because a bfloat16 is below 2^(exponent + 1). Capped where 64 such weights would leave the range of a float.
+__device__ __forceinline__ float weight_shift(uint32_t largest_scales) {
+  const int largest = max(static_cast<int>(largest_scales >> 16), static_cast<int>(largest_scales & 0xFFFFu));
+  return static_cast<float>(min(127 + 15 - (largest >> 7), 118));
+}
 
 // Adjacent words of a lane: one load.
 template <int N>
@@ -47,41 +60,29 @@ __device__ __forceinline__ MergeWeights fold_weights(SoftmaxState a, SoftmaxStat
 __device__ __forceinline__ float fold(float a, float b, const MergeWeights& w) { return __fmaf_rn(b, w.second, __fmul_rn(a, w.first)); }
 
 // c tanh(x / c) = c (1 - 2 / (1 + e^(2 x / c))), all in log2 units.
-__device__ __forceinline__ float soft_cap(float x, float cap_log2) { return cap_log2 * (1.0f - 2.0f / (1.0f + ex2(x * (2.0f * kLog2E) / cap_log2))); }
+__device__ __forceinline__ float soft_cap(float x, float cap_log2) {
+  return cap_log2 * fmaf(-2.0f, reciprocal(1.0f + ex2(x * (2.0f * kLog2E) * reciprocal(cap_log2))), 1.0f);
+}
 
-// A warp's state (o: the matrix unit's accumulator layout) to shared memory.
+// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the row's sums; half is what every
+// coordinate of the row still lacks.
 template <int N>
-__device__ __forceinline__ void put_state(const AttendParams& p, float* to, SoftmaxState state, const float (&o)[N][2], int rows, int lane) {
+__device__ __forceinline__ void put_state(const AttendParams& p, float* to, float m, float l, float half, const float (&o)[N][2], int rows,
+                                          int lane) {
   const int g = lane >> 2, t = lane & 3;
+  l += __shfl_xor_sync(~0u, l, 1);
+  half += __shfl_xor_sync(~0u, half, 1);
+  l += __shfl_xor_sync(~0u, l, 2);
+  half += __shfl_xor_sync(~0u, half, 2);
   if (g >= rows) return;
   float* row = to + g * p.plan.row_floats + 2 * t;
 #pragma unroll
   for (int i = 0; i < N; i++) *reinterpret_cast<float2*>(row + 8 * i) = make_float2(o[i][0], o[i][1]);
   if (t == 0) {
     float* sums = to + kRowsPerBlock * p.plan.row_floats;
-    sums[g] = state.m;
-    sums[kRowsPerBlock + g] = state.l;
-  }
-}
-
-// Folds a warp's state with one in shared memory that comes before or after it.
-template <int N>
-__device__ __forceinline__ void fold_with(const AttendParams& p, const float* other, bool before, float& m, float& l, float (&o)[N][2], int rows,
-                                          int lane) {
-  const int g = min(lane >> 2, rows - 1), t = lane & 3;
-  const float* row = other + g * p.plan.row_floats + 2 * t;
-  const float* sums = other + kRowsPerBlock * p.plan.row_floats;
-  const SoftmaxState mine = {m, l}, theirs = {sums[g], sums[kRowsPerBlock + g]};
-  MergeWeights w = before ? fold_weights(theirs, mine) : fold_weights(mine, theirs);
-  m = w.state.m;
-  l = w.state.l;
-  // fold() rounds the first part's product alone: which part that is must not depend on who folds.
-#pragma unroll
-  for (int i = 0; i < N; i++) {
-    const float2 v = *reinterpret_cast<const float2*>(row + 8 * i);
-    const float a0 = __fmul_rn(before ? v.x : o[i][0], w.first), a1 = __fmul_rn(before ? v.y : o[i][1], w.first);
-    o[i][0] = __fmaf_rn(before ? o[i][0] : v.x, w.second, a0);
-    o[i][1] = __fmaf_rn(before ? o[i][1] : v.y, w.second, a1);
+    sums[g] = l > 0.0f ? m : minus_infinity();
+    sums[kRowsPerBlock + g] = l;
+    sums[2 * kRowsPerBlock + g] = 0.5f * half;
   }
 }
 
@@ -98,41 +99,43 @@ struct CodedCore {
   static constexpr int kKey = kDim, kValue = kDim;
   static constexpr int kExactPieces = kGroups;
 
-  uint32_t q[kGroups][4];
-  const QueryRows* rows;  // of the seldom needed rest
-  int half_sum;
-  float scale;
-  bool careful;             // scores may need clamping or capping
+  const uint8_t* query;     // fragments, then QueryRows: read in every step, which costs less than the registers would
+  bool odd;                 // scores may need clamping or capping
+  bool far;                 // scores of this job are large: see kFarMaximum
   float m, l, half_weight;  // l and half_weight: this lane's share
   float o[4 * kGroups][2];
 
+  __device__ __forceinline__ const QueryRows& query_rows(const AttendParams& p) const {
+    return *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
+  }
   __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
-    const uint4* fragments = reinterpret_cast<const uint4*>(slot);
-#pragma unroll
-    for (int i = 0; i < kGroups; i++) {
-      const uint4 v = fragments[i * 32 + lane];
-      q[i][0] = v.x, q[i][1] = v.y, q[i][2] = v.z, q[i][3] = v.w;
-    }
-    rows = reinterpret_cast<const QueryRows*>(slot + p.plan.query_rows_at);
-    const int g = lane >> 2;
-    half_sum = half_levels(kKeyBits) ? rows->half_sum[g] : 0;
-    scale = rows->scale[g];
-    careful = __any_sync(~0u, rows->wild[g]) || p.softcap_log2 != 0.0f;
+    query = slot;
+    odd = __any_sync(~0u, query_rows(p).wild[lane >> 2]) || p.softcap_log2 != 0.0f;
   }
 
-  __device__ __forceinline__ void reset(uint8_t*, int) {
-    m = -1e28f;
+  __device__ __forceinline__ void reset(int) {
+    m = kNoScore;
     l = half_weight = 0.0f;
+    far = odd;
 #pragma unroll
     for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
   }
 
   // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
   __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token, bool whole, int lane) {
-    const int t = lane & 3;
+    const int g = lane >> 2, t = lane & 3;
+    const QueryRows& rows = query_rows(p);
+    uint32_t q[kGroups][4];
+#pragma unroll
+    for (int i = 0; i < kGroups; i++) {
+      const uint4 v = reinterpret_cast<const uint4*>(query)[i * 32 + lane];
+      q[i][0] = v.x, q[i][1] = v.y, q[i][2] = v.z, q[i][3] = v.w;
+    }
+    const int half_sum = half_levels(kKeyBits) ? rows.half_sum[g] : 0;
     float x[kTiles][8];
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
+      if (tile > 0 && kKeyBits != 3) __syncwarp();  // the second tile's loads would take registers early
       const uint8_t* base = stage + tile * kTileBytes;
       int c[4][4];
 #pragma unroll
@@ -171,12 +174,13 @@ struct CodedCore {
         value_scales[tile][b] = *reinterpret_cast<const uint32_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 4 * t);
 
     // Scores become log2 units by `unit`, after the special cases by 1.
+    const float scale = rows.scale[g];
     float unit = scale;
-    const bool special = !whole || careful;
+    const bool special = !whole || odd;
     if (special) {
       unit = 1.0f;
-      const int begin = rows->begin[lane >> 2], end = rows->end[lane >> 2];
-      const float constant = rows->constant[lane >> 2];
+      const int begin = rows.begin[g], end = rows.end[g];
+      const float constant = rows.constant[g];
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
@@ -208,19 +212,28 @@ struct CodedCore {
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
     scale_top = max_bf16x2(scale_top, __shfl_xor_sync(~0u, scale_top, 2));
     if (special) top = fmaxf(top, kMaskedFloor);
-    const float step_m = top * unit;
-    if (__any_sync(~0u, step_m > m + kRaise)) {
+    // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
+    const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
+    if (__any_sync(~0u, step_m > m + kRaise || fabsf(exact_m) >= kFarStep)) {
       const float raised = fmaxf(m, step_m), down = ex2(m - raised);
       m = raised;
       l *= down;
       half_weight *= down;
 #pragma unroll
       for (int i = 0; i < 4 * kGroups; i++) o[i][0] *= down, o[i][1] *= down;
+      far = far || __any_sync(~0u, fabsf(raised) >= kFarMaximum || fabsf(exact_m) >= kFarStep);
     }
-    const float largest_scale = fmaxf(low_bf16(scale_top), high_bf16(scale_top));
-    const float up = largest_scale > 0.0f ? kWeightMax * reciprocal(largest_scale) : 0.0f;
-    const float part = ex2(step_m - m);
-    const float factor = part * largest_scale * (1.0f / kWeightMax);
+    const float shift = weight_shift(scale_top);
+    const float factor = ex2(step_m - m - shift);
+    float base = shift - step_m;
+    if (far) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[tile][i] = fmaf(x[tile][i] - top, unit, exact_m - step_m);
+      unit = 1.0f;
+      base = shift;
+    }
 
     uint32_t a[kTiles][4];
     float sum = 0.0f;
@@ -230,10 +243,10 @@ struct CodedCore {
       uint32_t y[8];
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const float weight = ex2((x[tile][i] - top) * unit);
+        const float weight = ex2(fmaf(x[tile][i], unit, base));
         sum += weight;
         const float value_scale = i % 2 ? high_bf16(value_scales[tile][i / 2]) : low_bf16(value_scales[tile][i / 2]);
-        y[i] = __float_as_uint(fmaf(weight, value_scale * up, kMagic));
+        y[i] = __float_as_uint(fmaf(weight, value_scale, kMagic));
         if (half_levels(kValueBits)) integer_sum += y[i];
       }
 #pragma unroll
@@ -243,7 +256,7 @@ struct CodedCore {
         a[tile][2 * h + 1] = prmt(u, v, 0x6420);
       }
     }
-    l = fmaf(part, sum, l);
+    l = fmaf(factor, sum, l);
     if (half_levels(kValueBits)) half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
 
 #pragma unroll
@@ -278,26 +291,10 @@ struct CodedCore {
     }
   }
 
-  // Sums what the lanes of a row share; afterwards (m, l, o) is a part as softmax_state.h has it.
-  __device__ __forceinline__ void finish(const AttendParams& p, uint8_t*, int lane) {
-    l += __shfl_xor_sync(~0u, l, 1);
-    l += __shfl_xor_sync(~0u, l, 2);
-    if (half_levels(kValueBits)) {
-      half_weight += __shfl_xor_sync(~0u, half_weight, 1);
-      half_weight += __shfl_xor_sync(~0u, half_weight, 2);
-      half_weight *= 0.5f;
-#pragma unroll
-      for (int i = 0; i < 4 * kGroups; i++) o[i][0] += half_weight, o[i][1] += half_weight;
-    }
-    if (p.softcap_log2 == 0.0f) m += rows->constant[lane >> 2];
-    if (!(l > 0.0f)) m = minus_infinity();
-  }
-
-  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) const {
-    put_state<4 * kGroups>(p, to, SoftmaxState{m, l}, o, rows, lane);
-  }
-  __device__ __forceinline__ void fold_in(const AttendParams& p, const float* other, bool before, int rows, int lane) {
-    fold_with<4 * kGroups>(p, other, before, m, l, o, rows, lane);
+  // The job's state, as softmax_state.h has a part, to a deposit.
+  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows_used, int lane) {
+    if (p.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
+    put_state<4 * kGroups>(p, to, m, l, half_levels(kValueBits) ? half_weight : 0.0f, o, rows_used, lane);
   }
 };
 

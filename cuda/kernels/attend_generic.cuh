@@ -7,7 +7,9 @@
 namespace tq {
 namespace cuda {
 
-constexpr int kScratchPitch = 33;  // floats of a row in the scratch: 32 tokens, one bank further a row
+constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reciprocal
+constexpr int kScratchPitch = 33;       // floats of a row in the scratch: 32 tokens, one bank further a row
+constexpr int kGenericScratchBytes = kRowsPerBlock * kScratchPitch * 4;
 
 template <int kKeyDim, int kValueDim>
 struct GenericCore {
@@ -16,7 +18,6 @@ struct GenericCore {
   static constexpr int kKeyGroups = kKey / 32, kGroups = kValue / 32;
   static constexpr int kKeyLoad = format::SideLayout(kKey, 8).jv, kKeyLoads = format::SideLayout(kKey, 8).jb;
   static constexpr int kLoad = format::SideLayout(kValue, 8).jv, kLoads = format::SideLayout(kValue, 8).jb;
-  static constexpr int kWorkerBytes = kRowsPerBlock * kScratchPitch * 4;
   static constexpr int kExactPieces = kKeyGroups > kGroups ? kKeyGroups : kGroups;
 
   const uint8_t* query;
@@ -39,8 +40,8 @@ struct GenericCore {
     wild = __any_sync(~0u, rows->wild[g]);
   }
 
-  __device__ __forceinline__ void reset(uint8_t*, int) {
-    m = -1e28f;
+  __device__ __forceinline__ void reset(int) {
+    m = kNoScore;
     l = half_weight = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
@@ -258,22 +259,9 @@ struct GenericCore {
       coded_values<8>(p, words, a, factor, lane);
   }
 
-  __device__ __forceinline__ void finish(const AttendParams& p, uint8_t*, int) {
-    l += __shfl_xor_sync(~0u, l, 1);
-    l += __shfl_xor_sync(~0u, l, 2);
-    half_weight += __shfl_xor_sync(~0u, half_weight, 1);
-    half_weight += __shfl_xor_sync(~0u, half_weight, 2);
-#pragma unroll
-    for (int i = 0; i < 4 * kGroups; i++) o[i][0] = fmaf(0.5f, half_weight, o[i][0]), o[i][1] = fmaf(0.5f, half_weight, o[i][1]);
+  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
     if (p.softcap_log2 == 0.0f) m += constant;
-    if (!(l > 0.0f)) m = minus_infinity();
-  }
-
-  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) const {
-    put_state<4 * kGroups>(p, to, SoftmaxState{m, l}, o, rows, lane);
-  }
-  __device__ __forceinline__ void fold_in(const AttendParams& p, const float* other, bool before, int rows, int lane) {
-    fold_with<4 * kGroups>(p, other, before, m, l, o, rows, lane);
+    put_state<4 * kGroups>(p, to, m, l, half_weight, o, rows, lane);
   }
 };
 

@@ -195,6 +195,68 @@ __device__ __forceinline__ Fit search_steps(const format::Codebook& book, const 
   return best;
 }
 
+// The same for 2-4 bits and all steps if `zones` (zones_apart): then a magnitude is beside one threshold only that the steps decide upon, the one
+// above its index at the first, widest, step. Lane j holds level j; a binary search over the lanes finds the index.
+template <int kStored>
+__device__ __forceinline__ Fit search_zones(const format::Codebook& book, const float (&y)[kStored / 32], float base, int lane,
+                                            uint8_t (&codes)[kStored / 32]) {
+  constexpr int kRegs = kStored / 32, kSteps = format::kNumSteps;
+  const int count = book.count(), mine = min(lane, count - 1);
+  const float level = book.level(mine);
+  const float widest = mul_rn(base, format::step(4, kSteps, 0));
+  // Nothing reaches the lanes behind the last threshold.
+  const float threshold = lane == mine && lane > 0 ? mul_rn(book.threshold(mine), widest) : __uint_as_float(0x7F800000u);
+  int index[kRegs] = {};
+#pragma unroll
+  for (int half = 4; half >= 1; half /= 2)
+#pragma unroll
+    for (int r = 0; r < kRegs; r++)
+      if (fabsf(y[r]) >= __shfl_sync(kFullWarp, threshold, index[r] + half)) index[r] += half;
+  float below[kRegs], above[kRegs], half_u[kSteps], dot[kSteps];
+  int four_qq[kSteps];
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) {
+    below[r] = __shfl_sync(kFullWarp, level, index[r]);
+    above[r] = __shfl_sync(kFullWarp, level, index[r] + 1);
+  }
+#pragma unroll
+  for (int s = 0; s < kSteps; s++) {
+    half_u[s] = 0.5f * mul_rn(base, format::step(4, kSteps, s));  // sum * (u / 2) is threshold * u: halving is exact
+    float products[kRegs], squares = 0;
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) {
+      const float found = fabsf(y[r]) >= mul_rn(below[r] + above[r], half_u[s]) ? above[r] : below[r];
+      squares = __fmaf_rn(found, found, squares);  // exact: multiples of 1/4 below 2^22
+      products[r] = mul_rn(fabsf(y[r]), found);
+    }
+    dot[s] = lane_tree<kStored>(products);
+    four_qq[s] = static_cast<int>(4.0f * squares);
+  }
+  warp_tree<kSteps>(dot);
+  // Lane s weighs step s.
+  float my_dot = dot[0], my_half_u = half_u[0];
+  int my_qq = 0;
+#pragma unroll
+  for (int s = 0; s < kSteps; s++) {
+    const int sum = __reduce_add_sync(kFullWarp, four_qq[s]);
+    my_qq = lane == s ? sum : my_qq;
+    my_dot = lane == s ? dot[s] : my_dot;
+    my_half_u = lane == s ? half_u[s] : my_half_u;
+  }
+  const float qq = mul_rn(static_cast<float>(my_qq), 0.25f);
+  const uint32_t gain = lane < kSteps ? __float_as_uint(div_rn(mul_rn(my_dot, my_dot), qq)) : 0u;  // not negative: orders as its bits
+  const uint32_t best_gain = __reduce_max_sync(kFullWarp, gain);
+  const int best_step = __ffs(__ballot_sync(kFullWarp, lane < kSteps && gain == best_gain)) - 1;  // the first of equals
+  const Fit best = {__shfl_sync(kFullWarp, my_dot, best_step), __shfl_sync(kFullWarp, qq, best_step)};
+  const float best_half_u = __shfl_sync(kFullWarp, my_half_u, best_step);
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) {
+    const int found = index[r] + (fabsf(y[r]) >= mul_rn(below[r] + above[r], best_half_u) ? 1 : 0);
+    codes[r] = static_cast<uint8_t>(min(found, count - 1) + (y[r] < 0 ? count : 0));
+  }
+  return best;
+}
+
 template <int kStored, int kBits>
 __device__ __forceinline__ Fit search(const format::Codebook& book, bool all_steps, const float (&y)[kStored / 32], float base, int lane,
                                       uint8_t (&codes)[kStored / 32]) {
@@ -227,10 +289,11 @@ __device__ __forceinline__ float warp_max(float nonnegative) {
   return __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(nonnegative)));  // non-negative floats order as their bits
 }
 
-// x: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. Leaves codes and returns the bfloat16 scale.
+// y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. zones: zones_apart(book). Leaves codes and returns the
+// bfloat16 scale.
 template <int kStored>
 __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book, format::ScaleRule rule, bool search_on,
-                                                const uint32_t* signs, int lane, uint8_t (&codes)[kStored / 32]) {
+                                                const uint32_t (&signs)[kStored / 32], bool zones, int lane, uint8_t (&codes)[kStored / 32]) {
   using S = Shape<kStored>;
   float a = 0;
 #pragma unroll
@@ -258,20 +321,22 @@ __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const 
   Fit fit = {0.0f, 1.0f};
   float paper = mul_rn(rms, book.unit);
   const bool all_steps = search_on && rule != format::ScaleRule::kPaper;
-  switch (book.bits) {
-    case 2: fit = search<kStored, 2>(book, all_steps, y, paper, lane, codes); break;
-    case 3: fit = search<kStored, 3>(book, all_steps, y, paper, lane, codes); break;
-    case 4: fit = search<kStored, 4>(book, all_steps, y, paper, lane, codes); break;
-    case 5: fit = search<kStored, 5>(book, all_steps, y, paper, lane, codes); break;
-    case 6: fit = search<kStored, 6>(book, all_steps, y, paper, lane, codes); break;
-    case 8: {
-      float max_y = 0;
+  if (all_steps && zones) {
+    fit = search_zones<kStored>(book, y, paper, lane, codes);
+  } else if (book.bits == 8) {
+    float max_y = 0;
 #pragma unroll
-      for (int r = 0; r < S::kRegs; r++) max_y = fmaxf(max_y, abs_float(y[r]));
-      max_y = warp_max(max_y);
-      fit = quantise_8<kStored>(y, max_y, codes);
-      paper = div_rn(max_y, 127.0f);
-      break;
+    for (int r = 0; r < S::kRegs; r++) max_y = fmaxf(max_y, abs_float(y[r]));
+    max_y = warp_max(max_y);
+    fit = quantise_8<kStored>(y, max_y, codes);
+    paper = div_rn(max_y, 127.0f);
+  } else {
+    switch (book.bits) {
+      case 2: fit = search<kStored, 2>(book, all_steps, y, paper, lane, codes); break;
+      case 3: fit = search<kStored, 3>(book, all_steps, y, paper, lane, codes); break;
+      case 4: fit = search<kStored, 4>(book, all_steps, y, paper, lane, codes); break;
+      case 5: fit = search<kStored, 5>(book, all_steps, y, paper, lane, codes); break;
+      case 6: fit = search<kStored, 6>(book, all_steps, y, paper, lane, codes); break;
     }
   }
   const float s = format::fitted_scale(rule, format::QuantiseResult{fit.dot, fit.qq}, n2[0], paper);

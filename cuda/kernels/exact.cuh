@@ -84,6 +84,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   if (lane == 0) {
     ms[row] = w.state.m;
     ms[kRowsPerBlock + row] = w.state.l;
+    ms[2 * kRowsPerBlock + row] = 0.0f;
   }
 }
 

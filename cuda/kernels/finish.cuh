@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What becomes of the state of a finished unit: folded into its block's accumulator, left in the workspace for whoever comes last, or turned into
-// output rows. A warp does a row, in registers; the stewards share the rows of a block while the workers go on, all warps of the CTA
-// share them for the last unit of a run. A row's state is folded over its units in index order whoever does it.
+// output rows. A warp does a row, in registers; the stewards share the rows of a block while the workers go on. A row's state is folded over its units in index order whoever does it.
 #pragma once
 #include "cuda/kernels/attend_core.cuh"
 #include "cuda/ptx/order.cuh"
@@ -10,17 +9,11 @@
 namespace tq {
 namespace cuda {
 
-// The warps that finish a unit together: the stewards, or all warps of the CTA.
+// The stewards of a CTA.
 struct Team {
   int first, step;  // rows of this warp: first, first + step, ...
   int lane;
-  bool all;
-  __device__ __forceinline__ void sync() const {
-    if (all)
-      __syncthreads();
-    else
-      team_barrier(step * 32);
-  }
+  __device__ __forceinline__ void sync() const { barrier_sync(Barrier::kStewards, step * 32); }
   __device__ __forceinline__ bool leader() const { return first == 0 && lane == 0; }
 };
 
@@ -28,8 +21,17 @@ struct Team {
 struct StateView {
   float* o;
   int pitch;
-  float* m;  // [kRowsPerBlock], then l
+  float* m;  // [kRowsPerBlock], then l; in a deposit also what every coordinate of the row still lacks
 };
+
+// States that a unit leaves: one a job, or one for all jobs of an exact unit.
+__device__ __forceinline__ int deposits_of(const UnitInfo& info) { return info.exact ? 1 : info.jobs; }
+__device__ __forceinline__ float* deposit_at(const AttendParams& p, uint8_t* smem, int number) {
+  return reinterpret_cast<float*>(smem + p.plan.deposits_at) + (number & (p.plan.deposits - 1)) * p.plan.state_floats;
+}
+// The folded state of the unit that is being finished, and the accumulator of its block.
+__device__ __forceinline__ float* unit_at(const AttendParams& p, uint8_t* smem) { return reinterpret_cast<float*>(smem + p.plan.accumulator_at); }
+__device__ __forceinline__ float* block_at(const AttendParams& p, uint8_t* smem) { return unit_at(p, smem) + p.plan.state_floats; }
 
 __device__ __forceinline__ StateView shared_state(const AttendParams& p, float* base) {
   return StateView{base, p.plan.row_floats, base + kRowsPerBlock * p.plan.row_floats};
@@ -50,13 +52,24 @@ struct RowState {
   SoftmaxState state;
   float o[kPieces];
 
-  // Volatile: a slot that another multiprocessor wrote must not come from the first-level cache.
   __device__ __forceinline__ void load(const StateView& from, int row, int lane) {
-    const volatile float* sums = from.m;
-    const volatile float* at = from.o + row * from.pitch + lane;
-    state = SoftmaxState{sums[row], sums[kRowsPerBlock + row]};
+    const float* at = from.o + row * from.pitch + lane;
+    state = SoftmaxState{from.m[row], from.m[kRowsPerBlock + row]};
 #pragma unroll
     for (int i = 0; i < kPieces; i++) o[i] = at[32 * i];
+  }
+  __device__ __forceinline__ void load_deposit(const StateView& from, int row, int lane) {
+    load(from, row, lane);
+    const float rest = from.m[2 * kRowsPerBlock + row];
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] += rest;
+  }
+  // Past the first-level cache: another multiprocessor may have written it.
+  __device__ __forceinline__ void load_slot(const StateView& from, int row, int lane) {
+    const float* at = from.o + row * from.pitch + lane;
+    state = SoftmaxState{__ldcg(from.m + row), __ldcg(from.m + kRowsPerBlock + row)};
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] = __ldcg(at + 32 * i);
   }
   __device__ __forceinline__ void store(const StateView& to, int row, int lane) const {
     float* at = to.o + row * to.pitch + lane;
@@ -88,8 +101,9 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
   constexpr int kPieces = kValue / 32;
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
-  const int flat = info.q_first + row, head = info.kv_head * p.layer.q_per_kv + flat % p.layer.q_per_kv;
-  const int64_t token = info.q_row + flat / p.layer.q_per_kv;
+  const int flat = info.q_first + row, query = query_of_row(p, info.query_tokens, flat);
+  const int head = info.kv_head * p.layer.q_per_kv + flat - query * p.layer.q_per_kv;
+  const int64_t token = info.q_row + query;
   if (!side.layout.raw()) {
     unrotate_row<kValue>(r.o, lane);
     const float norm = format::hadamard_norm(format::log2_block(kValue));
@@ -131,25 +145,19 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// state: the unit's; accumulator: the block's. flag: an int in shared memory. Not inlined: see prepare_query.
+// flag: an int in shared memory. Called in one place, so that parameters are read from constant memory and the code is warm at the end of a run.
 template <int kValue>
-__device__ __noinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, float* state, float* accumulator, int* flag) {
-  constexpr int kPieces = kValue / 32, kBatch = kPieces <= 8 ? 4 : 2;
-  const StateView unit = shared_state(p, state), block = shared_state(p, accumulator);
+__device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, uint8_t* smem, int* flag) {
+  constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 8 : kPieces <= 8 ? 4 : 2;
+  const StateView unit = shared_state(p, unit_at(p, smem)), block = shared_state(p, block_at(p, smem));
   const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
   const int all = info.units, coded = exact_last ? all - 1 : all;
-  const bool none = info.job_begin == info.job_end;  // nobody wrote a state
   const bool share = !info.from_start || (info.last_here && info.index < all - 1);
-  uint32_t signs[kPieces];
-  load_signs<kPieces>(p.layer.value, info.kv_head, signs);
   if (share) {
 #pragma unroll 1
     for (int row = team.first; row < info.rows; row += team.step) {
       RowState<kPieces> r, now;
-      if (none)
-        now.clear();
-      else
-        now.load(unit, row, team.lane);
+      now.load(unit, row, team.lane);
       if (info.from_start && info.index > 0) {
         r.load(block, row, team.lane);
         r.fold_in(now);
@@ -157,31 +165,31 @@ __device__ __noinline__ void finish_unit(const Team team, const AttendParams& p,
       }
       now.store(slot_state(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
     }
+    if (!info.last_here) return;
     if (info.from_start && team.leader()) *slot_extent(p, info.slot) = info.index + 1;
-    if (!arrive(team, p, info.counter, info.from_start ? info.index + 1 : 1, all, flag)) return;
+    if (!arrive(team, p, info.counter, info.arrivals, all, flag)) return;
   }
+  uint32_t signs[kPieces];
+  load_signs<kPieces>(p.layer.value, info.kv_head, signs);
 #pragma unroll 1
   for (int row = team.first; row < info.rows; row += team.step) {
     RowState<kPieces> r, exact;
     if (share) {  // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed over
       RowState<kPieces> part[kBatch];
-      const int extent = *reinterpret_cast<volatile int32_t*>(slot_extent(p, info.slot));
-      if (exact_last) exact.load(slot_state(p, info.slot + all - 1), row, team.lane);
+      const int extent = __ldcg(slot_extent(p, info.slot));
+      if (exact_last) exact.load_slot(slot_state(p, info.slot + all - 1), row, team.lane);
 #pragma unroll 1
       for (int at = 0; at < coded; at += kBatch) {
 #pragma unroll
         for (int b = 0; b < kBatch; b++)
-          if (at + b < coded) part[b].load(slot_state(p, info.slot + at + b), row, team.lane);
+          if (at + b < coded) part[b].load_slot(slot_state(p, info.slot + at + b), row, team.lane);
         if (at == 0) r = part[0];
 #pragma unroll
         for (int b = 0; b < kBatch; b++)
           if (at + b < coded && at + b >= extent) r.fold_in(part[b]);
       }
     } else {
-      if (none)
-        exact.clear();
-      else
-        exact.load(unit, row, team.lane);
+      exact.load(unit, row, team.lane);
       if (info.index == 0) {
         r = exact;
       } else {

@@ -75,6 +75,52 @@ __device__ __forceinline__ void store_group_bits(uint32_t* words, int stride, Oc
   }
 }
 
+template <int kBits>
+__device__ __forceinline__ void store_whole_bits(uint32_t* words, int stride, const Octets& codes) {
+  uint32_t packed[kBits];
+  pack_group<kBits>(codes, packed);
+#pragma unroll
+  for (int i = 0; i < kBits; i++) words[i * stride] = packed[i];
+}
+// A group whose tokens are all new.
+__device__ __forceinline__ void store_whole_group(int bits, uint32_t* words, int stride, const Octets& codes) {
+  switch (bits) {
+    case 2: return store_whole_bits<2>(words, stride, codes);
+    case 3: return store_whole_bits<3>(words, stride, codes);
+    case 4: return store_whole_bits<4>(words, stride, codes);
+    case 5: return store_whole_bits<5>(words, stride, codes);
+    case 6: return store_whole_bits<6>(words, stride, codes);
+    case 8: return store_whole_bits<8>(words, stride, codes);
+  }
+}
+
+// A group's words as they stand, to be merged into later.
+__device__ __forceinline__ void load_group(int bits, const uint32_t* words, int stride, uint32_t (&stored)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) stored[i] = i < bits ? words[i * stride] : 0u;
+}
+template <int kBits>
+__device__ __forceinline__ void merge_group_bits(uint32_t* words, int stride, const Octets& codes, const Octets& mask, const uint32_t (&stored)[8]) {
+  uint32_t packed[kBits], touched[kBits];
+  pack_group<kBits>(codes, packed);
+  pack_group<kBits>(mask, touched);
+#pragma unroll
+  for (int i = 0; i < kBits; i++)
+    if (touched[i] != 0) words[i * stride] = (stored[i] & ~touched[i]) | packed[i];
+}
+// store_group with words loaded before; codes are zero where mask is.
+__device__ __forceinline__ void merge_group(int bits, uint32_t* words, int stride, const Octets& codes, const Octets& mask,
+                                            const uint32_t (&stored)[8]) {
+  switch (bits) {
+    case 2: return merge_group_bits<2>(words, stride, codes, mask, stored);
+    case 3: return merge_group_bits<3>(words, stride, codes, mask, stored);
+    case 4: return merge_group_bits<4>(words, stride, codes, mask, stored);
+    case 5: return merge_group_bits<5>(words, stride, codes, mask, stored);
+    case 6: return merge_group_bits<6>(words, stride, codes, mask, stored);
+    case 8: return merge_group_bits<8>(words, stride, codes, mask, stored);
+  }
+}
+
 __device__ __forceinline__ void store_group(int bits, uint32_t* words, int stride, const Octets& codes, const Octets& mask, bool whole) {
   switch (bits) {
     case 2: return store_group_bits<2>(words, stride, codes, mask, whole);

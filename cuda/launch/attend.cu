@@ -38,16 +38,20 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   if (!layer.value.layout.raw()) p.value_table = byte_table(layer.value.book);
 
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
-  const auto plan_for = [&](AttendTuning t, bool lean) {
+  const auto plan_for = [&](AttendTuning t) {
     return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes, shape.worker_bytes,
-                          std::min(t.workers, shape.max_workers), t.stages, lean);
+                          std::min(t.workers, shape.max_workers), t.stages, t.deposits);
   };
   if (launch.tuning.workers > 0) {
-    p.plan = plan_for(launch.tuning, false);
-    if (p.plan.total_bytes > launch.shared_memory_per_block) p.plan = plan_for(launch.tuning, true);
+    AttendTuning tuning = launch.tuning;
+    if (tuning.deposits == 0) tuning.deposits = kMaxDeposits;
+    TQ_CHECK((tuning.stages & (tuning.stages - 1)) == 0, Status::kInternal, "attend: %d stages, not a power of two", tuning.stages);
+    p.plan = plan_for(tuning);
+    for (; p.plan.total_bytes > launch.shared_memory_per_block && tuning.deposits > 1; p.plan = plan_for(tuning)) tuning.deposits /= 2;
   } else {
     for (AttendTuning tuning : kAttendTunings) {
-      p.plan = plan_for(tuning, tuning.workers == 1);
+      if (stage_bytes > tuning.stage_bytes) continue;
+      p.plan = plan_for(tuning);
       if (p.plan.total_bytes <= launch.shared_memory_per_block) break;
     }
   }
@@ -62,11 +66,11 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
 namespace {
 
 struct Compiled {
-  int stored, key_bits, value_bits;
+  int stored, key_bits, value_bits, tiles;
   void (*launch)(const AttendLaunch&);
 };
 
-#define TQ_ATTEND_ROW(dim, key_bits, value_bits, tiles, workers) {dim, key_bits, value_bits, launch_coded_##dim##_##key_bits##_##value_bits},
+#define TQ_ATTEND_ROW(dim, key_bits, value_bits, tiles, workers) {dim, key_bits, value_bits, tiles, launch_coded_##dim##_##key_bits##_##value_bits},
 constexpr Compiled kCompiled[] = {TQ_ATTEND_LIST(TQ_ATTEND_ROW)};
 #undef TQ_ATTEND_ROW
 
@@ -96,6 +100,18 @@ const Generic* find_generic(const format::TileLayout& tile) {
 
 AttendKernel attend_kernel_for(const format::TileLayout& tile) {
   return find_compiled(tile) ? AttendKernel::kCompiled : find_generic(tile) ? AttendKernel::kGeneric : AttendKernel::kNone;
+}
+
+int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
+  const Compiled* compiled = find_compiled(tile);
+  const Generic* generic = compiled ? nullptr : find_generic(tile);
+  if (!compiled && !generic) return 0;
+  const CoreShape shape =
+      compiled ? coded_shape(compiled->stored, compiled->tiles, exact) : generic_shape(generic->key, generic->value, tile.key.raw(), exact);
+  const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
+  return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes,
+                        least.workers, least.stages, least.deposits)
+      .total_bytes;
 }
 
 void launch_attend(const AttendLaunch& launch) {

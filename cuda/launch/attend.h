@@ -26,7 +26,8 @@ struct AttendLaunch {
   void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
   bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
   cudaStream_t stream;
-  AttendTuning tuning;  // {0, 0} = automatic
+  AttendTuning tuning = {};  // all 0 = automatic; deposits 0 = as many as fit
+  bool early = false;        // the device starts a kernel before the one in front of it has ended: compute capability 9.0
 };
 
 // Throws tq::Error (kCuda ...) if the launch fails.
@@ -35,6 +36,8 @@ void launch_attend(const AttendLaunch& launch);
 // Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic kernel.
 enum class AttendKernel { kNone, kCompiled, kGeneric };
 AttendKernel attend_kernel_for(const format::TileLayout& tile);
+// Bytes of shared memory without which that kernel cannot run. exact: with a window or sinks.
+int attend_least_shared_memory(const format::TileLayout& tile, bool exact);
 
 }  // namespace cuda
 }  // namespace tq

@@ -26,33 +26,38 @@ struct CoreShape {
 // Integers of a query row: sums of D products with |level| <= 127.5 stay below 2^31.
 inline float query_limit(int stored) { return stored <= 512 ? 32512.0f : 28000.0f; }
 
+// exact: the cache keeps exact tokens, which need the query as it came.
+inline CoreShape coded_shape(int dim, int tiles, bool exact) { return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, 0}; }
+inline CoreShape generic_shape(int key, int value, bool raw_keys, bool exact) {
+  return CoreShape{raw_keys ? 0 : key, raw_keys || exact ? key : 0, value, 1, kGenericScratchBytes, 0};
+}
+
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);
 
-// 12 warps of up to 168 registers, or 8 of up to 255: workers, the preparer, stewards.
+// 16 warps of up to 128 registers, 12 of up to 168, or 8 of up to 255: workers, the producer, the preparer, stewards.
 template <class Core, int kWarps>
 void launch_core(const AttendLaunch& launch, CoreShape shape) {
-  constexpr int kStewards = 1;
-  shape.max_workers = kWarps - 1 - kStewards;
+  constexpr int kStewards = kWarps == 16 ? 4 : kWarps == 12 ? 2 : 1, kOthers = kStewards + 2;
+  shape.max_workers = kWarps - kOthers;
   const AttendParams params = make_attend_params(launch, shape);
-  const auto kernel = attend_kernel<Core, kWarps * 32>;
+  const auto kernel = attend_kernel<Core, kWarps, kStewards>;
   check_cuda(
       runtime().func_set_attribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.total_bytes),
       "attend: shared memory");
-  tq::cuda::launch("attend", kernel, dim3(launch.num_ctas), dim3((params.plan.workers + 1 + kStewards) * 32), params.plan.total_bytes, launch.stream,
-                   params);
+  launch_early(launch.early, "attend", kernel, dim3(launch.num_ctas), dim3((params.plan.workers + kOthers) * 32), params.plan.total_bytes,
+               launch.stream, params);
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch, CoreShape{kDim, exact ? kDim : 0, kDim, kTiles, 0, 0});
+  launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch, coded_shape(kDim, kTiles, exact));
 }
 
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch) {
-  using Core = GenericCore<kKey, kValue>;
-  const bool raw = launch.layer.key.layout.raw(), exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<Core, 8>(launch, CoreShape{raw ? 0 : kKey, raw || exact ? kKey : 0, kValue, 1, Core::kWorkerBytes, 0});
+  const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
+  launch_core<GenericCore<kKey, kValue>, 8>(launch, generic_shape(kKey, kValue, launch.layer.key.layout.raw(), exact));
 }
 
 }  // namespace cuda

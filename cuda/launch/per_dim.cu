@@ -21,16 +21,16 @@ void with_stored(int stored, Visit visit) {
   }
 }
 
-// Resident CTAs (append_kernel's launch bounds). More would only wait: a decode step of 64 sequences x 8 heads took 9.2 us in
-// two waves of CTAs and takes 5.2 us in one (H100, 4 bits).
-constexpr int64_t append_ctas_per_unit(int stored) { return stored <= 128 ? 2 : 1; }
 constexpr int64_t kReadCtasPerUnit = 16;
 
 }  // namespace
 
-void launch_append(int stored, const AppendArguments& arguments, int64_t units, int num_units, cudaStream_t stream) {
+void launch_append(int stored, const AppendArguments& given, int64_t units, int num_units, cudaStream_t stream) {
+  AppendArguments arguments = given;
+  arguments.zones[0] = !given.layer.key.layout.raw() && zones_apart(given.layer.key.book);
+  arguments.zones[1] = !given.layer.value.layout.raw() && zones_apart(given.layer.value.book);
   // At least one CTA a multiprocessor: a graph captured on a small plan may be replayed on a large one.
-  const int64_t grid = std::min(std::max<int64_t>(units, num_units), append_ctas_per_unit(stored) * num_units);
+  const int64_t grid = std::min(std::max<int64_t>(units, num_units), static_cast<int64_t>(append_ctas_per_unit(stored)) * num_units);
   with_stored(stored, [&](auto* dim) { dim->append(arguments, static_cast<unsigned>(grid), stream); });
 }
 

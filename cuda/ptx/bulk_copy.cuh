@@ -10,12 +10,24 @@ namespace cuda {
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-constexpr bool kBulkCopy = true;
-
 __device__ __forceinline__ void barrier_init(uint64_t* bar) {
   asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(bar)) : "memory");
 }
+__device__ __forceinline__ void barrier_arrive(uint64_t* bar) {
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(bar)) : "memory");
+}
+__device__ __forceinline__ bool barrier_test(uint64_t* bar, uint32_t parity) {
+  uint32_t done;
+  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(shared_address(bar)), "r"(parity)
+               : "memory");
+  return done;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kBulkCopy = true;
+
 __device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Announces the bytes of the copies to come; called once a phase, by one lane.
 __device__ __forceinline__ void barrier_expect(uint64_t* bar, uint32_t bytes) {
@@ -47,10 +59,12 @@ __device__ __forceinline__ void bulk_copy(void* target, const void* source, uint
 #else
 constexpr bool kBulkCopy = false;
 
-__device__ __forceinline__ void barrier_init(uint64_t*) {}
 __device__ __forceinline__ void barrier_init_fence() {}
 __device__ __forceinline__ void barrier_expect(uint64_t*, uint32_t) {}
-__device__ __forceinline__ void barrier_wait(uint64_t*, uint32_t) {}
+__device__ __forceinline__ void barrier_wait(uint64_t* bar, uint32_t parity) {
+  while (!barrier_test(bar, parity)) {
+  }
+}
 __device__ __forceinline__ void bulk_copy(void*, const void*, uint32_t, uint64_t*) {}
 #endif
 

@@ -6,8 +6,28 @@
 namespace tq {
 namespace cuda {
 
-// Barrier 1 of the CTA for a part of its warps; threads = 32 x warps that take part. __syncthreads is barrier 0 and wants all of them.
-__device__ __forceinline__ void team_barrier(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+// Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive included. __syncthreads is barrier 0.
+enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
+__device__ __forceinline__ void barrier_sync(Barrier barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_signal(Barrier barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
+}
+
+// Programmatic dependent launch, compute capability 9.0; nothing on earlier chips, where kernels follow one another. A kernel launched early waits here
+// before it reads or writes anything that others may have to do with. Every CTA does, or a later kernel could overtake an earlier one.
+__device__ __forceinline__ void wait_for_earlier_kernels() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// The next kernel's CTAs may take the place of CTAs of this one that have ended.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 // Adds and returns the value before, releasing what this thread saw written and acquiring what others released: atomicAdd is relaxed.
 __device__ __forceinline__ int add_acquire_release(int32_t* counter, int add) {

@@ -11,7 +11,8 @@ namespace cuda {
 template <int kStored>
 __device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane) {
   constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
-#pragma unroll
+  // Rolled: this runs once or twice a launch, and code that is not in the instruction cache costs more than the loop.
+#pragma unroll 1
   for (int h = 1; h < 32; h *= 2)
 #pragma unroll
     for (int i = 0; i < kPieces; i++) {

@@ -27,6 +27,11 @@ __device__ __forceinline__ void store_scalar(void* base, int64_t index, DataType
   }
 }
 
+// Query token of a row of a kv head (query token * q_per_kv + head). Decode has one token: no division.
+__device__ __forceinline__ int query_of_row(const AttendParams& p, int query_tokens, int row) {
+  return query_tokens == 1 ? 0 : row / p.layer.q_per_kv;
+}
+
 __device__ __forceinline__ int page_of_tile(const AttendParams& p, int tile) {
   return p.page_shift >= 0 ? tile >> p.page_shift : tile / p.layer.tiles_per_page;
 }

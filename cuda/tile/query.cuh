@@ -17,18 +17,13 @@ constexpr float kWildScale = 1.0f;
 
 __device__ __forceinline__ float clamp_logit(float x) { return fminf(fmaxf(x, -kMaxLogit), kMaxLogit); }
 
-__device__ __forceinline__ float warp_max(float x) {
-  for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
-  return x;
-}
+// Of numbers that are not negative: their bits are ordered as they are.
+__device__ __forceinline__ float warp_max(float x) { return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(x))); }
 __device__ __forceinline__ float warp_sum(float x) {
   for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
   return x;
 }
-__device__ __forceinline__ int warp_sum(int x) {
-  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
-  return x;
-}
+__device__ __forceinline__ int warp_sum(int x) { return __reduce_add_sync(~0u, x); }
 
 // Token ranges of a row: query token j of the sequence, at its own position.
 struct RowRange {
@@ -47,10 +42,10 @@ __device__ __forceinline__ RowRange row_range(const AttendParams& p, const Seque
 
 // Rows first, first + step, ... < rows of a block, by one warp. kStored: stored key dimension, a multiple of 32 (raw keys: head_dim rounded up).
 // first_row = query token * q_per_kv + head of the block's row 0.
-// Not inlined: it runs twice as often from the instruction cache, and a kernel's cold code delays its start.
+// Inlined: kernel parameters behind a reference would be loaded from memory, one dependent miss after another, at the start of every launch.
 template <int kStored>
-__device__ __noinline__ void prepare_query(const AttendParams& p, const SequenceWork& s, int kv_head, int first_row, int rows, int first, int step,
-                                           uint8_t* slot, int lane) {
+__device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceWork& s, int kv_head, int first_row, int rows, int first, int step,
+                                              uint8_t* slot, int lane) {
   constexpr int kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
   const int dim = side.layout.dim;
@@ -58,7 +53,8 @@ __device__ __noinline__ void prepare_query(const AttendParams& p, const Sequence
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
   float* floats = p.plan.query_float_at >= 0 ? reinterpret_cast<float*>(slot + p.plan.query_float_at) : nullptr;
   const auto load = [&](int r, float(&to)[kPieces]) {
-    const int flat = first_row + r, query = flat / p.layer.q_per_kv, head = kv_head * p.layer.q_per_kv + flat - query * p.layer.q_per_kv;
+    const int flat = first_row + r, query = query_of_row(p, s.query_tokens, flat),
+              head = kv_head * p.layer.q_per_kv + flat - query * p.layer.q_per_kv;
     load_row<kPieces>(p.q, (s.q_row + query) * p.q_strides.token + head * p.q_strides.head, p.layer.io_dtype, dim, lane, to);
   };
   uint32_t signs[kPieces];
@@ -107,7 +103,7 @@ __device__ __noinline__ void prepare_query(const AttendParams& p, const Sequence
       scale = largest * (1.0f / p.query_max) * format::hadamard_norm(format::log2_block(kStored)) * p.scale_log2 * format::exp2_int(exponent);
     }
     if (lane == 0) {
-      const RowRange range = row_range(p, s, (first_row + r) / p.layer.q_per_kv);
+      const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));
       // The last row also fills in for matrix rows that stand for nothing: a zero scale makes them harmless.
       for (int to = r; to < (r == rows - 1 ? kRowsPerBlock : r + 1); to++) {
         const bool real = to == r;

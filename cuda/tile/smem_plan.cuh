@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shared memory of an attend CTA: offsets computed once on the host and passed with the parameters, so that host and kernel cannot disagree.
 //
-//   control | unit infos | query slots | the accumulator | deposits | rings of the worker warps
+//   control | unit infos | query slots | state of a unit, of a block | deposits | of each worker: queue (items, barriers), scratch, ring of tile buffers
 #pragma once
 #include "cuda/schedule.h"
 #include "format/tile_layout.h"
@@ -11,20 +11,23 @@ namespace cuda {
 
 constexpr int kMaxWorkers = 16;
 constexpr int kMaxStages = 4;
-constexpr int kLanes = 8;              // jobs of a unit, at most: step s is job s % kLanes
-constexpr int kUnitSlots = 6;          // units described ahead
-constexpr int kTileEntries = 256;      // tile places of a unit kept here; longer units read the page table
-constexpr int kDeposits = kLanes / 2;  // states of a unit that wait for their neighbour, at most
-constexpr int kPlaceBytes = 64;        // every tile starts at a multiple
-constexpr int kRowPad = 8;             // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
+constexpr int kMaxStewards = 4;
+constexpr int kJobs = 8;            // jobs of a unit, at most: equal runs of its steps
+constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost the stewards more than they balance
+constexpr int kUnitSlots = 8;       // units described ahead
+constexpr int kPlaces = 128;        // places of a unit's steps or tiles kept here; longer units read the page table
+constexpr int kMaxDeposits = 16;    // states of jobs that wait to be folded; a power of two
+constexpr int kPlaceBytes = 64;     // every tile starts at a multiple
+constexpr int kRowPad = 8;          // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
 
 // What the workers need to know of a unit.
 struct UnitInfo {
-  int32_t block;  // running number of the row block in this CTA; query slot = block % query_slots
-  int32_t exact;  // 1: the exact tokens of the block
-  int32_t job_begin, job_end;
-  int32_t steps;                  // coded: steps of the unit. exact: splits of the token list
-  int32_t deal;                   // worker of its first job; the next jobs go to the next workers
+  int32_t block;    // running number of the row block in this CTA; query slot = block % query_slots
+  int32_t exact;    // 1: the exact tokens of the block
+  int32_t jobs;     // coded: runs of job_steps steps. exact: rows x splits of the token list
+  int32_t deposit;  // running number of its first job's deposit; all exact jobs share one
+  int32_t steps;    // exact: splits
+  int32_t job_steps;
   int32_t first_tile, num_tiles;  // tiles to read
   int32_t full_begin, full_end;   // tokens that every row sees
   int32_t kv_head, page_row;
@@ -33,14 +36,16 @@ struct UnitInfo {
   int32_t last_here;      // last of its block in this CTA
   int32_t from_start;     // the CTA has the block from unit 0 on
   int32_t slot, counter;  // workspace of a block that is shared with other CTAs, or -1
+  int32_t arrivals;       // units of the block that this CTA has had, with this one
   int32_t rows;
   int32_t q_row, q_first;          // row of the sequence in q; first query row (query token * q_per_kv + head) of the block
+  int32_t query_tokens;            // of the sequence
   int32_t exact_begin, exact_end;  // ring tokens that are exact
   int32_t sinks;                   // exact first tokens
-  int32_t reserved[7];
-  uint32_t places[kTileEntries];  // of its tiles, from the first page, in kPlaceBytes
+  int32_t reserved[5];
+  uint32_t places[kPlaces];  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
 };
-static_assert(sizeof(UnitInfo) == 128 + 4 * kTileEntries, "padded");
+static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
 
 // Per row of a query slot.
 struct QueryRows {
@@ -52,47 +57,58 @@ struct QueryRows {
   int32_t wild[kRowsPerBlock];  // 1: scores may leave the safe range, clamp
 };
 
-struct Control {
-  volatile int32_t described;              // units whose pages are known
-  volatile int32_t ready;                  // units whose query is there as well
-  volatile int32_t finished;               // units whose deposits are free again
-  volatile int32_t blocks_done;            // row blocks whose query is no longer needed
-  int32_t flag;                            // scratch of finish_unit
-  int32_t nodes[2][kLanes];                // of the trees of two units: 2 unit + 1 = someone is depositing, 2 unit + 2 = deposited
-  volatile int32_t exact_turn[2];          // kExactJobs unit + jobs that have handed over
-  volatile int32_t done[kUnitSlots];       // unit + 1: its state is complete
-  volatile int32_t position[kMaxWorkers];  // unit that each worker looks at
-  uint64_t barriers[kMaxWorkers * kMaxStages];
+// What a worker does next: one step of a coded job, or an exact job.
+struct alignas(16) Item {
+  int32_t at;       // first token of the step; of an exact unit: the job
+  int32_t deposit;  // where the job's state goes: running number
+  int32_t unit;
+  int32_t flags;  // kItem*, and the step from bit kItemStepShift on
 };
-constexpr int kExactJobs = 128;  // more than the exact jobs of a unit
+constexpr int kItemFirst = 1, kItemLast = 2;  // of its job
+constexpr int kItemWhole = 4;                 // every row sees all tokens of the step
+constexpr int kItemExact = 8, kItemStop = 16;
+constexpr int kItemStepShift = 5;
+
+struct Control {
+  volatile int32_t described;                 // units whose pages are known
+  volatile int32_t ready;                     // units whose query is there as well
+  volatile int32_t finished;                  // units that are done with
+  volatile int32_t blocks_done;               // row blocks whose query is no longer needed
+  int32_t flag;                               // scratch of finish_unit
+  volatile int32_t folded[kMaxStewards];      // deposits that each steward has read: their places are free again
+  volatile int32_t full[kMaxDeposits];        // by place: 1 + running number of the deposit that is there
+  volatile int32_t exact_turn[kMaxDeposits];  // by place: jobs of the exact unit that have handed over
+  volatile int32_t consumed[kMaxWorkers];     // items that each worker has given back
+};
 
 struct SmemPlan {
-  int32_t workers, stages;
-  int32_t sets, query_slots;  // deposits of so many units, queries of so many row blocks
+  int32_t workers;
+  int32_t stages, stages_log2;    // a power of two
+  int32_t deposits, query_slots;  // powers of two
   int32_t stage_pitch;
   int32_t row_floats;      // of deposit and accumulator rows
   int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
   int32_t query_floats;
   int32_t query_rows_at;
   int32_t query_slot_bytes;
-  int32_t infos_at, queries_at, accumulator_at, deposits_at, ring_at;
-  int32_t state_floats;  // of a deposit or the accumulator: rows, then m and l
-  int32_t worker_bytes;  // private bytes of a worker before its ring (generic core)
+  int32_t infos_at, queries_at, accumulator_at, deposits_at, workers_at;
+  int32_t state_floats;                       // of a deposit or the accumulator: rows, then m, l and a deposit's half weights
+  int32_t worker_bytes, scratch_at, ring_at;  // of one worker
   int32_t total_bytes;
 };
 
 // stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
-inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes, int worker_bytes, int workers, int stages,
-                               bool lean) {
+inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes, int scratch_bytes, int workers, int stages,
+                               int deposits) {
   SmemPlan plan = {};
   const auto up = [](int x) { return (x + 127) / 128 * 128; };
   plan.workers = workers;
   plan.stages = stages;
-  plan.sets = lean ? 1 : 2;
-  plan.query_slots = lean ? 2 : 3;
+  plan.deposits = deposits;
+  plan.query_slots = stored_key <= 256 && float_dim <= 256 ? 4 : 2;
   plan.stage_pitch = up(stage_bytes);
   plan.row_floats = stored_value + kRowPad;
-  plan.state_floats = kRowsPerBlock * plan.row_floats + 2 * kRowsPerBlock;
+  plan.state_floats = kRowsPerBlock * plan.row_floats + 3 * kRowsPerBlock;
   plan.query_rows_at = stored_key / 32 * 512;  // one uint4 a lane for 32 coordinates: high and low bytes of 8 rows
   plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
   plan.query_floats = float_dim;
@@ -100,10 +116,13 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.infos_at = up(static_cast<int>(sizeof(Control)));
   plan.queries_at = up(plan.infos_at + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
   plan.accumulator_at = up(plan.queries_at + plan.query_slots * plan.query_slot_bytes);
-  plan.deposits_at = up(plan.accumulator_at + plan.state_floats * 4);
-  plan.ring_at = up(plan.deposits_at + plan.sets * kDeposits * plan.state_floats * 4);
-  plan.worker_bytes = up(worker_bytes);
-  plan.total_bytes = plan.ring_at + workers * (plan.worker_bytes + stages * plan.stage_pitch);
+  plan.deposits_at = up(plan.accumulator_at + 2 * plan.state_floats * 4);
+  plan.workers_at = up(plan.deposits_at + plan.deposits * plan.state_floats * 4);
+  plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
+  plan.scratch_at = up(kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)));
+  plan.ring_at = plan.scratch_at + up(scratch_bytes);
+  plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
+  plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;
   return plan;
 }
 

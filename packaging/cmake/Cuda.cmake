@@ -27,6 +27,12 @@ set(tq_cuda_sources
   cuda/launch/memory.cu
   cuda/launch/merge.cu
   cuda/launch/per_dim.cu
+  cuda/launch/prefill.cu
+  cuda/launch/prefill_d64.cu
+  cuda/launch/prefill_d96.cu
+  cuda/launch/prefill_d128.cu
+  cuda/launch/prefill_d192.cu
+  cuda/launch/prefill_d256.cu
   cuda/plan_upload.cu
   cuda/runtime.cu
   cuda/schedule.cpp)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width, edge vectors, strides, types, ragged
-// steps that mix single tokens and whole tiles; then random codes in bulk.  append_test [--quick | --time | --profile]
+// steps that mix single tokens and whole tiles; then random codes in bulk.  append_test [--quick | --time | --profile | --small | --tiny]
 #include "test_cache.cuh"
 
 namespace {
@@ -161,52 +161,132 @@ void bulk(bool quick) {
   }
 }
 
+// Microseconds of one append of the plan in force, from replays of a graph that holds `repeats` of them.
+struct Times {
+  float median, least, most;
+};
+Times replay_times(TestCache& cache, int repeats, int replays) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  cudaEvent_t begin, end;
+  GPU_MUST(cudaEventCreate(&begin));
+  GPU_MUST(cudaEventCreate(&end));
+  GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  GPU_MUST(cudaDeviceSynchronize());
+  GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < repeats; i++) cache.append(0, stream);
+  GPU_MUST(cudaStreamEndCapture(stream, &graph));
+  GPU_MUST(cudaGraphInstantiate(&executable, graph, 0));
+  std::vector<float> times;
+  for (int i = 0; i <= replays; i++) {
+    GPU_MUST(cudaEventRecord(begin, stream));
+    GPU_MUST(cudaGraphLaunch(executable, stream));
+    GPU_MUST(cudaEventRecord(end, stream));
+    GPU_MUST(cudaStreamSynchronize(stream));
+    float ms = 0;
+    GPU_MUST(cudaEventElapsedTime(&ms, begin, end));
+    if (i > 0) times.push_back(1000 * ms / static_cast<float>(repeats));
+  }
+  std::sort(times.begin(), times.end());
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return Times{times[times.size() / 2], times.front(), times.back()};
+}
+
 // One token for each of 64 sequences, 8 kv heads, inside a graph: the decode step of one layer.
+Config decode_config(int dim, int bits) {
+  Config config;
+  config.head_dim = config.value_dim = dim;
+  config.key_bits = config.value_bits = bits;
+  config.heads = 8;
+  config.sequences = 64;
+  config.tokens = 256;
+  config.edges = false;
+  return config;
+}
+void plan_decode(TestCache& cache) {
+  cache.step(std::vector<int64_t>(64, 100));
+  cache.plan(std::vector<int64_t>(64, 1));
+  cache.fill(0);
+}
 void decode_time() {
   for (int bits : {2, 3, 4, 8}) {
-    Config config;
-    config.key_bits = config.value_bits = bits;
-    config.heads = 8;
-    config.sequences = 64;
-    config.tokens = 256;
-    config.edges = false;
-    TestCache cache(config);
-    cache.step(std::vector<int64_t>(64, 100));
-    cache.plan(std::vector<int64_t>(64, 1));
-    cache.fill(0);
-    cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    cudaEvent_t begin, end;
-    const int repeats = 20;
-    GPU_MUST(cudaEventCreate(&begin));
-    GPU_MUST(cudaEventCreate(&end));
-    GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    GPU_MUST(cudaDeviceSynchronize());
-    GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < repeats; i++) cache.append(0, stream);
-    GPU_MUST(cudaStreamEndCapture(stream, &graph));
-    GPU_MUST(cudaGraphInstantiate(&executable, graph, 0));
-    std::vector<float> times;
-    for (int i = 0; i < 21; i++) {
-      GPU_MUST(cudaEventRecord(begin, stream));
-      GPU_MUST(cudaGraphLaunch(executable, stream));
-      GPU_MUST(cudaEventRecord(end, stream));
-      GPU_MUST(cudaStreamSynchronize(stream));
-      float ms = 0;
-      GPU_MUST(cudaEventElapsedTime(&ms, begin, end));
-      times.push_back(1000 * ms / repeats);
-    }
-    std::sort(times.begin(), times.end());
+    TestCache cache(decode_config(128, bits));
+    plan_decode(cache);
+    const Times times = replay_times(cache, 20, 21);
     if (cache.verify("decode timing"))
-      printf("   decode append, %d bits: %.2f us median of %zu graph replays of %d (min %.2f, max %.2f), 64 sequences x 8 heads x 1 token\n", bits,
-             times[times.size() / 2], times.size(), repeats, times.front(), times.back());
-    cudaGraphExecDestroy(executable);
-    cudaGraphDestroy(graph);
-    cudaStreamDestroy(stream);
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
+      printf("   decode append, %d bits: %.2f us median of 21 graph replays of 20 (min %.2f, max %.2f), 64 sequences x 8 heads x 1 token\n", bits,
+             times.median, times.least, times.most);
   }
+}
+
+__global__ void sum_kernel(const uint4* from, int64_t count, uint32_t* out) {
+  uint32_t sum = 0;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+#pragma unroll 8
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
+    const uint4 x = from[at];
+    sum += x.x ^ x.y ^ x.z ^ x.w;
+  }
+  if (sum == 0x12345678u) *out = sum;  // keeps the loads
+}
+// GB/s of reading 1 GiB in order, best of 8.
+double read_roof() {
+  constexpr int64_t kBytes = 1ll << 30;
+  const Buffer<uint8_t> from(static_cast<size_t>(kBytes));
+  const Buffer<uint32_t> out(1);
+  GPU_MUST(cudaMemset(from.get(), 1, from.size()));
+  cudaEvent_t begin, end;
+  GPU_MUST(cudaEventCreate(&begin));
+  GPU_MUST(cudaEventCreate(&end));
+  float best = 1e30f;
+  for (int i = 0; i < 8; i++) {
+    GPU_MUST(cudaEventRecord(begin));
+    sum_kernel<<<132 * 8, 512>>>(reinterpret_cast<const uint4*>(from.get()), kBytes / 16, out.get());
+    GPU_MUST(cudaEventRecord(end));
+    GPU_MUST(cudaDeviceSynchronize());
+    float ms = 0;
+    GPU_MUST(cudaEventElapsedTime(&ms, begin, end));
+    best = std::min(best, ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return kBytes / best / 1e6;
+}
+
+// One line of JSON a case: decode steps, and a prefill of 8 sequences x 4096 tokens. bytes: input read and codes and scales written.
+void bench() {
+  const double roof = read_roof();
+  for (int dim : {64, 128, 256})
+    for (int bits : {2, 3, 4, 8})
+      for (bool prefill : {false, true}) {
+        Config config = decode_config(dim, bits);
+        if (prefill) {
+          config.sequences = 8;
+          config.tokens = 4096;
+        }
+        TestCache cache(config);
+        if (prefill) {
+          cache.plan(std::vector<int64_t>(8, config.tokens));
+          cache.fill(0);
+        } else {
+          plan_decode(cache);
+        }
+        const Times times = prefill ? replay_times(cache, 3, 11) : replay_times(cache, 20, 21);
+        if (!cache.verify("bench")) return;
+        const double vectors = 2.0 * config.heads * (prefill ? 8 * config.tokens : 64);
+        const double rate = vectors * (2 * dim + dim * bits / 8 + 2) / times.median / 1e3;
+        printf(
+            "{\"case\": \"%s\", \"dim\": %d, \"bits\": %d, \"us\": %.2f, \"us_min\": %.2f, \"us_max\": %.2f, \"gb_per_s\": %.1f, \"roof_gb_per_s\": "
+            "%.1f, "
+            "\"of_roof\": %.3f}\n",
+            prefill ? "bulk_8x4096" : "decode_64x1", dim, bits, times.median, times.least, times.most, rate, roof, rate / roof);
+        fflush(stdout);
+      }
 }
 
 // A bulk append and a decode step at 4 and at 8 bits, for a profiler.
@@ -225,14 +305,33 @@ void profile() {
   }
 }
 
+// Few and short cases, for sanitizers; tiny: for the one that watches every access to shared memory.
+void small(bool tiny) {
+  const int dims[] = {128, 80, 64, 256, 512}, bits[] = {4, 3, 16, 2, 8};
+  for (int i = 0; i < (tiny ? 2 : 5); i++) {
+    Config config;
+    config.head_dim = config.value_dim = dims[i];
+    config.key_bits = config.value_bits = bits[i];
+    config.centres = i == 1;
+    config.window = i % 2 ? 20 : 0;
+    config.sinks = i % 2 ? 4 : 0;
+    config.rollback = i % 2 ? 7 : 0;
+    run_steps(config, "small", false);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const std::string mode = count > 1 ? arguments[1] : "";
   const bool quick = mode == "--quick", timing = mode == "--time";
   try {
-    if (mode == "--profile") {
-      profile();
+    if (mode == "--small" || mode == "--tiny") {
+      small(mode == "--tiny");
+      return gpu_test::finish("append_test");
+    }
+    if (mode == "--profile" || mode == "--bench") {
+      mode == "--bench" ? bench() : profile();
       return gpu_test::finish("append_test");
     }
     if (!timing) {

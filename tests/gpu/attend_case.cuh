@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda/launch/attend.h"
+#include "cuda/launch/prefill.h"
 #include "cuda/schedule.h"
 #include "format/encode.h"
 #include "gpu_test.h"
@@ -42,7 +43,10 @@ struct CaseSpec {
   float spread = 1.0f;  // of the logits
   uint32_t seed = 1;
   int ctas = 0;  // 0 = the device's
-  tq::cuda::AttendTuning tuning = {0, 0};
+  tq::cuda::AttendTuning tuning = {};
+  bool pages_in_order = false;
+  bool long_apart = false;  // long sequences by the prefill kernel
+  int value_range = 0;      // value scales are spread over so many powers of two
 };
 
 __host__ __device__ inline uint32_t hash32(uint64_t x) {
@@ -53,14 +57,15 @@ __host__ __device__ inline uint32_t hash32(uint64_t x) {
 struct FillSide {
   int code_offset, code_words, scale_offset, raw;
   float scale;
+  int range;
 };
 // One CTA a (tile of a sequence, head).
 static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_bytes, int tiles_per_page, const int32_t* table, int64_t stride,
                                   const int32_t* lengths, FillSide key, FillSide value, int kv_head_count, int raw_is_bf16, uint32_t seed) {
   const int tile = blockIdx.x, head = blockIdx.y % kv_head_count, slot = blockIdx.y / kv_head_count;
   const int length = lengths[slot];
-  if (tile * 32 >= (length + 63) / 64 * 64 && tile * 32 >= length) return;
   const int page = table[slot * stride + tile / tiles_per_page];
+  if (page < 0) return;  // behind the sequence's last page
   uint8_t* at = pages + page * page_bytes + static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_bytes;
   const uint64_t base = (static_cast<uint64_t>(seed) << 48) ^ (static_cast<uint64_t>(blockIdx.y) << 32) ^ (static_cast<uint64_t>(tile) << 14);
   for (int s = 0; s < 2; s++) {
@@ -77,7 +82,9 @@ static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_b
     if (!side.raw)
       for (int i = threadIdx.x; i < 32; i += blockDim.x) {
         const float u = (hash32(base * 2 + s + 77 + (static_cast<uint64_t>(i) << 53)) & 0xFFFF) / 65536.0f;
-        const uint16_t h = tq::format::bf16_from_float(side.scale * (0.5f + u));
+        const int power =
+            side.range > 0 ? static_cast<int>(hash32(base * 2 + s + 79 + (static_cast<uint64_t>(i) << 53)) % side.range) - side.range / 2 : 0;
+        const uint16_t h = tq::format::bf16_from_float(side.scale * (0.5f + u) * tq::format::exp2_int(power));
         reinterpret_cast<uint16_t*>(at + side.scale_offset)[i] = tile * 32 + i < length ? h : static_cast<uint16_t>(0x7FFF | (i & 1) << 15);
       }
   }
@@ -202,7 +209,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
   const int64_t num_pages = used * sets + 3, page_bytes = geometry_.page_bytes(0);
   std::vector<int32_t> order(num_pages);
   for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int32_t>(i);
-  std::shuffle(order.begin(), order.end(), page_rng);
+  if (!spec.pages_in_order) std::shuffle(order.begin(), order.end(), page_rng);
   host_table_.assign(slots_ * stride_, -1);
   std::vector<int32_t> lengths(slots_);
   int64_t next = 0;
@@ -220,7 +227,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
   for (int side = 0; side < 2; side++) {
     const SideLayout& layout = side ? tile_.value : tile_.key;
     // Levels of about 60: coordinates of about 1.
-    fill[side] = FillSide{offsets[side], layout.code_bytes() / 4, scales[side], layout.raw(), (side ? 1.0f : spec.spread) / 60.0f};
+    fill[side] = FillSide{
+        offsets[side], layout.code_bytes() / 4, scales[side], layout.raw(), (side ? 1.0f : spec.spread) / 60.0f, side ? spec.value_range : 0};
     if (side == 0 && layout.raw()) fill[side].scale = 1;
   }
   const int max_tiles = static_cast<int>(stride_ * (spec.page_size / 32));
@@ -319,30 +327,36 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
     batch.num_sequences = count;
     batch.sequences = plan.data();
     batch.query_tokens = row;
-    std::vector<uint8_t> work(tq::cuda::work_capacity(geometry_, num_ctas));
-    tq::cuda::build_work(geometry_, batch, num_ctas, work.data());
+    std::vector<uint8_t> work(spec.long_apart ? tq::cuda::pair_capacity(geometry_, num_ctas) : tq::cuda::work_capacity(geometry_, num_ctas));
+    if (spec.long_apart)
+      tq::cuda::build_pair(geometry_, batch, num_ctas, work.data());
+    else
+      tq::cuda::build_work(geometry_, batch, num_ctas, work.data());
     work_.emplace_back(work);
-    AttendLaunch launch{layer};
-    launch.plan = {};
-    launch.plan.page_table = table_.get();
-    launch.plan.page_table_stride = stride_;
-    launch.plan.work = work_.back().get();
-    launch.num_ctas = num_ctas;
-    launch.shared_memory_per_block = shared_limit;
-    launch.q = q_.device.get();
-    launch.out = out_.get();
-    launch.lse = lse_.get();
-    launch.q_strides = {q_token, q_head};
-    launch.out_strides = {out_token, out_head};
-    launch.out_dtype = spec.out;
-    launch.softmax_scale = spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim));
-    launch.logit_softcap = spec.softcap;
-    launch.sliding_window = spec.sliding;
-    launch.sink_logits = spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr;
-    launch.history_only = spec.history_only;
-    launch.workspace = workspace_.get();
-    launch.tuning = spec.tuning;
-    launches_.push_back(launch);
+    tq::cuda::DevicePlan plan_view = {};
+    plan_view.page_table = table_.get();
+    plan_view.page_table_stride = stride_;
+    plan_view.work = work_.back().get();
+    launches_.push_back(AttendLaunch{layer,
+                                     plan_view,
+                                     num_ctas,
+                                     shared_limit,
+                                     q_.device.get(),
+                                     out_.get(),
+                                     lse_.get(),
+                                     {q_token, q_head},
+                                     {out_token, out_head},
+                                     spec.out,
+                                     spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim)),
+                                     spec.softcap,
+                                     spec.sliding,
+                                     spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr,
+                                     spec.history_only,
+                                     workspace_.get(),
+                                     false,
+                                     nullptr,
+                                     spec.tuning,
+                                     true});
   }
   GPU_MUST(cudaDeviceSynchronize());
 }
@@ -351,6 +365,7 @@ inline void AttendCase::run(int set, cudaStream_t stream) {
   AttendLaunch launch = launches_[set];
   launch.stream = stream;
   tq::cuda::launch_attend(launch);
+  if (spec.long_apart) tq::cuda::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
 }
 
 inline void AttendCase::poison_output() {

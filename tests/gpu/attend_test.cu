@@ -22,6 +22,20 @@ std::string name_of(const CaseSpec& s) {
   return text;
 }
 
+// Standard deviation of the logits, times sqrt(head_dim): what the query's rounding is relative to. Codes are uniform, so the levels' root mean square counts
+// (the fill takes it for 60; at 2 bits it is 94).
+double spread_of(const CaseSpec& spec) {
+  double levels = 1;
+  if (spec.key_bits != tq::format::kRawBits) {
+    const tq::format::Codebook book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
+    double square = 0;
+    const int codes = 1 << spec.key_bits;
+    for (int c = 0; c < codes; c++) square += pow(tq::format::code_level(book, static_cast<uint32_t>(c)), 2) / codes;
+    levels = std::max(1.0, sqrt(square) / 60);
+  }
+  return fabs(spec.scale != 0 ? spec.scale : 1 / sqrt(spec.head_dim)) * sqrt(spec.head_dim) * spec.spread * levels;
+}
+
 std::vector<float> attend_once(AttendCase& c, std::vector<float>* lse = nullptr) {
   c.poison_output();
   c.run();
@@ -44,7 +58,7 @@ void try_case(const CaseSpec& spec, bool variants = true) {
     const Comparison r = c.compare_all();
     worst_of_all = std::max(worst_of_all, r.worst);
     // 16-bit outputs carry their own rounding: half of 2^-10 or 2^-7 relative.
-    const double spread = fabs(spec.scale != 0 ? spec.scale : 1 / sqrt(spec.head_dim)) * sqrt(spec.head_dim) * spec.spread;
+    const double spread = spread_of(spec);
     const double gate = std::max(kGate, 6e-5 * spread) + (spec.out == DataType::kF32 ? 0.0 : spec.out == DataType::kF16 ? 5e-4 : 4e-3);
     check(r.worst <= gate && r.not_finite == 0 && r.wrong_empty == 0, "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(),
           r.worst, r.total, static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty));
@@ -59,7 +73,9 @@ void try_case(const CaseSpec& spec, bool variants = true) {
     AttendCase single(other);
     check(same_bits(out, attend_once(single)), "%s: 1 CTA differs", name.c_str());
     other = spec;
-    other.tuning = {spec.head_dim > 256 ? 1 : 3, spec.head_dim > 128 ? 1 : 2};
+    other.tuning = {};
+    other.tuning.workers = spec.head_dim > 256 ? 1 : 3;
+    other.tuning.stages = spec.head_dim > 128 ? 1 : 2;
     AttendCase workers(other);
     check(same_bits(out, attend_once(workers)), "%s: 3 workers differ", name.c_str());
   } catch (const tq::Error& error) {
@@ -82,6 +98,35 @@ void batch_composition(CaseSpec spec) {
       std::vector<float> b = attend_once(together);
       b.resize(a.size());
       check(same_bits(a, b), "length %d among %zu others differs", all[target].length, others);
+    }
+  }
+}
+
+// A ragged batch on any number of CTAs and workers.
+void distribution(CaseSpec spec, bool quick) {
+  spec.sequences = {{1500, 1, 1}, {31, 1, 1}, {6000, 1, 1}, {64, 2, 2}, {4097, 5, 5}, {1, 1, 1}, {2048, 1, 1}};
+  spec.window = 37;
+  spec.sinks = 3;
+  AttendCase usual(spec);
+  std::vector<float> lse, lse2;
+  const std::vector<float> out = attend_once(usual, &lse);
+  for (int ctas : {1, 2, 3, 5, 17, 64, 131, 133, 264, 400}) {
+    if (quick && ctas != 2 && ctas != 131 && ctas != 264) continue;
+    CaseSpec other = spec;
+    other.ctas = ctas;
+    AttendCase c(other);
+    check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d CTAs differ", name_of(spec).c_str(), ctas);
+  }
+  for (int workers : {1, 2, 4, 5, 7}) {
+    if ((quick && workers != 5) || (spec.head_dim > 256 && workers > 1)) continue;
+    CaseSpec other = spec;
+    other.tuning.workers = workers;
+    other.tuning.stages = 1;
+    try {
+      AttendCase c(other);
+      check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d workers differ", name_of(spec).c_str(), workers);
+    } catch (const tq::Error& error) {
+      check(error.status() == tq::Status::kNotSupported, "%s: %d workers: %s", name_of(spec).c_str(), workers, error.what());
     }
   }
 }
@@ -199,10 +244,50 @@ void lengths(int key_bits, int value_bits, int dim, int value_dim) {
       }
 }
 
+// Few and short cases, for sanitizers; tiny: for the one that watches every access to shared memory.
+void small(bool tiny) {
+  const int pairs[][3] = {{4, 4, 128}, {16, 16, 80}, {2, 2, 64}, {3, 3, 256}, {5, 6, 128}, {16, 8, 512}};
+  for (const auto& p : pairs) {
+    CaseSpec s;
+    s.key_bits = p[0];
+    s.value_bits = p[1];
+    s.head_dim = s.value_dim = p[2];
+    s.sequences = {{70, 1, 1}, {33, 2, 2}};
+    s.ctas = 3;
+    try_case(s, false);
+    s.window = 20;
+    s.sinks = 3;
+    s.sequences = {{1100, 1, 1}, {5, 5, 5}};
+    if (!tiny || p[2] == 128) try_case(s, false);
+    if (tiny && p[2] == 64) break;
+    s.ctas = 0;
+    s.centres = s.sink_logits = true;
+    s.sequences = {{2200, 9, 9}, {40, 5, 5}, {640, 1, 1}};
+    if (!tiny) try_case(s, false);
+  }
+}
+
 }  // namespace
 
-// attend_test [--quick] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
+#include "attend_prefill.cuh"
+
+// attend_test [--quick | --small | --tiny] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only. attend_test --prefill [--quick]: long query blocks only.
 int main(int argc, char** argv) {
+  if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
+    const bool tiny = !strcmp(argv[1], "--tiny");
+    small(tiny);
+    for (int dim : {128, 64}) {
+      CaseSpec s = prefill_base(dim == 128 ? 4 : 3, 4, dim);
+      s.sequences = {{tiny ? 140 : 400, 140, 140}, {40, 1, 1}};
+      s.window = dim == 64 ? 20 : 0;
+      if (!tiny || dim == 128) try_prefill(s);
+    }
+    return gpu_test::finish("attend_test");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--prefill")) {
+    prefill(argc > 2 && !strcmp(argv[2], "--quick"));
+    return gpu_test::finish("attend_test --prefill");
+  }
   const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
   const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0, last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
   int index = 0;
@@ -222,10 +307,12 @@ int main(int argc, char** argv) {
     s.head_dim = p[2];
     s.value_dim = p[3];
     batch_composition(s);
+    distribution(s, quick);
     s.sequences = {{5000, 1, 1}, {100, 1, 1}, {9000, 1, 1}};
     graph_replay(s);
     printf("d %d/%d bits %d/%d: worst row %.2e%s\n", p[2], p[3], p[0], p[1], worst_of_all, gpu_test::tally().failed > failed ? "  FAILED" : "");
     fflush(stdout);
   }
+  if (first == 0) prefill(quick);
   return gpu_test::finish("attend_test");
 }

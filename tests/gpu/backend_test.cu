@@ -99,19 +99,40 @@ bool attempt(Verb verb) {
 
 // One life of a cache with call number n failing: everything still ends right, nothing leaks. False when n is beyond the last call.
 bool life(int n, const tq::HostOps& ops) {
+  static std::vector<float> usual;  // all attention outputs of a life without failures
   Config config = small_config();
+  const size_t rows = static_cast<size_t>(config.sequences * config.heads);
+  const Buffer<uint8_t> q(std::vector<uint8_t>(rows * config.head_dim * 2, 0x38));
+  Buffer<float> out(rows * config.value_dim), lse(rows), merged(rows * config.value_dim), merged_lse(rows);
+  std::vector<float> seen;
   calls = 0;
   fail_at = n;
   std::unique_ptr<TestCache> cache;
   int thrown = 0;
   thrown += attempt([&] { cache.reset(new TestCache(config, ops)); });
   TestCache& c = *cache;
+  c.queries = 1;
   for (const std::vector<int64_t>& step : {std::vector<int64_t>{40, 1}, std::vector<int64_t>{1, 2}, std::vector<int64_t>{1, 33}}) {
     c.prepare_plan(step);
     thrown += attempt([&] { c.backend->upload_plan(c.last, nullptr); });
     c.fill(0);
     thrown += attempt([&] { c.append(0); });
+    thrown += attempt([&] { c.attend(0, q.get(), out.get(), lse.get()); });
+    const void* outs[] = {out.get(), out.get()};
+    const float* lses[] = {lse.get(), lse.get()};
+    thrown += attempt([&] {
+      tq::cuda::merge_states_cuda(tq::MergeRequest{2, outs, lses, static_cast<int64_t>(rows), config.value_dim, tq::DataType::kF32, merged.get(),
+                                                   merged_lse.get(), 0, nullptr});
+    });
+    GPU_MUST(cudaDeviceSynchronize());
+    for (const Buffer<float>* buffer : {&out, &lse, &merged, &merged_lse}) {
+      const std::vector<float> host = buffer->host();
+      seen.insert(seen.end(), host.begin(), host.end());
+    }
   }
+  if (usual.empty()) usual = seen;
+  check(seen.size() == usual.size() && !memcmp(seen.data(), usual.data(), seen.size() * sizeof(float)),
+        "call %d failing: other outputs of attend or merge", n);
   const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.num_pages - 1), static_cast<int32_t>(c.geometry.num_pages - 1)};
   thrown += attempt([&] { c.backend->copy_pages(&copy, 1, nullptr); });
   uint64_t flags = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What GPU test programs share: checks that count, device buffers, and the last line "N passed, N failed". No test library: the machines
-// with a GPU have none.
+// What GPU test programs share: checks that count, device buffers, and the last line "N passed, N failed, N skipped". No test library: the
+// machines with a GPU have none.
 #pragma once
 #include <cuda_runtime.h>
 #include <stdarg.h>
@@ -17,7 +17,7 @@
 namespace gpu_test {
 
 struct Tally {
-  int64_t passed = 0, failed = 0;
+  int64_t passed = 0, failed = 0, skipped = 0;
 };
 inline Tally& tally() {
   static Tally counts;
@@ -38,6 +38,17 @@ __attribute__((format(printf, 2, 3))) inline bool check(bool condition, const ch
     va_end(arguments);
   }
   return false;
+}
+
+// What cannot be tried here, with the reason; shown in the summary.
+__attribute__((format(printf, 1, 2))) inline void skip(const char* format, ...) {
+  tally().skipped++;
+  va_list arguments;
+  va_start(arguments, format);
+  printf("SKIPPED ");
+  vprintf(format, arguments);
+  printf("\n");
+  va_end(arguments);
 }
 
 // For what the test itself calls: a failure there ends the program.
@@ -93,7 +104,9 @@ tq::Status status_of_call(Call call, std::string* text = nullptr) {
 }
 
 inline int finish(const char* name) {
-  printf("%s: %lld passed, %lld failed\n", name, static_cast<long long>(tally().passed), static_cast<long long>(tally().failed));
+  const Tally& t = tally();
+  printf("%s: %lld passed, %lld failed, %lld skipped\n", name, static_cast<long long>(t.passed), static_cast<long long>(t.failed),
+         static_cast<long long>(t.skipped));
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
 

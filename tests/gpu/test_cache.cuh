@@ -14,7 +14,7 @@ class TestCache {
     if (storage_) backend->destroy_plan_storage(storage_);
   }
 
-  // Plans new_tokens[i] for sequence i (queries: none): bookkeeping only, into `last`.
+  // Plans new_tokens[i] for sequence i, and `queries` queries of each: bookkeeping only, into `last`.
   void prepare_plan(const std::vector<int64_t>& new_tokens);
   void plan(const std::vector<int64_t>& new_tokens, cudaStream_t stream = nullptr) {
     prepare_plan(new_tokens);
@@ -25,6 +25,8 @@ class TestCache {
   std::vector<uint8_t> read_all(int sequence);
   const std::vector<int32_t>& pages(int sequence) const { return pages_[sequence]; }
   void append(int layer, cudaStream_t stream = nullptr);
+  // Dense rows of q in config.type; float32 out and lse.
+  void attend(int layer, const void* q, float* out, float* lse, cudaStream_t stream = nullptr);
   void step(const std::vector<int64_t>& new_tokens) {
     plan(new_tokens);
     for (int layer = 0; layer < config.layers; layer++) {
@@ -56,6 +58,7 @@ class TestCache {
   Geometry geometry;
   std::unique_ptr<tq::Backend> backend;
   std::vector<int64_t> length;
+  int64_t queries = 0;
   Buffer<uint8_t> pool;
   tq::BatchPlan last = {};
   tq::TensorStrides strides[2];  // of the inputs; padded so that rows are not dense
@@ -152,10 +155,12 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
     ring_first_[i] = std::max(ring_first_[i], after - std::min(after, ring));
     const int64_t before = length[i];
     length[i] = after;
-    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], 0, last.new_tokens, 0, raw_first(static_cast<int>(i)),
-                                     pages_[i].data(), static_cast<int64_t>(pages_[i].size()), shown_[i]});
+    const int64_t asks = std::min(queries, after);
+    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], asks, last.new_tokens, last.query_tokens,
+                                     raw_first(static_cast<int>(i)), pages_[i].data(), static_cast<int64_t>(pages_[i].size()), shown_[i]});
     shown_[i] = static_cast<int64_t>(pages_[i].size());
     last.new_tokens += new_tokens[i];
+    last.query_tokens += asks;
   }
   last.num_sequences = static_cast<int32_t>(plan_.size());
   last.sequences = plan_.data();
@@ -181,6 +186,23 @@ inline void TestCache::fill(int layer, cudaStream_t stream) {
 inline void TestCache::append(int layer, cudaStream_t stream) {
   tq::AppendRequest request = {layer, &last, input[0].get(), input[1].get(), strides[0], strides[1], stream};
   backend->append(request);
+}
+
+inline void TestCache::attend(int layer, const void* q, float* out, float* lse, cudaStream_t stream) {
+  tq::AttendRequest request = {};
+  request.layer = layer;
+  request.plan = &last;
+  request.q = q;
+  request.out = out;
+  request.lse = lse;
+  request.q_strides = {static_cast<int64_t>(config.heads) * config.head_dim, config.head_dim};
+  request.out_strides = {static_cast<int64_t>(config.heads) * config.value_dim, config.value_dim};
+  request.out_dtype = DataType::kF32;
+  request.softmax_scale = 0.125f;
+  request.workspace = backend->own_workspace();
+  request.workspace_bytes = backend->attend_workspace_bytes(last);
+  request.stream = stream;
+  backend->attend(request);
 }
 
 inline OracleJob TestCache::job(int layer, int kind, int sequence) const {

@@ -167,4 +167,80 @@ TEST(CudaSchedule, ChunksDependOnTheLengthAlone) {
   }
 }
 
+// The pair: short sequences in the work list, long ones in the other, each item once, heavy ones first.
+TEST(CudaSchedule, LongSequencesApart) {
+  std::mt19937 rng(2);
+  for (int round = 0; round < 200; round++) {
+    Plan plan;
+    plan.code.key_bits = plan.code.value_bits = 4;
+    Geometry& g = plan.geometry;
+    g.num_layers = 1;
+    g.num_kv_heads = 1 + rng() % 8;
+    g.q_per_kv = 1 + rng() % 16;
+    g.num_q_heads = g.num_kv_heads * g.q_per_kv;
+    g.head_dim = g.value_dim = 128;
+    g.page_size = 64;
+    g.layers = &plan.code;
+    g.max_batch_sequences = 20;
+    int64_t q_row = 0;
+    std::vector<PlanSequence> brief;
+    std::map<int, PlanSequence> lengthy;
+    const int count = rng() % 20, num_ctas = 1 + rng() % 140;
+    for (int i = 0; i < count; i++) {
+      PlanSequence s = {};
+      s.slot = 19 - i;
+      const int64_t length = 1 + rng() % 5000;
+      const int64_t edge = kLongRows / g.q_per_kv + rng() % 3 - 1;  // at the threshold +- 1
+      s.query_tokens = std::min<int64_t>(length, rng() % 4 == 0 ? 0 : rng() % 3 == 0 ? edge : rng() % 2 ? 1 : 1 + rng() % length);
+      s.new_tokens = s.query_tokens;
+      s.old_length = length - s.new_tokens;
+      s.raw_first = length;
+      s.q_row = q_row;
+      q_row += s.query_tokens;
+      EXPECT_EQ(is_long(g, s), s.query_tokens * g.q_per_kv >= kLongRows);
+      plan.sequences.push_back(s);
+      if (is_long(g, s))
+        lengthy[s.slot] = s;
+      else
+        brief.push_back(s);
+    }
+    BatchPlan batch = {}, short_batch = {};
+    batch.num_sequences = static_cast<int32_t>(plan.sequences.size());
+    batch.sequences = plan.sequences.data();
+    short_batch.num_sequences = static_cast<int32_t>(brief.size());
+    short_batch.sequences = brief.data();
+    const int64_t capacity = pair_capacity(g, num_ctas), place = work_capacity(g, num_ctas);
+    std::vector<uint8_t> bytes(capacity + 16, 0xAB), alone(place, 0xAB);
+    const int64_t used = build_pair(g, batch, num_ctas, bytes.data());
+    ASSERT_LE(used, capacity);
+    for (size_t i = used; i < bytes.size(); i++) ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
+    // The first part is what a plan of the short sequences alone would have.
+    const int64_t alone_used = build_work(g, short_batch, num_ctas, alone.data());
+    ASSERT_EQ(memcmp(bytes.data(), alone.data(), alone_used), 0);
+    const PrefillHeader& header = prefill_header(g, num_ctas, bytes.data());
+    const PrefillSequence* sequences = reinterpret_cast<const PrefillSequence*>(bytes.data() + place + sizeof(PrefillHeader));
+    ASSERT_EQ(header.num_sequences, static_cast<int>(lengthy.size()));
+    int next = 0;
+    std::set<int> seen;
+    for (int i = 0; i < header.num_sequences; i++) {
+      const PrefillSequence& s = sequences[i];
+      ASSERT_TRUE(lengthy.count(s.slot) && seen.insert(s.slot).second);
+      const PlanSequence& from = lengthy[s.slot];
+      EXPECT_EQ(s.first_item, next);
+      EXPECT_EQ(s.length, from.length());
+      EXPECT_EQ(s.old_length, from.old_length);
+      EXPECT_EQ(s.query_tokens, from.query_tokens);
+      EXPECT_EQ(s.q_row, from.q_row);
+      EXPECT_EQ(s.raw_first, from.raw_first);
+      EXPECT_GE(static_cast<int64_t>(s.row_blocks) * kPrefillRows, from.query_tokens * g.q_per_kv);
+      EXPECT_LT((s.row_blocks - 1) * static_cast<int64_t>(kPrefillRows), from.query_tokens * g.q_per_kv);
+      if (i > 0) {
+        EXPECT_GE(sequences[i - 1].length, s.length);
+      }
+      next += s.row_blocks * g.num_kv_heads;
+    }
+    EXPECT_EQ(header.num_items, next);
+  }
+}
+
 }  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode attention on codes: time by graph replay, share of the read roof measured in the same process, error of the very output that was timed.
 //
-//   attend_bench [--json FILE] [--cases short|full] [--workers N --stages N]
+//   attend_bench [--json FILE] [--cases one|tune|short|full] [--workers N --stages N --deposits N] [--bits KV] [--pages ordered|random] [--page-size N]
 //
 // Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are medians over replays of a graph of many launches.
 #include <string.h>
@@ -59,7 +59,8 @@ struct Result {
   int sets;
 };
 
-Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning tuning, size_t cache_bytes, bool check_error) {
+Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning tuning, bool pages_in_order, int page_size, size_t cache_bytes,
+             bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
   spec.key_bits = key_bits;
@@ -68,6 +69,8 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning
   spec.kv_heads = c.kv_heads;
   spec.out = DataType::kF16;
   spec.tuning = tuning;
+  spec.pages_in_order = pages_in_order;
+  spec.page_size = page_size;
   spec.sequences.assign(c.batch, CaseSequence{c.length, 1, 1});
   const int64_t set_bytes =
       static_cast<int64_t>(c.batch) * c.kv_heads * (c.length / 32) * TileLayout(c.dim, c.dim, key_bits, value_bits).tile_bytes();
@@ -117,13 +120,18 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning
 
 int main(int argc, char** argv) {
   const char *json_path = nullptr, *set = "short";
-  tq::cuda::AttendTuning tuning = {0, 0};
+  tq::cuda::AttendTuning tuning = {};
   int only_bits = 0;
+  bool pages_in_order = false;
+  int page_size = 64;
   for (int i = 1; i + 1 < argc; i += 2) {
     if (!strcmp(argv[i], "--json")) json_path = argv[i + 1];
     if (!strcmp(argv[i], "--cases")) set = argv[i + 1];
     if (!strcmp(argv[i], "--workers")) tuning.workers = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--stages")) tuning.stages = atoi(argv[i + 1]);
+    if (!strcmp(argv[i], "--deposits")) tuning.deposits = atoi(argv[i + 1]);
+    if (!strcmp(argv[i], "--pages")) pages_in_order = !strcmp(argv[i + 1], "ordered");
+    if (!strcmp(argv[i], "--page-size")) page_size = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--bits")) only_bits = atoi(argv[i + 1]);
   }
   cudaDeviceProp prop;
@@ -136,6 +144,7 @@ int main(int argc, char** argv) {
                              {"B64 n1024", 64, 32, 8, 1024, 128},
                              {"B1 n8192", 1, 32, 8, 8192, 128}};
   if (!strcmp(set, "one")) cases.resize(1);
+  if (!strcmp(set, "tune")) cases = {cases[0], cases[3], cases[4]};
   if (!strcmp(set, "full")) {
     for (const Case& c :
          {Case{"B32 n32768", 32, 32, 8, 32768, 128}, Case{"B1 n32768", 1, 32, 8, 32768, 128}, Case{"B8 n32768 g1", 8, 8, 8, 32768, 128},
@@ -154,10 +163,11 @@ int main(int argc, char** argv) {
   bool first = true;
   for (const Case& c : cases)
     for (const auto& pair : pairs) {
+      if (!strcmp(set, "tune") && pair[0] != pair[1]) continue;
       if (only_bits && pair[0] * 10 + pair[1] != only_bits) continue;
       if (tq::cuda::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) != tq::cuda::AttendKernel::kCompiled) continue;
       try {
-        const Result r = bench(c, pair[0], pair[1], tuning, prop.l2CacheSize, true);
+        const Result r = bench(c, pair[0], pair[1], tuning, pages_in_order, page_size, prop.l2CacheSize, true);
         printf("%-16s k%dv%d  %8.2f us (%.2f-%.2f)  %5.0f GB/s  %5.1f %% of roof  err %.1e  sets %d\n", c.name, pair[0], pair[1], r.us, r.low, r.high,
                r.gbs, 100 * r.gbs / roof, r.error, r.sets);
         fflush(stdout);

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the warps of an attend CTA share: flags in shared memory, unit infos, and each worker's queue.
+#pragma once
+#include "cuda/kernels/finish.cuh"
+#include "cuda/ptx/bits.cuh"
+#include "cuda/ptx/bulk_copy.cuh"
+#include "cuda/ptx/order.cuh"
+#include "cuda/tile/page_view.cuh"
+
+namespace tq {
+namespace cuda {
+
+// One value for all lanes, though it may change meanwhile.
+__device__ __forceinline__ int32_t read_uniform(const volatile int32_t* flag) { return __shfl_sync(~0u, *flag, 0); }
+// All lanes. pause: nanoseconds between looks. Returns a value seen.
+__device__ __forceinline__ int32_t wait_above(const volatile int32_t* flag, int32_t value, int pause) {
+  int32_t seen;
+  while ((seen = read_uniform(flag)) <= value)
+    if (pause) __nanosleep(pause);
+  fence_block();
+  return seen;
+}
+// By a warp whose lanes have written what the flag stands for.
+__device__ __forceinline__ void publish(volatile int32_t* flag, int32_t value, int lane) {
+  fence_block();
+  __syncwarp();
+  if (lane == 0) *flag = value;
+}
+
+struct Frame {
+  uint8_t* smem;
+  Control* control;
+  UnitInfo* infos;
+  int num_units;
+
+  __device__ __forceinline__ Frame(const AttendParams& p, uint8_t* base, int units)
+      : smem(base), control(reinterpret_cast<Control*>(base)), infos(reinterpret_cast<UnitInfo*>(base + p.plan.infos_at)), num_units(units) {}
+  __device__ __forceinline__ UnitInfo& info(int unit) const { return infos[unit & (kUnitSlots - 1)]; }
+  __device__ __forceinline__ uint8_t* query_slot(const AttendParams& p, int block) const {
+    return smem + p.plan.queries_at + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
+  }
+  __device__ __forceinline__ float* deposit(const AttendParams& p, int number) const { return deposit_at(p, smem, number); }
+  __device__ __forceinline__ uint8_t* worker(const AttendParams& p, int warp) const { return smem + p.plan.workers_at + warp * p.plan.worker_bytes; }
+};
+
+// Place number n of a worker's queue: item, barrier (item written, tiles there), tiles.
+__device__ __forceinline__ Item* queue_item(const AttendParams& p, uint8_t* own, int n) {
+  return reinterpret_cast<Item*>(own) + (n & (p.plan.stages - 1));
+}
+__device__ __forceinline__ uint64_t* queue_barrier(const AttendParams& p, uint8_t* own, int n) {
+  return reinterpret_cast<uint64_t*>(own + kMaxStages * sizeof(Item)) + (n & (p.plan.stages - 1));
+}
+__device__ __forceinline__ uint8_t* queue_stage(const AttendParams& p, uint8_t* own, int n) {
+  return own + p.plan.ring_at + (n & (p.plan.stages - 1)) * p.plan.stage_pitch;
+}
+__device__ __forceinline__ uint32_t queue_phase(const AttendParams& p, int n) { return n >> p.plan.stages_log2 & 1; }
+
+// Where a tile of a unit lies: its own entry, or what the step's first tile says.
+template <class Core>
+__device__ __forceinline__ uint32_t place_of(const AttendParams& p, const UnitInfo& info, int tile) {
+  const int entry = p.whole_steps ? tile / Core::kTiles : tile;
+  return entry < kPlaces ? info.places[entry] : tile_place(p, info.page_row, info.kv_head, info.first_tile + tile);
+}
+
+// Starts the copy of one step; by one lane (bulk copies) or all. A step inside one page is one copy.
+template <class Core>
+__device__ __forceinline__ void issue_step(const AttendParams& p, const UnitInfo& info, int step, uint8_t* stage, uint64_t* bar, int lane) {
+  const int tile = step * Core::kTiles, tile_bytes = p.layer.tile_bytes, tiles = min(Core::kTiles, info.num_tiles - tile);
+  if (kBulkCopy) barrier_expect(bar, tiles * tile_bytes);
+  const int pieces = p.whole_steps ? 1 : tiles;
+  const uint32_t bytes = p.whole_steps ? tiles * tile_bytes : tile_bytes;
+#pragma unroll 1
+  for (int piece = 0; piece < pieces; piece++) {
+    const uint8_t* source = p.layer.pages + static_cast<uint64_t>(place_of<Core>(p, info, tile + piece)) * kPlaceBytes;
+    if (kBulkCopy)
+      bulk_copy(stage + piece * tile_bytes, source, bytes, bar);
+    else
+      lane_copy(stage + piece * tile_bytes, source, bytes, lane);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The preparer of an attend CTA: one warp that describes units ahead of everybody and prepares the query of each row block.
+#pragma once
+#include "cuda/kernels/attend_frame.cuh"
+#include "cuda/kernels/exact.cuh"
+#include "cuda/tile/query.cuh"
+
+namespace tq {
+namespace cuda {
+
+// The preparer's place in the CTA's run.
+struct Walk {
+  SequenceWork sequence;
+  int sequence_index;
+  int kv_head, row_block, chunk;  // of the unit to describe next
+  int local_block;                // running number of its block in this CTA
+  int deposit;                    // of its first job
+  int from_start;
+};
+
+// Fills in a unit's info.
+template <class Core>
+__device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info, Walk& walk, int unit, int lane) {
+  const SequenceWork& s = walk.sequence;
+  const int rows_total = s.query_tokens * p.layer.q_per_kv;
+  const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
+  const int rows = min(kRowsPerBlock, rows_total - first_row);
+  const int exact = walk.chunk == s.num_chunks;
+  const bool first_here = unit == 0 || walk.chunk == 0;
+  if (first_here) walk.from_start = walk.chunk == 0;
+  const bool last_of_block = walk.chunk == s.units_per_block - 1;
+  // Rows are in position order: the first row's range begins first and ends first.
+  const RowRange low = row_range(p, s, query_of_row(p, s.query_tokens, first_row)),
+                 high = row_range(p, s, query_of_row(p, s.query_tokens, first_row + rows - 1));
+  const int chunk_begin = walk.chunk * s.chunk_tokens, chunk_end = min(s.length, chunk_begin + s.chunk_tokens);
+  const int begin = max(chunk_begin, low.begin), end = min(chunk_end, high.end);
+  int steps = 0, jobs = 0, job_steps = 0, first_tile = 0, end_tile = 0;
+  if (exact) {
+    const int sinks = min(s.length, p.layer.sink_tokens);
+    const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks), count = sinks + s.length - exact_begin;
+    steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kJobs);
+    jobs = steps * rows;
+    if (lane == 0) {
+      info.sinks = sinks;
+      info.exact_begin = exact_begin;
+      info.exact_end = s.length;
+    }
+  } else if (begin < end) {
+    first_tile = begin / Core::kStepLength * Core::kTiles;
+    end_tile = (end + format::kTileTokens - 1) / format::kTileTokens;
+    steps = (end_tile - first_tile + Core::kTiles - 1) / Core::kTiles;
+    job_steps = max((steps + kJobs - 1) / kJobs, kMinJobTokens / Core::kStepLength);
+    jobs = job_steps == 1 ? steps : (steps + job_steps - 1) / job_steps;
+  }
+  const int num_tiles = exact ? 0 : end_tile - first_tile;
+  const int each = p.whole_steps ? Core::kTiles : 1;
+#pragma unroll 1
+  for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32) info.places[i] = tile_place(p, s.slot, kv_head, first_tile + i * each);
+  if (lane == 0) {
+    info.block = walk.local_block;
+    info.exact = exact;
+    info.jobs = jobs;
+    info.deposit = walk.deposit;
+    info.steps = steps;
+    info.job_steps = job_steps;
+    info.first_tile = first_tile;
+    info.num_tiles = num_tiles;
+    info.full_begin = high.begin;
+    info.full_end = low.end;
+    info.kv_head = kv_head;
+    info.page_row = s.slot;
+    info.index = walk.chunk;
+    info.arrivals = walk.from_start ? walk.chunk + 1 : walk.chunk - cta.chunk + 1;
+    info.units = s.units_per_block;
+    info.first_here = first_here;
+    info.last_here = last_of_block || unit == cta.num_units - 1;
+    info.from_start = walk.from_start;
+    info.slot = walk.from_start ? cta.tail_slot : cta.head_slot;
+    info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
+    info.rows = rows;
+    info.q_row = s.q_row;
+    info.q_first = first_row;
+    info.query_tokens = s.query_tokens;
+  }
+  walk.deposit += exact ? 1 : jobs;
+}
+
+__device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
+  if (++walk.chunk < walk.sequence.units_per_block) return;
+  walk.chunk = 0;
+  walk.local_block++;
+  if (++walk.row_block < walk.sequence.row_blocks) return;
+  walk.row_block = 0;
+  if (++walk.kv_head < p.layer.num_kv_heads) return;
+  walk.kv_head = 0;
+  walk.sequence_index++;
+}
+
+template <class Core>
+__device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int lane) {
+  Control* control = f.control;
+  const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
+  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0};
+  int loaded = cta.sequence;
+#pragma unroll 1
+  for (int unit = 0; unit < f.num_units; unit++) {
+    if (walk.sequence_index != loaded) {
+      walk.sequence = p.sequences[walk.sequence_index];
+      loaded = walk.sequence_index;
+    }
+    // The info and the query that this one replaces are done with.
+    if (unit >= kUnitSlots) wait_above(&control->finished, unit - kUnitSlots, 100);
+    if (walk.local_block >= p.plan.query_slots) wait_above(&control->blocks_done, walk.local_block - p.plan.query_slots, 100);
+    UnitInfo& info = f.info(unit);
+    describe<Core>(p, cta, info, walk, unit, lane);
+    if (unit == 0)
+      barrier_sync(Barrier::kUnitZero, 64);  // the producer, which has set `described`, goes on
+    else
+      publish(&control->described, unit + 1, lane);
+    if (unit == 0)
+      barrier_sync(Barrier::kControl, control_threads);  // other warps have prepared the first query
+    else if (info.first_here)
+      prepare_query<Core::kKey>(p, p.sequences[walk.sequence_index], info.kv_head, info.q_first, info.rows, 0, 1, f.query_slot(p, info.block), lane);
+    publish(&control->ready, unit + 1, lane);
+    advance(p, walk);
+  }
+}
+
+// The query of unit 0: a row a warp, by the warps that have nothing to do yet.
+template <class Core>
+__device__ __forceinline__ void prepare_first_query(const AttendParams& p, const Frame& f, const CtaWork& cta, int warp, int warps, int lane) {
+  const SequenceWork& s = cta.first;
+  const int row_blocks = s.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
+  const int first_row = (cta.block - kv_head * row_blocks) * kRowsPerBlock;
+  const int rows = min(kRowsPerBlock, s.query_tokens * p.layer.q_per_kv - first_row);
+  if (warp >= rows) return;
+  prepare_query<Core::kKey>(p, s, kv_head, first_row, rows, warp, warps, f.query_slot(p, 0), lane);
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench.py's results for people: lines while it runs, a table at its end, and the README's table (tests/readme.py). Standard library only."""
+import json
+
+
+def number(x, digits=0):
+    return f"{x:,.{digits}f}"
+
+
+def microseconds(us):
+    return number(us, 0 if us >= 100 else 1 if us >= 10 else 2)
+
+
+def bits(line):
+    return f"{line['key_bits']}+{line['value_bits']}"
+
+
+def head(result):
+    roof = result["roof"]
+    return (f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}; {result['library']}\n"
+            f"read roof {number(roof['gbs'])} GB/s ({roof['kernel']}, {roof['bytes'] >> 30} GiB), second-level cache {result['l2_bytes'] >> 20} MiB, clocks {result['clocks_before']}")
+
+
+def fp16_line(case):
+    fp16 = case["fp16"]
+    others = "".join(f", {name} {microseconds(us)} us" for name, us in fp16["others"].items())
+    flops = f", {fp16['tflops']} TFLOP/s" if "tflops" in fp16 else ""
+    return (f"{case['name']:<40} FP16 SDPA {microseconds(fp16['us'])} us ({microseconds(fp16['us_low'])} .. {microseconds(fp16['us_high'])}), {fp16['backend']}{others}, "
+            f"{number(fp16['gbs'])} GB/s{flops}")
+
+
+def line(case, one):
+    text = (f"{case['name']:<40} {bits(one)} {microseconds(one['us']):>9} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})  {number(one['gbs']):>6} GB/s "
+            f"{100 * one['roof_share']:5.1f} % of roof")
+    if "times_fp16" in one:
+        text += f"  {one['times_fp16']:.2f}x FP16"
+    if "tflops" in one:
+        text += f"  {one['tflops']} TFLOP/s"
+    if "error" in one:
+        text += f"  error {one['error']:.1e}"
+    return text + f"  ({one['layers']} layers)"
+
+
+def cell(case, one):
+    """us, times FP16, share of the roof (prefill: TFLOP/s and share of SDPA's)."""
+    if one is None:
+        return "-"
+    parts = [microseconds(one["us"])]
+    if "tflops" in one:
+        parts.append(f"{one['tflops']:.0f} TFLOP/s")
+        if "fp16" in case:
+            parts.append(f"{100 * one['tflops'] / case['fp16']['tflops']:.0f} % of FP16")
+    else:
+        if "times_fp16" in one:
+            parts.append(f"{one['times_fp16']:.2f}x")
+        parts.append(f"{100 * one['roof_share']:.0f} %")
+    return ", ".join(parts)
+
+
+def rows(result):
+    """(columns, [[text, ..]]): a row for each case."""
+    widths = list(dict.fromkeys(bits(one) for case in result["cases"] for one in case["tqkv"]))
+    lines = []
+    for case in result["cases"]:
+        found = {bits(one): one for one in case["tqkv"]}
+        name = case["name"] if not case["kind"].startswith("append") else f"append {case['name']}"
+        fp16 = f"{microseconds(case['fp16']['us'])} ({case['fp16']['backend']})" if "fp16" in case else "-"
+        lines.append([name, fp16] + [cell(case, found.get(width)) for width in widths])
+    return ["case", "FP16 SDPA, us"] + [f"{width} bits" for width in widths], lines
+
+
+def text(result):
+    columns, lines = rows(result)
+    wide = [max(len(row[i]) for row in [columns] + lines) for i in range(len(columns))]
+    shown = ["  ".join(f"{value:<{wide[i]}}" for i, value in enumerate(row)).rstrip() for row in [columns] + lines]
+    errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
+    end = f"worst error of a timed output: {max(errors):.1e}" if errors else "no error was measured"
+    return "\n".join(shown + [f"cells: us, times as fast as FP16, share of the read roof of {number(result['roof']['gbs'])} GB/s", end] +
+                     [f"FAILED {one}" for one in result["failed"]])
+
+
+def markdown(results):
+    """The README's section on GPUs: one table for each result."""
+    parts = []
+    for result in results:
+        columns, lines = rows(result)
+        errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
+        worst = f"; worst relative error of a timed output {max(errors):.1e}" if errors else ""
+        parts.append(f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}: read roof "
+                     f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}.\n`{result['command']}`\n")
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns)] + lines) + "\n")
+    return "\n".join(parts)
+
+
+def dump(result):
+    """JSON with one line for each measurement, so that it can be kept under version control and read in a diff."""
+    plain = {key: value for key, value in result.items() if key != "cases"}
+    blocks = []
+    for case in result["cases"]:
+        fields = {key: value for key, value in case.items() if key != "tqkv"}
+        inner = ",\n".join("   " + json.dumps(one) for one in case["tqkv"])
+        blocks.append("  " + json.dumps(fields)[:-1] + ', "tqkv": [\n' + inner + "]}")
+    return json.dumps(plain, indent=1)[:-2] + ',\n "cases": [\n' + ",\n".join(blocks) + "]\n}\n"
