@@ -189,7 +189,7 @@ def measure(arguments):
     begun = time.time()
     bench = Bench(torch, gpu, filled)
     head = {**gpu.device(), "library": tqkv.build_info(), "commit": commit(),
-            "command": " ".join(["python3", "tests/bench/gpu/bench.py", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "command": " ".join(["python3", "tests/bench/gpu/bench.py", *(os.path.basename(a) for a in sys.argv[1:])]), "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "clocks_before": gpu.clocks(), "roof": bench.roof, "repeats": gpu.REPEATS}
     print(table.head(head), flush=True)
     wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
