@@ -359,7 +359,9 @@ typedef struct tq_attend_params {
  *   params NULL = defaults
  *   workspace  NULL = the cache's own, else tq_attend_workspace_bytes of the cache's device memory, 256-byte aligned
  * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit). The result is finite for finite q, the same
- * bits for any batch, num_splits, thread count or page placement, and independent of what unwritten memory holds. */
+ * bits for any batch, num_splits, thread count or page placement, and independent of what unwritten memory holds.
+ * CUDA: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own. A graph has that kernel
+ * if its plan had such a sequence at capture; otherwise a later plan's are computed as short ones are: as exact, slower, not the same bits. */
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q, void *out, float *lse,
                                  const tq_attend_params *params, void *workspace, size_t workspace_bytes, void *stream);
 

@@ -757,6 +757,8 @@ pub struct Api {
     /// workspace  NULL = the cache's own, else tq\_attend\_workspace\_bytes of the cache's device memory, 256-byte aligned
     /// A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit). The result is finite for finite q, the same
     /// bits for any batch, num\_splits, thread count or page placement, and independent of what unwritten memory holds.
+    /// CUDA: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own. A graph has that kernel
+    /// if its plan had such a sequence at capture; otherwise a later plan's are computed as short ones are: as exact, slower, not the same bits.
     pub tq_cache_attend: unsafe extern "C" fn(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void, out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void, workspace_bytes: usize, stream: *mut c_void) -> tq_status,
     /// Workspace that tq\_cache\_attend needs for this batch's plan, and for every smaller one.
     pub tq_attend_workspace_bytes: unsafe extern "C" fn(cache: *const tq_cache, batch: *const tq_batch, bytes: *mut usize) -> tq_status,
@@ -1034,6 +1036,8 @@ pub mod linked {
         /// workspace  NULL = the cache's own, else tq\_attend\_workspace\_bytes of the cache's device memory, 256-byte aligned
         /// A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit). The result is finite for finite q, the same
         /// bits for any batch, num\_splits, thread count or page placement, and independent of what unwritten memory holds.
+        /// CUDA: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own. A graph has that kernel
+        /// if its plan had such a sequence at capture; otherwise a later plan's are computed as short ones are: as exact, slower, not the same bits.
         pub fn tq_cache_attend(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void, out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void, workspace_bytes: usize, stream: *mut c_void) -> tq_status;
         /// Workspace that tq\_cache\_attend needs for this batch's plan, and for every smaller one.
         pub fn tq_attend_workspace_bytes(cache: *const tq_cache, batch: *const tq_batch, bytes: *mut usize) -> tq_status;
