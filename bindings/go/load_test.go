@@ -5,13 +5,11 @@
 package tqkv_test
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 
 	tqkv "github.com/tqkv/tqkv/bindings/go"
@@ -61,30 +59,17 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 	return library
 }
 
-func wantError(t *testing.T, err error, kind tqkv.Status, parts ...string) {
-	t.Helper()
-	if !errors.Is(err, kind) {
-		t.Errorf("%v is not %v", err, kind)
-		return
-	}
-	for _, part := range parts {
-		if !strings.Contains(err.Error(), part) {
-			t.Errorf("'%s' is not in: %v", part, err)
-		}
-	}
-}
-
 func TestMissingLibrary(t *testing.T) {
 	_, err := tqkv.Open("/nonexistent/libtqkv.so")
-	wantError(t, err, tqkv.ErrLoad, "/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv")
+	want(t, err, tqkv.ErrLoad, "/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv")
 	_, err = tqkv.Open("go.mod")
-	wantError(t, err, tqkv.ErrLoad, "cannot open go.mod")
+	want(t, err, tqkv.ErrLoad, "cannot open go.mod")
 }
 
 func TestVariableIsNeverFallenThrough(t *testing.T) {
 	t.Setenv(tqkv.LibraryVariable, "/nonexistent/x.so")
 	_, err := tqkv.Open("")
-	wantError(t, err, tqkv.ErrLoad, "cannot open /nonexistent/x.so (from the variable TQKV_LIBRARY)")
+	want(t, err, tqkv.ErrLoad, "cannot open /nonexistent/x.so (from the variable TQKV_LIBRARY)")
 	good := fakeLibrary(t, "", 0, 0)
 	t.Setenv(tqkv.LibraryVariable, good)
 	library, err := tqkv.Open("")
@@ -99,11 +84,11 @@ func TestVariableIsNeverFallenThrough(t *testing.T) {
 
 func TestUnfitLibraries(t *testing.T) {
 	_, err := tqkv.Open(fakeLibrary(t, "tq_sequence_flags", 0, 0))
-	wantError(t, err, tqkv.ErrVersion, "lacks tq_sequence_flags:", "older than this package")
+	want(t, err, tqkv.ErrVersion, "lacks tq_sequence_flags:", "older than this package")
 	_, err = tqkv.Open(fakeLibrary(t, "", 5, 0))
-	wantError(t, err, tqkv.ErrVersion, "tqkv 9.8.7 with ABI 5", "speaks ABI 0")
+	want(t, err, tqkv.ErrVersion, "tqkv 9.8.7 with ABI 5", "speaks ABI 0")
 	_, err = tqkv.Open(fakeLibrary(t, "", 0, -8))
-	wantError(t, err, tqkv.ErrVersion, "tq_cache_config has", "too old")
+	want(t, err, tqkv.ErrVersion, "tq_cache_config has", "too old")
 	if _, err = tqkv.Open(fakeLibrary(t, "", 0, 8)); err != nil {
 		t.Errorf("a newer library of the same ABI: %v", err)
 	}

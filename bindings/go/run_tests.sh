@@ -6,36 +6,8 @@
 # and "skip - x: why" lines, and the counts at the end; exit status 0 only if something passed and nothing failed. Needs go and a C compiler, no network.
 # TQKV_GO_QUICK=1 leaves out the race detector and the strict check of pointers.
 set -uo pipefail
-library=${1:?usage: run_tests.sh LIBRARY}
-[ -f "$library" ] || { echo "$library: no such file"; exit 2; }
-library=$(cd "$(dirname "$library")" && pwd)/$(basename "$library")
-cd "$(dirname "$0")" || exit 1
-repository=$(cd ../.. && pwd)
+. "$(dirname "$0")/../checks.sh" go "${1-}"
 export GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local
-passed=0 failed=0 skipped=0
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-finish() {
-  echo "go: $passed passed, $failed failed, $skipped skipped"
-  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
-  exit
-}
-ok() { passed=$((passed + 1)) && echo "ok - go $1"; }
-not_ok() { # name log
-  failed=$((failed + 1))
-  echo "not ok - go $1:"
-  tail -n 40 "$2" | sed 's/^/    /'
-}
-skip() {
-  skipped=$((skipped + 1))
-  echo "skip - go $1: $2"
-}
-check() {
-  local name=$1
-  shift
-  if "$@" >"$scratch/log" 2>&1; then ok "$name"; else not_ok "$name" "$scratch/log"; fi
-}
 # run_go_tests name go-test-argument... : every single test and case counts, but not the tests that only hold others.
 run_go_tests() {
   local name=$1 rc p f s
@@ -53,15 +25,6 @@ run_go_tests() {
   if [ "$f" != 0 ]; then
     echo "not ok - go $name: $f failed, exit status $rc"
     grep -vE '^(=== |ok - | *--- PASS)' "$scratch/tests" | head -n 60 | sed 's/^/    /'
-  fi
-}
-example() {
-  local name=$1
-  shift
-  if go run "$@" ./examples/decode_loop >"$scratch/out" 2>"$scratch/log" && diff "$repository/packaging/smoke/decode_loop.txt" "$scratch/out" >>"$scratch/log"; then
-    ok "$name"
-  else
-    not_ok "$name" "$scratch/log"
   fi
 }
 formatted() { [ -z "$(gofmt -l . | tee /dev/stderr)" ]; }
@@ -93,7 +56,7 @@ check "vet" go vet ./...
 
 export TQKV_LIBRARY=$library
 run_go_tests "opened"
-example "example decode_loop, opened"
+example "example decode_loop, opened" go run ./examples/decode_loop
 check "the module is complete by itself" module_by_itself
 if [ "${TQKV_GO_QUICK:-0}" = 1 ]; then
   skip "race detector, strict pointer check" "TQKV_GO_QUICK=1"
@@ -116,5 +79,5 @@ printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\nCflags: -
 export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 check "vet, linked" go vet -tags tqkv_link ./...
 run_go_tests "linked" -tags tqkv_link
-example "example decode_loop, linked" -tags tqkv_link
+example "example decode_loop, linked" go run -tags tqkv_link ./examples/decode_loop
 finish

@@ -6,38 +6,9 @@
 # and "skip - x: why" lines, and the counts at the end; exit status 0 only if something passed and nothing failed. Compiles into build/rust of the repository, or
 # CARGO_TARGET_DIR. Crates come from the registry that cargo is set up for; without one the tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging and interop.
 set -uo pipefail
-library=${1:?usage: run_tests.sh LIBRARY}
-[ -f "$library" ] || { echo "$library: no such file"; exit 2; }
-library=$(cd "$(dirname "$library")" && pwd)/$(basename "$library")
-cd "$(dirname "$0")" || exit 1
-repository=$(cd ../.. && pwd)
+. "$(dirname "$0")/../checks.sh" rust "${1-}"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/build/rust}
 export RUST_BACKTRACE=0 CARGO_TERM_COLOR=never
-passed=0 failed=0 skipped=0
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-finish() {
-  echo "rust: $passed passed, $failed failed, $skipped skipped"
-  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
-  exit
-}
-ok() { passed=$((passed + 1)) && echo "ok - rust $1"; }
-not_ok() { # name log
-  failed=$((failed + 1))
-  echo "not ok - rust $1:"
-  tail -n 40 "$2" | sed 's/^/    /'
-}
-skip() {
-  skipped=$((skipped + 1))
-  echo "skip - rust $1: $2"
-}
-# check name command... : one check.
-check() {
-  local name=$1
-  shift
-  if "$@" >"$scratch/log" 2>&1; then ok "$name"; else not_ok "$name" "$scratch/log"; fi
-}
 # run_cargo_tests name cargo-argument... : every single test counts.
 run_cargo_tests() {
   local name=$1 rc p f s
@@ -55,16 +26,6 @@ run_cargo_tests() {
   if [ "$f" != 0 ]; then
     echo "not ok - rust $name: $f failed, exit status $rc"
     grep -E '^not ok - |^test .*FAILED|panicked at|^error' -A3 "$scratch/tests" | head -n 60 | sed 's/^/    /'
-  fi
-}
-# example name argument... : prints what the C program prints.
-example() {
-  local name=$1
-  shift
-  if cargo run -q --locked "$@" --example decode_loop >"$scratch/out" 2>"$scratch/log" && diff "$repository/packaging/smoke/decode_loop.txt" "$scratch/out" >>"$scratch/log"; then
-    ok "$name"
-  else
-    not_ok "$name" "$scratch/log"
   fi
 }
 packaged() { # crate file... : the list of files, and a build of the package by itself
@@ -94,7 +55,7 @@ RUSTDOCFLAGS="-D warnings" check "documentation" cargo doc -q --locked --no-deps
 
 export TQKV_LIBRARY=$library
 run_cargo_tests "opened"
-example "example decode_loop, opened" -p tqkv
+example "example decode_loop, opened" cargo run -q --locked -p tqkv --example decode_loop
 unset TQKV_LIBRARY
 
 # Linked: a pkg-config module as an installation has it, around the library in hand.
@@ -117,7 +78,7 @@ else
   # shellcheck disable=SC2086
   run_cargo_tests "linked" $link
   # shellcheck disable=SC2086
-  example "example decode_loop, linked" $link
+  example "example decode_loop, linked" cargo run -q --locked $link --example decode_loop
   check "both features at once" cargo clippy -q --locked -p tqkv --features link -- -D warnings
   CARGO_TARGET_DIR=${CARGO_TARGET_DIR%/link}
 fi

@@ -8,19 +8,7 @@ cd "$(dirname "$0")/../.."
 build=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-bad=0
-check() { # check title command...
-  local title=$1 text
-  shift
-  if text=$("$@" 2>&1); then
-    echo "ok - $title"
-  else
-    echo "not ok - $title"
-    echo "$text" | tail -n 15
-    bad=1
-  fi
-}
-same() { [ "$1" = "$2" ] || { printf 'expected %s\ngot      %s\n' "$2" "$1"; return 1; }; }
+. tests/install/checks.sh
 version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)/\2/p' include/tqkv.h | paste -sd.)
 
 DESTDIR=$work/stage cmake --install "$build" --prefix /usr/local >"$work/install.log" 2>&1 || { cat "$work/install.log"; echo "not ok - cmake --install"; exit 1; }
