@@ -21,7 +21,7 @@ fail() {
 command -v ccache >/dev/null && export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
 export CMAKE_BUILD_PARALLEL_LEVEL=${TQKV_JOBS:-$(nproc)} PIP_NO_INDEX=1
 "$python" -m pip wheel --disable-pip-version-check --no-build-isolation --no-index --no-deps -w "$work/dist" "$here" \
-  -Ccmake.define.TQ_CUDA="${TQ_CUDA:-OFF}" >"$work/log" 2>&1 || fail "pip wheel"
+  --config-settings=cmake.define.TQ_CUDA="${TQ_CUDA:-OFF}" >"$work/log" 2>&1 || fail "pip wheel"
 wheel=$(echo "$work"/dist/*.whl)
 version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)$/\2/p' "$here/../../include/tqkv.h" | paste -sd.)
 case $(basename "$wheel") in
