@@ -5,8 +5,8 @@
 // - workers (p.plan.workers) take items, one step of a job each, from a private queue whose buffers fill behind their backs. A job is a run of a unit's
 //   steps that depends on the unit alone, so that a result does not depend on the number of workers or on who does what. Its state goes to a deposit.
 // - the producer: lane w serves worker w. It hands out jobs in order to whoever has room and starts the copies.
-// - the preparer describes units ahead: where their tiles lie, and the rotated integer query of each row block.
-// - stewards fold the deposits of a unit in job order and finish it (finish.cuh).
+// - the preparer describes units ahead: where their tiles lie.
+// - stewards fold the deposits of a unit in job order and finish it (finish.cuh). They also prepare the integer query of the blocks to come.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/attend_prepare.cuh"
@@ -17,36 +17,32 @@
 namespace tq {
 namespace cuda {
 
-// The place of a deposit is free again.
-__device__ __forceinline__ int wait_folded(Control* control, int number) {
-  const volatile int32_t* own = &control->folded[threadIdx.x % kMaxStewards];
-  int seen;
-  while ((seen = __reduce_min_sync(~0u, *own)) <= number) __nanosleep(20);
-  fence_block();
-  return seen;
-}
-
 // A job's turn at the state of its exact unit: jobs of a row fold in order.
 struct Turn {
+  const AttendParams& p;
   Control* control;
-  int deposit, deposits, job;
+  int deposit, job;
   __device__ __forceinline__ void operator()() const {
-    wait_folded(control, deposit - deposits);
-    if (job > 0) wait_above(&control->exact_turn[deposit & (deposits - 1)], job - 1, 100);
+    wait_place(p, control, deposit);
+    if (job > 0) wait_above(&control->exact_turn[deposit & (p.plan.deposits - 1)], job - 1, 100);
   }
 };
 
 // One job of an exact unit.
 template <class Core>
-__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& f, const UnitInfo& info, int job, const uint8_t* query, int lane) {
+__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job, int lane) {
+  uint8_t* smem = from.smem;
+  asm volatile("" : "+l"(smem));  // or addresses made ahead of the loop would take registers that the steps need
+  const Frame f(p, smem, from.num_units);
+  const UnitInfo& info = f.info(unit);
+  const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info), place = info.deposit & (p.plan.deposits - 1);
   exact_row<Core::kExactPieces>(p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, count * split / info.steps,
-                                count * (split + 1) / info.steps, f.deposit(p, info.deposit), split > 0, lane,
-                                Turn{f.control, info.deposit, p.plan.deposits, job});
+                                count * (split + 1) / info.steps, f.deposit(p, info.deposit), split > 0, lane, Turn{p, f.control, info.deposit, job});
   const bool last = job == info.jobs - 1;
   publish(&f.control->exact_turn[place], last ? 0 : job + 1, lane);
-  if (last) publish(&f.control->full[place], info.deposit + 1, lane);
+  if (last) deposit_put(p, f.control, info.deposit);
 }
 
 // Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started itself, without bulk copies.
@@ -72,10 +68,9 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
 }
 
 template <class Core>
-__device__ __forceinline__ void work(const AttendParams& p, const Frame& f, int warp, int lane) {
-  uint8_t* own = f.worker(p, warp);
+__device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint8_t* own, int lane) {
   Core core;
-  int fetched = 0, ready = 0, folded = 0;  // the latter two: as far as seen
+  int fetched = 0;
   // Items are read again after a step: that costs less than keeping them.
 #pragma unroll 1
   for (int taken = 0;; taken++) {
@@ -85,27 +80,27 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, int 
     if (flags & kItemStop) return;
     if (flags & kItemFirst) {
       const int unit = item->unit;
-      if (ready <= unit) ready = wait_above(&f.control->ready, unit, 0);
-      const UnitInfo& info = f.info(unit);
-      const uint8_t* query = f.query_slot(p, info.block);
+      wait_query(p, f.control, f.info(unit).block);
       if (flags & kItemExact) {
-        exact_job<Core>(p, f, info, item->at, query, lane);
+        exact_job<Core>(p, f, unit, item->at, lane);
         __syncwarp();
-        if (lane == 0) f.control->consumed[warp] = taken + 1;
+        if (lane == 0) *queue_consumed(own) = taken + 1;
         continue;
       }
-      core.load_query(p, query, lane);
+      core.load_query(p, f.query_slot(p, f.info(unit).block), lane);
       core.reset(lane);
     }
     core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, flags & kItemWhole, lane);
     flags = item->flags;
     const int deposit = item->deposit, unit = item->unit;
     __syncwarp();
-    if (lane == 0) f.control->consumed[warp] = taken + 1;
+    if (lane == 0) *queue_consumed(own) = taken + 1;
     if (flags & kItemLast) {
-      if (folded <= deposit - p.plan.deposits) folded = wait_folded(f.control, deposit - p.plan.deposits);
-      core.put(p, f.deposit(p, deposit), f.info(unit).rows, lane);
-      publish(&f.control->full[deposit & (p.plan.deposits - 1)], deposit + 1, lane);
+      wait_place(p, f.control, deposit);
+      int late = lane;
+      asm volatile("" : "+r"(late));  // as in exact_job
+      core.put(p, f.deposit(p, deposit), f.info(unit).rows, late);
+      deposit_put(p, f.control, deposit);
     }
   }
 }
@@ -120,7 +115,7 @@ __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame
 #pragma unroll 1
   for (int job = 0; job < count; job++) {
     const int number = info.deposit + job;
-    wait_above(&f.control->full[number & (p.plan.deposits - 1)], number, 40);
+    wait_deposit(p, f.control, number);
     const StateView from = shared_state(p, f.deposit(p, number));
 #pragma unroll
     for (int i = 0; i < kOwnRows; i++) {
@@ -133,8 +128,7 @@ __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame
       else
         rows[i].fold_in(next);
     }
-    __syncwarp();
-    if (team.lane == 0) f.control->folded[team.first] = number + 1;
+    deposit_read(p, f.control, number);
   }
 #pragma unroll
   for (int i = 0; i < kOwnRows; i++) {
@@ -144,13 +138,30 @@ __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame
 }
 
 template <class Core, int kStewards>
-__device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f, int index, int lane) {
+__device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int index, int lane) {
   const Team stewards = {index, kStewards, lane};
   Control* control = f.control;
+  int prepared = 0;  // units whose query this warp has done its part of
+  if (kStewards == 1) barrier_sync(Barrier::kControl, control_threads);
 #pragma unroll 1
   for (int unit = 0; unit < f.num_units; unit++) {
-    wait_above(&control->described, unit, 100);
+    if (kStewards > 1) {
+      // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before this unit's are finished.
+      const int ahead = min(unit + 1 + p.plan.query_slots / 2, f.num_units);
+#pragma unroll 1
+      for (; prepared < ahead; prepared++) {
+        if (prepared > 0) wait_above(&control->described, prepared, 0);
+        prepare_unit<Core>(p, f, cta, prepared, index, kStewards, lane);
+        if (prepared == 0) {
+          fence_block();
+          barrier_sync(Barrier::kControl, control_threads);
+        }
+      }
+    } else {
+      wait_above(&control->described, unit, 100);
+    }
     const UnitInfo& info = f.info(unit);
+    wait_query(p, control, info.block);
     fold_deposits<Core::kValue / 32, (kRowsPerBlock + kStewards - 1) / kStewards>(p, f, info, stewards);
     __syncwarp();
     finish_unit<Core::kValue>(stewards, p, info, f.smem, &control->flag);
@@ -174,10 +185,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   if (warp == producer) {
     for (int i = lane; i < static_cast<int>(sizeof(Control) / 4); i += 32) reinterpret_cast<int32_t*>(control)[i] = 0;
     __syncwarp();
-    if (lane == 0) control->described = control->ready = 1;  // by the time anybody looks
-    if (lane >= kStewards && lane < kMaxStewards) control->folded[lane] = 0x7FFFFFFF;
-    for (int i = 0; i < p.plan.stages; i++)
-      if (lane < workers) barrier_init(queue_barrier(p, smem + p.plan.workers_at + lane * p.plan.worker_bytes, i));
+    if (lane == 0) control->described = 1;  // by the time anybody looks
+    if (lane < kMaxDeposits) {
+      barrier_init(&control->full[lane], 32);
+      barrier_init(&control->empty[lane], 32 * kStewards);
+    }
+    if (lane < kMaxQuerySlots) barrier_init(&control->query[lane], 32 * kStewards);
+    if (lane < workers) {
+      uint8_t* own = smem + p.plan.workers_at + lane * p.plan.worker_bytes;
+      *queue_consumed(own) = 0;
+      for (int i = 0; i < p.plan.stages; i++) barrier_init(queue_barrier(p, own, i), 1);
+    }
     barrier_init_fence();
   }
   let_next_kernel_start();
@@ -185,14 +203,14 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   const CtaWork& cta = p.ctas[blockIdx.x];
   const int num_units = cta.num_units;
   if (num_units == 0) return;
-  // The first copies leave as soon as unit 0 is described; the workers prepare its query meanwhile.
+  // The first copies leave as soon as unit 0 is described; others prepare its query meanwhile.
   const Frame frame(p, smem, num_units);
   const int others = (workers + kStewards + 2) * 32;
   if (warp < workers) {
-    prepare_first_query<Core>(p, frame, cta, warp, workers, lane);
+    if (kStewards == 1) prepare_unit<Core>(p, frame, cta, 0, warp, workers, lane);
     fence_block();
     barrier_sync(Barrier::kControl, others);
-    work<Core>(p, frame, warp, lane);
+    work<Core>(p, frame, frame.worker(p, warp), lane);
   } else if (warp == producer) {
     fence_block();
     __syncwarp();
@@ -200,10 +218,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     barrier_signal(Barrier::kControl, others);
     produce<Core>(p, frame, lane);
   } else if (warp == preparer) {
-    prepare<Core>(p, frame, cta, others, lane);
+    prepare<Core, kStewards>(p, frame, cta, others, lane);
   } else {
-    barrier_sync(Barrier::kControl, others);
-    attend_to<Core, kStewards>(p, frame, warp - preparer - 1, lane);
+    attend_to<Core, kStewards>(p, frame, cta, others, warp - preparer - 1, lane);
   }
 }
 

@@ -20,9 +20,8 @@ constexpr float kMaskedFloor = -1e29f;     // lowest step maximum: keeps 2^(mask
 constexpr float kNoScore = -1e28f;         // a maximum before the first token; clamped scores lie above
 constexpr float kRaise = 6.0f;             // log2 units
 constexpr float kMagic = 8388608.0f;       // 2^23: the low bits of x + 2^23 are the integer x
-constexpr float kFarMaximum = 1048576.0f;  // 2^20: a job with a larger running maximum takes its scores relative to each step's top
-constexpr float kFarStep =
-    4194304.0f;  // 2^22: a step with a larger one does, and so do the job's later steps; below, whole numbers and shifts add exactly
+constexpr float kFarMaximum = 1048576.0f;  // 2^20: a row with a larger running maximum takes its scores relative to each step's top
+constexpr float kFarStep = 4194304.0f;     // 2^22: so does a step with a larger one; below, whole numbers and shifts add exactly
 
 // The next whole number; a large number stays as it is.
 __device__ __forceinline__ float round_up(float x) { return fabsf(x) < kFarStep ? __fadd_ru(__fadd_ru(x, 1.5f * kMagic), -1.5f * kMagic) : x; }
@@ -101,7 +100,6 @@ struct CodedCore {
 
   const uint8_t* query;     // fragments, then QueryRows: read in every step, which costs less than the registers would
   bool odd;                 // scores may need clamping or capping
-  bool far;                 // scores of this job are large: see kFarMaximum
   float m, l, half_weight;  // l and half_weight: this lane's share
   float o[4 * kGroups][2];
 
@@ -116,7 +114,6 @@ struct CodedCore {
   __device__ __forceinline__ void reset(int) {
     m = kNoScore;
     l = half_weight = 0.0f;
-    far = odd;
 #pragma unroll
     for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
   }
@@ -142,6 +139,7 @@ struct CodedCore {
       for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = half_levels(kKeyBits) ? half_sum : 0;
 #pragma unroll
       for (int jb = 0; jb < kLoads; jb++) {
+        if (kGroups == 8 && kKeyBits == 3) __syncwarp();  // for the same reason
         uint32_t w[kKeyBits][kLoad];
 #pragma unroll
         for (int i = 0; i < kKeyBits; i++) load_words(base + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
@@ -214,19 +212,18 @@ struct CodedCore {
     if (special) top = fmaxf(top, kMaskedFloor);
     // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
     const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
-    if (__any_sync(~0u, step_m > m + kRaise || fabsf(exact_m) >= kFarStep)) {
+    if (__any_sync(~0u, step_m > m + kRaise)) {
       const float raised = fmaxf(m, step_m), down = ex2(m - raised);
       m = raised;
       l *= down;
       half_weight *= down;
 #pragma unroll
       for (int i = 0; i < 4 * kGroups; i++) o[i][0] *= down, o[i][1] *= down;
-      far = far || __any_sync(~0u, fabsf(raised) >= kFarMaximum || fabsf(exact_m) >= kFarStep);
     }
     const float shift = weight_shift(scale_top);
     const float factor = ex2(step_m - m - shift);
     float base = shift - step_m;
-    if (far) {
+    if (odd || fabsf(m) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll

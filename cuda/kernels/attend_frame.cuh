@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the warps of an attend CTA share: flags in shared memory, unit infos, and each worker's queue.
+// What the warps of an attend CTA share: flags and barriers in shared memory, unit infos, and each worker's queue. What whole warps write for others (job
+// states, queries) is handed over by memory barriers that every lane arrives at and every lane waits for, which compute-sanitizer can follow.
 #pragma once
 #include "cuda/kernels/finish.cuh"
 #include "cuda/ptx/bits.cuh"
@@ -17,14 +18,17 @@ __device__ __forceinline__ int32_t wait_above(const volatile int32_t* flag, int3
   int32_t seen;
   while ((seen = read_uniform(flag)) <= value)
     if (pause) __nanosleep(pause);
+  __syncwarp();
   fence_block();
   return seen;
 }
 // By a warp whose lanes have written what the flag stands for.
 __device__ __forceinline__ void publish(volatile int32_t* flag, int32_t value, int lane) {
-  fence_block();
   __syncwarp();
-  if (lane == 0) *flag = value;
+  if (lane == 0) {
+    fence_block();
+    *flag = value;
+  }
 }
 
 struct Frame {
@@ -43,13 +47,15 @@ struct Frame {
   __device__ __forceinline__ uint8_t* worker(const AttendParams& p, int warp) const { return smem + p.plan.workers_at + warp * p.plan.worker_bytes; }
 };
 
-// Place number n of a worker's queue: item, barrier (item written, tiles there), tiles.
+// Place number n of a worker's queue: item, barrier (item written, tiles there), tiles. One counter: items that the worker has given back.
 __device__ __forceinline__ Item* queue_item(const AttendParams& p, uint8_t* own, int n) {
   return reinterpret_cast<Item*>(own) + (n & (p.plan.stages - 1));
 }
 __device__ __forceinline__ uint64_t* queue_barrier(const AttendParams& p, uint8_t* own, int n) {
-  return reinterpret_cast<uint64_t*>(own + kMaxStages * sizeof(Item)) + (n & (p.plan.stages - 1));
+  return reinterpret_cast<uint64_t*>(own + (n & (p.plan.stages - 1)) * static_cast<int>(sizeof(uint64_t)) +
+                                     kMaxStages * static_cast<int>(sizeof(Item)));
 }
+__device__ __forceinline__ volatile int32_t* queue_consumed(uint8_t* own) { return reinterpret_cast<volatile int32_t*>(own + kConsumedAt); }
 __device__ __forceinline__ uint8_t* queue_stage(const AttendParams& p, uint8_t* own, int n) {
   return own + p.plan.ring_at + (n & (p.plan.stages - 1)) * p.plan.stage_pitch;
 }
@@ -60,6 +66,30 @@ template <class Core>
 __device__ __forceinline__ uint32_t place_of(const AttendParams& p, const UnitInfo& info, int tile) {
   const int entry = p.whole_steps ? tile / Core::kTiles : tile;
   return entry < kPlaces ? info.places[entry] : tile_place(p, info.page_row, info.kv_head, info.first_tile + tile);
+}
+
+// Deposits, by running number.
+__device__ __forceinline__ void deposit_put(const AttendParams& p, Control* control, int number) {
+  barrier_arrive(&control->full[number & (p.plan.deposits - 1)]);
+}
+__device__ __forceinline__ void wait_deposit(const AttendParams& p, Control* control, int number) {
+  barrier_wait(&control->full[number & (p.plan.deposits - 1)], number >> p.plan.deposits_log2 & 1);
+  __syncwarp();
+}
+__device__ __forceinline__ void deposit_read(const AttendParams& p, Control* control, int number) {
+  barrier_arrive(&control->empty[number & (p.plan.deposits - 1)]);
+}
+__device__ __forceinline__ void wait_place(const AttendParams& p, Control* control, int number) {
+  if (number >= p.plan.deposits) barrier_wait(&control->empty[number & (p.plan.deposits - 1)], ~(number >> p.plan.deposits_log2) & 1);
+  __syncwarp();
+}
+// Queries, by block; that of block 0 is there when the work begins.
+__device__ __forceinline__ void query_put(const AttendParams& p, Control* control, int block) {
+  barrier_arrive(&control->query[(block - 1) & (p.plan.query_slots - 1)]);
+}
+__device__ __forceinline__ void wait_query(const AttendParams& p, Control* control, int block) {
+  if (block > 0) barrier_wait(&control->query[(block - 1) & (p.plan.query_slots - 1)], (block - 1) >> p.plan.query_slots_log2 & 1);
+  __syncwarp();
 }
 
 // Starts the copy of one step; by one lane (bulk copies) or all. A step inside one page is one copy.

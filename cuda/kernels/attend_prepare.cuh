@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The preparer of an attend CTA: one warp that describes units ahead of everybody and prepares the query of each row block.
+// The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row block is prepared by the stewards, a row each: one
+// warp needs 5 us for four rows, longer than the block's tokens last when histories are short. A single steward has no time for that: there the workers do it for unit 0, the
+// preparer for the others.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/exact.cuh"
@@ -78,6 +80,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.slot = walk.from_start ? cta.tail_slot : cta.head_slot;
     info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
     info.rows = rows;
+    info.sequence = walk.sequence_index;
     info.q_row = s.q_row;
     info.q_first = first_row;
     info.query_tokens = s.query_tokens;
@@ -96,7 +99,29 @@ __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
   walk.sequence_index++;
 }
 
+// The rows first, first + step, ... of a unit's query, if the unit begins a block. Of unit 0 by what the work list says, before it is described.
 template <class Core>
+__device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame& f, const CtaWork& cta, int unit, int first, int step, int lane) {
+  const SequenceWork* sequence = &cta.first;
+  int kv_head, first_row, rows, block = 0;
+  if (unit == 0) {
+    const int row_blocks = sequence->row_blocks;
+    kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
+    first_row = (cta.block - kv_head * row_blocks) * kRowsPerBlock;
+    rows = min(kRowsPerBlock, sequence->query_tokens * p.layer.q_per_kv - first_row);
+  } else {
+    const UnitInfo& info = f.info(unit);
+    sequence = p.sequences + info.sequence;
+    kv_head = info.kv_head;
+    first_row = info.q_first;
+    rows = info.first_here ? info.rows : 0;
+    block = info.block;
+  }
+  if (first < rows) prepare_query<Core::kKey>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block), lane);
+  if (unit > 0 && rows > 0) query_put(p, f.control, block);
+}
+
+template <class Core, int kStewards>
 __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int lane) {
   Control* control = f.control;
   const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
@@ -117,24 +142,13 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
       barrier_sync(Barrier::kUnitZero, 64);  // the producer, which has set `described`, goes on
     else
       publish(&control->described, unit + 1, lane);
-    if (unit == 0)
-      barrier_sync(Barrier::kControl, control_threads);  // other warps have prepared the first query
-    else if (info.first_here)
-      prepare_query<Core::kKey>(p, p.sequences[walk.sequence_index], info.kv_head, info.q_first, info.rows, 0, 1, f.query_slot(p, info.block), lane);
-    publish(&control->ready, unit + 1, lane);
+    if (unit == 0) {
+      barrier_sync(Barrier::kControl, control_threads);  // others have prepared the first query
+    } else if (kStewards == 1) {
+      prepare_unit<Core>(p, f, cta, unit, 0, 1, lane);
+    }
     advance(p, walk);
   }
-}
-
-// The query of unit 0: a row a warp, by the warps that have nothing to do yet.
-template <class Core>
-__device__ __forceinline__ void prepare_first_query(const AttendParams& p, const Frame& f, const CtaWork& cta, int warp, int warps, int lane) {
-  const SequenceWork& s = cta.first;
-  const int row_blocks = s.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
-  const int first_row = (cta.block - kv_head * row_blocks) * kRowsPerBlock;
-  const int rows = min(kRowsPerBlock, s.query_tokens * p.layer.q_per_kv - first_row);
-  if (warp >= rows) return;
-  prepare_query<Core::kKey>(p, s, kv_head, first_row, rows, warp, warps, f.query_slot(p, 0), lane);
 }
 
 }  // namespace cuda

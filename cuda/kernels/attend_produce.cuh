@@ -19,7 +19,7 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   const UnitInfo* info = f.infos;
   int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0, issued = 0;
   bool stopped = lane >= workers;
-  const volatile int32_t* consumed = &control->consumed[min(lane, kMaxWorkers - 1)];
+  const volatile int32_t* consumed = queue_consumed(own);
   while (!__all_sync(~0u, stopped)) {
     const bool room = !stopped && issued - *consumed < p.plan.stages;
     const unsigned idle = __ballot_sync(~0u, room && step >= end);

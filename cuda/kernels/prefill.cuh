@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
   uint64_t* barriers = reinterpret_cast<uint64_t*>(smem);
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;  // the shuffle tells the compiler that it is one value
   if (threadIdx.x == 0) {
-    for (int i = 0; i < p.smem.stages; i++) barrier_init(barriers + i);
+    for (int i = 0; i < p.smem.stages; i++) barrier_init(barriers + i, 1);
     barrier_init_fence();
   }
   __syncthreads();

@@ -24,11 +24,13 @@ struct ReadArguments {
   int32_t pages[kReadPages];
 };
 
+// A decoded value may lie beyond float16's largest number: it becomes that number, as on the CPU.
 __device__ __forceinline__ void store_output(void* base, int64_t index, DataType type, float x) {
   if (type == DataType::kF32)
     static_cast<float*>(base)[index] = x;
   else
-    static_cast<uint16_t*>(base)[index] = type == DataType::kF16 ? format::f16_from_float(x) : format::bf16_from_float(x);
+    static_cast<uint16_t*>(base)[index] =
+        type == DataType::kF16 ? format::f16_from_float(fminf(fmaxf(x, -65504.0f), 65504.0f)) : format::bf16_from_float(x);
 }
 
 // Row of the exact copy of a token, or -1.

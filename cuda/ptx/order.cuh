@@ -6,13 +6,14 @@
 namespace tq {
 namespace cuda {
 
-// Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive included. __syncthreads is barrier 0.
+// Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive included. __syncthreads is barrier 0. The form
+// that does not ask all warps to stand at the same instruction: they come here by different ways.
 enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
 __device__ __forceinline__ void barrier_sync(Barrier barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
+  asm volatile("barrier.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void barrier_signal(Barrier barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
+  asm volatile("barrier.arrive %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
 }
 
 // Programmatic dependent launch, compute capability 9.0; nothing on earlier chips, where kernels follow one another. A kernel launched early waits here

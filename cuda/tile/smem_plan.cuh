@@ -9,9 +9,8 @@
 namespace tq {
 namespace cuda {
 
-constexpr int kMaxWorkers = 16;
 constexpr int kMaxStages = 4;
-constexpr int kMaxStewards = 4;
+constexpr int kMaxQuerySlots = 4;
 constexpr int kJobs = 8;            // jobs of a unit, at most: equal runs of its steps
 constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost the stewards more than they balance
 constexpr int kUnitSlots = 8;       // units described ahead
@@ -42,7 +41,8 @@ struct UnitInfo {
   int32_t query_tokens;            // of the sequence
   int32_t exact_begin, exact_end;  // ring tokens that are exact
   int32_t sinks;                   // exact first tokens
-  int32_t reserved[5];
+  int32_t sequence;                // in the work list
+  int32_t reserved[4];
   uint32_t places[kPlaces];  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
 };
 static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
@@ -69,22 +69,25 @@ constexpr int kItemWhole = 4;                 // every row sees all tokens of th
 constexpr int kItemExact = 8, kItemStop = 16;
 constexpr int kItemStepShift = 5;
 
+// Of a worker's part: items, their barriers, the counter of items that it has given back.
+constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
+
 struct Control {
   volatile int32_t described;                 // units whose pages are known
-  volatile int32_t ready;                     // units whose query is there as well
   volatile int32_t finished;                  // units that are done with
   volatile int32_t blocks_done;               // row blocks whose query is no longer needed
   int32_t flag;                               // scratch of finish_unit
-  volatile int32_t folded[kMaxStewards];      // deposits that each steward has read: their places are free again
-  volatile int32_t full[kMaxDeposits];        // by place: 1 + running number of the deposit that is there
   volatile int32_t exact_turn[kMaxDeposits];  // by place: jobs of the exact unit that have handed over
-  volatile int32_t consumed[kMaxWorkers];     // items that each worker has given back
+  // Memory barriers; every lane of the warps that hand over arrives.
+  uint64_t full[kMaxDeposits];     // by place: the deposit is there
+  uint64_t empty[kMaxDeposits];    // by place: all stewards have read it
+  uint64_t query[kMaxQuerySlots];  // by slot, from the second block on: the query is there
 };
 
 struct SmemPlan {
   int32_t workers;
-  int32_t stages, stages_log2;    // a power of two
-  int32_t deposits, query_slots;  // powers of two
+  int32_t stages, stages_log2;                                     // a power of two
+  int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
   int32_t stage_pitch;
   int32_t row_floats;      // of deposit and accumulator rows
   int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
@@ -105,7 +108,9 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.workers = workers;
   plan.stages = stages;
   plan.deposits = deposits;
-  plan.query_slots = stored_key <= 256 && float_dim <= 256 ? 4 : 2;
+  while (1 << plan.deposits_log2 < deposits) plan.deposits_log2++;
+  plan.query_slots_log2 = stored_key <= 256 && float_dim <= 256 ? 2 : 1;
+  plan.query_slots = 1 << plan.query_slots_log2;
   plan.stage_pitch = up(stage_bytes);
   plan.row_floats = stored_value + kRowPad;
   plan.state_floats = kRowsPerBlock * plan.row_floats + 3 * kRowsPerBlock;
@@ -119,7 +124,7 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.deposits_at = up(plan.accumulator_at + 2 * plan.state_floats * 4);
   plan.workers_at = up(plan.deposits_at + plan.deposits * plan.state_floats * 4);
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
-  plan.scratch_at = up(kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)));
+  plan.scratch_at = up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
   plan.ring_at = plan.scratch_at + up(scratch_bytes);
   plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
   plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;

@@ -183,6 +183,25 @@ def test_dlpack_and_cuda_array_interface():
             sequence.free()
 
 
+def test_decoded_values_beyond_float16_saturate_as_on_the_cpu():
+    centre = np.full((2, 128), 65400.0, np.float32)
+    k = torch.from_numpy(np.minimum(65400 + 150 * np.random.default_rng(4).standard_normal((70, 2, 128)), 65504).astype(np.float16))
+    read = []
+    for device in ("cpu", "cuda"):
+        with tqkv.Cache(**{**SHAPE, "key_bits": 2, "value_bits": 2, "device": device}, io_dtype="float16") as cache:
+            for layer in range(2):
+                cache.set_centres(layer, centre, -centre)
+            step, sequence = cache.batch(), cache.sequence()
+            step.plan([sequence], [70])
+            step.append(0, k.to(device), -k.to(device))
+            rows = [torch.empty(70, 2, 128, dtype=torch.float16, device=device) for _ in "kv"]
+            sequence.read(0, 0, 70, k=rows[0], v=rows[1])
+            torch.cuda.synchronize()
+            read.append([x.cpu() for x in rows])
+    for cpu, cuda, largest in zip(*read, (65504, -65504)):
+        assert torch.equal(cpu, cuda) and torch.isfinite(cpu).all() and (cpu == largest).any()
+
+
 def test_host_tensors_are_refused():
     k, v, q = tensors(2, 2)
     with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
