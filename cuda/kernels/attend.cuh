@@ -128,7 +128,8 @@ __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame
       else
         rows[i].fold_in(next);
     }
-    deposit_read(p, f.control, number);
+    __syncwarp();
+    if (team.lane == 0) f.control->folded[team.first] = number + 1;
   }
 #pragma unroll
   for (int i = 0; i < kOwnRows; i++) {
@@ -142,10 +143,10 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
   const Team stewards = {index, kStewards, lane};
   Control* control = f.control;
   int prepared = 0;  // units whose query this warp has done its part of
-  if (kStewards == 1) barrier_sync(Barrier::kControl, control_threads);
+  if (!query_by_stewards(kStewards)) barrier_sync(Barrier::kControl, control_threads);
 #pragma unroll 1
   for (int unit = 0; unit < f.num_units; unit++) {
-    if (kStewards > 1) {
+    if (query_by_stewards(kStewards)) {
       // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before this unit's are finished.
       const int ahead = min(unit + 1 + p.plan.query_slots / 2, f.num_units);
 #pragma unroll 1
@@ -186,11 +187,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     for (int i = lane; i < static_cast<int>(sizeof(Control) / 4); i += 32) reinterpret_cast<int32_t*>(control)[i] = 0;
     __syncwarp();
     if (lane == 0) control->described = 1;  // by the time anybody looks
-    if (lane < kMaxDeposits) {
-      barrier_init(&control->full[lane], 32);
-      barrier_init(&control->empty[lane], 32 * kStewards);
-    }
-    if (lane < kMaxQuerySlots) barrier_init(&control->query[lane], 32 * kStewards);
+    if (lane >= kStewards && lane < kMaxStewards) control->folded[lane] = 0x7FFFFFFF;
+    if (lane < kMaxDeposits) barrier_init(&control->full[lane], 32);
+    if (lane < kMaxQuerySlots) barrier_init(&control->query[lane], query_by_stewards(kStewards) ? 32 * kStewards : 32);
     if (lane < workers) {
       uint8_t* own = smem + p.plan.workers_at + lane * p.plan.worker_bytes;
       *queue_consumed(own) = 0;
@@ -207,7 +206,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   const Frame frame(p, smem, num_units);
   const int others = (workers + kStewards + 2) * 32;
   if (warp < workers) {
-    if (kStewards == 1) prepare_unit<Core>(p, frame, cta, 0, warp, workers, lane);
+    if (!query_by_stewards(kStewards)) prepare_unit<Core>(p, frame, cta, 0, warp, workers, lane);
     fence_block();
     barrier_sync(Barrier::kControl, others);
     work<Core>(p, frame, frame.worker(p, warp), lane);

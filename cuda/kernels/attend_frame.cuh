@@ -76,12 +76,11 @@ __device__ __forceinline__ void wait_deposit(const AttendParams& p, Control* con
   barrier_wait(&control->full[number & (p.plan.deposits - 1)], number >> p.plan.deposits_log2 & 1);
   __syncwarp();
 }
-__device__ __forceinline__ void deposit_read(const AttendParams& p, Control* control, int number) {
-  barrier_arrive(&control->empty[number & (p.plan.deposits - 1)]);
-}
+// The place of a deposit is free. By counters: workers may be several deposits of one place ahead of the stewards, which a phase's parity cannot tell.
 __device__ __forceinline__ void wait_place(const AttendParams& p, Control* control, int number) {
-  if (number >= p.plan.deposits) barrier_wait(&control->empty[number & (p.plan.deposits - 1)], ~(number >> p.plan.deposits_log2) & 1);
-  __syncwarp();
+  const volatile int32_t* own = &control->folded[threadIdx.x % kMaxStewards];
+  while (__reduce_min_sync(~0u, *own) <= number - p.plan.deposits) __nanosleep(20);
+  fence_block();
 }
 // Queries, by block; that of block 0 is there when the work begins.
 __device__ __forceinline__ void query_put(const AttendParams& p, Control* control, int block) {

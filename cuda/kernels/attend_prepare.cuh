@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row block is prepared by the stewards, a row each: one
-// warp needs 5 us for four rows, longer than the block's tokens last when histories are short. A single steward has no time for that: there the workers do it for unit 0, the
-// preparer for the others.
+// warp needs 5 us for four rows, longer than the block's tokens last when histories are short. With few stewards the workers do it for unit 0, the preparer
+// for the others.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/exact.cuh"
@@ -9,6 +9,9 @@
 
 namespace tq {
 namespace cuda {
+
+// Fewer stewards have no time for queries.
+constexpr bool query_by_stewards(int stewards) { return stewards > 2; }
 
 // The preparer's place in the CTA's run.
 struct Walk {
@@ -144,7 +147,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
       publish(&control->described, unit + 1, lane);
     if (unit == 0) {
       barrier_sync(Barrier::kControl, control_threads);  // others have prepared the first query
-    } else if (kStewards == 1) {
+    } else if (!query_by_stewards(kStewards)) {
       prepare_unit<Core>(p, f, cta, unit, 0, 1, lane);
     }
     advance(p, walk);

@@ -48,8 +48,6 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
     TQ_CHECK((tuning.stages & (tuning.stages - 1)) == 0, Status::kInternal, "attend: %d stages, not a power of two", tuning.stages);
     p.plan = plan_for(tuning);
     for (; p.plan.total_bytes > launch.shared_memory_per_block && tuning.deposits > 1; p.plan = plan_for(tuning)) tuning.deposits /= 2;
-    TQ_CHECK(enough_deposits(p.plan.workers, p.plan.deposits), Status::kNotSupported, "attend: %d workers with %d deposits", p.plan.workers,
-             p.plan.deposits);
   } else {
     for (AttendTuning tuning : kAttendTunings) {
       if (stage_bytes > tuning.stage_bytes) continue;

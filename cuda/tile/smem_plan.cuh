@@ -10,6 +10,7 @@ namespace tq {
 namespace cuda {
 
 constexpr int kMaxStages = 4;
+constexpr int kMaxStewards = 4;
 constexpr int kMaxQuerySlots = 4;
 constexpr int kJobs = 8;            // jobs of a unit, at most: equal runs of its steps
 constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost the stewards more than they balance
@@ -77,10 +78,10 @@ struct Control {
   volatile int32_t finished;                  // units that are done with
   volatile int32_t blocks_done;               // row blocks whose query is no longer needed
   int32_t flag;                               // scratch of finish_unit
+  volatile int32_t folded[kMaxStewards];      // deposits that each steward has read: their places are free again
   volatile int32_t exact_turn[kMaxDeposits];  // by place: jobs of the exact unit that have handed over
   // Memory barriers; every lane of the warps that hand over arrives.
   uint64_t full[kMaxDeposits];     // by place: the deposit is there
-  uint64_t empty[kMaxDeposits];    // by place: all stewards have read it
   uint64_t query[kMaxQuerySlots];  // by slot, from the second block on: the query is there
 };
 
