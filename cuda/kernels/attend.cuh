@@ -31,8 +31,7 @@ struct Turn {
 // One job of an exact unit.
 template <class Core>
 __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job, int lane) {
-  uint8_t* smem = from.smem;
-  asm volatile("" : "+l"(smem));  // or addresses made ahead of the loop would take registers that the steps need
+  uint8_t* smem = made_here(from.smem);  // the steps need the registers
   const Frame f(p, smem, from.num_units);
   const UnitInfo& info = f.info(unit);
   const uint8_t* query = f.query_slot(p, info.block);
@@ -97,9 +96,7 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
     if (lane == 0) *queue_consumed(own) = taken + 1;
     if (flags & kItemLast) {
       wait_place(p, f.control, deposit);
-      int late = lane;
-      asm volatile("" : "+r"(late));  // as in exact_job
-      core.put(p, f.deposit(p, deposit), f.info(unit).rows, late);
+      core.put(p, f.deposit(p, deposit), f.info(unit).rows, made_here(lane));  // as in exact_job
       deposit_put(p, f.control, deposit);
     }
   }

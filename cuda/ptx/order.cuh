@@ -30,6 +30,16 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// The value as if it were made here: what is computed from it cannot be computed ahead of a loop and kept in registers.
+template <class T>
+__device__ __forceinline__ T made_here(T x) {
+  if constexpr (sizeof(T) == 8)
+    asm volatile("" : "+l"(x));
+  else
+    asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Adds and returns the value before, releasing what this thread saw written and acquiring what others released: atomicAdd is relaxed.
 __device__ __forceinline__ int add_acquire_release(int32_t* counter, int add) {
   int before;
