@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row block is prepared by the stewards, a row each: one
-// warp needs 5 us for four rows, longer than the block's tokens last when histories are short. With few stewards the workers do it for unit 0, the preparer
+// warp takes longer over all rows than the block's tokens last when histories are short. With few stewards the workers do it for unit 0, the preparer
 // for the others.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
