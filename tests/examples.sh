@@ -45,8 +45,8 @@ elif ! (cd bindings/go && go list .) >"$work/log" 2>&1; then
   echo "skip - Go: $(tail -n 1 "$work/log")"
 else
   check "Go, opened at run time" prints go_run
-  # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544); these flags it does see.
-  CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath,$(dirname "$PKG_CONFIG_PATH")"
+  # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does see these flags, which change nothing else.
+  CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath-link,$(dirname "$PKG_CONFIG_PATH")"
   export CGO_LDFLAGS
   check "Go, linked" prints go_run -tags tqkv_link
 fi

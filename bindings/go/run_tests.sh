@@ -77,8 +77,8 @@ ln -s "$library" "$scratch/lib/libtqkv.so.0"
 version=$(sed -nE 's/^const Version = "(.*)"/\1/p' types.go)
 printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\nCflags: -I%s\n' "$version" "$scratch/lib" "$repository/include" >"$scratch/lib/tqkv.pc"
 export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-# Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544); these flags it does see, and they name this run's folder.
-CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath,$scratch/lib"
+# Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does see these flags, which name this run's folder and change nothing else.
+CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath-link,$scratch/lib"
 export CGO_LDFLAGS
 check "vet, linked" go vet -tags tqkv_link ./...
 run_go_tests "linked" -tags tqkv_link
