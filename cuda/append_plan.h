@@ -55,7 +55,7 @@ struct FastDivisor {
   uint32_t d;
 
   explicit FastDivisor(uint32_t divisor) : m(((1ull << 63) + divisor - 1) / divisor), d(divisor) {}
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(TQ_EMULATE)
   __device__ __forceinline__ int quotient(int n) const { return static_cast<int>(__umul64hi(m, static_cast<uint64_t>(n) << 1)); }
   __device__ __forceinline__ int remainder(int n, int q) const { return n - q * static_cast<int>(d); }
 #endif

@@ -69,18 +69,23 @@ class DeviceGuard {
   int previous_ = -1;  // -1: nothing to restore
 };
 
+}  // namespace cuda
+}  // namespace tq
+
+#include "cuda/start_kernel.h"
+
+namespace tq {
+namespace cuda {
+
 inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
 
-// kernel<<<grid, block, shared, stream>>>(args...) through the table. Arguments are converted to the kernel's parameter types first: the
-// runtime reads them through untyped pointers. early: the kernel waits by itself for what comes before it in the stream (ptx/order.cuh).
+// kernel<<<grid, block, shared, stream>>>(args...) through the table. early: the kernel waits by itself for what comes before it in the stream
+// (ptx/order.cuh).
 template <typename... Params, typename... Args>
 void launch_early(bool early, const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                   const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
-  [&](Params... converted) {
-    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&converted))...};
-    check_cuda(runtime().launch_kernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared, stream, early), name);
-  }(args...);
+  check_cuda(start_kernel<Params...>(kernel, grid, block, shared, stream, early, args...), name);
 }
 template <typename... Params, typename... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const Args&... args) {

@@ -59,6 +59,14 @@ struct Border {
   int64_t index;  // units before it
 };
 
+// Jobs of a run that begins in this sequence, at most; 0 if it goes on in another, or if some units are exact.
+int32_t run_jobs(const SequenceWork& sequence, const Border& start, const Border& end) {
+  const bool of_one = end.sequence == start.sequence || (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
+  if (!of_one || sequence.units_per_block > sequence.num_chunks) return 0;
+  const int64_t each = ceil_div(std::min(sequence.chunk_tokens, sequence.length), kMinJobTokens);
+  return static_cast<int32_t>(std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
+}
+
 int stored_value_dim_max(const Geometry& geometry) {
   int dim = 0;
   for (int layer = 0; layer < geometry.num_layers; layer++) dim = std::max(dim, (geometry.tile(layer).value.stored + 31) / 32 * 32);
@@ -147,6 +155,7 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
       cta.block = static_cast<int32_t>(start.block);
       cta.chunk = static_cast<int32_t>(start.unit);
       cta.first = sequences[start.sequence];
+      cta.jobs = run_jobs(cta.first, start, end);
       if (start.unit > 0) {  // the block was cut at an earlier border: its slots are the last given
         TQ_CHECK(cut_sequence == start.sequence && cut_block == start.block, Status::kInternal, "work list: block %lld of sequence %d has no slots",
                  static_cast<long long>(start.block), start.sequence);

@@ -15,6 +15,8 @@ namespace cuda {
 constexpr int kRowsPerBlock = 8;
 constexpr int kMaxChunks = 16;
 constexpr int kMinChunkTokens = 1024;
+constexpr int kJobs = 16;           // jobs of a unit, at most: equal runs of its steps, given to the warps of a CTA
+constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost more to fold than they balance
 constexpr int kStepTokens = 64;     // unit of weight
 constexpr int kUnitWeight = 2;      // fixed cost of a unit, in steps: query load, fold, hand-over
 constexpr int kMaxSplitBlocks = 8;  // more row blocks than this fill the device by themselves: their history is one chunk
@@ -36,7 +38,8 @@ struct alignas(16) CtaWork {
   int32_t sequence, block, chunk;
   int32_t head_slot, head_counter;  // workspace of the block that the run starts in the middle of; -1 if it starts at chunk 0
   int32_t tail_slot, tail_counter;  // of the block that the run starts but does not end; -1 if there is none
-  int32_t reserved[8];
+  int32_t jobs;                     // of the run (at most 32767 are told), if all its units are coded and of one sequence; else 0
+  int32_t reserved[7];
   SequenceWork first;  // of `sequence`: saves the first dependent load
 };
 static_assert(sizeof(CtaWork) == 128, "eight 16-byte loads");

@@ -13,6 +13,7 @@
 #include "cuda/kernels/attend_produce.cuh"
 #include "cuda/kernels/exact.cuh"
 #include "cuda/kernels/finish.cuh"
+#include "cuda/ptx/shared.cuh"
 
 namespace tq {
 namespace cuda {
@@ -21,10 +22,10 @@ namespace cuda {
 struct Turn {
   const AttendParams& p;
   Control* control;
-  int deposit, job;
+  int deposit, job;  // running numbers
   __device__ __forceinline__ void operator()() const {
     wait_place(p, control, deposit);
-    if (job > 0) wait_above(&control->exact_turn[deposit & (p.plan.deposits - 1)], job - 1, 100);
+    wait_turn(control, job);
   }
 };
 
@@ -36,12 +37,12 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const UnitInfo& info = f.info(unit);
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info), place = info.deposit & (p.plan.deposits - 1);
+  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info), number = info.exact_job + job;
   exact_row<Core::kExactPieces>(p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, count * split / info.steps,
-                                count * (split + 1) / info.steps, f.deposit(p, info.deposit), split > 0, lane, Turn{p, f.control, info.deposit, job});
-  const bool last = job == info.jobs - 1;
-  publish(&f.control->exact_turn[place], last ? 0 : job + 1, lane);
-  if (last) deposit_put(p, f.control, info.deposit);
+                                count * (split + 1) / info.steps, f.deposit(p, info.deposit), split > 0, lane,
+                                Turn{p, f.control, info.deposit, number});
+  barrier_arrive(&f.control->turn[number % kTurns]);
+  if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
 }
 
 // Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started itself, without bulk copies.
@@ -66,39 +67,57 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
   __syncwarp();
 }
 
+// A coded job, whose first item is there.
 template <class Core>
-__device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint8_t* own, int lane) {
+__device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken, int& fetched, int lane) {
   Core core;
-  int fetched = 0;
+  core.load_query(p, f.query_slot(p, f.info(queue_item(p, own, taken)->unit).block), lane);
+  core.reset(lane);
   // Items are read again after a step: that costs less than keeping them.
 #pragma unroll 1
-  for (int taken = 0;; taken++) {
-    wait_item<Core>(p, f, own, taken, fetched, lane);
+  for (;;) {
     const volatile Item* item = queue_item(p, own, taken);
-    int flags = item->flags;
-    if (flags & kItemStop) return;
-    if (flags & kItemFirst) {
-      const int unit = item->unit;
-      wait_query(p, f.control, f.info(unit).block);
-      if (flags & kItemExact) {
-        exact_job<Core>(p, f, unit, item->at, lane);
-        __syncwarp();
-        if (lane == 0) *queue_consumed(own) = taken + 1;
-        continue;
-      }
-      core.load_query(p, f.query_slot(p, f.info(unit).block), lane);
-      core.reset(lane);
-    }
-    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, flags & kItemWhole, lane);
-    flags = item->flags;
-    const int deposit = item->deposit, unit = item->unit;
+    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, item->flags & kItemWhole, lane);
+    const int flags = item->flags, deposit = item->deposit, unit = item->unit;
     __syncwarp();
-    if (lane == 0) *queue_consumed(own) = taken + 1;
+    taken++;
+    if (lane == 0) *queue_consumed(own) = taken;
     if (flags & kItemLast) {
       wait_place(p, f.control, deposit);
       core.put(p, f.deposit(p, deposit), f.info(unit).rows, made_here(lane));  // as in exact_job
       deposit_put(p, f.control, deposit);
+      return;
     }
+    wait_item<Core>(p, f, own, taken, fetched, lane);
+  }
+}
+
+template <class Core>
+__device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint8_t* own, int lane) {
+  int taken = 0, fetched = 0;
+#pragma unroll 1
+  for (;;) {
+    wait_item<Core>(p, f, own, taken, fetched, lane);
+    const volatile Item* item = queue_item(p, own, taken);
+    const int flags = item->flags, unit = item->unit;
+    if (flags & kItemStop) return;
+    wait_described(f.control, unit);
+    const UnitInfo& info = f.info(unit);
+    wait_query(p, f.control, info.block);
+    if (flags & kItemExact) {
+      exact_job<Core>(p, f, unit, item->at, lane);
+      __syncwarp();
+      taken++;
+      if (lane == 0) *queue_consumed(own) = taken;
+      continue;
+    }
+    if constexpr (Core::kHasSmall) {
+      if (info.rows <= Core::Small::kRows) {
+        coded_job<typename Core::Small>(p, f, own, taken, fetched, lane);
+        continue;
+      }
+    }
+    coded_job<Core>(p, f, own, taken, fetched, lane);
   }
 }
 
@@ -125,8 +144,7 @@ __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame
       else
         rows[i].fold_in(next);
     }
-    __syncwarp();
-    if (team.lane == 0) f.control->folded[team.first] = number + 1;
+    free_place(p, f.control, number);
   }
 #pragma unroll
   for (int i = 0; i < kOwnRows; i++) {
@@ -148,7 +166,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
       const int ahead = min(unit + 1 + p.plan.query_slots / 2, f.num_units);
 #pragma unroll 1
       for (; prepared < ahead; prepared++) {
-        if (prepared > 0) wait_above(&control->described, prepared, 0);
+        if (prepared > 0) wait_described(control, prepared);
         prepare_unit<Core>(p, f, cta, prepared, index, kStewards, lane);
         if (prepared == 0) {
           fence_block();
@@ -156,7 +174,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
         }
       }
     } else {
-      wait_above(&control->described, unit, 100);
+      wait_described(control, unit);
     }
     const UnitInfo& info = f.info(unit);
     wait_query(p, control, info.block);
@@ -164,36 +182,50 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
     __syncwarp();
     finish_unit<Core::kValue>(stewards, p, info, f.smem, &control->flag);
     if (unit == f.num_units - 1) return;
-    fence_block();
-    stewards.sync();
-    if (stewards.leader()) {
-      if (info.last_here) control->blocks_done = info.block + 1;
-      fence_block();
-      control->finished = unit + 1;
-    }
+    barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
   }
+}
+
+// The CTA's barriers, by one lane of each warp: an instruction that makes one takes a uniform address, so that a barrier a lane would be a loop over the lanes.
+// Producer and preparer make what they use before all warps have met.
+template <int kStewards>
+__device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* smem, int warp, int lane) {
+  Control* control = reinterpret_cast<Control*>(smem);
+  const int workers = p.plan.workers;
+  if (lane == 0) {
+    if (warp == workers) {
+      for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->described[i], 32);
+#pragma unroll 1
+      for (int i = 0; i < workers; i++) {
+        uint8_t* own = smem + p.plan.workers_at + i * p.plan.worker_bytes;
+        *queue_consumed(own) = 0;
+        for (int stage = 0; stage < p.plan.stages; stage++) barrier_init(queue_barrier(p, own, stage), 1);
+      }
+    } else if (warp == workers + 1) {
+      for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->done[i], 32 * (kStewards + 1));
+      for (int i = 0; i < kMaxQuerySlots; i++) barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
+    } else {
+      const int first = warp < workers ? warp : warp - 2, step = workers + kStewards;
+      const int turns = p.layer.window_tokens + p.layer.sink_tokens > 0 ? kTurns : 0;
+#pragma unroll 1
+      for (int i = first; i < p.plan.deposits; i += step) barrier_init(&control->full[i], 32);
+#pragma unroll 1
+      for (int i = first; i < kFreedTurns * p.plan.deposits; i += step)
+        barrier_init(&control->freed[i % kFreedTurns][i / kFreedTurns], 32 * kStewards);
+#pragma unroll 1
+      for (int i = first; i < turns; i += step) barrier_init(&control->turn[i], 32);
+    }
+    barrier_init_fence();
+  }
+  __syncwarp();
 }
 
 template <class Core, int kWarps, int kStewards>
 __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_constant__ AttendParams p) {
-  extern __shared__ __align__(128) uint8_t smem[];
+  uint8_t* smem = launch_shared();
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   const int workers = p.plan.workers, producer = workers, preparer = workers + 1;
-  Control* control = reinterpret_cast<Control*>(smem);
-  if (warp == producer) {
-    for (int i = lane; i < static_cast<int>(sizeof(Control) / 4); i += 32) reinterpret_cast<int32_t*>(control)[i] = 0;
-    __syncwarp();
-    if (lane == 0) control->described = 1;  // by the time anybody looks
-    if (lane >= kStewards && lane < kMaxStewards) control->folded[lane] = 0x7FFFFFFF;
-    if (lane < kMaxDeposits) barrier_init(&control->full[lane], 32);
-    if (lane < kMaxQuerySlots) barrier_init(&control->query[lane], query_by_stewards(kStewards) ? 32 * kStewards : 32);
-    if (lane < workers) {
-      uint8_t* own = smem + p.plan.workers_at + lane * p.plan.worker_bytes;
-      *queue_consumed(own) = 0;
-      for (int i = 0; i < p.plan.stages; i++) barrier_init(queue_barrier(p, own, i), 1);
-    }
-    barrier_init_fence();
-  }
+  make_barriers<kStewards>(p, smem, warp, lane);
   let_next_kernel_start();
   wait_for_earlier_kernels();
   const CtaWork& cta = p.ctas[blockIdx.x];
@@ -208,11 +240,12 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     barrier_sync(Barrier::kControl, others);
     work<Core>(p, frame, frame.worker(p, warp), lane);
   } else if (warp == producer) {
+    const int busy = made_here(busy_workers(workers, cta.jobs));  // while it waits anyway
     fence_block();
     __syncwarp();
     barrier_sync(Barrier::kUnitZero, 64);
     barrier_signal(Barrier::kControl, others);
-    produce<Core>(p, frame, lane);
+    produce<Core>(p, frame, busy, lane);
   } else if (warp == preparer) {
     prepare<Core, kStewards>(p, frame, cta, others, lane);
   } else {

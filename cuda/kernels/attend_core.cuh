@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp's attention over coded tiles: 8 query rows, stored dimension and widths known at compile time, everything in registers.
+// One warp's attention over coded tiles: sets of 4 query rows, stored dimension and widths known at compile time, everything in registers.
+//
+// Codes are the matrix instruction's first operand, 16 tokens (or 16 coordinates) an instruction; its 8 columns are the high and low bytes of the 4 rows of a set.
+// The stored order of the codes serves: a first operand of 16 rows is two second operands side by side. Lane 4g+t has row t of a set, and of each 8 tokens
+// (or coordinates) the one numbered g. What is expanded once serves all sets.
 //
 // A step is kTiles tiles. Scores: expand the key words, exact int32 products with the integer query, times the key scale. Softmax relative to the step's own
 // maximum. Weights times value scale, 16-bit relative to the step's largest value scale (so flat distributions over long histories keep their
@@ -9,6 +13,7 @@
 #include "cuda/kernels/attend_params.cuh"
 #include "cuda/ptx/imma.cuh"
 #include "cuda/ptx/math.cuh"
+#include "cuda/ptx/order.cuh"
 #include "cuda/tile/query.cuh"
 #include "softmax_state.h"
 
@@ -63,30 +68,12 @@ __device__ __forceinline__ float soft_cap(float x, float cap_log2) {
   return cap_log2 * fmaf(-2.0f, reciprocal(1.0f + ex2(x * (2.0f * kLog2E) * reciprocal(cap_log2))), 1.0f);
 }
 
-// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the row's sums; half is what every
-// coordinate of the row still lacks.
-template <int N>
-__device__ __forceinline__ void put_state(const AttendParams& p, float* to, float m, float l, float half, const float (&o)[N][2], int rows,
-                                          int lane) {
-  const int g = lane >> 2, t = lane & 3;
-  l += __shfl_xor_sync(~0u, l, 1);
-  half += __shfl_xor_sync(~0u, half, 1);
-  l += __shfl_xor_sync(~0u, l, 2);
-  half += __shfl_xor_sync(~0u, half, 2);
-  if (g >= rows) return;
-  float* row = to + g * p.plan.row_floats + 2 * t;
-#pragma unroll
-  for (int i = 0; i < N; i++) *reinterpret_cast<float2*>(row + 8 * i) = make_float2(o[i][0], o[i][1]);
-  if (t == 0) {
-    float* sums = to + kRowsPerBlock * p.plan.row_floats;
-    sums[g] = l > 0.0f ? m : minus_infinity();
-    sums[kRowsPerBlock + g] = l;
-    sums[2 * kRowsPerBlock + g] = 0.5f * half;
-  }
-}
-
-template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep>
+template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
 struct CodedCore {
+  // For blocks of few rows.
+  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
+  static constexpr bool kHasSmall = kSets > 1;
+  static constexpr int kRows = kSets * kRowsPerSet;
   static constexpr int kTiles = kTilesPerStep;
   static constexpr int kStepLength = kTiles * format::kTileTokens;
   static constexpr int kGroups = kDim / 32;
@@ -98,163 +85,207 @@ struct CodedCore {
   static constexpr int kKey = kDim, kValue = kDim;
   static constexpr int kExactPieces = kGroups;
 
-  const uint8_t* query;     // fragments, then QueryRows: read in every step, which costs less than the registers would
-  bool odd;                 // scores may need clamping or capping
-  float m, l, half_weight;  // l and half_weight: this lane's share
-  float o[4 * kGroups][2];
+  const uint8_t* query;                          // second operands, then QueryRows: read in every step, which costs less than the registers would
+  bool odd;                                      // scores may need clamping or capping
+  float m[kSets], l[kSets], half_weight[kSets];  // l and half_weight: this lane's share
+  float o[kSets][4 * kGroups];
 
   __device__ __forceinline__ const QueryRows& query_rows(const AttendParams& p) const {
     return *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   }
   __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
     query = slot;
-    odd = __any_sync(~0u, query_rows(p).wild[lane >> 2]) || p.softcap_log2 != 0.0f;
+    bool wild = false;
+#pragma unroll
+    for (int set = 0; set < kSets; set++) wild |= query_rows(p).wild[set * kRowsPerSet + lane % kRowsPerSet] != 0;
+    odd = __any_sync(~0u, wild) || p.softcap_log2 != 0.0f;
   }
 
   __device__ __forceinline__ void reset(int) {
-    m = kNoScore;
-    l = half_weight = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
+    for (int set = 0; set < kSets; set++) {
+      m[set] = kNoScore;
+      l[set] = half_weight[set] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) o[set][i] = 0.0f;
+    }
   }
 
-  // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
-  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token, bool whole, int lane) {
-    const int g = lane >> 2, t = lane & 3;
-    const QueryRows& rows = query_rows(p);
-    uint32_t q[kGroups][4];
+  // Scores of a tile, in units of the row's scale.
+  __device__ __forceinline__ void scores(const AttendParams& p, const uint8_t* tile, const uint2 (&q)[kSets][kGroups], const int (&half_sum)[kSets],
+                                         float (&x)[kSets][4], int lane) const {
+    int c[2][kSets][4];  // sums of 16 tokens each
 #pragma unroll
-    for (int i = 0; i < kGroups; i++) {
-      const uint4 v = reinterpret_cast<const uint4*>(query)[i * 32 + lane];
-      q[i][0] = v.x, q[i][1] = v.y, q[i][2] = v.z, q[i][3] = v.w;
-    }
-    const int half_sum = half_levels(kKeyBits) ? rows.half_sum[g] : 0;
-    float x[kTiles][8];
+    for (int b = 0; b < 2; b++)
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      if (tile > 0 && kKeyBits != 3) __syncwarp();  // the second tile's loads would take registers early
-      const uint8_t* base = stage + tile * kTileBytes;
-      int c[4][4];
+      for (int set = 0; set < kSets; set++) {
+        c[b][set][0] = c[b][set][2] = 0;
+        c[b][set][1] = c[b][set][3] = half_levels(kKeyBits) ? half_sum[set] : 0;
+      }
 #pragma unroll
-      for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = half_levels(kKeyBits) ? half_sum : 0;
+    for (int jb = 0; jb < kLoads; jb++) {
+      uint32_t w[kKeyBits][kLoad];
 #pragma unroll
-      for (int jb = 0; jb < kLoads; jb++) {
-        if (kGroups == 8 && kKeyBits == 3) __syncwarp();  // for the same reason
-        uint32_t w[kKeyBits][kLoad];
+      for (int i = 0; i < kKeyBits; i++) load_words(tile + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      // A load has kLoad octets of the first 8 tokens, kLoad of the next, ...; four octets are a group.
+      constexpr int kPairGroups = kLoad == 4 ? 2 : 1;
+      uint32_t r[kPairGroups][8];
 #pragma unroll
-        for (int i = 0; i < kKeyBits; i++) load_words(base + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      for (int b = 0; b < 2; b++) {
 #pragma unroll
-        for (int jj = 0; jj < kLoad; jj++) {
-          uint32_t group[kKeyBits], r[8];
+        for (int jj = 0; jj < kPairGroups; jj++) {
+          uint32_t group[kKeyBits];
 #pragma unroll
-          for (int i = 0; i < kKeyBits; i++) group[i] = w[i][jj];
-          expand<kKeyBits>(group, p.key_table, r);
-#pragma unroll
-          for (int s = 0; s < 4; s++) {
-            constexpr int kV = kLoad;
-            imma_s8s8(c[(4 * jj + s) / kV], q[jb * kV + (4 * jj + s) % kV], r[2 * s], r[2 * s + 1]);
-          }
+          for (int i = 0; i < kKeyBits; i++) group[i] = w[i][b * kLoad / 2 + jj];
+          if (b == 0 || kLoad > 1) expand<kKeyBits>(group, p.key_table, r[jj]);
         }
-      }
 #pragma unroll
-      for (int b = 0; b < 4; b++) {
-        const uint32_t scales = *reinterpret_cast<const uint32_t*>(base + kKeyScaleAt + 16 * b + 4 * t);
-        x[tile][2 * b] = static_cast<float>(c[b][0] * 256 + c[b][2]) * low_bf16(scales);
-        x[tile][2 * b + 1] = static_cast<float>(c[b][1] * 256 + c[b][3]) * high_bf16(scales);
+        for (int k = 0; k < kLoad; k++) {
+          const int first = (kLoad == 1 ? 2 * b : 0) + k, second = first + kLoad;
+          const uint32_t a[4] = {r[first / 4][first % 4 * 2], r[second / 4][second % 4 * 2], r[first / 4][first % 4 * 2 + 1],
+                                 r[second / 4][second % 4 * 2 + 1]};
+#pragma unroll
+          for (int set = 0; set < kSets; set++) imma_s8s8(c[b][set], a, q[set][jb * kLoad + k].x, q[set][jb * kLoad + k].y);
+        }
+        if (kKeyBits == 3 && kSets > 1) __syncwarp();  // the next tokens' expansion would take registers early
       }
     }
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+      const float scale = low_bf16(*reinterpret_cast<const uint16_t*>(tile + kKeyScaleAt + 16 * b + 2 * (lane >> 2)));
+#pragma unroll
+      for (int set = 0; set < kSets; set++) {
+        const int* sum = &c[b / 2][set][b % 2 * 2];
+        x[set][b] = static_cast<float>(sum[0] * 256 + sum[1]) * scale;
+      }
+    }
+  }
 
-    uint32_t value_scales[kTiles][4];
+  // Softmax of a set's scores: its state moves to the step's maximum if need be. weights: second operands, column g has four tokens a register. Returns what sums
+  // of products with them count.
+  __device__ __forceinline__ float weigh(const AttendParams& p, const uint8_t* stage, int set, int token, bool special, float (&x)[kTiles][4],
+                                         uint32_t (&weights)[kTiles][2], int lane) {
+    const int g = lane >> 2, row = set * kRowsPerSet + (lane & 3);
+    const QueryRows& rows = query_rows(p);
+    uint32_t value_scales[kTiles][4];  // bfloat16
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
       for (int b = 0; b < 4; b++)
-        value_scales[tile][b] = *reinterpret_cast<const uint32_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 4 * t);
+        value_scales[tile][b] = *reinterpret_cast<const uint16_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 2 * g);
 
     // Scores become log2 units by `unit`, after the special cases by 1.
-    const float scale = rows.scale[g];
+    const float scale = rows.scale[row];
     float unit = scale;
-    const bool special = !whole || odd;
     if (special) {
       unit = 1.0f;
-      const int begin = rows.begin[g], end = rows.end[g];
-      const float constant = rows.constant[g];
+      const int begin = rows.begin[row], end = rows.end[row];
+      const float constant = rows.constant[row];
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          const int at = token + 32 * tile + 8 * (i / 2) + 2 * t + i % 2;
-          float& s = x[tile][i];
+        for (int b = 0; b < 4; b++) {
+          const int at = token + 32 * tile + 8 * b + g;
+          float& s = x[tile][b];
           s *= scale;
           if (p.softcap_log2 != 0.0f) s = soft_cap(s + constant, p.softcap_log2);
           s = clamp_logit(s);
           if (at < begin || at >= end) {  // may have been anything, NaN included
             s = kMasked;
-            value_scales[tile][i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+            value_scales[tile][b] = 0;
           }
         }
     }
 
     float top = x[0][0];
+    uint32_t scale_top = 0;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-      for (int i = 0; i < 8; i++) top = fmaxf(top, x[tile][i]);
-    uint32_t scale_top = value_scales[0][0];
+      for (int b = 0; b < 4; b++) {
+        top = fmaxf(top, x[tile][b]);
+        scale_top = max(scale_top, value_scales[tile][b]);
+      }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-      for (int b = 0; b < 4; b++) scale_top = max_bf16x2(scale_top, value_scales[tile][b]);
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    scale_top = max_bf16x2(scale_top, __shfl_xor_sync(~0u, scale_top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    scale_top = max_bf16x2(scale_top, __shfl_xor_sync(~0u, scale_top, 2));
+    for (int d = 4; d < 32; d *= 2) {
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+      scale_top = max(scale_top, __shfl_xor_sync(~0u, scale_top, d));
+    }
     if (special) top = fmaxf(top, kMaskedFloor);
     // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
     const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
-    if (__any_sync(~0u, step_m > m + kRaise)) {
-      const float raised = fmaxf(m, step_m), down = ex2(m - raised);
-      m = raised;
-      l *= down;
-      half_weight *= down;
+    if (__any_sync(~0u, step_m > m[set] + kRaise)) {
+      const float raised = fmaxf(m[set], step_m), down = ex2(m[set] - raised);
+      m[set] = raised;
+      l[set] *= down;
+      half_weight[set] *= down;
 #pragma unroll
-      for (int i = 0; i < 4 * kGroups; i++) o[i][0] *= down, o[i][1] *= down;
+      for (int i = 0; i < 4 * kGroups; i++) o[set][i] *= down;
     }
     const float shift = weight_shift(scale_top);
-    const float factor = ex2(step_m - m - shift);
+    const float factor = ex2(step_m - m[set] - shift);
     float base = shift - step_m;
-    if (odd || fabsf(m) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
+    if (odd || fabsf(m[set]) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[tile][i] = fmaf(x[tile][i] - top, unit, exact_m - step_m);
+        for (int b = 0; b < 4; b++) x[tile][b] = fmaf(x[tile][b] - top, unit, exact_m - step_m);
       unit = 1.0f;
       base = shift;
     }
+    __syncwarp();  // rows may have gone different ways
 
-    uint32_t a[kTiles][4];
     float sum = 0.0f;
     uint32_t integer_sum = 0;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
-      uint32_t y[8];
+      uint32_t y[4];
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        const float weight = ex2(fmaf(x[tile][i], unit, base));
+      for (int b = 0; b < 4; b++) {
+        const float weight = ex2(fmaf(x[tile][b], unit, base));
         sum += weight;
-        const float value_scale = i % 2 ? high_bf16(value_scales[tile][i / 2]) : low_bf16(value_scales[tile][i / 2]);
-        y[i] = __float_as_uint(fmaf(weight, value_scale, kMagic));
-        if (half_levels(kValueBits)) integer_sum += y[i];
+        y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[tile][b]), kMagic));
+        if (half_levels(kValueBits)) integer_sum += y[b];
       }
+      // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has the tokens 2t, 8+2t, 2t+1, 8+2t+1.
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const uint32_t u = prmt(y[4 * h], y[4 * h + 1], 0x5410), v = prmt(y[4 * h + 2], y[4 * h + 3], 0x5410);
-        a[tile][2 * h] = prmt(u, v, 0x7531);
-        a[tile][2 * h + 1] = prmt(u, v, 0x6420);
+        const uint32_t column = transpose_16(prmt(y[2 * h], y[2 * h + 1], 0x4051));
+        weights[tile][h] = prmt(column, column, 0x3120);
       }
     }
-    l = fmaf(factor, sum, l);
-    if (half_levels(kValueBits)) half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
+    l[set] = fmaf(factor, sum, l[set]);
+    if (half_levels(kValueBits)) half_weight[set] = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight[set]);
+    return factor;
+  }
+
+  // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token, bool whole, int lane) {
+    const QueryRows& rows = query_rows(p);
+    const uint2* own = reinterpret_cast<const uint2*>(query) + made_here(lane);  // a pointer less to keep
+    uint2 q[kSets][kGroups];
+    int half_sum[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+#pragma unroll
+      for (int i = 0; i < kGroups; i++) q[set][i] = own[(i * kQuerySets + set) * 32];
+      half_sum[set] = half_levels(kKeyBits) ? rows.half_sum[set * kRowsPerSet + lane % kRowsPerSet] : 0;
+    }
+    float x[kSets][kTiles][4];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      if (tile > 0) __syncwarp();  // the second tile's loads would take registers early
+      float of_tile[kSets][4];
+      scores(p, stage + tile * kTileBytes, q, half_sum, of_tile, lane);
+#pragma unroll
+      for (int set = 0; set < kSets; set++)
+#pragma unroll
+        for (int b = 0; b < 4; b++) x[set][tile][b] = of_tile[set][b];
+    }
+    uint32_t weights[kSets][kTiles][2];
+    float factor[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++) factor[set] = weigh(p, stage, set, token, !whole || odd, x[set], weights[set], lane);
 
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
@@ -266,9 +297,7 @@ struct CodedCore {
           load_words(stage + tile * kTileBytes + kValueAt + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[tile][i]);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
-        int c[4][4];
-#pragma unroll
-        for (int s = 0; s < 4; s++) c[s][0] = c[s][1] = c[s][2] = c[s][3] = 0;
+        int c[2][kSets][4] = {};  // sums of 16 coordinates each
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
           uint32_t group[kValueBits], r[8];
@@ -276,22 +305,48 @@ struct CodedCore {
           for (int i = 0; i < kValueBits; i++) group[i] = w[tile][i][jj];
           expand<kValueBits>(group, p.value_table, r);
 #pragma unroll
-          for (int s = 0; s < 4; s++) imma_u8s8(c[s], a[tile], r[2 * s], r[2 * s + 1]);
+          for (int b = 0; b < 2; b++) {
+            const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};
+#pragma unroll
+            for (int set = 0; set < kSets; set++) imma_s8u8(c[b][set], a, weights[set][tile][0], weights[set][tile][1]);
+          }
         }
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-          float(&out)[2] = o[4 * (jb * kLoad + jj) + s];
-          out[0] = fmaf(factor, static_cast<float>(c[s][0] * 256 + c[s][2]), out[0]);
-          out[1] = fmaf(factor, static_cast<float>(c[s][1] * 256 + c[s][3]), out[1]);
-        }
+        for (int set = 0; set < kSets; set++)
+#pragma unroll
+          for (int s = 0; s < 4; s++) {
+            const int* sum = &c[s / 2][set][s % 2 * 2];
+            float& out = o[set][4 * (jb * kLoad + jj) + s];
+            out = fmaf(factor[set], static_cast<float>(sum[0] * 256 + sum[1]), out);
+          }
       }
     }
   }
 
-  // The job's state, as softmax_state.h has a part, to a deposit.
+  // The job's state, as softmax_state.h has a part, to a deposit: rows_used rows, and of each what every coordinate still lacks.
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows_used, int lane) {
-    if (p.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
-    put_state<4 * kGroups>(p, to, m, l, half_levels(kValueBits) ? half_weight : 0.0f, o, rows_used, lane);
+    const int g = lane >> 2;
+    float* sums = to + kRowsPerBlock * p.plan.row_floats;
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+      const int row = set * kRowsPerSet + (lane & 3);
+      if (p.softcap_log2 == 0.0f) m[set] += query_rows(p).constant[row];
+      float half = half_levels(kValueBits) ? half_weight[set] : 0.0f;
+#pragma unroll
+      for (int d = 4; d < 32; d *= 2) {
+        l[set] += __shfl_xor_sync(~0u, l[set], d);
+        half += __shfl_xor_sync(~0u, half, d);
+      }
+      if (row >= rows_used) continue;
+      float* at = to + row * p.plan.row_floats + g;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) at[8 * i] = o[set][i];
+      if (g == 0) {
+        sums[row] = l[set] > 0.0f ? m[set] : minus_infinity();
+        sums[kRowsPerBlock + row] = l[set];
+        sums[2 * kRowsPerBlock + row] = 0.5f * half;
+      }
+    }
   }
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the warps of an attend CTA share: flags and barriers in shared memory, unit infos, and each worker's queue. What whole warps write for others (job
+// What the warps of an attend CTA share: barriers in shared memory, unit infos, and each worker's queue. What whole warps write for others (unit infos, job
 // states, queries) is handed over by memory barriers that every lane arrives at and every lane waits for, which compute-sanitizer can follow.
 #pragma once
 #include "cuda/kernels/finish.cuh"
@@ -10,26 +10,6 @@
 
 namespace tq {
 namespace cuda {
-
-// One value for all lanes, though it may change meanwhile.
-__device__ __forceinline__ int32_t read_uniform(const volatile int32_t* flag) { return __shfl_sync(~0u, *flag, 0); }
-// All lanes. pause: nanoseconds between looks. Returns a value seen.
-__device__ __forceinline__ int32_t wait_above(const volatile int32_t* flag, int32_t value, int pause) {
-  int32_t seen;
-  while ((seen = read_uniform(flag)) <= value)
-    if (pause) __nanosleep(pause);
-  __syncwarp();
-  fence_block();
-  return seen;
-}
-// By a warp whose lanes have written what the flag stands for.
-__device__ __forceinline__ void publish(volatile int32_t* flag, int32_t value, int lane) {
-  __syncwarp();
-  if (lane == 0) {
-    fence_block();
-    *flag = value;
-  }
-}
 
 struct Frame {
   uint8_t* smem;
@@ -76,11 +56,36 @@ __device__ __forceinline__ void wait_deposit(const AttendParams& p, Control* con
   barrier_wait(&control->full[number & (p.plan.deposits - 1)], number >> p.plan.deposits_log2 & 1);
   __syncwarp();
 }
-// The place of a deposit is free. By counters: workers may be several deposits of one place ahead of the stewards, which a phase's parity cannot tell.
+// The place of a deposit is free: the one before it there has been folded. Deposits of a place take turns at its barriers, since a phase's parity cannot tell
+// one phase from the next but one, and a worker may be several deposits of a place ahead: the oldest deposit that is not folded and the newest job are less than
+// deposits + 2 x workers apart (a worker holds a job and may have the first step of another), which is not above 9 x deposits.
+__device__ __forceinline__ uint64_t* freed_barrier(const AttendParams& p, Control* control, int number, uint32_t& phase) {
+  const int round = number >> p.plan.deposits_log2;
+  phase = round / kFreedTurns & 1;
+  return &control->freed[round % kFreedTurns][number & (p.plan.deposits - 1)];
+}
 __device__ __forceinline__ void wait_place(const AttendParams& p, Control* control, int number) {
-  const volatile int32_t* own = &control->folded[threadIdx.x % kMaxStewards];
-  while (__reduce_min_sync(~0u, *own) <= number - p.plan.deposits) __nanosleep(20);
-  fence_block();
+  uint32_t phase;
+  if (number >= p.plan.deposits) {
+    uint64_t* bar = freed_barrier(p, control, number - p.plan.deposits, phase);
+    barrier_wait(bar, phase);
+  }
+  __syncwarp();
+}
+__device__ __forceinline__ void free_place(const AttendParams& p, Control* control, int number) {
+  uint32_t phase;
+  barrier_arrive(freed_barrier(p, control, number, phase));
+}
+// Units. Who waits for a unit's info keeps it from being replaced until he is done with it.
+__device__ __forceinline__ uint32_t unit_phase(int unit) { return unit / kUnitSlots & 1; }
+__device__ __forceinline__ void wait_described(Control* control, int unit) {
+  barrier_wait(&control->described[unit & (kUnitSlots - 1)], unit_phase(unit));
+  __syncwarp();
+}
+// Exact jobs hand over in the order of their running numbers.
+__device__ __forceinline__ void wait_turn(Control* control, int job) {
+  if (job > 0) barrier_wait(&control->turn[(job - 1) % kTurns], (job - 1) / kTurns & 1);
+  __syncwarp();
 }
 // Queries, by block; that of block 0 is there when the work begins.
 __device__ __forceinline__ void query_put(const AttendParams& p, Control* control, int block) {

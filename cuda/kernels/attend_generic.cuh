@@ -11,8 +11,31 @@ constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reci
 constexpr int kScratchPitch = 33;       // floats of a row in the scratch: 32 tokens, one bank further a row
 constexpr int kGenericScratchBytes = kRowsPerBlock * kScratchPitch * 4;
 
+// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the row's sums; half is what every
+// coordinate of the row still lacks.
+template <int N>
+__device__ __forceinline__ void put_state(const AttendParams& p, float* to, float m, float l, float half, const float (&o)[N][2], int rows,
+                                          int lane) {
+  const int g = lane >> 2, t = lane & 3;
+  l += __shfl_xor_sync(~0u, l, 1);
+  half += __shfl_xor_sync(~0u, half, 1);
+  l += __shfl_xor_sync(~0u, l, 2);
+  half += __shfl_xor_sync(~0u, half, 2);
+  if (g >= rows) return;
+  float* row = to + g * p.plan.row_floats + 2 * t;
+#pragma unroll
+  for (int i = 0; i < N; i++) *reinterpret_cast<float2*>(row + 8 * i) = make_float2(o[i][0], o[i][1]);
+  if (t == 0) {
+    float* sums = to + kRowsPerBlock * p.plan.row_floats;
+    sums[g] = l > 0.0f ? m : minus_infinity();
+    sums[kRowsPerBlock + g] = l;
+    sums[2 * kRowsPerBlock + g] = 0.5f * half;
+  }
+}
+
 template <int kKeyDim, int kValueDim>
 struct GenericCore {
+  static constexpr bool kHasSmall = false;
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
   static constexpr int kKey = kKeyDim, kValue = kValueDim;
   static constexpr int kKeyGroups = kKey / 32, kGroups = kValue / 32;
@@ -62,8 +85,11 @@ struct GenericCore {
         expand<kBits>(group, p.key_table, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-          const uint4 v = *reinterpret_cast<const uint4*>(query + ((jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * 32 + lane) * 16);
-          const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+          // Row g: columns 2 (g % 4) and 2 (g % 4) + 1 of its set.
+          const uint2* v = reinterpret_cast<const uint2*>(query) + (jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * kQuerySets * 32 + lane / 16 * 32 +
+                           lane / 4 % 4 * 8 + lane % 4;
+          const uint2 high = v[0], low = v[4];
+          const uint32_t a[4] = {high.x, low.x, high.y, low.y};
           imma_s8s8(c[(4 * jj + s) / kKeyLoad], a, r[2 * s], r[2 * s + 1]);
         }
       }

@@ -20,6 +20,7 @@ struct Walk {
   int kv_head, row_block, chunk;  // of the unit to describe next
   int local_block;                // running number of its block in this CTA
   int deposit;                    // of its first job
+  int exact_job;                  // running number of the next exact job
   int from_start;
 };
 
@@ -43,7 +44,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   if (exact) {
     const int sinks = min(s.length, p.layer.sink_tokens);
     const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks), count = sinks + s.length - exact_begin;
-    steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kJobs);
+    steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kExactSplits);
     jobs = steps * rows;
     if (lane == 0) {
       info.sinks = sinks;
@@ -84,11 +85,13 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
     info.rows = rows;
     info.sequence = walk.sequence_index;
+    info.exact_job = walk.exact_job;
     info.q_row = s.q_row;
     info.q_first = first_row;
     info.query_tokens = s.query_tokens;
   }
   walk.deposit += exact ? 1 : jobs;
+  walk.exact_job += exact ? jobs : 0;
 }
 
 __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
@@ -128,8 +131,14 @@ template <class Core, int kStewards>
 __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int lane) {
   Control* control = f.control;
   const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
-  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0};
+  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0, 0};
   int loaded = cta.sequence;
+  int done = 0;                       // units known to be done with
+  int last_of_block[kMaxQuerySlots];  // by query slot
+  const auto wait_done = [&](int unit) {
+    for (; done <= unit; done++) barrier_wait(&control->done[done & (kUnitSlots - 1)], unit_phase(done));
+    __syncwarp();
+  };
 #pragma unroll 1
   for (int unit = 0; unit < f.num_units; unit++) {
     if (walk.sequence_index != loaded) {
@@ -137,14 +146,19 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
       loaded = walk.sequence_index;
     }
     // The info and the query that this one replaces are done with.
-    if (unit >= kUnitSlots) wait_above(&control->finished, unit - kUnitSlots, 100);
-    if (walk.local_block >= p.plan.query_slots) wait_above(&control->blocks_done, walk.local_block - p.plan.query_slots, 100);
+    wait_done(unit - kUnitSlots);
+    const int slot = walk.local_block & (p.plan.query_slots - 1);
+#pragma unroll
+    for (int i = 0; i < kMaxQuerySlots; i++) {
+      if (i != slot) continue;
+      if (walk.chunk == 0 && walk.local_block >= p.plan.query_slots) wait_done(last_of_block[i]);
+      last_of_block[i] = unit;
+    }
     UnitInfo& info = f.info(unit);
     describe<Core>(p, cta, info, walk, unit, lane);
-    if (unit == 0)
-      barrier_sync(Barrier::kUnitZero, 64);  // the producer, which has set `described`, goes on
-    else
-      publish(&control->described, unit + 1, lane);
+    __syncwarp();
+    if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);  // the producer, which has made the barriers, goes on
+    barrier_arrive(&control->described[unit & (kUnitSlots - 1)]);
     if (unit == 0) {
       barrier_sync(Barrier::kControl, control_threads);  // others have prepared the first query
     } else if (!query_by_stewards(kStewards)) {

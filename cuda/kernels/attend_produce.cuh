@@ -7,14 +7,20 @@
 namespace tq {
 namespace cuda {
 
-// Fills the workers' queues. Lane w looks after worker w.
+// Workers that a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of rounds.
+__device__ __forceinline__ int busy_workers(int workers, int jobs) {
+  const int rounds = (jobs + workers - 1) / workers;
+  return rounds == 0 ? workers : (jobs + rounds - 1) / rounds;
+}
+
+// Fills the queues of the first `busy` workers; the others may go. Lane w looks after worker w.
 template <class Core>
-__device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, int lane) {
+__device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, int busy, int lane) {
   Control* control = f.control;
   const int workers = p.plan.workers;
   uint8_t* own = f.worker(p, min(lane, workers - 1));
   // Of all lanes alike: the unit that jobs are handed out of.
-  int unit = -1, next_job = 0, jobs = 0, described = 0;
+  int unit = -1, next_job = 0, jobs = 0;
   // Of each: the job in hand and the items issued.
   const UnitInfo* info = f.infos;
   int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0, issued = 0;
@@ -22,15 +28,12 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   const volatile int32_t* consumed = queue_consumed(own);
   while (!__all_sync(~0u, stopped)) {
     const bool room = !stopped && issued - *consumed < p.plan.stages;
-    const unsigned idle = __ballot_sync(~0u, room && step >= end);
-    bool stop = false;
+    const unsigned idle = __ballot_sync(~0u, room && step >= end && lane < busy);
+    bool stop = room && lane >= busy;
     if (idle) {
       while (next_job >= jobs && unit + 1 < f.num_units) {
-        if (unit + 1 >= described) {
-          described = read_uniform(&control->described);
-          fence_block();
-          if (unit + 1 >= described) break;
-        }
+        if (!__all_sync(~0u, barrier_test(&control->described[(unit + 1) & (kUnitSlots - 1)], unit_phase(unit + 1)))) break;
+        if (unit >= 0) barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
         jobs = f.info(++unit).jobs;
         next_job = 0;
       }

@@ -8,6 +8,7 @@ namespace cuda {
 
 constexpr int kExactBatch = 8;         // tokens whose products are in flight together
 constexpr int kExactSplitTokens = 64;  // tokens of one row that a job takes, at least
+constexpr int kExactSplits = 8;        // jobs of one row, at most
 
 // Number of exact tokens of a block, and the token behind an index among them: sinks first.
 __device__ __forceinline__ int exact_count(const UnitInfo& info) { return info.sinks + info.exact_end - info.exact_begin; }

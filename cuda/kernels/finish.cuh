@@ -46,6 +46,14 @@ __device__ __forceinline__ int32_t* slot_extent(const AttendParams& p, int slot)
   return reinterpret_cast<int32_t*>(p.slots + static_cast<int64_t>(slot) * p.slot_floats + kRowsPerBlock * (p.plan.row_floats - kRowPad + 2));
 }
 
+// Past the first-level cache: another multiprocessor may have written it.
+template <int kPieces>
+__device__ __forceinline__ void load_slot_row(float (&o)[kPieces], const StateView& from, int row, int lane) {
+  const float* at = from.o + row * from.pitch + lane;
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) o[i] = __ldcg(at + 32 * i);
+}
+
 // One row in the registers of a warp: lane l has the coordinates l, l + 32, ...
 template <int kPieces>
 struct RowState {
@@ -64,12 +72,9 @@ struct RowState {
 #pragma unroll
     for (int i = 0; i < kPieces; i++) o[i] += rest;
   }
-  // Past the first-level cache: another multiprocessor may have written it.
   __device__ __forceinline__ void load_slot(const StateView& from, int row, int lane) {
-    const float* at = from.o + row * from.pitch + lane;
     state = SoftmaxState{__ldcg(from.m + row), __ldcg(from.m + kRowsPerBlock + row)};
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) o[i] = __ldcg(at + 32 * i);
+    load_slot_row(o, from, row, lane);
   }
   __device__ __forceinline__ void store(const StateView& to, int row, int lane) const {
     float* at = to.o + row * to.pitch + lane;
@@ -92,12 +97,40 @@ struct RowState {
 #pragma unroll
     for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later.o[i], w);
   }
+  // Parts that follow one another, as fold_in takes them one by one and to the same bits: a running maximum is exact however it is found, so that the weights of
+  // all parts are computed at once. Lane j has the state of part j. there: bit j is set if part j counts.
+  template <int kParts>
+  __device__ __forceinline__ void fold_in(const float (&later)[kParts][kPieces], SoftmaxState part, unsigned there, int lane) {
+    const bool none = !(there >> lane & 1) || is_empty(part), start = is_empty(state);
+    if (none) part = empty_state();
+    const bool first = start && (__ballot_sync(~0u, !none) & ((1u << lane) - 1)) == 0;
+    if (start) state = empty_state();
+    float m = part.m;
+#pragma unroll
+    for (int d = 1; d < kParts; d *= 2) m = fmaxf(m, __shfl_up_sync(~0u, m, d));  // the lowest lanes get their own
+    m = fmaxf(m, state.m);
+    float earlier = __shfl_up_sync(~0u, m, 1);
+    if (lane == 0) earlier = state.m;
+    const float to_state = none ? 1.0f : first ? 0.0f : ex2(earlier - m);
+    const float to_part = none ? 0.0f : first ? 1.0f : ex2(part.m - m);
+#pragma unroll
+    for (int j = 0; j < kParts; j++) {
+      const MergeWeights w = {{}, __shfl_sync(~0u, to_state, j), __shfl_sync(~0u, to_part, j)};
+      const float l = __shfl_sync(~0u, part.l, j);
+      if (!(there >> j & 1)) continue;
+      state.l = fold(state.l, l, w);
+#pragma unroll
+      for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later[j][i], w);
+    }
+    state.m = __shfl_sync(~0u, m, kParts - 1);
+  }
 };
 
-// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit, division.
+// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit, division. minus: bit i is set if
+// this lane's coordinate of piece i changes its sign.
 template <int kValue>
-__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, const uint32_t (&signs)[kValue / 32],
-                                          RowState<kValue / 32>& r, bool with_exact, const RowState<kValue / 32>& exact, int lane) {
+__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, uint32_t minus, RowState<kValue / 32>& r,
+                                          bool with_exact, const RowState<kValue / 32>& exact, int lane) {
   constexpr int kPieces = kValue / 32;
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
@@ -109,7 +142,7 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
     const float norm = format::hadamard_norm(format::log2_block(kValue));
 #pragma unroll
     for (int i = 0; i < kPieces; i++) {
-      r.o[i] *= signs[i] >> lane & 1 ? -norm : norm;
+      r.o[i] *= minus >> i & 1 ? -norm : norm;
       if (side.centre && lane + 32 * i < dim) r.o[i] = fmaf(r.state.l, side.centre[info.kv_head * dim + lane + 32 * i], r.o[i]);
     }
   }
@@ -148,11 +181,13 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
 // flag: an int in shared memory. Called in one place, so that parameters are read from constant memory and the code is warm at the end of a run.
 template <int kValue>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, uint8_t* smem, int* flag) {
-  constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 8 : kPieces <= 8 ? 4 : 2;
+  constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
   const StateView unit = shared_state(p, unit_at(p, smem)), block = shared_state(p, block_at(p, smem));
   const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
   const int all = info.units, coded = exact_last ? all - 1 : all;
   const bool share = !info.from_start || (info.last_here && info.index < all - 1);
+  uint32_t signs[kPieces];  // on their way while others are waited for
+  load_signs<kPieces>(p.layer.value, info.kv_head, signs);
   if (share) {
 #pragma unroll 1
     for (int row = team.first; row < info.rows; row += team.step) {
@@ -169,24 +204,29 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
     if (info.from_start && team.leader()) *slot_extent(p, info.slot) = info.index + 1;
     if (!arrive(team, p, info.counter, info.arrivals, all, flag)) return;
   }
-  uint32_t signs[kPieces];
-  load_signs<kPieces>(p.layer.value, info.kv_head, signs);
+  uint32_t minus = 0;  // bit i: the sign of this lane's coordinate of piece i
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) minus |= (signs[i] >> team.lane & 1) << i;
 #pragma unroll 1
   for (int row = team.first; row < info.rows; row += team.step) {
     RowState<kPieces> r, exact;
     if (share) {  // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed over
-      RowState<kPieces> part[kBatch];
-      const int extent = __ldcg(slot_extent(p, info.slot));
+      const unsigned taken = (1u << __ldcg(slot_extent(p, info.slot))) - 1;
       if (exact_last) exact.load_slot(slot_state(p, info.slot + all - 1), row, team.lane);
 #pragma unroll 1
       for (int at = 0; at < coded; at += kBatch) {
+        float part[kBatch][kPieces];
 #pragma unroll
         for (int b = 0; b < kBatch; b++)
-          if (at + b < coded) part[b].load_slot(slot_state(p, info.slot + at + b), row, team.lane);
-        if (at == 0) r = part[0];
+          if (at + b < coded) load_slot_row(part[b], slot_state(p, info.slot + at + b), row, team.lane);
+        const StateView own = slot_state(p, info.slot + min(at + team.lane, coded - 1));
+        const SoftmaxState state = {__ldcg(own.m + row), __ldcg(own.m + kRowsPerBlock + row)};
+        if (at == 0) {
+          r.state = SoftmaxState{__shfl_sync(~0u, state.m, 0), __shfl_sync(~0u, state.l, 0)};
 #pragma unroll
-        for (int b = 0; b < kBatch; b++)
-          if (at + b < coded && at + b >= extent) r.fold_in(part[b]);
+          for (int i = 0; i < kPieces; i++) r.o[i] = part[0][i];
+        }
+        r.template fold_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1), team.lane);
       }
     } else {
       exact.load(unit, row, team.lane);
@@ -201,7 +241,7 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         continue;
       }
     }
-    write_row<kValue>(p, info, row, signs, r, exact_last, exact, team.lane);
+    write_row<kValue>(p, info, row, minus, r, exact_last, exact, team.lane);
   }
 }
 

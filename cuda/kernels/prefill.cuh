@@ -10,6 +10,7 @@
 #include "cuda/kernels/prefill_core.cuh"
 #include "cuda/kernels/prefill_expand.cuh"
 #include "cuda/kernels/prefill_raw.cuh"
+#include "cuda/ptx/shared.cuh"
 
 namespace tq {
 namespace cuda {
@@ -252,7 +253,7 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
 template <int kStored, RawForm kForm>
 __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm)) prefill_kernel(const __grid_constant__ PrefillParams p) {
   using Shape = PrefillShape<kStored>;
-  extern __shared__ __align__(128) uint8_t smem[];
+  uint8_t* smem = launch_shared();
   const int num_items = p.header->num_items, num_sequences = p.header->num_sequences, grid = static_cast<int>(gridDim.x),
             cta = static_cast<int>(blockIdx.x);
   if (cta >= num_items) return;

@@ -40,7 +40,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
     return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes, shape.worker_bytes,
-                          std::min(t.workers, shape.max_workers), t.stages, t.deposits);
+                          std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits);
   };
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;

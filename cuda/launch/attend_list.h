@@ -10,11 +10,11 @@ namespace cuda {
 
 struct AttendLaunch;
 
-#define TQ_ATTEND_D128(X) X(128, 4, 4, 2, 16) X(128, 3, 3, 2, 12) X(128, 2, 2, 2, 16)
-#define TQ_ATTEND_D128_MORE(X) X(128, 8, 8, 1, 12) X(128, 4, 2, 2, 12) X(128, 3, 2, 2, 12) X(128, 4, 3, 2, 12) X(128, 8, 4, 1, 12)
+#define TQ_ATTEND_D128(X) X(128, 4, 4, 2, 16) X(128, 3, 3, 2, 16) X(128, 2, 2, 2, 16)
+#define TQ_ATTEND_D128_MORE(X) X(128, 8, 8, 1, 16) X(128, 4, 2, 2, 16) X(128, 3, 2, 2, 16) X(128, 4, 3, 2, 12) X(128, 8, 4, 1, 16)
 #define TQ_ATTEND_D64(X) X(64, 4, 4, 2, 16) X(64, 3, 3, 2, 16) X(64, 2, 2, 2, 16) X(64, 8, 8, 2, 16) X(64, 4, 2, 2, 16)
 #define TQ_ATTEND_D96(X) X(96, 4, 4, 2, 16) X(96, 3, 3, 2, 16) X(96, 2, 2, 2, 16) X(96, 8, 8, 1, 16)
-#define TQ_ATTEND_D192(X) X(192, 4, 4, 1, 12) X(192, 3, 3, 1, 12) X(192, 2, 2, 1, 12) X(192, 8, 8, 1, 12)
+#define TQ_ATTEND_D192(X) X(192, 4, 4, 1, 16) X(192, 3, 3, 1, 16) X(192, 2, 2, 1, 16) X(192, 8, 8, 1, 16)
 #define TQ_ATTEND_D256(X) X(256, 4, 4, 1, 12) X(256, 3, 3, 1, 12) X(256, 2, 2, 1, 12) X(256, 8, 8, 1, 8) X(256, 4, 2, 1, 12)
 #define TQ_ATTEND_LIST(X) TQ_ATTEND_D128(X) TQ_ATTEND_D128_MORE(X) TQ_ATTEND_D64(X) TQ_ATTEND_D96(X) TQ_ATTEND_D192(X) TQ_ATTEND_D256(X)
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row block of queries into shared memory: rotated, as 16-bit integers split into a high and a low signed byte, in the order of the matrix unit's A
-// operand. Matrix rows 0-7 are the high bytes of the 8 query rows, rows 8-15 the low bytes: one pass of the 16-row instruction gives
-// score = 256 * high + low exactly, and padding rows buy precision.
+// A row block of queries into shared memory: rotated, as 16-bit integers split into a high and a low signed byte, in the order of the matrix unit's second
+// operand. A set of 4 rows is its 8 columns: 2 r the high bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
 #pragma once
 #include "cuda/kernels/attend_params.cuh"
 #include "cuda/tile/fwht.cuh"
@@ -9,6 +8,8 @@
 
 namespace tq {
 namespace cuda {
+
+constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
 
 // Largest |logit| that is kept, log2 units: differences stay finite, and the sentinels of masked scores lie far below.
 constexpr float kMaxLogit = 1e27f;
@@ -89,15 +90,15 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       for (int i = 0; i < kPieces; i++) largest = fmaxf(largest, fabsf(x[i]));
       largest = warp_max(largest);
       const float up = largest > 0.0f ? p.query_max / largest : 0.0f;
-      // k position = lane of matrix step i; registers 0, 1 = high, low of positions 0-15, 2, 3 of 16-31
-      uint8_t* to = slot + (r * 4 + lane % 16 / 4) * 16 + lane / 16 * 8 + lane % 4;
+      // k position = lane of matrix step i; of a lane's two registers the first has positions 0-15
+      uint8_t* to = slot + r / kRowsPerSet * 256 + (r % kRowsPerSet * 8 + lane % 16 / 4) * 8 + lane / 16 * 4 + lane % 4;
 #pragma unroll
       for (int i = 0; i < kPieces; i++) {
         const int q = __float2int_rn(x[i] * up);
         const int high = (q + 128) >> 8;
         sum += q;
         to[i * 512] = static_cast<uint8_t>(high);
-        to[i * 512 + 4] = static_cast<uint8_t>(q - high * 256);
+        to[i * 512 + 32] = static_cast<uint8_t>(q - high * 256);
       }
       sum = warp_sum(sum);
       scale = largest * (1.0f / p.query_max) * format::hadamard_norm(format::log2_block(kStored)) * p.scale_log2 * format::exp2_int(exponent);

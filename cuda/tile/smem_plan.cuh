@@ -12,13 +12,13 @@ namespace cuda {
 constexpr int kMaxStages = 4;
 constexpr int kMaxStewards = 4;
 constexpr int kMaxQuerySlots = 4;
-constexpr int kJobs = 8;            // jobs of a unit, at most: equal runs of its steps
-constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost the stewards more than they balance
-constexpr int kUnitSlots = 8;       // units described ahead
-constexpr int kPlaces = 128;        // places of a unit's steps or tiles kept here; longer units read the page table
-constexpr int kMaxDeposits = 16;    // states of jobs that wait to be folded; a power of two
-constexpr int kPlaceBytes = 64;     // every tile starts at a multiple
-constexpr int kRowPad = 8;          // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
+constexpr int kUnitSlots = 8;     // units described ahead
+constexpr int kPlaces = 128;      // places of a unit's steps or tiles kept here; longer units read the page table
+constexpr int kMaxDeposits = 16;  // states of jobs that wait to be folded; a power of two
+constexpr int kFreedTurns = 8;    // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see attend_frame.cuh)
+constexpr int kTurns = 32;        // barriers of exact jobs, used in turn: more than the workers hold at a time
+constexpr int kPlaceBytes = 64;   // every tile starts at a multiple
+constexpr int kRowPad = 8;        // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
 
 // What the workers need to know of a unit.
 struct UnitInfo {
@@ -43,7 +43,8 @@ struct UnitInfo {
   int32_t exact_begin, exact_end;  // ring tokens that are exact
   int32_t sinks;                   // exact first tokens
   int32_t sequence;                // in the work list
-  int32_t reserved[4];
+  int32_t exact_job;               // running number of an exact unit's first job
+  int32_t reserved[3];
   uint32_t places[kPlaces];  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
 };
 static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
@@ -73,16 +74,16 @@ constexpr int kItemStepShift = 5;
 // Of a worker's part: items, their barriers, the counter of items that it has given back.
 constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
 
+// Memory barriers; every lane of the warps that hand over arrives, every lane that takes over waits.
 struct Control {
-  volatile int32_t described;                 // units whose pages are known
-  volatile int32_t finished;                  // units that are done with
-  volatile int32_t blocks_done;               // row blocks whose query is no longer needed
-  int32_t flag;                               // scratch of finish_unit
-  volatile int32_t folded[kMaxStewards];      // deposits that each steward has read: their places are free again
-  volatile int32_t exact_turn[kMaxDeposits];  // by place: jobs of the exact unit that have handed over
-  // Memory barriers; every lane of the warps that hand over arrives.
-  uint64_t full[kMaxDeposits];     // by place: the deposit is there
-  uint64_t query[kMaxQuerySlots];  // by slot, from the second block on: the query is there
+  int32_t flag;  // scratch of finish_unit
+  int32_t reserved;
+  uint64_t described[kUnitSlots];             // by slot: the unit's info is there
+  uint64_t done[kUnitSlots];                  // by slot: the unit is finished, and its jobs were handed out
+  uint64_t full[kMaxDeposits];                // by place: the deposit is there
+  uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been folded
+  uint64_t turn[kTurns];                      // by running number of the exact job: it has handed over
+  uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
 };
 
 struct SmemPlan {

@@ -46,7 +46,8 @@ void check_plan(const Plan& plan, int num_ctas) {
   for (int c = 0; c < num_ctas; c++) {
     int s = ctas[c].sequence, block = ctas[c].block, chunk = ctas[c].chunk;
     int from_start = 0, prefix = 0;
-    int64_t weight = 0;
+    int64_t weight = 0, jobs = 0;
+    bool coded_of_one = true;
     for (int unit = 0; unit < ctas[c].num_units; unit++) {
       ASSERT_LT(s, header.num_sequences);
       const SequenceWork& q = sequences[s];
@@ -54,6 +55,9 @@ void check_plan(const Plan& plan, int num_ctas) {
         ASSERT_EQ(memcmp(&q, &ctas[c].first, sizeof q), 0);
       }
       ASSERT_TRUE(seen.insert({s, block, chunk}).second) << "twice";
+      if (s != ctas[c].sequence || q.units_per_block > q.num_chunks) coded_of_one = false;
+      jobs += std::min<int64_t>(
+          kJobs, (std::min<int64_t>(q.chunk_tokens, q.length - chunk * static_cast<int64_t>(q.chunk_tokens)) + kMinJobTokens - 1) / kMinJobTokens);
       if (unit == 0 || chunk == 0) {
         from_start = chunk == 0;
         prefix = 0;
@@ -86,6 +90,12 @@ void check_plan(const Plan& plan, int num_ctas) {
         chunk = 0;
         if (++block == q.row_blocks * plan.geometry.num_kv_heads) block = 0, s++;
       }
+    }
+    if (ctas[c].num_units > 0 && coded_of_one) {
+      ASSERT_GE(ctas[c].jobs, std::min<int64_t>(jobs, INT16_MAX)) << "workers would be left out";
+      ASSERT_LE(ctas[c].jobs, static_cast<int64_t>(ctas[c].num_units) * kJobs);
+    } else {
+      ASSERT_EQ(ctas[c].jobs, 0);
     }
     heaviest = std::max(heaviest, weight);
     total += weight;
