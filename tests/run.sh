@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 . tests/suites.sh
 
 all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom cli testlm symbols abi install deb examples readme bench cuda-compile
-  asan tsan clang-tidy"
+  emulate asan tsan clang-tidy"
 chosen="" refused=""
 for argument in "$@"; do
   case $argument in
@@ -98,6 +98,24 @@ run_tap() {
   line "$name" "$p" "$f" "$s" $((SECONDS - start))
   grep '^skip - ' "$log" | sed 's/^skip - /   SKIPPED /'
   [ "$f" = 0 ] || grep -v '^ok - ' "$log" | tail -n 40 | sed 's/^/   | /'
+}
+
+# run_counted name command... : a program whose last line ends in "N passed, N failed, N skipped", as those of tests/gpu; what it skipped stands in "SKIPPED " lines.
+run_counted() {
+  local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
+  shift
+  timeout 1500 "$@" >"$log" 2>&1 </dev/null
+  rc=$?
+  read -r p f s <<<"$(sed -nE '$s/.*: ([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$log")"
+  : "${p:=0}" "${f:=0}" "${s:=0}"
+  if [ "$f" = 0 ] && { [ "$rc" != 0 ] || [ "$p" = 0 ]; }; then
+    f=1
+    echo "exit status $rc" >>"$log"
+  fi
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  grep '^SKIPPED' "$log" | sed 's/^/   | /'
+  [ "$f" = 0 ] || shown "$log"
 }
 
 # run_check name command... : one check, passed if the command succeeds.

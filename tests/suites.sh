@@ -155,19 +155,27 @@ suite_bench() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
 }
 
+# The CUDA toolkit: one that is installed, or its wheels. Sets nvcc, cuda_include and cuda_libraries (nvcc's option); false, and a skip, if there is none.
+cuda_tools() { # suite
+  local tools
+  cuda_libraries=()
+  if nvcc=$(command -v nvcc); then
+    cuda_include=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
+  elif need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
+    nvcc=$tools/nvidia/cu13/bin/nvcc cuda_include=$tools/nvidia/cu13/include
+    cuda_libraries=("-L$tools/nvidia/cu13/lib")
+  else
+    skip "$1" "no nvcc, and packaging/cuda_toolkit.sh could not install one: $(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble"
+    return 1
+  fi
+}
+
 about_cuda_compile() { echo "cuda-compile: format headers and the library with CUDA under nvcc; registers and spills; the toolkit comes from Python wheels"; }
 suite_cuda_compile() {
-  local nvcc extra=() tools
-  if nvcc=$(command -v nvcc); then :; elif need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
-    nvcc=$tools/nvidia/cu13/bin/nvcc
-    extra=("-L$tools/nvidia/cu13/lib")
-  else
-    skip cuda-compile "no nvcc, and packaging/cuda_toolkit.sh could not install one: $(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble"
-    return
-  fi
+  cuda_tools cuda-compile || return
   "$nvcc" --version | sed -n 's/^Cuda compilation/   &/p'
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
-    -Werror all-warnings "${extra[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
+    -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   if [ -f cuda/cuda_backend.cu ]; then
     # The launcher keeps what the compiler prints beside each object, for the resource check.
     local launcher=$PWD/tests/gpu/keep_log.sh
@@ -180,6 +188,19 @@ suite_cuda_compile() {
       run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
     fi
   fi
+}
+
+about_emulate() { echo "emulate: the CUDA sources on the CPU: kernels against float64 and the scalar encoder, the library's two backends against each other"; }
+suite_emulate() {
+  cuda_tools emulate || return
+  local seed at
+  run_check "build" tests/emulate/build.sh build/emulate "$cuda_include"
+  run_counted "attend_test --each" build/emulate/attend_test --each
+  # Warps and lanes in several orders of execution.
+  for seed in 0 1 2 3; do TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small; done
+  for seed in 0 1; do TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small; done
+  run_counted "backend_test --small" build/emulate/backend_test --small
+  for at in 0 5; do run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1; done
 }
 
 about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short) and failing allocations"; }

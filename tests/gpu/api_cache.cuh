@@ -129,10 +129,9 @@ struct Rows {
     for (const RowRun& run : runs) {
       const int64_t elements = run.count * source.heads * source.dim;
       if (elements == 0) continue;
-      fill_rows<<<static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 4096)), 256, 0, stream>>>(source, run, memory.get(), token_stride,
-                                                                                                            head_stride);
+      start(fill_rows, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 4096))), dim3(256), stream, source, run, memory.get(),
+            token_stride, head_stride);
     }
-    GPU_MUST(cudaGetLastError());
   }
   // The same bytes on a device of either type.
   Memory on(int device) const {

@@ -246,7 +246,7 @@ double read_roof() {
   float best = 1e30f;
   for (int i = 0; i < 8; i++) {
     GPU_MUST(cudaEventRecord(begin));
-    sum_kernel<<<132 * 8, 512>>>(reinterpret_cast<const uint4*>(from.get()), kBytes / 16, out.get());
+    start(sum_kernel, dim3(132 * 8), dim3(512), nullptr, reinterpret_cast<const uint4*>(from.get()), kBytes / 16, out.get());
     GPU_MUST(cudaEventRecord(end));
     GPU_MUST(cudaDeviceSynchronize());
     float ms = 0;

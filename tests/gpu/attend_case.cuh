@@ -232,10 +232,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
     if (side == 0 && layout.raw()) fill[side].scale = 1;
   }
   const int max_tiles = static_cast<int>(stride_ * (spec.page_size / 32));
-  fill_tiles<<<dim3(max_tiles, slots_ * spec.kv_heads), 128>>>(pages_.get(), page_bytes, tile_.tile_bytes(), spec.page_size / 32, table_.get(),
-                                                               stride_, device_lengths.get(), fill[0], fill[1], spec.kv_heads,
-                                                               spec.io == DataType::kBF16, spec.seed);
-  GPU_MUST(cudaGetLastError());
+  start(fill_tiles, dim3(max_tiles, slots_ * spec.kv_heads), dim3(128), nullptr, pages_.get(), page_bytes, tile_.tile_bytes(), spec.page_size / 32,
+        table_.get(), stride_, device_lengths.get(), fill[0], fill[1], spec.kv_heads, spec.io == DataType::kBF16, spec.seed);
 
   const int raw_tokens = geometry_.raw_tokens();
   raw_first_.resize(count);

@@ -267,11 +267,32 @@ void small(bool tiny) {
   }
 }
 
+// Every pair once, with few and with eight rows a block: where the kernels run on the CPU (tests/emulate) more would take too long.
+void each() {
+  const int pairs[][4] = {
+#include "attend_pairs.inc"
+  };
+  for (const auto& p : pairs) {
+    CaseSpec s;
+    s.key_bits = p[0];
+    s.value_bits = p[1];
+    s.head_dim = p[2];
+    s.value_dim = p[3];
+    s.sequences = {{300, 1, 1}, {65, 3, 3}, {520, 1, 1}};
+    try_case(s, p[2] <= 128);
+    s.q_heads = 16;
+    s.kv_heads = 2;
+    s.window = 12;
+    s.sequences = {{150, 2, 2}};
+    try_case(s, false);
+  }
+}
+
 }  // namespace
 
 #include "attend_prefill.cuh"
 
-// attend_test [--quick | --small | --tiny] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only. attend_test --prefill [--quick]: long query blocks only.
+// attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only. attend_test --prefill [--quick]: long query blocks only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -283,6 +304,10 @@ int main(int argc, char** argv) {
       if (!tiny || dim == 128) try_prefill(s);
     }
     return gpu_test::finish("attend_test");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--each")) {
+    each();
+    return gpu_test::finish("attend_test --each");
   }
   if (argc > 1 && !strcmp(argv[1], "--prefill")) {
     prefill(argc > 2 && !strcmp(argv[2], "--quick"));

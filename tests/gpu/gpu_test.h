@@ -59,6 +59,19 @@ inline void must(cudaError_t error, const char* what) {
 }
 #define GPU_MUST(call) ::gpu_test::must((call), #call)
 
+// A kernel launch; an ordinary call where kernels run on the CPU (tests/emulate).
+template <typename... Params, typename... Args>
+void start(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, const Args&... args) {
+#ifdef TQ_EMULATE
+  emulate::enqueue(stream, [=] { emulate::launch(grid, block, 0, [&] { kernel(args...); }); });
+#else
+  [&](Params... converted) {
+    void* pointers[] = {const_cast<void*>(static_cast<const void*>(&converted))...};
+    GPU_MUST(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, 0, stream));
+  }(args...);
+#endif
+}
+
 template <typename T>
 class Buffer {
  public:

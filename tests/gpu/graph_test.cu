@@ -150,9 +150,9 @@ void replay(const GraphCase& c, int steps) {
     }
     GPU_MUST(cudaGraphLaunch(executable, stream));
     const int64_t out_words = static_cast<int64_t>(eager.merged.size() / 4), lse_words = static_cast<int64_t>(eager.merged_lse.size() / 4);
-    count_different<<<32, 256, 0, stream>>>(eager.merged.as<uint32_t>(), graphed.merged.as<uint32_t>(), out_words, different.get());
-    count_different<<<1, 256, 0, stream>>>(eager.merged_lse.as<uint32_t>(), graphed.merged_lse.as<uint32_t>(), lse_words, different.get());
-    GPU_MUST(cudaGetLastError());
+    start(count_different, dim3(32), dim3(256), stream, eager.merged.as<uint32_t>(), graphed.merged.as<uint32_t>(), out_words, different.get());
+    start(count_different, dim3(1), dim3(256), stream, eager.merged_lse.as<uint32_t>(), graphed.merged_lse.as<uint32_t>(), lse_words,
+          different.get());
     GPU_MUST(cudaStreamSynchronize(stream));
     const unsigned long long now = different.host()[0];
     check(now == found, "%s: step %d of the replayed graph differs from the eager one in %llu words", c.name, step, now - found);

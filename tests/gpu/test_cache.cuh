@@ -175,9 +175,9 @@ inline void TestCache::fill(int layer, cudaStream_t stream) {
     for (const tq::PlanSequence& s : plan_) {
       if (s.new_tokens == 0) continue;
       const int64_t elements = s.new_tokens * config.heads * dim;
-      fill_kernel<<<static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535)), 256, 0, stream>>>(
-          Source{config.seed, config.type, config.edges}, layer, kind, s.slot, static_cast<int>(s.old_length), static_cast<int>(s.new_tokens),
-          config.heads, dim, input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
+      start(fill_kernel, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535))), dim3(256), stream,
+            Source{config.seed, config.type, config.edges}, layer, kind, s.slot, static_cast<int>(s.old_length), static_cast<int>(s.new_tokens),
+            config.heads, dim, input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
     }
   }
   GPU_MUST(cudaGetLastError());
@@ -267,8 +267,7 @@ inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
         work.read = out.get();
       }
       const int64_t vectors = static_cast<int64_t>(work.count) * work.heads;
-      oracle_kernel<<<static_cast<unsigned>((vectors + 63) / 64), 64>>>(work, mismatch.get());
-      GPU_MUST(cudaGetLastError());
+      start(oracle_kernel, dim3(static_cast<unsigned>((vectors + 63) / 64)), dim3(64), nullptr, work, mismatch.get());
       GPU_MUST(cudaDeviceSynchronize());
       const Mismatch found = mismatch.host()[0];
       right &= check(

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fibers, collectives and barriers of an emulated CTA.
+#include "emulate.h"
+
+#include <fenv.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+#include <stdexcept>
+#include <vector>
+
+namespace emulate {
+
+Place here;
+
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10;
+constexpr int kNamedBarriers = 16;
+constexpr int kRoundsOfAWarp = 4096;  // before others have a turn
+constexpr int kCollectivesOfATurn = 1024;
+constexpr int64_t kPatience = 200000;  // turns of all warps: no CTA of a test needs nearly as many
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf at;
+  bool started = false, ended = false;
+  int collectives = 0;
+  uint3 thread;
+};
+// What the lanes of a warp gave, in this collective and the one before.
+struct Meeting {
+  uint64_t words[2][kWarp];
+  alignas(16) uint8_t bytes[2][kWarp][kGatherBytes];
+  int collectives[kWarp];
+};
+struct Named {
+  int arrived = 0;
+  uint32_t generation = 0;
+};
+
+std::vector<Fiber> fibers;
+std::vector<uint8_t> stacks;
+std::vector<Meeting> meetings;
+Named named[kNamedBarriers];
+jmp_buf scheduler;
+const std::function<void()>* body;
+int current, running;
+bool leave_warp;
+int turn_collectives;
+uint32_t random_state;
+
+// 0 without a seed: always the same order.
+int random_below(int n) {
+  if (random_state == 0) return 0;
+  random_state = random_state * 1664525u + 1013904223u;
+  return static_cast<int>((random_state >> 8) % static_cast<uint32_t>(n));
+}
+
+[[noreturn]] void enter() {
+  (*body)();
+  fibers[current].ended = true;
+  running--;
+  _longjmp(scheduler, 1);
+}
+
+void yield() {
+  if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
+}
+
+void resume(int index) {
+  Fiber& fiber = fibers[index];
+  current = index;
+  here.thread = fiber.thread;
+  here.warp = index / kWarp;
+  here.lane = index % kWarp;
+  if (_setjmp(scheduler)) return;  // it yielded or ended
+  if (fiber.started) _longjmp(fiber.at, 1);
+  fiber.started = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = &stacks[index * kStackBytes];
+  fiber.start.uc_stack.ss_size = kStackBytes;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, enter, 0);
+  setcontext(&fiber.start);
+}
+
+// A warp until it waits for others or ends: its lanes in turn, from a random one on, in either direction.
+void run_warp(int warp) {
+  const int first = warp * kWarp, lanes = std::min<int>(kWarp, static_cast<int>(fibers.size()) - first);
+  bool alive = true;
+  leave_warp = false;
+  turn_collectives = 0;
+  for (int round = 0; round < kRoundsOfAWarp && !leave_warp && alive; round++) {
+    const int from = random_below(lanes), back = random_below(2);
+    alive = false;
+    for (int i = 0; i < lanes; i++) {
+      const int lane = (from + (back ? lanes - i : i)) % lanes;
+      if (fibers[first + lane].ended) continue;
+      resume(first + lane);
+      alive = true;
+    }
+  }
+}
+
+[[noreturn]] void report_no_end() {
+  fprintf(stderr, "emulate: the CTA %u does not come to an end; warps and how many collectives their lanes 0 have passed:", here.block.x);
+  for (size_t i = 0; i < fibers.size(); i += kWarp)
+    fprintf(stderr, " %zu: %d%s", i / kWarp, fibers[i].collectives, fibers[i].ended ? " (ended)" : "");
+  fprintf(stderr, "\n");
+  abort();
+}
+
+void run_cta() {
+  const int warps = static_cast<int>(meetings.size());
+  for (int64_t turn = 0; running > 0; turn++) {
+    if (turn == kPatience) report_no_end();
+    const int from = random_below(warps);
+    for (int i = 0; i < warps; i++)
+      if (random_state == 0 || random_below(4) > 0) run_warp((from + i) % warps);  // some fall behind
+  }
+}
+
+template <class Give>
+int meet(Give give) {
+  Fiber& fiber = fibers[current];
+  Meeting& meeting = meetings[here.warp];
+  const int own = ++fiber.collectives, half = own & 1;
+  give(meeting, half);
+  meeting.collectives[here.lane] = own;
+  const size_t first = static_cast<size_t>(here.warp) * kWarp, lanes = std::min<size_t>(kWarp, fibers.size() - first);
+  const auto all_here = [&] {
+    for (size_t i = 0; i < lanes; i++)
+      if (meeting.collectives[i] < own && !fibers[first + i].ended) return false;
+    return true;
+  };
+  for (int rounds = 0; !all_here(); rounds++) {
+    if (rounds > 2) leave_warp = true;  // a lane waits for another warp
+    yield();
+  }
+  if (++turn_collectives > kCollectivesOfATurn) leave_warp = true;
+  return half;
+}
+
+alignas(128) uint8_t shared_memory[kSharedBytes];
+
+}  // namespace
+
+uint8_t* launch_shared() { return shared_memory; }
+
+void poll() {
+  leave_warp = true;
+  yield();
+}
+
+const uint64_t* gather(uint64_t mine) {
+  const int half = meet([&](Meeting& meeting, int at) { meeting.words[at][here.lane] = mine; });
+  return meetings[here.warp].words[half];
+}
+
+const uint8_t* gather_bytes(const void* mine, size_t bytes) {
+  const int half = meet([&](Meeting& meeting, int at) { memcpy(meeting.bytes[at][here.lane], mine, bytes); });
+  return meetings[here.warp].bytes[half][0];
+}
+
+void barrier(int id, int threads, bool wait) {
+  Named& bar = named[id];
+  const uint32_t generation = bar.generation;
+  if (++bar.arrived == threads) {
+    bar.arrived = 0;
+    bar.generation++;
+    return;
+  }
+  while (wait && bar.generation == generation) poll();
+}
+
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
+  const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
+  if (shared > kSharedBytes || threads == 0 || threads > 1024) throw std::runtime_error("emulate: no CTA can have so much shared memory or threads");
+  if (stacks.size() < threads * kStackBytes) stacks.resize(threads * kStackBytes);
+  const char* seed = getenv("TQ_EMULATE_SEED");
+  random_state = seed ? static_cast<uint32_t>(atoi(seed)) : 0;
+  body = &thread;
+  here.block_dim = block;
+  here.grid_dim = grid;
+  for (unsigned z = 0; z < grid.z; z++)
+    for (unsigned y = 0; y < grid.y; y++)
+      for (unsigned x = 0; x < grid.x; x++) {
+        here.block = {x, y, z};
+        memset(shared_memory, 0xFF, shared);  // a kernel finds anything there
+        fibers.assign(threads, Fiber());
+        meetings.assign((threads + kWarp - 1) / kWarp, Meeting());
+        for (Named& bar : named) bar = Named();
+        for (unsigned i = 0; i < threads; i++) fibers[i].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+        running = static_cast<int>(threads);
+        run_cta();
+      }
+}
+
+namespace {
+
+template <class Operation>
+float rounded(int mode, Operation operation) {
+  fesetround(mode);
+  const volatile float result = operation();
+  fesetround(FE_TONEAREST);
+  return result;
+}
+
+}  // namespace
+
+}  // namespace emulate
+
+int __syncthreads_and(int predicate) {
+  static int result;
+  __syncthreads();
+  result = 1;
+  __syncthreads();
+  if (!predicate) result = 0;
+  __syncthreads();
+  return result;
+}
+
+// volatile: computed between the changes of the mode.
+float __fadd_ru(float a, float b) {
+  const volatile float x = a, y = b;
+  return emulate::rounded(FE_UPWARD, [&] { return x + y; });
+}
+float __fmul_ru(float a, float b) {
+  const volatile float x = a, y = b;
+  return emulate::rounded(FE_UPWARD, [&] { return x * y; });
+}
+float __fmaf_rz(float a, float b, float c) {
+  const volatile float x = a, y = b, z = c;
+  return emulate::rounded(FE_TOWARDZERO, [&] { return fmaf(x, y, z); });
+}
