@@ -28,7 +28,7 @@ declare -A about=(
   [python]="the Python package with torch tensors, the contract cases"
   [golden]="golden vectors of the NumPy oracle on the GPU"
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
-  [synccheck]="compute-sanitizer synccheck" [racecheck]="compute-sanitizer racecheck, small shapes"
+  [synccheck]="compute-sanitizer synccheck" [racecheck]="compute-sanitizer racecheck, small shapes; what it says of worker queues is counted, not judged (racecheck_report.py)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
 build=1 run=1 quick="" only="" skip_list="" bench="" bench_cases=short
@@ -179,8 +179,12 @@ sanitizer() { # sanitizer tool limit suite-and-arguments...
     name=${run%% *}
     [ -x "$out/${name}_test" ] || { echo "SKIPPED $name: $library_trouble"; skipped=$((skipped + 1)); continue; }
     # shellcheck disable=SC2086
-    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 10 "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
+    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 1000 "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
     local rc=$?
+    if [ "$tool" = racecheck ] && { [ $rc = 0 ] || [ $rc = 9 ]; }; then
+      "$python" tests/gpu/racecheck_report.py "$logs/$tool-$name.log"
+      rc=$?
+    fi
     line=$(grep -E '^[a-z_]+_test: [0-9]+ passed, 0 failed' "$logs/$tool-$name.log" | tail -n 1)
     errors=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$logs/$tool-$name.log" | tail -n 1 | sed 's/=* *//')
     if [ $rc = 0 ] && [ -n "$line" ] && [ -n "$errors" ] && ! [[ "$line" =~ :\ 0\ passed ]]; then
