@@ -54,6 +54,11 @@ skip() { # skip what why
 }
 # line name passed failed skipped seconds
 line() { printf '   %-52s %6d passed %3d failed %3d skipped %6d s\n' "$@"; }
+# The same, added to the totals.
+counted() {
+  passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
+  line "$@"
+}
 
 # shown log: the part of a log that says why.
 shown() { grep -vE '^\[( OK|       OK| RUN|----)|^$' "$1" | tail -n "${2:-40}" | sed 's/^/   | /'; }
@@ -75,8 +80,7 @@ run_gtest() {
     f=1
     echo "no test ran" >>"$log"
   fi
-  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  counted "$name" "$p" "$f" "$s" $((SECONDS - start))
   [ "$s" = 0 ] || grep -A1 'Skipped$' "$log" | head -n 6 | sed 's/^/   | /'
   [ "$f" = 0 ] || shown "$log"
 }
@@ -94,8 +98,7 @@ run_tap() {
     f=1
     echo "exit status $rc" >>"$log"
   fi
-  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  counted "$name" "$p" "$f" "$s" $((SECONDS - start))
   grep '^skip - ' "$log" | sed 's/^skip - /   SKIPPED /'
   [ "$f" = 0 ] || grep -v '^ok - ' "$log" | tail -n 40 | sed 's/^/   | /'
 }
@@ -112,8 +115,7 @@ run_counted() {
     f=1
     echo "exit status $rc" >>"$log"
   fi
-  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  counted "$name" "$p" "$f" "$s" $((SECONDS - start))
   grep '^SKIPPED' "$log" | sed 's/^/   | /'
   [ "$f" = 0 ] || shown "$log"
 }
@@ -123,11 +125,9 @@ run_check() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS
   shift
   if timeout 1500 "$@" >"$log" 2>&1 </dev/null; then
-    pass
-    line "$name" 1 0 0 $((SECONDS - start))
+    counted "$name" 1 0 0 $((SECONDS - start))
   else
-    failed=$((failed + 1))
-    line "$name" 0 1 0 $((SECONDS - start))
+    counted "$name" 0 1 0 $((SECONDS - start))
     shown "$log"
   fi
 }
@@ -147,8 +147,7 @@ run_pytest() {
   : "${p:=0}" "${f:=0}" "${s:=0}" "${e:=0}"
   f=$((f + e))
   [ "$rc" != 0 ] && [ "$f" = 0 ] && f=1
-  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  line "$name" "$p" "$f" "$s" $((SECONDS - start))
+  counted "$name" "$p" "$f" "$s" $((SECONDS - start))
   [ "$s" = 0 ] || grep '^SKIPPED' "$log" | sed 's/^/   | /'
   [ "$f" = 0 ] || tail -n 40 "$log" | sed 's/^/   | /'
 }

@@ -176,6 +176,7 @@ suite_cuda_compile() {
   "$nvcc" --version | sed -n 's/^Cuda compilation/   &/p'
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
+  run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
   if [ -f cuda/cuda_backend.cu ]; then
     # The launcher keeps what the compiler prints beside each object, for the resource check.
     local launcher=$PWD/tests/gpu/keep_log.sh

@@ -112,15 +112,10 @@ T __reduce_max_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return a > b ? a : b; });
 }
 template <class T>
-T __reduce_min_sync(unsigned, T x) {
-  return emulate::reduce<T>(x, [](T a, T b) { return a < b ? a : b; });
-}
-template <class T>
 T __reduce_add_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return static_cast<T>(a + b); });
 }
 inline void __syncwarp(unsigned = ~0u) { emulate::gather(0); }
-inline void __nanosleep(unsigned) { emulate::poll(); }
 inline void __syncthreads() { emulate::barrier(0, static_cast<int>(blockDim.x * blockDim.y * blockDim.z), true); }
 int __syncthreads_and(int predicate);
 inline void __barrier_sync_count(unsigned id, unsigned threads) { emulate::barrier(static_cast<int>(id), static_cast<int>(threads), true); }

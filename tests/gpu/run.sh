@@ -171,18 +171,17 @@ build_all() {
 
 # Prints "checks: P passed, F failed, S skipped" as its last line; anything else counts as a failure.
 sanitizer() { # sanitizer tool limit suite-and-arguments...
-  local tool=$1 limit=$2 passed=0 failed=0 skipped=0 run name line errors
+  local tool=$1 limit=$2 reports=1000 passed=0 failed=0 skipped=0 run name line errors
   shift 2
   command -v compute-sanitizer >/dev/null || { echo "SKIPPED: compute-sanitizer is not installed"; echo "checks: 0 passed, 0 failed, 1 skipped"; return; }
   for run in "$@"; do
-    [[ $run != SKIPPED* ]] || { echo "$run"; skipped=$((skipped + 1)); continue; }
     name=${run%% *}
     [ -x "$out/${name}_test" ] || { echo "SKIPPED $name: $library_trouble"; skipped=$((skipped + 1)); continue; }
     # shellcheck disable=SC2086
-    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 1000 "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
+    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit "$reports" "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
     local rc=$?
     if [ "$tool" = racecheck ] && { [ $rc = 0 ] || [ $rc = 9 ]; }; then
-      "$python" tests/gpu/racecheck_report.py "$logs/$tool-$name.log"
+      "$python" tests/gpu/racecheck_report.py "$logs/$tool-$name.log" "$reports"
       rc=$?
     fi
     line=$(grep -E '^[a-z_]+_test: [0-9]+ passed, 0 failed' "$logs/$tool-$name.log" | tail -n 1)
