@@ -121,35 +121,42 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
   }
 }
 
-// Folds the deposits of a unit in job order, as they arrive: the rows of this steward, kept in registers, then left at unit_at.
+// Folds the deposits of a unit in job order, as they arrive: the rows of this steward, in registers where they fit, then left at unit_at.
 template <int kPieces, int kOwnRows>
 __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
-  RowState<kPieces> rows[kOwnRows];
+  constexpr bool kKept = kPieces * kOwnRows <= 64;
+  const StateView unit = shared_state(p, unit_at(p, f.smem));
+  RowState<kPieces> rows[kKept ? kOwnRows : 1];
 #pragma unroll
-  for (int i = 0; i < kOwnRows; i++) rows[i].clear();
+  for (RowState<kPieces>& row : rows) row.clear();
   const int count = deposits_of(info);
 #pragma unroll 1
   for (int job = 0; job < count; job++) {
     const int number = info.deposit + job;
     wait_deposit(p, f.control, number);
     const StateView from = shared_state(p, f.deposit(p, number));
-#pragma unroll
+#pragma unroll(kKept ? kOwnRows : 1)
     for (int i = 0; i < kOwnRows; i++) {
       const int row = team.first + i * team.step;
       if (row >= info.rows) break;
+      RowState<kPieces>& so_far = rows[kKept ? i : 0];
       RowState<kPieces> next;
       next.load_deposit(from, row, team.lane);
-      if (job == 0)
-        rows[i] = next;
-      else
-        rows[i].fold_in(next);
+      if (job == 0) {
+        so_far = next;
+      } else {
+        if (!kKept) so_far.load(unit, row, team.lane);
+        so_far.fold_in(next);
+      }
+      if (!kKept) so_far.store(unit, row, team.lane);
     }
     free_place(p, f.control, number);
   }
+  if (!kKept && count > 0) return;  // they lie there
 #pragma unroll
   for (int i = 0; i < kOwnRows; i++) {
     const int row = team.first + i * team.step;
-    if (row < info.rows) rows[i].store(shared_state(p, unit_at(p, f.smem)), row, team.lane);
+    if (row < info.rows) rows[kKept ? i : 0].store(unit, row, team.lane);
   }
 }
 

@@ -43,25 +43,14 @@ struct GenericCore {
   static constexpr int kLoad = format::SideLayout(kValue, 8).jv, kLoads = format::SideLayout(kValue, 8).jb;
   static constexpr int kExactPieces = kKeyGroups > kGroups ? kKeyGroups : kGroups;
 
-  const uint8_t* query;
-  int half_sum;
-  float scale, constant;
-  int begin, end;
-  bool wild;
+  const uint8_t* query;  // read in every step, as CodedCore does
   float m, l, half_weight;
   float o[4 * kGroups][2];
 
-  __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
-    query = slot;
-    const QueryRows* rows = reinterpret_cast<const QueryRows*>(slot + p.plan.query_rows_at);
-    const int g = lane >> 2;
-    half_sum = rows->half_sum[g];
-    scale = rows->scale[g];
-    constant = rows->constant[g];
-    begin = rows->begin[g];
-    end = rows->end[g];
-    wild = __any_sync(~0u, rows->wild[g]);
+  __device__ __forceinline__ const QueryRows& query_rows(const AttendParams& p) const {
+    return *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   }
+  __device__ __forceinline__ void load_query(const AttendParams&, const uint8_t* slot, int) { query = slot; }
 
   __device__ __forceinline__ void reset(int) {
     m = kNoScore;
@@ -135,6 +124,7 @@ struct GenericCore {
       for (int i = 0; i < kBits; i++) load_words(words + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
+        if (kGroups > 8) __syncwarp();  // the next loads and expansions would take registers early
         uint32_t group[kBits], r[8];
 #pragma unroll
         for (int i = 0; i < kBits; i++) group[i] = w[i][jj];
@@ -160,6 +150,7 @@ struct GenericCore {
       const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + token * words + t;
 #pragma unroll
       for (int i = 0; i < 4 * kGroups; i++) {
+        if (kGroups > 8 && i % 16 == 0) __syncwarp();  // as in coded_values
         if (8 * i >= dim) continue;
         const uint32_t w = row[4 * i];
         // A token that does not count may hold NaN.
@@ -173,6 +164,7 @@ struct GenericCore {
     const int g = lane >> 2, t = lane & 3;
     const DeviceSide &key = p.layer.key, &value = p.layer.value;
     const int key_bits = key.layout.bits, value_bits = value.layout.bits;
+    const QueryRows& rows = query_rows(p);
     float* scratch = reinterpret_cast<float*>(own);
     float x[8];
     if (key_bits == format::kRawBits) {
@@ -183,7 +175,7 @@ struct GenericCore {
     } else {
       int c[4][4];
 #pragma unroll
-      for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = half_sum;
+      for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = rows.half_sum[g];
       const uint8_t* words = stage + key.code_offset;
       if (key_bits == 2)
         coded_scores<2>(p, words, c, lane);
@@ -211,6 +203,8 @@ struct GenericCore {
     for (int b = 0; b < 4; b++)
       value_scales[b] = value_bits == format::kRawBits ? 0 : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
     float top = kMaskedFloor;
+    const float scale = rows.scale[g], constant = rows.constant[g];
+    const int begin = rows.begin[g], end = rows.end[g];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int at = token + 8 * (i / 2) + 2 * t + i % 2;
@@ -286,7 +280,7 @@ struct GenericCore {
   }
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
-    if (p.softcap_log2 == 0.0f) m += constant;
+    if (p.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
     put_state<4 * kGroups>(p, to, m, l, half_weight, o, rows, lane);
   }
 };
