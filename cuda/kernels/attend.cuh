@@ -11,8 +11,8 @@
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/attend_prepare.cuh"
 #include "cuda/kernels/attend_produce.cuh"
+#include "cuda/kernels/attend_steward.cuh"
 #include "cuda/kernels/exact.cuh"
-#include "cuda/kernels/finish.cuh"
 #include "cuda/ptx/shared.cuh"
 
 namespace tq {
@@ -118,78 +118,6 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
       }
     }
     coded_job<Core>(p, f, own, taken, fetched, lane);
-  }
-}
-
-// Folds the deposits of a unit in job order, as they arrive: the rows of this steward, in registers where they fit, then left at unit_at.
-template <int kPieces, int kOwnRows>
-__device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
-  constexpr bool kKept = kPieces * kOwnRows <= 64;
-  const StateView unit = shared_state(p, unit_at(p, f.smem));
-  RowState<kPieces> rows[kKept ? kOwnRows : 1];
-#pragma unroll
-  for (RowState<kPieces>& row : rows) row.clear();
-  const int count = deposits_of(info);
-#pragma unroll 1
-  for (int job = 0; job < count; job++) {
-    const int number = info.deposit + job;
-    wait_deposit(p, f.control, number);
-    const StateView from = shared_state(p, f.deposit(p, number));
-#pragma unroll(kKept ? kOwnRows : 1)
-    for (int i = 0; i < kOwnRows; i++) {
-      const int row = team.first + i * team.step;
-      if (row >= info.rows) break;
-      RowState<kPieces>& so_far = rows[kKept ? i : 0];
-      RowState<kPieces> next;
-      next.load_deposit(from, row, team.lane);
-      if (job == 0) {
-        so_far = next;
-      } else {
-        if (!kKept) so_far.load(unit, row, team.lane);
-        so_far.fold_in(next);
-      }
-      if (!kKept) so_far.store(unit, row, team.lane);
-    }
-    free_place(p, f.control, number);
-  }
-  if (!kKept && count > 0) return;  // they lie there
-#pragma unroll
-  for (int i = 0; i < kOwnRows; i++) {
-    const int row = team.first + i * team.step;
-    if (row < info.rows) rows[kKept ? i : 0].store(unit, row, team.lane);
-  }
-}
-
-template <class Core, int kStewards>
-__device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int index, int lane) {
-  const Team stewards = {index, kStewards, lane};
-  Control* control = f.control;
-  int prepared = 0;  // units whose query this warp has done its part of
-  if (!query_by_stewards(kStewards)) barrier_sync(Barrier::kControl, control_threads);
-#pragma unroll 1
-  for (int unit = 0; unit < f.num_units; unit++) {
-    if (query_by_stewards(kStewards)) {
-      // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before this unit's are finished.
-      const int ahead = min(unit + 1 + p.plan.query_slots / 2, f.num_units);
-#pragma unroll 1
-      for (; prepared < ahead; prepared++) {
-        if (prepared > 0) wait_described(control, prepared);
-        prepare_unit<Core>(p, f, cta, prepared, index, kStewards, lane);
-        if (prepared == 0) {
-          fence_block();
-          barrier_sync(Barrier::kControl, control_threads);
-        }
-      }
-    } else {
-      wait_described(control, unit);
-    }
-    const UnitInfo& info = f.info(unit);
-    wait_query(p, control, info.block);
-    fold_deposits<Core::kValue / 32, (kRowsPerBlock + kStewards - 1) / kStewards>(p, f, info, stewards);
-    __syncwarp();
-    finish_unit<Core::kValue>(stewards, p, info, f.smem, &control->flag);
-    if (unit == f.num_units - 1) return;
-    barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
   }
 }
 

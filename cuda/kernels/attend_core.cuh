@@ -15,6 +15,7 @@
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/order.cuh"
 #include "cuda/tile/query.cuh"
+#include "cuda/tuning.h"
 #include "softmax_state.h"
 
 namespace tq {
@@ -82,6 +83,7 @@ struct CodedCore {
   static constexpr int kValueAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_offset();
   static constexpr int kKeyScaleAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).key_scale_offset();
   static constexpr int kValueScaleAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_scale_offset();
+  static constexpr bool kPaced = kTiles * kTileBytes > kSmallStepBytes;  // the producer limits the copies on their way
   static constexpr int kKey = kDim, kValue = kDim;
   static constexpr int kExactPieces = kGroups;
 

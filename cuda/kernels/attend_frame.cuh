@@ -18,10 +18,10 @@ struct Frame {
   int num_units;
 
   __device__ __forceinline__ Frame(const AttendParams& p, uint8_t* base, int units)
-      : smem(base), control(reinterpret_cast<Control*>(base)), infos(reinterpret_cast<UnitInfo*>(base + p.plan.infos_at)), num_units(units) {}
+      : smem(base), control(reinterpret_cast<Control*>(base)), infos(reinterpret_cast<UnitInfo*>(base + kInfosAt)), num_units(units) {}
   __device__ __forceinline__ UnitInfo& info(int unit) const { return infos[unit & (kUnitSlots - 1)]; }
   __device__ __forceinline__ uint8_t* query_slot(const AttendParams& p, int block) const {
-    return smem + p.plan.queries_at + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
+    return smem + kQueriesAt + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
   }
   __device__ __forceinline__ float* deposit(const AttendParams& p, int number) const { return deposit_at(p, smem, number); }
   __device__ __forceinline__ uint8_t* worker(const AttendParams& p, int warp) const { return smem + p.plan.workers_at + warp * p.plan.worker_bytes; }
@@ -60,7 +60,7 @@ __device__ __forceinline__ void wait_deposit(const AttendParams& p, Control* con
 // one phase from the next but one, and a worker may be several deposits of a place ahead: the oldest deposit that is not folded and the newest job are less than
 // deposits + 2 x workers apart (a worker holds a job and may have the first step of another), which is not above 9 x deposits.
 __device__ __forceinline__ uint64_t* freed_barrier(const AttendParams& p, Control* control, int number, uint32_t& phase) {
-  const int round = number >> p.plan.deposits_log2;
+  const unsigned round = static_cast<unsigned>(number) >> p.plan.deposits_log2;
   phase = round / kFreedTurns & 1;
   return &control->freed[round % kFreedTurns][number & (p.plan.deposits - 1)];
 }
@@ -77,7 +77,7 @@ __device__ __forceinline__ void free_place(const AttendParams& p, Control* contr
   barrier_arrive(freed_barrier(p, control, number, phase));
 }
 // Units. Who waits for a unit's info keeps it from being replaced until he is done with it.
-__device__ __forceinline__ uint32_t unit_phase(int unit) { return unit / kUnitSlots & 1; }
+__device__ __forceinline__ uint32_t unit_phase(int unit) { return static_cast<unsigned>(unit) / kUnitSlots & 1; }
 __device__ __forceinline__ void wait_described(Control* control, int unit) {
   barrier_wait(&control->described[unit & (kUnitSlots - 1)], unit_phase(unit));
   __syncwarp();

@@ -37,6 +37,7 @@ template <int kKeyDim, int kValueDim>
 struct GenericCore {
   static constexpr bool kHasSmall = false;
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
+  static constexpr bool kPaced = true;
   static constexpr int kKey = kKeyDim, kValue = kValueDim;
   static constexpr int kKeyGroups = kKey / 32, kGroups = kValue / 32;
   static constexpr int kKeyLoad = format::SideLayout(kKey, 8).jv, kKeyLoads = format::SideLayout(kKey, 8).jb;

@@ -21,13 +21,20 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   uint8_t* own = f.worker(p, min(lane, workers - 1));
   // Of all lanes alike: the unit that jobs are handed out of.
   int unit = -1, next_job = 0, jobs = 0;
-  // Of each: the job in hand and the items issued.
+  // Of each: the job in hand, the items issued and, of these, those whose copy has come.
   const UnitInfo* info = f.infos;
-  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0, issued = 0;
+  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0, issued = 0, arrived = 0;
   bool stopped = lane >= workers;
   const volatile int32_t* consumed = queue_consumed(own);
   while (!__all_sync(~0u, stopped)) {
-    const bool room = !stopped && issued - *consumed < p.plan.stages;
+    const int given_back = *consumed;
+    bool room = !stopped && issued - given_back < p.plan.stages;
+    if (kBulkCopy && Core::kPaced) {
+      arrived = max(arrived, given_back);
+      if (arrived < issued && barrier_test(queue_barrier(p, own, arrived), queue_phase(p, arrived))) arrived++;
+      const int flying = __reduce_add_sync(~0u, max(issued - arrived, 0));
+      room = room && flying < p.plan.copies;
+    }
     const unsigned idle = __ballot_sync(~0u, room && step >= end && lane < busy);
     bool stop = room && lane >= busy;
     if (idle) {
@@ -49,7 +56,7 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
           token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
           full_begin = info->full_begin;
           full_end = info->full_end;
-          flags = exact ? kItemFirst | kItemExact : kItemFirst;
+          flags = exact ? kItemExact : 0;
         } else {
           stop = next_job >= jobs && unit + 1 >= f.num_units;
         }

@@ -178,14 +178,15 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// flag: an int in shared memory. Called in one place, so that parameters are read from constant memory and the code is warm at the end of a run.
+// The last unit of a block in this CTA, whose state is at unit_at. flag: an int in shared memory. Called in one place, so that parameters are read from
+// constant memory.
 template <int kValue>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, uint8_t* smem, int* flag) {
   constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
   const StateView unit = shared_state(p, unit_at(p, smem)), block = shared_state(p, block_at(p, smem));
   const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
   const int all = info.units, coded = exact_last ? all - 1 : all;
-  const bool share = !info.from_start || (info.last_here && info.index < all - 1);
+  const bool share = !info.from_start || info.index < all - 1;
   uint32_t signs[kPieces];  // on their way while others are waited for
   load_signs<kPieces>(p.layer.value, info.kv_head, signs);
   if (share) {
@@ -200,7 +201,6 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
       }
       now.store(slot_state(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
     }
-    if (!info.last_here) return;
     if (info.from_start && team.leader()) *slot_extent(p, info.slot) = info.index + 1;
     if (!arrive(team, p, info.counter, info.arrivals, all, flag)) return;
   }
@@ -215,10 +215,9 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
       if (exact_last) exact.load_slot(slot_state(p, info.slot + all - 1), row, team.lane);
 #pragma unroll 1
       for (int at = 0; at < coded; at += kBatch) {
-        float part[kBatch][kPieces];
+        float part[kBatch][kPieces];  // all of it in every round: what a round leaves as it was holds registers from unit to unit
 #pragma unroll
-        for (int b = 0; b < kBatch; b++)
-          if (at + b < coded) load_slot_row(part[b], slot_state(p, info.slot + at + b), row, team.lane);
+        for (int b = 0; b < kBatch; b++) load_slot_row(part[b], slot_state(p, info.slot + min(at + b, coded - 1)), row, team.lane);
         const StateView own = slot_state(p, info.slot + min(at + team.lane, coded - 1));
         const SoftmaxState state = {__ldcg(own.m + row), __ldcg(own.m + kRowsPerBlock + row)};
         if (at == 0) {
@@ -235,10 +234,6 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
       } else {
         r.load(block, row, team.lane);
         if (!info.exact) r.fold_in(exact);
-      }
-      if (info.index < all - 1) {
-        r.store(block, row, team.lane);
-        continue;
       }
     }
     write_row<kValue>(p, info, row, minus, r, exact_last, exact, team.lane);

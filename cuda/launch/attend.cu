@@ -40,7 +40,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
     return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes, shape.worker_bytes,
-                          std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits);
+                          std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits, t.copies > 0 ? t.copies : INT_MAX);
   };
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;
@@ -51,6 +51,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   } else {
     for (AttendTuning tuning : kAttendTunings) {
       if (stage_bytes > tuning.stage_bytes) continue;
+      if (launch.tuning.copies > 0) tuning.copies = launch.tuning.copies;
       p.plan = plan_for(tuning);
       if (p.plan.total_bytes <= launch.shared_memory_per_block) break;
     }
@@ -58,6 +59,8 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   TQ_CHECK(p.plan.total_bytes <= launch.shared_memory_per_block, Status::kNotSupported,
            "attend: %d bytes of shared memory needed for head_dim %d at %d + %d bits, the device gives a block %d", p.plan.total_bytes,
            layer.key.layout.dim, layer.key.layout.bits, layer.value.layout.bits, launch.shared_memory_per_block);
+  TQ_CHECK(layer.window_tokens + layer.sink_tokens == 0 || p.plan.workers * p.plan.stages <= kTurns, Status::kInternal,
+           "attend: %d workers x %d stages, a cache with exact tokens allows %d", p.plan.workers, p.plan.stages, kTurns);
   if (launch.clear_counters)
     check_cuda(runtime().memset_async(launch.workspace, 0, static_cast<size_t>(counter_bytes(launch.num_ctas)), launch.stream), "attend: counters");
   return p;
@@ -110,7 +113,7 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
       compiled ? coded_shape(compiled->stored, compiled->tiles, exact) : generic_shape(generic->key, generic->value, tile.key.raw(), exact);
   const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
   return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes,
-                        least.workers, least.stages, least.deposits)
+                        least.workers, least.stages, least.deposits, least.copies)
       .total_bytes;
 }
 

@@ -26,7 +26,7 @@ struct AttendLaunch {
   void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
   bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
   cudaStream_t stream;
-  AttendTuning tuning = {};  // all 0 = automatic; deposits 0 = as many as fit
+  AttendTuning tuning = {};  // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
   bool early = false;        // the device starts a kernel before the one in front of it has ended: compute capability 9.0
 };
 

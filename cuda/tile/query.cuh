@@ -103,20 +103,18 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       sum = warp_sum(sum);
       scale = largest * (1.0f / p.query_max) * format::hadamard_norm(format::log2_block(kStored)) * p.scale_log2 * format::exp2_int(exponent);
     }
-    if (lane == 0) {
+    // Lane by lane: the last row also fills in for matrix rows that stand for nothing; a zero scale makes them harmless.
+    if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
       const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));
-      // The last row also fills in for matrix rows that stand for nothing: a zero scale makes them harmless.
-      for (int to = r; to < (r == rows - 1 ? kRowsPerBlock : r + 1); to++) {
-        const bool real = to == r;
-        table->begin[to] = range.begin;
-        table->end[to] = range.end;
-        table->visible_begin[to] = range.visible_begin;
-        table->visible_end[to] = range.visible_end;
-        table->constant[to] = real && coded ? clamp_logit(constant * p.query_sign * p.scale_log2) : 0.0f;
-        table->scale[to] = real ? fminf(fmaxf(scale, -1e38f), 1e38f) : 0.0f;
-        table->half_sum[to] = real && coded && half_levels(side.layout.bits) ? sum >> 1 : 0;
-        table->wild[to] = real && (coded ? !(scale <= kWildScale) : !(largest * p.scale_log2 <= 1e6f));
-      }
+      const bool real = lane == r;
+      table->begin[lane] = range.begin;
+      table->end[lane] = range.end;
+      table->visible_begin[lane] = range.visible_begin;
+      table->visible_end[lane] = range.visible_end;
+      table->constant[lane] = real && coded ? clamp_logit(constant * p.query_sign * p.scale_log2) : 0.0f;
+      table->scale[lane] = real ? fminf(fmaxf(scale, -1e38f), 1e38f) : 0.0f;
+      table->half_sum[lane] = real && coded && half_levels(side.layout.bits) ? sum >> 1 : 0;
+      table->wild[lane] = real && (coded ? !(scale <= kWildScale) : !(largest * p.scale_log2 <= 1e6f));
     }
   }
 }

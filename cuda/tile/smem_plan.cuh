@@ -16,7 +16,7 @@ constexpr int kUnitSlots = 8;     // units described ahead
 constexpr int kPlaces = 128;      // places of a unit's steps or tiles kept here; longer units read the page table
 constexpr int kMaxDeposits = 16;  // states of jobs that wait to be folded; a power of two
 constexpr int kFreedTurns = 8;    // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see attend_frame.cuh)
-constexpr int kTurns = 32;        // barriers of exact jobs, used in turn: more than the workers hold at a time
+constexpr int kTurns = 32;        // barriers of exact jobs, used in turn: at least as many as the workers hold items
 constexpr int kPlaceBytes = 64;   // every tile starts at a multiple
 constexpr int kRowPad = 8;        // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
 
@@ -66,10 +66,10 @@ struct alignas(16) Item {
   int32_t unit;
   int32_t flags;  // kItem*, and the step from bit kItemStepShift on
 };
-constexpr int kItemFirst = 1, kItemLast = 2;  // of its job
-constexpr int kItemWhole = 4;                 // every row sees all tokens of the step
-constexpr int kItemExact = 8, kItemStop = 16;
-constexpr int kItemStepShift = 5;
+constexpr int kItemLast = 1;   // of its job
+constexpr int kItemWhole = 2;  // every row sees all tokens of the step
+constexpr int kItemExact = 4, kItemStop = 8;
+constexpr int kItemStepShift = 4;
 
 // Of a worker's part: items, their barriers, the counter of items that it has given back.
 constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
@@ -86,9 +86,15 @@ struct Control {
   uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
 };
 
+constexpr int smem_round_up(int x) { return (x + 127) / 128 * 128; }
+// Where every CTA has them: addresses that the code need not keep.
+constexpr int kInfosAt = smem_round_up(sizeof(Control));
+constexpr int kQueriesAt = smem_round_up(kInfosAt + kUnitSlots * sizeof(UnitInfo));
+
 struct SmemPlan {
   int32_t workers;
   int32_t stages, stages_log2;                                     // a power of two
+  int32_t copies;                                                  // on their way at a time, of large steps
   int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
   int32_t stage_pitch;
   int32_t row_floats;      // of deposit and accumulator rows
@@ -96,7 +102,7 @@ struct SmemPlan {
   int32_t query_floats;
   int32_t query_rows_at;
   int32_t query_slot_bytes;
-  int32_t infos_at, queries_at, accumulator_at, deposits_at, workers_at;
+  int32_t accumulator_at, deposits_at, workers_at;
   int32_t state_floats;                       // of a deposit or the accumulator: rows, then m, l and a deposit's half weights
   int32_t worker_bytes, scratch_at, ring_at;  // of one worker
   int32_t total_bytes;
@@ -104,30 +110,28 @@ struct SmemPlan {
 
 // stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
 inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes, int scratch_bytes, int workers, int stages,
-                               int deposits) {
+                               int deposits, int copies) {
   SmemPlan plan = {};
-  const auto up = [](int x) { return (x + 127) / 128 * 128; };
   plan.workers = workers;
   plan.stages = stages;
+  plan.copies = copies;
   plan.deposits = deposits;
   while (1 << plan.deposits_log2 < deposits) plan.deposits_log2++;
   plan.query_slots_log2 = stored_key <= 256 && float_dim <= 256 ? 2 : 1;
   plan.query_slots = 1 << plan.query_slots_log2;
-  plan.stage_pitch = up(stage_bytes);
+  plan.stage_pitch = smem_round_up(stage_bytes);
   plan.row_floats = stored_value + kRowPad;
   plan.state_floats = kRowsPerBlock * plan.row_floats + 3 * kRowsPerBlock;
-  plan.query_rows_at = stored_key / 32 * 512;  // one uint4 a lane for 32 coordinates: high and low bytes of 8 rows
+  plan.query_rows_at = stored_key / 32 * 512;  // a uint2 a lane for each set and 32 coordinates: high and low bytes of 4 rows
   plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
   plan.query_floats = float_dim;
-  plan.query_slot_bytes = up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
-  plan.infos_at = up(static_cast<int>(sizeof(Control)));
-  plan.queries_at = up(plan.infos_at + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
-  plan.accumulator_at = up(plan.queries_at + plan.query_slots * plan.query_slot_bytes);
-  plan.deposits_at = up(plan.accumulator_at + 2 * plan.state_floats * 4);
-  plan.workers_at = up(plan.deposits_at + plan.deposits * plan.state_floats * 4);
+  plan.query_slot_bytes = smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
+  plan.accumulator_at = smem_round_up(kQueriesAt + plan.query_slots * plan.query_slot_bytes);
+  plan.deposits_at = smem_round_up(plan.accumulator_at + 2 * plan.state_floats * 4);
+  plan.workers_at = smem_round_up(plan.deposits_at + plan.deposits * plan.state_floats * 4);
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
-  plan.scratch_at = up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
-  plan.ring_at = plan.scratch_at + up(scratch_bytes);
+  plan.scratch_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
+  plan.ring_at = plan.scratch_at + smem_round_up(scratch_bytes);
   plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
   plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;
   return plan;

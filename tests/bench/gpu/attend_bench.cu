@@ -130,6 +130,7 @@ int main(int argc, char** argv) {
     if (!strcmp(argv[i], "--workers")) tuning.workers = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--stages")) tuning.stages = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--deposits")) tuning.deposits = atoi(argv[i + 1]);
+    if (!strcmp(argv[i], "--copies")) tuning.copies = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--pages")) pages_in_order = !strcmp(argv[i + 1], "ordered");
     if (!strcmp(argv[i], "--page-size")) page_size = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--bits")) only_bits = atoi(argv[i + 1]);
