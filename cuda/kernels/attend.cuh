@@ -38,9 +38,9 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info), number = info.exact_job + job;
-  exact_row<Core::kExactPieces>(p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, count * split / info.steps,
-                                count * (split + 1) / info.steps, f.deposit(p, info.deposit), split > 0, lane,
-                                Turn{p, f.control, info.deposit, number});
+  exact_row<Core::kExactPieces, Core::kValue>(
+      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, count * split / info.steps, count * (split + 1) / info.steps,
+      f.template deposit<Core::kValue / 32>(p, info.deposit), split > 0, lane, Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
 }
@@ -84,7 +84,7 @@ __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f,
     if (lane == 0) *queue_consumed(own) = taken;
     if (flags & kItemLast) {
       wait_place(p, f.control, deposit);
-      core.put(p, f.deposit(p, deposit), f.info(unit).rows, made_here(lane));  // as in exact_job
+      core.put(p, f.template deposit<Core::kValue / 32>(p, deposit), f.info(unit).rows, made_here(lane));  // as in exact_job
       deposit_put(p, f.control, deposit);
       return;
     }

@@ -92,14 +92,12 @@ struct CodedCore {
   float m[kSets], l[kSets], half_weight[kSets];  // l and half_weight: this lane's share
   float o[kSets][4 * kGroups];
 
-  __device__ __forceinline__ const QueryRows& query_rows(const AttendParams& p) const {
-    return *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  }
+  __device__ __forceinline__ const QueryRows& query_rows() const { return *reinterpret_cast<const QueryRows*>(query + query_rows_at(kKey)); }
   __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
     query = slot;
     bool wild = false;
 #pragma unroll
-    for (int set = 0; set < kSets; set++) wild |= query_rows(p).wild[set * kRowsPerSet + lane % kRowsPerSet] != 0;
+    for (int set = 0; set < kSets; set++) wild |= query_rows().wild[set * kRowsPerSet + lane % kRowsPerSet] != 0;
     odd = __any_sync(~0u, wild) || p.softcap_log2 != 0.0f;
   }
 
@@ -168,7 +166,7 @@ struct CodedCore {
   __device__ __forceinline__ float weigh(const AttendParams& p, const uint8_t* stage, int set, int token, bool special, float (&x)[kTiles][4],
                                          uint32_t (&weights)[kTiles][2], int lane) {
     const int g = lane >> 2, row = set * kRowsPerSet + (lane & 3);
-    const QueryRows& rows = query_rows(p);
+    const QueryRows& rows = query_rows();
     uint32_t value_scales[kTiles][4];  // bfloat16
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
@@ -263,7 +261,7 @@ struct CodedCore {
 
   // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
   __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token, bool whole, int lane) {
-    const QueryRows& rows = query_rows(p);
+    const QueryRows& rows = query_rows();
     const uint2* own = reinterpret_cast<const uint2*>(query) + made_here(lane);  // a pointer less to keep
     uint2 q[kSets][kGroups];
     int half_sum[kSets];
@@ -328,11 +326,11 @@ struct CodedCore {
   // The job's state, as softmax_state.h has a part, to a deposit: rows_used rows, and of each what every coordinate still lacks.
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows_used, int lane) {
     const int g = lane >> 2;
-    float* sums = to + kRowsPerBlock * p.plan.row_floats;
+    float* sums = to + kRowsPerBlock * row_floats(kValue);
 #pragma unroll
     for (int set = 0; set < kSets; set++) {
       const int row = set * kRowsPerSet + (lane & 3);
-      if (p.softcap_log2 == 0.0f) m[set] += query_rows(p).constant[row];
+      if (p.softcap_log2 == 0.0f) m[set] += query_rows().constant[row];
       float half = half_levels(kValueBits) ? half_weight[set] : 0.0f;
 #pragma unroll
       for (int d = 4; d < 32; d *= 2) {
@@ -340,7 +338,7 @@ struct CodedCore {
         half += __shfl_xor_sync(~0u, half, d);
       }
       if (row >= rows_used) continue;
-      float* at = to + row * p.plan.row_floats + g;
+      float* at = to + row * row_floats(kValue) + g;
 #pragma unroll
       for (int i = 0; i < 4 * kGroups; i++) at[8 * i] = o[set][i];
       if (g == 0) {

@@ -21,9 +21,12 @@ struct Frame {
       : smem(base), control(reinterpret_cast<Control*>(base)), infos(reinterpret_cast<UnitInfo*>(base + kInfosAt)), num_units(units) {}
   __device__ __forceinline__ UnitInfo& info(int unit) const { return infos[unit & (kUnitSlots - 1)]; }
   __device__ __forceinline__ uint8_t* query_slot(const AttendParams& p, int block) const {
-    return smem + kQueriesAt + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
+    return smem + p.plan.queries_at + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
   }
-  __device__ __forceinline__ float* deposit(const AttendParams& p, int number) const { return deposit_at(p, smem, number); }
+  template <int kPieces>
+  __device__ __forceinline__ float* deposit(const AttendParams& p, int number) const {
+    return state_place<kPieces>(smem, kFirstDeposit + (number & (p.plan.deposits - 1)));
+  }
   __device__ __forceinline__ uint8_t* worker(const AttendParams& p, int warp) const { return smem + p.plan.workers_at + warp * p.plan.worker_bytes; }
 };
 

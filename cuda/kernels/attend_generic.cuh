@@ -14,19 +14,18 @@ constexpr int kGenericScratchBytes = kRowsPerBlock * kScratchPitch * 4;
 // A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the row's sums; half is what every
 // coordinate of the row still lacks.
 template <int N>
-__device__ __forceinline__ void put_state(const AttendParams& p, float* to, float m, float l, float half, const float (&o)[N][2], int rows,
-                                          int lane) {
+__device__ __forceinline__ void put_state(float* to, float m, float l, float half, const float (&o)[N][2], int rows, int lane) {
   const int g = lane >> 2, t = lane & 3;
   l += __shfl_xor_sync(~0u, l, 1);
   half += __shfl_xor_sync(~0u, half, 1);
   l += __shfl_xor_sync(~0u, l, 2);
   half += __shfl_xor_sync(~0u, half, 2);
   if (g >= rows) return;
-  float* row = to + g * p.plan.row_floats + 2 * t;
+  float* row = to + g * row_floats(8 * N) + 2 * t;
 #pragma unroll
   for (int i = 0; i < N; i++) *reinterpret_cast<float2*>(row + 8 * i) = make_float2(o[i][0], o[i][1]);
   if (t == 0) {
-    float* sums = to + kRowsPerBlock * p.plan.row_floats;
+    float* sums = to + kRowsPerBlock * row_floats(8 * N);
     sums[g] = l > 0.0f ? m : minus_infinity();
     sums[kRowsPerBlock + g] = l;
     sums[2 * kRowsPerBlock + g] = 0.5f * half;
@@ -282,7 +281,7 @@ struct GenericCore {
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
     if (p.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
-    put_state<4 * kGroups>(p, to, m, l, half_weight, o, rows, lane);
+    put_state<4 * kGroups>(to, m, l, half_weight, o, rows, lane);
   }
 };
 

@@ -28,7 +28,6 @@ struct AttendParams {
   const float* sink_logits = {};
   int32_t* counters = {};
   float* slots = {};
-  int32_t slot_floats = {};
   int32_t whole_steps = {};  // 1: a step's tiles are always in one page
   int32_t page_shift = {};   // log2 of tiles_per_page, or -1
   float query_max = {};      // integers of a query row: -query_max .. query_max

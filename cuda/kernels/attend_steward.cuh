@@ -15,12 +15,12 @@ namespace cuda {
 template <int kPieces, int kStewards>
 struct StewardRows {
   static constexpr int kOwn = (kRowsPerBlock + kStewards - 1) / kStewards;
-  static constexpr bool kKept = kPieces * kOwn <= 64;  // the unit's state in registers, else at unit_at
+  static constexpr bool kKept = kPieces * kOwn <= 64;  // the unit's state in registers, else at unit_state
   RowState<kPieces> unit[kKept ? kOwn : 1];
 
   // Folds the deposits of a unit in job order, as they arrive.
   __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
-    const StateView at_unit = shared_state(p, unit_at(p, f.smem));
+    const StateView at_unit = unit_state<kPieces>(f.smem);
     // Read once: the barriers would have them read again in every round.
     const int count = deposits_of(info), first = info.deposit, rows_used = info.rows;
 #pragma unroll
@@ -30,7 +30,7 @@ struct StewardRows {
 #pragma unroll 1
     for (int number = first; number < first + count; number++) {
       wait_deposit(p, f.control, number);
-      const StateView from = shared_state(p, f.deposit(p, number));
+      const StateView from = shared_state<kPieces>(f.deposit<kPieces>(p, number));
 #pragma unroll(kKept ? kOwn : 1)
       for (int i = 0; i < kOwn; i++) {
         const int row = team.first + i * team.step;
@@ -58,12 +58,12 @@ struct StewardRows {
       const int row = team.first + i * team.step;
       if (row >= info.rows) break;
       RowState<kPieces>& later = unit[kKept ? i : 0];
-      if (!kKept) later.load(shared_state(p, unit_at(p, f.smem)), row, team.lane);
+      if (!kKept) later.load(unit_state<kPieces>(f.smem), row, team.lane);
       if (!info.from_start) {
-        later.store(slot_state(p, info.slot + info.index), row, team.lane);
+        later.store(slot_state<kPieces>(p, info.slot + info.index), row, team.lane);
         continue;
       }
-      const StateView block = shared_state(p, block_at(p, f.smem));
+      const StateView block = block_state<kPieces>(f.smem);
       if (info.index > 0) {
         RowState<kPieces> sum;
         sum.load(block, row, team.lane);
@@ -75,12 +75,12 @@ struct StewardRows {
   }
 
   // Leaves what is kept here where finish_unit finds it.
-  __device__ __forceinline__ void leave(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
+  __device__ __forceinline__ void leave(const Frame& f, const UnitInfo& info, const Team& team) {
     if constexpr (kKept) {
 #pragma unroll
       for (int i = 0; i < kOwn; i++) {
         const int row = team.first + i * team.step;
-        if (row < info.rows) unit[i].store(shared_state(p, unit_at(p, f.smem)), row, team.lane);
+        if (row < info.rows) unit[i].store(unit_state<kPieces>(f.smem), row, team.lane);
       }
       __syncwarp();
     }
@@ -120,7 +120,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
     if (!info.last_here) {
       rows.pass_on(p, f, info, stewards);
     } else {
-      rows.leave(p, f, info, stewards);
+      rows.leave(f, info, stewards);
       finish_unit<Core::kValue>(stewards, p, info, f.smem, &control->flag);
     }
     if (unit == f.num_units - 1) return;

@@ -13,9 +13,9 @@ constexpr int kExactSplits = 8;        // jobs of one row, at most
 // Number of exact tokens of a block, and the token behind an index among them: sinks first.
 __device__ __forceinline__ int exact_count(const UnitInfo& info) { return info.sinks + info.exact_end - info.exact_begin; }
 
-// kPieces = values of one lane: ceil(dim / 32).
+// kPieces = values of one lane: ceil(dim / 32). kValue: stored value dimension.
 // take_turn() returns when the state in shared memory is this job's.
-template <int kPieces, class TakeTurn>
+template <int kPieces, int kValue, class TakeTurn>
 __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows, const float* q, int row, int first,
                                        int last, float* state_at, bool merge, int lane, const TakeTurn take_turn) {
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
@@ -72,13 +72,13 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   }
   if (!(state.l > 0.0f)) state.m = minus_infinity();
   take_turn();
-  float* ms = state_at + kRowsPerBlock * p.plan.row_floats;
+  float* ms = state_at + kRowsPerBlock * row_floats(kValue);
   MergeWeights w = {state, 0.0f, 1.0f};
   if (merge) w = fold_weights(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
   __syncwarp();  // all lanes have read the sums
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
-    float* to = state_at + row * p.plan.row_floats + lane + 32 * i;
+    float* to = state_at + row * row_floats(kValue) + lane + 32 * i;
     if (lane + 32 * i < value.layout.dim) *to = merge ? fold(*to, o[i], w) : o[i];
   }
   __syncwarp();

@@ -26,24 +26,32 @@ struct StateView {
 
 // States that a unit leaves: one a job, or one for all jobs of an exact unit.
 __device__ __forceinline__ int deposits_of(const UnitInfo& info) { return info.exact ? 1 : info.jobs; }
-__device__ __forceinline__ float* deposit_at(const AttendParams& p, uint8_t* smem, int number) {
-  return reinterpret_cast<float*>(smem + p.plan.deposits_at) + (number & (p.plan.deposits - 1)) * p.plan.state_floats;
+// States in shared memory, by number: of the unit that is being finished, of its block so far, deposits.
+template <int kPieces>
+__device__ __forceinline__ float* state_place(uint8_t* smem, int number) {
+  return reinterpret_cast<float*>(smem + kStatesAt) + number * state_floats(32 * kPieces);
 }
-// The folded state of the unit that is being finished, and the accumulator of its block.
-__device__ __forceinline__ float* unit_at(const AttendParams& p, uint8_t* smem) { return reinterpret_cast<float*>(smem + p.plan.accumulator_at); }
-__device__ __forceinline__ float* block_at(const AttendParams& p, uint8_t* smem) { return unit_at(p, smem) + p.plan.state_floats; }
-
-__device__ __forceinline__ StateView shared_state(const AttendParams& p, float* base) {
-  return StateView{base, p.plan.row_floats, base + kRowsPerBlock * p.plan.row_floats};
+template <int kPieces>
+__device__ __forceinline__ StateView shared_state(float* base) {
+  return StateView{base, row_floats(32 * kPieces), base + kRowsPerBlock * row_floats(32 * kPieces)};
 }
+template <int kPieces>
+__device__ __forceinline__ StateView unit_state(uint8_t* smem) {
+  return shared_state<kPieces>(state_place<kPieces>(smem, kUnitState));
+}
+template <int kPieces>
+__device__ __forceinline__ StateView block_state(uint8_t* smem) {
+  return shared_state<kPieces>(state_place<kPieces>(smem, kBlockState));
+}
+template <int kPieces>
 __device__ __forceinline__ StateView slot_state(const AttendParams& p, int slot) {
-  float* base = p.slots + static_cast<int64_t>(slot) * p.slot_floats;
-  const int stored = p.plan.row_floats - kRowPad;
-  return StateView{base, stored, base + kRowsPerBlock * stored};
+  float* base = p.slots + slot * slot_floats(32 * kPieces);
+  return StateView{base, 32 * kPieces, base + kRowsPerBlock * 32 * kPieces};
 }
 // Units that slot 0 of a shared block stands for.
+template <int kPieces>
 __device__ __forceinline__ int32_t* slot_extent(const AttendParams& p, int slot) {
-  return reinterpret_cast<int32_t*>(p.slots + static_cast<int64_t>(slot) * p.slot_floats + kRowsPerBlock * (p.plan.row_floats - kRowPad + 2));
+  return reinterpret_cast<int32_t*>(slot_state<kPieces>(p, slot).m + 2 * kRowsPerBlock);
 }
 
 // Past the first-level cache: another multiprocessor may have written it.
@@ -178,12 +186,12 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// The last unit of a block in this CTA, whose state is at unit_at. flag: an int in shared memory. Called in one place, so that parameters are read from
+// The last unit of a block in this CTA, whose state is at unit_state. flag: an int in shared memory. Called in one place, so that parameters are read from
 // constant memory.
 template <int kValue>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, uint8_t* smem, int* flag) {
   constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
-  const StateView unit = shared_state(p, unit_at(p, smem)), block = shared_state(p, block_at(p, smem));
+  const StateView unit = unit_state<kPieces>(smem), block = block_state<kPieces>(smem);
   const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
   const int all = info.units, coded = exact_last ? all - 1 : all;
   const bool share = !info.from_start || info.index < all - 1;
@@ -199,9 +207,9 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         r.fold_in(now);
         now = r;
       }
-      now.store(slot_state(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
+      now.store(slot_state<kPieces>(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
     }
-    if (info.from_start && team.leader()) *slot_extent(p, info.slot) = info.index + 1;
+    if (info.from_start && team.leader()) *slot_extent<kPieces>(p, info.slot) = info.index + 1;
     if (!arrive(team, p, info.counter, info.arrivals, all, flag)) return;
   }
   uint32_t minus = 0;  // bit i: the sign of this lane's coordinate of piece i
@@ -211,14 +219,14 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
   for (int row = team.first; row < info.rows; row += team.step) {
     RowState<kPieces> r, exact;
     if (share) {  // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed over
-      const unsigned taken = (1u << __ldcg(slot_extent(p, info.slot))) - 1;
-      if (exact_last) exact.load_slot(slot_state(p, info.slot + all - 1), row, team.lane);
+      const unsigned taken = (1u << __ldcg(slot_extent<kPieces>(p, info.slot))) - 1;
+      if (exact_last) exact.load_slot(slot_state<kPieces>(p, info.slot + all - 1), row, team.lane);
 #pragma unroll 1
       for (int at = 0; at < coded; at += kBatch) {
         float part[kBatch][kPieces];  // all of it in every round: what a round leaves as it was holds registers from unit to unit
 #pragma unroll
-        for (int b = 0; b < kBatch; b++) load_slot_row(part[b], slot_state(p, info.slot + min(at + b, coded - 1)), row, team.lane);
-        const StateView own = slot_state(p, info.slot + min(at + team.lane, coded - 1));
+        for (int b = 0; b < kBatch; b++) load_slot_row(part[b], slot_state<kPieces>(p, info.slot + min(at + b, coded - 1)), row, team.lane);
+        const StateView own = slot_state<kPieces>(p, info.slot + min(at + team.lane, coded - 1));
         const SoftmaxState state = {__ldcg(own.m + row), __ldcg(own.m + kRowsPerBlock + row)};
         if (at == 0) {
           r.state = SoftmaxState{__shfl_sync(~0u, state.m, 0), __shfl_sync(~0u, state.l, 0)};

@@ -28,7 +28,6 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   p.sink_logits = launch.sink_logits;
   p.counters = static_cast<int32_t*>(launch.workspace);
   p.slots = reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));
-  p.slot_floats = static_cast<int32_t>(slot_floats(shape.stored_value));
   p.whole_steps = layer.tiles_per_page % shape.tiles_per_step == 0;
   p.page_shift = -1;
   for (int shift = 0; shift < 16; shift++)

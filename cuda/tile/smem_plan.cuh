@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Shared memory of an attend CTA: offsets computed once on the host and passed with the parameters, so that host and kernel cannot disagree.
 //
-//   control | unit infos | query slots | state of a unit, of a block | deposits | of each worker: queue (items, barriers), scratch, ring of tile buffers
+//   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue (items, barriers), scratch, ring of tile buffers
 #pragma once
 #include "cuda/schedule.h"
 #include "format/tile_layout.h"
@@ -87,9 +87,15 @@ struct Control {
 };
 
 constexpr int smem_round_up(int x) { return (x + 127) / 128 * 128; }
-// Where every CTA has them: addresses that the code need not keep.
+// Where every CTA has them, and sizes that a kernel knows: nothing to load, keep or multiply.
 constexpr int kInfosAt = smem_round_up(sizeof(Control));
-constexpr int kQueriesAt = smem_round_up(kInfosAt + kUnitSlots * sizeof(UnitInfo));
+constexpr int kStatesAt = smem_round_up(kInfosAt + kUnitSlots * sizeof(UnitInfo));
+constexpr int kUnitState = 0, kBlockState = 1, kFirstDeposit = 2;  // numbers of states
+constexpr int row_floats(int stored_value) { return stored_value + kRowPad; }
+// Rows, then m, l and what every coordinate of a deposit's row still lacks.
+constexpr int state_floats(int stored_value) { return kRowsPerBlock * (row_floats(stored_value) + 3); }
+// Of a query slot: a uint2 a lane for each set and 32 coordinates, high and low bytes of 4 rows; then the rows' numbers.
+constexpr int query_rows_at(int stored_key) { return stored_key / 32 * 512; }
 
 struct SmemPlan {
   int32_t workers;
@@ -97,13 +103,11 @@ struct SmemPlan {
   int32_t copies;                                                  // on their way at a time, of large steps
   int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
   int32_t stage_pitch;
-  int32_t row_floats;      // of deposit and accumulator rows
   int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
   int32_t query_floats;
   int32_t query_rows_at;
   int32_t query_slot_bytes;
-  int32_t accumulator_at, deposits_at, workers_at;
-  int32_t state_floats;                       // of a deposit or the accumulator: rows, then m, l and a deposit's half weights
+  int32_t queries_at, workers_at;
   int32_t worker_bytes, scratch_at, ring_at;  // of one worker
   int32_t total_bytes;
 };
@@ -120,15 +124,12 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.query_slots_log2 = stored_key <= 256 && float_dim <= 256 ? 2 : 1;
   plan.query_slots = 1 << plan.query_slots_log2;
   plan.stage_pitch = smem_round_up(stage_bytes);
-  plan.row_floats = stored_value + kRowPad;
-  plan.state_floats = kRowsPerBlock * plan.row_floats + 3 * kRowsPerBlock;
-  plan.query_rows_at = stored_key / 32 * 512;  // a uint2 a lane for each set and 32 coordinates: high and low bytes of 4 rows
+  plan.query_rows_at = query_rows_at(stored_key);
   plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
   plan.query_floats = float_dim;
   plan.query_slot_bytes = smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
-  plan.accumulator_at = smem_round_up(kQueriesAt + plan.query_slots * plan.query_slot_bytes);
-  plan.deposits_at = smem_round_up(plan.accumulator_at + 2 * plan.state_floats * 4);
-  plan.workers_at = smem_round_up(plan.deposits_at + plan.deposits * plan.state_floats * 4);
+  plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
+  plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
   plan.scratch_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
   plan.ring_at = plan.scratch_at + smem_round_up(scratch_bytes);
