@@ -91,6 +91,7 @@ class CudaBackend : public Backend {
   Geometry geometry_;
   HostOps ops_;
   int num_units_, shared_memory_per_block_;
+  bool paced_;       // copies of attention are limited
   bool early_;       // kernels may be launched early
   bool long_apart_;  // the prefill kernel takes long sequences
   Arena arena_;
@@ -108,6 +109,8 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       ops_(ops),
       num_units_(num_units_of(geometry.device_id)),
       shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
+      paced_(paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id), attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
+                          num_units_)),
       early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
@@ -202,6 +205,7 @@ void CudaBackend::attend(const AttendRequest& request) {
                          !own,
                          as_stream(request.stream),
                          {},
+                         paced_,
                          early_};
   if (!batch.uploaded.any_long || !long_apart_) {
     launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets

@@ -50,7 +50,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   } else {
     for (AttendTuning tuning : kAttendTunings) {
       if (stage_bytes > tuning.stage_bytes) continue;
-      if (launch.tuning.copies > 0) tuning.copies = launch.tuning.copies;
+      if (launch.tuning.copies > 0 || !launch.paced) tuning.copies = launch.tuning.copies;
       p.plan = plan_for(tuning);
       if (p.plan.total_bytes <= launch.shared_memory_per_block) break;
     }

@@ -27,6 +27,7 @@ struct AttendLaunch {
   bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
   cudaStream_t stream;
   AttendTuning tuning = {};  // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
+  bool paced = false;        // paced_memory of the device (tuning.h); copies set in tuning count anyway
   bool early = false;        // the device starts a kernel before the one in front of it has ended: compute capability 9.0
 };
 

@@ -98,6 +98,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulate::kMultiprocessors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulate::kSharedBytes; break;
+    case cudaDevAttrMemoryClockRate: *value = 2619000; break;
+    case cudaDevAttrGlobalMemoryBusWidth: *value = 5120 * emulate::kMultiprocessors / 132; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
     default: return cudaErrorInvalidValue;  // nobody has asked for it yet

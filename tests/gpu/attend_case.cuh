@@ -134,6 +134,7 @@ class AttendCase {
 
   CaseSpec spec;
   int num_ctas = 0, shared_limit = 0;
+  bool paced = false;
   int64_t q_rows = 0;
 
  private:
@@ -179,6 +180,10 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
   GPU_MUST(cudaGetDeviceProperties(&prop, 0));
   num_ctas = spec.ctas ? spec.ctas : prop.multiProcessorCount;
   shared_limit = static_cast<int>(prop.sharedMemPerBlockOptin);
+  int clock = 0, bus = 0;
+  GPU_MUST(cudaDeviceGetAttribute(&clock, cudaDevAttrMemoryClockRate, 0));
+  GPU_MUST(cudaDeviceGetAttribute(&bus, cudaDevAttrGlobalMemoryBusWidth, 0));
+  paced = tq::cuda::paced_memory(clock, bus, prop.multiProcessorCount);
   const int count = static_cast<int>(spec.sequences.size());
   slots_ = count * sets;
   code_.key_bits = spec.key_bits;
@@ -354,6 +359,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
                                      false,
                                      nullptr,
                                      spec.tuning,
+                                     paced,
                                      true});
   }
   GPU_MUST(cudaDeviceSynchronize());
