@@ -86,7 +86,7 @@ def markdown(results):
         columns, lines = rows(result)
         errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
         worst = f"; worst relative error of a timed output {max(errors):.1e}" if errors else ""
-        parts.append(f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}: read roof "
+        parts.append(f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}, commit {result['commit']}: read roof "
                      f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}.\n`{result['command']}`\n")
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns)] + lines) + "\n")
     return "\n".join(parts)
