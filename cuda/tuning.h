@@ -18,7 +18,7 @@ struct AttendTuning {
 constexpr int kSmallStepBytes = 4608;
 
 // Whether copies on their way are limited on a device: by the peak bytes a second of its memory for each multiprocessor, 25 GB on the H100. The H200 has 37 GB and
-// loses by it: B8 n32768, 4 + 4 bits, 83 us with four copies, 80 with six, eight, twelve or any number.
+// loses by it: B8 n32768, 4 + 4 bits, 83 us with four copies (`bench.py`, commit a62dc05), 80 with six, eight, twelve or any number (`attend_bench --copies N`).
 constexpr bool paced_memory(int clock_khz, int bus_bits, int multiprocessors) { return 250.0 * clock_khz * bus_bits / multiprocessors <= 30e9; }
 
 // The first that fits is taken. Small steps (2 bits, head_dim 64) are bound by the latency of their instructions and want 10 workers: 59.0 us against 62.0 with 8 at

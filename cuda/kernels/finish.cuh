@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What becomes of the state of a finished unit: folded into its block's accumulator, left in the workspace for whoever comes last, or turned into
-// output rows. A warp does a row, in registers; the stewards share the rows of a block while the workers go on. A row's state is folded over its units in index order whoever does it.
+// States of rows, and what becomes of that of the last unit of a block in a CTA: left in the workspace for whoever comes last, or turned into output rows. A warp
+// does a row, in registers; the stewards share the rows of a block while the workers go on. A row's state is folded over its units in index order whoever does it.
 #pragma once
 #include "cuda/kernels/attend_core.cuh"
 #include "cuda/ptx/order.cuh"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared memory of an attend CTA: offsets computed once on the host and passed with the parameters, so that host and kernel cannot disagree.
+// Shared memory of an attend CTA: offsets that constants give, or computed once on the host and passed with the parameters, so that host and kernel cannot
+// disagree.
 //
 //   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue (items, barriers), scratch, ring of tile buffers
 #pragma once
