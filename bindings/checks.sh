@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# What the test scripts of the bindings share: . checks.sh LANGUAGE LIBRARY. Goes to the script's folder; makes $library absolute and $repository and $scratch known; ok,
-# not_ok, skip, check and example print "ok - LANGUAGE x" lines and count; finish prints the counts and exits. bash, sourced.
+# What the test scripts of the bindings share: . checks.sh LANGUAGE LIBRARY. Goes to the script's folder;
+# makes $library absolute and $repository and $scratch known; ok, not_ok, skip, check and example print "ok -
+# LANGUAGE x" lines and count; finish prints the counts and exits. bash, sourced.
 language=$1 library=${2:?usage: run_tests.sh LIBRARY}
 [ -f "$library" ] || { echo "$library: no such file"; exit 2; }
 library=$(cd "$(dirname "$library")" && pwd)/$(basename "$library")

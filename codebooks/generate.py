@@ -69,7 +69,8 @@ class Marginal:
         lead = thresholds.shape[:-1]
         last = thresholds[..., -1:] if thresholds.shape[-1] else np.zeros(lead + (1,))
         panels = np.arange(1, TAIL_PANELS + 1) / TAIL_PANELS
-        edges = np.concatenate([np.zeros(lead + (1,)), thresholds, last + (self.end - last) * panels], axis=-1)
+        edges = np.concatenate([np.zeros(lead + (1, )), thresholds, last + (self.end - last) * panels],
+                               axis=-1)
         width = np.diff(edges, axis=-1)[..., None]
         z = edges[..., :-1, None] + width * NODES
         weight = self.density(z) * (width * WEIGHTS)
@@ -125,7 +126,8 @@ def best_unit(marginal, grid, unit):
     for _ in range(30):
         residual = grid_mse(marginal, grid, unit)[1] - unit
         slope = (residual - residual_before) / np.where(unit == before, 1.0, unit - before)
-        slope = np.where((slope > -1e-4) | (slope < -2), -1.0, slope)  # rounding noise only: take the plain step
+        # rounding noise only: take the plain step
+        slope = np.where((slope > -1e-4) | (slope < -2), -1.0, slope)
         before, residual_before = unit, residual
         unit = unit - np.where(np.abs(residual) < 4e-15 * unit, 0.0, residual / slope)
         if np.max(np.abs(unit - before) / unit) < 1e-11:
@@ -144,7 +146,8 @@ def best_grid(marginal, bits, unit):
     edges = np.arange(4 * int(values[-1] + 1) + 1) * (unit / 4)
     width = np.diff(edges)[:, None]
     z = edges[:-1, None] + width * PANEL_NODES
-    weight = np.where(z < marginal.end, marginal.density(np.minimum(z, marginal.end)), 0) * (width * PANEL_WEIGHTS)
+    weight = np.where(z < marginal.end, marginal.density(np.minimum(z, marginal.end)),
+                      0) * (width * PANEL_WEIGHTS)
     below = [np.concatenate([[0.0], np.cumsum((weight * z ** p).sum(axis=1))]) for p in range(3)]
     total = [0.5, float(marginal.cells(np.zeros(0))[1][0]), 0.5]
 
@@ -186,7 +189,8 @@ def fit_grid(marginal, bits, levels):
     found = {}  # grid -> (error, unit)
     while pending:
         pending = sorted(dict(sorted(pending)).items())  # one unit for each grid
-        errors, units = best_unit(marginal, np.array([p[0] for p in pending]), np.array([p[1] for p in pending]))
+        errors, units = best_unit(marginal, np.array([p[0] for p in pending]),
+                                  np.array([p[1] for p in pending]))
         found.update((p[0], (e, u)) for p, e, u in zip(pending, errors, units))
         leaders = sorted(found, key=lambda grid: (found[grid][0], grid))[:LEADERS]
         again = {(tuple(best_grid(marginal, bits, found[grid][1])), found[grid][1]) for grid in leaders}
@@ -206,8 +210,10 @@ def build_tables():
         for bits in BITS:
             levels, mse_exact = lloyd_max(marginal, bits)
             magnitude, unit, mse_grid = fit_grid(marginal, bits, levels)
-            tables.append({"head_dim": head_dim, "bits": bits, "unit": unit, "mse_exact": mse_exact, "mse_grid": mse_grid,
-                           "magnitude": magnitude, "levels": levels})
+            tables.append({
+                "head_dim": head_dim, "bits": bits, "unit": unit, "mse_exact": mse_exact,
+                "mse_grid": mse_grid, "magnitude": magnitude, "levels": levels
+            })
     return tables
 
 
@@ -282,10 +288,12 @@ def render_json(tables):
     """Nine digits: more than anyone needs, and not the last ones, which depend on a machine's libm."""
     rows = []
     for t in tables:
-        row = {"head_dim": t["head_dim"], "bits": t["bits"], "unit": hex_float(t["unit"]), "unit_decimal": float(f"{float(t['unit']):.9g}"),
-               "mse_exact": float(f"{t['mse_exact']:.9g}"), "mse_grid": float(f"{t['mse_grid']:.9g}"),
-               "magnitude_offset": 0.5 if t["bits"] >= 4 else 0.0, "magnitude": t["magnitude"],
-               "levels": [float(f"{v:.9g}") for v in t["levels"]]}
+        row = {
+            "head_dim": t["head_dim"], "bits": t["bits"], "unit": hex_float(t["unit"]),
+            "unit_decimal": float(f"{float(t['unit']):.9g}"), "mse_exact": float(f"{t['mse_exact']:.9g}"),
+            "mse_grid": float(f"{t['mse_grid']:.9g}"), "magnitude_offset": 0.5 if t["bits"] >= 4 else 0.0,
+            "magnitude": t["magnitude"], "levels": [float(f"{v:.9g}") for v in t["levels"]]
+        }
         rows.append("  " + json.dumps(row))
     head = {"generated": "by codebooks/generate.py, do not edit", "hash": f"0x{table_hash(tables):016x}"}
     return "{" + json.dumps(head)[1:-1] + ",\n \"tables\": [\n" + ",\n".join(rows) + "\n ]}\n"

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the new tokens of a sequence fall into tiles, and which tiles go to a warp or to a CTA. Host (upload_plan) and kernel must agree on it, so it
-// stands here once.
+// How the new tokens of a sequence fall into tiles, and which tiles go to a warp or to a CTA. Host
+// (upload_plan) and kernel must agree on it, so it stands here once.
 //
-// A tile with up to kSmallTokens new tokens is the work of one warp per kv head and side (a decode step, a short draft); the others take a CTA,
-// whose 8 warps encode up to 4 vectors each. Only the first and the last tile of an append can be small.
+// A tile with up to kSmallTokens new tokens is the work of one warp per kv head and side (a decode step, a
+// short draft); the others take a CTA, whose 8 warps encode up to 4 vectors each. Only the first and the last
+// tile of an append can be small.
 #pragma once
 #include "format/codebook.h"
 
@@ -39,8 +40,9 @@ TQ_HD AppendSplit split_append(int32_t old_length, int32_t length) {
   return split;
 }
 
-// Whether the ranges over which the search's steps move two thresholds never meet (2 to 4 bits): a magnitude then has one threshold at most that
-// steps decide upon. True of all built-in codebooks. The margin covers the rounding of threshold * step.
+// Whether the ranges over which the search's steps move two thresholds never meet (2 to 4 bits): a magnitude
+// then has one threshold at most that steps decide upon. True of all built-in codebooks. The margin covers
+// the rounding of threshold * step.
 inline bool zones_apart(const format::Codebook& book) {
   constexpr float kWidest = 1.12f, kNarrowest = 0.88f, kMargin = 1.0001f;
   if (book.bits > 4) return false;
@@ -49,14 +51,17 @@ inline bool zones_apart(const format::Codebook& book) {
   return true;
 }
 
-// n / d by a multiplication: exact for n < 2^31, since m = ceil(2^63 / d) is off by less than d / 2^63 of a quotient unit.
+// n / d by a multiplication: exact for n < 2^31, since m = ceil(2^63 / d) is off by less than d / 2^63 of a
+// quotient unit.
 struct FastDivisor {
   uint64_t m;
   uint32_t d;
 
   explicit FastDivisor(uint32_t divisor) : m(((1ull << 63) + divisor - 1) / divisor), d(divisor) {}
 #if defined(__CUDACC__) || defined(TQ_EMULATE)
-  __device__ __forceinline__ int quotient(int n) const { return static_cast<int>(__umul64hi(m, static_cast<uint64_t>(n) << 1)); }
+  __device__ __forceinline__ int quotient(int n) const {
+    return static_cast<int>(__umul64hi(m, static_cast<uint64_t>(n) << 1));
+  }
   __device__ __forceinline__ int remainder(int n, int q) const { return n - q * static_cast<int>(d); }
 #endif
 };

@@ -25,7 +25,8 @@ int64_t take(int64_t* total, int64_t bytes) {
 
 // ---- Blocks ----
 
-DeviceBlock::DeviceBlock(const HostOps& ops, int device, int64_t bytes, const char* what) : ops_(ops), device_(device), bytes_(bytes) {
+DeviceBlock::DeviceBlock(const HostOps& ops, int device, int64_t bytes, const char* what)
+    : ops_(ops), device_(device), bytes_(bytes) {
   if (bytes == 0) return;
   void* pointer = nullptr;
   if (ops.alloc) {
@@ -35,7 +36,8 @@ DeviceBlock::DeviceBlock(const HostOps& ops, int device, int64_t bytes, const ch
     if (status_of(error) != Status::kOutOfMemory) check_cuda(error, "cudaMalloc");
     runtime().get_last_error();
   }
-  TQ_CHECK(pointer, Status::kOutOfMemory, "%s: could not allocate %" PRId64 " bytes on CUDA device %d", what, bytes, device);
+  TQ_CHECK(pointer, Status::kOutOfMemory, "%s: could not allocate %" PRId64 " bytes on CUDA device %d", what,
+           bytes, device);
   data_ = static_cast<uint8_t*>(pointer);
 }
 
@@ -58,7 +60,9 @@ void DeviceBlock::swap(DeviceBlock& other) noexcept {
 MappedBlock::MappedBlock(int64_t bytes) {
   if (bytes == 0) return;
   void* pointer = nullptr;
-  check_cuda(runtime().host_alloc(&pointer, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable), "cudaHostAlloc");
+  check_cuda(
+      runtime().host_alloc(&pointer, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable),
+      "cudaHostAlloc");
   host_ = static_cast<uint8_t*>(pointer);
   memset(host_, 0, static_cast<size_t>(bytes));
   const cudaError_t error = runtime().host_get_device_pointer(&pointer, host_, 0);
@@ -83,7 +87,9 @@ Event::~Event() {
   if (event_ && runtime().event_destroy(event_) != cudaSuccess) runtime().get_last_error();
 }
 
-void Event::create() { check_cuda(runtime().event_create(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
+void Event::create() {
+  check_cuda(runtime().event_create(&event_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+}
 
 void Event::record(cudaStream_t stream) {
   recorded_ = runtime().event_record(event_, stream) == cudaSuccess;
@@ -102,7 +108,8 @@ void Event::wait() {
 
 ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0), table_bytes(0) {
   page_table_stride = align_up(geometry.max_sequence_pages, 4);
-  page_table = take(&table_bytes, geometry.max_sequences * page_table_stride * static_cast<int64_t>(sizeof(int32_t)));
+  page_table =
+      take(&table_bytes, geometry.max_sequences * page_table_stride * static_cast<int64_t>(sizeof(int32_t)));
   layer_memory = take(&table_bytes, geometry.num_layers * static_cast<int64_t>(sizeof(LayerMemory)));
   flags_bytes = (geometry.max_sequences + 1) * static_cast<int64_t>(sizeof(uint32_t));
   layers.resize(geometry.num_layers);
@@ -113,15 +120,19 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       const int64_t heads = geometry.num_kv_heads;
-      place.signs[kind] = side.raw() ? -1 : take(&table_bytes, heads * format::sign_words(side.stored) * static_cast<int64_t>(sizeof(uint64_t)));
+      place.signs[kind] = side.raw() ? -1
+                                     : take(&table_bytes, heads * format::sign_words(side.stored) *
+                                                              static_cast<int64_t>(sizeof(uint64_t)));
       const int64_t slot_bytes = heads * geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
       place.raw[kind] = slot_bytes == 0 ? -1 : take(&raw_bytes, geometry.max_sequences * slot_bytes);
     }
     // Neighbours: set_centres writes both by one copy.
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      place.centre[kind] =
-          side.raw() ? -1 : take(&table_bytes, static_cast<int64_t>(geometry.num_kv_heads) * side.dim * static_cast<int64_t>(sizeof(float)));
+      place.centre[kind] = side.raw()
+                               ? -1
+                               : take(&table_bytes, static_cast<int64_t>(geometry.num_kv_heads) * side.dim *
+                                                        static_cast<int64_t>(sizeof(float)));
     }
   }
 }
@@ -155,12 +166,28 @@ DeviceSide side_view(const Geometry& geometry, const format::SideLayout& layout)
 
 }  // namespace
 
-DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_centre, bool has_value_centre) const {
+DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_centre,
+                              bool has_value_centre) const {
   const format::TileLayout tile = geometry.tile(layer);
   const LayerPlaces& place = places_.layers[layer];
   const LayerCode& code = geometry.layers[layer];
-  DeviceLayer view = {
-      nullptr, 0, 0, 0, 0, 0, 0, 0, geometry.io_dtype, 0, 0, 0, 0, side_view(geometry, tile.key), side_view(geometry, tile.value), nullptr, nullptr};
+  DeviceLayer view = {nullptr,
+                      0,
+                      0,
+                      0,
+                      0,
+                      0,
+                      0,
+                      0,
+                      geometry.io_dtype,
+                      0,
+                      0,
+                      0,
+                      0,
+                      side_view(geometry, tile.key),
+                      side_view(geometry, tile.value),
+                      nullptr,
+                      nullptr};
   view.pages = pages_ + place.pages;
   view.page_bytes = geometry.page_bytes(layer);
   view.tile_bytes = tile.tile_bytes();
@@ -186,7 +213,8 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   for (Kind kind : {Kind::kKey, Kind::kValue}) {
     DeviceSide& side = kind == Kind::kKey ? view.key : view.value;
     const int index = static_cast<int>(kind);
-    if (place.signs[index] >= 0) side.signs = reinterpret_cast<const uint32_t*>(tables_.data() + place.signs[index]);
+    if (place.signs[index] >= 0)
+      side.signs = reinterpret_cast<const uint32_t*>(tables_.data() + place.signs[index]);
     if (kind == Kind::kKey ? has_key_centre : has_value_centre) side.centre = centre(layer, kind);
     if (place.raw[index] >= 0) side.raw = raw_.data() + place.raw[index];
   }
@@ -205,28 +233,36 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       memory[layer].raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
-      memory[layer].raw_slot_bytes[kind] =
-          static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
+      memory[layer].raw_slot_bytes[kind] = static_cast<int64_t>(geometry.num_kv_heads) *
+                                           geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
       if (side.raw()) continue;
       uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
       const int words = format::sign_words(side.stored);
       for (int head = 0; head < geometry.num_kv_heads; head++) {
-        const uint64_t base = format::stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind));
+        const uint64_t base =
+            format::stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind));
         for (int word = 0; word < words; word++) signs[head * words + word] = format::stream_word(base, word);
       }
     }
   }
-  check_cuda(runtime().memset_async(tables_.data(), 0, static_cast<size_t>(first), stream), "cudaMemsetAsync");
-  check_cuda(runtime().memcpy_async(tables_.data() + first, constants.data(), constants.size(), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  check_cuda(runtime().memset_async(tables_.data(), 0, static_cast<size_t>(first), stream),
+             "cudaMemsetAsync");
+  check_cuda(runtime().memcpy_async(tables_.data() + first, constants.data(), constants.size(),
+                                    cudaMemcpyHostToDevice, stream),
+             "cudaMemcpyAsync");
   if (workspace_bytes_ > 0)
-    check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream), "cudaMemsetAsync");
-  if (places_.raw_bytes > 0) check_cuda(runtime().memset_async(raw_.data(), 0, static_cast<size_t>(places_.raw_bytes), stream), "cudaMemsetAsync");
+    check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream),
+               "cudaMemsetAsync");
+  if (places_.raw_bytes > 0)
+    check_cuda(runtime().memset_async(raw_.data(), 0, static_cast<size_t>(places_.raw_bytes), stream),
+               "cudaMemsetAsync");
   check_cuda(runtime().stream_synchronize(stream), "cudaStreamSynchronize");
 }
 
 // ---- Plan storage ----
 
-PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t work_bytes) : work_capacity(align_up(work_bytes, 16)) {
+PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t work_bytes)
+    : work_capacity(align_up(work_bytes, 16)) {
   const int64_t count = geometry.max_batch_sequences;
   int64_t at = sizeof(DeviceCounts);
   sequences_at = at;
@@ -241,7 +277,8 @@ PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t w
   runs_at = at;
   at += align_up(count * static_cast<int64_t>(sizeof(PageRun)), 16);
   pages_at = at;
-  pages_capacity = count * geometry.max_sequence_pages < kMaxStagedPages ? count * geometry.max_sequence_pages : kMaxStagedPages;
+  pages_capacity = count * geometry.max_sequence_pages < kMaxStagedPages ? count * geometry.max_sequence_pages
+                                                                         : kMaxStagedPages;
   staging_bytes = at + pages_capacity * static_cast<int64_t>(sizeof(int32_t));
 
   device_ = DeviceBlock(ops, geometry.device_id, device_bytes, "batch");

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// All memory of a CUDA cache and of its batches: places are computed from the geometry alone (so cuda_backend_bytes is exact), blocks are taken
-// once, and nothing is allocated afterwards.
+// All memory of a CUDA cache and of its batches: places are computed from the geometry alone (so
+// cuda_backend_bytes is exact), blocks are taken once, and nothing is allocated afterwards.
 //
-// A plan travels through pinned memory that the device reads itself: one kernel copies it to its fixed place, so that an upload is one launch
-// and either happens or does not. Two staging buffers alternate; an event tells when the stream has read one.
+// A plan travels through pinned memory that the device reads itself: one kernel copies it to its fixed place,
+// so that an upload is one launch and either happens or does not. Two staging buffers alternate; an event
+// tells when the stream has read one.
 #pragma once
 #include <memory>
 #include <vector>
@@ -63,7 +64,8 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void create();
-  // Remembers the stream's present end. If that fails the stream is waited for instead: what the event protects is then safe as well.
+  // Remembers the stream's present end. If that fails the stream is waited for instead: what the event
+  // protects is then safe as well.
   void record(cudaStream_t stream);
   void wait();
 
@@ -103,13 +105,16 @@ class Arena {
 
   const ArenaPlaces& places() const { return places_; }
   // Addresses and constants of one layer; centres are given where has_centre says so.
-  DeviceLayer layer_view(const Geometry& geometry, int layer, bool has_key_centre, bool has_value_centre) const;
+  DeviceLayer layer_view(const Geometry& geometry, int layer, bool has_key_centre,
+                         bool has_value_centre) const;
   float* centre(int layer, Kind kind) const;
   // Fills the constant tables and clears what must start at zero; waits for the stream.
   void initialise(const Geometry& geometry, cudaStream_t stream);
 
   int32_t* page_table() const { return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table); }
-  const LayerMemory* layer_memory() const { return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory); }
+  const LayerMemory* layer_memory() const {
+    return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory);
+  }
   void* workspace() const { return workspace_.data(); }
   volatile uint32_t* host_flags() const { return reinterpret_cast<volatile uint32_t*>(flags_.host()); }
   volatile uint32_t* device_flags() const { return reinterpret_cast<volatile uint32_t*>(flags_.device()); }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Verbs of the CUDA backend: requests become launches. Nothing here touches a vector; nothing in append and attend allocates or waits.
+// Verbs of the CUDA backend: requests become launches. Nothing here touches a vector; nothing in append and
+// attend allocates or waits.
 //
-// Failure is atomic because a verb is one launch wherever that is possible, and otherwise its earlier steps change nothing that anybody can
-// observe (page-table entries behind a sequence's end, a repeated append).
+// Failure is atomic because a verb is one launch wherever that is possible, and otherwise its earlier steps
+// change nothing that anybody can observe (page-table entries behind a sequence's end, a repeated append).
 #include "cuda/cuda_backend.h"
 
 #include <inttypes.h>
@@ -46,17 +47,19 @@ int64_t max_page_bytes(const Geometry& geometry) {
 }
 
 int64_t max_slot_bytes(const Geometry& geometry) {
-  return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() * std::max(geometry.head_dim, geometry.value_dim) *
-         dtype_bytes(geometry.io_dtype);
+  return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
+         std::max(geometry.head_dim, geometry.value_dim) * dtype_bytes(geometry.io_dtype);
 }
 
 struct Batch {
   PlanStorage storage;
   UploadedPlan uploaded;
-  // A graph was captured that takes long sequences apart: every later plan must bring the pair of work lists it reads.
+  // A graph was captured that takes long sequences apart: every later plan must bring the pair of work lists
+  // it reads.
   mutable std::atomic<bool> pair_in_graph{false};
 
-  Batch(const Geometry& geometry, const HostOps& ops, int64_t work_capacity) : storage(geometry, ops, work_capacity) {}
+  Batch(const Geometry& geometry, const HostOps& ops, int64_t work_capacity)
+      : storage(geometry, ops, work_capacity) {}
 };
 
 class CudaBackend : public Backend {
@@ -84,8 +87,11 @@ class CudaBackend : public Backend {
   void drain() noexcept override;
 
  private:
-  DeviceLayer layer_view(int layer) const { return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]); }
-  void append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds, const Batch& batch, cudaStream_t stream);
+  DeviceLayer layer_view(int layer) const {
+    return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
+  }
+  void append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds, const Batch& batch,
+                    cudaStream_t stream);
 
   std::vector<LayerCode> layers_;
   Geometry geometry_;
@@ -109,8 +115,8 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       ops_(ops),
       num_units_(num_units_of(geometry.device_id)),
       shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
-      paced_(paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id), attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
-                          num_units_)),
+      paced_(paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
+                          attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id), num_units_)),
       early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
@@ -144,7 +150,8 @@ void CudaBackend::upload_plan(const BatchPlan& plan, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "tq_batch_plan");
   Batch& batch = *static_cast<Batch*>(plan.storage);
-  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_, batch.pair_in_graph, as_stream(stream));
+  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_,
+                                         batch.pair_in_graph, as_stream(stream));
 }
 
 size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
@@ -153,11 +160,13 @@ size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
 
 // ---- Append, attend, read ----
 
-void CudaBackend::append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds, const Batch& batch, cudaStream_t stream) {
+void CudaBackend::append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds,
+                               const Batch& batch, cudaStream_t stream) {
   arguments.first_kind = first_kind;
   arguments.num_kinds = num_kinds;
   arguments.per_tile = FastDivisor(static_cast<uint32_t>(geometry_.num_kv_heads * num_kinds));
-  const int64_t units = (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * geometry_.num_kv_heads * num_kinds;
+  const int64_t units =
+      (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * geometry_.num_kv_heads * num_kinds;
   launch_append(stored, arguments, units, num_units_, stream);
 }
 
@@ -185,7 +194,8 @@ void CudaBackend::append(const AppendRequest& request) {
 void CudaBackend::attend(const AttendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
-  const bool own = request.workspace == arena_.workspace();  // its counters start at zero and each call leaves them so
+  // its counters start at zero and each call leaves them so
+  const bool own = request.workspace == arena_.workspace();
   AttendLaunch launch = {layer_view(request.layer),
                          batch.storage.view(arena_),
                          num_units_,
@@ -241,7 +251,8 @@ void CudaBackend::read(const ReadRequest& request) {
   const DeviceSide* sides[2] = {&arguments.layer.key, &arguments.layer.value};
   for (int64_t first = request.first; first < request.first + request.count; first += arguments.count) {
     const int64_t first_page = first / geometry_.page_size;
-    const int64_t end = std::min(request.first + request.count, (first_page + kReadPages) * geometry_.page_size);
+    const int64_t end =
+        std::min(request.first + request.count, (first_page + kReadPages) * geometry_.page_size);
     arguments.first = static_cast<int32_t>(first);
     arguments.count = static_cast<int32_t>(end - first);
     arguments.row = first - request.first;
@@ -261,7 +272,8 @@ void CudaBackend::read(const ReadRequest& request) {
 
 void CudaBackend::set_centres(int layer, const float* key, const float* value) {
   const DeviceGuard guard(geometry_.device_id);
-  // Both in one copy, so that a failure leaves both as they were: the places of a layer's centres are neighbours.
+  // Both in one copy, so that a failure leaves both as they were: the places of a layer's centres are
+  // neighbours.
   const float* given[2] = {key, value};
   float* places[2] = {arena_.centre(layer, Kind::kKey), arena_.centre(layer, Kind::kValue)};
   const int dims[2] = {geometry_.head_dim, geometry_.value_dim};
@@ -276,7 +288,8 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
   std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind])
-      memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind], sizeof(float) * geometry_.num_kv_heads * dims[kind]);
+      memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind],
+             sizeof(float) * geometry_.num_kv_heads * dims[kind]);
   check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
@@ -285,26 +298,29 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
 void CudaBackend::copy_pages(const PageCopy* copies, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "copying pages");
-  launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies, count, as_stream(stream));
+  launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies, count,
+                    as_stream(stream));
 }
 
 void CudaBackend::scrub_pages(const int32_t* pages, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "scrubbing pages");
-  launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages, count, as_stream(stream));
+  launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages, count,
+                     as_stream(stream));
 }
 
 void CudaBackend::copy_slot(int source, int target, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "forking a sequence");
-  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target, false, arena_.device_flags(),
-              as_stream(stream));
+  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target, false,
+              arena_.device_flags(), as_stream(stream));
 }
 
 void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "freeing a sequence");
-  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub, arena_.device_flags(), as_stream(stream));
+  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
+              arena_.device_flags(), as_stream(stream));
 }
 
 // ---- Errors ----
@@ -312,8 +328,10 @@ void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
 uint64_t CudaBackend::check(void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "tq_cache_check");
-  // An asynchronous error of an earlier launch comes back here; the runtime forgets it unless it broke the context.
-  check_cuda(runtime().stream_synchronize(as_stream(stream)), "asynchronous error found by cudaStreamSynchronize");
+  // An asynchronous error of an earlier launch comes back here; the runtime forgets it unless it broke the
+  // context.
+  check_cuda(runtime().stream_synchronize(as_stream(stream)),
+             "asynchronous error found by cudaStreamSynchronize");
   volatile uint32_t* noticed = arena_.host_flags() + geometry_.max_sequences;
   const uint32_t flags = *noticed;
   *noticed = 0;
@@ -346,7 +364,8 @@ int cuda_device_count() {
 
 DeviceInfo cuda_device_info(int index) {
   const int count = cuda_device_count();
-  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d CUDA devices", index, count);
+  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d CUDA devices", index,
+           count);
   cudaDeviceProp properties = {};
   check_cuda(runtime().get_device_properties(&properties, index), "cudaGetDeviceProperties");
   DeviceInfo info = {};
@@ -360,41 +379,53 @@ DeviceInfo cuda_device_info(int index) {
 
 void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
   const int device = geometry.device_id;
-  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                         attribute(cudaDevAttrComputeCapabilityMinor, device);
   if (capability < kMinComputeCapability)
-    reasons.add(Status::kNotSupported, "device_id = %d: compute capability %d.%d, at least %d.%d is needed", device, capability / 10, capability % 10,
-                kMinComputeCapability / 10, kMinComputeCapability % 10);
+    reasons.add(Status::kNotSupported, "device_id = %d: compute capability %d.%d, at least %d.%d is needed",
+                device, capability / 10, capability % 10, kMinComputeCapability / 10,
+                kMinComputeCapability % 10);
   const int64_t sequence_tokens = geometry.max_sequence_pages * geometry.page_size;
   if (sequence_tokens > kMaxTokens)
-    reasons.add(Status::kNotSupported, "max_sequence_tokens: %" PRId64 " tokens in whole pages, on CUDA at most %" PRId64, sequence_tokens,
-                kMaxTokens);
+    reasons.add(Status::kNotSupported,
+                "max_sequence_tokens: %" PRId64 " tokens in whole pages, on CUDA at most %" PRId64,
+                sequence_tokens, kMaxTokens);
   if (geometry.max_batch_tokens > kMaxTokens)
-    reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64, geometry.max_batch_tokens, kMaxTokens);
+    reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64,
+                geometry.max_batch_tokens, kMaxTokens);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (attend_kernel_for(geometry.tile(layer)) != AttendKernel::kNone) continue;
-    reasons.add(Status::kNotSupported, "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits", layer,
-                geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_bits, geometry.layers[layer].value_bits);
+    reasons.add(
+        Status::kNotSupported,
+        "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
+        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_bits,
+        geometry.layers[layer].value_bits);
     break;  // the others of a uniform cache would repeat it
   }
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
-    const int needed = attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
+    const int needed =
+        attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
     if (needed <= shared) continue;
     reasons.add(Status::kNotSupported,
-                "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the device gives a block %d", layer,
-                geometry.head_dim, geometry.value_dim, needed, shared);
+                "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "
+                "device gives a block %d",
+                layer, geometry.head_dim, geometry.value_dim, needed, shared);
     break;
   }
-  if (geometry.num_layers > 65535) reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
+  if (geometry.num_layers > 65535)
+    reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
 }
 
 BackendBytes cuda_backend_bytes(const Geometry& geometry) {
   const ArenaPlaces places(geometry);
   const int64_t workspace = attend_workspace_capacity(geometry, num_units_of(geometry.device_id));
-  return BackendBytes{places.pages_bytes, places.raw_bytes, places.table_bytes + places.flags_bytes, workspace};
+  return BackendBytes{places.pages_bytes, places.raw_bytes, places.table_bytes + places.flags_bytes,
+                      workspace};
 }
 
-std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool, void* stream) {
+std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool,
+                                             void* stream) {
   const DeviceGuard guard(geometry.device_id);
   require_no_capture(as_stream(stream), "tq_cache_create");
   return std::unique_ptr<Backend>(new CudaBackend(geometry, ops, pool, as_stream(stream)));

@@ -17,8 +17,10 @@ DeviceInfo cuda_device_info(int index);
 void check_cuda_backend(const Geometry& geometry, ReasonList& reasons);
 // What create_cuda_backend allocates, exactly.
 BackendBytes cuda_backend_bytes(const Geometry& geometry);
-// ops.alloc null: cudaMalloc and cudaFree. pool: device memory for the pages, 256-byte aligned, or null. Waits for the stream.
-std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool, void* stream);
+// ops.alloc null: cudaMalloc and cudaFree. pool: device memory for the pages, 256-byte aligned, or null.
+// Waits for the stream.
+std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool,
+                                             void* stream);
 
 void merge_states_cuda(const MergeRequest& request);
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What kernels see of a cache: plain structs, passed by value as kernel parameters. Every address in them is fixed for the life of the cache or of
-// the batch, and everything that changes from step to step (lengths, tables, work) lies behind a device pointer, so that a captured graph
-// stays right while sequences grow.
+// What kernels see of a cache: plain structs, passed by value as kernel parameters. Every address in them is
+// fixed for the life of the cache or of the batch, and everything that changes from step to step (lengths,
+// tables, work) lies behind a device pointer, so that a captured graph stays right while sequences grow.
 //
-// Lengths and rows are 32-bit here: check_cuda_backend refuses configurations whose sequences or batches could pass 2^31 - 1 tokens. Byte
-// offsets of pages are 64-bit.
+// Lengths and rows are 32-bit here: check_cuda_backend refuses configurations whose sequences or batches
+// could pass 2^31 - 1 tokens. Byte offsets of pages are 64-bit.
 #pragma once
 #include "requests.h"
 
@@ -24,8 +24,8 @@ struct alignas(16) DeviceSequence {
 };
 static_assert(sizeof(DeviceSequence) == 32, "two 16-byte loads");
 
-// One tile of an append with few new tokens: a warp per kv head and side. It repeats what it needs of the sequence and the page table, so that a
-// decode step waits for one load instead of three.
+// One tile of an append with few new tokens: a warp per kv head and side. It repeats what it needs of the
+// sequence and the page table, so that a decode step waits for one load instead of three.
 struct alignas(16) AppendJob {
   int32_t slot, old_length, length, kv_row;  // as in DeviceSequence
   int32_t tile, page, tile_in_page;
@@ -42,16 +42,19 @@ struct DeviceCounts {
   int32_t reserved[2];
 };
 
-// A batch's plan on the device. Addresses are fixed from create_plan_storage on; contents change with upload_plan, in stream order.
+// A batch's plan on the device. Addresses are fixed from create_plan_storage on; contents change with
+// upload_plan, in stream order.
 struct DevicePlan {
   const DeviceCounts* counts;
   const DeviceSequence* sequences;  // [max_batch_sequences], counts->num_sequences of them valid
   const AppendJob* small_jobs;      // [2 * max_batch_sequences]
-  const int32_t* large_first;       // [max_batch_sequences + 1] running sum of tiles that are appended by a whole CTA
-  const int32_t* page_table;        // [max_sequences slots][page_table_stride], page ids; belongs to the cache, shared by its batches
-  int64_t page_table_stride;        // entries, >= max_sequence_pages
-  const uint8_t* work;              // the attend work list, 16-byte aligned; its form is cuda/schedule.h's
-  int64_t work_capacity;            // bytes
+  // [max_batch_sequences + 1] running sum of tiles that are appended by a whole CTA
+  const int32_t* large_first;
+  // [max_sequences slots][page_table_stride], page ids; belongs to the cache, shared by its batches
+  const int32_t* page_table;
+  int64_t page_table_stride;  // entries, >= max_sequence_pages
+  const uint8_t* work;        // the attend work list, 16-byte aligned; its form is cuda/schedule.h's
+  int64_t work_capacity;      // bytes
 };
 
 // Keys or values of one layer.
@@ -61,11 +64,14 @@ struct DeviceSide {
   int32_t scale_offset;       // of its 32 bfloat16 scales in a tile, bytes; unused for raw sides
   format::Codebook book;      // unused for raw sides
   format::ScaleRule rule;
-  int32_t search;         // 0 or 1
-  const uint32_t* signs;  // [num_kv_heads][sign_stride]; coordinate i of head h: bit i % 32 of word h * sign_stride + i / 32
-  int32_t sign_stride;    // words of 32
-  const float* centre;    // [num_kv_heads][dim] or null
-  void* raw;              // raw copies [max_sequences slots][num_kv_heads][raw_tokens][dim] io_dtype, or null without window and sinks
+  int32_t search;  // 0 or 1
+  // [num_kv_heads][sign_stride]; coordinate i of head h: bit i % 32 of word h * sign_stride + i / 32
+  const uint32_t* signs;
+  int32_t sign_stride;  // words of 32
+  const float* centre;  // [num_kv_heads][dim] or null
+  // raw copies [max_sequences slots][num_kv_heads][raw_tokens][dim] io_dtype, or null without window and
+  // sinks
+  void* raw;
 };
 
 struct DeviceLayer {
@@ -75,7 +81,8 @@ struct DeviceLayer {
   int32_t tiles_per_page, page_size;
   int32_t num_kv_heads, num_q_heads, q_per_kv;
   DataType io_dtype;
-  // Raw copies: token i < sink_tokens at row i; any token i with raw_first <= i at row sink_tokens + i % ring_tokens.
+  // Raw copies: token i < sink_tokens at row i; any token i with raw_first <= i at row sink_tokens + i %
+  // ring_tokens.
   int32_t window_tokens, sink_tokens, ring_tokens, raw_tokens;  // raw_tokens = sink_tokens + ring_tokens
   DeviceSide key, value;
   volatile uint32_t* flags;    // [max_sequences] TQ_NOTICED bits, in mapped host memory
@@ -84,14 +91,20 @@ struct DeviceLayer {
 
 // First byte of a tile. sequence_tile counts from the sequence's first token.
 TQ_HD int64_t tile_offset(const DeviceLayer& layer, int32_t page, int32_t kv_head, int32_t sequence_tile) {
-  return page * layer.page_bytes + static_cast<int64_t>(kv_head * layer.tiles_per_page + sequence_tile % layer.tiles_per_page) * layer.tile_bytes;
+  return page * layer.page_bytes +
+         static_cast<int64_t>(kv_head * layer.tiles_per_page + sequence_tile % layer.tiles_per_page) *
+             layer.tile_bytes;
 }
 
 // Raw copy of one token: row in [0, raw_tokens).
-TQ_HD int64_t raw_offset(const DeviceLayer& layer, const DeviceSide& side, int32_t slot, int32_t kv_head, int32_t row) {
-  return ((static_cast<int64_t>(slot) * layer.num_kv_heads + kv_head) * layer.raw_tokens + row) * side.layout.dim;
+TQ_HD int64_t raw_offset(const DeviceLayer& layer, const DeviceSide& side, int32_t slot, int32_t kv_head,
+                         int32_t row) {
+  return ((static_cast<int64_t>(slot) * layer.num_kv_heads + kv_head) * layer.raw_tokens + row) *
+         side.layout.dim;
 }
-TQ_HD int32_t ring_row(const DeviceLayer& layer, int32_t token) { return layer.sink_tokens + token % layer.ring_tokens; }
+TQ_HD int32_t ring_row(const DeviceLayer& layer, int32_t token) {
+  return layer.sink_tokens + token % layer.ring_tokens;
+}
 
 constexpr uint32_t kNoticedNonfinite = 1u;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See plan_upload.h. Only page-table entries that changed are sent; entries behind the end of the sequences in force may go ahead of the plan.
+// See plan_upload.h. Only page-table entries that changed are sent; entries behind the end of the sequences
+// in force may go ahead of the plan.
 #include "cuda/plan_upload.h"
 
 #include <inttypes.h>
@@ -47,7 +48,8 @@ class PageStager {
 };
 
 // Writes counts, sequences and append jobs to staging; returns the counts.
-DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, const BatchPlan& plan, uint8_t* host) {
+DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, const BatchPlan& plan,
+                         uint8_t* host) {
   DeviceSequence* sequences = reinterpret_cast<DeviceSequence*>(host + storage.sequences_at);
   AppendJob* small = reinterpret_cast<AppendJob*>(host + storage.small_at);
   int32_t* large_first = reinterpret_cast<int32_t*>(host + storage.large_at);
@@ -57,7 +59,8 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
   counts.query_tokens = static_cast<int32_t>(plan.query_tokens);
   for (int32_t i = 0; i < plan.num_sequences; i++) {
     const PlanSequence& from = plan.sequences[i];
-    const int32_t old_length = static_cast<int32_t>(from.old_length), length = static_cast<int32_t>(from.length());
+    const int32_t old_length = static_cast<int32_t>(from.old_length),
+                  length = static_cast<int32_t>(from.length());
     sequences[i] = DeviceSequence{from.slot,
                                   old_length,
                                   length,
@@ -74,9 +77,14 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
       const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
       if (is_large || (tile == split.first_tile && seen_first)) continue;  // one tile is both first and last
       seen_first = tile == split.first_tile;
-      small[counts.num_small_jobs++] = AppendJob{
-          from.slot, old_length, length, sequences[i].kv_row, tile, from.pages[tile / geometry.tiles_per_page()], tile % geometry.tiles_per_page(),
-          0};
+      small[counts.num_small_jobs++] = AppendJob{from.slot,
+                                                 old_length,
+                                                 length,
+                                                 sequences[i].kv_row,
+                                                 tile,
+                                                 from.pages[tile / geometry.tiles_per_page()],
+                                                 tile % geometry.tiles_per_page(),
+                                                 0};
     }
     counts.num_large_tiles += split.num_large;
   }
@@ -86,20 +94,25 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
 
 }  // namespace
 
-int64_t pair_offset(const Geometry& geometry, int num_units) { return align_up(work_capacity(geometry, num_units), 16); }
+int64_t pair_offset(const Geometry& geometry, int num_units) {
+  return align_up(work_capacity(geometry, num_units), 16);
+}
 int64_t plan_work_capacity(const Geometry& geometry, int num_units) {
   return pair_offset(geometry, num_units) + align_up(pair_capacity(geometry, num_units), 16);
 }
 
-UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage, const BatchPlan& plan, int num_units, bool long_apart,
-                         bool keep_pair, cudaStream_t stream) {
+UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage,
+                         const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
+                         cudaStream_t stream) {
   PageStager stager(storage, geometry.max_batch_sequences);
   PlanStorage::Staging* staging = &storage.next();
   stager.bind(*staging);
   const auto send = [&](const uint8_t* image, int64_t bytes) {
     const uint8_t* device = staging->memory.device();
-    launch_apply_plan(image, storage.device(), bytes, reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
-                      reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(), num_units, stream);
+    launch_apply_plan(image, storage.device(), bytes,
+                      reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
+                      reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(),
+                      num_units, stream);
     staging->read.record(stream);
   };
   for (int32_t i = 0; i < plan.num_sequences; i++) {
@@ -119,7 +132,8 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   UploadedPlan uploaded;
   for (int32_t i = 0; i < plan.num_sequences; i++) {
     const PlanSequence& sequence = plan.sequences[i];
-    if (sequence.query_tokens > 0) (is_long(geometry, sequence) ? uploaded.any_long : uploaded.any_short) = true;
+    if (sequence.query_tokens > 0)
+      (is_long(geometry, sequence) ? uploaded.any_long : uploaded.any_short) = true;
   }
   uploaded.pair = long_apart && (uploaded.any_long || keep_pair);
   uint8_t* const list = host + storage.work_at;
@@ -130,7 +144,8 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
     work = pair_offset(geometry, num_units) + build_pair(geometry, plan, num_units, pair);
     uploaded.workspace_bytes = std::max(uploaded.workspace_bytes, attend_workspace(geometry, pair));
   }
-  TQ_CHECK(work <= storage.work_capacity, Status::kInternal, "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);
+  TQ_CHECK(work <= storage.work_capacity, Status::kInternal,
+           "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);
   counts.work_bytes = static_cast<int32_t>(work);
   memcpy(host, &counts, sizeof counts);
   send(staging->memory.device(), storage.image_bytes + align_up(work, 16));

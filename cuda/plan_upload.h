@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A batch's plan on its way to the device: written into pinned staging memory, then taken from there to its fixed place by one kernel, so that the
-// old plan stays whole until the new one is.
+// A batch's plan on its way to the device: written into pinned staging memory, then taken from there to its
+// fixed place by one kernel, so that the old plan stays whole until the new one is.
 #pragma once
 #include "cuda/arena.h"
 
@@ -9,9 +9,9 @@ namespace cuda {
 
 // What the host remembers of the plan last uploaded.
 struct UploadedPlan {
-  int64_t small_jobs = 0, large_tiles = 0;   // for the grid of append
-  int64_t workspace_bytes = 0;               // of attend
-  bool pair = false;                         // the pair of work lists (schedule.h) is there as well as the list of all sequences
+  int64_t small_jobs = 0, large_tiles = 0;  // for the grid of append
+  int64_t workspace_bytes = 0;              // of attend
+  bool pair = false;  // the pair of work lists (schedule.h) is there as well as the list of all sequences
   bool any_long = false, any_short = false;  // sequences of either kind with queries
 };
 
@@ -19,9 +19,11 @@ struct UploadedPlan {
 int64_t pair_offset(const Geometry& geometry, int num_units);
 int64_t plan_work_capacity(const Geometry& geometry, int num_units);
 
-// The stream must not be capturing. long_apart: long sequences may go to the prefill kernel. keep_pair: write the pair even for a plan without any.
-UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage, const BatchPlan& plan, int num_units, bool long_apart,
-                         bool keep_pair, cudaStream_t stream);
+// The stream must not be capturing. long_apart: long sequences may go to the prefill kernel. keep_pair: write
+// the pair even for a plan without any.
+UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage,
+                         const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
+                         cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace tq

@@ -10,11 +10,18 @@ namespace {
 
 // Some entry points are overloaded by C++ helpers in cuda_runtime.h; these pick the C function.
 cudaError_t malloc_device(void** pointer, size_t bytes) { return cudaMalloc(pointer, bytes); }
-cudaError_t host_alloc(void** pointer, size_t bytes, unsigned flags) { return cudaHostAlloc(pointer, bytes, flags); }
-cudaError_t host_get_device_pointer(void** device, void* host, unsigned flags) { return cudaHostGetDevicePointer(device, host, flags); }
-cudaError_t event_create(cudaEvent_t* event, unsigned flags) { return cudaEventCreateWithFlags(event, flags); }
+cudaError_t host_alloc(void** pointer, size_t bytes, unsigned flags) {
+  return cudaHostAlloc(pointer, bytes, flags);
+}
+cudaError_t host_get_device_pointer(void** device, void* host, unsigned flags) {
+  return cudaHostGetDevicePointer(device, host, flags);
+}
+cudaError_t event_create(cudaEvent_t* event, unsigned flags) {
+  return cudaEventCreateWithFlags(event, flags);
+}
 cudaError_t event_record(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, stream); }
-cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream, bool early) {
+cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                          cudaStream_t stream, bool early) {
   if (!early) return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -34,7 +41,9 @@ cudaError_t func_set_attribute(const void* function, cudaFuncAttribute attribute
 cudaError_t occupancy(int* blocks, const void* function, int threads, size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
 }
-cudaError_t get_device_properties(cudaDeviceProp* properties, int device) { return cudaGetDeviceProperties(properties, device); }
+cudaError_t get_device_properties(cudaDeviceProp* properties, int device) {
+  return cudaGetDeviceProperties(properties, device);
+}
 
 Runtime make_table() {
   Runtime table;
@@ -115,8 +124,10 @@ void check_cuda(cudaError_t error, const char* what) {
 
 void require_no_capture(cudaStream_t stream, const char* what) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(runtime().stream_is_capturing(stream, &status), "cudaStreamIsCapturing (where an asynchronous error of earlier work comes back)");
-  TQ_CHECK(status == cudaStreamCaptureStatusNone, Status::kCapture, "stream: %s is not allowed while the stream is being captured", what);
+  check_cuda(runtime().stream_is_capturing(stream, &status),
+             "cudaStreamIsCapturing (where an asynchronous error of earlier work comes back)");
+  TQ_CHECK(status == cudaStreamCaptureStatusNone, Status::kCapture,
+           "stream: %s is not allowed while the stream is being captured", what);
 }
 
 DeviceGuard::DeviceGuard(int device) {

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only door to the CUDA runtime: one table of the entry points in use, error mapping, the current-device guard and kernel launches.
+// The only door to the CUDA runtime: one table of the entry points in use, error mapping, the current-device
+// guard and kernel launches.
 //
-// Tests replace entries to make each call fail in turn, so nothing in cuda/ calls the runtime past the table. The runtime is linked statically
-// and opens the driver itself on first use: the library loads on machines without one, where device_count() is 0.
+// Tests replace entries to make each call fail in turn, so nothing in cuda/ calls the runtime past the table.
+// The runtime is linked statically and opens the driver itself on first use: the library loads on machines
+// without one, where device_count() is 0.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <stddef.h>
@@ -35,7 +37,8 @@ struct Runtime {
   cudaError_t (*event_destroy)(cudaEvent_t);
   cudaError_t (*event_record)(cudaEvent_t, cudaStream_t);
   cudaError_t (*event_synchronize)(cudaEvent_t);
-  // The last: may start before the kernel in front of it has ended (programmatic dependent launch, compute capability 9.0).
+  // The last: may start before the kernel in front of it has ended (programmatic dependent launch, compute
+  // capability 9.0).
   cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t, bool);
   cudaError_t (*func_set_attribute)(const void*, cudaFuncAttribute, int);
   cudaError_t (*occupancy)(int*, const void*, int, size_t);
@@ -50,8 +53,8 @@ const Runtime& real_runtime();
 
 // NO_DEVICE, DRIVER, OUT_OF_MEMORY, CAPTURE, NOT_SUPPORTED (no code for the device) or CUDA.
 Status status_of(cudaError_t error);
-// Throws Error "what: cudaErrorName" unless error is cudaSuccess. Clears the runtime's per-thread last error, so that a caller's own checks
-// do not find ours.
+// Throws Error "what: cudaErrorName" unless error is cudaSuccess. Clears the runtime's per-thread last error,
+// so that a caller's own checks do not find ours.
 void check_cuda(cudaError_t error, const char* what);
 
 // Throws kCapture if the stream is being captured. what: the call's name.
@@ -79,16 +82,17 @@ namespace cuda {
 
 inline cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
 
-// kernel<<<grid, block, shared, stream>>>(args...) through the table. early: the kernel waits by itself for what comes before it in the stream
-// (ptx/order.cuh).
+// kernel<<<grid, block, shared, stream>>>(args...) through the table. early: the kernel waits by itself for
+// what comes before it in the stream (ptx/order.cuh).
 template <typename... Params, typename... Args>
-void launch_early(bool early, const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                  const Args&... args) {
+void launch_early(bool early, const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                  size_t shared, cudaStream_t stream, const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each kernel parameter");
   check_cuda(start_kernel<Params...>(kernel, grid, block, shared, stream, early, args...), name);
 }
 template <typename... Params, typename... Args>
-void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const Args&... args) {
+void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
+            cudaStream_t stream, const Args&... args) {
   launch_early(false, name, kernel, grid, block, shared, stream, args...);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See schedule.h. Borders of equal weight are found by arithmetic in each sequence, never by walking over units: a prefill has millions of them.
+// See schedule.h. Borders of equal weight are found by arithmetic in each sequence, never by walking over
+// units: a prefill has millions of them.
 #include "cuda/schedule.h"
 
 #include <string.h>
@@ -22,9 +23,13 @@ struct BlockWeights {
   BlockWeights(const Geometry& geometry, const SequenceWork& sequence) {
     full = ceil_div(sequence.chunk_tokens, kStepTokens) + kUnitWeight;
     chunks = sequence.num_chunks;
-    last = ceil_div(sequence.length - (chunks - 1) * static_cast<int64_t>(sequence.chunk_tokens), kStepTokens) + kUnitWeight;
+    last =
+        ceil_div(sequence.length - (chunks - 1) * static_cast<int64_t>(sequence.chunk_tokens), kStepTokens) +
+        kUnitWeight;
     units = sequence.units_per_block;
-    exact = units > chunks ? ceil_div(geometry.window_tokens + geometry.sink_tokens, kStepTokens) + kUnitWeight : 0;
+    exact = units > chunks
+                ? ceil_div(geometry.window_tokens + geometry.sink_tokens, kStepTokens) + kUnitWeight
+                : 0;
   }
   int64_t total() const { return (chunks - 1) * full + last + exact; }
   // First unit that starts at or after this weight; `units` if none.
@@ -59,17 +64,21 @@ struct Border {
   int64_t index;  // units before it
 };
 
-// Jobs of a run that begins in this sequence, at most; 0 if it goes on in another, or if some units are exact.
+// Jobs of a run that begins in this sequence, at most; 0 if it goes on in another, or if some units are
+// exact.
 int32_t run_jobs(const SequenceWork& sequence, const Border& start, const Border& end) {
-  const bool of_one = end.sequence == start.sequence || (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
+  const bool of_one = end.sequence == start.sequence ||
+                      (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
   if (!of_one || sequence.units_per_block > sequence.num_chunks) return 0;
   const int64_t each = ceil_div(std::min(sequence.chunk_tokens, sequence.length), kMinJobTokens);
-  return static_cast<int32_t>(std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
+  return static_cast<int32_t>(
+      std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
 }
 
 int stored_value_dim_max(const Geometry& geometry) {
   int dim = 0;
-  for (int layer = 0; layer < geometry.num_layers; layer++) dim = std::max(dim, (geometry.tile(layer).value.stored + 31) / 32 * 32);
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    dim = std::max(dim, (geometry.tile(layer).value.stored + 31) / 32 * 32);
   return dim;
 }
 
@@ -86,7 +95,9 @@ int32_t chunk_tokens(int64_t length, int64_t row_blocks) {
   return static_cast<int32_t>(std::min<int64_t>(chunk, 1 << 30));
 }
 
-int64_t work_capacity(const Geometry& geometry, int num_ctas) { return work_bytes(num_ctas, geometry.max_batch_sequences); }
+int64_t work_capacity(const Geometry& geometry, int num_ctas) {
+  return work_bytes(num_ctas, geometry.max_batch_sequences);
+}
 
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
   // Each border between two runs cuts at most one block, and a block has at most kMaxChunks + 1 units.
@@ -99,7 +110,8 @@ int64_t attend_workspace(const Geometry& geometry, const uint8_t* work) {
   return workspace_for(geometry, header.num_ctas, header.num_slots);
 }
 
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work, bool short_only) {
+int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work,
+                   bool short_only) {
   CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
   SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
   WorkHeader header = {num_ctas, 0, 0, 0};
@@ -157,8 +169,9 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
       cta.first = sequences[start.sequence];
       cta.jobs = run_jobs(cta.first, start, end);
       if (start.unit > 0) {  // the block was cut at an earlier border: its slots are the last given
-        TQ_CHECK(cut_sequence == start.sequence && cut_block == start.block, Status::kInternal, "work list: block %lld of sequence %d has no slots",
-                 static_cast<long long>(start.block), start.sequence);
+        TQ_CHECK(cut_sequence == start.sequence && cut_block == start.block, Status::kInternal,
+                 "work list: block %lld of sequence %d has no slots", static_cast<long long>(start.block),
+                 start.sequence);
         cta.head_slot = static_cast<int32_t>(cut_units);
         cta.head_counter = header.num_counters - 1;
       }
@@ -177,7 +190,9 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
   return work_bytes(num_ctas, header.num_sequences);
 }
 
-bool is_long(const Geometry& geometry, const PlanSequence& sequence) { return sequence.query_tokens * geometry.q_per_kv >= kLongRows; }
+bool is_long(const Geometry& geometry, const PlanSequence& sequence) {
+  return sequence.query_tokens * geometry.q_per_kv >= kLongRows;
+}
 
 int64_t pair_capacity(const Geometry& geometry, int num_ctas) {
   return work_capacity(geometry, num_ctas) + static_cast<int64_t>(sizeof(PrefillHeader)) +
@@ -206,15 +221,19 @@ int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas
     to.raw_first = static_cast<int32_t>(from.raw_first);
     to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * geometry.q_per_kv, kPrefillRows));
   }
-  // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result depends on it.
+  // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result
+  // depends on it.
   std::sort(sequences, sequences + header.num_sequences,
-            [](const PrefillSequence& a, const PrefillSequence& b) { return a.length != b.length ? a.length > b.length : a.slot < b.slot; });
+            [](const PrefillSequence& a, const PrefillSequence& b) {
+              return a.length != b.length ? a.length > b.length : a.slot < b.slot;
+            });
   for (int i = 0; i < header.num_sequences; i++) {
     sequences[i].first_item = header.num_items;
     header.num_items += sequences[i].row_blocks * geometry.num_kv_heads;
   }
   memcpy(pair + place, &header, sizeof header);
-  return place + static_cast<int64_t>(sizeof header) + header.num_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
+  return place + static_cast<int64_t>(sizeof header) +
+         header.num_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
 }
 
 }  // namespace cuda

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which CTA does what: from the sequences of a plan to the attend work list. Pure host code; attend kernels read the result.
+// Which CTA does what: from the sequences of a plan to the attend work list. Pure host code; attend kernels
+// read the result.
 //
-// Query rows of one kv head (q_per_kv x query tokens, query token major) come in blocks of kRowsPerBlock rows. The coded tokens of a sequence are cut
-// into at most kMaxChunks chunks of equal size, a power of two that depends on the sequence's length alone, so that the fold of a row over
-// its chunks is the same whoever computes it. A unit is (block, chunk); with exact tokens a block has one more unit, the last, for them. Units in
-// their order (sequence, kv head, row block, chunk) are given to CTAs as contiguous runs of equal weight. Blocks that a run border cuts leave their states
-// in workspace slots and are finished by whoever comes last.
+// Query rows of one kv head (q_per_kv x query tokens, query token major) come in blocks of kRowsPerBlock
+// rows. The coded tokens of a sequence are cut into at most kMaxChunks chunks of equal size, a power of two
+// that depends on the sequence's length alone, so that the fold of a row over its chunks is the same whoever
+// computes it. A unit is (block, chunk); with exact tokens a block has one more unit, the last, for them.
+// Units in their order (sequence, kv head, row block, chunk) are given to CTAs as contiguous runs of equal
+// weight. Blocks that a run border cuts leave their states in workspace slots and are finished by whoever
+// comes last.
 #pragma once
 #include "requests.h"
 
@@ -15,11 +18,13 @@ namespace cuda {
 constexpr int kRowsPerBlock = 8;
 constexpr int kMaxChunks = 16;
 constexpr int kMinChunkTokens = 1024;
-constexpr int kJobs = 16;           // jobs of a unit, at most: equal runs of its steps, given to the warps of a CTA
-constexpr int kMinJobTokens = 256;  // a job takes at least so many tokens: shorter ones cost more to fold than they balance
-constexpr int kStepTokens = 64;     // unit of weight
-constexpr int kUnitWeight = 2;      // fixed cost of a unit, in steps: query load, fold, hand-over
-constexpr int kMaxSplitBlocks = 8;  // more row blocks than this fill the device by themselves: their history is one chunk
+constexpr int kJobs = 16;  // jobs of a unit, at most: equal runs of its steps, given to the warps of a CTA
+// a job takes at least so many tokens: shorter ones cost more to fold than they balance
+constexpr int kMinJobTokens = 256;
+constexpr int kStepTokens = 64;  // unit of weight
+constexpr int kUnitWeight = 2;   // fixed cost of a unit, in steps: query load, fold, hand-over
+// more row blocks than this fill the device by themselves: their history is one chunk
+constexpr int kMaxSplitBlocks = 8;
 
 // One sequence with queries. 64 bytes.
 struct alignas(16) SequenceWork {
@@ -32,13 +37,16 @@ struct alignas(16) SequenceWork {
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
-// The run of one CTA: num_units units from (sequence, block, chunk) on; block = kv_head * row_blocks + row block. 128 bytes.
+// The run of one CTA: num_units units from (sequence, block, chunk) on; block = kv_head * row_blocks + row
+// block. 128 bytes.
 struct alignas(16) CtaWork {
   int32_t num_units;
   int32_t sequence, block, chunk;
-  int32_t head_slot, head_counter;  // workspace of the block that the run starts in the middle of; -1 if it starts at chunk 0
+  // workspace of the block that the run starts in the middle of; -1 if it starts at chunk 0
+  int32_t head_slot, head_counter;
   int32_t tail_slot, tail_counter;  // of the block that the run starts but does not end; -1 if there is none
-  int32_t jobs;                     // of the run (at most 32767 are told), if all its units are coded and of one sequence; else 0
+  int32_t
+      jobs;  // of the run (at most 32767 are told), if all its units are coded and of one sequence; else 0
   int32_t reserved[7];
   SequenceWork first;  // of `sequence`: saves the first dependent load
 };
@@ -58,15 +66,18 @@ constexpr int64_t work_bytes(int num_ctas, int64_t num_sequences) {
 
 // ---- Long query blocks ----
 //
-// A sequence with many query rows can go to the prefill kernel, which expands tiles once for kPrefillRows rows. Whether it may depends on the sequence
-// alone, so that its bits do not depend on its batch. A plan has up to two work lists: the one above with all sequences, which is right by
-// itself, and a pair: the same list without the long sequences, and the list of these, below. A graph reads the pair, in both kernels, if the plan in
-// force at its capture had a long sequence, else the first list alone, and then goes through long sequences of later plans in blocks of kRowsPerBlock:
-// right, slower, rounded differently. So decode graphs do not pay for a kernel that has nothing to do.
+// A sequence with many query rows can go to the prefill kernel, which expands tiles once for kPrefillRows
+// rows. Whether it may depends on the sequence alone, so that its bits do not depend on its batch. A plan has
+// up to two work lists: the one above with all sequences, which is right by itself, and a pair: the same list
+// without the long sequences, and the list of these, below. A graph reads the pair, in both kernels, if the
+// plan in force at its capture had a long sequence, else the first list alone, and then goes through long
+// sequences of later plans in blocks of kRowsPerBlock: right, slower, rounded differently. So decode graphs
+// do not pay for a kernel that has nothing to do.
 
 constexpr int kPrefillRows = 128;  // query rows of a CTA of the prefill kernel
-// Rows from which on a sequence is long. Fewer would leave most of the device idle when the sequence is alone: it has rows / kPrefillRows CTAs a kv head, while
-// the decode kernel cuts the history; at 32k tokens of 8 kv heads the two are equal near 400 rows alone, and near 60 in a batch that fills the device.
+// Rows from which on a sequence is long. Fewer would leave most of the device idle when the sequence is
+// alone: it has rows / kPrefillRows CTAs a kv head, while the decode kernel cuts the history; at 32k tokens
+// of 8 kv heads the two are equal near 400 rows alone, and near 60 in a batch that fills the device.
 constexpr int kLongRows = 256;
 
 // One long sequence. Its items are its (row block, kv head) pairs, the last row blocks first.
@@ -94,16 +105,24 @@ const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, cons
 // Tokens of a chunk of a sequence of this length (>= 1).
 int32_t chunk_tokens(int64_t length, int64_t row_blocks);
 
-// Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas CTAs.
+// Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas
+// CTAs.
 int64_t work_capacity(const Geometry& geometry, int num_ctas);
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas);
 
-// Workspace: int32 counters [kCounterBytes], then slots: kRowsPerBlock x stored value dims floats, m and l of the rows, one int32.
-constexpr int64_t counter_bytes(int num_ctas) { return (static_cast<int64_t>(num_ctas) * 4 + 255) / 256 * 256; }
-constexpr int64_t slot_floats(int stored_value_dim) { return kRowsPerBlock * (static_cast<int64_t>(stored_value_dim) + 2) + 4; }
+// Workspace: int32 counters [kCounterBytes], then slots: kRowsPerBlock x stored value dims floats, m and l of
+// the rows, one int32.
+constexpr int64_t counter_bytes(int num_ctas) {
+  return (static_cast<int64_t>(num_ctas) * 4 + 255) / 256 * 256;
+}
+constexpr int64_t slot_floats(int stored_value_dim) {
+  return kRowsPerBlock * (static_cast<int64_t>(stored_value_dim) + 2) + 4;
+}
 
-// Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences + CTAs). short_only: without long sequences.
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work, bool short_only = false);
+// Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences +
+// CTAs). short_only: without long sequences.
+int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work,
+                   bool short_only = false);
 // Workspace of a plan, counters included; monotonic in what build_work counted.
 int64_t attend_workspace(const Geometry& geometry, const uint8_t* work);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sizes that were measured, not derived: workers, buffers a worker and deposits of an attend CTA. They never change a bit of a result: jobs and their
-// order do not depend on them. What failed stands in cuda/DESIGN.md.
+// Sizes that were measured, not derived: workers, buffers a worker and deposits of an attend CTA. They never
+// change a bit of a result: jobs and their order do not depend on them. What failed stands in cuda/DESIGN.md.
 #pragma once
 #include <limits.h>
 
@@ -9,24 +9,33 @@ namespace cuda {
 
 struct AttendTuning {
   int workers;
-  int stages;       // buffers of a worker; a power of two
-  int deposits;     // job states that may wait; a power of two
-  int copies;       // of a CTA that may be on their way when another starts, if steps are larger than kSmallStepBytes; 0 = any number
+  int stages;    // buffers of a worker; a power of two
+  int deposits;  // job states that may wait; a power of two
+  // of a CTA that may be on their way when another starts, if steps are larger than kSmallStepBytes; 0 = any
+  // number
+  int copies;
   int stage_bytes;  // only for steps of up to so many bytes
 };
 
 constexpr int kSmallStepBytes = 4608;
 
-// Whether copies on their way are limited on a device: by the peak bytes a second of its memory for each multiprocessor, 25 GB on the H100. The H200 has 37 GB and
-// loses by it: B8 n32768, 4 + 4 bits, 83 us with four copies (`bench.py`, commit a62dc05), 80 with six, eight, twelve or any number (`attend_bench --copies N`).
-constexpr bool paced_memory(int clock_khz, int bus_bits, int multiprocessors) { return 250.0 * clock_khz * bus_bits / multiprocessors <= 30e9; }
+// Whether copies on their way are limited on a device: by the peak bytes a second of its memory for each
+// multiprocessor, 25 GB on the H100. The H200 has 37 GB and loses by it: B8 n32768, 4 + 4 bits, 83 us with
+// four copies (`bench.py`, commit a62dc05), 80 with six, eight, twelve or any number (`attend_bench --copies
+// N`).
+constexpr bool paced_memory(int clock_khz, int bus_bits, int multiprocessors) {
+  return 250.0 * clock_khz * bus_bits / multiprocessors <= 30e9;
+}
 
-// The first that fits is taken. Small steps (2 bits, head_dim 64) are bound by the latency of their instructions and want 10 workers: 59.0 us against 62.0 with 8 at
-// B8 n32768, 2 + 2 bits; larger ones are bound by memory, and more copies in flight only make it slower: 3 + 3 bits 81.4 us with 10 workers, 79.9 with 8.
-// Copies, 4 + 4 bits: any number 104.7 us, eight 104.1, four 102.9 at B8 n32768, 57.5 / 57.2 / 56.1 at B1 n131072, 32.3 / 31.6 / 31.6 at B64 n1024; 3 + 3 bits
-// 79.9 / 79.9 / 80.9, 45.1 / 44.7 / 44.8, 25.7 / 25.6 / 26.0; 8 + 8 bits 99.1 / 97.9 / 97.1 at B1 n131072 (`attend_bench --cases full --copies N`, H100).
-constexpr AttendTuning kAttendTunings[] = {{10, 2, 8, 0, kSmallStepBytes}, {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {6, 2, 8, 4, INT_MAX},
-                                           {4, 2, 4, 4, INT_MAX},          {4, 1, 4, 4, INT_MAX}, {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
+// The first that fits is taken. Small steps (2 bits, head_dim 64) are bound by the latency of their
+// instructions and want 10 workers: 59.0 us against 62.0 with 8 at B8 n32768, 2 + 2 bits; larger ones are
+// bound by memory, and more copies in flight only make it slower: 3 + 3 bits 81.4 us with 10 workers, 79.9
+// with 8. Copies, 4 + 4 bits: any number 104.7 us, eight 104.1, four 102.9 at B8 n32768, 57.5 / 57.2 / 56.1
+// at B1 n131072, 32.3 / 31.6 / 31.6 at B64 n1024; 3 + 3 bits 79.9 / 79.9 / 80.9, 45.1 / 44.7 / 44.8, 25.7 /
+// 25.6 / 26.0; 8 + 8 bits 99.1 / 97.9 / 97.1 at B1 n131072 (`attend_bench --cases full --copies N`, H100).
+constexpr AttendTuning kAttendTunings[] = {
+    {10, 2, 8, 0, kSmallStepBytes}, {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {6, 2, 8, 4, INT_MAX},
+    {4, 2, 4, 4, INT_MAX},          {4, 1, 4, 4, INT_MAX}, {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
 
 }  // namespace cuda
 }  // namespace tq

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs the CUDA 13.0 compiler and the libraries that tqkv needs from their Python wheels, without root and without a driver, and prints
-# the folder that then holds nvidia/cu13. Nothing happens when it is there already. About 100 MB to download, 270 MB on disk.
+# Installs the CUDA 13.0 compiler and the libraries that tqkv needs from their Python wheels, without root and
+# without a driver, and prints the folder that then holds nvidia/cu13. Nothing happens when it is there
+# already. About 100 MB to download, 270 MB on disk.
 #
-# The place is ${XDG_CACHE_HOME:-~/.cache}/tqkv/cuda-13.0. TQKV_CUDA_WHEELS names a site-packages folder that has the wheels already; nothing is
-# installed then. packaging/cmake/PipCudaToolkit.cmake finds both. TQKV_PYTHON is the interpreter whose pip is used (default python3).
+# The place is ${XDG_CACHE_HOME:-~/.cache}/tqkv/cuda-13.0. TQKV_CUDA_WHEELS names a site-packages folder that
+# has the wheels already; nothing is installed then. packaging/cmake/PipCudaToolkit.cmake finds both.
+# TQKV_PYTHON is the interpreter whose pip is used (default python3).
 set -euo pipefail
 
 packages=(nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# What tqkv needs to be built and tested, and how to get it; sourced by packaging/try.sh and tests/run.sh. bash.
+# What tqkv needs to be built and tested, and how to get it; sourced by packaging/try.sh and tests/run.sh.
+# bash.
 #
-# Needs are tested by what they give (a command, a header), not by package names, so that any distribution will do; only the cure is
-# Debian's. Root installs what is missing unless TQKV_NO_INSTALL=1; anyone else is told the command. Python packages go into a virtual
-# environment in the user's cache, never into the system or the clone.
+# Needs are tested by what they give (a command, a header), not by package names, so that any distribution
+# will do; only the cure is Debian's. Root installs what is missing unless TQKV_NO_INSTALL=1; anyone else is
+# told the command. Python packages go into a virtual environment in the user's cache, never into the system
+# or the clone.
 
 tq_cache=${XDG_CACHE_HOME:-$HOME/.cache}/tqkv
 
@@ -51,7 +53,8 @@ tq_install_missing() {
 
 tq_log=$(mktemp "${TMPDIR:-/tmp}/tqkv-install.XXXXXX")
 
-# tq_python requirements.txt : prints an interpreter that has the listed packages; fails with a text. TQKV_PYTHON overrides it.
+# tq_python requirements.txt : prints an interpreter that has the listed packages; fails with a text.
+# TQKV_PYTHON overrides it.
 tq_python() {
   if [ -n "${TQKV_PYTHON:-}" ]; then
     echo "$TQKV_PYTHON"
@@ -73,7 +76,8 @@ tq_python() {
   echo "$venv/bin/python"
 }
 
-# tq_cmake_build dir [--target=name]... cmake-argument... : configures and builds; the log is shown when it fails.
+# tq_cmake_build dir [--target=name]... cmake-argument... : configures and builds; the log is shown when it
+# fails.
 tq_cmake_build() {
   local dir=$1 log=$1/build.log generator=() targets=()
   shift

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# From a fresh clone to the main job: builds the library and the program tqkv into build/try and evaluates a bundled slice of a real KV cache.
-# Root installs missing Debian packages (TQKV_NO_INSTALL=1: only say so). Further arguments go to `tqkv eval`.
+# From a fresh clone to the main job: builds the library and the program tqkv into build/try and evaluates a
+# bundled slice of a real KV cache. Root installs missing Debian packages (TQKV_NO_INSTALL=1: only say so).
+# Further arguments go to `tqkv eval`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh

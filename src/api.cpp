@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The extern "C" wall: reads structs, checks pointers and enumerations, calls Cache, and turns every exception into a status and a text. Nothing
-// includes this file and nothing thrown passes it.
+// The extern "C" wall: reads structs, checks pointers and enumerations, calls Cache, and turns every
+// exception into a status and a text. Nothing includes this file and nothing thrown passes it.
 #ifndef TQ_BUILDING_LIBRARY
 #define TQ_BUILDING_LIBRARY
 #endif
@@ -27,7 +27,8 @@ using tq::Error;
 using tq::Status;
 constexpr Status kBad = Status::kInvalidArgument;
 
-#define TQ_SAME(name, value) static_assert(TQ_##name == static_cast<int32_t>(Status::value), "status.h and tqkv.h agree")
+#define TQ_SAME(name, value) \
+  static_assert(TQ_##name == static_cast<int32_t>(Status::value), "status.h and tqkv.h agree")
 TQ_SAME(OK, kOk);
 TQ_SAME(ERROR_INVALID_ARGUMENT, kInvalidArgument);
 TQ_SAME(ERROR_INVALID_STATE, kInvalidState);
@@ -45,8 +46,11 @@ TQ_SAME(ERROR_CAPTURE, kCapture);
 TQ_SAME(ERROR_IO, kIo);
 TQ_SAME(ERROR_INTERNAL, kInternal);
 #undef TQ_SAME
-static_assert(TQ_DEVICE_CPU == static_cast<int32_t>(DeviceType::kCpu) && TQ_DEVICE_CUDA == static_cast<int32_t>(DeviceType::kCuda), "");
-static_assert(TQ_F32 == static_cast<int32_t>(DataType::kF32) && TQ_F16 == static_cast<int32_t>(DataType::kF16) &&
+static_assert(TQ_DEVICE_CPU == static_cast<int32_t>(DeviceType::kCpu) &&
+                  TQ_DEVICE_CUDA == static_cast<int32_t>(DeviceType::kCuda),
+              "");
+static_assert(TQ_F32 == static_cast<int32_t>(DataType::kF32) &&
+                  TQ_F16 == static_cast<int32_t>(DataType::kF16) &&
                   TQ_BF16 == static_cast<int32_t>(DataType::kBF16),
               "");
 static_assert(TQ_ROTATION_HADAMARD == static_cast<int32_t>(tq::format::Rotation::kHadamard) &&
@@ -58,8 +62,9 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
                   TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper),
               "");
 // Public structs on LP64; tests/capi/layout.txt has every offset.
-static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 184 && sizeof(tq_cache_bytes) == 80 && sizeof(tq_cache_memory_t) == 72 &&
-                                     sizeof(tq_tensor_layout) == 40 && sizeof(tq_attend_params) == 72 && sizeof(tq_device_info_t) == 160 &&
+static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 184 && sizeof(tq_cache_bytes) == 80 &&
+                                     sizeof(tq_cache_memory_t) == 72 && sizeof(tq_tensor_layout) == 40 &&
+                                     sizeof(tq_attend_params) == 72 && sizeof(tq_device_info_t) == 160 &&
                                      sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
               "public struct sizes are frozen");
 
@@ -109,7 +114,9 @@ tq_status tq_last_error_copy(char* buffer, size_t capacity, size_t* needed) {
 
 // ---- 2. Introspection ----
 
-const char* tq_version(void) { return TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(TQ_VERSION_PATCH); }
+const char* tq_version(void) {
+  return TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(TQ_VERSION_PATCH);
+}
 
 int32_t tq_abi_version(void) { return TQ_ABI_VERSION; }
 
@@ -207,7 +214,8 @@ tq_status tq_cache_get_config(const tq_cache* cache, tq_cache_config* config) {
   });
 }
 
-tq_status tq_cache_set_centres(tq_cache* cache, int32_t layer, const float* key_centre, const float* value_centre) {
+tq_status tq_cache_set_centres(tq_cache* cache, int32_t layer, const float* key_centre,
+                               const float* value_centre) {
   return guarded([&] {
     tq::require(cache, "cache");
     unwrap(cache)->set_centres(layer, key_centre, value_centre);
@@ -302,8 +310,8 @@ tq_status tq_batch_destroy(tq_batch* batch) {
   });
 }
 
-tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequence* sequences, const int64_t* new_tokens, const int64_t* query_tokens,
-                        void* stream) {
+tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequence* sequences,
+                        const int64_t* new_tokens, const int64_t* query_tokens, void* stream) {
   return guarded([&] {
     tq::require(batch, "batch");
     unwrap(batch)->cache().plan(*unwrap(batch), num_sequences, sequences, new_tokens, query_tokens, stream);
@@ -312,18 +320,20 @@ tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequenc
 
 // ---- 7. Append and attend ----
 
-tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* k, const void* v, const tq_tensor_layout* layout,
-                          void* stream) {
+tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* k, const void* v,
+                          const tq_tensor_layout* layout, void* stream) {
   return guarded([&] {
     tq::require(cache, "cache");
     tq::require(batch, "batch");
     const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
-    unwrap(cache)->append(tq::AppendRequest{layer, nullptr, k, v, strides.key, strides.value, stream}, *unwrap(batch));
+    unwrap(cache)->append(tq::AppendRequest{layer, nullptr, k, v, strides.key, strides.value, stream},
+                          *unwrap(batch));
   });
 }
 
-tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* q, void* out, float* lse, const tq_attend_params* params,
-                          void* workspace, size_t workspace_bytes, void* stream) {
+tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* q, void* out,
+                          float* lse, const tq_attend_params* params, void* workspace, size_t workspace_bytes,
+                          void* stream) {
   return guarded([&] {
     tq::require(cache, "cache");
     tq::require(batch, "batch");
@@ -348,22 +358,25 @@ tq_status tq_attend_workspace_bytes(const tq_cache* cache, const tq_batch* batch
   });
 }
 
-tq_status tq_merge_states(int32_t num_states, const void* const* outs, const float* const* lses, int64_t rows, int32_t dim, tq_dtype dtype, void* out,
-                          float* lse, tq_device_type device_type, int32_t device_id, void* stream) {
+tq_status tq_merge_states(int32_t num_states, const void* const* outs, const float* const* lses, int64_t rows,
+                          int32_t dim, tq_dtype dtype, void* out, float* lse, tq_device_type device_type,
+                          int32_t device_id, void* stream) {
   return guarded([&] {
     const DeviceType device = tq::device_type_of(device_type, "device_type");
-    const tq::MergeRequest request = {num_states, outs, lses, rows, dim, tq::dtype_of(dtype, "dtype"), out, lse, device_id, stream};
+    const tq::MergeRequest request = {num_states, outs, lses,      rows,  dim, tq::dtype_of(dtype, "dtype"),
+                                      out,        lse,  device_id, stream};
     tq::check_merge(request, device);
     if (rows > 0) tq::merge_states(device, request);
   });
 }
 
-tq_status tq_cache_read(tq_cache* cache, int32_t layer, tq_sequence sequence, int64_t first, int64_t count, void* k, void* v,
-                        const tq_tensor_layout* layout, void* stream) {
+tq_status tq_cache_read(tq_cache* cache, int32_t layer, tq_sequence sequence, int64_t first, int64_t count,
+                        void* k, void* v, const tq_tensor_layout* layout, void* stream) {
   return guarded([&] {
     tq::require(cache, "cache");
     const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
-    unwrap(cache)->read(tq::ReadRequest{layer, {}, first, count, k, v, strides.key, strides.value, stream}, sequence);
+    unwrap(cache)->read(tq::ReadRequest{layer, {}, first, count, k, v, strides.key, strides.value, stream},
+                        sequence);
   });
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The larger arguments of the C API, read and checked: enumerations, layouts, attend parameters, merges. For api.cpp only.
+// The larger arguments of the C API, read and checked: enumerations, layouts, attend parameters, merges. For
+// api.cpp only.
 #pragma once
 #include <math.h>
 #include <stdio.h>
@@ -11,15 +12,18 @@
 
 namespace tq {
 
-inline void require(const void* pointer, const char* name) { TQ_CHECK(pointer, Status::kInvalidArgument, "%s = NULL", name); }
+inline void require(const void* pointer, const char* name) {
+  TQ_CHECK(pointer, Status::kInvalidArgument, "%s = NULL", name);
+}
 
 inline DeviceType device_type_of(tq_device_type type, const char* name) {
-  TQ_CHECK(type == TQ_DEVICE_CPU || type == TQ_DEVICE_CUDA, Status::kInvalidArgument, "%s = %d: must be TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2)",
-           name, type);
+  TQ_CHECK(type == TQ_DEVICE_CPU || type == TQ_DEVICE_CUDA, Status::kInvalidArgument,
+           "%s = %d: must be TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2)", name, type);
   return static_cast<DeviceType>(type);
 }
 inline DataType dtype_of(tq_dtype type, const char* name) {
-  TQ_CHECK(type >= TQ_F32 && type <= TQ_BF16, Status::kInvalidArgument, "%s = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", name, type);
+  TQ_CHECK(type >= TQ_F32 && type <= TQ_BF16, Status::kInvalidArgument,
+           "%s = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", name, type);
   return static_cast<DataType>(type);
 }
 
@@ -30,10 +34,10 @@ inline LayoutStrides layout_strides(const Geometry& g, const tq_tensor_layout* c
   tq_tensor_layout layout = {};
   if (caller) layout = read_struct(caller, "layout");
   TQ_CHECK(layout.reserved == 0, Status::kVersion, "layout.reserved = %u: must be 0", layout.reserved);
-  return LayoutStrides{resolve_strides(layout.key_token_stride, layout.key_head_stride, g.num_kv_heads, g.head_dim, "layout.key_token_stride",
-                                       "layout.key_head_stride"),
-                       resolve_strides(layout.value_token_stride, layout.value_head_stride, g.num_kv_heads, g.value_dim, "layout.value_token_stride",
-                                       "layout.value_head_stride")};
+  return LayoutStrides{resolve_strides(layout.key_token_stride, layout.key_head_stride, g.num_kv_heads,
+                                       g.head_dim, "layout.key_token_stride", "layout.key_head_stride"),
+                       resolve_strides(layout.value_token_stride, layout.value_head_stride, g.num_kv_heads,
+                                       g.value_dim, "layout.value_token_stride", "layout.value_head_stride")};
 }
 
 // Everything of an AttendRequest that follows from the parameters and the geometry.
@@ -42,19 +46,25 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
   if (caller) p = read_struct(caller, "params");
   TQ_CHECK(p.out_dtype >= 0 && p.out_dtype <= TQ_BF16, Status::kInvalidArgument,
            "params.out_dtype = %d: must be 0 (io_dtype), TQ_F32, TQ_F16 or TQ_BF16", p.out_dtype);
-  TQ_CHECK(isfinite(p.softmax_scale), Status::kInvalidArgument, "params.softmax_scale = %g: must be finite", static_cast<double>(p.softmax_scale));
-  TQ_CHECK(isfinite(p.logit_softcap) && p.logit_softcap >= 0, Status::kInvalidArgument, "params.logit_softcap = %g: must be finite and 0 or more",
-           static_cast<double>(p.logit_softcap));
+  TQ_CHECK(isfinite(p.softmax_scale), Status::kInvalidArgument, "params.softmax_scale = %g: must be finite",
+           static_cast<double>(p.softmax_scale));
+  TQ_CHECK(isfinite(p.logit_softcap) && p.logit_softcap >= 0, Status::kInvalidArgument,
+           "params.logit_softcap = %g: must be finite and 0 or more", static_cast<double>(p.logit_softcap));
   TQ_CHECK(p.sliding_window >= 0, Status::kInvalidArgument, "params.sliding_window = %lld: must be 0 or more",
            static_cast<long long>(p.sliding_window));
-  TQ_CHECK(p.history_only == 0 || p.history_only == 1, Status::kInvalidArgument, "params.history_only = %d: must be 0 or 1", p.history_only);
-  TQ_CHECK(p.num_splits >= 0, Status::kInvalidArgument, "params.num_splits = %d: must be 0 or more", p.num_splits);
+  TQ_CHECK(p.history_only == 0 || p.history_only == 1, Status::kInvalidArgument,
+           "params.history_only = %d: must be 0 or 1", p.history_only);
+  TQ_CHECK(p.num_splits >= 0, Status::kInvalidArgument, "params.num_splits = %d: must be 0 or more",
+           p.num_splits);
   AttendRequest request = {};
-  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, g.num_q_heads, g.head_dim, "params.q_token_stride", "params.q_head_stride");
-  request.out_strides =
-      resolve_strides(p.out_token_stride, p.out_head_stride, g.num_q_heads, g.value_dim, "params.out_token_stride", "params.out_head_stride");
+  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, g.num_q_heads, g.head_dim,
+                                      "params.q_token_stride", "params.q_head_stride");
+  request.out_strides = resolve_strides(p.out_token_stride, p.out_head_stride, g.num_q_heads, g.value_dim,
+                                        "params.out_token_stride", "params.out_head_stride");
   request.out_dtype = p.out_dtype == 0 ? g.io_dtype : static_cast<DataType>(p.out_dtype);
-  request.softmax_scale = p.softmax_scale != 0 ? p.softmax_scale : static_cast<float>(1.0 / sqrt(static_cast<double>(g.head_dim)));
+  request.softmax_scale = p.softmax_scale != 0
+                              ? p.softmax_scale
+                              : static_cast<float>(1.0 / sqrt(static_cast<double>(g.head_dim)));
   request.logit_softcap = p.logit_softcap;
   request.sliding_window = p.sliding_window;
   request.sink_logits = p.sink_logits;
@@ -65,12 +75,14 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
 
 inline void check_merge(const MergeRequest& r, DeviceType device) {
   constexpr int32_t kMaxStates = 1024, kMaxMergeDim = 65536;
-  TQ_CHECK(r.num_states >= 1 && r.num_states <= kMaxStates, Status::kInvalidArgument, "num_states = %d: must be 1 .. %d", r.num_states, kMaxStates);
+  TQ_CHECK(r.num_states >= 1 && r.num_states <= kMaxStates, Status::kInvalidArgument,
+           "num_states = %d: must be 1 .. %d", r.num_states, kMaxStates);
   require(r.outs, "outs");
   require(r.lses, "lses");
-  TQ_CHECK(r.dim >= 1 && r.dim <= kMaxMergeDim, Status::kInvalidArgument, "dim = %d: must be 1 .. %d", r.dim, kMaxMergeDim);
-  TQ_CHECK(r.rows >= 0 && r.rows <= (1ll << 48) / r.dim, Status::kInvalidArgument, "rows = %lld: must be 0 .. 2^48 / dim",
-           static_cast<long long>(r.rows));
+  TQ_CHECK(r.dim >= 1 && r.dim <= kMaxMergeDim, Status::kInvalidArgument, "dim = %d: must be 1 .. %d", r.dim,
+           kMaxMergeDim);
+  TQ_CHECK(r.rows >= 0 && r.rows <= (1ll << 48) / r.dim, Status::kInvalidArgument,
+           "rows = %lld: must be 0 .. 2^48 / dim", static_cast<long long>(r.rows));
   for (int32_t s = 0; s < r.num_states; s++) {
     char name[32];
     snprintf(name, sizeof name, "outs[%d]", s);
@@ -81,9 +93,10 @@ inline void check_merge(const MergeRequest& r, DeviceType device) {
   check_pointer("out", r.out, r.rows > 0, r.rows, dtype_bytes(r.dtype));
   check_pointer("lse", r.lse, false, r.rows, sizeof(float));
   const int count = device_count(device);
-  TQ_CHECK(r.device_id >= 0 && r.device_id < count, Status::kNoDevice, "device_id = %d: there are %d devices of type %d", r.device_id, count,
-           static_cast<int>(device));
-  TQ_CHECK(device != DeviceType::kCpu || !r.stream, Status::kInvalidArgument, "stream = %p: must be NULL on the CPU", r.stream);
+  TQ_CHECK(r.device_id >= 0 && r.device_id < count, Status::kNoDevice,
+           "device_id = %d: there are %d devices of type %d", r.device_id, count, static_cast<int>(device));
+  TQ_CHECK(device != DeviceType::kCpu || !r.stream, Status::kInvalidArgument,
+           "stream = %p: must be NULL on the CPU", r.stream);
 }
 
 }  // namespace tq

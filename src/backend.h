@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam between the core and a device: few verbs, each at the altitude of a batch. One virtual call for one public call.
+// The seam between the core and a device: few verbs, each at the altitude of a batch. One virtual call for
+// one public call.
 //
-// A backend owns the memory that kernels touch (pages, raw copies, tables, workspace) and nothing else: lengths, page ids and sharing are the
-// core's. Verbs report failure by throwing tq::Error before they change anything; append and attend do not allocate.
+// A backend owns the memory that kernels touch (pages, raw copies, tables, workspace) and nothing else:
+// lengths, page ids and sharing are the core's. Verbs report failure by throwing tq::Error before they change
+// anything; append and attend do not allocate.
 #pragma once
 #include <memory>
 
@@ -23,7 +25,8 @@ class Backend {
   // Arrays at fixed addresses for one batch; null if the backend needs none.
   virtual void* create_plan_storage() = 0;
   virtual void destroy_plan_storage(void* storage) = 0;
-  // Makes the plan visible to later append and attend calls on the stream. The host arrays stay alive and unchanged until the next upload.
+  // Makes the plan visible to later append and attend calls on the stream. The host arrays stay alive and
+  // unchanged until the next upload.
   virtual void upload_plan(const BatchPlan& plan, void* stream) = 0;
 
   virtual void append(const AppendRequest& request) = 0;
@@ -38,12 +41,14 @@ class Backend {
   // Whole pages of all layers.
   virtual void copy_pages(const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(const int32_t* pages, int64_t count, void* stream) = 0;
-  // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags cleared, raw copies scrubbed if asked).
+  // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags
+  // cleared, raw copies scrubbed if asked).
   virtual void copy_slot(int source, int target, void* stream) = 0;
   virtual void start_slot(int slot, bool scrub, void* stream) = 0;
 
   virtual uint64_t slot_flags(int slot) const = 0;
-  // Waits for the stream; returns and clears the flags noticed since the last call; throws the sticky asynchronous error, once.
+  // Waits for the stream; returns and clears the flags noticed since the last call; throws the sticky
+  // asynchronous error, once.
   virtual uint64_t check(void* stream) = 0;
   // Waits for all work this backend enqueued; never throws.
   virtual void drain() noexcept = 0;
@@ -61,14 +66,16 @@ struct DeviceInfo {
 int device_count(DeviceType type);
 DeviceInfo device_info(DeviceType type, int index);
 const char* build_info();
-// Reasons, one a line, why a geometry cannot run on a device; appended to `reasons` (empty = it can), with the status of the first.
+// Reasons, one a line, why a geometry cannot run on a device; appended to `reasons` (empty = it can), with
+// the status of the first.
 class ReasonList;
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons);
 // The same for the device alone, whatever the geometry; comes first.
 void check_device(DeviceType type, int device_id, ReasonList& reasons);
 BackendBytes backend_bytes(DeviceType type, const Geometry& geometry);
 // pool: memory for the pages, or null. Throws tq::Error.
-std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops, void* pool, void* stream);
+std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops,
+                                        void* pool, void* stream);
 // rows x dim partial results on a device (tq_merge_states).
 struct MergeRequest {
   int32_t num_states;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which backends this build has, and the way to each: the only place that asks TQ_CUDA. Without CUDA every request for it is answered with the
-// reason, and nothing is taken instead.
+// Which backends this build has, and the way to each: the only place that asks TQ_CUDA. Without CUDA every
+// request for it is answered with the reason, and nothing is taken instead.
 #include <stdio.h>
 #include <string.h>
 
@@ -62,15 +62,17 @@ DeviceInfo cpu_info() {
 struct BuildInfo {
   char text[512];
   BuildInfo() {
-    snprintf(
-        text, sizeof text,
-        "tqkv " TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %d",
-        kCompiler, kCuda, cpu::supported_isas(), cpu::active_isa(), kFormatVersion);
+    snprintf(text, sizeof text,
+             "tqkv " TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(
+                 TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %d",
+             kCompiler, kCuda, cpu::supported_isas(), cpu::active_isa(), kFormatVersion);
   }
 };
 
 #if !TQ_CUDA
-[[noreturn]] void no_cuda() { throw Error(Status::kNotSupported, "device_type = 2 (CUDA): this build has no CUDA support"); }
+[[noreturn]] void no_cuda() {
+  throw Error(Status::kNotSupported, "device_type = 2 (CUDA): this build has no CUDA support");
+}
 #endif
 
 }  // namespace
@@ -91,7 +93,8 @@ int device_count(DeviceType type) {
 
 DeviceInfo device_info(DeviceType type, int index) {
   const int count = device_count(type);
-  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d devices of type %d", index, count, static_cast<int>(type));
+  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d devices of type %d",
+           index, count, static_cast<int>(type));
   if (type == DeviceType::kCpu) return cpu_info();
 #if TQ_CUDA
   return cuda::cuda_device_info(index);
@@ -102,13 +105,15 @@ DeviceInfo device_info(DeviceType type, int index) {
 
 void check_device(DeviceType type, int device_id, ReasonList& reasons) {
   if (type == DeviceType::kCpu) {
-    if (device_id != 0) reasons.add(Status::kInvalidArgument, "device_id = %d: must be 0 for the CPU", device_id);
+    if (device_id != 0)
+      reasons.add(Status::kInvalidArgument, "device_id = %d: must be 0 for the CPU", device_id);
     return;
   }
 #if TQ_CUDA
   const int count = cuda::cuda_device_count();
   if (device_id < 0 || device_id >= count)
-    reasons.add(Status::kNoDevice, "device_id = %d: there are %d CUDA devices (none without a driver)", device_id, count);
+    reasons.add(Status::kNoDevice, "device_id = %d: there are %d CUDA devices (none without a driver)",
+                device_id, count);
 #else
   reasons.add(Status::kNotSupported, "device_type = 2 (CUDA): this build has no CUDA support");
 #endif
@@ -132,7 +137,8 @@ BackendBytes backend_bytes(DeviceType type, const Geometry& geometry) {
 #endif
 }
 
-std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops, void* pool, void* stream) {
+std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops,
+                                        void* pool, void* stream) {
   if (type == DeviceType::kCpu) return cpu::create_cpu_backend(geometry, ops, pool);
 #if TQ_CUDA
   return cuda::create_cuda_backend(geometry, ops, pool, stream);

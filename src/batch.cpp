@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batches: making a plan, and which plan is in force. A slot knows the batch whose plan holds it, so that truncating, freeing or planning its
-// sequence elsewhere reaches that plan at once.
+// Batches: making a plan, and which plan is in force. A slot knows the batch whose plan holds it, so that
+// truncating, freeing or planning its sequence elsewhere reaches that plan at once.
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -59,11 +59,13 @@ void Cache::destroy_batch(Batch* batch) {
 }
 
 const BatchPlan& Cache::plan_in_force(const Batch& batch) const {
-  TQ_CHECK(&batch.cache_ == this, Status::kInvalidArgument, "batch = %p: belongs to another cache", static_cast<const void*>(&batch));
+  TQ_CHECK(&batch.cache_ == this, Status::kInvalidArgument, "batch = %p: belongs to another cache",
+           static_cast<const void*>(&batch));
   if (batch.in_force_) return batch.plan_;
   TQ_CHECK(batch.lapsed_[0], Status::kInvalidState, "batch: no plan was made yet");
-  throw Error(Status::kInvalidState, "batch: its plan is not in force any more, sequence %lld was %s; plan again", ll(batch.lapsed_by_),
-              batch.lapsed_);
+  throw Error(Status::kInvalidState,
+              "batch: its plan is not in force any more, sequence %lld was %s; plan again",
+              ll(batch.lapsed_by_), batch.lapsed_);
 }
 
 // Puts the plan that holds the slot out of force.
@@ -84,13 +86,17 @@ void Cache::retire_plan(Batch& batch) noexcept {
 }
 
 // Checks the call's arrays and writes them to batch.arrays_.growth and query_tokens.
-void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens) {
+void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,
+                           const int64_t* new_tokens, const int64_t* query_tokens) {
   const Geometry& g = geometry();
-  TQ_CHECK(num_sequences >= 0, Status::kInvalidArgument, "num_sequences = %d: must be 0 or more", num_sequences);
-  TQ_CHECK(num_sequences <= g.max_batch_sequences, Status::kCapacity, "num_sequences = %d: max_batch_sequences = %d", num_sequences,
-           g.max_batch_sequences);
-  TQ_CHECK(sequences || num_sequences == 0, Status::kInvalidArgument, "sequences = NULL: num_sequences = %d", num_sequences);
-  TQ_CHECK(new_tokens || num_sequences == 0, Status::kInvalidArgument, "new_tokens = NULL: num_sequences = %d", num_sequences);
+  TQ_CHECK(num_sequences >= 0, Status::kInvalidArgument, "num_sequences = %d: must be 0 or more",
+           num_sequences);
+  TQ_CHECK(num_sequences <= g.max_batch_sequences, Status::kCapacity,
+           "num_sequences = %d: max_batch_sequences = %d", num_sequences, g.max_batch_sequences);
+  TQ_CHECK(sequences || num_sequences == 0, Status::kInvalidArgument, "sequences = NULL: num_sequences = %d",
+           num_sequences);
+  TQ_CHECK(new_tokens || num_sequences == 0, Status::kInvalidArgument,
+           "new_tokens = NULL: num_sequences = %d", num_sequences);
   if (!query_tokens) query_tokens = new_tokens;
   plan_calls_++;
   int64_t new_total = 0, query_total = 0;
@@ -98,17 +104,22 @@ void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* s
     char name[32];
     snprintf(name, sizeof name, "sequences[%d]", i);
     const int32_t slot = arrays_.table.find(sequences[i], name);
-    TQ_CHECK(arrays_.seen[slot] != plan_calls_, Status::kInvalidArgument, "%s = %lld: named twice", name, ll(sequences[i]));
+    TQ_CHECK(arrays_.seen[slot] != plan_calls_, Status::kInvalidArgument, "%s = %lld: named twice", name,
+             ll(sequences[i]));
     arrays_.seen[slot] = plan_calls_;
-    TQ_CHECK(new_tokens[i] >= 0, Status::kInvalidArgument, "new_tokens[%d] = %lld: must be 0 or more", i, ll(new_tokens[i]));
-    TQ_CHECK(query_tokens[i] >= 0, Status::kInvalidArgument, "query_tokens[%d] = %lld: must be 0 or more", i, ll(query_tokens[i]));
+    TQ_CHECK(new_tokens[i] >= 0, Status::kInvalidArgument, "new_tokens[%d] = %lld: must be 0 or more", i,
+             ll(new_tokens[i]));
+    TQ_CHECK(query_tokens[i] >= 0, Status::kInvalidArgument, "query_tokens[%d] = %lld: must be 0 or more", i,
+             ll(query_tokens[i]));
     TQ_CHECK(new_tokens[i] <= g.max_batch_tokens - new_total, Status::kCapacity,
-             "new_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(new_tokens[i]), ll(new_total), ll(g.max_batch_tokens));
+             "new_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(new_tokens[i]),
+             ll(new_total), ll(g.max_batch_tokens));
     TQ_CHECK(query_tokens[i] - new_tokens[i] <= arrays_.table.length(slot), Status::kInvalidArgument,
-             "query_tokens[%d] = %lld: the sequence will have %lld tokens", i, ll(query_tokens[i]), ll(arrays_.table.length(slot) + new_tokens[i]));
+             "query_tokens[%d] = %lld: the sequence will have %lld tokens", i, ll(query_tokens[i]),
+             ll(arrays_.table.length(slot) + new_tokens[i]));
     TQ_CHECK(query_tokens[i] <= g.max_batch_tokens - query_total, Status::kCapacity,
-             "query_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(query_tokens[i]), ll(query_total),
-             ll(g.max_batch_tokens));
+             "query_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(query_tokens[i]),
+             ll(query_total), ll(g.max_batch_tokens));
     new_total += new_tokens[i];
     query_total += query_tokens[i];
     batch.arrays_.growth[i] = Growth{slot, new_tokens[i]};
@@ -137,7 +148,8 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     plan.new_tokens += s.new_tokens;
     plan.query_tokens += s.query_tokens;
   }
-  const SplitCounts counts = split_plan(sequences, num_sequences, batch.limits_, 0, batch.arrays_.items[buffer]);
+  const SplitCounts counts =
+      split_plan(sequences, num_sequences, batch.limits_, 0, batch.arrays_.items[buffer]);
   plan.num_sequences = num_sequences;
   plan.sequences = sequences;
   plan.items = batch.arrays_.items[buffer];
@@ -148,8 +160,8 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
   return plan;
 }
 
-void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens,
-                 void* stream) {
+void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
+                 const int64_t* query_tokens, void* stream) {
   const Gate::Use use(gate_, true);
   check_stream(stream);
   collect_growth(batch, num_sequences, sequences, new_tokens, query_tokens);

@@ -36,8 +36,10 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 Gate::Use::Use(const Gate& gate, bool exclusive) : gate_(gate), exclusive_(exclusive) {
   int32_t users = gate_.users_.load(std::memory_order_relaxed);
   do {
-    TQ_CHECK(exclusive ? users == 0 : users >= 0, Status::kInvalidState, "cache: busy: another call on it is running");
-  } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire, std::memory_order_relaxed));
+    TQ_CHECK(exclusive ? users == 0 : users >= 0, Status::kInvalidState,
+             "cache: busy: another call on it is running");
+  } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire,
+                                               std::memory_order_relaxed));
 }
 Gate::Use::~Use() {
   if (exclusive_)
@@ -52,7 +54,8 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver) : table(tabl
   const Geometry& g = config.geometry();
   owners = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
-  centres = carver.take<float>(checked_mul(static_cast<int64_t>(g.num_layers) * g.num_kv_heads, g.head_dim + g.value_dim, "centres"));
+  centres = carver.take<float>(
+      checked_mul(static_cast<int64_t>(g.num_layers) * g.num_kv_heads, g.head_dim + g.value_dim, "centres"));
 }
 
 int64_t Cache::block_bytes(const ResolvedConfig& config) {
@@ -79,7 +82,10 @@ tq_cache_bytes Cache::bytes(const ResolvedConfig& config) {
 }
 
 Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
-    : config_(config), bytes_(bytes(config_)), block_(config_.host_ops(), block_bytes(config_), "cache"), arrays_([this] {
+    : config_(config),
+      bytes_(bytes(config_)),
+      block_(config_.host_ops(), block_bytes(config_), "cache"),
+      arrays_([this] {
         Carver carver = carver_of(block_);
         return Arrays(config_, carver);
       }()) {
@@ -90,7 +96,8 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
     arrays_.owners[slot] = nullptr;
     arrays_.seen[slot] = 0;
   }
-  memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.num_layers) * g.num_kv_heads * (g.head_dim + g.value_dim));
+  memset(arrays_.centres, 0,
+         sizeof(float) * static_cast<size_t>(g.num_layers) * g.num_kv_heads * (g.head_dim + g.value_dim));
   backend_ = factory(config_.device(), g, config_.backend_ops(), config_.config().pool, stream);
 }
 
@@ -114,35 +121,41 @@ Cache::~Cache() {
 void Cache::destroy(Cache* cache) {
   {
     const Gate::Use use(cache->gate_, true);
-    TQ_CHECK(cache->live_batches_ == 0, Status::kInvalidState, "cache: %d of its batches live; destroy them first", cache->live_batches_);
+    TQ_CHECK(cache->live_batches_ == 0, Status::kInvalidState,
+             "cache: %d of its batches live; destroy them first", cache->live_batches_);
   }
   delete cache;
 }
 
 void Cache::check_layer(int32_t layer) const {
-  TQ_CHECK(layer >= 0 && layer < geometry().num_layers, Status::kInvalidArgument, "layer = %d: must be 0 .. %d", layer, geometry().num_layers - 1);
+  TQ_CHECK(layer >= 0 && layer < geometry().num_layers, Status::kInvalidArgument,
+           "layer = %d: must be 0 .. %d", layer, geometry().num_layers - 1);
 }
 
 void Cache::check_stream(const void* stream) const {
-  TQ_CHECK(!stream || config_.device() != DeviceType::kCpu, Status::kInvalidArgument, "stream = %p: must be NULL for a CPU cache", stream);
+  TQ_CHECK(!stream || config_.device() != DeviceType::kCpu, Status::kInvalidArgument,
+           "stream = %p: must be NULL for a CPU cache", stream);
 }
 
 float* Cache::layer_centres(int32_t layer) const {
-  return arrays_.centres + static_cast<int64_t>(layer) * geometry().num_kv_heads * (geometry().head_dim + geometry().value_dim);
+  return arrays_.centres +
+         static_cast<int64_t>(layer) * geometry().num_kv_heads * (geometry().head_dim + geometry().value_dim);
 }
 
 void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   const Gate::Use use(gate_, true);
   check_layer(layer);
   const Geometry& g = geometry();
-  const int64_t key_count = static_cast<int64_t>(g.num_kv_heads) * g.head_dim, value_count = static_cast<int64_t>(g.num_kv_heads) * g.value_dim;
+  const int64_t key_count = static_cast<int64_t>(g.num_kv_heads) * g.head_dim,
+                value_count = static_cast<int64_t>(g.num_kv_heads) * g.value_dim;
   for (int64_t i = 0; key && i < key_count; i++)
-    TQ_CHECK(isfinite(key[i]), Status::kInvalidArgument, "key_centre[%lld][%lld] = %g: must be finite", ll(i / g.head_dim), ll(i % g.head_dim),
-             static_cast<double>(key[i]));
+    TQ_CHECK(isfinite(key[i]), Status::kInvalidArgument, "key_centre[%lld][%lld] = %g: must be finite",
+             ll(i / g.head_dim), ll(i % g.head_dim), static_cast<double>(key[i]));
   for (int64_t i = 0; value && i < value_count; i++)
-    TQ_CHECK(isfinite(value[i]), Status::kInvalidArgument, "value_centre[%lld][%lld] = %g: must be finite", ll(i / g.value_dim), ll(i % g.value_dim),
-             static_cast<double>(value[i]));
-  TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState, "cache: centres are fixed once a sequence holds tokens (%lld in all)",
+    TQ_CHECK(isfinite(value[i]), Status::kInvalidArgument, "value_centre[%lld][%lld] = %g: must be finite",
+             ll(i / g.value_dim), ll(i % g.value_dim), static_cast<double>(value[i]));
+  TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
+           "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
   // Raw sides have no centre, so none is kept for them: the fingerprint follows.
   if (g.layers[layer].key_bits == format::kRawBits) key = nullptr;
@@ -150,7 +163,8 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   if (!key && !value) return;
   backend_->set_centres(layer, key, value);
   if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
-  if (value) memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
+  if (value)
+    memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
 }
 
 tq_cache_memory_t Cache::memory() const {
@@ -168,23 +182,25 @@ tq_cache_memory_t Cache::memory() const {
   return memory;
 }
 
-// Only what decides the meaning of page bytes goes in, as little-endian numbers. How the encoder chose them (scale rule, search) does not, and
-// an absent centre is a centre of zeros.
+// Only what decides the meaning of page bytes goes in, as little-endian numbers. How the encoder chose them
+// (scale rule, search) does not, and an absent centre is a centre of zeros.
 uint64_t Cache::fingerprint() const {
   const Gate::Use use(gate_, false);
   const Geometry& g = geometry();
   XXH64_state_t state;
   XXH64_reset(&state, 0);
   const auto put32 = [&state](uint32_t x) {
-    const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8), static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
+    const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8),
+                              static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
     XXH64_update(&state, bytes, sizeof bytes);
   };
   const auto put_book = [&](const format::Codebook& book) {
     put32(format::float_bits(book.unit));
     for (int j = 0; j < book.count(); j++) put32(book.magnitude[j]);
   };
-  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.num_layers), static_cast<int64_t>(g.num_kv_heads),
-                          static_cast<int64_t>(g.head_dim), static_cast<int64_t>(g.value_dim), static_cast<int64_t>(g.page_size)})
+  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.num_layers),
+                          static_cast<int64_t>(g.num_kv_heads), static_cast<int64_t>(g.head_dim),
+                          static_cast<int64_t>(g.value_dim), static_cast<int64_t>(g.page_size)})
     put32(static_cast<uint32_t>(x));
   bool any_coded = false, any_raw = false;
   for (int32_t layer = 0; layer < g.num_layers; layer++) {
@@ -237,7 +253,8 @@ void Cache::free_sequence(int64_t id, void* stream) {
   int64_t count;
   const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
   scrub(pages, count, stream);
-  backend_->start_slot(slot, geometry().zero_on_free, stream);  // now, because creating a sequence has no stream
+  // now, because creating a sequence has no stream
+  backend_->start_slot(slot, geometry().zero_on_free, stream);
   lapse(slot, "freed");
   arrays_.table.commit_free(slot);
 }
@@ -248,10 +265,12 @@ int64_t Cache::fork_sequence(int64_t source, void* stream) {
   check_stream(stream);
   const int32_t target = arrays_.table.prepare_slot();
   backend_->copy_slot(slot, target, stream);
-  // Layers that the plan has not appended yet would get the new tokens into shared pages, but not into the fork's exact copies.
+  // Layers that the plan has not appended yet would get the new tokens into shared pages, but not into the
+  // fork's exact copies.
   if (Batch* owner = arrays_.owners[slot])
     for (int32_t i = 0; i < owner->plan_.num_sequences; i++)
-      if (owner->plan_.sequences[i].slot == slot && owner->plan_.sequences[i].new_tokens > 0) owner->forked_ = source;
+      if (owner->plan_.sequences[i].slot == slot && owner->plan_.sequences[i].new_tokens > 0)
+        owner->forked_ = source;
   return arrays_.table.commit_fork(slot);
 }
 
@@ -259,8 +278,9 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
   const Gate::Use use(gate_, true);
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(stream);
-  TQ_CHECK(length >= 0 && length <= arrays_.table.length(slot), Status::kInvalidArgument, "length = %lld: must be 0 .. %lld, the sequence's length",
-           ll(length), ll(arrays_.table.length(slot)));
+  TQ_CHECK(length >= 0 && length <= arrays_.table.length(slot), Status::kInvalidArgument,
+           "length = %lld: must be 0 .. %lld, the sequence's length", ll(length),
+           ll(arrays_.table.length(slot)));
   int64_t count;
   const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
   scrub(pages, count, stream);
@@ -294,7 +314,8 @@ void Cache::append(AppendRequest request, const Batch& batch) {
   if (plan.new_tokens == 0) return;
   uint8_t& appended = batch.arrays_.appended[request.layer];
   TQ_CHECK(appended || batch.forked_ == 0, Status::kInvalidState,
-           "batch: sequence %lld was forked after the plan and before layer %d was appended; truncate its new tokens away and plan again",
+           "batch: sequence %lld was forked after the plan and before layer %d was appended; truncate its "
+           "new tokens away and plan again",
            ll(batch.forked_), request.layer);
   request.plan = &plan;
   backend_->append(request);
@@ -307,7 +328,8 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
   const Geometry& g = geometry();
-  const TensorShape q_shape = {plan.query_tokens, g.num_q_heads, g.head_dim}, out_shape = {plan.query_tokens, g.num_q_heads, g.value_dim};
+  const TensorShape q_shape = {plan.query_tokens, g.num_q_heads, g.head_dim},
+                    out_shape = {plan.query_tokens, g.num_q_heads, g.value_dim};
   check_pointer("q", request.q, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(g.io_dtype));
   check_pointer("out", request.out, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(request.out_dtype));
   check_pointer("lse", request.lse, false, plan.query_tokens, sizeof(float));
@@ -316,11 +338,12 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   check_extent("out", out_shape, request.out_strides);
   check_no_overlap("out", out_shape, request.out_strides);
   if (request.workspace) {
-    TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument, "workspace = %p: must be aligned to 256 bytes",
-             request.workspace);
-    const size_t needed = std::min(backend_->attend_workspace_bytes(plan), static_cast<size_t>(bytes_.workspace_bytes));
-    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes,
-             needed);
+    TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument,
+             "workspace = %p: must be aligned to 256 bytes", request.workspace);
+    const size_t needed =
+        std::min(backend_->attend_workspace_bytes(plan), static_cast<size_t>(bytes_.workspace_bytes));
+    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall,
+             "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes, needed);
   } else {
     request.workspace = backend_->own_workspace();
     request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
@@ -330,8 +353,8 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   backend_->attend(request);
 }
 
-// As much as the cache's own workspace, which serves every plan: a plan with less work may be cut into more pieces than a larger one, so what
-// this very plan needs would not do for the smaller ones.
+// As much as the cache's own workspace, which serves every plan: a plan with less work may be cut into more
+// pieces than a larger one, so what this very plan needs would not do for the smaller ones.
 size_t Cache::attend_workspace_bytes(const Batch& batch) const {
   const Gate::Use use(gate_, false);
   plan_in_force(batch);
@@ -346,11 +369,13 @@ void Cache::read(ReadRequest request, int64_t id) {
   const Geometry& g = geometry();
   const PageTable& table = arrays_.table;
   const int64_t length = table.length(slot);
-  TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument, "first = %lld: the sequence has %lld tokens", ll(request.first),
-           ll(length));
+  TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument,
+           "first = %lld: the sequence has %lld tokens", ll(request.first), ll(length));
   TQ_CHECK(request.count >= 0 && request.count <= length - request.first, Status::kInvalidArgument,
-           "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count), ll(length - request.first), ll(request.first));
-  const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim}, v_shape = {request.count, g.num_kv_heads, g.value_dim};
+           "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count),
+           ll(length - request.first), ll(request.first));
+  const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim},
+                    v_shape = {request.count, g.num_kv_heads, g.value_dim};
   check_pointer("k", request.k, false, request.count, dtype_bytes(g.io_dtype));
   check_pointer("v", request.v, false, request.count, dtype_bytes(g.io_dtype));
   check_extent("k", k_shape, request.key_strides);
@@ -358,7 +383,16 @@ void Cache::read(ReadRequest request, int64_t id) {
   check_no_overlap("k", k_shape, request.key_strides);
   check_no_overlap("v", v_shape, request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
-  request.sequence = PlanSequence{slot, length, 0, 0, 0, 0, table.raw_first(slot), table.pages(slot), table.pages_of(slot), table.pages_of(slot)};
+  request.sequence = PlanSequence{slot,
+                                  length,
+                                  0,
+                                  0,
+                                  0,
+                                  0,
+                                  table.raw_first(slot),
+                                  table.pages(slot),
+                                  table.pages_of(slot),
+                                  table.pages_of(slot)};
   backend_->read(request);
 }
 

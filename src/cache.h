@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache and its batches: owns the configuration, the page table and the backend, and turns calls into requests. No arithmetic on vectors.
+// A cache and its batches: owns the configuration, the page table and the backend, and turns calls into
+// requests. No arithmetic on vectors.
 //
-// Failure is atomic because every change has three steps in this order: check and prepare (throws, leaves no trace), device work (throws before
-// it changes anything, or touches only pages that nobody holds yet), commit (cannot fail).
+// Failure is atomic because every change has three steps in this order: check and prepare (throws, leaves no
+// trace), device work (throws before it changes anything, or touches only pages that nobody holds yet),
+// commit (cannot fail).
 #pragma once
 #include <atomic>
 
@@ -33,7 +35,8 @@ class Gate {
   mutable std::atomic<int32_t> users_{0};  // -1: one exclusive
 };
 
-// One batch: a plan in force, and room for the next one, so that a plan that fails leaves the old one as it was.
+// One batch: a plan in force, and room for the next one, so that a plan that fails leaves the old one as it
+// was.
 class Batch {
  public:
   explicit Batch(Cache& cache);
@@ -69,7 +72,8 @@ class Batch {
 };
 
 // create_backend, or what a test puts in its place.
-using BackendFactory = std::unique_ptr<Backend> (*)(DeviceType, const Geometry&, const HostOps&, void* pool, void* stream);
+using BackendFactory = std::unique_ptr<Backend> (*)(DeviceType, const Geometry&, const HostOps&, void* pool,
+                                                    void* stream);
 
 class Cache {
  public:
@@ -96,7 +100,8 @@ class Cache {
 
   Batch* create_batch();
   static void destroy_batch(Batch* batch);
-  void plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens, void* stream);
+  void plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
+            const int64_t* query_tokens, void* stream);
 
   // Requests come with all but the plan (or the sequence) and the workspace's default.
   void append(AppendRequest request, const Batch& batch);
@@ -124,7 +129,8 @@ class Cache {
   void check_layer(int32_t layer) const;
   void check_stream(const void* stream) const;
   const BatchPlan& plan_in_force(const Batch& batch) const;
-  void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens);
+  void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,
+                      const int64_t* new_tokens, const int64_t* query_tokens);
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Defaults, reasons, geometry; see config.h. A check never stops the next one: who gets one value wrong often gets two.
+// Defaults, reasons, geometry; see config.h. A check never stops the next one: who gets one value wrong often
+// gets two.
 #include "config.h"
 
 #include <limits.h>
@@ -17,7 +18,8 @@ namespace {
 
 constexpr Status kBad = Status::kInvalidArgument;
 constexpr int32_t kMaxCount = 65536;  // layers, heads
-constexpr int32_t kLayersNamed = 4;   // wrong layers with a reason of their own; the text has room for all fields, not for all layers
+// wrong layers with a reason of their own; the text has room for all fields, not for all layers
+constexpr int32_t kLayersNamed = 4;
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
 constexpr int64_t kMaxBytes = 1ll << 56;   // of one part of a cache: sums and offsets stay far from 2^63
@@ -38,16 +40,19 @@ struct ListText {
   char text[16 * n];
   explicit ListText(const int (&values)[n]) {
     size_t used = 0;
-    for (int value : values) used += static_cast<size_t>(snprintf(text + used, sizeof text - used, used ? " %d" : "%d", value));
+    for (int value : values)
+      used += static_cast<size_t>(snprintf(text + used, sizeof text - used, used ? " %d" : "%d", value));
   }
 };
 
 void check_count(const char* name, int64_t value, int64_t least, int64_t most, ReasonList& reasons) {
-  if (value < least || value > most) reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
+  if (value < least || value > most)
+    reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
 }
 
 void check_dim(const char* name, int32_t value, ReasonList& reasons) {
-  if (!format::is_head_dim(value)) reasons.add(kBad, "%s = %d: must be one of %s", name, value, ListText<12>(format::kHeadDims).text);
+  if (!format::is_head_dim(value))
+    reasons.add(kBad, "%s = %d: must be one of %s", name, value, ListText<12>(format::kHeadDims).text);
 }
 
 void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
@@ -55,13 +60,15 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
   check_count("num_kv_heads", c.num_kv_heads, 1, kMaxCount, reasons);
   check_count("num_q_heads", c.num_q_heads, 1, kMaxCount, reasons);
   if (c.num_kv_heads >= 1 && c.num_q_heads >= 1 && c.num_q_heads % c.num_kv_heads != 0)
-    reasons.add(kBad, "num_q_heads = %d: must be a multiple of num_kv_heads = %d", c.num_q_heads, c.num_kv_heads);
+    reasons.add(kBad, "num_q_heads = %d: must be a multiple of num_kv_heads = %d", c.num_q_heads,
+                c.num_kv_heads);
   check_dim("head_dim", c.head_dim, reasons);
   if (c.value_dim == 0)
     c.value_dim = c.head_dim;
   else
     check_dim("value_dim", c.value_dim, reasons);
-  if (c.io_dtype < TQ_F32 || c.io_dtype > TQ_BF16) reasons.add(kBad, "io_dtype = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", c.io_dtype);
+  if (c.io_dtype < TQ_F32 || c.io_dtype > TQ_BF16)
+    reasons.add(kBad, "io_dtype = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", c.io_dtype);
 }
 
 void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
@@ -80,15 +87,19 @@ void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
 
 void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
   if (c.page_size == 0) c.page_size = 64;
-  const bool page_ok = c.page_size >= format::kTileTokens && c.page_size <= kMaxPageSize && c.page_size % format::kTileTokens == 0;
+  const bool page_ok = c.page_size >= format::kTileTokens && c.page_size <= kMaxPageSize &&
+                       c.page_size % format::kTileTokens == 0;
   if (!page_ok)
-    reasons.add(kBad, "page_size = %d: must be a multiple of %d, %d .. %d", c.page_size, format::kTileTokens, format::kTileTokens, kMaxPageSize);
+    reasons.add(kBad, "page_size = %d: must be a multiple of %d, %d .. %d", c.page_size, format::kTileTokens,
+                format::kTileTokens, kMaxPageSize);
   if (c.max_sequences == 0) c.max_sequences = 1;
   check_count("max_sequences", c.max_sequences, 1, INT_MAX - 1, reasons);
   const int64_t most_pages = INT_MAX - static_cast<int64_t>(std::max(c.max_sequences, 1));
   const bool tokens_ok = c.max_tokens >= 1 && (!page_ok || (c.max_tokens - 1) / c.page_size < most_pages);
   if (!tokens_ok)
-    reasons.add(kBad, "max_tokens = %lld: must be 1 or more, and fit 2^31 - 1 - max_sequences pages of %d tokens", ll(c.max_tokens), c.page_size);
+    reasons.add(kBad,
+                "max_tokens = %lld: must be 1 or more, and fit 2^31 - 1 - max_sequences pages of %d tokens",
+                ll(c.max_tokens), c.page_size);
   if (c.max_sequence_tokens == 0)
     c.max_sequence_tokens = c.max_tokens;
   else
@@ -108,15 +119,19 @@ void resolve_exact_copies(tq_cache_config& c, ReasonList& reasons) {
   check_count("rollback_tokens", c.rollback_tokens, 0, INT_MAX, reasons);
   const int64_t sum = static_cast<int64_t>(c.window_tokens) + c.sink_tokens + c.rollback_tokens;
   if (c.window_tokens >= 0 && c.sink_tokens >= 0 && c.rollback_tokens >= 0 && sum > INT_MAX)
-    reasons.add(kBad, "window_tokens + sink_tokens + rollback_tokens = %lld: must be at most %d", ll(sum), INT_MAX);
+    reasons.add(kBad, "window_tokens + sink_tokens + rollback_tokens = %lld: must be at most %d", ll(sum),
+                INT_MAX);
 }
 
 void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {
   check_count("num_threads", c.num_threads, 0, kMaxThreads, reasons);
-  if (c.device_type == TQ_DEVICE_CPU && c.num_threads == 0) c.num_threads = std::min(kMaxThreads, device_info(DeviceType::kCpu, 0).num_units);
+  if (c.device_type == TQ_DEVICE_CPU && c.num_threads == 0)
+    c.num_threads = std::min(kMaxThreads, device_info(DeviceType::kCpu, 0).num_units);
   if (c.device_type == TQ_DEVICE_CUDA) c.num_threads = 1;
-  if (reinterpret_cast<uintptr_t>(c.pool) % 256 != 0) reasons.add(kBad, "pool = %p: must be aligned to 256 bytes", c.pool);
-  if (!c.pool && c.pool_bytes != 0) reasons.add(kBad, "pool_bytes = %lld: without a pool it must be 0", ll(c.pool_bytes));
+  if (reinterpret_cast<uintptr_t>(c.pool) % 256 != 0)
+    reasons.add(kBad, "pool = %p: must be aligned to 256 bytes", c.pool);
+  if (!c.pool && c.pool_bytes != 0)
+    reasons.add(kBad, "pool_bytes = %lld: without a pool it must be 0", ll(c.pool_bytes));
 }
 
 // A codebook of the caller's own.
@@ -131,9 +146,11 @@ void check_codebook(const char* name, const tq_codebook& book, ReasonList& reaso
   for (int j = 0; j < 1 << (book.bits - 1); j++) {
     const int value = book.magnitude[j];
     if (value < least || value > 127)
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least, book.bits);
+      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least,
+                  book.bits);
     else if (j > 0 && value <= book.magnitude[j - 1])
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1, book.magnitude[j - 1]);
+      reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1,
+                  book.magnitude[j - 1]);
   }
 }
 
@@ -142,16 +159,18 @@ format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
   format::Codebook book = format::builtin_codebook(dim, bits);
   if (!custom || custom->bits != bits) return book;
   book.unit = custom->unit;
-  for (int j = 0; j < format::kMaxMagnitudes; j++) book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
+  for (int j = 0; j < format::kMaxMagnitudes; j++)
+    book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
   return book;
 }
 
 // Bits of every layer: the layer's own where given, else the common ones.
-std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name, int32_t bits, const int32_t* layer_bits, int32_t num_layers,
-                                       ReasonList& reasons) {
+std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name, int32_t bits,
+                                       const int32_t* layer_bits, int32_t num_layers, ReasonList& reasons) {
   const ListText<7> list(format::kCodeBits);
   std::vector<int32_t> result(static_cast<size_t>(num_layers), bits);
-  if (bits != 0 && !format::is_code_bits(bits)) reasons.add(kBad, "%s = %d: must be one of %s", name, bits, list.text);
+  if (bits != 0 && !format::is_code_bits(bits))
+    reasons.add(kBad, "%s = %d: must be one of %s", name, bits, list.text);
   if (bits == 0 && !layer_bits) reasons.add(kBad, "%s = 0: required unless %s is given", name, layer_name);
   if (!layer_bits) return result;
   int32_t wrong = 0;
@@ -165,16 +184,20 @@ std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name,
     else
       reasons.add(kBad, "%s[%d] = 0: stands for %s, which is 0 too", layer_name, layer, name);
   }
-  if (wrong > kLayersNamed) reasons.add(kBad, "%s: %d more layers likewise", layer_name, wrong - kLayersNamed);
+  if (wrong > kLayersNamed)
+    reasons.add(kBad, "%s: %d more layers likewise", layer_name, wrong - kLayersNamed);
   return result;
 }
 
 }  // namespace
 
 void ResolvedConfig::resolve_bits(ReasonList& reasons) {
-  const int32_t num_layers = config_.num_layers >= 1 && config_.num_layers <= kMaxCount ? config_.num_layers : 0;
-  key_bits_ = resolve_side_bits("key_bits", "layer_key_bits", config_.key_bits, config_.layer_key_bits, num_layers, reasons);
-  value_bits_ = resolve_side_bits("value_bits", "layer_value_bits", config_.value_bits, config_.layer_value_bits, num_layers, reasons);
+  const int32_t num_layers =
+      config_.num_layers >= 1 && config_.num_layers <= kMaxCount ? config_.num_layers : 0;
+  key_bits_ = resolve_side_bits("key_bits", "layer_key_bits", config_.key_bits, config_.layer_key_bits,
+                                num_layers, reasons);
+  value_bits_ = resolve_side_bits("value_bits", "layer_value_bits", config_.value_bits,
+                                  config_.layer_value_bits, num_layers, reasons);
   config_.layer_key_bits = key_bits_.data();
   config_.layer_value_bits = value_bits_.data();
 }
@@ -195,7 +218,8 @@ void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
       check_codebook(side.name, *side.own, reasons);
       const bool possible = side.own->bits >= 2 && side.own->bits <= 6;
       if (possible && std::find(side.bits->begin(), side.bits->end(), side.own->bits) == side.bits->end())
-        reasons.add(kBad, "%s.bits = %d: no layer has these bits, so it would not be used", side.name, side.own->bits);
+        reasons.add(kBad, "%s.bits = %d: no layer has these bits, so it would not be used", side.name,
+                    side.own->bits);
     } catch (const Error& error) {
       reasons.add(error.status(), "%s", error.what());
     }
@@ -209,10 +233,13 @@ void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
   if (!config_.allocator) return;
   try {
     allocator_ = read_struct(config_.allocator, "allocator");
-    if (allocator_.reserved != 0) reasons.add(Status::kVersion, "allocator.reserved = %u: must be 0", allocator_.reserved);
+    if (allocator_.reserved != 0)
+      reasons.add(Status::kVersion, "allocator.reserved = %u: must be 0", allocator_.reserved);
     if (!allocator_.alloc != !allocator_.free)
-      reasons.add(kBad, "allocator.%s = NULL: give both callbacks or neither", allocator_.alloc ? "free" : "alloc");
-    if (allocator_.alloc && allocator_.free) host_ops_ = backend_ops_ = HostOps{allocator_.user, allocator_.alloc, allocator_.free};
+      reasons.add(kBad, "allocator.%s = NULL: give both callbacks or neither",
+                  allocator_.alloc ? "free" : "alloc");
+    if (allocator_.alloc && allocator_.free)
+      host_ops_ = backend_ops_ = HostOps{allocator_.user, allocator_.alloc, allocator_.free};
   } catch (const Error& error) {
     reasons.add(error.status(), "%s", error.what());
   }
@@ -222,7 +249,8 @@ void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
 void ResolvedConfig::build_layers() {
   layers_.reserve(key_bits_.size());
   for (size_t i = 0; i < key_bits_.size(); i++)
-    layers_.push_back(LayerCode{key_bits_[i], value_bits_[i], layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
+    layers_.push_back(LayerCode{key_bits_[i], value_bits_[i],
+                                layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
                                 layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook)});
 }
 
@@ -259,14 +287,16 @@ void ResolvedConfig::build_geometry() {
 
 int64_t ResolvedConfig::page_bytes() const {
   int64_t bytes = 0;
-  for (int32_t layer = 0; layer < geometry_.num_layers; layer++) bytes = checked_add(bytes, geometry_.page_bytes(layer), "page bytes");
+  for (int32_t layer = 0; layer < geometry_.num_layers; layer++)
+    bytes = checked_add(bytes, geometry_.page_bytes(layer), "page bytes");
   return bytes;
 }
 
 int64_t ResolvedConfig::token_bytes() const { return page_bytes() / geometry_.page_size; }
 
 int64_t ResolvedConfig::fp16_token_bytes() const {
-  return static_cast<int64_t>(geometry_.num_layers) * geometry_.num_kv_heads * (geometry_.head_dim + geometry_.value_dim) * 2;
+  return static_cast<int64_t>(geometry_.num_layers) * geometry_.num_kv_heads *
+         (geometry_.head_dim + geometry_.value_dim) * 2;
 }
 
 // Everything that backends multiply without looking stays below 2^56 bytes.
@@ -274,24 +304,40 @@ void ResolvedConfig::check_sizes(ReasonList& reasons) const {
   const Geometry& g = geometry_;
   try {
     const int64_t pages = checked_mul(page_bytes(), g.num_pages, "max_tokens");
-    if (pages > kMaxBytes) reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens), ll(pages));
-    const int64_t raw_values = checked_mul(static_cast<int64_t>(g.num_kv_heads) * (g.head_dim + g.value_dim) * 4, g.raw_tokens(), "window_tokens");
-    const int64_t raw = checked_mul(checked_mul(raw_values, g.num_layers, "window_tokens"), g.max_sequences, "window_tokens");
-    if (raw > kMaxBytes) reasons.add(kBad, "window_tokens = %d: %lld bytes of exact copies, more than 2^56", g.window_tokens, ll(raw));
+    if (pages > kMaxBytes)
+      reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
+                  ll(pages));
+    const int64_t raw_values =
+        checked_mul(static_cast<int64_t>(g.num_kv_heads) * (g.head_dim + g.value_dim) * 4, g.raw_tokens(),
+                    "window_tokens");
+    const int64_t raw =
+        checked_mul(checked_mul(raw_values, g.num_layers, "window_tokens"), g.max_sequences, "window_tokens");
+    if (raw > kMaxBytes)
+      reasons.add(kBad, "window_tokens = %d: %lld bytes of exact copies, more than 2^56", g.window_tokens,
+                  ll(raw));
     const int64_t table = checked_mul(g.max_sequences, g.max_sequence_pages, "max_sequence_tokens");
-    if (table > kMaxBytes / 4) reasons.add(kBad, "max_sequence_tokens = %lld: %lld page table entries", ll(config_.max_sequence_tokens), ll(table));
+    if (table > kMaxBytes / 4)
+      reasons.add(kBad, "max_sequence_tokens = %lld: %lld page table entries",
+                  ll(config_.max_sequence_tokens), ll(table));
   } catch (const Error& error) {
     reasons.add(error.status(), "%s", error.what());
   }
 }
 
 ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
-    : config_(read_struct(caller, "config")), geometry_{}, host_ops_{}, backend_ops_{}, key_codebook_{}, value_codebook_{}, allocator_{} {
+    : config_(read_struct(caller, "config")),
+      geometry_{},
+      host_ops_{},
+      backend_ops_{},
+      key_codebook_{},
+      value_codebook_{},
+      allocator_{} {
   ReasonList reasons;
   tq_cache_config& c = config_;
   if (c.device_type == 0) c.device_type = TQ_DEVICE_CPU;
   const bool device_known = c.device_type == TQ_DEVICE_CPU || c.device_type == TQ_DEVICE_CUDA;
-  if (!device_known) reasons.add(kBad, "device_type = %d: must be TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2)", c.device_type);
+  if (!device_known)
+    reasons.add(kBad, "device_type = %d: must be TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2)", c.device_type);
   resolve_shapes(c, reasons);
   resolve_bits(reasons);
   resolve_modes(c, reasons);
@@ -310,7 +356,8 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   }
   if (reasons.empty() && c.pool) {
     const int64_t needed = backend_bytes(device(), geometry_).pages;
-    if (c.pool_bytes < needed) reasons.add(kBad, "pool_bytes = %lld: the pages need %lld", ll(c.pool_bytes), ll(needed));
+    if (c.pool_bytes < needed)
+      reasons.add(kBad, "pool_bytes = %lld: the pages need %lld", ll(c.pool_bytes), ll(needed));
   }
   if (!reasons.empty()) throw Error(reasons.status(), "%s", reasons.text());
 }

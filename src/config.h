@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the caller's tq_cache_config to a Geometry: the struct rule, defaults, and every reason against it at once. Nothing behind this point
-// meets an unresolved or impossible configuration.
+// From the caller's tq_cache_config to a Geometry: the struct rule, defaults, and every reason against it at
+// once. Nothing behind this point meets an unresolved or impossible configuration.
 #pragma once
 #include <vector>
 
@@ -20,7 +20,8 @@ class ResolvedConfig {
   ResolvedConfig(const ResolvedConfig&) = delete;
   ResolvedConfig& operator=(const ResolvedConfig&) = delete;
 
-  const tq_cache_config& config() const { return config_; }  // defaults resolved, pointers to this object's copies
+  // defaults resolved, pointers to this object's copies
+  const tq_cache_config& config() const { return config_; }
   const Geometry& geometry() const { return geometry_; }
   DeviceType device() const { return static_cast<DeviceType>(config_.device_type); }
   // Where host memory comes from: the caller's callbacks, else malloc.
@@ -29,7 +30,8 @@ class ResolvedConfig {
   const HostOps& backend_ops() const { return backend_ops_; }
   // Longest sequence in tokens; Geometry has it in pages only.
   int64_t max_sequence_tokens() const { return config_.max_sequence_tokens; }
-  // Bytes of one token over all layers and heads, scales included, and as float16; of one page over all layers.
+  // Bytes of one token over all layers and heads, scales included, and as float16; of one page over all
+  // layers.
   int64_t token_bytes() const;
   int64_t fp16_token_bytes() const;
   int64_t page_bytes() const;

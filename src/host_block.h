@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One block of host memory that holds all bookkeeping arrays of a cache or a batch: its size is known before anything is allocated, which makes
-// tq_cache_config_bytes exact and leaves one place to fail. A Carver walks the same list of arrays twice: once to measure, once to place.
+// One block of host memory that holds all bookkeeping arrays of a cache or a batch: its size is known before
+// anything is allocated, which makes tq_cache_config_bytes exact and leaves one place to fail. A Carver walks
+// the same list of arrays twice: once to measure, once to place.
 #pragma once
 #include <stdlib.h>
 
@@ -14,13 +15,15 @@ namespace tq {
 // 64-bit sums and products that refuse to wrap. what: named in the error.
 inline int64_t checked_mul(int64_t a, int64_t b, const char* what) {
   int64_t result;
-  TQ_CHECK(!__builtin_mul_overflow(a, b, &result), Status::kInvalidArgument, "%s: %lld * %lld does not fit 64 bits", what, static_cast<long long>(a),
+  TQ_CHECK(!__builtin_mul_overflow(a, b, &result), Status::kInvalidArgument,
+           "%s: %lld * %lld does not fit 64 bits", what, static_cast<long long>(a),
            static_cast<long long>(b));
   return result;
 }
 inline int64_t checked_add(int64_t a, int64_t b, const char* what) {
   int64_t result;
-  TQ_CHECK(!__builtin_add_overflow(a, b, &result), Status::kInvalidArgument, "%s: %lld + %lld does not fit 64 bits", what, static_cast<long long>(a),
+  TQ_CHECK(!__builtin_add_overflow(a, b, &result), Status::kInvalidArgument,
+           "%s: %lld + %lld does not fit 64 bits", what, static_cast<long long>(a),
            static_cast<long long>(b));
   return result;
 }
@@ -34,8 +37,11 @@ class Carver {
   T* take(int64_t count) {
     static_assert(std::is_trivially_destructible<T>::value, "nothing in a block is destroyed");
     T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    const int64_t bytes = checked_mul(count, sizeof(T), "bookkeeping bytes");  // NOLINT(bugprone-sizeof-expression): T may be a pointer
-    used_ = checked_add(used_, checked_add(bytes, kAlignment - 1, "bookkeeping bytes") / kAlignment * kAlignment, "bookkeeping bytes");
+    // NOLINT(bugprone-sizeof-expression): T may be a pointer
+    const int64_t bytes = checked_mul(count, sizeof(T), "bookkeeping bytes");
+    used_ =
+        checked_add(used_, checked_add(bytes, kAlignment - 1, "bookkeeping bytes") / kAlignment * kAlignment,
+                    "bookkeeping bytes");
     return result;
   }
   int64_t used() const { return used_; }
@@ -50,9 +56,11 @@ class Carver {
 class HostBlock {
  public:
   HostBlock() = default;
-  HostBlock(const HostOps& ops, int64_t bytes, const char* what) : ops_(ops), bytes_(static_cast<size_t>(bytes)) {
+  HostBlock(const HostOps& ops, int64_t bytes, const char* what)
+      : ops_(ops), bytes_(static_cast<size_t>(bytes)) {
     pointer_ = ops_.alloc(ops_.user, bytes_, Carver::kAlignment, 1, 0);
-    TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what, static_cast<long long>(bytes));
+    TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what,
+             static_cast<long long>(bytes));
   }
   ~HostBlock() {
     if (pointer_) ops_.free(ops_.user, pointer_, bytes_, 1, 0);

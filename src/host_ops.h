@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The injectable world: where memory comes from. Production uses malloc or the caller's callbacks; tests own it and make each call fail.
+// The injectable world: where memory comes from. Production uses malloc or the caller's callbacks; tests own
+// it and make each call fail.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

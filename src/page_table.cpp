@@ -13,7 +13,8 @@ namespace tq {
 
 PageTable::PageTable(const PageTableLimits& limits, Carver& carver) : limits_(limits) {
   rows_ = carver.take<Row>(limits.max_sequences);
-  table_ = carver.take<int32_t>(checked_mul(limits.max_sequences, limits.max_sequence_pages, "page table entries"));
+  table_ = carver.take<int32_t>(
+      checked_mul(limits.max_sequences, limits.max_sequence_pages, "page table entries"));
   references_ = carver.take<int32_t>(limits.num_pages);
   free_pages_ = carver.take<int32_t>(limits.num_pages);
   free_slots_ = carver.take<int32_t>(limits.max_sequences);
@@ -40,9 +41,10 @@ void PageTable::reset() noexcept {
 
 int32_t PageTable::find(int64_t id, const char* argument) const {
   const int64_t slot = (id & 0xFFFFFFFF) - 1, generation = id >> 32;
-  const bool known = slot >= 0 && slot < limits_.max_sequences && rows_[slot].alive && rows_[slot].generation == generation;
-  TQ_CHECK(known, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument, static_cast<long long>(id),
-           static_cast<unsigned long long>(id));
+  const bool known =
+      slot >= 0 && slot < limits_.max_sequences && rows_[slot].alive && rows_[slot].generation == generation;
+  TQ_CHECK(known, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument,
+           static_cast<long long>(id), static_cast<unsigned long long>(id));
   return static_cast<int32_t>(slot);
 }
 
@@ -54,7 +56,8 @@ int64_t PageTable::raw_first(int32_t slot) const {
 // ---- sequences ----
 
 int32_t PageTable::prepare_slot() const {
-  TQ_CHECK(num_free_slots_ > 0, Status::kCapacity, "max_sequences = %d: all are alive", limits_.max_sequences);
+  TQ_CHECK(num_free_slots_ > 0, Status::kCapacity, "max_sequences = %d: all are alive",
+           limits_.max_sequences);
   return free_slots_[num_free_slots_ - 1];
 }
 
@@ -77,7 +80,8 @@ int64_t PageTable::commit_fork(int32_t source) noexcept {
   row.length = from.length;
   row.num_pages = from.num_pages;
   row.ring_first = from.ring_first;
-  if (from.num_pages > 0) memcpy(row_pages(slot), row_pages(source), static_cast<size_t>(from.num_pages) * sizeof(int32_t));
+  if (from.num_pages > 0)
+    memcpy(row_pages(slot), row_pages(source), static_cast<size_t>(from.num_pages) * sizeof(int32_t));
   for (int64_t i = 0; i < from.num_pages; i++) references_[row_pages(slot)[i]]++;
   total_tokens_ += row.length;
   return result;
@@ -133,11 +137,12 @@ void PageTable::prepare_growth(const Growth* growth, int32_t count) {
   for (int32_t i = 0; i < count; i++) {
     const int64_t length = rows_[growth[i].slot].length;
     TQ_CHECK(growth[i].new_tokens <= limits_.max_sequence_tokens - length, Status::kCapacity,
-             "new_tokens[%d] = %lld: the sequence has %lld tokens, max_sequence_tokens = %lld", i, static_cast<long long>(growth[i].new_tokens),
-             static_cast<long long>(length), static_cast<long long>(limits_.max_sequence_tokens));
+             "new_tokens[%d] = %lld: the sequence has %lld tokens, max_sequence_tokens = %lld", i,
+             static_cast<long long>(growth[i].new_tokens), static_cast<long long>(length),
+             static_cast<long long>(limits_.max_sequence_tokens));
   }
-  // A tail that several sequences of this plan share: all but the last of them to come need a copy, if nobody else holds it. So references
-  // are taken back as copies are found.
+  // A tail that several sequences of this plan share: all but the last of them to come need a copy, if nobody
+  // else holds it. So references are taken back as copies are found.
   int64_t added = 0;
   for (int32_t i = 0; i < count; i++) {
     const Row& row = rows_[growth[i].slot];
@@ -155,9 +160,10 @@ void PageTable::prepare_growth(const Growth* growth, int32_t count) {
     const int64_t copies = num_copies_;
     restore_tails();
     throw Error(Status::kCapacity,
-                "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), %lld of %lld are free",
-                static_cast<long long>(added + copies), limits_.page_size, static_cast<long long>(copies), static_cast<long long>(num_free_pages_),
-                static_cast<long long>(limits_.num_pages));
+                "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), "
+                "%lld of %lld are free",
+                static_cast<long long>(added + copies), limits_.page_size, static_cast<long long>(copies),
+                static_cast<long long>(num_free_pages_), static_cast<long long>(limits_.num_pages));
   }
   // From here on nothing fails. Entries behind a row's own pages are nobody's, so they may be filled already.
   num_growth_ = count;
@@ -175,7 +181,8 @@ void PageTable::prepare_growth(const Growth* growth, int32_t count) {
 
 int64_t PageTable::raw_first_planned(int32_t index) const {
   const int64_t length = length_planned(index);
-  const int64_t ring_first = std::max(rows_[growth_[index].slot].ring_first, length - std::min<int64_t>(length, limits_.ring_tokens));
+  const int64_t ring_first = std::max(rows_[growth_[index].slot].ring_first,
+                                      length - std::min<int64_t>(length, limits_.ring_tokens));
   return std::max(ring_first, length - std::min<int64_t>(length, limits_.window_tokens));
 }
 
@@ -184,7 +191,8 @@ void PageTable::commit_growth() noexcept {
   for (int32_t i = 0; i < num_growth_; i++) {
     Row& row = rows_[growth_[i].slot];
     const int64_t length = length_planned(i), num_pages = pages_planned(i);
-    for (int64_t page = row.num_pages; page < num_pages; page++) references_[row_pages(growth_[i].slot)[page]] = 1;
+    for (int64_t page = row.num_pages; page < num_pages; page++)
+      references_[row_pages(growth_[i].slot)[page]] = 1;
     row.ring_first = std::max(row.ring_first, length - std::min<int64_t>(length, limits_.ring_tokens));
     row.num_pages = row.shown_pages = num_pages;
     row.length = length;
@@ -234,7 +242,8 @@ const char* PageTable::audit() const {
   }
   int64_t unused = 0;
   for (int64_t page = 0; page < limits_.num_pages; page++) {
-    if (count[static_cast<size_t>(page)] != references_[page]) return "reference count differs from the references";
+    if (count[static_cast<size_t>(page)] != references_[page])
+      return "reference count differs from the references";
     unused += references_[page] == 0;
   }
   if (unused != num_free_pages_) return "number of free pages differs";

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which pages hold which tokens of which sequence. Pure host bookkeeping: free list, reference counts (a fork shares its source's pages), lengths,
-// generations, and how far back the ring of raw copies reaches. It knows nothing of bytes, layers or devices.
+// Which pages hold which tokens of which sequence. Pure host bookkeeping: free list, reference counts (a fork
+// shares its source's pages), lengths, generations, and how far back the ring of raw copies reaches. It knows
+// nothing of bytes, layers or devices.
 //
-// Changes come in two steps, so that device work can stand between them and failure is atomic: prepare computes and checks everything and throws
-// without a trace; commit cannot fail. All arrays lie in memory given at construction; nothing allocates later.
+// Changes come in two steps, so that device work can stand between them and failure is atomic: prepare
+// computes and checks everything and throws without a trace; commit cannot fail. All arrays lie in memory
+// given at construction; nothing allocates later.
 //
-// The ring. Token i of a sequence has its raw copy in ring place i mod R, R = window + rollback. Appending up to length L leaves there the tokens
-// L-R .. L-1, whatever was there before, so with V = first token with a valid copy: append gives V = max(V, L - R). Truncating to n
-// overwrites nothing: the copies V .. n-1 stay, V = min(V, n). Tokens appended again after that are valid again, and the places of
-// the tokens cut off are simply overwritten; what the longer sequence had pushed out of the ring stays lost.
+// The ring. Token i of a sequence has its raw copy in ring place i mod R, R = window + rollback. Appending up
+// to length L leaves there the tokens L-R .. L-1, whatever was there before, so with V = first token with a
+// valid copy: append gives V = max(V, L - R). Truncating to n overwrites nothing: the copies V .. n-1 stay, V
+// = min(V, n). Tokens appended again after that are valid again, and the places of the tokens cut off are
+// simply overwritten; what the longer sequence had pushed out of the ring stays lost.
 #pragma once
 #include "host_block.h"
 #include "requests.h"
@@ -59,15 +62,16 @@ class PageTable {
   int32_t prepare_slot() const;
   int64_t commit_create() noexcept;
   int64_t commit_fork(int32_t source) noexcept;
-  // Pages that only this sequence holds behind its first `length` tokens; they become free with commit_truncate / commit_free. The list is valid
-  // until the next call.
+  // Pages that only this sequence holds behind its first `length` tokens; they become free with
+  // commit_truncate / commit_free. The list is valid until the next call.
   const int32_t* exclusive_pages(int32_t slot, int64_t length, int64_t* count);
   void commit_truncate(int32_t slot, int64_t length) noexcept;
   void commit_free(int32_t slot) noexcept;
 
   // ---- growth ----
-  // Checks that all sequences (distinct) can grow together and shows the result through *_planned; CAPACITY, nothing changed, otherwise. A shared
-  // page that would be written is replaced by a new one and listed in copies(). Then either commit_growth or cancel_growth.
+  // Checks that all sequences (distinct) can grow together and shows the result through *_planned; CAPACITY,
+  // nothing changed, otherwise. A shared page that would be written is replaced by a new one and listed in
+  // copies(). Then either commit_growth or cancel_growth.
   void prepare_growth(const Growth* growth, int32_t count);
   const PageCopy* copies() const { return copies_; }
   int64_t num_copies() const { return num_copies_; }
@@ -75,7 +79,9 @@ class PageTable {
   void cancel_growth() noexcept;
   // The sequence as it will be; pages() is already the planned row.
   int64_t pages_planned(int32_t index) const { return pages_for(length_planned(index)); }
-  int64_t length_planned(int32_t index) const { return rows_[growth_[index].slot].length + growth_[index].new_tokens; }
+  int64_t length_planned(int32_t index) const {
+    return rows_[growth_[index].slot].length + growth_[index].new_tokens;
+  }
   int64_t raw_first_planned(int32_t index) const;
   // First page whose id differs from what the sequence's last committed plan showed.
   int64_t first_changed_page(int32_t index) const { return first_changed_[index]; }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the core asks of a backend, as plain data: every pointer with its shape, nullability and where it lies ("device" = the backend's own
-// memory space, which for the CPU backend is the host). Backends see these, never caches or sequences' ids.
+// What the core asks of a backend, as plain data: every pointer with its shape, nullability and where it lies
+// ("device" = the backend's own memory space, which for the CPU backend is the host). Backends see these,
+// never caches or sequences' ids.
 #pragma once
 #include "format/codebook.h"
 #include "format/rotation.h"
@@ -41,14 +42,20 @@ struct Geometry {
   const LayerCode* layers;  // [num_layers], host
 
   int32_t tiles_per_page() const { return page_size / format::kTileTokens; }
-  // Raw copies of one sequence and head: sinks first, then the ring. Token i < sink_tokens is at i, and any token at sink_tokens + i % ring_tokens.
+  // Raw copies of one sequence and head: sinks first, then the ring. Token i < sink_tokens is at i, and any
+  // token at sink_tokens + i % ring_tokens.
   int32_t raw_tokens() const { return sink_tokens + ring_tokens; }
-  format::TileLayout tile(int layer) const { return format::TileLayout(head_dim, value_dim, layers[layer].key_bits, layers[layer].value_bits); }
-  int64_t page_bytes(int layer) const { return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes(); }
+  format::TileLayout tile(int layer) const {
+    return format::TileLayout(head_dim, value_dim, layers[layer].key_bits, layers[layer].value_bits);
+  }
+  int64_t page_bytes(int layer) const {
+    return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
+  }
 };
 
-// Attention over the coded tokens of one row is a fold over spans: absolute pieces of kSpanTokens tokens, each computed from an empty state and merged in
-// index order. So the bits of a result do not depend on who computed which span.
+// Attention over the coded tokens of one row is a fold over spans: absolute pieces of kSpanTokens tokens,
+// each computed from an empty state and merged in index order. So the bits of a result do not depend on who
+// computed which span.
 constexpr int kSpanTokens = 1024;
 
 // One sequence of a plan. Positions are token indices in the sequence.
@@ -66,9 +73,10 @@ struct PlanSequence {
   int64_t length() const { return old_length + new_tokens; }
 };
 
-// One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a sequence over spans first_span .. first_span +
-// num_spans - 1. partial < 0: the item holds all spans of its rows and writes the output; else the state of span first_span + j goes to partial slot
-// partial + j, and the row group's states are merged once all its items are done.
+// One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
+// sequence over spans first_span .. first_span + num_spans - 1. partial < 0: the item holds all spans of its
+// rows and writes the output; else the state of span first_span + j goes to partial slot partial + j, and the
+// row group's states are merged once all its items are done.
 struct WorkItem {
   int32_t sequence;  // index in the plan
   int32_t num_queries;
@@ -96,7 +104,8 @@ struct TensorStrides {
 struct AppendRequest {
   int32_t layer;
   const BatchPlan* plan;
-  const void* k;  // device [new_tokens][num_kv_heads][head_dim] io_dtype by key_strides; null only without new tokens
+  // device [new_tokens][num_kv_heads][head_dim] io_dtype by key_strides; null only without new tokens
+  const void* k;
   const void* v;  // device [new_tokens][num_kv_heads][value_dim]
   TensorStrides key_strides, value_strides;
   void* stream;

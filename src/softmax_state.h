@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The running softmax of one row and the law by which two parts merge; it is written nowhere else.
 //
-// A part over tokens T holds m = max of its logits in log2 units (logit * log2 e), l = sum of 2^(logit - m), and o = sum of 2^(logit - m) * v,
-// not normalised. The empty part has m = -inf, l = 0, o = 0. Merging takes the larger m and weighs each side by 2^(m_side - m); the empty part is
-// neutral, two empty parts merge to the empty part (the case that would give inf - inf). Merging is not associative in floating point,
-// so parts are merged in index order only. Source: online softmax (Milakov, Gimelshein 2018), split-KV merge (FlashDecoding).
+// A part over tokens T holds m = max of its logits in log2 units (logit * log2 e), l = sum of 2^(logit - m),
+// and o = sum of 2^(logit - m) * v, not normalised. The empty part has m = -inf, l = 0, o = 0. Merging takes
+// the larger m and weighs each side by 2^(m_side - m); the empty part is neutral, two empty parts merge to
+// the empty part (the case that would give inf - inf). Merging is not associative in floating point, so parts
+// are merged in index order only. Source: online softmax (Milakov, Gimelshein 2018), split-KV merge
+// (FlashDecoding).
 #pragma once
 #include "format/hd.h"
 
@@ -34,9 +36,12 @@ TQ_HD MergeWeights merge_weights(SoftmaxState a, SoftmaxState b) {
   return MergeWeights{SoftmaxState{m, a.l * wa + b.l * wb}, wa, wb};
 }
 
-// Natural-log LSE of a part, and back: a finished partial result (out, lse) is the part m = lse * log2 e, l = 1, o = out.
+// Natural-log LSE of a part, and back: a finished partial result (out, lse) is the part m = lse * log2 e, l =
+// 1, o = out.
 TQ_HD float lse_of(SoftmaxState s) { return is_empty(s) ? minus_infinity() : (s.m + log2f(s.l)) * kLn2; }
-TQ_HD SoftmaxState state_of_lse(float lse) { return lse == minus_infinity() ? empty_state() : SoftmaxState{lse * kLog2E, 1.0f}; }
+TQ_HD SoftmaxState state_of_lse(float lse) {
+  return lse == minus_infinity() ? empty_state() : SoftmaxState{lse * kLog2E, 1.0f};
+}
 // Factor that turns o into the output; 0 for the empty part.
 TQ_HD float inverse_sum(SoftmaxState s) { return is_empty(s) ? 0.0f : 1.0f / s.l; }
 

@@ -13,10 +13,11 @@ constexpr int64_t kMaxCount = 1 << 30;  // items and partial slots are int32
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls visit(sequence, first_query, num_queries, spans) for every row group: longest spans of a sequence first, so that a dynamic
-// schedule ends with the small ones.
+// Calls visit(sequence, first_query, num_queries, spans) for every row group: longest spans of a sequence
+// first, so that a dynamic schedule ends with the small ones.
 template <typename Visit>
-void for_each_group(const PlanSequence* sequences, int32_t num_sequences, int32_t group_queries, Visit visit) {
+void for_each_group(const PlanSequence* sequences, int32_t num_sequences, int32_t group_queries,
+                    Visit visit) {
   for (int32_t i = 0; i < num_sequences; i++) {
     const PlanSequence& sequence = sequences[i];
     assert(sequence.query_tokens <= sequence.length());
@@ -34,44 +35,51 @@ void for_each_group(const PlanSequence* sequences, int32_t num_sequences, int32_
 SplitLimits split_limits(const Geometry& g, int workers) {
   SplitLimits limits;
   limits.group_queries = std::max(1, kGroupRows / g.q_per_kv);
-  limits.items_wanted = static_cast<int32_t>(divide_up(static_cast<int64_t>(kItemsPerWorker) * workers, g.num_kv_heads));
-  limits.groups = std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
+  limits.items_wanted =
+      static_cast<int32_t>(divide_up(static_cast<int64_t>(kItemsPerWorker) * workers, g.num_kv_heads));
+  limits.groups =
+      std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
   limits.items = limits.groups + limits.items_wanted;
   const int64_t pool_spans = divide_up(g.num_pages * g.page_size, kSpanTokens);
   limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_spans + limits.items_wanted);
   return limits;
 }
 
-SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits, int32_t num_splits, WorkItem* items) {
+SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
+                       int32_t num_splits, WorkItem* items) {
   int64_t groups = 0, spans_total = 0;
-  for_each_group(sequences, num_sequences, limits.group_queries, [&](int32_t, int64_t, int32_t, int64_t spans) {
-    groups++;
-    spans_total += spans;
-  });
+  for_each_group(sequences, num_sequences, limits.group_queries,
+                 [&](int32_t, int64_t, int32_t, int64_t spans) {
+                   groups++;
+                   spans_total += spans;
+                 });
   assert(groups <= limits.groups);
 
-  // Spans per item. With fewer groups than wanted items, ceil(spans / per_item) adds up to at most items_wanted + groups items.
+  // Spans per item. With fewer groups than wanted items, ceil(spans / per_item) adds up to at most
+  // items_wanted + groups items.
   const bool cut = groups < limits.items_wanted;
   const int64_t per_item = std::max<int64_t>(1, divide_up(spans_total, limits.items_wanted));
   SplitCounts counts = {0, 0, 0};
   int32_t slot_queries = 0;  // most query tokens of a cut group so far
-  for_each_group(sequences, num_sequences, limits.group_queries, [&](int32_t index, int64_t first, int32_t queries, int64_t spans) {
-    int64_t pieces = cut ? divide_up(spans, per_item) : 1;
-    if (num_splits > 0) pieces = std::min<int64_t>({pieces, num_splits, spans});
-    const int32_t slot_queries_after = std::max(slot_queries, queries);
-    if ((counts.num_partials + spans) * slot_queries_after > limits.partial_queries) pieces = 1;
-    WorkItem item = {index, queries, first, 0, 0, -1, counts.num_groups++};
-    for (int64_t piece = 0; piece < pieces; piece++) {
-      item.first_span = static_cast<int32_t>(spans * piece / pieces);
-      item.num_spans = static_cast<int32_t>(spans * (piece + 1) / pieces) - item.first_span;
-      if (pieces > 1) item.partial = counts.num_partials + item.first_span;
-      assert(item.num_spans > 0 && counts.num_items < limits.items);
-      items[counts.num_items++] = item;
-    }
-    if (pieces == 1) return;
-    slot_queries = slot_queries_after;
-    counts.num_partials += static_cast<int32_t>(spans);
-  });
+  for_each_group(sequences, num_sequences, limits.group_queries,
+                 [&](int32_t index, int64_t first, int32_t queries, int64_t spans) {
+                   int64_t pieces = cut ? divide_up(spans, per_item) : 1;
+                   if (num_splits > 0) pieces = std::min<int64_t>({pieces, num_splits, spans});
+                   const int32_t slot_queries_after = std::max(slot_queries, queries);
+                   if ((counts.num_partials + spans) * slot_queries_after > limits.partial_queries)
+                     pieces = 1;
+                   WorkItem item = {index, queries, first, 0, 0, -1, counts.num_groups++};
+                   for (int64_t piece = 0; piece < pieces; piece++) {
+                     item.first_span = static_cast<int32_t>(spans * piece / pieces);
+                     item.num_spans = static_cast<int32_t>(spans * (piece + 1) / pieces) - item.first_span;
+                     if (pieces > 1) item.partial = counts.num_partials + item.first_span;
+                     assert(item.num_spans > 0 && counts.num_items < limits.items);
+                     items[counts.num_items++] = item;
+                   }
+                   if (pieces == 1) return;
+                   slot_queries = slot_queries_after;
+                   counts.num_partials += static_cast<int32_t>(spans);
+                 });
   return counts;
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns a plan into a work list: which rows over which spans make one item. Pure and deterministic; the bits of a result never depend on it,
-// because a row is a fold over absolute spans of kSpanTokens tokens in index order, whoever computes them (requests.h).
+// Turns a plan into a work list: which rows over which spans make one item. Pure and deterministic; the bits
+// of a result never depend on it, because a row is a fold over absolute spans of kSpanTokens tokens in index
+// order, whoever computes them (requests.h).
 //
-// Method: query tokens of a sequence are grouped so that a group has about kGroupRows rows of one kv head (keys and values are then expanded
-// once for all of them), and causality cuts the spans behind the group's last query. Only when there are fewer (group, kv head) pairs than the
-// workers can share evenly are groups cut along their spans too, for which each span of a cut group needs a partial slot.
+// Method: query tokens of a sequence are grouped so that a group has about kGroupRows rows of one kv head
+// (keys and values are then expanded once for all of them), and causality cuts the spans behind the group's
+// last query. Only when there are fewer (group, kv head) pairs than the workers can share evenly are groups
+// cut along their spans too, for which each span of a cut group needs a partial slot.
 #pragma once
 #include "requests.h"
 
@@ -17,11 +19,14 @@ constexpr int kPartialQueries = 16;  // query tokens for which every span of a f
 // What no plan of a geometry exceeds; sizes of work lists and workspaces.
 struct SplitLimits {
   int32_t group_queries;  // most query tokens of a group: max(1, kGroupRows / q_per_kv)
-  int32_t items_wanted;   // groups are cut only when there are fewer of them: ceil(kItemsPerWorker * workers / num_kv_heads)
-  int64_t groups;         // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
-  int64_t items;          // groups + items_wanted
-  // num_partials x (most num_queries of an item that has partials) <= this, so partial slots of one size fit as well as packed ones:
-  // kPartialQueries * spans of the whole pool + items_wanted. Groups that would go beyond stay whole.
+  int32_t
+      // groups are cut only when there are fewer of them: ceil(kItemsPerWorker * workers / num_kv_heads)
+      items_wanted;
+  int64_t groups;  // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
+  int64_t items;   // groups + items_wanted
+  // num_partials x (most num_queries of an item that has partials) <= this, so partial slots of one size fit
+  // as well as packed ones: kPartialQueries * spans of the whole pool + items_wanted. Groups that would go
+  // beyond stay whole.
   int64_t partial_queries;
 };
 
@@ -35,6 +40,7 @@ struct SplitCounts {
 constexpr int64_t causal_spans(int64_t last_position) { return last_position / kSpanTokens + 1; }
 
 // Fills items (room for limits.items). num_splits: wanted items per group, 0 = automatic.
-SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits, int32_t num_splits, WorkItem* items);
+SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
+                       int32_t num_splits, WorkItem* items);
 
 }  // namespace tq

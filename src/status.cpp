@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Error texts and the calling thread's last one. Fixed buffers throughout: reporting that memory is gone must not need any.
+// Error texts and the calling thread's last one. Fixed buffers throughout: reporting that memory is gone must
+// not need any.
 #include "status.h"
 
 #include <stdarg.h>

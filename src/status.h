@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Errors inside the library: a status and a text that names the argument and prints the values. They travel as exceptions up to api.cpp, which
-// keeps the text for the calling thread.
+// Errors inside the library: a status and a text that names the argument and prints the values. They travel
+// as exceptions up to api.cpp, which keeps the text for the calling thread.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The struct_size rule of tqkv.h, once: a caller compiled against an older header passes a smaller struct (missing fields are zero), one compiled
-// against a newer header a larger one, which is fine as long as it asks for nothing that this library does not know.
+// The struct_size rule of tqkv.h, once: a caller compiled against an older header passes a smaller struct
+// (missing fields are zero), one compiled against a newer header a larger one, which is fine as long as it
+// asks for nothing that this library does not know.
 #pragma once
 #include <string.h>
 
@@ -19,12 +20,13 @@ uint32_t checked_struct_size(const T* caller, const char* name) {
   TQ_CHECK(caller, Status::kInvalidArgument, "%s = NULL", name);
   uint32_t size;
   memcpy(&size, caller, sizeof size);
-  TQ_CHECK(size >= kSmallestStruct && size <= kLargestStruct, Status::kInvalidArgument, "%s.struct_size = %u: set it to sizeof the struct (here %zu)",
-           name, size, sizeof(T));
+  TQ_CHECK(size >= kSmallestStruct && size <= kLargestStruct, Status::kInvalidArgument,
+           "%s.struct_size = %u: set it to sizeof the struct (here %zu)", name, size, sizeof(T));
   const char* bytes = reinterpret_cast<const char*>(caller);
   for (size_t i = sizeof(T); i < size; i++)
-    TQ_CHECK(bytes[i] == 0, Status::kVersion, "%s.struct_size = %u: this library knows %zu bytes, and byte %zu behind them is not zero", name, size,
-             sizeof(T), i);
+    TQ_CHECK(bytes[i] == 0, Status::kVersion,
+             "%s.struct_size = %u: this library knows %zu bytes, and byte %zu behind them is not zero", name,
+             size, sizeof(T), i);
   return size;
 }
 

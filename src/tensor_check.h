@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of the caller's tensors [token][head][dim]: strides, alignment, overlap. Pointers are looked at, never followed.
+// Checks of the caller's tensors [token][head][dim]: strides, alignment, overlap. Pointers are looked at,
+// never followed.
 #pragma once
 #include "requests.h"
 #include "status.h"
@@ -11,32 +12,40 @@ struct TensorShape {
   int32_t heads, dim;
 };
 
-// Strides with 0 = dense resolved. Every row must lie in front of the next one: no negative, no zero, no overlapping strides.
-inline TensorStrides resolve_strides(int64_t token, int64_t head, int32_t heads, int32_t dim, const char* token_name, const char* head_name) {
+// Strides with 0 = dense resolved. Every row must lie in front of the next one: no negative, no zero, no
+// overlapping strides.
+inline TensorStrides resolve_strides(int64_t token, int64_t head, int32_t heads, int32_t dim,
+                                     const char* token_name, const char* head_name) {
   constexpr int64_t kMaxStride = 1ll << 48;
   TensorStrides strides = {token, head};
   if (strides.head == 0) strides.head = dim;
   if (strides.token == 0) strides.token = static_cast<int64_t>(heads) * dim;
-  TQ_CHECK(strides.head >= dim && strides.head <= kMaxStride, Status::kInvalidArgument, "%s = %lld: must be 0 (dense) or %d .. 2^48", head_name,
-           static_cast<long long>(head), dim);
-  TQ_CHECK(strides.token >= dim && strides.token <= kMaxStride, Status::kInvalidArgument, "%s = %lld: must be 0 (dense) or %d .. 2^48", token_name,
-           static_cast<long long>(token), dim);
+  TQ_CHECK(strides.head >= dim && strides.head <= kMaxStride, Status::kInvalidArgument,
+           "%s = %lld: must be 0 (dense) or %d .. 2^48", head_name, static_cast<long long>(head), dim);
+  TQ_CHECK(strides.token >= dim && strides.token <= kMaxStride, Status::kInvalidArgument,
+           "%s = %lld: must be 0 (dense) or %d .. 2^48", token_name, static_cast<long long>(token), dim);
   return strides;
 }
 
-inline void check_pointer(const char* name, const void* pointer, bool required, int64_t tokens, int element_bytes) {
-  TQ_CHECK(pointer || !required, Status::kInvalidArgument, "%s = NULL: %lld tokens are to be read or written", name, static_cast<long long>(tokens));
-  TQ_CHECK(reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(element_bytes) == 0, Status::kInvalidArgument,
-           "%s = %p: must be aligned to its elements of %d bytes", name, pointer, element_bytes);
+inline void check_pointer(const char* name, const void* pointer, bool required, int64_t tokens,
+                          int element_bytes) {
+  TQ_CHECK(pointer || !required, Status::kInvalidArgument, "%s = NULL: %lld tokens are to be read or written",
+           name, static_cast<long long>(tokens));
+  TQ_CHECK(reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(element_bytes) == 0,
+           Status::kInvalidArgument, "%s = %p: must be aligned to its elements of %d bytes", name, pointer,
+           element_bytes);
 }
 
-// Offsets stay far from 2^63 for any pointer: strides are at most 2^48, so that only the number of tokens can spoil it.
+// Offsets stay far from 2^63 for any pointer: strides are at most 2^48, so that only the number of tokens can
+// spoil it.
 inline void check_extent(const char* name, const TensorShape& shape, const TensorStrides& strides) {
   const int64_t tokens = shape.tokens > 0 ? shape.tokens - 1 : 0;
   int64_t last;
   const bool fits = !__builtin_mul_overflow(tokens, strides.token, &last) &&
-                    !__builtin_add_overflow(last, (shape.heads - 1) * strides.head + shape.dim, &last) && last < 1ll << 60;
-  TQ_CHECK(fits, Status::kInvalidArgument, "%s: %lld tokens with a stride of %lld elements pass the address space", name,
+                    !__builtin_add_overflow(last, (shape.heads - 1) * strides.head + shape.dim, &last) &&
+                    last < 1ll << 60;
+  TQ_CHECK(fits, Status::kInvalidArgument,
+           "%s: %lld tokens with a stride of %lld elements pass the address space", name,
            static_cast<long long>(shape.tokens), static_cast<long long>(strides.token));
 }
 
@@ -45,10 +54,13 @@ inline void check_no_overlap(const char* name, const TensorShape& shape, const T
   const int64_t heads_extent = (shape.heads - 1) * strides.head + shape.dim;
   if (shape.tokens <= 1 || strides.token >= heads_extent) return;
   int64_t tokens_extent;
-  const bool fits = !__builtin_mul_overflow(shape.tokens - 1, strides.token, &tokens_extent) && tokens_extent < 1ll << 60;
-  TQ_CHECK(shape.heads == 1 || (fits && strides.head >= tokens_extent + shape.dim), Status::kInvalidArgument,
-           "%s: strides of %lld (token) and %lld (head) elements make rows of %lld tokens x %d heads x %d overlap", name,
-           static_cast<long long>(strides.token), static_cast<long long>(strides.head), static_cast<long long>(shape.tokens), shape.heads, shape.dim);
+  const bool fits =
+      !__builtin_mul_overflow(shape.tokens - 1, strides.token, &tokens_extent) && tokens_extent < 1ll << 60;
+  TQ_CHECK(
+      shape.heads == 1 || (fits && strides.head >= tokens_extent + shape.dim), Status::kInvalidArgument,
+      "%s: strides of %lld (token) and %lld (head) elements make rows of %lld tokens x %d heads x %d overlap",
+      name, static_cast<long long>(strides.token), static_cast<long long>(strides.head),
+      static_cast<long long>(shape.tokens), shape.heads, shape.dim);
 }
 
 }  // namespace tq

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# examples.sh BUILD_DIR: the decode loop in C, Python, Rust and Go, each against an installation of BUILD_DIR's library as a user has it, found through its
-# pkg-config file when the program is built, or through the loader when it runs. All must print packaging/smoke/decode_loop.txt.
-# Prints "ok - ", "not ok - ", "skip - " lines.
+# examples.sh BUILD_DIR: the decode loop in C, Python, Rust and Go, each against an installation of
+# BUILD_DIR's library as a user has it, found through its pkg-config file when the program is built, or
+# through the loader when it runs. All must print packaging/smoke/decode_loop.txt. Prints "ok - ", "not ok -
+# ", "skip - " lines.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -45,7 +46,8 @@ elif ! (cd bindings/go && go list .) >"$work/log" 2>&1; then
   echo "skip - Go: $(tail -n 1 "$work/log")"
 else
   check "Go, opened at run time" prints go_run
-  # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does see these flags, which change nothing else.
+  # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It
+  # does see these flags, which change nothing else.
   CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath-link,$(dirname "$PKG_CONFIG_PATH")"
   export CGO_LDFLAGS
   check "Go, linked" prints go_run -tags tqkv_link

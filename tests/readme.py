@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps README.md true: readme.py BUILD [--update] [--measure], readme.py --gpu-json FILE.
 
-Without an option (the test): compiles and runs the C example against BUILD's library, compares every generated region with what its program
-prints now, and names the measured regions that are still empty. --update rewrites the generated regions, --measure
-runs the commands of the measured regions (those that hold WORD with --measure=WORD) and puts their output in. --gpu-json FILE keeps what
-tests/bench/gpu/bench.py --json FILE wrote on a machine with a GPU, one file for each kind of GPU, and renews the table that is made of them.
+Without an option (the test): compiles and runs the C example against BUILD's library, compares every
+generated region with what its program prints now, and names the measured regions that are still empty.
+--update rewrites the generated regions, --measure runs the commands of the measured regions (those that hold
+WORD with --measure=WORD) and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json
+FILE wrote on a machine with a GPU, one file for each kind of GPU, and renews the table that is made of them.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->     output of BUILD/tests/PROGRAM
-          <!-- excerpt: FILE: TEXT --> ... <!-- end -->      the function of FILE whose head holds TEXT (tests/examples.sh runs those files)
+          <!-- excerpt: FILE: TEXT --> ... <!-- end -->      the function of FILE whose head holds TEXT
+          (tests/examples.sh runs those files)
           <!-- measured: COMMAND --> ... <!-- end -->      output of COMMAND, where $BUILD is the build folder
           <!-- gpu: FOLDER --> ... <!-- end -->            tables of the results in FOLDER
 """
@@ -42,8 +44,13 @@ def run_example(text, build):
         source, program = os.path.join(work, "example.c"), os.path.join(work, "example")
         with open(source, "w", encoding="utf-8") as file:
             file.write(match.group(1))
-        compiled = subprocess.run(["gcc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Iinclude", source, "-o", program, f"-L{build}", "-ltqkv",
-                                   f"-Wl,-rpath,{os.path.abspath(build)}"], cwd=ROOT, capture_output=True, text=True)
+        compiled = subprocess.run([
+            "gcc", "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Iinclude", source, "-o", program,
+            f"-L{build}", "-ltqkv", f"-Wl,-rpath,{os.path.abspath(build)}"
+        ],
+                                  cwd=ROOT,
+                                  capture_output=True,
+                                  text=True)
         if compiled.returncode:
             return compiled.stderr
         ran = subprocess.run([program], capture_output=True, text=True)
@@ -56,7 +63,12 @@ def run_example(text, build):
 
 
 def command_output(command, build):
-    ran = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "BUILD": build})
+    ran = subprocess.run(command,
+                         shell=True,
+                         cwd=ROOT,
+                         capture_output=True,
+                         text=True,
+                         env={**os.environ, "BUILD": build})
     if ran.returncode:
         raise SystemExit(f"{command}: exit status {ran.returncode}\n{ran.stderr}")
     return "\n".join(line.rstrip() for line in ran.stdout.strip("\n").split("\n"))
@@ -73,12 +85,14 @@ def excerpt(what):
         lines = file.read().split("\n")
     start = next(i for i, line in enumerate(lines) if text in line)
     margin = len(lines[start]) - len(lines[start].lstrip())
-    end = next(i for i in range(start + 1, len(lines)) if lines[i].strip() and not lines[i][margin:margin + 1].isspace())
+    end = next(i for i in range(start + 1, len(lines))
+               if lines[i].strip() and not lines[i][margin:margin + 1].isspace())
     while lines[end - 1].strip() == "":
         end -= 1
     end += lines[end][margin:] == "}"
     language = {".c": "c", ".py": "python", ".rs": "rust", ".go": "go"}[os.path.splitext(name)[1]]
-    return f"```{language}\n" + "".join(line[margin:].replace("\t", "    ") + "\n" for line in lines[start:end]) + "```\n"
+    return f"```{language}\n" + "".join(line[margin:].replace("\t", "    ") + "\n"
+                                        for line in lines[start:end]) + "```\n"
 
 
 def measured(command, build):
@@ -106,7 +120,9 @@ def keep_gpu_result(path):
         file.write(gpu_table.dump(result))
     with open(README, encoding="utf-8") as file:
         text = file.read()
-    text = REGION.sub(lambda match: f"<!-- gpu: {match.group(2)} -->\n{gpu(match.group(2))}<!-- end -->" if match.group(1) == "gpu" else match.group(0), text)
+    text = REGION.sub(
+        lambda match: f"<!-- gpu: {match.group(2)} -->\n{gpu(match.group(2))}<!-- end -->"
+        if match.group(1) == "gpu" else match.group(0), text)
     with open(README, "w", encoding="utf-8") as file:
         file.write(text)
     return 0
@@ -139,14 +155,22 @@ def main():
     for kind, what, body in REGION.findall(text):
         if kind == "generated":
             current = generated(what, build)
-            good &= report(f"generated region {what} is up to date", None if body == current else f"run tests/readme.py BUILD --update; the program says\n{current}")
+            good &= report(
+                f"generated region {what} is up to date", None
+                if body == current else f"run tests/readme.py BUILD --update; the program says\n{current}")
         elif kind == "excerpt":
-            good &= report(f"excerpt of {what} is up to date", None if body == excerpt(what) else f"run tests/readme.py BUILD --update; it reads\n{excerpt(what)}")
+            good &= report(
+                f"excerpt of {what} is up to date", None if body == excerpt(what) else
+                f"run tests/readme.py BUILD --update; it reads\n{excerpt(what)}")
         elif kind == "gpu":
             current = gpu(what)
-            good &= report(f"tables of {what} are up to date", None if body == current else f"run tests/readme.py BUILD --update; they read\n{current}")
+            good &= report(
+                f"tables of {what} are up to date",
+                None if body == current else f"run tests/readme.py BUILD --update; they read\n{current}")
             if "| case |" not in body:
-                print(f"skip - {what}: not measured yet, run tests/readme.py --gpu-json FILE with what bench.py --json FILE wrote")
+                print(
+                    f"skip - {what}: not measured yet, run tests/readme.py --gpu-json FILE with what bench.py --json FILE wrote"
+                )
         elif "```" in body:
             report(f"measured: {what}")
         else:

@@ -4,10 +4,12 @@
 #
 #   tests/run.sh [suite...] [^suite...] [--quick] [--list]
 #
-# Without a suite all run; ^suite leaves one out. --quick shortens the long ones (random walks, sanitizers, benches). Every suite says what it
-# does, how long it took and what it skipped and why. The last line is "N passed, N failed, N skipped" over single tests; the exit status
-# is 0 only if something ran and nothing failed. Builds lie in build/, with ccache if it is installed; TQKV_JOBS limits parallel compilation,
-# TQKV_NO_INSTALL=1 forbids installing Debian packages, TQKV_PYTHON names an interpreter that has tests/requirements.txt.
+# Without a suite all run; ^suite leaves one out. --quick shortens the long ones (random walks, sanitizers,
+# benches). Every suite says what it does, how long it took and what it skipped and why. The last line is "N
+# passed, N failed, N skipped" over single tests; the exit status is 0 only if something ran and nothing
+# failed. Builds lie in build/, with ccache if it is installed; TQKV_JOBS limits parallel compilation,
+# TQKV_NO_INSTALL=1 forbids installing Debian packages, TQKV_PYTHON names an interpreter that has
+# tests/requirements.txt.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh
@@ -103,7 +105,8 @@ run_tap() {
   [ "$f" = 0 ] || grep -v '^ok - ' "$log" | tail -n 40 | sed 's/^/   | /'
 }
 
-# run_counted name command... : a program whose last line ends in "N passed, N failed, N skipped", as those of tests/gpu; what it skipped stands in "SKIPPED " lines.
+# run_counted name command... : a program whose last line ends in "N passed, N failed, N skipped", as those of
+# tests/gpu; what it skipped stands in "SKIPPED " lines.
 run_counted() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
   shift
@@ -162,7 +165,8 @@ need_python() {
   return 1
 }
 
-# need_build name cmake-argument... : builds build/name once a run; false (and one failure, once) if that fails.
+# need_build name cmake-argument... : builds build/name once a run; false (and one failure, once) if that
+# fails.
 declare -A built
 need_build() {
   local name=$1 start=$SECONDS

@@ -7,7 +7,8 @@ build_tsan() { need_build tsan --target=thread_tests --target=capi_tests --targe
 
 sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests)
 
-# C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out by hand or generated are left out.
+# C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out
+# by hand or generated are left out.
 own_sources() {
   { git ls-files -co --exclude-standard 2>/dev/null || find src cuda tests packaging bindings -type f; } | grep -E '\.(h|c|cpp|cu|cuh)$' |
     grep -vE '(^|/)(tqkv|tables)\.h$' | while read -r file; do [ -f "$file" ] && echo "$file"; done | sort -u
@@ -155,7 +156,8 @@ suite_bench() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
 }
 
-# The CUDA toolkit: one that is installed, or its wheels. Sets nvcc, cuda_include and cuda_libraries (nvcc's option); false, and a skip, if there is none.
+# The CUDA toolkit: one that is installed, or its wheels. Sets nvcc, cuda_include and cuda_libraries (nvcc's
+# option); false, and a skip, if there is none.
 cuda_tools() { # suite
   local tools
   cuda_libraries=()
@@ -218,7 +220,8 @@ suite_tsan() {
   local test
   export TSAN_OPTIONS=halt_on_error=1
   for test in thread_tests capi_tests; do TQKV_TEST_QUICK=1 run_gtest "tsan $test" "build/tsan/tests/$test"; done
-  # Of the conformance tests those that use several threads: the others would take the sanitizer's slowdown and show it nothing.
+  # Of the conformance tests those that use several threads: the others would take the sanitizer's slowdown
+  # and show it nothing.
   TQKV_TEST_QUICK=1 run_gtest "tsan conformance_tests" build/tsan/tests/conformance_tests '--gtest_filter=*ThreadPool*:*Invariance*'
 }
 

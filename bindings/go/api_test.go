@@ -255,7 +255,8 @@ func TestCudaCacheWithoutCuda(t *testing.T) {
 	}
 }
 
-// The text of a failure comes from the call that failed, whatever other goroutines do on the same thread in between.
+// The text of a failure comes from the call that failed, whatever other goroutines do on the same thread in
+// between.
 func TestErrorTextsStayWithTheirGoroutine(t *testing.T) {
 	const goroutines, calls = 64, 2000
 	library := open(t)

@@ -13,7 +13,8 @@ import "C"
 
 import "unsafe"
 
-// AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal attention.
+// AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal
+// attention.
 type AttendParams struct {
 	OutDtype       Dtype     // for AttendDevice; 0 = IODtype. On slices it follows from out
 	SoftmaxScale   float32   // 0 = 1 / sqrt(HeadDim)
@@ -26,7 +27,8 @@ type AttendParams struct {
 	QHeadStride    int64
 	OutTokenStride int64
 	OutHeadStride  int64
-	Workspace      []byte // nil = the cache's own, else Batch.WorkspaceBytes, at a multiple of 256 bytes; for Attend
+	// nil = the cache's own, else Batch.WorkspaceBytes, at a multiple of 256 bytes; for Attend
+	Workspace []byte
 }
 
 func (p *AttendParams) c() C.tq_attend_params {
@@ -51,8 +53,9 @@ type DeviceAttend struct {
 	WorkspaceBytes int
 }
 
-// Append encodes the new tokens of the batch into one layer of a CPU cache. k is [new tokens][NumKVHeads][HeadDim] in the cache's type, v likewise with
-// ValueDim: the new tokens of all sequences of the plan one after the other. Slices may be longer. layout nil = dense. RoPE is applied before.
+// Append encodes the new tokens of the batch into one layer of a CPU cache. k is [new
+// tokens][NumKVHeads][HeadDim] in the cache's type, v likewise with ValueDim: the new tokens of all sequences
+// of the plan one after the other. Slices may be longer. layout nil = dense. RoPE is applied before.
 func (c *Cache) Append(layer int, batch *Batch, k, v HostSlice, layout *Layout) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
@@ -68,7 +71,8 @@ func (c *Cache) Append(layer int, batch *Batch, k, v HostSlice, layout *Layout) 
 	})
 }
 
-// AppendDevice is [Cache.Append] of device memory. It must not be written to until the stream has passed this call.
+// AppendDevice is [Cache.Append] of device memory. It must not be written to until the stream has passed this
+// call.
 func (c *Cache) AppendDevice(layer int, batch *Batch, k, v DevicePtr, layout *Layout, stream Stream) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
@@ -81,11 +85,13 @@ func (c *Cache) AppendDevice(layer int, batch *Batch, k, v DevicePtr, layout *La
 	})
 }
 
-// Attend computes out = softmax(q . K^T * scale) . V for the query tokens of the batch, on a CPU cache; each query sees the tokens up to its own.
+// Attend computes out = softmax(q . K^T * scale) . V for the query tokens of the batch, on a CPU cache; each
+// query sees the tokens up to its own.
 //
-// q is [query tokens][NumQHeads][HeadDim] in the cache's type, out [query tokens][NumQHeads][ValueDim] in the cache's type or float32, lse
-// [query tokens][NumQHeads] or nil: the natural logarithm of the softmax's sum, sink logit included. Slices may be longer. A query that sees no token: out
-// exactly 0, lse -Inf (with a sink logit: that logit).
+// q is [query tokens][NumQHeads][HeadDim] in the cache's type, out [query tokens][NumQHeads][ValueDim] in the
+// cache's type or float32, lse [query tokens][NumQHeads] or nil: the natural logarithm of the softmax's sum,
+// sink logit included. Slices may be longer. A query that sees no token: out exactly 0, lse -Inf (with a sink
+// logit: that logit).
 func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32, params *AttendParams) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
@@ -108,8 +114,8 @@ func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32,
 	})
 }
 
-// AttendDevice is [Cache.Attend] on device memory. The inputs must not be written to, the outputs and the workspace not used at all, until the stream has
-// passed this call.
+// AttendDevice is [Cache.Attend] on device memory. The inputs must not be written to, the outputs and the
+// workspace not used at all, until the stream has passed this call.
 func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, params *AttendParams, stream Stream) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
@@ -129,8 +135,9 @@ func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, param
 	})
 }
 
-// Read decodes keys and values of count tokens of a sequence of a CPU cache, from token first, exact where exact copies are kept. k is
-// [count][NumKVHeads][HeadDim] in the cache's type, v likewise with ValueDim; either may be nil. Slices may be longer. layout nil = dense.
+// Read decodes keys and values of count tokens of a sequence of a CPU cache, from token first, exact where
+// exact copies are kept. k is [count][NumKVHeads][HeadDim] in the cache's type, v likewise with ValueDim;
+// either may be nil. Slices may be longer. layout nil = dense.
 func (c *Cache) Read(layer int, sequence Sequence, first, count int64, k, v HostSlice, layout *Layout) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {

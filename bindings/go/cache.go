@@ -14,7 +14,8 @@ import (
 	"sync"
 )
 
-// core is what a Cache, its batches and their cleanups share: the C objects, the lock that makes calls take turns, and the buffer for a failure's text.
+// core is what a Cache, its batches and their cleanups share: the C objects, the lock that makes calls take
+// turns, and the buffer for a failure's text.
 type core struct {
 	mutex   sync.Mutex
 	library *Library
@@ -24,7 +25,8 @@ type core struct {
 	config  Config // resolved
 }
 
-// Cache is a KV cache held as codes, for all layers and many sequences. Its methods may be called from several goroutines; they take turns.
+// Cache is a KV cache held as codes, for all layers and many sequences. Its methods may be called from
+// several goroutines; they take turns.
 type Cache struct{ core *core }
 
 // NewCache makes a cache and allocates all it will ever need.
@@ -51,7 +53,8 @@ func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
 	return cache, nil
 }
 
-// Close frees the cache and its batches. Calling it again does nothing. A cache that is not closed is freed some time after it became unreachable.
+// Close frees the cache and its batches. Calling it again does nothing. A cache that is not closed is freed
+// some time after it became unreachable.
 func (c *Cache) Close() error { return c.core.close() }
 
 func (c *core) close() error {
@@ -101,8 +104,9 @@ func (c *Cache) Config() (config Config, err error) {
 	return
 }
 
-// SetCentres sets fixed vectors that are subtracted before coding, per kv head: key is [NumKVHeads][HeadDim], value [NumKVHeads][ValueDim]; nil leaves one as
-// it is. Exact for attention; lowers the error where keys spend much of their length on a constant. Before the first token only.
+// SetCentres sets fixed vectors that are subtracted before coding, per kv head: key is [NumKVHeads][HeadDim],
+// value [NumKVHeads][ValueDim]; nil leaves one as it is. Exact for attention; lowers the error where keys
+// spend much of their length on a constant. Before the first token only.
 func (c *Cache) SetCentres(layer int, key, value []float32) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
@@ -138,7 +142,8 @@ func (c *Cache) Memory() (memory Memory, err error) {
 	return
 }
 
-// Fingerprint is a hash of all that decides the meaning of page bytes: equal if and only if pages are exchangeable.
+// Fingerprint is a hash of all that decides the meaning of page bytes: equal if and only if pages are
+// exchangeable.
 func (c *Cache) Fingerprint() (fingerprint uint64, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.uint64_t
@@ -149,7 +154,8 @@ func (c *Cache) Fingerprint() (fingerprint uint64, err error) {
 	return
 }
 
-// Check waits for the stream's work, then returns and clears the asynchronous error, and what was noticed since the last check.
+// Check waits for the stream's work, then returns and clears the asynchronous error, and what was noticed
+// since the last check.
 func (c *Cache) Check(stream Stream) (noticed Noticed, err error) {
 	err = c.locked(func(c *core) error {
 		var flags C.uint64_t
@@ -171,7 +177,8 @@ func (c *Cache) CreateSequence() (sequence Sequence, err error) {
 	return
 }
 
-// Free gives a sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must be planned again.
+// Free gives a sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must be
+// planned again.
 func (c *Cache) Free(sequence Sequence) error { return c.FreeOn(sequence, 0) }
 
 // FreeOn is [Cache.Free] in the order of a stream.
@@ -181,8 +188,9 @@ func (c *Cache) FreeOn(sequence Sequence, stream Stream) error {
 	})
 }
 
-// Fork makes a new sequence with the same tokens: pages are shared, and copied when one side writes into a shared page.
-// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it afterwards.
+// Fork makes a new sequence with the same tokens: pages are shared, and copied when one side writes into a
+// shared page. Fork after a step's appends: layers into which a plan in force has not been appended yet
+// refuse it afterwards.
 func (c *Cache) Fork(source Sequence) (Sequence, error) { return c.ForkOn(source, 0) }
 
 // ForkOn is [Cache.Fork] in the order of a stream.
@@ -196,8 +204,8 @@ func (c *Cache) ForkOn(source Sequence, stream Stream) (sequence Sequence, err e
 	return
 }
 
-// Truncate shortens a sequence to length tokens, as if the later ones had never been appended (the exact window included, as long as no more than
-// RollbackTokens go).
+// Truncate shortens a sequence to length tokens, as if the later ones had never been appended (the exact
+// window included, as long as no more than RollbackTokens go).
 func (c *Cache) Truncate(sequence Sequence, length int64) error {
 	return c.TruncateOn(sequence, length, 0)
 }
@@ -220,7 +228,8 @@ func (c *Cache) Length(sequence Sequence) (length int64, err error) {
 	return
 }
 
-// Noticed is what was noticed in a sequence since it was created. It does not wait: on a CUDA cache it may be early.
+// Noticed is what was noticed in a sequence since it was created. It does not wait: on a CUDA cache it may be
+// early.
 func (c *Cache) Noticed(sequence Sequence) (noticed Noticed, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.uint64_t
@@ -235,11 +244,13 @@ func (c *Cache) Noticed(sequence Sequence) (noticed Noticed, err error) {
 type Batch struct {
 	cache *Cache
 	batch *C.tq_batch
-	// Tokens of the last plan made: what append and attend will read and write. 0 without one; the library knows and refuses.
+	// Tokens of the last plan made: what append and attend will read and write. 0 without one; the library knows
+	// and refuses.
 	newTokens, queryTokens int64
 }
 
-// CreateBatch makes room for one plan of up to MaxBatchSequences sequences. A cache may have several batches, each with its own plan.
+// CreateBatch makes room for one plan of up to MaxBatchSequences sequences. A cache may have several batches,
+// each with its own plan.
 func (c *Cache) CreateBatch() (*Batch, error) {
 	b := &Batch{cache: c}
 	err := c.locked(func(c *core) error {
@@ -287,7 +298,8 @@ func (b *Batch) locked(owner *Cache, call func(c *core) error) error {
 	})
 }
 
-// Step is one line of a plan: Sequence gets NewTokens more tokens and asks QueryTokens queries, which are its last tokens.
+// Step is one line of a plan: Sequence gets NewTokens more tokens and asks QueryTokens queries, which are its
+// last tokens.
 type Step struct {
 	Sequence    Sequence
 	NewTokens   int64
@@ -297,8 +309,9 @@ type Step struct {
 // Decode is the step that most plans are made of: n new tokens that all ask.
 func Decode(sequence Sequence, n int64) Step { return Step{sequence, n, n} }
 
-// Plan plans one step: it reserves room for the new tokens of these sequences in all layers; their lengths grow at once. [Cache.Append] and [Cache.Attend] of
-// every layer follow the plan, until the next plan, truncate or free of one of its sequences. If the pool or a limit is used up ([ErrCapacity]), nothing has
+// Plan plans one step: it reserves room for the new tokens of these sequences in all layers; their lengths
+// grow at once. [Cache.Append] and [Cache.Attend] of every layer follow the plan, until the next plan,
+// truncate or free of one of its sequences. If the pool or a limit is used up ([ErrCapacity]), nothing has
 // changed.
 func (b *Batch) Plan(steps ...Step) error { return b.PlanOn(0, steps...) }
 
@@ -328,7 +341,8 @@ func (b *Batch) PlanOn(stream Stream, steps ...Step) error {
 	})
 }
 
-// WorkspaceBytes is the workspace that [Cache.Attend] needs for the batch's plan, and for every smaller one, if it is not to use the cache's own.
+// WorkspaceBytes is the workspace that [Cache.Attend] needs for the batch's plan, and for every smaller one,
+// if it is not to use the cache's own.
 func (b *Batch) WorkspaceBytes() (bytes int, err error) {
 	err = b.locked(b.cache, func(c *core) error {
 		var raw C.size_t

@@ -24,7 +24,8 @@ func eventually(t *testing.T, what string, c *core, condition func() bool) {
 	t.Errorf("%s: did not happen", what)
 }
 
-// Forgotten caches and batches are freed, in whatever order they are collected, and not before they are unreachable.
+// Forgotten caches and batches are freed, in whatever order they are collected, and not before they are
+// unreachable.
 func TestForgottenObjectsAreFreed(t *testing.T) {
 	library, err := Open("")
 	if err != nil {

@@ -7,8 +7,9 @@ import "C"
 
 import "unsafe"
 
-// Codebook is a codebook of the caller's own: 2^(Bits-1) magnitudes, rising, on the int8 grid; a level is Unit times the magnitude, for coordinates of unit
-// variance. Bits up to 3: magnitudes are 1 to 127. From 4: a magnitude m of 0 to 127 stands for m + 1/2.
+// Codebook is a codebook of the caller's own: 2^(Bits-1) magnitudes, rising, on the int8 grid; a level is
+// Unit times the magnitude, for coordinates of unit variance. Bits up to 3: magnitudes are 1 to 127. From 4:
+// a magnitude m of 0 to 127 stands for m + 1/2.
 type Codebook struct {
 	Bits      int32 // 2 to 6
 	Unit      float32
@@ -20,7 +21,8 @@ type Allocator struct {
 	User, Alloc, Free uintptr
 }
 
-// Config is what a cache is to be. Zero means the default throughout, so that only the required fields need be set.
+// Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
+// be set.
 type Config struct {
 	DeviceType        DeviceType // 0 = CPU
 	DeviceID          int32
@@ -49,15 +51,18 @@ type Config struct {
 	MaxBatchTokens    int64 // new tokens, and query tokens, in one plan, each; 0 = MaxTokens
 	WindowTokens      int32 // last tokens of a sequence that are read exactly, from raw copies beside the codes
 	SinkTokens        int32 // first tokens likewise
-	RollbackTokens    int32 // raw copies kept behind the window, so that Truncate by up to this many keeps the window whole
-	NumThreads        int32 // CPU: 0 = all that the process may use, 1 = the caller's thread only
-	Flags             uint64
-	Allocator         Allocator // zero = the library's own
-	Pool              DevicePtr // memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
-	PoolBytes         int64     // at least Bytes.PageBytes if there is a pool
+	// raw copies kept behind the window, so that Truncate by up to this many keeps the window whole
+	RollbackTokens int32
+	NumThreads     int32 // CPU: 0 = all that the process may use, 1 = the caller's thread only
+	Flags          uint64
+	Allocator      Allocator // zero = the library's own
+	// memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
+	Pool      DevicePtr
+	PoolBytes int64 // at least Bytes.PageBytes if there is a pool
 }
 
-// configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the Config.
+// configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
+// Config.
 type configParts struct {
 	config                       C.tq_cache_config
 	layerKeyBits, layerValueBits *C.int32_t

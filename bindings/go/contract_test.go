@@ -16,7 +16,8 @@ import (
 	tqkv "github.com/tqkv/tqkv/bindings/go"
 )
 
-// TestContract runs the cases that all bindings share: tests/contract/cases.json, described in the README beside it.
+// TestContract runs the cases that all bindings share: tests/contract/cases.json, described in the README
+// beside it.
 func TestContract(t *testing.T) {
 	data, err := os.ReadFile("../../tests/contract/cases.json")
 	if os.IsNotExist(err) {
@@ -81,7 +82,8 @@ type runner struct {
 	fingerprints map[string]uint64
 }
 
-// expect: a step without status must succeed, one with a status fail with it and a text that holds the given ones.
+// expect: a step without status must succeed, one with a status fail with it and a text that holds the given
+// ones.
 func (r *runner) expect(s contractStep, err error) string {
 	var b broken
 	var failure *tqkv.Error

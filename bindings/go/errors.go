@@ -10,7 +10,8 @@ import (
 	"fmt"
 )
 
-// Status is the kind of a failure. It is an error itself, so that errors.Is(err, ErrCapacity) works on whatever a call returned.
+// Status is the kind of a failure. It is an error itself, so that errors.Is(err, ErrCapacity) works on
+// whatever a call returned.
 type Status int32
 
 // The kinds of failure: those of tqkv.h, and ErrLoad.

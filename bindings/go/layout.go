@@ -7,7 +7,8 @@ import "C"
 
 import "reflect"
 
-// What C says of the header, for the test that compares it with the table that the library's own tests make (test files cannot use cgo).
+// What C says of the header, for the test that compares it with the table that the library's own tests make
+// (test files cannot use cgo).
 
 func layoutStructs() map[string]reflect.Type {
 	return map[string]reflect.Type{

@@ -32,8 +32,9 @@ var (
 	libraries      = map[string]*Library{}
 )
 
-// Open loads the library in the file path. Without a path: the file that the variable TQKV_LIBRARY names; without that, libtqkv.so.0. The first that is
-// named must work: there is no falling through to the next. Each file is loaded once. With the build tag tqkv_link, path must be empty.
+// Open loads the library in the file path. Without a path: the file that the variable TQKV_LIBRARY names;
+// without that, libtqkv.so.0. The first that is named must work: there is no falling through to the next.
+// Each file is loaded once. With the build tag tqkv_link, path must be empty.
 func Open(path string) (*Library, error) {
 	source := "the path given"
 	if path == "" && !linked {
@@ -123,7 +124,8 @@ func (l *Library) DeviceInfo(t DeviceType, index int) (DeviceInfo, error) {
 		int64(raw.memory_bytes), C.GoString(&raw.name[0])}, nil
 }
 
-// CheckConfig says whether this library can run a configuration. If not, the text has every reason, one a line, each naming its field.
+// CheckConfig says whether this library can run a configuration. If not, the text has every reason, one a
+// line, each naming its field.
 func (l *Library) CheckConfig(config *Config) error {
 	var text textBuffer
 	c, err := config.parts()
@@ -149,8 +151,9 @@ func (l *Library) ConfigBytes(config *Config) (Bytes, error) {
 	return bytesOf(&raw), nil
 }
 
-// MergeStates merges partial results of the same rows on the CPU: context-parallel ranks, chunked prefill, HistoryOnly. outs[s] is [rows][dim], lses[s]
-// [rows]; an empty part has an lse of -Inf and its out is not read. lse may be nil. out may be one of outs. Merged in order, in float32.
+// MergeStates merges partial results of the same rows on the CPU: context-parallel ranks, chunked prefill,
+// HistoryOnly. outs[s] is [rows][dim], lses[s] [rows]; an empty part has an lse of -Inf and its out is not
+// read. lse may be nil. out may be one of outs. Merged in order, in float32.
 func (l *Library) MergeStates(outs []HostSlice, lses [][]float32, rows, dim int, out HostSlice, lse []float32) error {
 	d, err := int32Of("dim", dim)
 	if err != nil {
@@ -208,7 +211,8 @@ func pin(pinner *runtime.Pinner, memory unsafe.Pointer) {
 	}
 }
 
-// MergeStatesDevice is [Library.MergeStates] on memory of a device: every out is rows * dim numbers of dtype, every lse rows of float32; lse may be 0.
+// MergeStatesDevice is [Library.MergeStates] on memory of a device: every out is rows * dim numbers of dtype,
+// every lse rows of float32; lse may be 0.
 func (l *Library) MergeStatesDevice(outs, lses []DevicePtr, rows, dim int, dtype Dtype, out, lse DevicePtr, device DeviceType, deviceID int, stream Stream) error {
 	d, err := int32Of("dim", dim)
 	if err != nil {

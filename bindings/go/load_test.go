@@ -15,7 +15,8 @@ import (
 	tqkv "github.com/tqkv/tqkv/bindings/go"
 )
 
-// fakeLibrary compiles a library with every function of the header but one, this ABI number, and structs this much larger than ours.
+// fakeLibrary compiles a library with every function of the header but one, this ABI number, and structs this
+// much larger than ours.
 func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 	t.Helper()
 	header, err := os.ReadFile("tqkv.h")

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Tests of the Go package.   run_tests.sh LIBRARY
 #
-# LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through pkg-config by the second. Prints "ok - x", "not ok - x: why"
-# and "skip - x: why" lines, and the counts at the end; exit status 0 only if something passed and nothing failed. Needs go and a C compiler, no network.
+# LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through
+# pkg-config by the second. Prints "ok - x", "not ok - x: why" and "skip - x: why" lines, and the counts at
+# the end; exit status 0 only if something passed and nothing failed. Needs go and a C compiler, no network.
 # TQKV_GO_QUICK=1 leaves out the race detector and the strict check of pointers.
 set -uo pipefail
 . "$(dirname "$0")/../checks.sh" go "${1-}"
 export GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local
-# run_go_tests name go-test-argument... : every single test and case counts, but not the tests that only hold others.
+# run_go_tests name go-test-argument... : every single test and case counts, but not the tests that only hold
+# others.
 run_go_tests() {
   local name=$1 rc p f s
   shift
@@ -77,7 +79,8 @@ ln -s "$library" "$scratch/lib/libtqkv.so.0"
 version=$(sed -nE 's/^const Version = "(.*)"/\1/p' types.go)
 printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\nCflags: -I%s\n' "$version" "$scratch/lib" "$repository/include" >"$scratch/lib/tqkv.pc"
 export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-# Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does see these flags, which name this run's folder and change nothing else.
+# Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does
+# see these flags, which name this run's folder and change nothing else.
 CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath-link,$scratch/lib"
 export CGO_LDFLAGS
 check "vet, linked" go vet -tags tqkv_link ./...

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loads the library (dlopen, or linked with TQKV_LINK), checks that it fits the header that this package was made with, and passes calls on.
+// Loads the library (dlopen, or linked with TQKV_LINK), checks that it fits the header that this package was
+// made with, and passes calls on.
 #include "shim.h"
 
 #include <dlfcn.h>
@@ -13,7 +14,8 @@
 #define TQKV_RELEASE_OF(a, b, c) TQKV_RELEASE_OF_(a, b, c)
 #define TQKV_RELEASE TQKV_RELEASE_OF(TQ_VERSION_MAJOR, TQ_VERSION_MINOR, TQ_VERSION_PATCH)
 
-// A newer library may have longer structs, it knows how to read the shorter ones; an older one does not know how to read longer ones.
+// A newer library may have longer structs, it knows how to read the shorter ones; an older one does not know
+// how to read longer ones.
 static int structs_fit(const tqkv_api* api, const char* name, char* text) {
   static const struct {
     int32_t id;
@@ -45,7 +47,8 @@ static int structs_fit(const tqkv_api* api, const char* name, char* text) {
 static int library_fits(const tqkv_api* api, const char* name, char* text) {
   if (api->tq_abi_version_() != TQ_ABI_VERSION) {
     snprintf(text, TQKV_TEXT,
-             "%s is tqkv %s with ABI %d, but this package (" TQKV_RELEASE ") speaks ABI %d. Install a tqkv of that ABI, or a package for this one",
+             "%s is tqkv %s with ABI %d, but this package (" TQKV_RELEASE
+             ") speaks ABI %d. Install a tqkv of that ABI, or a package for this one",
              name, api->tq_version_(), (int)api->tq_abi_version_(), TQ_ABI_VERSION);
     return 0;
   }
@@ -73,16 +76,19 @@ static int fill(tqkv_api* api, const char* path, int* unfit, char* text) {
   size_t length = 0;
   char missing[TQKV_TEXT / 2] = "";
   // memcpy: ISO C knows no cast from an object pointer to a function pointer.
-#define TQKV_RESOLVE(f)                                                                                                                            \
-  {                                                                                                                                                \
-    void* symbol = dlsym(library, #f);                                                                                                             \
-    memcpy(&api->f##_, &symbol, sizeof symbol);                                                                                                    \
-    if (!symbol && length < sizeof missing) length += (size_t)snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "", #f); \
+#define TQKV_RESOLVE(f)                                                                                      \
+  {                                                                                                          \
+    void* symbol = dlsym(library, #f);                                                                       \
+    memcpy(&api->f##_, &symbol, sizeof symbol);                                                              \
+    if (!symbol && length < sizeof missing)                                                                  \
+      length += (size_t)snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "", #f); \
   }
   TQKV_FUNCTIONS(TQKV_RESOLVE)
   if (length) {
     *unfit = 1;
-    snprintf(text, TQKV_TEXT, "%s lacks %s: it is older than this package (" TQKV_RELEASE "), or not tqkv. Install tqkv " TQKV_RELEASE " or newer",
+    snprintf(text, TQKV_TEXT,
+             "%s lacks %s: it is older than this package (" TQKV_RELEASE
+             "), or not tqkv. Install tqkv " TQKV_RELEASE " or newer",
              path, missing);
     dlclose(library);
     return 0;
@@ -114,7 +120,9 @@ static tq_status done(const tqkv_api* api, tq_status status, char* text) {
   return status;
 }
 
-static void* either(const void* host, uintptr_t device) { return host ? (void*)(uintptr_t)host : (void*)device; }
+static void* either(const void* host, uintptr_t device) {
+  return host ? (void*)(uintptr_t)host : (void*)device;
+}
 
 // The configuration with its pointers, on the stack of the caller, whose `allocator` it may use.
 static tq_cache_config whole_config(TQKV_CONFIG, tq_allocator* allocator) {
@@ -133,16 +141,18 @@ static tq_cache_config whole_config(TQKV_CONFIG, tq_allocator* allocator) {
   }
   return whole;
 }
-#define WHOLE_CONFIG                                                                                                                 \
-  tq_allocator allocator;                                                                                                            \
-  const tq_cache_config whole = whole_config(config, layer_key_bits, layer_value_bits, key_codebook, value_codebook, allocator_user, \
-                                             allocator_alloc, allocator_free, pool, &allocator)
+#define WHOLE_CONFIG                                                                                       \
+  tq_allocator allocator;                                                                                  \
+  const tq_cache_config whole =                                                                            \
+      whole_config(config, layer_key_bits, layer_value_bits, key_codebook, value_codebook, allocator_user, \
+                   allocator_alloc, allocator_free, pool, &allocator)
 
 tq_status tqkv_device_count(const tqkv_api* api, int32_t type, int32_t* count, char* text) {
   return done(api, api->tq_device_count_(type, count), text);
 }
 
-tq_status tqkv_device_info(const tqkv_api* api, int32_t type, int32_t index, tq_device_info_t* info, char* text) {
+tq_status tqkv_device_info(const tqkv_api* api, int32_t type, int32_t index, tq_device_info_t* info,
+                           char* text) {
   info->struct_size = sizeof *info;
   return done(api, api->tq_device_info_(type, index, info), text);
 }
@@ -158,32 +168,40 @@ tq_status tqkv_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_bytes* by
   return done(api, api->tq_cache_config_bytes_(&whole, bytes), text);
 }
 
-tq_status tqkv_cache_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_cache** cache, char* text) {
+tq_status tqkv_cache_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_cache** cache,
+                            char* text) {
   WHOLE_CONFIG;
   return done(api, api->tq_cache_create_(&whole, (void*)stream, cache), text);
 }
 
-tq_status tqkv_cache_destroy(const tqkv_api* api, tq_cache* cache, char* text) { return done(api, api->tq_cache_destroy_(cache), text); }
+tq_status tqkv_cache_destroy(const tqkv_api* api, tq_cache* cache, char* text) {
+  return done(api, api->tq_cache_destroy_(cache), text);
+}
 
-tq_status tqkv_cache_get_config(const tqkv_api* api, const tq_cache* cache, tq_cache_config* config, char* text) {
+tq_status tqkv_cache_get_config(const tqkv_api* api, const tq_cache* cache, tq_cache_config* config,
+                                char* text) {
   config->struct_size = sizeof *config;
   return done(api, api->tq_cache_get_config_(cache, config), text);
 }
 
-tq_status tqkv_cache_set_centres(const tqkv_api* api, tq_cache* cache, int32_t layer, const float* key, const float* value, char* text) {
+tq_status tqkv_cache_set_centres(const tqkv_api* api, tq_cache* cache, int32_t layer, const float* key,
+                                 const float* value, char* text) {
   return done(api, api->tq_cache_set_centres_(cache, layer, key, value), text);
 }
 
-tq_status tqkv_cache_memory(const tqkv_api* api, const tq_cache* cache, tq_cache_memory_t* memory, char* text) {
+tq_status tqkv_cache_memory(const tqkv_api* api, const tq_cache* cache, tq_cache_memory_t* memory,
+                            char* text) {
   memory->struct_size = sizeof *memory;
   return done(api, api->tq_cache_memory_(cache, memory), text);
 }
 
-tq_status tqkv_cache_fingerprint(const tqkv_api* api, const tq_cache* cache, uint64_t* fingerprint, char* text) {
+tq_status tqkv_cache_fingerprint(const tqkv_api* api, const tq_cache* cache, uint64_t* fingerprint,
+                                 char* text) {
   return done(api, api->tq_cache_fingerprint_(cache, fingerprint), text);
 }
 
-tq_status tqkv_cache_check(const tqkv_api* api, tq_cache* cache, uintptr_t stream, uint64_t* flags, char* text) {
+tq_status tqkv_cache_check(const tqkv_api* api, tq_cache* cache, uintptr_t stream, uint64_t* flags,
+                           char* text) {
   return done(api, api->tq_cache_check_(cache, (void*)stream, flags), text);
 }
 
@@ -191,23 +209,28 @@ tq_status tqkv_sequence_create(const tqkv_api* api, tq_cache* cache, int64_t* se
   return done(api, api->tq_sequence_create_(cache, sequence), text);
 }
 
-tq_status tqkv_sequence_free(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t stream, char* text) {
+tq_status tqkv_sequence_free(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t stream,
+                             char* text) {
   return done(api, api->tq_sequence_free_(cache, sequence, (void*)stream), text);
 }
 
-tq_status tqkv_sequence_fork(const tqkv_api* api, tq_cache* cache, int64_t source, uintptr_t stream, int64_t* sequence, char* text) {
+tq_status tqkv_sequence_fork(const tqkv_api* api, tq_cache* cache, int64_t source, uintptr_t stream,
+                             int64_t* sequence, char* text) {
   return done(api, api->tq_sequence_fork_(cache, source, (void*)stream, sequence), text);
 }
 
-tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence, int64_t length, uintptr_t stream, char* text) {
+tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence, int64_t length,
+                                 uintptr_t stream, char* text) {
   return done(api, api->tq_sequence_truncate_(cache, sequence, length, (void*)stream), text);
 }
 
-tq_status tqkv_sequence_length(const tqkv_api* api, const tq_cache* cache, int64_t sequence, int64_t* length, char* text) {
+tq_status tqkv_sequence_length(const tqkv_api* api, const tq_cache* cache, int64_t sequence, int64_t* length,
+                               char* text) {
   return done(api, api->tq_sequence_length_(cache, sequence, length), text);
 }
 
-tq_status tqkv_sequence_flags(const tqkv_api* api, const tq_cache* cache, int64_t sequence, uint64_t* flags, char* text) {
+tq_status tqkv_sequence_flags(const tqkv_api* api, const tq_cache* cache, int64_t sequence, uint64_t* flags,
+                              char* text) {
   return done(api, api->tq_sequence_flags_(cache, sequence, flags), text);
 }
 
@@ -215,52 +238,70 @@ tq_status tqkv_batch_create(const tqkv_api* api, tq_cache* cache, tq_batch** bat
   return done(api, api->tq_batch_create_(cache, batch), text);
 }
 
-tq_status tqkv_batch_destroy(const tqkv_api* api, tq_batch* batch, char* text) { return done(api, api->tq_batch_destroy_(batch), text); }
-
-tq_status tqkv_batch_plan(const tqkv_api* api, tq_batch* batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
-                          const int64_t* query_tokens, uintptr_t stream, char* text) {
-  return done(api, api->tq_batch_plan_(batch, num_sequences, sequences, new_tokens, query_tokens, (void*)stream), text);
+tq_status tqkv_batch_destroy(const tqkv_api* api, tq_batch* batch, char* text) {
+  return done(api, api->tq_batch_destroy_(batch), text);
 }
 
-tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch, const uint8_t* k_host, const uint8_t* v_host,
-                            uintptr_t k_device, uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream, char* text) {
+tq_status tqkv_batch_plan(const tqkv_api* api, tq_batch* batch, int32_t num_sequences,
+                          const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens,
+                          uintptr_t stream, char* text) {
+  return done(api,
+              api->tq_batch_plan_(batch, num_sequences, sequences, new_tokens, query_tokens, (void*)stream),
+              text);
+}
+
+tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
+                            const uint8_t* k_host, const uint8_t* v_host, uintptr_t k_device,
+                            uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream,
+                            char* text) {
   tq_tensor_layout whole = *layout;
   whole.struct_size = sizeof whole;
-  return done(api, api->tq_cache_append_(cache, layer, batch, either(k_host, k_device), either(v_host, v_device), &whole, (void*)stream), text);
+  return done(api,
+              api->tq_cache_append_(cache, layer, batch, either(k_host, k_device), either(v_host, v_device),
+                                    &whole, (void*)stream),
+              text);
 }
 
-tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch, const tq_attend_params* params,
-                            const uint8_t* q_host, uint8_t* out_host, float* lse_host, const float* sinks_host, uint8_t* workspace_host,
-                            uintptr_t q_device, uintptr_t out_device, uintptr_t lse_device, uintptr_t sinks_device, uintptr_t workspace_device,
-                            size_t workspace_bytes, uintptr_t stream, char* text) {
+tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
+                            const tq_attend_params* params, const uint8_t* q_host, uint8_t* out_host,
+                            float* lse_host, const float* sinks_host, uint8_t* workspace_host,
+                            uintptr_t q_device, uintptr_t out_device, uintptr_t lse_device,
+                            uintptr_t sinks_device, uintptr_t workspace_device, size_t workspace_bytes,
+                            uintptr_t stream, char* text) {
   tq_attend_params whole = *params;
   whole.struct_size = sizeof whole;
   whole.sink_logits = either(sinks_host, sinks_device);
   return done(api,
-              api->tq_cache_attend_(cache, layer, batch, either(q_host, q_device), either(out_host, out_device), either(lse_host, lse_device), &whole,
+              api->tq_cache_attend_(cache, layer, batch, either(q_host, q_device),
+                                    either(out_host, out_device), either(lse_host, lse_device), &whole,
                                     either(workspace_host, workspace_device), workspace_bytes, (void*)stream),
               text);
 }
 
-tq_status tqkv_attend_workspace_bytes(const tqkv_api* api, const tq_cache* cache, const tq_batch* batch, size_t* bytes, char* text) {
+tq_status tqkv_attend_workspace_bytes(const tqkv_api* api, const tq_cache* cache, const tq_batch* batch,
+                                      size_t* bytes, char* text) {
   return done(api, api->tq_attend_workspace_bytes_(cache, batch, bytes), text);
 }
 
-tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void* const* outs, const void* const* lses, int64_t rows, int32_t dim,
-                            int32_t dtype, uint8_t* out_host, float* lse_host, uintptr_t out_device, uintptr_t lse_device, int32_t device_type,
-                            int32_t device_id, uintptr_t stream, char* text) {
+tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void* const* outs,
+                            const void* const* lses, int64_t rows, int32_t dim, int32_t dtype,
+                            uint8_t* out_host, float* lse_host, uintptr_t out_device, uintptr_t lse_device,
+                            int32_t device_type, int32_t device_id, uintptr_t stream, char* text) {
   return done(api,
-              api->tq_merge_states_(num_states, outs, (const float* const*)lses, rows, dim, dtype, either(out_host, out_device),
-                                    either(lse_host, lse_device), device_type, device_id, (void*)stream),
+              api->tq_merge_states_(num_states, outs, (const float* const*)lses, rows, dim, dtype,
+                                    either(out_host, out_device), either(lse_host, lse_device), device_type,
+                                    device_id, (void*)stream),
               text);
 }
 
-tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, int64_t sequence, int64_t first, int64_t count, uint8_t* k_host,
-                          uint8_t* v_host, uintptr_t k_device, uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream, char* text) {
+tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, int64_t sequence,
+                          int64_t first, int64_t count, uint8_t* k_host, uint8_t* v_host, uintptr_t k_device,
+                          uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream, char* text) {
   tq_tensor_layout whole = *layout;
   whole.struct_size = sizeof whole;
   return done(api,
-              api->tq_cache_read_(cache, layer, sequence, first, count, either(k_host, k_device), either(v_host, v_device), &whole, (void*)stream),
+              api->tq_cache_read_(cache, layer, sequence, first, count, either(k_host, k_device),
+                                  either(v_host, v_device), &whole, (void*)stream),
               text);
 }
 

@@ -70,16 +70,19 @@ type Noticed uint64
 // NoticedNonfinite: an appended vector held NaN, an infinity or a magnitude above 2^64; it was replaced.
 const NoticedNonfinite Noticed = C.TQ_NOTICED_NONFINITE
 
-// Sequence is the id of a sequence of a cache: a slot and a generation, so that the id of a freed sequence stays invalid. 0 is never valid.
+// Sequence is the id of a sequence of a cache: a slot and a generation, so that the id of a freed sequence
+// stays invalid. 0 is never valid.
 type Sequence int64
 
-// Stream is a cudaStream_t or CUstream as a number. CPU caches take only 0; for CUDA caches that is the legacy default stream.
+// Stream is a cudaStream_t or CUstream as a number. CPU caches take only 0; for CUDA caches that is the
+// legacy default stream.
 type Stream uintptr
 
 // DevicePtr is an address in device memory. This package cannot check it.
 type DevicePtr uintptr
 
-// HostSlice is a slice of numbers in host memory: [F32], [F16] or [BF16]. nil stands for none where that is allowed.
+// HostSlice is a slice of numbers in host memory: [F32], [F16] or [BF16]. nil stands for none where that is
+// allowed.
 type HostSlice interface {
 	host() (memory unsafe.Pointer, length int, dtype Dtype)
 }
@@ -97,8 +100,8 @@ func (s F32) host() (unsafe.Pointer, int, Dtype)  { return ptr(s), len(s), Float
 func (s F16) host() (unsafe.Pointer, int, Dtype)  { return ptr(s), len(s), Float16 }
 func (s BF16) host() (unsafe.Pointer, int, Dtype) { return ptr(s), len(s), BFloat16 }
 
-// Layout says where element (token, head, dim) of k and v lies: token * TokenStride + head * HeadStride + dim. Strides in elements; 0 = dense
-// [token][head][dim].
+// Layout says where element (token, head, dim) of k and v lies: token * TokenStride + head * HeadStride +
+// dim. Strides in elements; 0 = dense [token][head][dim].
 type Layout struct {
 	KeyTokenStride, KeyHeadStride     int64
 	ValueTokenStride, ValueHeadStride int64
@@ -125,8 +128,9 @@ func ptr[T any](s []T) unsafe.Pointer {
 // shape of a tensor [tokens][heads][dim].
 type shape struct{ tokens, heads, dim int64 }
 
-// checkLength says whether a slice is long enough for what the library will read or write in it, strides 0 = dense. It may be longer. Counts below 0
-// need nothing: the library refuses them, as it does all else that is wrong about strides.
+// checkLength says whether a slice is long enough for what the library will read or write in it, strides 0 =
+// dense. It may be longer. Counts below 0 need nothing: the library refuses them, as it does all else that is
+// wrong about strides.
 func checkLength(name string, have int, s shape, tokenStride, headStride int64) error {
 	if s.tokens <= 0 || s.heads <= 0 || s.dim <= 0 {
 		return nil

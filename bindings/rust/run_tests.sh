@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Tests of the Rust crates.   run_tests.sh LIBRARY
 #
-# LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through pkg-config by the second. Prints "ok - x", "not ok - x: why"
-# and "skip - x: why" lines, and the counts at the end; exit status 0 only if something passed and nothing failed. Compiles into build/rust of the repository, or
-# CARGO_TARGET_DIR. Crates come from the registry that cargo is set up for; without one the tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging and interop.
+# LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through
+# pkg-config by the second. Prints "ok - x", "not ok - x: why" and "skip - x: why" lines, and the counts at
+# the end; exit status 0 only if something passed and nothing failed. Compiles into build/rust of the
+# repository, or CARGO_TARGET_DIR. Crates come from the registry that cargo is set up for; without one the
+# tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging and interop.
 set -uo pipefail
 . "$(dirname "$0")/../checks.sh" rust "${1-}"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/build/rust}

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of an append share: arguments, the job of one side of one kv head of one tile, where a token's input and exact copies are.
+// What the parts of an append share: arguments, the job of one side of one kv head of one tile, where a
+// token's input and exact copies are.
 #pragma once
 #include "cuda/append_plan.h"
 #include "cuda/device_view.h"
@@ -13,10 +14,11 @@ constexpr int kAppendThreads = 32 * kAppendWarps;
 constexpr int kTeams = 2;  // of a CTA: each works on a tile of its own
 constexpr int kTeamWarps = kAppendWarps / kTeams;
 constexpr int kTeamThreads = 32 * kTeamWarps;
-static_assert(kAppendWarps * kSmallTokens == format::kTileTokens, "small jobs keep their rows where a tile's rows would be");
+static_assert(kAppendWarps * kSmallTokens == format::kTileTokens,
+              "small jobs keep their rows where a tile's rows would be");
 
-// Resident CTAs of a multiprocessor, and the grid's size. More would only wait: a decode step of 64 sequences x 8 heads took 9.2 us in two waves of
-// CTAs and takes 5.2 us in one (H100, 4 bits).
+// Resident CTAs of a multiprocessor, and the grid's size. More would only wait: a decode step of 64 sequences
+// x 8 heads took 9.2 us in two waves of CTAs and takes 5.2 us in one (H100, 4 bits).
 constexpr int append_ctas_per_unit(int stored) { return stored <= 256 ? 2 : 1; }
 
 struct AppendArguments {
@@ -30,13 +32,15 @@ struct AppendArguments {
   bool zones[2] = {};             // zones_apart of the sides' codebooks; launch_append fills it in
 };
 
-// Code bytes in shared memory: rows of tokens, or for the values of a team's tile rows of coordinates with the tokens in octet order. The
-// paddings spread the rows over the banks.
+// Code bytes in shared memory: rows of tokens, or for the values of a team's tile rows of coordinates with
+// the tokens in octet order. The paddings spread the rows over the banks.
 template <int kStored>
 struct CodeBuffer {
   static constexpr int kTokenRow = kStored + 16;
   static constexpr int kCoordinateRow = format::kTileTokens + 4;
-  static constexpr int kBytes = kTokenRow * format::kTileTokens > kCoordinateRow* kStored ? kTokenRow* format::kTileTokens : kCoordinateRow* kStored;
+  static constexpr int kBytes = kTokenRow * format::kTileTokens > kCoordinateRow* kStored
+                                    ? kTokenRow* format::kTileTokens
+                                    : kCoordinateRow* kStored;
 };
 
 // One side of one kv head of one tile.
@@ -48,7 +52,8 @@ struct TileJob {
   __device__ bool fresh() const { return begin == 0; }
 };
 
-__device__ __forceinline__ void fill_job(const AppendArguments& args, const AppendJob& entry, int head_and_kind, TileJob* job) {
+__device__ __forceinline__ void fill_job(const AppendArguments& args, const AppendJob& entry,
+                                         int head_and_kind, TileJob* job) {
   job->slot = entry.slot;
   job->old_length = entry.old_length;
   job->length = entry.length;
@@ -77,18 +82,27 @@ __device__ __forceinline__ AppendJob large_entry(const AppendArguments& args, in
   const int tile = split.first_large + index - args.plan.large_first[low];
   const int page_index = tile / args.layer.tiles_per_page;
   const int page = args.plan.page_table[sequence.slot * args.plan.page_table_stride + page_index];
-  return AppendJob{
-      sequence.slot, sequence.old_length, sequence.length, sequence.kv_row, tile, page, tile - page_index * args.layer.tiles_per_page, 0};
+  return AppendJob{sequence.slot,
+                   sequence.old_length,
+                   sequence.length,
+                   sequence.kv_row,
+                   tile,
+                   page,
+                   tile - page_index * args.layer.tiles_per_page,
+                   0};
 }
 
 // Position of a token in the octets of values (FORMAT.md section 4).
-__device__ __forceinline__ int value_position(int token) { return 16 * (token / 16) + 4 * ((token % 8) / 2) + 2 * ((token % 16) / 8) + token % 2; }
+__device__ __forceinline__ int value_position(int token) {
+  return 16 * (token / 16) + 4 * ((token % 8) / 2) + 2 * ((token % 16) / 8) + token % 2;
+}
 
 // Where the exact copies of a token go: element index of coordinate 0, or -1.
 struct RawTargets {
   int64_t sink, ring;
 };
-__device__ __forceinline__ RawTargets raw_targets(const DeviceLayer& layer, const DeviceSide& side, const TileJob& job, int token) {
+__device__ __forceinline__ RawTargets raw_targets(const DeviceLayer& layer, const DeviceSide& side,
+                                                  const TileJob& job, int token) {
   RawTargets targets = {-1, -1};
   if (!side.raw) return targets;
   const int position = job.tile * format::kTileTokens + token;
@@ -99,8 +113,8 @@ __device__ __forceinline__ RawTargets raw_targets(const DeviceLayer& layer, cons
   return targets;
 }
 // bits: as the copy keeps them.
-__device__ __forceinline__ void store_raw_copy(const DeviceLayer& layer, const DeviceSide& side, const RawTargets& targets, int coordinate,
-                                               uint32_t bits) {
+__device__ __forceinline__ void store_raw_copy(const DeviceLayer& layer, const DeviceSide& side,
+                                               const RawTargets& targets, int coordinate, uint32_t bits) {
 #pragma unroll
   for (int which = 0; which < 2; which++) {
     const int64_t at = which == 0 ? targets.sink : targets.ring;

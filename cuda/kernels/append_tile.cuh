@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A team of four warps and one side of one kv head of one tile: many tokens are encoded side by side (encode_group.cuh) into code bytes in shared
-// memory, from which the threads then build whole words.
+// A team of four warps and one side of one kv head of one tile: many tokens are encoded side by side
+// (encode_group.cuh) into code bytes in shared memory, from which the threads then build whole words.
 #pragma once
 #include "cuda/kernels/append_job.cuh"
 #include "cuda/kernels/encode_group.cuh"
@@ -9,22 +9,29 @@
 namespace tq {
 namespace cuda {
 
-// Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once, no exact copies to keep. zones: the side's
-// table is right.
+// Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once, no exact
+// copies to keep. zones: the side's table is right.
 template <int kStored>
-__device__ __forceinline__ bool tile_serves(const AppendArguments& args, const DeviceSide& side, const TileJob& job, bool zones) {
-  if (!GroupShape<kStored>::kSupported || !group_serves(side.book, side.rule, side.search != 0, zones)) return false;
+__device__ __forceinline__ bool tile_serves(const AppendArguments& args, const DeviceSide& side,
+                                            const TileJob& job, bool zones) {
+  if (!GroupShape<kStored>::kSupported || !group_serves(side.book, side.rule, side.search != 0, zones))
+    return false;
   const TensorStrides& strides = args.strides[job.kind];
   const uint64_t pair = args.layer.io_dtype == DataType::kF32 ? 8 : 4;
-  if ((reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) != 0 || ((strides.token | strides.head) & 1) != 0) return false;
+  if ((reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) != 0 ||
+      ((strides.token | strides.head) & 1) != 0)
+    return false;
   if (!side.raw) return true;
-  const int first = job.tile * format::kTileTokens + job.begin, last = job.tile * format::kTileTokens + job.end - 1;
+  const int first = job.tile * format::kTileTokens + job.begin,
+            last = job.tile * format::kTileTokens + job.end - 1;
   return first >= args.layer.sink_tokens && last < job.length - args.layer.ring_tokens;
 }
 
-// Pairs 2 t + 2 i * lanes of a row, as floats (exactly); zeros from pair `count` on. at: index of the lane's first element.
+// Pairs 2 t + 2 i * lanes of a row, as floats (exactly); zeros from pair `count` on. at: index of the lane's
+// first element.
 template <int kPairs, int kLanes>
-__device__ __forceinline__ void load_pairs(const void* base, int64_t at, int count, DataType type, float (&y)[2 * kPairs]) {
+__device__ __forceinline__ void load_pairs(const void* base, int64_t at, int count, DataType type,
+                                           float (&y)[2 * kPairs]) {
   if (type == DataType::kF32) {
     const float2* from = reinterpret_cast<const float2*>(static_cast<const float*>(base) + at);
 #pragma unroll
@@ -51,8 +58,8 @@ __device__ __forceinline__ void load_pairs(const void* base, int64_t at, int cou
   }
 }
 
-// The limits on a lane's values; returns the bits of the largest magnitude. A warp. NaN, infinity and 2^64 order as integers, so the
-// maximum tells whether there is anything to do.
+// The limits on a lane's values; returns the bits of the largest magnitude. A warp. NaN, infinity and 2^64
+// order as integers, so the maximum tells whether there is anything to do.
 template <int kCount>
 __device__ __forceinline__ uint32_t largest_bits(const float (&y)[kCount]) {
   uint32_t most = 0;
@@ -73,8 +80,9 @@ __device__ __forceinline__ uint32_t limit_values(float (&y)[kCount], bool* repla
 
 // Encodes the tile's new tokens; a warp of the team takes kVectors of each kTeamWarps * kVectors tokens.
 template <int kStored>
-__device__ __forceinline__ bool encode_tile(const AppendArguments& args, const DeviceSide& side, const TileJob& job, const ZoneTable* table,
-                                            uint8_t* buffer, uint16_t* scales, int team_warp, int lane) {
+__device__ __forceinline__ bool encode_tile(const AppendArguments& args, const DeviceSide& side,
+                                            const TileJob& job, const ZoneTable* table, uint8_t* buffer,
+                                            uint16_t* scales, int team_warp, int lane) {
   using S = GroupShape<kStored>;
   using Buffer = CodeBuffer<kStored>;
   const int t = lane % S::kLanes, dim = side.layout.dim, pairs = dim / (2 * S::kLanes);
@@ -84,8 +92,9 @@ __device__ __forceinline__ bool encode_tile(const AppendArguments& args, const D
     const int token = first + lane / S::kLanes;
     const bool active = token >= job.begin && token < job.end;
     float y[2 * S::kPairs];
-    load_pairs<S::kPairs, S::kLanes>(args.input[job.kind], input_row(args, job, active ? token : job.begin) + 2 * t, active ? pairs : 0,
-                                     args.layer.io_dtype, y);
+    load_pairs<S::kPairs, S::kLanes>(args.input[job.kind],
+                                     input_row(args, job, active ? token : job.begin) + 2 * t,
+                                     active ? pairs : 0, args.layer.io_dtype, y);
     uint32_t most = limit_values(y, &replaced);
     if (side.centre) {
       const float* centre = side.centre + job.head * dim + 2 * t;
@@ -106,16 +115,19 @@ __device__ __forceinline__ bool encode_tile(const AppendArguments& args, const D
         column[2 * S::kLanes * i * Buffer::kCoordinateRow] = static_cast<uint8_t>(code0);
         column[(2 * S::kLanes * i + 1) * Buffer::kCoordinateRow] = static_cast<uint8_t>(code1);
       } else {
-        *reinterpret_cast<uint16_t*>(row + 2 * S::kLanes * i) = static_cast<uint16_t>((code0 & 0xFFu) | code1 << 8);
+        *reinterpret_cast<uint16_t*>(row + 2 * S::kLanes * i) =
+            static_cast<uint16_t>((code0 & 0xFFu) | code1 << 8);
       }
     };
-    const uint16_t scale = encode_group<kStored>(y, most, side.book, side.rule, side.signs + job.head * side.sign_stride, table, lane, store);
+    const uint16_t scale = encode_group<kStored>(
+        y, most, side.book, side.rule, side.signs + job.head * side.sign_stride, table, lane, store);
     if (active && t == 0) scales[token] = scale;
   }
   return replaced;
 }
 
-// All bytes of tokens begin .. end-1 of the four at positions of value octets: n = 0..3 are tokens base, base+1, base+8, base+9.
+// All bytes of tokens begin .. end-1 of the four at positions of value octets: n = 0..3 are tokens base,
+// base+1, base+8, base+9.
 __device__ __forceinline__ uint32_t value_mask(int base, int begin, int end) {
   uint32_t mask = 0;
 #pragma unroll
@@ -126,9 +138,11 @@ __device__ __forceinline__ uint32_t value_mask(int base, int begin, int end) {
   return mask;
 }
 
-// Builds the words of a tile's side from the code buffer; all threads of a team, thread = 0 .. kTeamThreads - 1.
+// Builds the words of a tile's side from the code buffer; all threads of a team, thread = 0 .. kTeamThreads -
+// 1.
 template <int kStored>
-__device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob& job, const uint8_t* buffer, uint32_t* words, int thread) {
+__device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob& job, const uint8_t* buffer,
+                                           uint32_t* words, int thread) {
   constexpr int kGroups = kStored / 32, kJv = kGroups % 4 == 0 ? 4 : kGroups % 2 == 0 ? 2 : 1;
   constexpr int kStride = 32 * kGroups;
   using Buffer = CodeBuffer<kStored>;

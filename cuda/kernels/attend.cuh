@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on codes: the frame around a core (kernels/attend_core.cuh, attend_generic.cuh).
 //
-// One CTA a multiprocessor with a run of units (schedule.h). Warps by duty; none waits for another in the normal flow:
-// - workers (p.plan.workers) take items, one step of a job each, from a private queue whose buffers fill behind their backs. A job is a run of a unit's
-//   steps that depends on the unit alone, so that a result does not depend on the number of workers or on who does what. Its state goes to a deposit.
-// - the producer: lane w serves worker w. It hands out jobs in order to whoever has room and starts the copies.
+// One CTA a multiprocessor with a run of units (schedule.h). Warps by duty; none waits for another in the
+// normal flow:
+// - workers (p.plan.workers) take items, one step of a job each, from a private queue whose buffers fill
+//   behind their backs. A job is a run of a unit's steps that depends on the unit alone, so that a result
+//   does not depend on the number of workers or on who does what. Its state goes to a deposit.
+// - the producer: lane w serves worker w. It hands out jobs in order to whoever has room and starts the
+//   copies.
 // - the preparer describes units ahead: where their tiles lie.
-// - stewards fold the deposits of a unit in job order and finish it (finish.cuh). They also prepare the integer query of the blocks to come.
+// - stewards fold the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
+//   integer query of the blocks to come.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/attend_prepare.cuh"
@@ -31,23 +35,29 @@ struct Turn {
 
 // One job of an exact unit.
 template <class Core>
-__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job, int lane) {
+__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job,
+                                          int lane) {
   uint8_t* smem = made_here(from.smem);  // the steps need the registers
   const Frame f(p, smem, from.num_units);
   const UnitInfo& info = f.info(unit);
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info), number = info.exact_job + job;
+  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info),
+            number = info.exact_job + job;
   exact_row<Core::kExactPieces, Core::kValue>(
-      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, count * split / info.steps, count * (split + 1) / info.steps,
-      f.template deposit<Core::kValue / 32>(p, info.deposit), split > 0, lane, Turn{p, f.control, info.deposit, number});
+      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row,
+      count * split / info.steps, count * (split + 1) / info.steps,
+      f.template deposit<Core::kValue / 32>(p, info.deposit), split > 0, lane,
+      Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
 }
 
-// Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started itself, without bulk copies.
+// Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started
+// itself, without bulk copies.
 template <class Core>
-__device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f, uint8_t* own, int taken, int& fetched, int lane) {
+__device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f, uint8_t* own, int taken,
+                                          int& fetched, int lane) {
   if constexpr (kBulkCopy) {
     barrier_wait(queue_barrier(p, own, taken), queue_phase(p, taken));
   } else {  // this item, and those behind it that are known
@@ -59,7 +69,8 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
         break;
       const Item item = *queue_item(p, own, fetched);
       if (!(item.flags & (kItemStop | kItemExact)))
-        issue_step<Core>(p, f.info(item.unit), item.flags >> kItemStepShift, queue_stage(p, own, fetched), bar, lane);
+        issue_step<Core>(p, f.info(item.unit), item.flags >> kItemStepShift, queue_stage(p, own, fetched),
+                         bar, lane);
       lane_copy_commit();
     }
     lane_copy_wait(fetched - taken - 1);
@@ -69,7 +80,8 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
 
 // A coded job, whose first item is there.
 template <class Core>
-__device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken, int& fetched, int lane) {
+__device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken,
+                                          int& fetched, int lane) {
   Core core;
   core.load_query(p, f.query_slot(p, f.info(queue_item(p, own, taken)->unit).block), lane);
   core.reset(lane);
@@ -77,14 +89,16 @@ __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f,
 #pragma unroll 1
   for (;;) {
     const volatile Item* item = queue_item(p, own, taken);
-    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, item->flags & kItemWhole, lane);
+    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, item->flags & kItemWhole,
+              lane);
     const int flags = item->flags, deposit = item->deposit, unit = item->unit;
     __syncwarp();
     taken++;
     if (lane == 0) *queue_consumed(own) = taken;
     if (flags & kItemLast) {
       wait_place(p, f.control, deposit);
-      core.put(p, f.template deposit<Core::kValue / 32>(p, deposit), f.info(unit).rows, made_here(lane));  // as in exact_job
+      // as in exact_job
+      core.put(p, f.template deposit<Core::kValue / 32>(p, deposit), f.info(unit).rows, made_here(lane));
       deposit_put(p, f.control, deposit);
       return;
     }
@@ -121,8 +135,9 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
   }
 }
 
-// The CTA's barriers, by one lane of each warp: an instruction that makes one takes a uniform address, so that a barrier a lane would be a loop over the lanes.
-// Producer and preparer make what they use before all warps have met.
+// The CTA's barriers, by one lane of each warp: an instruction that makes one takes a uniform address, so
+// that a barrier a lane would be a loop over the lanes. Producer and preparer make what they use before all
+// warps have met.
 template <int kStewards>
 __device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* smem, int warp, int lane) {
   Control* control = reinterpret_cast<Control*>(smem);
@@ -138,7 +153,8 @@ __device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* sm
       }
     } else if (warp == workers + 1) {
       for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->done[i], 32 * (kStewards + 1));
-      for (int i = 0; i < kMaxQuerySlots; i++) barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
+      for (int i = 0; i < kMaxQuerySlots; i++)
+        barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
     } else {
       const int first = warp < workers ? warp : warp - 2, step = workers + kStewards;
       const int turns = p.layer.window_tokens + p.layer.sink_tokens > 0 ? kTurns : 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides included: every combination that has no compiled core. Same
-// arithmetic as CodedCore for coded sides (the integer query stays in shared memory); raw sides use float multiply-adds. One tile a step.
+// One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides included: every
+// combination that has no compiled core. Same arithmetic as CodedCore for coded sides (the integer query
+// stays in shared memory); raw sides use float multiply-adds. One tile a step.
 #pragma once
 #include "cuda/kernels/attend_core.cuh"
 
@@ -11,10 +12,11 @@ constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reci
 constexpr int kScratchPitch = 33;       // floats of a row in the scratch: 32 tokens, one bank further a row
 constexpr int kGenericScratchBytes = kRowsPerBlock * kScratchPitch * 4;
 
-// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the row's sums; half is what every
-// coordinate of the row still lacks.
+// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the
+// row's sums; half is what every coordinate of the row still lacks.
 template <int N>
-__device__ __forceinline__ void put_state(float* to, float m, float l, float half, const float (&o)[N][2], int rows, int lane) {
+__device__ __forceinline__ void put_state(float* to, float m, float l, float half, const float (&o)[N][2],
+                                          int rows, int lane) {
   const int g = lane >> 2, t = lane & 3;
   l += __shfl_xor_sync(~0u, l, 1);
   half += __shfl_xor_sync(~0u, half, 1);
@@ -60,12 +62,14 @@ struct GenericCore {
   }
 
   template <int kBits>
-  __device__ __forceinline__ void coded_scores(const AttendParams& p, const uint8_t* words, int (&c)[4][4], int lane) {
+  __device__ __forceinline__ void coded_scores(const AttendParams& p, const uint8_t* words, int (&c)[4][4],
+                                               int lane) {
 #pragma unroll 1
     for (int jb = 0; jb < kKeyLoads; jb++) {
       uint32_t w[kBits][kKeyLoad];
 #pragma unroll
-      for (int i = 0; i < kBits; i++) load_words(words + ((i * kKeyLoads + jb) * 32 + lane) * kKeyLoad * 4, w[i]);
+      for (int i = 0; i < kBits; i++)
+        load_words(words + ((i * kKeyLoads + jb) * 32 + lane) * kKeyLoad * 4, w[i]);
 #pragma unroll
       for (int jj = 0; jj < kKeyLoad; jj++) {
         uint32_t group[kBits], r[8];
@@ -75,7 +79,8 @@ struct GenericCore {
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           // Row g: columns 2 (g % 4) and 2 (g % 4) + 1 of its set.
-          const uint2* v = reinterpret_cast<const uint2*>(query) + (jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * kQuerySets * 32 + lane / 16 * 32 +
+          const uint2* v = reinterpret_cast<const uint2*>(query) +
+                           (jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * kQuerySets * 32 + lane / 16 * 32 +
                            lane / 4 % 4 * 8 + lane % 4;
           const uint2 high = v[0], low = v[4];
           const uint32_t a[4] = {high.x, low.x, high.y, low.y};
@@ -86,11 +91,13 @@ struct GenericCore {
   }
 
   __device__ __forceinline__ float raw_number(const AttendParams& p, uint32_t h) const {
-    return p.layer.io_dtype == DataType::kBF16 ? __uint_as_float(h << 16) : __half2float(__ushort_as_half(static_cast<uint16_t>(h)));
+    return p.layer.io_dtype == DataType::kBF16 ? __uint_as_float(h << 16)
+                                               : __half2float(__ushort_as_half(static_cast<uint16_t>(h)));
   }
 
   // A lane takes a token; words are visited from its own offset on, so that banks differ.
-  __device__ __forceinline__ void raw_scores(const AttendParams& p, const uint8_t* rows, float* scratch, int lane) const {
+  __device__ __forceinline__ void raw_scores(const AttendParams& p, const uint8_t* rows, float* scratch,
+                                             int lane) const {
     const int words = p.layer.key.layout.dim / 2;
     const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + lane * words;
     const float* q = reinterpret_cast<const float*>(query + p.plan.query_float_at);
@@ -116,7 +123,8 @@ struct GenericCore {
   }
 
   template <int kBits>
-  __device__ __forceinline__ void coded_values(const AttendParams& p, const uint8_t* words, const uint32_t (&a)[4], float factor, int lane) {
+  __device__ __forceinline__ void coded_values(const AttendParams& p, const uint8_t* words,
+                                               const uint32_t (&a)[4], float factor, int lane) {
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
       uint32_t w[kBits][kLoad];
@@ -142,7 +150,8 @@ struct GenericCore {
   }
 
   // weights: [8 rows][32 tokens] in the scratch, relative to the step's maximum.
-  __device__ __forceinline__ void raw_values(const AttendParams& p, const uint8_t* rows, const float* weights, float part, int lane) {
+  __device__ __forceinline__ void raw_values(const AttendParams& p, const uint8_t* rows, const float* weights,
+                                             float part, int lane) {
     const int g = lane >> 2, t = lane & 3, dim = p.layer.value.layout.dim, words = dim / 2;
 #pragma unroll 1
     for (int token = 0; token < format::kTileTokens; token++) {
@@ -160,7 +169,8 @@ struct GenericCore {
     }
   }
 
-  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t* own, int token, bool whole, int lane) {
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t* own, int token,
+                                       bool whole, int lane) {
     const int g = lane >> 2, t = lane & 3;
     const DeviceSide &key = p.layer.key, &value = p.layer.value;
     const int key_bits = key.layout.bits, value_bits = value.layout.bits;
@@ -197,11 +207,14 @@ struct GenericCore {
       }
     }
 
-    // Scores to log2 units, special cases, softmax: as CodedCore, always on the careful path (a raw row's scale may be negative).
+    // Scores to log2 units, special cases, softmax: as CodedCore, always on the careful path (a raw row's
+    // scale may be negative).
     uint32_t value_scales[4];
 #pragma unroll
     for (int b = 0; b < 4; b++)
-      value_scales[b] = value_bits == format::kRawBits ? 0 : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
+      value_scales[b] = value_bits == format::kRawBits
+                            ? 0
+                            : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
     float top = kMaskedFloor;
     const float scale = rows.scale[g], constant = rows.constant[g];
     const int begin = rows.begin[g], end = rows.end[g];
@@ -217,7 +230,8 @@ struct GenericCore {
       }
       top = fmaxf(top, x[i]);
     }
-    uint32_t scale_top = max_bf16x2(max_bf16x2(value_scales[0], value_scales[1]), max_bf16x2(value_scales[2], value_scales[3]));
+    uint32_t scale_top = max_bf16x2(max_bf16x2(value_scales[0], value_scales[1]),
+                                    max_bf16x2(value_scales[2], value_scales[3]));
 #pragma unroll
     for (int d = 1; d <= 2; d++) {
       top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
@@ -263,7 +277,8 @@ struct GenericCore {
       a[2 * h] = prmt(u, v, 0x7531);
       a[2 * h + 1] = prmt(u, v, 0x6420);
     }
-    if (half_levels(value_bits)) half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
+    if (half_levels(value_bits))
+      half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
     const uint8_t* words = stage + value.code_offset;
     if (value_bits == 2)
       coded_values<2>(p, words, a, factor, lane);

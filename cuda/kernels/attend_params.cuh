@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an attend kernel is given, by value. Everything that changes from step to step lies behind pointers (graphs replay the parameters as they were).
+// What an attend kernel is given, by value. Everything that changes from step to step lies behind pointers
+// (graphs replay the parameters as they were).
 #pragma once
 #include "cuda/device_view.h"
 #include "cuda/schedule.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row block is prepared by the stewards, a row each: one
-// warp takes longer over all rows than the block's tokens last when histories are short. With few stewards the workers do it for unit 0, the preparer
-// for the others.
+// The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row
+// block is prepared by the stewards, a row each: one warp takes longer over all rows than the block's tokens
+// last when histories are short. With few stewards the workers do it for unit 0, the preparer for the others.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 #include "cuda/kernels/exact.cuh"
@@ -26,7 +26,8 @@ struct Walk {
 
 // Fills in a unit's info.
 template <class Core>
-__device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info, Walk& walk, int unit, int lane) {
+__device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info,
+                                         Walk& walk, int unit, int lane) {
   const SequenceWork& s = walk.sequence;
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
@@ -38,12 +39,14 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   // Rows are in position order: the first row's range begins first and ends first.
   const RowRange low = row_range(p, s, query_of_row(p, s.query_tokens, first_row)),
                  high = row_range(p, s, query_of_row(p, s.query_tokens, first_row + rows - 1));
-  const int chunk_begin = walk.chunk * s.chunk_tokens, chunk_end = min(s.length, chunk_begin + s.chunk_tokens);
+  const int chunk_begin = walk.chunk * s.chunk_tokens,
+            chunk_end = min(s.length, chunk_begin + s.chunk_tokens);
   const int begin = max(chunk_begin, low.begin), end = min(chunk_end, high.end);
   int steps = 0, jobs = 0, job_steps = 0, first_tile = 0, end_tile = 0;
   if (exact) {
     const int sinks = min(s.length, p.layer.sink_tokens);
-    const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks), count = sinks + s.length - exact_begin;
+    const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks),
+              count = sinks + s.length - exact_begin;
     steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kExactSplits);
     jobs = steps * rows;
     if (lane == 0) {
@@ -61,7 +64,8 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const int num_tiles = exact ? 0 : end_tile - first_tile;
   const int each = p.whole_steps ? Core::kTiles : 1;
 #pragma unroll 1
-  for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32) info.places[i] = tile_place(p, s.slot, kv_head, first_tile + i * each);
+  for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32)
+    info.places[i] = tile_place(p, s.slot, kv_head, first_tile + i * each);
   if (lane == 0) {
     info.block = walk.local_block;
     info.exact = exact;
@@ -105,9 +109,11 @@ __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
   walk.sequence_index++;
 }
 
-// The rows first, first + step, ... of a unit's query, if the unit begins a block. Of unit 0 by what the work list says, before it is described.
+// The rows first, first + step, ... of a unit's query, if the unit begins a block. Of unit 0 by what the work
+// list says, before it is described.
 template <class Core>
-__device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame& f, const CtaWork& cta, int unit, int first, int step, int lane) {
+__device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame& f, const CtaWork& cta,
+                                             int unit, int first, int step, int lane) {
   const SequenceWork* sequence = &cta.first;
   int kv_head, first_row, rows, block = 0;
   if (unit == 0) {
@@ -123,12 +129,15 @@ __device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame&
     rows = info.first_here ? info.rows : 0;
     block = info.block;
   }
-  if (first < rows) prepare_query<Core::kKey>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block), lane);
+  if (first < rows)
+    prepare_query<Core::kKey>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block),
+                              lane);
   if (unit > 0 && rows > 0) query_put(p, f.control, block);
 }
 
 template <class Core, int kStewards>
-__device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int lane) {
+__device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta,
+                                        int control_threads, int lane) {
   Control* control = f.control;
   const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
   Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0, 0};
@@ -157,7 +166,8 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
     UnitInfo& info = f.info(unit);
     describe<Core>(p, cta, info, walk, unit, lane);
     __syncwarp();
-    if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);  // the producer, which has made the barriers, goes on
+    // the producer, which has made the barriers, goes on
+    if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);
     barrier_arrive(&control->described[unit & (kUnitSlots - 1)]);
     if (unit == 0) {
       barrier_sync(Barrier::kControl, control_threads);  // others have prepared the first query

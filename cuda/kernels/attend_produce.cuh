@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The producer of an attend CTA: one warp, lane w of which serves worker w. Workers that asked for their own tiles were slower: in a warp that waits for
-// every instruction's result the few dozen instructions of a request cost as much as a tenth of a step.
+// The producer of an attend CTA: one warp, lane w of which serves worker w. Workers that asked for their own
+// tiles were slower: in a warp that waits for every instruction's result the few dozen instructions of a
+// request cost as much as a tenth of a step.
 #pragma once
 #include "cuda/kernels/attend_frame.cuh"
 
 namespace tq {
 namespace cuda {
 
-// Workers that a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of rounds.
+// Workers that a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of
+// rounds.
 __device__ __forceinline__ int busy_workers(int workers, int jobs) {
   const int rounds = (jobs + workers - 1) / workers;
   return rounds == 0 ? workers : (jobs + rounds - 1) / rounds;
@@ -23,7 +25,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   int unit = -1, next_job = 0, jobs = 0;
   // Of each: the job in hand, the items issued and, of these, those whose copy has come.
   const UnitInfo* info = f.infos;
-  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0, issued = 0, arrived = 0;
+  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0,
+      flags = 0, issued = 0, arrived = 0;
   bool stopped = lane >= workers;
   const volatile int32_t* consumed = queue_consumed(own);
   while (!__all_sync(~0u, stopped)) {
@@ -31,7 +34,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     bool room = !stopped && issued - given_back < p.plan.stages;
     if (kBulkCopy && Core::kPaced) {
       arrived = max(arrived, given_back);
-      if (arrived < issued && barrier_test(queue_barrier(p, own, arrived), queue_phase(p, arrived))) arrived++;
+      if (arrived < issued && barrier_test(queue_barrier(p, own, arrived), queue_phase(p, arrived)))
+        arrived++;
       const int flying = __reduce_add_sync(~0u, max(issued - arrived, 0));
       room = room && flying < p.plan.copies;
     }
@@ -39,7 +43,9 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     bool stop = room && lane >= busy;
     if (idle) {
       while (next_job >= jobs && unit + 1 < f.num_units) {
-        if (!__all_sync(~0u, barrier_test(&control->described[(unit + 1) & (kUnitSlots - 1)], unit_phase(unit + 1)))) break;
+        if (!__all_sync(
+                ~0u, barrier_test(&control->described[(unit + 1) & (kUnitSlots - 1)], unit_phase(unit + 1))))
+          break;
         if (unit >= 0) barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
         jobs = f.info(++unit).jobs;
         next_job = 0;

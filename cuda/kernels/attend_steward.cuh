@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stewards of an attend CTA: a few warps that fold the states of jobs into their unit's and the units' into their block's, and finish blocks (finish.cuh).
-// Each has rows of its own, in registers where they fit. They also prepare the integer query of the blocks to come.
+// The stewards of an attend CTA: a few warps that fold the states of jobs into their unit's and the units'
+// into their block's, and finish blocks (finish.cuh). Each has rows of its own, in registers where they fit.
+// They also prepare the integer query of the blocks to come.
 //
-// Their code shares the instruction caches with the workers' loop, so that what they execute costs as many fetches as it has lines: the way of a unit in the
-// middle of its block, which is the usual one, is kept short.
+// Their code shares the instruction caches with the workers' loop, so that what they execute costs as many
+// fetches as it has lines: the way of a unit in the middle of its block, which is the usual one, is kept
+// short.
 #pragma once
 #include "cuda/kernels/attend_prepare.cuh"
 #include "cuda/kernels/finish.cuh"
@@ -19,7 +21,8 @@ struct StewardRows {
   RowState<kPieces> unit[kKept ? kOwn : 1];
 
   // Folds the deposits of a unit in job order, as they arrive.
-  __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
+  __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info,
+                                                const Team& team) {
     const StateView at_unit = unit_state<kPieces>(f.smem);
     // Read once: the barriers would have them read again in every round.
     const int count = deposits_of(info), first = info.deposit, rows_used = info.rows;
@@ -51,8 +54,10 @@ struct StewardRows {
     if (!kKept) __syncwarp();  // lane 0 has written what all will read
   }
 
-  // A unit that is not the last of its block here: its state into the block's, or to its slot where the block begins in another CTA.
-  __device__ __forceinline__ void pass_on(const AttendParams& p, const Frame& f, const UnitInfo& info, const Team& team) {
+  // A unit that is not the last of its block here: its state into the block's, or to its slot where the block
+  // begins in another CTA.
+  __device__ __forceinline__ void pass_on(const AttendParams& p, const Frame& f, const UnitInfo& info,
+                                          const Team& team) {
 #pragma unroll
     for (int i = 0; i < kOwn; i++) {
       const int row = team.first + i * team.step;
@@ -88,7 +93,8 @@ struct StewardRows {
 };
 
 template <class Core, int kStewards>
-__device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f, const CtaWork& cta, int control_threads, int index, int lane) {
+__device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f, const CtaWork& cta,
+                                          int control_threads, int index, int lane) {
   const Team stewards = {index, kStewards, lane};
   Control* control = f.control;
   int prepared = 0;  // units whose query this warp has done its part of
@@ -96,7 +102,8 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
 #pragma unroll 1
   for (int unit = 0; unit < f.num_units; unit++) {
     if (query_by_stewards(kStewards)) {
-      // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before this unit's are finished.
+      // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before
+      // this unit's are finished.
       const int ahead = min(unit + p.plan.query_slots, f.num_units);
 #pragma unroll 1
       for (; prepared < ahead; prepared++) {

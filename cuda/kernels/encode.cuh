@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp encodes one vector (FORMAT.md sections 2 and 3) and gives the same bits as format::encode_vector: the row lies in registers,
-// coordinate i = lane + 32 r, and each float operation is the scalar one on the same operands.
+// One warp encodes one vector (FORMAT.md sections 2 and 3) and gives the same bits as format::encode_vector:
+// the row lies in registers, coordinate i = lane + 32 r, and each float operation is the scalar one on the
+// same operands.
 //
-// - Strides 1 .. 16 of the transform and of the summation tree are shuffles, larger ones and the mixing of blocks stay in a lane. Adding the
-//   shuffled partner is commutative, so after a fold both lanes hold what the scalar tree holds in the lower one.
+// - Strides 1 .. 16 of the transform and of the summation tree are shuffles, larger ones and the mixing of
+//   blocks stay in a lane. Adding the shuffled partner is commutative, so after a fold both lanes hold what
+//   the scalar tree holds in the lower one.
 // - Sums of squared levels are integers below 2^24 in a lane: exact in float, then added as integers.
-// - 2-4 bits: thresholds are compared one after the other and each adds its level's rise: a compare and a multiply-add run on different
-//   pipes, where compare and select would share one. 5-6 bits: lane j holds threshold j and
-//   a binary search reads it by shuffle; thresholds do not decrease, so both find the count that the scalar loop finds.
+// - 2-4 bits: thresholds are compared one after the other and each adds its level's rise: a compare and a
+//   multiply-add run on different pipes, where compare and select would share one. 5-6 bits: lane j holds
+//   threshold j and a binary search reads it by shuffle; thresholds do not decrease, so both find the count
+//   that the scalar loop finds.
 // - All steps of the search run side by side, so that their tree sums overlap.
 #pragma once
 #include <cuda_bf16.h>
@@ -69,7 +72,8 @@ __device__ __forceinline__ void warp_fwht(float (&y)[kStored / 32], int lane) {
   for (int h = 1; h < 32; h *= 2) {
     const float side = lane & h ? -1.0f : 1.0f;
 #pragma unroll
-    for (int r = 0; r < S::kRegs; r++) y[r] = __fmaf_rn(y[r], side, __shfl_xor_sync(kFullWarp, y[r], h));  // one rounding: the product is exact
+    // one rounding: the product is exact
+    for (int r = 0; r < S::kRegs; r++) y[r] = __fmaf_rn(y[r], side, __shfl_xor_sync(kFullWarp, y[r], h));
   }
 #pragma unroll
   for (int h = 1; h < S::kBlockRegs; h *= 2)
@@ -94,10 +98,13 @@ __device__ __forceinline__ void warp_mix(float (&y)[kStored / 32]) {
       for (int c = 0; c < S::kOdd; c++) in[c] = y[c * S::kBlockRegs + q];
 #pragma unroll
       for (int r = 0; r < S::kOdd; r++) {
-        float sum = mul_rn(kTransposed ? format::dct_entry(S::kOdd, 0, r) : format::dct_entry(S::kOdd, r, 0), in[0]);
+        float sum =
+            mul_rn(kTransposed ? format::dct_entry(S::kOdd, 0, r) : format::dct_entry(S::kOdd, r, 0), in[0]);
 #pragma unroll
         for (int c = 1; c < S::kOdd; c++)
-          sum = add_rn(sum, mul_rn(kTransposed ? format::dct_entry(S::kOdd, c, r) : format::dct_entry(S::kOdd, r, c), in[c]));
+          sum = add_rn(
+              sum, mul_rn(kTransposed ? format::dct_entry(S::kOdd, c, r) : format::dct_entry(S::kOdd, r, c),
+                          in[c]));
         y[r * S::kBlockRegs + q] = sum;
       }
     }
@@ -110,11 +117,12 @@ struct Fit {
 
 // Tries all steps at the given width and leaves the codes of the best in `codes`.
 template <int kStored, int kBits, int kSteps>
-__device__ __forceinline__ Fit search_steps(const format::Codebook& book, const float (&y)[kStored / 32], float base, int lane,
-                                            uint8_t (&codes)[kStored / 32]) {
+__device__ __forceinline__ Fit search_steps(const format::Codebook& book, const float (&y)[kStored / 32],
+                                            float base, int lane, uint8_t (&codes)[kStored / 32]) {
   constexpr int kRegs = kStored / 32, kCount = 1 << (kBits - 1);
   constexpr bool kTable = kBits >= 5;
-  float level[kTable ? 1 : kCount], threshold[kTable ? 1 : kCount];  // without a table: level[j] is the rise from level j-1 to j
+  // without a table: level[j] is the rise from level j-1 to j
+  float level[kTable ? 1 : kCount], threshold[kTable ? 1 : kCount];
   if constexpr (kTable) {
     const int j = lane & (kCount - 1);
     level[0] = book.level(j);
@@ -151,7 +159,9 @@ __device__ __forceinline__ Fit search_steps(const format::Codebook& book, const 
         find_table(a, scaled, &found);
       } else {
 #pragma unroll
-        for (int j = 1; j < kCount; j++) found = __fmaf_rn(a >= mul_rn(threshold[j], u[s]) ? 1.0f : 0.0f, level[j], found);  // exact
+        // exact
+        for (int j = 1; j < kCount; j++)
+          found = __fmaf_rn(a >= mul_rn(threshold[j], u[s]) ? 1.0f : 0.0f, level[j], found);
       }
       const float twice = found + found;
       squares = __fmaf_rn(twice, twice, squares);  // exact: integers below 2^24
@@ -172,9 +182,11 @@ __device__ __forceinline__ Fit search_steps(const format::Codebook& book, const 
   }
   int best_step = 0;
   if constexpr (kSteps > 1) {
-    const uint32_t gain = lane < kSteps ? __float_as_uint(div_rn(mul_rn(my_dot, my_dot), my_qq)) : 0u;  // not negative: orders as its bits
+    // not negative: orders as its bits
+    const uint32_t gain = lane < kSteps ? __float_as_uint(div_rn(mul_rn(my_dot, my_dot), my_qq)) : 0u;
     const uint32_t best_gain = __reduce_max_sync(kFullWarp, gain);
-    best_step = __ffs(__ballot_sync(kFullWarp, lane < kSteps && gain == best_gain)) - 1;  // the first of equals
+    // the first of equals
+    best_step = __ffs(__ballot_sync(kFullWarp, lane < kSteps && gain == best_gain)) - 1;
   }
   const Fit best = {__shfl_sync(kFullWarp, my_dot, best_step), __shfl_sync(kFullWarp, my_qq, best_step)};
   const float best_u = __shfl_sync(kFullWarp, my_u, best_step);
@@ -195,17 +207,19 @@ __device__ __forceinline__ Fit search_steps(const format::Codebook& book, const 
   return best;
 }
 
-// The same for 2-4 bits and all steps if `zones` (zones_apart): then a magnitude is beside one threshold only that the steps decide upon, the one
-// above its index at the first, widest, step. Lane j holds level j; a binary search over the lanes finds the index.
+// The same for 2-4 bits and all steps if `zones` (zones_apart): then a magnitude is beside one threshold only
+// that the steps decide upon, the one above its index at the first, widest, step. Lane j holds level j; a
+// binary search over the lanes finds the index.
 template <int kStored>
-__device__ __forceinline__ Fit search_zones(const format::Codebook& book, const float (&y)[kStored / 32], float base, int lane,
-                                            uint8_t (&codes)[kStored / 32]) {
+__device__ __forceinline__ Fit search_zones(const format::Codebook& book, const float (&y)[kStored / 32],
+                                            float base, int lane, uint8_t (&codes)[kStored / 32]) {
   constexpr int kRegs = kStored / 32, kSteps = format::kNumSteps;
   const int count = book.count(), mine = min(lane, count - 1);
   const float level = book.level(mine);
   const float widest = mul_rn(base, format::step(4, kSteps, 0));
   // Nothing reaches the lanes behind the last threshold.
-  const float threshold = lane == mine && lane > 0 ? mul_rn(book.threshold(mine), widest) : __uint_as_float(0x7F800000u);
+  const float threshold =
+      lane == mine && lane > 0 ? mul_rn(book.threshold(mine), widest) : __uint_as_float(0x7F800000u);
   int index[kRegs] = {};
 #pragma unroll
   for (int half = 4; half >= 1; half /= 2)
@@ -221,7 +235,8 @@ __device__ __forceinline__ Fit search_zones(const format::Codebook& book, const 
   }
 #pragma unroll
   for (int s = 0; s < kSteps; s++) {
-    half_u[s] = 0.5f * mul_rn(base, format::step(4, kSteps, s));  // sum * (u / 2) is threshold * u: halving is exact
+    // sum * (u / 2) is threshold * u: halving is exact
+    half_u[s] = 0.5f * mul_rn(base, format::step(4, kSteps, s));
     float products[kRegs], squares = 0;
 #pragma unroll
     for (int r = 0; r < kRegs; r++) {
@@ -244,9 +259,11 @@ __device__ __forceinline__ Fit search_zones(const format::Codebook& book, const 
     my_half_u = lane == s ? half_u[s] : my_half_u;
   }
   const float qq = mul_rn(static_cast<float>(my_qq), 0.25f);
-  const uint32_t gain = lane < kSteps ? __float_as_uint(div_rn(mul_rn(my_dot, my_dot), qq)) : 0u;  // not negative: orders as its bits
+  // not negative: orders as its bits
+  const uint32_t gain = lane < kSteps ? __float_as_uint(div_rn(mul_rn(my_dot, my_dot), qq)) : 0u;
   const uint32_t best_gain = __reduce_max_sync(kFullWarp, gain);
-  const int best_step = __ffs(__ballot_sync(kFullWarp, lane < kSteps && gain == best_gain)) - 1;  // the first of equals
+  // the first of equals
+  const int best_step = __ffs(__ballot_sync(kFullWarp, lane < kSteps && gain == best_gain)) - 1;
   const Fit best = {__shfl_sync(kFullWarp, my_dot, best_step), __shfl_sync(kFullWarp, qq, best_step)};
   const float best_half_u = __shfl_sync(kFullWarp, my_half_u, best_step);
 #pragma unroll
@@ -258,7 +275,8 @@ __device__ __forceinline__ Fit search_zones(const format::Codebook& book, const 
 }
 
 template <int kStored, int kBits>
-__device__ __forceinline__ Fit search(const format::Codebook& book, bool all_steps, const float (&y)[kStored / 32], float base, int lane,
+__device__ __forceinline__ Fit search(const format::Codebook& book, bool all_steps,
+                                      const float (&y)[kStored / 32], float base, int lane,
                                       uint8_t (&codes)[kStored / 32]) {
   constexpr int kAll = kBits <= 4 ? format::kNumSteps : format::kNumFineSteps;
   if (all_steps) return search_steps<kStored, kBits, kAll>(book, y, base, lane, codes);
@@ -266,7 +284,8 @@ __device__ __forceinline__ Fit search(const format::Codebook& book, bool all_ste
 }
 
 template <int kStored>
-__device__ __forceinline__ Fit quantise_8(const float (&y)[kStored / 32], float max_y, uint8_t (&codes)[kStored / 32]) {
+__device__ __forceinline__ Fit quantise_8(const float (&y)[kStored / 32], float max_y,
+                                          uint8_t (&codes)[kStored / 32]) {
   constexpr int kRegs = kStored / 32;
   const float inv = div_rn(127.0f, max_y);
   float products[kRegs], squares = 0;
@@ -286,14 +305,17 @@ __device__ __forceinline__ Fit quantise_8(const float (&y)[kStored / 32], float 
 }
 
 __device__ __forceinline__ float warp_max(float nonnegative) {
-  return __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(nonnegative)));  // non-negative floats order as their bits
+  // non-negative floats order as their bits
+  return __uint_as_float(__reduce_max_sync(kFullWarp, __float_as_uint(nonnegative)));
 }
 
-// y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. zones: zones_apart(book). Leaves codes and returns the
-// bfloat16 scale.
+// y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. zones:
+// zones_apart(book). Leaves codes and returns the bfloat16 scale.
 template <int kStored>
-__device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book, format::ScaleRule rule, bool search_on,
-                                                const uint32_t (&signs)[kStored / 32], bool zones, int lane, uint8_t (&codes)[kStored / 32]) {
+__device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book,
+                                                format::ScaleRule rule, bool search_on,
+                                                const uint32_t (&signs)[kStored / 32], bool zones, int lane,
+                                                uint8_t (&codes)[kStored / 32]) {
   using S = Shape<kStored>;
   float a = 0;
 #pragma unroll
@@ -307,7 +329,8 @@ __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const 
   const int exponent = static_cast<int>(__float_as_uint(a) >> 23) - 127;
   const float down = format::exp2_int(-exponent);
 #pragma unroll
-  for (int r = 0; r < S::kRegs; r++) y[r] = __uint_as_float(__float_as_uint(mul_rn(y[r], down)) ^ (signs[r] << (31 - lane) & 0x80000000u));
+  for (int r = 0; r < S::kRegs; r++)
+    y[r] = __uint_as_float(__float_as_uint(mul_rn(y[r], down)) ^ (signs[r] << (31 - lane) & 0x80000000u));
   warp_fwht<kStored>(y, lane);
   warp_mix<kStored, false>(y);
 
@@ -347,16 +370,20 @@ __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const 
 // ---- Input ----
 
 __device__ __forceinline__ uint32_t load_bits(const void* base, int64_t index, DataType type) {
-  return type == DataType::kF32 ? static_cast<const uint32_t*>(base)[index] : static_cast<const uint16_t*>(base)[index];
+  return type == DataType::kF32 ? static_cast<const uint32_t*>(base)[index]
+                                : static_cast<const uint16_t*>(base)[index];
 }
-// Whether coordinate lane + 32 r exists, left = dim - lane: a head_dim ends at most 16 short of its stored dimension.
+// Whether coordinate lane + 32 r exists, left = dim - lane: a head_dim ends at most 16 short of its stored
+// dimension.
 template <int kRegs>
 __device__ __forceinline__ bool has_coordinate(int r, int left) {
   return r < kRegs - 1 || 32 * r < left;
 }
-// Coordinates lane + 32 r of a row, as bits and as floats (exactly); zeros behind the end. at: index of coordinate `lane`.
+// Coordinates lane + 32 r of a row, as bits and as floats (exactly); zeros behind the end. at: index of
+// coordinate `lane`.
 template <int kRegs>
-__device__ __forceinline__ void load_row(const void* base, int64_t at, int left, DataType type, uint32_t (&bits)[kRegs], float (&y)[kRegs]) {
+__device__ __forceinline__ void load_row(const void* base, int64_t at, int left, DataType type,
+                                         uint32_t (&bits)[kRegs], float (&y)[kRegs]) {
   if (type == DataType::kF32) {
     const uint32_t* from = static_cast<const uint32_t*>(base) + at;
 #pragma unroll
@@ -382,7 +409,8 @@ __device__ __forceinline__ uint32_t exact_copy(uint32_t bits, DataType type, boo
   return type == DataType::kF16 ? format::raw_from_f16(static_cast<uint16_t>(bits), replaced)
                                 : format::raw_from_bf16(static_cast<uint16_t>(bits), replaced);
 }
-// The limits on a whole row. Almost no row needs them: NaN, infinity and 2^64 order as integers, so one maximum tells.
+// The limits on a whole row. Almost no row needs them: NaN, infinity and 2^64 order as integers, so one
+// maximum tells.
 template <int kRegs>
 __device__ __forceinline__ void sanitise_row(float (&y)[kRegs], bool* replaced) {
   uint32_t most = 0;

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several vectors a warp, for appends of whole tiles (FORMAT.md sections 2 and 3): a vector lies in 4 or 8 lanes, lane t of it holds the coordinates
-// 2 t + b + 2 i * lanes (b = 0, 1). Gives the same bits as format::encode_vector.
+// Several vectors a warp, for appends of whole tiles (FORMAT.md sections 2 and 3): a vector lies in 4 or 8
+// lanes, lane t of it holds the coordinates 2 t + b + 2 i * lanes (b = 0, 1). Gives the same bits as
+// format::encode_vector.
 //
-// - The transform's strides from 2 * lanes on and the same folds of the summation tree stay in a lane; the tree's fold order
-//   (blocks, high index bits first) is a recursion that keeps few partial sums alive.
-// - Search at 3 and 4 bits: while the steps 1.12 ... 0.88 move a threshold T over [0.88 T, 1.12 T], these zones of different thresholds do not meet
-//   (ZoneTable checks that). So a magnitude has at most one threshold to be compared with in all steps. A table over
-//   r = |y| / (rms * unit) in bins of half a grid unit tells the two levels beside it. r may be off by rounding: a bin counts
-//   for every zone within kSlack of it. The comparison itself is the scalar one: |y| >= T * u, with T * u as
-//   ((L + L') * (u / 2)), the same number since halving is exact here.
-// - Squares of levels are multiples of 1/4 and their sum stays below 2^22 up to 256 coordinates: exact in float in any order.
+// - The transform's strides from 2 * lanes on and the same folds of the summation tree stay in a lane; the
+//   tree's fold order (blocks, high index bits first) is a recursion that keeps few partial sums alive.
+// - Search at 3 and 4 bits: while the steps 1.12 ... 0.88 move a threshold T over [0.88 T, 1.12 T], these
+//   zones of different thresholds do not meet (ZoneTable checks that). So a magnitude has at most one
+//   threshold to be compared with in all steps. A table over r = |y| / (rms * unit) in bins of half a grid
+//   unit tells the two levels beside it. r may be off by rounding: a bin counts for every zone within kSlack
+//   of it. The comparison itself is the scalar one: |y| >= T * u, with T * u as ((L + L') * (u / 2)), the
+//   same number since halving is exact here.
+// - Squares of levels are multiples of 1/4 and their sum stays below 2^22 up to 256 coordinates: exact in
+//   float in any order.
 #pragma once
 #include "cuda/kernels/encode.cuh"
 
@@ -36,17 +39,21 @@ struct ZoneTable {
   static constexpr float kSlack = 1e-3f;
 
   float2 levels[kBins * kCopies];  // below and above the zone's threshold; equal outside zones
-  uint2 picks[kBins * kCopies];    // bits of their sum, a number beyond all magnitudes outside zones; magnitude index of the one below
+  uint2 picks
+      // bits of their sum, a number beyond all magnitudes outside zones; magnitude index of the one below
+      [kBins * kCopies];
 };
 
 // All threads of a CTA. Returns whether this thread's bins are right: false if two zones meet in one.
-__device__ __forceinline__ bool build_zones(const format::Codebook& book, ZoneTable* table, int thread, int threads) {
+__device__ __forceinline__ bool build_zones(const format::Codebook& book, ZoneTable* table, int thread,
+                                            int threads) {
   constexpr float kWidest = 1.12f, kNarrowest = 0.88f;
   bool right = true;
   for (int at = thread; at < ZoneTable::kBins * ZoneTable::kCopies; at += threads) {
     const int bin = at / ZoneTable::kCopies;
     const float low = 0.5f * static_cast<float>(bin) - 0.25f - ZoneTable::kSlack;
-    const float high = bin == ZoneTable::kBins - 1 ? 1e30f : 0.5f * static_cast<float>(bin) + 0.25f + ZoneTable::kSlack;
+    const float high =
+        bin == ZoneTable::kBins - 1 ? 1e30f : 0.5f * static_cast<float>(bin) + 0.25f + ZoneTable::kSlack;
     int below = 0, zones = 0;
     for (int j = 1; j < book.count(); j++) {
       const float threshold = book.threshold(j);
@@ -59,14 +66,16 @@ __device__ __forceinline__ bool build_zones(const format::Codebook& book, ZoneTa
     const int above = zones == 1 ? below + 1 : below;
     const float lower = book.level(below), upper = book.level(above);
     table->levels[at] = make_float2(lower, upper);
-    table->picks[at] = make_uint2(__float_as_uint(zones == 1 ? lower + upper : 1e30f), static_cast<uint32_t>(below));
+    table->picks[at] =
+        make_uint2(__float_as_uint(zones == 1 ? lower + upper : 1e30f), static_cast<uint32_t>(below));
   }
   return right;
 }
 
 // ---- Sums ----
 
-// Folds in a lane down to kWidth entries, entry kAt of them: leaf(i, sums) gives pair i's summands, for kCount sums at once.
+// Folds in a lane down to kWidth entries, entry kAt of them: leaf(i, sums) gives pair i's summands, for
+// kCount sums at once.
 template <class S, int kAt, int kWidth, int kCount, class Leaf>
 __device__ __forceinline__ void pair_tree(const Leaf& leaf, float (&sums)[kCount]) {
   float more[kCount];
@@ -129,7 +138,8 @@ __device__ __forceinline__ void group_rotate(float (&y)[kStored / GroupShape<kSt
   for (int h = 1; h < S::kLanes; h *= 2) {
     const float side = t & h ? -1.0f : 1.0f;
 #pragma unroll
-    for (int r = 0; r < 2 * S::kPairs; r++) y[r] = __fmaf_rn(y[r], side, __shfl_xor_sync(kFullWarp, y[r], h));  // one rounding: the product is exact
+    // one rounding: the product is exact
+    for (int r = 0; r < 2 * S::kPairs; r++) y[r] = __fmaf_rn(y[r], side, __shfl_xor_sync(kFullWarp, y[r], h));
   }
 #pragma unroll
   for (int h = 1; h < S::kBlockPairs; h *= 2)
@@ -161,8 +171,9 @@ __device__ __forceinline__ void group_rotate(float (&y)[kStored / GroupShape<kSt
 
 // ---- Search ----
 
-// Where the table is read for magnitude a: bytes from the start of levels or picks. to_bins = about 2 / (rms * unit), largest = 256 / to_bins.
-// Adding 2^19 + 1/2 leaves the bin's number at bit 4 of the sum (rounded towards zero).
+// Where the table is read for magnitude a: bytes from the start of levels or picks. to_bins = about 2 / (rms
+// * unit), largest = 256 / to_bins. Adding 2^19 + 1/2 leaves the bin's number at bit 4 of the sum (rounded
+// towards zero).
 __device__ __forceinline__ int zone_offset(float a, float to_bins, float largest, int copy_offset) {
   static_assert(sizeof(float2) * ZoneTable::kCopies == 16, "a bin is 16 bytes");
   constexpr float kShift = 524288.5f;
@@ -173,7 +184,8 @@ __device__ __forceinline__ T zone_entry(const T* entries, int offset) {
   return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(entries) + offset);
 }
 
-// The first step with the largest dot^2 / qq. Approximate quotients are off by less than 2^-22 of themselves: they decide unless two are close.
+// The first step with the largest dot^2 / qq. Approximate quotients are off by less than 2^-22 of themselves:
+// they decide unless two are close.
 template <int kSteps>
 __device__ __forceinline__ int first_best(const float (&dot)[kSteps], const float (&qq)[kSteps]) {
   float energy[kSteps], gain[kSteps], most = 0.0f, second = 0.0f;
@@ -211,8 +223,8 @@ __device__ __forceinline__ int first_best(const float (&dot)[kSteps], const floa
 // kTable: 3 or 4 bits, else 2.
 template <int kStored, bool kTable, class Store>
 __device__ __forceinline__ Fit group_search(const format::Codebook& book, const ZoneTable* table,
-                                            const float (&y)[kStored / GroupShape<kStored>::kLanes], float base, bool zero, int lane,
-                                            const Store& store) {
+                                            const float (&y)[kStored / GroupShape<kStored>::kLanes],
+                                            float base, bool zero, int lane, const Store& store) {
   using S = GroupShape<kStored>;
   constexpr int kSteps = format::kNumSteps;
   const uint32_t minus = zero ? 0u : static_cast<uint32_t>(book.count());
@@ -277,9 +289,11 @@ __device__ __forceinline__ Fit group_search(const format::Codebook& book, const 
 }
 
 template <int kStored, class Store>
-__device__ __forceinline__ Fit group_quantise_8(const float (&y)[kStored / GroupShape<kStored>::kLanes], float max_y, bool zero, const Store& store) {
+__device__ __forceinline__ Fit group_quantise_8(const float (&y)[kStored / GroupShape<kStored>::kLanes],
+                                                float max_y, bool zero, const Store& store) {
   using S = GroupShape<kStored>;
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer, ties to even
+  // 1.5 * 2^23: the sum's low bits are the nearest integer, ties to even
+  constexpr float kShift = 12582912.0f;
   const float inv = zero ? 0.0f : div_rn(127.0f, max_y);
   float dot[1], qq[1] = {0.0f};
   // |y * inv| <= 127 (1 + 2^-22), so that the limits of the format never act.
@@ -293,22 +307,26 @@ __device__ __forceinline__ Fit group_quantise_8(const float (&y)[kStored / Group
   group_tree<S>(qq);
 #pragma unroll
   for (int i = 0; i < S::kPairs; i++)
-    store(i, __float_as_uint(__fadd_rn(mul_rn(y[2 * i], inv), kShift)), __float_as_uint(__fadd_rn(mul_rn(y[2 * i + 1], inv), kShift)));
+    store(i, __float_as_uint(__fadd_rn(mul_rn(y[2 * i], inv), kShift)),
+          __float_as_uint(__fadd_rn(mul_rn(y[2 * i + 1], inv), kShift)));
   return Fit{dot[0], qq[0]};
 }
 
 // Widths and rules that encode_group serves; `zones`: the side's table is right.
-__device__ __forceinline__ bool group_serves(const format::Codebook& book, format::ScaleRule rule, bool search_on, bool zones) {
+__device__ __forceinline__ bool group_serves(const format::Codebook& book, format::ScaleRule rule,
+                                             bool search_on, bool zones) {
   if (book.bits == 8) return true;
-  return search_on && rule != format::ScaleRule::kPaper && (book.bits == 2 || ((book.bits == 3 || book.bits == 4) && zones));
+  return search_on && rule != format::ScaleRule::kPaper &&
+         (book.bits == 2 || ((book.bits == 3 || book.bits == 4) && zones));
 }
 
-// y: sanitised, centred, padded. most: bits of the lane's largest magnitude. signs: the head's words of 32. Stores codes (low bits of store's
-// arguments) and returns the bfloat16 scale.
+// y: sanitised, centred, padded. most: bits of the lane's largest magnitude. signs: the head's words of 32.
+// Stores codes (low bits of store's arguments) and returns the bfloat16 scale.
 template <int kStored, class Store>
-__device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupShape<kStored>::kLanes], uint32_t most, const format::Codebook& book,
-                                                 format::ScaleRule rule, const uint32_t* signs, const ZoneTable* table, int lane,
-                                                 const Store& store) {
+__device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupShape<kStored>::kLanes],
+                                                 uint32_t most, const format::Codebook& book,
+                                                 format::ScaleRule rule, const uint32_t* signs,
+                                                 const ZoneTable* table, int lane, const Store& store) {
   using S = GroupShape<kStored>;
   const int t = lane % S::kLanes;
   const float a = __uint_as_float(group_max<S>(most));
@@ -321,14 +339,17 @@ __device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupShape
     const uint32_t word = signs[first / 32] >> (2 * t);
 #pragma unroll
     for (int b = 0; b < 2; b++)
-      y[2 * i + b] = __uint_as_float(__float_as_uint(mul_rn(y[2 * i + b], down)) ^ (word << (31 - first % 32 - b) & 0x80000000u));
+      y[2 * i + b] = __uint_as_float(__float_as_uint(mul_rn(y[2 * i + b], down)) ^
+                                     (word << (31 - first % 32 - b) & 0x80000000u));
   }
   group_rotate<kStored>(y, t);
 
   float n2[1];
-  vector_tree<S>([&](int i, int b, float(&square)[1]) { square[0] = mul_rn(y[2 * i + b], y[2 * i + b]); }, n2);
+  vector_tree<S>([&](int i, int b, float(&square)[1]) { square[0] = mul_rn(y[2 * i + b], y[2 * i + b]); },
+                 n2);
   // Dividing by a power of two is exact, so a product will do.
-  const float rms = sqrt_rn(S::kOdd == 1 ? mul_rn(n2[0], 1.0f / kStored) : div_rn(n2[0], static_cast<float>(kStored)));
+  const float rms =
+      sqrt_rn(S::kOdd == 1 ? mul_rn(n2[0], 1.0f / kStored) : div_rn(n2[0], static_cast<float>(kStored)));
   Fit fit;
   float paper = mul_rn(rms, book.unit);
   switch (book.bits) {

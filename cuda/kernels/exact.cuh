@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp's attention of one query row over exact tokens (raw window and sinks): float arithmetic on the caller's own values, unrotated space.
+// One warp's attention of one query row over exact tokens (raw window and sinks): float arithmetic on the
+// caller's own values, unrotated space.
 #pragma once
 #include "cuda/kernels/attend_core.cuh"
 
@@ -11,17 +12,22 @@ constexpr int kExactSplitTokens = 64;  // tokens of one row that a job takes, at
 constexpr int kExactSplits = 8;        // jobs of one row, at most
 
 // Number of exact tokens of a block, and the token behind an index among them: sinks first.
-__device__ __forceinline__ int exact_count(const UnitInfo& info) { return info.sinks + info.exact_end - info.exact_begin; }
+__device__ __forceinline__ int exact_count(const UnitInfo& info) {
+  return info.sinks + info.exact_end - info.exact_begin;
+}
 
 // kPieces = values of one lane: ceil(dim / 32). kValue: stored value dimension.
 // take_turn() returns when the state in shared memory is this job's.
 template <int kPieces, int kValue, class TakeTurn>
-__device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows, const float* q, int row, int first,
-                                       int last, float* state_at, bool merge, int lane, const TakeTurn take_turn) {
+__device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows,
+                                       const float* q, int row, int first, int last, float* state_at,
+                                       bool merge, int lane, const TakeTurn take_turn) {
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
   float query[kPieces], o[kPieces];
 #pragma unroll
-  for (int i = 0; i < kPieces; i++) query[i] = lane + 32 * i < key.layout.dim ? q[row * p.plan.query_floats + lane + 32 * i] : 0.0f, o[i] = 0.0f;
+  for (int i = 0; i < kPieces; i++)
+    query[i] = lane + 32 * i < key.layout.dim ? q[row * p.plan.query_floats + lane + 32 * i] : 0.0f,
+    o[i] = 0.0f;
   const float unit = p.scale_log2 * p.query_sign;
   const int visible_begin = rows.visible_begin[row], visible_end = rows.visible_end[row];
   SoftmaxState state = {kMaskedFloor, 0.0f};
@@ -33,13 +39,15 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       const int index = min(at + b, last - 1);
       const int token = index < info.sinks ? index : info.exact_begin + index - info.sinks;
       raw_row[b] = index < info.sinks ? token : ring_row(p.layer, token);
-      const int64_t base = raw_offset(p.layer, key, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+      const int64_t base =
+          raw_offset(p.layer, key, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
       const bool seen = at + b < last && token >= visible_begin && token < visible_end;
       if (!seen) raw_row[b] = -1;
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kPieces; i++)
-        if (seen && lane + 32 * i < key.layout.dim) sum = fmaf(query[i], load_scalar(key.raw, base + lane + 32 * i, p.layer.io_dtype), sum);
+        if (seen && lane + 32 * i < key.layout.dim)
+          sum = fmaf(query[i], load_scalar(key.raw, base + lane + 32 * i, p.layer.io_dtype), sum);
       s[b] = sum;
     }
 #pragma unroll
@@ -64,10 +72,12 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       if (raw_row[b] < 0) continue;
       const float weight = ex2(s[b] - raised);
       state.l += weight;
-      const int64_t base = raw_offset(p.layer, value, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+      const int64_t base =
+          raw_offset(p.layer, value, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
 #pragma unroll
       for (int i = 0; i < kPieces; i++)
-        if (lane + 32 * i < value.layout.dim) o[i] = fmaf(weight, load_scalar(value.raw, base + lane + 32 * i, p.layer.io_dtype), o[i]);
+        if (lane + 32 * i < value.layout.dim)
+          o[i] = fmaf(weight, load_scalar(value.raw, base + lane + 32 * i, p.layer.io_dtype), o[i]);
     }
   }
   if (!(state.l > 0.0f)) state.m = minus_infinity();

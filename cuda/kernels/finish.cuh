@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// States of rows, and what becomes of that of the last unit of a block in a CTA: left in the workspace for whoever comes last, or turned into output rows. A warp
-// does a row, in registers; the stewards share the rows of a block while the workers go on. A row's state is folded over its units in index order whoever does it.
+// States of rows, and what becomes of that of the last unit of a block in a CTA: left in the workspace for
+// whoever comes last, or turned into output rows. A warp does a row, in registers; the stewards share the
+// rows of a block while the workers go on. A row's state is folded over its units in index order whoever does
+// it.
 #pragma once
 #include "cuda/kernels/attend_core.cuh"
 #include "cuda/ptx/order.cuh"
@@ -17,7 +19,8 @@ struct Team {
   __device__ __forceinline__ bool leader() const { return first == 0 && lane == 0; }
 };
 
-// Eight rows of unnormalised output with their (m, l): in shared memory (deposit, accumulator) or in a workspace slot.
+// Eight rows of unnormalised output with their (m, l): in shared memory (deposit, accumulator) or in a
+// workspace slot.
 struct StateView {
   float* o;
   int pitch;
@@ -105,17 +108,20 @@ struct RowState {
 #pragma unroll
     for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later.o[i], w);
   }
-  // Parts that follow one another, as fold_in takes them one by one and to the same bits: a running maximum is exact however it is found, so that the weights of
-  // all parts are computed at once. Lane j has the state of part j. there: bit j is set if part j counts.
+  // Parts that follow one another, as fold_in takes them one by one and to the same bits: a running maximum
+  // is exact however it is found, so that the weights of all parts are computed at once. Lane j has the state
+  // of part j. there: bit j is set if part j counts.
   template <int kParts>
-  __device__ __forceinline__ void fold_in(const float (&later)[kParts][kPieces], SoftmaxState part, unsigned there, int lane) {
+  __device__ __forceinline__ void fold_in(const float (&later)[kParts][kPieces], SoftmaxState part,
+                                          unsigned there, int lane) {
     const bool none = !(there >> lane & 1) || is_empty(part), start = is_empty(state);
     if (none) part = empty_state();
     const bool first = start && (__ballot_sync(~0u, !none) & ((1u << lane) - 1)) == 0;
     if (start) state = empty_state();
     float m = part.m;
 #pragma unroll
-    for (int d = 1; d < kParts; d *= 2) m = fmaxf(m, __shfl_up_sync(~0u, m, d));  // the lowest lanes get their own
+    // the lowest lanes get their own
+    for (int d = 1; d < kParts; d *= 2) m = fmaxf(m, __shfl_up_sync(~0u, m, d));
     m = fmaxf(m, state.m);
     float earlier = __shfl_up_sync(~0u, m, 1);
     if (lane == 0) earlier = state.m;
@@ -134,11 +140,12 @@ struct RowState {
   }
 };
 
-// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit, division. minus: bit i is set if
-// this lane's coordinate of piece i changes its sign.
+// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit,
+// division. minus: bit i is set if this lane's coordinate of piece i changes its sign.
 template <int kValue>
-__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, uint32_t minus, RowState<kValue / 32>& r,
-                                          bool with_exact, const RowState<kValue / 32>& exact, int lane) {
+__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row,
+                                          uint32_t minus, RowState<kValue / 32>& r, bool with_exact,
+                                          const RowState<kValue / 32>& exact, int lane) {
   constexpr int kPieces = kValue / 32;
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
@@ -151,7 +158,8 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
 #pragma unroll
     for (int i = 0; i < kPieces; i++) {
       r.o[i] *= minus >> i & 1 ? -norm : norm;
-      if (side.centre && lane + 32 * i < dim) r.o[i] = fmaf(r.state.l, side.centre[info.kv_head * dim + lane + 32 * i], r.o[i]);
+      if (side.centre && lane + 32 * i < dim)
+        r.o[i] = fmaf(r.state.l, side.centre[info.kv_head * dim + lane + 32 * i], r.o[i]);
     }
   }
   if (with_exact) r.fold_in(exact);
@@ -172,9 +180,11 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
   if (p.lse && lane == 0) p.lse[token * p.layer.num_q_heads + head] = lse;
 }
 
-// Adds `units` finished units to a shared block; true for all threads of the team if that completes it. The counter returns to 0 then: the next launch,
-// or the next replay of a graph, finds it so. One acquire-release addition carries what the whole team wrote before the barrier.
-__device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, int counter, int units, int all, int* flag) {
+// Adds `units` finished units to a shared block; true for all threads of the team if that completes it. The
+// counter returns to 0 then: the next launch, or the next replay of a graph, finds it so. One acquire-release
+// addition carries what the whole team wrote before the barrier.
+__device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, int counter, int units,
+                                       int all, int* flag) {
   team.sync();
   if (team.leader()) {
     const int before = add_acquire_release(p.counters + counter, units);
@@ -186,10 +196,11 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// The last unit of a block in this CTA, whose state is at unit_state. flag: an int in shared memory. Called in one place, so that parameters are read from
-// constant memory.
+// The last unit of a block in this CTA, whose state is at unit_state. flag: an int in shared memory. Called
+// in one place, so that parameters are read from constant memory.
 template <int kValue>
-__device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info, uint8_t* smem, int* flag) {
+__device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info,
+                                            uint8_t* smem, int* flag) {
   constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
   const StateView unit = unit_state<kPieces>(smem), block = block_state<kPieces>(smem);
   const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
@@ -218,14 +229,18 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
 #pragma unroll 1
   for (int row = team.first; row < info.rows; row += team.step) {
     RowState<kPieces> r, exact;
-    if (share) {  // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed over
+    // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed
+    // over
+    if (share) {
       const unsigned taken = (1u << __ldcg(slot_extent<kPieces>(p, info.slot))) - 1;
       if (exact_last) exact.load_slot(slot_state<kPieces>(p, info.slot + all - 1), row, team.lane);
 #pragma unroll 1
       for (int at = 0; at < coded; at += kBatch) {
-        float part[kBatch][kPieces];  // all of it in every round: what a round leaves as it was holds registers from unit to unit
+        // all of it in every round: what a round leaves as it was holds registers from unit to unit
+        float part[kBatch][kPieces];
 #pragma unroll
-        for (int b = 0; b < kBatch; b++) load_slot_row(part[b], slot_state<kPieces>(p, info.slot + min(at + b, coded - 1)), row, team.lane);
+        for (int b = 0; b < kBatch; b++)
+          load_slot_row(part[b], slot_state<kPieces>(p, info.slot + min(at + b, coded - 1)), row, team.lane);
         const StateView own = slot_state<kPieces>(p, info.slot + min(at + team.lane, coded - 1));
         const SoftmaxState state = {__ldcg(own.m + row), __ldcg(own.m + kRowsPerBlock + row)};
         if (at == 0) {
@@ -233,7 +248,8 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
 #pragma unroll
           for (int i = 0; i < kPieces; i++) r.o[i] = part[0][i];
         }
-        r.template fold_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1), team.lane);
+        r.template fold_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
+                                   team.lane);
       }
     } else {
       exact.load(unit, row, team.lane);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that move whole pages, whole slots and plans. Page ids and slots arrive as kernel parameters: nothing has to be staged, and a call is
-// a few launches.
+// Kernels that move whole pages, whole slots and plans. Page ids and slots arrive as kernel parameters:
+// nothing has to be staged, and a call is a few launches.
 #pragma once
 #include "cuda/arena.h"
 
@@ -17,7 +17,8 @@ struct PageList {
   int32_t pages[kPagesPerLaunch];
 };
 
-__device__ inline void copy_16(uint4* target, const uint4* source, int64_t count, int64_t first, int64_t step) {
+__device__ inline void copy_16(uint4* target, const uint4* source, int64_t count, int64_t first,
+                               int64_t step) {
   for (int64_t i = first; i < count; i += step) target[i] = source[i];
 }
 __device__ inline void zero_16(uint4* target, int64_t count, int64_t first, int64_t step) {
@@ -25,7 +26,8 @@ __device__ inline void zero_16(uint4* target, int64_t count, int64_t first, int6
 }
 
 // grid (parts, pages, layers)
-__global__ void __launch_bounds__(kMemoryThreads) copy_pages_kernel(const LayerMemory* layers, const __grid_constant__ PageCopyList list) {
+__global__ void __launch_bounds__(kMemoryThreads)
+    copy_pages_kernel(const LayerMemory* layers, const __grid_constant__ PageCopyList list) {
   const LayerMemory& layer = layers[blockIdx.z];
   const PageCopy copy = list.copies[blockIdx.y];
   copy_16(reinterpret_cast<uint4*>(layer.pages + copy.target * layer.page_bytes),
@@ -33,10 +35,12 @@ __global__ void __launch_bounds__(kMemoryThreads) copy_pages_kernel(const LayerM
           blockIdx.x * kMemoryThreads + threadIdx.x, static_cast<int64_t>(gridDim.x) * kMemoryThreads);
 }
 
-__global__ void __launch_bounds__(kMemoryThreads) scrub_pages_kernel(const LayerMemory* layers, const __grid_constant__ PageList list) {
+__global__ void __launch_bounds__(kMemoryThreads)
+    scrub_pages_kernel(const LayerMemory* layers, const __grid_constant__ PageList list) {
   const LayerMemory& layer = layers[blockIdx.z];
-  zero_16(reinterpret_cast<uint4*>(layer.pages + list.pages[blockIdx.y] * layer.page_bytes), layer.page_bytes / 16,
-          blockIdx.x * kMemoryThreads + threadIdx.x, static_cast<int64_t>(gridDim.x) * kMemoryThreads);
+  zero_16(reinterpret_cast<uint4*>(layer.pages + list.pages[blockIdx.y] * layer.page_bytes),
+          layer.page_bytes / 16, blockIdx.x * kMemoryThreads + threadIdx.x,
+          static_cast<int64_t>(gridDim.x) * kMemoryThreads);
 }
 
 // grid (parts, 2 kinds, layers). source < 0: the slot starts anew, its raw copies zeroed if `scrub`.
@@ -45,7 +49,8 @@ __global__ void __launch_bounds__(kMemoryThreads)
   const LayerMemory& layer = layers[blockIdx.z];
   uint8_t* raw = layer.raw[blockIdx.y];
   const int64_t bytes = layer.raw_slot_bytes[blockIdx.y];
-  const int64_t first = blockIdx.x * kMemoryThreads + threadIdx.x, step = static_cast<int64_t>(gridDim.x) * kMemoryThreads;
+  const int64_t first = blockIdx.x * kMemoryThreads + threadIdx.x,
+                step = static_cast<int64_t>(gridDim.x) * kMemoryThreads;
   if (first == 0 && blockIdx.y == 0 && blockIdx.z == 0) flags[target] = source < 0 ? 0u : flags[source];
   if (!raw) return;
   uint4* to = reinterpret_cast<uint4*>(raw + target * bytes);
@@ -55,14 +60,20 @@ __global__ void __launch_bounds__(kMemoryThreads)
     zero_16(to, bytes / 16, first, step);
 }
 
-// Copies a staged plan, read from the host's memory, to its place. grid: any. image null: page-table entries only.
-__global__ void __launch_bounds__(kMemoryThreads) apply_plan_kernel(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
-                                                                    int num_runs, const int32_t* pages, int32_t* page_table) {
-  const int64_t first = blockIdx.x * kMemoryThreads + threadIdx.x, step = static_cast<int64_t>(gridDim.x) * kMemoryThreads;
-  if (image) copy_16(reinterpret_cast<uint4*>(plan), reinterpret_cast<const uint4*>(image), plan_bytes / 16, first, step);
+// Copies a staged plan, read from the host's memory, to its place. grid: any. image null: page-table entries
+// only.
+__global__ void __launch_bounds__(kMemoryThreads)
+    apply_plan_kernel(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
+                      int num_runs, const int32_t* pages, int32_t* page_table) {
+  const int64_t first = blockIdx.x * kMemoryThreads + threadIdx.x,
+                step = static_cast<int64_t>(gridDim.x) * kMemoryThreads;
+  if (image)
+    copy_16(reinterpret_cast<uint4*>(plan), reinterpret_cast<const uint4*>(image), plan_bytes / 16, first,
+            step);
   for (int r = blockIdx.x; r < num_runs; r += gridDim.x) {
     const PageRun run = runs[r];
-    for (int i = threadIdx.x; i < run.count; i += kMemoryThreads) page_table[run.target + i] = pages[run.first + i];
+    for (int i = threadIdx.x; i < run.count; i += kMemoryThreads)
+      page_table[run.target + i] = pages[run.first + i];
   }
 }
 

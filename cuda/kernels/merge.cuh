@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merges partial attention results (out, lse) of the same rows in index order, by softmax_state.h. One warp per row; every lane walks the
-// states' weights itself, since they are a broadcast load each.
+// Merges partial attention results (out, lse) of the same rows in index order, by softmax_state.h. One warp
+// per row; every lane walks the states' weights itself, since they are a broadcast load each.
 #pragma once
 #include "cuda/kernels/encode.cuh"
 #include "requests.h"
@@ -27,7 +27,8 @@ struct MergeArguments {
 __device__ __forceinline__ float load_element(const void* base, int64_t index, DataType type) {
   if (type == DataType::kF32) return static_cast<const float*>(base)[index];
   const uint16_t bits = static_cast<const uint16_t*>(base)[index];
-  return type == DataType::kF16 ? __half2float(__ushort_as_half(bits)) : __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  return type == DataType::kF16 ? __half2float(__ushort_as_half(bits))
+                                : __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 __device__ __forceinline__ void store_rounded(void* base, int64_t index, DataType type, float x) {
   if (type == DataType::kF32)
@@ -39,10 +40,12 @@ __device__ __forceinline__ void store_rounded(void* base, int64_t index, DataTyp
 }
 
 template <int kCapacity>
-__global__ void __launch_bounds__(32 * kMergeWarps) merge_kernel(const __grid_constant__ MergeArguments<kCapacity> args) {
+__global__ void __launch_bounds__(32 * kMergeWarps)
+    merge_kernel(const __grid_constant__ MergeArguments<kCapacity> args) {
   const int lane = threadIdx.x % 32;
   const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kMergeWarps;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kMergeWarps + threadIdx.x / 32; row < args.rows; row += all_warps) {
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kMergeWarps + threadIdx.x / 32; row < args.rows;
+       row += all_warps) {
     SoftmaxState state = empty_state();
     for (int column = 0; column < args.dim; column += 32 * kMergeRegs) {
       float o[kMergeRegs] = {};
@@ -55,7 +58,9 @@ __global__ void __launch_bounds__(32 * kMergeWarps) merge_kernel(const __grid_co
 #pragma unroll
         for (int r = 0; r < kMergeRegs; r++) {
           const int i = column + 32 * r + lane;
-          if (i < args.dim) o[r] = o[r] * weights.first + load_element(args.outs[s], row * args.dim + i, args.dtype) * weights.second;
+          if (i < args.dim)
+            o[r] = o[r] * weights.first +
+                   load_element(args.outs[s], row * args.dim + i, args.dtype) * weights.second;
         }
       }
       const float factor = inverse_sum(state);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history: tiles are expanded once for 128 rows.
 //
-// A CTA (one a multiprocessor, walking the list of schedule.h) takes a row block of a kv head: 8 warps of 16 rows over all tokens the rows see. Between two
-// barriers it expands step i + 1 and attends step i; half of the warps do these in the other order, so that the integer units of one half work beside
-// the matrix units of the other. Exact tokens follow in unrotated space (prefill_raw.cuh) on the same accumulators.
+// A CTA (one a multiprocessor, walking the list of schedule.h) takes a row block of a kv head: 8 warps of 16
+// rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends step i; half of
+// the warps do these in the other order, so that the integer units of one half work beside the matrix units
+// of the other. Exact tokens follow in unrotated space (prefill_raw.cuh) on the same accumulators.
 //
-// What a row gets depends on its sequence alone: its block, the steps and their order come from the sequence's own numbers.
+// What a row gets depends on its sequence alone: its block, the steps and their order come from the
+// sequence's own numbers.
 #pragma once
 #include "cuda/kernels/prefill_core.cuh"
 #include "cuda/kernels/prefill_expand.cuh"
@@ -17,9 +19,11 @@ namespace cuda {
 
 constexpr int kPlaceUnit = 64;  // bytes; every tile starts at a multiple
 
-// Asks for the tiles of a step; one warp. Their places come 32 at a time, to shared memory. fill: stage of the step, moved on.
+// Asks for the tiles of a step; one warp. Their places come 32 at a time, to shared memory. fill: stage of
+// the step, moved on.
 template <int kStored>
-__device__ __forceinline__ void issue_step(const PrefillParams& p, const PrefillBlock& b, int step, int& fill, uint8_t* smem, int lane) {
+__device__ __forceinline__ void issue_step(const PrefillParams& p, const PrefillBlock& b, int step, int& fill,
+                                           uint8_t* smem, int lane) {
   constexpr int kTiles = PrefillShape<kStored>::kTiles;
   const int first = step * kTiles, count = min(kTiles, b.num_tiles - first);
   uint64_t* barrier = reinterpret_cast<uint64_t*>(smem) + fill;
@@ -27,8 +31,11 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
   uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
   if (first % 32 == 0) {
     const int tile = b.first_tile + min(first + lane, b.num_tiles - 1), page = tile / p.layer.tiles_per_page;
-    const int64_t id = __ldg(p.page_table + b.slot * p.page_table_stride + page), rest = tile - page * p.layer.tiles_per_page;
-    places[lane] = static_cast<uint32_t>((id * p.layer.page_bytes + (b.kv_head * p.layer.tiles_per_page + rest) * p.layer.tile_bytes) / kPlaceUnit);
+    const int64_t id = __ldg(p.page_table + b.slot * p.page_table_stride + page),
+                  rest = tile - page * p.layer.tiles_per_page;
+    places[lane] = static_cast<uint32_t>(
+        (id * p.layer.page_bytes + (b.kv_head * p.layer.tiles_per_page + rest) * p.layer.tile_bytes) /
+        kPlaceUnit);
     __syncwarp();
   }
   if (kBulkCopy && lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);
@@ -49,7 +56,8 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
 template <int kStored, RawForm kForm>
 struct PrefillBody {
   using Shape = PrefillShape<kStored>;
-  static constexpr bool kRaw = kForm != RawForm::kNone, kBf16 = kForm == RawForm::kBf16;  // kRaw: some side is
+  // kRaw: some side is
+  static constexpr bool kRaw = kForm != RawForm::kNone, kBf16 = kForm == RawForm::kBf16;
   static constexpr bool kInRegisters = !kRaw && Shape::kQueryInRegisters;
 
   const PrefillParams& p;
@@ -59,16 +67,30 @@ struct PrefillBody {
   uint32_t q[kInRegisters ? kStored / 16 : 1][4];
 
   __device__ __forceinline__ ValueUnit* unit() const { return reinterpret_cast<ValueUnit*>(smem + kUnitAt); }
-  __device__ __forceinline__ PrefillRowTable* table() const { return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at); }
-  __device__ __forceinline__ StepScales* scales(int step) const { return reinterpret_cast<StepScales*>(smem + p.smem.scales_at) + (step & 1); }
+  __device__ __forceinline__ PrefillRowTable* table() const {
+    return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at);
+  }
+  __device__ __forceinline__ StepScales* scales(int step) const {
+    return reinterpret_cast<StepScales*>(smem + p.smem.scales_at) + (step & 1);
+  }
   // Bytes of an expanded tile: constants where no side is raw.
   __device__ __forceinline__ int key_tile() const { return kRaw ? p.smem.key_tile : Shape::kKeyTile; }
   __device__ __forceinline__ int value_tile() const { return kRaw ? p.smem.value_tile : Shape::kValueTile; }
-  __device__ __forceinline__ uint8_t* keys(int step) const { return smem + p.smem.keys_at + (step & 1) * Shape::kTiles * key_tile(); }
-  __device__ __forceinline__ uint8_t* values(int step) const { return smem + p.smem.values_at + (step & 1) * Shape::kTiles * value_tile(); }
-  __device__ __forceinline__ float* float_query(int at) const { return reinterpret_cast<float*>(smem + at) + warp * 16 * Shape::kQueryPitch; }
-  __device__ __forceinline__ float* scratch(int at) const { return reinterpret_cast<float*>(smem + at) + warp * 16 * kScratchRow; }
-  __device__ __forceinline__ uint8_t* queries() const { return smem + p.smem.query_at + warp * (kRaw ? p.smem.query_warp : Shape::kQueryWarp); }
+  __device__ __forceinline__ uint8_t* keys(int step) const {
+    return smem + p.smem.keys_at + (step & 1) * Shape::kTiles * key_tile();
+  }
+  __device__ __forceinline__ uint8_t* values(int step) const {
+    return smem + p.smem.values_at + (step & 1) * Shape::kTiles * value_tile();
+  }
+  __device__ __forceinline__ float* float_query(int at) const {
+    return reinterpret_cast<float*>(smem + at) + warp * 16 * Shape::kQueryPitch;
+  }
+  __device__ __forceinline__ float* scratch(int at) const {
+    return reinterpret_cast<float*>(smem + at) + warp * 16 * kScratchRow;
+  }
+  __device__ __forceinline__ uint8_t* queries() const {
+    return smem + p.smem.query_at + warp * (kRaw ? p.smem.query_warp : Shape::kQueryWarp);
+  }
 
   // Rows, ranges, queries. Nobody may still read what lies behind the ring.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
@@ -97,8 +119,9 @@ struct PrefillBody {
 
   // Masks, caps, clamps if the step needs them; then weights. x: scores of kTiles tiles.
   template <int kTiles>
-  __device__ __forceinline__ void weigh(float (&x)[kTiles][4][4], bool special, int token, const int32_t* from, const int32_t* to,
-                                        const float* factors, const float* constant, float (&down)[2]) {
+  __device__ __forceinline__ void weigh(float (&x)[kTiles][4][4], bool special, int token,
+                                        const int32_t* from, const int32_t* to, const float* factors,
+                                        const float* constant, float (&down)[2]) {
     float units[2] = {factors[lane >> 2], factors[(lane >> 2) + 8]};
     if (special) {
       special_scores<kTiles>(p, x, token, from, to, factors, constant, lane);
@@ -114,7 +137,8 @@ struct PrefillBody {
     for (int b = 0; b < 4; b++)
 #pragma unroll
       for (int h = 0; h < 2; h++)
-        *reinterpret_cast<float2*>(to + (g + 8 * h) * kScratchRow + 8 * b + 2 * t) = make_float2(x[b][2 * h], x[b][2 * h + 1]);
+        *reinterpret_cast<float2*>(to + (g + 8 * h) * kScratchRow + 8 * b + 2 * t) =
+            make_float2(x[b][2 * h], x[b][2 * h + 1]);
     __syncwarp();
   }
 
@@ -125,7 +149,8 @@ struct PrefillBody {
     if (__all_sync(~0u, token >= range.end || token + Shape::kTokens <= range.begin)) return;
     const StepScales& s = *scales(step);
     float x[Shape::kTiles][4][4], down[2];
-    const int half_sum[2] = {rows->half_sum[warp * 16 + (lane >> 2)], rows->half_sum[warp * 16 + (lane >> 2) + 8]};
+    const int half_sum[2] = {rows->half_sum[warp * 16 + (lane >> 2)],
+                             rows->half_sum[warp * 16 + (lane >> 2) + 8]};
 #pragma unroll
     for (int tile = 0; tile < Shape::kTiles; tile++) {
       const uint8_t* k = keys(step) + tile * key_tile();
@@ -135,8 +160,8 @@ struct PrefillBody {
         raw_tile_scores<kStored, kBf16>(k, queries(), p.layer.io_dtype == DataType::kF32, x[tile], lane);
     }
     const bool special = __any_sync(~0u, token < range.full_begin || token + Shape::kTokens > range.full_end);
-    weigh<Shape::kTiles>(x, special, token, rows->begin + warp * 16, rows->end + warp * 16, rows->scale + warp * 16, rows->constant + warp * 16,
-                         down);
+    weigh<Shape::kTiles>(x, special, token, rows->begin + warp * 16, rows->end + warp * 16,
+                         rows->scale + warp * 16, rows->constant + warp * 16, down);
     const int exponent = s.exponent;
     if (__any_sync(~0u, exponent != state.exponent)) {
       const float ratio = ex2(static_cast<float>(state.exponent - exponent));
@@ -147,7 +172,8 @@ struct PrefillBody {
     if (!kRaw || !p.layer.value.layout.raw())
       add_values<kStored, ValueForm::kCoded>(values(step), s, x, down, state.o, lane);
     else
-      add_values<kStored, kBf16 ? ValueForm::kBf16Rows : ValueForm::kF16Rows>(values(step), s, x, down, state.o, lane);
+      add_values<kStored, kBf16 ? ValueForm::kBf16Rows : ValueForm::kF16Rows>(values(step), s, x, down,
+                                                                              state.o, lane);
   }
 
   // From coded space to the caller's, where exact tokens may follow.
@@ -162,16 +188,20 @@ struct PrefillBody {
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      if (p.softcap_log2 == 0.0f && sum[h] > 0.0f) state.m[h] += table()->constant[warp * 16 + (lane >> 2) + 8 * h];
+      if (p.softcap_log2 == 0.0f && sum[h] > 0.0f)
+        state.m[h] += table()->constant[warp * 16 + (lane >> 2) + 8 * h];
       state.l[h] = (lane & 3) == 0 ? sum[h] : 0.0f;
     }
   }
 
-  // Sinks, then the window, as far as some row of the CTA sees them; all threads. Tiles are 32 tokens of one of the two.
+  // Sinks, then the window, as far as some row of the CTA sees them; all threads. Tiles are 32 tokens of one
+  // of the two.
   __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
-    const PrefillRange low = prefill_range(p, b, b.first_row), high = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
+    const PrefillRange low = prefill_range(p, b, b.first_row),
+                       high = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
     const int sinks = min(b.length, p.layer.sink_tokens), sink_end = min(sinks, high.visible_end);
-    const int window_first = max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);
+    const int window_first =
+        max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);
     int first = low.visible_begin < sink_end ? low.visible_begin : window_first;
     if (first >= high.visible_end) return;
     uint8_t* tile = smem + p.smem.exact_tile_at;
@@ -185,8 +215,10 @@ struct PrefillBody {
       load_exact_tile(p, p.layer.key, b, first, count, sink, tile);
       __syncthreads();
       float x[1][4][4], down[2];
-      raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch, p.layer.key.layout.dim, x[0], lane);
-      special_scores<1>(p, x, first, rows->visible_begin + warp * 16, rows->visible_end + warp * 16, rows->exact_scale + warp * 16, nullptr, lane);
+      raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch,
+                    p.layer.key.layout.dim, x[0], lane);
+      special_scores<1>(p, x, first, rows->visible_begin + warp * 16, rows->visible_end + warp * 16,
+                        rows->exact_scale + warp * 16, nullptr, lane);
 #pragma unroll
       for (int block = 0; block < 4; block++)
 #pragma unroll
@@ -199,7 +231,8 @@ struct PrefillBody {
       load_exact_tile(p, p.layer.value, b, first, count, sink, tile);
       __syncthreads();
       state.scale(down);
-      raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), count, p.layer.value.layout.dim, state.o, lane);
+      raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), count,
+                             p.layer.value.layout.dim, state.o, lane);
       first += count;
       if (sink && first == sink_end) first = window_first;
     }
@@ -219,7 +252,8 @@ struct PrefillBody {
 };
 
 // Item `index` of the list: the last row blocks of a sequence, which see most, first.
-__device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int num_sequences, int index, int step_tokens) {
+__device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int num_sequences, int index,
+                                                   int step_tokens) {
   int low = 0, high = num_sequences;  // first_item[low] <= index < first_item[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -251,14 +285,16 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
 }
 
 template <int kStored, RawForm kForm>
-__global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm)) prefill_kernel(const __grid_constant__ PrefillParams p) {
+__global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm))
+    prefill_kernel(const __grid_constant__ PrefillParams p) {
   using Shape = PrefillShape<kStored>;
   uint8_t* smem = launch_shared();
-  const int num_items = p.header->num_items, num_sequences = p.header->num_sequences, grid = static_cast<int>(gridDim.x),
-            cta = static_cast<int>(blockIdx.x);
+  const int num_items = p.header->num_items, num_sequences = p.header->num_sequences,
+            grid = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
   if (cta >= num_items) return;
   uint64_t* barriers = reinterpret_cast<uint64_t*>(smem);
-  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;  // the shuffle tells the compiler that it is one value
+  // the shuffle tells the compiler that it is one value
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.smem.stages; i++) barrier_init(barriers + i, 1);
     barrier_init_fence();
@@ -271,7 +307,8 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
   PrefillBlock& b = *reinterpret_cast<PrefillBlock*>(smem + kBlockAt);
 #pragma unroll 1
   for (int round = 0;; round++) {
-    const int item = round * grid + (round & 1 ? grid - 1 - cta : cta);  // there and back: late items are light
+    // there and back: late items are light
+    const int item = round * grid + (round & 1 ? grid - 1 - cta : cta);
     if (item >= num_items) break;
     __syncthreads();  // nobody looks at the last block any more
     if (threadIdx.x == 0) b = find_block(p, num_sequences, item, Shape::kTokens);
@@ -300,8 +337,11 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
           __syncwarp();
           const uint8_t* stage = smem + p.smem.ring_at + drain * p.smem.stage_pitch;
           const int coming = token + Shape::kTokens;
-          expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1), body.values(step + 1), b.end - coming, warp, lane);
-          if (warp == kPrefillWarps - 1) expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, body.unit(), lane);
+          expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1), body.values(step + 1),
+                                                        b.end - coming, warp, lane);
+          if (warp == kPrefillWarps - 1)
+            expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, body.unit(),
+                                   lane);
           if (++drain == stages) {
             drain = 0;
             parity ^= 1;

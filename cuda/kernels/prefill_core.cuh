@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The arithmetic of a prefill step: a warp's 16 rows against expanded tiles. Scores are exact integer products of the 16-bit query, two bytes, with the key
-// bytes. Weights times value scale are halves, values too (levels are exact), their products a fresh float sum each step, added to the accumulators
-// with one rounding: sums kept in the matrix unit are cut off, not rounded, which a long history would show.
+// The arithmetic of a prefill step: a warp's 16 rows against expanded tiles. Scores are exact integer
+// products of the 16-bit query, two bytes, with the key bytes. Weights times value scale are halves, values
+// too (levels are exact), their products a fresh float sum each step, added to the accumulators with one
+// rounding: sums kept in the matrix unit are cut off, not rounded, which a long history would show.
 #pragma once
 #include "cuda/kernels/prefill_rows.cuh"
 #include "cuda/ptx/hmma.cuh"
@@ -44,10 +45,12 @@ struct PrefillState {
   }
 };
 
-// The steps that need it: scores to log2 units, capped, limited, and hidden from the rows that do not see them. scale, constant, begin, end: of the warp's rows.
+// The steps that need it: scores to log2 units, capped, limited, and hidden from the rows that do not see
+// them. scale, constant, begin, end: of the warp's rows.
 template <int kTiles>
-__device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x)[kTiles][4][4], int token, const int32_t* begin, const int32_t* end,
-                                               const float* scale, const float* constant, int lane) {
+__device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x)[kTiles][4][4], int token,
+                                               const int32_t* begin, const int32_t* end, const float* scale,
+                                               const float* constant, int lane) {
   const int g = lane >> 2, first = token + 2 * (lane & 3);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -66,7 +69,8 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
 #pragma unroll
         for (int b = 0; b < 4; b++)
 #pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; i++) x[tile][b][i] = cap_logit(x[tile][b][i] + add, p.softcap_log2, p.softcap_steepness);
+          for (int i = 2 * h; i < 2 * h + 2; i++)
+            x[tile][b][i] = cap_logit(x[tile][b][i] + add, p.softcap_log2, p.softcap_steepness);
     }
   }
 #pragma unroll
@@ -87,7 +91,8 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
 
 // Scores become weights 2^(x unit - m) with the new maximum; down: what the rows had is worth.
 template <int kTiles>
-__device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2], float (&m)[2], float (&l)[2], float (&down)[2]) {
+__device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2], float (&m)[2],
+                                         float (&l)[2], float (&down)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float top = x[0][0][2 * h];
@@ -117,14 +122,18 @@ __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (
 
 // Integer scores of one tile as floats, times the key scales.
 template <int kStored, bool kInRegisters>
-__device__ __forceinline__ void coded_scores(const uint8_t* keys, const float* scales, const uint32_t (&q)[kInRegisters ? kStored / 16 : 1][4],
-                                             const uint8_t* query, const int (&half_sum)[2], float (&x)[4][4], int lane) {
+__device__ __forceinline__ void coded_scores(const uint8_t* keys, const float* scales,
+                                             const uint32_t (&q)[kInRegisters ? kStored / 16 : 1][4],
+                                             const uint8_t* query, const int (&half_sum)[2], float (&x)[4][4],
+                                             int lane) {
   using Shape = PrefillShape<kStored>;
-  // A sum that starts with the bits of 1.5 * 2^23 is that float plus the sum, while it is below 2^22: no conversion instruction.
+  // A sum that starts with the bits of 1.5 * 2^23 is that float plus the sum, while it is below 2^22: no
+  // conversion instruction.
   constexpr bool kByBits = kStored <= 128;
   constexpr int kStart = kByBits ? 0x4B400000 : 0;
   const int start_high[4] = {kStart, kStart, kStart, kStart};
-  const int start_low[4] = {kStart + half_sum[0], kStart + half_sum[0], kStart + half_sum[1], kStart + half_sum[1]};
+  const int start_low[4] = {kStart + half_sum[0], kStart + half_sum[0], kStart + half_sum[1],
+                            kStart + half_sum[1]};
   int high[4][4], low[4][4];
 #pragma unroll
   for (int jb = 0; jb < Shape::kJb; jb++)
@@ -147,7 +156,8 @@ __device__ __forceinline__ void coded_scores(const uint8_t* keys, const float* s
       }
 #pragma unroll
       for (int jj = 0; jj < Shape::kJv; jj++) {
-        const uint4 k = *reinterpret_cast<const uint4*>(keys + (jb * Shape::kJv + jj) * Shape::kKeyGroup + pair * 512 + lane * 16);
+        const uint4 k = *reinterpret_cast<const uint4*>(keys + (jb * Shape::kJv + jj) * Shape::kKeyGroup +
+                                                        pair * 512 + lane * 16);
 #pragma unroll
         for (int s = 0; s < 2; s++) {
           const int e = 4 * jj + 2 * pair + s, b = e / Shape::kJv;
@@ -179,7 +189,8 @@ __device__ __forceinline__ void coded_scores(const uint8_t* keys, const float* s
 
 // Scores of one raw tile, expanded to padded rows. queries: 16-bit, with a second part for float32 callers.
 template <int kStored, bool kBf16>
-__device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8_t* queries, bool two_parts, float (&x)[4][4], int lane) {
+__device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8_t* queries, bool two_parts,
+                                                float (&x)[4][4], int lane) {
   using Shape = PrefillShape<kStored>;
 #pragma unroll
   for (int b = 0; b < 4; b++) x[b][0] = x[b][1] = x[b][2] = x[b][3] = 0.0f;
@@ -193,7 +204,8 @@ __device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8
     for (int part = 0; part <= static_cast<int>(two_parts); part++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const uint4 v = reinterpret_cast<const uint4*>(queries + part * Shape::kQueryWarp)[(2 * c + half) * 32 + lane];
+        const uint4 v =
+            reinterpret_cast<const uint4*>(queries + part * Shape::kQueryWarp)[(2 * c + half) * 32 + lane];
         const uint32_t a[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (int b = 0; b < 4; b++) {
@@ -209,9 +221,11 @@ __device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8
 // Where add_values takes its operands from: columns 8 n .. of the tokens of a tile.
 enum class ValueForm { kCoded, kF16Rows, kBf16Rows };
 
-// o = o * factor + weights . values. Weights for bfloat16 values are two bfloat16 numbers: one has only 8 bits.
+// o = o * factor + weights . values. Weights for bfloat16 values are two bfloat16 numbers: one has only 8
+// bits.
 template <int kStored, ValueForm kForm>
-__device__ __forceinline__ void add_values(const uint8_t* values, const StepScales& scales, const float (&x)[PrefillShape<kStored>::kTiles][4][4],
+__device__ __forceinline__ void add_values(const uint8_t* values, const StepScales& scales,
+                                           const float (&x)[PrefillShape<kStored>::kTiles][4][4],
                                            const float (&factor)[2], float (&o)[kStored / 8][4], int lane) {
   using Shape = PrefillShape<kStored>;
   constexpr int kParts = kForm == ValueForm::kBf16Rows ? 2 : 1;
@@ -220,7 +234,8 @@ __device__ __forceinline__ void add_values(const uint8_t* values, const StepScal
   for (int tile = 0; tile < Shape::kTiles; tile++)
 #pragma unroll
     for (int b = 0; b < 4; b++) {
-      const float2 scale = *reinterpret_cast<const float2*>(scales.value + 32 * tile + 8 * b + 2 * (lane & 3));
+      const float2 scale =
+          *reinterpret_cast<const float2*>(scales.value + 32 * tile + 8 * b + 2 * (lane & 3));
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const float first = x[tile][b][2 * h] * scale.x, second = x[tile][b][2 * h + 1] * scale.y;
@@ -239,7 +254,8 @@ __device__ __forceinline__ void add_values(const uint8_t* values, const StepScal
 #pragma unroll
     for (int tile = 0; tile < Shape::kTiles; tile++) {
       if constexpr (kForm == ValueForm::kCoded) {
-        const uint4 v = *reinterpret_cast<const uint4*>(values + tile * Shape::kValueTile + n / 4 * Shape::kValueGroup + n % 4 * 512 + lane * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(values + tile * Shape::kValueTile +
+                                                        n / 4 * Shape::kValueGroup + n % 4 * 512 + lane * 16);
         hmma_f16(sum, a[0][tile][0], v.x, v.y);
         hmma_f16(sum, a[0][tile][1], v.z, v.w);
       } else {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a prefill kernel is given, by value, and how its shared memory is cut. Everything that changes from step to step lies behind pointers.
+// What a prefill kernel is given, by value, and how its shared memory is cut. Everything that changes from
+// step to step lies behind pointers.
 #pragma once
 #include "cuda/device_view.h"
 #include "cuda/schedule.h"
@@ -13,8 +14,11 @@ constexpr int kPrefillThreads = 32 * kPrefillWarps;
 // What the sides of a layer are that are not coded.
 enum class RawForm { kNone, kF16, kBf16 };
 // CTAs of a multiprocessor.
-constexpr int prefill_blocks(int stored, RawForm raw) { return stored <= 64 && raw == RawForm::kNone ? 2 : 1; }
-constexpr int kScratchRow = 36;  // floats of a row of weights in the scratch of raw values: rows 4 banks apart
+constexpr int prefill_blocks(int stored, RawForm raw) {
+  return stored <= 64 && raw == RawForm::kNone ? 2 : 1;
+}
+// floats of a row of weights in the scratch of raw values: rows 4 banks apart
+constexpr int kScratchRow = 36;
 
 // Per stored dimension. A step is what is expanded and attended between two barriers.
 template <int kStored>
@@ -23,14 +27,15 @@ struct PrefillShape {
   static constexpr int kJv = format::SideLayout(kStored, 8).jv, kJb = format::SideLayout(kStored, 8).jb;
   static constexpr int kTiles = kStored <= 128 ? 2 : 1;
   static constexpr int kTokens = kTiles * format::kTileTokens;
-  // Expanded tiles, one group after the other: keys [2][32 lanes][16 bytes], values [4][32][16]. The padding makes the stores of neighbouring lanes, which go
-  // to jv groups, free of bank conflicts.
+  // Expanded tiles, one group after the other: keys [2][32 lanes][16 bytes], values [4][32][16]. The padding
+  // makes the stores of neighbouring lanes, which go to jv groups, free of bank conflicts.
   static constexpr int kPad = kJv == 1 ? 0 : 128 / kJv;
   static constexpr int kKeyGroup = 1024 + kPad, kValueGroup = 2048 + kPad;
   static constexpr int kKeyTile = kGroups * kKeyGroup, kValueTile = kGroups * kValueGroup;
   // Raw sides: rows of 16-bit numbers, padded so that 8 of them are in different banks.
   static constexpr int kRawRow = 2 * kStored + 16, kRawTile = format::kTileTokens * kRawRow;
-  // Queries of a warp in A operand order: for coded keys high bytes, then low; for raw keys 16-bit numbers, and what these lack of float32 behind them.
+  // Queries of a warp in A operand order: for coded keys high bytes, then low; for raw keys 16-bit numbers,
+  // and what these lack of float32 behind them.
   static constexpr int kQueryWarp = 2 * kGroups * 512;
   static constexpr int kQueryPitch = kStored + 4;            // floats of a row of unrotated queries
   static constexpr bool kQueryInRegisters = kStored <= 128;  // of layers without raw sides
@@ -43,9 +48,11 @@ struct alignas(16) WarpRange {
 
 // Of the rows of a CTA.
 struct PrefillRowTable {
-  float scale[kPrefillRows];                       // integer (or raw) score x key scale -> log2 units, >= 0
-  float exact_scale[kPrefillRows];                 // product of unrotated vectors -> log2 units, >= 0
-  float exact_down[kPrefillRows];                  // factor that brings the unrotated query to order 1, sign of the softmax scale included
+  float scale[kPrefillRows];        // integer (or raw) score x key scale -> log2 units, >= 0
+  float exact_scale[kPrefillRows];  // product of unrotated vectors -> log2 units, >= 0
+  float exact_down
+      // factor that brings the unrotated query to order 1, sign of the softmax scale included
+      [kPrefillRows];
   float constant[kPrefillRows];                    // what the key centre adds, log2 units
   int32_t half_sum[kPrefillRows];                  // 1/2 sum of the integer query
   int32_t begin[kPrefillRows], end[kPrefillRows];  // coded tokens that the row sees
@@ -71,10 +78,11 @@ constexpr int kMaxPrefillStages = kBlockAt / 8;
 struct PrefillSmem {
   int32_t stages, stage_pitch;
   int32_t rows_at, scales_at, ring_at;
-  int32_t query_at, query_warp;                             // bytes of a warp
-  int32_t keys_at, values_at;                               // two steps of expanded tiles each
-  int32_t key_tile, value_tile;                             // bytes of an expanded tile
-  int32_t exact_query_at, exact_tile_at, exact_scratch_at;  // of the exact tokens' part, over query_at and what follows
+  int32_t query_at, query_warp;  // bytes of a warp
+  int32_t keys_at, values_at;    // two steps of expanded tiles each
+  int32_t key_tile, value_tile;  // bytes of an expanded tile
+  // of the exact tokens' part, over query_at and what follows
+  int32_t exact_query_at, exact_tile_at, exact_scratch_at;
   int32_t total_bytes;
 };
 
@@ -100,7 +108,8 @@ struct PrefillParams {
   const float* sink_logits;
   float query_max;  // integers of a query row: -query_max .. query_max
   ByteTable key_table = {}, value_table = {};
-  uint32_t half_low[2] = {}, half_high[2] = {};  // values of 2, 3, 4 bits as halves: low and high bytes of the levels (4 bits: of the magnitudes)
+  // values of 2, 3, 4 bits as halves: low and high bytes of the levels (4 bits: of the magnitudes)
+  uint32_t half_low[2] = {}, half_high[2] = {};
   PrefillSmem smem;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores and values of the exact copies. Float multiply-adds on rows in shared memory, in the layout of the matrix accumulators, so that the softmax is the
-// same code: slower than the matrix unit and exact for every type. Few rows see many exact tokens.
+// Scores and values of the exact copies. Float multiply-adds on rows in shared memory, in the layout of the
+// matrix accumulators, so that the softmax is the same code: slower than the matrix unit and exact for every
+// type. Few rows see many exact tokens.
 #pragma once
 #include "cuda/kernels/prefill_rows.cuh"
 
@@ -13,8 +14,10 @@ __device__ __forceinline__ float4 load_four(const uint8_t* row, int index) {
     return reinterpret_cast<const float4*>(row)[index];
   } else {
     const uint2 v = reinterpret_cast<const uint2*>(row)[index];
-    if constexpr (kType == DataType::kBF16) return make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
-    const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&v.x)), b = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
+    if constexpr (kType == DataType::kBF16)
+      return make_float4(low_bf16(v.x), high_bf16(v.x), low_bf16(v.y), high_bf16(v.y));
+    const float2 a = __half22float2(*reinterpret_cast<const __half2*>(&v.x)),
+                 b = __half22float2(*reinterpret_cast<const __half2*>(&v.y));
     return make_float4(a.x, a.y, b.x, b.y);
   }
 }
@@ -31,7 +34,8 @@ __device__ __forceinline__ float2 load_two(const uint8_t* row, int index) {
 
 // x[b][0 1]: row g, tokens 8 b + 2 t, + 1 of the tile; x[b][2 3]: row g + 8. query: the warp's 16 rows.
 template <DataType kType>
-__device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* query, int pitch, int dim, float (&x)[4][4], int lane) {
+__device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* query, int pitch, int dim,
+                                           float (&x)[4][4], int lane) {
   const int g = lane >> 2, t = lane & 3, pieces = dim / 4, bytes = dim * dtype_bytes(kType);
   const uint8_t* row = tile + 2 * t * bytes;
 #pragma unroll
@@ -57,7 +61,8 @@ __device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* que
 
 // Adds the first `tokens` tokens of a tile. weights: the warp's scratch, [16 rows][kScratchRow].
 template <DataType kType, int kStored>
-__device__ __forceinline__ void raw_values(const uint8_t* tile, const float* weights, int tokens, int dim, float (&o)[kStored / 8][4], int lane) {
+__device__ __forceinline__ void raw_values(const uint8_t* tile, const float* weights, int tokens, int dim,
+                                           float (&o)[kStored / 8][4], int lane) {
   const int g = lane >> 2, t = lane & 3, bytes = dim * dtype_bytes(kType);
 #pragma unroll 1
   for (int token = 0; token < tokens; token++) {
@@ -75,8 +80,8 @@ __device__ __forceinline__ void raw_values(const uint8_t* tile, const float* wei
   }
 }
 
-__device__ __forceinline__ void raw_scores_of(DataType type, const uint8_t* tile, const float* query, int pitch, int dim, float (&x)[4][4],
-                                              int lane) {
+__device__ __forceinline__ void raw_scores_of(DataType type, const uint8_t* tile, const float* query,
+                                              int pitch, int dim, float (&x)[4][4], int lane) {
   if (type == DataType::kF16)
     raw_scores<DataType::kF16>(tile, query, pitch, dim, x, lane);
   else if (type == DataType::kBF16)
@@ -85,8 +90,8 @@ __device__ __forceinline__ void raw_scores_of(DataType type, const uint8_t* tile
     raw_scores<DataType::kF32>(tile, query, pitch, dim, x, lane);
 }
 template <int kStored>
-__device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile, const float* weights, int tokens, int dim,
-                                              float (&o)[kStored / 8][4], int lane) {
+__device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile, const float* weights,
+                                              int tokens, int dim, float (&o)[kStored / 8][4], int lane) {
   if (type == DataType::kF16)
     raw_values<DataType::kF16, kStored>(tile, weights, tokens, dim, o, lane);
   else if (type == DataType::kBF16)
@@ -94,14 +99,18 @@ __device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile
   else
     raw_values<DataType::kF32, kStored>(tile, weights, tokens, dim, o, lane);
 }
-// Copies exact tokens first .. first + count - 1 of one side to [32][dim] in shared memory; all threads. sinks: they are the first tokens of the sequence.
-__device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side, const PrefillBlock& b, int first, int count,
-                                                bool sinks, uint8_t* to) {
+// Copies exact tokens first .. first + count - 1 of one side to [32][dim] in shared memory; all threads.
+// sinks: they are the first tokens of the sequence.
+__device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side,
+                                                const PrefillBlock& b, int first, int count, bool sinks,
+                                                uint8_t* to) {
   const int pieces = side.layout.dim * dtype_bytes(p.layer.io_dtype) / 16;
   for (int at = threadIdx.x; at < count * pieces; at += kPrefillThreads) {
-    const int i = at / pieces, piece = at - i * pieces, row = sinks ? first + i : ring_row(p.layer, first + i);
-    const uint8_t* from =
-        static_cast<const uint8_t*>(side.raw) + raw_offset(p.layer, side, b.slot, b.kv_head, row) * dtype_bytes(p.layer.io_dtype) + piece * 16;
+    const int i = at / pieces, piece = at - i * pieces,
+              row = sinks ? first + i : ring_row(p.layer, first + i);
+    const uint8_t* from = static_cast<const uint8_t*>(side.raw) +
+                          raw_offset(p.layer, side, b.slot, b.kv_head, row) * dtype_bytes(p.layer.io_dtype) +
+                          piece * 16;
     *reinterpret_cast<uint4*>(to + at * 16) = *reinterpret_cast<const uint4*>(from);
   }
 }

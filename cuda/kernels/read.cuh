@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads tokens back: decode and un-rotate (FORMAT.md section 3.4), exact copies where they are kept. One warp per token, kv head and side. Not a
-// hot path: codes are picked bit by bit, as format/packing.h defines them.
+// Reads tokens back: decode and un-rotate (FORMAT.md section 3.4), exact copies where they are kept. One warp
+// per token, kv head and side. Not a hot path: codes are picked bit by bit, as format/packing.h defines them.
 #pragma once
 #include "cuda/device_view.h"
 #include "cuda/kernels/encode.cuh"
@@ -29,27 +29,31 @@ __device__ __forceinline__ void store_output(void* base, int64_t index, DataType
   if (type == DataType::kF32)
     static_cast<float*>(base)[index] = x;
   else
-    static_cast<uint16_t*>(base)[index] =
-        type == DataType::kF16 ? format::f16_from_float(fminf(fmaxf(x, -65504.0f), 65504.0f)) : format::bf16_from_float(x);
+    static_cast<uint16_t*>(base)[index] = type == DataType::kF16
+                                              ? format::f16_from_float(fminf(fmaxf(x, -65504.0f), 65504.0f))
+                                              : format::bf16_from_float(x);
 }
 
 // Row of the exact copy of a token, or -1.
 __device__ __forceinline__ int exact_row(const ReadArguments& args, int token) {
   if (token < args.layer.sink_tokens) return token;
-  if (args.layer.ring_tokens > 0 && token >= args.raw_first && token >= args.length - args.layer.ring_tokens) return ring_row(args.layer, token);
+  if (args.layer.ring_tokens > 0 && token >= args.raw_first && token >= args.length - args.layer.ring_tokens)
+    return ring_row(args.layer, token);
   return -1;
 }
 
 template <int kStored>
-__device__ __forceinline__ void read_coded(const DeviceSide& side, Kind kind, int head, const uint8_t* tile, int token, void* output, int64_t at,
-                                           DataType type, int lane) {
+__device__ __forceinline__ void read_coded(const DeviceSide& side, Kind kind, int head, const uint8_t* tile,
+                                           int token, void* output, int64_t at, DataType type, int lane) {
   constexpr int kRegs = kStored / 32;
   const uint32_t* words = reinterpret_cast<const uint32_t*>(tile + side.code_offset);
-  const float scale = format::float_from_bf16(reinterpret_cast<const uint16_t*>(tile + side.scale_offset)[token]);
+  const float scale =
+      format::float_from_bf16(reinterpret_cast<const uint16_t*>(tile + side.scale_offset)[token]);
   float y[kRegs];
 #pragma unroll
   for (int r = 0; r < kRegs; r++) {
-    const uint32_t code = format::load_code(words, side.layout, format::code_place(side.layout, kind, token, lane + 32 * r));
+    const uint32_t code =
+        format::load_code(words, side.layout, format::code_place(side.layout, kind, token, lane + 32 * r));
     y[r] = mul_rn(scale, format::code_level(side.book, code));
   }
   warp_mix<kStored, true>(y);
@@ -72,7 +76,8 @@ __global__ void __launch_bounds__(32 * kReadWarps) read_kernel(const __grid_cons
   const int lane = threadIdx.x % 32;
   const int64_t total = static_cast<int64_t>(args.count) * layer.num_kv_heads * args.num_kinds;
   const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kReadWarps;
-  for (int64_t job = static_cast<int64_t>(blockIdx.x) * kReadWarps + threadIdx.x / 32; job < total; job += all_warps) {
+  for (int64_t job = static_cast<int64_t>(blockIdx.x) * kReadWarps + threadIdx.x / 32; job < total;
+       job += all_warps) {
     const int index = args.first_kind + static_cast<int>(job % args.num_kinds);
     const int head = static_cast<int>(job / args.num_kinds % layer.num_kv_heads);
     const int offset = static_cast<int>(job / args.num_kinds / layer.num_kv_heads);
@@ -92,12 +97,16 @@ __global__ void __launch_bounds__(32 * kReadWarps) read_kernel(const __grid_cons
       continue;
     }
     const int sequence_tile = token / format::kTileTokens, in_tile = token % format::kTileTokens;
-    const uint8_t* tile = layer.pages + tile_offset(layer, args.pages[token / layer.page_size - args.first_page], head, sequence_tile);
+    const uint8_t* tile =
+        layer.pages +
+        tile_offset(layer, args.pages[token / layer.page_size - args.first_page], head, sequence_tile);
     if (!side.layout.raw()) {
-      read_coded<kStored>(side, static_cast<Kind>(index), head, tile, in_tile, output, at, layer.io_dtype, lane);
+      read_coded<kStored>(side, static_cast<Kind>(index), head, tile, in_tile, output, at, layer.io_dtype,
+                          lane);
       continue;
     }
-    const uint16_t* rows = reinterpret_cast<const uint16_t*>(tile + side.code_offset) + in_tile * side.layout.dim;
+    const uint16_t* rows =
+        reinterpret_cast<const uint16_t*>(tile + side.code_offset) + in_tile * side.layout.dim;
     for (int i = lane; i < side.layout.dim; i += 32) {
       if (layer.io_dtype == DataType::kF32)
         static_cast<float*>(output)[at + i] = format::float_from_f16(rows[i]);

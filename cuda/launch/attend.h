@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts attention on codes for one layer of a planned batch: one kernel, no allocation, no synchronisation, legal inside graph capture.
+// Starts attention on codes for one layer of a planned batch: one kernel, no allocation, no synchronisation,
+// legal inside graph capture.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -26,15 +27,18 @@ struct AttendLaunch {
   void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
   bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
   cudaStream_t stream;
-  AttendTuning tuning = {};  // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
-  bool paced = false;        // paced_memory of the device (tuning.h); copies set in tuning count anyway
-  bool early = false;        // the device starts a kernel before the one in front of it has ended: compute capability 9.0
+  // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
+  AttendTuning tuning = {};
+  bool paced = false;  // paced_memory of the device (tuning.h); copies set in tuning count anyway
+  // the device starts a kernel before the one in front of it has ended: compute capability 9.0
+  bool early = false;
 };
 
 // Throws tq::Error (kCuda ...) if the launch fails.
 void launch_attend(const AttendLaunch& launch);
 
-// Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic kernel.
+// Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic
+// kernel.
 enum class AttendKernel { kNone, kCompiled, kGeneric };
 AttendKernel attend_kernel_for(const format::TileLayout& tile);
 // Bytes of shared memory without which that kernel cannot run. exact: with a window or sinks.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From an AttendLaunch to a kernel launch, for one core. Each launch/attend_*.cu instantiates a few, so that they compile in parallel.
+// From an AttendLaunch to a kernel launch, for one core. Each launch/attend_*.cu instantiates a few, so that
+// they compile in parallel.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -27,14 +28,17 @@ struct CoreShape {
 inline float query_limit(int stored) { return stored <= 512 ? 32512.0f : 28000.0f; }
 
 // exact: the cache keeps exact tokens, which need the query as it came.
-inline CoreShape coded_shape(int dim, int tiles, bool exact) { return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, 0}; }
+inline CoreShape coded_shape(int dim, int tiles, bool exact) {
+  return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, 0};
+}
 inline CoreShape generic_shape(int key, int value, bool raw_keys, bool exact) {
   return CoreShape{raw_keys ? 0 : key, raw_keys || exact ? key : 0, value, 1, kGenericScratchBytes, 0};
 }
 
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);
 
-// 16 warps of up to 128 registers, 12 of up to 168, or 8 of up to 255: workers, the producer, the preparer, stewards.
+// 16 warps of up to 128 registers, 12 of up to 168, or 8 of up to 255: workers, the producer, the preparer,
+// stewards.
 template <class Core, int kWarps>
 void launch_core(const AttendLaunch& launch, CoreShape shape) {
   constexpr int kStewards = kWarps == 16 ? 4 : kWarps == 12 ? 2 : 1, kOthers = kStewards + 2;
@@ -42,22 +46,25 @@ void launch_core(const AttendLaunch& launch, CoreShape shape) {
   const AttendParams params = make_attend_params(launch, shape);
   const auto kernel = attend_kernel<Core, kWarps, kStewards>;
   check_cuda(
-      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.total_bytes),
+      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.total_bytes),
       "attend: shared memory");
-  launch_early(launch.early, "attend", kernel, dim3(launch.num_ctas), dim3((params.plan.workers + kOthers) * 32), params.plan.total_bytes,
-               launch.stream, params);
+  launch_early(launch.early, "attend", kernel, dim3(launch.num_ctas),
+               dim3((params.plan.workers + kOthers) * 32), params.plan.total_bytes, launch.stream, params);
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch, coded_shape(kDim, kTiles, exact));
+  launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch,
+                                                                     coded_shape(kDim, kTiles, exact));
 }
 
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<GenericCore<kKey, kValue>, 8>(launch, generic_shape(kKey, kValue, launch.layer.key.layout.raw(), exact));
+  launch_core<GenericCore<kKey, kValue>, 8>(
+      launch, generic_shape(kKey, kValue, launch.layer.key.layout.raw(), exact));
 }
 
 }  // namespace cuda

@@ -23,7 +23,8 @@ void launch_with(const MergeRequest& request, int num_units, cudaStream_t stream
   std::copy_n(request.outs, request.num_states, arguments.outs);
   std::copy_n(request.lses, request.num_states, arguments.lses);
   const int64_t wanted = (request.rows + kMergeWarps - 1) / kMergeWarps;
-  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(wanted, static_cast<int64_t>(num_units) * 16));
+  const unsigned grid =
+      static_cast<unsigned>(std::min<int64_t>(wanted, static_cast<int64_t>(num_units) * 16));
   launch("merge_kernel", merge_kernel<kCapacity>, dim3(grid), dim3(32 * kMergeWarps), 0, stream, arguments);
 }
 
@@ -31,8 +32,8 @@ void launch_with(const MergeRequest& request, int num_units, cudaStream_t stream
 
 void launch_merge(const MergeRequest& request, int num_units, cudaStream_t stream) {
   if (request.rows == 0) return;
-  TQ_CHECK(request.num_states >= 1 && request.num_states <= kManyStates, Status::kInvalidArgument, "num_states = %d: must be 1 .. %d",
-           request.num_states, kManyStates);
+  TQ_CHECK(request.num_states >= 1 && request.num_states <= kManyStates, Status::kInvalidArgument,
+           "num_states = %d: must be 1 .. %d", request.num_states, kManyStates);
   if (request.num_states <= kFewStates)
     launch_with<kFewStates>(request, num_units, stream);
   else

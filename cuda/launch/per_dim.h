@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels compiled per stored dimension: launch/dim_*.cu instantiates each once, launch/per_dim.cu picks by number.
+// Kernels compiled per stored dimension: launch/dim_*.cu instantiates each once, launch/per_dim.cu picks by
+// number.
 #pragma once
 #include "cuda/kernels/append.cuh"
 #include "cuda/kernels/read.cuh"

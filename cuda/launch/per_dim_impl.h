@@ -19,8 +19,9 @@ void PerDim<kStored>::read(const ReadArguments& arguments, unsigned grid, cudaSt
 template <int kStored>
 void PerDim<kStored>::require() {
   int blocks = 0;
-  check_cuda(runtime().occupancy(&blocks, reinterpret_cast<const void*>(append_kernel<kStored>), kAppendThreads, 0),
-             "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  check_cuda(
+      runtime().occupancy(&blocks, reinterpret_cast<const void*>(append_kernel<kStored>), kAppendThreads, 0),
+      "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
 }
 
 }  // namespace cuda

@@ -44,7 +44,8 @@ const Compiled* find_compiled(const format::TileLayout& tile) {
 constexpr int kPrefillStages[] = {4, 3, 2};  // tried in this order until the shared memory fits
 static_assert(kPrefillStages[0] <= kMaxPrefillStages, "barriers");
 
-PrefillSmem cut_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact, int stages) {
+PrefillSmem cut_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact,
+                     int stages) {
   const auto up = [](int x) { return (x + 127) / 128 * 128; };
   const bool raw_key = tile.key.raw(), raw = raw_key || tile.value.raw();
   PrefillSmem s = {};
@@ -72,7 +73,8 @@ PrefillSmem cut_smem(const Compiled& shape, const format::TileLayout& tile, Data
 }
 
 // total_bytes 0: does not fit.
-PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact, int limit) {
+PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact,
+                     int limit) {
   for (int stages : kPrefillStages) {
     const PrefillSmem s = cut_smem(shape, tile, io, exact, stages);
     if (s.total_bytes <= limit) return s;
@@ -85,7 +87,8 @@ void half_tables(const format::Codebook& book, uint32_t (&low)[2], uint32_t (&hi
   low[0] = low[1] = high[0] = high[1] = 0;
   if (book.bits > 4) return;
   for (int i = 0; i < (book.bits == 2 ? 4 : 8); i++) {
-    const uint32_t half = format::f16_from_float(book.bits == 4 ? book.level(i) : format::code_level(book, static_cast<uint32_t>(i)));
+    const uint32_t half = format::f16_from_float(
+        book.bits == 4 ? book.level(i) : format::code_level(book, static_cast<uint32_t>(i)));
     low[i / 4] |= (half & 0xFFu) << (8 * (i % 4));
     high[i / 4] |= (half >> 8) << (8 * (i % 4));
   }
@@ -97,20 +100,26 @@ bool prefill_serves(const Geometry& geometry, int shared_memory_per_block) {
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     const format::TileLayout tile = geometry.tile(layer);
     const Compiled* compiled = find_compiled(tile);
-    if (!compiled || fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block).total_bytes == 0) return false;
+    if (!compiled ||
+        fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block)
+                .total_bytes == 0)
+      return false;
   }
   return true;
 }
 
 void launch_prefill(const AttendLaunch& launch, const uint8_t* list) {
   const DeviceLayer& layer = launch.layer;
-  const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits, layer.value.layout.bits);
+  const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits,
+                                layer.value.layout.bits);
   const Compiled* compiled = find_compiled(tile);
-  TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d", tile.key.dim, tile.value.dim);
+  TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
+           tile.key.dim, tile.value.dim);
   PrefillParams p(layer);
   p.smem = fit_smem(*compiled, tile, layer.io_dtype, layer.raw_tokens > 0, launch.shared_memory_per_block);
-  TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal, "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory",
-           tile.key.dim, launch.shared_memory_per_block);
+  TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,
+           "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory", tile.key.dim,
+           launch.shared_memory_per_block);
   p.header = reinterpret_cast<const PrefillHeader*>(list);
   p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
   p.page_table = launch.plan.page_table;
@@ -125,7 +134,8 @@ void launch_prefill(const AttendLaunch& launch, const uint8_t* list) {
   p.query_sign = launch.softmax_scale < 0 ? -1.0f : 1.0f;
   p.softcap_log2 = launch.logit_softcap * kLog2E;
   p.softcap_steepness = launch.logit_softcap != 0 ? 2 / launch.logit_softcap : 0;
-  p.sliding_window = static_cast<int32_t>(launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
+  p.sliding_window = static_cast<int32_t>(
+      launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
   p.history_only = launch.history_only;
   p.sink_logits = launch.sink_logits;
   p.query_max = 32512.0f;  // high bytes up to 127

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A prefill kernel's launch, for one stored dimension. Each launch/prefill_d*.cu instantiates one, so that they compile in parallel.
+// A prefill kernel's launch, for one stored dimension. Each launch/prefill_d*.cu instantiates one, so that
+// they compile in parallel.
 #pragma once
 #include "cuda/kernels/prefill.cuh"
 #include "cuda/launch/prefill_list.h"
@@ -12,9 +13,11 @@ template <int kStored, RawForm kForm>
 void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
   const auto kernel = prefill_kernel<kStored, kForm>;
   check_cuda(
-      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
+      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
       "attend: shared memory");
-  tq::cuda::launch("attend", kernel, dim3(num_ctas * prefill_blocks(kStored, kForm)), dim3(kPrefillThreads), params.smem.total_bytes, stream, params);
+  tq::cuda::launch("attend", kernel, dim3(num_ctas * prefill_blocks(kStored, kForm)), dim3(kPrefillThreads),
+                   params.smem.total_bytes, stream, params);
 }
 
 template <int kStored>

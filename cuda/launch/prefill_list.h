@@ -9,13 +9,16 @@ namespace cuda {
 struct PrefillParams;
 
 #define TQ_PREFILL_LIST(X) X(64) X(96) X(128) X(192) X(256)
-#define TQ_PREFILL_DECLARE(dim) void launch_prefill_##dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
+#define TQ_PREFILL_DECLARE(dim) \
+  void launch_prefill_##dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
 TQ_PREFILL_LIST(TQ_PREFILL_DECLARE)
 #undef TQ_PREFILL_DECLARE
 
 // In a launch file: its definition.
-#define TQ_PREFILL_DEFINE(dim) \
-  void launch_prefill_##dim(const PrefillParams& params, int num_ctas, cudaStream_t stream) { launch_prefill_dim<dim>(params, num_ctas, stream); }
+#define TQ_PREFILL_DEFINE(dim)                                                                \
+  void launch_prefill_##dim(const PrefillParams& params, int num_ctas, cudaStream_t stream) { \
+    launch_prefill_dim<dim>(params, num_ctas, stream);                                        \
+  }
 
 }  // namespace cuda
 }  // namespace tq

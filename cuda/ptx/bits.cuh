@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Byte permutes with every selector mode. __byte_perm masks the selector to 3 bits a nibble (one extra LOP3) and cannot replicate sign bits.
+// Byte permutes with every selector mode. __byte_perm masks the selector to 3 bits a nibble (one extra LOP3)
+// and cannot replicate sign bits.
 #pragma once
 #include <stdint.h>
 
@@ -12,7 +13,8 @@ __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t s
   return r;
 }
 
-// Orders this thread's shared-memory accesses. __threadfence_block is the sequentially consistent form, which also waits for global accesses.
+// Orders this thread's shared-memory accesses. __threadfence_block is the sequentially consistent form, which
+// also waits for global accesses.
 __device__ __forceinline__ void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
 
 // Every byte becomes 0x00 or 0xFF by its top bit: selector bit 3 copies the sign.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// 2^x and 1/x on the special-function unit. exp2f adds a range test for subnormal results; softmax weights below 2^-126 are zero here.
+// 2^x and 1/x on the special-function unit. exp2f adds a range test for subnormal results; softmax weights
+// below 2^-126 are zero here.
 #pragma once
 
 namespace tq {

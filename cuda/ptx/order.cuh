@@ -6,8 +6,9 @@
 namespace tq {
 namespace cuda {
 
-// Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive included. __syncthreads is barrier 0. The form
-// that does not ask all warps to stand at the same instruction: they come here by different ways.
+// Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive
+// included. __syncthreads is barrier 0. The form that does not ask all warps to stand at the same
+// instruction: they come here by different ways.
 enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
 __device__ __forceinline__ void barrier_sync(Barrier barrier, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
@@ -16,8 +17,9 @@ __device__ __forceinline__ void barrier_signal(Barrier barrier, int threads) {
   asm volatile("barrier.arrive %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
 }
 
-// Programmatic dependent launch, compute capability 9.0; nothing on earlier chips, where kernels follow one another. A kernel launched early waits here
-// before it reads or writes anything that others may have to do with. Every CTA does, or a later kernel could overtake an earlier one.
+// Programmatic dependent launch, compute capability 9.0; nothing on earlier chips, where kernels follow one
+// another. A kernel launched early waits here before it reads or writes anything that others may have to do
+// with. Every CTA does, or a later kernel could overtake an earlier one.
 __device__ __forceinline__ void wait_for_earlier_kernels() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -30,7 +32,8 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// The value as if it were made here: what is computed from it cannot be computed ahead of a loop and kept in registers.
+// The value as if it were made here: what is computed from it cannot be computed ahead of a loop and kept in
+// registers.
 template <class T>
 __device__ __forceinline__ T made_here(T x) {
   if constexpr (sizeof(T) == 8)
@@ -40,10 +43,14 @@ __device__ __forceinline__ T made_here(T x) {
   return x;
 }
 
-// Adds and returns the value before, releasing what this thread saw written and acquiring what others released: atomicAdd is relaxed.
+// Adds and returns the value before, releasing what this thread saw written and acquiring what others
+// released: atomicAdd is relaxed.
 __device__ __forceinline__ int add_acquire_release(int32_t* counter, int add) {
   int before;
-  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(add) : "memory");
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(add)
+               : "memory");
   return before;
 }
 

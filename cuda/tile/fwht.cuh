@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rotation of one row by one warp, in registers: Walsh-Hadamard stages by shuffles (distances 1-16) and between registers (32 and up), the small
-// orthogonal factor across blocks of 2^k coordinates (FORMAT.md section 2). Lane l holds the coordinates l, l + 32, ... Only attention uses it, so the order of
-// rounding is free here; codes never pass it. A version in shared memory cost the steward 2.4 us for four rows instead of 0.3.
+// The rotation of one row by one warp, in registers: Walsh-Hadamard stages by shuffles (distances 1-16) and
+// between registers (32 and up), the small orthogonal factor across blocks of 2^k coordinates (FORMAT.md
+// section 2). Lane l holds the coordinates l, l + 32, ... Only attention uses it, so the order of rounding is
+// free here; codes never pass it. A version in shared memory cost the steward 2.4 us for four rows instead of
+// 0.3.
 #pragma once
 #include "format/rotation.h"
 
@@ -11,7 +13,8 @@ namespace cuda {
 template <int kStored>
 __device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane) {
   constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
-  // Rolled: this runs once or twice a launch, and code that is not in the instruction cache costs more than the loop.
+  // Rolled: this runs once or twice a launch, and code that is not in the instruction cache costs more than
+  // the loop.
 #pragma unroll 1
   for (int h = 1; h < 32; h *= 2)
 #pragma unroll
@@ -43,7 +46,8 @@ __device__ __forceinline__ void odd_row(float (&x)[kStored / 32], bool transpose
       for (int r = 0; r < kOdd; r++) {
         float sum = 0.0f;
 #pragma unroll
-        for (int c = 0; c < kOdd; c++) sum = fmaf(transposed ? format::dct_entry(kOdd, c, r) : format::dct_entry(kOdd, r, c), in[c], sum);
+        for (int c = 0; c < kOdd; c++)
+          sum = fmaf(transposed ? format::dct_entry(kOdd, c, r) : format::dct_entry(kOdd, r, c), in[c], sum);
         x[r * kBlock + p] = sum;
       }
     }

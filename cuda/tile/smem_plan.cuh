@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared memory of an attend CTA: offsets that constants give, or computed once on the host and passed with the parameters, so that host and kernel cannot
-// disagree.
+// Shared memory of an attend CTA: offsets that constants give, or computed once on the host and passed with
+// the parameters, so that host and kernel cannot disagree.
 //
-//   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue (items, barriers), scratch, ring of tile buffers
+//   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue
+//   (items, barriers), scratch, ring of tile buffers
 #pragma once
 #include "cuda/schedule.h"
 #include "format/tile_layout.h"
@@ -13,13 +14,17 @@ namespace cuda {
 constexpr int kMaxStages = 4;
 constexpr int kMaxStewards = 4;
 constexpr int kMaxQuerySlots = 4;
-constexpr int kUnitSlots = 8;     // units described ahead
-constexpr int kPlaces = 128;      // places of a unit's steps or tiles kept here; longer units read the page table
+constexpr int kUnitSlots = 8;  // units described ahead
+constexpr int kPlaces = 128;  // places of a unit's steps or tiles kept here; longer units read the page table
 constexpr int kMaxDeposits = 16;  // states of jobs that wait to be folded; a power of two
-constexpr int kFreedTurns = 8;    // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see attend_frame.cuh)
-constexpr int kTurns = 32;        // barriers of exact jobs, used in turn: at least as many as the workers hold items
-constexpr int kPlaceBytes = 64;   // every tile starts at a multiple
-constexpr int kRowPad = 8;        // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
+// barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see
+// attend_frame.cuh)
+constexpr int kFreedTurns = 8;
+// barriers of exact jobs, used in turn: at least as many as the workers hold items
+constexpr int kTurns = 32;
+constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
+// floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
+constexpr int kRowPad = 8;
 
 // What the workers need to know of a unit.
 struct UnitInfo {
@@ -39,14 +44,16 @@ struct UnitInfo {
   int32_t slot, counter;  // workspace of a block that is shared with other CTAs, or -1
   int32_t arrivals;       // units of the block that this CTA has had, with this one
   int32_t rows;
-  int32_t q_row, q_first;          // row of the sequence in q; first query row (query token * q_per_kv + head) of the block
+  int32_t q_row,
+      q_first;  // row of the sequence in q; first query row (query token * q_per_kv + head) of the block
   int32_t query_tokens;            // of the sequence
   int32_t exact_begin, exact_end;  // ring tokens that are exact
   int32_t sinks;                   // exact first tokens
   int32_t sequence;                // in the work list
   int32_t exact_job;               // running number of an exact unit's first job
   int32_t reserved[3];
-  uint32_t places[kPlaces];  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
+  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
+  uint32_t places[kPlaces];
 };
 static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
 
@@ -95,7 +102,8 @@ constexpr int kUnitState = 0, kBlockState = 1, kFirstDeposit = 2;  // numbers of
 constexpr int row_floats(int stored_value) { return stored_value + kRowPad; }
 // Rows, then m, l and what every coordinate of a deposit's row still lacks.
 constexpr int state_floats(int stored_value) { return kRowsPerBlock * (row_floats(stored_value) + 3); }
-// Of a query slot: a uint2 a lane for each set and 32 coordinates, high and low bytes of 4 rows; then the rows' numbers.
+// Of a query slot: a uint2 a lane for each set and 32 coordinates, high and low bytes of 4 rows; then the
+// rows' numbers.
 constexpr int query_rows_at(int stored_key) { return stored_key / 32 * 512; }
 
 struct SmemPlan {
@@ -114,8 +122,8 @@ struct SmemPlan {
 };
 
 // stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
-inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes, int scratch_bytes, int workers, int stages,
-                               int deposits, int copies) {
+inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes,
+                               int scratch_bytes, int workers, int stages, int deposits, int copies) {
   SmemPlan plan = {};
   plan.workers = workers;
   plan.stages = stages;
@@ -128,7 +136,8 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.query_rows_at = query_rows_at(stored_key);
   plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
   plan.query_floats = float_dim;
-  plan.query_slot_bytes = smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
+  plan.query_slot_bytes =
+      smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
   plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
   plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;

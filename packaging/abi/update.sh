@@ -5,11 +5,14 @@
 #   packaging/abi/update.sh            writes the baseline packaging/abi/libtqkv.ARCH.xml
 #   packaging/abi/update.sh --check [library...]   compares with it; "ok - ", "not ok - ", "skip - " lines
 #
-# The functions of tqkv.h are all defined in src/api.cpp; compiled alone with debug information and linked with exports.map it has every exported symbol and
-# the type of every argument, in seconds. Private types (what tq_cache points to) are dropped, so that the baseline is small and speaks of the
-# header only. Any difference is a failure, additions too: the change that makes it also regenerates the baseline, adds to packaging/CHANGELOG.md's ABI line
-# and, if an old program would notice, raises TQ_ABI_VERSION. No suppressions: the one for "a member was added at the end" also hides insertions in the
-# middle. A given library (without debug information) must export the same symbols. The check also sees that abidiff objects to two damaged headers.
+# The functions of tqkv.h are all defined in src/api.cpp; compiled alone with debug information and linked
+# with exports.map it has every exported symbol and the type of every argument, in seconds. Private types
+# (what tq_cache points to) are dropped, so that the baseline is small and speaks of the header only. Any
+# difference is a failure, additions too: the change that makes it also regenerates the baseline, adds to
+# packaging/CHANGELOG.md's ABI line and, if an old program would notice, raises TQ_ABI_VERSION. No
+# suppressions: the one for "a member was added at the end" also hides insertions in the middle. A given
+# library (without debug information) must export the same symbols. The check also sees that abidiff objects
+# to two damaged headers.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 baseline=packaging/abi/libtqkv.$(uname -m).xml

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# Enables CUDA as TQ_CUDA asks and builds the object library tqkv_cuda. Sets TQ_CUDA_ENABLED (0 or 1) and TQ_CUDA_ARCHS_BUILT.
+# Enables CUDA as TQ_CUDA asks and builds the object library tqkv_cuda. Sets TQ_CUDA_ENABLED (0 or 1) and
+# TQ_CUDA_ARCHS_BUILT.
 #
-# A toolkit on PATH (or CMAKE_CUDA_COMPILER, CUDACXX) is preferred, then one from Python wheels. The architectures are set before CUDA is enabled:
-# CMake would take nvcc's default, one old architecture, otherwise.
-# Listed by hand, like all sources.
+# A toolkit on PATH (or CMAKE_CUDA_COMPILER, CUDACXX) is preferred, then one from Python wheels. The
+# architectures are set before CUDA is enabled: CMake would take nvcc's default, one old architecture,
+# otherwise. Listed by hand, like all sources.
 set(tq_cuda_sources
   cuda/arena.cu
   cuda/cuda_backend.cu

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Install rules: components Runtime (library, licence), Development (header, link, CMake and pkg-config files) and Tool (the tqkv program).
+# Install rules: components Runtime (library, licence), Development (header, link, CMake and pkg-config files)
+# and Tool (the tqkv program).
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -17,7 +18,8 @@ write_basic_package_version_file(tqkvConfigVersion.cmake VERSION ${PROJECT_VERSI
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tqkvConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/tqkvConfigVersion.cmake
   DESTINATION ${tq_cmake_dir} COMPONENT Development)
 
-# The .pc finds its prefix from its own place, so that the tree may be moved; an absolute directory outside the prefix is written in full.
+# The .pc finds its prefix from its own place, so that the tree may be moved; an absolute directory outside
+# the prefix is written in full.
 if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
   set(TQ_PC_PREFIX "${CMAKE_INSTALL_PREFIX}")
 else()

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# Finds a CUDA 13 toolkit installed from Python wheels (folder nvidia/cu13) and points CMake at it, before CUDA is enabled.
+# Finds a CUDA 13 toolkit installed from Python wheels (folder nvidia/cu13) and points CMake at it, before
+# CUDA is enabled.
 #
-# Looked for in $TQKV_CUDA_WHEELS, then in ${XDG_CACHE_HOME:-~/.cache}/tqkv/cuda-13.0, where packaging/cuda_toolkit.sh puts it. The wheels have
-# neither lib64 nor targets/, but nvcc's profile passes -L<root>/lib64; without the -L below the very first compiler check fails
-# because cudadevrt and cudart_static are not found.
+# Looked for in $TQKV_CUDA_WHEELS, then in ${XDG_CACHE_HOME:-~/.cache}/tqkv/cuda-13.0, where
+# packaging/cuda_toolkit.sh puts it. The wheels have neither lib64 nor targets/, but nvcc's profile passes
+# -L<root>/lib64; without the -L below the very first compiler check fails because cudadevrt and cudart_static
+# are not found.
 #
-# tq_find_pip_cuda(FOUND) sets FOUND in the caller, and CMAKE_CUDA_COMPILER, CUDAToolkit_ROOT and CMAKE_CUDA_FLAGS in the cache.
+# tq_find_pip_cuda(FOUND) sets FOUND in the caller, and CMAKE_CUDA_COMPILER, CUDAToolkit_ROOT and
+# CMAKE_CUDA_FLAGS in the cache.
 
 function(tq_find_pip_cuda found)
   set(${found} FALSE PARENT_SCOPE)

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the Debian packages libtqkv0, libtqkv-dev and tqkv-tools.   packaging/deb/build.sh BUILD_DIR OUT_DIR [cmake-argument...]
+# Builds the Debian packages libtqkv0, libtqkv-dev and tqkv-tools.   packaging/deb/build.sh BUILD_DIR OUT_DIR
+#                                                                    [cmake-argument...]
 #
-# The library is built in BUILD_DIR for prefix /usr with Debian's hardening flags, without CUDA unless -DTQ_CUDA=ON is given; the components of
-# packaging/cmake/Install.cmake become the packages, through Debian's own tools (dpkg-shlibdeps, dpkg-gencontrol, dpkg-deb). No debhelper,
-# so that nothing of Debian lies in the root of the sources. The version and the changelog are those of tqkv.h and packaging/CHANGELOG.md.
-# The same sources and SOURCE_DATE_EPOCH (by default the last commit's time) give the same bytes.
+# The library is built in BUILD_DIR for prefix /usr with Debian's hardening flags, without CUDA unless
+# -DTQ_CUDA=ON is given; the components of packaging/cmake/Install.cmake become the packages, through Debian's
+# own tools (dpkg-shlibdeps, dpkg-gencontrol, dpkg-deb). No debhelper, so that nothing of Debian lies in the
+# root of the sources. The version and the changelog are those of tqkv.h and packaging/CHANGELOG.md. The same
+# sources and SOURCE_DATE_EPOCH (by default the last commit's time) give the same bytes.
 set -euo pipefail
 build=${1:?usage: build.sh BUILD_DIR OUT_DIR [cmake-argument...]} out=${2:?usage: build.sh BUILD_DIR OUT_DIR [cmake-argument...]}
 shift 2
@@ -29,7 +31,8 @@ tq_cmake_build "$build" -DCMAKE_BUILD_TYPE=Release -DTQ_BUILD_TOOL=ON -DTQ_CUDA=
   -DCMAKE_SKIP_INSTALL_RPATH=ON -DCMAKE_CXX_FLAGS="$(flags CXXFLAGS) $(flags CPPFLAGS)" -DCMAKE_EXE_LINKER_FLAGS="$(flags LDFLAGS)" \
   -DCMAKE_SHARED_LINKER_FLAGS="$(flags LDFLAGS)" "$@"
 
-# Debian's changelog out of ours: a heading opens an entry, a line at the margin an item of it; items are folded.
+# Debian's changelog out of ours: a heading opens an entry, a line at the margin an item of it; items are
+# folded.
 mkdir "$work/debian"
 sed "s/^Package: libtqkv0$/Package: $runtime/; s/libtqkv0 (=/$runtime (=/" packaging/deb/control >"$work/debian/control"
 maintainer=$(sed -n 's/^Maintainer: //p' packaging/deb/control) date=$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * "Replace your attention call": a decode loop on a tqkv cache. Plan the step once, then append and attend in every layer; fork a
- * sequence for a shared prompt; truncate it when a draft is rejected. The same program stands in bindings/python, rust and go under
- * examples/decode_loop, and all print the lines of decode_loop.txt.
+ * "Replace your attention call": a decode loop on a tqkv cache. Plan the step once, then append and attend in
+ * every layer; fork a sequence for a shared prompt; truncate it when a draft is rejected. The same program
+ * stands in bindings/python, rust and go under examples/decode_loop, and all print the lines of
+ * decode_loop.txt.
  *
- * In place of a model there is a generator of numbers, the same in every language: state = state * 1664525 + 1013904223 modulo 2^32,
- * starting from 5; the number is (((state >> 16) mod 2048) - 1024) / 1024, exact in float32. A layer of a step takes k, then v, then q.
- * A norm is the root of the sum of squares of all outputs of the step, both layers, in double.
+ * In place of a model there is a generator of numbers, the same in every language: state = state * 1664525 +
+ * 1013904223 modulo 2^32, starting from 5; the number is (((state >> 16) mod 2048) - 1024) / 1024, exact in
+ * float32. A layer of a step takes k, then v, then q. A norm is the root of the sum of squares of all outputs
+ * of the step, both layers, in double.
  *
  * Build: cc decode_loop.c $(pkg-config --cflags --libs tqkv) -lm
  */
@@ -36,10 +38,12 @@ static void fill(float* numbers, int64_t count) {
   }
 }
 
-/* One step of the model: num_sequences sequences get new_tokens[i] tokens each and ask query_tokens[i] queries. */
-static int step(tq_cache* cache, tq_batch* batch, int32_t num_sequences, const tq_sequence* sequences, const int64_t* new_tokens,
-                const int64_t* query_tokens, double* norm) {
-  static float k[kMostTokens * kKvHeads * kDim], v[kMostTokens * kKvHeads * kDim], q[kMostTokens * kQueryHeads * kDim];
+/* One step of the model: num_sequences sequences get new_tokens[i] tokens each and ask query_tokens[i]
+ * queries. */
+static int step(tq_cache* cache, tq_batch* batch, int32_t num_sequences, const tq_sequence* sequences,
+                const int64_t* new_tokens, const int64_t* query_tokens, double* norm) {
+  static float k[kMostTokens * kKvHeads * kDim], v[kMostTokens * kKvHeads * kDim],
+      q[kMostTokens * kQueryHeads * kDim];
   static float out[kMostTokens * kQueryHeads * kDim];
   int64_t rows = 0, queries = 0;
   for (int32_t i = 0; i < num_sequences; i++) {
@@ -99,7 +103,8 @@ int main(void) {
   tq_cache_memory_t memory = {0};
   memory.struct_size = sizeof memory;
   CHECK(tq_cache_memory(cache, &memory));
-  printf("fork: %d sequences, %d tokens, %d page\n", (int)memory.num_sequences, (int)memory.tokens, (int)memory.pages_used);
+  printf("fork: %d sequences, %d tokens, %d page\n", (int)memory.num_sequences, (int)memory.tokens,
+         (int)memory.pages_used);
 
   const tq_sequence both[2] = {a, b};
   const int64_t ones[2] = {1, 1};
@@ -120,7 +125,8 @@ int main(void) {
   if (print_lengths(cache, "two rejected", a, b, norm)) return 1;
 
   CHECK(tq_cache_memory(cache, &memory));
-  printf("memory: %d tokens, %d pages, %.2f times smaller than float16\n", (int)memory.tokens, (int)memory.pages_used, memory.compression);
+  printf("memory: %d tokens, %d pages, %.2f times smaller than float16\n", (int)memory.tokens,
+         (int)memory.pages_used, memory.compression);
   CHECK(tq_batch_destroy(batch));
   CHECK(tq_cache_destroy(cache));
   return 0;

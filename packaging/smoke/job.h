@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The job of every consumer program here: 40 tokens of 2 kv heads into a CPU cache at 8 bits, one decode step of 4 query heads, compared with
- * exact attention in double. TQ_CALL(f) is how a tq_ function is reached: linked, or through a table of pointers.
+ * The job of every consumer program here: 40 tokens of 2 kv heads into a CPU cache at 8 bits, one decode step
+ * of 4 query heads, compared with exact attention in double. TQ_CALL(f) is how a tq_ function is reached:
+ * linked, or through a table of pointers.
  *
- * Bound on the error: 8-bit codes of about normal data have a step of max/127, some 0.025 standard deviations, so an error of 0.7 % of a vector's
- * length; keys and values each contribute that much to the output. 2 % is twice their sum in squares.
+ * Bound on the error: 8-bit codes of about normal data have a step of max/127, some 0.025 standard
+ * deviations, so an error of 0.7 % of a vector's length; keys and values each contribute that much to the
+ * output. 2 % is twice their sum in squares.
  */
 #ifndef TQKV_SMOKE_JOB_H
 #define TQKV_SMOKE_JOB_H
@@ -41,7 +43,8 @@ static float smoke_normal(uint32_t* state) {
 }
 
 /* Squared error and squared length of one head's output against exact attention. */
-static void smoke_compare(const float* q, const float* k, const float* v, int head, const float* out, double* error, double* length) {
+static void smoke_compare(const float* q, const float* k, const float* v, int head, const float* out,
+                          double* error, double* length) {
   const int kv = head / (Q_HEADS / KV_HEADS);
   double weight[TOKENS], sum = 0;
   int t, i;
@@ -92,7 +95,8 @@ static int smoke_job(void) {
   SMOKE_TRY(TQ_CALL(tq_cache_destroy)(cache));
 
   for (i = 0; i < Q_HEADS; i++) smoke_compare(q, k, v, i, out, &error, &length);
-  printf("tqkv %s, ABI %d: relative error of the output %.4f\n", TQ_CALL(tq_version)(), (int)TQ_CALL(tq_abi_version)(), sqrt(error / length));
+  printf("tqkv %s, ABI %d: relative error of the output %.4f\n", TQ_CALL(tq_version)(),
+         (int)TQ_CALL(tq_abi_version)(), sqrt(error / length));
   return sqrt(error / length) <= 0.02 && TQ_CALL(tq_abi_version)() == TQ_ABI_VERSION ? 0 : 1;
 }
 

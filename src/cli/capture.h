@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A captured KV cache: safetensors with `layers.N.key`, `layers.N.value` [kv heads, tokens, dim] and `layers.N.query` [q heads, queries, dim],
-// RoPE applied, the queries being those of the last positions. Shapes are checked for all chosen layers when the file is opened;
-// values are read one layer at a time.
+// A captured KV cache: safetensors with `layers.N.key`, `layers.N.value` [kv heads, tokens, dim] and
+// `layers.N.query` [q heads, queries, dim], RoPE applied, the queries being those of the last positions.
+// Shapes are checked for all chosen layers when the file is opened; values are read one layer at a time.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See device_memory.h. Entry points of the CUDA driver API by name; the _v2 forms are the 64-bit ones that its header maps the plain names to.
+// See device_memory.h. Entry points of the CUDA driver API by name; the _v2 forms are the 64-bit ones that
+// its header maps the plain names to.
 #include "cli/device_memory.h"
 
 #include <dlfcn.h>
@@ -36,7 +37,8 @@ class CudaMemory : public DeviceMemory {
  public:
   explicit CudaMemory(int32_t device_id) {
     library_ = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (library_ == nullptr) throw LibraryError(std::string("the CUDA driver cannot be loaded: ") + dlerror());
+    if (library_ == nullptr)
+      throw LibraryError(std::string("the CUDA driver cannot be loaded: ") + dlerror());
     int device = 0;
     void* context = nullptr;
     check(entry<int(unsigned)>("cuInit")(0), "cuInit");
@@ -51,12 +53,14 @@ class CudaMemory : public DeviceMemory {
     synchronize_ = entry<int()>("cuCtxSynchronize");
   }
   ~CudaMemory() override {
-    if (auto* const release = reinterpret_cast<int (*)(int)>(dlsym(library_, "cuDevicePrimaryCtxRelease_v2"))) release(device_);
+    if (auto* const release = reinterpret_cast<int (*)(int)>(dlsym(library_, "cuDevicePrimaryCtxRelease_v2")))
+      release(device_);
   }
   void* allocate(size_t bytes) override {
     uint64_t address = 0;
     check(allocate_(&address, bytes > 0 ? bytes : 1), "cuMemAlloc");
-    return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): a CUdeviceptr is an integer
+    // NOLINT(performance-no-int-to-ptr): a CUdeviceptr is an integer
+    return reinterpret_cast<void*>(address);
   }
   void release(void* pointer) noexcept override { free_(reinterpret_cast<uint64_t>(pointer)); }
   void upload(void* device, const void* host, size_t bytes) override {

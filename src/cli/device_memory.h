@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Buffers on the device of a cache. The C API takes pointers on the cache's device and allocates none for its callers; for CUDA caches the
-// tool asks the driver (libcuda.so.1, loaded at run time, primary context), so that it needs no CUDA toolkit to be built.
+// Buffers on the device of a cache. The C API takes pointers on the cache's device and allocates none for its
+// callers; for CUDA caches the tool asks the driver (libcuda.so.1, loaded at run time, primary context), so
+// that it needs no CUDA toolkit to be built.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,8 @@ class DeviceMemory {
 // `count` floats; memory must outlive it.
 class FloatBuffer {
  public:
-  FloatBuffer(DeviceMemory& memory, size_t count) : memory_(memory), count_(count), data_(memory.allocate(count * sizeof(float))) {}
+  FloatBuffer(DeviceMemory& memory, size_t count)
+      : memory_(memory), count_(count), data_(memory.allocate(count * sizeof(float))) {}
   FloatBuffer(DeviceMemory& memory, const std::vector<float>& host) : FloatBuffer(memory, host.size()) {
     memory_.upload(data_, host.data(), count_ * sizeof(float));
   }

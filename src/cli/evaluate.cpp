@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See evaluate.h. Everything goes through the public C API in float32, to which every capture type converts exactly.
+// See evaluate.h. Everything goes through the public C API in float32, to which every capture type converts
+// exactly.
 #include "cli/evaluate.h"
 
 #include <algorithm>
@@ -30,7 +31,8 @@ struct Centres {
 Centres first_half_means(const LayerData& data) {
   const int64_t half = data.shape.tokens / 2;
   const CaptureShape& shape = data.shape;
-  return {head_means(data.key, shape.kv_heads * shape.key_dim, half), head_means(data.value, shape.kv_heads * shape.value_dim, half)};
+  return {head_means(data.key, shape.kv_heads * shape.key_dim, half),
+          head_means(data.value, shape.kv_heads * shape.value_dim, half)};
 }
 
 template <typename Body>
@@ -38,13 +40,15 @@ double median_seconds(int32_t repeats, const Body& body) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> seconds;
   double total = 0;
-  while (static_cast<int32_t>(seconds.size()) < repeats || (total < kMinTimedSeconds && seconds.size() < 1000)) {
+  while (static_cast<int32_t>(seconds.size()) < repeats ||
+         (total < kMinTimedSeconds && seconds.size() < 1000)) {
     const auto start = Clock::now();
     body();
     seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     total += seconds.back();
   }
-  std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 2), seconds.end());
+  std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 2),
+                   seconds.end());
   return seconds[seconds.size() / 2];
 }
 
@@ -52,8 +56,13 @@ double median_seconds(int32_t repeats, const Body& body) {
 class LayerCache {
  public:
   LayerCache(const LayerData& data, const tq_cache_config& config, const Centres* centres)
-      : data_(data), cache_(config), memory_(DeviceMemory::open(config.device_type, config.device_id)), sequence_(cache_) {
-    if (centres != nullptr) check(tq_cache_set_centres(cache_.get(), 0, centres->key.data(), centres->value.data()), "tq_cache_set_centres");
+      : data_(data),
+        cache_(config),
+        memory_(DeviceMemory::open(config.device_type, config.device_id)),
+        sequence_(cache_) {
+    if (centres != nullptr)
+      check(tq_cache_set_centres(cache_.get(), 0, centres->key.data(), centres->value.data()),
+            "tq_cache_set_centres");
     sequence_.plan(data.shape.tokens, data.shape.queries);
     key_.emplace(*memory_, data.key);
     value_.emplace(*memory_, data.value);
@@ -61,16 +70,21 @@ class LayerCache {
   }
 
   void append() {
-    check(tq_cache_append(cache_.get(), 0, sequence_.batch(), key_->get(), value_->get(), nullptr, nullptr), "tq_cache_append");
+    check(tq_cache_append(cache_.get(), 0, sequence_.batch(), key_->get(), value_->get(), nullptr, nullptr),
+          "tq_cache_append");
     memory_->synchronize();
   }
 
   Quality judge(const ExactAttention& exact) {
     const CaptureShape& shape = data_.shape;
     FloatBuffer out(*memory_, exact.output().size());
-    check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), query_->get(), out.get(), nullptr, nullptr, nullptr, 0, nullptr), "tq_cache_attend");
+    check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), query_->get(), out.get(), nullptr, nullptr,
+                          nullptr, 0, nullptr),
+          "tq_cache_attend");
     FloatBuffer key(*memory_, data_.key.size()), value(*memory_, data_.value.size());
-    check(tq_cache_read(cache_.get(), 0, sequence_.id(), 0, shape.tokens, key.get(), value.get(), nullptr, nullptr), "tq_cache_read");
+    check(tq_cache_read(cache_.get(), 0, sequence_.id(), 0, shape.tokens, key.get(), value.get(), nullptr,
+                        nullptr),
+          "tq_cache_read");
     memory_->synchronize();
     uint64_t noticed = 0;
     check(tq_cache_check(cache_.get(), nullptr, &noticed), "tq_cache_check");
@@ -92,9 +106,12 @@ class LayerCache {
     const CaptureShape& shape = data_.shape;
     sequence_.plan(0, 1);
     FloatBuffer out(*memory_, static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.value_dim));
-    const float* last = query_->at(static_cast<size_t>(shape.queries - 1) * static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.key_dim));
+    const float* last = query_->at(static_cast<size_t>(shape.queries - 1) *
+                                   static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.key_dim));
     return median_seconds(repeats, [&] {
-      check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), last, out.get(), nullptr, nullptr, nullptr, 0, nullptr), "tq_cache_attend");
+      check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), last, out.get(), nullptr, nullptr, nullptr, 0,
+                            nullptr),
+            "tq_cache_attend");
       memory_->synchronize();
     });
   }
@@ -124,7 +141,8 @@ struct LayerJob {
   LayerData half;
   std::optional<ExactAttention> half_exact;
 
-  LayerJob(int number, LayerData loaded, int threads) : layer(number), data(std::move(loaded)), exact(data, threads), halves(data.shape.tokens >= 2) {
+  LayerJob(int number, LayerData loaded, int threads)
+      : layer(number), data(std::move(loaded)), exact(data, threads), halves(data.shape.tokens >= 2) {
     if (!halves) return;
     centres = first_half_means(data);
     half = tail(data, data.shape.tokens / 2);
@@ -147,8 +165,8 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
     result.append_tokens_per_s = static_cast<double>(shape.tokens) / cache.append_seconds(options.repeats);
     result.quality = cache.judge(job.exact);
     const tq_cache_memory_t memory = cache.memory();
-    result.stored_bytes =
-        static_cast<double>(memory.stored_bytes_used + memory.raw_bytes) / (static_cast<double>(shape.tokens) * static_cast<double>(shape.kv_heads));
+    result.stored_bytes = static_cast<double>(memory.stored_bytes_used + memory.raw_bytes) /
+                          (static_cast<double>(shape.tokens) * static_cast<double>(shape.kv_heads));
     result.attend_tokens_per_s = static_cast<double>(shape.tokens) / cache.attend_seconds(options.repeats);
   }
   result.coded_bytes = static_cast<double>(bytes.token_bytes) / shape.kv_heads;
@@ -164,20 +182,26 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
   return result;
 }
 
-// The narrowest K = V width that keeps both limits, from the narrowest asked for upwards; what was measured already is taken over.
-Recommendation recommend(const LayerJob& job, const Options& options, const std::vector<WidthResult>& measured, const Progress& progress,
-                         int64_t done, int64_t of) {
+// The narrowest K = V width that keeps both limits, from the narrowest asked for upwards; what was measured
+// already is taken over.
+Recommendation recommend(const LayerJob& job, const Options& options,
+                         const std::vector<WidthResult>& measured, const Progress& progress, int64_t done,
+                         int64_t of) {
   int32_t narrowest = 8;
-  for (const Width& width : options.widths) narrowest = std::min(narrowest, std::max(width.key_bits, width.value_bits));
+  for (const Width& width : options.widths)
+    narrowest = std::min(narrowest, std::max(width.key_bits, width.value_bits));
   Recommendation recommendation;
   for (const int32_t bits : kCandidateBits) {
     if (bits < narrowest) continue;
     const Width width{bits, bits};
-    const auto known = std::find_if(measured.begin(), measured.end(), [&](const WidthResult& result) { return result.width == width; });
-    if (known == measured.end()) progress(done, of, "layer " + std::to_string(job.layer) + ", trying " + width.text());
+    const auto known = std::find_if(measured.begin(), measured.end(),
+                                    [&](const WidthResult& result) { return result.width == width; });
+    if (known == measured.end())
+      progress(done, of, "layer " + std::to_string(job.layer) + ", trying " + width.text());
     recommendation.at = known != measured.end() ? *known : measure(job, options, width);
     recommendation.tried.push_back(bits);
-    if (recommendation.at.quality.kl <= options.max_kl && recommendation.at.quality.output.relative <= options.max_error) {
+    if (recommendation.at.quality.kl <= options.max_kl &&
+        recommendation.at.quality.output.relative <= options.max_error) {
       recommendation.bits = bits;
       break;
     }
@@ -224,7 +248,8 @@ std::vector<WidthResult> mean_over_layers(const std::vector<LayerResult>& layers
 
 }  // namespace
 
-tq_cache_config layer_config(const CaptureShape& shape, const Options& options, const Width& width, int layer, int64_t tokens) {
+tq_cache_config layer_config(const CaptureShape& shape, const Options& options, const Width& width, int layer,
+                             int64_t tokens) {
   tq_cache_config config = new_config();
   config.device_type = options.device_type;
   config.num_layers = 1;
@@ -255,7 +280,8 @@ Evaluation evaluate(Capture& capture, const Options& options, const Progress& pr
   evaluation.shape = capture.shape();
   evaluation.options = options;
   // Refuse before the work: the first cache would say the same only after the exact attention of a layer.
-  for (const Width& width : options.widths) Cache(layer_config(capture.shape(), options, width, 0, capture.shape().tokens));
+  for (const Width& width : options.widths)
+    Cache(layer_config(capture.shape(), options, width, 0, capture.shape().tokens));
 
   const auto per_layer = static_cast<int64_t>(options.widths.size()) + 1;
   const int64_t of = per_layer * static_cast<int64_t>(capture.layers().size());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What `tqkv eval` measures, as data. One layer at a time: a cache of that layer alone is made for each width, the capture appended, its
-// queries attended, and everything compared with float64 (exact.h). A cache of one layer takes the seed that gives it the rotation of
-// layer N of a whole cache (FORMAT.md 2.1), so the figures are those of the layer in its model.
+// What `tqkv eval` measures, as data. One layer at a time: a cache of that layer alone is made for each
+// width, the capture appended, its queries attended, and everything compared with float64 (exact.h). A cache
+// of one layer takes the seed that gives it the rotation of layer N of a whole cache (FORMAT.md 2.1), so the
+// figures are those of the layer in its model.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,9 @@ struct Width {
   int32_t key_bits = 3;
   int32_t value_bits = 3;
 
-  bool operator==(const Width& other) const { return key_bits == other.key_bits && value_bits == other.value_bits; }
+  bool operator==(const Width& other) const {
+    return key_bits == other.key_bits && value_bits == other.value_bits;
+  }
   std::string text() const { return std::to_string(key_bits) + "/" + std::to_string(value_bits); }
 };
 
@@ -51,8 +54,9 @@ struct Quality {
 
 struct WidthResult {
   Width width;
-  double stored_bytes = 0;  // of one token and kv head, keys and values, all-in: pages as allocated to the sequence, exact copies
-  double coded_bytes = 0;   // of that: codes and scales of one token
+  // of one token and kv head, keys and values, all-in: pages as allocated to the sequence, exact copies
+  double stored_bytes = 0;
+  double coded_bytes = 0;  // of that: codes and scales of one token
   double fp16_bytes = 0;
   Quality quality;
   bool centres_judged = false;  // needs at least two tokens
@@ -92,6 +96,7 @@ using Progress = std::function<void(int64_t, int64_t, const std::string&)>;
 Evaluation evaluate(Capture& capture, const Options& options, const Progress& progress);
 
 // The configuration of a cache of `layer` alone, for up to `tokens` tokens.
-tq_cache_config layer_config(const CaptureShape& shape, const Options& options, const Width& width, int layer, int64_t tokens);
+tq_cache_config layer_config(const CaptureShape& shape, const Options& options, const Width& width, int layer,
+                             int64_t tokens);
 
 }  // namespace tq::cli

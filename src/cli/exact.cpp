@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See exact.h. Keys of a head are laid out dim-major in blocks of tokens, so that the inner loop runs over independent tokens: it
-// vectorises without reassociating a sum, and one block's logits stay in the first-level cache.
+// See exact.h. Keys of a head are laid out dim-major in blocks of tokens, so that the inner loop runs over
+// independent tokens: it vectorises without reassociating a sum, and one block's logits stay in the
+// first-level cache.
 #include "cli/exact.h"
 
 #include <algorithm>
@@ -152,7 +153,8 @@ double ExactAttention::kl(const std::vector<float>& decoded_key) const {
       log_weights(keys, query, q_head, log_q.data());
       const double* log_p = &log_p_[index * static_cast<size_t>(shape.tokens)];
       double sum = 0;
-      for (int64_t t = 0; t < visible(query); ++t) sum += std::exp(log_p[t]) * (log_p[t] - log_q[static_cast<size_t>(t)]);
+      for (int64_t t = 0; t < visible(query); ++t)
+        sum += std::exp(log_p[t]) * (log_p[t] - log_q[static_cast<size_t>(t)]);
       row_kl[index] = std::max(sum, 0.0);  // rounding alone can push an exact row below 0
     });
   }

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the codes are judged by: causal attention over the captured vectors in float64, and the error measures.
-//   relative MSE, cosine   mean over vectors of |x - x^|^2 / |x|^2 and <x, x^> / (|x| |x^|); zero vectors are left out
-//   output error           |out - exact| / |exact| over all queries, heads and coordinates at once (Frobenius)
-//   KL                     of the attention weights, exact || quantised, in nats, mean over (query, q head); the quantised weights are
+// What the codes are judged by: causal attention over the captured vectors in float64, and the error
+// measures.
+//   relative MSE, cosine   mean over vectors of |x - x^|^2 / |x|^2 and <x, x^> / (|x| |x^|); zero vectors are
+//                          left out
+//   output error           |out - exact| / |exact| over all queries, heads and coordinates at once
+//                          (Frobenius)
+//   KL                     of the attention weights, exact || quantised, in nats, mean over (query, q head);
+//                          the quantised weights are
 //                          the softmax in float64 over the decoded keys
 #pragma once
 

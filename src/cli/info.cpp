@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See info.h. The support lists come from tq_cache_config_check over candidates, so that they cannot disagree with the library.
+// See info.h. The support lists come from tq_cache_config_check over candidates, so that they cannot disagree
+// with the library.
 #include "cli/info.h"
 
 #include <functional>
@@ -22,10 +23,12 @@ struct Model {
   int32_t layers, kv_heads, q_heads, head_dim, value_dim;
 };
 
-// Cache shapes as published with the models; DeepSeek's is its compressed latent, 512 + 64 rotary, of which values are the first 512.
+// Cache shapes as published with the models; DeepSeek's is its compressed latent, 512 + 64 rotary, of which
+// values are the first 512.
 constexpr Model kModels[] = {
-    {"Llama-3.1-8B", 32, 8, 32, 128, 128}, {"Llama-3.1-70B", 80, 8, 64, 128, 128}, {"Qwen2.5-7B", 28, 4, 28, 128, 128},
-    {"Mistral-7B", 32, 8, 32, 128, 128},   {"Gemma-2-9B", 42, 8, 16, 256, 256},    {"DeepSeek-V3 (latent)", 61, 1, 128, 576, 512},
+    {"Llama-3.1-8B", 32, 8, 32, 128, 128}, {"Llama-3.1-70B", 80, 8, 64, 128, 128},
+    {"Qwen2.5-7B", 28, 4, 28, 128, 128},   {"Mistral-7B", 32, 8, 32, 128, 128},
+    {"Gemma-2-9B", 42, 8, 16, 256, 256},   {"DeepSeek-V3 (latent)", 61, 1, 128, 576, 512},
 };
 constexpr int32_t kShownBits[] = {8, 4, 3, 2};
 
@@ -43,7 +46,8 @@ tq_cache_config candidate(int32_t device_type) {
 
 bool accepted(const tq_cache_config& config) { return tq_cache_config_check(&config, nullptr, 0) == TQ_OK; }
 
-std::vector<int32_t> accepted_values(int32_t device_type, int32_t low, int32_t high, const std::function<void(tq_cache_config&, int32_t)>& set) {
+std::vector<int32_t> accepted_values(int32_t device_type, int32_t low, int32_t high,
+                                     const std::function<void(tq_cache_config&, int32_t)>& set) {
   std::vector<int32_t> values;
   for (int32_t value = low; value <= high; ++value) {
     tq_cache_config config = candidate(device_type);
@@ -55,17 +59,22 @@ std::vector<int32_t> accepted_values(int32_t device_type, int32_t low, int32_t h
 
 Json support(int32_t device_type) {
   Json json;
-  json["head_dim"] = accepted_values(device_type, 1, 1024, [](tq_cache_config& config, int32_t value) { config.head_dim = value; });
-  json["key_bits"] = accepted_values(device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.key_bits = value; });
-  json["value_bits"] = accepted_values(device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.value_bits = value; });
+  json["head_dim"] = accepted_values(device_type, 1, 1024,
+                                     [](tq_cache_config& config, int32_t value) { config.head_dim = value; });
+  json["key_bits"] = accepted_values(device_type, 1, 32,
+                                     [](tq_cache_config& config, int32_t value) { config.key_bits = value; });
+  json["value_bits"] = accepted_values(
+      device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.value_bits = value; });
   Json rotations = Json::array();
-  for (const int32_t value : accepted_values(device_type, 1, 2, [](tq_cache_config&config, int32_t rotation) { config.rotation = rotation; })) {
+  for (const int32_t value : accepted_values(
+           device_type, 1, 2, [](tq_cache_config&config, int32_t rotation) { config.rotation = rotation; })) {
     rotations.push_back(rotation_name(value));
   }
   json["rotation"] = rotations;
   Json dtypes = Json::array();
   const char* const names[] = {"", "f32", "f16", "bf16"};
-  for (const int32_t value : accepted_values(device_type, 1, 3, [](tq_cache_config&config, int32_t dtype) { config.io_dtype = dtype; })) {
+  for (const int32_t value : accepted_values(
+           device_type, 1, 3, [](tq_cache_config&config, int32_t dtype) { config.io_dtype = dtype; })) {
     dtypes.push_back(names[value]);
   }
   json["io_dtype"] = dtypes;
@@ -84,7 +93,8 @@ Json devices_json() {
       Json device = {{"type", type == TQ_DEVICE_CPU ? "cpu" : "cuda"}, {"id", info.device_id}};
       device[type == TQ_DEVICE_CPU ? "simd" : "name"] = info.name;
       device[type == TQ_DEVICE_CPU ? "threads" : "multiprocessors"] = info.num_units;
-      if (type == TQ_DEVICE_CUDA) device["compute_capability"] = format("%d.%d", info.compute_major, info.compute_minor);
+      if (type == TQ_DEVICE_CUDA)
+        device["compute_capability"] = format("%d.%d", info.compute_major, info.compute_minor);
       device["memory_bytes"] = info.memory_bytes;
       devices.push_back(device);
     }
@@ -96,8 +106,11 @@ Json devices_json() {
 Json sizes_json() {
   Json sizes = Json::array();
   for (const Model& model : kModels) {
-    Json row = {
-        {"model", model.name}, {"layers", model.layers}, {"kv_heads", model.kv_heads}, {"head_dim", model.head_dim}, {"value_dim", model.value_dim}};
+    Json row = {{"model", model.name},
+                {"layers", model.layers},
+                {"kv_heads", model.kv_heads},
+                {"head_dim", model.head_dim},
+                {"value_dim", model.value_dim}};
     for (const int32_t bits : kShownBits) {
       tq_cache_config config = candidate(TQ_DEVICE_CPU);
       config.num_layers = model.layers;
@@ -130,7 +143,8 @@ std::vector<std::string> instruction_sets() {
 
 std::string list_text(const Json& list) {
   std::string text;
-  for (const Json& item : list) text += (text.empty() ? "" : " ") + (item.is_string() ? item.get<std::string>() : item.dump());
+  for (const Json& item : list)
+    text += (text.empty() ? "" : " ") + (item.is_string() ? item.get<std::string>() : item.dump());
   return text.empty() ? "none" : text;
 }
 
@@ -140,25 +154,30 @@ void print_text(std::ostream& out, const Json& info) {
   for (const Json& device : info["devices"]) {
     const bool cpu = device["type"] == "cpu";
     out << format("  %-5s %d  %s, %d %s, %.1f GiB", cpu ? "cpu" : "cuda", device["id"].get<int>(),
-                  device[cpu ? "simd" : "name"].get<std::string>().c_str(), device[cpu ? "threads" : "multiprocessors"].get<int>(),
-                  cpu ? "threads" : "multiprocessors", device["memory_bytes"].get<double>() / (1024.0 * 1024 * 1024))
+                  device[cpu ? "simd" : "name"].get<std::string>().c_str(),
+                  device[cpu ? "threads" : "multiprocessors"].get<int>(), cpu ? "threads" : "multiprocessors",
+                  device["memory_bytes"].get<double>() / (1024.0 * 1024 * 1024))
         << (cpu ? "" : ", compute capability " + device["compute_capability"].get<std::string>()) << "\n";
   }
   for (const auto& [device, lists] : info["support"].items()) {
     out << "\nsupported on " << device << "\n";
-    for (const auto& [name, list] : lists.items()) out << format("  %-11s ", name.c_str()) << list_text(list) << "\n";
+    for (const auto& [name, list] : lists.items())
+      out << format("  %-11s ", name.c_str()) << list_text(list) << "\n";
   }
   out << "\nbytes of one token, all layers, keys + values    fp16";
   for (const int32_t bits : kShownBits) out << format("   %6d bit", bits);
   out << "\n";
   for (const Json& row : info["token_bytes"]) {
-    out << format("  %-21s %2d layers, %d x %3d%s", row["model"].get<std::string>().c_str(), row["layers"].get<int>(), row["kv_heads"].get<int>(),
-                  row["head_dim"].get<int>(), row["value_dim"] == row["head_dim"] ? "    " : format("/%d", row["value_dim"].get<int>()).c_str());
+    out << format(
+        "  %-21s %2d layers, %d x %3d%s", row["model"].get<std::string>().c_str(), row["layers"].get<int>(),
+        row["kv_heads"].get<int>(), row["head_dim"].get<int>(),
+        row["value_dim"] == row["head_dim"] ? "    " : format("/%d", row["value_dim"].get<int>()).c_str());
     out << format(" %8lld", row.value("fp16_token_bytes", 0LL));
     for (const int32_t bits : kShownBits) {
       const Json& bytes = row["token_bytes_" + std::to_string(bits) + "_bit"];
       out << (bytes.is_null() ? "         n/a"
-                              : format("%7lld %3.1fx", bytes.get<long long>(), row["fp16_token_bytes"].get<double>() / bytes.get<double>()));
+                              : format("%7lld %3.1fx", bytes.get<long long>(),
+                                       row["fp16_token_bytes"].get<double>() / bytes.get<double>()));
     }
     out << "\n";
   }
@@ -167,7 +186,10 @@ void print_text(std::ostream& out, const Json& info) {
 }  // namespace
 
 void print_info(std::ostream& out, bool json) {
-  Json info = {{"version", tq_version()}, {"abi", tq_abi_version()}, {"build", tq_build_info()}, {"devices", devices_json()}};
+  Json info = {{"version", tq_version()},
+               {"abi", tq_abi_version()},
+               {"build", tq_build_info()},
+               {"devices", devices_json()}};
   info["cpu"] = {{"isa", info["devices"][0]["simd"]}, {"isas", instruction_sets()}};
   info["support"]["cpu"] = support(TQ_DEVICE_CPU);
   const tq_cache_config cuda = candidate(TQ_DEVICE_CUDA);

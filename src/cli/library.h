@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C API as the tool uses it: owning wrappers, and a status other than TQ_OK as an exception with the library's own text.
+// The C API as the tool uses it: owning wrappers, and a status other than TQ_OK as an exception with the
+// library's own text.
 #pragma once
 
 #include <stdexcept>
@@ -34,7 +35,9 @@ class Cache {
   explicit Cache(const tq_cache_config& config) {
     char reasons[4096] = "";
     const tq_status status = tq_cache_config_check(&config, reasons, sizeof reasons);
-    if (status != TQ_OK) throw LibraryError(std::string("this configuration cannot run: ") + tq_status_name(status) + "\n" + reasons);
+    if (status != TQ_OK)
+      throw LibraryError(std::string("this configuration cannot run: ") + tq_status_name(status) + "\n" +
+                         reasons);
     check(tq_cache_create(&config, nullptr, &cache_), "tq_cache_create");
   }
   Cache(Cache&& other) noexcept : cache_(std::exchange(other.cache_, nullptr)) {}
@@ -53,11 +56,14 @@ class Sequence {
     check(tq_sequence_create(cache_, &id_), "tq_sequence_create");
     check(tq_batch_create(cache_, &batch_), "tq_batch_create");
   }
-  Sequence(Sequence&& other) noexcept : cache_(other.cache_), id_(other.id_), batch_(std::exchange(other.batch_, nullptr)) {}
+  Sequence(Sequence&& other) noexcept
+      : cache_(other.cache_), id_(other.id_), batch_(std::exchange(other.batch_, nullptr)) {}
   Sequence& operator=(Sequence&&) = delete;
   ~Sequence() { tq_batch_destroy(batch_); }
 
-  void plan(int64_t new_tokens, int64_t query_tokens) { check(tq_batch_plan(batch_, 1, &id_, &new_tokens, &query_tokens, nullptr), "tq_batch_plan"); }
+  void plan(int64_t new_tokens, int64_t query_tokens) {
+    check(tq_batch_plan(batch_, 1, &id_, &new_tokens, &query_tokens, nullptr), "tq_batch_plan");
+  }
   tq_batch* batch() const { return batch_; }
   tq_sequence id() const { return id_; }
 

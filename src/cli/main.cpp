@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The command-line tool `tqkv`: arguments, and errors as exit codes. The work is in evaluate.cpp and info.cpp.
+// The command-line tool `tqkv`: arguments, and errors as exit codes. The work is in evaluate.cpp and
+// info.cpp.
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <filesystem>
@@ -22,10 +23,13 @@ namespace {
 
 using namespace tq::cli;
 
-constexpr int kExitUnexpected = 1, kExitUsage = 2, kExitFile = 3, kExitCapture = 4, kExitLibrary = 5, kExitOutput = 6;
+constexpr int kExitUnexpected = 1, kExitUsage = 2, kExitFile = 3, kExitCapture = 4, kExitLibrary = 5,
+              kExitOutput = 6;
 constexpr char kFooter[] =
-    "Exit codes: 0 done; 1 unexpected failure; 2 wrong arguments; 3 the file cannot be read or is no sound safetensors file;\n"
-    "4 it is no capture that can be evaluated; 5 the library refused (unsupported configuration, device, memory); 6 an output cannot be written.";
+    "Exit codes: 0 done; 1 unexpected failure; 2 wrong arguments; 3 the file cannot be read or is no sound "
+    "safetensors file;\n"
+    "4 it is no capture that can be evaluated; 5 the library refused (unsupported configuration, device, "
+    "memory); 6 an output cannot be written.";
 
 struct WriteError : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -33,7 +37,8 @@ struct WriteError : std::runtime_error {
 
 using Choices = std::map<std::string, int32_t>;
 const Choices kRotations = {{"hadamard", TQ_ROTATION_HADAMARD}, {"dense", TQ_ROTATION_DENSE}};
-const Choices kRules = {{"ls", TQ_SCALE_LS}, {"unbiased", TQ_SCALE_UNBIASED}, {"norm", TQ_SCALE_NORM}, {"paper", TQ_SCALE_PAPER}};
+const Choices kRules = {
+    {"ls", TQ_SCALE_LS}, {"unbiased", TQ_SCALE_UNBIASED}, {"norm", TQ_SCALE_NORM}, {"paper", TQ_SCALE_PAPER}};
 const Choices kDevices = {{"cpu", TQ_DEVICE_CPU}, {"cuda", TQ_DEVICE_CUDA}};
 
 struct EvalArguments {
@@ -56,9 +61,12 @@ struct EvalArguments {
 // "0,2-5" -> 0 2 3 4 5
 std::vector<int> parse_layers(const std::string& text) {
   std::vector<int> layers;
-  const auto wrong = [&] { return CLI::ValidationError("--layers", "'" + text + "' is not a list like 0,2-5"); };
+  const auto wrong = [&] {
+    return CLI::ValidationError("--layers", "'" + text + "' is not a list like 0,2-5");
+  };
   const auto number = [&](const std::string& digits) {
-    if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string::npos) throw wrong();
+    if (digits.empty() || digits.size() > 4 || digits.find_first_not_of("0123456789") != std::string::npos)
+      throw wrong();
     return std::stoi(digits);
   };
   size_t at = 0;
@@ -75,7 +83,8 @@ std::vector<int> parse_layers(const std::string& text) {
   return layers;
 }
 
-void add_choice(CLI::App* app, const char* name, std::string* value, const Choices& choices, const char* help) {
+void add_choice(CLI::App* app, const char* name, std::string* value, const Choices& choices,
+                const char* help) {
   std::vector<std::string> names;
   for (const auto& [choice, number] : choices) names.push_back(choice);
   app->add_option(name, *value, help)->capture_default_str()->check(CLI::IsMember(names));
@@ -83,13 +92,20 @@ void add_choice(CLI::App* app, const char* name, std::string* value, const Choic
 
 CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   Options& options = arguments.options;
-  CLI::App* eval = app.add_subcommand("eval", "Put a captured KV cache through the library and compare with exact float64 attention");
+  CLI::App* eval = app.add_subcommand(
+      "eval", "Put a captured KV cache through the library and compare with exact float64 attention");
   eval->add_option("capture", arguments.capture,
-                   "safetensors: layers.N.key, layers.N.value [kv heads, tokens, dim], layers.N.query [q heads, queries, dim], RoPE applied")
+                   "safetensors: layers.N.key, layers.N.value [kv heads, tokens, dim], layers.N.query [q "
+                   "heads, queries, dim], RoPE applied")
       ->required();
-  auto* key_bits = eval->add_option("--key-bits", arguments.key_bits, "bits of a key code: 2 3 4 5 6 8, 16 = raw")->capture_default_str();
-  auto* value_bits = eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();
-  eval->add_flag("--sweep", arguments.sweep, "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2")->excludes(key_bits)->excludes(value_bits);
+  auto* key_bits =
+      eval->add_option("--key-bits", arguments.key_bits, "bits of a key code: 2 3 4 5 6 8, 16 = raw")
+          ->capture_default_str();
+  auto* value_bits =
+      eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();
+  eval->add_flag("--sweep", arguments.sweep, "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2")
+      ->excludes(key_bits)
+      ->excludes(value_bits);
   eval->add_option("--layers", arguments.layers, "only these, as 0,2-5");
   eval->add_option("--window", options.window, "last tokens kept exact")->capture_default_str();
   eval->add_option("--sinks", options.sinks, "first tokens kept exact")->capture_default_str();
@@ -99,11 +115,19 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   add_choice(eval, "--value-scale-rule", &arguments.value_rule, kRules, "and of a value");
   eval->add_flag("--no-search", arguments.no_search, "encoder without scale search");
   eval->add_option("--page-size", options.page_size, "tokens of a page")->capture_default_str();
-  eval->add_option("--threads", options.threads, "0 = all")->capture_default_str()->check(CLI::Range(0, 4096));
+  eval->add_option("--threads", options.threads, "0 = all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 4096));
   add_choice(eval, "--device", &arguments.device, kDevices, "where the cache lives");
-  eval->add_option("--repeats", options.repeats, "timed runs, of which the median is shown")->capture_default_str()->check(CLI::Range(1, 1000));
-  eval->add_option("--max-kl", options.max_kl, "recommend a width up to this attention KL")->capture_default_str()->check(CLI::NonNegativeNumber);
-  eval->add_option("--max-error", options.max_error, "and up to this attention-output error")->capture_default_str()->check(CLI::NonNegativeNumber);
+  eval->add_option("--repeats", options.repeats, "timed runs, of which the median is shown")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  eval->add_option("--max-kl", options.max_kl, "recommend a width up to this attention KL")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  eval->add_option("--max-error", options.max_error, "and up to this attention-output error")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   eval->add_flag("--json", arguments.json, "one JSON document on stdout instead of tables");
   eval->add_option("--plot", arguments.plot, "write an SVG of error and KL against stored bytes");
   eval->add_flag("--quiet", arguments.quiet, "no progress on stderr");
@@ -113,7 +137,8 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
 
 void check_plot_folder(const std::string& plot) {
   const std::filesystem::path folder = std::filesystem::path(plot).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder)) throw WriteError("--plot " + plot + ": no such folder");
+  if (!folder.empty() && !std::filesystem::is_directory(folder))
+    throw WriteError("--plot " + plot + ": no such folder");
 }
 
 void write_plot(const std::string& path, const Evaluation& evaluation) {
@@ -145,7 +170,9 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   Evaluation evaluation;
   {
     ProgressLine line(arguments.quiet);
-    evaluation = evaluate(capture, options, [&](int64_t done, int64_t of, const std::string& what) { line.show(done, of, what); });
+    evaluation = evaluate(capture, options, [&](int64_t done, int64_t of, const std::string& what) {
+      line.show(done, of, what);
+    });
   }
   if (arguments.json) {
     std::cout << report_json(evaluation);

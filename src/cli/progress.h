@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Progress of long work on stderr: one line that updates itself on a terminal, a line now and then in a log, nothing for short work.
+// Progress of long work on stderr: one line that updates itself on a terminal, a line now and then in a log,
+// nothing for short work.
 #pragma once
 
 #include <unistd.h>
@@ -14,7 +15,8 @@ namespace tq::cli {
 
 class ProgressLine {
  public:
-  explicit ProgressLine(bool quiet) : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), last_(Clock::now()) {}
+  explicit ProgressLine(bool quiet)
+      : quiet_(quiet), terminal_(isatty(STDERR_FILENO) != 0), last_(Clock::now()) {}
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
   ~ProgressLine() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An evaluation as text for people (120 columns) and as one JSON document for machines. Same figures; the JSON holds all of them.
+// An evaluation as text for people (120 columns) and as one JSON document for machines. Same figures; the
+// JSON holds all of them.
 #pragma once
 
 #include <ostream>

@@ -33,7 +33,9 @@ Json width_json(const WidthResult& result) {
   json["append_tokens_per_s"] = result.append_tokens_per_s;
   json["attend_tokens_per_s"] = result.attend_tokens_per_s;
   if (result.centres_judged) {
-    json["centres"] = {{"judged_on", "second half"}, {"without", quality_json(result.half_plain)}, {"with", quality_json(result.half_centred)}};
+    json["centres"] = {{"judged_on", "second half"},
+                       {"without", quality_json(result.half_plain)},
+                       {"with", quality_json(result.half_centred)}};
   }
   return json;
 }

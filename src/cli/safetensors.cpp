@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See safetensors.h. The header cap is the reference implementation's (100 MB); a JSON key may occur once only, because readers that
-// take the first and readers that take the last would see different files.
+// See safetensors.h. The header cap is the reference implementation's (100 MB); a JSON key may occur once
+// only, because readers that take the first and readers that take the last would see different files.
 #include "cli/safetensors.h"
 
 #include <algorithm>
@@ -22,9 +22,9 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxDims = 16;
 
 uint64_t dtype_bytes(const std::string& dtype) {
-  static const std::map<std::string, uint64_t> kBytes = {{"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1},
-                                                         {"U16", 2},  {"I16", 2}, {"F16", 2}, {"BF16", 2},    {"U32", 4},
-                                                         {"I32", 4},  {"F32", 4}, {"U64", 8}, {"I64", 8},     {"F64", 8}};
+  static const std::map<std::string, uint64_t> kBytes = {
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2},
+      {"BF16", 2}, {"U32", 4}, {"I32", 4}, {"F32", 4},     {"U64", 8},     {"I64", 8}, {"F64", 8}};
   const auto found = kBytes.find(dtype);
   return found == kBytes.end() ? 0 : found->second;
 }
@@ -46,7 +46,8 @@ struct DuplicateKeys {
   bool operator()(int, Json::parse_event_t event, Json& parsed) {
     if (event == Json::parse_event_t::object_start) open.emplace_back();
     if (event == Json::parse_event_t::object_end) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.back().insert(parsed.get<std::string>()).second) duplicate = parsed.get<std::string>();
+    if (event == Json::parse_event_t::key && !open.back().insert(parsed.get<std::string>()).second)
+      duplicate = parsed.get<std::string>();
     return true;
   }
 };
@@ -58,7 +59,8 @@ TensorInfo parse_tensor(const Json& entry, uint64_t data_begin, uint64_t data_by
     *problem = text;
     return info;
   };
-  if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("data_offsets")) {
+  if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") ||
+      !entry.contains("data_offsets")) {
     return fail("needs dtype, shape and data_offsets");
   }
   if (!entry["dtype"].is_string()) return fail("dtype is not a string");
@@ -66,24 +68,31 @@ TensorInfo parse_tensor(const Json& entry, uint64_t data_begin, uint64_t data_by
   const uint64_t element_bytes = dtype_bytes(info.dtype);
   if (element_bytes == 0) return fail("unknown dtype " + in_quotes(info.dtype));
   const Json& shape = entry["shape"];
-  if (!shape.is_array() || shape.size() > kMaxDims) return fail("shape is not an array of at most " + std::to_string(kMaxDims) + " counts");
+  if (!shape.is_array() || shape.size() > kMaxDims)
+    return fail("shape is not an array of at most " + std::to_string(kMaxDims) + " counts");
   info.elements = 1;
   for (const Json& dim : shape) {
-    if (!dim.is_number_unsigned() || dim.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) return fail("shape holds something else than counts");
+    if (!dim.is_number_unsigned() || dim.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
+      return fail("shape holds something else than counts");
     info.shape.push_back(dim.get<int64_t>());
-    if (!multiply(info.elements, dim.get<uint64_t>(), &info.elements)) return fail("shape " + shape_text(info.shape) + " overflows");
+    if (!multiply(info.elements, dim.get<uint64_t>(), &info.elements))
+      return fail("shape " + shape_text(info.shape) + " overflows");
   }
   const Json& offsets = entry["data_offsets"];
-  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) {
+  if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
+      !offsets[1].is_number_unsigned()) {
     return fail("data_offsets is not a pair of counts");
   }
   const uint64_t begin = offsets[0].get<uint64_t>();
   const uint64_t end = offsets[1].get<uint64_t>();
   const std::string range = "data_offsets " + std::to_string(begin) + ", " + std::to_string(end);
   if (begin > end) return fail(range + " run backwards");
-  if (end > data_bytes) return fail(range + " end beyond the " + std::to_string(data_bytes) + " bytes of data in the file: truncated?");
+  if (end > data_bytes)
+    return fail(range + " end beyond the " + std::to_string(data_bytes) +
+                " bytes of data in the file: truncated?");
   if (!multiply(info.elements, element_bytes, &info.bytes) || info.bytes != end - begin) {
-    return fail(std::to_string(end - begin) + " bytes do not hold " + info.dtype + " " + shape_text(info.shape));
+    return fail(std::to_string(end - begin) + " bytes do not hold " + info.dtype + " " +
+                shape_text(info.shape));
   }
   info.offset = data_begin + begin;
   return info;
@@ -137,19 +146,20 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   stream_.open(path, std::ios::binary);
   if (!stream_) fail(std::string("cannot be opened: ") + std::strerror(errno));
 
-  if (file_bytes < 8) fail("not a safetensors file: " + std::to_string(file_bytes) + " bytes, a header length alone takes 8");
+  if (file_bytes < 8)
+    fail("not a safetensors file: " + std::to_string(file_bytes) + " bytes, a header length alone takes 8");
   unsigned char length_bytes[8];
   stream_.read(reinterpret_cast<char*>(length_bytes), sizeof length_bytes);
   if (!stream_) fail("cannot be read");
   uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | length_bytes[i];
   if (header_bytes > kMaxHeaderBytes) {
-    fail("not a safetensors file: its first 8 bytes give a header of " + std::to_string(header_bytes) + " bytes, above the limit of " +
-         std::to_string(kMaxHeaderBytes));
+    fail("not a safetensors file: its first 8 bytes give a header of " + std::to_string(header_bytes) +
+         " bytes, above the limit of " + std::to_string(kMaxHeaderBytes));
   }
   if (header_bytes > file_bytes - 8) {
-    fail("truncated, or not a safetensors file: a header of " + std::to_string(header_bytes) + " bytes in a file of " + std::to_string(file_bytes) +
-         " bytes");
+    fail("truncated, or not a safetensors file: a header of " + std::to_string(header_bytes) +
+         " bytes in a file of " + std::to_string(file_bytes) + " bytes");
   }
   std::string header(header_bytes, '\0');
   stream_.read(header.data(), static_cast<std::streamsize>(header.size()));
@@ -186,10 +196,12 @@ void SafetensorsFile::check_tiling(uint64_t data_begin, uint64_t data_bytes) con
   uint64_t at = 0;
   for (const auto& [begin, bytes] : ranges) {
     if (begin < at) fail("tensors overlap at byte " + std::to_string(begin) + " of the data");
-    if (begin > at) fail("no tensor holds bytes " + std::to_string(at) + " to " + std::to_string(begin) + " of the data");
+    if (begin > at)
+      fail("no tensor holds bytes " + std::to_string(at) + " to " + std::to_string(begin) + " of the data");
     at = begin + bytes;
   }
-  if (at != data_bytes) fail("no tensor holds the last " + std::to_string(data_bytes - at) + " bytes of the data");
+  if (at != data_bytes)
+    fail("no tensor holds the last " + std::to_string(data_bytes - at) + " bytes of the data");
 }
 
 const TensorInfo& SafetensorsFile::info(const std::string& name) const {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reader of safetensors files (https://github.com/huggingface/safetensors): 8 bytes header length, a JSON header, the data.
-// Everything in the file is taken as hostile: lengths are capped before they are used, products are checked for overflow, every tensor
-// must lie inside the data, its byte range must be dtype x shape exactly, and the ranges must tile the data without overlap or hole (the
-// format demands it). Values are read on demand, so that a capture larger than memory can be walked layer by layer.
-// No dependence on the rest of the tool: the golden tests link this file alone.
+// Reader of safetensors files (https://github.com/huggingface/safetensors): 8 bytes header length, a JSON
+// header, the data. Everything in the file is taken as hostile: lengths are capped before they are used,
+// products are checked for overflow, every tensor must lie inside the data, its byte range must be dtype x
+// shape exactly, and the ranges must tile the data without overlap or hole (the format demands it). Values
+// are read on demand, so that a capture larger than memory can be walked layer by layer. No dependence on the
+// rest of the tool: the golden tests link this file alone.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a layer's keys look like before any coding: their length against the other layers', and how much of their energy is one constant
-// vector per head. Both are cheap signs of the layers that suffer first: a constant costs code levels unless it is taken out as a centre.
+// What a layer's keys look like before any coding: their length against the other layers', and how much of
+// their energy is one constant vector per head. Both are cheap signs of the layers that suffer first: a
+// constant costs code levels unless it is taken out as a centre.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Append: new tokens into tiles, raw copies and flags. A task is one tile of one kv head with both sides, so every tile has one writer and full tiles
-// are packed as a whole.
+// Append: new tokens into tiles, raw copies and flags. A task is one tile of one kv head with both sides, so
+// every tile has one writer and full tiles are packed as a whole.
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
@@ -41,7 +41,8 @@ bool store_raw_side(const SideJob& job) {
   bool replaced = false;
   uint16_t* out = reinterpret_cast<uint16_t*>(job.words) + static_cast<int64_t>(job.first) * job.layout.dim;
   for (int row = 0; row < job.count; row++, out += job.layout.dim)
-    for (int i = 0; i < job.layout.dim; i++) out[i] = raw_bits(job.type, job.rows + row * job.row_stride, i, &replaced);
+    for (int i = 0; i < job.layout.dim; i++)
+      out[i] = raw_bits(job.type, job.rows + row * job.row_stride, i, &replaced);
   return replaced;
 }
 
@@ -58,7 +59,8 @@ bool encode_side(const SideJob& job) {
   if (job.count == format::kTileTokens) {
     job.kernels.pack(job.layout, job.kind, codes, job.words);
   } else {
-    for (int row = 0; row < job.count; row++) merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
+    for (int row = 0; row < job.count; row++)
+      merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
   }
   return replaced;
 }
@@ -81,11 +83,13 @@ void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) 
 
 }  // namespace
 
-void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile, int head) {
+void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile,
+                             int head) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
   const int64_t start = tile * format::kTileTokens;
-  const int64_t first = std::max(start, sequence.old_length), last = std::min(start + format::kTileTokens, sequence.length());
+  const int64_t first = std::max(start, sequence.old_length),
+                last = std::min(start + format::kTileTokens, sequence.length());
   uint8_t* base = store_.sequence_tile(layer, sequence, head, tile);
   bool replaced = false;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
@@ -95,7 +99,8 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
     const format::VectorCoder coder = store_.coder(request.layer, head, kind);
     const int64_t row = sequence.kv_row + (first - sequence.old_length);
-    const uint8_t* rows = static_cast<const uint8_t*>(key ? request.k : request.v) + (row * strides.token + head * strides.head) * element;
+    const uint8_t* rows = static_cast<const uint8_t*>(key ? request.k : request.v) +
+                          (row * strides.token + head * strides.head) * element;
     uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
     const SideJob job = {kernels_,
@@ -112,9 +117,11 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     replaced |= encode_side(job);
     for (int64_t token = first; token < last; token++) {
       const uint8_t* source = rows + (token - first) * job.row_stride;
-      if (token < g.sink_tokens) store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, token));
+      if (token < g.sink_tokens)
+        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, token));
       if (in_ring(g, token, sequence.length()))
-        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, g.sink_tokens + token % g.ring_tokens));
+        store_copy(g.io_dtype, source, dim,
+                   store_.raw(layer, sequence.slot, head, kind, g.sink_tokens + token % g.ring_tokens));
     }
   }
   if (!replaced) return;
@@ -131,7 +138,8 @@ void CpuBackend::append(const AppendRequest& request) {
     const int64_t task = index / heads;
     const int64_t sequence = std::upper_bound(first, first + plan.num_sequences + 1, task) - first - 1;
     const int64_t first_tile = plan.sequences[sequence].old_length / format::kTileTokens;
-    append_tile(request, plan.sequences[sequence], first_tile + (task - first[sequence]), static_cast<int>(index % heads));
+    append_tile(request, plan.sequences[sequence], first_tile + (task - first[sequence]),
+                static_cast<int>(index % heads));
   });
 }
 

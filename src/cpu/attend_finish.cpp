@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a row: exact tokens (sinks, window) as one more state, rotation back, centre, sink logit, output.
+// The end of a row: exact tokens (sinks, window) as one more state, rotation back, centre, sink logit,
+// output.
 #include <algorithm>
 
 #include "cpu/attend_rows.h"
@@ -11,9 +12,10 @@ namespace cpu {
 void RowTask::load_copies(Kind kind, int64_t first, int count) {
   const int dim = kind == Kind::kKey ? g_.head_dim : g_.value_dim;
   for (int i = 0; i < count; i++)
-    kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)), dim,
-                      space_.rows + static_cast<int64_t>(i) * dim);
-  std::fill(space_.rows + static_cast<int64_t>(count) * dim, space_.rows + static_cast<int64_t>(format::kTileTokens) * dim, 0.0f);
+    kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)),
+                      dim, space_.rows + static_cast<int64_t>(i) * dim);
+  std::fill(space_.rows + static_cast<int64_t>(count) * dim,
+            space_.rows + static_cast<int64_t>(format::kTileTokens) * dim, 0.0f);
 }
 
 // Exact tokens first .. first + count - 1, at most 128. Uses `o` for the exact state's vector.
@@ -22,7 +24,8 @@ void RowTask::exact_block(int64_t first, int count) {
   bool any = false;
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
-    const int64_t begin = sinks ? row.sight.first : row.sight.window_begin, end = sinks ? row.sight.sink_end : row.sight.end;
+    const int64_t begin = sinks ? row.sight.first : row.sight.window_begin,
+                  end = sinks ? row.sight.sink_end : row.sight.end;
     row.begin = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(0, begin - first)));
     row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min<int64_t>(count, end - first)));
     any = any || row.begin < row.end;
@@ -31,7 +34,8 @@ void RowTask::exact_block(int64_t first, int count) {
   for (int start = 0; start < count; start += format::kTileTokens) {
     load_copies(Kind::kKey, first + start, std::min(format::kTileTokens, count - start));
     for (int r = 0; r < rows_; r++)
-      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim, format::kTileTokens,
+      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim,
+                        format::kTileTokens,
                         reinterpret_cast<float*>(space_.scores + r * kBlockTokens + start));
   }
   for (int r = 0; r < rows_; r++) {
@@ -39,15 +43,16 @@ void RowTask::exact_block(int64_t first, int count) {
     if (row.begin >= row.end) continue;
     const RowBlock view = {row.begin, row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap};
     float largest;
-    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens), nullptr, nullptr, &row.exact,
-                                      space_.p + r * kBlockTokens, &largest);
+    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens),
+                                      nullptr, nullptr, &row.exact, space_.p + r * kBlockTokens, &largest);
   }
   for (int start = 0; start < count; start += format::kTileTokens) {
     load_copies(Kind::kValue, first + start, std::min(format::kTileTokens, count - start));
     for (int r = 0; r < rows_; r++) {
       const Row& row = space_.row[r];
       if (row.begin >= row.end) continue;
-      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens, start == 0 ? row.alpha : 1.0f, o(r));
+      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens,
+                        start == 0 ? row.alpha : 1.0f, o(r));
     }
   }
 }
@@ -62,19 +67,22 @@ void RowTask::fold_exact() {
 
 void RowTask::finish_row(int r) {
   Row& row = space_.row[r];
-  const int64_t index = first_row_ + r, query = index / g_.q_per_kv, q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
+  const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
+                q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
   const int dim = g_.value_dim;
   alignas(64) float coded[format::kMaxDim] = {};
   if (!is_empty(row.total)) {
     if (layer_.tile.value.raw()) {
       std::copy(total(r), total(r) + dim, coded);
     } else {
-      // Rotated back as a normalised vector: the centre is added to it once. Then it counts with its sum again.
+      // Rotated back as a normalised vector: the centre is added to it once. Then it counts with its sum
+      // again.
       alignas(64) float rotated[format::kMaxDim];
       const float inverse = inverse_sum(row.total);
       for (int i = 0; i < value_width_; i++) rotated[store_.value_order()[i]] = total(r)[i] * inverse;
       kernels_.unrotate(value_coder_, rotated, coded);
-      for (int i = 0; i < dim; i++) coded[i] = (value_coder_.centre ? coded[i] + value_coder_.centre[i] : coded[i]) * row.total.l;
+      for (int i = 0; i < dim; i++)
+        coded[i] = (value_coder_.centre ? coded[i] + value_coder_.centre[i] : coded[i]) * row.total.l;
     }
   }
   MergeWeights w = merge_weights(row.total, row.exact);
@@ -90,7 +98,8 @@ void RowTask::finish_row(int r) {
   for (int i = 0; i < dim; i++) coded[i] = is_empty(w.state) ? 0.0f : coded[i] * inverse;
   const int64_t token = sequence_.q_row + query;
   uint8_t* out = static_cast<uint8_t*>(request_.out) +
-                 (token * request_.out_strides.token + q_head * request_.out_strides.head) * dtype_bytes(request_.out_dtype);
+                 (token * request_.out_strides.token + q_head * request_.out_strides.head) *
+                     dtype_bytes(request_.out_dtype);
   kernels_.from_float(request_.out_dtype, coded, dim, out);
   if (request_.lse) request_.lse[token * g_.num_q_heads + q_head] = lse_of(w.state);
 }

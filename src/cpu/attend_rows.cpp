@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of attention: preparation of q, spans of coded tokens. The exact tokens and the output are in attend_finish.cpp.
+// Rows of attention: preparation of q, spans of coded tokens. The exact tokens and the output are in
+// attend_finish.cpp.
 #include "cpu/attend_rows.h"
 
 #include <float.h>
@@ -35,7 +36,8 @@ WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
   const int64_t k = format::stored_dim(geometry.head_dim), v = format::stored_dim(geometry.value_dim);
   WorkerSpace space;
   space.q_exact = carver.take<float>(kMaxRows * geometry.head_dim);
-  space.operands = carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
+  space.operands =
+      carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   space.o = carver.take<float>(kMaxRows * v);
   space.total = carver.take<float>(kMaxRows * v);
   space.scores = carver.take<int32_t>(kMaxRows * kBlockTokens);
@@ -53,14 +55,18 @@ WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
 int64_t partial_floats(const Geometry& geometry) { return 16 + format::stored_dim(geometry.value_dim); }
 
 int64_t own_workspace_bytes(const Geometry& geometry) {
-  const int64_t slot = partial_floats(geometry) * static_cast<int64_t>(sizeof(float)) * geometry.num_q_heads;  // one query token
+  // one query token
+  const int64_t slot = partial_floats(geometry) * static_cast<int64_t>(sizeof(float)) * geometry.num_q_heads;
   const int64_t wanted = split_limits(geometry, geometry.num_threads).partial_queries;
-  return geometry.num_threads * worker_space_bytes(geometry) + std::min(wanted, kOwnPartialBytes / slot) * slot;
+  return geometry.num_threads * worker_space_bytes(geometry) +
+         std::min(wanted, kOwnPartialBytes / slot) * slot;
 }
 
 namespace {
 
-float limited(double x, double limit) { return static_cast<float>(x > limit ? limit : x < -limit ? -limit : x); }
+float limited(double x, double limit) {
+  return static_cast<float>(x > limit ? limit : x < -limit ? -limit : x);
+}
 
 float scaled_dot(const float* a, const float* b, int n) {
   double sum = 0;
@@ -70,8 +76,8 @@ float scaled_dot(const float* a, const float* b, int n) {
 
 }  // namespace
 
-RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request, const PlanSequence& sequence, int head, int64_t first_row,
-                 int rows, WorkerSpace& space)
+RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request,
+                 const PlanSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space)
     : store_(store),
       g_(store.geometry),
       kernels_(kernels),
@@ -91,7 +97,8 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
 
 RowSight RowTask::sight_of(int64_t query) const {
   const int64_t position = sequence_.length() - sequence_.query_tokens + query;
-  const int64_t first = request_.sliding_window > 0 ? std::max<int64_t>(0, position - request_.sliding_window + 1) : 0;
+  const int64_t first =
+      request_.sliding_window > 0 ? std::max<int64_t>(0, position - request_.sliding_window + 1) : 0;
   int64_t end = position + 1;
   if (request_.history_only) end = std::min(end, sequence_.old_length);
   RowSight sight;
@@ -106,15 +113,19 @@ RowSight RowTask::sight_of(int64_t query) const {
 
 void RowTask::prepare_row(int r) {
   Row& row = space_.row[r];
-  const int64_t index = first_row_ + r, query = index / g_.q_per_kv, q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
+  const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
+                q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
   float* q = space_.q_exact + static_cast<int64_t>(r) * g_.head_dim;
-  const uint8_t* source = static_cast<const uint8_t*>(request_.q) +
-                          ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) * dtype_bytes(g_.io_dtype);
+  const uint8_t* source =
+      static_cast<const uint8_t*>(request_.q) +
+      ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) *
+          dtype_bytes(g_.io_dtype);
   kernels_.to_float(g_.io_dtype, source, g_.head_dim, q);
   // A power of two brings q to order 1: no sum below can overflow, and products with it are exact.
   float largest = 0;
   for (int i = 0; i < g_.head_dim; i++) largest = std::max(largest, format::abs_float(q[i]));
-  const int exponent = std::min(126, std::max(-126, static_cast<int>(format::float_bits(largest) >> 23) - 127));
+  const int exponent =
+      std::min(126, std::max(-126, static_cast<int>(format::float_bits(largest) >> 23) - 127));
   for (int i = 0; i < g_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
 
@@ -126,8 +137,8 @@ void RowTask::prepare_row(int r) {
   std::fill(total(r), total(r) + value_width_, 0.0f);
 }
 
-// q in rotated space as integers. The factor is limited to 2^90, so that |score| < 2^31 times it is finite: its product with a key scale may
-// overflow to infinity, never to NaN, and is then limited like every logit.
+// q in rotated space as integers. The factor is limited to 2^90, so that |score| < 2^31 times it is finite:
+// its product with a key scale may overflow to infinity, never to NaN, and is then limited like every logit.
 void RowTask::prepare_codes(int r, const float* q, float scale) {
   Row& row = space_.row[r];
   const int stored = layer_.tile.key.stored, q_max = query_max(stored);
@@ -140,14 +151,17 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
   int32_t sum = 0;
   for (int i = 0; i < stored; i++) {
     // The order of the arguments drops a NaN.
-    const float x = std::min(static_cast<float>(q_max), std::max(static_cast<float>(-q_max), rotated[i] * inverse));
+    const float x =
+        std::min(static_cast<float>(q_max), std::max(static_cast<float>(-q_max), rotated[i] * inverse));
     integers[i] = static_cast<int16_t>(rintf(x));
     sum += integers[i];
   }
   kernels_.prepare_query(layer_.key, integers, space_.operands + r * query_operand_bytes(stored));
   row.code_factor = limited(static_cast<double>(largest) / q_max * scale, 1.2379400e27);  // 2^90
   row.half_sum = layer_.key.half ? 0.5f * static_cast<float>(sum) : 0.0f;
-  if (key_coder_.centre) row.constant = limited(static_cast<double>(scaled_dot(q, key_coder_.centre, g_.head_dim)) * scale, kLogitLimit);
+  if (key_coder_.centre)
+    row.constant =
+        limited(static_cast<double>(scaled_dot(q, key_coder_.centre, g_.head_dim)) * scale, kLogitLimit);
 }
 
 void RowTask::run_span(int64_t index) {
@@ -156,32 +170,39 @@ void RowTask::run_span(int64_t index) {
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     row.span = empty_state();
-    const int64_t begin = std::max(row.sight.coded_begin, span_begin), end = std::min(row.sight.coded_end, span_end);
+    const int64_t begin = std::max(row.sight.coded_begin, span_begin),
+                  end = std::min(row.sight.coded_end, span_end);
     if (begin >= end) continue;
     low = std::min(low, begin);
     high = std::max(high, end);
     std::fill(o(r), o(r) + value_width_, 0.0f);
   }
   if (low >= high) return;
-  for (int64_t block = low / kBlockTokens * kBlockTokens; block < high; block += kBlockTokens) run_block(block, low, high);
+  for (int64_t block = low / kBlockTokens * kBlockTokens; block < high; block += kBlockTokens)
+    run_block(block, low, high);
 }
 
-// Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` are unwritten or unseen and count as 0.
+// Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` are
+// unwritten or unseen and count as 0.
 void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
   std::fill(space_.key_scales, space_.key_scales + kBlockTokens, 0.0f);
   std::fill(space_.value_scales, space_.value_scales + kBlockTokens, 0.0f);
-  for (int64_t start = std::max(block, low / format::kTileTokens * format::kTileTokens); start < std::min(high, block + kBlockTokens);
-       start += format::kTileTokens) {
+  for (int64_t start = std::max(block, low / format::kTileTokens * format::kTileTokens);
+       start < std::min(high, block + kBlockTokens); start += format::kTileTokens) {
     const uint8_t* tile = store_.sequence_tile(layer_, sequence_, head_, start / format::kTileTokens);
     const int64_t count = std::min<int64_t>(format::kTileTokens, high - start);
-    if (!layer_.tile.key.raw()) kernels_.to_float(DataType::kBF16, tile + layer_.tile.key_scale_offset(), count, space_.key_scales + (start - block));
+    if (!layer_.tile.key.raw())
+      kernels_.to_float(DataType::kBF16, tile + layer_.tile.key_scale_offset(), count,
+                        space_.key_scales + (start - block));
     if (!layer_.tile.value.raw())
-      kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count, space_.value_scales + (start - block));
+      kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count,
+                        space_.value_scales + (start - block));
   }
   for (int i = 0; i < kBlockTokens; i++) space_.value_scales[i] *= kWeightShift;
 }
 
-// Addresses, and those of the next block as far as tokens below `end` are in it: its scales are fetched here, its words by the kernels.
+// Addresses, and those of the next block as far as tokens below `end` are in it: its scales are fetched here,
+// its words by the kernels.
 void RowTask::locate(BlockTiles* tiles, int64_t end) const {
   for (int i = 0; i < kBlockTiles; i++) {
     tiles->tile[i] = tiles->next[i] = nullptr;
@@ -201,7 +222,8 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     row.begin = static_cast<int>(std::max(row.sight.coded_begin, block) - block);
-    row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min(row.sight.coded_end, block + kBlockTokens) - block));
+    row.end = static_cast<int>(
+        std::max<int64_t>(row.begin, std::min(row.sight.coded_end, block + kBlockTokens) - block));
     end = std::max(end, row.sight.coded_end);
     if (row.begin >= row.end) continue;
     tiles.first_tile = std::min(tiles.first_tile, row.begin / format::kTileTokens);
@@ -220,13 +242,19 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
       continue;
     }
     const bool coded = !layer_.tile.key.raw();
-    const RowBlock view = {
-        row.begin, row.end, row.half_sum, coded ? row.code_factor : row.exact_factor, coded ? row.constant : 0.0f, request_.logit_softcap};
+    const RowBlock view = {row.begin,
+                           row.end,
+                           row.half_sum,
+                           coded ? row.code_factor : row.exact_factor,
+                           coded ? row.constant : 0.0f,
+                           request_.logit_softcap};
     const int32_t* scores = space_.scores + r * kBlockTokens;
     const float* value_scales = layer_.tile.value.raw() ? nullptr : space_.value_scales;
     float largest;
-    row.alpha = coded ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.span, p, &largest)
-                      : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr, value_scales, &row.span, p, &largest);
+    row.alpha = coded
+                    ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.span, p, &largest)
+                    : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr,
+                                            value_scales, &row.span, p, &largest);
     if (value_scales) row.weights = kernels_.weigh(p, largest, layer_.value.half, weights);
   }
   value_block(tiles);
@@ -235,20 +263,24 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
 void RowTask::load_raw_tile(const uint8_t* side, int dim, int valid, float* rows) const {
   const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
   kernels_.to_float(type, side, static_cast<int64_t>(valid) * dim, rows);
-  std::fill(rows + static_cast<int64_t>(valid) * dim, rows + static_cast<int64_t>(format::kTileTokens) * dim, 0.0f);
+  std::fill(rows + static_cast<int64_t>(valid) * dim, rows + static_cast<int64_t>(format::kTileTokens) * dim,
+            0.0f);
 }
 
 void RowTask::score_block(const BlockTiles& tiles) {
   if (!layer_.tile.key.raw()) {
-    kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands, rows_, space_.scores);
+    kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
+                   rows_, space_.scores);
     return;
   }
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     const int start = i * format::kTileTokens;
-    load_raw_tile(tiles.tile[i], g_.head_dim, static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
+    load_raw_tile(tiles.tile[i], g_.head_dim,
+                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
                   space_.rows);
     for (int r = 0; r < rows_; r++)
-      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim, format::kTileTokens,
+      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim,
+                        format::kTileTokens,
                         reinterpret_cast<float*>(space_.scores + r * kBlockTokens + start));
   }
 }
@@ -261,22 +293,28 @@ void RowTask::value_block(const BlockTiles& tiles) {
     next[i] = tiles.next[i] + layer_.tile.value_offset();
   }
   if (!layer_.tile.value.raw()) {
-    kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights, rows_, space_.sums, space_.accumulate_work);
+    kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights, rows_,
+                        space_.sums, space_.accumulate_work);
     for (int r = 0; r < rows_; r++) {
       const Row& row = space_.row[r];
-      if (row.begin < row.end) kernels_.update(o(r), space_.sums + static_cast<int64_t>(r) * value_width_, value_width_, row.alpha, row.weights);
+      if (row.begin < row.end)
+        kernels_.update(o(r), space_.sums + static_cast<int64_t>(r) * value_width_, value_width_, row.alpha,
+                        row.weights);
     }
     return;
   }
   bool started[kMaxRows] = {};
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     const int start = i * format::kTileTokens;
-    load_raw_tile(sides[i], g_.value_dim, static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)), space_.rows);
+    load_raw_tile(sides[i], g_.value_dim,
+                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
+                  space_.rows);
     for (int r = 0; r < rows_; r++) {
       const Row& row = space_.row[r];
       // Only tiles that the row sees, whatever the others need.
       if (row.begin >= row.end || row.end <= start || row.begin >= start + format::kTileTokens) continue;
-      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens, started[r] ? 1.0f : row.alpha, o(r));
+      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens,
+                        started[r] ? 1.0f : row.alpha, o(r));
       started[r] = true;
     }
   }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of up to kMaxRows query rows of one kv head over one sequence: the state of the rows, and its workspace.
+// Attention of up to kMaxRows query rows of one kv head over one sequence: the state of the rows, and its
+// workspace.
 //
-// A row's result is a fixed sequence of steps: spans in index order, each from an empty state, blocks of 128 tokens inside; then the exact tokens
-// (sinks, window) as one more state; then the sink logit. Steps in which a row sees nothing are skipped. So nothing that differs between batches,
-// splits or threads enters a row's numbers.
+// A row's result is a fixed sequence of steps: spans in index order, each from an empty state, blocks of 128
+// tokens inside; then the exact tokens (sinks, window) as one more state; then the sink logit. Steps in which
+// a row sees nothing are skipped. So nothing that differs between batches, splits or threads enters a row's
+// numbers.
 #pragma once
 #include "cpu/exact_range.h"
 #include "cpu/store.h"
@@ -11,7 +13,8 @@
 namespace tq {
 namespace cpu {
 
-// Tokens that one row sees: [coded_begin, coded_end) from codes, [first, sink_end) and [window_begin, end) exactly.
+// Tokens that one row sees: [coded_begin, coded_end) from codes, [first, sink_end) and [window_begin, end)
+// exactly.
 struct RowSight {
   int64_t coded_begin, coded_end;
   int64_t first, sink_end;
@@ -53,14 +56,15 @@ int64_t worker_space_bytes(const Geometry& geometry);
 WorkerSpace carve_worker_space(const Geometry& geometry, void* base);
 
 // Partial states: [slot][kv head][row of the item][partial_floats]: m, l and o.
-constexpr int64_t kOwnPartialBytes = 32 << 20;  // the cache's own workspace holds at most this much of them; a plan with more runs unsplit
+// the cache's own workspace holds at most this much of them; a plan with more runs unsplit
+constexpr int64_t kOwnPartialBytes = 32 << 20;
 int64_t partial_floats(const Geometry& geometry);
 int64_t own_workspace_bytes(const Geometry& geometry);
 
 class RowTask {
  public:
-  RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request, const PlanSequence& sequence, int head, int64_t first_row,
-          int rows, WorkerSpace& space);
+  RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request,
+          const PlanSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space);
 
   // Span `index` into the rows' span states and o.
   void run_span(int64_t index);
@@ -78,7 +82,8 @@ class RowTask {
   RowSight sight_of(int64_t query) const;
   void run_block(int64_t block, int64_t low, int64_t high);
   void load_scales(int64_t block, int64_t low, int64_t high);
-  // Tiles first_tile .. last_tile - 1 of the block at token `start`; tokens at or beyond `high` are not to be read.
+  // Tiles first_tile .. last_tile - 1 of the block at token `start`; tokens at or beyond `high` are not to be
+  // read.
   struct BlockTiles {
     int64_t start, high;
     int first_tile, last_tile;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer dot products over codes on any Highway target: byte look-ups (16-entry tables), then 16-bit multiply-add of pairs, all sums exact.
+// Integer dot products over codes on any Highway target: byte look-ups (16-entry tables), then 16-bit
+// multiply-add of pairs, all sums exact.
 //
-// The four level bytes of a dword are split into 16-bit integers of its even and odd bytes, so that a pairwise multiply-add leaves one int32 per
-// dword, and 16-bit queries need no digits. Weights are unsigned 16-bit: they go in as w - 32768, and 32768 * sum(levels), which all rows share, is
-// added at the end (one more row of ones). Each expanded vector is used for all rows of the call.
+// The four level bytes of a dword are split into 16-bit integers of its even and odd bytes, so that a
+// pairwise multiply-add leaves one int32 per dword, and 16-bit queries need no digits. Weights are unsigned
+// 16-bit: they go in as w - 32768, and 32768 * sum(levels), which all rows share, is added at the end (one
+// more row of ones). Each expanded vector is used for all rows of the call.
 #if defined(TQ_CPU_CODES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_CODES_INL_H_
 #undef TQ_CPU_CODES_INL_H_
@@ -36,7 +38,8 @@ using VU32 = hn::Vec<DU32>;
 // sum + pairwise products, one int32 per dword.
 HWY_INLINE V32 add_products(V32 sum, V16 a, V16 b) {
 #if HWY_ARCH_ARM_A64
-  const int32x4_t low = vmull_s16(vget_low_s16(a.raw), vget_low_s16(b.raw)), high = vmull_high_s16(a.raw, b.raw);
+  const int32x4_t low = vmull_s16(vget_low_s16(a.raw), vget_low_s16(b.raw)),
+                  high = vmull_high_s16(a.raw, b.raw);
   return hn::Add(sum, V32(vpaddq_s32(low, high)));
 #else
   V32 unused = hn::Zero(D32());
@@ -55,10 +58,13 @@ HWY_INLINE V8 look_up(VU8 table, VU8 index) { return hn::BitCast(D8(), hn::Table
 
 // Bytes n = 4 h + (0..3): the low 3 bits of nibble n of each word.
 HWY_INLINE VU8 spread_magnitudes(VU32 w, int h) {
-  alignas(16) static constexpr uint8_t kPick[2][16] = {{0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13},
-                                                       {2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15}};
-  const auto twice = hn::BitCast(DU16(), hn::TableLookupBytes(hn::BitCast(DU8(), w), hn::LoadDup128(DU8(), kPick[h])));
-  const auto even = hn::And(twice, hn::Set(DU16(), 0x0007)), odd = hn::And(hn::ShiftRight<4>(twice), hn::Set(DU16(), 0x0700));
+  alignas(16) static constexpr uint8_t kPick[2][16] = {
+      {0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13},
+      {2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15}};
+  const auto twice =
+      hn::BitCast(DU16(), hn::TableLookupBytes(hn::BitCast(DU8(), w), hn::LoadDup128(DU8(), kPick[h])));
+  const auto even = hn::And(twice, hn::Set(DU16(), 0x0007)),
+             odd = hn::And(hn::ShiftRight<4>(twice), hn::Set(DU16(), 0x0700));
   return hn::BitCast(DU8(), hn::Or(even, odd));
 }
 
@@ -68,9 +74,11 @@ HWY_INLINE VU8 bit_to_3(VU32 w, int bit) {
   return hn::And(hn::BitCast(DU8(), moved), hn::Set(DU8(), uint8_t{0x08}));
 }
 
-// Expands the words of one vector (bits words per group) into levels[s][h]. words: first plane; plane: words between planes.
+// Expands the words of one vector (bits words per group) into levels[s][h]. words: first plane; plane: words
+// between planes.
 template <int kBits>
-HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane, V8 (&levels)[8]) {
+HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
+                       V8 (&levels)[8]) {
   const DU32 d;
   const VU8 table = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels));
   if constexpr (kBits == 8) {
@@ -90,7 +98,8 @@ HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words
     VU32 fourth = hn::Zero(d);
     for (int i = 0; i < 3; i++) {
       const VU32 w = hn::LoadU(d, words + i * plane);
-      levels[2 * i] = look_up(table, nibble_bytes(hn::BitCast(DU8(), w), 0x0F));  // the table repeats: bit 3 does not matter
+      // the table repeats: bit 3 does not matter
+      levels[2 * i] = look_up(table, nibble_bytes(hn::BitCast(DU8(), w), 0x0F));
       levels[2 * i + 1] = look_up(table, nibble_bytes(shift_right<4>(w), 0x0F));
       fourth = hn::Or(fourth, hn::ShiftLeftSame(hn::And(hn::ShiftRight<3>(w), one), i));
     }
@@ -110,7 +119,8 @@ HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words
           if constexpr (kBits == 6) {
             const VU8 upper = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels + 16));
             const VU8 bit = bit_to_3(hn::LoadU(d, words + 5 * plane), 7 - (2 * s + h));
-            level = hn::IfThenElse(hn::RebindMask(D8(), hn::Ne(bit, hn::Zero(DU8()))), look_up(upper, index), level);
+            level = hn::IfThenElse(hn::RebindMask(D8(), hn::Ne(bit, hn::Zero(DU8()))), look_up(upper, index),
+                                   level);
           }
           // Half-integer levels: minus is a bitwise NOT.
           const auto minus = hn::VecFromMask(DU8(), hn::Ne(sign, hn::Zero(DU8())));
@@ -132,8 +142,8 @@ constexpr int kMaxLoads = 9;  // jb at most: 576 = 9 loads of two groups
 
 // One slice of a word vector of a key tile, all loads jb, all rows.
 template <int kBits>
-HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice, const uint8_t* operands, int rows,
-                            int32_t* partials) {
+HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice,
+                            const uint8_t* operands, int rows, int32_t* partials) {
   const D32 d;
   const format::SideLayout& layout = side.layout;
   const int jv = layout.jv, classes = 4 / jv, lanes = static_cast<int>(hn::Lanes(d));
@@ -165,21 +175,25 @@ HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int ve
 }
 
 template <int kBits>
-void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                const uint8_t* operands, int rows, int32_t* scores) {
+void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   alignas(64) int32_t partials[kMaxRows * 128];
   const int lanes = static_cast<int>(hn::Lanes(D32()));
   for (int tile = first_tile; tile < last_tile; tile++) {
     const uint32_t* words = reinterpret_cast<const uint32_t*>(tiles[tile]);
     prefetch_side(side.layout, next[tile]);
     for (int vector = 0; vector < 2 * side.layout.jv; vector++)
-      for (int slice = 0; slice < 16 / lanes; slice++) score_slice<kBits>(side, words, vector, slice, operands, rows, partials);
-    for (int r = 0; r < rows; r++) reduce_scores(side.layout.jv, partials + r * 128, scores + r * kBlockTokens + tile * format::kTileTokens);
+      for (int slice = 0; slice < 16 / lanes; slice++)
+        score_slice<kBits>(side, words, vector, slice, operands, rows, partials);
+    for (int r = 0; r < rows; r++)
+      reduce_scores(side.layout.jv, partials + r * 128,
+                    scores + r * kBlockTokens + tile * format::kTileTokens);
   }
 }
 
 // Weight operands of one row: per tile and half 64 bytes of even-byte pairs, then 64 of odd ones.
-HWY_INLINE void prepare_weights(const CodedSide& side, int first_tile, int last_tile, const uint16_t* weights, uint8_t* operand) {
+HWY_INLINE void prepare_weights(const CodedSide& side, int first_tile, int last_tile, const uint16_t* weights,
+                                uint8_t* operand) {
   const int jv = side.layout.jv;
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int h = 0; h < 2; h++) {
@@ -187,28 +201,33 @@ HWY_INLINE void prepare_weights(const CodedSide& side, int first_tile, int last_
       for (int x = 0; x < 16; x++)
         for (int m = 0; m < 4; m++) {
           const int token = tile * format::kTileTokens + weight_token(side.layout.bits, jv, h, x, m);
-          out[32 * (m % 2) + 2 * x + m / 2] = weights ? static_cast<int16_t>(weights[token] - 32768) : int16_t{1};
+          out[32 * (m % 2) + 2 * x + m / 2] =
+              weights ? static_cast<int16_t>(weights[token] - 32768) : int16_t{1};
         }
     }
 }
 
 template <int kBits>
-void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                     const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
+void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                     int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                     uint8_t* work) {
   const D32 d;
   const format::SideLayout& layout = side.layout;
   const int lanes = static_cast<int>(hn::Lanes(d)), jv = layout.jv;
   const int64_t plane = static_cast<int64_t>(layout.jb) * 32 * jv;
   for (int tile = first_tile; tile < last_tile; tile++) prefetch_side(layout, next[tile]);
-  for (int r = 0; r < rows; r++) prepare_weights(side, first_tile, last_tile, weights + r * kBlockTokens, work + r * kWeightOperandBytes);
-  prepare_weights(side, first_tile, last_tile, nullptr, work + rows * kWeightOperandBytes);  // the row of ones
+  for (int r = 0; r < rows; r++)
+    prepare_weights(side, first_tile, last_tile, weights + r * kBlockTokens, work + r * kWeightOperandBytes);
+  // the row of ones
+  prepare_weights(side, first_tile, last_tile, nullptr, work + rows * kWeightOperandBytes);
   alignas(64) int16_t expanded[kBlockTiles * 8 * 2 * 2 * 16];
   alignas(64) int32_t partials[(kMaxRows + 1) * 64];
   for (int vector = 0; vector < layout.jb * 2 * jv; vector++) {
     for (int slice = 0; slice < 16 / lanes; slice++) {
       for (int tile = first_tile; tile < last_tile; tile++) {
         V8 levels[8];
-        expand<kBits>(side, reinterpret_cast<const uint32_t*>(tiles[tile]) + 16 * vector + slice * lanes, plane, levels);
+        expand<kBits>(side, reinterpret_cast<const uint32_t*>(tiles[tile]) + 16 * vector + slice * lanes,
+                      plane, levels);
         for (int i = 0; i < 8; i++) {
           hn::Store(even_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2) * 2 * lanes);
           hn::Store(odd_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2 + 1) * 2 * lanes);
@@ -218,7 +237,8 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
         V32 sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
         for (int tile = first_tile; tile < last_tile; tile++)
           for (int h = 0; h < 2; h++) {
-            const uint8_t* operand = work + r * kWeightOperandBytes + tile * 256 + h * 128 + slice * lanes * 4;
+            const uint8_t* operand =
+                work + r * kWeightOperandBytes + tile * 256 + h * 128 + slice * lanes * 4;
             const V16 even = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand)),
                       odd = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand + 64));
             for (int s = 0; s < 4; s++) {
@@ -235,20 +255,25 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
     for (int r = 0; r < rows; r++) {
       int32_t* out = sums + r * layout.stored + 16 * vector;
       reduce_values(jv, partials + r * 64, out);
-      for (int i = 0; i < 16; i += lanes) hn::StoreU(hn::Add(hn::LoadU(d, out + i), hn::ShiftLeft<15>(hn::Load(d, ones + i))), d, out + i);
+      for (int i = 0; i < 16; i += lanes)
+        hn::StoreU(hn::Add(hn::LoadU(d, out + i), hn::ShiftLeft<15>(hn::Load(d, ones + i))), d, out + i);
     }
   }
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands,
-           int rows, int32_t* scores) {
-  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>, score_bits<6>, nullptr, score_bits<8>};
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
+           int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>,
+                                                  score_bits<6>, nullptr,       score_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, operands, rows, scores);
 }
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
-  constexpr decltype(&accumulate_bits<2>) kByBits[] = {
-      accumulate_bits<2>, accumulate_bits<3>, accumulate_bits<4>, accumulate_bits<5>, accumulate_bits<6>, nullptr, accumulate_bits<8>};
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                uint8_t* work) {
+  constexpr decltype(&accumulate_bits<2>) kByBits[] = {accumulate_bits<2>, accumulate_bits<3>,
+                                                       accumulate_bits<4>, accumulate_bits<5>,
+                                                       accumulate_bits<6>, nullptr,
+                                                       accumulate_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU backend's small verbs: creation, byte counts, plan storage, copies of pages and slots, merge of partial results.
+// The CPU backend's small verbs: creation, byte counts, plan storage, copies of pages and slots, merge of
+// partial results.
 #include "cpu/cpu_backend.h"
 
 #include <string.h>
@@ -13,22 +14,27 @@ namespace tq {
 namespace cpu {
 
 CpuBackend::CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels)
-    : ops_(ops), kernels_(kernels), store_(geometry, ops, pool, own_workspace_bytes(geometry)), pool_(geometry.num_threads) {}
+    : ops_(ops),
+      kernels_(kernels),
+      store_(geometry, ops, pool, own_workspace_bytes(geometry)),
+      pool_(geometry.num_threads) {}
 
 std::unique_ptr<Backend> create_cpu_backend(const Geometry& geometry, const HostOps& ops, void* pool) {
   return create_cpu_backend_for(geometry, ops, pool, nullptr);
 }
 
-std::unique_ptr<Backend> create_cpu_backend_for(const Geometry& geometry, const HostOps& ops, void* pool, const char* isa) {
-  TQ_CHECK(reinterpret_cast<uintptr_t>(pool) % kBlockAlignment == 0, Status::kInvalidArgument, "pool: %p is not aligned to %d bytes", pool,
-           static_cast<int>(kBlockAlignment));
+std::unique_ptr<Backend> create_cpu_backend_for(const Geometry& geometry, const HostOps& ops, void* pool,
+                                                const char* isa) {
+  TQ_CHECK(reinterpret_cast<uintptr_t>(pool) % kBlockAlignment == 0, Status::kInvalidArgument,
+           "pool: %p is not aligned to %d bytes", pool, static_cast<int>(kBlockAlignment));
   const Kernels& kernels = select_kernels(isa);
   const FpEnvironment fp;  // the rotation tables are computed here
   return std::make_unique<CpuBackend>(geometry, ops, pool, kernels);
 }
 
 BackendBytes cpu_backend_bytes(const Geometry& geometry) {
-  return BackendBytes{Store::page_bytes(geometry), Store::raw_bytes(geometry), Store::table_bytes(geometry), own_workspace_bytes(geometry)};
+  return BackendBytes{Store::page_bytes(geometry), Store::raw_bytes(geometry), Store::table_bytes(geometry),
+                      own_workspace_bytes(geometry)};
 }
 
 BackendBytes CpuBackend::bytes() const { return cpu_backend_bytes(store_.geometry); }
@@ -61,16 +67,19 @@ const char* supported_isas() {
 // ---- plan storage ----
 
 void* CpuBackend::create_plan_storage() {
-  const int64_t bytes = static_cast<int64_t>(sizeof(PlanStorage)) + store_.geometry.max_batch_sequences * static_cast<int64_t>(sizeof(int64_t));
+  const int64_t bytes = static_cast<int64_t>(sizeof(PlanStorage)) +
+                        store_.geometry.max_batch_sequences * static_cast<int64_t>(sizeof(int64_t));
   void* memory = ops_.alloc(ops_.user, static_cast<size_t>(bytes), 64, 1, 0);
-  TQ_CHECK(memory, Status::kOutOfMemory, "max_batch_sequences: allocating %lld bytes of host memory failed", static_cast<long long>(bytes));
+  TQ_CHECK(memory, Status::kOutOfMemory, "max_batch_sequences: allocating %lld bytes of host memory failed",
+           static_cast<long long>(bytes));
   memset(memory, 0, static_cast<size_t>(bytes));
   static_cast<PlanStorage*>(memory)->bytes = bytes;
   return memory;
 }
 
 void CpuBackend::destroy_plan_storage(void* storage) {
-  if (storage) ops_.free(ops_.user, storage, static_cast<size_t>(static_cast<PlanStorage*>(storage)->bytes), 1, 0);
+  if (storage)
+    ops_.free(ops_.user, storage, static_cast<size_t>(static_cast<PlanStorage*>(storage)->bytes), 1, 0);
 }
 
 void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
@@ -79,7 +88,8 @@ void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
   for (int i = 0; i < plan.num_sequences; i++) {
     const PlanSequence& sequence = plan.sequences[i];
     storage.first_task[i] = tasks;
-    if (sequence.new_tokens > 0) tasks += (sequence.length() - 1) / format::kTileTokens - sequence.old_length / format::kTileTokens + 1;
+    if (sequence.new_tokens > 0)
+      tasks += (sequence.length() - 1) / format::kTileTokens - sequence.old_length / format::kTileTokens + 1;
   }
   storage.first_task[plan.num_sequences] = tasks;
   storage.num_tasks = tasks;
@@ -105,7 +115,8 @@ void CpuBackend::copy_pages(const PageCopy* copies, int64_t count, void*) {
   pool_.parallel_for(count * layers, [&](int64_t index, int) {
     const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
     const PageCopy copy = copies[index / layers];
-    memcpy(store_.tile(layer, copy.target, 0, 0), store_.tile(layer, copy.source, 0, 0), static_cast<size_t>(layer.page_bytes));
+    memcpy(store_.tile(layer, copy.target, 0, 0), store_.tile(layer, copy.source, 0, 0),
+           static_cast<size_t>(layer.page_bytes));
   });
 }
 
@@ -122,7 +133,8 @@ void CpuBackend::copy_slot(int source, int target, void*) {
   if (g.raw_tokens() > 0)
     for (int i = 0; i < g.num_layers; i++)
       for (const Kind kind : {Kind::kKey, Kind::kValue})
-        memcpy(store_.raw(store_.layer(i), target, 0, kind, 0), store_.raw(store_.layer(i), source, 0, kind, 0),
+        memcpy(store_.raw(store_.layer(i), target, 0, kind, 0),
+               store_.raw(store_.layer(i), source, 0, kind, 0),
                static_cast<size_t>(store_.slot_raw_bytes(kind)));
   store_.flags(target).store(store_.flags(source).load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
@@ -132,7 +144,8 @@ void CpuBackend::start_slot(int slot, bool scrub, void*) {
   if (scrub && g.raw_tokens() > 0)
     for (int i = 0; i < g.num_layers; i++)
       for (const Kind kind : {Kind::kKey, Kind::kValue})
-        memset(store_.raw(store_.layer(i), slot, 0, kind, 0), 0, static_cast<size_t>(store_.slot_raw_bytes(kind)));
+        memset(store_.raw(store_.layer(i), slot, 0, kind, 0), 0,
+               static_cast<size_t>(store_.slot_raw_bytes(kind)));
   store_.flags(slot).store(0, std::memory_order_relaxed);
 }
 
@@ -145,8 +158,10 @@ struct MergedRow {
   float o[format::kMaxDim];
 };
 
-// Coordinates first .. first + count - 1 of one row over all parts. Every piece of a row repeats the same walk over the states.
-void merge_piece(const Kernels& kernels, const MergeRequest& request, int64_t row, int first, int count, MergedRow* merged) {
+// Coordinates first .. first + count - 1 of one row over all parts. Every piece of a row repeats the same
+// walk over the states.
+void merge_piece(const Kernels& kernels, const MergeRequest& request, int64_t row, int first, int count,
+                 MergedRow* merged) {
   merged->state = empty_state();
   for (int i = 0; i < count; i++) merged->o[i] = 0.0f;
   const int64_t offset = (row * request.dim + first) * dtype_bytes(request.dtype);
@@ -175,8 +190,9 @@ void merge_states_cpu(const MergeRequest& request) {
       const int count = std::min(format::kMaxDim, request.dim - first);
       merge_piece(kernels, request, row, first, count, &merged);
       // Written last: out may be one of the parts.
-      kernels.from_float(request.dtype, merged.o, count,
-                         static_cast<uint8_t*>(request.out) + (row * request.dim + first) * dtype_bytes(request.dtype));
+      kernels.from_float(
+          request.dtype, merged.o, count,
+          static_cast<uint8_t*>(request.out) + (row * request.dim + first) * dtype_bytes(request.dtype));
     }
     if (request.lse) request.lse[row] = lse_of(merged.state);
   }

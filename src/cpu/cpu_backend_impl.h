@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The class behind cpu_backend.h, for its own sources. Verbs of one duty each stand in append.cpp, attend.cpp and read.cpp.
+// The class behind cpu_backend.h, for its own sources. Verbs of one duty each stand in append.cpp, attend.cpp
+// and read.cpp.
 #pragma once
 #include "backend.h"
 #include "cpu/attend_rows.h"

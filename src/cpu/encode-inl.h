@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The encoder of one vector in SIMD: exactly format::encode_vector (same operations per coordinate, same summation trees).
+// The encoder of one vector in SIMD: exactly format::encode_vector (same operations per coordinate, same
+// summation trees).
 //
-// A step of the search needs only the levels: they are taken by a ladder of compares against T_j * u, in which the last threshold that is reached
-// wins. sum (2 L)^2 is gathered as floats per lane, exact because a lane sums at most 144 integers below 2^16. Codes are made once, for the best step.
+// A step of the search needs only the levels: they are taken by a ladder of compares against T_j * u, in
+// which the last threshold that is reached wins. sum (2 L)^2 is gathered as floats per lane, exact because a
+// lane sums at most 144 integers below 2^16. Codes are made once, for the best step.
 #if defined(TQ_CPU_ENCODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_ENCODE_INL_H_
 #undef TQ_CPU_ENCODE_INL_H_
@@ -18,7 +20,8 @@ namespace cpu {
 namespace HWY_NAMESPACE {
 
 // x [dim] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets *replaced.
-HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_RESTRICT x, float* HWY_RESTRICT y, bool* replaced) {
+HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_RESTRICT x,
+                             float* HWY_RESTRICT y, bool* replaced) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d)), dim = coder.dim;  // dim is a multiple of 16
   const VF limit = hn::Set(d, format::kMaxMagnitudeIn);
@@ -68,7 +71,8 @@ HWY_INLINE int32_t integer_sum(VF v) {
   return sum;
 }
 
-HWY_INLINE format::QuantiseResult try_step(const Ladder& ladder, float u, const float* HWY_RESTRICT y, float* HWY_RESTRICT scratch, int stored) {
+HWY_INLINE format::QuantiseResult try_step(const Ladder& ladder, float u, const float* HWY_RESTRICT y,
+                                           float* HWY_RESTRICT scratch, int stored) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   float limit[format::kMaxMagnitudes];
@@ -77,16 +81,19 @@ HWY_INLINE format::QuantiseResult try_step(const Ladder& ladder, float u, const 
   for (int p = 0; p < stored; p += lanes) {
     const VF a = hn::Abs(hn::Load(d, y + p));
     VF level = hn::Set(d, ladder.level[0]);
-    for (int j = 1; j <= ladder.steps; j++) level = hn::IfThenElse(hn::Ge(a, hn::Set(d, limit[j])), hn::Set(d, ladder.level[j]), level);
+    for (int j = 1; j <= ladder.steps; j++)
+      level = hn::IfThenElse(hn::Ge(a, hn::Set(d, limit[j])), hn::Set(d, ladder.level[j]), level);
     const VF twice = hn::Add(level, level);
     squares = hn::Add(squares, hn::Mul(twice, twice));
     hn::Store(hn::Mul(a, level), d, scratch + p);
   }
-  return format::QuantiseResult{tree_sum(scratch, stored), format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+  return format::QuantiseResult{tree_sum(scratch, stored),
+                                format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
 }
 
 // Codes of y at step u.
-HWY_INLINE void write_codes(const Ladder& ladder, int bits, float u, const float* HWY_RESTRICT y, uint8_t* HWY_RESTRICT codes, int stored) {
+HWY_INLINE void write_codes(const Ladder& ladder, int bits, float u, const float* HWY_RESTRICT y,
+                            uint8_t* HWY_RESTRICT codes, int stored) {
   const F d;
   const hn::RebindToSigned<F> di;
   const hn::Rebind<uint8_t, F> d8;
@@ -96,14 +103,16 @@ HWY_INLINE void write_codes(const Ladder& ladder, int bits, float u, const float
   for (int p = 0; p < stored; p += lanes) {
     const VF v = hn::Load(d, y + p), a = hn::Abs(v);
     auto code = hn::Zero(di);
-    for (int j = 1; j <= ladder.steps; j++) code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, hn::Set(d, limit[j])))));
+    for (int j = 1; j <= ladder.steps; j++)
+      code = hn::Sub(code, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, hn::Set(d, limit[j])))));
     const auto minus = hn::VecFromMask(di, hn::RebindMask(di, hn::Lt(v, hn::Zero(d))));
     code = hn::Or(code, hn::And(minus, hn::Set(di, 1 << (bits - 1))));
     hn::StoreU(hn::DemoteTo(d8, code), d8, codes + p);
   }
 }
 
-HWY_INLINE format::QuantiseResult quantise_uniform8(const float* HWY_RESTRICT y, int stored, float max_y, uint8_t* HWY_RESTRICT codes,
+HWY_INLINE format::QuantiseResult quantise_uniform8(const float* HWY_RESTRICT y, int stored, float max_y,
+                                                    uint8_t* HWY_RESTRICT codes,
                                                     float* HWY_RESTRICT scratch) {
   const F d;
   const hn::RebindToSigned<F> di;
@@ -113,13 +122,15 @@ HWY_INLINE format::QuantiseResult quantise_uniform8(const float* HWY_RESTRICT y,
   VF squares = hn::Zero(d);
   for (int p = 0; p < stored; p += lanes) {
     const VF v = hn::Load(d, y + p);
-    const auto code = hn::Max(hn::Min(hn::NearestInt(hn::Mul(v, inverse)), hn::Set(di, 127)), hn::Set(di, -127));
+    const auto code =
+        hn::Max(hn::Min(hn::NearestInt(hn::Mul(v, inverse)), hn::Set(di, 127)), hn::Set(di, -127));
     hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes) + p);
     const VF level = hn::Abs(hn::ConvertTo(d, code)), twice = hn::Add(level, level);
     squares = hn::Add(squares, hn::Mul(twice, twice));
     hn::Store(hn::Mul(hn::Abs(v), level), d, scratch + p);
   }
-  return format::QuantiseResult{tree_sum(scratch, stored), format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+  return format::QuantiseResult{tree_sum(scratch, stored),
+                                format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
 }
 
 HWY_INLINE float max_abs(const float* y, int stored) {
@@ -132,7 +143,8 @@ HWY_INLINE float max_abs(const float* y, int stored) {
 }
 
 // Codes by codebook with search; returns the kept fit.
-HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float base, const float* y, float* scratch, uint8_t* codes) {
+HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float base, const float* y,
+                                         float* scratch, uint8_t* codes) {
   const format::Codebook& book = coder.codebook;
   Ladder ladder;
   ladder.steps = book.count() - 1;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tokens of a sequence are read from exact copies instead of codes: the first sink_tokens, and the last window_tokens as far as their copies
-// are still there. The rest, [coded_begin, coded_end), is read from codes. One rule for attend and read.
+// Which tokens of a sequence are read from exact copies instead of codes: the first sink_tokens, and the last
+// window_tokens as far as their copies are still there. The rest, [coded_begin, coded_end), is read from
+// codes. One rule for attend and read.
 #pragma once
 #include <algorithm>
 
@@ -19,7 +20,8 @@ inline ExactRange exact_range(const Geometry& geometry, int64_t length, int64_t 
   range.coded_begin = std::min<int64_t>(geometry.sink_tokens, length);
   int64_t window = length;
   if (geometry.ring_tokens > 0 && geometry.window_tokens > 0)
-    window = std::min(length, std::max<int64_t>({raw_first, length - geometry.window_tokens, length - geometry.ring_tokens}));
+    window = std::min(length, std::max<int64_t>({raw_first, length - geometry.window_tokens,
+                                                 length - geometry.ring_tokens}));
   range.coded_end = std::max(window, range.coded_begin);
   return range;
 }

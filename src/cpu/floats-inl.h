@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Softmax weights, output updates, exact rows and type conversions in SIMD; included once per instruction set.
+// Softmax weights, output updates, exact rows and type conversions in SIMD; included once per instruction
+// set.
 //
-// 2^x is a polynomial of degree 6 on [-1/2, 1/2] (Cephes exp2f, relative error below 2^-22) with the exponent added in; below -126 it is 0. Blocks are
-// always handled as 128 tokens, what is not visible by masks, so a row's bits do not depend on which tiles other rows need.
+// 2^x is a polynomial of degree 6 on [-1/2, 1/2] (Cephes exp2f, relative error below 2^-22) with the exponent
+// added in; below -126 it is 0. Blocks are always handled as 128 tokens, what is not visible by masks, so a
+// row's bits do not depend on which tiles other rows need.
 #if defined(TQ_CPU_FLOATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_FLOATS_INL_H_
 #undef TQ_CPU_FLOATS_INL_H_
@@ -17,7 +19,8 @@ namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
 
-// Adding this leaves rint(x) in the low bits of the mantissa, for |x| < 2^22: no conversion, no overflow case.
+// Adding this leaves rint(x) in the low bits of the mantissa, for |x| < 2^22: no conversion, no overflow
+// case.
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
 
 // 2^x for -200 <= x <= 0.
@@ -64,22 +67,27 @@ HWY_INLINE float lane_sum(VF v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
 HWY_INLINE float lane_max(VF v) { return hn::GetLane(hn::MaxOfLanes(F(), v)); }
 
 template <bool kAllVisible, typename Score>
-HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales, float* HWY_RESTRICT p) {
+HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores,
+                           const float* HWY_RESTRICT key_scales, float* HWY_RESTRICT p) {
   const F d;
   const hn::RebindToSigned<F> di;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const VF lowest = hn::Set(d, minus_infinity());
-  const VF half = hn::Set(d, row.half_sum), factor = hn::Set(d, row.factor), constant = hn::Set(d, row.constant);
+  const VF half = hn::Set(d, row.half_sum), factor = hn::Set(d, row.factor),
+           constant = hn::Set(d, row.constant);
   const VF up = hn::Set(d, kLogitLimit), down = hn::Set(d, -kLogitLimit);
   VF largest = lowest;
   for (int i = 0; i < kBlockTokens; i += lanes) {
     VF logit = hn::Mul(hn::Add(load_scores(scores + i), half), factor);
     if (key_scales) logit = hn::Mul(logit, hn::Load(d, key_scales + i));
     logit = hn::Add(hn::Min(hn::Max(logit, down), up), constant);
-    if (row.softcap > 0) logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))), hn::Set(d, row.softcap * kLog2E));
+    if (row.softcap > 0)
+      logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))),
+                      hn::Set(d, row.softcap * kLog2E));
     if constexpr (!kAllVisible) {
       const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
-      const auto visible = hn::And(hn::Gt(token, hn::Set(di, row.begin - 1)), hn::Lt(token, hn::Set(di, row.end)));
+      const auto visible =
+          hn::And(hn::Gt(token, hn::Set(di, row.begin - 1)), hn::Lt(token, hn::Set(di, row.end)));
       logit = hn::IfThenElse(hn::RebindMask(d, visible), logit, lowest);
     }
     largest = hn::Max(largest, logit);
@@ -89,18 +97,21 @@ HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores
 }
 
 template <typename Score>
-HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales,
-                            const float* HWY_RESTRICT value_scales, SoftmaxState* state, float* HWY_RESTRICT p, float* largest) {
+HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores,
+                            const float* HWY_RESTRICT key_scales, const float* HWY_RESTRICT value_scales,
+                            SoftmaxState* state, float* HWY_RESTRICT p, float* largest) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const bool all = row.begin == 0 && row.end == kBlockTokens;
-  const float largest_logit = lane_max(all ? store_logits<true>(row, scores, key_scales, p) : store_logits<false>(row, scores, key_scales, p));
+  const float largest_logit = lane_max(all ? store_logits<true>(row, scores, key_scales, p)
+                                           : store_logits<false>(row, scores, key_scales, p));
   const float m = largest_logit > state->m ? largest_logit : state->m;
   const VF vm = hn::Set(d, m), lowest = hn::Set(d, -200.0f);
   VF sum = hn::Zero(d), largest_product = hn::Zero(d);
   if (value_scales) {
     for (int i = 0; i < kBlockTokens; i += lanes) {
-      const VF w = exp2_vector(hn::Max(hn::Sub(hn::Load(d, p + i), vm), lowest)), product = hn::Mul(w, hn::Load(d, value_scales + i));
+      const VF w = exp2_vector(hn::Max(hn::Sub(hn::Load(d, p + i), vm), lowest)),
+               product = hn::Mul(w, hn::Load(d, value_scales + i));
       sum = hn::Add(sum, w);
       largest_product = hn::Max(largest_product, product);
       hn::Store(product, d, p + i);
@@ -118,12 +129,12 @@ HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT score
   return alpha;
 }
 
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-              float* largest) {
+float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales,
+              SoftmaxState* state, float* p, float* largest) {
   return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
 }
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-                   float* largest) {
+float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales,
+                   SoftmaxState* state, float* p, float* largest) {
   return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
 }
 
@@ -139,7 +150,8 @@ BlockWeights weigh(const float* HWY_RESTRICT p, float largest, bool half, uint16
   const VF inverse = hn::Set(d, static_cast<float>(kWeightMax) / largest), rounder = hn::Set(d, kRounder);
   auto sum = hn::Zero(di);
   for (int i = 0; i < kBlockTokens; i += lanes) {
-    // At most 65535 (1 + 2^-23) before rounding; the mask keeps whatever a corrupt negative scale would give in range.
+    // At most 65535 (1 + 2^-23) before rounding; the mask keeps whatever a corrupt negative scale would give
+    // in range.
     const VF shifted = hn::Add(hn::Mul(hn::Load(d, p + i), inverse), rounder);
     const auto integer = hn::And(hn::BitCast(di, shifted), hn::Set(di, 0xFFFF));
     sum = hn::Add(sum, integer);
@@ -152,15 +164,19 @@ BlockWeights weigh(const float* HWY_RESTRICT p, float largest, bool half, uint16
   return BlockWeights{largest / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(total) : 0.0f};
 }
 
-void update(float* HWY_RESTRICT o, const int32_t* HWY_RESTRICT sums, int count, float alpha, BlockWeights weights) {
+void update(float* HWY_RESTRICT o, const int32_t* HWY_RESTRICT sums, int count, float alpha,
+            BlockWeights weights) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const VF va = hn::Set(d, alpha), half = hn::Set(d, weights.half_sum), unit = hn::Set(d, weights.unit);
-  for (int i = 0; i < count; i += lanes) hn::Store(hn::MulAdd(hn::Add(load_scores(sums + i), half), unit, hn::Mul(hn::Load(d, o + i), va)), d, o + i);
+  for (int i = 0; i < count; i += lanes)
+    hn::Store(hn::MulAdd(hn::Add(load_scores(sums + i), half), unit, hn::Mul(hn::Load(d, o + i), va)), d,
+              o + i);
 }
 
 // Two rows at a time, so that loads of q are shared; each row's sum is formed the same way.
-void dot_rows(const float* HWY_RESTRICT q, const float* HWY_RESTRICT rows, int dim, int count, float* HWY_RESTRICT dots) {
+void dot_rows(const float* HWY_RESTRICT q, const float* HWY_RESTRICT rows, int dim, int count,
+              float* HWY_RESTRICT dots) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   int i = 0;
@@ -177,17 +193,20 @@ void dot_rows(const float* HWY_RESTRICT q, const float* HWY_RESTRICT rows, int d
   }
   for (; i < count; i++) {
     VF a = hn::Zero(d);
-    for (int c = 0; c < dim; c += lanes) a = hn::MulAdd(hn::Load(d, q + c), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), a);
+    for (int c = 0; c < dim; c += lanes)
+      a = hn::MulAdd(hn::Load(d, q + c), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), a);
     dots[i] = lane_sum(a);
   }
 }
 
-void add_rows(const float* HWY_RESTRICT p, const float* HWY_RESTRICT rows, int dim, int count, float alpha, float* HWY_RESTRICT o) {
+void add_rows(const float* HWY_RESTRICT p, const float* HWY_RESTRICT rows, int dim, int count, float alpha,
+              float* HWY_RESTRICT o) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   for (int c = 0; c < dim; c += lanes) {
     VF sum = alpha == 0 ? hn::Zero(d) : hn::Mul(hn::Load(d, o + c), hn::Set(d, alpha));
-    for (int i = 0; i < count; i++) sum = hn::MulAdd(hn::Set(d, p[i]), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), sum);
+    for (int i = 0; i < count; i++)
+      sum = hn::MulAdd(hn::Set(d, p[i]), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), sum);
     hn::Store(sum, d, o + c);
   }
 }
@@ -210,8 +229,10 @@ HWY_INLINE VF widen_f16(hn::Vec<hn::RebindToUnsigned<F>> h) {
   const auto sign = hn::ShiftLeft<16>(hn::And(h, hn::Set(du, 0x8000u)));
   const auto magnitude = hn::And(h, hn::Set(du, 0x7FFFu));
   const auto normal = hn::ShiftLeft<13>(hn::Add(magnitude, hn::Set(du, 112u << 10)));
-  const auto infinite = hn::Or(hn::Set(du, 0x7F800000u), hn::ShiftLeft<13>(hn::And(magnitude, hn::Set(du, 0x3FFu))));
-  const VF tiny = hn::Mul(hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<F>(), magnitude)), hn::Set(d, format::exp2_int(-24)));
+  const auto infinite =
+      hn::Or(hn::Set(du, 0x7F800000u), hn::ShiftLeft<13>(hn::And(magnitude, hn::Set(du, 0x3FFu))));
+  const VF tiny = hn::Mul(hn::ConvertTo(d, hn::BitCast(hn::RebindToSigned<F>(), magnitude)),
+                          hn::Set(d, format::exp2_int(-24)));
   auto bits = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x0400u)), hn::BitCast(du, tiny), normal);
   bits = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7BFFu)), infinite, bits);
   return hn::BitCast(d, hn::Or(bits, sign));
@@ -225,8 +246,10 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<F>> narrow_f16(VF x) {
   const auto sign = hn::And(hn::ShiftRight<16>(u), hn::Set(du, 0x8000u));
   const auto a = hn::And(u, hn::Set(du, 0x7FFFFFFFu));
   const auto odd = hn::And(hn::ShiftRight<13>(a), hn::Set(du, 1u));
-  const auto normal = hn::Sub(hn::ShiftRight<13>(hn::Add(hn::Add(a, hn::Set(du, 0xFFFu)), odd)), hn::Set(du, 112u << 10));
-  const auto tiny = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, a), hn::Set(d, 0.5f))), hn::Set(du, 0x3F000000u));
+  const auto normal =
+      hn::Sub(hn::ShiftRight<13>(hn::Add(hn::Add(a, hn::Set(du, 0xFFFu)), odd)), hn::Set(du, 112u << 10));
+  const auto tiny =
+      hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, a), hn::Set(d, 0.5f))), hn::Set(du, 0x3F000000u));
   auto bits = hn::IfThenElse(hn::Lt(a, hn::Set(du, 0x38800000u)), tiny, normal);
   bits = hn::IfThenElse(hn::Gt(a, hn::Set(du, 0x477FEFFFu)), hn::Set(du, 0x7BFFu), bits);
   bits = hn::IfThenElse(hn::Gt(a, hn::Set(du, 0x7F800000u)), hn::Set(du, 0x7E00u), bits);
@@ -246,9 +269,11 @@ void to_float(DataType type, const void* source, int64_t count, float* target) {
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     const auto wide = hn::PromoteTo(du, hn::LoadU(d16, h + i));
-    hn::StoreU(type == DataType::kF16 ? widen_f16(wide) : hn::BitCast(d, hn::ShiftLeft<16>(wide)), d, target + i);
+    hn::StoreU(type == DataType::kF16 ? widen_f16(wide) : hn::BitCast(d, hn::ShiftLeft<16>(wide)), d,
+               target + i);
   }
-  for (; i < count; i++) target[i] = type == DataType::kF16 ? format::float_from_f16(h[i]) : format::float_from_bf16(h[i]);
+  for (; i < count; i++)
+    target[i] = type == DataType::kF16 ? format::float_from_f16(h[i]) : format::float_from_bf16(h[i]);
 }
 
 void from_float(DataType type, const float* source, int64_t count, void* target) {
@@ -270,8 +295,10 @@ void from_float(DataType type, const float* source, int64_t count, void* target)
     memcpy(lane, source + i, n * sizeof(float));
     const VF x = hn::Load(d, lane);
     const auto u = hn::BitCast(du, x);
-    const auto rounded = hn::ShiftRight<16>(hn::Add(hn::Add(u, hn::Set(du, 0x7FFFu)), hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1u))));
-    hn::Store(hn::DemoteTo(d16, hn::BitCast(di, type == DataType::kF16 ? narrow_f16(x) : rounded)), d16, result);
+    const auto rounded = hn::ShiftRight<16>(
+        hn::Add(hn::Add(u, hn::Set(du, 0x7FFFu)), hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1u))));
+    hn::Store(hn::DemoteTo(d16, hn::BitCast(di, type == DataType::kF16 ? narrow_f16(x) : rounded)), d16,
+              result);
     memcpy(h + i, result, n * sizeof(uint16_t));
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A defined floating-point environment for the duration of a scope: round to nearest, subnormals kept, no traps. A caller (or a thread of a
-// runtime) may run with flush-to-zero on or another rounding mode; the stored bytes must not depend on it (FORMAT.md, "Conventions").
+// A defined floating-point environment for the duration of a scope: round to nearest, subnormals kept, no
+// traps. A caller (or a thread of a runtime) may run with flush-to-zero on or another rounding mode; the
+// stored bytes must not depend on it (FORMAT.md, "Conventions").
 #pragma once
 #include <stdint.h>
 

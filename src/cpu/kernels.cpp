@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tables exist, which run here, which one is taken. The choice is one table for a whole backend, made at create.
+// Which tables exist, which run here, which one is taken. The choice is one table for a whole backend, made
+// at create.
 #include "cpu/kernels.h"
 
 #include <stdio.h>
@@ -59,14 +60,16 @@ int supported_kernels(const Kernels** tables) {
   int count = 0;
   tables[count++] = &kScalarKernels;
 #if HWY_ARCH_X86
-  // What the compiler may use inside each target's namespace (hwy/ops/set_macros-inl.h). The checks include the operating system's support.
+  // What the compiler may use inside each target's namespace (hwy/ops/set_macros-inl.h). The checks include
+  // the operating system's support.
   __builtin_cpu_init();
   const bool ssse3 = __builtin_cpu_supports("ssse3");
-  const bool sse4 = ssse3 && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
-  const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-                    __builtin_cpu_supports("fma") && has_f16c();
-  const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512bw");
+  const bool sse4 = ssse3 && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") &&
+                    __builtin_cpu_supports("aes");
+  const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
+  const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   const bool avx3_dl = avx3 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #endif
 #if HWY_TARGETS & HWY_SSSE3
@@ -101,8 +104,10 @@ const Kernels& select_kernels(const char* name) {
     const size_t used = strlen(choices);
     snprintf(choices + used, sizeof choices - used, "%s%s", i ? " " : "", tables[i]->name);
   }
-  throw Error(Status::kNotSupported, "TQKV_CPU_ISA: \"%s\" is not an instruction set that this build and machine have; choose from: %s", name,
-              choices);
+  throw Error(
+      Status::kNotSupported,
+      "TQKV_CPU_ISA: \"%s\" is not an instruction set that this build and machine have; choose from: %s",
+      name, choices);
 }
 
 }  // namespace cpu

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the CPU backend as one table of functions per instruction set, and their selection.
 //
-// Duty: everything that touches coordinates (rotation, codes, integer dot products, softmax weights, exact rows). The partition of work and the
-// fold over blocks are in attend.cpp, and the same for every table. Integer results (codes, scales, score and value sums, operands excepted) are
-// equal on all tables; float results agree to rounding. Rows never influence each other: a row's numbers are the same whatever rows stand beside it.
+// Duty: everything that touches coordinates (rotation, codes, integer dot products, softmax weights, exact
+// rows). The partition of work and the fold over blocks are in attend.cpp, and the same for every table.
+// Integer results (codes, scales, score and value sums, operands excepted) are equal on all tables; float
+// results agree to rounding. Rows never influence each other: a row's numbers are the same whatever rows
+// stand beside it.
 //
-// The scalar table calls src/format and spells every sum out in coordinate order: it is the oracle of the others.
+// The scalar table calls src/format and spells every sum out in coordinate order: it is the oracle of the
+// others.
 #pragma once
 #include "format/encode.h"
 #include "requests.h"
@@ -15,12 +18,16 @@ namespace tq {
 namespace cpu {
 
 constexpr int kBlockTiles = 4;
-constexpr int kBlockTokens = kBlockTiles * format::kTileTokens;  // tokens that share one exact int32 value sum: 128 * 65535 * 128 < 2^31
-constexpr int kMaxRows = 32;                                     // query rows that one call of a kernel serves
-constexpr int kWeightMax = 65535;                                // softmax weights are unsigned 16-bit integers relative to the largest of a block
+// tokens that share one exact int32 value sum: 128 * 65535 * 128 < 2^31
+constexpr int kBlockTokens = kBlockTiles * format::kTileTokens;
+constexpr int kMaxRows = 32;  // query rows that one call of a kernel serves
+// softmax weights are unsigned 16-bit integers relative to the largest of a block
+constexpr int kWeightMax = 65535;
 
-constexpr float kLogitLimit = 1.2676506e30f;  // 2^100: beyond it logits count as equal, and differences stay finite
-// p * value_scale is taken times 2^24, so that the reciprocal of the largest stays finite down to the smallest stored scale, about 2^-112.
+// 2^100: beyond it logits count as equal, and differences stay finite
+constexpr float kLogitLimit = 1.2676506e30f;
+// p * value_scale is taken times 2^24, so that the reciprocal of the largest stays finite down to the
+// smallest stored scale, about 2^-112.
 constexpr float kWeightShift = 16777216.0f;
 constexpr float kMinWeight = 7.7037198e-34f;  // 2^-110, after the shift
 
@@ -41,13 +48,14 @@ struct CodedSide {
   CodedSide(int dim, int bits, Kind side, const format::Codebook& book);
 };
 
-// Value sums and the o vector of a coded side stand in kernel order: 16 consecutive entries are one 64-byte vector of words, summed over the four
-// lanes of a coordinate. This is the coordinate of entry `index`.
+// Value sums and the o vector of a coded side stand in kernel order: 16 consecutive entries are one 64-byte
+// vector of words, summed over the four lanes of a coordinate. This is the coordinate of entry `index`.
 int value_coordinate(const format::SideLayout& layout, int index);
 
 // Bytes of one row's query operand, and of the weight operands of one row and block.
 constexpr size_t query_operand_bytes(int stored) { return static_cast<size_t>(stored) * 8 + 64; }
-constexpr size_t query_correction_offset(int stored) { return static_cast<size_t>(stored) * 8; }  // int32, see operands.h
+// int32, see operands.h
+constexpr size_t query_correction_offset(int stored) { return static_cast<size_t>(stored) * 8; }
 constexpr size_t kWeightOperandBytes = kBlockTiles * 256;
 // Scratch of `accumulate`: weight operands of kMaxRows + 1 rows and one expanded column of a block.
 constexpr size_t kAccumulateWork = (kMaxRows + 1) * kWeightOperandBytes + kBlockTiles * 1024;
@@ -78,30 +86,35 @@ struct Kernels {
   void (*unrotate)(const format::VectorCoder& coder, float* y, float* x);
   // codes [32][stored] -> all words of a tile's side.
   void (*pack)(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words);
-  // dtype <-> float; to float16 rounds to nearest even and saturates at 65504, to bfloat16 rounds to nearest even.
+  // dtype <-> float; to float16 rounds to nearest even and saturates at 65504, to bfloat16 rounds to nearest
+  // even.
   void (*to_float)(DataType type, const void* source, int64_t count, float* target);
   void (*from_float)(DataType type, const float* source, int64_t count, void* target);
 
-  // ---- integers over codes; tiles[i] is the side's first word of tile i of the block, for first_tile <= i < last_tile; next[i] is where the same side
-  // of a later block lies, to be brought into the cache meanwhile (tiles[i] itself if there is none) ----
-  // q [stored] -> operand [query_operand_bytes], 64-byte aligned.
+  // ---- integers over codes; tiles[i] is the side's first word of tile i of the block, for first_tile <= i <
+  // last_tile; next[i] is where the same side of a later block lies, to be brought into the cache meanwhile
+  // (tiles[i] itself if there is none) ---- q [stored] -> operand [query_operand_bytes], 64-byte aligned.
   void (*prepare_query)(const CodedSide& side, const int16_t* q, uint8_t* operand);
   // scores[r * kBlockTokens + token] = sum q * level byte. operands: [rows][query_operand_bytes].
-  void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                const uint8_t* operands, int rows, int32_t* scores);
-  // sums[r * stored + entry] = sum weight * level byte over the given tiles, entries in kernel order. weights: [rows][kBlockTokens].
-  void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                     const uint16_t* weights, int rows, int32_t* sums, uint8_t* work);
+  void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores);
+  // sums[r * stored + entry] = sum weight * level byte over the given tiles, entries in kernel order.
+  // weights: [rows][kBlockTokens].
+  void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                     int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                     uint8_t* work);
 
   // ---- floats ----
-  // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end, updates the state and returns the
-  // factor of the earlier o. key_scales may be null (ones). value_scales, already times kWeightShift, may be null; else p is multiplied by them once
-  // its sum is taken, and *largest is the largest product.
-  float (*softmax)(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-                   float* largest);
-  float (*softmax_dots)(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-                        float* largest);
-  // weights = rint(p / unit) of products p from softmax, unit = largest / kWeightMax; all 0 if the largest is below kMinWeight.
+  // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end,
+  // updates the state and returns the factor of the earlier o. key_scales may be null (ones). value_scales,
+  // already times kWeightShift, may be null; else p is multiplied by them once its sum is taken, and *largest
+  // is the largest product.
+  float (*softmax)(const RowBlock& row, const int32_t* scores, const float* key_scales,
+                   const float* value_scales, SoftmaxState* state, float* p, float* largest);
+  float (*softmax_dots)(const RowBlock& row, const float* dots, const float* key_scales,
+                        const float* value_scales, SoftmaxState* state, float* p, float* largest);
+  // weights = rint(p / unit) of products p from softmax, unit = largest / kWeightMax; all 0 if the largest is
+  // below kMinWeight.
   BlockWeights (*weigh)(const float* p, float largest, bool half, uint16_t* weights);
   // o = o * alpha + (sums + half_sum) * unit.
   void (*update)(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights);
@@ -117,7 +130,8 @@ struct Kernels {
 constexpr int kMaxIsas = 8;
 // Tables compiled in and usable on this machine, best last; the first is "scalar". Returns their number.
 int supported_kernels(const Kernels** tables);
-// The table of a name, or of the environment variable TQKV_CPU_ISA when name is null, or the best. Throws tq::Error naming the choices.
+// The table of a name, or of the environment variable TQKV_CPU_ISA when name is null, or the best. Throws
+// tq::Error naming the choices.
 const Kernels& select_kernels(const char* name);
 
 }  // namespace cpu

@@ -17,7 +17,8 @@ CodedSide::CodedSide(int dim, int bits, Kind side, const format::Codebook& book)
 }
 
 int value_coordinate(const format::SideLayout& layout, int index) {
-  const int vector = index / 16, s = index / 4 % 4, o = index % 4;  // word vector, octet, and the o-th coordinate of the vector
+  // word vector, octet, and the o-th coordinate of the vector
+  const int vector = index / 16, s = index / 4 % 4, o = index % 4;
   const int jb = vector / (2 * layout.jv), v = vector % (2 * layout.jv);
   const int jj = layout.jv == 4 ? o : layout.jv == 2 ? o % 2 : 0;
   const int g = layout.jv == 4 ? v : layout.jv == 2 ? 2 * v + o / 2 : 4 * v + o;
@@ -36,7 +37,8 @@ void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* oper
       for (int t = 0; t < 4; t++) {
         high[t] = low[t] = 0;
         for (int m = 0; m < 4; m++) {
-          const int value = q[query_coordinate(layout, block / layout.jv, block % layout.jv, h, t * layout.jv, m)];
+          const int value =
+              q[query_coordinate(layout, block / layout.jv, block % layout.jv, h, t * layout.jv, m)];
           const int digit = static_cast<int8_t>(value & 0xFF);
           low[t] |= static_cast<uint32_t>(digit & 0xFF) << (8 * m);
           high[t] |= static_cast<uint32_t>((value - digit) / 256 & 0xFF) << (8 * m);

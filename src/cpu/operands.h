@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which code of the words stands in which byte of an expanded vector, and the query and weight operands in the same order.
+// Which code of the words stands in which byte of an expanded vector, and the query and weight operands in
+// the same order.
 //
-// 16 consecutive words of a side (64 bytes) expand to eight vectors of 16 dwords: octet s = 0..3, half h = 0..1, four codes of one lane in a
-// dword. 2- and 3-bit sides split an octet into even (h = 0) and odd (h = 1) nibbles, because a byte look-up can then use the words as they
-// stand; the other widths split it into positions 0-3 and 4-7. Queries and weights are laid out to match, so neither order costs anything.
-// An operand depends on the lane only through t, so 64 bytes serve all vectors, and narrower SIMD uses slices of them.
+// 16 consecutive words of a side (64 bytes) expand to eight vectors of 16 dwords: octet s = 0..3, half h =
+// 0..1, four codes of one lane in a dword. 2- and 3-bit sides split an octet into even (h = 0) and odd (h =
+// 1) nibbles, because a byte look-up can then use the words as they stand; the other widths split it into
+// positions 0-3 and 4-7. Queries and weights are laid out to match, so neither order costs anything. An
+// operand depends on the lane only through t, so 64 bytes serve all vectors, and narrower SIMD uses slices of
+// them.
 #pragma once
 #include "cpu/kernels.h"
 
@@ -23,19 +26,22 @@ constexpr int value_token(int p) { return 16 * (p / 16) + 8 * ((p % 4) / 2) + 2 
 
 // Query coordinate of dword x, byte m, half h, of coordinate block c (= s mod jv) and load jb.
 constexpr int query_coordinate(const format::SideLayout& layout, int jb, int c, int h, int x, int m) {
-  return 32 * (jb * layout.jv + c) + format::octet_position(octet_index(layout.bits, h, m), dword_quarter(layout.jv, x));
+  return 32 * (jb * layout.jv + c) +
+         format::octet_position(octet_index(layout.bits, h, m), dword_quarter(layout.jv, x));
 }
 // Token of a tile under dword x, byte m, half h of a value vector.
 constexpr int weight_token(int bits, int jv, int h, int x, int m) {
   return value_token(format::octet_position(octet_index(bits, h, m), dword_quarter(jv, x)));
 }
 
-// Operand vectors of 64 bytes are indexed [jb][c][h][2]. Digits: vector 0 = high, 1 = low signed digit, q = 256 high + low. Pairs: vector 0 = 16-bit
-// integers of bytes 0 and 2 of each dword, 1 = of bytes 1 and 3. Behind the vectors of digits stands 128 * sum(q): what levels with a bias of 128 add.
+// Operand vectors of 64 bytes are indexed [jb][c][h][2]. Digits: vector 0 = high, 1 = low signed digit, q =
+// 256 high + low. Pairs: vector 0 = 16-bit integers of bytes 0 and 2 of each dword, 1 = of bytes 1 and 3.
+// Behind the vectors of digits stands 128 * sum(q): what levels with a bias of 128 add.
 void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand);
 void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* operand);
 
-// Eight 64-byte vectors of partial sums, vector (4 / jv classes)[class][V] of a key tile, summed over t into 32 tokens.
+// Eight 64-byte vectors of partial sums, vector (4 / jv classes)[class][V] of a key tile, summed over t into
+// 32 tokens.
 void reduce_scores(int jv, const int32_t* partial, int32_t* scores);
 // Four vectors (octets s) of one word vector summed over t into 16 entries in kernel order.
 void reduce_values(int jv, const int32_t* partial, int32_t* sums);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// See pack.h. An octet is gathered as eight bytes of a 64-bit word and its bits are brought to their places by a few shifts for all eight codes at once.
-// The bit places are those of format/packing.h; tests/conformance compares with store_code for every width.
+// See pack.h. An octet is gathered as eight bytes of a 64-bit word and its bits are brought to their places
+// by a few shifts for all eight codes at once. The bit places are those of format/packing.h;
+// tests/conformance compares with store_code for every width.
 #include "cpu/pack.h"
 
 #include <string.h>
@@ -71,8 +72,9 @@ void pack_tile_bits(const format::SideLayout& layout, Kind kind, const uint8_t* 
           uint64_t octet[4];
           for (int s = 0; s < 4; s++) {
             const int e = 4 * jj + s;
-            const uint8_t* row = kind == Kind::kKey ? codes + (8 * (e / jv) + g) * stored + 32 * (jb * jv + e % jv)
-                                                    : turned + (8 * (4 * (jb * jv + jj) + s) + g) * format::kTileTokens;
+            const uint8_t* row = kind == Kind::kKey
+                                     ? codes + (8 * (e / jv) + g) * stored + 32 * (jb * jv + e % jv)
+                                     : turned + (8 * (4 * (jb * jv + jj) + s) + g) * format::kTileTokens;
             octet[s] = join(row + 4 * t, row + 16 + 4 * t);
           }
           uint32_t group[8];
@@ -81,10 +83,11 @@ void pack_tile_bits(const format::SideLayout& layout, Kind kind, const uint8_t* 
         }
 }
 
-// Words of one group with only the octets of `octet` present; `present` has 0xFF in the bytes that belong to the token.
+// Words of one group with only the octets of `octet` present; `present` has 0xFF in the bytes that belong to
+// the token.
 template <int kBits>
-inline void merge_group(const format::SideLayout& layout, int jb, int lane, int jj, const uint64_t (&octet)[4], const uint64_t (&present)[4],
-                        uint32_t* words) {
+inline void merge_group(const format::SideLayout& layout, int jb, int lane, int jj,
+                        const uint64_t (&octet)[4], const uint64_t (&present)[4], uint32_t* words) {
   constexpr uint64_t kCode = kBits == 8 ? 0xFF : (1u << kBits) - 1;
   uint32_t group[8], mask[8];
   uint64_t all[4];
@@ -130,13 +133,15 @@ void merge_value(const format::SideLayout& layout, int token, const uint8_t* cod
     for (int g = 0; g < 8; g++)
       for (int jj = 0; jj < layout.jv; jj++) {
         uint64_t octet[4];
-        for (int s = 0; s < 4; s++) octet[s] = static_cast<uint64_t>(codes[8 * (4 * (jb * layout.jv + jj) + s) + g]) << (8 * at.n);
+        for (int s = 0; s < 4; s++)
+          octet[s] = static_cast<uint64_t>(codes[8 * (4 * (jb * layout.jv + jj) + s) + g]) << (8 * at.n);
         merge_group<kBits>(layout, jb, 4 * g + t, jj, octet, present, words);
       }
 }
 
 template <int kBits>
-void merge_token_bits(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes, uint32_t* words) {
+void merge_token_bits(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                      uint32_t* words) {
   if (kind == Kind::kKey)
     merge_key<kBits>(layout, token, codes, words);
   else
@@ -146,14 +151,17 @@ void merge_token_bits(const format::SideLayout& layout, Kind kind, int token, co
 }  // namespace
 
 void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
-  constexpr decltype(&pack_tile) kByBits[] = {pack_tile_bits<2>, pack_tile_bits<3>, pack_tile_bits<4>, pack_tile_bits<5>,
-                                              pack_tile_bits<6>, nullptr,           pack_tile_bits<8>};
+  constexpr decltype(&pack_tile) kByBits[] = {pack_tile_bits<2>, pack_tile_bits<3>, pack_tile_bits<4>,
+                                              pack_tile_bits<5>, pack_tile_bits<6>, nullptr,
+                                              pack_tile_bits<8>};
   kByBits[layout.bits - 2](layout, kind, codes, words);
 }
 
-void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes, uint32_t* words) {
-  constexpr decltype(&merge_token) kByBits[] = {
-      merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>, merge_token_bits<5>, merge_token_bits<6>, nullptr, merge_token_bits<8>};
+void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                 uint32_t* words) {
+  constexpr decltype(&merge_token) kByBits[] = {merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>,
+                                                merge_token_bits<5>, merge_token_bits<6>, nullptr,
+                                                merge_token_bits<8>};
   kByBits[layout.bits - 2](layout, kind, token, codes, words);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar table: the format's own code and plain sums in coordinate order. Every other table is tested against it; it also runs where no SIMD
-// path fits. Speed is not its duty.
+// The scalar table: the format's own code and plain sums in coordinate order. Every other table is tested
+// against it; it also runs where no SIMD path fits. Speed is not its duty.
 #include "cpu/scalar_kernels.h"
 
 #include <algorithm>
@@ -33,7 +33,8 @@ void unrotate(const format::VectorCoder& coder, float* y, float* x) { format::un
 void pack(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
   for (int token = 0; token < format::kTileTokens; token++)
     for (int i = 0; i < layout.stored; i++)
-      format::store_code(words, layout, format::code_place(layout, kind, token, i), codes[token * layout.stored + i]);
+      format::store_code(words, layout, format::code_place(layout, kind, token, i),
+                         codes[token * layout.stored + i]);
 }
 
 uint16_t saturated_f16(float x) {
@@ -45,31 +46,39 @@ void to_float(DataType type, const void* source, int64_t count, float* target) {
   const float* f = static_cast<const float*>(source);
   const uint16_t* h = static_cast<const uint16_t*>(source);
   for (int64_t i = 0; i < count; i++)
-    target[i] = type == DataType::kF32 ? f[i] : type == DataType::kF16 ? format::float_from_f16(h[i]) : format::float_from_bf16(h[i]);
+    target[i] = type == DataType::kF32   ? f[i]
+                : type == DataType::kF16 ? format::float_from_f16(h[i])
+                                         : format::float_from_bf16(h[i]);
 }
 
 void from_float(DataType type, const float* source, int64_t count, void* target) {
   if (type == DataType::kF32) std::copy(source, source + count, static_cast<float*>(target));
   if (type == DataType::kF32) return;
   uint16_t* h = static_cast<uint16_t*>(target);
-  for (int64_t i = 0; i < count; i++) h[i] = type == DataType::kF16 ? saturated_f16(source[i]) : format::bf16_from_float(source[i]);
+  for (int64_t i = 0; i < count; i++)
+    h[i] = type == DataType::kF16 ? saturated_f16(source[i]) : format::bf16_from_float(source[i]);
 }
 
 // The operand is q itself.
-void prepare_query(const CodedSide& side, const int16_t* q, uint8_t* operand) { memcpy(operand, q, side.layout.stored * sizeof(int16_t)); }
+void prepare_query(const CodedSide& side, const int16_t* q, uint8_t* operand) {
+  memcpy(operand, q, side.layout.stored * sizeof(int16_t));
+}
 
 int level_at(const CodedSide& side, const uint32_t* words, int token, int coordinate) {
-  const uint32_t code = format::load_code(words, side.layout, format::code_place(side.layout, side.kind, token, coordinate));
+  const uint32_t code =
+      format::load_code(words, side.layout, format::code_place(side.layout, side.kind, token, coordinate));
   return side.layout.bits == 8 ? static_cast<int8_t>(code) : side.levels[code];
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint8_t* operands,
-           int rows, int32_t* scores) {
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile,
+           int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   const int stored = side.layout.stored;
   int16_t levels[format::kMaxDim];
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int token = 0; token < format::kTileTokens; token++) {
-      for (int i = 0; i < stored; i++) levels[i] = static_cast<int16_t>(level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, i));
+      for (int i = 0; i < stored; i++)
+        levels[i] =
+            static_cast<int16_t>(level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, i));
       for (int r = 0; r < rows; r++) {
         const int16_t* q = reinterpret_cast<const int16_t*>(operands + r * query_operand_bytes(stored));
         int32_t sum = 0;
@@ -79,25 +88,28 @@ void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* co
     }
 }
 
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile, int last_tile, const uint16_t* weights,
-                int rows, int32_t* sums, uint8_t*) {
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile,
+                int last_tile, const uint16_t* weights, int rows, int32_t* sums, uint8_t*) {
   const int stored = side.layout.stored;
   std::fill(sums, sums + static_cast<int64_t>(rows) * stored, 0);
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int token = 0; token < format::kTileTokens; token++)
       for (int entry = 0; entry < stored; entry++) {
-        const int level = level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, value_coordinate(side.layout, entry));
-        for (int r = 0; r < rows; r++) sums[r * stored + entry] += level * weights[r * kBlockTokens + tile * format::kTileTokens + token];
+        const int level = level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token,
+                                   value_coordinate(side.layout, entry));
+        for (int r = 0; r < rows; r++)
+          sums[r * stored + entry] += level * weights[r * kBlockTokens + tile * format::kTileTokens + token];
       }
 }
 
 template <typename Score>
-float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-                 float* largest) {
+float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, const float* value_scales,
+                 SoftmaxState* state, float* p, float* largest) {
   std::fill(p, p + kBlockTokens, 0.0f);
   float m = state->m;
   for (int i = row.begin; i < row.end; i++) {
-    float logit = (static_cast<float>(scores[i]) + row.half_sum) * row.factor * (key_scales ? key_scales[i] : 1.0f);
+    float logit =
+        (static_cast<float>(scores[i]) + row.half_sum) * row.factor * (key_scales ? key_scales[i] : 1.0f);
     logit = std::min(std::max(logit, -kLogitLimit), kLogitLimit) + row.constant;
     if (row.softcap > 0) logit = row.softcap * tanhf(logit * kLn2 / row.softcap) * kLog2E;
     p[i] = logit;
@@ -116,12 +128,12 @@ float softmax_of(const RowBlock& row, const Score* scores, const float* key_scal
   return alpha;
 }
 
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-              float* largest) {
+float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales,
+              SoftmaxState* state, float* p, float* largest) {
   return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
 }
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales, SoftmaxState* state, float* p,
-                   float* largest) {
+float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales,
+                   SoftmaxState* state, float* p, float* largest) {
   return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
 }
 
@@ -133,14 +145,16 @@ BlockWeights weigh(const float* p, float largest, bool half, uint16_t* weights) 
   const float inverse = static_cast<float>(kWeightMax) / largest;
   int32_t sum = 0;
   for (int i = 0; i < kBlockTokens; i++) {
-    weights[i] = static_cast<uint16_t>(rintf(std::min(std::max(p[i] * inverse, 0.0f), static_cast<float>(kWeightMax))));
+    weights[i] = static_cast<uint16_t>(
+        rintf(std::min(std::max(p[i] * inverse, 0.0f), static_cast<float>(kWeightMax))));
     sum += weights[i];
   }
   return BlockWeights{largest / kWeightMax / kWeightShift, half ? 0.5f * static_cast<float>(sum) : 0.0f};
 }
 
 void update(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights) {
-  for (int i = 0; i < count; i++) o[i] = o[i] * alpha + (static_cast<float>(sums[i]) + weights.half_sum) * weights.unit;
+  for (int i = 0; i < count; i++)
+    o[i] = o[i] * alpha + (static_cast<float>(sums[i]) + weights.half_sum) * weights.unit;
 }
 
 void dot_rows(const float* q, const float* rows, int dim, int count, float* dots) {
@@ -165,8 +179,9 @@ void combine(float* y, float a, const float* x, float b, int count) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",   encode,  rotate,       unrotate, pack,   to_float, from_float, prepare_query, score,
-                                accumulate, softmax, softmax_dots, weigh,    update, dot_rows, add_rows,   combine};
+const Kernels kScalarKernels = {"scalar",   encode,        rotate,   unrotate,   pack,    to_float,
+                                from_float, prepare_query, score,    accumulate, softmax, softmax_dots,
+                                weigh,      update,        dot_rows, add_rows,   combine};
 
 }  // namespace cpu
 }  // namespace tq

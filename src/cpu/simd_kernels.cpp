@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One table of kernels per Highway target. Highway re-includes this file once for each; no Highway run-time library is used: kernels.cpp picks
-// a table by the CPU's features.
+// One table of kernels per Highway target. Highway re-includes this file once for each; no Highway run-time
+// library is used: kernels.cpp picks a table by the CPU's features.
 //
 // Scalable vectors (SVE) cannot stand in arrays, which these kernels are made of; Arm runs NEON.
 #ifndef HWY_DISABLED_TARGETS
@@ -35,8 +35,10 @@ constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
                                                         : "simd";
 
 extern const Kernels kKernels;
-const Kernels kKernels = {kName,   encode,       rotate, unrotate, pack_tile, to_float, from_float, prepare_query_pairs, score, accumulate,
-                          softmax, softmax_dots, weigh,  update,   dot_rows,  add_rows, combine};
+const Kernels kKernels = {
+    kName,  encode,     rotate,  unrotate,     pack_tile, to_float, from_float, prepare_query_pairs,
+    score,  accumulate, softmax, softmax_dots, weigh,     update,   dot_rows,   add_rows,
+    combine};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

@@ -19,10 +19,12 @@ int64_t matrix_pair(const Geometry& g) {
 
 }  // namespace
 
-Block::Block(const HostOps& ops, int64_t bytes, const char* what) : ops_(ops), bytes_(bytes), pointer_(nullptr) {
+Block::Block(const HostOps& ops, int64_t bytes, const char* what)
+    : ops_(ops), bytes_(bytes), pointer_(nullptr) {
   if (bytes == 0) return;
   pointer_ = static_cast<uint8_t*>(ops.alloc(ops.user, static_cast<size_t>(bytes), kBlockAlignment, 1, 0));
-  TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what, static_cast<long long>(bytes));
+  TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what,
+           static_cast<long long>(bytes));
 }
 Block::~Block() {
   if (pointer_) ops_.free(ops_.user, pointer_, static_cast<size_t>(bytes_), 1, 0);
@@ -62,12 +64,14 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
 int64_t Store::page_bytes(const Geometry& g) {
   int64_t total = 0;
   for (int layer = 0; layer < g.num_layers; layer++)
-    total = checked_add(total, checked_mul(g.num_pages, g.page_bytes(layer), "max_tokens: page bytes"), "max_tokens: page bytes");
+    total = checked_add(total, checked_mul(g.num_pages, g.page_bytes(layer), "max_tokens: page bytes"),
+                        "max_tokens: page bytes");
   return total;
 }
 
 int64_t Store::raw_bytes(const Geometry& g) {
-  const int64_t row = static_cast<int64_t>(g.head_dim + g.value_dim) * dtype_bytes(g.io_dtype) * g.num_kv_heads;
+  const int64_t row =
+      static_cast<int64_t>(g.head_dim + g.value_dim) * dtype_bytes(g.io_dtype) * g.num_kv_heads;
   const int64_t slots = checked_mul(g.num_layers, g.max_sequences, "raw bytes");
   return checked_mul(slots, checked_mul(row, g.raw_tokens(), "raw bytes"), "raw bytes");
 }
@@ -107,7 +111,8 @@ void Store::fill_rotations(const HostOps& ops) {
   const int words = format::sign_words(largest_stored(g));
   const bool hadamard = g.rotation == format::Rotation::kHadamard;
   const int64_t work = largest_stored(g);
-  const Block scratch(ops, hadamard ? 0 : (work * work + work) * static_cast<int64_t>(sizeof(double)), "rotation: scratch");
+  const Block scratch(ops, hadamard ? 0 : (work * work + work) * static_cast<int64_t>(sizeof(double)),
+                      "rotation: scratch");
   for (int layer = 0; layer < g.num_layers; layer++)
     for (int head = 0; head < g.num_kv_heads; head++) {
       const int64_t row = static_cast<int64_t>(layer) * g.num_kv_heads + head;
@@ -116,7 +121,8 @@ void Store::fill_rotations(const HostOps& ops) {
         const uint64_t base = format::stream_base(g.rotation_seed, layer, head, static_cast<Kind>(kind));
         const int stored = format::stored_dim(kind == 0 ? g.head_dim : g.value_dim);
         if (hadamard) {
-          for (int w = 0; w < words; w++) tables_.signs[(2 * row + kind) * words + w] = format::stream_word(base, w);
+          for (int w = 0; w < words; w++)
+            tables_.signs[(2 * row + kind) * words + w] = format::stream_word(base, w);
         } else {
           format::dense_matrix(base, stored, matrix, reinterpret_cast<double*>(scratch.get()));
           matrix += static_cast<int64_t>(stored) * stored;
@@ -132,7 +138,8 @@ format::VectorCoder Store::coder(int index, int head, Kind kind) const {
   const int dim = key ? g.head_dim : g.value_dim;
   const int64_t row = static_cast<int64_t>(index) * g.num_kv_heads + head;
   const int64_t key_stored = format::stored_dim(g.head_dim);
-  const float* centre = key ? (store.has_key_centre ? store.key_centre : nullptr) : (store.has_value_centre ? store.value_centre : nullptr);
+  const float* centre = key ? (store.has_key_centre ? store.key_centre : nullptr)
+                            : (store.has_value_centre ? store.value_centre : nullptr);
   format::VectorCoder coder;
   coder.dim = dim;
   coder.stored = format::stored_dim(dim);

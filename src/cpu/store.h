@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a CPU backend: four blocks from HostOps (pages, raw copies, tables, workspace), and where everything lies in them.
+// The memory of a CPU backend: four blocks from HostOps (pages, raw copies, tables, workspace), and where
+// everything lies in them.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -76,24 +77,28 @@ class Store {
   uint8_t* workspace() const { return workspace_.get(); }
 
   uint8_t* tile(const LayerStore& layer, int page, int head, int tile_in_page) const {
-    return layer.pages + page * layer.page_bytes + head * layer.head_bytes + static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
+    return layer.pages + page * layer.page_bytes + head * layer.head_bytes +
+           static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
   }
   // Tile `index` of a sequence.
-  uint8_t* sequence_tile(const LayerStore& layer, const PlanSequence& sequence, int head, int64_t index) const {
+  uint8_t* sequence_tile(const LayerStore& layer, const PlanSequence& sequence, int head,
+                         int64_t index) const {
     // Tile numbers fit 32 bits (page ids do); the 32-bit division is several times cheaper.
-    const uint32_t per_page = static_cast<uint32_t>(geometry.tiles_per_page()), number = static_cast<uint32_t>(index);
+    const uint32_t per_page = static_cast<uint32_t>(geometry.tiles_per_page()),
+                   number = static_cast<uint32_t>(index);
     return tile(layer, sequence.pages[number / per_page], head, static_cast<int>(number % per_page));
   }
   // Raw copy `index` (see raw_index).
   uint8_t* raw(const LayerStore& layer, int slot, int head, Kind kind, int64_t index) const {
-    const int64_t row = (static_cast<int64_t>(slot) * geometry.num_kv_heads + head) * geometry.raw_tokens() + index;
+    const int64_t row =
+        (static_cast<int64_t>(slot) * geometry.num_kv_heads + head) * geometry.raw_tokens() + index;
     return kind == Kind::kKey ? layer.raw_keys + row * geometry.head_dim * dtype_bytes(geometry.io_dtype)
                               : layer.raw_values + row * geometry.value_dim * dtype_bytes(geometry.io_dtype);
   }
   // Bytes of all raw copies of one slot and kind in one layer.
   int64_t slot_raw_bytes(Kind kind) const {
-    return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() * (kind == Kind::kKey ? geometry.head_dim : geometry.value_dim) *
-           dtype_bytes(geometry.io_dtype);
+    return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
+           (kind == Kind::kKey ? geometry.head_dim : geometry.value_dim) * dtype_bytes(geometry.io_dtype);
   }
 
  private:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See thread_pool.h. The caller opens a loop under the mutex, works itself, closes it and waits for the threads that joined: a thread that wakes
-// too late finds the loop closed and is not waited for.
+// See thread_pool.h. The caller opens a loop under the mutex, works itself, closes it and waits for the
+// threads that joined: a thread that wakes too late finds the loop closed and is not waited for.
 #include "cpu/thread_pool.h"
 
 #include <pthread.h>
@@ -34,12 +34,13 @@ ThreadPool::ThreadPool(int num_threads) {
   pthread_sigmask(SIG_SETMASK, &all, &previous);
   try {
     threads_.reserve(num_threads > 1 ? num_threads - 1 : 0);
-    for (int worker = 1; worker < num_threads; worker++) threads_.emplace_back([this, worker] { thread_main(worker); });
+    for (int worker = 1; worker < num_threads; worker++)
+      threads_.emplace_back([this, worker] { thread_main(worker); });
   } catch (const std::exception& e) {
     pthread_sigmask(SIG_SETMASK, &previous, nullptr);
     stop();
-    throw Error(Status::kOutOfMemory, "num_threads: starting thread %d of %d failed: %s", static_cast<int>(threads_.size()) + 1, num_threads,
-                e.what());
+    throw Error(Status::kOutOfMemory, "num_threads: starting thread %d of %d failed: %s",
+                static_cast<int>(threads_.size()) + 1, num_threads, e.what());
   }
   pthread_sigmask(SIG_SETMASK, &previous, nullptr);
 }
@@ -59,7 +60,8 @@ void ThreadPool::stop() {
 void ThreadPool::work(Call call, const void* context, int64_t count, int worker) {
   const FpEnvironment fp;
   try {
-    for (int64_t index = next_.fetch_add(1, std::memory_order_relaxed); index < count; index = next_.fetch_add(1, std::memory_order_relaxed))
+    for (int64_t index = next_.fetch_add(1, std::memory_order_relaxed); index < count;
+         index = next_.fetch_add(1, std::memory_order_relaxed))
       call(context, index, worker);
   } catch (...) {
     next_.store(count, std::memory_order_relaxed);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The smallest pool that serves the backend: num_threads - 1 threads made once, one parallel loop at a time, indices handed out dynamically.
+// The smallest pool that serves the backend: num_threads - 1 threads made once, one parallel loop at a time,
+// indices handed out dynamically.
 //
-// A loop that finds the pool busy (several attend calls may run at once) runs in the caller's thread alone: no queue, no deadlock, no
-// allocation. Threads spin for a moment before they sleep, because attend calls of consecutive layers come microseconds apart.
+// A loop that finds the pool busy (several attend calls may run at once) runs in the caller's thread alone:
+// no queue, no deadlock, no allocation. Threads spin for a moment before they sleep, because attend calls of
+// consecutive layers come microseconds apart.
 #pragma once
 #include <stdint.h>
 
@@ -25,12 +27,17 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
 
-  // Calls body(index, worker) for index 0 .. count-1, worker in 0 .. num_threads()-1; no two calls run at once with the same worker. The first
-  // exception of a body is thrown again here, after all bodies have ended; indices not yet begun are then skipped.
+  // Calls body(index, worker) for index 0 .. count-1, worker in 0 .. num_threads()-1; no two calls run at
+  // once with the same worker. The first exception of a body is thrown again here, after all bodies have
+  // ended; indices not yet begun are then skipped.
   template <typename Body>
   void parallel_for(int64_t count, const Body& body) {
     run(
-        count, [](const void* context, int64_t index, int worker) { (*static_cast<const Body*>(context))(index, worker); }, &body);
+        count,
+        [](const void* context, int64_t index, int worker) {
+          (*static_cast<const Body*>(context))(index, worker);
+        },
+        &body);
   }
 
  private:

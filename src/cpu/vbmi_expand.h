@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Building blocks of vbmi_kernels.cpp, for its use only: look-up of codes by vpermb, and sums over the four lanes of a coordinate.
+// Building blocks of vbmi_kernels.cpp, for its use only: look-up of codes by vpermb, and sums over the four
+// lanes of a coordinate.
 #pragma once
 #include "cpu/operands.h"
 #include "hwy/highway.h"
@@ -7,7 +8,8 @@
 #if HWY_ARCH_X86
 #include <immintrin.h>
 
-// GCC 12 and 13 see the deliberately undefined source of unmasked intrinsics as uninitialised (GCC bug 105593).
+// GCC 12 and 13 see the deliberately undefined source of unmasked intrinsics as uninitialised (GCC bug
+// 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -32,7 +34,8 @@ struct Tables {
 // bias 0x80 turns level into level + 128.
 TQ_INLINE Tables load_tables(const CodedSide& side, int bias) {
   const V flip = _mm512_set1_epi8(static_cast<char>(bias));
-  return Tables{_mm512_xor_si512(_mm512_load_si512(side.levels), flip), _mm512_xor_si512(_mm512_load_si512(side.levels_high), flip)};
+  return Tables{_mm512_xor_si512(_mm512_load_si512(side.levels), flip),
+                _mm512_xor_si512(_mm512_load_si512(side.levels_high), flip)};
 }
 
 // Nibbles 4 h .. 4 h + 3 of each dword as bytes; the upper 4 bits of a byte hold what follows.
@@ -63,7 +66,8 @@ TQ_INLINE V wide_index(V w, const V (&planes)[2]) {
 }
 
 template <int kBits, int kOctet>
-TQ_INLINE void expand_wide_octet(const Tables& tables, const uint32_t* words, int64_t plane, const V (&planes)[2], V (&levels)[8]) {
+TQ_INLINE void expand_wide_octet(const Tables& tables, const uint32_t* words, int64_t plane,
+                                 const V (&planes)[2], V (&levels)[8]) {
   const V w = _mm512_load_si512(words + kOctet * plane);
   levels[2 * kOctet] = _mm512_permutexvar_epi8(wide_index<kBits, kOctet, 0>(w, planes), tables.low);
   levels[2 * kOctet + 1] = _mm512_permutexvar_epi8(wide_index<kBits, kOctet, 1>(w, planes), tables.low);
@@ -98,11 +102,13 @@ TQ_INLINE void expand(const Tables& tables, int bias, const uint32_t* words, int
     const V sign = _mm512_set1_epi8(8);
     for (int s = 0; s < 4; s++) {
       const V w = _mm512_load_si512(words + s * plane);
-      levels[2 * s] = _mm512_permutexvar_epi8(select(spread_nibbles(w, 0), _mm512_srli_epi32(w, 4), sign), tables.low);
+      levels[2 * s] =
+          _mm512_permutexvar_epi8(select(spread_nibbles(w, 0), _mm512_srli_epi32(w, 4), sign), tables.low);
       levels[2 * s + 1] = _mm512_permutexvar_epi8(select(spread_nibbles(w, 1), w, sign), tables.low);
     }
   } else {
-    const V planes[2] = {_mm512_load_si512(words + 4 * plane), kBits == 6 ? _mm512_load_si512(words + 5 * plane) : _mm512_setzero_si512()};
+    const V planes[2] = {_mm512_load_si512(words + 4 * plane),
+                         kBits == 6 ? _mm512_load_si512(words + 5 * plane) : _mm512_setzero_si512()};
     expand_wide_octet<kBits, 0>(tables, words, plane, planes, levels);
     expand_wide_octet<kBits, 1>(tables, words, plane, planes, levels);
     expand_wide_octet<kBits, 2>(tables, words, plane, planes, levels);
@@ -118,7 +124,8 @@ TQ_INLINE void prefetch_planes(const uint32_t* words, int64_t plane) {
 
 // ---- sums over t ----
 
-// Lane numbers that bring together what two vectors have to add. Dword of output o, quarter t of a vector: the inverse of dword_quarter.
+// Lane numbers that bring together what two vectors have to add. Dword of output o, quarter t of a vector:
+// the inverse of dword_quarter.
 template <int kJv>
 constexpr int dword_of(int o, int t) {
   return o / kJv * 4 * kJv + t * kJv + o % kJv;
@@ -152,11 +159,14 @@ constexpr Permutation token_step(int half) {
   return p;
 }
 
-TQ_INLINE V permute2(const Permutation& p, V a, V b) { return _mm512_permutex2var_epi32(a, _mm512_load_si512(p.lane), b); }
+TQ_INLINE V permute2(const Permutation& p, V a, V b) {
+  return _mm512_permutex2var_epi32(a, _mm512_load_si512(p.lane), b);
+}
 
 template <int kJv>
 TQ_INLINE V fold4(V a, V b, V c, V d) {
-  static constexpr Permutation kFirst0 = first_step<kJv>(0), kFirst1 = first_step<kJv>(1), kSecond0 = second_step(0), kSecond1 = second_step(1);
+  static constexpr Permutation kFirst0 = first_step<kJv>(0), kFirst1 = first_step<kJv>(1),
+                               kSecond0 = second_step(0), kSecond1 = second_step(1);
   const V ab = _mm512_add_epi32(permute2(kFirst0, a, b), permute2(kFirst1, a, b));
   const V cd = _mm512_add_epi32(permute2(kFirst0, c, d), permute2(kFirst1, c, d));
   return _mm512_add_epi32(permute2(kSecond0, ab, cd), permute2(kSecond1, ab, cd));

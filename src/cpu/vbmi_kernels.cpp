@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Integer dot products over codes with AVX-512 VBMI and VNNI (Ice Lake, Zen 4 and later).
 //
-// Look-up: vpermb reads the low 6 bits of each byte, so a table that repeats with the code's period makes the neighbouring bits irrelevant: 2- and
-// 3-bit codes need about two operations per 64 codes, 4 bits three and a half, 5 and 6 bits six to eight. Dot: vpdpbusd, u8 x s8, four products per
-// dword. Keys: level + 128 (folded into the table) times the signed digits of q, less 128 * sum(q). Values: the digits of the unsigned weights
+// Look-up: vpermb reads the low 6 bits of each byte, so a table that repeats with the code's period makes the
+// neighbouring bits irrelevant: 2- and 3-bit codes need about two operations per 64 codes, 4 bits three and a
+// half, 5 and 6 bits six to eight. Dot: vpdpbusd, u8 x s8, four products per dword. Keys: level + 128 (folded
+// into the table) times the signed digits of q, less 128 * sum(q). Values: the digits of the unsigned weights
 // times the level. Everything is exact modulo 2^32 and the true sums fit int32 (kernels.h).
 //
 // Highway 1.0.3 has none of these operations.
@@ -22,10 +23,12 @@ namespace {
 
 // ---- scores ----
 
-// What kRows rows have on one load against kVectors expanded vectors, put (first load) or added to partials[row][class][vector]. Rows and vectors
-// share loads: with 16 sums in registers a product costs 5/8 of a load, and loads would be the limit.
+// What kRows rows have on one load against kVectors expanded vectors, put (first load) or added to
+// partials[row][class][vector]. Rows and vectors share loads: with 16 sums in registers a product costs 5/8
+// of a load, and loads would be the limit.
 template <int kJv, int kRows, int kVectors>
-TQ_INLINE void score_expanded(const V* levels, const uint8_t* operand, size_t operand_bytes, bool first, V* partials) {
+TQ_INLINE void score_expanded(const V* levels, const uint8_t* operand, size_t operand_bytes, bool first,
+                              V* partials) {
   constexpr int kClasses = 4 / kJv;
   V high[kRows][kVectors][kClasses], low[kRows][kVectors][kClasses];
   for (int r = 0; r < kRows; r++)
@@ -55,15 +58,18 @@ TQ_INLINE void score_expanded(const V* levels, const uint8_t* operand, size_t op
       }
 }
 
-// The same, not inlined: the compiler would keep all levels in registers and load q once for each product instead.
+// The same, not inlined: the compiler would keep all levels in registers and load q once for each product
+// instead.
 template <int kJv, int kRows, int kVectors>
-__attribute__((noinline)) void score_rows(const V* levels, const uint8_t* operand, size_t operand_bytes, bool first, V* partials) {
+__attribute__((noinline)) void score_rows(const V* levels, const uint8_t* operand, size_t operand_bytes,
+                                          bool first, V* partials) {
   score_expanded<kJv, kRows, kVectors>(levels, operand, operand_bytes, first, partials);
 }
 
 // One tile against 1, 2 or 4 rows: expanded vectors stay in registers.
 template <int kBits, int kJv, int kRows>
-TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands, V* partials) {
+TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uint32_t* next,
+                         const uint8_t* operands, V* partials) {
   const Tables tables = load_tables(side, 0x80);
   const int64_t plane = static_cast<int64_t>(side.layout.jb) * 32 * kJv;
   for (int vector = 0; vector < 2 * kJv; vector++)
@@ -72,13 +78,15 @@ TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uin
       V levels[8];
       expand<kBits>(tables, 0x80, words + at, plane, levels);
       prefetch_planes<kBits>(next + at, plane);
-      score_expanded<kJv, kRows, 1>(levels, operands + jb * kJv * 256, query_operand_bytes(side.layout.stored), jb == 0, partials + vector);
+      score_expanded<kJv, kRows, 1>(levels, operands + jb * kJv * 256,
+                                    query_operand_bytes(side.layout.stored), jb == 0, partials + vector);
     }
 }
 
 // More rows: vectors are expanded in pairs into the cache.
 template <int kBits, int kJv>
-TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands, int rows, V* partials) {
+TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const uint32_t* next,
+                          const uint8_t* operands, int rows, V* partials) {
   constexpr int kVectors = kJv == 1 ? 1 : 2, kRows = kJv == 4 ? 4 : 2;
   const Tables tables = load_tables(side, 0x80);
   const int64_t plane = static_cast<int64_t>(side.layout.jb) * 32 * kJv;
@@ -96,42 +104,55 @@ TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const ui
       const uint8_t* operand = operands + jb * kJv * 256;
       int r = 0;
       for (; r + kRows <= rows; r += kRows)
-        score_rows<kJv, kRows, kVectors>(expanded, operand + r * bytes, bytes, jb == 0, partials + r * 8 + vector);
-      for (; r < rows; r++) score_rows<kJv, 1, kVectors>(expanded, operand + r * bytes, bytes, jb == 0, partials + r * 8 + vector);
+        score_rows<kJv, kRows, kVectors>(expanded, operand + r * bytes, bytes, jb == 0,
+                                         partials + r * 8 + vector);
+      for (; r < rows; r++)
+        score_rows<kJv, 1, kVectors>(expanded, operand + r * bytes, bytes, jb == 0,
+                                     partials + r * 8 + vector);
     }
 }
 
 template <int kBits, int kJv>
-void score_tile(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands, int rows, int32_t* scores) {
+void score_tile(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands,
+                int rows, int32_t* scores) {
   static constexpr Permutation kTokens0 = token_step<kJv>(0), kTokens1 = token_step<kJv>(1);
   V partials[kMaxRows * 8];
   if (rows == 1) score_few<kBits, kJv, 1>(side, words, next, operands, partials);
   if (rows == 2) score_few<kBits, kJv, 2>(side, words, next, operands, partials);
   if (kJv == 4 && rows == 4) score_few<kBits, kJv, kJv == 4 ? 4 : 1>(side, words, next, operands, partials);
-  if (rows == 3 || rows > 4 || (kJv < 4 && rows == 4)) score_many<kBits, kJv>(side, words, next, operands, rows, partials);
+  if (rows == 3 || rows > 4 || (kJv < 4 && rows == 4))
+    score_many<kBits, kJv>(side, words, next, operands, rows, partials);
   for (int r = 0; r < rows; r++) {
     const V* p = partials + r * 8;
     int32_t bias;  // 128 * sum(q)
-    memcpy(&bias, operands + r * query_operand_bytes(side.layout.stored) + query_correction_offset(side.layout.stored), 4);
-    const V a = fold4<kJv>(p[0], p[1], p[2], p[3]), b = fold4<kJv>(p[4], p[5], p[6], p[7]), correction = _mm512_set1_epi32(bias);
+    memcpy(
+        &bias,
+        operands + r * query_operand_bytes(side.layout.stored) + query_correction_offset(side.layout.stored),
+        4);
+    const V a = fold4<kJv>(p[0], p[1], p[2], p[3]), b = fold4<kJv>(p[4], p[5], p[6], p[7]),
+            correction = _mm512_set1_epi32(bias);
     _mm512_store_si512(scores + r * kBlockTokens, _mm512_sub_epi32(permute2(kTokens0, a, b), correction));
-    _mm512_store_si512(scores + r * kBlockTokens + 16, _mm512_sub_epi32(permute2(kTokens1, a, b), correction));
+    _mm512_store_si512(scores + r * kBlockTokens + 16,
+                       _mm512_sub_epi32(permute2(kTokens1, a, b), correction));
   }
 }
 
 template <int kBits, int kJv>
-void score_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands,
-              int rows, int32_t* scores) {
+void score_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
+              int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   for (int tile = first_tile; tile < last_tile; tile++)
-    score_tile<kBits, kJv>(side, reinterpret_cast<const uint32_t*>(tiles[tile]), reinterpret_cast<const uint32_t*>(next[tile]), operands, rows,
+    score_tile<kBits, kJv>(side, reinterpret_cast<const uint32_t*>(tiles[tile]),
+                           reinterpret_cast<const uint32_t*>(next[tile]), operands, rows,
                            scores + tile * format::kTileTokens);
 }
 
 template <int kBits>
-void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                const uint8_t* operands, int rows, int32_t* scores) {
-  if (side.layout.jv == 4) return score_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
-  if (side.layout.jv == 2) return score_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+  if (side.layout.jv == 4)
+    return score_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+  if (side.layout.jv == 2)
+    return score_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
   score_jv<kBits, 1>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
 }
 
@@ -145,18 +166,21 @@ template <int kBits, int kJv>
 constexpr BytePermutation weight_bytes(int h, int digit) {
   BytePermutation p = {};
   for (int x = 0; x < 16; x++)
-    for (int m = 0; m < 4; m++) p.byte[4 * x + m] = static_cast<uint8_t>(2 * weight_token(kBits, kJv, h, x, m) + 1 - digit);
+    for (int m = 0; m < 4; m++)
+      p.byte[4 * x + m] = static_cast<uint8_t>(2 * weight_token(kBits, kJv, h, x, m) + 1 - digit);
   return p;
 }
 
 template <int kBits, int kJv>
 TQ_INLINE void prepare_weights(int first_tile, int last_tile, const uint16_t* weights, uint8_t* operand) {
-  static constexpr BytePermutation kPermutations[4] = {weight_bytes<kBits, kJv>(0, 0), weight_bytes<kBits, kJv>(0, 1), weight_bytes<kBits, kJv>(1, 0),
-                                                       weight_bytes<kBits, kJv>(1, 1)};
+  static constexpr BytePermutation kPermutations[4] = {
+      weight_bytes<kBits, kJv>(0, 0), weight_bytes<kBits, kJv>(0, 1), weight_bytes<kBits, kJv>(1, 0),
+      weight_bytes<kBits, kJv>(1, 1)};
   for (int tile = first_tile; tile < last_tile; tile++) {
     const V w = _mm512_loadu_si512(weights + tile * format::kTileTokens);
     for (int i = 0; i < 4; i++)
-      _mm512_store_si512(operand + tile * 256 + i * 64, _mm512_permutexvar_epi8(_mm512_load_si512(kPermutations[i].byte), w));
+      _mm512_store_si512(operand + tile * 256 + i * 64,
+                         _mm512_permutexvar_epi8(_mm512_load_si512(kPermutations[i].byte), w));
   }
 }
 
@@ -187,8 +211,9 @@ struct ValueSums {
   template <int kJv>
   TQ_INLINE void store(int stored, int32_t* sums) const {
     for (int r = 0; r < kRows; r++)
-      _mm512_store_si512(sums + r * stored, fold4<kJv>(join_digits(high[r][0], low[r][0]), join_digits(high[r][1], low[r][1]),
-                                                       join_digits(high[r][2], low[r][2]), join_digits(high[r][3], low[r][3])));
+      _mm512_store_si512(sums + r * stored,
+                         fold4<kJv>(join_digits(high[r][0], low[r][0]), join_digits(high[r][1], low[r][1]),
+                                    join_digits(high[r][2], low[r][2]), join_digits(high[r][3], low[r][3])));
   }
 };
 
@@ -204,7 +229,8 @@ struct ValueJob {
 };
 
 template <int kBits, int kJv>
-TQ_INLINE void expand_values(const ValueJob& job, const Tables& tables, int tile, int vector, V (&levels)[8]) {
+TQ_INLINE void expand_values(const ValueJob& job, const Tables& tables, int tile, int vector,
+                             V (&levels)[8]) {
   const int64_t plane = static_cast<int64_t>(job.side.layout.jb) * 32 * kJv;
   expand<kBits>(tables, 0, reinterpret_cast<const uint32_t*>(job.tiles[tile]) + 16 * vector, plane, levels);
   prefetch_planes<kBits>(reinterpret_cast<const uint32_t*>(job.next[tile]) + 16 * vector, plane);
@@ -252,9 +278,12 @@ TQ_INLINE void accumulate_many(const ValueJob& job) {
 }
 
 template <int kBits, int kJv>
-void accumulate_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                   const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
-  for (int r = 0; r < rows; r++) prepare_weights<kBits, kJv>(first_tile, last_tile, weights + r * kBlockTokens, work + r * kWeightOperandBytes);
+void accumulate_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                   int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                   uint8_t* work) {
+  for (int r = 0; r < rows; r++)
+    prepare_weights<kBits, kJv>(first_tile, last_tile, weights + r * kBlockTokens,
+                                work + r * kWeightOperandBytes);
   const ValueJob job = {side, tiles, next, first_tile, last_tile, work, rows, sums};
   if (rows == 1) return accumulate_few<kBits, kJv, 1>(job);
   if (rows == 2) return accumulate_few<kBits, kJv, 2>(job);
@@ -262,22 +291,29 @@ void accumulate_jv(const CodedSide& side, const uint8_t* const* tiles, const uin
 }
 
 template <int kBits>
-void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                     const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
-  if (side.layout.jv == 4) return accumulate_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
-  if (side.layout.jv == 2) return accumulate_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
+void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                     int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                     uint8_t* work) {
+  if (side.layout.jv == 4)
+    return accumulate_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
+  if (side.layout.jv == 2)
+    return accumulate_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
   accumulate_jv<kBits, 1>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile, const uint8_t* operands,
-           int rows, int32_t* scores) {
-  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>, score_bits<6>, nullptr, score_bits<8>};
+void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
+           int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>,
+                                                  score_bits<6>, nullptr,       score_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, operands, rows, scores);
 }
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile, int last_tile,
-                const uint16_t* weights, int rows, int32_t* sums, uint8_t* work) {
-  constexpr decltype(&accumulate_bits<2>) kByBits[] = {
-      accumulate_bits<2>, accumulate_bits<3>, accumulate_bits<4>, accumulate_bits<5>, accumulate_bits<6>, nullptr, accumulate_bits<8>};
+void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                uint8_t* work) {
+  constexpr decltype(&accumulate_bits<2>) kByBits[] = {accumulate_bits<2>, accumulate_bits<3>,
+                                                       accumulate_bits<4>, accumulate_bits<5>,
+                                                       accumulate_bits<6>, nullptr,
+                                                       accumulate_bits<8>};
   kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rotation, encoder and conversions of one vector in SIMD; included once per instruction set.
 //
-// Bit-exactness: every coordinate passes through the same rounded operations in the same order as in src/format. Butterflies of distance below
-// the vector's width take the partner by a lane permutation: x_i + x_j and x_i - x_j = x_i + (-x_j) are the same rounded values; the tree folds
-// halves, so it adds whole vectors first. No MulAdd here.
+// Bit-exactness: every coordinate passes through the same rounded operations in the same order as in
+// src/format. Butterflies of distance below the vector's width take the partner by a lane permutation: x_i +
+// x_j and x_i - x_j = x_i + (-x_j) are the same rounded values; the tree folds halves, so it adds whole
+// vectors first. No MulAdd here.
 #if defined(TQ_CPU_VECTORS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_VECTORS_INL_H_
 #undef TQ_CPU_VECTORS_INL_H_
@@ -25,7 +26,9 @@ using VF = hn::Vec<F>;
 
 // Lane numbers. (Highway 1.0.3 makes its Iota through memory, a store that stalls the load behind it.)
 alignas(64) static constexpr int32_t kLaneNumber[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-HWY_INLINE hn::Vec<hn::RebindToSigned<F>> lane_numbers() { return hn::Load(hn::RebindToSigned<F>(), kLaneNumber); }
+HWY_INLINE hn::Vec<hn::RebindToSigned<F>> lane_numbers() {
+  return hn::Load(hn::RebindToSigned<F>(), kLaneNumber);
+}
 
 // Lane i of the result is lane i ^ distance of v.
 HWY_INLINE VF partner(VF v, int distance) {
@@ -46,7 +49,8 @@ HWY_INLINE float tree_sum(float* HWY_RESTRICT v, int stored) {
     hn::Store(sum, d, v + p);
   }
   for (int h = n / 2; h >= lanes; h /= 2)
-    for (int p = 0; p < h; p += lanes) hn::Store(hn::Add(hn::Load(d, v + p), hn::Load(d, v + p + h)), d, v + p);
+    for (int p = 0; p < h; p += lanes)
+      hn::Store(hn::Add(hn::Load(d, v + p), hn::Load(d, v + p + h)), d, v + p);
   VF sum = hn::Load(d, v);
   for (int h = lanes / 2; h >= 1; h /= 2) sum = hn::Add(sum, partner(sum, h));
   return first_lane(sum);
@@ -60,9 +64,10 @@ HWY_INLINE void fwht(float* HWY_RESTRICT x, int n) {
   for (int p = 0; p < n; p += lanes) {
     VF v = hn::Load(d, x + p);
     for (int h = 1; h < lanes; h *= 2) {
-      const auto upper =
-          hn::And(hn::BitCast(du, lane_numbers()), hn::Set(du, static_cast<uint32_t>(h)));  // lanes that hold x_{i+h}: they become x_i - x_{i+h}
-      const auto flip = hn::BitCast(d, hn::IfThenElse(hn::Ne(upper, hn::Zero(du)), hn::Set(du, 0x80000000u), hn::Zero(du)));
+      // lanes that hold x_{i+h}: they become x_i - x_{i+h}
+      const auto upper = hn::And(hn::BitCast(du, lane_numbers()), hn::Set(du, static_cast<uint32_t>(h)));
+      const auto flip =
+          hn::BitCast(d, hn::IfThenElse(hn::Ne(upper, hn::Zero(du)), hn::Set(du, 0x80000000u), hn::Zero(du)));
       v = hn::Add(partner(v, h), hn::Xor(v, flip));
     }
     hn::Store(v, d, x + p);
@@ -83,12 +88,14 @@ HWY_INLINE void mix_blocks(float* HWY_RESTRICT x, int m, int n, bool transposed)
   alignas(64) float in[format::kMaxOddFactor * 16];
   float factors[format::kMaxOddFactor * format::kMaxOddFactor];
   for (int r = 0; r < m; r++)
-    for (int c = 0; c < m; c++) factors[r * m + c] = transposed ? format::dct_entry(m, c, r) : format::dct_entry(m, r, c);
+    for (int c = 0; c < m; c++)
+      factors[r * m + c] = transposed ? format::dct_entry(m, c, r) : format::dct_entry(m, r, c);
   for (int p = 0; p < n; p += lanes) {
     for (int c = 0; c < m; c++) hn::Store(hn::Load(d, x + c * n + p), d, in + c * lanes);
     for (int r = 0; r < m; r++) {
       VF sum = hn::Mul(hn::Set(d, factors[r * m]), hn::Load(d, in));
-      for (int c = 1; c < m; c++) sum = hn::Add(sum, hn::Mul(hn::Set(d, factors[r * m + c]), hn::Load(d, in + c * lanes)));
+      for (int c = 1; c < m; c++)
+        sum = hn::Add(sum, hn::Mul(hn::Set(d, factors[r * m + c]), hn::Load(d, in + c * lanes)));
       hn::Store(sum, d, x + r * n + p);
     }
   }
@@ -115,13 +122,16 @@ HWY_INLINE void hadamard_forward(float* x, int stored, const uint64_t* signs) {
   if (m > 1) mix_blocks(x, m, n, false);
 }
 
-// format::dense_apply with the matrix's rows; the transposed product goes through the scalar code (once per output row).
-HWY_INLINE void dense_forward(const float* matrix, const float* HWY_RESTRICT x, float* HWY_RESTRICT y, int stored) {
+// format::dense_apply with the matrix's rows; the transposed product goes through the scalar code (once per
+// output row).
+HWY_INLINE void dense_forward(const float* matrix, const float* HWY_RESTRICT x, float* HWY_RESTRICT y,
+                              int stored) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   alignas(64) float products[format::kMaxDim];
   for (int r = 0; r < stored; r++) {
-    for (int c = 0; c < stored; c += lanes) hn::Store(hn::Mul(hn::LoadU(d, matrix + r * stored + c), hn::Load(d, x + c)), d, products + c);
+    for (int c = 0; c < stored; c += lanes)
+      hn::Store(hn::Mul(hn::LoadU(d, matrix + r * stored + c), hn::Load(d, x + c)), d, products + c);
     y[r] = tree_sum(products, stored);
   }
 }
@@ -129,7 +139,8 @@ HWY_INLINE void dense_forward(const float* matrix, const float* HWY_RESTRICT x, 
 HWY_INLINE void multiply(float* x, int stored, float factor) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int p = 0; p < stored; p += lanes) hn::Store(hn::Mul(hn::Load(d, x + p), hn::Set(d, factor)), d, x + p);
+  for (int p = 0; p < stored; p += lanes)
+    hn::Store(hn::Mul(hn::Load(d, x + p), hn::Set(d, factor)), d, x + p);
 }
 
 void rotate(const format::VectorCoder& coder, const float* x, float* y) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codebooks as the encoder and the kernels use them (FORMAT.md section 3.1): views on the generated tables, or a caller's own.
-// A code is a magnitude index with the sign above it; levels lie on the int8 grid so that they are matrix operands as they stand.
+// Codebooks as the encoder and the kernels use them (FORMAT.md section 3.1): views on the generated tables,
+// or a caller's own. A code is a magnitude index with the sign above it; levels lie on the int8 grid so that
+// they are matrix operands as they stand.
 #pragma once
 #include "codebooks/tables.h"
 #include "format/tile_layout.h"
@@ -24,7 +25,8 @@ struct Codebook {
   TQ_HD float threshold(int j) const { return mul_rn(add_rn(level(j - 1), level(j)), 0.5f); }
 };
 
-// Signed grid level of a code. Half-integer grids: the exact value is level_byte + 1/2, so that negation is a bitwise NOT of the byte.
+// Signed grid level of a code. Half-integer grids: the exact value is level_byte + 1/2, so that negation is a
+// bitwise NOT of the byte.
 TQ_HD int8_t level_byte(const Codebook& book, uint32_t code) {
   if (book.bits == 8) return static_cast<int8_t>(code);
   const uint32_t j = code & (book.count() - 1u);
@@ -32,9 +34,12 @@ TQ_HD int8_t level_byte(const Codebook& book, uint32_t code) {
   const int m = book.magnitude[j];
   return static_cast<int8_t>(!minus ? m : book.half() ? ~m : -m);
 }
-TQ_HD float code_level(const Codebook& book, uint32_t code) { return static_cast<float>(level_byte(book, code)) + (book.half() ? 0.5f : 0.0f); }
+TQ_HD float code_level(const Codebook& book, uint32_t code) {
+  return static_cast<float>(level_byte(book, code)) + (book.half() ? 0.5f : 0.0f);
+}
 
-// The built-in codebook of a dimension (0 = N(0,1)); bits 8 gives the plain grid. Every supported head_dim has one.
+// The built-in codebook of a dimension (0 = N(0,1)); bits 8 gives the plain grid. Every supported head_dim
+// has one.
 inline Codebook builtin_codebook(int dim, int bits) {
   Codebook book = {};
   book.bits = bits;

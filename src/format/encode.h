@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scalar encoder and decoder of one vector (FORMAT.md sections 2 and 3): the oracle of every fast path, the portable path where there is no
-// SIMD, and the format to read. Method: TurboQuant_mse (arXiv 2504.19874, algorithm 1) with a scale fitted to the chosen levels and a short
-// search over quantisation steps, which the decoder never sees.
+// Scalar encoder and decoder of one vector (FORMAT.md sections 2 and 3): the oracle of every fast path, the
+// portable path where there is no SIMD, and the format to read. Method: TurboQuant_mse (arXiv 2504.19874,
+// algorithm 1) with a scale fitted to the chosen levels and a short search over quantisation steps, which the
+// decoder never sees.
 #pragma once
 #include "format/codebook.h"
 #include "format/packing.h"
@@ -51,7 +52,8 @@ TQ_HD int magnitude_index(const Codebook& book, float abs_y, float u) {
 }
 
 // Codes of y at one step; scratch and codes have `stored` entries.
-TQ_HD QuantiseResult quantise(const Codebook& book, const float* y, int stored, float u, uint8_t* codes, float* scratch) {
+TQ_HD QuantiseResult quantise(const Codebook& book, const float* y, int stored, float u, uint8_t* codes,
+                              float* scratch) {
   int32_t four_qq = 0;
   for (int i = 0; i < stored; i++) {
     const float a = abs_float(y[i]);
@@ -65,7 +67,8 @@ TQ_HD QuantiseResult quantise(const Codebook& book, const float* y, int stored, 
   return QuantiseResult{tree_sum(scratch, stored), mul_rn(static_cast<float>(four_qq), 0.25f)};
 }
 
-TQ_HD QuantiseResult quantise_uniform8(const float* y, int stored, float max_y, uint8_t* codes, float* scratch) {
+TQ_HD QuantiseResult quantise_uniform8(const float* y, int stored, float max_y, uint8_t* codes,
+                                       float* scratch) {
   const float inv = div_rn(127.0f, max_y);
   int32_t four_qq = 0;
   for (int i = 0; i < stored; i++) {
@@ -85,8 +88,8 @@ TQ_HD float fitted_scale(ScaleRule rule, QuantiseResult fit, float n2, float pap
   return paper;
 }
 
-// x [dim] -> codes [stored] (magnitude index and sign; 8 bits: the level's byte) and the bfloat16 scale. Returns whether an input value had to be
-// replaced.
+// x [dim] -> codes [stored] (magnitude index and sign; 8 bits: the level's byte) and the bfloat16 scale.
+// Returns whether an input value had to be replaced.
 TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
   const int stored = coder.stored;
   float y[kMaxVectorDim], scratch[kMaxVectorDim];
@@ -129,7 +132,8 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
     uint8_t trial[kMaxVectorDim];
     float best_gain = -1.0f;  // dot^2 / qq: the energy that the best scale explains
     for (int index = 0; index < steps; index++) {
-      const QuantiseResult fit = quantise(coder.codebook, y, stored, mul_rn(base, step(coder.codebook.bits, steps, index)), trial, scratch);
+      const QuantiseResult fit = quantise(
+          coder.codebook, y, stored, mul_rn(base, step(coder.codebook.bits, steps, index)), trial, scratch);
       const float gain = div_rn(mul_rn(fit.dot, fit.dot), fit.qq);
       if (!(gain > best_gain)) continue;
       best_gain = gain;
@@ -143,7 +147,8 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
   return replaced;
 }
 
-// Rotated-space vector [stored] back to x [dim], in place order: transform, norm, signs, centre. y is destroyed.
+// Rotated-space vector [stored] back to x [dim], in place order: transform, norm, signs, centre. y is
+// destroyed.
 TQ_HD void unrotate(const VectorCoder& coder, float* y, float* x) {
   if (coder.rotation == Rotation::kHadamard) {
     hadamard_inverse(y, coder.stored);
@@ -169,7 +174,8 @@ TQ_HD void decode_vector(const VectorCoder& coder, const uint8_t* codes, uint16_
     for (int i = 0; i < coder.dim; i++) x[i] = add_rn(x[i], coder.centre[i]);
 }
 
-// Raw sides (FORMAT.md section 3.5): one value in its stored 16-bit type. float32 input is stored as float16, 65504 at most.
+// Raw sides (FORMAT.md section 3.5): one value in its stored 16-bit type. float32 input is stored as float16,
+// 65504 at most.
 TQ_HD uint16_t raw_from_f32(float x, bool* replaced) {
   if (is_nan(x)) {
     *replaced = true;
@@ -185,7 +191,9 @@ TQ_HD uint16_t raw_from_f16(uint16_t h, bool* replaced) {
   *replaced = true;
   return (h & 0x7FFFu) > 0x7C00u ? 0 : static_cast<uint16_t>((h & 0x8000u) | 0x7BFFu);
 }
-TQ_HD uint16_t raw_from_bf16(uint16_t h, bool* replaced) { return bf16_from_float(sanitise(float_from_bf16(h), replaced)); }
+TQ_HD uint16_t raw_from_bf16(uint16_t h, bool* replaced) {
+  return bf16_from_float(sanitise(float_from_bf16(h), replaced));
+}
 
 }  // namespace format
 }  // namespace tq

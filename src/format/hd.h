@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What host and device code of the format share: the qualifier, rounded float operations, bit casts.
 //
-// The encoder must give the same bits on every CPU and GPU, so each float operation is rounded on its own (FORMAT.md, "Conventions"). On the
-// device the _rn intrinsics forbid contraction whatever the flags; host code is compiled with -ffp-contract=off (CMakeLists.txt).
+// The encoder must give the same bits on every CPU and GPU, so each float operation is rounded on its own
+// (FORMAT.md, "Conventions"). On the device the _rn intrinsics forbid contraction whatever the flags; host
+// code is compiled with -ffp-contract=off (CMakeLists.txt).
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -72,7 +73,8 @@ TQ_HD uint16_t f16_from_float(float x) {
   const uint32_t a = u & 0x7FFFFFFFu;
   if (a > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
   if (a >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // >= 65520 rounds up to infinity
-  if (a < 0x38800000u) {  // below 2^-14: adding 1/2 leaves the subnormal's integer, correctly rounded, in the low bits
+  // below 2^-14: adding 1/2 leaves the subnormal's integer, correctly rounded, in the low bits
+  if (a < 0x38800000u) {
     const uint32_t rounded = float_bits(add_rn(bits_float(a), 0.5f)) - 0x3F000000u;
     return static_cast<uint16_t>(sign | rounded);
   }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rotation before coding (FORMAT.md section 2): sign bits, Walsh-Hadamard transform with a small orthogonal factor, dense matrices, and the
-// summation tree. Scalar definition; the order of every float operation is part of the format.
+// The rotation before coding (FORMAT.md section 2): sign bits, Walsh-Hadamard transform with a small
+// orthogonal factor, dense matrices, and the summation tree. Scalar definition; the order of every float
+// operation is part of the format.
 //
-// Signs come before the transform: after it, constant inputs would concentrate on one coordinate (relative error 2.76 instead of 0.29).
+// Signs come before the transform: after it, constant inputs would concentrate on one coordinate (relative
+// error 2.76 instead of 0.29).
 #pragma once
 #include "format/tile_layout.h"
 
@@ -31,11 +33,14 @@ constexpr int sign_words(int stored) { return (stored + 63) / 64; }  // 64-bit w
 TQ_HD bool sign_bit(const uint64_t* signs, int i) { return signs[i / 64] >> (i % 64) & 1u; }
 
 // 2^(-k/2), rounded to float.
-TQ_HD float hadamard_norm(int log2n) { return log2n % 2 ? mul_rn(exp2_int(-(log2n + 1) / 2), 1.41421356237309504880f) : exp2_int(-log2n / 2); }
+TQ_HD float hadamard_norm(int log2n) {
+  return log2n % 2 ? mul_rn(exp2_int(-(log2n + 1) / 2), 1.41421356237309504880f) : exp2_int(-log2n / 2);
+}
 
 constexpr int kMaxOddFactor = 9;
 
-// Row r, column c of the orthonormal DCT-II of size m, as float bits; m in {3, 5, 7, 9}. tests/unit compares with the formula.
+// Row r, column c of the orthonormal DCT-II of size m, as float bits; m in {3, 5, 7, 9}. tests/unit compares
+// with the formula.
 TQ_HD float dct_entry(int m, int r, int c) {
   // clang-format off
   constexpr uint32_t k3[] = {
@@ -89,7 +94,8 @@ TQ_HD void mix_blocks(float* x, int m, int n, bool transposed) {
     for (int c = 0; c < m; c++) in[c] = x[c * n + p];
     for (int r = 0; r < m; r++) {
       float acc = mul_rn(transposed ? dct_entry(m, 0, r) : dct_entry(m, r, 0), in[0]);
-      for (int c = 1; c < m; c++) acc = add_rn(acc, mul_rn(transposed ? dct_entry(m, c, r) : dct_entry(m, r, c), in[c]));
+      for (int c = 1; c < m; c++)
+        acc = add_rn(acc, mul_rn(transposed ? dct_entry(m, c, r) : dct_entry(m, r, c), in[c]));
       x[r * n + p] = acc;
     }
   }
@@ -106,7 +112,8 @@ TQ_HD T tree_sum(T* v, int stored) {
   return v[0];
 }
 
-// Signs and transform, without normalisation; x has `stored` values. forward() after inverse() multiplies by 2^k.
+// Signs and transform, without normalisation; x has `stored` values. forward() after inverse() multiplies by
+// 2^k.
 TQ_HD void hadamard_forward(float* x, int stored, const uint64_t* signs) {
   const int n = 1 << log2_block(stored), m = stored / n;
   for (int i = 0; i < stored; i++)
@@ -125,14 +132,16 @@ TQ_HD void hadamard_inverse(float* x, int stored) {
 TQ_HD void dense_apply(const float* matrix, const float* x, float* y, int stored, bool transposed) {
   for (int r = 0; r < stored; r++) {
     float products[kMaxVectorDim];
-    for (int c = 0; c < stored; c++) products[c] = mul_rn(transposed ? matrix[c * stored + r] : matrix[r * stored + c], x[c]);
+    for (int c = 0; c < stored; c++)
+      products[c] = mul_rn(transposed ? matrix[c * stored + r] : matrix[r * stored + c], x[c]);
     y[r] = tree_sum(products, stored);
   }
 }
 
 // ---- dense matrices (host) ----
 
-// Natural logarithm of q in (0, 1) by the series of FORMAT.md section 2.3: no library function, the same bits everywhere.
+// Natural logarithm of q in (0, 1) by the series of FORMAT.md section 2.3: no library function, the same bits
+// everywhere.
 inline double series_log(double q) {
   int p;
   double t = frexp(q, &p);  // exact: t in [1/2, 1)
@@ -163,7 +172,8 @@ inline void dense_matrix(uint64_t base, int stored, float* matrix, double* work)
   uint64_t next = 0;
   for (int64_t filled = 0; filled < total;) {
     const double u1 = static_cast<double>(stream_word(base, next) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
-    const double u2 = static_cast<double>(stream_word(base, next + 1) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
+    const double u2 =
+        static_cast<double>(stream_word(base, next + 1) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
     next += 2;
     const double u1u1 = u1 * u1, u2u2 = u2 * u2, q = u1u1 + u2u2;
     if (q >= 1 || q == 0) continue;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where everything lies in a tile (FORMAT.md sections 1 and 4): sizes, offsets, and the map between a code's place in the words and its
-// (token, coordinate). All constexpr; nothing here touches memory.
+// Where everything lies in a tile (FORMAT.md sections 1 and 4): sizes, offsets, and the map between a code's
+// place in the words and its (token, coordinate). All constexpr; nothing here touches memory.
 //
-// The words are the B operands of mma.m16n8k32 in lane order, so that a GPU lane loads its operands with one wide load and a CPU vector
-// of 16 words holds whole lanes. jv consecutive groups of one lane share a 4*jv-byte load; inside such a load the token block changes
-// slowest, which gives every head_dim the same number of partial sums a tile (8 vectors of 16 on 512-bit SIMD).
+// The words are the B operands of mma.m16n8k32 in lane order, so that a GPU lane loads its operands with one
+// wide load and a CPU vector of 16 words holds whole lanes. jv consecutive groups of one lane share a
+// 4*jv-byte load; inside such a load the token block changes slowest, which gives every head_dim the same
+// number of partial sums a tile (8 vectors of 16 on 512-bit SIMD).
 #pragma once
 #include "format/hd.h"
 
@@ -72,13 +73,16 @@ struct SideLayout {
   constexpr int code_bytes() const { return kTileTokens * stored * bits / 8; }
   constexpr int scale_bytes() const { return raw() ? 0 : kScaleBytes; }
   // Word i of group (jb_, jj) of a lane.
-  constexpr int word_index(int i, int jb_, int lane, int jj) const { return ((i * jb + jb_) * kLanes + lane) * jv + jj; }
+  constexpr int word_index(int i, int jb_, int lane, int jj) const {
+    return ((i * jb + jb_) * kLanes + lane) * jv + jj;
+  }
 };
 
 struct TileLayout {
   SideLayout key, value;
 
-  constexpr TileLayout(int head_dim, int value_dim, int key_bits, int value_bits) : key(head_dim, key_bits), value(value_dim, value_bits) {}
+  constexpr TileLayout(int head_dim, int value_dim, int key_bits, int value_bits)
+      : key(head_dim, key_bits), value(value_dim, value_bits) {}
 
   constexpr int key_offset() const { return 0; }
   constexpr int value_offset() const { return key.code_bytes(); }
@@ -90,7 +94,8 @@ struct TileLayout {
 static_assert(TileLayout(128, 128, 3, 3).tile_bytes() == 3200, "100 bytes a token and head at 3+3 bits");
 static_assert(TileLayout(128, 128, 4, 4).tile_bytes() == 4224, "132 at 4+4");
 static_assert(TileLayout(128, 128, 2, 2).tile_bytes() == 2176, "68 at 2+2");
-static_assert(TileLayout(80, 80, 16, 4).tile_bytes() == 64 * 80 + 4 * 4 * 96 + 64, "a raw side is not padded and has no scales");
+static_assert(TileLayout(80, 80, 16, 4).tile_bytes() == 64 * 80 + 4 * 4 * 96 + 64,
+              "a raw side is not padded and has no scales");
 
 // Position of code n (0..7) of lane quarter t in the 32 positions of an octet row.
 TQ_HD constexpr int octet_position(int n, int t) { return n < 4 ? 4 * t + n : 16 + 4 * t + (n - 4); }
@@ -113,12 +118,13 @@ TQ_HD constexpr CodePlace key_place(const SideLayout& side, int token, int coord
   return CodePlace{block / side.jv, e / 4, e % 4, 4 * (token % 8) + position_quarter(p), position_index(p)};
 }
 
-// Place of a value code. Token bits abcde (a = 16's bit) stand at position p = a, d c, b e: the order in which the score
-// accumulators of the matrix unit leave the softmax weights in registers.
+// Place of a value code. Token bits abcde (a = 16's bit) stand at position p = a, d c, b e: the order in
+// which the score accumulators of the matrix unit leave the softmax weights in registers.
 TQ_HD constexpr CodePlace value_place(const SideLayout& side, int token, int coordinate) {
   const int p = 16 * (token / 16) + 4 * ((token % 8) / 2) + 2 * ((token % 16) / 8) + token % 2;
   const int octet = coordinate / 8, j = octet / 4;
-  return CodePlace{j / side.jv, j % side.jv, octet % 4, 4 * (coordinate % 8) + position_quarter(p), position_index(p)};
+  return CodePlace{j / side.jv, j % side.jv, octet % 4, 4 * (coordinate % 8) + position_quarter(p),
+                   position_index(p)};
 }
 
 }  // namespace format

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU bench: encode MB/s and attend tokens/s on codes beside a float16 KV cache, in one process, as JSON on standard output.
+// CPU bench: encode MB/s and attend tokens/s on codes beside a float16 KV cache, in one process, as JSON on
+// standard output.
 //
 //     cpu_bench [--quick] [--isa NAME]
 //
-// head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is printed). In cache: one layer of few heads.
-// "tokens" counts (token, kv head) pairs. Every figure is the median over repeats, in which float16 and all widths
-// take turns; spread = (largest - smallest) / median. The codes are made by
-// append from random data. The timed output of the cases in cache is compared with the scalar path over the same codes.
+// head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is
+// printed). In cache: one layer of few heads. "tokens" counts (token, kv head) pairs. Every figure is the
+// median over repeats, in which float16 and all widths take turns; spread = (largest - smallest) / median.
+// The codes are made by append from random data. The timed output of the cases in cache is compared with the
+// scalar path over the same codes.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,17 +75,20 @@ std::vector<Timing> measure_in_turn(int repeats, const std::vector<std::function
     std::sort(seconds[i].begin(), seconds[i].end());
     std::sort(cpu[i].begin(), cpu[i].end());
     const double median = seconds[i][seconds[i].size() / 2];
-    timings.push_back(Timing{median, (seconds[i].back() - seconds[i].front()) / median, cpu[i][cpu[i].size() / 2]});
+    timings.push_back(
+        Timing{median, (seconds[i].back() - seconds[i].front()) / median, cpu[i][cpu[i].size() / 2]});
   }
   return timings;
 }
 
 Timing measure(int repeats, const std::function<void()>& body) { return measure_in_turn(repeats, {body})[0]; }
 
-uint32_t noise(uint64_t* state) { return static_cast<uint32_t>(format::mix64(*state += format::kGolden) >> 32); }
+uint32_t noise(uint64_t* state) {
+  return static_cast<uint32_t>(format::mix64(*state += format::kGolden) >> 32);
+}
 
-// A cache of one layer whose sequence fills the whole pool; pages hold every (token, head) pair once, so the same pool serves any split of pairs into
-// heads x tokens.
+// A cache of one layer whose sequence fills the whole pool; pages hold every (token, head) pair once, so the
+// same pool serves any split of pairs into heads x tokens.
 struct Cache {
   Geometry geometry = {};
   LayerCode code;
@@ -93,7 +98,8 @@ struct Cache {
   BatchPlan plan = {};
   std::vector<WorkItem> items;
 
-  Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads, void* pool) {
+  Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads,
+        void* pool) {
     Geometry& g = geometry;
     g.num_layers = 1;
     g.num_kv_heads = heads;
@@ -115,13 +121,15 @@ struct Cache {
     if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
     for (int64_t i = 0; i < g.num_pages; i++) pages.push_back(static_cast<int32_t>(i));
     uint64_t state = 5;
-    for (size_t i = pages.size(); i > 1; i--) std::swap(pages[i - 1], pages[noise(&state) % i]);  // as after long use
+    // as after long use
+    for (size_t i = pages.size(); i > 1; i--) std::swap(pages[i - 1], pages[noise(&state) % i]);
   }
   ~Cache() {
     if (backend) backend->destroy_plan_storage(plan.storage);
   }
   void upload(int64_t old_length, int64_t new_tokens, int64_t queries) {
-    sequence = PlanSequence{0, old_length, new_tokens, queries, 0, 0, 0, pages.data(), static_cast<int64_t>(pages.size()), 0};
+    sequence = PlanSequence{
+        0, old_length, new_tokens, queries, 0, 0, 0, pages.data(), static_cast<int64_t>(pages.size()), 0};
     if (!plan.storage) plan.storage = backend->create_plan_storage();
     plan.num_sequences = 1;
     plan.sequences = &sequence;
@@ -195,20 +203,24 @@ void bench_encode(const Settings& settings, const std::vector<float>& data) {
         for (int64_t first = 0; first < tokens; first += 256) cache.append(first, 256, data.data());
       });
       const double input = static_cast<double>(tokens) * kHeads * 2 * kDim * 4;
-      print_record(text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_cpu_s\": %.0f, \"spread\": %.3f", bits,
-                        threads, input / t.median * 1e-6, input / t.cpu * 1e-6, t.spread));
+      print_record(
+          text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_cpu_s\": "
+               "%.0f, \"spread\": %.3f",
+               bits, threads, input / t.median * 1e-6, input / t.cpu * 1e-6, t.spread));
       free(pool);
     }
   // Decode: one token of eight heads at a time.
   const Cache measure_only(settings, 3, kHeads, 1024, 1, 1, nullptr);
-  void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
+  void* pool =
+      allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
   Cache cache(settings, 3, kHeads, 1024, 1, 1, pool);
   const Timing t = measure(settings.repeats, [&] {
     for (int64_t token = 0; token < 1024; token++) cache.append(token, 1, data.data());
   });
-  print_record(text(
-      "\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, \"cpu_us_per_token_head\": %.3f, \"spread\": %.3f",
-      t.median / 1024 / kHeads * 1e6, t.cpu / 1024 / kHeads * 1e6, t.spread));
+  print_record(
+      text("\"case\": \"append one token\", \"bits\": 3, \"threads\": 1, \"us_per_token_head\": %.3f, "
+           "\"cpu_us_per_token_head\": %.3f, \"spread\": %.3f",
+           t.median / 1024 / kHeads * 1e6, t.cpu / 1024 / kHeads * 1e6, t.spread));
   free(pool);
 }
 
@@ -224,7 +236,9 @@ struct Case {
 };
 
 std::vector<Case> cases(const Settings& settings) {
-  std::vector<Shape> shapes = {{"in cache", 4096, 4 * 4096}, {"out of cache", 4096, settings.pairs}, {"out of cache", 32768, settings.pairs}};
+  std::vector<Shape> shapes = {{"in cache", 4096, 4 * 4096},
+                               {"out of cache", 4096, settings.pairs},
+                               {"out of cache", 32768, settings.pairs}};
   if (settings.quick) shapes.erase(shapes.begin() + 1);
   std::vector<Case> all;
   for (const Shape& shape : shapes)
@@ -237,22 +251,30 @@ std::vector<Case> cases(const Settings& settings) {
 // Repeats inside a measurement of small cases, so that it lasts some milliseconds.
 int inner_loops(const Settings& settings, const Case& c) { return c.shape.pairs < settings.pairs ? 16 : 1; }
 
-// fp16: the yardstick's timing, null for its own record. error: against the scalar path, negative = not compared.
-void print_attend(const Settings& settings, const Case& c, const std::string& kv, double token_bytes, const Timing& t, const Timing* fp16,
-                  double error) {
+// fp16: the yardstick's timing, null for its own record. error: against the scalar path, negative = not
+// compared.
+void print_attend(const Settings& settings, const Case& c, const std::string& kv, double token_bytes,
+                  const Timing& t, const Timing* fp16, double error) {
   const double tokens = static_cast<double>(c.shape.pairs) * inner_loops(settings, c);
-  std::string record = text("\"case\": \"attend\", \"kv\": \"%s\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": %d, ", kv.c_str(),
-                            c.shape.place, static_cast<long long>(c.shape.tokens), c.q_per_kv, c.threads);
-  record +=
-      text("\"Mtokens_per_s\": %.1f, \"spread\": %.3f, \"cpu_ns_per_token\": %.2f, \"GB_per_s\": %.2f, \"MB_stored\": %.0f", tokens / t.median * 1e-6,
-           t.spread, t.cpu / tokens * 1e9, tokens * token_bytes / t.median * 1e-9, static_cast<double>(c.shape.pairs) * token_bytes * 1e-6);
-  if (fp16) record += text(", \"times_fp16\": %.2f, \"times_fp16_by_cpu_time\": %.2f", fp16->median / t.median, fp16->cpu / t.cpu);
+  std::string record = text(
+      "\"case\": \"attend\", \"kv\": \"%s\", \"place\": \"%s\", \"n\": %lld, \"q_per_kv\": %d, \"threads\": "
+      "%d, ",
+      kv.c_str(), c.shape.place, static_cast<long long>(c.shape.tokens), c.q_per_kv, c.threads);
+  record += text(
+      "\"Mtokens_per_s\": %.1f, \"spread\": %.3f, \"cpu_ns_per_token\": %.2f, \"GB_per_s\": %.2f, "
+      "\"MB_stored\": %.0f",
+      tokens / t.median * 1e-6, t.spread, t.cpu / tokens * 1e9, tokens * token_bytes / t.median * 1e-9,
+      static_cast<double>(c.shape.pairs) * token_bytes * 1e-6);
+  if (fp16)
+    record += text(", \"times_fp16\": %.2f, \"times_fp16_by_cpu_time\": %.2f", fp16->median / t.median,
+                   fp16->cpu / t.cpu);
   if (error >= 0) record += text(", \"error_to_scalar\": %.1e", error);
   print_record(record);
 }
 
 // Relative L2 distance of the timed output from the scalar path's.
-double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, const std::vector<float>& data, const std::vector<float>& out) {
+double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, const std::vector<float>& data,
+                       const std::vector<float>& out) {
   settings.isa = "scalar";
   Cache cache(settings, bits, c.heads(), c.shape.tokens, c.q_per_kv, 1, pool);
   cache.upload(c.shape.tokens, 0, 1);
@@ -269,7 +291,8 @@ double error_to_scalar(Settings settings, int bits, const Case& c, void* pool, c
 void* filled_pool(const Settings& settings, int bits, const std::vector<float>& data) {
   const int heads = static_cast<int>(settings.pairs / 32768);
   const Cache measure_only(settings, bits, heads, 32768, 1, 1, nullptr);
-  void* pool = allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
+  void* pool =
+      allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
   Cache filler(settings, bits, heads, 32768, 1, 2, pool);
   for (int64_t first = 0; first < 32768; first += 128) filler.append(first, 128, data.data() + first % 512);
   return pool;
@@ -295,7 +318,8 @@ void bench_attend(const Settings& settings, const std::vector<float>& data) {
     std::vector<std::unique_ptr<Cache>> caches;
     std::vector<std::function<void()>> bodies;
     for (size_t i = 0; i < widths.size(); i++) {
-      caches.push_back(std::make_unique<Cache>(settings, widths[i], c.heads(), c.shape.tokens, c.q_per_kv, c.threads, pools[i]));
+      caches.push_back(std::make_unique<Cache>(settings, widths[i], c.heads(), c.shape.tokens, c.q_per_kv,
+                                               c.threads, pools[i]));
       caches.back()->upload(c.shape.tokens, 0, 1);
       bodies.push_back([&, i] {
         for (int k = 0; k < inner_loops(settings, c); k++) caches[i]->attend(data.data(), out[i].data());
@@ -310,9 +334,12 @@ void bench_attend(const Settings& settings, const std::vector<float>& data) {
     const std::vector<Timing> timings = measure_in_turn(settings.repeats, bodies);
     if (fp16) print_attend(settings, c, "fp16", 512, timings.back(), nullptr, -1);
     for (size_t i = 0; i < widths.size(); i++) {
-      const double error = c.shape.pairs < settings.pairs && c.threads == 1 ? error_to_scalar(settings, widths[i], c, pools[i], data, out[i]) : -1;
-      print_attend(settings, c, text("%d+%d bits", widths[i], widths[i]), format::TileLayout(kDim, kDim, widths[i], widths[i]).tile_bytes() / 32.0,
-                   timings[i], fp16 ? &timings.back() : nullptr, error);
+      const double error = c.shape.pairs < settings.pairs && c.threads == 1
+                               ? error_to_scalar(settings, widths[i], c, pools[i], data, out[i])
+                               : -1;
+      print_attend(settings, c, text("%d+%d bits", widths[i], widths[i]),
+                   format::TileLayout(kDim, kDim, widths[i], widths[i]).tile_bytes() / 32.0, timings[i],
+                   fp16 ? &timings.back() : nullptr, error);
     }
   }
   for (void* pool : pools) free(pool);
@@ -350,10 +377,11 @@ int run(int argc, char** argv) {
   if (settings.quick) settings.pairs = 24 * 32768, settings.repeats = 3;
   const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
   printf(
-      "{\n  \"cpu\": \"%s\", \"isa\": \"%s\", \"isas\": \"%s\", \"hardware_threads\": %ld, \"last_level_cache_MB\": %.0f, \"head_dim\": %d, "
+      "{\n  \"cpu\": \"%s\", \"isa\": \"%s\", \"isas\": \"%s\", \"hardware_threads\": %ld, "
+      "\"last_level_cache_MB\": %.0f, \"head_dim\": %d, "
       "\"repeats\": %d,\n  \"results\": [",
-      cpu_name().c_str(), settings.isa.c_str(), cpu::supported_isas(), sysconf(_SC_NPROCESSORS_ONLN), static_cast<double>(cache_bytes) / 1048576,
-      kDim, settings.repeats);
+      cpu_name().c_str(), settings.isa.c_str(), cpu::supported_isas(), sysconf(_SC_NPROCESSORS_ONLN),
+      static_cast<double>(cache_bytes) / 1048576, kDim, settings.repeats);
   const std::vector<float> data = random_floats(384 * 8 * kDim * 4 + 4096 + 8 * 256 * kDim);
   bench_encode(settings, data);
   bench_attend(settings, data);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// See fp16_attention.h. Method: online softmax over blocks of 64 tokens. Scores: 16 accumulators (rows x tokens), keys converted once for all rows of
-// the group, then a transposing tree adds the lanes. Values: 16 accumulators (rows x vectors of coordinates), each value converted once. All
-// multiply-adds are fused.
+// See fp16_attention.h. Method: online softmax over blocks of 64 tokens. Scores: 16 accumulators (rows x
+// tokens), keys converted once for all rows of the group, then a transposing tree adds the lanes. Values: 16
+// accumulators (rows x vectors of coordinates), each value converted once. All multiply-adds are fused.
 //
 // Scalable vectors (SVE) cannot stand in arrays, which these kernels are made of; Arm runs NEON.
 #ifndef HWY_DISABLED_TARGETS
@@ -32,9 +32,12 @@ using H = hn::Rebind<hwy::float16_t, F>;
 using VF = hn::Vec<F>;
 constexpr int kDim = 128, kBlock = 64;
 
-HWY_INLINE VF load_half(const uint16_t* p) { return hn::PromoteTo(F(), hn::LoadU(H(), reinterpret_cast<const hwy::float16_t*>(p))); }
+HWY_INLINE VF load_half(const uint16_t* p) {
+  return hn::PromoteTo(F(), hn::LoadU(H(), reinterpret_cast<const hwy::float16_t*>(p)));
+}
 
-// The same line of the next block, into the second-level cache, as the library's kernels do. (Past the end it is a hint without effect.)
+// The same line of the next block, into the second-level cache, as the library's kernels do. (Past the end it
+// is a hint without effect.)
 HWY_INLINE void prefetch(const uint16_t* p) { __builtin_prefetch(p, 0, 2); }
 
 HWY_INLINE VF exp2_vector(VF x) {
@@ -70,7 +73,8 @@ HWY_INLINE void add_lanes(const VF (&v)[16], float* out) {
   // Blocks: add halves of two vectors, then neighbours.
   const VF p = hn::Add(hn::ConcatLowerLower(d, x[2], x[0]), hn::ConcatUpperUpper(d, x[2], x[0]));
   const VF q = hn::Add(hn::ConcatLowerLower(d, x[3], x[1]), hn::ConcatUpperUpper(d, x[3], x[1]));
-  const VF even = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(q), p), odd = hn::OddEvenBlocks(q, hn::SwapAdjacentBlocks(p));
+  const VF even = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(q), p),
+           odd = hn::OddEvenBlocks(q, hn::SwapAdjacentBlocks(p));
   hn::StoreU(hn::Add(even, odd), d, out);
 #elif HWY_TARGET == HWY_AVX2
   hn::StoreU(hn::Add(hn::ConcatLowerLower(d, x[1], x[0]), hn::ConcatUpperUpper(d, x[1], x[0])), d, out);
@@ -114,7 +118,8 @@ HWY_INLINE void add_values(const uint16_t* values, const float* p, const float* 
     VF sum[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
       for (int i = 0; i < kVectors; i++)
-        sum[r][i] = i < count ? hn::Mul(hn::Load(d, o + r * kDim + c + i * lanes), hn::Set(d, alpha[r])) : hn::Zero(d);
+        sum[r][i] = i < count ? hn::Mul(hn::Load(d, o + r * kDim + c + i * lanes), hn::Set(d, alpha[r]))
+                              : hn::Zero(d);
     for (int t = 0; t < kBlock; t++) {
       VF v[kVectors];
       for (int i = 0; i < kVectors; i++) {
@@ -122,7 +127,8 @@ HWY_INLINE void add_values(const uint16_t* values, const float* p, const float* 
         if ((c + i * lanes) % 32 == 0) prefetch(values + (kBlock + t) * kDim + c + i * lanes);
       }
       for (int r = 0; r < kRows; r++)
-        for (int i = 0; i < kVectors; i++) sum[r][i] = hn::MulAdd(hn::Set(d, p[r * kBlock + t]), v[i], sum[r][i]);
+        for (int i = 0; i < kVectors; i++)
+          sum[r][i] = hn::MulAdd(hn::Set(d, p[r * kBlock + t]), v[i], sum[r][i]);
     }
     for (int r = 0; r < kRows; r++)
       for (int i = 0; i < count; i++) hn::Store(sum[r][i], d, o + r * kDim + c + i * lanes);
@@ -133,11 +139,13 @@ template <int kRows>
 void attend_head(const uint16_t* keys, const uint16_t* values, int64_t tokens, const float* q, float* out) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  alignas(64) float scores[kRows * kBlock], o[kRows * kDim] = {}, alpha[kRows], m[kRows], l[kRows], rows[kRows * kDim];
+  alignas(64) float scores[kRows * kBlock], o[kRows * kDim] = {}, alpha[kRows], m[kRows], l[kRows],
+                                                      rows[kRows * kDim];
   memcpy(rows, q, sizeof rows);
   for (int r = 0; r < kRows; r++) m[r] = -1e30f, l[r] = 0;
   for (int64_t block = 0; block < tokens; block += kBlock) {
-    for (int t = 0; t < kBlock; t += 16 / kRows) score_tokens<kRows>(keys + (block + t) * kDim, rows, scores + t);
+    for (int t = 0; t < kBlock; t += 16 / kRows)
+      score_tokens<kRows>(keys + (block + t) * kDim, rows, scores + t);
     for (int r = 0; r < kRows; r++) {
       float* s = scores + r * kBlock;
       VF largest = hn::Load(d, s);
@@ -159,11 +167,15 @@ void attend_head(const uint16_t* keys, const uint16_t* values, int64_t tokens, c
     for (int c = 0; c < kDim; c++) out[r * kDim + c] = o[r * kDim + c] / l[r];
 }
 
-void attention(cpu::ThreadPool& pool, const uint16_t* keys, const uint16_t* values, int heads, int64_t tokens, int q_per_kv, const float* q,
-               float* out) {
+void attention(cpu::ThreadPool& pool, const uint16_t* keys, const uint16_t* values, int heads, int64_t tokens,
+               int q_per_kv, const float* q, float* out) {
   pool.parallel_for(heads, [&](int64_t head, int) {
-    const auto run = q_per_kv == 8 ? attend_head<8> : q_per_kv == 4 ? attend_head<4> : q_per_kv == 2 ? attend_head<2> : attend_head<1>;
-    run(keys + head * tokens * kDim, values + head * tokens * kDim, tokens, q + head * q_per_kv * kDim, out + head * q_per_kv * kDim);
+    const auto run = q_per_kv == 8   ? attend_head<8>
+                     : q_per_kv == 4 ? attend_head<4>
+                     : q_per_kv == 2 ? attend_head<2>
+                                     : attend_head<1>;
+    run(keys + head * tokens * kDim, values + head * tokens * kDim, tokens, q + head * q_per_kv * kDim,
+        out + head * q_per_kv * kDim);
   });
 }
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Attend through the C API against float64 attention over the decoded keys and values that tq_cache_read gives back.
+ * Attend through the C API against float64 attention over the decoded keys and values that tq_cache_read
+ * gives back.
  *
- * Tolerance. The integer kernels round a query to 1/28672 of its largest coordinate and a softmax weight to 1/65535 of the largest of a block of
- * 128 tokens. Here |q|, |k| < 8 and |v_i| < 1.1: logits err by less than sqrt(64) / (2 * 28672) * 8 * 8 / 8 = 1.2e-3, weights by a factor
- * exp of twice that, which moves an output coordinate by less than 2.4e-3 * 1.1; weight rounding adds less than 64 / 65535 * 1.1. Together
- * 3.8e-3. One token too many or too few of at most 100 moves outputs by more than 1e-2.
+ * Tolerance. The integer kernels round a query to 1/28672 of its largest coordinate and a softmax weight to
+ * 1/65535 of the largest of a block of 128 tokens. Here |q|, |k| < 8 and |v_i| < 1.1: logits err by less than
+ * sqrt(64) / (2 * 28672) * 8 * 8 / 8 = 1.2e-3, weights by a factor exp of twice that, which moves an output
+ * coordinate by less than 2.4e-3 * 1.1; weight rounding adds less than 64 / 65535 * 1.1. Together 3.8e-3. One
+ * token too many or too few of at most 100 moves outputs by more than 1e-2.
  */
 #include "capi.h"
 
@@ -18,7 +20,8 @@ struct options {
 };
 
 /* One query row over tokens 0 .. position. out may be NULL. Returns the lse. */
-static double exact_row(const float* q, const float* k, const float* v, int kv_head, int64_t position, struct options o, double* out) {
+static double exact_row(const float* q, const float* k, const float* v, int kv_head, int64_t position,
+                        struct options o, double* out) {
   double m = -INFINITY, l = 0, acc[VALUE_DIM] = {0};
   for (int64_t i = 0; i <= position && i < o.end; i++) {
     if (o.sliding_window > 0 && i <= position - o.sliding_window) continue;
@@ -28,7 +31,8 @@ static double exact_row(const float* q, const float* k, const float* v, int kv_h
     if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
     const double top = logit > m ? logit : m, old = l > 0 ? exp(m - top) : 0, weight = exp(logit - top);
     l = l * old + weight;
-    for (int d = 0; d < VALUE_DIM; d++) acc[d] = acc[d] * old + weight * v[(i * HEADS + kv_head) * VALUE_DIM + d];
+    for (int d = 0; d < VALUE_DIM; d++)
+      acc[d] = acc[d] * old + weight * v[(i * HEADS + kv_head) * VALUE_DIM + d];
     m = top;
   }
   if (o.has_sink) {
@@ -47,19 +51,24 @@ static struct options plain(void) {
 }
 
 /* Compares [queries][Q_HEADS] rows, the last of `length` tokens. */
-static void compare(const char* what, tq_cache* cache, tq_sequence sequence, int64_t queries, const float* q, const float* out, const float* lse,
-                    struct options o, const float* sinks) {
+static void compare(const char* what, tq_cache* cache, tq_sequence sequence, int64_t queries, const float* q,
+                    const float* out, const float* lse, struct options o, const float* sinks) {
   const int64_t length = length_of(cache, sequence);
-  float *k = random_floats((size_t)length * HEADS * DIM, 1), *v = random_floats((size_t)length * HEADS * VALUE_DIM, 1);
+  float *k = random_floats((size_t)length * HEADS * DIM, 1),
+        *v = random_floats((size_t)length * HEADS * VALUE_DIM, 1);
   EXPECT(TQ_OK, tq_cache_read(cache, 0, sequence, 0, length, k, v, NULL, NULL));
   double worst = 0, worst_lse = 0;
   for (int64_t j = 0; j < queries; j++)
     for (int h = 0; h < Q_HEADS; h++) {
       double expected[VALUE_DIM];
       if (sinks) o.sink = sinks[h];
-      const double expected_lse = exact_row(q + (j * Q_HEADS + h) * DIM, k, v, h / (Q_HEADS / HEADS), length - queries + j, o, expected);
-      for (int d = 0; d < VALUE_DIM; d++) worst = fmax(worst, fabs(expected[d] - out[(j * Q_HEADS + h) * VALUE_DIM + d]));
-      if (lse) worst_lse = fmax(worst_lse, expected_lse == lse[j * Q_HEADS + h] ? 0 : fabs(expected_lse - lse[j * Q_HEADS + h]));
+      const double expected_lse = exact_row(q + (j * Q_HEADS + h) * DIM, k, v, h / (Q_HEADS / HEADS),
+                                            length - queries + j, o, expected);
+      for (int d = 0; d < VALUE_DIM; d++)
+        worst = fmax(worst, fabs(expected[d] - out[(j * Q_HEADS + h) * VALUE_DIM + d]));
+      if (lse)
+        worst_lse = fmax(
+            worst_lse, expected_lse == lse[j * Q_HEADS + h] ? 0 : fabs(expected_lse - lse[j * Q_HEADS + h]));
     }
   if (!(worst <= TOLERANCE) || !(worst_lse <= TOLERANCE)) {
     printf("# %s: outputs differ by %g, lse by %g\n", what, worst, worst_lse);
@@ -80,18 +89,21 @@ void test_attend_against_exact(void) {
     const tq_sequence s[2] = {make_sequence(cache), make_sequence(cache)};
     /* Prefill of two sequences of different lengths in one plan, then a decode step of both. */
     const int64_t prefill[2] = {37, 5}, step[2] = {1, 1};
-    float *k = random_floats(42 * HEADS * DIM, 10), *v = random_floats(42 * HEADS * VALUE_DIM, 11), *q = random_floats(42 * Q_HEADS * DIM, 12);
+    float *k = random_floats(42 * HEADS * DIM, 10), *v = random_floats(42 * HEADS * VALUE_DIM, 11),
+          *q = random_floats(42 * Q_HEADS * DIM, 12);
     float *out = random_floats(42 * Q_HEADS * VALUE_DIM, 13), *lse = random_floats(42 * Q_HEADS, 14);
     EXPECT(TQ_OK, tq_batch_plan(batch, 2, s, prefill, NULL, NULL));
     EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k, v, NULL, NULL));
     EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, out, lse, NULL, NULL, 0, NULL));
     compare("prefill of the first", cache, s[0], 37, q, out, lse, plain(), NULL);
-    compare("prefill of the second", cache, s[1], 5, q + 37 * Q_HEADS * DIM, out + 37 * Q_HEADS * VALUE_DIM, lse + 37 * Q_HEADS, plain(), NULL);
+    compare("prefill of the second", cache, s[1], 5, q + 37 * Q_HEADS * DIM, out + 37 * Q_HEADS * VALUE_DIM,
+            lse + 37 * Q_HEADS, plain(), NULL);
     EXPECT(TQ_OK, tq_batch_plan(batch, 2, s, step, NULL, NULL));
     EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k, v, NULL, NULL));
     EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, out, lse, NULL, NULL, 0, NULL));
     compare("decode of the first", cache, s[0], 1, q, out, lse, plain(), NULL);
-    compare("decode of the second", cache, s[1], 1, q + Q_HEADS * DIM, out + Q_HEADS * VALUE_DIM, lse + Q_HEADS, plain(), NULL);
+    compare("decode of the second", cache, s[1], 1, q + Q_HEADS * DIM, out + Q_HEADS * VALUE_DIM,
+            lse + Q_HEADS, plain(), NULL);
     free(k);
     free(v);
     free(q);
@@ -109,7 +121,8 @@ void test_attend_options(void) {
   const tq_sequence s = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 50, 20));
   const int64_t news = 4, queries = 9;
-  float *k = random_floats(4 * HEADS * DIM, 21), *v = random_floats(4 * HEADS * VALUE_DIM, 22), *q = random_floats(9 * Q_HEADS * DIM, 23);
+  float *k = random_floats(4 * HEADS * DIM, 21), *v = random_floats(4 * HEADS * VALUE_DIM, 22),
+        *q = random_floats(9 * Q_HEADS * DIM, 23);
   float out[9 * Q_HEADS * VALUE_DIM], again[9 * Q_HEADS * VALUE_DIM], lse[9 * Q_HEADS];
   const float sinks[Q_HEADS] = {0.5f, -1.0f, 3.0f, 8.0f};
   EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &news, &queries, NULL));
@@ -133,7 +146,8 @@ void test_attend_options(void) {
   memset(workspace, 0xFF, bytes);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, lse, NULL, workspace, bytes, NULL));
   CHECK(memcmp(out, again, sizeof out) == 0);
-  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "workspace = 0x", tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, (char*)workspace + 64, bytes, NULL));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "workspace = 0x",
+          tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, (char*)workspace + 64, bytes, NULL));
   REFUSES(TQ_ERROR_WORKSPACE_TOO_SMALL, "workspace_bytes = 1: this plan needs ",
           tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, workspace, 1, NULL));
   free(workspace);
@@ -177,14 +191,16 @@ void test_attend_options(void) {
   EXPECT(TQ_OK, tq_cache_destroy(cache));
 }
 
-/* The same data through padded and head-major tensors gives the same bits, and what lies between rows is untouched. */
+/* The same data through padded and head-major tensors gives the same bits, and what lies between rows is
+ * untouched. */
 void test_strides(void) {
   enum { TOKENS = 11 };
   const tq_cache_config config = small_config();
   tq_cache* cache = make_cache(&config);
   tq_batch* batch = make_batch(cache);
   const int64_t tokens = TOKENS;
-  float dense_k[TOKENS * HEADS * DIM], dense_v[TOKENS * HEADS * VALUE_DIM], q[TOKENS * Q_HEADS * DIM], out[TOKENS * Q_HEADS * VALUE_DIM];
+  float dense_k[TOKENS * HEADS * DIM], dense_v[TOKENS * HEADS * VALUE_DIM], q[TOKENS * Q_HEADS * DIM],
+      out[TOKENS * Q_HEADS * VALUE_DIM];
   fill(dense_k, TOKENS * HEADS * DIM, 30);
   fill(dense_v, TOKENS * HEADS * VALUE_DIM, 31);
   fill(q, TOKENS * Q_HEADS * DIM, 32);
@@ -196,12 +212,14 @@ void test_strides(void) {
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s, 0, TOKENS, read_k, read_v, NULL, NULL));
 
   /* Keys head-major [head][token][dim + 3], values [token][head][dim] with 7 more floats a token. */
-  const int64_t key_token = DIM + 3, key_head = TOKENS * (DIM + 3), value_token = HEADS * VALUE_DIM + 7, value_head = VALUE_DIM;
+  const int64_t key_token = DIM + 3, key_head = TOKENS * (DIM + 3), value_token = HEADS * VALUE_DIM + 7,
+                value_head = VALUE_DIM;
   float k[HEADS * TOKENS * (DIM + 3)], v[TOKENS * (HEADS * VALUE_DIM + 7)];
   for (int t = 0; t < TOKENS; t++)
     for (int h = 0; h < HEADS; h++) {
       memcpy(k + t * key_token + h * key_head, dense_k + (t * HEADS + h) * DIM, DIM * sizeof(float));
-      memcpy(v + t * value_token + h * value_head, dense_v + (t * HEADS + h) * VALUE_DIM, VALUE_DIM * sizeof(float));
+      memcpy(v + t * value_token + h * value_head, dense_v + (t * HEADS + h) * VALUE_DIM,
+             VALUE_DIM * sizeof(float));
     }
   tq_tensor_layout layout;
   memset(&layout, 0, sizeof layout);
@@ -219,17 +237,21 @@ void test_strides(void) {
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s, 0, TOKENS, again_k, again_v, &layout, NULL));
   for (int t = 0; t < TOKENS; t++)
     for (int h = 0; h < HEADS; h++) {
-      CHECK(memcmp(again_k + t * key_token + h * key_head, read_k + (t * HEADS + h) * DIM, DIM * sizeof(float)) == 0);
-      CHECK(memcmp(again_v + t * value_token + h * value_head, read_v + (t * HEADS + h) * VALUE_DIM, VALUE_DIM * sizeof(float)) == 0);
+      CHECK(memcmp(again_k + t * key_token + h * key_head, read_k + (t * HEADS + h) * DIM,
+                   DIM * sizeof(float)) == 0);
+      CHECK(memcmp(again_v + t * value_token + h * value_head, read_v + (t * HEADS + h) * VALUE_DIM,
+                   VALUE_DIM * sizeof(float)) == 0);
       for (int i = DIM; i < DIM + 3; i++) CHECK(again_k[t * key_token + h * key_head + i] == 7.0f);
     }
   for (int t = 0; t < TOKENS; t++)
-    for (int i = HEADS * VALUE_DIM; i < HEADS * VALUE_DIM + 7; i++) CHECK(again_v[t * value_token + i] == 7.0f);
+    for (int i = HEADS * VALUE_DIM; i < HEADS * VALUE_DIM + 7; i++)
+      CHECK(again_v[t * value_token + i] == 7.0f);
 
   /* q head-major, out with gaps. */
   float q2[Q_HEADS * TOKENS * DIM], out2[TOKENS * Q_HEADS * (VALUE_DIM + 5)];
   for (int t = 0; t < TOKENS; t++)
-    for (int h = 0; h < Q_HEADS; h++) memcpy(q2 + (h * TOKENS + t) * DIM, q + (t * Q_HEADS + h) * DIM, DIM * sizeof(float));
+    for (int h = 0; h < Q_HEADS; h++)
+      memcpy(q2 + (h * TOKENS + t) * DIM, q + (t * Q_HEADS + h) * DIM, DIM * sizeof(float));
   for (size_t i = 0; i < sizeof out2 / sizeof out2[0]; i++) out2[i] = 7.0f;
   tq_attend_params p;
   memset(&p, 0, sizeof p);
@@ -247,7 +269,8 @@ void test_strides(void) {
   EXPECT(TQ_OK, tq_cache_destroy(cache));
 }
 
-/* 16-bit types: values that the type holds exactly give the float32 cache's codes, and outputs are its outputs, rounded. */
+/* 16-bit types: values that the type holds exactly give the float32 cache's codes, and outputs are its
+ * outputs, rounded. */
 static uint16_t to_bf16(float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
@@ -308,8 +331,10 @@ void test_merge(void) {
   const tq_sequence s = make_sequence(cache), tail = make_sequence(cache);
   EXPECT(TQ_OK, grow(cache, batch, s, 60, 50));
   const int64_t news = ROWS;
-  float *k = random_floats(ROWS * HEADS * DIM, 51), *v = random_floats(ROWS * HEADS * VALUE_DIM, 52), *q = random_floats(ROWS * Q_HEADS * DIM, 53);
-  float whole[ROWS * Q_HEADS * VALUE_DIM], a[ROWS * Q_HEADS * VALUE_DIM], b[ROWS * Q_HEADS * VALUE_DIM], merged[ROWS * Q_HEADS * VALUE_DIM];
+  float *k = random_floats(ROWS * HEADS * DIM, 51), *v = random_floats(ROWS * HEADS * VALUE_DIM, 52),
+        *q = random_floats(ROWS * Q_HEADS * DIM, 53);
+  float whole[ROWS * Q_HEADS * VALUE_DIM], a[ROWS * Q_HEADS * VALUE_DIM], b[ROWS * Q_HEADS * VALUE_DIM],
+      merged[ROWS * Q_HEADS * VALUE_DIM];
   float whole_lse[ROWS * Q_HEADS], a_lse[ROWS * Q_HEADS], b_lse[ROWS * Q_HEADS], merged_lse[ROWS * Q_HEADS];
   tq_attend_params p;
   memset(&p, 0, sizeof p);
@@ -324,33 +349,39 @@ void test_merge(void) {
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, second, q, b, b_lse, NULL, NULL, 0, NULL));
   const void* outs[3] = {a, b, a};
   const float* lses[3] = {a_lse, b_lse, NULL};
-  EXPECT(TQ_OK, tq_merge_states(2, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, merged, merged_lse, TQ_DEVICE_CPU, 0, NULL));
+  EXPECT(TQ_OK, tq_merge_states(2, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, merged, merged_lse,
+                                TQ_DEVICE_CPU, 0, NULL));
   for (int i = 0; i < ROWS * Q_HEADS * VALUE_DIM; i++) CHECK(fabsf(merged[i] - whole[i]) <= 2 * TOLERANCE);
   for (int i = 0; i < ROWS * Q_HEADS; i++) CHECK(fabsf(merged_lse[i] - whole_lse[i]) <= 2 * TOLERANCE);
   /* An empty part changes no bit of a finished one, wherever it stands; its out is not read. */
-  float empty_lse[ROWS * Q_HEADS], unread[ROWS * Q_HEADS * VALUE_DIM], one[ROWS * Q_HEADS * VALUE_DIM], two[ROWS * Q_HEADS * VALUE_DIM];
+  float empty_lse[ROWS * Q_HEADS], unread[ROWS * Q_HEADS * VALUE_DIM], one[ROWS * Q_HEADS * VALUE_DIM],
+      two[ROWS * Q_HEADS * VALUE_DIM];
   for (int i = 0; i < ROWS * Q_HEADS; i++) empty_lse[i] = -INFINITY;
   for (int i = 0; i < ROWS * Q_HEADS * VALUE_DIM; i++) unread[i] = NAN;
-  EXPECT(TQ_OK, tq_merge_states(1, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, one, NULL, TQ_DEVICE_CPU, 0, NULL));
+  EXPECT(TQ_OK, tq_merge_states(1, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, one, NULL, TQ_DEVICE_CPU, 0,
+                                NULL));
   CHECK(memcmp(one, a, sizeof one) == 0);
   outs[0] = unread;
   outs[1] = a;
   outs[2] = unread;
   lses[0] = lses[2] = empty_lse;
   lses[1] = a_lse;
-  EXPECT(TQ_OK, tq_merge_states(3, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, two, merged_lse, TQ_DEVICE_CPU, 0, NULL));
+  EXPECT(TQ_OK, tq_merge_states(3, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, two, merged_lse,
+                                TQ_DEVICE_CPU, 0, NULL));
   CHECK(memcmp(one, two, sizeof one) == 0);
   /* All parts empty: zero and -inf. In place over one of the parts. */
   outs[1] = unread;
   lses[1] = empty_lse;
-  EXPECT(TQ_OK, tq_merge_states(3, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, unread, merged_lse, TQ_DEVICE_CPU, 0, NULL));
+  EXPECT(TQ_OK, tq_merge_states(3, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, unread, merged_lse,
+                                TQ_DEVICE_CPU, 0, NULL));
   for (int i = 0; i < ROWS * Q_HEADS * VALUE_DIM; i++) CHECK(unread[i] == 0.0f);
   for (int i = 0; i < ROWS * Q_HEADS; i++) CHECK(merged_lse[i] == -INFINITY);
   outs[0] = a;
   outs[1] = b;
   lses[0] = a_lse;
   lses[1] = b_lse;
-  EXPECT(TQ_OK, tq_merge_states(2, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, a, NULL, TQ_DEVICE_CPU, 0, NULL));
+  EXPECT(TQ_OK,
+         tq_merge_states(2, outs, lses, ROWS * Q_HEADS, VALUE_DIM, TQ_F32, a, NULL, TQ_DEVICE_CPU, 0, NULL));
   CHECK(memcmp(a, merged, sizeof a) == 0);
   EXPECT(TQ_OK, tq_merge_states(2, outs, lses, 0, VALUE_DIM, TQ_F32, NULL, NULL, TQ_DEVICE_CPU, 0, NULL));
   free(k);
@@ -379,7 +410,8 @@ void test_empty_cases(void) {
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s[0], 0, 0, NULL, NULL, NULL, NULL));
   /* history_only without history: a query that sees no token. */
   const int64_t news[2] = {3, 0};
-  float *k = random_floats(3 * HEADS * DIM, 60), *v = random_floats(3 * HEADS * VALUE_DIM, 61), *q = random_floats(3 * Q_HEADS * DIM, 62);
+  float *k = random_floats(3 * HEADS * DIM, 60), *v = random_floats(3 * HEADS * VALUE_DIM, 61),
+        *q = random_floats(3 * Q_HEADS * DIM, 62);
   float out[3 * Q_HEADS * VALUE_DIM], lse[3 * Q_HEADS];
   const float sinks[Q_HEADS] = {-2.0f, 0.0f, 1.5f, 40.0f};
   tq_attend_params p;
@@ -396,7 +428,8 @@ void test_empty_cases(void) {
   fill(out, 3 * Q_HEADS * VALUE_DIM, 63);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, out, lse, &p, NULL, 0, NULL));
   for (int i = 0; i < 3 * Q_HEADS * VALUE_DIM; i++) CHECK(out[i] == 0.0f);
-  for (int i = 0; i < 3 * Q_HEADS; i++) CHECK(fabsf(lse[i] - sinks[i % Q_HEADS]) <= 1e-5f * fabsf(sinks[i % Q_HEADS]));
+  for (int i = 0; i < 3 * Q_HEADS; i++)
+    CHECK(fabsf(lse[i] - sinks[i % Q_HEADS]) <= 1e-5f * fabsf(sinks[i % Q_HEADS]));
   free(k);
   free(v);
   free(q);
@@ -430,7 +463,8 @@ void test_nonfinite(void) {
   float* out = attend_last(cache, batch, bad, 2, 73);
   for (int i = 0; i < 2 * Q_HEADS * VALUE_DIM; i++) CHECK(isfinite(out[i]));
   free(out);
-  /* The flag stays with the sequence, also when the tokens go; a fork inherits it; a new sequence in the same slot starts clean. */
+  /* The flag stays with the sequence, also when the tokens go; a fork inherits it; a new sequence in the same
+   * slot starts clean. */
   tq_sequence fork;
   EXPECT(TQ_OK, tq_sequence_fork(cache, bad, NULL, &fork));
   EXPECT(TQ_OK, tq_sequence_flags(cache, fork, &flags));

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the C programs' topics share: checks that count instead of stopping, a small configuration, data, a step in one call.
+ * What the C programs' topics share: checks that count instead of stopping, a small configuration, data, a
+ * step in one call.
  */
 #pragma once
 #ifndef _POSIX_C_SOURCE
@@ -25,12 +26,15 @@ extern int capi_failures;
 
 /* The call returns this status. */
 #define EXPECT(expected, call) capi_expect(__FILE__, __LINE__, #call, (call), expected, NULL)
-/* The call fails with this status, and the thread's error text begins with `text`: the argument's name, mostly with its value. */
+/* The call fails with this status, and the thread's error text begins with `text`: the argument's name,
+ * mostly with its value. */
 #define REFUSES(expected, text, call) capi_expect(__FILE__, __LINE__, #call, (call), expected, text)
 
-void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected, const char* text);
+void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected,
+                 const char* text);
 
-/* 2 layers, 4 query heads, 2 kv heads, head_dim 64, value_dim 32, float32, 8 bits, pages of 32, 3 sequences of up to 256 tokens in all. */
+/* 2 layers, 4 query heads, 2 kv heads, head_dim 64, value_dim 32, float32, 8 bits, pages of 32, 3 sequences
+ * of up to 256 tokens in all. */
 #define HEADS 2
 #define Q_HEADS 4
 #define DIM 64
@@ -48,9 +52,11 @@ float* random_floats(size_t count, unsigned seed); /* malloc */
 /* Memory for free(). */
 void* aligned(size_t alignment, size_t bytes);
 
-/* Plans count more tokens for one sequence and appends them to all layers; token i of the call is the stream of `seed` at row i. */
+/* Plans count more tokens for one sequence and appends them to all layers; token i of the call is the stream
+ * of `seed` at row i. */
 tq_status grow(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t count, unsigned seed);
-/* Attention output of the last `queries` tokens on layer 0: [queries][Q_HEADS][VALUE_DIM], malloc. Plans the batch anew. */
+/* Attention output of the last `queries` tokens on layer 0: [queries][Q_HEADS][VALUE_DIM], malloc. Plans the
+ * batch anew. */
 float* attend_last(tq_cache* cache, tq_batch* batch, tq_sequence sequence, int64_t queries, unsigned seed);
 int64_t length_of(tq_cache* cache, tq_sequence sequence);
 

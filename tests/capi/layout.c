@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Prints the layout of tqkv.h: sizes, offsets, constants. layout.txt is what version 0.1 printed on LP64; a line that changes or goes is a break of
- * the ABI, a line that is new behind the others of its struct is growth.
+ * Prints the layout of tqkv.h: sizes, offsets, constants. layout.txt is what version 0.1 printed on LP64; a
+ * line that changes or goes is a break of the ABI, a line that is new behind the others of its struct is
+ * growth.
  */
 #include <stddef.h>
 #include <stdio.h>
@@ -16,7 +17,8 @@
                type t;                                          \
              },                                                 \
              t))
-#define FIELD(type, field) printf("%s.%s offset %zu size %zu\n", #type, #field, offsetof(type, field), sizeof(((type*)0)->field))
+#define FIELD(type, field) \
+  printf("%s.%s offset %zu size %zu\n", #type, #field, offsetof(type, field), sizeof(((type*)0)->field))
 #define CONSTANT(name) printf("constant %s %lld\n", #name, (long long)(name))
 #define TYPE(type) printf("type %s size %zu signed %d\n", #type, sizeof(type), (type)-1 < (type)0)
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A cache from creation to destruction, what it tells about itself, and its memory: callbacks see exactly the bytes that were announced.
+ * A cache from creation to destruction, what it tells about itself, and its memory: callbacks see exactly the
+ * bytes that were announced.
  */
 #include "capi.h"
 
@@ -16,8 +17,10 @@ void test_lifecycle(void) {
   tq_cache_config_init(&resolved);
   EXPECT(TQ_OK, tq_cache_get_config(cache, &resolved));
   CHECK(resolved.device_type == TQ_DEVICE_CPU && resolved.head_dim == DIM && resolved.value_dim == VALUE_DIM);
-  CHECK(resolved.rotation == TQ_ROTATION_HADAMARD && resolved.key_scale_rule == TQ_SCALE_LS && resolved.value_scale_rule == TQ_SCALE_UNBIASED);
-  CHECK(resolved.max_sequence_tokens == 256 && resolved.max_batch_sequences == 3 && resolved.max_batch_tokens == 256);
+  CHECK(resolved.rotation == TQ_ROTATION_HADAMARD && resolved.key_scale_rule == TQ_SCALE_LS &&
+        resolved.value_scale_rule == TQ_SCALE_UNBIASED);
+  CHECK(resolved.max_sequence_tokens == 256 && resolved.max_batch_sequences == 3 &&
+        resolved.max_batch_tokens == 256);
   CHECK(resolved.layer_key_bits && resolved.layer_key_bits[1] == 8 && resolved.layer_value_bits[0] == 8);
   CHECK(resolved.struct_size == sizeof resolved);
   /* The resolved configuration makes the same cache. */
@@ -38,7 +41,8 @@ void test_lifecycle(void) {
   memset(&bytes, 0, sizeof bytes);
   bytes.struct_size = sizeof bytes;
   EXPECT(TQ_OK, tq_cache_config_bytes(&config, &bytes));
-  CHECK(bytes.page_bytes + bytes.raw_bytes + bytes.table_bytes + bytes.workspace_bytes == bytes.host_bytes + bytes.device_bytes);
+  CHECK(bytes.page_bytes + bytes.raw_bytes + bytes.table_bytes + bytes.workspace_bytes ==
+        bytes.host_bytes + bytes.device_bytes);
   CHECK(bytes.device_bytes == 0 && bytes.num_pages == 256 / 32 + 3);
   CHECK(bytes.token_bytes == LAYERS * HEADS * (DIM + VALUE_DIM + 4));
   CHECK(bytes.fp16_token_bytes == LAYERS * HEADS * (DIM + VALUE_DIM) * 2);
@@ -46,7 +50,8 @@ void test_lifecycle(void) {
   memset(&memory, 0, sizeof memory);
   memory.struct_size = sizeof memory;
   EXPECT(TQ_OK, tq_cache_memory(cache, &memory));
-  CHECK(memory.num_sequences == 1 && memory.tokens == 41 && memory.pages_used == 2 && memory.pages_total == bytes.num_pages);
+  CHECK(memory.num_sequences == 1 && memory.tokens == 41 && memory.pages_used == 2 &&
+        memory.pages_total == bytes.num_pages);
   CHECK(memory.stored_bytes_used == 2 * 32 * bytes.token_bytes);
   CHECK(memory.host_bytes == bytes.host_bytes && memory.device_bytes == 0 && memory.raw_bytes == 0);
   CHECK(fabs(memory.compression - (double)bytes.fp16_token_bytes / (double)bytes.token_bytes) < 1e-12);
@@ -94,7 +99,8 @@ void test_introspection(void) {
   memset(&device, 0, sizeof device);
   device.struct_size = sizeof device;
   EXPECT(TQ_OK, tq_device_info(TQ_DEVICE_CPU, 0, &device));
-  CHECK(device.device_type == TQ_DEVICE_CPU && device.device_id == 0 && device.num_units >= 1 && device.memory_bytes > 0);
+  CHECK(device.device_type == TQ_DEVICE_CPU && device.device_id == 0 && device.num_units >= 1 &&
+        device.memory_bytes > 0);
   CHECK(device.name[0] && strstr(info, device.name));
   CHECK(device.compute_major == 0 && device.compute_minor == 0);
   REFUSES(TQ_ERROR_NO_DEVICE, "index = 1", tq_device_info(TQ_DEVICE_CPU, 1, &device));
@@ -110,11 +116,14 @@ struct ledger {
   int64_t bytes, blocks, calls;
   int bad;
 };
-static void* ledger_alloc(void* user, size_t bytes, size_t alignment, int32_t device_type, int32_t device_id) {
+static void* ledger_alloc(void* user, size_t bytes, size_t alignment, int32_t device_type,
+                          int32_t device_id) {
   struct ledger* l = (struct ledger*)user;
   const size_t padded = (bytes + alignment - 1) / alignment * alignment;
   char* p = (char*)aligned(alignment, padded + alignment);
-  if (alignment > 4096 || (alignment & (alignment - 1)) || device_type != TQ_DEVICE_CPU || device_id != 0 || bytes == 0) l->bad++;
+  if (alignment > 4096 || (alignment & (alignment - 1)) || device_type != TQ_DEVICE_CPU || device_id != 0 ||
+      bytes == 0)
+    l->bad++;
   memset(p, 0xCD, padded + alignment);
   l->bytes += (int64_t)bytes;
   l->blocks++;
@@ -149,7 +158,8 @@ void test_allocator_and_pool(void) {
   tq_cache* cache = make_cache(&config);
   memset(&allocator, 0, sizeof allocator); /* it was copied */
   CHECK(l.bytes == bytes.host_bytes);
-  if (l.bytes != bytes.host_bytes) printf("# %lld allocated, %lld announced\n", (long long)l.bytes, (long long)bytes.host_bytes);
+  if (l.bytes != bytes.host_bytes)
+    printf("# %lld allocated, %lld announced\n", (long long)l.bytes, (long long)bytes.host_bytes);
   tq_batch* batch = make_batch(cache);
   const int64_t calls = l.calls;
   const tq_sequence sequence = make_sequence(cache);

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The C API from C99: runs the topics, prints one "ok" or "not ok" line each and a summary. Options are ignored; TQ_ERROR texts that a topic
- * did not expect stand on lines that begin with #.
+ * The C API from C99: runs the topics, prints one "ok" or "not ok" line each and a summary. Options are
+ * ignored; TQ_ERROR texts that a topic did not expect stand on lines that begin with #.
  */
 #include "capi.h"
 
 int capi_failures = 0;
 
-void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected, const char* text) {
+void capi_expect(const char* file, int line, const char* call, tq_status status, tq_status expected,
+                 const char* text) {
   const char* error = tq_last_error();
   if (status != expected) {
     capi_failures++;
-    printf("# %s:%d: %s\n#   gave %s, expected %s%s%s\n", file, line, call, tq_status_name(status), tq_status_name(expected),
-           status == TQ_OK ? "" : ": ", status == TQ_OK ? "" : error);
+    printf("# %s:%d: %s\n#   gave %s, expected %s%s%s\n", file, line, call, tq_status_name(status),
+           tq_status_name(expected), status == TQ_OK ? "" : ": ", status == TQ_OK ? "" : error);
   } else if (text && strncmp(error, text, strlen(text)) != 0) {
     capi_failures++;
     printf("# %s:%d: %s\n#   text \"%s\"\n#   should begin with \"%s\"\n", file, line, call, error, text);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Every argument class of every call, wrong: the status, and the argument's name and value in the text. Nothing is written and nothing changes.
+ * Every argument class of every call, wrong: the status, and the argument's name and value in the text.
+ * Nothing is written and nothing changes.
  */
 #include "capi.h"
 
@@ -173,7 +174,8 @@ void test_misuse_batch(void) {
   REFUSES(BAD, "batch = NULL", tq_batch_create(cache, NULL));
   CHECK(batch == NULL);
   batch = make_batch(cache);
-  const tq_sequence s[2] = {make_sequence(cache), make_sequence(cache)}, twice[2] = {s[0], s[0]}, dead[2] = {s[0], 12345};
+  const tq_sequence s[2] = {make_sequence(cache), make_sequence(cache)}, twice[2] = {s[0], s[0]},
+                    dead[2] = {s[0], 12345};
   const int64_t ones[2] = {1, 1}, minus[2] = {1, -3}, twos[2] = {1, 2};
   REFUSES(BAD, "batch = NULL", tq_batch_plan(NULL, 2, s, ones, NULL, NULL));
   REFUSES(BAD, "num_sequences = -1", tq_batch_plan(batch, -1, s, ones, NULL, NULL));
@@ -185,9 +187,11 @@ void test_misuse_batch(void) {
   REFUSES(BAD, "sequences[1] = 12345", tq_batch_plan(batch, 2, dead, ones, NULL, NULL));
   REFUSES(BAD, "new_tokens[1] = -3", tq_batch_plan(batch, 2, s, minus, NULL, NULL));
   REFUSES(BAD, "query_tokens[1] = -3", tq_batch_plan(batch, 2, s, ones, minus, NULL));
-  REFUSES(BAD, "query_tokens[1] = 2: the sequence will have 1 tokens", tq_batch_plan(batch, 2, s, ones, twos, NULL));
+  REFUSES(BAD, "query_tokens[1] = 2: the sequence will have 1 tokens",
+          tq_batch_plan(batch, 2, s, ones, twos, NULL));
   const int64_t huge[2] = {INT64_MAX, INT64_MAX};
-  REFUSES(TQ_ERROR_CAPACITY, "new_tokens[0] = 9223372036854775807", tq_batch_plan(batch, 2, s, huge, NULL, NULL));
+  REFUSES(TQ_ERROR_CAPACITY, "new_tokens[0] = 9223372036854775807",
+          tq_batch_plan(batch, 2, s, huge, NULL, NULL));
   REFUSES(BAD, "query_tokens[0] = 9223372036854775807", tq_batch_plan(batch, 2, s, ones, huge, NULL));
   REFUSES(BAD, "stream = 0x", tq_batch_plan(batch, 2, s, ones, NULL, &cache));
   CHECK(length_of(cache, s[0]) == 0 && length_of(cache, s[1]) == 0);
@@ -282,7 +286,8 @@ void test_misuse_attend(void) {
   REFUSES(BAD, "out = NULL", tq_cache_attend(cache, 0, batch, q, NULL, lse, NULL, NULL, 0, NULL));
   REFUSES(BAD, "q = 0x", tq_cache_attend(cache, 0, batch, (char*)q + 1, out, lse, NULL, NULL, 0, NULL));
   REFUSES(BAD, "out = 0x", tq_cache_attend(cache, 0, batch, q, (char*)out + 2, lse, NULL, NULL, 0, NULL));
-  REFUSES(BAD, "lse = 0x", tq_cache_attend(cache, 0, batch, q, out, (float*)(void*)((char*)lse + 2), NULL, NULL, 0, NULL));
+  REFUSES(BAD, "lse = 0x",
+          tq_cache_attend(cache, 0, batch, q, out, (float*)(void*)((char*)lse + 2), NULL, NULL, 0, NULL));
   REFUSES(BAD, "stream = 0x", tq_cache_attend(cache, 0, batch, q, out, lse, NULL, NULL, 0, q));
   PARAM_FAULT("params.struct_size = 3", p.struct_size = 3);
   PARAM_FAULT("params.out_dtype = 4", p.out_dtype = 4);
@@ -299,7 +304,9 @@ void test_misuse_attend(void) {
   PARAM_FAULT("params.q_head_stride = -1", p.q_head_stride = -1);
   PARAM_FAULT("params.out_token_stride = 31", p.out_token_stride = 31);
   PARAM_FAULT("params.out_head_stride = 9", p.out_head_stride = 9);
-  PARAM_FAULT("out: strides of 33 (token) and 32 (head) elements make rows of 3 tokens x 4 heads x 32 overlap", p.out_token_stride = 33);
+  PARAM_FAULT(
+      "out: strides of 33 (token) and 32 (head) elements make rows of 3 tokens x 4 heads x 32 overlap",
+      p.out_token_stride = 33);
   REFUSES(BAD, "cache = NULL", tq_attend_workspace_bytes(NULL, batch, &bytes));
   REFUSES(BAD, "batch = NULL", tq_attend_workspace_bytes(cache, NULL, &bytes));
   REFUSES(BAD, "bytes = NULL", tq_attend_workspace_bytes(cache, batch, NULL));
@@ -328,7 +335,8 @@ void test_misuse_read_and_merge(void) {
   REFUSES(BAD, "first = -1", tq_cache_read(cache, 0, s, -1, 1, k, v, NULL, NULL));
   REFUSES(BAD, "first = 11: the sequence has 10 tokens", tq_cache_read(cache, 0, s, 11, 0, k, v, NULL, NULL));
   REFUSES(BAD, "count = -1", tq_cache_read(cache, 0, s, 0, -1, k, v, NULL, NULL));
-  REFUSES(BAD, "count = 8: the sequence has 7 tokens from first = 3 on", tq_cache_read(cache, 0, s, 3, 8, k, v, NULL, NULL));
+  REFUSES(BAD, "count = 8: the sequence has 7 tokens from first = 3 on",
+          tq_cache_read(cache, 0, s, 3, 8, k, v, NULL, NULL));
   REFUSES(BAD, "count = 9223372036854775807", tq_cache_read(cache, 0, s, 3, INT64_MAX, k, v, NULL, NULL));
   REFUSES(BAD, "k = 0x", tq_cache_read(cache, 0, s, 0, 1, (char*)k + 2, v, NULL, NULL));
   REFUSES(BAD, "v = 0x", tq_cache_read(cache, 0, s, 0, 1, k, (char*)v + 2, NULL, NULL));
@@ -337,7 +345,8 @@ void test_misuse_read_and_merge(void) {
   memset(&layout, 0, sizeof layout);
   layout.struct_size = sizeof layout;
   layout.key_token_stride = DIM;
-  REFUSES(BAD, "k: strides of 64 (token) and 64 (head)", tq_cache_read(cache, 0, s, 0, 2, k, v, &layout, NULL));
+  REFUSES(BAD, "k: strides of 64 (token) and 64 (head)",
+          tq_cache_read(cache, 0, s, 0, 2, k, v, &layout, NULL));
   for (int i = 0; i < 10 * HEADS * DIM; i++) CHECK(k[i] == 5.0f);
   for (int i = 0; i < 10 * HEADS * VALUE_DIM; i++) CHECK(v[i] == 5.0f);
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s, 9, 1, k, v, &layout, NULL)); /* one token overlaps nothing */
@@ -348,21 +357,33 @@ void test_misuse_read_and_merge(void) {
   float a[8] = {0}, lse[2] = {0}, out[8];
   const void *outs[2] = {a, a}, *hole[2] = {a, NULL};
   const float *lses[2] = {lse, lse}, *lse_hole[2] = {NULL, lse};
-  REFUSES(BAD, "num_states = 0", tq_merge_states(0, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "num_states = 1025", tq_merge_states(1025, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "outs = NULL", tq_merge_states(2, NULL, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "lses = NULL", tq_merge_states(2, outs, NULL, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "outs[1] = NULL", tq_merge_states(2, hole, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "lses[0] = NULL", tq_merge_states(2, outs, lse_hole, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "num_states = 0",
+          tq_merge_states(0, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "num_states = 1025",
+          tq_merge_states(1025, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "outs = NULL",
+          tq_merge_states(2, NULL, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "lses = NULL",
+          tq_merge_states(2, outs, NULL, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "outs[1] = NULL",
+          tq_merge_states(2, hole, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "lses[0] = NULL",
+          tq_merge_states(2, outs, lse_hole, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "rows = -1", tq_merge_states(2, outs, lses, -1, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "rows = 9223372036854775807", tq_merge_states(2, outs, lses, INT64_MAX, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "rows = 9223372036854775807",
+          tq_merge_states(2, outs, lses, INT64_MAX, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "dim = 0", tq_merge_states(2, outs, lses, 2, 0, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, NULL));
   REFUSES(BAD, "dtype = 0", tq_merge_states(2, outs, lses, 2, 4, 0, out, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "out = NULL", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, NULL, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "out = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, (char*)out + 1, NULL, TQ_DEVICE_CPU, 0, NULL));
-  REFUSES(BAD, "lse = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, (float*)(void*)((char*)lse + 1), TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "out = NULL",
+          tq_merge_states(2, outs, lses, 2, 4, TQ_F32, NULL, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "out = 0x",
+          tq_merge_states(2, outs, lses, 2, 4, TQ_F32, (char*)out + 1, NULL, TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(BAD, "lse = 0x",
+          tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, (float*)(void*)((char*)lse + 1), TQ_DEVICE_CPU, 0,
+                          NULL));
   REFUSES(BAD, "device_type = 0", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, 0, 0, NULL));
-  REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 1", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 1, NULL));
+  REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 1",
+          tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 1, NULL));
   REFUSES(BAD, "stream = 0x", tq_merge_states(2, outs, lses, 2, 4, TQ_F32, out, NULL, TQ_DEVICE_CPU, 0, out));
 }
 
@@ -387,5 +408,6 @@ void test_cuda_requests(void) {
   float a[4] = {0}, lse[1] = {0}, out[4];
   const void* outs[1] = {a};
   const float* lses[1] = {lse};
-  REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 0", tq_merge_states(1, outs, lses, 1, 4, TQ_F32, out, NULL, TQ_DEVICE_CUDA, 0, NULL));
+  REFUSES(TQ_ERROR_NO_DEVICE, "device_id = 0",
+          tq_merge_states(1, outs, lses, 1, 4, TQ_F32, out, NULL, TQ_DEVICE_CUDA, 0, NULL));
 }

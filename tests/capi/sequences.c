@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Sequences and plans: fork, truncate, free, which plan is in force, and that a call that fails for lack of room changes nothing.
+ * Sequences and plans: fork, truncate, free, which plan is in force, and that a call that fails for lack of
+ * room changes nothing.
  */
 #include "capi.h"
 
-/* Keys and values of layer 0, tokens first .. first + count - 1: [count][HEADS][DIM], then [count][HEADS][VALUE_DIM]; malloc. */
+/* Keys and values of layer 0, tokens first .. first + count - 1: [count][HEADS][DIM], then
+ * [count][HEADS][VALUE_DIM]; malloc. */
 static float* read_all(tq_cache* cache, tq_sequence s, int64_t first, int64_t count) {
   const size_t keys = (size_t)count * HEADS * DIM, values = (size_t)count * HEADS * VALUE_DIM;
   float* x = random_floats(keys + values, 98);
@@ -88,8 +90,10 @@ void test_plan_in_force(void) {
   fill(k, 4 * HEADS * DIM, 110);
   fill(v, 4 * HEADS * VALUE_DIM, 111);
   fill(q, 4 * Q_HEADS * DIM, 112);
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made", tq_cache_append(cache, 0, first, k, v, NULL, NULL));
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made", tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made",
+          tq_cache_append(cache, 0, first, k, v, NULL, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made",
+          tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
   REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made", tq_attend_workspace_bytes(cache, first, &bytes));
   EXPECT(TQ_OK, tq_batch_plan(first, 2, both, two, NULL, NULL));
   CHECK(length_of(cache, a) == 2);
@@ -104,15 +108,18 @@ void test_plan_in_force(void) {
   CHECK(length_of(cache, a) == 2 && length_of(cache, b) == 2);
   /* Planned anew elsewhere, truncated, freed. */
   EXPECT(TQ_OK, tq_batch_plan(second, 1, &b, two, NULL, NULL));
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force", tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force",
+          tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
   EXPECT(TQ_OK, tq_batch_plan(first, 1, &a, two, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, first, k, v, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, second, k, v, NULL, NULL));
   EXPECT(TQ_OK, tq_sequence_truncate(cache, b, 1, NULL));
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force", tq_cache_append(cache, 0, second, k, v, NULL, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force",
+          tq_cache_append(cache, 0, second, k, v, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
   EXPECT(TQ_OK, tq_sequence_free(cache, a, NULL));
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force", tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "batch: its plan is not in force",
+          tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
   EXPECT(TQ_OK, tq_batch_plan(first, 1, &b, two, NULL, NULL));
   EXPECT(TQ_OK, tq_batch_destroy(first));
   EXPECT(TQ_OK, tq_batch_destroy(second));
@@ -141,11 +148,14 @@ void test_capacity_is_atomic(void) {
   const tq_sequence pair[2] = {s[1], s[2]};
   const int64_t pool[2] = {5, 96}, longer[2] = {1, 11}, many[3] = {1, 1, 1}, wide[2] = {100, 51};
   const tq_sequence swapped[2] = {s[1], s[0]};
-  REFUSES(TQ_ERROR_CAPACITY, "new_tokens: the plan needs 4 more pages", tq_batch_plan(other, 2, pair, pool, NULL, NULL));
+  REFUSES(TQ_ERROR_CAPACITY, "new_tokens: the plan needs 4 more pages",
+          tq_batch_plan(other, 2, pair, pool, NULL, NULL));
   REFUSES(TQ_ERROR_CAPACITY, "new_tokens[1] = 11: the sequence has 190 tokens, max_sequence_tokens = 200",
           tq_batch_plan(other, 2, swapped, longer, NULL, NULL));
-  REFUSES(TQ_ERROR_CAPACITY, "num_sequences = 3: max_batch_sequences = 2", tq_batch_plan(other, 3, s, many, NULL, NULL));
-  REFUSES(TQ_ERROR_CAPACITY, "new_tokens[1] = 51, with 100 before it: max_batch_tokens = 150", tq_batch_plan(other, 2, pair, wide, NULL, NULL));
+  REFUSES(TQ_ERROR_CAPACITY, "num_sequences = 3: max_batch_sequences = 2",
+          tq_batch_plan(other, 3, s, many, NULL, NULL));
+  REFUSES(TQ_ERROR_CAPACITY, "new_tokens[1] = 51, with 100 before it: max_batch_tokens = 150",
+          tq_batch_plan(other, 2, pair, wide, NULL, NULL));
   const int64_t none[2] = {0, 0}, queries[2] = {100, 51};
   REFUSES(TQ_ERROR_CAPACITY, "query_tokens[1] = 51, with 100 before it",
           tq_batch_plan(other, 2, (const tq_sequence[]){s[0], s[1]}, none, queries, NULL));
@@ -182,13 +192,15 @@ void test_capacity_is_atomic(void) {
 }
 
 /* Window, sinks and rollback: which tokens are read back exactly. */
-static void expect_exact(int line, tq_cache* cache, tq_sequence s, const float* k, int64_t length, int64_t sinks, int64_t window_first) {
+static void expect_exact(int line, tq_cache* cache, tq_sequence s, const float* k, int64_t length,
+                         int64_t sinks, int64_t window_first) {
   float* x = read_all(cache, s, 0, length);
   for (int64_t i = 0; i < length; i++) {
     const int exact = same(x + i * HEADS * DIM, k + i * HEADS * DIM, HEADS * DIM);
     if (exact != (i < sinks || i >= window_first)) {
       capi_failures++;
-      printf("# %s:%d: token %lld of %lld is %s\n", __FILE__, line, (long long)i, (long long)length, exact ? "exact" : "not exact");
+      printf("# %s:%d: token %lld of %lld is %s\n", __FILE__, line, (long long)i, (long long)length,
+             exact ? "exact" : "not exact");
       break;
     }
   }
@@ -209,7 +221,8 @@ void test_exact_copies(void) {
   const int64_t chunks[] = {1, 3, 40, 2, 1, 13};
   for (int i = 0; i < 6; i++) {
     EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[i], NULL, NULL));
-    EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k + length * HEADS * DIM, v + length * HEADS * VALUE_DIM, NULL, NULL));
+    EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k + length * HEADS * DIM, v + length * HEADS * VALUE_DIM,
+                                  NULL, NULL));
     length += chunks[i];
     expect_exact(__LINE__, cache, s, k, length, 2, length - 6);
   }

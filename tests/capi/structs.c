@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The struct_size rule for structs that are read and for structs that are filled, and the error text's way out.
+ * The struct_size rule for structs that are read and for structs that are filled, and the error text's way
+ * out.
  */
 #include "capi.h"
 
@@ -36,7 +37,8 @@ void test_struct_sizes(void) {
   memset(&memory, 0x77, sizeof memory);
   memory.known.struct_size = offsetof(tq_cache_memory_t, pages_used);
   EXPECT(TQ_OK, tq_cache_memory(cache, &memory.known));
-  CHECK(memory.known.struct_size == offsetof(tq_cache_memory_t, pages_used) && memory.known.num_sequences == 1 && memory.known.tokens == 3);
+  CHECK(memory.known.struct_size == offsetof(tq_cache_memory_t, pages_used) &&
+        memory.known.num_sequences == 1 && memory.known.tokens == 3);
   CHECK(memory.known.pages_used == 0x7777777777777777);
   memory.known.struct_size = sizeof memory;
   REFUSES(TQ_ERROR_VERSION, "memory.struct_size = ", tq_cache_memory(cache, &memory.known));
@@ -79,14 +81,16 @@ void test_struct_sizes(void) {
   params.known.struct_size = sizeof params;
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, NULL, &params.known, NULL, 0, NULL));
   params.more[1] = 1;
-  REFUSES(TQ_ERROR_VERSION, "params.struct_size = ", tq_cache_attend(cache, 0, batch, q, again, NULL, &params.known, NULL, 0, NULL));
+  REFUSES(TQ_ERROR_VERSION, "params.struct_size = ",
+          tq_cache_attend(cache, 0, batch, q, again, NULL, &params.known, NULL, 0, NULL));
   NEWER(tq_tensor_layout) layout;
   memset(&layout, 0, sizeof layout);
   layout.known.struct_size = sizeof layout;
   float k[3 * HEADS * DIM];
   EXPECT(TQ_OK, tq_cache_read(cache, 0, s, 0, 3, k, NULL, &layout.known, NULL));
   layout.more[0] = 1;
-  REFUSES(TQ_ERROR_VERSION, "layout.struct_size = ", tq_cache_read(cache, 0, s, 0, 3, k, NULL, &layout.known, NULL));
+  REFUSES(TQ_ERROR_VERSION,
+          "layout.struct_size = ", tq_cache_read(cache, 0, s, 0, 3, k, NULL, &layout.known, NULL));
   EXPECT(TQ_OK, tq_batch_destroy(batch));
   EXPECT(TQ_OK, tq_cache_destroy(cache));
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Two caches on two threads: each works alone, gives what it gives when nobody else runs, and has its own error text.
+ * Two caches on two threads: each works alone, gives what it gives when nobody else runs, and has its own
+ * error text.
  */
 #include "capi.h"
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundled slice: small enough to ship, readable by the safetensors package, and what its script cuts out of the full capture."""
+"""The bundled slice: small enough to ship, readable by the safetensors package, and what its script cuts out
+of the full capture."""
 import os
 import subprocess
 import sys
@@ -27,5 +28,7 @@ def test_slice_is_cut_from_the_capture():
     capture = FOLDER / "kv_capture.safetensors"
     if not capture.exists():
         pytest.skip(f"no full capture at {FOLDER} (set TQKV_TESTLM)")
-    done = subprocess.run([sys.executable, ROOT / "tests" / "data" / "cut_slice.py", capture, "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "tests" / "data" / "cut_slice.py", capture, "--check"],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr

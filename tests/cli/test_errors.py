@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the program says, and its exit code, when something is wrong: arguments, files, captures, the library's refusals, outputs."""
+"""What the program says, and its exit code, when something is wrong: arguments, files, captures, the
+library's refusals, outputs."""
 import json
 import os
 import struct
@@ -23,9 +24,19 @@ def entry(dtype="F16", shape=(2,), offsets=(0, 4)):
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["eval"], ["nonsense"], ["eval", SLICE, "--layers", "1-"], ["eval", SLICE, "--layers", "5-2"], ["eval", SLICE, "--layers", "a"],
-    ["eval", SLICE, "--layers", "0,,2"], ["eval", SLICE, "--sweep", "--key-bits", "3"], ["eval", SLICE, "--rotation", "spin"],
-    ["eval", SLICE, "--key-scale-rule", "1"], ["eval", SLICE, "--threads", "-1"], ["eval", SLICE, "--repeats", "0"], ["eval", SLICE, "--seed", "x"],
+    [],
+    ["eval"],
+    ["nonsense"],
+    ["eval", SLICE, "--layers", "1-"],
+    ["eval", SLICE, "--layers", "5-2"],
+    ["eval", SLICE, "--layers", "a"],
+    ["eval", SLICE, "--layers", "0,,2"],
+    ["eval", SLICE, "--sweep", "--key-bits", "3"],
+    ["eval", SLICE, "--rotation", "spin"],
+    ["eval", SLICE, "--key-scale-rule", "1"],
+    ["eval", SLICE, "--threads", "-1"],
+    ["eval", SLICE, "--repeats", "0"],
+    ["eval", SLICE, "--seed", "x"],
     ["info", "--nonsense"],
 ])
 def test_wrong_arguments(arguments):
@@ -94,7 +105,8 @@ def test_not_safetensors(tmp_path, content, words):
     ({"__metadata__": []}, 0, ["__metadata__"]),
     ('{"a": %s, "a": %s}' % (json.dumps(entry()), json.dumps(entry())), 4, ["'a' twice"]),
     ('{"a": {"dtype": "F16", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', 4, ["'dtype' twice"]),
-    ({"\x1b[31mred\n": entry(dtype="F13")}, 4, ["'?[31mred?'"]),  # nothing of the file reaches the terminal raw
+    # nothing of the file reaches the terminal raw
+    ({"\x1b[31mred\n": entry(dtype="F13")}, 4, ["'?[31mred?'"]),
 ])
 def test_malformed_headers(tmp_path, header, data, words):
     expect(run("eval", write_raw(tmp_path / "bad.safetensors", header, bytes(data))), EXIT_FILE, *words)
@@ -109,7 +121,8 @@ def test_truncation_anywhere_is_noticed(tmp_path):
 
 
 def test_damaged_headers_never_crash(tmp_path):
-    """Bytes of the header changed at random: every outcome is an orderly one, and a complaint is never empty."""
+    """Bytes of the header changed at random: every outcome is an orderly one, and a complaint is never
+    empty."""
     whole = bytearray(write_safetensors(tmp_path / "whole.safetensors", make_capture(tokens=8)).read_bytes())
     header = 8 + struct.unpack_from("<Q", whole)[0]
     random = np.random.default_rng(5)
@@ -118,7 +131,10 @@ def test_damaged_headers_never_crash(tmp_path):
     for _ in range(250):
         damaged = bytearray(whole)
         for at in random.integers(0, header, random.integers(1, 4)):
-            damaged[at] = random.choice([random.integers(0, 256), ord("0"), ord("9"), ord("{"), ord('"'), 0xFF])
+            damaged[at] = random.choice(
+                [random.integers(0, 256),
+                 ord("0"), ord("9"), ord("{"),
+                 ord('"'), 0xFF])
         path.write_bytes(damaged)
         done = run("eval", path, "--repeats", 1, "--json")
         assert done.returncode in (0, EXIT_FILE, EXIT_CAPTURE, EXIT_LIBRARY), (bytes(damaged[:header]), done)
@@ -128,12 +144,15 @@ def test_damaged_headers_never_crash(tmp_path):
 
 
 def test_wrong_tensor_names_list_what_is_there(tmp_path):
-    path = write_safetensors(tmp_path / "names.safetensors", {"model.k": np.zeros((1, 4, 32)), "model.v": np.zeros((1, 4, 32))})
-    expect(run("eval", path), EXIT_CAPTURE, "found 2 tensors: model.k F16 [1, 4, 32], model.v", "layers.N.key [kv heads, tokens, dim]")
+    path = write_safetensors(tmp_path / "names.safetensors",
+                             {"model.k": np.zeros((1, 4, 32)), "model.v": np.zeros((1, 4, 32))})
+    expect(run("eval", path), EXIT_CAPTURE, "found 2 tensors: model.k F16 [1, 4, 32], model.v",
+           "layers.N.key [kv heads, tokens, dim]")
     tensors = make_capture()
     del tensors["layers.0.query"]
     path = write_safetensors(tmp_path / "names.safetensors", tensors)
-    expect(run("eval", path), EXIT_CAPTURE, "no tensor layers.0.query", "layers.0.key F16 [1, 40, 32]", "expected")
+    expect(run("eval", path), EXIT_CAPTURE, "no tensor layers.0.query", "layers.0.key F16 [1, 40, 32]",
+           "expected")
 
 
 def test_a_missing_layer_lists_those_there():
@@ -144,11 +163,13 @@ def test_a_missing_layer_lists_those_there():
     ({"layers.0.value": (1, 39, 32)}, ["key and value must agree", "[1, 39, 32]"]),
     ({"layers.0.value": (2, 40, 32)}, ["key and value must agree"]),
     ({"layers.0.query": (2, 4, 64)}, ["query and key must agree in dim"]),
-    ({"layers.0.key": (3, 40, 32), "layers.0.value": (3, 40, 32), "layers.0.query": (4, 4, 32)}, ["multiple of kv heads"]),
+    ({"layers.0.key": (3, 40, 32), "layers.0.value": (3, 40, 32), "layers.0.query":
+        (4, 4, 32)}, ["multiple of kv heads"]),
     ({"layers.0.query": (2, 41, 32)}, ["more queries than tokens"]),
     ({"layers.0.query": (2, 32)}, ["has shape [2, 32]"]),
     ({"layers.0.key": (1, 0, 32), "layers.0.value": (1, 0, 32)}, ["is empty"]),
-    ({"layers.1.key": (1, 40, 64), "layers.1.value": (1, 40, 64), "layers.1.query": (2, 4, 64)}, ["layer 1 has", "--layers"]),
+    ({"layers.1.key": (1, 40, 64), "layers.1.value": (1, 40, 64), "layers.1.query":
+        (2, 4, 64)}, ["layer 1 has", "--layers"]),
 ])
 def test_shapes_that_disagree(tmp_path, change, words):
     tensors = make_capture()
@@ -157,14 +178,16 @@ def test_shapes_that_disagree(tmp_path, change, words):
 
 
 def test_a_wrong_element_type(tmp_path):
-    expect(run("eval", write_safetensors(tmp_path / "double.safetensors", make_capture(), "F64")), EXIT_CAPTURE, "dtype F64")
+    expect(run("eval", write_safetensors(tmp_path / "double.safetensors", make_capture(), "F64")),
+           EXIT_CAPTURE, "dtype F64")
 
 
 def test_non_finite_values_are_located(tmp_path):
     for value in (np.nan, np.inf):
         tensors = make_capture(kv_heads=2)
         tensors["layers.0.value"][1, 7, 3] = value
-        expect(run("eval", write_safetensors(tmp_path / "nan.safetensors", tensors)), EXIT_CAPTURE, "layers.0.value", "head 1, token 7, dim 3")
+        expect(run("eval", write_safetensors(tmp_path / "nan.safetensors", tensors)), EXIT_CAPTURE,
+               "layers.0.value", "head 1, token 7, dim 3")
 
 
 def test_the_library_s_reasons_are_shown(tmp_path):
@@ -174,7 +197,9 @@ def test_the_library_s_reasons_are_shown(tmp_path):
 
 
 def test_cuda_is_answered_by_the_library():
-    cuda = [device for device in json.loads(run("info", "--json").stdout)["devices"] if device["type"] == "cuda"]
+    cuda = [
+        device for device in json.loads(run("info", "--json").stdout)["devices"] if device["type"] == "cuda"
+    ]
     done = run("eval", SLICE, "--device", "cuda", "--layers", "0", "--quiet")
     if cuda:
         assert done.returncode == 0, done.stderr

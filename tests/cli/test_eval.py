@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tqkv eval`: its figures against the NumPy oracle, and its outputs as documents.
 
-The oracle (tests/reference, written from FORMAT.md) encodes and decodes the same vectors; keys and values must then have the same errors up
-to summation order (1e-6 relative, float64 sums over at most 1e5 terms of float32 data are far better), which also proves that a layer is judged
-with the rotation that it has in a whole cache. The attention of the library rounds queries and weights to 16 bits and its scores to float32; its
+The oracle (tests/reference, written from FORMAT.md) encodes and decodes the same vectors; keys and values
+must then have the same errors up to summation order (1e-6 relative, float64 sums over at most 1e5 terms of
+float32 data are far better), which also proves that a layer is judged with the rotation that it has in a
+whole cache. The attention of the library rounds queries and weights to 16 bits and its scores to float32; its
 output may differ from float64 attention over the same decoded vectors by 1e-3 of the output's norm.
 """
 import os
@@ -27,8 +28,13 @@ def oracle_decode(x, layer, bits, kind, centres=None):
     """x [heads, tokens, dim] through the oracle with the library's defaults."""
     out = np.empty(x.shape, np.float32)
     for head in range(x.shape[0]):
-        config = reference.SideConfig(x.shape[2], bits, kind, layer=layer, kv_head=head,
-                                      centre=None if centres is None else tuple(np.float32(c) for c in centres[head]))
+        config = reference.SideConfig(x.shape[2],
+                                      bits,
+                                      kind,
+                                      layer=layer,
+                                      kv_head=head,
+                                      centre=None if centres is None else tuple(
+                                          np.float32(c) for c in centres[head]))
         coded = reference.encode(np.ascontiguousarray(x[head], np.float32), config)
         out[head] = reference.decode(coded.codes, coded.scales, config)
     return out
@@ -77,8 +83,11 @@ def expect_quality(found, layer, key, value, query, bits, key_centres=None, valu
         expect(found[side + "_cosine"], cosine)
     expect(found["attention_kl"], attention_kl(q, k, decoded_k), 1e-5)
     exact, coded = attend(q, k, v), attend(q, decoded_k, decoded_v)
-    assert found["output_relative_error"] == pytest.approx(np.linalg.norm(exact - coded) / np.linalg.norm(exact), abs=ATTEND_RELATIVE)
-    assert found["output_max_error"] == pytest.approx(np.abs(exact - coded).max(), abs=ATTEND_RELATIVE * np.linalg.norm(exact))
+    assert found["output_relative_error"] == pytest.approx(np.linalg.norm(exact - coded) /
+                                                           np.linalg.norm(exact),
+                                                           abs=ATTEND_RELATIVE)
+    assert found["output_max_error"] == pytest.approx(np.abs(exact - coded).max(),
+                                                      abs=ATTEND_RELATIVE * np.linalg.norm(exact))
 
 
 @pytest.mark.parametrize("bits", [3, 8])
@@ -92,7 +101,8 @@ def test_figures_of_the_slice_are_the_oracle_s(bits):
     key, value, query = (tensors[f"layers.{layer}.{part}"] for part in ("key", "value", "query"))
     expect_quality(width, layer, key, value, query, bits)
     # 448 tokens are 7 whole pages: nothing but codes and two bfloat16 scales
-    assert width["stored_bytes_per_token_head"] == 2 * (128 * bits / 8 + 2) == width["coded_bytes_per_token_head"]
+    assert width["stored_bytes_per_token_head"] == 2 * (128 * bits / 8 +
+                                                        2) == width["coded_bytes_per_token_head"]
     assert width["fp16_bytes_per_token_head"] == 512
     expect(width["compression"], 512 / width["stored_bytes_per_token_head"])
 
@@ -120,19 +130,24 @@ def test_sweep_measures_every_width_and_more_bits_are_better():
             assert values == sorted(values, reverse=True), name
         stored = [row["stored_bytes_per_token_head"] for row in same]
         assert stored == sorted(stored)
-        assert rows[6]["key_relative_mse"] == rows[2]["key_relative_mse"] and rows[6]["value_relative_mse"] == rows[0]["value_relative_mse"]
+        assert rows[6]["key_relative_mse"] == rows[2]["key_relative_mse"] and rows[6][
+            "value_relative_mse"] == rows[0]["value_relative_mse"]
         assert all(row["append_tokens_per_s"] > 0 and row["attend_tokens_per_s"] > 0 for row in rows)
     for layer in document["layers"]:
         advice = layer["recommendation"]
-        first = next(row for row in layer["widths"][:6] if row["attention_kl"] <= 0.02 and row["output_relative_error"] <= 0.1)
+        first = next(row for row in layer["widths"][:6]
+                     if row["attention_kl"] <= 0.02 and row["output_relative_error"] <= 0.1)
         assert advice["bits"] == first["key_bits"] and not advice["keep_raw"]
 
 
 def test_a_layer_is_judged_the_same_whatever_else_is():
-    strip = lambda row: {name: value for name, value in row.items() if not name.endswith("_per_s")}  # noqa: E731
+    # noqa: E731
+    strip = lambda row: {name: value for name, value in row.items() if not name.endswith("_per_s")}
     whole = {layer["layer"]: [strip(row) for row in layer["widths"]] for layer in eval_json(SLICE)["layers"]}
     part = eval_json(SLICE, "--layers", "2,4-4,6", "--threads", 1)["layers"]
-    assert {layer["layer"]: [strip(row) for row in layer["widths"]] for layer in part} == {n: whole[n] for n in (2, 4, 6)}
+    assert {layer["layer"]: [strip(row) for row in layer["widths"]]
+            for layer in part} == {n: whole[n]
+                                   for n in (2, 4, 6)}
 
 
 def test_seed_rotation_rules_and_search_reach_the_library():
@@ -150,11 +165,13 @@ def test_seed_rotation_rules_and_search_reach_the_library():
 
 
 def test_exact_window_and_raw_sides_are_exact():
-    """The slice is float16, so raw copies are the input: decoding is exact, and the output is float32 attention."""
+    """The slice is float16, so raw copies are the input: decoding is exact, and the output is float32
+    attention."""
     for arguments in (["--window", 448], ["--key-bits", 16, "--value-bits", 16]):
         (layer,) = eval_json(SLICE, "--layers", 6, *arguments)["layers"]
         (width,) = layer["widths"]
-        assert width["key_relative_mse"] == 0 and width["value_relative_mse"] == 0 and width["attention_kl"] == 0
+        assert width["key_relative_mse"] == 0 and width["value_relative_mse"] == 0 and width[
+            "attention_kl"] == 0
         assert width["output_relative_error"] < 1e-3
     raw = width
     assert raw["stored_bytes_per_token_head"] == 512 and raw["compression"] == 1
@@ -172,7 +189,8 @@ def test_pages_that_are_not_full_count():
 
 
 def test_recommendation_follows_its_rule():
-    advice = lambda *arguments: eval_json(SLICE, "--layers", 2, *arguments)["layers"][0]["recommendation"]  # noqa: E731
+    # noqa: E731
+    advice = lambda *arguments: eval_json(SLICE, "--layers", 2, *arguments)["layers"][0]["recommendation"]
     strict = advice("--max-error", 1e-9)
     assert strict["keep_raw"] and strict["bits"] == 16 and strict["tried"] == [3, 4, 5, 6, 8]
     loose = advice("--max-error", 10, "--max-kl", 10)
@@ -189,29 +207,34 @@ def test_outlier_layers_are_named(tmp_path):
     norms = [np.linalg.norm(tensors[f"layers.{i}.key"], axis=-1).mean() for i in range(4)]
     for layer, norm in zip(layers, norms):
         assert layer["key_norm_to_median"] == pytest.approx(norm / np.median(norms), rel=1e-5)
-    assert [layer["outlier"] for layer in layers] == [bool(norm / np.median(norms) > 2 or norm / np.median(norms) < 0.5) for norm in norms]
+    assert [layer["outlier"] for layer in layers
+            ] == [bool(norm / np.median(norms) > 2 or norm / np.median(norms) < 0.5) for norm in norms]
     assert layers[2]["outlier"]
     assert layers[1]["constant_key_share"] > 0.8 > 0.2 > layers[0]["constant_key_share"]
     centred = layers[1]["widths"][0]["centres"]
     assert centred["with"]["key_relative_mse"] < centred["without"]["key_relative_mse"] / 3
     text = run("eval", path, "--repeats", 1).stdout
-    assert text.count("OUTLIER ") == 1 + sum(layer["outlier"] for layer in layers)  # the legend's and the rows'
+    # the legend's and the rows'
+    assert text.count("OUTLIER ") == 1 + sum(layer["outlier"] for layer in layers)
     assert "set centres" in text
 
 
-@pytest.mark.parametrize("shape", [
-    dict(kv_heads=1, q_heads=8),            # MQA
-    dict(kv_heads=3, q_heads=3),            # MHA
-    dict(tokens=1, queries=1),              # no halves to judge centres on
-    dict(tokens=33, queries=33),            # every position asks; more queries than the second half has tokens
-    dict(dim=80, value_dim=64),
-    dict(dim=576, value_dim=512, q_heads=4),
-])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(kv_heads=1, q_heads=8),  # MQA
+        dict(kv_heads=3, q_heads=3),  # MHA
+        dict(tokens=1, queries=1),  # no halves to judge centres on
+        dict(tokens=33, queries=33),  # every position asks; more queries than the second half has tokens
+        dict(dim=80, value_dim=64),
+        dict(dim=576, value_dim=512, q_heads=4),
+    ])
 def test_shapes(tmp_path, shape):
     tensors = make_capture(**shape)
     path = write_safetensors(tmp_path / "shape.safetensors", tensors, "F32")
     (layer,) = eval_json(path, "--key-bits", 4, "--value-bits", 4)["layers"]
-    expect_quality(layer["widths"][0], 0, *(tensors[f"layers.0.{part}"].astype(np.float32) for part in ("key", "value", "query")), 4)
+    expect_quality(layer["widths"][0], 0,
+                   *(tensors[f"layers.0.{part}"].astype(np.float32) for part in ("key", "value", "query")), 4)
     assert ("centres" in layer["widths"][0]) == (shape.get("tokens") != 1)
 
 
@@ -243,8 +266,10 @@ def test_table_fits_120_columns_and_says_what_it_is():
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 120
-    assert sum(line.split()[1:2] == ["3/3"] for line in lines) == 2 * (4 + 1)  # quality and centres: four layers and the mean
-    for word in ("stored per token and kv head", "nats", "constant share", "recommended", "centres:", "5.12x"):
+    # quality and centres: four layers and the mean
+    assert sum(line.split()[1:2] == ["3/3"] for line in lines) == 2 * (4 + 1)
+    for word in ("stored per token and kv head", "nats", "constant share", "recommended", "centres:",
+                 "5.12x"):
         assert word in done.stdout, word
 
 
@@ -260,7 +285,8 @@ def test_plot_is_a_complete_svg(tmp_path):
     for line in lines:
         points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
         assert len(points) == 6
-        assert all(b[0] > a[0] and b[1] > a[1] for a, b in zip(points, points[1:]))  # more bytes, less error (y grows downwards)
+        # more bytes, less error (y grows downwards)
+        assert all(b[0] > a[0] and b[1] > a[1] for a, b in zip(points, points[1:]))
     texts = [text.text for text in root.iter(space + "text")]
     for wanted in ("3/3", "4/2", "layer 6", "mean of layers", "attention weights: KL to exact (nats)"):
         assert wanted in texts, wanted
@@ -277,12 +303,16 @@ def test_plot_of_one_width_and_one_layer(tmp_path):
 def test_json_is_alone_on_stdout_and_short_work_is_silent(tmp_path):
     path = write_safetensors(tmp_path / "small.safetensors", make_capture())
     done = run("eval", path, "--json", "--repeats", 1)
-    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("{") and done.stdout.endswith("}\n")
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith(
+        "{") and done.stdout.endswith("}\n")
 
 
 def test_progress_updates_one_line_on_a_terminal():
     terminal, child_side = pty.openpty()
-    process = subprocess.Popen([find_tool(), "eval", str(SLICE), "--sweep", "--repeats", "20"], stdout=subprocess.DEVNULL, stderr=child_side)
+    process = subprocess.Popen(
+        [find_tool(), "eval", str(SLICE), "--sweep", "--repeats", "20"],
+        stdout=subprocess.DEVNULL,
+        stderr=child_side)
     os.close(child_side)
     seen = b""
     while True:

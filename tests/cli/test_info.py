@@ -8,7 +8,8 @@ from tool import ROOT, run
 
 def header_version():
     text = (ROOT / "include" / "tqkv.h").read_text()
-    return ".".join(re.search(rf"#define TQ_VERSION_{part} (\d+)", text)[1] for part in ("MAJOR", "MINOR", "PATCH"))
+    return ".".join(
+        re.search(rf"#define TQ_VERSION_{part} (\d+)", text)[1] for part in ("MAJOR", "MINOR", "PATCH"))
 
 
 def test_json():
@@ -28,7 +29,8 @@ def test_json():
 
 
 def test_token_sizes_are_the_format_s():
-    """FORMAT.md section 4: D * bits / 8 bytes and a two-byte scale a side; D is the dimension rounded up to 32."""
+    """FORMAT.md section 4: D * bits / 8 bytes and a two-byte scale a side; D is the dimension rounded up to
+    32."""
     for row in json.loads(run("info", "--json").stdout)["token_bytes"]:
         heads = row["layers"] * row["kv_heads"]
         assert row["fp16_token_bytes"] == heads * 2 * (row["head_dim"] + row["value_dim"])
@@ -40,7 +42,8 @@ def test_token_sizes_are_the_format_s():
 def test_text():
     done = run("info")
     assert done.returncode == 0 and done.stderr == ""
-    assert max(map(len, done.stdout.splitlines()[2:])) <= 120  # the second line is the library's own build line
+    # the second line is the library's own build line
+    assert max(map(len, done.stdout.splitlines()[2:])) <= 120
     for word in (f"tqkv {header_version()}", "devices", "supported on cpu", "head_dim", "Llama-3.1-8B"):
         assert word in done.stdout, word
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the program tqkv for the tests, and writes the files that it reads. TQKV_TOOL names the program; else the newest build*/tqkv."""
+"""Runs the program tqkv for the tests, and writes the files that it reads. TQKV_TOOL names the program; else
+the newest build*/tqkv."""
 import json
 import os
 import struct
@@ -22,7 +23,11 @@ def find_tool():
 
 
 def run(*arguments, **options):
-    return subprocess.run([find_tool(), *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([find_tool(), *map(str, arguments)],
+                          capture_output=True,
+                          text=True,
+                          timeout=300,
+                          **options)
 
 
 def eval_json(path, *arguments):
@@ -40,7 +45,8 @@ def to_bfloat16(x):
 def encode_tensor(x, dtype):
     if dtype == "BF16":
         return to_bfloat16(x).tobytes()
-    return np.asarray(x, {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I8": np.int8}[dtype]).tobytes()
+    return np.asarray(x, {"F16": np.float16, "F32": np.float32, "F64": np.float64,
+                          "I8": np.int8}[dtype]).tobytes()
 
 
 def write_safetensors(path, tensors, dtype="F16", metadata=None):
@@ -59,7 +65,9 @@ def write_safetensors(path, tensors, dtype="F16", metadata=None):
 def write_raw(path, header, data, header_bytes=None):
     """header: an object, or the header's text."""
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    Path(path).write_bytes(struct.pack("<Q", len(text) if header_bytes is None else header_bytes) + text + data)
+    Path(path).write_bytes(
+        struct.pack("<Q",
+                    len(text) if header_bytes is None else header_bytes) + text + data)
     return path
 
 
@@ -80,5 +88,6 @@ def read_slice():
     for name, entry in json.loads(raw[8 : 8 + size]).items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
-            tensors[name] = np.frombuffer(raw[8 + size + begin : 8 + size + end], np.float16).reshape(entry["shape"])
+            tensors[name] = np.frombuffer(raw[8 + size + begin:8 + size + end],
+                                          np.float16).reshape(entry["shape"])
     return tensors

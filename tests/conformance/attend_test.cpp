@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of every instruction set against float64 attention over the decoded vectors, and append and read against the scalar format code.
+// Attention of every instruction set against float64 attention over the decoded vectors, and append and read
+// against the scalar format code.
 //
-// Where the tolerance comes from. A coordinate of q is off by at most 1/2 of absmax / 32512; with absmax about 4 sigma that is 3.6e-5 sigma rms, so
-// a logit q.k / sqrt(d) of order 1 is off by about 4e-5, at random over tokens. A weight is off by at most 1/2 of wmax / 65535: 4e-6 of the block's
-// largest, 2e-5 of a typical one when logits spread by 2 nats. Both enter the output as independent errors of the weights, so rms 5e-5 of the output
-// when few tokens carry it and less when many do; float32 sums add 1e-6. kTolerance is four times that; kGate is for data made to hurt.
+// Where the tolerance comes from. A coordinate of q is off by at most 1/2 of absmax / 32512; with absmax
+// about 4 sigma that is 3.6e-5 sigma rms, so a logit q.k / sqrt(d) of order 1 is off by about 4e-5, at random
+// over tokens. A weight is off by at most 1/2 of wmax / 65535: 4e-6 of the block's largest, 2e-5 of a typical
+// one when logits spread by 2 nats. Both enter the output as independent errors of the weights, so rms 5e-5
+// of the output when few tokens carry it and less when many do; float32 sums add 1e-6. kTolerance is four
+// times that; kGate is for data made to hurt.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -19,8 +22,9 @@ namespace test {
 namespace {
 
 constexpr double kTolerance = 2e-4, kGate = 1e-3;
-// lse is off by at most the largest logit error: 3.6e-5 x |q| |k| / sqrt(d) x scale rms, keys are up to 1.5 times the nominal length, and of thousands of
-// rows the worst is at 4.5 sigma; float32 adds 2^-20 of the value itself.
+// lse is off by at most the largest logit error: 3.6e-5 x |q| |k| / sqrt(d) x scale rms, keys are up to 1.5
+// times the nominal length, and of thousands of rows the worst is at 4.5 sigma; float32 adds 2^-20 of the
+// value itself.
 double lse_tolerance(const RigConfig& config, const AttendOptions& options) {
   const double scale = options.scale != 0 ? options.scale * sqrt(config.head_dim) : 1;
   return 4.5 * 3.6e-5 * 1.5 * scale * config.key_size * config.query_size;
@@ -35,16 +39,19 @@ class AttendTest : public testing::TestWithParam<std::string> {
   }
 };
 
-void expect_close(const Result& got, const Result& want, double tolerance, double lse_tolerance, const std::string& what) {
+void expect_close(const Result& got, const Result& want, double tolerance, double lse_tolerance,
+                  const std::string& what) {
   ASSERT_EQ(want.out.size(), got.out.size()) << what;
   EXPECT_LE(relative_error(got.out, want.out), tolerance) << what;
   const size_t dim = want.out.size() / std::max<size_t>(want.lse.size(), 1);
   for (size_t row = 0; row < want.lse.size(); row++) {
     if (isinf(want.lse[row])) {
       ASSERT_EQ(want.lse[row], got.lse[row]) << what << " row " << row;
-      for (size_t c = 0; c < dim; c++) ASSERT_EQ(0u, format::float_bits(got.out[row * dim + c])) << what << " row " << row;
+      for (size_t c = 0; c < dim; c++)
+        ASSERT_EQ(0u, format::float_bits(got.out[row * dim + c])) << what << " row " << row;
     } else {
-      ASSERT_NEAR(want.lse[row], got.lse[row], lse_tolerance + ldexp(fabs(want.lse[row]), -20)) << what << " row " << row;
+      ASSERT_NEAR(want.lse[row], got.lse[row], lse_tolerance + ldexp(fabs(want.lse[row]), -20))
+          << what << " row " << row;
     }
   }
 }
@@ -58,7 +65,8 @@ TEST_P(AttendTest, LengthsAtEveryEdge) {
   RigConfig config = base();
   config.max_sequences = 1;
   config.kv_heads = 1;
-  std::vector<int64_t> lengths = {1, 2, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 160, 255, 256, 257, 1023, 1024, 1025, 1151, 1152, 1153};
+  std::vector<int64_t> lengths = {1,   2,   31,  32,  33,  63,  64,   65,   95,   96,   97,   127,
+                                  128, 129, 160, 255, 256, 257, 1023, 1024, 1025, 1151, 1152, 1153};
   if (full_set())
     for (int64_t n : {2047, 2048, 2049, 3071, 3072, 3073}) lengths.push_back(n);
   config.max_tokens = 4096;
@@ -93,8 +101,8 @@ TEST_P(AttendTest, EveryWidthAndDimension) {
         Rig rig(config);
         rig.step({{0, 150 + variant % 40, 2}});
         check(rig, AttendOptions(), kTolerance,
-              "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " + std::to_string(key_bits) + " " +
-                  std::to_string(value_bits));
+              "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " +
+                  std::to_string(key_bits) + " " + std::to_string(value_bits));
       }
 }
 
@@ -201,7 +209,9 @@ TEST_P(AttendTest, CentresAndTypes) {
       AttendOptions options;
       options.out = out;
       // The output's own rounding: half a unit of 11 or 8 bits.
-      const double rounding = out == DataType::kF32 ? 0 : out == DataType::kF16 ? ldexp(1, -12) : ldexp(1, -9);
+      const double rounding = out == DataType::kF32   ? 0
+                              : out == DataType::kF16 ? ldexp(1, -12)
+                                                      : ldexp(1, -9);
       check(rig, options, kTolerance + rounding, "variant " + std::to_string(variant));
     }
 }
@@ -234,7 +244,8 @@ TEST_P(AttendTest, PeakyAndExtremeInputs) {
     config.max_tokens = 1024;
     Rig rig(config);
     rig.step({{0, 300, 2}});
-    check(rig, AttendOptions(), kGate, "sizes " + std::to_string(c.key) + " " + std::to_string(c.value) + " " + std::to_string(c.query));
+    check(rig, AttendOptions(), kGate,
+          "sizes " + std::to_string(c.key) + " " + std::to_string(c.value) + " " + std::to_string(c.query));
   }
 }
 
@@ -296,7 +307,9 @@ TEST_P(AttendTest, ReadsWhatTheFormatSays) {
             const std::vector<float> want = rig.expected(0, token, head, kind);
             const std::vector<float>& all = kind == Kind::kKey ? k : v;
             for (size_t i = 0; i < want.size(); i++)
-              ASSERT_EQ(rounded(want[i]), all[static_cast<size_t>(token * config.kv_heads + head) * want.size() + i]) << bits << " token " << token;
+              ASSERT_EQ(rounded(want[i]),
+                        all[static_cast<size_t>(token * config.kv_heads + head) * want.size() + i])
+                  << bits << " token " << token;
           }
     }
 }
@@ -315,13 +328,16 @@ TEST_P(AttendTest, PiecesMakeTheSameTiles) {
     for (int head = 0; head < config.kv_heads; head++)
       for (int64_t tile = 0; tile < 3; tile++) {
         const size_t bytes = static_cast<size_t>(whole.geometry.tile(0).tile_bytes());
-        ASSERT_EQ(0, memcmp(whole.tile(0, head, tile), single.tile(0, head, tile), bytes)) << bits << " tile " << tile;
-        ASSERT_EQ(0, memcmp(whole.tile(0, head, tile), pieces.tile(0, head, tile), bytes)) << bits << " tile " << tile;
+        ASSERT_EQ(0, memcmp(whole.tile(0, head, tile), single.tile(0, head, tile), bytes))
+            << bits << " tile " << tile;
+        ASSERT_EQ(0, memcmp(whole.tile(0, head, tile), pieces.tile(0, head, tile), bytes))
+            << bits << " tile " << tile;
       }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(isas()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Isa, AttendTest, testing::ValuesIn(isas()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace test

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What must not change a bit: batch composition, splits, threads, workspace, page placement, unwritten memory, the caller's floating-point mode.
+// What must not change a bit: batch composition, splits, threads, workspace, page placement, unwritten
+// memory, the caller's floating-point mode.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -37,7 +38,8 @@ void expect_same(const Result& a, const Result& b, const std::string& what) {
 // Rows of one sequence's queries out of a result in which they start at `first`.
 Result rows_of(const Result& all, size_t first, size_t count, const Geometry& g) {
   Result part;
-  const size_t rows = static_cast<size_t>(g.num_q_heads), width = static_cast<size_t>(g.num_q_heads) * g.value_dim;
+  const size_t rows = static_cast<size_t>(g.num_q_heads),
+               width = static_cast<size_t>(g.num_q_heads) * g.value_dim;
   part.out.assign(all.out.begin() + first * width, all.out.begin() + (first + count) * width);
   part.lse.assign(all.lse.begin() + first * rows, all.lse.begin() + (first + count) * rows);
   return part;
@@ -59,7 +61,8 @@ TEST_P(InvarianceTest, BatchCompositionAndPagePlacement) {
     expect_same(rows_of(all, 7, 1, together.geometry), apart.attend(), "decode");
     apart.step({{1, 130, 40}});
     expect_same(rows_of(all, 8, 40, together.geometry), apart.attend(), "prefill");
-    // Each query alone gives what it gave in company. Without a window: with one, the length decides what is exact.
+    // Each query alone gives what it gave in company. Without a window: with one, the length decides what is
+    // exact.
     RigConfig plain = config;
     plain.window = 0;
     Rig chunk(plain), steps(plain);
@@ -67,7 +70,8 @@ TEST_P(InvarianceTest, BatchCompositionAndPagePlacement) {
     const Result prefill = chunk.attend();
     for (int i = 0; i < 60; i++) {
       steps.step({{0, 1, 1}});
-      expect_same(rows_of(prefill, static_cast<size_t>(i), 1, chunk.geometry), steps.attend(), "query " + std::to_string(i));
+      expect_same(rows_of(prefill, static_cast<size_t>(i), 1, chunk.geometry), steps.attend(),
+                  "query " + std::to_string(i));
     }
   }
 }
@@ -98,7 +102,8 @@ TEST_P(InvarianceTest, SplitsThreadsAndWorkspaces) {
           EXPECT_EQ(splits != 1, result.num_partials > 0);
           if (first.out.empty()) first = result;
           expect_same(first, result,
-                      "threads " + std::to_string(threads) + " splits " + std::to_string(splits) + " workers " + std::to_string(plan_workers));
+                      "threads " + std::to_string(threads) + " splits " + std::to_string(splits) +
+                          " workers " + std::to_string(plan_workers));
         }
   }
 }
@@ -117,7 +122,8 @@ TEST_P(InvarianceTest, UnwrittenMemory) {
       config.max_tokens = 512;
       std::vector<Result> results;
       std::vector<std::vector<float>> reads;
-      for (const uint8_t fill : {0xFF, 0x00, 0x7F}) {  // 0xFFFF and 0x7F7F are a NaN and a huge number as scales
+      // 0xFFFF and 0x7F7F are a NaN and a huge number as scales
+      for (const uint8_t fill : {0xFF, 0x00, 0x7F}) {
         config.fill = fill;
         Rig rig(config);
         rig.step({{0, 37, 5}, {1, 161, 1}});
@@ -129,7 +135,8 @@ TEST_P(InvarianceTest, UnwrittenMemory) {
         rig.read(0, 0, 37, &reads.back(), nullptr);
       }
       for (size_t i = 1; i < results.size(); i++) {
-        expect_same(results[0], results[i], "bits " + std::to_string(key_bits) + " " + std::to_string(value_bits));
+        expect_same(results[0], results[i],
+                    "bits " + std::to_string(key_bits) + " " + std::to_string(value_bits));
         EXPECT_TRUE(same_bits(reads[0], reads[i]));
       }
     }
@@ -151,7 +158,8 @@ TEST_P(InvarianceTest, CallersFloatingPointMode) {
   expect_same(want, rough.attend(), "floating-point mode");
   for (int head = 0; head < config.kv_heads; head++)
     for (int64_t tile = 0; tile < 2; tile++)  // the full ones
-      EXPECT_EQ(0, memcmp(calm.tile(0, head, tile), rough.tile(0, head, tile), static_cast<size_t>(calm.geometry.tile(0).tile_bytes())));
+      EXPECT_EQ(0, memcmp(calm.tile(0, head, tile), rough.tile(0, head, tile),
+                          static_cast<size_t>(calm.geometry.tile(0).tile_bytes())));
 }
 
 TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
@@ -173,7 +181,8 @@ TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
   const int64_t page_bytes = rig.geometry.page_bytes(0);
   const PageCopy away[] = {{rig.page_of(0, 0), static_cast<int32_t>(rig.free_page())}};
   rig.backend->copy_pages(away, 1, nullptr);
-  EXPECT_EQ(0, memcmp(rig.pages() + away[0].source * page_bytes, rig.pages() + away[0].target * page_bytes, static_cast<size_t>(page_bytes)));
+  EXPECT_EQ(0, memcmp(rig.pages() + away[0].source * page_bytes, rig.pages() + away[0].target * page_bytes,
+                      static_cast<size_t>(page_bytes)));
   rig.backend->copy_slot(0, 2, nullptr);
   const int32_t scrub[] = {away[0].source};
   rig.backend->scrub_pages(scrub, 1, nullptr);
@@ -197,13 +206,15 @@ TEST_P(InvarianceTest, ConcurrentAttends) {
   std::vector<int> wrong(4, 0);
   for (int caller = 0; caller < 4; caller++)
     callers.emplace_back([&, caller] {
-      for (int round = 0; round < 8; round++) wrong[static_cast<size_t>(caller)] += !same_bits(want.out, rig.attend_again().out);
+      for (int round = 0; round < 8; round++)
+        wrong[static_cast<size_t>(caller)] += !same_bits(want.out, rig.attend_again().out);
     });
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(std::vector<int>(4, 0), wrong);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, InvarianceTest, testing::ValuesIn(isas()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Isa, InvarianceTest, testing::ValuesIn(isas()),
+                         [](const auto& info) { return info.param; });
 
 // ---- the backend as a whole ----
 
@@ -223,7 +234,8 @@ TEST(Backend, AllocatesAsAnnounced) {
   EXPECT_EQ(bytes.workspace, same.workspace);
   // Besides: the plan's storage, one int64 for each sequence and a few more.
   EXPECT_GE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace);
-  EXPECT_LE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace + 8 * (config.max_sequences + 8));
+  EXPECT_LE(rig.total_bytes,
+            bytes.pages + bytes.raw + bytes.tables + bytes.workspace + 8 * (config.max_sequences + 8));
   const int64_t before = rig.allocations;
   rig.fail_allocations = true;  // any further one would fail the call
   rig.step({{0, 100, 3}, {1, 40, 40}});
@@ -245,7 +257,8 @@ TEST(Backend, FailedAllocationsLeakNothing) {
                        [](void* user, size_t bytes, size_t alignment, int32_t, int32_t) -> void* {
                          World& w = *static_cast<World*>(user);
                          void* pointer = nullptr;
-                         if (w.calls++ == w.fail_at || posix_memalign(&pointer, alignment, bytes) != 0) return nullptr;
+                         if (w.calls++ == w.fail_at || posix_memalign(&pointer, alignment, bytes) != 0)
+                           return nullptr;
                          w.live += static_cast<int64_t>(bytes);
                          return pointer;
                        },
@@ -300,14 +313,17 @@ TEST(Merge, PartsMakeTheWhole) {
     std::vector<double> out(g.value_dim, 0.0);
     double sum = 0;
     for (int64_t token = 300; token <= 300 + row / g.num_q_heads; token++) {
-      const std::vector<float> k = rig.expected(0, token, head, Kind::kKey), v = rig.expected(0, token, head, Kind::kValue);
+      const std::vector<float> k = rig.expected(0, token, head, Kind::kKey),
+                               v = rig.expected(0, token, head, Kind::kValue);
       double logit = 0;
-      for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(k[c]) * rig.queries[static_cast<size_t>(row * g.head_dim + c)];
+      for (int c = 0; c < g.head_dim; c++)
+        logit += static_cast<double>(k[c]) * rig.queries[static_cast<size_t>(row * g.head_dim + c)];
       const double p = exp(logit / sqrt(g.head_dim));
       sum += p;
       for (int c = 0; c < g.value_dim; c++) out[c] += p * v[c];
     }
-    for (int c = 0; c < g.value_dim; c++) present.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(out[c] / sum);
+    for (int c = 0; c < g.value_dim; c++)
+      present.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(out[c] / sum);
     present.lse[static_cast<size_t>(row)] = static_cast<float>(log(sum));
   }
   std::vector<float> nothing(whole.out.size(), nanf("")), nothing_lse(whole.lse.size(), -HUGE_VALF);
@@ -315,12 +331,13 @@ TEST(Merge, PartsMakeTheWhole) {
   const float* lses[] = {nothing_lse.data(), past.lse.data(), present.lse.data()};
   Result merged = whole;
   std::fill(merged.out.begin(), merged.out.end(), 7.0f);
-  cpu::merge_states_cpu(
-      MergeRequest{3, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32, merged.out.data(), merged.lse.data(), 0, nullptr});
+  cpu::merge_states_cpu(MergeRequest{3, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32,
+                                     merged.out.data(), merged.lse.data(), 0, nullptr});
   EXPECT_LT(relative_error(merged.out, whole.out), 2e-4);  // the tolerance of attend itself
   for (size_t i = 0; i < whole.lse.size(); i++) EXPECT_NEAR(whole.lse[i], merged.lse[i], 3e-4);
   // In place, and of nothing but empty parts.
-  cpu::merge_states_cpu(MergeRequest{1, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32, nothing.data(), merged.lse.data(), 0, nullptr});
+  cpu::merge_states_cpu(MergeRequest{1, outs, lses, 20 * g.num_q_heads, g.value_dim, DataType::kF32,
+                                     nothing.data(), merged.lse.data(), 0, nullptr});
   for (const float x : nothing) ASSERT_EQ(0u, format::float_bits(x));
   for (const float x : merged.lse) ASSERT_EQ(-HUGE_VALF, x);
 }
@@ -336,10 +353,13 @@ TEST(ThreadPool, RunsEveryIndexOnceAndCarriesErrors) {
     for (const auto& hit : hits) ASSERT_EQ(1, hit.load());
   }
   for (int round = 0; round < 50; round++)
-    EXPECT_THROW(pool.parallel_for(20, [](int64_t index, int) { TQ_CHECK(index != 7, Status::kInternal, "index: %d", 7); }), Error);
+    EXPECT_THROW(pool.parallel_for(
+                     20, [](int64_t index, int) { TQ_CHECK(index != 7, Status::kInternal, "index: %d", 7); }),
+                 Error);
   // A loop that finds the pool busy runs in its caller's thread.
   std::atomic<int> inner{0};
-  pool.parallel_for(6, [&](int64_t, int) { pool.parallel_for(5, [&](int64_t, int worker) { inner += worker == 0; }); });
+  pool.parallel_for(
+      6, [&](int64_t, int) { pool.parallel_for(5, [&](int64_t, int worker) { inner += worker == 0; }); });
   EXPECT_EQ(30, inner.load());
 }
 

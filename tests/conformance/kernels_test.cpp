@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels of every instruction set against the scalar format code: codes, scales, words and integer sums exactly, floats within rounding.
+// Kernels of every instruction set against the scalar format code: codes, scales, words and integer sums
+// exactly, floats within rounding.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -31,7 +32,8 @@ struct CoderBox {
   std::vector<uint64_t> signs;
   std::vector<float> dense, centre;
 
-  CoderBox(int dim, int bits, format::Rotation rotation, format::ScaleRule rule, bool search, bool centred, uint64_t seed) {
+  CoderBox(int dim, int bits, format::Rotation rotation, format::ScaleRule rule, bool search, bool centred,
+           uint64_t seed) {
     coder.dim = dim;
     coder.stored = format::stored_dim(dim);
     coder.rotation = rotation;
@@ -65,7 +67,8 @@ std::vector<std::vector<float>> vectors(int dim, int count) {
     all.push_back(x);
   }
   const float infinity = HUGE_VALF, nan = nanf("");
-  for (const float x : {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 1e-40f, 3.4e38f, infinity, nan, ldexpf(1, -100), ldexpf(0.999f, -100), ldexpf(1, 64)})
+  for (const float x : {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 1e-40f, 3.4e38f, infinity, nan, ldexpf(1, -100),
+                        ldexpf(0.999f, -100), ldexpf(1, 64)})
     all.push_back(filled(x));
   for (const float x : {1.0f, 1e30f, -infinity, nan, 1e-38f, -65504.0f}) {
     all.push_back(filled(0));
@@ -74,7 +77,8 @@ std::vector<std::vector<float>> vectors(int dim, int count) {
     for (int i = 0; i < dim; i++) all.back()[static_cast<size_t>(i)] = i % 7 == 3 ? x : random.normal();
   }
   all.push_back(filled(0));
-  for (int i = 0; i < dim; i++) all.back()[static_cast<size_t>(i)] = static_cast<float>(i % 5 - 2);  // many exact ties
+  // many exact ties
+  for (int i = 0; i < dim; i++) all.back()[static_cast<size_t>(i)] = static_cast<float>(i % 5 - 2);
   return all;
 }
 
@@ -97,8 +101,8 @@ TEST_P(KernelsTest, EncodesAsTheFormatSays) {
     for (const int bits : kCoded)
       for (int rule = 1; rule <= 4; rule++) {
         variant++;
-        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule), variant % 5 != 0, variant % 3 == 0,
-                           static_cast<uint64_t>(variant));
+        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule),
+                           variant % 5 != 0, variant % 3 == 0, static_cast<uint64_t>(variant));
         for (size_t i = 0; i < inputs.size(); i++) {
           if (!full_set() && i % 4 != static_cast<size_t>(rule) % 4 && i + 25 < inputs.size()) continue;
           ASSERT_NO_FATAL_FAILURE(expect_same_encoding(kernels(), box, inputs[i]));
@@ -123,7 +127,8 @@ TEST_P(KernelsTest, RotatesBothWays) {
       if (rotation == format::Rotation::kDense && dim > 128) continue;
       const CoderBox box(dim, 4, rotation, format::ScaleRule::kLs, true, false, 9);
       const std::vector<float> x = vectors(dim, 1)[0];
-      alignas(64) float y[format::kMaxDim], z[format::kMaxDim], want[format::kMaxDim], back[format::kMaxDim], want_back[format::kMaxDim];
+      alignas(64) float y[format::kMaxDim], z[format::kMaxDim], want[format::kMaxDim], back[format::kMaxDim],
+          want_back[format::kMaxDim];
       kernels().rotate(box.coder, x.data(), y);
       cpu::kScalarKernels.rotate(box.coder, x.data(), want);
       EXPECT_EQ(0, memcmp(y, want, sizeof(float) * box.coder.stored)) << dim;
@@ -133,10 +138,12 @@ TEST_P(KernelsTest, RotatesBothWays) {
       EXPECT_EQ(0, memcmp(back, want_back, sizeof(float) * dim)) << dim;
       double error = 0, size = 0;
       for (int i = 0; i < dim; i++) {
-        error += (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]) * (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]);
+        error += (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]) *
+                 (static_cast<double>(back[i]) - x[static_cast<size_t>(i)]);
         size += static_cast<double>(x[static_cast<size_t>(i)]) * x[static_cast<size_t>(i)];
       }
-      // Two transforms of at most 9 rounded levels and two norms each; for the dense matrix, tree sums of 128 and its own float32 rounding.
+      // Two transforms of at most 9 rounded levels and two norms each; for the dense matrix, tree sums of 128
+      // and its own float32 rounding.
       EXPECT_LT(sqrt(error / size), 22 * ldexp(1, -24)) << dim;
     }
 }
@@ -161,7 +168,8 @@ TEST_P(KernelsTest, PacksTiles) {
         for (int token = 0; token < 32; token++) {
           const uint8_t* row = &codes[static_cast<size_t>(token * layout.stored)];
           cpu::merge_token(layout, kind, token, row, merged.data());
-          for (int i = 0; i < layout.stored; i++) format::store_code(defined.data(), layout, format::code_place(layout, kind, token, i), row[i]);
+          for (int i = 0; i < layout.stored; i++)
+            format::store_code(defined.data(), layout, format::code_place(layout, kind, token, i), row[i]);
           ASSERT_EQ(defined, merged) << dim << " " << bits << " token " << token;
         }
         ASSERT_EQ(want, merged);
@@ -174,7 +182,8 @@ struct Tiles {
   std::vector<uint8_t> memory;
   const uint8_t* side[kBlockTiles];
 
-  Tiles(const format::SideLayout& layout, uint64_t seed) : memory(static_cast<size_t>(layout.code_bytes()) * kBlockTiles + 64) {
+  Tiles(const format::SideLayout& layout, uint64_t seed)
+      : memory(static_cast<size_t>(layout.code_bytes()) * kBlockTiles + 64) {
     Random random(seed);
     for (uint8_t& byte : memory) byte = static_cast<uint8_t>(random.bits());
     uint8_t* start = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
@@ -195,7 +204,8 @@ TEST_P(KernelsTest, ScoresAreExact) {
       const cpu::CodedSide side(dim, bits, Kind::kKey, format::builtin_codebook(dim, bits));
       const int stored = side.layout.stored, q_max = cpu::query_max(stored);
       const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
-      const int rows = row_counts[variant++ % 8], first = variant % 3, last = first + 1 + variant % (kBlockTiles - first);
+      const int rows = row_counts[variant++ % 8], first = variant % 3,
+                last = first + 1 + variant % (kBlockTiles - first);
       std::vector<uint8_t> want_memory, got_memory, want_score, got_score;
       const size_t operand = cpu::query_operand_bytes(stored);
       uint8_t* want_operand = aligned(want_memory, operand * 32);
@@ -205,7 +215,10 @@ TEST_P(KernelsTest, ScoresAreExact) {
       Random random(static_cast<uint64_t>(variant));
       for (int r = 0; r < rows; r++) {
         std::vector<int16_t> q(static_cast<size_t>(stored));
-        for (int16_t& x : q) x = static_cast<int16_t>(r == 0 ? q_max : r == 1 ? -q_max : static_cast<int>(random.below(2 * q_max + 1)) - q_max);
+        for (int16_t& x : q)
+          x = static_cast<int16_t>(r == 0   ? q_max
+                                   : r == 1 ? -q_max
+                                            : static_cast<int>(random.below(2 * q_max + 1)) - q_max);
         cpu::kScalarKernels.prepare_query(side, q.data(), want_operand + r * operand);
         kernels().prepare_query(side, q.data(), got_operand + r * operand);
       }
@@ -213,7 +226,8 @@ TEST_P(KernelsTest, ScoresAreExact) {
       kernels().score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
       for (int r = 0; r < rows; r++)
         for (int i = 32 * first; i < 32 * last; i++)
-          ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i]) << dim << " bits " << bits << " row " << r << " token " << i;
+          ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i])
+              << dim << " bits " << bits << " row " << r << " token " << i;
     }
 }
 
@@ -224,17 +238,23 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
     for (const int bits : kCoded) {
       const cpu::CodedSide side(dim, bits, Kind::kValue, format::builtin_codebook(dim, bits));
       const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
-      const int rows = row_counts[variant++ % 8], first = variant % 3, last = first + 1 + variant % (kBlockTiles - first);
+      const int rows = row_counts[variant++ % 8], first = variant % 3,
+                last = first + 1 + variant % (kBlockTiles - first);
       Random random(static_cast<uint64_t>(variant));
       std::vector<uint16_t> weights(static_cast<size_t>(32 * kBlockTokens));
-      for (size_t i = 0; i < weights.size(); i++) weights[i] = static_cast<uint16_t>(i < static_cast<size_t>(kBlockTokens) ? 65535 : random.bits());
+      for (size_t i = 0; i < weights.size(); i++)
+        weights[i] = static_cast<uint16_t>(i < static_cast<size_t>(kBlockTokens) ? 65535 : random.bits());
       std::vector<uint8_t> want_memory, got_memory, work_memory;
-      int32_t* want = reinterpret_cast<int32_t*>(aligned(want_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
-      int32_t* got = reinterpret_cast<int32_t*>(aligned(got_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
+      int32_t* want =
+          reinterpret_cast<int32_t*>(aligned(want_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
+      int32_t* got =
+          reinterpret_cast<int32_t*>(aligned(got_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
       uint8_t* work = aligned(work_memory, cpu::kAccumulateWork);
-      cpu::kScalarKernels.accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, want, work);
+      cpu::kScalarKernels.accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, want,
+                                     work);
       kernels().accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, got, work);
-      for (int i = 0; i < rows * side.layout.stored; i++) ASSERT_EQ(want[i], got[i]) << dim << " bits " << bits << " entry " << i;
+      for (int i = 0; i < rows * side.layout.stored; i++)
+        ASSERT_EQ(want[i], got[i]) << dim << " bits " << bits << " entry " << i;
     }
 }
 
@@ -256,7 +276,8 @@ TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
   for (int round = 0; round < 400; round++) {
     cpu::RowBlock row = {};
     row.begin = round % 7 == 0 ? 0 : static_cast<int>(random.below(kBlockTokens));
-    row.end = round % 7 == 0 ? kBlockTokens : row.begin + 1 + static_cast<int>(random.below(kBlockTokens - row.begin));
+    row.end = round % 7 == 0 ? kBlockTokens
+                             : row.begin + 1 + static_cast<int>(random.below(kBlockTokens - row.begin));
     row.half_sum = round % 2 ? 1234.5f : 0.0f;
     row.factor = ldexpf(1, -24);
     row.constant = round % 3 ? 0.5f : 0.0f;
@@ -271,8 +292,10 @@ TEST_P(KernelsTest, SoftmaxAgreesWithTheScalarPath) {
     const float* vs = round % 2 ? value_scales : nullptr;
     float largest, want_largest;
     const float alpha = kernels().softmax(row, scores, scales, vs, &state, p, &largest);
-    const float want_alpha = cpu::kScalarKernels.softmax(row, scores, scales, vs, &want_state, want_p, &want_largest);
-    // Logits up to 13 in log2 units are formed in four rounded steps (< 2^-19), soft-capped ones in a dozen; 2^x and its argument reduction add 2^-21.
+    const float want_alpha =
+        cpu::kScalarKernels.softmax(row, scores, scales, vs, &want_state, want_p, &want_largest);
+    // Logits up to 13 in log2 units are formed in four rounded steps (< 2^-19), soft-capped ones in a dozen;
+    // 2^x and its argument reduction add 2^-21.
     EXPECT_NEAR(alpha, want_alpha, 1e-5);
     EXPECT_NEAR(state.m, want_state.m, 2e-5);
     EXPECT_NEAR(state.l / want_state.l, 1, 2e-5);
@@ -293,20 +316,23 @@ TEST_P(KernelsTest, WeightsAgreeWithTheScalarPath) {
   alignas(64) float p[kBlockTokens];
   alignas(64) uint16_t weights[kBlockTokens], want[kBlockTokens];
   for (int round = 0; round < 200; round++) {
-    const float size = ldexpf(1, static_cast<int>(random.below(182)) - 87);  // the smallest to the largest stored scale, times 2^24
+    // the smallest to the largest stored scale, times 2^24
+    const float size = ldexpf(1, static_cast<int>(random.below(182)) - 87);
     float largest = 0;
     for (int i = 0; i < kBlockTokens; i++) {
       p[i] = round % 10 == 0 ? 0.0f : size * static_cast<float>(exp2(-20 * random.uniform()));
       largest = std::max(largest, p[i]);
     }
-    const cpu::BlockWeights got = kernels().weigh(p, largest, true, weights), expected = cpu::kScalarKernels.weigh(p, largest, true, want);
+    const cpu::BlockWeights got = kernels().weigh(p, largest, true, weights),
+                            expected = cpu::kScalarKernels.weigh(p, largest, true, want);
     EXPECT_EQ(expected.unit, got.unit);
     EXPECT_EQ(expected.half_sum, got.half_sum);
     EXPECT_EQ(0, memcmp(weights, want, sizeof weights));
     EXPECT_EQ(largest > 0 ? 65535 : 0, *std::max_element(weights, weights + kBlockTokens));
     // Rounding of p / unit, and of the unit itself.
     for (int i = 0; i < kBlockTokens; i++)
-      ASSERT_NEAR(weights[i] * static_cast<double>(got.unit) * cpu::kWeightShift, p[i], largest * (0.51 / 65535));
+      ASSERT_NEAR(weights[i] * static_cast<double>(got.unit) * cpu::kWeightShift, p[i],
+                  largest * (0.51 / 65535));
   }
 }
 
@@ -333,7 +359,8 @@ TEST_P(KernelsTest, ConvertsEveryHalf) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(isas()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Isa, KernelsTest, testing::ValuesIn(isas()),
+                         [](const auto& info) { return info.param; });
 
 TEST(Selection, NamesAnUnknownInstructionSet) {
   try {

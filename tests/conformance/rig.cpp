@@ -32,7 +32,8 @@ void store_as(DataType type, float x, uint8_t* target) {
     return;
   }
   uint16_t h =
-      type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);  // x is already a value of the type
+      // x is already a value of the type
+      type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);
   memcpy(target, &h, 2);
 }
 
@@ -51,7 +52,8 @@ float load_as(DataType type, const uint8_t* source) {
 struct CallerMode {
 #if defined(__x86_64__)
   explicit CallerMode(bool strange) : saved(_mm_getcsr()) {
-    if (strange) _mm_setcsr(saved | 0x8040 | 0x6000);  // flush to zero, denormals are zero, round towards zero
+    // flush to zero, denormals are zero, round towards zero
+    if (strange) _mm_setcsr(saved | 0x8040 | 0x6000);
   }
   ~CallerMode() { _mm_setcsr(saved); }
   uint32_t saved;
@@ -124,10 +126,12 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.sink_tokens = c.sinks;
   g.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
   g.num_threads = c.threads;
-  LayerCode code = {c.key_bits, c.value_bits, format::builtin_codebook(c.head_dim, c.key_bits), format::builtin_codebook(c.value_dim, c.value_bits)};
+  LayerCode code = {c.key_bits, c.value_bits, format::builtin_codebook(c.head_dim, c.key_bits),
+                    format::builtin_codebook(c.value_dim, c.value_bits)};
   layer_codes_.assign(c.layers, code);
   g.layers = layer_codes_.data();
-  page_memory_ = static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
+  page_memory_ =
+      static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
   const CallerMode mode(c.strange_fp);
   backend = cpu::create_cpu_backend_for(g, HostOps{this, alloc, free}, page_memory_, c.isa.c_str());
   Random random(99);
@@ -138,8 +142,10 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   storage_ = backend->create_plan_storage();
   if (!c.centres) return;
   for (int kind = 0; kind < 2; kind++)
-    for (int i = 0; i < c.kv_heads * (kind ? c.value_dim : c.head_dim); i++) centre_[kind].push_back(0.5f * random.normal());
-  for (int layer = 0; layer < c.layers; layer++) backend->set_centres(layer, centre_[0].data(), centre_[1].data());
+    for (int i = 0; i < c.kv_heads * (kind ? c.value_dim : c.head_dim); i++)
+      centre_[kind].push_back(0.5f * random.normal());
+  for (int layer = 0; layer < c.layers; layer++)
+    backend->set_centres(layer, centre_[0].data(), centre_[1].data());
 }
 
 Rig::~Rig() {
@@ -149,7 +155,8 @@ Rig::~Rig() {
 }
 
 std::vector<float> Rig::input(int sequence, int64_t token, int head, Kind kind) const {
-  Random random(config.seed * 1000003 + static_cast<uint64_t>(((token * 64 + sequence) * 64 + head) * 2 + static_cast<int>(kind)));
+  Random random(config.seed * 1000003 +
+                static_cast<uint64_t>(((token * 64 + sequence) * 64 + head) * 2 + static_cast<int>(kind)));
   const int dim = kind == Kind::kKey ? config.head_dim : config.value_dim;
   const float size = kind == Kind::kKey ? config.key_size : config.value_size;
   std::vector<float> x(dim);
@@ -175,12 +182,14 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
       sequence.pages.push_back(free_pages_.back());
       free_pages_.pop_back();
     }
-    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row, q_row, sequence.raw_first,
-                                           sequence.pages.data(), static_cast<int64_t>(sequence.pages.size()), 0});
+    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row,
+                                           q_row, sequence.raw_first, sequence.pages.data(),
+                                           static_cast<int64_t>(sequence.pages.size()), 0});
     kv_row += ask.new_tokens;
     q_row += ask.query_tokens;
   }
-  plan_ = BatchPlan{static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row, nullptr, 0, 0, 0, storage_};
+  plan_ = BatchPlan{
+      static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row, nullptr, 0, 0, 0, storage_};
   backend->upload_plan(plan_, nullptr);
   if (!append) return;
   const int element = dtype_bytes(config.io);
@@ -193,28 +202,37 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
         for (const Kind kind : {Kind::kKey, Kind::kValue}) {
           const std::vector<float> x = input(asks[i].sequence, token, head, kind);
           const int64_t row = plan_sequences_[i].kv_row + token - plan_sequences_[i].old_length;
-          uint8_t* target = kind == Kind::kKey ? &k[static_cast<size_t>((row * g.num_kv_heads + head) * key_stride * element)]
-                                               : &v[static_cast<size_t>((row * g.num_kv_heads + head) * value_stride * element)];
+          uint8_t* target =
+              kind == Kind::kKey
+                  ? &k[static_cast<size_t>((row * g.num_kv_heads + head) * key_stride * element)]
+                  : &v[static_cast<size_t>((row * g.num_kv_heads + head) * value_stride * element)];
           for (size_t c = 0; c < x.size(); c++) store_as(config.io, x[c], target + c * element);
         }
   const CallerMode mode(config.strange_fp);
   for (int layer = 0; layer < g.num_layers; layer++)
-    backend->append(AppendRequest{
-        layer, &plan_, k.data(), v.data(), {key_stride * g.num_kv_heads, key_stride}, {value_stride * g.num_kv_heads, value_stride}, nullptr});
+    backend->append(AppendRequest{layer,
+                                  &plan_,
+                                  k.data(),
+                                  v.data(),
+                                  {key_stride * g.num_kv_heads, key_stride},
+                                  {value_stride * g.num_kv_heads, value_stride},
+                                  nullptr});
 }
 
 Result Rig::attend(const AttendOptions& o) {
   const Geometry& g = geometry;
   const SplitLimits limits = split_limits(g, o.plan_workers ? o.plan_workers : backend->num_workers());
   items_.resize(static_cast<size_t>(limits.items + 1));
-  const SplitCounts counts = split_plan(plan_sequences_.data(), plan_.num_sequences, limits, o.num_splits, items_.data());
+  const SplitCounts counts =
+      split_plan(plan_sequences_.data(), plan_.num_sequences, limits, o.num_splits, items_.data());
   plan_.items = items_.data();
   plan_.num_items = counts.num_items;
   plan_.num_groups = counts.num_groups;
   plan_.num_partials = counts.num_partials;
 
   const int element = dtype_bytes(config.io), out_element = dtype_bytes(o.out);
-  const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0), rows = plan_.query_tokens;
+  const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0),
+                rows = plan_.query_tokens;
   std::vector<uint8_t>& q = query_bytes_;
   q.assign(static_cast<size_t>(rows * g.num_q_heads * q_stride * element + 1), 0);
   std::vector<uint8_t> out(static_cast<size_t>(rows * g.num_q_heads * out_stride * out_element + 1), 0xEE);
@@ -223,7 +241,8 @@ Result Rig::attend(const AttendOptions& o) {
     for (int64_t j = 0; j < asks_[i].query_tokens; j++)
       for (int head = 0; head < g.num_q_heads; head++) {
         const int64_t position = plan_sequences_[i].length() - asks_[i].query_tokens + j;
-        Random random(config.seed * 77 + static_cast<uint64_t>((position * 64 + asks_[i].sequence) * 512 + head));
+        Random random(config.seed * 77 +
+                      static_cast<uint64_t>((position * 64 + asks_[i].sequence) * 512 + head));
         const int64_t row = (plan_sequences_[i].q_row + j) * g.num_q_heads + head;
         for (int c = 0; c < g.head_dim; c++) {
           float x = round_to(config.io, config.query_size * random.normal());
@@ -269,7 +288,8 @@ Result Rig::attend(const AttendOptions& o) {
   ::free(workspace);
   request_ = request;
   for (int64_t row = 0; row < rows * g.num_q_heads; row++)
-    for (int c = 0; c < g.value_dim; c++) result.out.push_back(load_as(o.out, &out[static_cast<size_t>((row * out_stride + c) * out_element)]));
+    for (int c = 0; c < g.value_dim; c++)
+      result.out.push_back(load_as(o.out, &out[static_cast<size_t>((row * out_stride + c) * out_element)]));
   return result;
 }
 
@@ -312,7 +332,8 @@ const format::VectorCoder& Rig::coder(int head, Kind kind) {
   coder.rotation = config.rotation;
   const uint64_t base = format::stream_base(geometry.rotation_seed, 0, head, kind);
   if (config.rotation == format::Rotation::kHadamard) {
-    for (int w = 0; w < format::sign_words(coder.stored); w++) own.signs.push_back(format::stream_word(base, w));
+    for (int w = 0; w < format::sign_words(coder.stored); w++)
+      own.signs.push_back(format::stream_word(base, w));
     coder.signs = own.signs.data();
   } else {
     own.dense.resize(static_cast<size_t>(coder.stored) * coder.stored);
@@ -355,7 +376,8 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
 
 bool Rig::is_exact(int sequence, int64_t token) const {
   const Sequence& s = sequences_[sequence];
-  return token < config.sinks || (config.window > 0 && token >= std::max(s.raw_first, s.length - config.window));
+  return token < config.sinks ||
+         (config.window > 0 && token >= std::max(s.raw_first, s.length - config.window));
 }
 
 std::vector<float> Rig::expected(int sequence, int64_t token, int head, Kind kind) {
@@ -379,7 +401,8 @@ void Rig::truncate(int sequence, int64_t length) {
 const uint8_t* Rig::tile(int sequence, int head, int64_t index) const {
   const int per_page = geometry.tiles_per_page();
   const int tile_bytes = geometry.tile(0).tile_bytes();
-  return page_memory_ + sequences_[sequence].pages[static_cast<size_t>(index / per_page)] * geometry.page_bytes(0) +
+  return page_memory_ +
+         sequences_[sequence].pages[static_cast<size_t>(index / per_page)] * geometry.page_bytes(0) +
          (static_cast<int64_t>(head) * per_page + index % per_page) * tile_bytes;
 }
 
@@ -390,7 +413,8 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
       vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
-  request.sequence = PlanSequence{sequence, s.length, 0, 0, 0, 0, s.raw_first, s.pages.data(), static_cast<int64_t>(s.pages.size()), 0};
+  request.sequence = PlanSequence{
+      sequence, s.length, 0, 0, 0, 0, s.raw_first, s.pages.data(), static_cast<int64_t>(s.pages.size()), 0};
   request.first = first;
   request.count = count;
   request.k = k ? kb.data() : nullptr;
@@ -415,7 +439,8 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
 
 Result Rig::reference(const AttendOptions& o) {
   const Geometry& g = geometry;
-  const double scale = o.scale != 0 ? static_cast<double>(o.scale) : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
+  const double scale = o.scale != 0 ? static_cast<double>(o.scale)
+                                    : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
   Result result;
   result.out.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads * g.value_dim), 0);
   result.lse.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads), 0);
@@ -429,15 +454,18 @@ Result Rig::reference(const AttendOptions& o) {
       }
       for (int64_t j = 0; j < asks_[i].query_tokens; j++)
         for (int h = head * g.q_per_kv; h < (head + 1) * g.q_per_kv; h++) {
-          const int64_t position = length - asks_[i].query_tokens + j, row = (plan_sequences_[i].q_row + j) * g.num_q_heads + h;
+          const int64_t position = length - asks_[i].query_tokens + j,
+                        row = (plan_sequences_[i].q_row + j) * g.num_q_heads + h;
           const float* q = &queries[static_cast<size_t>(row * g.head_dim)];
-          int64_t first = o.sliding_window > 0 ? std::max<int64_t>(0, position - o.sliding_window + 1) : 0, end = position + 1;
+          int64_t first = o.sliding_window > 0 ? std::max<int64_t>(0, position - o.sliding_window + 1) : 0,
+                  end = position + 1;
           if (o.history_only) end = std::min(end, plan_sequences_[i].old_length);
           std::vector<double> logits;
           double largest = -std::numeric_limits<double>::infinity(), sum = 0;
           for (int64_t token = first; token < end; token++) {
             double logit = 0;
-            for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(q[c]) * k[static_cast<size_t>(token)][c];
+            for (int c = 0; c < g.head_dim; c++)
+              logit += static_cast<double>(q[c]) * k[static_cast<size_t>(token)][c];
             logit *= scale;
             if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
             logits.push_back(logit);
@@ -453,8 +481,10 @@ Result Rig::reference(const AttendOptions& o) {
           }
           if (o.sink_logits) sum += exp(sink - largest);
           for (int c = 0; c < g.value_dim; c++)
-            result.out[static_cast<size_t>(row * g.value_dim + c)] = static_cast<float>(sum > 0 ? out[c] / sum : 0);
-          result.lse[static_cast<size_t>(row)] = static_cast<float>(sum > 0 ? largest + log(sum) : -std::numeric_limits<double>::infinity());
+            result.out[static_cast<size_t>(row * g.value_dim + c)] =
+                static_cast<float>(sum > 0 ? out[c] / sum : 0);
+          result.lse[static_cast<size_t>(row)] =
+              static_cast<float>(sum > 0 ? largest + log(sum) : -std::numeric_limits<double>::infinity());
         }
     }
   return result;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small cache around one CPU backend: pages from a shuffled free list, plans by split_plan, inputs remembered, and attention in float64 over the
-// vectors that the scalar format code decodes. Every conformance test talks to backends through it.
+// A small cache around one CPU backend: pages from a shuffled free list, plans by split_plan, inputs
+// remembered, and attention in float64 over the vectors that the scalar format code decodes. Every
+// conformance test talks to backends through it.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -86,7 +87,9 @@ class Rig {
   // The last attend once more, with a workspace of its own; several threads may.
   Result attend_again();
   void attend_with_workspace(size_t bytes);
-  int32_t page_of(int sequence, int64_t index) const { return sequences_[sequence].pages[static_cast<size_t>(index)]; }
+  int32_t page_of(int sequence, int64_t index) const {
+    return sequences_[sequence].pages[static_cast<size_t>(index)];
+  }
   int32_t free_page() const { return free_pages_.front(); }
   void truncate(int sequence, int64_t length);
   // Decoded (or exact) vectors as float.

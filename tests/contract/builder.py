@@ -18,7 +18,8 @@ NAMES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 
 
 def gaussian(stream, *shape):
-    """About normal, float32: a sum of 12 uniforms of the format's own integer stream, so that no bit depends on a library's generator."""
+    """About normal, float32: a sum of 12 uniforms of the format's own integer stream, so that no bit depends
+    on a library's generator."""
     count = int(np.prod(shape))
     words = ref.stream_words(ref.stream_base(4, stream, 0, 0), 0, 12 * count)
     uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0 ** -52 - 1
@@ -45,7 +46,8 @@ class Case:
         dtype = {"float32": "f32", "float16": "f16", "uint16": "bf16"}[array.dtype.name]
         key = f"{self.case['name']}.{name}"
         assert key not in self.tensors, key
-        data = base64.b64encode(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+        data = base64.b64encode(np.ascontiguousarray(array).astype(
+            array.dtype.newbyteorder("<")).tobytes()).decode()
         self.tensors[key] = {"dtype": dtype, "shape": list(array.shape), "data": data}
         return key
 
@@ -91,11 +93,19 @@ class Case:
         self.step("sequence_free", cache=self.model.cache_name, sequence=name)
 
     def length(self, name):
-        self.step("sequence_length", cache=self.model.cache_name, sequence=name, expect=self.model.sequences[name].length)
+        self.step("sequence_length",
+                  cache=self.model.cache_name,
+                  sequence=name,
+                  expect=self.model.sequences[name].length)
 
     def plan(self, names, new_tokens, query_tokens=None, batch="main"):
         self.model.plan_step(names, new_tokens, query_tokens)
-        self.step("plan", cache=self.model.cache_name, batch=batch, sequences=names, new_tokens=new_tokens, query_tokens=query_tokens)
+        self.step("plan",
+                  cache=self.model.cache_name,
+                  batch=batch,
+                  sequences=names,
+                  new_tokens=new_tokens,
+                  query_tokens=query_tokens)
 
     def kv(self, new_tokens):
         c = self.model.config
@@ -107,7 +117,12 @@ class Case:
             k, v = self.kv(sum(self.model.plan[1]))
         self.model.append(layer, k, v)
         n = self._unique("")
-        self.step("append", cache=self.model.cache_name, batch=batch, layer=layer, k=self.put("k" + n, k), v=self.put("v" + n, v))
+        self.step("append",
+                  cache=self.model.cache_name,
+                  batch=batch,
+                  layer=layer,
+                  k=self.put("k" + n, k),
+                  v=self.put("v" + n, v))
 
     def append_interleaved(self, layer=0):
         """k and v of a token side by side in one tensor [tokens][k heads, then v heads][dim]."""
@@ -117,14 +132,25 @@ class Case:
         self.model.append(layer, k, v)
         both = self.put(self._unique("kv"), np.concatenate([k, v], axis=1))
         token, head = 2 * c["num_kv_heads"] * c["head_dim"], c["head_dim"]
-        self.step("append", cache=self.model.cache_name, batch="main", layer=layer, k=both, k_offset=0, v=both, v_offset=c["num_kv_heads"] * head,
-                  layout={"key_token_stride": token, "key_head_stride": head, "value_token_stride": token, "value_head_stride": head})
+        self.step("append",
+                  cache=self.model.cache_name,
+                  batch="main",
+                  layer=layer,
+                  k=both,
+                  k_offset=0,
+                  v=both,
+                  v_offset=c["num_kv_heads"] * head,
+                  layout={
+                      "key_token_stride": token, "key_head_stride": head, "value_token_stride": token,
+                      "value_head_stride": head
+                  })
 
     def queries(self, layer=0):
         """Queries that look at some key of their sequence, so that the softmax is not flat."""
         c, parts = self.model.config, []
         for name, _, count in zip(*self.model.plan):
-            q = self.random(count, c["num_q_heads"], c["head_dim"]) if count else np.zeros((0, c["num_q_heads"], c["head_dim"]), dtype=np.float32)
+            q = self.random(count, c["num_q_heads"], c["head_dim"]) if count else np.zeros(
+                (0, c["num_q_heads"], c["head_dim"]), dtype=np.float32)
             keys = self.model.sequences[name].layers[layer][0]
             if count and keys:
                 aim = model.to_float(np.stack(keys))[np.arange(count) * 3 % len(keys)]
@@ -146,9 +172,17 @@ class Case:
         if head_major:
             stored_q = q.transpose(1, 0, 2)
             params.update(q_token_stride=c["head_dim"], q_head_stride=len(q) * c["head_dim"])
-        self.step("attend", cache=self.model.cache_name, batch=batch, layer=layer, q=self.put("q" + n, stored_q), params=params or None,
-                  workspace=workspace, out=self.put("out" + n, out.astype(np.float32)), out_l2=ATTEND_L2,
-                  lse=self.put("lse" + n, lse.astype(np.float32)), lse_abs=LSE_ABS)
+        self.step("attend",
+                  cache=self.model.cache_name,
+                  batch=batch,
+                  layer=layer,
+                  q=self.put("q" + n, stored_q),
+                  params=params or None,
+                  workspace=workspace,
+                  out=self.put("out" + n, out.astype(np.float32)),
+                  out_l2=ATTEND_L2,
+                  lse=self.put("lse" + n, lse.astype(np.float32)),
+                  lse_abs=LSE_ABS)
         return out.astype(np.float32), lse.astype(np.float32)
 
     def read(self, name, first=0, count=None, layer=0, exact=False):
@@ -156,12 +190,22 @@ class Case:
         k, v = (as_dtype(x, self.dtype) for x in self.model.read(layer, name, first, count))
         n = self._unique("")
         tolerance = None if exact else {"f32": DECODE_L2, "bf16": BF16_L2}[self.dtype]
-        self.step("read", cache=self.model.cache_name, layer=layer, sequence=name, first=first, count=count, k=self.put("rk" + n, k), k_l2=tolerance,
-                  v=self.put("rv" + n, v), v_l2=tolerance)
+        self.step("read",
+                  cache=self.model.cache_name,
+                  layer=layer,
+                  sequence=name,
+                  first=first,
+                  count=count,
+                  k=self.put("rk" + n, k),
+                  k_l2=tolerance,
+                  v=self.put("rv" + n, v),
+                  v_l2=tolerance)
 
     def centres(self, layer=0, key=None, value=None):
         self.model.centres[layer] = [key, value]
-        self.step("set_centres", layer=layer, key_centre=None if key is None else self.put(self._unique("kc"), key),
+        self.step("set_centres",
+                  layer=layer,
+                  key_centre=None if key is None else self.put(self._unique("kc"), key),
                   value_centre=None if value is None else self.put(self._unique("vc"), value))
 
     def memory(self, **expect):
@@ -169,12 +213,20 @@ class Case:
 
     def config_bytes(self, **config):
         m = model.ModelCache(config)
-        self.step("config_bytes", config=config, expect={"token_bytes": m.token_bytes(), "fp16_token_bytes": m.fp16_token_bytes()})
+        self.step("config_bytes",
+                  config=config,
+                  expect={"token_bytes": m.token_bytes(), "fp16_token_bytes": m.fp16_token_bytes()})
 
     def merge(self, outs, lses):
         out, lse = model.merge(outs, lses)
         n = self._unique("")
-        self.step("merge", outs=[self.put(f"part{n}_{i}", o) for i, o in enumerate(outs)],
-                  lses=[self.put(f"part_lse{n}_{i}", x) for i, x in enumerate(lses)], rows=outs[0].shape[0], dim=outs[0].shape[1], dtype=model.F32,
-                  out=self.put("merged" + n, out.astype(np.float32)), out_l2=MERGE_L2,
-                  lse=self.put("merged_lse" + n, lse.astype(np.float32)), lse_abs=MERGE_LSE_ABS)
+        self.step("merge",
+                  outs=[self.put(f"part{n}_{i}", o) for i, o in enumerate(outs)],
+                  lses=[self.put(f"part_lse{n}_{i}", x) for i, x in enumerate(lses)],
+                  rows=outs[0].shape[0],
+                  dim=outs[0].shape[1],
+                  dtype=model.F32,
+                  out=self.put("merged" + n, out.astype(np.float32)),
+                  out_l2=MERGE_L2,
+                  lse=self.put("merged_lse" + n, lse.astype(np.float32)),
+                  lse_abs=MERGE_LSE_ABS)

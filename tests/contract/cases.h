@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading cases.json (schema: README.md): tensors, configurations, parameters, and the comparison of tensors. For C++ runners.
+// Reading cases.json (schema: README.md): tensors, configurations, parameters, and the comparison of tensors.
+// For C++ runners.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -63,7 +64,8 @@ struct Tensor {
   const void* at(int64_t offset) const { return bytes.data() + offset * element_bytes(dtype); }
 
   // What is wrong with `actual`, or "". l2, abs: README.md; both 0 = equal numbers.
-  std::string difference(const std::vector<uint8_t>& actual, int32_t actual_dtype, double l2, double abs) const {
+  std::string difference(const std::vector<uint8_t>& actual, int32_t actual_dtype, double l2,
+                         double abs) const {
     const size_t count = bytes.size() / static_cast<size_t>(element_bytes(dtype));
     if (count != actual.size() / static_cast<size_t>(element_bytes(actual_dtype))) return " has another size";
     double error = 0, norm = 0;
@@ -71,11 +73,13 @@ struct Tensor {
       const double want = element(bytes, i, dtype), have = element(actual, i, actual_dtype);
       const double off = isfinite(want) ? fabs(have - want) : (have == want ? 0 : INFINITY);
       const bool allowed = l2 > 0 ? isfinite(off) : off <= abs;
-      if (!allowed) return "[" + std::to_string(i) + "] = " + std::to_string(have) + ", expected " + std::to_string(want);
+      if (!allowed)
+        return "[" + std::to_string(i) + "] = " + std::to_string(have) + ", expected " + std::to_string(want);
       error += off * off;
       norm += isfinite(want) ? want * want : 0;
     }
-    if (l2 > 0 && !(sqrt(error) <= l2 * sqrt(norm))) return " differs by " + std::to_string(sqrt(error / norm)) + " of its norm";
+    if (l2 > 0 && !(sqrt(error) <= l2 * sqrt(norm)))
+      return " differs by " + std::to_string(sqrt(error / norm)) + " of its norm";
     return "";
   }
 };
@@ -92,13 +96,16 @@ inline Tensors load_tensors(const Json& json) {
     tensor.bytes = decode_base64(description.at("data"));
     int64_t count = element_bytes(tensor.dtype);
     for (int64_t extent : tensor.shape) count *= extent;
-    if (count != static_cast<int64_t>(tensor.bytes.size())) throw std::runtime_error("tensor " + name + " has a wrong size");
+    if (count != static_cast<int64_t>(tensor.bytes.size()))
+      throw std::runtime_error("tensor " + name + " has a wrong size");
   }
   return tensors;
 }
 
 // Every NaN bit pattern of every type is some 0xFF bytes.
-inline void fill_with_nan(std::vector<uint8_t>& bytes) { std::fill(bytes.begin(), bytes.end(), uint8_t{0xFF}); }
+inline void fill_with_nan(std::vector<uint8_t>& bytes) {
+  std::fill(bytes.begin(), bytes.end(), uint8_t{0xFF});
+}
 
 inline void expect_fields(const Json& expect, const std::map<std::string, int64_t>& actual) {
   for (const auto& [name, value] : expect.items())
@@ -121,22 +128,33 @@ class Config {
  public:
   explicit Config(const Json& json) {
     if (tq_cache_config_init(&c)) throw std::runtime_error("tq_cache_config_init");
-    known(json, {"device_type",      "device_id",      "num_layers",     "num_q_heads",         "num_kv_heads",  "head_dim",
-                 "value_dim",        "io_dtype",       "key_bits",       "value_bits",          "code_family",   "layer_key_bits",
-                 "layer_value_bits", "rotation",       "key_scale_rule", "value_scale_rule",    "page_size",     "rotation_seed",
-                 "key_codebook",     "value_codebook", "max_tokens",     "max_sequence_tokens", "max_sequences", "max_batch_sequences",
-                 "max_batch_tokens", "window_tokens",  "sink_tokens",    "rollback_tokens",     "num_threads",   "flags"});
-    TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads), TQ_READ(c, num_kv_heads);
-    TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits), TQ_READ(c, value_bits), TQ_READ(c, code_family);
-    TQ_READ(c, rotation), TQ_READ(c, key_scale_rule), TQ_READ(c, value_scale_rule), TQ_READ(c, page_size), TQ_READ(c, rotation_seed);
-    TQ_READ(c, max_tokens), TQ_READ(c, max_sequence_tokens), TQ_READ(c, max_sequences), TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens);
-    TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads), TQ_READ(c, flags);
+    known(json, {"device_type",         "device_id",      "num_layers",
+                 "num_q_heads",         "num_kv_heads",   "head_dim",
+                 "value_dim",           "io_dtype",       "key_bits",
+                 "value_bits",          "code_family",    "layer_key_bits",
+                 "layer_value_bits",    "rotation",       "key_scale_rule",
+                 "value_scale_rule",    "page_size",      "rotation_seed",
+                 "key_codebook",        "value_codebook", "max_tokens",
+                 "max_sequence_tokens", "max_sequences",  "max_batch_sequences",
+                 "max_batch_tokens",    "window_tokens",  "sink_tokens",
+                 "rollback_tokens",     "num_threads",    "flags"});
+    TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
+        TQ_READ(c, num_kv_heads);
+    TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
+        TQ_READ(c, value_bits), TQ_READ(c, code_family);
+    TQ_READ(c, rotation), TQ_READ(c, key_scale_rule), TQ_READ(c, value_scale_rule), TQ_READ(c, page_size),
+        TQ_READ(c, rotation_seed);
+    TQ_READ(c, max_tokens), TQ_READ(c, max_sequence_tokens), TQ_READ(c, max_sequences),
+        TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens);
+    TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
+        TQ_READ(c, flags);
     key_bits_ = json.value("layer_key_bits", key_bits_);
     value_bits_ = json.value("layer_value_bits", value_bits_);
     if (!key_bits_.empty()) c.layer_key_bits = key_bits_.data();
     if (!value_bits_.empty()) c.layer_value_bits = value_bits_.data();
     if (json.contains("key_codebook")) c.key_codebook = read_codebook(json["key_codebook"], key_codebook_);
-    if (json.contains("value_codebook")) c.value_codebook = read_codebook(json["value_codebook"], value_codebook_);
+    if (json.contains("value_codebook"))
+      c.value_codebook = read_codebook(json["value_codebook"], value_codebook_);
   }
   Config(const Config&) = delete;
   Config& operator=(const Config&) = delete;
@@ -162,15 +180,18 @@ class Config {
 
 inline void read_layout(const Json& json, tq_tensor_layout& layout) {
   known(json, {"key_token_stride", "key_head_stride", "value_token_stride", "value_head_stride"});
-  TQ_READ(layout, key_token_stride), TQ_READ(layout, key_head_stride), TQ_READ(layout, value_token_stride), TQ_READ(layout, value_head_stride);
+  TQ_READ(layout, key_token_stride), TQ_READ(layout, key_head_stride), TQ_READ(layout, value_token_stride),
+      TQ_READ(layout, value_head_stride);
 }
 
 // All but sink_logits, which is a tensor.
 inline void read_params(const Json& json, tq_attend_params& params) {
-  known(json, {"out_dtype", "softmax_scale", "logit_softcap", "sliding_window", "sink_logits", "history_only", "num_splits", "q_token_stride",
-               "q_head_stride", "out_token_stride", "out_head_stride"});
-  TQ_READ(params, out_dtype), TQ_READ(params, softmax_scale), TQ_READ(params, logit_softcap), TQ_READ(params, sliding_window);
-  TQ_READ(params, history_only), TQ_READ(params, num_splits), TQ_READ(params, q_token_stride), TQ_READ(params, q_head_stride);
+  known(json, {"out_dtype", "softmax_scale", "logit_softcap", "sliding_window", "sink_logits", "history_only",
+               "num_splits", "q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride"});
+  TQ_READ(params, out_dtype), TQ_READ(params, softmax_scale), TQ_READ(params, logit_softcap),
+      TQ_READ(params, sliding_window);
+  TQ_READ(params, history_only), TQ_READ(params, num_splits), TQ_READ(params, q_token_stride),
+      TQ_READ(params, q_head_stride);
   TQ_READ(params, out_token_stride), TQ_READ(params, out_head_stride);
 }
 

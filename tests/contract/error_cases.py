@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases in which a call must fail: with which status, which argument its text names, and that nothing has changed."""
+"""Cases in which a call must fail: with which status, which argument its text names, and that nothing has
+changed."""
 import numpy as np
 from builder import Case
 from result_cases import shapes
@@ -12,26 +13,32 @@ def small(**more):
 
 
 def configurations(tensors):
-    for name, text, changes in (
-            ("heads", "num_q_heads", {"num_q_heads": 3, "num_kv_heads": 2}),
-            ("head_dim", "head_dim", {"head_dim": 48}),
-            ("value_dim", "value_dim", {"value_dim": 33}),
-            ("key_bits", "key_bits", {"key_bits": 7}),
-            ("value_bits_missing", "value_bits", {"value_bits": 0}),
-            ("layer_bits", "layer_key_bits[0]", {"layer_key_bits": [1]}),
-            ("io_dtype", "io_dtype", {"io_dtype": 0}),
-            ("page_size", "page_size", {"page_size": 40}),
-            ("max_tokens", "max_tokens", {"max_tokens": 0}),
-            ("device_type", "device_type", {"device_type": 9}),
-            ("window", "window_tokens", {"window_tokens": -1}),
-            ("flags", "flags", {"flags": 1 << 40}),
-            ("codebook", "key_codebook", {"key_codebook": {"bits": 4, "unit": 0.01, "magnitude": [1, 5, 5, 20, 30, 40, 50, 60]}})):
+    for name, text, changes in (("heads", "num_q_heads", {"num_q_heads": 3, "num_kv_heads": 2}),
+                                ("head_dim", "head_dim", {"head_dim": 48}), ("value_dim", "value_dim",
+                                                                             {"value_dim": 33}),
+                                ("key_bits", "key_bits", {"key_bits": 7}), ("value_bits_missing",
+                                                                            "value_bits", {"value_bits": 0}),
+                                ("layer_bits", "layer_key_bits[0]",
+                                 {"layer_key_bits": [1]}), ("io_dtype", "io_dtype", {"io_dtype": 0}),
+                                ("page_size", "page_size", {"page_size": 40}), ("max_tokens", "max_tokens",
+                                                                                {"max_tokens": 0}),
+                                ("device_type", "device_type",
+                                 {"device_type": 9}), ("window", "window_tokens", {"window_tokens": -1}),
+                                ("flags", "flags", {"flags": 1 << 40}), ("codebook", "key_codebook", {
+                                    "key_codebook":
+                                        {"bits": 4, "unit": 0.01, "magnitude": [1, 5, 5, 20, 30, 40, 50, 60]}
+                                })):
         c = Case(tensors, f"config_{name}", f"a configuration with a bad {text}")
         c.fail("create", BAD, text, config={**small(), **changes})
         yield c
 
     c = Case(tensors, "config_all_reasons", "every reason is given at once")
-    c.fail("create", BAD, "head_dim", "key_bits", "max_tokens", config={**small(), "head_dim": 48, "key_bits": 7, "max_tokens": 0})
+    c.fail("create",
+           BAD,
+           "head_dim",
+           "key_bits",
+           "max_tokens",
+           config={**small(), "head_dim": 48, "key_bits": 7, "max_tokens": 0})
     yield c
 
     c = Case(tensors, "config_device_id", "there is one CPU")
@@ -73,7 +80,8 @@ def sequences(tensors):
 
 
 def plans(tensors):
-    c = Case(tensors, "plan_arguments", "the same sequence twice, a negative count, more queries than tokens, a freed sequence")
+    c = Case(tensors, "plan_arguments",
+             "the same sequence twice, a negative count, more queries than tokens, a freed sequence")
     c.create(**small(max_sequences=3))
     c.sequences("a", "b", "gone")
     c.free("gone")
@@ -87,14 +95,21 @@ def plans(tensors):
     c.attend()  # the plan before is still in force
     yield c
 
-    c = Case(tensors, "plan_capacity", "more tokens than the pool, the sequence limit or the batch limits allow; nothing changes")
-    c.create(**small(max_tokens=64, max_sequence_tokens=48, max_sequences=4, max_batch_sequences=2, max_batch_tokens=40))
+    c = Case(tensors, "plan_capacity",
+             "more tokens than the pool, the sequence limit or the batch limits allow; nothing changes")
+    c.create(**small(
+        max_tokens=64, max_sequence_tokens=48, max_sequences=4, max_batch_sequences=2, max_batch_tokens=40))
     c.sequences("a", "b", "c", "d")
     c.plan(["a"], [30], [1])
     c.append()
     c.fail("plan", CAPACITY, "max_sequence_tokens", batch="main", sequences=["a"], new_tokens=[19])
     c.fail("plan", CAPACITY, "max_batch_tokens", batch="main", sequences=["b"], new_tokens=[41])
-    c.fail("plan", CAPACITY, "max_batch_sequences", batch="main", sequences=["a", "b", "c"], new_tokens=[1, 1, 1])
+    c.fail("plan",
+           CAPACITY,
+           "max_batch_sequences",
+           batch="main",
+           sequences=["a", "b", "c"],
+           new_tokens=[1, 1, 1])
     c.length("a")
     c.length("b")
     c.attend()
@@ -110,7 +125,10 @@ def plans(tensors):
     c.attend()
     yield c
 
-    c = Case(tensors, "out_of_force", "append and attend without a plan, after a truncate, and after another batch has planned the sequence")
+    c = Case(
+        tensors, "out_of_force",
+        "append and attend without a plan, after a truncate, and after another batch has planned the sequence"
+    )
     c.create(**small())
     c.sequences("a")
     k, v = (c.put(name, c.random(2, 1, 32)) for name in ("k", "v"))
@@ -146,7 +164,8 @@ def calls(tensors):
     c.plan(["a"], [2])
     c.append()
     q = c.put("q", c.random(2, 2, 32))
-    for name, value in (("out_dtype", 7), ("logit_softcap", -1.0), ("sliding_window", -1), ("num_splits", -1), ("history_only", 2)):
+    for name, value in (("out_dtype", 7), ("logit_softcap", -1.0), ("sliding_window", -1), ("num_splits", -1),
+                        ("history_only", 2)):
         c.fail("attend", BAD, name, batch="main", layer=0, q=q, params={name: value})
     yield c
 
@@ -156,10 +175,18 @@ def calls(tensors):
     bad = np.ones((1, 32), dtype=np.float32)
     bad[0, 3] = np.nan
     c.fail("set_centres", BAD, "value_centre", layer=0, value_centre=c.put("bad", bad))
-    c.fail("set_centres", BAD, "layer", layer=1, value_centre=c.put("layer", np.ones((1, 32), dtype=np.float32)))
+    c.fail("set_centres",
+           BAD,
+           "layer",
+           layer=1,
+           value_centre=c.put("layer", np.ones((1, 32), dtype=np.float32)))
     c.plan(["a"], [1])
     c.append()
-    c.fail("set_centres", STATE, "centres", layer=0, key_centre=c.put("late", np.ones((1, 32), dtype=np.float32)))
+    c.fail("set_centres",
+           STATE,
+           "centres",
+           layer=0,
+           key_centre=c.put("late", np.ones((1, 32), dtype=np.float32)))
     c.attend()
     yield c
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes cases.json: what every language binding must be able to do, with the answers. README.md has the schema.
+"""Writes cases.json: what every language binding must be able to do, with the answers. README.md has the
+schema.
 
 Usage: generate.py           writes cases.json
-       generate.py --check   regenerates and compares: numbers of attention to 1e-6, all else exactly; exit status 1 on a difference
+       generate.py --check   regenerates and compares: numbers of attention to 1e-6, all else exactly; exit
+                             status 1 on a difference
 """
 import base64
 import json
@@ -36,7 +38,8 @@ def dump(data):
         head = json.dumps({k: v for k, v in case.items() if k != "steps"})
         steps = ",\n".join("  " + json.dumps(step) for step in case["steps"])
         lines.append(f'{head[:-1]}, "steps": [\n{steps}]}}' + ("," if i + 1 < len(data["cases"]) else ""))
-    tensors = ",\n".join(f"{json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in data["tensors"].items())
+    tensors = ",\n".join(f"{json.dumps(name)}: {json.dumps(tensor)}"
+                         for name, tensor in data["tensors"].items())
     return "\n".join(lines) + '],\n"tensors": {\n' + tensors + "}}\n"
 
 
@@ -68,7 +71,10 @@ def main(arguments):
     if stored["cases"] != data["cases"] or list(stored["tensors"]) != list(data["tensors"]):
         print("cases.json has other steps: run generate.py")
         return 1
-    wrong = [name for name, tensor in data["tensors"].items() if not same_tensor(name, stored["tensors"][name], tensor)]
+    wrong = [
+        name for name, tensor in data["tensors"].items()
+        if not same_tensor(name, stored["tensors"][name], tensor)
+    ]
     for name in wrong:
         print(f"cases.json differs in {name}")
     return 1 if wrong else 0

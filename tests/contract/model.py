@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a correct library answers to a list of steps, in NumPy: a cache as plain lists of the appended vectors, decoded by the oracle of
-tests/reference. Deliberately naive: no pages, no sharing, every attend decodes everything.
+"""What a correct library answers to a list of steps, in NumPy: a cache as plain lists of the appended
+vectors, decoded by the oracle of tests/reference. Deliberately naive: no pages, no sharing, every attend
+decodes everything.
 """
 import contextlib
 from unittest import mock
@@ -21,7 +22,8 @@ def to_float(array):
 class ModelSequence:
     def __init__(self, num_layers):
         self.length = 0
-        self.layers = [([], []) for _ in range(num_layers)]  # per layer: key rows, value rows, each [num_kv_heads, dim] of the input type
+        # per layer: key rows, value rows, each [num_kv_heads, dim] of the input type
+        self.layers = [([], []) for _ in range(num_layers)]
         self.exact_first = 0  # exact copies of the window and what lies behind it exist from this token on
 
     def copy(self):
@@ -33,11 +35,15 @@ class ModelSequence:
 
 class ModelCache:
     def __init__(self, config):
-        c = self.config = {"value_dim": config["head_dim"], "rotation": ref.HADAMARD, "rotation_seed": 0, "key_scale_rule": ref.LS,
-                           "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0, "sink_tokens": 0, "rollback_tokens": 0, "flags": 0,
-                           **config}
-        self.bits = [[c.get(f"layer_{side}_bits", [0] * c["num_layers"])[layer] or c[f"{side}_bits"] for side in ("key", "value")]
-                     for layer in range(c["num_layers"])]
+        c = self.config = {
+            "value_dim": config["head_dim"], "rotation": ref.HADAMARD, "rotation_seed": 0,
+            "key_scale_rule": ref.LS, "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0,
+            "sink_tokens": 0, "rollback_tokens": 0, "flags": 0, **config
+        }
+        self.bits = [[
+            c.get(f"layer_{side}_bits", [0] * c["num_layers"])[layer] or c[f"{side}_bits"]
+            for side in ("key", "value")
+        ] for layer in range(c["num_layers"])]
         self.centres = [[None, None] for _ in range(c["num_layers"])]
         self.sequences = {}
         self.plan = None
@@ -47,7 +53,8 @@ class ModelCache:
     def token_bytes(self):
         c, total = self.config, 0
         for key_bits, value_bits in self.bits:
-            total += ref.tile_num_bytes(c["head_dim"], key_bits, c["value_dim"], value_bits) * c["num_kv_heads"] // 32
+            total += ref.tile_num_bytes(c["head_dim"], key_bits, c["value_dim"],
+                                        value_bits) * c["num_kv_heads"] // 32
         return total
 
     def fp16_token_bytes(self):
@@ -77,7 +84,9 @@ class ModelCache:
             sequence = self.sequences[name]
             sequence.length += new
             # Copies older than the window and the rollback behind it have been written over.
-            sequence.exact_first = max(sequence.exact_first, sequence.length - self.config["window_tokens"] - self.config["rollback_tokens"])
+            sequence.exact_first = max(
+                sequence.exact_first,
+                sequence.length - self.config["window_tokens"] - self.config["rollback_tokens"])
 
     def append(self, layer, k, v):
         row = 0
@@ -95,7 +104,8 @@ class ModelCache:
             book = self.config.get(f"{side}_codebook")
             if book:
                 offset = 0.5 if book["bits"] >= 4 else 0.0
-                own[kind, book["bits"]] = ref.Codebook(book["bits"], np.float32(book["unit"]), tuple(m + offset for m in book["magnitude"]))
+                own[kind, book["bits"]] = ref.Codebook(book["bits"], np.float32(book["unit"]),
+                                                       tuple(m + offset for m in book["magnitude"]))
         return own
 
     def decode(self, layer, rows, kind):
@@ -107,11 +117,19 @@ class ModelCache:
             return to_float(stored if rows.dtype == np.uint16 else stored.view(np.float16))
         wide, heads = to_float(rows), []
         own = self._codebooks().get((kind, bits))
-        patch = mock.patch.object(reference_encode, "load_codebook", lambda head_dim, b: own) if own else contextlib.nullcontext()
+        patch = mock.patch.object(reference_encode, "load_codebook",
+                                  lambda head_dim, b: own) if own else contextlib.nullcontext()
         for head in range(rows.shape[1]):
             centre = self.centres[layer][kind]
-            side = ref.SideConfig(head_dim=rows.shape[2], bits=bits, kind=kind, rule=c["value_scale_rule" if kind else "key_scale_rule"],
-                                  search=not c["flags"] & 2, rotation=c["rotation"], seed=c["rotation_seed"], layer=layer, kv_head=head,
+            side = ref.SideConfig(head_dim=rows.shape[2],
+                                  bits=bits,
+                                  kind=kind,
+                                  rule=c["value_scale_rule" if kind else "key_scale_rule"],
+                                  search=not c["flags"] & 2,
+                                  rotation=c["rotation"],
+                                  seed=c["rotation_seed"],
+                                  layer=layer,
+                                  kv_head=head,
                                   centre=None if centre is None else tuple(float(x) for x in centre[head]))
             with patch:
                 encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)
@@ -129,7 +147,9 @@ class ModelCache:
         exact = self.exact_tokens(sequence)[:, None, None]
         for kind in (ref.KEY, ref.VALUE):
             rows = sequence.layers[layer][kind]
-            result.append(np.where(exact, to_float(np.stack(rows)), self.decode(layer, rows, kind))[first:first + count])
+            result.append(
+                np.where(exact, to_float(np.stack(rows)), self.decode(layer, rows,
+                                                                      kind))[first:first + count])
         return result
 
     def attend(self, layer, q, params):
@@ -140,10 +160,15 @@ class ModelCache:
             if queries == 0:
                 continue
             k, v = self.read(layer, name, 0, sequence.length)
-            out, lse = ref.attend(to_float(q[row:row + queries]), k.transpose(1, 0, 2), v.transpose(1, 0, 2),
-                                  softmax_scale=np.float64(params.get("softmax_scale", 0)) or None, softcap=params.get("logit_softcap", 0),
-                                  sliding_window=params.get("sliding_window", 0), sink_logits=params.get("sink_logits"),
-                                  history_only_len=sequence.length - new if params.get("history_only") else None)
+            out, lse = ref.attend(to_float(q[row:row + queries]),
+                                  k.transpose(1, 0, 2),
+                                  v.transpose(1, 0, 2),
+                                  softmax_scale=np.float64(params.get("softmax_scale", 0)) or None,
+                                  softcap=params.get("logit_softcap", 0),
+                                  sliding_window=params.get("sliding_window", 0),
+                                  sink_logits=params.get("sink_logits"),
+                                  history_only_len=sequence.length -
+                                  new if params.get("history_only") else None)
             outs.append(out)
             lses.append(lse)
             row += queries
@@ -154,13 +179,15 @@ class ModelCache:
 
 def merge(outs, lses):
     """Partial results [rows, dim] and [rows] -> the result over all parts, float64."""
-    outs, lses = np.stack([o.astype(np.float64) for o in outs]), np.stack([x.astype(np.float64) for x in lses])
+    outs, lses = np.stack([o.astype(np.float64) for o in outs
+                           ]), np.stack([x.astype(np.float64) for x in lses])
     top = lses.max(axis=0)
     safe = np.where(np.isfinite(top), top, 0.0)
     weight = np.exp(lses - safe)
     total = weight.sum(axis=0)
     part = np.where(weight[..., None] > 0, outs, 0.0)  # the out of an empty part is not read
     some = total > 0
-    out = np.where(some[:, None], (weight[..., None] * part).sum(axis=0) / np.where(some, total, 1)[:, None], 0.0)
+    out = np.where(some[:, None], (weight[..., None] * part).sum(axis=0) / np.where(some, total, 1)[:, None],
+                   0.0)
     with np.errstate(divide="ignore"):
         return out, np.where(some, safe + np.log(np.where(some, total, 1)), -np.inf)

@@ -9,12 +9,16 @@ NO_SEARCH = 2
 
 def shapes(q_heads, kv_heads, dim, bits, **more):
     key_bits, value_bits = bits
-    return {"num_layers": 1, "num_q_heads": q_heads, "num_kv_heads": kv_heads, "head_dim": dim, "io_dtype": F32, "key_bits": key_bits,
-            "value_bits": value_bits, "rotation_seed": 7, "max_tokens": 256, "num_threads": 1, **more}
+    return {
+        "num_layers": 1, "num_q_heads": q_heads, "num_kv_heads": kv_heads, "head_dim": dim, "io_dtype": F32,
+        "key_bits": key_bits, "value_bits": value_bits, "rotation_seed": 7, "max_tokens": 256,
+        "num_threads": 1, **more
+    }
 
 
 def prefill_and_decode(tensors):
-    c = Case(tensors, "prefill_and_decode", "one sequence: 37 tokens at once, then 3 single ones, in two layers; the codes read back")
+    c = Case(tensors, "prefill_and_decode",
+             "one sequence: 37 tokens at once, then 3 single ones, in two layers; the codes read back")
     c.create(**shapes(2, 1, 64, (4, 4), num_layers=2))
     c.sequences("a")
     for new in (37, 1, 1, 1):
@@ -28,7 +32,8 @@ def prefill_and_decode(tensors):
 
 
 def geometry(tensors):
-    c = Case(tensors, "mixed_bits_gqa", "3-bit keys, 5-bit values, 3 query heads per kv head, a head_dim with an odd factor")
+    c = Case(tensors, "mixed_bits_gqa",
+             "3-bit keys, 5-bit values, 3 query heads per kv head, a head_dim with an odd factor")
     c.create(**shapes(6, 2, 96, (3, 5)))
     c.sequences("a")
     c.plan(["a"], [33], [2])
@@ -55,7 +60,10 @@ def geometry(tensors):
     c.read("a", 32, 3)
     yield c
 
-    c = Case(tensors, "dense_rotation_paper", "the paper's own quantiser: dense rotation, paper scales", cpu_only=True)
+    c = Case(tensors,
+             "dense_rotation_paper",
+             "the paper's own quantiser: dense rotation, paper scales",
+             cpu_only=True)
     c.create(**shapes(1, 1, 32, (3, 3), rotation=2, key_scale_rule=4, value_scale_rule=4))
     c.sequences("a")
     c.plan(["a"], [20], [1])
@@ -73,7 +81,8 @@ def geometry(tensors):
     c.read("a")
     yield c
 
-    c = Case(tensors, "bits_per_layer", "layer 0: 2 and 8 bits, layer 1: raw keys, layer 2: the common 4 bits")
+    c = Case(tensors, "bits_per_layer",
+             "layer 0: 2 and 8 bits, layer 1: raw keys, layer 2: the common 4 bits")
     c.create(**shapes(2, 1, 32, (4, 4), num_layers=3, layer_key_bits=[2, 16, 0], layer_value_bits=[8, 0, 4]))
     c.sequences("a")
     c.plan(["a"], [9], [2])
@@ -113,7 +122,8 @@ def io_types(tensors):
 
 
 def batches(tensors):
-    c = Case(tensors, "ragged_batch", "three sequences with 5, 0 and 11 new tokens and 2, 1 and 0 queries in one plan")
+    c = Case(tensors, "ragged_batch",
+             "three sequences with 5, 0 and 11 new tokens and 2, 1 and 0 queries in one plan")
     c.create(**shapes(2, 1, 32, (4, 4), max_sequences=3))
     c.sequences("a", "b", "c")
     c.plan(["b"], [6], [0])
@@ -128,7 +138,8 @@ def batches(tensors):
         c.length(name)
     yield c
 
-    c = Case(tensors, "interleaved_layout", "k and v of a token side by side in one tensor; q lies head by head")
+    c = Case(tensors, "interleaved_layout",
+             "k and v of a token side by side in one tensor; q lies head by head")
     c.create(**shapes(4, 2, 64, (4, 3)))
     c.sequences("a")
     c.plan(["a"], [10], [3])
@@ -137,7 +148,9 @@ def batches(tensors):
     c.read("a", 8, 2)
     yield c
 
-    c = Case(tensors, "fork_and_truncate", "a shared prefix of 40 tokens in pages of 32: fork, diverge, take a draft back, free the source")
+    c = Case(
+        tensors, "fork_and_truncate",
+        "a shared prefix of 40 tokens in pages of 32: fork, diverge, take a draft back, free the source")
     c.create(**shapes(2, 1, 32, (4, 4), page_size=32, max_sequences=2))
     c.sequences("a")
     c.plan(["a"], [40], [1])
@@ -161,7 +174,8 @@ def batches(tensors):
     c.attend()
     yield c
 
-    c = Case(tensors, "sequence_ids_are_not_reused", "a freed id stays invalid although its place is taken again")
+    c = Case(tensors, "sequence_ids_are_not_reused",
+             "a freed id stays invalid although its place is taken again")
     c.create(**shapes(1, 1, 32, (4, 4)))
     c.sequences("old")
     c.free("old")
@@ -172,8 +186,10 @@ def batches(tensors):
 
 
 def exact_tokens(tensors):
-    c = Case(tensors, "window_sinks_rollback", "last 8 and first 3 tokens exact at 2 bits; 4 tokens are taken back, inside the rollback, then 12"
-             " beyond it")
+    c = Case(
+        tensors, "window_sinks_rollback",
+        "last 8 and first 3 tokens exact at 2 bits; 4 tokens are taken back, inside the rollback, then 12"
+        " beyond it")
     c.create(**shapes(2, 1, 32, (2, 2), window_tokens=8, sink_tokens=3, rollback_tokens=5))
     c.sequences("a")
     c.plan(["a"], [40], [2])
@@ -210,21 +226,33 @@ def exact_tokens(tensors):
 
 
 def attention(tensors):
-    c = Case(tensors, "attend_params", "softmax scale, soft cap, sliding window, sink logits, each alone and all together; splits change nothing")
+    c = Case(
+        tensors, "attend_params",
+        "softmax scale, soft cap, sliding window, sink logits, each alone and all together; splits change nothing"
+    )
     c.create(**shapes(2, 1, 64, (4, 4)))
     c.sequences("a")
     c.plan(["a"], [40], [3])
     c.append()
     q = c.queries()
-    everything = {"softmax_scale": 0.25, "logit_softcap": 4.0, "sliding_window": 16, "sink_logits": [0.5, -1.0]}
+    everything = {
+        "softmax_scale": 0.25, "logit_softcap": 4.0, "sliding_window": 16, "sink_logits": [0.5, -1.0]
+    }
     for name, value in everything.items():
         c.attend(q=q, **{name: value})
     c.attend(q=q, **everything, num_splits=3)
     c.attend(q=q, workspace="exact")
-    c.fail("attend", "WORKSPACE_TOO_SMALL", "workspace_bytes", batch="main", layer=0, q=c.case["steps"][-1]["q"], workspace="short")
+    c.fail("attend",
+           "WORKSPACE_TOO_SMALL",
+           "workspace_bytes",
+           batch="main",
+           layer=0,
+           q=c.case["steps"][-1]["q"],
+           workspace="short")
     yield c
 
-    c = Case(tensors, "history_only_and_merge", "the history from the cache, the new tokens as a second part, merged by their lse")
+    c = Case(tensors, "history_only_and_merge",
+             "the history from the cache, the new tokens as a second part, merged by their lse")
     c.create(**shapes(2, 1, 32, (4, 4)))
     c.sequences("a")
     c.plan(["a"], [6])
@@ -261,14 +289,16 @@ def attention(tensors):
 
 def figures(tensors):
     c = Case(tensors, "stored_bytes", "bytes of one token, scales included, against float16")
-    for dim, bits in ((128, (4, 4)), (128, (3, 3)), (128, (2, 2)), (64, (5, 6)), (80, (8, 4)), (256, (16, 4)), (576, (4, 16))):
+    for dim, bits in ((128, (4, 4)), (128, (3, 3)), (128, (2, 2)), (64, (5, 6)), (80, (8, 4)), (256, (16, 4)),
+                      (576, (4, 16))):
         c.config_bytes(**shapes(8, 2, dim, bits, num_layers=3))
     c.config_bytes(**shapes(8, 8, 192, (3, 2), value_dim=128, num_layers=2, layer_key_bits=[0, 16]))
     c.create(**shapes(8, 2, 128, (3, 3)))
     c.memory(num_sequences=0, tokens=0, pages_used=0, stored_bytes_used=0, compression=512 / 100)
     yield c
 
-    c = Case(tensors, "fingerprint", "equal for what makes equal pages, different for another seed, other bits and other centres")
+    c = Case(tensors, "fingerprint",
+             "equal for what makes equal pages, different for another seed, other bits and other centres")
     c.create("one", **shapes(2, 1, 32, (4, 4)))
     c.create("same", **shapes(4, 1, 32, (4, 4), max_tokens=512, max_sequences=3))
     c.create("seed", **{**shapes(2, 1, 32, (4, 4)), "rotation_seed": 8})

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs cases.json (schema: README.md) against the C API on the CPU: one "ok - case" or "not ok - case: why" line each, exit status 1 if one failed.
+// Runs cases.json (schema: README.md) against the C API on the CPU: one "ok - case" or "not ok - case: why"
+// line each, exit status 1 if one failed.
 //
 // Usage: run_contract cases.json [case...]
 #include <math.h>
@@ -40,10 +41,12 @@ class Runner {
       try {
         run_step(step);
       } catch (const std::exception& error) {
-        fail("step " + std::to_string(number) + " (" + step.at("op").get<std::string>() + "): " + error.what());
+        fail("step " + std::to_string(number) + " (" + step.at("op").get<std::string>() +
+             "): " + error.what());
       }
     }
-    if (const tq_status status = destroy_all()) fail("destroying gave " + std::string(tq_status_name(status)) + ": " + tq_last_error());
+    if (const tq_status status = destroy_all())
+      fail("destroying gave " + std::string(tq_status_name(status)) + ": " + tq_last_error());
   }
 
  private:
@@ -77,32 +80,43 @@ class Runner {
   Batch& batch(const Json& step) {
     Cache& owner = cache(step);
     Batch& result = owner.batches[step.at("batch").get<std::string>()];
-    if (!result.handle && tq_batch_create(owner.handle, &result.handle)) fail(std::string("tq_batch_create: ") + tq_last_error());
+    if (!result.handle && tq_batch_create(owner.handle, &result.handle))
+      fail(std::string("tq_batch_create: ") + tq_last_error());
     return result;
   }
-  tq_sequence sequence(const Json& step, const char* field) { return cache(step).sequences.at(step.at(field).get<std::string>()); }
-  const Tensor& tensor(const Json& step, const char* field) { return tensors_.at(step.at(field).get<std::string>()); }
-  const void* input(const Json& step, const char* field) { return step.contains(field) ? tensor(step, field).bytes.data() : nullptr; }
+  tq_sequence sequence(const Json& step, const char* field) {
+    return cache(step).sequences.at(step.at(field).get<std::string>());
+  }
+  const Tensor& tensor(const Json& step, const char* field) {
+    return tensors_.at(step.at(field).get<std::string>());
+  }
+  const void* input(const Json& step, const char* field) {
+    return step.contains(field) ? tensor(step, field).bytes.data() : nullptr;
+  }
 
   // Compares a call's status and text with the step's; true if the call was to succeed and did.
   bool expected(const Json& step, tq_status status, const char* own_text = nullptr) {
-    const std::string name = tq_status_name(status), wanted = step.value("status", "TQ_OK"), text = own_text ? own_text : tq_last_error();
+    const std::string name = tq_status_name(status), wanted = step.value("status", "TQ_OK"),
+                      text = own_text ? own_text : tq_last_error();
     if (name != wanted) fail("gave " + name + " (" + text + "), expected " + wanted);
     if (status == TQ_OK) return true;
     for (const Json& part : step.at("text"))
-      if (text.find(part.get<std::string>()) == std::string::npos) fail("the text \"" + text + "\" does not hold " + part.dump());
+      if (text.find(part.get<std::string>()) == std::string::npos)
+        fail("the text \"" + text + "\" does not hold " + part.dump());
     return false;
   }
 
   template <typename T>
   void expect_equal(const Json& step, T value) {
-    if (value != step.at("expect").get<T>()) fail("gave " + std::to_string(value) + ", expected " + step.at("expect").dump());
+    if (value != step.at("expect").get<T>())
+      fail("gave " + std::to_string(value) + ", expected " + step.at("expect").dump());
   }
 
   void compare(const Json& step, const char* field, const std::vector<uint8_t>& bytes, int32_t dtype) {
     if (!step.contains(field)) return;
     const std::string l2 = std::string(field) + "_l2", abs = std::string(field) + "_abs";
-    const std::string why = tensor(step, field).difference(bytes, dtype, step.value(l2, 0.0), step.value(abs, 0.0));
+    const std::string why =
+        tensor(step, field).difference(bytes, dtype, step.value(l2, 0.0), step.value(abs, 0.0));
     if (!why.empty()) fail(std::string(field) + why);
   }
 
@@ -123,7 +137,8 @@ class Runner {
       uint64_t flags = ~uint64_t{0};
       if (expected(step, tq_cache_check(handle, nullptr, &flags))) expect_equal(step, flags);
     } else if (op == "set_centres") {
-      expected(step, tq_cache_set_centres(handle, step.at("layer"), static_cast<const float*>(input(step, "key_centre")),
+      expected(step, tq_cache_set_centres(handle, step.at("layer"),
+                                          static_cast<const float*>(input(step, "key_centre")),
                                           static_cast<const float*>(input(step, "value_centre"))));
     } else {
       fail("unknown op");
@@ -149,7 +164,8 @@ class Runner {
     tq_cache_bytes bytes = {};
     bytes.struct_size = sizeof bytes;
     if (!expected(step, tq_cache_config_bytes(&config.c, &bytes))) return;
-    contract::expect_fields(step.at("expect"), {{"token_bytes", bytes.token_bytes}, {"fp16_token_bytes", bytes.fp16_token_bytes}});
+    contract::expect_fields(step.at("expect"), {{"token_bytes", bytes.token_bytes},
+                                                {"fp16_token_bytes", bytes.fp16_token_bytes}});
   }
 
   void memory(const Json& step) {
@@ -157,18 +173,24 @@ class Runner {
     m.struct_size = sizeof m;
     if (!expected(step, tq_cache_memory(cache(step).handle, &m))) return;
     Json rest = step.at("expect");
-    if (rest.contains("compression") && !(fabs(m.compression / rest["compression"].get<double>() - 1) <= 1e-12)) fail("compression differs");
+    if (rest.contains("compression") &&
+        !(fabs(m.compression / rest["compression"].get<double>() - 1) <= 1e-12))
+      fail("compression differs");
     rest.erase("compression");
-    contract::expect_fields(
-        rest, {{"num_sequences", m.num_sequences}, {"tokens", m.tokens}, {"pages_used", m.pages_used}, {"stored_bytes_used", m.stored_bytes_used}});
+    contract::expect_fields(rest, {{"num_sequences", m.num_sequences},
+                                   {"tokens", m.tokens},
+                                   {"pages_used", m.pages_used},
+                                   {"stored_bytes_used", m.stored_bytes_used}});
   }
 
   void fingerprint(const Json& step) {
     uint64_t value = 0;
     if (!expected(step, tq_cache_fingerprint(cache(step).handle, &value))) return;
     if (step.contains("save")) fingerprints_[step["save"]] = value;
-    if (step.contains("equals") && value != fingerprints_.at(step["equals"])) fail("differs from " + step["equals"].dump());
-    if (step.contains("differs") && value == fingerprints_.at(step["differs"])) fail("equals " + step["differs"].dump());
+    if (step.contains("equals") && value != fingerprints_.at(step["equals"]))
+      fail("differs from " + step["equals"].dump());
+    if (step.contains("differs") && value == fingerprints_.at(step["differs"]))
+      fail("equals " + step["differs"].dump());
   }
 
   void sequence_step(const Json& step, const std::string& op) {
@@ -178,17 +200,21 @@ class Runner {
     if (op == "sequence_create") {
       if (expected(step, tq_sequence_create(owner.handle, &id))) owner.sequences[name] = id;
     } else if (op == "sequence_fork") {
-      if (expected(step, tq_sequence_fork(owner.handle, sequence(step, "source"), nullptr, &id))) owner.sequences[name] = id;
+      if (expected(step, tq_sequence_fork(owner.handle, sequence(step, "source"), nullptr, &id)))
+        owner.sequences[name] = id;
     } else if (op == "sequence_truncate") {
-      expected(step, tq_sequence_truncate(owner.handle, sequence(step, "sequence"), step.at("length"), nullptr));
+      expected(step,
+               tq_sequence_truncate(owner.handle, sequence(step, "sequence"), step.at("length"), nullptr));
     } else if (op == "sequence_free") {
       expected(step, tq_sequence_free(owner.handle, sequence(step, "sequence"), nullptr));
     } else if (op == "sequence_length") {
       int64_t length = -1;
-      if (expected(step, tq_sequence_length(owner.handle, sequence(step, "sequence"), &length))) expect_equal(step, length);
+      if (expected(step, tq_sequence_length(owner.handle, sequence(step, "sequence"), &length)))
+        expect_equal(step, length);
     } else if (op == "sequence_flags") {
       uint64_t flags = ~uint64_t{0};
-      if (expected(step, tq_sequence_flags(owner.handle, sequence(step, "sequence"), &flags))) expect_equal(step, flags);
+      if (expected(step, tq_sequence_flags(owner.handle, sequence(step, "sequence"), &flags)))
+        expect_equal(step, flags);
     } else {
       fail("unknown op");
     }
@@ -199,9 +225,11 @@ class Runner {
     std::vector<tq_sequence> ids;
     for (const Json& name : step.at("sequences")) ids.push_back(cache(step).sequences.at(name));
     const std::vector<int64_t> new_tokens = step.at("new_tokens");
-    const std::vector<int64_t> query_tokens = step.contains("query_tokens") ? step["query_tokens"].get<std::vector<int64_t>>() : new_tokens;
-    if (!expected(step, tq_batch_plan(planned.handle, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(),
-                                      step.contains("query_tokens") ? query_tokens.data() : nullptr, nullptr)))
+    const std::vector<int64_t> query_tokens =
+        step.contains("query_tokens") ? step["query_tokens"].get<std::vector<int64_t>>() : new_tokens;
+    if (!expected(step, tq_batch_plan(
+                            planned.handle, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(),
+                            step.contains("query_tokens") ? query_tokens.data() : nullptr, nullptr)))
       return;
     planned.query_tokens = 0;
     for (int64_t count : query_tokens) planned.query_tokens += count;
@@ -212,8 +240,9 @@ class Runner {
     layout.struct_size = sizeof layout;
     if (step.contains("layout")) contract::read_layout(step["layout"], layout);
     const Tensor &k = tensor(step, "k"), &v = tensor(step, "v");
-    expected(step, tq_cache_append(cache(step).handle, step.at("layer"), batch(step).handle, k.at(step.value("k_offset", 0)),
-                                   v.at(step.value("v_offset", 0)), step.contains("layout") ? &layout : nullptr, nullptr));
+    expected(step, tq_cache_append(cache(step).handle, step.at("layer"), batch(step).handle,
+                                   k.at(step.value("k_offset", 0)), v.at(step.value("v_offset", 0)),
+                                   step.contains("layout") ? &layout : nullptr, nullptr));
   }
 
   void attend(const Json& step) {
@@ -223,21 +252,26 @@ class Runner {
     params.struct_size = sizeof params;
     if (step.contains("params")) {
       contract::read_params(step["params"], params);
-      if (step["params"].contains("sink_logits")) params.sink_logits = static_cast<const float*>(input(step["params"], "sink_logits"));
+      if (step["params"].contains("sink_logits"))
+        params.sink_logits = static_cast<const float*>(input(step["params"], "sink_logits"));
     }
     size_t workspace_bytes = 0;
     const std::string kind = step.value("workspace", "own");
-    if (kind != "own" && tq_attend_workspace_bytes(owner.handle, planned.handle, &workspace_bytes)) fail(tq_last_error());
+    if (kind != "own" && tq_attend_workspace_bytes(owner.handle, planned.handle, &workspace_bytes))
+      fail(tq_last_error());
     if (kind == "short") workspace_bytes = 1;
     const std::unique_ptr<char[]> memory(new char[workspace_bytes + 256]);
-    void* workspace = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.get()) + 255) & ~uintptr_t{255});
+    void* workspace =
+        reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.get()) + 255) & ~uintptr_t{255});
     const int64_t rows = planned.query_tokens * owner.config.num_q_heads;
-    std::vector<uint8_t> out(static_cast<size_t>(rows * owner.config.value_dim) * 4), lse(static_cast<size_t>(rows) * 4);
+    std::vector<uint8_t> out(static_cast<size_t>(rows * owner.config.value_dim) * 4),
+        lse(static_cast<size_t>(rows) * 4);
     fill_with_nan(out);
     fill_with_nan(lse);
-    if (!expected(step,
-                  tq_cache_attend(owner.handle, step.at("layer"), planned.handle, input(step, "q"), out.data(), reinterpret_cast<float*>(lse.data()),
-                                  step.contains("params") ? &params : nullptr, kind == "own" ? nullptr : workspace, workspace_bytes, nullptr)))
+    if (!expected(step, tq_cache_attend(owner.handle, step.at("layer"), planned.handle, input(step, "q"),
+                                        out.data(), reinterpret_cast<float*>(lse.data()),
+                                        step.contains("params") ? &params : nullptr,
+                                        kind == "own" ? nullptr : workspace, workspace_bytes, nullptr)))
       return;
     compare(step, "out", out, TQ_F32);
     compare(step, "lse", lse, TQ_F32);
@@ -247,11 +281,12 @@ class Runner {
     Cache& owner = cache(step);
     const int64_t count = step.at("count"), rows = (count > 0 ? count : 0) * owner.config.num_kv_heads;
     const int64_t size = owner.config.io_dtype == TQ_F32 ? 4 : 2;
-    std::vector<uint8_t> k(static_cast<size_t>(rows * owner.config.head_dim * size)), v(static_cast<size_t>(rows * owner.config.value_dim * size));
+    std::vector<uint8_t> k(static_cast<size_t>(rows * owner.config.head_dim * size)),
+        v(static_cast<size_t>(rows * owner.config.value_dim * size));
     fill_with_nan(k);
     fill_with_nan(v);
-    if (!expected(step, tq_cache_read(owner.handle, step.at("layer"), sequence(step, "sequence"), step.at("first"), count, k.data(), v.data(),
-                                      nullptr, nullptr)))
+    if (!expected(step, tq_cache_read(owner.handle, step.at("layer"), sequence(step, "sequence"),
+                                      step.at("first"), count, k.data(), v.data(), nullptr, nullptr)))
       return;
     compare(step, "k", k, owner.config.io_dtype);
     compare(step, "v", v, owner.config.io_dtype);
@@ -261,14 +296,16 @@ class Runner {
     std::vector<const void*> outs;
     std::vector<const float*> lses;
     for (const Json& name : step.at("outs")) outs.push_back(tensors_.at(name).bytes.data());
-    for (const Json& name : step.at("lses")) lses.push_back(reinterpret_cast<const float*>(tensors_.at(name).bytes.data()));
+    for (const Json& name : step.at("lses"))
+      lses.push_back(reinterpret_cast<const float*>(tensors_.at(name).bytes.data()));
     const int64_t rows = step.at("rows");
     std::vector<uint8_t> out(static_cast<size_t>((rows > 0 ? rows : 0) * step.at("dim").get<int64_t>()) * 4),
         lse(static_cast<size_t>(rows > 0 ? rows : 0) * 4);
     fill_with_nan(out);
     fill_with_nan(lse);
-    if (!expected(step, tq_merge_states(static_cast<int32_t>(outs.size()), outs.data(), lses.data(), rows, step.at("dim"), step.at("dtype"),
-                                        out.data(), reinterpret_cast<float*>(lse.data()), TQ_DEVICE_CPU, 0, nullptr)))
+    if (!expected(step, tq_merge_states(static_cast<int32_t>(outs.size()), outs.data(), lses.data(), rows,
+                                        step.at("dim"), step.at("dtype"), out.data(),
+                                        reinterpret_cast<float*>(lse.data()), TQ_DEVICE_CPU, 0, nullptr)))
       return;
     compare(step, "out", out, TQ_F32);
     compare(step, "lse", lse, TQ_F32);

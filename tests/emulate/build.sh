@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# build.sh FOLDER CUDA_INCLUDE: the library with the CUDA backend and the programs of tests/gpu for the CPU (see emulate.h), in FOLDER. CUDA_INCLUDE: the toolkit's
-# headers. Needs a C++ compiler (CXX, default g++), libhwy-dev and libxxhash-dev.
+# build.sh FOLDER CUDA_INCLUDE: the library with the CUDA backend and the programs of tests/gpu for the CPU
+# (see emulate.h), in FOLDER. CUDA_INCLUDE: the toolkit's headers. Needs a C++ compiler (CXX, default g++),
+# libhwy-dev and libxxhash-dev.
 set -euo pipefail
 mkdir -p "$1"
 out=$(cd "$1" && pwd) include=$2

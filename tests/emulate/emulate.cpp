@@ -106,7 +106,10 @@ void run_warp(int warp) {
 }
 
 [[noreturn]] void report_no_end() {
-  fprintf(stderr, "emulate: the CTA %u does not come to an end; warps and how many collectives their lanes 0 have passed:", here.block.x);
+  fprintf(stderr,
+          "emulate: the CTA %u does not come to an end; warps and how many collectives their lanes 0 have "
+          "passed:",
+          here.block.x);
   for (size_t i = 0; i < fibers.size(); i += kWarp)
     fprintf(stderr, " %zu: %d%s", i / kWarp, fibers[i].collectives, fibers[i].ended ? " (ended)" : "");
   fprintf(stderr, "\n");
@@ -130,7 +133,8 @@ int meet(Give give) {
   const int own = ++fiber.collectives, half = own & 1;
   give(meeting, half);
   meeting.collectives[here.lane] = own;
-  const size_t first = static_cast<size_t>(here.warp) * kWarp, lanes = std::min<size_t>(kWarp, fibers.size() - first);
+  const size_t first = static_cast<size_t>(here.warp) * kWarp,
+               lanes = std::min<size_t>(kWarp, fibers.size() - first);
   const auto all_here = [&] {
     for (size_t i = 0; i < lanes; i++)
       if (meeting.collectives[i] < own && !fibers[first + i].ended) return false;
@@ -178,7 +182,8 @@ void barrier(int id, int threads, bool wait) {
 
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
-  if (shared > kSharedBytes || threads == 0 || threads > 1024) throw std::runtime_error("emulate: no CTA can have so much shared memory or threads");
+  if (shared > kSharedBytes || threads == 0 || threads > 1024)
+    throw std::runtime_error("emulate: no CTA can have so much shared memory or threads");
   if (stacks.size() < threads * kStackBytes) stacks.resize(threads * kStackBytes);
   const char* seed = getenv("TQ_EMULATE_SEED");
   random_state = seed ? static_cast<uint32_t>(atoi(seed)) : 0;
@@ -193,7 +198,8 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& t
         fibers.assign(threads, Fiber());
         meetings.assign((threads + kWarp - 1) / kWarp, Meeting());
         for (Named& bar : named) bar = Named();
-        for (unsigned i = 0; i < threads; i++) fibers[i].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+        for (unsigned i = 0; i < threads; i++)
+          fibers[i].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
         running = static_cast<int>(threads);
         run_cta();
       }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA kernels on the CPU, for machines without a GPU: a CTA's threads are fibers, the lanes of a warp meet at every collective, CTAs run one after another.
-// Shows what kernels compute, and under many orders of execution (TQ_EMULATE_SEED) whether their warps and lanes wait for one another where they must. Shows
+// CUDA kernels on the CPU, for machines without a GPU: a CTA's threads are fibers, the lanes of a warp meet
+// at every collective, CTAs run one after another. Shows what kernels compute, and under many orders of
+// execution (TQ_EMULATE_SEED) whether their warps and lanes wait for one another where they must. Shows
 // nothing of time, nor of the order in which a device makes memory accesses visible.
 //
-// Compiled in front of every source (-include); the folder cuda/ beside it stands in for the instructions of cuda/ptx. The toolkit gives types only.
+// Compiled in front of every source (-include); the folder cuda/ beside it stands in for the instructions of
+// cuda/ptx. The toolkit gives types only.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -47,13 +49,15 @@ extern Place here;
 uint8_t* launch_shared();
 // Another warp's turn: by whoever waits for something that is not a collective.
 void poll();
-// Collectives. All lanes of the warp come to the same call; returns what each gave, by lane. Valid until the lane's next but one.
+// Collectives. All lanes of the warp come to the same call; returns what each gave, by lane. Valid until the
+// lane's next but one.
 const uint64_t* gather(uint64_t mine);
 constexpr size_t kGatherBytes = 64;
 const uint8_t* gather_bytes(const void* mine, size_t bytes);  // [lane][kGatherBytes]
 // A barrier of the CTA for so many threads.
 void barrier(int id, int threads, bool wait);
-// As the device would run it, at once. Throws std::runtime_error if the CTA cannot be, aborts with a report if its fibers wait for ever.
+// As the device would run it, at once. Throws std::runtime_error if the CTA cannot be, aborts with a report
+// if its fibers wait for ever.
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread);
 // Runs what a stream is given, or keeps it if the stream is being captured.
 void enqueue(cudaStream_t stream, const std::function<void()>& work);
@@ -116,9 +120,13 @@ T __reduce_add_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return static_cast<T>(a + b); });
 }
 inline void __syncwarp(unsigned = ~0u) { emulate::gather(0); }
-inline void __syncthreads() { emulate::barrier(0, static_cast<int>(blockDim.x * blockDim.y * blockDim.z), true); }
+inline void __syncthreads() {
+  emulate::barrier(0, static_cast<int>(blockDim.x * blockDim.y * blockDim.z), true);
+}
 int __syncthreads_and(int predicate);
-inline void __barrier_sync_count(unsigned id, unsigned threads) { emulate::barrier(static_cast<int>(id), static_cast<int>(threads), true); }
+inline void __barrier_sync_count(unsigned id, unsigned threads) {
+  emulate::barrier(static_cast<int>(id), static_cast<int>(threads), true);
+}
 
 inline unsigned __float_as_uint(float x) { return emulate::from_bits<unsigned>(emulate::bits_of(x)); }
 inline int __float_as_int(float x) { return emulate::from_bits<int>(emulate::bits_of(x)); }
@@ -132,7 +140,9 @@ float __fmul_ru(float a, float b);
 float __fmaf_rz(float a, float b, float c);
 inline float __fdividef(float a, float b) { return a / b; }
 inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }
-inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 template <class T>
 T atomicAdd(T* at, T add) {
   const T before = *at;

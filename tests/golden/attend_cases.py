@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attend.safetensors: small attention cases; the expected results are those of exact arithmetic on the decoded codes."""
+"""attend.safetensors: small attention cases; the expected results are those of exact arithmetic on the
+decoded codes."""
 import json
 
 import numpy as np
@@ -7,35 +8,56 @@ from reference import tqkv_reference as ref
 from encode_cases import gaussian
 
 SEED = 77
-DEFAULTS = {"layer": 0, "head_dim": 64, "value_dim": 64, "key_bits": 4, "value_bits": 4, "num_q_heads": 2, "num_kv_heads": 1, "seq_len": 40,
-            "new_tokens": 1, "query_tokens": 1, "softmax_scale": 0.0, "logit_softcap": 0.0, "sliding_window": 0, "sink_logits": None,
-            "history_only": False, "window_tokens": 0, "sink_tokens": 0, "centres": False, "search": True}
+DEFAULTS = {
+    "layer": 0, "head_dim": 64, "value_dim": 64, "key_bits": 4, "value_bits": 4, "num_q_heads": 2,
+    "num_kv_heads": 1, "seq_len": 40, "new_tokens": 1, "query_tokens": 1, "softmax_scale": 0.0,
+    "logit_softcap": 0.0, "sliding_window": 0, "sink_logits": None, "history_only": False, "window_tokens": 0,
+    "sink_tokens": 0, "centres": False, "search": True
+}
 CASES = {
     "decode_mha": {"num_kv_heads": 2, "seq_len": 44},
     "decode_one_token": {"seq_len": 1},
-    "decode_gqa3_mixed": {"head_dim": 96, "value_dim": 96, "key_bits": 4, "value_bits": 2, "num_q_heads": 6, "num_kv_heads": 2, "layer": 5},
+    "decode_gqa3_mixed": {
+        "head_dim": 96, "value_dim": 96, "key_bits": 4, "value_bits": 2, "num_q_heads": 6, "num_kv_heads": 2,
+        "layer": 5
+    },
     "decode_key_wider": {"head_dim": 192, "value_dim": 128, "num_q_heads": 4, "seq_len": 33},
     "decode_padded_dim": {"head_dim": 80, "value_dim": 80, "key_bits": 5, "value_bits": 6, "seq_len": 45},
     "decode_raw_key": {"key_bits": 16, "value_bits": 4},
     "decode_b8": {"key_bits": 8, "value_bits": 8, "seq_len": 40, "softmax_scale": 0.2},
     "decode_nosearch": {"key_bits": 3, "value_bits": 3, "search": False},
-    "prefill_gqa4": {"seq_len": 35, "new_tokens": 35, "query_tokens": 35, "head_dim": 32, "value_dim": 32, "key_bits": 3, "value_bits": 3,
-                     "num_q_heads": 4},
-    "prefill_d128": {"seq_len": 12, "new_tokens": 12, "query_tokens": 12, "head_dim": 128, "value_dim": 128, "key_bits": 2},
-    "chunk_after_history": {"seq_len": 64, "new_tokens": 11, "query_tokens": 11, "key_bits": 3, "value_bits": 4},
+    "prefill_gqa4": {
+        "seq_len": 35, "new_tokens": 35, "query_tokens": 35, "head_dim": 32, "value_dim": 32, "key_bits": 3,
+        "value_bits": 3, "num_q_heads": 4
+    },
+    "prefill_d128": {
+        "seq_len": 12, "new_tokens": 12, "query_tokens": 12, "head_dim": 128, "value_dim": 128, "key_bits": 2
+    },
+    "chunk_after_history":
+        {"seq_len": 64, "new_tokens": 11, "query_tokens": 11, "key_bits": 3, "value_bits": 4},
     "queries_fewer_than_new": {"seq_len": 50, "new_tokens": 20, "query_tokens": 3},
-    "window_and_sinks": {"key_bits": 2, "value_bits": 2, "seq_len": 67, "new_tokens": 3, "query_tokens": 3, "window_tokens": 16,
-                         "sink_tokens": 4},
-    "sliding_window": {"seq_len": 50, "new_tokens": 9, "query_tokens": 9, "sliding_window": 20, "key_bits": 3},
+    "window_and_sinks": {
+        "key_bits": 2, "value_bits": 2, "seq_len": 67, "new_tokens": 3, "query_tokens": 3,
+        "window_tokens": 16, "sink_tokens": 4
+    },
+    "sliding_window":
+        {"seq_len": 50, "new_tokens": 9, "query_tokens": 9, "sliding_window": 20, "key_bits": 3},
     "softcap": {"logit_softcap": 2.0, "softmax_scale": 0.3},
     "sink_logits": {"num_q_heads": 4, "sink_logits": [0.5, -3.0, 4.0, 9.0]},
     "history_only": {"seq_len": 40, "new_tokens": 7, "query_tokens": 7, "history_only": True},
     "history_empty": {"seq_len": 6, "new_tokens": 6, "query_tokens": 6, "history_only": True},
-    "history_empty_sink": {"seq_len": 6, "new_tokens": 6, "query_tokens": 6, "history_only": True, "sink_logits": [1.25, -2.0]},
-    "centres": {"head_dim": 128, "value_dim": 128, "key_bits": 3, "value_bits": 3, "softmax_scale": 0.05, "centres": True},
-    "everything": {"key_bits": 4, "value_bits": 3, "num_q_heads": 6, "num_kv_heads": 2, "seq_len": 70, "new_tokens": 5, "query_tokens": 5,
-                   "sliding_window": 50, "logit_softcap": 8.0, "sink_logits": [0.1, 0.2, 0.3, -0.4, -0.5, 2.0], "window_tokens": 24,
-                   "sink_tokens": 30, "centres": True, "layer": 2},
+    "history_empty_sink":
+        {"seq_len": 6, "new_tokens": 6, "query_tokens": 6, "history_only": True, "sink_logits": [1.25, -2.0]},
+    "centres": {
+        "head_dim": 128, "value_dim": 128, "key_bits": 3, "value_bits": 3, "softmax_scale": 0.05,
+        "centres": True
+    },
+    "everything": {
+        "key_bits": 4, "value_bits": 3, "num_q_heads": 6, "num_kv_heads": 2, "seq_len": 70, "new_tokens": 5,
+        "query_tokens": 5, "sliding_window": 50, "logit_softcap": 8.0,
+        "sink_logits": [0.1, 0.2, 0.3, -0.4, -0.5,
+                        2.0], "window_tokens": 24, "sink_tokens": 30, "centres": True, "layer": 2
+    },
 }
 
 
@@ -48,7 +70,13 @@ def decode_side(x, p, kind, centre):
         if bits == 16:
             heads.append(ref.raw_bits(vectors)[0].view(np.float16).astype(np.float64))
             continue
-        config = ref.SideConfig(head_dim=x.shape[2], bits=bits, kind=kind, seed=SEED, layer=p["layer"], kv_head=kv_head, search=p["search"],
+        config = ref.SideConfig(head_dim=x.shape[2],
+                                bits=bits,
+                                kind=kind,
+                                seed=SEED,
+                                layer=p["layer"],
+                                kv_head=kv_head,
+                                search=p["search"],
                                 centre=None if centre is None else tuple(float(c) for c in centre[kv_head]))
         encoded = ref.encode(vectors, config)
         heads.append(ref.decode(encoded.codes, encoded.scales, config).astype(np.float64))
@@ -69,15 +97,22 @@ def build_case(number, p):
     # Queries that look at some key, so that the softmax is not flat.
     group = p["num_q_heads"] // kv
     own = np.arange(t - p["query_tokens"], t)
-    q = gaussian(100 * number + 5, p["query_tokens"] * p["num_q_heads"] * d).reshape(p["query_tokens"], p["num_q_heads"], d)
+    q = gaussian(100 * number + 5,
+                 p["query_tokens"] * p["num_q_heads"] * d).reshape(p["query_tokens"], p["num_q_heads"], d)
     q = q + 0.4 * np.repeat(k[own // 2], group, axis=1)
     q, k, v = (a.astype(np.float32) for a in (q, k, v))
     heads_first = [np.ascontiguousarray(a.transpose(1, 0, 2)) for a in (k, v)]
-    out, lse = ref.attend(
-        q, decode_side(k, p, ref.KEY, k_centre), decode_side(v, p, ref.VALUE, v_centre),
-        softmax_scale=p["softmax_scale"] or None, softcap=p["logit_softcap"], sliding_window=p["sliding_window"],
-        sink_logits=p["sink_logits"], history_only_len=t - p["new_tokens"] if p["history_only"] else None,
-        exact=ref.exact_token_mask(t, p["window_tokens"], p["sink_tokens"]), k_exact=heads_first[0], v_exact=heads_first[1])
+    out, lse = ref.attend(q,
+                          decode_side(k, p, ref.KEY, k_centre),
+                          decode_side(v, p, ref.VALUE, v_centre),
+                          softmax_scale=p["softmax_scale"] or None,
+                          softcap=p["logit_softcap"],
+                          sliding_window=p["sliding_window"],
+                          sink_logits=p["sink_logits"],
+                          history_only_len=t - p["new_tokens"] if p["history_only"] else None,
+                          exact=ref.exact_token_mask(t, p["window_tokens"], p["sink_tokens"]),
+                          k_exact=heads_first[0],
+                          v_exact=heads_first[1])
     tensors.update(q=q, k=k, v=v, out=out, lse=lse)
     return tensors
 

@@ -14,7 +14,8 @@ FLT_MAX = np.finfo(np.float32).max
 
 
 def uniform(stream, count):
-    """float64 in [-1, 1), from the format's own integer stream: NumPy's generators may change their output between versions."""
+    """float64 in [-1, 1), from the format's own integer stream: NumPy's generators may change their output
+    between versions."""
     words = ref.stream_words(ref.stream_base(SEED, stream, 0, 0), 0, count)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0 ** -52 - 1
 
@@ -28,7 +29,8 @@ def inputs(d):
     """float32 [32, d]; the meaning of the rows stands in README.md."""
     x = gaussian(d, NUM_VECTORS * d).reshape(NUM_VECTORS, d)
     i = np.arange(d)
-    # Rows 10-15: a common offset, a slow wave as position rotation makes it, a few channels ten and more times as large.
+    # Rows 10-15: a common offset, a slow wave as position rotation makes it, a few channels ten and more
+    # times as large.
     x[10:16] += 0.5 + np.cos(np.outer(np.arange(1, 7), i) / 9)
     x[10:16, [3 % d, d // 2, d - 2]] *= 12
     x[13:16, d // 4] = [60, -35, 80]
@@ -48,14 +50,21 @@ def inputs(d):
     x[26, 5] = np.float32(-2.0 ** -100)
     x[27] = np.nextafter(np.float32(2.0 ** -100), np.float32(0))
     x[28, 2:5] = [2.0 ** 64, np.nextafter(np.float32(2.0 ** 64), np.float32(np.inf)), -2.0 ** 70]
-    x[29] = np.ldexp(np.float32(1) + np.abs(x[2]), (60 - 200 * i // d)).astype(np.float32) * np.where(i % 5 < 2, -1, 1)
+    x[29] = np.ldexp(np.float32(1) + np.abs(x[2]),
+                     (60 - 200 * i // d)).astype(np.float32) * np.where(i % 5 < 2, -1, 1)
     x[30] = np.rint(3 * x[3])
     x[31] = np.where(i == d // 2, np.float32(1e-3), np.float32(-0.0))
     return x.astype(np.float32)
 
 
 def side(kind, d, bits, **options):
-    return ref.SideConfig(head_dim=d, bits=bits, kind=kind, seed=SEED, layer=LAYER, kv_head=KV_HEAD, **options)
+    return ref.SideConfig(head_dim=d,
+                          bits=bits,
+                          kind=kind,
+                          seed=SEED,
+                          layer=LAYER,
+                          kv_head=KV_HEAD,
+                          **options)
 
 
 def add(tensors, prefix, x, config, words=True, decoded=False, nonfinite=False):
@@ -74,7 +83,8 @@ def add(tensors, prefix, x, config, words=True, decoded=False, nonfinite=False):
 def add_raw(tensors, x):
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         half = x.astype(np.float16)
-    # Truncation keeps NaN and infinity what they are; the point here is the sixteen bits, not how they came about.
+    # Truncation keeps NaN and infinity what they are; the point here is the sixteen bits, not how they came
+    # about.
     brain = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     # Values around float16's largest number and its subnormals.
     x = x.copy()
@@ -96,13 +106,18 @@ def build(d):
     for name, kind in SIDES:
         for bits in BITS:
             config = side(kind, d, bits)
-            encoded[name, bits] = add(tensors, f"{name}.b{bits}.", x, config, decoded=d == 128 and (kind == ref.KEY or bits == 4))
+            encoded[name, bits] = add(tensors,
+                                      f"{name}.b{bits}.",
+                                      x,
+                                      config,
+                                      decoded=d == 128 and (kind == ref.KEY or bits == 4))
     tensors["nonfinite"] = encoded["key", 2].nonfinite.astype(np.uint8)
     if d == 128:
         centre = 2 * gaussian(9999, d).astype(np.float32)
         tensors["centre"] = centre
         for bits in BITS:
-            for name, options in (("norm", {"rule": ref.NORM}), ("paper", {"rule": ref.PAPER}), ("nosearch", {"search": False})):
+            for name, options in (("norm", {"rule": ref.NORM}), ("paper", {"rule": ref.PAPER}),
+                                  ("nosearch", {"search": False})):
                 add(tensors, f"key.b{bits}.{name}.", x, side(ref.KEY, d, bits, **options), words=False)
         for bits in (3, 4):
             config = side(ref.KEY, d, bits, centre=tuple(float(c) for c in centre))
@@ -112,13 +127,27 @@ def build(d):
             config = side(kind, d, 3, rotation=ref.DENSE)
             tensors[f"{name}.dense.corner"] = ref.dense_rotation(config.base, d)[:8, :8]
             for bits in (3, 4, 8):
-                add(tensors, f"{name}.b{bits}.dense.", x, side(kind, d, bits, rotation=ref.DENSE), words=False, decoded=True)
+                add(tensors,
+                    f"{name}.b{bits}.dense.",
+                    x,
+                    side(kind, d, bits, rotation=ref.DENSE),
+                    words=False,
+                    decoded=True)
         raw = add_raw(tensors, x)
-        full = {(name, bits): (encoded[name, bits].codes, encoded[name, bits].scales, bits) for name, bits in encoded}
+        full = {(name, bits): (encoded[name, bits].codes, encoded[name, bits].scales, bits)
+                for name, bits in encoded}
         partial = {key: (codes[:20], scales[:20], bits) for key, (codes, scales, bits) in full.items()}
-        for tile, key, value in (("k4v3", full["key", 4], full["value", 3]), ("k3v5.n20", partial["key", 3], partial["value", 5]),
-                                 ("k16v4", (raw, None, 16), full["value", 4]), ("k8v16", full["key", 8], (raw, None, 16))):
+        for tile, key, value in (("k4v3", full["key", 4], full["value",
+                                                               3]), ("k3v5.n20", partial["key",
+                                                                                         3], partial["value",
+                                                                                                     5]),
+                                 ("k16v4", (raw, None, 16), full["value",
+                                                                 4]), ("k8v16", full["key",
+                                                                                     8], (raw, None, 16))):
             tensors[f"tile.{tile}"] = np.frombuffer(ref.tile_bytes(key, value), dtype=np.uint8)
-    parameters = {"head_dim": d, "stored_dim": ref.stored_dim(d), "seed": SEED, "layer": LAYER, "kv_head": KV_HEAD,
-                  "num_vectors": NUM_VECTORS, "key_rule": "ls", "value_rule": "unbiased", "search": True, "rotation": "hadamard"}
+    parameters = {
+        "head_dim": d, "stored_dim": ref.stored_dim(d), "seed": SEED, "layer": LAYER, "kv_head": KV_HEAD,
+        "num_vectors": NUM_VECTORS, "key_rule": "ls", "value_rule": "unbiased", "search": True,
+        "rotation": "hadamard"
+    }
     return tensors, {"parameters": json.dumps(parameters)}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar definition (src/format) against the golden vectors of the NumPy oracle: codes, scales, words, tiles, decoded vectors and non-finite
-// flags, every bit. The oracle was written from FORMAT.md alone.
+// The scalar definition (src/format) against the golden vectors of the NumPy oracle: codes, scales, words,
+// tiles, decoded vectors and non-finite flags, every bit. The oracle was written from FORMAT.md alone.
 #include <cstdio>
 
 #include "golden_file.h"
@@ -14,7 +14,9 @@ constexpr int kVectors = 32;
 
 class Encode : public testing::TestWithParam<int> {
  protected:
-  Encode() : file_("encode_d" + std::to_string(GetParam()) + ".safetensors"), parameters_(file_.parameters("parameters")) {}
+  Encode()
+      : file_("encode_d" + std::to_string(GetParam()) + ".safetensors"),
+        parameters_(file_.parameters("parameters")) {}
 
   // One coded set of the file.
   struct Set {
@@ -29,12 +31,16 @@ class Encode : public testing::TestWithParam<int> {
       for (const std::string side : {"key", "value"})
         for (const int bits : {2, 3, 4, 5, 6, 8})
           for (const std::string variant : {"", "norm", "paper", "nosearch", "centre", "dense"}) {
-            const std::string prefix = side + ".b" + std::to_string(bits) + "." + (variant.empty() ? "" : variant + ".");
-            if (entry.first == prefix + "codes") found.push_back({prefix, side == "key" ? Kind::kKey : Kind::kValue, bits, variant});
+            const std::string prefix =
+                side + ".b" + std::to_string(bits) + "." + (variant.empty() ? "" : variant + ".");
+            if (entry.first == prefix + "codes")
+              found.push_back({prefix, side == "key" ? Kind::kKey : Kind::kValue, bits, variant});
           }
     return found;
   }
-  std::vector<float> centre(const std::string& variant) { return variant == "centre" ? file_.read<float>("centre") : std::vector<float>(); }
+  std::vector<float> centre(const std::string& variant) {
+    return variant == "centre" ? file_.read<float>("centre") : std::vector<float>();
+  }
 
   GoldenFile file_;
   nlohmann::json parameters_;
@@ -50,11 +56,12 @@ TEST_P(Encode, CodesScalesAndFlags) {
     const int stored = (*coder).stored, dim = (*coder).dim;
     std::vector<uint8_t> codes(static_cast<size_t>(kVectors) * stored), flags(kVectors);
     std::vector<uint16_t> scales(kVectors);
-    for (int i = 0; i < kVectors; i++) flags[i] = format::encode_vector(*coder, &input[i * dim], &codes[i * stored], &scales[i]);
+    for (int i = 0; i < kVectors; i++)
+      flags[i] = format::encode_vector(*coder, &input[i * dim], &codes[i * stored], &scales[i]);
     const std::vector<uint8_t> expected = file_.read<uint8_t>(set.prefix + "codes");
     const int64_t at = first_difference(codes, expected);
-    EXPECT_EQ(at, -1) << "vector " << at / stored << ", coordinate " << at % stored << ": code " << int(codes[at]) << ", expected "
-                      << int(expected[at]);
+    EXPECT_EQ(at, -1) << "vector " << at / stored << ", coordinate " << at % stored << ": code "
+                      << int(codes[at]) << ", expected " << int(expected[at]);
     EXPECT_EQ(scales, file_.read<uint16_t>(set.prefix + "scales"));
     const std::string own = set.prefix + "nonfinite";
     EXPECT_EQ(flags, file_.read<uint8_t>(file_.has(own) ? own : "nonfinite"));
@@ -70,7 +77,8 @@ TEST_P(Encode, Decoded) {
     const std::vector<uint8_t> codes = file_.read<uint8_t>(set.prefix + "codes");
     const std::vector<uint16_t> scales = file_.read<uint16_t>(set.prefix + "scales");
     std::vector<float> decoded(static_cast<size_t>(kVectors) * (*coder).dim);
-    for (int i = 0; i < kVectors; i++) format::decode_vector(*coder, &codes[i * (*coder).stored], scales[i], &decoded[i * (*coder).dim]);
+    for (int i = 0; i < kVectors; i++)
+      format::decode_vector(*coder, &codes[i * (*coder).stored], scales[i], &decoded[i * (*coder).dim]);
     EXPECT_EQ(first_difference(decoded, file_.read<float>(set.prefix + "decoded")), -1);
     compared++;
   }
@@ -88,14 +96,17 @@ TEST_P(Encode, Words) {
     const std::vector<uint8_t> codes = file_.read<uint8_t>(set.prefix + "codes");
     const std::vector<uint32_t> expected = file_.read<uint32_t>(set.prefix + "words");
     ASSERT_EQ(expected.size() * 4, static_cast<size_t>(side.code_bytes()));
-    std::vector<uint32_t> words(expected.size(), 0xDEADBEEFu);  // store_code must overwrite every bit between them
+    // store_code must overwrite every bit between them
+    std::vector<uint32_t> words(expected.size(), 0xDEADBEEFu);
     for (int i = 0; i < kVectors; i++)
       for (int c = 0; c < side.stored; c++)
-        format::store_code(words.data(), side, format::code_place(side, set.kind, i, c), codes[i * side.stored + c]);
+        format::store_code(words.data(), side, format::code_place(side, set.kind, i, c),
+                           codes[i * side.stored + c]);
     EXPECT_EQ(first_difference(words, expected), -1);
     for (int i = 0; i < kVectors; i++)
       for (int c = 0; c < side.stored; c++)
-        ASSERT_EQ(format::load_code(expected.data(), side, format::code_place(side, set.kind, i, c)), codes[i * side.stored + c]);
+        ASSERT_EQ(format::load_code(expected.data(), side, format::code_place(side, set.kind, i, c)),
+                  codes[i * side.stored + c]);
     compared++;
   }
   EXPECT_GE(compared, 12);
@@ -107,10 +118,12 @@ INSTANTIATE_TEST_SUITE_P(Golden, Encode, testing::ValuesIn(format::kHeadDims), d
 TEST(Golden, DenseCorner) {
   GoldenFile file("encode_d64.safetensors");
   for (const char* side : {"key", "value"}) {
-    const Coder coder(file.parameters("parameters"), side[0] == 'k' ? Kind::kKey : Kind::kValue, 3, "dense", {});
+    const Coder coder(file.parameters("parameters"), side[0] == 'k' ? Kind::kKey : Kind::kValue, 3, "dense",
+                      {});
     const std::vector<float> corner = file.read<float>(std::string(side) + ".dense.corner");
     for (int r = 0; r < 8; r++)
-      for (int c = 0; c < 8; c++) EXPECT_EQ(coder.dense()[r * 64 + c], corner[r * 8 + c]) << side << " " << r << " " << c;
+      for (int c = 0; c < 8; c++)
+        EXPECT_EQ(coder.dense()[r * 64 + c], corner[r * 8 + c]) << side << " " << r << " " << c;
   }
 }
 
@@ -139,17 +152,21 @@ TEST(Golden, RawSides) {
 }
 
 // One side of a tile into bytes: codes of the golden sets, or the raw values.
-void place_side(GoldenFile& file, Kind kind, const format::SideLayout& side, int tokens, uint8_t* words, uint8_t* scales) {
+void place_side(GoldenFile& file, Kind kind, const format::SideLayout& side, int tokens, uint8_t* words,
+                uint8_t* scales) {
   if (side.raw()) {
     const std::vector<uint16_t> raw = file.read<uint16_t>("raw.f32.stored");
     memcpy(words, raw.data(), static_cast<size_t>(tokens) * side.dim * 2);
     return;
   }
-  const std::string prefix = std::string(kind == Kind::kKey ? "key.b" : "value.b") + std::to_string(side.bits) + ".";
+  const std::string prefix =
+      std::string(kind == Kind::kKey ? "key.b" : "value.b") + std::to_string(side.bits) + ".";
   const std::vector<uint8_t> codes = file.read<uint8_t>(prefix + "codes");
   std::vector<uint32_t> packed(side.code_bytes() / 4);
   for (int i = 0; i < tokens; i++)
-    for (int c = 0; c < side.stored; c++) format::store_code(packed.data(), side, format::code_place(side, kind, i, c), codes[i * side.stored + c]);
+    for (int c = 0; c < side.stored; c++)
+      format::store_code(packed.data(), side, format::code_place(side, kind, i, c),
+                         codes[i * side.stored + c]);
   memcpy(words, packed.data(), side.code_bytes());
   memcpy(scales, file.read<uint16_t>(prefix + "scales").data(), 2 * static_cast<size_t>(tokens));
 }
@@ -163,8 +180,10 @@ TEST(Golden, WholeTiles) {
     SCOPED_TRACE(entry.first);
     const format::TileLayout tile(64, 64, key_bits, value_bits);
     std::vector<uint8_t> bytes(tile.tile_bytes());
-    place_side(file, Kind::kKey, tile.key, tokens, &bytes[tile.key_offset()], bytes.data() + tile.key_scale_offset());
-    place_side(file, Kind::kValue, tile.value, tokens, &bytes[tile.value_offset()], bytes.data() + tile.value_scale_offset());
+    place_side(file, Kind::kKey, tile.key, tokens, &bytes[tile.key_offset()],
+               bytes.data() + tile.key_scale_offset());
+    place_side(file, Kind::kValue, tile.value, tokens, &bytes[tile.value_offset()],
+               bytes.data() + tile.value_scale_offset());
     EXPECT_EQ(first_difference(bytes, file.read<uint8_t>(entry.first)), -1);
     compared++;
   }

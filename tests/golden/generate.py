@@ -3,7 +3,8 @@
 """Writes the golden vectors (*.safetensors) with the oracle of tests/reference. README.md lists the names.
 
 Usage: generate.py           writes all files
-       generate.py --check   regenerates and compares, float64 results to 1e-12, all else bit for bit; exit status 1 on a difference
+       generate.py --check   regenerates and compares, float64 results to 1e-12, all else bit for bit; exit
+                             status 1 on a difference
 """
 import sys
 from pathlib import Path

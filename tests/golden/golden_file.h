@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The golden files as typed tensors (README.md beside this file says what is in them), for the C++ tests that must agree with them.
+// The golden files as typed tensors (README.md beside this file says what is in them), for the C++ tests that
+// must agree with them.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -20,7 +21,9 @@ class GoldenFile {
   bool has(const std::string& name) const { return file_.has(name); }
   const auto& tensors() const { return file_.tensors(); }
   const auto& metadata() const { return file_.metadata(); }
-  nlohmann::json parameters(const std::string& key) const { return nlohmann::json::parse(file_.metadata().at(key)); }
+  nlohmann::json parameters(const std::string& key) const {
+    return nlohmann::json::parse(file_.metadata().at(key));
+  }
 
   std::vector<uint8_t> bytes(const std::string& name) { return file_.read_bytes(name); }
 
@@ -40,10 +43,12 @@ class GoldenFile {
 // A coder with its tables; parameters as in the metadata of encode_d*.safetensors.
 class Coder {
  public:
-  Coder(const nlohmann::json& parameters, format::Kind kind, int bits, const std::string& variant, const std::vector<float>& centre)
+  Coder(const nlohmann::json& parameters, format::Kind kind, int bits, const std::string& variant,
+        const std::vector<float>& centre)
       : centre_(centre) {
     const int dim = parameters.at("head_dim"), stored = format::stored_dim(dim);
-    const uint64_t base = format::stream_base(parameters.at("seed"), parameters.at("layer"), parameters.at("kv_head"), kind);
+    const uint64_t base =
+        format::stream_base(parameters.at("seed"), parameters.at("layer"), parameters.at("kv_head"), kind);
     for (int w = 0; w < format::sign_words(stored); w++) signs_.push_back(format::stream_word(base, w));
     if (variant == "dense") {
       dense_.resize(static_cast<size_t>(stored) * stored);

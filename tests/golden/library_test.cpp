@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The library, through its C API, against the golden vectors: the bytes of the pages (whatever SIMD path wrote them, in one append or in pieces),
-// decoded vectors, non-finite flags, and attention against exact arithmetic on the decoded codes. tests/run.sh repeats this for every
-// instruction set.
+// The library, through its C API, against the golden vectors: the bytes of the pages (whatever SIMD path
+// wrote them, in one append or in pieces), decoded vectors, non-finite flags, and attention against exact
+// arithmetic on the decoded codes. tests/run.sh repeats this for every instruction set.
 //
-// Tolerance of attention: 2e-4 of the length of a case's output (L2 over all rows), 2e-4 absolute for the LSE. Queries and softmax weights are 16-bit
-// integers. The largest of 128 coordinates is some 4 times their root mean square, so that rounding moves a query by about 4 * 2^-16 / sqrt(3)
-// = 4e-5 of its length; a logit of magnitude m has |q| |k| / sqrt(d) >= m, and these cases have up to about 5, which gives 2e-4 in a logit and
-// as much in its weight. The measured figures are printed.
+// Tolerance of attention: 2e-4 of the length of a case's output (L2 over all rows), 2e-4 absolute for the
+// LSE. Queries and softmax weights are 16-bit integers. The largest of 128 coordinates is some 4 times their
+// root mean square, so that rounding moves a query by about 4 * 2^-16 / sqrt(3) = 4e-5 of its length; a logit
+// of magnitude m has |q| |k| / sqrt(d) >= m, and these cases have up to about 5, which gives 2e-4 in a logit
+// and as much in its weight. The measured figures are printed.
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -30,7 +31,9 @@ class Cache {
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
 
-  void plan(int64_t new_tokens, int64_t query_tokens) { TQ_EXPECT_OK(tq_batch_plan(batch, 1, &sequence, &new_tokens, &query_tokens, nullptr)); }
+  void plan(int64_t new_tokens, int64_t query_tokens) {
+    TQ_EXPECT_OK(tq_batch_plan(batch, 1, &sequence, &new_tokens, &query_tokens, nullptr));
+  }
   bool ready() const { return cache && batch; }
 
   tq_cache* cache = nullptr;
@@ -63,7 +66,8 @@ class Pages : public testing::TestWithParam<int> {};
 
 std::vector<uint8_t> expected_tile(GoldenFile& file, int key_bits, int value_bits) {
   std::vector<uint8_t> tile;
-  const std::string key = "key.b" + std::to_string(key_bits) + ".", value = "value.b" + std::to_string(value_bits) + ".";
+  const std::string key = "key.b" + std::to_string(key_bits) + ".",
+                    value = "value.b" + std::to_string(value_bits) + ".";
   for (const std::string& name : {key + "words", value + "words", key + "scales", value + "scales"}) {
     const std::vector<uint8_t> bytes = file.bytes(name);
     tile.insert(tile.end(), bytes.begin(), bytes.end());
@@ -71,12 +75,16 @@ std::vector<uint8_t> expected_tile(GoldenFile& file, int key_bits, int value_bit
   return tile;
 }
 
-// The golden vectors as the keys and values of the file's layer and kv head (other heads zero), appended in pieces.
-void append_golden(Cache& cache, const nlohmann::json& parameters, const std::vector<float>& input, const std::vector<int>& pieces) {
-  const int dim = parameters.at("head_dim"), head = parameters.at("kv_head"), layer = parameters.at("layer"), heads = head + 1;
+// The golden vectors as the keys and values of the file's layer and kv head (other heads zero), appended in
+// pieces.
+void append_golden(Cache& cache, const nlohmann::json& parameters, const std::vector<float>& input,
+                   const std::vector<int>& pieces) {
+  const int dim = parameters.at("head_dim"), head = parameters.at("kv_head"), layer = parameters.at("layer"),
+            heads = head + 1;
   std::vector<float> rows(static_cast<size_t>(32) * heads * dim);
   for (int i = 0; i < 32; i++)
-    memcpy(&rows[(static_cast<size_t>(i) * heads + head) * dim], &input[static_cast<size_t>(i) * dim], dim * sizeof(float));
+    memcpy(&rows[(static_cast<size_t>(i) * heads + head) * dim], &input[static_cast<size_t>(i) * dim],
+           dim * sizeof(float));
   int done = 0;
   for (int piece : pieces) {
     cache.plan(piece, 0);
@@ -95,7 +103,8 @@ TEST_P(Pages, BytesEqualTheOracles) {
   const int widths[][2] = {{2, 2}, {3, 3}, {4, 4}, {5, 5}, {6, 6}, {8, 8}, {3, 5}, {4, 2}};
   for (const auto& width : widths)
     for (const std::vector<int>& pieces : {std::vector<int>{32}, std::vector<int>{1, 6, 9, 15, 1}}) {
-      SCOPED_TRACE(testing::Message() << "key " << width[0] << " value " << width[1] << " pieces " << pieces.size());
+      SCOPED_TRACE(testing::Message()
+                   << "key " << width[0] << " value " << width[1] << " pieces " << pieces.size());
       tq_cache_config config = base_config(parameters, width[0], width[1]);
       config.num_kv_heads = config.num_q_heads = parameters.at("kv_head").get<int>() + 1;
       config.max_tokens = config.page_size = 32;
@@ -112,7 +121,8 @@ TEST_P(Pages, BytesEqualTheOracles) {
       append_golden(cache, parameters, input, pieces);
       if (HasFatalFailure()) return;
       const std::vector<uint8_t> tile = expected_tile(file, width[0], width[1]);
-      EXPECT_NE(memmem(pool.get(), pool_bytes, tile.data(), tile.size()), nullptr) << "no tile of the pool equals the oracle's";
+      EXPECT_NE(memmem(pool.get(), pool_bytes, tile.data(), tile.size()), nullptr)
+          << "no tile of the pool equals the oracle's";
       uint64_t flags = 0;
       TQ_EXPECT_OK(tq_sequence_flags(cache.cache, cache.sequence, &flags));
       EXPECT_EQ(flags, TQ_NOTICED_NONFINITE) << "rows 19, 21 and 22 hold what has to be replaced";
@@ -124,7 +134,8 @@ class ReadBack : public testing::TestWithParam<int> {};
 TEST_P(ReadBack, EqualsTheOracles) {
   GoldenFile file("encode_d" + std::to_string(GetParam()) + ".safetensors");
   const nlohmann::json parameters = file.parameters("parameters");
-  const int dim = GetParam(), head = parameters.at("kv_head"), layer = parameters.at("layer"), heads = head + 1;
+  const int dim = GetParam(), head = parameters.at("kv_head"), layer = parameters.at("layer"),
+            heads = head + 1;
   int compared = 0;
   for (const std::string variant : {"", "dense."})
     for (int bits : {2, 3, 4, 5, 6, 8}) {
@@ -140,7 +151,8 @@ TEST_P(ReadBack, EqualsTheOracles) {
       append_golden(cache, parameters, file.read<float>("input"), {32});
       if (HasFatalFailure()) return;
       std::vector<float> rows(static_cast<size_t>(32) * heads * dim), decoded;
-      TQ_EXPECT_OK(tq_cache_read(cache.cache, layer, cache.sequence, 0, 32, rows.data(), nullptr, nullptr, nullptr));
+      TQ_EXPECT_OK(
+          tq_cache_read(cache.cache, layer, cache.sequence, 0, 32, rows.data(), nullptr, nullptr, nullptr));
       for (int i = 0; i < 32; i++) {
         const float* row = &rows[(static_cast<size_t>(i) * heads + head) * dim];
         decoded.insert(decoded.end(), row, row + dim);
@@ -153,7 +165,8 @@ TEST_P(ReadBack, EqualsTheOracles) {
 
 std::string dim_name(const testing::TestParamInfo<int>& info) { return "d" + std::to_string(info.param); }
 INSTANTIATE_TEST_SUITE_P(Golden, Pages, testing::ValuesIn(format::kHeadDims), dim_name);
-INSTANTIATE_TEST_SUITE_P(Golden, ReadBack, testing::Values(64, 128), dim_name);  // the files with decoded vectors
+// the files with decoded vectors
+INSTANTIATE_TEST_SUITE_P(Golden, ReadBack, testing::Values(64, 128), dim_name);
 
 // ---- attention ----
 
@@ -184,17 +197,20 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
   Cache cache(config);
   ASSERT_TRUE(cache.ready());
   if (p.at("centres").get<bool>()) {
-    const std::vector<float> key = file.read<float>(name + ".key_centre"), value = file.read<float>(name + ".value_centre");
+    const std::vector<float> key = file.read<float>(name + ".key_centre"),
+                             value = file.read<float>(name + ".value_centre");
     TQ_EXPECT_OK(tq_cache_set_centres(cache.cache, layer, key.data(), value.data()));
   }
-  const std::vector<float> q = file.read<float>(name + ".q"), k = file.read<float>(name + ".k"), v = file.read<float>(name + ".v");
+  const std::vector<float> q = file.read<float>(name + ".q"), k = file.read<float>(name + ".k"),
+                           v = file.read<float>(name + ".v");
   const int64_t history = length - fresh;
   if (history > 0) {
     cache.plan(history, 0);
     TQ_EXPECT_OK(tq_cache_append(cache.cache, layer, cache.batch, k.data(), v.data(), nullptr, nullptr));
   }
   cache.plan(fresh, queries);
-  TQ_EXPECT_OK(tq_cache_append(cache.cache, layer, cache.batch, &k[history * kv * d], &v[history * kv * dv], nullptr, nullptr));
+  TQ_EXPECT_OK(tq_cache_append(cache.cache, layer, cache.batch, &k[history * kv * d], &v[history * kv * dv],
+                               nullptr, nullptr));
 
   std::vector<float> sinks;
   if (!p.at("sink_logits").is_null()) sinks = p.at("sink_logits").get<std::vector<float>>();
@@ -207,7 +223,8 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
   params.history_only = p.at("history_only").get<bool>();
   result->out.assign(static_cast<size_t>(queries) * config.num_q_heads * dv, NAN);
   result->lse.assign(static_cast<size_t>(queries) * config.num_q_heads, NAN);
-  TQ_EXPECT_OK(tq_cache_attend(cache.cache, layer, cache.batch, q.data(), result->out.data(), result->lse.data(), &params, nullptr, 0, nullptr));
+  TQ_EXPECT_OK(tq_cache_attend(cache.cache, layer, cache.batch, q.data(), result->out.data(),
+                               result->lse.data(), &params, nullptr, 0, nullptr));
 }
 
 TEST_P(Attend, NearExactArithmeticOnTheCodes) {
@@ -216,7 +233,8 @@ TEST_P(Attend, NearExactArithmeticOnTheCodes) {
   AttendResult result;
   run_case(file, GetParam(), parameters, &result);
   if (HasFatalFailure()) return;
-  const std::vector<double> out = file.read<double>(GetParam() + ".out"), lse = file.read<double>(GetParam() + ".lse");
+  const std::vector<double> out = file.read<double>(GetParam() + ".out"),
+                            lse = file.read<double>(GetParam() + ".lse");
   ASSERT_EQ(out.size(), result.out.size());
   ASSERT_EQ(lse.size(), result.lse.size());
   double error = 0, total = 0, lse_error = 0;
@@ -240,7 +258,8 @@ TEST_P(Attend, NearExactArithmeticOnTheCodes) {
   EXPECT_LE(lse_error, 2e-4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Attend, testing::ValuesIn(case_names()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Golden, Attend, testing::ValuesIn(case_names()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace tq::golden

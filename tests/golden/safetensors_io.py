@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smallest reader and writer of the safetensors layout: u64 header length, JSON header, data.
 
-The public package is not used for writing because its metadata order is not fixed, and these files are compared byte for byte.
-Tensors lie in order of falling element size, then name, so that each is aligned.
+The public package is not used for writing because its metadata order is not fixed, and these files are
+compared byte for byte. Tensors lie in order of falling element size, then name, so that each is aligned.
 """
 import json
 import struct
 
 import numpy as np
 
-DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1")}
+DTYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1")
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cache used through tqkv.h alone, on the CPU or a CUDA device: memory on either, inputs as a pure function of where they stand, and one object
-// that plans, appends, attends and reads. What tests of the whole library share; the same calls go to both devices.
+// A cache used through tqkv.h alone, on the CPU or a CUDA device: memory on either, inputs as a pure function
+// of where they stand, and one object that plans, appends, attends and reads. What tests of the whole library
+// share; the same calls go to both devices.
 #pragma once
 #include <math.h>
 
@@ -78,20 +79,25 @@ class Memory {
 
 inline int api_dtype_bytes(int dtype) { return dtype == TQ_F32 ? 4 : 2; }
 
-// What rows hold: side 0 keys, 1 values, 2 queries. Sums of four uniform numbers (standard deviation 0.58) times gain.
+// What rows hold: side 0 keys, 1 values, 2 queries. Sums of four uniform numbers (standard deviation 0.58)
+// times gain.
 struct RowSource {
   uint64_t seed;
   int32_t dtype, side, layer, heads, dim;
   float gain;
 };
 TQ_HD uint32_t row_bits(const RowSource& source, int64_t sequence, int64_t token, int head, int i) {
-  uint64_t h = mix64(source.seed * 4 + static_cast<uint64_t>(source.side) + kGolden * static_cast<uint64_t>(sequence + 1));
+  uint64_t h = mix64(source.seed * 4 + static_cast<uint64_t>(source.side) +
+                     kGolden * static_cast<uint64_t>(sequence + 1));
   h = mix64(h + kGolden * static_cast<uint64_t>(token + 1));
   h = mix64(h + kGolden * static_cast<uint64_t>(source.layer * 4096 + head + 1));
   const uint64_t r = mix64(h + kGolden * static_cast<uint64_t>(i + 1));
-  const int sum = static_cast<int>((r & 0xFFFF) + (r >> 16 & 0xFFFF) + (r >> 32 & 0xFFFF) + (r >> 48)) - 131070;
+  const int sum =
+      static_cast<int>((r & 0xFFFF) + (r >> 16 & 0xFFFF) + (r >> 32 & 0xFFFF) + (r >> 48)) - 131070;
   const float x = mul_rn(mul_rn(static_cast<float>(sum), exp2_int(-16)), source.gain);
-  return source.dtype == TQ_F32 ? float_bits(x) : source.dtype == TQ_F16 ? f16_from_float(x) : bf16_from_float(x);
+  return source.dtype == TQ_F32   ? float_bits(x)
+         : source.dtype == TQ_F16 ? f16_from_float(x)
+                                  : bf16_from_float(x);
 }
 
 struct RowRun {
@@ -99,9 +105,11 @@ struct RowRun {
 };
 
 // [rows][heads][dim] by strides.
-static __global__ void fill_rows(RowSource source, RowRun run, void* base, int64_t token_stride, int64_t head_stride) {
+static __global__ void fill_rows(RowSource source, RowRun run, void* base, int64_t token_stride,
+                                 int64_t head_stride) {
   const int64_t total = run.count * source.heads * source.dim;
-  for (int64_t at = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; at < total; at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t at = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; at < total;
+       at += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int i = static_cast<int>(at % source.dim), head = static_cast<int>(at / source.dim % source.heads);
     const int64_t token = at / source.dim / source.heads;
     const uint32_t bits = row_bits(source, run.sequence, run.token + token, head, i);
@@ -122,15 +130,16 @@ struct Rows {
   Rows(const RowSource& source, int64_t count, bool padded)
       : token_stride((padded ? 24 : 0) + source.heads * static_cast<int64_t>(source.dim + (padded ? 8 : 0))),
         head_stride(source.dim + (padded ? 8 : 0)) {
-    memory = Memory(TQ_DEVICE_CUDA, static_cast<size_t>(std::max<int64_t>(count, 1) * token_stride * api_dtype_bytes(source.dtype)));
+    memory = Memory(TQ_DEVICE_CUDA, static_cast<size_t>(std::max<int64_t>(count, 1) * token_stride *
+                                                        api_dtype_bytes(source.dtype)));
     memory.fill(0xFF);
   }
   void fill(const RowSource& source, const std::vector<RowRun>& runs, cudaStream_t stream = nullptr) const {
     for (const RowRun& run : runs) {
       const int64_t elements = run.count * source.heads * source.dim;
       if (elements == 0) continue;
-      start(fill_rows, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 4096))), dim3(256), stream, source, run, memory.get(),
-            token_stride, head_stride);
+      start(fill_rows, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 4096))),
+            dim3(256), stream, source, run, memory.get(), token_stride, head_stride);
     }
   }
   // The same bytes on a device of either type.
@@ -146,7 +155,8 @@ struct AttendOutput {
   std::vector<float> out, lse;
 };
 inline bool same_output(const AttendOutput& a, const AttendOutput& b) {
-  return a.out.size() == b.out.size() && a.lse.size() == b.lse.size() && !memcmp(a.out.data(), b.out.data(), a.out.size() * 4) &&
+  return a.out.size() == b.out.size() && a.lse.size() == b.lse.size() &&
+         !memcmp(a.out.data(), b.out.data(), a.out.size() * 4) &&
          !memcmp(a.lse.data(), b.lse.data(), a.lse.size() * 4);
 }
 
@@ -180,21 +190,26 @@ class ApiCache {
     API_MUST(tq_sequence_create(cache, &id));
     return id;
   }
-  void plan(const std::vector<tq_sequence>& sequences, const std::vector<int64_t>& new_tokens, const std::vector<int64_t>& queries,
-            cudaStream_t stream = nullptr) {
-    API_MUST(tq_batch_plan(batch, static_cast<int32_t>(sequences.size()), sequences.data(), new_tokens.data(), queries.data(), stream));
+  void plan(const std::vector<tq_sequence>& sequences, const std::vector<int64_t>& new_tokens,
+            const std::vector<int64_t>& queries, cudaStream_t stream = nullptr) {
+    API_MUST(tq_batch_plan(batch, static_cast<int32_t>(sequences.size()), sequences.data(), new_tokens.data(),
+                           queries.data(), stream));
     query_tokens = 0;
     for (int64_t n : queries) query_tokens += n;
   }
   // k and v by their strides, in memory of this device.
-  void append(int layer, const void* k, const void* v, const Rows& key_form, const Rows& value_form, cudaStream_t stream = nullptr) {
-    tq_tensor_layout layout = {sizeof layout, 0, key_form.token_stride, key_form.head_stride, value_form.token_stride, value_form.head_stride};
+  void append(int layer, const void* k, const void* v, const Rows& key_form, const Rows& value_form,
+              cudaStream_t stream = nullptr) {
+    tq_tensor_layout layout = {sizeof layout,           0,
+                               key_form.token_stride,   key_form.head_stride,
+                               value_form.token_stride, value_form.head_stride};
     API_MUST(tq_cache_append(cache, layer, batch, k, v, &layout, stream));
   }
   // Fresh float32 outputs, poisoned before; out rows are padded if asked.
-  AttendOutput attend(int layer, const void* q, tq_attend_params params, bool padded = false, Memory* workspace = nullptr,
-                      cudaStream_t stream = nullptr) {
-    const int64_t head = config.value_dim + (padded ? 4 : 0), token = head * config.num_q_heads + (padded ? 12 : 0);
+  AttendOutput attend(int layer, const void* q, tq_attend_params params, bool padded = false,
+                      Memory* workspace = nullptr, cudaStream_t stream = nullptr) {
+    const int64_t head = config.value_dim + (padded ? 4 : 0),
+                  token = head * config.num_q_heads + (padded ? 12 : 0);
     Memory out(device_, static_cast<size_t>(std::max<int64_t>(query_tokens, 1) * token * 4));
     Memory lse(device_, static_cast<size_t>(std::max<int64_t>(query_tokens, 1) * config.num_q_heads * 4));
     out.fill(0xFF);
@@ -204,14 +219,16 @@ class ApiCache {
     params.out_dtype = TQ_F32;
     params.out_token_stride = token;
     params.out_head_stride = head;
-    API_MUST(tq_cache_attend(cache, layer, batch, q, out.get(), lse.as<float>(), &params, workspace ? workspace->get() : nullptr,
-                             workspace ? workspace->size() : 0, stream));
+    API_MUST(tq_cache_attend(cache, layer, batch, q, out.get(), lse.as<float>(), &params,
+                             workspace ? workspace->get() : nullptr, workspace ? workspace->size() : 0,
+                             stream));
     AttendOutput result;
     const std::vector<float> all = out.floats();
     const float* rows = all.data();
     for (int64_t row = 0; row < query_tokens; row++)
       for (int h = 0; h < config.num_q_heads; h++)
-        result.out.insert(result.out.end(), rows + row * token + h * head, rows + row * token + h * head + config.value_dim);
+        result.out.insert(result.out.end(), rows + row * token + h * head,
+                          rows + row * token + h * head + config.value_dim);
     result.lse = lse.floats();
     result.lse.resize(static_cast<size_t>(query_tokens * config.num_q_heads));
     return result;
@@ -223,9 +240,11 @@ class ApiCache {
     std::vector<uint8_t> all;
     for (int side = 0; side < 2; side++) {
       const int dim = side ? config.value_dim : config.head_dim;
-      Memory rows(device_, static_cast<size_t>(length * config.num_kv_heads * dim * api_dtype_bytes(config.io_dtype)));
+      Memory rows(device_,
+                  static_cast<size_t>(length * config.num_kv_heads * dim * api_dtype_bytes(config.io_dtype)));
       rows.fill(0xFF);
-      API_MUST(tq_cache_read(cache, layer, sequence, 0, length, side ? nullptr : rows.get(), side ? rows.get() : nullptr, nullptr, nullptr));
+      API_MUST(tq_cache_read(cache, layer, sequence, 0, length, side ? nullptr : rows.get(),
+                             side ? rows.get() : nullptr, nullptr, nullptr));
       const std::vector<uint8_t> bytes = rows.host();
       all.insert(all.end(), bytes.begin(), bytes.end());
     }
@@ -243,7 +262,8 @@ class ApiCache {
   int device_;
 };
 
-inline tq_cache_config api_config(int head_dim, int value_dim, int key_bits, int value_bits, int q_heads, int kv_heads, int dtype) {
+inline tq_cache_config api_config(int head_dim, int value_dim, int key_bits, int value_bits, int q_heads,
+                                  int kv_heads, int dtype) {
   tq_cache_config config;
   API_MUST(tq_cache_config_init(&config));
   config.num_layers = 1;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width, edge vectors, strides, types, ragged
-// steps that mix single tokens and whole tiles; then random codes in bulk.  append_test [--quick | --time | --profile | --small | --tiny]
+// Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width,
+// edge vectors, strides, types, ragged steps that mix single tokens and whole tiles; then random codes in
+// bulk.  append_test [--quick | --time | --profile | --small | --tiny]
 #include "test_cache.cuh"
 
 namespace {
@@ -8,8 +9,9 @@ namespace {
 using namespace gpu_test;
 
 // Token counts at the edges of tiles and pages, single tokens, drafts, whole tiles, nothing.
-const std::vector<std::vector<int64_t>> kSteps = {{1, 31, 32, 33}, {1, 1, 1, 1},  {4, 5, 0, 3},     {70, 2, 64, 1},
-                                                  {0, 0, 0, 0},    {1, 1, 31, 5}, {33, 100, 3, 29}, {2, 28, 61, 36}};
+const std::vector<std::vector<int64_t>> kSteps = {{1, 31, 32, 33},  {1, 1, 1, 1},   {4, 5, 0, 3},
+                                                  {70, 2, 64, 1},   {0, 0, 0, 0},   {1, 1, 31, 5},
+                                                  {33, 100, 3, 29}, {2, 28, 61, 36}};
 
 void run_steps(const Config& config, const char* name, bool host) {
   TestCache cache(config);
@@ -20,7 +22,8 @@ void run_steps(const Config& config, const char* name, bool host) {
   const bool right = cache.verify(name) && cache.verify(name, true);
   if (host && right) cache.verify_host(name);
   check(cache.backend->check(nullptr) == (config.edges ? 1u : 0u), "%s: non-finite flag", name);
-  for (int i = 0; i < config.sequences; i++) check(cache.backend->slot_flags(i) == (config.edges ? 1u : 0u), "%s: flag of sequence %d", name, i);
+  for (int i = 0; i < config.sequences; i++)
+    check(cache.backend->slot_flags(i) == (config.edges ? 1u : 0u), "%s: flag of sequence %d", name, i);
   check(cache.backend->check(nullptr) == 0, "%s: the flag was not cleared", name);
 }
 
@@ -154,8 +157,10 @@ void bulk(bool quick) {
       best = std::min(best, ms);
     }
     const double vectors = 2.0 * config.tokens * config.heads, bytes = vectors * (2 * 128 + 16 * bits + 2);
-    printf("   bulk append, %d bits: %.3g random codes compared; %.0f us for %.0f tokens of 8 heads, %.0f GB/s read + written\n", bits,
-           vectors * 128 * rounds, 1000 * best, static_cast<double>(config.tokens), bytes / best / 1e6);
+    printf(
+        "   bulk append, %d bits: %.3g random codes compared; %.0f us for %.0f tokens of 8 heads, %.0f GB/s "
+        "read + written\n",
+        bits, vectors * 128 * rounds, 1000 * best, static_cast<double>(config.tokens), bytes / best / 1e6);
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
   }
@@ -219,8 +224,10 @@ void decode_time() {
     plan_decode(cache);
     const Times times = replay_times(cache, 20, 21);
     if (cache.verify("decode timing"))
-      printf("   decode append, %d bits: %.2f us median of 21 graph replays of 20 (min %.2f, max %.2f), 64 sequences x 8 heads x 1 token\n", bits,
-             times.median, times.least, times.most);
+      printf(
+          "   decode append, %d bits: %.2f us median of 21 graph replays of 20 (min %.2f, max %.2f), 64 "
+          "sequences x 8 heads x 1 token\n",
+          bits, times.median, times.least, times.most);
   }
 }
 
@@ -246,7 +253,8 @@ double read_roof() {
   float best = 1e30f;
   for (int i = 0; i < 8; i++) {
     GPU_MUST(cudaEventRecord(begin));
-    start(sum_kernel, dim3(132 * 8), dim3(512), nullptr, reinterpret_cast<const uint4*>(from.get()), kBytes / 16, out.get());
+    start(sum_kernel, dim3(132 * 8), dim3(512), nullptr, reinterpret_cast<const uint4*>(from.get()),
+          kBytes / 16, out.get());
     GPU_MUST(cudaEventRecord(end));
     GPU_MUST(cudaDeviceSynchronize());
     float ms = 0;
@@ -258,7 +266,8 @@ double read_roof() {
   return kBytes / best / 1e6;
 }
 
-// One line of JSON a case: decode steps, and a prefill of 8 sequences x 4096 tokens. bytes: input read and codes and scales written.
+// One line of JSON a case: decode steps, and a prefill of 8 sequences x 4096 tokens. bytes: input read and
+// codes and scales written.
 void bench() {
   const double roof = read_roof();
   for (int dim : {64, 128, 256})
@@ -281,10 +290,12 @@ void bench() {
         const double vectors = 2.0 * config.heads * (prefill ? 8 * config.tokens : 64);
         const double rate = vectors * (2 * dim + dim * bits / 8 + 2) / times.median / 1e3;
         printf(
-            "{\"case\": \"%s\", \"dim\": %d, \"bits\": %d, \"us\": %.2f, \"us_min\": %.2f, \"us_max\": %.2f, \"gb_per_s\": %.1f, \"roof_gb_per_s\": "
+            "{\"case\": \"%s\", \"dim\": %d, \"bits\": %d, \"us\": %.2f, \"us_min\": %.2f, \"us_max\": %.2f, "
+            "\"gb_per_s\": %.1f, \"roof_gb_per_s\": "
             "%.1f, "
             "\"of_roof\": %.3f}\n",
-            prefill ? "bulk_8x4096" : "decode_64x1", dim, bits, times.median, times.least, times.most, rate, roof, rate / roof);
+            prefill ? "bulk_8x4096" : "decode_64x1", dim, bits, times.median, times.least, times.most, rate,
+            roof, rate / roof);
         fflush(stdout);
       }
 }

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the attend test and bench with the nvcc on PATH: attend_build.sh FOLDER [extra nvcc flags]. Objects compile in parallel.
+# Builds the attend test and bench with the nvcc on PATH: attend_build.sh FOLDER [extra nvcc flags]. Objects
+# compile in parallel.
 set -e
 out=$1
 shift

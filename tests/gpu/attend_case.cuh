@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pages with random codes, and attention over them in float64: what attend tests and benches share. It stands on device_view.h and launch_attend alone; codes
-// are drawn, not encoded, and read back through format/packing.h, so that nothing of the kernels is in the reference.
+// Pages with random codes, and attention over them in float64: what attend tests and benches share. It stands
+// on device_view.h and launch_attend alone; codes are drawn, not encoded, and read back through
+// format/packing.h, so that nothing of the kernels is in the reference.
 //
-// Everything a kernel must not use is poison: scales and raw values of unwritten tokens are NaN, free pages are all ones.
+// Everything a kernel must not use is poison: scales and raw values of unwritten tokens are NaN, free pages
+// are all ones.
 #pragma once
 #include <math.h>
 
@@ -60,14 +62,17 @@ struct FillSide {
   int range;
 };
 // One CTA a (tile of a sequence, head).
-static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_bytes, int tiles_per_page, const int32_t* table, int64_t stride,
-                                  const int32_t* lengths, FillSide key, FillSide value, int kv_head_count, int raw_is_bf16, uint32_t seed) {
+static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_bytes, int tiles_per_page,
+                                  const int32_t* table, int64_t stride, const int32_t* lengths, FillSide key,
+                                  FillSide value, int kv_head_count, int raw_is_bf16, uint32_t seed) {
   const int tile = blockIdx.x, head = blockIdx.y % kv_head_count, slot = blockIdx.y / kv_head_count;
   const int length = lengths[slot];
   const int page = table[slot * stride + tile / tiles_per_page];
   if (page < 0) return;  // behind the sequence's last page
-  uint8_t* at = pages + page * page_bytes + static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_bytes;
-  const uint64_t base = (static_cast<uint64_t>(seed) << 48) ^ (static_cast<uint64_t>(blockIdx.y) << 32) ^ (static_cast<uint64_t>(tile) << 14);
+  uint8_t* at = pages + page * page_bytes +
+                static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_bytes;
+  const uint64_t base = (static_cast<uint64_t>(seed) << 48) ^ (static_cast<uint64_t>(blockIdx.y) << 32) ^
+                        (static_cast<uint64_t>(tile) << 14);
   for (int s = 0; s < 2; s++) {
     const FillSide side = s ? value : key;
     for (int i = threadIdx.x; i < side.code_words; i += blockDim.x) {
@@ -83,15 +88,23 @@ static __global__ void fill_tiles(uint8_t* pages, int64_t page_bytes, int tile_b
       for (int i = threadIdx.x; i < 32; i += blockDim.x) {
         const float u = (hash32(base * 2 + s + 77 + (static_cast<uint64_t>(i) << 53)) & 0xFFFF) / 65536.0f;
         const int power =
-            side.range > 0 ? static_cast<int>(hash32(base * 2 + s + 79 + (static_cast<uint64_t>(i) << 53)) % side.range) - side.range / 2 : 0;
+            side.range > 0 ? static_cast<int>(hash32(base * 2 + s + 79 + (static_cast<uint64_t>(i) << 53)) %
+                                              side.range) -
+                                 side.range / 2
+                           : 0;
         const uint16_t h = tq::format::bf16_from_float(side.scale * (0.5f + u) * tq::format::exp2_int(power));
-        reinterpret_cast<uint16_t*>(at + side.scale_offset)[i] = tile * 32 + i < length ? h : static_cast<uint16_t>(0x7FFF | (i & 1) << 15);
+        reinterpret_cast<uint16_t*>(at + side.scale_offset)[i] =
+            tile * 32 + i < length ? h : static_cast<uint16_t>(0x7FFF | (i & 1) << 15);
       }
   }
 }
 
-inline uint16_t to_16(float x, DataType type) { return type == DataType::kBF16 ? tq::format::bf16_from_float(x) : tq::format::f16_from_float(x); }
-inline float from_16(uint16_t h, DataType type) { return type == DataType::kBF16 ? tq::format::float_from_bf16(h) : tq::format::float_from_f16(h); }
+inline uint16_t to_16(float x, DataType type) {
+  return type == DataType::kBF16 ? tq::format::bf16_from_float(x) : tq::format::f16_from_float(x);
+}
+inline float from_16(uint16_t h, DataType type) {
+  return type == DataType::kBF16 ? tq::format::float_from_bf16(h) : tq::format::float_from_f16(h);
+}
 
 // Numbers of one type in device memory, with their float values on the host.
 struct Numbers {
@@ -172,7 +185,8 @@ class AttendCase {
   int slots_ = 0;
 };
 
-inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(), code_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
+inline AttendCase::AttendCase(const CaseSpec& s, int sets)
+    : spec(s), geometry_(), code_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
   // Streams of their own, and per sequence: what a sequence holds does not depend on the others beside it.
   std::mt19937 page_rng(spec.seed), rng(spec.seed + 1);
   std::normal_distribution<float> normal;
@@ -220,7 +234,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
   int64_t next = 0;
   for (int slot = 0; slot < slots_; slot++) {
     lengths[slot] = spec.sequences[slot % count].length;
-    for (int64_t i = 0; i < (lengths[slot] + spec.page_size - 1) / spec.page_size; i++) host_table_[slot * stride_ + i] = order[next++];
+    for (int64_t i = 0; i < (lengths[slot] + spec.page_size - 1) / spec.page_size; i++)
+      host_table_[slot * stride_ + i] = order[next++];
   }
   pages_ = Buffer<uint8_t>(num_pages * page_bytes);
   GPU_MUST(cudaMemset(pages_.get(), 0xFF, num_pages * page_bytes));
@@ -228,24 +243,31 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
   Buffer<int32_t> device_lengths(lengths);
   const int dims[2] = {spec.head_dim, spec.value_dim}, bits[2] = {spec.key_bits, spec.value_bits};
   FillSide fill[2];
-  const int offsets[2] = {tile_.key_offset(), tile_.value_offset()}, scales[2] = {tile_.key_scale_offset(), tile_.value_scale_offset()};
+  const int offsets[2] = {tile_.key_offset(), tile_.value_offset()},
+            scales[2] = {tile_.key_scale_offset(), tile_.value_scale_offset()};
   for (int side = 0; side < 2; side++) {
     const SideLayout& layout = side ? tile_.value : tile_.key;
     // Levels of about 60: coordinates of about 1.
-    fill[side] = FillSide{
-        offsets[side], layout.code_bytes() / 4, scales[side], layout.raw(), (side ? 1.0f : spec.spread) / 60.0f, side ? spec.value_range : 0};
+    fill[side] = FillSide{offsets[side],
+                          layout.code_bytes() / 4,
+                          scales[side],
+                          layout.raw(),
+                          (side ? 1.0f : spec.spread) / 60.0f,
+                          side ? spec.value_range : 0};
     if (side == 0 && layout.raw()) fill[side].scale = 1;
   }
   const int max_tiles = static_cast<int>(stride_ * (spec.page_size / 32));
-  start(fill_tiles, dim3(max_tiles, slots_ * spec.kv_heads), dim3(128), nullptr, pages_.get(), page_bytes, tile_.tile_bytes(), spec.page_size / 32,
-        table_.get(), stride_, device_lengths.get(), fill[0], fill[1], spec.kv_heads, spec.io == DataType::kBF16, spec.seed);
+  start(fill_tiles, dim3(max_tiles, slots_ * spec.kv_heads), dim3(128), nullptr, pages_.get(), page_bytes,
+        tile_.tile_bytes(), spec.page_size / 32, table_.get(), stride_, device_lengths.get(), fill[0],
+        fill[1], spec.kv_heads, spec.io == DataType::kBF16, spec.seed);
 
   const int raw_tokens = geometry_.raw_tokens();
   raw_first_.resize(count);
   for (int i = 0; i < count; i++) {
     const int length = spec.sequences[i].length;
     raw_first_[i] = std::max(0, length - geometry_.ring_tokens);
-    if (spec.window && i % 3 == 2) raw_first_[i] = std::max(raw_first_[i], length - spec.window / 2);  // a window that is only partly there
+    // a window that is only partly there
+    if (spec.window && i % 3 == 2) raw_first_[i] = std::max(raw_first_[i], length - spec.window / 2);
     if (!spec.window) raw_first_[i] = length;
   }
   for (int side = 0; side < 2; side++) {
@@ -269,7 +291,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
           for (int token = 0; token < length; token++) {
             if (token >= spec.sinks && token < first) continue;
             const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
-            float* at = &raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dims[side]];
+            float* at =
+                &raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) *
+                                 dims[side]];
             for (int i = 0; i < dims[side]; i++) at[i] = normal(raw_rng);
             // A sink that is also in the ring has its ring copy as well, which nobody may need.
           }
@@ -311,10 +335,11 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
     view.raw = raw_tokens ? raw_[side].device.get() : nullptr;
     return view;
   };
-  tq::cuda::DeviceLayer layer{
-      pages_.get(), page_bytes,  tile_.tile_bytes(), spec.page_size / 32,   spec.page_size, spec.kv_heads, spec.q_heads, geometry_.q_per_kv,
-      spec.io,      spec.window, spec.sinks,         geometry_.ring_tokens, raw_tokens,     side_view(0),  side_view(1), nullptr,
-      nullptr};
+  tq::cuda::DeviceLayer layer{pages_.get(),   page_bytes,    tile_.tile_bytes(), spec.page_size / 32,
+                              spec.page_size, spec.kv_heads, spec.q_heads,       geometry_.q_per_kv,
+                              spec.io,        spec.window,   spec.sinks,         geometry_.ring_tokens,
+                              raw_tokens,     side_view(0),  side_view(1),       nullptr,
+                              nullptr};
   workspace_ = Buffer<uint8_t>(tq::cuda::attend_workspace_capacity(geometry_, num_ctas));
   GPU_MUST(cudaMemset(workspace_.get(), 0xFF, tq::cuda::attend_workspace_capacity(geometry_, num_ctas)));
   GPU_MUST(cudaMemset(workspace_.get(), 0, tq::cuda::counter_bytes(num_ctas)));
@@ -323,14 +348,24 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
     int64_t row = 0;
     for (int i = 0; i < count; i++) {
       const CaseSequence& q = spec.sequences[i];
-      plan[i] = tq::PlanSequence{set * count + i, q.length - q.new_tokens, q.new_tokens, q.queries, 0, row, raw_first_[i], nullptr, 0, 0};
+      plan[i] = tq::PlanSequence{set * count + i,
+                                 q.length - q.new_tokens,
+                                 q.new_tokens,
+                                 q.queries,
+                                 0,
+                                 row,
+                                 raw_first_[i],
+                                 nullptr,
+                                 0,
+                                 0};
       row += q.queries;
     }
     tq::BatchPlan batch = {};
     batch.num_sequences = count;
     batch.sequences = plan.data();
     batch.query_tokens = row;
-    std::vector<uint8_t> work(spec.long_apart ? tq::cuda::pair_capacity(geometry_, num_ctas) : tq::cuda::work_capacity(geometry_, num_ctas));
+    std::vector<uint8_t> work(spec.long_apart ? tq::cuda::pair_capacity(geometry_, num_ctas)
+                                              : tq::cuda::work_capacity(geometry_, num_ctas));
     if (spec.long_apart)
       tq::cuda::build_pair(geometry_, batch, num_ctas, work.data());
     else
@@ -340,27 +375,28 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets) : spec(s), geometry_(
     plan_view.page_table = table_.get();
     plan_view.page_table_stride = stride_;
     plan_view.work = work_.back().get();
-    launches_.push_back(AttendLaunch{layer,
-                                     plan_view,
-                                     num_ctas,
-                                     shared_limit,
-                                     q_.device.get(),
-                                     out_.get(),
-                                     lse_.get(),
-                                     {q_token, q_head},
-                                     {out_token, out_head},
-                                     spec.out,
-                                     spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim)),
-                                     spec.softcap,
-                                     spec.sliding,
-                                     spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr,
-                                     spec.history_only,
-                                     workspace_.get(),
-                                     false,
-                                     nullptr,
-                                     spec.tuning,
-                                     paced,
-                                     true});
+    launches_.push_back(
+        AttendLaunch{layer,
+                     plan_view,
+                     num_ctas,
+                     shared_limit,
+                     q_.device.get(),
+                     out_.get(),
+                     lse_.get(),
+                     {q_token, q_head},
+                     {out_token, out_head},
+                     spec.out,
+                     spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim)),
+                     spec.softcap,
+                     spec.sliding,
+                     spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr,
+                     spec.history_only,
+                     workspace_.get(),
+                     false,
+                     nullptr,
+                     spec.tuning,
+                     paced,
+                     true});
   }
   GPU_MUST(cudaDeviceSynchronize());
 }
@@ -369,7 +405,8 @@ inline void AttendCase::run(int set, cudaStream_t stream) {
   AttendLaunch launch = launches_[set];
   launch.stream = stream;
   tq::cuda::launch_attend(launch);
-  if (spec.long_apart) tq::cuda::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
+  if (spec.long_apart)
+    tq::cuda::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
 }
 
 inline void AttendCase::poison_output() {
@@ -389,16 +426,18 @@ inline std::vector<float> AttendCase::output() const {
     for (int head = 0; head < spec.q_heads; head++)
       for (int i = 0; i < spec.value_dim; i++) {
         const int64_t at = row * strides.token + head * strides.head + i;
-        out[(row * spec.q_heads + head) * spec.value_dim + i] = spec.out == DataType::kF32
-                                                                    ? reinterpret_cast<const float*>(bytes.data())[at]
-                                                                    : from_16(reinterpret_cast<const uint16_t*>(bytes.data())[at], spec.out);
+        out[(row * spec.q_heads + head) * spec.value_dim + i] =
+            spec.out == DataType::kF32
+                ? reinterpret_cast<const float*>(bytes.data())[at]
+                : from_16(reinterpret_cast<const uint16_t*>(bytes.data())[at], spec.out);
       }
   return out;
 }
 
 inline int64_t AttendCase::stored_bytes() const {
   int64_t bytes = 0;
-  for (const CaseSequence& q : spec.sequences) bytes += static_cast<int64_t>((q.length + 31) / 32) * tile_.tile_bytes() * spec.kv_heads;
+  for (const CaseSequence& q : spec.sequences)
+    bytes += static_cast<int64_t>((q.length + 31) / 32) * tile_.tile_bytes() * spec.kv_heads;
   return bytes;
 }
 

@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// The judgement of an AttendCase: decodes its pages with the scalar format code and computes attention in float64. Included by attend_case.cuh.
+// The judgement of an AttendCase: decodes its pages with the scalar format code and computes attention in
+// float64. Included by attend_case.cuh.
 #pragma once
 #include "attend_case.cuh"
 
 namespace gpu_test {
 
-// Keys and values of one head in input space, double, [length][dim]; exact copies where attention must use them.
-inline void AttendCase::decode(int set, int sequence, int head, std::vector<double>& k, std::vector<double>& v) const {
-  const int count = static_cast<int>(spec.sequences.size()), slot = set * count + sequence, length = spec.sequences[sequence].length;
+// Keys and values of one head in input space, double, [length][dim]; exact copies where attention must use
+// them.
+inline void AttendCase::decode(int set, int sequence, int head, std::vector<double>& k,
+                               std::vector<double>& v) const {
+  const int count = static_cast<int>(spec.sequences.size()), slot = set * count + sequence,
+            length = spec.sequences[sequence].length;
   const int tiles_per_page = spec.page_size / 32, raw_tokens = geometry_.raw_tokens();
   std::vector<uint32_t> words(tile_.tile_bytes() / 4);
   for (int side = 0; side < 2; side++) {
     const SideLayout layout = side ? tile_.value : tile_.key;
-    const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored), m = stored / n;
+    const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored),
+              m = stored / n;
     const tq::format::Codebook& book = side ? code_.value_book : code_.key_book;
     std::vector<double>& to = side ? v : k;
     to.assign(static_cast<size_t>(length) * dim, 0.0);
@@ -20,26 +25,34 @@ inline void AttendCase::decode(int set, int sequence, int head, std::vector<doub
     for (int tile = 0; tile * 32 < length; tile++) {
       const int page = host_table_[slot * stride_ + tile / tiles_per_page];
       const uint8_t* at =
-          pages_.get() + page * geometry_.page_bytes(0) + static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_.tile_bytes();
+          pages_.get() + page * geometry_.page_bytes(0) +
+          static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_.tile_bytes();
       GPU_MUST(cudaMemcpy(words.data(), at, tile_.tile_bytes(), cudaMemcpyDeviceToHost));
       const uint8_t* bytes = reinterpret_cast<const uint8_t*>(words.data());
       for (int t = 0; t < 32 && tile * 32 + t < length; t++) {
         const int token = tile * 32 + t;
         double* x = &to[static_cast<size_t>(token) * dim];
-        const bool exact = token < spec.sinks || token >= std::max(raw_first_[sequence], length - spec.window);
+        const bool exact =
+            token < spec.sinks || token >= std::max(raw_first_[sequence], length - spec.window);
         if (exact && raw_tokens > 0) {
           const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
-          for (int i = 0; i < dim; i++) x[i] = raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dim + i];
+          for (int i = 0; i < dim; i++)
+            x[i] =
+                raw_[side]
+                    .host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dim + i];
         } else if (layout.raw()) {
-          const uint16_t* h = reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_offset() : 0)) + t * dim;
-          for (int i = 0; i < dim; i++) x[i] = from_16(h[i], spec.io == DataType::kBF16 ? DataType::kBF16 : DataType::kF16);
+          const uint16_t* h =
+              reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_offset() : 0)) + t * dim;
+          for (int i = 0; i < dim; i++)
+            x[i] = from_16(h[i], spec.io == DataType::kBF16 ? DataType::kBF16 : DataType::kF16);
         } else {
           const uint32_t* code_words = words.data() + (side ? tile_.value_offset() : 0) / 4;
-          const double scale = tq::format::float_from_bf16(
-              reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_scale_offset() : tile_.key_scale_offset()))[t]);
+          const double scale = tq::format::float_from_bf16(reinterpret_cast<const uint16_t*>(
+              bytes + (side ? tile_.value_scale_offset() : tile_.key_scale_offset()))[t]);
           for (int i = 0; i < stored; i++) {
-            const uint32_t code =
-                tq::format::load_code(code_words, layout, tq::format::code_place(layout, side ? tq::Kind::kValue : tq::Kind::kKey, t, i));
+            const uint32_t code = tq::format::load_code(
+                code_words, layout,
+                tq::format::code_place(layout, side ? tq::Kind::kValue : tq::Kind::kKey, t, i));
             y[i] = scale * tq::format::code_level(book, code);
           }
           if (m > 1)
@@ -61,7 +74,8 @@ inline void AttendCase::decode(int set, int sequence, int head, std::vector<doub
               }
           for (int i = 0; i < dim; i++) {
             const bool minus = host_signs_[side][head * ((stored + 31) / 32) + i / 32] >> (i % 32) & 1;
-            x[i] = (minus ? -y[i] : y[i]) / sqrt(static_cast<double>(n)) + (centre_[side].host.empty() ? 0.0 : centre_[side].host[head * dim + i]);
+            x[i] = (minus ? -y[i] : y[i]) / sqrt(static_cast<double>(n)) +
+                   (centre_[side].host.empty() ? 0.0 : centre_[side].host[head * dim + i]);
           }
         }
       }
@@ -87,13 +101,16 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         const int64_t row = first_row + query;
         const int q_head = head * group + h, position = s.length - s.queries + query;
         const int end = spec.history_only ? std::min(position + 1, s.length - s.new_tokens) : position + 1;
-        const int begin = spec.sliding > 0 ? static_cast<int>(std::max<int64_t>(0, position + 1 - spec.sliding)) : 0;
-        const float* q = &q_.host[row * launches_[set].q_strides.token + q_head * launches_[set].q_strides.head];
+        const int begin =
+            spec.sliding > 0 ? static_cast<int>(std::max<int64_t>(0, position + 1 - spec.sliding)) : 0;
+        const float* q =
+            &q_.host[row * launches_[set].q_strides.token + q_head * launches_[set].q_strides.head];
         std::vector<double> logits(std::max(end - begin, 0));
         double top = spec.sink_logits ? sinks_.host[q_head] : -INFINITY;
         for (int token = begin; token < end; token++) {
           double sum = 0;
-          for (int i = 0; i < spec.head_dim; i++) sum += static_cast<double>(q[i]) * k[static_cast<size_t>(token) * spec.head_dim + i];
+          for (int i = 0; i < spec.head_dim; i++)
+            sum += static_cast<double>(q[i]) * k[static_cast<size_t>(token) * spec.head_dim + i];
           sum *= launches_[set].softmax_scale;
           if (spec.softcap > 0) sum = spec.softcap * tanh(sum / spec.softcap);
           logits[token - begin] = sum;
@@ -104,7 +121,8 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         for (int token = begin; token < end; token++) {
           const double weight = exp(logits[token - begin] - top);
           total += weight;
-          for (int i = 0; i < spec.value_dim; i++) o[i] += weight * v[static_cast<size_t>(token) * spec.value_dim + i];
+          for (int i = 0; i < spec.value_dim; i++)
+            o[i] += weight * v[static_cast<size_t>(token) * spec.value_dim + i];
         }
         double error = 0, square = 0;
         const float* got = &out[(row * spec.q_heads + q_head) * spec.value_dim];
@@ -119,7 +137,8 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         errors[index] += error;
         squares[index] += square;
         if (square > 0) result.worst = std::max(result.worst, sqrt(error / square));
-        const double want_lse = total > 0 ? top + log(total) : -INFINITY, lse_got = got_lse[row * spec.q_heads + q_head];
+        const double want_lse = total > 0 ? top + log(total) : -INFINITY,
+                     lse_got = got_lse[row * spec.q_heads + q_head];
         if (isinf(want_lse)) {
           if (!(lse_got == -INFINITY)) result.wrong_empty++;
         } else {

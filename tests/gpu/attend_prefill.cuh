@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long query blocks: the prefill kernel against float64 over the same decoded codes, and its promises. Included by attend_test.cu.
+// Long query blocks: the prefill kernel against float64 over the same decoded codes, and its promises.
+// Included by attend_test.cu.
 //
-// Tolerance: relative L2 of a row <= 1e-3, of all rows of a case together <= 4e-4. Expected: weights are halves here, up to 2^-11 off at random, which makes
-// 2e-4 of a row that averages many tokens. The 16-bit query is off by 1 / sqrt(12) of max |q| / 32512, about 2.7e-5 of the spread of the logits; a case has up to
+// Tolerance: relative L2 of a row <= 1e-3, of all rows of a case together <= 4e-4. Expected: weights are
+// halves here, up to 2^-11 off at random, which makes 2e-4 of a row that averages many tokens. The 16-bit
+// query is off by 1 / sqrt(12) of max |q| / 32512, about 2.7e-5 of the spread of the logits; a case has up to
 // a few thousand rows, whose worst is 4.5 times that off.
 #pragma once
 
@@ -21,18 +23,23 @@ void try_prefill(CaseSpec spec, bool variants = false) {
     worst_of_all = std::max(worst_of_all, r.worst);
     const double spread = spread_of(spec);
     const double rounding = spec.out == DataType::kF32 ? 0.0 : spec.out == DataType::kF16 ? 5e-4 : 4e-3;
-    check(r.worst <= std::max(kGate, 4.5 * 2.7e-5 * spread) + rounding && r.not_finite == 0 && r.wrong_empty == 0,
-          "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(), r.worst, r.total, static_cast<long long>(r.not_finite),
-          static_cast<long long>(r.wrong_empty));
-    check(r.total <= std::max(kPrefillTotal, 2.7e-5 * spread) + rounding, "%s: total %.2e", name.c_str(), r.total);
+    check(r.worst <= std::max(kGate, 4.5 * 2.7e-5 * spread) + rounding && r.not_finite == 0 &&
+              r.wrong_empty == 0,
+          "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(), r.worst, r.total,
+          static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty));
+    check(r.total <= std::max(kPrefillTotal, 2.7e-5 * spread) + rounding, "%s: total %.2e", name.c_str(),
+          r.total);
     check(r.lse <= std::max(kLseGate, 2e-4 * spread), "%s: lse off by %.2e", name.c_str(), r.lse);
     if (!variants) return;
-    for (int i = 0; i < 2; i++) check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: run %d differs", name.c_str(), i + 2);
+    for (int i = 0; i < 2; i++)
+      check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: run %d differs", name.c_str(),
+            i + 2);
     for (int ctas : {1, 5}) {
       CaseSpec other = spec;
       other.ctas = ctas;
       AttendCase few(other);
-      check(same_bits(out, attend_once(few, &lse2)) && same_bits(lse, lse2), "%s: %d CTAs differ", name.c_str(), ctas);
+      check(same_bits(out, attend_once(few, &lse2)) && same_bits(lse, lse2), "%s: %d CTAs differ",
+            name.c_str(), ctas);
     }
   } catch (const tq::Error& error) {
     check(false, "%s: %s", name.c_str(), error.what());
@@ -54,7 +61,8 @@ CaseSpec prefill_base(int key_bits, int value_bits, int dim) {
 void prefill_features(int key_bits, int value_bits, int dim) {
   const CaseSpec base = prefill_base(key_bits, value_bits, dim);
   CaseSpec s = base;
-  s.sequences = {{700, 300, 300}, {513, 7, 7}, {200, 200, 200}, {900, 0, 130}, {64, 64, 64}, {300, 1, 1}, {400, 129, 129}};
+  s.sequences = {{700, 300, 300}, {513, 7, 7}, {200, 200, 200}, {900, 0, 130},
+                 {64, 64, 64},    {300, 1, 1}, {400, 129, 129}};
   try_prefill(s, true);
   s.history_only = true;
   try_prefill(s);
@@ -147,9 +155,11 @@ void prefill_edges(int key_bits, int value_bits, int dim) {
   }
 }
 
-// A long sequence alone, among others, in other places of the batch: the same bits. Contents are drawn by slot, so it stays in slot 0.
+// A long sequence alone, among others, in other places of the batch: the same bits. Contents are drawn by
+// slot, so it stays in slot 0.
 void prefill_composition(CaseSpec spec) {
-  const std::vector<CaseSequence> all = {{700, 300, 300}, {33, 1, 1}, {1500, 150, 150}, {64, 2, 2}, {400, 260, 260}};
+  const std::vector<CaseSequence> all = {
+      {700, 300, 300}, {33, 1, 1}, {1500, 150, 150}, {64, 2, 2}, {400, 260, 260}};
   spec.long_apart = true;
   for (size_t target : {0, 2, 4}) {
     spec.sequences = {all[target]};
@@ -161,7 +171,8 @@ void prefill_composition(CaseSpec spec) {
       AttendCase together(spec);
       std::vector<float> b = attend_once(together);
       b.resize(a.size());
-      check(same_bits(a, b), "long sequence of %d tokens among %zu others differs", all[target].length, others);
+      check(same_bits(a, b), "long sequence of %d tokens among %zu others differs", all[target].length,
+            others);
     }
   }
 }
@@ -188,7 +199,8 @@ void prefill(bool quick) {
       s.long_apart = true;
       graph_replay(s);
     }
-    printf("prefill d %d bits %d/%d: worst row so far %.2e%s\n", p[2], p[0], p[1], worst_of_all, gpu_test::tally().failed > failed ? "  FAILED" : "");
+    printf("prefill d %d bits %d/%d: worst row so far %.2e%s\n", p[2], p[0], p[1], worst_of_all,
+           gpu_test::tally().failed > failed ? "  FAILED" : "");
     fflush(stdout);
   }
   worst_of_all = std::max(worst_of_all, before);

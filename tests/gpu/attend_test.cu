@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on codes against float64 over the same decoded codes, and its promises: the same bits for any batch, CTA count, worker count and run;
-// no influence of unwritten memory; graphs.
+// Attention on codes against float64 over the same decoded codes, and its promises: the same bits for any
+// batch, CTA count, worker count and run; no influence of unwritten memory; graphs.
 //
-// Tolerance: relative L2 of a row <= 1e-3 (the gate of the design). Expected: query and weights carry 16 bits (2^-16 relative to the row's largest
-// coordinate, about 3e-5 of the spread of the logits), products and sums are exact. A row's error grows with the absolute error of its logits, so cases with a
-// large spread are allowed 6e-5 of it.
+// Tolerance: relative L2 of a row <= 1e-3 (the gate of the design). Expected: query and weights carry 16 bits
+// (2^-16 relative to the row's largest coordinate, about 3e-5 of the spread of the logits), products and sums
+// are exact. A row's error grows with the absolute error of its logits, so cases with a large spread are
+// allowed 6e-5 of it.
 #include "attend_case.cuh"
 
 namespace {
@@ -16,24 +17,29 @@ double worst_of_all = 0;
 
 std::string name_of(const CaseSpec& s) {
   char text[256];
-  snprintf(text, sizeof text, "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %.0f hist %d", s.head_dim,
-           s.value_dim, s.key_bits, s.value_bits, s.q_heads, s.kv_heads, s.page_size, s.window, s.sinks, s.sequences[0].length, s.sequences.size(),
-           s.sequences[0].queries, static_cast<long long>(s.sliding), s.softcap, s.history_only);
+  snprintf(
+      text, sizeof text,
+      "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %.0f hist %d",
+      s.head_dim, s.value_dim, s.key_bits, s.value_bits, s.q_heads, s.kv_heads, s.page_size, s.window,
+      s.sinks, s.sequences[0].length, s.sequences.size(), s.sequences[0].queries,
+      static_cast<long long>(s.sliding), s.softcap, s.history_only);
   return text;
 }
 
-// Standard deviation of the logits, times sqrt(head_dim): what the query's rounding is relative to. Codes are uniform, so the levels' root mean square counts
-// (the fill takes it for 60; at 2 bits it is 94).
+// Standard deviation of the logits, times sqrt(head_dim): what the query's rounding is relative to. Codes are
+// uniform, so the levels' root mean square counts (the fill takes it for 60; at 2 bits it is 94).
 double spread_of(const CaseSpec& spec) {
   double levels = 1;
   if (spec.key_bits != tq::format::kRawBits) {
     const tq::format::Codebook book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
     double square = 0;
     const int codes = 1 << spec.key_bits;
-    for (int c = 0; c < codes; c++) square += pow(tq::format::code_level(book, static_cast<uint32_t>(c)), 2) / codes;
+    for (int c = 0; c < codes; c++)
+      square += pow(tq::format::code_level(book, static_cast<uint32_t>(c)), 2) / codes;
     levels = std::max(1.0, sqrt(square) / 60);
   }
-  return fabs(spec.scale != 0 ? spec.scale : 1 / sqrt(spec.head_dim)) * sqrt(spec.head_dim) * spec.spread * levels;
+  return fabs(spec.scale != 0 ? spec.scale : 1 / sqrt(spec.head_dim)) * sqrt(spec.head_dim) * spec.spread *
+         levels;
 }
 
 std::vector<float> attend_once(AttendCase& c, std::vector<float>* lse = nullptr) {
@@ -59,12 +65,17 @@ void try_case(const CaseSpec& spec, bool variants = true) {
     worst_of_all = std::max(worst_of_all, r.worst);
     // 16-bit outputs carry their own rounding: half of 2^-10 or 2^-7 relative.
     const double spread = spread_of(spec);
-    const double gate = std::max(kGate, 6e-5 * spread) + (spec.out == DataType::kF32 ? 0.0 : spec.out == DataType::kF16 ? 5e-4 : 4e-3);
-    check(r.worst <= gate && r.not_finite == 0 && r.wrong_empty == 0, "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(),
-          r.worst, r.total, static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty));
+    const double gate = std::max(kGate, 6e-5 * spread) + (spec.out == DataType::kF32   ? 0.0
+                                                          : spec.out == DataType::kF16 ? 5e-4
+                                                                                       : 4e-3);
+    check(r.worst <= gate && r.not_finite == 0 && r.wrong_empty == 0,
+          "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(), r.worst, r.total,
+          static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty));
     check(r.lse <= std::max(kLseGate, 2e-4 * spread), "%s: lse off by %.2e", name.c_str(), r.lse);
     if (!variants) return;
-    for (int i = 0; i < 3; i++) check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: run %d differs", name.c_str(), i + 2);
+    for (int i = 0; i < 3; i++)
+      check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: run %d differs", name.c_str(),
+            i + 2);
     CaseSpec other = spec;
     other.ctas = 7;
     AttendCase few(other);
@@ -85,7 +96,8 @@ void try_case(const CaseSpec& spec, bool variants = true) {
 
 // Rows of a sequence alone and among others: the same bits. Lengths are such that CTA borders fall anywhere.
 void batch_composition(CaseSpec spec) {
-  const std::vector<CaseSequence> all = {{1500, 1, 1}, {31, 1, 1}, {9000, 1, 1}, {64, 2, 2}, {4097, 1, 1}, {700, 3, 3}, {12000, 1, 1}};
+  const std::vector<CaseSequence> all = {{1500, 1, 1}, {31, 1, 1},  {9000, 1, 1}, {64, 2, 2},
+                                         {4097, 1, 1}, {700, 3, 3}, {12000, 1, 1}};
   // Contents are drawn by slot: keep the sequence of interest in slot 0.
   for (size_t target = 0; target < all.size(); target++) {
     spec.sequences = {all[target]};
@@ -104,7 +116,8 @@ void batch_composition(CaseSpec spec) {
 
 // A ragged batch on any number of CTAs and workers.
 void distribution(CaseSpec spec, bool quick) {
-  spec.sequences = {{1500, 1, 1}, {31, 1, 1}, {6000, 1, 1}, {64, 2, 2}, {4097, 5, 5}, {1, 1, 1}, {2048, 1, 1}};
+  spec.sequences = {{1500, 1, 1}, {31, 1, 1}, {6000, 1, 1}, {64, 2, 2},
+                    {4097, 5, 5}, {1, 1, 1},  {2048, 1, 1}};
   spec.window = 37;
   spec.sinks = 3;
   AttendCase usual(spec);
@@ -115,7 +128,8 @@ void distribution(CaseSpec spec, bool quick) {
     CaseSpec other = spec;
     other.ctas = ctas;
     AttendCase c(other);
-    check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d CTAs differ", name_of(spec).c_str(), ctas);
+    check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d CTAs differ",
+          name_of(spec).c_str(), ctas);
   }
   for (int workers : {1, 2, 4, 5, 7}) {
     if ((quick && workers != 5) || (spec.head_dim > 256 && workers > 1)) continue;
@@ -124,9 +138,11 @@ void distribution(CaseSpec spec, bool quick) {
     other.tuning.stages = 1;
     try {
       AttendCase c(other);
-      check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d workers differ", name_of(spec).c_str(), workers);
+      check(same_bits(out, attend_once(c, &lse2)) && same_bits(lse, lse2), "%s: %d workers differ",
+            name_of(spec).c_str(), workers);
     } catch (const tq::Error& error) {
-      check(error.status() == tq::Status::kNotSupported, "%s: %d workers: %s", name_of(spec).c_str(), workers, error.what());
+      check(error.status() == tq::Status::kNotSupported, "%s: %d workers: %s", name_of(spec).c_str(), workers,
+            error.what());
     }
   }
 }
@@ -267,7 +283,8 @@ void small(bool tiny) {
   }
 }
 
-// Every pair once, with few and with eight rows a block: where the kernels run on the CPU (tests/emulate) more would take too long.
+// Every pair once, with few and with eight rows a block: where the kernels run on the CPU (tests/emulate)
+// more would take too long.
 void each() {
   const int pairs[][4] = {
 #include "attend_pairs.inc"
@@ -292,7 +309,8 @@ void each() {
 
 #include "attend_prefill.cuh"
 
-// attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only. attend_test --prefill [--quick]: long query blocks only.
+// attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
+// attend_test --prefill [--quick]: long query blocks only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -314,7 +332,8 @@ int main(int argc, char** argv) {
     return gpu_test::finish("attend_test --prefill");
   }
   const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
-  const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0, last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
+  const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0,
+            last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
   int index = 0;
   const int pairs[][4] = {
 #include "attend_pairs.inc"
@@ -335,7 +354,8 @@ int main(int argc, char** argv) {
     distribution(s, quick);
     s.sequences = {{5000, 1, 1}, {100, 1, 1}, {9000, 1, 1}};
     graph_replay(s);
-    printf("d %d/%d bits %d/%d: worst row %.2e%s\n", p[2], p[3], p[0], p[1], worst_of_all, gpu_test::tally().failed > failed ? "  FAILED" : "");
+    printf("d %d/%d bits %d/%d: worst row %.2e%s\n", p[2], p[3], p[0], p[1], worst_of_all,
+           gpu_test::tally().failed > failed ? "  FAILED" : "");
     fflush(stdout);
   }
   if (first == 0) prefill(quick);

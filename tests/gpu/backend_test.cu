@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA backend around its kernels: capture and replay, every CUDA call made to fail in turn, slots and pages, merge.  backend_test [--small]
+// The CUDA backend around its kernels: capture and replay, every CUDA call made to fail in turn, slots and
+// pages, merge.  backend_test [--small]
 #include <math.h>
 
 #include "test_cache.cuh"
@@ -19,7 +20,8 @@ cudaError_t injected = cudaErrorUnknown;
 
 bool fails() { return ++calls == fail_at; }
 
-// A table entry that counts and, when its turn comes, fails without doing anything. Release functions do their work and then report failure.
+// A table entry that counts and, when its turn comes, fails without doing anything. Release functions do
+// their work and then report failure.
 template <auto kEntry>
 struct Counted;
 template <typename... Args, cudaError_t (*Runtime::*kEntry)(Args...)>
@@ -89,15 +91,17 @@ bool attempt(Verb verb) {
   std::string text;
   const Status status = status_of_call(verb, &text);
   if (status == Status::kOk) return false;
-  check(status == Status::kCuda || status == Status::kOutOfMemory, "injected failure: status %d, text '%s'", static_cast<int>(status), text.c_str());
-  check(text.find("cudaErrorUnknown") != std::string::npos || text.find("allocate") != std::string::npos, "text '%s' has no CUDA error name",
-        text.c_str());
+  check(status == Status::kCuda || status == Status::kOutOfMemory, "injected failure: status %d, text '%s'",
+        static_cast<int>(status), text.c_str());
+  check(text.find("cudaErrorUnknown") != std::string::npos || text.find("allocate") != std::string::npos,
+        "text '%s' has no CUDA error name", text.c_str());
   fail_at = -1;
   verb();
   return true;
 }
 
-// One life of a cache with call number n failing: everything still ends right, nothing leaks. False when n is beyond the last call.
+// One life of a cache with call number n failing: everything still ends right, nothing leaks. False when n is
+// beyond the last call.
 bool life(int n, const tq::HostOps& ops) {
   static std::vector<float> usual;  // all attention outputs of a life without failures
   Config config = small_config();
@@ -112,7 +116,8 @@ bool life(int n, const tq::HostOps& ops) {
   thrown += attempt([&] { cache.reset(new TestCache(config, ops)); });
   TestCache& c = *cache;
   c.queries = 1;
-  for (const std::vector<int64_t>& step : {std::vector<int64_t>{40, 1}, std::vector<int64_t>{1, 2}, std::vector<int64_t>{1, 33}}) {
+  for (const std::vector<int64_t>& step :
+       {std::vector<int64_t>{40, 1}, std::vector<int64_t>{1, 2}, std::vector<int64_t>{1, 33}}) {
     c.prepare_plan(step);
     thrown += attempt([&] { c.backend->upload_plan(c.last, nullptr); });
     c.fill(0);
@@ -121,7 +126,8 @@ bool life(int n, const tq::HostOps& ops) {
     const void* outs[] = {out.get(), out.get()};
     const float* lses[] = {lse.get(), lse.get()};
     thrown += attempt([&] {
-      tq::cuda::merge_states_cuda(tq::MergeRequest{2, outs, lses, static_cast<int64_t>(rows), config.value_dim, tq::DataType::kF32, merged.get(),
+      tq::cuda::merge_states_cuda(tq::MergeRequest{2, outs, lses, static_cast<int64_t>(rows),
+                                                   config.value_dim, tq::DataType::kF32, merged.get(),
                                                    merged_lse.get(), 0, nullptr});
     });
     GPU_MUST(cudaDeviceSynchronize());
@@ -133,7 +139,8 @@ bool life(int n, const tq::HostOps& ops) {
   if (usual.empty()) usual = seen;
   check(seen.size() == usual.size() && !memcmp(seen.data(), usual.data(), seen.size() * sizeof(float)),
         "call %d failing: other outputs of attend or merge", n);
-  const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.num_pages - 1), static_cast<int32_t>(c.geometry.num_pages - 1)};
+  const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.num_pages - 1),
+                             static_cast<int32_t>(c.geometry.num_pages - 1)};
   thrown += attempt([&] { c.backend->copy_pages(&copy, 1, nullptr); });
   uint64_t flags = 0;
   thrown += attempt([&] { flags = c.backend->check(nullptr); });
@@ -164,10 +171,13 @@ void failures() {
     while (life(n, ops)) n++;
     GPU_MUST(cudaDeviceSynchronize());
     GPU_MUST(cudaMemGetInfo(&free_after, &total));
-    check(live_blocks == 0, "%lld blocks of the caller's allocator leaked", static_cast<long long>(live_blocks));
-    check(free_before == free_after, "device memory: %zu bytes free before, %zu after", free_before, free_after);
+    check(live_blocks == 0, "%lld blocks of the caller's allocator leaked",
+          static_cast<long long>(live_blocks));
+    check(free_before == free_after, "device memory: %zu bytes free before, %zu after", free_before,
+          free_after);
     check(n > 40, "only %d calls were made to fail", n - 1);
-    printf("   %d CUDA calls and allocations made to fail in turn (%s)\n", n - 1, ops.alloc ? "caller's allocator" : "cudaMalloc");
+    printf("   %d CUDA calls and allocations made to fail in turn (%s)\n", n - 1,
+           ops.alloc ? "caller's allocator" : "cudaMalloc");
   }
   runtime() = real_runtime();
 }
@@ -193,17 +203,21 @@ void capture() {
   GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
   cache.append(0, stream);
   const Status refused = status_of_call([&] { cache.backend->upload_plan(cache.last, stream); });
-  const Status refused_create = status_of_call([&] { tq::cuda::create_cuda_backend(cache.geometry, {}, cache.pool.get(), stream); });
+  const Status refused_create =
+      status_of_call([&] { tq::cuda::create_cuda_backend(cache.geometry, {}, cache.pool.get(), stream); });
   const Status refused_copy = status_of_call([&] { cache.backend->copy_slot(0, 1, stream); });
   const Status refused_check = status_of_call([&] { cache.backend->check(stream); });
   GPU_MUST(cudaStreamEndCapture(stream, &graph));  // the refusals left the capture whole
   check(refused == Status::kCapture, "plan in a capture: status %d", static_cast<int>(refused));
-  check(refused_create == Status::kCapture, "create in a capture: status %d", static_cast<int>(refused_create));
-  check(refused_copy == Status::kCapture, "copy_slot in a capture: status %d", static_cast<int>(refused_copy));
+  check(refused_create == Status::kCapture, "create in a capture: status %d",
+        static_cast<int>(refused_create));
+  check(refused_copy == Status::kCapture, "copy_slot in a capture: status %d",
+        static_cast<int>(refused_copy));
   check(refused_check == Status::kCapture, "check in a capture: status %d", static_cast<int>(refused_check));
   GPU_MUST(cudaGraphInstantiate(&executable, graph, 0));
   GPU_MUST(cudaGraphLaunch(executable, stream));
-  // The first plan is in; later steps replay the same launch on other plans, some much larger than the captured one.
+  // The first plan is in; later steps replay the same launch on other plans, some much larger than the
+  // captured one.
   int replays = 1;
   for (int i = 0; i < 100; i++) {
     const bool large = i % 25 == 24;
@@ -227,10 +241,12 @@ void slots_and_pages() {
   config.layers = 2;
   TestCache cache(config);
   cache.step({50, 50});
-  // Copy all pages of sequence 0 onto those of sequence 1, and the slot: sequence 1 now reads as sequence 0 did.
+  // Copy all pages of sequence 0 onto those of sequence 1, and the slot: sequence 1 now reads as sequence 0
+  // did.
   const std::vector<uint8_t> before = cache.pool.host();
   std::vector<tq::PageCopy> copies;
-  for (size_t i = 0; i < cache.pages(0).size(); i++) copies.push_back(tq::PageCopy{cache.pages(0)[i], cache.pages(1)[i]});
+  for (size_t i = 0; i < cache.pages(0).size(); i++)
+    copies.push_back(tq::PageCopy{cache.pages(0)[i], cache.pages(1)[i]});
   cache.backend->copy_pages(copies.data(), static_cast<int64_t>(copies.size()), nullptr);
   cache.backend->copy_slot(0, 1, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
@@ -241,7 +257,8 @@ void slots_and_pages() {
   for (int layer = 0; layer < config.layers; layer++) {
     const int64_t page_bytes = cache.geometry.page_bytes(layer);
     for (const tq::PageCopy& copy : copies)
-      memcpy(expected.data() + at + copy.target * page_bytes, before.data() + at + copy.source * page_bytes, static_cast<size_t>(page_bytes));
+      memcpy(expected.data() + at + copy.target * page_bytes, before.data() + at + copy.source * page_bytes,
+             static_cast<size_t>(page_bytes));
     at += padded(page_bytes * cache.geometry.num_pages);
   }
   for (size_t i = 0; i < expected.size(); i++) wrong += expected[i] != after[i];
@@ -259,7 +276,8 @@ void slots_and_pages() {
   at = 0;
   for (int layer = 0; layer < config.layers; layer++) {
     const int64_t page_bytes = cache.geometry.page_bytes(layer);
-    for (int32_t page : cache.pages(1)) memset(expected.data() + at + page * page_bytes, 0, static_cast<size_t>(page_bytes));
+    for (int32_t page : cache.pages(1))
+      memset(expected.data() + at + page * page_bytes, 0, static_cast<size_t>(page_bytes));
     at += padded(page_bytes * cache.geometry.num_pages);
   }
   for (size_t i = 0; i < expected.size(); i++) wrong += expected[i] != after[i];
@@ -287,7 +305,8 @@ void merge() {
           for (int64_t r = 0; r < rows; r++) {
             // Row 6 is empty everywhere; elsewhere one part in five is, and its out holds NaN.
             const bool empty = r == 6 || (states > 1 && mix64(s * 100 + r) % 5 == 0);
-            log[r] = empty ? -INFINITY : element_value(Source{9, type, 0}, 0x800 + s, static_cast<int>(r), 8) * 5;
+            log[r] =
+                empty ? -INFINITY : element_value(Source{9, type, 0}, 0x800 + s, static_cast<int>(r), 8) * 5;
             if (!empty) top[r] = std::max(top[r], static_cast<double>(log[r]));
             for (int i = 0; i < dim; i++) {
               const uint32_t bits = empty ? 0x7FC07E01u : element_bits(source, 0x800 + s * 64 + r, i, dim);
@@ -312,11 +331,13 @@ void merge() {
         // In place over the last part, as the manual allows.
         void* out = const_cast<void*>(out_pointers.back());
         Buffer<float> lse(rows);
-        tq::cuda::merge_states_cuda(tq::MergeRequest{states, out_pointers.data(), lse_pointers.data(), rows, dim, type, out, lse.get(), 0, nullptr});
+        tq::cuda::merge_states_cuda(tq::MergeRequest{states, out_pointers.data(), lse_pointers.data(), rows,
+                                                     dim, type, out, lse.get(), 0, nullptr});
         GPU_MUST(cudaDeviceSynchronize());
         const std::vector<uint8_t> bytes = outs.back().host();
         const std::vector<float> got_lse = lse.host();
-        // Float32 sums of `states` terms: about sqrt(states) roundings of 2^-24, exponentials included; then one rounding to the type.
+        // Float32 sums of `states` terms: about sqrt(states) roundings of 2^-24, exponentials included; then
+        // one rounding to the type.
         const double unit = type == tq::DataType::kF32 ? 0 : type == tq::DataType::kF16 ? 0x1p-11 : 0x1p-8;
         const double bound = unit + 64 * 0x1p-24 * (1 + sqrt(static_cast<double>(states)));
         double error = 0, size = 0, lse_error = 0;
@@ -325,7 +346,8 @@ void merge() {
           for (int i = 0; i < dim; i++) {
             uint32_t bits = 0;
             memcpy(&bits, bytes.data() + (r * dim + i) * tq::dtype_bytes(type), tq::dtype_bytes(type));
-            const double got = bits_value(type, bits), want = weight[r] > 0 ? sum[r * dim + i] / weight[r] : 0;
+            const double got = bits_value(type, bits),
+                         want = weight[r] > 0 ? sum[r * dim + i] / weight[r] : 0;
             if (weight[r] == 0) empty_right &= got == 0;
             error += (got - want) * (got - want);
             size += want * want;
@@ -336,9 +358,10 @@ void merge() {
             lse_error = std::max(lse_error, fabs(got_lse[r] - (top[r] + log(weight[r]))));
         }
         check(sqrt(error) <= bound * sqrt(size) || (states == 1 && error == 0),
-              "merge of %d states, dim %d, dtype %d: relative error %.3g, bound %.3g", states, dim, static_cast<int>(type), sqrt(error / size),
-              bound);
-        check(lse_error < 2e-5, "merge of %d states, dim %d, dtype %d: lse error %.3g", states, dim, static_cast<int>(type), lse_error);
+              "merge of %d states, dim %d, dtype %d: relative error %.3g, bound %.3g", states, dim,
+              static_cast<int>(type), sqrt(error / size), bound);
+        check(lse_error < 2e-5, "merge of %d states, dim %d, dtype %d: lse error %.3g", states, dim,
+              static_cast<int>(type), lse_error);
         check(empty_right, "merge of %d states: the empty row", states);
       }
 }
@@ -347,7 +370,8 @@ void devices() {
   check(tq::cuda::cuda_device_count() >= 1, "no device");
   const tq::DeviceInfo info = tq::cuda::cuda_device_info(0);
   check(info.num_units > 0 && info.memory_bytes > 0 && info.name[0], "device info");
-  printf("   %s, compute capability %d.%d, %d multiprocessors\n", info.name, info.compute_major, info.compute_minor, info.num_units);
+  printf("   %s, compute capability %d.%d, %d multiprocessors\n", info.name, info.compute_major,
+         info.compute_minor, info.num_units);
   check(status_of_call([] { tq::cuda::cuda_device_info(99); }) == Status::kNoDevice, "device 99");
   runtime().get_device_count = [](int*) { return cudaErrorInsufficientDriver; };
   check(tq::cuda::cuda_device_count() == 0, "no driver: count");
@@ -355,7 +379,8 @@ void devices() {
   Config config = small_config();
   TestCache cache(config);
   const tq::BackendBytes bytes = tq::cuda::cuda_backend_bytes(cache.geometry);
-  check(bytes.pages == static_cast<int64_t>(cache.pool.size()), "page bytes %lld, pool %zu", static_cast<long long>(bytes.pages), cache.pool.size());
+  check(bytes.pages == static_cast<int64_t>(cache.pool.size()), "page bytes %lld, pool %zu",
+        static_cast<long long>(bytes.pages), cache.pool.size());
   tq::ReasonList reasons;
   tq::cuda::check_cuda_backend(cache.geometry, reasons);
   check(reasons.empty(), "reasons: %s", reasons.text());

@@ -4,15 +4,16 @@
 
     check_resources.py LOG... [--list]
 
-Fails if a compiled (not generic) attend kernel for the architecture that was measured, sm_90 or sm_90a, spills more than its allowance below, if an
-allowance is larger than needed, or if no such kernel was found. Kernels of other architectures and generic ones are counted, not judged. Prints one
-line a kernel with --list, and at the end "checks: N passed, N failed, N skipped".
+Fails if a compiled (not generic) attend kernel for the architecture that was measured, sm_90 or sm_90a,
+spills more than its allowance below, if an allowance is larger than needed, or if no such kernel was found.
+Kernels of other architectures and generic ones are counted, not judged. Prints one line a kernel with --list,
+and at the end "checks: N passed, N failed, N skipped".
 """
 import re
 import sys
 
-# (stored dimension, key bits, value bits): (bytes of spill stores, of spill loads) that are known and harmless. A kernel that is not listed may not
-# spill.
+# (stored dimension, key bits, value bits): (bytes of spill stores, of spill loads) that are known and
+# harmless. A kernel that is not listed may not spill.
 ALLOWED = {}
 JUDGED = ("sm_90", "sm_90a")
 
@@ -25,8 +26,8 @@ GENERIC = re.compile(r"attend_kernelINS0_\d+GenericCoreILi(\d+)ELi(\d+)E")
 
 
 def kernels(lines):
-    """(name, architecture, registers, stack, stores, loads) of each attend kernel. The functions that it calls are listed behind it, with their own
-    properties: what they spill is added to the kernel's."""
+    """(name, architecture, registers, stack, stores, loads) of each attend kernel. The functions that it
+    calls are listed behind it, with their own properties: what they spill is added to the kernel's."""
     found, name, own = [], None, None
     for line in lines:
         match = ENTRY.search(line)
@@ -64,7 +65,8 @@ def judge(found, show):
     for name, architecture, registers, stack, stores, loads in found:
         coded = CODED.search(name)
         generic = GENERIC.search(name)
-        text = "d %s k%sv%s" % coded.groups() if coded else "generic %s/%s" % generic.groups() if generic else name[:24]
+        text = "d %s k%sv%s" % coded.groups() if coded else "generic %s/%s" % generic.groups(
+        ) if generic else name[:24]
         verdict = ""
         if coded and architecture in JUDGED:
             allowed = ALLOWED.get(key_of(name), (0, 0))
@@ -76,7 +78,8 @@ def judge(found, show):
         else:
             other += 1
         if verdict or show:
-            print("%-24s %-8s %3d registers, %4d bytes of stack, spills %d/%d  %s" % (text, architecture, registers, stack, stores, loads, verdict))
+            print("%-24s %-8s %3d registers, %4d bytes of stack, spills %d/%d  %s" %
+                  (text, architecture, registers, stack, stores, loads, verdict))
     return passed, failed, other
 
 

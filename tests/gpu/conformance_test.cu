@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The library on the GPU against the library on the CPU, through the C API: every attention kernel of cuda/launch/attend_list.h, lengths at every
-// tile and page edge +- 1, tokens appended in ragged pieces, interleaved pages, strides, memory that holds NaN where nothing was written.
+// The library on the GPU against the library on the CPU, through the C API: every attention kernel of
+// cuda/launch/attend_list.h, lengths at every tile and page edge +- 1, tokens appended in ragged pieces,
+// interleaved pages, strides, memory that holds NaN where nothing was written.
 //
-// Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact arithmetic over the same codes for logits
-// up to about 5 (derived in tests/golden/library_test.cpp), so they may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
+// Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
+// arithmetic over the same codes for logits up to about 5 (derived in tests/golden/library_test.cpp), so they
+// may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
 // output can be small, by the design's gate of 1e-3.   conformance_test [--quick] [FIRST COUNT]
 #include "api_cache.cuh"
 #include "cuda/launch/attend_list.h"
@@ -26,16 +28,20 @@ std::vector<Shape> shapes() {
 #define TQ_ROW(dim, key_bits, value_bits, ...) list.push_back(Shape{dim, dim, key_bits, value_bits});
   TQ_ATTEND_LIST(TQ_ROW)
 #undef TQ_ROW
-  // Generic kernels: three width pairs for each, all widths on either side in turn. Dimensions that are padded come with those they share a kernel with.
-  const int widths[][2] = {{5, 6}, {16, 16}, {6, 2}, {16, 4}, {3, 16}, {8, 5}, {2, 8}, {4, 16}, {6, 5}, {16, 3}, {5, 3}, {2, 6}};
+  // Generic kernels: three width pairs for each, all widths on either side in turn. Dimensions that are
+  // padded come with those they share a kernel with.
+  const int widths[][2] = {{5, 6}, {16, 16}, {6, 2}, {16, 4}, {3, 16}, {8, 5},
+                           {2, 8}, {4, 16},  {6, 5}, {16, 3}, {5, 3},  {2, 6}};
   size_t turn = 0;
   const auto generic = [&](int key, int value) {
-    for (int i = 0; i < 3; i++, turn++) list.push_back(Shape{key, value, widths[turn % 12][0], widths[turn % 12][1]});
+    for (int i = 0; i < 3; i++, turn++)
+      list.push_back(Shape{key, value, widths[turn % 12][0], widths[turn % 12][1]});
   };
 #define TQ_ROW(key, value, ...) generic(key, value);
   TQ_GENERIC_LIST(TQ_ROW)
 #undef TQ_ROW
-  for (const Shape& shape : {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8}, Shape{80, 80, 16, 5}, Shape{112, 112, 2, 16}})
+  for (const Shape& shape : {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8},
+                             Shape{80, 80, 16, 5}, Shape{112, 112, 2, 16}})
     list.push_back(shape);
   return list;
 }
@@ -48,7 +54,8 @@ std::vector<int64_t> edge_lengths(int page_size) {
       if (length > 0 && std::find(list.begin(), list.end(), length) == list.end()) list.push_back(length);
   };
   for (int tile = 1; tile <= (quick ? 4 : 10); tile++) around(32 * tile);
-  for (int page = 1; page <= 4 && page * page_size <= 4096; page++) around(static_cast<int64_t>(page) * page_size);
+  for (int page = 1; page <= 4 && page * page_size <= 4096; page++)
+    around(static_cast<int64_t>(page) * page_size);
   around(1024);
   around(2048);
   if (!quick) {
@@ -68,8 +75,9 @@ struct Case {
 
 std::string name_of(const Case& c) {
   char text[200];
-  snprintf(text, sizeof text, "d %d/%d bits %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s", c.shape.head_dim, c.shape.value_dim,
-           c.shape.key_bits, c.shape.value_bits, c.dtype, c.kv_heads, c.q_per_kv, c.page_size, c.window, c.sinks, c.centres ? " centres" : "");
+  snprintf(text, sizeof text, "d %d/%d bits %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s",
+           c.shape.head_dim, c.shape.value_dim, c.shape.key_bits, c.shape.value_bits, c.dtype, c.kv_heads,
+           c.q_per_kv, c.page_size, c.window, c.sinks, c.centres ? " centres" : "");
   return text;
 }
 
@@ -111,8 +119,8 @@ class Pair {
 constexpr int kDecoys = 3;
 
 tq_cache_config Pair::config(const Case& c, const std::vector<int64_t>& lengths) {
-  tq_cache_config config =
-      api_config(c.shape.head_dim, c.shape.value_dim, c.shape.key_bits, c.shape.value_bits, c.kv_heads * c.q_per_kv, c.kv_heads, c.dtype);
+  tq_cache_config config = api_config(c.shape.head_dim, c.shape.value_dim, c.shape.key_bits,
+                                      c.shape.value_bits, c.kv_heads * c.q_per_kv, c.kv_heads, c.dtype);
   config.page_size = c.page_size;
   config.window_tokens = c.window;
   config.sink_tokens = c.sinks;
@@ -140,14 +148,17 @@ Pair::Pair(const Case& c, const std::vector<int64_t>& final_lengths)
   std::vector<float> centre[2];
   for (int side = 0; side < 2; side++)
     for (int i = 0; i < c.kv_heads * (side ? c.shape.value_dim : c.shape.head_dim); i++)
-      centre[side].push_back(static_cast<float>(static_cast<int>(mix64(c.seed + side * 77777 + i) % 200) - 100) * 0.0078125f);
+      centre[side].push_back(
+          static_cast<float>(static_cast<int>(mix64(c.seed + side * 77777 + i) % 200) - 100) * 0.0078125f);
   ApiCache* caches[2] = {&cpu_, &gpu_};
   for (int device = 0; device < 2; device++) {
-    if (c.centres) API_MUST(tq_cache_set_centres(caches[device]->cache, 0, centre[0].data(), centre[1].data()));
+    if (c.centres)
+      API_MUST(tq_cache_set_centres(caches[device]->cache, 0, centre[0].data(), centre[1].data()));
     for (int i = 0; i < num_all; i++) ids_[device].push_back(caches[device]->sequence());
   }
   uint64_t prints[2] = {0, 1};
-  for (int device = 0; device < 2; device++) API_MUST(tq_cache_fingerprint(caches[device]->cache, &prints[device]));
+  for (int device = 0; device < 2; device++)
+    API_MUST(tq_cache_fingerprint(caches[device]->cache, &prints[device]));
   check(prints[0] == prints[1], "%s: fingerprints differ", name_.c_str());
 }
 
@@ -156,7 +167,8 @@ void Pair::grow(const std::vector<int64_t>& pieces, const std::vector<int64_t>& 
   std::vector<int> order;
   for (int i = 0; i < num_all; i++)
     if (!freed_[i]) order.push_back(i);
-  for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[mix64(c_.seed * 7919 + ++turn_) % i]);
+  for (size_t i = order.size(); i > 1; i--)
+    std::swap(order[i - 1], order[mix64(c_.seed * 7919 + ++turn_) % i]);
   std::vector<int64_t> news, asks;
   std::vector<RowRun> runs;
   int64_t rows = 0;
@@ -176,7 +188,8 @@ void Pair::grow(const std::vector<int64_t>& pieces, const std::vector<int64_t>& 
     for (int i : order) ids.push_back(ids_[device][i]);
     cache.plan(ids, news, asks);
     if (rows == 0) continue;
-    const Memory host_k = device ? Memory() : k.on(TQ_DEVICE_CPU), host_v = device ? Memory() : v.on(TQ_DEVICE_CPU);
+    const Memory host_k = device ? Memory() : k.on(TQ_DEVICE_CPU),
+                 host_v = device ? Memory() : v.on(TQ_DEVICE_CPU);
     cache.append(0, device ? k.memory.get() : host_k.get(), device ? v.memory.get() : host_v.get(), k, v);
   }
   GPU_MUST(cudaDeviceSynchronize());
@@ -192,7 +205,8 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
   params.q_head_stride = q.head_stride;
   const int heads = cpu_.config.num_q_heads, dim = c_.shape.value_dim;
   std::vector<float> sinks;
-  for (int h = 0; h < heads; h++) sinks.push_back(static_cast<float>(static_cast<int>(mix64(c_.seed + h) % 64) - 32) * 0.125f);
+  for (int h = 0; h < heads; h++)
+    sinks.push_back(static_cast<float>(static_cast<int>(mix64(c_.seed + h) % 64) - 32) * 0.125f);
   const bool with_sinks = params.sink_logits != nullptr;
   const Buffer<float> device_sinks(sinks);
   const Memory host_q = q.on(TQ_DEVICE_CPU);
@@ -224,8 +238,10 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
       lse_worst = fabs(a - b);
   }
   const double total = total_square > 0 ? sqrt(total_error / total_square) : 0;
-  check(strange == 0, "%s, %s: %lld values not finite or not empty on one side only", name_.c_str(), what, static_cast<long long>(strange));
-  check(row_worst <= kRowGate && total <= total_gate, "%s, %s: worst row %.2e, whole %.2e", name_.c_str(), what, row_worst, total);
+  check(strange == 0, "%s, %s: %lld values not finite or not empty on one side only", name_.c_str(), what,
+        static_cast<long long>(strange));
+  check(row_worst <= kRowGate && total <= total_gate, "%s, %s: worst row %.2e, whole %.2e", name_.c_str(),
+        what, row_worst, total);
   check(lse_worst <= kLseGate, "%s, %s: lse differs by %.2e", name_.c_str(), what, lse_worst);
   worst_row = std::max(worst_row, row_worst);
   worst_total = std::max(worst_total, total);
@@ -239,7 +255,8 @@ void Pair::compare_reads() {
     int64_t wrong = 0, first = -1;
     for (size_t at = 0; at < a.size() && at < b.size(); at++)
       if (a[at] != b[at] && wrong++ == 0) first = static_cast<int64_t>(at);
-    check(wrong == 0 && a.size() == b.size(), "%s: decoded values of length %lld: %lld bytes differ, the first at %lld", name_.c_str(),
+    check(wrong == 0 && a.size() == b.size(),
+          "%s: decoded values of length %lld: %lld bytes differ, the first at %lld", name_.c_str(),
           static_cast<long long>(lengths[i]), static_cast<long long>(wrong), static_cast<long long>(first));
   }
 }
@@ -254,7 +271,8 @@ void Pair::compare_pools() {
   }
   // The device's pool may be rounded up to its alignment.
   const size_t rounding = std::max(a.size(), b.size()) - std::min(a.size(), b.size());
-  check(wrong == 0 && rounding < 256 && written > 0, "%s: stored bytes: %lld of %zu differ, the first at %lld (page of %lld bytes)", name_.c_str(),
+  check(wrong == 0 && rounding < 256 && written > 0,
+        "%s: stored bytes: %lld of %zu differ, the first at %lld (page of %lld bytes)", name_.c_str(),
         static_cast<long long>(wrong), a.size(), static_cast<long long>(first),
         static_cast<long long>(a.size() / static_cast<size_t>(cpu_.num_pages)));
 }
@@ -272,13 +290,17 @@ void Pair::free_decoy() {
 void conform(const Case& c) {
   const std::vector<int64_t> targets = edge_lengths(c.page_size);
   Pair pair(c, targets);
-  // Rounds of ragged pieces; decoys take whole pages between them and are freed along the way, so that pages interleave and come back used.
+  // Rounds of ragged pieces; decoys take whole pages between them and are freed along the way, so that pages
+  // interleave and come back used.
   const int rounds = 5;
   for (int round = 0; round < rounds; round++) {
     std::vector<int64_t> pieces(pair.num_all, 0), queries(pair.num_all, 0);
     for (int i = 0; i < pair.num_targets; i++) {
       const int64_t left = targets[i] - 1 - pair.lengths[i], share = left / (rounds - round);
-      pieces[i] = round == rounds - 1 ? left : std::min<int64_t>(left, static_cast<int64_t>(mix64(c.seed * 31 + round * 1000 + i) % (2 * share + 2)));
+      pieces[i] = round == rounds - 1
+                      ? left
+                      : std::min<int64_t>(left, static_cast<int64_t>(mix64(c.seed * 31 + round * 1000 + i) %
+                                                                     (2 * share + 2)));
     }
     for (int i = pair.num_targets; i < pair.num_all; i++) pieces[i] = c.page_size * ((i + round) % 2);
     pair.grow(pieces, queries);
@@ -286,7 +308,8 @@ void conform(const Case& c) {
   }
   // The last token, and queries: mostly one, sometimes more than the new tokens.
   std::vector<int64_t> ones(pair.num_all, 1), queries(pair.num_all, 1);
-  for (int i = 0; i < pair.num_targets; i++) queries[i] = i % 5 == 4 ? std::min<int64_t>(targets[i], 1 + i % 7) : i % 11 == 10 ? 0 : 1;
+  for (int i = 0; i < pair.num_targets; i++)
+    queries[i] = i % 5 == 4 ? std::min<int64_t>(targets[i], 1 + i % 7) : i % 11 == 10 ? 0 : 1;
   pair.grow(ones, queries);
   tq_attend_params params = default_params();
   pair.compare_attention("attend", params);
@@ -308,8 +331,9 @@ void conform(const Case& c) {
   pair.grow(pieces, queries);
   pair.compare_attention("drafts and extends", default_params());
   pair.compare_pools();
-  // Many queries of a few sequences over what is stored, others beside them: rows that the GPU may give to its prefill kernel, whose weights are halves
-  // (2^-11 of each), so that the gate of a row is that of the whole.
+  // Many queries of a few sequences over what is stored, others beside them: rows that the GPU may give to
+  // its prefill kernel, whose weights are halves (2^-11 of each), so that the gate of a row is that of the
+  // whole.
   for (int i = 0; i < pair.num_targets; i++) {
     pieces[i] = 0;
     const bool many = targets[i] == 2049 || targets[i] == 1025 || targets[i] == 129 || targets[i] == 33;
@@ -326,13 +350,24 @@ void conform(const Case& c) {
 
 int main(int argc, char** argv) {
   quick = argc > 1 && !strcmp(argv[1], "--quick");
-  const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0, last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
-  const int dtypes[] = {TQ_F16, TQ_BF16, TQ_F32}, groups[] = {4, 1, 8, 3, 16, 2}, pages[] = {64, 32, 96, 64, 512, 128};
+  const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0,
+            last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
+  const int dtypes[] = {TQ_F16, TQ_BF16, TQ_F32}, groups[] = {4, 1, 8, 3, 16, 2},
+            pages[] = {64, 32, 96, 64, 512, 128};
   int index = 0;
   for (const Shape& shape : shapes()) {
     const int at = index++;
     if (at < first || at >= last) continue;
-    Case c = {shape, dtypes[at % 3], groups[at % 6], 1 + at % 2, pages[(at / 2) % 6], 0, 0, 0, at % 4 == 3, static_cast<uint64_t>(100 + at)};
+    Case c = {shape,
+              dtypes[at % 3],
+              groups[at % 6],
+              1 + at % 2,
+              pages[(at / 2) % 6],
+              0,
+              0,
+              0,
+              at % 4 == 3,
+              static_cast<uint64_t>(100 + at)};
     if (at % 3 == 1) c.window = 50, c.sinks = 4, c.rollback = 9;
     if (at % 9 == 5) c.sinks = 33;
     const int64_t failed = tally().failed;
@@ -344,7 +379,9 @@ int main(int argc, char** argv) {
     if (tally().failed > failed) printf("FAILED case %d: %s\n", at, name_of(c).c_str());
     fflush(stdout);
   }
-  printf("   %d configurations, %lld rows: worst row %.2e, worst whole %.2e, worst lse %.2e between CPU and GPU\n", index,
-         static_cast<long long>(rows_compared), worst_row, worst_total, worst_lse);
+  printf(
+      "   %d configurations, %lld rows: worst row %.2e, worst whole %.2e, worst lse %.2e between CPU and "
+      "GPU\n",
+      index, static_cast<long long>(rows_compared), worst_row, worst_total, worst_lse);
   return gpu_test::finish("conformance_test");
 }

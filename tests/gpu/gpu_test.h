@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What GPU test programs share: checks that count, device buffers, and the last line "N passed, N failed, N skipped". No test library: the
-// machines with a GPU have none.
+// What GPU test programs share: checks that count, device buffers, and the last line "N passed, N failed, N
+// skipped". No test library: the machines with a GPU have none.
 #pragma once
 #include <cuda_runtime.h>
 #include <stdarg.h>
@@ -118,8 +118,8 @@ tq::Status status_of_call(Call call, std::string* text = nullptr) {
 
 inline int finish(const char* name) {
   const Tally& t = tally();
-  printf("%s: %lld passed, %lld failed, %lld skipped\n", name, static_cast<long long>(t.passed), static_cast<long long>(t.failed),
-         static_cast<long long>(t.skipped));
+  printf("%s: %lld passed, %lld failed, %lld skipped\n", name, static_cast<long long>(t.passed),
+         static_cast<long long>(t.failed), static_cast<long long>(t.skipped));
   return tally().failed == 0 && tally().passed > 0 ? 0 : 1;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Graphs and determinism through the C API. One captured step (append, attend and merge of two layers' partial results) is replayed while sequences
-// grow, planned anew between replays, and must equal the same calls made eagerly in another cache, bit for bit. Then: the same bits for any
+// Graphs and determinism through the C API. One captured step (append, attend and merge of two layers'
+// partial results) is replayed while sequences grow, planned anew between replays, and must equal the same
+// calls made eagerly in another cache, bit for bit. Then: the same bits for any
 // split hint, workspace, stream, batch composition, slot and page placement.   graph_test [--quick | --small]
 #include "api_cache.cuh"
 
@@ -8,8 +9,10 @@ namespace {
 
 using namespace gpu_test;
 
-__global__ void count_different(const uint32_t* a, const uint32_t* b, int64_t count, unsigned long long* different) {
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+__global__ void count_different(const uint32_t* a, const uint32_t* b, int64_t count,
+                                unsigned long long* different) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
     if (a[i] != b[i]) atomicAdd(different, 1ull);
 }
 
@@ -28,7 +31,8 @@ struct Stepper {
   Memory out[kLayers], lse[kLayers], merged, merged_lse;
 
   static tq_cache_config config(const GraphCase& c, int64_t tokens) {
-    tq_cache_config config = api_config(c.head_dim, c.head_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
+    tq_cache_config config =
+        api_config(c.head_dim, c.head_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
     config.num_layers = kLayers;
     config.max_sequences = kSequences;
     config.max_tokens = tokens * kSequences;
@@ -37,7 +41,8 @@ struct Stepper {
     config.sink_tokens = c.sinks;
     return config;
   }
-  Stepper(const GraphCase& c, int64_t tokens) : cache(config(c, tokens), TQ_DEVICE_CUDA), q(source(2, 0), kQueries, false) {
+  Stepper(const GraphCase& c, int64_t tokens)
+      : cache(config(c, tokens), TQ_DEVICE_CUDA), q(source(2, 0), kQueries, false) {
     for (int i = 0; i < kSequences; i++) ids.push_back(cache.sequence());
     const size_t rows = static_cast<size_t>(kQueries * c.q_heads);
     for (int layer = 0; layer < kLayers; layer++) {
@@ -72,18 +77,20 @@ struct Stepper {
     const float* lses[kLayers];
     for (int layer = 0; layer < kLayers; layer++) {
       cache.append(layer, k[layer].memory.get(), v[layer].memory.get(), k[layer], v[layer], stream);
-      API_MUST(
-          tq_cache_attend(cache.cache, layer, cache.batch, q.memory.get(), out[layer].get(), lse[layer].as<float>(), &params, nullptr, 0, stream));
+      API_MUST(tq_cache_attend(cache.cache, layer, cache.batch, q.memory.get(), out[layer].get(),
+                               lse[layer].as<float>(), &params, nullptr, 0, stream));
       outs[layer] = out[layer].get();
       lses[layer] = lse[layer].as<float>();
     }
-    API_MUST(tq_merge_states(kLayers, outs, lses, kQueries * cache.config.num_q_heads, cache.config.head_dim, TQ_F32, merged.get(),
-                             merged_lse.as<float>(), TQ_DEVICE_CUDA, 0, stream));
+    API_MUST(tq_merge_states(kLayers, outs, lses, kQueries * cache.config.num_q_heads, cache.config.head_dim,
+                             TQ_F32, merged.get(), merged_lse.as<float>(), TQ_DEVICE_CUDA, 0, stream));
   }
 };
 
-// New tokens and queries of a step: mostly one each, sometimes none, drafts, a chunk; kQueries queries in all.
-void draw_step(int step, const std::vector<int64_t>& lengths, std::vector<int64_t>& news, std::vector<int64_t>& queries) {
+// New tokens and queries of a step: mostly one each, sometimes none, drafts, a chunk; kQueries queries in
+// all.
+void draw_step(int step, const std::vector<int64_t>& lengths, std::vector<int64_t>& news,
+               std::vector<int64_t>& queries) {
   news.assign(kSequences, 1);
   queries.assign(kSequences, 1);
   int64_t left = kQueries;
@@ -95,7 +102,8 @@ void draw_step(int step, const std::vector<int64_t>& lengths, std::vector<int64_
     left -= queries[i];
   }
   // What is left goes to the longest.
-  const size_t longest = static_cast<size_t>(std::max_element(lengths.begin(), lengths.end()) - lengths.begin());
+  const size_t longest =
+      static_cast<size_t>(std::max_element(lengths.begin(), lengths.end()) - lengths.begin());
   queries[longest] += left;
 }
 
@@ -107,7 +115,8 @@ void replay(const GraphCase& c, int steps) {
   cudaStream_t stream;
   GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   std::vector<int64_t> lengths(kSequences, 0), news, queries;
-  // The beginning, eagerly in both: pieces that fit the step's buffers would take long for the longest, so it has buffers of its own.
+  // The beginning, eagerly in both: pieces that fit the step's buffers would take long for the longest, so it
+  // has buffers of its own.
   for (int i = 0; i < kSequences; i++) {
     for (Stepper* s : both) {
       s->cache.plan({s->ids[i]}, {starts[i]}, {0}, stream);
@@ -149,13 +158,16 @@ void replay(const GraphCase& c, int steps) {
       GPU_MUST(cudaGraphInstantiate(&executable, graph, 0));
     }
     GPU_MUST(cudaGraphLaunch(executable, stream));
-    const int64_t out_words = static_cast<int64_t>(eager.merged.size() / 4), lse_words = static_cast<int64_t>(eager.merged_lse.size() / 4);
-    start(count_different, dim3(32), dim3(256), stream, eager.merged.as<uint32_t>(), graphed.merged.as<uint32_t>(), out_words, different.get());
-    start(count_different, dim3(1), dim3(256), stream, eager.merged_lse.as<uint32_t>(), graphed.merged_lse.as<uint32_t>(), lse_words,
-          different.get());
+    const int64_t out_words = static_cast<int64_t>(eager.merged.size() / 4),
+                  lse_words = static_cast<int64_t>(eager.merged_lse.size() / 4);
+    start(count_different, dim3(32), dim3(256), stream, eager.merged.as<uint32_t>(),
+          graphed.merged.as<uint32_t>(), out_words, different.get());
+    start(count_different, dim3(1), dim3(256), stream, eager.merged_lse.as<uint32_t>(),
+          graphed.merged_lse.as<uint32_t>(), lse_words, different.get());
     GPU_MUST(cudaStreamSynchronize(stream));
     const unsigned long long now = different.host()[0];
-    check(now == found, "%s: step %d of the replayed graph differs from the eager one in %llu words", c.name, step, now - found);
+    check(now == found, "%s: step %d of the replayed graph differs from the eager one in %llu words", c.name,
+          step, now - found);
     if (now != found && first_wrong < 0) first_wrong = step;
     found = now;
   }
@@ -164,15 +176,15 @@ void replay(const GraphCase& c, int steps) {
   check(std::isfinite(size) && size > 0, "%s: the last output is %g", c.name, size);
   for (int layer = 0; layer < kLayers; layer++)
     for (int i = 0; i < kSequences; i++)
-      check(eager.cache.read(layer, eager.ids[i]) == graphed.cache.read(layer, graphed.ids[i]), "%s: layer %d sequence %d reads differently", c.name,
-            layer, i);
+      check(eager.cache.read(layer, eager.ids[i]) == graphed.cache.read(layer, graphed.ids[i]),
+            "%s: layer %d sequence %d reads differently", c.name, layer, i);
   uint64_t flags = 1;
   for (Stepper* s : both) {
     API_MUST(tq_cache_check(s->cache.cache, stream, &flags));
     check(flags == 0, "%s: flags %llu", c.name, static_cast<unsigned long long>(flags));
   }
-  printf("   %s: one graph of append, attend and merge replayed %d times, lengths %lld to %lld\n", c.name, steps, static_cast<long long>(lengths[0]),
-         static_cast<long long>(lengths[kSequences - 1]));
+  printf("   %s: one graph of append, attend and merge replayed %d times, lengths %lld to %lld\n", c.name,
+         steps, static_cast<long long>(lengths[0]), static_cast<long long>(lengths[kSequences - 1]));
   GPU_MUST(cudaGraphExecDestroy(executable));
   GPU_MUST(cudaGraphDestroy(graph));
   GPU_MUST(cudaStreamDestroy(stream));
@@ -184,7 +196,8 @@ struct Member {
   int64_t length, queries;
 };
 
-// Rows of `members` in one batch of a fresh cache; `decoys` pages are taken and partly given back first, so that pages and slots differ.
+// Rows of `members` in one batch of a fresh cache; `decoys` pages are taken and partly given back first, so
+// that pages and slots differ.
 class Batch {
  public:
   Batch(const GraphCase& c, const std::vector<std::pair<int, Member>>& members, int decoys)
@@ -234,8 +247,10 @@ class Batch {
   }
 
  private:
-  static tq_cache_config config(const GraphCase& c, const std::vector<std::pair<int, Member>>& members, int decoys) {
-    tq_cache_config config = api_config(c.head_dim, c.head_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
+  static tq_cache_config config(const GraphCase& c, const std::vector<std::pair<int, Member>>& members,
+                                int decoys) {
+    tq_cache_config config =
+        api_config(c.head_dim, c.head_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
     config.max_sequences = static_cast<int32_t>(members.size()) + decoys;
     config.window_tokens = c.window;
     config.sink_tokens = c.sinks;
@@ -261,7 +276,8 @@ class Batch {
 };
 
 void determinism(const GraphCase& c, bool few) {
-  const std::vector<Member> all = {{1, 1}, {33, 2}, {700, 1}, {1025, 3}, {2048, 1}, {5000, 9}, {9000, 1}, {20000, 1}, {3000, 40}};
+  const std::vector<Member> all = {{1, 1},    {33, 2},   {700, 1},   {1025, 3}, {2048, 1},
+                                   {5000, 9}, {9000, 1}, {20000, 1}, {3000, 40}};
   const size_t count = few ? 4 : all.size();
   cudaStream_t stream;
   GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -271,17 +287,21 @@ void determinism(const GraphCase& c, bool few) {
     const AttendOutput want = alone.attend();
     double size = 0;
     for (float x : want.out) size += static_cast<double>(x) * x;
-    check(std::isfinite(size) && size > 0, "%s: length %lld gives %g", c.name, static_cast<long long>(all[i].length), size);
+    check(std::isfinite(size) && size > 0, "%s: length %lld gives %g", c.name,
+          static_cast<long long>(all[i].length), size);
     for (int run = 0; run < 4; run++)
-      check(same_output(want, alone.attend()), "%s: length %lld, run %d differs", c.name, static_cast<long long>(all[i].length), run + 2);
+      check(same_output(want, alone.attend()), "%s: length %lld, run %d differs", c.name,
+            static_cast<long long>(all[i].length), run + 2);
     for (int splits : {1, 2, 3, 7, 16, 61, 1000})
-      check(same_output(want, alone.attend(splits)), "%s: length %lld, %d splits differ", c.name, static_cast<long long>(all[i].length), splits);
+      check(same_output(want, alone.attend(splits)), "%s: length %lld, %d splits differ", c.name,
+            static_cast<long long>(all[i].length), splits);
     size_t bytes = 0;
     API_MUST(tq_attend_workspace_bytes(alone.cache.cache, alone.cache.batch, &bytes));
     Memory workspace(TQ_DEVICE_CUDA, std::max<size_t>(bytes, 256));
     for (int fill : {0xFF, 0x00, 0x7F}) {
       workspace.fill(static_cast<uint8_t>(fill));
-      check(same_output(want, alone.attend(0, &workspace, stream)), "%s: length %lld differs with a workspace full of %#x", c.name,
+      check(same_output(want, alone.attend(0, &workspace, stream)),
+            "%s: length %lld differs with a workspace full of %#x", c.name,
             static_cast<long long>(all[i].length), fill);
     }
     // Among others, at any place of the batch, in other slots and pages.
@@ -294,8 +314,8 @@ void determinism(const GraphCase& c, bool few) {
         }
         Batch together(c, members, 3 + static_cast<int>(place));
         const AttendOutput rows = together.rows_of(together.attend(), place);
-        check(same_output(want, rows), "%s: length %lld differs as number %zu among %zu others", c.name, static_cast<long long>(all[i].length), place,
-              others);
+        check(same_output(want, rows), "%s: length %lld differs as number %zu among %zu others", c.name,
+              static_cast<long long>(all[i].length), place, others);
       }
   }
   GPU_MUST(cudaStreamDestroy(stream));

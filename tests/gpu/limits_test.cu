@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Large caches and broken contexts, through the C API. Pages whose bytes lie around and beyond 2^31 and 2^32: a sequence there must be stored, read
-// and attended exactly as in a small cache, and no byte of any other page may change. An asynchronous error of a kernel must come out of
-// tq_cache_check with CUDA's name; it ruins the process's context, so a child process provokes it.   limits_test [--quick]
+// Large caches and broken contexts, through the C API. Pages whose bytes lie around and beyond 2^31 and 2^32:
+// a sequence there must be stored, read and attended exactly as in a small cache, and no byte of any other
+// page may change. An asynchronous error of a kernel must come out of
+// tq_cache_check with CUDA's name; it ruins the process's context, so a child process provokes it.   limits_test
+//                                                                                                    [--quick]
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,9 +15,11 @@ using namespace gpu_test;
 
 // ---- Far pages ----
 
-__global__ void count_other_than(const uint4* words, int64_t count, uint32_t poison, unsigned long long* other) {
+__global__ void count_other_than(const uint4* words, int64_t count, uint32_t poison,
+                                 unsigned long long* other) {
   unsigned long long mine = 0;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const uint4 w = words[i];
     mine += (w.x != poison) + (w.y != poison) + (w.z != poison) + (w.w != poison);
   }
@@ -46,13 +50,20 @@ tq_cache_config far_config(const FarCase& c, int64_t tokens, int64_t longest, in
 
 Story tell(ApiCache& cache, tq_sequence id, int64_t pages, int page_size, int story) {
   const auto source = [&](int side) {
-    return RowSource{9, TQ_F16, side, 0, side == 2 ? cache.config.num_q_heads : cache.config.num_kv_heads, 128, side == 2 ? 3.0f : 1.0f};
+    return RowSource{9,
+                     TQ_F16,
+                     side,
+                     0,
+                     side == 2 ? cache.config.num_q_heads : cache.config.num_kv_heads,
+                     128,
+                     side == 2 ? 3.0f : 1.0f};
   };
   Rows q(source(2), 3, false);
   q.fill(source(2), {RowRun{1000 + story, 0, 0, 3}});
   int64_t length = 0;
   const int64_t whole = pages * page_size;
-  for (int64_t piece : {static_cast<int64_t>(1), static_cast<int64_t>(40), whole / 2 - 41, whole - whole / 2 - 3, static_cast<int64_t>(3)}) {
+  for (int64_t piece : {static_cast<int64_t>(1), static_cast<int64_t>(40), whole / 2 - 41,
+                        whole - whole / 2 - 3, static_cast<int64_t>(3)}) {
     const Rows k(source(0), piece, false), v(source(1), piece, false);
     k.fill(source(0), {RowRun{story, length, 0, piece}});
     v.fill(source(1), {RowRun{story, length, 0, piece}});
@@ -76,13 +87,15 @@ void far_pages(const FarCase& c) {
   size_t free_bytes = 0, all_bytes = 0;
   GPU_MUST(cudaMemGetInfo(&free_bytes, &all_bytes));
   if (static_cast<int64_t>(free_bytes) < total_pages * page_bytes + (static_cast<int64_t>(1) << 30)) {
-    skip("%s: %zu MB of device memory free, the cache needs %lld", c.name, free_bytes >> 20, static_cast<long long>(total_pages * page_bytes >> 20));
+    skip("%s: %zu MB of device memory free, the cache needs %lld", c.name, free_bytes >> 20,
+         static_cast<long long>(total_pages * page_bytes >> 20));
     return;
   }
   ApiCache cache(far_config(c, total_pages * c.page_size, total_pages * c.page_size, 8), TQ_DEVICE_CUDA);
-  // Stories around byte 2^31, around 2^32, and on the last pages. Fillers take the pages between: planned, never appended.
-  const int64_t firsts[] = {(static_cast<int64_t>(1) << 31) / page_bytes - 1, (static_cast<int64_t>(1) << 32) / page_bytes - 1,
-                            cache.num_pages - kPages};
+  // Stories around byte 2^31, around 2^32, and on the last pages. Fillers take the pages between: planned,
+  // never appended.
+  const int64_t firsts[] = {(static_cast<int64_t>(1) << 31) / page_bytes - 1,
+                            (static_cast<int64_t>(1) << 32) / page_bytes - 1, cache.num_pages - kPages};
   int64_t taken = 0;
   std::vector<tq_sequence> ids;
   for (int64_t first : firsts) {
@@ -95,14 +108,16 @@ void far_pages(const FarCase& c) {
     double size = 0;
     for (float x : want.out.out) size += static_cast<double>(x) * x;
     check(std::isfinite(size) && size > 0, "%s: the small cache gives %g", c.name, size);
-    check(same_output(far.out, want.out), "%s: pages from byte %lld on: attention differs from a small cache", c.name,
-          static_cast<long long>(first * page_bytes));
-    check(far.read == want.read, "%s: pages from byte %lld on: decoded values differ from a small cache", c.name,
-          static_cast<long long>(first * page_bytes));
+    check(same_output(far.out, want.out), "%s: pages from byte %lld on: attention differs from a small cache",
+          c.name, static_cast<long long>(first * page_bytes));
+    check(far.read == want.read, "%s: pages from byte %lld on: decoded values differ from a small cache",
+          c.name, static_cast<long long>(first * page_bytes));
     const std::vector<uint8_t> small = near.pool.host();
     std::vector<uint8_t> big(static_cast<size_t>(kPages * page_bytes));
-    GPU_MUST(cudaMemcpy(big.data(), cache.pool.as<uint8_t>() + first * page_bytes, big.size(), cudaMemcpyDeviceToHost));
-    check(!memcmp(small.data(), big.data(), big.size()), "%s: pages from byte %lld on: other bytes than in a small cache", c.name,
+    GPU_MUST(cudaMemcpy(big.data(), cache.pool.as<uint8_t>() + first * page_bytes, big.size(),
+                        cudaMemcpyDeviceToHost));
+    check(!memcmp(small.data(), big.data(), big.size()),
+          "%s: pages from byte %lld on: other bytes than in a small cache", c.name,
           static_cast<long long>(first * page_bytes));
   }
   // Nothing else was written.
@@ -111,13 +126,15 @@ void far_pages(const FarCase& c) {
   for (int64_t first : {firsts[0], firsts[1], firsts[2], cache.num_pages + kPages}) {
     const int64_t end = std::min(first, cache.num_pages);
     if (end > at)
-      count_other_than<<<1024, 256>>>(reinterpret_cast<const uint4*>(cache.pool.as<uint8_t>() + at * page_bytes), (end - at) * page_bytes / 16,
-                                      0xFFFFFFFFu, other.get());
+      count_other_than<<<1024, 256>>>(
+          reinterpret_cast<const uint4*>(cache.pool.as<uint8_t>() + at * page_bytes),
+          (end - at) * page_bytes / 16, 0xFFFFFFFFu, other.get());
     at = first + kPages;
   }
   GPU_MUST(cudaGetLastError());
   GPU_MUST(cudaDeviceSynchronize());
-  check(other.host()[0] == 0, "%s: %llu words outside the sequences' pages were written", c.name, other.host()[0]);
+  check(other.host()[0] == 0, "%s: %llu words outside the sequences' pages were written", c.name,
+        other.host()[0]);
   printf("   %s: pages of %lld bytes up to byte %lld\n", c.name, static_cast<long long>(page_bytes),
          static_cast<long long>(cache.num_pages * page_bytes));
 }
@@ -141,24 +158,30 @@ int child(const std::string& how) {
   uint64_t flags = 7;
   tq_status status = tq_cache_check(cache.cache, nullptr, &flags);
   if (status != TQ_OK || flags != 0)
-    return printf("before the error: check gives %d, flags %llu\n", status, static_cast<unsigned long long>(flags)), 2;
+    return printf("before the error: check gives %d, flags %llu\n", status,
+                  static_cast<unsigned long long>(flags)),
+           2;
   cache.broken = true;
   if (how == "trap") {
     trap_kernel<<<1, 1>>>();
   } else {  // a query that lies nowhere
     Memory out(TQ_DEVICE_CUDA, 8 * 128 * 4);
-    status = tq_cache_attend(cache.cache, 0, cache.batch, reinterpret_cast<const void*>(0x100), out.get(), nullptr, nullptr, nullptr, 0, nullptr);
+    status = tq_cache_attend(cache.cache, 0, cache.batch, reinterpret_cast<const void*>(0x100), out.get(),
+                             nullptr, nullptr, nullptr, 0, nullptr);
     if (status != TQ_OK) return printf("attend itself gives %d: %s\n", status, tq_last_error()), 3;
     cudaDeviceSynchronize();
   }
   status = tq_cache_check(cache.cache, nullptr, &flags);
   const std::string text = tq_last_error();
   printf("check after the error: %s: %s\n", tq_status_name(status), text.c_str());
-  if (status != TQ_ERROR_CUDA || text.find("cudaError") == std::string::npos || text.find("asynchronous") == std::string::npos) return 4;
+  if (status != TQ_ERROR_CUDA || text.find("cudaError") == std::string::npos ||
+      text.find("asynchronous") == std::string::npos)
+    return 4;
   status = tq_cache_append(cache.cache, 0, cache.batch, k.memory.get(), k.memory.get(), nullptr, nullptr);
   if (status != TQ_ERROR_CUDA) return printf("append in a broken context gives %d\n", status), 5;
   int64_t length = 0;
-  if (tq_sequence_length(cache.cache, id, &length) != TQ_OK || length != 70) return printf("length %lld\n", static_cast<long long>(length)), 6;
+  if (tq_sequence_length(cache.cache, id, &length) != TQ_OK || length != 70)
+    return printf("length %lld\n", static_cast<long long>(length)), 6;
   return 0;  // destroying what is left must not hang or crash
 }
 
@@ -174,7 +197,8 @@ void asynchronous_errors() {
     char line[512];
     while (pipe && fgets(line, sizeof line, pipe)) text += line;
     const int status = pipe ? pclose(pipe) : -1;
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child '%s': status %#x: %s", how, status, text.c_str());
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child '%s': status %#x: %s", how, status,
+          text.c_str());
     printf("   %s: %s", how, text.c_str());
   }
   // This process's context is whole.

@@ -6,17 +6,20 @@
     racecheck_report.py --self-check
 
 LIMIT: the reports that the tool was asked to print at most; a log that has so many may lack others.
-One kind of report is left out, and counted: between the producer of an attend kernel, which writes items and starts bulk copies into a worker's
-queue, and that worker, which reads them. The worker gives a place back by a counter (queue_consumed), which racecheck does not follow; a memory barrier in
-its place costs 1 % at 2 bits, and reports about the bulk copies stay (cuda/DESIGN.md). Every other report is printed and fails.
-Exit status 0: the log is whole and holds nothing else.
+One kind of report is left out, and counted: between the producer of an attend kernel, which writes items and
+starts bulk copies into a worker's queue, and that worker, which reads them. The worker gives a place back by
+a counter (queue_consumed), which racecheck does not follow; a memory barrier in its place costs 1 % at 2
+bits, and reports about the bulk copies stay (cuda/DESIGN.md). Every other report is printed and fails. Exit
+status 0: the log is whole and holds nothing else.
 """
 
 import re
 import sys
 
 PRODUCER = re.compile(r"\bproduce<|\bbulk_copy\(")
-WORKER = re.compile(r"\b(coded_job|work|exact_job|wait_item)<|\bload_words<|Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\(")
+WORKER = re.compile(
+    r"\b(coded_job|work|exact_job|wait_item)<|\bload_words<|Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\("
+)
 
 
 def side(line: str) -> str:
@@ -62,7 +65,9 @@ def judge(text: str, limit: int) -> int:
 
 def report(first: str, *rest: str) -> str:
     lines = [f"========= Error: Race reported between Write access at {first}+0xe0 in a.cuh:1"]
-    return "\n".join(lines + [f"=========     and Read access at {access}+0x10 in b.cuh:2 [8 hazards]" for access in rest]) + "\n"
+    return "\n".join(
+        lines + [f"=========     and Read access at {access}+0x10 in b.cuh:2 [8 hazards]"
+                 for access in rest]) + "\n"
 
 
 def self_check() -> int:
@@ -71,9 +76,14 @@ def self_check() -> int:
     describe, put = "void tq::cuda::describe<tq::cuda::CodedCore<(int)64>>(int)", "tq::cuda::CodedCore<(int)64>::put(float *)"
     queue = report(producer, worker, worker) + report(copy, read)
     cases = [  # log, reports in its summary, reasons to fail
-        ("", 0, 0), (queue, 2, 0), (queue + report(describe, worker), 3, 1), (report(producer, worker, describe), 1, 1), (report(producer, put), 1, 1),
-        (report(worker, worker), 1, 1), (report(producer), 1, 1), (queue, 3, 1), (queue * 5, 10, 1)]
-    wrong = [log for log, said, reasons in cases if judge(f"{log}========= RACECHECK SUMMARY: {said} hazards displayed\n", 10) != reasons]
+        ("", 0, 0), (queue, 2, 0), (queue + report(describe, worker), 3, 1),
+        (report(producer, worker, describe), 1, 1), (report(producer, put), 1, 1),
+        (report(worker, worker), 1, 1), (report(producer), 1, 1), (queue, 3, 1), (queue * 5, 10, 1)
+    ]
+    wrong = [
+        log for log, said, reasons in cases
+        if judge(f"{log}========= RACECHECK SUMMARY: {said} hazards displayed\n", 10) != reasons
+    ]
     wrong += [] if judge(queue, 10) == 1 else [queue]
     print(f"racecheck_report --self-check: {len(wrong)} of {len(cases) + 1} logs judged wrong")
     return 1 if wrong else 0

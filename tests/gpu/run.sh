@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds and runs everything that needs a GPU, and prints one summary. Needs nvcc, a C++17 compiler and Python; no test library, nothing fetched.
+# Builds and runs everything that needs a GPU, and prints one summary. Needs nvcc, a C++17 compiler and
+# Python; no test library, nothing fetched.
 #
-#   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only | --no-build] [--list]
+#   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
+#   --no-build] [--list]
 #
-# Without --only every part but the bench runs. --quick shortens the long ones. Parts run side by side where they do not disturb one another; each
-# writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log is shown when it fails. A part that checked nothing has failed. The last line is
-# "N passed, N failed, N skipped" over single checks; the exit status is 0 only if nothing failed and something passed.
+# Without --only every part but the bench runs. --quick shortens the long ones. Parts run side by side where
+# they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log is shown
+# when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N skipped" over
+# single checks; the exit status is 0 only if nothing failed and something passed.
 #
-# TQ_GPU_BUILD: build folder (default build/gpu). TQ_CUDA_ARCH: architecture (default 90a). TQKV_JOBS: compilers at a time. TQ_DEPS_INCLUDE: folder
-# with hwy/highway.h and xxhash.h if they are not system headers (default .gpu_deps/include); without them the parts that need the whole library
-# are skipped. PYTHON: interpreter with torch. Objects are kept while their source, the headers and the flags are unchanged.
+# TQ_GPU_BUILD: build folder (default build/gpu). TQ_CUDA_ARCH: architecture (default 90a). TQKV_JOBS:
+# compilers at a time. TQ_DEPS_INCLUDE: folder with hwy/highway.h and xxhash.h if they are not system headers
+# (default .gpu_deps/include); without them the parts that need the whole library are skipped. PYTHON:
+# interpreter with torch. Objects are kept while their source, the headers and the flags are unchanged.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -214,7 +218,8 @@ pytest_part() { # pytest_part file
   p=$(sed -nE 's/.*\b([0-9]+) passed.*/\1/p' <<<"$last") f=$(sed -nE 's/.*\b([0-9]+) failed.*/\1/p' <<<"$last")
   e=$(sed -nE 's/.*\b([0-9]+) errors?.*/\1/p' <<<"$last") s=$(sed -nE 's/.*\b([0-9]+) skipped.*/\1/p' <<<"$last")
   f=$((${f:-0} + ${e:-0}))
-  [ $rc = 0 ] || [ $f -gt 0 ] || { [ $rc = 5 ] && [ "${s:-0}" -gt 0 ]; } || f=1  # 5: all was skipped, with reasons
+  # 5: all was skipped, with reasons
+  [ $rc = 0 ] || [ $f -gt 0 ] || { [ $rc = 5 ] && [ "${s:-0}" -gt 0 ]; } || f=1
   echo "checks: ${p:-0} passed, $f failed, ${s:-0} skipped"
 }
 # shellcheck disable=SC2086

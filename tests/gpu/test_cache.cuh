@@ -51,7 +51,8 @@ class TestCache {
     std::fill(ring_first_.begin(), ring_first_.end(), 0);
   }
   int64_t raw_first(int sequence) const {
-    return std::max(ring_first_[sequence], length[sequence] - std::min<int64_t>(length[sequence], config.window));
+    return std::max(ring_first_[sequence],
+                    length[sequence] - std::min<int64_t>(length[sequence], config.window));
   }
 
   Config config;
@@ -79,7 +80,8 @@ class TestCache {
 
 inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c), length(c.sequences, 0) {
   for (int layer = 0; layer < c.layers; layer++)
-    layers_.push_back(tq::LayerCode{c.key_bits, c.value_bits, builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits)});
+    layers_.push_back(tq::LayerCode{c.key_bits, c.value_bits, builtin_codebook(c.head_dim, c.key_bits),
+                                    builtin_codebook(c.value_dim, c.value_bits)});
   const int64_t sequence_pages = (c.tokens + c.page_size - 1) / c.page_size;
   geometry = Geometry{};
   geometry.num_layers = c.layers;
@@ -126,11 +128,13 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
     for (int kind = 0; kind < 2; kind++)
       for (int head = 0; head < c.heads; head++)
         for (int word = 0; word < sign_words(stored_dim(kind == 0 ? c.head_dim : c.value_dim)); word++)
-          signs.push_back(stream_word(stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind)), word));
+          signs.push_back(
+              stream_word(stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind)), word));
   signs_ = Buffer<uint64_t>(signs);
   const int dims = c.head_dim + c.value_dim;
   for (int64_t i = 0; i < static_cast<int64_t>(c.layers) * c.heads * dims; i++)
-    centres_host_.push_back(static_cast<float>(static_cast<int>(mix64(c.seed * 31 + i) % 200) - 100) * 0.015625f);
+    centres_host_.push_back(static_cast<float>(static_cast<int>(mix64(c.seed * 31 + i) % 200) - 100) *
+                            0.015625f);
   centres_ = Buffer<float>(centres_host_);
   for (int layer = 0; layer < c.layers && c.centres; layer++) {
     const float* first = centres_host_.data() + static_cast<int64_t>(layer) * c.heads * dims;
@@ -139,7 +143,8 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   for (int kind = 0; kind < 2; kind++) {
     const int dim = kind == 0 ? c.head_dim : c.value_dim;
     strides[kind] = tq::TensorStrides{static_cast<int64_t>(c.heads) * (dim + 8) + 24, dim + 8};
-    input[kind] = Buffer<uint8_t>(static_cast<size_t>(strides[kind].token * geometry.max_batch_tokens * tq::dtype_bytes(c.type)));
+    input[kind] = Buffer<uint8_t>(
+        static_cast<size_t>(strides[kind].token * geometry.max_batch_tokens * tq::dtype_bytes(c.type)));
   }
 }
 
@@ -156,8 +161,9 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
     const int64_t before = length[i];
     length[i] = after;
     const int64_t asks = std::min(queries, after);
-    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], asks, last.new_tokens, last.query_tokens,
-                                     raw_first(static_cast<int>(i)), pages_[i].data(), static_cast<int64_t>(pages_[i].size()), shown_[i]});
+    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], asks, last.new_tokens,
+                                     last.query_tokens, raw_first(static_cast<int>(i)), pages_[i].data(),
+                                     static_cast<int64_t>(pages_[i].size()), shown_[i]});
     shown_[i] = static_cast<int64_t>(pages_[i].size());
     last.new_tokens += new_tokens[i];
     last.query_tokens += asks;
@@ -170,14 +176,16 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
 inline void TestCache::fill(int layer, cudaStream_t stream) {
   for (int kind = 0; kind < 2; kind++) {
     const int dim = kind == 0 ? config.head_dim : config.value_dim;
-    const size_t bytes = static_cast<size_t>(strides[kind].token) * last.new_tokens * tq::dtype_bytes(config.type);
+    const size_t bytes =
+        static_cast<size_t>(strides[kind].token) * last.new_tokens * tq::dtype_bytes(config.type);
     GPU_MUST(cudaMemsetAsync(input[kind].get(), 0xFF, bytes, stream));  // NaN between the rows
     for (const tq::PlanSequence& s : plan_) {
       if (s.new_tokens == 0) continue;
       const int64_t elements = s.new_tokens * config.heads * dim;
-      start(fill_kernel, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535))), dim3(256), stream,
-            Source{config.seed, config.type, config.edges}, layer, kind, s.slot, static_cast<int>(s.old_length), static_cast<int>(s.new_tokens),
-            config.heads, dim, input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
+      start(fill_kernel, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535))),
+            dim3(256), stream, Source{config.seed, config.type, config.edges}, layer, kind, s.slot,
+            static_cast<int>(s.old_length), static_cast<int>(s.new_tokens), config.heads, dim,
+            input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
     }
   }
   GPU_MUST(cudaGetLastError());
@@ -208,10 +216,13 @@ inline void TestCache::attend(int layer, const void* q, float* out, float* lse, 
 inline OracleJob TestCache::job(int layer, int kind, int sequence) const {
   const TileLayout tile = geometry.tile(layer);
   const SideLayout& layout = kind == 0 ? tile.key : tile.value;
-  const int key_words = sign_words(stored_dim(config.head_dim)), value_words = sign_words(stored_dim(config.value_dim));
-  const int64_t signs_at = static_cast<int64_t>(layer) * config.heads * (key_words + value_words) + (kind == 0 ? 0 : config.heads * key_words);
+  const int key_words = sign_words(stored_dim(config.head_dim)),
+            value_words = sign_words(stored_dim(config.value_dim));
+  const int64_t signs_at = static_cast<int64_t>(layer) * config.heads * (key_words + value_words) +
+                           (kind == 0 ? 0 : config.heads * key_words);
   const int64_t centre_at =
-      static_cast<int64_t>(layer) * config.heads * (config.head_dim + config.value_dim) + (kind == 0 ? 0 : config.heads * config.head_dim);
+      static_cast<int64_t>(layer) * config.heads * (config.head_dim + config.value_dim) +
+      (kind == 0 ? 0 : config.heads * config.head_dim);
   OracleSide side = {layout,
                      kind == 0 ? tile.key_offset() : tile.value_offset(),
                      kind == 0 ? tile.key_scale_offset() : tile.value_scale_offset(),
@@ -251,30 +262,35 @@ inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
       Buffer<uint8_t> out;
       if (read) {
         const int dim = work.side.layout.dim;
-        out = Buffer<uint8_t>(static_cast<size_t>(length[sequence]) * config.heads * dim * tq::dtype_bytes(config.type));
+        out = Buffer<uint8_t>(static_cast<size_t>(length[sequence]) * config.heads * dim *
+                              tq::dtype_bytes(config.type));
         const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
-        tq::ReadRequest request = {layer,
-                                   tq::PlanSequence{sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence), pages_[sequence].data(),
-                                                    static_cast<int64_t>(pages_[sequence].size()), 0},
-                                   0,
-                                   length[sequence],
-                                   kind == 0 ? out.get() : nullptr,
-                                   kind == 1 ? out.get() : nullptr,
-                                   dense,
-                                   dense,
-                                   nullptr};
+        tq::ReadRequest request = {
+            layer,
+            tq::PlanSequence{sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence),
+                             pages_[sequence].data(), static_cast<int64_t>(pages_[sequence].size()), 0},
+            0,
+            length[sequence],
+            kind == 0 ? out.get() : nullptr,
+            kind == 1 ? out.get() : nullptr,
+            dense,
+            dense,
+            nullptr};
         backend->read(request);
         work.read = out.get();
       }
       const int64_t vectors = static_cast<int64_t>(work.count) * work.heads;
-      start(oracle_kernel, dim3(static_cast<unsigned>((vectors + 63) / 64)), dim3(64), nullptr, work, mismatch.get());
+      start(oracle_kernel, dim3(static_cast<unsigned>((vectors + 63) / 64)), dim3(64), nullptr, work,
+            mismatch.get());
       GPU_MUST(cudaDeviceSynchronize());
       const Mismatch found = mismatch.host()[0];
-      right &= check(
-          found.count == 0,
-          "%s%s: d %d/%d bits %d/%d dtype %d, layer %d %s sequence %d: %llu wrong, first at token %d head %d coordinate %d: expected %#x, found %#x",
-          name, read ? " (read)" : "", config.head_dim, config.value_dim, config.key_bits, config.value_bits, static_cast<int>(config.type), layer,
-          kind == 0 ? "keys" : "values", sequence, found.count, found.token, found.head, found.coordinate, found.expected, found.found);
+      right &= check(found.count == 0,
+                     "%s%s: d %d/%d bits %d/%d dtype %d, layer %d %s sequence %d: %llu wrong, first at token "
+                     "%d head %d coordinate %d: expected %#x, found %#x",
+                     name, read ? " (read)" : "", config.head_dim, config.value_dim, config.key_bits,
+                     config.value_bits, static_cast<int>(config.type), layer, kind == 0 ? "keys" : "values",
+                     sequence, found.count, found.token, found.head, found.coordinate, found.expected,
+                     found.found);
       if (found.count) GPU_MUST(cudaMemset(mismatch.get(), 0, sizeof(Mismatch)));
     }
   }
@@ -286,12 +302,21 @@ inline std::vector<uint8_t> TestCache::read_all(int sequence) {
   for (int layer = 0; layer < config.layers; layer++)
     for (int kind = 0; kind < 2; kind++) {
       const int dim = kind == 0 ? config.head_dim : config.value_dim;
-      const Buffer<uint8_t> out(static_cast<size_t>(length[sequence]) * config.heads * dim * tq::dtype_bytes(config.type));
+      const Buffer<uint8_t> out(static_cast<size_t>(length[sequence]) * config.heads * dim *
+                                tq::dtype_bytes(config.type));
       const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
-      const tq::PlanSequence place = {
-          sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence), pages_[sequence].data(), static_cast<int64_t>(pages_[sequence].size()), 0};
-      backend->read(tq::ReadRequest{layer, place, 0, length[sequence], kind == 0 ? out.get() : nullptr, kind == 1 ? out.get() : nullptr, dense, dense,
-                                    nullptr});
+      const tq::PlanSequence place = {sequence,
+                                      length[sequence],
+                                      0,
+                                      0,
+                                      0,
+                                      0,
+                                      raw_first(sequence),
+                                      pages_[sequence].data(),
+                                      static_cast<int64_t>(pages_[sequence].size()),
+                                      0};
+      backend->read(tq::ReadRequest{layer, place, 0, length[sequence], kind == 0 ? out.get() : nullptr,
+                                    kind == 1 ? out.get() : nullptr, dense, dense, nullptr});
       GPU_MUST(cudaDeviceSynchronize());
       const std::vector<uint8_t> host = out.host();
       all.insert(all.end(), host.begin(), host.end());
@@ -310,14 +335,17 @@ inline bool TestCache::verify_host(const char* name) {
       const SideLayout& layout = work.side.layout;
       if (layout.raw()) continue;
       const uint64_t* head_signs = signs.data() + (work.side.signs - signs_.get());
-      const float* centres = config.centres ? centres_host_.data() + (work.side.centre - centres_.get()) : nullptr;
+      const float* centres =
+          config.centres ? centres_host_.data() + (work.side.centre - centres_.get()) : nullptr;
       for (int64_t token = 0; token < length[0]; token++)
         for (int head = 0; head < config.heads; head++) {
           float x[kMaxDim];
           uint8_t codes[kMaxDim];
           uint16_t scale;
-          const uint64_t hash = vector_hash(work.source, VectorId{layer, kind, 0, static_cast<int32_t>(token), head});
-          for (int i = 0; i < layout.dim; i++) x[i] = bits_value(config.type, element_bits(work.source, hash, i, layout.dim));
+          const uint64_t hash =
+              vector_hash(work.source, VectorId{layer, kind, 0, static_cast<int32_t>(token), head});
+          for (int i = 0; i < layout.dim; i++)
+            x[i] = bits_value(config.type, element_bits(work.source, hash, i, layout.dim));
           const VectorCoder coder = {layout.dim,
                                      layout.stored,
                                      Rotation::kHadamard,
@@ -328,19 +356,24 @@ inline bool TestCache::verify_host(const char* name) {
                                      work.side.search,
                                      work.side.book};
           encode_vector(coder, x, codes, &scale);
-          const uint8_t* tile = bytes.data() + (work.pages - pool.get()) + pages_[0][token / config.page_size] * work.page_bytes +
-                                (static_cast<int64_t>(head) * (config.page_size / 32) + token % config.page_size / 32) * work.tile_bytes;
+          const uint8_t* tile =
+              bytes.data() + (work.pages - pool.get()) +
+              pages_[0][token / config.page_size] * work.page_bytes +
+              (static_cast<int64_t>(head) * (config.page_size / 32) + token % config.page_size / 32) *
+                  work.tile_bytes;
           uint16_t found_scale;
           memcpy(&found_scale, tile + work.side.scale_offset + 2 * (token % 32), 2);
           wrong += found_scale != scale;
           const uint32_t* words = reinterpret_cast<const uint32_t*>(tile + work.side.code_offset);
           for (int i = 0; i < layout.stored; i++)
-            wrong += load_code(words, layout, code_place(layout, static_cast<Kind>(kind), static_cast<int>(token % 32), i)) !=
-                     (codes[i] & ((1u << layout.bits) - 1));
+            wrong += load_code(words, layout,
+                               code_place(layout, static_cast<Kind>(kind), static_cast<int>(token % 32),
+                                          i)) != (codes[i] & ((1u << layout.bits) - 1));
         }
     }
-  return check(wrong == 0, "%s (host): d %d/%d bits %d/%d dtype %d: %lld wrong", name, config.head_dim, config.value_dim, config.key_bits,
-               config.value_bits, static_cast<int>(config.type), static_cast<long long>(wrong));
+  return check(wrong == 0, "%s (host): d %d/%d bits %d/%d dtype %d: %lld wrong", name, config.head_dim,
+               config.value_dim, config.key_bits, config.value_bits, static_cast<int>(config.type),
+               static_cast<long long>(wrong));
 }
 
 }  // namespace gpu_test

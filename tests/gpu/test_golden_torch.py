@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The golden vectors of the NumPy oracle on a CUDA device: page bytes, decoded vectors, flags, attention. As tests/golden/library_test.cpp does on the
-CPU, with the same tolerances: bytes and decoded vectors equal, attention within 2e-4 of a case's output and of its LSE (derived there).
+"""The golden vectors of the NumPy oracle on a CUDA device: page bytes, decoded vectors, flags, attention. As
+tests/golden/library_test.cpp does on the CPU, with the same tolerances: bytes and decoded vectors equal,
+attention within 2e-4 of a case's output and of its LSE (derived there).
 
-Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_golden_torch.py     (needs torch with CUDA; skips without)
-TQ_GOLDEN_DEVICE=cpu runs the same on the CPU, with torch or without.
+Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_golden_torch.py     (needs torch with
+CUDA; skips without) TQ_GOLDEN_DEVICE=cpu runs the same on the CPU, with torch or without.
 """
 import json
 import os
@@ -31,7 +32,8 @@ GATE = 2e-4
 
 
 def put(array):
-    return np.ascontiguousarray(array) if DEVICE == "cpu" else torch.from_numpy(np.ascontiguousarray(array).copy()).cuda()
+    return np.ascontiguousarray(array) if DEVICE == "cpu" else torch.from_numpy(
+        np.ascontiguousarray(array).copy()).cuda()
 
 
 def take(array):
@@ -48,13 +50,19 @@ def aligned_bytes(count, value):
 
 
 def config(parameters, key_bits, value_bits, **more):
-    fields = dict(num_layers=parameters["layer"] + 1, head_dim=parameters["head_dim"], io_dtype="float32", key_bits=key_bits, value_bits=value_bits,
-                  rotation_seed=parameters["seed"], device=DEVICE)
+    fields = dict(num_layers=parameters["layer"] + 1,
+                  head_dim=parameters["head_dim"],
+                  io_dtype="float32",
+                  key_bits=key_bits,
+                  value_bits=value_bits,
+                  rotation_seed=parameters["seed"],
+                  device=DEVICE)
     return tqkv.Config(**{**fields, **more})
 
 
 def append_golden(cache, parameters, rows, pieces):
-    """rows [32][d] as keys and values of the file's kv head, the other heads zero, appended in pieces; -> the sequence."""
+    """rows [32][d] as keys and values of the file's kv head, the other heads zero, appended in pieces; -> the
+    sequence."""
     wide = np.zeros((32, parameters["kv_head"] + 1, rows.shape[1]), np.float32)
     wide[:, parameters["kv_head"]] = rows
     step, sequence, done = cache.batch(), cache.sequence(), 0
@@ -85,11 +93,25 @@ def encoded():
 def test_page_bytes(encoded, dim, widths):
     tensors, parameters = encoded(dim)
     heads = parameters["kv_head"] + 1
-    tile = b"".join(tensors[f"{side}.b{bits}.{part}"].tobytes() for part in ("words", "scales") for side, bits in zip(("key", "value"), widths))
+    tile = b"".join(tensors[f"{side}.b{bits}.{part}"].tobytes() for part in ("words", "scales")
+                    for side, bits in zip(("key", "value"), widths))
     for pieces in ((32,), (1, 6, 9, 15, 1)):
-        chosen = config(parameters, *widths, num_q_heads=heads, num_kv_heads=heads, max_tokens=32, page_size=32)
-        pool = aligned_bytes((chosen.bytes().page_bytes + 255) // 256 * 256, 0xA5)  # appended tokens may not depend on what was there
-        with tqkv.Cache(config(parameters, *widths, num_q_heads=heads, num_kv_heads=heads, max_tokens=32, page_size=32, pool=pool)) as cache:
+        chosen = config(parameters,
+                        *widths,
+                        num_q_heads=heads,
+                        num_kv_heads=heads,
+                        max_tokens=32,
+                        page_size=32)
+        # appended tokens may not depend on what was there
+        pool = aligned_bytes((chosen.bytes().page_bytes + 255) // 256 * 256, 0xA5)
+        with tqkv.Cache(
+                config(parameters,
+                       *widths,
+                       num_q_heads=heads,
+                       num_kv_heads=heads,
+                       max_tokens=32,
+                       page_size=32,
+                       pool=pool)) as cache:
             sequence = append_golden(cache, parameters, tensors["input"], pieces)
             assert sequence.flags == 1, "rows 19, 21 and 22 hold what has to be replaced"
             assert tile in take(pool).tobytes(), f"pieces {pieces}: no tile of the pool equals the oracle's"
@@ -99,7 +121,8 @@ def test_page_bytes(encoded, dim, widths):
 def test_decoded_vectors(encoded, bits):
     tensors, parameters = encoded(128)
     heads, layer = parameters["kv_head"] + 1, parameters["layer"]
-    with tqkv.Cache(config(parameters, bits, bits, num_q_heads=heads, num_kv_heads=heads, max_tokens=32)) as cache:
+    with tqkv.Cache(config(parameters, bits, bits, num_q_heads=heads, num_kv_heads=heads,
+                           max_tokens=32)) as cache:
         sequence = append_golden(cache, parameters, tensors["input"], (32,))
         k = put(np.full((32, heads, 128), np.nan, np.float32))
         sequence.read(layer, 0, 32, k=k)
@@ -116,12 +139,20 @@ def test_attention(name):
     p = json.loads(ATTEND_CASES[name])
     layer, length, fresh = p["layer"], p["seq_len"], p["new_tokens"]
     k, v, q = (ATTEND[f"{name}.{x}"] for x in "kvq")
-    chosen = config(p, p["key_bits"], p["value_bits"], num_q_heads=p["num_q_heads"], num_kv_heads=p["num_kv_heads"], value_dim=p["value_dim"],
-                    max_tokens=length, window_tokens=p["window_tokens"], sink_tokens=p["sink_tokens"],
+    chosen = config(p,
+                    p["key_bits"],
+                    p["value_bits"],
+                    num_q_heads=p["num_q_heads"],
+                    num_kv_heads=p["num_kv_heads"],
+                    value_dim=p["value_dim"],
+                    max_tokens=length,
+                    window_tokens=p["window_tokens"],
+                    sink_tokens=p["sink_tokens"],
                     flags=0 if p["search"] else tqkv.CONSTANTS["TQ_FLAG_NO_SCALE_SEARCH"])
     with tqkv.Cache(chosen) as cache:
         if p["centres"]:
-            cache.set_centres(layer, *(np.ascontiguousarray(ATTEND[f"{name}.{side}_centre"]) for side in ("key", "value")))
+            cache.set_centres(
+                layer, *(np.ascontiguousarray(ATTEND[f"{name}.{side}_centre"]) for side in ("key", "value")))
         step, sequence = cache.batch(), cache.sequence()
         if length > fresh:
             step.plan([sequence], [length - fresh], [0])
@@ -129,9 +160,17 @@ def test_attention(name):
         step.plan([sequence], [fresh], [p["query_tokens"]])
         step.append(layer, put(k[length - fresh:]), put(v[length - fresh:]))
         sinks = None if p["sink_logits"] is None else put(np.array(p["sink_logits"], np.float32))
-        out, lse = (put(np.full(shape, np.nan, np.float32)) for shape in (ATTEND[f"{name}.out"].shape, ATTEND[f"{name}.lse"].shape))
-        step.attend(layer, put(q), out=out, lse=lse, softmax_scale=p["softmax_scale"], logit_softcap=p["logit_softcap"],
-                    sliding_window=p["sliding_window"], sink_logits=sinks, history_only=bool(p["history_only"]))
+        out, lse = (put(np.full(shape, np.nan, np.float32))
+                    for shape in (ATTEND[f"{name}.out"].shape, ATTEND[f"{name}.lse"].shape))
+        step.attend(layer,
+                    put(q),
+                    out=out,
+                    lse=lse,
+                    softmax_scale=p["softmax_scale"],
+                    logit_softcap=p["logit_softcap"],
+                    sliding_window=p["sliding_window"],
+                    sink_logits=sinks,
+                    history_only=bool(p["history_only"]))
         cache.check()
         out, lse = take(out).astype(np.float64), take(lse).astype(np.float64)
     want, want_lse = ATTEND[f"{name}.out"], ATTEND[f"{name}.lse"]

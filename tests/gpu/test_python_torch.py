@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python package with torch tensors on a CUDA device: the contract cases, streams, graph capture, DLPack, refusals.
+"""The Python package with torch tensors on a CUDA device: the contract cases, streams, graph capture, DLPack,
+refusals.
 
-Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_python_torch.py     (needs torch with CUDA; skips without)
+Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_python_torch.py     (needs torch with
+CUDA; skips without)
 """
 import sys
 from pathlib import Path
@@ -20,7 +22,15 @@ import numpy as np  # noqa: E402
 import tqkv  # noqa: E402
 
 DATA = contract_runner.load()
-SHAPE = dict(num_layers=2, num_q_heads=8, num_kv_heads=2, head_dim=128, key_bits=4, value_bits=4, max_tokens=4096, max_sequences=4, device="cuda")
+SHAPE = dict(num_layers=2,
+             num_q_heads=8,
+             num_kv_heads=2,
+             head_dim=128,
+             key_bits=4,
+             value_bits=4,
+             max_tokens=4096,
+             max_sequences=4,
+             device="cuda")
 
 
 class Cuda:
@@ -185,10 +195,13 @@ def test_dlpack_and_cuda_array_interface():
 
 def test_decoded_values_beyond_float16_saturate_as_on_the_cpu():
     centre = np.full((2, 128), 65400.0, np.float32)
-    k = torch.from_numpy(np.minimum(65400 + 150 * np.random.default_rng(4).standard_normal((70, 2, 128)), 65504).astype(np.float16))
+    k = torch.from_numpy(
+        np.minimum(65400 + 150 * np.random.default_rng(4).standard_normal((70, 2, 128)),
+                   65504).astype(np.float16))
     read = []
     for device in ("cpu", "cuda"):
-        with tqkv.Cache(**{**SHAPE, "key_bits": 2, "value_bits": 2, "device": device}, io_dtype="float16") as cache:
+        with tqkv.Cache(**{**SHAPE, "key_bits": 2, "value_bits": 2, "device": device},
+                        io_dtype="float16") as cache:
             for layer in range(2):
                 cache.set_centres(layer, centre, -centre)
             step, sequence = cache.batch(), cache.sequence()

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Test vectors as a pure function of where they stand, the same on host and device: nothing has to be kept to know what was appended.
-// One vector in two is an edge case if asked: zeros, spikes, ties, magnitudes at both ends, NaN and infinity.
+// Test vectors as a pure function of where they stand, the same on host and device: nothing has to be kept to
+// know what was appended. One vector in two is an edge case if asked: zeros, spikes, ties, magnitudes at both
+// ends, NaN and infinity.
 #pragma once
 #include "format/encode.h"
 #include "requests.h"
@@ -27,7 +28,8 @@ TQ_HD uint64_t vector_hash(const Source& source, const VectorId& id) {
 
 TQ_HD float element_value(const Source& source, uint64_t h, int i, int dim) {
   const uint64_t r = mix64(h + kGolden * static_cast<uint64_t>(i + 1));
-  const int sum = static_cast<int>((r & 0xFFFF) + (r >> 16 & 0xFFFF) + (r >> 32 & 0xFFFF) + (r >> 48)) - 131070;
+  const int sum =
+      static_cast<int>((r & 0xFFFF) + (r >> 16 & 0xFFFF) + (r >> 32 & 0xFFFF) + (r >> 48)) - 131070;
   const float normal = mul_rn(static_cast<float>(sum), exp2_int(-16));
   const float sign = r >> 63 ? -1.0f : 1.0f;
   const float scaled = mul_rn(normal, exp2_int(static_cast<int>(h >> 8 & 15) - 8));
@@ -37,8 +39,8 @@ TQ_HD float element_value(const Source& source, uint64_t h, int i, int dim) {
     case 0: return 0.0f;
     case 1: return 0.25f;                                                         // constant
     case 2: return i == static_cast<int>(h >> 16 & 0xFFFF) % dim ? -3.0f : 0.0f;  // spike
-    case 3: return mul_rn(normal, exp2_int(-101));                                // about the zero-vector limit
-    case 4: return mul_rn(normal, exp2_int(63));                                  // about the magnitude limit
+    case 3: return mul_rn(normal, exp2_int(-101));  // about the zero-vector limit
+    case 4: return mul_rn(normal, exp2_int(63));    // about the magnitude limit
     case 5: return r % 7 == 0 ? nan : scaled;
     case 6: return r % 11 == 0 ? mul_rn(sign, infinity) : scaled;
     case 7: return -0.0f;
@@ -61,13 +63,16 @@ TQ_HD uint32_t element_bits(const Source& source, uint64_t h, int i, int dim) {
   return (float_bits(x) & 0x7F800000u) == 0x7F800000u ? float_bits(x) >> 16 : bf16_from_float(x);
 }
 TQ_HD float bits_value(DataType type, uint32_t bits) {
-  return type == DataType::kF32 ? bits_float(bits) : type == DataType::kF16 ? float_from_f16(static_cast<uint16_t>(bits)) : bits_float(bits << 16);
+  return type == DataType::kF32   ? bits_float(bits)
+         : type == DataType::kF16 ? float_from_f16(static_cast<uint16_t>(bits))
+                                  : bits_float(bits << 16);
 }
 
 // What an exact copy (or a raw side, if 16 bits) keeps.
 TQ_HD uint32_t exact_bits(DataType type, uint32_t bits, bool* replaced) {
   if (type == DataType::kF32) return float_bits(sanitise(bits_float(bits), replaced));
-  return type == DataType::kF16 ? raw_from_f16(static_cast<uint16_t>(bits), replaced) : raw_from_bf16(static_cast<uint16_t>(bits), replaced);
+  return type == DataType::kF16 ? raw_from_f16(static_cast<uint16_t>(bits), replaced)
+                                : raw_from_bf16(static_cast<uint16_t>(bits), replaced);
 }
 TQ_HD uint16_t raw_side_bits(DataType type, uint32_t bits, bool* replaced) {
   if (type == DataType::kF32) return raw_from_f32(sanitise(bits_float(bits), replaced), replaced);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# check and same, for the scripts of tests/install that print "ok - " and "not ok - " lines; bad is 1 once something failed. bash, sourced.
+# check and same, for the scripts of tests/install that print "ok - " and "not ok - " lines; bad is 1 once
+# something failed. bash, sourced.
 bad=0
 check() { # check title command...
   local title=$1 text

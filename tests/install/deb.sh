@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# deb.sh BUILD_DIR: the Debian packages of packaging/deb, built in BUILD_DIR: their contents and control files, lintian, and installation, use, removal
-# and purge in a root that holds a minimal Debian, a C compiler and pkg-config, nothing else. Prints "ok - ", "not ok - ", "skip - " lines.
+# deb.sh BUILD_DIR: the Debian packages of packaging/deb, built in BUILD_DIR: their contents and control
+# files, lintian, and installation, use, removal and purge in a root that holds a minimal Debian, a C compiler
+# and pkg-config, nothing else. Prints "ok - ", "not ok - ", "skip - " lines.
 #
-# The root is made by debootstrap from the mirror that apt uses here, once: an archive of it stays in the user's cache. Needs root; without it, or without
-# the mirror, installation and removal are tested in an empty root of dpkg's, where nothing can be run.
+# The root is made by debootstrap from the mirror that apt uses here, once: an archive of it stays in the
+# user's cache. Needs root; without it, or without the mirror, installation and removal are tested in an empty
+# root of dpkg's, where nothing can be run.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 . packaging/deps.sh

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * dlopen_cycles LIBRARY: opens and closes the library 1,000 times: bare; with a cache and its threads made and destroyed in between; and with a cache alive
- * all the while. File descriptors, threads and mappings must not grow, and the code stays mapped after dlclose (nodelete): a thread that still
- * runs in it, or a pointer that outlived the handle, is never cut off. Prints "ok - " and "not ok - " lines.
+ * dlopen_cycles LIBRARY: opens and closes the library 1,000 times: bare; with a cache and its threads made
+ * and destroyed in between; and with a cache alive all the while. File descriptors, threads and mappings must
+ * not grow, and the code stays mapped after dlclose (nodelete): a thread that still runs in it, or a pointer
+ * that outlived the handle, is never cut off. Prints "ok - " and "not ok - " lines.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -93,7 +94,8 @@ static int use(const struct Api* api, tq_cache* cache, tq_batch* batch, tq_seque
   static float k[kTokens * 4 * kDim], q[kTokens * 4 * kDim], out[kTokens * 4 * kDim];
   const int64_t tokens = kTokens;
   for (int i = 0; i < kTokens * 4 * kDim; i++) k[i] = q[i] = (float)(i % 7) - 3.0f;
-  return api->tq_batch_plan_(batch, 1, &sequence, &tokens, NULL, NULL) || api->tq_cache_append_(cache, 0, batch, k, k, NULL, NULL) ||
+  return api->tq_batch_plan_(batch, 1, &sequence, &tokens, NULL, NULL) ||
+         api->tq_cache_append_(cache, 0, batch, k, k, NULL, NULL) ||
          api->tq_cache_attend_(cache, 0, batch, q, out, NULL, NULL, NULL, 0, NULL);
 }
 
@@ -101,7 +103,8 @@ static int live_cache(const struct Api* api, int* most_threads) {
   tq_cache* cache = NULL;
   tq_batch* batch = NULL;
   tq_sequence sequence = 0;
-  if (create(api, &cache) || api->tq_batch_create_(cache, &batch) || api->tq_sequence_create_(cache, &sequence) || use(api, cache, batch, sequence))
+  if (create(api, &cache) || api->tq_batch_create_(cache, &batch) ||
+      api->tq_sequence_create_(cache, &sequence) || use(api, cache, batch, sequence))
     return 1;
   const int threads = entries("/proc/self/task");
   if (threads > *most_threads) *most_threads = threads;
@@ -115,19 +118,23 @@ int main(int argc, char** argv) {
   Dl_info place;
   char path[4096];
   if (!dladdr(*(void**)(void*)&version, &place) || !realpath(place.dli_fname, path)) return 2;
-  const int descriptors = entries("/proc/self/fd"), threads = entries("/proc/self/task"), mappings = mappings_of(path);
+  const int descriptors = entries("/proc/self/fd"), threads = entries("/proc/self/task"),
+            mappings = mappings_of(path);
   report(mappings > 0 && threads == 1, "loading starts no thread");
 
   dlclose(api.handle);
-  report(mappings_of(path) == mappings && version()[0] != 0, "after dlclose the code is still mapped and callable");
+  report(mappings_of(path) == mappings && version()[0] != 0,
+         "after dlclose the code is still mapped and callable");
 
   int good = 1;
-  for (int i = 0; good && i < kCycles; i++) good = !open_library(&again, argv[1]) && again.tq_version_ == version && !dlclose(again.handle);
+  for (int i = 0; good && i < kCycles; i++)
+    good = !open_library(&again, argv[1]) && again.tq_version_ == version && !dlclose(again.handle);
   report(good, "1,000 times opened and closed: the same addresses");
 
   int most_threads = 0;
   good = 1;
-  for (int i = 0; good && i < kCycles; i++) good = !open_library(&again, argv[1]) && !live_cache(&again, &most_threads) && !dlclose(again.handle);
+  for (int i = 0; good && i < kCycles; i++)
+    good = !open_library(&again, argv[1]) && !live_cache(&again, &most_threads) && !dlclose(again.handle);
   report(good, "1,000 times with a cache and its threads in between");
   if (!good) fprintf(stderr, "%s\n", again.tq_last_error_());
   report(most_threads > 1, "those caches had threads");
@@ -136,12 +143,15 @@ int main(int argc, char** argv) {
   tq_cache* cache = NULL;
   tq_batch* batch = NULL;
   tq_sequence sequence = 0;
-  good = !open_library(&api, argv[1]) && !create(&api, &cache) && !api.tq_batch_create_(cache, &batch) && !api.tq_sequence_create_(cache, &sequence);
+  good = !open_library(&api, argv[1]) && !create(&api, &cache) && !api.tq_batch_create_(cache, &batch) &&
+         !api.tq_sequence_create_(cache, &sequence);
   good = good && !dlclose(api.handle);
-  for (int i = 0; good && i < kCycles; i++) good = !open_library(&again, argv[1]) && !use(&again, cache, batch, sequence) && !dlclose(again.handle);
+  for (int i = 0; good && i < kCycles; i++)
+    good = !open_library(&again, argv[1]) && !use(&again, cache, batch, sequence) && !dlclose(again.handle);
   report(good, "1,000 times around a live cache, used through every new handle and after the last close");
   if (!good) fprintf(stderr, "%s\n", api.tq_last_error_());
-  report(!api.tq_batch_destroy_(batch) && !api.tq_cache_destroy_(cache), "the cache is destroyed after the last dlclose");
+  report(!api.tq_batch_destroy_(batch) && !api.tq_cache_destroy_(cache),
+         "the cache is destroyed after the last dlclose");
 
   report(threads_become(threads), "as many threads as at first");
   report(entries("/proc/self/fd") == descriptors, "as many file descriptors as at first");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# tqkv.h alone, included twice, in every language version with warnings as errors: C99 C11 C17 C++11 C++17 C++20, gcc and clang.
+# tqkv.h alone, included twice, in every language version with warnings as errors: C99 C11 C17 C++11 C++17
+# C++20, gcc and clang.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# install.sh BUILD_DIR: stages `cmake --install` of a finished build, moves the tree, and builds the three consumers of packaging/smoke against it: C
-# through pkg-config, C++ through find_package, C through dlopen. Then a second build from a copy of the sources elsewhere, with an absolute
-# libdir: its pkg-config file must hold whole paths, and its library must be the same bytes.
+# install.sh BUILD_DIR: stages `cmake --install` of a finished build, moves the tree, and builds the three
+# consumers of packaging/smoke against it: C through pkg-config, C++ through find_package, C through dlopen.
+# Then a second build from a copy of the sources elsewhere, with an absolute libdir: its pkg-config file must
+# hold whole paths, and its library must be the same bytes.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 build=$1

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# loading.sh LIBRARY [--cuda]: compiles and runs dlopen_cycles.c against a built library; with --cuda no_driver.c.
+# loading.sh LIBRARY [--cuda]: compiles and runs dlopen_cycles.c against a built library; with --cuda
+# no_driver.c.
 set -uo pipefail
 library=$(readlink -f "$1")
 cd "$(dirname "$0")/../.."

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * no_driver LIBRARY, a build with CUDA, on a machine without NVIDIA's driver: it loads, CPU caches work, and CUDA requests are answered by a status and a
- * text. Prints "ok - " and "not ok - " lines, or "skip - " where there is a driver.
+ * no_driver LIBRARY, a build with CUDA, on a machine without NVIDIA's driver: it loads, CPU caches work, and
+ * CUDA requests are answered by a status and a text. Prints "ok - " and "not ok - " lines, or "skip - " where
+ * there is a driver.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -56,10 +57,12 @@ int main(int argc, char** argv) {
   report(strstr(tq_build_info_(), "cuda off") == NULL, "without a driver: this library has CUDA");
 
   int32_t count = -1;
-  report(tq_device_count_(TQ_DEVICE_CUDA, &count) == TQ_OK && count == 0, "without a driver: tq_device_count is OK and counts 0");
+  report(tq_device_count_(TQ_DEVICE_CUDA, &count) == TQ_OK && count == 0,
+         "without a driver: tq_device_count is OK and counts 0");
   tq_device_info_t info = {0};
   info.struct_size = sizeof info;
-  report(tq_device_info_(TQ_DEVICE_CUDA, 0, &info) == TQ_ERROR_NO_DEVICE, "without a driver: tq_device_info is NO_DEVICE");
+  report(tq_device_info_(TQ_DEVICE_CUDA, 0, &info) == TQ_ERROR_NO_DEVICE,
+         "without a driver: tq_device_info is NO_DEVICE");
 
   tq_cache* cache = NULL;
   const tq_status status = create(TQ_DEVICE_CUDA, &cache);
@@ -68,7 +71,8 @@ int main(int argc, char** argv) {
   const char* text = tq_last_error_();
   report(strstr(text, "CUDA") != NULL && strlen(text) >= 20, "without a driver: the text says so");
   printf("  %s: %s\n", tq_status_name_(status), text);
-  report(create(TQ_DEVICE_CPU, &cache) == TQ_OK && tq_cache_destroy_(cache) == TQ_OK, "without a driver: a CPU cache works");
+  report(create(TQ_DEVICE_CPU, &cache) == TQ_OK && tq_cache_destroy_(cache) == TQ_OK,
+         "without a driver: a CPU cache works");
   report(dlclose(library) == 0, "without a driver: dlclose");
   return bad;
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Library hygiene: symbols.py LIBRARY. Exported symbols = exports.map = functions of tqkv.h; SONAME, NEEDED, RELRO, NOW, no RPATH, no imports that
-end the process, no build paths inside. Prints TAP-like lines; uses readelf and nm.
+"""Library hygiene: symbols.py LIBRARY. Exported symbols = exports.map = functions of tqkv.h; SONAME, NEEDED,
+RELRO, NOW, no RPATH, no imports that end the process, no build paths inside. Prints TAP-like lines; uses
+readelf and nm.
 """
 import os
 import re
@@ -10,11 +11,17 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # libpthread and libdl are part of libc here; listed for older systems.
-NEEDED_ALLOWED = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1",
-                  "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
-# Nothing of ours ends the process, prints or runs at exit. (std::terminate is reached by noexcept code of the C++ runtime only.)
-IMPORTS_REFUSED = {"abort", "exit", "_exit", "_Exit", "quick_exit", "atexit", "at_quick_exit", "signal", "sigaction", "__assert_fail", "printf", "puts",
-                   "fprintf", "vprintf", "vfprintf", "putchar", "fwrite", "fputs", "__printf_chk", "__fprintf_chk", "perror", "raise", "system"}
+NEEDED_ALLOWED = {
+    "libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2",
+    "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"
+}
+# Nothing of ours ends the process, prints or runs at exit. (std::terminate is reached by noexcept code of the
+# C++ runtime only.)
+IMPORTS_REFUSED = {
+    "abort", "exit", "_exit", "_Exit", "quick_exit", "atexit", "at_quick_exit", "signal", "sigaction",
+    "__assert_fail", "printf", "puts", "fprintf", "vprintf", "vfprintf", "putchar", "fwrite", "fputs",
+    "__printf_chk", "__fprintf_chk", "perror", "raise", "system"
+}
 
 
 def run(*command):
@@ -60,7 +67,8 @@ def main():
 
     declared, mapped = public_functions(header), map_symbols(read("packaging/exports.map"))
     report.check("exports.map lists exactly the functions of tqkv.h",
-                 [f"only in tqkv.h: {n}" for n in sorted(declared - set(mapped))] + [f"only in exports.map: {n}" for n in sorted(set(mapped) - declared)])
+                 [f"only in tqkv.h: {n}" for n in sorted(declared - set(mapped))] +
+                 [f"only in exports.map: {n}" for n in sorted(set(mapped) - declared)])
 
     exported, others = {}, []
     for line in run("nm", "-D", "--defined-only", library).splitlines():
@@ -73,26 +81,36 @@ def main():
         else:
             others.append(line)
     report.check("the library exports exactly that list, in the same nodes",
-                 [f"missing: {n}" for n in sorted(set(mapped) - set(exported))] +
-                 [f"node of {n}: {exported[n]}, not {mapped.get(n)}" for n in sorted(exported) if exported[n] != mapped.get(n)])
+                 [f"missing: {n}" for n in sorted(set(mapped) - set(exported))] + [
+                     f"node of {n}: {exported[n]}, not {mapped.get(n)}"
+                     for n in sorted(exported) if exported[n] != mapped.get(n)
+                 ])
     report.check("no other symbol is exported (data, C++ names, unique globals)", others)
 
-    imports = {line.split()[-1].split("@")[0] for line in run("nm", "-D", "--undefined-only", library).splitlines()}
+    imports = {
+        line.split()[-1].split("@")[0]
+        for line in run("nm", "-D", "--undefined-only", library).splitlines()
+    }
     # The static CUDA runtime brings its own.
-    report.check("no import that prints or ends the process", sorted(imports & IMPORTS_REFUSED) if not cuda else sorted(imports & {"exit", "puts"}))
+    report.check("no import that prints or ends the process",
+                 sorted(imports & IMPORTS_REFUSED) if not cuda else sorted(imports & {"exit", "puts"}))
 
     dynamic = run("readelf", "-dW", library)
     soname = re.findall(r"\(SONAME\).*\[(.*)\]", dynamic)
     report.check(f"SONAME is libtqkv.so.{abi}", [] if soname == [f"libtqkv.so.{abi}"] else soname or ["none"])
-    report.check("NEEDED is the C and C++ runtime only", sorted(set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)) - NEEDED_ALLOWED))
+    report.check("NEEDED is the C and C++ runtime only",
+                 sorted(set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)) - NEEDED_ALLOWED))
     report.check("no RPATH or RUNPATH", re.findall(r"\((?:RPATH|RUNPATH)\).*", dynamic))
     report.check("no text relocations", re.findall(r"\(TEXTREL\).*", dynamic))
     flags = " ".join(re.findall(r"\(FLAGS(?:_1)?\)(.*)", dynamic))
-    report.check("bound at load time (NOW) and never unloaded (NODELETE)", [w for w in ("NOW", "NODELETE") if w not in flags])
+    report.check("bound at load time (NOW) and never unloaded (NODELETE)",
+                 [w for w in ("NOW", "NODELETE") if w not in flags])
     segments = run("readelf", "-lW", library)
     report.check("RELRO segment", [] if "GNU_RELRO" in segments else ["none"])
     stack = re.search(r"GNU_STACK.*", segments)
-    report.check("stack is not executable", [] if stack and " RWE " not in stack.group(0) else [stack.group(0) if stack else "no GNU_STACK"])
+    report.check(
+        "stack is not executable",
+        [] if stack and " RWE " not in stack.group(0) else [stack.group(0) if stack else "no GNU_STACK"])
     with open(library, "rb") as file:
         content = file.read()
     report.check("no build path inside", [ROOT] if ROOT.encode() in content else [])

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random operation sequences through the C API against the plain model of reference.h: worlds of random small configurations, each a few hundred
-// operations long, pushed towards the edges of tiles, pages, rings and capacities. Every failing call must say the right status and change nothing.
+// Random operation sequences through the C API against the plain model of reference.h: worlds of random small
+// configurations, each a few hundred operations long, pushed towards the edges of tiles, pages, rings and
+// capacities. Every failing call must say the right status and change nothing.
 //
-// The run is reproducible: a failure names its world, and --world=N runs that one alone. --ops=N sets the number of operations, TQKV_TEST_QUICK
-// runs a tenth.
+// The run is reproducible: a failure names its world, and --world=N runs that one alone. --ops=N sets the
+// number of operations, TQKV_TEST_QUICK runs a tenth.
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +29,8 @@ TEST(Model, RandomOperations) {
       FAIL() << "reproduce with --world=" << number;
     }
   }
-  printf("%lld operations in %lld worlds from %lld on\n", static_cast<long long>(done), static_cast<long long>(worlds),
-         static_cast<long long>(only_world ? only_world : first_world));
+  printf("%lld operations in %lld worlds from %lld on\n", static_cast<long long>(done),
+         static_cast<long long>(worlds), static_cast<long long>(only_world ? only_world : first_world));
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every allocation made to fail in turn: the call says OUT_OF_MEMORY, nothing observable has changed, nothing leaks, and once no allocation fails it
-// succeeds. Both ways to memory are covered: operator new, replaced here, and the cache's allocator callbacks. And append, attend, plan
-// and the sequence calls are shown to allocate nothing at all.
+// Every allocation made to fail in turn: the call says OUT_OF_MEMORY, nothing observable has changed, nothing
+// leaks, and once no allocation fails it succeeds. Both ways to memory are covered: operator new, replaced
+// here, and the cache's allocator callbacks. And append, attend, plan and the sequence calls are shown to
+// allocate nothing at all.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,8 @@
 
 namespace {
 
-// Threads of the library allocate too, so these are atomic. countdown: the allocation that makes it 0 fails; negative = none does.
+// Threads of the library allocate too, so these are atomic. countdown: the allocation that makes it 0 fails;
+// negative = none does.
 std::atomic<int64_t> live{0}, made{0}, countdown{-1};
 std::atomic<bool> fired{false};
 
@@ -28,7 +30,9 @@ bool refuse() {
 }
 void* take(size_t bytes, size_t alignment) {
   void* pointer = nullptr;
-  if (refuse() || posix_memalign(&pointer, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes ? bytes : 1) != 0) return nullptr;
+  if (refuse() ||
+      posix_memalign(&pointer, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes ? bytes : 1) != 0)
+    return nullptr;
   live++;
   return pointer;
 }
@@ -47,8 +51,12 @@ void* must_take(size_t bytes, size_t alignment) {
 
 void* operator new(size_t bytes) { return must_take(bytes, 16); }
 void* operator new[](size_t bytes) { return must_take(bytes, 16); }
-void* operator new(size_t bytes, std::align_val_t alignment) { return must_take(bytes, static_cast<size_t>(alignment)); }
-void* operator new[](size_t bytes, std::align_val_t alignment) { return must_take(bytes, static_cast<size_t>(alignment)); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return must_take(bytes, static_cast<size_t>(alignment));
+}
+void* operator new[](size_t bytes, std::align_val_t alignment) {
+  return must_take(bytes, static_cast<size_t>(alignment));
+}
 void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
 void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
 void operator delete(void* pointer) noexcept { give(pointer); }
@@ -64,7 +72,9 @@ void operator delete[](void* pointer, const std::nothrow_t&) noexcept { give(poi
 
 namespace {
 
-void* callback_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) { return take(bytes, alignment); }
+void* callback_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
+  return take(bytes, alignment);
+}
 void callback_free(void*, void* pointer, size_t, int32_t, int32_t) { give(pointer); }
 
 class OomTest : public ::testing::Test {
@@ -86,7 +96,8 @@ class OomTest : public ::testing::Test {
     config_.window_tokens = 4;
     config_.num_threads = 2;
     config_.allocator = &allocator_;
-    for (size_t i = 0; i < sizeof data_ / sizeof data_[0]; i++) data_[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
+    for (size_t i = 0; i < sizeof data_ / sizeof data_[0]; i++)
+      data_[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
   }
   ~OomTest() override {
     if (batch_) tq_batch_destroy(batch_);
@@ -101,7 +112,8 @@ class OomTest : public ::testing::Test {
   }
   void grow(int64_t count) {
     ASSERT_EQ(tq_batch_plan(batch_, 1, &sequence_, &count, nullptr, nullptr), TQ_OK) << tq_last_error();
-    for (int layer = 0; layer < 2; layer++) ASSERT_EQ(tq_cache_append(cache_, layer, batch_, data_, data_, nullptr, nullptr), TQ_OK);
+    for (int layer = 0; layer < 2; layer++)
+      ASSERT_EQ(tq_cache_append(cache_, layer, batch_, data_, data_, nullptr, nullptr), TQ_OK);
   }
   // Everything that a failed call might have changed.
   std::string state() {
@@ -116,15 +128,19 @@ class OomTest : public ::testing::Test {
     EXPECT_EQ(tq_sequence_length(cache_, sequence_, &length), TQ_OK);
     result.append(reinterpret_cast<const char*>(&length), sizeof length);
     std::vector<float> x(static_cast<size_t>(length) * kDim * 2);
-    EXPECT_EQ(tq_cache_read(cache_, 1, sequence_, 0, length, x.data(), x.data() + length * kDim, nullptr, nullptr), TQ_OK);
+    EXPECT_EQ(
+        tq_cache_read(cache_, 1, sequence_, 0, length, x.data(), x.data() + length * kDim, nullptr, nullptr),
+        TQ_OK);
     result.append(reinterpret_cast<const char*>(x.data()), x.size() * sizeof(float));
     std::vector<float> out(40 * 2 * kDim);
     if (tq_cache_attend(cache_, 0, batch_, data_, out.data(), nullptr, nullptr, nullptr, 0, nullptr) == TQ_OK)
       result.append(reinterpret_cast<const char*>(out.data()), out.size() * sizeof(float));
     return result;
   }
-  // Fails allocation 1, 2, .. of the call until none is left to fail. undo takes back what the final success made.
-  void every_site(const char* name, const std::function<tq_status()>& call, const std::function<void()>& undo, int64_t least_sites) {
+  // Fails allocation 1, 2, .. of the call until none is left to fail. undo takes back what the final success
+  // made.
+  void every_site(const char* name, const std::function<tq_status()>& call, const std::function<void()>& undo,
+                  int64_t least_sites) {
     const std::string before = state();
     for (int64_t site = 1;; site++) {
       const int64_t blocks = live;
@@ -167,16 +183,19 @@ class OomTest : public ::testing::Test {
 
 TEST_F(OomTest, Create) {
   tq_cache* cache = nullptr;
-  // Blocks: bookkeeping, pages, exact copies, tables, workspace; objects: cache, backend, layer arrays, threads.
+  // Blocks: bookkeeping, pages, exact copies, tables, workspace; objects: cache, backend, layer arrays,
+  // threads.
   every_site(
-      "tq_cache_create", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
+      "tq_cache_create", [&] { return tq_cache_create(&config_, nullptr, &cache); },
+      [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
   config_.rotation = TQ_ROTATION_DENSE;
   every_site(
       "tq_cache_create, dense rotation", [&] { return tq_cache_create(&config_, nullptr, &cache); },
       [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 9);
   config_.allocator = nullptr;
   every_site(
-      "tq_cache_create, malloc", [&] { return tq_cache_create(&config_, nullptr, &cache); }, [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 4);
+      "tq_cache_create, malloc", [&] { return tq_cache_create(&config_, nullptr, &cache); },
+      [&] { EXPECT_EQ(tq_cache_destroy(cache), TQ_OK); }, 4);
 }
 
 TEST_F(OomTest, ConfigQueries) {
@@ -192,7 +211,8 @@ TEST_F(OomTest, BatchCreate) {
   open();
   tq_batch* batch = nullptr;
   every_site(
-      "tq_batch_create", [&] { return tq_batch_create(cache_, &batch); }, [&] { EXPECT_EQ(tq_batch_destroy(batch), TQ_OK); }, 2);
+      "tq_batch_create", [&] { return tq_batch_create(cache_, &batch); },
+      [&] { EXPECT_EQ(tq_batch_destroy(batch), TQ_OK); }, 2);
 }
 
 // What the header promises of append and attend holds for the others too, so there is nothing to fail.
@@ -202,11 +222,16 @@ TEST_F(OomTest, NothingElseAllocates) {
   const int64_t three = 3, none = 0;
   tq_sequence fork = 0;
   no_site("tq_sequence_fork", [&] { return tq_sequence_fork(cache_, sequence_, nullptr, &fork); });
-  no_site("tq_batch_plan, with copy on write", [&] { return tq_batch_plan(batch_, 1, &fork, &three, nullptr, nullptr); });
-  no_site("tq_cache_append", [&] { return tq_cache_append(cache_, 0, batch_, data_, data_, nullptr, nullptr); });
-  no_site("tq_cache_append", [&] { return tq_cache_append(cache_, 1, batch_, data_, data_, nullptr, nullptr); });
-  no_site("tq_cache_attend", [&] { return tq_cache_attend(cache_, 0, batch_, data_, out, lse, nullptr, nullptr, 0, nullptr); });
-  no_site("tq_cache_read", [&] { return tq_cache_read(cache_, 0, fork, 0, 40, out, nullptr, nullptr, nullptr); });
+  no_site("tq_batch_plan, with copy on write",
+          [&] { return tq_batch_plan(batch_, 1, &fork, &three, nullptr, nullptr); });
+  no_site("tq_cache_append",
+          [&] { return tq_cache_append(cache_, 0, batch_, data_, data_, nullptr, nullptr); });
+  no_site("tq_cache_append",
+          [&] { return tq_cache_append(cache_, 1, batch_, data_, data_, nullptr, nullptr); });
+  no_site("tq_cache_attend",
+          [&] { return tq_cache_attend(cache_, 0, batch_, data_, out, lse, nullptr, nullptr, 0, nullptr); });
+  no_site("tq_cache_read",
+          [&] { return tq_cache_read(cache_, 0, fork, 0, 40, out, nullptr, nullptr, nullptr); });
   no_site("tq_batch_plan", [&] { return tq_batch_plan(batch_, 1, &sequence_, &none, &three, nullptr); });
   no_site("tq_sequence_truncate", [&] { return tq_sequence_truncate(cache_, fork, 1, nullptr); });
   no_site("tq_sequence_free", [&] { return tq_sequence_free(cache_, fork, nullptr); });

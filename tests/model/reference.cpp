@@ -31,7 +31,8 @@ void store_as(tq_dtype type, float x, void* memory, int64_t index) {
   if (type == TQ_F16)
     bits = format::f16_from_float(x);
   else
-    bits = isfinite(x) ? format::bf16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16 | (x != x ? 0x40 : 0));
+    bits = isfinite(x) ? format::bf16_from_float(x)
+                       : static_cast<uint16_t>(format::float_bits(x) >> 16 | (x != x ? 0x40 : 0));
   static_cast<uint16_t*>(memory)[index] = bits;
 }
 
@@ -41,13 +42,15 @@ float load_as(tq_dtype type, const void* memory, int64_t index) {
   return type == TQ_F16 ? format::float_from_f16(bits) : format::float_from_bf16(bits);
 }
 
-Reference::Reference(const tq_cache_config& config, std::vector<float> centres) : config_(config), centres_(std::move(centres)) {
+Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
+    : config_(config), centres_(std::move(centres)) {
   for (int layer = 0; layer < config.num_layers; layer++) {
     for (int kind = 0; kind < 2; kind++) {
       const int dim = kind == 0 ? config.head_dim : config.value_dim;
       const int bits = kind == 0 ? config.layer_key_bits[layer] : config.layer_value_bits[layer];
       const tq_codebook* own = kind == 0 ? config.key_codebook : config.value_codebook;
-      format::Codebook book = bits == format::kRawBits ? format::Codebook{} : format::builtin_codebook(dim, bits);
+      format::Codebook book =
+          bits == format::kRawBits ? format::Codebook{} : format::builtin_codebook(dim, bits);
       if (own && own->bits == bits) {
         book.unit = own->unit;
         memcpy(book.magnitude, own->magnitude, sizeof book.magnitude);
@@ -57,7 +60,8 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres) 
     for (int head = 0; head < config.num_kv_heads; head++)
       for (int kind = 0; kind < 2; kind++) {
         const uint64_t base = format::stream_base(config.rotation_seed, layer, head, static_cast<Kind>(kind));
-        for (int word = 0; word < kSignWords; word++) signs_.push_back(format::stream_word(base, static_cast<uint64_t>(word)));
+        for (int word = 0; word < kSignWords; word++)
+          signs_.push_back(format::stream_word(base, static_cast<uint64_t>(word)));
         dense_.emplace_back();
         if (config.rotation != TQ_ROTATION_DENSE) continue;
         const int stored = format::stored_dim(kind == 0 ? config.head_dim : config.value_dim);
@@ -69,7 +73,8 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres) 
 }
 
 format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
-  const size_t index = static_cast<size_t>((layer * config_.num_kv_heads + head) * 2 + static_cast<int>(kind));
+  const size_t index =
+      static_cast<size_t>((layer * config_.num_kv_heads + head) * 2 + static_cast<int>(kind));
   format::VectorCoder c = {};
   c.dim = kind == Kind::kKey ? config_.head_dim : config_.value_dim;
   c.stored = format::stored_dim(c.dim);
@@ -77,14 +82,17 @@ format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
   c.signs = &signs_[index * kSignWords];
   c.dense = dense_[index].empty() ? nullptr : dense_[index].data();
   if (!centres_.empty())
-    c.centre = &centres_[static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() + (kind == Kind::kKey ? 0 : config_.head_dim))];
-  c.rule = static_cast<format::ScaleRule>(kind == Kind::kKey ? config_.key_scale_rule : config_.value_scale_rule);
+    c.centre = &centres_[static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() +
+                                             (kind == Kind::kKey ? 0 : config_.head_dim))];
+  c.rule =
+      static_cast<format::ScaleRule>(kind == Kind::kKey ? config_.key_scale_rule : config_.value_scale_rule);
   c.search = !(config_.flags & TQ_FLAG_NO_SCALE_SEARCH);
   c.codebook = books_[static_cast<size_t>(layer * 2 + static_cast<int>(kind))];
   return c;
 }
 
-void Reference::make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact, bool* replaced) const {
+void Reference::make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
+                          bool* replaced) const {
   const int dim = kind == Kind::kKey ? config_.head_dim : config_.value_dim;
   const int bits = kind == Kind::kKey ? config_.layer_key_bits[layer] : config_.layer_value_bits[layer];
   const tq_dtype type = config_.io_dtype;
@@ -121,15 +129,18 @@ std::shared_ptr<const Token> Reference::make_token(std::vector<float> input) con
   for (int layer = 0; layer < config_.num_layers; layer++)
     for (int head = 0; head < config_.num_kv_heads; head++)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-        const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() + (kind == Kind::kKey ? 0 : config_.head_dim));
-        make_side(&token->input[at], layer, head, kind, &token->decoded[at], &token->exact[at], &token->replaced);
+        const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() +
+                                              (kind == Kind::kKey ? 0 : config_.head_dim));
+        make_side(&token->input[at], layer, head, kind, &token->decoded[at], &token->exact[at],
+                  &token->replaced);
       }
   return token;
 }
 
 Sequence Reference::new_sequence() const {
   Sequence sequence;
-  const size_t places = static_cast<size_t>(config_.window_tokens > 0 ? config_.window_tokens + config_.rollback_tokens : 0);
+  const size_t places =
+      static_cast<size_t>(config_.window_tokens > 0 ? config_.window_tokens + config_.rollback_tokens : 0);
   sequence.ring.resize(places);
   sequence.ring_index.assign(places, -1);
   return sequence;
@@ -152,7 +163,8 @@ bool Reference::is_exact(const Sequence& sequence, int64_t index) const {
   for (int64_t i = index; i < sequence.length(); i++) {
     if (sequence.ring.empty() || i < sequence.length() - config_.window_tokens) return false;
     const size_t place = static_cast<size_t>(i) % sequence.ring.size();
-    if (sequence.ring_index[place] != i || sequence.ring[place] != sequence.tokens[static_cast<size_t>(i)]) return false;
+    if (sequence.ring_index[place] != i || sequence.ring[place] != sequence.tokens[static_cast<size_t>(i)])
+      return false;
   }
   return true;
 }
@@ -163,21 +175,25 @@ const float* Reference::key(const Sequence& sequence, int layer, int head, int64
   return is_exact(sequence, index) ? &token.exact[at] : &token.decoded[at];
 }
 
-// Tolerances. The kernels round the rotated query to integers of at least 28672 steps a side and softmax weights to 1/65535 of the largest of a
-// block. Query: every coordinate is off by at most |q| / (2 * 28672), so a logit by at most scale * |q| * sqrt(D) * |k| / (2 * 28672) = delta,
-// and weights by a factor within exp(2 delta). Weights: independent errors of at most half a unit, times a level of at most the largest
-// |value| L, give an output coordinate a standard deviation below sqrt(n / 12) / 65535 * L; eight of them are allowed. Float arithmetic: 1e-5.
+// Tolerances. The kernels round the rotated query to integers of at least 28672 steps a side and softmax
+// weights to 1/65535 of the largest of a block. Query: every coordinate is off by at most |q| / (2 * 28672),
+// so a logit by at most scale * |q| * sqrt(D) * |k| / (2 * 28672) = delta, and weights by a factor within
+// exp(2 delta). Weights: independent errors of at most half a unit, times a level of at most the largest
+// |value| L, give an output coordinate a standard deviation below sqrt(n / 12) / 65535 * L; eight of them are
+//   allowed. Float arithmetic: 1e-5.
 Reference::Result Reference::attend(const Sequence& sequence, const Query& query) const {
   const int head = query.q_head / (config_.num_q_heads / config_.num_kv_heads);
   Result result;
   result.out.assign(static_cast<size_t>(config_.value_dim), 0);
-  double m = -std::numeric_limits<double>::infinity(), l = 0, q_norm = 0, k_norm = 0, v_norm = 0, logit_max = 0;
+  double m = -std::numeric_limits<double>::infinity(), l = 0, q_norm = 0, k_norm = 0, v_norm = 0,
+         logit_max = 0;
   int64_t seen = 0;
   for (int d = 0; d < config_.head_dim; d++) q_norm += static_cast<double>(query.q[d]) * query.q[d];
   const auto add = [&](double logit, const float* v) {
     const double top = std::max(m, logit), old = l > 0 ? exp(m - top) : 0, weight = exp(logit - top);
     l = l * old + weight;
-    for (size_t d = 0; d < result.out.size(); d++) result.out[d] = result.out[d] * old + (v ? weight * static_cast<double>(v[d]) : 0);
+    for (size_t d = 0; d < result.out.size(); d++)
+      result.out[d] = result.out[d] * old + (v ? weight * static_cast<double>(v[d]) : 0);
     m = top;
   };
   for (int64_t i = 0; i <= query.position && i < query.end; i++) {
@@ -189,7 +205,8 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
       logit += static_cast<double>(query.q[d]) * static_cast<double>(k[d]);
       k_square += static_cast<double>(k[d]) * static_cast<double>(k[d]);
     }
-    for (int d = 0; d < config_.value_dim; d++) v_square += static_cast<double>(v[d]) * static_cast<double>(v[d]);
+    for (int d = 0; d < config_.value_dim; d++)
+      v_square += static_cast<double>(v[d]) * static_cast<double>(v[d]);
     k_norm = std::max(k_norm, sqrt(k_square));
     v_norm = std::max(v_norm, sqrt(v_square));
     logit *= query.scale;
@@ -203,7 +220,8 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
   result.lse = l > 0 ? m + log(l) : -std::numeric_limits<double>::infinity();
   // A centre is part of k, but not of what the integers see; its norm adds at most as much again.
   const double stored = format::stored_dim(config_.head_dim);
-  const double delta = 2 * query.scale * sqrt(q_norm) * k_norm * sqrt(stored) / (2 * 28672.0) + 1e-5 * (1 + logit_max);
+  const double delta =
+      2 * query.scale * sqrt(q_norm) * k_norm * sqrt(stored) / (2 * 28672.0) + 1e-5 * (1 + logit_max);
   const double weights = 8 * sqrt(static_cast<double>(seen) / 12) / 65535;
   result.out_tolerance = (exp(2 * delta) - 1 + 2 * weights + 1e-5) * v_norm;
   result.lse_tolerance = delta + weights + 1e-5;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The plain model of a cache: a sequence is a list of tokens and nothing else. What a token is worth (decoded, exact) follows from its input alone
-// by the scalar format; attention is float64. No pages, no sharing, no plans: those are what the model test checks.
+// The plain model of a cache: a sequence is a list of tokens and nothing else. What a token is worth
+// (decoded, exact) follows from its input alone by the scalar format; attention is float64. No pages, no
+// sharing, no plans: those are what the model test checks.
 #pragma once
 #include <memory>
 #include <random>
@@ -36,7 +37,9 @@ class Reference {
   // config: resolved. centres [layer][kv head][head_dim + value_dim], or empty.
   Reference(const tq_cache_config& config, std::vector<float> centres);
 
-  int64_t token_floats() const { return static_cast<int64_t>(config_.num_layers) * config_.num_kv_heads * vector_floats(); }
+  int64_t token_floats() const {
+    return static_cast<int64_t>(config_.num_layers) * config_.num_kv_heads * vector_floats();
+  }
   int vector_floats() const { return config_.head_dim + config_.value_dim; }
   std::shared_ptr<const Token> make_token(std::vector<float> input) const;
   Sequence new_sequence() const;
@@ -68,7 +71,8 @@ class Reference {
 
  private:
   format::VectorCoder coder(int layer, int head, Kind kind) const;
-  void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact, bool* replaced) const;
+  void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
+                 bool* replaced) const;
 
   tq_cache_config config_;
   std::vector<float> centres_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The concurrency that tqkv.h allows, meant for ThreadSanitizer: different caches on different threads, several attends of one cache with their
-// own workspaces (and the library's own threads below them), error texts per thread. And what it does not allow is refused, not raced.
+// The concurrency that tqkv.h allows, meant for ThreadSanitizer: different caches on different threads,
+// several attends of one cache with their own workspaces (and the library's own threads below them), error
+// texts per thread. And what it does not allow is refused, not raced.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,7 +62,8 @@ void open(Opened* o, int threads, int64_t tokens, int64_t queries) {
   OK(tq_sequence_create(o->cache, &o->sequence));
   OK(tq_batch_plan(o->batch, 1, &o->sequence, &tokens, &queries, nullptr));
   const std::vector<float> x = data(static_cast<size_t>(tokens) * kHeads * kDim, 1);
-  for (int layer = 0; layer < kLayers; layer++) OK(tq_cache_append(o->cache, layer, o->batch, x.data(), x.data(), nullptr, nullptr));
+  for (int layer = 0; layer < kLayers; layer++)
+    OK(tq_cache_append(o->cache, layer, o->batch, x.data(), x.data(), nullptr, nullptr));
 }
 
 void whole_life(unsigned seed, std::vector<float>* out) {
@@ -73,7 +75,8 @@ void whole_life(unsigned seed, std::vector<float>* out) {
     const int64_t three = 3;
     const std::vector<float> x = data(3 * kHeads * kDim, seed);
     OK(tq_batch_plan(o.batch, 1, &fork, &three, nullptr, nullptr));
-    for (int layer = 0; layer < kLayers; layer++) OK(tq_cache_append(o.cache, layer, o.batch, x.data(), x.data(), nullptr, nullptr));
+    for (int layer = 0; layer < kLayers; layer++)
+      OK(tq_cache_append(o.cache, layer, o.batch, x.data(), x.data(), nullptr, nullptr));
     out->assign(3 * kHeads * kDim, 0);
     OK(tq_cache_attend(o.cache, 0, o.batch, x.data(), out->data(), nullptr, nullptr, nullptr, 0, nullptr));
     OK(tq_sequence_truncate(o.cache, fork, 65, nullptr));
@@ -99,7 +102,8 @@ TEST(Threads, AttendsOfOneCacheWithTheirOwnWorkspaces) {
     std::vector<float> expected[kLayers];
     for (int layer = 0; layer < kLayers; layer++) {
       expected[layer].resize(q.size());
-      OK(tq_cache_attend(o.cache, layer, o.batch, q.data(), expected[layer].data(), nullptr, nullptr, nullptr, 0, nullptr));
+      OK(tq_cache_attend(o.cache, layer, o.batch, q.data(), expected[layer].data(), nullptr, nullptr, nullptr,
+                         0, nullptr));
     }
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
@@ -113,7 +117,9 @@ TEST(Threads, AttendsOfOneCacheWithTheirOwnWorkspaces) {
         for (int round = 0; round < rounds(); round++) {
           const int layer = (i + round) % kLayers;
           out.assign(out.size(), -1);
-          if (tq_cache_attend(o.cache, layer, o.batch, q.data(), out.data(), nullptr, nullptr, workspace, bytes, nullptr) != TQ_OK) wrong++;
+          if (tq_cache_attend(o.cache, layer, o.batch, q.data(), out.data(), nullptr, nullptr, workspace,
+                              bytes, nullptr) != TQ_OK)
+            wrong++;
           if (out != expected[layer]) wrong++;
         }
         free(workspace);
@@ -123,7 +129,8 @@ TEST(Threads, AttendsOfOneCacheWithTheirOwnWorkspaces) {
   }
 }
 
-// Calls that may not run together: every one either succeeds, having run alone, or says busy. Afterwards the cache is whole.
+// Calls that may not run together: every one either succeeds, having run alone, or says busy. Afterwards the
+// cache is whole.
 TEST(Threads, ViolationsAreRefusedNotRaced) {
   Opened o;
   open(&o, 1, 500, 4);
@@ -146,7 +153,9 @@ TEST(Threads, ViolationsAreRefusedNotRaced) {
     threads.emplace_back([&] {
       std::vector<float> out(q.size());
       for (int round = 0; round < rounds(); round++)
-        if (count(tq_cache_attend(o.cache, 0, o.batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0, nullptr)) == TQ_OK && out != expected)
+        if (count(tq_cache_attend(o.cache, 0, o.batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0,
+                                  nullptr)) == TQ_OK &&
+            out != expected)
           wrong++;
     });
   threads.emplace_back([&] {
@@ -179,7 +188,9 @@ TEST(Threads, ErrorTextsAndIntrospection) {
       for (int round = 0; round < rounds(); round++) {
         char text[200];
         tq_cache_config_check(&c, text, sizeof text);
-        if (strncmp(text, expected.c_str(), expected.size()) != 0 || strncmp(tq_last_error(), expected.c_str(), expected.size()) != 0) wrong++;
+        if (strncmp(text, expected.c_str(), expected.size()) != 0 ||
+            strncmp(tq_last_error(), expected.c_str(), expected.size()) != 0)
+          wrong++;
         if (strlen(tq_build_info()) == 0) wrong++;
       }
     });

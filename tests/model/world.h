@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One world of the model test: a cache of a random small configuration, its model, and random operations on both. Operations are pushed towards the
-// edges of tiles, pages, rings and capacities; calls that must fail do so with the right status and change nothing.
+// One world of the model test: a cache of a random small configuration, its model, and random operations on
+// both. Operations are pushed towards the edges of tiles, pages, rings and capacities; calls that must fail
+// do so with the right status and change nothing.
 #pragma once
 #include <gtest/gtest.h>
 #include <stdarg.h>
@@ -42,10 +43,13 @@ class World {
     choose_centres();
     reference_.reset(new Reference(resolved_, centres_));
     for (tq_batch*& batch : batches_) TQ_MUST(tq_batch_create(cache_, &batch));
-    trace("config: dims %d %d, heads %d/%d, layers %d, bits %d %d, dtype %d, page %d, window %d+%d, sinks %d, tokens %d, sequences %d, threads %d",
-          config_.head_dim, config_.value_dim, config_.num_q_heads, config_.num_kv_heads, config_.num_layers, config_.key_bits, config_.value_bits,
-          config_.io_dtype, config_.page_size, config_.window_tokens, config_.rollback_tokens, config_.sink_tokens,
-          static_cast<int>(config_.max_tokens), config_.max_sequences, config_.num_threads);
+    trace(
+        "config: dims %d %d, heads %d/%d, layers %d, bits %d %d, dtype %d, page %d, window %d+%d, sinks %d, "
+        "tokens %d, sequences %d, threads %d",
+        config_.head_dim, config_.value_dim, config_.num_q_heads, config_.num_kv_heads, config_.num_layers,
+        config_.key_bits, config_.value_bits, config_.io_dtype, config_.page_size, config_.window_tokens,
+        config_.rollback_tokens, config_.sink_tokens, static_cast<int>(config_.max_tokens),
+        config_.max_sequences, config_.num_threads);
   }
   ~World() {
     for (tq_batch* batch : batches_) tq_batch_destroy(batch);
@@ -88,7 +92,10 @@ class World {
   T one_of(const T (&values)[n]) {
     return values[pick(static_cast<int>(n))];
   }
-  float uniform() { return static_cast<float>(static_cast<int64_t>(random_() >> 40) - (1 << 23)) / static_cast<float>(1 << 23); }
+  float uniform() {
+    return static_cast<float>(static_cast<int64_t>(random_() >> 40) - (1 << 23)) /
+           static_cast<float>(1 << 23);
+  }
   __attribute__((format(printf, 2, 3))) void trace(const char* format, ...) {
     char line[512];
     va_list arguments;
@@ -99,21 +106,25 @@ class World {
     if (trace_.size() > 30) trace_.erase(trace_.begin() + 1);  // the first line is the configuration
   }
   void must(tq_status status, const char* call, int line) {
-    if (status != TQ_OK) ADD_FAILURE_AT(__FILE__, line) << call << ": " << tq_status_name(status) << ": " << tq_last_error();
+    if (status != TQ_OK)
+      ADD_FAILURE_AT(__FILE__, line) << call << ": " << tq_status_name(status) << ": " << tq_last_error();
   }
   void refused(tq_status expected, const char* text, tq_status status, int line) {
     if (status != expected || !strstr(tq_last_error(), text))
-      ADD_FAILURE_AT(__FILE__, line) << "expected " << tq_status_name(expected) << " \"" << text << "\", got " << tq_status_name(status) << ": "
-                                     << tq_last_error();
+      ADD_FAILURE_AT(__FILE__, line) << "expected " << tq_status_name(expected) << " \"" << text << "\", got "
+                                     << tq_status_name(status) << ": " << tq_last_error();
   }
-  std::map<int64_t, Sequence>::iterator any() { return std::next(live_.begin(), pick(static_cast<int>(live_.size()))); }
+  std::map<int64_t, Sequence>::iterator any() {
+    return std::next(live_.begin(), pick(static_cast<int>(live_.size())));
+  }
 
   void choose_config() {
     tq_cache_config& c = config_;
     c = tq_cache_config{};
     c.struct_size = sizeof c;
-    static const int dims[] = {32, 32, 32, 64, 64, 80}, bits[] = {2, 3, 4, 5, 6, 8, 16}, pages[] = {32, 64, 96}, windows[] = {0, 0, 1, 5, 32, 40},
-                     rollbacks[] = {0, 3, 32}, sinks[] = {0, 0, 1, 4, 33}, ratios[] = {1, 2, 3, 5};
+    static const int dims[] = {32, 32, 32, 64, 64, 80}, bits[] = {2, 3, 4, 5, 6, 8, 16},
+                     pages[] = {32, 64, 96}, windows[] = {0, 0, 1, 5, 32, 40}, rollbacks[] = {0, 3, 32},
+                     sinks[] = {0, 0, 1, 4, 33}, ratios[] = {1, 2, 3, 5};
     c.num_layers = 1 + pick(2);
     c.num_kv_heads = 1 + pick(2);
     c.num_q_heads = c.num_kv_heads * one_of(ratios);
@@ -160,9 +171,12 @@ class World {
     std::vector<float> input(static_cast<size_t>(reference_->token_floats()));
     const float size = chance(3) ? 1000.0f : chance(3) ? 1e-5f : 1.0f;
     const int kind = pick(100);
-    for (float& x : input) x = round_to(config_.io_dtype, kind == 0 ? 0.0f : kind == 1 ? 0.75f : size * uniform());
+    for (float& x : input)
+      x = round_to(config_.io_dtype, kind == 0 ? 0.0f : kind == 1 ? 0.75f : size * uniform());
     static const float odd[] = {NAN, INFINITY, -INFINITY, 65504.0f};
-    if (chance(1)) input[static_cast<size_t>(pick(static_cast<int>(input.size())))] = round_to(config_.io_dtype, one_of(odd));
+    if (chance(1))
+      input[static_cast<size_t>(pick(static_cast<int>(input.size())))] =
+          round_to(config_.io_dtype, one_of(odd));
     return reference_->make_token(input);
   }
 
@@ -171,7 +185,8 @@ class World {
     int64_t id = 0;
     const tq_status status = tq_sequence_create(cache_, &id);
     trace("create -> %lld", static_cast<long long>(id));
-    if (static_cast<int32_t>(live_.size()) == config_.max_sequences) return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
+    if (static_cast<int32_t>(live_.size()) == config_.max_sequences)
+      return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
     TQ_MUST(status);
     EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
     live_[id] = reference_->new_sequence();
@@ -182,7 +197,8 @@ class World {
     int64_t id = 0;
     const tq_status status = tq_sequence_fork(cache_, source->first, nullptr, &id);
     trace("fork %lld -> %lld", static_cast<long long>(source->first), static_cast<long long>(id));
-    if (static_cast<int32_t>(live_.size()) == config_.max_sequences) return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
+    if (static_cast<int32_t>(live_.size()) == config_.max_sequences)
+      return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
     TQ_MUST(status);
     EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
     const Sequence copy = source->second;
@@ -210,7 +226,8 @@ class World {
     truncate_to(it->first, length);
   }
   void truncate_to(int64_t id, int64_t length) {
-    trace("truncate %lld from %lld to %lld", static_cast<long long>(id), static_cast<long long>(live_[id].length()), static_cast<long long>(length));
+    trace("truncate %lld from %lld to %lld", static_cast<long long>(id),
+          static_cast<long long>(live_[id].length()), static_cast<long long>(length));
     TQ_MUST(tq_sequence_truncate(cache_, id, length, nullptr));
     live_[id].tokens.resize(static_cast<size_t>(length));
     lapse(id);
@@ -227,12 +244,13 @@ class World {
     const int choice = pick(10);
     if (choice < 4) return 1;
     if (choice == 4) return pick(5);
-    if (choice == 5) return (32 - length % 32) + pick(3) - 1;                                // to a tile's edge
+    if (choice == 5) return (32 - length % 32) + pick(3) - 1;  // to a tile's edge
     if (choice == 6) return (config_.page_size - length % config_.page_size) + pick(3) - 1;  // to a page's
     if (choice == 7) return ring + pick(3);                                                  // round the ring
     return choice == 8 ? pick(70) : 0;
   }
-  // Pages that the model thinks are needed cannot be known without pages, so only the certain cases are predicted.
+  // Pages that the model thinks are needed cannot be known without pages, so only the certain cases are
+  // predicted.
   void step() {
     const int b = pick(2);
     Plan plan;
@@ -251,17 +269,18 @@ class World {
       query_total += queries;
       over |= length + news > resolved_.max_sequence_tokens;
     }
-    over |= static_cast<int32_t>(plan.ids.size()) > resolved_.max_batch_sequences || new_total > resolved_.max_batch_tokens ||
-            query_total > resolved_.max_batch_tokens;
+    over |= static_cast<int32_t>(plan.ids.size()) > resolved_.max_batch_sequences ||
+            new_total > resolved_.max_batch_tokens || query_total > resolved_.max_batch_tokens;
     tq_cache_memory_t before = memory();
     const tq_status status =
-        tq_batch_plan(batches_[b], static_cast<int32_t>(plan.ids.size()), plan.ids.data(), plan.new_tokens.data(), plan.query_tokens.data(), nullptr);
-    trace("plan %d: %d sequences, %lld new, %lld queries -> %s", b, static_cast<int>(plan.ids.size()), static_cast<long long>(new_total),
-          static_cast<long long>(query_total), tq_status_name(status));
+        tq_batch_plan(batches_[b], static_cast<int32_t>(plan.ids.size()), plan.ids.data(),
+                      plan.new_tokens.data(), plan.query_tokens.data(), nullptr);
+    trace("plan %d: %d sequences, %lld new, %lld queries -> %s", b, static_cast<int>(plan.ids.size()),
+          static_cast<long long>(new_total), static_cast<long long>(query_total), tq_status_name(status));
     if (status != TQ_OK) {
       EXPECT_EQ(status, TQ_ERROR_CAPACITY) << tq_last_error();
-      // max_tokens always fit: refusing is right only if a limit is passed, or this many tokens are more than the pool promises. Shared
-      // pages are copied, so every sequence counts in full.
+      // max_tokens always fit: refusing is right only if a limit is passed, or this many tokens are more than
+      // the pool promises. Shared pages are copied, so every sequence counts in full.
       int64_t all = new_total;
       for (const auto& entry : live_) all += entry.second.length();
       EXPECT_TRUE(over || all > config_.max_tokens) << tq_last_error();
@@ -283,10 +302,12 @@ class World {
       TQ_MUST(tq_sequence_truncate(cache_, plan.ids[i], plan.old_lengths[i], nullptr));
       lapse(plan.ids[i]);
     }
-    // What the plan reserved was never written, but the ring is judged by the longest length: copies that it would have pushed out count as lost.
+    // What the plan reserved was never written, but the ring is judged by the longest length: copies that it
+    // would have pushed out count as lost.
     for (size_t i = 0; i < plan.ids.size(); i++) {
       Sequence& s = live_[plan.ids[i]];
-      const int64_t reached = plan.old_lengths[i] + plan.new_tokens[i], ring = static_cast<int64_t>(s.ring.size());
+      const int64_t reached = plan.old_lengths[i] + plan.new_tokens[i],
+                    ring = static_cast<int64_t>(s.ring.size());
       for (size_t place = 0; place < s.ring.size(); place++)
         if (s.ring_index[place] >= 0 && s.ring_index[place] < reached - ring) s.ring_index[place] = -1;
     }
@@ -307,21 +328,26 @@ class World {
     layout.struct_size = sizeof layout;
     layout.key_token_stride = heads * kd + key_gap;
     layout.value_token_stride = heads * vd + value_gap;
-    std::vector<float> k(static_cast<size_t>(rows * layout.key_token_stride)), v(static_cast<size_t>(rows * layout.value_token_stride));
+    std::vector<float> k(static_cast<size_t>(rows * layout.key_token_stride)),
+        v(static_cast<size_t>(rows * layout.value_token_stride));
     for (int layer = 0; layer < config_.num_layers; layer++) {
       int64_t row = 0;
       for (const auto& tokens : plan.tokens)
         for (const auto& token : tokens) {
           for (int h = 0; h < heads; h++) {
             const float* x = &token->input[static_cast<size_t>((layer * heads + h) * (kd + vd))];
-            for (int d = 0; d < kd; d++) store_as(config_.io_dtype, x[d], k.data(), row * layout.key_token_stride + h * kd + d);
-            for (int d = 0; d < vd; d++) store_as(config_.io_dtype, x[kd + d], v.data(), row * layout.value_token_stride + h * vd + d);
+            for (int d = 0; d < kd; d++)
+              store_as(config_.io_dtype, x[d], k.data(), row * layout.key_token_stride + h * kd + d);
+            for (int d = 0; d < vd; d++)
+              store_as(config_.io_dtype, x[kd + d], v.data(), row * layout.value_token_stride + h * vd + d);
           }
           row++;
         }
       const bool dense = key_gap == 0 && value_gap == 0;
-      TQ_MUST(tq_cache_append(cache_, layer, batches_[b], k.data(), v.data(), dense ? nullptr : &layout, nullptr));
-      if (chance(10)) TQ_MUST(tq_cache_append(cache_, layer, batches_[b], k.data(), v.data(), &layout, nullptr));
+      TQ_MUST(tq_cache_append(cache_, layer, batches_[b], k.data(), v.data(), dense ? nullptr : &layout,
+                              nullptr));
+      if (chance(10))
+        TQ_MUST(tq_cache_append(cache_, layer, batches_[b], k.data(), v.data(), &layout, nullptr));
     }
   }
   void attend_again() {
@@ -329,13 +355,17 @@ class World {
     if (plans_[b].in_force) return attend(b);
     std::vector<float> q(64);
     const char* text = plans_[b].made ? "not in force" : "no plan was made";
-    TQ_REFUSED(TQ_ERROR_INVALID_STATE, text, tq_cache_attend(cache_, 0, batches_[b], q.data(), q.data(), nullptr, nullptr, nullptr, 0, nullptr));
-    TQ_REFUSED(TQ_ERROR_INVALID_STATE, text, tq_cache_append(cache_, 0, batches_[b], q.data(), q.data(), nullptr, nullptr));
+    TQ_REFUSED(
+        TQ_ERROR_INVALID_STATE, text,
+        tq_cache_attend(cache_, 0, batches_[b], q.data(), q.data(), nullptr, nullptr, nullptr, 0, nullptr));
+    TQ_REFUSED(TQ_ERROR_INVALID_STATE, text,
+               tq_cache_append(cache_, 0, batches_[b], q.data(), q.data(), nullptr, nullptr));
   }
   // All rows are computed; some are compared.
   void attend(int b) {
     const Plan& plan = plans_[b];
-    const int layer = pick(config_.num_layers), heads = config_.num_q_heads, kd = config_.head_dim, vd = config_.value_dim;
+    const int layer = pick(config_.num_layers), heads = config_.num_q_heads, kd = config_.head_dim,
+              vd = config_.value_dim;
     int64_t rows = 0;
     for (const int64_t n : plan.query_tokens) rows += n;
     tq_attend_params p = {};
@@ -349,8 +379,8 @@ class World {
     std::vector<float> sinks;
     for (int h = 0; h < heads; h++) sinks.push_back(3 * uniform());
     if (chance(20)) p.sink_logits = sinks.data();
-    std::vector<float> q(static_cast<size_t>(rows * heads * kd)), typed(q.size()), out(static_cast<size_t>(rows * heads * vd), NAN),
-        lse(static_cast<size_t>(rows * heads), NAN);
+    std::vector<float> q(static_cast<size_t>(rows * heads * kd)), typed(q.size()),
+        out(static_cast<size_t>(rows * heads * vd), NAN), lse(static_cast<size_t>(rows * heads), NAN);
     for (size_t i = 0; i < q.size(); i++) {
       q[i] = round_to(config_.io_dtype, uniform());
       store_as(config_.io_dtype, q[i], typed.data(), static_cast<int64_t>(i));
@@ -363,7 +393,8 @@ class World {
       workspace.assign(bytes + 512, static_cast<char>(0xFF));
       own = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 255) / 256 * 256);
     }
-    TQ_MUST(tq_cache_attend(cache_, layer, batches_[b], typed.data(), out.data(), lse.data(), &p, own, bytes, nullptr));
+    TQ_MUST(tq_cache_attend(cache_, layer, batches_[b], typed.data(), out.data(), lse.data(), &p, own, bytes,
+                            nullptr));
     for (const float x : out)
       if (!isfinite(x)) {
         ADD_FAILURE() << "an output is not finite or not written";
@@ -382,20 +413,26 @@ class World {
       query.position = s.length() - plan.query_tokens[i] + (row - first);
       query.end = p.history_only ? plan.old_lengths[i] : INT64_MAX;
       query.sliding_window = p.sliding_window;
-      query.scale = p.softmax_scale != 0 ? static_cast<double>(p.softmax_scale) : 1 / sqrt(static_cast<double>(kd));
+      query.scale =
+          p.softmax_scale != 0 ? static_cast<double>(p.softmax_scale) : 1 / sqrt(static_cast<double>(kd));
       query.softcap = static_cast<double>(p.logit_softcap);
       query.sink_logit = p.sink_logits ? &p.sink_logits[h] : nullptr;
-      compare(reference_->attend(s, query), &out[static_cast<size_t>((row * heads + h) * vd)], lse[static_cast<size_t>(row * heads + h)], query, s);
+      compare(reference_->attend(s, query), &out[static_cast<size_t>((row * heads + h) * vd)],
+              lse[static_cast<size_t>(row * heads + h)], query, s);
     }
   }
-  void compare(const Reference::Result& expected, const float* out, float lse, const Reference::Query& query, const Sequence& s) {
+  void compare(const Reference::Result& expected, const float* out, float lse, const Reference::Query& query,
+               const Sequence& s) {
     double worst = 0;
-    for (size_t d = 0; d < expected.out.size(); d++) worst = std::max(worst, fabs(expected.out[d] - static_cast<double>(out[d])));
-    const double lse_error = static_cast<double>(lse) == expected.lse ? 0 : fabs(static_cast<double>(lse) - expected.lse);
+    for (size_t d = 0; d < expected.out.size(); d++)
+      worst = std::max(worst, fabs(expected.out[d] - static_cast<double>(out[d])));
+    const double lse_error =
+        static_cast<double>(lse) == expected.lse ? 0 : fabs(static_cast<double>(lse) - expected.lse);
     if (worst <= expected.out_tolerance && lse_error <= expected.lse_tolerance) return;
-    ADD_FAILURE() << "attend: layer " << query.layer << ", head " << query.q_head << ", position " << query.position << " of " << s.length()
-                  << ", sliding window " << query.sliding_window << ": out differs by " << worst << " (allowed " << expected.out_tolerance
-                  << "), lse " << lse << " instead of " << expected.lse << " (allowed " << expected.lse_tolerance << ")";
+    ADD_FAILURE() << "attend: layer " << query.layer << ", head " << query.q_head << ", position "
+                  << query.position << " of " << s.length() << ", sliding window " << query.sliding_window
+                  << ": out differs by " << worst << " (allowed " << expected.out_tolerance << "), lse "
+                  << lse << " instead of " << expected.lse << " (allowed " << expected.lse_tolerance << ")";
   }
 
   // ---- reading ----
@@ -403,11 +440,14 @@ class World {
     if (live_.empty()) return;
     const auto it = any();
     const Sequence& s = it->second;
-    const int64_t first = pick(static_cast<int>(s.length()) + 1), count = std::min<int64_t>(s.length() - first, chance(20) ? 1000 : pick(6));
-    const int layer = pick(config_.num_layers), heads = config_.num_kv_heads, kd = config_.head_dim, vd = config_.value_dim;
-    std::vector<float> k(static_cast<size_t>(count * heads * kd) + 1), v(static_cast<size_t>(count * heads * vd) + 1);
-    trace("read %lld: %lld + %lld of %lld", static_cast<long long>(it->first), static_cast<long long>(first), static_cast<long long>(count),
-          static_cast<long long>(s.length()));
+    const int64_t first = pick(static_cast<int>(s.length()) + 1),
+                  count = std::min<int64_t>(s.length() - first, chance(20) ? 1000 : pick(6));
+    const int layer = pick(config_.num_layers), heads = config_.num_kv_heads, kd = config_.head_dim,
+              vd = config_.value_dim;
+    std::vector<float> k(static_cast<size_t>(count * heads * kd) + 1),
+        v(static_cast<size_t>(count * heads * vd) + 1);
+    trace("read %lld: %lld + %lld of %lld", static_cast<long long>(it->first), static_cast<long long>(first),
+          static_cast<long long>(count), static_cast<long long>(s.length()));
     TQ_MUST(tq_cache_read(cache_, layer, it->first, first, count, k.data(), v.data(), nullptr, nullptr));
     for (int64_t i = 0; i < count; i++)
       for (int h = 0; h < heads; h++) {
@@ -420,8 +460,9 @@ class World {
           if (config_.io_dtype == TQ_F16) wanted = std::max(-65504.0f, std::min(65504.0f, wanted));
           wanted = round_to(config_.io_dtype, wanted);
           if (got != wanted) {
-            ADD_FAILURE() << "read: layer " << layer << ", head " << h << ", token " << first + i << " of " << s.length() << ", coordinate " << d
-                          << ": " << got << ", expected " << wanted << (reference_->is_exact(s, first + i) ? " (exact)" : " (coded)");
+            ADD_FAILURE() << "read: layer " << layer << ", head " << h << ", token " << first + i << " of "
+                          << s.length() << ", coordinate " << d << ": " << got << ", expected " << wanted
+                          << (reference_->is_exact(s, first + i) ? " (exact)" : " (coded)");
             return;
           }
         }
@@ -430,26 +471,36 @@ class World {
 
   // ---- calls that must fail ----
   void refuse() {
-    const int64_t dead = dead_.empty() ? 12345678 : std::next(dead_.begin(), pick(static_cast<int>(dead_.size())))->first;
+    const int64_t dead =
+        dead_.empty() ? 12345678 : std::next(dead_.begin(), pick(static_cast<int>(dead_.size())))->first;
     int64_t x = 0;
     float f[4];
     const tq_cache_memory_t before = memory();
     TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "sequence = ", tq_sequence_free(cache_, dead, nullptr));
     TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "source = ", tq_sequence_fork(cache_, dead, nullptr, &x));
-    TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "sequence = ", tq_cache_read(cache_, 0, dead, 0, 0, nullptr, nullptr, nullptr, nullptr));
+    TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT,
+               "sequence = ", tq_cache_read(cache_, 0, dead, 0, 0, nullptr, nullptr, nullptr, nullptr));
     if (!live_.empty()) {
       const auto it = any();
       const int64_t length = it->second.length();
-      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "length = ", tq_sequence_truncate(cache_, it->first, length + 1, nullptr));
-      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "count = ", tq_cache_read(cache_, 0, it->first, length, 1, f, nullptr, nullptr, nullptr));
-      const int64_t ids[2] = {it->first, dead}, one[2] = {1, 1}, far = resolved_.max_sequence_tokens - length + 1, more = length + 2;
+      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT,
+                 "length = ", tq_sequence_truncate(cache_, it->first, length + 1, nullptr));
+      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT,
+                 "count = ", tq_cache_read(cache_, 0, it->first, length, 1, f, nullptr, nullptr, nullptr));
+      const int64_t ids[2] = {it->first, dead}, one[2] = {1, 1},
+                    far = resolved_.max_sequence_tokens - length + 1, more = length + 2;
       const bool pair = resolved_.max_batch_sequences >= 2;
-      TQ_REFUSED(pair ? TQ_ERROR_INVALID_ARGUMENT : TQ_ERROR_CAPACITY, pair ? "sequences[1]" : "num_sequences",
+      TQ_REFUSED(pair ? TQ_ERROR_INVALID_ARGUMENT : TQ_ERROR_CAPACITY,
+                 pair ? "sequences[1]" : "num_sequences",
                  tq_batch_plan(batches_[0], 2, ids, one, nullptr, nullptr));
-      TQ_REFUSED(TQ_ERROR_CAPACITY, "new_tokens[0]", tq_batch_plan(batches_[1], 1, ids, &far, nullptr, nullptr));
-      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "query_tokens[0]", tq_batch_plan(batches_[1], 1, ids, one, &more, nullptr));
+      TQ_REFUSED(TQ_ERROR_CAPACITY, "new_tokens[0]",
+                 tq_batch_plan(batches_[1], 1, ids, &far, nullptr, nullptr));
+      TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "query_tokens[0]",
+                 tq_batch_plan(batches_[1], 1, ids, one, &more, nullptr));
       const std::vector<float> centre(static_cast<size_t>(config_.num_kv_heads * config_.head_dim), 1.0f);
-      if (length > 0) TQ_REFUSED(TQ_ERROR_INVALID_STATE, "centres", tq_cache_set_centres(cache_, 0, centre.data(), nullptr));
+      if (length > 0)
+        TQ_REFUSED(TQ_ERROR_INVALID_STATE, "centres",
+                   tq_cache_set_centres(cache_, 0, centre.data(), nullptr));
     }
     EXPECT_EQ(x, 0);
     const tq_cache_memory_t after = memory();

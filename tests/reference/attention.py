@@ -1,28 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over decoded keys and values of one sequence, in float64.
 
-The formulas: logit = softmax_scale * q.k, then cap * tanh(logit / cap) if there is a cap; weight = exp(logit); out = sum of weight * v
-over sum of weight; the sum takes exp(sink logit) of the head in as well; lse = natural log of that sum. A centre needs no word here:
-decoded vectors already contain it.
+The formulas: logit = softmax_scale * q.k, then cap * tanh(logit / cap) if there is a cap; weight =
+exp(logit); out = sum of weight * v over sum of weight; the sum takes exp(sink logit) of the head in as well;
+lse = natural log of that sum. A centre needs no word here: decoded vectors already contain it.
 """
 import numpy as np
 
 
 def exact_token_mask(seq_len, window_tokens, sink_tokens):
-    """bool [seq_len]: the last window_tokens and the first sink_tokens of the sequence, which are read from raw copies."""
+    """bool [seq_len]: the last window_tokens and the first sink_tokens of the sequence, which are read from
+    raw copies."""
     token = np.arange(seq_len)
     return (token < sink_tokens) | (token >= seq_len - window_tokens)
 
 
-def attend(q, k, v, softmax_scale=None, causal=True, history_only_len=None, sliding_window=0, softcap=0.0, sink_logits=None,
-           exact=None, k_exact=None, v_exact=None, first_position=None):
-    """q [q_len, num_q_heads, d], k [num_kv_heads, seq_len, d], v [num_kv_heads, seq_len, dv] -> out [q_len, num_q_heads, dv], lse
-    [q_len, num_q_heads], float64.
+def attend(q,
+           k,
+           v,
+           softmax_scale=None,
+           causal=True,
+           history_only_len=None,
+           sliding_window=0,
+           softcap=0.0,
+           sink_logits=None,
+           exact=None,
+           k_exact=None,
+           v_exact=None,
+           first_position=None):
+    """q [q_len, num_q_heads, d], k [num_kv_heads, seq_len, d], v [num_kv_heads, seq_len, dv] -> out [q_len,
+    num_q_heads, dv], lse [q_len, num_q_heads], float64.
 
     first_position    position of query 0; None: the queries are the last q_len tokens
     history_only_len  history length; tokens at or after it are left out. None: all tokens
     sliding_window    tokens that a query sees, its own included; 0 = all
-    exact             bool [seq_len] or [q_len, seq_len]: tokens taken from k_exact, v_exact (shapes of k, v) instead
+    exact             bool [seq_len] or [q_len, seq_len]: tokens taken from k_exact, v_exact (shapes of k, v)
+                      instead
     A row that sees nothing: out 0, lse -inf, or the sink logit where there is one.
     """
     q, k, v = (np.asarray(a, dtype=np.float64) for a in (q, k, v))
@@ -39,7 +52,8 @@ def attend(q, k, v, softmax_scale=None, causal=True, history_only_len=None, slid
         visible &= token[None, :] > position[:, None] - sliding_window
     if history_only_len is not None:
         visible &= token[None, :] < history_only_len
-    exact = np.zeros((q_len, seq_len), dtype=bool) if exact is None else np.broadcast_to(exact, (q_len, seq_len))
+    exact = np.zeros(
+        (q_len, seq_len), dtype=bool) if exact is None else np.broadcast_to(exact, (q_len, seq_len))
 
     out = np.zeros((q_len, num_q_heads, v.shape[2]))
     lse = np.full((q_len, num_q_heads), -np.inf)
@@ -47,7 +61,8 @@ def attend(q, k, v, softmax_scale=None, causal=True, history_only_len=None, slid
         kv_head = head // (num_q_heads // num_kv_heads)
         logits = q[:, head] @ k[kv_head].T * scale
         if exact.any():
-            logits = np.where(exact, q[:, head] @ np.asarray(k_exact[kv_head], dtype=np.float64).T * scale, logits)
+            logits = np.where(exact, q[:, head] @ np.asarray(k_exact[kv_head], dtype=np.float64).T * scale,
+                              logits)
         if softcap > 0:
             logits = softcap * np.tanh(logits / softcap)
         logits = np.where(visible, logits, -np.inf)
@@ -58,7 +73,8 @@ def attend(q, k, v, softmax_scale=None, causal=True, history_only_len=None, slid
         total = weight.sum(axis=1) + np.exp(sink - safe_top)
         weighted = np.where(exact, 0.0, weight) @ v[kv_head]
         if exact.any():
-            weighted = weighted + np.where(exact, weight, 0.0) @ np.asarray(v_exact[kv_head], dtype=np.float64)
+            weighted = weighted + np.where(exact, weight, 0.0) @ np.asarray(v_exact[kv_head],
+                                                                            dtype=np.float64)
         some = total > 0
         out[some, head] = weighted[some] / total[some, None]
         lse[some, head] = safe_top[some] + np.log(total[some])

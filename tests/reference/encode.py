@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From vectors to codes and scales and back: FORMAT.md sections 2 and 3. Float32 throughout; arrays are [n, d] or [n, D]."""
+"""From vectors to codes and scales and back: FORMAT.md sections 2 and 3. Float32 throughout; arrays are [n,
+d] or [n, D]."""
 import dataclasses
 import functools
 import json
@@ -51,7 +52,8 @@ def load_codebook(head_dim, bits):
 
 @dataclasses.dataclass(frozen=True)
 class SideConfig:
-    """All that the codes of one side (keys or values) of one kv head of one layer depend on, besides the vectors."""
+    """All that the codes of one side (keys or values) of one kv head of one layer depend on, besides the
+    vectors."""
     head_dim: int
     bits: int
     kind: int = KEY
@@ -102,7 +104,8 @@ class Encoded:
 def bf16_bits(x):
     """Round to nearest even; x finite float32."""
     u = np.asarray(x, dtype=F32).view(np.uint32)
-    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16)
 
 
 def bf16_to_float(bits):
@@ -202,11 +205,17 @@ def encode(x, config):
                 best = [gain, j, dot, qq]
                 continue
             better = gain > best[0]
-            best = [np.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old) for new, old in zip((gain, j, dot, qq), best)]
+            best = [
+                np.where(better.reshape((-1, ) + (1, ) * (new.ndim - 1)), new, old)
+                for new, old in zip((gain, j, dot, qq), best)
+            ]
         _, j, dot, qq = best
         codes = j | ((y < 0).astype(np.uint8) << (config.bits - 1))
         paper_scale = rms * book.unit
-    scale = {LS: lambda: dot / qq, UNBIASED: lambda: n2 / dot, NORM: lambda: np.sqrt(n2 / qq), PAPER: lambda: paper_scale}[rule]()
+    scale = {
+        LS: lambda: dot / qq, UNBIASED: lambda: n2 / dot, NORM: lambda: np.sqrt(n2 / qq),
+        PAPER: lambda: paper_scale
+    }[rule]()
     scales = bf16_bits((scale * config.norm_rot) * power_of_two(exponent))
     codes[is_zero] = 0
     scales[is_zero] = 0

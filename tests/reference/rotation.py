@@ -74,20 +74,25 @@ def _decimal_cos(x):
 
 @functools.lru_cache(maxsize=None)
 def dct_factor(m):
-    """O of section 2.2, float32 [m, m]; from 60 decimal digits, so that rounding happens once and exact zeros are zeros."""
-    pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798")
+    """O of section 2.2, float32 [m, m]; from 60 decimal digits, so that rounding happens once and exact zeros
+    are zeros."""
+    pi = Decimal(
+        "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798"
+    )
     factor = np.zeros((m, m), dtype=np.float32)
     with localcontext() as context:
         context.prec = 70
         for r in range(m):
             for c in range(m):
-                exact = (Decimal(1 if r == 0 else 2) / m).sqrt() * _decimal_cos(pi * ((2 * c + 1) * r) / (2 * m))
+                exact = (Decimal(1 if r == 0 else 2) / m).sqrt() * _decimal_cos(pi * ((2 * c + 1) * r) /
+                                                                                (2 * m))
                 factor[r, c] = 0 if abs(exact) < Decimal(10) ** -50 else _round_once(exact)
     return factor
 
 
 def _round_once(exact):
-    """Nearest float32 of a Decimal. Via double, which is safe unless the double lies exactly half way between two floats."""
+    """Nearest float32 of a Decimal. Via double, which is safe unless the double lies exactly half way between
+    two floats."""
     near = float(exact)
     single = np.float32(near)
     other = np.nextafter(single, np.float32(np.inf if near > float(single) else -np.inf))
@@ -180,7 +185,8 @@ def normal_stream(base, count):
 
 @functools.lru_cache(maxsize=16)
 def dense_rotation(base, dim):
-    """R, float32 [dim, dim]. Slow for large dim: the order of modified Gram-Schmidt leaves nothing to vectorise over rows."""
+    """R, float32 [dim, dim]. Slow for large dim: the order of modified Gram-Schmidt leaves nothing to
+    vectorise over rows."""
     a = normal_stream(base, dim * dim).reshape(dim, dim).copy()
     for i in range(dim):
         for _ in range(2):

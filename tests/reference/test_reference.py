@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the oracle itself, of the codebooks and of the golden files. Needs numpy and pytest; hypothesis if it is there."""
+"""Tests of the oracle itself, of the codebooks and of the golden files. Needs numpy and pytest; hypothesis if
+it is there."""
 import json
 import subprocess
 import sys
@@ -52,17 +53,22 @@ def round_trip(x, config):
 
 @pytest.mark.parametrize("script", ["codebooks/generate.py", "tests/golden/generate.py"])
 def test_generated_files_are_current(script):
-    run = subprocess.run([sys.executable, str(ROOT / script), "--check"], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, str(ROOT / script), "--check"],
+                         capture_output=True,
+                         text=True,
+                         check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_codebook_figures():
-    tables = {(t["head_dim"], t["bits"]): t for t in json.loads((ROOT / "codebooks/tables.json").read_text())["tables"]}
+    tables = {(t["head_dim"], t["bits"]): t
+              for t in json.loads((ROOT / "codebooks/tables.json").read_text())["tables"]}
     for head_dim, known in ((128, (.3609, .1160, .0340, .0093, .0025)), (0, (.3634, .1175, .03455, .0095))):
         for bits, mse in enumerate(known, 1):
             assert tables[head_dim, bits]["mse_exact"] == pytest.approx(mse, abs=6e-5)
     # Max (1960), table I, N = 16.
-    assert tables[0, 4]["levels"] == pytest.approx([.1284, .3881, .6568, .9424, 1.256, 1.618, 2.069, 2.733], abs=6e-4)
+    assert tables[0, 4]["levels"] == pytest.approx([.1284, .3881, .6568, .9424, 1.256, 1.618, 2.069, 2.733],
+                                                   abs=6e-4)
     cost_limit = {1: 1e-6, 2: 1e-4, 3: 1e-4, 4: 6e-4, 5: 4.5e-3, 6: 3e-2}
     for (_, bits), t in tables.items():
         assert 0 <= t["mse_grid"] / t["mse_exact"] - 1 + 1e-8 < cost_limit[bits]
@@ -75,23 +81,34 @@ def test_codebook_figures():
 def test_sign_stream():
     # The published outputs of SplitMix64 for state 1234567.
     assert [int(w) for w in ref.stream_words(1234567, 0, 5)] == [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821
+    ]
     base = ref.stream_base(20250424, 3, 1, ref.KEY)
     assert base == PINNED_BASE
     assert [int(w) for w in ref.stream_words(base, 0, 3)] == PINNED_WORDS
     bits = ref.sign_bits(base, 96)
-    assert [int(b) for b in bits[:8]] == [PINNED_WORDS[0] >> i & 1 for i in range(8)] and bits[64] == PINNED_WORDS[1] & 1
-    assert len({ref.stream_base(s, layer, h, k) for s in range(3) for layer in range(3) for h in range(3) for k in KINDS}) == 54
+    assert [int(b) for b in bits[:8]] == [PINNED_WORDS[0] >> i & 1
+                                          for i in range(8)] and bits[64] == PINNED_WORDS[1] & 1
+    assert len({
+        ref.stream_base(s, layer, h, k)
+        for s in range(3)
+        for layer in range(3)
+        for h in range(3)
+        for k in KINDS
+    }) == 54
 
 
 @pytest.mark.parametrize("dim", [32, 64, 96, 128, 160, 192, 224, 256, 512, 576])
 def test_hadamard_is_orthonormal(dim):
     signs = ref.sign_bits(ref.stream_base(5, 0, 0, 0), dim)
-    matrix = ref.rotate_hadamard(np.eye(dim, dtype=np.float32), signs).T.astype(np.float64) * float(rotation.norm_rot_hadamard(dim))
+    matrix = ref.rotate_hadamard(np.eye(dim, dtype=np.float32), signs).T.astype(np.float64) * float(
+        rotation.norm_rot_hadamard(dim))
     assert np.abs(matrix @ matrix.T - np.eye(dim)).max() < 1e-6
     # The same as a Kronecker product, O_m across blocks and Hadamard inside, after the signs.
     m, k = ref.split_dim(dim)
-    hadamard = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(1 << k)] for i in range(1 << k)]) / 2 ** (k / 2)
+    hadamard = np.array([[(-1.0) ** bin(i & j).count("1") for j in range(1 << k)]
+                         for i in range(1 << k)]) / 2 ** (k / 2)
     r, c = np.arange(m)[:, None], np.arange(m)[None, :]
     cosines = np.sqrt(np.where(r == 0, 1, 2) / m) * np.cos(np.pi * (2 * c + 1) * r / (2 * m))
     assert np.abs(matrix - np.kron(cosines, hadamard) * (1.0 - 2.0 * signs)).max() < 1e-6
@@ -110,7 +127,9 @@ def test_dense_is_orthonormal_and_deterministic():
     numbers = rotation.normal_stream(base, 20000)
     assert abs(numbers.mean()) < 0.03 and abs(numbers.var() - 1) < 0.05
     x = gaussian(4, 64)
-    assert np.abs(ref.unrotate_dense(ref.rotate_dense(x, ref.dense_rotation(base, 64)), ref.dense_rotation(base, 64)) - x).max() < 2e-6
+    assert np.abs(
+        ref.unrotate_dense(ref.rotate_dense(x, ref.dense_rotation(base, 64)), ref.dense_rotation(base, 64)) -
+        x).max() < 2e-6
 
 
 def test_tree_sum_order():
@@ -152,8 +171,9 @@ def test_constant_vector(d):
 @pytest.mark.parametrize("d", [64, 96, 128, 256])
 @pytest.mark.parametrize("bits", BITS)
 def test_decoded_vectors_are_fixed_points(d, bits):
-    """Only where D = d: dropping padded coordinates takes a decoded vector off the grid. With few vectors of many levels a step of the
-    search can win the second time that lost the first, so a small share is allowed from 4 bits on."""
+    """Only where D = d: dropping padded coordinates takes a decoded vector off the grid. With few vectors of
+    many levels a step of the search can win the second time that lost the first, so a small share is allowed
+    from 4 bits on."""
     config = ref.SideConfig(head_dim=d, bits=bits, seed=9)
     encoded, y = round_trip(gaussian(1000, d, seed=7), config)
     failed = np.any(ref.encode(y, config).codes != encoded.codes, axis=1).sum()
@@ -164,16 +184,23 @@ def test_decoded_vectors_are_fixed_points(d, bits):
 def test_search_and_rules(bits):
     x = gaussian(300, 128)
     error = {}
-    for name, options in (("ls", {}), ("plain", {"search": False}), ("norm", {"rule": ref.NORM}), ("unbiased", {"rule": ref.UNBIASED})):
-        config = ref.SideConfig(head_dim=128, bits=bits, rule=options.get("rule", ref.LS), search=options.get("search", True), seed=3)
+    for name, options in (("ls", {}), ("plain", {"search": False}), ("norm", {"rule": ref.NORM}),
+                          ("unbiased", {"rule": ref.UNBIASED})):
+        config = ref.SideConfig(head_dim=128,
+                                bits=bits,
+                                rule=options.get("rule", ref.LS),
+                                search=options.get("search", True),
+                                seed=3)
         encoded, y = round_trip(x, config)
         y = y.astype(np.float64)
         error[name] = np.mean(np.sum((y - x) ** 2, axis=1) / np.sum(x.astype(np.float64) ** 2, axis=1))
         if name == "norm":
             assert np.linalg.norm(y, axis=1) / np.linalg.norm(x, axis=1) == pytest.approx(1, abs=2 ** -8)
         if name == "unbiased":
-            assert np.sum(x * y, axis=1) / np.sum(x.astype(np.float64) ** 2, axis=1) == pytest.approx(1, abs=2 ** -8)
-    assert error["ls"] <= error["plain"] and error["ls"] <= error["norm"] * 1.001 and error["ls"] <= error["unbiased"] * 1.001
+            assert np.sum(x * y, axis=1) / np.sum(x.astype(np.float64) ** 2, axis=1) == pytest.approx(
+                1, abs=2 ** -8)
+    assert error["ls"] <= error["plain"] and error["ls"] <= error["norm"] * 1.001 and error[
+        "ls"] <= error["unbiased"] * 1.001
     assert search_steps(bits, True, ref.PAPER) == (np.float32(1),)
 
 
@@ -182,7 +209,8 @@ def test_without_search_codes_are_nearest_levels(bits):
     config = ref.SideConfig(head_dim=128, bits=bits, rule=ref.PAPER, search=False, seed=3)
     y, *_ = ref.rotated_side(gaussian(50, 128), config)
     codes = ref.encode(gaussian(50, 128), config).codes
-    unit = np.sqrt(np.mean(y.astype(np.float64) ** 2, axis=1, keepdims=True)) * float(ref.load_codebook(128, bits).unit)
+    unit = np.sqrt(np.mean(y.astype(np.float64) ** 2, axis=1, keepdims=True)) * float(
+        ref.load_codebook(128, bits).unit)
     every = code_levels(np.arange(2 ** bits, dtype=np.uint8)[None, :], config)[0].astype(np.float64)
     distance = np.abs((y / unit)[:, :, None] - every)
     chosen = np.take_along_axis(distance, codes[:, :, None].astype(int), axis=2)[:, :, 0]
@@ -221,7 +249,10 @@ def test_rows_do_not_influence_each_other(bits):
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2 ** 32 - 1), shift=st.integers(-60, 50), bits=st.sampled_from(BITS), d=st.sampled_from((32, 80, 128, 224)))
+@given(seed=st.integers(0, 2 ** 32 - 1),
+       shift=st.integers(-60, 50),
+       bits=st.sampled_from(BITS),
+       d=st.sampled_from((32, 80, 128, 224)))
 def test_codes_do_not_depend_on_powers_of_two(seed, shift, bits, d):
     x = gaussian(3, d, seed)
     config = ref.SideConfig(head_dim=d, bits=bits, seed=seed)
@@ -238,9 +269,11 @@ def test_bf16_rounds_to_nearest_even(bits):
         return
     result = ref.bf16_to_float(ref.bf16_bits(x)).astype(np.float64)[0]
     below = (np.uint32(bits) & np.uint32(0xFFFF0000)).astype(np.uint32)
-    candidates = np.array([below, below + np.uint32(0x10000)], dtype=np.uint32).view(np.float32).astype(np.float64)
+    candidates = np.array([below, below + np.uint32(0x10000)],
+                          dtype=np.uint32).view(np.float32).astype(np.float64)
     distance = np.abs(candidates - float(x[0]))
-    expected = candidates[int(below >> np.uint32(16)) & 1] if distance[0] == distance[1] else candidates[int(distance[1] < distance[0])]
+    expected = candidates[int(below >> np.uint32(16))
+                          & 1] if distance[0] == distance[1] else candidates[int(distance[1] < distance[0])]
     assert result == expected
 
 
@@ -275,16 +308,17 @@ def only(bits, kind, dim, token, coordinate, code):
 
 
 def test_places_worked_out_by_hand():
-    # D = 128, J = 4, Jv = 4, Jb = 1. Key token 9, coordinate 37: 9 = 8 * 1 + 1, so e / 4 = 1 and g = 1; 37 = 32 * 1 + 5, so e = 5,
-    # jj = 1, s = 1; pos 5 = 4 * 1 + 1, t = 1, n = 1; lane 5. Word (i * 32 + 5) * 4 + 1.
+    # D = 128, J = 4, Jv = 4, Jb = 1. Key token 9, coordinate 37: 9 = 8 * 1 + 1, so e / 4 = 1 and g = 1; 37 =
+    # 32 * 1 + 5, so e = 5, jj = 1, s = 1; pos 5 = 4 * 1 + 1, t = 1, n = 1; lane 5. Word (i * 32 + 5) * 4 + 1.
     assert only(4, ref.KEY, 128, 9, 37, 0b0101) == {(1 * 32 + 5) * 4 + 1: 0x50}
     assert only(4, ref.KEY, 128, 9, 37, 0b1000) == {(1 * 32 + 5) * 4 + 1: 1 << (4 * 3 + 3)}
     assert only(3, ref.KEY, 128, 9, 37, 0b110) == {(1 * 32 + 5) * 4 + 1: 0x60}
     assert only(2, ref.KEY, 128, 9, 37, 0b11) == {(0 * 32 + 5) * 4 + 1: 0b1100 << 4}
     assert only(8, ref.KEY, 128, 9, 37, 0x81) == {(2 * 32 + 5) * 4 + 1: 0x8100}
     assert only(6, ref.KEY, 128, 9, 37, 0b11000) == {(q * 32 + 5) * 4 + 1: 1 << (8 + 5) for q in (4, 5)}
-    # D = 96, J = 3, Jv = 1, Jb = 3. Value token 27, coordinate 90: 90 = 8 * 11 + 2, so j = 2, s = 3, g = 2; 27 = 16 + 8 + 2 * 1 + 1, so
-    # p / 16 = 1, (p mod 4) / 2 = 1, (p mod 16) / 4 = 1, p mod 2 = 1: p = 16 + 4 + 3 = 23, t = 1, n = 7; lane 9.
+    # D = 96, J = 3, Jv = 1, Jb = 3. Value token 27, coordinate 90: 90 = 8 * 11 + 2, so j = 2, s = 3, g = 2;
+    # 27 = 16 + 8 + 2 * 1 + 1, so p / 16 = 1, (p mod 4) / 2 = 1, (p mod 16) / 4 = 1, p mod 2 = 1: p = 16 + 4 +
+    # 3 = 23, t = 1, n = 7; lane 9.
     assert only(4, ref.VALUE, 96, 27, 90, 0b0011) == {(3 * 3 + 2) * 32 + 9: 0x30000000}
     assert only(4, ref.VALUE, 96, 27, 90, 0b1000) == {(3 * 3 + 2) * 32 + 9: 1 << (4 * 6 + 3)}
     assert only(3, ref.VALUE, 96, 27, 90, 0b101) == {(i * 3 + 2) * 32 + 9: 1 << 31 for i in (0, 2)}
@@ -292,8 +326,12 @@ def test_places_worked_out_by_hand():
 
 
 @settings(max_examples=40, deadline=None)
-@given(d=st.sampled_from(HEAD_DIMS), bits=st.sampled_from(BITS), kind=st.sampled_from(KINDS), token=st.integers(0, 31),
-       coordinate=st.integers(0, 10 ** 6), code=st.integers(1, 255))
+@given(d=st.sampled_from(HEAD_DIMS),
+       bits=st.sampled_from(BITS),
+       kind=st.sampled_from(KINDS),
+       token=st.integers(0, 31),
+       coordinate=st.integers(0, 10 ** 6),
+       code=st.integers(1, 255))
 def test_one_code_sets_only_its_bits(d, bits, kind, token, coordinate, code):
     dim = ref.stored_dim(d)
     code %= 1 << bits
@@ -302,7 +340,9 @@ def test_one_code_sets_only_its_bits(d, bits, kind, token, coordinate, code):
 
 
 def test_tile_and_page_bytes():
-    config = {(kind, bits): ref.SideConfig(head_dim=80, bits=bits, kind=kind) for kind in KINDS for bits in BITS}
+    config = {(kind, bits): ref.SideConfig(head_dim=80, bits=bits, kind=kind)
+              for kind in KINDS
+              for bits in BITS}
     x = gaussian(32, 80)
     key, value = (ref.encode(x, config[kind, bits]) for kind, bits in ((ref.KEY, 3), (ref.VALUE, 5)))
     tile = ref.tile_bytes((key.codes, key.scales, 3), (value.codes, value.scales, 5))
@@ -311,7 +351,8 @@ def test_tile_and_page_bytes():
     assert np.array_equal(np.frombuffer(tile[-128:-64], dtype="<u2"), key.scales)
     assert np.array_equal(np.frombuffer(tile[-64:], dtype="<u2"), value.scales)
     raw, _ = ref.raw_bits(x)
-    assert len(ref.tile_bytes((raw, None, 16), (value.codes, value.scales, 5))) == ref.tile_num_bytes(80, 16, 80, 5)
+    assert len(ref.tile_bytes((raw, None, 16),
+                              (value.codes, value.scales, 5))) == ref.tile_num_bytes(80, 16, 80, 5)
     page = ref.page_bytes([[tile], [tile, tile]], 2, len(tile))
     assert page == tile + bytes(len(tile)) + tile + tile
 
@@ -346,18 +387,34 @@ def brute_force(q, k, v, visible, scale, cap, sink):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10 ** 6), seq_len=st.integers(1, 9), q_len=st.integers(1, 9), group=st.sampled_from((1, 3)),
-       cap=st.sampled_from((0, 2.0)), window=st.integers(0, 4), sink=st.booleans(), history=st.integers(0, 9))
+@given(seed=st.integers(0, 10 ** 6),
+       seq_len=st.integers(1, 9),
+       q_len=st.integers(1, 9),
+       group=st.sampled_from((1, 3)),
+       cap=st.sampled_from((0, 2.0)),
+       window=st.integers(0, 4),
+       sink=st.booleans(),
+       history=st.integers(0, 9))
 def test_attend_against_loops(seed, seq_len, q_len, group, cap, window, sink, history):
     rng = np.random.default_rng(seed)
     q_len, history = min(q_len, seq_len), None if history > seq_len else history
-    q, k, v = rng.standard_normal((q_len, 2 * group, 6)), rng.standard_normal((2, seq_len, 6)), rng.standard_normal((2, seq_len, 5))
+    q, k, v = rng.standard_normal((q_len, 2 * group, 6)), rng.standard_normal(
+        (2, seq_len, 6)), rng.standard_normal((2, seq_len, 5))
     sinks = rng.standard_normal(2 * group) if sink else None
-    visible = np.array([[i <= p and (not window or p - i < window) and (history is None or i < history) for i in range(seq_len)]
-                        for p in range(seq_len - q_len, seq_len)])
-    out, lse = ref.attend(q, k, v, softmax_scale=0.7, softcap=cap, sliding_window=window, sink_logits=sinks, history_only_len=history)
+    visible = np.array([[
+        i <= p and (not window or p - i < window) and (history is None or i < history) for i in range(seq_len)
+    ] for p in range(seq_len - q_len, seq_len)])
+    out, lse = ref.attend(q,
+                          k,
+                          v,
+                          softmax_scale=0.7,
+                          softcap=cap,
+                          sliding_window=window,
+                          sink_logits=sinks,
+                          history_only_len=history)
     expected = brute_force(q, k, v, visible, 0.7, cap, sinks)
-    assert np.allclose(out, expected[0], rtol=1e-12, atol=1e-12) and np.allclose(lse, expected[1], rtol=1e-12, atol=1e-12)
+    assert np.allclose(out, expected[0], rtol=1e-12, atol=1e-12) and np.allclose(
+        lse, expected[1], rtol=1e-12, atol=1e-12)
 
 
 def test_history_and_new_tokens_merge():
@@ -367,7 +424,8 @@ def test_history_and_new_tokens_merge():
     new, new_lse = ref.attend(q, k[:, 16:], v[:, 16:])
     out, lse = ref.attend(q, k, v)
     share = np.exp(old_lse - lse)[..., None]
-    assert np.allclose(out, share * old + (1 - share) * new) and np.allclose(lse, np.logaddexp(old_lse, new_lse))
+    assert np.allclose(out, share * old +
+                       (1 - share) * new) and np.allclose(lse, np.logaddexp(old_lse, new_lse))
 
 
 def test_exact_tokens_replace_decoded_ones():
@@ -376,7 +434,9 @@ def test_exact_tokens_replace_decoded_ones():
     mask = ref.exact_token_mask(20, 5, 2)
     assert np.nonzero(mask)[0].tolist() == [0, 1, 15, 16, 17, 18, 19]
     mixed = [np.where(mask[:, None], a, a + 9) for a in (k, v)]
-    assert np.allclose(ref.attend(q, k + 9, v + 9, exact=mask, k_exact=k, v_exact=v)[0], ref.attend(q, *mixed)[0])
+    assert np.allclose(
+        ref.attend(q, k + 9, v + 9, exact=mask, k_exact=k, v_exact=v)[0],
+        ref.attend(q, *mixed)[0])
 
 
 def test_empty_rows():

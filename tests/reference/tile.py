@@ -17,7 +17,8 @@ FLOAT16_MAX = 65504.0
 def raw_bits(x):
     """Stored 16-bit values of a raw side and which inputs were replaced.
 
-    x: float32 or float16 array, or uint16 = bfloat16 bits. Float32 and float16 are stored as float16, bfloat16 as itself.
+    x: float32 or float16 array, or uint16 = bfloat16 bits. Float32 and float16 are stored as float16,
+    bfloat16 as itself.
     """
     if x.dtype == np.uint16:
         wide = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -43,7 +44,12 @@ def coded_positions(dim, kind):
     """(token, coordinate) of octet position [jb, lane, jj, s, n], int arrays of that shape."""
     groups = dim // 32
     jv = math.gcd(groups, 4)
-    jb, lane, jj, s, n = np.meshgrid(np.arange(groups // jv), np.arange(32), np.arange(jv), np.arange(4), np.arange(8), indexing="ij")
+    jb, lane, jj, s, n = np.meshgrid(np.arange(groups // jv),
+                                     np.arange(32),
+                                     np.arange(jv),
+                                     np.arange(4),
+                                     np.arange(8),
+                                     indexing="ij")
     g, t = lane // 4, lane % 4
     pos = np.where(n < 4, 4 * t + n, 16 + 4 * t + (n - 4))
     if kind == KEY:
@@ -110,12 +116,14 @@ def tile_num_bytes(key_dim, key_bits, value_dim, value_bits):
 
 
 def tile_bytes(key, value):
-    """One tile in canonical bytes. A side is (codes [n, D], scales [n], bits), or (16-bit values [n, d], None, 16) if raw; n <= 32."""
+    """One tile in canonical bytes. A side is (codes [n, D], scales [n], bits), or (16-bit values [n, d],
+    None, 16) if raw; n <= 32."""
     parts = []
     for kind, (codes, _, bits) in ((KEY, key), (VALUE, value)):
         full = np.zeros((TILE_TOKENS, codes.shape[1]), dtype=codes.dtype)
         full[:len(codes)] = codes
-        parts.append(raw_side_bytes(full) if bits == RAW else pack_side(full, bits, kind).astype("<u4").tobytes())
+        parts.append(
+            raw_side_bytes(full) if bits == RAW else pack_side(full, bits, kind).astype("<u4").tobytes())
     for _, scales, bits in (key, value):
         if bits != RAW:
             full = np.zeros(TILE_TOKENS, dtype="<u2")

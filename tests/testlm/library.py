@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few calls of libtqkv that the test model needs, through ctypes: a cache as an attention function for model.Model.logits.
+"""The few calls of libtqkv that the test model needs, through ctypes: a cache as an attention function for
+model.Model.logits.
 
-All positions of a sequence are appended to a layer before its queries attend, the own token included, with no exact window: what a query
-reads is codes only. Struct layouts follow include/tqkv.h and are compared with tq_struct_size at load time.
+All positions of a sequence are appended to a layer before its queries attend, the own token included, with no
+exact window: what a query reads is codes only. Struct layouts follow include/tqkv.h and are compared with
+tq_struct_size at load time.
 """
 import ctypes
 import os
@@ -16,18 +18,23 @@ NO_SCALE_SEARCH = 2
 
 
 class CacheConfig(ctypes.Structure):
-    _fields_ = (
-        [("struct_size", ctypes.c_uint32)]
-        + [(name, ctypes.c_int32) for name in ("device_type", "device_id", "num_layers", "num_q_heads", "num_kv_heads", "head_dim", "value_dim",
-                                               "io_dtype", "key_bits", "value_bits", "code_family")]
-        + [("layer_key_bits", ctypes.c_void_p), ("layer_value_bits", ctypes.c_void_p)]
-        + [(name, ctypes.c_int32) for name in ("rotation", "key_scale_rule", "value_scale_rule", "page_size")]
-        + [("rotation_seed", ctypes.c_uint64), ("key_codebook", ctypes.c_void_p), ("value_codebook", ctypes.c_void_p)]
-        + [("max_tokens", ctypes.c_int64), ("max_sequence_tokens", ctypes.c_int64), ("max_sequences", ctypes.c_int32),
-           ("max_batch_sequences", ctypes.c_int32), ("max_batch_tokens", ctypes.c_int64)]
-        + [(name, ctypes.c_int32) for name in ("window_tokens", "sink_tokens", "rollback_tokens", "num_threads")]
-        + [("flags", ctypes.c_uint64), ("allocator", ctypes.c_void_p), ("pool", ctypes.c_void_p), ("pool_bytes", ctypes.c_int64)]
-    )
+    _fields_ = ([("struct_size", ctypes.c_uint32)] +
+                [(name, ctypes.c_int32)
+                 for name in ("device_type", "device_id", "num_layers", "num_q_heads", "num_kv_heads",
+                              "head_dim", "value_dim", "io_dtype", "key_bits", "value_bits", "code_family")] +
+                [("layer_key_bits", ctypes.c_void_p), ("layer_value_bits", ctypes.c_void_p)] +
+                [(name, ctypes.c_int32)
+                 for name in ("rotation", "key_scale_rule", "value_scale_rule", "page_size")] +
+                [("rotation_seed", ctypes.c_uint64), ("key_codebook", ctypes.c_void_p),
+                 ("value_codebook", ctypes.c_void_p)] + [("max_tokens", ctypes.c_int64),
+                                                         ("max_sequence_tokens", ctypes.c_int64),
+                                                         ("max_sequences", ctypes.c_int32),
+                                                         ("max_batch_sequences", ctypes.c_int32),
+                                                         ("max_batch_tokens", ctypes.c_int64)] +
+                [(name, ctypes.c_int32)
+                 for name in ("window_tokens", "sink_tokens", "rollback_tokens", "num_threads")] +
+                [("flags", ctypes.c_uint64), ("allocator", ctypes.c_void_p), ("pool", ctypes.c_void_p),
+                 ("pool_bytes", ctypes.c_int64)])
 
 
 def find_library():
@@ -36,7 +43,10 @@ def find_library():
     if named:
         return named
     root = Path(__file__).resolve().parents[2]
-    found = [path for folder in root.glob("build*") for path in (folder / "libtqkv.so", folder / "lib" / "libtqkv.so") if path.exists()]
+    found = [
+        path for folder in root.glob("build*")
+        for path in (folder / "libtqkv.so", folder / "lib" / "libtqkv.so") if path.exists()
+    ]
     return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
@@ -48,12 +58,14 @@ class Library:
         self.dll.tq_status_name.restype = ctypes.c_char_p
         self.dll.tq_struct_size.restype = ctypes.c_size_t
         size = self.dll.tq_struct_size(1)
-        assert size == ctypes.sizeof(CacheConfig), f"tq_cache_config: library {size} bytes, binding {ctypes.sizeof(CacheConfig)}"
+        assert size == ctypes.sizeof(
+            CacheConfig), f"tq_cache_config: library {size} bytes, binding {ctypes.sizeof(CacheConfig)}"
 
     def call(self, name, *arguments):
         status = getattr(self.dll, name)(*arguments)
         if status != 0:
-            raise RuntimeError(f"{name}: {self.dll.tq_status_name(status).decode()}: {self.dll.tq_last_error().decode()}")
+            raise RuntimeError(
+                f"{name}: {self.dll.tq_status_name(status).decode()}: {self.dll.tq_last_error().decode()}")
 
     def build_info(self):
         return self.dll.tq_build_info().decode()
@@ -62,7 +74,17 @@ class Library:
 class CacheAttention:
     """One sequence of `tokens` positions in a fresh cache; call with (layer, q, k, v), each layer once."""
 
-    def __init__(self, library, model, tokens, bits, key_rule, value_rule, search, seed=0, centres=None, threads=0):
+    def __init__(self,
+                 library,
+                 model,
+                 tokens,
+                 bits,
+                 key_rule,
+                 value_rule,
+                 search,
+                 seed=0,
+                 centres=None,
+                 threads=0):
         self.library = library
         config = CacheConfig()
         library.call("tq_cache_config_init", ctypes.byref(config))
@@ -76,19 +98,23 @@ class CacheAttention:
         library.call("tq_cache_create", ctypes.byref(config), None, ctypes.byref(self.cache))
         for layer in range(model.layers if centres else 0):
             key, value = (np.ascontiguousarray(side[layer], np.float32) for side in centres)
-            library.call("tq_cache_set_centres", self.cache, ctypes.c_int32(layer), pointer(key), pointer(value))
+            library.call("tq_cache_set_centres", self.cache, ctypes.c_int32(layer), pointer(key),
+                         pointer(value))
         sequence = ctypes.c_int64()
         library.call("tq_sequence_create", self.cache, ctypes.byref(sequence))
         library.call("tq_batch_create", self.cache, ctypes.byref(self.batch))
         count = ctypes.c_int64(tokens)
-        library.call("tq_batch_plan", self.batch, ctypes.c_int32(1), ctypes.byref(sequence), ctypes.byref(count), None, None)
+        library.call("tq_batch_plan", self.batch, ctypes.c_int32(1), ctypes.byref(sequence),
+                     ctypes.byref(count), None, None)
 
     def __call__(self, layer, q, k, v):
         q, k, v = (np.ascontiguousarray(side, np.float32) for side in (q, k, v))
         out = np.empty((q.shape[0], q.shape[1], v.shape[2]), np.float32)
         layer = ctypes.c_int32(layer)
-        self.library.call("tq_cache_append", self.cache, layer, self.batch, pointer(k), pointer(v), None, None)
-        self.library.call("tq_cache_attend", self.cache, layer, self.batch, pointer(q), pointer(out), None, None, None, ctypes.c_size_t(0), None)
+        self.library.call("tq_cache_append", self.cache, layer, self.batch, pointer(k), pointer(v), None,
+                          None)
+        self.library.call("tq_cache_attend", self.cache, layer, self.batch, pointer(q), pointer(out), None,
+                          None, None, ctypes.c_size_t(0), None)
         return out
 
     def close(self):

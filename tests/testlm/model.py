@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plain NumPy (float32) forward pass of the byte-level Llama test model.
 
-Method: RMSNorm, rotary positions in the rotate_half convention of transformers (pairs are (i, i + dim/2)), grouped-query attention with
-biases on q, k, v and o, SwiGLU, tied embeddings. Attention is a function handed in, called once a layer with
-q [tokens, q heads, dim], k and v [tokens, kv heads, dim] after RoPE, so that an exact one and one through the library can be compared.
-Why not transformers: the test then needs NumPy alone, and every step of the protocol can be read here.
+Method: RMSNorm, rotary positions in the rotate_half convention of transformers (pairs are (i, i + dim/2)),
+grouped-query attention with biases on q, k, v and o, SwiGLU, tied embeddings. Attention is a function handed
+in, called once a layer with q [tokens, q heads, dim], k and v [tokens, kv heads, dim] after RoPE, so that an
+exact one and one through the library can be compared. Why not transformers: the test then needs NumPy alone,
+and every step of the protocol can be read here.
 """
 import json
 import os
@@ -32,7 +33,8 @@ def read_safetensors(path):
 
 
 def exact_attention(layer, q, k, v, block=256):
-    """softmax(q . k^T / sqrt(dim)) . v, causal, float32; in blocks of queries so that only the lower triangle is computed."""
+    """softmax(q . k^T / sqrt(dim)) . v, causal, float32; in blocks of queries so that only the lower triangle
+    is computed."""
     del layer
     tokens, heads, dim = q.shape
     group = heads // k.shape[1]
@@ -54,9 +56,10 @@ def exact_attention(layer, q, k, v, block=256):
 
 
 def round_to_bfloat16(x):
-    """Nearest even, as float32. The test model was trained with its RoPE frequencies in bfloat16, as model.to(torch.bfloat16) leaves them:
-    so computed, keys, queries and values of kv_capture.safetensors come out to 0.4-1 % (its own bfloat16 arithmetic) in every layer; with
-    frequencies of full precision keys miss by 13-25 %, queries by 28-48 %."""
+    """Nearest even, as float32. The test model was trained with its RoPE frequencies in bfloat16, as
+    model.to(torch.bfloat16) leaves them: so computed, keys, queries and values of kv_capture.safetensors come
+    out to 0.4-1 % (its own bfloat16 arithmetic) in every layer; with frequencies of full precision keys miss
+    by 13-25 %, queries by 28-48 %."""
     bits = np.asarray(x, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Next-byte predictions of the test model with its KV cache held by libtqkv, against the exact model.
 
-    python3 run.py [--folder ../shared/testlm] [--library build/libtqkv.so] [--bits 2,3,4] [--sequences 3] [--json]
+    python3 run.py [--folder ../shared/testlm] [--library build/libtqkv.so] [--bits 2,3,4] [--sequences 3]
+    [--json]
 
-Protocol, that of the folder's README: the first `sequences` sequences of each task, text cut to 1537 bytes; in every layer K (after RoPE)
-and V of all positions go through the cache, the own token included, no exact window. KL (nats, exact against quantised next-byte
-distribution), dNLL (nats/byte) and top-1 agreement are averaged over the positions of the text sequences, and over those of all tasks in
-the columns "all"; recall and needle are the share of asked bytes that the quantised model predicts.
-Centres are the per-head means of K after RoPE and of V over text sequences that are not evaluated (number 8 to 11, cut to 1536 bytes).
+Protocol, that of the folder's README: the first `sequences` sequences of each task, text cut to 1537 bytes;
+in every layer K (after RoPE) and V of all positions go through the cache, the own token included, no exact
+window. KL (nats, exact against quantised next-byte distribution), dNLL (nats/byte) and top-1 agreement are
+averaged over the positions of the text sequences, and over those of all tasks in the columns "all"; recall
+and needle are the share of asked bytes that the quantised model predicts. Centres are the per-head means of K
+after RoPE and of V over text sequences that are not evaluated (number 8 to 11, cut to 1536 bytes).
 """
 import argparse
 import json
@@ -58,7 +60,8 @@ def load_sequences(folder, count, tasks=TASKS):
     for task in tasks:
         for i in range(count):
             tokens = data[task][i][: TEXT_BYTES if task == "text" else None]
-            asked = data[task + ".asked"][i][1:].astype(bool) if task != "text" else np.zeros(len(tokens) - 1, bool)
+            asked = data[task +
+                         ".asked"][i][1:].astype(bool) if task != "text" else np.zeros(len(tokens) - 1, bool)
             sequences.append((task, tokens, asked))
     return sequences
 
@@ -103,7 +106,8 @@ def evaluate(model, sequences, exact, attention_of):
     for i, name in enumerate(("kl", "delta_nll", "top1")):
         if "text" in found:
             result[name] = float(np.concatenate([row[i] for row in found["text"]]).mean())
-        result["all_" + name] = float(np.concatenate([row[i] for rows in found.values() for row in rows]).mean())
+        result["all_" + name] = float(
+            np.concatenate([row[i] for rows in found.values() for row in rows]).mean())
     for task in ("needle", "recall"):
         if task in found:
             result[task] = float(np.concatenate([row[3] for row in found[task]]).mean())
@@ -117,7 +121,8 @@ def prepare(folder, count, tasks=TASKS):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default=default_folder())
     parser.add_argument("--library", default=find_library())
     parser.add_argument("--bits", default="2,3,4")
@@ -133,27 +138,39 @@ def main():
     library = Library(arguments.library)
     print(library.build_info(), file=sys.stderr)
     model, sequences, exact = prepare(arguments.folder, arguments.sequences)
-    losses = [-e[np.arange(len(e)), tokens[1:]] for (task, tokens, _), e in zip(sequences, exact) if task == "text"]
+    losses = [
+        -e[np.arange(len(e)), tokens[1:]] for (task, tokens, _), e in zip(sequences, exact) if task == "text"
+    ]
     text_loss = float(np.concatenate(losses).mean())
     print(f"exact model: {text_loss:.4f} nats/byte on the evaluated text", file=sys.stderr)
     centres = take_centres(model, arguments.folder)
     rows = []
     if not arguments.json:
-        print(f"{'K/V':28s} {'KL':>7s} {'README':>7s} {'dNLL':>8s} {'top-1':>6s} {'recall':>7s} {'needle':>7s} "
-              f"{'KL all':>7s} {'dNLL all':>9s} {'top-1 all':>9s}")
+        print(
+            f"{'K/V':28s} {'KL':>7s} {'README':>7s} {'dNLL':>8s} {'top-1':>6s} {'recall':>7s} {'needle':>7s} "
+            f"{'KL all':>7s} {'dNLL all':>9s} {'top-1 all':>9s}")
     for name, (bits, key_rule, value_rule, search, centred, published) in ROWS.items():
         if bits not in wanted:
             continue
-        row = evaluate(model, sequences, exact, lambda tokens: CacheAttention(
-            library, model, tokens, bits, key_rule, value_rule, search, arguments.seed, centres if centred else None))
+        row = evaluate(
+            model, sequences, exact, lambda tokens: CacheAttention(library, model, tokens, bits, key_rule,
+                                                                   value_rule, search, arguments.seed, centres
+                                                                   if centred else None))
         rows.append({"name": name, "bits": bits, "published_kl": published, **row})
         if not arguments.json:
             known = f"{published:.4f}" if published else "-"
-            print(f"{name:28s} {row['kl']:7.4f} {known:>7s} {row['delta_nll']:+8.4f} {row['top1']:6.3f} {row['recall']:7.3f} "
-                  f"{row['needle']:7.3f} {row['all_kl']:7.4f} {row['all_delta_nll']:+9.4f} {row['all_top1']:9.3f}", flush=True)
+            print(
+                f"{name:28s} {row['kl']:7.4f} {known:>7s} {row['delta_nll']:+8.4f} {row['top1']:6.3f} {row['recall']:7.3f} "
+                f"{row['needle']:7.3f} {row['all_kl']:7.4f} {row['all_delta_nll']:+9.4f} {row['all_top1']:9.3f}",
+                flush=True)
     if arguments.json:
-        print(json.dumps({"build": library.build_info(), "sequences": arguments.sequences, "seed": arguments.seed,
-                          "exact_text_nats_per_byte": text_loss, "rows": rows}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "build": library.build_info(), "sequences": arguments.sequences, "seed": arguments.seed,
+                    "exact_text_nats_per_byte": text_loss, "rows": rows
+                },
+                indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The test model with its KV cache in libtqkv: the KL of 3-bit least-squares codes must be the published 0.0124 within 20 %.
+"""The test model with its KV cache in libtqkv: the KL of 3-bit least-squares codes must be the published
+0.0124 within 20 %.
 
-The band is the folder's own statement: one rotation seed moves KL by about 8 %, and two and a half of that is 20 %. Only the text task is
-run (its three sequences are the published protocol), which keeps the test below a minute on two cores. Folder: TQKV_TESTLM or
-../shared/testlm beside the checkout; library: TQKV_LIBRARY or the newest build*/libtqkv.so.
+The band is the folder's own statement: one rotation seed moves KL by about 8 %, and two and a half of that is
+20 %. Only the text task is run (its three sequences are the published protocol), which keeps the test below a
+minute on two cores. Folder: TQKV_TESTLM or ../shared/testlm beside the checkout; library: TQKV_LIBRARY or the
+newest build*/libtqkv.so.
 """
 import os
 import sys
@@ -19,7 +21,8 @@ from model import read_safetensors  # noqa: E402
 
 FOLDER = run.default_folder()
 
-pytestmark = pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(), reason=f"no test model at {FOLDER} (set TQKV_TESTLM)")
+pytestmark = pytest.mark.skipif(not (FOLDER / "weights.safetensors").exists(),
+                                reason=f"no test model at {FOLDER} (set TQKV_TESTLM)")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +40,18 @@ def prepared():
 
 def figures(library, prepared, bits, key_rule, value_rule, search, seed=0):
     model, sequences, exact = prepared
-    return run.evaluate(model, sequences, exact, lambda tokens: CacheAttention(library, model, tokens, bits, key_rule, value_rule, search, seed))
+    return run.evaluate(
+        model, sequences, exact,
+        lambda tokens: CacheAttention(library, model, tokens, bits, key_rule, value_rule, search, seed))
 
 
 def test_the_exact_model_meets_the_capture(prepared):
-    """The NumPy model is the model: its keys, values and queries are those of the captured prompt, to the capture's bfloat16 arithmetic.
+    """The NumPy model is the model: its keys, values and queries are those of the captured prompt, to the
+    capture's bfloat16 arithmetic.
 
-    The prompt is read back from the layer-0 values, which depend on the byte alone. A bfloat16 run has rounding of 2^-9 relative per
-    operation; eight layers stay below 1.5 %, while a wrong RoPE frequency shows up as more than 10 %.
+    The prompt is read back from the layer-0 values, which depend on the byte alone. A bfloat16 run has
+    rounding of 2^-9 relative per operation; eight layers stay below 1.5 %, while a wrong RoPE frequency shows
+    up as more than 10 %.
     """
     model = prepared[0]
     capture = read_safetensors(os.path.join(FOLDER, "kv_capture.safetensors"))
@@ -80,7 +87,8 @@ def test_three_bit_least_squares_reproduces_the_published_kl(plain):
 
 
 def test_more_bits_and_the_default_encoder_lose_less(library, prepared, plain):
-    """Ordering only: 4 bits below half of 3 bits (published ratio 4.4), and the default encoder not above the plain one by the seed's 8 %."""
+    """Ordering only: 4 bits below half of 3 bits (published ratio 4.4), and the default encoder not above the
+    plain one by the seed's 8 %."""
     plain = plain["kl"]
     four = figures(library, prepared, 4, "ls", "ls", False)["kl"]
     default = figures(library, prepared, 3, "default", "default", True)["kl"]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cache's own duties on a strict fake backend: which plan is in force, what a failing device leaves behind, copy-on-write, scrubbing, exact
-// copies after truncation, busy detection.
+// The cache's own duties on a strict fake backend: which plan is in force, what a failing device leaves
+// behind, copy-on-write, scrubbing, exact copies after truncation, busy detection.
 #include "cache.h"
 
 #include <gtest/gtest.h>
@@ -64,15 +64,17 @@ class CacheTest : public ::testing::Test {
     }
     return Status::kOk;
   }
-  void plan(Batch* batch, std::vector<int64_t> ids, std::vector<int64_t> new_tokens, std::vector<int64_t> query_tokens = {}) {
-    cache_->plan(*batch, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(), query_tokens.empty() ? nullptr : query_tokens.data(),
-                 nullptr);
+  void plan(Batch* batch, std::vector<int64_t> ids, std::vector<int64_t> new_tokens,
+            std::vector<int64_t> query_tokens = {}) {
+    cache_->plan(*batch, static_cast<int32_t>(ids.size()), ids.data(), new_tokens.data(),
+                 query_tokens.empty() ? nullptr : query_tokens.data(), nullptr);
   }
   // Token number n has key and value coordinates n + d / 64, which the fake's codes round.
   static std::vector<float> rows(int64_t first, int64_t count) {
     std::vector<float> x;
     for (int64_t i = 0; i < count; i++)
-      for (int d = 0; d < kDim; d++) x.push_back(static_cast<float>(first + i) + 0.01f * static_cast<float>(d + 1));
+      for (int d = 0; d < kDim; d++)
+        x.push_back(static_cast<float>(first + i) + 0.01f * static_cast<float>(d + 1));
     return x;
   }
   void append(Batch* batch, const std::vector<float>& x, int layer = 0) {
@@ -135,7 +137,8 @@ TEST_F(CacheTest, PlanInForce) {
   attend(batch_, 5);
   plan(other_, {b}, {1});
   EXPECT_EQ(status_of([&] { attend(batch_, 5); }), Status::kInvalidState);
-  EXPECT_NE(text_.find("sequence " + std::to_string(b) + " was planned in another batch"), std::string::npos) << text_;
+  EXPECT_NE(text_.find("sequence " + std::to_string(b) + " was planned in another batch"), std::string::npos)
+      << text_;
   plan(batch_, {a}, {1});
   append(batch_, rows(3, 1));
   append(other_, rows(9, 1));  // b's
@@ -158,7 +161,8 @@ TEST_F(CacheTest, BatchOfAnotherCacheIsRefused) {
   Cache::destroy_batch(foreign);
 }
 
-// Whatever verb fails inside a plan: lengths, pages, results and the old plan are as before, and the plan then succeeds.
+// Whatever verb fails inside a plan: lengths, pages, results and the old plan are as before, and the plan
+// then succeeds.
 TEST_F(CacheTest, FailingDeviceLeavesPlansAndSequencesUnchanged) {
   open();
   const int64_t a = cache_->create_sequence();
@@ -285,7 +289,9 @@ TEST_F(CacheTest, WindowAndSinksAreExact) {
   grow(a, 0, 40);
   const auto expect = [&](int64_t id, int64_t length, int64_t window) {
     const std::vector<float> all = read(id, 0, length);
-    for (int64_t i = 0; i < length; i++) EXPECT_EQ(all[static_cast<size_t>(i)], i < 2 || i >= window ? exact(i) : coded(i)) << i << " of " << length;
+    for (int64_t i = 0; i < length; i++)
+      EXPECT_EQ(all[static_cast<size_t>(i)], i < 2 || i >= window ? exact(i) : coded(i))
+          << i << " of " << length;
   };
   expect(a, 40, 36);
   const int64_t b = cache_->fork_sequence(a, nullptr);
@@ -331,7 +337,9 @@ TEST_F(CacheTest, CentresOnlyWithoutTokens) {
 }
 
 TEST_F(CacheTest, FingerprintFollowsTheMeaningOfBytes) {
-  const auto print = [](const tq_cache_config& config) { return Cache(&config, nullptr, fake::create_backend).fingerprint(); };
+  const auto print = [](const tq_cache_config& config) {
+    return Cache(&config, nullptr, fake::create_backend).fingerprint();
+  };
   const uint64_t plain = print(config_);
   EXPECT_EQ(plain, print(config_));
   const auto changed = [&](const std::function<void(tq_cache_config&)>& change) {
@@ -354,7 +362,8 @@ TEST_F(CacheTest, FingerprintFollowsTheMeaningOfBytes) {
   // What only the encoder or the bookkeeping knows makes no difference.
   EXPECT_FALSE(changed([](tq_cache_config& c) { c.key_scale_rule = TQ_SCALE_NORM; }));
   EXPECT_FALSE(changed([](tq_cache_config& c) { c.flags = TQ_FLAG_NO_SCALE_SEARCH; }));
-  EXPECT_FALSE(changed([](tq_cache_config& c) { c.max_tokens = 512, c.max_sequences = 9, c.window_tokens = 7; }));
+  EXPECT_FALSE(
+      changed([](tq_cache_config& c) { c.max_tokens = 512, c.max_sequences = 9, c.window_tokens = 7; }));
   EXPECT_FALSE(changed([](tq_cache_config& c) { c.num_q_heads = 8; }));
 }
 
@@ -382,7 +391,8 @@ TEST_F(CacheTest, BusyIsNoticed) {
       try {
         busy_cache->create_sequence();
       } catch (const Error& error) {
-        busy_seen += error.status() == Status::kInvalidState && std::string(error.what()).find("busy") != std::string::npos;
+        busy_seen += error.status() == Status::kInvalidState &&
+                     std::string(error.what()).find("busy") != std::string::npos;
       }
     }).join();
   };
@@ -402,7 +412,8 @@ TEST_F(CacheTest, BusyIsNoticed) {
   EXPECT_EQ(let_in, 2);
   world().during_attend = [] {
     if (let_in++ > 2) return;
-    EXPECT_EQ(self->status_of([] { self->attend(self->batch_, 4); }), Status::kInvalidState) << "the cache's own workspace is one";
+    EXPECT_EQ(self->status_of([] { self->attend(self->batch_, 4); }), Status::kInvalidState)
+        << "the cache's own workspace is one";
   };
   attend(batch_, 4, memory[0]);
   EXPECT_EQ(let_in, 3);
@@ -437,7 +448,8 @@ TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
   const std::vector<float> one = attend(batch_, 1);
   plan(batch_, {a}, {0}, {40});
   const std::vector<float> forty = attend(batch_, 40);
-  for (int d = 0; d < 2 * kDim; d++) EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
+  for (int d = 0; d < 2 * kDim; d++)
+    EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
 }
 
 }  // namespace

@@ -97,8 +97,10 @@ TEST(Config, EveryFieldHasItsReason) {
       {"num_layers = 2147483647:", [](tq_cache_config& c) { c.num_layers = INT32_MAX; }},
       {"num_kv_heads = -2:", [](tq_cache_config& c) { c.num_kv_heads = -2; }},
       {"num_q_heads = 0:", [](tq_cache_config& c) { c.num_q_heads = 0; }},
-      {"num_q_heads = 7: must be a multiple of num_kv_heads = 2", [](tq_cache_config& c) { c.num_q_heads = 7; }},
-      {"head_dim = 100: must be one of 32 64 80 96 112 128 160 192 224 256 512 576", [](tq_cache_config& c) { c.head_dim = 100; }},
+      {"num_q_heads = 7: must be a multiple of num_kv_heads = 2",
+       [](tq_cache_config& c) { c.num_q_heads = 7; }},
+      {"head_dim = 100: must be one of 32 64 80 96 112 128 160 192 224 256 512 576",
+       [](tq_cache_config& c) { c.head_dim = 100; }},
       {"value_dim = 16:", [](tq_cache_config& c) { c.value_dim = 16; }},
       {"io_dtype = 0:", [](tq_cache_config& c) { c.io_dtype = 0; }},
       {"io_dtype = 4:", [](tq_cache_config& c) { c.io_dtype = 4; }},
@@ -128,12 +130,14 @@ TEST(Config, EveryFieldHasItsReason) {
       {"window_tokens = -1:", [](tq_cache_config& c) { c.window_tokens = -1; }},
       {"sink_tokens = -1:", [](tq_cache_config& c) { c.sink_tokens = -1; }},
       {"rollback_tokens = -1:", [](tq_cache_config& c) { c.rollback_tokens = -1; }},
-      {"window_tokens + sink_tokens + rollback_tokens = 4294967294:", [](tq_cache_config& c) { c.window_tokens = c.sink_tokens = INT32_MAX; }},
+      {"window_tokens + sink_tokens + rollback_tokens = 4294967294:",
+       [](tq_cache_config& c) { c.window_tokens = c.sink_tokens = INT32_MAX; }},
       {"num_threads = -1:", [](tq_cache_config& c) { c.num_threads = -1; }},
       {"num_threads = 1025:", [](tq_cache_config& c) { c.num_threads = 1025; }},
       {"flags = 0x5: unknown bits 0x4", [](tq_cache_config& c) { c.flags = 5; }},
       {"pool = 0x", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{128}); }},
-      {"pool_bytes = 1: the pages need", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},
+      {"pool_bytes = 1: the pages need",
+       [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},
       {"pool_bytes = 77: without a pool", [](tq_cache_config& c) { c.pool_bytes = 77; }},
       {"key_codebook.bits = 7:", [&](tq_cache_config& c) { c.key_codebook = with_book(7, 1, {}); }},
       {"key_codebook.bits = 2: no layer has these bits",
@@ -183,7 +187,8 @@ TEST(Config, AllReasonsAtOnce) {
   c.max_sequences = -3;
   c.num_threads = -1;
   const std::string text = outcome(c).text;
-  for (const char* reason : {"head_dim = 100", "key_bits = 7", "page_size = 48", "max_sequences = -3", "num_threads = -1"})
+  for (const char* reason :
+       {"head_dim = 100", "key_bits = 7", "page_size = 48", "max_sequences = -3", "num_threads = -1"})
     EXPECT_NE(text.find(reason), std::string::npos) << reason << " in\n" << text;
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4) << text;
 }
@@ -205,7 +210,9 @@ TEST(Config, CudaReasonsStandBesideTheOthers) {
   tq_cache_config c = base();
   c.device_type = TQ_DEVICE_CUDA;
   const Outcome alone = outcome(c);
-  EXPECT_TRUE(alone.status == Status::kNotSupported || alone.status == Status::kNoDevice || alone.status == Status::kDriver) << alone.text;
+  EXPECT_TRUE(alone.status == Status::kNotSupported || alone.status == Status::kNoDevice ||
+              alone.status == Status::kDriver)
+      << alone.text;
   c.head_dim = 100;
   const Outcome both = outcome(c);
   EXPECT_EQ(both.status, Status::kInvalidArgument);
@@ -257,7 +264,8 @@ TEST(Config, StructSize) {
     EXPECT_EQ(result.status, Status::kInvalidArgument);
     EXPECT_EQ(result.text.find("config.struct_size = " + std::to_string(bad)), 0u) << result.text;
   }
-  // Smaller: what is missing is zero. Cut before max_tokens, the required field is reported missing; cut before `flags`, it is fine.
+  // Smaller: what is missing is zero. Cut before max_tokens, the required field is reported missing; cut
+  // before `flags`, it is fine.
   c.struct_size = offsetof(tq_cache_config, max_tokens);
   EXPECT_EQ(outcome(c).text.find("max_tokens = 0:"), 0u);
   c.flags = ~0ull;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attend work list (cuda/schedule.h), walked as the kernel's steward walks it: every unit of every block exactly once, cut blocks with slots of their own
-// and arrivals that add up, equal shares, nothing but a sequence's own length deciding its chunks.
+// The attend work list (cuda/schedule.h), walked as the kernel's steward walks it: every unit of every block
+// exactly once, cut blocks with slots of their own and arrivals that add up, equal shares, nothing but a
+// sequence's own length deciding its chunks.
 #include "cuda/schedule.h"
 
 #include <gtest/gtest.h>
@@ -30,12 +31,14 @@ void check_plan(const Plan& plan, int num_ctas) {
   std::vector<uint8_t> bytes(capacity + 16, 0xAB);
   const int64_t used = build_work(plan.geometry, batch, num_ctas, bytes.data());
   ASSERT_LE(used, capacity);
-  for (size_t i = used; i < bytes.size(); i++) ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
+  for (size_t i = used; i < bytes.size(); i++)
+    ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
   WorkHeader header;
   memcpy(&header, bytes.data(), sizeof header);
   const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof header);
   const SequenceWork* sequences = reinterpret_cast<const SequenceWork*>(ctas + num_ctas);
-  ASSERT_LE(attend_workspace(plan.geometry, bytes.data()), attend_workspace_capacity(plan.geometry, num_ctas));
+  ASSERT_LE(attend_workspace(plan.geometry, bytes.data()),
+            attend_workspace_capacity(plan.geometry, num_ctas));
   ASSERT_LE(header.num_counters, num_ctas);
 
   std::set<std::tuple<int, int, int>> seen;
@@ -57,13 +60,17 @@ void check_plan(const Plan& plan, int num_ctas) {
       ASSERT_TRUE(seen.insert({s, block, chunk}).second) << "twice";
       if (s != ctas[c].sequence || q.units_per_block > q.num_chunks) coded_of_one = false;
       jobs += std::min<int64_t>(
-          kJobs, (std::min<int64_t>(q.chunk_tokens, q.length - chunk * static_cast<int64_t>(q.chunk_tokens)) + kMinJobTokens - 1) / kMinJobTokens);
+          kJobs, (std::min<int64_t>(q.chunk_tokens, q.length - chunk * static_cast<int64_t>(q.chunk_tokens)) +
+                  kMinJobTokens - 1) /
+                     kMinJobTokens);
       if (unit == 0 || chunk == 0) {
         from_start = chunk == 0;
         prefix = 0;
       }
-      const bool last_of_block = chunk == q.units_per_block - 1, last_here = last_of_block || unit == ctas[c].num_units - 1;
-      const int slot = from_start ? ctas[c].tail_slot : ctas[c].head_slot, counter = from_start ? ctas[c].tail_counter : ctas[c].head_counter;
+      const bool last_of_block = chunk == q.units_per_block - 1,
+                 last_here = last_of_block || unit == ctas[c].num_units - 1;
+      const int slot = from_start ? ctas[c].tail_slot : ctas[c].head_slot,
+                counter = from_start ? ctas[c].tail_counter : ctas[c].head_counter;
       const auto arrive = [&](int units) {
         ASSERT_GE(slot, 0);
         ASSERT_GE(counter, 0);
@@ -80,9 +87,10 @@ void check_plan(const Plan& plan, int num_ctas) {
         arrive(prefix);
         ASSERT_EQ(prefix, chunk + 1);
       }
-      const int64_t tokens = chunk == q.num_chunks       ? plan.geometry.window_tokens + plan.geometry.sink_tokens
-                             : chunk == q.num_chunks - 1 ? q.length - chunk * static_cast<int64_t>(q.chunk_tokens)
-                                                         : q.chunk_tokens;
+      const int64_t tokens = chunk == q.num_chunks ? plan.geometry.window_tokens + plan.geometry.sink_tokens
+                             : chunk == q.num_chunks - 1
+                                 ? q.length - chunk * static_cast<int64_t>(q.chunk_tokens)
+                                 : q.chunk_tokens;
       const int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
       largest_unit = std::max(largest_unit, unit_weight);
       weight += unit_weight;
@@ -102,12 +110,15 @@ void check_plan(const Plan& plan, int num_ctas) {
   }
   size_t units = 0;
   for (int i = 0; i < header.num_sequences; i++)
-    units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads * sequences[i].units_per_block;
+    units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads *
+             sequences[i].units_per_block;
   EXPECT_EQ(seen.size(), units);
   EXPECT_EQ(arrivals, expected);
   std::set<int> counters;
-  for (const auto& [block, place] : slots_of) EXPECT_TRUE(counters.insert(place.second).second) << "two blocks share a counter";
-  EXPECT_LE(heaviest, total / num_ctas + 1 + largest_unit) << "no run is heavier than an equal share and one unit";
+  for (const auto& [block, place] : slots_of)
+    EXPECT_TRUE(counters.insert(place.second).second) << "two blocks share a counter";
+  EXPECT_LE(heaviest, total / num_ctas + 1 + largest_unit)
+      << "no run is heavier than an equal share and one unit";
 }
 
 // Any number of heads, one layer, for up to so many sequences.
@@ -182,7 +193,8 @@ TEST(CudaSchedule, ChunksDependOnTheLengthAlone) {
     const int32_t chunk = chunk_tokens(length, 1);
     EXPECT_EQ(chunk & (chunk - 1), 0);
     EXPECT_LE((length + chunk - 1) / chunk, kMaxChunks);
-    EXPECT_GE(static_cast<int64_t>(chunk_tokens(length, kMaxSplitBlocks + 1)), std::min<int64_t>(length, 1 << 30));
+    EXPECT_GE(static_cast<int64_t>(chunk_tokens(length, kMaxSplitBlocks + 1)),
+              std::min<int64_t>(length, 1 << 30));
   }
 }
 
@@ -201,7 +213,10 @@ TEST(CudaSchedule, LongSequencesApart) {
       s.slot = 19 - i;
       const int64_t length = 1 + rng() % 5000;
       const int64_t edge = kLongRows / g.q_per_kv + rng() % 3 - 1;  // at the threshold +- 1
-      s.query_tokens = std::min<int64_t>(length, rng() % 4 == 0 ? 0 : rng() % 3 == 0 ? edge : rng() % 2 ? 1 : 1 + rng() % length);
+      s.query_tokens = std::min<int64_t>(length, rng() % 4 == 0   ? 0
+                                                 : rng() % 3 == 0 ? edge
+                                                 : rng() % 2      ? 1
+                                                                  : 1 + rng() % length);
       s.new_tokens = s.query_tokens;
       s.old_length = length - s.new_tokens;
       s.raw_first = length;
@@ -223,12 +238,14 @@ TEST(CudaSchedule, LongSequencesApart) {
     std::vector<uint8_t> bytes(capacity + 16, 0xAB), alone(place, 0xAB);
     const int64_t used = build_pair(g, batch, num_ctas, bytes.data());
     ASSERT_LE(used, capacity);
-    for (size_t i = used; i < bytes.size(); i++) ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
+    for (size_t i = used; i < bytes.size(); i++)
+      ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
     // The first part is what a plan of the short sequences alone would have.
     const int64_t alone_used = build_work(g, short_batch, num_ctas, alone.data());
     ASSERT_EQ(memcmp(bytes.data(), alone.data(), alone_used), 0);
     const PrefillHeader& header = prefill_header(g, num_ctas, bytes.data());
-    const PrefillSequence* sequences = reinterpret_cast<const PrefillSequence*>(bytes.data() + place + sizeof(PrefillHeader));
+    const PrefillSequence* sequences =
+        reinterpret_cast<const PrefillSequence*>(bytes.data() + place + sizeof(PrefillHeader));
     ASSERT_EQ(header.num_sequences, static_cast<int>(lengthy.size()));
     int next = 0;
     std::set<int> seen;

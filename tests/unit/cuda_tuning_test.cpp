@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of cuda/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of shared memory has room for everything.
+// The table of cuda/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of shared
+// memory has room for everything.
 #include "cuda/tuning.h"
 
 #include <gtest/gtest.h>
@@ -17,7 +18,8 @@ bool power_of_two(int x) { return x > 0 && (x & (x - 1)) == 0; }
 
 TEST(CudaTuning, TableKeepsWhatBarriersNeed) {
   for (const AttendTuning& t : kAttendTunings) {
-    SCOPED_TRACE(testing::Message() << t.workers << " workers, " << t.stages << " stages, " << t.deposits << " deposits");
+    SCOPED_TRACE(testing::Message() << t.workers << " workers, " << t.stages << " stages, " << t.deposits
+                                    << " deposits");
     EXPECT_TRUE(power_of_two(t.stages) && t.stages <= kMaxStages);
     EXPECT_TRUE(power_of_two(t.deposits) && t.deposits <= kMaxDeposits);
     EXPECT_LE(t.workers, 4 * t.deposits);  // freed_barrier
@@ -38,20 +40,24 @@ TEST(CudaTuning, PartsOfSharedMemoryFollowOneAnother) {
   struct Shape {
     int key, floats, value, stage, scratch;
   };
-  for (const Shape& s : {Shape{128, 0, 128, 8448, 0}, Shape{128, 128, 128, 4352, 0}, Shape{64, 0, 64, 2304, 0}, Shape{0, 96, 96, 12288, 1152},
-                         Shape{576, 576, 512, 17536, 1152}})
+  for (const Shape& s :
+       {Shape{128, 0, 128, 8448, 0}, Shape{128, 128, 128, 4352, 0}, Shape{64, 0, 64, 2304, 0},
+        Shape{0, 96, 96, 12288, 1152}, Shape{576, 576, 512, 17536, 1152}})
     for (const AttendTuning& t : kAttendTunings) {
-      const SmemPlan plan = make_smem_plan(s.key, s.floats, s.value, s.stage, s.scratch, t.workers, t.stages, t.deposits, t.copies);
+      const SmemPlan plan = make_smem_plan(s.key, s.floats, s.value, s.stage, s.scratch, t.workers, t.stages,
+                                           t.deposits, t.copies);
       EXPECT_GE(kInfosAt, static_cast<int>(sizeof(Control)));
       EXPECT_GE(kStatesAt, kInfosAt + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
       EXPECT_GE(plan.queries_at, kStatesAt + 4 * (kFirstDeposit + t.deposits) * state_floats(s.value));
-      EXPECT_GE(plan.query_slot_bytes, static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
+      EXPECT_GE(plan.query_slot_bytes,
+                static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
       EXPECT_GE(plan.workers_at, plan.queries_at + plan.query_slots * plan.query_slot_bytes);
       EXPECT_GE(plan.scratch_at, kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)) + 4);
       EXPECT_GE(plan.ring_at, plan.scratch_at + s.scratch);
       EXPECT_GE(plan.worker_bytes, plan.ring_at + t.stages * s.stage);
       EXPECT_EQ(plan.total_bytes, plan.workers_at + t.workers * plan.worker_bytes);
-      for (int at : {kInfosAt, kStatesAt, plan.queries_at, plan.query_slot_bytes, plan.workers_at, plan.worker_bytes, plan.ring_at, plan.stage_pitch})
+      for (int at : {kInfosAt, kStatesAt, plan.queries_at, plan.query_slot_bytes, plan.workers_at,
+                     plan.worker_bytes, plan.ring_at, plan.stage_pitch})
         EXPECT_EQ(at % 128, 0);  // bulk copies, 16-byte accesses
       EXPECT_EQ(1 << plan.stages_log2, t.stages);
       EXPECT_EQ(1 << plan.deposits_log2, t.deposits);

@@ -28,7 +28,8 @@ void require(bool condition, const char* what) {
 void enter(Verb verb) {
   World& w = world();
   w.calls[static_cast<int>(verb)]++;
-  if (w.fail[static_cast<int>(verb)]) throw Error(Status::kCuda, "fake backend: verb %d fails as told", static_cast<int>(verb));
+  if (w.fail[static_cast<int>(verb)])
+    throw Error(Status::kCuda, "fake backend: verb %d fails as told", static_cast<int>(verb));
 }
 
 // State of one row over some spans; merged in span order.
@@ -50,7 +51,8 @@ class FakeBackend : public Backend {
     pages_ = pool ? static_cast<float*>(pool) : own_;
     const size_t count = pages_bytes_ / sizeof(float);
     for (size_t i = 0; i < count; i++) pages_[i] = NAN;
-    raw_.assign(static_cast<size_t>(g_.num_layers) * g_.max_sequences * g_.raw_tokens() * token_floats(), NAN);
+    raw_.assign(static_cast<size_t>(g_.num_layers) * g_.max_sequences * g_.raw_tokens() * token_floats(),
+                NAN);
     flags_.assign(static_cast<size_t>(g_.max_sequences), 0);
     workspace_.assign(64, 0);
     world().live_backends++;
@@ -84,8 +86,10 @@ class FakeBackend : public Backend {
       const PlanSequence& s = r.plan->sequences[i];
       for (int64_t j = 0; j < s.new_tokens; j++)
         for (int h = 0; h < g_.num_kv_heads; h++) {
-          const float* k = static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
-          const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token + h * r.value_strides.head;
+          const float* k =
+              static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
+          const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token +
+                           h * r.value_strides.head;
           store(r.layer, s, s.old_length + j, h, k, v);
         }
     }
@@ -117,7 +121,9 @@ class FakeBackend : public Backend {
       }
   }
   void* own_workspace() override { return workspace_.data(); }
-  size_t attend_workspace_bytes(const BatchPlan& plan) const override { return 64 * static_cast<size_t>(plan.num_partials); }
+  size_t attend_workspace_bytes(const BatchPlan& plan) const override {
+    return 64 * static_cast<size_t>(plan.num_partials);
+  }
 
   void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
   void copy_pages(const PageCopy* copies, int64_t count, void*) override {
@@ -125,7 +131,8 @@ class FakeBackend : public Backend {
     for (int64_t i = 0; i < count; i++) {
       world().copied.push_back(copies[i]);
       for (int layer = 0; layer < g_.num_layers; layer++)
-        for (size_t f = 0; f < page_floats(); f++) page(layer, copies[i].target)[f] = page(layer, copies[i].source)[f];
+        for (size_t f = 0; f < page_floats(); f++)
+          page(layer, copies[i].target)[f] = page(layer, copies[i].source)[f];
     }
   }
   void scrub_pages(const int32_t* pages, int64_t count, void*) override {
@@ -159,26 +166,37 @@ class FakeBackend : public Backend {
   void drain() noexcept override {}
 
  private:
-  int64_t page_bytes() const { return static_cast<int64_t>(page_floats()) * g_.num_pages * g_.num_layers * static_cast<int64_t>(sizeof(float)); }
+  int64_t page_bytes() const {
+    return static_cast<int64_t>(page_floats()) * g_.num_pages * g_.num_layers *
+           static_cast<int64_t>(sizeof(float));
+  }
   size_t token_floats() const { return static_cast<size_t>(g_.num_kv_heads) * (g_.head_dim + g_.value_dim); }
   size_t page_floats() const { return token_floats() * g_.page_size; }
   size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
   float* page(int layer, int32_t id) {
     require(id >= 0 && id < g_.num_pages, "page id out of range");
-    return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.num_pages) + static_cast<size_t>(id)) * page_floats();
+    return pages_ +
+           (static_cast<size_t>(layer) * static_cast<size_t>(g_.num_pages) + static_cast<size_t>(id)) *
+               page_floats();
   }
-  float* slot_raw(int layer, int slot) { return raw_.data() + (static_cast<size_t>(layer) * g_.max_sequences + slot) * slot_floats(); }
+  float* slot_raw(int layer, int slot) {
+    return raw_.data() + (static_cast<size_t>(layer) * g_.max_sequences + slot) * slot_floats();
+  }
   float* coded_at(int layer, const PlanSequence& s, int64_t i, int h) {
     require(i / g_.page_size < s.num_pages, "token behind the page list");
-    return page(layer, s.pages[i / g_.page_size]) + (static_cast<size_t>(i % g_.page_size) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+    return page(layer, s.pages[i / g_.page_size]) +
+           (static_cast<size_t>(i % g_.page_size) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
   }
   float* raw_at(int layer, int slot, int64_t row, int h) {
-    return slot_raw(layer, slot) + (static_cast<size_t>(row) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+    return slot_raw(layer, slot) +
+           (static_cast<size_t>(row) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
   }
 
   void store(int layer, const PlanSequence& s, int64_t i, int h, const float* k, const float* v) {
     float* sink = i < g_.sink_tokens ? raw_at(layer, s.slot, i, h) : nullptr;
-    float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens ? raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h) : nullptr;
+    float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens
+                      ? raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h)
+                      : nullptr;
     for (int d = 0; d < g_.head_dim + g_.value_dim; d++) {
       float x = d < g_.head_dim ? k[d] : v[d - g_.head_dim];
       if (x != x) {
@@ -194,7 +212,8 @@ class FakeBackend : public Backend {
   // Keys and values of one token as attend sees them.
   const float* token(int layer, const PlanSequence& s, int64_t i, int h) {
     if (i < g_.sink_tokens) return raw_at(layer, s.slot, i, h);
-    if (i >= s.raw_first && g_.ring_tokens > 0) return raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h);
+    if (i >= s.raw_first && g_.ring_tokens > 0)
+      return raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h);
     return coded_at(layer, s, i, h);
   }
 
@@ -203,9 +222,11 @@ class FakeBackend : public Backend {
     for (int32_t i = 0; i < plan.num_sequences; i++) {
       const PlanSequence& s = plan.sequences[i];
       require(s.kv_row == new_tokens && s.q_row == query_tokens, "rows do not follow each other");
-      require(s.num_pages * g_.page_size >= s.length() && (s.num_pages - 1) * g_.page_size < s.length(), "page count");
+      require(s.num_pages * g_.page_size >= s.length() && (s.num_pages - 1) * g_.page_size < s.length(),
+              "page count");
       require(s.first_changed_page >= 0 && s.first_changed_page <= s.num_pages, "first_changed_page");
-      require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(), "raw_first");
+      require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
+              "raw_first");
       new_tokens += s.new_tokens;
       query_tokens += s.query_tokens;
     }
@@ -224,10 +245,13 @@ class FakeBackend : public Backend {
         int32_t next_span = 0;
         for (int32_t item = first; item < end; item++) {
           const WorkItem& w = r.plan->items[item];
-          require(w.sequence == head.sequence && w.first_query == head.first_query && w.num_queries == head.num_queries, "items of a group differ");
+          require(w.sequence == head.sequence && w.first_query == head.first_query &&
+                      w.num_queries == head.num_queries,
+                  "items of a group differ");
           require(w.first_span == next_span && w.num_spans > 0, "spans have gaps");
           require((w.partial < 0) == (end - first == 1), "partial slots");
-          for (int32_t span = w.first_span; span < w.first_span + w.num_spans; span++) fold_span(r, s, position, row, qh, span, &whole);
+          for (int32_t span = w.first_span; span < w.first_span + w.num_spans; span++)
+            fold_span(r, s, position, row, qh, span, &whole);
           next_span += w.num_spans;
         }
         require(static_cast<int64_t>(next_span) * kSpanTokens > position, "spans missing");
@@ -235,7 +259,8 @@ class FakeBackend : public Backend {
       }
   }
 
-  void fold_span(const AttendRequest& r, const PlanSequence& s, int64_t position, int64_t row, int qh, int64_t span, Part* part) {
+  void fold_span(const AttendRequest& r, const PlanSequence& s, int64_t position, int64_t row, int qh,
+                 int64_t span, Part* part) {
     const float* q = static_cast<const float*>(r.q) + row * r.q_strides.token + qh * r.q_strides.head;
     const int h = qh / g_.q_per_kv;
     const int64_t limit = r.history_only ? std::min(position, s.old_length - 1) : position;
@@ -249,21 +274,26 @@ class FakeBackend : public Backend {
       require(logit == logit, "a key that was never written, or is scrubbed, was read");
       const double m = std::max(part->m, logit), old = exp(part->m - m), weight = exp(logit - m);
       part->l = part->l * old + weight;
-      for (int d = 0; d < g_.value_dim; d++) part->o[static_cast<size_t>(d)] = part->o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
+      for (int d = 0; d < g_.value_dim; d++)
+        part->o[static_cast<size_t>(d)] = part->o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
       part->m = m;
     }
   }
 
   void finish(const AttendRequest& r, int64_t row, int qh, Part part) {
     if (r.sink_logits) {
-      const double sink = r.sink_logits[qh], m = std::max(part.m, sink), old = part.l > 0 ? exp(part.m - m) : 0;
+      const double sink = r.sink_logits[qh], m = std::max(part.m, sink),
+                   old = part.l > 0 ? exp(part.m - m) : 0;
       part.l = part.l * old + exp(sink - m);
       for (double& o : part.o) o *= old;
       part.m = m;
     }
     float* out = static_cast<float*>(r.out) + row * r.out_strides.token + qh * r.out_strides.head;
-    for (int d = 0; d < g_.value_dim; d++) out[d] = part.l > 0 ? static_cast<float>(part.o[static_cast<size_t>(d)] / part.l) : 0.0f;
-    if (r.lse) r.lse[row * g_.num_q_heads + qh] = part.l > 0 ? static_cast<float>(part.m + log(part.l)) : -std::numeric_limits<float>::infinity();
+    for (int d = 0; d < g_.value_dim; d++)
+      out[d] = part.l > 0 ? static_cast<float>(part.o[static_cast<size_t>(d)] / part.l) : 0.0f;
+    if (r.lse)
+      r.lse[row * g_.num_q_heads + qh] =
+          part.l > 0 ? static_cast<float>(part.m + log(part.l)) : -std::numeric_limits<float>::infinity();
   }
 
   Geometry g_;
@@ -286,7 +316,8 @@ World& world() {
 
 float coded(float x) { return format::float_from_bf16(format::bf16_from_float(x)); }
 
-std::unique_ptr<Backend> create_backend(DeviceType, const Geometry& geometry, const HostOps& ops, void* pool, void*) {
+std::unique_ptr<Backend> create_backend(DeviceType, const Geometry& geometry, const HostOps& ops, void* pool,
+                                        void*) {
   return std::unique_ptr<Backend>(new FakeBackend(geometry, ops, pool));
 }
 

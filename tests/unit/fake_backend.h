@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A backend as plain as can be, for tests of the core: stored tokens are floats rounded to bfloat16 ("codes"), raw copies are the floats themselves,
-// attention is float64, one row at a time, driven by the plan's work list. Tests give it to Cache as its factory.
+// A backend as plain as can be, for tests of the core: stored tokens are floats rounded to bfloat16
+// ("codes"), raw copies are the floats themselves, attention is float64, one row at a time, driven by the
+// plan's work list. Tests give it to Cache as its factory.
 //
-// It is strict where real backends are fast: fresh, scrubbed and not yet copied memory is NaN, so that any read of a wrong page, slot or token
-// shows in the result; the work list must cover every row and span once; and any verb can be made to fail.
+// It is strict where real backends are fast: fresh, scrubbed and not yet copied memory is NaN, so that any
+// read of a wrong page, slot or token shows in the result; the work list must cover every row and span once;
+// and any verb can be made to fail.
 #pragma once
 #include <vector>
 
@@ -42,7 +44,8 @@ struct World {
 };
 World& world();
 
-std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops, void* pool, void* stream);
+std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops,
+                                        void* pool, void* stream);
 
 // What the fake stores for a coded value.
 float coded(float x);

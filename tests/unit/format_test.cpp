@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar format against its own definitions: places of codes, sizes, tables, conversions, rotations. What bytes an input gives is compared
-// with an independent implementation by the golden tests.
+// The scalar format against its own definitions: places of codes, sizes, tables, conversions, rotations. What
+// bytes an input gives is compared with an independent implementation by the golden tests.
 #include <gtest/gtest.h>
 #include <math.h>
 
@@ -21,15 +21,16 @@ TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
   for (const int dim : kHeadDims)
     for (const int bits : kCoded)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-        SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(bits) + " " + std::to_string(static_cast<int>(kind)));
+        SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(bits) + " " +
+                     std::to_string(static_cast<int>(kind)));
         const SideLayout side(dim, bits);
         const size_t words = static_cast<size_t>(side.code_bytes()) / 4;
         std::vector<uint32_t> used(words, 0);
         for (int token = 0; token < kTileTokens; token++)
           for (int coordinate = 0; coordinate < side.stored; coordinate++) {
             const CodePlace at = code_place(side, kind, token, coordinate);
-            ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 && at.s < 4 && at.lane >= 0 && at.lane < 32 &&
-                        at.n >= 0 && at.n < 8);
+            ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 &&
+                        at.s < 4 && at.lane >= 0 && at.lane < 32 && at.n >= 0 && at.n < 8);
             for (int index = 0; index < bits; index++) {
               const BitPlace place = code_bit(bits, at.s, at.n, index);
               const size_t word = static_cast<size_t>(side.word_index(place.word, at.jb, at.lane, at.jj));
@@ -70,25 +71,30 @@ TEST(Layout, Totals) {
     for (const int key_bits : kCodeBits)
       for (const int value_bits : kCodeBits) {
         const TileLayout tile(dim, 64, key_bits, value_bits);
-        const int key = key_bits == 16 ? 64 * dim : 4 * stored_dim(dim) * key_bits, value = value_bits == 16 ? 64 * 64 : 4 * 64 * value_bits;
+        const int key = key_bits == 16 ? 64 * dim : 4 * stored_dim(dim) * key_bits,
+                  value = value_bits == 16 ? 64 * 64 : 4 * 64 * value_bits;
         EXPECT_EQ(tile.tile_bytes(), key + value + 64 * ((key_bits != 16) + (value_bits != 16)));
         EXPECT_EQ(tile.tile_bytes() % 64, 0);
       }
   EXPECT_EQ(stored_dim(80), 96);
   EXPECT_EQ(stored_dim(112), 128);
-  for (const int dim : kHeadDims) EXPECT_EQ(odd_factor(stored_dim(dim)) << log2_block(stored_dim(dim)), stored_dim(dim));
+  for (const int dim : kHeadDims)
+    EXPECT_EQ(odd_factor(stored_dim(dim)) << log2_block(stored_dim(dim)), stored_dim(dim));
 }
 
 TEST(Conversions, Float16BothWaysEverywhere) {
-  // All finite positive values in order: the rounding borders are the midpoints of neighbours, each exact in float.
+  // All finite positive values in order: the rounding borders are the midpoints of neighbours, each exact in
+  // float.
   for (uint32_t h = 0; h < 0x7C00; h++) {
     const float value = float_from_f16(static_cast<uint16_t>(h));
-    const double exact = h < 0x400 ? ldexp(h, -24) : ldexp(1024 + (h & 0x3FF), static_cast<int>(h >> 10) - 25);
+    const double exact =
+        h < 0x400 ? ldexp(h, -24) : ldexp(1024 + (h & 0x3FF), static_cast<int>(h >> 10) - 25);
     ASSERT_EQ(static_cast<double>(value), exact) << h;
     for (const uint32_t sign : {0u, 0x8000u}) {
       const float s = sign ? -1.0f : 1.0f;
       ASSERT_EQ(f16_from_float(s * value), h | sign);
-      const double next = h + 1 < 0x7C00 ? static_cast<double>(float_from_f16(static_cast<uint16_t>(h + 1))) : 65536.0;
+      const double next =
+          h + 1 < 0x7C00 ? static_cast<double>(float_from_f16(static_cast<uint16_t>(h + 1))) : 65536.0;
       const float middle = static_cast<float>((exact + next) / 2);
       ASSERT_EQ(static_cast<double>(middle), (exact + next) / 2);
       ASSERT_EQ(f16_from_float(s * middle), (h + (h & 1)) | sign) << "ties to even, " << h;
@@ -157,7 +163,8 @@ TEST(Rotation, SmallFactorsAreTheOrthonormalDct) {
         const long double pi = 3.14159265358979323846264338327950288L;
         long double exact = sqrtl((r == 0 ? 1.0L : 2.0L) / m) * cosl(pi * angle / (2 * m));
         if (angle % (2 * m) == m) exact = 0;
-        EXPECT_EQ(float_bits(dct_entry(m, r, c)), float_bits(static_cast<float>(exact))) << m << " " << r << " " << c;
+        EXPECT_EQ(float_bits(dct_entry(m, r, c)), float_bits(static_cast<float>(exact)))
+            << m << " " << r << " " << c;
       }
 }
 
@@ -188,8 +195,8 @@ TEST(Rotation, HadamardIsTheMatrixAndItsOwnInverse) {
     for (int row = 0; row < stored; row += 13) {
       double exact = 0;
       for (int i = 0; i < stored; i++) {
-        const double sign =
-            (sign_bit(signs.data(), i) ? -1.0 : 1.0) * (__builtin_popcount(static_cast<unsigned>((row % n) & (i % n))) % 2 ? -1.0 : 1.0);
+        const double sign = (sign_bit(signs.data(), i) ? -1.0 : 1.0) *
+                            (__builtin_popcount(static_cast<unsigned>((row % n) & (i % n))) % 2 ? -1.0 : 1.0);
         const double factor = m > 1 ? static_cast<double>(dct_entry(m, row / n, i / n)) : 1.0;
         exact += factor * sign * static_cast<double>(x[static_cast<size_t>(i)]);
       }
@@ -197,7 +204,8 @@ TEST(Rotation, HadamardIsTheMatrixAndItsOwnInverse) {
     }
     hadamard_inverse(y.data(), stored);
     for (int i = 0; i < stored; i++) {
-      const double back = static_cast<double>(y[static_cast<size_t>(i)]) * norm * norm * (sign_bit(signs.data(), i) ? -1 : 1);
+      const double back =
+          static_cast<double>(y[static_cast<size_t>(i)]) * norm * norm * (sign_bit(signs.data(), i) ? -1 : 1);
       EXPECT_NEAR(back, static_cast<double>(x[static_cast<size_t>(i)]), 1e-4);
     }
   }
@@ -212,15 +220,18 @@ TEST(Rotation, DenseMatricesAreOrthonormal) {
       for (int j = 0; j <= i; j++) {
         double dot = 0;
         for (int l = 0; l < stored; l++)
-          dot += static_cast<double>(matrix[static_cast<size_t>(i * stored + l)]) * static_cast<double>(matrix[static_cast<size_t>(j * stored + l)]);
-        // Each entry is rounded to float: D products with relative error 2^-23 of numbers whose squares add up to 1.
+          dot += static_cast<double>(matrix[static_cast<size_t>(i * stored + l)]) *
+                 static_cast<double>(matrix[static_cast<size_t>(j * stored + l)]);
+        // Each entry is rounded to float: D products with relative error 2^-23 of numbers whose squares add
+        // up to 1.
         ASSERT_NEAR(dot, i == j ? 1.0 : 0.0, 2.4e-7) << stored << " " << i << " " << j;
       }
   }
 }
 
 TEST(Rotation, SeriesLogarithm) {
-  for (double q = 1e-300; q < 1; q = q < 0.01 ? q * 1.7 : q + 0.0137) EXPECT_NEAR(series_log(q), log(q), 1e-14 * fabs(log(q)) + 1e-15) << q;
+  for (double q = 1e-300; q < 1; q = q < 0.01 ? q * 1.7 : q + 0.0137)
+    EXPECT_NEAR(series_log(q), log(q), 1e-14 * fabs(log(q)) + 1e-15) << q;
 }
 
 TEST(Rotation, TreeSumsInTheStatedOrder) {
@@ -290,7 +301,8 @@ TEST(Encode, LevelBytesFitAndMirror) {
         }
         ASSERT_EQ(code_level(book, code), book.level(static_cast<int>(code)));
         ASSERT_EQ(code_level(book, code | 1u << (bits - 1)), -book.level(static_cast<int>(code)));
-        ASSERT_EQ(level_byte(book, code | 1u << (bits - 1)), book.half() ? ~level_byte(book, code) : -level_byte(book, code));
+        ASSERT_EQ(level_byte(book, code | 1u << (bits - 1)),
+                  book.half() ? ~level_byte(book, code) : -level_byte(book, code));
       }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Page table against a model that keeps, for every sequence, which token of whom lies in which page and in which ring place. After every step the
-// table audits itself and is compared with the model.
+// Page table against a model that keeps, for every sequence, which token of whom lies in which page and in
+// which ring place. After every step the table audits itself and is compared with the model.
 #include "page_table.h"
 
 #include <gtest/gtest.h>
@@ -70,7 +70,8 @@ TEST(PageTable, IdsAreNeverZeroAndGoStale) {
   EXPECT_EQ(t->find(second, "sequence"), 0);  // the same slot
   EXPECT_NE(first, second);
   std::string text;
-  for (const int64_t bad : {first, int64_t{0}, int64_t{-1}, int64_t{5}, second + 1, second + (int64_t{1} << 32), INT64_MIN, INT64_MAX}) {
+  for (const int64_t bad : {first, int64_t{0}, int64_t{-1}, int64_t{5}, second + 1,
+                            second + (int64_t{1} << 32), INT64_MIN, INT64_MAX}) {
     EXPECT_EQ(status_of([&] { t->find(bad, "sequences[3]"); }, &text), Status::kInvalidArgument) << bad;
     EXPECT_NE(text.find("sequences[3] = " + std::to_string(bad)), std::string::npos) << text;
   }
@@ -235,7 +236,8 @@ TEST(PageTable, RingByHand) {
 // Everything a sequence should be: which tokens (unique numbers), and what its ring holds.
 struct Model {
   std::vector<int64_t> tokens;
-  std::vector<int64_t> ring;  // token index whose copy the place holds and whose number matches, as pairs below
+  // token index whose copy the place holds and whose number matches, as pairs below
+  std::vector<int64_t> ring;
   std::vector<int64_t> ring_number;
   int32_t slot;
 };
@@ -262,7 +264,9 @@ class Walk {
 
  private:
   int pick(int n) { return static_cast<int>(random_() % static_cast<uint32_t>(n)); }
-  std::map<int64_t, Model>::iterator any() { return std::next(live_.begin(), pick(static_cast<int>(live_.size()))); }
+  std::map<int64_t, Model>::iterator any() {
+    return std::next(live_.begin(), pick(static_cast<int>(live_.size())));
+  }
 
   void create() {
     if (static_cast<int32_t>(live_.size()) == limits_.max_sequences) {
@@ -294,8 +298,10 @@ class Walk {
   void truncate() {
     if (live_.empty()) return;
     Model& model = any()->second;
-    const int64_t length = pick(2) ? pick(static_cast<int>(model.tokens.size()) + 1)
-                                   : std::max<int64_t>(0, static_cast<int64_t>(model.tokens.size()) - pick(limits_.ring_tokens + 2));
+    const int64_t length =
+        pick(2)
+            ? pick(static_cast<int>(model.tokens.size()) + 1)
+            : std::max<int64_t>(0, static_cast<int64_t>(model.tokens.size()) - pick(limits_.ring_tokens + 2));
     check_exclusive(model.slot, length);
     t_->commit_truncate(model.slot, length);
     model.tokens.resize(static_cast<size_t>(length));
@@ -322,12 +328,15 @@ class Walk {
       static const int kSizes[] = {0, 1, 1, 2, 31, 32, 33, 63, 64, 65, 7, 100};
       growth.push_back(Growth{entry.second.slot, kSizes[pick(12)]});
       models.push_back(&entry.second);
-      too_long |= static_cast<int64_t>(entry.second.tokens.size()) + growth.back().new_tokens > limits_.max_sequence_tokens;
+      too_long |= static_cast<int64_t>(entry.second.tokens.size()) + growth.back().new_tokens >
+                  limits_.max_sequence_tokens;
     }
     std::vector<std::vector<int32_t>> rows;
-    for (const Growth& g : growth) rows.emplace_back(t_->pages(g.slot), t_->pages(g.slot) + t_->pages_of(g.slot));
+    for (const Growth& g : growth)
+      rows.emplace_back(t_->pages(g.slot), t_->pages(g.slot) + t_->pages_of(g.slot));
     const int64_t used = t_->pages_used();
-    const Status status = status_of([&] { t_->prepare_growth(growth.data(), static_cast<int32_t>(growth.size())); });
+    const Status status =
+        status_of([&] { t_->prepare_growth(growth.data(), static_cast<int32_t>(growth.size())); });
     if (too_long) {
       ASSERT_EQ(status, Status::kCapacity);
     }
@@ -335,13 +344,16 @@ class Walk {
       if (status == Status::kOk) t_->cancel_growth();
       EXPECT_EQ(t_->pages_used(), used);
       for (size_t i = 0; i < growth.size(); i++)
-        EXPECT_EQ(rows[i], std::vector<int32_t>(t_->pages(growth[i].slot), t_->pages(growth[i].slot) + t_->pages_of(growth[i].slot)));
+        EXPECT_EQ(rows[i], std::vector<int32_t>(t_->pages(growth[i].slot),
+                                                t_->pages(growth[i].slot) + t_->pages_of(growth[i].slot)));
       return;
     }
-    for (int64_t i = 0; i < t_->num_copies(); i++) content_[t_->copies()[i].target] = content_[t_->copies()[i].source];
+    for (int64_t i = 0; i < t_->num_copies(); i++)
+      content_[t_->copies()[i].target] = content_[t_->copies()[i].source];
     for (size_t i = 0; i < growth.size(); i++) {
       const int32_t changed = static_cast<int32_t>(t_->first_changed_page(static_cast<int32_t>(i)));
-      for (int32_t page = 0; page < changed; page++) EXPECT_EQ(shown_[growth[i].slot][static_cast<size_t>(page)], t_->pages(growth[i].slot)[page]);
+      for (int32_t page = 0; page < changed; page++)
+        EXPECT_EQ(shown_[growth[i].slot][static_cast<size_t>(page)], t_->pages(growth[i].slot)[page]);
       const int64_t count = t_->pages_planned(static_cast<int32_t>(i));
       shown_[growth[i].slot].assign(t_->pages(growth[i].slot), t_->pages(growth[i].slot) + count);
     }
@@ -362,19 +374,23 @@ class Walk {
 
   void compare() {
     EXPECT_EQ(t_->num_sequences(), static_cast<int32_t>(live_.size()));
-    for (const int64_t id : dead_) EXPECT_EQ(status_of([&] { t_->find(id, "id"); }), Status::kInvalidArgument);
+    for (const int64_t id : dead_)
+      EXPECT_EQ(status_of([&] { t_->find(id, "id"); }), Status::kInvalidArgument);
     for (auto& entry : live_) {
       const Model& model = entry.second;
       ASSERT_EQ(t_->find(entry.first, "id"), model.slot);
       const int64_t length = static_cast<int64_t>(model.tokens.size());
       ASSERT_EQ(t_->length(model.slot), length);
       for (int64_t i = 0; i < length; i++)
-        ASSERT_EQ(content_[t_->pages(model.slot)[i / limits_.page_size]][i % limits_.page_size], model.tokens[static_cast<size_t>(i)]);
+        ASSERT_EQ(content_[t_->pages(model.slot)[i / limits_.page_size]][i % limits_.page_size],
+                  model.tokens[static_cast<size_t>(i)]);
       // raw_first: first token of the window from which on all ring copies are the sequence's own.
       int64_t first = length;
       while (first > 0 && limits_.ring_tokens > 0 && first > length - limits_.window_tokens) {
         const size_t place = static_cast<size_t>((first - 1) % limits_.ring_tokens);
-        if (model.ring[place] != first - 1 || model.ring_number[place] != model.tokens[static_cast<size_t>(first - 1)]) break;
+        if (model.ring[place] != first - 1 ||
+            model.ring_number[place] != model.tokens[static_cast<size_t>(first - 1)])
+          break;
         first--;
       }
       ASSERT_EQ(t_->raw_first(model.slot), first);
@@ -399,7 +415,8 @@ TEST(PageTable, RandomWalksAgreeWithTheModel) {
       limits.window_tokens = window;
       limits.ring_tokens = window > 0 ? window + rollback : 0;
       for (uint32_t seed = 0; seed < 6; seed++, walk++) {
-        SCOPED_TRACE("window " + std::to_string(window) + ", rollback " + std::to_string(rollback) + ", seed " + std::to_string(seed));
+        SCOPED_TRACE("window " + std::to_string(window) + ", rollback " + std::to_string(rollback) +
+                     ", seed " + std::to_string(seed));
         limits.num_pages = 8 + static_cast<int64_t>(seed) * 4;
         Walk w(limits, seed + 100u * static_cast<uint32_t>(walk));
         for (int i = 0; i < 400; i++) {

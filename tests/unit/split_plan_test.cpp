@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Properties of work lists over random plans: every visible span of every query row exactly once, slots disjoint, limits kept.
+// Properties of work lists over random plans: every visible span of every query row exactly once, slots
+// disjoint, limits kept.
 #include "split_plan.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +39,8 @@ struct Result {
 Result make(const std::vector<PlanSequence>& sequences, const SplitLimits& limits, int num_splits = 0) {
   Result r;
   r.items.resize(static_cast<size_t>(limits.items));
-  r.counts = split_plan(sequences.data(), static_cast<int32_t>(sequences.size()), limits, num_splits, r.items.data());
+  r.counts = split_plan(sequences.data(), static_cast<int32_t>(sequences.size()), limits, num_splits,
+                        r.items.data());
   EXPECT_LE(r.counts.num_items, limits.items);
   r.items.resize(static_cast<size_t>(r.counts.num_items));
   return r;
@@ -69,7 +71,8 @@ void check(const std::vector<PlanSequence>& sequences, const SplitLimits& limits
     ASSERT_EQ(w.partial < 0, starts && ends) << "partial slots exactly for cut groups";
     const int64_t last_position = s.length() - s.query_tokens + w.first_query + w.num_queries - 1;
     if (ends) {
-      ASSERT_EQ(w.first_span + w.num_spans, last_position / kSpanTokens + 1) << "no span missing, none too many";
+      ASSERT_EQ(w.first_span + w.num_spans, last_position / kSpanTokens + 1)
+          << "no span missing, none too many";
     }
     for (int64_t q = w.first_query; q < w.first_query + w.num_queries; q++)
       seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_spans;
@@ -98,13 +101,16 @@ TEST(SplitPlan, RandomPlans) {
   const int64_t edges[] = {0, 1, 31, 1023, 1024, 1025, 2047, 2048, 4096, 50000};
   int cut = 0;
   for (int round = 0; round < 3000; round++) {
-    const Geometry g = geometry(ratios[pick(8)], heads[pick(4)], 1 + pick(200000), static_cast<int32_t>(1 + pick(20)));
+    const Geometry g =
+        geometry(ratios[pick(8)], heads[pick(4)], 1 + pick(200000), static_cast<int32_t>(1 + pick(20)));
     const SplitLimits limits = split_limits(g, static_cast<int>(1 + pick(150)));
     std::vector<PlanSequence> sequences;
     int64_t queries = 0;
     for (int64_t i = pick(g.max_batch_sequences + 1); i > 0; i--) {
-      const int64_t old_length = edges[pick(10)] + pick(2) * pick(3000), new_tokens = pick(3) ? pick(4) : pick(2000);
-      const int64_t query = std::min(pick(3) ? new_tokens : pick(old_length + new_tokens + 1), g.max_batch_tokens - queries);
+      const int64_t old_length = edges[pick(10)] + pick(2) * pick(3000),
+                    new_tokens = pick(3) ? pick(4) : pick(2000);
+      const int64_t query =
+          std::min(pick(3) ? new_tokens : pick(old_length + new_tokens + 1), g.max_batch_tokens - queries);
       queries += query;
       sequences.push_back(sequence(old_length, new_tokens, query));
     }
@@ -115,7 +121,8 @@ TEST(SplitPlan, RandomPlans) {
     cut += r.counts.num_partials > 0;
     const Result again = make(sequences, limits, num_splits);
     ASSERT_EQ(again.items.size(), r.items.size());
-    for (size_t i = 0; i < r.items.size(); i++) ASSERT_EQ(memcmp(&again.items[i], &r.items[i], sizeof(WorkItem)), 0);
+    for (size_t i = 0; i < r.items.size(); i++)
+      ASSERT_EQ(memcmp(&again.items[i], &r.items[i], sizeof(WorkItem)), 0);
   }
   EXPECT_GT(cut, 300);  // the walk does reach the cut groups
 }
@@ -164,7 +171,8 @@ TEST(SplitPlan, PrefillIsCausal) {
   const SplitLimits limits = split_limits(geometry(1, 1, 8192, 1), 1);
   const Result r = make({sequence(0, 4096, 4096)}, limits);
   ASSERT_EQ(r.counts.num_groups, 64);
-  for (const WorkItem& w : r.items) EXPECT_EQ(w.num_spans, (w.first_query + w.num_queries - 1) / kSpanTokens + 1);
+  for (const WorkItem& w : r.items)
+    EXPECT_EQ(w.num_spans, (w.first_query + w.num_queries - 1) / kSpanTokens + 1);
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ TEST(Status, Names) {
   EXPECT_STREQ(status_name(TQ_ERROR_INVALID_ARGUMENT), "TQ_ERROR_INVALID_ARGUMENT");
   EXPECT_STREQ(status_name(TQ_ERROR_WORKSPACE_TOO_SMALL), "TQ_ERROR_WORKSPACE_TOO_SMALL");
   EXPECT_STREQ(status_name(TQ_ERROR_INTERNAL), "TQ_ERROR_INTERNAL");
-  for (const int unknown : {-1, 15, 98, 100, INT32_MAX, INT32_MIN}) EXPECT_STREQ(status_name(unknown), "TQ_ERROR_UNKNOWN");
+  for (const int unknown : {-1, 15, 98, 100, INT32_MAX, INT32_MIN})
+    EXPECT_STREQ(status_name(unknown), "TQ_ERROR_UNKNOWN");
   for (int known = 0; known <= 14; known++) EXPECT_STRNE(status_name(known), "TQ_ERROR_UNKNOWN") << known;
 }
 
@@ -53,7 +54,8 @@ TEST(Status, ReasonListHasOneLineEachAndTheFirstStatus) {
 
 TEST(Status, ReasonListSurvivesTooManyReasons) {
   ReasonList reasons;
-  for (int i = 0; i < 1000; i++) reasons.add(Status::kInvalidArgument, "layer_key_bits[%d] = 7: must be 0 or one of 2 3 4 5 6 8 16", i);
+  for (int i = 0; i < 1000; i++)
+    reasons.add(Status::kInvalidArgument, "layer_key_bits[%d] = 7: must be 0 or one of 2 3 4 5 6 8 16", i);
   EXPECT_EQ(strlen(reasons.text()), Error::kTextBytes - 1);
   EXPECT_EQ(std::string(reasons.text()).find("layer_key_bits[0] = 7"), 0u);
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Replace your attention call: a decode loop on a tqkv cache. Plan the step once, then append and attend in every layer; fork a sequence for a shared
-prompt; truncate it when a draft is rejected. The same program in C, with the generator of its numbers explained: packaging/smoke/decode_loop.c.
+"""Replace your attention call: a decode loop on a tqkv cache. Plan the step once, then append and attend in
+every layer; fork a sequence for a shared prompt; truncate it when a draft is rejected. The same program in C,
+with the generator of its numbers explained: packaging/smoke/decode_loop.c.
 
 Needs nothing but tqkv; with NumPy, torch or CuPy, pass their arrays instead of array.array.
 """
@@ -29,7 +30,8 @@ def step(batch, sequences, new_tokens, query_tokens):
     batch.plan(sequences, new_tokens, query_tokens)
     rows, queries, total = sum(new_tokens), sum(query_tokens), 0.0
     for layer in range(LAYERS):
-        k, v = numbers(rows * KV_HEADS * DIM), numbers(rows * KV_HEADS * DIM)  # here the model computes k, v and q, rotary embedding applied
+        # here the model computes k, v and q, rotary embedding applied
+        k, v = numbers(rows * KV_HEADS * DIM), numbers(rows * KV_HEADS * DIM)
         q = numbers(queries * QUERY_HEADS * DIM)
         batch.append(layer, k, v)
         out = batch.attend(layer, q)
@@ -39,8 +41,16 @@ def step(batch, sequences, new_tokens, query_tokens):
 
 
 def main():
-    with tqkv.Cache(num_layers=LAYERS, num_q_heads=QUERY_HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, key_bits=4, value_bits=4, max_tokens=1024,
-                    max_sequences=2, window_tokens=16, rollback_tokens=4) as cache:
+    with tqkv.Cache(num_layers=LAYERS,
+                    num_q_heads=QUERY_HEADS,
+                    num_kv_heads=KV_HEADS,
+                    head_dim=DIM,
+                    key_bits=4,
+                    value_bits=4,
+                    max_tokens=1024,
+                    max_sequences=2,
+                    window_tokens=16,
+                    rollback_tokens=4) as cache:
         batch, a = cache.batch(), cache.sequence()
         norm = step(batch, [a], [48], [1])
         print(f"prompt: {len(a)} tokens, norm {norm:.3f}")
@@ -53,14 +63,17 @@ def main():
             norm = step(batch, [a, b], [1, 1], [1, 1])
             print(f"step {i}: lengths {len(a)} and {len(b)}, norm {norm:.3f}")
 
-        norm = step(batch, [a], [4], [4])  # speculative decoding: four tokens at once, of which two turn out to be wrong
+        # speculative decoding: four tokens at once, of which two turn out to be wrong
+        norm = step(batch, [a], [4], [4])
         print(f"draft: lengths {len(a)} and {len(b)}, norm {norm:.3f}")
         a.truncate(len(a) - 2)
         norm = step(batch, [a, b], [1, 1], [1, 1])
         print(f"two rejected: lengths {len(a)} and {len(b)}, norm {norm:.3f}")
 
         memory = cache.memory()
-        print(f"memory: {memory.tokens} tokens, {memory.pages_used} pages, {memory.compression:.2f} times smaller than float16")
+        print(
+            f"memory: {memory.tokens} tokens, {memory.pages_used} pages, {memory.compression:.2f} times smaller than float16"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TQKV_LIBRARY names the library under test; without it the package's own search applies. A library that cannot be loaded fails the tests: nothing is
-skipped."""
+"""TQKV_LIBRARY names the library under test; without it the package's own search applies. A library that
+cannot be loaded fails the tests: nothing is skipped."""
 import sys
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cases of tests/contract/cases.json through the package. `to_device` and `to_numpy` let the same cases run on a GPU."""
+"""Runs the cases of tests/contract/cases.json through the package. `to_device` and `to_numpy` let the same
+cases run on a GPU."""
 import base64
 import ctypes
 import json
@@ -30,7 +31,8 @@ class Host:
         return tqkv.as_buffer(array, dtype) if dtype == "bfloat16" else array
 
     def empty(self, shape, dtype):
-        return self.put(np.full(shape, 0xFFFF, "uint16") if dtype == "bfloat16" else np.full(shape, np.nan, dtype), dtype)
+        return self.put(
+            np.full(shape, 0xFFFF, "uint16") if dtype == "bfloat16" else np.full(shape, np.nan, dtype), dtype)
 
     def take(self, array):
         """float64 array of the values."""
@@ -50,7 +52,8 @@ class Runner:
 
     def tensor(self, name):
         t = self.data["tensors"][name]
-        return np.frombuffer(base64.b64decode(t["data"]), NUMPY_TYPES[t["dtype"]]).reshape(t["shape"]), PACKAGE_TYPES[t["dtype"]]
+        return np.frombuffer(base64.b64decode(t["data"]),
+                             NUMPY_TYPES[t["dtype"]]).reshape(t["shape"]), PACKAGE_TYPES[t["dtype"]]
 
     def put(self, name):
         return self.arrays.put(*self.tensor(name))
@@ -62,7 +65,9 @@ class Runner:
                 try:
                     self.step(step)
                 except Exception as error:
-                    raise AssertionError(f"{case['name']}, step {number} ({step['op']}): {type(error).__name__}: {error}") from error
+                    raise AssertionError(
+                        f"{case['name']}, step {number} ({step['op']}): {type(error).__name__}: {error}"
+                    ) from error
         finally:
             for cache in self.opened:
                 cache.close()
@@ -95,9 +100,11 @@ class Runner:
         off, want = actual[finite] - expected[finite], expected[finite]
         if field + "_l2" in step:
             error = np.linalg.norm(off)
-            assert error <= step[field + "_l2"] * np.linalg.norm(want), f"{field}: off by {error / np.linalg.norm(want):.3g} of its norm"
+            assert error <= step[field + "_l2"] * np.linalg.norm(
+                want), f"{field}: off by {error / np.linalg.norm(want):.3g} of its norm"
         else:
-            assert np.all(np.abs(off) <= step.get(field + "_abs", 0)), f"{field}: off by {np.max(np.abs(off)):.3g}"
+            assert np.all(np.abs(off) <= step.get(field +
+                                                  "_abs", 0)), f"{field}: off by {np.max(np.abs(off)):.3g}"
 
     # ---- names
 
@@ -144,7 +151,9 @@ class Runner:
     def memory(self, step):
         have = self.cache(step).memory()
         for name, value in step["expect"].items():
-            assert math.isclose(getattr(have, name), value, rel_tol=1e-12 if name == "compression" else 0), f"{name} = {getattr(have, name)}"
+            assert math.isclose(
+                getattr(have, name), value,
+                rel_tol=1e-12 if name == "compression" else 0), f"{name} = {getattr(have, name)}"
 
     def fingerprint(self, step):
         value = self.cache(step).fingerprint()
@@ -157,7 +166,8 @@ class Runner:
         assert self.cache(step).check() == step["expect"]
 
     def set_centres(self, step):
-        key, value = (self.tensor(step[name])[0] if name in step else None for name in ("key_centre", "value_centre"))
+        key, value = (self.tensor(step[name])[0] if name in step else None
+                      for name in ("key_centre", "value_centre"))
         self.cache(step).set_centres(step["layer"], key, value)
 
     def sequence_create(self, step):
@@ -179,7 +189,8 @@ class Runner:
         assert self.named(step, step["sequence"]).flags == step["expect"]
 
     def plan(self, step):
-        self.batch(step).plan([self.named(step, name) for name in step["sequences"]], step["new_tokens"], step.get("query_tokens"))
+        self.batch(step).plan([self.named(step, name) for name in step["sequences"]], step["new_tokens"],
+                              step.get("query_tokens"))
 
     def append(self, step):
         c, sides = self.cache(step).config, []
@@ -201,7 +212,8 @@ class Runner:
         batch, c, params = self.batch(step), self.cache(step).config, dict(step.get("params", {}))
         q, dtype = self.tensor(step["q"])
         if "q_head_stride" in params:
-            assert (params.pop("q_token_stride"), params.pop("q_head_stride")) == (c.head_dim, q.shape[1] * c.head_dim)
+            assert (params.pop("q_token_stride"), params.pop("q_head_stride")) == (c.head_dim,
+                                                                                   q.shape[1] * c.head_dim)
             q = q.transpose(1, 0, 2)
         if "sink_logits" in params:
             params["sink_logits"] = self.put(params["sink_logits"])
@@ -211,14 +223,16 @@ class Runner:
             out = self.arrays.empty((q.shape[0], c.num_q_heads, c.value_dim), "float32")
             lse = self.arrays.empty((q.shape[0], c.num_q_heads), "float32")
         if "workspace" in step:
-            params["workspace"] = self.arrays.memory(1 if step["workspace"] == "short" else batch.workspace_bytes())
+            params["workspace"] = self.arrays.memory(1 if step["workspace"] ==
+                                                     "short" else batch.workspace_bytes())
         out, lse = batch.attend(step["layer"], q, out=out, lse=lse, **params)
         self.compare(step, "out", out)
         self.compare(step, "lse", lse)
 
     def read(self, step):
         c, count = self.cache(step).config, max(step["count"], 0)
-        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), _ffi.DTYPE_NAMES[c.io_dtype]) for dim in (c.head_dim, c.value_dim))
+        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), _ffi.DTYPE_NAMES[c.io_dtype])
+                for dim in (c.head_dim, c.value_dim))
         k, v = self.named(step, step["sequence"]).read(step["layer"], step["first"], step["count"], k=k, v=v)
         self.compare(step, "k", k)
         self.compare(step, "v", v)
@@ -228,10 +242,14 @@ class Runner:
         if step["dtype"] != 1 or step["rows"] < 0:
             # What the package's own call cannot even say: through the raw one.
             library = _ffi.load_library()
-            pointers = [(ctypes.c_void_p * len(a))(*(tqkv.as_buffer(x).pointer for x in a)) for a in (outs, lses)]
+            pointers = [
+                (ctypes.c_void_p * len(a))(*(tqkv.as_buffer(x).pointer for x in a)) for a in (outs, lses)
+            ]
             out = tqkv.as_buffer(self.arrays.empty((64,), "float32"))
-            tqkv.config.check(library, library.tq_merge_states(len(outs), *pointers, step["rows"], step["dim"], step["dtype"], out.pointer, None,
-                                                               out.device_type, out.device_id, None))
+            tqkv.config.check(
+                library,
+                library.tq_merge_states(len(outs), *pointers, step["rows"], step["dim"], step["dtype"],
+                                        out.pointer, None, out.device_type, out.device_id, None))
         out, lse = tqkv.merge_states(outs, lses, lse=True)
         self.compare(step, "out", out)
         self.compare(step, "lse", lse)

@@ -6,14 +6,24 @@ import numpy as np
 from tqkv import _dlpack
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.argtypes, _new_capsule.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p], ctypes.py_object
+_new_capsule.argtypes, _new_capsule.restype = [ctypes.c_void_p, ctypes.c_char_p,
+                                               ctypes.c_void_p], ctypes.py_object
 _CODES = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "uint16": (1, 16), "int32": (0, 32)}
 
 
 class Dlpack:
-    """Only __dlpack__ and __dlpack_device__, built by hand. Counts how often its deleter ran; remembers which stream it was told."""
-
-    def __init__(self, array, dtype, *, versioned=True, device=(1, 0), read_only=False, byte_offset=0, keep_strides=True, major=1):
+    """Only __dlpack__ and __dlpack_device__, built by hand. Counts how often its deleter ran; remembers which
+    stream it was told."""
+    def __init__(self,
+                 array,
+                 dtype,
+                 *,
+                 versioned=True,
+                 device=(1, 0),
+                 read_only=False,
+                 byte_offset=0,
+                 keep_strides=True,
+                 major=1):
         self.array, self.dtype, self.versioned, self.device, self.read_only = array, dtype, versioned, device, read_only
         self.byte_offset, self.keep_strides, self.major = byte_offset, keep_strides, major
         self.deleted, self.stream, self.exports = 0, "not told", []
@@ -30,8 +40,10 @@ class Dlpack:
         strides = (ctypes.c_int64 * a.ndim)(*(s // a.itemsize for s in a.strides))
         code, bits = _CODES[self.dtype]
         pointer = ctypes.POINTER(ctypes.c_int64)
-        tensor = _dlpack.DLTensor(a.ctypes.data - self.byte_offset, *self.device, a.ndim, code, bits, 1, ctypes.cast(shape, pointer),
-                                  ctypes.cast(strides, pointer) if self.keep_strides else None, self.byte_offset)
+        tensor = _dlpack.DLTensor(a.ctypes.data - self.byte_offset, *self.device, a.ndim, code, bits, 1,
+                                  ctypes.cast(shape, pointer),
+                                  ctypes.cast(strides, pointer) if self.keep_strides else None,
+                                  self.byte_offset)
 
         @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
         def deleter(address):
@@ -39,7 +51,9 @@ class Dlpack:
 
         function = ctypes.cast(deleter, ctypes.c_void_p)
         if self.versioned:
-            managed, name = _dlpack.DLManagedTensorVersioned(self.major, 0, None, function, int(self.read_only), tensor), b"dltensor_versioned"
+            managed, name = _dlpack.DLManagedTensorVersioned(self.major, 0, None, function,
+                                                             int(self.read_only),
+                                                             tensor), b"dltensor_versioned"
         else:
             managed, name = _dlpack.DLManagedTensor(tensor, None, function), b"dltensor"
         self.exports.append((managed, shape, strides, deleter))
@@ -47,7 +61,8 @@ class Dlpack:
 
 
 class CudaArray:
-    """Only __cuda_array_interface__, version 3. The memory is the host's, so it may be described but not used."""
+    """Only __cuda_array_interface__, version 3. The memory is the host's, so it may be described but not
+    used."""
 
     def __init__(self, array, stream=None, device_id=0):
         self.array, self.stream = array, stream
@@ -63,7 +78,8 @@ class Torch:
 
     def __init__(self, array, dtype, device=("cpu", None)):
         self.array, self.dtype, self.shape = array, f"torch.{dtype}", array.shape
-        self.device = type("Device", (), {"type": device[0], "index": device[1], "__str__": lambda s: s.type})()
+        self.device = type("Device", (),
+                           {"type": device[0], "index": device[1], "__str__": lambda s: s.type})()
         self.layout = "torch.strided"
 
     def data_ptr(self):
@@ -84,4 +100,5 @@ class Stream:
 def bfloat16_bits(array):
     """Nearest even."""
     u = np.asarray(array, dtype=np.float32).view(np.uint32)
-    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+        np.uint16)

@@ -17,7 +17,10 @@ def parse(path):
     text = Path(path).read_text()
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     text = re.sub(r"//[^\n]*", " ", text)
-    constants = {name: int(value, 0) for name, value in re.findall(r"^#define (TQ_[A-Z0-9_]+) (-?\d+)u?\s*$", text, re.M)}
+    constants = {
+        name: int(value, 0)
+        for name, value in re.findall(r"^#define (TQ_[A-Z0-9_]+) (-?\d+)u?\s*$", text, re.M)
+    }
     text = re.sub(r"^\s*#[^\n]*", "", text, flags=re.M)
     structs = {}
     for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", text, re.S):
@@ -34,7 +37,8 @@ def _field(declaration):
     declaration = " ".join(declaration.split())
     if "(" in declaration:  # a callback
         return "callback", re.search(r"\(\*(\w+)\)", declaration).group(1), None
-    kind, star, name, _, length = re.fullmatch(r"((?:const )?\w+) (\**)(\w+)(\[(\d+)\])?", declaration).groups()
+    kind, star, name, _, length = re.fullmatch(r"((?:const )?\w+) (\**)(\w+)(\[(\d+)\])?",
+                                               declaration).groups()
     return kind + (" " + star if star else ""), name, int(length) if length else None
 
 

@@ -103,7 +103,8 @@ def test_cuda_array_interface():
     assert (buffer.device_type, buffer.device_id) == (2, 3)
     tqkv.as_buffer(fakes.CudaArray(X, stream=1), stream=0)  # both are the legacy default stream
     tqkv.as_buffer(fakes.CudaArray(X, stream=0x50), stream=0x50)
-    with pytest.raises(tqkv.InvalidArgument, match="k: its data is being made on stream 0x50, and this call is on 0x60"):
+    with pytest.raises(tqkv.InvalidArgument,
+                       match="k: its data is being made on stream 0x50, and this call is on 0x60"):
         tqkv.as_buffer(fakes.CudaArray(X, stream=0x50), stream=0x60, name="k")
 
 
@@ -121,7 +122,8 @@ def test_torch_duck():
 def test_buffer_protocol():
     flat = array.array("f", X.reshape(-1))
     buffer = tqkv.as_buffer(flat)
-    assert (buffer.pointer, buffer.shape, buffer.strides, buffer.writable) == (flat.buffer_info()[0], (192,), (1,), True)
+    assert (buffer.pointer, buffer.shape, buffer.strides, buffer.writable) == (flat.buffer_info()[0], (192, ),
+                                                                               (1, ), True)
     with pytest.raises(BufferError):
         flat.append(0.0)  # held, so it cannot move
     del buffer
@@ -135,10 +137,13 @@ def test_buffer_protocol():
     assert tqkv.as_buffer(array.array("H", [1, 2]), "bfloat16").dtype == "bfloat16"
 
 
-@pytest.mark.parametrize("wrong, text", [
-    (3.0, "k: a float is no array"), ([1.0, 2.0], "k: a list is no array"), (None, "k: a NoneType is no array"),
-    (np.zeros(3), "k: has <f8 elements"), (np.zeros(3, ">f4"), "k: has >f4 elements"), (array.array("d", [1.0]), "k: has d elements"),
-    (bytes(8), "k: has uint8 elements")])
+@pytest.mark.parametrize("wrong, text", [(3.0, "k: a float is no array"),
+                                         ([1.0, 2.0], "k: a list is no array"),
+                                         (None, "k: a NoneType is no array"),
+                                         (np.zeros(3), "k: has <f8 elements"),
+                                         (np.zeros(3, ">f4"), "k: has >f4 elements"),
+                                         (array.array("d", [1.0]), "k: has d elements"),
+                                         (bytes(8), "k: has uint8 elements")])
 def test_no_array(wrong, text):
     with pytest.raises(tqkv.InvalidArgument, match="^" + text):
         tqkv.as_buffer(wrong, name="k")
@@ -162,7 +167,13 @@ CPU = (1, 0)
 
 
 def rows(a, shape=(2, 3, 32), **more):
-    return buffers.rows(tqkv.as_buffer(a), "k", shape, "[new tokens][num_kv_heads][head_dim]", dtype=1, device=CPU, **more)
+    return buffers.rows(tqkv.as_buffer(a),
+                        "k",
+                        shape,
+                        "[new tokens][num_kv_heads][head_dim]",
+                        dtype=1,
+                        device=CPU,
+                        **more)
 
 
 def test_strides():
@@ -175,15 +186,20 @@ def test_strides():
     assert rows(np.empty((0, 3, 32), "float32"), (0, 3, 32)) == (0, 32)
 
 
-@pytest.mark.parametrize("a, text", [
-    (np.broadcast_to(X[:1], (2, 3, 32)), "k: has strides of .0, 32. elements"),  # to the library a stride of 0 would mean dense
-    (X[::-1], "k: has strides of .-96, 32."),
-    (np.repeat(X, 2, axis=2)[:, :, ::2], "k: the last dimension must be contiguous, its stride is 2 elements"),
-    (X[:1], r"k: has shape \[1, 3, 32\], expected \[2, 3, 32\] = \[new tokens\]"),
-    (X.reshape(-1)[:-1], "k: has shape"),
-    (X.reshape(-1)[::2], "k: has shape"),
-    (X.astype("float16"), "k: has float16 elements, expected float32"),
-    (fakes.CudaArray(X), "k: is on CUDA device 0, the cache is on the CPU")])
+@pytest.mark.parametrize(
+    "a, text",
+    [
+        # to the library a stride of 0 would mean dense
+        (np.broadcast_to(X[:1], (2, 3, 32)), "k: has strides of .0, 32. elements"),
+        (X[::-1], "k: has strides of .-96, 32."),
+        (np.repeat(X, 2,
+                   axis=2)[:, :, ::2], "k: the last dimension must be contiguous, its stride is 2 elements"),
+        (X[:1], r"k: has shape \[1, 3, 32\], expected \[2, 3, 32\] = \[new tokens\]"),
+        (X.reshape(-1)[:-1], "k: has shape"),
+        (X.reshape(-1)[::2], "k: has shape"),
+        (X.astype("float16"), "k: has float16 elements, expected float32"),
+        (fakes.CudaArray(X), "k: is on CUDA device 0, the cache is on the CPU")
+    ])
 def test_rows_refused(a, text):
     with pytest.raises(tqkv.InvalidArgument, match="^" + text):
         rows(a)

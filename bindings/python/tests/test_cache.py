@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import tqkv
 
-SHAPE = dict(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=64, key_bits=4, value_bits=4, max_tokens=256, num_threads=1)
+SHAPE = dict(num_layers=2,
+             num_q_heads=4,
+             num_kv_heads=2,
+             head_dim=64,
+             key_bits=4,
+             value_bits=4,
+             max_tokens=256,
+             num_threads=1)
 RNG = np.random.default_rng(5)
 
 
@@ -59,7 +66,13 @@ def exact(q=Q, k=K, v=V):
 # ---- results
 
 def test_ten_lines():
-    with tqkv.Cache(num_layers=2, num_q_heads=4, num_kv_heads=2, head_dim=64, key_bits=6, value_bits=6, max_tokens=256) as c:
+    with tqkv.Cache(num_layers=2,
+                    num_q_heads=4,
+                    num_kv_heads=2,
+                    head_dim=64,
+                    key_bits=6,
+                    value_bits=6,
+                    max_tokens=256) as c:
         sequence = c.sequence()
         step = c.batch()
         step.plan([sequence], [10])
@@ -67,7 +80,8 @@ def test_ten_lines():
             step.append(layer, K, V)
             out = step.attend(layer, Q)
         assert len(sequence) == 10
-    # 6-bit codes are off by about 2^-5 of a vector's norm (FORMAT.md section 6, a factor of 4 a bit); attention averages.
+    # 6-bit codes are off by about 2^-5 of a vector's norm (FORMAT.md section 6, a factor of 4 a bit);
+    # attention averages.
     assert np.linalg.norm(out - exact()) < 2.0 ** -5 * np.linalg.norm(exact())
 
 
@@ -91,11 +105,14 @@ def test_out_and_lse(small):
 
 
 KINDS = {
-    "dlpack": lambda x: fakes.Dlpack(x, "float32"), "old dlpack": lambda x: fakes.Dlpack(x, "float32", versioned=False),
-    "torch": lambda x: fakes.Torch(x, "float32"), "array.array": lambda x: array.array("f", x.reshape(-1)), "memoryview": memoryview,
-    "bytes": lambda x: tqkv.as_buffer(bytes(x), "float32"), "ctypes": lambda x: (ctypes.c_float * x.size).from_buffer_copy(x),
+    "dlpack": lambda x: fakes.Dlpack(x, "float32"),
+    "old dlpack": lambda x: fakes.Dlpack(x, "float32", versioned=False),
+    "torch": lambda x: fakes.Torch(x, "float32"), "array.array": lambda x: array.array("f", x.reshape(-1)),
+    "memoryview": memoryview, "bytes": lambda x: tqkv.as_buffer(bytes(x), "float32"),
+    "ctypes": lambda x: (ctypes.c_float * x.size).from_buffer_copy(x),
     "head-major": lambda x: np.ascontiguousarray(x.transpose(1, 0, 2)).transpose(1, 0, 2),
-    "padded": lambda x: np.pad(x, ((0, 0), (0, 1), (0, 8)))[:, :-1, :-8]}
+    "padded": lambda x: np.pad(x, ((0, 0), (0, 1), (0, 8)))[:, :-1, :-8]
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,17 +146,23 @@ def test_results_are_of_the_inputs_kind(small):
 
 
 def test_bfloat16_and_float16():
-    for name, k, v, q in (("bfloat16", *map(fakes.bfloat16_bits, (K, V, Q))), ("float16", *(x.astype("float16") for x in (K, V, Q)))):
+    for name, k, v, q in (("bfloat16", *map(fakes.bfloat16_bits, (K, V, Q))),
+                          ("float16", *(x.astype("float16") for x in (K, V, Q)))):
         with cache(io_dtype=name, key_bits=8, value_bits=8) as c:
             step, sequence = filled(c, tqkv.as_buffer(k, name), tqkv.as_buffer(v, name))
             out = step.attend(0, tqkv.as_buffer(q, name))
             assert out.dtype == ("uint16" if name == "bfloat16" else "float16")
             wide = step.attend(0, tqkv.as_buffer(q, name), out_dtype="float32")
             assert wide.dtype == np.float32
-            narrow = (out.astype("uint32") << np.uint32(16)).view("float32") if name == "bfloat16" else out.astype("float32")
+            narrow = (out.astype("uint32") << np.uint32(16)
+                      ).view("float32") if name == "bfloat16" else out.astype("float32")
             # One rounding to 8 or 11 bits of precision.
-            np.testing.assert_allclose(narrow, wide, rtol=2.0 ** (-8 if name == "bfloat16" else -11), atol=2.0 ** -24)
-    with cache(io_dtype="bfloat16") as c, pytest.raises(tqkv.InvalidArgument, match="k: has float32 elements, expected bfloat16"):
+            np.testing.assert_allclose(narrow,
+                                       wide,
+                                       rtol=2.0 ** (-8 if name == "bfloat16" else -11),
+                                       atol=2.0 ** -24)
+    with cache(io_dtype="bfloat16") as c, pytest.raises(tqkv.InvalidArgument,
+                                                        match="k: has float32 elements, expected bfloat16"):
         filled(c)
 
 
@@ -166,7 +189,9 @@ def test_fork_and_truncate(small):
 def test_merge_equals_the_whole(small):
     step, _ = filled(small)
     whole, lse = step.attend(0, Q, lse=True)
-    merged, total = tqkv.merge_states([whole, np.full_like(whole, np.nan)], [lse, np.full_like(lse, -np.inf)], lse=True)
+    merged, total = tqkv.merge_states([whole, np.full_like(whole, np.nan)],
+                                      [lse, np.full_like(lse, -np.inf)],
+                                      lse=True)
     np.testing.assert_allclose(merged, whole, rtol=2.0 ** -22)
     np.testing.assert_allclose(total, lse, rtol=0, atol=2.0 ** -18)
     with pytest.raises(tqkv.InvalidArgument, match="num_states"):
@@ -193,13 +218,17 @@ def test_centres_pool_and_codebook():
 
 # ---- errors
 
-@pytest.mark.parametrize("changes, error, text", [
-    (dict(head_dim=48), tqkv.InvalidArgument, "head_dim = 48"), (dict(io_dtype="float8"), tqkv.InvalidArgument, "io_dtype = 'float8'"),
-    (dict(device="tpu"), tqkv.InvalidArgument, "device = 'tpu'"), (dict(rotation="random"), tqkv.InvalidArgument, "rotation = 'random'"),
-    (dict(layer_key_bits=[4]), tqkv.InvalidArgument, "layer_key_bits: has 1 entries"), (dict(key_bits=-1), tqkv.InvalidArgument, "key_bits"),
-    (dict(max_tokens=2 ** 70), tqkv.InvalidArgument, "max_tokens = "),
-    (dict(num_q_heads=2 ** 33), tqkv.InvalidArgument, "num_q_heads = 8589934592: does not fit 32 bits"),
-    (dict(device="cpu:1"), tqkv.InvalidArgument, "device_id")])
+@pytest.mark.parametrize(
+    "changes, error, text",
+    [(dict(head_dim=48), tqkv.InvalidArgument, "head_dim = 48"),
+     (dict(io_dtype="float8"), tqkv.InvalidArgument, "io_dtype = 'float8'"),
+     (dict(device="tpu"), tqkv.InvalidArgument, "device = 'tpu'"),
+     (dict(rotation="random"), tqkv.InvalidArgument, "rotation = 'random'"),
+     (dict(layer_key_bits=[4]), tqkv.InvalidArgument, "layer_key_bits: has 1 entries"),
+     (dict(key_bits=-1), tqkv.InvalidArgument, "key_bits"),
+     (dict(max_tokens=2 ** 70), tqkv.InvalidArgument, "max_tokens = "),
+     (dict(num_q_heads=2 ** 33), tqkv.InvalidArgument, "num_q_heads = 8589934592: does not fit 32 bits"),
+     (dict(device="cpu:1"), tqkv.InvalidArgument, "device_id")])
 def test_bad_configurations(changes, error, text):
     with pytest.raises(error, match=text) as raised:
         cache(**changes)
@@ -246,7 +275,8 @@ def test_bad_calls(small):
         step.attend(0, Q, out_dtype="float64")
     with pytest.raises(tqkv.InvalidArgument, match="as many entries"):
         step.plan([sequence], [1, 2])
-    with cache() as other, pytest.raises(tqkv.InvalidArgument, match=r"sequences\[0\]: belongs to another cache"):
+    with cache() as other, pytest.raises(tqkv.InvalidArgument,
+                                         match=r"sequences\[0\]: belongs to another cache"):
         step.plan([other.sequence()], [1])
     with pytest.raises(tqkv.CapacityError, match="max_sequence_tokens = 256"):
         step.plan([sequence], [250])
@@ -275,7 +305,8 @@ def test_close():
     c.close()
     assert c.closed
     step.close()
-    for call in (c.sequence, c.batch, c.memory, lambda: len(sequence), lambda: step.plan([sequence], [1]), lambda: step.attend(0, Q)):
+    for call in (c.sequence, c.batch, c.memory, lambda: len(sequence), lambda: step.plan([sequence], [1]),
+                 lambda: step.attend(0, Q)):
         with pytest.raises(tqkv.InvalidState, match="closed"):
             call()
 
@@ -298,8 +329,10 @@ def test_lost_objects_are_destroyed():
         allocated[address] = room
         return address
 
-    allocator = tqkv._ffi.Allocator(alloc=tqkv._ffi.ALLOC_FUNCTION(alloc),
-                                    free=tqkv._ffi.FREE_FUNCTION(lambda user, pointer, size, device_type, device_id: allocated.pop(pointer) and None))
+    allocator = tqkv._ffi.Allocator(
+        alloc=tqkv._ffi.ALLOC_FUNCTION(alloc),
+        free=tqkv._ffi.FREE_FUNCTION(
+            lambda user, pointer, size, device_type, device_id: allocated.pop(pointer) and None))
     for cycle in (False, True):
         c = cache(allocator=allocator)
         batches = [c.batch() for _ in range(3)]
@@ -315,7 +348,8 @@ def test_lost_objects_are_destroyed():
 def test_reference_counts_are_stable(small):
     """10,000 calls of the decode loop's kind neither lose nor keep a reference, nor leave memory behind."""
     step, sequence = small.batch(), small.sequence()
-    k, v, q, out, sums = random(1, 2, 64), random(1, 2, 64), random(1, 4, 64), np.empty((1, 4, 64), "float32"), np.empty((1, 4), "float32")
+    k, v, q, out, sums = random(1, 2, 64), random(1, 2, 64), random(1, 4, 64), np.empty(
+        (1, 4, 64), "float32"), np.empty((1, 4), "float32")
     shared = fakes.Dlpack(q, "float32")
     flat = array.array("f", q.reshape(-1))
     watched = [k, v, q, out, sums, shared, flat, step, sequence, small, tqkv.Cache, None]

@@ -15,7 +15,11 @@ SMOKE = PACKAGE.parents[1] / "packaging" / "smoke"
 
 def test_decode_loop_prints_what_every_language_prints():
     env = {**os.environ, "PYTHONPATH": str(PACKAGE)}
-    run = subprocess.run([sys.executable, str(PACKAGE / "examples" / "decode_loop.py")], env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, str(PACKAGE / "examples" / "decode_loop.py")],
+                         env=env,
+                         capture_output=True,
+                         text=True,
+                         timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout == (SMOKE / "decode_loop.txt").read_text()
 
@@ -25,9 +29,17 @@ def test_decode_loop_in_c_prints_the_same(tmp_path):
     if not library.is_absolute():
         pytest.skip("the library under test has no path of its own; set TQKV_LIBRARY")
     program = tmp_path / "decode_loop"
-    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I", str(PACKAGE.parents[1] / "include")]
-    subprocess.run([os.environ.get("CC", "cc"), *flags, "-o", str(program), str(SMOKE / "decode_loop.c"), str(library), "-lm",
-                    f"-Wl,-rpath,{library.parent}"], check=True)
+    flags = [
+        "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I",
+        str(PACKAGE.parents[1] / "include")
+    ]
+    subprocess.run([
+        os.environ.get("CC", "cc"), *flags, "-o",
+        str(program),
+        str(SMOKE / "decode_loop.c"),
+        str(library), "-lm", f"-Wl,-rpath,{library.parent}"
+    ],
+                   check=True)
     run = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout == (SMOKE / "decode_loop.txt").read_text()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of _ffi against the header, name by name, and against the library and the golden layout table."""
+"""The tables of _ffi against the header, name by name, and against the library and the golden layout
+table."""
 import ctypes
 
 import header
@@ -7,8 +8,10 @@ import pytest
 from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from tqkv import _ffi
 
-SCALARS = {"int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64, "uint8_t": c_uint8, "size_t": c_size_t,
-           "float": c_float, "double": c_double, "char": c_char}
+SCALARS = {
+    "int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64, "uint8_t": c_uint8,
+    "size_t": c_size_t, "float": c_float, "double": c_double, "char": c_char
+}
 HANDLES = {"tq_cache": _ffi.CacheHandle, "tq_batch": _ffi.BatchHandle}
 STRUCTS = {name: struct for name, (struct, _) in _ffi.STRUCTS.items()}
 
@@ -42,7 +45,8 @@ def test_the_parser_sees_the_whole_header(declared, root):
     text = (root / "include" / "tqkv.h").read_text()
     assert len(declared.functions) == text.count("\nTQ_API ") >= 33
     assert len(declared.structs) == text.count("typedef struct") - 2  # two opaque ones
-    assert len(declared.constants) == sum(1 for line in text.split("\n") if line.startswith("#define TQ_") and line.split()[1] != "TQ_API")
+    assert len(declared.constants) == sum(1 for line in text.split("\n")
+                                          if line.startswith("#define TQ_") and line.split()[1] != "TQ_API")
 
 
 def test_constants(declared):
@@ -71,7 +75,8 @@ def test_structs(declared):
                 assert ctype is base * length, where
             elif "*" in kind:
                 base = kind.replace("const", "").strip(" *")
-                assert ctype is (c_void_p if base == "void" else POINTER(STRUCTS.get(base) or SCALARS[base])), where
+                assert ctype is (c_void_p
+                                 if base == "void" else POINTER(STRUCTS.get(base) or SCALARS[base])), where
             else:
                 assert ctype is SCALARS[declared.typedefs.get(kind, kind)], where
 
@@ -84,7 +89,8 @@ def test_sizes_are_the_librarys():
 
 
 def test_layout_table(root, declared):
-    """tests/capi/layout.txt, which the C compiler wrote: the binding has just these structs, fields, constants and number types."""
+    """tests/capi/layout.txt, which the C compiler wrote: the binding has just these structs, fields,
+    constants and number types."""
     wanted = set((root / "tests" / "capi" / "layout.txt").read_text().strip().split("\n"))
     have = {f"constant {name} {value}" for name, value in _ffi.CONSTANTS.items()}
     for name, struct in STRUCTS.items():
@@ -108,5 +114,6 @@ def test_handles_do_not_mix():
 def test_version(declared):
     import tqkv
     c = declared.constants
-    assert tqkv.__version__ == tqkv.library_version() == f"{c['TQ_VERSION_MAJOR']}.{c['TQ_VERSION_MINOR']}.{c['TQ_VERSION_PATCH']}"
+    assert tqkv.__version__ == tqkv.library_version(
+    ) == f"{c['TQ_VERSION_MAJOR']}.{c['TQ_VERSION_MINOR']}.{c['TQ_VERSION_PATCH']}"
     assert tqkv.library_version() in tqkv.build_info()

@@ -75,7 +75,8 @@ def test_the_systems_loader_is_asked_last():
 
 
 def test_explicit_path(own_path):
-    assert python(f"import tqkv; tqkv.load_library({own_path!r}); print(tqkv.library_version())", "/nowhere/libtqkv.so.0") == tqkv.library_version()
+    assert python(f"import tqkv; tqkv.load_library({own_path!r}); print(tqkv.library_version())",
+                  "/nowhere/libtqkv.so.0") == tqkv.library_version()
     code = f"""
 import tqkv
 tqkv.load_library({own_path!r})
@@ -93,7 +94,9 @@ def test_beside_the_package(own_path, tmp_path):
     for source in (PACKAGE / "tqkv").glob("*.py"):
         (package / source.name).write_text(source.read_text())
     (package / _ffi.SONAME).symlink_to(own_path)
-    assert python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tqkv; print(tqkv.library_path())") == str(package / _ffi.SONAME)
+    assert python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tqkv; print(tqkv.library_path())") == str(
+            package / _ffi.SONAME)
 
 
 def test_another_library():
@@ -103,9 +106,12 @@ def test_another_library():
 def compiled(tmp_path, name, functions):
     """A library of that name in which every function returns the given number."""
     source = tmp_path / (name + ".c")
-    source.write_text("".join(f"long {f}(int a) {{ (void)a; return {value}; }}\n" for f, value in functions.items()))
+    source.write_text("".join(f"long {f}(int a) {{ (void)a; return {value}; }}\n"
+                              for f, value in functions.items()))
     target = tmp_path / (name + ".so")
-    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", str(target), str(source)], check=True)
+    subprocess.run(
+        [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o",
+         str(target), str(source)], check=True)
     return target
 
 
@@ -117,7 +123,9 @@ def old_library(tmp_path, name, **changes):
 
 def test_a_function_is_missing(tmp_path):
     text = python(FAILS, old_library(tmp_path, "old", tq_merge_states=None))
-    assert re.search(r"old.so is tqkv 0.0.9, and this Python package was made for .*: it lacks tq_merge_states; install a newer library", text)
+    assert re.search(
+        r"old.so is tqkv 0.0.9, and this Python package was made for .*: it lacks tq_merge_states; install a newer library",
+        text)
 
 
 def test_another_abi(tmp_path):
@@ -125,7 +133,8 @@ def test_another_abi(tmp_path):
 
 
 def test_a_struct_is_too_small(tmp_path):
-    assert "tq_device_info_t has 24 bytes instead of 160" in python(FAILS, old_library(tmp_path, "small", tq_struct_size=24))
+    assert "tq_device_info_t has 24 bytes instead of 160" in python(
+        FAILS, old_library(tmp_path, "small", tq_struct_size=24))
 
 
 def test_no_crash_at_exit(own_path):
@@ -144,5 +153,9 @@ def test_diagnostics(own_path):
     env = {**os.environ, "TQKV_LIBRARY": own_path, "PYTHONPATH": str(PACKAGE)}
     run = subprocess.run([sys.executable, "-m", "tqkv"], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0 and own_path in run.stdout and "self-test:     ok" in run.stdout, run.stdout + run.stderr
-    run = subprocess.run([sys.executable, "-m", "tqkv"], env={**env, "TQKV_LIBRARY": "/nowhere/x.so"}, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-m", "tqkv"],
+                         env={**env, "TQKV_LIBRARY": "/nowhere/x.so"},
+                         capture_output=True,
+                         text=True,
+                         timeout=120)
     assert run.returncode == 1 and "failed:" in run.stdout and not run.stderr

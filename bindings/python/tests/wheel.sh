@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the wheel without a network, installs it into a fresh environment that has nothing else, and uses it there. Prints "ok - what" lines.
+# Builds the wheel without a network, installs it into a fresh environment that has nothing else, and uses it
+# there. Prints "ok - what" lines.
 #
-# Usage: wheel.sh [interpreter]   one that has scikit-build-core (and ninja or make, cmake, a compiler on the path); without: python3
+# Usage: wheel.sh [interpreter]   one that has scikit-build-core (and ninja or make, cmake, a compiler on the
+#                                 path); without: python3
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${1:-python3}

@@ -3,7 +3,8 @@
 
     import numpy as np, tqkv
 
-    with tqkv.Cache(num_layers=2, num_q_heads=8, num_kv_heads=2, head_dim=128, key_bits=4, value_bits=3, max_tokens=8192) as cache:
+    with tqkv.Cache(num_layers=2, num_q_heads=8, num_kv_heads=2, head_dim=128, key_bits=4, value_bits=3,
+    max_tokens=8192) as cache:
         sequence = cache.sequence()
         step = cache.batch()
         k, v = (np.random.randn(100, 2, 128).astype("float32") for _ in "kv")
@@ -12,9 +13,9 @@
             step.append(layer, k, v)
             out = step.attend(layer, np.random.randn(1, 8, 128).astype("float32"))
 
-Arrays: NumPy, torch, DLPack, __cuda_array_interface__, the buffer protocol; this package imports none of them. The library is found by
-TQKV_LIBRARY, beside this package, or by the system's loader, at the first use; see load_library. The manual of every call is tqkv.h;
-`python -m tqkv` says what is installed.
+Arrays: NumPy, torch, DLPack, __cuda_array_interface__, the buffer protocol; this package imports none of
+them. The library is found by TQKV_LIBRARY, beside this package, or by the system's loader, at the first use;
+see load_library. The manual of every call is tqkv.h; `python -m tqkv` says what is installed.
 """
 from . import errors
 from ._ffi import CONSTANTS, load_library
@@ -22,13 +23,17 @@ from .buffers import Buffer, as_buffer, as_stream
 from .cache import Batch, Cache, Sequence
 from .config import Codebook, Config
 from .devices import build_info, devices, library_path, library_version
-from .errors import (CapacityError, CaptureError, CorruptData, CudaError, DriverError, Error, Incompatible, InternalError, InvalidArgument,
-                     InvalidState, IoError, LibraryError, NoDevice, NotSupported, OutOfMemory, VersionError, WorkspaceTooSmall)
+from .errors import (CapacityError, CaptureError, CorruptData, CudaError, DriverError, Error, Incompatible,
+                     InternalError, InvalidArgument, InvalidState, IoError, LibraryError, NoDevice,
+                     NotSupported, OutOfMemory, VersionError, WorkspaceTooSmall)
 from .merge import merge_states
 
 __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
 
-__all__ = ["Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config", "CorruptData", "CudaError", "DriverError",
-           "Error", "Incompatible", "InternalError", "InvalidArgument", "InvalidState", "IoError", "LibraryError", "NoDevice", "NotSupported",
-           "OutOfMemory", "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors",
-           "library_path", "library_version", "load_library", "merge_states"]
+__all__ = [
+    "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
+    "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
+    "InvalidState", "IoError", "LibraryError", "NoDevice", "NotSupported", "OutOfMemory", "Sequence",
+    "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors",
+    "library_path", "library_version", "load_library", "merge_states"
+]

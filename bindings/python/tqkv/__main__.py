@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""python -m tqkv: what is installed, which library is used and why, and whether a small cache works. Exit status 0 if it does."""
+"""python -m tqkv: what is installed, which library is used and why, and whether a small cache works. Exit
+status 0 if it does."""
 import array
 import sys
 
@@ -12,8 +13,16 @@ def _line(title, text):
 
 
 def _self_test():
-    """One head, 8 tokens at 8 bits, each its own key: attention must return about the value of the key that is asked for."""
-    with tqkv.Cache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=32, key_bits=8, value_bits=8, max_tokens=32, num_threads=1) as cache:
+    """One head, 8 tokens at 8 bits, each its own key: attention must return about the value of the key that
+    is asked for."""
+    with tqkv.Cache(num_layers=1,
+                    num_q_heads=1,
+                    num_kv_heads=1,
+                    head_dim=32,
+                    key_bits=8,
+                    value_bits=8,
+                    max_tokens=32,
+                    num_threads=1) as cache:
         step = cache.batch()
         step.plan([cache.sequence()], [8], [1])
         k = array.array("f", (float(10 * (i % 32 == i // 32)) for i in range(8 * 32)))
@@ -37,7 +46,8 @@ def main():
         _line("build", tqkv.build_info())
         for d in tqkv.devices():
             kind = "cpu" if d.device_type == _ffi.CPU else f"cuda:{d.device_id}, compute {d.compute_major}.{d.compute_minor}"
-            _line("device", f"{kind}, {d.name.decode()}, {d.num_units} units, {d.memory_bytes / 2**30:.1f} GiB")
+            _line("device",
+                  f"{kind}, {d.name.decode()}, {d.num_units} units, {d.memory_bytes / 2**30:.1f} GiB")
         _line("self-test", _self_test())
     except (tqkv.Error, RuntimeError) as error:
         _line("failed", error)

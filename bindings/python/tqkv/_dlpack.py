@@ -7,14 +7,16 @@ from ._ffi import CPU, CUDA
 from .errors import InvalidArgument
 
 _CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
-_TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16", (1, 16): "uint16", (0, 16): "int16", (1, 8): "uint8", (0, 8): "uint8"}
+_TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16", (1, 16): "uint16", (0, 16): "int16",
+          (1, 8): "uint8", (0, 8): "uint8"}
 _READ_ONLY = 1
 _MAX_VERSION = (1, 0)
 
 
 class DLTensor(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("device_type", c_int32), ("device_id", c_int32), ("ndim", c_int32), ("code", c_uint8), ("bits", c_uint8),
-                ("lanes", c_uint16), ("shape", POINTER(c_int64)), ("strides", POINTER(c_int64)), ("byte_offset", c_uint64)]
+    _fields_ = [("data", c_void_p), ("device_type", c_int32), ("device_id", c_int32), ("ndim", c_int32),
+                ("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16), ("shape", POINTER(c_int64)),
+                ("strides", POINTER(c_int64)), ("byte_offset", c_uint64)]
 
 
 class DLManagedTensor(ctypes.Structure):
@@ -26,8 +28,8 @@ DLManagedTensor._fields_ = [("dl_tensor", DLTensor), ("manager_ctx", c_void_p), 
 
 
 class DLManagedTensorVersioned(ctypes.Structure):
-    _fields_ = [("major", c_uint32), ("minor", c_uint32), ("manager_ctx", c_void_p), ("deleter", c_void_p), ("flags", c_uint64),
-                ("dl_tensor", DLTensor)]
+    _fields_ = [("major", c_uint32), ("minor", c_uint32), ("manager_ctx", c_void_p), ("deleter", c_void_p),
+                ("flags", c_uint64), ("dl_tensor", DLTensor)]
 
 
 _DELETE = CFUNCTYPE(None, c_void_p)
@@ -39,7 +41,8 @@ _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.argtypes, _set_name.restype = [py_object, c_char_p], c_int
 
 # (capsule name, name of a consumed one, struct); the names must outlive the capsules
-_KINDS = ((b"dltensor_versioned", b"used_dltensor_versioned", DLManagedTensorVersioned), (b"dltensor", b"used_dltensor", DLManagedTensor))
+_KINDS = ((b"dltensor_versioned", b"used_dltensor_versioned", DLManagedTensorVersioned),
+          (b"dltensor", b"used_dltensor", DLManagedTensor))
 
 
 class View:
@@ -50,14 +53,19 @@ class View:
         t = managed.dl_tensor
         if isinstance(managed, DLManagedTensorVersioned) and managed.major != _MAX_VERSION[0]:
             raise InvalidArgument(f"{name}: DLPack version {managed.major}.{managed.minor} is not known here")
-        self.dtype = _TYPES.get((t.code, t.bits), f"DLPack type ({t.code}, {t.bits})") if t.lanes == 1 else f"vectors of {t.lanes}"
+        self.dtype = _TYPES.get(
+            (t.code,
+             t.bits), f"DLPack type ({t.code}, {t.bits})") if t.lanes == 1 else f"vectors of {t.lanes}"
         self.shape = tuple(t.shape[i] for i in range(t.ndim))
         self.strides = tuple(t.strides[i] for i in range(t.ndim)) if t.strides else None
         self.pointer = (t.data or 0) + t.byte_offset
         self.writable = not (isinstance(managed, DLManagedTensorVersioned) and managed.flags & _READ_ONLY)
-        devices = {_CPU: (CPU, 0), _CUDA_HOST: (CPU, 0), _CUDA: (CUDA, t.device_id), _CUDA_MANAGED: (None, None)}
+        devices = {
+            _CPU: (CPU, 0), _CUDA_HOST: (CPU, 0), _CUDA: (CUDA, t.device_id), _CUDA_MANAGED: (None, None)
+        }
         if t.device_type not in devices:
-            raise InvalidArgument(f"{name}: is on DLPack device type {t.device_type}; only the CPU and CUDA can be used")
+            raise InvalidArgument(
+                f"{name}: is on DLPack device type {t.device_type}; only the CPU and CUDA can be used")
         self.device = devices[t.device_type]
 
     def __del__(self):
@@ -67,7 +75,8 @@ class View:
 
 
 def _request(array, stream, name):
-    """The producer's capsule. CUDA producers are told our stream (1 = legacy default) and order their work before it."""
+    """The producer's capsule. CUDA producers are told our stream (1 = legacy default) and order their work
+    before it."""
     on_cuda = array.__dlpack_device__()[0] in (_CUDA, _CUDA_MANAGED)
     arguments = {"stream": stream or 1} if on_cuda else {}
     try:

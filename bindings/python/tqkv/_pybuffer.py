@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The address behind any object with the buffer protocol, read-only ones too, which ctypes' from_buffer refuses."""
+"""The address behind any object with the buffer protocol, read-only ones too, which ctypes' from_buffer
+refuses."""
 import ctypes
 from ctypes import POINTER, byref, c_char_p, c_int, c_ssize_t, c_void_p, py_object
 
@@ -7,12 +8,13 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_ssize_t, c_void_p, py_obje
 class _PyBuffer(ctypes.Structure):
     """Py_buffer of the stable ABI."""
 
-    _fields_ = [("buf", c_void_p), ("obj", c_void_p), ("len", c_ssize_t), ("itemsize", c_ssize_t), ("readonly", c_int), ("ndim", c_int),
-                ("format", c_char_p), ("shape", POINTER(c_ssize_t)), ("strides", POINTER(c_ssize_t)), ("suboffsets", POINTER(c_ssize_t)),
-                ("internal", c_void_p)]
+    _fields_ = [("buf", c_void_p), ("obj", c_void_p), ("len", c_ssize_t), ("itemsize", c_ssize_t),
+                ("readonly", c_int), ("ndim", c_int), ("format", c_char_p), ("shape", POINTER(c_ssize_t)),
+                ("strides", POINTER(c_ssize_t)), ("suboffsets", POINTER(c_ssize_t)), ("internal", c_void_p)]
 
 
-_STRIDED_WITH_FORMAT = 0x0004 | 0x0018  # PyBUF_FORMAT | PyBUF_STRIDES; without PyBUF_INDIRECT, so suboffsets do not occur
+# PyBUF_FORMAT | PyBUF_STRIDES; without PyBUF_INDIRECT, so suboffsets do not occur
+_STRIDED_WITH_FORMAT = 0x0004 | 0x0018
 
 _get = ctypes.pythonapi.PyObject_GetBuffer
 _get.argtypes, _get.restype = [py_object, POINTER(_PyBuffer), c_int], c_int

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any array as an address with a type, a shape, strides and a device: as_buffer.
 
-No array library is imported. An object is taken by what it offers, in this order: the attributes of a torch tensor, NumPy's
-__array_interface__, DLPack, __cuda_array_interface__, the buffer protocol. Nothing is copied: what cannot be used in place is an error.
+No array library is imported. An object is taken by what it offers, in this order: the attributes of a torch
+tensor, NumPy's __array_interface__, DLPack, __cuda_array_interface__, the buffer protocol. Nothing is copied:
+what cannot be used in place is an error.
 """
 import sys
 
@@ -10,25 +11,32 @@ from . import _dlpack, _pybuffer
 from ._ffi import CPU, CUDA, DTYPE_BYTES, DTYPE_NAMES, DTYPES
 from .errors import InvalidArgument
 
-# Typestrings of __array_interface__ and __cuda_array_interface__, and formats of the buffer protocol, both little-endian or native.
-_TYPESTRINGS = {"<f4": "float32", "<f2": "float16", "<u2": "uint16", "<i2": "int16", "|u1": "uint8", "|i1": "uint8"}
-_FORMATS = {"f": "float32", "e": "float16", "H": "uint16", "h": "int16", "B": "uint8", "b": "uint8", "c": "uint8"}
+# Typestrings of __array_interface__ and __cuda_array_interface__, and formats of the buffer protocol, both
+# little-endian or native.
+_TYPESTRINGS = {
+    "<f4": "float32", "<f2": "float16", "<u2": "uint16", "<i2": "int16", "|u1": "uint8", "|i1": "uint8"
+}
+_FORMATS = {
+    "f": "float32", "e": "float16", "H": "uint16", "h": "int16", "B": "uint8", "b": "uint8", "c": "uint8"
+}
 
 
 class Buffer:
-    """An array seen as the library sees it. Made by as_buffer; may be passed wherever an array may, which saves looking at the array again.
+    """An array seen as the library sees it. Made by as_buffer; may be passed wherever an array may, which
+    saves looking at the array again.
 
     pointer            address of element [0, 0, ..]
     dtype              "float32", "float16" or "bfloat16"
     shape, strides     tuples; strides in elements
     device_type, device_id
-                       TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2), and the CUDA ordinal; device_id None: the object does not say. device_type None:
-                       memory that host and device share
+                       TQ_DEVICE_CPU (1) or TQ_DEVICE_CUDA (2), and the CUDA ordinal; device_id None: the
+                       object does not say. device_type None: memory that host and device share
     writable           False if the object forbids writing
     owner              the object; the memory lives as long as it does
     """
 
-    __slots__ = ("pointer", "dtype", "shape", "strides", "device_type", "device_id", "writable", "owner", "kind", "held")
+    __slots__ = ("pointer", "dtype", "shape", "strides", "device_type", "device_id", "writable", "owner",
+                 "kind", "held")
 
     def __init__(self, pointer, dtype, shape, strides, device, writable, owner, kind, held=None):
         self.pointer, self.dtype, self.shape, self.strides = pointer, dtype, tuple(shape), tuple(strides)
@@ -51,10 +59,11 @@ class Buffer:
 def as_buffer(array, dtype=None, *, name="array", stream=0):
     """`array` as a Buffer, without a copy.
 
-    array   torch.Tensor; numpy.ndarray; any object with __dlpack__ or __cuda_array_interface__; any object with the buffer protocol (array.array,
-            ctypes arrays, memoryview, bytes); or a Buffer
-    dtype   "float32", "float16", "bfloat16": what the elements are, needed where the object cannot say it: 16-bit integers that hold the bits of
-            float16 or bfloat16, or plain bytes. None: as the object says
+    array   torch.Tensor; numpy.ndarray; any object with __dlpack__ or __cuda_array_interface__; any object
+            with the buffer protocol (array.array, ctypes arrays, memoryview, bytes); or a Buffer
+    dtype   "float32", "float16", "bfloat16": what the elements are, needed where the object cannot say it:
+            16-bit integers that hold the bits of float16 or bfloat16, or plain bytes. None: as the object
+            says
     name    for error texts
     stream  the stream on which the memory will be used: producers that order their work by DLPack are told
     Raises InvalidArgument, which names `name`.
@@ -78,8 +87,9 @@ def as_buffer(array, dtype=None, *, name="array", stream=0):
 
 
 def as_stream(stream):
-    """A stream as the library takes it: None (the legacy default stream, or none at all for a CPU cache), an int, a torch stream (.cuda_stream),
-    a CuPy stream (.ptr), or an object with __cuda_stream__. Returns an int, 0 for None."""
+    """A stream as the library takes it: None (the legacy default stream, or none at all for a CPU cache), an
+    int, a torch stream (.cuda_stream), a CuPy stream (.ptr), or an object with __cuda_stream__. Returns an
+    int, 0 for None."""
     if stream is None:
         return 0
     if isinstance(stream, int):
@@ -90,7 +100,8 @@ def as_stream(stream):
         value = getattr(stream, attribute, None)
         if isinstance(value, int):
             return value
-    raise InvalidArgument(f"stream: a {type(stream).__name__} is no stream; give None, an int, or a torch or CuPy stream")
+    raise InvalidArgument(
+        f"stream: a {type(stream).__name__} is no stream; give None, an int, or a torch or CuPy stream")
 
 
 # ---- what elements are
@@ -104,8 +115,9 @@ def _resolve_dtype(found, wanted, name):
         return found
     if found in ("uint16", "int16", "uint8"):
         if wanted is None:
-            raise InvalidArgument(f"{name}: has {found} elements; if they are the bits of another type, say so: "
-                                  f"tqkv.as_buffer({name}, dtype=\"bfloat16\")")
+            raise InvalidArgument(
+                f"{name}: has {found} elements; if they are the bits of another type, say so: "
+                f"tqkv.as_buffer({name}, dtype=\"bfloat16\")")
         if found == "uint8" or DTYPE_BYTES[DTYPES[wanted]] == 2:
             return wanted
     raise InvalidArgument(f"{name}: has {found} elements; they must be {', '.join(DTYPES)}")
@@ -114,7 +126,8 @@ def _resolve_dtype(found, wanted, name):
 def _element_strides(strides_bytes, size, name):
     for stride in strides_bytes:
         if stride % size:
-            raise InvalidArgument(f"{name}: a stride of {stride} bytes is not a multiple of its {size}-byte elements")
+            raise InvalidArgument(
+                f"{name}: a stride of {stride} bytes is not a multiple of its {size}-byte elements")
     return tuple(stride // size for stride in strides_bytes)
 
 
@@ -135,7 +148,8 @@ def _from_torch(tensor, dtype, name):
     if "strided" not in str(getattr(tensor, "layout", "strided")):
         raise InvalidArgument(f"{name}: is a {tensor.layout} tensor; only dense ones can be used")
     resolved = _resolve_dtype(str(tensor.dtype).replace("torch.", ""), dtype, name)
-    where = (CPU, 0) if device == "cpu" else (CUDA, tensor.device.index if tensor.device.index is not None else tensor.get_device())
+    where = (CPU, 0) if device == "cpu" else (
+        CUDA, tensor.device.index if tensor.device.index is not None else tensor.get_device())
     return Buffer(tensor.data_ptr(), resolved, tensor.shape, tensor.stride(), where, True, tensor, "torch")
 
 
@@ -163,37 +177,61 @@ def _from_dlpack(array, dtype, name, stream):
     if view.dtype == "uint8":
         raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(DTYPES)}")
     kind = "cupy" if type(array).__module__.split(".")[0] == "cupy" else "dlpack"
-    return Buffer(view.pointer, resolved, view.shape, strides, view.device, view.writable, array, kind, held=view)
+    return Buffer(view.pointer,
+                  resolved,
+                  view.shape,
+                  strides,
+                  view.device,
+                  view.writable,
+                  array,
+                  kind,
+                  held=view)
 
 
 def _check_producer_stream(producer, stream, name):
-    """The producer's stream of __cuda_array_interface__ version 3: work on it must come before ours. Ordering two streams takes an event, which the
-    library has no call for, so another stream is refused instead of raced with."""
+    """The producer's stream of __cuda_array_interface__ version 3: work on it must come before ours. Ordering
+    two streams takes an event, which the library has no call for, so another stream is refused instead of
+    raced with."""
     if producer is not None and producer != (stream or 1):
-        raise InvalidArgument(f"{name}: its data is being made on stream {producer:#x}, and this call is on {(stream or 1):#x}; pass that stream, "
-                              f"or order the two")
+        raise InvalidArgument(
+            f"{name}: its data is being made on stream {producer:#x}, and this call is on {(stream or 1):#x}; pass that stream, "
+            f"or order the two")
 
 
 def _from_buffer_protocol(array, dtype, name):
     try:
         view = _pybuffer.View(array)
     except (TypeError, BufferError) as error:
-        raise InvalidArgument(f"{name}: a {type(array).__name__} is no array that can be used in place: {error}") from None
+        raise InvalidArgument(
+            f"{name}: a {type(array).__name__} is no array that can be used in place: {error}") from None
     found = _FORMATS.get(view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>"), view.format)
     resolved = _resolve_dtype(found, dtype, name)
     size = DTYPE_BYTES[DTYPES[resolved]]
     if found == "uint8":
         if len(view.shape) != 1 or view.strides[0] != 1 or view.shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
-        return Buffer(view.pointer, resolved, (view.shape[0] // size,), (1,), (CPU, 0), view.writable, array, "buffer", held=view)
-    return Buffer(view.pointer, resolved, view.shape, _element_strides(view.strides, size, name), (CPU, 0), view.writable, array, "buffer", held=view)
+        return Buffer(view.pointer,
+                      resolved, (view.shape[0] // size, ), (1, ), (CPU, 0),
+                      view.writable,
+                      array,
+                      "buffer",
+                      held=view)
+    return Buffer(view.pointer,
+                  resolved,
+                  view.shape,
+                  _element_strides(view.strides, size, name), (CPU, 0),
+                  view.writable,
+                  array,
+                  "buffer",
+                  held=view)
 
 
 # ---- what a call needs
 
 def check_device(buffer, device, name):
     """device: (type, id) of the cache."""
-    same = buffer.device_type is None or (buffer.device_type == device[0] and (device[0] == CPU or buffer.device_id in (None, device[1])))
+    same = buffer.device_type is None or (buffer.device_type == device[0] and
+                                          (device[0] == CPU or buffer.device_id in (None, device[1])))
     if not same:
         where = {CPU: "the CPU", CUDA: f"CUDA device {buffer.device_id}"}[buffer.device_type]
         cache = "the CPU" if device[0] == CPU else f"CUDA device {device[1]}"
@@ -201,8 +239,8 @@ def check_device(buffer, device, name):
 
 
 def rows(buffer, name, shape, meaning, *, dtype, device, writable=False):
-    """(token stride, head stride) of a tensor [tokens][heads][dim] for the library: elements, 0 = dense. A flat contiguous buffer of as many elements
-    is taken as dense. Raises InvalidArgument."""
+    """(token stride, head stride) of a tensor [tokens][heads][dim] for the library: elements, 0 = dense. A
+    flat contiguous buffer of as many elements is taken as dense. Raises InvalidArgument."""
     check_device(buffer, device, name)
     if DTYPES[buffer.dtype] != dtype:
         raise InvalidArgument(f"{name}: has {buffer.dtype} elements, expected {DTYPE_NAMES[dtype]}")
@@ -212,13 +250,18 @@ def rows(buffer, name, shape, meaning, *, dtype, device, writable=False):
     if buffer.shape == shape:
         token, head, last = buffer.strides
         if last != 1 and dim > 1 and tokens * heads > 0:
-            raise InvalidArgument(f"{name}: the last dimension must be contiguous, its stride is {last} elements")
-        # 0 means dense to the library, so a stride that is used may not be 0 (as broadcasting makes it), and one that is not used is passed as 0.
+            raise InvalidArgument(
+                f"{name}: the last dimension must be contiguous, its stride is {last} elements")
+        # 0 means dense to the library, so a stride that is used may not be 0 (as broadcasting makes it), and
+        # one that is not used is passed as 0.
         token, head = (token if tokens > 1 else 0), (head if heads > 1 else 0)
         if tokens * heads > 0 and ((tokens > 1 and token <= 0) or (heads > 1 and head <= 0)):
-            raise InvalidArgument(f"{name}: has strides of {buffer.strides[:2]} elements for tokens and heads; they must be above 0")
+            raise InvalidArgument(
+                f"{name}: has strides of {buffer.strides[:2]} elements for tokens and heads; they must be above 0"
+            )
         return token, head
-    if len(buffer.shape) == 1 and buffer.size == tokens * heads * dim and (buffer.size <= 1 or buffer.strides[0] == 1):
+    if len(buffer.shape) == 1 and buffer.size == tokens * heads * dim and (buffer.size <= 1
+                                                                           or buffer.strides[0] == 1):
         return 0, 0
     raise InvalidArgument(f"{name}: has shape {list(buffer.shape)}, expected {list(shape)} = {meaning}")
 
@@ -236,32 +279,40 @@ def dense(buffer, name, shape, meaning, *, dtype, device, writable=False):
     if buffer.size != count or (buffer.shape != shape and len(buffer.shape) != 1):
         raise InvalidArgument(f"{name}: has shape {list(buffer.shape)}, expected {list(shape)} = {meaning}")
     expected = dense_strides(buffer.shape)
-    if any(extent > 1 and have != want for extent, have, want in zip(buffer.shape, buffer.strides, expected)) and count > 0:
+    if any(extent > 1 and have != want
+           for extent, have, want in zip(buffer.shape, buffer.strides, expected)) and count > 0:
         raise InvalidArgument(f"{name}: must be contiguous, its strides are {list(buffer.strides)} elements")
     return buffer.pointer
 
 
 def empty_like(buffer, shape, dtype, name):
-    """A new, uninitialised array of the kind of `buffer` (its owner's library and device) as (array, Buffer)."""
+    """A new, uninitialised array of the kind of `buffer` (its owner's library and device) as (array,
+    Buffer)."""
     text = DTYPE_NAMES[dtype]
     if buffer.kind == "torch":
         torch = sys.modules["torch"]
         array = torch.empty(shape, dtype=getattr(torch, text), device=buffer.owner.device)
     elif buffer.kind == "numpy" and "numpy" in sys.modules:
         numpy = sys.modules["numpy"]
-        own = getattr(buffer.owner, "dtype", None)  # bfloat16 as the input had it: an extension type, or its bits
-        array = numpy.empty(shape, dtype=text if text != "bfloat16" else own if getattr(own, "name", "") == "bfloat16" else "uint16")
+        # bfloat16 as the input had it: an extension type, or its bits
+        own = getattr(buffer.owner, "dtype", None)
+        array = numpy.empty(
+            shape,
+            dtype=text if text != "bfloat16" else own if getattr(own, "name", "") == "bfloat16" else "uint16")
     elif buffer.kind == "cupy" and text != "bfloat16":
         array = sys.modules["cupy"].empty(shape, dtype=text)
     elif buffer.kind == "buffer":
         array = _empty_view(shape, dtype)
     else:
-        raise InvalidArgument(f"{name}: cannot be made like the input, a {type(buffer.owner).__name__}; pass {name}= to write into")
+        raise InvalidArgument(
+            f"{name}: cannot be made like the input, a {type(buffer.owner).__name__}; pass {name}= to write into"
+        )
     return array, as_buffer(array, text, name=name)
 
 
 def _empty_view(shape, dtype):
-    """A memoryview of that shape; 16-bit floats as unsigned integers, which is all that memoryview can show of them."""
+    """A memoryview of that shape; 16-bit floats as unsigned integers, which is all that memoryview can show
+    of them."""
     letter = "f" if DTYPE_NAMES[dtype] == "float32" else "H"
     count = 1
     for extent in shape:
@@ -283,7 +334,8 @@ class Memory:
 
 
 def as_bytes(array, name):
-    """A contiguous array of any type as Memory: torch tensors, NumPy and __cuda_array_interface__ arrays, the buffer protocol."""
+    """A contiguous array of any type as Memory: torch tensors, NumPy and __cuda_array_interface__ arrays, the
+    buffer protocol."""
     if hasattr(array, "data_ptr") and hasattr(array, "element_size"):
         contiguous = array.is_contiguous()
         device = (CPU, 0) if array.device.type == "cpu" else (CUDA, array.get_device())
@@ -302,7 +354,8 @@ def as_bytes(array, name):
             flat = memoryview(array)
             view = _pybuffer.View(flat)
         except (TypeError, BufferError) as error:
-            raise InvalidArgument(f"{name}: a {type(array).__name__} is no memory that can be used: {error}") from None
+            raise InvalidArgument(
+                f"{name}: a {type(array).__name__} is no memory that can be used: {error}") from None
         contiguous = flat.c_contiguous
         memory = Memory(view.pointer, flat.nbytes, (CPU, 0), view.writable, view)
     if not contiguous:

@@ -14,8 +14,9 @@ _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """A codebook of your own for coded layers of exactly `bits` bits: 2^(bits-1) rising magnitudes on the int8 grid; level = unit * magnitude for
-    coordinates of unit variance. bits <= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2."""
+    """A codebook of your own for coded layers of exactly `bits` bits: 2^(bits-1) rising magnitudes on the
+    int8 grid; level = unit * magnitude for coordinates of unit variance. bits <= 3: magnitudes 1 .. 127. bits
+    4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2."""
 
     bits: int
     unit: float
@@ -24,10 +25,12 @@ class Codebook:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a cache is made from. Every field has the name, unit and default of tq_cache_config in tqkv.h; 0 or None = default. Differences: `device`
-    stands for device_type and device_id, and `io_dtype` and the names of rotations and scale rules may be given as strings.
+    """What a cache is made from. Every field has the name, unit and default of tq_cache_config in tqkv.h; 0
+    or None = default. Differences: `device` stands for device_type and device_id, and `io_dtype` and the
+    names of rotations and scale rules may be given as strings.
 
-    num_layers, num_q_heads, num_kv_heads, head_dim, max_tokens, and key_bits and value_bits or their per-layer lists, are required.
+    num_layers, num_q_heads, num_kv_heads, head_dim, max_tokens, and key_bits and value_bits or their
+    per-layer lists, are required.
     """
 
     num_layers: int
@@ -60,10 +63,11 @@ class Config:
     num_threads: int = 0                            # CPU: 0 = all that the process may use
     flags: int = 0                                  # TQ_FLAG_*
     allocator: Optional[_ffi.Allocator] = None      # callbacks must stay alive as long as the cache
-    pool: Any = None                                # caller's memory for the pages: a writable contiguous array on the device, 256-byte aligned
+    pool: Any = None  # caller's memory for the pages: a writable contiguous array on the device, 256-byte aligned
 
     def check(self) -> List[str]:
-        """Every reason why the library cannot run this configuration, each naming its field; [] if it can. Allocates nothing on a device."""
+        """Every reason why the library cannot run this configuration, each naming its field; [] if it can.
+        Allocates nothing on a device."""
         library = _ffi.load_library()
         text = ctypes.create_string_buffer(4096)
         c, keep = self._to_c()
@@ -72,8 +76,9 @@ class Config:
         return text.value.decode(errors="replace").split("\n") if status else []
 
     def bytes(self) -> _ffi.CacheBytes:
-        """What a cache of this configuration allocates, exactly: page_bytes, raw_bytes, table_bytes, workspace_bytes, device_bytes, host_bytes,
-        num_pages, token_bytes (stored bytes of one token over all layers and heads), fp16_token_bytes. Raises as Cache does."""
+        """What a cache of this configuration allocates, exactly: page_bytes, raw_bytes, table_bytes,
+        workspace_bytes, device_bytes, host_bytes, num_pages, token_bytes (stored bytes of one token over all
+        layers and heads), fp16_token_bytes. Raises as Cache does."""
         library, result = _ffi.load_library(), _ffi.CacheBytes()
         c, keep = self._to_c()
         check(library, library.tq_cache_config_bytes(c, result))
@@ -95,21 +100,24 @@ class Config:
         c.key_scale_rule = choice("key_scale_rule", self.key_scale_rule, _SCALES)
         c.value_scale_rule = choice("value_scale_rule", self.value_scale_rule, _SCALES)
         for name, ctype in _ffi.CacheConfig._fields_:
-            if ctype in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64) and hasattr(self, name) and not getattr(c, name):
+            if ctype in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64) and hasattr(
+                    self, name) and not getattr(c, name):
                 setattr(c, name, integer(name, getattr(self, name), ctype))
         for name in ("layer_key_bits", "layer_value_bits"):
             bits = getattr(self, name)
             if bits is not None:
                 if len(bits) != self.num_layers:
                     raise InvalidArgument(f"{name}: has {len(bits)} entries, num_layers = {self.num_layers}")
-                setattr(c, name, (ctypes.c_int32 * len(bits))(*(integer(name, b, ctypes.c_int32) for b in bits)))
+                setattr(c, name,
+                        (ctypes.c_int32 * len(bits))(*(integer(name, b, ctypes.c_int32) for b in bits)))
         for name in ("key_codebook", "value_codebook"):
             book = getattr(self, name)
             if book is not None:
                 if len(book.magnitude) > 32 or any(not 0 <= m <= 255 for m in book.magnitude):
                     raise InvalidArgument(f"{name}.magnitude: must be at most 32 numbers of 0 .. 255")
                 magnitude = (ctypes.c_uint8 * 32)(*book.magnitude)
-                setattr(c, name, ctypes.pointer(_ffi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
+                setattr(c, name,
+                        ctypes.pointer(_ffi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
         if self.allocator is not None:
             c.allocator = ctypes.pointer(self.allocator)
         if self.pool is not None:

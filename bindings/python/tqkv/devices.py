@@ -25,8 +25,8 @@ def build_info() -> str:
 
 
 def devices() -> List[_ffi.DeviceInfo]:
-    """Every device that a cache can be made on: the CPU, then the CUDA devices. Fields: device_type (1 CPU, 2 CUDA), device_id, compute_major,
-    compute_minor, num_units, memory_bytes, name (bytes)."""
+    """Every device that a cache can be made on: the CPU, then the CUDA devices. Fields: device_type (1 CPU, 2
+    CUDA), device_id, compute_major, compute_minor, num_units, memory_bytes, name (bytes)."""
     library, result = _ffi.load_library(), []
     for device_type in (_ffi.CPU, _ffi.CUDA):
         count = ctypes.c_int32()

@@ -4,7 +4,8 @@ from typing import Optional
 
 
 class Error(Exception):
-    """A call failed. `status`: the number (TQ_ERROR_...), or None if no library was involved; `text`: what the library said about it."""
+    """A call failed. `status`: the number (TQ_ERROR_...), or None if no library was involved; `text`: what
+    the library said about it."""
 
     status: Optional[int] = None
 
@@ -26,7 +27,8 @@ class InvalidArgument(Error, ValueError):
 
 
 class InvalidState(Error, RuntimeError):
-    """Right arguments at the wrong moment: append without a plan in force, centres after an append, a closed cache, busy."""
+    """Right arguments at the wrong moment: append without a plan in force, centres after an append, a closed
+    cache, busy."""
 
     status = 2
 
@@ -109,7 +111,10 @@ class InternalError(Error):
     status = 99
 
 
-BY_STATUS = {c.status: c for c in list(globals().values()) if isinstance(c, type) and issubclass(c, Error) and c.status is not None}
+BY_STATUS = {
+    c.status: c
+    for c in list(globals().values()) if isinstance(c, type) and issubclass(c, Error) and c.status is not None
+}
 
 
 def make(status, text):

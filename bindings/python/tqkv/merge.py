@@ -11,18 +11,27 @@ from .errors import InvalidArgument
 __all__ = ["merge_states"]
 
 
-def merge_states(outs: Many[Any], lses: Many[Any], *, out: Any = None, lse: Any = None, stream: Any = None) -> Any:
-    """Merges partial results of the same rows, in order and in float32: context-parallel ranks, chunked prefill, history_only.
+def merge_states(outs: Many[Any],
+                 lses: Many[Any],
+                 *,
+                 out: Any = None,
+                 lse: Any = None,
+                 stream: Any = None) -> Any:
+    """Merges partial results of the same rows, in order and in float32: context-parallel ranks, chunked
+    prefill, history_only.
 
     outs   1 .. 1024 contiguous arrays [rows][dim], or [tokens][heads][dim], all of one type and on one device
-    lses   as many float32 arrays [rows] or [tokens][heads]; an empty part has lse -inf and its out is not read
+    lses   as many float32 arrays [rows] or [tokens][heads]; an empty part has lse -inf and its out is not
+           read
     out    written into (it may be one of outs); None: a new array like outs[0]
     lse    float32, written into; True: a new array; None: not wanted
     Returns out, or (out, lse) if lse was asked for.
     """
     library, stream = _ffi.load_library(), as_stream(stream)
     if len(outs) != len(lses) or not outs:
-        raise InvalidArgument(f"outs, lses: {len(outs)} and {len(lses)} parts; there must be as many of each, at least 1 (num_states)")
+        raise InvalidArgument(
+            f"outs, lses: {len(outs)} and {len(lses)} parts; there must be as many of each, at least 1 (num_states)"
+        )
     first = as_buffer(outs[0], name="outs[0]", stream=stream)
     shape = first.shape
     if len(shape) < 2:
@@ -32,11 +41,13 @@ def merge_states(outs: Many[Any], lses: Many[Any], *, out: Any = None, lse: Any 
     for i, (one, total) in enumerate(zip(outs, lses)):
         parts.append(_part(one, f"outs[{i}]", shape, dtype, device, stream))
         sums.append(_part(total, f"lses[{i}]", shape[:-1], 1, device, stream))
-    out, out_buffer = empty_like(first, shape, dtype, "out") if out is None else (out, as_buffer(out, name="out", stream=stream))
+    out, out_buffer = empty_like(first, shape, dtype,
+                                 "out") if out is None else (out, as_buffer(out, name="out", stream=stream))
     dense(out_buffer, "out", shape, "the shape of outs[0]", dtype=dtype, device=device, writable=True)
     lse_pointer, asked = None, lse is not None and lse is not False
     if asked:
-        lse, buffer = empty_like(first, shape[:-1], 1, "lse") if lse is True else (lse, as_buffer(lse, name="lse", stream=stream))
+        lse, buffer = empty_like(first, shape[:-1], 1,
+                                 "lse") if lse is True else (lse, as_buffer(lse, name="lse", stream=stream))
         lse_pointer = dense(buffer, "lse", shape[:-1], "[rows]", dtype=1, device=device, writable=True)
     count = 1
     for extent in shape[:-1]:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! With the feature `link`: finds the library. `TQKV_LIB_DIR` names its folder, else pkg-config is asked for the module `tqkv`.
+//! With the feature `link`: finds the library. `TQKV_LIB_DIR` names its folder, else pkg-config is asked for
+//! the module `tqkv`.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -16,8 +16,10 @@ HERE = Path(__file__).resolve().parent
 HEADER = HERE.parents[2] / "include" / "tqkv.h"
 OUTPUT = HERE / "src" / "bindings.rs"
 
-SCALARS = {"int32_t": "i32", "uint32_t": "u32", "int64_t": "i64", "uint64_t": "u64", "uint8_t": "u8", "size_t": "usize", "float": "f32",
-           "double": "f64", "char": "c_char", "void": "c_void"}
+SCALARS = {
+    "int32_t": "i32", "uint32_t": "u32", "int64_t": "i64", "uint64_t": "u64", "uint8_t": "u8",
+    "size_t": "usize", "float": "f32", "double": "f64", "char": "c_char", "void": "c_void"
+}
 KEYWORDS = {"type", "in", "ref", "move", "fn", "use", "match", "loop"}
 
 
@@ -76,7 +78,10 @@ def return_type(text, types):
 
 def comment_text(raw):
     """The words of a C comment, lines kept."""
-    lines = [re.sub(r"^\s*\*? ?", "", line).rstrip() for line in raw.strip().removeprefix("/*").removesuffix("*/").split("\n")]
+    lines = [
+        re.sub(r"^\s*\*? ?", "", line).rstrip()
+        for line in raw.strip().removeprefix("/*").removesuffix("*/").split("\n")
+    ]
     while lines and not lines[0].strip():
         lines.pop(0)
     while lines and not lines[-1].strip():
@@ -100,7 +105,8 @@ class Reader:
             raise HeaderError("the frame of the header has changed")
         self.text = head.group(0) + match.group(1)
         self.types, self.items, self.comment = set(), [], []
-        self.paragraph = []  # the last comment since an empty line: that of a function whose constants stand between the two
+        # the last comment since an empty line: that of a function whose constants stand between the two
+        self.paragraph = []
 
     def read(self):
         patterns = (
@@ -143,7 +149,8 @@ class Reader:
 
     def constant(self, match):
         name, value, unsigned, trailing = match.groups()
-        self.items.append(("constant", name, "u64" if unsigned else "i32", value, self.take_comment(trailing)))
+        self.items.append(
+            ("constant", name, "u64" if unsigned else "i32", value, self.take_comment(trailing)))
 
     def alias(self, match):
         base, name, block, _ = match.groups()
@@ -163,7 +170,8 @@ class Reader:
             found = field.match(body, position)
             if not found or "/*" in found.group(1):
                 raise HeaderError(f"{name}: not understood: {body[position:position + 80]}")
-            fields.append((*declarator(" ".join(found.group(1).split()), self.types), comment_text(found.group(2) or "")))
+            fields.append((*declarator(" ".join(found.group(1).split()), self.types),
+                           comment_text(found.group(2) or "")))
             position = found.end()
         if fields[0][:2] != ("struct_size", "u32"):
             raise HeaderError(f"{name}: the first field is not struct_size")
@@ -171,8 +179,11 @@ class Reader:
 
     def function(self, match):
         returns, name, parameters = match.groups()
-        self.items.append(("function", name, parameter_list(parameters, self.types), return_type(returns.strip(), self.types),
-                           self.take_comment() or self.paragraph))
+        self.items.append(
+            ("function", name, parameter_list(parameters,
+                                              self.types), return_type(returns.strip(),
+                                                                       self.types), self.take_comment()
+             or self.paragraph))
 
 
 HEAD = """// SPDX-License-Identifier: Apache-2.0
@@ -212,7 +223,8 @@ impl Default for {name} {{
 
 def emit_layout(aliases, structs):
     out = "/// Name, size and whether it is signed, of every named number type.\npub const TYPES: &[(&str, usize, bool)] = &[\n"
-    out += "".join(f'    ("{name}", core::mem::size_of::<{name}>(), {name}::MIN != 0),\n' for name in aliases) + "];\n\n"
+    out += "".join(f'    ("{name}", core::mem::size_of::<{name}>(), {name}::MIN != 0),\n'
+                   for name in aliases) + "];\n\n"
     out += "/// Name, size, alignment and fields (name, offset, size) of every public struct, for comparison with what a C compiler says.\n"
     out += "pub const LAYOUT: &[(&str, usize, usize, &[(&str, usize, usize)])] = &[\n"
     for name, fields in structs:
@@ -224,7 +236,9 @@ def emit_layout(aliases, structs):
 
 
 def emit_struct_ids(constants, structs):
-    names, out = {name for name, _ in structs}, "/// Id for `tq_struct_size`, name and size here of every public struct.\n"
+    names, out = {name
+                  for name, _ in structs
+                  }, "/// Id for `tq_struct_size`, name and size here of every public struct.\n"
     out += "pub const STRUCTS: &[(i32, &str, usize)] = &[\n"
     for constant in constants:
         if constant.startswith("TQ_STRUCT_"):
@@ -266,8 +280,9 @@ def emit_table(functions):
         Ok(unsafe {
             Api {
 """
-    pointers = "".join(f"                {name}: core::mem::transmute::<*mut c_void, unsafe extern \"C\" fn({parameters}){returns}>({name}),\n"
-                       for name, parameters, returns, _ in functions)
+    pointers = "".join(
+        f"                {name}: core::mem::transmute::<*mut c_void, unsafe extern \"C\" fn({parameters}){returns}>({name}),\n"
+        for name, parameters, returns, _ in functions)
     out += pointers + """            }
         })
     }
@@ -292,7 +307,8 @@ def generate(header):
     for kind, name, *rest in items:
         if kind == "constant":
             rust, value, about = rest
-            out += (doc(about, "") or f"/// `{name}` of `tqkv.h`.\n") + f"pub const {name}: {rust} = {value};\n\n"
+            out += (doc(about, "")
+                    or f"/// `{name}` of `tqkv.h`.\n") + f"pub const {name}: {rust} = {value};\n\n"
             constants.append(name)
         elif kind == "alias":
             aliases.append(name)
@@ -320,7 +336,9 @@ def main(arguments):
         return 0
     if output.read_text(encoding="ascii") == text:
         return 0
-    print(f"{output.name} is not what generate.py makes of {header.name}: run bindings/rust/tqkv-sys/generate.py")
+    print(
+        f"{output.name} is not what generate.py makes of {header.name}: run bindings/rust/tqkv-sys/generate.py"
+    )
     return 1
 
 

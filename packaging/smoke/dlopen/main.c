@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A C program that needs the library only when it runs: main LIBRARY, by default the SONAME. Opens it RTLD_LOCAL, resolves every function
- * that it calls before the first call, names the missing one.
+ * A C program that needs the library only when it runs: main LIBRARY, by default the SONAME. Opens it
+ * RTLD_LOCAL, resolves every function that it calls before the first call, names the missing one.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention on codes: time by graph replay, share of the read roof measured in the same process, error of the very output that was timed.
+// Decode attention on codes: time by graph replay, share of the read roof measured in the same process, error
+// of the very output that was timed.
 //
-//   attend_bench [--json FILE] [--cases one|tune|short|full] [--workers N --stages N --deposits N] [--bits KV] [--pages ordered|random] [--page-size N]
+//   attend_bench [--json FILE] [--cases one|tune|short|full] [--workers N --stages N --deposits N] [--bits
+//   KV] [--pages ordered|random] [--page-size N]
 //
-// Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are medians over replays of a graph of many launches.
+// Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are
+// medians over replays of a graph of many launches.
 #include <string.h>
 
 #include "../../gpu/attend_case.cuh"
@@ -17,7 +20,8 @@ __global__ void __launch_bounds__(512) read_stream(const uint4* p, size_t n, uin
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
   size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
   for (; i + 3 * stride < n; i += 4 * stride) {
-    const uint4 a = __ldcs(p + i), b = __ldcs(p + i + stride), c = __ldcs(p + i + 2 * stride), d = __ldcs(p + i + 3 * stride);
+    const uint4 a = __ldcs(p + i), b = __ldcs(p + i + stride), c = __ldcs(p + i + 2 * stride),
+                d = __ldcs(p + i + 3 * stride);
     x ^= a.x ^ b.y ^ c.z ^ d.w ^ a.y ^ b.x;
   }
   if (x == 0x12345) *out = x;
@@ -59,8 +63,8 @@ struct Result {
   int sets;
 };
 
-Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning tuning, bool pages_in_order, int page_size, size_t cache_bytes,
-             bool check_error) {
+Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning tuning, bool pages_in_order,
+             int page_size, size_t cache_bytes, bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
   spec.key_bits = key_bits;
@@ -72,9 +76,10 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning
   spec.pages_in_order = pages_in_order;
   spec.page_size = page_size;
   spec.sequences.assign(c.batch, CaseSequence{c.length, 1, 1});
-  const int64_t set_bytes =
-      static_cast<int64_t>(c.batch) * c.kv_heads * (c.length / 32) * TileLayout(c.dim, c.dim, key_bits, value_bits).tile_bytes();
-  const int sets = static_cast<int>(std::min<int64_t>(24, std::max<int64_t>(1, (3 * static_cast<int64_t>(cache_bytes) + set_bytes - 1) / set_bytes)));
+  const int64_t set_bytes = static_cast<int64_t>(c.batch) * c.kv_heads * (c.length / 32) *
+                            TileLayout(c.dim, c.dim, key_bits, value_bits).tile_bytes();
+  const int sets = static_cast<int>(std::min<int64_t>(
+      24, std::max<int64_t>(1, (3 * static_cast<int64_t>(cache_bytes) + set_bytes - 1) / set_bytes)));
   AttendCase subject(spec, sets);
   cudaStream_t stream;
   GPU_MUST(cudaStreamCreate(&stream));
@@ -109,7 +114,8 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning
   r.high = times.back();
   r.gbs = subject.stored_bytes() / r.us / 1e3;
   r.sets = sets;
-  if (check_error) r.error = subject.compare((launches - 1) % sets, {{0, 0}, {c.batch - 1, c.kv_heads - 1}}).worst;
+  if (check_error)
+    r.error = subject.compare((launches - 1) % sets, {{0, 0}, {c.batch - 1, c.kv_heads - 1}}).worst;
   GPU_MUST(cudaGraphExecDestroy(exec));
   GPU_MUST(cudaGraphDestroy(graph));
   GPU_MUST(cudaStreamDestroy(stream));
@@ -138,7 +144,8 @@ int main(int argc, char** argv) {
   cudaDeviceProp prop;
   GPU_MUST(cudaGetDeviceProperties(&prop, 0));
   const double roof = measure_roof(prop.multiProcessorCount);
-  printf("%s, %d SMs, L2 %d MiB, read roof %.0f GB/s\n", prop.name, prop.multiProcessorCount, prop.l2CacheSize >> 20, roof);
+  printf("%s, %d SMs, L2 %d MiB, read roof %.0f GB/s\n", prop.name, prop.multiProcessorCount,
+         prop.l2CacheSize >> 20, roof);
   std::vector<Case> cases = {{"B8 n32768", 8, 32, 8, 32768, 128},
                              {"B32 n8192", 32, 32, 8, 8192, 128},
                              {"B1 n131072", 1, 32, 8, 131072, 128},
@@ -148,8 +155,9 @@ int main(int argc, char** argv) {
   if (!strcmp(set, "tune")) cases = {cases[0], cases[3], cases[4]};
   if (!strcmp(set, "full")) {
     for (const Case& c :
-         {Case{"B32 n32768", 32, 32, 8, 32768, 128}, Case{"B1 n32768", 1, 32, 8, 32768, 128}, Case{"B8 n32768 g1", 8, 8, 8, 32768, 128},
-          Case{"B8 n32768 g8", 8, 64, 8, 32768, 128}, Case{"B8 n32768 g16", 8, 128, 8, 32768, 128}, Case{"B16 n16384 d64", 16, 32, 8, 16384, 64},
+         {Case{"B32 n32768", 32, 32, 8, 32768, 128}, Case{"B1 n32768", 1, 32, 8, 32768, 128},
+          Case{"B8 n32768 g1", 8, 8, 8, 32768, 128}, Case{"B8 n32768 g8", 8, 64, 8, 32768, 128},
+          Case{"B8 n32768 g16", 8, 128, 8, 32768, 128}, Case{"B16 n16384 d64", 16, 32, 8, 16384, 64},
           Case{"B8 n16384 d256", 8, 16, 4, 16384, 256}})
       cases.push_back(c);
   }
@@ -159,27 +167,34 @@ int main(int argc, char** argv) {
   cudaDriverGetVersion(&driver);
   cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0);
   if (json)
-    fprintf(json, "{\"gpu\": \"%s\", \"driver\": %d, \"clock_khz\": %d, \"roof_gbs\": %.0f, \"workers\": %d, \"stages\": %d, \"cases\": [\n",
+    fprintf(json,
+            "{\"gpu\": \"%s\", \"driver\": %d, \"clock_khz\": %d, \"roof_gbs\": %.0f, \"workers\": %d, "
+            "\"stages\": %d, \"cases\": [\n",
             prop.name, driver, clock, roof, tuning.workers, tuning.stages);
   bool first = true;
   for (const Case& c : cases)
     for (const auto& pair : pairs) {
       if (!strcmp(set, "tune") && pair[0] != pair[1]) continue;
       if (only_bits && pair[0] * 10 + pair[1] != only_bits) continue;
-      if (tq::cuda::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) != tq::cuda::AttendKernel::kCompiled) continue;
+      if (tq::cuda::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) !=
+          tq::cuda::AttendKernel::kCompiled)
+        continue;
       try {
-        const Result r = bench(c, pair[0], pair[1], tuning, pages_in_order, page_size, prop.l2CacheSize, true);
-        printf("%-16s k%dv%d  %8.2f us (%.2f-%.2f)  %5.0f GB/s  %5.1f %% of roof  err %.1e  sets %d\n", c.name, pair[0], pair[1], r.us, r.low, r.high,
-               r.gbs, 100 * r.gbs / roof, r.error, r.sets);
+        const Result r =
+            bench(c, pair[0], pair[1], tuning, pages_in_order, page_size, prop.l2CacheSize, true);
+        printf("%-16s k%dv%d  %8.2f us (%.2f-%.2f)  %5.0f GB/s  %5.1f %% of roof  err %.1e  sets %d\n",
+               c.name, pair[0], pair[1], r.us, r.low, r.high, r.gbs, 100 * r.gbs / roof, r.error, r.sets);
         fflush(stdout);
         check(r.error <= 1e-3 + 5e-4, "%s k%dv%d: error %.2e", c.name, pair[0], pair[1], r.error);
         if (json) {
           fprintf(json,
-                  "%s{\"name\": \"%s\", \"batch\": %d, \"q_heads\": %d, \"kv_heads\": %d, \"length\": %d, \"head_dim\": %d, \"key_bits\": %d, "
-                  "\"value_bits\": %d, \"us\": %.3f, \"us_low\": %.3f, \"us_high\": %.3f, \"gbs\": %.1f, \"roof_share\": %.4f, \"error\": %.3e, "
+                  "%s{\"name\": \"%s\", \"batch\": %d, \"q_heads\": %d, \"kv_heads\": %d, \"length\": %d, "
+                  "\"head_dim\": %d, \"key_bits\": %d, "
+                  "\"value_bits\": %d, \"us\": %.3f, \"us_low\": %.3f, \"us_high\": %.3f, \"gbs\": %.1f, "
+                  "\"roof_share\": %.4f, \"error\": %.3e, "
                   "\"sets\": %d}",
-                  first ? "" : ",\n", c.name, c.batch, c.q_heads, c.kv_heads, c.length, c.dim, pair[0], pair[1], r.us, r.low, r.high, r.gbs,
-                  r.gbs / roof, r.error, r.sets);
+                  first ? "" : ",\n", c.name, c.batch, c.q_heads, c.kv_heads, c.length, c.dim, pair[0],
+                  pair[1], r.us, r.low, r.high, r.gbs, r.gbs / roof, r.error, r.sets);
           first = false;
         }
       } catch (const tq::Error& error) {

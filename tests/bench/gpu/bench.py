@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on one GPU.
+"""Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
+one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full] [--only TEXT] [--json FILE] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full] [--only TEXT] [--json
+    FILE] [--self-check]
 
-For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored bytes, share of the read roof measured in
-the same process, ratio to the best of torch SDPA's cuDNN and flash backends, and the error of the very output that was timed against float64 attention
-over the decoded codes. Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in shuffled order. An
-error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of the library.
+For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
+bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
+backends, and the error of the very output that was timed against float64 attention over the decoded codes.
+Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
+shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
+the library.
 """
 import argparse
 import dataclasses
@@ -41,7 +45,11 @@ class Bench:
         if (heads, dim) not in self.pools:
             self.pools = {}
             self.torch.cuda.empty_cache()
-            self.pools = {(heads, dim): tuple(self.torch.randn(131072 + 4096, heads, dim, dtype=self.torch.float16, device="cuda") for _ in "kv")}
+            self.pools = {
+                (heads, dim): tuple(
+                    self.torch.randn(131072 + 4096, heads, dim, dtype=self.torch.float16, device="cuda")
+                    for _ in "kv")
+            }
             self.torch.cuda.synchronize()
         return self.pools[heads, dim]
 
@@ -52,7 +60,8 @@ class Bench:
         guess = case.stored_bytes(case.kv_heads * case.head_dim * sum(bits) // 8)
         layers = cases.rotated(guess, self.l2, most_layers)
         with self.torch.cuda.stream(self.stream):
-            filled = self.filled.Filled(case, bits, layers, self.pool(case.kv_heads, case.head_dim), "cuda", self.stream, new, queries)
+            filled = self.filled.Filled(case, bits, layers, self.pool(case.kv_heads, case.head_dim), "cuda",
+                                        self.stream, new, queries)
         self.stream.synchronize()
         return filled
 
@@ -61,7 +70,11 @@ class Bench:
         torch, prefill = self.torch, case.kind == "prefill"
         filled = self.fill(case, bits, case.q_len if prefill else 1, case.q_len)
         try:
-            q = torch.randn(case.batch * case.q_len, case.q_heads, case.head_dim, dtype=torch.float16, device="cuda")
+            q = torch.randn(case.batch * case.q_len,
+                            case.q_heads,
+                            case.head_dim,
+                            dtype=torch.float16,
+                            device="cuda")
             out = torch.full((filled.layers, *q.shape), float("nan"), dtype=torch.float16, device="cuda")
             torch.cuda.synchronize()
 
@@ -73,12 +86,17 @@ class Bench:
             def calls():
                 for index in range(count):
                     call(index % filled.layers)
-            result = self.gpu.replayed(self.stream, calls, count, max(7, min(self.gpu.REPEATS, int(1.5e6 / (count * once)))))
+
+            result = self.gpu.replayed(self.stream, calls, count,
+                                       max(7, min(self.gpu.REPEATS, int(1.5e6 / (count * once)))))
             filled.cache.check(stream=self.stream)
             token_bytes = filled.token_bytes()
             gbs = case.stored_bytes(token_bytes) / result["us"] / 1e3
-            result = {"key_bits": bits[0], "value_bits": bits[1], **result, "gbs": round(gbs, 1), "roof_share": round(gbs / self.roof["gbs"], 4),
-                      "layers": filled.layers, "token_bytes": token_bytes}
+            result = {
+                "key_bits": bits[0], "value_bits": bits[1], **result, "gbs": round(gbs, 1),
+                "roof_share": round(gbs / self.roof["gbs"],
+                                    4), "layers": filled.layers, "token_bytes": token_bytes
+            }
             if prefill:
                 result["tflops"] = round(case.operations() / result["us"] / 1e6, 1)
             result["error"] = self.error(case, filled, q, out)
@@ -87,7 +105,8 @@ class Bench:
             filled.close()
 
     def error(self, case, filled, q, out):
-        """The worst relative L2 error of a row of the output just timed: two sequences, all heads, the last layer."""
+        """The worst relative L2 error of a row of the output just timed: two sequences, all heads, the last
+        layer."""
         layer, worst = filled.layers - 1, 0.0
         for sequence in sorted({0, case.batch - 1}):
             with self.torch.cuda.stream(self.stream):
@@ -97,13 +116,16 @@ class Bench:
                     raise RuntimeError("the cache reads other values than its float32 twin")
                 rows = slice(sequence * case.q_len, (sequence + 1) * case.q_len)
                 some = slice(None) if case.q_len == 1 else slice(None, None, 255)
-                worst = max(worst, self.filled.worst_error(out[layer][rows][some], q[rows][some], k[:case.tokens], v[:case.tokens],
-                                                           self.torch))
+                worst = max(
+                    worst,
+                    self.filled.worst_error(out[layer][rows][some], q[rows][some], k[:case.tokens],
+                                            v[:case.tokens], self.torch))
             self.stream.synchronize()
         return float(f"{worst:.3e}")
 
     def append(self, case, bits):
-        """One line of an append case: the last plan's tokens into every layer, again and again (a repeated append writes the same bytes)."""
+        """One line of an append case: the last plan's tokens into every layer, again and again (a repeated
+        append writes the same bytes)."""
         bulk = case.kind == "append bulk"
         new = case.tokens if bulk else 1
         filled = self.fill(case, bits, new, 0, 4 if bulk else 20)
@@ -119,21 +141,29 @@ class Bench:
             vectors = case.batch * new * case.kv_heads
             moved = vectors * 2 * 2 * case.head_dim + case.batch * new * filled.token_bytes()
             gbs = moved / result["us"] / 1e3
-            result = {"key_bits": bits[0], "value_bits": bits[1], **result, "gbs": round(gbs, 1), "roof_share": round(gbs / self.roof["gbs"], 4),
-                      "layers": layers, "token_bytes": filled.token_bytes()}
+            result = {
+                "key_bits": bits[0], "value_bits": bits[1], **result, "gbs": round(gbs, 1),
+                "roof_share": round(gbs / self.roof["gbs"],
+                                    4), "layers": layers, "token_bytes": filled.token_bytes()
+            }
             self.check_append(case, filled)
             return result
         finally:
             filled.close()
 
     def check_append(self, case, filled):
-        """What the timed appends left is what the CPU stores: decoded values bit for bit, first and last sequence and layer."""
+        """What the timed appends left is what the CPU stores: decoded values bit for bit, first and last
+        sequence and layer."""
         import numpy as np
 
         def host(rows):
             return rows.cpu().numpy().astype(np.float32)
         for layer, sequence in ((0, 0), (filled.layers - 1, case.batch - 1)):
-            k, v = filled.decoded(layer, sequence, host, lambda shape, dtype: np.full(shape, np.nan, dtype), device="cpu")
+            k, v = filled.decoded(layer,
+                                  sequence,
+                                  host,
+                                  lambda shape, dtype: np.full(shape, np.nan, dtype),
+                                  device="cpu")
             for mine, theirs in zip(filled.own(layer, sequence, self.empty), (k, v)):
                 if not np.array_equal(mine.cpu().numpy(), theirs.astype(np.float16)):
                     raise RuntimeError("the CPU decodes other values")
@@ -174,7 +204,12 @@ def commit():
     if os.environ.get("TQ_COMMIT"):
         return os.environ["TQ_COMMIT"]
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(["git", "describe", "--always", "--dirty"],
+                              cwd=ROOT,
+                              capture_output=True,
+                              text=True,
+                              check=True,
+                              timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -188,9 +223,12 @@ def measure(arguments):
     torch.manual_seed(1)
     begun = time.time()
     bench = Bench(torch, gpu, filled)
-    head = {**gpu.device(), "library": tqkv.build_info(), "commit": commit(),
-            "command": " ".join(["python3", "tests/bench/gpu/bench.py", *(os.path.basename(a) for a in sys.argv[1:])]), "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "clocks_before": gpu.clocks(), "roof": bench.roof, "repeats": gpu.REPEATS}
+    head = {
+        **gpu.device(), "library": tqkv.build_info(), "commit": commit(), "command": " ".join(
+            ["python3", "tests/bench/gpu/bench.py",
+             *(os.path.basename(a) for a in sys.argv[1:])]), "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "clocks_before": gpu.clocks(), "roof": bench.roof, "repeats": gpu.REPEATS
+    }
     print(table.head(head), flush=True)
     wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
     if not wanted:
@@ -202,7 +240,10 @@ def measure(arguments):
         except Exception as error:  # the context is broken: what was measured so far is kept
             bench.trouble(case, "the bench ends", error)
             break
-    head.update(clocks_after=gpu.clocks(), seconds=round(time.time() - begun, 1), cases=results, failed=bench.failed)
+    head.update(clocks_after=gpu.clocks(),
+                seconds=round(time.time() - begun, 1),
+                cases=results,
+                failed=bench.failed)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             file.write(table.dump(head))
@@ -213,7 +254,8 @@ def measure(arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", choices=sorted(cases.SETS), default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bench.py measures, as data, and the arithmetic on it: bytes, floating-point operations, how many caches are rotated. No GPU, no library."""
+"""What bench.py measures, as data, and the arithmetic on it: bytes, floating-point operations, how many
+caches are rotated. No GPU, no library."""
 import dataclasses
 import math
 
 WIDTHS = ((4, 4), (3, 3), (2, 2), (4, 2), (8, 8))
 PAGE_TOKENS = 64
-GATE = 1e-3  # relative L2 error of a row of the timed output against float64 attention over the same decoded values
+# relative L2 error of a row of the timed output against float64 attention over the same decoded values
+GATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +35,29 @@ class Case:
         return self.batch * math.ceil(self.tokens / 32) * 32 * token_bytes
 
 
-TABLE = (Case("B8 n32768", "decode", 8, 32768), Case("B32 n8192", "decode", 32, 8192), Case("B32 n32768", "decode", 32, 32768),
-         Case("B1 n131072", "decode", 1, 131072), Case("B64 n1024", "decode", 64, 1024), Case("B1 n8192", "decode", 1, 8192))
-MORE = (Case("B8 n32768, d 64", "decode", 8, 32768, head_dim=64), Case("B8 n32768, d 256", "decode", 8, 32768, head_dim=256),
-        Case("B8 n32768, 1 query head per kv head", "decode", 8, 32768, q_heads=8), Case("B8 n32768, 8 query heads per kv head", "decode", 8, 32768, q_heads=64),
+TABLE = (Case("B8 n32768", "decode", 8,
+              32768), Case("B32 n8192", "decode", 32,
+                           8192), Case("B32 n32768", "decode", 32,
+                                       32768), Case("B1 n131072", "decode", 1,
+                                                    131072), Case("B64 n1024", "decode", 64,
+                                                                  1024), Case("B1 n8192", "decode", 1, 8192))
+MORE = (Case("B8 n32768, d 64", "decode", 8, 32768,
+             head_dim=64), Case("B8 n32768, d 256", "decode", 8, 32768, head_dim=256),
+        Case("B8 n32768, 1 query head per kv head", "decode", 8, 32768,
+             q_heads=8), Case("B8 n32768, 8 query heads per kv head", "decode", 8, 32768, q_heads=64),
         Case("B8 n32768, 16 query heads per kv head", "decode", 8, 32768, q_heads=128),
-        Case("2048 queries over 32768 tokens", "prefill", 1, 32768, q_len=2048, widths=((4, 4), (3, 3), (2, 2), (8, 8))))
-APPEND = (Case("64 sequences x 1 token", "append decode", 64, 128), Case("65536 tokens", "append bulk", 1, 65536))
-SETS = {"short": TABLE + (dataclasses.replace(APPEND[0], widths=((4, 4),)), dataclasses.replace(APPEND[1], widths=((4, 4),))),
-        "full": TABLE + MORE + APPEND}
+        Case("2048 queries over 32768 tokens",
+             "prefill",
+             1,
+             32768,
+             q_len=2048,
+             widths=((4, 4), (3, 3), (2, 2), (8, 8))))
+APPEND = (Case("64 sequences x 1 token", "append decode", 64,
+               128), Case("65536 tokens", "append bulk", 1, 65536))
+SETS = {
+    "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
+        (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND
+}
 
 
 def rotated(set_bytes, l2_bytes, most=64):
@@ -50,14 +66,16 @@ def rotated(set_bytes, l2_bytes, most=64):
 
 
 def launches(sets, guess_us, least=10, wanted_us=2000.0):
-    """How many launches a graph holds: whole rounds over the sets, at least `least` launches and about wanted_us."""
+    """How many launches a graph holds: whole rounds over the sets, at least `least` launches and about
+    wanted_us."""
     rounds = max(math.ceil(least / sets), min(200, math.ceil(wanted_us / (sets * max(guess_us, 1.0)))))
     return rounds * sets
 
 
 def pieces(case, new, most_rows=131072):
     """How a cache is filled: tokens of each sequence in every plan before the last, which appends `new`."""
-    left, step, result = case.tokens + (case.q_len if case.kind == "prefill" else 0) - new, max(1, most_rows // case.batch), []
+    left, step, result = case.tokens + (case.q_len if case.kind == "prefill" else 0) - new, max(
+        1, most_rows // case.batch), []
     while left > 0:
         result.append(min(step, left))
         left -= result[-1]
@@ -68,4 +86,7 @@ def spread(times):
     """{us, us_low, us_high, us_quartiles} of the microseconds of one launch."""
     ordered = sorted(times)
     at = [ordered[min(len(ordered) - 1, int(len(ordered) * share))] for share in (0.25, 0.5, 0.75)]
-    return {"us": round(at[1], 3), "us_low": round(ordered[0], 3), "us_high": round(ordered[-1], 3), "us_quartiles": [round(at[0], 3), round(at[2], 3)]}
+    return {
+        "us": round(at[1], 3), "us_low": round(ordered[0], 3), "us_high": round(ordered[-1], 3),
+        "us_quartiles": [round(at[0], 3), round(at[2], 3)]
+    }

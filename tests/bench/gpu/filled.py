@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache filled with random tokens through the API, its pages in shuffled order, and exact attention over what it stores.
+"""A cache filled with random tokens through the API, its pages in shuffled order, and exact attention over
+what it stores.
 
-`Filled` works on the CPU with NumPy arrays as on the GPU with torch tensors: `pool` is a pair of arrays [rows][kv_heads][head_dim] from which all keys and
-values are taken, as views. The reference needs decoded values in full precision: a twin cache with float32 input gets the same tokens of one
-sequence (float16 numbers are float32 numbers, so its codes are the same) and is read; rounded to float16 this must equal what the cache itself
-reads, bit for bit.
+`Filled` works on the CPU with NumPy arrays as on the GPU with torch tensors: `pool` is a pair of arrays
+[rows][kv_heads][head_dim] from which all keys and values are taken, as views. The reference needs decoded
+values in full precision: a twin cache with float32 input gets the same tokens of one sequence (float16
+numbers are float32 numbers, so its codes are the same) and is read; rounded to float16 this must equal what
+the cache itself reads, bit for bit.
 """
 import random
 
@@ -15,7 +17,8 @@ NO_ZERO_ON_FREE = tqkv.CONSTANTS["TQ_FLAG_NO_ZERO_ON_FREE"]
 
 
 class Filled:
-    """layers: caches' worth of pages that are used in turn. plan is in force for the last `new` tokens of each sequence, appended in all layers."""
+    """layers: caches' worth of pages that are used in turn. plan is in force for the last `new` tokens of
+    each sequence, appended in all layers."""
 
     def __init__(self, case, bits, layers, pool, device, stream=None, new=1, queries=1, decoys=4096):
         self.case, self.bits, self.layers, self.pool, self.device, self.stream, self.new = case, bits, layers, pool, device, stream, new
@@ -25,7 +28,9 @@ class Filled:
         pages = case.batch * pages_each
         decoys = max(1, min(decoys, pages))
         alive = max(decoys, case.batch)
-        self.cache = tqkv.Cache(self._config(layers, "float16", pages * PAGE_TOKENS, alive, max(case.batch, min(alive, 256))), stream=stream)
+        self.cache = tqkv.Cache(self._config(layers, "float16", pages * PAGE_TOKENS, alive,
+                                             max(case.batch, min(alive, 256))),
+                                stream=stream)
         self.step = self.cache.batch()
         self._shuffle(decoys, pages // decoys)
         self.sequences = [self.cache.sequence() for _ in range(case.batch)]
@@ -34,20 +39,33 @@ class Filled:
         self.offsets = [draw.randrange(most + 1) for _ in self.pieces]
         for index, piece in enumerate(self.pieces):
             last = index == len(self.pieces) - 1
-            self.step.plan(self.sequences, [piece] * case.batch, [queries if last else 0] * case.batch, stream=stream)
+            self.step.plan(self.sequences, [piece] * case.batch, [queries if last else 0] * case.batch,
+                           stream=stream)
             rows = slice(self.offsets[index], self.offsets[index] + piece * case.batch)
             self.last_rows = (pool[0][rows], pool[1][rows])
             for layer in range(layers):
                 self.step.append(layer, *self.last_rows, stream=stream)
 
     def _config(self, layers, dtype, tokens, sequences, batch_sequences, device=None):
-        return tqkv.Config(num_layers=layers, num_q_heads=self.case.q_heads, num_kv_heads=self.case.kv_heads, head_dim=self.case.head_dim,
-                           key_bits=self.bits[0], value_bits=self.bits[1], io_dtype=dtype, device=device or self.device, page_size=PAGE_TOKENS,
-                           max_tokens=tokens, max_sequence_tokens=self.length, max_sequences=sequences, max_batch_sequences=batch_sequences,
-                           flags=NO_ZERO_ON_FREE, rotation_seed=77)
+        return tqkv.Config(num_layers=layers,
+                           num_q_heads=self.case.q_heads,
+                           num_kv_heads=self.case.kv_heads,
+                           head_dim=self.case.head_dim,
+                           key_bits=self.bits[0],
+                           value_bits=self.bits[1],
+                           io_dtype=dtype,
+                           device=device or self.device,
+                           page_size=PAGE_TOKENS,
+                           max_tokens=tokens,
+                           max_sequence_tokens=self.length,
+                           max_sequences=sequences,
+                           max_batch_sequences=batch_sequences,
+                           flags=NO_ZERO_ON_FREE,
+                           rotation_seed=77)
 
     def _shuffle(self, count, pages_each):
-        """Pages go out again in the order in which they came back: as many sequences as possible take all of them and are freed in random order."""
+        """Pages go out again in the order in which they came back: as many sequences as possible take all of
+        them and are freed in random order."""
         held = [self.cache.sequence() for _ in range(count)]
         for first in range(0, count, 256):
             some = held[first:first + 256]
@@ -69,13 +87,14 @@ class Filled:
         return result
 
     def decoded(self, layer, sequence, wide, empty, device=None):
-        """Decoded keys and values of a sequence in float32, read from a twin on `device`. wide(array): the same numbers in float32 there;
-        empty(shape, dtype): a new array there."""
+        """Decoded keys and values of a sequence in float32, read from a twin on `device`. wide(array): the
+        same numbers in float32 there; empty(shape, dtype): a new array there."""
         device = device or self.device
         shape = (self.length, self.case.kv_heads, self.case.head_dim)
         k, v = empty(shape, "float32"), empty(shape, "float32")
         stream = self.stream if device == self.device else None
-        with tqkv.Cache(self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device), stream=stream) as twin:
+        with tqkv.Cache(self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device),
+                        stream=stream) as twin:
             step, copy = twin.batch(), twin.sequence()
             for keys, values in self.rows_of(sequence):
                 step.plan([copy], [len(keys)], [0], stream=stream)
@@ -97,11 +116,13 @@ class Filled:
 
 
 def attention(q, k, v, xp):
-    """Float64 attention of rows that see all tokens: q [rows][q_heads][d], k, v [tokens][kv_heads][d], arrays of xp (numpy or torch) in any type.
-    Yields (kv head, [rows][heads of it][d])."""
+    """Float64 attention of rows that see all tokens: q [rows][q_heads][d], k, v [tokens][kv_heads][d], arrays
+    of xp (numpy or torch) in any type. Yields (kv head, [rows][heads of it][d])."""
     group = q.shape[1] // k.shape[1]
     for head in range(k.shape[1]):
-        keys, values, some = double(k[:, head], xp), double(v[:, head], xp), double(q[:, head * group:(head + 1) * group], xp)
+        keys, values, some = double(k[:, head], xp), double(v[:, head],
+                                                            xp), double(q[:, head * group:(head + 1) * group],
+                                                                        xp)
         logits = some @ keys.T / k.shape[2] ** 0.5
         weights = xp.exp(logits - (logits.max() if xp.__name__ == "numpy" else logits.amax()))
         yield head, (weights @ values) / weights.sum(-1)[..., None]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU side of bench.py: what the device is, the read roof, time by graph replay, torch SDPA in float16."""
+"""The GPU side of bench.py: what the device is, the read roof, time by graph replay, torch SDPA in
+float16."""
 import contextlib
 import statistics
 import subprocess
@@ -28,21 +29,30 @@ extern "C" __global__ void read_stream(const uint4* p, unsigned long long n, uns
 def smi(fields):
     """nvidia-smi's answer as {field: text}; {} if it cannot be asked."""
     try:
-        ran = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-i", "0"], capture_output=True, text=True,
-                             timeout=20, check=True)
+        ran = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-i", "0"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return dict(zip(fields, (x.strip() for x in ran.stdout.strip().split("\n")[0].split(","))))
 
 
 def clocks():
-    return smi(["clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "temperature.gpu"])
+    return smi(
+        ["clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw", "temperature.gpu"])
 
 
 def device():
     properties = torch.cuda.get_device_properties(0)
-    return {"gpu": properties.name, "driver": smi(["driver_version"]).get("driver_version"), "cuda": torch.version.cuda, "torch": torch.__version__,
-            "multiprocessors": properties.multi_processor_count, "memory_bytes": properties.total_memory, "l2_bytes": properties.L2_cache_size}
+    return {
+        "gpu": properties.name, "driver": smi(["driver_version"]).get("driver_version"),
+        "cuda": torch.version.cuda, "torch": torch.__version__,
+        "multiprocessors": properties.multi_processor_count, "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size
+    }
 
 
 def l2_bytes():
@@ -50,7 +60,8 @@ def l2_bytes():
 
 
 def event_times(stream, work, count):
-    """Microseconds of work(), each between two events. A short sleep before lets the host enqueue all of it before the device starts."""
+    """Microseconds of work(), each between two events. A short sleep before lets the host enqueue all of it
+    before the device starts."""
     times = []
     with torch.cuda.stream(stream):
         for index in range(WARM + count):
@@ -68,7 +79,9 @@ def event_times(stream, work, count):
 def read_roof(stream):
     """{gbs, bytes, kernel}: the best of a few shapes of a kernel that only reads, medians over 4 GiB."""
     size = 4 << 30
-    memory, out = torch.zeros(size // 4, dtype=torch.int32, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
+    memory, out = torch.zeros(size // 4, dtype=torch.int32, device="cuda"), torch.zeros(1,
+                                                                                        dtype=torch.int32,
+                                                                                        device="cuda")
     memory += torch.arange(size // 4, dtype=torch.int32, device="cuda") & 0xFFFF
     torch.cuda.synchronize()
     best, name = 0.0, ""
@@ -92,7 +105,8 @@ def readers(memory, out, stream):
                     kernel((units * blocks,), (threads,), (memory.data_ptr(), count, out.data_ptr()))
             run()
             yield f"{blocks} x {threads} threads a multiprocessor", run
-    except Exception as error:  # no CuPy, or it cannot compile here: the same through torch, some percent slower
+    # no CuPy, or it cannot compile here: the same through torch, some percent slower
+    except Exception as error:
         print(f"read roof: CuPy failed ({type(error).__name__}: {error}); torch.sum instead")
         yield "torch.sum", lambda: torch.sum(memory.view(torch.int64))
 
@@ -133,7 +147,8 @@ def first_time(stream, call):
 
 
 def sdpa(case, stream):
-    """torch SDPA in float16 on dense keys and values, best of its backends: {us, .., backend, gbs, others}. Queries see all tokens."""
+    """torch SDPA in float16 on dense keys and values, best of its backends: {us, .., backend, gbs, others}.
+    Queries see all tokens."""
     sets = rotated(case.fp16_bytes(), l2_bytes())
     shape = (case.batch, case.kv_heads, case.tokens, case.head_dim)
     q = torch.randn(case.batch, case.q_heads, case.q_len, case.head_dim, dtype=torch.float16, device="cuda")
@@ -145,17 +160,26 @@ def sdpa(case, stream):
         try:
             with sdpa_kernel(backend), torch.no_grad(), torch.cuda.stream(stream):
                 def call(index=0):
-                    return torch.nn.functional.scaled_dot_product_attention(q, keys[index], values[index], enable_gqa=case.q_heads != case.kv_heads)
+                    return torch.nn.functional.scaled_dot_product_attention(q,
+                                                                            keys[index],
+                                                                            values[index],
+                                                                            enable_gqa=case.q_heads
+                                                                            != case.kv_heads)
                 count = launches(sets, first_time(stream, call))
-                results[name] = replayed(stream, lambda: [call(i % sets) for i in range(count)] and None, count)
+                results[name] = replayed(stream, lambda: [call(i % sets) for i in range(count)] and None,
+                                         count)
         except Exception as error:  # a backend that does not take the shape
             troubles[name] = f"{type(error).__name__}: {error}"[:200]
             torch.cuda.synchronize()
     if not results:
         raise RuntimeError(f"no backend of torch SDPA runs this case: {troubles}")
     best = min(results, key=lambda name: results[name]["us"])
-    result = dict(results[best], backend=best, gbs=round(case.fp16_bytes() / results[best]["us"] / 1e3, 1), sets=sets,
-                  others={name: r["us"] for name, r in results.items() if name != best})
+    result = dict(results[best],
+                  backend=best,
+                  gbs=round(case.fp16_bytes() / results[best]["us"] / 1e3, 1),
+                  sets=sets,
+                  others={name: r["us"]
+                          for name, r in results.items() if name != best})
     if case.kind == "prefill":
         result["tflops"] = round(case.operations() / results[best]["us"] / 1e6, 1)
     if troubles:
@@ -163,4 +187,3 @@ def sdpa(case, stream):
     del keys, values
     torch.cuda.empty_cache()
     return result
-

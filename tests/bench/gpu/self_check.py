@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench.py --self-check: the cases, the filling of caches, the reference and the tables, on a CPU build of the library. Needs NumPy."""
+"""bench.py --self-check: the cases, the filling of caches, the reference and the tables, on a CPU build of
+the library. Needs NumPy."""
 import dataclasses
 import json
 
@@ -25,44 +26,79 @@ def shapes():
         check(len({case.name for case in chosen}) == len(chosen), f"{name}: two cases have one name")
         for case in chosen:
             for key_bits, value_bits in case.widths:
-                config = tqkv.Config(num_layers=1, num_q_heads=case.q_heads, num_kv_heads=case.kv_heads, head_dim=case.head_dim, key_bits=key_bits,
-                                     value_bits=value_bits, io_dtype="float16", max_tokens=case.tokens * case.batch, max_sequences=case.batch)
+                config = tqkv.Config(num_layers=1,
+                                     num_q_heads=case.q_heads,
+                                     num_kv_heads=case.kv_heads,
+                                     head_dim=case.head_dim,
+                                     key_bits=key_bits,
+                                     value_bits=value_bits,
+                                     io_dtype="float16",
+                                     max_tokens=case.tokens * case.batch,
+                                     max_sequences=case.batch)
                 check(not config.check(), f"{case.name}: {config.check()}")
                 want = case.kv_heads * (case.head_dim * (key_bits + value_bits) // 8 + 4)
-                check(config.bytes().token_bytes == want, f"{case.name}: {config.bytes().token_bytes} bytes a token, expected {want}")
+                check(config.bytes().token_bytes == want,
+                      f"{case.name}: {config.bytes().token_bytes} bytes a token, expected {want}")
             new = case.tokens if case.kind == "append bulk" else case.q_len
             total = sum(cases.pieces(case, new)) + new
-            check(total == case.tokens + (case.q_len if case.kind == "prefill" else 0), f"{case.name}: pieces add up to {total}")
-            check(all(piece * case.batch <= 131072 for piece in cases.pieces(case, new)), f"{case.name}: a piece is too long")
-    check(cases.rotated(1 << 20, 50 << 20) == 64 and cases.rotated(100 << 20, 50 << 20) == 2 and cases.rotated(1 << 40, 1) == 1, "rotated")
-    check(cases.launches(3, 100.0) == 21 and cases.launches(1, 1e6) == 10 and cases.launches(40, 1e6) == 40, "launches")
+            check(total == case.tokens + (case.q_len if case.kind == "prefill" else 0),
+                  f"{case.name}: pieces add up to {total}")
+            check(all(piece * case.batch <= 131072 for piece in cases.pieces(case, new)),
+                  f"{case.name}: a piece is too long")
+    check(
+        cases.rotated(1 << 20, 50 << 20) == 64 and cases.rotated(100 << 20, 50 << 20) == 2
+        and cases.rotated(1 << 40, 1) == 1, "rotated")
+    check(
+        cases.launches(3, 100.0) == 21 and cases.launches(1, 1e6) == 10 and cases.launches(40, 1e6) == 40,
+        "launches")
     check(cases.spread([3, 1, 2])["us"] == 2, "spread")
 
 
 def results():
     """Attention of a filled cache against the reference, on shapes as the bench has them but small."""
     lines = []
-    for case, new, queries in ((Case("one", "decode", 3, 700), 1, 1), (Case("two", "decode", 2, 130, q_heads=8, kv_heads=2, head_dim=64), 1, 1),
-                               (Case("three", "prefill", 1, 200, q_heads=4, kv_heads=2, q_len=40), 40, 40)):
+    for case, new, queries in ((Case("one", "decode", 3,
+                                     700), 1, 1), (Case("two",
+                                                        "decode",
+                                                        2,
+                                                        130,
+                                                        q_heads=8,
+                                                        kv_heads=2,
+                                                        head_dim=64), 1, 1), (Case("three",
+                                                                                   "prefill",
+                                                                                   1,
+                                                                                   200,
+                                                                                   q_heads=4,
+                                                                                   kv_heads=2,
+                                                                                   q_len=40), 40, 40)):
         generator = np.random.default_rng(5)
-        pool = tuple(generator.standard_normal((3000, case.kv_heads, case.head_dim)).astype(np.float16) for _ in "kv")
+        pool = tuple(
+            generator.standard_normal((3000, case.kv_heads, case.head_dim)).astype(np.float16) for _ in "kv")
         for bits in cases.WIDTHS:
             filled = Filled(case, bits, 2, pool, "cpu", None, new, queries, decoys=17)
-            q = generator.standard_normal((case.batch * case.q_len, case.q_heads, case.head_dim)).astype(np.float16)
+            q = generator.standard_normal(
+                (case.batch * case.q_len, case.q_heads, case.head_dim)).astype(np.float16)
             out = np.full(q.shape, np.nan, np.float16)
             filled.step.attend(1, q, out=out, history_only=case.kind == "prefill")
             for sequence in (0, case.batch - 1):
-                k, v = filled.decoded(1, sequence, lambda rows: rows.astype(np.float32), lambda shape, dtype: np.full(shape, np.nan, dtype))
+                k, v = filled.decoded(1, sequence, lambda rows: rows.astype(np.float32),
+                                      lambda shape, dtype: np.full(shape, np.nan, dtype))
                 own = filled.own(1, sequence, lambda shape, dtype: np.full(shape, np.nan, dtype))
-                check(np.array_equal(own[0], k.astype(np.float16)) and np.array_equal(own[1], v.astype(np.float16)), f"{case.name} {bits}: the twin reads otherwise")
+                check(
+                    np.array_equal(own[0], k.astype(np.float16))
+                    and np.array_equal(own[1], v.astype(np.float16)),
+                    f"{case.name} {bits}: the twin reads otherwise")
                 rows = slice(sequence * case.q_len, (sequence + 1) * case.q_len)
                 error = worst_error(out[rows], q[rows], k[:case.tokens], v[:case.tokens], np)
                 check(error <= cases.GATE, f"{case.name} {bits}: error {error:.2e}")
                 spoiled = out[rows].copy()
                 spoiled[0, -1] *= np.float16(1.01)
-                check(worst_error(spoiled, q[rows], k[:case.tokens], v[:case.tokens], np) > cases.GATE, f"{case.name} {bits}: a spoiled output passes")
+                check(
+                    worst_error(spoiled, q[rows], k[:case.tokens], v[:case.tokens], np) > cases.GATE,
+                    f"{case.name} {bits}: a spoiled output passes")
                 spoiled[0, -1] = np.nan
-                check(not worst_error(spoiled, q[rows], k[:case.tokens], v[:case.tokens], np) <= cases.GATE, f"{case.name} {bits}: NaN passes")
+                check(not worst_error(spoiled, q[rows], k[:case.tokens], v[:case.tokens], np) <= cases.GATE,
+                      f"{case.name} {bits}: NaN passes")
             filled.close()
             lines.append((case, bits, error))
     return lines
@@ -70,16 +106,23 @@ def results():
 
 def fake(lines):
     """A result with invented times, to try the tables on."""
-    head = {"gpu": "Some GPU", "driver": "1.2", "cuda": "13.0", "torch": "2", "multiprocessors": 1, "memory_bytes": 1, "l2_bytes": 50 << 20, "library": "tqkv",
-            "commit": None, "command": "python3 tests/bench/gpu/bench.py", "date": "2000-01-01", "clocks_before": {}, "clocks_after": {},
-            "roof": {"gbs": 3000.0, "bytes": 4 << 30, "kernel": "k"}, "repeats": 25, "seconds": 1.0, "failed": [], "cases": []}
+    head = {
+        "gpu": "Some GPU", "driver": "1.2", "cuda": "13.0", "torch": "2", "multiprocessors": 1,
+        "memory_bytes": 1, "l2_bytes": 50 << 20, "library": "tqkv", "commit": None,
+        "command": "python3 tests/bench/gpu/bench.py", "date": "2000-01-01", "clocks_before": {},
+        "clocks_after": {}, "roof": {"gbs": 3000.0, "bytes": 4 << 30,
+                                     "kernel": "k"}, "repeats": 25, "seconds": 1.0, "failed": [], "cases": []
+    }
     for case in dict.fromkeys(line[0] for line in lines):
         spread = cases.spread([100.0, 101.0, 99.0])
         fp16 = dict(spread, backend="cudnn", gbs=2900.0, sets=1, others={"flash": 120.0})
         entry = {**dataclasses.asdict(case), "fp16": fp16, "tqkv": []}
         del entry["widths"]
         for _, bits, error in (line for line in lines if line[0] is case):
-            one = {"key_bits": bits[0], "value_bits": bits[1], **spread, "gbs": 2700.0, "roof_share": 0.9, "layers": 1, "token_bytes": 1056, "times_fp16": 3.5, "error": error}
+            one = {
+                "key_bits": bits[0], "value_bits": bits[1], **spread, "gbs": 2700.0, "roof_share": 0.9,
+                "layers": 1, "token_bytes": 1056, "times_fp16": 3.5, "error": error
+            }
             if case.kind == "prefill":
                 one["tflops"], fp16["tflops"] = 300.0, 600.0
             entry["tqkv"].append(one)
@@ -91,9 +134,13 @@ def tables(result):
     check(json.loads(table.dump(result)) == result, "dump does not give the result back")
     text, markdown = table.text(result), table.markdown([result])
     check(len(text.split("\n")) == len(result["cases"]) + 3, "text: number of lines")
-    check(markdown.count("\n| ") == len(result["cases"]) + 2 and "3.50x" in markdown and "50 % of FP16" in markdown, f"markdown:\n{markdown}")
+    check(
+        markdown.count("\n| ") == len(result["cases"]) + 2 and "3.50x" in markdown
+        and "50 % of FP16" in markdown, f"markdown:\n{markdown}")
     for case in result["cases"]:
-        check(case["name"] in table.fp16_line(case) and all("%" in table.line(case, one) for one in case["tqkv"]), "lines")
+        check(
+            case["name"] in table.fp16_line(case)
+            and all("%" in table.line(case, one) for one in case["tqkv"]), "lines")
     check("Some GPU" in table.head(result), "head")
 
 
@@ -101,5 +148,7 @@ def main():
     shapes()
     lines = results()
     tables(fake(lines))
-    print(f"self-check: {count['passed']} passed, {count['failed']} failed; worst error {max(line[2] for line in lines):.1e}")
+    print(
+        f"self-check: {count['passed']} passed, {count['failed']} failed; worst error {max(line[2] for line in lines):.1e}"
+    )
     return 0 if count["passed"] and not count["failed"] else 1

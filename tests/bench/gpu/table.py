@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench.py's results for people: lines while it runs, a table at its end, and the README's table (tests/readme.py). Standard library only."""
+"""bench.py's results for people: lines while it runs, a table at its end, and the README's table
+(tests/readme.py). Standard library only."""
 import json
 
 
@@ -17,21 +18,25 @@ def bits(line):
 
 def head(result):
     roof = result["roof"]
-    return (f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}; {result['library']}\n"
-            f"read roof {number(roof['gbs'])} GB/s ({roof['kernel']}, {roof['bytes'] >> 30} GiB), second-level cache {result['l2_bytes'] >> 20} MiB, clocks {result['clocks_before']}")
+    return (
+        f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}; {result['library']}\n"
+        f"read roof {number(roof['gbs'])} GB/s ({roof['kernel']}, {roof['bytes'] >> 30} GiB), second-level cache {result['l2_bytes'] >> 20} MiB, clocks {result['clocks_before']}"
+    )
 
 
 def fp16_line(case):
     fp16 = case["fp16"]
     others = "".join(f", {name} {microseconds(us)} us" for name, us in fp16["others"].items())
     flops = f", {fp16['tflops']} TFLOP/s" if "tflops" in fp16 else ""
-    return (f"{case['name']:<40} FP16 SDPA {microseconds(fp16['us'])} us ({microseconds(fp16['us_low'])} .. {microseconds(fp16['us_high'])}), {fp16['backend']}{others}, "
-            f"{number(fp16['gbs'])} GB/s{flops}")
+    return (
+        f"{case['name']:<40} FP16 SDPA {microseconds(fp16['us'])} us ({microseconds(fp16['us_low'])} .. {microseconds(fp16['us_high'])}), {fp16['backend']}{others}, "
+        f"{number(fp16['gbs'])} GB/s{flops}")
 
 
 def line(case, one):
-    text = (f"{case['name']:<40} {bits(one)} {microseconds(one['us']):>9} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})  {number(one['gbs']):>6} GB/s "
-            f"{100 * one['roof_share']:5.1f} % of roof")
+    text = (
+        f"{case['name']:<40} {bits(one)} {microseconds(one['us']):>9} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})  {number(one['gbs']):>6} GB/s "
+        f"{100 * one['roof_share']:5.1f} % of roof")
     if "times_fp16" in one:
         text += f"  {one['times_fp16']:.2f}x FP16"
     if "tflops" in one:
@@ -72,11 +77,15 @@ def rows(result):
 def text(result):
     columns, lines = rows(result)
     wide = [max(len(row[i]) for row in [columns] + lines) for i in range(len(columns))]
-    shown = ["  ".join(f"{value:<{wide[i]}}" for i, value in enumerate(row)).rstrip() for row in [columns] + lines]
+    shown = [
+        "  ".join(f"{value:<{wide[i]}}" for i, value in enumerate(row)).rstrip() for row in [columns] + lines
+    ]
     errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
     end = f"worst error of a timed output: {max(errors):.1e}" if errors else "no error was measured"
-    return "\n".join(shown + [f"cells: us, times as fast as FP16, share of the read roof of {number(result['roof']['gbs'])} GB/s", end] +
-                     [f"FAILED {one}" for one in result["failed"]])
+    return "\n".join(shown + [
+        f"cells: us, times as fast as FP16, share of the read roof of {number(result['roof']['gbs'])} GB/s",
+        end
+    ] + [f"FAILED {one}" for one in result["failed"]])
 
 
 def markdown(results):
@@ -86,14 +95,18 @@ def markdown(results):
         columns, lines = rows(result)
         errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
         worst = f"; worst relative error of a timed output {max(errors):.1e}" if errors else ""
-        parts.append(f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}, commit {result['commit']}: read roof "
-                     f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}.\n`{result['command']}`\n")
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns)] + lines) + "\n")
+        parts.append(
+            f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}, commit {result['commit']}: read roof "
+            f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}.\n`{result['command']}`\n"
+        )
+        parts.append("\n".join("| " + " | ".join(row) + " |"
+                               for row in [columns, ["---"] * len(columns)] + lines) + "\n")
     return "\n".join(parts)
 
 
 def dump(result):
-    """JSON with one line for each measurement, so that it can be kept under version control and read in a diff."""
+    """JSON with one line for each measurement, so that it can be kept under version control and read in a
+    diff."""
     plain = {key: value for key, value in result.items() if key != "cases"}
     blocks = []
     for case in result["cases"]:

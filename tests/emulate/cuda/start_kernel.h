@@ -6,7 +6,8 @@ namespace tq {
 namespace cuda {
 
 template <typename... Params>
-cudaError_t start_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, bool, Params... arguments) {
+cudaError_t start_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                         bool, Params... arguments) {
   emulate::enqueue(stream, [=] { emulate::launch(grid, block, shared, [&] { kernel(arguments...); }); });
   return cudaSuccess;
 }

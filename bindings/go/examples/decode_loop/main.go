@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Decode_loop: "replace your attention call". A decode loop on a tqkv cache: plan the step once, then append and attend in every layer; fork a sequence for a
-// shared prompt; truncate it when a draft is rejected. The same program stands in packaging/smoke/decode_loop.c and in the other bindings, and all print the
-// same lines.
+// Decode_loop: "replace your attention call". A decode loop on a tqkv cache: plan the step once, then append
+// and attend in every layer; fork a sequence for a shared prompt; truncate it when a draft is rejected. The
+// same program stands in packaging/smoke/decode_loop.c and in the other bindings, and all print the same
+// lines.
 //
-// In place of a model there is a generator of numbers, the same in every language. A layer of a step takes k, then v, then q.
+// In place of a model there is a generator of numbers, the same in every language. A layer of a step takes k,
+// then v, then q.
 package main
 
 import (

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! tqkv on buffers and a stream of the crate cudarc: a decode loop on a GPU, in bfloat16, compared with the same loop on the CPU.
+//! tqkv on buffers and a stream of the crate cudarc: a decode loop on a GPU, in bfloat16, compared with the
+//! same loop on the CPU.
 //!
 //! Two rules for everyone who brings buffers of another crate:
-//! - `device_ptr(&stream)` returns a guard beside the pointer; it must live until the call that uses the pointer has returned, because it is what orders the
-//!   stream behind the buffer's last writer and records this use;
-//! - a buffer may be dropped or written to only after the stream has passed the call; cudarc sees to it as long as it happens on the same stream.
+//! - `device_ptr(&stream)` returns a guard beside the pointer; it must live until the call that uses the
+//!   pointer has returned, because it is what orders the stream behind the buffer's last writer and records
+//!   this use;
+//! - a buffer may be dropped or written to only after the stream has passed the call; cudarc sees to it as
+//!   long as it happens on the same stream.
 //!
 //! Exit status: 0 compared and alike, 1 a failure, 2 no CUDA here.
 
@@ -14,7 +17,10 @@ use half::bf16;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tqkv::{AttendParams, AttendPointers, Batch, Cache, CacheConfig, DeviceType, Dtype, Layout, Library, Status, Step, Stream};
+use tqkv::{
+    AttendParams, AttendPointers, Batch, Cache, CacheConfig, DeviceType, Dtype, Layout, Library, Status,
+    Step, Stream,
+};
 
 const Q_HEADS: usize = 8;
 const KV_HEADS: usize = 2;
@@ -25,7 +31,8 @@ const STEPS: usize = 5;
 fn config(device_type: DeviceType) -> CacheConfig {
     let mut config = CacheConfig::default();
     config.device_type = device_type;
-    (config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim) = (1, Q_HEADS as i32, KV_HEADS as i32, DIM as i32);
+    (config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim) =
+        (1, Q_HEADS as i32, KV_HEADS as i32, DIM as i32);
     (config.io_dtype, config.key_bits, config.value_bits, config.max_tokens) = (Dtype::BF16, 4, 4, 1024);
     config
 }
@@ -40,7 +47,14 @@ fn numbers(state: &mut u32, count: usize) -> Vec<bf16> {
 }
 
 /// One step on the GPU; returns the outputs in float32.
-fn step_on_gpu(cache: &Cache, batch: Batch, stream: &Arc<CudaStream>, k: &[bf16], v: &[bf16], q: &[bf16]) -> Result<Vec<f32>, Box<dyn Error>> {
+fn step_on_gpu(
+    cache: &Cache,
+    batch: Batch,
+    stream: &Arc<CudaStream>,
+    k: &[bf16],
+    v: &[bf16],
+    q: &[bf16],
+) -> Result<Vec<f32>, Box<dyn Error>> {
     let (k, v, q) = (stream.clone_htod(k)?, stream.clone_htod(v)?, stream.clone_htod(q)?);
     let mut out = stream.alloc_zeros::<f32>(Q_HEADS * DIM)?;
     // SAFETY: the stream of the cache's device, alive until the end of main.
@@ -52,7 +66,8 @@ fn step_on_gpu(cache: &Cache, batch: Batch, stream: &Arc<CudaStream>, k: &[bf16]
     }
     {
         let ((q, _q_guard), (out, _out_guard)) = (q.device_ptr(stream), out.device_ptr_mut(stream));
-        let pointers = AttendPointers { q: q as *const c_void, out: out as *mut c_void, ..Default::default() };
+        let pointers =
+            AttendPointers { q: q as *const c_void, out: out as *mut c_void, ..Default::default() };
         let mut params = AttendParams::default();
         params.out_dtype = Dtype::F32;
         // SAFETY: as above; out is written in the order of this stream and read behind it.
@@ -85,7 +100,11 @@ fn compare() -> Result<bool, Box<dyn Error>> {
         let error: f64 = found.iter().zip(&expected).map(|(x, y)| f64::from(x - y).powi(2)).sum();
         let length: f64 = expected.iter().map(|&y| f64::from(y).powi(2)).sum();
         worst = worst.max((error / length).sqrt());
-        println!("step {step}: {} tokens, GPU and CPU differ by {:.2e}", gpu.sequence_length(gpu_sequence)?, (error / length).sqrt());
+        println!(
+            "step {step}: {} tokens, GPU and CPU differ by {:.2e}",
+            gpu.sequence_length(gpu_sequence)?,
+            (error / length).sqrt()
+        );
     }
     gpu.check_on(on)?;
     gpu.close()?;
@@ -107,8 +126,9 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error}");
-            let none =
-                error.downcast_ref::<tqkv::Error>().is_some_and(|e| matches!(e.status, Status::NotSupported | Status::NoDevice | Status::Driver));
+            let none = error.downcast_ref::<tqkv::Error>().is_some_and(|e| {
+                matches!(e.status, Status::NotSupported | Status::NoDevice | Status::Driver)
+            });
             ExitCode::from(if none { 2 } else { 1 })
         }
     }

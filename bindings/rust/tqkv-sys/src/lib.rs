@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Raw bindings of [tqkv](https://github.com/tqkv/tqkv): a KV cache held as 2-8 bit TurboQuant codes, and attention straight on the codes.
+//! Raw bindings of [tqkv](https://github.com/tqkv/tqkv): a KV cache held as 2-8 bit TurboQuant codes, and
+//! attention straight on the codes.
 //!
-//! Declarations and comments are those of `tqkv.h`; the safe layer over them is the crate `tqkv`. All functions are reached through one table,
-//! [`Api`], whichever way the library came in:
+//! Declarations and comments are those of `tqkv.h`; the safe layer over them is the crate `tqkv`. All
+//! functions are reached through one table, [`Api`], whichever way the library came in:
 //!
-//! - feature `dlopen` (default): [`Library::open`] opens it at run time, so that a program builds and starts without it;
+//! - feature `dlopen` (default): [`Library::open`] opens it at run time, so that a program builds and starts
+//!   without it;
 //! - feature `link`: `Library::linked` uses the one the program was linked with, found through pkg-config.
 //!
-//! Either way the library is checked before its first use: ABI number, sizes of the structs, and that no function is missing.
+//! Either way the library is checked before its first use: ABI number, sizes of the structs, and that no
+//! function is missing.
 
 #[cfg(not(any(feature = "dlopen", feature = "link")))]
 compile_error!("tqkv-sys needs one of the features `dlopen` (default) and `link`");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Opens the library and checks that it is one this crate can talk to. Nothing here panics: a missing or unfit library is a [`LoadError`].
+//! Opens the library and checks that it is one this crate can talk to. Nothing here panics: a missing or
+//! unfit library is a [`LoadError`].
 
 use crate::{Api, STRUCTS, TQ_ABI_VERSION};
 use core::ffi::CStr;
@@ -84,8 +85,8 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// The library, opened and checked. Once opened it stays in the process: it is linked `-z nodelete`, and its streams and threads may outlive
-/// any handle.
+/// The library, opened and checked. Once opened it stays in the process: it is linked `-z nodelete`, and its
+/// streams and threads may outlive any handle.
 #[derive(Debug)]
 pub struct Library {
     api: Api,
@@ -105,19 +106,25 @@ impl Library {
         &self.name
     }
 
-    /// Opens `path`; without one, the file that the variable `TQKV_LIBRARY` names; without that, `libtqkv.so.0` as the system's loader finds it.
-    /// The first that is named must work: there is no falling through to the next.
+    /// Opens `path`; without one, the file that the variable `TQKV_LIBRARY` names; without that,
+    /// `libtqkv.so.0` as the system's loader finds it. The first that is named must work: there is no falling
+    /// through to the next.
     #[cfg(feature = "dlopen")]
     pub fn open(path: Option<&std::path::Path>) -> Result<Library, LoadError> {
-        let (file, source) = match (path, std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty())) {
-            (Some(path), _) => (path.as_os_str().to_owned(), "the path given"),
-            (None, Some(value)) => (value, "from the variable TQKV_LIBRARY"),
-            (None, None) => (SONAME.into(), "the default, no path and no TQKV_LIBRARY given"),
-        };
+        let (file, source) =
+            match (path, std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty())) {
+                (Some(path), _) => (path.as_os_str().to_owned(), "the path given"),
+                (None, Some(value)) => (value, "from the variable TQKV_LIBRARY"),
+                (None, None) => (SONAME.into(), "the default, no path and no TQKV_LIBRARY given"),
+            };
         let name = file.to_string_lossy().into_owned();
-        let handle = os::Handle::open(&file).map_err(|reason| LoadError::NotFound { library: name.clone(), source, reason })?;
-        // SAFETY: the addresses belong to the names; that the library means by these names what the header says, the checks below make sure as far
-        // as it can be. The handle is kept beside the table.
+        let handle = os::Handle::open(&file).map_err(|reason| LoadError::NotFound {
+            library: name.clone(),
+            source,
+            reason,
+        })?;
+        // SAFETY: the addresses belong to the names; that the library means by these names what the header
+        // says, the checks below make sure as far as it can be. The handle is kept beside the table.
         let api = unsafe { Api::from_symbols(|symbol| handle.symbol(symbol)) };
         let api = api.map_err(|names| LoadError::MissingFunctions { library: name.clone(), names })?;
         check(&api, &name)?;
@@ -138,7 +145,8 @@ impl Library {
     }
 }
 
-/// A newer library may have longer structs, it knows how to read the shorter ones; an older one does not know how to read longer ones.
+/// A newer library may have longer structs, it knows how to read the shorter ones; an older one does not know
+/// how to read longer ones.
 fn check(api: &Api, name: &str) -> Result<(), LoadError> {
     // SAFETY: these take nothing and return a number and a static string.
     let (found, version) = unsafe { ((api.tq_abi_version)(), CStr::from_ptr((api.tq_version)())) };
@@ -167,8 +175,8 @@ mod os {
 
     impl Handle {
         pub fn open(file: &OsStr) -> Result<Handle, String> {
-            // SAFETY: the library's initialisers do nothing but set up its own tables. Everything is bound now, so that a broken file is found here;
-            // nothing of it becomes visible to other libraries.
+            // SAFETY: the library's initialisers do nothing but set up its own tables. Everything is bound
+            // now, so that a broken file is found here; nothing of it becomes visible to other libraries.
             let library = unsafe { unix::Library::open(Some(file), unix::RTLD_NOW | unix::RTLD_LOCAL) };
             library.map(Handle).map_err(|error| match std::error::Error::source(&error) {
                 Some(source) => source.to_string(),

@@ -28,14 +28,18 @@ fn generator_refuses_what_it_does_not_understand() {
         ("#define TQ_ERROR_IO 14", "#define TQ_ERROR_IO (7 * 2)"),
         ("typedef int32_t tq_dtype;", "typedef enum { TQ_A } tq_dtype;"),
         ("#define TQ_STRUCT_ALLOCATOR 8", "#define TQ_STRUCT_OTHER 8"),
-        ("TQ_API tq_status tq_batch_destroy(tq_batch *batch);", "tq_status tq_batch_destroy(tq_batch *batch);"),
+        (
+            "TQ_API tq_status tq_batch_destroy(tq_batch *batch);",
+            "tq_status tq_batch_destroy(tq_batch *batch);",
+        ),
     ] {
         assert!(header.contains(from), "the header has no '{from}' any more");
         let path = folder.join("tqkv.h");
         std::fs::write(&path, header.replacen(from, to, 1)).unwrap();
         let mut command = Command::new("python3");
         let generator = Path::new(env!("CARGO_MANIFEST_DIR")).join("generate.py");
-        let output = command.arg(generator).args([&path, &folder.join("bindings.rs")]).output().expect("python3 runs");
+        let output =
+            command.arg(generator).args([&path, &folder.join("bindings.rs")]).output().expect("python3 runs");
         assert!(!output.status.success(), "'{to}' was accepted");
     }
     std::fs::remove_dir_all(folder).unwrap();
@@ -60,15 +64,25 @@ fn layout_is_that_of_c() {
         }
     }
     assert!(expected.len() > 100);
-    let (only_c, only_rust): (Vec<_>, Vec<_>) = (expected.difference(&found).collect(), found.difference(&expected).collect());
+    let (only_c, only_rust): (Vec<_>, Vec<_>) =
+        (expected.difference(&found).collect(), found.difference(&expected).collect());
     assert!(only_c.is_empty() && only_rust.is_empty(), "only in C: {only_c:#?}, only here: {only_rust:#?}");
 }
 
 #[test]
 fn versions_agree() {
-    let header = format!("{}.{}.{}", tqkv_sys::TQ_VERSION_MAJOR, tqkv_sys::TQ_VERSION_MINOR, tqkv_sys::TQ_VERSION_PATCH);
+    let header = format!(
+        "{}.{}.{}",
+        tqkv_sys::TQ_VERSION_MAJOR,
+        tqkv_sys::TQ_VERSION_MINOR,
+        tqkv_sys::TQ_VERSION_PATCH
+    );
     assert_eq!(env!("CARGO_PKG_VERSION"), header);
     assert_eq!(tqkv_sys::SONAME, format!("libtqkv.so.{}", tqkv_sys::TQ_ABI_VERSION));
-    let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tqkv/Cargo.toml")).unwrap();
-    assert!(manifest.contains(&format!("tqkv-sys = {{ version = \"{header}\"")), "the crate tqkv wants another tqkv-sys than {header}");
+    let manifest =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tqkv/Cargo.toml")).unwrap();
+    assert!(
+        manifest.contains(&format!("tqkv-sys = {{ version = \"{header}\"")),
+        "the crate tqkv wants another tqkv-sys than {header}"
+    );
 }

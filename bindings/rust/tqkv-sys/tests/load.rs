@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Missing, foreign, old and newer libraries. The last two are made here with the C compiler that links Rust programs.
+//! Missing, foreign, old and newer libraries. The last two are made here with the C compiler that links Rust
+//! programs.
 #![cfg(feature = "dlopen")]
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,10 @@ fn fake_library(name: &str, functions: &[&str], abi: i32, larger: i64) -> PathBu
             "tq_version" => "const char *tq_version(void) { return \"9.8.7\"; }\n".to_owned(),
             "tq_abi_version" => format!("int32_t tq_abi_version(void) {{ return {abi}; }}\n"),
             "tq_struct_size" => {
-                let cases: String = STRUCTS.iter().map(|(id, _, size)| format!("case {id}: return {};", *size as i64 + larger)).collect();
+                let cases: String = STRUCTS
+                    .iter()
+                    .map(|(id, _, size)| format!("case {id}: return {};", *size as i64 + larger))
+                    .collect();
                 format!("size_t tq_struct_size(int32_t id) {{ switch (id) {{ {cases} }} return 0; }}\n")
             }
             other => format!("int32_t {other}(void) {{ return 99; }}\n"),
@@ -24,7 +28,12 @@ fn fake_library(name: &str, functions: &[&str], abi: i32, larger: i64) -> PathBu
     }
     let (source, library) = (folder.join(format!("{name}.c")), folder.join(format!("lib{name}.so")));
     std::fs::write(&source, code).unwrap();
-    let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status().expect("cc runs");
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source)
+        .status()
+        .expect("cc runs");
     assert!(status.success());
     library
 }
@@ -38,7 +47,8 @@ fn a_missing_library_says_what_was_tried_and_what_helps() {
     let error = Library::open(Some(Path::new("/nonexistent/libtqkv.so"))).unwrap_err();
     assert!(matches!(error, LoadError::NotFound { .. }));
     let text = error.to_string();
-    for part in ["/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv"] {
+    for part in ["/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -57,7 +67,8 @@ fn another_library_lacks_the_functions() {
 
 #[test]
 fn an_older_library_lacks_a_function() {
-    let functions: Vec<&str> = Api::NAMES.iter().copied().filter(|&name| name != "tq_sequence_flags").collect();
+    let functions: Vec<&str> =
+        Api::NAMES.iter().copied().filter(|&name| name != "tq_sequence_flags").collect();
     let text = text_of(&fake_library("older", &functions, TQ_ABI_VERSION, 0));
     assert!(text.contains("lacks tq_sequence_flags:") && text.contains("older than this crate"), "{text}");
 }
@@ -72,21 +83,31 @@ fn a_library_of_another_abi() {
 fn structs_may_be_larger_but_not_smaller() {
     let text = text_of(&fake_library("smaller", Api::NAMES, TQ_ABI_VERSION, -8));
     assert!(text.contains("tq_cache_config has") && text.contains("too old"), "{text}");
-    Library::open(Some(&fake_library("larger", Api::NAMES, TQ_ABI_VERSION, 8))).expect("a newer library of the same ABI");
+    Library::open(Some(&fake_library("larger", Api::NAMES, TQ_ABI_VERSION, 8)))
+        .expect("a newer library of the same ABI");
 }
 
 /// In a process of its own, because the environment is the process's.
 #[test]
 fn the_variable_is_used_when_no_path_is_given_and_never_fallen_through() {
     if std::env::var_os("TQKV_LOAD_TEST_CHILD").is_some() {
-        println!("RESULT {}", Library::open(None).map_or_else(|error| error.to_string(), |library| library.name().to_owned()));
+        println!(
+            "RESULT {}",
+            Library::open(None).map_or_else(|error| error.to_string(), |library| library.name().to_owned())
+        );
         return;
     }
     let good = fake_library("variable", Api::NAMES, TQ_ABI_VERSION, 0);
-    for (value, expected) in [(good.to_str().unwrap(), "RESULT /"), ("/nonexistent/x.so", "RESULT cannot open /nonexistent/x.so (from the variable")]
-    {
+    for (value, expected) in [
+        (good.to_str().unwrap(), "RESULT /"),
+        ("/nonexistent/x.so", "RESULT cannot open /nonexistent/x.so (from the variable"),
+    ] {
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_variable_is_used_when_no_path_is_given_and_never_fallen_through", "--nocapture"])
+            .args([
+                "--exact",
+                "the_variable_is_used_when_no_path_is_given_and_never_fallen_through",
+                "--nocapture",
+            ])
             .env("TQKV_LOAD_TEST_CHILD", "1")
             .env(LIBRARY_VARIABLE, value)
             .output()

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! "Replace your attention call": a decode loop on a tqkv cache. Plan the step once, then append and attend in every layer; fork a sequence for a
-//! shared prompt; truncate it when a draft is rejected. The same program stands in packaging/smoke/decode_loop.c and in the other bindings, and all
-//! print the same lines.
+//! "Replace your attention call": a decode loop on a tqkv cache. Plan the step once, then append and attend
+//! in every layer; fork a sequence for a shared prompt; truncate it when a draft is rejected. The same
+//! program stands in packaging/smoke/decode_loop.c and in the other bindings, and all print the same lines.
 //!
-//! In place of a model there is a generator of numbers, the same in every language. A layer of a step takes k, then v, then q.
+//! In place of a model there is a generator of numbers, the same in every language. A layer of a step takes
+//! k, then v, then q.
 //!
 //!     TQKV_LIBRARY=/path/to/libtqkv.so cargo run --example decode_loop
 
@@ -50,7 +51,11 @@ impl Model {
 }
 
 fn print_lengths(cache: &Cache, what: &str, a: Sequence, b: Sequence, norm: f64) -> tqkv::Result<()> {
-    println!("{what}: lengths {} and {}, norm {norm:.3}", cache.sequence_length(a)?, cache.sequence_length(b)?);
+    println!(
+        "{what}: lengths {} and {}, norm {norm:.3}",
+        cache.sequence_length(a)?,
+        cache.sequence_length(b)?
+    );
     Ok(())
 }
 
@@ -79,20 +84,27 @@ fn main() -> tqkv::Result<()> {
 
     let b = cache.fork_sequence(a)?; // a second answer to the same prompt: its pages are shared
     let memory = cache.memory()?;
-    println!("fork: {} sequences, {} tokens, {} page", memory.num_sequences, memory.tokens, memory.pages_used);
+    println!(
+        "fork: {} sequences, {} tokens, {} page",
+        memory.num_sequences, memory.tokens, memory.pages_used
+    );
 
     for i in 1..=4 {
         let norm = model.step(&cache, batch, &[Step::new(a, 1), Step::new(b, 1)])?;
         print_lengths(&cache, &format!("step {i}"), a, b, norm)?;
     }
 
-    let norm = model.step(&cache, batch, &[Step::new(a, 4)])?; // speculative decoding: four tokens at once, of which two turn out to be wrong
+    // speculative decoding: four tokens at once, of which two turn out to be wrong
+    let norm = model.step(&cache, batch, &[Step::new(a, 4)])?;
     print_lengths(&cache, "draft", a, b, norm)?;
     cache.truncate_sequence(a, cache.sequence_length(a)? - 2)?;
     let norm = model.step(&cache, batch, &[Step::new(a, 1), Step::new(b, 1)])?;
     print_lengths(&cache, "two rejected", a, b, norm)?;
 
     let memory = cache.memory()?;
-    println!("memory: {} tokens, {} pages, {:.2} times smaller than float16", memory.tokens, memory.pages_used, memory.compression);
+    println!(
+        "memory: {} tokens, {} pages, {:.2} times smaller than float16",
+        memory.tokens, memory.pages_used, memory.compression
+    );
     cache.close()
 }

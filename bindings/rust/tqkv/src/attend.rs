@@ -9,7 +9,8 @@ use crate::types::{DeviceType, Dtype, Element, Layout, Sequence, Stream};
 use core::ffi::c_void;
 use core::ptr;
 
-/// Parameters of attention; zero means the default throughout, so `AttendParams::default()` is plain causal attention.
+/// Parameters of attention; zero means the default throughout, so `AttendParams::default()` is plain causal
+/// attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct AttendParams<'a> {
@@ -21,7 +22,8 @@ pub struct AttendParams<'a> {
     pub logit_softcap: f32,
     /// Tokens that a query sees, its own included; default all.
     pub sliding_window: i64,
-    /// One logit per query head, added to the softmax's sum only. On the host; on pointers see [`AttendPointers::sink_logits`].
+    /// One logit per query head, added to the softmax's sum only. On the host; on pointers see
+    /// [`AttendPointers::sink_logits`].
     pub sink_logits: Option<&'a [f32]>,
     /// Leave out the batch's new tokens, for a caller that attends them itself and merges by lse.
     pub history_only: bool,
@@ -70,14 +72,21 @@ impl Default for AttendPointers {
 impl Cache {
     /// Encodes the new tokens of the batch into one layer of a CPU cache.
     ///
-    /// `k` is `[new tokens][num_kv_heads][head_dim]`, `v` likewise with `value_dim`: the new tokens of all sequences of the plan one after the other.
-    /// Slices may be longer. RoPE is applied before.
+    /// `k` is `[new tokens][num_kv_heads][head_dim]`, `v` likewise with `value_dim`: the new tokens of all
+    /// sequences of the plan one after the other. Slices may be longer. RoPE is applied before.
     pub fn append<T: Element>(&self, layer: i32, batch: Batch, k: &[T], v: &[T]) -> Result<()> {
         self.append_strided(layer, batch, k, v, Layout::DENSE)
     }
 
     /// [`Cache::append`] of tensors with strides.
-    pub fn append_strided<T: Element>(&self, layer: i32, batch: Batch, k: &[T], v: &[T], layout: Layout) -> Result<()> {
+    pub fn append_strided<T: Element>(
+        &self,
+        layer: i32,
+        batch: Batch,
+        k: &[T],
+        v: &[T],
+        layout: Layout,
+    ) -> Result<()> {
         self.check_host::<T>("k and v")?;
         let tokens = self.with_batch(batch, |planned| planned.new_tokens)?;
         self.check_kv(Some(k.len()), Some(v.len()), tokens, layout)?;
@@ -88,24 +97,43 @@ impl Cache {
     /// [`Cache::append`] on pointers, on any device.
     ///
     /// # Safety
-    /// `k` and `v` must be memory of the cache's device with the batch's new tokens, `io_dtype`, in `layout`; not written to until `stream` has passed this
-    /// call (CPU: until it returns). The stream's CUDA context must be usable from this thread.
-    pub unsafe fn append_raw(&self, layer: i32, batch: Batch, k: *const c_void, v: *const c_void, layout: Layout, stream: Stream) -> Result<()> {
+    /// `k` and `v` must be memory of the cache's device with the batch's new tokens, `io_dtype`, in `layout`;
+    /// not written to until `stream` has passed this call (CPU: until it returns). The stream's CUDA context
+    /// must be usable from this thread.
+    pub unsafe fn append_raw(
+        &self,
+        layer: i32,
+        batch: Batch,
+        k: *const c_void,
+        v: *const c_void,
+        layout: Layout,
+        stream: Stream,
+    ) -> Result<()> {
         let raw = self.with_batch(batch, |planned| planned.raw)?;
         let layout = layout.to_raw();
         // SAFETY: the caller's promise; the batch belongs to this cache.
-        self.status(unsafe { (self.library.api().tq_cache_append)(self.raw, layer, raw, k, v, &layout, stream.as_raw()) })
+        self.status(unsafe {
+            (self.library.api().tq_cache_append)(self.raw, layer, raw, k, v, &layout, stream.as_raw())
+        })
     }
 
-    /// `out = softmax(q . K^T * softmax_scale) . V` for the query tokens of the batch, on a CPU cache; each query sees the tokens up to its own.
+    /// `out = softmax(q . K^T * softmax_scale) . V` for the query tokens of the batch, on a CPU cache; each
+    /// query sees the tokens up to its own.
     ///
-    /// `q` is `[query tokens][num_q_heads][head_dim]`, `out` `[query tokens][num_q_heads][value_dim]`, of the cache's type or `f32`. Slices may be longer.
-    /// A query that sees no token: out exactly 0.
-    pub fn attend<T: Element, O: Element>(&self, layer: i32, batch: Batch, q: &[T], out: &mut [O]) -> Result<()> {
+    /// `q` is `[query tokens][num_q_heads][head_dim]`, `out` `[query tokens][num_q_heads][value_dim]`, of the
+    /// cache's type or `f32`. Slices may be longer. A query that sees no token: out exactly 0.
+    pub fn attend<T: Element, O: Element>(
+        &self,
+        layer: i32,
+        batch: Batch,
+        q: &[T],
+        out: &mut [O],
+    ) -> Result<()> {
         self.attend_with(layer, batch, q, out, None, &AttendParams::default())
     }
 
-    /// [`Cache::attend`] with parameters. `lse` is `[query tokens][num_q_heads]`: the natural logarithm of the softmax's sum, sink logit included.
+    /// [`Cache::attend`] with parameters. `lse` is `[query tokens][num_q_heads]`: the natural logarithm of
+    /// the softmax's sum, sink logit included.
     pub fn attend_with<T: Element, O: Element>(
         &self,
         layer: i32,
@@ -118,15 +146,28 @@ impl Cache {
         let Geometry { num_q_heads, head_dim, value_dim, io_dtype, .. } = self.geometry;
         self.check_host::<T>("q")?;
         if params.out_dtype != Dtype::DEFAULT && params.out_dtype != O::DTYPE {
-            return Err(Error::argument(format!("out_dtype = {}: out is a slice of type {}", params.out_dtype.0, O::DTYPE.0)));
+            return Err(Error::argument(format!(
+                "out_dtype = {}: out is a slice of type {}",
+                params.out_dtype.0,
+                O::DTYPE.0
+            )));
         }
         if O::DTYPE != io_dtype && O::DTYPE != Dtype::F32 {
-            return Err(Error::argument(format!("out: of type {}, must be the cache's type {} or f32", O::DTYPE.0, io_dtype.0)));
+            return Err(Error::argument(format!(
+                "out: of type {}, must be the cache's type {} or f32",
+                O::DTYPE.0,
+                io_dtype.0
+            )));
         }
         let tokens = self.with_batch(batch, |planned| planned.query_tokens)?;
         let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
         tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
-        tensor::check("out", out.len(), Shape { dim: value_dim, ..shape }, (params.out_token_stride, params.out_head_stride))?;
+        tensor::check(
+            "out",
+            out.len(),
+            Shape { dim: value_dim, ..shape },
+            (params.out_token_stride, params.out_head_stride),
+        )?;
         if let Some(lse) = &lse {
             tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
         }
@@ -148,12 +189,22 @@ impl Cache {
     /// [`Cache::attend_with`] on pointers, on any device. `params.sink_logits` must be `None`.
     ///
     /// # Safety
-    /// Every pointer must be null where that is allowed, or memory of the cache's device, of the size, type and strides said. The inputs must not be written to,
-    /// `out`, `lse` and `workspace` not used at all, until `stream` has passed this call (CPU: until it returns).
-    /// The stream's CUDA context must be usable from this thread.
-    pub unsafe fn attend_raw(&self, layer: i32, batch: Batch, pointers: AttendPointers, params: &AttendParams<'_>, stream: Stream) -> Result<()> {
+    /// Every pointer must be null where that is allowed, or memory of the cache's device, of the size, type
+    /// and strides said. The inputs must not be written to, `out`, `lse` and `workspace` not used at all,
+    /// until `stream` has passed this call (CPU: until it returns). The stream's CUDA context must be usable
+    /// from this thread.
+    pub unsafe fn attend_raw(
+        &self,
+        layer: i32,
+        batch: Batch,
+        pointers: AttendPointers,
+        params: &AttendParams<'_>,
+        stream: Stream,
+    ) -> Result<()> {
         if params.sink_logits.is_some() {
-            return Err(Error::argument("params.sink_logits: a host slice; with pointers use AttendPointers::sink_logits"));
+            return Err(Error::argument(
+                "params.sink_logits: a host slice; with pointers use AttendPointers::sink_logits",
+            ));
         }
         let raw = self.with_batch(batch, |planned| planned.raw)?;
         let raw_params = sys::tq_attend_params {
@@ -173,13 +224,35 @@ impl Cache {
         let AttendPointers { q, out, lse, workspace, workspace_bytes, .. } = pointers;
         let attend = self.library.api().tq_cache_attend;
         // SAFETY: the caller's promise; the batch belongs to this cache.
-        self.status(unsafe { attend(self.raw, layer, raw, q, out, lse, &raw_params, workspace, workspace_bytes, stream.as_raw()) })
+        self.status(unsafe {
+            attend(
+                self.raw,
+                layer,
+                raw,
+                q,
+                out,
+                lse,
+                &raw_params,
+                workspace,
+                workspace_bytes,
+                stream.as_raw(),
+            )
+        })
     }
 
-    /// Decoded keys and values of `count` tokens of a sequence of a CPU cache, from token `first`, exact where exact copies are kept.
+    /// Decoded keys and values of `count` tokens of a sequence of a CPU cache, from token `first`, exact
+    /// where exact copies are kept.
     ///
     /// `k` is `[count][num_kv_heads][head_dim]`, `v` likewise with `value_dim`. Slices may be longer.
-    pub fn read<T: Element>(&self, layer: i32, sequence: Sequence, first: i64, count: i64, k: Option<&mut [T]>, v: Option<&mut [T]>) -> Result<()> {
+    pub fn read<T: Element>(
+        &self,
+        layer: i32,
+        sequence: Sequence,
+        first: i64,
+        count: i64,
+        k: Option<&mut [T]>,
+        v: Option<&mut [T]>,
+    ) -> Result<()> {
         self.read_strided(layer, sequence, (first, count), k, v, Layout::DENSE)
     }
 
@@ -195,16 +268,20 @@ impl Cache {
     ) -> Result<()> {
         self.check_host::<T>("k and v")?;
         self.check_kv(k.as_ref().map(|k| k.len()), v.as_ref().map(|v| v.len()), count, layout)?;
-        let pointer = |slice: Option<&mut [T]>| slice.map_or(ptr::null_mut(), |slice| slice.as_mut_ptr().cast());
+        let pointer =
+            |slice: Option<&mut [T]>| slice.map_or(ptr::null_mut(), |slice| slice.as_mut_ptr().cast());
         // SAFETY: host memory of a CPU cache, of its type, as long as `count` tokens need.
-        unsafe { self.read_raw(layer, sequence, (first, count), pointer(k), pointer(v), layout, Stream::NONE) }
+        unsafe {
+            self.read_raw(layer, sequence, (first, count), pointer(k), pointer(v), layout, Stream::NONE)
+        }
     }
 
     /// [`Cache::read_strided`] on pointers, on any device.
     ///
     /// # Safety
-    /// `k` and `v` must be null or memory of the cache's device for `count` tokens, `io_dtype`, in `layout`, not used by anything else until `stream` has
-    /// passed this call (CPU: until it returns). The stream's CUDA context must be usable from this thread.
+    /// `k` and `v` must be null or memory of the cache's device for `count` tokens, `io_dtype`, in `layout`,
+    /// not used by anything else until `stream` has passed this call (CPU: until it returns). The stream's
+    /// CUDA context must be usable from this thread.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn read_raw(
         &self,
@@ -219,16 +296,24 @@ impl Cache {
         let layout = layout.to_raw();
         let read = self.library.api().tq_cache_read;
         // SAFETY: the caller's promise.
-        self.status(unsafe { read(self.raw, layer, sequence.0, first, count, k, v, &layout, stream.as_raw()) })
+        self.status(unsafe {
+            read(self.raw, layer, sequence.0, first, count, k, v, &layout, stream.as_raw())
+        })
     }
 
     fn check_host<T: Element>(&self, what: &str) -> Result<()> {
         let Geometry { device_type, io_dtype, .. } = self.geometry;
         if device_type != DeviceType::CPU {
-            return Err(Error::argument(format!("{what}: slices are host memory, but the cache is on a device; use the call ending in _raw")));
+            return Err(Error::argument(format!(
+                "{what}: slices are host memory, but the cache is on a device; use the call ending in _raw"
+            )));
         }
         if T::DTYPE != io_dtype {
-            return Err(Error::argument(format!("{what}: of type {}, but the cache has io_dtype = {}", T::DTYPE.0, io_dtype.0)));
+            return Err(Error::argument(format!(
+                "{what}: of type {}, but the cache has io_dtype = {}",
+                T::DTYPE.0,
+                io_dtype.0
+            )));
         }
         Ok(())
     }
@@ -240,7 +325,12 @@ impl Cache {
             tensor::check("k", k, shape, (layout.key_token_stride, layout.key_head_stride))?;
         }
         if let Some(v) = v {
-            tensor::check("v", v, Shape { dim: value_dim, ..shape }, (layout.value_token_stride, layout.value_head_stride))?;
+            tensor::check(
+                "v",
+                v,
+                Shape { dim: value_dim, ..shape },
+                (layout.value_token_stride, layout.value_head_stride),
+            )?;
         }
         Ok(())
     }

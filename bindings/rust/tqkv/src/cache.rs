@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cache, its sequences and its batches. Sequences and batches are handles, not borrowing objects: an engine can keep them beside the cache.
+//! The cache, its sequences and its batches. Sequences and batches are handles, not borrowing objects: an
+//! engine can keep them beside the cache.
 
 use crate::config::{CacheConfig, CacheMemory};
 use crate::error::{Error, Result};
@@ -19,7 +20,8 @@ pub struct Batch {
     index: usize,
 }
 
-/// One line of a plan: this sequence gets `new_tokens` more tokens and asks `query_tokens` queries, which are its last tokens.
+/// One line of a plan: this sequence gets `new_tokens` more tokens and asks `query_tokens` queries, which are
+/// its last tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The sequence.
@@ -44,7 +46,8 @@ impl Step {
 
 pub(crate) struct PlannedBatch {
     pub raw: *mut sys::tq_batch,
-    /// Tokens of the last plan made: what append and attend will read and write. (0, 0) without one; the library knows and refuses.
+    /// Tokens of the last plan made: what append and attend will read and write. (0, 0) without one; the
+    /// library knows and refuses.
     pub new_tokens: i64,
     pub query_tokens: i64,
 }
@@ -101,13 +104,16 @@ pub struct Cache {
     batches: RefCell<Vec<Option<PlannedBatch>>>,
 }
 
-// SAFETY: the library ties nothing to a thread but the text of the last error, which is copied before a call here returns. It allows one thread at a
-// time, and Cache is not Sync (raw pointers and RefCell are not).
+// SAFETY: the library ties nothing to a thread but the text of the last error, which is copied before a call
+// here returns. It allows one thread at a time, and Cache is not Sync (raw pointers and RefCell are not).
 unsafe impl Send for Cache {}
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("raw", &self.raw).field("library", &self.library.name()).finish_non_exhaustive()
+        f.debug_struct("Cache")
+            .field("raw", &self.raw)
+            .field("library", &self.library.name())
+            .finish_non_exhaustive()
     }
 }
 
@@ -126,23 +132,37 @@ impl Cache {
     /// [`Cache::new_on`] in memory of the caller's.
     ///
     /// # Safety
-    /// The callbacks must do what `tq_allocator` in `tqkv.h` says, from any thread, until the cache is gone, and must not unwind. `pool` must be null or
-    /// memory of the cache's device, of `pool_bytes`, used by nothing else until the cache is gone.
-    pub unsafe fn with_memory(library: &Library, config: &CacheConfig, memory: Memory, stream: Stream) -> Result<Cache> {
+    /// The callbacks must do what `tq_allocator` in `tqkv.h` says, from any thread, until the cache is gone,
+    /// and must not unwind. `pool` must be null or memory of the cache's device, of `pool_bytes`, used by
+    /// nothing else until the cache is gone.
+    pub unsafe fn with_memory(
+        library: &Library,
+        config: &CacheConfig,
+        memory: Memory,
+        stream: Stream,
+    ) -> Result<Cache> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let mut raw = ptr::null_mut();
         let status = config.with_raw(|raw_config| {
             raw_config.allocator = memory.allocator.as_ref().map_or(ptr::null(), |allocator| allocator);
             raw_config.pool = memory.pool;
             raw_config.pool_bytes = memory.pool_bytes;
-            // SAFETY: the configuration and what it points to outlive the call, which copies them; the caller answers for the memory.
+            // SAFETY: the configuration and what it points to outlive the call, which copies them; the caller
+            // answers for the memory.
             unsafe { (library.api().tq_cache_create)(raw_config, stream.as_raw(), &mut raw) }
         })?;
         library.status(status)?;
         let mut cache = Cache {
             library: library.clone(),
             raw,
-            geometry: Geometry { device_type: DeviceType::CPU, num_q_heads: 0, num_kv_heads: 0, head_dim: 0, value_dim: 0, io_dtype: Dtype::DEFAULT },
+            geometry: Geometry {
+                device_type: DeviceType::CPU,
+                num_q_heads: 0,
+                num_kv_heads: 0,
+                head_dim: 0,
+                value_dim: 0,
+                io_dtype: Dtype::DEFAULT,
+            },
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             batches: RefCell::new(Vec::new()),
         };
@@ -158,7 +178,8 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Frees the cache and its batches and says whether that worked. If not, what is left of it stays allocated.
+    /// Frees the cache and its batches and says whether that worked. If not, what is left of it stays
+    /// allocated.
     pub fn close(mut self) -> Result<()> {
         self.destroy()
     }
@@ -192,15 +213,17 @@ impl Cache {
     /// The configuration with every default resolved.
     pub fn config(&self) -> Result<CacheConfig> {
         let mut raw = sys::tq_cache_config::default();
-        // SAFETY: the struct carries its size; the arrays it then points to belong to the cache, which outlives the copy.
+        // SAFETY: the struct carries its size; the arrays it then points to belong to the cache, which
+        // outlives the copy.
         unsafe {
             self.status((self.library.api().tq_cache_get_config)(self.raw, &mut raw))?;
             Ok(CacheConfig::from_raw(&raw))
         }
     }
 
-    /// Fixed vectors subtracted before coding, per kv head: `key` is `[num_kv_heads][head_dim]`, `value` `[num_kv_heads][value_dim]`. Exact for
-    /// attention; lowers the error where keys spend much of their length on a constant. Before the first token only.
+    /// Fixed vectors subtracted before coding, per kv head: `key` is `[num_kv_heads][head_dim]`, `value`
+    /// `[num_kv_heads][value_dim]`. Exact for attention; lowers the error where keys spend much of their
+    /// length on a constant. Before the first token only.
     pub fn set_centres(&self, layer: i32, key: Option<&[f32]>, value: Option<&[f32]>) -> Result<()> {
         let Geometry { num_kv_heads, head_dim, value_dim, .. } = self.geometry;
         if let Some(key) = key {
@@ -211,7 +234,9 @@ impl Cache {
         }
         let pointer = |centre: Option<&[f32]>| centre.map_or(ptr::null(), <[f32]>::as_ptr);
         // SAFETY: long enough, and copied before the call returns.
-        self.status(unsafe { (self.library.api().tq_cache_set_centres)(self.raw, layer, pointer(key), pointer(value)) })
+        self.status(unsafe {
+            (self.library.api().tq_cache_set_centres)(self.raw, layer, pointer(key), pointer(value))
+        })
     }
 
     /// What the cache holds, by the host's bookkeeping.
@@ -230,7 +255,8 @@ impl Cache {
         Ok(fingerprint)
     }
 
-    /// Waits for the work, then returns and clears the asynchronous error, and what was noticed since the last check.
+    /// Waits for the work, then returns and clears the asynchronous error, and what was noticed since the
+    /// last check.
     pub fn check(&self) -> Result<Noticed> {
         self.check_on(Stream::NONE)
     }
@@ -253,7 +279,8 @@ impl Cache {
         Ok(Sequence(id))
     }
 
-    /// Gives the sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must be planned again.
+    /// Gives the sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must
+    /// be planned again.
     pub fn free_sequence(&self, sequence: Sequence) -> Result<()> {
         self.free_sequence_on(sequence, Stream::NONE)
     }
@@ -264,9 +291,11 @@ impl Cache {
         self.status(unsafe { (self.library.api().tq_sequence_free)(self.raw, sequence.0, stream.as_raw()) })
     }
 
-    /// A new sequence with the same tokens: pages are shared, and copied when one side writes into a shared page.
+    /// A new sequence with the same tokens: pages are shared, and copied when one side writes into a shared
+    /// page.
     ///
-    /// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it afterwards.
+    /// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it
+    /// afterwards.
     pub fn fork_sequence(&self, source: Sequence) -> Result<Sequence> {
         self.fork_sequence_on(source, Stream::NONE)
     }
@@ -275,12 +304,14 @@ impl Cache {
     pub fn fork_sequence_on(&self, source: Sequence, stream: Stream) -> Result<Sequence> {
         let mut id = 0;
         // SAFETY: any id is allowed; the number outlives the call.
-        self.status(unsafe { (self.library.api().tq_sequence_fork)(self.raw, source.0, stream.as_raw(), &mut id) })?;
+        self.status(unsafe {
+            (self.library.api().tq_sequence_fork)(self.raw, source.0, stream.as_raw(), &mut id)
+        })?;
         Ok(Sequence(id))
     }
 
-    /// Shortens the sequence to `length` tokens, as if the later ones had never been appended (the exact window included, as long as no more than
-    /// `rollback_tokens` go).
+    /// Shortens the sequence to `length` tokens, as if the later ones had never been appended (the exact
+    /// window included, as long as no more than `rollback_tokens` go).
     pub fn truncate_sequence(&self, sequence: Sequence, length: i64) -> Result<()> {
         self.truncate_sequence_on(sequence, length, Stream::NONE)
     }
@@ -288,7 +319,9 @@ impl Cache {
     /// [`Cache::truncate_sequence`] in the order of a stream.
     pub fn truncate_sequence_on(&self, sequence: Sequence, length: i64, stream: Stream) -> Result<()> {
         // SAFETY: any id and length are allowed.
-        self.status(unsafe { (self.library.api().tq_sequence_truncate)(self.raw, sequence.0, length, stream.as_raw()) })
+        self.status(unsafe {
+            (self.library.api().tq_sequence_truncate)(self.raw, sequence.0, length, stream.as_raw())
+        })
     }
 
     /// Tokens, planned ones included.
@@ -299,7 +332,8 @@ impl Cache {
         Ok(length)
     }
 
-    /// What was noticed in this sequence since it was created. No synchronisation: on a CUDA cache it may be early.
+    /// What was noticed in this sequence since it was created. No synchronisation: on a CUDA cache it may be
+    /// early.
     pub fn sequence_flags(&self, sequence: Sequence) -> Result<Noticed> {
         let mut flags = 0;
         // SAFETY: any id is allowed; the number outlives the call.
@@ -309,7 +343,8 @@ impl Cache {
 
     // ---- Batches ----
 
-    /// Room for one plan of up to `max_batch_sequences` sequences. A cache may have several batches, each with its own plan.
+    /// Room for one plan of up to `max_batch_sequences` sequences. A cache may have several batches, each
+    /// with its own plan.
     pub fn create_batch(&self) -> Result<Batch> {
         let mut raw = ptr::null_mut();
         // SAFETY: the pointer outlives the call.
@@ -319,7 +354,8 @@ impl Cache {
         Ok(Batch { cache: self.id, index: batches.len() - 1 })
     }
 
-    /// Gives a batch back before its cache goes, which would do it as well. A handle of it gives errors from then on.
+    /// Gives a batch back before its cache goes, which would do it as well. A handle of it gives errors from
+    /// then on.
     pub fn destroy_batch(&self, batch: Batch) -> Result<()> {
         let raw = self.with_batch(batch, |planned| planned.raw)?;
         // SAFETY: made by this cache; forgotten only if it is gone.
@@ -328,13 +364,15 @@ impl Cache {
         Ok(())
     }
 
-    /// The batch's handle in the C interface, for raw calls. It belongs to the cache; a plan made through it is not known here.
+    /// The batch's handle in the C interface, for raw calls. It belongs to the cache; a plan made through it
+    /// is not known here.
     pub fn batch_as_raw(&self, batch: Batch) -> Result<*mut sys::tq_batch> {
         self.with_batch(batch, |planned| planned.raw)
     }
 
-    /// Plans one step: reserves room for the new tokens of these sequences in all layers; their lengths grow at once. [`Cache::append`] and
-    /// [`Cache::attend`] of every layer follow the plan, until the next plan, truncate or free of one of its sequences.
+    /// Plans one step: reserves room for the new tokens of these sequences in all layers; their lengths grow
+    /// at once. [`Cache::append`] and [`Cache::attend`] of every layer follow the plan, until the next plan,
+    /// truncate or free of one of its sequences.
     ///
     /// If the pool or a limit is used up ([`crate::Status::Capacity`]), nothing has changed.
     pub fn plan(&self, batch: Batch, steps: &[Step]) -> Result<()> {
@@ -350,7 +388,16 @@ impl Cache {
         self.with_batch(batch, |planned| {
             let plan = self.library.api().tq_batch_plan;
             // SAFETY: three arrays of `count` entries, copied before the call returns.
-            self.status(unsafe { plan(planned.raw, count, ids.as_ptr(), new_tokens.as_ptr(), query_tokens.as_ptr(), stream.as_raw()) })?;
+            self.status(unsafe {
+                plan(
+                    planned.raw,
+                    count,
+                    ids.as_ptr(),
+                    new_tokens.as_ptr(),
+                    query_tokens.as_ptr(),
+                    stream.as_raw(),
+                )
+            })?;
             // The library has accepted them, so that they are not negative and their sums small.
             planned.new_tokens = new_tokens.iter().sum();
             planned.query_tokens = query_tokens.iter().sum();

@@ -8,11 +8,13 @@ use core::{ptr, slice};
 
 /// Do not scrub the memory of freed, truncated or destroyed sequences; for [`CacheConfig::flags`].
 pub const FLAG_NO_ZERO_ON_FREE: u64 = sys::TQ_FLAG_NO_ZERO_ON_FREE;
-/// Encoder: one quantisation step instead of the best of several (up to 20 % more error); for [`CacheConfig::flags`].
+/// Encoder: one quantisation step instead of the best of several (up to 20 % more error); for
+/// [`CacheConfig::flags`].
 pub const FLAG_NO_SCALE_SEARCH: u64 = sys::TQ_FLAG_NO_SCALE_SEARCH;
 
-/// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit` times the magnitude, for coordinates of
-/// unit variance. `bits` up to 3: magnitudes are 1 to 127. From 4: a magnitude m of 0 to 127 stands for m + 1/2.
+/// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit`
+/// times the magnitude, for coordinates of unit variance. `bits` up to 3: magnitudes are 1 to 127. From 4: a
+/// magnitude m of 0 to 127 stands for m + 1/2.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codebook {
     /// 2 to 6.
@@ -26,9 +28,17 @@ pub struct Codebook {
 impl Codebook {
     fn to_raw(&self, name: &str) -> Result<sys::tq_codebook> {
         let mut raw = sys::tq_codebook { bits: self.bits, unit: self.unit, ..Default::default() };
-        let levels = if (2..=6).contains(&self.bits) { 1usize << (self.bits - 1) } else { self.magnitude.len().min(32) };
+        let levels = if (2..=6).contains(&self.bits) {
+            1usize << (self.bits - 1)
+        } else {
+            self.magnitude.len().min(32)
+        };
         if self.magnitude.len() != levels {
-            return Err(Error::argument(format!("{name}: {} magnitudes, but {} bits need {levels}", self.magnitude.len(), self.bits)));
+            return Err(Error::argument(format!(
+                "{name}: {} magnitudes, but {} bits need {levels}",
+                self.magnitude.len(),
+                self.bits
+            )));
         }
         raw.magnitude[..levels].copy_from_slice(&self.magnitude);
         Ok(raw)
@@ -40,7 +50,8 @@ impl Codebook {
     }
 }
 
-/// What a cache is to be. Zero (and `None`, and empty) means the default throughout, so that only the required fields need be set:
+/// What a cache is to be. Zero (and `None`, and empty) means the default throughout, so that only the
+/// required fields need be set:
 ///
 /// ```
 /// let mut config = tqkv::CacheConfig::default();
@@ -124,10 +135,14 @@ impl CacheConfig {
         let layers = |name: &str, bits: &[i32]| match bits.len() {
             0 => Ok(ptr::null()),
             length if i64::try_from(length) == Ok(i64::from(self.num_layers)) => Ok(bits.as_ptr()),
-            length => Err(Error::argument(format!("{name}: {length} entries, but num_layers = {}", self.num_layers))),
+            length => Err(Error::argument(format!(
+                "{name}: {length} entries, but num_layers = {}",
+                self.num_layers
+            ))),
         };
         let key_codebook = self.key_codebook.as_ref().map(|book| book.to_raw("key_codebook")).transpose()?;
-        let value_codebook = self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
+        let value_codebook =
+            self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
         let mut raw = sys::tq_cache_config {
             device_type: self.device_type.0,
             device_id: self.device_id,

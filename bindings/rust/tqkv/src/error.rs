@@ -24,7 +24,8 @@ pub enum Status {
     Driver,
     /// A CUDA call failed; the text has its name.
     Cuda,
-    /// The library is too old or of another ABI, or a struct from a newer header uses a field that it does not know.
+    /// The library is too old or of another ABI, or a struct from a newer header uses a field that it does
+    /// not know.
     Version,
     /// Saved bytes fail their checks.
     CorruptData,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A KV cache for LLM inference held as 2-8 bit TurboQuant codes ([arXiv 2504.19874](https://arxiv.org/abs/2504.19874)), with attention straight on
-//! the codes, on the CPU or a CUDA device.
+//! A KV cache for LLM inference held as 2-8 bit TurboQuant codes ([arXiv
+//! 2504.19874](https://arxiv.org/abs/2504.19874)), with attention straight on the codes, on the CPU or a CUDA
+//! device.
 //!
-//! This crate is a thin, safe layer over the shared library tqkv: what the C header says holds here, and there is nothing here that is not there.
-//! The library is found when the program runs ([`Library::open`]), or linked with the feature `link`.
+//! This crate is a thin, safe layer over the shared library tqkv: what the C header says holds here, and
+//! there is nothing here that is not there. The library is found when the program runs ([`Library::open`]),
+//! or linked with the feature `link`.
 //!
 //! ```no_run
 //! use tqkv::{Cache, CacheConfig, Dtype, Library, Step};
@@ -30,15 +32,18 @@
 //! ```
 //!
 //! # Memory and streams
-//! Calls on slices are for CPU caches: they are checked and have done their work when they return. CUDA caches are used through the calls ending in `_raw`,
-//! which take device pointers and a [`Stream`]: they are `unsafe`, because the work is done later and nothing here can see how long the memory must live.
+//! Calls on slices are for CPU caches: they are checked and have done their work when they return. CUDA
+//! caches are used through the calls ending in `_raw`, which take device pointers and a [`Stream`]: they are
+//! `unsafe`, because the work is done later and nothing here can see how long the memory must live.
 //!
 //! # Errors
-//! Every call returns [`Result`]; a failed call has changed nothing. [`Error::status`] is to match on, [`Error::message`] names the argument and has the values.
-//! Nothing panics because of the library or its absence.
+//! Every call returns [`Result`]; a failed call has changed nothing. [`Error::status`] is to match on,
+//! [`Error::message`] names the argument and has the values. Nothing panics because of the library or its
+//! absence.
 //!
 //! # Threads
-//! [`Library`] may be used from any thread. A [`Cache`] may move between threads and is used by one at a time; different caches are independent.
+//! [`Library`] may be used from any thread. A [`Cache`] may move between threads and is used by one at a
+//! time; different caches are independent.
 
 mod attend;
 mod cache;
@@ -50,8 +55,12 @@ mod types;
 
 pub use attend::{AttendParams, AttendPointers};
 pub use cache::{Batch, Cache, Memory, Step};
-pub use config::{CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE};
+pub use config::{
+    CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE,
+};
 pub use error::{Error, Result, Status};
 pub use library::{DeviceInfo, Library};
 pub use tqkv_sys as sys;
-pub use types::{CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Stream};
+pub use types::{
+    CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Stream,
+};

@@ -34,8 +34,9 @@ pub struct DeviceInfo {
 static DEFAULT: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
-    /// The process's library, loaded by the first call that succeeds: the linked one with the feature `link`, else the file that the variable
-    /// `TQKV_LIBRARY` names, else `libtqkv.so.0` as the system's loader finds it.
+    /// The process's library, loaded by the first call that succeeds: the linked one with the feature `link`,
+    /// else the file that the variable `TQKV_LIBRARY` names, else `libtqkv.so.0` as the system's loader finds
+    /// it.
     ///
     /// A missing library is [`Status::Load`], an unfit one [`Status::Version`]; the text says what helps.
     pub fn open() -> Result<Library> {
@@ -58,7 +59,8 @@ impl Library {
         Ok(Library(Arc::new(sys::Library::open(Some(path.as_ref()))?)))
     }
 
-    /// The raw functions, for what this crate does not cover. Objects made through them are not known to this crate.
+    /// The raw functions, for what this crate does not cover. Objects made through them are not known to this
+    /// crate.
     pub fn api(&self) -> &sys::Api {
         self.0.api()
     }
@@ -116,11 +118,15 @@ impl Library {
         })
     }
 
-    /// Can this library run the configuration? If not, the text has every reason, one a line, each naming its field.
+    /// Can this library run the configuration? If not, the text has every reason, one a line, each naming its
+    /// field.
     pub fn check_config(&self, config: &CacheConfig) -> Result<()> {
         let mut text = vec![0u8; 4096];
-        // SAFETY: the raw configuration borrows from `config` and `held`, which outlive the call; the buffer is as long as said.
-        let status = config.with_raw(|raw| unsafe { (self.api().tq_cache_config_check)(raw, text.as_mut_ptr() as *mut c_char, text.len()) })?;
+        // SAFETY: the raw configuration borrows from `config` and `held`, which outlive the call; the buffer
+        // is as long as said.
+        let status = config.with_raw(|raw| unsafe {
+            (self.api().tq_cache_config_check)(raw, text.as_mut_ptr() as *mut c_char, text.len())
+        })?;
         if status == sys::TQ_OK {
             return Ok(());
         }
@@ -132,13 +138,17 @@ impl Library {
     pub fn config_bytes(&self, config: &CacheConfig) -> Result<CacheBytes> {
         let mut raw_bytes = sys::tq_cache_bytes::default();
         // SAFETY: as in check_config; the struct carries its size.
-        self.status(config.with_raw(|raw| unsafe { (self.api().tq_cache_config_bytes)(raw, &mut raw_bytes) })?)?;
+        self.status(
+            config.with_raw(|raw| unsafe { (self.api().tq_cache_config_bytes)(raw, &mut raw_bytes) })?,
+        )?;
         Ok(CacheBytes::from_raw(&raw_bytes))
     }
 
-    /// Merges partial results of the same rows on the CPU: context-parallel ranks, chunked prefill, `history_only`.
+    /// Merges partial results of the same rows on the CPU: context-parallel ranks, chunked prefill,
+    /// `history_only`.
     ///
-    /// `outs[s]` is `[rows][dim]`, `lses[s]` `[rows]`; an empty part has an lse of -infinity and its out is not read. Merged in order, in `f32`.
+    /// `outs[s]` is `[rows][dim]`, `lses[s]` `[rows]`; an empty part has an lse of -infinity and its out is
+    /// not read. Merged in order, in `f32`.
     pub fn merge_states<T: Element>(
         &self,
         outs: &[&[T]],
@@ -181,9 +191,9 @@ impl Library {
     /// [`Library::merge_states`] on pointers, on any device.
     ///
     /// # Safety
-    /// Every pointer must be to memory of the device, of `rows * dim` numbers of `dtype` (`lses` and `lse`: `rows` of `f32`; `lse` may be null), that stays
-    /// valid until `stream` has passed this call (CPU: until it returns); `out` and `lse` must not be used by anything else until then. `out` may be
-    /// one of `outs`.
+    /// Every pointer must be to memory of the device, of `rows * dim` numbers of `dtype` (`lses` and `lse`:
+    /// `rows` of `f32`; `lse` may be null), that stays valid until `stream` has passed this call (CPU: until
+    /// it returns); `out` and `lse` must not be used by anything else until then. `out` may be one of `outs`.
     #[allow(clippy::too_many_arguments)]
     pub unsafe fn merge_states_raw(
         &self,
@@ -200,7 +210,21 @@ impl Library {
         let count = tensor::count("outs", outs.len().min(lses.len()))?;
         let merge = self.api().tq_merge_states;
         // SAFETY: the caller's promise; the arrays have `count` entries.
-        self.status(unsafe { merge(count, outs.as_ptr(), lses.as_ptr(), rows, dim, dtype.0, out, lse, device.0 .0, device.1, stream.as_raw()) })
+        self.status(unsafe {
+            merge(
+                count,
+                outs.as_ptr(),
+                lses.as_ptr(),
+                rows,
+                dim,
+                dtype.0,
+                out,
+                lse,
+                device.0 .0,
+                device.1,
+                stream.as_raw(),
+            )
+        })
     }
 
     /// A status as a result, with the text that the library keeps for this thread.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Is a slice long enough for what the library will read or write in it? This is what makes the calls on slices safe; all else (overlap, ranges)
-//! the library checks itself.
+//! Is a slice long enough for what the library will read or write in it? This is what makes the calls on
+//! slices safe; all else (overlap, ranges) the library checks itself.
 
 use crate::error::{Error, Result};
 
@@ -12,7 +12,8 @@ pub(crate) struct Shape {
     pub dim: i32,
 }
 
-/// Strides (token, head), 0 = dense. A slice may be longer than needed. Counts below 0 need nothing: the library refuses them.
+/// Strides (token, head), 0 = dense. A slice may be longer than needed. Counts below 0 need nothing: the
+/// library refuses them.
 pub(crate) fn check(name: &str, have: usize, shape: Shape, strides: (i64, i64)) -> Result<()> {
     let Shape { tokens, heads, dim } = shape;
     if tokens <= 0 || heads <= 0 || dim <= 0 {
@@ -21,10 +22,14 @@ pub(crate) fn check(name: &str, have: usize, shape: Shape, strides: (i64, i64)) 
     let head = if strides.1 == 0 { i64::from(dim) } else { strides.1 };
     let token = if strides.0 == 0 { i64::from(heads) * i64::from(dim) } else { strides.0 };
     if head < 0 || token < 0 {
-        return Err(Error::argument(format!("{name}: token stride {token} and head stride {head} must not be negative")));
+        return Err(Error::argument(format!(
+            "{name}: token stride {token} and head stride {head} must not be negative"
+        )));
     }
     // Below 2^63 * 2^63 each, so that the sum fits.
-    let needed = (i128::from(tokens) - 1) * i128::from(token) + (i128::from(heads) - 1) * i128::from(head) + i128::from(dim);
+    let needed = (i128::from(tokens) - 1) * i128::from(token)
+        + (i128::from(heads) - 1) * i128::from(head)
+        + i128::from(dim);
     if have as i128 >= needed {
         return Ok(());
     }
@@ -40,5 +45,6 @@ pub(crate) fn check_rows(name: &str, have: usize, rows: i64, width: i32) -> Resu
 
 /// A length as the library's int32.
 pub(crate) fn count(name: &str, length: usize) -> Result<i32> {
-    i32::try_from(length).map_err(|_| Error::argument(format!("{name}: {length} entries are more than 2^31 - 1")))
+    i32::try_from(length)
+        .map_err(|_| Error::argument(format!("{name}: {length} entries are more than 2^31 - 1")))
 }

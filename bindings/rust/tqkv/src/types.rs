@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Small types of the interface. The enumerations of `tqkv.h` are open (a newer library may know more), hence numbers with named constants.
+//! Small types of the interface. The enumerations of `tqkv.h` are open (a newer library may know more), hence
+//! numbers with named constants.
 
 use crate::sys;
 use core::ffi::c_void;
@@ -96,7 +97,8 @@ impl Element for half::bf16 {
     const DTYPE: Dtype = Dtype::BF16;
 }
 
-/// A CUDA stream, or none. CPU caches take only [`Stream::NONE`]; for CUDA caches that is the legacy default stream.
+/// A CUDA stream, or none. CPU caches take only [`Stream::NONE`]; for CUDA caches that is the legacy default
+/// stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream(*mut c_void);
 
@@ -107,7 +109,8 @@ impl Stream {
     /// A `cudaStream_t` or `CUstream`.
     ///
     /// # Safety
-    /// It must be a stream of the device of every cache it is used with, and live as long as this value or a copy of it is used.
+    /// It must be a stream of the device of every cache it is used with, and live as long as this value or a
+    /// copy of it is used.
     pub const unsafe fn from_raw(stream: *mut c_void) -> Stream {
         Stream(stream)
     }
@@ -161,8 +164,8 @@ impl Noticed {
     }
 }
 
-/// Where element (token, head, dim) of `k` and `v` lies: `token * token_stride + head * head_stride + dim`. Strides in elements; 0 = dense
-/// `[token][head][dim]`.
+/// Where element (token, head, dim) of `k` and `v` lies: `token * token_stride + head * head_stride + dim`.
+/// Strides in elements; 0 = dense `[token][head][dim]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// Elements from one token's keys to the next's.
@@ -177,7 +180,8 @@ pub struct Layout {
 
 impl Layout {
     /// `[token][head][dim]` without gaps.
-    pub const DENSE: Layout = Layout { key_token_stride: 0, key_head_stride: 0, value_token_stride: 0, value_head_stride: 0 };
+    pub const DENSE: Layout =
+        Layout { key_token_stride: 0, key_head_stride: 0, value_token_stride: 0, value_head_stride: 0 };
 
     pub(crate) fn to_raw(self) -> sys::tq_tensor_layout {
         sys::tq_tensor_layout {

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the shared cases do not reach: handles, slices that are too short, types, memory of the caller's, threads, and the end of things.
+//! What the shared cases do not reach: handles, slices that are too short, types, memory of the caller's,
+//! threads, and the end of things.
 
 use core::ffi::c_void;
 use half::{bf16, f16};
 use std::alloc::{alloc, dealloc, Layout as MemoryLayout};
 use std::sync::atomic::{AtomicI64, Ordering};
-use tqkv::{sys, AttendParams, AttendPointers, Cache, CacheConfig, DeviceType, Dtype, Element, Layout, Library, Memory, Status, Step, Stream};
+use tqkv::{
+    sys, AttendParams, AttendPointers, Cache, CacheConfig, DeviceType, Dtype, Element, Layout, Library,
+    Memory, Status, Step, Stream,
+};
 
 const Q_HEADS: usize = 4;
 const KV_HEADS: usize = 2;
@@ -17,7 +21,8 @@ fn library() -> Library {
 
 fn config(io_dtype: Dtype) -> CacheConfig {
     let mut config = CacheConfig::default();
-    (config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim) = (1, Q_HEADS as i32, KV_HEADS as i32, DIM as i32);
+    (config.num_layers, config.num_q_heads, config.num_kv_heads, config.head_dim) =
+        (1, Q_HEADS as i32, KV_HEADS as i32, DIM as i32);
     (config.io_dtype, config.key_bits, config.value_bits, config.max_tokens) = (io_dtype, 8, 8, 256);
     (config.max_sequences, config.num_threads) = (4, 1);
     config
@@ -113,17 +118,27 @@ fn slices_of_another_type_or_too_short() {
     let wide = Layout { key_token_stride: 1000, ..Layout::DENSE };
     assert_eq!(status_of(cache.append_strided(0, batch, &kv, &kv, wide), &["k:", "need 1128"]), bad);
     let negative = Layout { value_head_stride: -64, ..Layout::DENSE };
-    assert_eq!(status_of(cache.append_strided(0, batch, &kv, &kv, negative), &["v:", "must not be negative"]), bad);
+    assert_eq!(
+        status_of(cache.append_strided(0, batch, &kv, &kv, negative), &["v:", "must not be negative"]),
+        bad
+    );
     let huge = Layout { key_token_stride: i64::MAX, key_head_stride: i64::MAX, ..Layout::DENSE };
     assert_eq!(status_of(cache.append_strided(0, batch, &kv, &kv, huge), &["k:"]), bad);
     cache.append(0, batch, &kv, &kv).unwrap();
 
-    let (q, mut out, mut lse) = (random(2, 2 * Q_HEADS * DIM), vec![0f32; 2 * Q_HEADS * DIM], vec![0f32; 2 * Q_HEADS]);
+    let (q, mut out, mut lse) =
+        (random(2, 2 * Q_HEADS * DIM), vec![0f32; 2 * Q_HEADS * DIM], vec![0f32; 2 * Q_HEADS]);
     assert_eq!(status_of(cache.attend(0, batch, &q[1..], &mut out), &["q:"]), bad);
     assert_eq!(status_of(cache.attend(0, batch, &q, &mut out[1..]), &["out:"]), bad);
-    assert_eq!(status_of(cache.attend(0, batch, &q, &mut vec![f16::ONE; out.len()]), &["out: of type 2"]), bad);
+    assert_eq!(
+        status_of(cache.attend(0, batch, &q, &mut vec![f16::ONE; out.len()]), &["out: of type 2"]),
+        bad
+    );
     let mut params = AttendParams::default();
-    assert_eq!(status_of(cache.attend_with(0, batch, &q, &mut out, Some(&mut lse[1..]), &params), &["lse:"]), bad);
+    assert_eq!(
+        status_of(cache.attend_with(0, batch, &q, &mut out, Some(&mut lse[1..]), &params), &["lse:"]),
+        bad
+    );
     let sinks = [0.0; Q_HEADS - 1];
     params.sink_logits = Some(&sinks);
     assert_eq!(status_of(cache.attend_with(0, batch, &q, &mut out, None, &params), &["sink_logits"]), bad);
@@ -142,17 +157,26 @@ fn slices_of_another_type_or_too_short() {
     let half = vec![f32::NAN; KV_HEADS * DIM / 2];
     assert_eq!(status_of(cache.set_centres(0, Some(&half), None), &["key_centre"]), bad);
     assert_eq!(status_of(library().merge_states(&[&k[..]], &[], 1, 64, &mut v, None), &["lses"]), bad);
-    assert_eq!(status_of(library().merge_states(&[&k[..]], &[&lse[..1]], 9, 64, &mut v, None), &["outs[0]"]), bad);
+    assert_eq!(
+        status_of(library().merge_states(&[&k[..]], &[&lse[..1]], 9, 64, &mut v, None), &["outs[0]"]),
+        bad
+    );
 }
 
 #[test]
 fn configurations_with_lists_of_the_wrong_length() {
     let mut layers = config(Dtype::F32);
     layers.layer_key_bits = vec![4, 4];
-    assert_eq!(status_of(Cache::new(&library(), &layers), &["layer_key_bits: 2 entries", "num_layers = 1"]), Status::InvalidArgument);
+    assert_eq!(
+        status_of(Cache::new(&library(), &layers), &["layer_key_bits: 2 entries", "num_layers = 1"]),
+        Status::InvalidArgument
+    );
     let mut book = config(Dtype::F32);
     book.value_codebook = Some(tqkv::Codebook { bits: 4, unit: 0.01, magnitude: vec![1; 9] });
-    assert_eq!(status_of(library().check_config(&book), &["value_codebook: 9 magnitudes", "need 8"]), Status::InvalidArgument);
+    assert_eq!(
+        status_of(library().check_config(&book), &["value_codebook: 9 magnitudes", "need 8"]),
+        Status::InvalidArgument
+    );
 }
 
 #[test]
@@ -172,7 +196,10 @@ fn the_resolved_configuration_makes_the_same_cache() {
 
 #[test]
 fn handles_of_other_caches_and_destroyed_ones() {
-    let (one, two) = (Cache::new(&library(), &config(Dtype::F32)).unwrap(), Cache::new(&library(), &config(Dtype::F32)).unwrap());
+    let (one, two) = (
+        Cache::new(&library(), &config(Dtype::F32)).unwrap(),
+        Cache::new(&library(), &config(Dtype::F32)).unwrap(),
+    );
     let batch = one.create_batch().unwrap();
     assert_eq!(status_of(two.plan(batch, &[]), &["another cache"]), Status::InvalidArgument);
     assert_eq!(status_of(two.destroy_batch(batch), &["another cache"]), Status::InvalidArgument);
@@ -187,7 +214,13 @@ fn handles_of_other_caches_and_destroyed_ones() {
 
 static BYTES_IN_USE: AtomicI64 = AtomicI64::new(0);
 
-unsafe extern "C" fn counted_alloc(_user: *mut c_void, bytes: usize, alignment: usize, _type: i32, _id: i32) -> *mut c_void {
+unsafe extern "C" fn counted_alloc(
+    _user: *mut c_void,
+    bytes: usize,
+    alignment: usize,
+    _type: i32,
+    _id: i32,
+) -> *mut c_void {
     BYTES_IN_USE.fetch_add(bytes as i64, Ordering::SeqCst);
     // The size is not known to free but by its argument, the alignment not at all: one for all.
     assert!(alignment <= 4096);
@@ -195,7 +228,13 @@ unsafe extern "C" fn counted_alloc(_user: *mut c_void, bytes: usize, alignment: 
     unsafe { alloc(MemoryLayout::from_size_align(bytes.max(1), 4096).unwrap()).cast() }
 }
 
-unsafe extern "C" fn counted_free(_user: *mut c_void, pointer: *mut c_void, bytes: usize, _type: i32, _id: i32) {
+unsafe extern "C" fn counted_free(
+    _user: *mut c_void,
+    pointer: *mut c_void,
+    bytes: usize,
+    _type: i32,
+    _id: i32,
+) {
     BYTES_IN_USE.fetch_sub(bytes as i64, Ordering::SeqCst);
     // SAFETY: from counted_alloc, with the same size.
     unsafe { dealloc(pointer.cast(), MemoryLayout::from_size_align(bytes.max(1), 4096).unwrap()) }
@@ -206,7 +245,8 @@ fn memory_of_the_callers() {
     let config = config(Dtype::F32);
     let bytes = library().config_bytes(&config).unwrap().page_bytes as usize;
     let layout = MemoryLayout::from_size_align(bytes, 256).unwrap();
-    let allocator = sys::tq_allocator { alloc: Some(counted_alloc), free: Some(counted_free), ..Default::default() };
+    let allocator =
+        sys::tq_allocator { alloc: Some(counted_alloc), free: Some(counted_free), ..Default::default() };
     // SAFETY: of the size and alignment asked for, freed below after the cache.
     let pool: *mut c_void = unsafe { alloc(layout) }.cast();
     let memory = Memory { allocator: Some(allocator), pool, pool_bytes: bytes as i64 };
@@ -225,7 +265,10 @@ fn memory_of_the_callers() {
     // SAFETY: from alloc with this layout; the cache is gone.
     unsafe { dealloc(pool.cast(), layout) };
     // One callback without the other.
-    let memory = Memory { allocator: Some(sys::tq_allocator { alloc: Some(counted_alloc), ..Default::default() }), ..Memory::default() };
+    let memory = Memory {
+        allocator: Some(sys::tq_allocator { alloc: Some(counted_alloc), ..Default::default() }),
+        ..Memory::default()
+    };
     // SAFETY: refused.
     let refused = unsafe { Cache::with_memory(&library(), &config, memory, Stream::NONE) };
     assert_eq!(status_of(refused, &["allocator"]), Status::InvalidArgument);
@@ -237,7 +280,10 @@ fn a_stream_on_the_cpu_is_refused() {
     let (batch, sequence) = (cache.create_batch().unwrap(), cache.create_sequence().unwrap());
     // SAFETY: never used as a stream: CPU caches refuse it.
     let stream = unsafe { Stream::from_raw(8 as *mut c_void) };
-    assert_eq!(status_of(cache.plan_on(batch, &[Step::new(sequence, 1)], stream), &["stream"]), Status::InvalidArgument);
+    assert_eq!(
+        status_of(cache.plan_on(batch, &[Step::new(sequence, 1)], stream), &["stream"]),
+        Status::InvalidArgument
+    );
     assert_eq!(status_of(cache.fork_sequence_on(sequence, stream), &["stream"]), Status::InvalidArgument);
     assert_eq!(cache.sequence_length(sequence).unwrap(), 0);
 }

@@ -23,7 +23,8 @@ inline float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 inline float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
 // A number wins over NaN.
 inline uint32_t max_bf16x2(uint32_t a, uint32_t b) {
-  const uint32_t low = __float_as_uint(fmaxf(low_bf16(a), low_bf16(b))), high = __float_as_uint(fmaxf(high_bf16(a), high_bf16(b)));
+  const uint32_t low = __float_as_uint(fmaxf(low_bf16(a), low_bf16(b))),
+                 high = __float_as_uint(fmaxf(high_bf16(a), high_bf16(b)));
   return low >> 16 | (high & 0xFFFF0000u);
 }
 

@@ -19,12 +19,18 @@ inline void hmma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
   for (int i = 0; i < 4; i++) {
     const int row = emulate::here.lane / 4 + i / 2 * 8, column = emulate::here.lane % 4 * 2 + i % 2;
     double sum = c[i];
-    for (int k = 0; k < 16; k++) sum += static_cast<double>(kValue(first_operand<2>(all, row, k))) * kValue(second_operand<2>(all, k, column));
+    for (int k = 0; k < 16; k++)
+      sum += static_cast<double>(kValue(first_operand<2>(all, row, k))) *
+             kValue(second_operand<2>(all, k, column));
     c[i] = static_cast<float>(sum);
   }
 }
-inline void hmma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { hmma<f16_value>(c, a, b0, b1); }
-inline void hmma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { hmma<bf16_value>(c, a, b0, b1); }
+inline void hmma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  hmma<f16_value>(c, a, b0, b1);
+}
+inline void hmma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  hmma<bf16_value>(c, a, b0, b1);
+}
 inline void imma_s8s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
   int sum[4] = {c[0], c[1], c[2], c[3]};
   imma_s8s8(sum, a, b0, b1);
@@ -41,15 +47,20 @@ inline uint32_t sub_f16x2(uint32_t a, uint32_t b) {
 
 inline void load_matrices(const void* row, uint32_t (&r)[4]) {
   const uint64_t* rows = emulate::gather(reinterpret_cast<uintptr_t>(row));
-  for (int m = 0; m < 4; m++) r[m] = reinterpret_cast<const uint32_t*>(rows[8 * m + emulate::here.lane / 4])[emulate::here.lane % 4];
+  for (int m = 0; m < 4; m++)
+    r[m] = reinterpret_cast<const uint32_t*>(rows[8 * m + emulate::here.lane / 4])[emulate::here.lane % 4];
 }
 inline void load_matrices_transposed(const void* row, uint32_t (&r)[4]) {
   const uint64_t* rows = emulate::gather(reinterpret_cast<uintptr_t>(row));
   for (int m = 0; m < 4; m++)
-    r[m] = turned([&](int at, int column) { return static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(rows[8 * m + at])[column]); });
+    r[m] = turned([&](int at, int column) {
+      return static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(rows[8 * m + at])[column]);
+    });
 }
 
-inline void bulk_copy_shared(void* target, const void* source, uint32_t bytes, uint64_t* bar) { bulk_copy(target, source, bytes, bar); }
+inline void bulk_copy_shared(void* target, const void* source, uint32_t bytes, uint64_t* bar) {
+  bulk_copy(target, source, bytes, bar);
+}
 
 }  // namespace cuda
 }  // namespace tq

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Barriers of a CTA and what orders memory. Fibers do not interrupt one another, so that an access is atomic as it is.
+// Barriers of a CTA and what orders memory. Fibers do not interrupt one another, so that an access is atomic
+// as it is.
 #pragma once
 #include <stdint.h>
 
@@ -7,8 +8,12 @@ namespace tq {
 namespace cuda {
 
 enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
-inline void barrier_sync(Barrier barrier, int threads) { emulate::barrier(static_cast<int>(barrier), threads, true); }
-inline void barrier_signal(Barrier barrier, int threads) { emulate::barrier(static_cast<int>(barrier), threads, false); }
+inline void barrier_sync(Barrier barrier, int threads) {
+  emulate::barrier(static_cast<int>(barrier), threads, true);
+}
+inline void barrier_signal(Barrier barrier, int threads) {
+  emulate::barrier(static_cast<int>(barrier), threads, false);
+}
 
 inline void wait_for_earlier_kernels() {}
 inline void let_next_kernel_start() {}

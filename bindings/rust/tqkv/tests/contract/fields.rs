@@ -17,7 +17,9 @@ pub fn int32(value: &Value, field: &str) -> i32 {
 }
 
 pub fn float(value: &Value, field: &str) -> f32 {
-    value.get(field).map_or(0.0, |number| number.as_f64().unwrap_or_else(|| panic!("{field} in {value}")) as f32)
+    value
+        .get(field)
+        .map_or(0.0, |number| number.as_f64().unwrap_or_else(|| panic!("{field} in {value}")) as f32)
 }
 
 pub fn ints(value: &Value) -> Vec<i64> {

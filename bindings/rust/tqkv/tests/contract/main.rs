@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs the cases that all bindings share (tests/contract/cases.json, described in the README beside it) through the safe interface, except where
-//! a step needs memory of its own (workspace) or a value that the types exclude: those go through the `_raw` calls.
+//! Runs the cases that all bindings share (tests/contract/cases.json, described in the README beside it)
+//! through the safe interface, except where a step needs memory of its own (workspace) or a value that the
+//! types exclude: those go through the `_raw` calls.
 //!
-//! One line a case, "ok - name" or "not ok - name: why"; arguments select cases by part of their name. The library is the one that Library::open finds.
+//! One line a case, "ok - name" or "not ok - name: why"; arguments select cases by part of their name. The
+//! library is the one that Library::open finds.
 
 mod fields;
 mod runner;
@@ -14,7 +16,8 @@ use std::process::ExitCode;
 use tensors::Tensors;
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/contract/cases.json");
     let text = std::fs::read_to_string(path).expect("tests/contract/cases.json");
     let file: serde_json::Value = serde_json::from_str(&text).expect("valid JSON");

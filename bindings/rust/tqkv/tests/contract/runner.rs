@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One case: named caches, sequences and batches, and the steps.
 
-use crate::fields::{config_of, float, int, int32, ints, known, text, ATTEND_FIELDS, LAYOUT_FIELDS, STEP_FIELDS};
+use crate::fields::{
+    config_of, float, int, int32, ints, known, text, ATTEND_FIELDS, LAYOUT_FIELDS, STEP_FIELDS,
+};
 use crate::tensors::{compare, Number, Tensors};
 use core::ffi::c_void;
 use half::{bf16, f16};
 use serde_json::Value;
 use std::collections::HashMap;
-use tqkv::{AttendParams, AttendPointers, Batch, Cache, DeviceType, Dtype, Error, Layout, Library, Sequence, Step, Stream};
+use tqkv::{
+    AttendParams, AttendPointers, Batch, Cache, DeviceType, Dtype, Error, Layout, Library, Sequence, Step,
+    Stream,
+};
 
-/// How a step went wrong: the library's answer, which the step may expect; an argument that the types exclude, which answers as well; or a broken
-/// expectation.
+/// How a step went wrong: the library's answer, which the step may expect; an argument that the types
+/// exclude, which answers as well; or a broken expectation.
 pub enum Trouble {
     Library(Error),
     Inexpressible,
@@ -81,18 +86,23 @@ impl<'a> Runner<'a> {
     pub fn run(mut self, case: &Value) -> Result<(), String> {
         for (number, step) in case["steps"].as_array().expect("steps").iter().enumerate() {
             let outcome = self.step(step);
-            self.expect(step, outcome).map_err(|why| format!("step {number} ({}): {why}", text(step, "op")))?;
+            self.expect(step, outcome)
+                .map_err(|why| format!("step {number} ({}): {why}", text(step, "op")))?;
         }
         for (name, named) in self.caches.drain() {
             for (batch, _) in named.batches.values() {
-                named.cache.destroy_batch(*batch).map_err(|error| format!("destroying a batch of {name}: {error}"))?;
+                named
+                    .cache
+                    .destroy_batch(*batch)
+                    .map_err(|error| format!("destroying a batch of {name}: {error}"))?;
             }
             named.cache.close().map_err(|error| format!("closing {name}: {error}"))?;
         }
         Ok(())
     }
 
-    /// A step without status must succeed, one with a status fail with it and a text that holds the given ones.
+    /// A step without status must succeed, one with a status fail with it and a text that holds the given
+    /// ones.
     fn expect(&self, step: &Value, outcome: Outcome) -> Result<(), String> {
         let error = match (outcome, step.get("status")) {
             (Ok(()), None) => return Ok(()),
@@ -111,18 +121,23 @@ impl<'a> Runner<'a> {
             Value::Array(list) => list.clone(),
             one => vec![one.clone()],
         };
-        match list.iter().map(|part| part.as_str().expect("text")).find(|part| !error.message.contains(part)) {
+        match list.iter().map(|part| part.as_str().expect("text")).find(|part| !error.message.contains(part))
+        {
             Some(part) => Err(format!("the text lacks '{part}': {}", error.message)),
             None => Ok(()),
         }
     }
 
     fn named(&self, step: &Value) -> &Named {
-        self.caches.get(step.get("cache").map_or("main", |name| name.as_str().expect("cache"))).expect("cache")
+        self.caches
+            .get(step.get("cache").map_or("main", |name| name.as_str().expect("cache")))
+            .expect("cache")
     }
 
     fn named_mut(&mut self, step: &Value) -> &mut Named {
-        self.caches.get_mut(step.get("cache").map_or("main", |name| name.as_str().expect("cache"))).expect("cache")
+        self.caches
+            .get_mut(step.get("cache").map_or("main", |name| name.as_str().expect("cache")))
+            .expect("cache")
     }
 
     fn sequence(&self, step: &Value, field: &str) -> Sequence {
@@ -160,7 +175,10 @@ impl<'a> Runner<'a> {
                 self.named_mut(step).sequences.insert(text(step, "sequence").to_owned(), made);
                 Ok(())
             }
-            "sequence_truncate" => Ok(self.named(step).cache.truncate_sequence(self.sequence(step, "sequence"), int(step, "length"))?),
+            "sequence_truncate" => Ok(self
+                .named(step)
+                .cache
+                .truncate_sequence(self.sequence(step, "sequence"), int(step, "length"))?),
             "sequence_free" => Ok(self.named(step).cache.free_sequence(self.sequence(step, "sequence"))?),
             "sequence_length" => {
                 let length = self.named(step).cache.sequence_length(self.sequence(step, "sequence"))?;
@@ -186,8 +204,12 @@ impl<'a> Runner<'a> {
         let made = Cache::new(self.library, &config);
         let cache = match (made, checked) {
             (Ok(cache), Ok(())) => cache,
-            (Ok(_), Err(error)) => return Err(Trouble::Contract(format!("check_config refuses what new accepts: {error}"))),
-            (Err(error), Ok(())) => return Err(Trouble::Contract(format!("new refuses what check_config accepts: {error}"))),
+            (Ok(_), Err(error)) => {
+                return Err(Trouble::Contract(format!("check_config refuses what new accepts: {error}")))
+            }
+            (Err(error), Ok(())) => {
+                return Err(Trouble::Contract(format!("new refuses what check_config accepts: {error}")))
+            }
             (Err(error), Err(checked)) => {
                 self.expect(step, Err(checked.into())).map_err(|why| format!("check_config: {why}"))?;
                 return Err(error.into());
@@ -202,7 +224,8 @@ impl<'a> Runner<'a> {
             sequences: HashMap::new(),
             batches: HashMap::new(),
         };
-        self.caches.insert(step.get("cache").map_or("main", |name| name.as_str().expect("cache")).to_owned(), named);
+        self.caches
+            .insert(step.get("cache").map_or("main", |name| name.as_str().expect("cache")).to_owned(), named);
         Ok(())
     }
 
@@ -233,7 +256,10 @@ impl<'a> Runner<'a> {
                 "compression" => {
                     let expected = value.as_f64().expect("number");
                     if (memory.compression - expected).abs() > 1e-12 * expected {
-                        return Err(Trouble::Contract(format!("compression {}, expected {expected}", memory.compression)));
+                        return Err(Trouble::Contract(format!(
+                            "compression {}, expected {expected}",
+                            memory.compression
+                        )));
                     }
                     continue;
                 }
@@ -252,7 +278,9 @@ impl<'a> Runner<'a> {
         for (field, same) in [("equals", true), ("differs", false)] {
             if let Some(name) = step.get(field) {
                 if (self.fingerprints[name.as_str().expect("name")] == found) != same {
-                    return Err(Trouble::Contract(format!("fingerprint {found:x} must be one that {field} {name}")));
+                    return Err(Trouble::Contract(format!(
+                        "fingerprint {found:x} must be one that {field} {name}"
+                    )));
                 }
             }
         }
@@ -272,7 +300,9 @@ impl<'a> Runner<'a> {
         let named = self.named_mut(step);
         let names = step["sequences"].as_array().expect("sequences");
         let steps: Vec<Step> = (names.iter().zip(&new_tokens).zip(&query_tokens))
-            .map(|((name, &new), &queries)| Step::new(named.sequences[name.as_str().expect("name")], new).queries(queries))
+            .map(|((name, &new), &queries)| {
+                Step::new(named.sequences[name.as_str().expect("name")], new).queries(queries)
+            })
             .collect();
         named.cache.plan(batch, &steps)?;
         named.batches.insert(text(step, "batch").to_owned(), (batch, query_tokens.iter().sum()));
@@ -282,7 +312,10 @@ impl<'a> Runner<'a> {
     fn append<T: Number>(&mut self, step: &Value) -> Outcome {
         let (batch, _) = self.batch(step)?;
         let tensor = |field: &str| self.tensors.get(&step[field]).expect("tensor").slice::<T>();
-        let (k, v) = (&tensor("k")?[int(step, "k_offset") as usize..], &tensor("v")?[int(step, "v_offset") as usize..]);
+        let (k, v) = (
+            &tensor("k")?[int(step, "k_offset") as usize..],
+            &tensor("v")?[int(step, "v_offset") as usize..],
+        );
         let cache = &self.named(step).cache;
         match step.get("layout") {
             None => cache.append(int32(step, "layer"), batch, k, v)?,
@@ -304,7 +337,8 @@ impl<'a> Runner<'a> {
         let (batch, queries) = self.batch(step)?;
         let named = self.named(step);
         let q = self.tensors.get(&step["q"]).expect("q").slice::<T>()?;
-        let rows = if step.get("status").is_some() { queries.max(1) } else { queries } as usize * named.heads.0;
+        let rows =
+            if step.get("status").is_some() { queries.max(1) } else { queries } as usize * named.heads.0;
         let (mut out, mut lse) = (vec![f32::NAN; rows * named.dims.1], vec![f32::NAN; rows]);
         let none = Value::Object(Default::default());
         let fields = step.get("params").unwrap_or(&none);
@@ -355,7 +389,14 @@ impl<'a> Runner<'a> {
         let (first, count) = (int(step, "first"), int(step, "count"));
         let rows = count.max(0) as usize * named.heads.1;
         let (mut k, mut v) = (vec![T::NAN; rows * named.dims.0], vec![T::NAN; rows * named.dims.1]);
-        named.cache.read(int32(step, "layer"), self.sequence(step, "sequence"), first, count, Some(&mut k), Some(&mut v))?;
+        named.cache.read(
+            int32(step, "layer"),
+            self.sequence(step, "sequence"),
+            first,
+            count,
+            Some(&mut k),
+            Some(&mut v),
+        )?;
         if step.get("status").is_some() {
             return Ok(()); // it should have failed: nothing to compare with
         }
@@ -367,11 +408,17 @@ impl<'a> Runner<'a> {
 
     fn merge(&self, step: &Value) -> Outcome {
         let list = |field: &str| -> Result<Vec<&[f32]>, String> {
-            step[field].as_array().expect("list").iter().map(|name| self.tensors.get(name).expect("tensor").slice()).collect()
+            step[field]
+                .as_array()
+                .expect("list")
+                .iter()
+                .map(|name| self.tensors.get(name).expect("tensor").slice())
+                .collect()
         };
         let (outs, lses) = (list("outs")?, list("lses")?);
         let (rows, dim, dtype) = (int(step, "rows"), int32(step, "dim"), Dtype(int32(step, "dtype")));
-        let (mut out, mut lse) = (vec![f32::NAN; rows.max(0) as usize * dim as usize], vec![f32::NAN; rows.max(0) as usize]);
+        let (mut out, mut lse) =
+            (vec![f32::NAN; rows.max(0) as usize * dim as usize], vec![f32::NAN; rows.max(0) as usize]);
         if dtype == Dtype::F32 {
             self.library.merge_states(&outs, &lses, rows, dim, &mut out, Some(&mut lse))?;
         } else {
@@ -379,7 +426,19 @@ impl<'a> Runner<'a> {
             let lses: Vec<*const f32> = lses.iter().map(|part| part.as_ptr()).collect();
             let (out, lse, device) = (out.as_mut_ptr().cast(), lse.as_mut_ptr(), (DeviceType::CPU, 0));
             // SAFETY: buffers of float32, which no type is wider than.
-            unsafe { self.library.merge_states_raw(&outs, &lses, rows, dim, dtype, out, lse, device, Stream::NONE)? }
+            unsafe {
+                self.library.merge_states_raw(
+                    &outs,
+                    &lses,
+                    rows,
+                    dim,
+                    dtype,
+                    out,
+                    lse,
+                    device,
+                    Stream::NONE,
+                )?
+            }
         }
         if step.get("status").is_some() {
             return Ok(()); // it should have failed: nothing to compare with

@@ -72,15 +72,24 @@ pub struct Tensor {
 
 impl Tensor {
     fn new(value: &Value) -> Tensor {
-        let bytes = base64::engine::general_purpose::STANDARD.decode(value["data"].as_str().expect("data")).expect("base64");
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(value["data"].as_str().expect("data"))
+            .expect("base64");
         let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
         let data = match value["dtype"].as_str().expect("dtype") {
-            "f32" => Data::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            "f32" => Data::F32(
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            ),
             "f16" => Data::F16(halves().map(f16::from_bits).collect()),
             "bf16" => Data::Bf16(halves().map(bf16::from_bits).collect()),
             other => panic!("dtype {other}"),
         };
-        let shape: Vec<usize> = value["shape"].as_array().expect("shape").iter().map(|n| n.as_u64().expect("size") as usize).collect();
+        let shape: Vec<usize> = value["shape"]
+            .as_array()
+            .expect("shape")
+            .iter()
+            .map(|n| n.as_u64().expect("size") as usize)
+            .collect();
         let tensor = Tensor { shape, data };
         assert_eq!(tensor.widened().len(), tensor.shape.iter().product::<usize>());
         tensor
@@ -95,7 +104,8 @@ impl Tensor {
     }
 
     pub fn slice<T: Number>(&self) -> Result<&[T], String> {
-        T::slice(&self.data).ok_or_else(|| format!("a tensor of dtype {} where {} is needed", self.dtype().0, T::DTYPE.0))
+        T::slice(&self.data)
+            .ok_or_else(|| format!("a tensor of dtype {} where {} is needed", self.dtype().0, T::DTYPE.0))
     }
 
     pub fn widened(&self) -> Vec<f64> {
@@ -111,7 +121,14 @@ pub struct Tensors(HashMap<String, Tensor>);
 
 impl Tensors {
     pub fn new(value: &Value) -> Tensors {
-        Tensors(value.as_object().expect("tensors").iter().map(|(name, tensor)| (name.clone(), Tensor::new(tensor))).collect())
+        Tensors(
+            value
+                .as_object()
+                .expect("tensors")
+                .iter()
+                .map(|(name, tensor)| (name.clone(), Tensor::new(tensor)))
+                .collect(),
+        )
     }
 
     pub fn get(&self, name: &Value) -> Option<&Tensor> {
@@ -119,7 +136,8 @@ impl Tensors {
     }
 }
 
-/// The rule of the README: norm of the difference, largest difference, or equal numbers; infinities always exactly.
+/// The rule of the README: norm of the difference, largest difference, or equal numbers; infinities always
+/// exactly.
 pub fn compare<T: Number>(what: &str, found: &[T], expected: &Tensor, step: &Value) -> Result<(), String> {
     let expected = expected.widened();
     if found.len() != expected.len() {
