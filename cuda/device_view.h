@@ -53,7 +53,7 @@ struct DevicePlan {
   // [max_sequences slots][page_table_stride], page ids; belongs to the cache, shared by its batches
   const int32_t* page_table;
   int64_t page_table_stride;  // entries, >= max_sequence_pages
-  const uint8_t* work;        // the attend work list, 16-byte aligned; its form is cuda/schedule.h's
+  const uint8_t* work;        // the attend work list, 16-byte aligned; its form is cuda/schedule/work_list.h's
   int64_t work_capacity;      // bytes
 };
 

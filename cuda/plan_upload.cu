@@ -8,9 +8,9 @@
 
 #include <algorithm>
 
-#include "cuda/append_plan.h"
-#include "cuda/launch/launch.h"
-#include "cuda/schedule.h"
+#include "cuda/append/plan.h"
+#include "cuda/launch.h"
+#include "cuda/schedule/work_list.h"
 
 namespace tq {
 namespace cuda {

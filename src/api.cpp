@@ -63,8 +63,8 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
               "");
 // Public structs on LP64; tests/capi/layout.txt has every offset.
 static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 184 && sizeof(tq_cache_bytes) == 80 &&
-                                     sizeof(tq_cache_memory_t) == 72 && sizeof(tq_tensor_layout) == 40 &&
-                                     sizeof(tq_attend_params) == 72 && sizeof(tq_device_info_t) == 160 &&
+                                     sizeof(tq_cache_memory) == 72 && sizeof(tq_tensor_layout) == 40 &&
+                                     sizeof(tq_attend_params) == 72 && sizeof(tq_device_info) == 160 &&
                                      sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
               "public struct sizes are frozen");
 
@@ -126,10 +126,10 @@ size_t tq_struct_size(int32_t struct_id) {
   switch (struct_id) {
     case TQ_STRUCT_CACHE_CONFIG: return sizeof(tq_cache_config);
     case TQ_STRUCT_CACHE_BYTES: return sizeof(tq_cache_bytes);
-    case TQ_STRUCT_CACHE_MEMORY: return sizeof(tq_cache_memory_t);
+    case TQ_STRUCT_CACHE_MEMORY: return sizeof(tq_cache_memory);
     case TQ_STRUCT_TENSOR_LAYOUT: return sizeof(tq_tensor_layout);
     case TQ_STRUCT_ATTEND_PARAMS: return sizeof(tq_attend_params);
-    case TQ_STRUCT_DEVICE_INFO: return sizeof(tq_device_info_t);
+    case TQ_STRUCT_DEVICE_INFO: return sizeof(tq_device_info);
     case TQ_STRUCT_CODEBOOK: return sizeof(tq_codebook);
     case TQ_STRUCT_ALLOCATOR: return sizeof(tq_allocator);
   }
@@ -144,12 +144,12 @@ tq_status tq_device_count(tq_device_type type, int32_t* count) {
   });
 }
 
-tq_status tq_device_info(tq_device_type type, int32_t index, tq_device_info_t* info) {
+tq_status tq_device_get_info(tq_device_type type, int32_t index, tq_device_info* info) {
   return guarded([&] {
     const DeviceType device = tq::device_type_of(type, "type");
     const uint32_t size = tq::checked_struct_size(info, "info");
     const tq::DeviceInfo found = tq::device_info(device, index);
-    tq_device_info_t result = {};
+    tq_device_info result = {};
     result.device_type = type;
     result.device_id = index;
     result.compute_major = found.compute_major;
@@ -222,7 +222,7 @@ tq_status tq_cache_set_centres(tq_cache* cache, int32_t layer, const float* key_
   });
 }
 
-tq_status tq_cache_memory(const tq_cache* cache, tq_cache_memory_t* memory) {
+tq_status tq_cache_get_memory(const tq_cache* cache, tq_cache_memory* memory) {
   return guarded([&] {
     tq::require(cache, "cache");
     const uint32_t size = tq::checked_struct_size(memory, "memory");
@@ -318,7 +318,26 @@ tq_status tq_batch_plan(tq_batch* batch, int32_t num_sequences, const tq_sequenc
   });
 }
 
+tq_status tq_batch_rows(const tq_batch* batch, int64_t* new_tokens, int64_t* query_tokens,
+                        int32_t* in_force) {
+  return guarded([&] {
+    tq::require(batch, "batch");
+    const tq::BatchRows rows = unwrap(batch)->rows();
+    if (new_tokens) *new_tokens = rows.new_tokens;
+    if (query_tokens) *query_tokens = rows.query_tokens;
+    if (in_force) *in_force = rows.in_force;
+  });
+}
+
 // ---- 7. Append and attend ----
+
+tq_status tq_attend_params_init(tq_attend_params* params) {
+  return guarded([&] {
+    tq::require(params, "params");
+    memset(params, 0, sizeof *params);
+    params->struct_size = sizeof *params;
+  });
+}
 
 tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch, const void* k, const void* v,
                           const tq_tensor_layout* layout, void* stream) {
@@ -349,12 +368,11 @@ tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch,
   });
 }
 
-tq_status tq_attend_workspace_bytes(const tq_cache* cache, const tq_batch* batch, size_t* bytes) {
+tq_status tq_attend_workspace_bytes(const tq_cache* cache, size_t* bytes) {
   return guarded([&] {
     tq::require(cache, "cache");
-    tq::require(batch, "batch");
     tq::require(bytes, "bytes");
-    *bytes = unwrap(cache)->attend_workspace_bytes(*unwrap(batch));
+    *bytes = unwrap(cache)->attend_workspace_bytes();
   });
 }
 

@@ -54,8 +54,6 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
            static_cast<long long>(p.sliding_window));
   TQ_CHECK(p.history_only == 0 || p.history_only == 1, Status::kInvalidArgument,
            "params.history_only = %d: must be 0 or 1", p.history_only);
-  TQ_CHECK(p.num_splits >= 0, Status::kInvalidArgument, "params.num_splits = %d: must be 0 or more",
-           p.num_splits);
   AttendRequest request = {};
   request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, g.num_q_heads, g.head_dim,
                                       "params.q_token_stride", "params.q_head_stride");
@@ -69,7 +67,6 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
   request.sliding_window = p.sliding_window;
   request.sink_logits = p.sink_logits;
   request.history_only = p.history_only != 0;
-  request.num_splits = p.num_splits;
   return request;
 }
 

@@ -11,7 +11,7 @@
 #include "tqkv.h"
 
 #if TQ_CUDA
-#include "cuda/cuda_backend.h"
+#include "cuda/backend.h"
 #endif
 
 #include <sched.h>

@@ -58,6 +58,11 @@ void Cache::destroy_batch(Batch* batch) {
   cache.live_batches_--;
 }
 
+BatchRows Batch::rows() const {
+  const Gate::Use use(cache_.gate_, false);
+  return in_force_ ? BatchRows{plan_.new_tokens, plan_.query_tokens, true} : BatchRows{};
+}
+
 const BatchPlan& Cache::plan_in_force(const Batch& batch) const {
   TQ_CHECK(&batch.cache_ == this, Status::kInvalidArgument, "batch = %p: belongs to another cache",
            static_cast<const void*>(&batch));

@@ -167,9 +167,9 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
     memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
 }
 
-tq_cache_memory_t Cache::memory() const {
+tq_cache_memory Cache::memory() const {
   const Gate::Use use(gate_, false);
-  tq_cache_memory_t memory = {};
+  tq_cache_memory memory = {};
   memory.num_sequences = arrays_.table.num_sequences();
   memory.tokens = arrays_.table.total_tokens();
   memory.pages_used = arrays_.table.pages_used();
@@ -351,14 +351,6 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   if (plan.query_tokens == 0) return;
   request.plan = &plan;
   backend_->attend(request);
-}
-
-// As much as the cache's own workspace, which serves every plan: a plan with less work may be cut into more
-// pieces than a larger one, so what this very plan needs would not do for the smaller ones.
-size_t Cache::attend_workspace_bytes(const Batch& batch) const {
-  const Gate::Use use(gate_, false);
-  plan_in_force(batch);
-  return static_cast<size_t>(bytes_.workspace_bytes);
 }
 
 void Cache::read(ReadRequest request, int64_t id) {

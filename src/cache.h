@@ -35,6 +35,12 @@ class Gate {
   mutable std::atomic<int32_t> users_{0};  // -1: one exclusive
 };
 
+// What a plan in force covers; zeros without one.
+struct BatchRows {
+  int64_t new_tokens, query_tokens;
+  bool in_force;
+};
+
 // One batch: a plan in force, and room for the next one, so that a plan that fails leaves the old one as it
 // was.
 class Batch {
@@ -45,6 +51,7 @@ class Batch {
   Batch& operator=(const Batch&) = delete;
 
   Cache& cache() const { return cache_; }
+  BatchRows rows() const;
 
  private:
   friend class Cache;
@@ -87,7 +94,7 @@ class Cache {
   const ResolvedConfig& config() const { return config_; }
   const Geometry& geometry() const { return config_.geometry(); }
   void set_centres(int32_t layer, const float* key, const float* value);
-  tq_cache_memory_t memory() const;
+  tq_cache_memory memory() const;
   uint64_t fingerprint() const;
   uint64_t check(void* stream);
 
@@ -106,7 +113,8 @@ class Cache {
   // Requests come with all but the plan (or the sequence) and the workspace's default.
   void append(AppendRequest request, const Batch& batch);
   void attend(AttendRequest request, const Batch& batch);
-  size_t attend_workspace_bytes(const Batch& batch) const;
+  // What attend needs at most, whatever the plan.
+  size_t attend_workspace_bytes() const { return static_cast<size_t>(bytes_.workspace_bytes); }
   void read(ReadRequest request, int64_t id);
 
   // What a cache of this configuration allocates; Cache takes exactly this.

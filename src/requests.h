@@ -111,21 +111,25 @@ struct AppendRequest {
   void* stream;
 };
 
-struct AttendRequest {
-  int32_t layer;
-  const BatchPlan* plan;
+// The arguments of one attend call, resolved and checked: api_arguments.h fills them, and they go unchanged to
+// the kernels' parameters.
+struct AttendCall {
   const void* q;  // device [query_tokens][num_q_heads][head_dim] io_dtype
   void* out;      // device [query_tokens][num_q_heads][value_dim] out_dtype
   float* lse;     // device [query_tokens][num_q_heads] or null
   TensorStrides q_strides, out_strides;
   DataType out_dtype;
-  float softmax_scale;       // resolved, finite
+  float softmax_scale;       // finite, not 0
   float logit_softcap;       // 0 = off
   int64_t sliding_window;    // visible tokens, own included; 0 = all
   const float* sink_logits;  // device [num_q_heads] or null
-  bool history_only;
-  int32_t num_splits;  // 0 = automatic
-  void* workspace;     // device, >= attend_workspace_bytes
+  bool history_only;         // leave out the plan's new tokens
+};
+
+struct AttendRequest : AttendCall {
+  int32_t layer;
+  const BatchPlan* plan;
+  void* workspace;  // device, >= attend_workspace_bytes
   size_t workspace_bytes;
   void* stream;
 };

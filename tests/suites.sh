@@ -179,14 +179,14 @@ suite_cuda_compile() {
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
-  if [ -f cuda/cuda_backend.cu ]; then
+  if [ -f cuda/backend.cu ]; then
     # The launcher keeps what the compiler prints beside each object, for the resource check.
     local launcher=$PWD/tests/gpu/keep_log.sh
     ! command -v ccache >/dev/null || launcher+=";ccache"
     if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF "-DCMAKE_CUDA_COMPILER_LAUNCHER=$launcher"; then
       pass
       run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list \
-        $(find build/cuda/CMakeFiles/tqkv_cuda.dir/cuda/launch -name 'attend*.o.log')
+        $(find build/cuda/CMakeFiles/tqkv_cuda.dir/cuda/attend -name '*.o.log')
       run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
       run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
     fi

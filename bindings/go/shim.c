@@ -24,10 +24,10 @@ static int structs_fit(const tqkv_api* api, const char* name, char* text) {
   } structs[] = {
       {TQ_STRUCT_CACHE_CONFIG, "tq_cache_config", sizeof(tq_cache_config)},
       {TQ_STRUCT_CACHE_BYTES, "tq_cache_bytes", sizeof(tq_cache_bytes)},
-      {TQ_STRUCT_CACHE_MEMORY, "tq_cache_memory_t", sizeof(tq_cache_memory_t)},
+      {TQ_STRUCT_CACHE_MEMORY, "tq_cache_memory", sizeof(tq_cache_memory)},
       {TQ_STRUCT_TENSOR_LAYOUT, "tq_tensor_layout", sizeof(tq_tensor_layout)},
       {TQ_STRUCT_ATTEND_PARAMS, "tq_attend_params", sizeof(tq_attend_params)},
-      {TQ_STRUCT_DEVICE_INFO, "tq_device_info_t", sizeof(tq_device_info_t)},
+      {TQ_STRUCT_DEVICE_INFO, "tq_device_info", sizeof(tq_device_info)},
       {TQ_STRUCT_CODEBOOK, "tq_codebook", sizeof(tq_codebook)},
       {TQ_STRUCT_ALLOCATOR, "tq_allocator", sizeof(tq_allocator)},
   };
@@ -151,7 +151,7 @@ tq_status tqkv_device_count(const tqkv_api* api, int32_t type, int32_t* count, c
   return done(api, api->tq_device_count_(type, count), text);
 }
 
-tq_status tqkv_device_info(const tqkv_api* api, int32_t type, int32_t index, tq_device_info_t* info,
+tq_status tqkv_device_info(const tqkv_api* api, int32_t type, int32_t index, tq_device_info* info,
                            char* text) {
   info->struct_size = sizeof *info;
   return done(api, api->tq_device_info_(type, index, info), text);
@@ -189,7 +189,7 @@ tq_status tqkv_cache_set_centres(const tqkv_api* api, tq_cache* cache, int32_t l
   return done(api, api->tq_cache_set_centres_(cache, layer, key, value), text);
 }
 
-tq_status tqkv_cache_memory(const tqkv_api* api, const tq_cache* cache, tq_cache_memory_t* memory,
+tq_status tqkv_cache_memory(const tqkv_api* api, const tq_cache* cache, tq_cache_memory* memory,
                             char* text) {
   memory->struct_size = sizeof *memory;
   return done(api, api->tq_cache_memory_(cache, memory), text);

@@ -7,38 +7,38 @@
 # otherwise. Listed by hand, like all sources.
 set(tq_cuda_sources
   cuda/arena.cu
-  cuda/cuda_backend.cu
-  cuda/launch/attend.cu
-  cuda/launch/attend_d64.cu
-  cuda/launch/attend_d96.cu
-  cuda/launch/attend_d128.cu
-  cuda/launch/attend_d128_more.cu
-  cuda/launch/attend_d192.cu
-  cuda/launch/attend_d256.cu
-  cuda/launch/attend_generic_small.cu
-  cuda/launch/attend_generic_mid.cu
-  cuda/launch/attend_generic_large.cu
-  cuda/launch/dim_128.cu
-  cuda/launch/dim_224.cu
-  cuda/launch/dim_256.cu
-  cuda/launch/dim_512.cu
-  cuda/launch/dim_576.cu
-  cuda/launch/dim_mid.cu
-  cuda/launch/dim_small.cu
-  cuda/launch/memory.cu
-  cuda/launch/merge.cu
-  cuda/launch/per_dim.cu
-  cuda/launch/prefill.cu
-  cuda/launch/prefill_d64.cu
-  cuda/launch/prefill_d96.cu
-  cuda/launch/prefill_d128.cu
-  cuda/launch/prefill_d192.cu
-  cuda/launch/prefill_d256.cu
+  cuda/backend.cu
+  cuda/attend/launch.cu
+  cuda/attend/instances/d64.cu
+  cuda/attend/instances/d96.cu
+  cuda/attend/instances/d128.cu
+  cuda/attend/instances/d128_more.cu
+  cuda/attend/instances/d192.cu
+  cuda/attend/instances/d256.cu
+  cuda/attend/instances/generic_small.cu
+  cuda/attend/instances/generic_mid.cu
+  cuda/attend/instances/generic_large.cu
+  cuda/append/instances/d128.cu
+  cuda/append/instances/d224.cu
+  cuda/append/instances/d256.cu
+  cuda/append/instances/d512.cu
+  cuda/append/instances/d576.cu
+  cuda/append/instances/dmid.cu
+  cuda/append/instances/dsmall.cu
+  cuda/pages/launch.cu
+  cuda/merge/launch.cu
+  cuda/append/launch.cu
+  cuda/prefill/launch.cu
+  cuda/prefill/instances/d64.cu
+  cuda/prefill/instances/d96.cu
+  cuda/prefill/instances/d128.cu
+  cuda/prefill/instances/d192.cu
+  cuda/prefill/instances/d256.cu
   cuda/plan_upload.cu
   cuda/runtime.cu
-  cuda/schedule.cpp)
+  cuda/schedule/work_list.cpp)
 
-if(TQ_CUDA STREQUAL "OFF" OR (TQ_CUDA STREQUAL "AUTO" AND NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/cuda_backend.cu))
+if(TQ_CUDA STREQUAL "OFF" OR (TQ_CUDA STREQUAL "AUTO" AND NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/backend.cu))
   return()
 endif()
 

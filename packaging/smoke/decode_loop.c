@@ -100,9 +100,9 @@ int main(void) {
   printf("prompt: %d tokens, norm %.3f\n", kPrompt, norm);
 
   CHECK(tq_sequence_fork(cache, a, NULL, &b)); /* a second answer to the same prompt: its pages are shared */
-  tq_cache_memory_t memory = {0};
+  tq_cache_memory memory = {0};
   memory.struct_size = sizeof memory;
-  CHECK(tq_cache_memory(cache, &memory));
+  CHECK(tq_cache_get_memory(cache, &memory));
   printf("fork: %d sequences, %d tokens, %d page\n", (int)memory.num_sequences, (int)memory.tokens,
          (int)memory.pages_used);
 
@@ -124,7 +124,7 @@ int main(void) {
   if (step(cache, batch, 2, both, ones, ones, &norm)) return 1;
   if (print_lengths(cache, "two rejected", a, b, norm)) return 1;
 
-  CHECK(tq_cache_memory(cache, &memory));
+  CHECK(tq_cache_get_memory(cache, &memory));
   printf("memory: %d tokens, %d pages, %.2f times smaller than float16\n", (int)memory.tokens,
          (int)memory.pages_used, memory.compression);
   CHECK(tq_batch_destroy(batch));

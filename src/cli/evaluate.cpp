@@ -116,10 +116,10 @@ class LayerCache {
     });
   }
 
-  tq_cache_memory_t memory() const {
-    tq_cache_memory_t memory = {};
+  tq_cache_memory memory() const {
+    tq_cache_memory memory = {};
     memory.struct_size = sizeof memory;
-    check(tq_cache_memory(cache_.get(), &memory), "tq_cache_memory");
+    check(tq_cache_get_memory(cache_.get(), &memory), "tq_cache_memory");
     return memory;
   }
 
@@ -164,7 +164,7 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
     LayerCache cache(job.data, config, nullptr);
     result.append_tokens_per_s = static_cast<double>(shape.tokens) / cache.append_seconds(options.repeats);
     result.quality = cache.judge(job.exact);
-    const tq_cache_memory_t memory = cache.memory();
+    const tq_cache_memory memory = cache.memory();
     result.stored_bytes = static_cast<double>(memory.stored_bytes_used + memory.raw_bytes) /
                           (static_cast<double>(shape.tokens) * static_cast<double>(shape.kv_heads));
     result.attend_tokens_per_s = static_cast<double>(shape.tokens) / cache.attend_seconds(options.repeats);

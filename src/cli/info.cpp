@@ -87,9 +87,9 @@ Json devices_json() {
     int32_t count = 0;
     check(tq_device_count(type, &count), "tq_device_count");
     for (int32_t index = 0; index < count; ++index) {
-      tq_device_info_t info = {};
+      tq_device_info info = {};
       info.struct_size = sizeof info;
-      check(tq_device_info(type, index, &info), "tq_device_info");
+      check(tq_device_get_info(type, index, &info), "tq_device_info");
       Json device = {{"type", type == TQ_DEVICE_CPU ? "cpu" : "cuda"}, {"id", info.device_id}};
       device[type == TQ_DEVICE_CPU ? "simd" : "name"] = info.name;
       device[type == TQ_DEVICE_CPU ? "threads" : "multiprocessors"] = info.num_units;

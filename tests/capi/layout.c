@@ -23,15 +23,15 @@
 #define TYPE(type) printf("type %s size %zu signed %d\n", #type, sizeof(type), (type)-1 < (type)0)
 
 static void structs(void) {
-  STRUCT(tq_device_info_t);
-  FIELD(tq_device_info_t, struct_size);
-  FIELD(tq_device_info_t, device_type);
-  FIELD(tq_device_info_t, device_id);
-  FIELD(tq_device_info_t, compute_major);
-  FIELD(tq_device_info_t, compute_minor);
-  FIELD(tq_device_info_t, num_units);
-  FIELD(tq_device_info_t, memory_bytes);
-  FIELD(tq_device_info_t, name);
+  STRUCT(tq_device_info);
+  FIELD(tq_device_info, struct_size);
+  FIELD(tq_device_info, device_type);
+  FIELD(tq_device_info, device_id);
+  FIELD(tq_device_info, compute_major);
+  FIELD(tq_device_info, compute_minor);
+  FIELD(tq_device_info, num_units);
+  FIELD(tq_device_info, memory_bytes);
+  FIELD(tq_device_info, name);
   STRUCT(tq_codebook);
   FIELD(tq_codebook, struct_size);
   FIELD(tq_codebook, bits);
@@ -90,17 +90,17 @@ static void structs(void) {
   FIELD(tq_cache_bytes, num_pages);
   FIELD(tq_cache_bytes, token_bytes);
   FIELD(tq_cache_bytes, fp16_token_bytes);
-  STRUCT(tq_cache_memory_t);
-  FIELD(tq_cache_memory_t, struct_size);
-  FIELD(tq_cache_memory_t, num_sequences);
-  FIELD(tq_cache_memory_t, tokens);
-  FIELD(tq_cache_memory_t, pages_used);
-  FIELD(tq_cache_memory_t, pages_total);
-  FIELD(tq_cache_memory_t, stored_bytes_used);
-  FIELD(tq_cache_memory_t, raw_bytes);
-  FIELD(tq_cache_memory_t, device_bytes);
-  FIELD(tq_cache_memory_t, host_bytes);
-  FIELD(tq_cache_memory_t, compression);
+  STRUCT(tq_cache_memory);
+  FIELD(tq_cache_memory, struct_size);
+  FIELD(tq_cache_memory, num_sequences);
+  FIELD(tq_cache_memory, tokens);
+  FIELD(tq_cache_memory, pages_used);
+  FIELD(tq_cache_memory, pages_total);
+  FIELD(tq_cache_memory, stored_bytes_used);
+  FIELD(tq_cache_memory, raw_bytes);
+  FIELD(tq_cache_memory, device_bytes);
+  FIELD(tq_cache_memory, host_bytes);
+  FIELD(tq_cache_memory, compression);
   STRUCT(tq_tensor_layout);
   FIELD(tq_tensor_layout, struct_size);
   FIELD(tq_tensor_layout, reserved);
@@ -116,7 +116,6 @@ static void structs(void) {
   FIELD(tq_attend_params, sliding_window);
   FIELD(tq_attend_params, sink_logits);
   FIELD(tq_attend_params, history_only);
-  FIELD(tq_attend_params, num_splits);
   FIELD(tq_attend_params, q_token_stride);
   FIELD(tq_attend_params, q_head_stride);
   FIELD(tq_attend_params, out_token_stride);

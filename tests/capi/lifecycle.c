@@ -46,10 +46,10 @@ void test_lifecycle(void) {
   CHECK(bytes.device_bytes == 0 && bytes.num_pages == 256 / 32 + 3);
   CHECK(bytes.token_bytes == LAYERS * HEADS * (DIM + VALUE_DIM + 4));
   CHECK(bytes.fp16_token_bytes == LAYERS * HEADS * (DIM + VALUE_DIM) * 2);
-  tq_cache_memory_t memory;
+  tq_cache_memory memory;
   memset(&memory, 0, sizeof memory);
   memory.struct_size = sizeof memory;
-  EXPECT(TQ_OK, tq_cache_memory(cache, &memory));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory));
   CHECK(memory.num_sequences == 1 && memory.tokens == 41 && memory.pages_used == 2 &&
         memory.pages_total == bytes.num_pages);
   CHECK(memory.stored_bytes_used == 2 * 32 * bytes.token_bytes);
@@ -77,10 +77,10 @@ void test_introspection(void) {
   CHECK(info == tq_build_info());
   CHECK(tq_struct_size(TQ_STRUCT_CACHE_CONFIG) == sizeof(tq_cache_config));
   CHECK(tq_struct_size(TQ_STRUCT_CACHE_BYTES) == sizeof(tq_cache_bytes));
-  CHECK(tq_struct_size(TQ_STRUCT_CACHE_MEMORY) == sizeof(tq_cache_memory_t));
+  CHECK(tq_struct_size(TQ_STRUCT_CACHE_MEMORY) == sizeof(tq_cache_memory));
   CHECK(tq_struct_size(TQ_STRUCT_TENSOR_LAYOUT) == sizeof(tq_tensor_layout));
   CHECK(tq_struct_size(TQ_STRUCT_ATTEND_PARAMS) == sizeof(tq_attend_params));
-  CHECK(tq_struct_size(TQ_STRUCT_DEVICE_INFO) == sizeof(tq_device_info_t));
+  CHECK(tq_struct_size(TQ_STRUCT_DEVICE_INFO) == sizeof(tq_device_info));
   CHECK(tq_struct_size(TQ_STRUCT_CODEBOOK) == sizeof(tq_codebook));
   CHECK(tq_struct_size(TQ_STRUCT_ALLOCATOR) == sizeof(tq_allocator));
   CHECK(tq_struct_size(0) == 0 && tq_struct_size(9) == 0 && tq_struct_size(-1) == 0);
@@ -95,20 +95,20 @@ void test_introspection(void) {
   CHECK(count >= 0);
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "type = 3", tq_device_count(3, &count));
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "count = NULL", tq_device_count(TQ_DEVICE_CPU, NULL));
-  tq_device_info_t device;
+  tq_device_info device;
   memset(&device, 0, sizeof device);
   device.struct_size = sizeof device;
-  EXPECT(TQ_OK, tq_device_info(TQ_DEVICE_CPU, 0, &device));
+  EXPECT(TQ_OK, tq_device_get_info(TQ_DEVICE_CPU, 0, &device));
   CHECK(device.device_type == TQ_DEVICE_CPU && device.device_id == 0 && device.num_units >= 1 &&
         device.memory_bytes > 0);
   CHECK(device.name[0] && strstr(info, device.name));
   CHECK(device.compute_major == 0 && device.compute_minor == 0);
-  REFUSES(TQ_ERROR_NO_DEVICE, "index = 1", tq_device_info(TQ_DEVICE_CPU, 1, &device));
-  REFUSES(TQ_ERROR_NO_DEVICE, "index = -1", tq_device_info(TQ_DEVICE_CPU, -1, &device));
-  REFUSES(TQ_ERROR_NO_DEVICE, "index = 1000", tq_device_info(TQ_DEVICE_CUDA, 1000, &device));
-  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "info = NULL", tq_device_info(TQ_DEVICE_CPU, 0, NULL));
+  REFUSES(TQ_ERROR_NO_DEVICE, "index = 1", tq_device_get_info(TQ_DEVICE_CPU, 1, &device));
+  REFUSES(TQ_ERROR_NO_DEVICE, "index = -1", tq_device_get_info(TQ_DEVICE_CPU, -1, &device));
+  REFUSES(TQ_ERROR_NO_DEVICE, "index = 1000", tq_device_get_info(TQ_DEVICE_CUDA, 1000, &device));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "info = NULL", tq_device_get_info(TQ_DEVICE_CPU, 0, NULL));
   device.struct_size = 0;
-  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "info.struct_size = 0", tq_device_info(TQ_DEVICE_CPU, 0, &device));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "info.struct_size = 0", tq_device_get_info(TQ_DEVICE_CPU, 0, &device));
 }
 
 /* Counts what callbacks give out; every block is followed by a guard. */

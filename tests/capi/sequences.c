@@ -138,11 +138,11 @@ void test_capacity_is_atomic(void) {
   EXPECT(TQ_OK, grow(cache, batch, s[0], 90, 121));
   EXPECT(TQ_OK, grow(cache, batch, s[1], 60, 122));
   float *out0 = attend_last(cache, batch, s[0], 3, 123), *out1 = attend_last(cache, batch, s[1], 3, 124);
-  tq_cache_memory_t memory, after;
+  tq_cache_memory memory, after;
   memset(&memory, 0, sizeof memory);
   memory.struct_size = sizeof memory;
   after = memory;
-  EXPECT(TQ_OK, tq_cache_memory(cache, &memory));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory));
 
   /* 11 pages of 32: 6 + 2 are used. Each refusal names what ran out. */
   const tq_sequence pair[2] = {s[1], s[2]};
@@ -160,7 +160,7 @@ void test_capacity_is_atomic(void) {
   REFUSES(TQ_ERROR_CAPACITY, "query_tokens[1] = 51, with 100 before it",
           tq_batch_plan(other, 2, (const tq_sequence[]){s[0], s[1]}, none, queries, NULL));
   CHECK(length_of(cache, s[0]) == 190 && length_of(cache, s[1]) == 60 && length_of(cache, s[2]) == 0);
-  EXPECT(TQ_OK, tq_cache_memory(cache, &after));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &after));
   CHECK(memcmp(&memory, &after, sizeof after) == 0);
   float *again0 = attend_last(cache, batch, s[0], 3, 123), *again1 = attend_last(cache, batch, s[1], 3, 124);
   CHECK(same(out0, again0, 3 * Q_HEADS * VALUE_DIM) && same(out1, again1, 3 * Q_HEADS * VALUE_DIM));

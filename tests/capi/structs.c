@@ -33,23 +33,23 @@ void test_struct_sizes(void) {
   EXPECT(TQ_OK, grow(cache, batch, s, 3, 1));
 
   /* Filled structs: an older one is filled up to its end and no further, a newer one keeps its zero tail. */
-  NEWER(tq_cache_memory_t) memory;
+  NEWER(tq_cache_memory) memory;
   memset(&memory, 0x77, sizeof memory);
-  memory.known.struct_size = offsetof(tq_cache_memory_t, pages_used);
-  EXPECT(TQ_OK, tq_cache_memory(cache, &memory.known));
-  CHECK(memory.known.struct_size == offsetof(tq_cache_memory_t, pages_used) &&
+  memory.known.struct_size = offsetof(tq_cache_memory, pages_used);
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory.known));
+  CHECK(memory.known.struct_size == offsetof(tq_cache_memory, pages_used) &&
         memory.known.num_sequences == 1 && memory.known.tokens == 3);
   CHECK(memory.known.pages_used == 0x7777777777777777);
   memory.known.struct_size = sizeof memory;
-  REFUSES(TQ_ERROR_VERSION, "memory.struct_size = ", tq_cache_memory(cache, &memory.known));
+  REFUSES(TQ_ERROR_VERSION, "memory.struct_size = ", tq_cache_get_memory(cache, &memory.known));
   CHECK(memory.known.pages_used == 0x7777777777777777);
   memset(memory.more, 0, sizeof memory.more);
-  EXPECT(TQ_OK, tq_cache_memory(cache, &memory.known));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory.known));
   CHECK(memory.known.pages_used == 1 && memory.known.struct_size == sizeof memory && memory.more[0] == 0);
   const uint32_t wrong[] = {0, 1, 7, 1000000, 0xFFFFFFFFu};
   for (int i = 0; i < 5; i++) {
     memory.known.struct_size = wrong[i];
-    REFUSES(TQ_ERROR_INVALID_ARGUMENT, "memory.struct_size = ", tq_cache_memory(cache, &memory.known));
+    REFUSES(TQ_ERROR_INVALID_ARGUMENT, "memory.struct_size = ", tq_cache_get_memory(cache, &memory.known));
   }
   tq_cache_config resolved;
   memset(&resolved, 0x77, sizeof resolved);
@@ -61,10 +61,10 @@ void test_struct_sizes(void) {
   bytes.struct_size = offsetof(tq_cache_bytes, raw_bytes);
   EXPECT(TQ_OK, tq_cache_config_bytes(&config.known, &bytes));
   CHECK(bytes.page_bytes > 0 && bytes.raw_bytes == 0x7777777777777777);
-  tq_device_info_t info;
+  tq_device_info info;
   memset(&info, 0x77, sizeof info);
-  info.struct_size = offsetof(tq_device_info_t, memory_bytes);
-  EXPECT(TQ_OK, tq_device_info(TQ_DEVICE_CPU, 0, &info));
+  info.struct_size = offsetof(tq_device_info, memory_bytes);
+  EXPECT(TQ_OK, tq_device_get_info(TQ_DEVICE_CPU, 0, &info));
   CHECK(info.num_units >= 1 && info.memory_bytes == 0x7777777777777777);
 
   /* Parameters of a call. */

@@ -224,7 +224,7 @@ Result Rig::attend(const AttendOptions& o) {
   const SplitLimits limits = split_limits(g, o.plan_workers ? o.plan_workers : backend->num_workers());
   items_.resize(static_cast<size_t>(limits.items + 1));
   const SplitCounts counts =
-      split_plan(plan_sequences_.data(), plan_.num_sequences, limits, o.num_splits, items_.data());
+      split_plan(plan_sequences_.data(), plan_.num_sequences, limits, 0, items_.data());
   plan_.items = items_.data();
   plan_.num_items = counts.num_items;
   plan_.num_groups = counts.num_groups;
@@ -270,7 +270,6 @@ Result Rig::attend(const AttendOptions& o) {
   request.sliding_window = o.sliding_window;
   request.sink_logits = o.sink_logits ? sinks.data() : nullptr;
   request.history_only = o.history_only;
-  request.num_splits = o.num_splits;
   void* workspace = nullptr;
   if (!o.own_workspace) {
     request.workspace_bytes = backend->attend_workspace_bytes(plan_);

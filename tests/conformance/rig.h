@@ -64,7 +64,6 @@ struct AttendOptions {
   int64_t sliding_window = 0;
   bool sink_logits = false, history_only = false, strided = false, own_workspace = true;
   DataType out = DataType::kF32;
-  int num_splits = 0;
   int plan_workers = 0;  // 0 = the backend's
   uint8_t workspace_fill = 0xFF;
 };

@@ -169,9 +169,9 @@ class Runner {
   }
 
   void memory(const Json& step) {
-    tq_cache_memory_t m = {};
+    tq_cache_memory m = {};
     m.struct_size = sizeof m;
-    if (!expected(step, tq_cache_memory(cache(step).handle, &m))) return;
+    if (!expected(step, tq_cache_get_memory(cache(step).handle, &m))) return;
     Json rest = step.at("expect");
     if (rest.contains("compression") &&
         !(fabs(m.compression / rest["compression"].get<double>() - 1) <= 1e-12))

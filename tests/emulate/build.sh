@@ -18,7 +18,7 @@ launcher=
 compile() { echo "$launcher ${CXX:-g++} $1 -c -o $out/$(echo "$2" | tr /. __).o $2"; }
 {
   for source in src/*.cpp src/cpu/*.cpp; do compile "$host" "$source"; done
-  for source in cuda/*.cu cuda/*.cpp cuda/launch/*.cu tests/emulate/*.cpp; do compile "$emulated" "$source"; done
+  for source in $(find cuda -name "*.cu" -o -name "*.cpp") tests/emulate/*.cpp; do compile "$emulated" "$source"; done
   for program in $programs; do compile "$emulated" "tests/gpu/${program}_test.cu"; done
 } | xargs -P "${TQKV_JOBS:-$(nproc)}" -d '\n' -n 1 bash -c
 objects=$(find "$out" -name 'src_*.o' -o -name 'cuda_*.o' -o -name 'tests_emulate_*.o')

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 arch=${TQ_ARCH:-arch=compute_90a,code=sm_90a}
 flags="-std=c++17 -O3 --expt-relaxed-constexpr -gencode=$arch -Isrc -Iinclude -I. -Xcompiler -Wall,-Wextra,-ffp-contract=off $*"
 objects=
-for source in cuda/launch/attend*.cu $(ls cuda/launch/prefill*.cu 2>/dev/null) cuda/runtime.cu cuda/schedule.cpp src/status.cpp tests/gpu/attend_test.cu tests/bench/gpu/attend_bench.cu; do
+for source in cuda/launch/attend*.cu $(ls cuda/launch/prefill*.cu 2>/dev/null) cuda/runtime.cu cuda/schedule/work_list.cpp src/status.cpp tests/gpu/attend_test.cu tests/bench/gpu/attend_bench.cu; do
   object=$out/$(basename "$source" | tr . _).o
   nvcc $flags -Xptxas -v -c -o "$object" "$source" >"$object.log" 2>&1 &
   pids="$pids $!:$source"

@@ -14,9 +14,9 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/launch/attend.h"
-#include "cuda/launch/prefill.h"
-#include "cuda/schedule.h"
+#include "cuda/attend/launch.h"
+#include "cuda/prefill/launch.h"
+#include "cuda/schedule/work_list.h"
 #include "format/encode.h"
 #include "gpu_test.h"
 #include "softmax_state.h"

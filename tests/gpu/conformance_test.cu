@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library on the GPU against the library on the CPU, through the C API: every attention kernel of
-// cuda/launch/attend_list.h, lengths at every tile and page edge +- 1, tokens appended in ragged pieces,
+// cuda/attend/instances.h, lengths at every tile and page edge +- 1, tokens appended in ragged pieces,
 // interleaved pages, strides, memory that holds NaN where nothing was written.
 //
 // Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
@@ -8,7 +8,7 @@
 // may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
 // output can be small, by the design's gate of 1e-3.   conformance_test [--quick] [FIRST COUNT]
 #include "api_cache.cuh"
-#include "cuda/launch/attend_list.h"
+#include "cuda/attend/instances.h"
 
 namespace {
 

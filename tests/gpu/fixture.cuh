@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "cuda/cuda_backend.h"
+#include "cuda/backend.h"
 #include "cuda/runtime.h"
 #include "gpu_test.h"
 #include "vectors.cuh"

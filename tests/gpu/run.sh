@@ -86,10 +86,10 @@ cuda_flags=${cuda_flags//$'\n'/ } host_flags=${host_flags//$'\n'/ }
 suites="backend append attend"            # linked with the kernels alone
 api_suites="conformance graph limits"     # linked with the library
 programs="attend_bench"
-cuda_sources=$(ls cuda/*.cu cuda/*.cpp cuda/launch/*.cu)
+cuda_sources=$(find cuda -name "*.cu" -o -name "*.cpp")
 host_sources=$(ls src/*.cpp src/cpu/*.cpp)
-slow="cuda/launch/attend_generic_large.cu cuda/launch/dim_576.cu cuda/launch/dim_512.cu cuda/launch/attend_generic_mid.cu cuda/launch/dim_small.cu
-  cuda/launch/dim_mid.cu cuda/launch/attend_d192.cu cuda/launch/attend_d256.cu cuda/launch/dim_256.cu src/cpu/simd_kernels.cpp src/cpu/vbmi_kernels.cpp"
+slow="cuda/attend/instances/generic_large.cu cuda/append/instances/d576.cu cuda/append/instances/d512.cu cuda/attend/instances/generic_mid.cu cuda/append/instances/dsmall.cu
+  cuda/append/instances/dmid.cu cuda/attend/instances/d192.cu cuda/attend/instances/d256.cu cuda/append/instances/d256.cu src/cpu/simd_kernels.cpp src/cpu/vbmi_kernels.cpp"
 
 source_of() { case $1 in attend_bench) echo tests/bench/gpu/attend_bench.cu ;; *) echo "tests/gpu/${1}_test.cu" ;; esac; }
 hash_of() { sha256sum | cut -c1-12; }

@@ -11,7 +11,7 @@
 
 /* clang-format off */
 #define FUNCTIONS(X) \
-  X(tq_build_info) X(tq_last_error) X(tq_status_name) X(tq_device_count) X(tq_device_info) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy)
+  X(tq_build_info) X(tq_last_error) X(tq_status_name) X(tq_device_count) X(tq_device_get_info) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy)
 /* clang-format on */
 #define MEMBER(f) static __typeof__(f)* f##_;
 FUNCTIONS(MEMBER)
@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
   int32_t count = -1;
   report(tq_device_count_(TQ_DEVICE_CUDA, &count) == TQ_OK && count == 0,
          "without a driver: tq_device_count is OK and counts 0");
-  tq_device_info_t info = {0};
+  tq_device_info info = {0};
   info.struct_size = sizeof info;
   report(tq_device_info_(TQ_DEVICE_CUDA, 0, &info) == TQ_ERROR_NO_DEVICE,
          "without a driver: tq_device_info is NO_DEVICE");

@@ -119,10 +119,10 @@ class OomTest : public ::testing::Test {
   std::string state() {
     std::string result;
     if (!cache_) return result;
-    tq_cache_memory_t memory;
+    tq_cache_memory memory;
     memset(&memory, 0, sizeof memory);
     memory.struct_size = sizeof memory;
-    EXPECT_EQ(tq_cache_memory(cache_, &memory), TQ_OK);
+    EXPECT_EQ(tq_cache_get_memory(cache_, &memory), TQ_OK);
     result.append(reinterpret_cast<const char*>(&memory), sizeof memory);
     int64_t length = 0;
     EXPECT_EQ(tq_sequence_length(cache_, sequence_, &length), TQ_OK);

@@ -169,9 +169,9 @@ TEST(Threads, ViolationsAreRefusedNotRaced) {
   EXPECT_EQ(wrong, 0);
   EXPECT_GT(fine, 0);
   printf("    %d calls ran, %d were refused\n", fine.load(), busy.load());
-  tq_cache_memory_t memory = {};
+  tq_cache_memory memory = {};
   memory.struct_size = sizeof memory;
-  OK(tq_cache_memory(o.cache, &memory));
+  OK(tq_cache_get_memory(o.cache, &memory));
   EXPECT_EQ(memory.num_sequences, 1);
   EXPECT_EQ(memory.tokens, 500);
 }

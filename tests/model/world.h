@@ -271,7 +271,7 @@ class World {
     }
     over |= static_cast<int32_t>(plan.ids.size()) > resolved_.max_batch_sequences ||
             new_total > resolved_.max_batch_tokens || query_total > resolved_.max_batch_tokens;
-    tq_cache_memory_t before = memory();
+    tq_cache_memory before = memory();
     const tq_status status =
         tq_batch_plan(batches_[b], static_cast<int32_t>(plan.ids.size()), plan.ids.data(),
                       plan.new_tokens.data(), plan.query_tokens.data(), nullptr);
@@ -284,7 +284,7 @@ class World {
       int64_t all = new_total;
       for (const auto& entry : live_) all += entry.second.length();
       EXPECT_TRUE(over || all > config_.max_tokens) << tq_last_error();
-      const tq_cache_memory_t after = memory();
+      const tq_cache_memory after = memory();
       EXPECT_EQ(memcmp(&before, &after, sizeof after), 0);
       return;
     }
@@ -475,7 +475,7 @@ class World {
         dead_.empty() ? 12345678 : std::next(dead_.begin(), pick(static_cast<int>(dead_.size())))->first;
     int64_t x = 0;
     float f[4];
-    const tq_cache_memory_t before = memory();
+    const tq_cache_memory before = memory();
     TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "sequence = ", tq_sequence_free(cache_, dead, nullptr));
     TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT, "source = ", tq_sequence_fork(cache_, dead, nullptr, &x));
     TQ_REFUSED(TQ_ERROR_INVALID_ARGUMENT,
@@ -503,15 +503,15 @@ class World {
                    tq_cache_set_centres(cache_, 0, centre.data(), nullptr));
     }
     EXPECT_EQ(x, 0);
-    const tq_cache_memory_t after = memory();
+    const tq_cache_memory after = memory();
     EXPECT_EQ(memcmp(&before, &after, sizeof after), 0);
   }
 
-  tq_cache_memory_t memory() {
-    tq_cache_memory_t m;
+  tq_cache_memory memory() {
+    tq_cache_memory m;
     memset(&m, 0, sizeof m);
     m.struct_size = sizeof m;
-    TQ_MUST(tq_cache_memory(cache_, &m));
+    TQ_MUST(tq_cache_get_memory(cache_, &m));
     return m;
   }
   void check_lengths() {
@@ -525,7 +525,7 @@ class World {
       EXPECT_EQ(flags != 0, entry.second.replaced);
       total += length;
     }
-    const tq_cache_memory_t m = memory();
+    const tq_cache_memory m = memory();
     EXPECT_EQ(m.tokens, total);
     EXPECT_EQ(m.num_sequences, static_cast<int32_t>(live_.size()));
     EXPECT_LE(m.pages_used, m.pages_total);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attend work list (cuda/schedule.h), walked as the kernel's steward walks it: every unit of every block
+// The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of every block
 // exactly once, cut blocks with slots of their own and arrivals that add up, equal shares, nothing but a
 // sequence's own length deciding its chunks.
-#include "cuda/schedule.h"
+#include "cuda/schedule/work_list.h"
 
 #include <gtest/gtest.h>
 #include <string.h>

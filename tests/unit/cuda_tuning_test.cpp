@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of cuda/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of shared
+// The table of cuda/attend/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of shared
 // memory has room for everything.
-#include "cuda/tuning.h"
+#include "cuda/attend/tuning.h"
 
 #include <gtest/gtest.h>
 
 #include <iterator>
 
-#include "cuda/tile/smem_plan.cuh"
+#include "cuda/attend/layout.cuh"
 
 namespace {
 

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels compiled per stored dimension: launch/dim_*.cu instantiates each once, launch/per_dim.cu picks by
+// number.
+#pragma once
+#include "cuda/append/kernel.cuh"
+#include "cuda/pages/read.cuh"
+#include "cuda/launch.h"
+
+namespace tq {
+namespace cuda {
+
+template <int kStored>
+struct PerDim {
+  static void append(const AppendArguments& arguments, unsigned grid, cudaStream_t stream);
+  static void read(const ReadArguments& arguments, unsigned grid, cudaStream_t stream);
+  static void require();
+};
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Append: keys and values of all sequences of a batch in one launch.
+//
+// Work is tiles. A tile with up to kSmallTokens new tokens belongs, per kv head and side, to one warp, which
+// merges token after token into the stored words; any other tile belongs to a team of four warps, which
+// encode its vectors into shared memory and then build whole words. A tile's side has one writer in a launch,
+// so merging needs no atomics and the bytes do not depend on scheduling. How much work there is stands in
+// device memory: the grid may have any size, so a captured launch serves every later plan.
+//
+// A tile that starts with a new token is written whole, zeros behind the last token: no later read, ours
+// included, meets bytes that were never written.
+#pragma once
+#include "cuda/append/job.cuh"
+#include "cuda/append/tile.cuh"
+#include "cuda/append/token.cuh"
+#include "cuda/ptx/prefetch.cuh"
+
+namespace tq {
+namespace cuda {
+
+__device__ __forceinline__ uint8_t* job_tile(const DeviceLayer& layer, const TileJob& job) {
+  return layer.pages + job.page * layer.page_bytes +
+         static_cast<int64_t>(job.head * layer.tiles_per_page + job.tile_in_page) * layer.tile_bytes;
+}
+__device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& job, bool replaced,
+                                       int lane) {
+  if (__any_sync(kFullWarp, replaced) && lane == 0) {
+    layer.flags[job.slot] = kNoticedNonfinite;
+    *layer.noticed = kNoticedNonfinite;
+  }
+}
+
+// A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
+// where they are not written whole later.
+__device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob& job, uint8_t* tile,
+                                           bool words, int first, int step) {
+  if (!job.fresh() || job.end == format::kTileTokens) return;
+  if (side.layout.raw()) {
+    uint16_t* rows = reinterpret_cast<uint16_t*>(tile + side.code_offset);
+    for (int i = job.end * side.layout.dim + first; i < format::kTileTokens * side.layout.dim; i += step)
+      rows[i] = 0;
+    return;
+  }
+  uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
+  for (int i = job.end + first; i < format::kTileTokens; i += step) scales[i] = 0;
+  if (!words) return;
+  uint4* all = reinterpret_cast<uint4*>(tile + side.code_offset);
+  for (int i = first; i < side.layout.code_bytes() / 16; i += step) all[i] = make_uint4(0, 0, 0, 0);
+}
+
+// One warp's tile of few tokens. rows: kSmallTokens rows of codes.
+template <int kStored>
+__device__ __forceinline__ void append_small(const AppendArguments& args, const TileJob& job, uint8_t* rows,
+                                             int lane) {
+  using Buffer = CodeBuffer<kStored>;
+  const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
+  uint8_t* tile = job_tile(args.layer, job);
+  const bool raw = side.layout.raw();
+  using Values = ValueMerge<kStored>;
+  uint32_t* words = reinterpret_cast<uint32_t*>(tile + side.code_offset);
+  uint32_t stored[8] = {};
+  const bool early = Values::kEarly && !raw && job.kind == 1 && !job.fresh();
+  if (early) Values::load(side, job.begin, words, lane, stored);
+  if (!raw && !job.fresh() && !(early && job.end - job.begin == 1))  // words to merge into
+    for (int at = kLineBytes * lane; at < side.layout.code_bytes(); at += kLineBytes * 32)
+      prefetch_l2(tile + side.code_offset + at);
+  clear_rest(side, job, tile, true, lane, 32);
+  bool replaced = false;
+  for (int token = job.begin; token < job.end; token++) {
+    if (raw)
+      replaced |=
+          copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane);
+    else
+      replaced |=
+          encode_token<kStored>(args, side, job, token, rows + (token - job.begin) * Buffer::kTokenRow, 1,
+                                reinterpret_cast<uint16_t*>(tile + side.scale_offset), lane);
+  }
+  notice(args.layer, job, replaced, lane);
+  if (raw) return;
+  __syncwarp();
+  for (int token = job.begin; token < job.end; token++) {
+    const uint8_t* row = rows + (token - job.begin) * Buffer::kTokenRow;
+    if (job.kind == 0) {
+      merge_key<kStored>(side, token, row, words, lane);
+    } else {
+      if (Values::kEarly && token > job.begin) Values::load(side, token, words, lane, stored);
+      Values::merge(side, token, row, words, lane, stored);
+    }
+  }
+  __syncwarp();  // the rows are free for the next job
+}
+
+// Barrier 0 is the CTA's. Numbers known at compile time: otherwise a CTA occupies all sixteen.
+__device__ __forceinline__ void team_sync(int team) {
+  if (team == 0)
+    __barrier_sync_count(1, kTeamThreads);
+  else
+    __barrier_sync_count(2, kTeamThreads);
+}
+
+// A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
+// encoder's code but twice.
+template <int kStored>
+__device__ __noinline__ bool encode_token_apart(const AppendArguments& args, const DeviceSide& side,
+                                                const TileJob& job, int token, uint8_t* codes, int step,
+                                                uint16_t* scales, int lane) {
+  return encode_token<kStored>(args, side, job, token, codes, step, scales, lane);
+}
+
+// One team's tile. buffer: the team's; table: the side's.
+template <int kStored>
+__device__ __forceinline__ void append_large(const AppendArguments& args, const TileJob& job,
+                                             const ZoneTable* table, bool zones, uint8_t* buffer, int warp) {
+  using Buffer = CodeBuffer<kStored>;
+  const int team = warp / kTeamWarps, team_warp = warp % kTeamWarps, lane = threadIdx.x % 32,
+            thread = 32 * team_warp + lane;
+  const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
+  uint8_t* tile = job_tile(args.layer, job);
+  const bool raw = side.layout.raw(), columns = job.kind == 1;
+  uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
+  clear_rest(side, job, tile, false, thread, kTeamThreads);
+  bool replaced = false;
+  bool served = false;
+  if constexpr (GroupShape<kStored>::kSupported)
+    if (!raw && tile_serves<kStored>(args, side, job, zones)) {
+      replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
+      served = true;
+    }
+  for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {
+    if (raw) {
+      replaced |=
+          copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane);
+      continue;
+    }
+    uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
+    replaced |= encode_token_apart<kStored>(args, side, job, token, codes,
+                                            columns ? Buffer::kCoordinateRow : 1, scales, lane);
+  }
+  notice(args.layer, job, replaced, lane);
+  team_sync(team);
+  if (!raw)
+    write_tile<kStored>(side, job, buffer, reinterpret_cast<uint32_t*>(tile + side.code_offset), thread);
+  team_sync(team);  // the buffer may be written again
+}
+
+template <int kStored>
+__global__ void __launch_bounds__(kAppendThreads, append_ctas_per_unit(kStored))
+    append_kernel(const __grid_constant__ AppendArguments args) {
+  using Buffer = CodeBuffer<kStored>;
+  __shared__ __align__(16) uint8_t buffers[kTeams][Buffer::kBytes];
+  __shared__ __align__(16) ZoneTable tables[GroupShape<kStored>::kSupported ? 2 : 1];
+  // The same in all lanes, which the shuffle tells the compiler.
+  const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0), lane = threadIdx.x % 32;
+  const int grid = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x),
+            per_tile = static_cast<int>(args.per_tile.d);
+  // The first entry is loaded beside the counts, which tell afterwards whether it counts.
+  const int first_entry = args.per_tile.quotient(warp * grid + block);
+  AppendJob entry = {};
+  if (first_entry < args.small_capacity) entry = args.plan.small_jobs[first_entry];
+  const DeviceCounts counts = *args.plan.counts;
+  const int small_jobs = counts.num_small_jobs * per_tile;
+  const int64_t large_jobs = static_cast<int64_t>(counts.num_large_tiles) * per_tile;
+
+  // Small jobs are dealt to all CTAs before a CTA gets a second one.
+  for (int index = warp * grid + block; index < small_jobs; index += kAppendWarps * grid) {
+    const int entry_index = args.per_tile.quotient(index);
+    if (index != warp * grid + block) entry = args.plan.small_jobs[entry_index];
+    TileJob job;
+    fill_job(args, entry, args.per_tile.remainder(index, entry_index), &job);
+    append_small<kStored>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
+  }
+  if (block >= large_jobs) return;  // the whole CTA
+
+  bool zones[2] = {false, false};
+  if constexpr (GroupShape<kStored>::kSupported)
+    for (int kind = 0; kind < 2; kind++) {
+      const format::Codebook& book = kind == 0 ? args.layer.key.book : args.layer.value.book;
+      if (book.bits == 3 || book.bits == 4)
+        zones[kind] = build_zones(book, &tables[kind], static_cast<int>(threadIdx.x), kAppendThreads);
+    }
+  zones[0] = __syncthreads_and(zones[0]);  // the rows of small jobs are read, too
+  zones[1] = __syncthreads_and(zones[1]);
+  const int team = warp / kTeamWarps;
+  for (int64_t index = static_cast<int64_t>(team) * grid + block; index < large_jobs;
+       index += static_cast<int64_t>(kTeams) * grid) {
+    const int tile_index = static_cast<int>(index / per_tile);
+    TileJob job;
+    fill_job(args, large_entry(args, counts.num_sequences, tile_index),
+             static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job);
+    append_large<kStored>(args, job, &tables[GroupShape<kStored>::kSupported ? job.kind : 0], zones[job.kind],
+                          buffers[team], warp);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

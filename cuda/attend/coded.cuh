@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+// One warp's attention over coded tiles: sets of 4 query rows, stored dimension and widths known at compile
+// time, everything in registers.
+//
+// Codes are the matrix instruction's first operand, 16 tokens (or 16 coordinates) an instruction; its 8
+// columns are the high and low bytes of the 4 rows of a set. The stored order of the codes serves: a first
+// operand of 16 rows is two second operands side by side. Lane 4g+t has row t of a set, and of each 8 tokens
+// (or coordinates) the one numbered g. What is expanded once serves all sets.
+//
+// A step is kTiles tiles. Scores: expand the key words, exact int32 products with the integer query, times
+// the key scale. Softmax relative to the step's own maximum. Weights times value scale, 16-bit relative to
+// the step's largest value scale (so flat distributions over long histories keep their precision), split into
+// bytes, exact int32 products with the expanded values, one float update of the output a step. The running
+// maximum is raised only when a step exceeds it by more than 2^6: the output is then rescaled, rarely.
+#pragma once
+#include "cuda/attend/params.cuh"
+#include "cuda/ptx/imma.cuh"
+#include "cuda/ptx/math.cuh"
+#include "cuda/ptx/order.cuh"
+#include "cuda/row/query.cuh"
+#include "cuda/attend/tuning.h"
+#include "softmax_state.h"
+
+namespace tq {
+namespace cuda {
+
+constexpr float kMasked = -1e30f;  // a score that does not count
+// lowest step maximum: keeps 2^(masked - maximum) zero in rows without any token
+constexpr float kMaskedFloor = -1e29f;
+constexpr float kNoScore = -1e28f;    // a maximum before the first token; clamped scores lie above
+constexpr float kRaise = 6.0f;        // log2 units
+constexpr float kMagic = 8388608.0f;  // 2^23: the low bits of x + 2^23 are the integer x
+// 2^20: a row with a larger running maximum takes its scores relative to each step's top
+constexpr float kFarMaximum = 1048576.0f;
+// 2^22: so does a step with a larger one; below, whole numbers and shifts add exactly
+constexpr float kFarStep = 4194304.0f;
+
+// The next whole number; a large number stays as it is.
+__device__ __forceinline__ float round_up(float x) {
+  return fabsf(x) < kFarStep ? __fadd_ru(__fadd_ru(x, 1.5f * kMagic), -1.5f * kMagic) : x;
+}
+
+// Weights are multiplied by 2^shift, so that the largest of them times the step's largest value scale fits 16
+// bits and fills at least 14: below 2^16 because a bfloat16 is below 2^(exponent + 1). Capped where 64 such
+// weights would leave the range of a float.
+__device__ __forceinline__ float weight_shift(uint32_t largest_scales) {
+  const int largest = max(static_cast<int>(largest_scales >> 16), static_cast<int>(largest_scales & 0xFFFFu));
+  return static_cast<float>(min(127 + 15 - (largest >> 7), 118));
+}
+
+// Adjacent words of a lane: one load.
+template <int N>
+__device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) {
+  if constexpr (N == 4) {
+    const uint4 v = *reinterpret_cast<const uint4*>(at);
+    w[0] = v.x, w[1] = v.y, w[2] = v.z, w[3] = v.w;
+  } else if constexpr (N == 2) {
+    const uint2 v = *reinterpret_cast<const uint2*>(at);
+    w[0] = v.x, w[1] = v.y;
+  } else {
+    w[0] = *reinterpret_cast<const uint32_t*>(at);
+  }
+}
+
+// Weights of the union of two parts; the device's fixed rounding of the law in softmax_state.h (no
+// contraction left to the compiler, since the same fold is compiled in several places and must give the same
+// bits).
+__device__ __forceinline__ MergeWeights fold_weights(SoftmaxState a, SoftmaxState b) {
+  if (is_empty(b)) return MergeWeights{a, 1.0f, 0.0f};
+  if (is_empty(a)) return MergeWeights{b, 0.0f, 1.0f};
+  const float m = fmaxf(a.m, b.m);
+  const float wa = ex2(a.m - m), wb = ex2(b.m - m);
+  return MergeWeights{SoftmaxState{m, __fmaf_rn(b.l, wb, __fmul_rn(a.l, wa))}, wa, wb};
+}
+__device__ __forceinline__ float fold(float a, float b, const MergeWeights& w) {
+  return __fmaf_rn(b, w.second, __fmul_rn(a, w.first));
+}
+
+// c tanh(x / c) = c (1 - 2 / (1 + e^(2 x / c))), all in log2 units.
+__device__ __forceinline__ float soft_cap(float x, float cap_log2) {
+  return cap_log2 * fmaf(-2.0f, reciprocal(1.0f + ex2(x * (2.0f * kLog2E) * reciprocal(cap_log2))), 1.0f);
+}
+
+template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
+struct CodedCore {
+  // For blocks of few rows.
+  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
+  static constexpr bool kHasSmall = kSets > 1;
+  static constexpr int kRows = kSets * kRowsPerSet;
+  static constexpr int kTiles = kTilesPerStep;
+  static constexpr int kStepLength = kTiles * format::kTileTokens;
+  static constexpr int kGroups = kDim / 32;
+  static constexpr int kLoad = format::SideLayout(kDim, kKeyBits).jv,
+                       kLoads = format::SideLayout(kDim, kKeyBits).jb;
+  static constexpr int kTileBytes = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).tile_bytes();
+  static constexpr int kValueAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_offset();
+  static constexpr int kKeyScaleAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).key_scale_offset();
+  static constexpr int kValueScaleAt =
+      format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_scale_offset();
+  // the producer limits the copies on their way
+  static constexpr bool kPaced = kTiles * kTileBytes > kSmallStepBytes;
+  static constexpr int kKey = kDim, kValue = kDim;
+  static constexpr int kExactPieces = kGroups;
+
+  // second operands, then QueryRows: read in every step, which costs less than the registers would
+  const uint8_t* query;
+  bool odd;                                      // scores may need clamping or capping
+  float m[kSets], l[kSets], half_weight[kSets];  // l and half_weight: this lane's share
+  float o[kSets][4 * kGroups];
+
+  __device__ __forceinline__ const QueryRows& query_rows() const {
+    return *reinterpret_cast<const QueryRows*>(query + query_rows_at(kKey));
+  }
+  __device__ __forceinline__ void load_query(const AttendParams& p, const uint8_t* slot, int lane) {
+    query = slot;
+    bool wild = false;
+#pragma unroll
+    for (int set = 0; set < kSets; set++)
+      wild |= query_rows().wild[set * kRowsPerSet + lane % kRowsPerSet] != 0;
+    odd = __any_sync(~0u, wild) || p.softcap_log2 != 0.0f;
+  }
+
+  __device__ __forceinline__ void reset(int) {
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+      m[set] = kNoScore;
+      l[set] = half_weight[set] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) o[set][i] = 0.0f;
+    }
+  }
+
+  // Scores of a tile, in units of the row's scale.
+  __device__ __forceinline__ void scores(const AttendParams& p, const uint8_t* tile,
+                                         const uint2 (&q)[kSets][kGroups], const int (&half_sum)[kSets],
+                                         float (&x)[kSets][4], int lane) const {
+    int c[2][kSets][4];  // sums of 16 tokens each
+#pragma unroll
+    for (int b = 0; b < 2; b++)
+#pragma unroll
+      for (int set = 0; set < kSets; set++) {
+        c[b][set][0] = c[b][set][2] = 0;
+        c[b][set][1] = c[b][set][3] = half_levels(kKeyBits) ? half_sum[set] : 0;
+      }
+#pragma unroll
+    for (int jb = 0; jb < kLoads; jb++) {
+      uint32_t w[kKeyBits][kLoad];
+#pragma unroll
+      for (int i = 0; i < kKeyBits; i++) load_words(tile + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      // A load has kLoad octets of the first 8 tokens, kLoad of the next, ...; four octets are a group.
+      constexpr int kPairGroups = kLoad == 4 ? 2 : 1;
+      uint32_t r[kPairGroups][8];
+#pragma unroll
+      for (int b = 0; b < 2; b++) {
+#pragma unroll
+        for (int jj = 0; jj < kPairGroups; jj++) {
+          uint32_t group[kKeyBits];
+#pragma unroll
+          for (int i = 0; i < kKeyBits; i++) group[i] = w[i][b * kLoad / 2 + jj];
+          if (b == 0 || kLoad > 1) expand<kKeyBits>(group, p.key_table, r[jj]);
+        }
+#pragma unroll
+        for (int k = 0; k < kLoad; k++) {
+          const int first = (kLoad == 1 ? 2 * b : 0) + k, second = first + kLoad;
+          const uint32_t a[4] = {r[first / 4][first % 4 * 2], r[second / 4][second % 4 * 2],
+                                 r[first / 4][first % 4 * 2 + 1], r[second / 4][second % 4 * 2 + 1]};
+#pragma unroll
+          for (int set = 0; set < kSets; set++)
+            imma_s8s8(c[b][set], a, q[set][jb * kLoad + k].x, q[set][jb * kLoad + k].y);
+        }
+        // the next tokens' expansion would take registers early
+        if (kKeyBits == 3 && kSets > 1) __syncwarp();
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < 4; b++) {
+      const float scale =
+          low_bf16(*reinterpret_cast<const uint16_t*>(tile + kKeyScaleAt + 16 * b + 2 * (lane >> 2)));
+#pragma unroll
+      for (int set = 0; set < kSets; set++) {
+        const int* sum = &c[b / 2][set][b % 2 * 2];
+        x[set][b] = static_cast<float>(sum[0] * 256 + sum[1]) * scale;
+      }
+    }
+  }
+
+  // Softmax of a set's scores: its state moves to the step's maximum if need be. weights: second operands,
+  // column g has four tokens a register. Returns what sums of products with them count.
+  __device__ __forceinline__ float weigh(const AttendParams& p, const uint8_t* stage, int set, int token,
+                                         bool special, float (&x)[kTiles][4], uint32_t (&weights)[kTiles][2],
+                                         int lane) {
+    const int g = lane >> 2, row = set * kRowsPerSet + (lane & 3);
+    const QueryRows& rows = query_rows();
+    uint32_t value_scales[kTiles][4];  // bfloat16
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+      for (int b = 0; b < 4; b++)
+        value_scales[tile][b] =
+            *reinterpret_cast<const uint16_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 2 * g);
+
+    // Scores become log2 units by `unit`, after the special cases by 1.
+    const float scale = rows.scale[row];
+    float unit = scale;
+    if (special) {
+      unit = 1.0f;
+      const int begin = rows.begin[row], end = rows.end[row];
+      const float constant = rows.constant[row];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+          const int at = token + 32 * tile + 8 * b + g;
+          float& s = x[tile][b];
+          s *= scale;
+          if (p.softcap_log2 != 0.0f) s = soft_cap(s + constant, p.softcap_log2);
+          s = clamp_logit(s);
+          if (at < begin || at >= end) {  // may have been anything, NaN included
+            s = kMasked;
+            value_scales[tile][b] = 0;
+          }
+        }
+    }
+
+    float top = x[0][0];
+    uint32_t scale_top = 0;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+      for (int b = 0; b < 4; b++) {
+        top = fmaxf(top, x[tile][b]);
+        scale_top = max(scale_top, value_scales[tile][b]);
+      }
+#pragma unroll
+    for (int d = 4; d < 32; d *= 2) {
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
+      scale_top = max(scale_top, __shfl_xor_sync(~0u, scale_top, d));
+    }
+    if (special) top = fmaxf(top, kMaskedFloor);
+    // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
+    const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
+    if (__any_sync(~0u, step_m > m[set] + kRaise)) {
+      const float raised = fmaxf(m[set], step_m), down = ex2(m[set] - raised);
+      m[set] = raised;
+      l[set] *= down;
+      half_weight[set] *= down;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) o[set][i] *= down;
+    }
+    const float shift = weight_shift(scale_top);
+    const float factor = ex2(step_m - m[set] - shift);
+    float base = shift - step_m;
+    if (odd || fabsf(m[set]) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+        for (int b = 0; b < 4; b++) x[tile][b] = fmaf(x[tile][b] - top, unit, exact_m - step_m);
+      unit = 1.0f;
+      base = shift;
+    }
+    __syncwarp();  // rows may have gone different ways
+
+    float sum = 0.0f;
+    uint32_t integer_sum = 0;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      uint32_t y[4];
+#pragma unroll
+      for (int b = 0; b < 4; b++) {
+        const float weight = ex2(fmaf(x[tile][b], unit, base));
+        sum += weight;
+        y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[tile][b]), kMagic));
+        if (half_levels(kValueBits)) integer_sum += y[b];
+      }
+      // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has the
+      // tokens 2t, 8+2t, 2t+1, 8+2t+1.
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t column = transpose_16(prmt(y[2 * h], y[2 * h + 1], 0x4051));
+        weights[tile][h] = prmt(column, column, 0x3120);
+      }
+    }
+    l[set] = fmaf(factor, sum, l[set]);
+    if (half_levels(kValueBits))
+      half_weight[set] = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight[set]);
+    return factor;
+  }
+
+  // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token,
+                                       bool whole, int lane) {
+    const QueryRows& rows = query_rows();
+    const uint2* own = reinterpret_cast<const uint2*>(query) + made_here(lane);  // a pointer less to keep
+    uint2 q[kSets][kGroups];
+    int half_sum[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+#pragma unroll
+      for (int i = 0; i < kGroups; i++) q[set][i] = own[(i * kQuerySets + set) * 32];
+      half_sum[set] = half_levels(kKeyBits) ? rows.half_sum[set * kRowsPerSet + lane % kRowsPerSet] : 0;
+    }
+    float x[kSets][kTiles][4];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++) {
+      if (tile > 0) __syncwarp();  // the second tile's loads would take registers early
+      float of_tile[kSets][4];
+      scores(p, stage + tile * kTileBytes, q, half_sum, of_tile, lane);
+#pragma unroll
+      for (int set = 0; set < kSets; set++)
+#pragma unroll
+        for (int b = 0; b < 4; b++) x[set][tile][b] = of_tile[set][b];
+    }
+    uint32_t weights[kSets][kTiles][2];
+    float factor[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++)
+      factor[set] = weigh(p, stage, set, token, !whole || odd, x[set], weights[set], lane);
+
+#pragma unroll
+    for (int jb = 0; jb < kLoads; jb++) {
+      uint32_t w[kTiles][kValueBits][kLoad];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+        for (int i = 0; i < kValueBits; i++)
+          load_words(stage + tile * kTileBytes + kValueAt + ((i * kLoads + jb) * 32 + lane) * kLoad * 4,
+                     w[tile][i]);
+#pragma unroll
+      for (int jj = 0; jj < kLoad; jj++) {
+        int c[2][kSets][4] = {};  // sums of 16 coordinates each
+#pragma unroll
+        for (int tile = 0; tile < kTiles; tile++) {
+          uint32_t group[kValueBits], r[8];
+#pragma unroll
+          for (int i = 0; i < kValueBits; i++) group[i] = w[tile][i][jj];
+          expand<kValueBits>(group, p.value_table, r);
+#pragma unroll
+          for (int b = 0; b < 2; b++) {
+            const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};
+#pragma unroll
+            for (int set = 0; set < kSets; set++)
+              imma_s8u8(c[b][set], a, weights[set][tile][0], weights[set][tile][1]);
+          }
+        }
+#pragma unroll
+        for (int set = 0; set < kSets; set++)
+#pragma unroll
+          for (int s = 0; s < 4; s++) {
+            const int* sum = &c[s / 2][set][s % 2 * 2];
+            float& out = o[set][4 * (jb * kLoad + jj) + s];
+            out = fmaf(factor[set], static_cast<float>(sum[0] * 256 + sum[1]), out);
+          }
+      }
+    }
+  }
+
+  // The job's state, as softmax_state.h has a part, to a deposit: rows_used rows, and of each what every
+  // coordinate still lacks.
+  __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows_used, int lane) {
+    const int g = lane >> 2;
+    float* sums = to + kRowsPerBlock * row_floats(kValue);
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+      const int row = set * kRowsPerSet + (lane & 3);
+      if (p.softcap_log2 == 0.0f) m[set] += query_rows().constant[row];
+      float half = half_levels(kValueBits) ? half_weight[set] : 0.0f;
+#pragma unroll
+      for (int d = 4; d < 32; d *= 2) {
+        l[set] += __shfl_xor_sync(~0u, l[set], d);
+        half += __shfl_xor_sync(~0u, half, d);
+      }
+      if (row >= rows_used) continue;
+      float* at = to + row * row_floats(kValue) + g;
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; i++) at[8 * i] = o[set][i];
+      if (g == 0) {
+        sums[row] = l[set] > 0.0f ? m[set] : minus_infinity();
+        sums[kRowsPerBlock + row] = l[set];
+        sums[2 * kRowsPerBlock + row] = 0.5f * half;
+      }
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// One warp's attention of one query row over exact tokens (raw window and sinks): float arithmetic on the
+// caller's own values, unrotated space.
+#pragma once
+#include "cuda/attend/coded.cuh"
+
+namespace tq {
+namespace cuda {
+
+constexpr int kExactBatch = 8;         // tokens whose products are in flight together
+constexpr int kExactSplitTokens = 64;  // tokens of one row that a job takes, at least
+constexpr int kExactSplits = 8;        // jobs of one row, at most
+
+// Number of exact tokens of a block, and the token behind an index among them: sinks first.
+__device__ __forceinline__ int exact_count(const UnitInfo& info) {
+  return info.sinks + info.exact_end - info.exact_begin;
+}
+
+// kPieces = values of one lane: ceil(dim / 32). kValue: stored value dimension.
+// take_turn() returns when the state in shared memory is this job's.
+template <int kPieces, int kValue, class TakeTurn>
+__device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows,
+                                       const float* q, int row, int first, int last, float* state_at,
+                                       bool merge, int lane, const TakeTurn take_turn) {
+  const DeviceSide &key = p.layer.key, &value = p.layer.value;
+  float query[kPieces], o[kPieces];
+#pragma unroll
+  for (int i = 0; i < kPieces; i++)
+    query[i] = lane + 32 * i < key.layout.dim ? q[row * p.plan.query_floats + lane + 32 * i] : 0.0f,
+    o[i] = 0.0f;
+  const float unit = p.scale_log2 * p.query_sign;
+  const int visible_begin = rows.visible_begin[row], visible_end = rows.visible_end[row];
+  SoftmaxState state = {kMaskedFloor, 0.0f};
+  for (int at = first; at < last; at += kExactBatch) {
+    float s[kExactBatch];
+    int64_t raw_row[kExactBatch];
+#pragma unroll
+    for (int b = 0; b < kExactBatch; b++) {
+      const int index = min(at + b, last - 1);
+      const int token = index < info.sinks ? index : info.exact_begin + index - info.sinks;
+      raw_row[b] = index < info.sinks ? token : ring_row(p.layer, token);
+      const int64_t base =
+          raw_offset(p.layer, key, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+      const bool seen = at + b < last && token >= visible_begin && token < visible_end;
+      if (!seen) raw_row[b] = -1;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kPieces; i++)
+        if (seen && lane + 32 * i < key.layout.dim)
+          sum = fmaf(query[i], load_scalar(key.raw, base + lane + 32 * i, p.layer.io_dtype), sum);
+      s[b] = sum;
+    }
+#pragma unroll
+    for (int d = 16; d; d /= 2)
+#pragma unroll
+      for (int b = 0; b < kExactBatch; b++) s[b] += __shfl_xor_sync(~0u, s[b], d);
+    float top = kMaskedFloor;
+#pragma unroll
+    for (int b = 0; b < kExactBatch; b++) {
+      s[b] *= unit;
+      if (p.softcap_log2 != 0.0f) s[b] = soft_cap(s[b], p.softcap_log2);
+      s[b] = raw_row[b] < 0 ? kMasked : clamp_logit(s[b]);
+      top = fmaxf(top, s[b]);
+    }
+    const float raised = fmaxf(state.m, top), down = ex2(state.m - raised);
+    state.m = raised;
+    state.l *= down;
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) o[i] *= down;
+#pragma unroll
+    for (int b = 0; b < kExactBatch; b++) {
+      if (raw_row[b] < 0) continue;
+      const float weight = ex2(s[b] - raised);
+      state.l += weight;
+      const int64_t base =
+          raw_offset(p.layer, value, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+#pragma unroll
+      for (int i = 0; i < kPieces; i++)
+        if (lane + 32 * i < value.layout.dim)
+          o[i] = fmaf(weight, load_scalar(value.raw, base + lane + 32 * i, p.layer.io_dtype), o[i]);
+    }
+  }
+  if (!(state.l > 0.0f)) state.m = minus_infinity();
+  take_turn();
+  float* ms = state_at + kRowsPerBlock * row_floats(kValue);
+  MergeWeights w = {state, 0.0f, 1.0f};
+  if (merge) w = fold_weights(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
+  __syncwarp();  // all lanes have read the sums
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) {
+    float* to = state_at + row * row_floats(kValue) + lane + 32 * i;
+    if (lane + 32 * i < value.layout.dim) *to = merge ? fold(*to, o[i], w) : o[i];
+  }
+  __syncwarp();
+  if (lane == 0) {
+    ms[row] = w.state.m;
+    ms[kRowsPerBlock + row] = w.state.l;
+    ms[2 * kRowsPerBlock + row] = 0.0f;
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled attend kernels: group D64 of attend_list.h.
+#include "cuda/attend/launch_core.cuh"
+#include "cuda/attend/instances.h"
+
+namespace tq {
+namespace cuda {
+TQ_ATTEND_D64(TQ_ATTEND_DEFINE)
+}  // namespace cuda
+}  // namespace tq

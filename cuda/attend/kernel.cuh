@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on codes: the frame around a core (kernels/attend_core.cuh, attend_generic.cuh).
+//
+// One CTA a multiprocessor with a run of units (schedule.h). Warps by duty; none waits for another in the
+// normal flow:
+// - workers (p.plan.workers) take items, one step of a job each, from a private queue whose buffers fill
+//   behind their backs. A job is a run of a unit's steps that depends on the unit alone, so that a result
+//   does not depend on the number of workers or on who does what. Its state goes to a deposit.
+// - the producer: lane w serves worker w. It hands out jobs in order to whoever has room and starts the
+//   copies.
+// - the preparer describes units ahead: where their tiles lie.
+// - stewards fold the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
+//   integer query of the blocks to come.
+#pragma once
+#include "cuda/attend/frame.cuh"
+#include "cuda/attend/prepare.cuh"
+#include "cuda/attend/produce.cuh"
+#include "cuda/attend/steward.cuh"
+#include "cuda/attend/exact.cuh"
+#include "cuda/ptx/shared.cuh"
+
+namespace tq {
+namespace cuda {
+
+// A job's turn at the state of its exact unit: jobs of a row fold in order.
+struct Turn {
+  const AttendParams& p;
+  Control* control;
+  int deposit, job;  // running numbers
+  __device__ __forceinline__ void operator()() const {
+    wait_place(p, control, deposit);
+    wait_turn(control, job);
+  }
+};
+
+// One job of an exact unit.
+template <class Core>
+__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job,
+                                          int lane) {
+  uint8_t* smem = made_here(from.smem);  // the steps need the registers
+  const Frame f(p, smem, from.num_units);
+  const UnitInfo& info = f.info(unit);
+  const uint8_t* query = f.query_slot(p, info.block);
+  const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
+  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info),
+            number = info.exact_job + job;
+  exact_row<Core::kExactPieces, Core::kValue>(
+      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row,
+      count * split / info.steps, count * (split + 1) / info.steps,
+      f.template deposit<Core::kValue / 32>(p, info.deposit), split > 0, lane,
+      Turn{p, f.control, info.deposit, number});
+  barrier_arrive(&f.control->turn[number % kTurns]);
+  if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
+}
+
+// Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started
+// itself, without bulk copies.
+template <class Core>
+__device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f, uint8_t* own, int taken,
+                                          int& fetched, int lane) {
+  if constexpr (kBulkCopy) {
+    barrier_wait(queue_barrier(p, own, taken), queue_phase(p, taken));
+  } else {  // this item, and those behind it that are known
+    for (; fetched < taken + p.plan.stages; fetched++) {
+      uint64_t* bar = queue_barrier(p, own, fetched);
+      if (fetched == taken)
+        barrier_wait(bar, queue_phase(p, fetched));
+      else if (!__all_sync(~0u, barrier_test(bar, queue_phase(p, fetched))))
+        break;
+      const Item item = *queue_item(p, own, fetched);
+      if (!(item.flags & (kItemStop | kItemExact)))
+        issue_step<Core>(p, f.info(item.unit), item.flags >> kItemStepShift, queue_stage(p, own, fetched),
+                         bar, lane);
+      lane_copy_commit();
+    }
+    lane_copy_wait(fetched - taken - 1);
+  }
+  __syncwarp();
+}
+
+// A coded job, whose first item is there.
+template <class Core>
+__device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken,
+                                          int& fetched, int lane) {
+  Core core;
+  core.load_query(p, f.query_slot(p, f.info(queue_item(p, own, taken)->unit).block), lane);
+  core.reset(lane);
+  // Items are read again after a step: that costs less than keeping them.
+#pragma unroll 1
+  for (;;) {
+    const volatile Item* item = queue_item(p, own, taken);
+    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, item->flags & kItemWhole,
+              lane);
+    const int flags = item->flags, deposit = item->deposit, unit = item->unit;
+    __syncwarp();
+    taken++;
+    if (lane == 0) *queue_consumed(own) = taken;
+    if (flags & kItemLast) {
+      wait_place(p, f.control, deposit);
+      // as in exact_job
+      core.put(p, f.template deposit<Core::kValue / 32>(p, deposit), f.info(unit).rows, made_here(lane));
+      deposit_put(p, f.control, deposit);
+      return;
+    }
+    wait_item<Core>(p, f, own, taken, fetched, lane);
+  }
+}
+
+template <class Core>
+__device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint8_t* own, int lane) {
+  int taken = 0, fetched = 0;
+#pragma unroll 1
+  for (;;) {
+    wait_item<Core>(p, f, own, taken, fetched, lane);
+    const volatile Item* item = queue_item(p, own, taken);
+    const int flags = item->flags, unit = item->unit;
+    if (flags & kItemStop) return;
+    wait_described(f.control, unit);
+    const UnitInfo& info = f.info(unit);
+    wait_query(p, f.control, info.block);
+    if (flags & kItemExact) {
+      exact_job<Core>(p, f, unit, item->at, lane);
+      __syncwarp();
+      taken++;
+      if (lane == 0) *queue_consumed(own) = taken;
+      continue;
+    }
+    if constexpr (Core::kHasSmall) {
+      if (info.rows <= Core::Small::kRows) {
+        coded_job<typename Core::Small>(p, f, own, taken, fetched, lane);
+        continue;
+      }
+    }
+    coded_job<Core>(p, f, own, taken, fetched, lane);
+  }
+}
+
+// The CTA's barriers, by one lane of each warp: an instruction that makes one takes a uniform address, so
+// that a barrier a lane would be a loop over the lanes. Producer and preparer make what they use before all
+// warps have met.
+template <int kStewards>
+__device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* smem, int warp, int lane) {
+  Control* control = reinterpret_cast<Control*>(smem);
+  const int workers = p.plan.workers;
+  if (lane == 0) {
+    if (warp == workers) {
+      for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->described[i], 32);
+#pragma unroll 1
+      for (int i = 0; i < workers; i++) {
+        uint8_t* own = smem + p.plan.workers_at + i * p.plan.worker_bytes;
+        *queue_consumed(own) = 0;
+        for (int stage = 0; stage < p.plan.stages; stage++) barrier_init(queue_barrier(p, own, stage), 1);
+      }
+    } else if (warp == workers + 1) {
+      for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->done[i], 32 * (kStewards + 1));
+      for (int i = 0; i < kMaxQuerySlots; i++)
+        barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
+    } else {
+      const int first = warp < workers ? warp : warp - 2, step = workers + kStewards;
+      const int turns = p.layer.window_tokens + p.layer.sink_tokens > 0 ? kTurns : 0;
+#pragma unroll 1
+      for (int i = first; i < p.plan.deposits; i += step) barrier_init(&control->full[i], 32);
+#pragma unroll 1
+      for (int i = first; i < kFreedTurns * p.plan.deposits; i += step)
+        barrier_init(&control->freed[i % kFreedTurns][i / kFreedTurns], 32 * kStewards);
+#pragma unroll 1
+      for (int i = first; i < turns; i += step) barrier_init(&control->turn[i], 32);
+    }
+    barrier_init_fence();
+  }
+  __syncwarp();
+}
+
+template <class Core, int kWarps, int kStewards>
+__global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_constant__ AttendParams p) {
+  uint8_t* smem = launch_shared();
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  const int workers = p.plan.workers, producer = workers, preparer = workers + 1;
+  make_barriers<kStewards>(p, smem, warp, lane);
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
+  const CtaWork& cta = p.ctas[blockIdx.x];
+  const int num_units = cta.num_units;
+  if (num_units == 0) return;
+  // The first copies leave as soon as unit 0 is described; others prepare its query meanwhile.
+  const Frame frame(p, smem, num_units);
+  const int others = (workers + kStewards + 2) * 32;
+  if (warp < workers) {
+    if (!query_by_stewards(kStewards)) prepare_unit<Core>(p, frame, cta, 0, warp, workers, lane);
+    fence_block();
+    barrier_sync(Barrier::kControl, others);
+    work<Core>(p, frame, frame.worker(p, warp), lane);
+  } else if (warp == producer) {
+    const int busy = made_here(busy_workers(workers, cta.jobs));  // while it waits anyway
+    fence_block();
+    __syncwarp();
+    barrier_sync(Barrier::kUnitZero, 64);
+    barrier_signal(Barrier::kControl, others);
+    produce<Core>(p, frame, busy, lane);
+  } else if (warp == preparer) {
+    prepare<Core, kStewards>(p, frame, cta, others, lane);
+  } else {
+    attend_to<Core, kStewards>(p, frame, cta, others, warp - preparer - 1, lane);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parameters of an attend kernel, and the choice among the compiled ones.
+#include "cuda/attend/launch_core.cuh"
+#include "cuda/attend/instances.h"
+
+namespace tq {
+namespace cuda {
+
+AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape) {
+  AttendParams p{launch.layer};
+  const DeviceLayer& layer = launch.layer;
+
+  p.ctas = reinterpret_cast<const CtaWork*>(launch.plan.work + sizeof(WorkHeader));
+  p.sequences = reinterpret_cast<const SequenceWork*>(p.ctas + launch.num_ctas);
+  p.page_table = launch.plan.page_table;
+  p.page_table_stride = launch.plan.page_table_stride;
+  p.q = launch.q;
+  p.out = launch.out;
+  p.lse = launch.lse;
+  p.q_strides = launch.q_strides;
+  p.out_strides = launch.out_strides;
+  p.out_dtype = launch.out_dtype;
+  p.scale_log2 = std::fabs(launch.softmax_scale) * kLog2E;
+  p.query_sign = launch.softmax_scale < 0 ? -1.0f : 1.0f;
+  p.softcap_log2 = launch.logit_softcap * kLog2E;
+  p.sliding_window = static_cast<int32_t>(
+      launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
+  p.history_only = launch.history_only;
+  p.sink_logits = launch.sink_logits;
+  p.counters = static_cast<int32_t*>(launch.workspace);
+  p.slots =
+      reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));
+  p.whole_steps = layer.tiles_per_page % shape.tiles_per_step == 0;
+  p.page_shift = -1;
+  for (int shift = 0; shift < 16; shift++)
+    if (layer.tiles_per_page == 1 << shift) p.page_shift = shift;
+  p.query_max = query_limit(layer.key.layout.stored);
+  if (!layer.key.layout.raw()) p.key_table = byte_table(layer.key.book);
+  if (!layer.value.layout.raw()) p.value_table = byte_table(layer.value.book);
+
+  const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
+  const auto plan_for = [&](AttendTuning t) {
+    return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes,
+                          shape.worker_bytes, std::min({t.workers, shape.max_workers, 4 * t.deposits}),
+                          t.stages, t.deposits, t.copies > 0 ? t.copies : INT_MAX);
+  };
+  if (launch.tuning.workers > 0) {
+    AttendTuning tuning = launch.tuning;
+    if (tuning.deposits == 0) tuning.deposits = kMaxDeposits;
+    TQ_CHECK((tuning.stages & (tuning.stages - 1)) == 0, Status::kInternal,
+             "attend: %d stages, not a power of two", tuning.stages);
+    p.plan = plan_for(tuning);
+    for (; p.plan.total_bytes > launch.shared_memory_per_block && tuning.deposits > 1;
+         p.plan = plan_for(tuning))
+      tuning.deposits /= 2;
+  } else {
+    for (AttendTuning tuning : kAttendTunings) {
+      if (stage_bytes > tuning.stage_bytes) continue;
+      if (launch.tuning.copies > 0 || !launch.paced) tuning.copies = launch.tuning.copies;
+      p.plan = plan_for(tuning);
+      if (p.plan.total_bytes <= launch.shared_memory_per_block) break;
+    }
+  }
+  TQ_CHECK(
+      p.plan.total_bytes <= launch.shared_memory_per_block, Status::kNotSupported,
+      "attend: %d bytes of shared memory needed for head_dim %d at %d + %d bits, the device gives a block %d",
+      p.plan.total_bytes, layer.key.layout.dim, layer.key.layout.bits, layer.value.layout.bits,
+      launch.shared_memory_per_block);
+  TQ_CHECK(layer.window_tokens + layer.sink_tokens == 0 || p.plan.workers * p.plan.stages <= kTurns,
+           Status::kInternal, "attend: %d workers x %d stages, a cache with exact tokens allows %d",
+           p.plan.workers, p.plan.stages, kTurns);
+  if (launch.clear_counters)
+    check_cuda(runtime().memset_async(launch.workspace, 0,
+                                      static_cast<size_t>(counter_bytes(launch.num_ctas)), launch.stream),
+               "attend: counters");
+  return p;
+}
+
+namespace {
+
+struct Compiled {
+  int stored, key_bits, value_bits, tiles;
+  void (*launch)(const AttendLaunch&);
+};
+
+#define TQ_ATTEND_ROW(dim, key_bits, value_bits, tiles, workers) \
+  {dim, key_bits, value_bits, tiles, launch_coded_##dim##_##key_bits##_##value_bits},
+constexpr Compiled kCompiled[] = {TQ_ATTEND_LIST(TQ_ATTEND_ROW)};
+#undef TQ_ATTEND_ROW
+
+const Compiled* find_compiled(const format::TileLayout& tile) {
+  if (tile.key.raw() || tile.value.raw() || tile.key.stored != tile.value.stored) return nullptr;
+  for (const Compiled& row : kCompiled)
+    if (row.stored == tile.key.stored && row.key_bits == tile.key.bits && row.value_bits == tile.value.bits)
+      return &row;
+  return nullptr;
+}
+
+struct Generic {
+  int key, value;
+  void (*launch)(const AttendLaunch&);
+};
+
+#define TQ_GENERIC_ROW(key, value) {key, value, launch_generic_##key##_##value},
+constexpr Generic kGeneric[] = {TQ_GENERIC_LIST(TQ_GENERIC_ROW)};
+#undef TQ_GENERIC_ROW
+
+const Generic* find_generic(const format::TileLayout& tile) {
+  for (const Generic& row : kGeneric)
+    if (row.key == format::stored_dim(tile.key.dim) && row.value == format::stored_dim(tile.value.dim))
+      return &row;
+  return nullptr;
+}
+
+}  // namespace
+
+AttendKernel attend_kernel_for(const format::TileLayout& tile) {
+  return find_compiled(tile)  ? AttendKernel::kCompiled
+         : find_generic(tile) ? AttendKernel::kGeneric
+                              : AttendKernel::kNone;
+}
+
+int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
+  const Compiled* compiled = find_compiled(tile);
+  const Generic* generic = compiled ? nullptr : find_generic(tile);
+  if (!compiled && !generic) return 0;
+  const CoreShape shape = compiled ? coded_shape(compiled->stored, compiled->tiles, exact)
+                                   : generic_shape(generic->key, generic->value, tile.key.raw(), exact);
+  const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
+  return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value,
+                        shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes, least.workers,
+                        least.stages, least.deposits, least.copies)
+      .total_bytes;
+}
+
+void launch_attend(const AttendLaunch& launch) {
+  const DeviceSide &key = launch.layer.key, &value = launch.layer.value;
+  const format::TileLayout tile(key.layout.dim, value.layout.dim, key.layout.bits, value.layout.bits);
+  const Compiled* compiled = find_compiled(tile);
+  const Generic* generic = compiled ? nullptr : find_generic(tile);
+  TQ_CHECK(compiled || generic, Status::kNotSupported,
+           "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,
+           value.layout.dim, key.layout.bits, value.layout.bits);
+  (compiled ? compiled->launch : generic->launch)(launch);
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Starts attention on codes for one layer of a planned batch: one kernel, no allocation, no synchronisation,
+// legal inside graph capture.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "cuda/device_view.h"
+#include "cuda/attend/tuning.h"
+
+namespace tq {
+namespace cuda {
+
+struct AttendLaunch {
+  DeviceLayer layer;
+  DevicePlan plan;              // plan.work: build_work's list, made for num_ctas
+  int num_ctas;                 // the grid: num_workers of the device
+  int shared_memory_per_block;  // opt-in limit of the device
+  const void* q;
+  void* out;
+  float* lse;
+  TensorStrides q_strides, out_strides;
+  DataType out_dtype;
+  float softmax_scale, logit_softcap;
+  int64_t sliding_window;
+  const float* sink_logits;
+  bool history_only;
+  void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
+  bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
+  cudaStream_t stream;
+  // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
+  AttendTuning tuning = {};
+  bool paced = false;  // paced_memory of the device (tuning.h); copies set in tuning count anyway
+  // the device starts a kernel before the one in front of it has ended: compute capability 9.0
+  bool early = false;
+};
+
+// Throws tq::Error (kCuda ...) if the launch fails.
+void launch_attend(const AttendLaunch& launch);
+
+// Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic
+// kernel.
+enum class AttendKernel { kNone, kCompiled, kGeneric };
+AttendKernel attend_kernel_for(const format::TileLayout& tile);
+// Bytes of shared memory without which that kernel cannot run. exact: with a window or sinks.
+int attend_least_shared_memory(const format::TileLayout& tile, bool exact);
+
+}  // namespace cuda
+}  // namespace tq

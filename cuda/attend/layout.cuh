@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory of an attend CTA: offsets that constants give, or computed once on the host and passed with
+// the parameters, so that host and kernel cannot disagree.
+//
+//   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue
+//   (items, barriers), scratch, ring of tile buffers
+#pragma once
+#include "cuda/schedule/work_list.h"
+#include "format/tile_layout.h"
+
+namespace tq {
+namespace cuda {
+
+constexpr int kMaxStages = 4;
+constexpr int kMaxStewards = 4;
+constexpr int kMaxQuerySlots = 4;
+constexpr int kUnitSlots = 8;  // units described ahead
+constexpr int kPlaces = 128;  // places of a unit's steps or tiles kept here; longer units read the page table
+constexpr int kMaxDeposits = 16;  // states of jobs that wait to be folded; a power of two
+// barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see
+// attend_frame.cuh)
+constexpr int kFreedTurns = 8;
+// barriers of exact jobs, used in turn: at least as many as the workers hold items
+constexpr int kTurns = 32;
+constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
+// floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
+constexpr int kRowPad = 8;
+
+// What the workers need to know of a unit.
+struct UnitInfo {
+  int32_t block;    // running number of the row block in this CTA; query slot = block % query_slots
+  int32_t exact;    // 1: the exact tokens of the block
+  int32_t jobs;     // coded: runs of job_steps steps. exact: rows x splits of the token list
+  int32_t deposit;  // running number of its first job's deposit; all exact jobs share one
+  int32_t steps;    // exact: splits
+  int32_t job_steps;
+  int32_t first_tile, num_tiles;  // tiles to read
+  int32_t full_begin, full_end;   // tokens that every row sees
+  int32_t kv_head, page_row;
+  int32_t index, units;   // of the unit in its block, and the block's
+  int32_t first_here;     // first of its block in this CTA
+  int32_t last_here;      // last of its block in this CTA
+  int32_t from_start;     // the CTA has the block from unit 0 on
+  int32_t slot, counter;  // workspace of a block that is shared with other CTAs, or -1
+  int32_t arrivals;       // units of the block that this CTA has had, with this one
+  int32_t rows;
+  int32_t q_row,
+      q_first;  // row of the sequence in q; first query row (query token * q_per_kv + head) of the block
+  int32_t query_tokens;            // of the sequence
+  int32_t exact_begin, exact_end;  // ring tokens that are exact
+  int32_t sinks;                   // exact first tokens
+  int32_t sequence;                // in the work list
+  int32_t exact_job;               // running number of an exact unit's first job
+  int32_t reserved[3];
+  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
+  uint32_t places[kPlaces];
+};
+static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
+
+// Per row of a query slot.
+struct QueryRows {
+  float scale[kRowsPerBlock];                        // integer (or raw) score x key scale -> log2 units
+  float constant[kRowsPerBlock];                     // what the key centre adds, log2 units
+  int32_t half_sum[kRowsPerBlock];                   // 1/2 sum of the integer query
+  int32_t begin[kRowsPerBlock], end[kRowsPerBlock];  // coded tokens that the row sees
+  int32_t visible_begin[kRowsPerBlock], visible_end[kRowsPerBlock];
+  int32_t wild[kRowsPerBlock];  // 1: scores may leave the safe range, clamp
+};
+
+// What a worker does next: one step of a coded job, or an exact job.
+struct alignas(16) Item {
+  int32_t at;       // first token of the step; of an exact unit: the job
+  int32_t deposit;  // where the job's state goes: running number
+  int32_t unit;
+  int32_t flags;  // kItem*, and the step from bit kItemStepShift on
+};
+constexpr int kItemLast = 1;   // of its job
+constexpr int kItemWhole = 2;  // every row sees all tokens of the step
+constexpr int kItemExact = 4, kItemStop = 8;
+constexpr int kItemStepShift = 4;
+
+// Of a worker's part: items, their barriers, the counter of items that it has given back.
+constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
+
+// Memory barriers; every lane of the warps that hand over arrives, every lane that takes over waits.
+struct Control {
+  int32_t flag;  // scratch of finish_unit
+  int32_t reserved;
+  uint64_t described[kUnitSlots];             // by slot: the unit's info is there
+  uint64_t done[kUnitSlots];                  // by slot: the unit is finished, and its jobs were handed out
+  uint64_t full[kMaxDeposits];                // by place: the deposit is there
+  uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been folded
+  uint64_t turn[kTurns];                      // by running number of the exact job: it has handed over
+  uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
+};
+
+constexpr int smem_round_up(int x) { return (x + 127) / 128 * 128; }
+// Where every CTA has them, and sizes that a kernel knows: nothing to load, keep or multiply.
+constexpr int kInfosAt = smem_round_up(sizeof(Control));
+constexpr int kStatesAt = smem_round_up(kInfosAt + kUnitSlots * sizeof(UnitInfo));
+constexpr int kUnitState = 0, kBlockState = 1, kFirstDeposit = 2;  // numbers of states
+constexpr int row_floats(int stored_value) { return stored_value + kRowPad; }
+// Rows, then m, l and what every coordinate of a deposit's row still lacks.
+constexpr int state_floats(int stored_value) { return kRowsPerBlock * (row_floats(stored_value) + 3); }
+// Of a query slot: a uint2 a lane for each set and 32 coordinates, high and low bytes of 4 rows; then the
+// rows' numbers.
+constexpr int query_rows_at(int stored_key) { return stored_key / 32 * 512; }
+
+struct SmemPlan {
+  int32_t workers;
+  int32_t stages, stages_log2;                                     // a power of two
+  int32_t copies;                                                  // on their way at a time, of large steps
+  int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
+  int32_t stage_pitch;
+  int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
+  int32_t query_floats;
+  int32_t query_rows_at;
+  int32_t query_slot_bytes;
+  int32_t queries_at, workers_at;
+  int32_t worker_bytes, scratch_at, ring_at;  // of one worker
+  int32_t total_bytes;
+};
+
+// stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
+inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes,
+                               int scratch_bytes, int workers, int stages, int deposits, int copies) {
+  SmemPlan plan = {};
+  plan.workers = workers;
+  plan.stages = stages;
+  plan.copies = copies;
+  plan.deposits = deposits;
+  while (1 << plan.deposits_log2 < deposits) plan.deposits_log2++;
+  plan.query_slots_log2 = stored_key <= 256 && float_dim <= 256 ? 2 : 1;
+  plan.query_slots = 1 << plan.query_slots_log2;
+  plan.stage_pitch = smem_round_up(stage_bytes);
+  plan.query_rows_at = query_rows_at(stored_key);
+  plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
+  plan.query_floats = float_dim;
+  plan.query_slot_bytes =
+      smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
+  plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
+  plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
+  plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
+  plan.scratch_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
+  plan.ring_at = plan.scratch_at + smem_round_up(scratch_bytes);
+  plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
+  plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;
+  return plan;
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row
+// block is prepared by the stewards, a row each: one warp takes longer over all rows than the block's tokens
+// last when histories are short. With few stewards the workers do it for unit 0, the preparer for the others.
+#pragma once
+#include "cuda/attend/frame.cuh"
+#include "cuda/attend/exact.cuh"
+#include "cuda/row/query.cuh"
+
+namespace tq {
+namespace cuda {
+
+// Fewer stewards have no time for queries.
+constexpr bool query_by_stewards(int stewards) { return stewards > 2; }
+
+// The preparer's place in the CTA's run.
+struct Walk {
+  SequenceWork sequence;
+  int sequence_index;
+  int kv_head, row_block, chunk;  // of the unit to describe next
+  int local_block;                // running number of its block in this CTA
+  int deposit;                    // of its first job
+  int exact_job;                  // running number of the next exact job
+  int from_start;
+};
+
+// Fills in a unit's info.
+template <class Core>
+__device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info,
+                                         Walk& walk, int unit, int lane) {
+  const SequenceWork& s = walk.sequence;
+  const int rows_total = s.query_tokens * p.layer.q_per_kv;
+  const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
+  const int rows = min(kRowsPerBlock, rows_total - first_row);
+  const int exact = walk.chunk == s.num_chunks;
+  const bool first_here = unit == 0 || walk.chunk == 0;
+  if (first_here) walk.from_start = walk.chunk == 0;
+  const bool last_of_block = walk.chunk == s.units_per_block - 1;
+  // Rows are in position order: the first row's range begins first and ends first.
+  const RowRange low = row_range(p, s, query_of_row(p, s.query_tokens, first_row)),
+                 high = row_range(p, s, query_of_row(p, s.query_tokens, first_row + rows - 1));
+  const int chunk_begin = walk.chunk * s.chunk_tokens,
+            chunk_end = min(s.length, chunk_begin + s.chunk_tokens);
+  const int begin = max(chunk_begin, low.begin), end = min(chunk_end, high.end);
+  int steps = 0, jobs = 0, job_steps = 0, first_tile = 0, end_tile = 0;
+  if (exact) {
+    const int sinks = min(s.length, p.layer.sink_tokens);
+    const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks),
+              count = sinks + s.length - exact_begin;
+    steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kExactSplits);
+    jobs = steps * rows;
+    if (lane == 0) {
+      info.sinks = sinks;
+      info.exact_begin = exact_begin;
+      info.exact_end = s.length;
+    }
+  } else if (begin < end) {
+    first_tile = begin / Core::kStepLength * Core::kTiles;
+    end_tile = (end + format::kTileTokens - 1) / format::kTileTokens;
+    steps = (end_tile - first_tile + Core::kTiles - 1) / Core::kTiles;
+    job_steps = max((steps + kJobs - 1) / kJobs, kMinJobTokens / Core::kStepLength);
+    jobs = job_steps == 1 ? steps : (steps + job_steps - 1) / job_steps;
+  }
+  const int num_tiles = exact ? 0 : end_tile - first_tile;
+  const int each = p.whole_steps ? Core::kTiles : 1;
+#pragma unroll 1
+  for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32)
+    info.places[i] = tile_place(p, s.slot, kv_head, first_tile + i * each);
+  if (lane == 0) {
+    info.block = walk.local_block;
+    info.exact = exact;
+    info.jobs = jobs;
+    info.deposit = walk.deposit;
+    info.steps = steps;
+    info.job_steps = job_steps;
+    info.first_tile = first_tile;
+    info.num_tiles = num_tiles;
+    info.full_begin = high.begin;
+    info.full_end = low.end;
+    info.kv_head = kv_head;
+    info.page_row = s.slot;
+    info.index = walk.chunk;
+    info.arrivals = walk.from_start ? walk.chunk + 1 : walk.chunk - cta.chunk + 1;
+    info.units = s.units_per_block;
+    info.first_here = first_here;
+    info.last_here = last_of_block || unit == cta.num_units - 1;
+    info.from_start = walk.from_start;
+    info.slot = walk.from_start ? cta.tail_slot : cta.head_slot;
+    info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
+    info.rows = rows;
+    info.sequence = walk.sequence_index;
+    info.exact_job = walk.exact_job;
+    info.q_row = s.q_row;
+    info.q_first = first_row;
+    info.query_tokens = s.query_tokens;
+  }
+  walk.deposit += exact ? 1 : jobs;
+  walk.exact_job += exact ? jobs : 0;
+}
+
+__device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
+  if (++walk.chunk < walk.sequence.units_per_block) return;
+  walk.chunk = 0;
+  walk.local_block++;
+  if (++walk.row_block < walk.sequence.row_blocks) return;
+  walk.row_block = 0;
+  if (++walk.kv_head < p.layer.num_kv_heads) return;
+  walk.kv_head = 0;
+  walk.sequence_index++;
+}
+
+// The rows first, first + step, ... of a unit's query, if the unit begins a block. Of unit 0 by what the work
+// list says, before it is described.
+template <class Core>
+__device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame& f, const CtaWork& cta,
+                                             int unit, int first, int step, int lane) {
+  const SequenceWork* sequence = &cta.first;
+  int kv_head, first_row, rows, block = 0;
+  if (unit == 0) {
+    const int row_blocks = sequence->row_blocks;
+    kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
+    first_row = (cta.block - kv_head * row_blocks) * kRowsPerBlock;
+    rows = min(kRowsPerBlock, sequence->query_tokens * p.layer.q_per_kv - first_row);
+  } else {
+    const UnitInfo& info = f.info(unit);
+    sequence = p.sequences + info.sequence;
+    kv_head = info.kv_head;
+    first_row = info.q_first;
+    rows = info.first_here ? info.rows : 0;
+    block = info.block;
+  }
+  if (first < rows)
+    prepare_query<Core::kKey>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block),
+                              lane);
+  if (unit > 0 && rows > 0) query_put(p, f.control, block);
+}
+
+template <class Core, int kStewards>
+__device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta,
+                                        int control_threads, int lane) {
+  Control* control = f.control;
+  const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
+  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0, 0};
+  int loaded = cta.sequence;
+  int done = 0;                       // units known to be done with
+  int last_of_block[kMaxQuerySlots];  // by query slot
+  const auto wait_done = [&](int unit) {
+    for (; done <= unit; done++) barrier_wait(&control->done[done & (kUnitSlots - 1)], unit_phase(done));
+    __syncwarp();
+  };
+#pragma unroll 1
+  for (int unit = 0; unit < f.num_units; unit++) {
+    if (walk.sequence_index != loaded) {
+      walk.sequence = p.sequences[walk.sequence_index];
+      loaded = walk.sequence_index;
+    }
+    // The info and the query that this one replaces are done with.
+    wait_done(unit - kUnitSlots);
+    const int slot = walk.local_block & (p.plan.query_slots - 1);
+#pragma unroll
+    for (int i = 0; i < kMaxQuerySlots; i++) {
+      if (i != slot) continue;
+      if (walk.chunk == 0 && walk.local_block >= p.plan.query_slots) wait_done(last_of_block[i]);
+      last_of_block[i] = unit;
+    }
+    UnitInfo& info = f.info(unit);
+    describe<Core>(p, cta, info, walk, unit, lane);
+    __syncwarp();
+    // the producer, which has made the barriers, goes on
+    if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);
+    barrier_arrive(&control->described[unit & (kUnitSlots - 1)]);
+    if (unit == 0) {
+      barrier_sync(Barrier::kControl, control_threads);  // others have prepared the first query
+    } else if (!query_by_stewards(kStewards)) {
+      prepare_unit<Core>(p, f, cta, unit, 0, 1, lane);
+    }
+    advance(p, walk);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

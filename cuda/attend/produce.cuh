@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// The producer of an attend CTA: one warp, lane w of which serves worker w. Workers that asked for their own
+// tiles were slower: in a warp that waits for every instruction's result the few dozen instructions of a
+// request cost as much as a tenth of a step.
+#pragma once
+#include "cuda/attend/frame.cuh"
+
+namespace tq {
+namespace cuda {
+
+// Workers that a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of
+// rounds.
+__device__ __forceinline__ int busy_workers(int workers, int jobs) {
+  const int rounds = (jobs + workers - 1) / workers;
+  return rounds == 0 ? workers : (jobs + rounds - 1) / rounds;
+}
+
+// Fills the queues of the first `busy` workers; the others may go. Lane w looks after worker w.
+template <class Core>
+__device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, int busy, int lane) {
+  Control* control = f.control;
+  const int workers = p.plan.workers;
+  uint8_t* own = f.worker(p, min(lane, workers - 1));
+  // Of all lanes alike: the unit that jobs are handed out of.
+  int unit = -1, next_job = 0, jobs = 0;
+  // Of each: the job in hand, the items issued and, of these, those whose copy has come.
+  const UnitInfo* info = f.infos;
+  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0,
+      flags = 0, issued = 0, arrived = 0;
+  bool stopped = lane >= workers;
+  const volatile int32_t* consumed = queue_consumed(own);
+  while (!__all_sync(~0u, stopped)) {
+    const int given_back = *consumed;
+    bool room = !stopped && issued - given_back < p.plan.stages;
+    if (kBulkCopy && Core::kPaced) {
+      arrived = max(arrived, given_back);
+      if (arrived < issued && barrier_test(queue_barrier(p, own, arrived), queue_phase(p, arrived)))
+        arrived++;
+      const int flying = __reduce_add_sync(~0u, max(issued - arrived, 0));
+      room = room && flying < p.plan.copies;
+    }
+    const unsigned idle = __ballot_sync(~0u, room && step >= end && lane < busy);
+    bool stop = room && lane >= busy;
+    if (idle) {
+      while (next_job >= jobs && unit + 1 < f.num_units) {
+        if (!__all_sync(
+                ~0u, barrier_test(&control->described[(unit + 1) & (kUnitSlots - 1)], unit_phase(unit + 1))))
+          break;
+        if (unit >= 0) barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
+        jobs = f.info(++unit).jobs;
+        next_job = 0;
+      }
+      const int job = next_job + __popc(idle & ((1u << lane) - 1));
+      if (idle >> lane & 1) {
+        if (job < jobs) {
+          info = &f.info(unit);
+          own_unit = unit;
+          exact = info->exact;
+          deposit = exact ? info->deposit : info->deposit + job;
+          step = exact ? 0 : job * info->job_steps;
+          end = exact ? 1 : min(step + info->job_steps, info->steps);
+          token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
+          full_begin = info->full_begin;
+          full_end = info->full_end;
+          flags = exact ? kItemExact : 0;
+        } else {
+          stop = next_job >= jobs && unit + 1 >= f.num_units;
+        }
+      }
+      next_job = min(jobs, next_job + __popc(idle));
+    }
+    const bool go = room && (step < end || stop);
+    if (go) {
+      uint64_t* bar = queue_barrier(p, own, issued);
+      if (stop) flags = kItemStop;
+      if (step + 1 == end) flags |= kItemLast;
+      if (token >= full_begin && token + Core::kStepLength <= full_end) flags |= kItemWhole;
+      *queue_item(p, own, issued) = Item{token, deposit, own_unit, flags | step << kItemStepShift};
+      if (kBulkCopy && !(flags & (kItemStop | kItemExact)))
+        issue_step<Core>(p, *info, step, queue_stage(p, own, issued), bar, 0);
+      else
+        barrier_arrive(bar);
+      step++;
+      issued++;
+      token += Core::kStepLength;
+      flags = 0;
+      stopped = stop;
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+// Verbs of the CUDA backend: requests become launches. Nothing here touches a vector; nothing in append and
+// attend allocates or waits.
+//
+// Failure is atomic because a verb is one launch wherever that is possible, and otherwise its earlier steps
+// change nothing that anybody can observe (page-table entries behind a sequence's end, a repeated append).
+#include "cuda/backend.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cuda/arena.h"
+#include "cuda/dispatch.h"
+#include "cuda/append/kernel.cuh"
+#include "cuda/pages/read.cuh"
+#include "cuda/attend/launch.h"
+#include "cuda/launch.h"
+#include "cuda/prefill/launch.h"
+#include "cuda/plan_upload.h"
+#include "cuda/schedule/work_list.h"
+
+namespace tq {
+namespace cuda {
+namespace {
+
+constexpr int64_t kMaxTokens = INT32_MAX - format::kTileTokens;  // lengths are 32-bit on the device
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(runtime().device_get_attribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+int num_units_of(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+
+// Stored dimension whose kernels serve a side; a raw side runs in any.
+int stored_of(const DeviceSide& side) { return format::stored_dim(side.layout.dim); }
+
+int64_t max_page_bytes(const Geometry& geometry) {
+  int64_t most = 0;
+  for (int layer = 0; layer < geometry.num_layers; layer++) most = std::max(most, geometry.page_bytes(layer));
+  return most;
+}
+
+int64_t max_slot_bytes(const Geometry& geometry) {
+  return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
+         std::max(geometry.head_dim, geometry.value_dim) * dtype_bytes(geometry.io_dtype);
+}
+
+struct Batch {
+  PlanStorage storage;
+  UploadedPlan uploaded;
+  // A graph was captured that takes long sequences apart: every later plan must bring the pair of work lists
+  // it reads.
+  mutable std::atomic<bool> pair_in_graph{false};
+
+  Batch(const Geometry& geometry, const HostOps& ops, int64_t work_capacity)
+      : storage(geometry, ops, work_capacity) {}
+};
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream);
+  ~CudaBackend() override;
+
+  BackendBytes bytes() const override { return cuda_backend_bytes(geometry_); }
+  int num_workers() const override { return num_units_; }
+  void* create_plan_storage() override;
+  void destroy_plan_storage(void* storage) override;
+  void upload_plan(const BatchPlan& plan, void* stream) override;
+  void append(const AppendRequest& request) override;
+  void attend(const AttendRequest& request) override;
+  void read(const ReadRequest& request) override;
+  void* own_workspace() override { return arena_.workspace(); }
+  size_t attend_workspace_bytes(const BatchPlan& plan) const override;
+  void set_centres(int layer, const float* key, const float* value) override;
+  void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
+  void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
+  void copy_slot(int source, int target, void* stream) override;
+  void start_slot(int slot, bool scrub, void* stream) override;
+  uint64_t slot_flags(int slot) const override { return arena_.host_flags()[slot]; }
+  uint64_t check(void* stream) override;
+  void drain() noexcept override;
+
+ private:
+  DeviceLayer layer_view(int layer) const {
+    return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
+  }
+  void append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds, const Batch& batch,
+                    cudaStream_t stream);
+
+  std::vector<LayerCode> layers_;
+  Geometry geometry_;
+  HostOps ops_;
+  int num_units_, shared_memory_per_block_;
+  bool paced_;       // copies of attention are limited
+  bool early_;       // kernels may be launched early
+  bool long_apart_;  // the prefill kernel takes long sequences
+  Arena arena_;
+  std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
+};
+
+Geometry with_layers(Geometry geometry, const std::vector<LayerCode>& layers) {
+  geometry.layers = layers.data();
+  return geometry;
+}
+
+CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream)
+    : layers_(geometry.layers, geometry.layers + geometry.num_layers),
+      geometry_(with_layers(geometry, layers_)),
+      ops_(ops),
+      num_units_(num_units_of(geometry.device_id)),
+      shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
+      paced_(paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
+                          attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id), num_units_)),
+      early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
+      long_apart_(prefill_serves(geometry_, shared_memory_per_block_)),
+      arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
+      has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
+  require_kernels(format::stored_dim(geometry.head_dim));
+  require_kernels(format::stored_dim(geometry.value_dim));
+  try {
+    arena_.initialise(geometry_, stream);
+  } catch (...) {  // what was enqueued must not outlive the memory
+    if (runtime().stream_synchronize(stream) != cudaSuccess) runtime().get_last_error();
+    throw;
+  }
+}
+
+CudaBackend::~CudaBackend() { drain(); }
+
+// ---- Plans ----
+
+void* CudaBackend::create_plan_storage() {
+  const DeviceGuard guard(geometry_.device_id);
+  return new Batch(geometry_, ops_, plan_work_capacity(geometry_, num_units_));
+}
+
+void CudaBackend::destroy_plan_storage(void* storage) {
+  if (!storage) return;
+  drain();
+  delete static_cast<Batch*>(storage);
+}
+
+void CudaBackend::upload_plan(const BatchPlan& plan, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "tq_batch_plan");
+  Batch& batch = *static_cast<Batch*>(plan.storage);
+  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_,
+                                         batch.pair_in_graph, as_stream(stream));
+}
+
+size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
+  return static_cast<size_t>(static_cast<const Batch*>(plan.storage)->uploaded.workspace_bytes);
+}
+
+// ---- Append, attend, read ----
+
+void CudaBackend::append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds,
+                               const Batch& batch, cudaStream_t stream) {
+  arguments.first_kind = first_kind;
+  arguments.num_kinds = num_kinds;
+  arguments.per_tile = FastDivisor(static_cast<uint32_t>(geometry_.num_kv_heads * num_kinds));
+  const int64_t units =
+      (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * geometry_.num_kv_heads * num_kinds;
+  launch_append(stored, arguments, units, num_units_, stream);
+}
+
+void CudaBackend::append(const AppendRequest& request) {
+  const DeviceGuard guard(geometry_.device_id);
+  const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
+  AppendArguments arguments = {layer_view(request.layer),
+                               batch.storage.view(arena_),
+                               {request.k, request.v},
+                               {request.key_strides, request.value_strides},
+                               0,
+                               2,
+                               2 * geometry_.max_batch_sequences,
+                               FastDivisor(1)};
+  const cudaStream_t stream = as_stream(request.stream);
+  const DeviceSide &key = arguments.layer.key, &value = arguments.layer.value;
+  if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
+    append_sides(arguments, stored_of(key.layout.raw() ? value : key), 0, 2, batch, stream);
+  } else {  // kernels are compiled per dimension: one launch for each
+    append_sides(arguments, stored_of(key), 0, 1, batch, stream);
+    append_sides(arguments, stored_of(value), 1, 1, batch, stream);
+  }
+}
+
+void CudaBackend::attend(const AttendRequest& request) {
+  const DeviceGuard guard(geometry_.device_id);
+  const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
+  // its counters start at zero and each call leaves them so
+  const bool own = request.workspace == arena_.workspace();
+  AttendLaunch launch = {layer_view(request.layer),
+                         batch.storage.view(arena_),
+                         num_units_,
+                         shared_memory_per_block_,
+                         request.q,
+                         request.out,
+                         request.lse,
+                         request.q_strides,
+                         request.out_strides,
+                         request.out_dtype,
+                         request.softmax_scale,
+                         request.logit_softcap,
+                         request.sliding_window,
+                         request.sink_logits,
+                         request.history_only,
+                         request.workspace,
+                         !own,
+                         as_stream(request.stream),
+                         {},
+                         paced_,
+                         early_};
+  if (!batch.uploaded.any_long || !long_apart_) {
+    launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
+    return;
+  }
+  // Long sequences apart. A graph's later plans may have sequences of either kind, so it gets both kernels.
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check_cuda(runtime().stream_is_capturing(launch.stream, &capture), "cudaStreamIsCapturing");
+  const bool in_graph = capture != cudaStreamCaptureStatusNone;
+  launch.plan.work += pair_offset(geometry_, num_units_);
+  if (in_graph) batch.pair_in_graph = true;
+  if (in_graph || batch.uploaded.any_short) launch_attend(launch);
+  launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
+}
+
+void CudaBackend::read(const ReadRequest& request) {
+  const DeviceGuard guard(geometry_.device_id);
+  const PlanSequence& sequence = request.sequence;
+  const cudaStream_t stream = as_stream(request.stream);
+  ReadArguments arguments = {layer_view(request.layer),
+                             sequence.slot,
+                             static_cast<int32_t>(sequence.length()),
+                             static_cast<int32_t>(sequence.raw_first),
+                             0,
+                             0,
+                             0,
+                             {request.k, request.v},
+                             {request.key_strides, request.value_strides},
+                             0,
+                             0,
+                             0,
+                             {}};
+  const DeviceSide* sides[2] = {&arguments.layer.key, &arguments.layer.value};
+  for (int64_t first = request.first; first < request.first + request.count; first += arguments.count) {
+    const int64_t first_page = first / geometry_.page_size;
+    const int64_t end =
+        std::min(request.first + request.count, (first_page + kReadPages) * geometry_.page_size);
+    arguments.first = static_cast<int32_t>(first);
+    arguments.count = static_cast<int32_t>(end - first);
+    arguments.row = first - request.first;
+    arguments.first_page = static_cast<int32_t>(first_page);
+    const int64_t last_page = (end - 1) / geometry_.page_size;
+    std::copy(sequence.pages + first_page, sequence.pages + last_page + 1, arguments.pages);
+    for (int kind = 0; kind < 2; kind++) {
+      if (!arguments.output[kind]) continue;
+      arguments.first_kind = kind;
+      arguments.num_kinds = 1;
+      launch_read(stored_of(*sides[kind]), arguments, num_units_, stream);
+    }
+  }
+}
+
+// ---- Centres, pages, slots ----
+
+void CudaBackend::set_centres(int layer, const float* key, const float* value) {
+  const DeviceGuard guard(geometry_.device_id);
+  // Both in one copy, so that a failure leaves both as they were: the places of a layer's centres are
+  // neighbours.
+  const float* given[2] = {key, value};
+  float* places[2] = {arena_.centre(layer, Kind::kKey), arena_.centre(layer, Kind::kValue)};
+  const int dims[2] = {geometry_.head_dim, geometry_.value_dim};
+  uint8_t *begin = nullptr, *end = nullptr;
+  for (int kind = 0; kind < 2; kind++) {
+    if (!given[kind] || !places[kind]) continue;
+    uint8_t* place = reinterpret_cast<uint8_t*>(places[kind]);
+    if (!begin) begin = place;
+    end = place + sizeof(float) * geometry_.num_kv_heads * dims[kind];
+  }
+  if (!begin) return;
+  std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
+  for (int kind = 0; kind < 2; kind++)
+    if (given[kind] && places[kind])
+      memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind],
+             sizeof(float) * geometry_.num_kv_heads * dims[kind]);
+  check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
+  for (int kind = 0; kind < 2; kind++)
+    if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
+}
+
+void CudaBackend::copy_pages(const PageCopy* copies, int64_t count, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "copying pages");
+  launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies, count,
+                    as_stream(stream));
+}
+
+void CudaBackend::scrub_pages(const int32_t* pages, int64_t count, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "scrubbing pages");
+  launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages, count,
+                     as_stream(stream));
+}
+
+void CudaBackend::copy_slot(int source, int target, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "forking a sequence");
+  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target, false,
+              arena_.device_flags(), as_stream(stream));
+}
+
+void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "freeing a sequence");
+  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
+              arena_.device_flags(), as_stream(stream));
+}
+
+// ---- Errors ----
+
+uint64_t CudaBackend::check(void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "tq_cache_check");
+  // An asynchronous error of an earlier launch comes back here; the runtime forgets it unless it broke the
+  // context.
+  check_cuda(runtime().stream_synchronize(as_stream(stream)),
+             "asynchronous error found by cudaStreamSynchronize");
+  volatile uint32_t* noticed = arena_.host_flags() + geometry_.max_sequences;
+  const uint32_t flags = *noticed;
+  *noticed = 0;
+  return flags;
+}
+
+void CudaBackend::drain() noexcept {
+  try {
+    const DeviceGuard guard(geometry_.device_id);
+    check_cuda(runtime().device_synchronize(), "cudaDeviceSynchronize");
+  } catch (const Error&) {  // a broken context or a driver on its way out: nothing runs any more
+  }
+}
+
+}  // namespace
+
+// ---- Entry points ----
+
+int cuda_device_count() {
+  int count = 0;
+  const cudaError_t error = runtime().get_device_count(&count);
+  const Status status = status_of(error);
+  if (status == Status::kNoDevice || status == Status::kDriver) {
+    runtime().get_last_error();
+    return 0;
+  }
+  check_cuda(error, "cudaGetDeviceCount");
+  return count;
+}
+
+DeviceInfo cuda_device_info(int index) {
+  const int count = cuda_device_count();
+  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d CUDA devices", index,
+           count);
+  cudaDeviceProp properties = {};
+  check_cuda(runtime().get_device_properties(&properties, index), "cudaGetDeviceProperties");
+  DeviceInfo info = {};
+  info.compute_major = properties.major;
+  info.compute_minor = properties.minor;
+  info.num_units = properties.multiProcessorCount;
+  info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
+  snprintf(info.name, sizeof info.name, "%.*s", static_cast<int>(sizeof info.name - 1), properties.name);
+  return info;
+}
+
+void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
+  const int device = geometry.device_id;
+  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                         attribute(cudaDevAttrComputeCapabilityMinor, device);
+  if (capability < kMinComputeCapability)
+    reasons.add(Status::kNotSupported, "device_id = %d: compute capability %d.%d, at least %d.%d is needed",
+                device, capability / 10, capability % 10, kMinComputeCapability / 10,
+                kMinComputeCapability % 10);
+  const int64_t sequence_tokens = geometry.max_sequence_pages * geometry.page_size;
+  if (sequence_tokens > kMaxTokens)
+    reasons.add(Status::kNotSupported,
+                "max_sequence_tokens: %" PRId64 " tokens in whole pages, on CUDA at most %" PRId64,
+                sequence_tokens, kMaxTokens);
+  if (geometry.max_batch_tokens > kMaxTokens)
+    reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64,
+                geometry.max_batch_tokens, kMaxTokens);
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    if (attend_kernel_for(geometry.tile(layer)) != AttendKernel::kNone) continue;
+    reasons.add(
+        Status::kNotSupported,
+        "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
+        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_bits,
+        geometry.layers[layer].value_bits);
+    break;  // the others of a uniform cache would repeat it
+  }
+  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    const int needed =
+        attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
+    if (needed <= shared) continue;
+    reasons.add(Status::kNotSupported,
+                "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "
+                "device gives a block %d",
+                layer, geometry.head_dim, geometry.value_dim, needed, shared);
+    break;
+  }
+  if (geometry.num_layers > 65535)
+    reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
+}
+
+BackendBytes cuda_backend_bytes(const Geometry& geometry) {
+  const ArenaPlaces places(geometry);
+  const int64_t workspace = attend_workspace_capacity(geometry, num_units_of(geometry.device_id));
+  return BackendBytes{places.pages_bytes, places.raw_bytes, places.table_bytes + places.flags_bytes,
+                      workspace};
+}
+
+std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool,
+                                             void* stream) {
+  const DeviceGuard guard(geometry.device_id);
+  require_no_capture(as_stream(stream), "tq_cache_create");
+  return std::unique_ptr<Backend>(new CudaBackend(geometry, ops, pool, as_stream(stream)));
+}
+
+void merge_states_cuda(const MergeRequest& request) {
+  const DeviceGuard guard(request.device_id);
+  launch_merge(request, num_units_of(request.device_id), as_stream(request.stream));
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of the page, slot and plan kernels.
+#include <string.h>
+
+#include <algorithm>
+
+#include "cuda/pages/memory.cuh"
+#include "cuda/launch.h"
+
+namespace tq {
+namespace cuda {
+namespace {
+
+// CTAs for one piece of memory, 16 bytes a thread and round.
+unsigned parts(int64_t bytes, int64_t most) {
+  const int64_t wanted = (bytes / 16 + kMemoryThreads - 1) / kMemoryThreads;
+  return static_cast<unsigned>(std::max<int64_t>(1, std::min(wanted, most)));
+}
+
+}  // namespace
+
+void launch_copy_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
+                       const PageCopy* copies, int64_t count, cudaStream_t stream) {
+  for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
+    const unsigned now = static_cast<unsigned>(std::min<int64_t>(kPagesPerLaunch, count - done));
+    PageCopyList list = {};
+    memcpy(list.copies, copies + done, now * sizeof(PageCopy));
+    launch("copy_pages_kernel", copy_pages_kernel, dim3(parts(max_page_bytes, 32), now, num_layers),
+           dim3(kMemoryThreads), 0, stream, layers, list);
+  }
+}
+
+void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
+                        const int32_t* pages, int64_t count, cudaStream_t stream) {
+  for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
+    const unsigned now = static_cast<unsigned>(std::min<int64_t>(kPagesPerLaunch, count - done));
+    PageList list = {};
+    memcpy(list.pages, pages + done, now * sizeof(int32_t));
+    launch("scrub_pages_kernel", scrub_pages_kernel, dim3(parts(max_page_bytes, 32), now, num_layers),
+           dim3(kMemoryThreads), 0, stream, layers, list);
+  }
+}
+
+void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_bytes, int source, int target,
+                 bool scrub, volatile uint32_t* flags, cudaStream_t stream) {
+  const bool moves = max_slot_bytes > 0 && (source >= 0 || scrub);
+  const dim3 grid = moves ? dim3(parts(max_slot_bytes, 32), 2, num_layers) : dim3(1);
+  launch("slot_kernel", slot_kernel, grid, dim3(kMemoryThreads), 0, stream, layers, source, target, scrub,
+         flags);
+}
+
+void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
+                       int num_runs, const int32_t* pages, int32_t* page_table, int num_units,
+                       cudaStream_t stream) {
+  const unsigned grid = std::max(parts(image ? plan_bytes : 0, num_units),
+                                 static_cast<unsigned>(std::min(num_runs, num_units)));
+  launch("apply_plan_kernel", apply_plan_kernel, dim3(grid), dim3(kMemoryThreads), 0, stream, image, plan,
+         plan_bytes, runs, num_runs, pages, page_table);
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention of many query rows over coded history: tiles are expanded once for 128 rows.
+//
+// A CTA (one a multiprocessor, walking the list of schedule.h) takes a row block of a kv head: 8 warps of 16
+// rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends step i; half of
+// the warps do these in the other order, so that the integer units of one half work beside the matrix units
+// of the other. Exact tokens follow in unrotated space (prefill_raw.cuh) on the same accumulators.
+//
+// What a row gets depends on its sequence alone: its block, the steps and their order come from the
+// sequence's own numbers.
+#pragma once
+#include "cuda/prefill/core.cuh"
+#include "cuda/prefill/expand.cuh"
+#include "cuda/prefill/raw.cuh"
+#include "cuda/ptx/shared.cuh"
+
+namespace tq {
+namespace cuda {
+
+constexpr int kPlaceUnit = 64;  // bytes; every tile starts at a multiple
+
+// Asks for the tiles of a step; one warp. Their places come 32 at a time, to shared memory. fill: stage of
+// the step, moved on.
+template <int kStored>
+__device__ __forceinline__ void issue_step(const PrefillParams& p, const PrefillBlock& b, int step, int& fill,
+                                           uint8_t* smem, int lane) {
+  constexpr int kTiles = PrefillShape<kStored>::kTiles;
+  const int first = step * kTiles, count = min(kTiles, b.num_tiles - first);
+  uint64_t* barrier = reinterpret_cast<uint64_t*>(smem) + fill;
+  uint32_t* places = reinterpret_cast<uint32_t*>(smem + kPlacesAt);
+  uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
+  if (first % 32 == 0) {
+    const int tile = b.first_tile + min(first + lane, b.num_tiles - 1), page = tile / p.layer.tiles_per_page;
+    const int64_t id = __ldg(p.page_table + b.slot * p.page_table_stride + page),
+                  rest = tile - page * p.layer.tiles_per_page;
+    places[lane] = static_cast<uint32_t>(
+        (id * p.layer.page_bytes + (b.kv_head * p.layer.tiles_per_page + rest) * p.layer.tile_bytes) /
+        kPlaceUnit);
+    __syncwarp();
+  }
+  if (kBulkCopy && lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile++) {
+    if (tile >= count) continue;
+    const uint8_t* from = p.layer.pages + static_cast<uint64_t>(places[(first + tile) % 32]) * kPlaceUnit;
+    if (!kBulkCopy)
+      lane_copy(to + tile * p.layer.tile_bytes, from, p.layer.tile_bytes, lane);
+    else if (lane == 0)
+      bulk_copy_shared(to + tile * p.layer.tile_bytes, from, p.layer.tile_bytes, barrier);
+  }
+  if (!kBulkCopy) lane_copy_commit();
+  fill = fill + 1 == p.smem.stages ? 0 : fill + 1;
+  __syncwarp();  // the places may be replaced
+}
+
+template <int kStored, RawForm kForm>
+struct PrefillBody {
+  using Shape = PrefillShape<kStored>;
+  // kRaw: some side is
+  static constexpr bool kRaw = kForm != RawForm::kNone, kBf16 = kForm == RawForm::kBf16;
+  static constexpr bool kInRegisters = !kRaw && Shape::kQueryInRegisters;
+
+  const PrefillParams& p;
+  uint8_t* smem;
+  int warp, lane;
+  PrefillState<kStored> state;
+  uint32_t q[kInRegisters ? kStored / 16 : 1][4];
+
+  __device__ __forceinline__ ValueUnit* unit() const { return reinterpret_cast<ValueUnit*>(smem + kUnitAt); }
+  __device__ __forceinline__ PrefillRowTable* table() const {
+    return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at);
+  }
+  __device__ __forceinline__ StepScales* scales(int step) const {
+    return reinterpret_cast<StepScales*>(smem + p.smem.scales_at) + (step & 1);
+  }
+  // Bytes of an expanded tile: constants where no side is raw.
+  __device__ __forceinline__ int key_tile() const { return kRaw ? p.smem.key_tile : Shape::kKeyTile; }
+  __device__ __forceinline__ int value_tile() const { return kRaw ? p.smem.value_tile : Shape::kValueTile; }
+  __device__ __forceinline__ uint8_t* keys(int step) const {
+    return smem + p.smem.keys_at + (step & 1) * Shape::kTiles * key_tile();
+  }
+  __device__ __forceinline__ uint8_t* values(int step) const {
+    return smem + p.smem.values_at + (step & 1) * Shape::kTiles * value_tile();
+  }
+  __device__ __forceinline__ float* float_query(int at) const {
+    return reinterpret_cast<float*>(smem + at) + warp * 16 * Shape::kQueryPitch;
+  }
+  __device__ __forceinline__ float* scratch(int at) const {
+    return reinterpret_cast<float*>(smem + at) + warp * 16 * kScratchRow;
+  }
+  __device__ __forceinline__ uint8_t* queries() const {
+    return smem + p.smem.query_at + warp * (kRaw ? p.smem.query_warp : Shape::kQueryWarp);
+  }
+
+  // Rows, ranges, queries. Nobody may still read what lies behind the ring.
+  __device__ __forceinline__ void prepare(const PrefillBlock& b) {
+    prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
+    const int first = b.first_row + warp * 16, last = min(first + 15, b.rows_total - 1);
+    const bool careful = p.softcap_log2 != 0.0f || __any_sync(~0u, table()->wild[warp * 16 + (lane & 15)]);
+    if (lane == 0) {
+      WarpRange range = {0, 0, 0, 0};
+      if (first < b.rows_total) {
+        const PrefillRange low = prefill_range(p, b, first), high = prefill_range(p, b, last);
+        range = WarpRange{low.begin, high.end, careful ? INT32_MAX : high.begin, low.end};
+      }
+      table()->warps[warp] = range;
+    }
+    __syncwarp();
+    if constexpr (kInRegisters) {
+      const uint4* fragments = reinterpret_cast<const uint4*>(queries());
+#pragma unroll
+      for (int i = 0; i < kStored / 16; i++) {
+        const uint4 v = fragments[i * 32 + lane];
+        q[i][0] = v.x, q[i][1] = v.y, q[i][2] = v.z, q[i][3] = v.w;
+      }
+    }
+    state.reset();
+  }
+
+  // Masks, caps, clamps if the step needs them; then weights. x: scores of kTiles tiles.
+  template <int kTiles>
+  __device__ __forceinline__ void weigh(float (&x)[kTiles][4][4], bool special, int token,
+                                        const int32_t* from, const int32_t* to, const float* factors,
+                                        const float* constant, float (&down)[2]) {
+    float units[2] = {factors[lane >> 2], factors[(lane >> 2) + 8]};
+    if (special) {
+      special_scores<kTiles>(p, x, token, from, to, factors, constant, lane);
+      units[0] = units[1] = 1.0f;
+    }
+    soft_max<kTiles>(x, units, state.m, state.l, down);
+  }
+
+  __device__ __forceinline__ void put_weights(float* to, const float (&x)[4][4]) const {
+    const int g = lane >> 2, t = lane & 3;
+    __syncwarp();
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        *reinterpret_cast<float2*>(to + (g + 8 * h) * kScratchRow + 8 * b + 2 * t) =
+            make_float2(x[b][2 * h], x[b][2 * h + 1]);
+    __syncwarp();
+  }
+
+  // Step `step` of the block, tokens `token` on.
+  __device__ __forceinline__ void attend(int step, int token) {
+    const PrefillRowTable* rows = table();
+    const WarpRange range = rows->warps[warp];
+    if (__all_sync(~0u, token >= range.end || token + Shape::kTokens <= range.begin)) return;
+    const StepScales& s = *scales(step);
+    float x[Shape::kTiles][4][4], down[2];
+    const int half_sum[2] = {rows->half_sum[warp * 16 + (lane >> 2)],
+                             rows->half_sum[warp * 16 + (lane >> 2) + 8]};
+#pragma unroll
+    for (int tile = 0; tile < Shape::kTiles; tile++) {
+      const uint8_t* k = keys(step) + tile * key_tile();
+      if (!kRaw || !p.layer.key.layout.raw())
+        coded_scores<kStored, kInRegisters>(k, s.key + 32 * tile, q, queries(), half_sum, x[tile], lane);
+      else
+        raw_tile_scores<kStored, kBf16>(k, queries(), p.layer.io_dtype == DataType::kF32, x[tile], lane);
+    }
+    const bool special = __any_sync(~0u, token < range.full_begin || token + Shape::kTokens > range.full_end);
+    weigh<Shape::kTiles>(x, special, token, rows->begin + warp * 16, rows->end + warp * 16,
+                         rows->scale + warp * 16, rows->constant + warp * 16, down);
+    const int exponent = s.exponent;
+    if (__any_sync(~0u, exponent != state.exponent)) {
+      const float ratio = ex2(static_cast<float>(state.exponent - exponent));
+      down[0] *= ratio;
+      down[1] *= ratio;
+      state.exponent = exponent;
+    }
+    if (!kRaw || !p.layer.value.layout.raw())
+      add_values<kStored, ValueForm::kCoded>(values(step), s, x, down, state.o, lane);
+    else
+      add_values<kStored, kBf16 ? ValueForm::kBf16Rows : ValueForm::kF16Rows>(values(step), s, x, down,
+                                                                              state.o, lane);
+  }
+
+  // From coded space to the caller's, where exact tokens may follow.
+  __device__ __forceinline__ void leave_codes(const PrefillBlock& b) {
+    float sum[2];
+    state.sum_shares(sum);
+    if (!kRaw || !p.layer.value.layout.raw()) {
+      leave_rotated_space<kStored>(p, b.kv_head, state.exponent, sum, state.o, lane);
+    } else {
+      const float unit = format::exp2_int(state.exponent - kValueTop), units[2] = {unit, unit};
+      state.scale(units);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      if (p.softcap_log2 == 0.0f && sum[h] > 0.0f)
+        state.m[h] += table()->constant[warp * 16 + (lane >> 2) + 8 * h];
+      state.l[h] = (lane & 3) == 0 ? sum[h] : 0.0f;
+    }
+  }
+
+  // Sinks, then the window, as far as some row of the CTA sees them; all threads. Tiles are 32 tokens of one
+  // of the two.
+  __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
+    const PrefillRange low = prefill_range(p, b, b.first_row),
+                       high = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
+    const int sinks = min(b.length, p.layer.sink_tokens), sink_end = min(sinks, high.visible_end);
+    const int window_first =
+        max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);
+    int first = low.visible_begin < sink_end ? low.visible_begin : window_first;
+    if (first >= high.visible_end) return;
+    uint8_t* tile = smem + p.smem.exact_tile_at;
+    const PrefillRowTable* rows = table();
+    load_float_rows<kStored>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
+#pragma unroll 1
+    while (first < high.visible_end) {
+      const bool sink = first < sink_end;
+      const int count = min(32, (sink ? sink_end : high.visible_end) - first);
+      __syncthreads();
+      load_exact_tile(p, p.layer.key, b, first, count, sink, tile);
+      __syncthreads();
+      float x[1][4][4], down[2];
+      raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch,
+                    p.layer.key.layout.dim, x[0], lane);
+      special_scores<1>(p, x, first, rows->visible_begin + warp * 16, rows->visible_end + warp * 16,
+                        rows->exact_scale + warp * 16, nullptr, lane);
+#pragma unroll
+      for (int block = 0; block < 4; block++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)  // rows of the tile that were not loaded
+          if (8 * block + 2 * (lane & 3) + i % 2 >= count) x[0][block][i] = kHiddenScore;
+      const float units[2] = {1.0f, 1.0f};
+      soft_max<1>(x, units, state.m, state.l, down);
+      put_weights(scratch(p.smem.exact_scratch_at), x[0]);
+      __syncthreads();
+      load_exact_tile(p, p.layer.value, b, first, count, sink, tile);
+      __syncthreads();
+      state.scale(down);
+      raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), count,
+                             p.layer.value.layout.dim, state.o, lane);
+      first += count;
+      if (sink && first == sink_end) first = window_first;
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void write(const PrefillBlock& b) {
+    float sum[2];
+    state.sum_shares(sum);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int row = b.first_row + warp * 16 + (lane >> 2) + 8 * h;
+      const SoftmaxState whole = {sum[h] > 0.0f ? state.m[h] : minus_infinity(), sum[h]};
+      if (row < b.rows_total) write_part<kStored>(p, b, row, h, whole, state.o, lane);
+    }
+  }
+};
+
+// Item `index` of the list: the last row blocks of a sequence, which see most, first.
+__device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int num_sequences, int index,
+                                                   int step_tokens) {
+  int low = 0, high = num_sequences;  // first_item[low] <= index < first_item[high]
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (__ldg(&p.sequences[middle].first_item) <= index)
+      low = middle;
+    else
+      high = middle;
+  }
+  const PrefillSequence s = p.sequences[low];
+  const int local = index - s.first_item, from_end = local / p.layer.num_kv_heads;
+  PrefillBlock b = {};
+  b.slot = s.slot;
+  b.length = s.length;
+  b.old_length = s.old_length;
+  b.query_tokens = s.query_tokens;
+  b.q_row = s.q_row;
+  b.raw_first = s.raw_first;
+  b.kv_head = local - from_end * p.layer.num_kv_heads;
+  b.first_row = (s.row_blocks - 1 - from_end) * kPrefillRows;
+  b.rows_total = s.query_tokens * p.layer.q_per_kv;
+  // Rows are in position order: the first row's range begins first, the last one's ends last.
+  b.begin = prefill_range(p, b, b.first_row).begin;
+  b.end = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1).end;
+  if (b.begin < b.end) {
+    b.first_tile = b.begin / step_tokens * (step_tokens / format::kTileTokens);
+    b.num_tiles = (b.end + format::kTileTokens - 1) / format::kTileTokens - b.first_tile;
+  }
+  return b;
+}
+
+template <int kStored, RawForm kForm>
+__global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm))
+    prefill_kernel(const __grid_constant__ PrefillParams p) {
+  using Shape = PrefillShape<kStored>;
+  uint8_t* smem = launch_shared();
+  const int num_items = p.header->num_items, num_sequences = p.header->num_sequences,
+            grid = static_cast<int>(gridDim.x), cta = static_cast<int>(blockIdx.x);
+  if (cta >= num_items) return;
+  uint64_t* barriers = reinterpret_cast<uint64_t*>(smem);
+  // the shuffle tells the compiler that it is one value
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.smem.stages; i++) barrier_init(barriers + i, 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const int stages = p.smem.stages;
+  int fill = 0, drain = 0;  // stages: to be filled next, to be expanded next
+  uint32_t parity = 0;
+  PrefillBody<kStored, kForm> body = {p, smem, warp, lane, {}, {}};
+  PrefillBlock& b = *reinterpret_cast<PrefillBlock*>(smem + kBlockAt);
+#pragma unroll 1
+  for (int round = 0;; round++) {
+    // there and back: late items are light
+    const int item = round * grid + (round & 1 ? grid - 1 - cta : cta);
+    if (item >= num_items) break;
+    __syncthreads();  // nobody looks at the last block any more
+    if (threadIdx.x == 0) b = find_block(p, num_sequences, item, Shape::kTokens);
+    __syncthreads();
+    const int steps = (b.num_tiles + Shape::kTiles - 1) / Shape::kTiles;
+    if (warp == 0)
+      for (int step = 0; step < min(stages, steps); step++) issue_step<kStored>(p, b, step, fill, smem, lane);
+    body.prepare(b);
+    if (warp == kPrefillWarps - 1) *body.unit() = ValueUnit{};
+    __syncthreads();  // queries are in registers where expanded tiles go over them
+#pragma unroll 1
+    for (int step = -1; step < steps; step++) {
+      // Expanded before the last barrier, a step's stage is free.
+      const int ahead = step + stages, token = b.first_tile * format::kTileTokens + step * Shape::kTokens;
+      if (warp == 0 && step >= 0 && ahead < steps) issue_step<kStored>(p, b, ahead, fill, smem, lane);
+      if (!kBulkCopy) {  // one warp's copies: the others see them after a barrier
+        if (warp == 0) lane_copy_wait(max(min(max(ahead, stages - 1), steps - 1) - (step + 1), 0));
+        __syncthreads();
+      }
+#pragma unroll 1
+      for (int turn = 0; turn < 2; turn++) {
+        if (turn == static_cast<int>(warp < kPrefillWarps / 2)) {
+          if (step >= 0) body.attend(step, token);
+        } else if (step + 1 < steps) {
+          if (kBulkCopy) barrier_wait(barriers + drain, parity);
+          __syncwarp();
+          const uint8_t* stage = smem + p.smem.ring_at + drain * p.smem.stage_pitch;
+          const int coming = token + Shape::kTokens;
+          expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1), body.values(step + 1),
+                                                        b.end - coming, warp, lane);
+          if (warp == kPrefillWarps - 1)
+            expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, body.unit(),
+                                   lane);
+          if (++drain == stages) {
+            drain = 0;
+            parity ^= 1;
+          }
+        }
+      }
+      __syncthreads();
+    }
+    body.leave_codes(b);
+    if (p.layer.window_tokens + p.layer.sink_tokens > 0) body.attend_exact(b);
+    body.write(b);
+  }
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parameters and shared memory of a prefill kernel, and the choice among the compiled ones.
+#include "cuda/prefill/launch.h"
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+
+#include "cuda/prefill/params.cuh"
+#include "cuda/prefill/instances.h"
+#include "cuda/runtime.h"
+#include "softmax_state.h"
+
+namespace tq {
+namespace cuda {
+namespace {
+
+struct Compiled {
+  int stored;
+  int tiles, key_tile, value_tile, raw_tile, query_warp, query_pitch;  // PrefillShape
+  bool query_in_registers;                                             // of coded layers
+  void (*launch)(const PrefillParams&, int, cudaStream_t);
+};
+
+template <int kStored>
+constexpr Compiled compiled(void (*launch)(const PrefillParams&, int, cudaStream_t)) {
+  using Shape = PrefillShape<kStored>;
+  return Compiled{kStored,         Shape::kTiles,     Shape::kKeyTile,    Shape::kValueTile,
+                  Shape::kRawTile, Shape::kQueryWarp, Shape::kQueryPitch, Shape::kQueryInRegisters,
+                  launch};
+}
+
+#define TQ_PREFILL_ROW(dim) compiled<dim>(launch_prefill_##dim),
+constexpr Compiled kCompiled[] = {TQ_PREFILL_LIST(TQ_PREFILL_ROW)};
+#undef TQ_PREFILL_ROW
+
+const Compiled* find_compiled(const format::TileLayout& tile) {
+  if (tile.key.dim != tile.value.dim) return nullptr;
+  for (const Compiled& row : kCompiled)
+    if (row.stored == format::stored_dim(tile.key.dim)) return &row;
+  return nullptr;
+}
+
+constexpr int kPrefillStages[] = {4, 3, 2};  // tried in this order until the shared memory fits
+static_assert(kPrefillStages[0] <= kMaxPrefillStages, "barriers");
+
+PrefillSmem cut_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact,
+                     int stages) {
+  const auto up = [](int x) { return (x + 127) / 128 * 128; };
+  const bool raw_key = tile.key.raw(), raw = raw_key || tile.value.raw();
+  PrefillSmem s = {};
+  s.stages = stages;
+  s.stage_pitch = up(shape.tiles * tile.tile_bytes());
+  s.rows_at = kPrefillHeadBytes;
+  s.scales_at = up(s.rows_at + static_cast<int>(sizeof(PrefillRowTable)));
+  s.ring_at = up(s.scales_at + 2 * static_cast<int>(sizeof(StepScales)));
+  s.query_at = s.ring_at + stages * s.stage_pitch;
+  s.query_warp = shape.query_warp * (raw_key && io == DataType::kF32 ? 2 : 1);
+  s.key_tile = raw_key ? shape.raw_tile : shape.key_tile;
+  s.value_tile = tile.value.raw() ? shape.raw_tile : shape.value_tile;
+  const int queries = up(kPrefillWarps * s.query_warp);
+  const bool in_registers = !raw && shape.query_in_registers;  // then expanded tiles go over the queries
+  s.keys_at = s.query_at + (in_registers ? 0 : queries);
+  s.values_at = up(s.keys_at + 2 * shape.tiles * s.key_tile);
+  s.total_bytes = std::max(up(s.values_at + 2 * shape.tiles * s.value_tile), s.query_at + queries);
+  if (exact) {
+    s.exact_query_at = s.query_at;
+    s.exact_tile_at = up(s.exact_query_at + kPrefillRows * shape.query_pitch * 4);
+    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * tile.key.dim * dtype_bytes(io));
+    s.total_bytes = std::max(s.total_bytes, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
+  }
+  return s;
+}
+
+// total_bytes 0: does not fit.
+PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, DataType io, bool exact,
+                     int limit) {
+  for (int stages : kPrefillStages) {
+    const PrefillSmem s = cut_smem(shape, tile, io, exact, stages);
+    if (s.total_bytes <= limit) return s;
+  }
+  return PrefillSmem{};
+}
+
+// Bytes of the halves of up to 8 levels.
+void half_tables(const format::Codebook& book, uint32_t (&low)[2], uint32_t (&high)[2]) {
+  low[0] = low[1] = high[0] = high[1] = 0;
+  if (book.bits > 4) return;
+  for (int i = 0; i < (book.bits == 2 ? 4 : 8); i++) {
+    const uint32_t half = format::f16_from_float(
+        book.bits == 4 ? book.level(i) : format::code_level(book, static_cast<uint32_t>(i)));
+    low[i / 4] |= (half & 0xFFu) << (8 * (i % 4));
+    high[i / 4] |= (half >> 8) << (8 * (i % 4));
+  }
+}
+
+}  // namespace
+
+bool prefill_serves(const Geometry& geometry, int shared_memory_per_block) {
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    const format::TileLayout tile = geometry.tile(layer);
+    const Compiled* compiled = find_compiled(tile);
+    if (!compiled ||
+        fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block)
+                .total_bytes == 0)
+      return false;
+  }
+  return true;
+}
+
+void launch_prefill(const AttendLaunch& launch, const uint8_t* list) {
+  const DeviceLayer& layer = launch.layer;
+  const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits,
+                                layer.value.layout.bits);
+  const Compiled* compiled = find_compiled(tile);
+  TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
+           tile.key.dim, tile.value.dim);
+  PrefillParams p(layer);
+  p.smem = fit_smem(*compiled, tile, layer.io_dtype, layer.raw_tokens > 0, launch.shared_memory_per_block);
+  TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,
+           "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory", tile.key.dim,
+           launch.shared_memory_per_block);
+  p.header = reinterpret_cast<const PrefillHeader*>(list);
+  p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
+  p.page_table = launch.plan.page_table;
+  p.page_table_stride = launch.plan.page_table_stride;
+  p.q = launch.q;
+  p.out = launch.out;
+  p.lse = launch.lse;
+  p.q_strides = launch.q_strides;
+  p.out_strides = launch.out_strides;
+  p.out_dtype = launch.out_dtype;
+  p.scale_log2 = std::fabs(launch.softmax_scale) * kLog2E;
+  p.query_sign = launch.softmax_scale < 0 ? -1.0f : 1.0f;
+  p.softcap_log2 = launch.logit_softcap * kLog2E;
+  p.softcap_steepness = launch.logit_softcap != 0 ? 2 / launch.logit_softcap : 0;
+  p.sliding_window = static_cast<int32_t>(
+      launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
+  p.history_only = launch.history_only;
+  p.sink_logits = launch.sink_logits;
+  p.query_max = 32512.0f;  // high bytes up to 127
+  if (!layer.key.layout.raw()) p.key_table = byte_table(layer.key.book);
+  if (!layer.value.layout.raw()) {
+    p.value_table = byte_table(layer.value.book);
+    half_tables(layer.value.book, p.half_low, p.half_high);
+  }
+  compiled->launch(p, launch.num_ctas, launch.stream);
+}
+
+}  // namespace cuda
+}  // namespace tq

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// A prefill kernel's launch, for one stored dimension. Each launch/prefill_d*.cu instantiates one, so that
+// they compile in parallel.
+#pragma once
+#include "cuda/prefill/kernel.cuh"
+#include "cuda/prefill/instances.h"
+#include "cuda/runtime.h"
+
+namespace tq {
+namespace cuda {
+
+template <int kStored, RawForm kForm>
+void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
+  const auto kernel = prefill_kernel<kStored, kForm>;
+  check_cuda(
+      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
+      "attend: shared memory");
+  tq::cuda::launch("attend", kernel, dim3(num_ctas * prefill_blocks(kStored, kForm)), dim3(kPrefillThreads),
+                   params.smem.total_bytes, stream, params);
+}
+
+template <int kStored>
+void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
+  if (!params.layer.key.layout.raw() && !params.layer.value.layout.raw())
+    launch_prefill_kernel<kStored, RawForm::kNone>(params, num_ctas, stream);
+  else if (params.layer.io_dtype == DataType::kBF16)
+    launch_prefill_kernel<kStored, RawForm::kBf16>(params, num_ctas, stream);
+  else  // float32 callers' numbers are stored as float16
+    launch_prefill_kernel<kStored, RawForm::kF16>(params, num_ctas, stream);
+}
+
+}  // namespace cuda
+}  // namespace tq

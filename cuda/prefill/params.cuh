@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a prefill kernel is given, by value, and how its shared memory is cut. Everything that changes from
+// step to step lies behind pointers.
+#pragma once
+#include "cuda/device_view.h"
+#include "cuda/schedule/work_list.h"
+#include "cuda/code/expand.cuh"
+
+namespace tq {
+namespace cuda {
+
+constexpr int kPrefillWarps = kPrefillRows / 16;  // a warp has the 16 rows of a matrix instruction
+constexpr int kPrefillThreads = 32 * kPrefillWarps;
+// What the sides of a layer are that are not coded.
+enum class RawForm { kNone, kF16, kBf16 };
+// CTAs of a multiprocessor.
+constexpr int prefill_blocks(int stored, RawForm raw) {
+  return stored <= 64 && raw == RawForm::kNone ? 2 : 1;
+}
+// floats of a row of weights in the scratch of raw values: rows 4 banks apart
+constexpr int kScratchRow = 36;
+
+// Per stored dimension. A step is what is expanded and attended between two barriers.
+template <int kStored>
+struct PrefillShape {
+  static constexpr int kGroups = kStored / 32;
+  static constexpr int kJv = format::SideLayout(kStored, 8).jv, kJb = format::SideLayout(kStored, 8).jb;
+  static constexpr int kTiles = kStored <= 128 ? 2 : 1;
+  static constexpr int kTokens = kTiles * format::kTileTokens;
+  // Expanded tiles, one group after the other: keys [2][32 lanes][16 bytes], values [4][32][16]. The padding
+  // makes the stores of neighbouring lanes, which go to jv groups, free of bank conflicts.
+  static constexpr int kPad = kJv == 1 ? 0 : 128 / kJv;
+  static constexpr int kKeyGroup = 1024 + kPad, kValueGroup = 2048 + kPad;
+  static constexpr int kKeyTile = kGroups * kKeyGroup, kValueTile = kGroups * kValueGroup;
+  // Raw sides: rows of 16-bit numbers, padded so that 8 of them are in different banks.
+  static constexpr int kRawRow = 2 * kStored + 16, kRawTile = format::kTileTokens * kRawRow;
+  // Queries of a warp in A operand order: for coded keys high bytes, then low; for raw keys 16-bit numbers,
+  // and what these lack of float32 behind them.
+  static constexpr int kQueryWarp = 2 * kGroups * 512;
+  static constexpr int kQueryPitch = kStored + 4;            // floats of a row of unrotated queries
+  static constexpr bool kQueryInRegisters = kStored <= 128;  // of layers without raw sides
+};
+
+// Coded tokens that some row of a warp sees, and those that all do and that need no special care.
+struct alignas(16) WarpRange {
+  int32_t begin, end, full_begin, full_end;
+};
+
+// Of the rows of a CTA.
+struct PrefillRowTable {
+  float scale[kPrefillRows];        // integer (or raw) score x key scale -> log2 units, >= 0
+  float exact_scale[kPrefillRows];  // product of unrotated vectors -> log2 units, >= 0
+  float exact_down
+      // factor that brings the unrotated query to order 1, sign of the softmax scale included
+      [kPrefillRows];
+  float constant[kPrefillRows];                    // what the key centre adds, log2 units
+  int32_t half_sum[kPrefillRows];                  // 1/2 sum of the integer query
+  int32_t begin[kPrefillRows], end[kPrefillRows];  // coded tokens that the row sees
+  int32_t visible_begin[kPrefillRows], visible_end[kPrefillRows];
+  int32_t wild[kPrefillRows];  // 1: scores may leave the safe range, clamp
+  WarpRange warps[kPrefillWarps];
+};
+
+// Scales of a step; 0 for tokens that no row sees.
+struct StepScales {
+  float key[64];
+  float value[64];   // times 2^(kValueTop - exponent)
+  int32_t exponent;  // accumulated values count times 2^(exponent - kValueTop)
+  int32_t reserved[3];
+};
+constexpr int kValueTop = 14;  // value scales below 2^15: weights are at most 1, halves end at 65504
+
+// Fixed places in shared memory: barriers of the ring from 0 on, then these, then PrefillSmem's.
+constexpr int kBlockAt = 64, kUnitAt = 128, kPlacesAt = 144, kPrefillHeadBytes = 384;
+constexpr int kMaxPrefillStages = kBlockAt / 8;
+
+// Byte offsets. The ring is never overlaid: bulk copies write it behind the back of ordinary stores.
+struct PrefillSmem {
+  int32_t stages, stage_pitch;
+  int32_t rows_at, scales_at, ring_at;
+  int32_t query_at, query_warp;  // bytes of a warp
+  int32_t keys_at, values_at;    // two steps of expanded tiles each
+  int32_t key_tile, value_tile;  // bytes of an expanded tile
+  // of the exact tokens' part, over query_at and what follows
+  int32_t exact_query_at, exact_tile_at, exact_scratch_at;
+  int32_t total_bytes;
+};
+
+struct PrefillParams {
+  explicit PrefillParams(const DeviceLayer& of) : layer(of) {}
+
+  DeviceLayer layer;
+  const PrefillHeader* header;
+  const PrefillSequence* sequences;
+  const int32_t* page_table;
+  int64_t page_table_stride;
+  const void* q;
+  void* out;
+  float* lse;
+  TensorStrides q_strides, out_strides;
+  DataType out_dtype;
+  float scale_log2;         // |softmax_scale| * log2 e
+  float query_sign;         // sign of softmax_scale
+  float softcap_log2;       // c * log2 e, 0 = off
+  float softcap_steepness;  // 2 log2 e / softcap_log2
+  int32_t sliding_window;   // tokens; INT32_MAX = all
+  int32_t history_only;
+  const float* sink_logits;
+  float query_max;  // integers of a query row: -query_max .. query_max
+  ByteTable key_table = {}, value_table = {};
+  // values of 2, 3, 4 bits as halves: low and high bytes of the levels (4 bits: of the magnitudes)
+  uint32_t half_low[2] = {}, half_high[2] = {};
+  PrefillSmem smem;
+};
+
+}  // namespace cuda
+}  // namespace tq

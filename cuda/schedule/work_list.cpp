@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// See schedule.h. Borders of equal weight are found by arithmetic in each sequence, never by walking over
+// units: a prefill has millions of them.
+#include "cuda/schedule/work_list.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "status.h"
+
+namespace tq {
+namespace cuda {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Weights of the units of one block of a sequence.
+struct BlockWeights {
+  int64_t full, last, exact;  // of all chunks but the last, the last, the exact unit (0 = none)
+  int64_t chunks, units;
+
+  BlockWeights(const Geometry& geometry, const SequenceWork& sequence) {
+    full = ceil_div(sequence.chunk_tokens, kStepTokens) + kUnitWeight;
+    chunks = sequence.num_chunks;
+    last =
+        ceil_div(sequence.length - (chunks - 1) * static_cast<int64_t>(sequence.chunk_tokens), kStepTokens) +
+        kUnitWeight;
+    units = sequence.units_per_block;
+    exact = units > chunks
+                ? ceil_div(geometry.window_tokens + geometry.sink_tokens, kStepTokens) + kUnitWeight
+                : 0;
+  }
+  int64_t total() const { return (chunks - 1) * full + last + exact; }
+  // First unit that starts at or after this weight; `units` if none.
+  int64_t unit_at(int64_t weight) const {
+    const int64_t index = ceil_div(weight, full);
+    if (index < chunks) return index;
+    if (units > chunks && weight <= (chunks - 1) * full + last) return chunks;
+    return units;
+  }
+};
+
+SequenceWork sequence_work(const Geometry& geometry, const PlanSequence& from) {
+  SequenceWork to = {};
+  to.slot = from.slot;
+  to.length = static_cast<int32_t>(from.length());
+  to.old_length = static_cast<int32_t>(from.old_length);
+  to.query_tokens = static_cast<int32_t>(from.query_tokens);
+  to.q_row = static_cast<int32_t>(from.q_row);
+  to.raw_first = static_cast<int32_t>(from.raw_first);
+  const int64_t row_blocks = ceil_div(from.query_tokens * geometry.q_per_kv, kRowsPerBlock);
+  to.row_blocks = static_cast<int32_t>(row_blocks);
+  to.chunk_tokens = chunk_tokens(from.length(), row_blocks);
+  to.num_chunks = static_cast<int32_t>(ceil_div(from.length(), to.chunk_tokens));
+  to.units_per_block = to.num_chunks + (geometry.window_tokens + geometry.sink_tokens > 0 ? 1 : 0);
+  return to;
+}
+
+// A place between units.
+struct Border {
+  int32_t sequence;  // num_sequences at the end
+  int64_t block, unit;
+  int64_t index;  // units before it
+};
+
+// Jobs of a run that begins in this sequence, at most; 0 if it goes on in another, or if some units are
+// exact.
+int32_t run_jobs(const SequenceWork& sequence, const Border& start, const Border& end) {
+  const bool of_one = end.sequence == start.sequence ||
+                      (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
+  if (!of_one || sequence.units_per_block > sequence.num_chunks) return 0;
+  const int64_t each = ceil_div(std::min(sequence.chunk_tokens, sequence.length), kMinJobTokens);
+  return static_cast<int32_t>(
+      std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
+}
+
+int stored_value_dim_max(const Geometry& geometry) {
+  int dim = 0;
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    dim = std::max(dim, (geometry.tile(layer).value.stored + 31) / 32 * 32);
+  return dim;
+}
+
+int64_t workspace_for(const Geometry& geometry, int num_ctas, int64_t num_slots) {
+  return counter_bytes(num_ctas) + num_slots * slot_floats(stored_value_dim_max(geometry)) * 4;
+}
+
+}  // namespace
+
+int32_t chunk_tokens(int64_t length, int64_t row_blocks) {
+  int64_t chunk = kMinChunkTokens;
+  const int64_t pieces = row_blocks > kMaxSplitBlocks ? 1 : kMaxChunks;
+  while (chunk * pieces < length) chunk *= 2;
+  return static_cast<int32_t>(std::min<int64_t>(chunk, 1 << 30));
+}
+
+int64_t work_capacity(const Geometry& geometry, int num_ctas) {
+  return work_bytes(num_ctas, geometry.max_batch_sequences);
+}
+
+int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
+  // Each border between two runs cuts at most one block, and a block has at most kMaxChunks + 1 units.
+  return workspace_for(geometry, num_ctas, static_cast<int64_t>(num_ctas) * (kMaxChunks + 1));
+}
+
+int64_t attend_workspace(const Geometry& geometry, const uint8_t* work) {
+  WorkHeader header;
+  memcpy(&header, work, sizeof header);
+  return workspace_for(geometry, header.num_ctas, header.num_slots);
+}
+
+int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work,
+                   bool short_only) {
+  CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
+  SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
+  WorkHeader header = {num_ctas, 0, 0, 0};
+  int64_t total = 0;
+  for (int i = 0; i < plan.num_sequences; i++) {
+    if (plan.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, plan.sequences[i]))) continue;
+    SequenceWork& sequence = sequences[header.num_sequences++];
+    sequence = sequence_work(geometry, plan.sequences[i]);
+    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
+  }
+
+  // Border c: the first unit that starts at or after c / num_ctas of the weight.
+  Border start = {0, 0, 0, 0};
+  int64_t sequence_start = 0, sequence_units = 0;  // weight and units before start.sequence
+  int64_t cut_units = 0;                           // identifies the block that the last given slots belong to
+  int32_t cut_sequence = -1;
+  int64_t cut_block = -1;
+  for (int c = 0; c < num_ctas; c++) {
+    Border end = {header.num_sequences, 0, 0, sequence_units};
+    const int64_t target = total / num_ctas * (c + 1) + total % num_ctas * (c + 1) / num_ctas;
+    int32_t s = start.sequence;
+    for (; s < header.num_sequences; s++) {
+      const BlockWeights weights(geometry, sequences[s]);
+      const int64_t blocks = static_cast<int64_t>(sequences[s].row_blocks) * geometry.num_kv_heads;
+      const int64_t inside = target - sequence_start;
+      if (c + 1 < num_ctas && inside < weights.total() * blocks) {
+        end.sequence = s;
+        end.block = std::max<int64_t>(inside, 0) / weights.total();
+        end.unit = inside <= 0 ? 0 : weights.unit_at(inside % weights.total());
+        if (end.unit == weights.units) {
+          end.unit = 0;
+          end.block++;
+        }
+        end.index = sequence_units + end.block * weights.units + end.unit;
+        if (end.block == blocks) {  // the border between two sequences: say it from the later one
+          end = Border{s + 1, 0, 0, sequence_units + blocks * weights.units};
+          sequence_start += weights.total() * blocks;
+          sequence_units += blocks * weights.units;
+        }
+        break;
+      }
+      sequence_start += weights.total() * blocks;
+      sequence_units += blocks * weights.units;
+      end = Border{s + 1, 0, 0, sequence_units};
+    }
+
+    CtaWork& cta = ctas[c];
+    cta = CtaWork{};
+    cta.head_slot = cta.head_counter = cta.tail_slot = cta.tail_counter = -1;
+    cta.num_units = static_cast<int32_t>(end.index - start.index);
+    if (cta.num_units > 0) {
+      cta.sequence = start.sequence;
+      cta.block = static_cast<int32_t>(start.block);
+      cta.chunk = static_cast<int32_t>(start.unit);
+      cta.first = sequences[start.sequence];
+      cta.jobs = run_jobs(cta.first, start, end);
+      if (start.unit > 0) {  // the block was cut at an earlier border: its slots are the last given
+        TQ_CHECK(cut_sequence == start.sequence && cut_block == start.block, Status::kInternal,
+                 "work list: block %lld of sequence %d has no slots", static_cast<long long>(start.block),
+                 start.sequence);
+        cta.head_slot = static_cast<int32_t>(cut_units);
+        cta.head_counter = header.num_counters - 1;
+      }
+      if (end.unit > 0 && !(cut_sequence == end.sequence && cut_block == end.block)) {
+        cut_sequence = end.sequence;
+        cut_block = end.block;
+        cut_units = header.num_slots;
+        header.num_slots += sequences[end.sequence].units_per_block;
+        cta.tail_slot = static_cast<int32_t>(cut_units);
+        cta.tail_counter = header.num_counters++;
+      }
+    }
+    start = end;
+  }
+  memcpy(work, &header, sizeof header);
+  return work_bytes(num_ctas, header.num_sequences);
+}
+
+bool is_long(const Geometry& geometry, const PlanSequence& sequence) {
+  return sequence.query_tokens * geometry.q_per_kv >= kLongRows;
+}
+
+int64_t pair_capacity(const Geometry& geometry, int num_ctas) {
+  return work_capacity(geometry, num_ctas) + static_cast<int64_t>(sizeof(PrefillHeader)) +
+         geometry.max_batch_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
+}
+
+const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair) {
+  return *reinterpret_cast<const PrefillHeader*>(pair + work_capacity(geometry, num_ctas));
+}
+
+int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair) {
+  build_work(geometry, plan, num_ctas, pair, true);
+  const int64_t place = work_capacity(geometry, num_ctas);
+  PrefillSequence* sequences = reinterpret_cast<PrefillSequence*>(pair + place + sizeof(PrefillHeader));
+  PrefillHeader header = {0, 0, {0, 0}};
+  for (int i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& from = plan.sequences[i];
+    if (!is_long(geometry, from)) continue;
+    PrefillSequence& to = sequences[header.num_sequences++];
+    to = PrefillSequence{};
+    to.slot = from.slot;
+    to.length = static_cast<int32_t>(from.length());
+    to.old_length = static_cast<int32_t>(from.old_length);
+    to.query_tokens = static_cast<int32_t>(from.query_tokens);
+    to.q_row = static_cast<int32_t>(from.q_row);
+    to.raw_first = static_cast<int32_t>(from.raw_first);
+    to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * geometry.q_per_kv, kPrefillRows));
+  }
+  // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result
+  // depends on it.
+  std::sort(sequences, sequences + header.num_sequences,
+            [](const PrefillSequence& a, const PrefillSequence& b) {
+              return a.length != b.length ? a.length > b.length : a.slot < b.slot;
+            });
+  for (int i = 0; i < header.num_sequences; i++) {
+    sequences[i].first_item = header.num_items;
+    header.num_items += sequences[i].row_blocks * geometry.num_kv_heads;
+  }
+  memcpy(pair + place, &header, sizeof header);
+  return place + static_cast<int64_t>(sizeof header) +
+         header.num_sequences * static_cast<int64_t>(sizeof(PrefillSequence));
+}
+
+}  // namespace cuda
+}  // namespace tq
