@@ -349,7 +349,9 @@ typedef struct tq_attend_params {
   float softmax_scale;      /* 0 = 1 / sqrt(head_dim) */
   float logit_softcap;      /* c: logits become c * tanh(logit / c); 0 = off */
   int64_t sliding_window;   /* tokens that a query sees, its own included; 0 = all */
-  const float *sink_logits; /* [num_q_heads] float32 on the cache's device, added to the softmax's sum only; NULL = none */
+  const float *sink_logits; /* [num_q_heads] float32 on the cache's device, natural units, added to the softmax's sum only; NULL =
+                             * none. -inf: no sink for this head. +inf: all weight is the sink's: out 0, lse +inf. NaN: out and
+                             * lse of the head's rows are NaN */
   int32_t history_only;     /* 1: leave out the batch's new tokens, for a caller that attends them itself and merges by LSE */
   int64_t q_token_stride;   /* elements, 0 = dense [token][q head][dim]; same for out below */
   int64_t q_head_stride;
@@ -366,8 +368,9 @@ TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
  *   lse  [query tokens][num_q_heads] float32, natural log of the softmax's sum, sink logit included; NULL = not wanted
  *   params NULL = defaults
  *   workspace  NULL = the cache's own, else tq_attend_workspace_bytes of the cache's device memory, 256-byte aligned
- * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit). The result is finite for finite q, the same
- * bits for any batch, thread count or page placement, and independent of what unwritten memory holds.
+ * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A row of q, one token and head, that
+ * holds NaN or infinity gives NaN in its row of out and its lse, whatever it sees, and in no other row. The result is finite for finite
+ * q, the same bits for any batch, thread count or page placement, and independent of what unwritten memory holds.
  * CUDA: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own. A graph has that kernel
  * if its plan had such a sequence at capture; otherwise a later plan's are computed as short ones are: as exact, slower, not the same bits. */
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q, void *out, float *lse,
@@ -377,8 +380,10 @@ TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch 
 TQ_API tq_status tq_attend_workspace_bytes(const tq_cache *cache, size_t *bytes);
 
 /* Merges num_states partial results of the same rows: context-parallel ranks, chunked prefill, history_only.
- *   outs[s]  [rows][dim] dtype, lses[s] [rows] float32, both on device_type / device_id; an empty part has lse -inf (its out is not read)
- *   out      [rows][dim] dtype; lse [rows] or NULL
+ *   outs[s]  [rows][dim] dtype, lses[s] [rows] float32, both on device_type / device_id. lse -inf: an empty part, its out is not read.
+ *            lse +inf takes all: the out of the first such part is the row's. lse NaN: that row of out and lse is NaN. A part of weight 0
+ *            adds nothing, whatever its out holds
+ *   out      [rows][dim] dtype; lse [rows] or NULL. A row of empty parts alone: out 0, lse -inf
  * Merged in index order, in float32. num_states 1 .. 1024. Host arrays of pointers. out may be one of outs. */
 TQ_API tq_status tq_merge_states(int32_t num_states, const void *const *outs, const float *const *lses, int64_t rows, int32_t dim,
                                  tq_dtype dtype, void *out, float *lse, tq_device_type device_type, int32_t device_id, void *stream);
