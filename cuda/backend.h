@@ -3,7 +3,7 @@
 #pragma once
 #include <memory>
 
-#include "backend.h"
+#include "src/backend.h"
 #include "host_ops.h"
 
 namespace tq {

@@ -2,7 +2,7 @@
 // Host side of the kernels in cuda/kernels, except attention's. Each call enqueues one launch (or a few where
 // said) and throws tq::Error if that fails. num_units: multiprocessors of the current device.
 #pragma once
-#include "backend.h"
+#include "src/backend.h"
 #include "cuda/arena.h"
 
 namespace tq {
