@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <set>
 
+#include "cli/printable.h"
+
 namespace tq::cli {
 namespace {
 
@@ -43,7 +45,8 @@ std::string found_names(const SafetensorsFile& file) {
   size_t shown = 0;
   for (const auto& [name, info] : file.tensors()) {
     if (shown == kShown) return text + ", ...";
-    text += (shown++ ? ", " : ": ") + name.substr(0, 60) + " " + info.dtype + " " + shape_text(info.shape);
+    text += (shown++ ? ", " : ": ") + printable(name.substr(0, 60)) + " " + info.dtype + " " +
+            shape_text(info.shape);
   }
   return text;
 }
@@ -71,6 +74,8 @@ Capture::Capture(const std::string& path, const std::vector<int>& layers) : file
     }
   }
 }
+
+void Capture::fail(const std::string& text) const { throw CaptureError(printable(path()) + ": " + text); }
 
 void Capture::find_layers(const std::vector<int>& wanted) {
   std::set<int> found;

@@ -54,7 +54,7 @@ class Capture {
   LayerData read(int layer);                           // throws on non-finite values
 
  private:
-  [[noreturn]] void fail(const std::string& text) const { throw CaptureError(path() + ": " + text); }
+  [[noreturn]] void fail(const std::string& text) const;
   void find_layers(const std::vector<int>& wanted);
   CaptureShape layer_shape(int layer) const;
   std::vector<float> read_token_major(const std::string& name);

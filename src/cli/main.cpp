@@ -3,11 +3,12 @@
 // The command-line tool `tqkv`: arguments, and errors as exit codes. The work is in evaluate.cpp and
 // info.cpp.
 #include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdlib>
 #include <exception>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,8 @@
 #include "cli/evaluate.h"
 #include "cli/info.h"
 #include "cli/library.h"
+#include "cli/output.h"
+#include "cli/printable.h"
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/svg_plot.h"
@@ -30,10 +33,6 @@ constexpr char kFooter[] =
     "safetensors file;\n"
     "4 it is no capture that can be evaluated; 5 the library refused (unsupported configuration, device, "
     "memory); 6 an output cannot be written.";
-
-struct WriteError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 using Choices = std::map<std::string, int32_t>;
 const Choices kRotations = {{"hadamard", TQ_ROTATION_HADAMARD}, {"dense", TQ_ROTATION_DENSE}};
@@ -83,6 +82,21 @@ std::vector<int> parse_layers(const std::string& text) {
   return layers;
 }
 
+// What is wrong with the text of a limit, "" if nothing is.
+std::string check_limit(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (!text.empty() && *end == '\0' && std::isfinite(value) && value >= 0) return "";
+  return "'" + text + "' is not a finite number from 0 up";
+}
+
+// An option may not name the file that the program reads.
+void check_plot_is_not_the_capture(const EvalArguments& arguments) {
+  if (!arguments.plot.empty() && same_file(arguments.plot, arguments.capture))
+    throw CLI::ValidationError("--plot",
+                               "'" + arguments.plot + "' is the capture itself, '" + arguments.capture + "'");
+}
+
 void add_choice(CLI::App* app, const char* name, std::string* value, const Choices& choices,
                 const char* help) {
   std::vector<std::string> names;
@@ -92,6 +106,7 @@ void add_choice(CLI::App* app, const char* name, std::string* value, const Choic
 
 CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   Options& options = arguments.options;
+  const CLI::Validator limit(check_limit, "NUMBER >= 0");
   CLI::App* eval = app.add_subcommand(
       "eval", "Put a captured KV cache through the library and compare with exact float64 attention");
   eval->add_option("capture", arguments.capture,
@@ -124,33 +139,15 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->check(CLI::Range(1, 1000));
   eval->add_option("--max-kl", options.max_kl, "recommend a width up to this attention KL")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(limit);
   eval->add_option("--max-error", options.max_error, "and up to this attention-output error")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(limit);
   eval->add_flag("--json", arguments.json, "one JSON document on stdout instead of tables");
   eval->add_option("--plot", arguments.plot, "write an SVG of error and KL against stored bytes");
   eval->add_flag("--quiet", arguments.quiet, "no progress on stderr");
   eval->footer(kFooter);
   return eval;
-}
-
-void check_plot_folder(const std::string& plot) {
-  const std::filesystem::path folder = std::filesystem::path(plot).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder))
-    throw WriteError("--plot " + plot + ": no such folder");
-}
-
-void write_plot(const std::string& path, const Evaluation& evaluation) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << svg_plot(evaluation);
-  file.close();
-  if (!file) throw WriteError("--plot " + path + ": cannot be written");
-}
-
-void flush_stdout() {
-  std::cout.flush();
-  if (!std::cout) throw WriteError("stdout cannot be written");
 }
 
 void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
@@ -165,7 +162,7 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   } else {
     options.widths = {{arguments.key_bits, arguments.value_bits}};
   }
-  if (!arguments.plot.empty()) check_plot_folder(arguments.plot);
+  if (!arguments.plot.empty()) check_output_path("--plot", arguments.plot);
   Capture capture(arguments.capture, layers);
   Evaluation evaluation;
   {
@@ -180,7 +177,7 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
     print_report(std::cout, evaluation);
   }
   flush_stdout();
-  if (!arguments.plot.empty()) write_plot(arguments.plot, evaluation);
+  if (!arguments.plot.empty()) write_whole_file("--plot", arguments.plot, svg_plot(evaluation));
 }
 
 int run(int argc, char** argv) {
@@ -197,17 +194,23 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     layers = parse_layers(arguments.layers);
+    check_plot_is_not_the_capture(arguments);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitUsage;
+    std::ostringstream complaint;
+    const bool asked_for_help = app.exit(error, std::cout, complaint) == 0;
+    std::cerr << printable(complaint.str(), true);
+    if (!asked_for_help) return kExitUsage;
+    close_stdout();
+    return 0;
   }
   if (*eval) run_eval(arguments, layers);
   if (*info) print_info(std::cout, info_json);
-  flush_stdout();
+  close_stdout();
   return 0;
 }
 
 int complain(int code, const std::exception& error) {
-  std::cerr << "tqkv: " << error.what() << "\n";
+  std::cerr << "tqkv: " << printable(error.what(), true) << "\n";
   return code;
 }
 

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "cli/printable.h"
+
 namespace tq::cli {
 namespace {
 
@@ -44,7 +46,7 @@ std::string wrapped(const std::string& label, const std::string& text) {
 void print_head(std::ostream& out, const Evaluation& evaluation) {
   const CaptureShape& shape = evaluation.shape;
   const Options& options = evaluation.options;
-  out << "capture   " << evaluation.path << "\n";
+  out << "capture   " << printable(evaluation.path) << "\n";
   out << format(
       "          %zu layers, %s, %lld tokens, %d kv heads, %d q heads, head_dim %d, value_dim %d, queries of "
       "the last %lld tokens\n",

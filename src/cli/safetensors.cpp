@@ -13,6 +13,8 @@
 #include <set>
 #include <utility>
 
+#include "cli/printable.h"
+
 namespace tq::cli {
 namespace {
 
@@ -31,26 +33,43 @@ uint64_t dtype_bytes(const std::string& dtype) {
 
 bool multiply(uint64_t a, uint64_t b, uint64_t* product) { return !__builtin_mul_overflow(a, b, product); }
 
-// JSON text from an untrusted file may hold anything: keep messages printable and short.
-std::string in_quotes(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text.substr(0, 80)) result += (c >= 32 && c < 127) ? c : '?';
-  return result + (text.size() > 80 ? "...'" : "'");
-}
-
-// nlohmann keeps the last of equal keys without a word; this sees each object's keys as they come.
-struct DuplicateKeys {
-  std::vector<std::set<std::string>> open;
-  std::string duplicate;
-
-  bool operator()(int, Json::parse_event_t event, Json& parsed) {
-    if (event == Json::parse_event_t::object_start) open.emplace_back();
-    if (event == Json::parse_event_t::object_end) open.pop_back();
-    if (event == Json::parse_event_t::key && !open.back().insert(parsed.get<std::string>()).second)
-      duplicate = parsed.get<std::string>();
+// What a header may hold. The JSON library keeps 16 to 100 bytes for every value and, in a nest of arrays, 75 for
+// every byte of the file: the nesting and the number of values are bounded while the text is read, so that a
+// header costs at most a few times its own size and 100 MB. It also keeps the last of equal keys without a
+// word; this sees each object's keys as they come.
+class HeaderRules {
+ public:
+  bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
+    using Event = Json::parse_event_t;
+    if (event == Event::object_end) open_.pop_back();
+    if (event == Event::object_end || event == Event::array_end) return true;
+    if (++values_ > kMaxValues) throw Broken("more than " + std::to_string(kMaxValues) + " names and values");
+    if (event == Event::object_start || event == Event::array_start) {
+      if (depth >= kMaxDepth)
+        throw Broken("objects or arrays nested deeper than the " + std::to_string(kMaxDepth) +
+                     " levels of the format");
+      if (event == Event::object_start) open_.emplace_back();
+    }
+    if (event == Event::key && !open_.back().insert(parsed.get<std::string>()).second)
+      throw Broken("the name " + in_quotes(parsed.get<std::string>()) + " twice");
     return true;
   }
+
+  struct Broken : std::runtime_error {
+    using std::runtime_error::runtime_error;
+  };
+
+ private:
+  static constexpr int kMaxDepth = 3;  // the header, a tensor's entry, its shape
+  static constexpr int64_t kMaxValues = 1'000'000;
+  std::vector<std::set<std::string>> open_;
+  int64_t values_ = 0;
 };
+
+Json parse_json(const std::string& text) {
+  HeaderRules rules;
+  return Json::parse(text, std::ref(rules), false);
+}
 
 // The entry of one tensor; *problem tells what is wrong with it.
 TensorInfo parse_tensor(const Json& entry, uint64_t data_begin, uint64_t data_bytes, std::string* problem) {
@@ -133,7 +152,9 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-void SafetensorsFile::fail(const std::string& text) const { throw SafetensorsError(path_ + ": " + text); }
+void SafetensorsFile::fail(const std::string& text) const {
+  throw SafetensorsError(printable(path_) + ": " + text);
+}
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
   std::error_code error;
@@ -170,10 +191,13 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
 
 void SafetensorsFile::parse_header(const std::string& header, uint64_t data_begin, uint64_t data_bytes) {
   if (header.empty() || header[0] != '{') fail("not a safetensors file: the header does not start with '{'");
-  DuplicateKeys keys;
-  const Json json = Json::parse(header, std::ref(keys), false);
+  Json json;
+  try {
+    json = parse_json(header);
+  } catch (const HeaderRules::Broken& broken) {
+    fail("the header of " + std::to_string(header.size()) + " bytes holds " + broken.what());
+  }
   if (json.is_discarded() || !json.is_object()) fail("not a safetensors file: the header is not valid JSON");
-  if (!keys.duplicate.empty()) fail("the header holds the name " + in_quotes(keys.duplicate) + " twice");
   for (const auto& [name, entry] : json.items()) {
     if (name == "__metadata__") {
       if (!entry.is_object()) fail("__metadata__ is not an object");

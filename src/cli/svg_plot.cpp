@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // See svg_plot.h. Widths with K = V are joined by the lines; mixed ones stand as open circles of the mean
-// only.
+// only. A figure that is not finite (a capture beyond what float32 attention can hold) has no place on an
+// axis: it is left out, and the legend counts what is.
 #include "cli/svg_plot.h"
 
 #include <algorithm>
@@ -83,13 +84,15 @@ Axes make_axes(const Evaluation& evaluation, int panel) {
   Axes axes = {kPanelLeft[panel], 0, 0, std::numeric_limits<double>::infinity(),
                -std::numeric_limits<double>::infinity()};
   const auto include = [&](const WidthResult& result) {
-    const double y = std::log10(std::max(metric_of(result, panel), kSmallest));
     axes.x_high = std::max(axes.x_high, result.stored_bytes);
+    if (!std::isfinite(metric_of(result, panel))) return;
+    const double y = std::log10(std::max(metric_of(result, panel), kSmallest));
     axes.y_low = std::min(axes.y_low, std::floor(y));
     axes.y_high = std::max(axes.y_high, std::floor(y) + 1);
   };
   for (const LayerResult& layer : evaluation.layers)
     std::for_each(layer.widths.begin(), layer.widths.end(), include);
+  if (axes.y_low > axes.y_high) axes.y_low = std::log10(kSmallest), axes.y_high = 0;
   axes.x_high *= 1.08;
   return axes;
 }
@@ -122,7 +125,7 @@ std::string curve(const Axes& axes, const std::vector<WidthResult>& widths, int 
                   const std::string& colour, double stroke) {
   std::vector<std::pair<double, double>> points;
   for (const WidthResult& result : widths) {
-    if (result.width.key_bits == result.width.value_bits)
+    if (result.width.key_bits == result.width.value_bits && std::isfinite(metric_of(result, panel)))
       points.emplace_back(axes.x(result.stored_bytes), axes.y(metric_of(result, panel)));
   }
   std::sort(points.begin(), points.end());
@@ -145,6 +148,7 @@ std::string panel_svg(const Evaluation& evaluation, int panel) {
   }
   svg += curve(axes, evaluation.overall, panel, "#000", 2.6);
   for (const WidthResult& result : evaluation.overall) {
+    if (!std::isfinite(metric_of(result, panel))) continue;
     const double x = axes.x(result.stored_bytes), y = axes.y(metric_of(result, panel));
     if (result.width.key_bits != result.width.value_bits)
       svg +=
@@ -154,6 +158,15 @@ std::string panel_svg(const Evaluation& evaluation, int panel) {
       svg += text_at(x + 7, y - 7, "start", 12, result.width.text(), outline);
   }
   return svg;
+}
+
+int count_left_out(const Evaluation& evaluation) {
+  int count = 0;
+  for (const int panel : {0, 1}) {
+    for (const LayerResult& layer : evaluation.layers)
+      for (const WidthResult& result : layer.widths) count += !std::isfinite(metric_of(result, panel));
+  }
+  return count;
 }
 
 std::string legend(const Evaluation& evaluation) {
@@ -173,7 +186,10 @@ std::string legend(const Evaluation& evaluation) {
     const size_t index = shown > 1 ? i * (count - 1) / (shown - 1) : 0;
     entry(layer_colour(index, count), 1.2, "layer " + std::to_string(evaluation.layers[index].layer));
   }
-  return svg + text_at(kLegendLeft, y + 12, "start", 12, "labels: K/V bits");
+  svg += text_at(kLegendLeft, y + 12, "start", 12, "labels: K/V bits");
+  if (const int left_out = count_left_out(evaluation); left_out > 0)
+    svg += text_at(kLegendLeft, y + 30, "start", 12, format("%d not finite, left out", left_out));
+  return svg;
 }
 
 }  // namespace

@@ -3,12 +3,15 @@
 library's refusals, outputs."""
 import json
 import os
+import resource
 import struct
+import subprocess
 
 import numpy as np
 import pytest
 
-from tool import EXIT_CAPTURE, EXIT_FILE, EXIT_LIBRARY, EXIT_OUTPUT, EXIT_USAGE, SLICE, make_capture, run, write_raw, write_safetensors
+from tool import (EXIT_CAPTURE, EXIT_FILE, EXIT_LIBRARY, EXIT_OUTPUT, EXIT_USAGE, SLICE, find_tool, make_capture,
+                  run, write_raw, write_safetensors)
 
 
 def expect(done, code, *words):
@@ -38,6 +41,7 @@ def entry(dtype="F16", shape=(2,), offsets=(0, 4)):
     ["eval", SLICE, "--repeats", "0"],
     ["eval", SLICE, "--seed", "x"],
     ["info", "--nonsense"],
+    ["eval", SLICE, "--window", "2147483648"],
 ])
 def test_wrong_arguments(arguments):
     assert run(*arguments).returncode == EXIT_USAGE
@@ -106,7 +110,8 @@ def test_not_safetensors(tmp_path, content, words):
     ('{"a": %s, "a": %s}' % (json.dumps(entry()), json.dumps(entry())), 4, ["'a' twice"]),
     ('{"a": {"dtype": "F16", "dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', 4, ["'dtype' twice"]),
     # nothing of the file reaches the terminal raw
-    ({"\x1b[31mred\n": entry(dtype="F13")}, 4, ["'?[31mred?'"]),
+    ({"\x1b[31mred\n": entry(dtype="F13")}, 4, ["'\\x1b[31mred\\x0a'"]),
+    ({"a\x7f\u009b\u202e\u00e9": entry(dtype="F13")}, 4, ["'a\\x7f\\xc2\\x9b\\xe2\\x80\\xae\u00e9'"]),
 ])
 def test_malformed_headers(tmp_path, header, data, words):
     expect(run("eval", write_raw(tmp_path / "bad.safetensors", header, bytes(data))), EXIT_FILE, *words)
@@ -153,6 +158,56 @@ def test_wrong_tensor_names_list_what_is_there(tmp_path):
     path = write_safetensors(tmp_path / "names.safetensors", tensors)
     expect(run("eval", path), EXIT_CAPTURE, "no tensor layers.0.query", "layers.0.key F16 [1, 40, 32]",
            "expected")
+
+
+def control_characters(text):
+    return [c for c in text if (c < " " and c != "\n") or "\x7f" <= c < "\xa0"]
+
+
+def test_no_control_character_reaches_the_terminal(tmp_path):
+    """Of tensor names, paths and arguments, in every complaint and in the tables."""
+    evil = "\x1b[2J\x07\n\x9b"
+    names = write_safetensors(tmp_path / "names.safetensors", {evil + "layers.0.k": np.zeros((1, 4, 32))})
+    folder = tmp_path / evil
+    folder.mkdir()
+    good = write_safetensors(folder / "good.safetensors", make_capture())
+    bad = folder / "bad.safetensors"
+    bad.write_bytes(b"1234567")
+    for arguments, code in (
+        (["eval", names], EXIT_CAPTURE),
+        (["eval", bad], EXIT_FILE),
+        (["eval", good, "--layers", "7"], EXIT_CAPTURE),
+        (["eval", good, "--rotation", evil], EXIT_USAGE),
+        (["eval", good, "--layers", evil], EXIT_USAGE),
+        (["eval", good, "--plot", tmp_path / evil / "none" / "p.svg"], EXIT_OUTPUT),
+        (["eval", good, "--repeats", 1], 0),
+        (["eval", good, "--repeats", 1, "--json"], 0),
+    ):
+        done = run(*arguments)
+        assert done.returncode == code, (arguments, done)
+        assert not control_characters(done.stdout + done.stderr), (arguments, done)
+        # no complaint is broken into lines by what it quotes
+        assert code == 0 or "\\x1b[2J\\x07" in done.stderr or code == EXIT_USAGE, (arguments, done)
+
+
+@pytest.mark.parametrize("header, words", [
+    ('{"a":' + "[" * 20_000_000, ["nested deeper than the 3 levels", "20000005 bytes"]),
+    ('{"a":' * 4_000_000, ["nested deeper than the 3 levels"]),
+    ('{"a":{"shape":[' + "0," * 10_000_000, ["more than 1000000 names and values"]),
+    ('{"__metadata__":{' + ",".join(f'"{i:x}":""' for i in range(600_000)), ["more than 1000000"]),
+])
+def test_a_header_costs_no_more_memory_than_a_few_times_its_size(tmp_path, header, words):
+    """Ten times the header and 250 MB for the program: nests took 75 bytes a byte, wide lists 16 and more."""
+    path = write_raw(tmp_path / "deep.safetensors", header, b"")
+    limit = 10 * len(header) + 250_000_000
+    done = run("eval", path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    expect(done, EXIT_FILE, "deep.safetensors", *words)
+
+
+def test_as_many_tensors_as_a_large_checkpoint_has_are_read(tmp_path):
+    tensors = {f"model.layers.{i}.mlp.weight": entry(offsets=(4 * i, 4 * i + 4)) for i in range(50_000)}
+    path = write_raw(tmp_path / "many.safetensors", tensors, bytes(200_000))
+    expect(run("eval", path), EXIT_CAPTURE, "found 50000 tensors")
 
 
 def test_a_missing_layer_lists_those_there():
@@ -214,12 +269,60 @@ def test_outputs_that_cannot_be_written(tmp_path):
     assert done.returncode == EXIT_OUTPUT and "cannot be written" in done.stderr
 
 
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-inf", "1e999", "-1", "-1e-300", "", "1x", "nan(3)"])
+@pytest.mark.parametrize("option", ["--max-kl", "--max-error"])
+def test_limits_are_finite_numbers(option, value):
+    expect(run("eval", SLICE, f"{option}={value}"), EXIT_USAGE, option, f"'{value}'" if value else option)
+
+
+def test_the_plot_never_replaces_the_capture(tmp_path):
+    path = write_safetensors(tmp_path / "capture.safetensors", make_capture())
+    whole = path.read_bytes()
+    symbolic, hard, chain = tmp_path / "symbolic.svg", tmp_path / "hard.svg", tmp_path / "chain.svg"
+    symbolic.symlink_to(path.name)
+    os.link(path, hard)
+    chain.symlink_to(symbolic)
+    for plot in (path, symbolic, hard, chain, tmp_path / "." / path.name):
+        for capture in (path, symbolic):
+            expect(run("eval", capture, "--repeats", 1, "--plot", plot), EXIT_USAGE, "--plot", str(plot),
+                   "is the capture itself")
+            assert path.read_bytes() == whole
+
+
+def test_a_plot_is_whole_or_as_it_was(tmp_path):
+    path = write_safetensors(tmp_path / "capture.safetensors", make_capture())
+    folder = tmp_path / "plots"
+    folder.mkdir()
+    real, link = folder / "real.svg", folder / "link.svg"
+    real.write_text("before")
+    real.chmod(0o640)
+    link.symlink_to("real.svg")
+    # A file may not grow beyond 1,000 bytes; the plot has more. The kernel's signal for it is ignored.
+    done = run("eval", path, "--repeats", 1, "--json", "--plot", link, preexec_fn=small_files)
+    assert done.returncode == EXIT_OUTPUT and "--plot" in done.stderr and "cannot be written" in done.stderr
+    assert real.read_text() == "before" and sorted(os.listdir(folder)) == ["link.svg", "real.svg"]
+    assert run("eval", path, "--repeats", 1, "--plot", link).returncode == 0
+    assert real.read_text().startswith("<svg") and link.is_symlink() and real.stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(folder)) == ["link.svg", "real.svg"]
+    done = run("eval", path, "--repeats", 1, "--quiet", "--plot", "/dev/stdout")
+    assert done.returncode == 0 and done.stdout.endswith("</svg>\n")
+
+
+def small_files():
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_full_disk_under_stdout():
-    import subprocess
-
-    from tool import find_tool
-
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["--version"], ["info"], ["info", "--json"],
+                                       ["eval", SLICE, "--layers", "0", "--repeats", "1"],
+                                       ["eval", SLICE, "--layers", "0", "--repeats", "1", "--json"]])
+def test_a_full_disk_under_stdout(arguments):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([find_tool(), "info"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == EXIT_OUTPUT and "stdout" in done.stderr
+        done = subprocess.run([find_tool(), *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == EXIT_OUTPUT and "stdout" in done.stderr, done
+    done = subprocess.run(["sh", "-c", '"$0" "$@" >&-', find_tool(), *map(str, arguments)],
+                          stderr=subprocess.PIPE, text=True)
+    assert done.returncode == EXIT_OUTPUT and "stdout" in done.stderr, done

@@ -7,6 +7,7 @@ float32 data are far better), which also proves that a layer is judged with the 
 whole cache. The attention of the library rounds queries and weights to 16 bits and its scores to float32; its
 output may differ from float64 attention over the same decoded vectors by 1e-3 of the output's norm.
 """
+import json
 import os
 import pty
 import select
@@ -327,3 +328,32 @@ def test_progress_updates_one_line_on_a_terminal():
     os.close(terminal)
     assert process.wait(timeout=60) == 0
     assert seen.count(b"\r") >= 2 and b"\n" not in seen and b"layer " in seen and seen.endswith(b"\r\x1b[K")
+
+
+def test_figures_that_are_not_finite_are_null_and_leave_the_plot(tmp_path):
+    """Exact attention that looks at one token only, whose value is 0, while the codes cannot tell the tokens
+    apart: an error relative to nothing is infinite, and no document holds a bare inf or NaN for it."""
+    tensors = make_capture(layers=(0, 1))
+    key = tensors["layers.0.key"]
+    key[:] = key[:, :1] + 0.01 * key
+    query = tensors["layers.0.query"] = 1e8 * tensors["layers.0.query"]
+    for position in range(4):
+        seen = np.einsum("hd,td->ht", query[:, position], key[0, :37 + position])
+        tensors["layers.0.value"][0, seen.argmax(1)] = 0
+    path = write_safetensors(tmp_path / "huge.safetensors", tensors, "F32")
+    plot = tmp_path / "huge.svg"
+    done = run("eval", path, "--key-bits", 2, "--repeats", 1, "--json", "--plot", plot)
+    assert done.returncode == 0, done.stderr
+
+    def refuse(token):
+        raise ValueError(token)
+
+    document = json.loads(done.stdout, parse_constant=refuse)
+    assert document["layers"][0]["widths"][0]["output_relative_error"] is None
+    root = ElementTree.parse(plot).getroot()
+    numbers = [value for element in root.iter() for name, value in element.attrib.items() if name in PLACES]
+    assert numbers and all(np.isfinite(float(n)) for value in numbers for n in value.replace(",", " ").split())
+    assert any("not finite, left out" in (element.text or "") for element in root.iter())
+
+
+PLACES = ("x", "y", "x1", "y1", "x2", "y2", "cx", "cy", "points")
