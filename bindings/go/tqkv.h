@@ -106,7 +106,7 @@ typedef int32_t tq_device_type;
 #define TQ_DEVICE_CPU 1
 #define TQ_DEVICE_CUDA 2
 
-typedef struct tq_device_info_t {
+typedef struct tq_device_info {
   uint32_t struct_size;
   int32_t device_type;         /* TQ_DEVICE_CPU or TQ_DEVICE_CUDA */
   int32_t device_id;           /* CUDA ordinal; 0 for the CPU */
@@ -115,12 +115,12 @@ typedef struct tq_device_info_t {
   int32_t num_units;           /* multiprocessors; CPU: hardware threads this process may use */
   int64_t memory_bytes;        /* total; 0 if unknown */
   char name[128];              /* device name; CPU: the SIMD path in use, such as "avx3_dl" */
-} tq_device_info_t;
+} tq_device_info;
 
 /* Number of devices of a type. CUDA on a machine without a driver, or in a build without CUDA: 0 and TQ_OK. The CPU counts as 1. */
 TQ_API tq_status tq_device_count(tq_device_type type, int32_t *count);
 /* info->struct_size must be set. NO_DEVICE if index is not below the count. */
-TQ_API tq_status tq_device_info(tq_device_type type, int32_t index, tq_device_info_t *info);
+TQ_API tq_status tq_device_get_info(tq_device_type type, int32_t index, tq_device_info *info);
 
 /* ---- 3. Configuration ---------------------------------------------------------------------------------------------- */
 
@@ -251,7 +251,7 @@ TQ_API tq_status tq_cache_get_config(const tq_cache *cache, tq_cache_config *con
  * INVALID_STATE once a sequence holds tokens. */
 TQ_API tq_status tq_cache_set_centres(tq_cache *cache, int32_t layer, const float *key_centre, const float *value_centre);
 
-typedef struct tq_cache_memory_t {
+typedef struct tq_cache_memory {
   uint32_t struct_size;
   int32_t num_sequences;     /* alive */
   int64_t tokens;            /* lengths of all sequences added up (a shared page counts in each) */
@@ -262,10 +262,10 @@ typedef struct tq_cache_memory_t {
   int64_t device_bytes;      /* allocated in all */
   int64_t host_bytes;
   double compression;        /* float16 bytes of one token / stored bytes of one token, scales included */
-} tq_cache_memory_t;
+} tq_cache_memory;
 
 /* Host-side figures, no synchronisation. memory->struct_size set by the caller. */
-TQ_API tq_status tq_cache_memory(const tq_cache *cache, tq_cache_memory_t *memory);
+TQ_API tq_status tq_cache_get_memory(const tq_cache *cache, tq_cache_memory *memory);
 
 /* Hash of all that decides the meaning of page bytes (format version, geometry, codes, codebooks, rotation, seed, centres): equal if and
  * only if pages are exchangeable. */
@@ -274,6 +274,7 @@ TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerpri
 /* Synchronises stream, then returns and clears the cache's sticky asynchronous error (TQ_OK if none). flags (may be NULL) receives and
  * clears what was noticed since the last check: */
 #define TQ_NOTICED_NONFINITE 1u /* an appended vector held NaN, infinity or a magnitude above 2^64; it was replaced as FORMAT.md says */
+#define TQ_NOTICED_SATURATED 2u /* a finite number beyond +-65504 went into a raw side of a float32 cache and was stored as +-65504 */
 TQ_API tq_status tq_cache_check(tq_cache *cache, void *stream, uint64_t *flags);
 
 /* ---- 5. Sequences: host bookkeeping, all layers at once -------------------------------------------------------------- */
@@ -318,6 +319,11 @@ TQ_API tq_status tq_batch_destroy(tq_batch *batch);
 TQ_API tq_status tq_batch_plan(tq_batch *batch, int32_t num_sequences, const tq_sequence *sequences, const int64_t *new_tokens,
                                const int64_t *query_tokens, void *stream);
 
+/* Rows of the plan: new_tokens rows of k and v, query_tokens rows of q, out and lse. in_force: 1 if append and attend accept
+ * the plan now; 0 before the first plan, after a failed one, or once a sequence of it was planned elsewhere, truncated or
+ * freed (the counts are then 0). Each pointer may be NULL. Host-side, no synchronisation. */
+TQ_API tq_status tq_batch_rows(const tq_batch *batch, int64_t *new_tokens, int64_t *query_tokens, int32_t *in_force);
+
 /* ---- 7. Append and attend ------------------------------------------------------------------------------------------------- */
 
 /* Where element (token, head, dim) lies: base + token * token_stride + head * head_stride + dim. Strides in elements, 0 = dense
@@ -343,14 +349,18 @@ typedef struct tq_attend_params {
   float softmax_scale;      /* 0 = 1 / sqrt(head_dim) */
   float logit_softcap;      /* c: logits become c * tanh(logit / c); 0 = off */
   int64_t sliding_window;   /* tokens that a query sees, its own included; 0 = all */
-  const float *sink_logits; /* [num_q_heads] float32 on the cache's device, added to the softmax's sum only; NULL = none */
+  const float *sink_logits; /* [num_q_heads] float32 on the cache's device, natural units, added to the softmax's sum only; NULL =
+                             * none. -inf: no sink for this head. +inf: all weight is the sink's: out 0, lse +inf. NaN: out and
+                             * lse of the head's rows are NaN */
   int32_t history_only;     /* 1: leave out the batch's new tokens, for a caller that attends them itself and merges by LSE */
-  int32_t num_splits;       /* work distribution hint, 0 = automatic; never changes a bit of the result */
   int64_t q_token_stride;   /* elements, 0 = dense [token][q head][dim]; same for out below */
   int64_t q_head_stride;
   int64_t out_token_stride;
   int64_t out_head_stride;
 } tq_attend_params;
+
+/* Zeroes *params and sets struct_size. NULL: INVALID_ARGUMENT. */
+TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
 
 /* out = softmax(q . K^T * softmax_scale) . V for the query tokens of the batch; query j of a sequence sees the tokens up to its own position.
  *   q    [query tokens][num_q_heads][head_dim] io_dtype; query head h reads kv head h / (num_q_heads / num_kv_heads)
@@ -358,19 +368,22 @@ typedef struct tq_attend_params {
  *   lse  [query tokens][num_q_heads] float32, natural log of the softmax's sum, sink logit included; NULL = not wanted
  *   params NULL = defaults
  *   workspace  NULL = the cache's own, else tq_attend_workspace_bytes of the cache's device memory, 256-byte aligned
- * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit). The result is finite for finite q, the same
- * bits for any batch, num_splits, thread count or page placement, and independent of what unwritten memory holds.
+ * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A row of q, one token and head, that
+ * holds NaN or infinity gives NaN in its row of out and its lse, whatever it sees, and in no other row. The result is finite for finite
+ * q, the same bits for any batch, thread count or page placement, and independent of what unwritten memory holds.
  * CUDA: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own. A graph has that kernel
  * if its plan had such a sequence at capture; otherwise a later plan's are computed as short ones are: as exact, slower, not the same bits. */
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q, void *out, float *lse,
                                  const tq_attend_params *params, void *workspace, size_t workspace_bytes, void *stream);
 
-/* Workspace that tq_cache_attend needs for this batch's plan, and for every smaller one. */
-TQ_API tq_status tq_attend_workspace_bytes(const tq_cache *cache, const tq_batch *batch, size_t *bytes);
+/* Workspace that tq_cache_attend needs: enough for every plan that the cache admits. No plan is needed. */
+TQ_API tq_status tq_attend_workspace_bytes(const tq_cache *cache, size_t *bytes);
 
 /* Merges num_states partial results of the same rows: context-parallel ranks, chunked prefill, history_only.
- *   outs[s]  [rows][dim] dtype, lses[s] [rows] float32, both on device_type / device_id; an empty part has lse -inf (its out is not read)
- *   out      [rows][dim] dtype; lse [rows] or NULL
+ *   outs[s]  [rows][dim] dtype, lses[s] [rows] float32, both on device_type / device_id. lse -inf: an empty part, its out is not read.
+ *            lse +inf takes all: the out of the first such part is the row's. lse NaN: that row of out and lse is NaN. A part of weight 0
+ *            adds nothing, whatever its out holds
+ *   out      [rows][dim] dtype; lse [rows] or NULL. A row of empty parts alone: out 0, lse -inf
  * Merged in index order, in float32. num_states 1 .. 1024. Host arrays of pointers. out may be one of outs. */
 TQ_API tq_status tq_merge_states(int32_t num_states, const void *const *outs, const float *const *lses, int64_t rows, int32_t dim,
                                  tq_dtype dtype, void *out, float *lse, tq_device_type device_type, int32_t device_id, void *stream);

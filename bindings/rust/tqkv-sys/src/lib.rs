@@ -18,8 +18,17 @@ compile_error!("tqkv-sys needs one of the features `dlopen` (default) and `link`
 #[cfg(not(unix))]
 compile_error!("tqkv is a library for Unix systems");
 
+#[macro_use]
+mod table;
+
 #[rustfmt::skip]
-#[allow(non_camel_case_types, clippy::too_many_arguments, clippy::type_complexity, clippy::missing_safety_doc)]
+#[allow(
+    non_camel_case_types,
+missing_docs, // where the header says nothing, the name does
+    clippy::too_many_arguments,
+    clippy::type_complexity,
+    clippy::missing_safety_doc
+)]
 mod bindings;
 mod load;
 

@@ -106,25 +106,51 @@ impl Library {
         &self.name
     }
 
-    /// Opens `path`; without one, the file that the variable `TQKV_LIBRARY` names; without that,
-    /// `libtqkv.so.0` as the system's loader finds it. The first that is named must work: there is no falling
-    /// through to the next.
+    /// Opens the file that the environment variable `TQKV_LIBRARY` names; without it, `libtqkv.so.0` as the
+    /// system's loader finds it. If the variable is set its file must work: there is no falling through.
+    ///
+    /// This runs the library's initialisers and is safe all the same: what these two names stand for is
+    /// chosen by who installed and started the program, as it is for every library that a program is linked
+    /// with, and no caller could check it. A program that sets the variable itself chooses a file: it answers
+    /// for that file as [`Library::open_at`] asks.
     #[cfg(feature = "dlopen")]
-    pub fn open(path: Option<&std::path::Path>) -> Result<Library, LoadError> {
-        let (file, source) =
-            match (path, std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty())) {
-                (Some(path), _) => (path.as_os_str().to_owned(), "the path given"),
-                (None, Some(value)) => (value, "from the variable TQKV_LIBRARY"),
-                (None, None) => (SONAME.into(), "the default, no path and no TQKV_LIBRARY given"),
-            };
+    pub fn open() -> Result<Library, LoadError> {
+        let variable = std::env::var_os(LIBRARY_VARIABLE).filter(|value| !value.is_empty());
+        let (file, source) = match variable {
+            Some(value) => (value, "from the variable TQKV_LIBRARY"),
+            None => (SONAME.into(), "the default, no path and no TQKV_LIBRARY given"),
+        };
+        // SAFETY: chosen by who installed and started the program, see above.
+        unsafe { Library::open_named(&file, source) }
+    }
+
+    /// Opens the library in the file `path`.
+    ///
+    /// # Safety
+    /// Opening a file runs its initialisers, and the functions in it are called by the names of `tqkv.h`:
+    /// `path` must be a file that may be run in this process, and if it has functions of these names, they
+    /// must be tqkv's.
+    ///
+    /// ```compile_fail,E0133
+    /// tqkv_sys::Library::open_at("libtqkv.so".as_ref()); // not without `unsafe`
+    /// ```
+    #[cfg(feature = "dlopen")]
+    pub unsafe fn open_at(path: &std::path::Path) -> Result<Library, LoadError> {
+        // SAFETY: the caller's promise.
+        unsafe { Library::open_named(path.as_os_str(), "the path given") }
+    }
+
+    /// # Safety
+    /// As [`Library::open_at`].
+    #[cfg(feature = "dlopen")]
+    unsafe fn open_named(file: &std::ffi::OsStr, source: &'static str) -> Result<Library, LoadError> {
         let name = file.to_string_lossy().into_owned();
-        let handle = os::Handle::open(&file).map_err(|reason| LoadError::NotFound {
-            library: name.clone(),
-            source,
-            reason,
-        })?;
+        // SAFETY: the caller's promise.
+        let handle = unsafe { os::Handle::open(file) };
+        let handle =
+            handle.map_err(|reason| LoadError::NotFound { library: name.clone(), source, reason })?;
         // SAFETY: the addresses belong to the names; that the library means by these names what the header
-        // says, the checks below make sure as far as it can be. The handle is kept beside the table.
+        // says is the caller's promise. The handle is kept beside the table.
         let api = unsafe { Api::from_symbols(|symbol| handle.symbol(symbol)) };
         let api = api.map_err(|names| LoadError::MissingFunctions { library: name.clone(), names })?;
         check(&api, &name)?;
@@ -174,9 +200,13 @@ mod os {
     pub struct Handle(unix::Library);
 
     impl Handle {
-        pub fn open(file: &OsStr) -> Result<Handle, String> {
-            // SAFETY: the library's initialisers do nothing but set up its own tables. Everything is bound
-            // now, so that a broken file is found here; nothing of it becomes visible to other libraries.
+        /// Everything is bound now, so that a broken file is found here; nothing of it becomes visible to
+        /// other libraries.
+        ///
+        /// # Safety
+        /// The file's initialisers may be run.
+        pub unsafe fn open(file: &OsStr) -> Result<Handle, String> {
+            // SAFETY: the caller's promise.
             let library = unsafe { unix::Library::open(Some(file), unix::RTLD_NOW | unix::RTLD_LOCAL) };
             library.map(Handle).map_err(|error| match std::error::Error::source(&error) {
                 Some(source) => source.to_string(),

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Made by generate.py from include/tqkv.h; do not edit. A test makes it anew and compares.
+// The table of the loaded library's functions, and one call for each function that takes numbers, handles
+// and structs to fill; the others are written by hand in shim.c. A call takes the table first and a buffer
+// for the error's text last, which it fills before the goroutine can move to another thread (the library
+// keeps the text by thread). It sets struct_size.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tqkv.h"
+
+// Bytes of a text buffer: the library's own texts are not longer.
+#define TQKV_TEXT 2048
+
+// clang-format off
+#define TQKV_FUNCTIONS(X) \
+  X(tq_status_name) X(tq_last_error) X(tq_last_error_copy) X(tq_version) X(tq_abi_version) X(tq_build_info) \
+  X(tq_struct_size) X(tq_device_count) X(tq_device_get_info) X(tq_cache_config_init) \
+  X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_create) X(tq_cache_destroy) \
+  X(tq_cache_get_config) X(tq_cache_set_centres) X(tq_cache_get_memory) X(tq_cache_fingerprint) \
+  X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) X(tq_sequence_fork) X(tq_sequence_truncate) \
+  X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) X(tq_batch_plan) \
+  X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
+  X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
+
+#define TQKV_STRUCTS(X) \
+  X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
+  X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) \
+  X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
+  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
+
+#define TQKV_MEMBER(f) __typeof__(f)* f;
+typedef struct tqkv_api {
+  TQKV_FUNCTIONS(TQKV_MEMBER)
+} tqkv_api;
+
+static inline tq_status tqkv_done(const tqkv_api* api, tq_status status, char* text) {
+  if (status != TQ_OK) api->tq_last_error_copy(text, TQKV_TEXT, NULL);
+  return status;
+}
+
+static inline const char* tqkv_status_name(const tqkv_api* api, int32_t status) {
+  return api->tq_status_name(status);
+}
+
+static inline const char* tqkv_version(const tqkv_api* api) {
+  return api->tq_version();
+}
+
+static inline int32_t tqkv_abi_version(const tqkv_api* api) {
+  return api->tq_abi_version();
+}
+
+static inline const char* tqkv_build_info(const tqkv_api* api) {
+  return api->tq_build_info();
+}
+
+static inline tq_status tqkv_device_count(const tqkv_api* api, int32_t type, int32_t* count, char* text) {
+  return tqkv_done(api, api->tq_device_count(type, count), text);
+}
+
+static inline tq_status tqkv_device_get_info(const tqkv_api* api, int32_t type, int32_t index,
+    tq_device_info* info, char* text) {
+  info->struct_size = sizeof *info;
+  return tqkv_done(api, api->tq_device_get_info(type, index, info), text);
+}
+
+static inline tq_status tqkv_cache_destroy(const tqkv_api* api, tq_cache* cache, char* text) {
+  return tqkv_done(api, api->tq_cache_destroy(cache), text);
+}
+
+static inline tq_status tqkv_cache_get_config(const tqkv_api* api, const tq_cache* cache,
+    tq_cache_config* config, char* text) {
+  config->struct_size = sizeof *config;
+  return tqkv_done(api, api->tq_cache_get_config(cache, config), text);
+}
+
+static inline tq_status tqkv_cache_set_centres(const tqkv_api* api, tq_cache* cache, int32_t layer,
+    const float* key_centre, const float* value_centre, char* text) {
+  return tqkv_done(api, api->tq_cache_set_centres(cache, layer, key_centre, value_centre), text);
+}
+
+static inline tq_status tqkv_cache_get_memory(const tqkv_api* api, const tq_cache* cache,
+    tq_cache_memory* memory, char* text) {
+  memory->struct_size = sizeof *memory;
+  return tqkv_done(api, api->tq_cache_get_memory(cache, memory), text);
+}
+
+static inline tq_status tqkv_cache_fingerprint(const tqkv_api* api, const tq_cache* cache,
+    uint64_t* fingerprint, char* text) {
+  return tqkv_done(api, api->tq_cache_fingerprint(cache, fingerprint), text);
+}
+
+static inline tq_status tqkv_cache_check(const tqkv_api* api, tq_cache* cache, uintptr_t stream,
+    uint64_t* flags, char* text) {
+  return tqkv_done(api, api->tq_cache_check(cache, (void*)stream, flags), text);
+}
+
+static inline tq_status tqkv_sequence_create(const tqkv_api* api, tq_cache* cache, int64_t* sequence,
+    char* text) {
+  return tqkv_done(api, api->tq_sequence_create(cache, sequence), text);
+}
+
+static inline tq_status tqkv_sequence_free(const tqkv_api* api, tq_cache* cache, int64_t sequence,
+    uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_sequence_free(cache, sequence, (void*)stream), text);
+}
+
+static inline tq_status tqkv_sequence_fork(const tqkv_api* api, tq_cache* cache, int64_t source,
+    uintptr_t stream, int64_t* sequence, char* text) {
+  return tqkv_done(api, api->tq_sequence_fork(cache, source, (void*)stream, sequence), text);
+}
+
+static inline tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence,
+    int64_t length, uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_sequence_truncate(cache, sequence, length, (void*)stream), text);
+}
+
+static inline tq_status tqkv_sequence_length(const tqkv_api* api, const tq_cache* cache, int64_t sequence,
+    int64_t* length, char* text) {
+  return tqkv_done(api, api->tq_sequence_length(cache, sequence, length), text);
+}
+
+static inline tq_status tqkv_sequence_flags(const tqkv_api* api, const tq_cache* cache, int64_t sequence,
+    uint64_t* flags, char* text) {
+  return tqkv_done(api, api->tq_sequence_flags(cache, sequence, flags), text);
+}
+
+static inline tq_status tqkv_batch_create(const tqkv_api* api, tq_cache* cache, tq_batch** batch,
+    char* text) {
+  return tqkv_done(api, api->tq_batch_create(cache, batch), text);
+}
+
+static inline tq_status tqkv_batch_destroy(const tqkv_api* api, tq_batch* batch, char* text) {
+  return tqkv_done(api, api->tq_batch_destroy(batch), text);
+}
+
+static inline tq_status tqkv_batch_plan(const tqkv_api* api, tq_batch* batch, int32_t num_sequences,
+    const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens, uintptr_t stream,
+    char* text) {
+  return tqkv_done(api, api->tq_batch_plan(batch, num_sequences, sequences, new_tokens, query_tokens,
+      (void*)stream), text);
+}
+
+static inline tq_status tqkv_batch_rows(const tqkv_api* api, const tq_batch* batch, int64_t* new_tokens,
+    int64_t* query_tokens, int32_t* in_force, char* text) {
+  return tqkv_done(api, api->tq_batch_rows(batch, new_tokens, query_tokens, in_force), text);
+}
+
+static inline tq_status tqkv_attend_workspace_bytes(const tqkv_api* api, const tq_cache* cache,
+    size_t* bytes, char* text) {
+  return tqkv_done(api, api->tq_attend_workspace_bytes(cache, bytes), text);
+}
+// clang-format on
