@@ -320,7 +320,7 @@ TQ_API tq_status tq_batch_plan(tq_batch *batch, int32_t num_sequences, const tq_
                                const int64_t *query_tokens, void *stream);
 
 /* Rows of the plan: new_tokens rows of k and v, query_tokens rows of q, out and lse. in_force: 1 if append and attend accept
- * the plan now; 0 before the first plan, after a failed one, or once a sequence of it was planned elsewhere, truncated or
+ * the plan now; 0 before the first plan, or once a sequence of it was planned elsewhere, truncated or
  * freed (the counts are then 0). Each pointer may be NULL. Host-side, no synchronisation. */
 TQ_API tq_status tq_batch_rows(const tq_batch *batch, int64_t *new_tokens, int64_t *query_tokens, int32_t *in_force);
 

@@ -153,8 +153,7 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     plan.new_tokens += s.new_tokens;
     plan.query_tokens += s.query_tokens;
   }
-  const SplitCounts counts =
-      split_plan(sequences, num_sequences, batch.limits_, 0, batch.arrays_.items[buffer]);
+  const SplitCounts counts = split_plan(sequences, num_sequences, batch.limits_, batch.arrays_.items[buffer]);
   plan.num_sequences = num_sequences;
   plan.sequences = sequences;
   plan.items = batch.arrays_.items[buffer];

@@ -46,7 +46,7 @@ SplitLimits split_limits(const Geometry& g, int workers) {
 }
 
 SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
-                       int32_t num_splits, WorkItem* items) {
+                       WorkItem* items) {
   int64_t groups = 0, spans_total = 0;
   for_each_group(sequences, num_sequences, limits.group_queries,
                  [&](int32_t, int64_t, int32_t, int64_t spans) {
@@ -64,7 +64,6 @@ SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, con
   for_each_group(sequences, num_sequences, limits.group_queries,
                  [&](int32_t index, int64_t first, int32_t queries, int64_t spans) {
                    int64_t pieces = cut ? divide_up(spans, per_item) : 1;
-                   if (num_splits > 0) pieces = std::min<int64_t>({pieces, num_splits, spans});
                    const int32_t slot_queries_after = std::max(slot_queries, queries);
                    if ((counts.num_partials + spans) * slot_queries_after > limits.partial_queries)
                      pieces = 1;

@@ -39,8 +39,8 @@ struct SplitCounts {
 // Spans that query tokens up to position last_position need.
 constexpr int64_t causal_spans(int64_t last_position) { return last_position / kSpanTokens + 1; }
 
-// Fills items (room for limits.items). num_splits: wanted items per group, 0 = automatic.
+// Fills items (room for limits.items).
 SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
-                       int32_t num_splits, WorkItem* items);
+                       WorkItem* items);
 
 }  // namespace tq

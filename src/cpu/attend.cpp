@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attend: a plan's work items over the thread pool, then the merge of split groups.
 //
-// A task is (item, kv head, up to kMaxRows rows). num_splits is not looked at: the plan has made the items. A
-// workspace too small for the plan's partial states (only the cache's own, which is bounded) runs split
+// A task is (item, kv head, up to kMaxRows rows). A workspace too small for the plan's partial states (only the cache's own, which is bounded) runs split
 // groups whole, in one task each: slower, the same bits.
 #include <algorithm>
 

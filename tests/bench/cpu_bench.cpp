@@ -137,7 +137,7 @@ struct Cache {
     plan.query_tokens = queries;
     const SplitLimits limits = split_limits(geometry, backend->num_workers());
     items.resize(static_cast<size_t>(limits.items + 1));
-    const SplitCounts counts = split_plan(&sequence, 1, limits, 0, items.data());
+    const SplitCounts counts = split_plan(&sequence, 1, limits, items.data());
     plan.items = items.data();
     plan.num_items = counts.num_items;
     plan.num_groups = counts.num_groups;

@@ -136,12 +136,8 @@ void test_attend_options(void) {
   compare("defaults", cache, s, 9, q, out, lse, plain(), NULL);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, NULL, 0, NULL));
   CHECK(memcmp(out, again, sizeof out) == 0);
-  for (p.num_splits = 1; p.num_splits < 9; p.num_splits *= 2) {
-    EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, NULL, &p, NULL, 0, NULL));
-    CHECK(memcmp(out, again, sizeof out) == 0);
-  }
   size_t bytes = 0;
-  EXPECT(TQ_OK, tq_attend_workspace_bytes(cache, batch, &bytes));
+  EXPECT(TQ_OK, tq_attend_workspace_bytes(cache, &bytes));
   void* workspace = aligned(256, (bytes + 255) / 256 * 256 + 256);
   memset(workspace, 0xFF, bytes);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, lse, NULL, workspace, bytes, NULL));
@@ -152,7 +148,6 @@ void test_attend_options(void) {
           tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, workspace, 1, NULL));
   free(workspace);
 
-  p.num_splits = 0;
   p.softmax_scale = 0.2f;
   o = plain();
   o.scale = (double)p.softmax_scale;
@@ -402,7 +397,7 @@ void test_empty_cases(void) {
   EXPECT(TQ_OK, tq_batch_plan(batch, 0, NULL, NULL, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, NULL, NULL, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, NULL, NULL, NULL, NULL, NULL, 0, NULL));
-  EXPECT(TQ_OK, tq_attend_workspace_bytes(cache, batch, &bytes));
+  EXPECT(TQ_OK, tq_attend_workspace_bytes(cache, &bytes));
   const int64_t none[2] = {0, 0};
   EXPECT(TQ_OK, tq_batch_plan(batch, 2, s, none, NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, NULL, NULL, NULL, NULL));

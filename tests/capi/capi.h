@@ -71,6 +71,7 @@ void test_merge(void);
 void test_empty_cases(void);
 void test_nonfinite(void);
 void test_sequences(void);
+void test_batch_rows(void);
 void test_plan_in_force(void);
 void test_capacity_is_atomic(void);
 void test_exact_copies(void);

@@ -306,10 +306,8 @@ void test_misuse_attend(void) {
   PARAM_FAULT(
       "out: strides of 33 (token) and 32 (head) elements make rows of 3 tokens x 4 heads x 32 overlap",
       p.out_token_stride = 33);
-  REFUSES(BAD, "cache = NULL", tq_attend_workspace_bytes(NULL, batch, &bytes));
-  REFUSES(BAD, "batch = NULL", tq_attend_workspace_bytes(cache, NULL, &bytes));
-  REFUSES(BAD, "bytes = NULL", tq_attend_workspace_bytes(cache, batch, NULL));
-  REFUSES(BAD, "batch = 0x", tq_attend_workspace_bytes(cache, foreign, &bytes));
+  REFUSES(BAD, "cache = NULL", tq_attend_workspace_bytes(NULL, &bytes));
+  REFUSES(BAD, "bytes = NULL", tq_attend_workspace_bytes(cache, NULL));
   CHECK(bytes == 55);
   for (int i = 0; i < 3 * Q_HEADS * VALUE_DIM; i++) CHECK(out[i] == 5.0f);
   for (int i = 0; i < 3 * Q_HEADS; i++) CHECK(lse[i] == 5.0f);

@@ -78,6 +78,44 @@ void test_sequences(void) {
   EXPECT(TQ_OK, tq_cache_destroy(cache));
 }
 
+/* What tq_batch_rows says of a batch. */
+static int rows_are(const tq_batch* batch, int64_t new_tokens, int64_t query_tokens, int32_t in_force) {
+  int64_t news = -1, queries = -1;
+  int32_t force = -1;
+  EXPECT(TQ_OK, tq_batch_rows(batch, &news, &queries, &force));
+  return news == new_tokens && queries == query_tokens && force == in_force;
+}
+
+void test_batch_rows(void) {
+  const tq_cache_config config = small_config();
+  tq_cache* cache = make_cache(&config);
+  tq_batch *first = make_batch(cache), *second = make_batch(cache);
+  const tq_sequence both[2] = {make_sequence(cache), make_sequence(cache)};
+  const int64_t news[2] = {5, 2}, queries[2] = {1, 2}, much[2] = {5000, 0}, none[2] = {0, 0};
+  CHECK(rows_are(first, 0, 0, 0));
+  EXPECT(TQ_OK, tq_batch_plan(first, 2, both, news, queries, NULL));
+  CHECK(rows_are(first, 7, 3, 1));
+  /* A refused plan leaves the one before in force. */
+  REFUSES(TQ_ERROR_CAPACITY, "new_tokens[0] = 5000", tq_batch_plan(first, 2, both, much, NULL, NULL));
+  CHECK(rows_are(first, 7, 3, 1));
+  EXPECT(TQ_OK, tq_batch_plan(second, 1, both, news, NULL, NULL));
+  CHECK(rows_are(first, 0, 0, 0));
+  CHECK(rows_are(second, 5, 5, 1));
+  EXPECT(TQ_OK, tq_sequence_truncate(cache, both[0], 5, NULL));
+  CHECK(rows_are(second, 0, 0, 0));
+  EXPECT(TQ_OK, tq_batch_plan(second, 2, both, none, queries, NULL));
+  CHECK(rows_are(second, 0, 3, 1));
+  EXPECT(TQ_OK, tq_sequence_free(cache, both[1], NULL));
+  CHECK(rows_are(second, 0, 0, 0));
+  EXPECT(TQ_OK, tq_batch_plan(second, 0, NULL, NULL, NULL, NULL));
+  CHECK(rows_are(second, 0, 0, 1));
+  EXPECT(TQ_OK, tq_batch_rows(second, NULL, NULL, NULL));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "batch = NULL", tq_batch_rows(NULL, NULL, NULL, NULL));
+  EXPECT(TQ_OK, tq_batch_destroy(first));
+  EXPECT(TQ_OK, tq_batch_destroy(second));
+  EXPECT(TQ_OK, tq_cache_destroy(cache));
+}
+
 void test_plan_in_force(void) {
   const tq_cache_config config = small_config();
   tq_cache* cache = make_cache(&config);
@@ -86,7 +124,6 @@ void test_plan_in_force(void) {
   const tq_sequence both[2] = {a, b};
   const int64_t two[2] = {2, 2};
   float k[4 * HEADS * DIM], v[4 * HEADS * VALUE_DIM], q[4 * Q_HEADS * DIM], out[4 * Q_HEADS * VALUE_DIM];
-  size_t bytes = 0;
   fill(k, 4 * HEADS * DIM, 110);
   fill(v, 4 * HEADS * VALUE_DIM, 111);
   fill(q, 4 * Q_HEADS * DIM, 112);
@@ -94,7 +131,6 @@ void test_plan_in_force(void) {
           tq_cache_append(cache, 0, first, k, v, NULL, NULL));
   REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made",
           tq_cache_attend(cache, 0, first, q, out, NULL, NULL, NULL, 0, NULL));
-  REFUSES(TQ_ERROR_INVALID_STATE, "batch: no plan was made", tq_attend_workspace_bytes(cache, first, &bytes));
   EXPECT(TQ_OK, tq_batch_plan(first, 2, both, two, NULL, NULL));
   CHECK(length_of(cache, a) == 2);
   EXPECT(TQ_OK, tq_cache_append(cache, 0, first, k, v, NULL, NULL));

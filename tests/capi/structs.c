@@ -73,6 +73,13 @@ void test_struct_sizes(void) {
   fill(q, 3 * Q_HEADS * DIM, 2);
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, out, NULL, NULL, NULL, 0, NULL));
   memset(&params, 0xFF, sizeof params);
+  EXPECT(TQ_OK, tq_attend_params_init(&params.known));
+  const tq_attend_params zeros = {.struct_size = sizeof zeros};
+  CHECK(memcmp(&params.known, &zeros, sizeof zeros) == 0);
+  EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, NULL, &params.known, NULL, 0, NULL));
+  CHECK(memcmp(out, again, sizeof out) == 0);
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "params = NULL", tq_attend_params_init(NULL));
+  memset(&params, 0xFF, sizeof params);
   params.known.struct_size = offsetof(tq_attend_params, softmax_scale);
   params.known.out_dtype = 0;
   EXPECT(TQ_OK, tq_cache_attend(cache, 0, batch, q, again, NULL, &params.known, NULL, 0, NULL));

@@ -83,28 +83,28 @@ TEST_P(InvarianceTest, SplitsThreadsAndWorkspaces) {
   config.sinks = 3;
   config.window = 10;
   config.rollback = 5;
+  config.max_sequences = 4;
+  config.max_tokens = 4500;
   Result first;
   for (const int threads : {1, 2, 3}) {
     config.threads = threads;
     Rig rig(config);
-    rig.step({{0, 3500, 0}, {1, 1200, 0}});
-    rig.step({{0, 1, 1}, {1, 1, 1}});
-    for (const int splits : {0, 1, 2, 7})
-      for (const int plan_workers : {1, 16})
-        for (const bool own : {true, false}) {
-          AttendOptions options;
-          options.num_splits = splits;
-          options.plan_workers = plan_workers;
-          options.own_workspace = own;
-          options.sink_logits = true;
-          options.workspace_fill = static_cast<uint8_t>(splits * 31 + 7);
-          const Result result = rig.attend(options);
-          EXPECT_EQ(splits != 1, result.num_partials > 0);
-          if (first.out.empty()) first = result;
-          expect_same(first, result,
-                      "threads " + std::to_string(threads) + " splits " + std::to_string(splits) +
-                          " workers " + std::to_string(plan_workers));
-        }
+    rig.step({{0, 3000, 0}, {1, 1200, 0}, {2, 9, 0}, {3, 70, 0}});
+    rig.step({{0, 1, 1}, {1, 1, 1}, {2, 1, 1}, {3, 1, 1}});
+    for (const int plan_workers : {1, 2, 4, 16})
+      for (const bool own : {true, false}) {
+        AttendOptions options;
+        options.plan_workers = plan_workers;
+        options.own_workspace = own;
+        options.sink_logits = true;
+        options.workspace_fill = static_cast<uint8_t>(plan_workers * 31 + 7);
+        const Result result = rig.attend(options);
+        EXPECT_EQ(plan_workers > 1, result.num_partials > 0);
+        if (first.out.empty()) first = result;
+        expect_same(
+            first, result,
+            "threads " + std::to_string(threads) + " planned for workers " + std::to_string(plan_workers));
+      }
   }
 }
 

@@ -223,8 +223,7 @@ Result Rig::attend(const AttendOptions& o) {
   const Geometry& g = geometry;
   const SplitLimits limits = split_limits(g, o.plan_workers ? o.plan_workers : backend->num_workers());
   items_.resize(static_cast<size_t>(limits.items + 1));
-  const SplitCounts counts =
-      split_plan(plan_sequences_.data(), plan_.num_sequences, limits, 0, items_.data());
+  const SplitCounts counts = split_plan(plan_sequences_.data(), plan_.num_sequences, limits, items_.data());
   plan_.items = items_.data();
   plan_.num_items = counts.num_items;
   plan_.num_groups = counts.num_groups;

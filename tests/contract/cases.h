@@ -187,11 +187,10 @@ inline void read_layout(const Json& json, tq_tensor_layout& layout) {
 // All but sink_logits, which is a tensor.
 inline void read_params(const Json& json, tq_attend_params& params) {
   known(json, {"out_dtype", "softmax_scale", "logit_softcap", "sliding_window", "sink_logits", "history_only",
-               "num_splits", "q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride"});
+               "q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride"});
   TQ_READ(params, out_dtype), TQ_READ(params, softmax_scale), TQ_READ(params, logit_softcap),
       TQ_READ(params, sliding_window);
-  TQ_READ(params, history_only), TQ_READ(params, num_splits), TQ_READ(params, q_token_stride),
-      TQ_READ(params, q_head_stride);
+  TQ_READ(params, history_only), TQ_READ(params, q_token_stride), TQ_READ(params, q_head_stride);
   TQ_READ(params, out_token_stride), TQ_READ(params, out_head_stride);
 }
 

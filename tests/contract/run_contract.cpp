@@ -257,8 +257,7 @@ class Runner {
     }
     size_t workspace_bytes = 0;
     const std::string kind = step.value("workspace", "own");
-    if (kind != "own" && tq_attend_workspace_bytes(owner.handle, planned.handle, &workspace_bytes))
-      fail(tq_last_error());
+    if (kind != "own" && tq_attend_workspace_bytes(owner.handle, &workspace_bytes)) fail(tq_last_error());
     if (kind == "short") workspace_bytes = 1;
     const std::unique_ptr<char[]> memory(new char[workspace_bytes + 256]);
     void* workspace =

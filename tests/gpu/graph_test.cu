@@ -229,9 +229,8 @@ class Batch {
     cache.append(0, k.memory.get(), v.memory.get(), k, v);
     GPU_MUST(cudaDeviceSynchronize());
   }
-  AttendOutput attend(int num_splits = 0, Memory* workspace = nullptr, cudaStream_t stream = nullptr) {
-    tq_attend_params params = default_params();
-    params.num_splits = num_splits;
+  AttendOutput attend(Memory* workspace = nullptr, cudaStream_t stream = nullptr) {
+    const tq_attend_params params = default_params();
     return cache.attend(0, q.memory.get(), params, false, workspace, stream);
   }
   // The rows of the member at an index.
@@ -292,15 +291,12 @@ void determinism(const GraphCase& c, bool few) {
     for (int run = 0; run < 4; run++)
       check(same_output(want, alone.attend()), "%s: length %lld, run %d differs", c.name,
             static_cast<long long>(all[i].length), run + 2);
-    for (int splits : {1, 2, 3, 7, 16, 61, 1000})
-      check(same_output(want, alone.attend(splits)), "%s: length %lld, %d splits differ", c.name,
-            static_cast<long long>(all[i].length), splits);
     size_t bytes = 0;
-    API_MUST(tq_attend_workspace_bytes(alone.cache.cache, alone.cache.batch, &bytes));
+    API_MUST(tq_attend_workspace_bytes(alone.cache.cache, &bytes));
     Memory workspace(TQ_DEVICE_CUDA, std::max<size_t>(bytes, 256));
     for (int fill : {0xFF, 0x00, 0x7F}) {
       workspace.fill(static_cast<uint8_t>(fill));
-      check(same_output(want, alone.attend(0, &workspace, stream)),
+      check(same_output(want, alone.attend(&workspace, stream)),
             "%s: length %lld differs with a workspace full of %#x", c.name,
             static_cast<long long>(all[i].length), fill);
     }

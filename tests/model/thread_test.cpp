@@ -110,7 +110,7 @@ TEST(Threads, AttendsOfOneCacheWithTheirOwnWorkspaces) {
     for (int i = 0; i < 3; i++)
       threads.emplace_back([&, i] {
         size_t bytes = 0;
-        if (tq_attend_workspace_bytes(o.cache, o.batch, &bytes) != TQ_OK) wrong++;
+        if (tq_attend_workspace_bytes(o.cache, &bytes) != TQ_OK) wrong++;
         void* workspace = nullptr;
         if (posix_memalign(&workspace, 256, bytes + 1) != 0) abort();
         std::vector<float> out(q.size());

@@ -375,7 +375,6 @@ class World {
     if (chance(20)) p.logit_softcap = 2.0f;
     if (chance(30)) p.sliding_window = 1 + pick(50);
     if (chance(20)) p.history_only = 1;
-    p.num_splits = pick(4);
     std::vector<float> sinks;
     for (int h = 0; h < heads; h++) sinks.push_back(3 * uniform());
     if (chance(20)) p.sink_logits = sinks.data();
@@ -389,7 +388,7 @@ class World {
     void* own = nullptr;
     size_t bytes = 0;
     if (chance(30)) {
-      TQ_MUST(tq_attend_workspace_bytes(cache_, batches_[b], &bytes));
+      TQ_MUST(tq_attend_workspace_bytes(cache_, &bytes));
       workspace.assign(bytes + 512, static_cast<char>(0xFF));
       own = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(workspace.data()) + 255) / 256 * 256);
     }

@@ -36,11 +36,10 @@ struct Result {
   std::vector<WorkItem> items;
   SplitCounts counts;
 };
-Result make(const std::vector<PlanSequence>& sequences, const SplitLimits& limits, int num_splits = 0) {
+Result make(const std::vector<PlanSequence>& sequences, const SplitLimits& limits) {
   Result r;
   r.items.resize(static_cast<size_t>(limits.items));
-  r.counts = split_plan(sequences.data(), static_cast<int32_t>(sequences.size()), limits, num_splits,
-                        r.items.data());
+  r.counts = split_plan(sequences.data(), static_cast<int32_t>(sequences.size()), limits, r.items.data());
   EXPECT_LE(r.counts.num_items, limits.items);
   r.items.resize(static_cast<size_t>(r.counts.num_items));
   return r;
@@ -114,12 +113,11 @@ TEST(SplitPlan, RandomPlans) {
       queries += query;
       sequences.push_back(sequence(old_length, new_tokens, query));
     }
-    const int num_splits = pick(4) ? 0 : static_cast<int>(1 + pick(9));
-    const Result r = make(sequences, limits, num_splits);
+    const Result r = make(sequences, limits);
     check(sequences, limits, r);
     if (HasFatalFailure()) FAIL() << "round " << round;
     cut += r.counts.num_partials > 0;
-    const Result again = make(sequences, limits, num_splits);
+    const Result again = make(sequences, limits);
     ASSERT_EQ(again.items.size(), r.items.size());
     for (size_t i = 0; i < r.items.size(); i++)
       ASSERT_EQ(memcmp(&again.items[i], &r.items[i], sizeof(WorkItem)), 0);
