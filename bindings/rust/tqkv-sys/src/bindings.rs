@@ -13,7 +13,7 @@ constants! {
     TQ_OK: i32 = 0;
     /// a value is out of range or inconsistent; the text names it
     TQ_ERROR_INVALID_ARGUMENT: i32 = 1;
-    /// right arguments, wrong moment: centres after an append, append without a plan, busy
+    /// right arguments, wrong moment: append without a plan, busy, ...
     TQ_ERROR_INVALID_STATE: i32 = 2;
     /// host or device allocation failed
     TQ_ERROR_OUT_OF_MEMORY: i32 = 3;
@@ -27,7 +27,7 @@ constants! {
     TQ_ERROR_DRIVER: i32 = 7;
     /// a CUDA call failed; the text has the CUDA error's name
     TQ_ERROR_CUDA: i32 = 8;
-    /// struct from a newer header uses a field that this library does not know
+    /// struct of a newer header uses a field that is not known here
     TQ_ERROR_VERSION: i32 = 9;
     /// saved bytes fail their checks
     TQ_ERROR_CORRUPT_DATA: i32 = 10;
@@ -40,8 +40,8 @@ constants! {
     TQ_ERROR_IO: i32 = 14;
     /// a bug in this library
     TQ_ERROR_INTERNAL: i32 = 99;
-    /// sizeof of a public struct inside the library, 0 for an unknown id: lets a binding check its layout
-    /// at load time.
+    /// sizeof a public struct in the library, 0 for an unknown id: a binding checks its layout at load
+    /// time.
     TQ_STRUCT_CACHE_CONFIG: i32 = 1;
     TQ_STRUCT_CACHE_BYTES: i32 = 2;
     TQ_STRUCT_CACHE_MEMORY: i32 = 3;
@@ -57,7 +57,7 @@ constants! {
     TQ_BF16: i32 = 3;
     /// random signs + Hadamard: O(d log d); the default
     TQ_ROTATION_HADAMARD: i32 = 1;
-    /// QR of a seeded Gaussian matrix, as in the paper: O(d^2), CPU only, for faithful runs
+    /// QR of a seeded Gaussian matrix, as in the paper: O(d^2), CPU only
     TQ_ROTATION_DENSE: i32 = 2;
     /// least squares: smallest error of a vector; default for keys
     TQ_SCALE_LS: i32 = 1;
@@ -69,14 +69,13 @@ constants! {
     TQ_SCALE_PAPER: i32 = 4;
     /// Lloyd-Max levels for each coordinate (TurboQuant_mse)
     TQ_CODE_SCALAR: i32 = 1;
-    /// do not scrub the pages that free, truncate and destroy give back, nor the exact copies of freed
-    /// sequences
+    /// leave freed pages and exact copies as they are, do not zero them
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
-    /// encoder: one quantisation step instead of the best of several (up to 20 % more error)
+    /// encoder: one quantisation step, not the best of several
     TQ_FLAG_NO_SCALE_SEARCH: u64 = 2;
-    /// an appended vector held NaN, infinity or a magnitude above 2^64; it was replaced as FORMAT.md says
+    /// NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says
     TQ_NOTICED_NONFINITE: u64 = 1;
-    /// a finite number beyond +-65504 went into a raw side of a float32 cache and was stored as +-65504
+    /// beyond +-65504 on a raw side of a float32 cache: stored as +-65504
     TQ_NOTICED_SATURATED: u64 = 2;
 }
 
@@ -87,7 +86,7 @@ numbers! {
     tq_rotation = i32;
     tq_scale_rule = i32;
     tq_code_family = i32;
-    /// slot and generation: the id of a freed sequence stays invalid. 0 is never a valid id
+    /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
 }
 
@@ -113,9 +112,9 @@ structs! {
         /// device name; CPU: the SIMD path in use, such as "avx3_dl"
         name: [c_char; 128],
     }
-    /// A codebook of the caller's own: 2^(bits-1) magnitudes, rising, on the int8 grid; level = unit \*
-    /// magnitude for coordinates of unit variance. bits \<= 3: magnitudes 1..127 are integers. bits 4..6: a
-    /// magnitude m in 0..127 stands for m + 1/2.
+    /// The caller's own codebook: 2^(bits-1) rising magnitudes; level = unit \* magnitude for coordinates
+    /// of unit variance. bits \<= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for
+    /// m + 1/2.
     TQ_STRUCT_CODEBOOK tq_codebook {
         struct_size: u32,
         /// 2 .. 6
@@ -124,9 +123,9 @@ structs! {
         unit: f32,
         magnitude: [u8; 32],
     }
-    /// Memory callbacks; both or neither. alloc returns NULL on failure; alignment is a power of two \<=
-    /// 4096. device_type says which memory is meant; CUDA memory must be usable on device_id in stream
-    /// order. Called only in create and destroy calls.
+    /// Memory callbacks, both or neither, called in create and destroy calls only. alloc returns NULL on
+    /// failure; alignment is a power of two \<= 4096. Memory for CUDA must be usable on device_id in stream
+    /// order.
     TQ_STRUCT_ALLOCATOR tq_allocator {
         struct_size: u32,
         reserved: u32,
@@ -184,7 +183,7 @@ structs! {
         /// NULL = built in; used by coded layers of exactly these bits
         key_codebook: *const tq_codebook,
         value_codebook: *const tq_codebook,
-        /// required: tokens that the pool holds over all sequences, whatever their lengths
+        /// required: tokens that the pool holds over all sequences
         max_tokens: i64,
         /// longest sequence; 0 = max_tokens
         max_sequence_tokens: i64,
@@ -194,11 +193,11 @@ structs! {
         max_batch_sequences: i32,
         /// new tokens, and query tokens, in one plan, each; 0 = max_tokens
         max_batch_tokens: i64,
-        /// last tokens of a sequence read exactly, from raw copies beside the codes; 0 = none
+        /// last tokens read exactly, from raw copies beside the codes; see Window
         window_tokens: i32,
         /// first tokens likewise
         sink_tokens: i32,
-        /// raw copies kept behind the window, so that truncate by up to this many keeps the window whole
+        /// more raw copies, so that truncate by up to this many keeps the window whole
         rollback_tokens: i32,
         /// CPU: 0 = all that the process may use, 1 = the caller's thread only
         num_threads: i32,
@@ -206,7 +205,7 @@ structs! {
         flags: u64,
         /// NULL = malloc / cudaMalloc; copied
         allocator: *const tq_allocator,
-        /// caller's memory for the pages on the cache's device, 256-byte aligned, or NULL
+        /// caller's memory for the pages on the device, 256-byte aligned, or NULL
         pool: *mut c_void,
         /// \>= page_bytes of tq_cache_config_bytes when pool is given
         pool_bytes: i64,
@@ -278,9 +277,9 @@ structs! {
         sliding_window: i64,
         /// \[num_q_heads\] float32 on the cache's device, natural units, added to the softmax's sum only;
         /// NULL = none. -inf: no sink for this head. +inf: all weight is the sink's: out 0, lse +inf. NaN:
-        /// out and lse of the head's rows are NaN
+        /// out and lse of the head are NaN
         sink_logits: *const f32,
-        /// 1: leave out the batch's new tokens, for a caller that attends them itself and merges by LSE
+        /// 1: without the plan's new tokens; the caller attends them and merges by LSE
         history_only: i32,
         /// elements, 0 = dense \[token\]\[q head\]\[dim\]; same for out below
         q_token_stride: i64,
@@ -291,42 +290,38 @@ structs! {
 }
 
 functions! {
-    /// Name of a status, "TQ_OK" .. "TQ_ERROR_INTERNAL", or "TQ_ERROR_UNKNOWN". Never NULL; static storage.
-    /// Any thread.
+    /// "TQ_OK" .. "TQ_ERROR_INTERNAL", or "TQ_ERROR_UNKNOWN". Never NULL; static storage. Any thread.
     fn tq_status_name(status: tq_status) -> *const c_char;
     /// Text about the last failed call of the calling thread, "" if there was none. Never NULL; valid until
     /// the thread's next tq_ call. A success does not clear it.
     fn tq_last_error() -> *const c_char;
-    /// Copies that text. buffer: capacity bytes, always NUL-terminated when capacity \> 0, cut if short;
-    /// may be NULL with capacity 0. needed: bytes with the NUL; may be NULL. Always TQ_OK unless buffer is
-    /// NULL with capacity \> 0 (INVALID_ARGUMENT).
+    /// Copies that text. buffer: capacity bytes, always NUL-terminated, cut if short; NULL only with
+    /// capacity 0 (else INVALID_ARGUMENT). needed: bytes with the NUL; may be NULL.
     fn tq_last_error_copy(buffer: *mut c_char, capacity: usize, needed: *mut usize) -> tq_status;
     /// "0.1.0"; static storage.
     fn tq_version() -> *const c_char;
     /// TQ_ABI_VERSION of the library in hand.
     fn tq_abi_version() -> i32;
-    /// One line: version, compiler, CUDA architectures or "cuda off", SIMD paths compiled and the one in
-    /// use, format version. Static storage.
+    /// One line: version, compiler, CUDA architectures or "cuda off", SIMD paths, format version. Static.
     fn tq_build_info() -> *const c_char;
-    /// sizeof of a public struct inside the library, 0 for an unknown id: lets a binding check its layout
-    /// at load time.
+    /// sizeof a public struct in the library, 0 for an unknown id: a binding checks its layout at load
+    /// time.
     fn tq_struct_size(struct_id: i32) -> usize;
-    /// Number of devices of a type. CUDA on a machine without a driver, or in a build without CUDA: 0 and
-    /// TQ_OK. The CPU counts as 1.
+    /// Devices of a type: 1 for the CPU; CUDA without a driver, or in a build without CUDA: 0 and TQ_OK.
     fn tq_device_count(r#type: tq_device_type, count: *mut i32) -> tq_status;
     /// info-\>struct_size must be set. NO_DEVICE if index is not below the count.
     fn tq_device_get_info(r#type: tq_device_type, index: i32, info: *mut tq_device_info) -> tq_status;
     /// Zeroes \*config and sets struct_size. NULL: INVALID_ARGUMENT.
     fn tq_cache_config_init(config: *mut tq_cache_config) -> tq_status;
-    /// Can this library run the configuration? TQ_OK, or the status that tq_cache_create would return; then
-    /// text holds every reason, one a line, each naming its field. text: capacity bytes, NUL-terminated,
-    /// cut if short; may be NULL with capacity 0. Allocates nothing on a device. Any thread.
+    /// The status that tq_cache_create would return, and every reason for it in text, one a line, each
+    /// naming its field (capacity bytes, NUL-terminated, cut if short; NULL with capacity 0). Allocates no
+    /// device memory.
     fn tq_cache_config_check(config: *const tq_cache_config, text: *mut c_char,
         capacity: usize) -> tq_status;
-    /// Fills \*bytes (struct_size set) with what tq_cache_create would allocate. Status as
+    /// Fills \*bytes (struct_size set) with what tq_cache_create allocates. Status as
     /// tq_cache_config_check.
     fn tq_cache_config_bytes(config: *const tq_cache_config, bytes: *mut tq_cache_bytes) -> tq_status;
-    /// Creates a cache and allocates all it will ever need. config is copied, its arrays too. Status:
+    /// Creates a cache and allocates all it will ever need; config and its arrays are copied.
     /// INVALID_ARGUMENT, VERSION, NOT_SUPPORTED, NO_DEVICE, DRIVER, OUT_OF_MEMORY, CUDA; CAPTURE if stream
     /// is being captured.
     fn tq_cache_create(config: *const tq_cache_config, stream: *mut c_void,
@@ -337,11 +332,11 @@ functions! {
     /// The configuration with every default resolved; config-\>struct_size set by the caller. The arrays
     /// and codebooks it points to belong to the cache.
     fn tq_cache_get_config(cache: *const tq_cache, config: *mut tq_cache_config) -> tq_status;
-    /// Fixed vectors subtracted before coding, per kv head: key_centre \[num_kv_heads\]\[head_dim\],
-    /// value_centre \[num_kv_heads\]\[value_dim\], float32 on the host, finite; either may be NULL (left as
-    /// it is). Exact for attention: it is as if the codes stood for centre + code. Keys of models with
-    /// biases spend much of their energy on a constant; taking it out there lowers the error at equal bits.
-    /// Ignored by raw layers. INVALID_STATE once a sequence holds tokens.
+    /// Fixed vectors subtracted before coding and added again in attention, exactly: key_centre
+    /// \[num_kv_heads\]\[head_dim\], value_centre \[num_kv_heads\]\[value_dim\], finite float32 on the
+    /// host; NULL leaves a side as it is. Keys of models with biases spend much of their energy on a
+    /// constant: without it the error is lower at equal bits. Ignored by raw layers. INVALID_STATE once a
+    /// sequence holds tokens.
     fn tq_cache_set_centres(cache: *mut tq_cache, layer: i32, key_centre: *const f32,
         value_centre: *const f32) -> tq_status;
     /// Host-side figures, no synchronisation. memory-\>struct_size set by the caller.
@@ -365,45 +360,43 @@ functions! {
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
     /// Shortens to length tokens, 0 \<= length \<= current: afterwards it is as if the later tokens had
-    /// never been appended, the exact window included as long as the length stays within rollback_tokens of
-    /// the longest it has had (deeper is allowed; the window then holds only the exact copies still there).
-    /// Whole pages are given back and scrubbed; what lies behind the new end in the last page is
-    /// overwritten by the next append.
+    /// never been appended, the exact window included within rollback_tokens of the longest length (deeper:
+    /// see Window). Whole pages are given back and scrubbed; the rest of the last page is overwritten by
+    /// the next append.
     fn tq_sequence_truncate(cache: *mut tq_cache, sequence: tq_sequence, length: i64,
         stream: *mut c_void) -> tq_status;
     /// Tokens, planned ones included.
     fn tq_sequence_length(cache: *const tq_cache, sequence: tq_sequence, length: *mut i64) -> tq_status;
-    /// TQ_NOTICED_\* of this sequence since it was created (a fork inherits them); no synchronisation, so
-    /// on a CUDA cache it may be early.
+    /// TQ_NOTICED_\* since the sequence was created (a fork inherits them). No synchronisation: CUDA may
+    /// lag.
     fn tq_sequence_flags(cache: *const tq_cache, sequence: tq_sequence, flags: *mut u64) -> tq_status;
-    /// Room for one plan of up to max_batch_sequences sequences. Several batches of one cache may exist;
-    /// each has its own plan.
+    /// Room for one plan of up to max_batch_sequences sequences. A cache may have several batches.
     fn tq_batch_create(cache: *mut tq_cache, batch: *mut *mut tq_batch) -> tq_status;
     /// NULL is accepted.
     fn tq_batch_destroy(batch: *mut tq_batch) -> tq_status;
     /// Plans one step: sequence i gets new_tokens\[i\] \>= 0 more tokens (room is reserved in all layers,
-    /// its length grows at once) and asks query_tokens\[i\] \>= 0 queries, which are its last tokens
-    /// (query_tokens NULL = new_tokens; query_tokens\[i\] \<= its new length).
+    /// its length grows at once) and asks query_tokens\[i\] \>= 0 queries, which are its last tokens (NULL
+    /// = new_tokens).
     ///
-    /// - num_sequences 0 .. max_batch_sequences; sequences\[\] distinct and alive
+    /// - num_sequences 0 .. max_batch_sequences; sequences\[\] distinct and alive; query_tokens\[i\] \<=
+    ///   new length
     ///
     /// Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query
-    /// tokens likewise. The plan stays in force until the next plan, truncate or free of one of its
-    /// sequences; append and attend of every layer follow it. A sequence planned anew in a second batch
-    /// puts the first plan out of force as well. CAPACITY: pool, max_sequence_tokens or batch limits
-    /// exceeded; nothing changed, the text has the numbers. Not inside a graph (CAPTURE).
+    /// tokens likewise. append and attend of every layer follow the plan, which is in force until the
+    /// batch's next one, or until one of its sequences is planned in another batch, truncated or freed.
+    /// CAPACITY: pool, max_sequence_tokens or batch limits exceeded; nothing changed, the text has the
+    /// numbers. CAPTURE: inside a graph.
     fn tq_batch_plan(batch: *mut tq_batch, num_sequences: i32, sequences: *const tq_sequence,
         new_tokens: *const i64, query_tokens: *const i64, stream: *mut c_void) -> tq_status;
-    /// Rows of the plan: new_tokens rows of k and v, query_tokens rows of q, out and lse. in_force: 1 if
-    /// append and attend accept the plan now; 0 before the first plan, after a failed one, or once a
-    /// sequence of it was planned elsewhere, truncated or freed (the counts are then 0). Each pointer may
-    /// be NULL. Host-side, no synchronisation.
+    /// Rows of the plan: new_tokens of k and v, query_tokens of q, out and lse. in_force: 1 if append and
+    /// attend accept the plan now; else 0, and the counts are 0. Each pointer may be NULL. No
+    /// synchronisation.
     fn tq_batch_rows(batch: *const tq_batch, new_tokens: *mut i64, query_tokens: *mut i64,
         in_force: *mut i32) -> tq_status;
     /// Encodes the new tokens of the batch into one layer.
     ///
-    /// - k \[new tokens\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise with value_dim; may be NULL only
-    ///   if the plan has no new tokens
+    /// - k \[new tokens\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise with value_dim; NULL only
+    ///   without new tokens
     ///
     /// Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE
     /// without a plan in force.
@@ -411,32 +404,30 @@ functions! {
         v: *const c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
     /// Zeroes \*params and sets struct_size. NULL: INVALID_ARGUMENT.
     fn tq_attend_params_init(params: *mut tq_attend_params) -> tq_status;
-    /// out = softmax(q . K^T \* softmax_scale) . V for the query tokens of the batch; query j of a sequence
-    /// sees the tokens up to its own position.
+    /// out = softmax(q . K^T \* softmax_scale) . V for the batch's query tokens; each sees up to its own
+    /// position.
     ///
-    /// - q \[query tokens\]\[num_q_heads\]\[head_dim\] io_dtype; query head h reads kv head h /
-    ///   (num_q_heads / num_kv_heads)
+    /// - q \[query tokens\]\[num_q_heads\]\[head_dim\] io_dtype; head h reads kv head h \* num_kv_heads /
+    ///   num_q_heads
     /// - out \[query tokens\]\[num_q_heads\]\[value_dim\] out_dtype
-    /// - lse \[query tokens\]\[num_q_heads\] float32, natural log of the softmax's sum, sink logit
-    ///   included; NULL = not wanted
+    /// - lse \[query tokens\]\[num_q_heads\] float32, log of the softmax's sum with its sink logit; NULL =
+    ///   not wanted
     /// - params NULL = defaults
-    /// - workspace NULL = the cache's own, else tq_attend_workspace_bytes of the cache's device memory,
-    ///   256-byte aligned
+    /// - workspace NULL = the cache's own, else tq_attend_workspace_bytes on the cache's device, 256-byte
+    ///   aligned
     ///
     /// A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A
     /// row of q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse,
     /// whatever it sees, and in no other row. The result is finite for finite q, the same bits for any
-    /// batch, thread count or page placement, and independent of what unwritten memory holds. CUDA: 256 or
-    /// more queries of a sequence, counted over the query heads of a kv head, go to a kernel of their own.
-    /// A graph has that kernel if its plan had such a sequence at capture; otherwise a later plan's are
-    /// computed as short ones are: as exact, slower, not the same bits.
+    /// batch, thread count or page placement, and independent of what unwritten memory holds. CUDA: see
+    /// Graphs for long prefill.
     fn tq_cache_attend(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void,
         out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void,
         workspace_bytes: usize, stream: *mut c_void) -> tq_status;
     /// Workspace that tq_cache_attend needs: enough for every plan that the cache admits. No plan is
     /// needed.
     fn tq_attend_workspace_bytes(cache: *const tq_cache, bytes: *mut usize) -> tq_status;
-    /// Merges num_states partial results of the same rows: context-parallel ranks, chunked prefill,
+    /// Merges num_states partial results of the same rows: context-parallel ranks, prefill in parts,
     /// history_only.
     ///
     /// - outs\[s\] \[rows\]\[dim\] dtype, lses\[s\] \[rows\] float32, both on device_type / device_id. lse
@@ -445,13 +436,12 @@ functions! {
     ///   out holds
     /// - out \[rows\]\[dim\] dtype; lse \[rows\] or NULL. A row of empty parts alone: out 0, lse -inf
     ///
-    /// Merged in index order, in float32. num_states 1 .. 1024. Host arrays of pointers. out may be one of
-    /// outs.
+    /// In index order, in float32. num_states 1 .. 1024. outs, lses: host arrays. out may be one of outs.
     fn tq_merge_states(num_states: i32, outs: *const *const c_void, lses: *const *const f32, rows: i64,
         dim: i32, dtype: tq_dtype, out: *mut c_void, lse: *mut f32, device_type: tq_device_type,
         device_id: i32, stream: *mut c_void) -> tq_status;
-    /// Decoded keys and values of tokens first .. first + count - 1 of a sequence, exact where exact copies
-    /// are kept.
+    /// Decoded keys and values of tokens first .. first + count - 1, exact where exact copies are kept
+    /// (Window).
     ///
     /// - k \[count\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise; either may be NULL
     ///
