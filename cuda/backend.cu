@@ -14,14 +14,14 @@
 #include <atomic>
 #include <vector>
 
-#include "cuda/arena.h"
-#include "cuda/dispatch.h"
 #include "cuda/append/kernel.cuh"
-#include "cuda/pages/read.cuh"
+#include "cuda/arena.h"
 #include "cuda/attend/launch.h"
+#include "cuda/dispatch.h"
 #include "cuda/launch.h"
-#include "cuda/prefill/launch.h"
+#include "cuda/pages/read.cuh"
 #include "cuda/plan_upload.h"
+#include "cuda/prefill/launch.h"
 #include "cuda/schedule/work_list.h"
 
 namespace tq {
@@ -398,8 +398,8 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(
         Status::kNotSupported,
         "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
-        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_bits,
-        geometry.layers[layer].value_bits);
+        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_code.bits,
+        geometry.layers[layer].value_code.bits);
     break;  // the others of a uniform cache would repeat it
   }
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);

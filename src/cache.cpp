@@ -158,8 +158,8 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
            "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
   // Raw sides have no centre, so none is kept for them: the fingerprint follows.
-  if (g.layers[layer].key_bits == format::kRawBits) key = nullptr;
-  if (g.layers[layer].value_bits == format::kRawBits) value = nullptr;
+  if (g.layers[layer].key_code.raw()) key = nullptr;
+  if (g.layers[layer].value_code.raw()) value = nullptr;
   if (!key && !value) return;
   backend_->set_centres(layer, key, value);
   if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
@@ -206,12 +206,14 @@ uint64_t Cache::fingerprint() const {
   for (int32_t layer = 0; layer < g.num_layers; layer++) {
     const LayerCode& code = g.layers[layer];
     const float* centres = layer_centres(layer);
-    const int sides[2] = {code.key_bits, code.value_bits}, dims[2] = {g.head_dim, g.value_dim};
+    const format::CodeId sides[2] = {code.key_code, code.value_code};
+    const int dims[2] = {g.head_dim, g.value_dim};
     for (int side = 0; side < 2; side++) {
       const int64_t count = static_cast<int64_t>(g.num_kv_heads) * dims[side];
-      put32(static_cast<uint32_t>(sides[side]));
-      any_raw |= sides[side] == format::kRawBits;
-      if (sides[side] != format::kRawBits) {
+      put32(static_cast<uint32_t>(sides[side].family));
+      put32(static_cast<uint32_t>(sides[side].bits));
+      any_raw |= sides[side].raw();
+      if (!sides[side].raw()) {
         any_coded = true;
         put_book(side == 0 ? code.key_book : code.value_book);
         for (int64_t i = 0; i < count; i++) put32(format::float_bits(centres[i] + 0.0f));  // -0 is 0

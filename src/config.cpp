@@ -249,7 +249,7 @@ void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
 void ResolvedConfig::build_layers() {
   layers_.reserve(key_bits_.size());
   for (size_t i = 0; i < key_bits_.size(); i++)
-    layers_.push_back(LayerCode{key_bits_[i], value_bits_[i],
+    layers_.push_back(LayerCode{format::code_of_bits(key_bits_[i]), format::code_of_bits(value_bits_[i]),
                                 layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
                                 layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook)});
 }

@@ -15,7 +15,7 @@ enum class DataType : int32_t { kF32 = 1, kF16 = 2, kBF16 = 3 };
 constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2; }
 
 struct LayerCode {
-  int32_t key_bits, value_bits;           // 2 3 4 5 6 8, or format::kRawBits
+  format::CodeId key_code, value_code;
   format::Codebook key_book, value_book;  // unused for raw sides
 };
 
@@ -46,7 +46,7 @@ struct Geometry {
   // token at sink_tokens + i % ring_tokens.
   int32_t raw_tokens() const { return sink_tokens + ring_tokens; }
   format::TileLayout tile(int layer) const {
-    return format::TileLayout(head_dim, value_dim, layers[layer].key_bits, layers[layer].value_bits);
+    return format::TileLayout(head_dim, value_dim, layers[layer].key_code, layers[layer].value_code);
   }
   int64_t page_bytes(int layer) const {
     return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes of a group (four octets of 8 codes) <-> its words, four or eight codes at a time (FORMAT.md section
-// 4); format/packing.h is the definition. An octet comes as two words of code bytes, positions 0-3 and 4-7:
+// 4); format/scalar.h is the definition. An octet comes as two words of code bytes, positions 0-3 and 4-7:
 // in a row of key codes these are two aligned 4-byte pieces.
 //
 // The packing functions only move bits, so packing bytes of ones gives the mask of the bits that those codes
 // occupy.
 #pragma once
-#include "format/packing.h"
+#include "format/scalar.h"
 
 namespace tq {
 namespace cuda {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads tokens back: decode and un-rotate (FORMAT.md section 3.4), exact copies where they are kept. One warp
-// per token, kv head and side. Not a hot path: codes are picked bit by bit, as format/packing.h defines them.
+// per token, kv head and side. Not a hot path: codes are picked bit by bit, as format/scalar.h defines them.
 #pragma once
-#include "cuda/device_view.h"
 #include "cuda/code/encode.cuh"
-#include "format/packing.h"
+#include "cuda/device_view.h"
+#include "format/scalar.h"
 
 namespace tq {
 namespace cuda {

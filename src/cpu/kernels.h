@@ -44,8 +44,8 @@ struct CodedSide {
   Kind kind;
   bool half;  // the level is the byte + 1/2
 
-  // bits = format::kRawBits makes a side without levels.
-  CodedSide(int dim, int bits, Kind side, const format::Codebook& book);
+  // A raw code makes a side without levels.
+  CodedSide(int dim, format::CodeId code, Kind side, const format::Codebook& book);
 };
 
 // Value sums and the o vector of a coded side stand in kernel order: 16 consecutive entries are one 64-byte

@@ -7,8 +7,9 @@
 namespace tq {
 namespace cpu {
 
-CodedSide::CodedSide(int dim, int bits, Kind side, const format::Codebook& book)
-    : levels{}, levels_high{}, layout(dim, bits), kind(side), half(bits != format::kRawBits && book.half()) {
+CodedSide::CodedSide(int dim, format::CodeId code, Kind side, const format::Codebook& book)
+    : levels{}, levels_high{}, layout(dim, code), kind(side), half(!code.raw() && book.half()) {
+  const int bits = code.bits;
   if (bits > 6) return;
   for (uint32_t i = 0; i < 64; i++) {
     levels[i] = format::level_byte(book, i & ((1u << bits) - 1));

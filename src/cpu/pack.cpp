@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // See pack.h. An octet is gathered as eight bytes of a 64-bit word and its bits are brought to their places
-// by a few shifts for all eight codes at once. The bit places are those of format/packing.h;
+// by a few shifts for all eight codes at once. The bit places are those of format/scalar.h;
 // tests/conformance compares with store_code for every width.
 #include "cpu/pack.h"
 

@@ -2,7 +2,7 @@
 // Codes into the words of a tile (FORMAT.md section 4): whole tiles at once, or one token merged into words
 // that hold others.
 #pragma once
-#include "format/packing.h"
+#include "format/scalar.h"
 
 namespace tq {
 namespace cpu {

@@ -6,26 +6,6 @@
 
 namespace tq {
 namespace cpu {
-namespace {
-
-// Vector of one token out of a tile's side.
-void decode_token(const format::VectorCoder& coder, const format::SideLayout& layout, Kind kind,
-                  const uint8_t* words, const uint8_t* scales, int token, DataType raw_type, float* x) {
-  if (layout.raw()) {
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(words) + static_cast<int64_t>(token) * layout.dim;
-    for (int i = 0; i < layout.dim; i++)
-      x[i] = raw_type == DataType::kBF16 ? format::float_from_bf16(row[i]) : format::float_from_f16(row[i]);
-    return;
-  }
-  uint8_t codes[format::kMaxDim];
-  for (int i = 0; i < layout.stored; i++)
-    codes[i] = static_cast<uint8_t>(format::load_code(reinterpret_cast<const uint32_t*>(words), layout,
-                                                      format::code_place(layout, kind, token, i)));
-  format::decode_vector(coder, codes, reinterpret_cast<const uint16_t*>(scales)[token], x);
-}
-
-}  // namespace
-
 void CpuBackend::read(const ReadRequest& request) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
@@ -50,10 +30,13 @@ void CpuBackend::read(const ReadRequest& request) {
         continue;
       }
       float x[format::kMaxDim];
-      decode_token(store_.coder(request.layer, head, kind), key ? layer.tile.key : layer.tile.value, kind,
-                   base + (key ? layer.tile.key_offset() : layer.tile.value_offset()),
-                   base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset()),
-                   static_cast<int>(token % format::kTileTokens), g.io_dtype, x);
+      const format::TileLayout& tile = layer.tile;
+      const uint8_t* words = base + (key ? tile.key_offset() : tile.value_offset());
+      const uint8_t* scales = base + (key ? tile.key_scale_offset() : tile.value_scale_offset());
+      format::decode_token(store_.coder(request.layer, head, kind), key ? tile.key : tile.value, kind,
+                           reinterpret_cast<const uint32_t*>(words),
+                           reinterpret_cast<const uint16_t*>(scales),
+                           static_cast<int>(token % format::kTileTokens), g.io_dtype == DataType::kBF16, x);
       kernels_.from_float(g.io_dtype, x, dim, target);
     }
   });

@@ -31,8 +31,8 @@ Block::~Block() {
 }
 
 LayerStore::LayerStore(const Geometry& g, int layer)
-    : key(g.head_dim, g.layers[layer].key_bits, Kind::kKey, g.layers[layer].key_book),
-      value(g.value_dim, g.layers[layer].value_bits, Kind::kValue, g.layers[layer].value_book),
+    : key(g.head_dim, g.layers[layer].key_code, Kind::kKey, g.layers[layer].key_book),
+      value(g.value_dim, g.layers[layer].value_code, Kind::kValue, g.layers[layer].value_book),
       tile(g.tile(layer)),
       key_book(g.layers[layer].key_book),
       value_book(g.layers[layer].value_book),

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scalar encoder and decoder of one vector (FORMAT.md sections 2 and 3): the oracle of every fast path, the
-// portable path where there is no SIMD, and the format to read. Method: TurboQuant_mse (arXiv 2504.19874,
-// algorithm 1) with a scale fitted to the chosen levels and a short search over quantisation steps, which the
-// decoder never sees.
+// Encoder and decoder of one vector (FORMAT.md sections 2 and 3): the oracle of every fast path, the portable
+// path where there is no SIMD, and the format to read. Method: TurboQuant_mse (arXiv 2504.19874, algorithm 1)
+// with a scale fitted to the chosen levels and a short search over quantisation steps, which the decoder never
+// sees. What a family does with the rotated vector stands in its own file.
 #pragma once
 #include "format/codebook.h"
-#include "format/packing.h"
+#include "format/raw.h"
 #include "format/rotation.h"
+#include "format/scalar.h"
 
 namespace tq {
 namespace format {
 
-constexpr float kMaxMagnitudeIn = 18446744073709551616.0f;  // 2^64: larger inputs are stored as this
-constexpr int kMinExponent = -100;                          // vectors below 2^-100 are stored as zero
+constexpr int kMinExponent = -100;  // vectors below 2^-100 are stored as zero
 
 // All that decides the codes of one (layer, kv head, kind).
 struct VectorCoder {
@@ -25,61 +25,6 @@ struct VectorCoder {
   bool search;
   Codebook codebook;
 };
-
-// Replaces NaN by 0 and limits the magnitude; tells whether it had to.
-TQ_HD float sanitise(float x, bool* replaced) {
-  if (is_nan(x)) {
-    *replaced = true;
-    return 0.0f;
-  }
-  if (abs_float(x) > kMaxMagnitudeIn) {
-    *replaced = true;
-    return x > 0 ? kMaxMagnitudeIn : -kMaxMagnitudeIn;
-  }
-  return x;
-}
-
-struct QuantiseResult {
-  float dot;  // sum |y| L
-  float qq;   // sum L^2
-};
-
-// Magnitude index of |y| at threshold step u.
-TQ_HD int magnitude_index(const Codebook& book, float abs_y, float u) {
-  int j = 0;
-  while (j + 1 < book.count() && abs_y >= mul_rn(book.threshold(j + 1), u)) j++;
-  return j;
-}
-
-// Codes of y at one step; scratch and codes have `stored` entries.
-TQ_HD QuantiseResult quantise(const Codebook& book, const float* y, int stored, float u, uint8_t* codes,
-                              float* scratch) {
-  int32_t four_qq = 0;
-  for (int i = 0; i < stored; i++) {
-    const float a = abs_float(y[i]);
-    const int j = magnitude_index(book, a, u);
-    const float level = book.level(j);
-    const int twice = static_cast<int>(2 * level);
-    codes[i] = static_cast<uint8_t>(j | (y[i] < 0 ? 1 << (book.bits - 1) : 0));
-    four_qq += twice * twice;
-    scratch[i] = mul_rn(a, level);
-  }
-  return QuantiseResult{tree_sum(scratch, stored), mul_rn(static_cast<float>(four_qq), 0.25f)};
-}
-
-TQ_HD QuantiseResult quantise_uniform8(const float* y, int stored, float max_y, uint8_t* codes,
-                                       float* scratch) {
-  const float inv = div_rn(127.0f, max_y);
-  int32_t four_qq = 0;
-  for (int i = 0; i < stored; i++) {
-    int c = static_cast<int>(rintf(mul_rn(y[i], inv)));
-    c = c > 127 ? 127 : c < -127 ? -127 : c;
-    codes[i] = static_cast<uint8_t>(c);
-    four_qq += 4 * c * c;
-    scratch[i] = mul_rn(abs_float(y[i]), static_cast<float>(c < 0 ? -c : c));
-  }
-  return QuantiseResult{tree_sum(scratch, stored), mul_rn(static_cast<float>(four_qq), 0.25f)};
-}
 
 TQ_HD float fitted_scale(ScaleRule rule, QuantiseResult fit, float n2, float paper) {
   if (rule == ScaleRule::kLs) return div_rn(fit.dot, fit.qq);
@@ -119,30 +64,8 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
   const float n2 = tree_sum(scratch, stored);
   const float rms = sqrt_rn(div_rn(n2, static_cast<float>(stored)));
 
-  QuantiseResult best = {0.0f, 1.0f};
-  float paper;
-  if (coder.codebook.bits == 8) {
-    float max_y = 0;
-    for (int i = 0; i < stored; i++) max_y = abs_float(y[i]) > max_y ? abs_float(y[i]) : max_y;
-    best = quantise_uniform8(y, stored, max_y, codes, scratch);
-    paper = div_rn(max_y, 127.0f);
-  } else {
-    const int steps = num_steps(coder.codebook.bits, coder.rule, coder.search);
-    const float base = mul_rn(rms, coder.codebook.unit);
-    uint8_t trial[kMaxVectorDim];
-    float best_gain = -1.0f;  // dot^2 / qq: the energy that the best scale explains
-    for (int index = 0; index < steps; index++) {
-      const QuantiseResult fit = quantise(
-          coder.codebook, y, stored, mul_rn(base, step(coder.codebook.bits, steps, index)), trial, scratch);
-      const float gain = div_rn(mul_rn(fit.dot, fit.dot), fit.qq);
-      if (!(gain > best_gain)) continue;
-      best_gain = gain;
-      best = fit;
-      for (int i = 0; i < stored; i++) codes[i] = trial[i];
-    }
-    paper = base;
-  }
-  const float s = fitted_scale(coder.rule, best, n2, paper);
+  const ScalarFit fit = fit_scalar(coder.codebook, coder.rule, coder.search, y, stored, rms, codes, scratch);
+  const float s = fitted_scale(coder.rule, fit.kept, n2, fit.paper);
   *scale = bf16_from_float(mul_rn(mul_rn(s, norm_rot), exp2_int(exponent)));
   return replaced;
 }
@@ -174,25 +97,18 @@ TQ_HD void decode_vector(const VectorCoder& coder, const uint8_t* codes, uint16_
     for (int i = 0; i < coder.dim; i++) x[i] = add_rn(x[i], coder.centre[i]);
 }
 
-// Raw sides (FORMAT.md section 3.5): one value in its stored 16-bit type. float32 input is stored as float16,
-// 65504 at most.
-TQ_HD uint16_t raw_from_f32(float x, bool* replaced) {
-  if (is_nan(x)) {
-    *replaced = true;
-    return 0;
+// Token of a side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type of a raw side's
+// values, else float16.
+TQ_HD void decode_token(const VectorCoder& coder, const SideLayout& side, Kind kind, const uint32_t* words,
+                        const uint16_t* scales, int token, bool bf16, float* x) {
+  if (side.raw()) {
+    const uint16_t* row = reinterpret_cast<const uint16_t*>(words) + token * side.dim;
+    for (int i = 0; i < side.dim; i++) x[i] = bf16 ? float_from_bf16(row[i]) : float_from_f16(row[i]);
+    return;
   }
-  const uint16_t h = f16_from_float(x);
-  if ((h & 0x7FFFu) != 0x7C00u) return h;
-  *replaced = true;
-  return static_cast<uint16_t>((h & 0x8000u) | 0x7BFFu);
-}
-TQ_HD uint16_t raw_from_f16(uint16_t h, bool* replaced) {
-  if ((h & 0x7FFFu) < 0x7C00u) return h;
-  *replaced = true;
-  return (h & 0x7FFFu) > 0x7C00u ? 0 : static_cast<uint16_t>((h & 0x8000u) | 0x7BFFu);
-}
-TQ_HD uint16_t raw_from_bf16(uint16_t h, bool* replaced) {
-  return bf16_from_float(sanitise(float_from_bf16(h), replaced));
+  uint8_t codes[kMaxDim];
+  unpack_scalar(side, kind, words, token, codes);
+  decode_vector(coder, codes, scales[token], x);
 }
 
 }  // namespace format

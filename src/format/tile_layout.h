@@ -7,29 +7,21 @@
 // 4*jv-byte load; inside such a load the token block changes slowest, which gives every head_dim the same
 // number of partial sums a tile (8 vectors of 16 on 512-bit SIMD).
 #pragma once
-#include "format/hd.h"
+#include "format/code.h"
 
 namespace tq {
 namespace format {
 
-constexpr int kTileTokens = 32;
 constexpr int kLanes = 32;
-constexpr int kRawBits = 16;
 constexpr int kMaxDim = 576;                  // of a cache
 constexpr int kMaxVectorDim = 1536;           // of the scalar encoder: embeddings are coded by the same text
-constexpr int kScaleBytes = 2 * kTileTokens;  // bfloat16 scales of one coded side
+constexpr int kScaleBytes = 2 * kTileTokens;  // one bfloat16 scale for each token
 
 constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
-constexpr int kCodeBits[] = {2, 3, 4, 5, 6, 8, kRawBits};
 
 constexpr bool is_head_dim(int d) {
   for (int x : kHeadDims)
     if (x == d) return true;
-  return false;
-}
-constexpr bool is_code_bits(int bits) {
-  for (int x : kCodeBits)
-    if (x == bits) return true;
   return false;
 }
 
@@ -51,27 +43,32 @@ constexpr int odd_factor(int stored) { return stored >> log2_block(stored); }
 
 // One side (keys or values) of a tile.
 struct SideLayout {
-  int dim;     // d, as the caller sees it
-  int stored;  // D; equals d for raw sides
-  int bits;    // 2 3 4 5 6 8, or kRawBits
-  int groups;  // J = D / 32; 0 for raw sides
-  int jv;      // gcd(J, 4): groups of one lane in one load
-  int jb;      // J / jv
+  int dim;            // d, as the caller sees it
+  int stored;         // D; equals d for raw sides
+  int bits;           // of the code
+  int groups;         // J = D / 32; 0 for raw sides
+  int jv;             // gcd(J, 4): groups of one lane in one load
+  int jb;             // J / jv
+  CodeFamily family;  // of the code
 
-  constexpr SideLayout(int head_dim, int code_bits)
+  constexpr SideLayout(int head_dim, CodeId code)
       : dim(head_dim),
-        stored(code_bits == kRawBits ? head_dim : stored_dim(head_dim)),
-        bits(code_bits),
-        groups(code_bits == kRawBits ? 0 : stored / 32),
-        jv(code_bits == kRawBits ? 1
-                                 : (groups % 4 == 0   ? 4
-                                    : groups % 2 == 0 ? 2
-                                                      : 1)),
-        jb(groups / jv) {}
+        stored(code.raw() ? head_dim : stored_dim(head_dim)),
+        bits(code.bits),
+        groups(code.raw() ? 0 : stored / kGroupCodes),
+        jv(code.raw()        ? 1
+           : groups % 4 == 0 ? 4
+           : groups % 2 == 0 ? 2
+                             : 1),
+        jb(groups / jv),
+        family(code.family) {}
+  constexpr SideLayout(int head_dim, int code_bits) : SideLayout(head_dim, code_of_bits(code_bits)) {}
 
-  constexpr bool raw() const { return bits == kRawBits; }
-  constexpr int code_bytes() const { return kTileTokens * stored * bits / 8; }
-  constexpr int scale_bytes() const { return raw() ? 0 : kScaleBytes; }
+  constexpr CodeId code() const { return CodeId{family, bits}; }
+  constexpr bool raw() const { return family == CodeFamily::kRaw; }
+  // stored / 32 groups for each of the 32 tokens.
+  constexpr int code_bytes() const { return stored * code_regions(code()).group_words * 4; }
+  constexpr int scale_bytes() const { return kScaleBytes * code_regions(code()).scales_per_token; }
   // Word i of group (jb_, jj) of a lane.
   constexpr int word_index(int i, int jb_, int lane, int jj) const {
     return ((i * jb + jb_) * kLanes + lane) * jv + jj;
@@ -81,8 +78,10 @@ struct SideLayout {
 struct TileLayout {
   SideLayout key, value;
 
+  constexpr TileLayout(int head_dim, int value_dim, CodeId key_code, CodeId value_code)
+      : key(head_dim, key_code), value(value_dim, value_code) {}
   constexpr TileLayout(int head_dim, int value_dim, int key_bits, int value_bits)
-      : key(head_dim, key_bits), value(value_dim, value_bits) {}
+      : TileLayout(head_dim, value_dim, code_of_bits(key_bits), code_of_bits(value_bits)) {}
 
   constexpr int key_offset() const { return 0; }
   constexpr int value_offset() const { return key.code_bytes(); }
@@ -125,6 +124,10 @@ TQ_HD constexpr CodePlace value_place(const SideLayout& side, int token, int coo
   const int octet = coordinate / 8, j = octet / 4;
   return CodePlace{j / side.jv, j % side.jv, octet % 4, 4 * (coordinate % 8) + position_quarter(p),
                    position_index(p)};
+}
+
+TQ_HD CodePlace code_place(const SideLayout& side, Kind kind, int token, int coordinate) {
+  return kind == Kind::kKey ? key_place(side, token, coordinate) : value_place(side, token, coordinate);
 }
 
 }  // namespace format

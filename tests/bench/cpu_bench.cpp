@@ -116,7 +116,8 @@ struct Cache {
     g.max_sequences = g.max_batch_sequences = 1;
     g.max_batch_tokens = tokens;
     g.num_threads = threads;
-    code = LayerCode{bits, bits, format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits)};
+    code = LayerCode{format::code_of_bits(bits), format::code_of_bits(bits),
+                     format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits)};
     g.layers = &code;
     if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
     for (int64_t i = 0; i < g.num_pages; i++) pages.push_back(static_cast<int32_t>(i));

@@ -201,7 +201,8 @@ TEST_P(KernelsTest, ScoresAreExact) {
   int variant = 0;
   for (const int dim : format::kHeadDims)
     for (const int bits : kCoded) {
-      const cpu::CodedSide side(dim, bits, Kind::kKey, format::builtin_codebook(dim, bits));
+      const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kKey,
+                                format::builtin_codebook(dim, bits));
       const int stored = side.layout.stored, q_max = cpu::query_max(stored);
       const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
       const int rows = row_counts[variant++ % 8], first = variant % 3,
@@ -236,7 +237,8 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
   int variant = 0;
   for (const int dim : format::kHeadDims)
     for (const int bits : kCoded) {
-      const cpu::CodedSide side(dim, bits, Kind::kValue, format::builtin_codebook(dim, bits));
+      const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kValue,
+                                format::builtin_codebook(dim, bits));
       const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
       const int rows = row_counts[variant++ % 8], first = variant % 3,
                 last = first + 1 + variant % (kBlockTiles - first);

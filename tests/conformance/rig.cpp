@@ -126,7 +126,8 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.sink_tokens = c.sinks;
   g.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
   g.num_threads = c.threads;
-  LayerCode code = {c.key_bits, c.value_bits, format::builtin_codebook(c.head_dim, c.key_bits),
+  LayerCode code = {format::code_of_bits(c.key_bits), format::code_of_bits(c.value_bits),
+                    format::builtin_codebook(c.head_dim, c.key_bits),
                     format::builtin_codebook(c.value_dim, c.value_bits)};
   layer_codes_.assign(c.layers, code);
   g.layers = layer_codes_.data();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pages with random codes, and attention over them in float64: what attend tests and benches share. It stands
 // on device_view.h and launch_attend alone; codes are drawn, not encoded, and read back through
-// format/packing.h, so that nothing of the kernels is in the reference.
+// format/scalar.h, so that nothing of the kernels is in the reference.
 //
 // Everything a kernel must not use is poison: scales and raw values of unwritten tokens are NaN, free pages
 // are all ones.
@@ -200,8 +200,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   paced = tq::cuda::paced_memory(clock, bus, prop.multiProcessorCount);
   const int count = static_cast<int>(spec.sequences.size());
   slots_ = count * sets;
-  code_.key_bits = spec.key_bits;
-  code_.value_bits = spec.value_bits;
+  code_.key_code = tq::format::code_of_bits(spec.key_bits);
+  code_.value_code = tq::format::code_of_bits(spec.value_bits);
   code_.key_book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
   code_.value_book = tq::format::builtin_codebook(spec.value_dim, spec.value_bits);
   geometry_.num_layers = 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A CUDA backend with the bookkeeping that the core would do (lengths, a fragmented page table), and the
 // oracle: one thread per vector regenerates the input, calls format::encode_vector and looks every code up in
-// the stored pages through format/packing.h. It shares no code with the kernels under test beyond the
+// the stored pages through format/scalar.h. It shares no code with the kernels under test beyond the
 // format's scalar definition, nor their tables.
 #pragma once
 #include <algorithm>

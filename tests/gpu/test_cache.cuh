@@ -80,8 +80,9 @@ class TestCache {
 
 inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c), length(c.sequences, 0) {
   for (int layer = 0; layer < c.layers; layer++)
-    layers_.push_back(tq::LayerCode{c.key_bits, c.value_bits, builtin_codebook(c.head_dim, c.key_bits),
-                                    builtin_codebook(c.value_dim, c.value_bits)});
+    layers_.push_back(
+        tq::LayerCode{tq::format::code_of_bits(c.key_bits), tq::format::code_of_bits(c.value_bits),
+                      builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits)});
   const int64_t sequence_pages = (c.tokens + c.page_size - 1) / c.page_size;
   geometry = Geometry{};
   geometry.num_layers = c.layers;

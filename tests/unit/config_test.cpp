@@ -227,10 +227,10 @@ TEST(Config, LayerBitsOverride) {
   c.layer_value_bits = values;
   c.value_bits = 0;
   const ResolvedConfig r(&c);
-  EXPECT_EQ(r.geometry().layers[0].key_bits, 3);
-  EXPECT_EQ(r.geometry().layers[1].key_bits, 16);
-  EXPECT_EQ(r.geometry().layers[0].value_bits, 2);
-  EXPECT_EQ(r.geometry().layers[1].value_bits, 8);
+  EXPECT_EQ(r.geometry().layers[0].key_code.bits, 3);
+  EXPECT_EQ(r.geometry().layers[1].key_code.bits, 16);
+  EXPECT_EQ(r.geometry().layers[0].value_code.bits, 2);
+  EXPECT_EQ(r.geometry().layers[1].value_code.bits, 8);
   EXPECT_NE(r.config().layer_key_bits, keys) << "arrays are copied";
   EXPECT_EQ(r.config().layer_value_bits[1], 8);
 }

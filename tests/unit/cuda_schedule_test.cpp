@@ -123,7 +123,7 @@ void check_plan(const Plan& plan, int num_ctas) {
 
 // Any number of heads, one layer, for up to so many sequences.
 Geometry& random_geometry(Plan& plan, std::mt19937& rng, int sequences) {
-  plan.code.key_bits = plan.code.value_bits = 4;
+  plan.code.key_code = plan.code.value_code = format::scalar_code(4);
   Geometry& g = plan.geometry;
   g.num_layers = 1;
   g.num_kv_heads = 1 + rng() % 8;
@@ -159,7 +159,7 @@ TEST(CudaSchedule, EveryUnitOnce) {
 
 TEST(CudaSchedule, SharesAreEqual) {
   Plan plan;
-  plan.code.key_bits = plan.code.value_bits = 4;
+  plan.code.key_code = plan.code.value_code = format::scalar_code(4);
   Geometry& g = plan.geometry;
   g.num_layers = 1;
   g.num_kv_heads = 8;
