@@ -14,11 +14,12 @@
 // maximum is raised only when a step exceeds it by more than 2^6: the output is then rescaled, rarely.
 #pragma once
 #include "cuda/attend/params.cuh"
+#include "cuda/attend/tuning.h"
+#include "cuda/code/dispatch.cuh"
 #include "cuda/ptx/imma.cuh"
 #include "cuda/ptx/math.cuh"
 #include "cuda/ptx/order.cuh"
 #include "cuda/row/query.cuh"
-#include "cuda/attend/tuning.h"
 #include "softmax_state.h"
 
 namespace tq {
@@ -83,6 +84,8 @@ __device__ __forceinline__ float soft_cap(float x, float cap_log2) {
 
 template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
 struct CodedCore {
+  using KeyCode = Code<kKeyBits>;
+  using ValueCode = Code<kValueBits>;
   // For blocks of few rows.
   using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
   static constexpr bool kHasSmall = kSets > 1;
@@ -140,13 +143,14 @@ struct CodedCore {
 #pragma unroll
       for (int set = 0; set < kSets; set++) {
         c[b][set][0] = c[b][set][2] = 0;
-        c[b][set][1] = c[b][set][3] = half_levels(kKeyBits) ? half_sum[set] : 0;
+        c[b][set][1] = c[b][set][3] = KeyCode::kHalfLevels ? half_sum[set] : 0;
       }
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[kKeyBits][kLoad];
+      uint32_t w[KeyCode::kWords][kLoad];
 #pragma unroll
-      for (int i = 0; i < kKeyBits; i++) load_words(tile + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      for (int i = 0; i < KeyCode::kWords; i++)
+        load_words(tile + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
       // A load has kLoad octets of the first 8 tokens, kLoad of the next, ...; four octets are a group.
       constexpr int kPairGroups = kLoad == 4 ? 2 : 1;
       uint32_t r[kPairGroups][8];
@@ -154,10 +158,10 @@ struct CodedCore {
       for (int b = 0; b < 2; b++) {
 #pragma unroll
         for (int jj = 0; jj < kPairGroups; jj++) {
-          uint32_t group[kKeyBits];
+          uint32_t group[KeyCode::kWords];
 #pragma unroll
-          for (int i = 0; i < kKeyBits; i++) group[i] = w[i][b * kLoad / 2 + jj];
-          if (b == 0 || kLoad > 1) expand<kKeyBits>(group, p.key_table, r[jj]);
+          for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][b * kLoad / 2 + jj];
+          if (b == 0 || kLoad > 1) KeyCode::bytes(group, p.key_table, r[jj]);
         }
 #pragma unroll
         for (int k = 0; k < kLoad; k++) {
@@ -169,7 +173,7 @@ struct CodedCore {
             imma_s8s8(c[b][set], a, q[set][jb * kLoad + k].x, q[set][jb * kLoad + k].y);
         }
         // the next tokens' expansion would take registers early
-        if (kKeyBits == 3 && kSets > 1) __syncwarp();
+        if (KeyCode::kWideExpansion && kSets > 1) __syncwarp();
       }
     }
 #pragma unroll
@@ -270,7 +274,7 @@ struct CodedCore {
         const float weight = ex2(fmaf(x[tile][b], unit, base));
         sum += weight;
         y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[tile][b]), kMagic));
-        if (half_levels(kValueBits)) integer_sum += y[b];
+        if (ValueCode::kHalfLevels) integer_sum += y[b];
       }
       // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has the
       // tokens 2t, 8+2t, 2t+1, 8+2t+1.
@@ -281,7 +285,7 @@ struct CodedCore {
       }
     }
     l[set] = fmaf(factor, sum, l[set]);
-    if (half_levels(kValueBits))
+    if (ValueCode::kHalfLevels)
       half_weight[set] = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight[set]);
     return factor;
   }
@@ -297,7 +301,7 @@ struct CodedCore {
     for (int set = 0; set < kSets; set++) {
 #pragma unroll
       for (int i = 0; i < kGroups; i++) q[set][i] = own[(i * kQuerySets + set) * 32];
-      half_sum[set] = half_levels(kKeyBits) ? rows.half_sum[set * kRowsPerSet + lane % kRowsPerSet] : 0;
+      half_sum[set] = KeyCode::kHalfLevels ? rows.half_sum[set * kRowsPerSet + lane % kRowsPerSet] : 0;
     }
     float x[kSets][kTiles][4];
 #pragma unroll
@@ -318,11 +322,11 @@ struct CodedCore {
 
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[kTiles][kValueBits][kLoad];
+      uint32_t w[kTiles][ValueCode::kWords][kLoad];
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-        for (int i = 0; i < kValueBits; i++)
+        for (int i = 0; i < ValueCode::kWords; i++)
           load_words(stage + tile * kTileBytes + kValueAt + ((i * kLoads + jb) * 32 + lane) * kLoad * 4,
                      w[tile][i]);
 #pragma unroll
@@ -330,10 +334,10 @@ struct CodedCore {
         int c[2][kSets][4] = {};  // sums of 16 coordinates each
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
-          uint32_t group[kValueBits], r[8];
+          uint32_t group[ValueCode::kWords], r[8];
 #pragma unroll
-          for (int i = 0; i < kValueBits; i++) group[i] = w[tile][i][jj];
-          expand<kValueBits>(group, p.value_table, r);
+          for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[tile][i][jj];
+          ValueCode::bytes(group, p.value_table, r);
 #pragma unroll
           for (int b = 0; b < 2; b++) {
             const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};
@@ -363,7 +367,7 @@ struct CodedCore {
     for (int set = 0; set < kSets; set++) {
       const int row = set * kRowsPerSet + (lane & 3);
       if (p.softcap_log2 == 0.0f) m[set] += query_rows().constant[row];
-      float half = half_levels(kValueBits) ? half_weight[set] : 0.0f;
+      float half = ValueCode::kHalfLevels ? half_weight[set] : 0.0f;
 #pragma unroll
       for (int d = 4; d < 32; d *= 2) {
         l[set] += __shfl_xor_sync(~0u, l[set], d);

@@ -61,21 +61,21 @@ struct GenericCore {
     for (int i = 0; i < 4 * kGroups; i++) o[i][0] = o[i][1] = 0.0f;
   }
 
-  template <int kBits>
+  template <class KeyCode>
   __device__ __forceinline__ void coded_scores(const AttendParams& p, const uint8_t* words, int (&c)[4][4],
                                                int lane) {
 #pragma unroll 1
     for (int jb = 0; jb < kKeyLoads; jb++) {
-      uint32_t w[kBits][kKeyLoad];
+      uint32_t w[KeyCode::kWords][kKeyLoad];
 #pragma unroll
-      for (int i = 0; i < kBits; i++)
+      for (int i = 0; i < KeyCode::kWords; i++)
         load_words(words + ((i * kKeyLoads + jb) * 32 + lane) * kKeyLoad * 4, w[i]);
 #pragma unroll
       for (int jj = 0; jj < kKeyLoad; jj++) {
-        uint32_t group[kBits], r[8];
+        uint32_t group[KeyCode::kWords], r[8];
 #pragma unroll
-        for (int i = 0; i < kBits; i++) group[i] = w[i][jj];
-        expand<kBits>(group, p.key_table, r);
+        for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][jj];
+        KeyCode::bytes(group, p.key_table, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           // Row g: columns 2 (g % 4) and 2 (g % 4) + 1 of its set.
@@ -122,21 +122,22 @@ struct GenericCore {
     __syncwarp();
   }
 
-  template <int kBits>
+  template <class ValueCode>
   __device__ __forceinline__ void coded_values(const AttendParams& p, const uint8_t* words,
                                                const uint32_t (&a)[4], float factor, int lane) {
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[kBits][kLoad];
+      uint32_t w[ValueCode::kWords][kLoad];
 #pragma unroll
-      for (int i = 0; i < kBits; i++) load_words(words + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      for (int i = 0; i < ValueCode::kWords; i++)
+        load_words(words + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
         if (kGroups > 8) __syncwarp();  // the next loads and expansions would take registers early
-        uint32_t group[kBits], r[8];
+        uint32_t group[ValueCode::kWords], r[8];
 #pragma unroll
-        for (int i = 0; i < kBits; i++) group[i] = w[i][jj];
-        expand<kBits>(group, p.value_table, r);
+        for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[i][jj];
+        ValueCode::bytes(group, p.value_table, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           int c[4] = {0, 0, 0, 0};
@@ -173,11 +174,10 @@ struct GenericCore {
                                        bool whole, int lane) {
     const int g = lane >> 2, t = lane & 3;
     const DeviceSide &key = p.layer.key, &value = p.layer.value;
-    const int key_bits = key.layout.bits, value_bits = value.layout.bits;
     const QueryRows& rows = query_rows(p);
     float* scratch = reinterpret_cast<float*>(own);
     float x[8];
-    if (key_bits == format::kRawBits) {
+    if (key.layout.raw()) {
       raw_scores(p, stage + key.code_offset, scratch, lane);
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] = scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2];
@@ -187,18 +187,7 @@ struct GenericCore {
 #pragma unroll
       for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = rows.half_sum[g];
       const uint8_t* words = stage + key.code_offset;
-      if (key_bits == 2)
-        coded_scores<2>(p, words, c, lane);
-      else if (key_bits == 3)
-        coded_scores<3>(p, words, c, lane);
-      else if (key_bits == 4)
-        coded_scores<4>(p, words, c, lane);
-      else if (key_bits == 5)
-        coded_scores<5>(p, words, c, lane);
-      else if (key_bits == 6)
-        coded_scores<6>(p, words, c, lane);
-      else
-        coded_scores<8>(p, words, c, lane);
+      with_code(key.layout.bits, [&](auto code) { coded_scores<decltype(code)>(p, words, c, lane); });
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         const uint32_t scales = *reinterpret_cast<const uint32_t*>(stage + key.scale_offset + 16 * b + 4 * t);
@@ -212,7 +201,7 @@ struct GenericCore {
     uint32_t value_scales[4];
 #pragma unroll
     for (int b = 0; b < 4; b++)
-      value_scales[b] = value_bits == format::kRawBits
+      value_scales[b] = value.layout.raw()
                             ? 0
                             : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
     float top = kMaskedFloor;
@@ -254,7 +243,7 @@ struct GenericCore {
     }
     l = fmaf(part, sum, l);
 
-    if (value_bits == format::kRawBits) {
+    if (value.layout.raw()) {
 #pragma unroll
       for (int i = 0; i < 8; i++) scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2] = weight[i];
       __syncwarp();
@@ -277,21 +266,10 @@ struct GenericCore {
       a[2 * h] = prmt(u, v, 0x7531);
       a[2 * h + 1] = prmt(u, v, 0x6420);
     }
-    if (half_levels(value_bits))
+    if (value.book.half())
       half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
     const uint8_t* words = stage + value.code_offset;
-    if (value_bits == 2)
-      coded_values<2>(p, words, a, factor, lane);
-    else if (value_bits == 3)
-      coded_values<3>(p, words, a, factor, lane);
-    else if (value_bits == 4)
-      coded_values<4>(p, words, a, factor, lane);
-    else if (value_bits == 5)
-      coded_values<5>(p, words, a, factor, lane);
-    else if (value_bits == 6)
-      coded_values<6>(p, words, a, factor, lane);
-    else
-      coded_values<8>(p, words, a, factor, lane);
+    with_code(value.layout.bits, [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
   }
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {

@@ -4,7 +4,7 @@
 #pragma once
 #include "cuda/device_view.h"
 #include "cuda/schedule/work_list.h"
-#include "cuda/code/expand.cuh"
+#include "cuda/code/tables.h"
 #include "cuda/attend/layout.cuh"
 
 namespace tq {

@@ -5,6 +5,7 @@
 // rounding: sums kept in the matrix unit are cut off, not rounded, which a long history would show.
 #pragma once
 #include "cuda/prefill/rows.cuh"
+#include "cuda/ptx/bits.cuh"
 #include "cuda/ptx/hmma.cuh"
 
 namespace tq {

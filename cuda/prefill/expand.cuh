@@ -3,87 +3,30 @@
 // bytes (B operands of m16n8k32), values as halves (of m16n8k16: the octets hold the tokens in its order
 // already), scales as floats. The widths are known at run time, so that one kernel serves all.
 #pragma once
+#include "cuda/code/dispatch.cuh"
 #include "cuda/prefill/params.cuh"
-#include "cuda/ptx/hmma.cuh"
 
 namespace tq {
 namespace cuda {
 
-// Four codes to four halves, two in a register: their bytes by table, then zipped. sel: four nibbles.
-__device__ __forceinline__ void look_up_halves(const PrefillParams& p, uint32_t sel, uint32_t flip,
-                                               uint32_t& first, uint32_t& second) {
-  const uint32_t low = prmt(p.half_low[0], p.half_low[1], sel),
-                 high = prmt(p.half_high[0], p.half_high[1], sel) ^ flip;
-  first = prmt(low, high, 0x5140);
-  second = prmt(low, high, 0x7362);
-}
-
-// One group (32 codes of a lane) of values: h[4 s ..] = octet s: tokens 2t 2t+1 | 2t+8 2t+9 | 16 more of
-// each.
-template <int kBits>
-__device__ __forceinline__ void expand_halves(const PrefillParams& p, const uint32_t (&w)[kBits],
-                                              uint32_t (&h)[16]) {
-  if constexpr (kBits == 2) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t a = w[i] & 0x33333333u, b = (w[i] >> 2) & 0x33333333u;
-      look_up_halves(p, a, 0, h[8 * i], h[8 * i + 1]);
-      look_up_halves(p, a >> 16, 0, h[8 * i + 2], h[8 * i + 3]);
-      look_up_halves(p, b, 0, h[8 * i + 4], h[8 * i + 5]);
-      look_up_halves(p, b >> 16, 0, h[8 * i + 6], h[8 * i + 7]);
-    }
-  } else if constexpr (kBits == 3) {
-    uint32_t s[4];
-#pragma unroll
-    for (int i = 0; i < 3; i++) s[i] = w[i] & 0x77777777u;
-    s[3] = ((w[0] >> 3) & 0x11111111u) | ((w[1] >> 2) & 0x22222222u) | ((w[2] >> 1) & 0x44444444u);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      look_up_halves(p, s[i], 0, h[4 * i], h[4 * i + 1]);
-      look_up_halves(p, s[i] >> 16, 0, h[4 * i + 2], h[4 * i + 3]);
-    }
-  } else if constexpr (kBits == 4) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t m = w[i] & 0x77777777u;
-      look_up_halves(p, m, w[i] & 0x80808080u, h[4 * i], h[4 * i + 1]);
-      look_up_halves(p, m >> 16, (w[i] << 4) & 0x80808080u, h[4 * i + 2], h[4 * i + 3]);
-    }
-  } else {  // through bytes
-    uint32_t r[8];
-    expand<kBits>(w, p.value_table, r);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const uint32_t u = r[i] ^ 0x80808080u;
-      if constexpr (half_levels(kBits)) {  // 512 + byte + 1/2, less 640
-        h[2 * i] = sub_f16x2(prmt(u, 0u, 0x4140) * 2 + 0x60016001u, 0x61006100u);
-        h[2 * i + 1] = sub_f16x2(prmt(u, 0u, 0x4342) * 2 + 0x60016001u, 0x61006100u);
-      } else {  // 1024 + byte, less 1152
-        h[2 * i] = sub_f16x2(prmt(u, 0x64646464u, 0x4140), 0x64806480u);
-        h[2 * i + 1] = sub_f16x2(prmt(u, 0x64646464u, 0x4342), 0x64806480u);
-      }
-    }
-  }
-}
-
-template <int kBits, int kStored>
+// One group of keys: its bytes, two pieces 512 bytes apart.
+template <class KeyCode, int kStored>
 __device__ __forceinline__ void expand_key_group(const PrefillParams& p, const uint32_t* words, uint8_t* to) {
-  uint32_t w[kBits], r[8];
-#pragma unroll
-  for (int i = 0; i < kBits; i++) w[i] = words[i * kStored];
-  expand<kBits>(w, p.key_table, r);
+  uint32_t w[KeyCode::kWords], r[8];
+  load_group<KeyCode>(words, kStored, w);
+  KeyCode::bytes(w, p.key_tables.bytes, r);
 #pragma unroll
   for (int h = 0; h < 2; h++)
     *reinterpret_cast<uint4*>(to + 512 * h) = make_uint4(r[4 * h], r[4 * h + 1], r[4 * h + 2], r[4 * h + 3]);
 }
 
-template <int kBits, int kStored>
+// One group of values: halves, octet s: tokens 2t 2t+1 | 2t+8 2t+9 | 16 more of each.
+template <class ValueCode, int kStored>
 __device__ __forceinline__ void expand_value_group(const PrefillParams& p, const uint32_t* words,
                                                    uint8_t* to) {
-  uint32_t w[kBits], h[16];
-#pragma unroll
-  for (int i = 0; i < kBits; i++) w[i] = words[i * kStored];
-  expand_halves<kBits>(p, w, h);
+  uint32_t w[ValueCode::kWords], h[16];
+  load_group<ValueCode>(words, kStored, w);
+  ValueCode::halves(w, p.value_tables, h);
 #pragma unroll
   for (int s = 0; s < 4; s++)
     *reinterpret_cast<uint4*>(to + 512 * s) = make_uint4(h[4 * s], h[4 * s + 1], h[4 * s + 2], h[4 * s + 3]);
@@ -112,17 +55,14 @@ __device__ __forceinline__ void expand_step(const PrefillParams& p, const uint8_
                                             uint8_t* values, int tokens, int warp, int lane) {
   using Shape = PrefillShape<kStored>;
   constexpr int kUnits = Shape::kTiles * Shape::kGroups;
-  const int key_bits = p.layer.key.layout.bits, value_bits = p.layer.value.layout.bits;
 #pragma unroll 1
   for (int item = warp; item < 2 * kUnits; item += kPrefillWarps) {
     const bool is_value = item >= kUnits;
     const int unit = is_value ? item - kUnits : item, tile = unit / Shape::kGroups,
               part = unit - tile * Shape::kGroups;
-    const int bits = is_value ? value_bits : key_bits;
-    if (kRaw && bits == format::kRawBits) {
-      copy_raw_unit<kStored>(is_value ? p.layer.value : p.layer.key,
-                             stage + tile * p.layer.tile_bytes +
-                                 (is_value ? p.layer.value.code_offset : p.layer.key.code_offset),
+    const DeviceSide& side = is_value ? p.layer.value : p.layer.key;
+    if (kRaw && side.layout.raw()) {
+      copy_raw_unit<kStored>(side, stage + tile * p.layer.tile_bytes + side.code_offset,
                              (is_value ? values : keys) + tile * Shape::kRawTile, part, tokens - 32 * tile,
                              lane);
       continue;
@@ -130,38 +70,17 @@ __device__ __forceinline__ void expand_step(const PrefillParams& p, const uint8_
     // Word 32 part + lane of a plane belongs to lane `owner`, group jb * jv + jj.
     const int inside = part % Shape::kJv * 32 + lane, owner = inside / Shape::kJv,
               group = part / Shape::kJv * Shape::kJv + inside % Shape::kJv;
-    const DeviceSide& side = is_value ? p.layer.value : p.layer.key;
     const uint32_t* words =
         reinterpret_cast<const uint32_t*>(stage + tile * p.layer.tile_bytes + side.code_offset) + 32 * part +
         lane;
     if (!is_value) {
       uint8_t* to = keys + tile * Shape::kKeyTile + group * Shape::kKeyGroup + owner * 16;
-      if (bits == 4)
-        expand_key_group<4, kStored>(p, words, to);
-      else if (bits == 3)
-        expand_key_group<3, kStored>(p, words, to);
-      else if (bits == 2)
-        expand_key_group<2, kStored>(p, words, to);
-      else if (bits == 8)
-        expand_key_group<8, kStored>(p, words, to);
-      else if (bits == 6)
-        expand_key_group<6, kStored>(p, words, to);
-      else
-        expand_key_group<5, kStored>(p, words, to);
+      with_code(side.layout.bits,
+                [&](auto code) { expand_key_group<decltype(code), kStored>(p, words, to); });
     } else {
       uint8_t* to = values + tile * Shape::kValueTile + group * Shape::kValueGroup + owner * 16;
-      if (bits == 4)
-        expand_value_group<4, kStored>(p, words, to);
-      else if (bits == 3)
-        expand_value_group<3, kStored>(p, words, to);
-      else if (bits == 2)
-        expand_value_group<2, kStored>(p, words, to);
-      else if (bits == 8)
-        expand_value_group<8, kStored>(p, words, to);
-      else if (bits == 6)
-        expand_value_group<6, kStored>(p, words, to);
-      else
-        expand_value_group<5, kStored>(p, words, to);
+      with_code(side.layout.bits,
+                [&](auto code) { expand_value_group<decltype(code), kStored>(p, words, to); });
     }
   }
 }

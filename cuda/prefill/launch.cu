@@ -6,8 +6,8 @@
 #include <climits>
 #include <cmath>
 
-#include "cuda/prefill/params.cuh"
 #include "cuda/prefill/instances.h"
+#include "cuda/prefill/params.cuh"
 #include "cuda/runtime.h"
 #include "softmax_state.h"
 
@@ -82,18 +82,6 @@ PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, Data
   return PrefillSmem{};
 }
 
-// Bytes of the halves of up to 8 levels.
-void half_tables(const format::Codebook& book, uint32_t (&low)[2], uint32_t (&high)[2]) {
-  low[0] = low[1] = high[0] = high[1] = 0;
-  if (book.bits > 4) return;
-  for (int i = 0; i < (book.bits == 2 ? 4 : 8); i++) {
-    const uint32_t half = format::f16_from_float(
-        book.bits == 4 ? book.level(i) : format::code_level(book, static_cast<uint32_t>(i)));
-    low[i / 4] |= (half & 0xFFu) << (8 * (i % 4));
-    high[i / 4] |= (half >> 8) << (8 * (i % 4));
-  }
-}
-
 }  // namespace
 
 bool prefill_serves(const Geometry& geometry, int shared_memory_per_block) {
@@ -139,11 +127,8 @@ void launch_prefill(const AttendLaunch& launch, const uint8_t* list) {
   p.history_only = launch.history_only;
   p.sink_logits = launch.sink_logits;
   p.query_max = 32512.0f;  // high bytes up to 127
-  if (!layer.key.layout.raw()) p.key_table = byte_table(layer.key.book);
-  if (!layer.value.layout.raw()) {
-    p.value_table = byte_table(layer.value.book);
-    half_tables(layer.value.book, p.half_low, p.half_high);
-  }
+  p.key_tables = code_tables(layer.key.layout, layer.key.book);
+  p.value_tables = code_tables(layer.value.layout, layer.value.book);
   compiled->launch(p, launch.num_ctas, launch.stream);
 }
 

@@ -2,9 +2,9 @@
 // What a prefill kernel is given, by value, and how its shared memory is cut. Everything that changes from
 // step to step lies behind pointers.
 #pragma once
+#include "cuda/code/tables.h"
 #include "cuda/device_view.h"
 #include "cuda/schedule/work_list.h"
-#include "cuda/code/expand.cuh"
 
 namespace tq {
 namespace cuda {
@@ -107,9 +107,7 @@ struct PrefillParams {
   int32_t history_only;
   const float* sink_logits;
   float query_max;  // integers of a query row: -query_max .. query_max
-  ByteTable key_table = {}, value_table = {};
-  // values of 2, 3, 4 bits as halves: low and high bytes of the levels (4 bits: of the magnitudes)
-  uint32_t half_low[2] = {}, half_high[2] = {};
+  CodeTables key_tables = {}, value_tables = {};
   PrefillSmem smem;
 };
 

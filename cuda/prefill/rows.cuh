@@ -6,8 +6,8 @@
 #include "cuda/prefill/params.cuh"
 #include "cuda/ptx/hmma.cuh"
 #include "cuda/ptx/math.cuh"
-#include "cuda/warp/fwht.cuh"
 #include "cuda/row/page_view.cuh"
+#include "cuda/warp/fwht.cuh"
 #include "softmax_state.h"
 
 namespace tq {
@@ -140,7 +140,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       table->exact_scale[at] = real ? up_log2 : 0.0f;
       table->exact_down[at] = down;
       table->constant[at] = constant;
-      table->half_sum[at] = coded && half_levels(side.layout.bits) ? sum >> 1 : 0;
+      table->half_sum[at] = coded && side.book.half() ? sum >> 1 : 0;
       table->begin[at] = range.begin;
       table->end[at] = range.end;
       table->visible_begin[at] = range.visible_begin;

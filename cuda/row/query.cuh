@@ -126,7 +126,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       table->visible_end[lane] = range.visible_end;
       table->constant[lane] = real && coded ? clamp_logit(constant * p.query_sign * p.scale_log2) : 0.0f;
       table->scale[lane] = real ? fminf(fmaxf(scale, -1e38f), 1e38f) : 0.0f;
-      table->half_sum[lane] = real && coded && half_levels(side.layout.bits) ? sum >> 1 : 0;
+      table->half_sum[lane] = real && coded && side.book.half() ? sum >> 1 : 0;
       table->wild[lane] = real && (coded ? !(scale <= kWildScale) : !(largest * p.scale_log2 <= 1e6f));
     }
   }
