@@ -76,21 +76,21 @@ tq_python() {
   echo "$venv/bin/python"
 }
 
-# tq_cmake_build dir [--target=name]... cmake-argument... : configures and builds; the log is shown when it
-# fails.
+# tq_cmake_build dir preset [--target=name]... cmake-argument... : configures a preset of CMakePresets.json in a
+# folder and builds; the log is shown when it fails.
 tq_cmake_build() {
-  local dir=$1 log=$1/build.log generator=() targets=()
-  shift
+  local dir=$1 preset=$2 log=$1/build.log options=() targets=()
+  shift 2
   while [[ ${1:-} == --target=* ]]; do
     targets+=(--target "${1#--target=}")
     shift
   done
   mkdir -p "$dir"
-  command -v ninja >/dev/null 2>&1 && [ ! -f "$dir/Makefile" ] && generator=(-G Ninja)
+  if [ -f "$dir/Makefile" ] || ! command -v ninja >/dev/null 2>&1; then options=(-G "Unix Makefiles"); fi
   if command -v ccache >/dev/null 2>&1; then
-    generator+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
+    options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
   fi
-  if ! { cmake -S . -B "$dir" "${generator[@]}" "$@" && cmake --build "$dir" "${targets[@]}" -j "${TQKV_JOBS:-$(nproc)}"; } >"$log" 2>&1; then
+  if ! { cmake --preset "$preset" -B "$dir" "${options[@]}" "$@" && cmake --build "$dir" "${targets[@]}" -j "${TQKV_JOBS:-$(nproc)}"; } >"$log" 2>&1; then
     grep -nE 'error|Error|FAILED' "$log" | head -n 20
     echo "... the whole log is $log, its end:"
     tail -n 25 "$log"

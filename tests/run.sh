@@ -165,8 +165,8 @@ need_python() {
   return 1
 }
 
-# need_build name cmake-argument... : builds build/name once a run; false (and one failure, once) if that
-# fails.
+# need_build name preset [--target=name]... cmake-argument... : builds a preset in build/name once a run; false
+# (and one failure, once) if that fails.
 declare -A built
 need_build() {
   local name=$1 start=$SECONDS

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
 
-build_test() { need_build test -DCMAKE_BUILD_TYPE=Release -DTQ_DEV=ON -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF; }
-build_asan() { need_build asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF "-DTQ_SANITIZE=address;undefined"; }
-build_tsan() { need_build tsan --target=thread_tests --target=capi_tests --target=conformance_tests -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG="-O1 -g1" -DTQ_DEV=ON -DTQ_BUILD_TOOL=OFF -DTQ_CUDA=OFF -DTQ_SANITIZE=thread; }
+build_test() { need_build test dev; }
+build_asan() { need_build asan asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests; }
+build_tsan() { need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests; }
 
 sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests)
 
@@ -156,48 +156,41 @@ suite_bench() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
 }
 
-# The CUDA toolkit: one that is installed, or its wheels. Sets nvcc, cuda_include and cuda_libraries (nvcc's
-# option); false, and a skip, if there is none.
+# The CUDA toolkit: one that is installed, or its wheels, where CMake finds them too. Sets nvcc and
+# cuda_libraries (nvcc's option); false, and a skip, if there is none.
 cuda_tools() { # suite
   local tools
   cuda_libraries=()
-  if nvcc=$(command -v nvcc); then
-    cuda_include=$(dirname "$(dirname "$(readlink -f "$nvcc")")")/include
-  elif need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
-    nvcc=$tools/nvidia/cu13/bin/nvcc cuda_include=$tools/nvidia/cu13/include
-    cuda_libraries=("-L$tools/nvidia/cu13/lib")
+  nvcc=$(command -v nvcc) && return 0
+  if need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
+    nvcc=$tools/nvidia/cu13/bin/nvcc cuda_libraries=("-L$tools/nvidia/cu13/lib")
   else
     skip "$1" "no nvcc, and packaging/cuda_toolkit.sh could not install one: $(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble"
     return 1
   fi
 }
 
-about_cuda_compile() { echo "cuda-compile: format headers and the library with CUDA under nvcc; registers and spills; the toolkit comes from Python wheels"; }
+about_cuda_compile() { echo "cuda-compile: format headers and the library with CUDA under nvcc, for one architecture; registers and spills; the toolkit comes from Python wheels"; }
 suite_cuda_compile() {
   cuda_tools cuda-compile || return
   "$nvcc" --version | sed -n 's/^Cuda compilation/   &/p'
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
-  if [ -f cuda/backend.cu ]; then
-    # The launcher keeps what the compiler prints beside each object, for the resource check.
-    local launcher=$PWD/tests/gpu/keep_log.sh
-    ! command -v ccache >/dev/null || launcher+=";ccache"
-    if need_build cuda -DCMAKE_BUILD_TYPE=Release -DTQ_CUDA=ON -DTQ_BUILD_TOOL=OFF "-DCMAKE_CUDA_COMPILER_LAUNCHER=$launcher"; then
-      pass
-      run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list \
-        $(find build/cuda/CMakeFiles/tqkv_cuda.dir/cuda/attend -name '*.o.log')
-      run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
-      run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
-    fi
-  fi
+  need_build cuda release --target=tqkv -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real -DTQ_CUDA_LOGS=ON || return
+  pass
+  run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list \
+    $(find build/cuda/CMakeFiles/tqkv_cuda.dir -path '*cuda/attend/*.o.log')
+  run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
+  run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
 }
 
 about_emulate() { echo "emulate: the CUDA sources on the CPU: kernels against float64 and the scalar encoder, the library's two backends against each other"; }
 suite_emulate() {
   cuda_tools emulate || return
   local seed at
-  run_check "build" tests/emulate/build.sh build/emulate "$cuda_include"
+  need_build emulate emulate --target=gpu_programs || return
+  pass
   run_counted "attend_test --each" build/emulate/attend_test --each
   # Warps and lanes in several orders of execution.
   for seed in 0 1 2 3; do TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small; done

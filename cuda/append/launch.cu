@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // From a stored dimension at run time to its kernels.
-#include "cuda/append/instances.h"
+#include "cuda/append/per_dim.h"
 
 #include <algorithm>
+#include <iterator>
 
-#include "cuda/dispatch.h"
+#include "cuda/append/instances.h"
 
 namespace tq {
 namespace cuda {
 namespace {
 
-// visit(std::integral_constant-like tag) for the dimension among kStoredDims.
+// visit(std::integral_constant-like tag) for the dimension among kAppendInstances.
 template <size_t kIndex = 0, typename Visit>
 void with_stored(int stored, Visit visit) {
-  if constexpr (kIndex < sizeof kStoredDims / sizeof kStoredDims[0]) {
-    if (stored == kStoredDims[kIndex]) return visit(static_cast<PerDim<kStoredDims[kIndex]>*>(nullptr));
+  if constexpr (kIndex < std::size(kAppendInstances)) {
+    constexpr int kStored = kAppendInstances[kIndex].stored;
+    if (stored == kStored) return visit(static_cast<PerDim<kStored>*>(nullptr));
     with_stored<kIndex + 1>(stored, visit);
   } else {
     throw Error(Status::kInternal, "stored dimension %d has no kernels", stored);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Definitions behind per_dim.h, for the files that instantiate them.
 #pragma once
-#include "cuda/append/instances.h"
+#include "cuda/append/per_dim.h"
 
 namespace tq {
 namespace cuda {

@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Parameters of an attend kernel, and the choice among the compiled ones.
-#include "cuda/attend/launch_core.cuh"
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+#include "cuda/attend/core_shape.cuh"
 #include "cuda/attend/instances.h"
+#include "cuda/runtime.h"
 
 namespace tq {
 namespace cuda {
@@ -78,36 +86,45 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
 
 namespace {
 
+using Launcher = void (*)(const AttendLaunch&);
+
 struct Compiled {
-  int stored, key_bits, value_bits, tiles;
-  void (*launch)(const AttendLaunch&);
+  CodedInstance is;
+  Launcher launch;
 };
 
-#define TQ_ATTEND_ROW(dim, key_bits, value_bits, tiles, workers) \
-  {dim, key_bits, value_bits, tiles, launch_coded_##dim##_##key_bits##_##value_bits},
-constexpr Compiled kCompiled[] = {TQ_ATTEND_LIST(TQ_ATTEND_ROW)};
-#undef TQ_ATTEND_ROW
+template <size_t... kAt>
+constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence<kAt...>) {
+  return {{{kCodedInstances[kAt], launch_coded<kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits,
+                                               kCodedInstances[kAt].value_bits, kCodedInstances[kAt].tiles,
+                                               kCodedInstances[kAt].warps>}...}};
+}
+constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kCodedInstances)>());
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
   if (tile.key.raw() || tile.value.raw() || tile.key.stored != tile.value.stored) return nullptr;
   for (const Compiled& row : kCompiled)
-    if (row.stored == tile.key.stored && row.key_bits == tile.key.bits && row.value_bits == tile.value.bits)
+    if (row.is.stored == tile.key.stored && row.is.key_bits == tile.key.bits &&
+        row.is.value_bits == tile.value.bits)
       return &row;
   return nullptr;
 }
 
 struct Generic {
-  int key, value;
-  void (*launch)(const AttendLaunch&);
+  GenericInstance is;
+  Launcher launch;
 };
 
-#define TQ_GENERIC_ROW(key, value) {key, value, launch_generic_##key##_##value},
-constexpr Generic kGeneric[] = {TQ_GENERIC_LIST(TQ_GENERIC_ROW)};
-#undef TQ_GENERIC_ROW
+template <size_t... kAt>
+constexpr std::array<Generic, sizeof...(kAt)> generic_rows(std::index_sequence<kAt...>) {
+  return {{{kGenericInstances[kAt],
+            launch_generic<kGenericInstances[kAt].key, kGenericInstances[kAt].value>}...}};
+}
+constexpr auto kGeneric = generic_rows(std::make_index_sequence<std::size(kGenericInstances)>());
 
 const Generic* find_generic(const format::TileLayout& tile) {
   for (const Generic& row : kGeneric)
-    if (row.key == format::stored_dim(tile.key.dim) && row.value == format::stored_dim(tile.value.dim))
+    if (row.is.key == format::stored_dim(tile.key.dim) && row.is.value == format::stored_dim(tile.value.dim))
       return &row;
   return nullptr;
 }
@@ -124,8 +141,8 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   const Compiled* compiled = find_compiled(tile);
   const Generic* generic = compiled ? nullptr : find_generic(tile);
   if (!compiled && !generic) return 0;
-  const CoreShape shape = compiled ? coded_shape(compiled->stored, compiled->tiles, exact)
-                                   : generic_shape(generic->key, generic->value, tile.key.raw(), exact);
+  const CoreShape shape = compiled ? coded_shape(compiled->is.stored, compiled->is.tiles, exact)
+                                   : generic_shape(generic->is.key, generic->is.value, tile.key.raw(), exact);
   const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
   return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value,
                         shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes, least.workers,

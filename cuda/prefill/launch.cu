@@ -3,8 +3,11 @@
 #include "cuda/prefill/launch.h"
 
 #include <algorithm>
+#include <array>
 #include <climits>
 #include <cmath>
+#include <iterator>
+#include <utility>
 
 #include "cuda/prefill/instances.h"
 #include "cuda/prefill/params.cuh"
@@ -13,6 +16,11 @@
 
 namespace tq {
 namespace cuda {
+
+// Compiled by the files that instances.txt expands to.
+template <int kStored>
+void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
+
 namespace {
 
 struct Compiled {
@@ -23,16 +31,23 @@ struct Compiled {
 };
 
 template <int kStored>
-constexpr Compiled compiled(void (*launch)(const PrefillParams&, int, cudaStream_t)) {
+constexpr Compiled compiled() {
   using Shape = PrefillShape<kStored>;
-  return Compiled{kStored,         Shape::kTiles,     Shape::kKeyTile,    Shape::kValueTile,
-                  Shape::kRawTile, Shape::kQueryWarp, Shape::kQueryPitch, Shape::kQueryInRegisters,
-                  launch};
+  return Compiled{kStored,
+                  Shape::kTiles,
+                  Shape::kKeyTile,
+                  Shape::kValueTile,
+                  Shape::kRawTile,
+                  Shape::kQueryWarp,
+                  Shape::kQueryPitch,
+                  Shape::kQueryInRegisters,
+                  launch_prefill_dim<kStored>};
 }
-
-#define TQ_PREFILL_ROW(dim) compiled<dim>(launch_prefill_##dim),
-constexpr Compiled kCompiled[] = {TQ_PREFILL_LIST(TQ_PREFILL_ROW)};
-#undef TQ_PREFILL_ROW
+template <size_t... kAt>
+constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence<kAt...>) {
+  return {{compiled<kPrefillInstances[kAt].stored>()...}};
+}
+constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPrefillInstances)>());
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
   if (tile.key.dim != tile.value.dim) return nullptr;

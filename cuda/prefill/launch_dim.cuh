@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A prefill kernel's launch, for one stored dimension. Each launch/prefill_d*.cu instantiates one, so that
-// they compile in parallel.
+// A prefill kernel's launch, for one stored dimension. Each file that instances.txt expands to instantiates
+// one, so that they compile in parallel.
 #pragma once
 #include "cuda/prefill/kernel.cuh"
-#include "cuda/prefill/instances.h"
 #include "cuda/runtime.h"
 
 namespace tq {

@@ -4,48 +4,29 @@
 #
 # A toolkit on PATH (or CMAKE_CUDA_COMPILER, CUDACXX) is preferred, then one from Python wheels. The
 # architectures are set before CUDA is enabled: CMake would take nvcc's default, one old architecture,
-# otherwise. Listed by hand, like all sources.
+# otherwise. EMULATE compiles the same sources as C++ for the CPU (tests/emulate); of the toolkit it needs the
+# headers alone. Sources are listed by hand, the compiled kernels in each wing's instances.txt.
+include(packaging/cmake/Instances.cmake)
 set(tq_cuda_sources
-  cuda/arena.cu
-  cuda/backend.cu
-  cuda/attend/launch.cu
-  cuda/attend/instances/d64.cu
-  cuda/attend/instances/d96.cu
-  cuda/attend/instances/d128.cu
-  cuda/attend/instances/d128_more.cu
-  cuda/attend/instances/d192.cu
-  cuda/attend/instances/d256.cu
-  cuda/attend/instances/generic_small.cu
-  cuda/attend/instances/generic_mid.cu
-  cuda/attend/instances/generic_large.cu
-  cuda/append/instances/d128.cu
-  cuda/append/instances/d224.cu
-  cuda/append/instances/d256.cu
-  cuda/append/instances/d512.cu
-  cuda/append/instances/d576.cu
-  cuda/append/instances/dmid.cu
-  cuda/append/instances/dsmall.cu
-  cuda/pages/launch.cu
-  cuda/merge/launch.cu
   cuda/append/launch.cu
-  cuda/prefill/launch.cu
-  cuda/prefill/instances/d64.cu
-  cuda/prefill/instances/d96.cu
-  cuda/prefill/instances/d128.cu
-  cuda/prefill/instances/d192.cu
-  cuda/prefill/instances/d256.cu
+  cuda/arena.cu
+  cuda/attend/launch.cu
+  cuda/backend.cu
+  cuda/merge/launch.cu
+  cuda/pages/launch.cu
   cuda/plan_upload.cu
+  cuda/prefill/launch.cu
   cuda/runtime.cu
   cuda/schedule/work_list.cpp)
+foreach(wing append attend prefill)
+  tq_instances(${wing} tq_cuda_sources)
+endforeach()
 
-if(TQ_CUDA STREQUAL "OFF" OR (TQ_CUDA STREQUAL "AUTO" AND NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/backend.cu))
+if(TQ_CUDA STREQUAL "OFF")
   return()
 endif()
 
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES ${TQ_CUDA_ARCHS})
-endif()
-include(CheckLanguage)
+# A toolkit: CMAKE_CUDA_COMPILER is set if there is one and the user named none.
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(TQ_NVCC nvcc PATHS /usr/local/cuda/bin NO_CACHE)
   if(TQ_NVCC)
@@ -55,7 +36,38 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     tq_find_pip_cuda(tq_pip_cuda)
   endif()
 endif()
+
+if(TQ_CUDA STREQUAL "EMULATE")
+  if(CMAKE_CUDA_COMPILER)
+    file(REAL_PATH ${CMAKE_CUDA_COMPILER} tq_nvcc)
+    cmake_path(GET tq_nvcc PARENT_PATH tq_toolkit)
+    cmake_path(GET tq_toolkit PARENT_PATH tq_toolkit)
+  endif()
+  find_path(TQ_CUDA_INCLUDE cuda_runtime.h HINTS ${tq_toolkit}/include PATHS /usr/local/cuda/include)
+  if(NOT TQ_CUDA_INCLUDE)
+    message(FATAL_ERROR "TQ_CUDA=EMULATE needs the headers of CUDA: put nvcc on PATH, set TQ_CUDA_INCLUDE, or run packaging/cuda_toolkit.sh.")
+  endif()
+  # Every source of the target for the CPU. Jumps between stacks are not what _FORTIFY_SOURCE takes them for;
+  # warnings are nvcc's to give; -O2 compiles in half the time of -O3.
+  function(tq_emulated target)
+    get_target_property(sources ${target} SOURCES)
+    set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX)
+    set(folder ${PROJECT_SOURCE_DIR}/tests/emulate)
+    target_compile_options(${target} PRIVATE -O2 -fno-strict-aliasing -U_FORTIFY_SOURCE -w "SHELL:-include ${folder}/emulate.h")
+    target_include_directories(${target} BEFORE PRIVATE ${folder})
+    target_include_directories(${target} SYSTEM PRIVATE ${TQ_CUDA_INCLUDE})
+  endfunction()
+  tq_objects(tqkv_cuda ${tq_cuda_sources} tests/emulate/cudart.cpp tests/emulate/emulate.cpp)
+  tq_emulated(tqkv_cuda)
+  set(TQ_CUDA_ENABLED 1)
+  set(TQ_CUDA_ARCHS_BUILT "emulated")
+  return()
+endif()
+
 if(CMAKE_CUDA_COMPILER OR DEFINED ENV{CUDACXX})
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES ${TQ_CUDA_ARCHS})
+  endif()
   enable_language(CUDA)
 elseif(TQ_CUDA STREQUAL "AUTO")
   message(STATUS "tqkv: no CUDA compiler found; building for the CPU only")
@@ -69,5 +81,8 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 tq_objects(tqkv_cuda ${tq_cuda_sources})
 set_target_properties(tqkv_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_SEPARABLE_COMPILATION OFF)
 target_compile_definitions(tqkv_cuda PRIVATE CUB_WRAPPED_NAMESPACE=tq)
+if(TQ_CUDA_LOGS)
+  set_target_properties(tqkv_cuda PROPERTIES CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/tests/gpu/keep_log.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+endif()
 set(TQ_CUDA_ENABLED 1)
 list(JOIN CMAKE_CUDA_ARCHITECTURES "," TQ_CUDA_ARCHS_BUILT)

@@ -27,7 +27,7 @@ multiarch=$(dpkg-architecture -qDEB_HOST_MULTIARCH)
 
 # No -g: there is no package of debug symbols. No -O2: the release flags decide.
 flags() { DEB_BUILD_MAINT_OPTIONS='hardening=+bindnow reproducible=-fixfilepath' DEB_CXXFLAGS_MAINT_STRIP="-g -O2" dpkg-buildflags --get "$1"; }
-tq_cmake_build "$build" -DCMAKE_BUILD_TYPE=Release -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF -DCMAKE_INSTALL_PREFIX=/usr -DCMAKE_INSTALL_LIBDIR="lib/$multiarch" \
+tq_cmake_build "$build" release -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF -DCMAKE_INSTALL_PREFIX=/usr -DCMAKE_INSTALL_LIBDIR="lib/$multiarch" \
   -DCMAKE_SKIP_INSTALL_RPATH=ON -DCMAKE_CXX_FLAGS="$(flags CXXFLAGS) $(flags CPPFLAGS)" -DCMAKE_EXE_LINKER_FLAGS="$(flags LDFLAGS)" \
   -DCMAKE_SHARED_LINKER_FLAGS="$(flags LDFLAGS)" "$@"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library on the GPU against the library on the CPU, through the C API: every attention kernel of
-// cuda/attend/instances.h, lengths at every tile and page edge +- 1, tokens appended in ragged pieces,
+// cuda/attend/instances.txt, lengths at every tile and page edge +- 1, tokens appended in ragged pieces,
 // interleaved pages, strides, memory that holds NaN where nothing was written.
 //
 // Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
@@ -25,9 +25,8 @@ struct Shape {
 
 std::vector<Shape> shapes() {
   std::vector<Shape> list;
-#define TQ_ROW(dim, key_bits, value_bits, ...) list.push_back(Shape{dim, dim, key_bits, value_bits});
-  TQ_ATTEND_LIST(TQ_ROW)
-#undef TQ_ROW
+  for (const tq::cuda::CodedInstance& is : tq::cuda::kCodedInstances)
+    list.push_back(Shape{is.stored, is.stored, is.key_bits, is.value_bits});
   // Generic kernels: three width pairs for each, all widths on either side in turn. Dimensions that are
   // padded come with those they share a kernel with.
   const int widths[][2] = {{5, 6}, {16, 16}, {6, 2}, {16, 4}, {3, 16}, {8, 5},
@@ -37,9 +36,7 @@ std::vector<Shape> shapes() {
     for (int i = 0; i < 3; i++, turn++)
       list.push_back(Shape{key, value, widths[turn % 12][0], widths[turn % 12][1]});
   };
-#define TQ_ROW(key, value, ...) generic(key, value);
-  TQ_GENERIC_LIST(TQ_ROW)
-#undef TQ_ROW
+  for (const tq::cuda::GenericInstance& is : tq::cuda::kGenericInstances) generic(is.key, is.value);
   for (const Shape& shape : {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8},
                              Shape{80, 80, 16, 5}, Shape{112, 112, 2, 16}})
     list.push_back(shape);

@@ -61,8 +61,8 @@ int main(int argc, char** argv) {
          "without a driver: tq_device_count is OK and counts 0");
   tq_device_info info = {0};
   info.struct_size = sizeof info;
-  report(tq_device_info_(TQ_DEVICE_CUDA, 0, &info) == TQ_ERROR_NO_DEVICE,
-         "without a driver: tq_device_info is NO_DEVICE");
+  report(tq_device_get_info_(TQ_DEVICE_CUDA, 0, &info) == TQ_ERROR_NO_DEVICE,
+         "without a driver: tq_device_get_info is NO_DEVICE");
 
   tq_cache* cache = NULL;
   const tq_status status = create(TQ_DEVICE_CUDA, &cache);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels compiled per stored dimension: launch/dim_*.cu instantiates each once, launch/per_dim.cu picks by
-// number.
+// Kernels compiled per stored dimension: each file that instances.txt expands to instantiates a few, launch.cu
+// picks by number.
 #pragma once
 #include "cuda/append/kernel.cuh"
-#include "cuda/pages/read.cuh"
 #include "cuda/launch.h"
+#include "cuda/pages/read.cuh"
 
 namespace tq {
 namespace cuda {

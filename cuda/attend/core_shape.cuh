@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// What host code must know of a core to choose and start it: its share of shared memory, and that its launch
+// is compiled elsewhere (instances.txt).
+#pragma once
+#include "cuda/attend/generic.cuh"
+#include "cuda/attend/launch.h"
+#include "cuda/attend/params.cuh"
+
+namespace tq {
+namespace cuda {
+
+// What a core wants of shared memory.
+struct CoreShape {
+  int stored_key;  // 0: raw keys
+  int float_dim;   // floats of a query row kept
+  int stored_value;
+  int tiles_per_step;
+  int worker_bytes;
+  int max_workers;
+};
+
+// Integers of a query row: sums of D products with |level| <= 127.5 stay below 2^31.
+inline float query_limit(int stored) { return stored <= 512 ? 32512.0f : 28000.0f; }
+
+// exact: the cache keeps exact tokens, which need the query as it came.
+inline CoreShape coded_shape(int dim, int tiles, bool exact) {
+  return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, 0};
+}
+inline CoreShape generic_shape(int key, int value, bool raw_keys, bool exact) {
+  return CoreShape{raw_keys ? 0 : key, raw_keys || exact ? key : 0, value, 1, kGenericScratchBytes, 0};
+}
+
+AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);
+
+// Defined in launch_core.cuh, which the files that instantiate them include.
+template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
+void launch_coded(const AttendLaunch& launch);
+template <int kKey, int kValue>
+void launch_generic(const AttendLaunch& launch);
+
+}  // namespace cuda
+}  // namespace tq
