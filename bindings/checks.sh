@@ -32,6 +32,14 @@ check() {
   shift
   if "$@" >"$scratch/log" 2>&1; then ok "$name"; else not_ok "$name" "$scratch/log"; fi
 }
+# What the language's files repeat of the header is what the generator makes of it, and the generator refuses
+# what it does not understand.
+generated() {
+  check "made from the header" python3 ../generate.py --check
+  check "the generator refuses what it does not understand" python3 ../generate.py --self-test
+}
+# The AddressSanitizer's library that the library in hand was built with, or nothing.
+sanitizer=$(ldd "$library" | sed -nE 's/^\s*libasan\S* => (\S+) .*/\1/p')
 # example name command... : prints what the C program prints.
 example() {
   local name=$1

@@ -11,7 +11,10 @@ package tqkv
 // #cgo nocallback tqkv_cache_read
 import "C"
 
-import "unsafe"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal
 // attention.
@@ -21,21 +24,30 @@ type AttendParams struct {
 	LogitSoftcap   float32   // c: logits become c * tanh(logit / c); 0 = off
 	SlidingWindow  int64     // tokens that a query sees, its own included; 0 = all
 	SinkLogits     []float32 // one per query head, added to the softmax's sum only; for Attend
-	HistoryOnly    bool      // leave out the batch's new tokens, for a caller that attends them itself and merges by lse
-	NumSplits      int32     // distribution of the work, 0 = automatic; never changes a bit of the result
+	HistoryOnly    bool      // leave out the batch's new tokens, for a caller that attends them and merges by lse
 	QTokenStride   int64     // elements, 0 = dense [token][q head][dim]
 	QHeadStride    int64
 	OutTokenStride int64
 	OutHeadStride  int64
-	// nil = the cache's own, else Batch.WorkspaceBytes, at a multiple of 256 bytes; for Attend
+	// nil = the cache's own, else Cache.AttendWorkspaceBytes, at a multiple of 256 bytes; for Attend
 	Workspace []byte
+}
+
+// copied is the parameters, the defaults for nil. What is checked is what C gets, whatever happens to the
+// caller's meanwhile.
+func (p *AttendParams) copied() AttendParams {
+	if p == nil {
+		return AttendParams{}
+	}
+	return *p
 }
 
 func (p *AttendParams) c() C.tq_attend_params {
 	raw := C.tq_attend_params{
-		out_dtype: C.int32_t(p.OutDtype), softmax_scale: C.float(p.SoftmaxScale), logit_softcap: C.float(p.LogitSoftcap),
-		sliding_window: C.int64_t(p.SlidingWindow), num_splits: C.int32_t(p.NumSplits), q_token_stride: C.int64_t(p.QTokenStride),
-		q_head_stride: C.int64_t(p.QHeadStride), out_token_stride: C.int64_t(p.OutTokenStride), out_head_stride: C.int64_t(p.OutHeadStride),
+		out_dtype: C.int32_t(p.OutDtype), softmax_scale: C.float(p.SoftmaxScale),
+		logit_softcap: C.float(p.LogitSoftcap), sliding_window: C.int64_t(p.SlidingWindow),
+		q_token_stride: C.int64_t(p.QTokenStride), q_head_stride: C.int64_t(p.QHeadStride),
+		out_token_stride: C.int64_t(p.OutTokenStride), out_head_stride: C.int64_t(p.OutHeadStride),
 	}
 	if p.HistoryOnly {
 		raw.history_only = 1
@@ -49,7 +61,7 @@ type DeviceAttend struct {
 	Out            DevicePtr // [query tokens][NumQHeads][ValueDim] of OutDtype
 	LSE            DevicePtr // [query tokens][NumQHeads] float32, or 0
 	SinkLogits     DevicePtr // [NumQHeads] float32, or 0
-	Workspace      DevicePtr // 0 = the cache's own, else Batch.WorkspaceBytes, 256-byte aligned
+	Workspace      DevicePtr // 0 = the cache's own, else Cache.AttendWorkspaceBytes, 256-byte aligned
 	WorkspaceBytes int
 }
 
@@ -61,13 +73,22 @@ func (c *Cache) Append(layer int, batch *Batch, k, v HostSlice, layout *Layout) 
 	if err != nil {
 		return err
 	}
-	return batch.locked(c, func(c *core) error {
-		kMemory, vMemory, err := c.checkKV(k, v, batch.newTokens, layout)
+	strides := layout.copied()
+	return batch.locked(c, func(c *core, raw *C.tq_batch) error {
+		rows, err := c.rows(raw)
 		if err != nil {
 			return err
 		}
-		raw := layout.c()
-		return c.text.result(C.tqkv_cache_append(c.library.api, c.cache, l, batch.batch, (*C.uint8_t)(kMemory), (*C.uint8_t)(vMemory), 0, 0, &raw, 0, c.text.c()))
+		kMemory, vMemory, err := c.checkKV(k, v, rows.NewTokens, strides)
+		if err != nil {
+			return err
+		}
+		layout := strides.c()
+		err = c.text.result(C.tqkv_cache_append(c.api, c.cache, l, raw, (*C.uint8_t)(kMemory),
+			(*C.uint8_t)(vMemory), 0, 0, &layout, 0, c.text.c()))
+		runtime.KeepAlive(kMemory)
+		runtime.KeepAlive(vMemory)
+		return err
 	})
 }
 
@@ -78,10 +99,11 @@ func (c *Cache) AppendDevice(layer int, batch *Batch, k, v DevicePtr, layout *La
 	if err != nil {
 		return err
 	}
-	return batch.locked(c, func(c *core) error {
-		raw := layout.c()
-		return c.text.result(C.tqkv_cache_append(c.library.api, c.cache, l, batch.batch, nil, nil, C.uintptr_t(k), C.uintptr_t(v), &raw, C.uintptr_t(stream),
-			c.text.c()))
+	strides := layout.copied()
+	return batch.locked(c, func(c *core, raw *C.tq_batch) error {
+		layout := strides.c()
+		return c.text.result(C.tqkv_cache_append(c.api, c.cache, l, raw, nil, nil, C.uintptr_t(k),
+			C.uintptr_t(v), &layout, C.uintptr_t(stream), c.text.c()))
 	})
 }
 
@@ -97,40 +119,46 @@ func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32,
 	if err != nil {
 		return err
 	}
-	if params == nil {
-		params = &AttendParams{}
-	}
-	return batch.locked(c, func(c *core) error {
-		if err := c.checkAttend(batch, q, out, lse, params); err != nil {
+	p := params.copied()
+	return batch.locked(c, func(c *core, raw *C.tq_batch) error {
+		rows, err := c.rows(raw)
+		if err != nil {
 			return err
 		}
-		qMemory, _, _ := q.host()
-		outMemory, _, outDtype := out.host()
-		raw := params.c()
-		raw.out_dtype = C.int32_t(outDtype)
-		return c.text.result(C.tqkv_cache_attend(c.library.api, c.cache, l, batch.batch, &raw, (*C.uint8_t)(qMemory), (*C.uint8_t)(outMemory),
-			(*C.float)(ptr(lse)), (*C.float)(ptr(params.SinkLogits)), (*C.uint8_t)(ptr(params.Workspace)), 0, 0, 0, 0, 0, C.size_t(len(params.Workspace)), 0,
-			c.text.c()))
+		memory, err := c.checkAttend(rows.QueryTokens, q, out, lse, &p)
+		if err != nil {
+			return err
+		}
+		rawParams := p.c()
+		rawParams.out_dtype = C.int32_t(memory.outDtype)
+		err = c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, (*C.uint8_t)(memory.q),
+			(*C.uint8_t)(memory.out), (*C.float)(ptr(lse)), (*C.float)(ptr(p.SinkLogits)),
+			(*C.uint8_t)(ptr(p.Workspace)), 0, 0, 0, 0, 0, C.size_t(len(p.Workspace)), 0, c.text.c()))
+		runtime.KeepAlive(memory)
+		runtime.KeepAlive(lse)
+		runtime.KeepAlive(p)
+		return err
 	})
 }
 
 // AttendDevice is [Cache.Attend] on device memory. The inputs must not be written to, the outputs and the
 // workspace not used at all, until the stream has passed this call.
-func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, params *AttendParams, stream Stream) error {
+func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, params *AttendParams,
+	stream Stream) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
 		return err
 	}
-	if params == nil {
-		params = &AttendParams{}
+	p := params.copied()
+	if p.SinkLogits != nil || p.Workspace != nil {
+		return argumentError("params.SinkLogits, params.Workspace: host slices; for a device use those of " +
+			"DeviceAttend")
 	}
-	if params.SinkLogits != nil || params.Workspace != nil {
-		return argumentError("params.SinkLogits, params.Workspace: host slices; for a device use those of DeviceAttend")
-	}
-	return batch.locked(c, func(c *core) error {
-		raw := params.c()
-		return c.text.result(C.tqkv_cache_attend(c.library.api, c.cache, l, batch.batch, &raw, nil, nil, nil, nil, nil, C.uintptr_t(memory.Q),
-			C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE), C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.Workspace), C.size_t(memory.WorkspaceBytes),
+	return batch.locked(c, func(c *core, raw *C.tq_batch) error {
+		rawParams := p.c()
+		return c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, nil, nil, nil, nil, nil,
+			C.uintptr_t(memory.Q), C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE),
+			C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.Workspace), C.size_t(memory.WorkspaceBytes),
 			C.uintptr_t(stream), c.text.c()))
 	})
 }
@@ -143,34 +171,42 @@ func (c *Cache) Read(layer int, sequence Sequence, first, count int64, k, v Host
 	if err != nil {
 		return err
 	}
+	strides := layout.copied()
 	return c.locked(func(c *core) error {
-		kMemory, vMemory, err := c.checkKV(k, v, count, layout)
+		kMemory, vMemory, err := c.checkKV(k, v, count, strides)
 		if err != nil {
 			return err
 		}
-		raw := layout.c()
-		return c.text.result(C.tqkv_cache_read(c.library.api, c.cache, l, C.int64_t(sequence), C.int64_t(first), C.int64_t(count), (*C.uint8_t)(kMemory),
-			(*C.uint8_t)(vMemory), 0, 0, &raw, 0, c.text.c()))
+		layout := strides.c()
+		err = c.text.result(C.tqkv_cache_read(c.api, c.cache, l, C.int64_t(sequence), C.int64_t(first),
+			C.int64_t(count), (*C.uint8_t)(kMemory), (*C.uint8_t)(vMemory), 0, 0, &layout, 0, c.text.c()))
+		runtime.KeepAlive(kMemory)
+		runtime.KeepAlive(vMemory)
+		return err
 	})
 }
 
 // ReadDevice is [Cache.Read] into device memory; either pointer may be 0.
-func (c *Cache) ReadDevice(layer int, sequence Sequence, first, count int64, k, v DevicePtr, layout *Layout, stream Stream) error {
+func (c *Cache) ReadDevice(layer int, sequence Sequence, first, count int64, k, v DevicePtr, layout *Layout,
+	stream Stream) error {
 	l, err := int32Of("layer", layer)
 	if err != nil {
 		return err
 	}
+	strides := layout.copied()
 	return c.locked(func(c *core) error {
-		raw := layout.c()
-		return c.text.result(C.tqkv_cache_read(c.library.api, c.cache, l, C.int64_t(sequence), C.int64_t(first), C.int64_t(count), nil, nil, C.uintptr_t(k),
-			C.uintptr_t(v), &raw, C.uintptr_t(stream), c.text.c()))
+		layout := strides.c()
+		return c.text.result(C.tqkv_cache_read(c.api, c.cache, l, C.int64_t(sequence), C.int64_t(first),
+			C.int64_t(count), nil, nil, C.uintptr_t(k), C.uintptr_t(v), &layout, C.uintptr_t(stream),
+			c.text.c()))
 	})
 }
 
 // checkHost says whether slices of this type may be used with the cache.
 func (c *core) checkHost(name string, dtype Dtype) error {
 	if c.config.DeviceType != CPU {
-		return argumentError("%s: slices are host memory, but the cache is on a device; use the method ending in Device", name)
+		return argumentError("%s: slices are host memory, but the cache is on a device; use the method ending "+
+			"in Device", name)
 	}
 	if dtype != c.config.IODtype {
 		return argumentError("%s: of type %d, but the cache has io_dtype = %d", name, dtype, c.config.IODtype)
@@ -178,11 +214,9 @@ func (c *core) checkHost(name string, dtype Dtype) error {
 	return nil
 }
 
-// checkKV checks k and v of append and read and returns their addresses.
-func (c *core) checkKV(k, v HostSlice, tokens int64, layout *Layout) (kMemory, vMemory unsafe.Pointer, err error) {
-	if layout == nil {
-		layout = &Layout{}
-	}
+// checkKV checks k and v of append and read and returns their addresses. A slice is asked for its memory once,
+// so that what was checked is what C gets.
+func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vMemory unsafe.Pointer, err error) {
 	heads := int64(c.config.NumKVHeads)
 	for _, side := range []struct {
 		name                    string
@@ -201,7 +235,8 @@ func (c *core) checkKV(k, v HostSlice, tokens int64, layout *Layout) (kMemory, v
 		if err := c.checkHost(side.name, dtype); err != nil {
 			return nil, nil, err
 		}
-		if err := checkLength(side.name, length, shape{tokens, heads, int64(side.dim)}, side.tokenStride, side.headStride); err != nil {
+		s := shape{tokens, heads, int64(side.dim)}
+		if err := checkLength(side.name, length, s, side.tokenStride, side.headStride); err != nil {
 			return nil, nil, err
 		}
 		*side.memory = memory
@@ -209,38 +244,45 @@ func (c *core) checkKV(k, v HostSlice, tokens int64, layout *Layout) (kMemory, v
 	return kMemory, vMemory, nil
 }
 
-func (c *core) checkAttend(batch *Batch, q, out HostSlice, lse []float32, params *AttendParams) error {
+// attendMemory is what checkAttend has checked.
+type attendMemory struct {
+	q, out   unsafe.Pointer
+	outDtype Dtype
+}
+
+func (c *core) checkAttend(tokens int64, q, out HostSlice, lse []float32, params *AttendParams) (attendMemory,
+	error) {
 	if q == nil || out == nil {
-		return argumentError("q, out: must not be nil")
+		return attendMemory{}, argumentError("q, out: must not be nil")
 	}
-	_, qLength, qDtype := q.host()
-	_, outLength, outDtype := out.host()
+	qMemory, qLength, qDtype := q.host()
+	outMemory, outLength, outDtype := out.host()
+	memory := attendMemory{qMemory, outMemory, outDtype}
 	if err := c.checkHost("q", qDtype); err != nil {
-		return err
+		return memory, err
 	}
 	if params.OutDtype != 0 && params.OutDtype != outDtype {
-		return argumentError("out_dtype = %d: out is a slice of type %d", params.OutDtype, outDtype)
+		return memory, argumentError("out_dtype = %d: out is a slice of type %d", params.OutDtype, outDtype)
 	}
 	if outDtype != c.config.IODtype && outDtype != Float32 {
-		return argumentError("out: of type %d, must be the cache's type %d or float32", outDtype, c.config.IODtype)
+		return memory, argumentError("out: of type %d, must be the cache's type %d or float32", outDtype,
+			c.config.IODtype)
 	}
-	rows := shape{batch.queryTokens, int64(c.config.NumQHeads), int64(c.config.HeadDim)}
-	if err := checkLength("q", qLength, rows, params.QTokenStride, params.QHeadStride); err != nil {
-		return err
+	heads := int64(c.config.NumQHeads)
+	qShape, outShape := shape{tokens, heads, int64(c.config.HeadDim)}, shape{tokens, heads, int64(c.config.ValueDim)}
+	if err := checkLength("q", qLength, qShape, params.QTokenStride, params.QHeadStride); err != nil {
+		return memory, err
 	}
-	rows.dim = int64(c.config.ValueDim)
-	if err := checkLength("out", outLength, rows, params.OutTokenStride, params.OutHeadStride); err != nil {
-		return err
+	if err := checkLength("out", outLength, outShape, params.OutTokenStride, params.OutHeadStride); err != nil {
+		return memory, err
 	}
-	rows.dim = 1
 	if lse != nil {
-		if err := checkLength("lse", len(lse), rows, 0, 0); err != nil {
-			return err
+		if err := checkLength("lse", len(lse), shape{tokens, heads, 1}, 0, 0); err != nil {
+			return memory, err
 		}
 	}
 	if params.SinkLogits != nil {
-		rows.tokens = 1
-		return checkLength("sink_logits", len(params.SinkLogits), rows, 0, 0)
+		return memory, checkLength("sink_logits", len(params.SinkLogits), shape{1, heads, 1}, 0, 0)
 	}
-	return nil
+	return memory, nil
 }

@@ -3,9 +3,7 @@
 package tqkv
 
 // #include "shim.h"
-// #cgo noescape tqkv_batch_plan
 // #cgo noescape tqkv_sequence_length
-// #cgo nocallback tqkv_batch_plan
 // #cgo nocallback tqkv_sequence_length
 import "C"
 
@@ -19,8 +17,9 @@ import (
 type core struct {
 	mutex   sync.Mutex
 	library *Library
+	api     *C.tqkv_api
 	cache   *C.tq_cache              // nil once closed
-	batches map[*C.tq_batch]struct{} // alive
+	batches map[*batchState]struct{} // alive
 	text    textBuffer
 	config  Config // resolved
 }
@@ -34,13 +33,18 @@ func (l *Library) NewCache(config *Config) (*Cache, error) { return l.NewCacheOn
 
 // NewCacheOn is [Library.NewCache] with the work of setting up on a stream.
 func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
+	api, err := l.table()
+	if err != nil {
+		return nil, err
+	}
 	p, err := config.parts()
 	if err != nil {
 		return nil, err
 	}
-	c := &core{library: l, batches: map[*C.tq_batch]struct{}{}}
-	if err := c.text.result(C.tqkv_cache_create(l.api, &p.config, p.layerKeyBits, p.layerValueBits, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool,
-		C.uintptr_t(stream), &c.cache, c.text.c())); err != nil {
+	c := &core{library: l, api: api, batches: map[*batchState]struct{}{}}
+	if err := c.text.result(C.tqkv_cache_create(api, &p.config, p.layerKeyBits, p.layerValueBits,
+		p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, C.uintptr_t(stream), &c.cache,
+		c.text.c())); err != nil {
 		return nil, err
 	}
 	cache := &Cache{c}
@@ -55,7 +59,12 @@ func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
 
 // Close frees the cache and its batches. Calling it again does nothing. A cache that is not closed is freed
 // some time after it became unreachable.
-func (c *Cache) Close() error { return c.core.close() }
+func (c *Cache) Close() error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	return c.core.close()
+}
 
 func (c *core) close() error {
 	c.mutex.Lock()
@@ -64,21 +73,31 @@ func (c *core) close() error {
 		return nil
 	}
 	var first error
-	for batch := range c.batches {
-		if err := c.text.result(C.tqkv_batch_destroy(c.library.api, batch, c.text.c())); err != nil && first == nil {
+	keep := func(err error) {
+		if first == nil {
 			first = err
 		}
 	}
-	clear(c.batches)
-	if err := c.text.result(C.tqkv_cache_destroy(c.library.api, c.cache, c.text.c())); err != nil && first == nil {
-		first = err
+	for state := range c.batches {
+		keep(c.destroyLocked(state))
 	}
+	keep(c.text.result(C.tqkv_cache_destroy(c.api, c.cache, c.text.c())))
 	c.cache = nil
 	return first
 }
 
+func (c *Cache) check() error {
+	if c == nil || c.core == nil {
+		return argumentError("cache: nil, or not made by NewCache")
+	}
+	return nil
+}
+
 // locked runs a call while no other runs. The lock's holder keeps the core and its cache alive.
 func (c *Cache) locked(call func(c *core) error) error {
+	if err := c.check(); err != nil {
+		return err
+	}
 	defer runtime.KeepAlive(c)
 	c.core.mutex.Lock()
 	defer c.core.mutex.Unlock()
@@ -95,7 +114,7 @@ func (c *Cache) Library() *Library { return c.core.library }
 func (c *Cache) Config() (config Config, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.tq_cache_config
-		err := c.text.result(C.tqkv_cache_get_config(c.library.api, c.cache, &raw, c.text.c()))
+		err := c.text.result(C.tqkv_cache_get_config(c.api, c.cache, &raw, c.text.c()))
 		if err == nil {
 			config = configOf(&raw)
 		}
@@ -114,28 +133,31 @@ func (c *Cache) SetCentres(layer int, key, value []float32) error {
 	}
 	return c.locked(func(c *core) error {
 		heads := int64(c.config.NumKVHeads)
-		if key != nil {
-			if err := checkLength("key_centre", len(key), shape{1, heads, int64(c.config.HeadDim)}, 0, 0); err != nil {
+		for _, side := range []struct {
+			name   string
+			centre []float32
+			dim    int32
+		}{{"key_centre", key, c.config.HeadDim}, {"value_centre", value, c.config.ValueDim}} {
+			if side.centre == nil {
+				continue
+			}
+			one := shape{1, heads, int64(side.dim)}
+			if err := checkLength(side.name, len(side.centre), one, 0, 0); err != nil {
 				return err
 			}
 		}
-		if value != nil {
-			if err := checkLength("value_centre", len(value), shape{1, heads, int64(c.config.ValueDim)}, 0, 0); err != nil {
-				return err
-			}
-		}
-		return c.text.result(C.tqkv_cache_set_centres(c.library.api, c.cache, l, (*C.float)(ptr(key)), (*C.float)(ptr(value)), c.text.c()))
+		return c.text.result(C.tqkv_cache_set_centres(c.api, c.cache, l, (*C.float)(ptr(key)),
+			(*C.float)(ptr(value)), c.text.c()))
 	})
 }
 
 // Memory is what the cache holds, by the host's bookkeeping.
 func (c *Cache) Memory() (memory Memory, err error) {
 	err = c.locked(func(c *core) error {
-		var raw C.tq_cache_memory_t
-		err := c.text.result(C.tqkv_cache_memory(c.library.api, c.cache, &raw, c.text.c()))
+		var raw C.tq_cache_memory
+		err := c.text.result(C.tqkv_cache_get_memory(c.api, c.cache, &raw, c.text.c()))
 		if err == nil {
-			memory = Memory{int(raw.num_sequences), int64(raw.tokens), int64(raw.pages_used), int64(raw.pages_total), int64(raw.stored_bytes_used),
-				int64(raw.raw_bytes), int64(raw.device_bytes), int64(raw.host_bytes), float64(raw.compression)}
+			memory = memoryOf(&raw)
 		}
 		return err
 	})
@@ -147,7 +169,7 @@ func (c *Cache) Memory() (memory Memory, err error) {
 func (c *Cache) Fingerprint() (fingerprint uint64, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.uint64_t
-		err := c.text.result(C.tqkv_cache_fingerprint(c.library.api, c.cache, &raw, c.text.c()))
+		err := c.text.result(C.tqkv_cache_fingerprint(c.api, c.cache, &raw, c.text.c()))
 		fingerprint = uint64(raw)
 		return err
 	})
@@ -159,7 +181,7 @@ func (c *Cache) Fingerprint() (fingerprint uint64, err error) {
 func (c *Cache) Check(stream Stream) (noticed Noticed, err error) {
 	err = c.locked(func(c *core) error {
 		var flags C.uint64_t
-		err := c.text.result(C.tqkv_cache_check(c.library.api, c.cache, C.uintptr_t(stream), &flags, c.text.c()))
+		err := c.text.result(C.tqkv_cache_check(c.api, c.cache, C.uintptr_t(stream), &flags, c.text.c()))
 		noticed = Noticed(flags)
 		return err
 	})
@@ -170,7 +192,7 @@ func (c *Cache) Check(stream Stream) (noticed Noticed, err error) {
 func (c *Cache) CreateSequence() (sequence Sequence, err error) {
 	err = c.locked(func(c *core) error {
 		var id C.int64_t
-		err := c.text.result(C.tqkv_sequence_create(c.library.api, c.cache, &id, c.text.c()))
+		err := c.text.result(C.tqkv_sequence_create(c.api, c.cache, &id, c.text.c()))
 		sequence = Sequence(id)
 		return err
 	})
@@ -184,7 +206,8 @@ func (c *Cache) Free(sequence Sequence) error { return c.FreeOn(sequence, 0) }
 // FreeOn is [Cache.Free] in the order of a stream.
 func (c *Cache) FreeOn(sequence Sequence, stream Stream) error {
 	return c.locked(func(c *core) error {
-		return c.text.result(C.tqkv_sequence_free(c.library.api, c.cache, C.int64_t(sequence), C.uintptr_t(stream), c.text.c()))
+		return c.text.result(C.tqkv_sequence_free(c.api, c.cache, C.int64_t(sequence), C.uintptr_t(stream),
+			c.text.c()))
 	})
 }
 
@@ -197,7 +220,8 @@ func (c *Cache) Fork(source Sequence) (Sequence, error) { return c.ForkOn(source
 func (c *Cache) ForkOn(source Sequence, stream Stream) (sequence Sequence, err error) {
 	err = c.locked(func(c *core) error {
 		var id C.int64_t
-		err := c.text.result(C.tqkv_sequence_fork(c.library.api, c.cache, C.int64_t(source), C.uintptr_t(stream), &id, c.text.c()))
+		err := c.text.result(C.tqkv_sequence_fork(c.api, c.cache, C.int64_t(source), C.uintptr_t(stream), &id,
+			c.text.c()))
 		sequence = Sequence(id)
 		return err
 	})
@@ -213,7 +237,8 @@ func (c *Cache) Truncate(sequence Sequence, length int64) error {
 // TruncateOn is [Cache.Truncate] in the order of a stream.
 func (c *Cache) TruncateOn(sequence Sequence, length int64, stream Stream) error {
 	return c.locked(func(c *core) error {
-		return c.text.result(C.tqkv_sequence_truncate(c.library.api, c.cache, C.int64_t(sequence), C.int64_t(length), C.uintptr_t(stream), c.text.c()))
+		return c.text.result(C.tqkv_sequence_truncate(c.api, c.cache, C.int64_t(sequence), C.int64_t(length),
+			C.uintptr_t(stream), c.text.c()))
 	})
 }
 
@@ -221,7 +246,7 @@ func (c *Cache) TruncateOn(sequence Sequence, length int64, stream Stream) error
 func (c *Cache) Length(sequence Sequence) (length int64, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.int64_t
-		err := c.text.result(C.tqkv_sequence_length(c.library.api, c.cache, C.int64_t(sequence), &raw, c.text.c()))
+		err := c.text.result(C.tqkv_sequence_length(c.api, c.cache, C.int64_t(sequence), &raw, c.text.c()))
 		length = int64(raw)
 		return err
 	})
@@ -233,120 +258,19 @@ func (c *Cache) Length(sequence Sequence) (length int64, err error) {
 func (c *Cache) Noticed(sequence Sequence) (noticed Noticed, err error) {
 	err = c.locked(func(c *core) error {
 		var raw C.uint64_t
-		err := c.text.result(C.tqkv_sequence_flags(c.library.api, c.cache, C.int64_t(sequence), &raw, c.text.c()))
+		err := c.text.result(C.tqkv_sequence_flags(c.api, c.cache, C.int64_t(sequence), &raw, c.text.c()))
 		noticed = Noticed(raw)
 		return err
 	})
 	return
 }
 
-// Batch is room for one plan. Its cache must not be closed while it is used; closing the cache closes it.
-type Batch struct {
-	cache *Cache
-	batch *C.tq_batch
-	// Tokens of the last plan made: what append and attend will read and write. 0 without one; the library knows
-	// and refuses.
-	newTokens, queryTokens int64
-}
-
-// CreateBatch makes room for one plan of up to MaxBatchSequences sequences. A cache may have several batches,
-// each with its own plan.
-func (c *Cache) CreateBatch() (*Batch, error) {
-	b := &Batch{cache: c}
-	err := c.locked(func(c *core) error {
-		err := c.text.result(C.tqkv_batch_create(c.library.api, c.cache, &b.batch, c.text.c()))
-		if err == nil {
-			c.batches[b.batch] = struct{}{}
-		}
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	type pair struct {
-		core  *core
-		batch *C.tq_batch
-	}
-	runtime.AddCleanup(b, func(p pair) { p.core.destroyBatch(p.batch) }, pair{c.core, b.batch})
-	return b, nil
-}
-
-// Close gives the batch back. Calling it again does nothing.
-func (b *Batch) Close() error { return b.cache.core.destroyBatch(b.batch) }
-
-func (c *core) destroyBatch(batch *C.tq_batch) error {
-	c.mutex.Lock()
-	defer c.mutex.Unlock()
-	if _, alive := c.batches[batch]; !alive {
-		return nil
-	}
-	delete(c.batches, batch)
-	return c.text.result(C.tqkv_batch_destroy(c.library.api, batch, c.text.c()))
-}
-
-// locked is Cache.locked for a batch that must be alive.
-func (b *Batch) locked(owner *Cache, call func(c *core) error) error {
-	if b == nil || b.cache.core != owner.core {
-		return argumentError("batch: nil, or belongs to another cache")
-	}
-	defer runtime.KeepAlive(b)
-	return owner.locked(func(c *core) error {
-		if _, alive := c.batches[b.batch]; !alive {
-			return &Error{ErrInvalidState, "batch: is closed"}
-		}
-		return call(c)
-	})
-}
-
-// Step is one line of a plan: Sequence gets NewTokens more tokens and asks QueryTokens queries, which are its
-// last tokens.
-type Step struct {
-	Sequence    Sequence
-	NewTokens   int64
-	QueryTokens int64
-}
-
-// Decode is the step that most plans are made of: n new tokens that all ask.
-func Decode(sequence Sequence, n int64) Step { return Step{sequence, n, n} }
-
-// Plan plans one step: it reserves room for the new tokens of these sequences in all layers; their lengths
-// grow at once. [Cache.Append] and [Cache.Attend] of every layer follow the plan, until the next plan,
-// truncate or free of one of its sequences. If the pool or a limit is used up ([ErrCapacity]), nothing has
-// changed.
-func (b *Batch) Plan(steps ...Step) error { return b.PlanOn(0, steps...) }
-
-// PlanOn is [Batch.Plan] in the order of a stream.
-func (b *Batch) PlanOn(stream Stream, steps ...Step) error {
-	count, err := int32Of("len(steps)", len(steps))
-	if err != nil {
-		return err
-	}
-	// One allocation for the three arrays.
-	numbers := make([]int64, 3*len(steps))
-	ids, news, queries := numbers[:len(steps)], numbers[len(steps):2*len(steps)], numbers[2*len(steps):]
-	var newTokens, queryTokens int64
-	for i, step := range steps {
-		ids[i], news[i], queries[i] = int64(step.Sequence), step.NewTokens, step.QueryTokens
-		newTokens += step.NewTokens
-		queryTokens += step.QueryTokens
-	}
-	return b.locked(b.cache, func(c *core) error {
-		err := c.text.result(C.tqkv_batch_plan(c.library.api, b.batch, count, (*C.int64_t)(ptr(ids)), (*C.int64_t)(ptr(news)), (*C.int64_t)(ptr(queries)),
-			C.uintptr_t(stream), c.text.c()))
-		if err == nil {
-			// The library has accepted them, so that they are not negative and their sums small.
-			b.newTokens, b.queryTokens = newTokens, queryTokens
-		}
-		return err
-	})
-}
-
-// WorkspaceBytes is the workspace that [Cache.Attend] needs for the batch's plan, and for every smaller one,
-// if it is not to use the cache's own.
-func (b *Batch) WorkspaceBytes() (bytes int, err error) {
-	err = b.locked(b.cache, func(c *core) error {
+// AttendWorkspaceBytes is the workspace that [Cache.Attend] needs if it is not to use the cache's own: enough
+// for every plan that the cache admits.
+func (c *Cache) AttendWorkspaceBytes() (bytes int, err error) {
+	err = c.locked(func(c *core) error {
 		var raw C.size_t
-		err := c.text.result(C.tqkv_attend_workspace_bytes(c.library.api, c.cache, b.batch, &raw, c.text.c()))
+		err := c.text.result(C.tqkv_attend_workspace_bytes(c.api, c.cache, &raw, c.text.c()))
 		bytes = int(raw)
 		return err
 	})

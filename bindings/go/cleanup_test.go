@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // eventually collects garbage until the condition holds.
@@ -32,7 +33,8 @@ func TestForgottenObjectsAreFreed(t *testing.T) {
 		t.Fatal(err)
 	}
 	make2 := func() (*Cache, *Batch) {
-		cache, err := library.NewCache(&Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64, IODtype: Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 64})
+		cache, err := library.NewCache(&Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64,
+			IODtype: Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 64})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,5 +63,46 @@ func TestForgottenObjectsAreFreed(t *testing.T) {
 		}
 		batch = nil
 		eventually(t, "both are freed", c, func() bool { return c.cache == nil && len(c.batches) == 0 })
+	}
+}
+
+// A shifty slice changes its mind about its memory between two questions.
+type shifty struct {
+	F32
+	asked *int
+}
+
+func (s shifty) host() (unsafe.Pointer, int, Dtype) {
+	if *s.asked++; *s.asked > 1 {
+		return nil, 0, Float32
+	}
+	return s.F32.host()
+}
+
+// What is checked is what C gets: a slice is asked for its memory once a call.
+func TestSlicesAreAskedOnce(t *testing.T) {
+	library, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := library.NewCache(&Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64,
+		IODtype: Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cache.Close()
+	batch, _ := cache.CreateBatch()
+	sequence, _ := cache.CreateSequence()
+	slice := func() HostSlice { return shifty{make(F32, 64), new(int)} }
+	for i, err := range []error{
+		batch.Plan(Decode(sequence, 1)),
+		cache.Append(0, batch, slice(), slice(), nil),
+		cache.Attend(0, batch, slice(), slice(), nil, nil),
+		cache.Read(0, sequence, 0, 1, slice(), slice(), nil),
+		library.MergeStates([]HostSlice{slice()}, [][]float32{{0}}, 1, 64, slice(), nil),
+	} {
+		if err != nil {
+			t.Errorf("call %d: %v", i, err)
+		}
 	}
 }

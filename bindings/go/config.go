@@ -5,7 +5,10 @@ package tqkv
 // #include "shim.h"
 import "C"
 
-import "unsafe"
+import (
+	"slices"
+	"unsafe"
+)
 
 // Codebook is a codebook of the caller's own: 2^(Bits-1) magnitudes, rising, on the int8 grid; a level is
 // Unit times the magnitude, for coordinates of unit variance. Bits up to 3: magnitudes are 1 to 127. From 4:
@@ -70,16 +73,17 @@ type configParts struct {
 	user, alloc, free, pool      C.uintptr_t
 }
 
-func (c *Config) parts() (*configParts, error) {
-	if c == nil {
+func (config *Config) parts() (*configParts, error) {
+	if config == nil {
 		return nil, argumentError("config = nil")
 	}
+	c := *config // what is checked is what C gets, whatever happens to the caller's meanwhile
 	for _, list := range []struct {
-		name string
-		bits []int32
-	}{{"layer_key_bits", c.LayerKeyBits}, {"layer_value_bits", c.LayerValueBits}} {
-		if len(list.bits) != 0 && len(list.bits) != int(c.NumLayers) {
-			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, len(list.bits), c.NumLayers)
+		name    string
+		entries int
+	}{{"layer_key_bits", len(c.LayerKeyBits)}, {"layer_value_bits", len(c.LayerValueBits)}} {
+		if list.entries != 0 && list.entries != int(c.NumLayers) {
+			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, list.entries, c.NumLayers)
 		}
 	}
 	keyBook, err := c.KeyCodebook.c("key_codebook")
@@ -92,17 +96,26 @@ func (c *Config) parts() (*configParts, error) {
 	}
 	return &configParts{
 		config: C.tq_cache_config{
-			device_type: C.int32_t(c.DeviceType), device_id: C.int32_t(c.DeviceID), num_layers: C.int32_t(c.NumLayers), num_q_heads: C.int32_t(c.NumQHeads),
-			num_kv_heads: C.int32_t(c.NumKVHeads), head_dim: C.int32_t(c.HeadDim), value_dim: C.int32_t(c.ValueDim), io_dtype: C.int32_t(c.IODtype),
-			key_bits: C.int32_t(c.KeyBits), value_bits: C.int32_t(c.ValueBits), code_family: C.int32_t(c.CodeFamily), rotation: C.int32_t(c.Rotation),
-			key_scale_rule: C.int32_t(c.KeyScaleRule), value_scale_rule: C.int32_t(c.ValueScaleRule), page_size: C.int32_t(c.PageSize),
-			rotation_seed: C.uint64_t(c.RotationSeed), max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
-			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences), max_batch_tokens: C.int64_t(c.MaxBatchTokens),
-			window_tokens: C.int32_t(c.WindowTokens), sink_tokens: C.int32_t(c.SinkTokens), rollback_tokens: C.int32_t(c.RollbackTokens),
-			num_threads: C.int32_t(c.NumThreads), flags: C.uint64_t(c.Flags), pool_bytes: C.int64_t(c.PoolBytes),
+			device_type: C.int32_t(c.DeviceType), device_id: C.int32_t(c.DeviceID),
+			num_layers: C.int32_t(c.NumLayers), num_q_heads: C.int32_t(c.NumQHeads),
+			num_kv_heads: C.int32_t(c.NumKVHeads), head_dim: C.int32_t(c.HeadDim),
+			value_dim: C.int32_t(c.ValueDim), io_dtype: C.int32_t(c.IODtype),
+			key_bits: C.int32_t(c.KeyBits), value_bits: C.int32_t(c.ValueBits),
+			code_family: C.int32_t(c.CodeFamily), rotation: C.int32_t(c.Rotation),
+			key_scale_rule: C.int32_t(c.KeyScaleRule), value_scale_rule: C.int32_t(c.ValueScaleRule),
+			page_size: C.int32_t(c.PageSize), rotation_seed: C.uint64_t(c.RotationSeed),
+			max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
+			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
+			max_batch_tokens: C.int64_t(c.MaxBatchTokens), window_tokens: C.int32_t(c.WindowTokens),
+			sink_tokens: C.int32_t(c.SinkTokens), rollback_tokens: C.int32_t(c.RollbackTokens),
+			num_threads: C.int32_t(c.NumThreads), flags: C.uint64_t(c.Flags),
+			pool_bytes: C.int64_t(c.PoolBytes),
 		},
-		layerKeyBits: (*C.int32_t)(ptr(c.LayerKeyBits)), layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)), keyCodebook: keyBook, valueCodebook: valueBook,
-		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc), free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
+		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
+		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
+		keyCodebook:    keyBook, valueCodebook: valueBook,
+		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc),
+		free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
 	}, nil
 }
 
@@ -131,25 +144,31 @@ func configOf(raw *C.tq_cache_config) Config {
 		if bits == nil {
 			return nil
 		}
-		return append([]int32(nil), unsafe.Slice((*int32)(unsafe.Pointer(bits)), int(raw.num_layers))...)
+		return slices.Clone(unsafe.Slice((*int32)(unsafe.Pointer(bits)), int(raw.num_layers)))
 	}
 	book := func(b *C.tq_codebook) *Codebook {
 		if b == nil {
 			return nil
 		}
 		levels := 1 << (min(max(b.bits, 1), 6) - 1)
-		return &Codebook{int32(b.bits), float32(b.unit), append([]uint8(nil), unsafe.Slice((*uint8)(unsafe.Pointer(&b.magnitude[0])), levels)...)}
+		magnitude := unsafe.Slice((*uint8)(unsafe.Pointer(&b.magnitude[0])), levels)
+		return &Codebook{int32(b.bits), float32(b.unit), slices.Clone(magnitude)}
 	}
 	return Config{
-		DeviceType: DeviceType(raw.device_type), DeviceID: int32(raw.device_id), NumLayers: int32(raw.num_layers), NumQHeads: int32(raw.num_q_heads),
-		NumKVHeads: int32(raw.num_kv_heads), HeadDim: int32(raw.head_dim), ValueDim: int32(raw.value_dim), IODtype: Dtype(raw.io_dtype),
-		KeyBits: int32(raw.key_bits), ValueBits: int32(raw.value_bits), CodeFamily: CodeFamily(raw.code_family), LayerKeyBits: layers(raw.layer_key_bits),
-		LayerValueBits: layers(raw.layer_value_bits), Rotation: Rotation(raw.rotation), KeyScaleRule: ScaleRule(raw.key_scale_rule),
-		ValueScaleRule: ScaleRule(raw.value_scale_rule), PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
-		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook), MaxTokens: int64(raw.max_tokens),
-		MaxSequenceTokens: int64(raw.max_sequence_tokens), MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
-		MaxBatchTokens: int64(raw.max_batch_tokens), WindowTokens: int32(raw.window_tokens), SinkTokens: int32(raw.sink_tokens),
-		RollbackTokens: int32(raw.rollback_tokens), NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
+		DeviceType: DeviceType(raw.device_type), DeviceID: int32(raw.device_id),
+		NumLayers: int32(raw.num_layers), NumQHeads: int32(raw.num_q_heads),
+		NumKVHeads: int32(raw.num_kv_heads), HeadDim: int32(raw.head_dim), ValueDim: int32(raw.value_dim),
+		IODtype: Dtype(raw.io_dtype), KeyBits: int32(raw.key_bits), ValueBits: int32(raw.value_bits),
+		CodeFamily: CodeFamily(raw.code_family), LayerKeyBits: layers(raw.layer_key_bits),
+		LayerValueBits: layers(raw.layer_value_bits), Rotation: Rotation(raw.rotation),
+		KeyScaleRule: ScaleRule(raw.key_scale_rule), ValueScaleRule: ScaleRule(raw.value_scale_rule),
+		PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
+		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook),
+		MaxTokens: int64(raw.max_tokens), MaxSequenceTokens: int64(raw.max_sequence_tokens),
+		MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
+		MaxBatchTokens: int64(raw.max_batch_tokens), WindowTokens: int32(raw.window_tokens),
+		SinkTokens: int32(raw.sink_tokens), RollbackTokens: int32(raw.rollback_tokens),
+		NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
 		PoolBytes: int64(raw.pool_bytes),
 	}
 }
@@ -168,8 +187,11 @@ type Bytes struct {
 }
 
 func bytesOf(raw *C.tq_cache_bytes) Bytes {
-	return Bytes{int64(raw.page_bytes), int64(raw.raw_bytes), int64(raw.table_bytes), int64(raw.workspace_bytes), int64(raw.device_bytes), int64(raw.host_bytes),
-		int64(raw.num_pages), int64(raw.token_bytes), int64(raw.fp16_token_bytes)}
+	return Bytes{
+		int64(raw.page_bytes), int64(raw.raw_bytes), int64(raw.table_bytes), int64(raw.workspace_bytes),
+		int64(raw.device_bytes), int64(raw.host_bytes), int64(raw.num_pages), int64(raw.token_bytes),
+		int64(raw.fp16_token_bytes),
+	}
 }
 
 // Memory is what a cache holds.
@@ -183,4 +205,12 @@ type Memory struct {
 	DeviceBytes     int64   // allocated on the device in all
 	HostBytes       int64   // allocated on the host in all
 	Compression     float64 // float16 bytes of one token over stored bytes of one token, scales included
+}
+
+func memoryOf(raw *C.tq_cache_memory) Memory {
+	return Memory{
+		int(raw.num_sequences), int64(raw.tokens), int64(raw.pages_used), int64(raw.pages_total),
+		int64(raw.stored_bytes_used), int64(raw.raw_bytes), int64(raw.device_bytes), int64(raw.host_bytes),
+		float64(raw.compression),
+	}
 }

@@ -78,7 +78,6 @@ type contractParams struct {
 	SlidingWindow  int64   `json:"sliding_window"`
 	SinkLogits     string  `json:"sink_logits"`
 	HistoryOnly    int     `json:"history_only"`
-	NumSplits      int32   `json:"num_splits"`
 	QTokenStride   int64   `json:"q_token_stride"`
 	QHeadStride    int64   `json:"q_head_stride"`
 	OutTokenStride int64   `json:"out_token_stride"`

@@ -353,14 +353,14 @@ func (r *runner) attend(s contractStep, n *named) error {
 	var params *tqkv.AttendParams
 	if p := s.Params; p != nil {
 		params = &tqkv.AttendParams{OutDtype: tqkv.Dtype(p.OutDtype), SoftmaxScale: p.SoftmaxScale, LogitSoftcap: p.LogitSoftcap, SlidingWindow: p.SlidingWindow,
-			SinkLogits: r.float32s(p.SinkLogits), HistoryOnly: p.HistoryOnly == 1, NumSplits: p.NumSplits, QTokenStride: p.QTokenStride,
+			SinkLogits: r.float32s(p.SinkLogits), HistoryOnly: p.HistoryOnly == 1, QTokenStride: p.QTokenStride,
 			QHeadStride: p.QHeadStride, OutTokenStride: p.OutTokenStride, OutHeadStride: p.OutHeadStride}
 		if p.HistoryOnly < 0 || p.HistoryOnly > 1 {
 			return inexpressible // in a bool
 		}
 	}
 	if s.Workspace != "" {
-		bytes, err := b.batch.WorkspaceBytes()
+		bytes, err := n.cache.AttendWorkspaceBytes()
 		if err != nil {
 			return err
 		}

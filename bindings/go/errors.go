@@ -19,8 +19,8 @@ const (
 	ErrInvalidArgument   Status = C.TQ_ERROR_INVALID_ARGUMENT    // a value is out of range or inconsistent
 	ErrInvalidState      Status = C.TQ_ERROR_INVALID_STATE       // right arguments, wrong moment
 	ErrOutOfMemory       Status = C.TQ_ERROR_OUT_OF_MEMORY       // an allocation failed, on the host or the device
-	ErrCapacity          Status = C.TQ_ERROR_CAPACITY            // max_tokens, max_sequences or a batch limit is used up; nothing has changed
-	ErrNotSupported      Status = C.TQ_ERROR_NOT_SUPPORTED       // valid, but not in this build of the library or not for this configuration
+	ErrCapacity          Status = C.TQ_ERROR_CAPACITY            // a limit is used up; nothing has changed
+	ErrNotSupported      Status = C.TQ_ERROR_NOT_SUPPORTED       // valid, but not in this build or configuration
 	ErrNoDevice          Status = C.TQ_ERROR_NO_DEVICE           // no such device
 	ErrDriver            Status = C.TQ_ERROR_DRIVER              // the driver is absent or too old
 	ErrCuda              Status = C.TQ_ERROR_CUDA                // a CUDA call failed

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	tqkv "github.com/tqkv/tqkv/bindings/go"
@@ -24,9 +25,7 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 		t.Fatal(err)
 	}
 	code := "#include \"tqkv.h\"\n"
-	sizes := map[string]string{"CACHE_CONFIG": "tq_cache_config", "CACHE_BYTES": "tq_cache_bytes", "CACHE_MEMORY": "tq_cache_memory_t",
-		"TENSOR_LAYOUT": "tq_tensor_layout", "ATTEND_PARAMS": "tq_attend_params", "DEVICE_INFO": "tq_device_info_t", "CODEBOOK": "tq_codebook",
-		"ALLOCATOR": "tq_allocator"}
+	structs := regexp.MustCompile(`#define (TQ_STRUCT_(\w+))`).FindAllStringSubmatch(string(header), -1)
 	for _, match := range regexp.MustCompile(`TQ_API [^;(]*?\b(tq_\w+)\(`).FindAllStringSubmatch(string(header), -1) {
 		switch name := match[1]; name {
 		case without:
@@ -36,13 +35,14 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 			code += fmt.Sprintf("int32_t tq_abi_version(void) { return %d; }\n", abi)
 		case "tq_struct_size":
 			code += "size_t tq_struct_size(int32_t id) { switch (id) {"
-			for id, name := range sizes {
-				code += fmt.Sprintf("case TQ_STRUCT_%s: return sizeof(%s) + %d;", id, name, larger)
+			for _, s := range structs {
+				code += fmt.Sprintf("case %s: return sizeof(tq_%s) + %d;", s[1], strings.ToLower(s[2]), larger)
 			}
 			code += "} return 0; }\n"
 		default:
 			// Under another name in C, so that the declaration in the header does not clash.
-			code += fmt.Sprintf("int32_t fake_%s(void) __asm__(\"%s\");\nint32_t fake_%s(void) { return 99; }\n", name, name, name)
+			code += fmt.Sprintf("int32_t fake_%[1]s(void) __asm__(\"%[1]s\");\n"+
+				"int32_t fake_%[1]s(void) { return 99; }\n", name)
 		}
 	}
 	folder := t.TempDir()
@@ -54,7 +54,8 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if output, err := exec.Command("cc", "-I", here, "-shared", "-fPIC", "-o", library, source).CombinedOutput(); err != nil {
+	compile := exec.Command("cc", "-I", here, "-shared", "-fPIC", "-o", library, source)
+	if output, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
 	return library
@@ -89,7 +90,7 @@ func TestUnfitLibraries(t *testing.T) {
 	_, err = tqkv.Open(fakeLibrary(t, "", 5, 0))
 	want(t, err, tqkv.ErrVersion, "tqkv 9.8.7 with ABI 5", "speaks ABI 0")
 	_, err = tqkv.Open(fakeLibrary(t, "", 0, -8))
-	want(t, err, tqkv.ErrVersion, "tq_cache_config has", "too old")
+	want(t, err, tqkv.ErrVersion, "tq_device_info has", "too old")
 	if _, err = tqkv.Open(fakeLibrary(t, "", 0, 8)); err != nil {
 		t.Errorf("a newer library of the same ABI: %v", err)
 	}

@@ -17,27 +17,19 @@
 // A newer library may have longer structs, it knows how to read the shorter ones; an older one does not know
 // how to read longer ones.
 static int structs_fit(const tqkv_api* api, const char* name, char* text) {
+#define TQKV_STRUCT(number, type) {number, #type, sizeof(type)},
   static const struct {
     int32_t id;
     const char* name;
     size_t size;
-  } structs[] = {
-      {TQ_STRUCT_CACHE_CONFIG, "tq_cache_config", sizeof(tq_cache_config)},
-      {TQ_STRUCT_CACHE_BYTES, "tq_cache_bytes", sizeof(tq_cache_bytes)},
-      {TQ_STRUCT_CACHE_MEMORY, "tq_cache_memory", sizeof(tq_cache_memory)},
-      {TQ_STRUCT_TENSOR_LAYOUT, "tq_tensor_layout", sizeof(tq_tensor_layout)},
-      {TQ_STRUCT_ATTEND_PARAMS, "tq_attend_params", sizeof(tq_attend_params)},
-      {TQ_STRUCT_DEVICE_INFO, "tq_device_info", sizeof(tq_device_info)},
-      {TQ_STRUCT_CODEBOOK, "tq_codebook", sizeof(tq_codebook)},
-      {TQ_STRUCT_ALLOCATOR, "tq_allocator", sizeof(tq_allocator)},
-  };
+  } structs[] = {TQKV_STRUCTS(TQKV_STRUCT)};
   for (size_t i = 0; i < sizeof structs / sizeof structs[0]; i++) {
-    const size_t found = api->tq_struct_size_(structs[i].id);
+    const size_t found = api->tq_struct_size(structs[i].id);
     if (found < structs[i].size) {
       snprintf(text, TQKV_TEXT,
                "%s is tqkv %s, whose %s has %zu bytes, but this package (" TQKV_RELEASE
                ") needs %zu: the library is too old. Install tqkv " TQKV_RELEASE " or newer",
-               name, api->tq_version_(), structs[i].name, found, structs[i].size);
+               name, api->tq_version(), structs[i].name, found, structs[i].size);
       return 0;
     }
   }
@@ -45,11 +37,11 @@ static int structs_fit(const tqkv_api* api, const char* name, char* text) {
 }
 
 static int library_fits(const tqkv_api* api, const char* name, char* text) {
-  if (api->tq_abi_version_() != TQ_ABI_VERSION) {
+  if (api->tq_abi_version() != TQ_ABI_VERSION) {
     snprintf(text, TQKV_TEXT,
              "%s is tqkv %s with ABI %d, but this package (" TQKV_RELEASE
              ") speaks ABI %d. Install a tqkv of that ABI, or a package for this one",
-             name, api->tq_version_(), (int)api->tq_abi_version_(), TQ_ABI_VERSION);
+             name, api->tq_version(), (int)api->tq_abi_version(), TQ_ABI_VERSION);
     return 0;
   }
   return structs_fit(api, name, text);
@@ -59,7 +51,7 @@ static int library_fits(const tqkv_api* api, const char* name, char* text) {
 
 static int fill(tqkv_api* api, const char* path, int* unfit, char* text) {
   (void)path, (void)unfit, (void)text;
-#define TQKV_TAKE(f) api->f##_ = f;
+#define TQKV_TAKE(f) api->f = f;
   TQKV_FUNCTIONS(TQKV_TAKE)
   return 1;
 }
@@ -79,7 +71,7 @@ static int fill(tqkv_api* api, const char* path, int* unfit, char* text) {
 #define TQKV_RESOLVE(f)                                                                                      \
   {                                                                                                          \
     void* symbol = dlsym(library, #f);                                                                       \
-    memcpy(&api->f##_, &symbol, sizeof symbol);                                                              \
+    memcpy(&api->f, &symbol, sizeof symbol);                                                                 \
     if (!symbol && length < sizeof missing)                                                                  \
       length += (size_t)snprintf(missing + length, sizeof missing - length, "%s%s", length ? ", " : "", #f); \
   }
@@ -115,11 +107,6 @@ const tqkv_api* tqkv_load(const char* path, int* unfit, char* text) {
 
 // ---- Calls ----
 
-static tq_status done(const tqkv_api* api, tq_status status, char* text) {
-  if (status != TQ_OK) api->tq_last_error_copy_(text, TQKV_TEXT, NULL);
-  return status;
-}
-
 static void* either(const void* host, uintptr_t device) {
   return host ? (void*)(uintptr_t)host : (void*)device;
 }
@@ -147,107 +134,21 @@ static tq_cache_config whole_config(TQKV_CONFIG, tq_allocator* allocator) {
       whole_config(config, layer_key_bits, layer_value_bits, key_codebook, value_codebook, allocator_user, \
                    allocator_alloc, allocator_free, pool, &allocator)
 
-tq_status tqkv_device_count(const tqkv_api* api, int32_t type, int32_t* count, char* text) {
-  return done(api, api->tq_device_count_(type, count), text);
-}
-
-tq_status tqkv_device_info(const tqkv_api* api, int32_t type, int32_t index, tq_device_info* info,
-                           char* text) {
-  info->struct_size = sizeof *info;
-  return done(api, api->tq_device_info_(type, index, info), text);
-}
-
-tq_status tqkv_config_check(const tqkv_api* api, TQKV_CONFIG, char* text) {
+tq_status tqkv_cache_config_check(const tqkv_api* api, TQKV_CONFIG, char* text) {
   WHOLE_CONFIG;
-  return api->tq_cache_config_check_(&whole, text, TQKV_TEXT);
+  return api->tq_cache_config_check(&whole, text, TQKV_TEXT);
 }
 
-tq_status tqkv_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_bytes* bytes, char* text) {
+tq_status tqkv_cache_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_bytes* bytes, char* text) {
   WHOLE_CONFIG;
   bytes->struct_size = sizeof *bytes;
-  return done(api, api->tq_cache_config_bytes_(&whole, bytes), text);
+  return tqkv_done(api, api->tq_cache_config_bytes(&whole, bytes), text);
 }
 
 tq_status tqkv_cache_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_cache** cache,
                             char* text) {
   WHOLE_CONFIG;
-  return done(api, api->tq_cache_create_(&whole, (void*)stream, cache), text);
-}
-
-tq_status tqkv_cache_destroy(const tqkv_api* api, tq_cache* cache, char* text) {
-  return done(api, api->tq_cache_destroy_(cache), text);
-}
-
-tq_status tqkv_cache_get_config(const tqkv_api* api, const tq_cache* cache, tq_cache_config* config,
-                                char* text) {
-  config->struct_size = sizeof *config;
-  return done(api, api->tq_cache_get_config_(cache, config), text);
-}
-
-tq_status tqkv_cache_set_centres(const tqkv_api* api, tq_cache* cache, int32_t layer, const float* key,
-                                 const float* value, char* text) {
-  return done(api, api->tq_cache_set_centres_(cache, layer, key, value), text);
-}
-
-tq_status tqkv_cache_memory(const tqkv_api* api, const tq_cache* cache, tq_cache_memory* memory,
-                            char* text) {
-  memory->struct_size = sizeof *memory;
-  return done(api, api->tq_cache_memory_(cache, memory), text);
-}
-
-tq_status tqkv_cache_fingerprint(const tqkv_api* api, const tq_cache* cache, uint64_t* fingerprint,
-                                 char* text) {
-  return done(api, api->tq_cache_fingerprint_(cache, fingerprint), text);
-}
-
-tq_status tqkv_cache_check(const tqkv_api* api, tq_cache* cache, uintptr_t stream, uint64_t* flags,
-                           char* text) {
-  return done(api, api->tq_cache_check_(cache, (void*)stream, flags), text);
-}
-
-tq_status tqkv_sequence_create(const tqkv_api* api, tq_cache* cache, int64_t* sequence, char* text) {
-  return done(api, api->tq_sequence_create_(cache, sequence), text);
-}
-
-tq_status tqkv_sequence_free(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t stream,
-                             char* text) {
-  return done(api, api->tq_sequence_free_(cache, sequence, (void*)stream), text);
-}
-
-tq_status tqkv_sequence_fork(const tqkv_api* api, tq_cache* cache, int64_t source, uintptr_t stream,
-                             int64_t* sequence, char* text) {
-  return done(api, api->tq_sequence_fork_(cache, source, (void*)stream, sequence), text);
-}
-
-tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence, int64_t length,
-                                 uintptr_t stream, char* text) {
-  return done(api, api->tq_sequence_truncate_(cache, sequence, length, (void*)stream), text);
-}
-
-tq_status tqkv_sequence_length(const tqkv_api* api, const tq_cache* cache, int64_t sequence, int64_t* length,
-                               char* text) {
-  return done(api, api->tq_sequence_length_(cache, sequence, length), text);
-}
-
-tq_status tqkv_sequence_flags(const tqkv_api* api, const tq_cache* cache, int64_t sequence, uint64_t* flags,
-                              char* text) {
-  return done(api, api->tq_sequence_flags_(cache, sequence, flags), text);
-}
-
-tq_status tqkv_batch_create(const tqkv_api* api, tq_cache* cache, tq_batch** batch, char* text) {
-  return done(api, api->tq_batch_create_(cache, batch), text);
-}
-
-tq_status tqkv_batch_destroy(const tqkv_api* api, tq_batch* batch, char* text) {
-  return done(api, api->tq_batch_destroy_(batch), text);
-}
-
-tq_status tqkv_batch_plan(const tqkv_api* api, tq_batch* batch, int32_t num_sequences,
-                          const int64_t* sequences, const int64_t* new_tokens, const int64_t* query_tokens,
-                          uintptr_t stream, char* text) {
-  return done(api,
-              api->tq_batch_plan_(batch, num_sequences, sequences, new_tokens, query_tokens, (void*)stream),
-              text);
+  return tqkv_done(api, api->tq_cache_create(&whole, (void*)stream, cache), text);
 }
 
 tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
@@ -256,10 +157,10 @@ tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer,
                             char* text) {
   tq_tensor_layout whole = *layout;
   whole.struct_size = sizeof whole;
-  return done(api,
-              api->tq_cache_append_(cache, layer, batch, either(k_host, k_device), either(v_host, v_device),
-                                    &whole, (void*)stream),
-              text);
+  return tqkv_done(api,
+                   api->tq_cache_append(cache, layer, batch, either(k_host, k_device),
+                                        either(v_host, v_device), &whole, (void*)stream),
+                   text);
 }
 
 tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
@@ -271,27 +172,23 @@ tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer,
   tq_attend_params whole = *params;
   whole.struct_size = sizeof whole;
   whole.sink_logits = either(sinks_host, sinks_device);
-  return done(api,
-              api->tq_cache_attend_(cache, layer, batch, either(q_host, q_device),
-                                    either(out_host, out_device), either(lse_host, lse_device), &whole,
-                                    either(workspace_host, workspace_device), workspace_bytes, (void*)stream),
-              text);
-}
-
-tq_status tqkv_attend_workspace_bytes(const tqkv_api* api, const tq_cache* cache, const tq_batch* batch,
-                                      size_t* bytes, char* text) {
-  return done(api, api->tq_attend_workspace_bytes_(cache, batch, bytes), text);
+  return tqkv_done(
+      api,
+      api->tq_cache_attend(cache, layer, batch, either(q_host, q_device), either(out_host, out_device),
+                           either(lse_host, lse_device), &whole, either(workspace_host, workspace_device),
+                           workspace_bytes, (void*)stream),
+      text);
 }
 
 tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void* const* outs,
                             const void* const* lses, int64_t rows, int32_t dim, int32_t dtype,
                             uint8_t* out_host, float* lse_host, uintptr_t out_device, uintptr_t lse_device,
                             int32_t device_type, int32_t device_id, uintptr_t stream, char* text) {
-  return done(api,
-              api->tq_merge_states_(num_states, outs, (const float* const*)lses, rows, dim, dtype,
-                                    either(out_host, out_device), either(lse_host, lse_device), device_type,
-                                    device_id, (void*)stream),
-              text);
+  return tqkv_done(api,
+                   api->tq_merge_states(num_states, outs, (const float* const*)lses, rows, dim, dtype,
+                                        either(out_host, out_device), either(lse_host, lse_device),
+                                        device_type, device_id, (void*)stream),
+                   text);
 }
 
 tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, int64_t sequence,
@@ -299,13 +196,8 @@ tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, i
                           uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream, char* text) {
   tq_tensor_layout whole = *layout;
   whole.struct_size = sizeof whole;
-  return done(api,
-              api->tq_cache_read_(cache, layer, sequence, first, count, either(k_host, k_device),
-                                  either(v_host, v_device), &whole, (void*)stream),
-              text);
+  return tqkv_done(api,
+                   api->tq_cache_read(cache, layer, sequence, first, count, either(k_host, k_device),
+                                      either(v_host, v_device), &whole, (void*)stream),
+                   text);
 }
-
-const char* tqkv_version(const tqkv_api* api) { return api->tq_version_(); }
-const char* tqkv_build_info(const tqkv_api* api) { return api->tq_build_info_(); }
-const char* tqkv_status_name(const tqkv_api* api, int32_t status) { return api->tq_status_name_(status); }
-int32_t tqkv_abi_version(const tqkv_api* api) { return api->tq_abi_version_(); }

@@ -67,11 +67,16 @@ const (
 // Noticed is what the library noticed in appended vectors.
 type Noticed uint64
 
-// NoticedNonfinite: an appended vector held NaN, an infinity or a magnitude above 2^64; it was replaced.
-const NoticedNonfinite Noticed = C.TQ_NOTICED_NONFINITE
+const (
+	// NoticedNonfinite: an appended vector held NaN, an infinity or a magnitude above 2^64; it was replaced.
+	NoticedNonfinite Noticed = C.TQ_NOTICED_NONFINITE
+	// NoticedSaturated: a finite number beyond +-65504 went into a raw side of a float32 cache and was stored
+	// as +-65504.
+	NoticedSaturated Noticed = C.TQ_NOTICED_SATURATED
+)
 
 // Sequence is the id of a sequence of a cache: a slot and a generation, so that the id of a freed sequence
-// stays invalid. 0 is never valid.
+// stays invalid. 0 is never valid. To another cache it says nothing.
 type Sequence int64
 
 // Stream is a cudaStream_t or CUstream as a number. CPU caches take only 0; for CUDA caches that is the
@@ -107,10 +112,16 @@ type Layout struct {
 	ValueTokenStride, ValueHeadStride int64
 }
 
-func (l *Layout) c() C.tq_tensor_layout {
+// copied is the layout, dense for nil. What is checked is what C gets, whatever happens to the caller's
+// meanwhile.
+func (l *Layout) copied() Layout {
 	if l == nil {
-		return C.tq_tensor_layout{}
+		return Layout{}
 	}
+	return *l
+}
+
+func (l Layout) c() C.tq_tensor_layout {
 	return C.tq_tensor_layout{
 		key_token_stride: C.int64_t(l.KeyTokenStride), key_head_stride: C.int64_t(l.KeyHeadStride),
 		value_token_stride: C.int64_t(l.ValueTokenStride), value_head_stride: C.int64_t(l.ValueHeadStride),
@@ -146,11 +157,12 @@ func checkLength(name string, have int, s shape, tokenStride, headStride int64) 
 	}
 	tokens, tokensFit := multiply(s.tokens-1, tokenStride)
 	heads, headsFit := multiply(s.heads-1, headStride)
-	if tokensFit && headsFit && tokens <= math.MaxInt64-heads && tokens+heads <= math.MaxInt64-s.dim && tokens+heads+s.dim <= int64(have) {
+	if tokensFit && headsFit && tokens <= math.MaxInt64-heads && tokens+heads <= math.MaxInt64-s.dim &&
+		tokens+heads+s.dim <= int64(have) {
 		return nil
 	}
-	return argumentError("%s: a slice of %d elements is too short for %d tokens x %d heads x %d with strides %d and %d", name, have, s.tokens, s.heads, s.dim,
-		tokenStride, headStride)
+	return argumentError("%s: a slice of %d elements is too short for %d tokens x %d heads x %d with strides "+
+		"%d and %d", name, have, s.tokens, s.heads, s.dim, tokenStride, headStride)
 }
 
 func multiply(a, b int64) (product int64, fits bool) {

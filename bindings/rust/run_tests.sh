@@ -6,7 +6,8 @@
 # pkg-config by the second. Prints "ok - x", "not ok - x: why" and "skip - x: why" lines, and the counts at
 # the end; exit status 0 only if something passed and nothing failed. Compiles into build/rust of the
 # repository, or CARGO_TARGET_DIR. Crates come from the registry that cargo is set up for; without one the
-# tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging and interop.
+# tests are skipped. TQKV_RUST_QUICK=1 leaves out packaging, interop and Miri. With a LIBRARY built with
+# AddressSanitizer the tests run under it, opened at run time, and nothing else does.
 set -uo pipefail
 . "$(dirname "$0")/../checks.sh" rust "${1-}"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/build/rust}
@@ -47,6 +48,14 @@ if ! cargo fetch --locked >"$scratch/log" 2>&1; then
     finish
   }
 fi
+if [ -n "$sanitizer" ]; then
+  host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+  # The sanitizer watches the heap of Rust too; cargo and the compilers run without it.
+  export TQKV_LIBRARY=$library "CARGO_TARGET_${host}_RUNNER=env LD_PRELOAD=$sanitizer"
+  run_cargo_tests "AddressSanitizer" -p tqkv
+  finish
+fi
+generated
 if cargo fmt --version >/dev/null 2>&1; then check "formatted" cargo fmt --all --check; else skip formatted "rustfmt is not installed"; fi
 if cargo clippy --version >/dev/null 2>&1; then
   check "clippy, library opened at run time" cargo clippy -q --locked --all-targets -- -D warnings
@@ -86,10 +95,16 @@ else
 fi
 
 if [ "${TQKV_RUST_QUICK:-0}" = 1 ]; then
-  skip "packaging, interop" "TQKV_RUST_QUICK=1"
+  skip "packaging, interop, Miri" "TQKV_RUST_QUICK=1"
   finish
 fi
-check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs src/bindings.rs src/lib.rs src/load.rs
+# Miri cannot call a library: it runs what is Rust alone.
+if cargo +nightly miri --version >/dev/null 2>&1; then
+  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/miri check "Miri over what is Rust alone" cargo +nightly miri test -q --locked -p tqkv --lib
+else
+  skip Miri "rustup component add --toolchain nightly miri rust-src"
+fi
+check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs src/bindings.rs src/lib.rs src/load.rs src/table.rs
 check "files in the package tqkv" packaged tqkv LICENSE README.md examples/decode_loop.rs src/attend.rs src/cache.rs src/config.rs src/error.rs src/lib.rs \
   src/library.rs src/tensor.rs src/types.rs
 check "the packages build by themselves" cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv

@@ -27,8 +27,6 @@ pub struct AttendParams<'a> {
     pub sink_logits: Option<&'a [f32]>,
     /// Leave out the batch's new tokens, for a caller that attends them itself and merges by lse.
     pub history_only: bool,
-    /// Distribution of the work, default automatic; never changes a bit of the result.
-    pub num_splits: i32,
     /// Elements from one query token to the next; default dense `[token][q head][dim]`.
     pub q_token_stride: i64,
     /// Elements from one query head to the next.
@@ -88,7 +86,7 @@ impl Cache {
         layout: Layout,
     ) -> Result<()> {
         self.check_host::<T>("k and v")?;
-        let tokens = self.with_batch(batch, |planned| planned.new_tokens)?;
+        let tokens = self.batch_rows(batch)?.new_tokens;
         self.check_kv(Some(k.len()), Some(v.len()), tokens, layout)?;
         // SAFETY: host memory of a CPU cache, of its type, as long as the plan needs.
         unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), v.as_ptr().cast(), layout, Stream::NONE) }
@@ -109,7 +107,7 @@ impl Cache {
         layout: Layout,
         stream: Stream,
     ) -> Result<()> {
-        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let raw = self.batch_as_raw(batch)?;
         let layout = layout.to_raw();
         // SAFETY: the caller's promise; the batch belongs to this cache.
         self.status(unsafe {
@@ -159,7 +157,7 @@ impl Cache {
                 io_dtype.0
             )));
         }
-        let tokens = self.with_batch(batch, |planned| planned.query_tokens)?;
+        let tokens = self.batch_rows(batch)?.query_tokens;
         let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
         tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
         tensor::check(
@@ -206,7 +204,7 @@ impl Cache {
                 "params.sink_logits: a host slice; with pointers use AttendPointers::sink_logits",
             ));
         }
-        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let raw = self.batch_as_raw(batch)?;
         let raw_params = sys::tq_attend_params {
             out_dtype: params.out_dtype.0,
             softmax_scale: params.softmax_scale,
@@ -214,7 +212,6 @@ impl Cache {
             sliding_window: params.sliding_window,
             sink_logits: pointers.sink_logits,
             history_only: i32::from(params.history_only),
-            num_splits: params.num_splits,
             q_token_stride: params.q_token_stride,
             q_head_stride: params.q_head_stride,
             out_token_stride: params.out_token_stride,

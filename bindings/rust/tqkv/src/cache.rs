@@ -8,16 +8,30 @@ use crate::library::Library;
 use crate::sys;
 use crate::tensor;
 use crate::types::{DeviceType, Dtype, Noticed, Sequence, Stream};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::ffi::c_void;
 use core::ptr;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A batch of a cache: room for one plan. A handle; the cache owns what it stands for.
+/// A batch of a cache: room for one plan. A handle; the cache owns what it stands for. Its numbers are never
+/// given out again, so that the handle of a destroyed batch stays invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Batch {
     cache: u64,
-    index: usize,
+    number: u64,
+}
+
+/// Rows of a batch's plan, as the library has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BatchRows {
+    /// Rows of `k` and `v` in [`Cache::append`].
+    pub new_tokens: i64,
+    /// Rows of `q`, `out` and `lse` in [`Cache::attend`].
+    pub query_tokens: i64,
+    /// Whether append and attend accept the plan now; if not, the counts are 0.
+    pub in_force: bool,
 }
 
 /// One line of a plan: this sequence gets `new_tokens` more tokens and asks `query_tokens` queries, which are
@@ -42,14 +56,6 @@ impl Step {
     pub fn queries(self, query_tokens: i64) -> Step {
         Step { query_tokens, ..self }
     }
-}
-
-pub(crate) struct PlannedBatch {
-    pub raw: *mut sys::tq_batch,
-    /// Tokens of the last plan made: what append and attend will read and write. (0, 0) without one; the
-    /// library knows and refuses.
-    pub new_tokens: i64,
-    pub query_tokens: i64,
 }
 
 /// Sizes that the slices' lengths are checked by.
@@ -101,7 +107,8 @@ pub struct Cache {
     pub(crate) raw: *mut sys::tq_cache,
     pub(crate) geometry: Geometry,
     id: u64,
-    batches: RefCell<Vec<Option<PlannedBatch>>>,
+    batches: RefCell<HashMap<u64, *mut sys::tq_batch>>,
+    batches_made: Cell<u64>,
 }
 
 // SAFETY: the library ties nothing to a thread but the text of the last error, which is copied before a call
@@ -164,7 +171,8 @@ impl Cache {
                 io_dtype: Dtype::DEFAULT,
             },
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            batches: RefCell::new(Vec::new()),
+            batches: RefCell::new(HashMap::new()),
+            batches_made: Cell::new(0),
         };
         let resolved = cache.config()?;
         cache.geometry = Geometry {
@@ -190,9 +198,9 @@ impl Cache {
             return Ok(());
         }
         let mut result = Ok(());
-        for batch in self.batches.get_mut().drain(..).flatten() {
+        for (_, batch) in self.batches.get_mut().drain() {
             // SAFETY: made by this cache, destroyed once.
-            let done = self.library.status(unsafe { (self.library.api().tq_batch_destroy)(batch.raw) });
+            let done = self.library.status(unsafe { (self.library.api().tq_batch_destroy)(batch) });
             result = result.and(done);
         }
         // SAFETY: made by new, destroyed once.
@@ -241,9 +249,9 @@ impl Cache {
 
     /// What the cache holds, by the host's bookkeeping.
     pub fn memory(&self) -> Result<CacheMemory> {
-        let mut raw = sys::tq_cache_memory_t::default();
+        let mut raw = sys::tq_cache_memory::default();
         // SAFETY: the struct carries its size.
-        self.status(unsafe { (self.library.api().tq_cache_memory)(self.raw, &mut raw) })?;
+        self.status(unsafe { (self.library.api().tq_cache_get_memory)(self.raw, &mut raw) })?;
         Ok(CacheMemory::from_raw(&raw))
     }
 
@@ -349,25 +357,42 @@ impl Cache {
         let mut raw = ptr::null_mut();
         // SAFETY: the pointer outlives the call.
         self.status(unsafe { (self.library.api().tq_batch_create)(self.raw, &mut raw) })?;
-        let mut batches = self.batches.borrow_mut();
-        batches.push(Some(PlannedBatch { raw, new_tokens: 0, query_tokens: 0 }));
-        Ok(Batch { cache: self.id, index: batches.len() - 1 })
+        let number = self.batches_made.get() + 1;
+        self.batches_made.set(number);
+        self.batches.borrow_mut().insert(number, raw);
+        Ok(Batch { cache: self.id, number })
     }
 
     /// Gives a batch back before its cache goes, which would do it as well. A handle of it gives errors from
     /// then on.
     pub fn destroy_batch(&self, batch: Batch) -> Result<()> {
-        let raw = self.with_batch(batch, |planned| planned.raw)?;
+        let raw = self.batch_as_raw(batch)?;
         // SAFETY: made by this cache; forgotten only if it is gone.
         self.status(unsafe { (self.library.api().tq_batch_destroy)(raw) })?;
-        self.batches.borrow_mut()[batch.index] = None;
+        self.batches.borrow_mut().remove(&batch.number);
         Ok(())
     }
 
-    /// The batch's handle in the C interface, for raw calls. It belongs to the cache; a plan made through it
-    /// is not known here.
+    /// The batch's handle in the C interface, for raw calls. It belongs to the cache.
     pub fn batch_as_raw(&self, batch: Batch) -> Result<*mut sys::tq_batch> {
-        self.with_batch(batch, |planned| planned.raw)
+        if batch.cache != self.id {
+            return Err(Error::argument("batch: belongs to another cache"));
+        }
+        let raw = self.batches.borrow().get(&batch.number).copied();
+        raw.ok_or_else(|| Error::argument("batch: was destroyed"))
+    }
+
+    /// Rows of the batch's plan: how long the slices of [`Cache::append`] and [`Cache::attend`] must be.
+    pub fn batch_rows(&self, batch: Batch) -> Result<BatchRows> {
+        let raw = self.batch_as_raw(batch)?;
+        let (mut rows, mut in_force) = (BatchRows::default(), 0);
+        let (new_tokens, query_tokens) = (&mut rows.new_tokens, &mut rows.query_tokens);
+        // SAFETY: the batch belongs to this cache; the numbers outlive the call.
+        self.status(unsafe {
+            (self.library.api().tq_batch_rows)(raw, new_tokens, query_tokens, &mut in_force)
+        })?;
+        rows.in_force = in_force != 0;
+        Ok(rows)
     }
 
     /// Plans one step: reserves room for the new tokens of these sequences in all layers; their lengths grow
@@ -385,43 +410,20 @@ impl Cache {
         let ids: Vec<sys::tq_sequence> = steps.iter().map(|step| step.sequence.0).collect();
         let new_tokens: Vec<i64> = steps.iter().map(|step| step.new_tokens).collect();
         let query_tokens: Vec<i64> = steps.iter().map(|step| step.query_tokens).collect();
-        self.with_batch(batch, |planned| {
-            let plan = self.library.api().tq_batch_plan;
-            // SAFETY: three arrays of `count` entries, copied before the call returns.
-            self.status(unsafe {
-                plan(
-                    planned.raw,
-                    count,
-                    ids.as_ptr(),
-                    new_tokens.as_ptr(),
-                    query_tokens.as_ptr(),
-                    stream.as_raw(),
-                )
-            })?;
-            // The library has accepted them, so that they are not negative and their sums small.
-            planned.new_tokens = new_tokens.iter().sum();
-            planned.query_tokens = query_tokens.iter().sum();
-            Ok(())
-        })?
+        let raw = self.batch_as_raw(batch)?;
+        let plan = self.library.api().tq_batch_plan;
+        // SAFETY: three arrays of `count` entries, copied before the call returns.
+        self.status(unsafe {
+            plan(raw, count, ids.as_ptr(), new_tokens.as_ptr(), query_tokens.as_ptr(), stream.as_raw())
+        })
     }
 
-    /// Bytes of workspace that [`Cache::attend_raw`] needs for this batch's plan, and for every smaller one.
-    pub fn attend_workspace_bytes(&self, batch: Batch) -> Result<usize> {
-        let raw = self.with_batch(batch, |planned| planned.raw)?;
+    /// Bytes of workspace that [`Cache::attend_raw`] needs: enough for every plan that the cache admits.
+    pub fn attend_workspace_bytes(&self) -> Result<usize> {
         let mut bytes = 0;
-        // SAFETY: both belong to this cache; the number outlives the call.
-        self.status(unsafe { (self.library.api().tq_attend_workspace_bytes)(self.raw, raw, &mut bytes) })?;
+        // SAFETY: the number outlives the call.
+        self.status(unsafe { (self.library.api().tq_attend_workspace_bytes)(self.raw, &mut bytes) })?;
         Ok(bytes)
-    }
-
-    pub(crate) fn with_batch<R>(&self, batch: Batch, f: impl FnOnce(&mut PlannedBatch) -> R) -> Result<R> {
-        if batch.cache != self.id {
-            return Err(Error::argument("batch: belongs to another cache"));
-        }
-        match self.batches.borrow_mut().get_mut(batch.index) {
-            Some(Some(planned)) => Ok(f(planned)),
-            _ => Err(Error::argument("batch: was destroyed")),
-        }
     }
 
     pub(crate) fn status(&self, status: sys::tq_status) -> Result<()> {

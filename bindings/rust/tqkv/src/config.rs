@@ -288,7 +288,7 @@ pub struct CacheMemory {
 }
 
 impl CacheMemory {
-    pub(crate) fn from_raw(raw: &sys::tq_cache_memory_t) -> CacheMemory {
+    pub(crate) fn from_raw(raw: &sys::tq_cache_memory) -> CacheMemory {
         CacheMemory {
             num_sequences: raw.num_sequences,
             tokens: raw.tokens,
@@ -299,6 +299,54 @@ impl CacheMemory {
             device_bytes: raw.device_bytes,
             host_bytes: raw.host_bytes,
             compression: raw.compression,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// To C and back, through every pointer: run by Miri too.
+    #[test]
+    fn a_configuration_survives_the_way_to_c_and_back() {
+        let book = |bits, levels| Some(Codebook { bits, unit: 0.25, magnitude: (1..=levels).collect() });
+        let config = CacheConfig {
+            num_layers: 3,
+            io_dtype: Dtype::F16,
+            layer_key_bits: vec![2, 3, 4],
+            layer_value_bits: vec![5, 6, 8],
+            key_codebook: book(2, 2),
+            value_codebook: book(6, 32),
+            rotation_seed: u64::MAX,
+            max_tokens: i64::MAX,
+            flags: FLAG_NO_SCALE_SEARCH,
+            ..CacheConfig::default()
+        };
+        // SAFETY: with_raw's pointers live until the closure returns.
+        let back = config.with_raw(|raw| unsafe { CacheConfig::from_raw(raw) }).unwrap();
+        assert_eq!(back, config);
+        assert_eq!(
+            config.with_raw(|raw| raw.struct_size as usize).unwrap(),
+            size_of::<sys::tq_cache_config>()
+        );
+        let empty = CacheConfig::default();
+        // SAFETY: as above; there are no pointers.
+        assert_eq!(empty.with_raw(|raw| unsafe { CacheConfig::from_raw(raw) }).unwrap(), empty);
+    }
+
+    #[test]
+    fn lists_of_the_wrong_length_never_reach_c() {
+        let text_of = |config: CacheConfig| config.with_raw(|_| ()).unwrap_err().message;
+        for (bits, magnitudes) in [(4, 9), (6, 31), (7, 33), (-1, 33), (i32::MAX, 64)] {
+            let book = Some(Codebook { bits, unit: 1.0, magnitude: vec![1; magnitudes] });
+            let text = text_of(CacheConfig { key_codebook: book, ..CacheConfig::default() });
+            assert!(text.contains(&format!("{magnitudes} magnitudes")), "{text}");
+        }
+        for num_layers in [-1, 1, 3] {
+            let layer_value_bits = vec![4, 4];
+            let text = text_of(CacheConfig { num_layers, layer_value_bits, ..CacheConfig::default() });
+            assert!(text.contains("layer_value_bits: 2 entries"), "{text}");
         }
     }
 }

@@ -54,7 +54,7 @@ mod tensor;
 mod types;
 
 pub use attend::{AttendParams, AttendPointers};
-pub use cache::{Batch, Cache, Memory, Step};
+pub use cache::{Batch, BatchRows, Cache, Memory, Step};
 pub use config::{
     CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE,
 };

@@ -39,6 +39,8 @@ impl Library {
     /// it.
     ///
     /// A missing library is [`Status::Load`], an unfit one [`Status::Version`]; the text says what helps.
+    ///
+    /// Safe although it runs the library's initialisers: see [`sys::Library::open`].
     pub fn open() -> Result<Library> {
         let mut default = DEFAULT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = &*default {
@@ -47,16 +49,25 @@ impl Library {
         #[cfg(feature = "link")]
         let loaded = sys::Library::linked()?;
         #[cfg(not(feature = "link"))]
-        let loaded = sys::Library::open(None)?;
+        let loaded = sys::Library::open()?;
         let library = Library(Arc::new(loaded));
         *default = Some(library.clone());
         Ok(library)
     }
 
     /// The library in this file.
+    ///
+    /// # Safety
+    /// That of [`sys::Library::open_at`]: opening runs the file's initialisers, and its functions are called
+    /// by tqkv's names.
+    ///
+    /// ```compile_fail,E0133
+    /// tqkv::Library::open_at("libtqkv.so"); // not without `unsafe`
+    /// ```
     #[cfg(feature = "dlopen")]
-    pub fn open_at(path: impl AsRef<std::path::Path>) -> Result<Library> {
-        Ok(Library(Arc::new(sys::Library::open(Some(path.as_ref()))?)))
+    pub unsafe fn open_at(path: impl AsRef<std::path::Path>) -> Result<Library> {
+        // SAFETY: the caller's promise.
+        Ok(Library(Arc::new(unsafe { sys::Library::open_at(path.as_ref()) }?)))
     }
 
     /// The raw functions, for what this crate does not cover. Objects made through them are not known to this
@@ -104,9 +115,9 @@ impl Library {
 
     /// One device.
     pub fn device_info(&self, device_type: DeviceType, index: i32) -> Result<DeviceInfo> {
-        let mut raw = sys::tq_device_info_t::default();
+        let mut raw = sys::tq_device_info::default();
         // SAFETY: the struct carries its size.
-        self.status(unsafe { (self.api().tq_device_info)(device_type.0, index, &mut raw) })?;
+        self.status(unsafe { (self.api().tq_device_get_info)(device_type.0, index, &mut raw) })?;
         let bytes: Vec<u8> = raw.name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
         Ok(DeviceInfo {
             device_type: DeviceType(raw.device_type),
@@ -137,10 +148,10 @@ impl Library {
     /// What a cache of this configuration would allocate, exactly.
     pub fn config_bytes(&self, config: &CacheConfig) -> Result<CacheBytes> {
         let mut raw_bytes = sys::tq_cache_bytes::default();
+        let config_bytes = self.api().tq_cache_config_bytes;
         // SAFETY: as in check_config; the struct carries its size.
-        self.status(
-            config.with_raw(|raw| unsafe { (self.api().tq_cache_config_bytes)(raw, &mut raw_bytes) })?,
-        )?;
+        let status = config.with_raw(|raw| unsafe { config_bytes(raw, &mut raw_bytes) })?;
+        self.status(status)?;
         Ok(CacheBytes::from_raw(&raw_bytes))
     }
 
@@ -158,9 +169,6 @@ impl Library {
         out: &mut [T],
         lse: Option<&mut [f32]>,
     ) -> Result<()> {
-        if outs.len() != lses.len() {
-            return Err(Error::argument(format!("lses: {} parts, but outs has {}", lses.len(), outs.len())));
-        }
         let shape = Shape { tokens: rows, heads: 1, dim };
         for (s, (part, part_lse)) in outs.iter().zip(lses).enumerate() {
             tensor::check(&format!("outs[{s}]"), part.len(), shape, (0, 0))?;
@@ -207,7 +215,10 @@ impl Library {
         device: (DeviceType, i32),
         stream: Stream,
     ) -> Result<()> {
-        let count = tensor::count("outs", outs.len().min(lses.len()))?;
+        let count = tensor::count("outs", outs.len())?;
+        if outs.len() != lses.len() {
+            return Err(Error::argument(format!("lses: {} parts, but outs has {}", lses.len(), outs.len())));
+        }
         let merge = self.api().tq_merge_states;
         // SAFETY: the caller's promise; the arrays have `count` entries.
         self.status(unsafe {

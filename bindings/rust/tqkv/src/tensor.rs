@@ -48,3 +48,37 @@ pub(crate) fn count(name: &str, length: usize) -> Result<i32> {
     i32::try_from(length)
         .map_err(|_| Error::argument(format!("{name}: {length} entries are more than 2^31 - 1")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is needed, counted in numbers that cannot overflow, against what fits into a slice.
+    #[test]
+    fn lengths_never_overflow() {
+        let shape = |tokens, heads, dim| Shape { tokens, heads, dim };
+        let (most, wide) = (i64::MAX, usize::MAX);
+        for (have, shape, strides, fits) in [
+            (12, shape(3, 2, 2), (0, 0), true),
+            (11, shape(3, 2, 2), (0, 0), false),
+            (0, shape(0, 2, 2), (0, 0), true),
+            (0, shape(-1, 2, 2), (0, 0), true),
+            (8, shape(2, 2, 2), (2, 4), true),
+            (7, shape(2, 2, 2), (2, 4), false),
+            (100, shape(2, 2, 2), (-4, 0), false),
+            (100, shape(2, 2, 2), (0, i64::MIN), false),
+            (wide, shape(most, i32::MAX, i32::MAX), (most, most), false),
+            (wide, shape(most, 1, 64), (0, 0), false),
+            (wide, shape(2, 1, 1), (most, 0), true),
+            (wide, shape(4, 1, 1), (most, 0), false),
+        ] {
+            assert_eq!(check("x", have, shape, strides).is_ok(), fits, "{have} {shape:?} {strides:?}");
+        }
+    }
+
+    #[test]
+    fn counts_are_32_bits_wide() {
+        assert_eq!(count("x", i32::MAX as usize).unwrap(), i32::MAX);
+        assert!(count("x", i32::MAX as usize + 1).unwrap_err().message.contains("2147483648"));
+    }
+}

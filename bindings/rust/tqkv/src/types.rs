@@ -158,6 +158,11 @@ impl Noticed {
         self.0 & sys::TQ_NOTICED_NONFINITE != 0
     }
 
+    /// A finite number beyond +-65504 went into a raw side of a float32 cache and was stored as +-65504.
+    pub fn saturated(self) -> bool {
+        self.0 & sys::TQ_NOTICED_SATURATED != 0
+    }
+
     /// Whether nothing was.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -161,6 +161,14 @@ fn slices_of_another_type_or_too_short() {
         status_of(library().merge_states(&[&k[..]], &[&lse[..1]], 9, 64, &mut v, None), &["outs[0]"]),
         bad
     );
+    let (outs, lses) = ([k.as_ptr().cast(), v.as_ptr().cast()], [lse.as_ptr()]);
+    let (out, cpu) = (out.as_mut_ptr().cast(), (DeviceType::CPU, 0));
+    // SAFETY: tensors of one row of 64, and refused before a pointer is looked at.
+    let merged = unsafe {
+        let none = std::ptr::null_mut();
+        library().merge_states_raw(&outs, &lses, 1, 64, Dtype::F32, out, none, cpu, Stream::NONE)
+    };
+    assert_eq!(status_of(merged, &["lses: 1 parts, but outs has 2"]), bad);
 }
 
 #[test]
@@ -207,9 +215,59 @@ fn handles_of_other_caches_and_destroyed_ones() {
     one.destroy_batch(batch).unwrap();
     assert_eq!(status_of(one.plan(batch, &[]), &["was destroyed"]), Status::InvalidArgument);
     assert_eq!(status_of(one.destroy_batch(batch), &["was destroyed"]), Status::InvalidArgument);
+    // The next batch may lie where the destroyed one lay; its handle is another all the same.
+    let next = one.create_batch().unwrap();
+    assert_ne!(next, batch);
+    assert_eq!(status_of(one.plan(batch, &[]), &["was destroyed"]), Status::InvalidArgument);
+    assert_eq!(status_of(one.batch_rows(batch), &["was destroyed"]), Status::InvalidArgument);
+    one.plan(next, &[]).unwrap();
     let made_up = tqkv::Sequence::from_id(0x7fff_0000_0000_0007);
     assert_eq!(status_of(one.sequence_length(made_up), &["sequence"]), Status::InvalidArgument);
     assert_eq!(tqkv::Sequence::from_id(made_up.id()), made_up);
+}
+
+fn rows(cache: &Cache, batch: tqkv::Batch) -> (i64, i64, bool) {
+    let rows = cache.batch_rows(batch).unwrap();
+    (rows.new_tokens, rows.query_tokens, rows.in_force)
+}
+
+#[test]
+fn rows_are_those_of_the_plan_in_force() {
+    let cache = Cache::new(&library(), &config(Dtype::F32)).unwrap();
+    let (batch, other) = (cache.create_batch().unwrap(), cache.create_batch().unwrap());
+    let (a, b) = (cache.create_sequence().unwrap(), cache.create_sequence().unwrap());
+    assert_eq!(rows(&cache, batch), (0, 0, false));
+    cache.plan(batch, &[Step::new(a, 5).queries(2), Step::new(b, 1)]).unwrap();
+    assert_eq!(rows(&cache, batch), (6, 3, true));
+    // Out of force: another batch has planned one of its sequences, or the sequence is gone.
+    cache.plan(other, &[Step::new(b, 2)]).unwrap();
+    assert_eq!((rows(&cache, batch), rows(&cache, other)), ((0, 0, false), (2, 2, true)));
+    let kv = random(1, 6 * KV_HEADS * DIM);
+    assert_eq!(status_of(cache.append(0, batch, &kv, &kv), &["plan"]), Status::InvalidState);
+    cache.free_sequence(b).unwrap();
+    assert_eq!(rows(&cache, other), (0, 0, false));
+    cache.close().unwrap();
+}
+
+/// The lengths of slices are checked by the rows that the library has, whoever made the plan.
+#[test]
+fn a_plan_made_through_the_raw_handle_counts() {
+    let cache = Cache::new(&library(), &config(Dtype::F32)).unwrap();
+    let (batch, sequence) = (cache.create_batch().unwrap(), cache.create_sequence().unwrap());
+    cache.plan(batch, &[Step::new(sequence, 1)]).unwrap();
+    let (ids, new_tokens) = ([sequence.id()], [100i64]);
+    // SAFETY: a batch of this cache; arrays of one entry.
+    let status = unsafe {
+        let raw = cache.batch_as_raw(batch).unwrap();
+        let plan = cache.library().api().tq_batch_plan;
+        plan(raw, 1, ids.as_ptr(), new_tokens.as_ptr(), std::ptr::null(), std::ptr::null_mut())
+    };
+    assert_eq!(status, sys::TQ_OK);
+    let one = random(1, KV_HEADS * DIM);
+    let bad = Status::InvalidArgument;
+    assert_eq!(status_of(cache.append(0, batch, &one, &one), &["k: a slice of 128", "need 12800"]), bad);
+    let (q, mut out) = (random(2, Q_HEADS * DIM), vec![0f32; Q_HEADS * DIM]);
+    assert_eq!(status_of(cache.attend(0, batch, &q, &mut out), &["q: a slice of 256"]), bad);
 }
 
 static BYTES_IN_USE: AtomicI64 = AtomicI64::new(0);

@@ -350,7 +350,6 @@ impl<'a> Runner<'a> {
         params.logit_softcap = float(fields, "logit_softcap");
         params.sliding_window = int(fields, "sliding_window");
         params.sink_logits = sinks;
-        params.num_splits = int32(fields, "num_splits");
         params.q_token_stride = int(fields, "q_token_stride");
         params.q_head_stride = int(fields, "q_head_stride");
         params.out_token_stride = int(fields, "out_token_stride");
@@ -363,7 +362,7 @@ impl<'a> Runner<'a> {
         match step.get("workspace").map(|kind| kind.as_str().expect("workspace")) {
             None => named.cache.attend_with(layer, batch, q, &mut out, Some(&mut lse), &params)?,
             Some(kind) => {
-                let bytes = if kind == "short" { 1 } else { named.cache.attend_workspace_bytes(batch)? };
+                let bytes = if kind == "short" { 1 } else { named.cache.attend_workspace_bytes()? };
                 let mut workspace = Workspace::new(bytes);
                 let pointers = AttendPointers {
                     q: q.as_ptr().cast(),
