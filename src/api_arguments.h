@@ -48,8 +48,12 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
            "params.out_dtype = %d: must be 0 (io_dtype), TQ_F32, TQ_F16 or TQ_BF16", p.out_dtype);
   TQ_CHECK(isfinite(p.softmax_scale), Status::kInvalidArgument, "params.softmax_scale = %g: must be finite",
            static_cast<double>(p.softmax_scale));
-  TQ_CHECK(isfinite(p.logit_softcap) && p.logit_softcap >= 0, Status::kInvalidArgument,
-           "params.logit_softcap = %g: must be finite and 0 or more", static_cast<double>(p.logit_softcap));
+  // Within these bounds softcap * log2 e and ln 2 / softcap are normal numbers, and a logit of any size comes
+  // out within 2^-25 of itself even where subnormals are flushed (2^-126 * 2^100 log2 e).
+  TQ_CHECK(p.logit_softcap == 0 || (p.logit_softcap >= ldexpf(1, -126) && p.logit_softcap <= ldexpf(1, 100)),
+           Status::kInvalidArgument,
+           "params.logit_softcap = %g: must be 0 (off) or lie in 2^-126 .. 2^100 (1.18e-38 .. 1.27e30)",
+           static_cast<double>(p.logit_softcap));
   TQ_CHECK(p.sliding_window >= 0, Status::kInvalidArgument, "params.sliding_window = %lld: must be 0 or more",
            static_cast<long long>(p.sliding_window));
   TQ_CHECK(p.history_only == 0 || p.history_only == 1, Status::kInvalidArgument,

@@ -14,6 +14,9 @@ using format::Kind;
 enum class DataType : int32_t { kF32 = 1, kF16 = 2, kBF16 = 3 };
 constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2; }
 
+// What append notices in its inputs, kept for each slot and for the cache: TQ_NOTICED_* of tqkv.h.
+constexpr uint64_t kNoticedNonfinite = 1, kNoticedSaturated = 2;
+
 struct LayerCode {
   format::CodeId key_code, value_code;
   format::Codebook key_book, value_book;  // unused for raw sides

@@ -25,36 +25,44 @@ struct SideJob {
   uint16_t* scales;  // null for raw sides
 };
 
-// 16 bits of one input value as a raw side or a raw copy stores it.
-uint16_t raw_bits(DataType type, const uint8_t* source, int i, bool* replaced) {
-  if (type == DataType::kF32) {
-    float x;
-    memcpy(&x, source + 4 * i, 4);
-    return format::raw_from_f32(x, replaced);
-  }
+// What was wrong with the values of a job.
+struct Noticed {
+  bool replaced = false, saturated = false;
+
+  uint64_t flags() const { return (replaced ? kNoticedNonfinite : 0) | (saturated ? kNoticedSaturated : 0); }
+};
+
+// 16 bits of one 16-bit input value, as raw sides and raw copies store it.
+uint16_t half_bits(DataType type, const uint8_t* source, int i, bool* replaced) {
   uint16_t h;
   memcpy(&h, source + 2 * i, 2);
   return type == DataType::kF16 ? format::raw_from_f16(h, replaced) : format::raw_from_bf16(h, replaced);
 }
-
-bool store_raw_side(const SideJob& job) {
-  bool replaced = false;
-  uint16_t* out = reinterpret_cast<uint16_t*>(job.words) + static_cast<int64_t>(job.first) * job.layout.dim;
-  for (int row = 0; row < job.count; row++, out += job.layout.dim)
-    for (int i = 0; i < job.layout.dim; i++)
-      out[i] = raw_bits(job.type, job.rows + row * job.row_stride, i, &replaced);
-  return replaced;
+float float_at(const uint8_t* source, int i) {
+  float x;
+  memcpy(&x, source + 4 * i, 4);
+  return x;
 }
 
-bool encode_side(const SideJob& job) {
-  if (job.layout.raw()) return store_raw_side(job);
+void store_raw_side(const SideJob& job, Noticed* noticed) {
+  uint16_t* out = reinterpret_cast<uint16_t*>(job.words) + static_cast<int64_t>(job.first) * job.layout.dim;
+  for (int row = 0; row < job.count; row++, out += job.layout.dim) {
+    const uint8_t* source = job.rows + row * job.row_stride;
+    for (int i = 0; i < job.layout.dim; i++)
+      out[i] = job.type == DataType::kF32
+                   ? format::raw_from_f32(float_at(source, i), &noticed->replaced, &noticed->saturated)
+                   : half_bits(job.type, source, i, &noticed->replaced);
+  }
+}
+
+void encode_side(const SideJob& job, Noticed* noticed) {
+  if (job.layout.raw()) return store_raw_side(job, noticed);
   const int stored = job.layout.stored;
   alignas(64) uint8_t codes[format::kTileTokens * format::kMaxDim];
   alignas(64) float x[format::kMaxDim];
-  bool replaced = false;
   for (int row = 0; row < job.count; row++) {
     job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
-    replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
+    noticed->replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
   }
   if (job.count == format::kTileTokens) {
     job.kernels.pack(job.layout, job.kind, codes, job.words);
@@ -62,20 +70,17 @@ bool encode_side(const SideJob& job) {
     for (int row = 0; row < job.count; row++)
       merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
   }
-  return replaced;
 }
 
-// One vector as a raw copy: the input type, sanitised.
+// One vector as a raw copy: the input type, so float32 keeps its range. The side has noticed what is not finite.
 void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) {
   bool replaced = false;
   for (int i = 0; i < dim; i++) {
     if (type == DataType::kF32) {
-      float x;
-      memcpy(&x, source + 4 * i, 4);
-      x = format::sanitise(x, &replaced);
+      const float x = format::sanitise(float_at(source, i), &replaced);
       memcpy(target + 4 * i, &x, 4);
     } else {
-      const uint16_t h = raw_bits(type, source, i, &replaced);
+      const uint16_t h = half_bits(type, source, i, &replaced);
       memcpy(target + 2 * i, &h, 2);
     }
   }
@@ -91,7 +96,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
   const int64_t first = std::max(start, sequence.old_length),
                 last = std::min(start + format::kTileTokens, sequence.length());
   uint8_t* base = store_.sequence_tile(layer, sequence, head, tile);
-  bool replaced = false;
+  Noticed noticed;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
     const TensorStrides strides = key ? request.key_strides : request.value_strides;
@@ -114,7 +119,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
                          static_cast<int>(last - first),
                          reinterpret_cast<uint32_t*>(words),
                          layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
-    replaced |= encode_side(job);
+    encode_side(job, &noticed);
     for (int64_t token = first; token < last; token++) {
       const uint8_t* source = rows + (token - first) * job.row_stride;
       if (token < g.sink_tokens)
@@ -124,9 +129,9 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
                    store_.raw(layer, sequence.slot, head, kind, g.sink_tokens + token % g.ring_tokens));
     }
   }
-  if (!replaced) return;
-  store_.flags(sequence.slot).fetch_or(kNoticedNonfinite, std::memory_order_relaxed);
-  noticed_.fetch_or(kNoticedNonfinite, std::memory_order_relaxed);
+  if (noticed.flags() == 0) return;
+  store_.flags(sequence.slot).fetch_or(noticed.flags(), std::memory_order_relaxed);
+  noticed_.fetch_or(noticed.flags(), std::memory_order_relaxed);
 }
 
 void CpuBackend::append(const AppendRequest& request) {

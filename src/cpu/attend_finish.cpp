@@ -8,36 +8,38 @@
 namespace tq {
 namespace cpu {
 
-// Raw copies of tokens first .. first + count - 1 (at most 32) as floats; the rest of the tile is zero.
-void RowTask::load_copies(Kind kind, int64_t first, int count) {
+// Raw copies of tokens begin .. end - 1 of the tile that starts at token `first`, as floats.
+void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
   const int dim = kind == Kind::kKey ? g_.head_dim : g_.value_dim;
-  for (int i = 0; i < count; i++)
+  for (int i = begin; i < end; i++)
     kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)),
                       dim, space_.rows + static_cast<int64_t>(i) * dim);
-  std::fill(space_.rows + static_cast<int64_t>(count) * dim,
-            space_.rows + static_cast<int64_t>(format::kTileTokens) * dim, 0.0f);
 }
 
-// Exact tokens first .. first + count - 1, at most 128. Uses `o` for the exact state's vector.
+// Exact tokens first .. first + count - 1, at most 128. Uses `o` for the exact state's vector. A copy that no
+// row sees may be one that nothing has written yet: it is not loaded.
 void RowTask::exact_block(int64_t first, int count) {
   const bool sinks = first < exact_.coded_begin;
-  bool any = false;
+  int low = count, high = 0;
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     const int64_t begin = sinks ? row.sight.first : row.sight.window_begin,
                   end = sinks ? row.sight.sink_end : row.sight.end;
     row.begin = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(0, begin - first)));
     row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min<int64_t>(count, end - first)));
-    any = any || row.begin < row.end;
+    if (row.begin >= row.end) continue;
+    low = std::min(low, row.begin);
+    high = std::max(high, row.end);
   }
-  if (!any) return;
-  for (int start = 0; start < count; start += format::kTileTokens) {
-    load_copies(Kind::kKey, first + start, std::min(format::kTileTokens, count - start));
-    for (int r = 0; r < rows_; r++)
-      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim,
-                        format::kTileTokens,
-                        reinterpret_cast<float*>(space_.scores + r * kBlockTokens + start));
-  }
+  const auto for_each_tile = [&](Kind kind, const auto& body) {
+    for (int start = low / format::kTileTokens * format::kTileTokens; start < high;
+         start += format::kTileTokens) {
+      load_copies(kind, first + start, std::max(0, low - start), std::min(format::kTileTokens, high - start));
+      body(start);
+    }
+  };
+  if (low >= high) return;
+  for_each_tile(Kind::kKey, [&](int start) { dot_tile(start); });
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;
@@ -46,15 +48,8 @@ void RowTask::exact_block(int64_t first, int count) {
     row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens),
                                       nullptr, nullptr, &row.exact, space_.p + r * kBlockTokens, &largest);
   }
-  for (int start = 0; start < count; start += format::kTileTokens) {
-    load_copies(Kind::kValue, first + start, std::min(format::kTileTokens, count - start));
-    for (int r = 0; r < rows_; r++) {
-      const Row& row = space_.row[r];
-      if (row.begin >= row.end) continue;
-      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens,
-                        start == 0 ? row.alpha : 1.0f, o(r));
-    }
-  }
+  bool started[kMaxRows] = {};
+  for_each_tile(Kind::kValue, [&](int start) { add_tile(start, started); });
 }
 
 void RowTask::fold_exact() {
@@ -65,7 +60,7 @@ void RowTask::fold_exact() {
     exact_block(first, static_cast<int>(std::min<int64_t>(kBlockTokens, sequence_.length() - first)));
 }
 
-void RowTask::finish_row(int r) {
+void RowTask::write_row(int r) {
   Row& row = space_.row[r];
   const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
                 q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
@@ -85,28 +80,22 @@ void RowTask::finish_row(int r) {
         coded[i] = (value_coder_.centre ? coded[i] + value_coder_.centre[i] : coded[i]) * row.total.l;
     }
   }
-  MergeWeights w = merge_weights(row.total, row.exact);
+  const MergeWeights w = merge_weights(row.total, row.exact);
   kernels_.combine(coded, w.first, o(r), w.second, dim);
-  if (request_.sink_logits && request_.sink_logits[q_head] > minus_infinity()) {
-    const float m = std::min(request_.sink_logits[q_head] * kLog2E, kLogitLimit);
-    const MergeWeights with_sink = merge_weights(w.state, SoftmaxState{m, 1.0f});
-    if (is_empty(w.state)) std::fill(coded, coded + dim, 0.0f);
-    for (int i = 0; i < dim; i++) coded[i] *= with_sink.first;
-    w.state = with_sink.state;
-  }
-  const float inverse = inverse_sum(w.state);
-  for (int i = 0; i < dim; i++) coded[i] = is_empty(w.state) ? 0.0f : coded[i] * inverse;
+  const float sink = request_.sink_logits ? request_.sink_logits[q_head] : minus_infinity();
+  const RowEnd end = row.finite ? finish_row(w.state, sink) : nan_row();
+  for (int i = 0; i < dim; i++) coded[i] = weighted(coded[i], end.factor);
   const int64_t token = sequence_.q_row + query;
   uint8_t* out = static_cast<uint8_t*>(request_.out) +
                  (token * request_.out_strides.token + q_head * request_.out_strides.head) *
                      dtype_bytes(request_.out_dtype);
   kernels_.from_float(request_.out_dtype, coded, dim, out);
-  if (request_.lse) request_.lse[token * g_.num_q_heads + q_head] = lse_of(w.state);
+  if (request_.lse) request_.lse[token * g_.num_q_heads + q_head] = end.lse;
 }
 
 void RowTask::finish() {
   fold_exact();
-  for (int r = 0; r < rows_; r++) finish_row(r);
+  for (int r = 0; r < rows_; r++) write_row(r);
 }
 
 }  // namespace cpu

@@ -121,20 +121,33 @@ void RowTask::prepare_row(int r) {
       ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) *
           dtype_bytes(g_.io_dtype);
   kernels_.to_float(g_.io_dtype, source, g_.head_dim, q);
+  // As integers, magnitudes of floats are in order, and infinity and NaN lie above all finite ones.
+  uint32_t largest = 0;
+  for (int i = 0; i < g_.head_dim; i++)
+    largest = std::max(largest, format::float_bits(format::abs_float(q[i])));
+  row = Row{};
+  row.finite = largest < 0x7F800000u;
+  row.span = row.total = row.exact = empty_state();
+  std::fill(total(r), total(r) + value_width_, 0.0f);
+  if (row.finite) {
+    prepare_query(r, q, static_cast<int>(largest >> 23) - 127);
+    row.sight = sight_of(query);
+    return;
+  }
+  // Kernels take all rows of a task together: this one takes part as zeros and sees no token.
+  std::fill(q, q + g_.head_dim, 0.0f);
+  if (!layer_.tile.key.raw()) prepare_codes(r, q, 0.0f);
+}
+
+// exponent: of the largest |q|.
+void RowTask::prepare_query(int r, float* q, int exponent) {
+  Row& row = space_.row[r];
   // A power of two brings q to order 1: no sum below can overflow, and products with it are exact.
-  float largest = 0;
-  for (int i = 0; i < g_.head_dim; i++) largest = std::max(largest, format::abs_float(q[i]));
-  const int exponent =
-      std::min(126, std::max(-126, static_cast<int>(format::float_bits(largest) >> 23) - 127));
+  exponent = std::min(126, std::max(-126, exponent));
   for (int i = 0; i < g_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
-
-  row = Row{};
-  row.sight = sight_of(query);
   row.exact_factor = limited(scale, kLogitLimit);
-  row.span = row.total = row.exact = empty_state();
-  if (!layer_.tile.key.raw()) prepare_codes(r, q, static_cast<float>(limited(scale, FLT_MAX)));
-  std::fill(total(r), total(r) + value_width_, 0.0f);
+  if (!layer_.tile.key.raw()) prepare_codes(r, q, limited(scale, FLT_MAX));
 }
 
 // q in rotated space as integers. The factor is limited to 2^90, so that |score| < 2^31 times it is finite:
@@ -260,11 +273,32 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
   value_block(tiles);
 }
 
-void RowTask::load_raw_tile(const uint8_t* side, int dim, int valid, float* rows) const {
+void RowTask::load_raw_tile(const uint8_t* side, int dim, int valid) {
   const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
-  kernels_.to_float(type, side, static_cast<int64_t>(valid) * dim, rows);
-  std::fill(rows + static_cast<int64_t>(valid) * dim, rows + static_cast<int64_t>(format::kTileTokens) * dim,
-            0.0f);
+  kernels_.to_float(type, side, static_cast<int64_t>(valid) * dim, space_.rows);
+}
+
+void RowTask::dot_tile(int start) {
+  for (int r = 0; r < rows_; r++) {
+    const Row& row = space_.row[r];
+    const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
+    if (begin >= end) continue;
+    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim,
+                      space_.rows + static_cast<int64_t>(begin - start) * g_.head_dim, g_.head_dim,
+                      end - begin, reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
+  }
+}
+
+void RowTask::add_tile(int start, bool* started) {
+  for (int r = 0; r < rows_; r++) {
+    const Row& row = space_.row[r];
+    const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
+    if (begin >= end) continue;
+    kernels_.add_rows(space_.p + r * kBlockTokens + begin,
+                      space_.rows + static_cast<int64_t>(begin - start) * g_.value_dim, g_.value_dim,
+                      end - begin, started[r] ? 1.0f : row.alpha, o(r));
+    started[r] = true;
+  }
 }
 
 void RowTask::score_block(const BlockTiles& tiles) {
@@ -276,12 +310,8 @@ void RowTask::score_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     const int start = i * format::kTileTokens;
     load_raw_tile(tiles.tile[i], g_.head_dim,
-                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
-                  space_.rows);
-    for (int r = 0; r < rows_; r++)
-      kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim, space_.rows, g_.head_dim,
-                        format::kTileTokens,
-                        reinterpret_cast<float*>(space_.scores + r * kBlockTokens + start));
+                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
+    dot_tile(start);
   }
 }
 
@@ -307,16 +337,8 @@ void RowTask::value_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     const int start = i * format::kTileTokens;
     load_raw_tile(sides[i], g_.value_dim,
-                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)),
-                  space_.rows);
-    for (int r = 0; r < rows_; r++) {
-      const Row& row = space_.row[r];
-      // Only tiles that the row sees, whatever the others need.
-      if (row.begin >= row.end || row.end <= start || row.begin >= start + format::kTileTokens) continue;
-      kernels_.add_rows(space_.p + r * kBlockTokens + start, space_.rows, g_.value_dim, format::kTileTokens,
-                        started[r] ? 1.0f : row.alpha, o(r));
-      started[r] = true;
-    }
+                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
+    add_tile(start, started);
   }
 }
 

@@ -23,6 +23,7 @@ struct RowSight {
 
 struct Row {
   RowSight sight;
+  bool finite;         // q holds neither NaN nor infinity; else the row sees nothing and ends as nan_row()
   float exact_factor;  // logit in log2 units per unit of q_exact . k
   float code_factor;   // per unit of integer score x key scale
   float half_sum;      // sum(q_int) / 2 for half-integer codebooks
@@ -45,7 +46,7 @@ struct WorkerSpace {
   float* p;           // [kMaxRows][kBlockTokens]
   uint16_t* weights;  // [kMaxRows][kBlockTokens]
   int32_t* sums;      // [kMaxRows][value stored]
-  float* rows;        // [32][max dim]: a tile of exact keys or values as floats
+  float* rows;        // [32][max dim]: a tile of exact keys or values as floats, unwritten ones undefined
   float* key_scales;  // [kBlockTokens]
   float* value_scales;
   uint8_t* accumulate_work;
@@ -78,6 +79,7 @@ class RowTask {
 
  private:
   void prepare_row(int r);
+  void prepare_query(int r, float* q, int exponent);
   void prepare_codes(int r, const float* q, float scale);
   RowSight sight_of(int64_t query) const;
   void run_block(int64_t block, int64_t low, int64_t high);
@@ -93,11 +95,15 @@ class RowTask {
   void locate(BlockTiles* tiles, int64_t end) const;
   void score_block(const BlockTiles& tiles);
   void value_block(const BlockTiles& tiles);
-  void load_raw_tile(const uint8_t* side, int dim, int valid, float* rows) const;
-  void load_copies(Kind kind, int64_t first, int count);
+  void load_raw_tile(const uint8_t* side, int dim, int valid);
+  void load_copies(Kind kind, int64_t first, int begin, int end);
+  // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the tokens
+  // of it that each row sees. Others are neither computed nor read.
+  void dot_tile(int start);
+  void add_tile(int start, bool* started);
   void exact_block(int64_t first, int count);
   void fold_exact();
-  void finish_row(int r);
+  void write_row(int r);
   float* o(int r) const { return space_.o + static_cast<int64_t>(r) * value_width_; }
   float* total(int r) const { return space_.total + static_cast<int64_t>(r) * value_width_; }
 

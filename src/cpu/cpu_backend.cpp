@@ -17,7 +17,17 @@ CpuBackend::CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool,
     : ops_(ops),
       kernels_(kernels),
       store_(geometry, ops, pool, own_workspace_bytes(geometry)),
-      pool_(geometry.num_threads) {}
+      pool_(geometry.num_threads) {
+  // What nothing has written is zero, in the caller's pool too: no reader ever meets another program's bytes.
+  constexpr int64_t kPiece = 8 << 20;
+  const auto zero = [&](uint8_t* memory, int64_t bytes) {
+    pool_.parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+      memset(memory + piece * kPiece, 0, static_cast<size_t>(std::min(kPiece, bytes - piece * kPiece)));
+    });
+  };
+  zero(store_.pages(), Store::page_bytes(geometry));
+  zero(store_.raw_copies(), Store::raw_bytes(geometry));
+}
 
 std::unique_ptr<Backend> create_cpu_backend(const Geometry& geometry, const HostOps& ops, void* pool) {
   return create_cpu_backend_for(geometry, ops, pool, nullptr);
@@ -166,16 +176,16 @@ void merge_piece(const Kernels& kernels, const MergeRequest& request, int64_t ro
   for (int i = 0; i < count; i++) merged->o[i] = 0.0f;
   const int64_t offset = (row * request.dim + first) * dtype_bytes(request.dtype);
   for (int s = 0; s < request.num_states; s++) {
-    const SoftmaxState part = state_of_lse(request.lses[s][row]);
-    if (is_empty(part)) continue;
+    const MergeWeights w = merge_part(merged->state, request.lses[s][row]);
+    merged->state = w.state;
+    for (int i = 0; i < count; i++) merged->o[i] = weighted(merged->o[i], w.first);
+    if (w.second == 0.0f) continue;
     float x[format::kMaxDim];
     kernels.to_float(request.dtype, static_cast<const uint8_t*>(request.outs[s]) + offset, count, x);
-    const MergeWeights w = merge_weights(merged->state, part);
-    for (int i = 0; i < count; i++) merged->o[i] = merged->o[i] * w.first + x[i] * w.second;
-    merged->state = w.state;
+    for (int i = 0; i < count; i++) merged->o[i] += x[i] * w.second;
   }
-  const float inverse = inverse_sum(merged->state);
-  for (int i = 0; i < count; i++) merged->o[i] *= inverse;
+  const float factor = finish_parts(merged->state).factor;
+  for (int i = 0; i < count; i++) merged->o[i] = weighted(merged->o[i], factor);
 }
 
 }  // namespace
@@ -194,7 +204,7 @@ void merge_states_cpu(const MergeRequest& request) {
           request.dtype, merged.o, count,
           static_cast<uint8_t*>(request.out) + (row * request.dim + first) * dtype_bytes(request.dtype));
     }
-    if (request.lse) request.lse[row] = lse_of(merged.state);
+    if (request.lse) request.lse[row] = finish_parts(merged.state).lse;
   }
 }
 

@@ -295,8 +295,11 @@ void from_float(DataType type, const float* source, int64_t count, void* target)
     memcpy(lane, source + i, n * sizeof(float));
     const VF x = hn::Load(d, lane);
     const auto u = hn::BitCast(du, x);
-    const auto rounded = hn::ShiftRight<16>(
+    auto rounded = hn::ShiftRight<16>(
         hn::Add(hn::Add(u, hn::Set(du, 0x7FFFu)), hn::And(hn::ShiftRight<16>(u), hn::Set(du, 1u))));
+    // A NaN's payload must not carry into the sign.
+    rounded = hn::IfThenElse(hn::Gt(hn::And(u, hn::Set(du, 0x7FFFFFFFu)), hn::Set(du, 0x7F800000u)),
+                             hn::Set(du, 0x7FC0u), rounded);
     hn::Store(hn::DemoteTo(d16, hn::BitCast(di, type == DataType::kF16 ? narrow_f16(x) : rounded)), d16,
               result);
     memcpy(h + i, result, n * sizeof(uint16_t));

@@ -37,6 +37,9 @@ void pack(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uin
                          codes[token * layout.stored + i]);
 }
 
+uint16_t bf16_or_nan(float x) {
+  return format::is_nan(x) ? static_cast<uint16_t>(0x7FC0) : format::bf16_from_float(x);
+}
 uint16_t saturated_f16(float x) {
   const uint16_t h = format::f16_from_float(x);
   return (h & 0x7FFFu) == 0x7C00u ? static_cast<uint16_t>(h - 1) : h;
@@ -56,7 +59,7 @@ void from_float(DataType type, const float* source, int64_t count, void* target)
   if (type == DataType::kF32) return;
   uint16_t* h = static_cast<uint16_t*>(target);
   for (int64_t i = 0; i < count; i++)
-    h[i] = type == DataType::kF16 ? saturated_f16(source[i]) : format::bf16_from_float(source[i]);
+    h[i] = type == DataType::kF16 ? saturated_f16(source[i]) : bf16_or_nan(source[i]);
 }
 
 // The operand is q itself.

@@ -82,6 +82,7 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
       raw_(ops, raw_bytes(g), "window_tokens, sink_tokens: raw copies"),
       table_block_(ops, table_bytes(g), "tables"),
       workspace_(ops, workspace_bytes, "num_threads: workspace") {
+  memset(table_block_.get(), 0, static_cast<size_t>(table_block_.bytes()));
   Tables::carve(g, table_block_.get(), &tables_);
   uint8_t* pages = pool ? static_cast<uint8_t*>(pool) : owned_pages_->get();
   uint8_t* raw = raw_.get();
@@ -99,7 +100,6 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
     layer.value_centre = centre;
     centre += static_cast<int64_t>(g.num_kv_heads) * g.value_dim;
   }
-  std::fill(tables_.centres, centre, 0.0f);
   for (int slot = 0; slot < g.max_sequences; slot++) new (tables_.flags + slot) std::atomic<uint64_t>(0);
   const format::SideLayout layout(g.value_dim, 4);  // the order is the same for every width
   for (int i = 0; i < layout.stored; i++) tables_.value_order[i] = value_coordinate(layout, i);

@@ -14,7 +14,6 @@ namespace tq {
 namespace cpu {
 
 constexpr size_t kBlockAlignment = 256;
-constexpr uint64_t kNoticedNonfinite = 1;
 
 class Block {
  public:
@@ -72,6 +71,8 @@ class Store {
   const LayerStore& layer(int index) const { return tables_.layers[index]; }
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
+  uint8_t* pages() { return tables_.layers[0].pages; }  // of all layers
+  uint8_t* raw_copies() { return raw_.get(); }
   const int32_t* value_order() const { return tables_.value_order; }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
   uint8_t* workspace() const { return workspace_.get(); }

@@ -47,6 +47,7 @@ TQ_HD float bits_float(uint32_t u) {
 // 2^e for -126 <= e <= 127, exact.
 TQ_HD float exp2_int(int e) { return bits_float(static_cast<uint32_t>(e + 127) << 23); }
 TQ_HD float abs_float(float x) { return bits_float(float_bits(x) & 0x7FFFFFFFu); }
+TQ_HD bool is_infinite(float x) { return (float_bits(x) & 0x7FFFFFFFu) == 0x7F800000u; }
 TQ_HD bool is_nan(float x) { return (float_bits(x) & 0x7FFFFFFFu) > 0x7F800000u; }
 
 // bfloat16: the upper half of a float. Rounds to nearest even; x must be finite.

@@ -70,6 +70,7 @@ void test_dtypes(void);
 void test_merge(void);
 void test_empty_cases(void);
 void test_nonfinite(void);
+void test_saturated(void);
 void test_sequences(void);
 void test_batch_rows(void);
 void test_plan_in_force(void);

@@ -124,6 +124,7 @@ int main(void) {
       {"merge of partial results", test_merge},
       {"empty cases", test_empty_cases},
       {"non-finite input", test_nonfinite},
+      {"saturated input", test_saturated},
       {"sequences: fork, truncate, free", test_sequences},
       {"rows of a batch", test_batch_rows},
       {"plan in force", test_plan_in_force},

@@ -296,6 +296,9 @@ void test_misuse_attend(void) {
   PARAM_FAULT("params.softmax_scale = inf", p.softmax_scale = INFINITY);
   PARAM_FAULT("params.logit_softcap = -1", p.logit_softcap = -1);
   PARAM_FAULT("params.logit_softcap = inf", p.logit_softcap = INFINITY);
+  PARAM_FAULT("params.logit_softcap = nan", p.logit_softcap = NAN);
+  PARAM_FAULT("params.logit_softcap = 2.3e+38", p.logit_softcap = 2.3e38f);
+  PARAM_FAULT("params.logit_softcap = 1e-38", p.logit_softcap = 1e-38f);
   PARAM_FAULT("params.sliding_window = -1", p.sliding_window = -1);
   PARAM_FAULT("params.sink_logits = 0x", p.sink_logits = (const float*)(const void*)((char*)q + 1));
   PARAM_FAULT("params.history_only = 2", p.history_only = 2);

@@ -32,7 +32,7 @@ void store_as(DataType type, float x, uint8_t* target) {
     return;
   }
   uint16_t h =
-      // x is already a value of the type
+      // x is already a value of the type, or infinite or NaN
       type == DataType::kF16 ? format::f16_from_float(x) : static_cast<uint16_t>(format::float_bits(x) >> 16);
   memcpy(target, &h, 2);
 }
@@ -93,6 +93,7 @@ void* Rig::alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t) {
   void* pointer = nullptr;
   if (posix_memalign(&pointer, std::max<size_t>(alignment, 64), bytes) != 0) return nullptr;
   memset(pointer, rig.config.fill, bytes);
+  rig.blocks_.emplace_back(static_cast<uint8_t*>(pointer), bytes);
   rig.allocations++;
   rig.live_bytes += static_cast<int64_t>(bytes);
   rig.total_bytes += static_cast<int64_t>(bytes);
@@ -135,6 +136,11 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
       static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
   const CallerMode mode(c.strange_fp);
   backend = cpu::create_cpu_backend_for(g, HostOps{this, alloc, free}, page_memory_, c.isa.c_str());
+  const size_t raw_bytes = static_cast<size_t>(backend->bytes().raw);
+  for (const auto& block : blocks_)
+    if (c.dirty && (block.first == page_memory_ || block.second == raw_bytes))
+      memset(block.first, c.fill, block.second);
+  blocks_.clear();
   Random random(99);
   for (int32_t page = 0; page < g.num_pages; page++) free_pages_.push_back(page);
   for (size_t i = free_pages_.size(); i > 1; i--)
@@ -247,13 +253,16 @@ Result Rig::attend(const AttendOptions& o) {
         for (int c = 0; c < g.head_dim; c++) {
           float x = round_to(config.io, config.query_size * random.normal());
           if (strange_query != 0 && c == 0) x = round_to(config.io, strange_query);
+          const auto poke = query_pokes_.find({asks_[i].sequence, position, head, c});
+          if (poke != query_pokes_.end()) x = poke->second;
           queries[static_cast<size_t>(row * g.head_dim + c)] = x;
           store_as(config.io, x, &q[static_cast<size_t>((row * q_stride + c) * element)]);
         }
       }
   std::vector<float>& sinks = sink_logits_;
-  sinks.clear();
-  for (int head = 0; head < g.num_q_heads; head++) sinks.push_back(0.5f * static_cast<float>(head) - 1);
+  sinks = o.sinks;
+  for (int head = 0; o.sinks.empty() && head < g.num_q_heads; head++)
+    sinks.push_back(0.5f * static_cast<float>(head) - 1);
   Result result;
   result.num_partials = counts.num_partials;
   result.lse.assign(static_cast<size_t>(rows * g.num_q_heads), -7);
@@ -470,7 +479,7 @@ Result Rig::reference(const AttendOptions& o) {
             logits.push_back(logit);
             largest = std::max(largest, logit);
           }
-          const double sink = 0.5 * h - 1;
+          const double sink = o.sinks.empty() ? 0.5 * h - 1 : o.sinks[static_cast<size_t>(h)];
           if (o.sink_logits) largest = std::max(largest, sink);
           std::vector<double> out(g.value_dim, 0.0);
           for (size_t t = 0; t < logits.size(); t++) {

@@ -48,6 +48,8 @@ struct RigConfig {
   int window = 0, sinks = 0, rollback = 0, threads = 1;
   bool centres = false;
   uint8_t fill = 0xFF;  // what fresh memory holds
+  bool dirty =
+      true;  // pages and raw copies hold `fill` once the backend stands, as reused ones hold old data
   uint64_t seed = 1;
   bool strange_fp = false;  // the backend is called with flush-to-zero and rounding towards zero
   float key_size = 1.0f, value_size = 1.0f, query_size = 1.0f;
@@ -62,6 +64,7 @@ struct AttendOptions {
   float scale = 0;  // 0 = 1 / sqrt(head_dim)
   float softcap = 0;
   int64_t sliding_window = 0;
+  std::vector<float> sinks;  // of the query heads; empty = a rising row
   bool sink_logits = false, history_only = false, strided = false, own_workspace = true;
   DataType out = DataType::kF32;
   int plan_workers = 0;  // 0 = the backend's
@@ -108,6 +111,12 @@ class Rig {
     pokes_[{sequence, token, head, static_cast<int>(kind), coordinate}] = value;
   }
 
+  // The same for the query of head `head` at a position of the sequence.
+  void poke_query(int sequence, int64_t position, int head, int coordinate, float value) {
+    query_pokes_[{sequence, position, head, coordinate}] = value;
+  }
+  void forget_query_pokes() { query_pokes_.clear(); }
+
   RigConfig config;
   Geometry geometry;
   std::unique_ptr<Backend> backend;
@@ -138,7 +147,8 @@ class Rig {
   std::vector<float> centre_[2];
   std::vector<int32_t> free_pages_;
   std::vector<Sequence> sequences_;
-  std::map<Poke, float> pokes_;
+  std::map<Poke, float> pokes_, query_pokes_;
+  std::vector<std::pair<uint8_t*, size_t>> blocks_;  // allocated while the backend was created
   uint8_t* page_memory_ = nullptr;
   // The plan in force.
   std::vector<PlanSequence> plan_sequences_;

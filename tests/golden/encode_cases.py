@@ -91,10 +91,11 @@ def add_raw(tensors, x):
     x[11, :5] = [65504, 65505, -65519.996, 2.0 ** -25, 2.0 ** -25 * 1.5]
     x[12, 4] = -65520
     for name, source, shown in (("f16", half, half.view(np.uint16)), ("bf16", brain, brain), ("f32", x, x)):
-        stored, replaced = ref.raw_bits(source)
+        stored, replaced, saturated = ref.raw_bits(source)
         tensors[f"raw.{name}.input"] = shown
         tensors[f"raw.{name}.stored"] = stored
         tensors[f"raw.{name}.nonfinite"] = replaced.any(axis=1).astype(np.uint8)
+        tensors[f"raw.{name}.saturated"] = saturated.any(axis=1).astype(np.uint8)
     return tensors["raw.f32.stored"]
 
 

@@ -133,20 +133,22 @@ TEST(Golden, RawSides) {
     SCOPED_TRACE(type);
     const std::vector<uint16_t> expected = file.read<uint16_t>("raw." + type + ".stored");
     std::vector<uint16_t> stored(expected.size()), halves;
-    std::vector<uint8_t> flags(kVectors);
+    std::vector<uint8_t> flags(kVectors), saturations(kVectors);
     std::vector<float> floats;
     if (type == "f32")
       floats = file.read<float>("raw.f32.input");
     else
       halves = file.read<uint16_t>("raw." + type + ".input");
     for (size_t i = 0; i < stored.size(); i++) {
-      bool replaced = false;
-      stored[i] = type == "f32"   ? format::raw_from_f32(floats[i], &replaced)
+      bool replaced = false, saturated = false;
+      stored[i] = type == "f32"   ? format::raw_from_f32(floats[i], &replaced, &saturated)
                   : type == "f16" ? format::raw_from_f16(halves[i], &replaced)
                                   : format::raw_from_bf16(halves[i], &replaced);
       flags[i / 64] |= replaced;
+      saturations[i / 64] |= saturated;
     }
     EXPECT_EQ(first_difference(stored, expected), -1);
+    EXPECT_EQ(saturations, file.read<uint8_t>("raw." + type + ".saturated"));
     EXPECT_EQ(flags, file.read<uint8_t>("raw." + type + ".nonfinite"));
   }
 }

@@ -92,11 +92,11 @@ format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
 }
 
 void Reference::make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
-                          bool* replaced) const {
+                          uint64_t* noticed) const {
   const int dim = kind == Kind::kKey ? config_.head_dim : config_.value_dim;
   const int bits = kind == Kind::kKey ? config_.layer_key_bits[layer] : config_.layer_value_bits[layer];
   const tq_dtype type = config_.io_dtype;
-  bool unused = false;
+  bool unused = false, replaced = false, saturated = false;
   for (int i = 0; i < dim; i++) {
     // An exact copy keeps the input's type; a raw side keeps 16 bits of it.
     const uint16_t half = format::f16_from_float(input[i]);
@@ -106,17 +106,21 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
       exact[i] = format::sanitise(input[i], &unused);
     if (bits != format::kRawBits) continue;
     if (type == TQ_F32)
-      decoded[i] = format::float_from_f16(format::raw_from_f32(input[i], replaced));
+      decoded[i] = format::float_from_f16(format::raw_from_f32(input[i], &replaced, &saturated));
     else if (type == TQ_F16)
-      decoded[i] = format::float_from_f16(format::raw_from_f16(half, replaced));
+      decoded[i] = format::float_from_f16(format::raw_from_f16(half, &replaced));
     else
-      decoded[i] = format::sanitise(input[i], replaced);
+      decoded[i] = format::sanitise(input[i], &replaced);
   }
-  if (bits == format::kRawBits) return;
+  const auto notice = [&] {
+    *noticed |= (replaced ? TQ_NOTICED_NONFINITE : 0) | (saturated ? TQ_NOTICED_SATURATED : 0);
+  };
+  if (bits == format::kRawBits) return notice();
   uint8_t codes[format::kMaxDim];
   uint16_t scale;
   const format::VectorCoder c = coder(layer, head, kind);
-  *replaced |= format::encode_vector(c, input, codes, &scale);
+  replaced = format::encode_vector(c, input, codes, &scale);
+  notice();
   format::decode_vector(c, codes, scale, decoded);
 }
 
@@ -125,14 +129,14 @@ std::shared_ptr<const Token> Reference::make_token(std::vector<float> input) con
   token->input = std::move(input);
   token->decoded.resize(token->input.size());
   token->exact.resize(token->input.size());
-  token->replaced = false;
+  token->noticed = 0;
   for (int layer = 0; layer < config_.num_layers; layer++)
     for (int head = 0; head < config_.num_kv_heads; head++)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
         const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() +
                                               (kind == Kind::kKey ? 0 : config_.head_dim));
         make_side(&token->input[at], layer, head, kind, &token->decoded[at], &token->exact[at],
-                  &token->replaced);
+                  &token->noticed);
       }
   return token;
 }
@@ -150,7 +154,7 @@ void Reference::append(Sequence* sequence, const std::vector<std::shared_ptr<con
   for (const auto& token : tokens) {
     const size_t index = sequence->tokens.size();
     sequence->tokens.push_back(token);
-    sequence->replaced |= token->replaced;
+    sequence->noticed |= token->noticed;
     if (sequence->ring.empty()) continue;
     sequence->ring[index % sequence->ring.size()] = token;
     sequence->ring_index[index % sequence->ring.size()] = static_cast<int64_t>(index);

@@ -19,7 +19,7 @@ struct Token {
   std::vector<float> input;    // as the caller's type holds it
   std::vector<float> decoded;  // what codes (or a raw side) give back
   std::vector<float> exact;    // what an exact copy gives back
-  bool replaced;               // an input value was not storable
+  uint64_t noticed;            // TQ_NOTICED_*
 };
 
 struct Sequence {
@@ -27,7 +27,7 @@ struct Sequence {
   // Exact copies beside the codes: ring place -> the token that it holds and that token's index.
   std::vector<std::shared_ptr<const Token>> ring;
   std::vector<int64_t> ring_index;
-  bool replaced = false;
+  uint64_t noticed = 0;
 
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
 };
@@ -72,7 +72,7 @@ class Reference {
  private:
   format::VectorCoder coder(int layer, int head, Kind kind) const;
   void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
-                 bool* replaced) const;
+                 uint64_t* noticed) const;
 
   tq_cache_config config_;
   std::vector<float> centres_;

@@ -521,7 +521,7 @@ class World {
       TQ_MUST(tq_sequence_length(cache_, entry.first, &length));
       TQ_MUST(tq_sequence_flags(cache_, entry.first, &flags));
       EXPECT_EQ(length, entry.second.length());
-      EXPECT_EQ(flags != 0, entry.second.replaced);
+      EXPECT_EQ(flags, entry.second.noticed);
       total += length;
     }
     const tq_cache_memory m = memory();

@@ -350,7 +350,7 @@ def test_tile_and_page_bytes():
     assert tile[:4 * 96 * 3] == ref.pack_side(key.codes, 3, ref.KEY).tobytes()
     assert np.array_equal(np.frombuffer(tile[-128:-64], dtype="<u2"), key.scales)
     assert np.array_equal(np.frombuffer(tile[-64:], dtype="<u2"), value.scales)
-    raw, _ = ref.raw_bits(x)
+    raw = ref.raw_bits(x)[0]
     assert len(ref.tile_bytes((raw, None, 16),
                               (value.codes, value.scales, 5))) == ref.tile_num_bytes(80, 16, 80, 5)
     page = ref.page_bytes([[tile], [tile, tile]], 2, len(tile))
@@ -358,10 +358,11 @@ def test_tile_and_page_bytes():
 
 
 def test_raw_bits():
-    x = np.array([[1.0, np.nan, np.inf, -np.inf, 65504, 65519, -1e6, 2.0 ** -25, -0.0]], dtype=np.float32)
-    bits, replaced = ref.raw_bits(x)
-    assert bits.tolist() == [[0x3C00, 0, 0x7BFF, 0xFBFF, 0x7BFF, 0x7BFF, 0xFBFF, 0, 0x8000]]
-    assert replaced.tolist() == [[False, True, True, True, False, False, True, False, False]]
+    x = np.array([[1.0, np.nan, np.inf, -np.inf, 65504, 65519, -1e6, 2.0 ** -25, -0.0, 1e20]], dtype=np.float32)
+    bits, replaced, saturated = ref.raw_bits(x)
+    assert bits.tolist() == [[0x3C00, 0, 0x7BFF, 0xFBFF, 0x7BFF, 0x7BFF, 0xFBFF, 0, 0x8000, 0x7BFF]]
+    assert replaced.nonzero()[1].tolist() == [1, 2, 3, 9]
+    assert saturated.nonzero()[1].tolist() == [5, 6, 9]
     half = np.array([[0x7C00, 0xFC00, 0x7E00, 0x0001]], dtype=np.uint16).view(np.float16)
     assert ref.raw_bits(half)[0].tolist() == [[0x7BFF, 0xFBFF, 0, 1]]
     brain = np.array([[0x7F80, 0xFF80, 0x7FC0, 0x5F80, 0x5F81, 0xFF7F, 0x0001]], dtype=np.uint16)

@@ -15,7 +15,7 @@ FLOAT16_MAX = 65504.0
 # ---- raw sides, section 3.5
 
 def raw_bits(x):
-    """Stored 16-bit values of a raw side and which inputs were replaced.
+    """Stored 16-bit values of a raw side, which inputs were replaced, and which finite ones saturated.
 
     x: float32 or float16 array, or uint16 = bfloat16 bits. Float32 and float16 are stored as float16,
     bfloat16 as itself.
@@ -23,12 +23,14 @@ def raw_bits(x):
     if x.dtype == np.uint16:
         wide = (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
         clean, replaced = sanitise(wide)
-        return np.where(replaced, (clean.view(np.uint32) >> np.uint32(16)).astype(np.uint16), x), replaced
-    nan = np.isnan(x)
+        stored = np.where(replaced, (clean.view(np.uint32) >> np.uint32(16)).astype(np.uint16), x)
+        return stored, replaced, np.zeros_like(replaced)
+    wide = x.astype(np.float32)
+    _, replaced = sanitise(wide)
     with np.errstate(over="ignore", under="ignore"):
-        half = np.where(nan, x.dtype.type(0), x).astype(np.float16)
-    large = np.isinf(half)  # after rounding: 65519 is 65504 and nothing was replaced
-    return np.where(large, np.copysign(np.float16(FLOAT16_MAX), half), half).view(np.uint16), nan | large
+        half = np.where(np.isnan(x), x.dtype.type(0), x).astype(np.float16)
+    stored = np.where(np.isinf(half), np.copysign(np.float16(FLOAT16_MAX), half), half).view(np.uint16)
+    return stored, replaced, np.isfinite(wide) & (np.abs(wide) > FLOAT16_MAX)
 
 
 def raw_side_bytes(bits):

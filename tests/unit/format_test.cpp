@@ -130,7 +130,8 @@ TEST(Conversions, Bfloat16BothWaysEverywhere) {
 
 TEST(Conversions, RawSidesReplaceWhatIsNotFinite) {
   bool replaced = false;
-  EXPECT_EQ(raw_from_f32(1.0f, &replaced), 0x3C00);
+  bool saturated = false;
+  EXPECT_EQ(raw_from_f32(1.0f, &replaced, &saturated), 0x3C00);
   EXPECT_EQ(raw_from_f16(0x7BFF, &replaced), 0x7BFF);
   EXPECT_EQ(raw_from_bf16(0x5F80, &replaced), 0x5F80);  // 2^64
   EXPECT_FALSE(replaced);
@@ -139,12 +140,21 @@ TEST(Conversions, RawSidesReplaceWhatIsNotFinite) {
     *flag = false;
     return was;
   };
-  EXPECT_EQ(raw_from_f32(NAN, &replaced), 0);
+  EXPECT_EQ(raw_from_f32(NAN, &replaced, &saturated), 0);
   EXPECT_TRUE(told(&replaced));
-  EXPECT_EQ(raw_from_f32(65520.0f, &replaced), 0x7BFF);
+  EXPECT_EQ(raw_from_f32(-INFINITY, &replaced, &saturated), 0xFBFF);
   EXPECT_TRUE(told(&replaced));
-  EXPECT_EQ(raw_from_f32(-INFINITY, &replaced), 0xFBFF);
-  EXPECT_TRUE(told(&replaced));
+  EXPECT_EQ(raw_from_f32(-65504.0f, &replaced, &saturated), 0xFBFF);
+  EXPECT_FALSE(saturated);
+  for (const float x : {65505.0f, 65520.0f, 1e19f}) {
+    EXPECT_EQ(raw_from_f32(x, &replaced, &saturated), 0x7BFF);
+    EXPECT_TRUE(told(&saturated));
+    EXPECT_EQ(raw_from_f32(-x, &replaced, &saturated), 0xFBFF);
+    EXPECT_TRUE(told(&saturated));
+  }
+  EXPECT_FALSE(replaced);
+  EXPECT_EQ(raw_from_f32(1e20f, &replaced, &saturated), 0x7BFF);  // beyond 2^64: both
+  EXPECT_TRUE(told(&replaced) && told(&saturated));
   EXPECT_EQ(raw_from_f16(0xFC00, &replaced), 0xFBFF);
   EXPECT_TRUE(told(&replaced));
   EXPECT_EQ(raw_from_f16(0x7C01, &replaced), 0);
