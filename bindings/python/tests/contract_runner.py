@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tqkv
-from tqkv import _ffi
+from tqkv import _abi, _ffi
 
 CASES = Path(__file__).resolve().parents[3] / "tests" / "contract" / "cases.json"
 NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
@@ -80,7 +80,7 @@ class Runner:
         try:
             call(step)
         except tqkv.Error as error:
-            assert error.status == _ffi.CONSTANTS[step["status"]], f"gave status {error.status}: {error}"
+            assert error.status == _abi.CONSTANTS[step["status"]], f"gave status {error.status}: {error}"
             assert type(error) is tqkv.errors.BY_STATUS[error.status]
             for part in step["text"]:
                 assert part in error.text, f"{part!r} is not in {error.text!r}"

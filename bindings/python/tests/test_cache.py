@@ -329,9 +329,9 @@ def test_lost_objects_are_destroyed():
         allocated[address] = room
         return address
 
-    allocator = tqkv._ffi.Allocator(
-        alloc=tqkv._ffi.ALLOC_FUNCTION(alloc),
-        free=tqkv._ffi.FREE_FUNCTION(
+    allocator = tqkv._abi.Allocator(
+        alloc=tqkv._abi.ALLOC_FUNCTION(alloc),
+        free=tqkv._abi.FREE_FUNCTION(
             lambda user, pointer, size, device_type, device_id: allocated.pop(pointer) and None))
     for cycle in (False, True):
         c = cache(allocator=allocator)

@@ -6,14 +6,14 @@ import ctypes
 import header
 import pytest
 from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
-from tqkv import _ffi
+from tqkv import _abi, _ffi
 
 SCALARS = {
     "int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64, "uint8_t": c_uint8,
     "size_t": c_size_t, "float": c_float, "double": c_double, "char": c_char
 }
-HANDLES = {"tq_cache": _ffi.CacheHandle, "tq_batch": _ffi.BatchHandle}
-STRUCTS = {name: struct for name, (struct, _) in _ffi.STRUCTS.items()}
+HANDLES = {"tq_cache": _abi.CacheHandle, "tq_batch": _abi.BatchHandle}
+STRUCTS = {name: struct for name, (struct, _) in _abi.STRUCTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def test_the_parser_sees_the_whole_header(declared, root):
 
 
 def test_constants(declared):
-    assert _ffi.CONSTANTS == declared.constants
+    assert _abi.CONSTANTS == declared.constants
 
 
 def test_functions(declared):
-    assert sorted(_ffi.FUNCTIONS) == sorted(declared.functions)
+    assert sorted(_abi.FUNCTIONS) == sorted(declared.functions)
     for name, (result, arguments) in declared.functions.items():
-        have_result, have_arguments = _ffi.FUNCTIONS[name]
+        have_result, have_arguments = _abi.FUNCTIONS[name]
         assert have_result is argument_type(result, declared.typedefs), name
         assert have_arguments == [argument_type(a, declared.typedefs) for a in arguments], name
 
@@ -69,7 +69,7 @@ def test_structs(declared):
         for (field, ctype), (kind, _, length) in zip(have, fields):
             where = f"{name}.{field}"
             if kind == "callback":
-                assert ctype in (_ffi.ALLOC_FUNCTION, _ffi.FREE_FUNCTION), where
+                assert ctype in (_abi.ALLOC_FUNCTION, _abi.FREE_FUNCTION), where
             elif length:
                 base = SCALARS[kind]
                 assert ctype is base * length, where
@@ -83,8 +83,8 @@ def test_structs(declared):
 
 def test_sizes_are_the_librarys():
     library = _ffi.load_library()
-    for name, (struct, number) in _ffi.STRUCTS.items():
-        assert library.tq_struct_size(_ffi.CONSTANTS[number]) == ctypes.sizeof(struct), name
+    for name, (struct, number) in _abi.STRUCTS.items():
+        assert library.tq_struct_size(_abi.CONSTANTS[number]) == ctypes.sizeof(struct), name
     assert library.tq_struct_size(99) == 0
 
 
@@ -92,7 +92,7 @@ def test_layout_table(root, declared):
     """tests/capi/layout.txt, which the C compiler wrote: the binding has just these structs, fields,
     constants and number types."""
     wanted = set((root / "tests" / "capi" / "layout.txt").read_text().strip().split("\n"))
-    have = {f"constant {name} {value}" for name, value in _ffi.CONSTANTS.items()}
+    have = {f"constant {name} {value}" for name, value in _abi.CONSTANTS.items()}
     for name, struct in STRUCTS.items():
         have.add(f"struct {name} size {ctypes.sizeof(struct)} align {ctypes.alignment(struct)}")
         for field, *_ in struct._fields_:
@@ -107,8 +107,8 @@ def test_layout_table(root, declared):
 def test_handles_do_not_mix():
     library = _ffi.load_library()
     with pytest.raises(ctypes.ArgumentError):
-        library.tq_batch_destroy(_ffi.CacheHandle())
-    assert library.tq_batch_destroy(_ffi.BatchHandle()) == 0  # NULL is accepted
+        library.tq_batch_destroy(_abi.CacheHandle())
+    assert library.tq_batch_destroy(_abi.BatchHandle()) == 0  # NULL is accepted
 
 
 def test_version(declared):

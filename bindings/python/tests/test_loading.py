@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tqkv
-from tqkv import _ffi
+from tqkv import _abi, _ffi
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -116,7 +116,7 @@ def compiled(tmp_path, name, functions):
 
 
 def old_library(tmp_path, name, **changes):
-    functions = dict.fromkeys(_ffi.FUNCTIONS, 0)
+    functions = dict.fromkeys(_abi.FUNCTIONS, 0)
     functions.update({"tq_version": '(long)"0.0.9"', "tq_struct_size": 4096}, **changes)
     return compiled(tmp_path, name, {f: v for f, v in functions.items() if v is not None})
 
@@ -133,7 +133,7 @@ def test_another_abi(tmp_path):
 
 
 def test_a_struct_is_too_small(tmp_path):
-    assert "tq_device_info_t has 24 bytes instead of 160" in python(
+    assert "tq_device_info has 24 bytes instead of 160" in python(
         FAILS, old_library(tmp_path, "small", tq_struct_size=24))
 
 

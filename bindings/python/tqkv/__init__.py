@@ -18,7 +18,8 @@ them. The library is found by TQKV_LIBRARY, beside this package, or by the syste
 see load_library. The manual of every call is tqkv.h; `python -m tqkv` says what is installed.
 """
 from . import errors
-from ._ffi import CONSTANTS, load_library
+from ._abi import CONSTANTS
+from ._ffi import load_library
 from .buffers import Buffer, as_buffer, as_stream
 from .cache import Batch, Cache, Sequence
 from .config import Codebook, Config

@@ -22,7 +22,7 @@ import threading
 import weakref
 from typing import Any, List, Optional, Sequence as Many, Tuple
 
-from . import _ffi
+from . import _abi, _ffi
 from .buffers import as_buffer, as_bytes, as_stream, check_device, dense, empty_like, rows
 from .config import Config, check, choice, integer
 from .errors import InvalidArgument, InvalidState
@@ -42,14 +42,14 @@ class _Handles:
         # left over goes with the cache.
         if address in self.batches and self.lock.acquire(blocking=False):
             try:
-                if self.library.tq_batch_destroy(_ffi.BatchHandle(address)) == 0:
+                if self.library.tq_batch_destroy(_abi.BatchHandle(address)) == 0:
                     self.batches.discard(address)
             finally:
                 self.lock.release()
 
     def destroy(self):
         for address in list(self.batches):
-            check(self.library, self.library.tq_batch_destroy(_ffi.BatchHandle(address)))
+            check(self.library, self.library.tq_batch_destroy(_abi.BatchHandle(address)))
             self.batches.discard(address)
         if self.cache:
             check(self.library, self.library.tq_cache_destroy(self.cache))
@@ -86,12 +86,12 @@ class Cache:
             raise TypeError("give a Config or its fields, not both")
         self._library = library = _ffi.load_library()
         c, self._pool = config._to_c()
-        handle = _ffi.CacheHandle()
+        handle = _abi.CacheHandle()
         check(library, library.tq_cache_create(c, as_stream(stream), handle))
         self._handles = _Handles(library, handle)
         self._keep = config.allocator
         self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
-        self._config = _ffi.CacheConfig()
+        self._config = _abi.CacheConfig()
         check(library, library.tq_cache_get_config(handle, self._config))
         self._device = (self._config.device_type, self._config.device_id)
 
@@ -136,7 +136,7 @@ class Cache:
         """Room for the plan of one step. One is enough for most programs; it is planned again for every
         step."""
         with self._use() as (library, handle):
-            batch = _ffi.BatchHandle()
+            batch = _abi.BatchHandle()
             check(library, library.tq_batch_create(handle, batch))
             self._handles.batches.add(batch.value)
             return Batch(self, batch)
@@ -144,17 +144,17 @@ class Cache:
     # ---- questions
 
     @property
-    def config(self) -> _ffi.CacheConfig:
+    def config(self) -> _abi.CacheConfig:
         """The configuration with every default resolved."""
         return self._config
 
-    def memory(self) -> _ffi.CacheMemory:
+    def memory(self) -> _abi.CacheMemory:
         """num_sequences, tokens, pages_used, pages_total, stored_bytes_used, raw_bytes, device_bytes,
         host_bytes, compression (float16 bytes of a token / stored bytes of a token, scales included).
         Host-side, no synchronisation."""
         with self._use() as (library, handle):
-            memory = _ffi.CacheMemory()
-            check(library, library.tq_cache_memory(handle, memory))
+            memory = _abi.CacheMemory()
+            check(library, library.tq_cache_get_memory(handle, memory))
             return memory
 
     def fingerprint(self) -> int:
@@ -265,7 +265,7 @@ class Sequence:
                v given, only that one is read.
         Returns (k, v), None for what was not read.
         """
-        c, layout, stream = self.cache._config, _ffi.TensorLayout(), as_stream(stream)
+        c, layout, stream = self.cache._config, _abi.TensorLayout(), as_stream(stream)
         layer, first, count = (integer(name, x, t)
                                for name, x, t in (("layer", layer, ctypes.c_int32),
                                                   ("first", first, ctypes.c_int64), ("count", count,
@@ -305,7 +305,7 @@ class Sequence:
 class Batch:
     """The sequences of one step: plan once, then append and attend each layer. Made by Cache.batch."""
 
-    def __init__(self, cache: Cache, handle: "_ffi.BatchHandle"):
+    def __init__(self, cache: Cache, handle: "_abi.BatchHandle"):
         self.cache, self._handle = cache, handle
         self._new_tokens = self._query_tokens = 0
         self._finalizer = weakref.finalize(self, cache._handles.destroy_batch, handle.value)
@@ -318,7 +318,7 @@ class Batch:
                 check(handles.library, handles.library.tq_batch_destroy(self._handle))
                 handles.batches.discard(self._handle.value)
         self._finalizer.detach()
-        self._handle = _ffi.BatchHandle()
+        self._handle = _abi.BatchHandle()
 
     def __enter__(self) -> "Batch":
         return self
@@ -371,7 +371,7 @@ class Batch:
         tokens][num_kv_heads][value_dim], rotary embedding already applied to k. Each layer of a plan is
         appended once. InvalidState without a plan in force."""
         stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
-        c, layout, must = self.cache._config, _ffi.TensorLayout(), {
+        c, layout, must = self.cache._config, _abi.TensorLayout(), {
             "dtype": self.cache._config.io_dtype, "device": self.cache._device
         }
         with self._use() as (library, handle, batch):
@@ -397,7 +397,6 @@ class Batch:
                sliding_window: int = 0,
                sink_logits: Any = None,
                history_only: bool = False,
-               num_splits: int = 0,
                workspace: Any = None,
                stream: Any = None) -> Any:
         """out = softmax(q . K^T * softmax_scale) . V for the query tokens of the plan, straight on the codes;
@@ -415,7 +414,6 @@ class Batch:
         sink_logits     [num_q_heads] float32 on the cache's device, added to the softmax's sum only
         history_only    leave out the plan's new tokens, to attend them elsewhere and merge by lse
                         (merge_states)
-        num_splits      distribution of work, 0 = automatic; never changes a bit of the result
         workspace       None = the cache's own; else a flat writable array of workspace_bytes() bytes on the
                         cache's device, 256-byte aligned
 
@@ -427,13 +425,12 @@ class Batch:
         with self._use(workspace is None) as (library, handle, batch):
             q = as_buffer(q, name="q", stream=stream)
             dtype = c.io_dtype if out_dtype is None else choice("out_dtype", out_dtype, _ffi.DTYPES)
-            params = _ffi.AttendParams(out_dtype=dtype,
+            params = _abi.AttendParams(out_dtype=dtype,
                                        softmax_scale=softmax_scale,
                                        logit_softcap=logit_softcap,
                                        sliding_window=integer("sliding_window", sliding_window,
                                                               ctypes.c_int64),
-                                       history_only=integer("history_only", history_only, ctypes.c_int32),
-                                       num_splits=integer("num_splits", num_splits, ctypes.c_int32))
+                                       history_only=integer("history_only", history_only, ctypes.c_int32))
             if sink_logits is not None:
                 sinks = as_buffer(sink_logits, name="sink_logits", stream=stream)
                 address = dense(sinks,
@@ -457,7 +454,7 @@ class Batch:
         """Bytes of workspace that attend needs for this plan, and for every smaller one."""
         with self._use() as (library, handle, batch):
             size = ctypes.c_size_t()
-            check(library, library.tq_attend_workspace_bytes(handle, batch, size))
+            check(library, library.tq_attend_workspace_bytes(handle, size))
             return size.value
 
     # ---- inside
@@ -465,7 +462,7 @@ class Batch:
     def _in_force(self, library, handle, batch):
         """Whether the counts of the last plan still say the shapes. If not, the library is asked with what is
         there and refuses, with its own text."""
-        return library.tq_attend_workspace_bytes(handle, batch, ctypes.c_size_t()) == 0
+        return library.tq_attend_workspace_bytes(handle, ctypes.c_size_t()) == 0
 
     def _results(self, params, dtype, q, out, lse, stream):
         """Checks q and out, makes what was not given; -> ([out pointer, lse pointer], [out, lse])."""

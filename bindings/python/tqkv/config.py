@@ -4,7 +4,7 @@ import ctypes
 import dataclasses
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
-from . import _ffi
+from . import _abi, _ffi
 from .buffers import as_bytes, check_device
 from .errors import InvalidArgument, make
 
@@ -62,7 +62,7 @@ class Config:
     rollback_tokens: int = 0
     num_threads: int = 0                            # CPU: 0 = all that the process may use
     flags: int = 0                                  # TQ_FLAG_*
-    allocator: Optional[_ffi.Allocator] = None      # callbacks must stay alive as long as the cache
+    allocator: Optional[_abi.Allocator] = None      # callbacks must stay alive as long as the cache
     pool: Any = None  # caller's memory for the pages: a writable contiguous array on the device, 256-byte aligned
 
     def check(self) -> List[str]:
@@ -75,11 +75,11 @@ class Config:
         del keep
         return text.value.decode(errors="replace").split("\n") if status else []
 
-    def bytes(self) -> _ffi.CacheBytes:
+    def bytes(self) -> _abi.CacheBytes:
         """What a cache of this configuration allocates, exactly: page_bytes, raw_bytes, table_bytes,
         workspace_bytes, device_bytes, host_bytes, num_pages, token_bytes (stored bytes of one token over all
         layers and heads), fp16_token_bytes. Raises as Cache does."""
-        library, result = _ffi.load_library(), _ffi.CacheBytes()
+        library, result = _ffi.load_library(), _abi.CacheBytes()
         c, keep = self._to_c()
         check(library, library.tq_cache_config_bytes(c, result))
         del keep
@@ -94,12 +94,12 @@ class Config:
     def _to_c(self):
         """(tq_cache_config, what must stay alive until the library has copied it)."""
         device_type, device_id = self._device()
-        c, keep = _ffi.CacheConfig(device_type=device_type, device_id=device_id), []
+        c, keep = _abi.CacheConfig(device_type=device_type, device_id=device_id), []
         c.io_dtype = choice("io_dtype", self.io_dtype, _ffi.DTYPES)
         c.rotation = choice("rotation", self.rotation, _ROTATIONS)
         c.key_scale_rule = choice("key_scale_rule", self.key_scale_rule, _SCALES)
         c.value_scale_rule = choice("value_scale_rule", self.value_scale_rule, _SCALES)
-        for name, ctype in _ffi.CacheConfig._fields_:
+        for name, ctype in _abi.CacheConfig._fields_:
             if ctype in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64) and hasattr(
                     self, name) and not getattr(c, name):
                 setattr(c, name, integer(name, getattr(self, name), ctype))
@@ -117,7 +117,7 @@ class Config:
                     raise InvalidArgument(f"{name}.magnitude: must be at most 32 numbers of 0 .. 255")
                 magnitude = (ctypes.c_uint8 * 32)(*book.magnitude)
                 setattr(c, name,
-                        ctypes.pointer(_ffi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
+                        ctypes.pointer(_abi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
         if self.allocator is not None:
             c.allocator = ctypes.pointer(self.allocator)
         if self.pool is not None:

@@ -3,7 +3,7 @@
 import ctypes
 from typing import List
 
-from . import _ffi
+from . import _abi, _ffi
 from .config import check
 
 __all__ = ["build_info", "devices", "library_path", "library_version"]
@@ -24,7 +24,7 @@ def build_info() -> str:
     return _ffi.load_library().tq_build_info().decode()
 
 
-def devices() -> List[_ffi.DeviceInfo]:
+def devices() -> List[_abi.DeviceInfo]:
     """Every device that a cache can be made on: the CPU, then the CUDA devices. Fields: device_type (1 CPU, 2
     CUDA), device_id, compute_major, compute_minor, num_units, memory_bytes, name (bytes)."""
     library, result = _ffi.load_library(), []
@@ -32,7 +32,7 @@ def devices() -> List[_ffi.DeviceInfo]:
         count = ctypes.c_int32()
         check(library, library.tq_device_count(device_type, count))
         for index in range(count.value):
-            info = _ffi.DeviceInfo()
-            check(library, library.tq_device_info(device_type, index, info))
+            info = _abi.DeviceInfo()
+            check(library, library.tq_device_get_info(device_type, index, info))
             result.append(info)
     return result
