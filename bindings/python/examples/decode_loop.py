@@ -71,9 +71,8 @@ def main():
         print(f"two rejected: lengths {len(a)} and {len(b)}, norm {norm:.3f}")
 
         memory = cache.memory()
-        print(
-            f"memory: {memory.tokens} tokens, {memory.pages_used} pages, {memory.compression:.2f} times smaller than float16"
-        )
+        print(f"memory: {memory.tokens} tokens, {memory.pages_used} pages, {memory.compression:.2f} times "
+              "smaller than float16")
 
 
 if __name__ == "__main__":

@@ -223,15 +223,15 @@ class Runner:
             out = self.arrays.empty((q.shape[0], c.num_q_heads, c.value_dim), "float32")
             lse = self.arrays.empty((q.shape[0], c.num_q_heads), "float32")
         if "workspace" in step:
-            params["workspace"] = self.arrays.memory(1 if step["workspace"] ==
-                                                     "short" else batch.workspace_bytes())
+            params["workspace"] = self.arrays.memory(1 if step["workspace"] == "short" else
+                                                     self.cache(step).workspace_bytes())
         out, lse = batch.attend(step["layer"], q, out=out, lse=lse, **params)
         self.compare(step, "out", out)
         self.compare(step, "lse", lse)
 
     def read(self, step):
         c, count = self.cache(step).config, max(step["count"], 0)
-        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), _ffi.DTYPE_NAMES[c.io_dtype])
+        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), c.io_dtype)
                 for dim in (c.head_dim, c.value_dim))
         k, v = self.named(step, step["sequence"]).read(step["layer"], step["first"], step["count"], k=k, v=v)
         self.compare(step, "k", k)

@@ -24,7 +24,8 @@ class Dlpack:
                  byte_offset=0,
                  keep_strides=True,
                  major=1):
-        self.array, self.dtype, self.versioned, self.device, self.read_only = array, dtype, versioned, device, read_only
+        self.array, self.dtype, self.versioned, self.device = array, dtype, versioned, device
+        self.read_only = read_only
         self.byte_offset, self.keep_strides, self.major = byte_offset, keep_strides, major
         self.deleted, self.stream, self.exports = 0, "not told", []
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of _ffi against the header, name by name, and against the library and the golden layout
-table."""
+"""The generated tables of _abi against the header, name by name and by a parser that the generator does not
+use, and against the library and the golden layout table."""
 import ctypes
+from ctypes import (POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8,
+                    c_uint32, c_uint64, c_void_p)
 
 import header
 import pytest
-from ctypes import POINTER, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from tqkv import _abi, _ffi
 
 SCALARS = {

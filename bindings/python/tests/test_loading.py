@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the library is found, and what is said when it is not the right one; imports stay light. Each in a fresh interpreter."""
+"""How the library is found, and what is said when it is not the right one; imports stay light. Each in a
+fresh interpreter."""
 import os
 import re
 import subprocess
@@ -26,7 +27,8 @@ def python(code, library=None, **environment):
 FAILS = """
 import tqkv
 try:
-    tqkv.Cache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=32, key_bits=4, value_bits=4, max_tokens=32)
+    tqkv.Cache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=32, key_bits=4, value_bits=4,
+               max_tokens=32)
 except tqkv.LibraryError as error:
     print(error)
 """
@@ -49,13 +51,15 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import array, tqkv
 assert not {"numpy", "torch", "cupy"} & set(sys.modules)
-with tqkv.Cache(num_layers=1, num_q_heads=2, num_kv_heads=1, head_dim=32, key_bits=8, value_bits=8, max_tokens=32) as cache:
+with tqkv.Cache(num_layers=1, num_q_heads=2, num_kv_heads=1, head_dim=32, key_bits=8, value_bits=8,
+                max_tokens=32) as cache:
     step, sequence = cache.batch(), cache.sequence()
     step.plan([sequence], [2])
     step.append(0, array.array("f", range(64)), array.array("f", [1.0] * 64))
     out, lse = step.attend(0, array.array("f", [0.5] * 128), lse=True)
     k, v = sequence.read(0, 0, 2)
-    print(out.shape, lse.shape, k.shape, all(0.97 < x < 1.03 for row in out.tolist() for head in row for x in head))
+    close = all(0.97 < x < 1.03 for row in out.tolist() for head in row for x in head)
+    print(out.shape, lse.shape, k.shape, close)
 """
     assert python(code, own_path) == "(2, 2, 32) (2, 2) (2, 1, 32) True"
 
@@ -66,7 +70,8 @@ def test_importing_loads_nothing():
 
 def test_missing():
     text = python(FAILS, "/nowhere/libtqkv.so.0")
-    assert "cannot load /nowhere/libtqkv.so.0" in text and "environment variable TQKV_LIBRARY" in text and "set TQKV_LIBRARY to the path" in text
+    assert "cannot load /nowhere/libtqkv.so.0" in text and "environment variable TQKV_LIBRARY" in text
+    assert "set TQKV_LIBRARY to the path" in text
 
 
 def test_the_systems_loader_is_asked_last():
@@ -123,9 +128,8 @@ def old_library(tmp_path, name, **changes):
 
 def test_a_function_is_missing(tmp_path):
     text = python(FAILS, old_library(tmp_path, "old", tq_merge_states=None))
-    assert re.search(
-        r"old.so is tqkv 0.0.9, and this Python package was made for .*: it lacks tq_merge_states; install a newer library",
-        text)
+    assert re.search(r"old.so is tqkv 0.0.9, and this Python package was made for .*: it lacks "
+                     "tq_merge_states; install a newer library", text)
 
 
 def test_another_abi(tmp_path):
@@ -141,7 +145,8 @@ def test_no_crash_at_exit(own_path):
     """Open handles, in module globals and in cycles, at the interpreter's end."""
     code = """
 import tqkv
-cache = tqkv.Cache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=32, key_bits=4, value_bits=4, max_tokens=32)
+cache = tqkv.Cache(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=32, key_bits=4, value_bits=4,
+                   max_tokens=32)
 batch = cache.batch()
 cache.cycle = [cache, batch]
 print("done")
@@ -152,7 +157,8 @@ print("done")
 def test_diagnostics(own_path):
     env = {**os.environ, "TQKV_LIBRARY": own_path, "PYTHONPATH": str(PACKAGE)}
     run = subprocess.run([sys.executable, "-m", "tqkv"], env=env, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0 and own_path in run.stdout and "self-test:     ok" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and own_path in run.stdout, run.stdout + run.stderr
+    assert "self-test:     ok" in run.stdout
     run = subprocess.run([sys.executable, "-m", "tqkv"],
                          env={**env, "TQKV_LIBRARY": "/nowhere/x.so"},
                          capture_output=True,

@@ -19,22 +19,24 @@ see load_library. The manual of every call is tqkv.h; `python -m tqkv` says what
 """
 from . import errors
 from ._abi import CONSTANTS
-from ._ffi import load_library
+from ._ffi import Noticed, load_library
 from .buffers import Buffer, as_buffer, as_stream
-from .cache import Batch, Cache, Sequence
+from .batch import Batch
+from .cache import Cache
 from .config import Codebook, Config
 from .devices import build_info, devices, library_path, library_version
 from .errors import (CapacityError, CaptureError, CorruptData, CudaError, DriverError, Error, Incompatible,
                      InternalError, InvalidArgument, InvalidState, IoError, LibraryError, NoDevice,
                      NotSupported, OutOfMemory, VersionError, WorkspaceTooSmall)
 from .merge import merge_states
+from .sequence import Sequence
 
 __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
 
 __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
-    "InvalidState", "IoError", "LibraryError", "NoDevice", "NotSupported", "OutOfMemory", "Sequence",
-    "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors",
-    "library_path", "library_version", "load_library", "merge_states"
+    "InvalidState", "IoError", "LibraryError", "NoDevice", "NotSupported", "Noticed", "OutOfMemory",
+    "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices",
+    "errors", "library_path", "library_version", "load_library", "merge_states"
 ]

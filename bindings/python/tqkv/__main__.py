@@ -45,9 +45,9 @@ def main():
         _line("library", f"{tqkv.library_version()}, {tqkv.library_path()}")
         _line("build", tqkv.build_info())
         for d in tqkv.devices():
-            kind = "cpu" if d.device_type == _ffi.CPU else f"cuda:{d.device_id}, compute {d.compute_major}.{d.compute_minor}"
-            _line("device",
-                  f"{kind}, {d.name.decode()}, {d.num_units} units, {d.memory_bytes / 2**30:.1f} GiB")
+            cuda = f"cuda:{d.device_id}, compute {d.compute_major}.{d.compute_minor}"
+            kind, gib = "cpu" if d.device_type == _ffi.CPU else cuda, d.memory_bytes / 2**30
+            _line("device", f"{kind}, {d.name.decode()}, {d.num_units} units, {gib:.1f} GiB")
         _line("self-test", _self_test())
     except (tqkv.Error, RuntimeError) as error:
         _line("failed", error)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DLPack capsules, versions 0 and 1, taken apart with ctypes. Layout: dlpack.h of the DLPack project."""
 import ctypes
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p, py_object
+import threading
+from ctypes import (CFUNCTYPE, POINTER, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32,
+                    c_uint64, c_void_p, py_object)
 
 from ._ffi import CPU, CUDA
 from .errors import InvalidArgument
@@ -32,7 +34,7 @@ class DLManagedTensorVersioned(ctypes.Structure):
                 ("flags", c_uint64), ("dl_tensor", DLTensor)]
 
 
-_DELETE = CFUNCTYPE(None, c_void_p)
+_DELETE = ctypes.PYFUNCTYPE(None, c_void_p)  # keeps the interpreter's lock, as at its end it must
 _is_valid = ctypes.pythonapi.PyCapsule_IsValid
 _is_valid.argtypes, _is_valid.restype = [py_object, c_char_p], c_int
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -43,6 +45,8 @@ _set_name.argtypes, _set_name.restype = [py_object, c_char_p], c_int
 # (capsule name, name of a consumed one, struct); the names must outlive the capsules
 _KINDS = ((b"dltensor_versioned", b"used_dltensor_versioned", DLManagedTensorVersioned),
           (b"dltensor", b"used_dltensor", DLManagedTensor))
+
+_claiming = threading.RLock()  # a capsule that two threads get is taken by one of them
 
 
 class View:
@@ -91,8 +95,10 @@ def _request(array, stream, name):
 def import_tensor(array, stream, name):
     capsule = _request(array, stream, name)
     for fresh, used, struct in _KINDS:
-        if _is_valid(capsule, fresh):
-            address = _get_pointer(capsule, fresh)
-            _set_name(capsule, used)
+        with _claiming:
+            address = _get_pointer(capsule, fresh) if _is_valid(capsule, fresh) else None
+            if address:
+                _set_name(capsule, used)
+        if address:
             return View(struct.from_address(address), address, name)
     raise InvalidArgument(f"{name}: its __dlpack__ gave no fresh DLPack capsule")

@@ -2,12 +2,13 @@
 """How the shared library is found, loaded and checked against the tables of _abi, and the few numbers of the
 header that the package works with."""
 import ctypes
+import enum
 import os
 import threading
 from pathlib import Path
 
 from ._abi import CONSTANTS, FUNCTIONS, STRUCTS
-from .errors import LibraryError
+from .errors import LibraryError, make
 
 SONAME = "libtqkv.so.0"
 ENVIRONMENT = "TQKV_LIBRARY"
@@ -16,6 +17,9 @@ DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3}
 DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 DTYPE_BYTES = {1: 4, 2: 2, 3: 2}
 CPU, CUDA = CONSTANTS["TQ_DEVICE_CPU"], CONSTANTS["TQ_DEVICE_CUDA"]
+# The TQ_NOTICED_ constants; an integer, so a bit that a newer library knows stays one.
+Noticed = enum.IntFlag("Noticed", {name[len("TQ_NOTICED_"):]: value for name, value in CONSTANTS.items()
+                                   if name.startswith("TQ_NOTICED_")}, module="tqkv")
 
 
 class Library:
@@ -46,9 +50,8 @@ class Library:
         version = self.tq_version().decode() if "tq_version" not in missing else "unknown"
         about = f"{self.path} is tqkv {version}, and this Python package was made for {package}"
         if "tq_abi_version" not in missing and self.tq_abi_version() != wanted:
-            raise LibraryError(
-                f"{about}: ABI version {self.tq_abi_version()} instead of {wanted}; install library and package "
-                f"of one release")
+            raise LibraryError(f"{about}: ABI version {self.tq_abi_version()} instead of {wanted}; install "
+                               "library and package of one release")
         if missing:
             raise LibraryError(f"{about}: it lacks {', '.join(missing)}; install a newer library")
         for name, (struct, number) in STRUCTS.items():
@@ -56,9 +59,14 @@ class Library:
             # A newer library may know more fields at the end; it then takes ours as the older, shorter
             # struct.
             if size < ctypes.sizeof(struct):
-                raise LibraryError(
-                    f"{about}: its {name} has {size} bytes instead of {ctypes.sizeof(struct)}; install a newer "
-                    f"library")
+                raise LibraryError(f"{about}: its {name} has {size} bytes instead of "
+                                   f"{ctypes.sizeof(struct)}; install a newer library")
+
+
+def check(library, status):
+    """Raises the exception of a status, with the library's text."""
+    if status:
+        raise make(status, library.tq_last_error().decode(errors="replace"))
 
 
 def candidates(path=None):
@@ -99,5 +107,5 @@ def _load(path):
     try:
         return Library(found)
     except LibraryError as error:
-        raise LibraryError(f"{error} (from {origin}). Install the tqkv library, or set {ENVIRONMENT} to the path "
-                           f"of {SONAME}.") from None
+        raise LibraryError(f"{error} (from {origin}). Install the tqkv library, or set {ENVIRONMENT} to the "
+                           f"path of {SONAME}.") from None

@@ -5,7 +5,9 @@ No array library is imported. An object is taken by what it offers, in this orde
 tensor, NumPy's __array_interface__, DLPack, __cuda_array_interface__, the buffer protocol. Nothing is copied:
 what cannot be used in place is an error.
 """
+import operator
 import sys
+from typing import Any, NamedTuple, Optional, Tuple
 
 from . import _dlpack, _pybuffer
 from ._ffi import CPU, CUDA, DTYPE_BYTES, DTYPE_NAMES, DTYPES
@@ -21,9 +23,10 @@ _FORMATS = {
 }
 
 
-class Buffer:
-    """An array seen as the library sees it. Made by as_buffer; may be passed wherever an array may, which
-    saves looking at the array again.
+class Buffer(NamedTuple):
+    """An array seen as the library sees it. Made by as_buffer, and never changes; may be passed wherever an
+    array may, which saves looking at the array again: then the array must not be resized as long as the
+    Buffer lives.
 
     pointer            address of element [0, 0, ..]
     dtype              "float32", "float16" or "bfloat16"
@@ -33,15 +36,22 @@ class Buffer:
                        object does not say. device_type None: memory that host and device share
     writable           False if the object forbids writing
     owner              the object; the memory lives as long as it does
+    kind               by which of the ways it was taken
+    held               what keeps the owner's memory in place: a buffer view, a DLPack tensor; or None
     """
 
-    __slots__ = ("pointer", "dtype", "shape", "strides", "device_type", "device_id", "writable", "owner",
-                 "kind", "held")
+    pointer: int
+    dtype: str
+    shape: Tuple[int, ...]
+    strides: Tuple[int, ...]
+    device_type: Optional[int]
+    device_id: Optional[int]
+    writable: bool
+    owner: Any
+    kind: str
+    held: Any = None
 
-    def __init__(self, pointer, dtype, shape, strides, device, writable, owner, kind, held=None):
-        self.pointer, self.dtype, self.shape, self.strides = pointer, dtype, tuple(shape), tuple(strides)
-        self.device_type, self.device_id = device
-        self.writable, self.owner, self.kind, self.held = writable, owner, kind, held
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a Buffer is itself; owners have their own idea of ==
 
     def __repr__(self):
         device = {CPU: "cpu", CUDA: f"cuda:{self.device_id}"}.get(self.device_type, "shared")
@@ -50,10 +60,34 @@ class Buffer:
     @property
     def size(self):
         """Number of elements."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return _product(self.shape)
+
+
+def _product(extents):
+    count = 1
+    for extent in extents:
+        count *= extent
+    return count
+
+
+def _number(name, what, value, lowest, end):
+    """An integer that an array says of itself, as a Python one: NumPy's would wrap, ctypes would cut."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name}: has {what} {value!r}, which is no integer") from None
+    if not lowest <= number < end:
+        raise InvalidArgument(f"{name}: has {what} {number}, which cannot be")
+    return number
+
+
+def _buffer(name, pointer, dtype, shape, strides, device, writable, owner, kind, held=None):
+    shape = tuple(_number(name, "an extent of", extent, 0, 2**63) for extent in shape)
+    strides = tuple(_number(name, "a stride of", stride, -2**63, 2**63) for stride in strides)
+    if len(shape) != len(strides):
+        raise InvalidArgument(f"{name}: has {len(shape)} dimensions and {len(strides)} strides")
+    address = _number(name, "the address", pointer or 0, 0, 2**64)
+    return Buffer(address, dtype, shape, strides, *device, bool(writable), owner, kind, held)
 
 
 def as_buffer(array, dtype=None, *, name="array", stream=0):
@@ -74,12 +108,13 @@ def as_buffer(array, dtype=None, *, name="array", stream=0):
         return array
     if hasattr(array, "data_ptr") and hasattr(array, "stride"):
         return _from_torch(array, dtype, name)
-    if hasattr(array, "__array_interface__"):
-        return _from_array_interface(array, array.__array_interface__, dtype, name, "numpy", (CPU, 0))
+    interface = getattr(array, "__array_interface__", None)
+    if interface is not None:
+        return _from_array_interface(array, interface, dtype, name, "numpy", (CPU, 0))
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         return _from_dlpack(array, dtype, name, stream)
-    if hasattr(array, "__cuda_array_interface__"):
-        interface = array.__cuda_array_interface__
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is not None:
         _check_producer_stream(interface.get("stream"), stream, name)
         device = getattr(getattr(array, "device", None), "id", None)
         return _from_array_interface(array, interface, dtype, name, "cuda", (CUDA, device))
@@ -92,16 +127,18 @@ def as_stream(stream):
     int, 0 for None."""
     if stream is None:
         return 0
-    if isinstance(stream, int):
-        return stream
+    value = stream
     if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
-    for attribute in ("cuda_stream", "ptr"):
-        value = getattr(stream, attribute, None)
-        if isinstance(value, int):
-            return value
-    raise InvalidArgument(
-        f"stream: a {type(stream).__name__} is no stream; give None, an int, or a torch or CuPy stream")
+        value = stream.__cuda_stream__()[1]
+    elif not isinstance(stream, int):
+        values = (getattr(stream, attribute, None) for attribute in ("cuda_stream", "ptr"))
+        value = next((v for v in values if isinstance(v, int)), None)
+    if not isinstance(value, int):
+        raise InvalidArgument(
+            f"stream: a {type(stream).__name__} is no stream; give None, an int, or a torch or CuPy stream")
+    if not 0 <= value < 2**64:
+        raise InvalidArgument(f"stream = {value}: is no address of a stream")
+    return int(value)
 
 
 # ---- what elements are
@@ -150,11 +187,12 @@ def _from_torch(tensor, dtype, name):
     resolved = _resolve_dtype(str(tensor.dtype).replace("torch.", ""), dtype, name)
     where = (CPU, 0) if device == "cpu" else (
         CUDA, tensor.device.index if tensor.device.index is not None else tensor.get_device())
-    return Buffer(tensor.data_ptr(), resolved, tensor.shape, tensor.stride(), where, True, tensor, "torch")
+    return _buffer(name, tensor.data_ptr(), resolved, tensor.shape, tensor.stride(), where, True, tensor,
+                   "torch")
 
 
 def _from_array_interface(array, interface, dtype, name, kind, device):
-    typestring, shape = interface["typestr"], interface["shape"]
+    typestring, shape, (pointer, read_only) = _interface(interface, name)
     found = _TYPESTRINGS.get(typestring, typestring)
     if getattr(getattr(array, "dtype", None), "name", "") == "bfloat16":
         found = "bfloat16"  # the array interface has no word for it, an extension type of NumPy does
@@ -166,8 +204,17 @@ def _from_array_interface(array, interface, dtype, name, kind, device):
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
         shape, strides = (shape[0] // size,), None
     strides = dense_strides(shape) if strides is None else _element_strides(strides, size, name)
-    pointer, read_only = interface["data"]
-    return Buffer(pointer or 0, resolved, shape, strides, device, not read_only, array, kind)
+    return _buffer(name, pointer, resolved, shape, strides, device, not read_only, array, kind)
+
+
+def _interface(interface, name):
+    """(typestr, shape, data) of an array interface."""
+    try:
+        typestring, shape, (pointer, read_only) = interface["typestr"], interface["shape"], interface["data"]
+        return typestring, tuple(shape), (pointer, read_only)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"{name}: its array interface has no typestr, shape and data (address, "
+                              f"read-only): {error!r}") from None
 
 
 def _from_dlpack(array, dtype, name, stream):
@@ -177,15 +224,8 @@ def _from_dlpack(array, dtype, name, stream):
     if view.dtype == "uint8":
         raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(DTYPES)}")
     kind = "cupy" if type(array).__module__.split(".")[0] == "cupy" else "dlpack"
-    return Buffer(view.pointer,
-                  resolved,
-                  view.shape,
-                  strides,
-                  view.device,
-                  view.writable,
-                  array,
-                  kind,
-                  held=view)
+    return _buffer(name, view.pointer, resolved, view.shape, strides, view.device, view.writable, array, kind,
+                   view)
 
 
 def _check_producer_stream(producer, stream, name):
@@ -193,9 +233,8 @@ def _check_producer_stream(producer, stream, name):
     two streams takes an event, which the library has no call for, so another stream is refused instead of
     raced with."""
     if producer is not None and producer != (stream or 1):
-        raise InvalidArgument(
-            f"{name}: its data is being made on stream {producer:#x}, and this call is on {(stream or 1):#x}; pass that stream, "
-            f"or order the two")
+        raise InvalidArgument(f"{name}: its data is being made on stream {producer:#x}, and this call is on "
+                              f"{(stream or 1):#x}; pass that stream, or order the two")
 
 
 def _from_buffer_protocol(array, dtype, name):
@@ -210,20 +249,11 @@ def _from_buffer_protocol(array, dtype, name):
     if found == "uint8":
         if len(view.shape) != 1 or view.strides[0] != 1 or view.shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
-        return Buffer(view.pointer,
-                      resolved, (view.shape[0] // size, ), (1, ), (CPU, 0),
-                      view.writable,
-                      array,
-                      "buffer",
-                      held=view)
-    return Buffer(view.pointer,
-                  resolved,
-                  view.shape,
-                  _element_strides(view.strides, size, name), (CPU, 0),
-                  view.writable,
-                  array,
-                  "buffer",
-                  held=view)
+        shape, strides = (view.shape[0] // size, ), (1, )
+    else:
+        shape, strides = view.shape, _element_strides(view.strides, size, name)
+    return _buffer(name, view.pointer, resolved, shape, strides, (CPU, 0), view.writable, array, "buffer",
+                   view)
 
 
 # ---- what a call needs
@@ -256,9 +286,8 @@ def rows(buffer, name, shape, meaning, *, dtype, device, writable=False):
         # one that is not used is passed as 0.
         token, head = (token if tokens > 1 else 0), (head if heads > 1 else 0)
         if tokens * heads > 0 and ((tokens > 1 and token <= 0) or (heads > 1 and head <= 0)):
-            raise InvalidArgument(
-                f"{name}: has strides of {buffer.strides[:2]} elements for tokens and heads; they must be above 0"
-            )
+            raise InvalidArgument(f"{name}: has strides of {buffer.strides[:2]} elements for tokens and "
+                                  "heads; they must be above 0")
         return token, head
     if len(buffer.shape) == 1 and buffer.size == tokens * heads * dim and (buffer.size <= 1
                                                                            or buffer.strides[0] == 1):
@@ -273,9 +302,7 @@ def dense(buffer, name, shape, meaning, *, dtype, device, writable=False):
         raise InvalidArgument(f"{name}: has {buffer.dtype} elements, expected {DTYPE_NAMES[dtype]}")
     if writable and not buffer.writable:
         raise InvalidArgument(f"{name}: cannot be written to")
-    count = 1
-    for extent in shape:
-        count *= extent
+    count = _product(shape)
     if buffer.size != count or (buffer.shape != shape and len(buffer.shape) != 1):
         raise InvalidArgument(f"{name}: has shape {list(buffer.shape)}, expected {list(shape)} = {meaning}")
     expected = dense_strides(buffer.shape)
@@ -289,7 +316,7 @@ def empty_like(buffer, shape, dtype, name):
     """A new, uninitialised array of the kind of `buffer` (its owner's library and device) as (array,
     Buffer)."""
     text = DTYPE_NAMES[dtype]
-    if buffer.kind == "torch":
+    if buffer.kind == "torch" and "torch" in sys.modules:
         torch = sys.modules["torch"]
         array = torch.empty(shape, dtype=getattr(torch, text), device=buffer.owner.device)
     elif buffer.kind == "numpy" and "numpy" in sys.modules:
@@ -304,9 +331,8 @@ def empty_like(buffer, shape, dtype, name):
     elif buffer.kind == "buffer":
         array = _empty_view(shape, dtype)
     else:
-        raise InvalidArgument(
-            f"{name}: cannot be made like the input, a {type(buffer.owner).__name__}; pass {name}= to write into"
-        )
+        raise InvalidArgument(f"{name}: cannot be made like the input, a {type(buffer.owner).__name__}; pass "
+                              f"{name}= to write into")
     return array, as_buffer(array, text, name=name)
 
 
@@ -314,50 +340,60 @@ def _empty_view(shape, dtype):
     """A memoryview of that shape; 16-bit floats as unsigned integers, which is all that memoryview can show
     of them."""
     letter = "f" if DTYPE_NAMES[dtype] == "float32" else "H"
-    count = 1
-    for extent in shape:
-        count *= extent
+    count = _product(shape)
     flat = memoryview(bytearray(count * DTYPE_BYTES[dtype])).cast(letter)
     return flat.cast("B").cast(letter, shape) if count else flat
 
 
 # ---- plain memory
 
-class Memory:
+class Memory(NamedTuple):
     """Bytes at an address, whatever they are: a workspace or a pool."""
 
-    __slots__ = ("pointer", "num_bytes", "device_type", "device_id", "writable", "held")
-
-    def __init__(self, pointer, num_bytes, device, writable, held):
-        self.pointer, self.num_bytes, self.writable, self.held = pointer, num_bytes, writable, held
-        self.device_type, self.device_id = device
+    pointer: int
+    num_bytes: int
+    device_type: Optional[int]
+    device_id: Optional[int]
+    writable: bool
+    held: Any  # keeps the memory in place
 
 
 def as_bytes(array, name):
     """A contiguous array of any type as Memory: torch tensors, NumPy and __cuda_array_interface__ arrays, the
     buffer protocol."""
+    on_host = getattr(array, "__array_interface__", None)
+    interface = on_host or getattr(array, "__cuda_array_interface__", None)
+    device, writable, held = (CPU, 0), True, array
     if hasattr(array, "data_ptr") and hasattr(array, "element_size"):
-        contiguous = array.is_contiguous()
-        device = (CPU, 0) if array.device.type == "cpu" else (CUDA, array.get_device())
-        memory = Memory(array.data_ptr(), array.numel() * array.element_size(), device, True, array)
-    elif hasattr(array, "__array_interface__") or hasattr(array, "__cuda_array_interface__"):
-        on_host = hasattr(array, "__array_interface__")
-        interface = array.__array_interface__ if on_host else array.__cuda_array_interface__
-        contiguous, num_bytes = interface.get("strides") is None, int(interface["typestr"][2:])
-        for extent in interface["shape"]:
-            num_bytes *= extent
-        pointer, read_only = interface["data"]
-        device = (CPU, 0) if on_host else (CUDA, getattr(getattr(array, "device", None), "id", None))
-        memory = Memory(pointer, num_bytes, device, not read_only, array)
+        contiguous, pointer = array.is_contiguous(), array.data_ptr()
+        num_bytes = array.numel() * array.element_size()
+        if array.device.type != "cpu":
+            device = (CUDA, array.get_device())
+    elif interface is not None:
+        typestring, shape, (pointer, read_only) = _interface(interface, name)
+        contiguous, writable = interface.get("strides") is None, not read_only
+        extents = (_number(name, "an extent of", extent, 0, 2**63) for extent in shape)
+        num_bytes = _product((int(typestring[2:]), *extents))
+        if not on_host:
+            device = (CUDA, getattr(getattr(array, "device", None), "id", None))
     else:
         try:
             flat = memoryview(array)
-            view = _pybuffer.View(flat)
+            held = _pybuffer.View(flat)
         except (TypeError, BufferError) as error:
             raise InvalidArgument(
                 f"{name}: a {type(array).__name__} is no memory that can be used: {error}") from None
-        contiguous = flat.c_contiguous
-        memory = Memory(view.pointer, flat.nbytes, (CPU, 0), view.writable, view)
+        contiguous, pointer, num_bytes, writable = flat.c_contiguous, held.pointer, flat.nbytes, held.writable
     if not contiguous:
         raise InvalidArgument(f"{name}: must be contiguous")
+    return Memory(_number(name, "the address", pointer or 0, 0, 2**64),
+                  _number(name, "a size of", num_bytes, 0, 2**63), *device, bool(writable), held)
+
+
+def as_workspace(array, device):
+    """A caller's workspace as Memory."""
+    memory = as_bytes(array, "workspace")
+    check_device(memory, device, "workspace")
+    if not memory.writable:
+        raise InvalidArgument("workspace: cannot be written to")
     return memory

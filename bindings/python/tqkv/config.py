@@ -2,14 +2,21 @@
 """Config: tq_cache_config with Python's types, and the questions that can be asked before a cache is made."""
 import ctypes
 import dataclasses
+import math
+import operator
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from . import _abi, _ffi
+from ._ffi import check
 from .buffers import as_bytes, check_device
-from .errors import InvalidArgument, make
+from .errors import InvalidArgument
 
 _ROTATIONS = {"hadamard": 1, "dense": 2}
 _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
+_NAMED = {
+    "io_dtype": _ffi.DTYPES, "rotation": _ROTATIONS, "key_scale_rule": _SCALES, "value_scale_rule": _SCALES
+}
+_NUMBERS = (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +28,13 @@ class Codebook:
     bits: int
     unit: float
     magnitude: Tuple[int, ...]
+
+    def _to_c(self, name):
+        numbers = [integer(f"{name}.magnitude[{i}]", m, ctypes.c_uint8) for i, m in enumerate(self.magnitude)]
+        if len(numbers) > 32:
+            raise InvalidArgument(f"{name}.magnitude: has {len(numbers)} entries, must have at most 32")
+        return _abi.Codebook(bits=integer(f"{name}.bits", self.bits, ctypes.c_int32),
+                             unit=real(f"{name}.unit", self.unit), magnitude=(ctypes.c_uint8 * 32)(*numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,64 +76,62 @@ class Config:
     rollback_tokens: int = 0
     num_threads: int = 0                            # CPU: 0 = all that the process may use
     flags: int = 0                                  # TQ_FLAG_*
-    allocator: Optional[_abi.Allocator] = None      # callbacks must stay alive as long as the cache
-    pool: Any = None  # caller's memory for the pages: a writable contiguous array on the device, 256-byte aligned
+    allocator: Optional[_abi.Allocator] = None      # copied; a cache keeps its callbacks alive
+    pool: Any = None                                # memory for the pages: a writable contiguous array on the
+    #                                                 device, 256-byte aligned; the cache holds it
 
     def check(self) -> List[str]:
         """Every reason why the library cannot run this configuration, each naming its field; [] if it can.
         Allocates nothing on a device."""
-        library = _ffi.load_library()
-        text = ctypes.create_string_buffer(4096)
-        c, keep = self._to_c()
-        status = library.tq_cache_config_check(c, text, len(text))
-        del keep
-        return text.value.decode(errors="replace").split("\n") if status else []
+        library, room = _ffi.load_library(), 4096
+        c, keep = self._to_c()  # keep lives until the library is done
+        while True:
+            text = ctypes.create_string_buffer(room)
+            status = library.tq_cache_config_check(c, text, room)
+            if len(text.value) < room - 1:
+                return text.value.decode(errors="replace").split("\n") if status else []
+            room *= 2  # the text was cut
 
     def bytes(self) -> _abi.CacheBytes:
         """What a cache of this configuration allocates, exactly: page_bytes, raw_bytes, table_bytes,
         workspace_bytes, device_bytes, host_bytes, num_pages, token_bytes (stored bytes of one token over all
         layers and heads), fp16_token_bytes. Raises as Cache does."""
         library, result = _ffi.load_library(), _abi.CacheBytes()
-        c, keep = self._to_c()
+        c, keep = self._to_c()  # keep lives until the library is done
         check(library, library.tq_cache_config_bytes(c, result))
-        del keep
         return result
 
     def _device(self):
         kind, _, number = str(self.device).partition(":")
         if kind not in ("cpu", "cuda") or not (number == "" or number.isdigit()):
             raise InvalidArgument(f"device = {self.device!r}: must be \"cpu\", \"cuda\" or \"cuda:N\"")
-        return (_ffi.CPU if kind == "cpu" else _ffi.CUDA), int(number or 0)
+        device_id = integer("device_id", int(number or 0), ctypes.c_int32)
+        return (_ffi.CPU if kind == "cpu" else _ffi.CUDA), device_id
 
     def _to_c(self):
-        """(tq_cache_config, what must stay alive until the library has copied it)."""
+        """(tq_cache_config, what must stay alive as long as the cache). Every field is looked at once."""
         device_type, device_id = self._device()
         c, keep = _abi.CacheConfig(device_type=device_type, device_id=device_id), []
-        c.io_dtype = choice("io_dtype", self.io_dtype, _ffi.DTYPES)
-        c.rotation = choice("rotation", self.rotation, _ROTATIONS)
-        c.key_scale_rule = choice("key_scale_rule", self.key_scale_rule, _SCALES)
-        c.value_scale_rule = choice("value_scale_rule", self.value_scale_rule, _SCALES)
         for name, ctype in _abi.CacheConfig._fields_:
-            if ctype in (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64) and hasattr(
-                    self, name) and not getattr(c, name):
-                setattr(c, name, integer(name, getattr(self, name), ctype))
+            if ctype in _NUMBERS and name in self.__dataclass_fields__:
+                value, names = getattr(self, name), _NAMED.get(name)
+                setattr(c, name, choice(name, value, names) if names else integer(name, value, ctype))
         for name in ("layer_key_bits", "layer_value_bits"):
             bits = getattr(self, name)
             if bits is not None:
-                if len(bits) != self.num_layers:
-                    raise InvalidArgument(f"{name}: has {len(bits)} entries, num_layers = {self.num_layers}")
-                setattr(c, name,
-                        (ctypes.c_int32 * len(bits))(*(integer(name, b, ctypes.c_int32) for b in bits)))
+                bits = [integer(f"{name}[{i}]", b, ctypes.c_int32) for i, b in enumerate(bits)]
+                if len(bits) != c.num_layers:
+                    raise InvalidArgument(f"{name}: has {len(bits)} entries, num_layers = {c.num_layers}")
+                setattr(c, name, (ctypes.c_int32 * len(bits))(*bits))
         for name in ("key_codebook", "value_codebook"):
             book = getattr(self, name)
             if book is not None:
-                if len(book.magnitude) > 32 or any(not 0 <= m <= 255 for m in book.magnitude):
-                    raise InvalidArgument(f"{name}.magnitude: must be at most 32 numbers of 0 .. 255")
-                magnitude = (ctypes.c_uint8 * 32)(*book.magnitude)
-                setattr(c, name,
-                        ctypes.pointer(_abi.Codebook(bits=book.bits, unit=book.unit, magnitude=magnitude)))
+                setattr(c, name, ctypes.pointer(book._to_c(name)))
         if self.allocator is not None:
-            c.allocator = ctypes.pointer(self.allocator)
+            # A copy, and the callbacks that it has now: fields of the caller's struct may be set anew.
+            allocator = _abi.Allocator.from_buffer_copy(self.allocator)
+            keep += [self.allocator, dict(self.allocator._objects or {})]
+            c.allocator = ctypes.pointer(allocator)
         if self.pool is not None:
             pool = as_bytes(self.pool, "pool")
             check_device(pool, (device_type, device_id), "pool")
@@ -129,12 +141,40 @@ class Config:
             keep.append(pool)
         return c, keep
 
+    def _resolved(self, c):
+        """This configuration with the defaults that the library filled in."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name, ctype in _abi.CacheConfig._fields_:
+            if ctype in _NUMBERS and name in fields:
+                fields[name] = getattr(c, name)
+        for name, choices in _NAMED.items():
+            fields[name] = next((text for text, n in choices.items() if n == fields[name]), fields[name])
+        for name in ("layer_key_bits", "layer_value_bits"):
+            bits = getattr(c, name)
+            fields[name] = tuple(bits[:c.num_layers]) if bits else None
+        fields["device"] = "cpu" if c.device_type == _ffi.CPU else f"cuda:{c.device_id}"
+        return Config(**fields)
+
 
 def integer(name, value, ctype):
-    """`value` as that C type holds it; ctypes itself would cut it silently."""
-    number = ctype(value).value
-    if number != value:
-        raise InvalidArgument(f"{name} = {value}: does not fit {ctypes.sizeof(ctype) * 8} bits")
+    """`value`, looked at once, as that C type holds it; ctypes itself would cut it silently."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidArgument(f"{name} = {value!r}: must be an integer") from None
+    if ctype(number).value != number:
+        raise InvalidArgument(f"{name} = {number}: does not fit {ctypes.sizeof(ctype) * 8} bits")
+    return number
+
+
+def real(name, value):
+    """`value` as a float that float32 holds."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{name} = {value!r}: must be a number") from None
+    if math.isfinite(number) and math.isinf(ctypes.c_float(number).value):
+        raise InvalidArgument(f"{name} = {number}: does not fit float32")
     return number
 
 
@@ -144,9 +184,3 @@ def choice(name, value, choices):
             raise InvalidArgument(f"{name} = {value!r}: must be one of {', '.join(choices)}")
         return choices[value]
     return integer(name, value, ctypes.c_int32)
-
-
-def check(library, status):
-    """Raises the exception of a status."""
-    if status:
-        raise make(status, library.tq_last_error().decode(errors="replace"))

@@ -4,7 +4,7 @@ import ctypes
 from typing import List
 
 from . import _abi, _ffi
-from .config import check
+from ._ffi import check
 
 __all__ = ["build_info", "devices", "library_path", "library_version"]
 

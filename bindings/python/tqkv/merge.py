@@ -4,8 +4,8 @@ import ctypes
 from typing import Any, Sequence as Many
 
 from . import _ffi
+from ._ffi import check
 from .buffers import as_buffer, as_stream, dense, empty_like
-from .config import check
 from .errors import InvalidArgument
 
 __all__ = ["merge_states"]
@@ -27,28 +27,31 @@ def merge_states(outs: Many[Any],
     lse    float32, written into; True: a new array; None: not wanted
     Returns out, or (out, lse) if lse was asked for.
     """
-    library, stream = _ffi.load_library(), as_stream(stream)
+    library, stream, outs, lses = _ffi.load_library(), as_stream(stream), tuple(outs), tuple(lses)
     if len(outs) != len(lses) or not outs:
-        raise InvalidArgument(
-            f"outs, lses: {len(outs)} and {len(lses)} parts; there must be as many of each, at least 1 (num_states)"
-        )
+        raise InvalidArgument(f"outs, lses: {len(outs)} and {len(lses)} parts; there must be as many of "
+                              "each, at least 1 (num_states)")
     first = as_buffer(outs[0], name="outs[0]", stream=stream)
     shape = first.shape
     if len(shape) < 2:
         raise InvalidArgument("outs[0]: must have 2 dimensions or more, the last one is dim")
     device, dtype = (first.device_type or _ffi.CPU, first.device_id or 0), _ffi.DTYPES[first.dtype]
-    parts, sums = [], []
+    parts, sums = [], []  # buffers: held until the library has returned
     for i, (one, total) in enumerate(zip(outs, lses)):
         parts.append(_part(one, f"outs[{i}]", shape, dtype, device, stream))
         sums.append(_part(total, f"lses[{i}]", shape[:-1], 1, device, stream))
-    out, out_buffer = empty_like(first, shape, dtype,
-                                 "out") if out is None else (out, as_buffer(out, name="out", stream=stream))
+    if out is None:
+        out, out_buffer = empty_like(first, shape, dtype, "out")
+    else:
+        out_buffer = as_buffer(out, name="out", stream=stream)
     dense(out_buffer, "out", shape, "the shape of outs[0]", dtype=dtype, device=device, writable=True)
     lse_pointer, asked = None, lse is not None and lse is not False
     if asked:
-        lse, buffer = empty_like(first, shape[:-1], 1,
-                                 "lse") if lse is True else (lse, as_buffer(lse, name="lse", stream=stream))
-        lse_pointer = dense(buffer, "lse", shape[:-1], "[rows]", dtype=1, device=device, writable=True)
+        if lse is True:
+            lse, lse_buffer = empty_like(first, shape[:-1], 1, "lse")
+        else:
+            lse_buffer = as_buffer(lse, name="lse", stream=stream)
+        lse_pointer = dense(lse_buffer, "lse", shape[:-1], "[rows]", dtype=1, device=device, writable=True)
     count = 1
     for extent in shape[:-1]:
         count *= extent

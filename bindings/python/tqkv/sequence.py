@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequence: the tokens of one text, in all layers of a cache."""
+import ctypes
+from typing import Any, Tuple
+
+from . import _abi
+from ._ffi import Noticed, check
+from .buffers import as_buffer, as_stream, empty_like, rows
+from .config import integer
+
+__all__ = ["Sequence"]
+
+
+class Sequence:
+    """The tokens of one text in all layers of a cache. Made by Cache.sequence and Sequence.fork. It stays
+    alive until it is freed or its cache closed; losing the object frees nothing. len(sequence) is its length
+    in tokens, planned ones included. Every call raises InvalidArgument once it is freed."""
+
+    __slots__ = ("_cache", "_id")
+
+    def __init__(self, cache: Any, number: int):
+        self._cache, self._id = cache, number
+
+    @property
+    def cache(self) -> Any:
+        """The Cache that it belongs to."""
+        return self._cache
+
+    @property
+    def id(self) -> int:
+        """Its number in the library: slot and generation, never that of another sequence of the cache."""
+        return self._id
+
+    def __repr__(self):
+        return f"Sequence({self._id:#x})"
+
+    def __len__(self) -> int:
+        return self._ask("tq_sequence_length", ctypes.c_int64())
+
+    def __bool__(self) -> bool:
+        return True  # an empty sequence is one, too
+
+    @property
+    def flags(self) -> Noticed:
+        """What was noticed of it since it was created (a fork inherits it): Noticed.NONFINITE,
+        Noticed.SATURATED. Without synchronisation, so early on a CUDA cache."""
+        return Noticed(self._ask("tq_sequence_flags", ctypes.c_uint64()))
+
+    def _ask(self, function, answer):
+        handles = self._cache._handles
+        with handles.exclusive() as cache:
+            check(handles.library, getattr(handles.library, function)(cache, self._id, answer))
+        return answer.value
+
+    def fork(self, *, stream: Any = None) -> "Sequence":
+        """A new sequence with the same tokens; pages are shared until one side writes into them. Fork after a
+        step's appends. Raises CapacityError if max_sequences are alive."""
+        handles, stream, number = self._cache._handles, as_stream(stream), ctypes.c_int64()
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_sequence_fork(cache, self._id, stream, number))
+        return Sequence(self._cache, number.value)
+
+    def truncate(self, length: int, *, stream: Any = None) -> None:
+        """Shortens to `length` tokens, 0 .. len(self), as if the later ones had never been appended. A batch
+        that has the sequence in its plan must be planned again."""
+        handles, stream = self._cache._handles, as_stream(stream)
+        length = integer("length", length, ctypes.c_int64)
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_sequence_truncate(cache, self._id, length, stream))
+
+    def free(self, *, stream: Any = None) -> None:
+        """Gives its pages back; the id stays invalid for ever. A batch that has the sequence in its plan must
+        be planned again. Called by a finalizer that runs in the middle of another call on the cache, it takes
+        effect at the start of the next call."""
+        handles, stream = self._cache._handles, as_stream(stream)
+        library, cache, number = handles.library, handles.cache, self._id
+        if handles.nested():
+            handles.left(lambda: library.tq_sequence_free(cache, number, stream))
+            return
+        with handles.exclusive():
+            check(library, library.tq_sequence_free(cache, number, stream))
+
+    def read(self, layer: int, first: int, count: int, *, like: Any = None, k: Any = None, v: Any = None,
+             stream: Any = None) -> Tuple[Any, Any]:
+        """Decoded keys and values of tokens first .. first + count - 1, exact where exact copies are kept.
+
+        k       [count][num_kv_heads][head_dim] io_dtype, written into; None: see below
+        v       [count][num_kv_heads][value_dim] io_dtype likewise
+        like    without k and v, both are made: of the kind of this array and on its device, or memoryviews
+                if it is None (CPU caches). With only one of k and v, only that one is read.
+        Returns (k, v), None for what was not read. Raises InvalidArgument if the range does not lie inside
+        the sequence, InvalidState for a layer whose planned tokens were not appended.
+        """
+        c, handles, stream = self._cache._shape, self._cache._handles, as_stream(stream)
+        layer = integer("layer", layer, ctypes.c_int32)
+        first, count = integer("first", first, ctypes.c_int64), integer("count", count, ctypes.c_int64)
+        kind, given = None, [None, None]
+        if k is not None or v is not None:
+            given = [None if array is None else as_buffer(array, name=name, stream=stream)
+                     for name, array in (("k", k), ("v", v))]
+        else:
+            kind = as_buffer(b"", "float32") if like is None else as_buffer(like, name="like", stream=stream)
+        arrays, buffers, layout = [k, v], given, _abi.TensorLayout()
+        with handles.exclusive() as cache:
+            read = handles.library.tq_cache_read
+            # Nothing is read yet: the range is checked before memory is made for it.
+            check(handles.library, read(cache, layer, self._id, first, count, None, None, None, stream))
+            for i, (name, side, dim) in enumerate((("k", "key", c.head_dim), ("v", "value", c.value_dim))):
+                shape = (count, c.num_kv_heads, dim)
+                if kind is not None:
+                    arrays[i], buffers[i] = empty_like(kind, shape, c.io_dtype, name)
+                if buffers[i] is not None:
+                    token, head = rows(buffers[i], name, shape, "[count][num_kv_heads][dim]",
+                                       dtype=c.io_dtype, device=c.device, writable=True)
+                    setattr(layout, side + "_token_stride", token)
+                    setattr(layout, side + "_head_stride", head)
+            pointers = [None if buffer is None else buffer.pointer for buffer in buffers]
+            check(handles.library, read(cache, layer, self._id, first, count, *pointers, layout, stream))
+        return arrays[0], arrays[1]
