@@ -19,6 +19,7 @@
 #include "cuda/attend/launch.h"
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
+#include "cuda/merge/launch.h"
 #include "cuda/pages/read.cuh"
 #include "cuda/plan_upload.h"
 #include "cuda/prefill/launch.h"
@@ -115,10 +116,10 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       ops_(ops),
       num_units_(num_units_of(geometry.device_id)),
       shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
-      paced_(paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
+      paced_(attend::paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
                           attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id), num_units_)),
       early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
-      long_apart_(prefill_serves(geometry_, shared_memory_per_block_)),
+      long_apart_(prefill::prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
   require_kernels(format::stored_dim(geometry.head_dim));
@@ -196,29 +197,15 @@ void CudaBackend::attend(const AttendRequest& request) {
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   // its counters start at zero and each call leaves them so
   const bool own = request.workspace == arena_.workspace();
-  AttendLaunch launch = {layer_view(request.layer),
-                         batch.storage.view(arena_),
-                         num_units_,
-                         shared_memory_per_block_,
-                         request.q,
-                         request.out,
-                         request.lse,
-                         request.q_strides,
-                         request.out_strides,
-                         request.out_dtype,
-                         request.softmax_scale,
-                         request.logit_softcap,
-                         request.sliding_window,
-                         request.sink_logits,
-                         request.history_only,
-                         request.workspace,
-                         !own,
-                         as_stream(request.stream),
-                         {},
-                         paced_,
-                         early_};
+  attend::AttendLaunch launch = {{layer_view(request.layer), batch.storage.view(arena_), request, num_units_,
+                                  shared_memory_per_block_, as_stream(request.stream)},
+                                 request.workspace,
+                                 !own,
+                                 {},
+                                 paced_,
+                                 early_};
   if (!batch.uploaded.any_long || !long_apart_) {
-    launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
+    attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
     return;
   }
   // Long sequences apart. A graph's later plans may have sequences of either kind, so it gets both kernels.
@@ -227,8 +214,8 @@ void CudaBackend::attend(const AttendRequest& request) {
   const bool in_graph = capture != cudaStreamCaptureStatusNone;
   launch.plan.work += pair_offset(geometry_, num_units_);
   if (in_graph) batch.pair_in_graph = true;
-  if (in_graph || batch.uploaded.any_short) launch_attend(launch);
-  launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
+  if (in_graph || batch.uploaded.any_short) attend::launch_attend(launch);
+  prefill::launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
 }
 
 void CudaBackend::read(const ReadRequest& request) {
@@ -394,7 +381,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64,
                 geometry.max_batch_tokens, kMaxTokens);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
-    if (attend_kernel_for(geometry.tile(layer)) != AttendKernel::kNone) continue;
+    if (attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone) continue;
     reasons.add(
         Status::kNotSupported,
         "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
@@ -405,7 +392,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     const int needed =
-        attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
+        attend::attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
     if (needed <= shared) continue;
     reasons.add(Status::kNotSupported,
                 "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "
@@ -433,7 +420,7 @@ std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const Hos
 
 void merge_states_cuda(const MergeRequest& request) {
   const DeviceGuard guard(request.device_id);
-  launch_merge(request, num_units_of(request.device_id), as_stream(request.stream));
+  merge::launch_merge(request, num_units_of(request.device_id), as_stream(request.stream));
 }
 
 }  // namespace cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host side of the kernels in cuda/kernels, except attention's. Each call enqueues one launch (or a few where
+// Host side of the append, read, page and plan kernels. Each call enqueues one launch (or a few where
 // said) and throws tq::Error if that fails. num_units: multiprocessors of the current device.
 #pragma once
 #include "src/backend.h"
@@ -32,7 +32,6 @@ void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_byt
 void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
                        int num_runs, const int32_t* pages, int32_t* page_table, int num_units,
                        cudaStream_t stream);
-void launch_merge(const MergeRequest& request, int num_units, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace tq

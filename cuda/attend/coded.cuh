@@ -13,22 +13,14 @@
 // bytes, exact int32 products with the expanded values, one float update of the output a step. The running
 // maximum is raised only when a step exceeds it by more than 2^6: the output is then rescaled, rarely.
 #pragma once
-#include "cuda/attend/params.cuh"
+#include "cuda/attend/query.cuh"
 #include "cuda/attend/tuning.h"
 #include "cuda/code/dispatch.cuh"
 #include "cuda/ptx/imma.cuh"
-#include "cuda/ptx/math.cuh"
 #include "cuda/ptx/order.cuh"
-#include "cuda/row/query.cuh"
-#include "softmax_state.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
-constexpr float kMasked = -1e30f;  // a score that does not count
-// lowest step maximum: keeps 2^(masked - maximum) zero in rows without any token
-constexpr float kMaskedFloor = -1e29f;
-constexpr float kNoScore = -1e28f;    // a maximum before the first token; clamped scores lie above
 constexpr float kRaise = 6.0f;        // log2 units
 constexpr float kMagic = 8388608.0f;  // 2^23: the low bits of x + 2^23 are the integer x
 // 2^20: a row with a larger running maximum takes its scores relative to each step's top
@@ -61,25 +53,6 @@ __device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) 
   } else {
     w[0] = *reinterpret_cast<const uint32_t*>(at);
   }
-}
-
-// Weights of the union of two parts; the device's fixed rounding of the law in softmax_state.h (no
-// contraction left to the compiler, since the same fold is compiled in several places and must give the same
-// bits).
-__device__ __forceinline__ MergeWeights fold_weights(SoftmaxState a, SoftmaxState b) {
-  if (is_empty(b)) return MergeWeights{a, 1.0f, 0.0f};
-  if (is_empty(a)) return MergeWeights{b, 0.0f, 1.0f};
-  const float m = fmaxf(a.m, b.m);
-  const float wa = ex2(a.m - m), wb = ex2(b.m - m);
-  return MergeWeights{SoftmaxState{m, __fmaf_rn(b.l, wb, __fmul_rn(a.l, wa))}, wa, wb};
-}
-__device__ __forceinline__ float fold(float a, float b, const MergeWeights& w) {
-  return __fmaf_rn(b, w.second, __fmul_rn(a, w.first));
-}
-
-// c tanh(x / c) = c (1 - 2 / (1 + e^(2 x / c))), all in log2 units.
-__device__ __forceinline__ float soft_cap(float x, float cap_log2) {
-  return cap_log2 * fmaf(-2.0f, reciprocal(1.0f + ex2(x * (2.0f * kLog2E) * reciprocal(cap_log2))), 1.0f);
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
@@ -119,8 +92,8 @@ struct CodedCore {
     bool wild = false;
 #pragma unroll
     for (int set = 0; set < kSets; set++)
-      wild |= query_rows().wild[set * kRowsPerSet + lane % kRowsPerSet] != 0;
-    odd = __any_sync(~0u, wild) || p.softcap_log2 != 0.0f;
+      wild |= (query_rows().flags[set * kRowsPerSet + lane % kRowsPerSet] & kRowWild) != 0;
+    odd = __any_sync(~0u, wild) || p.numbers.softcap_log2 != 0.0f;
   }
 
   __device__ __forceinline__ void reset(int) {
@@ -161,7 +134,7 @@ struct CodedCore {
           uint32_t group[KeyCode::kWords];
 #pragma unroll
           for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][b * kLoad / 2 + jj];
-          if (b == 0 || kLoad > 1) KeyCode::bytes(group, p.key_table, r[jj]);
+          if (b == 0 || kLoad > 1) KeyCode::bytes(group, p.numbers.key_tables.bytes, r[jj]);
         }
 #pragma unroll
         for (int k = 0; k < kLoad; k++) {
@@ -217,7 +190,7 @@ struct CodedCore {
           const int at = token + 32 * tile + 8 * b + g;
           float& s = x[tile][b];
           s *= scale;
-          if (p.softcap_log2 != 0.0f) s = soft_cap(s + constant, p.softcap_log2);
+          if (p.numbers.softcap_log2 != 0.0f) s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
           s = clamp_logit(s);
           if (at < begin || at >= end) {  // may have been anything, NaN included
             s = kMasked;
@@ -337,7 +310,7 @@ struct CodedCore {
           uint32_t group[ValueCode::kWords], r[8];
 #pragma unroll
           for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[tile][i][jj];
-          ValueCode::bytes(group, p.value_table, r);
+          ValueCode::bytes(group, p.numbers.value_tables.bytes, r);
 #pragma unroll
           for (int b = 0; b < 2; b++) {
             const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};
@@ -366,7 +339,7 @@ struct CodedCore {
 #pragma unroll
     for (int set = 0; set < kSets; set++) {
       const int row = set * kRowsPerSet + (lane & 3);
-      if (p.softcap_log2 == 0.0f) m[set] += query_rows().constant[row];
+      if (p.numbers.softcap_log2 == 0.0f) m[set] += query_rows().constant[row];
       float half = ValueCode::kHalfLevels ? half_weight[set] : 0.0f;
 #pragma unroll
       for (int d = 4; d < 32; d *= 2) {
@@ -386,5 +359,4 @@ struct CodedCore {
   }
 };
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

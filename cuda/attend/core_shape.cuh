@@ -6,8 +6,7 @@
 #include "cuda/attend/launch.h"
 #include "cuda/attend/params.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // What a core wants of shared memory.
 struct CoreShape {
@@ -18,9 +17,6 @@ struct CoreShape {
   int worker_bytes;
   int max_workers;
 };
-
-// Integers of a query row: sums of D products with |level| <= 127.5 stay below 2^31.
-inline float query_limit(int stored) { return stored <= 512 ? 32512.0f : 28000.0f; }
 
 // exact: the cache keeps exact tokens, which need the query as it came.
 inline CoreShape coded_shape(int dim, int tiles, bool exact) {
@@ -38,5 +34,4 @@ void launch_coded(const AttendLaunch& launch);
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch);
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

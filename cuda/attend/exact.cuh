@@ -4,12 +4,11 @@
 #pragma once
 #include "cuda/attend/coded.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
-constexpr int kExactBatch = 8;         // tokens whose products are in flight together
-constexpr int kExactSplitTokens = 64;  // tokens of one row that a job takes, at least
-constexpr int kExactSplits = 8;        // jobs of one row, at most
+constexpr int kExactBatch = 8;       // tokens whose products are in flight together
+constexpr int kExactJobTokens = 64;  // tokens of one row that a job takes, at least
+constexpr int kExactRowJobs = 8;     // jobs of one row, at most
 
 // Number of exact tokens of a block, and the token behind an index among them: sinks first.
 __device__ __forceinline__ int exact_count(const UnitInfo& info) {
@@ -28,7 +27,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   for (int i = 0; i < kPieces; i++)
     query[i] = lane + 32 * i < key.layout.dim ? q[row * p.plan.query_floats + lane + 32 * i] : 0.0f,
     o[i] = 0.0f;
-  const float unit = p.scale_log2 * p.query_sign;
+  const float unit = p.numbers.scale_log2 * p.numbers.query_sign;
   const int visible_begin = rows.visible_begin[row], visible_end = rows.visible_end[row];
   SoftmaxState state = {kMaskedFloor, 0.0f};
   for (int at = first; at < last; at += kExactBatch) {
@@ -58,7 +57,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
       s[b] *= unit;
-      if (p.softcap_log2 != 0.0f) s[b] = soft_cap(s[b], p.softcap_log2);
+      if (p.numbers.softcap_log2 != 0.0f) s[b] = soft_cap(s[b], p.numbers.softcap_log2, p.numbers.softcap_steepness);
       s[b] = raw_row[b] < 0 ? kMasked : clamp_logit(s[b]);
       top = fmaxf(top, s[b]);
     }
@@ -84,12 +83,12 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   take_turn();
   float* ms = state_at + kRowsPerBlock * row_floats(kValue);
   MergeWeights w = {state, 0.0f, 1.0f};
-  if (merge) w = fold_weights(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
+  if (merge) w = merge_weights<ExactDivision>(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
   __syncwarp();  // all lanes have read the sums
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
     float* to = state_at + row * row_floats(kValue) + lane + 32 * i;
-    if (lane + 32 * i < value.layout.dim) *to = merge ? fold(*to, o[i], w) : o[i];
+    if (lane + 32 * i < value.layout.dim) *to = merge ? merged(*to, o[i], w) : o[i];
   }
   __syncwarp();
   if (lane == 0) {
@@ -99,5 +98,4 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // States of rows, and what becomes of that of the last unit of a block in a CTA: left in the workspace for
 // whoever comes last, or turned into output rows. A warp does a row, in registers; the stewards share the
-// rows of a block while the workers go on. A row's state is folded over its units in index order whoever does
+// rows of a block while the workers go on. A row's state is merged over its units in index order whoever does
 // it.
 #pragma once
 #include "cuda/attend/coded.cuh"
 #include "cuda/ptx/order.cuh"
-#include "cuda/row/page_view.cuh"
+#include "cuda/row/write.cuh"
+#include "cuda/warp/fwht.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // The stewards of a CTA.
 struct Team {
@@ -102,17 +102,17 @@ struct RowState {
 #pragma unroll
     for (int i = 0; i < kPieces; i++) o[i] = 0.0f;
   }
-  __device__ __forceinline__ void fold_in(const RowState& later) {
-    const MergeWeights w = fold_weights(state, later.state);
+  __device__ __forceinline__ void merge_in(const RowState& later) {
+    const MergeWeights w = merge_weights<ExactDivision>(state, later.state);
     state = w.state;
 #pragma unroll
-    for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later.o[i], w);
+    for (int i = 0; i < kPieces; i++) o[i] = merged(o[i], later.o[i], w);
   }
-  // Parts that follow one another, as fold_in takes them one by one and to the same bits: a running maximum
+  // Parts that follow one another, as merge_in takes them one by one and to the same bits: a running maximum
   // is exact however it is found, so that the weights of all parts are computed at once. Lane j has the state
   // of part j. there: bit j is set if part j counts.
   template <int kParts>
-  __device__ __forceinline__ void fold_in(const float (&later)[kParts][kPieces], SoftmaxState part,
+  __device__ __forceinline__ void merge_in(const float (&later)[kParts][kPieces], SoftmaxState part,
                                           unsigned there, int lane) {
     const bool none = !(there >> lane & 1) || is_empty(part), start = is_empty(state);
     if (none) part = empty_state();
@@ -132,26 +132,31 @@ struct RowState {
       const MergeWeights w = {{}, __shfl_sync(~0u, to_state, j), __shfl_sync(~0u, to_part, j)};
       const float l = __shfl_sync(~0u, part.l, j);
       if (!(there >> j & 1)) continue;
-      state.l = fold(state.l, l, w);
+      state.l = merged(state.l, l, w);
 #pragma unroll
-      for (int i = 0; i < kPieces; i++) o[i] = fold(o[i], later[j][i], w);
+      for (int i = 0; i < kPieces; i++) o[i] = merged(o[i], later[j][i], w);
     }
     state.m = __shfl_sync(~0u, m, kParts - 1);
   }
 };
 
-// A row to the caller: back from rotated space, value centre, exact part (if with_exact), sink logit,
-// division. minus: bit i is set if this lane's coordinate of piece i changes its sign.
+// The numbers of a block's queries. The slot is the block's until its last unit here is done with.
+__device__ __forceinline__ const QueryRows& query_rows_of(const AttendParams& p, const UnitInfo& info,
+                                                          const uint8_t* smem) {
+  return *reinterpret_cast<const QueryRows*>(smem + p.plan.queries_at + p.plan.query_rows_at +
+                                             (info.block & (p.plan.query_slots - 1)) *
+                                                 p.plan.query_slot_bytes);
+}
+
+// A row to the caller: back from rotated space, value centre, exact part (if with_exact), end. minus: bit i
+// is set if this lane's coordinate of piece i changes its sign. finite: the query was.
 template <int kValue>
-__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row,
+__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, bool finite,
                                           uint32_t minus, RowState<kValue / 32>& r, bool with_exact,
                                           const RowState<kValue / 32>& exact, int lane) {
   constexpr int kPieces = kValue / 32;
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
-  const int flat = info.q_first + row, query = query_of_row(p, info.query_tokens, flat);
-  const int head = info.kv_head * p.layer.q_per_kv + flat - query * p.layer.q_per_kv;
-  const int64_t token = info.q_row + query;
   if (!side.layout.raw()) {
     unrotate_row<kValue>(r.o, lane);
     const float norm = format::hadamard_norm(format::log2_block(kValue));
@@ -162,22 +167,14 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
         r.o[i] = fmaf(r.state.l, side.centre[info.kv_head * dim + lane + 32 * i], r.o[i]);
     }
   }
-  if (with_exact) r.fold_in(exact);
-  float divisor = r.state.l, kept = 1.0f, lse = lse_of(r.state);
-  const bool empty = is_empty(r.state);
-  if (p.sink_logits) {
-    const float sink = p.sink_logits[head] * kLog2E;
-    const float m = empty ? sink : fmaxf(r.state.m, sink);
-    kept = empty ? 0.0f : ex2(r.state.m - m);
-    divisor = fmaf(r.state.l, kept, ex2(sink - m));
-    lse = (m + log2f(divisor)) * kLn2;
-  }
-  const float factor = empty ? 0.0f : kept / divisor;
-  const int64_t to = token * p.out_strides.token + head * p.out_strides.head + lane;
+  if (with_exact) r.merge_in(exact);
+  const RowPlace place = row_place(p, info.q_row, info.query_tokens, info.kv_head, info.q_first + row);
+  const RowEnd end = end_of_row<ExactDivision>(p, r.state, place.head, finite);
+  const int64_t to = place.element(p.call.out_strides) + lane;
 #pragma unroll
   for (int i = 0; i < kPieces; i++)
-    if (lane + 32 * i < dim) store_scalar(p.out, to + 32 * i, p.out_dtype, empty ? 0.0f : r.o[i] * factor);
-  if (p.lse && lane == 0) p.lse[token * p.layer.num_q_heads + head] = lse;
+    if (lane + 32 * i < dim) write_element(p, to + 32 * i, r.o[i], end);
+  if (lane == 0) write_lse(p, place, end);
 }
 
 // Adds `units` finished units to a shared block; true for all threads of the team if that completes it. The
@@ -215,7 +212,7 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
       now.load(unit, row, team.lane);
       if (info.from_start && info.index > 0) {
         r.load(block, row, team.lane);
-        r.fold_in(now);
+        r.merge_in(now);
         now = r;
       }
       now.store(slot_state<kPieces>(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
@@ -248,7 +245,7 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
 #pragma unroll
           for (int i = 0; i < kPieces; i++) r.o[i] = part[0][i];
         }
-        r.template fold_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
+        r.template merge_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
                                    team.lane);
       }
     } else {
@@ -257,12 +254,12 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         r = exact;
       } else {
         r.load(block, row, team.lane);
-        if (!info.exact) r.fold_in(exact);
+        if (!info.exact) r.merge_in(exact);
       }
     }
-    write_row<kValue>(p, info, row, minus, r, exact_last, exact, team.lane);
+    const bool finite = !(query_rows_of(p, info, smem).flags[row] & kRowNotFinite);
+    write_row<kValue>(p, info, row, finite, minus, r, exact_last, exact, team.lane);
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -7,10 +7,9 @@
 #include "cuda/ptx/bits.cuh"
 #include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/ptx/order.cuh"
-#include "cuda/row/page_view.cuh"
+#include "cuda/row/place.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 struct Frame {
   uint8_t* smem;
@@ -71,9 +70,9 @@ __device__ __forceinline__ void wait_deposit(const AttendParams& p, Control* con
   barrier_wait(&control->full[number & (p.plan.deposits - 1)], number >> p.plan.deposits_log2 & 1);
   __syncwarp();
 }
-// The place of a deposit is free: the one before it there has been folded. Deposits of a place take turns at
+// The place of a deposit is free: the one before it there has been merged. Deposits of a place take turns at
 // its barriers, since a phase's parity cannot tell one phase from the next but one, and a worker may be
-// several deposits of a place ahead: the oldest deposit that is not folded and the newest job are less than
+// several deposits of a place ahead: the oldest deposit that is not merged and the newest job are less than
 // deposits + 2 x workers apart (a worker holds a job and may have the first step of another), which is not
 // above 9 x deposits.
 __device__ __forceinline__ uint64_t* freed_barrier(const AttendParams& p, Control* control, int number,
@@ -138,5 +137,4 @@ __device__ __forceinline__ void issue_step(const AttendParams& p, const UnitInfo
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

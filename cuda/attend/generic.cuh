@@ -5,8 +5,7 @@
 #pragma once
 #include "cuda/attend/coded.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reciprocal
 constexpr int kScratchPitch = 33;       // floats of a row in the scratch: 32 tokens, one bank further a row
@@ -75,7 +74,7 @@ struct GenericCore {
         uint32_t group[KeyCode::kWords], r[8];
 #pragma unroll
         for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][jj];
-        KeyCode::bytes(group, p.key_table, r);
+        KeyCode::bytes(group, p.numbers.key_tables.bytes, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           // Row g: columns 2 (g % 4) and 2 (g % 4) + 1 of its set.
@@ -137,7 +136,7 @@ struct GenericCore {
         uint32_t group[ValueCode::kWords], r[8];
 #pragma unroll
         for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[i][jj];
-        ValueCode::bytes(group, p.value_table, r);
+        ValueCode::bytes(group, p.numbers.value_tables.bytes, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           int c[4] = {0, 0, 0, 0};
@@ -211,7 +210,7 @@ struct GenericCore {
     for (int i = 0; i < 8; i++) {
       const int at = token + 8 * (i / 2) + 2 * t + i % 2;
       x[i] *= scale;
-      if (p.softcap_log2 != 0.0f) x[i] = soft_cap(x[i] + constant, p.softcap_log2);
+      if (p.numbers.softcap_log2 != 0.0f) x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
       x[i] = clamp_logit(x[i]);
       if (!whole && (at < begin || at >= end)) {
         x[i] = kMasked;
@@ -273,10 +272,9 @@ struct GenericCore {
   }
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
-    if (p.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
+    if (p.numbers.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
     put_state<4 * kGroups>(to, m, l, half_weight, o, rows, lane);
   }
 };
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

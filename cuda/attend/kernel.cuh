@@ -9,7 +9,7 @@
 // - the producer: lane w serves worker w. It hands out jobs in order to whoever has room and starts the
 //   copies.
 // - the preparer describes units ahead: where their tiles lie.
-// - stewards fold the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
+// - stewards merge the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
 //   integer query of the blocks to come.
 #pragma once
 #include "cuda/attend/frame.cuh"
@@ -19,10 +19,9 @@
 #include "cuda/attend/exact.cuh"
 #include "cuda/ptx/shared.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
-// A job's turn at the state of its exact unit: jobs of a row fold in order.
+// A job's turn at the state of its exact unit: jobs of a row are merged in order.
 struct Turn {
   const AttendParams& p;
   Control* control;
@@ -42,12 +41,12 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const UnitInfo& info = f.info(unit);
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  const int split = job / info.rows, row = job - split * info.rows, count = exact_count(info),
+  const int part = job / info.rows, row = job - part * info.rows, count = exact_count(info),
             number = info.exact_job + job;
   exact_row<Core::kExactPieces, Core::kValue>(
       p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row,
-      count * split / info.steps, count * (split + 1) / info.steps,
-      f.template deposit<Core::kValue / 32>(p, info.deposit), split > 0, lane,
+      count * part / info.steps, count * (part + 1) / info.steps,
+      f.template deposit<Core::kValue / 32>(p, info.deposit), part > 0, lane,
       Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
@@ -204,5 +203,4 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

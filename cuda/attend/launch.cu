@@ -11,40 +11,17 @@
 #include "cuda/attend/instances.h"
 #include "cuda/runtime.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape) {
-  AttendParams p{launch.layer};
+  AttendParams p(make_row_params(launch));
   const DeviceLayer& layer = launch.layer;
-
   p.ctas = reinterpret_cast<const CtaWork*>(launch.plan.work + sizeof(WorkHeader));
   p.sequences = reinterpret_cast<const SequenceWork*>(p.ctas + launch.num_ctas);
-  p.page_table = launch.plan.page_table;
-  p.page_table_stride = launch.plan.page_table_stride;
-  p.q = launch.q;
-  p.out = launch.out;
-  p.lse = launch.lse;
-  p.q_strides = launch.q_strides;
-  p.out_strides = launch.out_strides;
-  p.out_dtype = launch.out_dtype;
-  p.scale_log2 = std::fabs(launch.softmax_scale) * kLog2E;
-  p.query_sign = launch.softmax_scale < 0 ? -1.0f : 1.0f;
-  p.softcap_log2 = launch.logit_softcap * kLog2E;
-  p.sliding_window = static_cast<int32_t>(
-      launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
-  p.history_only = launch.history_only;
-  p.sink_logits = launch.sink_logits;
   p.counters = static_cast<int32_t*>(launch.workspace);
   p.slots =
       reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));
   p.whole_steps = layer.tiles_per_page % shape.tiles_per_step == 0;
-  p.page_shift = -1;
-  for (int shift = 0; shift < 16; shift++)
-    if (layer.tiles_per_page == 1 << shift) p.page_shift = shift;
-  p.query_max = query_limit(layer.key.layout.stored);
-  if (!layer.key.layout.raw()) p.key_table = byte_table(layer.key.book);
-  if (!layer.value.layout.raw()) p.value_table = byte_table(layer.value.book);
 
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
@@ -161,5 +138,4 @@ void launch_attend(const AttendLaunch& launch) {
   (compiled ? compiled->launch : generic->launch)(launch);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -2,31 +2,15 @@
 // Starts attention on codes for one layer of a planned batch: one kernel, no allocation, no synchronisation,
 // legal inside graph capture.
 #pragma once
-#include <cuda_runtime_api.h>
-
-#include "cuda/device_view.h"
 #include "cuda/attend/tuning.h"
+#include "cuda/row/params.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
-struct AttendLaunch {
-  DeviceLayer layer;
-  DevicePlan plan;              // plan.work: build_work's list, made for num_ctas
-  int num_ctas;                 // the grid: num_workers of the device
-  int shared_memory_per_block;  // opt-in limit of the device
-  const void* q;
-  void* out;
-  float* lse;
-  TensorStrides q_strides, out_strides;
-  DataType out_dtype;
-  float softmax_scale, logit_softcap;
-  int64_t sliding_window;
-  const float* sink_logits;
-  bool history_only;
+// plan.work: build_work's list, made for num_ctas.
+struct AttendLaunch : RowLaunch {
   void* workspace;      // attend_workspace bytes of device memory; its counters must be 0
   bool clear_counters;  // true for memory of unknown contents: one small memset before the kernel
-  cudaStream_t stream;
   // workers 0 = automatic, with other copies if these are set; deposits 0 = as many as fit
   AttendTuning tuning = {};
   bool paced = false;  // paced_memory of the device (tuning.h); copies set in tuning count anyway
@@ -44,5 +28,4 @@ AttendKernel attend_kernel_for(const format::TileLayout& tile);
 // Bytes of shared memory without which that kernel cannot run. exact: with a window or sinks.
 int attend_least_shared_memory(const format::TileLayout& tile, bool exact);
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

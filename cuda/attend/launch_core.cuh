@@ -6,8 +6,7 @@
 #include "cuda/attend/kernel.cuh"
 #include "cuda/runtime.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // 16 warps of up to 128 registers, 12 of up to 168, or 8 of up to 255: workers, the producer, the preparer,
 // stewards.
@@ -39,5 +38,4 @@ void launch_generic(const AttendLaunch& launch) {
       launch, generic_shape(kKey, kValue, launch.layer.key.layout.raw(), exact));
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

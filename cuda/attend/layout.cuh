@@ -8,21 +8,19 @@
 #include "cuda/schedule/work_list.h"
 #include "format/tile_layout.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 constexpr int kMaxStages = 4;
 constexpr int kMaxStewards = 4;
 constexpr int kMaxQuerySlots = 4;
 constexpr int kUnitSlots = 8;  // units described ahead
 constexpr int kPlaces = 128;  // places of a unit's steps or tiles kept here; longer units read the page table
-constexpr int kMaxDeposits = 16;  // states of jobs that wait to be folded; a power of two
+constexpr int kMaxDeposits = 16;  // states of jobs that wait to be merged; a power of two
 // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see
-// attend_frame.cuh)
+// frame.cuh)
 constexpr int kFreedTurns = 8;
 // barriers of exact jobs, used in turn: at least as many as the workers hold items
 constexpr int kTurns = 32;
-constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
 // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
 constexpr int kRowPad = 8;
 
@@ -52,7 +50,7 @@ struct UnitInfo {
   int32_t sequence;                // in the work list
   int32_t exact_job;               // running number of an exact unit's first job
   int32_t reserved[3];
-  // of its steps (inside one page each) or tiles, from the first page, in kPlaceBytes
+  // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh)
   uint32_t places[kPlaces];
 };
 static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
@@ -64,7 +62,7 @@ struct QueryRows {
   int32_t half_sum[kRowsPerBlock];                   // 1/2 sum of the integer query
   int32_t begin[kRowsPerBlock], end[kRowsPerBlock];  // coded tokens that the row sees
   int32_t visible_begin[kRowsPerBlock], visible_end[kRowsPerBlock];
-  int32_t wild[kRowsPerBlock];  // 1: scores may leave the safe range, clamp
+  int32_t flags[kRowsPerBlock];  // kRowWild, kRowNotFinite
 };
 
 // What a worker does next: one step of a coded job, or an exact job.
@@ -89,7 +87,7 @@ struct Control {
   uint64_t described[kUnitSlots];             // by slot: the unit's info is there
   uint64_t done[kUnitSlots];                  // by slot: the unit is finished, and its jobs were handed out
   uint64_t full[kMaxDeposits];                // by place: the deposit is there
-  uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been folded
+  uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been merged
   uint64_t turn[kTurns];                      // by running number of the exact job: it has handed over
   uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
 };
@@ -148,5 +146,4 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   return plan;
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -5,10 +5,9 @@
 #pragma once
 #include "cuda/attend/frame.cuh"
 #include "cuda/attend/exact.cuh"
-#include "cuda/row/query.cuh"
+#include "cuda/attend/query.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // Fewer stewards have no time for queries.
 constexpr bool query_by_stewards(int stewards) { return stewards > 2; }
@@ -17,7 +16,7 @@ constexpr bool query_by_stewards(int stewards) { return stewards > 2; }
 struct Walk {
   SequenceWork sequence;
   int sequence_index;
-  int kv_head, row_block, chunk;  // of the unit to describe next
+  int kv_head, row_block, split;  // of the unit to describe next
   int local_block;                // running number of its block in this CTA
   int deposit;                    // of its first job
   int exact_job;                  // running number of the next exact job
@@ -32,22 +31,22 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
   const int rows = min(kRowsPerBlock, rows_total - first_row);
-  const int exact = walk.chunk == s.num_chunks;
-  const bool first_here = unit == 0 || walk.chunk == 0;
-  if (first_here) walk.from_start = walk.chunk == 0;
-  const bool last_of_block = walk.chunk == s.units_per_block - 1;
+  const int exact = walk.split == s.num_splits;
+  const bool first_here = unit == 0 || walk.split == 0;
+  if (first_here) walk.from_start = walk.split == 0;
+  const bool last_of_block = walk.split == s.units_per_block - 1;
   // Rows are in position order: the first row's range begins first and ends first.
   const RowRange low = row_range(p, s, query_of_row(p, s.query_tokens, first_row)),
                  high = row_range(p, s, query_of_row(p, s.query_tokens, first_row + rows - 1));
-  const int chunk_begin = walk.chunk * s.chunk_tokens,
-            chunk_end = min(s.length, chunk_begin + s.chunk_tokens);
-  const int begin = max(chunk_begin, low.begin), end = min(chunk_end, high.end);
+  const int split_begin = walk.split * s.split_tokens,
+            split_end = min(s.length, split_begin + s.split_tokens);
+  const int begin = max(split_begin, low.begin), end = min(split_end, high.end);
   int steps = 0, jobs = 0, job_steps = 0, first_tile = 0, end_tile = 0;
   if (exact) {
     const int sinks = min(s.length, p.layer.sink_tokens);
     const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks),
               count = sinks + s.length - exact_begin;
-    steps = min(max((count + kExactSplitTokens - 1) / kExactSplitTokens, 1), kExactSplits);
+    steps = min(max((count + kExactJobTokens - 1) / kExactJobTokens, 1), kExactRowJobs);
     jobs = steps * rows;
     if (lane == 0) {
       info.sinks = sinks;
@@ -79,8 +78,8 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.full_end = low.end;
     info.kv_head = kv_head;
     info.page_row = s.slot;
-    info.index = walk.chunk;
-    info.arrivals = walk.from_start ? walk.chunk + 1 : walk.chunk - cta.chunk + 1;
+    info.index = walk.split;
+    info.arrivals = walk.from_start ? walk.split + 1 : walk.split - cta.split + 1;
     info.units = s.units_per_block;
     info.first_here = first_here;
     info.last_here = last_of_block || unit == cta.num_units - 1;
@@ -99,8 +98,8 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
 }
 
 __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
-  if (++walk.chunk < walk.sequence.units_per_block) return;
-  walk.chunk = 0;
+  if (++walk.split < walk.sequence.units_per_block) return;
+  walk.split = 0;
   walk.local_block++;
   if (++walk.row_block < walk.sequence.row_blocks) return;
   walk.row_block = 0;
@@ -140,7 +139,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
                                         int control_threads, int lane) {
   Control* control = f.control;
   const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
-  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.chunk, 0, 0, 0, 0};
+  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.split, 0, 0, 0, 0};
   int loaded = cta.sequence;
   int done = 0;                       // units known to be done with
   int last_of_block[kMaxQuerySlots];  // by query slot
@@ -160,7 +159,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
 #pragma unroll
     for (int i = 0; i < kMaxQuerySlots; i++) {
       if (i != slot) continue;
-      if (walk.chunk == 0 && walk.local_block >= p.plan.query_slots) wait_done(last_of_block[i]);
+      if (walk.split == 0 && walk.local_block >= p.plan.query_slots) wait_done(last_of_block[i]);
       last_of_block[i] = unit;
     }
     UnitInfo& info = f.info(unit);
@@ -178,5 +177,4 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -5,8 +5,7 @@
 #pragma once
 #include "cuda/attend/frame.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // Workers that a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of
 // rounds.
@@ -89,5 +88,4 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stewards of an attend CTA: a few warps that fold the states of jobs into their unit's and the units'
+// The stewards of an attend CTA: a few warps that merge the states of jobs into their unit's and the units'
 // into their block's, and finish blocks (finish.cuh). Each has rows of its own, in registers where they fit.
 // They also prepare the integer query of the blocks to come.
 //
@@ -10,8 +10,7 @@
 #include "cuda/attend/prepare.cuh"
 #include "cuda/attend/finish.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 // Rows of one steward: its own i-th is row index + i x stewards of the block.
 template <int kPieces, int kStewards>
@@ -20,8 +19,8 @@ struct StewardRows {
   static constexpr bool kKept = kPieces * kOwn <= 64;  // the unit's state in registers, else at unit_state
   RowState<kPieces> unit[kKept ? kOwn : 1];
 
-  // Folds the deposits of a unit in job order, as they arrive.
-  __device__ __forceinline__ void fold_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info,
+  // Merges the deposits of a unit in job order, as they arrive.
+  __device__ __forceinline__ void merge_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info,
                                                 const Team& team) {
     const StateView at_unit = unit_state<kPieces>(f.smem);
     // Read once: the barriers would have them read again in every round.
@@ -45,7 +44,7 @@ struct StewardRows {
           so_far = next;
         } else {
           if (!kKept) so_far.load(at_unit, row, team.lane);
-          so_far.fold_in(next);
+          so_far.merge_in(next);
         }
         if (!kKept) so_far.store(at_unit, row, team.lane);
       }
@@ -72,7 +71,7 @@ struct StewardRows {
       if (info.index > 0) {
         RowState<kPieces> sum;
         sum.load(block, row, team.lane);
-        sum.fold_in(later);
+        sum.merge_in(later);
         later = sum;
       }
       later.store(block, row, team.lane);
@@ -123,7 +122,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
     const UnitInfo& info = f.info(unit);
     if (info.first_here) wait_query(p, control, info.block);
     StewardRows<Core::kValue / 32, kStewards> rows;
-    rows.fold_deposits(p, f, info, stewards);
+    rows.merge_deposits(p, f, info, stewards);
     if (!info.last_here) {
       rows.pass_on(p, f, info, stewards);
     } else {
@@ -135,5 +134,4 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -4,8 +4,7 @@
 #pragma once
 #include <limits.h>
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::attend {
 
 struct AttendTuning {
   int workers;
@@ -37,5 +36,4 @@ constexpr AttendTuning kAttendTunings[] = {
     {10, 2, 8, 0, kSmallStepBytes}, {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {6, 2, 8, 4, INT_MAX},
     {4, 2, 4, 4, INT_MAX},          {4, 1, 4, 4, INT_MAX}, {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::attend

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Merges partial attention results (out, lse) of the same rows in index order, by softmax_state.h. One warp
+// Merges finished attention results (out, lse) of the same rows in index order, by softmax_state.h. One warp
 // per row; every lane walks the states' weights itself, since they are a broadcast load each.
 #pragma once
-#include "cuda/code/encode.cuh"
-#include "requests.h"
+#include "cuda/warp/elements.cuh"
 #include "softmax_state.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::merge {
 
 constexpr int kMergeWarps = 4;
 constexpr int kMergeRegs = 8;  // 256 columns at a time
@@ -24,19 +22,10 @@ struct MergeArguments {
   const float* lses[kCapacity];
 };
 
-__device__ __forceinline__ float load_element(const void* base, int64_t index, DataType type) {
-  if (type == DataType::kF32) return static_cast<const float*>(base)[index];
-  const uint16_t bits = static_cast<const uint16_t*>(base)[index];
-  return type == DataType::kF16 ? __half2float(__ushort_as_half(bits))
-                                : __uint_as_float(static_cast<uint32_t>(bits) << 16);
-}
-__device__ __forceinline__ void store_rounded(void* base, int64_t index, DataType type, float x) {
-  if (type == DataType::kF32)
-    static_cast<float*>(base)[index] = x;
-  else if (type == DataType::kF16)
-    static_cast<uint16_t*>(base)[index] = __half_as_ushort(__float2half_rn(x));
-  else
-    static_cast<uint16_t*>(base)[index] = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+// The output may be one of the inputs: not through the read-only cache.
+__device__ __forceinline__ float load_part(const void* base, int64_t index, DataType type) {
+  return type == DataType::kF32 ? static_cast<const float*>(base)[index]
+                                : number_of(static_cast<const uint16_t*>(base)[index], type);
 }
 
 template <int kCapacity>
@@ -46,34 +35,32 @@ __global__ void __launch_bounds__(32 * kMergeWarps)
   const int64_t all_warps = static_cast<int64_t>(gridDim.x) * kMergeWarps;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kMergeWarps + threadIdx.x / 32; row < args.rows;
        row += all_warps) {
-    SoftmaxState state = empty_state();
+    RowEnd end = finish_parts(empty_state());
     for (int column = 0; column < args.dim; column += 32 * kMergeRegs) {
       float o[kMergeRegs] = {};
-      state = empty_state();
+      SoftmaxState state = empty_state();
       for (int s = 0; s < args.num_states; s++) {
-        const SoftmaxState part = state_of_lse(args.lses[s][row]);
-        if (is_empty(part)) continue;  // its out is not read
-        const MergeWeights weights = merge_weights(state, part);
+        const MergeWeights weights = merge_part(state, args.lses[s][row]);
         state = weights.state;
+        const bool read = weights.second != 0.0f;  // an empty part's out may be anything
 #pragma unroll
         for (int r = 0; r < kMergeRegs; r++) {
           const int i = column + 32 * r + lane;
-          if (i < args.dim)
-            o[r] = o[r] * weights.first +
-                   load_element(args.outs[s], row * args.dim + i, args.dtype) * weights.second;
+          const float next =
+              read && i < args.dim ? load_part(args.outs[s], row * args.dim + i, args.dtype) : 0.0f;
+          o[r] = weighted(o[r], weights.first) + weighted(next, weights.second);
         }
       }
-      const float factor = inverse_sum(state);
+      end = finish_parts(state);
 #pragma unroll
       for (int r = 0; r < kMergeRegs; r++) {
         const int i = column + 32 * r + lane;
-        if (i < args.dim) store_rounded(args.out, row * args.dim + i, args.dtype, o[r] * factor);
+        if (i < args.dim) store_scalar(args.out, row * args.dim + i, args.dtype, weighted(o[r], end.factor));
       }
     }
     __syncwarp();  // args.lse may be one of the inputs
-    if (args.lse && lane == 0) args.lse[row] = lse_of(state);
+    if (args.lse && lane == 0) args.lse[row] = end.lse;
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::merge

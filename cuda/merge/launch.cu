@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launch of the merge of partial results.
+#include "cuda/merge/launch.h"
+
 #include <algorithm>
 
 #include "cuda/merge/kernel.cuh"
-#include "cuda/launch.h"
+#include "cuda/runtime.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::merge {
 namespace {
 
 constexpr int kFewStates = 32, kManyStates = 1024;  // 0.5 and 16 KB of parameters
@@ -25,7 +26,7 @@ void launch_with(const MergeRequest& request, int num_units, cudaStream_t stream
   const int64_t wanted = (request.rows + kMergeWarps - 1) / kMergeWarps;
   const unsigned grid =
       static_cast<unsigned>(std::min<int64_t>(wanted, static_cast<int64_t>(num_units) * 16));
-  launch("merge_kernel", merge_kernel<kCapacity>, dim3(grid), dim3(32 * kMergeWarps), 0, stream, arguments);
+  launch_in_order("merge_kernel", merge_kernel<kCapacity>, dim3(grid), dim3(32 * kMergeWarps), 0, stream, arguments);
 }
 
 }  // namespace
@@ -40,5 +41,4 @@ void launch_merge(const MergeRequest& request, int num_units, cudaStream_t strea
     launch_with<kManyStates>(request, num_units, stream);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::merge

@@ -8,13 +8,7 @@
 #include "cuda/ptx/bits.cuh"
 #include "cuda/ptx/hmma.cuh"
 
-namespace tq {
-namespace cuda {
-
-// c tanh(x / c) = c (1 - 2 / (1 + e^(2 x / c))), all in log2 units. steepness: 2 log2 e / c.
-__device__ __forceinline__ float cap_logit(float x, float cap_log2, float steepness) {
-  return fmaf(-2.0f * cap_log2, reciprocal(1.0f + ex2(x * steepness)), cap_log2);
-}
+namespace tq::cuda::prefill {
 
 // A warp's 16 rows: lane 4 g + t has rows g and g + 8.
 template <int kStored>
@@ -24,7 +18,7 @@ struct PrefillState {
   int exponent;      // unit of o
 
   __device__ __forceinline__ void reset() {
-    m[0] = m[1] = kStartMaximum;
+    m[0] = m[1] = kNoScore;
     l[0] = l[1] = 0.0f;
     exponent = 0;
 #pragma unroll
@@ -61,7 +55,7 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
 #pragma unroll
       for (int b = 0; b < 4; b++) x[tile][b][2 * h] *= unit, x[tile][b][2 * h + 1] *= unit;
   }
-  if (p.softcap_log2 != 0.0f) {
+  if (p.numbers.softcap_log2 != 0.0f) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const float add = constant ? constant[g + 8 * h] : 0.0f;
@@ -71,7 +65,7 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
         for (int b = 0; b < 4; b++)
 #pragma unroll
           for (int i = 2 * h; i < 2 * h + 2; i++)
-            x[tile][b][i] = cap_logit(x[tile][b][i] + add, p.softcap_log2, p.softcap_steepness);
+            x[tile][b][i] = soft_cap(x[tile][b][i] + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
     }
   }
 #pragma unroll
@@ -85,7 +79,7 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
         for (int i = 0; i < 2; i++) {
           const int at = 32 * tile + 8 * b + i;
           float& s = x[tile][b][2 * h + i];
-          s = at >= from && at < to ? limit_logit(s) : kHiddenScore;  // may have been anything, NaN included
+          s = at >= from && at < to ? clamp_logit(s) : kMasked;  // may have been anything, NaN included
         }
   }
 }
@@ -103,7 +97,7 @@ __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (
       for (int b = 0; b < 4; b++) top = fmaxf(top, fmaxf(x[tile][b][2 * h], x[tile][b][2 * h + 1]));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    const float now = fmaxf(m[h], fmaxf(top * unit[h], kLowestMaximum));
+    const float now = fmaxf(m[h], fmaxf(top * unit[h], kMaskedFloor));
     down[h] = ex2(m[h] - now);
     m[h] = now;
     float sum = 0.0f;
@@ -278,5 +272,4 @@ __device__ __forceinline__ void add_values(const uint8_t* values, const StepScal
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

@@ -6,15 +6,14 @@
 #include "cuda/code/dispatch.cuh"
 #include "cuda/prefill/params.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 // One group of keys: its bytes, two pieces 512 bytes apart.
 template <class KeyCode, int kStored>
 __device__ __forceinline__ void expand_key_group(const PrefillParams& p, const uint32_t* words, uint8_t* to) {
   uint32_t w[KeyCode::kWords], r[8];
   load_group<KeyCode>(words, kStored, w);
-  KeyCode::bytes(w, p.key_tables.bytes, r);
+  KeyCode::bytes(w, p.numbers.key_tables.bytes, r);
 #pragma unroll
   for (int h = 0; h < 2; h++)
     *reinterpret_cast<uint4*>(to + 512 * h) = make_uint4(r[4 * h], r[4 * h + 1], r[4 * h + 2], r[4 * h + 3]);
@@ -26,7 +25,7 @@ __device__ __forceinline__ void expand_value_group(const PrefillParams& p, const
                                                    uint8_t* to) {
   uint32_t w[ValueCode::kWords], h[16];
   load_group<ValueCode>(words, kStored, w);
-  ValueCode::halves(w, p.value_tables, h);
+  ValueCode::halves(w, p.numbers.value_tables, h);
 #pragma unroll
   for (int s = 0; s < 4; s++)
     *reinterpret_cast<uint4*>(to + 512 * s) = make_uint4(h[4 * s], h[4 * s + 1], h[4 * s + 2], h[4 * s + 3]);
@@ -137,5 +136,4 @@ __device__ __forceinline__ void expand_scales(const PrefillParams& p, const uint
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

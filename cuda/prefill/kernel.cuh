@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history: tiles are expanded once for 128 rows.
 //
-// A CTA (one a multiprocessor, walking the list of schedule.h) takes a row block of a kv head: 8 warps of 16
+// A CTA (one a multiprocessor, walking the list of cuda/schedule/work_list.h) takes a row block of a kv head: 8 warps of 16
 // rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends step i; half of
 // the warps do these in the other order, so that the integer units of one half work beside the matrix units
-// of the other. Exact tokens follow in unrotated space (prefill_raw.cuh) on the same accumulators.
+// of the other. Exact tokens follow in unrotated space (raw.cuh) on the same accumulators.
 //
 // What a row gets depends on its sequence alone: its block, the steps and their order come from the
 // sequence's own numbers.
@@ -14,10 +14,7 @@
 #include "cuda/prefill/raw.cuh"
 #include "cuda/ptx/shared.cuh"
 
-namespace tq {
-namespace cuda {
-
-constexpr int kPlaceUnit = 64;  // bytes; every tile starts at a multiple
+namespace tq::cuda::prefill {
 
 // Asks for the tiles of a step; one warp. Their places come 32 at a time, to shared memory. fill: stage of
 // the step, moved on.
@@ -30,19 +27,15 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
   uint32_t* places = reinterpret_cast<uint32_t*>(smem + kPlacesAt);
   uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
   if (first % 32 == 0) {
-    const int tile = b.first_tile + min(first + lane, b.num_tiles - 1), page = tile / p.layer.tiles_per_page;
-    const int64_t id = __ldg(p.page_table + b.slot * p.page_table_stride + page),
-                  rest = tile - page * p.layer.tiles_per_page;
-    places[lane] = static_cast<uint32_t>(
-        (id * p.layer.page_bytes + (b.kv_head * p.layer.tiles_per_page + rest) * p.layer.tile_bytes) /
-        kPlaceUnit);
+    places[lane] =
+        tile_place(p, b.slot, b.kv_head, b.first_tile + min(first + lane, b.num_tiles - 1));
     __syncwarp();
   }
   if (kBulkCopy && lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);
 #pragma unroll
   for (int tile = 0; tile < kTiles; tile++) {
     if (tile >= count) continue;
-    const uint8_t* from = p.layer.pages + static_cast<uint64_t>(places[(first + tile) % 32]) * kPlaceUnit;
+    const uint8_t* from = p.layer.pages + static_cast<uint64_t>(places[(first + tile) % 32]) * kPlaceBytes;
     if (!kBulkCopy)
       lane_copy(to + tile * p.layer.tile_bytes, from, p.layer.tile_bytes, lane);
     else if (lane == 0)
@@ -96,11 +89,11 @@ struct PrefillBody {
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
     const int first = b.first_row + warp * 16, last = min(first + 15, b.rows_total - 1);
-    const bool careful = p.softcap_log2 != 0.0f || __any_sync(~0u, table()->wild[warp * 16 + (lane & 15)]);
+    const bool careful = p.numbers.softcap_log2 != 0.0f || __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
     if (lane == 0) {
       WarpRange range = {0, 0, 0, 0};
       if (first < b.rows_total) {
-        const PrefillRange low = prefill_range(p, b, first), high = prefill_range(p, b, last);
+        const RowRange low = range_of(p, b, first), high = range_of(p, b, last);
         range = WarpRange{low.begin, high.end, careful ? INT32_MAX : high.begin, low.end};
       }
       table()->warps[warp] = range;
@@ -188,7 +181,7 @@ struct PrefillBody {
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      if (p.softcap_log2 == 0.0f && sum[h] > 0.0f)
+      if (p.numbers.softcap_log2 == 0.0f && sum[h] > 0.0f)
         state.m[h] += table()->constant[warp * 16 + (lane >> 2) + 8 * h];
       state.l[h] = (lane & 3) == 0 ? sum[h] : 0.0f;
     }
@@ -197,8 +190,8 @@ struct PrefillBody {
   // Sinks, then the window, as far as some row of the CTA sees them; all threads. Tiles are 32 tokens of one
   // of the two.
   __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
-    const PrefillRange low = prefill_range(p, b, b.first_row),
-                       high = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
+    const RowRange low = range_of(p, b, b.first_row),
+                       high = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
     const int sinks = min(b.length, p.layer.sink_tokens), sink_end = min(sinks, high.visible_end);
     const int window_first =
         max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);
@@ -223,7 +216,7 @@ struct PrefillBody {
       for (int block = 0; block < 4; block++)
 #pragma unroll
         for (int i = 0; i < 4; i++)  // rows of the tile that were not loaded
-          if (8 * block + 2 * (lane & 3) + i % 2 >= count) x[0][block][i] = kHiddenScore;
+          if (8 * block + 2 * (lane & 3) + i % 2 >= count) x[0][block][i] = kMasked;
       const float units[2] = {1.0f, 1.0f};
       soft_max<1>(x, units, state.m, state.l, down);
       put_weights(scratch(p.smem.exact_scratch_at), x[0]);
@@ -246,7 +239,8 @@ struct PrefillBody {
     for (int h = 0; h < 2; h++) {
       const int row = b.first_row + warp * 16 + (lane >> 2) + 8 * h;
       const SoftmaxState whole = {sum[h] > 0.0f ? state.m[h] : minus_infinity(), sum[h]};
-      if (row < b.rows_total) write_part<kStored>(p, b, row, h, whole, state.o, lane);
+      const bool finite = !(table()->flags[row - b.first_row] & kRowNotFinite);
+      if (row < b.rows_total) write_part<kStored>(p, b, row, h, finite, whole, state.o, lane);
     }
   }
 };
@@ -265,18 +259,13 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
   const PrefillSequence s = p.sequences[low];
   const int local = index - s.first_item, from_end = local / p.layer.num_kv_heads;
   PrefillBlock b = {};
-  b.slot = s.slot;
-  b.length = s.length;
-  b.old_length = s.old_length;
-  b.query_tokens = s.query_tokens;
-  b.q_row = s.q_row;
-  b.raw_first = s.raw_first;
+  static_cast<SequenceRows&>(b) = s;
   b.kv_head = local - from_end * p.layer.num_kv_heads;
   b.first_row = (s.row_blocks - 1 - from_end) * kPrefillRows;
   b.rows_total = s.query_tokens * p.layer.q_per_kv;
   // Rows are in position order: the first row's range begins first, the last one's ends last.
-  b.begin = prefill_range(p, b, b.first_row).begin;
-  b.end = prefill_range(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1).end;
+  b.begin = range_of(p, b, b.first_row).begin;
+  b.end = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1).end;
   if (b.begin < b.end) {
     b.first_tile = b.begin / step_tokens * (step_tokens / format::kTileTokens);
     b.num_tiles = (b.end + format::kTileTokens - 1) / format::kTileTokens - b.first_tile;
@@ -356,5 +345,4 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

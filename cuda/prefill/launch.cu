@@ -14,8 +14,7 @@
 #include "cuda/runtime.h"
 #include "softmax_state.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 // Compiled by the files that instances.txt expands to.
 template <int kStored>
@@ -111,41 +110,21 @@ bool prefill_serves(const Geometry& geometry, int shared_memory_per_block) {
   return true;
 }
 
-void launch_prefill(const AttendLaunch& launch, const uint8_t* list) {
+void launch_prefill(const RowLaunch& launch, const uint8_t* list) {
   const DeviceLayer& layer = launch.layer;
   const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits,
                                 layer.value.layout.bits);
   const Compiled* compiled = find_compiled(tile);
   TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
            tile.key.dim, tile.value.dim);
-  PrefillParams p(layer);
+  PrefillParams p(make_row_params(launch));
   p.smem = fit_smem(*compiled, tile, layer.io_dtype, layer.raw_tokens > 0, launch.shared_memory_per_block);
   TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,
            "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory", tile.key.dim,
            launch.shared_memory_per_block);
   p.header = reinterpret_cast<const PrefillHeader*>(list);
   p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
-  p.page_table = launch.plan.page_table;
-  p.page_table_stride = launch.plan.page_table_stride;
-  p.q = launch.q;
-  p.out = launch.out;
-  p.lse = launch.lse;
-  p.q_strides = launch.q_strides;
-  p.out_strides = launch.out_strides;
-  p.out_dtype = launch.out_dtype;
-  p.scale_log2 = std::fabs(launch.softmax_scale) * kLog2E;
-  p.query_sign = launch.softmax_scale < 0 ? -1.0f : 1.0f;
-  p.softcap_log2 = launch.logit_softcap * kLog2E;
-  p.softcap_steepness = launch.logit_softcap != 0 ? 2 / launch.logit_softcap : 0;
-  p.sliding_window = static_cast<int32_t>(
-      launch.sliding_window > 0 ? std::min<int64_t>(launch.sliding_window, INT32_MAX) : INT32_MAX);
-  p.history_only = launch.history_only;
-  p.sink_logits = launch.sink_logits;
-  p.query_max = 32512.0f;  // high bytes up to 127
-  p.key_tables = code_tables(layer.key.layout, layer.key.book);
-  p.value_tables = code_tables(layer.value.layout, layer.value.book);
   compiled->launch(p, launch.num_ctas, launch.stream);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts attention of a plan's long sequences (schedule.h) for one layer: one kernel, no allocation, no
-// synchronisation, legal inside graph capture. The grid does not depend on the plan.
+// Starts attention of a plan's long sequences (cuda/schedule/work_list.h) for one layer: one kernel, no
+// allocation, no synchronisation, legal inside graph capture. The grid does not depend on the plan.
 #pragma once
-#include "cuda/attend/launch.h"
+#include "cuda/row/params.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 // Whether the prefill kernel takes the long sequences of a cache: decided for all its layers together, since
 // they share the work list. Where it does not (other dimensions than 64 96 128 192 256 rounded up to 32,
 // unequal ones, too little shared memory), the decode kernel goes through a sequence in blocks of 8 rows.
 bool prefill_serves(const Geometry& geometry, int shared_memory_per_block);
 
-// launch.plan.work: a pair (build_pair) made for launch.num_ctas; list: its second part, on the device.
-void launch_prefill(const AttendLaunch& launch, const uint8_t* list);
+// list: of the long sequences (the second part of build_pair's), on the device.
+void launch_prefill(const RowLaunch& launch, const uint8_t* list);
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

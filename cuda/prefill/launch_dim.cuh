@@ -5,8 +5,7 @@
 #include "cuda/prefill/kernel.cuh"
 #include "cuda/runtime.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 template <int kStored, RawForm kForm>
 void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
@@ -15,8 +14,8 @@ void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream
       runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
                                    cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
       "attend: shared memory");
-  tq::cuda::launch("attend", kernel, dim3(num_ctas * prefill_blocks(kStored, kForm)), dim3(kPrefillThreads),
-                   params.smem.total_bytes, stream, params);
+  launch_in_order("attend", kernel, dim3(num_ctas * prefill_blocks(kStored, kForm)), dim3(kPrefillThreads),
+                  params.smem.total_bytes, stream, params);
 }
 
 template <int kStored>
@@ -29,5 +28,4 @@ void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t 
     launch_prefill_kernel<kStored, RawForm::kF16>(params, num_ctas, stream);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

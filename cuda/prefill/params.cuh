@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a prefill kernel is given, by value, and how its shared memory is cut. Everything that changes from
-// step to step lies behind pointers.
+// What a prefill kernel is given beside what all attention kernels are: the list of long sequences and how its
+// shared memory is cut.
 #pragma once
-#include "cuda/code/tables.h"
-#include "cuda/device_view.h"
+#include "cuda/row/params.h"
 #include "cuda/schedule/work_list.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 constexpr int kPrefillWarps = kPrefillRows / 16;  // a warp has the 16 rows of a matrix instruction
 constexpr int kPrefillThreads = 32 * kPrefillWarps;
@@ -50,14 +48,13 @@ struct alignas(16) WarpRange {
 struct PrefillRowTable {
   float scale[kPrefillRows];        // integer (or raw) score x key scale -> log2 units, >= 0
   float exact_scale[kPrefillRows];  // product of unrotated vectors -> log2 units, >= 0
-  float exact_down
-      // factor that brings the unrotated query to order 1, sign of the softmax scale included
-      [kPrefillRows];
+  // factor that brings the unrotated query to order 1, sign of the softmax scale included
+  float exact_down[kPrefillRows];
   float constant[kPrefillRows];                    // what the key centre adds, log2 units
   int32_t half_sum[kPrefillRows];                  // 1/2 sum of the integer query
   int32_t begin[kPrefillRows], end[kPrefillRows];  // coded tokens that the row sees
   int32_t visible_begin[kPrefillRows], visible_end[kPrefillRows];
-  int32_t wild[kPrefillRows];  // 1: scores may leave the safe range, clamp
+  int32_t flags[kPrefillRows];  // kRowWild, kRowNotFinite
   WarpRange warps[kPrefillWarps];
 };
 
@@ -86,30 +83,12 @@ struct PrefillSmem {
   int32_t total_bytes;
 };
 
-struct PrefillParams {
-  explicit PrefillParams(const DeviceLayer& of) : layer(of) {}
+struct PrefillParams : RowParams {
+  explicit PrefillParams(const RowParams& common) : RowParams(common) {}
 
-  DeviceLayer layer;
-  const PrefillHeader* header;
-  const PrefillSequence* sequences;
-  const int32_t* page_table;
-  int64_t page_table_stride;
-  const void* q;
-  void* out;
-  float* lse;
-  TensorStrides q_strides, out_strides;
-  DataType out_dtype;
-  float scale_log2;         // |softmax_scale| * log2 e
-  float query_sign;         // sign of softmax_scale
-  float softcap_log2;       // c * log2 e, 0 = off
-  float softcap_steepness;  // 2 log2 e / softcap_log2
-  int32_t sliding_window;   // tokens; INT32_MAX = all
-  int32_t history_only;
-  const float* sink_logits;
-  float query_max;  // integers of a query row: -query_max .. query_max
-  CodeTables key_tables = {}, value_tables = {};
-  PrefillSmem smem;
+  const PrefillHeader* header = {};
+  const PrefillSequence* sequences = {};
+  PrefillSmem smem = {};
 };
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

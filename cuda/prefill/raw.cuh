@@ -5,8 +5,7 @@
 #pragma once
 #include "cuda/prefill/rows.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::prefill {
 
 template <DataType kType>
 __device__ __forceinline__ float4 load_four(const uint8_t* row, int index) {
@@ -115,5 +114,4 @@ __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const De
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

@@ -5,35 +5,13 @@
 #pragma once
 #include "cuda/prefill/params.cuh"
 #include "cuda/ptx/hmma.cuh"
-#include "cuda/ptx/math.cuh"
-#include "cuda/row/page_view.cuh"
-#include "cuda/warp/fwht.cuh"
-#include "softmax_state.h"
+#include "cuda/row/query.cuh"
+#include "cuda/row/write.cuh"
 
-namespace tq {
-namespace cuda {
-
-constexpr float kLogitLimit = 1e27f;    // |logit| in log2 units is kept below: differences stay finite
-constexpr float kHiddenScore = -1e30f;  // a score that does not count
-// of a step: keeps 2^(hidden - maximum) zero in rows without any token
-constexpr float kLowestMaximum = -1e29f;
-constexpr float kStartMaximum = -1e28f;  // below every logit
-constexpr float kFactorLimit = 1e38f;
-
-__device__ __forceinline__ float limit_logit(float x) { return fminf(fmaxf(x, -kLogitLimit), kLogitLimit); }
-__device__ __forceinline__ float all_max(float x) {
-  for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
-  return x;
-}
-template <class T>
-__device__ __forceinline__ T all_sum(T x) {
-  for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
-  return x;
-}
+namespace tq::cuda::prefill {
 
 // A row block of a kv head.
-struct PrefillBlock {  // in shared memory at kBlockAt
-  int slot, length, old_length, query_tokens, q_row, raw_first;
+struct PrefillBlock : SequenceRows {  // in shared memory at kBlockAt
   int kv_head, first_row, rows_total;  // row = query token * q_per_kv + head in the group
   int begin, end;                      // coded tokens that some row sees
   int first_tile, num_tiles;           // from the step of `begin` on
@@ -41,27 +19,8 @@ struct PrefillBlock {  // in shared memory at kBlockAt
 
 static_assert(kBlockAt + sizeof(PrefillBlock) <= kUnitAt, "their places");
 
-struct PrefillRange {
-  int visible_begin, visible_end;  // all tokens the row sees
-  int begin, end;                  // the coded ones among them
-};
-__device__ __forceinline__ PrefillRange prefill_range(const PrefillParams& p, const PrefillBlock& b,
-                                                      int row) {
-  PrefillRange r;
-  const int position = b.length - b.query_tokens + row / p.layer.q_per_kv;
-  r.visible_end = p.history_only ? min(position + 1, b.old_length) : position + 1;
-  r.visible_begin = position + 1 > p.sliding_window ? position + 1 - p.sliding_window : 0;
-  r.begin = max(r.visible_begin, p.layer.sink_tokens);
-  r.end = min(r.visible_end, max(b.raw_first, b.length - p.layer.window_tokens));
-  return r;
-}
-
-// Element of a row's first coordinate in q; out likewise.
-__device__ __forceinline__ int64_t row_place(const PrefillParams& p, const PrefillBlock& b, int row,
-                                             const TensorStrides& strides) {
-  const int query = row / p.layer.q_per_kv,
-            head = b.kv_head * p.layer.q_per_kv + row - query * p.layer.q_per_kv;
-  return (static_cast<int64_t>(b.q_row) + query) * strides.token + head * strides.head;
+__device__ __forceinline__ RowRange range_of(const PrefillParams& p, const PrefillBlock& b, int row) {
+  return row_range(p, b, query_of_row(p, b.query_tokens, row));
 }
 
 // The warp's rows: the row table, and queries in A operand order.
@@ -70,62 +29,38 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
                                              PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
-  const int dim = side.layout.dim;
   const bool coded = !kRaw || !side.layout.raw();
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, b.kv_head, signs);
   const int first = b.first_row + warp * 16, last = b.rows_total - 1;
   float next[kPieces];
-  load_row<kPieces>(p.q, row_place(p, b, min(first, last), p.q_strides), p.layer.io_dtype, dim, lane, next);
+  load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first, last)), lane, next);
 #pragma unroll 1
   for (int r = 0; r < 16; r++) {
-    float x[kPieces], largest = 0.0f, constant = 0.0f;
+    float x[kPieces];
     const bool real = first + r <= last;
 #pragma unroll
-    for (int i = 0; i < kPieces; i++) x[i] = next[i];
-    if (r < 15)
-      load_row<kPieces>(p.q, row_place(p, b, min(first + r + 1, last), p.q_strides), p.layer.io_dtype, dim,
-                        lane, next);
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) largest = fmaxf(largest, fabsf(x[i]));
+    for (int i = 0; i < kPieces; i++) x[i] = real ? next[i] : 0.0f;
+    if (r < 15) load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first + r + 1, last)), lane, next);
+    const QuerySize size = admit_query(x);
     // A power of two keeps sums of large queries in range.
-    const int exponent = min(max(static_cast<int>(__float_as_uint(all_max(largest)) >> 23) - 127, -120), 120);
-    const float down = format::exp2_int(-exponent) * p.query_sign,
-                up_log2 = fminf(format::exp2_int(exponent) * p.scale_log2, kFactorLimit);
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) {
-      x[i] = real ? x[i] * down : 0.0f;
-      if (coded && side.centre && lane + 32 * i < dim)
-        constant = fmaf(x[i], __ldg(side.centre + b.kv_head * dim + lane + 32 * i), constant);
-    }
-    float scale = up_log2;
-    int sum = 0;
+    const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
+                up_log2 = fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
+    CodedQuery query = {up_log2, 0.0f, 0};
     if (coded) {
-      constant = limit_logit(all_sum(constant) * up_log2);
-#pragma unroll
-      for (int i = 0; i < kPieces; i++) x[i] = signs[i] >> lane & 1 ? -x[i] : x[i];
-      rotate_row<kStored>(x, lane);
-      largest = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kPieces; i++) largest = fmaxf(largest, fabsf(x[i]));
-      largest = all_max(largest);
-      const float up = largest > 0.0f ? p.query_max * reciprocal(largest) : 0.0f;
       uint8_t* to = queries + (r % 8 * 4 + lane % 16 / 4) * 16 + (r / 8 + lane / 16 * 2) * 4 + lane % 4;
-#pragma unroll
-      for (int i = 0; i < kPieces; i++) {
-        const int q = __float2int_rn(x[i] * up), high = (q + 128) >> 8;
-        sum += q;
-        to[i * 512] = static_cast<uint8_t>(high);
-        to[(kPieces + i) * 512] = static_cast<uint8_t>(q - high * 256);
-      }
-      sum = all_sum(sum);
-      scale = largest * (1.0f / p.query_max) * format::hadamard_norm(format::log2_block(kStored)) * up_log2;
+      query = code_query<kStored, FastDivision>(p, b.kv_head, signs, size.exponent, x, lane,
+                                                [&](int i, uint8_t high, uint8_t low) {
+                                                  to[i * 512] = high;
+                                                  to[(kPieces + i) * 512] = low;
+                                                });
     } else {
       const bool bf16 = p.layer.io_dtype == DataType::kBF16;
       uint16_t* to = reinterpret_cast<uint16_t*>(queries) + lane / 16 * 256 + (r % 8 * 4 + lane % 8 / 2) * 8 +
                      (r / 8 + lane % 16 / 8 * 2) * 2 + lane % 2;
 #pragma unroll
       for (int i = 0; i < kPieces; i++) {
+        x[i] *= down;
         const uint16_t h = static_cast<uint16_t>(bf16 ? pack_bf16(x[i], 0.0f) : pack_f16(x[i], 0.0f));
         to[i * 512] = h;
         if (p.layer.io_dtype == DataType::kF32)
@@ -134,18 +69,19 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       }
     }
     if (lane == 0) {
-      const PrefillRange range = prefill_range(p, b, min(first + r, last));
+      const RowRange range = range_of(p, b, min(first + r, last));
       const int at = warp * 16 + r;
-      table->scale[at] = real ? fminf(scale, kFactorLimit) : 0.0f;
+      const bool wild = !coded || !(query.scale <= kWildScale);
+      table->scale[at] = real ? query.scale : 0.0f;
       table->exact_scale[at] = real ? up_log2 : 0.0f;
       table->exact_down[at] = down;
-      table->constant[at] = constant;
-      table->half_sum[at] = coded && side.book.half() ? sum >> 1 : 0;
+      table->constant[at] = query.constant;
+      table->half_sum[at] = query.half_sum;
       table->begin[at] = range.begin;
       table->end[at] = range.end;
       table->visible_begin[at] = range.visible_begin;
       table->visible_end[at] = range.visible_end;
-      table->wild[at] = !coded || !(scale <= 1.0f);  // scores of finite keys are below kLogitLimit
+      table->flags[at] = (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite);
     }
   }
   __syncwarp();
@@ -160,12 +96,13 @@ __device__ __forceinline__ void load_float_rows(const PrefillParams& p, const Pr
 #pragma unroll 2
   for (int r = 0; r < 16; r++) {
     float x[kPieces];
-    load_row<kPieces>(p.q, row_place(p, b, min(first + r, last), p.q_strides), p.layer.io_dtype,
-                      p.layer.key.layout.dim, lane, x);
-    const float down = table->exact_down[warp * 16 + r];
+    load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first + r, last)), lane, x);
+    const int at = warp * 16 + r;
+    const bool finite = !(table->flags[at] & kRowNotFinite);
+    const float down = table->exact_down[at];
 #pragma unroll
     for (int i = 0; i < kPieces; i++)
-      floats[r * PrefillShape<kStored>::kQueryPitch + lane + 32 * i] = x[i] * down;
+      floats[r * PrefillShape<kStored>::kQueryPitch + lane + 32 * i] = finite ? x[i] * down : 0.0f;
   }
   __syncwarp();
 }
@@ -247,38 +184,22 @@ __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int 
   }
 }
 
-// The lane's part of a row to the caller: sink logit, division. state: of the whole row. half: 0 = row g, 1 =
-// row g + 8.
+// The lane's part of a row to the caller. state: of the whole row. half: 0 = row g, 1 = row g + 8. finite: the
+// query was.
 template <int kStored>
 __device__ __forceinline__ void write_part(const PrefillParams& p, const PrefillBlock& b, int row, int half,
-                                           SoftmaxState state, const float (&o)[kStored / 8][4], int lane) {
-  const int query = row / p.layer.q_per_kv,
-            head = b.kv_head * p.layer.q_per_kv + row - query * p.layer.q_per_kv;
-  const bool empty = is_empty(state);
-  float divisor = state.l, kept = 1.0f, lse = lse_of(state);
-  if (p.sink_logits) {
-    const float sink = __ldg(p.sink_logits + head) * kLog2E;
-    if (empty) {
-      kept = 0.0f;
-      lse = sink * kLn2;
-    } else if (sink > minus_infinity()) {
-      const float m = fmaxf(state.m, sink);
-      kept = ex2(state.m - m);
-      divisor = fmaf(state.l, kept, ex2(sink - m));
-      lse = (m + log2f(divisor)) * kLn2;
-    }
-  }
-  const float factor = empty ? 0.0f : kept * reciprocal(divisor);
-  const int64_t to = row_place(p, b, row, p.out_strides) + 2 * (lane & 3);
+                                           bool finite, SoftmaxState state, const float (&o)[kStored / 8][4],
+                                           int lane) {
+  const RowPlace place = row_place(p, b, b.kv_head, row);
+  const RowEnd end = end_of_row<FastDivision>(p, state, place.head, finite);
+  const int64_t to = place.element(p.call.out_strides) + 2 * (lane & 3);
 #pragma unroll
   for (int n = 0; n < kStored / 8; n++) {
     if (8 * n >= p.layer.value.layout.dim) continue;
-    store_scalar(p.out, to + 8 * n, p.out_dtype, empty ? 0.0f : o[n][2 * half] * factor);
-    store_scalar(p.out, to + 8 * n + 1, p.out_dtype, empty ? 0.0f : o[n][2 * half + 1] * factor);
+    write_element(p, to + 8 * n, o[n][2 * half], end);
+    write_element(p, to + 8 * n + 1, o[n][2 * half + 1], end);
   }
-  if (p.lse && (lane & 3) == 0)
-    p.lse[(static_cast<int64_t>(b.q_row) + query) * p.layer.num_q_heads + head] = lse;
+  if ((lane & 3) == 0) write_lse(p, place, end);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::prefill

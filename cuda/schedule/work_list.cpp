@@ -17,43 +17,47 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Weights of the units of one block of a sequence.
 struct BlockWeights {
-  int64_t full, last, exact;  // of all chunks but the last, the last, the exact unit (0 = none)
-  int64_t chunks, units;
+  int64_t full, last, exact;  // of all splits but the last, the last, the exact unit (0 = none)
+  int64_t splits, units;
 
   BlockWeights(const Geometry& geometry, const SequenceWork& sequence) {
-    full = ceil_div(sequence.chunk_tokens, kStepTokens) + kUnitWeight;
-    chunks = sequence.num_chunks;
+    full = ceil_div(sequence.split_tokens, kStepTokens) + kUnitWeight;
+    splits = sequence.num_splits;
     last =
-        ceil_div(sequence.length - (chunks - 1) * static_cast<int64_t>(sequence.chunk_tokens), kStepTokens) +
+        ceil_div(sequence.length - (splits - 1) * static_cast<int64_t>(sequence.split_tokens), kStepTokens) +
         kUnitWeight;
     units = sequence.units_per_block;
-    exact = units > chunks
+    exact = units > splits
                 ? ceil_div(geometry.window_tokens + geometry.sink_tokens, kStepTokens) + kUnitWeight
                 : 0;
   }
-  int64_t total() const { return (chunks - 1) * full + last + exact; }
+  int64_t total() const { return (splits - 1) * full + last + exact; }
   // First unit that starts at or after this weight; `units` if none.
   int64_t unit_at(int64_t weight) const {
     const int64_t index = ceil_div(weight, full);
-    if (index < chunks) return index;
-    if (units > chunks && weight <= (chunks - 1) * full + last) return chunks;
+    if (index < splits) return index;
+    if (units > splits && weight <= (splits - 1) * full + last) return splits;
     return units;
   }
 };
 
+SequenceRows sequence_rows(const PlanSequence& from) {
+  return SequenceRows{from.slot,
+                      static_cast<int32_t>(from.length()),
+                      static_cast<int32_t>(from.old_length),
+                      static_cast<int32_t>(from.query_tokens),
+                      static_cast<int32_t>(from.q_row),
+                      static_cast<int32_t>(from.raw_first)};
+}
+
 SequenceWork sequence_work(const Geometry& geometry, const PlanSequence& from) {
   SequenceWork to = {};
-  to.slot = from.slot;
-  to.length = static_cast<int32_t>(from.length());
-  to.old_length = static_cast<int32_t>(from.old_length);
-  to.query_tokens = static_cast<int32_t>(from.query_tokens);
-  to.q_row = static_cast<int32_t>(from.q_row);
-  to.raw_first = static_cast<int32_t>(from.raw_first);
+  static_cast<SequenceRows&>(to) = sequence_rows(from);
   const int64_t row_blocks = ceil_div(from.query_tokens * geometry.q_per_kv, kRowsPerBlock);
   to.row_blocks = static_cast<int32_t>(row_blocks);
-  to.chunk_tokens = chunk_tokens(from.length(), row_blocks);
-  to.num_chunks = static_cast<int32_t>(ceil_div(from.length(), to.chunk_tokens));
-  to.units_per_block = to.num_chunks + (geometry.window_tokens + geometry.sink_tokens > 0 ? 1 : 0);
+  to.split_tokens = split_tokens(from.length(), row_blocks);
+  to.num_splits = static_cast<int32_t>(ceil_div(from.length(), to.split_tokens));
+  to.units_per_block = to.num_splits + (geometry.window_tokens + geometry.sink_tokens > 0 ? 1 : 0);
   return to;
 }
 
@@ -69,8 +73,8 @@ struct Border {
 int32_t run_jobs(const SequenceWork& sequence, const Border& start, const Border& end) {
   const bool of_one = end.sequence == start.sequence ||
                       (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
-  if (!of_one || sequence.units_per_block > sequence.num_chunks) return 0;
-  const int64_t each = ceil_div(std::min(sequence.chunk_tokens, sequence.length), kMinJobTokens);
+  if (!of_one || sequence.units_per_block > sequence.num_splits) return 0;
+  const int64_t each = ceil_div(std::min(sequence.split_tokens, sequence.length), kMinJobTokens);
   return static_cast<int32_t>(
       std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
 }
@@ -88,11 +92,11 @@ int64_t workspace_for(const Geometry& geometry, int num_ctas, int64_t num_slots)
 
 }  // namespace
 
-int32_t chunk_tokens(int64_t length, int64_t row_blocks) {
-  int64_t chunk = kMinChunkTokens;
-  const int64_t pieces = row_blocks > kMaxSplitBlocks ? 1 : kMaxChunks;
-  while (chunk * pieces < length) chunk *= 2;
-  return static_cast<int32_t>(std::min<int64_t>(chunk, 1 << 30));
+int32_t split_tokens(int64_t length, int64_t row_blocks) {
+  int64_t split = kMinSplitTokens;
+  const int64_t pieces = row_blocks > kMaxSplitBlocks ? 1 : kMaxSplits;
+  while (split * pieces < length) split *= 2;
+  return static_cast<int32_t>(std::min<int64_t>(split, 1 << 30));
 }
 
 int64_t work_capacity(const Geometry& geometry, int num_ctas) {
@@ -100,8 +104,8 @@ int64_t work_capacity(const Geometry& geometry, int num_ctas) {
 }
 
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
-  // Each border between two runs cuts at most one block, and a block has at most kMaxChunks + 1 units.
-  return workspace_for(geometry, num_ctas, static_cast<int64_t>(num_ctas) * (kMaxChunks + 1));
+  // Each border between two runs cuts at most one block, and a block has at most kMaxSplits + 1 units.
+  return workspace_for(geometry, num_ctas, static_cast<int64_t>(num_ctas) * (kMaxSplits + 1));
 }
 
 int64_t attend_workspace(const Geometry& geometry, const uint8_t* work) {
@@ -165,7 +169,7 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
     if (cta.num_units > 0) {
       cta.sequence = start.sequence;
       cta.block = static_cast<int32_t>(start.block);
-      cta.chunk = static_cast<int32_t>(start.unit);
+      cta.split = static_cast<int32_t>(start.unit);
       cta.first = sequences[start.sequence];
       cta.jobs = run_jobs(cta.first, start, end);
       if (start.unit > 0) {  // the block was cut at an earlier border: its slots are the last given
@@ -213,12 +217,7 @@ int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas
     if (!is_long(geometry, from)) continue;
     PrefillSequence& to = sequences[header.num_sequences++];
     to = PrefillSequence{};
-    to.slot = from.slot;
-    to.length = static_cast<int32_t>(from.length());
-    to.old_length = static_cast<int32_t>(from.old_length);
-    to.query_tokens = static_cast<int32_t>(from.query_tokens);
-    to.q_row = static_cast<int32_t>(from.q_row);
-    to.raw_first = static_cast<int32_t>(from.raw_first);
+    static_cast<SequenceRows&>(to) = sequence_rows(from);
     to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * geometry.q_per_kv, kPrefillRows));
   }
   // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result

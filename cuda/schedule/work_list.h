@@ -3,10 +3,10 @@
 // read the result.
 //
 // Query rows of one kv head (q_per_kv x query tokens, query token major) come in blocks of kRowsPerBlock
-// rows. The coded tokens of a sequence are cut into at most kMaxChunks chunks of equal size, a power of two
-// that depends on the sequence's length alone, so that the fold of a row over its chunks is the same whoever
-// computes it. A unit is (block, chunk); with exact tokens a block has one more unit, the last, for them.
-// Units in their order (sequence, kv head, row block, chunk) are given to CTAs as contiguous runs of equal
+// rows. The coded tokens of a sequence are cut into at most kMaxSplits splits of equal size, a power of two
+// that depends on the sequence's length alone, so that the fold of a row over its splits is the same whoever
+// computes it. A unit is (block, split); with exact tokens a block has one more unit, the last, for them.
+// Units in their order (sequence, kv head, row block, split) are given to CTAs as contiguous runs of equal
 // weight. Blocks that a run border cuts leave their states in workspace slots and are finished by whoever
 // comes last.
 #pragma once
@@ -16,33 +16,38 @@ namespace tq {
 namespace cuda {
 
 constexpr int kRowsPerBlock = 8;
-constexpr int kMaxChunks = 16;
-constexpr int kMinChunkTokens = 1024;
+constexpr int kMaxSplits = 16;
+constexpr int kMinSplitTokens = 1024;
 constexpr int kJobs = 16;  // jobs of a unit, at most: equal runs of its steps, given to the warps of a CTA
 // a job takes at least so many tokens: shorter ones cost more to fold than they balance
 constexpr int kMinJobTokens = 256;
 constexpr int kStepTokens = 64;  // unit of weight
 constexpr int kUnitWeight = 2;   // fixed cost of a unit, in steps: query load, fold, hand-over
-// more row blocks than this fill the device by themselves: their history is one chunk
+// more row blocks than this fill the device by themselves: their history is one split
 constexpr int kMaxSplitBlocks = 8;
 
-// One sequence with queries. 64 bytes.
-struct alignas(16) SequenceWork {
+// What kernels know of a sequence with queries: query token j stands at length - query_tokens + j.
+struct SequenceRows {
   int32_t slot, length, old_length, query_tokens;
-  int32_t q_row, raw_first;
-  int32_t chunk_tokens, num_chunks;
+  int32_t q_row;      // first row in q, out and lse
+  int32_t raw_first;  // ring copies are valid from this token on
+};
+
+// One sequence with queries. 64 bytes.
+struct alignas(16) SequenceWork : SequenceRows {
+  int32_t split_tokens, num_splits;
   int32_t row_blocks;       // of each kv head
-  int32_t units_per_block;  // num_chunks, + 1 with exact tokens
+  int32_t units_per_block;  // num_splits, + 1 with exact tokens
   int32_t reserved[6];
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
-// The run of one CTA: num_units units from (sequence, block, chunk) on; block = kv_head * row_blocks + row
+// The run of one CTA: num_units units from (sequence, block, split) on; block = kv_head * row_blocks + row
 // block. 128 bytes.
 struct alignas(16) CtaWork {
   int32_t num_units;
-  int32_t sequence, block, chunk;
-  // workspace of the block that the run starts in the middle of; -1 if it starts at chunk 0
+  int32_t sequence, block, split;
+  // workspace of the block that the run starts in the middle of; -1 if it starts at split 0
   int32_t head_slot, head_counter;
   int32_t tail_slot, tail_counter;  // of the block that the run starts but does not end; -1 if there is none
   int32_t
@@ -81,9 +86,7 @@ constexpr int kPrefillRows = 128;  // query rows of a CTA of the prefill kernel
 constexpr int kLongRows = 256;
 
 // One long sequence. Its items are its (row block, kv head) pairs, the last row blocks first.
-struct alignas(16) PrefillSequence {
-  int32_t slot, length, old_length, query_tokens;
-  int32_t q_row, raw_first;
+struct alignas(16) PrefillSequence : SequenceRows {
   int32_t row_blocks;  // of kPrefillRows
   int32_t first_item;
 };
@@ -102,8 +105,8 @@ int64_t pair_capacity(const Geometry& geometry, int num_ctas);
 int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
-// Tokens of a chunk of a sequence of this length (>= 1).
-int32_t chunk_tokens(int64_t length, int64_t row_blocks);
+// Tokens of a split of a sequence of this length (>= 1).
+int32_t split_tokens(int64_t length, int64_t row_blocks);
 
 // Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas
 // CTAs.

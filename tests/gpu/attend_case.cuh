@@ -24,7 +24,7 @@
 namespace gpu_test {
 
 using tq::DataType;
-using tq::cuda::AttendLaunch;
+using tq::cuda::attend::AttendLaunch;
 using tq::format::SideLayout;
 using tq::format::TileLayout;
 
@@ -45,7 +45,7 @@ struct CaseSpec {
   float spread = 1.0f;  // of the logits
   uint32_t seed = 1;
   int ctas = 0;  // 0 = the device's
-  tq::cuda::AttendTuning tuning = {};
+  tq::cuda::attend::AttendTuning tuning = {};
   bool pages_in_order = false;
   bool long_apart = false;  // long sequences by the prefill kernel
   int value_range = 0;      // value scales are spread over so many powers of two
@@ -197,7 +197,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   int clock = 0, bus = 0;
   GPU_MUST(cudaDeviceGetAttribute(&clock, cudaDevAttrMemoryClockRate, 0));
   GPU_MUST(cudaDeviceGetAttribute(&bus, cudaDevAttrGlobalMemoryBusWidth, 0));
-  paced = tq::cuda::paced_memory(clock, bus, prop.multiProcessorCount);
+  paced = tq::cuda::attend::paced_memory(clock, bus, prop.multiProcessorCount);
   const int count = static_cast<int>(spec.sequences.size());
   slots_ = count * sets;
   code_.key_code = tq::format::code_of_bits(spec.key_bits);
@@ -375,28 +375,21 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     plan_view.page_table = table_.get();
     plan_view.page_table_stride = stride_;
     plan_view.work = work_.back().get();
+    tq::AttendCall call = {};
+    call.q = q_.device.get();
+    call.out = out_.get();
+    call.lse = lse_.get();
+    call.q_strides = {q_token, q_head};
+    call.out_strides = {out_token, out_head};
+    call.out_dtype = spec.out;
+    call.softmax_scale = spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim));
+    call.logit_softcap = spec.softcap;
+    call.sliding_window = spec.sliding;
+    call.sink_logits = spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr;
+    call.history_only = spec.history_only;
     launches_.push_back(
-        AttendLaunch{layer,
-                     plan_view,
-                     num_ctas,
-                     shared_limit,
-                     q_.device.get(),
-                     out_.get(),
-                     lse_.get(),
-                     {q_token, q_head},
-                     {out_token, out_head},
-                     spec.out,
-                     spec.scale != 0 ? spec.scale : 1.0f / sqrtf(static_cast<float>(spec.head_dim)),
-                     spec.softcap,
-                     spec.sliding,
-                     spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr,
-                     spec.history_only,
-                     workspace_.get(),
-                     false,
-                     nullptr,
-                     spec.tuning,
-                     paced,
-                     true});
+        AttendLaunch{{layer, plan_view, call, num_ctas, shared_limit, nullptr}, workspace_.get(), false,
+                     spec.tuning, paced, true});
   }
   GPU_MUST(cudaDeviceSynchronize());
 }
@@ -404,9 +397,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
 inline void AttendCase::run(int set, cudaStream_t stream) {
   AttendLaunch launch = launches_[set];
   launch.stream = stream;
-  tq::cuda::launch_attend(launch);
+  tq::cuda::attend::launch_attend(launch);
   if (spec.long_apart)
-    tq::cuda::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
+    tq::cuda::prefill::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
 }
 
 inline void AttendCase::poison_output() {
@@ -421,7 +414,7 @@ inline std::vector<float> AttendCase::output() const {
   std::vector<float> out(q_rows * spec.q_heads * spec.value_dim);
   const TileLayout& tile = tile_;
   (void)tile;
-  const tq::TensorStrides strides = launches_[0].out_strides;
+  const tq::TensorStrides strides = launches_[0].call.out_strides;
   for (int64_t row = 0; row < q_rows; row++)
     for (int head = 0; head < spec.q_heads; head++)
       for (int i = 0; i < spec.value_dim; i++) {

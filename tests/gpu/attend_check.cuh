@@ -104,14 +104,14 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         const int begin =
             spec.sliding > 0 ? static_cast<int>(std::max<int64_t>(0, position + 1 - spec.sliding)) : 0;
         const float* q =
-            &q_.host[row * launches_[set].q_strides.token + q_head * launches_[set].q_strides.head];
+            &q_.host[row * launches_[set].call.q_strides.token + q_head * launches_[set].call.q_strides.head];
         std::vector<double> logits(std::max(end - begin, 0));
         double top = spec.sink_logits ? sinks_.host[q_head] : -INFINITY;
         for (int token = begin; token < end; token++) {
           double sum = 0;
           for (int i = 0; i < spec.head_dim; i++)
             sum += static_cast<double>(q[i]) * k[static_cast<size_t>(token) * spec.head_dim + i];
-          sum *= launches_[set].softmax_scale;
+          sum *= launches_[set].call.softmax_scale;
           if (spec.softcap > 0) sum = spec.softcap * tanh(sum / spec.softcap);
           logits[token - begin] = sum;
           top = std::max(top, sum);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of every block
 // exactly once, cut blocks with slots of their own and arrivals that add up, equal shares, nothing but a
-// sequence's own length deciding its chunks.
+// sequence's own length deciding its splits.
 #include "cuda/schedule/work_list.h"
 
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ void check_plan(const Plan& plan, int num_ctas) {
   std::map<int, int> expected;
   int64_t heaviest = 0, total = 0, largest_unit = 0;
   for (int c = 0; c < num_ctas; c++) {
-    int s = ctas[c].sequence, block = ctas[c].block, chunk = ctas[c].chunk;
+    int s = ctas[c].sequence, block = ctas[c].block, split = ctas[c].split;
     int from_start = 0, prefix = 0;
     int64_t weight = 0, jobs = 0;
     bool coded_of_one = true;
@@ -57,17 +57,17 @@ void check_plan(const Plan& plan, int num_ctas) {
       if (unit == 0) {
         ASSERT_EQ(memcmp(&q, &ctas[c].first, sizeof q), 0);
       }
-      ASSERT_TRUE(seen.insert({s, block, chunk}).second) << "twice";
-      if (s != ctas[c].sequence || q.units_per_block > q.num_chunks) coded_of_one = false;
+      ASSERT_TRUE(seen.insert({s, block, split}).second) << "twice";
+      if (s != ctas[c].sequence || q.units_per_block > q.num_splits) coded_of_one = false;
       jobs += std::min<int64_t>(
-          kJobs, (std::min<int64_t>(q.chunk_tokens, q.length - chunk * static_cast<int64_t>(q.chunk_tokens)) +
+          kJobs, (std::min<int64_t>(q.split_tokens, q.length - split * static_cast<int64_t>(q.split_tokens)) +
                   kMinJobTokens - 1) /
                      kMinJobTokens);
-      if (unit == 0 || chunk == 0) {
-        from_start = chunk == 0;
+      if (unit == 0 || split == 0) {
+        from_start = split == 0;
         prefix = 0;
       }
-      const bool last_of_block = chunk == q.units_per_block - 1,
+      const bool last_of_block = split == q.units_per_block - 1,
                  last_here = last_of_block || unit == ctas[c].num_units - 1;
       const int slot = from_start ? ctas[c].tail_slot : ctas[c].head_slot,
                 counter = from_start ? ctas[c].tail_counter : ctas[c].head_counter;
@@ -85,17 +85,17 @@ void check_plan(const Plan& plan, int num_ctas) {
         arrive(1);
       } else if (last_here && !last_of_block) {
         arrive(prefix);
-        ASSERT_EQ(prefix, chunk + 1);
+        ASSERT_EQ(prefix, split + 1);
       }
-      const int64_t tokens = chunk == q.num_chunks ? plan.geometry.window_tokens + plan.geometry.sink_tokens
-                             : chunk == q.num_chunks - 1
-                                 ? q.length - chunk * static_cast<int64_t>(q.chunk_tokens)
-                                 : q.chunk_tokens;
+      const int64_t tokens = split == q.num_splits ? plan.geometry.window_tokens + plan.geometry.sink_tokens
+                             : split == q.num_splits - 1
+                                 ? q.length - split * static_cast<int64_t>(q.split_tokens)
+                                 : q.split_tokens;
       const int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
       largest_unit = std::max(largest_unit, unit_weight);
       weight += unit_weight;
-      if (++chunk == q.units_per_block) {
-        chunk = 0;
+      if (++split == q.units_per_block) {
+        split = 0;
         if (++block == q.row_blocks * plan.geometry.num_kv_heads) block = 0, s++;
       }
     }
@@ -182,7 +182,7 @@ TEST(CudaSchedule, SharesAreEqual) {
   std::vector<uint8_t> bytes(work_capacity(g, 132));
   build_work(g, batch, 132, bytes.data());
   const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof(WorkHeader));
-  for (int c = 0; c < 132; c++) {  // 1024 chunks over 132
+  for (int c = 0; c < 132; c++) {  // 1024 splits over 132
     EXPECT_GE(ctas[c].num_units, 7);
     EXPECT_LE(ctas[c].num_units, 8);
   }
@@ -190,10 +190,10 @@ TEST(CudaSchedule, SharesAreEqual) {
 
 TEST(CudaSchedule, ChunksDependOnTheLengthAlone) {
   for (int64_t length : {1, 511, 512, 513, 8192, 8193, 32768, 131072, 1000000, 2000000000}) {
-    const int32_t chunk = chunk_tokens(length, 1);
-    EXPECT_EQ(chunk & (chunk - 1), 0);
-    EXPECT_LE((length + chunk - 1) / chunk, kMaxChunks);
-    EXPECT_GE(static_cast<int64_t>(chunk_tokens(length, kMaxSplitBlocks + 1)),
+    const int32_t split = split_tokens(length, 1);
+    EXPECT_EQ(split & (split - 1), 0);
+    EXPECT_LE((length + split - 1) / split, kMaxSplits);
+    EXPECT_GE(static_cast<int64_t>(split_tokens(length, kMaxSplitBlocks + 1)),
               std::min<int64_t>(length, 1 << 30));
   }
 }

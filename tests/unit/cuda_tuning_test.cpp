@@ -13,6 +13,7 @@ namespace {
 
 using namespace tq;
 using namespace tq::cuda;
+using namespace tq::cuda::attend;
 
 bool power_of_two(int x) { return x > 0 && (x & (x - 1)) == 0; }
 

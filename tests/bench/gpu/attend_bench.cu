@@ -63,7 +63,7 @@ struct Result {
   int sets;
 };
 
-Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning tuning, bool pages_in_order,
+Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::attend::AttendTuning tuning, bool pages_in_order,
              int page_size, size_t cache_bytes, bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
@@ -126,7 +126,7 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::AttendTuning
 
 int main(int argc, char** argv) {
   const char *json_path = nullptr, *set = "short";
-  tq::cuda::AttendTuning tuning = {};
+  tq::cuda::attend::AttendTuning tuning = {};
   int only_bits = 0;
   bool pages_in_order = false;
   int page_size = 64;
@@ -176,8 +176,8 @@ int main(int argc, char** argv) {
     for (const auto& pair : pairs) {
       if (!strcmp(set, "tune") && pair[0] != pair[1]) continue;
       if (only_bits && pair[0] * 10 + pair[1] != only_bits) continue;
-      if (tq::cuda::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) !=
-          tq::cuda::AttendKernel::kCompiled)
+      if (tq::cuda::attend::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) !=
+          tq::cuda::attend::AttendKernel::kCompiled)
         continue;
       try {
         const Result r =

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row block of queries into shared memory: rotated, as 16-bit integers split into a high and a low signed
+// byte, in the order of the matrix unit's second operand. A set of 4 rows is its 8 columns: 2 r the high
+// bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
+#pragma once
+#include "cuda/attend/params.cuh"
+#include "cuda/row/query.cuh"
+
+namespace tq::cuda::attend {
+
+constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
+
+// Rows first, first + step, ... < rows of a block, by one warp. kStored: stored key dimension, a multiple of
+// 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
+// Inlined: kernel parameters behind a reference would be loaded from memory, one dependent miss after
+// another, at the start of every launch.
+template <int kStored>
+__device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceRows& s, int kv_head,
+                                              int first_row, int rows, int first, int step, uint8_t* slot,
+                                              int lane) {
+  constexpr int kPieces = kStored / 32;
+  const DeviceSide& side = p.layer.key;
+  const bool coded = !side.layout.raw();
+  QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
+  float* floats =
+      p.plan.query_float_at >= 0 ? reinterpret_cast<float*>(slot + p.plan.query_float_at) : nullptr;
+  uint32_t signs[kPieces];
+  load_signs<kPieces>(side, kv_head, signs);
+  float next[kPieces];
+  if (first < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + first), lane, next);
+#pragma unroll 1
+  for (int r = first; r < rows; r += step) {
+    float x[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) x[i] = next[i];
+    // on its way while this row is worked on
+    if (r + step < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + r + step), lane, next);
+    const QuerySize size = admit_query(x);
+#pragma unroll
+    for (int i = 0; i < kPieces; i++)
+      if (floats && lane + 32 * i < p.plan.query_floats)
+        floats[r * p.plan.query_floats + lane + 32 * i] = x[i];
+    CodedQuery query = {p.numbers.scale_log2 * p.numbers.query_sign, 0.0f, 0};
+    bool wild = !(size.largest * p.numbers.scale_log2 <= 1e6f);
+    if (coded) {
+      // k position = lane of matrix step i; of a lane's two registers the first has positions 0-15
+      uint8_t* to =
+          slot + r / kRowsPerSet * 256 + (r % kRowsPerSet * 8 + lane % 16 / 4) * 8 + lane / 16 * 4 + lane % 4;
+      query = code_query<kStored, ExactDivision>(p, kv_head, signs, size.exponent, x, lane,
+                                                 [&](int i, uint8_t high, uint8_t low) {
+                                                   to[i * 512] = high;
+                                                   to[i * 512 + 32] = low;
+                                                 });
+      wild = !(query.scale <= kWildScale);
+    }
+    // Lane by lane: the last row also fills in for matrix rows that stand for nothing; a zero scale makes
+    // them harmless.
+    if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
+      const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));
+      const bool real = lane == r;
+      table->begin[lane] = range.begin;
+      table->end[lane] = range.end;
+      table->visible_begin[lane] = range.visible_begin;
+      table->visible_end[lane] = range.visible_end;
+      table->constant[lane] = real ? query.constant : 0.0f;
+      table->scale[lane] = real ? fminf(fmaxf(query.scale, -kMaxScale), kMaxScale) : 0.0f;
+      table->half_sum[lane] = real ? query.half_sum : 0;
+      table->flags[lane] = real ? (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite) : 0;
+    }
+  }
+}
+
+}  // namespace tq::cuda::attend

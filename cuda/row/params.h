@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every attention kernel is given, whatever its wing: the layer, the call as it came, the numbers made
+// from it, and where the pages of a sequence are listed. By value: everything that changes from step to step
+// lies behind pointers, since graphs replay the parameters as they were.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "cuda/device_view.h"
+#include "cuda/row/numbers.h"
+
+namespace tq {
+namespace cuda {
+
+// What a launch of any of them needs.
+struct RowLaunch {
+  DeviceLayer layer;
+  DevicePlan plan;
+  AttendCall call;
+  int num_ctas;                 // for which plan.work was made: num_workers of the device
+  int shared_memory_per_block;  // opt-in limit of the device
+  cudaStream_t stream;
+};
+
+struct RowParams {
+  DeviceLayer layer;
+  AttendCall call;
+  RowNumbers numbers;
+  const int32_t* page_table;
+  int64_t page_table_stride;
+  int32_t page_shift;  // log2 of tiles_per_page, or -1
+};
+
+// Of a query row.
+constexpr int kRowWild = 1;       // scores may leave the safe range: clamp them
+constexpr int kRowNotFinite = 2;  // it holds NaN or infinity: zeros while it is worked on, NaN in the end
+
+inline RowParams make_row_params(const RowLaunch& launch) {
+  RowParams p = {launch.layer,
+                 launch.call,
+                 make_row_numbers(launch.call, launch.layer),
+                 launch.plan.page_table,
+                 launch.plan.page_table_stride,
+                 -1};
+  for (int shift = 0; shift < 16; shift++)
+    if (launch.layer.tiles_per_page == 1 << shift) p.page_shift = shift;
+  return p;
+}
+
+}  // namespace cuda
+}  // namespace tq
