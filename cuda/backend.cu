@@ -117,7 +117,8 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       num_units_(num_units_of(geometry.device_id)),
       shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
       paced_(attend::paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
-                          attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id), num_units_)),
+                                  attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
+                                  num_units_)),
       early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(prefill::prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
@@ -391,8 +392,8 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
   }
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
-    const int needed =
-        attend::attend_least_shared_memory(geometry.tile(layer), geometry.window_tokens + geometry.sink_tokens > 0);
+    const int needed = attend::attend_least_shared_memory(geometry.tile(layer),
+                                                          geometry.window_tokens + geometry.sink_tokens > 0);
     if (needed <= shared) continue;
     reasons.add(Status::kNotSupported,
                 "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "

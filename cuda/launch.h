@@ -2,8 +2,8 @@
 // Host side of the append, read, page and plan kernels. Each call enqueues one launch (or a few where
 // said) and throws tq::Error if that fails. num_units: multiprocessors of the current device.
 #pragma once
-#include "src/backend.h"
 #include "cuda/arena.h"
+#include "src/backend.h"
 
 namespace tq {
 namespace cuda {

@@ -92,7 +92,7 @@ void launch_early(bool early, const char* name, void (*kernel)(Params...), dim3 
 }
 template <typename... Params, typename... Args>
 void launch_in_order(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
-            cudaStream_t stream, const Args&... args) {
+                     cudaStream_t stream, const Args&... args) {
   launch_early(false, name, kernel, grid, block, shared, stream, args...);
 }
 

@@ -8,12 +8,14 @@ namespace cuda {
 
 template <int kStored>
 void PerDim<kStored>::append(const AppendArguments& arguments, unsigned grid, cudaStream_t stream) {
-  launch_in_order("append_kernel", append_kernel<kStored>, dim3(grid), dim3(kAppendThreads), 0, stream, arguments);
+  launch_in_order("append_kernel", append_kernel<kStored>, dim3(grid), dim3(kAppendThreads), 0, stream,
+                  arguments);
 }
 
 template <int kStored>
 void PerDim<kStored>::read(const ReadArguments& arguments, unsigned grid, cudaStream_t stream) {
-  launch_in_order("read_kernel", read_kernel<kStored>, dim3(grid), dim3(32 * kReadWarps), 0, stream, arguments);
+  launch_in_order("read_kernel", read_kernel<kStored>, dim3(grid), dim3(32 * kReadWarps), 0, stream,
+                  arguments);
 }
 
 template <int kStored>

@@ -190,7 +190,8 @@ struct CodedCore {
           const int at = token + 32 * tile + 8 * b + g;
           float& s = x[tile][b];
           s *= scale;
-          if (p.numbers.softcap_log2 != 0.0f) s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+          if (p.numbers.softcap_log2 != 0.0f)
+            s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
           s = clamp_logit(s);
           if (at < begin || at >= end) {  // may have been anything, NaN included
             s = kMasked;

@@ -57,7 +57,8 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
       s[b] *= unit;
-      if (p.numbers.softcap_log2 != 0.0f) s[b] = soft_cap(s[b], p.numbers.softcap_log2, p.numbers.softcap_steepness);
+      if (p.numbers.softcap_log2 != 0.0f)
+        s[b] = soft_cap(s[b], p.numbers.softcap_log2, p.numbers.softcap_steepness);
       s[b] = raw_row[b] < 0 ? kMasked : clamp_logit(s[b]);
       top = fmaxf(top, s[b]);
     }

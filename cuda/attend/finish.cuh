@@ -113,7 +113,7 @@ struct RowState {
   // of part j. there: bit j is set if part j counts.
   template <int kParts>
   __device__ __forceinline__ void merge_in(const float (&later)[kParts][kPieces], SoftmaxState part,
-                                          unsigned there, int lane) {
+                                           unsigned there, int lane) {
     const bool none = !(there >> lane & 1) || is_empty(part), start = is_empty(state);
     if (none) part = empty_state();
     const bool first = start && (__ballot_sync(~0u, !none) & ((1u << lane) - 1)) == 0;
@@ -246,7 +246,7 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
           for (int i = 0; i < kPieces; i++) r.o[i] = part[0][i];
         }
         r.template merge_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
-                                   team.lane);
+                                    team.lane);
       }
     } else {
       exact.load(unit, row, team.lane);

@@ -210,7 +210,8 @@ struct GenericCore {
     for (int i = 0; i < 8; i++) {
       const int at = token + 8 * (i / 2) + 2 * t + i % 2;
       x[i] *= scale;
-      if (p.numbers.softcap_log2 != 0.0f) x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+      if (p.numbers.softcap_log2 != 0.0f)
+        x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
       x[i] = clamp_logit(x[i]);
       if (!whole && (at < begin || at >= end)) {
         x[i] = kMasked;

@@ -12,11 +12,11 @@
 // - stewards merge the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
 //   integer query of the blocks to come.
 #pragma once
+#include "cuda/attend/exact.cuh"
 #include "cuda/attend/frame.cuh"
 #include "cuda/attend/prepare.cuh"
 #include "cuda/attend/produce.cuh"
 #include "cuda/attend/steward.cuh"
-#include "cuda/attend/exact.cuh"
 #include "cuda/ptx/shared.cuh"
 
 namespace tq::cuda::attend {
@@ -43,11 +43,11 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   const int part = job / info.rows, row = job - part * info.rows, count = exact_count(info),
             number = info.exact_job + job;
-  exact_row<Core::kExactPieces, Core::kValue>(
-      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row,
-      count * part / info.steps, count * (part + 1) / info.steps,
-      f.template deposit<Core::kValue / 32>(p, info.deposit), part > 0, lane,
-      Turn{p, f.control, info.deposit, number});
+  exact_row<Core::kExactPieces, Core::kValue>(p, info, rows,
+                                              reinterpret_cast<const float*>(query + p.plan.query_float_at),
+                                              row, count * part / info.steps, count * (part + 1) / info.steps,
+                                              f.template deposit<Core::kValue / 32>(p, info.deposit),
+                                              part > 0, lane, Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
 }

@@ -3,8 +3,8 @@
 // block is prepared by the stewards, a row each: one warp takes longer over all rows than the block's tokens
 // last when histories are short. With few stewards the workers do it for unit 0, the preparer for the others.
 #pragma once
-#include "cuda/attend/frame.cuh"
 #include "cuda/attend/exact.cuh"
+#include "cuda/attend/frame.cuh"
 #include "cuda/attend/query.cuh"
 
 namespace tq::cuda::attend {

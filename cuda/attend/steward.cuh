@@ -7,8 +7,8 @@
 // fetches as it has lines: the way of a unit in the middle of its block, which is the usual one, is kept
 // short.
 #pragma once
-#include "cuda/attend/prepare.cuh"
 #include "cuda/attend/finish.cuh"
+#include "cuda/attend/prepare.cuh"
 
 namespace tq::cuda::attend {
 
@@ -21,7 +21,7 @@ struct StewardRows {
 
   // Merges the deposits of a unit in job order, as they arrive.
   __device__ __forceinline__ void merge_deposits(const AttendParams& p, const Frame& f, const UnitInfo& info,
-                                                const Team& team) {
+                                                 const Team& team) {
     const StateView at_unit = unit_state<kPieces>(f.smem);
     // Read once: the barriers would have them read again in every round.
     const int count = deposits_of(info), first = info.deposit, rows_used = info.rows;

@@ -26,7 +26,8 @@ void launch_with(const MergeRequest& request, int num_units, cudaStream_t stream
   const int64_t wanted = (request.rows + kMergeWarps - 1) / kMergeWarps;
   const unsigned grid =
       static_cast<unsigned>(std::min<int64_t>(wanted, static_cast<int64_t>(num_units) * 16));
-  launch_in_order("merge_kernel", merge_kernel<kCapacity>, dim3(grid), dim3(32 * kMergeWarps), 0, stream, arguments);
+  launch_in_order("merge_kernel", merge_kernel<kCapacity>, dim3(grid), dim3(32 * kMergeWarps), 0, stream,
+                  arguments);
 }
 
 }  // namespace

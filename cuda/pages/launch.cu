@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "cuda/pages/memory.cuh"
 #include "cuda/launch.h"
+#include "cuda/pages/memory.cuh"
 
 namespace tq {
 namespace cuda {
@@ -26,7 +26,7 @@ void launch_copy_pages(const LayerMemory* layers, int num_layers, int64_t max_pa
     PageCopyList list = {};
     memcpy(list.copies, copies + done, now * sizeof(PageCopy));
     launch_in_order("copy_pages_kernel", copy_pages_kernel, dim3(parts(max_page_bytes, 32), now, num_layers),
-           dim3(kMemoryThreads), 0, stream, layers, list);
+                    dim3(kMemoryThreads), 0, stream, layers, list);
   }
 }
 
@@ -36,8 +36,9 @@ void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_p
     const unsigned now = static_cast<unsigned>(std::min<int64_t>(kPagesPerLaunch, count - done));
     PageList list = {};
     memcpy(list.pages, pages + done, now * sizeof(int32_t));
-    launch_in_order("scrub_pages_kernel", scrub_pages_kernel, dim3(parts(max_page_bytes, 32), now, num_layers),
-           dim3(kMemoryThreads), 0, stream, layers, list);
+    launch_in_order("scrub_pages_kernel", scrub_pages_kernel,
+                    dim3(parts(max_page_bytes, 32), now, num_layers), dim3(kMemoryThreads), 0, stream, layers,
+                    list);
   }
 }
 
@@ -45,8 +46,8 @@ void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_byt
                  bool scrub, volatile uint32_t* flags, cudaStream_t stream) {
   const bool moves = max_slot_bytes > 0 && (source >= 0 || scrub);
   const dim3 grid = moves ? dim3(parts(max_slot_bytes, 32), 2, num_layers) : dim3(1);
-  launch_in_order("slot_kernel", slot_kernel, grid, dim3(kMemoryThreads), 0, stream, layers, source, target, scrub,
-         flags);
+  launch_in_order("slot_kernel", slot_kernel, grid, dim3(kMemoryThreads), 0, stream, layers, source, target,
+                  scrub, flags);
 }
 
 void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
@@ -54,8 +55,8 @@ void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, 
                        cudaStream_t stream) {
   const unsigned grid = std::max(parts(image ? plan_bytes : 0, num_units),
                                  static_cast<unsigned>(std::min(num_runs, num_units)));
-  launch_in_order("apply_plan_kernel", apply_plan_kernel, dim3(grid), dim3(kMemoryThreads), 0, stream, image, plan,
-         plan_bytes, runs, num_runs, pages, page_table);
+  launch_in_order("apply_plan_kernel", apply_plan_kernel, dim3(grid), dim3(kMemoryThreads), 0, stream, image,
+                  plan, plan_bytes, runs, num_runs, pages, page_table);
 }
 
 }  // namespace cuda

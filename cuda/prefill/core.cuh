@@ -65,7 +65,8 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
         for (int b = 0; b < 4; b++)
 #pragma unroll
           for (int i = 2 * h; i < 2 * h + 2; i++)
-            x[tile][b][i] = soft_cap(x[tile][b][i] + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+            x[tile][b][i] =
+                soft_cap(x[tile][b][i] + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
     }
   }
 #pragma unroll

@@ -27,8 +27,7 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
   uint32_t* places = reinterpret_cast<uint32_t*>(smem + kPlacesAt);
   uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
   if (first % 32 == 0) {
-    places[lane] =
-        tile_place(p, b.slot, b.kv_head, b.first_tile + min(first + lane, b.num_tiles - 1));
+    places[lane] = tile_place(p, b.slot, b.kv_head, b.first_tile + min(first + lane, b.num_tiles - 1));
     __syncwarp();
   }
   if (kBulkCopy && lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);
@@ -89,7 +88,8 @@ struct PrefillBody {
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
     const int first = b.first_row + warp * 16, last = min(first + 15, b.rows_total - 1);
-    const bool careful = p.numbers.softcap_log2 != 0.0f || __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
+    const bool careful =
+        p.numbers.softcap_log2 != 0.0f || __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
     if (lane == 0) {
       WarpRange range = {0, 0, 0, 0};
       if (first < b.rows_total) {
@@ -191,7 +191,7 @@ struct PrefillBody {
   // of the two.
   __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
     const RowRange low = range_of(p, b, b.first_row),
-                       high = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
+                   high = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
     const int sinks = min(b.length, p.layer.sink_tokens), sink_end = min(sinks, high.visible_end);
     const int window_first =
         max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);

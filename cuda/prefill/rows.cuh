@@ -11,7 +11,7 @@
 namespace tq::cuda::prefill {
 
 // A row block of a kv head.
-struct PrefillBlock : SequenceRows {  // in shared memory at kBlockAt
+struct PrefillBlock : SequenceRows {   // in shared memory at kBlockAt
   int kv_head, first_row, rows_total;  // row = query token * q_per_kv + head in the group
   int begin, end;                      // coded tokens that some row sees
   int first_tile, num_tiles;           // from the step of `begin` on

@@ -90,6 +90,19 @@ int64_t workspace_for(const Geometry& geometry, int num_ctas, int64_t num_slots)
   return counter_bytes(num_ctas) + num_slots * slot_floats(stored_value_dim_max(geometry)) * 4;
 }
 
+// Writes the sequences with queries and their number; returns the weight of all their units.
+int64_t list_sequences(const Geometry& geometry, const BatchPlan& plan, bool short_only,
+                       SequenceWork* sequences, WorkHeader& header) {
+  int64_t total = 0;
+  for (int i = 0; i < plan.num_sequences; i++) {
+    if (plan.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, plan.sequences[i]))) continue;
+    SequenceWork& sequence = sequences[header.num_sequences++];
+    sequence = sequence_work(geometry, plan.sequences[i]);
+    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
+  }
+  return total;
+}
+
 }  // namespace
 
 int32_t split_tokens(int64_t length, int64_t row_blocks) {
@@ -119,13 +132,7 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
   CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
   SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
   WorkHeader header = {num_ctas, 0, 0, 0};
-  int64_t total = 0;
-  for (int i = 0; i < plan.num_sequences; i++) {
-    if (plan.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, plan.sequences[i]))) continue;
-    SequenceWork& sequence = sequences[header.num_sequences++];
-    sequence = sequence_work(geometry, plan.sequences[i]);
-    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
-  }
+  const int64_t total = list_sequences(geometry, plan, short_only, sequences, header);
 
   // Border c: the first unit that starts at or after c / num_ctas of the weight.
   Border start = {0, 0, 0, 0};

@@ -387,9 +387,12 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     call.sliding_window = spec.sliding;
     call.sink_logits = spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr;
     call.history_only = spec.history_only;
-    launches_.push_back(
-        AttendLaunch{{layer, plan_view, call, num_ctas, shared_limit, nullptr}, workspace_.get(), false,
-                     spec.tuning, paced, true});
+    launches_.push_back(AttendLaunch{{layer, plan_view, call, num_ctas, shared_limit, nullptr},
+                                     workspace_.get(),
+                                     false,
+                                     spec.tuning,
+                                     paced,
+                                     true});
   }
   GPU_MUST(cudaDeviceSynchronize());
 }
@@ -399,7 +402,8 @@ inline void AttendCase::run(int set, cudaStream_t stream) {
   launch.stream = stream;
   tq::cuda::attend::launch_attend(launch);
   if (spec.long_apart)
-    tq::cuda::prefill::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
+    tq::cuda::prefill::launch_prefill(launch,
+                                      launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
 }
 
 inline void AttendCase::poison_output() {

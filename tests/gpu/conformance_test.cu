@@ -25,7 +25,7 @@ struct Shape {
 
 std::vector<Shape> shapes() {
   std::vector<Shape> list;
-  for (const tq::cuda::CodedInstance& is : tq::cuda::kCodedInstances)
+  for (const tq::cuda::attend::CodedInstance& is : tq::cuda::attend::kCodedInstances)
     list.push_back(Shape{is.stored, is.stored, is.key_bits, is.value_bits});
   // Generic kernels: three width pairs for each, all widths on either side in turn. Dimensions that are
   // padded come with those they share a kernel with.
@@ -36,7 +36,8 @@ std::vector<Shape> shapes() {
     for (int i = 0; i < 3; i++, turn++)
       list.push_back(Shape{key, value, widths[turn % 12][0], widths[turn % 12][1]});
   };
-  for (const tq::cuda::GenericInstance& is : tq::cuda::kGenericInstances) generic(is.key, is.value);
+  for (const tq::cuda::attend::GenericInstance& is : tq::cuda::attend::kGenericInstances)
+    generic(is.key, is.value);
   for (const Shape& shape : {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8},
                              Shape{80, 80, 16, 5}, Shape{112, 112, 2, 16}})
     list.push_back(shape);

@@ -63,8 +63,8 @@ struct Result {
   int sets;
 };
 
-Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::attend::AttendTuning tuning, bool pages_in_order,
-             int page_size, size_t cache_bytes, bool check_error) {
+Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::attend::AttendTuning tuning,
+             bool pages_in_order, int page_size, size_t cache_bytes, bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
   spec.key_bits = key_bits;
