@@ -177,10 +177,9 @@ suite_cuda_compile() {
   run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
-  need_build cuda release --target=tqkv -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real -DTQ_CUDA_LOGS=ON || return
+  need_build cuda release --target=tqkv --target=kernel_logs -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real -DTQ_CUDA_LOGS=ON || return
   pass
-  run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list \
-    $(find build/cuda/CMakeFiles/tqkv_cuda.dir -path '*cuda/attend/*.o.log')
+  run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list build/cuda/kernels.log
   run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
   run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
 }

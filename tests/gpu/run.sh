@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds and runs everything that needs a GPU, and prints one summary. Needs nvcc, a C++17 compiler and
-# Python; no test library, nothing fetched.
+# Builds preset gpu of CMakePresets.json, runs everything that needs a GPU, and prints one summary. Needs CMake,
+# nvcc, a C++17 compiler and Python; no test library, nothing fetched.
 #
 #   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
 #   --no-build] [--list]
@@ -11,12 +11,16 @@
 # when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N skipped" over
 # single checks; the exit status is 0 only if nothing failed and something passed.
 #
-# TQ_GPU_BUILD: build folder (default build/gpu). TQ_CUDA_ARCH: architecture (default 90a). TQKV_JOBS:
-# compilers at a time. TQ_DEPS_INCLUDE: folder with hwy/highway.h and xxhash.h if they are not system headers
-# (default .gpu_deps/include); without them the parts that need the whole library are skipped. PYTHON:
-# interpreter with torch. Objects are kept while their source, the headers and the flags are unchanged.
+# TQ_GPU_BUILD: build folder (default build/gpu). --no-build takes its programs (*_test, attend_bench),
+# libtqkv.so.0 and kernels.log as they are; they find one another wherever they are copied together.
+# TQ_CUDA_ARCH: architectures as CMake names them (default 90a-real; native: of this machine's GPU). NVCC:
+# compiler, if not the one that CMake finds. TQKV_JOBS: compilers at a time. TQ_DEPS_INCLUDE: folder with
+# hwy/highway.h and xxhash.h if they are not system headers (default .gpu_deps/include, if it is there).
+# PYTHON: interpreter with torch.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
+. packaging/deps.sh
+trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend"  # backend counts free device memory: nothing may run beside it
 parts_side="attend conformance memcheck initcheck synccheck racecheck append graph limits python golden"
@@ -46,7 +50,7 @@ while [ $# -gt 0 ]; do
     --build-only) run=0 ;;
     --no-build) build=0 ;;
     --list) for part in $all_parts; do echo "$part: ${about[$part]}"; done; exit 0 ;;
-    -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '3,20s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "run.sh: unknown argument $1 (--help says what there is)"; exit 2 ;;
   esac
   shift
@@ -60,115 +64,36 @@ wanted() {
 out=$(mkdir -p "${TQ_GPU_BUILD:-build/gpu}" && cd "${TQ_GPU_BUILD:-build/gpu}" && pwd)
 logs=$out/logs
 mkdir -p "$logs"
-arch=${TQ_CUDA_ARCH:-90a}
-jobs=${TQKV_JOBS:-$(nproc)}
+arch=${TQ_CUDA_ARCH:-90a-real}
 python=${PYTHON:-python3}
 deps=${TQ_DEPS_INCLUDE:-$PWD/.gpu_deps/include}
-nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-cxx=${CXX:-g++}
+PATH=$PATH:/usr/local/cuda/bin  # compute-sanitizer
+[ -z "${NVCC:-}" ] || PATH=$PATH:$(dirname "$NVCC")
 
-needs_library() { [[ " conformance graph limits python golden bench " == *" $1 "* ]]; }
+needs_library() { [[ " python golden bench " == *" $1 "* ]]; }
 
 # ---- Build ----
 
-common="-std=c++17 -O3 -DNDEBUG -I. -Isrc -Iinclude -Itests/gpu -DTQ_BUILDING_LIBRARY"
-host_flags="$common -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -fno-semantic-interposition -ffp-contract=off -Wall -Wextra -Wno-array-bounds
-  -isystem $deps -DTQ_CUDA=1 -DTQ_CUDA_ARCHS_BUILT=\\\"$arch\\\""
-cuda_flags="$common -lineinfo --expt-relaxed-constexpr -gencode=arch=compute_$arch,code=sm_$arch -DCUB_WRAPPED_NAMESPACE=tq -Xptxas -v
-  -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra"
-# Wheels of the toolkit have lib where nvcc looks for lib64.
-root=$(dirname "$(dirname "$nvcc")")
-[ -d "$root/lib64" ] || cuda_flags+=" -L$root/lib"
-PATH=$PATH:$root/bin  # compute-sanitizer
-
-cuda_flags=${cuda_flags//$'\n'/ } host_flags=${host_flags//$'\n'/ }
-
-suites="backend append attend"            # linked with the kernels alone
-api_suites="conformance graph limits"     # linked with the library
-programs="attend_bench"
-cuda_sources=$(find cuda -name "*.cu" -o -name "*.cpp")
-host_sources=$(ls src/*.cpp src/cpu/*.cpp)
-slow="cuda/attend/instances/generic_large.cu cuda/append/instances/d576.cu cuda/append/instances/d512.cu cuda/attend/instances/generic_mid.cu cuda/append/instances/dsmall.cu
-  cuda/append/instances/dmid.cu cuda/attend/instances/d192.cu cuda/attend/instances/d256.cu cuda/append/instances/d256.cu src/cpu/simd_kernels.cpp src/cpu/vbmi_kernels.cpp"
-
-source_of() { case $1 in attend_bench) echo tests/bench/gpu/attend_bench.cu ;; *) echo "tests/gpu/${1}_test.cu" ;; esac; }
-hash_of() { sha256sum | cut -c1-12; }
-library_state="" test_state=""
-# object source : where its object lies; the compiler's output lies beside it (.log).
-object() {
-  local state=$library_state
-  case $1 in tests/*) state=$test_state ;; esac
-  echo "$out/$(echo "$1" | tr / _).$(cat "$1" <(echo "$state") | hash_of).o"
-}
-compile() { # compile source : to be run by xargs
-  local o flags=$cuda_flags compiler=$nvcc
-  o=$(object "$1")
-  [ -f "$o" ] && return 0
-  case $1 in src/*) flags=$host_flags compiler=$cxx ;; esac
-  eval "nice $compiler $flags -c $1 -o $o.part" >"$o.log.part" 2>&1 || { mv "$o.log.part" "$o.failed.log"; return 1; }
-  mv "$o.log.part" "$o.log"
-  mv "$o.part" "$o"
-}
-have_deps() { echo '#include <hwy/highway.h>
-#include <xxhash.h>' | "$cxx" -std=c++17 -I"$deps" -E -x c++ - >/dev/null 2>&1; }
-library_trouble=""
-have_deps || library_trouble="hwy/highway.h or xxhash.h is neither a system header nor in $deps (TQ_DEPS_INCLUDE)"
-link() { # link target object... flag... : keeps a log
-  local target=$1
-  shift
-  eval "$nvcc $(echo "$cuda_flags" | grep -o -- '-L[^ ]*' || true) -cudart static $* -lpthread -ldl -o $target" >"$target.link.log" 2>&1 && return 0
-  echo "FAILED to link $target"
-  tail -n 20 "$target.link.log"
-  return 1
-}
 build_all() {
-  local list="" source failed=0 objects="" warnings test begin=$SECONDS
-  command -v "$nvcc" >/dev/null || { echo "run.sh: no nvcc (PATH, NVCC)"; return 1; }
-  library_state=$(cat include/*.h src/*.h src/*/*.h codebooks/*.h cuda/*.h cuda/*/*.h cuda/*/*.cuh <(echo "$host_flags $cuda_flags") | hash_of)
-  test_state=$(cat tests/gpu/*.cuh tests/gpu/*.h tests/gpu/*.inc <(echo "$library_state") | hash_of)
-  local part library="" chosen=""
+  local begin=$SECONDS part options=(-DTQ_CUDA_ARCHS="$arch") targets="" warnings
   for part in $all_parts; do
     wanted "$part" || continue
-    case $part in *check) chosen+=" $suites" library=1 ;; *) chosen+=" $part" ;; esac
-    ! needs_library "$part" || library=1
+    case $part in
+      resources) targets+=" kernel_logs" ;;
+      python | golden) targets+=" tqkv" ;;
+      bench) targets+=" tqkv attend_bench" ;;
+      *check) targets+=" backend_test append_test attend_test graph_test" ;;
+      *) targets+=" ${part}_test" ;;
+    esac
   done
-  suites=$(for test in $suites; do [[ " $chosen " == *" $test "* ]] && echo "$test"; done | xargs)
-  if [ -n "$library_trouble" ] || [ -z "$library" ]; then host_sources="src/status.cpp" api_suites=""; fi
-  for test in $suites $api_suites $programs; do list+=" $(source_of "$test")"; done
-  list="$slow $list $cuda_sources $host_sources"
-  list=$(echo $list | tr ' ' '\n' | awk '!seen[$0]++' | while read -r source; do [ -f "$source" ] && echo "$source"; done)
-  [ -n "$api_suites" ] || list=$(grep -v '^src/cpu/' <<<"$list")
-  export -f compile object hash_of
-  export out nvcc cxx cuda_flags host_flags library_state test_state
-  echo "$list" | xargs -P "$jobs" -I{} bash -c 'compile {} || true'
-  for source in $list; do
-    [ -f "$(object "$source")" ] && continue
-    echo "FAILED to compile $source"
-    failed=$((failed + 1))
-    [ $failed -le 5 ] || continue
-    grep -E 'error|fatal' -A3 "$(object "$source").failed.log" | head -n 20
-  done
-  [ $failed = 0 ] || return 1
-  warnings=$(for source in $list; do grep -hE '^[^ ]+:[0-9]+:.*warning|^[^ ]+\([0-9]+\): warning' "$(object "$source").log"; done | sort -u)
+  [ -n "$only" ] || targets="gpu_programs kernel_logs"
+  [ ! -d "$deps" ] || options+=(-DTQ_HWY_INCLUDE="$deps" -DTQ_XXHASH_INCLUDE="$deps")
+  [ -z "${NVCC:-}" ] || options+=(-DCMAKE_CUDA_COMPILER="$NVCC")
+  # shellcheck disable=SC2086
+  tq_cmake_build "$out" gpu $(printf -- '--target=%s\n' $targets | sort -u) "${options[@]}" || return 1
+  warnings=$(grep -hE '^[^ ]+:[0-9]+:.*warning|^[^ ]+\([0-9]+\): warning' "$out/build.log" | sort -u)
   [ -z "$warnings" ] || printf '%s compiler warnings, the first:\n%s\n' "$(wc -l <<<"$warnings")" "$(head -n 3 <<<"$warnings")"
-  rm -f "$out"/*_test "$out/attend_bench" "$out/libtqkv.so.0"  # nothing older than this build may run
-  : >"$out/objects"
-  for source in $cuda_sources src/status.cpp; do object "$source" >>"$out/objects"; done
-  objects=$(tr '\n' ' ' <"$out/objects")
-  for test in $suites $programs; do
-    link "$out/$(case $test in attend_bench) echo "$test" ;; *) echo "${test}_test" ;; esac)" "$(object "$(source_of "$test")")" "$objects" &
-  done
-  if [ -n "$api_suites" ]; then
-    for source in $host_sources; do [ "$source" = src/status.cpp ] || objects+=" $(object "$source")"; done
-    link "$out/libtqkv.so.0" -shared "$objects" -Xlinker -soname,libtqkv.so.0 -Xlinker --version-script=packaging/exports.map \
-      -Xlinker --exclude-libs,ALL,--as-needed -Xlinker -z,defs,-z,now,-z,relro,-z,nodelete,-z,noexecstack || failed=1
-    for test in $api_suites; do
-      link "$out/${test}_test" "$(object "$(source_of "$test")")" "$(object src/status.cpp)" "-Xlinker $out/libtqkv.so.0" "-Xlinker -rpath -Xlinker '\$ORIGIN'" || failed=1
-    done
-  fi
-  for job in $(jobs -p); do wait "$job" || failed=1; done
-  echo "built in $((SECONDS - begin)) s: $(echo "$list" | wc -l) sources, architecture $arch"
-  return $failed
+  echo "built in $((SECONDS - begin)) s, architecture $arch"
 }
 
 # ---- Parts ----
@@ -180,7 +105,7 @@ sanitizer() { # sanitizer tool limit suite-and-arguments...
   command -v compute-sanitizer >/dev/null || { echo "SKIPPED: compute-sanitizer is not installed"; echo "checks: 0 passed, 0 failed, 1 skipped"; return; }
   for run in "$@"; do
     name=${run%% *}
-    [ -x "$out/${name}_test" ] || { echo "SKIPPED $name: $library_trouble"; skipped=$((skipped + 1)); continue; }
+    [ -x "$out/${name}_test" ] || { echo "SKIPPED $name: $out/${name}_test was not built"; skipped=$((skipped + 1)); continue; }
     # shellcheck disable=SC2086
     timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit "$reports" "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
     local rc=$?
@@ -226,7 +151,7 @@ pytest_part() { # pytest_part file
 part() {
   case $1 in
     resources)
-      "$python" tests/gpu/check_resources.py --list $(sed 's/$/.log/' "$out/objects") ;;
+      "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
     append | attend | backend | conformance | graph | limits) limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
@@ -241,7 +166,7 @@ start() { # start part : in the background
   local begin=$SECONDS
   {
     if needs_library "$1" && [ ! -f "$out/libtqkv.so.0" ]; then
-      printf 'SKIPPED: %s\nchecks: 0 passed, 0 failed, 1 skipped\n' "${library_trouble:-the library was not built}" >"$logs/$1.log"
+      printf 'SKIPPED: %s/libtqkv.so.0 was not built\nchecks: 0 passed, 0 failed, 1 skipped\n' "$out" >"$logs/$1.log"
       echo "0 0" >"$logs/$1.rc"
     else
       part "$1" >"$logs/$1.log" 2>&1 </dev/null
