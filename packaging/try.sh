@@ -31,5 +31,5 @@ build/try/tqkv eval tests/data/kv_slice.safetensors "$@" || fail "tqkv eval fail
 cat <<'TEXT'
 
 That was a real model's keys and values, kept at the widths shown, judged against exact attention in float64.
-Next: build/try/tqkv eval --help, README.md (the C API in 20 lines), tests/run.sh (all tests).
+Next: build/try/tqkv eval --help, README.md (Python and C in 20 lines each), tests/run.sh (all tests).
 TEXT

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prints what this build supports as Markdown, by asking tq_cache_config_check and tq_cache_config_bytes
-// about every combination: the README's table cannot promise what the code refuses.
+// Prints what the library supports as Markdown, by asking tq_cache_config_check and tq_cache_config_bytes about
+// every combination, and the lists of CUDA kernels, which a build without CUDA can read too: the README's table
+// cannot promise what the code refuses.
 #include <cstdio>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "cuda/attend/instances.h"
+#include "cuda/dispatch.h"
 #include "format/tile_layout.h"
 #include "tqkv.h"
 
@@ -53,33 +58,92 @@ std::vector<std::string> widths() {
   return found;
 }
 
-}  // namespace
+// ---- CUDA: from the lists of compiled kernels, which need no device ----
 
-int main() {
-  std::printf("| | CPU |\n|---|---|\n");
-  std::printf("| `head_dim`, `value_dim` (independent) | %s |\n", joined(dims(TQ_ROTATION_HADAMARD)).c_str());
-  std::printf("| `key_bits`, `value_bits` (independent, per layer) | %s |\n", joined(widths()).c_str());
-  std::printf("| input and output types | float32, float16, bfloat16 |\n");
-  std::printf("| rotation | Hadamard; dense for `head_dim` %s |\n", joined(dims(TQ_ROTATION_DENSE)).c_str());
-  std::printf(
-      "| attention | decode and causal prefill, ragged batches, MHA, GQA, MQA, sliding window, soft-cap, "
-      "sink logits, LSE |\n\n");
-  std::printf(
-      "Bytes of one token, all layers and heads alike, scales included (`tq_cache_config_bytes`), `head_dim` "
-      "128:\n\n");
-  std::printf("| bits, keys + values | bytes per head | compression against float16 |\n|---|---|---|\n");
+std::vector<std::string> cuda_dims() {
+  std::vector<std::string> found;
+  for (int dim : tq::format::kHeadDims)
+    for (const auto& kernel : tq::cuda::kGenericInstances)
+      if (kernel.key == kernel.value && kernel.key == tq::format::stored_dim(dim))
+        found.push_back(std::to_string(dim));
+  return found;
+}
+
+std::string cuda_mixed_dims() {
+  std::vector<std::string> found;
+  for (const auto& kernel : tq::cuda::kGenericInstances)
+    if (kernel.key != kernel.value)
+      found.push_back(std::to_string(kernel.value) + " with keys of " + std::to_string(kernel.key));
+  return joined(found);
+}
+
+// The widths that have kernels of their own, and the dimensions that have the same ones.
+std::string coded_kernels() {
+  std::map<std::string, std::vector<std::string>> dims_of;
+  for (int dim : tq::format::kHeadDims) {
+    std::set<std::string> pairs;
+    for (const auto& kernel : tq::cuda::kCodedInstances)
+      if (kernel.stored == tq::format::stored_dim(dim))
+        pairs.insert(std::to_string(kernel.key_bits) + "+" + std::to_string(kernel.value_bits));
+    if (!pairs.empty()) dims_of[joined({pairs.begin(), pairs.end()})].push_back(std::to_string(dim));
+  }
+  std::string text;
+  for (const auto& [pairs, dims] : dims_of)
+    text += (text.empty() ? "" : "; ") + pairs + " (`head_dim` " + joined(dims) + ")";
+  return text;
+}
+
+void print_row(const char* what, const std::string& cpu, const std::string& cuda) {
+  std::printf("| %s | %s | %s |\n", what, cpu.c_str(), cuda.c_str());
+}
+
+void print_support() {
+  const int capability = tq::cuda::kMinComputeCapability;
+  std::printf("| | CPU | CUDA |\n|---|---|---|\n");
+  print_row("devices", "x86-64, instruction set chosen at run time",
+            "compute capability " + std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
+                " and later");
+  print_row("`head_dim`", joined(dims(TQ_ROTATION_HADAMARD)), joined(cuda_dims()));
+  print_row("`value_dim`", "any of these", "`head_dim`, both rounded up to 32; or " + cuda_mixed_dims());
+  print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
+  print_row("decode kernels of their own", "-", coded_kernels());
+  print_row("input and output", "float32, float16, bfloat16", "the same");
+  print_row("rotation", "Hadamard; dense", "Hadamard");
+  print_row(
+      "attention",
+      "decode, causal prefill, ragged batches, MHA, GQA, MQA, sliding window, soft-cap, sink logits, LSE",
+      "the same; in graphs");
+}
+
+// One column for each pair of widths. False, with the library's text, if it refuses one.
+bool print_sizes() {
+  std::string rows[] = {"| bits, keys + values |", "|---|", "| bytes |", "| times smaller |"};
   for (const auto& pair :
-       {std::pair<int, int>{2, 2}, {3, 2}, {3, 3}, {4, 3}, {4, 4}, {5, 5}, {6, 6}, {8, 8}, {16, 4}}) {
+       {std::pair<int, int>{2, 2}, {3, 2}, {3, 3}, {4, 3}, {4, 4}, {5, 5}, {6, 6}, {8, 8}}) {
     const tq_cache_config config = config_of(128, pair.first, pair.second, TQ_F16, TQ_ROTATION_HADAMARD);
     tq_cache_bytes bytes = {};
     bytes.struct_size = sizeof bytes;
     if (tq_cache_config_bytes(&config, &bytes) != TQ_OK) {
       std::fprintf(stderr, "%s\n", tq_last_error());
-      return 1;
+      return false;
     }
-    std::printf("| %d + %d | %lld | %.2f |\n", pair.first, pair.second,
-                static_cast<long long>(bytes.token_bytes),
-                static_cast<double>(bytes.fp16_token_bytes) / static_cast<double>(bytes.token_bytes));
+    char times[32];
+    std::snprintf(times, sizeof times, " %.2f |",
+                  static_cast<double>(bytes.fp16_token_bytes) / static_cast<double>(bytes.token_bytes));
+    rows[0] += " " + std::to_string(pair.first) + " + " + std::to_string(pair.second) + " |";
+    rows[1] += "---|";
+    rows[2] += " " + std::to_string(bytes.token_bytes) + " |";
+    rows[3] += times;
   }
-  return 0;
+  for (const std::string& row : rows) std::printf("%s\n", row.c_str());
+  return true;
+}
+
+}  // namespace
+
+int main() {
+  print_support();
+  std::printf(
+      "\nBytes of one token and kv head, scales included (`tq_cache_config_bytes`), `head_dim` 128:\n\n");
+  return print_sizes() ? 0 : 1;
 }

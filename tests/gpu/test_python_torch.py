@@ -86,6 +86,14 @@ def test_results_are_torch_tensors_on_the_device(dtype):
     assert (out.double() - want).norm() < 0.02 * want.norm()
 
 
+def test_the_readme_s_example(capsys):
+    sys.path.insert(0, str(PYTHON.parents[1] / "tests"))
+    import readme
+
+    exec(compile(readme.example("python"), "README.md", "exec"), {})
+    assert capsys.readouterr().out == readme.PYTHON_PRINTS
+
+
 def test_streams():
     """Work is ordered by the given stream: inputs are produced there by a long kernel just before."""
     k, v, q = tensors(512, 4)

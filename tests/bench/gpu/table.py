@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench.py's results for people: lines while it runs, a table at its end, and the README's table
-(tests/readme.py). Standard library only."""
+"""bench.py's results for people: lines while it runs, a table at its end, and the tables of
+README.md and tests/bench/README.md (tests/readme.py). Standard library only."""
 import json
+import textwrap
 
 
 def number(x, digits=0):
@@ -16,27 +17,32 @@ def bits(line):
     return f"{line['key_bits']}+{line['value_bits']}"
 
 
+def environment(result):
+    return f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}"
+
+
 def head(result):
     roof = result["roof"]
-    return (
-        f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}; {result['library']}\n"
-        f"read roof {number(roof['gbs'])} GB/s ({roof['kernel']}, {roof['bytes'] >> 30} GiB), second-level cache {result['l2_bytes'] >> 20} MiB, clocks {result['clocks_before']}"
-    )
+    return (f"{environment(result)}; {result['library']}\n"
+            f"read roof {number(roof['gbs'])} GB/s ({roof['kernel']}, {roof['bytes'] >> 30} GiB), "
+            f"second-level cache {result['l2_bytes'] >> 20} MiB, clocks {result['clocks_before']}")
+
+
+def range_text(one, width=0):
+    return f"{microseconds(one['us']):>{width}} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})"
 
 
 def fp16_line(case):
     fp16 = case["fp16"]
     others = "".join(f", {name} {microseconds(us)} us" for name, us in fp16["others"].items())
     flops = f", {fp16['tflops']} TFLOP/s" if "tflops" in fp16 else ""
-    return (
-        f"{case['name']:<40} FP16 SDPA {microseconds(fp16['us'])} us ({microseconds(fp16['us_low'])} .. {microseconds(fp16['us_high'])}), {fp16['backend']}{others}, "
-        f"{number(fp16['gbs'])} GB/s{flops}")
+    return (f"{case['name']:<40} FP16 SDPA {range_text(fp16)}, {fp16['backend']}{others}, "
+            f"{number(fp16['gbs'])} GB/s{flops}")
 
 
 def line(case, one):
-    text = (
-        f"{case['name']:<40} {bits(one)} {microseconds(one['us']):>9} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})  {number(one['gbs']):>6} GB/s "
-        f"{100 * one['roof_share']:5.1f} % of roof")
+    text = (f"{case['name']:<40} {bits(one)} {range_text(one, 9)}  {number(one['gbs']):>6} GB/s "
+            f"{100 * one['roof_share']:5.1f} % of roof")
     if "times_fp16" in one:
         text += f"  {one['times_fp16']:.2f}x FP16"
     if "tflops" in one:
@@ -88,20 +94,47 @@ def text(result):
     ] + [f"FAILED {one}" for one in result["failed"]])
 
 
+def filled(text):
+    """Prose of the README files: 100 columns."""
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def as_table(lines):
+    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + " --- |" * len(lines[0])] + rest) + "\n"
+
+
 def markdown(results):
-    """The README's section on GPUs: one table for each result."""
+    """The section on GPUs of tests/bench/README.md: one table for each result."""
     parts = []
     for result in results:
         columns, lines = rows(result)
         errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
         worst = f"; worst relative error of a timed output {max(errors):.1e}" if errors else ""
         parts.append(
-            f"{result['gpu']}, driver {result['driver']}, CUDA {result['cuda']}, torch {result['torch']}, {result['date']}, commit {result['commit']}: read roof "
-            f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}.\n`{result['command']}`\n"
-        )
-        parts.append("\n".join("| " + " | ".join(row) + " |"
-                               for row in [columns, ["---"] * len(columns)] + lines) + "\n")
+            filled(f"{environment(result)}, {result['date']}, commit {result['commit']}: read roof "
+                   f"{number(result['roof']['gbs'])} GB/s measured in the same process{worst}. "
+                   f"`{result['command']}`") + "\n")
+        parts.append(as_table([columns] + lines))
     return "\n".join(parts)
+
+
+HEADLINE, WIDTHS = "B32 n32768", ("4+4", "3+3", "2+2")
+
+
+def headline(results):
+    """One case of each result, for the first screen of README.md."""
+    lines = [["32 sequences of 32,768 tokens", "float16, torch SDPA"] + [f"{width} bits" for width in WIDTHS]]
+    for result in results:
+        case = next(case for case in result["cases"] if case["name"] == HEADLINE)
+        found = {bits(one): one for one in case["tqkv"]}
+        lines.append([result["gpu"], microseconds(case["fp16"]["us"]) + " us"])
+        for width in WIDTHS:
+            lines[-1].append(f"{microseconds(found[width]['us'])} us, **{found[width]['times_fp16']:.1f}x**")
+    command = results[0]["command"].rsplit(" --json", 1)[0]
+    return as_table(lines) + "\n" + filled(
+        f"One layer, {case['q_heads']} query and {case['kv_heads']} kv heads, `head_dim` {case['head_dim']}; "
+        f"printed by `{command}`. All cases, among them those that gain less: [tests/bench/README.md](tests/bench/README.md).") + "\n"
 
 
 def dump(result):
