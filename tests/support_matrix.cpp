@@ -63,7 +63,7 @@ std::vector<std::string> widths() {
 std::vector<std::string> cuda_dims() {
   std::vector<std::string> found;
   for (int dim : tq::format::kHeadDims)
-    for (const auto& kernel : tq::cuda::kGenericInstances)
+    for (const auto& kernel : tq::cuda::attend::kGenericInstances)
       if (kernel.key == kernel.value && kernel.key == tq::format::stored_dim(dim))
         found.push_back(std::to_string(dim));
   return found;
@@ -71,7 +71,7 @@ std::vector<std::string> cuda_dims() {
 
 std::string cuda_mixed_dims() {
   std::vector<std::string> found;
-  for (const auto& kernel : tq::cuda::kGenericInstances)
+  for (const auto& kernel : tq::cuda::attend::kGenericInstances)
     if (kernel.key != kernel.value)
       found.push_back(std::to_string(kernel.value) + " with keys of " + std::to_string(kernel.key));
   return joined(found);
@@ -82,7 +82,7 @@ std::string coded_kernels() {
   std::map<std::string, std::vector<std::string>> dims_of;
   for (int dim : tq::format::kHeadDims) {
     std::set<std::string> pairs;
-    for (const auto& kernel : tq::cuda::kCodedInstances)
+    for (const auto& kernel : tq::cuda::attend::kCodedInstances)
       if (kernel.stored == tq::format::stored_dim(dim))
         pairs.insert(std::to_string(kernel.key_bits) + "+" + std::to_string(kernel.value_bits));
     if (!pairs.empty()) dims_of[joined({pairs.begin(), pairs.end()})].push_back(std::to_string(dim));
