@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on codes: the frame around a core (kernels/attend_core.cuh, attend_generic.cuh).
+// Attention on codes: the frame around a core (coded.cuh, generic.cuh). cuda/README.md draws it.
 //
-// One CTA a multiprocessor with a run of units (schedule.h). Warps by duty; none waits for another in the
-// normal flow:
+// One CTA a multiprocessor with a run of units (schedule/work_list.h). Warps by duty; none waits for another
+// in the normal flow:
 // - workers (p.plan.workers) take items, one step of a job each, from a private queue whose buffers fill
 //   behind their backs. A job is a run of a unit's steps that depends on the unit alone, so that a result
 //   does not depend on the number of workers or on who does what. Its state goes to a deposit.

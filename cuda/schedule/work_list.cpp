@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// See schedule.h. Borders of equal weight are found by arithmetic in each sequence, never by walking over
+// See work_list.h. Borders of equal weight are found by arithmetic in each sequence, never by walking over
 // units: a prefill has millions of them.
 #include "cuda/schedule/work_list.h"
 
