@@ -52,6 +52,14 @@ TQ_HD MergeWeights merge_weights(SoftmaxState a, SoftmaxState b) {
   return MergeWeights{SoftmaxState{m, Arithmetic::sum_of_products(a.l, wa, b.l, wb)}, wa, wb};
 }
 
+// Adds a block of logits in place: m is the larger of the state's and the block's maximum, l the block's sum
+// relative to m. Returns the factor of the earlier o, 0 if there is none.
+TQ_HD float extend_state(SoftmaxState* s, float m, float l) {
+  const float alpha = is_empty(*s) ? 0.0f : s->m == m ? 1.0f : exp2f(s->m - m);
+  *s = SoftmaxState{m, alpha == 0.0f ? l : s->l * alpha + l};
+  return alpha;
+}
+
 // Natural-log LSE of a part.
 TQ_HD float lse_of(SoftmaxState s) { return is_empty(s) ? minus_infinity() : (s.m + log2f(s.l)) * kLn2; }
 TQ_HD SoftmaxState state_of_lse(float lse) {

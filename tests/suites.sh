@@ -224,7 +224,7 @@ suite_tsan() {
 about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's and the program's sources"; }
 suite_clang_tidy() {
   need_command clang-tidy clang-tidy && build_test || return 0
-  # simd_kernels.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
-  run_tap clang-tidy bash -c "ls src/*.cpp src/cpu/*.cpp src/cli/*.cpp | grep -v simd_kernels | xargs -P ${TQKV_JOBS:-$(nproc)} -I{} \
+  # simd.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
+  run_tap clang-tidy bash -c "ls src/*.cpp src/cpu/*.cpp src/cpu/kernels/*.cpp src/cli/*.cpp | grep -v kernels/simd | xargs -P ${TQKV_JOBS:-$(nproc)} -I{} \
     bash -c 'if text=\$(clang-tidy -p build/test --quiet --warnings-as-errors=* {} 2>/dev/null); then echo ok - {}; else printf \"not ok - %s\n%s\n\" {} \"\$text\"; fi'"
 }

@@ -5,7 +5,6 @@
 
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/exact_range.h"
-#include "cpu/pack.h"
 
 namespace tq {
 namespace cpu {
@@ -14,6 +13,7 @@ namespace {
 // One side of one tile: `rows` are the caller's vectors of tokens first .. first + count - 1 of the tile.
 struct SideJob {
   const Kernels& kernels;
+  const CodeKernels& code;
   const format::VectorCoder& coder;
   const format::SideLayout& layout;
   Kind kind;
@@ -62,13 +62,13 @@ void encode_side(const SideJob& job, Noticed* noticed) {
   alignas(64) float x[format::kMaxDim];
   for (int row = 0; row < job.count; row++) {
     job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
-    noticed->replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
+    noticed->replaced |= job.code.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
   }
   if (job.count == format::kTileTokens) {
-    job.kernels.pack(job.layout, job.kind, codes, job.words);
+    job.code.pack(job.layout, job.kind, codes, job.words);
   } else {
     for (int row = 0; row < job.count; row++)
-      merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
+      job.code.merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
   }
 }
 
@@ -109,6 +109,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
     const SideJob job = {kernels_,
+                         kernels_.of(layout.code()),
                          coder,
                          layout,
                          kind,

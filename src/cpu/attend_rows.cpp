@@ -89,6 +89,8 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       rows_(rows),
       space_(space),
       value_width_(layer_.tile.value.stored),
+      key_kernels_(kernels.of(layer_.tile.key.code())),
+      value_kernels_(kernels.of(layer_.tile.value.code())),
       key_coder_(store.coder(request.layer, head, Kind::kKey)),
       value_coder_(store.coder(request.layer, head, Kind::kValue)),
       exact_(exact_range(store.geometry, sequence.length(), sequence.raw_first)) {
@@ -169,7 +171,7 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
     integers[i] = static_cast<int16_t>(rintf(x));
     sum += integers[i];
   }
-  kernels_.prepare_query(layer_.key, integers, space_.operands + r * query_operand_bytes(stored));
+  key_kernels_.prepare_query(layer_.key, integers, space_.operands + r * query_operand_bytes(stored));
   row.code_factor = limited(static_cast<double>(largest) / q_max * scale, 1.2379400e27);  // 2^90
   row.half_sum = layer_.key.half ? 0.5f * static_cast<float>(sum) : 0.0f;
   if (key_coder_.centre)
@@ -303,8 +305,8 @@ void RowTask::add_tile(int start, bool* started) {
 
 void RowTask::score_block(const BlockTiles& tiles) {
   if (!layer_.tile.key.raw()) {
-    kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
-                   rows_, space_.scores);
+    key_kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
+                       rows_, space_.scores);
     return;
   }
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
@@ -323,8 +325,8 @@ void RowTask::value_block(const BlockTiles& tiles) {
     next[i] = tiles.next[i] + layer_.tile.value_offset();
   }
   if (!layer_.tile.value.raw()) {
-    kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights, rows_,
-                        space_.sums, space_.accumulate_work);
+    value_kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights,
+                              rows_, space_.sums, space_.accumulate_work);
     for (int r = 0; r < rows_; r++) {
       const Row& row = space_.row[r];
       if (row.begin < row.end)

@@ -118,6 +118,8 @@ class RowTask {
   const int rows_;
   WorkerSpace& space_;
   const int value_width_;  // entries of o: stored value dim, or value_dim of a raw side
+  const CodeKernels& key_kernels_;
+  const CodeKernels& value_kernels_;
   format::VectorCoder key_coder_, value_coder_;
   ExactRange exact_;
 };

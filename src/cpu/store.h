@@ -5,7 +5,7 @@
 #include <atomic>
 #include <memory>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 #include "host_block.h"
 #include "host_ops.h"
 #include "requests.h"

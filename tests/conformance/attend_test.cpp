@@ -14,7 +14,6 @@
 
 #include <algorithm>
 
-#include "cpu/pack.h"
 #include "rig.h"
 
 namespace tq {

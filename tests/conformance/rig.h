@@ -13,7 +13,7 @@
 
 #include "backend.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 #include "host_ops.h"
 
 namespace tq {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tables that are plain data: scalar everywhere, and one per SIMD instruction set compiled in (see
-// kernels.cpp for which run here).
+// select.cpp for which run here).
 #pragma once
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace tq {
 namespace cpu {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // See pack.h. An octet is gathered as eight bytes of a 64-bit word and its bits are brought to their places
 // by a few shifts for all eight codes at once. The bit places are those of format/scalar.h;
-// tests/conformance compares with store_code for every width.
-#include "cpu/pack.h"
+// tests/conformance compares with pack_scalar for every width.
+#include "cpu/kernels/pack.h"
 
 #include <string.h>
 
-#include "cpu/operands.h"
+#include "cpu/kernels/operands.h"
 
 namespace tq {
 namespace cpu {
@@ -56,7 +56,7 @@ inline uint64_t join(const uint8_t* low, const uint8_t* high) {
 }
 
 template <int kBits>
-void pack_tile_bits(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
+void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
   const int jv = layout.jv, stored = layout.stored;
   // Rows of 32 codes along the contraction: keys as they stand; values [coordinate][position].
   uint8_t turned[format::kMaxDim * format::kTileTokens];
@@ -139,31 +139,28 @@ void merge_value(const format::SideLayout& layout, int token, const uint8_t* cod
       }
 }
 
+}  // namespace
+
 template <int kBits>
-void merge_token_bits(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
-                      uint32_t* words) {
+void Packing<kBits>::tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes,
+                          uint32_t* words) {
+  pack_tile<kBits>(layout, kind, codes, words);
+}
+template <int kBits>
+void Packing<kBits>::token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                           uint32_t* words) {
   if (kind == Kind::kKey)
     merge_key<kBits>(layout, token, codes, words);
   else
     merge_value<kBits>(layout, token, codes, words);
 }
 
-}  // namespace
-
-void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
-  constexpr decltype(&pack_tile) kByBits[] = {pack_tile_bits<2>, pack_tile_bits<3>, pack_tile_bits<4>,
-                                              pack_tile_bits<5>, pack_tile_bits<6>, nullptr,
-                                              pack_tile_bits<8>};
-  kByBits[layout.bits - 2](layout, kind, codes, words);
-}
-
-void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
-                 uint32_t* words) {
-  constexpr decltype(&merge_token) kByBits[] = {merge_token_bits<2>, merge_token_bits<3>, merge_token_bits<4>,
-                                                merge_token_bits<5>, merge_token_bits<6>, nullptr,
-                                                merge_token_bits<8>};
-  kByBits[layout.bits - 2](layout, kind, token, codes, words);
-}
+template struct Packing<2>;
+template struct Packing<3>;
+template struct Packing<4>;
+template struct Packing<5>;
+template struct Packing<6>;
+template struct Packing<8>;
 
 }  // namespace cpu
 }  // namespace tq

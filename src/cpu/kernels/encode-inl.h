@@ -12,7 +12,7 @@
 #define TQ_CPU_ENCODE_INL_H_
 #endif
 
-#include "cpu/vectors-inl.h"
+#include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
@@ -170,6 +170,8 @@ HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float
   return best;
 }
 
+// kUniform: the 8-bit grid, else a codebook.
+template <bool kUniform>
 bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
   alignas(64) float y[format::kMaxDim];
   alignas(64) float scratch[format::kMaxDim];
@@ -194,7 +196,7 @@ bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, ui
   const float rms = format::sqrt_rn(format::div_rn(n2, static_cast<float>(stored)));
   format::QuantiseResult fit;
   float paper;
-  if (coder.codebook.bits == 8) {
+  if constexpr (kUniform) {
     const float max_y = max_abs(y, stored);
     fit = quantise_uniform8(y, stored, max_y, codes, scratch);
     paper = format::div_rn(max_y, 127.0f);

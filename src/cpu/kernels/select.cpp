@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which tables exist, which run here, which one is taken. The choice is one table for a whole backend, made
 // at create.
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,15 +11,15 @@
 #include <cpuid.h>
 #endif
 
-#include "cpu/scalar_kernels.h"
-#include "cpu/vbmi_kernels.h"
+#include "cpu/kernels/scalar.h"
+#include "cpu/kernels/vbmi.h"
 #include "hwy/detect_targets.h"
 #include "status.h"
 
 namespace tq {
 namespace cpu {
 
-// The tables of simd_kernels.cpp, one namespace per Highway target.
+// The tables of simd.cpp, one namespace per Highway target.
 #if HWY_TARGETS & HWY_SSSE3
 namespace N_SSSE3 {
 extern const Kernels kKernels;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer kernels for AVX-512 with VBMI and VNNI; see vbmi_kernels.cpp.
+// Integer kernels for AVX-512 with VBMI and VNNI; see vbmi.cpp.
 #pragma once
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace tq {
 namespace cpu {

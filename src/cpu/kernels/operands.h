@@ -9,7 +9,7 @@
 // operand depends on the lane only through t, so 64 bytes serve all vectors, and narrower SIMD uses slices of
 // them.
 #pragma once
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace tq {
 namespace cpu {

@@ -10,6 +10,8 @@
 // The scalar table calls src/format and spells every sum out in coordinate order: it is the oracle of the
 // others.
 #pragma once
+#include <utility>
+
 #include "format/encode.h"
 #include "requests.h"
 #include "softmax_state.h"
@@ -44,6 +46,9 @@ struct CodedSide {
   Kind kind;
   bool half;  // the level is the byte + 1/2
 
+  // Level byte of a code.
+  int level(uint8_t code) const { return layout.bits == 8 ? static_cast<int8_t>(code) : levels[code]; }
+
   // A raw code makes a side without levels.
   CodedSide(int dim, format::CodeId code, Kind side, const format::Codebook& book);
 };
@@ -74,26 +79,20 @@ struct BlockWeights {
   float half_sum;  // sum(weights) / 2 for half-integer codebooks, else 0
 };
 
-struct Kernels {
-  const char* name;
-
-  // ---- vectors ----
-  // Exactly format::encode_vector.
+// What is done with one code; empty for raw, whose values are floats as they stand.
+struct CodeKernels {
+  // Exactly format::encode_vector, with the codebook of this code.
   bool (*encode)(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale);
-  // y [stored] = orthonormal rotation of x [dim]. |x_i| <= 2.
-  void (*rotate)(const format::VectorCoder& coder, const float* x, float* y);
-  // Exactly format::unrotate: y [stored] (destroyed) -> x [dim].
-  void (*unrotate)(const format::VectorCoder& coder, float* y, float* x);
   // codes [32][stored] -> all words of a tile's side.
   void (*pack)(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words);
-  // dtype <-> float; to float16 rounds to nearest even and saturates at 65504, to bfloat16 rounds to nearest
-  // even.
-  void (*to_float)(DataType type, const void* source, int64_t count, float* target);
-  void (*from_float)(DataType type, const float* source, int64_t count, void* target);
+  // codes [stored] of one token into words that hold others.
+  void (*merge_token)(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                      uint32_t* words);
 
-  // ---- integers over codes; tiles[i] is the side's first word of tile i of the block, for first_tile <= i <
+  // Integers over codes. tiles[i] is the side's first word of tile i of the block, for first_tile <= i <
   // last_tile; next[i] is where the same side of a later block lies, to be brought into the cache meanwhile
-  // (tiles[i] itself if there is none) ---- q [stored] -> operand [query_operand_bytes], 64-byte aligned.
+  // (tiles[i] itself if there is none).
+  // q [stored] -> operand [query_operand_bytes], 64-byte aligned.
   void (*prepare_query)(const CodedSide& side, const int16_t* q, uint8_t* operand);
   // scores[r * kBlockTokens + token] = sum q * level byte. operands: [rows][query_operand_bytes].
   void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
@@ -103,6 +102,45 @@ struct Kernels {
   void (*accumulate)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                      int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
                      uint8_t* work);
+};
+
+struct CodeTable {
+  CodeKernels entry[format::kNumCodes];  // by format::code_index
+};
+
+// The one way from a width to its kernels: Of<bits>::kernels() for every scalar code.
+template <template <int> class Of, size_t kIndex>
+constexpr CodeKernels code_entry() {
+  constexpr format::CodeId kCode = format::kCodes[kIndex];
+  if constexpr (kCode.raw())
+    return CodeKernels{};
+  else
+    return Of<kCode.bits>::kernels();
+}
+template <template <int> class Of, size_t... kIndex>
+constexpr CodeTable code_table(std::index_sequence<kIndex...>) {
+  return CodeTable{{code_entry<Of, kIndex>()...}};
+}
+template <template <int> class Of>
+constexpr CodeTable code_table() {
+  return code_table<Of>(std::make_index_sequence<format::kNumCodes>());
+}
+
+struct Kernels {
+  const char* name;
+  CodeTable codes;
+
+  const CodeKernels& of(format::CodeId code) const { return codes.entry[format::code_index(code)]; }
+
+  // ---- vectors ----
+  // y [stored] = orthonormal rotation of x [dim]. |x_i| <= 2.
+  void (*rotate)(const format::VectorCoder& coder, const float* x, float* y);
+  // Exactly format::unrotate: y [stored] (destroyed) -> x [dim].
+  void (*unrotate)(const format::VectorCoder& coder, float* y, float* x);
+  // dtype <-> float; to float16 rounds to nearest even and saturates at 65504, to bfloat16 rounds to nearest
+  // even.
+  void (*to_float)(DataType type, const void* source, int64_t count, float* target);
+  void (*from_float)(DataType type, const float* source, int64_t count, void* target);
 
   // ---- floats ----
   // Turns scores (int32, or float dot products) into p = 2^(logit - new maximum), 0 outside begin..end,

@@ -8,11 +8,11 @@
 // times the level. Everything is exact modulo 2^32 and the true sums fit int32 (kernels.h).
 //
 // Highway 1.0.3 has none of these operations.
-#include "cpu/vbmi_kernels.h"
+#include "cpu/kernels/vbmi.h"
 
 #include <string.h>
 
-#include "cpu/vbmi_expand.h"
+#include "cpu/kernels/vbmi_expand.h"
 
 #if HWY_ARCH_X86
 HWY_PUSH_ATTRIBUTES(TQ_VBMI_TARGET)
@@ -301,21 +301,13 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
   accumulate_jv<kBits, 1>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
-           int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
-  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>,
-                                                  score_bits<6>, nullptr,       score_bits<8>};
-  kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, operands, rows, scores);
-}
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
-                int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                uint8_t* work) {
-  constexpr decltype(&accumulate_bits<2>) kByBits[] = {accumulate_bits<2>, accumulate_bits<3>,
-                                                       accumulate_bits<4>, accumulate_bits<5>,
-                                                       accumulate_bits<6>, nullptr,
-                                                       accumulate_bits<8>};
-  kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
-}
+// The integers of a code, the rest empty.
+template <int kBits>
+struct VbmiCode {
+  static constexpr CodeKernels kernels() {
+    return {nullptr, nullptr, nullptr, prepare_query_digits, score_bits<kBits>, accumulate_bits<kBits>};
+  }
+};
 
 #undef TQ_INLINE
 }  // namespace
@@ -328,11 +320,14 @@ namespace tq {
 namespace cpu {
 
 Kernels with_vbmi(const Kernels& base) {
+  constexpr CodeTable kIntegers = code_table<vbmi::VbmiCode>();
   Kernels kernels = base;
   kernels.name = "avx3_dl";
-  kernels.prepare_query = prepare_query_digits;
-  kernels.score = vbmi::score;
-  kernels.accumulate = vbmi::accumulate;
+  for (int i = 0; i < format::kNumCodes; i++) {
+    kernels.codes.entry[i].prepare_query = kIntegers.entry[i].prepare_query;
+    kernels.codes.entry[i].score = kIntegers.entry[i].score;
+    kernels.codes.entry[i].accumulate = kIntegers.entry[i].accumulate;
+  }
   return kernels;
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scalar table: the format's own code and plain sums in coordinate order. Every other table is tested
 // against it; it also runs where no SIMD path fits. Speed is not its duty.
-#include "cpu/scalar_kernels.h"
+#include "cpu/kernels/scalar.h"
 
 #include <algorithm>
 
-#include "cpu/operands.h"
+#include "cpu/kernels/operands.h"
 
 namespace tq {
 namespace cpu {
@@ -32,9 +32,12 @@ void unrotate(const format::VectorCoder& coder, float* y, float* x) { format::un
 
 void pack(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
   for (int token = 0; token < format::kTileTokens; token++)
-    for (int i = 0; i < layout.stored; i++)
-      format::store_code(words, layout, format::code_place(layout, kind, token, i),
-                         codes[token * layout.stored + i]);
+    format::pack_scalar(layout, kind, token, codes + token * layout.stored, words);
+}
+
+void merge_token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                 uint32_t* words) {
+  format::pack_scalar(layout, kind, token, codes, words);
 }
 
 uint16_t bf16_or_nan(float x) {
@@ -67,21 +70,20 @@ void prepare_query(const CodedSide& side, const int16_t* q, uint8_t* operand) {
   memcpy(operand, q, side.layout.stored * sizeof(int16_t));
 }
 
-int level_at(const CodedSide& side, const uint32_t* words, int token, int coordinate) {
-  const uint32_t code =
-      format::load_code(words, side.layout, format::code_place(side.layout, side.kind, token, coordinate));
-  return side.layout.bits == 8 ? static_cast<int8_t>(code) : side.levels[code];
+// Level bytes of one token, [stored].
+void load_levels(const CodedSide& side, const uint8_t* words, int token, int8_t* levels) {
+  uint8_t codes[format::kMaxDim];
+  format::unpack_scalar(side.layout, side.kind, reinterpret_cast<const uint32_t*>(words), token, codes);
+  for (int i = 0; i < side.layout.stored; i++) levels[i] = static_cast<int8_t>(side.level(codes[i]));
 }
 
 void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile,
            int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   const int stored = side.layout.stored;
-  int16_t levels[format::kMaxDim];
+  int8_t levels[format::kMaxDim];
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int token = 0; token < format::kTileTokens; token++) {
-      for (int i = 0; i < stored; i++)
-        levels[i] =
-            static_cast<int16_t>(level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token, i));
+      load_levels(side, tiles[tile], token, levels);
       for (int r = 0; r < rows; r++) {
         const int16_t* q = reinterpret_cast<const int16_t*>(operands + r * query_operand_bytes(stored));
         int32_t sum = 0;
@@ -94,16 +96,26 @@ void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* co
 void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const*, int first_tile,
                 int last_tile, const uint16_t* weights, int rows, int32_t* sums, uint8_t*) {
   const int stored = side.layout.stored;
+  int8_t levels[format::kMaxDim];
   std::fill(sums, sums + static_cast<int64_t>(rows) * stored, 0);
   for (int tile = first_tile; tile < last_tile; tile++)
-    for (int token = 0; token < format::kTileTokens; token++)
-      for (int entry = 0; entry < stored; entry++) {
-        const int level = level_at(side, reinterpret_cast<const uint32_t*>(tiles[tile]), token,
-                                   value_coordinate(side.layout, entry));
-        for (int r = 0; r < rows; r++)
-          sums[r * stored + entry] += level * weights[r * kBlockTokens + tile * format::kTileTokens + token];
+    for (int token = 0; token < format::kTileTokens; token++) {
+      load_levels(side, tiles[tile], token, levels);
+      for (int r = 0; r < rows; r++) {
+        const int weight = weights[r * kBlockTokens + tile * format::kTileTokens + token];
+        for (int entry = 0; entry < stored; entry++)
+          sums[r * stored + entry] += levels[value_coordinate(side.layout, entry)] * weight;
       }
+    }
 }
+
+// The functions ask the side for its width: one entry serves all.
+template <int>
+struct ScalarCode {
+  static constexpr CodeKernels kernels() {
+    return {encode, pack, merge_token, prepare_query, score, accumulate};
+  }
+};
 
 template <typename Score>
 float softmax_of(const RowBlock& row, const Score* scores, const float* key_scales, const float* value_scales,
@@ -126,18 +138,7 @@ float softmax_of(const RowBlock& row, const Score* scores, const float* key_scal
     if (value_scales) p[i] *= value_scales[i];
     *largest = std::max(*largest, p[i]);
   }
-  const float alpha = is_empty(*state) ? 0.0f : exp2f(state->m - m);
-  *state = SoftmaxState{m, is_empty(*state) ? l : state->l * alpha + l};
-  return alpha;
-}
-
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales,
-              SoftmaxState* state, float* p, float* largest) {
-  return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
-}
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales,
-                   SoftmaxState* state, float* p, float* largest) {
-  return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
+  return extend_state(state, m, l);
 }
 
 BlockWeights weigh(const float* p, float largest, bool half, uint16_t* weights) {
@@ -182,9 +183,19 @@ void combine(float* y, float a, const float* x, float b, int count) {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",   encode,        rotate,   unrotate,   pack,    to_float,
-                                from_float, prepare_query, score,    accumulate, softmax, softmax_dots,
-                                weigh,      update,        dot_rows, add_rows,   combine};
+const Kernels kScalarKernels = {"scalar",
+                                code_table<ScalarCode>(),
+                                rotate,
+                                unrotate,
+                                to_float,
+                                from_float,
+                                softmax_of<int32_t>,
+                                softmax_of<float>,
+                                weigh,
+                                update,
+                                dot_rows,
+                                add_rows,
+                                combine};
 
 }  // namespace cpu
 }  // namespace tq

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // See operands.h. None of this is hot, except the two reductions on SIMD narrower than 512 bits.
-#include "cpu/operands.h"
+#include "cpu/kernels/operands.h"
 
 #include <string.h>
 

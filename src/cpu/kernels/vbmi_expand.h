@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Building blocks of vbmi_kernels.cpp, for its use only: look-up of codes by vpermb, and sums over the four
+// Building blocks of vbmi.cpp, for its use only: look-up of codes by vpermb, and sums over the four
 // lanes of a coordinate.
 #pragma once
-#include "cpu/operands.h"
+#include "cpu/kernels/operands.h"
 #include "hwy/highway.h"
 
 #if HWY_ARCH_X86

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // One table of kernels per Highway target. Highway re-includes this file once for each; no Highway run-time
-// library is used: kernels.cpp picks a table by the CPU's features.
+// library is used: select.cpp picks a table by the CPU's features.
 //
 // Scalable vectors (SVE) cannot stand in arrays, which these kernels are made of; Arm runs NEON.
 #ifndef HWY_DISABLED_TARGETS
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #endif
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "cpu/simd_kernels.cpp"
+#define HWY_TARGET_INCLUDE "cpu/kernels/simd.cpp"
 #include "hwy/foreach_target.h"
 // clang-format off: must come after foreach_target.h
 #include "hwy/highway.h"
 // clang-format on
-#include "cpu/pack.h"
-#include "cpu/scalar_kernels.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/scalar.h"
 
 // The non-SIMD baseline has its own code.
 #if HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
-#include "cpu/codes-inl.h"
-#include "cpu/encode-inl.h"
-#include "cpu/floats-inl.h"
-#include "cpu/vectors-inl.h"
+#include "cpu/kernels/codes-inl.h"
+#include "cpu/kernels/encode-inl.h"
+#include "cpu/kernels/floats-inl.h"
+#include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
@@ -34,11 +34,28 @@ constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
                               : HWY_TARGET == HWY_NEON  ? "neon"
                                                         : "simd";
 
+template <int kBits>
+struct SimdCode {
+  static constexpr CodeKernels kernels() {
+    return {encode<kBits == 8>,  Packing<kBits>::tile, Packing<kBits>::token,
+            prepare_query_pairs, score_bits<kBits>,    accumulate_bits<kBits>};
+  }
+};
+
 extern const Kernels kKernels;
-const Kernels kKernels = {
-    kName,  encode,     rotate,  unrotate,     pack_tile, to_float, from_float, prepare_query_pairs,
-    score,  accumulate, softmax, softmax_dots, weigh,     update,   dot_rows,   add_rows,
-    combine};
+const Kernels kKernels = {kName,
+                          code_table<SimdCode>(),
+                          rotate,
+                          unrotate,
+                          to_float,
+                          from_float,
+                          softmax_of<int32_t>,
+                          softmax_of<float>,
+                          weigh,
+                          update,
+                          dot_rows,
+                          add_rows,
+                          combine};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

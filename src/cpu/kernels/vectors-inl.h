@@ -12,7 +12,7 @@
 #define TQ_CPU_VECTORS_INL_H_
 #endif
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();

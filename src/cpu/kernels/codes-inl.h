@@ -13,16 +13,14 @@
 #define TQ_CPU_CODES_INL_H_
 #endif
 
-#include "cpu/operands.h"
+#include "cpu/kernels/operands.h"
+#include "cpu/kernels/vectors-inl.h"
 #include "hwy/cache_control.h"
-#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
 using D32 = hn::CappedTag<int32_t, 16>;
 using D16 = hn::Repartition<int16_t, D32>;
 using D8 = hn::Repartition<int8_t, D32>;
@@ -259,22 +257,6 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
         hn::StoreU(hn::Add(hn::LoadU(d, out + i), hn::ShiftLeft<15>(hn::Load(d, ones + i))), d, out + i);
     }
   }
-}
-
-void score(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
-           int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
-  constexpr decltype(&score_bits<2>) kByBits[] = {score_bits<2>, score_bits<3>, score_bits<4>, score_bits<5>,
-                                                  score_bits<6>, nullptr,       score_bits<8>};
-  kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, operands, rows, scores);
-}
-void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
-                int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
-                uint8_t* work) {
-  constexpr decltype(&accumulate_bits<2>) kByBits[] = {accumulate_bits<2>, accumulate_bits<3>,
-                                                       accumulate_bits<4>, accumulate_bits<5>,
-                                                       accumulate_bits<6>, nullptr,
-                                                       accumulate_bits<8>};
-  kByBits[side.layout.bits - 2](side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -12,7 +12,7 @@
 #define TQ_CPU_FLOATS_INL_H_
 #endif
 
-#include "cpu/vectors-inl.h"
+#include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
@@ -97,9 +97,9 @@ HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores
 }
 
 template <typename Score>
-HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores,
-                            const float* HWY_RESTRICT key_scales, const float* HWY_RESTRICT value_scales,
-                            SoftmaxState* state, float* HWY_RESTRICT p, float* largest) {
+float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT scores, const float* HWY_RESTRICT key_scales,
+                 const float* HWY_RESTRICT value_scales, SoftmaxState* state, float* HWY_RESTRICT p,
+                 float* largest) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const bool all = row.begin == 0 && row.end == kBlockTokens;
@@ -124,18 +124,7 @@ HWY_INLINE float softmax_of(const RowBlock& row, const Score* HWY_RESTRICT score
     }
   }
   *largest = lane_max(largest_product);
-  const float alpha = is_empty(*state) ? 0.0f : state->m == m ? 1.0f : exp2f(state->m - m);
-  *state = SoftmaxState{m, is_empty(*state) ? lane_sum(sum) : state->l * alpha + lane_sum(sum)};
-  return alpha;
-}
-
-float softmax(const RowBlock& row, const int32_t* scores, const float* key_scales, const float* value_scales,
-              SoftmaxState* state, float* p, float* largest) {
-  return softmax_of(row, scores, key_scales, value_scales, state, p, largest);
-}
-float softmax_dots(const RowBlock& row, const float* dots, const float* key_scales, const float* value_scales,
-                   SoftmaxState* state, float* p, float* largest) {
-  return softmax_of(row, dots, key_scales, value_scales, state, p, largest);
+  return extend_state(state, m, lane_sum(sum));
 }
 
 BlockWeights weigh(const float* HWY_RESTRICT p, float largest, bool half, uint16_t* HWY_RESTRICT weights) {
