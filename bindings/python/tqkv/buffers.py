@@ -70,24 +70,25 @@ def _product(extents):
     return count
 
 
-def _number(name, what, value, lowest, end):
-    """An integer that an array says of itself, as a Python one: NumPy's would wrap, ctypes would cut."""
+def _numbers(name, what, values, lowest, end):
+    """Integers that an array says of itself, as Python ones: NumPy's would wrap, ctypes would cut them."""
     try:
-        number = operator.index(value)
+        numbers = tuple(map(operator.index, values))
     except TypeError:
-        raise InvalidArgument(f"{name}: has {what} {value!r}, which is no integer") from None
-    if not lowest <= number < end:
-        raise InvalidArgument(f"{name}: has {what} {number}, which cannot be")
-    return number
+        raise InvalidArgument(f"{name}: {what} {values!r} must be integers") from None
+    if numbers and not (lowest <= min(numbers) and max(numbers) < end):
+        raise InvalidArgument(f"{name}: {what} {numbers} must be {lowest} .. {end - 1}")
+    return numbers
 
 
 def _buffer(name, pointer, dtype, shape, strides, device, writable, owner, kind, held=None):
-    shape = tuple(_number(name, "an extent of", extent, 0, 2**63) for extent in shape)
-    strides = tuple(_number(name, "a stride of", stride, -2**63, 2**63) for stride in strides)
+    """strides: None if dense."""
+    shape = _numbers(name, "shape", shape, 0, 2**63)
+    strides = dense_strides(shape) if strides is None else _numbers(name, "strides", strides, -2**63, 2**63)
     if len(shape) != len(strides):
         raise InvalidArgument(f"{name}: has {len(shape)} dimensions and {len(strides)} strides")
-    address = _number(name, "the address", pointer or 0, 0, 2**64)
-    return Buffer(address, dtype, shape, strides, *device, bool(writable), owner, kind, held)
+    pointer, = _numbers(name, "address", (pointer or 0, ), 0, 2**64)
+    return Buffer(pointer, dtype, shape, strides, *device, bool(writable), owner, kind, held)
 
 
 def as_buffer(array, dtype=None, *, name="array", stream=0):
@@ -194,7 +195,7 @@ def _from_torch(tensor, dtype, name):
 def _from_array_interface(array, interface, dtype, name, kind, device):
     typestring, shape, (pointer, read_only) = _interface(interface, name)
     found = _TYPESTRINGS.get(typestring, typestring)
-    if getattr(getattr(array, "dtype", None), "name", "") == "bfloat16":
+    if found not in DTYPES and getattr(getattr(array, "dtype", None), "name", "") == "bfloat16":
         found = "bfloat16"  # the array interface has no word for it, an extension type of NumPy does
     resolved = _resolve_dtype(found, dtype, name)
     size = DTYPE_BYTES[DTYPES[resolved]]
@@ -203,7 +204,7 @@ def _from_array_interface(array, interface, dtype, name, kind, device):
         if len(shape) != 1 or (strides and strides[0] != 1) or shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
         shape, strides = (shape[0] // size,), None
-    strides = dense_strides(shape) if strides is None else _element_strides(strides, size, name)
+    strides = None if strides is None else _element_strides(strides, size, name)
     return _buffer(name, pointer, resolved, shape, strides, device, not read_only, array, kind)
 
 
@@ -220,12 +221,11 @@ def _interface(interface, name):
 def _from_dlpack(array, dtype, name, stream):
     view = _dlpack.import_tensor(array, stream, name)
     resolved = _resolve_dtype(view.dtype, dtype, name)
-    strides = dense_strides(view.shape) if view.strides is None else view.strides
     if view.dtype == "uint8":
         raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(DTYPES)}")
     kind = "cupy" if type(array).__module__.split(".")[0] == "cupy" else "dlpack"
-    return _buffer(name, view.pointer, resolved, view.shape, strides, view.device, view.writable, array, kind,
-                   view)
+    return _buffer(name, view.pointer, resolved, view.shape, view.strides, view.device, view.writable, array,
+                   kind, view)
 
 
 def _check_producer_stream(producer, stream, name):
@@ -249,7 +249,7 @@ def _from_buffer_protocol(array, dtype, name):
     if found == "uint8":
         if len(view.shape) != 1 or view.strides[0] != 1 or view.shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
-        shape, strides = (view.shape[0] // size, ), (1, )
+        shape, strides = (view.shape[0] // size, ), None
     else:
         shape, strides = view.shape, _element_strides(view.strides, size, name)
     return _buffer(name, view.pointer, resolved, shape, strides, (CPU, 0), view.writable, array, "buffer",
@@ -372,8 +372,7 @@ def as_bytes(array, name):
     elif interface is not None:
         typestring, shape, (pointer, read_only) = _interface(interface, name)
         contiguous, writable = interface.get("strides") is None, not read_only
-        extents = (_number(name, "an extent of", extent, 0, 2**63) for extent in shape)
-        num_bytes = _product((int(typestring[2:]), *extents))
+        num_bytes = _product((int(typestring[2:]), *_numbers(name, "shape", shape, 0, 2**63)))
         if not on_host:
             device = (CUDA, getattr(getattr(array, "device", None), "id", None))
     else:
@@ -386,8 +385,8 @@ def as_bytes(array, name):
         contiguous, pointer, num_bytes, writable = flat.c_contiguous, held.pointer, flat.nbytes, held.writable
     if not contiguous:
         raise InvalidArgument(f"{name}: must be contiguous")
-    return Memory(_number(name, "the address", pointer or 0, 0, 2**64),
-                  _number(name, "a size of", num_bytes, 0, 2**63), *device, bool(writable), held)
+    pointer, num_bytes = _numbers(name, "address and size", (pointer or 0, num_bytes), 0, 2**63)
+    return Memory(pointer, num_bytes, *device, bool(writable), held)
 
 
 def as_workspace(array, device):
