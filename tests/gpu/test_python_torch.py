@@ -6,6 +6,7 @@ Run: TQKV_LIBRARY=/path/to/libtqkv.so.0 python -m pytest tests/gpu/test_python_t
 CUDA; skips without)
 """
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,34 @@ def test_graph_replay_equals_eager():
 
     eager = run(False)
     assert torch.isfinite(eager).all() and torch.equal(run(True), eager)
+
+
+def test_attends_in_their_own_workspaces_from_two_threads():
+    """Side by side, each on its own stream; the rows of a plan are those of the library."""
+    k, v, q = tensors(300, 2)
+    with tqkv.Cache(**SHAPE, io_dtype="float16") as cache:
+        assert cache.config.device == "cuda:0" and cache.config.io_dtype == "float16"
+        step, sequence = cache.batch(), cache.sequence()
+        step.plan([sequence], np.array([300], np.uint16), np.array([2], np.uint8))
+        assert step.rows() == (300, 2, True)
+        step.append(0, k, v)
+        want = step.attend(0, q)
+        torch.cuda.synchronize()
+        rooms = [torch.empty(cache.workspace_bytes(), dtype=torch.uint8, device="cuda") for _ in range(2)]
+        outs, streams = [[], []], [torch.cuda.Stream() for _ in range(2)]
+
+        def work(i):
+            for _ in range(50):
+                with torch.cuda.stream(streams[i]):
+                    outs[i].append(step.attend(0, q, workspace=rooms[i], stream=streams[i]))
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        torch.cuda.synchronize()
+        assert all(len(each) == 50 and all(torch.equal(out, want) for out in each) for each in outs)
 
 
 def test_plan_inside_a_capture_is_refused():

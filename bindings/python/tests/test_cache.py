@@ -174,7 +174,9 @@ def test_fork_and_truncate(small):
     k, v, q = random(3, 2, 64), random(3, 2, 64), random(3, 4, 64)
     step.append(0, k, v)
     first = step.attend(0, q)
+    assert step.rows() == (3, 3, True)
     sequence.truncate(10)
+    assert step.rows() == (0, 0, False)
     with pytest.raises(tqkv.InvalidState, match="plan"):
         step.attend(0, q)
     step.plan([sequence], [1])

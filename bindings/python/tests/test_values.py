@@ -41,7 +41,7 @@ def test_counts_of_any_integer_type(dtype):
     with cache(max_tokens=512, max_sequences=3) as c:
         step, sequences = c.batch(), [c.sequence() for _ in range(3)]
         step.plan(sequences, counts, counts)
-        assert [len(s) for s in sequences] == [120, 100, 80]
+        assert [len(s) for s in sequences] == [120, 100, 80] and step.rows() == (300, 300, True)
         for rows in (300 - 256, 299, 301):
             with pytest.raises(tqkv.InvalidArgument, match=r"k: has shape .*, expected \[300, 2, 64\]"):
                 step.append(0, random(rows, 2, 64), random(rows, 2, 64))

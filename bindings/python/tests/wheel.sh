@@ -22,12 +22,16 @@ fail() {
 
 command -v ccache >/dev/null && export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
 export CMAKE_BUILD_PARALLEL_LEVEL=${TQKV_JOBS:-$(nproc)} PIP_NO_INDEX=1
-"$python" -m pip wheel --disable-pip-version-check --no-build-isolation --no-index --no-deps -w "$work/dist" "$here" \
+"$python" -m pip wheel --disable-pip-version-check --no-build-isolation --no-index --no-deps \
+  -w "$work/dist" "$here" \
   --config-settings=cmake.define.TQ_CUDA="${TQ_CUDA:-OFF}" >"$work/log" 2>&1 || fail "pip wheel"
 wheel=$(echo "$work"/dist/*.whl)
-version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)$/\2/p' "$here/../../include/tqkv.h" | paste -sd.)
+header=$here/../../include/tqkv.h
+version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)$/\2/p' "$header" | paste -sd.)
 case $(basename "$wheel") in
-  tqkv-"$version"-py3-none-linux_*.whl | tqkv-"$version"-py3-none-manylinux_*.whl) echo "ok - $(basename "$wheel"), $(stat -c %s "$wheel") bytes" ;;
+  tqkv-"$version"-py3-none-linux_*.whl | tqkv-"$version"-py3-none-manylinux_*.whl)
+    echo "ok - $(basename "$wheel"), $(stat -c %s "$wheel") bytes"
+    ;;
   *) fail "the wheel is called $(basename "$wheel")" ;;
 esac
 
@@ -35,39 +39,48 @@ esac
 for name in tqkv/libtqkv.so.0 tqkv/__init__.py tqkv/py.typed tqkv/LICENSE tqkv/THIRD_PARTY.md; do
   grep -qx "$name" "$work/names" || fail "the wheel lacks $name"
 done
-if grep -vE '^tqkv/[a-z_]+\.py$|^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$|^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
+if grep -vE -e '^tqkv/[a-z_]+\.py$|^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$' \
+  -e '^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
   fail "the wheel holds more than it should"
 fi
 echo "ok - contents"
 
 "$python" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --disable-pip-version-check --no-index --quiet "$wheel" >"$work/log" 2>&1 || fail "pip install"
+installed=$work/venv/bin/python
+"$installed" -m pip install --disable-pip-version-check --no-index --quiet "$wheel" >"$work/log" 2>&1 ||
+  fail "pip install"
 cd "$work" # away from the sources, which Python would import first
-library=$("$work/venv/bin/python" -c 'import importlib.util as u; print(u.find_spec("tqkv").submodule_search_locations[0])')/libtqkv.so.0
+find='import importlib.util as u; print(u.find_spec("tqkv").submodule_search_locations[0])'
+library=$("$installed" -c "$find")/libtqkv.so.0
 if command -v readelf >/dev/null; then
   readelf -d "$library" >"$work/log"
-  grep -qE 'libstdc\+\+|libgcc_s|RPATH|RUNPATH' "$work/log" && fail "the library in the wheel needs a C++ runtime or has a run path"
+  grep -qE 'libstdc\+\+|libgcc_s|RPATH|RUNPATH' "$work/log" &&
+    fail "the library in the wheel needs a C++ runtime or has a run path"
   grep -q 'SONAME.*\[libtqkv.so.0\]' "$work/log" || fail "SONAME"
   echo "ok - the library needs only$(sed -nE 's/.*NEEDED.*\[(.*)\]/ \1/p' "$work/log" | paste -sd,)"
 fi
 
-env -u TQKV_LIBRARY -u PYTHONPATH "$work/venv/bin/python" - >"$work/log" 2>&1 <<'PYTHON' || fail "ten lines in a fresh environment"
+alone() { env -u TQKV_LIBRARY -u PYTHONPATH "$installed" "$@" >"$work/log" 2>&1; }
+alone - <<'PYTHON' || fail "ten lines in a fresh environment"
 import array, importlib.metadata, sys
 import tqkv
 assert not {"numpy", "torch"} & set(sys.modules)
 assert importlib.metadata.version("tqkv") == tqkv.__version__ == tqkv.library_version()
 assert not importlib.metadata.requires("tqkv")
-with tqkv.Cache(num_layers=1, num_q_heads=2, num_kv_heads=1, head_dim=32, key_bits=8, value_bits=8, max_tokens=64) as cache:
+with tqkv.Cache(num_layers=1, num_q_heads=2, num_kv_heads=1, head_dim=32, key_bits=8, value_bits=8,
+                max_tokens=64) as cache:
     step, sequence = cache.batch(), cache.sequence()
     step.plan([sequence], [2])
     step.append(0, array.array("f", range(64)), array.array("f", [1.0] * 64))
     out = step.attend(0, array.array("f", [0.5] * 128))
-    assert out.shape == (2, 2, 32) and all(0.97 < x < 1.03 for t in out.tolist() for h in t for x in h), out.tolist()
+    assert out.shape == (2, 2, 32)
+    assert all(0.97 < x < 1.03 for t in out.tolist() for h in t for x in h), out.tolist()
 assert tqkv.library_path().startswith(sys.prefix)
 PYTHON
 echo "ok - import and ten lines without NumPy and torch"
-env -u TQKV_LIBRARY -u PYTHONPATH "$work/venv/bin/python" -m tqkv >"$work/log" 2>&1 || fail "python -m tqkv"
+alone -m tqkv || fail "python -m tqkv"
 echo "ok - python -m tqkv"
-env -u TQKV_LIBRARY -u PYTHONPATH "$work/venv/bin/python" "$here/examples/decode_loop.py" >"$work/log" 2>&1 || fail "decode_loop.py"
-diff "$work/log" "$here/../../packaging/smoke/decode_loop.txt" >/dev/null || fail "decode_loop.py prints something else than decode_loop.txt"
+alone "$here/examples/decode_loop.py" || fail "decode_loop.py"
+diff "$work/log" "$here/../../packaging/smoke/decode_loop.txt" >/dev/null ||
+  fail "decode_loop.py prints something else than decode_loop.txt"
 echo "ok - decode_loop.py"

@@ -21,7 +21,7 @@ from . import errors
 from ._abi import CONSTANTS
 from ._ffi import Noticed, load_library
 from .buffers import Buffer, as_buffer, as_stream
-from .batch import Batch
+from .batch import Batch, Rows
 from .cache import Cache
 from .config import Codebook, Config
 from .devices import build_info, devices, library_path, library_version
@@ -37,6 +37,6 @@ __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
     "InvalidState", "IoError", "LibraryError", "NoDevice", "NotSupported", "Noticed", "OutOfMemory",
-    "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices",
-    "errors", "library_path", "library_version", "load_library", "merge_states"
+    "Rows", "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info",
+    "devices", "errors", "library_path", "library_version", "load_library", "merge_states"
 ]

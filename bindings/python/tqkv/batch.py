@@ -8,7 +8,7 @@ calling function until the library has returned: they hold the memory.
 import contextlib
 import ctypes
 import weakref
-from typing import Any, Optional, Sequence as Many
+from typing import Any, NamedTuple, Optional, Sequence as Many
 
 from . import _abi, _ffi
 from ._ffi import check
@@ -18,6 +18,14 @@ from .errors import InvalidArgument, InvalidState
 from .sequence import Sequence
 
 __all__ = ["Batch"]
+
+
+class Rows(NamedTuple):
+    """What a plan covers: rows of k and v, rows of q, out and lse; zeros if it is not in force."""
+
+    new_tokens: int
+    query_tokens: int
+    in_force: bool
 
 
 class Batch:
@@ -76,6 +84,12 @@ class Batch:
         with self._turn() as (library, _):
             check(library,
                   library.tq_batch_plan(self._handle, len(sequences), ids, counts, queries, stream))
+
+    def rows(self) -> Rows:
+        """(new_tokens, query_tokens, in_force) of the plan: how many rows append and attend take, and whether
+        they take any. Host-side, no synchronisation."""
+        with self._turn() as (library, _):
+            return self._rows(library)
 
     def append(self, layer: int, k: Any, v: Any, *, stream: Any = None) -> None:
         """Encodes the new tokens of the plan into one layer.
@@ -182,10 +196,9 @@ class Batch:
             yield handles.library, cache
 
     def _rows(self, library):
-        """(new tokens, query tokens, whether a plan is in force) as the library has them."""
         new_tokens, query_tokens, in_force = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int32()
         check(library, library.tq_batch_rows(self._handle, new_tokens, query_tokens, in_force))
-        return new_tokens.value, query_tokens.value, in_force.value
+        return Rows(new_tokens.value, query_tokens.value, bool(in_force.value))
 
 
 def _counts(name, values, length):
