@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import tqkv
 from test_cache import K, Q, V, aligned, cache, filled, random
-from tqkv import _ffi
 
 PACKAGE = Path(__file__).resolve().parents[1]
 WAIT = 0.2  # seconds in which a call that does not wait is certainly done
@@ -27,23 +26,6 @@ WAIT = 0.2  # seconds in which a call that does not wait is certainly done
 def small():
     with cache(max_sequences=4) as c:
         yield c
-
-
-@pytest.fixture
-def before(monkeypatch):
-    """before(function, do): `do` runs when the package has checked all and calls the library's function."""
-
-    def replace(name, do):
-        library = _ffi.load_library()
-        function = getattr(library, name)
-
-        def called(*arguments):
-            do()
-            return function(*arguments)
-
-        monkeypatch.setattr(library, name, called)
-
-    return replace
 
 
 def python(code, timeout=60, **environment):

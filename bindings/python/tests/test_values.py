@@ -217,25 +217,8 @@ CALLS = {
 CASES = [(function, name) for function, calls in CALLS.items() for name in calls]
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """watched(function, look): `look` runs in place of the library's function just before it."""
-    def replace(name, look):
-        library = _ffi.load_library()
-        function = getattr(library, name)
-
-        def called(*arguments):
-            gc.collect()
-            look()
-            return function(*arguments)
-
-        monkeypatch.setattr(library, name, called)
-
-    return replace
-
-
 @pytest.mark.parametrize("function, name", CASES)
-def test_dlpack_tensors_are_given_back_after_the_call(watched, function, name):
+def test_dlpack_tensors_are_given_back_after_the_call(before, function, name):
     made, seen = [], []
 
     def temporary(a):
@@ -244,7 +227,7 @@ def test_dlpack_tensors_are_given_back_after_the_call(watched, function, name):
 
     with cache() as c:
         step, sequence = (c.batch(), c.sequence()) if function == "tq_cache_set_centres" else filled(c)
-        watched(function, lambda: seen.append(made[-1].deleted < len(made[-1].exports)))
+        before(function, lambda: seen.append(made[-1].deleted < len(made[-1].exports)))
         CALLS[function][name](c, step, sequence, temporary)
     assert seen and all(seen), "a tensor was given back before the library had it"
     gc.collect()
@@ -252,7 +235,7 @@ def test_dlpack_tensors_are_given_back_after_the_call(watched, function, name):
 
 
 @pytest.mark.parametrize("function, name", CASES)
-def test_arrays_cannot_be_resized_during_the_call(watched, function, name):
+def test_arrays_cannot_be_resized_during_the_call(before, function, name):
     made, refused = [], []
 
     def flat(a):
@@ -267,14 +250,14 @@ def test_arrays_cannot_be_resized_during_the_call(watched, function, name):
 
     with cache() as c:
         step, sequence = (c.batch(), c.sequence()) if function == "tq_cache_set_centres" else filled(c)
-        watched(function, resize)
+        before(function, resize)
         CALLS[function][name](c, step, sequence, flat)
     assert refused
     gc.collect()
     made[-1].append(0.0)  # and is free afterwards
 
 
-def test_workspace_and_pool_are_held(watched):
+def test_workspace_and_pool_are_held(before):
     size = tqkv.Config(2, 4, 2, 64, 256, 4, 4).bytes().page_bytes
     pool = bytearray(size + 256)
     skip = -ctypes.addressof(ctypes.c_char.from_buffer(pool)) % 256
@@ -289,7 +272,7 @@ def test_workspace_and_pool_are_held(watched):
             with pytest.raises(BufferError):
                 room.append(0)
 
-        watched("tq_cache_attend", resize)
+        before("tq_cache_attend", resize)
         step.attend(0, Q, workspace=memoryview(room)[start:start + bytes_needed])
         gc.collect()
         room.append(0)
