@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # The one test command: builds what is needed and runs every suite.
 #
-#   tests/run.sh [suite...] [^suite...] [--quick] [--list]
+#   tests/run.sh [suite...] [^suite...] [--quick | --long] [--list]
 #
 # Without a suite all run; ^suite leaves one out. --quick shortens the long ones (random walks, sanitizers,
-# benches). Every suite says what it does, how long it took and what it skipped and why. The last line is "N
+# benches). --long, for a night: random walks ten times as long, sanitizers over everything, every
+# configuration and 16 orders of execution on the emulated GPU. Every suite says what it does, how long it took and what it skipped and why. The last line is "N
 # passed, N failed, N skipped" over single tests; the exit status is 0 only if something ran and nothing
 # failed. Builds lie in build/, with ccache if it is installed; TQKV_JOBS limits parallel compilation,
 # TQKV_NO_INSTALL=1 forbids installing Debian packages, TQKV_PYTHON names an interpreter that has
@@ -18,15 +19,17 @@ cd "$(dirname "$0")/.."
 all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom cli testlm symbols abi install deb examples readme bench cuda-compile
   emulate asan tsan clang-tidy"
 chosen="" refused=""
+limit=1500 # seconds that one program may run
 for argument in "$@"; do
   case $argument in
     --quick) export TQKV_TEST_QUICK=1 ;;
+    --long) export TQKV_TEST_LONG=1 limit=36000 ;;
     --list)
       for suite in $all_suites; do "about_${suite//-/_}"; done
       exit 0
       ;;
     -h | --help)
-      sed -n '3,12s/^# \{0,1\}//p' tests/run.sh
+      sed -n '3,14s/^# \{0,1\}//p' tests/run.sh
       exit 0
       ;;
     ^*) refused+=" ${argument#^}" ;;
@@ -39,6 +42,8 @@ for suite in $chosen $refused; do
     exit 2
   }
 done
+
+[ -z "${TQKV_TEST_QUICK:-}" ] || [ -z "${TQKV_TEST_LONG:-}" ] || { echo "run.sh: --quick and --long exclude each other"; exit 2; }
 
 passed=0 failed=0 skipped=0
 out=build/results
@@ -69,7 +74,7 @@ shown() { grep -vE '^\[( OK|       OK| RUN|----)|^$' "$1" | tail -n "${2:-40}" |
 run_gtest() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
   shift
-  timeout 1500 "$@" --gtest_brief=1 >"$log" 2>&1 </dev/null
+  timeout "$limit" "$@" --gtest_brief=1 >"$log" 2>&1 </dev/null
   rc=$?
   p=$(sed -nE 's/^\[  PASSED  \] ([0-9]+) tests?\.$/\1/p' "$log" | tail -n 1)
   f=$(sed -nE 's/^\[  FAILED  \] ([0-9]+) tests?, listed below:$/\1/p' "$log" | tail -n 1)
@@ -91,7 +96,7 @@ run_gtest() {
 run_tap() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
   shift
-  timeout 1500 "$@" >"$log" 2>&1 </dev/null
+  timeout "$limit" "$@" >"$log" 2>&1 </dev/null
   rc=$?
   p=$(grep -c '^ok - ' "$log")
   f=$(grep -c '^not ok - ' "$log")
@@ -110,7 +115,7 @@ run_tap() {
 run_counted() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s rc
   shift
-  timeout 1500 "$@" >"$log" 2>&1 </dev/null
+  timeout "$limit" "$@" >"$log" 2>&1 </dev/null
   rc=$?
   read -r p f s <<<"$(sed -nE '$s/.*: ([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$log")"
   : "${p:=0}" "${f:=0}" "${s:=0}"
@@ -127,7 +132,7 @@ run_counted() {
 run_check() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS
   shift
-  if timeout 1500 "$@" >"$log" 2>&1 </dev/null; then
+  if timeout "$limit" "$@" >"$log" 2>&1 </dev/null; then
     counted "$name" 1 0 0 $((SECONDS - start))
   else
     counted "$name" 0 1 0 $((SECONDS - start))
@@ -140,7 +145,7 @@ run_pytest() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s e rc last
   shift
   need_python || { skip "$name" "no Python environment: $python_trouble"; return; }
-  timeout 1500 "$python" -m pytest -q -p no:cacheprovider -rs "$@" >"$log" 2>&1 </dev/null
+  timeout "$limit" "$python" -m pytest -q -p no:cacheprovider -rs "$@" >"$log" 2>&1 </dev/null
   rc=$?
   last=$(grep -E '^[=]* ?[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)
   p=$(sed -nE 's/.*\b([0-9]+) passed.*/\1/p' <<<"$last")

@@ -191,23 +191,31 @@ suite_cuda_compile() {
 about_emulate() { echo "emulate: the CUDA sources on the CPU: kernels against float64 and the scalar encoder, the library's two backends against each other"; }
 suite_emulate() {
   cuda_tools emulate || return
-  local seed at
+  local seed at orders="0 1 2 3" append_orders="0 1"
   need_build emulate emulate --target=gpu_programs || return
   pass
   run_counted "attend_test --each" build/emulate/attend_test --each
   # Warps and lanes in several orders of execution.
-  for seed in 0 1 2 3; do TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small; done
-  for seed in 0 1; do TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small; done
+  [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
+  for seed in $orders; do TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small; done
+  for seed in $append_orders; do TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small; done
   run_counted "backend_test --small" build/emulate/backend_test --small
-  for at in 0 5; do run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1; done
+  if [ -n "${TQKV_TEST_LONG:-}" ]; then
+    run_counted "conformance_test, every configuration" build/emulate/conformance_test --quick
+  else
+    for at in 0 5; do run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1; done
+  fi
 }
+
+# What sanitizers run is shortened, unless long suites are asked for.
+sanitized_env() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo env; else echo env TQKV_TEST_QUICK=1; fi; }
 
 about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short) and failing allocations"; }
 suite_asan() {
   build_asan || return
   local test
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
-  for test in "${sanitized[@]}" golden_encode_tests oom_tests; do TQKV_TEST_QUICK=1 run_gtest "asan $test" "build/asan/tests/$test"; done
+  for test in "${sanitized[@]}" golden_encode_tests oom_tests; do run_gtest "asan $test" $(sanitized_env) "build/asan/tests/$test"; done
 }
 
 about_tsan() { echo "tsan: ThreadSanitizer over the allowed concurrency and the thread pool's users"; }
@@ -215,10 +223,10 @@ suite_tsan() {
   build_tsan || return
   local test
   export TSAN_OPTIONS=halt_on_error=1
-  for test in thread_tests capi_tests; do TQKV_TEST_QUICK=1 run_gtest "tsan $test" "build/tsan/tests/$test"; done
+  for test in thread_tests capi_tests; do run_gtest "tsan $test" $(sanitized_env) "build/tsan/tests/$test"; done
   # Of the conformance tests those that use several threads: the others would take the sanitizer's slowdown
   # and show it nothing.
-  TQKV_TEST_QUICK=1 run_gtest "tsan conformance_tests" build/tsan/tests/conformance_tests '--gtest_filter=*ThreadPool*:*Invariance*'
+  run_gtest "tsan conformance_tests" $(sanitized_env) build/tsan/tests/conformance_tests '--gtest_filter=*ThreadPool*:*Invariance*'
 }
 
 about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's and the program's sources"; }

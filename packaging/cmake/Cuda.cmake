@@ -7,7 +7,12 @@
 # otherwise. EMULATE compiles the same sources as C++ for the CPU (tests/emulate); of the toolkit it needs the
 # headers alone. Sources are listed by hand, the compiled kernels in each wing's instances.txt.
 include(packaging/cmake/Instances.cmake)
-set(tq_cuda_sources
+# The kernels first: they take longest to compile.
+set(tq_cuda_sources "")
+foreach(wing attend append prefill)
+  tq_instances(${wing} tq_cuda_sources)
+endforeach()
+list(APPEND tq_cuda_sources
   cuda/append/launch.cu
   cuda/arena.cu
   cuda/attend/launch.cu
@@ -18,9 +23,6 @@ set(tq_cuda_sources
   cuda/prefill/launch.cu
   cuda/runtime.cu
   cuda/schedule/work_list.cpp)
-foreach(wing append attend prefill)
-  tq_instances(${wing} tq_cuda_sources)
-endforeach()
 
 if(TQ_CUDA STREQUAL "OFF")
   return()

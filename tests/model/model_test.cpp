@@ -4,7 +4,7 @@
 // capacities. Every failing call must say the right status and change nothing.
 //
 // The run is reproducible: a failure names its world, and --world=N runs that one alone. --ops=N sets the
-// number of operations, TQKV_TEST_QUICK runs a tenth.
+// number of operations, TQKV_TEST_QUICK runs a tenth, TQKV_TEST_LONG ten times as many.
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   using namespace tq::model;
   ::testing::InitGoogleTest(&argc, argv);
   if (getenv("TQKV_TEST_QUICK")) wanted_operations /= 10;
+  if (getenv("TQKV_TEST_LONG")) wanted_operations *= 10;
   for (int i = 1; i < argc; i++) {
     if (const int64_t n = number_of(argv[i], "--ops=")) wanted_operations = n;
     if (const int64_t n = number_of(argv[i], "--world=")) only_world = n;

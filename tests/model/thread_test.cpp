@@ -16,7 +16,7 @@
 namespace {
 
 constexpr int kDim = 32, kHeads = 2, kLayers = 2;
-int rounds() { return getenv("TQKV_TEST_QUICK") ? 10 : 100; }
+int rounds() { return getenv("TQKV_TEST_QUICK") ? 10 : getenv("TQKV_TEST_LONG") ? 1000 : 100; }
 
 tq_cache_config config(int threads) {
   tq_cache_config c = {};
