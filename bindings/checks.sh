@@ -32,19 +32,29 @@ check() {
   shift
   if "$@" >"$scratch/log" 2>&1; then ok "$name"; else not_ok "$name" "$scratch/log"; fi
 }
-# What the language's files repeat of the header is what the generator makes of it, and the generator refuses
-# what it does not understand.
-generated() {
-  check "made from the header" python3 ../generate.py --check
-  check "the generator refuses what it does not understand" python3 ../generate.py --self-test
+# pkg_config_module: a pkg-config module as an installation has it, around the library in hand, in
+# $scratch/lib; false if there is no pkg-config.
+pkg_config_module() {
+  command -v pkg-config >/dev/null 2>&1 || { skip "linked" "pkg-config is not installed"; return 1; }
+  local version
+  version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) //p' "$repository/include/tqkv.h" | paste -sd.)
+  mkdir -p "$scratch/lib"
+  ln -s "$library" "$scratch/lib/libtqkv.so"
+  ln -s "$library" "$scratch/lib/libtqkv.so.0"
+  printf '%s\n' "Name: tqkv" "Description: tqkv" "Version: $version" "Libs: -L$scratch/lib -ltqkv" \
+    "Cflags: -I$repository/include" >"$scratch/lib/tqkv.pc"
 }
-# The AddressSanitizer's library that the library in hand was built with, or nothing.
-sanitizer=$(ldd "$library" | sed -nE 's/^\s*libasan\S* => (\S+) .*/\1/p')
+# What a program must preload if the library in hand was built with AddressSanitizer, else nothing: its
+# runtime, which looks for that of C++ when it starts.
+sanitizer=$(ldd "$library" | sed -nE 's/^\s*lib(asan|stdc\+\+)\.\S* => (\S+) .*/\1 \2/p' | sort | cut -d' ' -f2 |
+  paste -sd:)
+[[ $sanitizer == *asan* ]] || sanitizer=""
 # example name command... : prints what the C program prints.
 example() {
   local name=$1
   shift
-  if "$@" >"$scratch/out" 2>"$scratch/log" && diff "$repository/packaging/smoke/decode_loop.txt" "$scratch/out" >>"$scratch/log"; then
+  if "$@" >"$scratch/out" 2>"$scratch/log" &&
+    diff "$repository/packaging/smoke/decode_loop.txt" "$scratch/out" >>"$scratch/log"; then
     ok "$name"
   else
     not_ok "$name" "$scratch/log"

@@ -32,8 +32,12 @@ suite_format() {
   done
 }
 
-about_header() { echo "header: tqkv.h included twice in C99 C11 C17 C++11 C++17 C++20, gcc and clang, warnings as errors"; }
-suite_header() { run_tap "compile matrix" tests/install/header.sh; }
+about_header() { echo "header: tqkv.h included twice in C99 C11 C17 C++11 C++17 C++20, gcc and clang, warnings as errors; what the bindings make of it"; }
+suite_header() {
+  run_tap "compile matrix" tests/install/header.sh
+  run_check "bindings regenerate" python3 bindings/generate.py --check
+  run_tap "the generator objects to what it does not understand" python3 bindings/generate.py --self-test
+}
 
 about_unit() { echo "unit: parts of the core and the format, property tests"; }
 suite_unit() { build_test && run_gtest unit build/test/tests/unit_tests; }
@@ -210,12 +214,13 @@ suite_emulate() {
 # What sanitizers run is shortened, unless long suites are asked for.
 sanitized_env() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo env; else echo env TQKV_TEST_QUICK=1; fi; }
 
-about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short) and failing allocations"; }
+about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short), failing allocations, and the Rust and Go bindings"; }
 suite_asan() {
   build_asan || return
   local test
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
   for test in "${sanitized[@]}" golden_encode_tests oom_tests; do run_gtest "asan $test" $(sanitized_env) "build/asan/tests/$test"; done
+  for test in rust go; do run_tap "asan $test" "bindings/$test/run_tests.sh" build/asan/libtqkv.so; done
 }
 
 about_tsan() { echo "tsan: ThreadSanitizer over the allowed concurrency and the thread pool's users"; }

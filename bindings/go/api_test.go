@@ -26,8 +26,8 @@ func open(t testing.TB) *tqkv.Library {
 }
 
 func config(dtype tqkv.Dtype) *tqkv.Config {
-	return &tqkv.Config{NumLayers: 1, NumQHeads: qHeads, NumKVHeads: kvHeads, HeadDim: dim, IODtype: dtype, KeyBits: 8, ValueBits: 8, MaxTokens: 256,
-		MaxSequences: 4, NumThreads: 1}
+	return &tqkv.Config{NumLayers: 1, NumQHeads: qHeads, NumKVHeads: kvHeads, HeadDim: dim, IODtype: dtype,
+		KeyBits: 8, ValueBits: 8, MaxTokens: 256, MaxSequences: 4, NumThreads: 1}
 }
 
 // opened is a cache with a batch and a sequence, closed at the end of the test.
@@ -90,7 +90,8 @@ func distance(found, expected []float32) float64 {
 
 func TestIntroduction(t *testing.T) {
 	library := open(t)
-	if library.Version() != tqkv.Version || library.ABIVersion() != 0 || !strings.Contains(library.BuildInfo(), tqkv.Version) {
+	if library.Version() != tqkv.Version || library.ABIVersion() != 0 ||
+		!strings.Contains(library.BuildInfo(), tqkv.Version) {
 		t.Errorf("%s, %d, %s", library.Version(), library.ABIVersion(), library.BuildInfo())
 	}
 	if name := library.StatusName(tqkv.ErrCapacity); name != "TQ_ERROR_CAPACITY" {
@@ -109,7 +110,8 @@ func TestIntroduction(t *testing.T) {
 	_, err = library.DeviceCount(7)
 	want(t, err, tqkv.ErrInvalidArgument, "type = 7")
 	var failure *tqkv.Error
-	if !errors.As(err, &failure) || failure.Status != tqkv.ErrInvalidArgument || errors.Is(err, tqkv.ErrCapacity) {
+	if !errors.As(err, &failure) || failure.Status != tqkv.ErrInvalidArgument ||
+		errors.Is(err, tqkv.ErrCapacity) {
 		t.Errorf("%#v", err)
 	}
 }
@@ -147,8 +149,9 @@ func TestBFloat16(t *testing.T) {
 	if distance(widened(out), out32) > 1.0/256 { // half a unit in the last place is 2^-9
 		t.Error("out in bfloat16 is not out in float32")
 	}
-	want(t, cache.Append(0, batch, tqkv.F16(k), tqkv.F16(v), nil), tqkv.ErrInvalidArgument, "k: of type 2", "io_dtype = 3")
-	want(t, cache.Attend(0, batch, tqkv.BF16(q), tqkv.F16(out), nil, nil), tqkv.ErrInvalidArgument, "out: of type 2")
+	bad := tqkv.ErrInvalidArgument
+	want(t, cache.Append(0, batch, tqkv.F16(k), tqkv.F16(v), nil), bad, "k: of type 2", "io_dtype = 3")
+	want(t, cache.Attend(0, batch, tqkv.BF16(q), tqkv.F16(out), nil, nil), bad, "out: of type 2")
 }
 
 func TestShortSlices(t *testing.T) {
@@ -160,7 +163,8 @@ func TestShortSlices(t *testing.T) {
 	want(t, cache.Append(0, batch, kv, kv[:200], nil), bad, "v: a slice of 200")
 	want(t, cache.Append(0, batch, kv, nil, nil), bad, "v = NULL")
 	want(t, cache.Append(0, batch, kv, kv, &tqkv.Layout{KeyTokenStride: 1000}), bad, "k:")
-	want(t, cache.Append(0, batch, kv, kv, &tqkv.Layout{ValueHeadStride: -64}), bad, "v:", "must not be negative")
+	negative := &tqkv.Layout{ValueHeadStride: -64}
+	want(t, cache.Append(0, batch, kv, kv, negative), bad, "v:", "must not be negative")
 	want(t, cache.Append(1<<40, batch, kv, kv, nil), bad, "layer = 1099511627776")
 	must(t, cache.Append(0, batch, kv, kv, nil))
 
@@ -169,8 +173,9 @@ func TestShortSlices(t *testing.T) {
 	want(t, cache.Attend(0, batch, q, out[1:], nil, nil), bad, "out:")
 	want(t, cache.Attend(0, batch, nil, out, nil, nil), bad, "must not be nil")
 	want(t, cache.Attend(0, batch, q, out, lse[1:], nil), bad, "lse:")
-	want(t, cache.Attend(0, batch, q, out, nil, &tqkv.AttendParams{SinkLogits: make([]float32, 3)}), bad, "sink_logits")
-	want(t, cache.AttendDevice(0, batch, tqkv.DeviceAttend{}, &tqkv.AttendParams{SinkLogits: make([]float32, 4)}, 0), bad, "SinkLogits")
+	sinks := &tqkv.AttendParams{SinkLogits: make([]float32, 3)}
+	want(t, cache.Attend(0, batch, q, out, nil, sinks), bad, "sink_logits")
+	want(t, cache.AttendDevice(0, batch, tqkv.DeviceAttend{}, sinks, 0), bad, "SinkLogits")
 	must(t, cache.Attend(0, batch, q, out, lse, nil))
 
 	k := make(tqkv.F32, 2*kvHeads*dim)
@@ -207,7 +212,8 @@ func TestResolvedConfig(t *testing.T) {
 	first, _, _ := opened(t, c)
 	resolved, err := first.Config()
 	must(t, err)
-	if resolved.ValueDim != 64 || resolved.PageSize != 64 || resolved.MaxSequenceTokens != 256 || fmt.Sprint(*resolved.KeyCodebook) != fmt.Sprint(*c.KeyCodebook) {
+	if resolved.ValueDim != 64 || resolved.PageSize != 64 || resolved.MaxSequenceTokens != 256 ||
+		fmt.Sprint(*resolved.KeyCodebook) != fmt.Sprint(*c.KeyCodebook) {
 		t.Errorf("%+v", resolved)
 	}
 	second, _, _ := opened(t, &resolved)
@@ -239,6 +245,33 @@ func TestClosing(t *testing.T) {
 	want(t, otherBatch.Plan(), tqkv.ErrInvalidState, "cache: is closed")
 }
 
+// Raw keys hold +-65504 at most; a coded side has no such bound.
+func TestNoticed(t *testing.T) {
+	c := config(tqkv.Float32)
+	c.KeyBits = 16
+	cache, batch, sequence := opened(t, c)
+	k, v := tqkv.F32(random(1, kvHeads*dim)), tqkv.F32(random(2, kvHeads*dim))
+	appended := func(expected tqkv.Noticed) {
+		t.Helper()
+		must(t, batch.Plan(tqkv.Decode(sequence, 1)))
+		must(t, cache.Append(0, batch, k, v, nil))
+		if noticed, err := cache.Check(0); err != nil || noticed != expected {
+			t.Errorf("noticed %d, %v, expected %d", noticed, err, expected)
+		}
+	}
+	appended(0)
+	v[3] = 1e6
+	appended(0)
+	k[5] = -1e6
+	appended(tqkv.NoticedSaturated)
+	k[5], v[3] = 0, float32(math.NaN())
+	appended(tqkv.NoticedNonfinite)
+	all, err := cache.Noticed(sequence)
+	if err != nil || all != tqkv.NoticedSaturated|tqkv.NoticedNonfinite {
+		t.Errorf("noticed %d, %v", all, err)
+	}
+}
+
 func TestStreamOnTheCPU(t *testing.T) {
 	_, batch, sequence := opened(t, config(tqkv.Float32))
 	want(t, batch.PlanOn(8, tqkv.Decode(sequence, 1)), tqkv.ErrInvalidArgument, "stream")
@@ -250,7 +283,8 @@ func TestCudaCacheWithoutCuda(t *testing.T) {
 	c := config(tqkv.Float32)
 	c.DeviceType, c.DeviceID = tqkv.CUDA, int32(count)
 	_, err = open(t).NewCache(c)
-	if !errors.Is(err, tqkv.ErrNoDevice) && !errors.Is(err, tqkv.ErrDriver) && !errors.Is(err, tqkv.ErrNotSupported) {
+	if !errors.Is(err, tqkv.ErrNoDevice) && !errors.Is(err, tqkv.ErrDriver) &&
+		!errors.Is(err, tqkv.ErrNotSupported) {
 		t.Error(err)
 	}
 }
@@ -310,9 +344,12 @@ func TestGoroutinesShareACache(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			kv, q, out := tqkv.F32(random(uint32(g), kvHeads*dim)), tqkv.F32(random(9, qHeads*dim)), make(tqkv.F32, qHeads*dim)
+			kv, q := tqkv.F32(random(uint32(g), kvHeads*dim)), tqkv.F32(random(9, qHeads*dim))
+			out := make(tqkv.F32, qHeads*dim)
 			for range 40 {
-				if err := errors.Join(batch.Plan(tqkv.Decode(sequence, 1)), cache.Append(0, batch, kv, kv, nil), cache.Attend(0, batch, q, out, nil, nil)); err != nil {
+				err := errors.Join(batch.Plan(tqkv.Decode(sequence, 1)), cache.Append(0, batch, kv, kv, nil),
+					cache.Attend(0, batch, q, out, nil, nil))
+				if err != nil {
 					t.Error(err)
 					return
 				}
@@ -332,7 +369,8 @@ func TestGoroutinesShareACache(t *testing.T) {
 func BenchmarkAttendCallOverhead(b *testing.B) {
 	cache, batch, sequence := opened(b, config(tqkv.Float32))
 	must(b, batch.Plan(tqkv.Decode(sequence, 1)))
-	kv, q, out := tqkv.F32(random(1, kvHeads*dim)), tqkv.F32(random(9, qHeads*dim)), make(tqkv.F32, qHeads*dim)
+	kv, q := tqkv.F32(random(1, kvHeads*dim)), tqkv.F32(random(9, qHeads*dim))
+	out := make(tqkv.F32, qHeads*dim)
 	must(b, cache.Append(0, batch, kv, kv, nil))
 	b.ReportAllocs()
 	for b.Loop() {

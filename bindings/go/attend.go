@@ -24,7 +24,7 @@ type AttendParams struct {
 	LogitSoftcap   float32   // c: logits become c * tanh(logit / c); 0 = off
 	SlidingWindow  int64     // tokens that a query sees, its own included; 0 = all
 	SinkLogits     []float32 // one per query head, added to the softmax's sum only; for Attend
-	HistoryOnly    bool      // leave out the batch's new tokens, for a caller that attends them and merges by lse
+	HistoryOnly    bool      // leave out the new tokens, for a caller that attends them and merges by lse
 	QTokenStride   int64     // elements, 0 = dense [token][q head][dim]
 	QHeadStride    int64
 	OutTokenStride int64
@@ -205,8 +205,8 @@ func (c *Cache) ReadDevice(layer int, sequence Sequence, first, count int64, k, 
 // checkHost says whether slices of this type may be used with the cache.
 func (c *core) checkHost(name string, dtype Dtype) error {
 	if c.config.DeviceType != CPU {
-		return argumentError("%s: slices are host memory, but the cache is on a device; use the method ending "+
-			"in Device", name)
+		return argumentError("%s: slices are host memory, but the cache is on a device; use the method "+
+			"ending in Device", name)
 	}
 	if dtype != c.config.IODtype {
 		return argumentError("%s: of type %d, but the cache has io_dtype = %d", name, dtype, c.config.IODtype)
@@ -214,9 +214,10 @@ func (c *core) checkHost(name string, dtype Dtype) error {
 	return nil
 }
 
-// checkKV checks k and v of append and read and returns their addresses. A slice is asked for its memory once,
-// so that what was checked is what C gets.
-func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vMemory unsafe.Pointer, err error) {
+// checkKV checks k and v of append and read and returns their addresses. A slice is asked for its memory
+// once, so that what was checked is what C gets.
+func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vMemory unsafe.Pointer,
+	err error) {
 	heads := int64(c.config.NumKVHeads)
 	for _, side := range []struct {
 		name                    string
@@ -269,11 +270,12 @@ func (c *core) checkAttend(tokens int64, q, out HostSlice, lse []float32, params
 			c.config.IODtype)
 	}
 	heads := int64(c.config.NumQHeads)
-	qShape, outShape := shape{tokens, heads, int64(c.config.HeadDim)}, shape{tokens, heads, int64(c.config.ValueDim)}
-	if err := checkLength("q", qLength, qShape, params.QTokenStride, params.QHeadStride); err != nil {
+	s := shape{tokens, heads, int64(c.config.HeadDim)}
+	if err := checkLength("q", qLength, s, params.QTokenStride, params.QHeadStride); err != nil {
 		return memory, err
 	}
-	if err := checkLength("out", outLength, outShape, params.OutTokenStride, params.OutHeadStride); err != nil {
+	s.dim = int64(c.config.ValueDim)
+	if err := checkLength("out", outLength, s, params.OutTokenStride, params.OutHeadStride); err != nil {
 		return memory, err
 	}
 	if lse != nil {

@@ -17,9 +17,9 @@ type Batch struct {
 	state *batchState
 }
 
-// batchState is what a Batch and its cleanup share, and by which the cache knows the batch. Its address is the
-// batch's identity: nothing else gets it as long as one of them holds it. The library's address is none: the
-// next batch may lie where a destroyed one lay.
+// batchState is what a Batch and its cleanup share, and by which the cache knows the batch. Its address is
+// the batch's identity: nothing else gets it as long as one of them holds it. The library's address is none:
+// the next batch may lie where a destroyed one lay.
 type batchState struct {
 	raw *C.tq_batch // nil once closed; guarded by core.mutex
 }

@@ -52,7 +52,7 @@ type Config struct {
 	MaxSequences      int32 // 0 = 1
 	MaxBatchSequences int32 // sequences in one plan; 0 = MaxSequences
 	MaxBatchTokens    int64 // new tokens, and query tokens, in one plan, each; 0 = MaxTokens
-	WindowTokens      int32 // last tokens of a sequence that are read exactly, from raw copies beside the codes
+	WindowTokens      int32 // last tokens of a sequence that are read exactly, from raw copies
 	SinkTokens        int32 // first tokens likewise
 	// raw copies kept behind the window, so that Truncate by up to this many keeps the window whole
 	RollbackTokens int32
@@ -83,7 +83,8 @@ func (config *Config) parts() (*configParts, error) {
 		entries int
 	}{{"layer_key_bits", len(c.LayerKeyBits)}, {"layer_value_bits", len(c.LayerValueBits)}} {
 		if list.entries != 0 && list.entries != int(c.NumLayers) {
-			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, list.entries, c.NumLayers)
+			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, list.entries,
+				c.NumLayers)
 		}
 	}
 	keyBook, err := c.KeyCodebook.c("key_codebook")
@@ -130,7 +131,8 @@ func (b *Codebook) c(name string) (*C.tq_codebook, error) {
 		levels = 1 << (b.Bits - 1)
 	}
 	if len(b.Magnitude) != levels {
-		return nil, argumentError("%s: %d magnitudes, but %d bits need %d", name, len(b.Magnitude), b.Bits, levels)
+		return nil, argumentError("%s: %d magnitudes, but %d bits need %d", name, len(b.Magnitude), b.Bits,
+			levels)
 	}
 	for i, magnitude := range b.Magnitude {
 		raw.magnitude[i] = C.uint8_t(magnitude)

@@ -38,7 +38,7 @@ func TestContract(t *testing.T) {
 	library := open(t)
 	for _, c := range file.Cases {
 		t.Run(c.Name, func(t *testing.T) {
-			r := &runner{t: t, library: library, tensors: file.Tensors, caches: map[string]*named{}, fingerprints: map[string]uint64{}}
+			r := &runner{t, library, file.Tensors, map[string]*named{}, map[string]uint64{}}
 			for i, step := range c.Steps {
 				if why := r.expect(step, r.step(step)); why != "" {
 					t.Fatalf("step %d (%s): %s", i, step.Op, why)
@@ -250,8 +250,10 @@ func (r *runner) configBytes(s contractStep) error {
 	if err != nil {
 		return err
 	}
-	found := map[string]float64{"token_bytes": float64(bytes.TokenBytes), "fp16_token_bytes": float64(bytes.FP16TokenBytes),
-		"page_bytes": float64(bytes.PageBytes), "num_pages": float64(bytes.NumPages)}
+	found := map[string]float64{
+		"token_bytes": float64(bytes.TokenBytes), "fp16_token_bytes": float64(bytes.FP16TokenBytes),
+		"page_bytes": float64(bytes.PageBytes), "num_pages": float64(bytes.NumPages),
+	}
 	return r.figures(s, found)
 }
 
@@ -260,8 +262,11 @@ func (r *runner) memory(s contractStep, n *named) error {
 	if err != nil {
 		return err
 	}
-	return r.figures(s, map[string]float64{"num_sequences": float64(m.NumSequences), "tokens": float64(m.Tokens), "pages_used": float64(m.PagesUsed),
-		"pages_total": float64(m.PagesTotal), "stored_bytes_used": float64(m.StoredBytesUsed), "compression": m.Compression})
+	return r.figures(s, map[string]float64{
+		"num_sequences": float64(m.NumSequences), "tokens": float64(m.Tokens),
+		"pages_used": float64(m.PagesUsed), "pages_total": float64(m.PagesTotal),
+		"stored_bytes_used": float64(m.StoredBytesUsed), "compression": m.Compression,
+	})
 }
 
 func (r *runner) figures(s contractStep, found map[string]float64) error {
@@ -285,7 +290,8 @@ func (r *runner) fingerprint(s contractStep, n *named) error {
 	if s.Save != "" {
 		r.fingerprints[s.Save] = found
 	}
-	if s.Equals != "" && r.fingerprints[s.Equals] != found || s.Differs != "" && r.fingerprints[s.Differs] == found {
+	saved := r.fingerprints
+	if s.Equals != "" && saved[s.Equals] != found || s.Differs != "" && saved[s.Differs] == found {
 		return broken{fmt.Sprintf("fingerprint %x: equals %s, differs from %s", found, s.Equals, s.Differs)}
 	}
 	return nil
@@ -301,7 +307,7 @@ func (r *runner) plan(s contractStep, n *named) error {
 	}
 	steps, queries := make([]tqkv.Step, len(s.Sequences)), int64(0)
 	for i, name := range s.Sequences {
-		steps[i] = tqkv.Step{Sequence: n.sequences[name], NewTokens: s.NewTokens[i], QueryTokens: s.QueryTokens[i]}
+		steps[i] = tqkv.Step{n.sequences[name], s.NewTokens[i], s.QueryTokens[i]}
 		queries += s.QueryTokens[i]
 	}
 	if err := b.batch.Plan(steps...); err != nil {
@@ -319,8 +325,10 @@ func (r *runner) append(s contractStep, n *named) error {
 	k, v := r.tensor(s.K).from(s.KOffset), r.tensor(s.V).from(s.VOffset)
 	var layout *tqkv.Layout
 	if s.Layout != nil {
-		layout = &tqkv.Layout{KeyTokenStride: s.Layout["key_token_stride"], KeyHeadStride: s.Layout["key_head_stride"],
-			ValueTokenStride: s.Layout["value_token_stride"], ValueHeadStride: s.Layout["value_head_stride"]}
+		layout = &tqkv.Layout{
+			KeyTokenStride: s.Layout["key_token_stride"], KeyHeadStride: s.Layout["key_head_stride"],
+			ValueTokenStride: s.Layout["value_token_stride"], ValueHeadStride: s.Layout["value_head_stride"],
+		}
 	}
 	return n.cache.Append(s.Layer, b.batch, k, v, layout)
 }
@@ -352,9 +360,12 @@ func (r *runner) attend(s contractStep, n *named) error {
 	out, lse := nans(rows*int64(n.config.ValueDim)), nans(rows)
 	var params *tqkv.AttendParams
 	if p := s.Params; p != nil {
-		params = &tqkv.AttendParams{OutDtype: tqkv.Dtype(p.OutDtype), SoftmaxScale: p.SoftmaxScale, LogitSoftcap: p.LogitSoftcap, SlidingWindow: p.SlidingWindow,
-			SinkLogits: r.float32s(p.SinkLogits), HistoryOnly: p.HistoryOnly == 1, QTokenStride: p.QTokenStride,
-			QHeadStride: p.QHeadStride, OutTokenStride: p.OutTokenStride, OutHeadStride: p.OutHeadStride}
+		params = &tqkv.AttendParams{
+			OutDtype: tqkv.Dtype(p.OutDtype), SoftmaxScale: p.SoftmaxScale, LogitSoftcap: p.LogitSoftcap,
+			SlidingWindow: p.SlidingWindow, SinkLogits: r.float32s(p.SinkLogits),
+			HistoryOnly: p.HistoryOnly == 1, QTokenStride: p.QTokenStride, QHeadStride: p.QHeadStride,
+			OutTokenStride: p.OutTokenStride, OutHeadStride: p.OutHeadStride,
+		}
 		if p.HistoryOnly < 0 || p.HistoryOnly > 1 {
 			return inexpressible // in a bool
 		}
@@ -372,25 +383,30 @@ func (r *runner) attend(s contractStep, n *named) error {
 		}
 		params.Workspace = aligned(bytes)
 	}
-	if err := n.cache.Attend(s.Layer, b.batch, r.tensor(s.Q).from(0), tqkv.F32(out), lse, params); err != nil {
+	q := r.tensor(s.Q).from(0)
+	if err := n.cache.Attend(s.Layer, b.batch, q, tqkv.F32(out), lse, params); err != nil {
 		return err
 	}
 	if s.Status != "" {
 		return nil // it should have failed: nothing to compare with
 	}
-	return errors.Join(r.tensor(s.Out).compare("out", out, s.OutL2, nil), r.tensor(s.LSE).compare("lse", lse, nil, s.LSEAbs))
+	return errors.Join(r.tensor(s.Out).compare("out", out, s.OutL2, nil),
+		r.tensor(s.LSE).compare("lse", lse, nil, s.LSEAbs))
 }
 
 func (r *runner) read(s contractStep, n *named) error {
 	rows := max(s.Count, 0) * int64(n.config.NumKVHeads)
-	k, v := blank(n.config.IODtype, rows*int64(n.config.HeadDim)), blank(n.config.IODtype, rows*int64(n.config.ValueDim))
-	if err := n.cache.Read(s.Layer, n.sequences[s.Sequence], s.First, s.Count, k.from(0), v.from(0), nil); err != nil {
+	k := blank(n.config.IODtype, rows*int64(n.config.HeadDim))
+	v := blank(n.config.IODtype, rows*int64(n.config.ValueDim))
+	if err := n.cache.Read(s.Layer, n.sequences[s.Sequence], s.First, s.Count, k.from(0), v.from(0),
+		nil); err != nil {
 		return err
 	}
 	if s.Status != "" {
 		return nil // it should have failed: nothing to compare with
 	}
-	return errors.Join(r.tensor(s.K).compare("k", k.widened(), s.KL2, nil), r.tensor(s.V).compare("v", v.widened(), s.VL2, nil))
+	return errors.Join(r.tensor(s.K).compare("k", k.widened(), s.KL2, nil),
+		r.tensor(s.V).compare("v", v.widened(), s.VL2, nil))
 }
 
 func (r *runner) merge(s contractStep) error {
@@ -409,5 +425,6 @@ func (r *runner) merge(s contractStep) error {
 	if s.Status != "" {
 		return nil // it should have failed: nothing to compare with
 	}
-	return errors.Join(r.tensor(s.Out).compare("out", out, s.OutL2, nil), r.tensor(s.LSE).compare("lse", lse, nil, s.LSEAbs))
+	return errors.Join(r.tensor(s.Out).compare("out", out, s.OutL2, nil),
+		r.tensor(s.LSE).compare("lse", lse, nil, s.LSEAbs))
 }

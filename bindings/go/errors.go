@@ -18,17 +18,17 @@ type Status int32
 const (
 	ErrInvalidArgument   Status = C.TQ_ERROR_INVALID_ARGUMENT    // a value is out of range or inconsistent
 	ErrInvalidState      Status = C.TQ_ERROR_INVALID_STATE       // right arguments, wrong moment
-	ErrOutOfMemory       Status = C.TQ_ERROR_OUT_OF_MEMORY       // an allocation failed, on the host or the device
+	ErrOutOfMemory       Status = C.TQ_ERROR_OUT_OF_MEMORY       // host or device allocation failed
 	ErrCapacity          Status = C.TQ_ERROR_CAPACITY            // a limit is used up; nothing has changed
-	ErrNotSupported      Status = C.TQ_ERROR_NOT_SUPPORTED       // valid, but not in this build or configuration
+	ErrNotSupported      Status = C.TQ_ERROR_NOT_SUPPORTED       // valid, but not here: the text says why
 	ErrNoDevice          Status = C.TQ_ERROR_NO_DEVICE           // no such device
 	ErrDriver            Status = C.TQ_ERROR_DRIVER              // the driver is absent or too old
 	ErrCuda              Status = C.TQ_ERROR_CUDA                // a CUDA call failed
 	ErrVersion           Status = C.TQ_ERROR_VERSION             // the library is too old or of another ABI
 	ErrCorruptData       Status = C.TQ_ERROR_CORRUPT_DATA        // saved bytes fail their checks
-	ErrIncompatible      Status = C.TQ_ERROR_INCOMPATIBLE        // saved bytes are of another format, geometry or codebook
+	ErrIncompatible      Status = C.TQ_ERROR_INCOMPATIBLE        // saved bytes of another format or geometry
 	ErrWorkspaceTooSmall Status = C.TQ_ERROR_WORKSPACE_TOO_SMALL // the text says how many bytes are needed
-	ErrCapture           Status = C.TQ_ERROR_CAPTURE             // not allowed while the stream is being captured
+	ErrCapture           Status = C.TQ_ERROR_CAPTURE             // not while the stream is being captured
 	ErrIO                Status = C.TQ_ERROR_IO                  // reading or writing failed
 	ErrInternal          Status = C.TQ_ERROR_INTERNAL            // a bug in the library
 	ErrLoad              Status = -1                             // not of the library: it could not be opened

@@ -5,42 +5,77 @@ package tqkv_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"testing"
 
 	tqkv "github.com/tqkv/tqkv/bindings/go"
 )
 
-// A cache of one layer, a prompt of three tokens, and one decoded token.
+// The README's program.
 func Example() {
-	library, err := tqkv.Open("")
-	if err != nil {
+	if err := decode(); err != nil {
 		fmt.Println(err)
-		return
 	}
-	cache, err := library.NewCache(&tqkv.Config{NumLayers: 1, NumQHeads: 4, NumKVHeads: 2, HeadDim: 64, IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4,
-		MaxTokens: 1024})
+	// Output: 10 tokens
+}
+
+func decode() error {
+	library, err := tqkv.Open("") // TQKV_LIBRARY=/path/to/libtqkv.so, else libtqkv.so.0
 	if err != nil {
-		fmt.Println(err)
-		return
+		return err
+	}
+	cache, err := library.NewCache(&tqkv.Config{NumLayers: 2, NumQHeads: 4, NumKVHeads: 2, HeadDim: 64,
+		IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 1024}) // zero is the default throughout
+	if err != nil {
+		return err
 	}
 	defer cache.Close()
-	batch, _ := cache.CreateBatch()
-	sequence, _ := cache.CreateSequence()
+	batch, err := cache.CreateBatch()
+	if err != nil {
+		return err
+	}
+	sequence, err := cache.CreateSequence()
+	if err != nil {
+		return err
+	}
 
-	// What the model computes for a prompt of three tokens, of which only the last one's output is wanted.
-	k, v, q, out := make(tqkv.F32, 3*2*64), make(tqkv.F32, 3*2*64), make(tqkv.F32, 4*64), make(tqkv.F32, 4*64)
-	prompt := tqkv.Step{Sequence: sequence, NewTokens: 3, QueryTokens: 1}
-	if err := errors.Join(batch.Plan(prompt), cache.Append(0, batch, k, v, nil), cache.Attend(0, batch, q, out, nil, nil)); err != nil {
-		fmt.Println(err)
-		return
+	// One token's keys, values and queries, as a model computes them, RoPE applied.
+	k, v, q := make(tqkv.F32, 2*64), make(tqkv.F32, 2*64), make(tqkv.F32, 4*64)
+	out := make(tqkv.F32, 4*64)
+	for range 10 {
+		if err := batch.Plan(tqkv.Decode(sequence, 1)); err != nil { // once a step
+			return err
+		}
+		for layer := range 2 {
+			if err := cache.Append(layer, batch, k, v, nil); err != nil { // once a layer
+				return err
+			}
+			if err := cache.Attend(layer, batch, q, out, nil, nil); err != nil {
+				return err
+			}
+		}
 	}
-	// One token more.
-	if err := errors.Join(batch.Plan(tqkv.Decode(sequence, 1)), cache.Append(0, batch, k, v, nil), cache.Attend(0, batch, q, out, nil, nil)); err != nil {
-		fmt.Println(err)
-		return
-	}
-	length, _ := cache.Length(sequence)
+	length, err := cache.Length(sequence)
 	fmt.Println(length, "tokens")
-	// Output: 4 tokens
+	return err
+}
+
+// The README shows the body of decode.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Skip("not inside the module's folder: ", err)
+	}
+	program, err := os.ReadFile("example_test.go")
+	must(t, err)
+	_, shown, found := strings.Cut(string(readme), "```go\n")
+	shown, _, closed := strings.Cut(shown, "```\n")
+	lines := strings.ReplaceAll("\t"+strings.TrimSpace(shown), "\n", "\n\t")
+	lines = strings.ReplaceAll(lines, "\n\t\n", "\n\n")
+	if !found || !closed || !strings.Contains(string(program), lines) {
+		t.Errorf("example_test.go does not hold the README's program:\n%s", lines)
+	}
 }
 
 // The kind of a failure is asked for with errors.Is.
@@ -50,8 +85,8 @@ func ExampleStatus() {
 		fmt.Println(err)
 		return
 	}
-	cache, err := library.NewCache(&tqkv.Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64, IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4,
-		MaxTokens: 64})
+	cache, err := library.NewCache(&tqkv.Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64,
+		IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 64})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -72,8 +107,8 @@ func ExampleCache_Fork() {
 		fmt.Println(err)
 		return
 	}
-	cache, err := library.NewCache(&tqkv.Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64, IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4,
-		MaxTokens: 1024, MaxSequences: 2})
+	cache, err := library.NewCache(&tqkv.Config{NumLayers: 1, NumQHeads: 1, NumKVHeads: 1, HeadDim: 64,
+		IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4, MaxTokens: 1024, MaxSequences: 2})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -82,7 +117,8 @@ func ExampleCache_Fork() {
 	batch, _ := cache.CreateBatch()
 	prompt, _ := cache.CreateSequence()
 	k, v := make(tqkv.F32, 100*64), make(tqkv.F32, 100*64)
-	if err := errors.Join(batch.Plan(tqkv.Step{Sequence: prompt, NewTokens: 100}), cache.Append(0, batch, k, v, nil)); err != nil {
+	if err := errors.Join(batch.Plan(tqkv.Step{Sequence: prompt, NewTokens: 100}),
+		cache.Append(0, batch, k, v, nil)); err != nil {
 		fmt.Println(err)
 		return
 	}
@@ -91,7 +127,8 @@ func ExampleCache_Fork() {
 		fmt.Println(err)
 		return
 	}
-	if err := errors.Join(batch.Plan(tqkv.Step{Sequence: answer, NewTokens: 5}), cache.Append(0, batch, k, v, nil), cache.Truncate(answer, 103)); err != nil {
+	if err := errors.Join(batch.Plan(tqkv.Step{Sequence: answer, NewTokens: 5}),
+		cache.Append(0, batch, k, v, nil), cache.Truncate(answer, 103)); err != nil {
 		fmt.Println(err)
 		return
 	}

@@ -25,8 +25,10 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 		t.Fatal(err)
 	}
 	code := "#include \"tqkv.h\"\n"
-	structs := regexp.MustCompile(`#define (TQ_STRUCT_(\w+))`).FindAllStringSubmatch(string(header), -1)
-	for _, match := range regexp.MustCompile(`TQ_API [^;(]*?\b(tq_\w+)\(`).FindAllStringSubmatch(string(header), -1) {
+	found := func(pattern string) [][]string {
+		return regexp.MustCompile(pattern).FindAllStringSubmatch(string(header), -1)
+	}
+	for _, match := range found(`TQ_API [^;(]*?\b(tq_\w+)\(`) {
 		switch name := match[1]; name {
 		case without:
 		case "tq_version":
@@ -35,8 +37,9 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 			code += fmt.Sprintf("int32_t tq_abi_version(void) { return %d; }\n", abi)
 		case "tq_struct_size":
 			code += "size_t tq_struct_size(int32_t id) { switch (id) {"
-			for _, s := range structs {
-				code += fmt.Sprintf("case %s: return sizeof(tq_%s) + %d;", s[1], strings.ToLower(s[2]), larger)
+			for _, s := range found(`#define (TQ_STRUCT_(\w+))`) {
+				code += fmt.Sprintf("case %s: return sizeof(tq_%s) + %d;", s[1], strings.ToLower(s[2]),
+					larger)
 			}
 			code += "} return 0; }\n"
 		default:
@@ -55,6 +58,7 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 		t.Fatal(err)
 	}
 	compile := exec.Command("cc", "-I", here, "-shared", "-fPIC", "-o", library, source)
+	compile.Env = append(os.Environ(), "LD_PRELOAD=") // a sanitizer watches this program, not the compiler
 	if output, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
@@ -63,7 +67,8 @@ func fakeLibrary(t *testing.T, without string, abi, larger int) string {
 
 func TestMissingLibrary(t *testing.T) {
 	_, err := tqkv.Open("/nonexistent/libtqkv.so")
-	want(t, err, tqkv.ErrLoad, "/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY", "Install tqkv")
+	want(t, err, tqkv.ErrLoad, "/nonexistent/libtqkv.so", "the path given", "No such file", "TQKV_LIBRARY",
+		"Install tqkv")
 	_, err = tqkv.Open("go.mod")
 	want(t, err, tqkv.ErrLoad, "cannot open go.mod")
 }

@@ -5,7 +5,8 @@
 # LIBRARY is libtqkv.so (or .so.0): opened at run time by the first half of the tests, linked through
 # pkg-config by the second. Prints "ok - x", "not ok - x: why" and "skip - x: why" lines, and the counts at
 # the end; exit status 0 only if something passed and nothing failed. Needs go and a C compiler, no network.
-# TQKV_GO_QUICK=1 leaves out the race detector and the strict check of pointers.
+# TQKV_GO_QUICK=1 leaves out the race detector and the strict check of pointers. With a LIBRARY built with
+# AddressSanitizer the tests run under it, opened at run time, and nothing else does.
 set -uo pipefail
 . "$(dirname "$0")/../checks.sh" go "${1-}"
 export GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local
@@ -16,14 +17,17 @@ run_go_tests() {
   shift
   go test -count=1 -v "$@" . >"$scratch/tests" 2>&1
   rc=$?
-  sed -nE "s/^ *--- PASS: ([^ ]+) .*/ok - go $name: \1/p" "$scratch/tests" | grep -v ': TestContract$' >"$scratch/ok"
+  sed -nE "s/^ *--- PASS: ([^ ]+) .*/ok - go $name: \1/p" "$scratch/tests" |
+    grep -v ': TestContract$' >"$scratch/ok"
   cat "$scratch/ok"
   p=$(wc -l <"$scratch/ok")
   f=$(grep -cE '^ *--- FAIL: ' "$scratch/tests")
   s=$(grep -cE '^ *--- SKIP: ' "$scratch/tests")
   if [ "$f" = 0 ] && { [ "$rc" != 0 ] || [ "$p" = 0 ]; }; then f=1; fi
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  if [ "$s" != 0 ]; then grep -A1 -E '^ *--- SKIP: ' "$scratch/tests" | sed -E "s/^ *--- SKIP: /skip - go $name: /"; fi
+  if [ "$s" != 0 ]; then
+    grep -A1 -E '^ *--- SKIP: ' "$scratch/tests" | sed -E "s/^ *--- SKIP: /skip - go $name: /"
+  fi
   if [ "$f" != 0 ]; then
     echo "not ok - go $name: $f failed, exit status $rc"
     grep -vE '^(=== |ok - | *--- PASS)' "$scratch/tests" | head -n 60 | sed 's/^/    /'
@@ -36,7 +40,7 @@ module_by_itself() {
   path=$(sed -n 's/^module //p' go.mod)
   mkdir -p "$copy" "$user"
   cp ./*.go ./*.c ./*.h go.mod "$copy"
-  printf 'module example\n\ngo 1.24\n\nrequire %s v0.0.0\n\nreplace %s => %s\n' "$path" "$path" "$copy" >"$user/go.mod"
+  printf '%s\n' "module example" "go 1.24" "require $path v0.0.0" "replace $path => $copy" >"$user/go.mod"
   cp examples/decode_loop/main.go "$user"
   (cd "$user" && go run .) | diff "$repository/packaging/smoke/decode_loop.txt" -
 }
@@ -51,6 +55,11 @@ if ! command -v "$(go env CC)" >/dev/null 2>&1 || [ "$(go env CGO_ENABLED)" != 1
 fi
 if ! go list . >"$scratch/log" 2>&1; then
   skip everything "$(tail -n 1 "$scratch/log")"
+  finish
+fi
+if [ -n "$sanitizer" ]; then
+  export TQKV_LIBRARY=$library # the sanitizer watches the heap of Go too
+  run_go_tests "AddressSanitizer" -asan -exec "env LD_PRELOAD=$sanitizer"
   finish
 fi
 check "formatted" formatted
@@ -68,16 +77,7 @@ else
 fi
 unset TQKV_LIBRARY
 
-# Linked: a pkg-config module as an installation has it, around the library in hand.
-if ! command -v pkg-config >/dev/null 2>&1; then
-  skip "linked" "pkg-config is not installed"
-  finish
-fi
-mkdir -p "$scratch/lib"
-ln -s "$library" "$scratch/lib/libtqkv.so"
-ln -s "$library" "$scratch/lib/libtqkv.so.0"
-version=$(sed -nE 's/^const Version = "(.*)"/\1/p' types.go)
-printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\nCflags: -I%s\n' "$version" "$scratch/lib" "$repository/include" >"$scratch/lib/tqkv.pc"
+pkg_config_module || finish
 export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It does
 # see these flags, which name this run's folder and change nothing else.

@@ -393,7 +393,7 @@ typedef struct tq_attend_params {
   uint32_t struct_size;
   int32_t out_dtype;        /* 0 = io_dtype; TQ_F32 keeps the full precision of a partial result */
   float softmax_scale;      /* 0 = 1 / sqrt(head_dim) */
-  float logit_softcap;      /* c: logits become c * tanh(logit / c); 0 = off */
+  float logit_softcap;      /* c: logits become c * tanh(logit / c), 2^-126 <= c <= 2^100; 0 = off */
   int64_t sliding_window;   /* tokens that a query sees, its own included; 0 = all */
   const float *sink_logits; /* [num_q_heads] float32 on the cache's device, natural units, added to the
                              * softmax's sum only; NULL = none. -inf: no sink for this head. +inf: all weight

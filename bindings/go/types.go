@@ -38,7 +38,7 @@ type Rotation int32
 // Rotations; 0 is Hadamard.
 const (
 	RotationHadamard Rotation = C.TQ_ROTATION_HADAMARD // random signs and a Hadamard transform
-	RotationDense    Rotation = C.TQ_ROTATION_DENSE    // QR of a seeded Gaussian matrix, as in the paper; CPU only
+	RotationDense    Rotation = C.TQ_ROTATION_DENSE    // QR of a seeded Gaussian matrix; CPU only
 )
 
 // ScaleRule says how the scale of a coded vector is chosen.
@@ -61,7 +61,7 @@ const CodeScalar CodeFamily = C.TQ_CODE_SCALAR // Lloyd-Max levels for each coor
 // Flags of a configuration.
 const (
 	FlagNoZeroOnFree  uint64 = C.TQ_FLAG_NO_ZERO_ON_FREE // do not scrub the memory of freed sequences
-	FlagNoScaleSearch uint64 = C.TQ_FLAG_NO_SCALE_SEARCH // one quantisation step instead of the best of several
+	FlagNoScaleSearch uint64 = C.TQ_FLAG_NO_SCALE_SEARCH // one quantisation step, not the best of several
 )
 
 // Noticed is what the library noticed in appended vectors.
@@ -153,7 +153,8 @@ func checkLength(name string, have int, s shape, tokenStride, headStride int64) 
 		tokenStride = s.heads * s.dim
 	}
 	if headStride < 0 || tokenStride < 0 {
-		return argumentError("%s: token stride %d and head stride %d must not be negative", name, tokenStride, headStride)
+		return argumentError("%s: token stride %d and head stride %d must not be negative", name, tokenStride,
+			headStride)
 	}
 	tokens, tokensFit := multiply(s.tokens-1, tokenStride)
 	heads, headsFit := multiply(s.heads-1, headStride)
@@ -161,8 +162,8 @@ func checkLength(name string, have int, s shape, tokenStride, headStride int64) 
 		tokens+heads+s.dim <= int64(have) {
 		return nil
 	}
-	return argumentError("%s: a slice of %d elements is too short for %d tokens x %d heads x %d with strides "+
-		"%d and %d", name, have, s.tokens, s.heads, s.dim, tokenStride, headStride)
+	return argumentError("%s: a slice of %d elements is too short for %d tokens x %d heads x %d with "+
+		"strides %d and %d", name, have, s.tokens, s.heads, s.dim, tokenStride, headStride)
 }
 
 func multiply(a, b int64) (product int64, fits bool) {

@@ -18,8 +18,10 @@ run_cargo_tests() {
   shift
   cargo test --locked --no-fail-fast "$@" >"$scratch/tests" 2>&1
   rc=$?
-  sed -nE -e "s/^test (.*) - compile fail \.\.\. ok$/ok - rust $name: \1 does not compile/p" -e "s/^test (.*) - compile \.\.\. ok$/ok - rust $name: \1 compiles/p" \
-    -e "/ - compile( fail)? \.\.\. /!s/^test (.*) \.\.\. ok$/ok - rust $name: \1/p" -e "s/^ok - contract /ok - rust $name: contract /p" "$scratch/tests" >"$scratch/ok"
+  sed -nE -e "s/^test (.*) - compile fail \.\.\. ok$/ok - rust $name: \1 does not compile/p" \
+    -e "s/^test (.*) - compile \.\.\. ok$/ok - rust $name: \1 compiles/p" \
+    -e "/ - compile( fail)? \.\.\. /!s/^test (.*) \.\.\. ok$/ok - rust $name: \1/p" \
+    -e "s/^ok - contract /ok - rust $name: contract /p" "$scratch/tests" >"$scratch/ok"
   cat "$scratch/ok"
   p=$(wc -l <"$scratch/ok")
   f=$(grep -cE '^test .* \.\.\. FAILED$|^not ok - ' "$scratch/tests")
@@ -34,7 +36,9 @@ run_cargo_tests() {
 packaged() { # crate file... : the list of files, and a build of the package by itself
   local crate=$1
   shift
-  cargo package -q --list --allow-dirty -p "$crate" | grep -vE '^(\.cargo_vcs_info\.json|Cargo\.(toml|toml\.orig|lock))$' | sort | diff - <(printf '%s\n' "$@" | sort)
+  cargo package -q --list --allow-dirty -p "$crate" |
+    grep -vE '^(\.cargo_vcs_info\.json|Cargo\.(toml|toml\.orig|lock))$' | sort |
+    diff - <(printf '%s\n' "$@" | sort)
 }
 
 if ! command -v cargo >/dev/null 2>&1; then
@@ -43,7 +47,10 @@ if ! command -v cargo >/dev/null 2>&1; then
 fi
 if ! cargo fetch --locked >"$scratch/log" 2>&1; then
   cargo metadata --locked --format-version 1 >/dev/null 2>"$scratch/log" || {
-    grep -qiE 'lock file .* needs to be updated|--locked' "$scratch/log" && { not_ok "Cargo.lock is up to date" "$scratch/log"; finish; }
+    if grep -qiE 'lock file .* needs to be updated|--locked' "$scratch/log"; then
+      not_ok "Cargo.lock is up to date" "$scratch/log"
+      finish
+    fi
     skip everything "the crates cannot be fetched: $(grep -v '^ *$' "$scratch/log" | tail -n 1)"
     finish
   }
@@ -55,8 +62,11 @@ if [ -n "$sanitizer" ]; then
   run_cargo_tests "AddressSanitizer" -p tqkv
   finish
 fi
-generated
-if cargo fmt --version >/dev/null 2>&1; then check "formatted" cargo fmt --all --check; else skip formatted "rustfmt is not installed"; fi
+if cargo fmt --version >/dev/null 2>&1; then
+  check "formatted" cargo fmt --all --check
+else
+  skip formatted "rustfmt is not installed"
+fi
 if cargo clippy --version >/dev/null 2>&1; then
   check "clippy, library opened at run time" cargo clippy -q --locked --all-targets -- -D warnings
 else
@@ -69,22 +79,17 @@ run_cargo_tests "opened"
 example "example decode_loop, opened" cargo run -q --locked -p tqkv --example decode_loop
 unset TQKV_LIBRARY
 
-# Linked: a pkg-config module as an installation has it, around the library in hand.
 link="--no-default-features --features tqkv/link -p tqkv"
-mkdir -p "$scratch/lib"
-ln -s "$library" "$scratch/lib/libtqkv.so"
-ln -s "$library" "$scratch/lib/libtqkv.so.0"
-version=$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
-printf 'Name: tqkv\nDescription: tqkv\nVersion: %s\nLibs: -L%s -ltqkv\n' "$version" "$scratch/lib" >"$scratch/lib/tqkv.pc"
-if ! command -v pkg-config >/dev/null 2>&1; then
-  skip "linked" "pkg-config is not installed"
-else
+if pkg_config_module; then
   export CARGO_TARGET_DIR=$CARGO_TARGET_DIR/link
   # shellcheck disable=SC2086
-  if PKG_CONFIG_PATH=/nonexistent PKG_CONFIG_LIBDIR=/nonexistent cargo build -q --locked $link >"$scratch/log" 2>&1; then
-    echo "it built" >>"$scratch/log"
-    not_ok "linking without the library fails" "$scratch/log"
-  elif grep -q 'TQKV_LIB_DIR' "$scratch/log"; then ok "linking without the library fails and says what helps"; else not_ok "linking without the library says what helps" "$scratch/log"; fi
+  if PKG_CONFIG_PATH=/nonexistent PKG_CONFIG_LIBDIR=/nonexistent cargo build -q --locked $link \
+    >"$scratch/built" 2>&1; then
+    echo "it built" >>"$scratch/built"
+    not_ok "linking without the library fails" "$scratch/built"
+  else
+    check "linking without the library fails and says what helps" grep 'TQKV_LIB_DIR' "$scratch/built"
+  fi
   export PKG_CONFIG_PATH=$scratch/lib LD_LIBRARY_PATH=$scratch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   # shellcheck disable=SC2086
   run_cargo_tests "linked" $link
@@ -100,13 +105,15 @@ if [ "${TQKV_RUST_QUICK:-0}" = 1 ]; then
 fi
 # Miri cannot call a library: it runs what is Rust alone.
 if cargo +nightly miri --version >/dev/null 2>&1; then
-  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/miri check "Miri over what is Rust alone" cargo +nightly miri test -q --locked -p tqkv --lib
+  check "Miri over what is Rust alone" env "CARGO_TARGET_DIR=$CARGO_TARGET_DIR/miri" \
+    cargo +nightly miri test -q --locked -p tqkv --lib
 else
   skip Miri "rustup component add --toolchain nightly miri rust-src"
 fi
-check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs src/bindings.rs src/lib.rs src/load.rs src/table.rs
-check "files in the package tqkv" packaged tqkv LICENSE README.md examples/decode_loop.rs src/attend.rs src/cache.rs src/config.rs src/error.rs src/lib.rs \
-  src/library.rs src/tensor.rs src/types.rs
+check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs \
+  src/{bindings,lib,load,table}.rs
+check "files in the package tqkv" packaged tqkv LICENSE README.md examples/decode_loop.rs \
+  src/{attend,cache,config,error,lib,library,tensor,types}.rs
 check "the packages build by themselves" cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv
 check "interop with cudarc compiles" cargo clippy -q --locked -p tqkv-interop-examples -- -D warnings
 TQKV_LIBRARY=$library cargo run -q --locked -p tqkv-interop-examples >"$scratch/log" 2>&1

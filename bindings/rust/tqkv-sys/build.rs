@@ -23,9 +23,10 @@ fn link() {
     let wanted = env!("CARGO_PKG_VERSION");
     if let Err(error) = pkg_config::Config::new().atleast_version(wanted).probe("tqkv") {
         eprintln!(
-            "tqkv >= {wanted} was not found, and the feature `link` needs it when the program is built. Either install it (Debian: libtqkv-dev), \
-             or set PKG_CONFIG_PATH to the folder of tqkv.pc, or TQKV_LIB_DIR to the folder of libtqkv.so, or leave the feature `link` out to open \
-             the library at run time.\n{error}"
+            "tqkv >= {wanted} was not found, and the feature `link` needs it when the program is built. \
+             Either install it (Debian: libtqkv-dev), or set PKG_CONFIG_PATH to the folder of tqkv.pc, or \
+             TQKV_LIB_DIR to the folder of libtqkv.so, or leave the feature `link` out to open the library \
+             at run time.\n{error}"
         );
         std::process::exit(1);
     }

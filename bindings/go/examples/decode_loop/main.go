@@ -64,8 +64,8 @@ func run() error {
 		return err
 	}
 	cache, err := library.NewCache(&tqkv.Config{
-		NumLayers: layers, NumQHeads: queryHeads, NumKVHeads: kvHeads, HeadDim: dim, IODtype: tqkv.Float32, KeyBits: 4, ValueBits: 4,
-		MaxTokens: 1024, MaxSequences: 2,
+		NumLayers: layers, NumQHeads: queryHeads, NumKVHeads: kvHeads, HeadDim: dim, IODtype: tqkv.Float32,
+		KeyBits: 4, ValueBits: 4, MaxTokens: 1024, MaxSequences: 2,
 		WindowTokens:   16, // the newest tokens are read exactly ..
 		RollbackTokens: 4,  // .. also after a draft of up to 4 tokens was taken back
 	})
@@ -96,7 +96,8 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("fork: %d sequences, %d tokens, %d page\n", memory.NumSequences, memory.Tokens, memory.PagesUsed)
+	fmt.Printf("fork: %d sequences, %d tokens, %d page\n", memory.NumSequences, memory.Tokens,
+		memory.PagesUsed)
 
 	stepAndPrint := func(what string, steps ...tqkv.Step) error {
 		norm, err := m.step(cache, batch, steps...)
@@ -136,7 +137,8 @@ func run() error {
 	if memory, err = cache.Memory(); err != nil {
 		return err
 	}
-	fmt.Printf("memory: %d tokens, %d pages, %.2f times smaller than float16\n", memory.Tokens, memory.PagesUsed, memory.Compression)
+	fmt.Printf("memory: %d tokens, %d pages, %.2f times smaller than float16\n", memory.Tokens,
+		memory.PagesUsed, memory.Compression)
 	return cache.Close()
 }
 

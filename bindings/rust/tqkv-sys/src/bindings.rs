@@ -271,7 +271,7 @@ structs! {
         out_dtype: i32,
         /// 0 = 1 / sqrt(head_dim)
         softmax_scale: f32,
-        /// c: logits become c \* tanh(logit / c); 0 = off
+        /// c: logits become c \* tanh(logit / c), 2^-126 \<= c \<= 2^100; 0 = off
         logit_softcap: f32,
         /// tokens that a query sees, its own included; 0 = all
         sliding_window: i64,

@@ -62,22 +62,25 @@ impl fmt::Display for LoadError {
         match self {
             LoadError::NotFound { library, source, reason } => write!(
                 f,
-                "cannot open {library} ({source}): {reason}. Install tqkv, or give the path of libtqkv.so, or set {LIBRARY_VARIABLE} to it"
+                "cannot open {library} ({source}): {reason}. Install tqkv, or give the path of libtqkv.so, \
+                 or set {LIBRARY_VARIABLE} to it"
             ),
             LoadError::MissingFunctions { library, names } => write!(
                 f,
-                "{library} lacks {}: it is older than this crate ({crate_version}), or not tqkv. Install tqkv {crate_version} or newer",
+                "{library} lacks {}: it is older than this crate ({crate_version}), or not tqkv. Install \
+                 tqkv {crate_version} or newer",
                 names.join(", ")
             ),
             LoadError::AbiVersion { library, version, found } => write!(
                 f,
-                "{library} is tqkv {version} with ABI {found}, but this crate ({crate_version}) speaks ABI {TQ_ABI_VERSION}. Install a tqkv of that ABI, \
-                 or a crate for this one"
+                "{library} is tqkv {version} with ABI {found}, but this crate ({crate_version}) speaks ABI \
+                 {TQ_ABI_VERSION}. Install a tqkv of that ABI, or a crate for this one"
             ),
             LoadError::StructSize { library, version, name, expected, found } => write!(
                 f,
-                "{library} is tqkv {version}, whose {name} has {found} bytes, but this crate ({crate_version}) needs {expected}: the library is too old. \
-                 Install tqkv {crate_version} or newer"
+                "{library} is tqkv {version}, whose {name} has {found} bytes, but this crate \
+                 ({crate_version}) needs {expected}: the library is too old. Install tqkv {crate_version} \
+                 or newer"
             ),
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The bindings against what a C compiler says of the header. That they are what generate.py makes of it,
-//! run_tests.sh checks.
+//! tests/run.sh header checks.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -45,6 +45,11 @@
 //! [`Library`] may be used from any thread. A [`Cache`] may move between threads and is used by one at a
 //! time; different caches are independent.
 
+/// The README's program, compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 mod attend;
 mod cache;
 mod config;

@@ -34,7 +34,8 @@ pub(crate) fn check(name: &str, have: usize, shape: Shape, strides: (i64, i64)) 
         return Ok(());
     }
     Err(Error::argument(format!(
-        "{name}: a slice of {have} elements, but {tokens} tokens x {heads} heads x {dim} with strides {token} and {head} need {needed}"
+        "{name}: a slice of {have} elements, but {tokens} tokens x {heads} heads x {dim} with strides \
+         {token} and {head} need {needed}"
     )))
 }
 

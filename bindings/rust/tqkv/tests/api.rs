@@ -226,6 +226,32 @@ fn handles_of_other_caches_and_destroyed_ones() {
     assert_eq!(tqkv::Sequence::from_id(made_up.id()), made_up);
 }
 
+/// Raw keys hold +-65504 at most; a coded side has no such bound.
+#[test]
+fn what_was_noticed() {
+    let mut raw_keys = config(Dtype::F32);
+    raw_keys.key_bits = 16;
+    let cache = Cache::new(&library(), &raw_keys).unwrap();
+    let (batch, sequence) = (cache.create_batch().unwrap(), cache.create_sequence().unwrap());
+    let (mut k, mut v) = (random(1, KV_HEADS * DIM), random(2, KV_HEADS * DIM));
+    let append = |k: &[f32], v: &[f32]| {
+        cache.plan(batch, &[Step::new(sequence, 1)]).unwrap();
+        cache.append(0, batch, k, v).unwrap();
+        cache.check().unwrap()
+    };
+    assert!(append(&k, &v).is_empty());
+    v[3] = 1e6;
+    assert!(append(&k, &v).is_empty());
+    k[5] = -1e6;
+    let noticed = append(&k, &v);
+    assert!(noticed.saturated() && !noticed.nonfinite(), "{noticed:?}");
+    v[3] = f32::NAN;
+    let noticed = append(&random(3, KV_HEADS * DIM), &v);
+    assert!(noticed.nonfinite() && !noticed.saturated(), "{noticed:?}");
+    let all = cache.sequence_flags(sequence).unwrap();
+    assert!(all.saturated() && all.nonfinite(), "{all:?}");
+}
+
 fn rows(cache: &Cache, batch: tqkv::Batch) -> (i64, i64, bool) {
     let rows = cache.batch_rows(batch).unwrap();
     (rows.new_tokens, rows.query_tokens, rows.in_force)
