@@ -20,7 +20,8 @@ fail() {
 complete() { [ -x "$1/nvidia/cu13/bin/nvcc" ] && [ -f "$1/nvidia/cu13/include/cuda_runtime.h" ]; }
 
 if [ -n "${TQKV_CUDA_WHEELS:-}" ]; then
-  complete "$TQKV_CUDA_WHEELS" || fail "TQKV_CUDA_WHEELS=$TQKV_CUDA_WHEELS does not hold nvidia/cu13/bin/nvcc and its headers"
+  complete "$TQKV_CUDA_WHEELS" ||
+    fail "TQKV_CUDA_WHEELS=$TQKV_CUDA_WHEELS does not hold nvidia/cu13/bin/nvcc and its headers"
   echo "$TQKV_CUDA_WHEELS"
   exit
 fi
@@ -28,14 +29,16 @@ fi
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/tqkv
 target=$cache/cuda-13.0
 if ! complete "$target"; then
-  "$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip (Debian: apt-get install python3-pip), or set TQKV_PYTHON"
+  "$python" -m pip --version >/dev/null 2>&1 ||
+    fail "$python has no pip (Debian: apt-get install python3-pip), or set TQKV_PYTHON"
   echo "cuda_toolkit.sh: installing ${packages[*]} $version into $target ..." >&2
   mkdir -p "$cache"
   # Into a new folder that is moved when it is whole, so that an interrupted run leaves nothing half done.
   fresh=$(mktemp -d "$cache/cuda-toolkit.XXXXXX")
   trap 'rm -rf "$fresh"' EXIT
-  "$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile --only-binary :all: \
-    --target "$fresh" "${packages[@]/%/==$version}" >&2 || fail "pip could not install the toolkit; see its message above"
+  "$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+    --no-compile --only-binary :all: --target "$fresh" "${packages[@]/%/==$version}" >&2 ||
+    fail "pip could not install the toolkit; see its message above"
   chmod -R u+rwX,go+rX "$fresh"
   complete "$fresh" || fail "the wheels do not hold nvidia/cu13/bin/nvcc and cuda_runtime.h as expected"
   if ! complete "$target"; then # another run may have been faster

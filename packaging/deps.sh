@@ -13,8 +13,8 @@ tq_cache=${XDG_CACHE_HOME:-$HOME/.cache}/tqkv
 tq_needs_build='cmd:g++=g++ cmd:cmake=cmake cmd:ninja|make=ninja-build header:hwy/highway.h=libhwy-dev
   header:xxhash.h=libxxhash-dev'
 tq_needs_tool='header:CLI/CLI.hpp=libcli11-dev header:nlohmann/json.hpp=nlohmann-json3-dev'
-tq_needs_tests='header:gtest/gtest.h=libgtest-dev header:benchmark/benchmark.h=libbenchmark-dev cmd:pkg-config=pkg-config cmd:python3=python3
-  py:ensurepip=python3-venv'
+tq_needs_tests='header:gtest/gtest.h=libgtest-dev header:benchmark/benchmark.h=libbenchmark-dev
+  cmd:pkg-config=pkg-config cmd:python3=python3 py:ensurepip=python3-venv'
 tq_needs_lint='cmd:clang++=clang cmd:clang-format=clang-format cmd:clang-tidy=clang-tidy cmd:readelf=binutils
   cmd:abidw=abigail-tools cmd:dpkg-gencontrol=dpkg-dev cmd:lintian=lintian cmd:debootstrap=debootstrap'
 
@@ -22,7 +22,9 @@ tq_has() { # tq_has probe
   local kind=${1%%:*} what=${1#*:} name
   case $kind in
     cmd) for name in ${what//|/ }; do command -v "$name" >/dev/null 2>&1 && return 0; done; return 1 ;;
-    header) command -v g++ >/dev/null 2>&1 && echo "#include <$what>" | g++ -std=c++17 -E -x c++ - >/dev/null 2>&1 ;;
+    header)
+      command -v g++ >/dev/null 2>&1 && echo "#include <$what>" | g++ -std=c++17 -E -x c++ - >/dev/null 2>&1
+      ;;
     py) command -v python3 >/dev/null 2>&1 && python3 -c "import $what" >/dev/null 2>&1 ;;
   esac
 }
@@ -41,9 +43,10 @@ tq_install_missing() {
   if [ "${TQKV_NO_INSTALL:-0}" != 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "Installing Debian packages: $packages"
     # shellcheck disable=SC2086
-    if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages; } >"$tq_log" 2>&1; then
-      tail -n 15 "$tq_log"
-    fi
+    {
+      apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
+    } >"$tq_log" 2>&1 || tail -n 15 "$tq_log"
     packages=$(tq_missing "$@")
     [ -z "$packages" ] && return 0
   fi
@@ -65,7 +68,8 @@ tq_python() {
   if [ ! -f "$venv/$stamp" ]; then
     mkdir -p "$tq_cache"
     {
-      python3 -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1"
+      python3 -m venv --clear "$venv" &&
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1"
     } >"$tq_log" 2>&1 || {
       echo "Python packages of $1 could not be installed into $venv:" >&2
       tail -n 5 "$tq_log" >&2
@@ -76,8 +80,8 @@ tq_python() {
   echo "$venv/bin/python"
 }
 
-# tq_cmake_build dir preset [--target=name]... cmake-argument... : configures a preset of CMakePresets.json in a
-# folder and builds; the log is shown when it fails.
+# tq_cmake_build dir preset [--target=name]... cmake-argument... : configures a preset of CMakePresets.json in
+# a folder and builds; the log is shown when it fails.
 tq_cmake_build() {
   local dir=$1 preset=$2 log=$1/build.log options=() targets=()
   shift 2
@@ -88,9 +92,12 @@ tq_cmake_build() {
   mkdir -p "$dir"
   if [ -f "$dir/Makefile" ] || ! command -v ninja >/dev/null 2>&1; then options=(-G "Unix Makefiles"); fi
   if command -v ccache >/dev/null 2>&1; then
-    options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
+    options+=(-DCMAKE_{CXX,C,CUDA}_COMPILER_LAUNCHER=ccache)
   fi
-  if ! { cmake --preset "$preset" -B "$dir" "${options[@]}" "$@" && cmake --build "$dir" "${targets[@]}" -j "${TQKV_JOBS:-$(nproc)}"; } >"$log" 2>&1; then
+  if ! {
+    cmake --preset "$preset" -B "$dir" "${options[@]}" "$@" &&
+      cmake --build "$dir" "${targets[@]}" -j "${TQKV_JOBS:-$(nproc)}"
+  } >"$log" 2>&1; then
     grep -nE 'error|Error|FAILED' "$log" | head -n 20
     echo "... the whole log is $log, its end:"
     tail -n 25 "$log"

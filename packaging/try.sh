@@ -21,7 +21,8 @@ echo "$(g++ --version | head -n 1); $(cmake --version | head -n 1)"
 
 step "2/3 build into build/try (a few minutes at the first time)"
 start=$SECONDS
-tq_cmake_build build/try release -DTQ_BUILD_TOOL=ON -DTQ_CUDA="${TQ_CUDA:-OFF}" || fail "the build failed; see above."
+tq_cmake_build build/try release -DTQ_BUILD_TOOL=ON -DTQ_CUDA="${TQ_CUDA:-OFF}" ||
+  fail "the build failed; see above."
 echo "built in $((SECONDS - start)) s"
 
 step "3/3 the main job"

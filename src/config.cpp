@@ -136,13 +136,13 @@ void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {
 
 // A codebook of the caller's own.
 void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons) {
-  if (book.bits < 2 || book.bits > 6) {
+  if (!format::may_have_own_book(book.bits)) {
     reasons.add(kBad, "%s.bits = %d: must be 2 .. 6", name, book.bits);
     return;
   }
   if (!(book.unit > 0 && book.unit <= kMaxUnit))
     reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
-  const int least = book.bits <= 3 ? 1 : 0;
+  const int least = format::half_integer_levels(book.bits) ? 0 : 1;
   for (int j = 0; j < 1 << (book.bits - 1); j++) {
     const int value = book.magnitude[j];
     if (value < least || value > 127)
@@ -216,7 +216,7 @@ void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
     try {
       *side.own = read_struct(*side.caller, side.name);
       check_codebook(side.name, *side.own, reasons);
-      const bool possible = side.own->bits >= 2 && side.own->bits <= 6;
+      const bool possible = format::may_have_own_book(side.own->bits);
       if (possible && std::find(side.bits->begin(), side.bits->end(), side.own->bits) == side.bits->end())
         reasons.add(kBad, "%s.bits = %d: no layer has these bits, so it would not be used", side.name,
                     side.own->bits);

@@ -9,7 +9,10 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . tests/install/checks.sh
-DESTDIR=$work/stage cmake --install "$1" --prefix /opt/tqkv >"$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
+if ! DESTDIR=$work/stage cmake --install "$1" --prefix /opt/tqkv >"$work/install.log" 2>&1; then
+  cat "$work/install.log"
+  exit 1
+fi
 prefix=$work/stage/opt/tqkv
 PKG_CONFIG_PATH=$(dirname "$(find "$prefix" -name tqkv.pc)")
 LD_LIBRARY_PATH=$(dirname "$PKG_CONFIG_PATH")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -21,14 +24,26 @@ prints() { # prints command... : what it prints is what the C program shall prin
 }
 c_example() {
   # shellcheck disable=SC2046
-  "$1" -std="$2" -Wall -Wextra -pedantic -Werror packaging/smoke/decode_loop.c $(pkg-config --cflags --libs tqkv) -lm -o "$work/decode_loop" && prints "$work/decode_loop"
+  "$1" -std="$2" -Wall -Wextra -pedantic -Werror packaging/smoke/decode_loop.c \
+    $(pkg-config --cflags --libs tqkv) -lm -o "$work/decode_loop" && prints "$work/decode_loop"
 }
 check "C" c_example gcc c99
-if command -v clang >/dev/null; then check "C, clang" c_example clang c17; else echo "skip - C, clang: clang is not installed"; fi
-check "Python" prints env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python python3 bindings/python/examples/decode_loop.py
+if command -v clang >/dev/null; then
+  check "C, clang" c_example clang c17
+else
+  echo "skip - C, clang: clang is not installed"
+fi
+check "Python" prints env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python \
+  python3 bindings/python/examples/decode_loop.py
 
-cargo_run() { (cd bindings/rust && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../build/rust}$1 cargo run -q --locked -p tqkv "${@:2}" --example decode_loop); }
-rust_ready() { (cd bindings/rust && { cargo fetch -q --locked || cargo metadata -q --locked --format-version 1; }) >"$work/log" 2>&1; }
+cargo_run() { # cargo_run target-suffix option...
+  (cd bindings/rust && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../build/rust}$1 \
+    cargo run -q --locked -p tqkv "${@:2}" --example decode_loop)
+}
+rust_ready() {
+  (cd bindings/rust && { cargo fetch -q --locked || cargo metadata -q --locked --format-version 1; }) \
+    >"$work/log" 2>&1
+}
 if ! command -v cargo >/dev/null; then
   echo "skip - Rust: cargo is not installed"
 elif ! rust_ready; then

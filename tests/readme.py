@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps README.md and tests/bench/README.md true: readme.py BUILD [--update] [--measure], readme.py --gpu-json
-FILE.
+"""Keeps README.md and tests/bench/README.md true.
 
-Without an option (the test): compiles and runs the C examples of README.md and include/tqkv.h against BUILD's
-library, runs the Python example (with a stand-in for torch where there is none), compares every generated
-region with what its program prints now, and names the measured regions that are still empty. --update
-rewrites the generated regions, --measure runs the commands of the measured regions (those that hold WORD with
---measure=WORD) and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json FILE wrote
-on a machine with a GPU, one file for each kind of GPU, and renews the tables that are made of them.
+Usage: readme.py BUILD [--update] [--measure[=WORD]], readme.py --gpu-json FILE
+
+Without an option (the test): compiles and runs the C examples of README.md and include/tqkv.h against
+BUILD's library, runs the Python example (with a stand-in for torch where there is none), compares every
+generated region with what its program prints now, and names the measured regions that are still empty.
+--update rewrites the generated regions, --measure runs the commands of the measured regions (that hold
+WORD) and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json FILE wrote on a
+machine with a GPU, one file for each kind of GPU, and renews the tables that are made of them.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->    output of BUILD/tests/PROGRAM
           <!-- measured: COMMAND --> ... <!-- end -->     output of COMMAND, where $BUILD is the build folder

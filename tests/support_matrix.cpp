@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prints what the library supports as Markdown, by asking tq_cache_config_check and tq_cache_config_bytes about
-// every combination, and the lists of CUDA kernels, which a build without CUDA can read too: the README's table
-// cannot promise what the code refuses.
+// Prints what the library supports as Markdown, by asking tq_cache_config_check and tq_cache_config_bytes
+// about every combination, and the lists of CUDA kernels, which a build without CUDA can read too: the
+// README's table cannot promise what the code refuses.
 #include <cstdio>
 #include <map>
 #include <set>

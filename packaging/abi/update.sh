@@ -22,11 +22,13 @@ trap 'rm -rf "$work"' EXIT
 describe() { # describe include-directory out.xml
   local abi
   abi=$(sed -nE 's/^#define TQ_ABI_VERSION ([0-9]+)/\1/p' "$1/tqkv.h")
-  ${CXX:-g++} -std=c++17 -g -O0 -fPIC -fvisibility=hidden -fno-eliminate-unused-debug-types -ffile-prefix-map="$PWD=." -ffile-prefix-map="$1=include" -DTQ_BUILDING_LIBRARY \
-    -DTQ_CUDA=0 -DTQ_CUDA_ARCHS_BUILT='""' -I"$1" -Isrc -I. src/api.cpp -shared -Wl,--version-script=packaging/exports.map -Wl,-soname,"libtqkv.so.$abi" \
-    -o "$work/libtqkv.so.$abi"
-  abidw --headers-dir "$1" --drop-private-types --drop-undefined-syms --exported-interfaces-only --no-show-locs --no-corpus-path --no-comp-dir-path --no-elf-needed \
-    --no-write-default-sizes --type-id-style hash --out-file "$2" "$work/libtqkv.so.$abi"
+  ${CXX:-g++} -std=c++17 -g -O0 -fPIC -fvisibility=hidden -fno-eliminate-unused-debug-types \
+    -ffile-prefix-map="$PWD=." -ffile-prefix-map="$1=include" -DTQ_BUILDING_LIBRARY -DTQ_CUDA=0 \
+    -DTQ_CUDA_ARCHS_BUILT='""' -I"$1" -Isrc -I. src/api.cpp -shared \
+    -Wl,--version-script=packaging/exports.map -Wl,-soname,"libtqkv.so.$abi" -o "$work/libtqkv.so.$abi"
+  abidw --headers-dir "$1" --drop-private-types --drop-undefined-syms --exported-interfaces-only \
+    --no-show-locs --no-corpus-path --no-comp-dir-path --no-elf-needed --no-write-default-sizes \
+    --type-id-style hash --out-file "$2" "$work/libtqkv.so.$abi"
 }
 if [ "${1:-}" != --check ]; then
   describe include "$baseline"
@@ -35,18 +37,32 @@ if [ "${1:-}" != --check ]; then
 fi
 shift
 for command in abidw abidiff; do
-  command -v "$command" >/dev/null || { echo "skip - ABI: $command (abigail-tools) is not installed"; exit 0; }
+  command -v "$command" >/dev/null && continue
+  echo "skip - ABI: $command (abigail-tools) is not installed"
+  exit 0
 done
 [ -f "$baseline" ] || { echo "skip - ABI: there is no $baseline"; exit 0; }
 bad=0
 check() { # check title command...
   local title=$1 text
   shift
-  if text=$("$@" 2>&1); then echo "ok - $title"; else printf 'not ok - %s\n%s\n' "$title" "$(head -n 40 <<<"$text")" && bad=1; fi
+  if text=$("$@" 2>&1); then
+    echo "ok - $title"
+  else
+    printf 'not ok - %s\n%s\n' "$title" "$(head -n 40 <<<"$text")"
+    bad=1
+  fi
 }
 symbols() { nm -D --defined-only "$1" | awk '$2 != "A" { print $3 }' | sort; }
-complete() { diff <(sed -nE 's/^\s+(tq_\w+);$/\1/p' packaging/exports.map | sort) <(sed -nE "s/.*<function-decl name='(tq_\w+)'.*/\1/p" "$baseline" | sort); }
-unchanged() { abidiff "$baseline" "$1" || { echo "intended? packaging/abi/update.sh writes a new baseline; it belongs to the same change"; return 1; }; }
+complete() {
+  diff <(sed -nE 's/^\s+(tq_\w+);$/\1/p' packaging/exports.map | sort) \
+    <(sed -nE "s/.*<function-decl name='(tq_\w+)'.*/\1/p" "$baseline" | sort)
+}
+unchanged() {
+  abidiff "$baseline" "$1" && return
+  echo "intended? packaging/abi/update.sh writes a new baseline; it belongs to the same change"
+  return 1
+}
 # damaged sed-expression : a header changed by it compiles and abidiff objects.
 damaged() {
   rm -rf "$work/include"
@@ -62,6 +78,9 @@ check "src/api.cpp compiles alone" describe include "$work/now.xml"
 for library in "$work"/libtqkv.so.*; do symbols "$library" >"$work/symbols"; done
 check "no change of symbols, arguments, structs" unchanged "$work/now.xml"
 check "a changed type of a field is found" damaged 's/uint64_t rotation_seed;/int64_t rotation_seed;/'
-check "two exchanged fields are found" damaged 's/( *int32_t page_size;[^\n]*\n)( *uint64_t rotation_seed;[^\n]*\n)/\2\1/'
-for library; do check "$library exports the same symbols in the same nodes" diff "$work/symbols" <(symbols "$library"); done
+check "two exchanged fields are found" \
+  damaged 's/( *int32_t page_size;[^\n]*\n)( *uint64_t rotation_seed;[^\n]*\n)/\2\1/'
+for library; do
+  check "$library exports the same symbols in the same nodes" diff "$work/symbols" <(symbols "$library")
+done
 exit $bad

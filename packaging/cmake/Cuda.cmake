@@ -50,7 +50,8 @@ if(TQ_CUDA STREQUAL "EMULATE")
   endif()
   find_path(TQ_CUDA_INCLUDE cuda_runtime.h HINTS ${tq_toolkit}/include PATHS /usr/local/cuda/include)
   if(NOT TQ_CUDA_INCLUDE)
-    message(FATAL_ERROR "TQ_CUDA=EMULATE needs the headers of CUDA: put nvcc on PATH, set TQ_CUDA_INCLUDE, or run packaging/cuda_toolkit.sh.")
+    message(FATAL_ERROR "TQ_CUDA=EMULATE needs the headers of CUDA: put nvcc on PATH, set TQ_CUDA_INCLUDE, "
+      "or run packaging/cuda_toolkit.sh.")
   endif()
   # Every source of the target for the CPU. Jumps between stacks are not what _FORTIFY_SOURCE takes them for;
   # warnings are nvcc's to give; -O2 compiles in half the time of -O3.
@@ -58,7 +59,8 @@ if(TQ_CUDA STREQUAL "EMULATE")
     get_target_property(sources ${target} SOURCES)
     set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX)
     set(folder ${PROJECT_SOURCE_DIR}/tests/emulate)
-    target_compile_options(${target} PRIVATE -O2 -fno-strict-aliasing -U_FORTIFY_SOURCE -w "SHELL:-include ${folder}/emulate.h")
+    target_compile_options(${target} PRIVATE -O2 -fno-strict-aliasing -U_FORTIFY_SOURCE -w
+      "SHELL:-include ${folder}/emulate.h")
     target_include_directories(${target} BEFORE PRIVATE ${folder})
     target_include_directories(${target} SYSTEM PRIVATE ${TQ_CUDA_INCLUDE})
   endfunction()
@@ -78,7 +80,8 @@ elseif(TQ_CUDA STREQUAL "AUTO")
   message(STATUS "tqkv: no CUDA compiler found; building for the CPU only")
   return()
 else()
-  message(FATAL_ERROR "TQ_CUDA=ON but no CUDA compiler was found: put nvcc on PATH, set CMAKE_CUDA_COMPILER, or run packaging/cuda_toolkit.sh.")
+  message(FATAL_ERROR "TQ_CUDA=ON but no CUDA compiler was found: put nvcc on PATH, set CMAKE_CUDA_COMPILER, "
+    "or run packaging/cuda_toolkit.sh.")
 endif()
 
 set(CMAKE_CUDA_STANDARD 17)
@@ -91,7 +94,8 @@ if(TQ_CUDA_LOGS)
   set_target_properties(tqkv_cuda PROPERTIES CUDA_COMPILER_LAUNCHER "${tq_launcher}")
   set(tq_kernel_objects $<FILTER:$<TARGET_OBJECTS:tqkv_cuda>,INCLUDE,[.]cu[.]o$>)
   add_custom_command(OUTPUT ${PROJECT_BINARY_DIR}/kernels.log VERBATIM COMMAND_EXPAND_LISTS
-    COMMAND sh -c "cat \"$@\" >kernels.log" sh "$<JOIN:${tq_kernel_objects},.log$<SEMICOLON>>.log" DEPENDS $<TARGET_OBJECTS:tqkv_cuda>)
+    COMMAND sh -c "cat \"$@\" >kernels.log" sh "$<JOIN:${tq_kernel_objects},.log$<SEMICOLON>>.log"
+    DEPENDS $<TARGET_OBJECTS:tqkv_cuda>)
   add_custom_target(kernel_logs ALL DEPENDS ${PROJECT_BINARY_DIR}/kernels.log)
 endif()
 set(TQ_CUDA_ENABLED 1)

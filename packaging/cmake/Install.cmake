@@ -12,9 +12,11 @@ install(FILES LICENSE packaging/THIRD_PARTY.md DESTINATION ${CMAKE_INSTALL_DOCDI
 
 set(tq_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/tqkv)
 install(EXPORT tqkvTargets NAMESPACE tqkv:: DESTINATION ${tq_cmake_dir} COMPONENT Development)
-configure_package_config_file(packaging/cmake/tqkvConfig.cmake.in tqkvConfig.cmake INSTALL_DESTINATION ${tq_cmake_dir} NO_SET_AND_CHECK_MACRO)
+configure_package_config_file(packaging/cmake/tqkvConfig.cmake.in tqkvConfig.cmake
+  INSTALL_DESTINATION ${tq_cmake_dir} NO_SET_AND_CHECK_MACRO)
 # Before 1.0 a minor release may break the API.
-write_basic_package_version_file(tqkvConfigVersion.cmake VERSION ${PROJECT_VERSION} COMPATIBILITY SameMinorVersion)
+write_basic_package_version_file(tqkvConfigVersion.cmake
+  VERSION ${PROJECT_VERSION} COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tqkvConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/tqkvConfigVersion.cmake
   DESTINATION ${tq_cmake_dir} COMPONENT Development)
 
@@ -35,7 +37,8 @@ foreach(dir LIBDIR INCLUDEDIR)
   endif()
 endforeach()
 configure_file(packaging/tqkv.pc.in tqkv.pc @ONLY)
-install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tqkv.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT Development)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/tqkv.pc
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT Development)
 
 if(TARGET tqkv_tool)
   if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}" OR IS_ABSOLUTE "${CMAKE_INSTALL_BINDIR}")

@@ -9,7 +9,8 @@
 # root of the sources. The version and the changelog are those of tqkv.h and packaging/CHANGELOG.md. The same
 # sources and SOURCE_DATE_EPOCH (by default the last commit's time) give the same bytes.
 set -euo pipefail
-build=${1:?usage: build.sh BUILD_DIR OUT_DIR [cmake-argument...]} out=${2:?usage: build.sh BUILD_DIR OUT_DIR [cmake-argument...]}
+usage="usage: build.sh BUILD_DIR OUT_DIR [cmake-argument...]"
+build=${1:?$usage} out=${2:?$usage}
 shift 2
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -22,20 +23,27 @@ trap 'rm -rf "$work" "$tq_log"' EXIT
 version=$(sed -nE 's/^#define TQ_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)/\2/p' include/tqkv.h | paste -sd.)
 abi=$(sed -nE 's/^#define TQ_ABI_VERSION ([0-9]+)/\1/p' include/tqkv.h)
 runtime=libtqkv$abi
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y include/tqkv.h)}
+last_commit=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y include/tqkv.h)
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$last_commit}
 multiarch=$(dpkg-architecture -qDEB_HOST_MULTIARCH)
 
 # No -g: there is no package of debug symbols. No -O2: the release flags decide.
-flags() { DEB_BUILD_MAINT_OPTIONS='hardening=+bindnow reproducible=-fixfilepath' DEB_CXXFLAGS_MAINT_STRIP="-g -O2" dpkg-buildflags --get "$1"; }
-tq_cmake_build "$build" release -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF -DCMAKE_INSTALL_PREFIX=/usr -DCMAKE_INSTALL_LIBDIR="lib/$multiarch" \
-  -DCMAKE_SKIP_INSTALL_RPATH=ON -DCMAKE_CXX_FLAGS="$(flags CXXFLAGS) $(flags CPPFLAGS)" -DCMAKE_EXE_LINKER_FLAGS="$(flags LDFLAGS)" \
+flags() {
+  DEB_BUILD_MAINT_OPTIONS='hardening=+bindnow reproducible=-fixfilepath' DEB_CXXFLAGS_MAINT_STRIP="-g -O2" \
+    dpkg-buildflags --get "$1"
+}
+tq_cmake_build "$build" release -DTQ_BUILD_TOOL=ON -DTQ_CUDA=OFF -DCMAKE_INSTALL_PREFIX=/usr \
+  -DCMAKE_INSTALL_LIBDIR="lib/$multiarch" -DCMAKE_SKIP_INSTALL_RPATH=ON \
+  -DCMAKE_CXX_FLAGS="$(flags CXXFLAGS) $(flags CPPFLAGS)" -DCMAKE_EXE_LINKER_FLAGS="$(flags LDFLAGS)" \
   -DCMAKE_SHARED_LINKER_FLAGS="$(flags LDFLAGS)" "$@"
 
 # Debian's changelog out of ours: a heading opens an entry, a line at the margin an item of it; items are
 # folded.
 mkdir "$work/debian"
-sed "s/^Package: libtqkv0$/Package: $runtime/; s/libtqkv0 (=/$runtime (=/" packaging/deb/control >"$work/debian/control"
-maintainer=$(sed -n 's/^Maintainer: //p' packaging/deb/control) date=$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
+renames="s/^Package: libtqkv0$/Package: $runtime/; s/libtqkv0 (=/$runtime (=/"
+sed "$renames" packaging/deb/control >"$work/debian/control"
+maintainer=$(sed -n 's/^Maintainer: //p' packaging/deb/control)
+date=$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
 awk -v end=" -- $maintainer  $date" '
   function item(  n, i, words, row) {
     n = split(text, words, " ")
@@ -47,21 +55,27 @@ awk -v end=" -- $maintainer  $date" '
     if (n) print row
     text = ""
   }
-  /^## / { item(); if (open) print "\n" end "\n"; open = 1; print "tqkv (" $2 ") unstable; urgency=medium\n"; next }
+  /^## / {
+    item()
+    if (open) print "\n" end "\n"
+    open = 1
+    print "tqkv (" $2 ") unstable; urgency=medium\n"
+    next
+  }
   !open { next }
   !/^  / { item() }
   { sub(/^- /, ""); text = text " " $0 }
   END { item(); print "\n" end }' packaging/CHANGELOG.md >"$work/debian/changelog"
 
 stage() { # stage package component
-  local root=$work/debian/$1 doc
+  local root=$work/debian/$1 doc overrides=packaging/deb/$1.lintian-overrides
   DESTDIR=$root cmake --install "$build" --component "$2" >/dev/null
   rm -rf "$root/usr/share/doc"
   doc=$root/usr/share/doc/$1
   mkdir -p "$root/DEBIAN" "$doc"
   install -m 644 packaging/deb/copyright "$doc/copyright"
   gzip -9n <"$work/debian/changelog" >"$doc/changelog.gz"
-  if [ -f "packaging/deb/$1.lintian-overrides" ]; then install -Dm 644 "packaging/deb/$1.lintian-overrides" "$root/usr/share/lintian/overrides/$1"; fi
+  if [ -f "$overrides" ]; then install -Dm 644 "$overrides" "$root/usr/share/lintian/overrides/$1"; fi
 }
 stage "$runtime" Runtime
 stage libtqkv-dev Development
@@ -86,7 +100,8 @@ gzip -9n <packaging/deb/tqkv.1 >"$man/tqkv.1.gz"
 cd "$work"
 cuda=""
 # The driver is opened at run time, if there is one; nothing of CUDA is depended upon.
-if grep -q '^cuda_enabled=1' "$work/debian/libtqkv-dev/usr/lib/$multiarch/pkgconfig/tqkv.pc"; then cuda="libcuda1"; fi
+pc=$work/debian/libtqkv-dev/usr/lib/$multiarch/pkgconfig/tqkv.pc
+if grep -q '^cuda_enabled=1' "$pc"; then cuda="libcuda1"; fi
 for package in "$runtime" libtqkv-dev tqkv-tools; do
   root=debian/$package
   echo "cuda:Suggests=$cuda" >"$root.substvars"
@@ -95,10 +110,16 @@ for package in "$runtime" libtqkv-dev tqkv-tools; do
       dpkg-gensymbols -c4 -p"$package" -P"$root" -v"$version" -I"$work/symbols" -O"$root/DEBIAN/symbols"
       dpkg-shlibdeps --warnings=0 -T"$root.substvars" "$library"
       ;;
-    tqkv-tools) dpkg-shlibdeps --warnings=0 -T"$root.substvars" -S"debian/$runtime" -l"debian/$runtime/usr/lib/$multiarch" "$root/usr/bin/tqkv" ;;
+    tqkv-tools)
+      dpkg-shlibdeps --warnings=0 -T"$root.substvars" -S"debian/$runtime" \
+        -l"debian/$runtime/usr/lib/$multiarch" "$root/usr/bin/tqkv"
+      ;;
   esac
   (cd "$root" && find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum >DEBIAN/md5sums)
-  dpkg-gencontrol -p"$package" -P"$root" -T"$root.substvars" 2>"$work/gencontrol.log" || { cat "$work/gencontrol.log" >&2; exit 1; }
+  if ! dpkg-gencontrol -p"$package" -P"$root" -T"$root.substvars" 2>"$work/gencontrol.log"; then
+    cat "$work/gencontrol.log" >&2
+    exit 1
+  fi
   find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference -d "@$SOURCE_DATE_EPOCH" {} +
   dpkg-deb --root-owner-group -b "$root" "$out" >/dev/null
 done

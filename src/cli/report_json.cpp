@@ -102,8 +102,8 @@ std::string report_json(const Evaluation& evaluation) {
                      {"options", options_json(evaluation.options)},
                      {"layers", layers},
                      {"overall", widths_json(evaluation.overall)}};
-  // A path need not be UTF-8; a document must be, and it may end on a terminal: everything beyond ASCII is escaped.
-  // Numbers that are not finite become null.
+  // A path need not be UTF-8; a document must be, and it may end on a terminal: everything beyond ASCII is
+  // escaped. Numbers that are not finite become null.
   return json.dump(1, ' ', true, Json::error_handler_t::replace) + "\n";
 }
 

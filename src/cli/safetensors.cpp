@@ -33,10 +33,10 @@ uint64_t dtype_bytes(const std::string& dtype) {
 
 bool multiply(uint64_t a, uint64_t b, uint64_t* product) { return !__builtin_mul_overflow(a, b, product); }
 
-// What a header may hold. The JSON library keeps 16 to 100 bytes for every value and, in a nest of arrays, 75 for
-// every byte of the file: the nesting and the number of values are bounded while the text is read, so that a
-// header costs at most a few times its own size and 100 MB. It also keeps the last of equal keys without a
-// word; this sees each object's keys as they come.
+// What a header may hold. The JSON library keeps 16 to 100 bytes for every value and, in a nest of arrays, 75
+// for every byte of the file: the nesting and the number of values are bounded while the text is read, so
+// that a header costs at most a few times its own size and 100 MB. It also keeps the last of equal keys
+// without a word; this sees each object's keys as they come.
 class HeaderRules {
  public:
   bool operator()(int depth, Json::parse_event_t event, Json& parsed) {

@@ -72,8 +72,8 @@ std::string layer_colour(size_t index, size_t count) {
   return format("#%02x%02x%02x", rgb[0], rgb[1], rgb[2]);
 }
 
-double nice_step(double span) {
-  const double rough = span / 6, power = std::pow(10.0, std::floor(std::log10(rough)));
+double nice_step(double range) {
+  const double rough = range / 6, power = std::pow(10.0, std::floor(std::log10(rough)));
   for (const double factor : {1.0, 2.0, 5.0}) {
     if (factor * power >= rough) return factor * power;
   }

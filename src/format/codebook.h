@@ -13,12 +13,16 @@ enum class ScaleRule : int32_t { kLs = 1, kUnbiased = 2, kNorm = 3, kPaper = 4 }
 
 constexpr int kMaxMagnitudes = 32;
 
+// Widths that may have a codebook of the caller's, and whose levels are half-integers.
+TQ_HD constexpr bool may_have_own_book(int bits) { return bits >= 2 && bits <= 6; }
+TQ_HD constexpr bool half_integer_levels(int bits) { return bits >= 4 && bits <= 6; }
+
 struct Codebook {
   int32_t bits;                       // 1 .. 6, or 8 (then only the grid -127 .. 127 is meant)
   float unit;                         // level of a unit-variance coordinate = unit * grid level
   uint8_t magnitude[kMaxMagnitudes];  // bits <= 3: the level; 4 .. 6: the level less 1/2
 
-  TQ_HD bool half() const { return bits >= 4 && bits <= 6; }
+  TQ_HD bool half() const { return half_integer_levels(bits); }
   TQ_HD int count() const { return bits == 8 ? 0 : 1 << (bits - 1); }
   TQ_HD float level(int j) const { return static_cast<float>(magnitude[j]) + (half() ? 0.5f : 0.0f); }
   // Threshold below magnitude j, j >= 1, exact.

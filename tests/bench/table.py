@@ -8,7 +8,8 @@ import sys
 def main():
     bench = json.load(sys.stdin)
     print(
-        f"{bench['cpu']}, {bench['isa']}, {bench['hardware_threads']} hardware threads, last-level cache {bench['last_level_cache_MB']} MB, head_dim {bench['head_dim']}, "
+        f"{bench['cpu']}, {bench['isa']}, {bench['hardware_threads']} hardware threads, "
+        f"last-level cache {bench['last_level_cache_MB']} MB, head_dim {bench['head_dim']}, "
         f"median of {bench['repeats']}")
     encode = [r for r in bench["results"] if r["case"] == "encode"]
     threads = sorted({r["threads"] for r in encode})

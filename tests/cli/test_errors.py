@@ -10,8 +10,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from tool import (EXIT_CAPTURE, EXIT_FILE, EXIT_LIBRARY, EXIT_OUTPUT, EXIT_USAGE, SLICE, find_tool, make_capture,
-                  run, write_raw, write_safetensors)
+from tool import (EXIT_CAPTURE, EXIT_FILE, EXIT_LIBRARY, EXIT_OUTPUT, EXIT_USAGE, SLICE, find_tool,
+                  make_capture, run, write_raw, write_safetensors)
 
 
 def expect(done, code, *words):
@@ -269,7 +269,8 @@ def test_outputs_that_cannot_be_written(tmp_path):
     assert done.returncode == EXIT_OUTPUT and "cannot be written" in done.stderr
 
 
-@pytest.mark.parametrize("value", ["nan", "-nan", "inf", "-inf", "1e999", "-1", "-1e-300", "", "1x", "nan(3)"])
+@pytest.mark.parametrize(
+    "value", ["nan", "-nan", "inf", "-inf", "1e999", "-1", "-1e-300", "", "1x", "nan(3)"])
 @pytest.mark.parametrize("option", ["--max-kl", "--max-error"])
 def test_limits_are_finite_numbers(option, value):
     expect(run("eval", SLICE, f"{option}={value}"), EXIT_USAGE, option, f"'{value}'" if value else option)
@@ -316,12 +317,14 @@ def small_files():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["--version"], ["info"], ["info", "--json"],
-                                       ["eval", SLICE, "--layers", "0", "--repeats", "1"],
-                                       ["eval", SLICE, "--layers", "0", "--repeats", "1", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["eval", "--help"], ["--version"], ["info"], ["info", "--json"],
+                  ["eval", SLICE, "--layers", "0", "--repeats", "1"],
+                  ["eval", SLICE, "--layers", "0", "--repeats", "1", "--json"]])
 def test_a_full_disk_under_stdout(arguments):
     with open("/dev/full", "w") as full:
-        done = subprocess.run([find_tool(), *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([find_tool(), *map(str, arguments)],
+                              stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == EXIT_OUTPUT and "stdout" in done.stderr, done
     done = subprocess.run(["sh", "-c", '"$0" "$@" >&-', find_tool(), *map(str, arguments)],
                           stderr=subprocess.PIPE, text=True)

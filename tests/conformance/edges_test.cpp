@@ -139,8 +139,9 @@ TEST_P(EdgesTest, SinkLogitsOfAnyKind) {
   }
 }
 
-// The range that tq_attend_params admits. logit * (ln 2 / cap) is the argument of tanh: it may be subnormal for
-// a large cap, which costs 2^-149 * 2^100 of a logit, and overflows to an infinity, of tanh 1, for a small one.
+// The range that tq_attend_params admits. logit * (ln 2 / cap) is the argument of tanh: it may be subnormal
+// for a large cap, which costs 2^-149 * 2^100 of a logit, and overflows to an infinity, of tanh 1, for a
+// small one.
 TEST_P(EdgesTest, SoftCapsOfAnySize) {
   for (const int bits : {4, 16}) {
     RigConfig config = base();

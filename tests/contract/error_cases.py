@@ -164,7 +164,8 @@ def calls(tensors):
     c.plan(["a"], [2])
     c.append()
     q = c.put("q", c.random(2, 2, 32))
-    for name, value in (("out_dtype", 7), ("logit_softcap", -1.0), ("sliding_window", -1), ("history_only", 2)):
+    for name, value in (("out_dtype", 7), ("logit_softcap", -1.0), ("sliding_window", -1),
+                        ("history_only", 2)):
         c.fail("attend", BAD, name, batch="main", layer=0, q=q, params={name: value})
     yield c
 

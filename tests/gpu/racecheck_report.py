@@ -18,7 +18,8 @@ import sys
 
 PRODUCER = re.compile(r"\bproduce<|\bbulk_copy\(")
 WORKER = re.compile(
-    r"\b(coded_job|work|exact_job|wait_item)<|\bload_words<|Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\("
+    r"\b(coded_job|work|exact_job|wait_item)<|\bload_words<|"
+    r"Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\("
 )
 
 
@@ -71,9 +72,10 @@ def report(first: str, *rest: str) -> str:
 
 
 def self_check() -> int:
-    producer, copy = "void tq::cuda::produce<tq::cuda::CodedCore<(int)64>>(int)", "tq::cuda::bulk_copy(void *)"
-    worker, read = "void tq::cuda::coded_job<tq::cuda::CodedCore<(int)64>>(int)", "void tq::cuda::load_words<(int)4>(int)"
-    describe, put = "void tq::cuda::describe<tq::cuda::CodedCore<(int)64>>(int)", "tq::cuda::CodedCore<(int)64>::put(float *)"
+    core = "tq::cuda::attend::CodedCore<(int)64>"
+    producer, worker, describe = (f"void tq::cuda::attend::{name}<{core}>(int)"
+                                  for name in ("produce", "coded_job", "describe"))
+    copy, read, put = "tq::cuda::bulk_copy(void *)", "void load_words<(int)4>(int)", f"{core}::put(float *)"
     queue = report(producer, worker, worker) + report(copy, read)
     cases = [  # log, reports in its summary, reasons to fail
         ("", 0, 0), (queue, 2, 0), (queue + report(describe, worker), 3, 1),

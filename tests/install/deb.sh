@@ -30,16 +30,18 @@ for package in $packages; do
 done
 field() { dpkg-deb -f "$(deb "$1")" "$2"; }
 contents() { (cd "$work/$1" && find usr ! -type d | LC_ALL=C sort | xargs); }
+docs() { echo "usr/share/doc/$1/changelog.gz usr/share/doc/$1/copyright"; }
 lib=usr/lib/$multiarch
 
 check "libtqkv0 holds the library and no link for the linker" same "$(contents libtqkv0)" \
-  "$lib/libtqkv.so.0 $lib/libtqkv.so.$version usr/share/doc/libtqkv0/changelog.gz usr/share/doc/libtqkv0/copyright"
+  "$lib/libtqkv.so.0 $lib/libtqkv.so.$version $(docs libtqkv0)"
 check "libtqkv-dev holds header, link, CMake and pkg-config files" same "$(contents libtqkv-dev)" \
-  "usr/include/tqkv.h $lib/cmake/tqkv/tqkvConfig.cmake $lib/cmake/tqkv/tqkvConfigVersion.cmake $lib/cmake/tqkv/tqkvTargets-release.cmake \
-$lib/cmake/tqkv/tqkvTargets.cmake $lib/libtqkv.so $lib/pkgconfig/tqkv.pc usr/share/doc/libtqkv-dev/changelog.gz usr/share/doc/libtqkv-dev/copyright"
+  "usr/include/tqkv.h $(echo "$lib"/cmake/tqkv/tqkv{Config,ConfigVersion,Targets-release,Targets}.cmake) \
+$lib/libtqkv.so $lib/pkgconfig/tqkv.pc $(docs libtqkv-dev)"
 check "tqkv-tools holds the program and its manual page" same "$(contents tqkv-tools)" \
-  "usr/bin/tqkv usr/share/doc/tqkv-tools/changelog.gz usr/share/doc/tqkv-tools/copyright usr/share/man/man1/tqkv.1.gz"
-check "libtqkv-dev depends on exactly this libtqkv0" same "$(field libtqkv-dev Depends)" "libtqkv0 (= $version)"
+  "usr/bin/tqkv $(docs tqkv-tools) usr/share/man/man1/tqkv.1.gz"
+check "libtqkv-dev depends on exactly this libtqkv0" \
+  same "$(field libtqkv-dev Depends)" "libtqkv0 (= $version)"
 tools_depend() { [[ $(field tqkv-tools Depends) == *"libtqkv0 (>= "* ]]; }
 check "tqkv-tools depends on libtqkv0, found through its symbols" tools_depend
 only_runtimes() { ! field libtqkv0 Depends | tr ',' '\n' | grep -vE '^ *(libc6|libgcc-s1|libstdc\+\+6)\b'; }
@@ -47,28 +49,39 @@ check "libtqkv0 depends on the C and C++ runtimes only, on nothing of CUDA" only
 check "Multi-Arch" same "$(for p in $packages; do field $p Multi-Arch; done | xargs)" "same same foreign"
 check "ldconfig trigger" same "$(cat "$work/libtqkv0/DEBIAN/triggers")" "activate-noawait ldconfig"
 check "shlibs" same "$(cat "$work/libtqkv0/DEBIAN/shlibs")" "libtqkv 0 libtqkv0 (>= $version)"
-symbols_listed() { diff <(sed -nE 's/^\s+(tq_\w+);$/\1/p' packaging/exports.map | sort) <(sed -nE 's/^ (tq_\w+)@.*/\1/p' "$work/libtqkv0/DEBIAN/symbols" | sort); }
+symbols_listed() {
+  diff <(sed -nE 's/^\s+(tq_\w+);$/\1/p' packaging/exports.map | sort) \
+    <(sed -nE 's/^ (tq_\w+)@.*/\1/p' "$work/libtqkv0/DEBIAN/symbols" | sort)
+}
 check "symbols lists every function" symbols_listed
 sums() {
   local package
   for package in $packages; do
-    (cd "$work/$package" && md5sum --quiet -c DEBIAN/md5sums && diff <(find usr -type f | sort) <(cut -c35- DEBIAN/md5sums | sort)) || return 1
+    (cd "$work/$package" && md5sum --quiet -c DEBIAN/md5sums &&
+      diff <(find usr -type f | sort) <(cut -c35- DEBIAN/md5sums | sort)) || return 1
   done
 }
 check "md5sums cover every file and hold" sums
 permissions() {
   local package
   for package in $packages; do dpkg-deb -c "$(deb "$package")"; done >"$work/list"
-  ! grep -vE '^(drwxr-xr-x|-rw-r--r--|lrwxrwxrwx|-rwxr-xr-x) root/root ' "$work/list" && same "$(grep '^-rwx' "$work/list" | awk '{print $6}')" ./usr/bin/tqkv
+  ! grep -vE '^(drwxr-xr-x|-rw-r--r--|lrwxrwxrwx|-rwxr-xr-x) root/root ' "$work/list" &&
+    same "$(grep '^-rwx' "$work/list" | awk '{print $6}')" ./usr/bin/tqkv
 }
 check "everything is root's, with the usual permissions" permissions
-stripped() { ! readelf -SW "$work/libtqkv0/$lib/libtqkv.so.$version" "$work/tqkv-tools/usr/bin/tqkv" | grep -E '\.(symtab|debug|comment)' && ! readelf -dW "$work/tqkv-tools/usr/bin/tqkv" | grep -E 'RPATH|RUNPATH'; }
+library=$work/libtqkv0/$lib/libtqkv.so.$version tool=$work/tqkv-tools/usr/bin/tqkv
+stripped() {
+  ! readelf -SW "$library" "$tool" | grep -E '\.(symtab|debug|comment)' &&
+    ! readelf -dW "$tool" | grep -E 'RPATH|RUNPATH'
+}
 check "stripped, no run path" stripped
-check "the packaged library is as clean as the built one" python3 tests/install/symbols.py "$work/libtqkv0/$lib/libtqkv.so.$version"
+check "the packaged library is as clean as the built one" python3 tests/install/symbols.py "$library"
 again() {
   local package
   packaging/deb/build.sh "$build" "$work/again" || return 1
-  for package in $packages; do cmp "$(deb "$package")" "$work/again/$(basename "$(deb "$package")")" || return 1; done
+  for package in $packages; do
+    cmp "$(deb "$package")" "$work/again/$(basename "$(deb "$package")")" || return 1
+  done
 }
 check "packed again: the same bytes" again
 if command -v lintian >/dev/null; then
@@ -79,7 +92,10 @@ fi
 
 # ---- a clean root ----
 # mirror_of_apt : where apt takes the release of this machine from.
-mirror_of_apt() { apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' 2>/dev/null | awk -v suite="$1" '$2 == suite && $3 == "main" { print $1; exit }'; }
+mirror_of_apt() {
+  apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' 2>/dev/null |
+    awk -v suite="$1" '$2 == suite && $3 == "main" { print $1; exit }'
+}
 # base_root : prints the archive of the root, made if it is not there; fails with a text.
 base_root() {
   local suite mirror archive
@@ -90,20 +106,27 @@ base_root() {
     mirror=$(mirror_of_apt "$suite")
     [ -n "$mirror" ] || { echo "apt names no mirror of $suite"; return 1; }
     mkdir -p "$tq_cache"
-    debootstrap --variant=minbase --include=gcc,libc6-dev,pkg-config "$suite" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 || {
+    debootstrap --variant=minbase --include=gcc,libc6-dev,pkg-config "$suite" "$work/base" "$mirror" \
+      >"$work/debootstrap.log" 2>&1 || {
       echo "debootstrap: $(grep -E '^[EW]:' "$work/debootstrap.log" | tail -n 1)"
       return 1
     }
-    rm -rf "$work/base/var/cache/apt/archives" "$work/base/var/lib/apt/lists" "$work/base/usr/share/doc" "$work/base/usr/share/locale"
+    rm -rf "$work"/base/var/{cache/apt/archives,lib/apt/lists} "$work"/base/usr/share/{doc,locale}
     mkdir -p "$work/base/var/cache/apt/archives/partial" "$work/base/usr/share/doc"
-    tar -C "$work/base" --numeric-owner --one-file-system -czf "$archive.$$" . && mv "$archive.$$" "$archive" || return 1
+    tar -C "$work/base" --numeric-owner --one-file-system -czf "$archive.$$" . || return 1
+    mv "$archive.$$" "$archive" || return 1
     rm -rf "$work/base"
   fi
   echo "$archive"
 }
 root=$work/root
-files_of_root() { (cd "$root" && find . \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var/lib/dpkg -o -path ./var/cache -o -path ./var/log -o -path ./tmp \) -prune -o ! -type d -print | LC_ALL=C sort); }
-nothing_left() { diff "$work/files_before" <(files_of_root) && ! dpkg --root="$root" -l 2>/dev/null | grep tqkv; }
+files_of_root() {
+  (cd "$root" && find . \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./var/lib/dpkg \
+    -o -path ./var/cache -o -path ./var/log -o -path ./tmp \) -prune -o ! -type d -print | LC_ALL=C sort)
+}
+nothing_left() {
+  diff "$work/files_before" <(files_of_root) && ! dpkg --root="$root" -l 2>/dev/null | grep tqkv
+}
 
 if [ "$(id -u)" != 0 ]; then
   echo "skip - installation in a clean root: needs root"
@@ -114,31 +137,47 @@ if ! archive=$(base_root); then
   mkdir -p "$root/var/lib/dpkg/info" "$root/var/lib/dpkg/updates"
   : >"$root/var/lib/dpkg/status"
   files_of_root >"$work/files_before"
-  check "dpkg installs the packages into an empty root" dpkg --root="$root" --force-depends --force-script-chrootless -i "$work"/debs/*.deb
+  forced() { dpkg --root="$root" --force-depends "$@"; }
+  purged() { forced -P tqkv-tools libtqkv-dev libtqkv0 && nothing_left; }
+  check "dpkg installs the packages into an empty root" forced --force-script-chrootless -i "$work"/debs/*.deb
   check "dpkg finds every file as packed" dpkg --root="$root" -V
-  check "removed and purged, nothing is left" eval "dpkg --root='$root' --force-depends -P tqkv-tools libtqkv-dev libtqkv0 && nothing_left"
+  check "removed and purged, nothing is left" purged
   exit "$bad"
 fi
 mkdir "$root"
-tar -C "$root" --numeric-owner -xzf "$archive" || { echo "not ok - $archive cannot be unpacked; delete it"; exit 1; }
+if ! tar -C "$root" --numeric-owner -xzf "$archive"; then
+  echo "not ok - $archive cannot be unpacked; delete it"
+  exit 1
+fi
 files_of_root >"$work/files_before"
 mkdir "$root/tmp/job"
 cp -r packaging/smoke/. "$work"/debs/*.deb "$root/tmp/job"
-inside() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/tmp DEBIAN_FRONTEND=noninteractive chroot "$root" bash -c "cd /tmp/job && $1"; }
+inside() {
+  env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/tmp DEBIAN_FRONTEND=noninteractive \
+    chroot "$root" bash -c "cd /tmp/job && $1"
+}
 fails() { ! inside "$1"; }
 
 check "libtqkv-dev alone is refused" fails "dpkg -i libtqkv-dev_*.deb"
 check "the half-installed package goes" inside "dpkg -P libtqkv-dev"
 check "all three are installed" inside "dpkg -i ./*.deb"
-check "nothing is broken, every file as packed" inside "dpkg --audit && dpkg -V libtqkv0 libtqkv-dev tqkv-tools && apt-get check"
+check "nothing is broken, every file as packed" \
+  inside "dpkg --audit && dpkg -V libtqkv0 libtqkv-dev tqkv-tools && apt-get check"
 check "the loader's cache knows the library" inside "ldconfig -p | grep -q 'libtqkv.so.0 .*/$multiarch/'"
 check "pkg-config says the version" same "$(inside "pkg-config --modversion tqkv")" "$version"
-check "C program through pkg-config" inside 'gcc -std=c99 -Wall -Wextra -pedantic -Werror pkgconfig/main.c $(pkg-config --cflags --libs tqkv) -lm -o main && ./main'
-check "the decode loop" inside 'gcc -std=c99 -Wall -Wextra -Werror decode_loop.c $(pkg-config --cflags --libs tqkv) -lm -o loop && ./loop | diff decode_loop.txt -'
-check "the program says the version" same "$(inside "tqkv --version" | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1)" "$version"
+compiled() { # compiled source program, inside
+  inside "gcc -std=c99 -Wall -Wextra -pedantic -Werror $1 \$(pkg-config --cflags --libs tqkv) -lm -o $2"
+}
+c_program() { compiled pkgconfig/main.c main && inside ./main; }
+decode_loop() { compiled decode_loop.c loop && inside "./loop | diff decode_loop.txt -"; }
+check "C program through pkg-config" c_program
+check "the decode loop" decode_loop
+said=$(inside "tqkv --version" | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1)
+check "the program says the version" same "$said" "$version"
 check "tqkv info" inside "tqkv info"
 find_package() {
-  cmake -S packaging/smoke/cmake -B "$work/consumer" -DCMAKE_PREFIX_PATH="$root/usr" && cmake --build "$work/consumer" && LD_LIBRARY_PATH=$root/$lib "$work/consumer/consumer"
+  cmake -S packaging/smoke/cmake -B "$work/consumer" -DCMAKE_PREFIX_PATH="$root/usr" &&
+    cmake --build "$work/consumer" && LD_LIBRARY_PATH=$root/$lib "$work/consumer/consumer"
 }
 check "C++ program through find_package" find_package
 check "libtqkv0 does not go while others need it" fails "dpkg -r libtqkv0"

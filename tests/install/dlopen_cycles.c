@@ -54,8 +54,9 @@ struct Api {
   void* handle;
 /* clang-format off */
 #define FUNCTIONS(X) \
-  X(tq_version) X(tq_last_error) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) X(tq_sequence_create) \
-  X(tq_batch_create) X(tq_batch_plan) X(tq_batch_destroy) X(tq_cache_append) X(tq_cache_attend)
+  X(tq_version) X(tq_last_error) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy) \
+  X(tq_sequence_create) X(tq_batch_create) X(tq_batch_plan) X(tq_batch_destroy) X(tq_cache_append) \
+  X(tq_cache_attend)
 /* clang-format on */
 #define MEMBER(f) __typeof__(f)* f##_;
   FUNCTIONS(MEMBER)

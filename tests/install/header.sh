@@ -27,9 +27,11 @@ for pair in gcc:g++ clang:clang++; do
     fi
     extra=()
     # Everything clang knows, less what objects to any C struct with padding or to C-style code in C++.
-    [ "${pair%:*}" = clang ] && extra=(-Weverything -Wno-padded -Wno-c++98-compat-pedantic -Wno-old-style-cast -Wno-unsafe-buffer-usage -Wno-unknown-warning-option
-      -Wno-declaration-after-statement -Wno-missing-prototypes)
-    if text=$("$compiler" -std=$std -Wall -Wextra -pedantic -Wstrict-aliasing -Werror "${extra[@]}" -nostdinc++ -Iinclude -fsyntax-only "$work/$file" 2>&1); then
+    [ "${pair%:*}" = clang ] && extra=(-Weverything -Wno-padded -Wno-c++98-compat-pedantic -Wno-old-style-cast
+      -Wno-unsafe-buffer-usage -Wno-unknown-warning-option -Wno-declaration-after-statement
+      -Wno-missing-prototypes)
+    if text=$("$compiler" -std=$std -Wall -Wextra -pedantic -Wstrict-aliasing -Werror "${extra[@]}" \
+      -nostdinc++ -Iinclude -fsyntax-only "$work/$file" 2>&1); then
       echo "ok - $name"
     else
       echo "not ok - $name"

@@ -11,7 +11,8 @@
 
 /* clang-format off */
 #define FUNCTIONS(X) \
-  X(tq_build_info) X(tq_last_error) X(tq_status_name) X(tq_device_count) X(tq_device_get_info) X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy)
+  X(tq_build_info) X(tq_last_error) X(tq_status_name) X(tq_device_count) X(tq_device_get_info) \
+  X(tq_cache_config_init) X(tq_cache_create) X(tq_cache_destroy)
 /* clang-format on */
 #define MEMBER(f) static __typeof__(f)* f##_;
 FUNCTIONS(MEMBER)

@@ -358,7 +358,8 @@ def test_tile_and_page_bytes():
 
 
 def test_raw_bits():
-    x = np.array([[1.0, np.nan, np.inf, -np.inf, 65504, 65519, -1e6, 2.0 ** -25, -0.0, 1e20]], dtype=np.float32)
+    x = np.array([[1.0, np.nan, np.inf, -np.inf, 65504, 65519, -1e6, 2.0 ** -25, -0.0, 1e20]],
+                 dtype=np.float32)
     bits, replaced, saturated = ref.raw_bits(x)
     assert bits.tolist() == [[0x3C00, 0, 0x7BFF, 0xFBFF, 0x7BFF, 0x7BFF, 0xFBFF, 0, 0x8000, 0x7BFF]]
     assert replaced.nonzero()[1].tolist() == [1, 2, 3, 9]

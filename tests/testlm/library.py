@@ -88,7 +88,8 @@ class CacheAttention:
         self.library = library
         config = CacheConfig()
         library.call("tq_cache_config_init", ctypes.byref(config))
-        config.num_layers, config.num_q_heads, config.num_kv_heads = model.layers, model.q_heads, model.kv_heads
+        config.num_layers = model.layers
+        config.num_q_heads, config.num_kv_heads = model.q_heads, model.kv_heads
         config.head_dim, config.io_dtype = model.head_dim, F32
         config.key_bits = config.value_bits = bits
         config.key_scale_rule, config.value_scale_rule = RULES[key_rule], RULES[value_rule]

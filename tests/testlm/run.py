@@ -160,8 +160,9 @@ def main():
         if not arguments.json:
             known = f"{published:.4f}" if published else "-"
             print(
-                f"{name:28s} {row['kl']:7.4f} {known:>7s} {row['delta_nll']:+8.4f} {row['top1']:6.3f} {row['recall']:7.3f} "
-                f"{row['needle']:7.3f} {row['all_kl']:7.4f} {row['all_delta_nll']:+9.4f} {row['all_top1']:9.3f}",
+                f"{name:28s} {row['kl']:7.4f} {known:>7s} {row['delta_nll']:+8.4f} {row['top1']:6.3f} "
+                f"{row['recall']:7.3f} {row['needle']:7.3f} {row['all_kl']:7.4f} "
+                f"{row['all_delta_nll']:+9.4f} {row['all_top1']:9.3f}",
                 flush=True)
     if arguments.json:
         print(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of every block
-// exactly once, cut blocks with slots of their own and arrivals that add up, equal shares, nothing but a
-// sequence's own length deciding its splits.
+// The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of
+// every block exactly once, cut blocks with slots of their own and arrivals that add up, equal shares,
+// nothing but a sequence's own length deciding its splits.
 #include "cuda/schedule/work_list.h"
 
 #include <gtest/gtest.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of cuda/attend/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of shared
-// memory has room for everything.
+// The table of cuda/attend/tuning.h keeps the bounds that the kernels' barriers rely on, and the plan of
+// shared memory has room for everything.
 #include "cuda/attend/tuning.h"
 
 #include <gtest/gtest.h>

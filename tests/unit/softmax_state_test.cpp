@@ -20,8 +20,8 @@ void expect_row(SoftmaxState s, float sink) {
   const double lse = s.m * M_LN2 + log(static_cast<double>(s.l)), top = fmax(lse, sink);
   const double with = top + log(exp(lse - top) + exp(sink - top));
   EXPECT_NEAR(end.lse, with, 1e-6 * fabs(with) + 1e-6);
-  // The factor is 2^m / e^lse. Rounding of the sink in log2 units and of its difference to m (2^-24 each) turns
-  // into a relative error of the power.
+  // The factor is 2^m / e^lse. Rounding of the sink in log2 units and of its difference to m (2^-24 each)
+  // turns into a relative error of the power.
   const double kept = exp(s.m * M_LN2 - with), exponents = fabs(s.m) + fabs(sink * 1.45);
   EXPECT_NEAR(end.factor, kept, kept * (1e-6 + exp2(-23) * exponents) + 1e-37);
 }

@@ -21,7 +21,8 @@ class Filled:
     each sequence, appended in all layers."""
 
     def __init__(self, case, bits, layers, pool, device, stream=None, new=1, queries=1, decoys=4096):
-        self.case, self.bits, self.layers, self.pool, self.device, self.stream, self.new = case, bits, layers, pool, device, stream, new
+        self.case, self.bits, self.layers, self.pool = case, bits, layers, pool
+        self.device, self.stream, self.new = device, stream, new
         self.pieces = pieces(case, new) + [new]
         self.length = sum(self.pieces)
         pages_each = -(-self.length // PAGE_TOKENS)

@@ -18,7 +18,8 @@ extern "C" __global__ void read_stream(const uint4* p, unsigned long long n, uns
   const unsigned long long stride = (unsigned long long)gridDim.x * blockDim.x;
   unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x;
   for (; i + 3 * stride < n; i += 4 * stride) {
-    const uint4 a = __ldcs(p + i), b = __ldcs(p + i + stride), c = __ldcs(p + i + 2 * stride), d = __ldcs(p + i + 3 * stride);
+    const uint4 a = __ldcs(p + i), b = __ldcs(p + i + stride);
+    const uint4 c = __ldcs(p + i + 2 * stride), d = __ldcs(p + i + 3 * stride);
     x ^= a.x ^ b.y ^ c.z ^ d.w ^ a.y ^ b.x;
   }
   if (x == 0x12345) *out = x;

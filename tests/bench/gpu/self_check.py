@@ -149,6 +149,7 @@ def main():
     lines = results()
     tables(fake(lines))
     print(
-        f"self-check: {count['passed']} passed, {count['failed']} failed; worst error {max(line[2] for line in lines):.1e}"
+        f"self-check: {count['passed']} passed, {count['failed']} failed; "
+        f"worst error {max(line[2] for line in lines):.1e}"
     )
     return 0 if count["passed"] and not count["failed"] else 1

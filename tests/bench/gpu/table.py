@@ -29,7 +29,8 @@ def head(result):
 
 
 def range_text(one, width=0):
-    return f"{microseconds(one['us']):>{width}} us ({microseconds(one['us_low'])} .. {microseconds(one['us_high'])})"
+    low, high = microseconds(one["us_low"]), microseconds(one["us_high"])
+    return f"{microseconds(one['us']):>{width}} us ({low} .. {high})"
 
 
 def fp16_line(case):
@@ -134,7 +135,8 @@ def headline(results):
     command = results[0]["command"].rsplit(" --json", 1)[0]
     return as_table(lines) + "\n" + filled(
         f"One layer, {case['q_heads']} query and {case['kv_heads']} kv heads, `head_dim` {case['head_dim']}; "
-        f"printed by `{command}`. All cases, among them those that gain less: [tests/bench/README.md](tests/bench/README.md).") + "\n"
+        f"printed by `{command}`. All cases, among them those that gain less: "
+        "[tests/bench/README.md](tests/bench/README.md).") + "\n"
 
 
 def dump(result):
