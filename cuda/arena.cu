@@ -28,10 +28,12 @@ int64_t take(int64_t* total, int64_t bytes) {
 DeviceBlock::DeviceBlock(const HostOps& ops, int device, int64_t bytes, const char* what)
     : ops_(ops), device_(device), bytes_(bytes) {
   if (bytes == 0) return;
-  void* pointer = nullptr;
   if (ops.alloc) {
-    pointer = ops.alloc(ops.user, static_cast<size_t>(bytes), kAlignment, 2, device);
-  } else if (const cudaError_t error = runtime().malloc_device(&pointer, static_cast<size_t>(bytes))) {
+    data_ = static_cast<uint8_t*>(allocate(ops, bytes, kAlignment, 2, device, what));
+    return;
+  }
+  void* pointer = nullptr;
+  if (const cudaError_t error = runtime().malloc_device(&pointer, static_cast<size_t>(bytes))) {
     pointer = nullptr;
     if (status_of(error) != Status::kOutOfMemory) check_cuda(error, "cudaMalloc");
     runtime().get_last_error();

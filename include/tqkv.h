@@ -236,7 +236,7 @@ typedef struct tq_cache_config {
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
   int32_t sink_tokens;     /* first tokens likewise */
   int32_t rollback_tokens; /* more raw copies, so that truncate by up to this many keeps the window whole */
-  int32_t num_threads;     /* CPU: 0 = all that the process may use, 1 = the caller's thread only */
+  int32_t num_threads;     /* CPU: 1 = the caller's thread only; 0 = all that affinity and quotas allow */
   uint64_t flags;          /* TQ_FLAG_* */
   const tq_allocator *allocator;   /* NULL = malloc / cudaMalloc; copied */
   void *pool;              /* caller's memory for the pages on the device, 256-byte aligned, or NULL */

@@ -46,7 +46,10 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
   if (caller) p = read_struct(caller, "params");
   TQ_CHECK(p.out_dtype >= 0 && p.out_dtype <= TQ_BF16, Status::kInvalidArgument,
            "params.out_dtype = %d: must be 0 (io_dtype), TQ_F32, TQ_F16 or TQ_BF16", p.out_dtype);
-  TQ_CHECK(isfinite(p.softmax_scale), Status::kInvalidArgument, "params.softmax_scale = %g: must be finite",
+  // Within these bounds softmax_scale * log2 e is a normal number.
+  const float scale = fabsf(p.softmax_scale);
+  TQ_CHECK(scale == 0 || (scale >= ldexpf(1, -126) && scale <= ldexpf(1, 100)), Status::kInvalidArgument,
+           "params.softmax_scale = %g: must be 0 (1 / sqrt(head_dim)), or between 2^-126 and 2^100 in size",
            static_cast<double>(p.softmax_scale));
   // Within these bounds softcap * log2 e and ln 2 / softcap are normal numbers, and a logit of any size comes
   // out within 2^-25 of itself even where subnormals are flushed (2^-126 * 2^100 log2 e).

@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/usable_threads.h"
 #include "host_ops.h"
 #include "status.h"
 #include "tqkv.h"
@@ -14,7 +15,6 @@
 #include "cuda/backend.h"
 #endif
 
-#include <sched.h>
 #include <unistd.h>
 
 #define TQ_STRING_OF(x) #x
@@ -41,18 +41,9 @@ constexpr char kCuda[] = "cuda on";
 constexpr char kCuda[] = "cuda off";
 #endif
 
-// Hardware threads that this process may run on.
-int32_t usable_threads() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-  const long online = sysconf(_SC_NPROCESSORS_ONLN);  // more processors than a cpu_set_t holds
-  return online > 0 ? static_cast<int32_t>(online) : 1;
-}
-
 DeviceInfo cpu_info() {
   DeviceInfo info = {};
-  info.num_units = usable_threads();
+  info.num_units = cpu::usable_threads();
   const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
   if (pages > 0 && page_bytes > 0) info.memory_bytes = static_cast<int64_t>(pages) * page_bytes;
   snprintf(info.name, sizeof info.name, "%s", cpu::active_isa());

@@ -22,6 +22,7 @@ constexpr int32_t kMaxCount = 65536;  // layers, heads
 constexpr int32_t kLayersNamed = 4;
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
+constexpr int64_t kMaxBatchTokens = INT_MAX / 2;
 constexpr int64_t kMaxBytes = 1ll << 56;   // of one part of a cache: sums and offsets stay far from 2^63
 constexpr float kMaxUnit = 1073741824.0f;  // 2^30: keeps every scale finite
 constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH;
@@ -110,7 +111,14 @@ void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
     check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
   const bool given = c.max_batch_tokens != 0;
   if (!given) c.max_batch_tokens = c.max_tokens;
-  if (given || tokens_ok) check_count("max_batch_tokens", c.max_batch_tokens, 1, INT_MAX / 2, reasons);
+  if (given)
+    check_count("max_batch_tokens", c.max_batch_tokens, 1, kMaxBatchTokens, reasons);
+  else if (tokens_ok && c.max_tokens > kMaxBatchTokens)
+    reasons.add(
+        kBad,
+        "max_tokens = %lld: max_batch_tokens, which is max_tokens unless it is set, must be 1 .. %lld; "
+        "set it to what one plan brings at most",
+        ll(c.max_tokens), ll(kMaxBatchTokens));
 }
 
 void resolve_exact_copies(tq_cache_config& c, ReasonList& reasons) {

@@ -58,9 +58,7 @@ class HostBlock {
   HostBlock() = default;
   HostBlock(const HostOps& ops, int64_t bytes, const char* what)
       : ops_(ops), bytes_(static_cast<size_t>(bytes)) {
-    pointer_ = ops_.alloc(ops_.user, bytes_, Carver::kAlignment, 1, 0);
-    TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what,
-             static_cast<long long>(bytes));
+    pointer_ = allocate(ops_, bytes, Carver::kAlignment, 1, 0, what);
   }
   ~HostBlock() {
     if (pointer_) ops_.free(ops_.user, pointer_, bytes_, 1, 0);

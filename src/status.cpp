@@ -46,14 +46,25 @@ Error::Error(Status status, const char* format, ...) : status_(status) {
 }
 
 void ReasonList::add(Status status, const char* format, ...) {
+  constexpr size_t kRoom = Error::kTextBytes - 32;  // the rest is for the last line
   if (status_ == Status::kOk) status_ = status;
-  if (length_ > 0 && length_ + 1 < sizeof text_) text_[length_++] = '\n';
-  va_list arguments;
-  va_start(arguments, format);
-  const int written = vsnprintf(text_ + length_, sizeof text_ - length_, format, arguments);
-  va_end(arguments);
-  // A cut text stays cut: it is full, and later reasons have no room.
-  if (written > 0) length_ = std::min(length_ + static_cast<size_t>(written), sizeof text_ - 1);
+  char* const end = text_ + length_;
+  const size_t separator = length_ > 0 ? 1 : 0;
+  if (left_out_ == 0 && length_ + separator < kRoom) {
+    const size_t room = kRoom - length_ - separator;
+    va_list arguments;
+    va_start(arguments, format);
+    const int written = vsnprintf(end + separator, room, format, arguments);
+    va_end(arguments);
+    const bool whole = written >= 0 && static_cast<size_t>(written) < room;
+    if (whole || length_ == 0) {  // one reason is there in any case, cut if it must be
+      if (separator > 0) *end = '\n';
+      length_ += separator + strlen(end + separator);
+      return;
+    }
+  }
+  left_out_++;
+  snprintf(end, sizeof text_ - length_, "\n... and %d more", left_out_);
 }
 
 void set_last_error(const char* text) noexcept {

@@ -44,7 +44,8 @@ class Error : public std::exception {
   char text_[kTextBytes];
 };
 
-// Collects every reason against a configuration, one a line; the status is that of the first.
+// Collects every reason against a configuration, one a line; the status is that of the first. What does not
+// fit whole is counted in a last line, "... and 3 more".
 class ReasonList {
  public:
   __attribute__((format(printf, 3, 4))) void add(Status status, const char* format, ...);
@@ -55,6 +56,7 @@ class ReasonList {
  private:
   Status status_ = Status::kOk;
   size_t length_ = 0;
+  int left_out_ = 0;
   char text_[Error::kTextBytes] = {};
 };
 

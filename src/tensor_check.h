@@ -36,28 +36,33 @@ inline void check_pointer(const char* name, const void* pointer, bool required, 
            element_bytes);
 }
 
-// Offsets stay far from 2^63 for any pointer: strides are at most 2^48, so that only the number of tokens can
-// spoil it.
+// Elements from the first to the one behind the last of `count` rows: (count - 1) * stride + row. False if
+// that is not below 2^60, within which offsets stay far from 2^63 for any pointer.
+inline bool strided_extent(int64_t count, int64_t stride, int64_t row, int64_t* extent) {
+  return !__builtin_mul_overflow(count > 0 ? count - 1 : 0, stride, extent) &&
+         !__builtin_add_overflow(*extent, row, extent) && *extent < 1ll << 60;
+}
+
 inline void check_extent(const char* name, const TensorShape& shape, const TensorStrides& strides) {
-  const int64_t tokens = shape.tokens > 0 ? shape.tokens - 1 : 0;
-  int64_t last;
-  const bool fits = !__builtin_mul_overflow(tokens, strides.token, &last) &&
-                    !__builtin_add_overflow(last, (shape.heads - 1) * strides.head + shape.dim, &last) &&
-                    last < 1ll << 60;
-  TQ_CHECK(fits, Status::kInvalidArgument,
+  int64_t heads, all;
+  TQ_CHECK(strided_extent(shape.heads, strides.head, shape.dim, &heads), Status::kInvalidArgument,
+           "%s: %d heads with a stride of %lld elements pass the address space", name, shape.heads,
+           static_cast<long long>(strides.head));
+  TQ_CHECK(strided_extent(shape.tokens, strides.token, heads, &all), Status::kInvalidArgument,
            "%s: %lld tokens with a stride of %lld elements pass the address space", name,
            static_cast<long long>(shape.tokens), static_cast<long long>(strides.token));
 }
 
-// For tensors that are written: rows may not overlap. Tokens lie outside heads or heads outside tokens.
+// For tensors that are written, after check_extent: rows may not overlap. Tokens lie outside heads or heads
+// outside tokens.
 inline void check_no_overlap(const char* name, const TensorShape& shape, const TensorStrides& strides) {
-  const int64_t heads_extent = (shape.heads - 1) * strides.head + shape.dim;
-  if (shape.tokens <= 1 || strides.token >= heads_extent) return;
-  int64_t tokens_extent;
-  const bool fits =
-      !__builtin_mul_overflow(shape.tokens - 1, strides.token, &tokens_extent) && tokens_extent < 1ll << 60;
+  int64_t heads_extent, tokens_extent;
+  if (shape.tokens <= 1 ||
+      (strided_extent(shape.heads, strides.head, shape.dim, &heads_extent) && strides.token >= heads_extent))
+    return;
+  const bool fits = strided_extent(shape.tokens, strides.token, shape.dim, &tokens_extent);
   TQ_CHECK(
-      shape.heads == 1 || (fits && strides.head >= tokens_extent + shape.dim), Status::kInvalidArgument,
+      shape.heads == 1 || (fits && strides.head >= tokens_extent), Status::kInvalidArgument,
       "%s: strides of %lld (token) and %lld (head) elements make rows of %lld tokens x %d heads x %d overlap",
       name, static_cast<long long>(strides.token), static_cast<long long>(strides.head),
       static_cast<long long>(shape.tokens), shape.heads, shape.dim);

@@ -79,9 +79,7 @@ const char* supported_isas() {
 void* CpuBackend::create_plan_storage() {
   const int64_t bytes = static_cast<int64_t>(sizeof(PlanStorage)) +
                         store_.geometry.max_batch_sequences * static_cast<int64_t>(sizeof(int64_t));
-  void* memory = ops_.alloc(ops_.user, static_cast<size_t>(bytes), 64, 1, 0);
-  TQ_CHECK(memory, Status::kOutOfMemory, "max_batch_sequences: allocating %lld bytes of host memory failed",
-           static_cast<long long>(bytes));
+  void* memory = allocate(ops_, bytes, 64, 1, 0, "plan of max_batch_sequences");
   memset(memory, 0, static_cast<size_t>(bytes));
   static_cast<PlanStorage*>(memory)->bytes = bytes;
   return memory;

@@ -22,9 +22,7 @@ int64_t matrix_pair(const Geometry& g) {
 Block::Block(const HostOps& ops, int64_t bytes, const char* what)
     : ops_(ops), bytes_(bytes), pointer_(nullptr) {
   if (bytes == 0) return;
-  pointer_ = static_cast<uint8_t*>(ops.alloc(ops.user, static_cast<size_t>(bytes), kBlockAlignment, 1, 0));
-  TQ_CHECK(pointer_, Status::kOutOfMemory, "%s: allocating %lld bytes of host memory failed", what,
-           static_cast<long long>(bytes));
+  pointer_ = static_cast<uint8_t*>(allocate(ops, bytes, kBlockAlignment, 1, 0, what));
 }
 Block::~Block() {
   if (pointer_) ops_.free(ops_.user, pointer_, static_cast<size_t>(bytes_), 1, 0);

@@ -83,6 +83,7 @@ void test_misuse_cache(void);
 void test_misuse_sequences(void);
 void test_misuse_batch(void);
 void test_misuse_append(void);
+void test_misuse_extents(void);
 void test_misuse_attend(void);
 void test_misuse_read_and_merge(void);
 void test_cuda_requests(void);

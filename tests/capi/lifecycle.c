@@ -138,6 +138,21 @@ static void ledger_free(void* user, void* pointer, size_t bytes, int32_t device_
   free(pointer);
 }
 
+/* 8 bytes beside what was asked for, once calls has come to 0. */
+static void* astray_alloc(void* user, size_t bytes, size_t alignment, int32_t device_type,
+                          int32_t device_id) {
+  struct ledger* l = (struct ledger*)user;
+  char* p = (char*)aligned(alignment, (bytes + alignment - 1) / alignment * alignment + alignment);
+  (void)device_type, (void)device_id;
+  l->blocks++;
+  return p + (l->calls++ < 0 ? 0 : 8);
+}
+static void astray_free(void* user, void* pointer, size_t bytes, int32_t device_type, int32_t device_id) {
+  (void)bytes, (void)device_type, (void)device_id;
+  ((struct ledger*)user)->blocks--;
+  free((void*)((uintptr_t)pointer & ~(uintptr_t)31));
+}
+
 void test_allocator_and_pool(void) {
   tq_cache_config config = small_config();
   config.window_tokens = 5;
@@ -178,6 +193,18 @@ void test_allocator_and_pool(void) {
   EXPECT(TQ_OK, tq_batch_destroy(batch));
   EXPECT(TQ_OK, tq_cache_destroy(cache));
   CHECK(l.bytes == 0 && l.blocks == 0 && l.bad == 0);
+
+  /* Memory that is not aligned as asked, from the first call on or from a later one: given back, and said. */
+  allocator.struct_size = sizeof allocator;
+  allocator.user = &l;
+  allocator.alloc = astray_alloc;
+  allocator.free = astray_free;
+  for (l.calls = -3; l.calls <= 0; l.calls++) {
+    const int64_t first = l.calls;
+    REFUSES(TQ_ERROR_INVALID_ARGUMENT, "allocator.alloc returned 0x", tq_cache_create(&config, NULL, &cache));
+    CHECK(l.blocks == 0 && l.calls == 1);
+    l.calls = first;
+  }
 
   /* A pool of the caller's: the pages lie there, nothing is written beside it, and scrubbing shows in it. */
   config = small_config();

@@ -137,6 +137,7 @@ int main(void) {
       {"misuse: sequences", test_misuse_sequences},
       {"misuse: batch", test_misuse_batch},
       {"misuse: append", test_misuse_append},
+      {"misuse: extents", test_misuse_extents},
       {"misuse: attend", test_misuse_attend},
       {"misuse: read and merge", test_misuse_read_and_merge},
       {"CUDA requests without CUDA", test_cuda_requests},

@@ -252,6 +252,46 @@ void test_misuse_append(void) {
   EXPECT(TQ_OK, tq_cache_destroy(other));
 }
 
+/* Products of heads and strides that pass 64 bits are refused, not wrapped. */
+void test_misuse_extents(void) {
+  tq_cache_config config = small_config();
+  config.num_layers = 1;
+  config.num_q_heads = config.num_kv_heads = 65536;
+  config.head_dim = config.value_dim = config.max_tokens = config.page_size = 32;
+  config.max_sequences = 1;
+  config.key_bits = config.value_bits = 2;
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
+  const tq_sequence s = make_sequence(cache);
+  const int64_t one = 1;
+  float* x = (float*)calloc(65536 * 32, sizeof(float));
+  tq_tensor_layout layout;
+  memset(&layout, 0, sizeof layout);
+  layout.struct_size = sizeof layout;
+  EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &one, NULL, NULL));
+  layout.key_head_stride = (int64_t)1 << 48;
+  REFUSES(BAD, "k: 65536 heads with a stride of 281474976710656 elements",
+          tq_cache_append(cache, 0, batch, x, x, &layout, NULL));
+  layout.key_head_stride = 0;
+  layout.value_head_stride = ((int64_t)1 << 48) - 1;
+  REFUSES(BAD, "v: 65536 heads with a stride of 281474976710655 elements",
+          tq_cache_append(cache, 0, batch, x, x, &layout, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, x, x, NULL, NULL));
+  tq_attend_params p;
+  EXPECT(TQ_OK, tq_attend_params_init(&p));
+  p.q_head_stride = (int64_t)1 << 48;
+  REFUSES(BAD, "q: 65536 heads", tq_cache_attend(cache, 0, batch, x, x, NULL, &p, NULL, 0, NULL));
+  p.q_head_stride = 0;
+  p.out_head_stride = (int64_t)1 << 48;
+  REFUSES(BAD, "out: 65536 heads", tq_cache_attend(cache, 0, batch, x, x, NULL, &p, NULL, 0, NULL));
+  REFUSES(
+      BAD, "k: 65536 heads",
+      tq_cache_read(cache, 0, s, 0, 1, x, NULL, (layout.key_head_stride = (int64_t)1 << 48, &layout), NULL));
+  free(x);
+  EXPECT(TQ_OK, tq_batch_destroy(batch));
+  EXPECT(TQ_OK, tq_cache_destroy(cache));
+}
+
 static tq_attend_params params(void) {
   tq_attend_params p;
   memset(&p, 0, sizeof p);
@@ -294,6 +334,8 @@ void test_misuse_attend(void) {
   PARAM_FAULT("params.out_dtype = -1", p.out_dtype = -1);
   PARAM_FAULT("params.softmax_scale = nan", p.softmax_scale = NAN);
   PARAM_FAULT("params.softmax_scale = inf", p.softmax_scale = INFINITY);
+  PARAM_FAULT("params.softmax_scale = -3e+38", p.softmax_scale = -3e38f);
+  PARAM_FAULT("params.softmax_scale = 1e-39", p.softmax_scale = 1e-39f);
   PARAM_FAULT("params.logit_softcap = -1", p.logit_softcap = -1);
   PARAM_FAULT("params.logit_softcap = inf", p.logit_softcap = INFINITY);
   PARAM_FAULT("params.logit_softcap = nan", p.logit_softcap = NAN);

@@ -316,7 +316,10 @@ TEST(Config, SizesThatDoNotFitAreErrors) {
   c = base();
   c.max_tokens = 1ll << 35;
   const Outcome batch = outcome(c);
-  EXPECT_EQ(batch.text.find("max_batch_tokens = 34359738368"), 0u) << batch.text;
+  EXPECT_EQ(
+      batch.text.find("max_tokens = 34359738368: max_batch_tokens, which is max_tokens unless it is set, "),
+      0u)
+      << batch.text;
   c = base();
   c.num_layers = c.num_kv_heads = c.num_q_heads = 65536;
   c.window_tokens = 1 << 30;
