@@ -392,7 +392,7 @@ TQ_API tq_status tq_cache_append(tq_cache *cache, int32_t layer, const tq_batch 
 typedef struct tq_attend_params {
   uint32_t struct_size;
   int32_t out_dtype;        /* 0 = io_dtype; TQ_F32 keeps the full precision of a partial result */
-  float softmax_scale;      /* 0 = 1 / sqrt(head_dim) */
+  float softmax_scale;      /* 0 = 1 / sqrt(head_dim); else 2^-126 .. 2^100 in size, of either sign */
   float logit_softcap;      /* c: logits become c * tanh(logit / c), 2^-126 <= c <= 2^100; 0 = off */
   int64_t sliding_window;   /* tokens that a query sees, its own included; 0 = all */
   const float *sink_logits; /* [num_q_heads] float32 on the cache's device, natural units, added to the

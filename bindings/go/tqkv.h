@@ -236,7 +236,7 @@ typedef struct tq_cache_config {
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
   int32_t sink_tokens;     /* first tokens likewise */
   int32_t rollback_tokens; /* more raw copies, so that truncate by up to this many keeps the window whole */
-  int32_t num_threads;     /* CPU: 0 = all that the process may use, 1 = the caller's thread only */
+  int32_t num_threads;     /* CPU: 1 = the caller's thread only; 0 = all that affinity and quotas allow */
   uint64_t flags;          /* TQ_FLAG_* */
   const tq_allocator *allocator;   /* NULL = malloc / cudaMalloc; copied */
   void *pool;              /* caller's memory for the pages on the device, 256-byte aligned, or NULL */
@@ -392,7 +392,7 @@ TQ_API tq_status tq_cache_append(tq_cache *cache, int32_t layer, const tq_batch 
 typedef struct tq_attend_params {
   uint32_t struct_size;
   int32_t out_dtype;        /* 0 = io_dtype; TQ_F32 keeps the full precision of a partial result */
-  float softmax_scale;      /* 0 = 1 / sqrt(head_dim) */
+  float softmax_scale;      /* 0 = 1 / sqrt(head_dim); else 2^-126 .. 2^100 in size, of either sign */
   float logit_softcap;      /* c: logits become c * tanh(logit / c), 2^-126 <= c <= 2^100; 0 = off */
   int64_t sliding_window;   /* tokens that a query sees, its own included; 0 = all */
   const float *sink_logits; /* [num_q_heads] float32 on the cache's device, natural units, added to the

@@ -199,7 +199,7 @@ structs! {
         sink_tokens: i32,
         /// more raw copies, so that truncate by up to this many keeps the window whole
         rollback_tokens: i32,
-        /// CPU: 0 = all that the process may use, 1 = the caller's thread only
+        /// CPU: 1 = the caller's thread only; 0 = all that affinity and quotas allow
         num_threads: i32,
         /// TQ_FLAG_\*
         flags: u64,
@@ -269,7 +269,7 @@ structs! {
         struct_size: u32,
         /// 0 = io_dtype; TQ_F32 keeps the full precision of a partial result
         out_dtype: i32,
-        /// 0 = 1 / sqrt(head_dim)
+        /// 0 = 1 / sqrt(head_dim); else 2^-126 .. 2^100 in size, of either sign
         softmax_scale: f32,
         /// c: logits become c \* tanh(logit / c), 2^-126 \<= c \<= 2^100; 0 = off
         logit_softcap: f32,
