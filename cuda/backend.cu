@@ -6,8 +6,6 @@
 // change nothing that anybody can observe (page-table entries behind a sequence's end, a repeated append).
 #include "cuda/backend.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <string.h>
 
 #include <algorithm>
@@ -28,15 +26,6 @@
 namespace tq {
 namespace cuda {
 namespace {
-
-constexpr int64_t kMaxTokens = INT32_MAX - format::kTileTokens;  // lengths are 32-bit on the device
-
-int attribute(cudaDeviceAttr which, int device) {
-  int value = 0;
-  check_cuda(runtime().device_get_attribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
-}
-int num_units_of(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 // Stored dimension whose kernels serve a side; a raw side runs in any.
 int stored_of(const DeviceSide& side) { return format::stored_dim(side.layout.dim); }
@@ -83,6 +72,7 @@ class CudaBackend : public Backend {
   void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
+  bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return arena_.host_flags()[slot]; }
   uint64_t check(void* stream) override;
   void drain() noexcept override;
@@ -114,12 +104,12 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
     : layers_(geometry.layers, geometry.layers + geometry.num_layers),
       geometry_(with_layers(geometry, layers_)),
       ops_(ops),
-      num_units_(num_units_of(geometry.device_id)),
-      shared_memory_per_block_(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
-      paced_(attend::paced_memory(attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
-                                  attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
+      num_units_(num_multiprocessors(geometry.device_id)),
+      shared_memory_per_block_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
+      paced_(attend::paced_memory(device_attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
+                                  device_attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
                                   num_units_)),
-      early_(attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
+      early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(prefill::prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
@@ -154,6 +144,11 @@ void CudaBackend::upload_plan(const BatchPlan& plan, void* stream) {
   Batch& batch = *static_cast<Batch*>(plan.storage);
   batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_,
                                          batch.pair_in_graph, as_stream(stream));
+}
+
+bool CudaBackend::capturing(void* stream) const {
+  const DeviceGuard guard(geometry_.device_id);
+  return is_capturing(as_stream(stream));
 }
 
 size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
@@ -210,9 +205,7 @@ void CudaBackend::attend(const AttendRequest& request) {
     return;
   }
   // Long sequences apart. A graph's later plans may have sequences of either kind, so it gets both kernels.
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check_cuda(runtime().stream_is_capturing(launch.stream, &capture), "cudaStreamIsCapturing");
-  const bool in_graph = capture != cudaStreamCaptureStatusNone;
+  const bool in_graph = is_capturing(launch.stream);
   launch.plan.work += pair_offset(geometry_, num_units_);
   if (in_graph) batch.pair_in_graph = true;
   if (in_graph || batch.uploaded.any_short) attend::launch_attend(launch);
@@ -338,80 +331,6 @@ void CudaBackend::drain() noexcept {
 
 // ---- Entry points ----
 
-int cuda_device_count() {
-  int count = 0;
-  const cudaError_t error = runtime().get_device_count(&count);
-  const Status status = status_of(error);
-  if (status == Status::kNoDevice || status == Status::kDriver) {
-    runtime().get_last_error();
-    return 0;
-  }
-  check_cuda(error, "cudaGetDeviceCount");
-  return count;
-}
-
-DeviceInfo cuda_device_info(int index) {
-  const int count = cuda_device_count();
-  TQ_CHECK(index >= 0 && index < count, Status::kNoDevice, "index = %d: there are %d CUDA devices", index,
-           count);
-  cudaDeviceProp properties = {};
-  check_cuda(runtime().get_device_properties(&properties, index), "cudaGetDeviceProperties");
-  DeviceInfo info = {};
-  info.compute_major = properties.major;
-  info.compute_minor = properties.minor;
-  info.num_units = properties.multiProcessorCount;
-  info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
-  snprintf(info.name, sizeof info.name, "%.*s", static_cast<int>(sizeof info.name - 1), properties.name);
-  return info;
-}
-
-void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
-  const int device = geometry.device_id;
-  const int capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                         attribute(cudaDevAttrComputeCapabilityMinor, device);
-  if (capability < kMinComputeCapability)
-    reasons.add(Status::kNotSupported, "device_id = %d: compute capability %d.%d, at least %d.%d is needed",
-                device, capability / 10, capability % 10, kMinComputeCapability / 10,
-                kMinComputeCapability % 10);
-  const int64_t sequence_tokens = geometry.max_sequence_pages * geometry.page_size;
-  if (sequence_tokens > kMaxTokens)
-    reasons.add(Status::kNotSupported,
-                "max_sequence_tokens: %" PRId64 " tokens in whole pages, on CUDA at most %" PRId64,
-                sequence_tokens, kMaxTokens);
-  if (geometry.max_batch_tokens > kMaxTokens)
-    reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64,
-                geometry.max_batch_tokens, kMaxTokens);
-  for (int layer = 0; layer < geometry.num_layers; layer++) {
-    if (attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone) continue;
-    reasons.add(
-        Status::kNotSupported,
-        "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
-        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_code.bits,
-        geometry.layers[layer].value_code.bits);
-    break;  // the others of a uniform cache would repeat it
-  }
-  const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
-  for (int layer = 0; layer < geometry.num_layers; layer++) {
-    const int needed = attend::attend_least_shared_memory(geometry.tile(layer),
-                                                          geometry.window_tokens + geometry.sink_tokens > 0);
-    if (needed <= shared) continue;
-    reasons.add(Status::kNotSupported,
-                "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "
-                "device gives a block %d",
-                layer, geometry.head_dim, geometry.value_dim, needed, shared);
-    break;
-  }
-  if (geometry.num_layers > 65535)
-    reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
-}
-
-BackendBytes cuda_backend_bytes(const Geometry& geometry) {
-  const ArenaPlaces places(geometry);
-  const int64_t workspace = attend_workspace_capacity(geometry, num_units_of(geometry.device_id));
-  return BackendBytes{places.pages_bytes, places.raw_bytes, places.table_bytes + places.flags_bytes,
-                      workspace};
-}
-
 std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool,
                                              void* stream) {
   const DeviceGuard guard(geometry.device_id);
@@ -421,7 +340,7 @@ std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const Hos
 
 void merge_states_cuda(const MergeRequest& request) {
   const DeviceGuard guard(request.device_id);
-  merge::launch_merge(request, num_units_of(request.device_id), as_stream(request.stream));
+  merge::launch_merge(request, num_multiprocessors(request.device_id), as_stream(request.stream));
 }
 
 }  // namespace cuda

@@ -122,11 +122,21 @@ void check_cuda(cudaError_t error, const char* what) {
   throw Error(status_of(error), "%s: %s", what, name ? name : "unknown CUDA error");
 }
 
-void require_no_capture(cudaStream_t stream, const char* what) {
+int device_attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(runtime().device_get_attribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(runtime().stream_is_capturing(stream, &status),
              "cudaStreamIsCapturing (where an asynchronous error of earlier work comes back)");
-  TQ_CHECK(status == cudaStreamCaptureStatusNone, Status::kCapture,
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void require_no_capture(cudaStream_t stream, const char* what) {
+  TQ_CHECK(!is_capturing(stream), Status::kCapture,
            "stream: %s is not allowed while the stream is being captured", what);
 }
 

@@ -57,6 +57,12 @@ Status status_of(cudaError_t error);
 // so that a caller's own checks do not find ours.
 void check_cuda(cudaError_t error, const char* what);
 
+int device_attribute(cudaDeviceAttr which, int device);
+inline int num_multiprocessors(int device) {
+  return device_attribute(cudaDevAttrMultiProcessorCount, device);
+}
+// Whether the stream, of the current device, is being captured.
+bool is_capturing(cudaStream_t stream);
 // Throws kCapture if the stream is being captured. what: the call's name.
 void require_no_capture(cudaStream_t stream, const char* what);
 

@@ -42,6 +42,11 @@
  *     violation returns TQ_ERROR_INVALID_STATE with "busy" in the text where it is noticed, not always.
  *   Units    Strides in elements, sizes in bytes, lengths and capacities in tokens, LSE in natural logarithm.
  *
+ * Written  A plan makes its sequences longer in all layers, an append fills one of them. What a layer lacks
+ *   no call gives out: attend and tq_cache_read refuse to see it (history_only leaves the plan's own tokens
+ *   out), append refuses to leave a gap behind a plan that was not appended. The text of INVALID_STATE has
+ *   layer, sequence and the length to truncate to.
+ *
  * Window   window_tokens and sink_tokens keep raw copies of a sequence's last and first tokens, in io_dtype,
  *   beside the codes; attend and tq_cache_read take them instead of the codes. The window is counted from the
  *   end of the plan: of several query tokens, the one that stands j tokens before the end reads its last
@@ -59,6 +64,10 @@
  *   may have any sequences and counts that the cache admits; the buffers must hold its rows. A replay without
  *   a new plan repeats the step. After a truncate or free of a planned sequence, plan before the next replay:
  *   a graph cannot notice that its plan is out of force, and would use pages that are others' by then.
+ *   Replays make no call, so a layer whose append was captured counts as written by every plan of the batch,
+ *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
+ *   replay has run, reading its new tokens gives zeros or an older token's values. tq_batch_plan refuses to
+ *   leave a gap in such a layer (INVALID_STATE).
  *   Long prefill: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a
  *   kernel of their own. A graph has that kernel if its plan had such a sequence at capture; otherwise a
  *   later plan's are computed as short ones are: as exact, slower, not the same bits.
@@ -331,8 +340,7 @@ TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *s
 
 /* A new sequence with the same tokens: pages are shared and copied when one side writes into a shared page;
  * exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create. Fork after a
- * step's appends: layers into which a plan in force has not been appended yet refuse it afterwards
- * (INVALID_STATE), as the fork would miss their new tokens. */
+ * step's appends: in layers that the source appends later, the fork's planned tokens stay unwritten. */
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
 
 /* Shortens to length tokens, 0 <= length <= current: afterwards it is as if the later tokens had never been
@@ -385,7 +393,7 @@ typedef struct tq_tensor_layout {
 /* Encodes the new tokens of the batch into one layer.
  *   k  [new tokens][num_kv_heads][head_dim] io_dtype, v likewise with value_dim; NULL only without new tokens
  * Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE without
- * a plan in force. */
+ * a plan in force, or behind a gap (see Written). */
 TQ_API tq_status tq_cache_append(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *k,
                                  const void *v, const tq_tensor_layout *layout, void *stream);
 
@@ -417,7 +425,8 @@ TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
  * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A row of
  * q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse, whatever it
  * sees, and in no other row. The result is finite for finite q, the same bits for any batch, thread count or
- * page placement, and independent of what unwritten memory holds. CUDA: see Graphs for long prefill. */
+ * page placement, and independent of what unwritten memory holds. CUDA: see Graphs for long prefill.
+ * INVALID_STATE without a plan in force, or if a query would see tokens that are not written. */
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q,
                                  void *out, float *lse, const tq_attend_params *params, void *workspace,
                                  size_t workspace_bytes, void *stream);
@@ -437,7 +446,7 @@ TQ_API tq_status tq_merge_states(int32_t num_states, const void *const *outs, co
 
 /* Decoded keys and values of tokens first .. first + count - 1, exact where exact copies are kept (Window).
  *   k [count][num_kv_heads][head_dim] io_dtype, v likewise; either may be NULL
- * INVALID_ARGUMENT if the range does not lie inside the sequence. */
+ * INVALID_ARGUMENT: the range is not inside the sequence. INVALID_STATE: some of it is not written. */
 TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence sequence, int64_t first,
                                int64_t count, void *k, void *v, const tq_tensor_layout *layout,
                                void *stream);

@@ -46,6 +46,8 @@ class Backend {
   virtual void copy_slot(int source, int target, void* stream) = 0;
   virtual void start_slot(int slot, bool scrub, void* stream) = 0;
 
+  // Whether what is enqueued now becomes part of a graph instead of running.
+  virtual bool capturing(void* stream) const = 0;
   virtual uint64_t slot_flags(int slot) const = 0;
   // Waits for the stream; returns and clears the flags noticed since the last call; throws the sticky
   // asynchronous error, once.

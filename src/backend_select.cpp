@@ -8,6 +8,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/usable_threads.h"
 #include "host_ops.h"
+#include "identity.h"
 #include "status.h"
 #include "tqkv.h"
 
@@ -22,8 +23,6 @@
 
 namespace tq {
 namespace {
-
-constexpr int kFormatVersion = 1;
 
 #if defined(__clang__)
 constexpr char kCompiler[] = "clang " __clang_version__;
@@ -55,7 +54,7 @@ struct BuildInfo {
   BuildInfo() {
     snprintf(text, sizeof text,
              "tqkv " TQ_STRING(TQ_VERSION_MAJOR) "." TQ_STRING(TQ_VERSION_MINOR) "." TQ_STRING(
-                 TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %d",
+                 TQ_VERSION_PATCH) "; %s; %s; simd %s, using %s; format %u",
              kCompiler, kCuda, cpu::supported_isas(), cpu::active_isa(), kFormatVersion);
   }
 };

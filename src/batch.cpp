@@ -21,7 +21,7 @@ Batch::Arrays::Arrays(const Geometry& geometry, const SplitLimits& limits, Carve
   }
   growth = carver.take<Growth>(geometry.max_batch_sequences);
   query_tokens = carver.take<int64_t>(geometry.max_batch_sequences);
-  appended = carver.take<uint8_t>(geometry.num_layers);
+  in_graph = carver.take<uint8_t>(geometry.num_layers);
 }
 
 int64_t Batch::bytes(const Geometry& geometry, const SplitLimits& limits) {
@@ -38,6 +38,7 @@ Batch::Batch(Cache& cache)
         Carver carver(block_.get());
         return Arrays(cache_.geometry(), limits_, carver);
       }()) {
+  memset(arrays_.in_graph, 0, static_cast<size_t>(cache.geometry().num_layers));
   storage_ = cache.backend_->create_plan_storage();
 }
 
@@ -132,6 +133,58 @@ void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* s
   }
 }
 
+// ---- What is written ----
+
+// Every layer that a graph appends gets the new tokens without a further call, so it may have no gap now.
+void Cache::check_graph_layers(const Batch& batch, int32_t num_sequences) const {
+  for (int32_t layer = 0; layer < geometry().num_layers; layer++)
+    for (int32_t i = 0; batch.arrays_.in_graph[layer] && i < num_sequences; i++) {
+      const int32_t slot = batch.arrays_.growth[i].slot;
+      const int64_t written = arrays_.written.tokens(layer, slot), length = arrays_.table.length(slot);
+      TQ_CHECK(
+          written >= length || batch.arrays_.growth[i].new_tokens == 0, Status::kInvalidState,
+          "batch: a graph appends layer %d, where sequence %lld holds %lld of its %lld tokens, so its new "
+          "ones would lie behind a gap; truncate it to %lld",
+          layer, ll(arrays_.table.id(slot)), ll(written), ll(length), ll(written));
+    }
+}
+
+void Cache::check_appendable(const BatchPlan& plan, int32_t layer) const {
+  for (int32_t i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& s = plan.sequences[i];
+    const int64_t written = arrays_.written.tokens(layer, s.slot);
+    TQ_CHECK(written >= s.old_length || s.new_tokens == 0, Status::kInvalidState,
+             "layer = %d: sequence %lld holds %lld tokens there, the plan's new ones come behind %lld: an "
+             "earlier plan was not appended; truncate it to %lld and plan again",
+             layer, ll(arrays_.table.id(s.slot)), ll(written), ll(s.old_length), ll(written));
+  }
+}
+
+void Cache::check_attendable(const BatchPlan& plan, int32_t layer, bool history_only) const {
+  for (int32_t i = 0; i < plan.num_sequences; i++) {
+    const PlanSequence& s = plan.sequences[i];
+    const int64_t written = arrays_.written.tokens(layer, s.slot),
+                  seen = history_only ? s.old_length : s.length();
+    if (written >= seen || s.query_tokens == 0) continue;
+    TQ_CHECK(written < s.old_length, Status::kInvalidState,
+             "layer = %d: sequence %lld holds %lld tokens there, the plan's queries see %lld: append its new "
+             "tokens to the layer first, or leave them out with history_only",
+             layer, ll(arrays_.table.id(s.slot)), ll(written), ll(seen));
+    throw Error(Status::kInvalidState,
+                "layer = %d: sequence %lld holds %lld tokens there, the plan's queries see %lld: an earlier "
+                "plan was not appended; truncate it to %lld and plan again",
+                layer, ll(arrays_.table.id(s.slot)), ll(written), ll(seen), ll(written));
+  }
+}
+
+void Cache::mark_appended(const BatchPlan& plan, int32_t layer) noexcept {
+  for (int32_t i = 0; i < plan.num_sequences; i++)
+    if (plan.sequences[i].new_tokens > 0)
+      arrays_.written.append(layer, plan.sequences[i].slot, plan.sequences[i].length());
+}
+
+// ---- Plans ----
+
 // The plan of the growth that the page table has prepared, in one of the batch's two buffers.
 BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) const {
   const PageTable& table = arrays_.table;
@@ -169,6 +222,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   const Gate::Use use(gate_, true);
   check_stream(stream);
   collect_growth(batch, num_sequences, sequences, new_tokens, query_tokens);
+  check_graph_layers(batch, num_sequences);
   PageTable& table = arrays_.table;
   table.prepare_growth(batch.arrays_.growth, num_sequences);
   const int buffer = 1 - batch.active_;
@@ -188,11 +242,11 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
     arrays_.owners[slot] = &batch;
   }
   table.commit_growth();
-  memset(batch.arrays_.appended, 0, static_cast<size_t>(geometry().num_layers));
   batch.plan_ = plan;
   batch.active_ = buffer;
   batch.in_force_ = true;
-  batch.forked_ = 0;
+  for (int32_t layer = 0; layer < geometry().num_layers; layer++)
+    if (batch.arrays_.in_graph[layer]) mark_appended(plan, layer);
 }
 
 }  // namespace tq

@@ -6,17 +6,13 @@
 #include <math.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 
+#include "identity.h"
 #include "tensor_check.h"
 
 namespace tq {
 namespace {
-
-constexpr uint32_t kFormatVersion = 1;
 
 PageTableLimits table_limits(const ResolvedConfig& config) {
   const Geometry& g = config.geometry();
@@ -50,7 +46,9 @@ Gate::Use::~Use() {
 
 // ---- Cache ----
 
-Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver) : table(table_limits(config), carver) {
+Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
+    : table(table_limits(config), carver),
+      written(config.geometry().num_layers, config.geometry().max_sequences, carver) {
   const Geometry& g = config.geometry();
   owners = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
@@ -92,6 +90,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
   check_stream(stream);
   const Geometry& g = geometry();
   arrays_.table.reset();
+  arrays_.written.reset();
   for (int32_t slot = 0; slot < g.max_sequences; slot++) {
     arrays_.owners[slot] = nullptr;
     arrays_.seen[slot] = 0;
@@ -182,52 +181,9 @@ tq_cache_memory Cache::memory() const {
   return memory;
 }
 
-// Only what decides the meaning of page bytes goes in, as little-endian numbers. How the encoder chose them
-// (scale rule, search) does not, and an absent centre is a centre of zeros.
 uint64_t Cache::fingerprint() const {
   const Gate::Use use(gate_, false);
-  const Geometry& g = geometry();
-  XXH64_state_t state;
-  XXH64_reset(&state, 0);
-  const auto put32 = [&state](uint32_t x) {
-    const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8),
-                              static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
-    XXH64_update(&state, bytes, sizeof bytes);
-  };
-  const auto put_book = [&](const format::Codebook& book) {
-    put32(format::float_bits(book.unit));
-    for (int j = 0; j < book.count(); j++) put32(book.magnitude[j]);
-  };
-  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.num_layers),
-                          static_cast<int64_t>(g.num_kv_heads), static_cast<int64_t>(g.head_dim),
-                          static_cast<int64_t>(g.value_dim), static_cast<int64_t>(g.page_size)})
-    put32(static_cast<uint32_t>(x));
-  bool any_coded = false, any_raw = false;
-  for (int32_t layer = 0; layer < g.num_layers; layer++) {
-    const LayerCode& code = g.layers[layer];
-    const float* centres = layer_centres(layer);
-    const format::CodeId sides[2] = {code.key_code, code.value_code};
-    const int dims[2] = {g.head_dim, g.value_dim};
-    for (int side = 0; side < 2; side++) {
-      const int64_t count = static_cast<int64_t>(g.num_kv_heads) * dims[side];
-      put32(static_cast<uint32_t>(sides[side].family));
-      put32(static_cast<uint32_t>(sides[side].bits));
-      any_raw |= sides[side].raw();
-      if (!sides[side].raw()) {
-        any_coded = true;
-        put_book(side == 0 ? code.key_book : code.value_book);
-        for (int64_t i = 0; i < count; i++) put32(format::float_bits(centres[i] + 0.0f));  // -0 is 0
-      }
-      centres += count;
-    }
-  }
-  if (any_coded) {
-    put32(static_cast<uint32_t>(g.rotation));
-    put32(static_cast<uint32_t>(g.rotation_seed));
-    put32(static_cast<uint32_t>(g.rotation_seed >> 32));
-  }
-  if (any_raw) put32(g.io_dtype == DataType::kBF16 ? 2 : 1);  // raw sides are bfloat16 or float16
-  return XXH64_digest(&state);
+  return fingerprint_of(Identity{&geometry(), arrays_.centres});
 }
 
 uint64_t Cache::check(void* stream) {
@@ -258,6 +214,7 @@ void Cache::free_sequence(int64_t id, void* stream) {
   // now, because creating a sequence has no stream
   backend_->start_slot(slot, geometry().zero_on_free, stream);
   lapse(slot, "freed");
+  arrays_.written.truncate(slot, 0);
   arrays_.table.commit_free(slot);
 }
 
@@ -267,12 +224,9 @@ int64_t Cache::fork_sequence(int64_t source, void* stream) {
   check_stream(stream);
   const int32_t target = arrays_.table.prepare_slot();
   backend_->copy_slot(slot, target, stream);
-  // Layers that the plan has not appended yet would get the new tokens into shared pages, but not into the
-  // fork's exact copies.
-  if (Batch* owner = arrays_.owners[slot])
-    for (int32_t i = 0; i < owner->plan_.num_sequences; i++)
-      if (owner->plan_.sequences[i].slot == slot && owner->plan_.sequences[i].new_tokens > 0)
-        owner->forked_ = source;
+  // Layers into which a plan in force is not appended yet stay unwritten in the fork: what the source appends
+  // to a shared page afterwards lies behind what the fork may read, and its own exact copies miss it.
+  arrays_.written.fork(slot, target);
   return arrays_.table.commit_fork(slot);
 }
 
@@ -287,6 +241,7 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
   const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
   scrub(pages, count, stream);
   lapse(slot, "truncated");
+  arrays_.written.truncate(slot, length);
   arrays_.table.commit_truncate(slot, length);
 }
 
@@ -314,14 +269,13 @@ void Cache::append(AppendRequest request, const Batch& batch) {
   check_extent("k", TensorShape{plan.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
   check_extent("v", TensorShape{plan.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
   if (plan.new_tokens == 0) return;
-  uint8_t& appended = batch.arrays_.appended[request.layer];
-  TQ_CHECK(appended || batch.forked_ == 0, Status::kInvalidState,
-           "batch: sequence %lld was forked after the plan and before layer %d was appended; truncate its "
-           "new tokens away and plan again",
-           ll(batch.forked_), request.layer);
+  check_appendable(plan, request.layer);
   request.plan = &plan;
+  const bool in_graph = backend_->capturing(request.stream);
   backend_->append(request);
-  appended = 1;
+  mark_appended(plan, request.layer);
+  // Replays make no call: what the graph appends for this plan it appends for every later one.
+  if (in_graph) batch.arrays_.in_graph[request.layer] = 1;
 }
 
 void Cache::attend(AttendRequest request, const Batch& batch) {
@@ -351,6 +305,7 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
     request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
   }
   if (plan.query_tokens == 0) return;
+  check_attendable(plan, request.layer, request.history_only);
   request.plan = &plan;
   backend_->attend(request);
 }
@@ -368,6 +323,11 @@ void Cache::read(ReadRequest request, int64_t id) {
   TQ_CHECK(request.count >= 0 && request.count <= length - request.first, Status::kInvalidArgument,
            "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count),
            ll(length - request.first), ll(request.first));
+  const int64_t written = arrays_.written.tokens(request.layer, slot);
+  TQ_CHECK(request.first + request.count <= written || request.count == 0, Status::kInvalidState,
+           "first + count = %lld: layer %d of sequence %lld holds %lld of its %lld tokens; the others are "
+           "planned and not appended there",
+           ll(request.first + request.count), request.layer, ll(id), ll(written), ll(length));
   const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim},
                     v_shape = {request.count, g.num_kv_heads, g.value_dim};
   check_pointer("k", request.k, false, request.count, dtype_bytes(g.io_dtype));

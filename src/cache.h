@@ -11,6 +11,7 @@
 #include "config.h"
 #include "page_table.h"
 #include "split_plan.h"
+#include "written.h"
 
 namespace tq {
 
@@ -61,7 +62,7 @@ class Batch {
     WorkItem* items[2];          // [limits.items] each
     Growth* growth;              // [max_batch_sequences]
     int64_t* query_tokens;       // [max_batch_sequences]
-    uint8_t* appended;           // [num_layers] 1 = appended since the plan
+    uint8_t* in_graph;           // [num_layers] 1 = an append of the layer was captured in a graph
   };
   static int64_t bytes(const Geometry& geometry, const SplitLimits& limits);
 
@@ -75,7 +76,6 @@ class Batch {
   bool in_force_ = false;
   const char* lapsed_ = "";  // why not; "" = never planned
   int64_t lapsed_by_ = 0;    // the sequence
-  int64_t forked_ = 0;       // a sequence with new tokens that was forked after the plan, or 0
 };
 
 // create_backend, or what a test puts in its place.
@@ -127,6 +127,7 @@ class Cache {
   struct Arrays {
     Arrays(const ResolvedConfig& config, Carver& carver);
     PageTable table;
+    Written written;
     Batch** owners;  // [max_sequences] the batch whose plan in force has the slot, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
     float* centres;  // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
@@ -139,6 +140,10 @@ class Cache {
   const BatchPlan& plan_in_force(const Batch& batch) const;
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,
                       const int64_t* new_tokens, const int64_t* query_tokens);
+  void check_graph_layers(const Batch& batch, int32_t num_sequences) const;
+  void check_appendable(const BatchPlan& plan, int32_t layer) const;
+  void check_attendable(const BatchPlan& plan, int32_t layer, bool history_only) const;
+  void mark_appended(const BatchPlan& plan, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;

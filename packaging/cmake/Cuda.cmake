@@ -17,6 +17,7 @@ list(APPEND tq_cuda_sources
   cuda/arena.cu
   cuda/attend/launch.cu
   cuda/backend.cu
+  cuda/device.cu
   cuda/merge/launch.cu
   cuda/pages/launch.cu
   cuda/plan_upload.cu

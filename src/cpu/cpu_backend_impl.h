@@ -36,6 +36,7 @@ class CpuBackend final : public Backend {
   void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
+  bool capturing(void*) const override { return false; }
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }
   void drain() noexcept override {}

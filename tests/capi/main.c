@@ -128,6 +128,8 @@ int main(void) {
       {"sequences: fork, truncate, free", test_sequences},
       {"rows of a batch", test_batch_rows},
       {"plan in force", test_plan_in_force},
+      {"unwritten: tokens of before", test_unwritten_old_tokens},
+      {"unwritten: history of a plan not appended", test_unwritten_history},
       {"capacity is atomic", test_capacity_is_atomic},
       {"exact copies", test_exact_copies},
       {"centres", test_centres},

@@ -298,6 +298,16 @@ class World {
   // A step given up before its append: the planned tokens are taken back.
   void abandon(int b) {
     const Plan plan = plans_[b];
+    bool unwritten = false;  // queries would see planned tokens
+    for (size_t i = 0; i < plan.ids.size(); i++)
+      unwritten |= plan.new_tokens[i] > 0 && plan.query_tokens[i] > 0;
+    if (unwritten) {
+      std::vector<float> q(static_cast<size_t>(resolved_.max_batch_tokens * config_.num_q_heads) *
+                           std::max(config_.head_dim, config_.value_dim));
+      TQ_REFUSED(TQ_ERROR_INVALID_STATE, "tokens there",
+                 tq_cache_attend(cache_, pick(config_.num_layers), batches_[b], q.data(), q.data(), nullptr,
+                                 nullptr, nullptr, 0, nullptr));
+    }
     for (size_t i = 0; i < plan.ids.size(); i++) {
       TQ_MUST(tq_sequence_truncate(cache_, plan.ids[i], plan.old_lengths[i], nullptr));
       lapse(plan.ids[i]);

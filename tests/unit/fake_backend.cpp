@@ -56,6 +56,7 @@ class FakeBackend : public Backend {
     flags_.assign(static_cast<size_t>(g_.max_sequences), 0);
     workspace_.assign(64, 0);
     world().live_backends++;
+    world().backend = this;
   }
   ~FakeBackend() override {
     if (own_) ops_.free(ops_.user, own_, pages_bytes_, 1, 0);
@@ -78,6 +79,7 @@ class FakeBackend : public Backend {
     require(plan.storage != nullptr, "plan without storage");
     *static_cast<int64_t*>(plan.storage) += 1;
     check_rows(plan);
+    world().last_plan = plan;
   }
 
   void append(const AppendRequest& r) override {
@@ -156,6 +158,7 @@ class FakeBackend : public Backend {
     for (int layer = 0; scrub && layer < g_.num_layers; layer++)
       for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, slot)[f] = NAN;
   }
+  bool capturing(void*) const override { return world().capturing; }
   uint64_t slot_flags(int slot) const override { return flags_[static_cast<size_t>(slot)]; }
   uint64_t check(void*) override {
     enter(Verb::kCheck);

@@ -41,6 +41,9 @@ struct World {
   std::vector<PageCopy> copied;
   std::vector<int32_t> started;  // slots
   void (*during_attend)();       // called inside attend, or null
+  bool capturing;                // streams are being captured
+  Backend* backend;              // the last one created
+  BatchPlan last_plan;           // the last one uploaded
 };
 World& world();
 

@@ -355,8 +355,8 @@ functions! {
     fn tq_sequence_free(cache: *mut tq_cache, sequence: tq_sequence, stream: *mut c_void) -> tq_status;
     /// A new sequence with the same tokens: pages are shared and copied when one side writes into a shared
     /// page; exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create.
-    /// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it
-    /// afterwards (INVALID_STATE), as the fork would miss their new tokens.
+    /// Fork after a step's appends: in layers that the source appends later, the fork's planned tokens stay
+    /// unwritten.
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
     /// Shortens to length tokens, 0 \<= length \<= current: afterwards it is as if the later tokens had
@@ -399,7 +399,7 @@ functions! {
     ///   without new tokens
     ///
     /// Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE
-    /// without a plan in force.
+    /// without a plan in force, or behind a gap (see Written).
     fn tq_cache_append(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, k: *const c_void,
         v: *const c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
     /// Zeroes \*params and sets struct_size. NULL: INVALID_ARGUMENT.
@@ -420,7 +420,8 @@ functions! {
     /// row of q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse,
     /// whatever it sees, and in no other row. The result is finite for finite q, the same bits for any
     /// batch, thread count or page placement, and independent of what unwritten memory holds. CUDA: see
-    /// Graphs for long prefill.
+    /// Graphs for long prefill. INVALID_STATE without a plan in force, or if a query would see tokens that
+    /// are not written.
     fn tq_cache_attend(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void,
         out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void,
         workspace_bytes: usize, stream: *mut c_void) -> tq_status;
@@ -445,7 +446,7 @@ functions! {
     ///
     /// - k \[count\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise; either may be NULL
     ///
-    /// INVALID_ARGUMENT if the range does not lie inside the sequence.
+    /// INVALID_ARGUMENT: the range is not inside the sequence. INVALID_STATE: some of it is not written.
     fn tq_cache_read(cache: *mut tq_cache, layer: i32, sequence: tq_sequence, first: i64, count: i64,
         k: *mut c_void, v: *mut c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
 }

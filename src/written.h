@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// How far each layer of each sequence has been written: a plan makes a sequence longer in all layers at once,
+// an append fills one of them. Planned is not written: what lies between holds the bytes of an older token, of
+// another sequence, or nothing.
+//
+// Tokens are written from the front without gaps, so one number for each (layer, slot) is enough. Appends that
+// were captured in a graph run without a host call; batch.cpp counts them as done when their plan is made.
+#pragma once
+#include <algorithm>
+
+#include "host_block.h"
+
+namespace tq {
+
+class Written {
+ public:
+  Written(int32_t num_layers, int32_t max_sequences, Carver& carver)
+      : num_layers_(num_layers), max_sequences_(max_sequences) {
+    tokens_ = carver.take<int64_t>(checked_mul(num_layers, max_sequences, "max_sequences"));
+  }
+  void reset() noexcept { std::fill_n(tokens_, static_cast<int64_t>(num_layers_) * max_sequences_, 0); }
+
+  // Leading tokens of the sequence that the layer holds.
+  int64_t tokens(int32_t layer, int32_t slot) const { return at(layer, slot); }
+  void append(int32_t layer, int32_t slot, int64_t length) noexcept { at(layer, slot) = length; }
+  void truncate(int32_t slot, int64_t length) noexcept {
+    for (int32_t layer = 0; layer < num_layers_; layer++) at(layer, slot) = std::min(at(layer, slot), length);
+  }
+  void fork(int32_t source, int32_t target) noexcept {
+    for (int32_t layer = 0; layer < num_layers_; layer++) at(layer, target) = at(layer, source);
+  }
+
+ private:
+  int64_t& at(int32_t layer, int32_t slot) const {
+    return tokens_[static_cast<int64_t>(layer) * max_sequences_ + slot];
+  }
+
+  int32_t num_layers_, max_sequences_;
+  int64_t* tokens_;  // [num_layers][max_sequences]
+};
+
+}  // namespace tq
