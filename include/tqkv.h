@@ -40,6 +40,8 @@
  *   Threads  Different caches are independent. One cache: one thread at a time, except that several
  *     tq_cache_attend calls may run at once when each brings its own workspace and nothing else runs. A
  *     violation returns TQ_ERROR_INVALID_STATE with "busy" in the text where it is noticed, not always.
+ *   Forks    In a process that fork() made, a CPU cache of its parent works, on the calling thread alone. A
+ *     CUDA cache refuses all (INVALID_STATE) but the destroy calls, which free host memory and return.
  *   Units    Strides in elements, sizes in bytes, lengths and capacities in tokens, LSE in natural logarithm.
  *
  * Written  A plan makes its sequences longer in all layers, an append fills one of them. What a layer lacks
@@ -67,7 +69,8 @@
  *   Replays make no call, so a layer whose append was captured counts as written by every plan of the batch,
  *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
  *   replay has run, reading its new tokens gives zeros or an older token's values. tq_batch_plan refuses to
- *   leave a gap in such a layer (INVALID_STATE).
+ *   leave a gap in such a layer (INVALID_STATE). Capture with a plan that has rows: without new tokens (query
+ *   tokens) append (attend) has nothing to capture and refuses (INVALID_STATE).
  *   Long prefill: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a
  *   kernel of their own. A graph has that kernel if its plan had such a sequence at capture; otherwise a
  *   later plan's are computed as short ones are: as exact, slower, not the same bits.
@@ -163,7 +166,7 @@ typedef struct tq_device_info {
   int32_t device_id;           /* CUDA ordinal; 0 for the CPU */
   int32_t compute_major;       /* CUDA compute capability; 0 for the CPU */
   int32_t compute_minor;
-  int32_t num_units;           /* multiprocessors; CPU: hardware threads this process may use */
+  int32_t num_units;           /* multiprocessors; CPU: threads that affinity and cgroup quotas allow */
   int64_t memory_bytes;        /* total; 0 if unknown */
   char name[128];              /* device name; CPU: the SIMD path in use, such as "avx3_dl" */
 } tq_device_info;
@@ -245,7 +248,7 @@ typedef struct tq_cache_config {
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
   int32_t sink_tokens;     /* first tokens likewise */
   int32_t rollback_tokens; /* more raw copies, so that truncate by up to this many keeps the window whole */
-  int32_t num_threads;     /* CPU: 1 = the caller's thread only; 0 = all that affinity and quotas allow */
+  int32_t num_threads;     /* CPU: 0 = num_units of the device, 1 = the caller's thread only */
   uint64_t flags;          /* TQ_FLAG_* */
   const tq_allocator *allocator;   /* NULL = malloc / cudaMalloc; copied */
   void *pool;              /* caller's memory for the pages on the device, 256-byte aligned, or NULL */

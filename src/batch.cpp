@@ -42,7 +42,9 @@ Batch::Batch(Cache& cache)
   storage_ = cache.backend_->create_plan_storage();
 }
 
-Batch::~Batch() { cache_.backend_->destroy_plan_storage(storage_); }
+Batch::~Batch() {
+  if (storage_) cache_.backend_->destroy_plan_storage(storage_);
+}
 
 Batch* Cache::create_batch() {
   const Gate::Use use(gate_, true);
@@ -53,6 +55,12 @@ Batch* Cache::create_batch() {
 
 void Cache::destroy_batch(Batch* batch) {
   Cache& cache = batch->cache_;
+  if (cache.gate_.barred()) {
+    batch->storage_ = nullptr;  // device memory, its creator's affair
+    cache.live_batches_--;
+    delete batch;
+    return;
+  }
   const Gate::Use use(cache.gate_, true);
   cache.retire_plan(*batch);
   delete batch;

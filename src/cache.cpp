@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -29,11 +30,22 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 // ---- Gate ----
 
+Gate::Gate(bool of_one_process) : of_one_process_(of_one_process), process_(getpid()) {}
+
+bool Gate::barred() const { return of_one_process_ && getpid() != process_; }
+
 Gate::Use::Use(const Gate& gate, bool exclusive) : gate_(gate), exclusive_(exclusive) {
+  TQ_CHECK(
+      !gate_.barred(), Status::kInvalidState,
+      "cache: created in process %d, called in process %d: a CUDA cache is of no use to a forked process",
+      static_cast<int>(gate_.process_), static_cast<int>(getpid()));
   int32_t users = gate_.users_.load(std::memory_order_relaxed);
   do {
-    TQ_CHECK(exclusive ? users == 0 : users >= 0, Status::kInvalidState,
-             "cache: busy: another call on it is running");
+    if (exclusive ? users == 0 : users >= 0) continue;
+    TQ_CHECK(getpid() == gate_.process_, Status::kInvalidState,
+             "cache: busy: a call on it was running when process %d was forked from process %d",
+             static_cast<int>(getpid()), static_cast<int>(gate_.process_));
+    throw Error(Status::kInvalidState, "cache: busy: another call on it is running");
   } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire,
                                                std::memory_order_relaxed));
 }
@@ -86,7 +98,8 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
       arrays_([this] {
         Carver carver = carver_of(block_);
         return Arrays(config_, carver);
-      }()) {
+      }()),
+      gate_(config_.device() == DeviceType::kCuda) {
   check_stream(stream);
   const Geometry& g = geometry();
   arrays_.table.reset();
@@ -118,10 +131,17 @@ Cache::~Cache() {
 }
 
 void Cache::destroy(Cache* cache) {
-  {
-    const Gate::Use use(cache->gate_, true);
+  const auto check_batches = [cache] {
     TQ_CHECK(cache->live_batches_ == 0, Status::kInvalidState,
              "cache: %d of its batches live; destroy them first", cache->live_batches_);
+  };
+  if (cache->gate_.barred()) {
+    check_batches();
+    // Device memory is its creator's affair. All that leaks is the backend's object and its host arrays.
+    static_cast<void>(cache->backend_.release());
+  } else {
+    const Gate::Use use(cache->gate_, true);
+    check_batches();
   }
   delete cache;
 }
@@ -268,10 +288,12 @@ void Cache::append(AppendRequest request, const Batch& batch) {
   check_pointer("v", request.v, plan.new_tokens > 0, plan.new_tokens, element_bytes);
   check_extent("k", TensorShape{plan.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
   check_extent("v", TensorShape{plan.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
+  const bool in_graph = backend_->capturing(request.stream);
+  TQ_CHECK(plan.new_tokens > 0 || !in_graph, Status::kInvalidState,
+           "batch: its plan has no new tokens, so a graph captured now would never append any");
   if (plan.new_tokens == 0) return;
   check_appendable(plan, request.layer);
   request.plan = &plan;
-  const bool in_graph = backend_->capturing(request.stream);
   backend_->append(request);
   mark_appended(plan, request.layer);
   // Replays make no call: what the graph appends for this plan it appends for every later one.
@@ -304,7 +326,11 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
     request.workspace = backend_->own_workspace();
     request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
   }
-  if (plan.query_tokens == 0) return;
+  if (plan.query_tokens == 0) {
+    TQ_CHECK(!backend_->capturing(request.stream), Status::kInvalidState,
+             "batch: its plan has no query tokens, so a graph captured now would never attend any");
+    return;
+  }
   check_attendable(plan, request.layer, request.history_only);
   request.plan = &plan;
   backend_->attend(request);

@@ -6,6 +6,8 @@
 // trace), device work (throws before it changes anything, or touches only pages that nobody holds yet),
 // commit (cannot fail).
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
 
 #include "config.h"
@@ -17,9 +19,14 @@ namespace tq {
 
 class Cache;
 
-// Notices two calls at once: one exclusive user, or several shared ones. It never waits.
+// Notices two calls at once: one exclusive user, or several shared ones. It never waits. Behind it, too, lies
+// what a process must not touch that fork() made: a CUDA cache, whose device memory is its creator's alone.
 class Gate {
  public:
+  explicit Gate(bool of_one_process);
+  // The process that made the gate is this one's ancestor, and may keep what it guards to itself.
+  bool barred() const;
+
   class Use {
    public:
     Use(const Gate& gate, bool exclusive);
@@ -33,6 +40,8 @@ class Gate {
   };
 
  private:
+  const bool of_one_process_;
+  const pid_t process_;
   mutable std::atomic<int32_t> users_{0};  // -1: one exclusive
 };
 

@@ -5,8 +5,14 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
-#include <system_error>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #include "cpu/fp_environment.h"
 #include "status.h"
@@ -27,13 +33,46 @@ void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+// The threads and what they share with a caller.
+class ThreadPool::Crew {
+ public:
+  explicit Crew(int num_threads);
+  ~Crew() { stop(); }
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+
+  // False, and nothing done, if another caller's loop has the threads.
+  bool run(int64_t count, Call call, const void* context);
+
+ private:
+  void work(Call call, const void* context, int64_t count, int worker);
+  void thread_main(int worker);
+  void stop();
+
+  std::vector<std::thread> threads_;
+  std::atomic<bool> busy_{false};  // a caller's loop has the threads
+
+  std::mutex mutex_;  // guards what follows, the atomics excepted
+  std::condition_variable wake_, idle_;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t count_ = 0;
+  bool open_ = false;  // threads may join the current loop
+  bool quit_ = false;
+  int active_ = 0;  // threads inside the current loop
+  std::exception_ptr error_;
+
+  std::atomic<uint64_t> generation_{0};  // grows with every loop; read while spinning
+  std::atomic<int64_t> next_{0};
+};
+
+ThreadPool::Crew::Crew(int num_threads) {
   // The host program's signals belong to its own threads.
   sigset_t all, previous;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &previous);
   try {
-    threads_.reserve(num_threads > 1 ? num_threads - 1 : 0);
+    threads_.reserve(num_threads - 1);
     for (int worker = 1; worker < num_threads; worker++)
       threads_.emplace_back([this, worker] { thread_main(worker); });
   } catch (const std::exception& e) {
@@ -45,9 +84,7 @@ ThreadPool::ThreadPool(int num_threads) {
   pthread_sigmask(SIG_SETMASK, &previous, nullptr);
 }
 
-ThreadPool::~ThreadPool() { stop(); }
-
-void ThreadPool::stop() {
+void ThreadPool::Crew::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     quit_ = true;
@@ -57,7 +94,7 @@ void ThreadPool::stop() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void ThreadPool::work(Call call, const void* context, int64_t count, int worker) {
+void ThreadPool::Crew::work(Call call, const void* context, int64_t count, int worker) {
   const FpEnvironment fp;
   try {
     for (int64_t index = next_.fetch_add(1, std::memory_order_relaxed); index < count;
@@ -70,12 +107,8 @@ void ThreadPool::work(Call call, const void* context, int64_t count, int worker)
   }
 }
 
-void ThreadPool::run(int64_t count, Call call, const void* context) {
-  if (threads_.empty() || count <= 1 || busy_.exchange(true, std::memory_order_acquire)) {
-    const FpEnvironment fp;
-    for (int64_t index = 0; index < count; index++) call(context, index, 0);
-    return;
-  }
+bool ThreadPool::Crew::run(int64_t count, Call call, const void* context) {
+  if (busy_.exchange(true, std::memory_order_acquire)) return false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     call_ = call;
@@ -97,9 +130,10 @@ void ThreadPool::run(int64_t count, Call call, const void* context) {
   }
   busy_.store(false, std::memory_order_release);
   if (error) std::rethrow_exception(error);
+  return true;
 }
 
-void ThreadPool::thread_main(int worker) {
+void ThreadPool::Crew::thread_main(int worker) {
   uint64_t seen = 0;
   for (;;) {
     for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen; spin++) relax();
@@ -121,6 +155,21 @@ void ThreadPool::thread_main(int worker) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (--active_ == 0) idle_.notify_one();
   }
+}
+
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads > 1 ? num_threads : 1),
+      process_(getpid()),
+      crew_(num_threads > 1 ? std::make_unique<Crew>(num_threads) : nullptr) {}
+
+ThreadPool::~ThreadPool() {
+  if (getpid() != process_) static_cast<void>(crew_.release());
+}
+
+void ThreadPool::run(int64_t count, Call call, const void* context) {
+  if (crew_ && count > 1 && getpid() == process_ && crew_->run(count, call, context)) return;
+  const FpEnvironment fp;
+  for (int64_t index = 0; index < count; index++) call(context, index, 0);
 }
 
 }  // namespace cpu

@@ -5,15 +5,15 @@
 // A loop that finds the pool busy (several attend calls may run at once) runs in the caller's thread alone:
 // no queue, no deadlock, no allocation. Threads spin for a moment before they sleep, because attend calls of
 // consecutive layers come microseconds apart.
+//
+// A process that fork() made has the pool's memory but none of its threads, and a mutex or condition variable
+// in whatever state they were: there every loop runs in the caller's thread, and the destructor leaves the
+// crew alone, because joining its threads or destroying what they wait for would never end.
 #pragma once
 #include <stdint.h>
+#include <sys/types.h>
 
-#include <atomic>
-#include <condition_variable>
-#include <exception>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace tq {
 namespace cpu {
@@ -25,7 +25,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  int num_threads() const { return num_threads_; }
 
   // Calls body(index, worker) for index 0 .. count-1, worker in 0 .. num_threads()-1; no two calls run at
   // once with the same worker. The first exception of a body is thrown again here, after all bodies have
@@ -42,27 +42,13 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void* context, int64_t index, int worker);
+  class Crew;
 
   void run(int64_t count, Call call, const void* context);
-  void work(Call call, const void* context, int64_t count, int worker);
-  void thread_main(int worker);
-  void stop();
 
-  std::vector<std::thread> threads_;
-  std::atomic<bool> busy_{false};  // a caller's loop has the threads
-
-  std::mutex mutex_;  // guards what follows, the atomics excepted
-  std::condition_variable wake_, idle_;
-  Call call_ = nullptr;
-  const void* context_ = nullptr;
-  int64_t count_ = 0;
-  bool open_ = false;  // threads may join the current loop
-  bool quit_ = false;
-  int active_ = 0;  // threads inside the current loop
-  std::exception_ptr error_;
-
-  std::atomic<uint64_t> generation_{0};  // grows with every loop; read while spinning
-  std::atomic<int64_t> next_{0};
+  int num_threads_;
+  pid_t process_;
+  std::unique_ptr<Crew> crew_;  // null with one thread
 };
 
 }  // namespace cpu

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cache's own duties on a strict fake backend: which plan is in force, what a failing device leaves
 // behind, copy-on-write, scrubbing, exact copies after truncation, busy detection.
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <thread>
@@ -328,6 +332,51 @@ TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
   const std::vector<float> forty = attend(batch_, 40);
   for (int d = 0; d < 2 * kDim; d++)
     EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
+}
+
+// ---- Processes ----
+
+TEST(Gate, BarsForkedProcessesFromWhatIsTheCreatorsAlone) {
+  const Gate device(true), host(false);
+  EXPECT_FALSE(device.barred());
+  { const Gate::Use use(device, true); }
+  const pid_t parent = getpid(), child = fork();
+  if (child == 0) {
+    alarm(20);
+    int failed = !device.barred() || host.barred();
+    try {
+      const Gate::Use use(device, false);
+      failed = 1;
+    } catch (const Error& error) {
+      const std::string text = error.what();
+      failed |= error.status() != Status::kInvalidState ||
+                text.find("created in process " + std::to_string(parent)) == std::string::npos ||
+                text.find("called in process " + std::to_string(getpid())) == std::string::npos;
+    }
+    const Gate::Use use(host, true);
+    _exit(failed);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(Gate, ACallThatWasRunningIsNamedInTheForkedProcess) {
+  const Gate gate(false);
+  const Gate::Use running(gate, true);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    try {
+      const Gate::Use use(gate, false);
+      _exit(1);
+    } catch (const Error& error) {
+      _exit(strstr(error.what(), "busy: a call on it was running when process") == nullptr);
+    }
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

@@ -195,5 +195,17 @@ TEST_F(WrittenTest, GraphsAppendWithoutACall) {
   plan(batch_, {b, a}, {1, 1});
 }
 
+TEST_F(WrittenTest, AGraphWithoutRowsWouldDoNothingForEver) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 3);
+  plan(batch_, {a}, {0}, {0});
+  append(batch_, {});
+  attend(batch_, 0);
+  world().capturing = true;
+  append_refused(batch_, 0, 0, 0, {"batch: its plan has no new tokens"});
+  attend_refused(batch_, 0, 0, {"batch: its plan has no query tokens"});
+}
+
 }  // namespace
 }  // namespace tq

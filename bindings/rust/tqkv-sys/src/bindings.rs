@@ -105,7 +105,7 @@ structs! {
         /// CUDA compute capability; 0 for the CPU
         compute_major: i32,
         compute_minor: i32,
-        /// multiprocessors; CPU: hardware threads this process may use
+        /// multiprocessors; CPU: threads that affinity and cgroup quotas allow
         num_units: i32,
         /// total; 0 if unknown
         memory_bytes: i64,
@@ -199,7 +199,7 @@ structs! {
         sink_tokens: i32,
         /// more raw copies, so that truncate by up to this many keeps the window whole
         rollback_tokens: i32,
-        /// CPU: 1 = the caller's thread only; 0 = all that affinity and quotas allow
+        /// CPU: 0 = num_units of the device, 1 = the caller's thread only
         num_threads: i32,
         /// TQ_FLAG_\*
         flags: u64,
