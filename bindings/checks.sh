@@ -46,8 +46,8 @@ pkg_config_module() {
 }
 # What a program must preload if the library in hand was built with AddressSanitizer, else nothing: its
 # runtime, which looks for that of C++ when it starts.
-sanitizer=$(ldd "$library" | sed -nE 's/^\s*lib(asan|stdc\+\+)\.\S* => (\S+) .*/\1 \2/p' | sort | cut -d' ' -f2 |
-  paste -sd:)
+sanitizer=$(ldd "$library" | sed -nE 's/^\s*lib(asan|stdc\+\+)\.\S* => (\S+) .*/\1 \2/p' | sort |
+  cut -d' ' -f2 | paste -sd:)
 [[ $sanitizer == *asan* ]] || sanitizer=""
 # example name command... : prints what the C program prints.
 example() {

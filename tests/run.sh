@@ -6,18 +6,18 @@
 #
 # Without a suite all run; ^suite leaves one out. --quick shortens the long ones (random walks, sanitizers,
 # benches). --long, for a night: random walks ten times as long, sanitizers over everything, every
-# configuration and 16 orders of execution on the emulated GPU. Every suite says what it does, how long it took and what it skipped and why. The last line is "N
-# passed, N failed, N skipped" over single tests; the exit status is 0 only if something ran and nothing
-# failed. Builds lie in build/, with ccache if it is installed; TQKV_JOBS limits parallel compilation,
-# TQKV_NO_INSTALL=1 forbids installing Debian packages, TQKV_PYTHON names an interpreter that has
-# tests/requirements.txt.
+# configuration and 16 orders of execution on the emulated GPU. Every suite says what it does, how long it
+# took and what it skipped and why. The last line is "N passed, N failed, N skipped" over single tests; the
+# exit status is 0 only if something ran and nothing failed. Builds lie in build/, with ccache if it is
+# installed; TQKV_JOBS limits parallel compilation, TQKV_NO_INSTALL=1 forbids installing Debian packages,
+# TQKV_PYTHON names an interpreter that has tests/requirements.txt.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh
 . tests/suites.sh
 
-all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom cli testlm symbols abi install deb examples readme bench cuda-compile
-  emulate asan tsan clang-tidy"
+all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom
+  cli testlm symbols abi install deb examples readme bench cuda-compile emulate asan tsan clang-tidy"
 chosen="" refused=""
 limit=1500 # seconds that one program may run
 for argument in "$@"; do
@@ -29,7 +29,7 @@ for argument in "$@"; do
       exit 0
       ;;
     -h | --help)
-      sed -n '3,14s/^# \{0,1\}//p' tests/run.sh
+      sed -n '3,13s/^# \{0,1\}//p' tests/run.sh
       exit 0
       ;;
     ^*) refused+=" ${argument#^}" ;;
@@ -43,7 +43,10 @@ for suite in $chosen $refused; do
   }
 done
 
-[ -z "${TQKV_TEST_QUICK:-}" ] || [ -z "${TQKV_TEST_LONG:-}" ] || { echo "run.sh: --quick and --long exclude each other"; exit 2; }
+if [ -n "${TQKV_TEST_QUICK:-}" ] && [ -n "${TQKV_TEST_LONG:-}" ]; then
+  echo "run.sh: --quick and --long exclude each other"
+  exit 2
+fi
 
 passed=0 failed=0 skipped=0
 out=build/results
@@ -170,8 +173,8 @@ need_python() {
   return 1
 }
 
-# need_build name preset [--target=name]... cmake-argument... : builds a preset in build/name once a run; false
-# (and one failure, once) if that fails.
+# need_build name preset [--target=name]... cmake-argument... : builds a preset in build/name once a run;
+# false (and one failure, once) if that fails.
 declare -A built
 need_build() {
   local name=$1 start=$SECONDS
@@ -201,7 +204,11 @@ need_command() { # need_command what command : skips with the reason
 run_all() {
   local suite p0 f0 s0 start began=$SECONDS
   # shellcheck disable=SC2086
-  tq_install_missing $tq_needs_build $tq_needs_tool $tq_needs_tests || { fail "missing packages"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+  if ! tq_install_missing $tq_needs_build $tq_needs_tool $tq_needs_tests; then
+    fail "missing packages"
+    echo "0 passed, 1 failed, 0 skipped"
+    exit 1
+  fi
   # shellcheck disable=SC2086
   tq_install_missing $tq_needs_lint || echo "(the suites that need them will be skipped)"
   for suite in $all_suites; do
@@ -210,7 +217,8 @@ run_all() {
     printf '\n== %s\n' "$("about_${suite//-/_}")"
     p0=$passed f0=$failed s0=$skipped start=$SECONDS
     "suite_${suite//-/_}"
-    printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
+    printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) \
+      $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
   done
 
   printf '\nwhole run: %d s\n' $((SECONDS - began))

@@ -2,7 +2,9 @@
 # The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
 
 build_test() { need_build test dev; }
-build_asan() { need_build asan asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests; }
+build_asan() {
+  need_build asan asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests
+}
 build_tsan() { need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests; }
 
 sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests)
@@ -10,8 +12,9 @@ sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_te
 # C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out
 # by hand or generated are left out.
 own_sources() {
-  { git ls-files -co --exclude-standard 2>/dev/null || find src cuda tests packaging bindings -type f; } | grep -E '\.(h|c|cpp|cu|cuh)$' |
-    grep -vE '(^|/)(tqkv|tables)\.h$' | while read -r file; do [ -f "$file" ] && echo "$file"; done | sort -u
+  { git ls-files -co --exclude-standard 2>/dev/null || find src cuda tests packaging bindings -type f; } |
+    grep -E '\.(h|c|cpp|cu|cuh)$' | grep -vE '(^|/)(tqkv|tables)\.h$' |
+    while read -r file; do [ -f "$file" ] && echo "$file"; done | sort -u
 }
 
 about_tidy() { echo "tidy: include graph, size budgets, banned calls and words, file heads"; }
@@ -20,7 +23,7 @@ suite_tidy() {
   run_tap "rules object to what breaks them" python3 tests/tidy.py --self-test
 }
 
-about_format() { echo "format: clang-format of every C++ and CUDA source (the public header and generated tables are laid out by hand)"; }
+about_format() { echo "format: clang-format of C++ and CUDA, but the public header and generated tables"; }
 suite_format() {
   need_command clang-format clang-format || return 0
   local file
@@ -32,7 +35,7 @@ suite_format() {
   done
 }
 
-about_header() { echo "header: tqkv.h included twice in C99 C11 C17 C++11 C++17 C++20, gcc and clang, warnings as errors; what the bindings make of it"; }
+about_header() { echo "header: tqkv.h alone, C99 .. C++20, gcc and clang; what the bindings make of it"; }
 suite_header() {
   run_tap "compile matrix" tests/install/header.sh
   run_check "bindings regenerate" python3 bindings/generate.py --check
@@ -43,9 +46,11 @@ about_unit() { echo "unit: parts of the core and the format, property tests"; }
 suite_unit() { build_test && run_gtest unit build/test/tests/unit_tests; }
 
 # Instruction sets of this machine, as the library names them.
-cpu_isas() { build/test/tqkv info --json | python3 -c 'import json,sys; print(*json.load(sys.stdin)["cpu"]["isas"])'; }
+cpu_isas() {
+  build/test/tqkv info --json | python3 -c 'import json,sys; print(*json.load(sys.stdin)["cpu"]["isas"])'
+}
 
-about_conformance() { echo "conformance: the CPU backend against the scalar definition; each test runs on every instruction set of this machine"; }
+about_conformance() { echo "conformance: the CPU backend against the scalar definition"; }
 suite_conformance() {
   build_test || return
   local full=1
@@ -53,15 +58,17 @@ suite_conformance() {
   TQKV_TEST_FULL=$full run_gtest conformance build/test/tests/conformance_tests
 }
 
-about_golden() { echo "golden: C++ against the vectors of the NumPy oracle, page bytes once for every instruction set here"; }
+about_golden() { echo "golden: C++ against the NumPy oracle's vectors, on each instruction set here"; }
 suite_golden() {
   build_test || return
   local isa
   run_gtest golden/encode build/test/tests/golden_encode_tests
-  for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "golden/library $isa" build/test/tests/golden_library_tests; done
+  for isa in $(cpu_isas); do
+    TQKV_CPU_ISA=$isa run_gtest "golden/library $isa" build/test/tests/golden_library_tests
+  done
 }
 
-about_reference() { echo "reference: the NumPy oracle's own tests; codebooks and golden files regenerated and compared"; }
+about_reference() { echo "reference: the NumPy oracle's own tests; codebooks and golden files made again"; }
 suite_reference() {
   run_pytest reference tests/reference
   need_python || { skip "regenerate" "$python_trouble"; return; }
@@ -86,7 +93,7 @@ suite_model() {
 about_oom() { echo "oom: every allocation made to fail, state unchanged, nothing leaked"; }
 suite_oom() { build_test && run_gtest oom build/test/tests/oom_tests; }
 
-about_contract() { echo "contract: the cases that every language binding runs too, here from C++; the file regenerates"; }
+about_contract() { echo "contract: the cases that every binding runs too, from C++; their file made again"; }
 suite_contract() {
   build_test || return
   run_tap "contract cases" build/test/tests/run_contract tests/contract/cases.json
@@ -94,7 +101,7 @@ suite_contract() {
   run_check "contract cases regenerate" "$python" tests/contract/generate.py --check
 }
 
-about_python() { echo "python: bindings/python against the header, the contract cases and every kind of array; its wheel built, installed and used offline"; }
+about_python() { echo "python: header, contract cases, every kind of array; its wheel built offline"; }
 suite_python() {
   build_test || return
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_pytest "python package" bindings/python/tests
@@ -102,66 +109,74 @@ suite_python() {
   run_tap "wheel" bindings/python/tests/wheel.sh "$python"
 }
 
-about_rust() { echo "rust: bindings/rust: formatting, lints, documentation, contract cases loaded and linked, packages"; }
+about_rust() { echo "rust: formatting, lints, documentation, contract cases loaded and linked, packages"; }
 suite_rust() {
   need_command rust cargo || return 0
-  build_test && run_tap "rust crates" env TQKV_RUST_QUICK="${TQKV_TEST_QUICK:-}" bindings/rust/run_tests.sh "$PWD/build/test/libtqkv.so"
+  build_test && TQKV_RUST_QUICK=${TQKV_TEST_QUICK:-} \
+    run_tap "rust crates" bindings/rust/run_tests.sh "$PWD/build/test/libtqkv.so"
 }
 
-about_go() { echo "go: bindings/go: vet, contract cases, race detector, loaded and linked, as a module by itself"; }
+about_go() { echo "go: vet, contract cases, race detector, loaded and linked, as a module by itself"; }
 suite_go() {
   need_command go go || return 0
-  build_test && run_tap "go package" env TQKV_GO_QUICK="${TQKV_TEST_QUICK:-}" bindings/go/run_tests.sh "$PWD/build/test/libtqkv.so"
+  build_test && TQKV_GO_QUICK=${TQKV_TEST_QUICK:-} \
+    run_tap "go package" bindings/go/run_tests.sh "$PWD/build/test/libtqkv.so"
 }
 
 about_layout() { echo "layout: sizes, offsets and constants of tqkv.h against the golden table"; }
-suite_layout() { build_test && run_check "layout table" diff tests/capi/layout.txt <(build/test/tests/layout); }
+suite_layout() {
+  build_test && run_check "layout table" diff tests/capi/layout.txt <(build/test/tests/layout)
+}
 
 about_cli() { echo "cli: the program tqkv, its tables, JSON and errors"; }
 suite_cli() { build_test && TQKV_TOOL=$PWD/build/test/tqkv run_pytest cli tests/cli; }
 
-about_testlm() { echo "testlm: a small language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
+about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 
-about_symbols() { echo "symbols: exports, SONAME, NEEDED, RELRO and friends of libtqkv.so; loaded and closed 1,000 times, without a driver"; }
+about_symbols() { echo "symbols: exports, SONAME, RELRO and friends; loaded 1,000 times, without a driver"; }
 suite_symbols() {
   need_command symbols readelf || return 0
   build_test || return
   run_tap "library hygiene" python3 tests/install/symbols.py build/test/libtqkv.so
   run_tap "1,000 times loaded" tests/install/loading.sh build/test/libtqkv.so
   # As the suite cuda-compile, which builds it and does the same, left it.
-  if [ -f build/cuda/libtqkv.so ]; then run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda; fi
+  if [ -f build/cuda/libtqkv.so ]; then
+    run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
+  fi
 }
 
 about_abi() { echo "abi: symbols, arguments and structs against the committed baseline, by libabigail"; }
 suite_abi() { build_test && run_tap "abidiff" packaging/abi/update.sh --check build/test/libtqkv.so; }
 
-about_install() { echo "install: staged and moved, pkg-config, find_package and dlopen consumers, absolute libdir, same bytes twice; one version number"; }
+about_install() { echo "install: moved; consumers by pkg-config, find_package and dlopen; same bytes twice"; }
 suite_install() {
   build_test || return
   run_tap "install" tests/install/install.sh build/test
   run_tap "one version number" python3 tests/install/version.py build/test
 }
 
-about_deb() { echo "deb: the Debian packages: contents, lintian; installed, used, removed and purged in a clean root"; }
+about_deb() { echo "deb: Debian packages: contents, lintian; installed, used and purged in a root"; }
 suite_deb() { run_tap "Debian packages" tests/install/deb.sh build/deb; }
 
-about_examples() { echo "examples: the decode loop in C, Python, Rust and Go prints the same lines against an installed library"; }
+about_examples() { echo "examples: the decode loop in four languages prints the same lines"; }
 suite_examples() { build_test && run_tap "decode loop" tests/examples.sh build/test; }
 
 about_readme() { echo "readme: the examples of README.md and the header run, generated tables up to date"; }
 suite_readme() {
   build_test || return
-  need_python || true  # its NumPy takes torch's place in the Python example, which is compiled alone otherwise
+  need_python || true # its NumPy takes torch's place in the Python example, else that is only compiled
   run_tap "README.md" "${python:-python3}" tests/readme.py build/test
 }
 
 about_bench() { echo "bench: the benches run and print JSON (quick; no timing is judged)"; }
 suite_bench() {
   build_test || return
-  run_check "cpu_bench --quick" bash -c "build/test/tests/cpu_bench --quick >'$out/cpu_bench.json' && python3 -m json.tool '$out/cpu_bench.json'"
+  run_check "cpu_bench --quick" \
+    bash -c "set -o pipefail; build/test/tests/cpu_bench --quick | python3 -m json.tool"
   need_python || { skip "GPU bench, what needs no GPU" "$python_trouble"; return; }
-  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 \
+    run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
 }
 
 # The CUDA toolkit: one that is installed, or its wheels, where CMake finds them too. Sets nvcc and
@@ -173,26 +188,31 @@ cuda_tools() { # suite
   if need_python && tools=$(TQKV_PYTHON=$python packaging/cuda_toolkit.sh 2>"$out/cuda_toolkit.log"); then
     nvcc=$tools/nvidia/cu13/bin/nvcc cuda_libraries=("-L$tools/nvidia/cu13/lib")
   else
-    skip "$1" "no nvcc, and packaging/cuda_toolkit.sh could not install one: $(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble"
+    local why
+    why=$(tail -n 1 "$out/cuda_toolkit.log" 2>/dev/null)$python_trouble
+    skip "$1" "no nvcc, and packaging/cuda_toolkit.sh could not install one: $why"
     return 1
   fi
 }
 
-about_cuda_compile() { echo "cuda-compile: format headers and the library with CUDA under nvcc, for one architecture; registers and spills; the toolkit comes from Python wheels"; }
+about_cuda_compile() { echo "cuda-compile: the library under nvcc, one architecture; registers, spills"; }
 suite_cuda_compile() {
   cuda_tools cuda-compile || return
   "$nvcc" --version | sed -n 's/^Cuda compilation/   &/p'
-  run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
+  run_check "format headers, sm_90" "$nvcc" -std=c++17 -arch=sm_90 --expt-relaxed-constexpr -Isrc -I. \
+    -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
-  need_build cuda release --target=tqkv --target=kernel_logs -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real -DTQ_CUDA_LOGS=ON || return
+  need_build cuda release --target=tqkv --target=kernel_logs -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real \
+    -DTQ_CUDA_LOGS=ON || return
   pass
-  run_check "registers and spills of the attend kernels" python3 tests/gpu/check_resources.py --list build/cuda/kernels.log
+  run_check "registers and spills of the attend kernels" \
+    python3 tests/gpu/check_resources.py --list build/cuda/kernels.log
   run_tap "library hygiene with CUDA" python3 tests/install/symbols.py build/cuda/libtqkv.so --cuda
   run_tap "CUDA build without a driver" tests/install/loading.sh build/cuda/libtqkv.so --cuda
 }
 
-about_emulate() { echo "emulate: the CUDA sources on the CPU: kernels against float64 and the scalar encoder, the library's two backends against each other"; }
+about_emulate() { echo "emulate: CUDA sources on the CPU: against float64, and the library's backends"; }
 suite_emulate() {
   cuda_tools emulate || return
   local seed at orders="0 1 2 3" append_orders="0 1"
@@ -201,25 +221,34 @@ suite_emulate() {
   run_counted "attend_test --each" build/emulate/attend_test --each
   # Warps and lanes in several orders of execution.
   [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
-  for seed in $orders; do TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small; done
-  for seed in $append_orders; do TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small; done
+  for seed in $orders; do
+    TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small
+  done
+  for seed in $append_orders; do
+    TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small
+  done
   run_counted "backend_test --small" build/emulate/backend_test --small
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
     run_counted "conformance_test, every configuration" build/emulate/conformance_test --quick
   else
-    for at in 0 5; do run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1; done
+    for at in 0 5; do
+      run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1
+    done
   fi
 }
 
 # What sanitizers run is shortened, unless long suites are asked for.
 sanitized_env() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo env; else echo env TQKV_TEST_QUICK=1; fi; }
 
-about_asan() { echo "asan: AddressSanitizer and UBSan over unit, conformance, golden, C API, model (short), failing allocations, and the Rust and Go bindings"; }
+about_asan() { echo "asan: AddressSanitizer and UBSan over C++ and C suites (short), Rust and Go"; }
 suite_asan() {
   build_asan || return
   local test
-  export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
-  for test in "${sanitized[@]}" golden_encode_tests oom_tests; do run_gtest "asan $test" $(sanitized_env) "build/asan/tests/$test"; done
+  export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1
+  export UBSAN_OPTIONS=print_stacktrace=1
+  for test in "${sanitized[@]}" golden_encode_tests oom_tests; do
+    run_gtest "asan $test" $(sanitized_env) "build/asan/tests/$test"
+  done
   for test in rust go; do run_tap "asan $test" "bindings/$test/run_tests.sh" build/asan/libtqkv.so; done
 }
 
@@ -228,16 +257,33 @@ suite_tsan() {
   build_tsan || return
   local test
   export TSAN_OPTIONS=halt_on_error=1
-  for test in thread_tests capi_tests; do run_gtest "tsan $test" $(sanitized_env) "build/tsan/tests/$test"; done
+  for test in thread_tests capi_tests; do
+    run_gtest "tsan $test" $(sanitized_env) "build/tsan/tests/$test"
+  done
   # Of the conformance tests those that use several threads: the others would take the sanitizer's slowdown
   # and show it nothing.
-  run_gtest "tsan conformance_tests" $(sanitized_env) build/tsan/tests/conformance_tests '--gtest_filter=*ThreadPool*:*Invariance*'
+  run_gtest "tsan conformance_tests" $(sanitized_env) build/tsan/tests/conformance_tests \
+    '--gtest_filter=*ThreadPool*:*Invariance*'
 }
 
-about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over the library's and the program's sources"; }
+# One source, as a line of TAP.
+tidied() {
+  local text
+  if text=$(clang-tidy -p build/test --quiet --warnings-as-errors='*' "$1" 2>/dev/null); then
+    echo "ok - $1"
+  else
+    printf 'not ok - %s\n%s\n' "$1" "$text"
+  fi
+}
+tidied_sources() {
+  export -f tidied
+  ls src/*.cpp src/cpu/*.cpp src/cpu/kernels/*.cpp src/cli/*.cpp | grep -v kernels/simd |
+    xargs -P "${TQKV_JOBS:-$(nproc)}" -I{} bash -c 'tidied {}'
+}
+
+about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over library and program"; }
 suite_clang_tidy() {
   need_command clang-tidy clang-tidy && build_test || return 0
   # simd.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
-  run_tap clang-tidy bash -c "ls src/*.cpp src/cpu/*.cpp src/cpu/kernels/*.cpp src/cli/*.cpp | grep -v kernels/simd | xargs -P ${TQKV_JOBS:-$(nproc)} -I{} \
-    bash -c 'if text=\$(clang-tidy -p build/test --quiet --warnings-as-errors=* {} 2>/dev/null); then echo ok - {}; else printf \"not ok - %s\n%s\n\" {} \"\$text\"; fi'"
+  run_tap clang-tidy tidied_sources
 }

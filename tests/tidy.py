@@ -391,8 +391,7 @@ def rule_one_version_number(tree):
 
 # Places that break a rule today, by the start of what is said of them; nothing is added here.
 KNOWN = {
-    "rule_lines_are_narrow": ("CMakeLists.txt", "bindings/", "cuda/", "src/", "tests/gpu/", "tests/run.sh",
-                              "tests/suites.sh", "tests/emulate/", "tests/CMakeLists.txt"),
+    "rule_lines_are_narrow": ("cuda/", "src/"),
     "rule_a_piece_of_the_history_is_a_split": ("src/",),
     "rule_no_bare_name_in_the_shared_namespace": ("cuda/code/",),
     "rule_widths_are_told_apart_in_one_place": ("cuda/append/",),

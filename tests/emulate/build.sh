@@ -4,4 +4,5 @@
 # not find them.
 set -eu
 cd "$(dirname "$0")/../.."
-cmake --preset emulate -B "$1" ${2:+-DTQ_CUDA_INCLUDE="$2"} && cmake --build "$1" --target gpu_programs -j "${TQKV_JOBS:-$(nproc)}"
+cmake --preset emulate -B "$1" ${2:+-DTQ_CUDA_INCLUDE="$2"} &&
+  cmake --build "$1" --target gpu_programs -j "${TQKV_JOBS:-$(nproc)}"

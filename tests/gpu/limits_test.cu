@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Large caches and broken contexts, through the C API. Pages whose bytes lie around and beyond 2^31 and 2^32:
 // a sequence there must be stored, read and attended exactly as in a small cache, and no byte of any other
-// page may change. An asynchronous error of a kernel must come out of tq_cache_check with CUDA's name; it ruins
-// the process's context, so a child process provokes it.   limits_test [--quick]
+// page may change. An asynchronous error of a kernel must come out of tq_cache_check with CUDA's name; it
+// ruins the process's context, so a child process provokes it.   limits_test [--quick]
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds preset gpu of CMakePresets.json, runs everything that needs a GPU, and prints one summary. Needs CMake,
-# nvcc, a C++17 compiler and Python; no test library, nothing fetched.
+# Builds preset gpu of CMakePresets.json, runs everything that needs a GPU, and prints one summary. Needs
+# CMake, nvcc, a C++17 compiler and Python; no test library, nothing fetched.
 #
 #   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
 #   --no-build] [--list]
@@ -30,13 +30,14 @@ declare -A about=(
   [backend]="capture, failing calls, slots and pages, merge"
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [append]="codes and scales against the scalar encoder"
-  [conformance]="the library on the GPU against the library on the CPU: stored bytes, decoded values, attention at every edge"
+  [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
   [limits]="pages beyond 2^31 and 2^32 bytes; asynchronous errors"
   [python]="the Python package with torch tensors, the contract cases"
   [golden]="golden vectors of the NumPy oracle on the GPU"
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
-  [synccheck]="compute-sanitizer synccheck" [racecheck]="compute-sanitizer racecheck, small shapes; what it says of worker queues is counted, not judged (racecheck_report.py)"
+  [synccheck]="compute-sanitizer synccheck"
+  [racecheck]="compute-sanitizer racecheck, small shapes, judged by racecheck_report.py"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
 build=1 run=1 quick="" only="" skip_list="" bench="" bench_cases=short
@@ -55,7 +56,11 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-for part in $only $skip_list; do [ -n "${about[$part]:-}" ] || { echo "run.sh: no part is called '$part'; there are: $all_parts"; exit 2; }; done
+for part in $only $skip_list; do
+  [ -n "${about[$part]:-}" ] && continue
+  echo "run.sh: no part is called '$part'; there are: $all_parts"
+  exit 2
+done
 wanted() {
   [[ " $skip_list " == *" $1 "* ]] && return 1
   if [ -n "$only" ]; then [[ " $only " == *" $1 "* ]]; else [ "$1" != bench ] || [ -n "$bench" ]; fi
@@ -92,7 +97,10 @@ build_all() {
   # shellcheck disable=SC2086
   tq_cmake_build "$out" gpu $(printf -- '--target=%s\n' $targets | sort -u) "${options[@]}" || return 1
   warnings=$(grep -hE '^[^ ]+:[0-9]+:.*warning|^[^ ]+\([0-9]+\): warning' "$out/build.log" | sort -u)
-  [ -z "$warnings" ] || printf '%s compiler warnings, the first:\n%s\n' "$(wc -l <<<"$warnings")" "$(head -n 3 <<<"$warnings")"
+  if [ -n "$warnings" ]; then
+    echo "$(wc -l <<<"$warnings") compiler warnings, the first:"
+    head -n 3 <<<"$warnings"
+  fi
   echo "built in $((SECONDS - begin)) s, architecture $arch"
 }
 
@@ -100,27 +108,36 @@ build_all() {
 
 # Prints "checks: P passed, F failed, S skipped" as its last line; anything else counts as a failure.
 sanitizer() { # sanitizer tool limit suite-and-arguments...
-  local tool=$1 limit=$2 reports=1000 passed=0 failed=0 skipped=0 run name line errors
+  local tool=$1 limit=$2 reports=1000 passed=0 failed=0 skipped=0 run name line errors log
   shift 2
-  command -v compute-sanitizer >/dev/null || { echo "SKIPPED: compute-sanitizer is not installed"; echo "checks: 0 passed, 0 failed, 1 skipped"; return; }
+  if ! command -v compute-sanitizer >/dev/null; then
+    printf 'SKIPPED: compute-sanitizer is not installed\nchecks: 0 passed, 0 failed, 1 skipped\n'
+    return
+  fi
   for run in "$@"; do
     name=${run%% *}
-    [ -x "$out/${name}_test" ] || { echo "SKIPPED $name: $out/${name}_test was not built"; skipped=$((skipped + 1)); continue; }
+    log=$logs/$tool-$name.log
+    if [ ! -x "$out/${name}_test" ]; then
+      echo "SKIPPED $name: $out/${name}_test was not built"
+      skipped=$((skipped + 1))
+      continue
+    fi
     # shellcheck disable=SC2086
-    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit "$reports" "$out/${name}_test" ${run#"$name"} >"$logs/$tool-$name.log" 2>&1
+    timeout "$limit" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit "$reports" \
+      "$out/${name}_test" ${run#"$name"} >"$log" 2>&1
     local rc=$?
     if [ "$tool" = racecheck ] && { [ $rc = 0 ] || [ $rc = 9 ]; }; then
-      "$python" tests/gpu/racecheck_report.py "$logs/$tool-$name.log" "$reports"
+      "$python" tests/gpu/racecheck_report.py "$log" "$reports"
       rc=$?
     fi
-    line=$(grep -E '^[a-z_]+_test: [0-9]+ passed, 0 failed' "$logs/$tool-$name.log" | tail -n 1)
-    errors=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$logs/$tool-$name.log" | tail -n 1 | sed 's/=* *//')
+    line=$(grep -E '^[a-z_]+_test: [0-9]+ passed, 0 failed' "$log" | tail -n 1)
+    errors=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/=* *//')
     if [ $rc = 0 ] && [ -n "$line" ] && [ -n "$errors" ] && ! [[ "$line" =~ :\ 0\ passed ]]; then
       passed=$((passed + 1))
     else
       failed=$((failed + 1))
       echo "FAILED $tool $run: exit status $rc (124: ran past $limit s)"
-      tail -n 30 "$logs/$tool-$name.log"
+      tail -n 30 "$log"
     fi
     echo "$tool $run: ${errors:-no summary}; ${line:-no last line}"
   done
@@ -134,14 +151,15 @@ limited() {
   [ $rc -lt 124 ] || echo "FAILED: exit status $rc; 124 and 137: ran past $limit s"
   return $rc
 }
+count_of() { sed -nE "s/.*\\b([0-9]+) $1.*/\\1/p" <<<"$2"; } # count_of word line
 pytest_part() { # pytest_part file
   local log
   log=$(TQKV_LIBRARY=$out/libtqkv.so.0 limited "$python" -m pytest -q -rs -p no:cacheprovider "$1" 2>&1)
   local rc=$? last p f e s
   echo "$log"
   last=$(grep -E '[0-9]+ (passed|failed|skipped|error)' <<<"$log" | tail -n 1)
-  p=$(sed -nE 's/.*\b([0-9]+) passed.*/\1/p' <<<"$last") f=$(sed -nE 's/.*\b([0-9]+) failed.*/\1/p' <<<"$last")
-  e=$(sed -nE 's/.*\b([0-9]+) errors?.*/\1/p' <<<"$last") s=$(sed -nE 's/.*\b([0-9]+) skipped.*/\1/p' <<<"$last")
+  p=$(count_of passed "$last") f=$(count_of failed "$last")
+  e=$(count_of 'errors?' "$last") s=$(count_of skipped "$last")
   f=$((${f:-0} + ${e:-0}))
   # 5: all was skipped, with reasons
   [ $rc = 0 ] || [ $f -gt 0 ] || { [ $rc = 5 ] && [ "${s:-0}" -gt 0 ]; } || f=1
@@ -159,14 +177,18 @@ part() {
     initcheck) sanitizer initcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     synccheck) sanitizer synccheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" ;;
-    bench) TQKV_LIBRARY=$out/libtqkv.so.0 limited "$python" tests/bench/gpu/bench.py --cases $bench_cases --json "$out/bench.json" ;;
+    bench)
+      TQKV_LIBRARY=$out/libtqkv.so.0 limited "$python" tests/bench/gpu/bench.py --cases $bench_cases \
+        --json "$out/bench.json"
+      ;;
   esac
 }
 start() { # start part : in the background
   local begin=$SECONDS
   {
     if needs_library "$1" && [ ! -f "$out/libtqkv.so.0" ]; then
-      printf 'SKIPPED: %s/libtqkv.so.0 was not built\nchecks: 0 passed, 0 failed, 1 skipped\n' "$out" >"$logs/$1.log"
+      printf 'SKIPPED: %s was not built\nchecks: 0 passed, 0 failed, 1 skipped\n' "$out/libtqkv.so.0" \
+        >"$logs/$1.log"
       echo "0 0" >"$logs/$1.rc"
     else
       part "$1" >"$logs/$1.log" 2>&1 </dev/null
@@ -185,11 +207,13 @@ report() { # report part : one line, and the end of the log if it failed
   if [ "$f" = 0 ] && { [ "$rc" != 0 ] || [ $((p + s)) = 0 ]; }; then f=1; fi
   echo "$p $f $s" >"$logs/$1.count"
   {
-    printf '%-12s %9d passed %4d failed %4d skipped %5d s   %s\n' "$1" "$p" "$f" "$s" "$seconds" "${about[$1]}"
+    printf '%-12s %9d passed %4d failed %4d skipped %5d s   %s\n' "$1" "$p" "$f" "$s" "$seconds" \
+      "${about[$1]}"
     grep -E '^ *SKIPPED' "$logs/$1.log" | sort -u | head -n 12 | sed 's/^ */   | /'
     if [ "$f" != 0 ]; then
       echo "   exit status $rc; $logs/$1.log ends:"
-      { grep -E '^FAILED' "$logs/$1.log" | head -n 12; tail -n 25 "$logs/$1.log"; } | cut -c1-400 | sed 's/^/   | /'
+      { grep -E '^FAILED' "$logs/$1.log" | head -n 12; tail -n 25 "$logs/$1.log"; } | cut -c1-400 |
+        sed 's/^/   | /'
     fi
   } >"$logs/$1.report"
   cat "$logs/$1.report"

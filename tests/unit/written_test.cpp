@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Planned is not written: every way by which a layer may lack tokens that its sequence has, on the strict fake
-// backend, which aborts when memory that nothing wrote is read.
+// Planned is not written: every way by which a layer may lack tokens that its sequence has, on the strict
+// fake backend, which aborts when memory that nothing wrote is read.
 #include "unit/cache_fixture.h"
 
 namespace tq {
