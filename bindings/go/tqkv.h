@@ -30,8 +30,8 @@
  *     only on TQ_OK, and a failed call has changed nothing observable. tq_last_error() names the argument and
  *     prints the values. Nothing throws, aborts, prints, installs signal handlers or runs at exit.
  *   Structs  First field struct_size = sizeof the struct as compiled by the caller; all other fields zero =
- *     default. Structs only ever grow at the end: a smaller size is accepted, a larger one only if the
- *     unknown tail is zero (else TQ_ERROR_VERSION).
+ *     default. Structs only grow at the end: a smaller size is accepted, a larger one if the unknown tail is
+ *     zero (else TQ_ERROR_VERSION).
  *   Handles  Opaque; NULL is accepted only by the destroy calls.
  *   Streams  A stream is a cudaStream_t passed as void *; NULL is the legacy default stream. CPU caches work
  *     before they return; their stream must be NULL. append and attend never allocate or synchronise.
@@ -46,8 +46,8 @@
  *
  * Written  A plan makes its sequences longer in all layers, an append fills one of them. What a layer lacks
  *   no call gives out: attend and tq_cache_read refuse to see it (history_only leaves the plan's own tokens
- *   out), append refuses to leave a gap behind a plan that was not appended. The text of INVALID_STATE has
- *   layer, sequence and the length to truncate to.
+ *   out), append refuses to leave a gap behind a plan that was not appended. The text of INVALID_STATE says
+ *   which layer and sequence, and the length to truncate to.
  *
  * Window   window_tokens and sink_tokens keep raw copies of a sequence's last and first tokens, in io_dtype,
  *   beside the codes; attend and tq_cache_read take them instead of the codes. The window is counted from the
@@ -55,8 +55,7 @@
  *   window_tokens - j tokens exactly, so drafts verified in one plan give other bits than the same tokens one
  *   by one. The window is shorter than window_tokens in a shorter sequence, and after a truncate deeper than
  *   rollback_tokens: copies that later tokens pushed out are lost, and it grows back with what is appended. A
- *   fork has its source's copies. Their memory (raw_bytes of tq_cache_bytes) is allocated at create for all
- *   max_sequences.
+ *   fork has its source's copies. raw_bytes of tq_cache_bytes are allocated at create for all max_sequences.
  *
  * Graphs   On a CUDA cache tq_cache_append, tq_cache_attend and tq_merge_states may be captured. A graph
  *   holds the batch and the arguments of the calls: the batch must live, k, v, q, out, lse, sink_logits and
@@ -79,9 +78,9 @@
  *   masks, no cross-attention). The caller applies RoPE before append and attend. All layers have the same
  *   heads and dimensions; bits may differ. Tokens leave a sequence at its end only: a sliding window bounds
  *   what is read, not what is kept. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
- *   saturates (TQ_NOTICED_SATURATED). CUDA: compute capability 8.0 or later; value_dim = head_dim (both
- *   rounded up to 32) or 192 with 128 or 576 with 512; no dense rotation; sequences below 2^31 - 32 tokens.
- *   Little-endian machines.
+ *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or
+ *   later; value_dim = head_dim (rounded up to 32), or 192 / 128, 576 / 512; no dense rotation; sequences
+ *   below 2^31 - 32 tokens.
  */
 #ifndef TQKV_H
 #define TQKV_H
@@ -131,7 +130,6 @@ TQ_API const char *tq_status_name(tq_status status);
 /* Text about the last failed call of the calling thread, "" if there was none. Never NULL; valid until the
  * thread's next tq_ call. A success does not clear it. */
 TQ_API const char *tq_last_error(void);
-
 /* Copies that text. buffer: capacity bytes, always NUL-terminated, cut if short; NULL only with capacity 0
  * (else INVALID_ARGUMENT). needed: bytes with the NUL; may be NULL. */
 TQ_API tq_status tq_last_error_copy(char *buffer, size_t capacity, size_t *needed);
@@ -272,11 +270,9 @@ typedef struct tq_cache_bytes {
 
 /* Zeroes *config and sets struct_size. NULL: INVALID_ARGUMENT. */
 TQ_API tq_status tq_cache_config_init(tq_cache_config *config);
-
 /* The status that tq_cache_create would return, and every reason for it in text, one a line, each naming its
  * field (capacity bytes, NUL-terminated, cut if short; NULL with capacity 0). Allocates no device memory. */
 TQ_API tq_status tq_cache_config_check(const tq_cache_config *config, char *text, size_t capacity);
-
 /* Fills *bytes (struct_size set) with what tq_cache_create allocates. Status as tq_cache_config_check. */
 TQ_API tq_status tq_cache_config_bytes(const tq_cache_config *config, tq_cache_bytes *bytes);
 
@@ -293,7 +289,6 @@ TQ_API tq_status tq_cache_create(const tq_cache_config *config, void *stream, tq
 /* Frees the cache; NULL is accepted. Waits for the work that the cache itself enqueued. All its batches must
  * be destroyed first (INVALID_STATE otherwise, nothing freed). */
 TQ_API tq_status tq_cache_destroy(tq_cache *cache);
-
 /* The configuration with every default resolved; config->struct_size set by the caller. The arrays and
  * codebooks it points to belong to the cache. */
 TQ_API tq_status tq_cache_get_config(const tq_cache *cache, tq_cache_config *config);
@@ -320,7 +315,6 @@ typedef struct tq_cache_memory {
 
 /* Host-side figures, no synchronisation. memory->struct_size set by the caller. */
 TQ_API tq_status tq_cache_get_memory(const tq_cache *cache, tq_cache_memory *memory);
-
 /* Hash of all that decides the meaning of page bytes (format version, geometry, codes, codebooks, rotation,
  * seed, centres): equal if and only if pages are exchangeable. */
 TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerprint);
@@ -350,10 +344,8 @@ TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *str
  * appended, the exact window included within rollback_tokens of the longest length (deeper: see Window).
  * Whole pages are given back and scrubbed; the rest of the last page is overwritten by the next append. */
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
-
 /* Tokens, planned ones included. */
 TQ_API tq_status tq_sequence_length(const tq_cache *cache, tq_sequence sequence, int64_t *length);
-
 /* TQ_NOTICED_* since the sequence was created (a fork inherits them). No synchronisation: CUDA may lag. */
 TQ_API tq_status tq_sequence_flags(const tq_cache *cache, tq_sequence sequence, uint64_t *flags);
 
@@ -370,8 +362,7 @@ TQ_API tq_status tq_batch_destroy(tq_batch *batch);
  * Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query tokens
  * likewise. append and attend of every layer follow the plan, which is in force until the batch's next one,
  * or until one of its sequences is planned in another batch, truncated or freed. CAPACITY: pool,
- * max_sequence_tokens or batch limits exceeded; nothing changed, the text has the numbers. CAPTURE: inside a
- * graph. */
+ * max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE: inside a graph. */
 TQ_API tq_status tq_batch_plan(tq_batch *batch, int32_t num_sequences, const tq_sequence *sequences,
                                const int64_t *new_tokens, const int64_t *query_tokens, void *stream);
 
@@ -433,7 +424,6 @@ TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q,
                                  void *out, float *lse, const tq_attend_params *params, void *workspace,
                                  size_t workspace_bytes, void *stream);
-
 /* Workspace that tq_cache_attend needs: enough for every plan that the cache admits. No plan is needed. */
 TQ_API tq_status tq_attend_workspace_bytes(const tq_cache *cache, size_t *bytes);
 
@@ -451,8 +441,7 @@ TQ_API tq_status tq_merge_states(int32_t num_states, const void *const *outs, co
  *   k [count][num_kv_heads][head_dim] io_dtype, v likewise; either may be NULL
  * INVALID_ARGUMENT: the range is not inside the sequence. INVALID_STATE: some of it is not written. */
 TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence sequence, int64_t first,
-                               int64_t count, void *k, void *v, const tq_tensor_layout *layout,
-                               void *stream);
+                               int64_t count, void *k, void *v, const tq_tensor_layout *layout, void *stream);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Planned is not written: no call gives out bytes of tokens that nothing appended, whether they are a rejected
- * draft's, another sequence's or the heap's. The allocator's memory is filled as a recycled heap may be.
+ * Planned is not written: no call gives out bytes of tokens that nothing appended, whether they are a
+ * rejected draft's, another sequence's or the heap's. The allocator's memory is filled as a recycled heap may
+ * be.
  */
 #include "capi.h"
 

@@ -384,8 +384,8 @@ functions! {
     /// Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query
     /// tokens likewise. append and attend of every layer follow the plan, which is in force until the
     /// batch's next one, or until one of its sequences is planned in another batch, truncated or freed.
-    /// CAPACITY: pool, max_sequence_tokens or batch limits exceeded; nothing changed, the text has the
-    /// numbers. CAPTURE: inside a graph.
+    /// CAPACITY: pool, max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE:
+    /// inside a graph.
     fn tq_batch_plan(batch: *mut tq_batch, num_sequences: i32, sequences: *const tq_sequence,
         new_tokens: *const i64, query_tokens: *const i64, stream: *mut c_void) -> tq_status;
     /// Rows of the plan: new_tokens of k and v, query_tokens of q, out and lse. in_force: 1 if append and
