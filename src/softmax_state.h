@@ -62,9 +62,6 @@ TQ_HD float extend_state(SoftmaxState* s, float m, float l) {
 
 // Natural-log LSE of a part.
 TQ_HD float lse_of(SoftmaxState s) { return is_empty(s) ? minus_infinity() : (s.m + log2f(s.l)) * kLn2; }
-TQ_HD SoftmaxState state_of_lse(float lse) {
-  return lse == minus_infinity() ? empty_state() : SoftmaxState{lse * kLog2E, 1.0f};
-}
 // Factor that turns o into the output; 0 for the empty part.
 TQ_HD float inverse_sum(SoftmaxState s) { return is_empty(s) ? 0.0f : 1.0f / s.l; }
 

@@ -109,7 +109,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
     const SideJob job = {kernels_,
-                         kernels_.of(layout.code()),
+                         kernels_.of(key ? layer.key : layer.value),
                          coder,
                          layout,
                          kind,

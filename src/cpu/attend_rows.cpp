@@ -89,8 +89,8 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       rows_(rows),
       space_(space),
       value_width_(layer_.tile.value.stored),
-      key_kernels_(kernels.of(layer_.tile.key.code())),
-      value_kernels_(kernels.of(layer_.tile.value.code())),
+      key_kernels_(kernels.of(layer_.key)),
+      value_kernels_(kernels.of(layer_.value)),
       key_coder_(store.coder(request.layer, head, Kind::kKey)),
       value_coder_(store.coder(request.layer, head, Kind::kValue)),
       exact_(exact_range(store.geometry, sequence.length(), sequence.raw_first)) {

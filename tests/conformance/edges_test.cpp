@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <set>
 
+#include "cpu/store.h"
 #include "rig.h"
 
 namespace tq {
@@ -253,6 +254,27 @@ TEST_P(EdgesTest, ExactCopiesAndCodesKeepTheRangeOfFloat32) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, EdgesTest, testing::ValuesIn(isas()),
                          [](const auto& info) { return info.param; });
+
+// Sequences of 2^37 tokens and more, whose tiles have numbers beyond 32 bits: only their page ids are looked at.
+TEST(Store, TileNumbersBeyond32Bits) {
+  RigConfig config;
+  config.page_size = 4096;
+  config.max_tokens = 4096;
+  const Rig rig(config);
+  const HostOps ops = {nullptr,
+                       [](void*, size_t bytes, size_t alignment, int32_t, int32_t) -> void* {
+                         return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+                       },
+                       [](void*, void* pointer, size_t, int32_t, int32_t) { free(pointer); }};
+  const cpu::Store store(rig.geometry, ops, nullptr, 256);
+  const int64_t index = (1ll << 32) + 5, per_page = rig.geometry.tiles_per_page();
+  std::vector<int32_t> pages(static_cast<size_t>(index / per_page + 1));
+  pages.back() = 2;
+  PlanSequence sequence = {};
+  sequence.pages = pages.data();
+  EXPECT_EQ(store.tile(store.layer(0), 2, 1, 5), store.sequence_tile(store.layer(0), sequence, 1, index));
+  EXPECT_EQ(store.tile(store.layer(0), 0, 1, 5), store.sequence_tile(store.layer(0), sequence, 1, 5));
+}
 
 // ---- merge of finished parts ----
 

@@ -81,13 +81,17 @@ std::vector<std::vector<float>> vectors(int dim, int count) {
   return all;
 }
 
+const cpu::CodeKernels& code_kernels(const cpu::Kernels& kernels, int bits) {
+  return kernels.codes.entry[format::code_index(format::scalar_code(bits))];
+}
+
 void expect_same_encoding(const cpu::Kernels& kernels, const CoderBox& box, const std::vector<float>& x) {
   const int stored = box.coder.stored;
   std::vector<uint8_t> want(static_cast<size_t>(stored), 0xAA), got(static_cast<size_t>(stored), 0x55);
   uint16_t want_scale = 1, got_scale = 2;
   const bool want_flag = format::encode_vector(box.coder, x.data(), want.data(), &want_scale);
-  const bool got_flag = kernels.of(format::scalar_code(box.coder.codebook.bits))
-                            .encode(box.coder, x.data(), got.data(), &got_scale);
+  const bool got_flag =
+      code_kernels(kernels, box.coder.codebook.bits).encode(box.coder, x.data(), got.data(), &got_scale);
   ASSERT_EQ(want_flag, got_flag) << box.coder.dim << " x0 " << x[0];
   ASSERT_EQ(want_scale, got_scale) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];
   ASSERT_EQ(want, got) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];
@@ -160,14 +164,14 @@ TEST_P(KernelsTest, PacksTiles) {
         std::vector<uint32_t> want(words), got(words);
         for (size_t i = 0; i < words; i++) want[i] = static_cast<uint32_t>(random.bits());
         std::vector<uint32_t> merged = want;
-        cpu::kScalarKernels.of(layout.code()).pack(layout, kind, codes.data(), want.data());
-        kernels().of(layout.code()).pack(layout, kind, codes.data(), got.data());
+        code_kernels(cpu::kScalarKernels, bits).pack(layout, kind, codes.data(), want.data());
+        code_kernels(kernels(), bits).pack(layout, kind, codes.data(), got.data());
         ASSERT_EQ(want, got) << dim << " " << bits;
         // Token by token into words that hold something else, against the definition after every token.
         std::vector<uint32_t> defined = merged;
         for (int token = 0; token < 32; token++) {
           const uint8_t* row = &codes[static_cast<size_t>(token * layout.stored)];
-          kernels().of(layout.code()).merge_token(layout, kind, token, row, merged.data());
+          code_kernels(kernels(), bits).merge_token(layout, kind, token, row, merged.data());
           format::pack_scalar(layout, kind, token, row, defined.data());
           ASSERT_EQ(defined, merged) << dim << " " << bits << " token " << token;
         }
@@ -219,14 +223,11 @@ TEST_P(KernelsTest, ScoresAreExact) {
           x = static_cast<int16_t>(r == 0   ? q_max
                                    : r == 1 ? -q_max
                                             : static_cast<int>(random.below(2 * q_max + 1)) - q_max);
-        cpu::kScalarKernels.of(side.layout.code()).prepare_query(side, q.data(), want_operand + r * operand);
-        kernels().of(side.layout.code()).prepare_query(side, q.data(), got_operand + r * operand);
+        cpu::kScalarKernels.of(side).prepare_query(side, q.data(), want_operand + r * operand);
+        kernels().of(side).prepare_query(side, q.data(), got_operand + r * operand);
       }
-      cpu::kScalarKernels.of(side.layout.code())
-          .score(side, tiles.side, tiles.side, first, last, want_operand, rows, want);
-      kernels()
-          .of(side.layout.code())
-          .score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
+      cpu::kScalarKernels.of(side).score(side, tiles.side, tiles.side, first, last, want_operand, rows, want);
+      kernels().of(side).score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
       for (int r = 0; r < rows; r++)
         for (int i = 32 * first; i < 32 * last; i++)
           ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i])
@@ -254,11 +255,10 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
       int32_t* got =
           reinterpret_cast<int32_t*>(aligned(got_memory, static_cast<size_t>(32 * side.layout.stored) * 4));
       uint8_t* work = aligned(work_memory, cpu::kAccumulateWork);
-      cpu::kScalarKernels.of(side.layout.code())
-          .accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, want, work);
-      kernels()
-          .of(side.layout.code())
-          .accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, got, work);
+      cpu::kScalarKernels.of(side).accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows,
+                                              want, work);
+      kernels().of(side).accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, got,
+                                    work);
       for (int i = 0; i < rows * side.layout.stored; i++)
         ASSERT_EQ(want[i], got[i]) << dim << " bits " << bits << " entry " << i;
     }

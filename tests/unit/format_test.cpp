@@ -17,6 +17,57 @@ namespace {
 
 constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
 
+TEST(Code, RegionsMakeUpTheSide) {
+  for (int i = 0; i < kNumCodes; i++) {
+    const CodeId code = kCodes[i];
+    EXPECT_EQ(kCodeBits[i], code.bits);
+    EXPECT_EQ(i, code_index(code));
+    EXPECT_TRUE(code == code_of_bits(code.bits));
+    EXPECT_EQ(code.bits == kRawBits, code.raw());
+    const CodeRegions regions = code_regions(code);
+    for (const int dim : kHeadDims) {
+      const SideLayout side(dim, code);
+      EXPECT_TRUE(side.code() == code);
+      EXPECT_EQ(side.code_bytes() * 8, kTileTokens * side.stored * code.bits);
+      EXPECT_EQ(side.scale_bytes(), 2 * kTileTokens * regions.scales_per_token);
+    }
+  }
+  EXPECT_EQ(-1, code_index(scalar_code(7)));
+  EXPECT_EQ(-1, code_index(scalar_code(16)));  // a width is not a family
+  EXPECT_FALSE(is_code_bits(1));
+}
+
+// A token read from a tile is what decode_vector makes of its codes, or the raw values.
+TEST(Code, DecodesTokensOfATile) {
+  constexpr int kDim = 96, kToken = 13;
+  std::vector<uint64_t> signs(sign_words(kDim), 0x123456789ABCDEF0ull);
+  for (const CodeId code : kCodes)
+    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+      SCOPED_TRACE(testing::Message() << code.bits << " bits");
+      const SideLayout side(kDim, code);
+      std::vector<uint32_t> words(static_cast<size_t>(side.code_bytes()) / 4, 0xFFFFFFFFu);
+      std::vector<uint16_t> scales(kTileTokens, 0xFFFF);
+      VectorCoder coder = {};
+      coder.dim = kDim;
+      coder.stored = side.stored;
+      coder.rotation = Rotation::kHadamard;
+      coder.signs = signs.data();
+      coder.codebook = builtin_codebook(kDim, code.bits);
+      std::vector<float> want(kDim), got(kDim);
+      if (code.raw()) {
+        uint16_t* row = reinterpret_cast<uint16_t*>(words.data()) + kToken * kDim;
+        for (int i = 0; i < kDim; i++) want[i] = float_from_bf16(row[i] = static_cast<uint16_t>(0x3F00 + i));
+      } else {
+        std::vector<uint8_t> codes(kDim);
+        for (int i = 0; i < kDim; i++) codes[i] = static_cast<uint8_t>((i * 7) & ((1 << code.bits) - 1));
+        pack_scalar(side, kind, kToken, codes.data(), words.data());
+        decode_vector(coder, codes.data(), scales[kToken] = 0x3F80, want.data());
+      }
+      decode_token(coder, side, kind, words.data(), scales.data(), kToken, true, got.data());
+      EXPECT_EQ(want, got);
+    }
+}
+
 TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
   for (const int dim : kHeadDims)
     for (const int bits : kCoded)

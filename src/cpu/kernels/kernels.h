@@ -43,6 +43,7 @@ struct CodedSide {
   alignas(64) int8_t levels[64];       // level byte of code i mod 2^bits (bits <= 6)
   alignas(64) int8_t levels_high[64];  // of code (i / 4) mod 4, 2 bits only
   format::SideLayout layout;
+  int code_index;  // of the side's code
   Kind kind;
   bool half;  // the level is the byte + 1/2
 
@@ -130,7 +131,7 @@ struct Kernels {
   const char* name;
   CodeTable codes;
 
-  const CodeKernels& of(format::CodeId code) const { return codes.entry[format::code_index(code)]; }
+  const CodeKernels& of(const CodedSide& side) const { return codes.entry[side.code_index]; }
 
   // ---- vectors ----
   // y [stored] = orthonormal rotation of x [dim]. |x_i| <= 2.

@@ -8,7 +8,12 @@ namespace tq {
 namespace cpu {
 
 CodedSide::CodedSide(int dim, format::CodeId code, Kind side, const format::Codebook& book)
-    : levels{}, levels_high{}, layout(dim, code), kind(side), half(!code.raw() && book.half()) {
+    : levels{},
+      levels_high{},
+      layout(dim, code),
+      code_index(format::code_index(code)),
+      kind(side),
+      half(!code.raw() && book.half()) {
   const int bits = code.bits;
   if (bits > 6) return;
   for (uint32_t i = 0; i < 64; i++) {
