@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the CUDA backend supports, as data: which devices, and that every head_dim of the format has its append
-// kernels. The kernels themselves are listed in each wing's instances.txt.
+// What the CUDA backend supports, as data: which devices, and that every head_dim of the format has its
+// append kernels. The kernels themselves are listed in each wing's instances.txt.
 #pragma once
 #include "cuda/append/instances.h"
 #include "requests.h"

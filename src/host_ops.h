@@ -16,8 +16,8 @@ struct HostOps {
   void (*free)(void* user, void* pointer, size_t bytes, int32_t device_type, int32_t device_id);
 };
 
-// Memory from ops, which may be the caller's callbacks: they must give what they were asked for. what: named in
-// the error.
+// Memory from ops, which may be the caller's callbacks: they must give what they were asked for. what: named
+// in the error.
 inline void* allocate(const HostOps& ops, int64_t bytes, size_t alignment, int32_t device_type,
                       int32_t device_id, const char* what) {
   void* const memory = ops.alloc(ops.user, static_cast<size_t>(bytes), alignment, device_type, device_id);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // How far each layer of each sequence has been written: a plan makes a sequence longer in all layers at once,
-// an append fills one of them. Planned is not written: what lies between holds the bytes of an older token, of
-// another sequence, or nothing.
+// an append fills one of them. Planned is not written: what lies between holds the bytes of an older token,
+// of another sequence, or nothing.
 //
-// Tokens are written from the front without gaps, so one number for each (layer, slot) is enough. Appends that
-// were captured in a graph run without a host call; batch.cpp counts them as done when their plan is made.
+// Tokens are written from the front without gaps, so one number for each (layer, slot) is enough. Appends
+// that were captured in a graph run without a host call; batch.cpp counts them as done when their plan is
+// made.
 #pragma once
 #include <algorithm>
 

@@ -276,7 +276,8 @@ def prose_lines(text):
 
 
 def rule_lines_are_narrow(tree):
-    """110 columns of code, 100 of prose. A word that is longer than a line (an address) may stand alone."""
+    """110 columns of code, 100 of prose. A word that is longer than a line (an address) may stand alone, and
+    rows of numbers are as long as their table is wide."""
     for name, text in tree.text.items():
         if is_generated(text):
             continue
@@ -287,7 +288,7 @@ def rule_lines_are_narrow(tree):
         else:
             continue
         for number, line in lines:
-            if len(line) > columns and len(line.split()) > 1:
+            if len(line) > columns and len(line.split()) > 1 and not re.fullmatch(r"[\s0-9A-Fa-fx,{};.+-]*", line):
                 yield f"{name}:{number}: {len(line)} columns"
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From an AttendLaunch to a kernel launch, for one core. The files that instances.txt expands to instantiate a
-// few each, so that they compile in parallel.
+// From an AttendLaunch to a kernel launch, for one core. The files that instances.txt expands to instantiate
+// a few each, so that they compile in parallel.
 #pragma once
 #include "cuda/attend/core_shape.cuh"
 #include "cuda/attend/kernel.cuh"

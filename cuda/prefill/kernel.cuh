@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history: tiles are expanded once for 128 rows.
 //
-// A CTA (one a multiprocessor, walking the list of cuda/schedule/work_list.h) takes a row block of a kv head: 8 warps of 16
-// rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends step i; half of
-// the warps do these in the other order, so that the integer units of one half work beside the matrix units
-// of the other. Exact tokens follow in unrotated space (raw.cuh) on the same accumulators.
+// A CTA (one a multiprocessor, walking the list of cuda/schedule/work_list.h) takes a row block of a kv head:
+// 8 warps of 16 rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends
+// step i; half of the warps do these in the other order, so that the integer units of one half work beside
+// the matrix units of the other. Exact tokens follow in unrotated space (raw.cuh) on the same accumulators.
 //
 // What a row gets depends on its sequence alone: its block, the steps and their order come from the
 // sequence's own numbers.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a prefill kernel is given beside what all attention kernels are: the list of long sequences and how its
-// shared memory is cut.
+// What a prefill kernel is given beside what all attention kernels are: the list of long sequences and how
+// its shared memory is cut.
 #pragma once
 #include "cuda/row/params.h"
 #include "cuda/schedule/work_list.h"

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a code is: a family and a width, and the regions that they give one side of a tile (FORMAT.md sections 3
-// and 4).
+// What a code is: a family and a width, and the regions that they give one side of a tile (FORMAT.md sections
+// 3 and 4).
 //
 // Everything that depends on the code of a side asks a CodeId: sizes and offsets (tile_layout.h), packing and
-// levels (one file a family: scalar.h, raw.h), kernels (the CPU's table, the GPU's Code). A family is a way to
-// turn a vector into bits; the unit of packing and unpacking is one token's vector, or the group of 32
+// levels (one file a family: scalar.h, raw.h), kernels (the CPU's table, the GPU's Code). A family is a way
+// to turn a vector into bits; the unit of packing and unpacking is one token's vector, or the group of 32
 // neighbours that share words, never a single code.
 #pragma once
 #include "format/hd.h"

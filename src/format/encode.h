@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encoder and decoder of one vector (FORMAT.md sections 2 and 3): the oracle of every fast path, the portable
 // path where there is no SIMD, and the format to read. Method: TurboQuant_mse (arXiv 2504.19874, algorithm 1)
-// with a scale fitted to the chosen levels and a short search over quantisation steps, which the decoder never
-// sees. What a family does with the rotated vector stands in its own file.
+// with a scale fitted to the chosen levels and a short search over quantisation steps, which the decoder
+// never sees. What a family does with the rotated vector stands in its own file.
 #pragma once
 #include "format/codebook.h"
 #include "format/raw.h"
@@ -97,8 +97,8 @@ TQ_HD void decode_vector(const VectorCoder& coder, const uint8_t* codes, uint16_
     for (int i = 0; i < coder.dim; i++) x[i] = add_rn(x[i], coder.centre[i]);
 }
 
-// Token of a side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type of a raw side's
-// values, else float16.
+// Token of a side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type of a raw
+// side's values, else float16.
 TQ_HD void decode_token(const VectorCoder& coder, const SideLayout& side, Kind kind, const uint32_t* words,
                         const uint16_t* scales, int token, bool bf16, float* x) {
   if (side.raw()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The raw family (FORMAT.md section 3.5): one input value in its stored 16-bit type, and what an input may not
-// be (section 2, step 1).
+// The raw family (FORMAT.md section 3.5): one input value in its stored 16-bit type, and what an input may
+// not be (section 2, step 1).
 #pragma once
 #include "format/hd.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scalar family (FORMAT.md sections 3.1, 3.2 and 4): bits of a group's words, and the codes of a rotated
-// vector. The definition that every fast path must agree with. A code is a magnitude index with the sign above
-// it, or the level's byte at 8 bits.
+// vector. The definition that every fast path must agree with. A code is a magnitude index with the sign
+// above it, or the level's byte at 8 bits.
 //
 // Why these bit orders: the byte-permute instruction of the GPU looks up four table bytes from the low 3 bits
 // of four nibbles, and copies a byte's top bit over the byte. So magnitudes sit in nibbles, and signs and
