@@ -288,7 +288,8 @@ def rule_lines_are_narrow(tree):
         else:
             continue
         for number, line in lines:
-            if len(line) > columns and len(line.split()) > 1 and not re.fullmatch(r"[\s0-9A-Fa-fx,{};.+-]*", line):
+            may_be_long = len(line.split()) < 2 or re.fullmatch(r"[\s0-9A-Fa-fx,{};.+-]*", line)
+            if len(line) > columns and not may_be_long:
                 yield f"{name}:{number}: {len(line)} columns"
 
 
