@@ -48,12 +48,13 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
                 up_log2 = fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
     CodedQuery query = {up_log2, 0.0f, 0};
     if (coded) {
-      uint8_t* to = queries + (r % 8 * 4 + lane % 16 / 4) * 16 + (r / 8 + lane / 16 * 2) * 4 + lane % 4;
-      query = code_query<kStored, FastDivision>(p, b.kv_head, signs, size.exponent, x, lane,
-                                                [&](int i, uint8_t high, uint8_t low) {
-                                                  to[i * 512] = high;
-                                                  to[(kPieces + i) * 512] = low;
-                                                });
+      query = code_query<kStored, FastDivision>(
+          p, b.kv_head, signs, size.exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
+            // made here: ahead of the rotation it would take registers from the steps
+            uint8_t* to = queries + (r % 8 * 4 + lane % 16 / 4) * 16 + (r / 8 + lane / 16 * 2) * 4 + lane % 4;
+            to[i * 512] = high;
+            to[(kPieces + i) * 512] = low;
+          });
     } else {
       const bool bf16 = p.layer.io_dtype == DataType::kBF16;
       uint16_t* to = reinterpret_cast<uint16_t*>(queries) + lane / 16 * 256 + (r % 8 * 4 + lane % 8 / 2) * 8 +

@@ -4,6 +4,7 @@
 #pragma once
 #include <limits.h>
 #include <math.h>
+#include <stddef.h>
 
 #include <algorithm>
 
@@ -21,8 +22,12 @@ struct RowNumbers {
   float softcap_steepness;  // 2 / c: of x in log2 units, 2^(x * steepness) = e^(2 logit / c)
   int32_t sliding_window;   // tokens; INT32_MAX = all
   float query_max;          // integers of a query row: -query_max .. query_max
+  int32_t page_shift;       // log2 of tiles_per_page, or -1
   CodeTables key_tables, value_tables;
 };
+// Where words of a table are pairs at multiples of 8 bytes, the compiler loads them as pairs of registers ahead
+// of the steps: kernels of 128 registers spill then.
+static_assert(offsetof(RowNumbers, key_tables) % 8 == 4 && sizeof(CodeTables) % 8 == 0, "tables between pairs");
 
 // Logits are kept below 1e27 (logits.cuh): a larger cap than this changes none of them, and a smaller one
 // than this leaves them all alike. In between c * log2 e and 2 / c are finite, normal floats.
@@ -43,6 +48,9 @@ inline RowNumbers make_row_numbers(const AttendCall& call, const DeviceLayer& la
   n.sliding_window = static_cast<int32_t>(
       call.sliding_window > 0 ? std::min<int64_t>(call.sliding_window, INT32_MAX) : INT32_MAX);
   n.query_max = query_limit(layer.key.layout.stored);
+  n.page_shift = -1;
+  for (int shift = 0; shift < 16; shift++)
+    if (layer.tiles_per_page == 1 << shift) n.page_shift = shift;
   n.key_tables = code_tables(layer.key.layout, layer.key.book);
   n.value_tables = code_tables(layer.value.layout, layer.value.book);
   return n;

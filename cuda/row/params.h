@@ -27,23 +27,16 @@ struct RowParams {
   RowNumbers numbers;
   const int32_t* page_table;
   int64_t page_table_stride;
-  int32_t page_shift;  // log2 of tiles_per_page, or -1
 };
+static_assert(offsetof(RowParams, numbers) % 8 == 0, "RowNumbers counts on it");
 
 // Of a query row.
 constexpr int kRowWild = 1;       // scores may leave the safe range: clamp them
 constexpr int kRowNotFinite = 2;  // it holds NaN or infinity: zeros while it is worked on, NaN in the end
 
 inline RowParams make_row_params(const RowLaunch& launch) {
-  RowParams p = {launch.layer,
-                 launch.call,
-                 make_row_numbers(launch.call, launch.layer),
-                 launch.plan.page_table,
-                 launch.plan.page_table_stride,
-                 -1};
-  for (int shift = 0; shift < 16; shift++)
-    if (launch.layer.tiles_per_page == 1 << shift) p.page_shift = shift;
-  return p;
+  return RowParams{launch.layer, launch.call, make_row_numbers(launch.call, launch.layer),
+                   launch.plan.page_table, launch.plan.page_table_stride};
 }
 
 }  // namespace cuda

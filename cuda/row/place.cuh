@@ -31,7 +31,7 @@ constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
 
 // Where a tile of a sequence lies, in kPlaceBytes from the first page.
 __device__ __forceinline__ uint32_t tile_place(const RowParams& p, int page_row, int kv_head, int tile) {
-  const int page = p.page_shift >= 0 ? tile >> p.page_shift : tile / p.layer.tiles_per_page;
+  const int page = p.numbers.page_shift >= 0 ? tile >> p.numbers.page_shift : tile / p.layer.tiles_per_page;
   const int64_t id = __ldg(p.page_table + page_row * p.page_table_stride + page);
   return static_cast<uint32_t>(
       (id * p.layer.page_bytes +
