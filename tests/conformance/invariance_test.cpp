@@ -26,10 +26,6 @@ class InvarianceTest : public testing::TestWithParam<std::string> {
   }
 };
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 void expect_same(const Result& a, const Result& b, const std::string& what) {
   EXPECT_TRUE(same_bits(a.out, b.out)) << what;
   EXPECT_TRUE(same_bits(a.lse, b.lse)) << what;

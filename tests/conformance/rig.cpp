@@ -436,6 +436,13 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   for (size_t i = 0; v && i < vb.size(); i += element) v->push_back(load_as(config.io, &vb[i]));
 }
 
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+bool same_bits(const Result& a, const Result& b) {
+  return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
+}
+
 double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
   double difference = 0, size = 0;
   for (size_t i = 0; i < a.size(); i++) {

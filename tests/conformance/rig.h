@@ -161,6 +161,9 @@ class Rig {
   void* storage_ = nullptr;
 };
 
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
+bool same_bits(const Result& a, const Result& b);
+
 // |a - b|_2 / |b|_2, row by row the largest, and over all.
 double relative_error(const std::vector<float>& a, const std::vector<float>& b);
 
