@@ -252,6 +252,9 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
   check_cuda(runtime().memcpy_async(tables_.data() + first, constants.data(), constants.size(),
                                     cudaMemcpyHostToDevice, stream),
              "cudaMemcpyAsync");
+  // Nothing may show what lay in the memory before, a caller's pool included.
+  check_cuda(runtime().memset_async(pages_, 0, static_cast<size_t>(places_.pages_bytes), stream),
+             "cudaMemsetAsync");
   if (workspace_bytes_ > 0)
     check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream),
                "cudaMemsetAsync");

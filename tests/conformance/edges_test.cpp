@@ -251,7 +251,8 @@ TEST_P(EdgesTest, ExactCopiesAndCodesKeepTheRangeOfFloat32) {
 INSTANTIATE_TEST_SUITE_P(Isa, EdgesTest, testing::ValuesIn(isas()),
                          [](const auto& info) { return info.param; });
 
-// Sequences of 2^37 tokens and more, whose tiles have numbers beyond 32 bits: only their page ids are looked at.
+// Sequences of 2^37 tokens and more, whose tiles have numbers beyond 32 bits: only their page ids are looked
+// at.
 TEST(Store, TileNumbersBeyond32Bits) {
   RigConfig config;
   config.page_size = 4096;

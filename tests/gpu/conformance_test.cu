@@ -259,12 +259,12 @@ void Pair::compare_reads() {
   }
 }
 
-// Pages are whole by now: the pools must be equal, unused pages still poisoned on both.
+// Pages are whole by now: the pools must be equal, unused pages zero on both.
 void Pair::compare_pools() {
   const std::vector<uint8_t> a = cpu_.pool.host(), b = gpu_.pool.host();
   int64_t wrong = 0, first = -1, written = 0;
   for (size_t at = 0; at < a.size() && at < b.size(); at++) {
-    written += a[at] != 0xFF;
+    written += a[at] != 0;
     if (a[at] != b[at] && wrong++ == 0) first = static_cast<int64_t>(at);
   }
   // The device's pool may be rounded up to its alignment.
