@@ -93,7 +93,7 @@ bool attempt(Verb verb) {
   if (status == Status::kOk) return false;
   check(status == Status::kCuda || status == Status::kOutOfMemory, "injected failure: status %d, text '%s'",
         static_cast<int>(status), text.c_str());
-  check(text.find("cudaErrorUnknown") != std::string::npos || text.find("allocate") != std::string::npos,
+  check(text.find("cudaErrorUnknown") != std::string::npos || text.find("allocating ") != std::string::npos,
         "text '%s' has no CUDA error name", text.c_str());
   fail_at = -1;
   verb();
