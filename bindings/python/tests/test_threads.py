@@ -302,9 +302,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @needs_fork
-@pytest.mark.parametrize("end", ("pass", "del cache, step, sequence"))
-def test_a_forked_process_leaves_quietly(end):
-    """Finalizers of the child touch nothing, so it ends although the library's threads are not in it."""
+@pytest.mark.parametrize("end", (
+    "pass", "del cache, step, sequence", "cache.close()",
+    "step.plan([sequence], [0], [64]); assert np.array_equal(step.attend(0, q), want)"))
+def test_a_forked_process_works_and_ends(end):
+    """Although the library's threads are not in it."""
     assert python(FORK.format(child=end, hold=0)) == (0, "child ended\nparent works\n")
 
 

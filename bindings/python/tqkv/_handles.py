@@ -124,10 +124,10 @@ class Handles:
             self.cache.value = self.keep = None
 
     def destroy_quietly(self):
-        """The cache's finalizer. A forked process leaves the cache to the one that made it. So does an
-        interpreter that is torn down with the whole process, as happens to a forgotten sub-interpreter:
-        there, up to CPython 3.11, a call that lets go of the interpreter's lock ends its thread, and a
-        process whose main thread ended that way does not end by itself."""
+        """The cache's finalizer. A forked process does nothing: to scrub the pages would copy them first. Nor
+        does an interpreter that is torn down with the whole process, as happens to a forgotten
+        sub-interpreter: there, up to CPython 3.11, a call that lets go of the interpreter's lock ends its
+        thread, and a process whose main thread ended that way does not end by itself."""
         if self._process != os.getpid() or sys.is_finalizing():
             return
         with contextlib.suppress(Exception), self.exclusive(closing=True):

@@ -19,8 +19,8 @@ Rules that hold for every call of Cache, Sequence and Batch
              calls that bring their own workspace run side by side. The interpreter's lock is released during
              calls. A signal handler or finalizer that calls in the middle of another call of its own thread
              gets InvalidState ("busy").
-  Fork       a forked process leaves the cache to the process that made it; what the library refuses there
-             raises InvalidState.
+  Fork       in a forked process a CPU cache works, on the calling thread alone, and a CUDA cache refuses all
+             but close (InvalidState). A cache that is lost there is not destroyed: that would copy its pages.
 """
 import ctypes
 import weakref
