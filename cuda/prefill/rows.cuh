@@ -185,8 +185,8 @@ __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int 
   }
 }
 
-// The lane's part of a row to the caller. state: of the whole row. half: 0 = row g, 1 = row g + 8. finite: the
-// query was.
+// The lane's part of a row to the caller. state: of the whole row. half: 0 = row g, 1 = row g + 8. finite:
+// the query was.
 template <int kStored>
 __device__ __forceinline__ void write_part(const PrefillParams& p, const PrefillBlock& b, int row, int half,
                                            bool finite, SoftmaxState state, const float (&o)[kStored / 8][4],

@@ -25,15 +25,17 @@ struct RowNumbers {
   int32_t page_shift;       // log2 of tiles_per_page, or -1
   CodeTables key_tables, value_tables;
 };
-// Where words of a table are pairs at multiples of 8 bytes, the compiler loads them as pairs of registers ahead
-// of the steps: kernels of 128 registers spill then.
-static_assert(offsetof(RowNumbers, key_tables) % 8 == 4 && sizeof(CodeTables) % 8 == 0, "tables between pairs");
+// Where words of a table are pairs at multiples of 8 bytes, the compiler loads them as pairs of registers
+// ahead of the steps: kernels of 128 registers spill then.
+static_assert(offsetof(RowNumbers, key_tables) % 8 == 4 && sizeof(CodeTables) % 8 == 0,
+              "tables between pairs");
 
 // Logits are kept below 1e27 (logits.cuh): a larger cap than this changes none of them, and a smaller one
 // than this leaves them all alike. In between c * log2 e and 2 / c are finite, normal floats.
 constexpr float kLeastSoftcap = 1e-30f, kLargestSoftcap = 1e32f;
 
-// Sums of `stored` products with |level| <= 127.5 stay below 2^31; the high byte of an integer is at most 127.
+// Sums of `stored` products with |level| <= 127.5 stay below 2^31; the high byte of an integer is at most
+// 127.
 constexpr float query_limit(int stored) { return stored <= 512 ? 32512.0f : 28000.0f; }
 
 inline RowNumbers make_row_numbers(const AttendCall& call, const DeviceLayer& layer) {
