@@ -30,6 +30,7 @@ TQ_HD uint16_t raw_from_f32(float x, bool* replaced, bool* saturated) {
   if (!is_infinite(x)) *saturated = true;
   return static_cast<uint16_t>(kept < 0 ? 0xFBFFu : 0x7BFFu);
 }
+// For a caller that keeps no saturated flag.
 TQ_HD uint16_t raw_from_f32(float x, bool* replaced) {
   bool saturated = false;
   return raw_from_f32(x, replaced, &saturated);

@@ -75,7 +75,8 @@ TQ_HD uint32_t exact_bits(DataType type, uint32_t bits, bool* replaced) {
                                 : raw_from_bf16(static_cast<uint16_t>(bits), replaced);
 }
 TQ_HD uint16_t raw_side_bits(DataType type, uint32_t bits, bool* replaced) {
-  if (type == DataType::kF32) return raw_from_f32(sanitise(bits_float(bits), replaced), replaced);
+  bool saturated = false;
+  if (type == DataType::kF32) return raw_from_f32(bits_float(bits), replaced, &saturated);
   return static_cast<uint16_t>(exact_bits(type, bits, replaced));
 }
 
