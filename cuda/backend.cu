@@ -12,13 +12,12 @@
 #include <atomic>
 #include <vector>
 
-#include "cuda/append/kernel.cuh"
+#include "cuda/append/launch.h"
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
 #include "cuda/dispatch.h"
-#include "cuda/launch.h"
 #include "cuda/merge/launch.h"
-#include "cuda/pages/read.cuh"
+#include "cuda/pages/launch.h"
 #include "cuda/plan_upload.h"
 #include "cuda/prefill/launch.h"
 #include "cuda/schedule/work_list.h"
@@ -27,7 +26,7 @@ namespace tq {
 namespace cuda {
 namespace {
 
-// Stored dimension whose kernels serve a side; a raw side runs in any.
+// Stored dimension whose append kernels serve a side; a raw side runs in any.
 int stored_of(const DeviceSide& side) { return format::stored_dim(side.layout.dim); }
 
 int64_t max_page_bytes(const Geometry& geometry) {
@@ -73,7 +72,7 @@ class CudaBackend : public Backend {
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
   bool capturing(void* stream) const override;
-  uint64_t slot_flags(int slot) const override { return arena_.host_flags()[slot]; }
+  uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
   uint64_t check(void* stream) override;
   void drain() noexcept override;
 
@@ -81,8 +80,8 @@ class CudaBackend : public Backend {
   DeviceLayer layer_view(int layer) const {
     return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
   }
-  void append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds, const Batch& batch,
-                    cudaStream_t stream);
+  void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
+                    const Batch& batch, cudaStream_t stream);
 
   std::vector<LayerCode> layers_;
   Geometry geometry_;
@@ -113,8 +112,8 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       long_apart_(prefill::prefill_serves(geometry_, shared_memory_per_block_)),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
-  require_kernels(format::stored_dim(geometry.head_dim));
-  require_kernels(format::stored_dim(geometry.value_dim));
+  append::require_kernels(format::stored_dim(geometry.head_dim));
+  append::require_kernels(format::stored_dim(geometry.value_dim));
   try {
     arena_.initialise(geometry_, stream);
   } catch (...) {  // what was enqueued must not outlive the memory
@@ -157,34 +156,34 @@ size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
 
 // ---- Append, attend, read ----
 
-void CudaBackend::append_sides(AppendArguments& arguments, int stored, int first_kind, int num_kinds,
+void CudaBackend::append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
                                const Batch& batch, cudaStream_t stream) {
-  arguments.first_kind = first_kind;
-  arguments.num_kinds = num_kinds;
-  arguments.per_tile = FastDivisor(static_cast<uint32_t>(geometry_.num_kv_heads * num_kinds));
+  params.first_kind = first_kind;
+  params.num_kinds = num_kinds;
+  params.per_tile = append::FastDivisor(static_cast<uint32_t>(geometry_.num_kv_heads * num_kinds));
   const int64_t units =
       (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * geometry_.num_kv_heads * num_kinds;
-  launch_append(stored, arguments, units, num_units_, stream);
+  append::launch_append(stored, params, units, num_units_, stream);
 }
 
 void CudaBackend::append(const AppendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
-  AppendArguments arguments = {layer_view(request.layer),
-                               batch.storage.view(arena_),
-                               {request.k, request.v},
-                               {request.key_strides, request.value_strides},
-                               0,
-                               2,
-                               2 * geometry_.max_batch_sequences,
-                               FastDivisor(1)};
+  append::AppendParams params = {layer_view(request.layer),
+                                 batch.storage.view(arena_),
+                                 {request.k, request.v},
+                                 {request.key_strides, request.value_strides},
+                                 0,
+                                 2,
+                                 2 * geometry_.max_batch_sequences,
+                                 append::FastDivisor(1)};
   const cudaStream_t stream = as_stream(request.stream);
-  const DeviceSide &key = arguments.layer.key, &value = arguments.layer.value;
+  const DeviceSide &key = params.layer.key, &value = params.layer.value;
   if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
-    append_sides(arguments, stored_of(key.layout.raw() ? value : key), 0, 2, batch, stream);
+    append_sides(params, stored_of(key.layout.raw() ? value : key), 0, 2, batch, stream);
   } else {  // kernels are compiled per dimension: one launch for each
-    append_sides(arguments, stored_of(key), 0, 1, batch, stream);
-    append_sides(arguments, stored_of(value), 1, 1, batch, stream);
+    append_sides(params, stored_of(key), 0, 1, batch, stream);
+    append_sides(params, stored_of(value), 1, 1, batch, stream);
   }
 }
 
@@ -216,35 +215,26 @@ void CudaBackend::read(const ReadRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const PlanSequence& sequence = request.sequence;
   const cudaStream_t stream = as_stream(request.stream);
-  ReadArguments arguments = {layer_view(request.layer),
-                             sequence.slot,
-                             static_cast<int32_t>(sequence.length()),
-                             static_cast<int32_t>(sequence.raw_first),
-                             0,
-                             0,
-                             0,
-                             {request.k, request.v},
-                             {request.key_strides, request.value_strides},
-                             0,
-                             0,
-                             0,
-                             {}};
-  const DeviceSide* sides[2] = {&arguments.layer.key, &arguments.layer.value};
-  for (int64_t first = request.first; first < request.first + request.count; first += arguments.count) {
+  pages::ReadParams params(layer_view(request.layer));
+  params.slot = sequence.slot;
+  params.length = static_cast<int32_t>(sequence.length());
+  params.raw_first = static_cast<int32_t>(sequence.raw_first);
+  void* outputs[2] = {request.k, request.v};
+  for (int64_t first = request.first; first < request.first + request.count; first += params.count) {
     const int64_t first_page = first / geometry_.page_size;
     const int64_t end =
-        std::min(request.first + request.count, (first_page + kReadPages) * geometry_.page_size);
-    arguments.first = static_cast<int32_t>(first);
-    arguments.count = static_cast<int32_t>(end - first);
-    arguments.row = first - request.first;
-    arguments.first_page = static_cast<int32_t>(first_page);
+        std::min(request.first + request.count, (first_page + pages::kReadPages) * geometry_.page_size);
+    params.first = static_cast<int32_t>(first);
+    params.count = static_cast<int32_t>(end - first);
+    params.row = first - request.first;
+    params.first_page = static_cast<int32_t>(first_page);
     const int64_t last_page = (end - 1) / geometry_.page_size;
-    std::copy(sequence.pages + first_page, sequence.pages + last_page + 1, arguments.pages);
-    for (int kind = 0; kind < 2; kind++) {
-      if (!arguments.output[kind]) continue;
-      arguments.first_kind = kind;
-      arguments.num_kinds = 1;
-      launch_read(stored_of(*sides[kind]), arguments, num_units_, stream);
+    std::copy(sequence.pages + first_page, sequence.pages + last_page + 1, params.pages);
+    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+      params.kind = kind;
+      params.output = outputs[static_cast<int>(kind)];
+      params.strides = kind == Kind::kKey ? request.key_strides : request.value_strides;
+      if (params.output) pages::launch_read(params, num_units_, stream);
     }
   }
 }
@@ -279,29 +269,29 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
 void CudaBackend::copy_pages(const PageCopy* copies, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "copying pages");
-  launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies, count,
-                    as_stream(stream));
+  pages::launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies,
+                           count, as_stream(stream));
 }
 
 void CudaBackend::scrub_pages(const int32_t* pages, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "scrubbing pages");
-  launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages, count,
-                     as_stream(stream));
+  pages::launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages,
+                            count, as_stream(stream));
 }
 
 void CudaBackend::copy_slot(int source, int target, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "forking a sequence");
-  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target, false,
-              arena_.device_flags(), as_stream(stream));
+  pages::launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target,
+                     false, arena_.device_flags(), as_stream(stream));
 }
 
 void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "freeing a sequence");
-  launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
-              arena_.device_flags(), as_stream(stream));
+  pages::launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
+                     arena_.device_flags(), as_stream(stream));
 }
 
 // ---- Errors ----
@@ -316,7 +306,7 @@ uint64_t CudaBackend::check(void* stream) {
   volatile uint32_t* noticed = arena_.host_flags() + geometry_.max_sequences;
   const uint32_t flags = *noticed;
   *noticed = 0;
-  return flags;
+  return noticed_flags(flags);
 }
 
 void CudaBackend::drain() noexcept {

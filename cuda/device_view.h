@@ -53,8 +53,8 @@ struct DevicePlan {
   // [max_sequences slots][page_table_stride], page ids; belongs to the cache, shared by its batches
   const int32_t* page_table;
   int64_t page_table_stride;  // entries, >= max_sequence_pages
-  const uint8_t* work;        // the attend work list, 16-byte aligned; its form is cuda/schedule/work_list.h's
-  int64_t work_capacity;      // bytes
+  const uint8_t* work;    // the attend work list, 16-byte aligned; its form is cuda/schedule/work_list.h's
+  int64_t work_capacity;  // bytes
 };
 
 // Keys or values of one layer.
@@ -85,7 +85,7 @@ struct DeviceLayer {
   // ring_tokens.
   int32_t window_tokens, sink_tokens, ring_tokens, raw_tokens;  // raw_tokens = sink_tokens + ring_tokens
   DeviceSide key, value;
-  volatile uint32_t* flags;    // [max_sequences] TQ_NOTICED bits, in mapped host memory
+  volatile uint32_t* flags;    // [max_sequences] words of set_noticed, in mapped host memory
   volatile uint32_t* noticed;  // their union since the last check, in mapped host memory
 };
 
@@ -106,7 +106,12 @@ TQ_HD int32_t ring_row(const DeviceLayer& layer, int32_t token) {
   return layer.sink_tokens + token % layer.ring_tokens;
 }
 
-constexpr uint32_t kNoticedNonfinite = 1u;
+// kNoticed* in device memory: each flag has a byte of its word, so that warps which notice different things
+// at once store without reading.
+TQ_HD void set_noticed(volatile uint32_t* word, uint64_t flag) {
+  reinterpret_cast<volatile uint8_t*>(word)[flag >> 1] = static_cast<uint8_t>(flag);
+}
+TQ_HD uint64_t noticed_flags(uint32_t word) { return (word | word >> 8) & 0xFFu; }
 
 }  // namespace cuda
 }  // namespace tq

@@ -8,8 +8,8 @@
 
 #include <algorithm>
 
-#include "cuda/append/plan.h"
-#include "cuda/launch.h"
+#include "cuda/append/split.h"
+#include "cuda/pages/launch.h"
 #include "cuda/schedule/work_list.h"
 
 namespace tq {
@@ -71,7 +71,7 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
                                   static_cast<int32_t>(from.raw_first)};
     large_first[i] = counts.num_large_tiles;
     if (length == old_length) continue;
-    const AppendSplit split = split_append(old_length, length);
+    const append::AppendSplit split = append::split_append(old_length, length);
     bool seen_first = false;
     for (int32_t tile : {split.first_tile, split.last_tile}) {
       const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
@@ -109,10 +109,10 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   stager.bind(*staging);
   const auto send = [&](const uint8_t* image, int64_t bytes) {
     const uint8_t* device = staging->memory.device();
-    launch_apply_plan(image, storage.device(), bytes,
-                      reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
-                      reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(),
-                      num_units, stream);
+    pages::launch_apply_plan(image, storage.device(), bytes,
+                             reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
+                             reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(),
+                             num_units, stream);
     staging->read.record(stream);
   };
   for (int32_t i = 0; i < plan.num_sequences; i++) {

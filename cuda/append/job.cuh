@@ -1,36 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of an append share: arguments, the job of one side of one kv head of one tile, where a
-// token's input and exact copies are.
+// What the parts of an append share: the job of one side of one kv head of one tile, where a token's input
+// and exact copies are.
 #pragma once
-#include "cuda/append/plan.h"
-#include "cuda/device_view.h"
+#include "cuda/append/params.h"
 #include "cuda/code/encode.cuh"
+#include "cuda/code/raw.cuh"
 
-namespace tq {
-namespace cuda {
-
-constexpr int kAppendWarps = 8;
-constexpr int kAppendThreads = 32 * kAppendWarps;
-constexpr int kTeams = 2;  // of a CTA: each works on a tile of its own
-constexpr int kTeamWarps = kAppendWarps / kTeams;
-constexpr int kTeamThreads = 32 * kTeamWarps;
-static_assert(kAppendWarps * kSmallTokens == format::kTileTokens,
-              "small jobs keep their rows where a tile's rows would be");
-
-// Resident CTAs of a multiprocessor, and the grid's size. More would only wait: a decode step of 64 sequences
-// x 8 heads took 9.2 us in two waves of CTAs and takes 5.2 us in one (H100, 4 bits).
-constexpr int append_ctas_per_unit(int stored) { return stored <= 256 ? 2 : 1; }
-
-struct AppendArguments {
-  DeviceLayer layer;
-  DevicePlan plan;
-  const void* input[2];  // keys, values
-  TensorStrides strides[2];
-  int32_t first_kind, num_kinds;  // sides of this launch
-  int32_t small_capacity;         // entries of plan.small_jobs that may be read
-  FastDivisor per_tile;           // num_kv_heads * num_kinds
-  bool zones[2] = {};             // zones_apart of the sides' codebooks; launch_append fills it in
-};
+namespace tq::cuda::append {
 
 // Code bytes in shared memory: rows of tokens, or for the values of a team's tile rows of coordinates with
 // the tokens in octet order. The paddings spread the rows over the banks.
@@ -43,6 +19,14 @@ struct CodeBuffer {
                                     : kCoordinateRow* kStored;
 };
 
+// Where the words of a coded side lie: those of a group are kStride apart.
+template <int kStored>
+struct SideWords {
+  static constexpr format::SideLayout kLayout = {kStored, 8};
+  static constexpr int kGroups = kLayout.groups, kJv = kLayout.jv, kJb = kLayout.jb;
+  static constexpr int kStride = format::kLanes * kGroups;
+};
+
 // One side of one kv head of one tile.
 struct TileJob {
   int32_t slot, old_length, length, kv_row;
@@ -52,8 +36,8 @@ struct TileJob {
   __device__ bool fresh() const { return begin == 0; }
 };
 
-__device__ __forceinline__ void fill_job(const AppendArguments& args, const AppendJob& entry,
-                                         int head_and_kind, TileJob* job) {
+__device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
+                                         TileJob* job) {
   job->slot = entry.slot;
   job->old_length = entry.old_length;
   job->length = entry.length;
@@ -68,7 +52,7 @@ __device__ __forceinline__ void fill_job(const AppendArguments& args, const Appe
 }
 
 // The large tile of running number `index`.
-__device__ __forceinline__ AppendJob large_entry(const AppendArguments& args, int num_sequences, int index) {
+__device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int num_sequences, int index) {
   int low = 0, high = num_sequences;  // large_first[low] <= index < large_first[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -118,19 +102,14 @@ __device__ __forceinline__ void store_raw_copy(const DeviceLayer& layer, const D
 #pragma unroll
   for (int which = 0; which < 2; which++) {
     const int64_t at = which == 0 ? targets.sink : targets.ring;
-    if (at < 0) continue;
-    if (layer.io_dtype == DataType::kF32)
-      static_cast<uint32_t*>(side.raw)[at + coordinate] = bits;
-    else
-      static_cast<uint16_t*>(side.raw)[at + coordinate] = static_cast<uint16_t>(bits);
+    if (at >= 0) code::store_bits(side.raw, at + coordinate, layer.io_dtype, bits);
   }
 }
 
-__device__ __forceinline__ int64_t input_row(const AppendArguments& args, const TileJob& job, int token) {
+__device__ __forceinline__ int64_t input_row(const AppendParams& args, const TileJob& job, int token) {
   const TensorStrides& strides = args.strides[job.kind];
   const int64_t row = job.kv_row + (job.tile * format::kTileTokens + token - job.old_length);
   return row * strides.token + job.head * strides.head;
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::append

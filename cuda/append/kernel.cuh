@@ -15,19 +15,21 @@
 #include "cuda/append/token.cuh"
 #include "cuda/ptx/prefetch.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::append {
 
 __device__ __forceinline__ uint8_t* job_tile(const DeviceLayer& layer, const TileJob& job) {
   return layer.pages + job.page * layer.page_bytes +
          static_cast<int64_t>(job.head * layer.tiles_per_page + job.tile_in_page) * layer.tile_bytes;
 }
-__device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& job, bool replaced,
-                                       int lane) {
-  if (__any_sync(kFullWarp, replaced) && lane == 0) {
-    layer.flags[job.slot] = kNoticedNonfinite;
-    *layer.noticed = kNoticedNonfinite;
-  }
+__device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& job,
+                                       const code::Noticed& noticed, int lane) {
+  const auto set = [&](bool any, uint64_t flag) {
+    if (!__any_sync(code::kFullWarp, any) || lane != 0) return;
+    set_noticed(layer.flags + job.slot, flag);
+    set_noticed(layer.noticed, flag);
+  };
+  set(noticed.replaced, kNoticedNonfinite);
+  set(noticed.saturated, kNoticedSaturated);
 }
 
 // A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
@@ -50,7 +52,7 @@ __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob
 
 // One warp's tile of few tokens. rows: kSmallTokens rows of codes.
 template <int kStored>
-__device__ __forceinline__ void append_small(const AppendArguments& args, const TileJob& job, uint8_t* rows,
+__device__ __forceinline__ void append_small(const AppendParams& args, const TileJob& job, uint8_t* rows,
                                              int lane) {
   using Buffer = CodeBuffer<kStored>;
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
@@ -58,24 +60,24 @@ __device__ __forceinline__ void append_small(const AppendArguments& args, const 
   const bool raw = side.layout.raw();
   using Values = ValueMerge<kStored>;
   uint32_t* words = reinterpret_cast<uint32_t*>(tile + side.code_offset);
-  uint32_t stored[8] = {};
+  uint32_t stored[code::kMaxGroupWords] = {};
   const bool early = Values::kEarly && !raw && job.kind == 1 && !job.fresh();
   if (early) Values::load(side, job.begin, words, lane, stored);
   if (!raw && !job.fresh() && !(early && job.end - job.begin == 1))  // words to merge into
     for (int at = kLineBytes * lane; at < side.layout.code_bytes(); at += kLineBytes * 32)
       prefetch_l2(tile + side.code_offset + at);
   clear_rest(side, job, tile, true, lane, 32);
-  bool replaced = false;
+  code::Noticed noticed;
   for (int token = job.begin; token < job.end; token++) {
     if (raw)
-      replaced |=
-          copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane);
+      copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane,
+                     &noticed);
     else
-      replaced |=
+      noticed.replaced |=
           encode_token<kStored>(args, side, job, token, rows + (token - job.begin) * Buffer::kTokenRow, 1,
                                 reinterpret_cast<uint16_t*>(tile + side.scale_offset), lane);
   }
-  notice(args.layer, job, replaced, lane);
+  notice(args.layer, job, noticed, lane);
   if (raw) return;
   __syncwarp();
   for (int token = job.begin; token < job.end; token++) {
@@ -101,7 +103,7 @@ __device__ __forceinline__ void team_sync(int team) {
 // A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
 // encoder's code but twice.
 template <int kStored>
-__device__ __noinline__ bool encode_token_apart(const AppendArguments& args, const DeviceSide& side,
+__device__ __noinline__ bool encode_token_apart(const AppendParams& args, const DeviceSide& side,
                                                 const TileJob& job, int token, uint8_t* codes, int step,
                                                 uint16_t* scales, int lane) {
   return encode_token<kStored>(args, side, job, token, codes, step, scales, lane);
@@ -109,8 +111,9 @@ __device__ __noinline__ bool encode_token_apart(const AppendArguments& args, con
 
 // One team's tile. buffer: the team's; table: the side's.
 template <int kStored>
-__device__ __forceinline__ void append_large(const AppendArguments& args, const TileJob& job,
-                                             const ZoneTable* table, bool zones, uint8_t* buffer, int warp) {
+__device__ __forceinline__ void append_large(const AppendParams& args, const TileJob& job,
+                                             const code::ZoneTable* table, bool zones, uint8_t* buffer,
+                                             int warp) {
   using Buffer = CodeBuffer<kStored>;
   const int team = warp / kTeamWarps, team_warp = warp % kTeamWarps, lane = threadIdx.x % 32,
             thread = 32 * team_warp + lane;
@@ -119,24 +122,24 @@ __device__ __forceinline__ void append_large(const AppendArguments& args, const 
   const bool raw = side.layout.raw(), columns = job.kind == 1;
   uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
   clear_rest(side, job, tile, false, thread, kTeamThreads);
-  bool replaced = false;
+  code::Noticed noticed;
   bool served = false;
-  if constexpr (GroupShape<kStored>::kSupported)
+  if constexpr (code::GroupVector<kStored>::kSupported)
     if (!raw && tile_serves<kStored>(args, side, job, zones)) {
-      replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
+      noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
       served = true;
     }
   for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {
     if (raw) {
-      replaced |=
-          copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane);
+      copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane,
+                     &noticed);
       continue;
     }
     uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
-    replaced |= encode_token_apart<kStored>(args, side, job, token, codes,
-                                            columns ? Buffer::kCoordinateRow : 1, scales, lane);
+    noticed.replaced |= encode_token_apart<kStored>(args, side, job, token, codes,
+                                                    columns ? Buffer::kCoordinateRow : 1, scales, lane);
   }
-  notice(args.layer, job, replaced, lane);
+  notice(args.layer, job, noticed, lane);
   team_sync(team);
   if (!raw)
     write_tile<kStored>(side, job, buffer, reinterpret_cast<uint32_t*>(tile + side.code_offset), thread);
@@ -144,13 +147,14 @@ __device__ __forceinline__ void append_large(const AppendArguments& args, const 
 }
 
 template <int kStored>
-__global__ void __launch_bounds__(kAppendThreads, append_ctas_per_unit(kStored))
-    append_kernel(const __grid_constant__ AppendArguments args) {
+__global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
+    append_kernel(const __grid_constant__ AppendParams args) {
   using Buffer = CodeBuffer<kStored>;
   __shared__ __align__(16) uint8_t buffers[kTeams][Buffer::kBytes];
-  __shared__ __align__(16) ZoneTable tables[GroupShape<kStored>::kSupported ? 2 : 1];
+  __shared__ __align__(16) code::ZoneTable tables[code::GroupVector<kStored>::kSupported ? 2 : 1];
   // The same in all lanes, which the shuffle tells the compiler.
-  const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / 32, 0), lane = threadIdx.x % 32;
+  const int warp = __shfl_sync(code::kFullWarp, static_cast<int>(threadIdx.x) / 32, 0),
+            lane = threadIdx.x % 32;
   const int grid = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x),
             per_tile = static_cast<int>(args.per_tile.d);
   // The first entry is loaded beside the counts, which tell afterwards whether it counts.
@@ -162,7 +166,7 @@ __global__ void __launch_bounds__(kAppendThreads, append_ctas_per_unit(kStored))
   const int64_t large_jobs = static_cast<int64_t>(counts.num_large_tiles) * per_tile;
 
   // Small jobs are dealt to all CTAs before a CTA gets a second one.
-  for (int index = warp * grid + block; index < small_jobs; index += kAppendWarps * grid) {
+  for (int index = warp * grid + block; index < small_jobs; index += kWarps * grid) {
     const int entry_index = args.per_tile.quotient(index);
     if (index != warp * grid + block) entry = args.plan.small_jobs[entry_index];
     TileJob job;
@@ -172,11 +176,11 @@ __global__ void __launch_bounds__(kAppendThreads, append_ctas_per_unit(kStored))
   if (block >= large_jobs) return;  // the whole CTA
 
   bool zones[2] = {false, false};
-  if constexpr (GroupShape<kStored>::kSupported)
+  if constexpr (code::GroupVector<kStored>::kSupported)
     for (int kind = 0; kind < 2; kind++) {
       const format::Codebook& book = kind == 0 ? args.layer.key.book : args.layer.value.book;
-      if (book.bits == 3 || book.bits == 4)
-        zones[kind] = build_zones(book, &tables[kind], static_cast<int>(threadIdx.x), kAppendThreads);
+      if (code::uses_zone_table(book))
+        zones[kind] = code::build_zones(book, &tables[kind], static_cast<int>(threadIdx.x), kThreads);
     }
   zones[0] = __syncthreads_and(zones[0]);  // the rows of small jobs are read, too
   zones[1] = __syncthreads_and(zones[1]);
@@ -187,10 +191,9 @@ __global__ void __launch_bounds__(kAppendThreads, append_ctas_per_unit(kStored))
     TileJob job;
     fill_job(args, large_entry(args, counts.num_sequences, tile_index),
              static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job);
-    append_large<kStored>(args, job, &tables[GroupShape<kStored>::kSupported ? job.kind : 0], zones[job.kind],
-                          buffers[team], warp);
+    append_large<kStored>(args, job, &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
+                          zones[job.kind], buffers[team], warp);
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::append

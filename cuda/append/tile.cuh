@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // A team of four warps and one side of one kv head of one tile: many tokens are encoded side by side
-// (encode_group.cuh) into code bytes in shared memory, from which the threads then build whole words.
+// (code/encode.cuh) into code bytes in shared memory, from which the threads then build whole words.
 #pragma once
-#include "cuda/append/job.cuh"
-#include "cuda/code/encode_group.cuh"
-#include "cuda/code/pack.cuh"
+#include <cuda_fp16.h>
 
-namespace tq {
-namespace cuda {
+#include "cuda/append/job.cuh"
+#include "cuda/code/store.cuh"
+
+namespace tq::cuda::append {
 
 // Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once, no exact
 // copies to keep. zones: the side's table is right.
 template <int kStored>
-__device__ __forceinline__ bool tile_serves(const AppendArguments& args, const DeviceSide& side,
+__device__ __forceinline__ bool tile_serves(const AppendParams& args, const DeviceSide& side,
                                             const TileJob& job, bool zones) {
-  if (!GroupShape<kStored>::kSupported || !group_serves(side.book, side.rule, side.search != 0, zones))
+  if (!code::GroupVector<kStored>::kSupported ||
+      !code::group_serves(side.book, side.rule, side.search != 0, zones))
     return false;
   const TensorStrides& strides = args.strides[job.kind];
   const uint64_t pair = args.layer.io_dtype == DataType::kF32 ? 8 : 4;
@@ -71,7 +72,7 @@ template <int kCount>
 __device__ __forceinline__ uint32_t limit_values(float (&y)[kCount], bool* replaced) {
   constexpr float kLimit = format::kMaxMagnitudeIn;
   const uint32_t most = largest_bits(y);
-  if (!__any_sync(kFullWarp, most > __float_as_uint(kLimit))) return most;
+  if (!__any_sync(code::kFullWarp, most > __float_as_uint(kLimit))) return most;
   *replaced |= most > __float_as_uint(kLimit);
 #pragma unroll
   for (int r = 0; r < kCount; r++) y[r] = format::is_nan(y[r]) ? 0.0f : fminf(fmaxf(y[r], -kLimit), kLimit);
@@ -80,10 +81,10 @@ __device__ __forceinline__ uint32_t limit_values(float (&y)[kCount], bool* repla
 
 // Encodes the tile's new tokens; a warp of the team takes kVectors of each kTeamWarps * kVectors tokens.
 template <int kStored>
-__device__ __forceinline__ bool encode_tile(const AppendArguments& args, const DeviceSide& side,
-                                            const TileJob& job, const ZoneTable* table, uint8_t* buffer,
+__device__ __forceinline__ bool encode_tile(const AppendParams& args, const DeviceSide& side,
+                                            const TileJob& job, const code::ZoneTable* table, uint8_t* buffer,
                                             uint16_t* scales, int team_warp, int lane) {
-  using S = GroupShape<kStored>;
+  using S = code::GroupVector<kStored>;
   using Buffer = CodeBuffer<kStored>;
   const int t = lane % S::kLanes, dim = side.layout.dim, pairs = dim / (2 * S::kLanes);
   bool replaced = false;
@@ -119,7 +120,7 @@ __device__ __forceinline__ bool encode_tile(const AppendArguments& args, const D
             static_cast<uint16_t>((code0 & 0xFFu) | code1 << 8);
       }
     };
-    const uint16_t scale = encode_group<kStored>(
+    const uint16_t scale = code::encode_group<kStored>(
         y, most, side.book, side.rule, side.signs + job.head * side.sign_stride, table, lane, store);
     if (active && t == 0) scales[token] = scale;
   }
@@ -143,8 +144,7 @@ __device__ __forceinline__ uint32_t value_mask(int base, int begin, int end) {
 template <int kStored>
 __device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob& job, const uint8_t* buffer,
                                            uint32_t* words, int thread) {
-  constexpr int kGroups = kStored / 32, kJv = kGroups % 4 == 0 ? 4 : kGroups % 2 == 0 ? 2 : 1;
-  constexpr int kStride = 32 * kGroups;
+  constexpr int kJv = SideWords<kStored>::kJv, kStride = SideWords<kStored>::kStride;
   using Buffer = CodeBuffer<kStored>;
   const bool whole = job.fresh() && job.end == format::kTileTokens;
   for (int q = thread; q < kStride; q += kTeamThreads) {
@@ -166,11 +166,10 @@ __device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob
       codes.hi[s] = *reinterpret_cast<const uint32_t*>(at + 16);
     }
     if (whole)
-      store_whole_group(side.layout.bits, words + q, kStride, codes);
+      code::store_whole_group(side.layout.code(), words + q, kStride, codes);
     else
-      store_group(side.layout.bits, words + q, kStride, codes, mask, job.fresh());
+      code::store_group(side.layout.code(), words + q, kStride, codes, mask, job.fresh());
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::append

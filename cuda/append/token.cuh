@@ -2,33 +2,73 @@
 // A warp and single tokens: encodes one, or copies one of a raw side, and merges one token's codes into the
 // stored words.
 #pragma once
-#include "cuda/append/job.cuh"
-#include "cuda/code/pack.cuh"
+#include <cuda_fp16.h>
 
-namespace tq {
-namespace cuda {
+#include "cuda/append/job.cuh"
+#include "cuda/code/store.cuh"
+
+namespace tq::cuda::append {
+
+// Whether coordinate lane + 32 r exists, left = dim - lane: a head_dim ends at most 16 short of its stored
+// dimension.
+template <int kRegs>
+__device__ __forceinline__ bool has_coordinate(int r, int left) {
+  return r < kRegs - 1 || 32 * r < left;
+}
+// Coordinates lane + 32 r of a row, as bits and as floats (exactly); zeros behind the end. at: index of
+// coordinate `lane`.
+template <int kRegs>
+__device__ __forceinline__ void load_row(const void* base, int64_t at, int left, DataType type,
+                                         uint32_t (&bits)[kRegs], float (&y)[kRegs]) {
+  if (type == DataType::kF32) {
+    const uint32_t* from = static_cast<const uint32_t*>(base) + at;
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) bits[r] = has_coordinate<kRegs>(r, left) ? from[32 * r] : 0u;
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) y[r] = __uint_as_float(bits[r]);
+    return;
+  }
+  const uint16_t* from = static_cast<const uint16_t*>(base) + at;
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) bits[r] = has_coordinate<kRegs>(r, left) ? from[32 * r] : 0u;
+  if (type == DataType::kF16) {
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) y[r] = __half2float(__ushort_as_half(static_cast<uint16_t>(bits[r])));
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) y[r] = __uint_as_float(bits[r] << 16);
+  }
+}
+// The limits on a whole row. Almost no row needs them: NaN, infinity and 2^64 order as integers, so one
+// maximum tells.
+template <int kRegs>
+__device__ __forceinline__ void sanitise_row(float (&y)[kRegs], bool* replaced) {
+  uint32_t most = 0;
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) most = max(most, __float_as_uint(y[r]) & 0x7FFFFFFFu);
+  if (!__any_sync(code::kFullWarp, most > __float_as_uint(format::kMaxMagnitudeIn))) return;
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) y[r] = format::sanitise(y[r], replaced);
+}
 
 // A raw side's token: its row in the tile.
-__device__ __forceinline__ bool copy_raw_token(const AppendArguments& args, const DeviceSide& side,
-                                               const TileJob& job, int token, uint16_t* rows, int lane) {
+__device__ __forceinline__ void copy_raw_token(const AppendParams& args, const DeviceSide& side,
+                                               const TileJob& job, int token, uint16_t* rows, int lane,
+                                               code::Noticed* noticed) {
   const int64_t from = input_row(args, job, token);
   const RawTargets targets = raw_targets(args.layer, side, job, token);
-  bool replaced = false;
+  const DataType type = args.layer.io_dtype;
   for (int i = lane; i < side.layout.dim; i += 32) {
-    const uint32_t bits = exact_copy(load_bits(args.input[job.kind], from + i, args.layer.io_dtype),
-                                     args.layer.io_dtype, &replaced);
-    store_raw_copy(args.layer, side, targets, i, bits);
-    const uint16_t stored = args.layer.io_dtype == DataType::kF32
-                                ? format::raw_from_f32(__uint_as_float(bits), &replaced)
-                                : static_cast<uint16_t>(bits);
-    rows[token * side.layout.dim + i] = stored;
+    const uint32_t bits = code::load_bits(args.input[job.kind], from + i, type);
+    const uint32_t exact = code::exact_copy(bits, type, &noticed->replaced);
+    store_raw_copy(args.layer, side, targets, i, exact);
+    rows[token * side.layout.dim + i] = code::raw_number(bits, exact, type, noticed);
   }
-  return replaced;
 }
 
 // Loads, centres and encodes one token; codes go to `codes`, `step` bytes between coordinates.
 template <int kStored>
-__device__ __forceinline__ bool encode_token(const AppendArguments& args, const DeviceSide& side,
+__device__ __forceinline__ bool encode_token(const AppendParams& args, const DeviceSide& side,
                                              const TileJob& job, int token, uint8_t* codes, int step,
                                              uint16_t* scales, int lane) {
   constexpr int kRegs = kStored / 32;
@@ -46,7 +86,7 @@ __device__ __forceinline__ bool encode_token(const AppendArguments& args, const 
 #pragma unroll
     for (int r = 0; r < kRegs; r++)
       if (has_coordinate<kRegs>(r, dim - lane))
-        store_raw_copy(args.layer, side, targets, lane + 32 * r, exact_copy(bits[r], type, &replaced));
+        store_raw_copy(args.layer, side, targets, lane + 32 * r, code::exact_copy(bits[r], type, &replaced));
   }
   sanitise_row<kRegs>(y, &replaced);
   if (side.centre) {
@@ -57,8 +97,8 @@ __device__ __forceinline__ bool encode_token(const AppendArguments& args, const 
     sanitise_row<kRegs>(y, &replaced);
   }
   uint8_t picked[kRegs];
-  const uint16_t scale = encode_warp<kStored>(y, side.book, side.rule, side.search != 0, signs,
-                                              args.zones[job.kind], lane, picked);
+  const uint16_t scale = code::encode_warp<kStored>(y, side.book, side.rule, side.search != 0, signs,
+                                                    args.zones[job.kind], lane, picked);
 #pragma unroll
   for (int r = 0; r < kRegs; r++) codes[(lane + 32 * r) * step] = picked[r];
   if (lane == 0) scales[token] = scale;
@@ -69,15 +109,11 @@ __device__ __forceinline__ bool encode_token(const AppendArguments& args, const 
 template <int kStored>
 __device__ __forceinline__ void merge_key(const DeviceSide& side, int token, const uint8_t* row,
                                           uint32_t* words, int lane) {
-  constexpr int kGroups = kStored / 32,
-                kJv = kGroups % 4 == 0   ? 4
-                      : kGroups % 2 == 0 ? 2
-                                         : 1,
-                kJb = kGroups / kJv;
-  constexpr int kStride = 32 * kGroups;  // words between word i and i + 1 of a group
+  using Words = SideWords<kStored>;
+  constexpr int kJv = Words::kJv;
   // Octets (token / 8) * jv + 0 .. jv-1: all in one jj.
   const int e = (token / 8) * kJv, jj = e / 4, first = e % 4;
-  for (int task = lane; task < 4 * kJb; task += 32) {
+  for (int task = lane; task < 4 * Words::kJb; task += 32) {
     const int t = task % 4, jb = task / 4;
     Octets codes = {}, mask = {};
 #pragma unroll
@@ -88,8 +124,8 @@ __device__ __forceinline__ void merge_key(const DeviceSide& side, int token, con
       codes.hi[s] = *reinterpret_cast<const uint32_t*>(at + 16);
       mask.lo[s] = mask.hi[s] = 0xFFFFFFFFu;
     }
-    store_group(side.layout.bits, words + (jb * 32 + 4 * (token % 8) + t) * kJv + jj, kStride, codes, mask,
-                false);
+    code::store_group(side.layout.code(), words + (jb * 32 + 4 * (token % 8) + t) * kJv + jj, Words::kStride,
+                      codes, mask, false);
   }
 }
 
@@ -97,8 +133,8 @@ __device__ __forceinline__ void merge_key(const DeviceSide& side, int token, con
 // merging hides the wait for them.
 template <int kStored>
 struct ValueMerge {
-  static constexpr int kGroups = kStored / 32, kJv = kGroups % 4 == 0 ? 4 : kGroups % 2 == 0 ? 2 : 1;
-  static constexpr int kStride = 32 * kGroups;
+  static constexpr int kGroups = SideWords<kStored>::kGroups, kJv = SideWords<kStored>::kJv,
+                       kStride = SideWords<kStored>::kStride;
   static constexpr bool kEarly = kGroups <= 4;  // one group a lane
 
   __device__ static uint32_t* place(uint32_t* words, int token, int task) {
@@ -106,12 +142,12 @@ struct ValueMerge {
     return words + ((j / kJv) * 32 + 4 * g + t) * kJv + j % kJv;
   }
   __device__ static void load(const DeviceSide& side, int token, uint32_t* words, int lane,
-                              uint32_t (&stored)[8]) {
-    if (lane < 8 * kGroups) load_group(side.layout.bits, place(words, token, lane), kStride, stored);
+                              uint32_t (&stored)[code::kMaxGroupWords]) {
+    if (lane < 8 * kGroups) code::load_stored(side.layout.code(), place(words, token, lane), kStride, stored);
   }
   // stored: from load, if kEarly.
   __device__ static void merge(const DeviceSide& side, int token, const uint8_t* row, uint32_t* words,
-                               int lane, uint32_t (&stored)[8]) {
+                               int lane, uint32_t (&stored)[code::kMaxGroupWords]) {
     const int n = format::position_index(value_position(token)), shift = 8 * (n % 4);
     for (int task = lane; task < 8 * kGroups; task += 32) {
       const int g = task % 8, j = task / 8;
@@ -123,11 +159,10 @@ struct ValueMerge {
         (n < 4 ? mask.lo[s] : mask.hi[s]) = 0xFFu << shift;
       }
       uint32_t* at = place(words, token, task);
-      if (!kEarly) load_group(side.layout.bits, at, kStride, stored);
-      merge_group(side.layout.bits, at, kStride, codes, mask, stored);
+      if (!kEarly) code::load_stored(side.layout.code(), at, kStride, stored);
+      code::merge_group(side.layout.code(), at, kStride, codes, mask, stored);
     }
   }
 };
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::append

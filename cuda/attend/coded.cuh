@@ -57,8 +57,8 @@ __device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) 
 
 template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
 struct CodedCore {
-  using KeyCode = Code<kKeyBits>;
-  using ValueCode = Code<kValueBits>;
+  using KeyCode = Scalar<kKeyBits>;
+  using ValueCode = Scalar<kValueBits>;
   // For blocks of few rows.
   using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
   static constexpr bool kHasSmall = kSets > 1;

@@ -186,7 +186,7 @@ struct GenericCore {
 #pragma unroll
       for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = rows.half_sum[g];
       const uint8_t* words = stage + key.code_offset;
-      with_code(key.layout.bits, [&](auto code) { coded_scores<decltype(code)>(p, words, c, lane); });
+      with_code(key.layout.code(), [&](auto code) { coded_scores<decltype(code)>(p, words, c, lane); });
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         const uint32_t scales = *reinterpret_cast<const uint32_t*>(stage + key.scale_offset + 16 * b + 4 * t);
@@ -269,7 +269,8 @@ struct GenericCore {
     if (value.book.half())
       half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
     const uint8_t* words = stage + value.code_offset;
-    with_code(value.layout.bits, [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
+    with_code(value.layout.code(),
+              [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
   }
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {

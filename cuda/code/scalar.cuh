@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar family, 2 to 6 and 8 bits (FORMAT.md section 4; format/packing.h is the definition): a group is
+// The scalar family, 2 to 6 and 8 bits (FORMAT.md section 4; format/scalar.h is the definition). A group is
 // what a lane holds of 32 codes, `bits` words: four octets of 8 codes, positions 0-3 and 4-7.
 //
 // The byte permute is an 8-entry table look-up of four codes at once, so tables of levels cost no more than a
@@ -15,8 +15,8 @@
 namespace tq {
 namespace cuda {
 
-// Code bytes of a group: octet s, positions 0-3 and 4-7. In a row of key codes these are two aligned pieces of
-// 4 bytes.
+// Code bytes of a group: octet s, positions 0-3 and 4-7. In a row of key codes these are two aligned pieces
+// of 4 bytes.
 struct Octets {
   uint32_t lo[4], hi[4];
 };
@@ -39,9 +39,11 @@ __device__ __forceinline__ void look_up_halves(const HalfTable& table, uint32_t 
   second = prmt(low, high, 0x7362);
 }
 
-template <int kBits>
+template <int kBitsOfCode>
 struct ScalarCode {
-  static constexpr int kWords = kBits;  // of a group
+  static constexpr format::CodeId kId = format::scalar_code(kBitsOfCode);
+  static constexpr int kBits = kBitsOfCode;
+  static constexpr int kWords = format::code_regions(kId).group_words;
   // The level is the byte + 1/2: negation is a bitwise NOT.
   static constexpr bool kHalfLevels = kBits >= 4 && kBits <= 6;
   static constexpr bool kSelected = kBits <= 6;  // by permutes; else the words are the bytes
@@ -52,8 +54,8 @@ struct ScalarCode {
 
   static constexpr int kTogether = kBits == 2 ? 2 : kBits == 3 ? 4 : 1;  // octets that share words
 
-  // Selectors of kTogether octets, a nibble a code, positions 0-3 in the low half: the code (2, 3 bits) or the
-  // low 3 bits of its magnitude. The fourth octet of 3 bits lies in the top bits of the other three.
+  // Selectors of kTogether octets, a nibble a code, positions 0-3 in the low half: the code (2, 3 bits) or
+  // the low 3 bits of its magnitude. The fourth octet of 3 bits lies in the top bits of the other three.
   __device__ static __forceinline__ void unpack(const Words& w, int first, uint32_t (&m)[kTogether]) {
     static_assert(kSelected, "words are bytes");
     if constexpr (kBits == 2) {

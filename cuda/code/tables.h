@@ -12,8 +12,8 @@ struct ByteTable {
   uint32_t word[8];
 };
 
-// Low and high bytes of halves. 2, 3 bits: of the signed levels in code order. 4 bits: of the magnitudes. Wider
-// codes get their halves from bytes.
+// Low and high bytes of halves. 2, 3 bits: of the signed levels in code order. 4 bits: of the magnitudes.
+// Wider codes get their halves from bytes.
 struct HalfTable {
   uint32_t low[2], high[2];
 };

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches of the page, slot and plan kernels.
-#include <string.h>
+// Launches of the read, page, slot and plan kernels.
+#include "cuda/pages/launch.h"
 
 #include <algorithm>
 
-#include "cuda/launch.h"
+#include "cuda/dispatch.h"
 #include "cuda/pages/memory.cuh"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::pages {
 namespace {
+
+constexpr int64_t kReadCtasPerUnit = 16;
 
 // CTAs for one piece of memory, 16 bytes a thread and round.
 unsigned parts(int64_t bytes, int64_t most) {
@@ -17,29 +18,46 @@ unsigned parts(int64_t bytes, int64_t most) {
   return static_cast<unsigned>(std::max<int64_t>(1, std::min(wanted, most)));
 }
 
+// Kernel parameters hold kPagesPerLaunch entries: fills `list` and calls launch(entries in it) until all went.
+template <typename Entry, typename Launch>
+void in_lists(const Entry* entries, int64_t count, Entry (&list)[kPagesPerLaunch], const Launch& launch) {
+  for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
+    const int64_t now = std::min<int64_t>(kPagesPerLaunch, count - done);
+    std::copy(entries + done, entries + done + now, list);
+    launch(static_cast<unsigned>(now));
+  }
+}
+
 }  // namespace
+
+void launch_read(const ReadParams& given, int num_units, cudaStream_t stream) {
+  ReadParams params = given;
+  const DeviceSide& side = params.side();
+  params.tables = code_tables(side.layout, side.book);
+  const int64_t jobs = static_cast<int64_t>(params.count) * params.layer.num_kv_heads;
+  const int64_t grid = std::min((jobs + kReadWarps - 1) / kReadWarps, kReadCtasPerUnit * num_units);
+  with_stored<kReadInstances>(format::stored_dim(side.layout.dim), [&](auto dim) {
+    ReadKernel<decltype(dim)::value>::start(params, static_cast<unsigned>(grid), stream);
+  });
+}
 
 void launch_copy_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
                        const PageCopy* copies, int64_t count, cudaStream_t stream) {
-  for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
-    const unsigned now = static_cast<unsigned>(std::min<int64_t>(kPagesPerLaunch, count - done));
-    PageCopyList list = {};
-    memcpy(list.copies, copies + done, now * sizeof(PageCopy));
+  PageCopyList list = {};
+  in_lists(copies, count, list.copies, [&](unsigned now) {
     launch_in_order("copy_pages_kernel", copy_pages_kernel, dim3(parts(max_page_bytes, 32), now, num_layers),
                     dim3(kMemoryThreads), 0, stream, layers, list);
-  }
+  });
 }
 
 void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
                         const int32_t* pages, int64_t count, cudaStream_t stream) {
-  for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
-    const unsigned now = static_cast<unsigned>(std::min<int64_t>(kPagesPerLaunch, count - done));
-    PageList list = {};
-    memcpy(list.pages, pages + done, now * sizeof(int32_t));
+  PageList list = {};
+  in_lists(pages, count, list.pages, [&](unsigned now) {
     launch_in_order("scrub_pages_kernel", scrub_pages_kernel,
                     dim3(parts(max_page_bytes, 32), now, num_layers), dim3(kMemoryThreads), 0, stream, layers,
                     list);
-  }
+  });
 }
 
 void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_bytes, int source, int target,
@@ -59,5 +77,4 @@ void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, 
                   plan, plan_bytes, runs, num_runs, pages, page_table);
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::pages

@@ -2,20 +2,9 @@
 // Kernels that move whole pages, whole slots and plans. Page ids and slots arrive as kernel parameters:
 // nothing has to be staged, and a call is a few launches.
 #pragma once
-#include "cuda/arena.h"
+#include "cuda/pages/params.h"
 
-namespace tq {
-namespace cuda {
-
-constexpr int kMemoryThreads = 256;
-constexpr int kPagesPerLaunch = 256;
-
-struct PageCopyList {
-  PageCopy copies[kPagesPerLaunch];
-};
-struct PageList {
-  int32_t pages[kPagesPerLaunch];
-};
+namespace tq::cuda::pages {
 
 __device__ inline void copy_16(uint4* target, const uint4* source, int64_t count, int64_t first,
                                int64_t step) {
@@ -77,5 +66,4 @@ __global__ void __launch_bounds__(kMemoryThreads)
   }
 }
 
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::pages

@@ -74,11 +74,11 @@ __device__ __forceinline__ void expand_step(const PrefillParams& p, const uint8_
         lane;
     if (!is_value) {
       uint8_t* to = keys + tile * Shape::kKeyTile + group * Shape::kKeyGroup + owner * 16;
-      with_code(side.layout.bits,
+      with_code(side.layout.code(),
                 [&](auto code) { expand_key_group<decltype(code), kStored>(p, words, to); });
     } else {
       uint8_t* to = values + tile * Shape::kValueTile + group * Shape::kValueGroup + owner * 16;
-      with_code(side.layout.bits,
+      with_code(side.layout.code(),
                 [&](auto code) { expand_value_group<decltype(code), kStored>(p, words, to); });
     }
   }

@@ -9,7 +9,7 @@
 include(packaging/cmake/Instances.cmake)
 # The kernels first: they take longest to compile.
 set(tq_cuda_sources "")
-foreach(wing attend append prefill)
+foreach(wing attend append prefill pages)
   tq_instances(${wing} tq_cuda_sources)
 endforeach()
 list(APPEND tq_cuda_sources

@@ -234,6 +234,56 @@ void capture() {
   cudaStreamDestroy(stream);
 }
 
+// ---- Memory that nothing has written ----
+
+struct Block {
+  uint8_t* data;
+  size_t bytes;
+};
+std::vector<Block> dirty_blocks;
+void* dirty_alloc(void*, size_t bytes, size_t, int32_t, int32_t) {
+  void* pointer = nullptr;
+  GPU_MUST(cudaMalloc(&pointer, bytes));
+  GPU_MUST(cudaMemset(pointer, 0xA5, bytes));
+  dirty_blocks.push_back(Block{static_cast<uint8_t*>(pointer), bytes});
+  return pointer;
+}
+void dirty_free(void*, void* pointer, size_t, int32_t, int32_t) { cudaFree(pointer); }
+
+int64_t nonzero(const uint8_t* data, size_t bytes) {
+  std::vector<uint8_t> host(bytes);
+  GPU_MUST(cudaMemcpy(host.data(), data, bytes, cudaMemcpyDeviceToHost));
+  return static_cast<int64_t>(bytes) - std::count(host.begin(), host.end(), 0);
+}
+
+// Pages and raw copies start as zeros, in the cache's own memory and in the caller's pool.
+void starts_zeroed() {
+  Config config = small_config();
+  config.layers = 2;
+  TestCache cache(config);
+  const tq::BackendBytes bytes = tq::cuda::cuda_backend_bytes(cache.geometry);
+  const tq::HostOps dirty = {nullptr, dirty_alloc, dirty_free};
+  GPU_MUST(cudaMemset(cache.pool.get(), 0xA5, cache.pool.size()));
+  for (void* pool : {static_cast<void*>(nullptr), static_cast<void*>(cache.pool.get())}) {
+    dirty_blocks.clear();
+    const std::unique_ptr<tq::Backend> backend =
+        tq::cuda::create_cuda_backend(cache.geometry, dirty, pool, nullptr);
+    int seen = 0;
+    for (const Block& block : dirty_blocks) {
+      const bool pages = static_cast<int64_t>(block.bytes) == bytes.pages;
+      if (!pages && static_cast<int64_t>(block.bytes) != bytes.raw) continue;
+      seen++;
+      const int64_t wrong = nonzero(block.data, block.bytes);
+      check(wrong == 0, "%s: %lld bytes of a new cache are not zero", pages ? "pages" : "raw copies",
+            static_cast<long long>(wrong));
+    }
+    check(seen == (pool ? 1 : 2), "%d blocks found", seen);
+    if (!pool) continue;
+    const int64_t wrong = nonzero(cache.pool.get(), cache.pool.size());
+    check(wrong == 0, "caller's pool: %lld bytes of a new cache are not zero", static_cast<long long>(wrong));
+  }
+}
+
 // ---- Slots, pages, merge ----
 
 void slots_and_pages() {
@@ -392,6 +442,7 @@ int main(int count, char** arguments) {
   const bool small = count > 1 && std::string(arguments[1]) == "--small";  // under a sanitizer
   try {
     devices();
+    starts_zeroed();
     slots_and_pages();
     capture();
     merge();

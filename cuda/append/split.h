@@ -8,8 +8,7 @@
 #pragma once
 #include "format/codebook.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::append {
 
 constexpr int kSmallTokens = 4;
 
@@ -40,31 +39,4 @@ TQ_HD AppendSplit split_append(int32_t old_length, int32_t length) {
   return split;
 }
 
-// Whether the ranges over which the search's steps move two thresholds never meet (2 to 4 bits): a magnitude
-// then has one threshold at most that steps decide upon. True of all built-in codebooks. The margin covers
-// the rounding of threshold * step.
-inline bool zones_apart(const format::Codebook& book) {
-  constexpr float kWidest = 1.12f, kNarrowest = 0.88f, kMargin = 1.0001f;
-  if (book.bits > 4) return false;
-  for (int j = 1; j + 1 < book.count(); j++)
-    if (book.threshold(j) * kWidest * kMargin >= book.threshold(j + 1) * kNarrowest) return false;
-  return true;
-}
-
-// n / d by a multiplication: exact for n < 2^31, since m = ceil(2^63 / d) is off by less than d / 2^63 of a
-// quotient unit.
-struct FastDivisor {
-  uint64_t m;
-  uint32_t d;
-
-  explicit FastDivisor(uint32_t divisor) : m(((1ull << 63) + divisor - 1) / divisor), d(divisor) {}
-#if defined(__CUDACC__) || defined(TQ_EMULATE)
-  __device__ __forceinline__ int quotient(int n) const {
-    return static_cast<int>(__umul64hi(m, static_cast<uint64_t>(n) << 1));
-  }
-  __device__ __forceinline__ int remainder(int n, int q) const { return n - q * static_cast<int>(d); }
-#endif
-};
-
-}  // namespace cuda
-}  // namespace tq
+}  // namespace tq::cuda::append

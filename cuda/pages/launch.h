@@ -1,26 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host side of the append, read, page and plan kernels. Each call enqueues one launch (or a few where
+// Host side of reading, and of whole pages, slots and plans. Each call enqueues one launch (or a few where
 // said) and throws tq::Error if that fails. num_units: multiprocessors of the current device.
 #pragma once
-#include "cuda/arena.h"
-#include "src/backend.h"
+#include "cuda/pages/params.h"
 
-namespace tq {
-namespace cuda {
+namespace tq::cuda::pages {
 
-struct AppendArguments;
-struct ReadArguments;
+// params.tables need not be set.
+void launch_read(const ReadParams& params, int num_units, cudaStream_t stream);
 
-// `units`: CTAs that the present plan could use; later plans of a captured graph may have more, the grid
-// serves any number.
-void launch_append(int stored, const AppendArguments& arguments, int64_t units, int num_units,
-                   cudaStream_t stream);
-void launch_read(int stored, const ReadArguments& arguments, int num_units, cudaStream_t stream);
-// Whether this build has code for the current device: asks for the append kernel of a stored dimension.
-// Throws otherwise.
-void require_kernels(int stored);
-
-// One launch per 256 pages.
+// One launch per kPagesPerLaunch pages.
 void launch_copy_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
                        const PageCopy* copies, int64_t count, cudaStream_t stream);
 void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
@@ -33,5 +22,10 @@ void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, 
                        int num_runs, const int32_t* pages, int32_t* page_table, int num_units,
                        cudaStream_t stream);
 
-}  // namespace cuda
-}  // namespace tq
+// The read kernel of one stored dimension (instances.txt).
+template <int kStored>
+struct ReadKernel {
+  static void start(const ReadParams& params, unsigned grid, cudaStream_t stream);
+};
+
+}  // namespace tq::cuda::pages

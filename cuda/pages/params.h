@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of this wing are given, by value.
+#pragma once
+#include "cuda/arena.h"
+#include "cuda/code/tables.h"
+
+namespace tq::cuda::pages {
+
+constexpr int kMemoryThreads = 256;
+constexpr int kPagesPerLaunch = 256;
+
+struct PageCopyList {
+  PageCopy copies[kPagesPerLaunch];
+};
+struct PageList {
+  int32_t pages[kPagesPerLaunch];
+};
+
+constexpr int kReadWarps = 4;
+constexpr int kReadPages = 512;  // page ids in one launch's parameters
+
+// Tokens first .. first + count - 1 of one sequence, keys or values.
+struct ReadParams {
+  explicit ReadParams(const DeviceLayer& of) : layer(of) {}
+
+  DeviceLayer layer;
+  Kind kind = Kind::kKey;
+  CodeTables tables = {};  // of the side; launch_read fills them in
+  int32_t slot = 0, length = 0, raw_first = 0;
+  int32_t first = 0, count = 0;
+  int64_t row = 0;         // of token `first` in the output
+  void* output = nullptr;  // [row][kv head][dim] by strides, of the layer's type
+  TensorStrides strides = {};
+  int32_t first_page = 0;  // of pages[0]
+  int32_t pages[kReadPages] = {};
+
+  TQ_HD const DeviceSide& side() const { return kind == Kind::kKey ? layer.key : layer.value; }
+};
+
+}  // namespace tq::cuda::pages
