@@ -75,6 +75,12 @@ struct RowEnd {
 // A row whose query holds NaN or infinity: the output and its LSE are NaN, whatever it sees.
 TQ_HD RowEnd nan_row() { return RowEnd{quiet_nan(), quiet_nan()}; }
 
+// The row of a whole state without a sink; an empty one is 0 with LSE -inf.
+template <typename Arithmetic = PlainArithmetic>
+TQ_HD RowEnd finish_row(SoftmaxState s) {
+  return is_empty(s) ? RowEnd{0.0f, minus_infinity()} : RowEnd{Arithmetic::divide(1.0f, s.l), lse_of(s)};
+}
+
 // The row of a whole state and its head's sink logit, natural units: a token with that logit and no value.
 //   sink -inf     no sink
 //   sink +inf     takes all weight: output 0, LSE +inf
@@ -86,7 +92,7 @@ template <typename Arithmetic = PlainArithmetic>
 TQ_HD RowEnd finish_row(SoftmaxState s, float sink) {
   if (format::is_nan(sink)) return nan_row();
   if (is_empty(s) || sink == plus_infinity()) return RowEnd{0.0f, sink};
-  if (sink == minus_infinity()) return RowEnd{Arithmetic::divide(1.0f, s.l), lse_of(s)};
+  if (sink == minus_infinity()) return finish_row<Arithmetic>(s);
   const float wide = sink * kLog2E, limit = wide < kMaxFloat ? wide : kMaxFloat,
               logit = limit > -kMaxFloat ? limit : -kMaxFloat;
   if (logit <= s.m) {

@@ -13,8 +13,9 @@ namespace cuda {
 template <class Arithmetic>
 __device__ __forceinline__ RowEnd end_of_row(const RowParams& p, SoftmaxState state, int head, bool finite) {
   if (!finite) return nan_row();
-  return finish_row<Arithmetic>(state,
-                                p.call.sink_logits ? __ldg(p.call.sink_logits + head) : minus_infinity());
+  // Apart, so that a row without a sink does not fetch the instructions of one with it.
+  if (!p.call.sink_logits) return finish_row<Arithmetic>(state);
+  return finish_row<Arithmetic>(state, __ldg(p.call.sink_logits + head));
 }
 
 // at: element of the coordinate. o: not normalised.
