@@ -219,6 +219,7 @@ suite_emulate() {
   need_build emulate emulate --target=gpu_programs || return
   pass
   run_counted "attend_test --each" build/emulate/attend_test --each
+  run_counted "attend_test --edges" build/emulate/attend_test --edges --quick
   # Warps and lanes in several orders of execution.
   [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
   for seed in $orders; do

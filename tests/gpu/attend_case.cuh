@@ -32,6 +32,13 @@ struct CaseSequence {
   int length, new_tokens, queries;
 };
 
+// A query row of which one coordinate is set.
+struct OddQuery {
+  int64_t row;
+  int head;
+  float value;
+};
+
 struct CaseSpec {
   int head_dim = 128, value_dim = 128, key_bits = 4, value_bits = 4;
   int q_heads = 8, kv_heads = 2, page_size = 64;
@@ -49,6 +56,9 @@ struct CaseSpec {
   bool pages_in_order = false;
   bool long_apart = false;  // long sequences by the prefill kernel
   int value_range = 0;      // value scales are spread over so many powers of two
+  bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
+  std::vector<OddQuery> odd_queries = {};
+  std::vector<float> sink_values = {};  // of the query heads in turn, instead of random ones
 };
 
 __host__ __device__ inline uint32_t hash32(uint64_t x) {
@@ -130,6 +140,7 @@ struct Comparison {
   double total = 0;  // of all rows together
   double lse = 0;    // largest difference
   int64_t rows = 0, wrong_empty = 0, not_finite = 0;
+  int64_t wrong_nan = 0;  // of rows whose query is not finite: numbers that are not NaN
 };
 
 class AttendCase {
@@ -163,6 +174,15 @@ class AttendCase {
     }
     size_t count = 0;
   };
+  int written(int sequence) const {
+    const CaseSequence& s = spec.sequences[sequence];
+    return spec.unappended ? s.length - s.new_tokens : s.length;
+  }
+  bool finite_query(int64_t row, int head) const {
+    for (const OddQuery& odd : spec.odd_queries)
+      if (odd.row == row && odd.head == head && !std::isfinite(odd.value)) return false;
+    return true;
+  }
   void decode(int set, int sequence, int head, std::vector<double>& k, std::vector<double>& v) const;
 
   tq::Geometry geometry_;
@@ -233,8 +253,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   std::vector<int32_t> lengths(slots_);
   int64_t next = 0;
   for (int slot = 0; slot < slots_; slot++) {
-    lengths[slot] = spec.sequences[slot % count].length;
-    for (int64_t i = 0; i < (lengths[slot] + spec.page_size - 1) / spec.page_size; i++)
+    const int length = spec.sequences[slot % count].length;
+    lengths[slot] = written(slot % count);
+    for (int64_t i = 0; i < (length + spec.page_size - 1) / spec.page_size; i++)
       host_table_[slot * stride_ + i] = order[next++];
   }
   pages_ = Buffer<uint8_t>(num_pages * page_bytes);
@@ -313,6 +334,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
       for (int head = 0; head < spec.q_heads; head++)
         for (int i = 0; i < spec.head_dim; i++) q_.host[q_row * q_token + head * q_head + i] = normal(q_rng);
   }
+  for (const OddQuery& odd : spec.odd_queries)
+    q_.host[odd.row * q_token + odd.head * q_head + odd.row % spec.head_dim] = odd.value;
   q_.upload(spec.io);
   const int64_t out_head = spec.value_dim + spec.pad, out_token = out_head * spec.q_heads + spec.pad;
   out_bytes_ = std::max<int64_t>(q_rows, 1) * out_token * dtype_bytes(spec.out);
@@ -321,6 +344,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   if (spec.sink_logits) {
     sinks_.host.resize(spec.q_heads);
     for (float& x : sinks_.host) x = normal(rng) * 3;
+    for (size_t i = 0; !spec.sink_values.empty() && i < sinks_.host.size(); i++)
+      sinks_.host[i] = spec.sink_values[i % spec.sink_values.size()];
     sinks_.upload(DataType::kF32);
   }
 

@@ -106,7 +106,22 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         const float* q =
             &q_.host[row * launches_[set].call.q_strides.token + q_head * launches_[set].call.q_strides.head];
         std::vector<double> logits(std::max(end - begin, 0));
-        double top = spec.sink_logits ? sinks_.host[q_head] : -INFINITY;
+        const float* got = &out[(row * spec.q_heads + q_head) * spec.value_dim];
+        const double lse_got = got_lse[row * spec.q_heads + q_head];
+        result.rows++;
+        if (!finite_query(row, q_head)) {
+          result.wrong_nan += !isnan(lse_got);
+          for (int i = 0; i < spec.value_dim; i++) result.wrong_nan += !isnan(got[i]);
+          continue;
+        }
+        // +inf takes all weight: an output of zeros, LSE +inf. -inf is no sink.
+        const double sink = spec.sink_logits ? sinks_.host[q_head] : -INFINITY;
+        if (sink == INFINITY) {
+          result.wrong_empty += lse_got != INFINITY;
+          for (int i = 0; i < spec.value_dim; i++) result.wrong_empty += got[i] != 0.0f;
+          continue;
+        }
+        double top = sink;
         for (int token = begin; token < end; token++) {
           double sum = 0;
           for (int i = 0; i < spec.head_dim; i++)
@@ -116,7 +131,7 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
           logits[token - begin] = sum;
           top = std::max(top, sum);
         }
-        double total = spec.sink_logits ? exp(sinks_.host[q_head] - top) : 0;
+        double total = sink > -INFINITY ? exp(sink - top) : 0;
         std::vector<double> o(spec.value_dim, 0.0);
         for (int token = begin; token < end; token++) {
           const double weight = exp(logits[token - begin] - top);
@@ -125,7 +140,6 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
             o[i] += weight * v[static_cast<size_t>(token) * spec.value_dim + i];
         }
         double error = 0, square = 0;
-        const float* got = &out[(row * spec.q_heads + q_head) * spec.value_dim];
         for (int i = 0; i < spec.value_dim; i++) {
           const double want = end > begin ? o[i] / total : 0.0;
           if (!isfinite(got[i])) result.not_finite++;
@@ -133,12 +147,10 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
           error += (got[i] - want) * (got[i] - want);
           square += want * want;
         }
-        result.rows++;
         errors[index] += error;
         squares[index] += square;
         if (square > 0) result.worst = std::max(result.worst, sqrt(error / square));
-        const double want_lse = total > 0 ? top + log(total) : -INFINITY,
-                     lse_got = got_lse[row * spec.q_heads + q_head];
+        const double want_lse = total > 0 ? top + log(total) : -INFINITY;
         if (isinf(want_lse)) {
           if (!(lse_got == -INFINITY)) result.wrong_empty++;
         } else {
@@ -162,6 +174,7 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
     sum.rows += results[i].rows;
     sum.wrong_empty += results[i].wrong_empty;
     sum.not_finite += results[i].not_finite;
+    sum.wrong_nan += results[i].wrong_nan;
     error += errors[i];
     square += squares[i];
   }

@@ -19,10 +19,20 @@ std::string name_of(const CaseSpec& s) {
   char text[256];
   snprintf(
       text, sizeof text,
-      "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %.0f hist %d",
+      "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %g hist %d",
       s.head_dim, s.value_dim, s.key_bits, s.value_bits, s.q_heads, s.kv_heads, s.page_size, s.window,
       s.sinks, s.sequences[0].length, s.sequences.size(), s.sequences[0].queries,
       static_cast<long long>(s.sliding), s.softcap, s.history_only);
+  return text;
+}
+
+// Numbers that are finite, zero, infinite or NaN where they should be.
+bool right_kinds(const Comparison& r) { return r.not_finite == 0 && r.wrong_empty == 0 && r.wrong_nan == 0; }
+std::string kinds(const Comparison& r) {
+  char text[120];
+  snprintf(text, sizeof text, "%lld not finite, %lld wrong empty, %lld not NaN",
+           static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty),
+           static_cast<long long>(r.wrong_nan));
   return text;
 }
 
@@ -68,9 +78,8 @@ void try_case(const CaseSpec& spec, bool variants = true) {
     const double gate = std::max(kGate, 6e-5 * spread) + (spec.out == DataType::kF32   ? 0.0
                                                           : spec.out == DataType::kF16 ? 5e-4
                                                                                        : 4e-3);
-    check(r.worst <= gate && r.not_finite == 0 && r.wrong_empty == 0,
-          "%s: worst %.2e total %.2e, %lld not finite, %lld wrong empty", name.c_str(), r.worst, r.total,
-          static_cast<long long>(r.not_finite), static_cast<long long>(r.wrong_empty));
+    check(r.worst <= gate && right_kinds(r), "%s: worst %.2e total %.2e, %s", name.c_str(), r.worst, r.total,
+          kinds(r).c_str());
     check(r.lse <= std::max(kLseGate, 2e-4 * spread), "%s: lse off by %.2e", name.c_str(), r.lse);
     if (!variants) return;
     for (int i = 0; i < 3; i++)
@@ -307,10 +316,11 @@ void each() {
 
 }  // namespace
 
+#include "attend_edges.cuh"
 #include "attend_prefill.cuh"
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
-// attend_test --prefill [--quick]: long query blocks only.
+// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick]: attend_edges.cuh only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -330,6 +340,10 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--prefill")) {
     prefill(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --prefill");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--edges")) {
+    edges(argc > 2 && !strcmp(argv[2], "--quick"));
+    return gpu_test::finish("attend_test --edges");
   }
   const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
   const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0,
@@ -359,5 +373,6 @@ int main(int argc, char** argv) {
     fflush(stdout);
   }
   if (first == 0) prefill(quick);
+  if (first == 0) edges(quick);
   return gpu_test::finish("attend_test");
 }

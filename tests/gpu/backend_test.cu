@@ -436,6 +436,52 @@ void devices() {
   check(reasons.empty(), "reasons: %s", reasons.text());
 }
 
+// LSEs that are not finite or near the ends of float: which part's output a row is (-1: zeros, -2: NaN) and its
+// LSE, said case by case.
+void merge_of_any_lse() {
+  const float inf = INFINITY;
+  const struct {
+    float lse[3];
+    int part;
+    float merged;
+  } cases[] = {{{-inf, -inf, -inf}, -1, -inf},    {{inf, 1, 2}, 0, inf},
+               {{1, inf, inf}, 1, inf},           {{1, NAN, 2}, -2, NAN},
+               {{inf, 1, NAN}, -2, NAN},          {{3e38f, 1, -3e38f}, 0, 3e38f},
+               {{-inf, -3e38f, -inf}, 1, -3e38f}, {{-3e38f, -inf, 3e38f}, 2, 3e38f},
+               {{NAN, -inf, -inf}, -2, NAN}};
+  const int64_t rows = std::size(cases);
+  const int dim = 40;
+  std::vector<Buffer<float>> outs, lses;
+  const void* out_pointers[3];
+  const float* lse_pointers[3];
+  for (int part = 0; part < 3; part++) {
+    std::vector<float> out(rows * dim), lse(rows);
+    for (int64_t r = 0; r < rows; r++) {
+      lse[r] = cases[r].lse[part];
+      for (int i = 0; i < dim; i++) out[r * dim + i] = lse[r] == -inf ? NAN : 100.0f * part + r + i / 64.0f;
+    }
+    outs.emplace_back(out);
+    lses.emplace_back(lse);
+    out_pointers[part] = outs.back().get();
+    lse_pointers[part] = lses.back().get();
+  }
+  Buffer<float> merged(rows * dim), merged_lse(rows);
+  tq::cuda::merge_states_cuda(tq::MergeRequest{3, out_pointers, lse_pointers, rows, dim, tq::DataType::kF32,
+                                               merged.get(), merged_lse.get(), 0, nullptr});
+  GPU_MUST(cudaDeviceSynchronize());
+  const std::vector<float> got = merged.host(), got_lse = merged_lse.host();
+  for (int64_t r = 0; r < rows; r++) {
+    const int part = cases[r].part;
+    bool right = part == -2 ? isnan(got_lse[r]) : got_lse[r] == cases[r].merged;
+    for (int i = 0; i < dim; i++) {
+      const float x = got[r * dim + i];
+      right &= part == -2 ? isnan(x) : x == (part < 0 ? 0.0f : 100.0f * part + r + i / 64.0f);
+    }
+    check(right, "merge of lse %g %g %g: lse %g, out %g ...", cases[r].lse[0], cases[r].lse[1],
+          cases[r].lse[2], got_lse[r], got[r * dim]);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -446,6 +492,7 @@ int main(int count, char** arguments) {
     slots_and_pages();
     capture();
     merge();
+    merge_of_any_lse();
     if (!small) failures();
   } catch (const tq::Error& error) {
     gpu_test::check(false, "uncaught: %s", error.what());
