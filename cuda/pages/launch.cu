@@ -18,7 +18,8 @@ unsigned parts(int64_t bytes, int64_t most) {
   return static_cast<unsigned>(std::max<int64_t>(1, std::min(wanted, most)));
 }
 
-// Kernel parameters hold kPagesPerLaunch entries: fills `list` and calls launch(entries in it) until all went.
+// Kernel parameters hold kPagesPerLaunch entries: fills `list` and calls launch(entries in it) until all
+// went.
 template <typename Entry, typename Launch>
 void in_lists(const Entry* entries, int64_t count, Entry (&list)[kPagesPerLaunch], const Launch& launch) {
   for (int64_t done = 0; done < count; done += kPagesPerLaunch) {
