@@ -57,7 +57,6 @@ class CudaBackend : public Backend {
   ~CudaBackend() override;
 
   BackendBytes bytes() const override { return cuda_backend_bytes(geometry_); }
-  int num_workers() const override { return num_units_; }
   void* create_plan_storage() override;
   void destroy_plan_storage(void* storage) override;
   void upload_plan(const BatchPlan& plan, void* stream) override;
@@ -65,12 +64,13 @@ class CudaBackend : public Backend {
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }
-  size_t attend_workspace_bytes(const BatchPlan& plan) const override;
   void set_centres(int layer, const float* key, const float* value) override;
   void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
+  void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) override;
+  void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) override;
   bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
   uint64_t check(void* stream) override;
@@ -80,6 +80,10 @@ class CudaBackend : public Backend {
   DeviceLayer layer_view(int layer) const {
     return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
   }
+  // visit(of the device, of the host, bytes of a page in one layer, pages, host pitch) for runs of pages that
+  // are neighbours in both places.
+  template <typename Byte, typename Visit>
+  void for_each_run(const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const;
   void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
                     const Batch& batch, cudaStream_t stream);
 
@@ -150,10 +154,6 @@ bool CudaBackend::capturing(void* stream) const {
   return is_capturing(as_stream(stream));
 }
 
-size_t CudaBackend::attend_workspace_bytes(const BatchPlan& plan) const {
-  return static_cast<size_t>(static_cast<const Batch*>(plan.storage)->uploaded.workspace_bytes);
-}
-
 // ---- Append, attend, read ----
 
 void CudaBackend::append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
@@ -213,10 +213,11 @@ void CudaBackend::attend(const AttendRequest& request) {
 
 void CudaBackend::read(const ReadRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
-  const PlanSequence& sequence = request.sequence;
+  const StepSequence& sequence = request.sequence;
+  const int32_t* ids = request.pages.row(sequence.page_row);
   const cudaStream_t stream = as_stream(request.stream);
   pages::ReadParams params(layer_view(request.layer));
-  params.slot = sequence.slot;
+  params.raw_slot = sequence.raw_slot;
   params.length = static_cast<int32_t>(sequence.length());
   params.raw_first = static_cast<int32_t>(sequence.raw_first);
   void* outputs[2] = {request.k, request.v};
@@ -229,7 +230,7 @@ void CudaBackend::read(const ReadRequest& request) {
     params.row = first - request.first;
     params.first_page = static_cast<int32_t>(first_page);
     const int64_t last_page = (end - 1) / geometry_.page_size;
-    std::copy(sequence.pages + first_page, sequence.pages + last_page + 1, params.pages);
+    std::copy(ids + first_page, ids + last_page + 1, params.pages);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       params.kind = kind;
       params.output = outputs[static_cast<int>(kind)];
@@ -278,6 +279,44 @@ void CudaBackend::scrub_pages(const int32_t* pages, int64_t count, void* stream)
   require_no_capture(as_stream(stream), "scrubbing pages");
   pages::launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages,
                             count, as_stream(stream));
+}
+
+template <typename Byte, typename Visit>
+void CudaBackend::for_each_run(const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const {
+  int64_t pitch = 0;
+  for (int layer = 0; layer < geometry_.num_layers; layer++) pitch += geometry_.page_bytes(layer);
+  const bool in_runs = pitch <= INT32_MAX;  // copies of rows that lie further apart are not allowed
+  for (int layer = 0; layer < geometry_.num_layers; layer++) {
+    const DeviceLayer view = layer_view(layer);
+    for (int64_t first = 0, run = 1; first < count; first += run, run = 1) {
+      while (in_runs && first + run < count && pages[first + run] == pages[first] + run) run++;
+      visit(view.pages + pages[first] * view.page_bytes, host + first * pitch,
+            static_cast<size_t>(view.page_bytes), static_cast<size_t>(run), static_cast<size_t>(pitch));
+    }
+    host += view.page_bytes;
+  }
+}
+
+void CudaBackend::export_pages(const int32_t* pages, int64_t count, void* host, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "exporting pages");
+  for_each_run(pages, count, static_cast<uint8_t*>(host),
+               [&](const uint8_t* own, uint8_t* place, size_t bytes, size_t run, size_t pitch) {
+                 check_cuda(runtime().memcpy_2d_async(place, pitch, own, bytes, bytes, run,
+                                                      cudaMemcpyDeviceToHost, as_stream(stream)),
+                            "cudaMemcpy2DAsync");
+               });
+}
+
+void CudaBackend::import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "importing pages");
+  for_each_run(pages, count, static_cast<const uint8_t*>(host),
+               [&](uint8_t* own, const uint8_t* place, size_t bytes, size_t run, size_t pitch) {
+                 check_cuda(runtime().memcpy_2d_async(own, bytes, place, pitch, bytes, run,
+                                                      cudaMemcpyHostToDevice, as_stream(stream)),
+                            "cudaMemcpy2DAsync");
+               });
 }
 
 void CudaBackend::copy_slot(int source, int target, void* stream) {

@@ -11,25 +11,22 @@
 namespace tq {
 namespace cuda {
 
-// One sequence of a plan; positions are token indices in the sequence. 32 bytes: two 16-byte loads.
+// What append knows of one sequence of a plan; positions are token indices in the sequence. 32 bytes: two
+// 16-byte loads.
 struct alignas(16) DeviceSequence {
-  int32_t slot;        // row of the page table, raw copies, flag
-  int32_t old_length;  // before the plan's new tokens
-  int32_t length;      // old_length + new_tokens
-  int32_t new_tokens;
-  int32_t query_tokens;  // the last ones of `length`
-  int32_t kv_row;        // first row in k/v
-  int32_t q_row;         // first row in q/out/lse
-  int32_t raw_first;     // ring copies are valid for tokens raw_first .. length - 1
+  int32_t page_row, raw_slot, flag;  // plan.h
+  int32_t old_length;                // before the plan's new tokens
+  int32_t length;                    // with them
+  int32_t kv_row;                    // first row in k/v
+  int32_t reserved[2];
 };
 static_assert(sizeof(DeviceSequence) == 32, "two 16-byte loads");
 
 // One tile of an append with few new tokens: a warp per kv head and side. It repeats what it needs of the
 // sequence and the page table, so that a decode step waits for one load instead of three.
 struct alignas(16) AppendJob {
-  int32_t slot, old_length, length, kv_row;  // as in DeviceSequence
+  int32_t raw_slot, flag, old_length, length, kv_row;  // as in DeviceSequence
   int32_t tile, page, tile_in_page;
-  int32_t reserved;
 };
 static_assert(sizeof(AppendJob) == 32, "two 16-byte loads");
 

@@ -54,21 +54,16 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
   AppendJob* small = reinterpret_cast<AppendJob*>(host + storage.small_at);
   int32_t* large_first = reinterpret_cast<int32_t*>(host + storage.large_at);
   DeviceCounts counts = {};
-  counts.num_sequences = plan.num_sequences;
-  counts.new_tokens = static_cast<int32_t>(plan.new_tokens);
-  counts.query_tokens = static_cast<int32_t>(plan.query_tokens);
-  for (int32_t i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& from = plan.sequences[i];
+  const StepRows& rows = plan.rows;
+  counts.num_sequences = rows.num_sequences;
+  counts.new_tokens = static_cast<int32_t>(rows.new_tokens);
+  counts.query_tokens = static_cast<int32_t>(rows.query_tokens);
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& from = rows.sequences[i];
     const int32_t old_length = static_cast<int32_t>(from.old_length),
                   length = static_cast<int32_t>(from.length());
-    sequences[i] = DeviceSequence{from.slot,
-                                  old_length,
-                                  length,
-                                  static_cast<int32_t>(from.new_tokens),
-                                  static_cast<int32_t>(from.query_tokens),
-                                  static_cast<int32_t>(from.kv_row),
-                                  static_cast<int32_t>(from.q_row),
-                                  static_cast<int32_t>(from.raw_first)};
+    sequences[i] = DeviceSequence{
+        from.page_row, from.raw_slot, from.flag, old_length, length, static_cast<int32_t>(from.kv_row), {}};
     large_first[i] = counts.num_large_tiles;
     if (length == old_length) continue;
     const append::AppendSplit split = append::split_append(old_length, length);
@@ -77,18 +72,19 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
       const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
       if (is_large || (tile == split.first_tile && seen_first)) continue;  // one tile is both first and last
       seen_first = tile == split.first_tile;
-      small[counts.num_small_jobs++] = AppendJob{from.slot,
-                                                 old_length,
-                                                 length,
-                                                 sequences[i].kv_row,
-                                                 tile,
-                                                 from.pages[tile / geometry.tiles_per_page()],
-                                                 tile % geometry.tiles_per_page(),
-                                                 0};
+      small[counts.num_small_jobs++] =
+          AppendJob{from.raw_slot,
+                    from.flag,
+                    old_length,
+                    length,
+                    sequences[i].kv_row,
+                    tile,
+                    plan.pages.row(from.page_row)[tile / geometry.tiles_per_page()],
+                    tile % geometry.tiles_per_page()};
     }
     counts.num_large_tiles += split.num_large;
   }
-  large_first[plan.num_sequences] = counts.num_large_tiles;
+  large_first[rows.num_sequences] = counts.num_large_tiles;
   return counts;
 }
 
@@ -104,6 +100,7 @@ int64_t plan_work_capacity(const Geometry& geometry, int num_units) {
 UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage,
                          const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
                          cudaStream_t stream) {
+  const StepRows& rows = plan.rows;
   PageStager stager(storage, geometry.max_batch_sequences);
   PlanStorage::Staging* staging = &storage.next();
   stager.bind(*staging);
@@ -115,13 +112,15 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
                              num_units, stream);
     staging->read.record(stream);
   };
-  for (int32_t i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& sequence = plan.sequences[i];
-    int64_t page = sequence.first_changed_page;
-    while (page < sequence.num_pages) {
-      const int64_t row = sequence.slot * arena.places().page_table_stride;
-      page += stager.add(row + page, sequence.pages + page, sequence.num_pages - page);
-      if (page == sequence.num_pages) break;
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& sequence = rows.sequences[i];
+    const int32_t* pages = plan.pages.row(sequence.page_row);
+    const int64_t target = sequence.page_row * arena.places().page_table_stride,
+                  num_pages = geometry.pages_for(sequence.length());
+    int64_t page = plan.pages.first_changed[i];
+    while (page < num_pages) {
+      page += stager.add(target + page, pages + page, num_pages - page);
+      if (page == num_pages) break;
       send(nullptr, 0);  // no room left: these entries go ahead
       staging = &storage.next();
       stager.bind(*staging);
@@ -130,19 +129,17 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   uint8_t* host = staging->memory.host();
   DeviceCounts counts = stage_image(geometry, storage, plan, host);
   UploadedPlan uploaded;
-  for (int32_t i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& sequence = plan.sequences[i];
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& sequence = rows.sequences[i];
     if (sequence.query_tokens > 0)
       (is_long(geometry, sequence) ? uploaded.any_long : uploaded.any_short) = true;
   }
   uploaded.pair = long_apart && (uploaded.any_long || keep_pair);
   uint8_t* const list = host + storage.work_at;
-  int64_t work = build_work(geometry, plan, num_units, list);
-  uploaded.workspace_bytes = attend_workspace(geometry, list);
+  int64_t work = build_work(geometry, rows, num_units, list);
   if (uploaded.pair) {
     uint8_t* const pair = list + pair_offset(geometry, num_units);
-    work = pair_offset(geometry, num_units) + build_pair(geometry, plan, num_units, pair);
-    uploaded.workspace_bytes = std::max(uploaded.workspace_bytes, attend_workspace(geometry, pair));
+    work = pair_offset(geometry, num_units) + build_pair(geometry, rows, num_units, pair);
   }
   TQ_CHECK(work <= storage.work_capacity, Status::kInternal,
            "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);

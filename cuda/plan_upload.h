@@ -10,7 +10,6 @@ namespace cuda {
 // What the host remembers of the plan last uploaded.
 struct UploadedPlan {
   int64_t small_jobs = 0, large_tiles = 0;  // for the grid of append
-  int64_t workspace_bytes = 0;              // of attend
   bool pair = false;  // the pair of work lists (work_list.h) is there as well as the list of all sequences
   bool any_long = false, any_short = false;  // sequences of either kind with queries
 };

@@ -393,8 +393,8 @@ tq_status tq_cache_read(tq_cache* cache, int32_t layer, tq_sequence sequence, in
   return guarded([&] {
     tq::require(cache, "cache");
     const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
-    unwrap(cache)->read(tq::ReadRequest{layer, {}, first, count, k, v, strides.key, strides.value, stream},
-                        sequence);
+    unwrap(cache)->read(
+        tq::ReadRequest{layer, {}, {}, first, count, k, v, strides.key, strides.value, stream}, sequence);
   });
 }
 

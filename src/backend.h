@@ -19,28 +19,30 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual BackendBytes bytes() const = 0;
-  // How many independent workers attend feeds (threads, multiprocessors): input of the work list.
-  virtual int num_workers() const = 0;
 
   // Arrays at fixed addresses for one batch; null if the backend needs none.
   virtual void* create_plan_storage() = 0;
   virtual void destroy_plan_storage(void* storage) = 0;
-  // Makes the plan visible to later append and attend calls on the stream. The host arrays stay alive and
-  // unchanged until the next upload.
+  // Makes the plan visible to later append and attend calls on the stream. Its host arrays stay alive and
+  // unchanged until the next upload, PageMap::first_changed excepted.
   virtual void upload_plan(const BatchPlan& plan, void* stream) = 0;
 
   virtual void append(const AppendRequest& request) = 0;
   virtual void attend(const AttendRequest& request) = 0;
   virtual void read(const ReadRequest& request) = 0;
-  // The cache's own workspace, and what a caller's must have for this plan.
+  // The cache's own workspace, of bytes().workspace, which suffices for every plan; so does a caller's of that
+  // size.
   virtual void* own_workspace() = 0;
-  virtual size_t attend_workspace_bytes(const BatchPlan& plan) const = 0;
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
   virtual void set_centres(int layer, const float* key, const float* value) = 0;
   // Whole pages of all layers.
   virtual void copy_pages(const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(const int32_t* pages, int64_t count, void* stream) = 0;
+  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of all layers),
+  // in it the layers one after the other. The host memory stays until the stream has passed the call.
+  virtual void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) = 0;
+  virtual void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) = 0;
   // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags
   // cleared, raw copies scrubbed if asked).
   virtual void copy_slot(int source, int target, void* stream) = 0;

@@ -14,29 +14,23 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 }  // namespace
 
-Batch::Arrays::Arrays(const Geometry& geometry, const SplitLimits& limits, Carver& carver) {
-  for (int i = 0; i < 2; i++) {
-    sequences[i] = carver.take<PlanSequence>(geometry.max_batch_sequences);
-    items[i] = carver.take<WorkItem>(limits.items);
-  }
+Batch::Arrays::Arrays(const Geometry& geometry, Carver& carver) {
+  for (StepSequence*& each : sequences) each = carver.take<StepSequence>(geometry.max_batch_sequences);
   growth = carver.take<Growth>(geometry.max_batch_sequences);
   query_tokens = carver.take<int64_t>(geometry.max_batch_sequences);
   in_graph = carver.take<uint8_t>(geometry.num_layers);
 }
 
-int64_t Batch::bytes(const Geometry& geometry, const SplitLimits& limits) {
+int64_t Batch::bytes(const Geometry& geometry) {
   Carver carver;
-  Arrays arrays(geometry, limits, carver);
+  Arrays arrays(geometry, carver);
   return carver.used();
 }
 
 Batch::Batch(Cache& cache)
-    : cache_(cache),
-      limits_(split_limits(cache.geometry(), cache.backend_->num_workers())),
-      block_(cache.config_.host_ops(), bytes(cache.geometry(), limits_), "batch"),
-      arrays_([this] {
+    : cache_(cache), block_(cache.config_.host_ops(), bytes(cache.geometry()), "batch"), arrays_([this] {
         Carver carver(block_.get());
-        return Arrays(cache_.geometry(), limits_, carver);
+        return Arrays(cache_.geometry(), carver);
       }()) {
   memset(arrays_.in_graph, 0, static_cast<size_t>(cache.geometry().num_layers));
   storage_ = cache.backend_->create_plan_storage();
@@ -69,7 +63,7 @@ void Cache::destroy_batch(Batch* batch) {
 
 BatchRows Batch::rows() const {
   const Gate::Use use(cache_.gate_, false);
-  return in_force_ ? BatchRows{plan_.new_tokens, plan_.query_tokens, true} : BatchRows{};
+  return in_force_ ? BatchRows{plan_.rows.new_tokens, plan_.rows.query_tokens, true} : BatchRows{};
 }
 
 const BatchPlan& Cache::plan_in_force(const Batch& batch) const {
@@ -92,9 +86,10 @@ void Cache::lapse(int32_t slot, const char* why) noexcept {
 }
 
 void Cache::retire_plan(Batch& batch) noexcept {
-  for (int32_t i = 0; batch.in_force_ && i < batch.plan_.num_sequences; i++) {
-    assert(arrays_.owners[batch.plan_.sequences[i].slot] == &batch);
-    arrays_.owners[batch.plan_.sequences[i].slot] = nullptr;
+  for (int32_t i = 0; batch.in_force_ && i < batch.plan_.rows.num_sequences; i++) {
+    const int32_t slot = batch.plan_.rows.sequences[i].raw_slot;
+    assert(arrays_.owners[slot] == &batch);
+    arrays_.owners[slot] = nullptr;
   }
   batch.in_force_ = false;
 }
@@ -157,38 +152,38 @@ void Cache::check_graph_layers(const Batch& batch, int32_t num_sequences) const 
     }
 }
 
-void Cache::check_appendable(const BatchPlan& plan, int32_t layer) const {
-  for (int32_t i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& s = plan.sequences[i];
-    const int64_t written = arrays_.written.tokens(layer, s.slot);
+void Cache::check_appendable(const StepRows& rows, int32_t layer) const {
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& s = rows.sequences[i];
+    const int64_t written = arrays_.written.tokens(layer, s.raw_slot);
     TQ_CHECK(written >= s.old_length || s.new_tokens == 0, Status::kInvalidState,
              "layer = %d: sequence %lld holds %lld tokens there, the plan's new ones come behind %lld: an "
              "earlier plan was not appended; truncate it to %lld and plan again",
-             layer, ll(arrays_.table.id(s.slot)), ll(written), ll(s.old_length), ll(written));
+             layer, ll(arrays_.table.id(s.raw_slot)), ll(written), ll(s.old_length), ll(written));
   }
 }
 
-void Cache::check_attendable(const BatchPlan& plan, int32_t layer, bool history_only) const {
-  for (int32_t i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& s = plan.sequences[i];
-    const int64_t written = arrays_.written.tokens(layer, s.slot),
+void Cache::check_attendable(const StepRows& rows, int32_t layer, bool history_only) const {
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& s = rows.sequences[i];
+    const int64_t written = arrays_.written.tokens(layer, s.raw_slot),
                   seen = history_only ? s.old_length : s.length();
     if (written >= seen || s.query_tokens == 0) continue;
     TQ_CHECK(written < s.old_length, Status::kInvalidState,
              "layer = %d: sequence %lld holds %lld tokens there, the plan's queries see %lld: append its new "
              "tokens to the layer first, or leave them out with history_only",
-             layer, ll(arrays_.table.id(s.slot)), ll(written), ll(seen));
+             layer, ll(arrays_.table.id(s.raw_slot)), ll(written), ll(seen));
     throw Error(Status::kInvalidState,
                 "layer = %d: sequence %lld holds %lld tokens there, the plan's queries see %lld: an earlier "
                 "plan was not appended; truncate it to %lld and plan again",
-                layer, ll(arrays_.table.id(s.slot)), ll(written), ll(seen), ll(written));
+                layer, ll(arrays_.table.id(s.raw_slot)), ll(written), ll(seen), ll(written));
   }
 }
 
-void Cache::mark_appended(const BatchPlan& plan, int32_t layer) noexcept {
-  for (int32_t i = 0; i < plan.num_sequences; i++)
-    if (plan.sequences[i].new_tokens > 0)
-      arrays_.written.append(layer, plan.sequences[i].slot, plan.sequences[i].length());
+void Cache::mark_appended(const StepRows& rows, int32_t layer) noexcept {
+  for (int32_t i = 0; i < rows.num_sequences; i++)
+    if (rows.sequences[i].new_tokens > 0)
+      arrays_.written.append(layer, rows.sequences[i].raw_slot, rows.sequences[i].length());
 }
 
 // ---- Plans ----
@@ -196,33 +191,22 @@ void Cache::mark_appended(const BatchPlan& plan, int32_t layer) noexcept {
 // The plan of the growth that the page table has prepared, in one of the batch's two buffers.
 BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) const {
   const PageTable& table = arrays_.table;
-  PlanSequence* sequences = batch.arrays_.sequences[buffer];
-  BatchPlan plan = {};
+  StepSequence* sequences = batch.arrays_.sequences[buffer];
+  StepRows rows = {num_sequences, sequences, 0, 0};
   for (int32_t i = 0; i < num_sequences; i++) {
     const Growth& growth = batch.arrays_.growth[i];
-    PlanSequence& s = sequences[i];
-    s.slot = growth.slot;
+    StepSequence& s = sequences[i];
+    s.page_row = s.raw_slot = s.flag = growth.slot;
     s.old_length = table.length(growth.slot);
     s.new_tokens = growth.new_tokens;
     s.query_tokens = batch.arrays_.query_tokens[i];
-    s.kv_row = plan.new_tokens;
-    s.q_row = plan.query_tokens;
+    s.kv_row = rows.new_tokens;
+    s.q_row = rows.query_tokens;
     s.raw_first = table.raw_first_planned(i);
-    s.pages = table.pages(growth.slot);
-    s.num_pages = table.pages_planned(i);
-    s.first_changed_page = table.first_changed_page(i);
-    plan.new_tokens += s.new_tokens;
-    plan.query_tokens += s.query_tokens;
+    rows.new_tokens += s.new_tokens;
+    rows.query_tokens += s.query_tokens;
   }
-  const SplitCounts counts = split_plan(sequences, num_sequences, batch.limits_, batch.arrays_.items[buffer]);
-  plan.num_sequences = num_sequences;
-  plan.sequences = sequences;
-  plan.items = batch.arrays_.items[buffer];
-  plan.num_items = counts.num_items;
-  plan.num_groups = counts.num_groups;
-  plan.num_partials = counts.num_partials;
-  plan.storage = batch.storage_;
-  return plan;
+  return BatchPlan{rows, table.map(), batch.storage_};
 }
 
 void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
@@ -234,9 +218,8 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   PageTable& table = arrays_.table;
   table.prepare_growth(batch.arrays_.growth, num_sequences);
   const int buffer = 1 - batch.active_;
-  BatchPlan plan;
+  const BatchPlan plan = build_plan(batch, num_sequences, buffer);
   try {
-    plan = build_plan(batch, num_sequences, buffer);
     if (table.num_copies() > 0) backend_->copy_pages(table.copies(), table.num_copies(), stream);
     backend_->upload_plan(plan, stream);
   } catch (...) {
@@ -254,7 +237,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   batch.active_ = buffer;
   batch.in_force_ = true;
   for (int32_t layer = 0; layer < geometry().num_layers; layer++)
-    if (batch.arrays_.in_graph[layer]) mark_appended(plan, layer);
+    if (batch.arrays_.in_graph[layer]) mark_appended(plan.rows, layer);
 }
 
 }  // namespace tq

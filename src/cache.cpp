@@ -284,18 +284,18 @@ void Cache::append(AppendRequest request, const Batch& batch) {
   check_stream(request.stream);
   const Geometry& g = geometry();
   const int element_bytes = dtype_bytes(g.io_dtype);
-  check_pointer("k", request.k, plan.new_tokens > 0, plan.new_tokens, element_bytes);
-  check_pointer("v", request.v, plan.new_tokens > 0, plan.new_tokens, element_bytes);
-  check_extent("k", TensorShape{plan.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
-  check_extent("v", TensorShape{plan.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
+  check_pointer("k", request.k, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
+  check_pointer("v", request.v, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
+  check_extent("k", TensorShape{plan.rows.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
+  check_extent("v", TensorShape{plan.rows.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
   const bool in_graph = backend_->capturing(request.stream);
-  TQ_CHECK(plan.new_tokens > 0 || !in_graph, Status::kInvalidState,
+  TQ_CHECK(plan.rows.new_tokens > 0 || !in_graph, Status::kInvalidState,
            "batch: its plan has no new tokens, so a graph captured now would never append any");
-  if (plan.new_tokens == 0) return;
-  check_appendable(plan, request.layer);
+  if (plan.rows.new_tokens == 0) return;
+  check_appendable(plan.rows, request.layer);
   request.plan = &plan;
   backend_->append(request);
-  mark_appended(plan, request.layer);
+  mark_appended(plan.rows, request.layer);
   // Replays make no call: what the graph appends for this plan it appends for every later one.
   if (in_graph) batch.arrays_.in_graph[request.layer] = 1;
 }
@@ -306,32 +306,32 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
   const Geometry& g = geometry();
-  const TensorShape q_shape = {plan.query_tokens, g.num_q_heads, g.head_dim},
-                    out_shape = {plan.query_tokens, g.num_q_heads, g.value_dim};
-  check_pointer("q", request.q, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(g.io_dtype));
-  check_pointer("out", request.out, plan.query_tokens > 0, plan.query_tokens, dtype_bytes(request.out_dtype));
-  check_pointer("lse", request.lse, false, plan.query_tokens, sizeof(float));
-  check_pointer("params.sink_logits", request.sink_logits, false, plan.query_tokens, sizeof(float));
+  const TensorShape q_shape = {plan.rows.query_tokens, g.num_q_heads, g.head_dim},
+                    out_shape = {plan.rows.query_tokens, g.num_q_heads, g.value_dim};
+  check_pointer("q", request.q, plan.rows.query_tokens > 0, plan.rows.query_tokens, dtype_bytes(g.io_dtype));
+  check_pointer("out", request.out, plan.rows.query_tokens > 0, plan.rows.query_tokens,
+                dtype_bytes(request.out_dtype));
+  check_pointer("lse", request.lse, false, plan.rows.query_tokens, sizeof(float));
+  check_pointer("params.sink_logits", request.sink_logits, false, plan.rows.query_tokens, sizeof(float));
   check_extent("q", q_shape, request.q_strides);
   check_extent("out", out_shape, request.out_strides);
   check_no_overlap("out", out_shape, request.out_strides);
   if (request.workspace) {
     TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument,
              "workspace = %p: must be aligned to 256 bytes", request.workspace);
-    const size_t needed =
-        std::min(backend_->attend_workspace_bytes(plan), static_cast<size_t>(bytes_.workspace_bytes));
-    TQ_CHECK(request.workspace_bytes >= needed, Status::kWorkspaceTooSmall,
-             "workspace_bytes = %zu: this plan needs %zu", request.workspace_bytes, needed);
+    TQ_CHECK(request.workspace_bytes >= attend_workspace_bytes(), Status::kWorkspaceTooSmall,
+             "workspace_bytes = %zu: tq_attend_workspace_bytes says %zu", request.workspace_bytes,
+             attend_workspace_bytes());
   } else {
     request.workspace = backend_->own_workspace();
     request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
   }
-  if (plan.query_tokens == 0) {
+  if (plan.rows.query_tokens == 0) {
     TQ_CHECK(!backend_->capturing(request.stream), Status::kInvalidState,
              "batch: its plan has no query tokens, so a graph captured now would never attend any");
     return;
   }
-  check_attendable(plan, request.layer, request.history_only);
+  check_attendable(plan.rows, request.layer, request.history_only);
   request.plan = &plan;
   backend_->attend(request);
 }
@@ -363,16 +363,8 @@ void Cache::read(ReadRequest request, int64_t id) {
   check_no_overlap("k", k_shape, request.key_strides);
   check_no_overlap("v", v_shape, request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
-  request.sequence = PlanSequence{slot,
-                                  length,
-                                  0,
-                                  0,
-                                  0,
-                                  0,
-                                  table.raw_first(slot),
-                                  table.pages(slot),
-                                  table.pages_of(slot),
-                                  table.pages_of(slot)};
+  request.sequence = StepSequence{slot, slot, slot, length, 0, 0, 0, 0, table.raw_first(slot)};
+  request.pages = table.map();
   backend_->read(request);
 }
 

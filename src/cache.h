@@ -12,7 +12,6 @@
 
 #include "config.h"
 #include "page_table.h"
-#include "split_plan.h"
 #include "written.h"
 
 namespace tq {
@@ -66,17 +65,15 @@ class Batch {
  private:
   friend class Cache;
   struct Arrays {
-    Arrays(const Geometry& geometry, const SplitLimits& limits, Carver& carver);
-    PlanSequence* sequences[2];  // [max_batch_sequences] each
-    WorkItem* items[2];          // [limits.items] each
+    Arrays(const Geometry& geometry, Carver& carver);
+    StepSequence* sequences[2];  // [max_batch_sequences] each
     Growth* growth;              // [max_batch_sequences]
     int64_t* query_tokens;       // [max_batch_sequences]
     uint8_t* in_graph;           // [num_layers] 1 = an append of the layer was captured in a graph
   };
-  static int64_t bytes(const Geometry& geometry, const SplitLimits& limits);
+  static int64_t bytes(const Geometry& geometry);
 
   Cache& cache_;
-  SplitLimits limits_;
   HostBlock block_;
   Arrays arrays_;
   void* storage_ = nullptr;
@@ -150,9 +147,9 @@ class Cache {
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,
                       const int64_t* new_tokens, const int64_t* query_tokens);
   void check_graph_layers(const Batch& batch, int32_t num_sequences) const;
-  void check_appendable(const BatchPlan& plan, int32_t layer) const;
-  void check_attendable(const BatchPlan& plan, int32_t layer, bool history_only) const;
-  void mark_appended(const BatchPlan& plan, int32_t layer) noexcept;
+  void check_appendable(const StepRows& rows, int32_t layer) const;
+  void check_attendable(const StepRows& rows, int32_t layer, bool history_only) const;
+  void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;

@@ -50,7 +50,9 @@ class PageTable {
   // ---- figures ----
   int64_t length(int32_t slot) const { return rows_[slot].length; }
   int64_t pages_of(int32_t slot) const { return rows_[slot].num_pages; }
-  const int32_t* pages(int32_t slot) const { return table_ + slot * limits_.max_sequence_pages; }
+  const int32_t* pages(int32_t slot) const { return map().row(slot); }
+  // Rows are slots; first_changed is by index of the growth in hand.
+  PageMap map() const { return PageMap{table_, limits_.max_sequence_pages, first_changed_}; }
   // First token that is read from the ring: inside the window and with a valid copy; length() if none.
   int64_t raw_first(int32_t slot) const;
   int32_t num_sequences() const { return limits_.max_sequences - num_free_slots_; }

@@ -6,6 +6,7 @@
 #include "format/codebook.h"
 #include "format/rotation.h"
 #include "format/tile_layout.h"
+#include "plan.h"
 
 namespace tq {
 
@@ -51,53 +52,10 @@ struct Geometry {
   format::TileLayout tile(int layer) const {
     return format::TileLayout(head_dim, value_dim, layers[layer].key_code, layers[layer].value_code);
   }
+  int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
   int64_t page_bytes(int layer) const {
     return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
   }
-};
-
-// Attention over the coded tokens of one row is a fold over spans: absolute pieces of kSpanTokens tokens,
-// each computed from an empty state and merged in index order. So the bits of a result do not depend on who
-// computed which span.
-constexpr int kSpanTokens = 1024;
-
-// One sequence of a plan. Positions are token indices in the sequence.
-struct PlanSequence {
-  int32_t slot;        // raw copies, flags and the device row of the page table
-  int64_t old_length;  // before this plan's new tokens
-  int64_t new_tokens;
-  int64_t query_tokens;   // the last ones
-  int64_t kv_row, q_row;  // first row in k/v and in q/out/lse
-  int64_t raw_first;      // ring copies are valid for tokens >= raw_first (and < length)
-  const int32_t* pages;   // [num_pages] host, page ids
-  int64_t num_pages;
-  int64_t first_changed_page;
-
-  int64_t length() const { return old_length + new_tokens; }
-};
-
-// One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
-// sequence over spans first_span .. first_span + num_spans - 1. partial < 0: the item holds all spans of its
-// rows and writes the output; else the state of span first_span + j goes to partial slot partial + j, and the
-// row group's states are merged once all its items are done.
-struct WorkItem {
-  int32_t sequence;  // index in the plan
-  int32_t num_queries;
-  int64_t first_query;  // 0 .. query_tokens-1
-  int32_t first_span, num_spans;
-  int32_t partial;
-  int32_t group;  // row group (sequence, first_query); items of a group are consecutive
-};
-
-struct BatchPlan {
-  int32_t num_sequences;
-  const PlanSequence* sequences;  // [num_sequences] host
-  int64_t new_tokens, query_tokens;
-  const WorkItem* items;  // [num_items] host
-  int32_t num_items;
-  int32_t num_groups;
-  int32_t num_partials;  // partial slots, each (num_queries of its item) x q_per_kv rows for every kv head
-  void* storage;         // the backend's own arrays for this batch, from create_plan_storage
 };
 
 struct TensorStrides {
@@ -132,14 +90,15 @@ struct AttendCall {
 struct AttendRequest : AttendCall {
   int32_t layer;
   const BatchPlan* plan;
-  void* workspace;  // device, >= attend_workspace_bytes
+  void* workspace;  // device, >= BackendBytes::workspace
   size_t workspace_bytes;
   void* stream;
 };
 
 struct ReadRequest {
   int32_t layer;
-  PlanSequence sequence;  // slot, old_length = length, raw_first, pages
+  StepSequence sequence;  // old_length = length, without new tokens or queries
+  PageMap pages;
   int64_t first, count;
   void* k;  // device [count][num_kv_heads][head_dim] io_dtype, or null
   void* v;

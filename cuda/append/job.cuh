@@ -29,7 +29,7 @@ struct SideWords {
 
 // One side of one kv head of one tile.
 struct TileJob {
-  int32_t slot, old_length, length, kv_row;
+  int32_t raw_slot, flag, old_length, length, kv_row;
   int32_t tile, page, tile_in_page, head, kind;
   int32_t begin, end;  // new tokens, as indices in the tile
 
@@ -38,7 +38,8 @@ struct TileJob {
 
 __device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
                                          TileJob* job) {
-  job->slot = entry.slot;
+  job->raw_slot = entry.raw_slot;
+  job->flag = entry.flag;
   job->old_length = entry.old_length;
   job->length = entry.length;
   job->kv_row = entry.kv_row;
@@ -65,15 +66,15 @@ __device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int n
   const AppendSplit split = split_append(sequence.old_length, sequence.length);
   const int tile = split.first_large + index - args.plan.large_first[low];
   const int page_index = tile / args.layer.tiles_per_page;
-  const int page = args.plan.page_table[sequence.slot * args.plan.page_table_stride + page_index];
-  return AppendJob{sequence.slot,
+  const int page = args.plan.page_table[sequence.page_row * args.plan.page_table_stride + page_index];
+  return AppendJob{sequence.raw_slot,
+                   sequence.flag,
                    sequence.old_length,
                    sequence.length,
                    sequence.kv_row,
                    tile,
                    page,
-                   tile - page_index * args.layer.tiles_per_page,
-                   0};
+                   tile - page_index * args.layer.tiles_per_page};
 }
 
 // Position of a token in the octets of values (FORMAT.md section 4).
@@ -90,10 +91,10 @@ __device__ __forceinline__ RawTargets raw_targets(const DeviceLayer& layer, cons
   RawTargets targets = {-1, -1};
   if (!side.raw) return targets;
   const int position = job.tile * format::kTileTokens + token;
-  if (position < layer.sink_tokens) targets.sink = raw_offset(layer, side, job.slot, job.head, position);
+  if (position < layer.sink_tokens) targets.sink = raw_offset(layer, side, job.raw_slot, job.head, position);
   // Only the last ring_tokens of an append: earlier ones would meet them in the ring.
   if (layer.ring_tokens > 0 && position >= job.length - layer.ring_tokens)
-    targets.ring = raw_offset(layer, side, job.slot, job.head, ring_row(layer, position));
+    targets.ring = raw_offset(layer, side, job.raw_slot, job.head, ring_row(layer, position));
   return targets;
 }
 // bits: as the copy keeps them.

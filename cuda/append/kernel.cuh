@@ -25,7 +25,7 @@ __device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& 
                                        const code::Noticed& noticed, int lane) {
   const auto set = [&](bool any, uint64_t flag) {
     if (!__any_sync(code::kFullWarp, any) || lane != 0) return;
-    set_noticed(layer.flags + job.slot, flag);
+    set_noticed(layer.flags + job.flag, flag);
     set_noticed(layer.noticed, flag);
   };
   set(noticed.replaced, kNoticedNonfinite);

@@ -39,7 +39,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       const int token = index < info.sinks ? index : info.exact_begin + index - info.sinks;
       raw_row[b] = index < info.sinks ? token : ring_row(p.layer, token);
       const int64_t base =
-          raw_offset(p.layer, key, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+          raw_offset(p.layer, key, info.raw_slot, info.kv_head, static_cast<int32_t>(raw_row[b]));
       const bool seen = at + b < last && token >= visible_begin && token < visible_end;
       if (!seen) raw_row[b] = -1;
       float sum = 0.0f;
@@ -73,7 +73,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       const float weight = ex2(s[b] - raised);
       state.l += weight;
       const int64_t base =
-          raw_offset(p.layer, value, info.page_row, info.kv_head, static_cast<int32_t>(raw_row[b]));
+          raw_offset(p.layer, value, info.raw_slot, info.kv_head, static_cast<int32_t>(raw_row[b]));
 #pragma unroll
       for (int i = 0; i < kPieces; i++)
         if (lane + 32 * i < value.layout.dim)

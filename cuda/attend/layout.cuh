@@ -34,7 +34,7 @@ struct UnitInfo {
   int32_t job_steps;
   int32_t first_tile, num_tiles;  // tiles to read
   int32_t full_begin, full_end;   // tokens that every row sees
-  int32_t kv_head, page_row;
+  int32_t kv_head, page_row, raw_slot;
   int32_t index, units;   // of the unit in its block, and the block's
   int32_t first_here;     // first of its block in this CTA
   int32_t last_here;      // last of its block in this CTA
@@ -49,7 +49,7 @@ struct UnitInfo {
   int32_t sinks;                   // exact first tokens
   int32_t sequence;                // in the work list
   int32_t exact_job;               // running number of an exact unit's first job
-  int32_t reserved[3];
+  int32_t reserved[2];
   // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh)
   uint32_t places[kPlaces];
 };

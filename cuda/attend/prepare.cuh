@@ -64,7 +64,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const int each = p.whole_steps ? Core::kTiles : 1;
 #pragma unroll 1
   for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32)
-    info.places[i] = tile_place(p, s.slot, kv_head, first_tile + i * each);
+    info.places[i] = tile_place(p, s.page_row, kv_head, first_tile + i * each);
   if (lane == 0) {
     info.block = walk.local_block;
     info.exact = exact;
@@ -77,7 +77,8 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.full_begin = high.begin;
     info.full_end = low.end;
     info.kv_head = kv_head;
-    info.page_row = s.slot;
+    info.page_row = s.page_row;
+    info.raw_slot = s.raw_slot;
     info.index = walk.split;
     info.arrivals = walk.from_start ? walk.split + 1 : walk.split - cta.split + 1;
     info.units = s.units_per_block;

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(32 * kReadWarps) read_kernel(const __grid_cons
     const int64_t to = (args.row + offset) * args.strides.token + head * args.strides.head;
     const int row = exact_row(args, token);
     if (row >= 0) {
-      const int64_t from = raw_offset(layer, side, args.slot, head, row);
+      const int64_t from = raw_offset(layer, side, args.raw_slot, head, row);
       for (int i = lane; i < side.layout.dim; i += 32)
         code::store_bits(args.output, to + i, layer.io_dtype,
                          code::load_bits(side.raw, from + i, layer.io_dtype));

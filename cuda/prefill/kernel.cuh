@@ -27,7 +27,7 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
   uint32_t* places = reinterpret_cast<uint32_t*>(smem + kPlacesAt);
   uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
   if (first % 32 == 0) {
-    places[lane] = tile_place(p, b.slot, b.kv_head, b.first_tile + min(first + lane, b.num_tiles - 1));
+    places[lane] = tile_place(p, b.page_row, b.kv_head, b.first_tile + min(first + lane, b.num_tiles - 1));
     __syncwarp();
   }
   if (kBulkCopy && lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);

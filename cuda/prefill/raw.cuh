@@ -107,9 +107,9 @@ __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const De
   for (int at = threadIdx.x; at < count * pieces; at += kPrefillThreads) {
     const int i = at / pieces, piece = at - i * pieces,
               row = sinks ? first + i : ring_row(p.layer, first + i);
-    const uint8_t* from = static_cast<const uint8_t*>(side.raw) +
-                          raw_offset(p.layer, side, b.slot, b.kv_head, row) * dtype_bytes(p.layer.io_dtype) +
-                          piece * 16;
+    const uint8_t* from =
+        static_cast<const uint8_t*>(side.raw) +
+        raw_offset(p.layer, side, b.raw_slot, b.kv_head, row) * dtype_bytes(p.layer.io_dtype) + piece * 16;
     *reinterpret_cast<uint4*>(to + at * 16) = *reinterpret_cast<const uint4*>(from);
   }
 }

@@ -16,7 +16,7 @@ struct RowLaunch {
   DeviceLayer layer;
   DevicePlan plan;
   AttendCall call;
-  int num_ctas;                 // for which plan.work was made: num_workers of the device
+  int num_ctas;                 // for which plan.work was made: multiprocessors of the device
   int shared_memory_per_block;  // opt-in limit of the device
   cudaStream_t stream;
 };

@@ -41,8 +41,9 @@ struct BlockWeights {
   }
 };
 
-SequenceRows sequence_rows(const PlanSequence& from) {
-  return SequenceRows{from.slot,
+SequenceRows sequence_rows(const StepSequence& from) {
+  return SequenceRows{from.page_row,
+                      from.raw_slot,
                       static_cast<int32_t>(from.length()),
                       static_cast<int32_t>(from.old_length),
                       static_cast<int32_t>(from.query_tokens),
@@ -50,7 +51,7 @@ SequenceRows sequence_rows(const PlanSequence& from) {
                       static_cast<int32_t>(from.raw_first)};
 }
 
-SequenceWork sequence_work(const Geometry& geometry, const PlanSequence& from) {
+SequenceWork sequence_work(const Geometry& geometry, const StepSequence& from) {
   SequenceWork to = {};
   static_cast<SequenceRows&>(to) = sequence_rows(from);
   const int64_t row_blocks = ceil_div(from.query_tokens * geometry.q_per_kv, kRowsPerBlock);
@@ -86,18 +87,14 @@ int stored_value_dim_max(const Geometry& geometry) {
   return dim;
 }
 
-int64_t workspace_for(const Geometry& geometry, int num_ctas, int64_t num_slots) {
-  return counter_bytes(num_ctas) + num_slots * slot_floats(stored_value_dim_max(geometry)) * 4;
-}
-
 // Writes the sequences with queries and their number; returns the weight of all their units.
-int64_t list_sequences(const Geometry& geometry, const BatchPlan& plan, bool short_only,
+int64_t list_sequences(const Geometry& geometry, const StepRows& rows, bool short_only,
                        SequenceWork* sequences, WorkHeader& header) {
   int64_t total = 0;
-  for (int i = 0; i < plan.num_sequences; i++) {
-    if (plan.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, plan.sequences[i]))) continue;
+  for (int i = 0; i < rows.num_sequences; i++) {
+    if (rows.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, rows.sequences[i]))) continue;
     SequenceWork& sequence = sequences[header.num_sequences++];
-    sequence = sequence_work(geometry, plan.sequences[i]);
+    sequence = sequence_work(geometry, rows.sequences[i]);
     total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
   }
   return total;
@@ -117,22 +114,15 @@ int64_t work_capacity(const Geometry& geometry, int num_ctas) {
 }
 
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
-  // Each border between two runs cuts at most one block, and a block has at most kMaxSplits + 1 units.
-  return workspace_for(geometry, num_ctas, static_cast<int64_t>(num_ctas) * (kMaxSplits + 1));
+  return counter_bytes(num_ctas) + max_slots(num_ctas) * slot_floats(stored_value_dim_max(geometry)) * 4;
 }
 
-int64_t attend_workspace(const Geometry& geometry, const uint8_t* work) {
-  WorkHeader header;
-  memcpy(&header, work, sizeof header);
-  return workspace_for(geometry, header.num_ctas, header.num_slots);
-}
-
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work,
+int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* work,
                    bool short_only) {
   CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
   SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
   WorkHeader header = {num_ctas, 0, 0, 0};
-  const int64_t total = list_sequences(geometry, plan, short_only, sequences, header);
+  const int64_t total = list_sequences(geometry, rows, short_only, sequences, header);
 
   // Border c: the first unit that starts at or after c / num_ctas of the weight.
   Border start = {0, 0, 0, 0};
@@ -201,7 +191,7 @@ int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas
   return work_bytes(num_ctas, header.num_sequences);
 }
 
-bool is_long(const Geometry& geometry, const PlanSequence& sequence) {
+bool is_long(const Geometry& geometry, const StepSequence& sequence) {
   return sequence.query_tokens * geometry.q_per_kv >= kLongRows;
 }
 
@@ -214,13 +204,13 @@ const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, cons
   return *reinterpret_cast<const PrefillHeader*>(pair + work_capacity(geometry, num_ctas));
 }
 
-int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair) {
-  build_work(geometry, plan, num_ctas, pair, true);
+int64_t build_pair(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* pair) {
+  build_work(geometry, rows, num_ctas, pair, true);
   const int64_t place = work_capacity(geometry, num_ctas);
   PrefillSequence* sequences = reinterpret_cast<PrefillSequence*>(pair + place + sizeof(PrefillHeader));
   PrefillHeader header = {0, 0, {0, 0}};
-  for (int i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& from = plan.sequences[i];
+  for (int i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& from = rows.sequences[i];
     if (!is_long(geometry, from)) continue;
     PrefillSequence& to = sequences[header.num_sequences++];
     to = PrefillSequence{};
@@ -231,7 +221,7 @@ int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas
   // depends on it.
   std::sort(sequences, sequences + header.num_sequences,
             [](const PrefillSequence& a, const PrefillSequence& b) {
-              return a.length != b.length ? a.length > b.length : a.slot < b.slot;
+              return a.length != b.length ? a.length > b.length : a.page_row < b.page_row;
             });
   for (int i = 0; i < header.num_sequences; i++) {
     sequences[i].first_item = header.num_items;

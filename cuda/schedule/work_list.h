@@ -28,7 +28,8 @@ constexpr int kMaxSplitBlocks = 8;
 
 // What kernels know of a sequence with queries: query token j stands at length - query_tokens + j.
 struct SequenceRows {
-  int32_t slot, length, old_length, query_tokens;
+  int32_t page_row, raw_slot;  // plan.h
+  int32_t length, old_length, query_tokens;
   int32_t q_row;      // first row in q, out and lse
   int32_t raw_first;  // ring copies are valid from this token on
 };
@@ -38,7 +39,7 @@ struct alignas(16) SequenceWork : SequenceRows {
   int32_t split_tokens, num_splits;
   int32_t row_blocks;       // of each kv head
   int32_t units_per_block;  // num_splits, + 1 with exact tokens
-  int32_t reserved[6];
+  int32_t reserved[5];
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
@@ -89,8 +90,9 @@ constexpr int kLongRows = 256;
 struct alignas(16) PrefillSequence : SequenceRows {
   int32_t row_blocks;  // of kPrefillRows
   int32_t first_item;
+  int32_t reserved[3];
 };
-static_assert(sizeof(PrefillSequence) == 32, "two 16-byte loads");
+static_assert(sizeof(PrefillSequence) == 48, "three 16-byte loads");
 
 struct PrefillHeader {
   int32_t num_items, num_sequences;
@@ -98,16 +100,19 @@ struct PrefillHeader {
 };
 static_assert(sizeof(PrefillHeader) == 16, "aligned");
 
-bool is_long(const Geometry& geometry, const PlanSequence& sequence);
+bool is_long(const Geometry& geometry, const StepSequence& sequence);
 // Of the pair: the short list takes work_capacity bytes, the list of long sequences follows.
 int64_t pair_capacity(const Geometry& geometry, int num_ctas);
 // Writes the pair of a plan; returns the bytes used.
-int64_t build_pair(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* pair);
+int64_t build_pair(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* pair);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
 // Tokens of a split of a sequence of this length (>= 1).
 int32_t split_tokens(int64_t length, int64_t row_blocks);
 
+// Slots that any plan needs: each border between two runs cuts at most one block, and a block has at most
+// kMaxSplits + 1 units.
+constexpr int64_t max_slots(int num_ctas) { return static_cast<int64_t>(num_ctas) * (kMaxSplits + 1); }
 // Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas
 // CTAs.
 int64_t work_capacity(const Geometry& geometry, int num_ctas);
@@ -124,10 +129,8 @@ constexpr int64_t slot_floats(int stored_value_dim) {
 
 // Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences +
 // CTAs). short_only: without long sequences.
-int64_t build_work(const Geometry& geometry, const BatchPlan& plan, int num_ctas, uint8_t* work,
+int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* work,
                    bool short_only = false);
-// Workspace of a plan, counters included; monotonic in what build_work counted.
-int64_t attend_workspace(const Geometry& geometry, const uint8_t* work);
 
 }  // namespace cuda
 }  // namespace tq

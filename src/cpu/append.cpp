@@ -88,14 +88,14 @@ void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) 
 
 }  // namespace
 
-void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile,
+void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile,
                              int head) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
   const int64_t start = tile * format::kTileTokens;
   const int64_t first = std::max(start, sequence.old_length),
                 last = std::min(start + format::kTileTokens, sequence.length());
-  uint8_t* base = store_.sequence_tile(layer, sequence, head, tile);
+  uint8_t* base = store_.sequence_tile(layer, request.plan->pages.row(sequence.page_row), head, tile);
   Noticed noticed;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
@@ -124,27 +124,27 @@ void CpuBackend::append_tile(const AppendRequest& request, const PlanSequence& s
     for (int64_t token = first; token < last; token++) {
       const uint8_t* source = rows + (token - first) * job.row_stride;
       if (token < g.sink_tokens)
-        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.slot, head, kind, token));
+        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.raw_slot, head, kind, token));
       if (in_ring(g, token, sequence.length()))
         store_copy(g.io_dtype, source, dim,
-                   store_.raw(layer, sequence.slot, head, kind, g.sink_tokens + token % g.ring_tokens));
+                   store_.raw(layer, sequence.raw_slot, head, kind, g.sink_tokens + token % g.ring_tokens));
     }
   }
   if (noticed.flags() == 0) return;
-  store_.flags(sequence.slot).fetch_or(noticed.flags(), std::memory_order_relaxed);
+  store_.flags(sequence.flag).fetch_or(noticed.flags(), std::memory_order_relaxed);
   noticed_.fetch_or(noticed.flags(), std::memory_order_relaxed);
 }
 
 void CpuBackend::append(const AppendRequest& request) {
-  const BatchPlan& plan = *request.plan;
-  const PlanStorage& storage = *static_cast<const PlanStorage*>(plan.storage);
+  const StepRows& rows = request.plan->rows;
+  const PlanStorage& storage = *static_cast<const PlanStorage*>(request.plan->storage);
   const int heads = store_.geometry.num_kv_heads;
   const int64_t* first = storage.first_task;
   pool_.parallel_for(storage.num_tasks * heads, [&](int64_t index, int) {
     const int64_t task = index / heads;
-    const int64_t sequence = std::upper_bound(first, first + plan.num_sequences + 1, task) - first - 1;
-    const int64_t first_tile = plan.sequences[sequence].old_length / format::kTileTokens;
-    append_tile(request, plan.sequences[sequence], first_tile + (task - first[sequence]),
+    const int64_t sequence = std::upper_bound(first, first + rows.num_sequences + 1, task) - first - 1;
+    const int64_t first_tile = rows.sequences[sequence].old_length / format::kTileTokens;
+    append_tile(request, rows.sequences[sequence], first_tile + (task - first[sequence]),
                 static_cast<int>(index % heads));
   });
 }

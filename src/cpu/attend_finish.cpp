@@ -12,8 +12,9 @@ namespace cpu {
 void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
   const int dim = kind == Kind::kKey ? g_.head_dim : g_.value_dim;
   for (int i = begin; i < end; i++)
-    kernels_.to_float(g_.io_dtype, store_.raw(layer_, sequence_.slot, head_, kind, raw_index(g_, first + i)),
-                      dim, space_.rows + static_cast<int64_t>(i) * dim);
+    kernels_.to_float(g_.io_dtype,
+                      store_.raw(layer_, sequence_.raw_slot, head_, kind, raw_index(g_, first + i)), dim,
+                      space_.rows + static_cast<int64_t>(i) * dim);
 }
 
 // Exact tokens first .. first + count - 1, at most 128. Uses `o` for the exact state's vector. A copy that no

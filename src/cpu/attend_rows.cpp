@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "split_plan.h"
+#include "cpu/schedule.h"
 
 namespace tq {
 namespace cpu {
@@ -77,12 +77,13 @@ float scaled_dot(const float* a, const float* b, int n) {
 }  // namespace
 
 RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request,
-                 const PlanSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space)
+                 const StepSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space)
     : store_(store),
       g_(store.geometry),
       kernels_(kernels),
       request_(request),
       sequence_(sequence),
+      pages_(request.plan->pages.row(sequence.page_row)),
       layer_(store.layer(request.layer)),
       head_(head),
       first_row_(first_row),
@@ -204,7 +205,7 @@ void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
   std::fill(space_.value_scales, space_.value_scales + kBlockTokens, 0.0f);
   for (int64_t start = std::max(block, low / format::kTileTokens * format::kTileTokens);
        start < std::min(high, block + kBlockTokens); start += format::kTileTokens) {
-    const uint8_t* tile = store_.sequence_tile(layer_, sequence_, head_, start / format::kTileTokens);
+    const uint8_t* tile = store_.sequence_tile(layer_, pages_, head_, start / format::kTileTokens);
     const int64_t count = std::min<int64_t>(format::kTileTokens, high - start);
     if (!layer_.tile.key.raw())
       kernels_.to_float(DataType::kBF16, tile + layer_.tile.key_scale_offset(), count,
@@ -223,9 +224,9 @@ void RowTask::locate(BlockTiles* tiles, int64_t end) const {
     tiles->tile[i] = tiles->next[i] = nullptr;
     if (i < tiles->first_tile || i >= tiles->last_tile) continue;
     const int64_t index = tiles->start / format::kTileTokens + i, next = index + kBlockTiles;
-    tiles->tile[i] = tiles->next[i] = store_.sequence_tile(layer_, sequence_, head_, index);
+    tiles->tile[i] = tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, index);
     if (next * format::kTileTokens >= end) continue;
-    tiles->next[i] = store_.sequence_tile(layer_, sequence_, head_, next);
+    tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, next);
     __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
     __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
   }

@@ -65,7 +65,7 @@ int64_t own_workspace_bytes(const Geometry& geometry);
 class RowTask {
  public:
   RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request,
-          const PlanSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space);
+          const StepSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space);
 
   // Span `index` into the rows' span states and o.
   void run_span(int64_t index);
@@ -111,7 +111,8 @@ class RowTask {
   const Geometry& g_;
   const Kernels& kernels_;
   const AttendRequest& request_;
-  const PlanSequence& sequence_;
+  const StepSequence& sequence_;
+  const int32_t* pages_;  // of the sequence
   const LayerStore& layer_;
   const int head_;
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query

@@ -76,31 +76,37 @@ const char* supported_isas() {
 
 // ---- plan storage ----
 
-void* CpuBackend::create_plan_storage() {
-  const int64_t bytes = static_cast<int64_t>(sizeof(PlanStorage)) +
-                        store_.geometry.max_batch_sequences * static_cast<int64_t>(sizeof(int64_t));
-  void* memory = allocate(ops_, bytes, 64, 1, 0, "plan of max_batch_sequences");
-  memset(memory, 0, static_cast<size_t>(bytes));
-  static_cast<PlanStorage*>(memory)->bytes = bytes;
-  return memory;
+PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops)
+    : limits(split_limits(geometry, geometry.num_threads)),
+      block_(ops, carve(geometry, nullptr), "max_batch_sequences, max_batch_tokens: work lists") {
+  carve(geometry, block_.get());
 }
 
-void CpuBackend::destroy_plan_storage(void* storage) {
-  if (storage)
-    ops_.free(ops_.user, storage, static_cast<size_t>(static_cast<PlanStorage*>(storage)->bytes), 1, 0);
+int64_t PlanStorage::carve(const Geometry& geometry, void* base) {
+  Carver carver(base);
+  first_task = carver.take<int64_t>(geometry.max_batch_sequences + static_cast<int64_t>(1));
+  items = carver.take<WorkItem>(limits.items);
+  return carver.used();
 }
 
-void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
-  PlanStorage& storage = *static_cast<PlanStorage*>(plan.storage);
+void PlanStorage::plan(const StepRows& rows) {
   int64_t tasks = 0;
-  for (int i = 0; i < plan.num_sequences; i++) {
-    const PlanSequence& sequence = plan.sequences[i];
-    storage.first_task[i] = tasks;
+  for (int i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& sequence = rows.sequences[i];
+    first_task[i] = tasks;
     if (sequence.new_tokens > 0)
       tasks += (sequence.length() - 1) / format::kTileTokens - sequence.old_length / format::kTileTokens + 1;
   }
-  storage.first_task[plan.num_sequences] = tasks;
-  storage.num_tasks = tasks;
+  first_task[rows.num_sequences] = num_tasks = tasks;
+  counts = split_work(rows, limits, items);
+}
+
+void* CpuBackend::create_plan_storage() { return new PlanStorage(store_.geometry, ops_); }
+
+void CpuBackend::destroy_plan_storage(void* storage) { delete static_cast<PlanStorage*>(storage); }
+
+void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
+  static_cast<PlanStorage*>(plan.storage)->plan(plan.rows);
 }
 
 // ---- centres, pages, slots ----
@@ -128,11 +134,32 @@ void CpuBackend::copy_pages(const PageCopy* copies, int64_t count, void*) {
   });
 }
 
+template <typename Visit>
+void CpuBackend::for_each_page(const int32_t* pages, int64_t count, const Visit& visit) {
+  const Geometry& g = store_.geometry;
+  const int64_t all_bytes = Store::page_bytes(g) / g.num_pages;  // of one page over all layers
+  pool_.parallel_for(count * g.num_layers, [&](int64_t index, int) {
+    const LayerStore& layer = store_.layer(static_cast<int>(index % g.num_layers));
+    // Layers lie one after the other, each with all its pages.
+    const int64_t before = (layer.pages - store_.layer(0).pages) / g.num_pages;
+    visit(store_.tile(layer, pages[index / g.num_layers], 0, 0), static_cast<size_t>(layer.page_bytes),
+          index / g.num_layers * all_bytes + before);
+  });
+}
+
 void CpuBackend::scrub_pages(const int32_t* pages, int64_t count, void*) {
-  const int layers = store_.geometry.num_layers;
-  pool_.parallel_for(count * layers, [&](int64_t index, int) {
-    const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
-    memset(store_.tile(layer, pages[index / layers], 0, 0), 0, static_cast<size_t>(layer.page_bytes));
+  for_each_page(pages, count, [](uint8_t* page, size_t bytes, int64_t) { memset(page, 0, bytes); });
+}
+
+void CpuBackend::export_pages(const int32_t* pages, int64_t count, void* host, void*) {
+  for_each_page(pages, count, [host](const uint8_t* page, size_t bytes, int64_t at) {
+    memcpy(static_cast<uint8_t*>(host) + at, page, bytes);
+  });
+}
+
+void CpuBackend::import_pages(const int32_t* pages, int64_t count, const void* host, void*) {
+  for_each_page(pages, count, [host](uint8_t* page, size_t bytes, int64_t at) {
+    memcpy(page, static_cast<const uint8_t*>(host) + at, bytes);
   });
 }
 

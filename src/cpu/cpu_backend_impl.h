@@ -4,17 +4,31 @@
 #pragma once
 #include "backend.h"
 #include "cpu/attend_rows.h"
+#include "cpu/schedule.h"
 #include "cpu/store.h"
 #include "cpu/thread_pool.h"
+#include "host_block.h"
 
 namespace tq {
 namespace cpu {
 
-// What upload_plan keeps: task = one tile of one sequence, for each kv head.
-struct PlanStorage {
-  int64_t bytes;
-  int64_t num_tasks;      // tiles with new tokens, over all sequences
-  int64_t first_task[1];  // [max_batch_sequences + 1], really
+// What upload_plan keeps of a step: the tasks of append (one tile of one sequence, for each kv head) and the
+// work list of attend.
+class PlanStorage {
+ public:
+  PlanStorage(const Geometry& geometry, const HostOps& ops);
+  void plan(const StepRows& rows);
+
+  SplitLimits limits;
+  int64_t num_tasks = 0;  // tiles with new tokens, over all sequences
+  int64_t* first_task;    // [max_batch_sequences + 1]
+  WorkItem* items;        // [limits.items]
+  WorkCounts counts = {};
+
+ private:
+  int64_t carve(const Geometry& geometry, void* base);
+
+  HostBlock block_;
 };
 
 class CpuBackend final : public Backend {
@@ -22,7 +36,6 @@ class CpuBackend final : public Backend {
   CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels);
 
   BackendBytes bytes() const override;
-  int num_workers() const override { return pool_.num_threads(); }
   void* create_plan_storage() override;
   void destroy_plan_storage(void* storage) override;
   void upload_plan(const BatchPlan& plan, void* stream) override;
@@ -30,19 +43,24 @@ class CpuBackend final : public Backend {
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
-  size_t attend_workspace_bytes(const BatchPlan& plan) const override;
   void set_centres(int layer, const float* key, const float* value) override;
   void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
+  void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) override;
+  void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) override;
   bool capturing(void*) const override { return false; }
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }
   void drain() noexcept override {}
 
  private:
-  void append_tile(const AppendRequest& request, const PlanSequence& sequence, int64_t tile, int head);
+  void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
+
+  // visit(page of one layer, its bytes, its place in host memory as export_pages fills it) for all layers
+  template <typename Visit>
+  void for_each_page(const int32_t* pages, int64_t count, const Visit& visit);
 
   HostOps ops_;
   const Kernels& kernels_;

@@ -9,13 +9,14 @@ namespace cpu {
 void CpuBackend::read(const ReadRequest& request) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
-  const PlanSequence& sequence = request.sequence;
+  const StepSequence& sequence = request.sequence;
+  const int32_t* pages = request.pages.row(sequence.page_row);
   const ExactRange exact = exact_range(g, sequence.length(), sequence.raw_first);
   const int element = dtype_bytes(g.io_dtype);
   pool_.parallel_for(request.count * g.num_kv_heads, [&](int64_t index, int) {
     const int64_t token = request.first + index / g.num_kv_heads;
     const int head = static_cast<int>(index % g.num_kv_heads);
-    const uint8_t* base = store_.sequence_tile(layer, sequence, head, token / format::kTileTokens);
+    const uint8_t* base = store_.sequence_tile(layer, pages, head, token / format::kTileTokens);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       const bool key = kind == Kind::kKey;
       void* tensor = key ? request.k : request.v;
@@ -25,7 +26,7 @@ void CpuBackend::read(const ReadRequest& request) {
       uint8_t* target = static_cast<uint8_t*>(tensor) +
                         ((token - request.first) * strides.token + head * strides.head) * element;
       if (token < exact.coded_begin || token >= exact.coded_end) {
-        memcpy(target, store_.raw(layer, sequence.slot, head, kind, raw_index(g, token)),
+        memcpy(target, store_.raw(layer, sequence.raw_slot, head, kind, raw_index(g, token)),
                static_cast<size_t>(dim) * element);
         continue;
       }

@@ -81,15 +81,14 @@ class Store {
     return layer.pages + page * layer.page_bytes + head * layer.head_bytes +
            static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
   }
-  // Tile `index` of a sequence.
-  uint8_t* sequence_tile(const LayerStore& layer, const PlanSequence& sequence, int head,
-                         int64_t index) const {
+  // Tile `index` of a sequence with these pages.
+  uint8_t* sequence_tile(const LayerStore& layer, const int32_t* pages, int head, int64_t index) const {
     const uint32_t per_page = static_cast<uint32_t>(geometry.tiles_per_page()),
                    number = static_cast<uint32_t>(index);
     // Below 2^37 tokens, the 32-bit division is several times cheaper.
     if (number == index)
-      return tile(layer, sequence.pages[number / per_page], head, static_cast<int>(number % per_page));
-    return tile(layer, sequence.pages[index / per_page], head, static_cast<int>(index % per_page));
+      return tile(layer, pages[number / per_page], head, static_cast<int>(number % per_page));
+    return tile(layer, pages[index / per_page], head, static_cast<int>(index % per_page));
   }
   // Raw copy `index` (see raw_index).
   uint8_t* raw(const LayerStore& layer, int slot, int head, Kind kind, int64_t index) const {

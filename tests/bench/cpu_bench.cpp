@@ -25,7 +25,6 @@
 
 #include "cpu/cpu_backend.h"
 #include "host_ops.h"
-#include "split_plan.h"
 #include "tests/bench/fp16_attention.h"
 
 namespace tq {
@@ -94,9 +93,9 @@ struct Cache {
   LayerCode code;
   std::unique_ptr<Backend> backend;
   std::vector<int32_t> pages;
-  PlanSequence sequence = {};
+  StepSequence sequence = {};
+  const int64_t first_changed = 0;
   BatchPlan plan = {};
-  std::vector<WorkItem> items;
 
   Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads,
         void* pool) {
@@ -129,20 +128,10 @@ struct Cache {
     if (backend) backend->destroy_plan_storage(plan.storage);
   }
   void upload(int64_t old_length, int64_t new_tokens, int64_t queries) {
-    sequence = PlanSequence{
-        0, old_length, new_tokens, queries, 0, 0, 0, pages.data(), static_cast<int64_t>(pages.size()), 0};
+    sequence = StepSequence{0, 0, 0, old_length, new_tokens, queries, 0, 0, 0};
     if (!plan.storage) plan.storage = backend->create_plan_storage();
-    plan.num_sequences = 1;
-    plan.sequences = &sequence;
-    plan.new_tokens = new_tokens;
-    plan.query_tokens = queries;
-    const SplitLimits limits = split_limits(geometry, backend->num_workers());
-    items.resize(static_cast<size_t>(limits.items + 1));
-    const SplitCounts counts = split_plan(&sequence, 1, limits, items.data());
-    plan.items = items.data();
-    plan.num_items = counts.num_items;
-    plan.num_groups = counts.num_groups;
-    plan.num_partials = counts.num_partials;
+    plan.rows = StepRows{1, &sequence, new_tokens, queries};
+    plan.pages = PageMap{pages.data(), static_cast<int64_t>(pages.size()), &first_changed};
     backend->upload_plan(plan, nullptr);
   }
   // Appends `count` tokens at `old_length` from data [count][heads][128].

@@ -144,7 +144,7 @@ void test_attend_options(void) {
   CHECK(memcmp(out, again, sizeof out) == 0);
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "workspace = 0x",
           tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, (char*)workspace + 64, bytes, NULL));
-  REFUSES(TQ_ERROR_WORKSPACE_TOO_SMALL, "workspace_bytes = 1: this plan needs ",
+  REFUSES(TQ_ERROR_WORKSPACE_TOO_SMALL, "workspace_bytes = 1: tq_attend_workspace_bytes says ",
           tq_cache_attend(cache, 0, batch, q, again, NULL, NULL, workspace, 1, NULL));
   free(workspace);
 

@@ -63,6 +63,7 @@ TEST_P(EdgesTest, ABadQueryMakesItsOwnRowNan) {
       config.window = variant % 3 ? 12 : 0;
       config.sinks = variant % 3 ? 3 : 0;
       config.centres = variant % 2;
+      config.threads = 4;
       Rig rig(config);
       rig.step({{0, 1100, 40}, {1, 5, 5}, {2, 70, 1}});  // two spans, so states are merged across them
       const int heads = rig.geometry.num_q_heads;
@@ -70,7 +71,6 @@ TEST_P(EdgesTest, ABadQueryMakesItsOwnRowNan) {
         AttendOptions options;
         options.history_only = history;
         options.out = static_cast<DataType>(1 + variant % 3);
-        options.plan_workers = history ? 0 : 16;
         options.own_workspace = false;
         rig.forget_query_pokes();
         const Result clean = rig.attend(options);
@@ -267,10 +267,8 @@ TEST(Store, TileNumbersBeyond32Bits) {
   const int64_t index = (1ll << 32) + 5, per_page = rig.geometry.tiles_per_page();
   std::vector<int32_t> pages(static_cast<size_t>(index / per_page + 1));
   pages.back() = 2;
-  PlanSequence sequence = {};
-  sequence.pages = pages.data();
-  EXPECT_EQ(store.tile(store.layer(0), 2, 1, 5), store.sequence_tile(store.layer(0), sequence, 1, index));
-  EXPECT_EQ(store.tile(store.layer(0), 0, 1, 5), store.sequence_tile(store.layer(0), sequence, 1, 5));
+  EXPECT_EQ(store.tile(store.layer(0), 2, 1, 5), store.sequence_tile(store.layer(0), pages.data(), 1, index));
+  EXPECT_EQ(store.tile(store.layer(0), 0, 1, 5), store.sequence_tile(store.layer(0), pages.data(), 1, 5));
 }
 
 // ---- merge of finished parts ----

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "cpu/schedule.h"
 #include "cpu/thread_pool.h"
 #include "rig.h"
 #include "status.h"
@@ -82,25 +83,21 @@ TEST_P(InvarianceTest, SplitsThreadsAndWorkspaces) {
   config.max_sequences = 4;
   config.max_tokens = 4500;
   Result first;
-  for (const int threads : {1, 2, 3}) {
+  for (const int threads : {1, 2, 3, 16}) {
     config.threads = threads;
     Rig rig(config);
     rig.step({{0, 3000, 0}, {1, 1200, 0}, {2, 9, 0}, {3, 70, 0}});
     rig.step({{0, 1, 1}, {1, 1, 1}, {2, 1, 1}, {3, 1, 1}});
-    for (const int plan_workers : {1, 2, 4, 16})
-      for (const bool own : {true, false}) {
-        AttendOptions options;
-        options.plan_workers = plan_workers;
-        options.own_workspace = own;
-        options.sink_logits = true;
-        options.workspace_fill = static_cast<uint8_t>(plan_workers * 31 + 7);
-        const Result result = rig.attend(options);
-        EXPECT_EQ(plan_workers > 1, result.num_partials > 0);
-        if (first.out.empty()) first = result;
-        expect_same(
-            first, result,
-            "threads " + std::to_string(threads) + " planned for workers " + std::to_string(plan_workers));
-      }
+    for (const bool own : {true, false}) {
+      AttendOptions options;
+      options.own_workspace = own;
+      options.sink_logits = true;
+      options.workspace_fill = static_cast<uint8_t>(threads * 31 + 7);
+      const Result result = rig.attend(options);
+      EXPECT_EQ(threads > 1, result.num_partials > 0);
+      if (first.out.empty()) first = result;
+      expect_same(first, result, "threads " + std::to_string(threads));
+    }
   }
 }
 
@@ -191,6 +188,33 @@ TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
   expect_same(want, rig.attend(), "after the round trip");
 }
 
+// Pages out to host memory and in again, elsewhere: layers of different sizes, neighbours and strangers.
+TEST_P(InvarianceTest, ExportedPages) {
+  RigConfig config = base();
+  config.layers = 3;
+  config.threads = 2;
+  config.max_tokens = 512;
+  Rig rig(config);
+  rig.step({{0, 300, 2}});
+  const Result want = rig.attend();
+  const std::vector<int32_t> own = rig.pages_of(0);
+  const size_t layer_bytes = static_cast<size_t>(rig.geometry.page_bytes(0)), all_bytes = 3 * layer_bytes,
+               pool_pages = static_cast<size_t>(rig.geometry.num_pages);
+  std::vector<uint8_t> host(all_bytes * own.size() + 1, 0xEE);
+  rig.backend->export_pages(own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
+  EXPECT_EQ(0xEE, host.back());
+  for (size_t i = 0; i < own.size(); i++)
+    for (size_t layer = 0; layer < 3; layer++)
+      EXPECT_EQ(0, memcmp(&host[i * all_bytes + layer * layer_bytes],
+                          rig.pages() + (layer * pool_pages + static_cast<size_t>(own[i])) * layer_bytes,
+                          layer_bytes))
+          << "page " << own[i] << " layer " << layer;
+  rig.backend->scrub_pages(own.data(), static_cast<int64_t>(own.size()), nullptr);
+  EXPECT_NE(want.out, rig.attend().out);
+  rig.backend->import_pages(own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
+  expect_same(want, rig.attend(), "pages imported");
+}
+
 TEST_P(InvarianceTest, ConcurrentAttends) {
   RigConfig config = base();
   config.threads = 2;
@@ -228,10 +252,11 @@ TEST(Backend, AllocatesAsAnnounced) {
   EXPECT_EQ(bytes.raw, same.raw);
   EXPECT_EQ(bytes.tables, same.tables);
   EXPECT_EQ(bytes.workspace, same.workspace);
-  // Besides: the plan's storage, one int64 for each sequence and a few more.
+  // Besides: the plan's storage, its lists padded to 64 bytes each.
+  const int64_t items = cpu::split_limits(rig.geometry, config.threads).items,
+                lists = 8 * (config.max_sequences + 1) + items * static_cast<int64_t>(sizeof(cpu::WorkItem));
   EXPECT_GE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace);
-  EXPECT_LE(rig.total_bytes,
-            bytes.pages + bytes.raw + bytes.tables + bytes.workspace + 8 * (config.max_sequences + 8));
+  EXPECT_LE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace + lists + 128);
   const int64_t before = rig.allocations;
   rig.fail_allocations = true;  // any further one would fail the call
   rig.step({{0, 100, 3}, {1, 40, 40}});

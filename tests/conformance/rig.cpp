@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "split_plan.h"
+#include "cpu/schedule.h"
 
 namespace tq {
 namespace test {
@@ -146,6 +146,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   for (size_t i = free_pages_.size(); i > 1; i--)
     std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
   sequences_.resize(c.max_sequences);
+  page_table_.assign(static_cast<size_t>(c.max_sequences * g.max_sequence_pages), -1);
   storage_ = backend->create_plan_storage();
   if (!c.centres) return;
   for (int kind = 0; kind < 2; kind++)
@@ -189,14 +190,15 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
       sequence.pages.push_back(free_pages_.back());
       free_pages_.pop_back();
     }
-    plan_sequences_.push_back(PlanSequence{ask.sequence, old_length, ask.new_tokens, ask.query_tokens, kv_row,
-                                           q_row, sequence.raw_first, sequence.pages.data(),
-                                           static_cast<int64_t>(sequence.pages.size()), 0});
+    plan_sequences_.push_back(StepSequence{ask.sequence, ask.sequence, ask.sequence, old_length,
+                                           ask.new_tokens, ask.query_tokens, kv_row, q_row,
+                                           sequence.raw_first});
     kv_row += ask.new_tokens;
     q_row += ask.query_tokens;
   }
+  first_changed_.assign(asks.size(), 0);
   plan_ = BatchPlan{
-      static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row, nullptr, 0, 0, 0, storage_};
+      {static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row}, page_map(), storage_};
   backend->upload_plan(plan_, nullptr);
   if (!append) return;
   const int element = dtype_bytes(config.io);
@@ -226,19 +228,19 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
                                   nullptr});
 }
 
+PageMap Rig::page_map() {
+  const int64_t stride = geometry.max_sequence_pages;
+  for (size_t i = 0; i < sequences_.size(); i++)
+    std::copy(sequences_[i].pages.begin(), sequences_[i].pages.end(),
+              page_table_.begin() + static_cast<int64_t>(i) * stride);
+  return PageMap{page_table_.data(), stride, first_changed_.data()};
+}
+
 Result Rig::attend(const AttendOptions& o) {
   const Geometry& g = geometry;
-  const SplitLimits limits = split_limits(g, o.plan_workers ? o.plan_workers : backend->num_workers());
-  items_.resize(static_cast<size_t>(limits.items + 1));
-  const SplitCounts counts = split_plan(plan_sequences_.data(), plan_.num_sequences, limits, items_.data());
-  plan_.items = items_.data();
-  plan_.num_items = counts.num_items;
-  plan_.num_groups = counts.num_groups;
-  plan_.num_partials = counts.num_partials;
-
   const int element = dtype_bytes(config.io), out_element = dtype_bytes(o.out);
   const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0),
-                rows = plan_.query_tokens;
+                rows = plan_.rows.query_tokens;
   std::vector<uint8_t>& q = query_bytes_;
   q.assign(static_cast<size_t>(rows * g.num_q_heads * q_stride * element + 1), 0);
   std::vector<uint8_t> out(static_cast<size_t>(rows * g.num_q_heads * out_stride * out_element + 1), 0xEE);
@@ -264,7 +266,9 @@ Result Rig::attend(const AttendOptions& o) {
   for (int head = 0; o.sinks.empty() && head < g.num_q_heads; head++)
     sinks.push_back(0.5f * static_cast<float>(head) - 1);
   Result result;
-  result.num_partials = counts.num_partials;
+  const cpu::SplitLimits limits = cpu::split_limits(g, g.num_threads);
+  std::vector<cpu::WorkItem> items(static_cast<size_t>(limits.items));
+  result.num_partials = cpu::split_work(plan_.rows, limits, items.data()).num_partials;
   result.lse.assign(static_cast<size_t>(rows * g.num_q_heads), -7);
   AttendRequest request = {};
   request.plan = &plan_;
@@ -281,7 +285,7 @@ Result Rig::attend(const AttendOptions& o) {
   request.history_only = o.history_only;
   void* workspace = nullptr;
   if (!o.own_workspace) {
-    request.workspace_bytes = backend->attend_workspace_bytes(plan_);
+    request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
     if (posix_memalign(&workspace, 256, request.workspace_bytes) != 0) abort();
     memset(workspace, o.workspace_fill, request.workspace_bytes);
     request.workspace = workspace;
@@ -304,14 +308,14 @@ Result Rig::attend(const AttendOptions& o) {
 Result Rig::attend_again() {
   const Geometry& g = geometry;
   Result result;
-  result.out.resize(static_cast<size_t>(plan_.query_tokens * g.num_q_heads * g.value_dim));
-  result.lse.resize(static_cast<size_t>(plan_.query_tokens * g.num_q_heads));
+  result.out.resize(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads * g.value_dim));
+  result.lse.resize(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads));
   AttendRequest request = request_;
   request.out = result.out.data();
   request.out_strides = {static_cast<int64_t>(g.num_q_heads) * g.value_dim, g.value_dim};
   request.out_dtype = DataType::kF32;
   request.lse = result.lse.data();
-  request.workspace_bytes = backend->attend_workspace_bytes(plan_);
+  request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
   if (posix_memalign(&request.workspace, 256, request.workspace_bytes) != 0) abort();
   backend->attend(request);
   ::free(request.workspace);
@@ -320,7 +324,8 @@ Result Rig::attend_again() {
 
 void Rig::attend_with_workspace(size_t bytes) {
   attend();
-  std::vector<float> out(static_cast<size_t>(plan_.query_tokens * geometry.num_q_heads * geometry.value_dim));
+  std::vector<float> out(
+      static_cast<size_t>(plan_.rows.query_tokens * geometry.num_q_heads * geometry.value_dim));
   alignas(256) uint8_t workspace[256];
   AttendRequest request = request_;
   request.out = out.data();
@@ -421,8 +426,8 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
       vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
-  request.sequence = PlanSequence{
-      sequence, s.length, 0, 0, 0, 0, s.raw_first, s.pages.data(), static_cast<int64_t>(s.pages.size()), 0};
+  request.sequence = StepSequence{sequence, sequence, sequence, s.length, 0, 0, 0, 0, s.raw_first};
+  request.pages = page_map();
   request.first = first;
   request.count = count;
   request.k = k ? kb.data() : nullptr;
@@ -457,8 +462,8 @@ Result Rig::reference(const AttendOptions& o) {
   const double scale = o.scale != 0 ? static_cast<double>(o.scale)
                                     : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
   Result result;
-  result.out.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads * g.value_dim), 0);
-  result.lse.assign(static_cast<size_t>(plan_.query_tokens * g.num_q_heads), 0);
+  result.out.assign(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads * g.value_dim), 0);
+  result.lse.assign(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads), 0);
   for (size_t i = 0; i < asks_.size(); i++)
     for (int head = 0; head < g.num_kv_heads; head++) {
       const int64_t length = plan_sequences_[i].length();

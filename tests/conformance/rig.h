@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small cache around one CPU backend: pages from a shuffled free list, plans by split_plan, inputs
+// A small cache around one CPU backend: pages from a shuffled free list, plans by its own hand, inputs
 // remembered, and attention in float64 over the vectors that the scalar format code decodes. Every
 // conformance test talks to backends through it.
 #pragma once
@@ -67,7 +67,6 @@ struct AttendOptions {
   std::vector<float> sinks;  // of the query heads; empty = a rising row
   bool sink_logits = false, history_only = false, strided = false, own_workspace = true;
   DataType out = DataType::kF32;
-  int plan_workers = 0;  // 0 = the backend's
   uint8_t workspace_fill = 0xFF;
 };
 
@@ -92,6 +91,7 @@ class Rig {
   int32_t page_of(int sequence, int64_t index) const {
     return sequences_[sequence].pages[static_cast<size_t>(index)];
   }
+  const std::vector<int32_t>& pages_of(int sequence) const { return sequences_[sequence].pages; }
   int32_t free_page() const { return free_pages_.front(); }
   void truncate(int sequence, int64_t length);
   // Decoded (or exact) vectors as float.
@@ -133,6 +133,7 @@ class Rig {
   using Poke = std::vector<int64_t>;
 
   const format::VectorCoder& coder(int head, Kind kind);
+  PageMap page_map();
   std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
@@ -151,9 +152,10 @@ class Rig {
   std::vector<std::pair<uint8_t*, size_t>> blocks_;  // allocated while the backend was created
   uint8_t* page_memory_ = nullptr;
   // The plan in force.
-  std::vector<PlanSequence> plan_sequences_;
+  std::vector<StepSequence> plan_sequences_;
+  std::vector<int32_t> page_table_;  // [max_sequences][max_sequence_pages], -1 where there is none
+  std::vector<int64_t> first_changed_;
   std::vector<Ask> asks_;
-  std::vector<WorkItem> items_;
   BatchPlan plan_;
   AttendRequest request_ = {};
   std::vector<uint8_t> query_bytes_;

@@ -369,26 +369,16 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   GPU_MUST(cudaMemset(workspace_.get(), 0xFF, tq::cuda::attend_workspace_capacity(geometry_, num_ctas)));
   GPU_MUST(cudaMemset(workspace_.get(), 0, tq::cuda::counter_bytes(num_ctas)));
   for (int set = 0; set < sets; set++) {
-    std::vector<tq::PlanSequence> plan(count);
+    std::vector<tq::StepSequence> plan(count);
     int64_t row = 0;
     for (int i = 0; i < count; i++) {
       const CaseSequence& q = spec.sequences[i];
-      plan[i] = tq::PlanSequence{set * count + i,
-                                 q.length - q.new_tokens,
-                                 q.new_tokens,
-                                 q.queries,
-                                 0,
-                                 row,
-                                 raw_first_[i],
-                                 nullptr,
-                                 0,
-                                 0};
+      const int32_t slot = set * count + i;
+      plan[i] = tq::StepSequence{slot, slot, slot,         q.length - q.new_tokens, q.new_tokens, q.queries,
+                                 0,    row,  raw_first_[i]};
       row += q.queries;
     }
-    tq::BatchPlan batch = {};
-    batch.num_sequences = count;
-    batch.sequences = plan.data();
-    batch.query_tokens = row;
+    const tq::StepRows batch = {count, plan.data(), 0, row};
     std::vector<uint8_t> work(spec.long_apart ? tq::cuda::pair_capacity(geometry_, num_ctas)
                                               : tq::cuda::work_capacity(geometry_, num_ctas));
     if (spec.long_apart)

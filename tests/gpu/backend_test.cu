@@ -47,6 +47,7 @@ void count_calls() {
   TQ_COUNT(host_get_device_pointer);
   TQ_COUNT(memcpy_sync);
   TQ_COUNT(memcpy_async);
+  TQ_COUNT(memcpy_2d_async);
   TQ_COUNT(memset_async);
   TQ_COUNT(stream_synchronize);
   TQ_COUNT(stream_is_capturing);
@@ -142,6 +143,10 @@ bool life(int n, const tq::HostOps& ops) {
   const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.num_pages - 1),
                              static_cast<int32_t>(c.geometry.num_pages - 1)};
   thrown += attempt([&] { c.backend->copy_pages(&copy, 1, nullptr); });
+  std::vector<uint8_t> exported(static_cast<size_t>(c.geometry.page_bytes(0) * config.layers));
+  thrown += attempt([&] { c.backend->export_pages(&copy.target, 1, exported.data(), nullptr); });
+  thrown += attempt([&] { c.backend->import_pages(&copy.target, 1, exported.data(), nullptr); });
+  GPU_MUST(cudaDeviceSynchronize());
   uint64_t flags = 0;
   thrown += attempt([&] { flags = c.backend->check(nullptr); });
   const int used = calls;
@@ -337,6 +342,41 @@ void slots_and_pages() {
   cache.verify("the other sequence after scrubbing", true);
 }
 
+// Pages out to the host, each with all its layers, and in again: neighbours and strangers, in any order.
+void exported_pages() {
+  Config config = small_config();
+  config.layers = 3;
+  TestCache cache(config);
+  cache.step({90, 50});
+  const std::vector<uint8_t> before = cache.pool.host();
+  std::vector<int32_t> pages;
+  for (int64_t page = 1; page + 1 < cache.geometry.num_pages; page++)
+    pages.push_back(static_cast<int32_t>(page));
+  std::swap(pages.front(), pages.back());
+  int64_t all = 0;
+  for (int layer = 0; layer < config.layers; layer++) all += cache.geometry.page_bytes(layer);
+  std::vector<uint8_t> host(static_cast<size_t>(all) * pages.size() + 1, 0xEE);
+  cache.backend->export_pages(pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
+  GPU_MUST(cudaDeviceSynchronize());
+  check(host.back() == 0xEE, "export_pages wrote behind the last page");
+  int64_t wrong = 0, place = 0;
+  for (const int32_t page : pages) {
+    int64_t at = 0;
+    for (int layer = 0; layer < config.layers; layer++) {
+      const int64_t page_bytes = cache.geometry.page_bytes(layer);
+      wrong += memcmp(host.data() + place, before.data() + at + page * page_bytes,
+                      static_cast<size_t>(page_bytes)) != 0;
+      place += page_bytes;
+      at += padded(page_bytes * cache.geometry.num_pages);
+    }
+  }
+  check(wrong == 0, "export_pages: %lld pages of a layer wrong", static_cast<long long>(wrong));
+  cache.backend->scrub_pages(pages.data(), static_cast<int64_t>(pages.size()), nullptr);
+  cache.backend->import_pages(pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
+  GPU_MUST(cudaDeviceSynchronize());
+  check(cache.pool.host() == before, "import_pages: other bytes than before");
+}
+
 void merge() {
   for (int states : {1, 2, 5, 33, 1024})
     for (int dim : {64, 128, 576})
@@ -490,6 +530,7 @@ int main(int count, char** arguments) {
     devices();
     starts_zeroed();
     slots_and_pages();
+    exported_pages();
     capture();
     merge();
     merge_of_any_lse();

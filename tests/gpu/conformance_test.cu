@@ -7,6 +7,9 @@
 // arithmetic over the same codes for logits up to about 5 (derived in tests/golden/library_test.cpp), so they
 // may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
 // output can be small, by the design's gate of 1e-3.   conformance_test [--quick] [FIRST COUNT]
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "api_cache.cuh"
 #include "cuda/attend/instances.h"
 
@@ -344,6 +347,34 @@ void conform(const Case& c) {
   pair.compare_attention("many queries, sliding window", params, kRowGate);
 }
 
+// A process that fork() made has the cache's addresses and none of its device: every call says so, and the
+// destroy calls return at once.
+void forked() {
+  tq_cache_config config = api_config(64, 64, 4, 4, 2, 1, TQ_F16);
+  config.max_tokens = 64;
+  ApiCache cache(config, TQ_DEVICE_CUDA);
+  const tq_sequence id = cache.sequence();
+  fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    int64_t length = -1;
+    tq_sequence other = 0;
+    bool right = tq_sequence_length(cache.cache, id, &length) == TQ_ERROR_INVALID_STATE && length == -1;
+    right &= strstr(tq_last_error(), "cache: created in process ") != nullptr;
+    right &= tq_sequence_create(cache.cache, &other) == TQ_ERROR_INVALID_STATE && other == 0;
+    right &= tq_batch_rows(cache.batch, nullptr, nullptr, nullptr) == TQ_ERROR_INVALID_STATE;
+    right &= tq_cache_destroy(cache.cache) == TQ_ERROR_INVALID_STATE;  // its batch lives
+    right &= tq_batch_destroy(cache.batch) == TQ_OK && tq_cache_destroy(cache.cache) == TQ_OK;
+    _exit(right ? 0 : 1);
+  }
+  int status = -1;
+  check(child > 0 && waitpid(child, &status, 0) == child && status == 0, "forked process: status %#x",
+        status);
+  int64_t length = -1;
+  check(tq_sequence_length(cache.cache, id, &length) == TQ_OK && length == 0, "the parent's cache");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -352,6 +383,7 @@ int main(int argc, char** argv) {
             last = argc > 2 + quick ? first + atoi(argv[2 + quick]) : 1000;
   const int dtypes[] = {TQ_F16, TQ_BF16, TQ_F32}, groups[] = {4, 1, 8, 3, 16, 2},
             pages[] = {64, 32, 96, 64, 512, 128};
+  if (first == 0) forked();
   int index = 0;
   for (const Shape& shape : shapes()) {
     const int at = index++;

@@ -67,10 +67,14 @@ class TestCache {
 
  private:
   std::vector<tq::LayerCode> layers_;
+  tq::StepSequence sequence_at(int sequence, int64_t old_length) const;
+  tq::PageMap page_map();
+
   std::vector<std::vector<int32_t>> pages_;
-  std::vector<int64_t> shown_, ring_first_;
+  std::vector<int32_t> table_;  // the same, [sequences][max_sequence_pages]
+  std::vector<int64_t> shown_, first_changed_, ring_first_;
   std::vector<int32_t> free_;
-  std::vector<tq::PlanSequence> plan_;
+  std::vector<tq::StepSequence> plan_;
   std::vector<int64_t> layer_at_;
   Buffer<uint64_t> signs_;
   Buffer<float> centres_;
@@ -123,6 +127,8 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   for (size_t i = free_.size(); i > 1; i--) std::swap(free_[i - 1], free_[mix64(c.seed + i) % i]);
   pages_.resize(c.sequences);
   shown_.assign(c.sequences, 0);
+  first_changed_.assign(c.sequences, 0);
+  table_.assign(static_cast<size_t>(c.sequences * sequence_pages), -1);
   ring_first_.assign(c.sequences, 0);
 
   std::vector<uint64_t> signs;
@@ -163,29 +169,48 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
     const int64_t before = length[i];
     length[i] = after;
     const int64_t asks = std::min(queries, after);
-    plan_.push_back(tq::PlanSequence{static_cast<int32_t>(i), before, new_tokens[i], asks, last.new_tokens,
-                                     last.query_tokens, raw_first(static_cast<int>(i)), pages_[i].data(),
-                                     static_cast<int64_t>(pages_[i].size()), shown_[i]});
+    plan_.push_back(sequence_at(static_cast<int>(i), before));
+    plan_.back().new_tokens = new_tokens[i];
+    plan_.back().query_tokens = asks;
+    plan_.back().kv_row = last.rows.new_tokens;
+    plan_.back().q_row = last.rows.query_tokens;
+    first_changed_[i] = shown_[i];
     shown_[i] = static_cast<int64_t>(pages_[i].size());
-    last.new_tokens += new_tokens[i];
-    last.query_tokens += asks;
+    last.rows.new_tokens += new_tokens[i];
+    last.rows.query_tokens += asks;
   }
-  last.num_sequences = static_cast<int32_t>(plan_.size());
-  last.sequences = plan_.data();
+  last.rows.num_sequences = static_cast<int32_t>(plan_.size());
+  last.rows.sequences = plan_.data();
+  last.pages = page_map();
   last.storage = storage_;
+}
+
+inline tq::StepSequence TestCache::sequence_at(int sequence, int64_t old_length) const {
+  tq::StepSequence s = {};
+  s.page_row = s.raw_slot = s.flag = sequence;
+  s.old_length = old_length;
+  s.raw_first = raw_first(sequence);
+  return s;
+}
+
+inline tq::PageMap TestCache::page_map() {
+  const int64_t stride = geometry.max_sequence_pages;
+  for (size_t i = 0; i < pages_.size(); i++)
+    std::copy(pages_[i].begin(), pages_[i].end(), table_.begin() + static_cast<int64_t>(i) * stride);
+  return tq::PageMap{table_.data(), stride, first_changed_.data()};
 }
 
 inline void TestCache::fill(int layer, cudaStream_t stream) {
   for (int kind = 0; kind < 2; kind++) {
     const int dim = kind == 0 ? config.head_dim : config.value_dim;
     const size_t bytes =
-        static_cast<size_t>(strides[kind].token) * last.new_tokens * tq::dtype_bytes(config.type);
+        static_cast<size_t>(strides[kind].token) * last.rows.new_tokens * tq::dtype_bytes(config.type);
     GPU_MUST(cudaMemsetAsync(input[kind].get(), 0xFF, bytes, stream));  // NaN between the rows
-    for (const tq::PlanSequence& s : plan_) {
+    for (const tq::StepSequence& s : plan_) {
       if (s.new_tokens == 0) continue;
       const int64_t elements = s.new_tokens * config.heads * dim;
       start(fill_kernel, dim3(static_cast<unsigned>(std::min<int64_t>((elements + 255) / 256, 65535))),
-            dim3(256), stream, Source{config.seed, config.type, config.edges}, layer, kind, s.slot,
+            dim3(256), stream, Source{config.seed, config.type, config.edges}, layer, kind, s.raw_slot,
             static_cast<int>(s.old_length), static_cast<int>(s.new_tokens), config.heads, dim,
             input[kind].get(), s.kv_row, strides[kind].token, strides[kind].head);
     }
@@ -210,7 +235,7 @@ inline void TestCache::attend(int layer, const void* q, float* out, float* lse, 
   request.out_dtype = DataType::kF32;
   request.softmax_scale = 0.125f;
   request.workspace = backend->own_workspace();
-  request.workspace_bytes = backend->attend_workspace_bytes(last);
+  request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
   request.stream = stream;
   backend->attend(request);
 }
@@ -267,17 +292,16 @@ inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
         out = Buffer<uint8_t>(static_cast<size_t>(length[sequence]) * config.heads * dim *
                               tq::dtype_bytes(config.type));
         const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
-        tq::ReadRequest request = {
-            layer,
-            tq::PlanSequence{sequence, length[sequence], 0, 0, 0, 0, raw_first(sequence),
-                             pages_[sequence].data(), static_cast<int64_t>(pages_[sequence].size()), 0},
-            0,
-            length[sequence],
-            kind == 0 ? out.get() : nullptr,
-            kind == 1 ? out.get() : nullptr,
-            dense,
-            dense,
-            nullptr};
+        tq::ReadRequest request = {layer,
+                                   sequence_at(sequence, length[sequence]),
+                                   page_map(),
+                                   0,
+                                   length[sequence],
+                                   kind == 0 ? out.get() : nullptr,
+                                   kind == 1 ? out.get() : nullptr,
+                                   dense,
+                                   dense,
+                                   nullptr};
         backend->read(request);
         work.read = out.get();
       }
@@ -307,17 +331,8 @@ inline std::vector<uint8_t> TestCache::read_all(int sequence) {
       const Buffer<uint8_t> out(static_cast<size_t>(length[sequence]) * config.heads * dim *
                                 tq::dtype_bytes(config.type));
       const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
-      const tq::PlanSequence place = {sequence,
-                                      length[sequence],
-                                      0,
-                                      0,
-                                      0,
-                                      0,
-                                      raw_first(sequence),
-                                      pages_[sequence].data(),
-                                      static_cast<int64_t>(pages_[sequence].size()),
-                                      0};
-      backend->read(tq::ReadRequest{layer, place, 0, length[sequence], kind == 0 ? out.get() : nullptr,
+      backend->read(tq::ReadRequest{layer, sequence_at(sequence, length[sequence]), page_map(), 0,
+                                    length[sequence], kind == 0 ? out.get() : nullptr,
                                     kind == 1 ? out.get() : nullptr, dense, dense, nullptr});
       GPU_MUST(cudaDeviceSynchronize());
       const std::vector<uint8_t> host = out.host();

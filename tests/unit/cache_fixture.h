@@ -106,7 +106,7 @@ class CacheTest : public ::testing::Test {
   std::vector<float> read(int64_t id, int64_t first, int64_t count, int layer = 0) {
     std::vector<float> k(static_cast<size_t>(count) * kDim), result;
     const TensorStrides dense = {kDim, kDim};
-    cache_->read(ReadRequest{layer, {}, first, count, k.data(), nullptr, dense, dense, nullptr}, id);
+    cache_->read(ReadRequest{layer, {}, {}, first, count, k.data(), nullptr, dense, dense, nullptr}, id);
     for (int64_t i = 0; i < count; i++) result.push_back(k[static_cast<size_t>(i) * kDim]);
     return result;
   }

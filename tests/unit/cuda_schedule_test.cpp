@@ -20,13 +20,11 @@ using namespace tq::cuda;
 struct Plan {
   Geometry geometry = {};
   LayerCode code = {};
-  std::vector<PlanSequence> sequences;
+  std::vector<StepSequence> sequences;
 };
 
 void check_plan(const Plan& plan, int num_ctas) {
-  BatchPlan batch = {};
-  batch.num_sequences = static_cast<int32_t>(plan.sequences.size());
-  batch.sequences = plan.sequences.data();
+  const StepRows batch = {static_cast<int32_t>(plan.sequences.size()), plan.sequences.data(), 0, 0};
   const int64_t capacity = work_capacity(plan.geometry, num_ctas);
   std::vector<uint8_t> bytes(capacity + 16, 0xAB);
   const int64_t used = build_work(plan.geometry, batch, num_ctas, bytes.data());
@@ -37,8 +35,7 @@ void check_plan(const Plan& plan, int num_ctas) {
   memcpy(&header, bytes.data(), sizeof header);
   const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof header);
   const SequenceWork* sequences = reinterpret_cast<const SequenceWork*>(ctas + num_ctas);
-  ASSERT_LE(attend_workspace(plan.geometry, bytes.data()),
-            attend_workspace_capacity(plan.geometry, num_ctas));
+  ASSERT_LE(header.num_slots, max_slots(num_ctas));
   ASSERT_LE(header.num_counters, num_ctas);
 
   std::set<std::tuple<int, int, int>> seen;
@@ -144,8 +141,8 @@ TEST(CudaSchedule, EveryUnitOnce) {
     if (rng() % 2) g.window_tokens = g.ring_tokens = 1 + rng() % 300;
     const int count = rng() % 40;
     for (int i = 0; i < count; i++) {
-      PlanSequence s = {};
-      s.slot = i;
+      StepSequence s = {};
+      s.page_row = s.raw_slot = i;
       const int64_t length = 1 + rng() % (rng() % 3 ? 2000 : 200000);
       s.query_tokens = rng() % 5 == 0 ? 0 : rng() % 7 == 0 ? 1 + rng() % length : 1;
       s.new_tokens = std::min<int64_t>(s.query_tokens, length);
@@ -170,15 +167,13 @@ TEST(CudaSchedule, SharesAreEqual) {
   g.layers = &plan.code;
   g.max_batch_sequences = 8;
   for (int i = 0; i < 8; i++) {
-    PlanSequence s = {};
-    s.slot = i;
+    StepSequence s = {};
+    s.page_row = s.raw_slot = i;
     s.old_length = 32767;
     s.new_tokens = s.query_tokens = 1;
     plan.sequences.push_back(s);
   }
-  BatchPlan batch = {};
-  batch.num_sequences = 8;
-  batch.sequences = plan.sequences.data();
+  const StepRows batch = {8, plan.sequences.data(), 0, 0};
   std::vector<uint8_t> bytes(work_capacity(g, 132));
   build_work(g, batch, 132, bytes.data());
   const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof(WorkHeader));
@@ -205,12 +200,13 @@ TEST(CudaSchedule, LongSequencesApart) {
     Plan plan;
     Geometry& g = random_geometry(plan, rng, 20);
     int64_t q_row = 0;
-    std::vector<PlanSequence> brief;
-    std::map<int, PlanSequence> lengthy;
+    std::vector<StepSequence> brief;
+    std::map<int, StepSequence> lengthy;
     const int count = rng() % 20, num_ctas = 1 + rng() % 140;
     for (int i = 0; i < count; i++) {
-      PlanSequence s = {};
-      s.slot = 19 - i;
+      StepSequence s = {};
+      s.page_row = 19 - i;
+      s.raw_slot = i;
       const int64_t length = 1 + rng() % 5000;
       const int64_t edge = kLongRows / g.q_per_kv + rng() % 3 - 1;  // at the threshold +- 1
       s.query_tokens = std::min<int64_t>(length, rng() % 4 == 0   ? 0
@@ -225,15 +221,12 @@ TEST(CudaSchedule, LongSequencesApart) {
       EXPECT_EQ(is_long(g, s), s.query_tokens * g.q_per_kv >= kLongRows);
       plan.sequences.push_back(s);
       if (is_long(g, s))
-        lengthy[s.slot] = s;
+        lengthy[s.page_row] = s;
       else
         brief.push_back(s);
     }
-    BatchPlan batch = {}, short_batch = {};
-    batch.num_sequences = static_cast<int32_t>(plan.sequences.size());
-    batch.sequences = plan.sequences.data();
-    short_batch.num_sequences = static_cast<int32_t>(brief.size());
-    short_batch.sequences = brief.data();
+    const StepRows batch = {static_cast<int32_t>(plan.sequences.size()), plan.sequences.data(), 0, 0},
+                   short_batch = {static_cast<int32_t>(brief.size()), brief.data(), 0, 0};
     const int64_t capacity = pair_capacity(g, num_ctas), place = work_capacity(g, num_ctas);
     std::vector<uint8_t> bytes(capacity + 16, 0xAB), alone(place, 0xAB);
     const int64_t used = build_pair(g, batch, num_ctas, bytes.data());
@@ -251,8 +244,9 @@ TEST(CudaSchedule, LongSequencesApart) {
     std::set<int> seen;
     for (int i = 0; i < header.num_sequences; i++) {
       const PrefillSequence& s = sequences[i];
-      ASSERT_TRUE(lengthy.count(s.slot) && seen.insert(s.slot).second);
-      const PlanSequence& from = lengthy[s.slot];
+      ASSERT_TRUE(lengthy.count(s.page_row) && seen.insert(s.page_row).second);
+      const StepSequence& from = lengthy[s.page_row];
+      EXPECT_EQ(s.raw_slot, from.raw_slot);
       EXPECT_EQ(s.first_item, next);
       EXPECT_EQ(s.length, from.length());
       EXPECT_EQ(s.old_length, from.old_length);

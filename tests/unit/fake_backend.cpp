@@ -5,19 +5,19 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "host_ops.h"
-#include "split_plan.h"
 #include "status.h"
 
 namespace tq {
 namespace fake {
 namespace {
 
-constexpr int kWorkers = 3;
+constexpr int64_t kWorkspaceBytes = 64;
 
 void require(bool condition, const char* what) {
   if (condition) return;
@@ -32,7 +32,7 @@ void enter(Verb verb) {
     throw Error(Status::kCuda, "fake backend: verb %d fails as told", static_cast<int>(verb));
 }
 
-// State of one row over some spans; merged in span order.
+// State of one row.
 struct Part {
   double m = -std::numeric_limits<double>::infinity(), l = 0;
   std::vector<double> o;
@@ -54,7 +54,7 @@ class FakeBackend : public Backend {
     raw_.assign(static_cast<size_t>(g_.num_layers) * g_.max_sequences * g_.raw_tokens() * token_floats(),
                 NAN);
     flags_.assign(static_cast<size_t>(g_.max_sequences), 0);
-    workspace_.assign(64, 0);
+    workspace_.assign(kWorkspaceBytes, 0);
     world().live_backends++;
     world().backend = this;
   }
@@ -63,8 +63,7 @@ class FakeBackend : public Backend {
     world().live_backends--;
   }
 
-  BackendBytes bytes() const override { return BackendBytes{page_bytes(), 0, 0, 0}; }
-  int num_workers() const override { return kWorkers; }
+  BackendBytes bytes() const override { return BackendBytes{page_bytes(), 0, 0, kWorkspaceBytes}; }
   void* create_plan_storage() override {
     enter(Verb::kCreatePlanStorage);
     world().live_storages++;
@@ -84,15 +83,15 @@ class FakeBackend : public Backend {
 
   void append(const AppendRequest& r) override {
     enter(Verb::kAppend);
-    for (int32_t i = 0; i < r.plan->num_sequences; i++) {
-      const PlanSequence& s = r.plan->sequences[i];
+    for (int32_t i = 0; i < r.plan->rows.num_sequences; i++) {
+      const StepSequence& s = r.plan->rows.sequences[i];
       for (int64_t j = 0; j < s.new_tokens; j++)
         for (int h = 0; h < g_.num_kv_heads; h++) {
           const float* k =
               static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
           const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token +
                            h * r.value_strides.head;
-          store(r.layer, s, s.old_length + j, h, k, v);
+          store(r.layer, r.plan->pages, s, s.old_length + j, h, k, v);
         }
     }
   }
@@ -100,22 +99,17 @@ class FakeBackend : public Backend {
   void attend(const AttendRequest& r) override {
     enter(Verb::kAttend);
     if (world().during_attend) world().during_attend();
-    require(r.workspace_bytes >= attend_workspace_bytes(*r.plan), "workspace too small");
-    for (int32_t group = 0, item = 0; group < r.plan->num_groups; group++) {
-      int32_t end = item;
-      while (end < r.plan->num_items && r.plan->items[end].group == group) end++;
-      require(end > item, "a group without items");
-      attend_group(r, item, end);
-      item = end;
-      require(group + 1 < r.plan->num_groups || end == r.plan->num_items, "items behind the last group");
-    }
+    require(r.workspace_bytes >= kWorkspaceBytes, "workspace too small");
+    for (int32_t i = 0; i < r.plan->rows.num_sequences; i++)
+      for (int64_t j = 0; j < r.plan->rows.sequences[i].query_tokens; j++)
+        for (int qh = 0; qh < g_.num_q_heads; qh++) attend_row(r, r.plan->rows.sequences[i], j, qh);
   }
 
   void read(const ReadRequest& r) override {
     enter(Verb::kRead);
     for (int64_t j = 0; j < r.count; j++)
       for (int h = 0; h < g_.num_kv_heads; h++) {
-        const float* x = token(r.layer, r.sequence, r.first + j, h);
+        const float* x = token(r.layer, r.pages, r.sequence, r.first + j, h);
         float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
         float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
         for (int i = 0; r.k && i < g_.head_dim; i++) k[i] = x[i];
@@ -123,9 +117,6 @@ class FakeBackend : public Backend {
       }
   }
   void* own_workspace() override { return workspace_.data(); }
-  size_t attend_workspace_bytes(const BatchPlan& plan) const override {
-    return 64 * static_cast<size_t>(plan.num_partials);
-  }
 
   void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
   void copy_pages(const PageCopy* copies, int64_t count, void*) override {
@@ -144,6 +135,16 @@ class FakeBackend : public Backend {
       for (int layer = 0; layer < g_.num_layers; layer++)
         for (size_t f = 0; f < page_floats(); f++) page(layer, pages[i])[f] = NAN;
     }
+  }
+  void export_pages(const int32_t* pages, int64_t count, void* host, void*) override {
+    move_pages(pages, count, [&](float* own, size_t at) {
+      memcpy(static_cast<float*>(host) + at, own, page_floats() * sizeof(float));
+    });
+  }
+  void import_pages(const int32_t* pages, int64_t count, const void* host, void*) override {
+    move_pages(pages, count, [&](float* own, size_t at) {
+      memcpy(own, static_cast<const float*>(host) + at, page_floats() * sizeof(float));
+    });
   }
   void copy_slot(int source, int target, void*) override {
     enter(Verb::kCopySlot);
@@ -182,12 +183,19 @@ class FakeBackend : public Backend {
            (static_cast<size_t>(layer) * static_cast<size_t>(g_.num_pages) + static_cast<size_t>(id)) *
                page_floats();
   }
+  template <typename Move>
+  void move_pages(const int32_t* pages, int64_t count, const Move& move) {
+    size_t at = 0;
+    for (int64_t i = 0; i < count; i++)
+      for (int layer = 0; layer < g_.num_layers; layer++, at += page_floats())
+        move(page(layer, pages[i]), at);
+  }
   float* slot_raw(int layer, int slot) {
     return raw_.data() + (static_cast<size_t>(layer) * g_.max_sequences + slot) * slot_floats();
   }
-  float* coded_at(int layer, const PlanSequence& s, int64_t i, int h) {
-    require(i / g_.page_size < s.num_pages, "token behind the page list");
-    return page(layer, s.pages[i / g_.page_size]) +
+  float* coded_at(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h) {
+    require(i < s.length(), "token behind the sequence");
+    return page(layer, pages.row(s.page_row)[i / g_.page_size]) +
            (static_cast<size_t>(i % g_.page_size) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
   }
   float* raw_at(int layer, int slot, int64_t row, int h) {
@@ -195,92 +203,70 @@ class FakeBackend : public Backend {
            (static_cast<size_t>(row) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
   }
 
-  void store(int layer, const PlanSequence& s, int64_t i, int h, const float* k, const float* v) {
-    float* sink = i < g_.sink_tokens ? raw_at(layer, s.slot, i, h) : nullptr;
+  void store(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h, const float* k,
+             const float* v) {
+    float* sink = i < g_.sink_tokens ? raw_at(layer, s.raw_slot, i, h) : nullptr;
     float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens
-                      ? raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h)
+                      ? raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h)
                       : nullptr;
     for (int d = 0; d < g_.head_dim + g_.value_dim; d++) {
       float x = d < g_.head_dim ? k[d] : v[d - g_.head_dim];
       if (x != x) {
         x = 0;
-        flags_[static_cast<size_t>(s.slot)] |= 1;
+        flags_[static_cast<size_t>(s.flag)] |= 1;
         noticed_ |= 1;
       }
-      coded_at(layer, s, i, h)[d] = coded(x);
+      coded_at(layer, pages, s, i, h)[d] = coded(x);
       if (sink) sink[d] = x;
       if (ring) ring[d] = x;
     }
   }
   // Keys and values of one token as attend sees them.
-  const float* token(int layer, const PlanSequence& s, int64_t i, int h) {
-    if (i < g_.sink_tokens) return raw_at(layer, s.slot, i, h);
+  const float* token(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h) {
+    if (i < g_.sink_tokens) return raw_at(layer, s.raw_slot, i, h);
     if (i >= s.raw_first && g_.ring_tokens > 0)
-      return raw_at(layer, s.slot, g_.sink_tokens + i % g_.ring_tokens, h);
-    return coded_at(layer, s, i, h);
+      return raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h);
+    return coded_at(layer, pages, s, i, h);
   }
 
-  void check_rows(const BatchPlan& plan) const {
+  void check_rows(const BatchPlan& plan) {
     int64_t new_tokens = 0, query_tokens = 0;
-    for (int32_t i = 0; i < plan.num_sequences; i++) {
-      const PlanSequence& s = plan.sequences[i];
+    for (int32_t i = 0; i < plan.rows.num_sequences; i++) {
+      const StepSequence& s = plan.rows.sequences[i];
       require(s.kv_row == new_tokens && s.q_row == query_tokens, "rows do not follow each other");
-      require(s.num_pages * g_.page_size >= s.length() && (s.num_pages - 1) * g_.page_size < s.length(),
-              "page count");
-      require(s.first_changed_page >= 0 && s.first_changed_page <= s.num_pages, "first_changed_page");
+      const int64_t num_pages = g_.pages_for(s.length());
+      for (int64_t j = 0; j < num_pages; j++) page(0, plan.pages.row(s.page_row)[j]);
+      require(plan.pages.first_changed[i] >= 0 && plan.pages.first_changed[i] <= num_pages, "first_changed");
       require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
               "raw_first");
       new_tokens += s.new_tokens;
       query_tokens += s.query_tokens;
     }
-    require(new_tokens == plan.new_tokens && query_tokens == plan.query_tokens, "totals");
+    require(new_tokens == plan.rows.new_tokens && query_tokens == plan.rows.query_tokens, "totals");
   }
 
-  void attend_group(const AttendRequest& r, int32_t first, int32_t end) {
-    const WorkItem& head = r.plan->items[first];
-    const PlanSequence& s = r.plan->sequences[head.sequence];
-    for (int32_t j = 0; j < head.num_queries; j++)
-      for (int qh = 0; qh < g_.num_q_heads; qh++) {
-        const int64_t position = s.length() - s.query_tokens + head.first_query + j;
-        const int64_t row = s.q_row + head.first_query + j;
-        Part whole;
-        whole.o.assign(static_cast<size_t>(g_.value_dim), 0);
-        int32_t next_span = 0;
-        for (int32_t item = first; item < end; item++) {
-          const WorkItem& w = r.plan->items[item];
-          require(w.sequence == head.sequence && w.first_query == head.first_query &&
-                      w.num_queries == head.num_queries,
-                  "items of a group differ");
-          require(w.first_span == next_span && w.num_spans > 0, "spans have gaps");
-          require((w.partial < 0) == (end - first == 1), "partial slots");
-          for (int32_t span = w.first_span; span < w.first_span + w.num_spans; span++)
-            fold_span(r, s, position, row, qh, span, &whole);
-          next_span += w.num_spans;
-        }
-        require(static_cast<int64_t>(next_span) * kSpanTokens > position, "spans missing");
-        finish(r, row, qh, whole);
-      }
-  }
-
-  void fold_span(const AttendRequest& r, const PlanSequence& s, int64_t position, int64_t row, int qh,
-                 int64_t span, Part* part) {
+  void attend_row(const AttendRequest& r, const StepSequence& s, int64_t query, int qh) {
+    const int64_t position = s.length() - s.query_tokens + query, row = s.q_row + query;
     const float* q = static_cast<const float*>(r.q) + row * r.q_strides.token + qh * r.q_strides.head;
     const int h = qh / g_.q_per_kv;
     const int64_t limit = r.history_only ? std::min(position, s.old_length - 1) : position;
-    for (int64_t i = span * kSpanTokens; i < (span + 1) * kSpanTokens && i <= limit; i++) {
+    Part part;
+    part.o.assign(static_cast<size_t>(g_.value_dim), 0);
+    for (int64_t i = 0; i <= limit; i++) {
       if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
-      const float* x = token(r.layer, s, i, h);
+      const float* x = token(r.layer, r.plan->pages, s, i, h);
       double logit = 0;
       for (int d = 0; d < g_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
       logit *= r.softmax_scale;
       if (r.logit_softcap > 0) logit = r.logit_softcap * tanh(logit / r.logit_softcap);
       require(logit == logit, "a key that was never written, or is scrubbed, was read");
-      const double m = std::max(part->m, logit), old = exp(part->m - m), weight = exp(logit - m);
-      part->l = part->l * old + weight;
+      const double m = std::max(part.m, logit), old = exp(part.m - m), weight = exp(logit - m);
+      part.l = part.l * old + weight;
       for (int d = 0; d < g_.value_dim; d++)
-        part->o[static_cast<size_t>(d)] = part->o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
-      part->m = m;
+        part.o[static_cast<size_t>(d)] = part.o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
+      part.m = m;
     }
+    finish(r, row, qh, part);
   }
 
   void finish(const AttendRequest& r, int64_t row, int qh, Part part) {

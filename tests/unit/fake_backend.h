@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // A backend as plain as can be, for tests of the core: stored tokens are floats rounded to bfloat16
-// ("codes"), raw copies are the floats themselves, attention is float64, one row at a time, driven by the
-// plan's work list. Tests give it to Cache as its factory.
+// ("codes"), raw copies are the floats themselves, attention is float64, one row at a time. Tests give it to
+// Cache as its factory.
 //
 // It is strict where real backends are fast: fresh, scrubbed and not yet copied memory is NaN, so that any
-// read of a wrong page, slot or token shows in the result; the work list must cover every row and span once;
-// and any verb can be made to fail.
+// read of a wrong page, slot or token shows in the result; and any verb can be made to fail.
 #pragma once
 #include <vector>
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The work list of a plan; see split_plan.h.
-#include "split_plan.h"
+// The work list of a step; see schedule.h.
+#include "cpu/schedule.h"
 
 #include <assert.h>
 
 #include <algorithm>
 
 namespace tq {
+namespace cpu {
 namespace {
 
 constexpr int64_t kMaxCount = 1 << 30;  // items and partial slots are int32
@@ -16,10 +17,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Calls visit(sequence, first_query, num_queries, spans) for every row group: longest spans of a sequence
 // first, so that a dynamic schedule ends with the small ones.
 template <typename Visit>
-void for_each_group(const PlanSequence* sequences, int32_t num_sequences, int32_t group_queries,
-                    Visit visit) {
-  for (int32_t i = 0; i < num_sequences; i++) {
-    const PlanSequence& sequence = sequences[i];
+void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& sequence = rows.sequences[i];
     assert(sequence.query_tokens <= sequence.length());
     const int64_t first_position = sequence.length() - sequence.query_tokens;
     for (int64_t group = divide_up(sequence.query_tokens, group_queries) - 1; group >= 0; group--) {
@@ -45,10 +45,9 @@ SplitLimits split_limits(const Geometry& g, int workers) {
   return limits;
 }
 
-SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
-                       WorkItem* items) {
+WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items) {
   int64_t groups = 0, spans_total = 0;
-  for_each_group(sequences, num_sequences, limits.group_queries,
+  for_each_group(rows, limits.group_queries,
                  [&](int32_t, int64_t, int32_t, int64_t spans) {
                    groups++;
                    spans_total += spans;
@@ -59,13 +58,13 @@ SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, con
   // items_wanted + groups items.
   const bool cut = groups < limits.items_wanted;
   const int64_t per_item = std::max<int64_t>(1, divide_up(spans_total, limits.items_wanted));
-  SplitCounts counts = {0, 0, 0};
-  int32_t slot_queries = 0;  // most query tokens of a cut group so far
-  for_each_group(sequences, num_sequences, limits.group_queries,
+  WorkCounts counts = {};
+  for_each_group(rows, limits.group_queries,
                  [&](int32_t index, int64_t first, int32_t queries, int64_t spans) {
                    int64_t pieces = cut ? divide_up(spans, per_item) : 1;
-                   const int32_t slot_queries_after = std::max(slot_queries, queries);
-                   if ((counts.num_partials + spans) * slot_queries_after > limits.partial_queries)
+                   counts.most_queries = std::max(counts.most_queries, queries);
+                   const int32_t most_partial_queries = std::max(counts.most_partial_queries, queries);
+                   if ((counts.num_partials + spans) * most_partial_queries > limits.partial_queries)
                      pieces = 1;
                    WorkItem item = {index, queries, first, 0, 0, -1, counts.num_groups++};
                    for (int64_t piece = 0; piece < pieces; piece++) {
@@ -76,10 +75,11 @@ SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, con
                      items[counts.num_items++] = item;
                    }
                    if (pieces == 1) return;
-                   slot_queries = slot_queries_after;
+                   counts.most_partial_queries = most_partial_queries;
                    counts.num_partials += static_cast<int32_t>(spans);
                  });
   return counts;
 }
 
+}  // namespace cpu
 }  // namespace tq

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns a plan into a work list: which rows over which spans make one item. Pure and deterministic; the bits
+// Turns a step into a work list: which rows over which spans make one item. Pure and deterministic; the bits
 // of a result never depend on it, because a row is a fold over absolute spans of kSpanTokens tokens in index
-// order, whoever computes them (requests.h).
+// order, whoever computes them.
 //
 // Method: query tokens of a sequence are grouped so that a group has about kGroupRows rows of one kv head
 // (keys and values are then expanded once for all of them), and causality cuts the spans behind the group's
@@ -11,6 +11,12 @@
 #include "requests.h"
 
 namespace tq {
+namespace cpu {
+
+// Attention over the coded tokens of one row is a fold over spans: absolute pieces of kSpanTokens tokens,
+// each computed from an empty state and merged in index order. So the bits of a result do not depend on who
+// computed which span.
+constexpr int kSpanTokens = 1024;
 
 constexpr int kGroupRows = 64;       // rows of one kv head in a group, about
 constexpr int kItemsPerWorker = 4;   // (item, kv head) pairs per worker that balance the load well enough
@@ -32,15 +38,31 @@ struct SplitLimits {
 
 SplitLimits split_limits(const Geometry& geometry, int workers);
 
-struct SplitCounts {
-  int32_t num_items, num_groups, num_partials;
+// One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
+// sequence over spans first_span .. first_span + num_spans - 1. partial < 0: the item holds all spans of its
+// rows and writes the output; else the state of span first_span + j goes to partial slot partial + j, and the
+// row group's states are merged once all its items are done.
+struct WorkItem {
+  int32_t sequence;  // index in the step
+  int32_t num_queries;
+  int64_t first_query;  // 0 .. query_tokens-1
+  int32_t first_span, num_spans;
+  int32_t partial;
+  int32_t group;  // row group (sequence, first_query); items of a group are consecutive
+};
+
+struct WorkCounts {
+  int32_t num_items, num_groups;
+  int32_t num_partials;  // partial slots, each (num_queries of its item) x q_per_kv rows for every kv head
+  // most query tokens of an item, and of one with partials
+  int32_t most_queries, most_partial_queries;
 };
 
 // Spans that query tokens up to position last_position need.
 constexpr int64_t causal_spans(int64_t last_position) { return last_position / kSpanTokens + 1; }
 
 // Fills items (room for limits.items).
-SplitCounts split_plan(const PlanSequence* sequences, int32_t num_sequences, const SplitLimits& limits,
-                       WorkItem* items);
+WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items);
 
+}  // namespace cpu
 }  // namespace tq

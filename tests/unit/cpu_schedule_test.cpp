@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Properties of work lists over random plans: every visible span of every query row exactly once, slots
 // disjoint, limits kept.
-#include "split_plan.h"
+#include "cpu/schedule.h"
 
 #include <gtest/gtest.h>
 
@@ -10,6 +10,7 @@
 #include <vector>
 
 namespace tq {
+namespace cpu {
 namespace {
 
 Geometry geometry(int q_per_kv, int kv_heads, int64_t pool_tokens, int32_t max_sequences) {
@@ -24,8 +25,8 @@ Geometry geometry(int q_per_kv, int kv_heads, int64_t pool_tokens, int32_t max_s
   return g;
 }
 
-PlanSequence sequence(int64_t old_length, int64_t new_tokens, int64_t query_tokens) {
-  PlanSequence s = {};
+StepSequence sequence(int64_t old_length, int64_t new_tokens, int64_t query_tokens) {
+  StepSequence s = {};
   s.old_length = old_length;
   s.new_tokens = new_tokens;
   s.query_tokens = query_tokens;
@@ -34,26 +35,27 @@ PlanSequence sequence(int64_t old_length, int64_t new_tokens, int64_t query_toke
 
 struct Result {
   std::vector<WorkItem> items;
-  SplitCounts counts;
+  WorkCounts counts;
 };
-Result make(const std::vector<PlanSequence>& sequences, const SplitLimits& limits) {
+Result make(const std::vector<StepSequence>& sequences, const SplitLimits& limits) {
   Result r;
   r.items.resize(static_cast<size_t>(limits.items));
-  r.counts = split_plan(sequences.data(), static_cast<int32_t>(sequences.size()), limits, r.items.data());
+  r.counts = split_work(StepRows{static_cast<int32_t>(sequences.size()), sequences.data(), 0, 0}, limits,
+                        r.items.data());
   EXPECT_LE(r.counts.num_items, limits.items);
   r.items.resize(static_cast<size_t>(r.counts.num_items));
   return r;
 }
 
-void check(const std::vector<PlanSequence>& sequences, const SplitLimits& limits, const Result& r) {
+void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits, const Result& r) {
   ASSERT_LE(r.counts.num_groups, limits.groups);
   std::vector<std::vector<int>> seen;  // per sequence and query: number of spans covered
-  for (const PlanSequence& s : sequences) seen.emplace_back(static_cast<size_t>(s.query_tokens), 0);
+  for (const StepSequence& s : sequences) seen.emplace_back(static_cast<size_t>(s.query_tokens), 0);
   std::vector<int> slots(static_cast<size_t>(r.counts.num_partials), 0);
   int64_t most_queries = 0;
   for (size_t i = 0; i < r.items.size(); i++) {
     const WorkItem& w = r.items[i];
-    const PlanSequence& s = sequences[static_cast<size_t>(w.sequence)];
+    const StepSequence& s = sequences[static_cast<size_t>(w.sequence)];
     const bool starts = i == 0 || r.items[i - 1].group != w.group;
     const bool ends = i + 1 == r.items.size() || r.items[i + 1].group != w.group;
     ASSERT_EQ(w.group, i == 0 ? 0 : r.items[i - 1].group + (starts ? 1 : 0));
@@ -85,6 +87,7 @@ void check(const std::vector<PlanSequence>& sequences, const SplitLimits& limits
     ASSERT_EQ(r.items.back().group + 1, r.counts.num_groups);
   }
   for (const int uses : slots) ASSERT_EQ(uses, 1);
+  ASSERT_EQ(r.counts.most_partial_queries, most_queries);
   ASSERT_LE(r.counts.num_partials * most_queries, limits.partial_queries);
   for (size_t i = 0; i < sequences.size(); i++)
     for (int64_t q = 0; q < sequences[i].query_tokens; q++) {
@@ -93,7 +96,7 @@ void check(const std::vector<PlanSequence>& sequences, const SplitLimits& limits
     }
 }
 
-TEST(SplitPlan, RandomPlans) {
+TEST(CpuSchedule, RandomPlans) {
   std::mt19937_64 random(7);
   const auto pick = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
   const int ratios[] = {1, 2, 4, 7, 8, 16, 64, 100}, heads[] = {1, 2, 8, 32};
@@ -103,7 +106,7 @@ TEST(SplitPlan, RandomPlans) {
     const Geometry g =
         geometry(ratios[pick(8)], heads[pick(4)], 1 + pick(200000), static_cast<int32_t>(1 + pick(20)));
     const SplitLimits limits = split_limits(g, static_cast<int>(1 + pick(150)));
-    std::vector<PlanSequence> sequences;
+    std::vector<StepSequence> sequences;
     int64_t queries = 0;
     for (int64_t i = pick(g.max_batch_sequences + 1); i > 0; i--) {
       const int64_t old_length = edges[pick(10)] + pick(2) * pick(3000),
@@ -125,7 +128,7 @@ TEST(SplitPlan, RandomPlans) {
   EXPECT_GT(cut, 300);  // the walk does reach the cut groups
 }
 
-TEST(SplitPlan, EmptyPlans) {
+TEST(CpuSchedule, EmptyPlans) {
   const SplitLimits limits = split_limits(geometry(4, 8, 4096, 4), 2);
   EXPECT_EQ(make({}, limits).counts.num_items, 0);
   const Result r = make({sequence(100, 5, 0), sequence(0, 0, 0)}, limits);
@@ -133,7 +136,7 @@ TEST(SplitPlan, EmptyPlans) {
   EXPECT_EQ(r.counts.num_groups, 0);
 }
 
-TEST(SplitPlan, OneLongSequenceFeedsAllWorkers) {
+TEST(CpuSchedule, OneLongSequenceFeedsAllWorkers) {
   const Geometry g = geometry(4, 8, 1 << 20, 1);
   const SplitLimits limits = split_limits(g, 132);
   const Result r = make({sequence(131071, 1, 1)}, limits);
@@ -148,15 +151,15 @@ TEST(SplitPlan, OneLongSequenceFeedsAllWorkers) {
   EXPECT_LE(most - least, 1);
 }
 
-TEST(SplitPlan, ManySequencesAreNotCut) {
+TEST(CpuSchedule, ManySequencesAreNotCut) {
   const SplitLimits limits = split_limits(geometry(4, 8, 1 << 20, 64), 8);
-  std::vector<PlanSequence> sequences(64, sequence(8191, 1, 1));
+  std::vector<StepSequence> sequences(64, sequence(8191, 1, 1));
   const Result r = make(sequences, limits);
   EXPECT_EQ(r.counts.num_items, 64);
   EXPECT_EQ(r.counts.num_partials, 0);
 }
 
-TEST(SplitPlan, FullPoolOfOneDraftIsCut) {
+TEST(CpuSchedule, FullPoolOfOneDraftIsCut) {
   // kPartialQueries query tokens on a sequence that fills the pool: every span has its slot.
   const Geometry g = geometry(4, 8, 1 << 18, 1);
   const SplitLimits limits = split_limits(g, 132);
@@ -165,7 +168,7 @@ TEST(SplitPlan, FullPoolOfOneDraftIsCut) {
   EXPECT_EQ(r.counts.num_partials, (1 << 18) / kSpanTokens);
 }
 
-TEST(SplitPlan, PrefillIsCausal) {
+TEST(CpuSchedule, PrefillIsCausal) {
   const SplitLimits limits = split_limits(geometry(1, 1, 8192, 1), 1);
   const Result r = make({sequence(0, 4096, 4096)}, limits);
   ASSERT_EQ(r.counts.num_groups, 64);
@@ -174,4 +177,5 @@ TEST(SplitPlan, PrefillIsCausal) {
 }
 
 }  // namespace
+}  // namespace cpu
 }  // namespace tq

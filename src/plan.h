@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step as backends see it. StepRows: the lengths and rows of its sequences. PageMap: where their pages are.
+// They are apart because they come from different hands: lengths and rows are always the host's, page ids are
+// the host's lists today and may be a table on the device that a runtime fills by itself.
+#pragma once
+#include <stdint.h>
+
+namespace tq {
+
+// One sequence of a step. Positions are token indices in the sequence.
+struct StepSequence {
+  // Its row of the page map, its place among the raw copies, its word of flags. Equal numbers for sequences of
+  // this cache; a page table of the caller's may number its rows otherwise.
+  int32_t page_row, raw_slot, flag;
+  int64_t old_length;  // before this step's new tokens
+  int64_t new_tokens;
+  int64_t query_tokens;   // the last ones
+  int64_t kv_row, q_row;  // first row in k/v and in q/out/lse
+  int64_t raw_first;      // ring copies are valid for tokens >= raw_first (and < length)
+
+  int64_t length() const { return old_length + new_tokens; }
+};
+
+struct StepRows {
+  int32_t num_sequences;
+  const StepSequence* sequences;  // [num_sequences] host
+  int64_t new_tokens, query_tokens;
+};
+
+// Page ids by row: entry i of a row has tokens i * page_size .. of the sequence. A sequence of n tokens has
+// ceil(n / page_size) valid entries.
+struct PageMap {
+  const int32_t* table;  // host [rows][stride]
+  int64_t stride;        // entries
+  // [num_sequences] first entry of each sequence's row that differs from what the last uploaded plan of that
+  // row showed; read by upload_plan alone
+  const int64_t* first_changed;
+
+  const int32_t* row(int32_t page_row) const { return table + page_row * stride; }
+};
+
+struct BatchPlan {
+  StepRows rows;
+  PageMap pages;
+  void* storage;  // the backend's own arrays for this batch, from create_plan_storage
+};
+
+}  // namespace tq
