@@ -315,8 +315,8 @@ typedef struct tq_cache_memory {
 
 /* Host-side figures, no synchronisation. memory->struct_size set by the caller. */
 TQ_API tq_status tq_cache_get_memory(const tq_cache *cache, tq_cache_memory *memory);
-/* Hash of all that decides the meaning of page bytes (format version, geometry, codes, codebooks, rotation,
- * seed, centres): equal if and only if pages are exchangeable. */
+/* Hash of what page bytes mean (format version, geometry, codes, magnitudes of the codebooks, rotation, seed,
+ * centres; not a codebook's unit or the scale rules): equal if and only if pages are exchangeable. */
 TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerprint);
 
 /* Synchronises stream, then returns and clears the cache's sticky asynchronous error (TQ_OK if none). flags

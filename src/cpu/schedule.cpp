@@ -47,11 +47,10 @@ SplitLimits split_limits(const Geometry& g, int workers) {
 
 WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items) {
   int64_t groups = 0, spans_total = 0;
-  for_each_group(rows, limits.group_queries,
-                 [&](int32_t, int64_t, int32_t, int64_t spans) {
-                   groups++;
-                   spans_total += spans;
-                 });
+  for_each_group(rows, limits.group_queries, [&](int32_t, int64_t, int32_t, int64_t spans) {
+    groups++;
+    spans_total += spans;
+  });
   assert(groups <= limits.groups);
 
   // Spans per item. With fewer groups than wanted items, ceil(spans / per_item) adds up to at most

@@ -59,7 +59,7 @@ void test_unwritten_old_tokens(void) {
 
 /* history_only between plan and append sees the history and nothing else, with exact copies or without. */
 void test_unwritten_history(void) {
-  for (int kind = 0; kind < 1; kind++) {
+  for (int kind = 0; kind < 4; kind++) {
     tq_cache_config config = small_config();
     config.allocator = &dirty;
     config.window_tokens = kind & 1 ? 16 : 0;

@@ -341,8 +341,9 @@ functions! {
         value_centre: *const f32) -> tq_status;
     /// Host-side figures, no synchronisation. memory-\>struct_size set by the caller.
     fn tq_cache_get_memory(cache: *const tq_cache, memory: *mut tq_cache_memory) -> tq_status;
-    /// Hash of all that decides the meaning of page bytes (format version, geometry, codes, codebooks,
-    /// rotation, seed, centres): equal if and only if pages are exchangeable.
+    /// Hash of what page bytes mean (format version, geometry, codes, magnitudes of the codebooks,
+    /// rotation, seed, centres; not a codebook's unit or the scale rules): equal if and only if pages are
+    /// exchangeable.
     fn tq_cache_fingerprint(cache: *const tq_cache, fingerprint: *mut u64) -> tq_status;
     /// Synchronises stream, then returns and clears the cache's sticky asynchronous error (TQ_OK if none).
     /// flags (may be NULL) receives and clears what was noticed since the last check:
