@@ -146,6 +146,28 @@ def plans(tensors):
     yield c
 
 
+def unwritten(tensors):
+    c = Case(tensors, "unwritten", "tokens that are planned and not appended are neither seen nor built upon")
+    c.create(**{**small(), "num_layers": 2})
+    c.sequences("a")
+    c.plan(["a"], [3])
+    q = c.put("q", c.random(3, 2, 32))
+    k, v = (c.put(name, c.random(1, 1, 32)) for name in ("k", "v"))
+    c.append(0)
+    c.fail("attend", STATE, "layer", "holds 0", batch="main", layer=1, q=q)
+    c.fail("read", STATE, "layer 1", "holds 0", layer=1, sequence="a", first=1, count=2)
+    c.append(1)
+    c.attend(1)
+    # A plan that is never appended, and the next one behind it.
+    for _ in range(2):
+        c.step("plan", batch="main", sequences=["a"], new_tokens=[1])
+    c.fail("append", STATE, "layer", "truncate it to 3", batch="main", layer=0, k=k, v=v)
+    c.step("sequence_truncate", sequence="a", length=3)
+    c.plan(["a"], [0], [2])
+    c.attend(0)
+    yield c
+
+
 def calls(tensors):
     c = Case(tensors, "layer_range", "a layer that does not exist")
     c.create(**small())
@@ -199,5 +221,5 @@ def calls(tensors):
 
 
 def build(tensors):
-    for group in (configurations, sequences, plans, calls):
+    for group in (configurations, sequences, plans, unwritten, calls):
         yield from group(tensors)
