@@ -30,8 +30,8 @@ class Backend {
   virtual void append(const AppendRequest& request) = 0;
   virtual void attend(const AttendRequest& request) = 0;
   virtual void read(const ReadRequest& request) = 0;
-  // The cache's own workspace, of bytes().workspace, which suffices for every plan; so does a caller's of that
-  // size.
+  // The cache's own workspace, of bytes().workspace, which suffices for every plan; so does a caller's of
+  // that size.
   virtual void* own_workspace() = 0;
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
@@ -39,8 +39,9 @@ class Backend {
   // Whole pages of all layers.
   virtual void copy_pages(const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(const int32_t* pages, int64_t count, void* stream) = 0;
-  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of all layers),
-  // in it the layers one after the other. The host memory stays until the stream has passed the call.
+  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of all
+  // layers), in it the layers one after the other. The host memory stays until the stream has passed the
+  // call.
   virtual void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) = 0;
   virtual void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) = 0;
   // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags

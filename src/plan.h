@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step as backends see it. StepRows: the lengths and rows of its sequences. PageMap: where their pages are.
-// They are apart because they come from different hands: lengths and rows are always the host's, page ids are
-// the host's lists today and may be a table on the device that a runtime fills by itself.
+// One step as backends see it. StepRows: the lengths and rows of its sequences. PageMap: where their pages
+// are. They are apart because they come from different hands: lengths and rows are always the host's, page
+// ids are the host's lists today and may be a table on the device that a runtime fills by itself.
 #pragma once
 #include <stdint.h>
 
@@ -9,8 +9,8 @@ namespace tq {
 
 // One sequence of a step. Positions are token indices in the sequence.
 struct StepSequence {
-  // Its row of the page map, its place among the raw copies, its word of flags. Equal numbers for sequences of
-  // this cache; a page table of the caller's may number its rows otherwise.
+  // Its row of the page map, its place among the raw copies, its word of flags. Equal numbers for sequences
+  // of this cache; a page table of the caller's may number its rows otherwise.
   int32_t page_row, raw_slot, flag;
   int64_t old_length;  // before this step's new tokens
   int64_t new_tokens;

@@ -72,8 +72,8 @@ struct AppendRequest {
   void* stream;
 };
 
-// The arguments of one attend call, resolved and checked: api_arguments.h fills them, and they go unchanged to
-// the kernels' parameters.
+// The arguments of one attend call, resolved and checked: api_arguments.h fills them, and they go unchanged
+// to the kernels' parameters.
 struct AttendCall {
   const void* q;  // device [query_tokens][num_q_heads][head_dim] io_dtype
   void* out;      // device [query_tokens][num_q_heads][value_dim] out_dtype

@@ -72,7 +72,8 @@ void encode_side(const SideJob& job, Noticed* noticed) {
   }
 }
 
-// One vector as a raw copy: the input type, so float32 keeps its range. The side has noticed what is not finite.
+// One vector as a raw copy: the input type, so float32 keeps its range. The side has noticed what is not
+// finite.
 void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) {
   bool replaced = false;
   for (int i = 0; i < dim; i++) {

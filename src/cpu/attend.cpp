@@ -40,17 +40,17 @@ void CpuBackend::attend(const AttendRequest& request) {
            static_cast<long long>(given), static_cast<long long>(workers_bytes));
   const bool split = work.counts.num_partials > 0 && given >= workers_bytes + partial_bytes;
   float* partials = reinterpret_cast<float*>(base + workers_bytes);
-  const int64_t chunks = (most_rows + kMaxRows - 1) / kMaxRows, heads = g.num_kv_heads;
+  const int64_t slices = (most_rows + kMaxRows - 1) / kMaxRows, heads = g.num_kv_heads;
   const auto partial_of = [&](int64_t slot, int64_t head, int64_t row) {
     return partials + ((slot * heads + head) * most_partial_rows + row) * partial_floats(g);
   };
-  // body(item, task): the rows of one chunk of an item and head, prepared.
+  // body(item, task): the rows of one slice of an item and head, prepared.
   const auto for_each_task = [&](const auto& wanted, const auto& body) {
-    pool_.parallel_for(work.counts.num_items * heads * chunks, [&](int64_t index, int worker) {
-      const int item = static_cast<int>(index / chunks / heads),
-                head = static_cast<int>(index / chunks % heads);
+    pool_.parallel_for(work.counts.num_items * heads * slices, [&](int64_t index, int worker) {
+      const int item = static_cast<int>(index / slices / heads),
+                head = static_cast<int>(index / slices % heads);
       const WorkItem& piece = work.items[item];
-      const int64_t first = index % chunks * kMaxRows,
+      const int64_t first = index % slices * kMaxRows,
                     count = std::min<int64_t>(kMaxRows,
                                               static_cast<int64_t>(piece.num_queries) * g.q_per_kv - first);
       if (count <= 0 || !wanted(item)) return;
@@ -66,12 +66,12 @@ void CpuBackend::attend(const AttendRequest& request) {
                   const WorkItem& piece = work.items[item];
                   const bool partial = split && piece.partial >= 0;
                   const WorkItem& last = work.items[partial ? item : item + group_items(work, item) - 1];
-                  for (int span = piece.first_span; span < last.first_span + last.num_spans; span++) {
-                    task.run_span(span);
-                    if (!partial) task.fold_span();
+                  for (int split = piece.first_split; split < last.first_split + last.num_splits; split++) {
+                    task.run_split(split);
+                    if (!partial) task.fold_split();
                     for (int r = 0; partial && r < count; r++)
                       task.store_partial(
-                          r, partial_of(piece.partial + (span - piece.first_span), head, first + r));
+                          r, partial_of(piece.partial + (split - piece.first_split), head, first + r));
                   }
                   if (!partial) task.finish();
                 });
@@ -79,9 +79,9 @@ void CpuBackend::attend(const AttendRequest& request) {
   for_each_task([&](int item) { return work.items[item].partial >= 0 && starts_group(work, item); },
                 [&](int item, int head, int64_t first, int count, RowTask& task) {
                   for (int i = item; i < item + group_items(work, item); i++)
-                    for (int span = 0; span < work.items[i].num_spans; span++)
+                    for (int split = 0; split < work.items[i].num_splits; split++)
                       for (int r = 0; r < count; r++)
-                        task.fold_partial(r, partial_of(work.items[i].partial + span, head, first + r));
+                        task.fold_partial(r, partial_of(work.items[i].partial + split, head, first + r));
                   task.finish();
                 });
 }

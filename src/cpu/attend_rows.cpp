@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of attention: preparation of q, spans of coded tokens. The exact tokens and the output are in
+// Rows of attention: preparation of q, splits of coded tokens. The exact tokens and the output are in
 // attend_finish.cpp.
 #include "cpu/attend_rows.h"
 
@@ -130,7 +130,7 @@ void RowTask::prepare_row(int r) {
     largest = std::max(largest, format::float_bits(format::abs_float(q[i])));
   row = Row{};
   row.finite = largest < 0x7F800000u;
-  row.span = row.total = row.exact = empty_state();
+  row.split = row.total = row.exact = empty_state();
   std::fill(total(r), total(r) + value_width_, 0.0f);
   if (row.finite) {
     prepare_query(r, q, static_cast<int>(largest >> 23) - 127);
@@ -180,14 +180,14 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
         limited(static_cast<double>(scaled_dot(q, key_coder_.centre, g_.head_dim)) * scale, kLogitLimit);
 }
 
-void RowTask::run_span(int64_t index) {
-  const int64_t span_begin = index * kSpanTokens, span_end = span_begin + kSpanTokens;
-  int64_t low = span_end, high = span_begin;
+void RowTask::run_split(int64_t index) {
+  const int64_t split_begin = index * kSplitTokens, split_end = split_begin + kSplitTokens;
+  int64_t low = split_end, high = split_begin;
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
-    row.span = empty_state();
-    const int64_t begin = std::max(row.sight.coded_begin, span_begin),
-                  end = std::min(row.sight.coded_end, span_end);
+    row.split = empty_state();
+    const int64_t begin = std::max(row.sight.coded_begin, split_begin),
+                  end = std::min(row.sight.coded_end, split_end);
     if (begin >= end) continue;
     low = std::min(low, begin);
     high = std::max(high, end);
@@ -268,9 +268,9 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
     const float* value_scales = layer_.tile.value.raw() ? nullptr : space_.value_scales;
     float largest;
     row.alpha = coded
-                    ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.span, p, &largest)
+                    ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.split, p, &largest)
                     : kernels_.softmax_dots(view, reinterpret_cast<const float*>(scores), nullptr,
-                                            value_scales, &row.span, p, &largest);
+                                            value_scales, &row.split, p, &largest);
     if (value_scales) row.weights = kernels_.weigh(p, largest, layer_.value.half, weights);
   }
   value_block(tiles);
@@ -345,11 +345,11 @@ void RowTask::value_block(const BlockTiles& tiles) {
   }
 }
 
-void RowTask::fold_span() {
+void RowTask::fold_split() {
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
-    if (is_empty(row.span)) continue;
-    const MergeWeights w = merge_weights(row.total, row.span);
+    if (is_empty(row.split)) continue;
+    const MergeWeights w = merge_weights(row.total, row.split);
     kernels_.combine(total(r), w.first, o(r), w.second, value_width_);
     row.total = w.state;
   }
@@ -357,16 +357,16 @@ void RowTask::fold_span() {
 
 void RowTask::store_partial(int r, float* partial) const {
   const Row& row = space_.row[r];
-  partial[0] = row.span.m;
-  partial[1] = row.span.l;
-  if (!is_empty(row.span)) std::copy(o(r), o(r) + value_width_, partial + 16);
+  partial[0] = row.split.m;
+  partial[1] = row.split.l;
+  if (!is_empty(row.split)) std::copy(o(r), o(r) + value_width_, partial + 16);
 }
 
 void RowTask::fold_partial(int r, const float* partial) {
   Row& row = space_.row[r];
-  const SoftmaxState span = {partial[0], partial[1]};
-  if (is_empty(span)) return;
-  const MergeWeights w = merge_weights(row.total, span);
+  const SoftmaxState split = {partial[0], partial[1]};
+  if (is_empty(split)) return;
+  const MergeWeights w = merge_weights(row.total, split);
   kernels_.combine(total(r), w.first, partial + 16, w.second, value_width_);
   row.total = w.state;
 }

@@ -2,7 +2,7 @@
 // Attention of up to kMaxRows query rows of one kv head over one sequence: the state of the rows, and its
 // workspace.
 //
-// A row's result is a fixed sequence of steps: spans in index order, each from an empty state, blocks of 128
+// A row's result is a fixed sequence of steps: splits in index order, each from an empty state, blocks of 128
 // tokens inside; then the exact tokens (sinks, window) as one more state; then the sink logit. Steps in which
 // a row sees nothing are skipped. So nothing that differs between batches, splits or threads enters a row's
 // numbers.
@@ -28,8 +28,8 @@ struct Row {
   float code_factor;   // per unit of integer score x key scale
   float half_sum;      // sum(q_int) / 2 for half-integer codebooks
   float constant;      // q . key centre, log2 units
-  SoftmaxState span;   // current span
-  SoftmaxState total;  // spans so far
+  SoftmaxState split;  // current split
+  SoftmaxState total;  // splits so far
   SoftmaxState exact;
   float alpha;  // factor of o in the current block
   BlockWeights weights;
@@ -40,7 +40,7 @@ struct Row {
 struct WorkerSpace {
   float* q_exact;     // [kMaxRows][head_dim], scaled to |q| < 4
   uint8_t* operands;  // [kMaxRows][query_operand_bytes]
-  float* o;           // [kMaxRows][value stored], current span
+  float* o;           // [kMaxRows][value stored], current split
   float* total;       // [kMaxRows][value stored]
   int32_t* scores;    // [kMaxRows][kBlockTokens]; float dot products for exact keys
   float* p;           // [kMaxRows][kBlockTokens]
@@ -67,11 +67,11 @@ class RowTask {
   RowTask(const Store& store, const Kernels& kernels, const AttendRequest& request,
           const StepSequence& sequence, int head, int64_t first_row, int rows, WorkerSpace& space);
 
-  // Span `index` into the rows' span states and o.
-  void run_span(int64_t index);
-  // Adds the span's states to the totals.
-  void fold_span();
-  // Spans as stored by another worker: one row's state and o.
+  // Split `index` into the rows' split states and o.
+  void run_split(int64_t index);
+  // Adds the split's states to the totals.
+  void fold_split();
+  // Splits as stored by another worker: one row's state and o.
   void store_partial(int row, float* partial) const;
   void fold_partial(int row, const float* partial);
   // Exact tokens, output and lse of all rows.
@@ -97,8 +97,8 @@ class RowTask {
   void value_block(const BlockTiles& tiles);
   void load_raw_tile(const uint8_t* side, int dim, int valid);
   void load_copies(Kind kind, int64_t first, int begin, int end);
-  // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the tokens
-  // of it that each row sees. Others are neither computed nor read.
+  // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the
+  // tokens of it that each row sees. Others are neither computed nor read.
   void dot_tile(int start);
   void add_tile(int start, bool* started);
   void exact_block(int64_t first, int count);

@@ -14,7 +14,7 @@ constexpr int64_t kMaxCount = 1 << 30;  // items and partial slots are int32
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls visit(sequence, first_query, num_queries, spans) for every row group: longest spans of a sequence
+// Calls visit(sequence, first_query, num_queries, splits) for every row group: longest splits of a sequence
 // first, so that a dynamic schedule ends with the small ones.
 template <typename Visit>
 void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
@@ -25,7 +25,7 @@ void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
     for (int64_t group = divide_up(sequence.query_tokens, group_queries) - 1; group >= 0; group--) {
       const int64_t first = group * group_queries;
       const int64_t count = std::min<int64_t>(group_queries, sequence.query_tokens - first);
-      visit(i, first, static_cast<int32_t>(count), causal_spans(first_position + first + count - 1));
+      visit(i, first, static_cast<int32_t>(count), causal_splits(first_position + first + count - 1));
     }
   }
 }
@@ -40,42 +40,42 @@ SplitLimits split_limits(const Geometry& g, int workers) {
   limits.groups =
       std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
   limits.items = limits.groups + limits.items_wanted;
-  const int64_t pool_spans = divide_up(g.num_pages * g.page_size, kSpanTokens);
-  limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_spans + limits.items_wanted);
+  const int64_t pool_splits = divide_up(g.num_pages * g.page_size, kSplitTokens);
+  limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_splits + limits.items_wanted);
   return limits;
 }
 
 WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items) {
-  int64_t groups = 0, spans_total = 0;
-  for_each_group(rows, limits.group_queries, [&](int32_t, int64_t, int32_t, int64_t spans) {
+  int64_t groups = 0, splits_total = 0;
+  for_each_group(rows, limits.group_queries, [&](int32_t, int64_t, int32_t, int64_t splits) {
     groups++;
-    spans_total += spans;
+    splits_total += splits;
   });
   assert(groups <= limits.groups);
 
-  // Spans per item. With fewer groups than wanted items, ceil(spans / per_item) adds up to at most
+  // Splits per item. With fewer groups than wanted items, ceil(splits / per_item) adds up to at most
   // items_wanted + groups items.
   const bool cut = groups < limits.items_wanted;
-  const int64_t per_item = std::max<int64_t>(1, divide_up(spans_total, limits.items_wanted));
+  const int64_t per_item = std::max<int64_t>(1, divide_up(splits_total, limits.items_wanted));
   WorkCounts counts = {};
   for_each_group(rows, limits.group_queries,
-                 [&](int32_t index, int64_t first, int32_t queries, int64_t spans) {
-                   int64_t pieces = cut ? divide_up(spans, per_item) : 1;
+                 [&](int32_t index, int64_t first, int32_t queries, int64_t splits) {
+                   int64_t pieces = cut ? divide_up(splits, per_item) : 1;
                    counts.most_queries = std::max(counts.most_queries, queries);
                    const int32_t most_partial_queries = std::max(counts.most_partial_queries, queries);
-                   if ((counts.num_partials + spans) * most_partial_queries > limits.partial_queries)
+                   if ((counts.num_partials + splits) * most_partial_queries > limits.partial_queries)
                      pieces = 1;
                    WorkItem item = {index, queries, first, 0, 0, -1, counts.num_groups++};
                    for (int64_t piece = 0; piece < pieces; piece++) {
-                     item.first_span = static_cast<int32_t>(spans * piece / pieces);
-                     item.num_spans = static_cast<int32_t>(spans * (piece + 1) / pieces) - item.first_span;
-                     if (pieces > 1) item.partial = counts.num_partials + item.first_span;
-                     assert(item.num_spans > 0 && counts.num_items < limits.items);
+                     item.first_split = static_cast<int32_t>(splits * piece / pieces);
+                     item.num_splits = static_cast<int32_t>(splits * (piece + 1) / pieces) - item.first_split;
+                     if (pieces > 1) item.partial = counts.num_partials + item.first_split;
+                     assert(item.num_splits > 0 && counts.num_items < limits.items);
                      items[counts.num_items++] = item;
                    }
                    if (pieces == 1) return;
                    counts.most_partial_queries = most_partial_queries;
-                   counts.num_partials += static_cast<int32_t>(spans);
+                   counts.num_partials += static_cast<int32_t>(splits);
                  });
   return counts;
 }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turns a step into a work list: which rows over which spans make one item. Pure and deterministic; the bits
-// of a result never depend on it, because a row is a fold over absolute spans of kSpanTokens tokens in index
-// order, whoever computes them.
+// Turns a step into a work list: which rows over which splits make one item. Pure and deterministic; the bits
+// of a result never depend on it, because a row is a fold over absolute splits of kSplitTokens tokens in
+// index order, whoever computes them.
 //
 // Method: query tokens of a sequence are grouped so that a group has about kGroupRows rows of one kv head
-// (keys and values are then expanded once for all of them), and causality cuts the spans behind the group's
+// (keys and values are then expanded once for all of them), and causality cuts the splits behind the group's
 // last query. Only when there are fewer (group, kv head) pairs than the workers can share evenly are groups
-// cut along their spans too, for which each span of a cut group needs a partial slot.
+// cut along their splits too, for which each split of a cut group needs a partial slot.
 #pragma once
 #include "requests.h"
 
 namespace tq {
 namespace cpu {
 
-// Attention over the coded tokens of one row is a fold over spans: absolute pieces of kSpanTokens tokens,
+// Attention over the coded tokens of one row is a fold over splits: absolute pieces of kSplitTokens tokens,
 // each computed from an empty state and merged in index order. So the bits of a result do not depend on who
-// computed which span.
-constexpr int kSpanTokens = 1024;
+// computed which split.
+constexpr int kSplitTokens = 1024;
 
 constexpr int kGroupRows = 64;       // rows of one kv head in a group, about
 constexpr int kItemsPerWorker = 4;   // (item, kv head) pairs per worker that balance the load well enough
-constexpr int kPartialQueries = 16;  // query tokens for which every span of a full pool has a partial slot
+constexpr int kPartialQueries = 16;  // query tokens for which every split of a full pool has a partial slot
 
 // What no plan of a geometry exceeds; sizes of work lists and workspaces.
 struct SplitLimits {
@@ -31,7 +31,7 @@ struct SplitLimits {
   int64_t groups;  // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
   int64_t items;   // groups + items_wanted
   // num_partials x (most num_queries of an item that has partials) <= this, so partial slots of one size fit
-  // as well as packed ones: kPartialQueries * spans of the whole pool + items_wanted. Groups that would go
+  // as well as packed ones: kPartialQueries * splits of the whole pool + items_wanted. Groups that would go
   // beyond stay whole.
   int64_t partial_queries;
 };
@@ -39,14 +39,14 @@ struct SplitLimits {
 SplitLimits split_limits(const Geometry& geometry, int workers);
 
 // One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
-// sequence over spans first_span .. first_span + num_spans - 1. partial < 0: the item holds all spans of its
-// rows and writes the output; else the state of span first_span + j goes to partial slot partial + j, and the
-// row group's states are merged once all its items are done.
+// sequence over splits first_split .. first_split + num_splits - 1. partial < 0: the item holds all splits of
+// its rows and writes the output; else the state of split first_split + j goes to partial slot partial + j,
+// and the row group's states are merged once all its items are done.
 struct WorkItem {
   int32_t sequence;  // index in the step
   int32_t num_queries;
   int64_t first_query;  // 0 .. query_tokens-1
-  int32_t first_span, num_spans;
+  int32_t first_split, num_splits;
   int32_t partial;
   int32_t group;  // row group (sequence, first_query); items of a group are consecutive
 };
@@ -58,8 +58,8 @@ struct WorkCounts {
   int32_t most_queries, most_partial_queries;
 };
 
-// Spans that query tokens up to position last_position need.
-constexpr int64_t causal_spans(int64_t last_position) { return last_position / kSpanTokens + 1; }
+// Splits that query tokens up to position last_position need.
+constexpr int64_t causal_splits(int64_t last_position) { return last_position / kSplitTokens + 1; }
 
 // Fills items (room for limits.items).
 WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items);

@@ -65,7 +65,7 @@ TEST_P(EdgesTest, ABadQueryMakesItsOwnRowNan) {
       config.centres = variant % 2;
       config.threads = 4;
       Rig rig(config);
-      rig.step({{0, 1100, 40}, {1, 5, 5}, {2, 70, 1}});  // two spans, so states are merged across them
+      rig.step({{0, 1100, 40}, {1, 5, 5}, {2, 70, 1}});  // two splits, so states are merged across them
       const int heads = rig.geometry.num_q_heads;
       for (const bool history : {false, true}) {  // with history_only no row sees a token
         AttendOptions options;

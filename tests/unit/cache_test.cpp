@@ -320,7 +320,7 @@ TEST_F(CacheTest, WorkspaceIsChecked) {
 }
 
 TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
-  // Long enough for several spans, few enough groups to be cut: the fake checks the cover.
+  // Long enough for several splits, few enough groups to be cut: the fake checks the cover.
   config_.max_tokens = 8192;
   config_.max_sequence_tokens = 8192;
   open();

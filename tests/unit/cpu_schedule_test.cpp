@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Properties of work lists over random plans: every visible span of every query row exactly once, slots
+// Properties of work lists over random plans: every visible split of every query row exactly once, slots
 // disjoint, limits kept.
 #include "cpu/schedule.h"
 
@@ -49,7 +49,7 @@ Result make(const std::vector<StepSequence>& sequences, const SplitLimits& limit
 
 void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits, const Result& r) {
   ASSERT_LE(r.counts.num_groups, limits.groups);
-  std::vector<std::vector<int>> seen;  // per sequence and query: number of spans covered
+  std::vector<std::vector<int>> seen;  // per sequence and query: number of splits covered
   for (const StepSequence& s : sequences) seen.emplace_back(static_cast<size_t>(s.query_tokens), 0);
   std::vector<int> slots(static_cast<size_t>(r.counts.num_partials), 0);
   int64_t most_queries = 0;
@@ -62,8 +62,8 @@ void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits
     ASSERT_GE(w.num_queries, 1);
     ASSERT_LE(w.num_queries, limits.group_queries);
     ASSERT_LE(w.first_query + w.num_queries, s.query_tokens);
-    ASSERT_GE(w.num_spans, 1);
-    ASSERT_EQ(w.first_span, starts ? 0 : r.items[i - 1].first_span + r.items[i - 1].num_spans);
+    ASSERT_GE(w.num_splits, 1);
+    ASSERT_EQ(w.first_split, starts ? 0 : r.items[i - 1].first_split + r.items[i - 1].num_splits);
     if (!starts) {
       ASSERT_EQ(w.sequence, r.items[i - 1].sequence);
       ASSERT_EQ(w.first_query, r.items[i - 1].first_query);
@@ -72,12 +72,12 @@ void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits
     ASSERT_EQ(w.partial < 0, starts && ends) << "partial slots exactly for cut groups";
     const int64_t last_position = s.length() - s.query_tokens + w.first_query + w.num_queries - 1;
     if (ends) {
-      ASSERT_EQ(w.first_span + w.num_spans, last_position / kSpanTokens + 1)
-          << "no span missing, none too many";
+      ASSERT_EQ(w.first_split + w.num_splits, last_position / kSplitTokens + 1)
+          << "no split missing, none too many";
     }
     for (int64_t q = w.first_query; q < w.first_query + w.num_queries; q++)
-      seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_spans;
-    for (int j = 0; w.partial >= 0 && j < w.num_spans; j++) {
+      seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_splits;
+    for (int j = 0; w.partial >= 0 && j < w.num_splits; j++) {
       ASSERT_LT(w.partial + j, r.counts.num_partials);
       slots[static_cast<size_t>(w.partial + j)]++;
     }
@@ -91,7 +91,7 @@ void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits
   ASSERT_LE(r.counts.num_partials * most_queries, limits.partial_queries);
   for (size_t i = 0; i < sequences.size(); i++)
     for (int64_t q = 0; q < sequences[i].query_tokens; q++) {
-      const int64_t needed = (sequences[i].length() - sequences[i].query_tokens + q) / kSpanTokens + 1;
+      const int64_t needed = (sequences[i].length() - sequences[i].query_tokens + q) / kSplitTokens + 1;
       ASSERT_GE(seen[i][static_cast<size_t>(q)], needed);
     }
 }
@@ -145,8 +145,8 @@ TEST(CpuSchedule, OneLongSequenceFeedsAllWorkers) {
   EXPECT_LE(r.counts.num_items, 2 * limits.items_wanted);
   int least = INT32_MAX, most = 0;
   for (const WorkItem& w : r.items) {
-    least = std::min(least, w.num_spans);
-    most = std::max(most, w.num_spans);
+    least = std::min(least, w.num_splits);
+    most = std::max(most, w.num_splits);
   }
   EXPECT_LE(most - least, 1);
 }
@@ -160,12 +160,12 @@ TEST(CpuSchedule, ManySequencesAreNotCut) {
 }
 
 TEST(CpuSchedule, FullPoolOfOneDraftIsCut) {
-  // kPartialQueries query tokens on a sequence that fills the pool: every span has its slot.
+  // kPartialQueries query tokens on a sequence that fills the pool: every split has its slot.
   const Geometry g = geometry(4, 8, 1 << 18, 1);
   const SplitLimits limits = split_limits(g, 132);
   const Result r = make({sequence((1 << 18) - kPartialQueries, kPartialQueries, kPartialQueries)}, limits);
   EXPECT_GT(r.counts.num_partials, 0);
-  EXPECT_EQ(r.counts.num_partials, (1 << 18) / kSpanTokens);
+  EXPECT_EQ(r.counts.num_partials, (1 << 18) / kSplitTokens);
 }
 
 TEST(CpuSchedule, PrefillIsCausal) {
@@ -173,7 +173,7 @@ TEST(CpuSchedule, PrefillIsCausal) {
   const Result r = make({sequence(0, 4096, 4096)}, limits);
   ASSERT_EQ(r.counts.num_groups, 64);
   for (const WorkItem& w : r.items)
-    EXPECT_EQ(w.num_spans, (w.first_query + w.num_queries - 1) / kSpanTokens + 1);
+    EXPECT_EQ(w.num_splits, (w.first_query + w.num_queries - 1) / kSplitTokens + 1);
 }
 
 }  // namespace

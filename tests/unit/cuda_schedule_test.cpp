@@ -183,7 +183,7 @@ TEST(CudaSchedule, SharesAreEqual) {
   }
 }
 
-TEST(CudaSchedule, ChunksDependOnTheLengthAlone) {
+TEST(CudaSchedule, SplitsDependOnTheLengthAlone) {
   for (int64_t length : {1, 511, 512, 513, 8192, 8193, 32768, 131072, 1000000, 2000000000}) {
     const int32_t split = split_tokens(length, 1);
     EXPECT_EQ(split & (split - 1), 0);
