@@ -53,8 +53,12 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                                  });
       wild = !(query.scale <= kWildScale);
     }
-    // Lane by lane: the last row also fills in for matrix rows that stand for nothing; a zero scale makes
-    // them harmless.
+    // The last row also fills in for rows that stand for nothing. A zero scale makes them harmless where their
+    // scores are integers; with raw keys they are floats of whatever lies there, so zeros are put there.
+    if (!coded && r == rows - 1)
+#pragma unroll 1
+      for (int unused = rows; unused < kRowsPerBlock; unused++)
+        for (int i = lane; i < p.plan.query_floats; i += 32) floats[unused * p.plan.query_floats + i] = 0.0f;
     if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
       const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));
       const bool real = lane == r;

@@ -180,6 +180,19 @@ void barrier(int id, int threads, bool wait) {
   while (wait && bar.generation == generation) poll();
 }
 
+// What a kernel finds in shared memory: other words in every CTA and every launch. As floats they are of one
+// order of magnitude, so that their products with a kernel's numbers pass the range of float now and then, but
+// not always. A result that depends on them is not the same twice.
+void fill_with_anything(size_t bytes) {
+  static uint32_t state = 1;
+  const auto next = [] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  const uint32_t exponent = next() % 2 ? 248 + next() % 7 : 96 + next() % 160;
+  for (size_t at = 0; at + 4 <= bytes; at += 4) {
+    const uint32_t random = next(), word = random << 31 | (exponent - (random >> 1 & 3)) << 23 | random >> 1;
+    memcpy(shared_memory + at, &word, 4);
+  }
+}
+
 void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (shared > kSharedBytes || threads == 0 || threads > 1024)
@@ -194,7 +207,7 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& t
     for (unsigned y = 0; y < grid.y; y++)
       for (unsigned x = 0; x < grid.x; x++) {
         here.block = {x, y, z};
-        memset(shared_memory, 0xFF, shared);  // a kernel finds anything there
+        fill_with_anything(shared);
         fibers.assign(threads, Fiber());
         meetings.assign((threads + kWarp - 1) / kWarp, Meeting());
         for (Named& bar : named) bar = Named();

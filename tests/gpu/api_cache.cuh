@@ -170,10 +170,10 @@ class ApiCache {
     API_MUST(tq_cache_config_bytes(&config, &bytes));
     num_pages = bytes.num_pages;
     pool = Memory(device, static_cast<size_t>(bytes.page_bytes));
-    pool.fill(poison);
     config.pool = pool.get();
     config.pool_bytes = bytes.page_bytes;
     API_MUST(tq_cache_create(&config, nullptr, &cache));
+    pool.fill(poison);  // after the zeros that a cache starts with
     API_MUST(tq_batch_create(cache, &batch));
     config.struct_size = sizeof config;
     API_MUST(tq_cache_get_config(cache, &config));
