@@ -53,8 +53,8 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                                  });
       wild = !(query.scale <= kWildScale);
     }
-    // The last row also fills in for rows that stand for nothing. A zero scale makes them harmless where their
-    // scores are integers; with raw keys they are floats of whatever lies there, so zeros are put there.
+    // The last row also fills in for rows that stand for nothing. A zero scale makes them harmless where
+    // scores are integers; with raw keys these are floats of whatever lies there, so zeros are put there.
     if (!coded && r == rows - 1)
 #pragma unroll 1
       for (int unused = rows; unused < kRowsPerBlock; unused++)

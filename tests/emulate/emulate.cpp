@@ -181,8 +181,8 @@ void barrier(int id, int threads, bool wait) {
 }
 
 // What a kernel finds in shared memory: other words in every CTA and every launch. As floats they are of one
-// order of magnitude, so that their products with a kernel's numbers pass the range of float now and then, but
-// not always. A result that depends on them is not the same twice.
+// order of magnitude, so that their products with a kernel's numbers pass the range of float now and then,
+// but not always. A result that depends on them is not the same twice.
 void fill_with_anything(size_t bytes) {
   static uint32_t state = 1;
   const auto next = [] { return (state = state * 1664525u + 1013904223u) >> 8; };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What stands at the edge of arithmetic, in all three kernels (compiled, generic, prefill): queries that are not
-// finite, sink logits that are not, soft-caps of any size, plans whose tokens are not appended yet. Included by
-// attend_test.cu.
+// What stands at the edge of arithmetic, in all three kernels (compiled, generic, prefill): queries that are
+// not finite, sink logits that are not, soft-caps of any size, plans whose tokens are not appended yet.
+// Included by attend_test.cu.
 #pragma once
 #include "attend_prefill.cuh"
 
@@ -21,8 +21,8 @@ CaseSpec edge_base(int key_bits, int value_bits, int dim) {
   return s;
 }
 
-// Rows beside one another, in a set of 4 and in a warp's 16; NaN and infinity of either sign. All other rows keep
-// their bits.
+// Rows beside one another, in a set of 4 and in a warp's 16; NaN and infinity of either sign. All other rows
+// keep their bits.
 void queries_not_finite(const CaseSpec& base) {
   CaseSpec s = base, clean = base;
   s.odd_queries = {{0, 0, NAN}, {1, 3, INFINITY}, {1, 4, -INFINITY}, {2, 7, NAN}, {5, 1, NAN}};

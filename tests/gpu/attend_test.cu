@@ -319,8 +319,6 @@ void each() {
 #include "attend_edges.cuh"
 #include "attend_prefill.cuh"
 
-// attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
-// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick]: attend_edges.cuh only.
 // A block of fewer than 8 rows leaves places of rows that stand for nothing. What lies there must not reach
 // the rows beside it, not even by the common decision of a warp to raise its maxima.
 void unused_rows(int repeats) {
@@ -339,6 +337,9 @@ void unused_rows(int repeats) {
     }
 }
 
+// attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
+// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick]: attend_edges.cuh
+// only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");

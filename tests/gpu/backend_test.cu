@@ -476,8 +476,8 @@ void devices() {
   check(reasons.empty(), "reasons: %s", reasons.text());
 }
 
-// LSEs that are not finite or near the ends of float: which part's output a row is (-1: zeros, -2: NaN) and its
-// LSE, said case by case.
+// LSEs that are not finite or near the ends of float: which part's output a row is (-1: zeros, -2: NaN) and
+// its LSE, said case by case.
 void merge_of_any_lse() {
   const float inf = INFINITY;
   const struct {
