@@ -14,13 +14,8 @@ constexpr int kFewStates = 32, kManyStates = 1024;  // 0.5 and 16 KB of paramete
 
 template <int kCapacity>
 void launch_with(const MergeRequest& request, int num_units, cudaStream_t stream) {
-  MergeArguments<kCapacity> arguments = {};
-  arguments.num_states = request.num_states;
-  arguments.dim = request.dim;
-  arguments.rows = request.rows;
-  arguments.dtype = request.dtype;
-  arguments.out = request.out;
-  arguments.lse = request.lse;
+  MergeArguments<kCapacity> arguments = {request.num_states, request.dim, request.rows, request.dtype,
+                                         request.out,        request.lse, {},           {}};
   std::copy_n(request.outs, request.num_states, arguments.outs);
   std::copy_n(request.lses, request.num_states, arguments.lses);
   const int64_t wanted = (request.rows + kMergeWarps - 1) / kMergeWarps;
