@@ -3,8 +3,8 @@
 #pragma once
 #include <memory>
 
-#include "src/backend.h"
 #include "host_ops.h"
+#include "src/backend.h"
 
 namespace tq {
 namespace cuda {

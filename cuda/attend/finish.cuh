@@ -157,6 +157,7 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
   constexpr int kPieces = kValue / 32;
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
+  const RowPlace place = row_place(p, info.q_row, info.query_tokens, info.kv_head, info.q_first + row);
   if (!side.layout.raw()) {
     unrotate_row<kValue>(r.o, lane);
     const float norm = format::hadamard_norm(format::log2_block(kValue));
@@ -168,7 +169,6 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
     }
   }
   if (with_exact) r.merge_in(exact);
-  const RowPlace place = row_place(p, info.q_row, info.query_tokens, info.kv_head, info.q_first + row);
   const RowEnd end = end_of_row<ExactDivision>(p, r.state, place.head, finite);
   const int64_t to = place.element(p.call.out_strides) + lane;
 #pragma unroll
@@ -225,6 +225,7 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
   for (int i = 0; i < kPieces; i++) minus |= (signs[i] >> team.lane & 1) << i;
 #pragma unroll 1
   for (int row = team.first; row < info.rows; row += team.step) {
+    const bool finite = !(query_rows_of(p, info, smem).flags[row] & kRowNotFinite);
     RowState<kPieces> r, exact;
     // all units are there. All loads of a batch before the first use; slots that slot 0 stands for are passed
     // over
@@ -257,7 +258,6 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         if (!info.exact) r.merge_in(exact);
       }
     }
-    const bool finite = !(query_rows_of(p, info, smem).flags[row] & kRowNotFinite);
     write_row<kValue>(p, info, row, finite, minus, r, exact_last, exact, team.lane);
   }
 }

@@ -2,8 +2,8 @@
 // One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides included: every
 // combination that has no compiled core. One tile a step. The integer query and the 16-bit weights are
 // CodedCore's, but the query is the matrix unit's first operand here, weights are scaled by a quotient where
-// CodedCore takes a power of two, and running maxima are not rounded: the two agree within their rounding, not
-// to the bit. Raw sides use float multiply-adds.
+// CodedCore takes a power of two, and running maxima are not rounded: the two agree within their rounding,
+// not to the bit. Raw sides use float multiply-adds.
 #pragma once
 #include "cuda/attend/coded.cuh"
 
