@@ -26,17 +26,22 @@ struct Code<format::CodeFamily::kScalar, kBits> : ScalarCode<kBits> {};
 template <int kBits>
 using Scalar = Code<format::CodeFamily::kScalar, kBits>;
 
-// f(Code()). Which ids exist is checked where a cache is made (format::code_index).
+// f(Code()). The usual widths first: hot loops come here once a group. Which ids exist is checked where a
+// cache is made (format::code_index).
 template <class F>
 __device__ __forceinline__ void with_code(format::CodeId id, const F& f) {
-  switch (id.bits) {
-    case 2: return f(Scalar<2>());
-    case 3: return f(Scalar<3>());
-    case 4: return f(Scalar<4>());
-    case 5: return f(Scalar<5>());
-    case 6: return f(Scalar<6>());
-    default: return f(Scalar<8>());
-  }
+  if (id.bits == 4)
+    f(Scalar<4>());
+  else if (id.bits == 3)
+    f(Scalar<3>());
+  else if (id.bits == 2)
+    f(Scalar<2>());
+  else if (id.bits == 8)
+    f(Scalar<8>());
+  else if (id.bits == 6)
+    f(Scalar<6>());
+  else
+    f(Scalar<5>());
 }
 
 // A group's words, `stride` words apart.
