@@ -37,7 +37,7 @@ class Carver {
   T* take(int64_t count) {
     static_assert(std::is_trivially_destructible<T>::value, "nothing in a block is destroyed");
     T* result = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    // NOLINT(bugprone-sizeof-expression): T may be a pointer
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): T may be a pointer
     const int64_t bytes = checked_mul(count, sizeof(T), "bookkeeping bytes");
     used_ =
         checked_add(used_, checked_add(bytes, kAlignment - 1, "bookkeeping bytes") / kAlignment * kAlignment,

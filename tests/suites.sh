@@ -277,7 +277,6 @@ tidied() {
   fi
 }
 tidied_sources() {
-  export -f tidied
   ls src/*.cpp src/cpu/*.cpp src/cpu/kernels/*.cpp src/cli/*.cpp | grep -v kernels/simd |
     xargs -P "${TQKV_JOBS:-$(nproc)}" -I{} bash -c 'tidied {}'
 }
@@ -286,5 +285,6 @@ about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over lib
 suite_clang_tidy() {
   need_command clang-tidy clang-tidy && build_test || return 0
   # simd.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
-  run_tap clang-tidy tidied_sources
+  export -f tidied tidied_sources
+  run_tap clang-tidy bash -c tidied_sources
 }

@@ -59,7 +59,7 @@ class CudaMemory : public DeviceMemory {
   void* allocate(size_t bytes) override {
     uint64_t address = 0;
     check(allocate_(&address, bytes > 0 ? bytes : 1), "cuMemAlloc");
-    // NOLINT(performance-no-int-to-ptr): a CUdeviceptr is an integer
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): a CUdeviceptr is an integer
     return reinterpret_cast<void*>(address);
   }
   void release(void* pointer) noexcept override { free_(reinterpret_cast<uint64_t>(pointer)); }
