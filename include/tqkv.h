@@ -40,8 +40,9 @@
  *   Threads  Different caches are independent. One cache: one thread at a time, except that several
  *     tq_cache_attend calls may run at once when each brings its own workspace and nothing else runs. A
  *     violation returns TQ_ERROR_INVALID_STATE with "busy" in the text where it is noticed, not always.
- *   Forks    In a process that fork() made, a CPU cache of its parent works, on the calling thread alone. A
- *     CUDA cache refuses all (INVALID_STATE) but the destroy calls, which free host memory and return.
+ *   Forks    In a process that fork() made, a CPU cache of its parent works, on the calling thread alone, if
+ *     no call was running on it at the fork (else it stays busy). A CUDA cache refuses all (INVALID_STATE)
+ *     but the destroy calls, which free host memory and return.
  *   Units    Strides in elements, sizes in bytes, lengths and capacities in tokens, LSE in natural logarithm.
  *
  * Written  A plan makes its sequences longer in all layers, an append fills one of them. What a layer lacks
@@ -67,9 +68,8 @@
  *   a graph cannot notice that its plan is out of force, and would use pages that are others' by then.
  *   Replays make no call, so a layer whose append was captured counts as written by every plan of the batch,
  *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
- *   replay has run, reading its new tokens gives zeros or an older token's values. tq_batch_plan refuses to
- *   leave a gap in such a layer (INVALID_STATE). Capture with a plan that has rows: without new tokens (query
- *   tokens) append (attend) has nothing to capture and refuses (INVALID_STATE).
+ *   replay has run, its new tokens (a fork's too) are zeros or older values. tq_batch_plan refuses to leave a
+ *   gap in such a layer; append (attend) refuses a capture without new tokens (queries): INVALID_STATE.
  *   Long prefill: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a
  *   kernel of their own. A graph has that kernel if its plan had such a sequence at capture; otherwise a
  *   later plan's are computed as short ones are: as exact, slower, not the same bits.
@@ -78,9 +78,8 @@
  *   masks, no cross-attention). The caller applies RoPE before append and attend. All layers have the same
  *   heads and dimensions; bits may differ. Tokens leave a sequence at its end only: a sliding window bounds
  *   what is read, not what is kept. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
- *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or
- *   later; value_dim = head_dim (rounded up to 32), or 192 / 128, 576 / 512; no dense rotation; sequences
- *   below 2^31 - 32 tokens.
+ *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or later; head and
+ *   value dimension equal (rounded up to 32), 192/128 or 576/512; Hadamard; sequences below 2^31 - 32 tokens.
  */
 #ifndef TQKV_H
 #define TQKV_H
@@ -249,7 +248,7 @@ typedef struct tq_cache_config {
   int32_t num_threads;     /* CPU: 0 = num_units of the device, 1 = the caller's thread only */
   uint64_t flags;          /* TQ_FLAG_* */
   const tq_allocator *allocator;   /* NULL = malloc / cudaMalloc; copied */
-  void *pool;              /* caller's memory for the pages on the device, 256-byte aligned, or NULL */
+  void *pool;              /* NULL, or memory for the pages, 256-byte aligned, zeroed, kept until destroy */
   int64_t pool_bytes;      /* >= page_bytes of tq_cache_config_bytes when pool is given */
 } tq_cache_config;
 
@@ -337,12 +336,13 @@ TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *s
 
 /* A new sequence with the same tokens: pages are shared and copied when one side writes into a shared page;
  * exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create. Fork after a
- * step's appends: in layers that the source appends later, the fork's planned tokens stay unwritten. */
+ * step's appends (and replay): in layers appended later, the fork's planned tokens stay unwritten. */
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
 
 /* Shortens to length tokens, 0 <= length <= current: afterwards it is as if the later tokens had never been
  * appended, the exact window included within rollback_tokens of the longest length (deeper: see Window).
- * Whole pages are given back and scrubbed; the rest of the last page is overwritten by the next append. */
+ * Whole pages are given back and scrubbed; the rest of the last page is overwritten by the next append. A
+ * plan that holds the sequence is out of force, unless length is the current one. */
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
 /* Tokens, planned ones included. */
 TQ_API tq_status tq_sequence_length(const tq_cache *cache, tq_sequence sequence, int64_t *length);
@@ -387,7 +387,7 @@ typedef struct tq_tensor_layout {
 /* Encodes the new tokens of the batch into one layer.
  *   k  [new tokens][num_kv_heads][head_dim] io_dtype, v likewise with value_dim; NULL only without new tokens
  * Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE without
- * a plan in force, or behind a gap (see Written). */
+ * a plan in force, behind a gap (see Written), or again after a fork that shares the new tokens. */
 TQ_API tq_status tq_cache_append(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *k,
                                  const void *v, const tq_tensor_layout *layout, void *stream);
 

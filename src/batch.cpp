@@ -160,6 +160,13 @@ void Cache::check_appendable(const StepRows& rows, int32_t layer) const {
              "layer = %d: sequence %lld holds %lld tokens there, the plan's new ones come behind %lld: an "
              "earlier plan was not appended; truncate it to %lld and plan again",
              layer, ll(arrays_.table.id(s.raw_slot)), ll(written), ll(s.old_length), ll(written));
+    // A fork made since then reads the first append's bytes.
+    TQ_CHECK(
+        s.new_tokens == 0 || written < s.length() || !arrays_.table.shares(s.raw_slot, s.old_length),
+        Status::kInvalidState,
+        "layer = %d: sequence %lld holds the plan's tokens there already, and a fork shares their pages; "
+        "plan again to append others",
+        layer, ll(arrays_.table.id(s.raw_slot)));
   }
 }
 

@@ -257,6 +257,7 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
   TQ_CHECK(length >= 0 && length <= arrays_.table.length(slot), Status::kInvalidArgument,
            "length = %lld: must be 0 .. %lld, the sequence's length", ll(length),
            ll(arrays_.table.length(slot)));
+  if (length == arrays_.table.length(slot)) return;  // nothing changes, a plan in force least of all
   int64_t count;
   const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
   scrub(pages, count, stream);

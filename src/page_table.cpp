@@ -87,6 +87,12 @@ int64_t PageTable::commit_fork(int32_t source) noexcept {
   return result;
 }
 
+bool PageTable::shares(int32_t slot, int64_t first) const {
+  for (int64_t page = first / limits_.page_size; page < rows_[slot].num_pages; page++)
+    if (references_[pages(slot)[page]] > 1) return true;
+  return false;
+}
+
 const int32_t* PageTable::exclusive_pages(int32_t slot, int64_t length, int64_t* count) {
   int64_t n = 0;
   for (int64_t i = pages_for(length); i < rows_[slot].num_pages; i++)

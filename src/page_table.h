@@ -50,6 +50,8 @@ class PageTable {
   // ---- figures ----
   int64_t length(int32_t slot) const { return rows_[slot].length; }
   int64_t pages_of(int32_t slot) const { return rows_[slot].num_pages; }
+  // Whether another sequence holds a page of the tokens from `first` on.
+  bool shares(int32_t slot, int64_t first) const;
   const int32_t* pages(int32_t slot) const { return map().row(slot); }
   // Rows are slots; first_changed is by index of the growth in hand.
   PageMap map() const { return PageMap{table_, limits_.max_sequence_pages, first_changed_}; }

@@ -76,6 +76,7 @@ void test_batch_rows(void);
 void test_plan_in_force(void);
 void test_unwritten_old_tokens(void);
 void test_unwritten_history(void);
+void test_appended_again(void);
 void test_fork(void);
 void test_capacity_is_atomic(void);
 void test_exact_copies(void);

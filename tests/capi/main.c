@@ -130,6 +130,7 @@ int main(void) {
       {"plan in force", test_plan_in_force},
       {"unwritten: tokens of before", test_unwritten_old_tokens},
       {"unwritten: history of a plan not appended", test_unwritten_history},
+      {"appended again", test_appended_again},
       {"a forked process", test_fork},
       {"capacity is atomic", test_capacity_is_atomic},
       {"exact copies", test_exact_copies},

@@ -89,3 +89,37 @@ void test_unwritten_history(void) {
     EXPECT(TQ_OK, tq_cache_destroy(cache));
   }
 }
+
+/* Appending again in one plan replaces its tokens, but never those that a fork made since then shares. A
+ * truncate to the length that a sequence has changes nothing, its plan included. */
+void test_appended_again(void) {
+  const tq_cache_config config = small_config();
+  tq_cache* cache = make_cache(&config);
+  tq_batch* batch = make_batch(cache);
+  const tq_sequence s = make_sequence(cache);
+  const int64_t three = 3;
+  float *a = random_floats(3 * HEADS * DIM, 1), *b = random_floats(3 * HEADS * DIM, 2);
+  float before[3 * HEADS * DIM], after[3 * HEADS * DIM];
+  tq_sequence fork;
+  EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &three, NULL, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, a, a, NULL, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, b, b, NULL, NULL));
+  EXPECT(TQ_OK, tq_sequence_truncate(cache, s, 3, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, a, a, NULL, NULL));
+  EXPECT(TQ_OK, tq_sequence_fork(cache, s, NULL, &fork));
+  EXPECT(TQ_OK, tq_cache_read(cache, 0, fork, 0, 3, before, NULL, NULL, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "layer = 0: sequence ", tq_cache_append(cache, 0, batch, b, b, NULL, NULL));
+  CHECK(strstr(tq_last_error(), "a fork shares their pages") != NULL);
+  EXPECT(TQ_OK, tq_cache_read(cache, 0, fork, 0, 3, after, NULL, NULL, NULL));
+  CHECK(memcmp(before, after, sizeof before) == 0);
+  /* A layer that was not appended yet still is, and the fork does not see its tokens. */
+  EXPECT(TQ_OK, tq_cache_append(cache, 1, batch, b, b, NULL, NULL));
+  REFUSES(TQ_ERROR_INVALID_STATE, "first + count = 3: layer 1",
+          tq_cache_read(cache, 1, fork, 0, 3, after, NULL, NULL, NULL));
+  EXPECT(TQ_OK, tq_sequence_free(cache, fork, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, b, b, NULL, NULL));
+  free(a);
+  free(b);
+  EXPECT(TQ_OK, tq_batch_destroy(batch));
+  EXPECT(TQ_OK, tq_cache_destroy(cache));
+}

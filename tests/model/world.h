@@ -229,6 +229,7 @@ class World {
     trace("truncate %lld from %lld to %lld", static_cast<long long>(id),
           static_cast<long long>(live_[id].length()), static_cast<long long>(length));
     TQ_MUST(tq_sequence_truncate(cache_, id, length, nullptr));
+    if (length == live_[id].length()) return;  // its plan stays in force
     live_[id].tokens.resize(static_cast<size_t>(length));
     lapse(id);
   }
@@ -310,10 +311,9 @@ class World {
     }
     for (size_t i = 0; i < plan.ids.size(); i++) {
       TQ_MUST(tq_sequence_truncate(cache_, plan.ids[i], plan.old_lengths[i], nullptr));
-      lapse(plan.ids[i]);
+      if (plan.new_tokens[i] > 0) lapse(plan.ids[i]);
     }
-    // What the plan reserved was never written, but the ring is judged by the longest length: copies that it
-    // would have pushed out count as lost.
+    // What the plan reserved was never written, but copies that it would have pushed out count as lost.
     for (size_t i = 0; i < plan.ids.size(); i++) {
       Sequence& s = live_[plan.ids[i]];
       const int64_t reached = plan.old_lengths[i] + plan.new_tokens[i],

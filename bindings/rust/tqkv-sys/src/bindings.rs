@@ -205,7 +205,7 @@ structs! {
         flags: u64,
         /// NULL = malloc / cudaMalloc; copied
         allocator: *const tq_allocator,
-        /// caller's memory for the pages on the device, 256-byte aligned, or NULL
+        /// NULL, or memory for the pages, 256-byte aligned, zeroed, kept until destroy
         pool: *mut c_void,
         /// \>= page_bytes of tq_cache_config_bytes when pool is given
         pool_bytes: i64,
@@ -356,14 +356,14 @@ functions! {
     fn tq_sequence_free(cache: *mut tq_cache, sequence: tq_sequence, stream: *mut c_void) -> tq_status;
     /// A new sequence with the same tokens: pages are shared and copied when one side writes into a shared
     /// page; exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create.
-    /// Fork after a step's appends: in layers that the source appends later, the fork's planned tokens stay
+    /// Fork after a step's appends (and replay): in layers appended later, the fork's planned tokens stay
     /// unwritten.
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
     /// Shortens to length tokens, 0 \<= length \<= current: afterwards it is as if the later tokens had
     /// never been appended, the exact window included within rollback_tokens of the longest length (deeper:
     /// see Window). Whole pages are given back and scrubbed; the rest of the last page is overwritten by
-    /// the next append.
+    /// the next append. A plan that holds the sequence is out of force, unless length is the current one.
     fn tq_sequence_truncate(cache: *mut tq_cache, sequence: tq_sequence, length: i64,
         stream: *mut c_void) -> tq_status;
     /// Tokens, planned ones included.
@@ -400,7 +400,8 @@ functions! {
     ///   without new tokens
     ///
     /// Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE
-    /// without a plan in force, or behind a gap (see Written).
+    /// without a plan in force, behind a gap (see Written), or again after a fork that shares the new
+    /// tokens.
     fn tq_cache_append(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, k: *const c_void,
         v: *const c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
     /// Zeroes \*params and sets struct_size. NULL: INVALID_ARGUMENT.
