@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 #include <inttypes.h>
 
+#include <algorithm>
+
 #include <utility>
 
 namespace tq {
@@ -109,16 +111,23 @@ void Event::wait() {
 // ---- Places ----
 
 ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0), table_bytes(0) {
-  page_table_stride = align_up(geometry.max_sequence_pages, 4);
-  page_table =
-      take(&table_bytes, geometry.max_sequences * page_table_stride * static_cast<int64_t>(sizeof(int32_t)));
+  for (int group = 0; group < geometry.num_groups; group++) {
+    page_table_stride[group] = align_up(geometry.groups[group].max_sequence_pages, 4);
+    page_table[group] = take(&table_bytes, geometry.max_sequences * page_table_stride[group] *
+                                               static_cast<int64_t>(sizeof(int32_t)));
+  }
   layer_memory = take(&table_bytes, geometry.num_layers * static_cast<int64_t>(sizeof(LayerMemory)));
   flags_bytes = (geometry.max_sequences + 1) * static_cast<int64_t>(sizeof(uint32_t));
+  for (int group = 0, first = 0; group < geometry.num_groups; group++) {
+    first_in_group[group] = first;
+    for (int layer = 0; layer < geometry.num_layers; layer++) first += geometry.layers[layer].group == group;
+    layers_in_group[group] = first - first_in_group[group];
+  }
   layers.resize(geometry.num_layers);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     LayerPlaces& place = layers[layer];
     const format::TileLayout tile = geometry.tile(layer);
-    place.pages = take(&pages_bytes, geometry.page_bytes(layer) * geometry.num_pages);
+    place.pages = take(&pages_bytes, geometry.page_bytes(layer) * geometry.group_of(layer).num_pages);
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       const int64_t heads = geometry.num_kv_heads;
@@ -224,19 +233,22 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
 }
 
 void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
-  const int64_t first = places_.layer_memory;  // the page table lies before it and is only cleared
+  const int64_t first = places_.layer_memory;  // the page tables lie before it and are only cleared
   std::vector<uint8_t> constants(static_cast<size_t>(places_.table_bytes - first));
-  LayerMemory* memory = reinterpret_cast<LayerMemory*>(constants.data());
+  LayerMemory* next[kMaxPageGroups];
+  for (int group = 0; group < geometry.num_groups; group++)
+    next[group] = reinterpret_cast<LayerMemory*>(constants.data()) + places_.first_in_group[group];
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     const format::TileLayout tile = geometry.tile(layer);
     const LayerPlaces& place = places_.layers[layer];
-    memory[layer].pages = pages_ + place.pages;
-    memory[layer].page_bytes = geometry.page_bytes(layer);
+    LayerMemory& memory = *next[geometry.layers[layer].group]++;
+    memory.pages = pages_ + place.pages;
+    memory.page_bytes = geometry.page_bytes(layer);
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      memory[layer].raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
-      memory[layer].raw_slot_bytes[kind] = static_cast<int64_t>(geometry.num_kv_heads) *
-                                           geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
+      memory.raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
+      memory.raw_slot_bytes[kind] = static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
+                                    side.dim * dtype_bytes(geometry.io_dtype);
       if (side.raw()) continue;
       uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
       const int words = format::sign_words(side.stored);
@@ -273,17 +285,20 @@ PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t w
   sequences_at = at;
   at += count * static_cast<int64_t>(sizeof(DeviceSequence));
   small_at = at;
-  at += align_up(2 * count * static_cast<int64_t>(sizeof(AppendJob)), 16);
+  small_bytes = align_up(2 * count * static_cast<int64_t>(sizeof(AppendJob)), 16);
+  at += geometry.num_groups * small_bytes;
   large_at = at;
   at += align_up((count + 1) * static_cast<int64_t>(sizeof(int32_t)), 16);
   image_bytes = work_at = at;
   at += work_capacity;
   const int64_t device_bytes = align_up(at, kAlignment);
   runs_at = at;
-  at += align_up(count * static_cast<int64_t>(sizeof(PageRun)), 16);
+  at += align_up(geometry.num_groups * count * static_cast<int64_t>(sizeof(PageRun)), 16);
   pages_at = at;
-  pages_capacity = count * geometry.max_sequence_pages < kMaxStagedPages ? count * geometry.max_sequence_pages
-                                                                         : kMaxStagedPages;
+  int64_t most_pages = 0;
+  for (int group = 0; group < geometry.num_groups; group++)
+    most_pages += count * geometry.groups[group].max_sequence_pages;
+  pages_capacity = std::min<int64_t>(most_pages, kMaxStagedPages);
   staging_bytes = at + pages_capacity * static_cast<int64_t>(sizeof(int32_t));
 
   device_ = DeviceBlock(ops, geometry.device_id, device_bytes, "batch");
@@ -300,14 +315,14 @@ PlanStorage::Staging& PlanStorage::next() {
   return staging;
 }
 
-DevicePlan PlanStorage::view(const Arena& arena) const {
+DevicePlan PlanStorage::view(const Arena& arena, int group) const {
   DevicePlan plan;
   plan.counts = reinterpret_cast<const DeviceCounts*>(device_.data());
   plan.sequences = reinterpret_cast<const DeviceSequence*>(device_.data() + sequences_at);
-  plan.small_jobs = reinterpret_cast<const AppendJob*>(device_.data() + small_at);
+  plan.small_jobs = reinterpret_cast<const AppendJob*>(device_.data() + small_at + group * small_bytes);
   plan.large_first = reinterpret_cast<const int32_t*>(device_.data() + large_at);
-  plan.page_table = arena.page_table();
-  plan.page_table_stride = arena.places().page_table_stride;
+  plan.page_table = arena.page_table(group);
+  plan.page_table_stride = arena.places().page_table_stride[group];
   plan.work = device_.data() + work_at;
   plan.work_capacity = work_capacity;
   return plan;

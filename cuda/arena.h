@@ -92,8 +92,11 @@ struct LayerPlaces {
 struct ArenaPlaces {
   std::vector<LayerPlaces> layers;
   int64_t pages_bytes, raw_bytes, table_bytes;
-  int64_t page_table, page_table_stride;
-  int64_t layer_memory;
+  int64_t page_table[kMaxPageGroups];  // [max_sequences][stride] entries each, one behind the other
+  int64_t page_table_stride[kMaxPageGroups];
+  int64_t layer_memory;                    // [num_layers], the layers of a group side by side
+  int32_t first_in_group[kMaxPageGroups];  // index of a group's first layer there
+  int32_t layers_in_group[kMaxPageGroups];
   int64_t flags_bytes;  // mapped: [max_sequences] flags, then `noticed`
 
   explicit ArenaPlaces(const Geometry& geometry);
@@ -111,9 +114,13 @@ class Arena {
   // Fills the constant tables and clears what must start at zero; waits for the stream.
   void initialise(const Geometry& geometry, cudaStream_t stream);
 
-  int32_t* page_table() const { return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table); }
-  const LayerMemory* layer_memory() const {
-    return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory);
+  int32_t* page_table(int group) const {
+    return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table[group]);
+  }
+  // Of the layers of a group; of all layers from group 0 on.
+  const LayerMemory* layer_memory(int group) const {
+    return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory) +
+           places_.first_in_group[group];
   }
   void* workspace() const { return workspace_.data(); }
   volatile uint32_t* host_flags() const { return reinterpret_cast<volatile uint32_t*>(flags_.host()); }
@@ -129,7 +136,7 @@ class Arena {
 
 // One run of changed page-table entries.
 struct PageRun {
-  int64_t target;  // index in the page table
+  int64_t target;  // index from the page table of group 0 on
   int32_t first, count;
 };
 
@@ -144,10 +151,12 @@ class PlanStorage {
   };
   // The staging buffer whose turn it is, once the stream has read what it held.
   Staging& next();
-  DevicePlan view(const Arena& arena) const;
+  // As the layers of a page group see it.
+  DevicePlan view(const Arena& arena, int group) const;
 
-  // Offsets in the plan image, device and staging alike; the work list follows it.
-  int64_t sequences_at, small_at, large_at, image_bytes, work_at, work_capacity;
+  // Offsets in the plan image, device and staging alike; the work list follows it. small_bytes: of the jobs of
+  // one page group, those of the next group follow.
+  int64_t sequences_at, small_at, small_bytes, large_at, image_bytes, work_at, work_capacity;
   // Offsets in staging only.
   int64_t runs_at, pages_at, pages_capacity, staging_bytes;
 

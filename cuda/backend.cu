@@ -65,12 +65,12 @@ class CudaBackend : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
-  void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
-  void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
+  void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
+  void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
-  void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) override;
-  void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) override;
+  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
+  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
   uint64_t check(void* stream) override;
@@ -81,9 +81,9 @@ class CudaBackend : public Backend {
     return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
   }
   // visit(of the device, of the host, bytes of a page in one layer, pages, host pitch) for runs of pages that
-  // are neighbours in both places.
+  // are neighbours in both places, in all layers of the group.
   template <typename Byte, typename Visit>
-  void for_each_run(const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const;
+  void for_each_run(int group, const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const;
   void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
                     const Batch& batch, cudaStream_t stream);
 
@@ -170,7 +170,7 @@ void CudaBackend::append(const AppendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   append::AppendParams params = {layer_view(request.layer),
-                                 batch.storage.view(arena_),
+                                 batch.storage.view(arena_, geometry_.layers[request.layer].group),
                                  {request.k, request.v},
                                  {request.key_strides, request.value_strides},
                                  0,
@@ -192,13 +192,14 @@ void CudaBackend::attend(const AttendRequest& request) {
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   // its counters start at zero and each call leaves them so
   const bool own = request.workspace == arena_.workspace();
-  attend::AttendLaunch launch = {{layer_view(request.layer), batch.storage.view(arena_), request, num_units_,
-                                  shared_memory_per_block_, as_stream(request.stream)},
-                                 request.workspace,
-                                 !own,
-                                 {},
-                                 paced_,
-                                 early_};
+  attend::AttendLaunch launch = {
+      {layer_view(request.layer), batch.storage.view(arena_, geometry_.layers[request.layer].group), request,
+       num_units_, shared_memory_per_block_, as_stream(request.stream)},
+      request.workspace,
+      !own,
+      {},
+      paced_,
+      early_};
   if (!batch.uploaded.any_long || !long_apart_) {
     attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
     return;
@@ -214,7 +215,7 @@ void CudaBackend::attend(const AttendRequest& request) {
 void CudaBackend::read(const ReadRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const StepSequence& sequence = request.sequence;
-  const int32_t* ids = request.pages.row(sequence.page_row);
+  const int32_t* ids = request.maps[geometry_.layers[request.layer].group].row(sequence.page_row);
   const cudaStream_t stream = as_stream(request.stream);
   pages::ReadParams params(layer_view(request.layer));
   params.raw_slot = sequence.raw_slot;
@@ -267,26 +268,27 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
 }
 
-void CudaBackend::copy_pages(const PageCopy* copies, int64_t count, void* stream) {
+void CudaBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "copying pages");
-  pages::launch_copy_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), copies,
-                           count, as_stream(stream));
+  pages::launch_copy_pages(arena_.layer_memory(group), arena_.places().layers_in_group[group],
+                           max_page_bytes(geometry_), copies, count, as_stream(stream));
 }
 
-void CudaBackend::scrub_pages(const int32_t* pages, int64_t count, void* stream) {
+void CudaBackend::scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "scrubbing pages");
-  pages::launch_scrub_pages(arena_.layer_memory(), geometry_.num_layers, max_page_bytes(geometry_), pages,
-                            count, as_stream(stream));
+  pages::launch_scrub_pages(arena_.layer_memory(group), arena_.places().layers_in_group[group],
+                            max_page_bytes(geometry_), pages, count, as_stream(stream));
 }
 
 template <typename Byte, typename Visit>
-void CudaBackend::for_each_run(const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const {
-  int64_t pitch = 0;
-  for (int layer = 0; layer < geometry_.num_layers; layer++) pitch += geometry_.page_bytes(layer);
+void CudaBackend::for_each_run(int group, const int32_t* pages, int64_t count, Byte* host,
+                               const Visit& visit) const {
+  const int64_t pitch = geometry_.group_page_bytes(group);
   const bool in_runs = pitch <= INT32_MAX;  // copies of rows that lie further apart are not allowed
   for (int layer = 0; layer < geometry_.num_layers; layer++) {
+    if (geometry_.layers[layer].group != group) continue;
     const DeviceLayer view = layer_view(layer);
     for (int64_t first = 0, run = 1; first < count; first += run, run = 1) {
       while (in_runs && first + run < count && pages[first + run] == pages[first] + run) run++;
@@ -297,10 +299,10 @@ void CudaBackend::for_each_run(const int32_t* pages, int64_t count, Byte* host, 
   }
 }
 
-void CudaBackend::export_pages(const int32_t* pages, int64_t count, void* host, void* stream) {
+void CudaBackend::export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "exporting pages");
-  for_each_run(pages, count, static_cast<uint8_t*>(host),
+  for_each_run(group, pages, count, static_cast<uint8_t*>(host),
                [&](const uint8_t* own, uint8_t* place, size_t bytes, size_t run, size_t pitch) {
                  check_cuda(runtime().memcpy_2d_async(place, pitch, own, bytes, bytes, run,
                                                       cudaMemcpyDeviceToHost, as_stream(stream)),
@@ -308,10 +310,11 @@ void CudaBackend::export_pages(const int32_t* pages, int64_t count, void* host, 
                });
 }
 
-void CudaBackend::import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) {
+void CudaBackend::import_pages(int group, const int32_t* pages, int64_t count, const void* host,
+                               void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "importing pages");
-  for_each_run(pages, count, static_cast<const uint8_t*>(host),
+  for_each_run(group, pages, count, static_cast<const uint8_t*>(host),
                [&](uint8_t* own, const uint8_t* place, size_t bytes, size_t run, size_t pitch) {
                  check_cuda(runtime().memcpy_2d_async(own, bytes, place, pitch, bytes, run,
                                                       cudaMemcpyHostToDevice, as_stream(stream)),
@@ -322,14 +325,14 @@ void CudaBackend::import_pages(const int32_t* pages, int64_t count, const void* 
 void CudaBackend::copy_slot(int source, int target, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "forking a sequence");
-  pages::launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), source, target,
+  pages::launch_slot(arena_.layer_memory(0), geometry_.num_layers, max_slot_bytes(geometry_), source, target,
                      false, arena_.device_flags(), as_stream(stream));
 }
 
 void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "freeing a sequence");
-  pages::launch_slot(arena_.layer_memory(), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
+  pages::launch_slot(arena_.layer_memory(0), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
                      arena_.device_flags(), as_stream(stream));
 }
 

@@ -54,7 +54,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(Status::kNotSupported, "device_id = %d: compute capability %d.%d, at least %d.%d is needed",
                 device, capability / 10, capability % 10, kMinComputeCapability / 10,
                 kMinComputeCapability % 10);
-  const int64_t sequence_tokens = geometry.max_sequence_pages * geometry.page_size;
+  const int64_t sequence_tokens = geometry.groups[0].max_sequence_pages * geometry.page_size;
   if (sequence_tokens > kMaxTokens)
     reasons.add(Status::kNotSupported,
                 "max_sequence_tokens: %" PRId64 " tokens in whole pages, on CUDA at most %" PRId64,

@@ -47,11 +47,10 @@ class PageStager {
   int64_t num_runs_ = 0, num_pages_ = 0;
 };
 
-// Writes counts, sequences and append jobs to staging; returns the counts.
+// Writes counts, sequences and append jobs (those of each page group) to staging; returns the counts.
 DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, const BatchPlan& plan,
                          uint8_t* host) {
   DeviceSequence* sequences = reinterpret_cast<DeviceSequence*>(host + storage.sequences_at);
-  AppendJob* small = reinterpret_cast<AppendJob*>(host + storage.small_at);
   int32_t* large_first = reinterpret_cast<int32_t*>(host + storage.large_at);
   DeviceCounts counts = {};
   const StepRows& rows = plan.rows;
@@ -72,15 +71,18 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
       const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
       if (is_large || (tile == split.first_tile && seen_first)) continue;  // one tile is both first and last
       seen_first = tile == split.first_tile;
-      small[counts.num_small_jobs++] =
-          AppendJob{from.raw_slot,
-                    from.flag,
-                    old_length,
-                    length,
-                    sequences[i].kv_row,
-                    tile,
-                    plan.pages.row(from.page_row)[tile / geometry.tiles_per_page()],
-                    tile % geometry.tiles_per_page()};
+      for (int group = 0; group < geometry.num_groups; group++)
+        reinterpret_cast<AppendJob*>(host + storage.small_at +
+                                     group * storage.small_bytes)[counts.num_small_jobs] =
+            AppendJob{from.raw_slot,
+                      from.flag,
+                      old_length,
+                      length,
+                      sequences[i].kv_row,
+                      tile,
+                      plan.maps[group].row(from.page_row)[tile / geometry.tiles_per_page()],
+                      tile % geometry.tiles_per_page()};
+      counts.num_small_jobs++;
     }
     counts.num_large_tiles += split.num_large;
   }
@@ -101,23 +103,25 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
                          const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
                          cudaStream_t stream) {
   const StepRows& rows = plan.rows;
-  PageStager stager(storage, geometry.max_batch_sequences);
+  PageStager stager(storage, static_cast<int64_t>(geometry.num_groups) * geometry.max_batch_sequences);
   PlanStorage::Staging* staging = &storage.next();
   stager.bind(*staging);
   const auto send = [&](const uint8_t* image, int64_t bytes) {
     const uint8_t* device = staging->memory.device();
     pages::launch_apply_plan(image, storage.device(), bytes,
                              reinterpret_cast<const PageRun*>(device + storage.runs_at), stager.num_runs(),
-                             reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(),
+                             reinterpret_cast<const int32_t*>(device + storage.pages_at), arena.page_table(0),
                              num_units, stream);
     staging->read.record(stream);
   };
-  for (int32_t i = 0; i < rows.num_sequences; i++) {
+  for (int32_t each = 0; each < geometry.num_groups * rows.num_sequences; each++) {
+    const int group = each / rows.num_sequences, i = each % rows.num_sequences;
     const StepSequence& sequence = rows.sequences[i];
-    const int32_t* pages = plan.pages.row(sequence.page_row);
-    const int64_t target = sequence.page_row * arena.places().page_table_stride,
-                  num_pages = geometry.pages_for(sequence.length());
-    int64_t page = plan.pages.first_changed[i];
+    const int32_t* pages = plan.maps[group].row(sequence.page_row);
+    const int64_t target = arena.page_table(group) - arena.page_table(0) +
+                           sequence.page_row * arena.places().page_table_stride[group],
+                  num_pages = geometry.groups[group].pages_for(sequence.length());
+    int64_t page = plan.maps[group].first_changed[i];
     while (page < num_pages) {
       page += stager.add(target + page, pages + page, num_pages - page);
       if (page == num_pages) break;

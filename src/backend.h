@@ -36,14 +36,15 @@ class Backend {
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
   virtual void set_centres(int layer, const float* key, const float* value) = 0;
-  // Whole pages of all layers.
-  virtual void copy_pages(const PageCopy* copies, int64_t count, void* stream) = 0;
-  virtual void scrub_pages(const int32_t* pages, int64_t count, void* stream) = 0;
-  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of all
-  // layers), in it the layers one after the other. The host memory stays until the stream has passed the
-  // call.
-  virtual void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) = 0;
-  virtual void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) = 0;
+  // Whole pages of all layers of a page group.
+  virtual void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) = 0;
+  virtual void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) = 0;
+  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of the
+  // group's layers), in it these layers one after the other. The host memory stays until the stream has
+  // passed the call.
+  virtual void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) = 0;
+  virtual void import_pages(int group, const int32_t* pages, int64_t count, const void* host,
+                            void* stream) = 0;
   // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags
   // cleared, raw copies scrubbed if asked).
   virtual void copy_slot(int source, int target, void* stream) = 0;

@@ -213,7 +213,7 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     rows.new_tokens += s.new_tokens;
     rows.query_tokens += s.query_tokens;
   }
-  return BatchPlan{rows, table.map(), batch.storage_};
+  return BatchPlan{rows, arrays_.maps, batch.storage_};
 }
 
 void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
@@ -227,7 +227,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   const int buffer = 1 - batch.active_;
   const BatchPlan plan = build_plan(batch, num_sequences, buffer);
   try {
-    if (table.num_copies() > 0) backend_->copy_pages(table.copies(), table.num_copies(), stream);
+    if (table.num_copies() > 0) backend_->copy_pages(0, table.copies(), table.num_copies(), stream);
     backend_->upload_plan(plan, stream);
   } catch (...) {
     table.cancel_growth();

@@ -17,8 +17,10 @@ namespace {
 
 PageTableLimits table_limits(const ResolvedConfig& config) {
   const Geometry& g = config.geometry();
-  return PageTableLimits{g.max_sequences,      g.max_batch_sequences,        g.page_size,     g.num_pages,
-                         g.max_sequence_pages, config.max_sequence_tokens(), g.window_tokens, g.ring_tokens};
+  const PageGroup& pages = g.groups[0];
+  return PageTableLimits{
+      g.max_sequences,          g.max_batch_sequences,        pages.page_size, pages.num_pages,
+      pages.max_sequence_pages, config.max_sequence_tokens(), g.window_tokens, g.ring_tokens};
 }
 
 // Writes the arrays' places into a block that exists now.
@@ -62,6 +64,7 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
     : table(table_limits(config), carver),
       written(config.geometry().num_layers, config.geometry().max_sequences, carver) {
   const Geometry& g = config.geometry();
+  maps = carver.take<PageMap>(g.num_groups);
   owners = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
   centres = carver.take<float>(
@@ -85,7 +88,7 @@ tq_cache_bytes Cache::bytes(const ResolvedConfig& config) {
   const int64_t device = backend.pages + backend.raw + backend.tables + backend.workspace;
   bytes.device_bytes = config.device() == DeviceType::kCuda ? device : 0;
   bytes.host_bytes = device + block - bytes.device_bytes;
-  bytes.num_pages = config.geometry().num_pages;
+  bytes.num_pages = config.geometry().groups[0].num_pages;
   bytes.token_bytes = config.token_bytes();
   bytes.fp16_token_bytes = config.fp16_token_bytes();
   return bytes;
@@ -104,6 +107,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
   const Geometry& g = geometry();
   arrays_.table.reset();
   arrays_.written.reset();
+  arrays_.maps[0] = arrays_.table.map();
   for (int32_t slot = 0; slot < g.max_sequences; slot++) {
     arrays_.owners[slot] = nullptr;
     arrays_.seen[slot] = 0;
@@ -121,7 +125,7 @@ Cache::~Cache() {
       if (!arrays_.table.alive(slot)) continue;
       int64_t count;
       const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
-      scrub(pages, count, nullptr);
+      scrub(0, pages, count, nullptr);
       backend_->start_slot(slot, true, nullptr);
       arrays_.table.commit_free(slot);
     }
@@ -220,8 +224,8 @@ int64_t Cache::create_sequence() {
   return arrays_.table.commit_create();
 }
 
-void Cache::scrub(const int32_t* pages, int64_t count, void* stream) {
-  if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(pages, count, stream);
+void Cache::scrub(int group, const int32_t* pages, int64_t count, void* stream) {
+  if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(group, pages, count, stream);
 }
 
 void Cache::free_sequence(int64_t id, void* stream) {
@@ -230,7 +234,7 @@ void Cache::free_sequence(int64_t id, void* stream) {
   check_stream(stream);
   int64_t count;
   const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
-  scrub(pages, count, stream);
+  scrub(0, pages, count, stream);
   // now, because creating a sequence has no stream
   backend_->start_slot(slot, geometry().zero_on_free, stream);
   lapse(slot, "freed");
@@ -260,7 +264,7 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
   if (length == arrays_.table.length(slot)) return;  // nothing changes, a plan in force least of all
   int64_t count;
   const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
-  scrub(pages, count, stream);
+  scrub(0, pages, count, stream);
   lapse(slot, "truncated");
   arrays_.written.truncate(slot, length);
   arrays_.table.commit_truncate(slot, length);
@@ -365,7 +369,7 @@ void Cache::read(ReadRequest request, int64_t id) {
   check_no_overlap("v", v_shape, request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
   request.sequence = StepSequence{slot, slot, slot, length, 0, 0, 0, 0, table.raw_first(slot)};
-  request.pages = table.map();
+  request.maps = arrays_.maps;
   backend_->read(request);
 }
 

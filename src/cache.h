@@ -134,6 +134,7 @@ class Cache {
     Arrays(const ResolvedConfig& config, Carver& carver);
     PageTable table;
     Written written;
+    PageMap* maps;   // [num_groups]
     Batch** owners;  // [max_sequences] the batch whose plan in force has the slot, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
     float* centres;  // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
@@ -153,7 +154,7 @@ class Cache {
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;
-  void scrub(const int32_t* pages, int64_t count, void* stream);
+  void scrub(int group, const int32_t* pages, int64_t count, void* stream);
 
   ResolvedConfig config_;
   tq_cache_bytes bytes_;

@@ -259,7 +259,8 @@ void ResolvedConfig::build_layers() {
   for (size_t i = 0; i < key_bits_.size(); i++)
     layers_.push_back(LayerCode{format::code_of_bits(key_bits_[i]), format::code_of_bits(value_bits_[i]),
                                 layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
-                                layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook)});
+                                layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook),
+                                0});
 }
 
 void ResolvedConfig::build_geometry() {
@@ -279,8 +280,9 @@ void ResolvedConfig::build_geometry() {
   g.search = !(c.flags & TQ_FLAG_NO_SCALE_SEARCH);
   g.page_size = c.page_size;
   // One page more than full ones for every sequence: its tail. So max_tokens fit, however they are spread.
-  g.num_pages = (c.max_tokens - 1) / c.page_size + 1 + c.max_sequences;
-  g.max_sequence_pages = (c.max_sequence_tokens - 1) / c.page_size + 1;
+  g.num_groups = 1;
+  g.groups[0] = PageGroup{c.page_size, (c.max_tokens - 1) / c.page_size + 1 + c.max_sequences,
+                          (c.max_sequence_tokens - 1) / c.page_size + 1};
   g.max_sequences = c.max_sequences;
   g.max_batch_sequences = c.max_batch_sequences;
   g.max_batch_tokens = c.max_batch_tokens;
@@ -311,7 +313,7 @@ int64_t ResolvedConfig::fp16_token_bytes() const {
 void ResolvedConfig::check_sizes(ReasonList& reasons) const {
   const Geometry& g = geometry_;
   try {
-    const int64_t pages = checked_mul(page_bytes(), g.num_pages, "max_tokens");
+    const int64_t pages = checked_mul(page_bytes(), g.groups[0].num_pages, "max_tokens");
     if (pages > kMaxBytes)
       reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
                   ll(pages));
@@ -323,7 +325,7 @@ void ResolvedConfig::check_sizes(ReasonList& reasons) const {
     if (raw > kMaxBytes)
       reasons.add(kBad, "window_tokens = %d: %lld bytes of exact copies, more than 2^56", g.window_tokens,
                   ll(raw));
-    const int64_t table = checked_mul(g.max_sequences, g.max_sequence_pages, "max_sequence_tokens");
+    const int64_t table = checked_mul(g.max_sequences, g.groups[0].max_sequence_pages, "max_sequence_tokens");
     if (table > kMaxBytes / 4)
       reasons.add(kBad, "max_sequence_tokens = %lld: %lld page table entries",
                   ll(config_.max_sequence_tokens), ll(table));

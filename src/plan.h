@@ -27,8 +27,8 @@ struct StepRows {
   int64_t new_tokens, query_tokens;
 };
 
-// Page ids by row: entry i of a row has tokens i * page_size .. of the sequence. A sequence of n tokens has
-// ceil(n / page_size) valid entries.
+// Page ids of one page group by row: entry i of a row has tokens i * page_size .. of the sequence. A sequence
+// of n tokens has ceil(n / page_size) valid entries.
 struct PageMap {
   const int32_t* table;  // host [rows][stride]
   int64_t stride;        // entries
@@ -41,8 +41,8 @@ struct PageMap {
 
 struct BatchPlan {
   StepRows rows;
-  PageMap pages;
-  void* storage;  // the backend's own arrays for this batch, from create_plan_storage
+  const PageMap* maps;  // [num_groups], the page groups of the geometry
+  void* storage;        // the backend's own arrays for this batch, from create_plan_storage
 };
 
 }  // namespace tq

@@ -21,7 +21,19 @@ constexpr uint64_t kNoticedNonfinite = 1, kNoticedSaturated = 2;
 struct LayerCode {
   format::CodeId key_code, value_code;
   format::Codebook key_book, value_book;  // unused for raw sides
+  int32_t group;                          // whose page table and page ids are this layer's
 };
+
+// Layers whose tokens live equally long share a page table. Entry i of a sequence's row there has the tokens
+// i * page_size .. of the sequence.
+struct PageGroup {
+  int32_t page_size;           // tokens
+  int64_t num_pages;           // page ids run below it
+  int64_t max_sequence_pages;  // pages of the longest sequence: entries of a row
+
+  int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
+};
+constexpr int32_t kMaxPageGroups = 8;
 
 // The resolved configuration: everything fixed at create.
 struct Geometry {
@@ -32,10 +44,10 @@ struct Geometry {
   uint64_t rotation_seed;
   format::ScaleRule key_rule, value_rule;
   bool search;
-  int32_t page_size;           // tokens; tiles_per_page = page_size / 32
-  int64_t num_pages;           // per layer
-  int64_t max_sequence_pages;  // pages of the longest sequence
-  int32_t max_sequences;       // slots 0 .. max_sequences-1
+  int32_t page_size;  // tokens of a page of codes; tiles_per_page = page_size / 32
+  int32_t num_groups;
+  PageGroup groups[kMaxPageGroups];  // [num_groups]
+  int32_t max_sequences;             // slots 0 .. max_sequences-1
   int32_t max_batch_sequences;
   int64_t max_batch_tokens;
   int32_t window_tokens, sink_tokens;
@@ -52,10 +64,18 @@ struct Geometry {
   format::TileLayout tile(int layer) const {
     return format::TileLayout(head_dim, value_dim, layers[layer].key_code, layers[layer].value_code);
   }
-  int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
+  const PageGroup& group_of(int layer) const { return groups[layers[layer].group]; }
   int64_t page_bytes(int layer) const {
     return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
   }
+  // Bytes of one page over the group's layers, or over those of them before a layer.
+  int64_t group_page_bytes(int group, int before) const {
+    int64_t bytes = 0;
+    for (int layer = 0; layer < before; layer++)
+      if (layers[layer].group == group) bytes += page_bytes(layer);
+    return bytes;
+  }
+  int64_t group_page_bytes(int group) const { return group_page_bytes(group, num_layers); }
 };
 
 struct TensorStrides {
@@ -98,7 +118,7 @@ struct AttendRequest : AttendCall {
 struct ReadRequest {
   int32_t layer;
   StepSequence sequence;  // old_length = length, without new tokens or queries
-  PageMap pages;
+  const PageMap* maps;    // [num_groups]
   int64_t first, count;
   void* k;  // device [count][num_kv_heads][head_dim] io_dtype, or null
   void* v;
@@ -107,7 +127,7 @@ struct ReadRequest {
 };
 
 struct PageCopy {
-  int32_t source, target;  // page ids; all layers
+  int32_t source, target;  // page ids; all layers of a group
 };
 
 // Device and host bytes that a backend allocates for a geometry, exactly.

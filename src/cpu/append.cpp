@@ -96,7 +96,8 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
   const int64_t start = tile * format::kTileTokens;
   const int64_t first = std::max(start, sequence.old_length),
                 last = std::min(start + format::kTileTokens, sequence.length());
-  uint8_t* base = store_.sequence_tile(layer, request.plan->pages.row(sequence.page_row), head, tile);
+  uint8_t* base =
+      store_.sequence_tile(layer, request.plan->maps[layer.group].row(sequence.page_row), head, tile);
   Noticed noticed;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;

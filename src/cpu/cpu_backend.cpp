@@ -124,10 +124,11 @@ void CpuBackend::set_centres(int index, const float* key, const float* value) {
   }
 }
 
-void CpuBackend::copy_pages(const PageCopy* copies, int64_t count, void*) {
+void CpuBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void*) {
   const int layers = store_.geometry.num_layers;
   pool_.parallel_for(count * layers, [&](int64_t index, int) {
     const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
+    if (layer.group != group) return;
     const PageCopy copy = copies[index / layers];
     memcpy(store_.tile(layer, copy.target, 0, 0), store_.tile(layer, copy.source, 0, 0),
            static_cast<size_t>(layer.page_bytes));
@@ -135,30 +136,29 @@ void CpuBackend::copy_pages(const PageCopy* copies, int64_t count, void*) {
 }
 
 template <typename Visit>
-void CpuBackend::for_each_page(const int32_t* pages, int64_t count, const Visit& visit) {
-  const Geometry& g = store_.geometry;
-  const int64_t all_bytes = Store::page_bytes(g) / g.num_pages;  // of one page over all layers
-  pool_.parallel_for(count * g.num_layers, [&](int64_t index, int) {
-    const LayerStore& layer = store_.layer(static_cast<int>(index % g.num_layers));
-    // Layers lie one after the other, each with all its pages.
-    const int64_t before = (layer.pages - store_.layer(0).pages) / g.num_pages;
-    visit(store_.tile(layer, pages[index / g.num_layers], 0, 0), static_cast<size_t>(layer.page_bytes),
-          index / g.num_layers * all_bytes + before);
+void CpuBackend::for_each_page(int group, const int32_t* pages, int64_t count, const Visit& visit) {
+  const int layers = store_.geometry.num_layers;
+  const int64_t pitch = store_.geometry.group_page_bytes(group);
+  pool_.parallel_for(count * layers, [&](int64_t index, int) {
+    const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
+    if (layer.group != group) return;
+    visit(store_.tile(layer, pages[index / layers], 0, 0), static_cast<size_t>(layer.page_bytes),
+          index / layers * pitch + layer.offset_in_group);
   });
 }
 
-void CpuBackend::scrub_pages(const int32_t* pages, int64_t count, void*) {
-  for_each_page(pages, count, [](uint8_t* page, size_t bytes, int64_t) { memset(page, 0, bytes); });
+void CpuBackend::scrub_pages(int group, const int32_t* pages, int64_t count, void*) {
+  for_each_page(group, pages, count, [](uint8_t* page, size_t bytes, int64_t) { memset(page, 0, bytes); });
 }
 
-void CpuBackend::export_pages(const int32_t* pages, int64_t count, void* host, void*) {
-  for_each_page(pages, count, [host](const uint8_t* page, size_t bytes, int64_t at) {
+void CpuBackend::export_pages(int group, const int32_t* pages, int64_t count, void* host, void*) {
+  for_each_page(group, pages, count, [host](const uint8_t* page, size_t bytes, int64_t at) {
     memcpy(static_cast<uint8_t*>(host) + at, page, bytes);
   });
 }
 
-void CpuBackend::import_pages(const int32_t* pages, int64_t count, const void* host, void*) {
-  for_each_page(pages, count, [host](uint8_t* page, size_t bytes, int64_t at) {
+void CpuBackend::import_pages(int group, const int32_t* pages, int64_t count, const void* host, void*) {
+  for_each_page(group, pages, count, [host](uint8_t* page, size_t bytes, int64_t at) {
     memcpy(page, static_cast<const uint8_t*>(host) + at, bytes);
   });
 }

@@ -44,12 +44,12 @@ class CpuBackend final : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
-  void copy_pages(const PageCopy* copies, int64_t count, void* stream) override;
-  void scrub_pages(const int32_t* pages, int64_t count, void* stream) override;
+  void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
+  void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, bool scrub, void* stream) override;
-  void export_pages(const int32_t* pages, int64_t count, void* host, void* stream) override;
-  void import_pages(const int32_t* pages, int64_t count, const void* host, void* stream) override;
+  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
+  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   bool capturing(void*) const override { return false; }
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }
@@ -59,8 +59,9 @@ class CpuBackend final : public Backend {
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
 
   // visit(page of one layer, its bytes, its place in host memory as export_pages fills it) for all layers
+  // of the group
   template <typename Visit>
-  void for_each_page(const int32_t* pages, int64_t count, const Visit& visit);
+  void for_each_page(int group, const int32_t* pages, int64_t count, const Visit& visit);
 
   HostOps ops_;
   const Kernels& kernels_;

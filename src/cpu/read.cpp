@@ -10,7 +10,7 @@ void CpuBackend::read(const ReadRequest& request) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
   const StepSequence& sequence = request.sequence;
-  const int32_t* pages = request.pages.row(sequence.page_row);
+  const int32_t* pages = request.maps[layer.group].row(sequence.page_row);
   const ExactRange exact = exact_range(g, sequence.length(), sequence.raw_first);
   const int element = dtype_bytes(g.io_dtype);
   pool_.parallel_for(request.count * g.num_kv_heads, [&](int64_t index, int) {

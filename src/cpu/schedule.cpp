@@ -40,7 +40,10 @@ SplitLimits split_limits(const Geometry& g, int workers) {
   limits.groups =
       std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
   limits.items = limits.groups + limits.items_wanted;
-  const int64_t pool_splits = divide_up(g.num_pages * g.page_size, kSplitTokens);
+  int64_t pool_tokens = 0;
+  for (int i = 0; i < g.num_groups; i++)
+    pool_tokens = std::max(pool_tokens, g.groups[i].num_pages * g.groups[i].page_size);
+  const int64_t pool_splits = divide_up(pool_tokens, kSplitTokens);
   limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_splits + limits.items_wanted);
   return limits;
 }

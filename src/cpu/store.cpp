@@ -34,6 +34,8 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       tile(g.tile(layer)),
       key_book(g.layers[layer].key_book),
       value_book(g.layers[layer].value_book),
+      group(g.layers[layer].group),
+      offset_in_group(g.group_page_bytes(group, layer)),
       page_bytes(g.page_bytes(layer)),
       head_bytes(static_cast<int64_t>(g.tiles_per_page()) * tile.tile_bytes()),
       pages(nullptr),
@@ -62,8 +64,9 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
 int64_t Store::page_bytes(const Geometry& g) {
   int64_t total = 0;
   for (int layer = 0; layer < g.num_layers; layer++)
-    total = checked_add(total, checked_mul(g.num_pages, g.page_bytes(layer), "max_tokens: page bytes"),
-                        "max_tokens: page bytes");
+    total = checked_add(
+        total, checked_mul(g.group_of(layer).num_pages, g.page_bytes(layer), "max_tokens: page bytes"),
+        "max_tokens: page bytes");
   return total;
 }
 
@@ -88,7 +91,7 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
   for (int i = 0; i < g.num_layers; i++) {
     LayerStore& layer = *new (tables_.layers + i) LayerStore(g, i);
     layer.pages = pages;
-    pages += g.num_pages * layer.page_bytes;
+    pages += g.group_of(i).num_pages * layer.page_bytes;
     layer.raw_keys = raw;
     raw += g.max_sequences * slot_raw_bytes(Kind::kKey);
     layer.raw_values = raw;

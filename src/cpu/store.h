@@ -35,8 +35,10 @@ struct LayerStore {
   CodedSide key, value;
   format::TileLayout tile;
   format::Codebook key_book, value_book;
+  int32_t group;            // page group
+  int64_t offset_in_group;  // bytes of one page of the group's layers before this one
   int64_t page_bytes, head_bytes;
-  uint8_t* pages;     // [num_pages][page_bytes]
+  uint8_t* pages;     // [num_pages of the group][page_bytes]
   uint8_t* raw_keys;  // [max_sequences][num_kv_heads][raw_tokens][head_dim] io_dtype, or null
   uint8_t* raw_values;
   float* key_centre;    // [num_kv_heads][head_dim]

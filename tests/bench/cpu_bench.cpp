@@ -95,6 +95,7 @@ struct Cache {
   std::vector<int32_t> pages;
   StepSequence sequence = {};
   const int64_t first_changed = 0;
+  PageMap map = {};
   BatchPlan plan = {};
 
   Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads,
@@ -111,15 +112,17 @@ struct Cache {
     g.value_rule = format::ScaleRule::kUnbiased;
     g.search = true;
     g.page_size = 64;
-    g.num_pages = g.max_sequence_pages = tokens / g.page_size;
+    const int64_t num_pages = tokens / g.page_size;
+    g.num_groups = 1;
+    g.groups[0] = PageGroup{g.page_size, num_pages, num_pages};
     g.max_sequences = g.max_batch_sequences = 1;
     g.max_batch_tokens = tokens;
     g.num_threads = threads;
     code = LayerCode{format::code_of_bits(bits), format::code_of_bits(bits),
-                     format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits)};
+                     format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits), 0};
     g.layers = &code;
     if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
-    for (int64_t i = 0; i < g.num_pages; i++) pages.push_back(static_cast<int32_t>(i));
+    for (int64_t i = 0; i < num_pages; i++) pages.push_back(static_cast<int32_t>(i));
     uint64_t state = 5;
     // as after long use
     for (size_t i = pages.size(); i > 1; i--) std::swap(pages[i - 1], pages[noise(&state) % i]);
@@ -131,7 +134,8 @@ struct Cache {
     sequence = StepSequence{0, 0, 0, old_length, new_tokens, queries, 0, 0, 0};
     if (!plan.storage) plan.storage = backend->create_plan_storage();
     plan.rows = StepRows{1, &sequence, new_tokens, queries};
-    plan.pages = PageMap{pages.data(), static_cast<int64_t>(pages.size()), &first_changed};
+    map = PageMap{pages.data(), static_cast<int64_t>(pages.size()), &first_changed};
+    plan.maps = &map;
     backend->upload_plan(plan, nullptr);
   }
   // Appends `count` tokens at `old_length` from data [count][heads][128].

@@ -173,17 +173,17 @@ TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
   // A page moves and comes back; so do the raw copies.
   const int64_t page_bytes = rig.geometry.page_bytes(0);
   const PageCopy away[] = {{rig.page_of(0, 0), static_cast<int32_t>(rig.free_page())}};
-  rig.backend->copy_pages(away, 1, nullptr);
+  rig.backend->copy_pages(0, away, 1, nullptr);
   EXPECT_EQ(0, memcmp(rig.pages() + away[0].source * page_bytes, rig.pages() + away[0].target * page_bytes,
                       static_cast<size_t>(page_bytes)));
   rig.backend->copy_slot(0, 2, nullptr);
   const int32_t scrub[] = {away[0].source};
-  rig.backend->scrub_pages(scrub, 1, nullptr);
+  rig.backend->scrub_pages(0, scrub, 1, nullptr);
   const std::vector<uint8_t> zeros(static_cast<size_t>(page_bytes), 0);
   EXPECT_EQ(0, memcmp(rig.pages() + scrub[0] * page_bytes, zeros.data(), zeros.size()));
   rig.backend->start_slot(0, true, nullptr);
   const PageCopy home[] = {{away[0].target, away[0].source}};
-  rig.backend->copy_pages(home, 1, nullptr);
+  rig.backend->copy_pages(0, home, 1, nullptr);
   rig.backend->copy_slot(2, 0, nullptr);
   expect_same(want, rig.attend(), "after the round trip");
 }
@@ -199,9 +199,9 @@ TEST_P(InvarianceTest, ExportedPages) {
   const Result want = rig.attend();
   const std::vector<int32_t> own = rig.pages_of(0);
   const size_t layer_bytes = static_cast<size_t>(rig.geometry.page_bytes(0)), all_bytes = 3 * layer_bytes,
-               pool_pages = static_cast<size_t>(rig.geometry.num_pages);
+               pool_pages = static_cast<size_t>(rig.geometry.groups[0].num_pages);
   std::vector<uint8_t> host(all_bytes * own.size() + 1, 0xEE);
-  rig.backend->export_pages(own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
+  rig.backend->export_pages(0, own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
   EXPECT_EQ(0xEE, host.back());
   for (size_t i = 0; i < own.size(); i++)
     for (size_t layer = 0; layer < 3; layer++)
@@ -209,9 +209,9 @@ TEST_P(InvarianceTest, ExportedPages) {
                           rig.pages() + (layer * pool_pages + static_cast<size_t>(own[i])) * layer_bytes,
                           layer_bytes))
           << "page " << own[i] << " layer " << layer;
-  rig.backend->scrub_pages(own.data(), static_cast<int64_t>(own.size()), nullptr);
+  rig.backend->scrub_pages(0, own.data(), static_cast<int64_t>(own.size()), nullptr);
   EXPECT_NE(want.out, rig.attend().out);
-  rig.backend->import_pages(own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
+  rig.backend->import_pages(0, own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
   expect_same(want, rig.attend(), "pages imported");
 }
 

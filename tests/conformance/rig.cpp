@@ -119,8 +119,9 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.value_rule = c.value_rule;
   g.search = true;
   g.page_size = c.page_size;
-  g.num_pages = (c.max_tokens + c.page_size - 1) / c.page_size + c.max_sequences;
-  g.max_sequence_pages = g.num_pages;
+  const int64_t num_pages = (c.max_tokens + c.page_size - 1) / c.page_size + c.max_sequences;
+  g.num_groups = 1;
+  g.groups[0] = PageGroup{c.page_size, num_pages, num_pages};
   g.max_sequences = g.max_batch_sequences = c.max_sequences;
   g.max_batch_tokens = c.max_tokens;
   g.window_tokens = c.window;
@@ -129,7 +130,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.num_threads = c.threads;
   LayerCode code = {format::code_of_bits(c.key_bits), format::code_of_bits(c.value_bits),
                     format::builtin_codebook(c.head_dim, c.key_bits),
-                    format::builtin_codebook(c.value_dim, c.value_bits)};
+                    format::builtin_codebook(c.value_dim, c.value_bits), 0};
   layer_codes_.assign(c.layers, code);
   g.layers = layer_codes_.data();
   page_memory_ =
@@ -142,11 +143,11 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
       memset(block.first, c.fill, block.second);
   blocks_.clear();
   Random random(99);
-  for (int32_t page = 0; page < g.num_pages; page++) free_pages_.push_back(page);
+  for (int32_t page = 0; page < num_pages; page++) free_pages_.push_back(page);
   for (size_t i = free_pages_.size(); i > 1; i--)
     std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
   sequences_.resize(c.max_sequences);
-  page_table_.assign(static_cast<size_t>(c.max_sequences * g.max_sequence_pages), -1);
+  page_table_.assign(static_cast<size_t>(c.max_sequences * num_pages), -1);
   storage_ = backend->create_plan_storage();
   if (!c.centres) return;
   for (int kind = 0; kind < 2; kind++)
@@ -198,7 +199,7 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
   }
   first_changed_.assign(asks.size(), 0);
   plan_ = BatchPlan{
-      {static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row}, page_map(), storage_};
+      {static_cast<int32_t>(asks.size()), plan_sequences_.data(), kv_row, q_row}, page_maps(), storage_};
   backend->upload_plan(plan_, nullptr);
   if (!append) return;
   const int element = dtype_bytes(config.io);
@@ -228,12 +229,13 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
                                   nullptr});
 }
 
-PageMap Rig::page_map() {
-  const int64_t stride = geometry.max_sequence_pages;
+const PageMap* Rig::page_maps() {
+  const int64_t stride = geometry.groups[0].max_sequence_pages;
   for (size_t i = 0; i < sequences_.size(); i++)
     std::copy(sequences_[i].pages.begin(), sequences_[i].pages.end(),
               page_table_.begin() + static_cast<int64_t>(i) * stride);
-  return PageMap{page_table_.data(), stride, first_changed_.data()};
+  map_ = PageMap{page_table_.data(), stride, first_changed_.data()};
+  return &map_;
 }
 
 Result Rig::attend(const AttendOptions& o) {
@@ -427,7 +429,7 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
       vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
   request.sequence = StepSequence{sequence, sequence, sequence, s.length, 0, 0, 0, 0, s.raw_first};
-  request.pages = page_map();
+  request.maps = page_maps();
   request.first = first;
   request.count = count;
   request.k = k ? kb.data() : nullptr;

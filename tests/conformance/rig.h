@@ -133,7 +133,7 @@ class Rig {
   using Poke = std::vector<int64_t>;
 
   const format::VectorCoder& coder(int head, Kind kind);
-  PageMap page_map();
+  const PageMap* page_maps();
   std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
@@ -153,6 +153,7 @@ class Rig {
   uint8_t* page_memory_ = nullptr;
   // The plan in force.
   std::vector<StepSequence> plan_sequences_;
+  PageMap map_;
   std::vector<int32_t> page_table_;  // [max_sequences][max_sequence_pages], -1 where there is none
   std::vector<int64_t> first_changed_;
   std::vector<Ask> asks_;

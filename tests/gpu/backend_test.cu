@@ -140,12 +140,12 @@ bool life(int n, const tq::HostOps& ops) {
   if (usual.empty()) usual = seen;
   check(seen.size() == usual.size() && !memcmp(seen.data(), usual.data(), seen.size() * sizeof(float)),
         "call %d failing: other outputs of attend or merge", n);
-  const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.num_pages - 1),
-                             static_cast<int32_t>(c.geometry.num_pages - 1)};
-  thrown += attempt([&] { c.backend->copy_pages(&copy, 1, nullptr); });
+  const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.groups[0].num_pages - 1),
+                             static_cast<int32_t>(c.geometry.groups[0].num_pages - 1)};
+  thrown += attempt([&] { c.backend->copy_pages(0, &copy, 1, nullptr); });
   std::vector<uint8_t> exported(static_cast<size_t>(c.geometry.page_bytes(0) * config.layers));
-  thrown += attempt([&] { c.backend->export_pages(&copy.target, 1, exported.data(), nullptr); });
-  thrown += attempt([&] { c.backend->import_pages(&copy.target, 1, exported.data(), nullptr); });
+  thrown += attempt([&] { c.backend->export_pages(0, &copy.target, 1, exported.data(), nullptr); });
+  thrown += attempt([&] { c.backend->import_pages(0, &copy.target, 1, exported.data(), nullptr); });
   GPU_MUST(cudaDeviceSynchronize());
   uint64_t flags = 0;
   thrown += attempt([&] { flags = c.backend->check(nullptr); });
@@ -302,7 +302,7 @@ void slots_and_pages() {
   std::vector<tq::PageCopy> copies;
   for (size_t i = 0; i < cache.pages(0).size(); i++)
     copies.push_back(tq::PageCopy{cache.pages(0)[i], cache.pages(1)[i]});
-  cache.backend->copy_pages(copies.data(), static_cast<int64_t>(copies.size()), nullptr);
+  cache.backend->copy_pages(0, copies.data(), static_cast<int64_t>(copies.size()), nullptr);
   cache.backend->copy_slot(0, 1, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   std::vector<uint8_t> after = cache.pool.host();
@@ -314,14 +314,14 @@ void slots_and_pages() {
     for (const tq::PageCopy& copy : copies)
       memcpy(expected.data() + at + copy.target * page_bytes, before.data() + at + copy.source * page_bytes,
              static_cast<size_t>(page_bytes));
-    at += padded(page_bytes * cache.geometry.num_pages);
+    at += padded(page_bytes * cache.geometry.groups[0].num_pages);
   }
   for (size_t i = 0; i < expected.size(); i++) wrong += expected[i] != after[i];
   check(wrong == 0, "copy_pages: %lld bytes wrong", static_cast<long long>(wrong));
   check(cache.read_all(0) == cache.read_all(1), "copy_slot and copy_pages: the copy reads differently");
   check(cache.backend->slot_flags(1) == 1, "copy_slot: flags");
 
-  cache.backend->scrub_pages(cache.pages(1).data(), static_cast<int64_t>(cache.pages(1).size()), nullptr);
+  cache.backend->scrub_pages(0, cache.pages(1).data(), static_cast<int64_t>(cache.pages(1).size()), nullptr);
   cache.backend->start_slot(1, true, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   check(cache.backend->slot_flags(1) == 0, "start_slot: flags are not cleared");
@@ -333,7 +333,7 @@ void slots_and_pages() {
     const int64_t page_bytes = cache.geometry.page_bytes(layer);
     for (int32_t page : cache.pages(1))
       memset(expected.data() + at + page * page_bytes, 0, static_cast<size_t>(page_bytes));
-    at += padded(page_bytes * cache.geometry.num_pages);
+    at += padded(page_bytes * cache.geometry.groups[0].num_pages);
   }
   for (size_t i = 0; i < expected.size(); i++) wrong += expected[i] != after[i];
   check(wrong == 0, "scrub_pages: %lld bytes wrong", static_cast<long long>(wrong));
@@ -350,13 +350,13 @@ void exported_pages() {
   cache.step({90, 50});
   const std::vector<uint8_t> before = cache.pool.host();
   std::vector<int32_t> pages;
-  for (int64_t page = 1; page + 1 < cache.geometry.num_pages; page++)
+  for (int64_t page = 1; page + 1 < cache.geometry.groups[0].num_pages; page++)
     pages.push_back(static_cast<int32_t>(page));
   std::swap(pages.front(), pages.back());
   int64_t all = 0;
   for (int layer = 0; layer < config.layers; layer++) all += cache.geometry.page_bytes(layer);
   std::vector<uint8_t> host(static_cast<size_t>(all) * pages.size() + 1, 0xEE);
-  cache.backend->export_pages(pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
+  cache.backend->export_pages(0, pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   check(host.back() == 0xEE, "export_pages wrote behind the last page");
   int64_t wrong = 0, place = 0;
@@ -367,12 +367,12 @@ void exported_pages() {
       wrong += memcmp(host.data() + place, before.data() + at + page * page_bytes,
                       static_cast<size_t>(page_bytes)) != 0;
       place += page_bytes;
-      at += padded(page_bytes * cache.geometry.num_pages);
+      at += padded(page_bytes * cache.geometry.groups[0].num_pages);
     }
   }
   check(wrong == 0, "export_pages: %lld pages of a layer wrong", static_cast<long long>(wrong));
-  cache.backend->scrub_pages(pages.data(), static_cast<int64_t>(pages.size()), nullptr);
-  cache.backend->import_pages(pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
+  cache.backend->scrub_pages(0, pages.data(), static_cast<int64_t>(pages.size()), nullptr);
+  cache.backend->import_pages(0, pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   check(cache.pool.host() == before, "import_pages: other bytes than before");
 }

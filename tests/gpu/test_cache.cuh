@@ -68,10 +68,11 @@ class TestCache {
  private:
   std::vector<tq::LayerCode> layers_;
   tq::StepSequence sequence_at(int sequence, int64_t old_length) const;
-  tq::PageMap page_map();
+  const tq::PageMap* page_maps();
 
   std::vector<std::vector<int32_t>> pages_;
   std::vector<int32_t> table_;  // the same, [sequences][max_sequence_pages]
+  tq::PageMap map_;
   std::vector<int64_t> shown_, first_changed_, ring_first_;
   std::vector<int32_t> free_;
   std::vector<tq::StepSequence> plan_;
@@ -84,9 +85,9 @@ class TestCache {
 
 inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c), length(c.sequences, 0) {
   for (int layer = 0; layer < c.layers; layer++)
-    layers_.push_back(
-        tq::LayerCode{tq::format::code_of_bits(c.key_bits), tq::format::code_of_bits(c.value_bits),
-                      builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits)});
+    layers_.push_back(tq::LayerCode{
+        tq::format::code_of_bits(c.key_bits), tq::format::code_of_bits(c.value_bits),
+        builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits), 0});
   const int64_t sequence_pages = (c.tokens + c.page_size - 1) / c.page_size;
   geometry = Geometry{};
   geometry.num_layers = c.layers;
@@ -101,8 +102,8 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   geometry.value_rule = c.value_rule;
   geometry.search = c.search;
   geometry.page_size = c.page_size;
-  geometry.num_pages = sequence_pages * c.sequences + 3;
-  geometry.max_sequence_pages = sequence_pages;
+  geometry.num_groups = 1;
+  geometry.groups[0] = tq::PageGroup{c.page_size, sequence_pages * c.sequences + 3, sequence_pages};
   geometry.max_sequences = geometry.max_batch_sequences = c.sequences;
   geometry.max_batch_tokens = c.tokens * c.sequences;
   geometry.window_tokens = c.window;
@@ -114,7 +115,7 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   int64_t pool_bytes = 0;
   for (int layer = 0; layer < c.layers; layer++) {
     layer_at_.push_back(pool_bytes);
-    pool_bytes += padded(geometry.page_bytes(layer) * geometry.num_pages);
+    pool_bytes += padded(geometry.page_bytes(layer) * geometry.groups[0].num_pages);
   }
   pool = Buffer<uint8_t>(static_cast<size_t>(pool_bytes));
   backend = tq::cuda::create_cuda_backend(geometry, ops, pool.get(), nullptr);
@@ -123,7 +124,7 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   storage_ = backend->create_plan_storage();
 
   // Pages in an order that jumps about.
-  for (int64_t i = 0; i < geometry.num_pages; i++) free_.push_back(static_cast<int32_t>(i));
+  for (int64_t i = 0; i < geometry.groups[0].num_pages; i++) free_.push_back(static_cast<int32_t>(i));
   for (size_t i = free_.size(); i > 1; i--) std::swap(free_[i - 1], free_[mix64(c.seed + i) % i]);
   pages_.resize(c.sequences);
   shown_.assign(c.sequences, 0);
@@ -181,7 +182,7 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
   }
   last.rows.num_sequences = static_cast<int32_t>(plan_.size());
   last.rows.sequences = plan_.data();
-  last.pages = page_map();
+  last.maps = page_maps();
   last.storage = storage_;
 }
 
@@ -193,11 +194,12 @@ inline tq::StepSequence TestCache::sequence_at(int sequence, int64_t old_length)
   return s;
 }
 
-inline tq::PageMap TestCache::page_map() {
-  const int64_t stride = geometry.max_sequence_pages;
+inline const tq::PageMap* TestCache::page_maps() {
+  const int64_t stride = geometry.groups[0].max_sequence_pages;
   for (size_t i = 0; i < pages_.size(); i++)
     std::copy(pages_[i].begin(), pages_[i].end(), table_.begin() + static_cast<int64_t>(i) * stride);
-  return tq::PageMap{table_.data(), stride, first_changed_.data()};
+  map_ = tq::PageMap{table_.data(), stride, first_changed_.data()};
+  return &map_;
 }
 
 inline void TestCache::fill(int layer, cudaStream_t stream) {
@@ -294,7 +296,7 @@ inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
         const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
         tq::ReadRequest request = {layer,
                                    sequence_at(sequence, length[sequence]),
-                                   page_map(),
+                                   page_maps(),
                                    0,
                                    length[sequence],
                                    kind == 0 ? out.get() : nullptr,
@@ -331,7 +333,7 @@ inline std::vector<uint8_t> TestCache::read_all(int sequence) {
       const Buffer<uint8_t> out(static_cast<size_t>(length[sequence]) * config.heads * dim *
                                 tq::dtype_bytes(config.type));
       const tq::TensorStrides dense = {static_cast<int64_t>(config.heads) * dim, dim};
-      backend->read(tq::ReadRequest{layer, sequence_at(sequence, length[sequence]), page_map(), 0,
+      backend->read(tq::ReadRequest{layer, sequence_at(sequence, length[sequence]), page_maps(), 0,
                                     length[sequence], kind == 0 ? out.get() : nullptr,
                                     kind == 1 ? out.get() : nullptr, dense, dense, nullptr});
       GPU_MUST(cudaDeviceSynchronize());

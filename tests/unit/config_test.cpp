@@ -64,8 +64,8 @@ TEST(Config, Defaults) {
   EXPECT_EQ(std::vector<int32_t>(d.layer_key_bits, d.layer_key_bits + 2), (std::vector<int32_t>{3, 3}));
   const Geometry& g = r.geometry();
   EXPECT_EQ(g.q_per_kv, 4);
-  EXPECT_EQ(g.num_pages, 16 + 1);
-  EXPECT_EQ(g.max_sequence_pages, 16);
+  EXPECT_EQ(g.groups[0].num_pages, 16 + 1);
+  EXPECT_EQ(g.groups[0].max_sequence_pages, 16);
   EXPECT_EQ(g.ring_tokens, 0);
   EXPECT_TRUE(g.search);
   EXPECT_TRUE(g.zero_on_free);

@@ -19,7 +19,8 @@ Geometry geometry(int q_per_kv, int kv_heads, int64_t pool_tokens, int32_t max_s
   g.num_kv_heads = kv_heads;
   g.num_q_heads = q_per_kv * kv_heads;
   g.page_size = 64;
-  g.num_pages = pool_tokens / 64 + max_sequences;
+  g.num_groups = 1;
+  g.groups[0] = PageGroup{64, pool_tokens / 64 + max_sequences, pool_tokens / 64};
   g.max_sequences = g.max_batch_sequences = max_sequences;
   g.max_batch_tokens = pool_tokens;
   return g;

@@ -91,7 +91,7 @@ class FakeBackend : public Backend {
               static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
           const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token +
                            h * r.value_strides.head;
-          store(r.layer, r.plan->pages, s, s.old_length + j, h, k, v);
+          store(r.layer, r.plan->maps[0], s, s.old_length + j, h, k, v);
         }
     }
   }
@@ -109,7 +109,7 @@ class FakeBackend : public Backend {
     enter(Verb::kRead);
     for (int64_t j = 0; j < r.count; j++)
       for (int h = 0; h < g_.num_kv_heads; h++) {
-        const float* x = token(r.layer, r.pages, r.sequence, r.first + j, h);
+        const float* x = token(r.layer, r.maps[0], r.sequence, r.first + j, h);
         float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
         float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
         for (int i = 0; r.k && i < g_.head_dim; i++) k[i] = x[i];
@@ -119,7 +119,7 @@ class FakeBackend : public Backend {
   void* own_workspace() override { return workspace_.data(); }
 
   void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
-  void copy_pages(const PageCopy* copies, int64_t count, void*) override {
+  void copy_pages(int, const PageCopy* copies, int64_t count, void*) override {
     enter(Verb::kCopyPages);
     for (int64_t i = 0; i < count; i++) {
       world().copied.push_back(copies[i]);
@@ -128,7 +128,7 @@ class FakeBackend : public Backend {
           page(layer, copies[i].target)[f] = page(layer, copies[i].source)[f];
     }
   }
-  void scrub_pages(const int32_t* pages, int64_t count, void*) override {
+  void scrub_pages(int, const int32_t* pages, int64_t count, void*) override {
     enter(Verb::kScrubPages);
     for (int64_t i = 0; i < count; i++) {
       world().scrubbed.push_back(pages[i]);
@@ -136,12 +136,12 @@ class FakeBackend : public Backend {
         for (size_t f = 0; f < page_floats(); f++) page(layer, pages[i])[f] = NAN;
     }
   }
-  void export_pages(const int32_t* pages, int64_t count, void* host, void*) override {
+  void export_pages(int, const int32_t* pages, int64_t count, void* host, void*) override {
     move_pages(pages, count, [&](float* own, size_t at) {
       memcpy(static_cast<float*>(host) + at, own, page_floats() * sizeof(float));
     });
   }
-  void import_pages(const int32_t* pages, int64_t count, const void* host, void*) override {
+  void import_pages(int, const int32_t* pages, int64_t count, const void* host, void*) override {
     move_pages(pages, count, [&](float* own, size_t at) {
       memcpy(own, static_cast<const float*>(host) + at, page_floats() * sizeof(float));
     });
@@ -171,17 +171,17 @@ class FakeBackend : public Backend {
 
  private:
   int64_t page_bytes() const {
-    return static_cast<int64_t>(page_floats()) * g_.num_pages * g_.num_layers *
+    return static_cast<int64_t>(page_floats()) * g_.groups[0].num_pages * g_.num_layers *
            static_cast<int64_t>(sizeof(float));
   }
   size_t token_floats() const { return static_cast<size_t>(g_.num_kv_heads) * (g_.head_dim + g_.value_dim); }
   size_t page_floats() const { return token_floats() * g_.page_size; }
   size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
   float* page(int layer, int32_t id) {
-    require(id >= 0 && id < g_.num_pages, "page id out of range");
-    return pages_ +
-           (static_cast<size_t>(layer) * static_cast<size_t>(g_.num_pages) + static_cast<size_t>(id)) *
-               page_floats();
+    require(id >= 0 && id < g_.groups[0].num_pages, "page id out of range");
+    return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.groups[0].num_pages) +
+                     static_cast<size_t>(id)) *
+                        page_floats();
   }
   template <typename Move>
   void move_pages(const int32_t* pages, int64_t count, const Move& move) {
@@ -234,9 +234,10 @@ class FakeBackend : public Backend {
     for (int32_t i = 0; i < plan.rows.num_sequences; i++) {
       const StepSequence& s = plan.rows.sequences[i];
       require(s.kv_row == new_tokens && s.q_row == query_tokens, "rows do not follow each other");
-      const int64_t num_pages = g_.pages_for(s.length());
-      for (int64_t j = 0; j < num_pages; j++) page(0, plan.pages.row(s.page_row)[j]);
-      require(plan.pages.first_changed[i] >= 0 && plan.pages.first_changed[i] <= num_pages, "first_changed");
+      const int64_t num_pages = g_.groups[0].pages_for(s.length());
+      for (int64_t j = 0; j < num_pages; j++) page(0, plan.maps[0].row(s.page_row)[j]);
+      require(plan.maps[0].first_changed[i] >= 0 && plan.maps[0].first_changed[i] <= num_pages,
+              "first_changed");
       require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
               "raw_first");
       new_tokens += s.new_tokens;
@@ -254,7 +255,7 @@ class FakeBackend : public Backend {
     part.o.assign(static_cast<size_t>(g_.value_dim), 0);
     for (int64_t i = 0; i <= limit; i++) {
       if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
-      const float* x = token(r.layer, r.plan->pages, s, i, h);
+      const float* x = token(r.layer, r.plan->maps[0], s, i, h);
       double logit = 0;
       for (int d = 0; d < g_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
       logit *= r.softmax_scale;
