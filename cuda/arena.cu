@@ -253,8 +253,7 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
       uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
       const int words = format::sign_words(side.stored);
       for (int head = 0; head < geometry.num_kv_heads; head++) {
-        const uint64_t base =
-            format::stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind));
+        const uint64_t base = geometry.stream_base(layer, head, static_cast<Kind>(kind));
         for (int word = 0; word < words; word++) signs[head * words + word] = format::stream_word(base, word);
       }
     }

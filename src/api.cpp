@@ -62,7 +62,7 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
                   TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper),
               "");
 // Public structs on LP64; tests/capi/layout.txt has every offset.
-static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 184 && sizeof(tq_cache_bytes) == 80 &&
+static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 192 && sizeof(tq_cache_bytes) == 80 &&
                                      sizeof(tq_cache_memory) == 72 && sizeof(tq_tensor_layout) == 40 &&
                                      sizeof(tq_attend_params) == 72 && sizeof(tq_device_info) == 160 &&
                                      sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),

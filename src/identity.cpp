@@ -1,60 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0
-// The words of an identity and their hash; see identity.h.
+// Sides, centres and words of an identity, and their hash; see identity.h.
 #include "identity.h"
 
+#include <string.h>
+
+#include <algorithm>
 #include <initializer_list>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 namespace tq {
+namespace {
 
-void for_each_word(const Identity& identity, void (*put_word)(void* context, uint32_t word), void* context) {
-  const Geometry& g = *identity.geometry;
-  const auto put = [&](int64_t x) { put_word(context, static_cast<uint32_t>(x)); };
-  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(identity.first_layer),
-                          static_cast<int64_t>(identity.first_kv_head), static_cast<int64_t>(g.num_layers),
-                          static_cast<int64_t>(g.num_kv_heads), static_cast<int64_t>(g.head_dim),
-                          static_cast<int64_t>(g.value_dim), static_cast<int64_t>(g.page_size)})
-    put(x);
-  bool any_coded = false;
-  const float* centres = identity.centres;
-  for (int32_t layer = 0; layer < g.num_layers; layer++) {
-    const LayerCode& code = g.layers[layer];
-    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-      const bool key = kind == Kind::kKey;
-      const format::CodeId id = key ? code.key_code : code.value_code;
-      const int64_t count = static_cast<int64_t>(g.num_kv_heads) * (key ? g.head_dim : g.value_dim);
-      put(static_cast<int32_t>(id.family));
-      put(id.bits);
-      if (id.raw()) {
-        put(g.io_dtype == DataType::kBF16 ? 2 : 1);  // bfloat16 or float16
-      } else {
-        any_coded = true;
-        const format::Codebook& book = key ? code.key_book : code.value_book;
-        for (int j = 0; j < book.count(); j++) put(book.magnitude[j]);
-        for (int64_t i = 0; i < count; i++) put(format::float_bits(centres[i] + 0.0f));  // -0 is 0
-      }
-      centres += count;
-    }
+constexpr Kind kKinds[] = {Kind::kKey, Kind::kValue};
+
+int32_t dim_of(const Geometry& g, Kind kind) { return kind == Kind::kKey ? g.head_dim : g.value_dim; }
+
+// A number as its four bytes, the lowest first, into a hash.
+void put_word(void* state, uint32_t x) {
+  const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8),
+                            static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
+  XXH64_update(static_cast<XXH64_state_t*>(state), bytes, sizeof bytes);
+}
+
+uint32_t centre_word(float x) { return format::float_bits(x + 0.0f); }  // -0 is 0
+
+}  // namespace
+
+const float* Identity::centre(int32_t layer, int32_t kv_head, Kind kind) const {
+  const Geometry& g = *geometry;
+  const int64_t heads = static_cast<int64_t>(layer) * g.num_kv_heads;
+  return centres + heads * (g.head_dim + g.value_dim) +
+         (kind == Kind::kKey ? 0 : static_cast<int64_t>(g.num_kv_heads) * g.head_dim) +
+         static_cast<int64_t>(kv_head) * dim_of(g, kind);
+}
+
+SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
+  const LayerCode& code = g.layers[layer];
+  const format::CodeId id = kind == Kind::kKey ? code.key_code : code.value_code;
+  SideIdentity side = {};
+  side.dim = dim_of(g, kind);
+  side.family = static_cast<int32_t>(id.family);
+  side.bits = id.bits;
+  if (id.raw()) {
+    side.raw_type = g.io_dtype == DataType::kBF16 ? 2 : 1;
+    return side;
   }
-  if (!any_coded) return;
-  put(static_cast<int32_t>(g.rotation));
-  put(static_cast<int64_t>(g.rotation_seed & 0xFFFFFFFF));
-  put(static_cast<int64_t>(g.rotation_seed >> 32));
+  const format::Codebook& book = kind == Kind::kKey ? code.key_book : code.value_book;
+  std::copy_n(book.magnitude, book.count(), side.magnitude);
+  side.rotation = static_cast<int32_t>(g.rotation);
+  side.seed = g.rotation_seed;
+  return side;
+}
+
+const char* difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
+  const bool key = kind == Kind::kKey;
+  if (a.dim != b.dim) return key ? "head_dim" : "value_dim";
+  if (a.family != b.family) return "code_family";
+  if (a.bits != b.bits) return key ? "key_bits" : "value_bits";
+  if (a.raw_type != b.raw_type) return "io_dtype";
+  if (memcmp(a.magnitude, b.magnitude, sizeof a.magnitude) != 0)
+    return key ? "key_codebook" : "value_codebook";
+  if (a.rotation != b.rotation) return "rotation";
+  if (a.seed != b.seed) return "rotation_seed";
+  return nullptr;
+}
+
+uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind) {
+  const Geometry& g = *identity.geometry;
+  const LayerCode& code = g.layers[layer];
+  if ((kind == Kind::kKey ? code.key_code : code.value_code).raw()) return 0;
+  const float* centre = identity.centre(layer, kv_head, kind);
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  bool any = false;
+  for (int i = 0; i < dim_of(g, kind); i++) {
+    put_word(&state, centre_word(centre[i]));
+    any |= centre[i] != 0;
+  }
+  return any ? XXH64_digest(&state) : 0;
+}
+
+void for_each_word(const Identity& identity, void (*visit)(void* context, uint32_t word), void* context) {
+  const Geometry& g = *identity.geometry;
+  const auto put = [&](int64_t x) { visit(context, static_cast<uint32_t>(x)); };
+  for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.first_layer),
+                          static_cast<int64_t>(g.first_kv_head), static_cast<int64_t>(g.num_layers),
+                          static_cast<int64_t>(g.num_kv_heads), static_cast<int64_t>(g.page_size)})
+    put(x);
+  for (int32_t layer = 0; layer < g.num_layers; layer++)
+    for (const Kind kind : kKinds) {
+      const SideIdentity side = side_identity(g, layer, kind);
+      for (const int64_t x :
+           {static_cast<int64_t>(side.dim), static_cast<int64_t>(side.family),
+            static_cast<int64_t>(side.bits), static_cast<int64_t>(side.raw_type),
+            static_cast<int64_t>(side.rotation), static_cast<int64_t>(side.seed & 0xFFFFFFFF),
+            static_cast<int64_t>(side.seed >> 32)})
+        put(x);
+      if (side.raw_type != 0) continue;
+      for (const uint8_t magnitude : side.magnitude) put(magnitude);
+      const float* centres = identity.centre(layer, 0, kind);
+      for (int64_t i = 0; i < static_cast<int64_t>(g.num_kv_heads) * side.dim; i++)
+        put(centre_word(centres[i]));
+    }
 }
 
 uint64_t fingerprint_of(const Identity& identity) {
   XXH64_state_t state;
   XXH64_reset(&state, 0);
-  for_each_word(
-      identity,
-      [](void* hash, uint32_t x) {
-        const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8),
-                                  static_cast<uint8_t>(x >> 16), static_cast<uint8_t>(x >> 24)};
-        XXH64_update(static_cast<XXH64_state_t*>(hash), bytes, sizeof bytes);
-      },
-      &state);
+  for_each_word(identity, put_word, &state);
   return XXH64_digest(&state);
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What decides the meaning of page bytes, and nothing else: two caches with the same identity can exchange
-// pages. It is a fixed sequence of 32-bit words; the fingerprint is their hash, and who stores pages stores
-// the words beside them.
+// What decides the meaning of page bytes, and nothing else. The identity of a cache is a fixed sequence of
+// 32-bit words; the fingerprint is their hash, and two caches with equal fingerprints can exchange pages. Of
+// caches that differ in pages, layers or kv heads, parts can be compared: a layer by what its two sides are,
+// a kv head by its number and its centres. What is moved by tiles (copies, ranks of a tensor-parallel group)
+// needs no more than that.
 //
 // In: format version, code families, widths and magnitudes of the codebooks, dimensions, page size, centres,
 // the rotation and its seed, and which layer and kv head of the model come first (rotations are numbered by
@@ -18,10 +20,27 @@ struct Identity {
   const Geometry* geometry;
   // [num_layers]: keys [num_kv_heads][head_dim], then values [num_kv_heads][value_dim]; zeros = none
   const float* centres;
-  // Number in the whole model of this cache's first layer and kv head. Rotations do not follow them yet, so
-  // they are 0.
-  uint32_t first_layer = 0, first_kv_head = 0;
+
+  // Centre of one kv head, [dim of the side].
+  const float* centre(int32_t layer, int32_t kv_head, Kind kind) const;
 };
+
+// What the codes of one side of one layer are, kv heads' centres apart. Equal sides of the same layer and kv
+// head of a model: tiles are exchangeable.
+struct SideIdentity {
+  int32_t dim;
+  int32_t family, bits;
+  int32_t raw_type;                           // of a raw side's values: 1 float16, 2 bfloat16; else 0
+  uint8_t magnitude[format::kMaxMagnitudes];  // of the codebook; zeros where the code has none
+  int32_t rotation;                           // 0 for raw sides, as the seed
+  uint64_t seed;
+};
+SideIdentity side_identity(const Geometry& geometry, int32_t layer, Kind kind);
+// Name of the first field that differs, for a text: "head_dim", "value_bits", ...; null if none does.
+const char* difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
+
+// XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and for raw sides.
+uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind);
 
 // Calls put(context, word) for every word, in order. Allocates nothing.
 void for_each_word(const Identity& identity, void (*put)(void* context, uint32_t word), void* context);

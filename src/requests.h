@@ -42,6 +42,7 @@ struct Geometry {
   DataType io_dtype;
   format::Rotation rotation;
   uint64_t rotation_seed;
+  int32_t first_layer, first_kv_head;  // numbers in the whole model of layer 0 and kv head 0
   format::ScaleRule key_rule, value_rule;
   bool search;
   int32_t page_size;  // tokens of a page of codes; tiles_per_page = page_size / 32
@@ -57,6 +58,10 @@ struct Geometry {
   bool zero_on_free;
   const LayerCode* layers;  // [num_layers], host
 
+  // The random stream of the rotation of one kv head and kind.
+  uint64_t stream_base(int layer, int kv_head, Kind kind) const {
+    return format::stream_base(rotation_seed, first_layer + layer, first_kv_head + kv_head, kind);
+  }
   int32_t tiles_per_page() const { return page_size / format::kTileTokens; }
   // Raw copies of one sequence and head: sinks first, then the ring. Token i < sink_tokens is at i, and any
   // token at sink_tokens + i % ring_tokens.

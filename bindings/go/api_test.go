@@ -208,6 +208,7 @@ func TestListsOfTheWrongLength(t *testing.T) {
 func TestResolvedConfig(t *testing.T) {
 	c := config(tqkv.BFloat16)
 	c.NumLayers, c.LayerValueBits, c.KeyBits, c.RotationSeed = 2, []int32{0, 3}, 2, 99
+	c.FirstLayer, c.FirstKVHead = 3, 4
 	c.KeyCodebook = &tqkv.Codebook{Bits: 2, Unit: 0.015625, Magnitude: []uint8{27, 98}}
 	first, _, _ := opened(t, c)
 	resolved, err := first.Config()

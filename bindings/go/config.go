@@ -27,24 +27,28 @@ type Allocator struct {
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
 // be set.
 type Config struct {
-	DeviceType        DeviceType // 0 = CPU
-	DeviceID          int32
-	NumLayers         int32 // required
-	NumQHeads         int32 // required; a multiple of NumKVHeads
-	NumKVHeads        int32 // required
-	HeadDim           int32 // required: 32 64 80 96 112 128 160 192 224 256 512 576
-	ValueDim          int32 // 0 = HeadDim; same list
-	IODtype           Dtype // required: type of k, v, q and out
-	KeyBits           int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
-	ValueBits         int32
-	CodeFamily        CodeFamily // 0 = scalar
-	LayerKeyBits      []int32    // NumLayers of them or none; override KeyBits where not 0
-	LayerValueBits    []int32
-	Rotation          Rotation  // 0 = Hadamard
-	KeyScaleRule      ScaleRule // 0 = least squares
-	ValueScaleRule    ScaleRule // 0 = unbiased
-	PageSize          int32     // tokens, a multiple of 32, at most 4096; 0 = 64
-	RotationSeed      uint64    // any value
+	DeviceType     DeviceType // 0 = CPU
+	DeviceID       int32
+	NumLayers      int32 // required
+	NumQHeads      int32 // required; a multiple of NumKVHeads
+	NumKVHeads     int32 // required
+	HeadDim        int32 // required: 32 64 80 96 112 128 160 192 224 256 512 576
+	ValueDim       int32 // 0 = HeadDim; same list
+	IODtype        Dtype // required: type of k, v, q and out
+	KeyBits        int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
+	ValueBits      int32
+	CodeFamily     CodeFamily // 0 = scalar
+	LayerKeyBits   []int32    // NumLayers of them or none; override KeyBits where not 0
+	LayerValueBits []int32
+	Rotation       Rotation  // 0 = Hadamard
+	KeyScaleRule   ScaleRule // 0 = least squares
+	ValueScaleRule ScaleRule // 0 = unbiased
+	PageSize       int32     // tokens, a multiple of 32, at most 4096; 0 = 64
+	RotationSeed   uint64    // any value
+	// numbers in the whole model of this cache's layer 0 and kv head 0: rotations follow them, so that a rank
+	// stores the bytes that one device stores
+	FirstLayer        int32
+	FirstKVHead       int32
 	KeyCodebook       *Codebook // nil = built in; used by coded layers of exactly its bits
 	ValueCodebook     *Codebook
 	MaxTokens         int64 // required: tokens that the pool holds over all sequences, whatever their lengths
@@ -105,6 +109,7 @@ func (config *Config) parts() (*configParts, error) {
 			code_family: C.int32_t(c.CodeFamily), rotation: C.int32_t(c.Rotation),
 			key_scale_rule: C.int32_t(c.KeyScaleRule), value_scale_rule: C.int32_t(c.ValueScaleRule),
 			page_size: C.int32_t(c.PageSize), rotation_seed: C.uint64_t(c.RotationSeed),
+			first_layer: C.int32_t(c.FirstLayer), first_kv_head: C.int32_t(c.FirstKVHead),
 			max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
 			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
 			max_batch_tokens: C.int64_t(c.MaxBatchTokens), window_tokens: C.int32_t(c.WindowTokens),
@@ -165,6 +170,7 @@ func configOf(raw *C.tq_cache_config) Config {
 		LayerValueBits: layers(raw.layer_value_bits), Rotation: Rotation(raw.rotation),
 		KeyScaleRule: ScaleRule(raw.key_scale_rule), ValueScaleRule: ScaleRule(raw.value_scale_rule),
 		PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
+		FirstLayer: int32(raw.first_layer), FirstKVHead: int32(raw.first_kv_head),
 		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook),
 		MaxTokens: int64(raw.max_tokens), MaxSequenceTokens: int64(raw.max_sequence_tokens),
 		MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),

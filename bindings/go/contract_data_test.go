@@ -103,6 +103,8 @@ type contractConfig struct {
 	ValueScaleRule    int32             `json:"value_scale_rule"`
 	PageSize          int32             `json:"page_size"`
 	RotationSeed      uint64            `json:"rotation_seed"`
+	FirstLayer        int32             `json:"first_layer"`
+	FirstKVHead       int32             `json:"first_kv_head"`
 	KeyCodebook       *contractCodebook `json:"key_codebook"`
 	ValueCodebook     *contractCodebook `json:"value_codebook"`
 	MaxTokens         int64             `json:"max_tokens"`
@@ -142,7 +144,8 @@ func (c *contractConfig) config() *tqkv.Config {
 		CodeFamily: tqkv.CodeFamily(c.CodeFamily), LayerKeyBits: c.LayerKeyBits,
 		LayerValueBits: c.LayerValueBits, Rotation: tqkv.Rotation(c.Rotation),
 		KeyScaleRule: tqkv.ScaleRule(c.KeyScaleRule), ValueScaleRule: tqkv.ScaleRule(c.ValueScaleRule),
-		PageSize: c.PageSize, RotationSeed: c.RotationSeed, KeyCodebook: c.KeyCodebook.codebook(),
+		PageSize: c.PageSize, RotationSeed: c.RotationSeed, FirstLayer: c.FirstLayer,
+		FirstKVHead: c.FirstKVHead, KeyCodebook: c.KeyCodebook.codebook(),
 		ValueCodebook: c.ValueCodebook.codebook(), MaxTokens: c.MaxTokens,
 		MaxSequenceTokens: c.MaxSequenceTokens, MaxSequences: c.MaxSequences,
 		MaxBatchSequences: c.MaxBatchSequences, MaxBatchTokens: c.MaxBatchTokens,

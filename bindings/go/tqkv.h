@@ -235,6 +235,8 @@ typedef struct tq_cache_config {
   int32_t value_scale_rule;/* 0 = TQ_SCALE_UNBIASED */
   int32_t page_size;       /* tokens, a multiple of 32, <= 4096; 0 = 64 */
   uint64_t rotation_seed;  /* any value */
+  int32_t first_layer;     /* number in the whole model of this cache's layer 0, and of its kv head 0: with */
+  int32_t first_kv_head;   /* them a rank stores the bytes that one device stores; 0 .. 65535 */
   const tq_codebook *key_codebook;   /* NULL = built in; used by coded layers of exactly these bits */
   const tq_codebook *value_codebook;
   int64_t max_tokens;      /* required: tokens that the pool holds over all sequences */
@@ -315,7 +317,8 @@ typedef struct tq_cache_memory {
 /* Host-side figures, no synchronisation. memory->struct_size set by the caller. */
 TQ_API tq_status tq_cache_get_memory(const tq_cache *cache, tq_cache_memory *memory);
 /* Hash of what page bytes mean (format version, geometry, codes, magnitudes of the codebooks, rotation, seed,
- * centres; not a codebook's unit or the scale rules): equal if and only if pages are exchangeable. */
+ * centres, first layer and kv head; not a codebook's unit or the scale rules): equal if and only if pages are
+ * exchangeable. A rank's cache has another one than the whole model's. */
 TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerprint);
 
 /* Synchronises stream, then returns and clears the cache's sticky asynchronous error (TQ_OK if none). flags

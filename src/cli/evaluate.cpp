@@ -17,8 +17,6 @@
 namespace tq::cli {
 namespace {
 
-// FORMAT.md 2.1: layer L of seed s and layer 0 of seed s + L * kGoldenGamma have the same sign stream.
-constexpr uint64_t kGoldenGamma = 0x9E3779B97F4A7C15u;
 constexpr int32_t kCandidateBits[] = {2, 3, 4, 5, 6, 8};  // for recommendations
 constexpr double kMinTimedSeconds = 0.02;                 // short calls are repeated for so long
 
@@ -264,7 +262,8 @@ tq_cache_config layer_config(const CaptureShape& shape, const Options& options, 
   config.key_scale_rule = options.key_rule;
   config.value_scale_rule = options.value_rule;
   config.page_size = options.page_size;
-  config.rotation_seed = options.seed + kGoldenGamma * static_cast<uint64_t>(layer);
+  config.rotation_seed = options.seed;
+  config.first_layer = layer;
   config.max_tokens = tokens;
   config.window_tokens = options.window;
   config.sink_tokens = options.sinks;

@@ -2,8 +2,7 @@
 //
 // What `tqkv eval` measures, as data. One layer at a time: a cache of that layer alone is made for each
 // width, the capture appended, its queries attended, and everything compared with float64 (exact.h). A cache
-// of one layer takes the seed that gives it the rotation of layer N of a whole cache (FORMAT.md 2.1), so the
-// figures are those of the layer in its model.
+// of one layer has that layer's number (first_layer), so the figures are those of the layer in its model.
 #pragma once
 
 #include <cstdint>

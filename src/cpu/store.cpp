@@ -119,7 +119,7 @@ void Store::fill_rotations(const HostOps& ops) {
       const int64_t row = static_cast<int64_t>(layer) * g.num_kv_heads + head;
       float* matrix = tables_.dense + row * matrix_pair(g);
       for (int kind = 0; kind < 2; kind++) {
-        const uint64_t base = format::stream_base(g.rotation_seed, layer, head, static_cast<Kind>(kind));
+        const uint64_t base = g.stream_base(layer, head, static_cast<Kind>(kind));
         const int stored = format::stored_dim(kind == 0 ? g.head_dim : g.value_dim);
         if (hadamard) {
           for (int w = 0; w < words; w++)

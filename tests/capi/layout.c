@@ -63,6 +63,8 @@ static void structs(void) {
   FIELD(tq_cache_config, value_scale_rule);
   FIELD(tq_cache_config, page_size);
   FIELD(tq_cache_config, rotation_seed);
+  FIELD(tq_cache_config, first_layer);
+  FIELD(tq_cache_config, first_kv_head);
   FIELD(tq_cache_config, key_codebook);
   FIELD(tq_cache_config, value_codebook);
   FIELD(tq_cache_config, max_tokens);

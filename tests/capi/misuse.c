@@ -54,6 +54,8 @@ void test_misuse_config(void) {
   CONFIG_FAULT("key_scale_rule = 8", c.key_scale_rule = 8);
   CONFIG_FAULT("value_scale_rule = 8", c.value_scale_rule = 8);
   CONFIG_FAULT("page_size = 33", c.page_size = 33);
+  CONFIG_FAULT("first_layer = -1", c.first_layer = -1);
+  CONFIG_FAULT("first_kv_head = 65536", c.first_kv_head = 65536);
   CONFIG_FAULT("key_codebook.bits = 8", c.key_codebook = &book);
   CONFIG_FAULT("value_codebook.bits = 8", c.value_codebook = &book);
   CONFIG_FAULT("max_tokens = 0", c.max_tokens = 0);

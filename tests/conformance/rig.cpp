@@ -115,6 +115,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.io_dtype = c.io;
   g.rotation = c.rotation;
   g.rotation_seed = 12345;
+  g.first_layer = 7, g.first_kv_head = 3;
   g.key_rule = c.key_rule;
   g.value_rule = c.value_rule;
   g.search = true;
@@ -345,7 +346,8 @@ const format::VectorCoder& Rig::coder(int head, Kind kind) {
   coder.dim = key ? config.head_dim : config.value_dim;
   coder.stored = format::stored_dim(coder.dim);
   coder.rotation = config.rotation;
-  const uint64_t base = format::stream_base(geometry.rotation_seed, 0, head, kind);
+  const uint64_t base =
+      format::stream_base(geometry.rotation_seed, geometry.first_layer, geometry.first_kv_head + head, kind);
   if (config.rotation == format::Rotation::kHadamard) {
     for (int w = 0; w < format::sign_words(coder.stored); w++)
       own.signs.push_back(format::stream_word(base, w));

@@ -128,22 +128,28 @@ class Config {
  public:
   explicit Config(const Json& json) {
     if (tq_cache_config_init(&c)) throw std::runtime_error("tq_cache_config_init");
-    known(json, {"device_type",         "device_id",      "num_layers",
-                 "num_q_heads",         "num_kv_heads",   "head_dim",
-                 "value_dim",           "io_dtype",       "key_bits",
-                 "value_bits",          "code_family",    "layer_key_bits",
-                 "layer_value_bits",    "rotation",       "key_scale_rule",
-                 "value_scale_rule",    "page_size",      "rotation_seed",
-                 "key_codebook",        "value_codebook", "max_tokens",
-                 "max_sequence_tokens", "max_sequences",  "max_batch_sequences",
-                 "max_batch_tokens",    "window_tokens",  "sink_tokens",
-                 "rollback_tokens",     "num_threads",    "flags"});
+    known(json, {"device_type",      "device_id",
+                 "num_layers",       "num_q_heads",
+                 "num_kv_heads",     "head_dim",
+                 "value_dim",        "io_dtype",
+                 "key_bits",         "value_bits",
+                 "code_family",      "layer_key_bits",
+                 "layer_value_bits", "rotation",
+                 "key_scale_rule",   "value_scale_rule",
+                 "page_size",        "rotation_seed",
+                 "first_layer",      "first_kv_head",
+                 "key_codebook",     "value_codebook",
+                 "max_tokens",       "max_sequence_tokens",
+                 "max_sequences",    "max_batch_sequences",
+                 "max_batch_tokens", "window_tokens",
+                 "sink_tokens",      "rollback_tokens",
+                 "num_threads",      "flags"});
     TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
         TQ_READ(c, num_kv_heads);
     TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
         TQ_READ(c, value_bits), TQ_READ(c, code_family);
     TQ_READ(c, rotation), TQ_READ(c, key_scale_rule), TQ_READ(c, value_scale_rule), TQ_READ(c, page_size),
-        TQ_READ(c, rotation_seed);
+        TQ_READ(c, rotation_seed), TQ_READ(c, first_layer), TQ_READ(c, first_kv_head);
     TQ_READ(c, max_tokens), TQ_READ(c, max_sequence_tokens), TQ_READ(c, max_sequences),
         TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),

@@ -37,6 +37,7 @@ class ModelCache:
     def __init__(self, config):
         c = self.config = {
             "value_dim": config["head_dim"], "rotation": ref.HADAMARD, "rotation_seed": 0,
+            "first_layer": 0, "first_kv_head": 0,
             "key_scale_rule": ref.LS, "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0,
             "sink_tokens": 0, "rollback_tokens": 0, "flags": 0, **config
         }
@@ -128,8 +129,8 @@ class ModelCache:
                                   search=not c["flags"] & 2,
                                   rotation=c["rotation"],
                                   seed=c["rotation_seed"],
-                                  layer=layer,
-                                  kv_head=head,
+                                  layer=c["first_layer"] + layer,
+                                  kv_head=c["first_kv_head"] + head,
                                   centre=None if centre is None else tuple(float(x) for x in centre[head]))
             with patch:
                 encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)

@@ -316,6 +316,32 @@ def figures(tensors):
     yield c
 
 
+def ranks(tensors):
+    c = Case(tensors, "ranks", "a rank of a parallel group holds the codes that one device holds for its "
+             "layers and heads, and is another cache to the fingerprint")
+    whole = shapes(2, 2, 32, (2, 3), num_layers=2)
+    rank = {**whole, "num_q_heads": 1, "num_kv_heads": 1, "num_layers": 1}
+    k, v = c.random(9, 2, 32), c.random(9, 2, 32)
+    c.create("whole", **whole)
+    c.sequences("s")
+    c.plan(["s"], [9])
+    for layer in range(2):
+        c.append(layer, k, v)
+        c.read("s", layer=layer)
+    c.step("fingerprint", cache="whole", save="whole")
+    c.create("rank", **rank, first_layer=1, first_kv_head=1)
+    c.sequences("r")
+    c.plan(["r"], [9], batch="rank")
+    c.append(0, k[:, 1:], v[:, 1:], batch="rank")
+    c.read("r")
+    c.attend(batch="rank")
+    c.step("fingerprint", cache="rank", save="rank")
+    c.step("fingerprint", cache="rank", differs="whole")
+    c.create("first", **rank)
+    c.step("fingerprint", cache="first", differs="rank")
+    yield c
+
+
 def build(tensors):
-    for group in (prefill_and_decode, geometry, io_types, batches, exact_tokens, attention, figures):
+    for group in (prefill_and_decode, geometry, io_types, batches, exact_tokens, attention, figures, ranks):
         yield from group(tensors)

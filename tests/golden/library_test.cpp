@@ -60,6 +60,14 @@ tq_cache_config base_config(const nlohmann::json& parameters, int key_bits, int 
   return config;
 }
 
+// The file's layer and kv head as layer 0 and head 0 of a cache that starts there.
+void as_rank(nlohmann::json* parameters, tq_cache_config* config) {
+  config->first_layer = parameters->at("layer");
+  config->first_kv_head = parameters->at("kv_head");
+  config->num_layers = 1;
+  (*parameters)["layer"] = (*parameters)["kv_head"] = 0;
+}
+
 // ---- page bytes ----
 
 class Pages : public testing::TestWithParam<int> {};
@@ -97,7 +105,7 @@ void append_golden(Cache& cache, const nlohmann::json& parameters, const std::ve
 
 TEST_P(Pages, BytesEqualTheOracles) {
   GoldenFile file("encode_d" + std::to_string(GetParam()) + ".safetensors");
-  const nlohmann::json parameters = file.parameters("parameters");
+  const nlohmann::json file_parameters = file.parameters("parameters");
   const std::vector<float> input = file.read<float>("input");
   // Every width once for keys and for values, equal and mixed.
   const int widths[][2] = {{2, 2}, {3, 3}, {4, 4}, {5, 5}, {6, 6}, {8, 8}, {3, 5}, {4, 2}};
@@ -105,7 +113,9 @@ TEST_P(Pages, BytesEqualTheOracles) {
     for (const std::vector<int>& pieces : {std::vector<int>{32}, std::vector<int>{1, 6, 9, 15, 1}}) {
       SCOPED_TRACE(testing::Message()
                    << "key " << width[0] << " value " << width[1] << " pieces " << pieces.size());
-      tq_cache_config config = base_config(parameters, width[0], width[1]);
+      tq_cache_config config = base_config(file_parameters, width[0], width[1]);
+      nlohmann::json parameters = file_parameters;
+      if (pieces.size() > 1) as_rank(&parameters, &config);
       config.num_kv_heads = config.num_q_heads = parameters.at("kv_head").get<int>() + 1;
       config.max_tokens = config.page_size = 32;
       tq_cache_bytes bytes = {};

@@ -98,6 +98,7 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   geometry.io_dtype = c.type;
   geometry.rotation = Rotation::kHadamard;
   geometry.rotation_seed = c.seed * 77;
+  geometry.first_layer = 7, geometry.first_kv_head = 3;
   geometry.key_rule = c.key_rule;
   geometry.value_rule = c.value_rule;
   geometry.search = c.search;
@@ -137,8 +138,9 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
     for (int kind = 0; kind < 2; kind++)
       for (int head = 0; head < c.heads; head++)
         for (int word = 0; word < sign_words(stored_dim(kind == 0 ? c.head_dim : c.value_dim)); word++)
-          signs.push_back(
-              stream_word(stream_base(geometry.rotation_seed, layer, head, static_cast<Kind>(kind)), word));
+          signs.push_back(stream_word(stream_base(geometry.rotation_seed, geometry.first_layer + layer,
+                                                  geometry.first_kv_head + head, static_cast<Kind>(kind)),
+                                      word));
   signs_ = Buffer<uint64_t>(signs);
   const int dims = c.head_dim + c.value_dim;
   for (int64_t i = 0; i < static_cast<int64_t>(c.layers) * c.heads * dims; i++)

@@ -59,7 +59,8 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
     }
     for (int head = 0; head < config.num_kv_heads; head++)
       for (int kind = 0; kind < 2; kind++) {
-        const uint64_t base = format::stream_base(config.rotation_seed, layer, head, static_cast<Kind>(kind));
+        const uint64_t base = format::stream_base(config.rotation_seed, config.first_layer + layer,
+                                                  config.first_kv_head + head, static_cast<Kind>(kind));
         for (int word = 0; word < kSignWords; word++)
           signs_.push_back(format::stream_word(base, static_cast<uint64_t>(word)));
         dense_.emplace_back();

@@ -139,7 +139,7 @@ class World {
     c.key_scale_rule = pick(5);
     c.value_scale_rule = pick(5);
     c.page_size = one_of(pages);
-    c.rotation_seed = random_();
+    c.rotation_seed = random_(), c.first_layer = c.first_kv_head = chance(50) ? pick(65536) : 0;
     c.max_tokens = 60 + pick(400);
     c.max_sequences = 1 + pick(5);
     c.max_sequence_tokens = chance(30) ? 1 + pick(static_cast<int>(c.max_tokens)) : 0;

@@ -88,11 +88,11 @@ TEST(Identity, WhatBytesMeanIs) {
       [](Given& s) { s.config.rotation = TQ_ROTATION_DENSE; },
       [](Given& s) { s.config.rotation_seed = 1; },
       [](Given& s) { s.config.rotation_seed = 1ull << 32; },
+      [](Given& s) { s.config.first_layer = 7; },
+      [](Given& s) { s.config.first_kv_head = 7; },
   };
   std::vector<std::vector<uint32_t>> seen;
   for (const auto& change : changes) seen.push_back(words_of(change));
-  seen.push_back(words_of(changes[0], [](Identity& identity) { identity.first_layer = 7; }));
-  seen.push_back(words_of(changes[0], [](Identity& identity) { identity.first_kv_head = 7; }));
   std::vector<float> centres(2 * 2 * 128);
   centres[3] = 0.5f;
   seen.push_back(words_of(changes[0], [&](Identity& identity) { identity.centres = centres.data(); }));

@@ -65,6 +65,8 @@ class Config:
     value_scale_rule: Union[str, int] = 0
     page_size: int = 0                              # tokens
     rotation_seed: int = 0
+    first_layer: int = 0                            # numbers in the whole model of layer 0 and kv head 0:
+    first_kv_head: int = 0                          # a rank then stores the bytes that one device stores
     key_codebook: Optional[Codebook] = None
     value_codebook: Optional[Codebook] = None
     max_sequence_tokens: int = 0

@@ -180,6 +180,10 @@ structs! {
         page_size: i32,
         /// any value
         rotation_seed: u64,
+        /// number in the whole model of this cache's layer 0, and of its kv head 0: with
+        first_layer: i32,
+        /// them a rank stores the bytes that one device stores; 0 .. 65535
+        first_kv_head: i32,
         /// NULL = built in; used by coded layers of exactly these bits
         key_codebook: *const tq_codebook,
         value_codebook: *const tq_codebook,
@@ -342,8 +346,8 @@ functions! {
     /// Host-side figures, no synchronisation. memory-\>struct_size set by the caller.
     fn tq_cache_get_memory(cache: *const tq_cache, memory: *mut tq_cache_memory) -> tq_status;
     /// Hash of what page bytes mean (format version, geometry, codes, magnitudes of the codebooks,
-    /// rotation, seed, centres; not a codebook's unit or the scale rules): equal if and only if pages are
-    /// exchangeable.
+    /// rotation, seed, centres, first layer and kv head; not a codebook's unit or the scale rules): equal
+    /// if and only if pages are exchangeable. A rank's cache has another one than the whole model's.
     fn tq_cache_fingerprint(cache: *const tq_cache, fingerprint: *mut u64) -> tq_status;
     /// Synchronises stream, then returns and clears the cache's sticky asynchronous error (TQ_OK if none).
     /// flags (may be NULL) receives and clears what was noticed since the last check:

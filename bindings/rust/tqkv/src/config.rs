@@ -103,6 +103,11 @@ pub struct CacheConfig {
     pub page_size: i32,
     /// Any value.
     pub rotation_seed: u64,
+    /// Number in the whole model of this cache's layer 0: rotations follow it, so that a rank stores the
+    /// bytes that one device stores.
+    pub first_layer: i32,
+    /// Likewise of kv head 0.
+    pub first_kv_head: i32,
     /// Default built in; used by coded layers of exactly its bits.
     pub key_codebook: Option<Codebook>,
     /// Likewise for values.
@@ -162,6 +167,8 @@ impl CacheConfig {
             value_scale_rule: self.value_scale_rule.0,
             page_size: self.page_size,
             rotation_seed: self.rotation_seed,
+            first_layer: self.first_layer,
+            first_kv_head: self.first_kv_head,
             key_codebook: key_codebook.as_ref().map_or(ptr::null(), |book| book),
             value_codebook: value_codebook.as_ref().map_or(ptr::null(), |book| book),
             max_tokens: self.max_tokens,
@@ -207,6 +214,8 @@ impl CacheConfig {
             value_scale_rule: ScaleRule(raw.value_scale_rule),
             page_size: raw.page_size,
             rotation_seed: raw.rotation_seed,
+            first_layer: raw.first_layer,
+            first_kv_head: raw.first_kv_head,
             key_codebook: book(raw.key_codebook),
             value_codebook: book(raw.value_codebook),
             max_tokens: raw.max_tokens,
@@ -319,6 +328,8 @@ mod tests {
             key_codebook: book(2, 2),
             value_codebook: book(6, 32),
             rotation_seed: u64::MAX,
+            first_layer: 5,
+            first_kv_head: 6,
             max_tokens: i64::MAX,
             flags: FLAG_NO_SCALE_SEARCH,
             ..CacheConfig::default()

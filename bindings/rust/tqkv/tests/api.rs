@@ -192,6 +192,7 @@ fn the_resolved_configuration_makes_the_same_cache() {
     let mut asked = config(Dtype::BF16);
     (asked.num_layers, asked.layer_value_bits) = (2, vec![0, 3]);
     (asked.key_bits, asked.rotation_seed) = (2, 99);
+    (asked.first_layer, asked.first_kv_head) = (3, 4);
     asked.key_codebook = Some(tqkv::Codebook { bits: 2, unit: 0.015625, magnitude: vec![27, 98] });
     let first = Cache::new(&library(), &asked).unwrap();
     let resolved = first.config().unwrap();

@@ -54,6 +54,8 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "key_scale_rule" => config.key_scale_rule = ScaleRule(number()),
             "value_scale_rule" => config.value_scale_rule = ScaleRule(number()),
             "page_size" => config.page_size = number(),
+            "first_layer" => config.first_layer = number(),
+            "first_kv_head" => config.first_kv_head = number(),
             "rotation_seed" => config.rotation_seed = value.as_u64().expect("seed"),
             "key_codebook" => config.key_codebook = Some(codebook(value)),
             "value_codebook" => config.value_codebook = Some(codebook(value)),
