@@ -131,6 +131,12 @@ suite_layout() {
 about_cli() { echo "cli: the program tqkv, its tables, JSON and errors"; }
 suite_cli() { build_test && TQKV_TOOL=$PWD/build/test/tqkv run_pytest cli tests/cli; }
 
+about_models() { echo "models: layers of public models: bytes of their caches, attention against float64"; }
+suite_models() {
+  build_test && TQKV_TOOL=$PWD/build/test/tqkv TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 \
+    run_pytest models tests/models
+}
+
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 

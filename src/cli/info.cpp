@@ -18,20 +18,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Model {
-  const char* name;
-  int32_t layers, kv_heads, q_heads, head_dim, value_dim;
-};
-
-// Cache shapes as published with the models; DeepSeek's is its compressed latent, 512 + 64 rotary, of which
-// values are the first 512.
-constexpr Model kModels[] = {
-    {"Llama-3.1-8B", 32, 8, 32, 128, 128}, {"Llama-3.1-70B", 80, 8, 64, 128, 128},
-    {"Qwen2.5-7B", 28, 4, 28, 128, 128},   {"Mistral-7B", 32, 8, 32, 128, 128},
-    {"Gemma-2-9B", 42, 8, 16, 256, 256},   {"DeepSeek-V3 (latent)", 61, 1, 128, 576, 512},
-};
-constexpr int32_t kShownBits[] = {8, 4, 3, 2};
-
 tq_cache_config candidate(int32_t device_type) {
   tq_cache_config config = new_config();
   config.device_type = device_type;
@@ -102,34 +88,6 @@ Json devices_json() {
   return devices;
 }
 
-// Bytes of one token over all layers and kv heads; null where the library refuses.
-Json sizes_json() {
-  Json sizes = Json::array();
-  for (const Model& model : kModels) {
-    Json row = {{"model", model.name},
-                {"layers", model.layers},
-                {"kv_heads", model.kv_heads},
-                {"head_dim", model.head_dim},
-                {"value_dim", model.value_dim}};
-    for (const int32_t bits : kShownBits) {
-      tq_cache_config config = candidate(TQ_DEVICE_CPU);
-      config.num_layers = model.layers;
-      config.num_kv_heads = model.kv_heads;
-      config.num_q_heads = model.q_heads;
-      config.head_dim = model.head_dim;
-      config.value_dim = model.value_dim;
-      config.key_bits = config.value_bits = bits;
-      tq_cache_bytes bytes = {};
-      bytes.struct_size = sizeof bytes;
-      const bool known = tq_cache_config_bytes(&config, &bytes) == TQ_OK;
-      if (known) row["fp16_token_bytes"] = bytes.fp16_token_bytes;
-      row["token_bytes_" + std::to_string(bits) + "_bit"] = known ? Json(bytes.token_bytes) : Json();
-    }
-    sizes.push_back(row);
-  }
-  return sizes;
-}
-
 // The instruction sets of tq_build_info: "...; simd A B C, using B; ...".
 std::vector<std::string> instruction_sets() {
   const std::string info = tq_build_info(), head = "; simd ";
@@ -164,23 +122,6 @@ void print_text(std::ostream& out, const Json& info) {
     for (const auto& [name, list] : lists.items())
       out << format("  %-11s ", name.c_str()) << list_text(list) << "\n";
   }
-  out << "\nbytes of one token, all layers, keys + values    fp16";
-  for (const int32_t bits : kShownBits) out << format("   %6d bit", bits);
-  out << "\n";
-  for (const Json& row : info["token_bytes"]) {
-    out << format(
-        "  %-21s %2d layers, %d x %3d%s", row["model"].get<std::string>().c_str(), row["layers"].get<int>(),
-        row["kv_heads"].get<int>(), row["head_dim"].get<int>(),
-        row["value_dim"] == row["head_dim"] ? "    " : format("/%d", row["value_dim"].get<int>()).c_str());
-    out << format(" %8lld", row.value("fp16_token_bytes", 0LL));
-    for (const int32_t bits : kShownBits) {
-      const Json& bytes = row["token_bytes_" + std::to_string(bits) + "_bit"];
-      out << (bytes.is_null() ? "         n/a"
-                              : format("%7lld %3.1fx", bytes.get<long long>(),
-                                       row["fp16_token_bytes"].get<double>() / bytes.get<double>()));
-    }
-    out << "\n";
-  }
 }
 
 }  // namespace
@@ -200,7 +141,6 @@ void print_info(std::ostream& out, bool json) {
   } else {
     info["cuda_unavailable"] = std::string(tq_status_name(status)) + ": " + reasons;
   }
-  info["token_bytes"] = sizes_json();
   if (json) {
     out << info.dump(1) << "\n";
     return;

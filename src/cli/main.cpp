@@ -16,6 +16,7 @@
 #include "cli/evaluate.h"
 #include "cli/info.h"
 #include "cli/library.h"
+#include "cli/models.h"
 #include "cli/output.h"
 #include "cli/printable.h"
 #include "cli/progress.h"
@@ -188,8 +189,9 @@ int run(int argc, char** argv) {
   EvalArguments arguments;
   CLI::App* eval = add_eval(app, arguments);
   CLI::App* info = app.add_subcommand("info", "Version, build, devices, supported shapes, sizes");
-  bool info_json = false;
+  bool info_json = false, info_models = false;
   info->add_flag("--json", info_json, "one JSON document on stdout");
+  info->add_flag("--models", info_models, "instead: layers of public models and the bytes of their caches");
   std::vector<int> layers;
   try {
     app.parse(argc, argv);
@@ -204,7 +206,7 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (*eval) run_eval(arguments, layers);
-  if (*info) print_info(std::cout, info_json);
+  if (*info) (info_models ? print_models : print_info)(std::cout, info_json);
   close_stdout();
   return 0;
 }

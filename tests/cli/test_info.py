@@ -28,23 +28,12 @@ def test_json():
     assert ("cuda" in info["support"]) != ("cuda_unavailable" in info)
 
 
-def test_token_sizes_are_the_format_s():
-    """FORMAT.md section 4: D * bits / 8 bytes and a two-byte scale a side; D is the dimension rounded up to
-    32."""
-    for row in json.loads(run("info", "--json").stdout)["token_bytes"]:
-        heads = row["layers"] * row["kv_heads"]
-        assert row["fp16_token_bytes"] == heads * 2 * (row["head_dim"] + row["value_dim"])
-        for bits in (8, 4, 3, 2):
-            sides = sum(-(-dim // 32) * 32 * bits // 8 + 2 for dim in (row["head_dim"], row["value_dim"]))
-            assert row[f"token_bytes_{bits}_bit"] == heads * sides
-
-
 def test_text():
     done = run("info")
     assert done.returncode == 0 and done.stderr == ""
     # the second line is the library's own build line
     assert max(map(len, done.stdout.splitlines()[2:])) <= 120
-    for word in (f"tqkv {header_version()}", "devices", "supported on cpu", "head_dim", "Llama-3.1-8B"):
+    for word in (f"tqkv {header_version()}", "devices", "supported on cpu", "head_dim"):
         assert word in done.stdout, word
 
 
