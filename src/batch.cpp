@@ -210,6 +210,7 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     s.kv_row = rows.new_tokens;
     s.q_row = rows.query_tokens;
     s.raw_first = table.raw_first_planned(i);
+    s.sink_end = std::min<int64_t>(geometry().sink_tokens, s.length());
     rows.new_tokens += s.new_tokens;
     rows.query_tokens += s.query_tokens;
   }

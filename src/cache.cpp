@@ -18,9 +18,9 @@ namespace {
 PageTableLimits table_limits(const ResolvedConfig& config) {
   const Geometry& g = config.geometry();
   const PageGroup& pages = g.groups[0];
-  return PageTableLimits{
-      g.max_sequences,          g.max_batch_sequences,        pages.page_size, pages.num_pages,
-      pages.max_sequence_pages, config.max_sequence_tokens(), g.window_tokens, g.ring_tokens};
+  return PageTableLimits{g.max_sequences, g.max_batch_sequences,    pages.page_size,
+                         pages.num_pages, pages.max_sequence_pages, config.max_sequence_tokens(),
+                         g.ring_tokens};
 }
 
 // Writes the arrays' places into a block that exists now.
@@ -368,7 +368,16 @@ void Cache::read(ReadRequest request, int64_t id) {
   check_no_overlap("k", k_shape, request.key_strides);
   check_no_overlap("v", v_shape, request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
-  request.sequence = StepSequence{slot, slot, slot, length, 0, 0, 0, 0, table.raw_first(slot)};
+  request.sequence = StepSequence{slot,
+                                  slot,
+                                  slot,
+                                  length,
+                                  0,
+                                  0,
+                                  0,
+                                  0,
+                                  table.raw_first(slot),
+                                  std::min<int64_t>(geometry().sink_tokens, length)};
   request.maps = arrays_.maps;
   backend_->read(request);
 }

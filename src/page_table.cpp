@@ -48,11 +48,6 @@ int32_t PageTable::find(int64_t id, const char* argument) const {
   return static_cast<int32_t>(slot);
 }
 
-int64_t PageTable::raw_first(int32_t slot) const {
-  const Row& row = rows_[slot];
-  return std::max(row.ring_first, row.length - std::min<int64_t>(row.length, limits_.window_tokens));
-}
-
 // ---- sequences ----
 
 int32_t PageTable::prepare_slot() const {
@@ -187,9 +182,8 @@ void PageTable::prepare_growth(const Growth* growth, int32_t count) {
 
 int64_t PageTable::raw_first_planned(int32_t index) const {
   const int64_t length = length_planned(index);
-  const int64_t ring_first = std::max(rows_[growth_[index].slot].ring_first,
-                                      length - std::min<int64_t>(length, limits_.ring_tokens));
-  return std::max(ring_first, length - std::min<int64_t>(length, limits_.window_tokens));
+  return std::max(rows_[growth_[index].slot].ring_first,
+                  length - std::min<int64_t>(length, limits_.ring_tokens));
 }
 
 void PageTable::commit_growth() noexcept {
@@ -199,7 +193,7 @@ void PageTable::commit_growth() noexcept {
     const int64_t length = length_planned(i), num_pages = pages_planned(i);
     for (int64_t page = row.num_pages; page < num_pages; page++)
       references_[row_pages(growth_[i].slot)[page]] = 1;
-    row.ring_first = std::max(row.ring_first, length - std::min<int64_t>(length, limits_.ring_tokens));
+    row.ring_first = raw_first_planned(i);
     row.num_pages = row.shown_pages = num_pages;
     row.length = length;
     total_tokens_ += growth_[i].new_tokens;

@@ -25,7 +25,7 @@ struct PageTableLimits {
   int64_t num_pages;
   int64_t max_sequence_pages;
   int64_t max_sequence_tokens;
-  int32_t window_tokens, ring_tokens;
+  int32_t ring_tokens;
 };
 
 // One sequence's share of a plan.
@@ -55,8 +55,8 @@ class PageTable {
   const int32_t* pages(int32_t slot) const { return map().row(slot); }
   // Rows are slots; first_changed is by index of the growth in hand.
   PageMap map() const { return PageMap{table_, limits_.max_sequence_pages, first_changed_}; }
-  // First token that is read from the ring: inside the window and with a valid copy; length() if none.
-  int64_t raw_first(int32_t slot) const;
+  // First token that has a valid copy in the ring; length() if none has.
+  int64_t raw_first(int32_t slot) const { return rows_[slot].ring_first; }
   int32_t num_sequences() const { return limits_.max_sequences - num_free_slots_; }
   int64_t total_tokens() const { return total_tokens_; }
   int64_t pages_used() const { return limits_.num_pages - num_free_pages_; }

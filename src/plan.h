@@ -16,7 +16,8 @@ struct StepSequence {
   int64_t new_tokens;
   int64_t query_tokens;   // the last ones
   int64_t kv_row, q_row;  // first row in k/v and in q/out/lse
-  int64_t raw_first;      // ring copies are valid for tokens >= raw_first (and < length)
+  // Exact copies are there of the tokens raw_first .. length() - 1, and of those before sink_end.
+  int64_t raw_first, sink_end;
 
   int64_t length() const { return old_length + new_tokens; }
 };

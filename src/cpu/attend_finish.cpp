@@ -17,17 +17,16 @@ void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
                       space_.rows + static_cast<int64_t>(i) * dim);
 }
 
-// Exact tokens first .. first + count - 1, at most 128. Uses `o` for the exact state's vector. A copy that no
-// row sees may be one that nothing has written yet: it is not loaded.
-void RowTask::exact_block(int64_t first, int count) {
-  const bool sinks = first < exact_.coded_begin;
-  int low = count, high = 0;
+// The sinks, or the window, among the tokens first .. first + kBlockTokens - 1. Uses `o` for the exact
+// state's vector. A copy that no row sees may be one that nothing has written yet: it is not loaded.
+void RowTask::exact_block(int64_t first, bool sinks) {
+  int low = kBlockTokens, high = 0;
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     const int64_t begin = sinks ? row.sight.first : row.sight.window_begin,
                   end = sinks ? row.sight.sink_end : row.sight.end;
-    row.begin = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(0, begin - first)));
-    row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min<int64_t>(count, end - first)));
+    row.begin = static_cast<int>(std::min<int64_t>(kBlockTokens, std::max<int64_t>(0, begin - first)));
+    row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min<int64_t>(kBlockTokens, end - first)));
     if (row.begin >= row.end) continue;
     low = std::min(low, row.begin);
     high = std::max(high, row.end);
@@ -54,11 +53,18 @@ void RowTask::exact_block(int64_t first, int count) {
 }
 
 void RowTask::fold_exact() {
-  for (int r = 0; r < rows_; r++) std::fill(o(r), o(r) + g_.value_dim, 0.0f);
-  for (int64_t first = 0; first < exact_.coded_begin; first += kBlockTokens)
-    exact_block(first, static_cast<int>(std::min<int64_t>(kBlockTokens, exact_.coded_begin - first)));
-  for (int64_t first = exact_.coded_end; first < sequence_.length(); first += kBlockTokens)
-    exact_block(first, static_cast<int>(std::min<int64_t>(kBlockTokens, sequence_.length() - first)));
+  int64_t sink_end = 0, window_begin = sequence_.length(), end = 0;  // of all rows
+  for (int r = 0; r < rows_; r++) {
+    const RowSight& sight = space_.row[r].sight;
+    std::fill(o(r), o(r) + g_.value_dim, 0.0f);
+    sink_end = std::max(sink_end, sight.sink_end);
+    if (sight.window_begin >= sight.end) continue;
+    window_begin = std::min(window_begin, sight.window_begin);
+    end = std::max(end, sight.end);
+  }
+  for (int64_t first = 0; first < sink_end; first += kBlockTokens) exact_block(first, true);
+  for (int64_t first = window_begin / kBlockTokens * kBlockTokens; first < end; first += kBlockTokens)
+    exact_block(first, false);
 }
 
 void RowTask::write_row(int r) {

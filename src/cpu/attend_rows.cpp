@@ -93,8 +93,7 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       key_kernels_(kernels.of(layer_.key)),
       value_kernels_(kernels.of(layer_.value)),
       key_coder_(store.coder(request.layer, head, Kind::kKey)),
-      value_coder_(store.coder(request.layer, head, Kind::kValue)),
-      exact_(exact_range(store.geometry, sequence.length(), sequence.raw_first)) {
+      value_coder_(store.coder(request.layer, head, Kind::kValue)) {
   for (int r = 0; r < rows_; r++) prepare_row(r);
 }
 
@@ -104,13 +103,14 @@ RowSight RowTask::sight_of(int64_t query) const {
       request_.sliding_window > 0 ? std::max<int64_t>(0, position - request_.sliding_window + 1) : 0;
   int64_t end = position + 1;
   if (request_.history_only) end = std::min(end, sequence_.old_length);
+  const ExactRange exact = exact_range(g_, sequence_, position);
   RowSight sight;
   sight.first = first;
   sight.end = end;
-  sight.sink_end = std::min(end, exact_.coded_begin);
-  sight.coded_begin = std::max(first, exact_.coded_begin);
-  sight.coded_end = std::min(end, exact_.coded_end);
-  sight.window_begin = std::max(first, exact_.coded_end);
+  sight.sink_end = std::min(end, exact.sink_end);
+  sight.coded_begin = std::max(first, exact.sink_end);
+  sight.coded_end = std::min(end, exact.window_begin);
+  sight.window_begin = std::max(first, exact.window_begin);
   return sight;
 }
 

@@ -3,9 +3,10 @@
 // workspace.
 //
 // A row's result is a fixed sequence of steps: splits in index order, each from an empty state, blocks of 128
-// tokens inside; then the exact tokens (sinks, window) as one more state; then the sink logit. Steps in which
-// a row sees nothing are skipped. So nothing that differs between batches, splits or threads enters a row's
-// numbers.
+// tokens inside; then the exact tokens (sinks, window), in such blocks too, as one more state; then the sink
+// logit. Splits and blocks lie at absolute tokens, and steps in which a row sees nothing are skipped. So
+// nothing but the tokens that a row sees and its own position enters its numbers: neither the other rows of
+// the plan nor splits or threads.
 #pragma once
 #include "cpu/exact_range.h"
 #include "cpu/store.h"
@@ -16,8 +17,8 @@ namespace cpu {
 // Tokens that one row sees: [coded_begin, coded_end) from codes, [first, sink_end) and [window_begin, end)
 // exactly.
 struct RowSight {
-  int64_t coded_begin, coded_end;
   int64_t first, sink_end;
+  int64_t coded_begin, coded_end;
   int64_t window_begin, end;
 };
 
@@ -101,7 +102,7 @@ class RowTask {
   // tokens of it that each row sees. Others are neither computed nor read.
   void dot_tile(int start);
   void add_tile(int start, bool* started);
-  void exact_block(int64_t first, int count);
+  void exact_block(int64_t first, bool sinks);
   void fold_exact();
   void write_row(int r);
   float* o(int r) const { return space_.o + static_cast<int64_t>(r) * value_width_; }
@@ -122,7 +123,6 @@ class RowTask {
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
   format::VectorCoder key_coder_, value_coder_;
-  ExactRange exact_;
 };
 
 }  // namespace cpu

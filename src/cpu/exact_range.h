@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tokens of a sequence are read from exact copies instead of codes: the first sink_tokens, and the last
-// window_tokens as far as their copies are still there. The rest, [coded_begin, coded_end), is read from
-// codes. One rule for attend and read.
+// Which tokens of a sequence a query reads from exact copies instead of codes: the first ones, as far as they
+// are kept, and its own last window_tokens, as far as their copies are still there. Counted from the query's
+// own position, whatever else is in the plan. A read is what a query at the last token would see.
 #pragma once
 #include <algorithm>
 
@@ -11,19 +11,13 @@ namespace tq {
 namespace cpu {
 
 struct ExactRange {
-  int64_t coded_begin;  // = exact tokens at the start
-  int64_t coded_end;    // tokens from here to the length are exact; coded_end >= coded_begin
+  int64_t sink_end;      // tokens before it are exact
+  int64_t window_begin;  // tokens from it on are exact; >= sink_end
 };
 
-inline ExactRange exact_range(const Geometry& geometry, int64_t length, int64_t raw_first) {
-  ExactRange range;
-  range.coded_begin = std::min<int64_t>(geometry.sink_tokens, length);
-  int64_t window = length;
-  if (geometry.ring_tokens > 0 && geometry.window_tokens > 0)
-    window = std::min(length, std::max<int64_t>({raw_first, length - geometry.window_tokens,
-                                                 length - geometry.ring_tokens}));
-  range.coded_end = std::max(window, range.coded_begin);
-  return range;
+inline ExactRange exact_range(const Geometry& geometry, const StepSequence& sequence, int64_t position) {
+  return ExactRange{sequence.sink_end, std::max<int64_t>({sequence.sink_end, sequence.raw_first,
+                                                          position - geometry.window_tokens + 1})};
 }
 
 // Whether append keeps a raw copy in the ring for this token.

@@ -11,7 +11,7 @@ void CpuBackend::read(const ReadRequest& request) {
   const LayerStore& layer = store_.layer(request.layer);
   const StepSequence& sequence = request.sequence;
   const int32_t* pages = request.maps[layer.group].row(sequence.page_row);
-  const ExactRange exact = exact_range(g, sequence.length(), sequence.raw_first);
+  const ExactRange exact = exact_range(g, sequence, sequence.length() - 1);
   const int element = dtype_bytes(g.io_dtype);
   pool_.parallel_for(request.count * g.num_kv_heads, [&](int64_t index, int) {
     const int64_t token = request.first + index / g.num_kv_heads;
@@ -25,7 +25,7 @@ void CpuBackend::read(const ReadRequest& request) {
       const int dim = key ? g.head_dim : g.value_dim;
       uint8_t* target = static_cast<uint8_t*>(tensor) +
                         ((token - request.first) * strides.token + head * strides.head) * element;
-      if (token < exact.coded_begin || token >= exact.coded_end) {
+      if (token < exact.sink_end || token >= exact.window_begin) {
         memcpy(target, store_.raw(layer, sequence.raw_slot, head, kind, raw_index(g, token)),
                static_cast<size_t>(dim) * element);
         continue;

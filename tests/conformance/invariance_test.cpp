@@ -58,19 +58,80 @@ TEST_P(InvarianceTest, BatchCompositionAndPagePlacement) {
     expect_same(rows_of(all, 7, 1, together.geometry), apart.attend(), "decode");
     apart.step({{1, 130, 40}});
     expect_same(rows_of(all, 8, 40, together.geometry), apart.attend(), "prefill");
-    // Each query alone gives what it gave in company. Without a window: with one, the length decides what is
-    // exact.
-    RigConfig plain = config;
-    plain.window = 0;
-    Rig chunk(plain), steps(plain);
-    chunk.step({{0, 60, 60}});
-    const Result prefill = chunk.attend();
-    for (int i = 0; i < 60; i++) {
-      steps.step({{0, 1, 1}});
-      expect_same(rows_of(prefill, static_cast<size_t>(i), 1, chunk.geometry), steps.attend(),
-                  "query " + std::to_string(i));
-    }
   }
+}
+
+// A prompt in one chunk, in a few and token by token: the copies of its window are there for each query.
+TEST_P(InvarianceTest, ChunksOfAPrompt) {
+  for (const int window : {0, 1, 32})
+    for (const int bits : {2, 3, 16}) {
+      RigConfig config = base();
+      config.key_bits = bits;
+      config.value_bits = bits == 2 ? 16 : bits;
+      config.q_per_kv = 3;
+      config.sinks = window ? 2 : 0;
+      config.window = window;
+      config.rollback = 80;
+      config.centres = bits == 3;
+      SCOPED_TRACE(testing::Message() << bits << " bits, window " << window);
+      Rig whole(config);
+      whole.step({{0, 980, 0}});
+      whole.step({{0, 80, 80}});
+      AttendOptions options;
+      options.sliding_window = bits == 3 ? 50 : 0;
+      const Result all = whole.attend(options);
+      for (const int64_t chunk : {1, 27, 64}) {
+        Rig parts(config);
+        parts.step({{0, 980, 0}});
+        for (int64_t first = 0; first < 80; first += chunk) {
+          const int64_t count = std::min<int64_t>(chunk, 80 - first);
+          parts.step({{0, count, count}});
+          expect_same(rows_of(all, static_cast<size_t>(first), static_cast<size_t>(count), whole.geometry),
+                      parts.attend(options), "chunks of " + std::to_string(chunk));
+        }
+      }
+    }
+}
+
+// Eight drafts verified at once are eight single steps, bit for bit; some at the border of two splits.
+TEST_P(InvarianceTest, DraftsAreSingleSteps) {
+  int variant = 0;
+  for (const int window : {0, 1, 32, 128})
+    for (const int head_dim : {64, 80, 128})
+      for (const int q_per_kv : {1, 2, 5, 16}) {
+        variant++;
+        const int bits[] = {2, 3, 4, 5, 6, 8, 16};
+        RigConfig config = base();
+        config.head_dim = config.value_dim = head_dim;
+        config.q_per_kv = q_per_kv;
+        config.kv_heads = 1;
+        config.key_bits = bits[variant % 7];
+        config.value_bits = bits[variant / 3 % 7];
+        config.io = static_cast<DataType>(1 + variant % 3);
+        config.window = window;
+        config.sinks = variant % 4 ? 0 : 5;
+        config.rollback = 7;
+        config.centres = variant % 5 == 0;
+        config.threads = 1 + variant % 2;
+        const int64_t history = variant % 3 == 0 ? 1020 : variant % 3 == 1 ? 200 : 1148;
+        SCOPED_TRACE(testing::Message()
+                     << "window " << window << ", head_dim " << head_dim << ", bits " << config.key_bits
+                     << " + " << config.value_bits << ", history " << history);
+        AttendOptions options;
+        options.sliding_window = variant % 6 == 1 ? 150 : 0;
+        options.softcap = variant % 6 == 2 ? 3.0f : 0.0f;
+        options.sink_logits = variant % 6 == 3;
+        Rig drafts(config), steps(config);
+        drafts.step({{0, history, 0}});
+        drafts.step({{0, 8, 8}});
+        const Result eight = drafts.attend(options);
+        steps.step({{0, history, 0}});
+        for (size_t i = 0; i < 8; i++) {
+          steps.step({{0, 1, 1}});
+          expect_same(rows_of(eight, i, 1, drafts.geometry), steps.attend(options),
+                      "draft " + std::to_string(i));
+        }
+      }
 }
 
 TEST_P(InvarianceTest, SplitsThreadsAndWorkspaces) {

@@ -188,13 +188,14 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
     Sequence& sequence = sequences_[ask.sequence];
     const int64_t old_length = sequence.length;
     sequence.length += ask.new_tokens;
+    sequence.raw_first = std::max(sequence.raw_first, sequence.length - g.ring_tokens);
     while (static_cast<int64_t>(sequence.pages.size()) * g.page_size < sequence.length) {
       sequence.pages.push_back(free_pages_.back());
       free_pages_.pop_back();
     }
-    plan_sequences_.push_back(StepSequence{ask.sequence, ask.sequence, ask.sequence, old_length,
-                                           ask.new_tokens, ask.query_tokens, kv_row, q_row,
-                                           sequence.raw_first});
+    plan_sequences_.push_back(
+        StepSequence{ask.sequence, ask.sequence, ask.sequence, old_length, ask.new_tokens, ask.query_tokens,
+                     kv_row, q_row, sequence.raw_first, std::min<int64_t>(g.sink_tokens, sequence.length)});
     kv_row += ask.new_tokens;
     q_row += ask.query_tokens;
   }
@@ -391,14 +392,17 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
   return y;
 }
 
-bool Rig::is_exact(int sequence, int64_t token) const {
-  const Sequence& s = sequences_[sequence];
+bool Rig::is_exact(int sequence, int64_t token, int64_t position) const {
   return token < config.sinks ||
-         (config.window > 0 && token >= std::max(s.raw_first, s.length - config.window));
+         (token > position - config.window && token >= sequences_[sequence].raw_first);
 }
 
 std::vector<float> Rig::expected(int sequence, int64_t token, int head, Kind kind) {
-  if (!is_exact(sequence, token)) return decoded(sequence, token, head, kind);
+  return is_exact(sequence, token, sequences_[sequence].length - 1) ? exact(sequence, token, head, kind)
+                                                                    : decoded(sequence, token, head, kind);
+}
+
+std::vector<float> Rig::exact(int sequence, int64_t token, int head, Kind kind) const {
   std::vector<float> x = input(sequence, token, head, kind);
   bool replaced = false;
   for (float& value : x) {
@@ -410,9 +414,8 @@ std::vector<float> Rig::expected(int sequence, int64_t token, int head, Kind kin
 
 void Rig::truncate(int sequence, int64_t length) {
   Sequence& s = sequences_[sequence];
-  const int64_t valid = std::max(s.raw_first, s.length - geometry.ring_tokens);
   s.length = length;
-  s.raw_first = std::min(valid, length);
+  s.raw_first = std::min(s.raw_first, length);
 }
 
 const uint8_t* Rig::tile(int sequence, int head, int64_t index) const {
@@ -430,7 +433,9 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
       vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
-  request.sequence = StepSequence{sequence, sequence, sequence, s.length, 0, 0, 0, 0, s.raw_first};
+  request.sequence =
+      StepSequence{sequence, sequence, sequence, s.length,    0,
+                   0,        0,        0,        s.raw_first, std::min<int64_t>(g.sink_tokens, s.length)};
   request.maps = page_maps();
   request.first = first;
   request.count = count;
@@ -471,11 +476,13 @@ Result Rig::reference(const AttendOptions& o) {
   for (size_t i = 0; i < asks_.size(); i++)
     for (int head = 0; head < g.num_kv_heads; head++) {
       const int64_t length = plan_sequences_[i].length();
-      std::vector<std::vector<float>> k, v;
-      for (int64_t token = 0; token < length && asks_[i].query_tokens > 0; token++) {
-        k.push_back(expected(asks_[i].sequence, token, head, Kind::kKey));
-        v.push_back(expected(asks_[i].sequence, token, head, Kind::kValue));
-      }
+      const int sequence = asks_[i].sequence;
+      std::vector<std::vector<float>> vectors[2][2];  // [exact][kind][token]
+      for (int64_t token = 0; token < length && asks_[i].query_tokens > 0; token++)
+        for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+          vectors[0][static_cast<int>(kind)].push_back(decoded(sequence, token, head, kind));
+          vectors[1][static_cast<int>(kind)].push_back(exact(sequence, token, head, kind));
+        }
       for (int64_t j = 0; j < asks_[i].query_tokens; j++)
         for (int h = head * g.q_per_kv; h < (head + 1) * g.q_per_kv; h++) {
           const int64_t position = length - asks_[i].query_tokens + j,
@@ -487,9 +494,10 @@ Result Rig::reference(const AttendOptions& o) {
           std::vector<double> logits;
           double largest = -std::numeric_limits<double>::infinity(), sum = 0;
           for (int64_t token = first; token < end; token++) {
+            const std::vector<float>& k =
+                vectors[is_exact(sequence, token, position)][0][static_cast<size_t>(token)];
             double logit = 0;
-            for (int c = 0; c < g.head_dim; c++)
-              logit += static_cast<double>(q[c]) * k[static_cast<size_t>(token)][c];
+            for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(q[c]) * k[c];
             logit *= scale;
             if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
             logits.push_back(logit);
@@ -501,7 +509,10 @@ Result Rig::reference(const AttendOptions& o) {
           for (size_t t = 0; t < logits.size(); t++) {
             const double p = exp(logits[t] - largest);
             sum += p;
-            for (int c = 0; c < g.value_dim; c++) out[c] += p * v[static_cast<size_t>(first) + t][c];
+            const int64_t token = first + static_cast<int64_t>(t);
+            const std::vector<float>& v =
+                vectors[is_exact(sequence, token, position)][1][static_cast<size_t>(token)];
+            for (int c = 0; c < g.value_dim; c++) out[c] += p * v[c];
           }
           if (o.sink_logits) sum += exp(sink - largest);
           for (int c = 0; c < g.value_dim; c++)

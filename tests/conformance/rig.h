@@ -98,10 +98,14 @@ class Rig {
   void read(int sequence, int64_t first, int64_t count, std::vector<float>* k, std::vector<float>* v);
   // What read must give, by the scalar format code.
   std::vector<float> expected(int sequence, int64_t token, int head, Kind kind);
+  // What codes, or an exact copy, of a token stand for.
+  std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
+  std::vector<float> exact(int sequence, int64_t token, int head, Kind kind) const;
 
   // The vector that step() appended, as the io type holds it.
   std::vector<float> input(int sequence, int64_t token, int head, Kind kind) const;
-  bool is_exact(int sequence, int64_t token) const;
+  // Whether a query at `position` reads the token exactly.
+  bool is_exact(int sequence, int64_t token, int64_t position) const;
   int64_t length(int sequence) const { return sequences_[sequence].length; }
   uint8_t* pages() { return page_memory_; }
   // Code words and scales of a tile, and its bytes.
@@ -134,7 +138,6 @@ class Rig {
 
   const format::VectorCoder& coder(int head, Kind kind);
   const PageMap* page_maps();
-  std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
 

@@ -137,21 +137,24 @@ class ModelCache:
                 heads.append(ref.decode(encoded.codes, encoded.scales, side))
         return np.stack(heads, axis=1)
 
-    def exact_tokens(self, sequence):
-        c, token = self.config, np.arange(sequence.length)
-        window = (token >= sequence.length - c["window_tokens"]) & (token >= sequence.exact_first)
-        return (token < c["sink_tokens"]) | window
+    def exact_tokens(self, sequence, num_queries):
+        """bool [num_queries, length]: what the last queries read exactly."""
+        c = self.config
+        mask = ref.exact_token_mask(sequence.length, num_queries, c["window_tokens"], c["sink_tokens"])
+        token = np.arange(sequence.length)
+        return mask & ((token < c["sink_tokens"]) | (token >= sequence.exact_first))
+
+    def vectors(self, layer, sequence):
+        """(decoded, exact) float32 of keys and of values, [length, num_kv_heads, dim] each."""
+        return [(self.decode(layer, rows, kind), to_float(np.stack(rows)))
+                for kind, rows in zip((ref.KEY, ref.VALUE), sequence.layers[layer])]
 
     def read(self, layer, name, first, count):
-        """Decoded float32 k, v [count, num_kv_heads, dim], exact where exact copies are kept."""
-        sequence, result = self.sequences[name], []
-        exact = self.exact_tokens(sequence)[:, None, None]
-        for kind in (ref.KEY, ref.VALUE):
-            rows = sequence.layers[layer][kind]
-            result.append(
-                np.where(exact, to_float(np.stack(rows)), self.decode(layer, rows,
-                                                                      kind))[first:first + count])
-        return result
+        """Float32 k, v [count, num_kv_heads, dim] as a query at the last token sees them."""
+        sequence = self.sequences[name]
+        mask = self.exact_tokens(sequence, 1)[0][:, None, None]
+        return [np.where(mask, exact, decoded)[first:first + count]
+                for decoded, exact in self.vectors(layer, sequence)]
 
     def attend(self, layer, q, params):
         """q [rows, num_q_heads, head_dim] -> out, lse in float64."""
@@ -160,10 +163,14 @@ class ModelCache:
             sequence = self.sequences[name]
             if queries == 0:
                 continue
-            k, v = self.read(layer, name, 0, sequence.length)
+            (k, k_exact), (v, v_exact) = [[x.transpose(1, 0, 2) for x in pair]
+                                          for pair in self.vectors(layer, sequence)]
             out, lse = ref.attend(to_float(q[row:row + queries]),
-                                  k.transpose(1, 0, 2),
-                                  v.transpose(1, 0, 2),
+                                  k,
+                                  v,
+                                  exact=self.exact_tokens(sequence, queries),
+                                  k_exact=k_exact,
+                                  v_exact=v_exact,
                                   softmax_scale=np.float64(params.get("softmax_scale", 0)) or None,
                                   softcap=params.get("logit_softcap", 0),
                                   sliding_window=params.get("sliding_window", 0),

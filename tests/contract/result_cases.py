@@ -209,6 +209,26 @@ def exact_tokens(tensors):
     c.read("a", 16, 11)
     yield c
 
+    c = Case(
+        tensors, "drafts_at_once",
+        "8 drafts verified in one plan read what 8 single steps of a fork read: each its own window of 8")
+    c.create(**shapes(2, 1, 32, (2, 2), max_sequences=2, window_tokens=8, rollback_tokens=8))
+    c.sequences("steps")
+    c.plan(["steps"], [40], [0])
+    c.append()
+    c.fork("steps", "drafts")
+    k, v = c.kv(8)
+    queries = []
+    for i in range(8):
+        c.plan(["steps"], [1])
+        c.append(0, k[i:i + 1], v[i:i + 1])
+        queries.append(c.queries())
+        c.attend(q=queries[-1])
+    c.plan(["drafts"], [8])
+    c.append(0, k, v)
+    c.attend(q=np.concatenate(queries))
+    yield c
+
     c = Case(tensors, "centres", "keys and values with large constant parts, subtracted before coding")
     c.create(**shapes(2, 2, 64, (3, 3), num_layers=2))
     c.sequences("a")

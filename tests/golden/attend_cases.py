@@ -12,7 +12,7 @@ DEFAULTS = {
     "layer": 0, "head_dim": 64, "value_dim": 64, "key_bits": 4, "value_bits": 4, "num_q_heads": 2,
     "num_kv_heads": 1, "seq_len": 40, "new_tokens": 1, "query_tokens": 1, "softmax_scale": 0.0,
     "logit_softcap": 0.0, "sliding_window": 0, "sink_logits": None, "history_only": False, "window_tokens": 0,
-    "sink_tokens": 0, "centres": False, "search": True
+    "rollback_tokens": 0, "sink_tokens": 0, "centres": False, "search": True
 }
 CASES = {
     "decode_mha": {"num_kv_heads": 2, "seq_len": 44},
@@ -38,7 +38,7 @@ CASES = {
     "queries_fewer_than_new": {"seq_len": 50, "new_tokens": 20, "query_tokens": 3},
     "window_and_sinks": {
         "key_bits": 2, "value_bits": 2, "seq_len": 67, "new_tokens": 3, "query_tokens": 3,
-        "window_tokens": 16, "sink_tokens": 4
+        "window_tokens": 16, "rollback_tokens": 2, "sink_tokens": 4
     },
     "sliding_window":
         {"seq_len": 50, "new_tokens": 9, "query_tokens": 9, "sliding_window": 20, "key_bits": 3},
@@ -56,7 +56,8 @@ CASES = {
         "key_bits": 4, "value_bits": 3, "num_q_heads": 6, "num_kv_heads": 2, "seq_len": 70, "new_tokens": 5,
         "query_tokens": 5, "sliding_window": 50, "logit_softcap": 8.0,
         "sink_logits": [0.1, 0.2, 0.3, -0.4, -0.5,
-                        2.0], "window_tokens": 24, "sink_tokens": 30, "centres": True, "layer": 2
+                        2.0], "window_tokens": 24, "rollback_tokens": 4, "sink_tokens": 30, "centres": True,
+        "layer": 2
     },
 }
 
@@ -110,7 +111,8 @@ def build_case(number, p):
                           sliding_window=p["sliding_window"],
                           sink_logits=p["sink_logits"],
                           history_only_len=t - p["new_tokens"] if p["history_only"] else None,
-                          exact=ref.exact_token_mask(t, p["window_tokens"], p["sink_tokens"]),
+                          exact=ref.exact_token_mask(t, p["query_tokens"], p["window_tokens"],
+                                                     p["sink_tokens"]),
                           k_exact=heads_first[0],
                           v_exact=heads_first[1])
     tensors.update(q=q, k=k, v=v, out=out, lse=lse)

@@ -202,6 +202,7 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
   config.value_dim = dv;
   config.max_tokens = length;
   config.window_tokens = p.at("window_tokens");
+  config.rollback_tokens = p.at("rollback_tokens");
   config.sink_tokens = p.at("sink_tokens");
   config.flags = p.at("search").get<bool>() ? 0 : TQ_FLAG_NO_SCALE_SEARCH;
   Cache cache(config);

@@ -162,11 +162,11 @@ void Reference::append(Sequence* sequence, const std::vector<std::shared_ptr<con
   }
 }
 
-bool Reference::is_exact(const Sequence& sequence, int64_t index) const {
+bool Reference::is_exact(const Sequence& sequence, int64_t index, int64_t position) const {
   if (index < config_.sink_tokens) return true;
-  // Inside the window, and no copy between here and the end is lost.
+  if (index <= position - config_.window_tokens) return false;
+  // Inside the window; and no copy between here and the end is lost.
   for (int64_t i = index; i < sequence.length(); i++) {
-    if (sequence.ring.empty() || i < sequence.length() - config_.window_tokens) return false;
     const size_t place = static_cast<size_t>(i) % sequence.ring.size();
     if (sequence.ring_index[place] != i || sequence.ring[place] != sequence.tokens[static_cast<size_t>(i)])
       return false;
@@ -174,10 +174,11 @@ bool Reference::is_exact(const Sequence& sequence, int64_t index) const {
   return true;
 }
 
-const float* Reference::key(const Sequence& sequence, int layer, int head, int64_t index) const {
+const float* Reference::key(const Sequence& sequence, int layer, int head, int64_t index,
+                            int64_t position) const {
   const Token& token = *sequence.tokens[static_cast<size_t>(index)];
   const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats());
-  return is_exact(sequence, index) ? &token.exact[at] : &token.decoded[at];
+  return is_exact(sequence, index, position) ? &token.exact[at] : &token.decoded[at];
 }
 
 // Tolerances. The kernels round the rotated query to integers of at least 28672 steps a side and softmax
@@ -203,7 +204,7 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
   };
   for (int64_t i = 0; i <= query.position && i < query.end; i++) {
     if (query.sliding_window > 0 && i <= query.position - query.sliding_window) continue;
-    const float* k = key(sequence, query.layer, head, i);
+    const float* k = key(sequence, query.layer, head, i, query.position);
     const float* v = k + config_.head_dim;
     double logit = 0, k_square = 0, v_square = 0;
     for (int d = 0; d < config_.head_dim; d++) {

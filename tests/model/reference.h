@@ -45,13 +45,10 @@ class Reference {
   Sequence new_sequence() const;
   // One plan's tokens, appended at once: only the last of them reach the ring.
   void append(Sequence* sequence, const std::vector<std::shared_ptr<const Token>>& tokens) const;
-  // Whether token `index` is read exactly.
-  bool is_exact(const Sequence& sequence, int64_t index) const;
-  // Keys or values of one token as reads and attention see them.
-  const float* key(const Sequence& sequence, int layer, int head, int64_t index) const;
-  const float* value(const Sequence& sequence, int layer, int head, int64_t index) const {
-    return key(sequence, layer, head, index) + config_.head_dim;
-  }
+  // Whether a query at `position` reads token `index` exactly; a read is what the last token's query sees.
+  bool is_exact(const Sequence& sequence, int64_t index, int64_t position) const;
+  // Keys of one token as a query at `position` sees them; its values follow.
+  const float* key(const Sequence& sequence, int layer, int head, int64_t index, int64_t position) const;
 
   struct Query {
     const float* q;  // [head_dim]

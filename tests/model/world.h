@@ -460,7 +460,7 @@ class World {
     TQ_MUST(tq_cache_read(cache_, layer, it->first, first, count, k.data(), v.data(), nullptr, nullptr));
     for (int64_t i = 0; i < count; i++)
       for (int h = 0; h < heads; h++) {
-        const float* expected = reference_->key(s, layer, h, first + i);
+        const float* expected = reference_->key(s, layer, h, first + i, s.length() - 1);
         for (int d = 0; d < kd + vd; d++) {
           const float got = d < kd ? load_as(config_.io_dtype, k.data(), (i * heads + h) * kd + d)
                                    : load_as(config_.io_dtype, v.data(), (i * heads + h) * vd + d - kd);
@@ -471,7 +471,7 @@ class World {
           if (got != wanted) {
             ADD_FAILURE() << "read: layer " << layer << ", head " << h << ", token " << first + i << " of "
                           << s.length() << ", coordinate " << d << ": " << got << ", expected " << wanted
-                          << (reference_->is_exact(s, first + i) ? " (exact)" : " (coded)");
+                          << (reference_->is_exact(s, first + i, s.length() - 1) ? " (exact)" : " (coded)");
             return;
           }
         }

@@ -8,11 +8,12 @@ lse = natural log of that sum. A centre needs no word here: decoded vectors alre
 import numpy as np
 
 
-def exact_token_mask(seq_len, window_tokens, sink_tokens):
-    """bool [seq_len]: the last window_tokens and the first sink_tokens of the sequence, which are read from
-    raw copies."""
-    token = np.arange(seq_len)
-    return (token < sink_tokens) | (token >= seq_len - window_tokens)
+def exact_token_mask(seq_len, query_tokens, window_tokens, sink_tokens):
+    """bool [query_tokens, seq_len]: what each of the last query_tokens queries reads from raw copies: the
+    first sink_tokens, and the window_tokens up to its own position."""
+    token, position = np.arange(seq_len), np.arange(seq_len - query_tokens, seq_len)[:, None]
+    window = (token <= position) & (token > position - window_tokens)
+    return (token < sink_tokens) | window
 
 
 def attend(q,

@@ -433,12 +433,13 @@ def test_history_and_new_tokens_merge():
 def test_exact_tokens_replace_decoded_ones():
     rng = np.random.default_rng(3)
     q, k, v = rng.standard_normal((2, 2, 8)), rng.standard_normal((1, 20, 8)), rng.standard_normal((1, 20, 8))
-    mask = ref.exact_token_mask(20, 5, 2)
-    assert np.nonzero(mask)[0].tolist() == [0, 1, 15, 16, 17, 18, 19]
-    mixed = [np.where(mask[:, None], a, a + 9) for a in (k, v)]
-    assert np.allclose(
-        ref.attend(q, k + 9, v + 9, exact=mask, k_exact=k, v_exact=v)[0],
-        ref.attend(q, *mixed)[0])
+    mask = ref.exact_token_mask(20, 2, 5, 2)
+    assert [np.nonzero(row)[0].tolist() for row in mask] == [[0, 1, 14, 15, 16, 17, 18],
+                                                             [0, 1, 15, 16, 17, 18, 19]]
+    out = ref.attend(q, k + 9, v + 9, exact=mask, k_exact=k, v_exact=v)[0]
+    for i, row in enumerate(mask):
+        mixed = [np.where(row[:, None], a, a + 9) for a in (k, v)]
+        assert np.allclose(out[i], ref.attend(q[i:i + 1], *mixed, first_position=18 + i)[0][0])
 
 
 def test_empty_rows():

@@ -109,7 +109,7 @@ class FakeBackend : public Backend {
     enter(Verb::kRead);
     for (int64_t j = 0; j < r.count; j++)
       for (int h = 0; h < g_.num_kv_heads; h++) {
-        const float* x = token(r.layer, r.maps[0], r.sequence, r.first + j, h);
+        const float* x = token(r.layer, r.maps[0], r.sequence, r.first + j, h, r.sequence.length() - 1);
         float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
         float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
         for (int i = 0; r.k && i < g_.head_dim; i++) k[i] = x[i];
@@ -221,10 +221,11 @@ class FakeBackend : public Backend {
       if (ring) ring[d] = x;
     }
   }
-  // Keys and values of one token as attend sees them.
-  const float* token(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h) {
-    if (i < g_.sink_tokens) return raw_at(layer, s.raw_slot, i, h);
-    if (i >= s.raw_first && g_.ring_tokens > 0)
+  // Keys and values of one token as a query at `position` sees them.
+  const float* token(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h,
+                     int64_t position) {
+    if (i < s.sink_end) return raw_at(layer, s.raw_slot, i, h);
+    if (i >= s.raw_first && i > position - g_.window_tokens)
       return raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h);
     return coded_at(layer, pages, s, i, h);
   }
@@ -238,8 +239,9 @@ class FakeBackend : public Backend {
       for (int64_t j = 0; j < num_pages; j++) page(0, plan.maps[0].row(s.page_row)[j]);
       require(plan.maps[0].first_changed[i] >= 0 && plan.maps[0].first_changed[i] <= num_pages,
               "first_changed");
-      require(s.raw_first >= s.length() - g_.window_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
+      require(s.raw_first >= s.length() - g_.ring_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
               "raw_first");
+      require(s.sink_end == std::min<int64_t>(g_.sink_tokens, s.length()), "sink_end");
       new_tokens += s.new_tokens;
       query_tokens += s.query_tokens;
     }
@@ -255,7 +257,7 @@ class FakeBackend : public Backend {
     part.o.assign(static_cast<size_t>(g_.value_dim), 0);
     for (int64_t i = 0; i <= limit; i++) {
       if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
-      const float* x = token(r.layer, r.plan->maps[0], s, i, h);
+      const float* x = token(r.layer, r.plan->maps[0], s, i, h, position);
       double logit = 0;
       for (int d = 0; d < g_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
       logit *= r.softmax_scale;

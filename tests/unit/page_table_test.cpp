@@ -39,7 +39,6 @@ PageTableLimits small_limits() {
   limits.num_pages = 10;
   limits.max_sequence_pages = 8;
   limits.max_sequence_tokens = 250;
-  limits.window_tokens = 5;
   limits.ring_tokens = 8;
   return limits;
 }
@@ -215,12 +214,12 @@ TEST(PageTable, ExclusivePagesAreThoseThatBecomeFree) {
 }
 
 TEST(PageTable, RingByHand) {
-  Table t(small_limits());  // window 5, ring 8
+  Table t(small_limits());  // window 5, rollback 3
   t->commit_create();
   grow(t, {{0, 4}});
   EXPECT_EQ(t->raw_first(0), 0);
   grow(t, {{0, 16}});  // 20 tokens, copies of 12 .. 19
-  EXPECT_EQ(t->raw_first(0), 15);
+  EXPECT_EQ(t->raw_first(0), 12);
   t->commit_truncate(0, 17);  // 3 = rollback: the window 12 .. 16 is whole
   EXPECT_EQ(t->raw_first(0), 12);
   t->commit_truncate(0, 14);  // deeper: 12 and 13 are left
@@ -230,7 +229,7 @@ TEST(PageTable, RingByHand) {
   grow(t, {{0, 2}});  // appended again: valid again, and only they
   EXPECT_EQ(t->raw_first(0), 10);
   grow(t, {{0, 4}});
-  EXPECT_EQ(t->raw_first(0), 11);
+  EXPECT_EQ(t->raw_first(0), 10);
 }
 
 // Everything a sequence should be: which tokens (unique numbers), and what its ring holds.
@@ -384,9 +383,9 @@ class Walk {
       for (int64_t i = 0; i < length; i++)
         ASSERT_EQ(content_[t_->pages(model.slot)[i / limits_.page_size]][i % limits_.page_size],
                   model.tokens[static_cast<size_t>(i)]);
-      // raw_first: first token of the window from which on all ring copies are the sequence's own.
+      // raw_first: first token from which on all ring copies are the sequence's own.
       int64_t first = length;
-      while (first > 0 && limits_.ring_tokens > 0 && first > length - limits_.window_tokens) {
+      while (first > 0 && limits_.ring_tokens > 0) {
         const size_t place = static_cast<size_t>((first - 1) % limits_.ring_tokens);
         if (model.ring[place] != first - 1 ||
             model.ring_number[place] != model.tokens[static_cast<size_t>(first - 1)])
@@ -412,7 +411,6 @@ TEST(PageTable, RandomWalksAgreeWithTheModel) {
   for (const int window : {0, 1, 5, 40})
     for (const int rollback : {0, 3, 40}) {
       PageTableLimits limits = small_limits();
-      limits.window_tokens = window;
       limits.ring_tokens = window > 0 ? window + rollback : 0;
       for (uint32_t seed = 0; seed < 6; seed++, walk++) {
         SCOPED_TRACE("window " + std::to_string(window) + ", rollback " + std::to_string(rollback) +
