@@ -64,7 +64,7 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
 // Public structs on LP64; tests/capi/layout.txt has every offset.
 static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 192 && sizeof(tq_cache_bytes) == 80 &&
                                      sizeof(tq_cache_memory) == 72 && sizeof(tq_tensor_layout) == 40 &&
-                                     sizeof(tq_attend_params) == 72 && sizeof(tq_device_info) == 160 &&
+                                     sizeof(tq_attend_params) == 104 && sizeof(tq_device_info) == 160 &&
                                      sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
               "public struct sizes are frozen");
 

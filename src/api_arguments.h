@@ -40,6 +40,27 @@ inline LayoutStrides layout_strides(const Geometry& g, const tq_tensor_layout* c
                                        g.value_dim, "layout.value_token_stride", "layout.value_head_stride")};
 }
 
+// Masks: what can be said without reading them.
+inline void take_masks(const tq_attend_params& p, AttendCall& call) {
+  TQ_CHECK(!p.visible_begin == !p.visible_end, Status::kInvalidArgument,
+           "params.visible_begin = %p, params.visible_end = %p: both or neither",
+           static_cast<const void*>(p.visible_begin), static_cast<const void*>(p.visible_end));
+  TQ_CHECK(
+      !p.visible_begin || p.sliding_window == 0, Status::kInvalidArgument,
+      "params.sliding_window = %lld: must be 0 with visible_begin, which says itself where a query's tokens "
+      "begin",
+      static_cast<long long>(p.sliding_window));
+  TQ_CHECK(p.tree_words >= 0 && p.tree_words <= 2, Status::kInvalidArgument,
+           "params.tree_words = %d: must be 0 (1), 1 or 2", p.tree_words);
+  TQ_CHECK(p.tree_mask || p.tree_words == 0, Status::kInvalidArgument,
+           "params.tree_words = %d: params.tree_mask = NULL", p.tree_words);
+  call.visible_begin = p.visible_begin;
+  call.visible_end = p.visible_end;
+  call.tree_mask = p.tree_mask;
+  call.tree_words = p.tree_mask ? (p.tree_words > 0 ? p.tree_words : 1) : 0;
+  call.alibi_slopes = p.alibi_slopes;
+}
+
 // Everything of an AttendRequest that follows from the parameters and the geometry.
 inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* caller) {
   tq_attend_params p = {};
@@ -74,6 +95,7 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
   request.sliding_window = p.sliding_window;
   request.sink_logits = p.sink_logits;
   request.history_only = p.history_only != 0;
+  take_masks(p, request);
   return request;
 }
 

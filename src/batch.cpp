@@ -123,9 +123,13 @@ void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* s
     TQ_CHECK(new_tokens[i] <= g.max_batch_tokens - new_total, Status::kCapacity,
              "new_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(new_tokens[i]),
              ll(new_total), ll(g.max_batch_tokens));
-    TQ_CHECK(query_tokens[i] - new_tokens[i] <= arrays_.table.length(slot), Status::kInvalidArgument,
-             "query_tokens[%d] = %lld: the sequence will have %lld tokens", i, ll(query_tokens[i]),
-             ll(arrays_.table.length(slot) + new_tokens[i]));
+    // Queries of cross-attention are no tokens of the sequence; attend asks for their visible ranges.
+    TQ_CHECK(
+        new_tokens[i] == 0 || query_tokens[i] - new_tokens[i] <= arrays_.table.length(slot),
+        Status::kInvalidArgument,
+        "query_tokens[%d] = %lld: the sequence will have %lld tokens; more queries than tokens only without "
+        "new tokens",
+        i, ll(query_tokens[i]), ll(arrays_.table.length(slot) + new_tokens[i]));
     TQ_CHECK(query_tokens[i] <= g.max_batch_tokens - query_total, Status::kCapacity,
              "query_tokens[%d] = %lld, with %lld before it: max_batch_tokens = %lld", i, ll(query_tokens[i]),
              ll(query_total), ll(g.max_batch_tokens));
@@ -184,6 +188,29 @@ void Cache::check_attendable(const StepRows& rows, int32_t layer, bool history_o
                 "layer = %d: sequence %lld holds %lld tokens there, the plan's queries see %lld: an earlier "
                 "plan was not appended; truncate it to %lld and plan again",
                 layer, ll(arrays_.table.id(s.raw_slot)), ll(written), ll(seen), ll(written));
+  }
+}
+
+// Whether the plan's queries are what the masks can say something of.
+void Cache::check_masks(const StepRows& rows, const AttendCall& call) const {
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& s = rows.sequences[i];
+    if (s.query_tokens == 0) continue;
+    const int64_t id = arrays_.table.id(s.raw_slot);
+    TQ_CHECK(
+        call.visible_begin || s.query_tokens <= s.length(), Status::kInvalidState,
+        "batch: %lld queries of sequence %lld, which has %lld tokens: without visible_begin and visible_end "
+        "a query sees up to its own token",
+        ll(s.query_tokens), ll(id), ll(s.length()));
+    if (!call.tree_mask) continue;
+    TQ_CHECK(
+        s.query_tokens <= s.new_tokens, Status::kInvalidState,
+        "params.tree_mask: %lld queries of sequence %lld, %lld new tokens in the plan: queries of a tree "
+        "must be new tokens",
+        ll(s.query_tokens), ll(id), ll(s.new_tokens));
+    TQ_CHECK(s.new_tokens <= 64 * call.tree_words, Status::kInvalidState,
+             "params.tree_words = %d: sequence %lld has %lld new tokens in the plan, a mask of %d bits",
+             call.tree_words, ll(id), ll(s.new_tokens), 64 * call.tree_words);
   }
 }
 

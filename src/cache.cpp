@@ -318,6 +318,11 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
                 dtype_bytes(request.out_dtype));
   check_pointer("lse", request.lse, false, plan.rows.query_tokens, sizeof(float));
   check_pointer("params.sink_logits", request.sink_logits, false, plan.rows.query_tokens, sizeof(float));
+  check_pointer("params.visible_begin", request.visible_begin, false, plan.rows.query_tokens,
+                sizeof(int32_t));
+  check_pointer("params.visible_end", request.visible_end, false, plan.rows.query_tokens, sizeof(int32_t));
+  check_pointer("params.tree_mask", request.tree_mask, false, plan.rows.query_tokens, sizeof(uint64_t));
+  check_pointer("params.alibi_slopes", request.alibi_slopes, false, plan.rows.query_tokens, sizeof(float));
   check_extent("q", q_shape, request.q_strides);
   check_extent("out", out_shape, request.out_strides);
   check_no_overlap("out", out_shape, request.out_strides);
@@ -336,6 +341,7 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
              "batch: its plan has no query tokens, so a graph captured now would never attend any");
     return;
   }
+  check_masks(plan.rows, request);
   check_attendable(plan.rows, request.layer, request.history_only);
   request.plan = &plan;
   backend_->attend(request);

@@ -150,6 +150,7 @@ class Cache {
   void check_graph_layers(const Batch& batch, int32_t num_sequences) const;
   void check_appendable(const StepRows& rows, int32_t layer) const;
   void check_attendable(const StepRows& rows, int32_t layer, bool history_only) const;
+  void check_masks(const StepRows& rows, const AttendCall& call) const;
   void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   void lapse(int32_t slot, const char* why) noexcept;

@@ -20,6 +20,8 @@ struct StepSequence {
   int64_t raw_first, sink_end;
 
   int64_t length() const { return old_length + new_tokens; }
+  // Of a query token. Negative where there are more queries than tokens (cross-attention).
+  int64_t position(int64_t query) const { return length() - query_tokens + query; }
 };
 
 struct StepRows {

@@ -110,6 +110,11 @@ struct AttendCall {
   int64_t sliding_window;    // visible tokens, own included; 0 = all
   const float* sink_logits;  // device [num_q_heads] or null
   bool history_only;         // leave out the plan's new tokens
+  // Masks, each null or device; the two of the range both or neither.
+  const int32_t *visible_begin, *visible_end;  // [query_tokens]
+  const uint64_t* tree_mask;                   // [query_tokens][tree_words], over the sequence's new tokens
+  int32_t tree_words;                          // 1 or 2; 0 without tree_mask
+  const float* alibi_slopes;                   // [num_q_heads]
 };
 
 struct AttendRequest : AttendCall {

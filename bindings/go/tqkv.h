@@ -59,9 +59,9 @@
  *   fork has its source's copies. raw_bytes of tq_cache_bytes are allocated at create for all max_sequences.
  *
  * Graphs   On a CUDA cache tq_cache_append, tq_cache_attend and tq_merge_states may be captured. A graph
- *   holds the batch and the arguments of the calls: the batch must live, k, v, q, out, lse, sink_logits and
- *   the workspace stay where they are, strides and params are those of the capture. Lengths, rows and pages
- *   are read from the batch's plan as the graph runs: call tq_batch_plan on the same batch between replays
+ *   holds the batch and the arguments of the calls: the batch must live, k, v, q, out, lse, sink_logits, the
+ *   masks and the workspace stay where they are, strides and params are those of the capture. Lengths, rows
+ *   and pages are read from the batch's plan as the graph runs: call tq_batch_plan on it between replays
  *   (never in a capture: TQ_ERROR_CAPTURE), on the replay's stream or ordered before it by an event. A plan
  *   may have any sequences and counts that the cache admits; the buffers must hold its rows. A replay without
  *   a new plan repeats the step. After a truncate or free of a planned sequence, plan before the next replay:
@@ -74,8 +74,22 @@
  *   kernel of their own. A graph has that kernel if its plan had such a sequence at capture; otherwise a
  *   later plan's are computed as short ones are: as exact, slower, not the same bits.
  *
- * Limits   Attention is causal, without masks or biases of the caller's (no ALiBi, no tree or per-query
- *   masks, no cross-attention). The caller applies RoPE before append and attend. All layers have the same
+ * Masks    Query token j of a sequence of L tokens, with n query tokens in the plan, stands at position
+ *   p = L - n + j and sees the tokens up to p, of these the last sliding_window. Arrays of tq_attend_params
+ *   change that, alone or together; history_only leaves the plan's new tokens out in any case.
+ *   visible_begin, visible_end: the query sees the tokens begin .. end - 1, those behind its own included,
+ *   cut to 0 .. L; an empty range sees none. No causal bound, and sliding_window must be 0. For bidirectional
+ *   spans, prefixes, encoders, chunked local attention; and for cross-attention: a plan of no new tokens may
+ *   ask more queries than the sequence has tokens (then p may be negative), which needs visible ranges.
+ *   tree_mask: of the plan's new tokens of its sequence the query sees the j-th if bit j % 64 of its word
+ *   j / 64 is set, whatever their order; the tokens before these as said above. With visible ranges, a new
+ *   token must be in the range as well. Queries must be new tokens, at most 64 * tree_words of a sequence.
+ *   alibi_slopes: slope * (t - p) is added to the logit of token t, after softmax_scale and logit_softcap. A
+ *   slope of NaN or infinity: out and lse of the head are NaN.
+ *   Pages outside every range are not read. CUDA: visible ranges run in the kernels of causal attention, so
+ *   does long prefill with ALiBi; other ALiBi and every tree mask run in the kernel for any bits.
+ *
+ * Limits   The caller applies RoPE before append and attend. All layers have the same
  *   heads and dimensions; bits may differ. Tokens leave a sequence at its end only: a sliding window bounds
  *   what is read, not what is kept. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
  *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or later; head and
@@ -361,7 +375,8 @@ TQ_API tq_status tq_batch_destroy(tq_batch *batch);
 
 /* Plans one step: sequence i gets new_tokens[i] >= 0 more tokens (room is reserved in all layers, its length
  * grows at once) and asks query_tokens[i] >= 0 queries, which are its last tokens (NULL = new_tokens).
- *   num_sequences  0 .. max_batch_sequences; sequences[] distinct and alive; query_tokens[i] <= new length
+ *   num_sequences  0 .. max_batch_sequences; sequences[] distinct and alive; query_tokens[i] <= new length,
+ *                  or any number where new_tokens[i] = 0 (cross-attention, see Masks)
  * Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query tokens
  * likewise. append and attend of every layer follow the plan, which is in force until the batch's next one,
  * or until one of its sequences is planned in another batch, truncated or freed. CAPACITY: pool,
@@ -404,16 +419,23 @@ typedef struct tq_attend_params {
                              * softmax's sum only; NULL = none. -inf: no sink for this head. +inf: all weight
                              * is the sink's: out 0, lse +inf. NaN: out and lse of the head are NaN */
   int32_t history_only;     /* 1: without the plan's new tokens; the caller attends them and merges by LSE */
+  int32_t tree_words;       /* words of a query in tree_mask: 1 (0 = 1) or 2; 0 without tree_mask */
   int64_t q_token_stride;   /* elements, 0 = dense [token][q head][dim]; same for out below */
   int64_t q_head_stride;
   int64_t out_token_stride;
   int64_t out_head_stride;
+  const int32_t *visible_begin; /* [query tokens], both or neither. These and what follows: see Masks; on the
+                                 * cache's device, read as the call, or its graph, runs; NULL = none */
+  const int32_t *visible_end;
+  const uint64_t *tree_mask;    /* [query tokens][tree_words] */
+  const float *alibi_slopes;    /* [num_q_heads] float32, natural units */
 } tq_attend_params;
 
 /* Zeroes *params and sets struct_size. NULL: INVALID_ARGUMENT. */
 TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
 
-/* out = softmax(q . K^T * softmax_scale) . V for the batch's query tokens; each sees up to its own position.
+/* out = softmax(q . K^T * softmax_scale) . V for the batch's query tokens; each sees up to its own position,
+ * or what its mask says (Masks).
  *   q    [query tokens][num_q_heads][head_dim] io_dtype; head h reads kv head h * num_kv_heads / num_q_heads
  *   out  [query tokens][num_q_heads][value_dim] out_dtype
  *   lse  [query tokens][num_q_heads] float32, log of the softmax's sum with its sink logit; NULL = not wanted
@@ -423,7 +445,9 @@ TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
  * q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse, whatever it
  * sees, and in no other row. The result is finite for finite q, the same bits for any batch, thread count or
  * page placement, and independent of what unwritten memory holds. CUDA: see Graphs for long prefill.
- * INVALID_STATE without a plan in force, or if a query would see tokens that are not written. */
+ * INVALID_STATE without a plan in force, or if a query could see tokens that are not written (with visible
+ * ranges: if the sequence has such tokens), or if the plan does not fit the masks (more queries than tokens
+ * without visible ranges; queries of a tree that are not new tokens; more new tokens than mask bits). */
 TQ_API tq_status tq_cache_attend(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *q,
                                  void *out, float *lse, const tq_attend_params *params, void *workspace,
                                  size_t workspace_bytes, void *stream);

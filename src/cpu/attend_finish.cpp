@@ -25,9 +25,7 @@ void RowTask::exact_block(int64_t first, bool sinks) {
     Row& row = space_.row[r];
     const int64_t begin = sinks ? row.sight.first : row.sight.window_begin,
                   end = sinks ? row.sight.sink_end : row.sight.end;
-    row.begin = static_cast<int>(std::min<int64_t>(kBlockTokens, std::max<int64_t>(0, begin - first)));
-    row.end = static_cast<int>(std::max<int64_t>(row.begin, std::min<int64_t>(kBlockTokens, end - first)));
-    if (row.begin >= row.end) continue;
+    if (!see_block(row, first, begin, std::min(end, first + kBlockTokens))) continue;
     low = std::min(low, row.begin);
     high = std::max(high, row.end);
   }
@@ -43,7 +41,8 @@ void RowTask::exact_block(int64_t first, bool sinks) {
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;
-    const RowBlock view = {row.begin, row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap};
+    const RowBlock view = {row.begin,          row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap,
+                           bias_of(row, first)};
     float largest;
     row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens),
                                       nullptr, nullptr, &row.exact, space_.p + r * kBlockTokens, &largest);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of attention: preparation of q, splits of coded tokens. The exact tokens and the output are in
-// attend_finish.cpp.
+// Rows of attention: preparation of q, splits of coded tokens. What a row sees is in attend_mask.cpp, the
+// exact tokens and the output in attend_finish.cpp.
 #include "cpu/attend_rows.h"
 
 #include <float.h>
@@ -26,6 +26,7 @@ int64_t worker_space_bytes(const Geometry& geometry) {
   carver.take<float>(format::kTileTokens * std::max(geometry.head_dim, geometry.value_dim));
   carver.take<float>(kBlockTokens);
   carver.take<float>(kBlockTokens);
+  carver.take<float>(kBlockTokens);
   carver.take<uint8_t>(kAccumulateWork);
   carver.take<Row>(kMaxRows);
   return (carver.used() + 255) / 256 * 256;
@@ -47,6 +48,7 @@ WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
   space.rows = carver.take<float>(format::kTileTokens * std::max(geometry.head_dim, geometry.value_dim));
   space.key_scales = carver.take<float>(kBlockTokens);
   space.value_scales = carver.take<float>(kBlockTokens);
+  space.bias = carver.take<float>(kBlockTokens);
   space.accumulate_work = carver.take<uint8_t>(kAccumulateWork);
   space.row = carver.take<Row>(kMaxRows);
   return space;
@@ -63,10 +65,6 @@ int64_t own_workspace_bytes(const Geometry& geometry) {
 }
 
 namespace {
-
-float limited(double x, double limit) {
-  return static_cast<float>(x > limit ? limit : x < -limit ? -limit : x);
-}
 
 float scaled_dot(const float* a, const float* b, int n) {
   double sum = 0;
@@ -97,23 +95,6 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
   for (int r = 0; r < rows_; r++) prepare_row(r);
 }
 
-RowSight RowTask::sight_of(int64_t query) const {
-  const int64_t position = sequence_.length() - sequence_.query_tokens + query;
-  const int64_t first =
-      request_.sliding_window > 0 ? std::max<int64_t>(0, position - request_.sliding_window + 1) : 0;
-  int64_t end = position + 1;
-  if (request_.history_only) end = std::min(end, sequence_.old_length);
-  const ExactRange exact = exact_range(g_, sequence_, position);
-  RowSight sight;
-  sight.first = first;
-  sight.end = end;
-  sight.sink_end = std::min(end, exact.sink_end);
-  sight.coded_begin = std::max(first, exact.sink_end);
-  sight.coded_end = std::min(end, exact.window_begin);
-  sight.window_begin = std::max(first, exact.window_begin);
-  return sight;
-}
-
 void RowTask::prepare_row(int r) {
   Row& row = space_.row[r];
   const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
@@ -129,7 +110,11 @@ void RowTask::prepare_row(int r) {
   for (int i = 0; i < g_.head_dim; i++)
     largest = std::max(largest, format::float_bits(format::abs_float(q[i])));
   row = Row{};
-  row.finite = largest < 0x7F800000u;
+  row.position = sequence_.position(query);
+  const float slope = request_.alibi_slopes ? request_.alibi_slopes[q_head] : 0.0f;
+  row.slope = limited(static_cast<double>(slope) * kLog2E, kLogitLimit);
+  if (request_.tree_mask) row.tree = request_.tree_mask + (sequence_.q_row + query) * request_.tree_words;
+  row.finite = largest < 0x7F800000u && (format::float_bits(slope) & 0x7F800000u) != 0x7F800000u;
   row.split = row.total = row.exact = empty_state();
   std::fill(total(r), total(r) + value_width_, 0.0f);
   if (row.finite) {
@@ -195,59 +180,61 @@ void RowTask::run_split(int64_t index) {
   }
   if (low >= high) return;
   for (int64_t block = low / kBlockTokens * kBlockTokens; block < high; block += kBlockTokens)
-    run_block(block, low, high);
+    run_block(block, high);
 }
 
-// Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` are
-// unwritten or unseen and count as 0.
-void RowTask::load_scales(int64_t block, int64_t low, int64_t high) {
+// Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` and tiles
+// that no row sees count as 0.
+void RowTask::load_scales(const BlockTiles& tiles) {
   std::fill(space_.key_scales, space_.key_scales + kBlockTokens, 0.0f);
   std::fill(space_.value_scales, space_.value_scales + kBlockTokens, 0.0f);
-  for (int64_t start = std::max(block, low / format::kTileTokens * format::kTileTokens);
-       start < std::min(high, block + kBlockTokens); start += format::kTileTokens) {
-    const uint8_t* tile = store_.sequence_tile(layer_, pages_, head_, start / format::kTileTokens);
-    const int64_t count = std::min<int64_t>(format::kTileTokens, high - start);
+  for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
+    if (!(tiles.seen >> i & 1)) continue;
+    const int start = i * format::kTileTokens;
+    const int64_t count = std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start);
     if (!layer_.tile.key.raw())
-      kernels_.to_float(DataType::kBF16, tile + layer_.tile.key_scale_offset(), count,
-                        space_.key_scales + (start - block));
+      kernels_.to_float(DataType::kBF16, tiles.tile[i] + layer_.tile.key_scale_offset(), count,
+                        space_.key_scales + start);
     if (!layer_.tile.value.raw())
-      kernels_.to_float(DataType::kBF16, tile + layer_.tile.value_scale_offset(), count,
-                        space_.value_scales + (start - block));
+      kernels_.to_float(DataType::kBF16, tiles.tile[i] + layer_.tile.value_scale_offset(), count,
+                        space_.value_scales + start);
   }
   for (int i = 0; i < kBlockTokens; i++) space_.value_scales[i] *= kWeightShift;
 }
 
 // Addresses, and those of the next block as far as tokens below `end` are in it: its scales are fetched here,
-// its words by the kernels.
+// its words by the kernels. In the place of a tile that no row sees stands one that is read anyway.
 void RowTask::locate(BlockTiles* tiles, int64_t end) const {
   for (int i = 0; i < kBlockTiles; i++) {
     tiles->tile[i] = tiles->next[i] = nullptr;
     if (i < tiles->first_tile || i >= tiles->last_tile) continue;
-    const int64_t index = tiles->start / format::kTileTokens + i, next = index + kBlockTiles;
+    const bool seen = tiles->seen >> i & 1;
+    const int64_t index = tiles->start / format::kTileTokens + (seen ? i : tiles->first_tile),
+                  next = index + kBlockTiles;
     tiles->tile[i] = tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, index);
-    if (next * format::kTileTokens >= end) continue;
+    if (!seen || next * format::kTileTokens >= end) continue;
     tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, next);
     __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
     __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
   }
 }
 
-void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
-  BlockTiles tiles = {block, std::min(high, block + kBlockTokens), kBlockTiles, 0, {}, {}};
+void RowTask::run_block(int64_t block, int64_t high) {
+  BlockTiles tiles = {block, std::min(high, block + kBlockTokens), kBlockTiles, 0, 0, {}, {}};
   int64_t end = 0;
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
-    row.begin = static_cast<int>(std::max(row.sight.coded_begin, block) - block);
-    row.end = static_cast<int>(
-        std::max<int64_t>(row.begin, std::min(row.sight.coded_end, block + kBlockTokens) - block));
     end = std::max(end, row.sight.coded_end);
-    if (row.begin >= row.end) continue;
-    tiles.first_tile = std::min(tiles.first_tile, row.begin / format::kTileTokens);
-    tiles.last_tile = std::max(tiles.last_tile, (row.end + format::kTileTokens - 1) / format::kTileTokens);
+    if (!see_block(row, block, row.sight.coded_begin, std::min(row.sight.coded_end, block + kBlockTokens)))
+      continue;
+    const int first = row.begin / format::kTileTokens, last = (row.end - 1) / format::kTileTokens;
+    tiles.first_tile = std::min(tiles.first_tile, first);
+    tiles.last_tile = std::max(tiles.last_tile, last + 1);
+    tiles.seen |= (2u << last) - (1u << first);
   }
   if (tiles.first_tile >= tiles.last_tile) return;
   locate(&tiles, end);
-  load_scales(block, low, high);
+  load_scales(tiles);
   score_block(tiles);
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
@@ -263,7 +250,8 @@ void RowTask::run_block(int64_t block, int64_t low, int64_t high) {
                            row.half_sum,
                            coded ? row.code_factor : row.exact_factor,
                            coded ? row.constant : 0.0f,
-                           request_.logit_softcap};
+                           request_.logit_softcap,
+                           bias_of(row, block)};
     const int32_t* scores = space_.scores + r * kBlockTokens;
     const float* value_scales = layer_.tile.value.raw() ? nullptr : space_.value_scales;
     float largest;
@@ -311,6 +299,7 @@ void RowTask::score_block(const BlockTiles& tiles) {
     return;
   }
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
+    if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
     load_raw_tile(tiles.tile[i], g_.head_dim,
                   static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
@@ -338,6 +327,7 @@ void RowTask::value_block(const BlockTiles& tiles) {
   }
   bool started[kMaxRows] = {};
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
+    if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
     load_raw_tile(sides[i], g_.value_dim,
                   static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));

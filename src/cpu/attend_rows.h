@@ -15,7 +15,7 @@ namespace tq {
 namespace cpu {
 
 // Tokens that one row sees: [coded_begin, coded_end) from codes, [first, sink_end) and [window_begin, end)
-// exactly.
+// exactly; of the plan's new ones only those that its tree mask names.
 struct RowSight {
   int64_t first, sink_end;
   int64_t coded_begin, coded_end;
@@ -29,8 +29,11 @@ struct Row {
   float code_factor;   // per unit of integer score x key scale
   float half_sum;      // sum(q_int) / 2 for half-integer codebooks
   float constant;      // q . key centre, log2 units
-  SoftmaxState split;  // current split
-  SoftmaxState total;  // splits so far
+  int64_t position;
+  float slope;           // ALiBi, log2 units a token
+  const uint64_t* tree;  // bits of the plan's new tokens, or null
+  SoftmaxState split;    // current split
+  SoftmaxState total;    // splits so far
   SoftmaxState exact;
   float alpha;  // factor of o in the current block
   BlockWeights weights;
@@ -50,9 +53,15 @@ struct WorkerSpace {
   float* rows;        // [32][max dim]: a tile of exact keys or values as floats, unwritten ones undefined
   float* key_scales;  // [kBlockTokens]
   float* value_scales;
+  float* bias;  // [kBlockTokens] of one row
   uint8_t* accumulate_work;
   Row* row;  // [kMaxRows]
 };
+
+// x, at most `limit` in size.
+inline float limited(double x, double limit) {
+  return static_cast<float>(x > limit ? limit : x < -limit ? -limit : x);
+}
 
 int64_t worker_space_bytes(const Geometry& geometry);
 WorkerSpace carve_worker_space(const Geometry& geometry, void* base);
@@ -83,17 +92,23 @@ class RowTask {
   void prepare_query(int r, float* q, int exponent);
   void prepare_codes(int r, const float* q, float scale);
   RowSight sight_of(int64_t query) const;
-  void run_block(int64_t block, int64_t low, int64_t high);
-  void load_scales(int64_t block, int64_t low, int64_t high);
-  // Tiles first_tile .. last_tile - 1 of the block at token `start`; tokens at or beyond `high` are not to be
-  // read.
+  // What the row sees of the tokens [begin, end) is begin .. end - 1 of the block that starts at token
+  // `start`. False: nothing.
+  bool see_block(Row& row, int64_t start, int64_t begin, int64_t end) const;
+  bool tree_hides(const Row& row, int64_t token) const;
+  const float* bias_of(const Row& row, int64_t start) const;
+  void run_block(int64_t block, int64_t high);
+  // Tiles first_tile .. last_tile - 1 of the block at token `start`, of which rows see those with a bit in
+  // `seen`; tokens at or beyond `high` are not to be read.
   struct BlockTiles {
     int64_t start, high;
     int first_tile, last_tile;
+    uint32_t seen;
     const uint8_t* tile[kBlockTiles];
     const uint8_t* next[kBlockTiles];  // the same tiles of the next block, or `tile`
   };
   void locate(BlockTiles* tiles, int64_t end) const;
+  void load_scales(const BlockTiles& tiles);
   void score_block(const BlockTiles& tiles);
   void value_block(const BlockTiles& tiles);
   void load_raw_tile(const uint8_t* side, int dim, int valid);

@@ -14,18 +14,17 @@ constexpr int64_t kMaxCount = 1 << 30;  // items and partial slots are int32
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls visit(sequence, first_query, num_queries, splits) for every row group: longest splits of a sequence
-// first, so that a dynamic schedule ends with the small ones.
+// Calls visit(sequence, first_query, num_queries, splits) for every row group: the last of a sequence first,
+// which causality lets see most, so that a dynamic schedule ends with the small ones.
 template <typename Visit>
 void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
   for (int32_t i = 0; i < rows.num_sequences; i++) {
     const StepSequence& sequence = rows.sequences[i];
-    assert(sequence.query_tokens <= sequence.length());
-    const int64_t first_position = sequence.length() - sequence.query_tokens;
+    const int64_t splits = std::max<int64_t>(1, divide_up(sequence.length(), kSplitTokens));
     for (int64_t group = divide_up(sequence.query_tokens, group_queries) - 1; group >= 0; group--) {
       const int64_t first = group * group_queries;
       const int64_t count = std::min<int64_t>(group_queries, sequence.query_tokens - first);
-      visit(i, first, static_cast<int32_t>(count), causal_splits(first_position + first + count - 1));
+      visit(i, first, static_cast<int32_t>(count), splits);
     }
   }
 }

@@ -4,9 +4,10 @@
 // index order, whoever computes them.
 //
 // Method: query tokens of a sequence are grouped so that a group has about kGroupRows rows of one kv head
-// (keys and values are then expanded once for all of them), and causality cuts the splits behind the group's
-// last query. Only when there are fewer (group, kv head) pairs than the workers can share evenly are groups
-// cut along their splits too, for which each split of a cut group needs a partial slot.
+// (keys and values are then expanded once for all of them). A group has all splits of its sequence: what its
+// rows see is known to attend alone, which passes over the others. Only when there are fewer (group, kv head)
+// pairs than the workers can share evenly are groups cut along their splits too, for which each split of a
+// cut group needs a partial slot.
 #pragma once
 #include "requests.h"
 
@@ -57,9 +58,6 @@ struct WorkCounts {
   // most query tokens of an item, and of one with partials
   int32_t most_queries, most_partial_queries;
 };
-
-// Splits that query tokens up to position last_position need.
-constexpr int64_t causal_splits(int64_t last_position) { return last_position / kSplitTokens + 1; }
 
 // Fills items (room for limits.items).
 WorkCounts split_work(const StepRows& rows, const SplitLimits& limits, WorkItem* items);

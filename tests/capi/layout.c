@@ -118,10 +118,15 @@ static void structs(void) {
   FIELD(tq_attend_params, sliding_window);
   FIELD(tq_attend_params, sink_logits);
   FIELD(tq_attend_params, history_only);
+  FIELD(tq_attend_params, tree_words);
   FIELD(tq_attend_params, q_token_stride);
   FIELD(tq_attend_params, q_head_stride);
   FIELD(tq_attend_params, out_token_stride);
   FIELD(tq_attend_params, out_head_stride);
+  FIELD(tq_attend_params, visible_begin);
+  FIELD(tq_attend_params, visible_end);
+  FIELD(tq_attend_params, tree_mask);
+  FIELD(tq_attend_params, alibi_slopes);
 }
 
 static void constants(void) {

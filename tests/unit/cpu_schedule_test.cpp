@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Properties of work lists over random plans: every visible split of every query row exactly once, slots
+// Properties of work lists over random plans: every split of every query row exactly once, slots
 // disjoint, limits kept.
 #include "cpu/schedule.h"
 
@@ -32,6 +32,10 @@ StepSequence sequence(int64_t old_length, int64_t new_tokens, int64_t query_toke
   s.new_tokens = new_tokens;
   s.query_tokens = query_tokens;
   return s;
+}
+
+int64_t splits_of(const StepSequence& s) {
+  return std::max<int64_t>(1, (s.length() + kSplitTokens - 1) / kSplitTokens);
 }
 
 struct Result {
@@ -71,10 +75,8 @@ void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits
       ASSERT_EQ(w.num_queries, r.items[i - 1].num_queries);
     }
     ASSERT_EQ(w.partial < 0, starts && ends) << "partial slots exactly for cut groups";
-    const int64_t last_position = s.length() - s.query_tokens + w.first_query + w.num_queries - 1;
     if (ends) {
-      ASSERT_EQ(w.first_split + w.num_splits, last_position / kSplitTokens + 1)
-          << "no split missing, none too many";
+      ASSERT_EQ(w.first_split + w.num_splits, splits_of(s)) << "no split missing, none too many";
     }
     for (int64_t q = w.first_query; q < w.first_query + w.num_queries; q++)
       seen[static_cast<size_t>(w.sequence)][static_cast<size_t>(q)] += w.num_splits;
@@ -91,10 +93,8 @@ void check(const std::vector<StepSequence>& sequences, const SplitLimits& limits
   ASSERT_EQ(r.counts.most_partial_queries, most_queries);
   ASSERT_LE(r.counts.num_partials * most_queries, limits.partial_queries);
   for (size_t i = 0; i < sequences.size(); i++)
-    for (int64_t q = 0; q < sequences[i].query_tokens; q++) {
-      const int64_t needed = (sequences[i].length() - sequences[i].query_tokens + q) / kSplitTokens + 1;
-      ASSERT_GE(seen[i][static_cast<size_t>(q)], needed);
-    }
+    for (int64_t q = 0; q < sequences[i].query_tokens; q++)
+      ASSERT_EQ(seen[i][static_cast<size_t>(q)], splits_of(sequences[i]));
 }
 
 TEST(CpuSchedule, RandomPlans) {
@@ -112,8 +112,8 @@ TEST(CpuSchedule, RandomPlans) {
     for (int64_t i = pick(g.max_batch_sequences + 1); i > 0; i--) {
       const int64_t old_length = edges[pick(10)] + pick(2) * pick(3000),
                     new_tokens = pick(3) ? pick(4) : pick(2000);
-      const int64_t query =
-          std::min(pick(3) ? new_tokens : pick(old_length + new_tokens + 1), g.max_batch_tokens - queries);
+      const int64_t query = std::min(pick(3) ? new_tokens : pick(2 * (old_length + new_tokens) + 1),
+                                     g.max_batch_tokens - queries);
       queries += query;
       sequences.push_back(sequence(old_length, new_tokens, query));
     }
@@ -169,12 +169,14 @@ TEST(CpuSchedule, FullPoolOfOneDraftIsCut) {
   EXPECT_EQ(r.counts.num_partials, (1 << 18) / kSplitTokens);
 }
 
-TEST(CpuSchedule, PrefillIsCausal) {
+TEST(CpuSchedule, RowsMaySeeEverySplit) {
   const SplitLimits limits = split_limits(geometry(1, 1, 8192, 1), 1);
-  const Result r = make({sequence(0, 4096, 4096)}, limits);
-  ASSERT_EQ(r.counts.num_groups, 64);
-  for (const WorkItem& w : r.items)
-    EXPECT_EQ(w.num_splits, (w.first_query + w.num_queries - 1) / kSplitTokens + 1);
+  for (const StepSequence& s : {sequence(0, 4096, 4096), sequence(4096, 0, 5000)}) {
+    const Result r = make({s}, limits);
+    ASSERT_EQ(r.counts.num_groups, (s.query_tokens + 63) / 64);
+    for (const WorkItem& w : r.items) EXPECT_EQ(w.num_splits, 4);
+  }
+  EXPECT_EQ(make({sequence(0, 0, 3)}, limits).items.at(0).num_splits, 1) << "nothing to see, rows to write";
 }
 
 }  // namespace

@@ -123,8 +123,10 @@ class TensorLayout(Struct):
 class AttendParams(Struct):
     _fields_ = [("struct_size", c_uint32), ("out_dtype", c_int32), ("softmax_scale", c_float),
                 ("logit_softcap", c_float), ("sliding_window", c_int64), ("sink_logits", POINTER(c_float)),
-                ("history_only", c_int32), ("q_token_stride", c_int64), ("q_head_stride", c_int64),
-                ("out_token_stride", c_int64), ("out_head_stride", c_int64)]
+                ("history_only", c_int32), ("tree_words", c_int32), ("q_token_stride", c_int64),
+                ("q_head_stride", c_int64), ("out_token_stride", c_int64), ("out_head_stride", c_int64),
+                ("visible_begin", POINTER(c_int32)), ("visible_end", POINTER(c_int32)),
+                ("tree_mask", POINTER(c_uint64)), ("alibi_slopes", POINTER(c_float))]
 
 
 # C name: (class, its id for tq_struct_size)

@@ -10,7 +10,7 @@ from .errors import InvalidArgument
 
 _CPU, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13
 _TYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16", (1, 16): "uint16", (0, 16): "int16",
-          (1, 8): "uint8", (0, 8): "uint8"}
+          (1, 8): "uint8", (0, 8): "uint8", (0, 32): "int32", (0, 64): "int64", (1, 64): "uint64"}
 _READ_ONLY = 1
 _MAX_VERSION = (1, 0)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional, Sequence as Many
 
 from . import _abi, _ffi
 from ._ffi import check
-from .buffers import as_buffer, as_stream, as_workspace, dense, empty_like, rows
+from .buffers import (BITS, FLOAT32, RANGES, as_buffer, as_stream, as_workspace, dense, empty_like, rows)
 from .config import choice, integer, real
 from .errors import InvalidArgument, InvalidState
 from .sequence import Sequence
@@ -26,6 +26,16 @@ class Rows(NamedTuple):
     new_tokens: int
     query_tokens: int
     in_force: bool
+
+
+# Element types, as C has them, and shape of what attend takes beside q.
+_MASKS = {
+    "sink_logits": (FLOAT32, ctypes.c_float, "[num_q_heads]"),
+    "visible_begin": (RANGES, ctypes.c_int32, "[query tokens]"),
+    "visible_end": (RANGES, ctypes.c_int32, "[query tokens]"),
+    "tree_mask": (BITS, ctypes.c_uint64, "[query tokens][words]"),
+    "alibi_slopes": (FLOAT32, ctypes.c_float, "[num_q_heads]")
+}
 
 
 class Batch:
@@ -118,10 +128,11 @@ class Batch:
 
     def attend(self, layer: int, q: Any, *, out: Any = None, lse: Any = None, out_dtype: Optional[str] = None,
                softmax_scale: float = 0.0, logit_softcap: float = 0.0, sliding_window: int = 0,
-               sink_logits: Any = None, history_only: bool = False, workspace: Any = None,
-               stream: Any = None) -> Any:
+               sink_logits: Any = None, history_only: bool = False, visible_begin: Any = None,
+               visible_end: Any = None, tree_mask: Any = None, alibi_slopes: Any = None,
+               workspace: Any = None, stream: Any = None) -> Any:
         """out = softmax(q . K^T * softmax_scale) . V for the query tokens of the plan, straight on the codes;
-        a query sees the tokens up to its own position.
+        a query sees the tokens up to its own position, or what its mask says.
 
         q               [query tokens][num_q_heads][head_dim] io_dtype; query head h reads kv head h /
                         (num_q_heads / num_kv_heads)
@@ -135,6 +146,13 @@ class Batch:
         sink_logits     [num_q_heads] float32 on the cache's device, added to the softmax's sum only
         history_only    leave out the plan's new tokens, to attend them elsewhere and merge by lse
                         (merge_states)
+        visible_begin, visible_end
+                        [query tokens] int32, both or neither: a query sees the tokens begin .. end - 1 that
+                        are there, those behind its own included
+        tree_mask       [query tokens] or [query tokens][1 or 2] uint64 (int64: its bits): bit j % 64 of word
+                        j / 64 says whether the query sees the j-th of the plan's new tokens of its sequence
+        alibi_slopes    [num_q_heads] float32: slope * (token - query position) is added to the logits
+                        The four are on the cache's device, and a captured graph reads them there.
         workspace       None = the cache's own; else a contiguous writable array of cache.workspace_bytes()
                         bytes on the cache's device, 256-byte aligned. Such calls run side by side in several
                         threads, each in a workspace of its own.
@@ -151,11 +169,9 @@ class Batch:
                                    logit_softcap=real("logit_softcap", logit_softcap),
                                    sliding_window=integer("sliding_window", sliding_window, ctypes.c_int64),
                                    history_only=integer("history_only", history_only, ctypes.c_int32))
-        sinks = None if sink_logits is None else as_buffer(sink_logits, name="sink_logits", stream=stream)
-        if sinks is not None:
-            address = dense(sinks, "sink_logits", (c.num_q_heads, ), "[num_q_heads]", dtype=1,
-                            device=c.device)
-            params.sink_logits = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+        masks = {name: as_buffer(array, name=name, stream=stream, takes=_MASKS[name][0])
+                 for name, array in zip(_MASKS, (sink_logits, visible_begin, visible_end, tree_mask,
+                                                 alibi_slopes)) if array is not None}
         with_lse = lse is not None and lse is not False
         results = [out, None if lse is True or not with_lse else lse]
         buffers = [None if array is None else as_buffer(array, name=name, stream=stream)
@@ -163,6 +179,7 @@ class Batch:
         space = None if workspace is None else as_workspace(workspace, c.device)
         with self._turn(space) as (library, cache):
             _, tokens, in_force = self._rows(library)
+            self._pass_masks(params, masks, tokens if in_force else None)
             if in_force and dtype in _ffi.DTYPE_NAMES:  # else the library refuses, with its own text
                 shape = (tokens, c.num_q_heads, c.value_dim)
                 params.q_token_stride, params.q_head_stride = rows(
@@ -185,6 +202,20 @@ class Batch:
         return tuple(results) if with_lse else results[0]
 
     # ---- inside
+
+    def _pass_masks(self, params, masks, tokens):
+        """Arrays that say something of heads or of query tokens: checked, and their addresses in params.
+        tokens: None without a plan in force, which the library refuses with its own text."""
+        c = self._cache._shape
+        words = max(1, masks["tree_mask"].size // tokens) if tokens and "tree_mask" in masks else 1
+        shapes = {"[num_q_heads]": (c.num_q_heads, ), "[query tokens]": (tokens, ),
+                  "[query tokens][words]": (tokens, words)}
+        for name, buffer in masks.items():
+            _, element, meaning = _MASKS[name]
+            if tokens is not None:
+                dense(buffer, name, shapes[meaning], meaning, dtype=None, device=c.device)
+            setattr(params, name, ctypes.cast(buffer.pointer, ctypes.POINTER(element)))
+        params.tree_words = words if "tree_mask" in masks else 0
 
     @contextlib.contextmanager
     def _turn(self, workspace=None):

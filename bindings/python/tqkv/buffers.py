@@ -6,6 +6,7 @@ tensor, NumPy's __array_interface__, DLPack, __cuda_array_interface__, the buffe
 what cannot be used in place is an error.
 """
 import operator
+import struct
 import sys
 from typing import Any, NamedTuple, Optional, Tuple
 
@@ -16,11 +17,18 @@ from .errors import InvalidArgument
 # Typestrings of __array_interface__ and __cuda_array_interface__, and formats of the buffer protocol, both
 # little-endian or native.
 _TYPESTRINGS = {
-    "<f4": "float32", "<f2": "float16", "<u2": "uint16", "<i2": "int16", "|u1": "uint8", "|i1": "uint8"
+    "<f4": "float32", "<f2": "float16", "<u2": "uint16", "<i2": "int16", "|u1": "uint8", "|i1": "uint8",
+    "<i4": "int32", "<i8": "int64", "<u8": "uint64"
 }
 _FORMATS = {
-    "f": "float32", "e": "float16", "H": "uint16", "h": "int16", "B": "uint8", "b": "uint8", "c": "uint8"
+    "f": "float32", "e": "float16", "H": "uint16", "h": "int16", "B": "uint8", "b": "uint8", "c": "uint8",
+    "i": "int32", "q": "int64", "Q": "uint64"
 }
+if struct.calcsize("l") == 8:
+    _FORMATS.update(l="int64", L="uint64")
+# Element types that an argument takes, with their bytes.
+FLOATS = {name: DTYPE_BYTES[number] for name, number in DTYPES.items()}
+FLOAT32, RANGES, BITS = {"float32": 4}, {"int32": 4}, {"uint64": 8, "int64": 8}
 
 
 class Buffer(NamedTuple):
@@ -91,7 +99,7 @@ def _buffer(name, pointer, dtype, shape, strides, device, writable, owner, kind,
     return Buffer(pointer, dtype, shape, strides, *device, bool(writable), owner, kind, held)
 
 
-def as_buffer(array, dtype=None, *, name="array", stream=0):
+def as_buffer(array, dtype=None, *, name="array", stream=0, takes=FLOATS):
     """`array` as a Buffer, without a copy.
 
     array   torch.Tensor; numpy.ndarray; any object with __dlpack__ or __cuda_array_interface__; any object
@@ -101,25 +109,27 @@ def as_buffer(array, dtype=None, *, name="array", stream=0):
             says
     name    for error texts
     stream  the stream on which the memory will be used: producers that order their work by DLPack are told
+    takes   element types that are taken (FLOATS, RANGES, BITS)
     Raises InvalidArgument, which names `name`.
     """
     if isinstance(array, Buffer):
         if dtype is not None and dtype != array.dtype:
             raise InvalidArgument(f"{name}: is a Buffer of {array.dtype}, not of {dtype}")
+        _resolve_dtype(array.dtype, None, name, takes)
         return array
     if hasattr(array, "data_ptr") and hasattr(array, "stride"):
-        return _from_torch(array, dtype, name)
+        return _from_torch(array, dtype, name, takes)
     interface = getattr(array, "__array_interface__", None)
     if interface is not None:
-        return _from_array_interface(array, interface, dtype, name, "numpy", (CPU, 0))
+        return _from_array_interface(array, interface, dtype, name, takes, "numpy", (CPU, 0))
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-        return _from_dlpack(array, dtype, name, stream)
+        return _from_dlpack(array, dtype, name, takes, stream)
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is not None:
         _check_producer_stream(interface.get("stream"), stream, name)
         device = getattr(getattr(array, "device", None), "id", None)
-        return _from_array_interface(array, interface, dtype, name, "cuda", (CUDA, device))
-    return _from_buffer_protocol(array, dtype, name)
+        return _from_array_interface(array, interface, dtype, name, takes, "cuda", (CUDA, device))
+    return _from_buffer_protocol(array, dtype, name, takes)
 
 
 def as_stream(stream):
@@ -144,21 +154,21 @@ def as_stream(stream):
 
 # ---- what elements are
 
-def _resolve_dtype(found, wanted, name):
-    if wanted is not None and wanted not in DTYPES:
-        raise InvalidArgument(f"dtype = {wanted!r}: must be one of {', '.join(DTYPES)}")
-    if found in DTYPES:
+def _resolve_dtype(found, wanted, name, takes):
+    if wanted is not None and wanted not in takes:
+        raise InvalidArgument(f"dtype = {wanted!r}: must be one of {', '.join(takes)}")
+    if found in takes:
         if wanted not in (None, found):
             raise InvalidArgument(f"{name}: has {found} elements, not {wanted}")
         return found
-    if found in ("uint16", "int16", "uint8"):
+    if found in ("uint16", "int16", "uint8") and "bfloat16" in takes:
         if wanted is None:
             raise InvalidArgument(
                 f"{name}: has {found} elements; if they are the bits of another type, say so: "
                 f"tqkv.as_buffer({name}, dtype=\"bfloat16\")")
-        if found == "uint8" or DTYPE_BYTES[DTYPES[wanted]] == 2:
+        if found == "uint8" or takes[wanted] == 2:
             return wanted
-    raise InvalidArgument(f"{name}: has {found} elements; they must be {', '.join(DTYPES)}")
+    raise InvalidArgument(f"{name}: has {found} elements; they must be {', '.join(takes)}")
 
 
 def _element_strides(strides_bytes, size, name):
@@ -179,26 +189,26 @@ def dense_strides(shape):
 
 # ---- the five ways in
 
-def _from_torch(tensor, dtype, name):
+def _from_torch(tensor, dtype, name, takes):
     device = tensor.device.type
     if device not in ("cpu", "cuda"):
         raise InvalidArgument(f"{name}: is on device {tensor.device}; only cpu and cuda can be used")
     if "strided" not in str(getattr(tensor, "layout", "strided")):
         raise InvalidArgument(f"{name}: is a {tensor.layout} tensor; only dense ones can be used")
-    resolved = _resolve_dtype(str(tensor.dtype).replace("torch.", ""), dtype, name)
+    resolved = _resolve_dtype(str(tensor.dtype).replace("torch.", ""), dtype, name, takes)
     where = (CPU, 0) if device == "cpu" else (
         CUDA, tensor.device.index if tensor.device.index is not None else tensor.get_device())
     return _buffer(name, tensor.data_ptr(), resolved, tensor.shape, tensor.stride(), where, True, tensor,
                    "torch")
 
 
-def _from_array_interface(array, interface, dtype, name, kind, device):
+def _from_array_interface(array, interface, dtype, name, takes, kind, device):
     typestring, shape, (pointer, read_only) = _interface(interface, name)
     found = _TYPESTRINGS.get(typestring, typestring)
     if found not in DTYPES and getattr(getattr(array, "dtype", None), "name", "") == "bfloat16":
         found = "bfloat16"  # the array interface has no word for it, an extension type of NumPy does
-    resolved = _resolve_dtype(found, dtype, name)
-    size = DTYPE_BYTES[DTYPES[resolved]]
+    resolved = _resolve_dtype(found, dtype, name, takes)
+    size = takes[resolved]
     strides = interface.get("strides")
     if found == "uint8":
         if len(shape) != 1 or (strides and strides[0] != 1) or shape[0] % size:
@@ -218,11 +228,11 @@ def _interface(interface, name):
                               f"read-only): {error!r}") from None
 
 
-def _from_dlpack(array, dtype, name, stream):
+def _from_dlpack(array, dtype, name, takes, stream):
     view = _dlpack.import_tensor(array, stream, name)
-    resolved = _resolve_dtype(view.dtype, dtype, name)
+    resolved = _resolve_dtype(view.dtype, dtype, name, takes)
     if view.dtype == "uint8":
-        raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(DTYPES)}")
+        raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(takes)}")
     kind = "cupy" if type(array).__module__.split(".")[0] == "cupy" else "dlpack"
     return _buffer(name, view.pointer, resolved, view.shape, view.strides, view.device, view.writable, array,
                    kind, view)
@@ -237,15 +247,15 @@ def _check_producer_stream(producer, stream, name):
                               f"{(stream or 1):#x}; pass that stream, or order the two")
 
 
-def _from_buffer_protocol(array, dtype, name):
+def _from_buffer_protocol(array, dtype, name, takes):
     try:
         view = _pybuffer.View(array)
     except (TypeError, BufferError) as error:
         raise InvalidArgument(
             f"{name}: a {type(array).__name__} is no array that can be used in place: {error}") from None
     found = _FORMATS.get(view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>"), view.format)
-    resolved = _resolve_dtype(found, dtype, name)
-    size = DTYPE_BYTES[DTYPES[resolved]]
+    resolved = _resolve_dtype(found, dtype, name, takes)
+    size = takes[resolved]
     if found == "uint8":
         if len(view.shape) != 1 or view.strides[0] != 1 or view.shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
@@ -296,9 +306,10 @@ def rows(buffer, name, shape, meaning, *, dtype, device, writable=False):
 
 
 def dense(buffer, name, shape, meaning, *, dtype, device, writable=False):
-    """Checks a contiguous tensor of any number of dimensions (flat is taken too) and returns its address."""
+    """Checks a contiguous tensor of any number of dimensions (flat is taken too) and returns its address.
+    dtype: None if as_buffer has checked it."""
     check_device(buffer, device, name)
-    if DTYPES[buffer.dtype] != dtype:
+    if dtype is not None and DTYPES.get(buffer.dtype) != dtype:
         raise InvalidArgument(f"{name}: has {buffer.dtype} elements, expected {DTYPE_NAMES[dtype]}")
     if writable and not buffer.writable:
         raise InvalidArgument(f"{name}: cannot be written to")

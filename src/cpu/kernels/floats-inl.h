@@ -84,6 +84,7 @@ HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores
     if (row.softcap > 0)
       logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))),
                       hn::Set(d, row.softcap * kLog2E));
+    if (row.bias) logit = hn::Add(logit, hn::Load(d, row.bias + i));
     if constexpr (!kAllVisible) {
       const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
       const auto visible =

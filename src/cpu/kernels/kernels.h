@@ -73,6 +73,9 @@ struct RowBlock {
   float factor;    // logit in log2 units per unit of (score x key scale)
   float constant;  // added to the logit: the key centre's share
   float softcap;   // natural units, 0 = off
+  // [kBlockTokens] or null: added to the logit behind the soft-cap, at most kLogitLimit in size; -inf: the
+  // token is not visible. Some token from begin on is.
+  const float* bias;
 };
 
 struct BlockWeights {

@@ -127,6 +127,7 @@ float softmax_of(const RowBlock& row, const Score* scores, const float* key_scal
         (static_cast<float>(scores[i]) + row.half_sum) * row.factor * (key_scales ? key_scales[i] : 1.0f);
     logit = std::min(std::max(logit, -kLogitLimit), kLogitLimit) + row.constant;
     if (row.softcap > 0) logit = row.softcap * tanhf(logit * kLn2 / row.softcap) * kLog2E;
+    if (row.bias) logit += row.bias[i];
     p[i] = logit;
     m = std::max(m, logit);
   }

@@ -285,11 +285,21 @@ structs! {
         sink_logits: *const f32,
         /// 1: without the plan's new tokens; the caller attends them and merges by LSE
         history_only: i32,
+        /// words of a query in tree_mask: 1 (0 = 1) or 2; 0 without tree_mask
+        tree_words: i32,
         /// elements, 0 = dense \[token\]\[q head\]\[dim\]; same for out below
         q_token_stride: i64,
         q_head_stride: i64,
         out_token_stride: i64,
         out_head_stride: i64,
+        /// \[query tokens\], both or neither. These and what follows: see Masks; on the cache's device,
+        /// read as the call, or its graph, runs; NULL = none
+        visible_begin: *const i32,
+        visible_end: *const i32,
+        /// \[query tokens\]\[tree_words\]
+        tree_mask: *const u64,
+        /// \[num_q_heads\] float32, natural units
+        alibi_slopes: *const f32,
     }
 }
 
@@ -384,7 +394,7 @@ functions! {
     /// = new_tokens).
     ///
     /// - num_sequences 0 .. max_batch_sequences; sequences\[\] distinct and alive; query_tokens\[i\] \<=
-    ///   new length
+    ///   new length, or any number where new_tokens\[i\] = 0 (cross-attention, see Masks)
     ///
     /// Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query
     /// tokens likewise. append and attend of every layer follow the plan, which is in force until the
@@ -411,7 +421,7 @@ functions! {
     /// Zeroes \*params and sets struct_size. NULL: INVALID_ARGUMENT.
     fn tq_attend_params_init(params: *mut tq_attend_params) -> tq_status;
     /// out = softmax(q . K^T \* softmax_scale) . V for the batch's query tokens; each sees up to its own
-    /// position.
+    /// position, or what its mask says (Masks).
     ///
     /// - q \[query tokens\]\[num_q_heads\]\[head_dim\] io_dtype; head h reads kv head h \* num_kv_heads /
     ///   num_q_heads
@@ -426,8 +436,10 @@ functions! {
     /// row of q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse,
     /// whatever it sees, and in no other row. The result is finite for finite q, the same bits for any
     /// batch, thread count or page placement, and independent of what unwritten memory holds. CUDA: see
-    /// Graphs for long prefill. INVALID_STATE without a plan in force, or if a query would see tokens that
-    /// are not written.
+    /// Graphs for long prefill. INVALID_STATE without a plan in force, or if a query could see tokens that
+    /// are not written (with visible ranges: if the sequence has such tokens), or if the plan does not fit
+    /// the masks (more queries than tokens without visible ranges; queries of a tree that are not new
+    /// tokens; more new tokens than mask bits).
     fn tq_cache_attend(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void,
         out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void,
         workspace_bytes: usize, stream: *mut c_void) -> tq_status;
