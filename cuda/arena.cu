@@ -110,7 +110,12 @@ void Event::wait() {
 
 // ---- Places ----
 
-ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0), table_bytes(0) {
+ArenaPlaces::ArenaPlaces(const Geometry& geometry)
+    : pages_bytes(0),
+      raw_bytes(0),
+      table_bytes(0),
+      reserved_bytes(0),
+      granularity(geometry.may_grow() ? memory_granularity(geometry.device_id) : kAlignment) {
   for (int group = 0; group < geometry.num_groups; group++) {
     page_table_stride[group] = align_up(geometry.groups[group].max_sequence_pages, 4);
     page_table[group] = take(&table_bytes, geometry.max_sequences * page_table_stride[group] *
@@ -127,7 +132,10 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     LayerPlaces& place = layers[layer];
     const format::TileLayout tile = geometry.tile(layer);
-    place.pages = take(&pages_bytes, geometry.page_bytes(layer) * geometry.group_of(layer).num_pages);
+    place.pages = reserved_bytes;
+    reserved_bytes +=
+        align_up(geometry.page_bytes(layer) * geometry.group_of(layer).most_pages(), granularity);
+    pages_bytes += layer_bytes(geometry, layer);
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       const int64_t heads = geometry.num_kv_heads;
@@ -153,8 +161,13 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry) : pages_bytes(0), raw_bytes(0
 Arena::Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t workspace_bytes)
     : places_(geometry), workspace_bytes_(workspace_bytes) {
   const int device = geometry.device_id;
-  if (!pool) pages_own_ = DeviceBlock(ops, device, places_.pages_bytes, "pages");
-  pages_ = pool ? static_cast<uint8_t*>(pool) : pages_own_.data();
+  if (!pool && !geometry.may_grow()) pages_own_ = DeviceBlock(ops, device, places_.pages_bytes, "pages");
+  if (geometry.may_grow()) pages_reserved_ = ReservedSpace(device, places_.reserved_bytes);
+  for (int layer = 0; geometry.may_grow() && layer < geometry.num_layers; layer++)
+    pages_reserved_.map(places_.layers[layer].pages, places_.layer_bytes(geometry, layer));
+  pages_ = pool                  ? static_cast<uint8_t*>(pool)
+           : geometry.may_grow() ? pages_reserved_.data()
+                                 : pages_own_.data();
   raw_ = DeviceBlock(ops, device, places_.raw_bytes, "raw copies");
   tables_ = DeviceBlock(ops, device, places_.table_bytes, "tables");
   workspace_ = DeviceBlock(ops, device, workspace_bytes, "workspace");
@@ -264,8 +277,10 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
                                     cudaMemcpyHostToDevice, stream),
              "cudaMemcpyAsync");
   // Nothing may show what lay in the memory before, a caller's pool included.
-  check_cuda(runtime().memset_async(pages_, 0, static_cast<size_t>(places_.pages_bytes), stream),
-             "cudaMemsetAsync");
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    check_cuda(runtime().memset_async(pages_ + places_.layers[layer].pages, 0,
+                                      static_cast<size_t>(places_.layer_bytes(geometry, layer)), stream),
+               "cudaMemsetAsync");
   if (workspace_bytes_ > 0)
     check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream),
                "cudaMemsetAsync");
@@ -273,6 +288,26 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
     check_cuda(runtime().memset_async(raw_.data(), 0, static_cast<size_t>(places_.raw_bytes), stream),
                "cudaMemsetAsync");
   check_cuda(runtime().stream_synchronize(stream), "cudaStreamSynchronize");
+}
+
+void Arena::grow(const Geometry& from, const Geometry& to, cudaStream_t stream) {
+  const size_t pieces = pages_reserved_.num_pieces();
+  try {
+    for (int layer = 0; layer < to.num_layers; layer++) {
+      const int64_t before = places_.layer_bytes(from, layer),
+                    bytes = places_.layer_bytes(to, layer) - before,
+                    offset = places_.layers[layer].pages + before;
+      if (bytes == 0) continue;
+      pages_reserved_.map(offset, bytes);
+      check_cuda(runtime().memset_async(pages_ + offset, 0, static_cast<size_t>(bytes), stream),
+                 "cudaMemsetAsync");
+    }
+    check_cuda(runtime().stream_synchronize(stream), "cudaStreamSynchronize");
+  } catch (...) {
+    if (runtime().stream_synchronize(stream) != cudaSuccess) runtime().get_last_error();
+    pages_reserved_.unmap_since(pieces);
+    throw;
+  }
 }
 
 // ---- Plan storage ----

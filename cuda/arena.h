@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All memory of a CUDA cache and of its batches: places are computed from the geometry alone (so
-// cuda_backend_bytes is exact), blocks are taken once, and nothing is allocated afterwards.
+// cuda_backend_bytes is exact), blocks are taken once, and nothing is allocated afterwards but more pages
+// (tq_cache_reserve), behind those that are there.
 //
 // A plan travels through pinned memory that the device reads itself: one kernel copies it to its fixed place,
 // so that an upload is one launch and either happens or does not. Two staging buffers alternate; an event
@@ -10,11 +11,14 @@
 #include <vector>
 
 #include "cuda/device_view.h"
+#include "cuda/reserved_space.h"
 #include "cuda/runtime.h"
 #include "host_ops.h"
 
 namespace tq {
 namespace cuda {
+
+constexpr int64_t align_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Device memory from the caller's allocator, or cudaMalloc if it has none.
 class DeviceBlock {
@@ -92,6 +96,8 @@ struct LayerPlaces {
 struct ArenaPlaces {
   std::vector<LayerPlaces> layers;
   int64_t pages_bytes, raw_bytes, table_bytes;
+  // Of pages that may grow: all addresses that are reserved, and the piece that memory comes in.
+  int64_t reserved_bytes, granularity;
   int64_t page_table[kMaxPageGroups];  // [max_sequences][stride] entries each, one behind the other
   int64_t page_table_stride[kMaxPageGroups];
   int64_t layer_memory;                    // [num_layers], the layers of a group side by side
@@ -100,6 +106,10 @@ struct ArenaPlaces {
   int64_t flags_bytes;  // mapped: [max_sequences] flags, then `noticed`
 
   explicit ArenaPlaces(const Geometry& geometry);
+  // Of a layer's pages, in whole pieces where they may grow.
+  int64_t layer_bytes(const Geometry& geometry, int layer) const {
+    return align_up(geometry.page_bytes(layer) * geometry.group_of(layer).num_pages, granularity);
+  }
 };
 
 class Arena {
@@ -113,6 +123,8 @@ class Arena {
   float* centre(int layer, Kind kind) const;
   // Fills the constant tables and clears what must start at zero; waits for the stream.
   void initialise(const Geometry& geometry, cudaStream_t stream);
+  // Memory for more pages, zeroed, from one number of them to a larger one; waits for the stream.
+  void grow(const Geometry& from, const Geometry& to, cudaStream_t stream);
 
   int32_t* page_table(int group) const {
     return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table[group]);
@@ -129,6 +141,7 @@ class Arena {
  private:
   ArenaPlaces places_;
   DeviceBlock pages_own_, raw_, tables_, workspace_;
+  ReservedSpace pages_reserved_;  // instead of pages_own_ if the cache may grow
   MappedBlock flags_;
   uint8_t* pages_ = nullptr;
   int64_t workspace_bytes_;
@@ -167,8 +180,6 @@ class PlanStorage {
   Staging staging_[2];
   int turn_ = 0;
 };
-
-constexpr int64_t align_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 }  // namespace cuda
 }  // namespace tq

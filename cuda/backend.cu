@@ -65,6 +65,7 @@ class CudaBackend : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
+  void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
@@ -268,6 +269,15 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
   check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
+}
+
+void CudaBackend::grow_pages(const int64_t* num_pages, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "tq_cache_reserve");
+  Geometry next = geometry_;
+  for (int group = 0; group < next.num_groups; group++) next.groups[group].num_pages = num_pages[group];
+  arena_.grow(geometry_, next, as_stream(stream));
+  geometry_ = next;
 }
 
 void CudaBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) {

@@ -82,6 +82,12 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
                 layer, geometry.head_dim, geometry.value_dim, needed, shared);
     break;
   }
+  if (geometry.may_grow() && !may_reserve(device))
+    reasons.add(
+        Status::kNotSupported,
+        "max_reserve_tokens: device_id = %d has no virtual memory management (cuMemAddressReserve), so "
+        "its pools cannot grow",
+        device);
   if (geometry.num_layers > 65535)
     reasons.add(Status::kNotSupported, "num_layers = %d: on CUDA at most 65535", geometry.num_layers);
 }

@@ -45,6 +45,56 @@ cudaError_t get_device_properties(cudaDeviceProp* properties, int device) {
   return cudaGetDeviceProperties(properties, device);
 }
 
+// A function of the driver, which is linked by nobody. Null if the driver does not have it.
+template <typename Function>
+Function* driver_function(const char* name) {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion(name, &entry, CUDART_VERSION, cudaEnableDefault, &found);
+#else
+  const cudaError_t error = cudaGetDriverEntryPoint(name, &entry, cudaEnableDefault, &found);
+#endif
+  if (error != cudaSuccess) cudaGetLastError();
+  return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Function*>(entry)
+                                                                      : nullptr;
+}
+// Calls it; asked for once.
+#define TQ_DRIVER_CALL(function, ...)                                                    \
+  do {                                                                                   \
+    static const auto entry = driver_function<decltype(function)>(#function);            \
+    return entry ? static_cast<cudaError_t>(entry(__VA_ARGS__)) : cudaErrorNotSupported; \
+  } while (0)
+
+cudaError_t driver_device(CUdevice* device, int ordinal) { TQ_DRIVER_CALL(cuDeviceGet, device, ordinal); }
+cudaError_t driver_attribute(int* value, CUdevice_attribute which, int ordinal) {
+  CUdevice device;
+  if (const cudaError_t error = driver_device(&device, ordinal)) return error;
+  TQ_DRIVER_CALL(cuDeviceGetAttribute, value, which, device);
+}
+cudaError_t memory_granularity(size_t* bytes, const CUmemAllocationProp* properties) {
+  TQ_DRIVER_CALL(cuMemGetAllocationGranularity, bytes, properties, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+}
+cudaError_t address_reserve(CUdeviceptr* address, size_t bytes) {
+  TQ_DRIVER_CALL(cuMemAddressReserve, address, bytes, 0, 0, 0);
+}
+cudaError_t address_free(CUdeviceptr address, size_t bytes) {
+  TQ_DRIVER_CALL(cuMemAddressFree, address, bytes);
+}
+cudaError_t memory_create(CUmemGenericAllocationHandle* memory, size_t bytes,
+                          const CUmemAllocationProp* properties) {
+  TQ_DRIVER_CALL(cuMemCreate, memory, bytes, properties, 0);
+}
+cudaError_t memory_release(CUmemGenericAllocationHandle memory) { TQ_DRIVER_CALL(cuMemRelease, memory); }
+cudaError_t memory_map(CUdeviceptr address, size_t bytes, CUmemGenericAllocationHandle memory) {
+  TQ_DRIVER_CALL(cuMemMap, address, bytes, 0, memory, 0);
+}
+cudaError_t memory_unmap(CUdeviceptr address, size_t bytes) { TQ_DRIVER_CALL(cuMemUnmap, address, bytes); }
+cudaError_t memory_set_access(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access) {
+  TQ_DRIVER_CALL(cuMemSetAccess, address, bytes, access, 1);
+}
+
 Runtime make_table() {
   Runtime table;
   table.get_device_count = cudaGetDeviceCount;
@@ -54,6 +104,15 @@ Runtime make_table() {
   table.get_device_properties = get_device_properties;
   table.malloc_device = malloc_device;
   table.free_device = cudaFree;
+  table.driver_attribute = driver_attribute;
+  table.memory_granularity = memory_granularity;
+  table.address_reserve = address_reserve;
+  table.address_free = address_free;
+  table.memory_create = memory_create;
+  table.memory_release = memory_release;
+  table.memory_map = memory_map;
+  table.memory_unmap = memory_unmap;
+  table.memory_set_access = memory_set_access;
   table.host_alloc = host_alloc;
   table.host_free = cudaFreeHost;
   table.host_get_device_pointer = host_get_device_pointer;

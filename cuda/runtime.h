@@ -6,6 +6,7 @@
 // The runtime is linked statically and opens the driver itself on first use: the library loads on machines
 // without one, where device_count() is 0.
 #pragma once
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +16,7 @@
 namespace tq {
 namespace cuda {
 
-// Same signatures as the functions of these names.
+// Same signatures as the functions of these names, where nothing else is said.
 struct Runtime {
   cudaError_t (*get_device_count)(int*);
   cudaError_t (*get_device)(int*);
@@ -24,6 +25,17 @@ struct Runtime {
   cudaError_t (*get_device_properties)(cudaDeviceProp*, int);
   cudaError_t (*malloc_device)(void**, size_t);
   cudaError_t (*free_device)(void*);
+  // Addresses that get memory piece by piece: cuMem* of the driver, which the runtime has no functions for.
+  // Its error codes are the runtime's. cudaErrorNotSupported if the driver lacks the entry points.
+  cudaError_t (*driver_attribute)(int*, CUdevice_attribute, int device);
+  cudaError_t (*memory_granularity)(size_t*, const CUmemAllocationProp*);
+  cudaError_t (*address_reserve)(CUdeviceptr*, size_t bytes);
+  cudaError_t (*address_free)(CUdeviceptr, size_t bytes);
+  cudaError_t (*memory_create)(CUmemGenericAllocationHandle*, size_t bytes, const CUmemAllocationProp*);
+  cudaError_t (*memory_release)(CUmemGenericAllocationHandle);
+  cudaError_t (*memory_map)(CUdeviceptr, size_t bytes, CUmemGenericAllocationHandle);
+  cudaError_t (*memory_unmap)(CUdeviceptr, size_t bytes);
+  cudaError_t (*memory_set_access)(CUdeviceptr, size_t bytes, const CUmemAccessDesc*);
   cudaError_t (*host_alloc)(void**, size_t, unsigned);
   cudaError_t (*host_free)(void*);
   cudaError_t (*host_get_device_pointer)(void**, void*, unsigned);

@@ -62,7 +62,7 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
                   TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper),
               "");
 // Public structs on LP64; tests/capi/layout.txt has every offset.
-static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 192 && sizeof(tq_cache_bytes) == 80 &&
+static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 200 && sizeof(tq_cache_bytes) == 80 &&
                                      sizeof(tq_cache_memory) == 72 && sizeof(tq_tensor_layout) == 40 &&
                                      sizeof(tq_attend_params) == 104 && sizeof(tq_device_info) == 160 &&
                                      sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
@@ -203,6 +203,13 @@ tq_status tq_cache_create(const tq_cache_config* config, void* stream, tq_cache*
 tq_status tq_cache_destroy(tq_cache* cache) {
   return guarded([&] {
     if (cache) Cache::destroy(unwrap(cache));
+  });
+}
+
+tq_status tq_cache_reserve(tq_cache* cache, int64_t max_tokens, void* stream) {
+  return guarded([&] {
+    tq::require(cache, "cache");
+    unwrap(cache)->reserve(max_tokens, stream);
   });
 }
 

@@ -36,6 +36,10 @@ class Backend {
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
   virtual void set_centres(int layer, const float* key, const float* value) = 0;
+  // More pages, zeroed, at the end of every group's: [num_groups] new numbers, none smaller than now nor
+  // above reserve_pages. Pages that exist do not move. Throws before anything is changed; waits for the
+  // stream.
+  virtual void grow_pages(const int64_t* num_pages, void* stream) = 0;
   // Whole pages of all layers of a page group.
   virtual void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) = 0;

@@ -18,8 +18,13 @@ namespace {
 PageTableLimits table_limits(const ResolvedConfig& config) {
   const Geometry& g = config.geometry();
   const PageGroup& pages = g.groups[0];
-  return PageTableLimits{g.max_sequences, g.max_batch_sequences,    pages.page_size,
-                         pages.num_pages, pages.max_sequence_pages, config.max_sequence_tokens(),
+  return PageTableLimits{g.max_sequences,
+                         g.max_batch_sequences,
+                         pages.page_size,
+                         pages.num_pages,
+                         pages.most_pages(),
+                         pages.max_sequence_pages,
+                         config.max_sequence_tokens(),
                          g.ring_tokens};
 }
 
@@ -203,6 +208,34 @@ tq_cache_memory Cache::memory() const {
   memory.host_bytes = bytes_.host_bytes;
   memory.compression = static_cast<double>(bytes_.fp16_token_bytes) / static_cast<double>(bytes_.token_bytes);
   return memory;
+}
+
+void Cache::reserve(int64_t max_tokens, void* stream) {
+  const Gate::Use use(gate_, true);
+  const tq_cache_config& c = config_.config();
+  check_stream(stream);
+  TQ_CHECK(max_tokens >= c.max_tokens, Status::kInvalidArgument,
+           "max_tokens = %lld: the cache has room for %lld already, and pools do not shrink", ll(max_tokens),
+           ll(c.max_tokens));
+  TQ_CHECK(max_tokens <= c.max_reserve_tokens, Status::kCapacity,
+           "max_tokens = %lld: max_reserve_tokens = %lld, fixed when the cache was created", ll(max_tokens),
+           ll(c.max_reserve_tokens));
+  const int64_t before = c.max_tokens;
+  if (max_tokens == before) return;
+  tq_cache_bytes grown;
+  int64_t num_pages[kMaxPageGroups];
+  config_.set_max_tokens(max_tokens);
+  try {
+    for (int32_t group = 0; group < geometry().num_groups; group++)
+      num_pages[group] = geometry().groups[group].num_pages;
+    grown = bytes(config_);
+    backend_->grow_pages(num_pages, stream);
+  } catch (...) {
+    config_.set_max_tokens(before);
+    throw;
+  }
+  arrays_.table.grow(num_pages[0]);
+  bytes_ = grown;
 }
 
 uint64_t Cache::fingerprint() const {

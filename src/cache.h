@@ -102,6 +102,7 @@ class Cache {
   void set_centres(int32_t layer, const float* key, const float* value);
   tq_cache_memory memory() const;
   uint64_t fingerprint() const;
+  void reserve(int64_t max_tokens, void* stream);
   uint64_t check(void* stream);
 
   int64_t create_sequence();

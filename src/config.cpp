@@ -98,15 +98,24 @@ void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
   if (c.max_sequences == 0) c.max_sequences = 1;
   check_count("max_sequences", c.max_sequences, 1, INT_MAX - 1, reasons);
   const int64_t most_pages = INT_MAX - static_cast<int64_t>(std::max(c.max_sequences, 1));
-  const bool tokens_ok = c.max_tokens >= 1 && (!page_ok || (c.max_tokens - 1) / c.page_size < most_pages);
+  const auto fits = [&](int64_t tokens) { return !page_ok || (tokens - 1) / c.page_size < most_pages; };
+  const bool tokens_ok = c.max_tokens >= 1 && fits(c.max_tokens);
   if (!tokens_ok)
     reasons.add(kBad,
                 "max_tokens = %lld: must be 1 or more, and fit 2^31 - 1 - max_sequences pages of %d tokens",
                 ll(c.max_tokens), c.page_size);
+  if (c.max_reserve_tokens == 0)
+    c.max_reserve_tokens = c.max_tokens;
+  else if (c.max_reserve_tokens < c.max_tokens || !fits(c.max_reserve_tokens))
+    reasons.add(kBad,
+                "max_reserve_tokens = %lld: must be 0 or at least max_tokens = %lld, and fit 2^31 - 1 - "
+                "max_sequences pages of %d tokens",
+                ll(c.max_reserve_tokens), ll(c.max_tokens), c.page_size);
   if (c.max_sequence_tokens == 0)
-    c.max_sequence_tokens = c.max_tokens;
+    c.max_sequence_tokens = c.max_reserve_tokens;
   else
-    check_count("max_sequence_tokens", c.max_sequence_tokens, 1, std::max<int64_t>(c.max_tokens, 1), reasons);
+    check_count("max_sequence_tokens", c.max_sequence_tokens, 1, std::max<int64_t>(c.max_reserve_tokens, 1),
+                reasons);
   if (c.max_batch_sequences == 0)
     c.max_batch_sequences = c.max_sequences;
   else
@@ -256,6 +265,20 @@ void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
   config_.allocator = &allocator_;
 }
 
+// A pool that grows in place needs memory that the operating system or the driver maps bit by bit.
+void ResolvedConfig::check_reserve(ReasonList& reasons) const {
+  if (config_.max_reserve_tokens <= config_.max_tokens) return;
+  if (config_.pool)
+    reasons.add(Status::kNotSupported,
+                "max_reserve_tokens = %lld: a pool of the caller's cannot grow; leave pool NULL",
+                ll(config_.max_reserve_tokens));
+  if (config_.allocator && allocator_.alloc)
+    reasons.add(Status::kNotSupported,
+                "max_reserve_tokens = %lld: memory from allocator callbacks cannot grow in place; leave "
+                "allocator NULL",
+                ll(config_.max_reserve_tokens));
+}
+
 void ResolvedConfig::build_layers() {
   layers_.reserve(key_bits_.size());
   for (size_t i = 0; i < key_bits_.size(); i++)
@@ -263,6 +286,17 @@ void ResolvedConfig::build_layers() {
                                 layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
                                 layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook),
                                 0});
+}
+
+// One page more than full ones for every sequence: its tail. So the tokens fit, however they are spread.
+int64_t ResolvedConfig::pool_pages(int32_t group, int64_t tokens) const {
+  return (tokens - 1) / geometry_.groups[group].page_size + 1 + config_.max_sequences;
+}
+
+void ResolvedConfig::set_max_tokens(int64_t tokens) noexcept {
+  config_.max_tokens = tokens;
+  for (int32_t group = 0; group < geometry_.num_groups; group++)
+    geometry_.groups[group].num_pages = pool_pages(group, tokens);
 }
 
 void ResolvedConfig::build_geometry() {
@@ -283,10 +317,13 @@ void ResolvedConfig::build_geometry() {
   g.value_rule = static_cast<format::ScaleRule>(c.value_scale_rule);
   g.search = !(c.flags & TQ_FLAG_NO_SCALE_SEARCH);
   g.page_size = c.page_size;
-  // One page more than full ones for every sequence: its tail. So max_tokens fit, however they are spread.
   g.num_groups = 1;
-  g.groups[0] = PageGroup{c.page_size, (c.max_tokens - 1) / c.page_size + 1 + c.max_sequences,
-                          (c.max_sequence_tokens - 1) / c.page_size + 1};
+  g.groups[0] = PageGroup{c.page_size, 0, (c.max_sequence_tokens - 1) / c.page_size + 1};
+  const bool may_grow = c.max_reserve_tokens > c.max_tokens;
+  for (int32_t group = 0; group < g.num_groups; group++) {
+    g.groups[group].num_pages = pool_pages(group, c.max_tokens);
+    g.groups[group].reserve_pages = may_grow ? pool_pages(group, c.max_reserve_tokens) : 0;
+  }
   g.max_sequences = c.max_sequences;
   g.max_batch_sequences = c.max_batch_sequences;
   g.max_batch_tokens = c.max_batch_tokens;
@@ -317,7 +354,7 @@ int64_t ResolvedConfig::fp16_token_bytes() const {
 void ResolvedConfig::check_sizes(ReasonList& reasons) const {
   const Geometry& g = geometry_;
   try {
-    const int64_t pages = checked_mul(page_bytes(), g.groups[0].num_pages, "max_tokens");
+    const int64_t pages = checked_mul(page_bytes(), g.groups[0].most_pages(), "max_tokens");
     if (pages > kMaxBytes)
       reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
                   ll(pages));
@@ -360,6 +397,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_exact_copies(c, reasons);
   resolve_threads_and_pool(c, reasons);
   resolve_allocator(reasons);
+  check_reserve(reasons);
   const bool well_formed = reasons.empty();
   if (device_known) check_device(device(), c.device_id, reasons);
   if (well_formed) {

@@ -35,11 +35,15 @@ class ResolvedConfig {
   int64_t token_bytes() const;
   int64_t fp16_token_bytes() const;
   int64_t page_bytes() const;
+  // Pages of a group in a pool for this many tokens, and the pool grown to them.
+  int64_t pool_pages(int32_t group, int64_t tokens) const;
+  void set_max_tokens(int64_t tokens) noexcept;
 
  private:
   void resolve_bits(ReasonList& reasons);
   void resolve_codebooks(ReasonList& reasons);
   void resolve_allocator(ReasonList& reasons);
+  void check_reserve(ReasonList& reasons) const;
   void build_layers();
   void build_geometry();
   void check_sizes(ReasonList& reasons) const;

@@ -15,8 +15,8 @@ PageTable::PageTable(const PageTableLimits& limits, Carver& carver) : limits_(li
   rows_ = carver.take<Row>(limits.max_sequences);
   table_ = carver.take<int32_t>(
       checked_mul(limits.max_sequences, limits.max_sequence_pages, "page table entries"));
-  references_ = carver.take<int32_t>(limits.num_pages);
-  free_pages_ = carver.take<int32_t>(limits.num_pages);
+  references_ = carver.take<int32_t>(limits.most_pages);
+  free_pages_ = carver.take<int32_t>(limits.most_pages);
   free_slots_ = carver.take<int32_t>(limits.max_sequences);
   list_ = carver.take<int32_t>(limits.max_sequence_pages);
   growth_ = carver.take<Growth>(limits.max_batch_sequences);
@@ -37,6 +37,19 @@ void PageTable::reset() noexcept {
   }
   num_free_slots_ = limits_.max_sequences;
   num_free_pages_ = limits_.num_pages;
+}
+
+void PageTable::grow(int64_t num_pages) noexcept {
+  const int64_t added = num_pages - limits_.num_pages;
+  assert(added >= 0 && num_pages <= limits_.most_pages);
+  // Below what the stack holds: pages of the old pool go first.
+  memmove(free_pages_ + added, free_pages_, static_cast<size_t>(num_free_pages_) * sizeof(int32_t));
+  for (int64_t i = 0; i < added; i++) {
+    free_pages_[i] = static_cast<int32_t>(num_pages - 1 - i);
+    references_[limits_.num_pages + i] = 0;
+  }
+  num_free_pages_ += added;
+  limits_.num_pages = num_pages;
 }
 
 int32_t PageTable::find(int64_t id, const char* argument) const {

@@ -23,6 +23,7 @@ struct PageTableLimits {
   int32_t max_batch_sequences;
   int32_t page_size;
   int64_t num_pages;
+  int64_t most_pages;  // what num_pages may grow to, at least itself
   int64_t max_sequence_pages;
   int64_t max_sequence_tokens;
   int32_t ring_tokens;
@@ -40,6 +41,8 @@ class PageTable {
   PageTable(const PageTableLimits& limits, Carver& carver);
   // Empties the table; once, when the memory is real.
   void reset() noexcept;
+  // More pages, up to most_pages.
+  void grow(int64_t num_pages) noexcept;
 
   // ---- ids ----
   // Slot of a live sequence; INVALID_ARGUMENT naming `argument` otherwise.
@@ -111,8 +114,8 @@ class PageTable {
   PageTableLimits limits_;
   Row* rows_;               // [max_sequences]
   int32_t* table_;          // [max_sequences][max_sequence_pages]
-  int32_t* references_;     // [num_pages], 0 = free
-  int32_t* free_pages_;     // [num_pages] stack
+  int32_t* references_;     // [most_pages], 0 = free
+  int32_t* free_pages_;     // [most_pages] stack
   int32_t* free_slots_;     // [max_sequences] stack
   int32_t* list_;           // [max_sequence_pages] result of exclusive_pages
   Growth* growth_;          // [max_batch_sequences] between prepare and commit

@@ -30,12 +30,14 @@ struct PageGroup {
   int32_t page_size;           // tokens
   int64_t num_pages;           // page ids run below it
   int64_t max_sequence_pages;  // pages of the longest sequence: entries of a row
+  int64_t reserve_pages = 0;   // what num_pages may grow to; 0 = it never grows
 
+  int64_t most_pages() const { return reserve_pages > num_pages ? reserve_pages : num_pages; }
   int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
 };
 constexpr int32_t kMaxPageGroups = 8;
 
-// The resolved configuration: everything fixed at create.
+// The resolved configuration: fixed at create, but for the pools' numbers of pages.
 struct Geometry {
   int32_t num_layers, num_q_heads, num_kv_heads, q_per_kv;
   int32_t head_dim, value_dim;
@@ -70,6 +72,8 @@ struct Geometry {
     return format::TileLayout(head_dim, value_dim, layers[layer].key_code, layers[layer].value_code);
   }
   const PageGroup& group_of(int layer) const { return groups[layers[layer].group]; }
+  // Whether pages get their memory piece by piece (tq_cache_reserve).
+  bool may_grow() const { return groups[0].reserve_pages > 0; }
   int64_t page_bytes(int layer) const {
     return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
   }

@@ -235,6 +235,7 @@ suite_emulate() {
     TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small
   done
   run_counted "backend_test --small" build/emulate/backend_test --small
+  run_counted growth_test build/emulate/growth_test
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
     run_counted "conformance_test, every configuration" build/emulate/conformance_test --quick
   else

@@ -18,10 +18,10 @@
   X(tq_status_name) X(tq_last_error) X(tq_last_error_copy) X(tq_version) X(tq_abi_version) X(tq_build_info) \
   X(tq_struct_size) X(tq_device_count) X(tq_device_get_info) X(tq_cache_config_init) \
   X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_create) X(tq_cache_destroy) \
-  X(tq_cache_get_config) X(tq_cache_set_centres) X(tq_cache_get_memory) X(tq_cache_fingerprint) \
-  X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) X(tq_sequence_fork) X(tq_sequence_truncate) \
-  X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) X(tq_batch_plan) \
-  X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
+  X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) X(tq_cache_get_memory) \
+  X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) X(tq_sequence_fork) \
+  X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) \
+  X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
   X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
 
 #define TQKV_STRUCTS(X) \
@@ -68,6 +68,11 @@ static inline tq_status tqkv_device_get_info(const tqkv_api* api, int32_t type, 
 
 static inline tq_status tqkv_cache_destroy(const tqkv_api* api, tq_cache* cache, char* text) {
   return tqkv_done(api, api->tq_cache_destroy(cache), text);
+}
+
+static inline tq_status tqkv_cache_reserve(const tqkv_api* api, tq_cache* cache, int64_t max_tokens,
+    uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_cache_reserve(cache, max_tokens, (void*)stream), text);
 }
 
 static inline tq_status tqkv_cache_get_config(const tqkv_api* api, const tq_cache* cache,

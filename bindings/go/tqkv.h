@@ -254,7 +254,8 @@ typedef struct tq_cache_config {
   const tq_codebook *key_codebook;   /* NULL = built in; used by coded layers of exactly these bits */
   const tq_codebook *value_codebook;
   int64_t max_tokens;      /* required: tokens that the pool holds over all sequences */
-  int64_t max_sequence_tokens; /* longest sequence; 0 = max_tokens */
+  int64_t max_reserve_tokens; /* what tq_cache_reserve may raise it to; 0 = max_tokens, no growth */
+  int64_t max_sequence_tokens; /* longest sequence; 0 = max_reserve_tokens */
   int32_t max_sequences;   /* 0 = 1 */
   int32_t max_batch_sequences; /* sequences in one plan; 0 = max_sequences */
   int64_t max_batch_tokens;/* new tokens, and query tokens, in one plan, each; 0 = max_tokens */
@@ -304,6 +305,15 @@ TQ_API tq_status tq_cache_create(const tq_cache_config *config, void *stream, tq
 /* Frees the cache; NULL is accepted. Waits for the work that the cache itself enqueued. All its batches must
  * be destroyed first (INVALID_STATE otherwise, nothing freed). */
 TQ_API tq_status tq_cache_destroy(tq_cache *cache);
+/* Raises max_tokens; the memory is taken now, zeroed, and waited for. Pages keep their addresses, so plans
+ * stay in force and captured graphs valid. Bookkeeping and workspace are sized for max_reserve_tokens at
+ * create; the pages of a cache that may grow come in whole pieces of the system's memory (4 KiB; CUDA: mostly
+ * 2 MiB, for each layer), which tq_cache_bytes counts. A failed call leaves the pool as it was.
+ *   max_tokens  from the present one (nothing happens) up; below: INVALID_ARGUMENT
+ * CAPACITY beyond max_reserve_tokens, OUT_OF_MEMORY; CAPTURE inside a graph. Creating a cache with
+ * max_reserve_tokens above max_tokens is NOT_SUPPORTED with a pool or an allocator of the caller's, and where
+ * the device has no virtual memory management. */
+TQ_API tq_status tq_cache_reserve(tq_cache *cache, int64_t max_tokens, void *stream);
 /* The configuration with every default resolved; config->struct_size set by the caller. The arrays and
  * codebooks it points to belong to the cache. */
 TQ_API tq_status tq_cache_get_config(const tq_cache *cache, tq_cache_config *config);

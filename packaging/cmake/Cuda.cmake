@@ -22,6 +22,7 @@ list(APPEND tq_cuda_sources
   cuda/pages/launch.cu
   cuda/plan_upload.cu
   cuda/prefill/launch.cu
+  cuda/reserved_space.cu
   cuda/runtime.cu
   cuda/schedule/work_list.cpp)
 

@@ -19,14 +19,16 @@ CpuBackend::CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool,
       store_(geometry, ops, pool, own_workspace_bytes(geometry)),
       pool_(geometry.num_threads) {
   // What nothing has written is zero, in the caller's pool too: no reader ever meets another program's bytes.
-  constexpr int64_t kPiece = 8 << 20;
-  const auto zero = [&](uint8_t* memory, int64_t bytes) {
-    pool_.parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t piece, int) {
-      memset(memory + piece * kPiece, 0, static_cast<size_t>(std::min(kPiece, bytes - piece * kPiece)));
-    });
-  };
-  zero(store_.pages(), Store::page_bytes(geometry));
+  for (int i = 0; i < geometry.num_layers; i++)
+    zero(store_.pages().layer(i), PageMemory::layer_bytes(geometry, i));
   zero(store_.raw_copies(), Store::raw_bytes(geometry));
+}
+
+void CpuBackend::zero(uint8_t* memory, int64_t bytes) {
+  constexpr int64_t kPiece = 8 << 20;
+  pool_.parallel_for((bytes + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+    memset(memory + piece * kPiece, 0, static_cast<size_t>(std::min(kPiece, bytes - piece * kPiece)));
+  });
 }
 
 std::unique_ptr<Backend> create_cpu_backend(const Geometry& geometry, const HostOps& ops, void* pool) {
@@ -122,6 +124,17 @@ void CpuBackend::set_centres(int index, const float* key, const float* value) {
     memcpy(layer.value_centre, value, sizeof(float) * g.num_kv_heads * g.value_dim);
     layer.has_value_centre = true;
   }
+}
+
+void CpuBackend::grow_pages(const int64_t* num_pages, void*) {
+  Geometry next = store_.geometry;
+  for (int group = 0; group < next.num_groups; group++) next.groups[group].num_pages = num_pages[group];
+  store_.pages().grow(store_.geometry, next);
+  for (int i = 0; i < next.num_layers; i++) {
+    const int64_t before = PageMemory::layer_bytes(store_.geometry, i);
+    zero(store_.pages().layer(i) + before, PageMemory::layer_bytes(next, i) - before);
+  }
+  store_.geometry = next;
 }
 
 void CpuBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void*) {

@@ -44,6 +44,7 @@ class CpuBackend final : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
+  void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
@@ -58,6 +59,7 @@ class CpuBackend final : public Backend {
  private:
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
 
+  void zero(uint8_t* memory, int64_t bytes);
   // visit(page of one layer, its bytes, its place in host memory as export_pages fills it) for all layers
   // of the group
   template <typename Visit>

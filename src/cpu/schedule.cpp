@@ -41,7 +41,7 @@ SplitLimits split_limits(const Geometry& g, int workers) {
   limits.items = limits.groups + limits.items_wanted;
   int64_t pool_tokens = 0;
   for (int i = 0; i < g.num_groups; i++)
-    pool_tokens = std::max(pool_tokens, g.groups[i].num_pages * g.groups[i].page_size);
+    pool_tokens = std::max(pool_tokens, g.groups[i].most_pages() * g.groups[i].page_size);
   const int64_t pool_splits = divide_up(pool_tokens, kSplitTokens);
   limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_splits + limits.items_wanted);
   return limits;

@@ -19,15 +19,6 @@ int64_t matrix_pair(const Geometry& g) {
 
 }  // namespace
 
-Block::Block(const HostOps& ops, int64_t bytes, const char* what)
-    : ops_(ops), bytes_(bytes), pointer_(nullptr) {
-  if (bytes == 0) return;
-  pointer_ = static_cast<uint8_t*>(allocate(ops, bytes, kBlockAlignment, 1, 0, what));
-}
-Block::~Block() {
-  if (pointer_) ops_.free(ops_.user, pointer_, static_cast<size_t>(bytes_), 1, 0);
-}
-
 LayerStore::LayerStore(const Geometry& g, int layer)
     : key(g.head_dim, g.layers[layer].key_code, Kind::kKey, g.layers[layer].key_book),
       value(g.value_dim, g.layers[layer].value_code, Kind::kValue, g.layers[layer].value_book),
@@ -61,15 +52,6 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
   return carver.used();
 }
 
-int64_t Store::page_bytes(const Geometry& g) {
-  int64_t total = 0;
-  for (int layer = 0; layer < g.num_layers; layer++)
-    total = checked_add(
-        total, checked_mul(g.group_of(layer).num_pages, g.page_bytes(layer), "max_tokens: page bytes"),
-        "max_tokens: page bytes");
-  return total;
-}
-
 int64_t Store::raw_bytes(const Geometry& g) {
   const int64_t row =
       static_cast<int64_t>(g.head_dim + g.value_dim) * dtype_bytes(g.io_dtype) * g.num_kv_heads;
@@ -79,19 +61,17 @@ int64_t Store::raw_bytes(const Geometry& g) {
 
 Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspace_bytes)
     : geometry(g),
-      owned_pages_(pool ? nullptr : std::make_unique<Block>(ops, page_bytes(g), "max_tokens: pages")),
+      pages_(g, ops, pool),
       raw_(ops, raw_bytes(g), "window_tokens, sink_tokens: raw copies"),
       table_block_(ops, table_bytes(g), "tables"),
       workspace_(ops, workspace_bytes, "num_threads: workspace") {
   memset(table_block_.get(), 0, static_cast<size_t>(table_block_.bytes()));
   Tables::carve(g, table_block_.get(), &tables_);
-  uint8_t* pages = pool ? static_cast<uint8_t*>(pool) : owned_pages_->get();
   uint8_t* raw = raw_.get();
   float* centre = tables_.centres;
   for (int i = 0; i < g.num_layers; i++) {
     LayerStore& layer = *new (tables_.layers + i) LayerStore(g, i);
-    layer.pages = pages;
-    pages += g.group_of(i).num_pages * layer.page_bytes;
+    layer.pages = pages_.layer(i);
     layer.raw_keys = raw;
     raw += g.max_sequences * slot_raw_bytes(Kind::kKey);
     layer.raw_values = raw;

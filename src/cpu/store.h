@@ -1,34 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a CPU backend: four blocks from HostOps (pages, raw copies, tables, workspace), and where
-// everything lies in them.
+// The memory of a CPU backend: pages (page_memory.h) and three blocks from HostOps (raw copies, tables,
+// workspace), and where everything lies in them.
 #pragma once
 #include <atomic>
 #include <memory>
 
 #include "cpu/kernels/kernels.h"
+#include "cpu/page_memory.h"
 #include "host_block.h"
 #include "host_ops.h"
 #include "requests.h"
 
 namespace tq {
 namespace cpu {
-
-constexpr size_t kBlockAlignment = 256;
-
-class Block {
- public:
-  Block(const HostOps& ops, int64_t bytes, const char* what);  // what: the field that the error names
-  ~Block();
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
-  uint8_t* get() const { return pointer_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  HostOps ops_;
-  int64_t bytes_;
-  uint8_t* pointer_;
-};
 
 // One layer: where its pages and raw copies are, and what its codes mean.
 struct LayerStore {
@@ -65,15 +49,15 @@ class Store {
  public:
   Store(const Geometry& geometry, const HostOps& ops, void* pool, int64_t workspace_bytes);
 
-  const Geometry geometry;
-  static int64_t page_bytes(const Geometry& geometry);  // all layers
+  Geometry geometry;  // only the pools' numbers of pages change
+  static int64_t page_bytes(const Geometry& geometry) { return PageMemory::bytes(geometry); }
   static int64_t raw_bytes(const Geometry& geometry);
   static int64_t table_bytes(const Geometry& geometry) { return Tables::carve(geometry, nullptr, nullptr); }
 
   const LayerStore& layer(int index) const { return tables_.layers[index]; }
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
-  uint8_t* pages() { return tables_.layers[0].pages; }  // of all layers
+  PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
   const int32_t* value_order() const { return tables_.value_order; }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
@@ -108,7 +92,7 @@ class Store {
  private:
   void fill_rotations(const HostOps& ops);
 
-  std::unique_ptr<Block> owned_pages_;  // null with a caller's pool
+  PageMemory pages_;
   Block raw_, table_block_, workspace_;
   Tables tables_;
 };

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens of one side into other places, bits alone (FORMAT.md section 4.1): a tile is gathered from tokens that
-// lie anywhere in tiles of the same layout. Nothing is decoded, so a moved token decodes to the same numbers.
+// Tokens of one side into other places, bits alone (FORMAT.md section 4.1): a tile is gathered from tokens
+// that lie anywhere in tiles of the same layout. Nothing is decoded: a moved token decodes to the same
+// numbers.
 //
 // What a group's words hold of one token is a share: a position of all four octets (values) or some whole
 // octets (keys). Moving a share means moving masks of bits from word to word by a shift; which ones follows
-// from the definition of the codes' places (scalar.h) and is worked out once for each pair of shares. A family
-// whose codes do not stand alone in their bits needs a table of its own here.
+// from the definition of the codes' places (scalar.h) and is worked out once for each pair of shares. A
+// family whose codes do not stand alone in their bits needs a table of its own here.
 #pragma once
 #include "format/scalar.h"
 

@@ -93,4 +93,5 @@ void test_misuse_read_and_merge(void);
 void test_cuda_requests(void);
 void test_errors(void);
 void test_allocator_and_pool(void);
+void test_reserve(void);
 void test_two_caches_on_two_threads(void);

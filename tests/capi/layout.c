@@ -68,6 +68,7 @@ static void structs(void) {
   FIELD(tq_cache_config, key_codebook);
   FIELD(tq_cache_config, value_codebook);
   FIELD(tq_cache_config, max_tokens);
+  FIELD(tq_cache_config, max_reserve_tokens);
   FIELD(tq_cache_config, max_sequence_tokens);
   FIELD(tq_cache_config, max_sequences);
   FIELD(tq_cache_config, max_batch_sequences);

@@ -147,6 +147,7 @@ int main(void) {
       {"CUDA requests without CUDA", test_cuda_requests},
       {"error texts", test_errors},
       {"allocator and pool", test_allocator_and_pool},
+      {"pools that grow", test_reserve},
       {"two caches on two threads", test_two_caches_on_two_threads},
   };
   const int count = (int)(sizeof topics / sizeof topics[0]);

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA runtime's entry points that the library and its tests call. Device memory is the host's, and work
-// is done when it is given; of a captured stream, when its graph is launched.
+// The entry points of the CUDA runtime, and of the driver, that the library and its tests call. Device memory
+// is the host's, and work is done when it is given; of a captured stream, when its graph is launched.
+#include <cuda.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
+#include <iterator>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "emulate.h"
@@ -33,7 +37,120 @@ void emulate::enqueue(cudaStream_t stream, const std::function<void()>& work) {
     found->second->push_back(work);
 }
 
+// ---- Virtual memory management ----
+
+namespace {
+
+constexpr size_t kGranularity = 1 << 16;  // smaller than any device's: the same steps in less memory
+std::map<CUdeviceptr, size_t> reserved, mapped;
+size_t created = 0;  // handles that are alive
+
+// A whole number of pieces inside the reserved addresses.
+bool reserved_range(CUdeviceptr at, size_t bytes) {
+  auto found = reserved.upper_bound(at);
+  if (found == reserved.begin() || bytes == 0 || at % kGranularity || bytes % kGranularity) return false;
+  --found;
+  return at + bytes <= found->first + found->second;
+}
+// Whether the range touches a mapping.
+bool overlaps(CUdeviceptr at, size_t bytes) {
+  const auto next = mapped.lower_bound(at + bytes);
+  return next != mapped.begin() && std::prev(next)->first + std::prev(next)->second > at;
+}
+void* memory_at(CUdeviceptr at) { return reinterpret_cast<void*>(at); }
+
+CUresult device_get(CUdevice* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+CUresult device_get_attribute(int* value, CUdevice_attribute which, CUdevice) {
+  if (which != CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED) return CUDA_ERROR_INVALID_VALUE;
+  *value = 1;
+  return CUDA_SUCCESS;
+}
+CUresult get_granularity(size_t* bytes, const CUmemAllocationProp*, CUmemAllocationGranularity_flags) {
+  *bytes = kGranularity;
+  return CUDA_SUCCESS;
+}
+CUresult address_reserve(CUdeviceptr* at, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
+  if (bytes == 0 || bytes % kGranularity) return CUDA_ERROR_INVALID_VALUE;
+  char* const space = static_cast<char*>(
+      mmap(nullptr, bytes + kGranularity, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  if (space == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+  const size_t first = reinterpret_cast<size_t>(space), start = (first + kGranularity - 1) & -kGranularity;
+  if (start > first) munmap(space, start - first);
+  if (first + kGranularity > start) munmap(memory_at(start + bytes), first + kGranularity - start);
+  reserved[*at = start] = bytes;
+  return CUDA_SUCCESS;
+}
+CUresult address_free(CUdeviceptr at, size_t bytes) {
+  const auto found = reserved.find(at);
+  if (found == reserved.end() || found->second != bytes || overlaps(at, bytes))
+    return CUDA_ERROR_INVALID_VALUE;
+  munmap(memory_at(at), bytes);
+  reserved.erase(found);
+  return CUDA_SUCCESS;
+}
+CUresult memory_create(CUmemGenericAllocationHandle* memory, size_t bytes, const CUmemAllocationProp*,
+                       unsigned long long) {
+  if (bytes == 0 || bytes % kGranularity) return CUDA_ERROR_INVALID_VALUE;
+  *memory = bytes;  // a handle is its size
+  created++;
+  return CUDA_SUCCESS;
+}
+CUresult memory_release(CUmemGenericAllocationHandle) {
+  created--;
+  return CUDA_SUCCESS;
+}
+CUresult memory_map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAllocationHandle memory,
+                    unsigned long long) {
+  if (created == 0 || offset != 0 || memory != bytes || !reserved_range(at, bytes) || overlaps(at, bytes))
+    return CUDA_ERROR_INVALID_VALUE;
+  mapped[at] = bytes;
+  taken += bytes;
+  return CUDA_SUCCESS;
+}
+CUresult memory_unmap(CUdeviceptr at, size_t bytes) {
+  const auto found = mapped.find(at);
+  if (found == mapped.end() || found->second != bytes) return CUDA_ERROR_INVALID_VALUE;
+  mmap(memory_at(at), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  mapped.erase(found);
+  taken -= bytes;
+  return CUDA_SUCCESS;
+}
+// What new memory holds is not defined: anything but zeros.
+CUresult memory_set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDesc*, size_t) {
+  const auto found = mapped.find(at);
+  if (found == mapped.end() || found->second != bytes) return CUDA_ERROR_INVALID_VALUE;
+  if (mprotect(memory_at(at), bytes, PROT_READ | PROT_WRITE)) return CUDA_ERROR_OUT_OF_MEMORY;
+  memset(memory_at(at), 0xA5, bytes);
+  return CUDA_SUCCESS;
+}
+
+const std::map<std::string, void*> driver = {
+    {"cuDeviceGet", reinterpret_cast<void*>(device_get)},
+    {"cuDeviceGetAttribute", reinterpret_cast<void*>(device_get_attribute)},
+    {"cuMemGetAllocationGranularity", reinterpret_cast<void*>(get_granularity)},
+    {"cuMemAddressReserve", reinterpret_cast<void*>(address_reserve)},
+    {"cuMemAddressFree", reinterpret_cast<void*>(address_free)},
+    {"cuMemCreate", reinterpret_cast<void*>(memory_create)},
+    {"cuMemRelease", reinterpret_cast<void*>(memory_release)},
+    {"cuMemMap", reinterpret_cast<void*>(memory_map)},
+    {"cuMemUnmap", reinterpret_cast<void*>(memory_unmap)},
+    {"cuMemSetAccess", reinterpret_cast<void*>(memory_set_access)},
+};
+
+}  // namespace
+
 extern "C" {
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** entry, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+  const auto function = driver.find(name);
+  *entry = function == driver.end() ? nullptr : function->second;
+  *found = *entry ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = aligned_alloc(kMemoryStep, (bytes + kMemoryStep - 1) / kMemoryStep * kMemoryStep);

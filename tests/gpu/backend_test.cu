@@ -3,6 +3,7 @@
 // pages, merge.  backend_test [--small]
 #include <math.h>
 
+#include "failing_calls.cuh"
 #include "test_cache.cuh"
 
 namespace {
@@ -10,59 +11,9 @@ namespace {
 using namespace gpu_test;
 using tq::Status;
 using tq::cuda::real_runtime;
-using tq::cuda::Runtime;
 using tq::cuda::runtime;
 
 // ---- Failing calls ----
-
-int calls = 0, fail_at = -1;
-cudaError_t injected = cudaErrorUnknown;
-
-bool fails() { return ++calls == fail_at; }
-
-// A table entry that counts and, when its turn comes, fails without doing anything. Release functions do
-// their work and then report failure.
-template <auto kEntry>
-struct Counted;
-template <typename... Args, cudaError_t (*Runtime::*kEntry)(Args...)>
-struct Counted<kEntry> {
-  static cudaError_t call(Args... args) { return fails() ? injected : (real_runtime().*kEntry)(args...); }
-  static cudaError_t release(Args... args) {
-    const bool failed = fails();
-    const cudaError_t error = (real_runtime().*kEntry)(args...);
-    return failed ? injected : error;
-  }
-};
-
-void count_calls() {
-  Runtime& table = runtime();
-#define TQ_COUNT(name) table.name = Counted<&Runtime::name>::call
-  TQ_COUNT(get_device_count);
-  TQ_COUNT(get_device);
-  TQ_COUNT(set_device);
-  TQ_COUNT(device_get_attribute);
-  TQ_COUNT(get_device_properties);
-  TQ_COUNT(malloc_device);
-  TQ_COUNT(host_alloc);
-  TQ_COUNT(host_get_device_pointer);
-  TQ_COUNT(memcpy_sync);
-  TQ_COUNT(memcpy_async);
-  TQ_COUNT(memcpy_2d_async);
-  TQ_COUNT(memset_async);
-  TQ_COUNT(stream_synchronize);
-  TQ_COUNT(stream_is_capturing);
-  TQ_COUNT(device_synchronize);
-  TQ_COUNT(event_create);
-  TQ_COUNT(event_record);
-  TQ_COUNT(event_synchronize);
-  TQ_COUNT(launch_kernel);
-  TQ_COUNT(func_set_attribute);
-  TQ_COUNT(occupancy);
-#undef TQ_COUNT
-  table.free_device = Counted<&Runtime::free_device>::release;
-  table.host_free = Counted<&Runtime::host_free>::release;
-  table.event_destroy = Counted<&Runtime::event_destroy>::release;
-}
 
 int64_t live_blocks = 0;
 void* counting_alloc(void*, size_t bytes, size_t, int32_t, int32_t) {

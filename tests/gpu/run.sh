@@ -22,12 +22,13 @@ cd "$(dirname "$0")/../.."
 . packaging/deps.sh
 trap 'rm -f "$tq_log"' EXIT
 
-parts_exclusive="resources backend"  # backend counts free device memory: nothing may run beside it
+parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance memcheck initcheck synccheck racecheck append graph limits python golden"
 all_parts="$parts_exclusive $parts_side bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
   [backend]="capture, failing calls, slots and pages, merge"
+  [growth]="pools that grow in place under a captured graph; failing calls"
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [append]="codes and scales against the scalar encoder"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
@@ -170,7 +171,7 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | limits) limited "$out/${1}_test" $quick ;;
+    append | attend | backend | conformance | graph | growth | limits) limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;

@@ -25,8 +25,10 @@ class CacheConfig(ctypes.Structure):
                 [("layer_key_bits", ctypes.c_void_p), ("layer_value_bits", ctypes.c_void_p)] +
                 [(name, ctypes.c_int32)
                  for name in ("rotation", "key_scale_rule", "value_scale_rule", "page_size")] +
-                [("rotation_seed", ctypes.c_uint64), ("key_codebook", ctypes.c_void_p),
+                [("rotation_seed", ctypes.c_uint64), ("first_layer", ctypes.c_int32),
+                 ("first_kv_head", ctypes.c_int32), ("key_codebook", ctypes.c_void_p),
                  ("value_codebook", ctypes.c_void_p)] + [("max_tokens", ctypes.c_int64),
+                                                         ("max_reserve_tokens", ctypes.c_int64),
                                                          ("max_sequence_tokens", ctypes.c_int64),
                                                          ("max_sequences", ctypes.c_int32),
                                                          ("max_batch_sequences", ctypes.c_int32),

@@ -334,6 +334,39 @@ TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
     EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
 }
 
+// ---- Growing pools ----
+
+TEST_F(CacheTest, ReserveIsAtomicAndKeepsPlans) {
+  config_.max_reserve_tokens = 1024;
+  config_.max_sequence_tokens = 0;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 250);
+  grow(a, 250, 100);  // pages of the tails
+  EXPECT_EQ(status_of([&] { plan(batch_, {a}, {400}); }), Status::kCapacity);
+  plan(batch_, {a}, {0}, {1});
+  const std::vector<float> before = attend(batch_, 1);
+  EXPECT_EQ(status_of([&] { cache_->reserve(255, nullptr); }), Status::kInvalidArgument);
+  EXPECT_EQ(text_.find("max_tokens = 255: the cache has room for 256 already"), 0u) << text_;
+  EXPECT_EQ(status_of([&] { cache_->reserve(1025, nullptr); }), Status::kCapacity);
+  EXPECT_EQ(text_.find("max_tokens = 1025: max_reserve_tokens = 1024"), 0u) << text_;
+  cache_->reserve(256, nullptr);
+  const tq_cache_memory old = cache_->memory();
+  fail(Verb::kGrowPages, true);
+  EXPECT_EQ(status_of([&] { cache_->reserve(1000, nullptr); }), Status::kCuda);
+  fail(Verb::kGrowPages, false);
+  EXPECT_EQ(cache_->memory().pages_total, old.pages_total);
+  EXPECT_EQ(cache_->config().config().max_tokens, 256);
+  cache_->reserve(1000, nullptr);
+  EXPECT_EQ(cache_->memory().pages_total, 32 + 4);
+  EXPECT_GT(cache_->memory().host_bytes, old.host_bytes);
+  EXPECT_EQ(cache_->config().config().max_tokens, 1000);
+  EXPECT_EQ(attend(batch_, 1), before);  // the plan is still in force
+  plan(batch_, {a}, {256});
+  append(batch_, rows(350, 256));
+  EXPECT_EQ(read(a, 605, 1)[0], coded(605));
+}
+
 // ---- Processes ----
 
 TEST(Gate, BarsForkedProcessesFromWhatIsTheCreatorsAlone) {

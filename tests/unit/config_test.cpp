@@ -124,6 +124,10 @@ TEST(Config, EveryFieldHasItsReason) {
       {"max_tokens = -5:", [](tq_cache_config& c) { c.max_tokens = -5; }},
       {"max_tokens = 9223372036854775807:", [](tq_cache_config& c) { c.max_tokens = INT64_MAX; }},
       {"max_sequence_tokens = 1001:", [](tq_cache_config& c) { c.max_sequence_tokens = 1001; }},
+      {"max_reserve_tokens = 999: must be 0 or at least max_tokens = 1000",
+       [](tq_cache_config& c) { c.max_reserve_tokens = 999; }},
+      {"max_reserve_tokens = 9223372036854775807:",
+       [](tq_cache_config& c) { c.max_reserve_tokens = INT64_MAX; }},
       {"max_sequences = -1:", [](tq_cache_config& c) { c.max_sequences = -1; }},
       {"max_batch_sequences = 2:", [](tq_cache_config& c) { c.max_batch_sequences = 2; }},
       {"max_batch_tokens = -1:", [](tq_cache_config& c) { c.max_batch_tokens = -1; }},
@@ -340,6 +344,45 @@ TEST(Config, Bytes) {
   const ResolvedConfig more(&c);
   EXPECT_EQ(Cache::bytes(more).num_pages, 19);
   EXPECT_GT(Cache::bytes(more).table_bytes, a.table_bytes);
+}
+
+void* no_alloc(void*, size_t, size_t, int32_t, int32_t) { return nullptr; }
+void no_free(void*, void*, size_t, int32_t, int32_t) {}
+
+TEST(Config, Reserve) {
+  tq_cache_config c = base();
+  const ResolvedConfig plain(&c);
+  EXPECT_EQ(plain.config().max_reserve_tokens, 1000);
+  EXPECT_FALSE(plain.geometry().may_grow());
+  c.max_reserve_tokens = 10000;
+  ResolvedConfig reserved(&c);
+  EXPECT_TRUE(reserved.geometry().may_grow());
+  EXPECT_EQ(reserved.config().max_sequence_tokens, 10000);
+  EXPECT_EQ(reserved.config().max_batch_tokens, 1000);
+  EXPECT_EQ(reserved.geometry().groups[0].num_pages, 17);
+  EXPECT_EQ(reserved.geometry().groups[0].reserve_pages, 158);
+  const tq_cache_bytes before = Cache::bytes(reserved);
+  reserved.set_max_tokens(5000);
+  EXPECT_EQ(reserved.geometry().groups[0].num_pages, 80);
+  const tq_cache_bytes after = Cache::bytes(reserved);
+  EXPECT_EQ(after.num_pages, 80);
+  // The pages alone, in whole pieces of the system's memory.
+  EXPECT_GE(after.page_bytes - before.page_bytes, (80 - 17 - 1) * reserved.page_bytes());
+  EXPECT_LE(after.page_bytes, 80 * reserved.page_bytes() + 2 * 65536);
+  EXPECT_EQ(after.host_bytes - before.host_bytes, after.page_bytes - before.page_bytes);
+  EXPECT_EQ(after.table_bytes, before.table_bytes);
+  EXPECT_EQ(after.workspace_bytes, before.workspace_bytes);
+
+  tq_allocator allocator = {sizeof(tq_allocator), 0, nullptr, no_alloc, no_free};
+  c.allocator = &allocator;
+  c.pool = reinterpret_cast<void*>(uintptr_t{256});
+  c.pool_bytes = INT64_MAX;
+  const Outcome both = outcome(c);
+  EXPECT_EQ(both.status, Status::kNotSupported);
+  EXPECT_NE(both.text.find("max_reserve_tokens = 10000: a pool of the caller's"), std::string::npos);
+  EXPECT_NE(both.text.find("max_reserve_tokens = 10000: memory from allocator callbacks"), std::string::npos);
+  c.max_reserve_tokens = 1000;  // no growth: both are fine
+  EXPECT_EQ(outcome(c).status, Status::kOk) << outcome(c).text;
 }
 
 }  // namespace

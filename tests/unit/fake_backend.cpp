@@ -159,6 +159,11 @@ class FakeBackend : public Backend {
     for (int layer = 0; scrub && layer < g_.num_layers; layer++)
       for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, slot)[f] = NAN;
   }
+  void grow_pages(const int64_t* num_pages, void*) override {
+    enter(Verb::kGrowPages);
+    require(num_pages[0] >= g_.groups[0].num_pages && num_pages[0] <= g_.groups[0].most_pages(), "pages");
+    g_.groups[0].num_pages = num_pages[0];
+  }
   bool capturing(void*) const override { return world().capturing; }
   uint64_t slot_flags(int slot) const override { return flags_[static_cast<size_t>(slot)]; }
   uint64_t check(void*) override {
@@ -171,7 +176,7 @@ class FakeBackend : public Backend {
 
  private:
   int64_t page_bytes() const {
-    return static_cast<int64_t>(page_floats()) * g_.groups[0].num_pages * g_.num_layers *
+    return static_cast<int64_t>(page_floats()) * g_.groups[0].most_pages() * g_.num_layers *
            static_cast<int64_t>(sizeof(float));
   }
   size_t token_floats() const { return static_cast<size_t>(g_.num_kv_heads) * (g_.head_dim + g_.value_dim); }
@@ -179,7 +184,7 @@ class FakeBackend : public Backend {
   size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
   float* page(int layer, int32_t id) {
     require(id >= 0 && id < g_.groups[0].num_pages, "page id out of range");
-    return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.groups[0].num_pages) +
+    return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.groups[0].most_pages()) +
                      static_cast<size_t>(id)) *
                         page_floats();
   }

@@ -27,6 +27,7 @@ enum class Verb {
   kStartSlot,
   kSetCentres,
   kCheck,
+  kGrowPages,
   kCount
 };
 

@@ -36,7 +36,7 @@ PageTableLimits small_limits() {
   limits.max_sequences = 4;
   limits.max_batch_sequences = 4;
   limits.page_size = 32;
-  limits.num_pages = 10;
+  limits.num_pages = limits.most_pages = 10;
   limits.max_sequence_pages = 8;
   limits.max_sequence_tokens = 250;
   limits.ring_tokens = 8;
@@ -415,7 +415,7 @@ TEST(PageTable, RandomWalksAgreeWithTheModel) {
       for (uint32_t seed = 0; seed < 6; seed++, walk++) {
         SCOPED_TRACE("window " + std::to_string(window) + ", rollback " + std::to_string(rollback) +
                      ", seed " + std::to_string(seed));
-        limits.num_pages = 8 + static_cast<int64_t>(seed) * 4;
+        limits.num_pages = limits.most_pages = 8 + static_cast<int64_t>(seed) * 4;
         Walk w(limits, seed + 100u * static_cast<uint32_t>(walk));
         for (int i = 0; i < 400; i++) {
           w.step();
@@ -423,6 +423,27 @@ TEST(PageTable, RandomWalksAgreeWithTheModel) {
         }
       }
     }
+}
+
+TEST(PageTable, GrowsInPlace) {
+  PageTableLimits limits = small_limits();
+  limits.num_pages = 3;
+  Table t(limits);
+  const int32_t a = t->find(t->commit_create(), "sequence");
+  grow(t, {{a, 70}});
+  const std::vector<int32_t> before(t->pages(a), t->pages(a) + 3);
+  const Growth more = {a, 90};
+  EXPECT_EQ(status_of([&] { t->prepare_growth(&more, 1); }), Status::kCapacity);
+  t->grow(3);
+  t->grow(4);
+  t->grow(10);
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(std::vector<int32_t>(t->pages(a), t->pages(a) + 3), before);
+  grow(t, {more});
+  EXPECT_EQ(t->pages(a)[3], 3);  // the smallest of the new ones first
+  EXPECT_EQ(t->pages_used(), 5);
+  t->commit_free(a);
+  EXPECT_EQ(t->pages_used(), 0);
 }
 
 }  // namespace

@@ -93,11 +93,11 @@ class CacheConfig(Struct):
                 ("value_scale_rule", c_int32), ("page_size", c_int32), ("rotation_seed", c_uint64),
                 ("first_layer", c_int32), ("first_kv_head", c_int32), ("key_codebook", POINTER(Codebook)),
                 ("value_codebook", POINTER(Codebook)), ("max_tokens", c_int64),
-                ("max_sequence_tokens", c_int64), ("max_sequences", c_int32),
-                ("max_batch_sequences", c_int32), ("max_batch_tokens", c_int64), ("window_tokens", c_int32),
-                ("sink_tokens", c_int32), ("rollback_tokens", c_int32), ("num_threads", c_int32),
-                ("flags", c_uint64), ("allocator", POINTER(Allocator)), ("pool", c_void_p),
-                ("pool_bytes", c_int64)]
+                ("max_reserve_tokens", c_int64), ("max_sequence_tokens", c_int64),
+                ("max_sequences", c_int32), ("max_batch_sequences", c_int32), ("max_batch_tokens", c_int64),
+                ("window_tokens", c_int32), ("sink_tokens", c_int32), ("rollback_tokens", c_int32),
+                ("num_threads", c_int32), ("flags", c_uint64), ("allocator", POINTER(Allocator)),
+                ("pool", c_void_p), ("pool_bytes", c_int64)]
 
 
 class CacheBytes(Struct):
@@ -167,6 +167,7 @@ FUNCTIONS = {
     "tq_cache_config_bytes": (c_int32, [POINTER(CacheConfig), POINTER(CacheBytes)]),
     "tq_cache_create": (c_int32, [POINTER(CacheConfig), c_void_p, POINTER(CacheHandle)]),
     "tq_cache_destroy": (c_int32, [CacheHandle]),
+    "tq_cache_reserve": (c_int32, [CacheHandle, c_int64, c_void_p]),
     "tq_cache_get_config": (c_int32, [CacheHandle, POINTER(CacheConfig)]),
     "tq_cache_set_centres": (c_int32, [CacheHandle, c_int32, c_void_p, c_void_p]),
     "tq_cache_get_memory": (c_int32, [CacheHandle, POINTER(CacheMemory)]),

@@ -189,7 +189,9 @@ structs! {
         value_codebook: *const tq_codebook,
         /// required: tokens that the pool holds over all sequences
         max_tokens: i64,
-        /// longest sequence; 0 = max_tokens
+        /// what tq_cache_reserve may raise it to; 0 = max_tokens, no growth
+        max_reserve_tokens: i64,
+        /// longest sequence; 0 = max_reserve_tokens
         max_sequence_tokens: i64,
         /// 0 = 1
         max_sequences: i32,
@@ -343,6 +345,18 @@ functions! {
     /// Frees the cache; NULL is accepted. Waits for the work that the cache itself enqueued. All its
     /// batches must be destroyed first (INVALID_STATE otherwise, nothing freed).
     fn tq_cache_destroy(cache: *mut tq_cache) -> tq_status;
+    /// Raises max_tokens; the memory is taken now, zeroed, and waited for. Pages keep their addresses, so
+    /// plans stay in force and captured graphs valid. Bookkeeping and workspace are sized for
+    /// max_reserve_tokens at create; the pages of a cache that may grow come in whole pieces of the
+    /// system's memory (4 KiB; CUDA: mostly 2 MiB, for each layer), which tq_cache_bytes counts. A failed
+    /// call leaves the pool as it was.
+    ///
+    /// - max_tokens from the present one (nothing happens) up; below: INVALID_ARGUMENT
+    ///
+    /// CAPACITY beyond max_reserve_tokens, OUT_OF_MEMORY; CAPTURE inside a graph. Creating a cache with
+    /// max_reserve_tokens above max_tokens is NOT_SUPPORTED with a pool or an allocator of the caller's,
+    /// and where the device has no virtual memory management.
+    fn tq_cache_reserve(cache: *mut tq_cache, max_tokens: i64, stream: *mut c_void) -> tq_status;
     /// The configuration with every default resolved; config-\>struct_size set by the caller. The arrays
     /// and codebooks it points to belong to the cache.
     fn tq_cache_get_config(cache: *const tq_cache, config: *mut tq_cache_config) -> tq_status;
