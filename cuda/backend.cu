@@ -72,6 +72,8 @@ class CudaBackend : public Backend {
   void start_slot(int slot, bool scrub, void* stream) override;
   void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
   void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
+  TilePlace tiles(int layer) const override;
+  void move_tiles(const TileMove& move) override;
   bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
   uint64_t check(void* stream) override;
@@ -332,6 +334,19 @@ void CudaBackend::import_pages(int group, const int32_t* pages, int64_t count, c
                                                       cudaMemcpyHostToDevice, as_stream(stream)),
                             "cudaMemcpy2DAsync");
                });
+}
+
+TilePlace CudaBackend::tiles(int layer) const {
+  const DeviceLayer view = layer_view(layer);
+  return TilePlace{
+      view.pages,          view.page_bytes, static_cast<int64_t>(view.tiles_per_page) * view.tile_bytes,
+      view.tiles_per_page, nullptr,         0};
+}
+
+void CudaBackend::move_tiles(const TileMove& move) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(move.stream), "moving tiles");
+  pages::launch_move_tiles(move, as_stream(move.stream));
 }
 
 void CudaBackend::copy_slot(int source, int target, void* stream) {

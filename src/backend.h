@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "requests.h"
+#include "tile_move.h"
 
 namespace tq {
 
@@ -49,6 +50,12 @@ class Backend {
   virtual void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) = 0;
   virtual void import_pages(int group, const int32_t* pages, int64_t count, const void* host,
                             void* stream) = 0;
+  // Where the tiles of a layer's pages are, of all its kv heads; pages and first_tile are the caller's. The
+  // memory is this backend's: only its own move_tiles, or that of another backend on the same device, may use
+  // it.
+  virtual TilePlace tiles(int layer) const = 0;
+  // In stream order. Both places are memory that the device reaches: its own, or pinned memory of the host.
+  virtual void move_tiles(const TileMove& move) = 0;
   // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags
   // cleared, raw copies scrubbed if asked).
   virtual void copy_slot(int source, int target, void* stream) = 0;

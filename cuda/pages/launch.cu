@@ -69,6 +69,35 @@ void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_byt
                   scrub, flags);
 }
 
+namespace {
+
+// Tiles from `first` on whose pages fit a launch's list, which is filled with them.
+int64_t fill_place(const TilePlace& place, int64_t first, int64_t tiles, MovePlace* to) {
+  *to = MovePlace{place.memory, place.page_bytes, place.head_bytes, 0, 0, {}};
+  if (!place.pages) return tiles;
+  const int64_t page = place.page_index(first),
+                pages = std::min<int64_t>(place.page_index(first + tiles - 1) + 1 - page, kMovePages);
+  to->tiles_per_page = place.tiles_per_page;
+  to->first_tile = static_cast<int32_t>((place.first_tile + first) % place.tiles_per_page);
+  std::copy(place.pages + page, place.pages + page + pages, to->pages);
+  return std::min(tiles, pages * place.tiles_per_page - to->first_tile);
+}
+
+}  // namespace
+
+void launch_move_tiles(const TileMove& move, cudaStream_t stream) {
+  MoveParams params = {{}, {}, move, 0};
+  for (int64_t count = 0; params.first < move.tiles; params.first += count) {
+    // A launch's grid ends at 2^31 - 1 tiles, which no cache holds.
+    const int64_t left = move.tiles - params.first;
+    count = std::min(fill_place(move.source, params.first, left, &params.source),
+                     fill_place(move.target, params.first, left, &params.target));
+    launch_in_order("move_tiles_kernel", move_tiles_kernel,
+                    dim3(static_cast<unsigned>(count), static_cast<unsigned>(move.heads)),
+                    dim3(kMemoryThreads), 0, stream, params);
+  }
+}
+
 void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
                        int num_runs, const int32_t* pages, int32_t* page_table, int num_units,
                        cudaStream_t stream) {

@@ -17,6 +17,8 @@ void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_p
 // source < 0: starts the slot anew, raw copies zeroed if scrub.
 void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_bytes, int source, int target,
                  bool scrub, volatile uint32_t* flags, cudaStream_t stream);
+// One launch per kMovePages pages.
+void launch_move_tiles(const TileMove& move, cudaStream_t stream);
 // image null: page-table entries only.
 void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
                        int num_runs, const int32_t* pages, int32_t* page_table, int num_units,

@@ -32,6 +32,37 @@ __global__ void __launch_bounds__(kMemoryThreads)
           static_cast<int64_t>(gridDim.x) * kMemoryThreads);
 }
 
+// `tile` counts from the launch's first.
+__device__ inline uint8_t* tile_at(const MovePlace& place, int64_t first, int tile, int head,
+                                   int tile_bytes) {
+  uint8_t* memory = place.memory + head * place.head_bytes;
+  if (place.tiles_per_page == 0) return memory + (first + tile) * tile_bytes;
+  const int in_list = place.first_tile + tile;
+  return memory + place.pages[in_list / place.tiles_per_page] * place.page_bytes +
+         static_cast<int64_t>(in_list % place.tiles_per_page) * tile_bytes;
+}
+
+// grid (tiles, heads): a CTA moves one tile.
+__global__ void __launch_bounds__(kMemoryThreads) move_tiles_kernel(const __grid_constant__ MoveParams args) {
+  const TileMove& move = args.move;
+  const int tile = blockIdx.x, head = blockIdx.y, bytes = move.tile_bytes();
+  const uint4* from = reinterpret_cast<const uint4*>(tile_at(args.source, args.first, tile, head, bytes));
+  uint4* to = reinterpret_cast<uint4*>(tile_at(args.target, args.first, tile, head, bytes));
+  const format::TokenRange tokens = move.tokens(args.first + tile);
+  if (tokens.whole()) {
+    copy_16(to, from, bytes / 16, threadIdx.x, kMemoryThreads);
+    return;
+  }
+  for (int i = threadIdx.x; i < bytes / 16; i += kMemoryThreads) {
+    uint4 x = from[i];
+    x.x &= move.word_mask(4 * i, tokens);
+    x.y &= move.word_mask(4 * i + 1, tokens);
+    x.z &= move.word_mask(4 * i + 2, tokens);
+    x.w &= move.word_mask(4 * i + 3, tokens);
+    to[i] = x;
+  }
+}
+
 // grid (parts, 2 kinds, layers). source < 0: the slot starts anew, its raw copies zeroed if `scrub`.
 __global__ void __launch_bounds__(kMemoryThreads)
     slot_kernel(const LayerMemory* layers, int source, int target, bool scrub, volatile uint32_t* flags) {

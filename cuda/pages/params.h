@@ -3,6 +3,7 @@
 #pragma once
 #include "cuda/arena.h"
 #include "cuda/code/tables.h"
+#include "tile_move.h"
 
 namespace tq::cuda::pages {
 
@@ -15,6 +16,23 @@ struct PageCopyList {
 struct PageList {
   int32_t pages[kPagesPerLaunch];
 };
+
+constexpr int kMovePages = 440;  // page ids of one side in one launch's parameters
+
+struct MovePlace {
+  uint8_t* memory;
+  int64_t page_bytes, head_bytes;
+  int32_t tiles_per_page;  // 0: one piece
+  int32_t first_tile;      // of pages[0]
+  int32_t pages[kMovePages];
+};
+// Tiles first .. first + gridDim.x - 1 of a move; blockIdx.y is the head.
+struct MoveParams {
+  MovePlace source, target;
+  TileMove move;  // its places are the host's
+  int64_t first;
+};
+static_assert(sizeof(MoveParams) <= 4096, "kernel parameters before CUDA 12.1");
 
 constexpr int kReadWarps = 4;
 constexpr int kReadPages = 512;  // page ids in one launch's parameters

@@ -51,6 +51,8 @@ class CpuBackend final : public Backend {
   void start_slot(int slot, bool scrub, void* stream) override;
   void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
   void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
+  TilePlace tiles(int layer) const override;
+  void move_tiles(const TileMove& move) override;
   bool capturing(void*) const override { return false; }
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }

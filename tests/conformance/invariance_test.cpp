@@ -249,6 +249,29 @@ TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
   expect_same(want, rig.attend(), "after the round trip");
 }
 
+// `moved` is the tile `own` without all but its first tokens.
+void expect_tokens(const format::TileLayout& layout, const uint8_t* own, const uint8_t* moved, int tokens) {
+  for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+    const format::SideLayout& side = kind == Kind::kKey ? layout.key : layout.value;
+    const int at = kind == Kind::kKey ? layout.key_offset() : layout.value_offset(),
+              scales_at = kind == Kind::kKey ? layout.key_scale_offset() : layout.value_scale_offset();
+    for (int token = 0; token < 32; token++) {
+      if (side.raw()) {
+        const std::vector<uint8_t> zeros(static_cast<size_t>(2 * side.dim), 0);
+        EXPECT_EQ(0, memcmp(moved + at + 2 * side.dim * token,
+                            token < tokens ? own + at + 2 * side.dim * token : zeros.data(), zeros.size()));
+        continue;
+      }
+      uint8_t codes[2][format::kMaxDim];
+      format::unpack_scalar(side, kind, reinterpret_cast<const uint32_t*>(own + at), token, codes[0]);
+      format::unpack_scalar(side, kind, reinterpret_cast<const uint32_t*>(moved + at), token, codes[1]);
+      for (int i = 0; i < side.stored; i++) EXPECT_EQ(codes[1][i], token < tokens ? codes[0][i] : 0);
+      const uint16_t scale = reinterpret_cast<const uint16_t*>(own + scales_at)[token];
+      EXPECT_EQ(reinterpret_cast<const uint16_t*>(moved + scales_at)[token], token < tokens ? scale : 0);
+    }
+  }
+}
+
 // Pages out to host memory and in again, elsewhere: layers of different sizes, neighbours and strangers.
 TEST_P(InvarianceTest, ExportedPages) {
   RigConfig config = base();
@@ -274,6 +297,64 @@ TEST_P(InvarianceTest, ExportedPages) {
   EXPECT_NE(want.out, rig.attend().out);
   rig.backend->import_pages(0, own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
   expect_same(want, rig.attend(), "pages imported");
+}
+
+// Tiles from a cache of one page size to memory and into a cache of another, some heads, from any tile to any
+// token; what no token has is zero, and what was not named stays as it is.
+TEST_P(InvarianceTest, MovedTiles) {
+  for (const auto& bits : {std::pair<int, int>{3, 6}, {16, 2}, {8, 4}}) {
+    RigConfig config = base();
+    config.key_bits = bits.first, config.value_bits = bits.second;
+    config.kv_heads = 3;
+    config.head_dim = 96, config.value_dim = 64;
+    config.threads = 2;
+    config.max_tokens = 512;
+    RigConfig other = config;
+    other.page_size = 96;
+    Rig rig(config), target(other);
+    rig.step({{0, 300, 2}});
+    target.step({{0, 300, 2}});
+    const Result want = rig.attend();
+    const format::TileLayout layout = rig.geometry.tile(0);
+    const int64_t tile_bytes = layout.tile_bytes();
+    // Heads 1 and 2, tokens 32 .. 299, to memory.
+    TileMove out(layout);
+    out.source = rig.backend->tiles(0);
+    out.source.memory += out.source.head_bytes;
+    out.source.pages = rig.pages_of(0).data();
+    out.source.first_tile = 1;
+    std::vector<uint8_t> memory(static_cast<size_t>(2 * 9 * tile_bytes), 0xEE);
+    out.target = TilePlace{memory.data(), 0, 9 * tile_bytes, 0, nullptr, 0};
+    out.heads = 2, out.tiles = 9;
+    out.end = 268;
+    rig.backend->move_tiles(out);
+    for (int head = 1; head < 3; head++)
+      for (int64_t tile = 1; tile < 10; tile++) {
+        const uint8_t* got = &memory[static_cast<size_t>(((head - 1) * 9 + tile - 1) * tile_bytes)];
+        const uint8_t* own = rig.tile(0, head, tile);
+        expect_tokens(layout, own, got, tile < 9 ? 32 : 12);
+      }
+    // Into the other cache; head 0 and the first tile by way of pages.
+    target.backend->scrub_pages(0, target.pages_of(0).data(), static_cast<int64_t>(target.pages_of(0).size()),
+                                nullptr);
+    TileMove in = out;
+    in.source = out.target;
+    in.target = target.backend->tiles(0);
+    in.target.memory += in.target.head_bytes;
+    in.target.pages = target.pages_of(0).data();
+    in.target.first_tile = 1;
+    target.backend->move_tiles(in);
+    TileMove rest = out;
+    rest.source.memory -= out.source.head_bytes;
+    rest.source.first_tile = 0;
+    rest.target = target.backend->tiles(0);
+    rest.target.pages = in.target.pages;
+    rest.heads = 3, rest.tiles = 1, rest.end = 32;
+    target.backend->move_tiles(rest);
+    rest.heads = 1, rest.tiles = 10, rest.end = 300;
+    target.backend->move_tiles(rest);
+    expect_same(want, target.attend(), "tiles moved");
+  }
 }
 
 TEST_P(InvarianceTest, ConcurrentAttends) {

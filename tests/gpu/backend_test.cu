@@ -5,6 +5,7 @@
 
 #include "failing_calls.cuh"
 #include "test_cache.cuh"
+#include "tile_moves.cuh"
 
 namespace {
 
@@ -482,6 +483,7 @@ int main(int count, char** arguments) {
     starts_zeroed();
     slots_and_pages();
     exported_pages();
+    moved_tiles(small_config());
     capture();
     merge();
     merge_of_any_lse();

@@ -146,6 +146,26 @@ class FakeBackend : public Backend {
       memcpy(own, static_cast<const float*>(host) + at, page_floats() * sizeof(float));
     });
   }
+  TilePlace tiles(int layer) const override {
+    const int64_t bytes = static_cast<int64_t>(page_floats() * sizeof(float));
+    return TilePlace{reinterpret_cast<uint8_t*>(pages_) + layer * g_.groups[0].num_pages * bytes,
+                     bytes,
+                     static_cast<int64_t>(token_floats() * sizeof(float)) / g_.num_kv_heads,
+                     g_.page_size / format::kTileTokens,
+                     nullptr,
+                     0};
+  }
+  // A token's vectors, where the real ones have codes.
+  void move_tiles(const TileMove& move) override {
+    enter(Verb::kMoveTiles);
+    for (int64_t token = 0; token < move.tiles * format::kTileTokens; token++)
+      for (int head = 0; head < move.heads; head++) {
+        const bool moved = token >= move.begin && token < move.end;
+        float* to = moved_token(move.target, token, head);
+        for (int64_t d = 0; d < move.target.head_bytes / static_cast<int64_t>(sizeof(float)); d++)
+          to[d] = moved ? moved_token(move.source, token, head)[d] : NAN;
+      }
+  }
   void copy_slot(int source, int target, void*) override {
     enter(Verb::kCopySlot);
     flags_[static_cast<size_t>(target)] = flags_[static_cast<size_t>(source)];
@@ -187,6 +207,13 @@ class FakeBackend : public Backend {
     return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.groups[0].most_pages()) +
                      static_cast<size_t>(id)) *
                         page_floats();
+  }
+  static float* moved_token(const TilePlace& place, int64_t token, int head) {
+    require(place.pages != nullptr, "tiles of this backend stay in pages");
+    const int64_t page_size = place.tiles_per_page * static_cast<int64_t>(format::kTileTokens),
+                  i = place.first_tile * format::kTileTokens + token;
+    return reinterpret_cast<float*>(place.memory + place.pages[i / page_size] * place.page_bytes +
+                                    i % page_size * (place.page_bytes / page_size) + head * place.head_bytes);
   }
   template <typename Move>
   void move_pages(const int32_t* pages, int64_t count, const Move& move) {

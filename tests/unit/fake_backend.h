@@ -23,6 +23,7 @@ enum class Verb {
   kRead,
   kCopyPages,
   kScrubPages,
+  kMoveTiles,
   kCopySlot,
   kStartSlot,
   kSetCentres,

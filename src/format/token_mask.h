@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which bits of a tile are whose: masks that leave the tokens [begin, end) of a tile and make all others zero
+// (FORMAT.md section 4: exported bytes have zeros where no token is). A family whose codes do not stand alone
+// in their bits needs a mask of its own here.
+#pragma once
+#include "format/scalar.h"
+
+namespace tq {
+namespace format {
+
+// Tokens of a tile, 0 <= begin <= end <= 32.
+struct TokenRange {
+  int32_t begin, end;
+
+  TQ_HD bool holds(int token) const { return token >= begin && token < end; }
+  TQ_HD bool whole() const { return begin == 0 && end == kTileTokens; }
+};
+
+// Mask of a 32-bit word of rows [32 tokens][row_bytes]; rows are 4-byte multiples.
+TQ_HD uint32_t row_word_mask(int row_bytes, int word, TokenRange tokens) {
+  return tokens.holds(word * 4 / row_bytes) ? ~0u : 0u;
+}
+
+// Mask of word `word` of one side's words.
+TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TokenRange tokens) {
+  if (side.raw()) return row_word_mask(2 * side.dim, word, tokens);
+  const int jj = word % side.jv, lane = word / side.jv % kLanes, i = word / side.jv / kLanes / side.jb;
+  uint32_t mask = 0;
+  for (int s = 0; s < 4; s++)
+    for (int n = 0; n < 8; n++) {
+      const int p = octet_position(n, lane % 4);
+      const int token = kind == Kind::kKey ? 8 * ((4 * jj + s) / side.jv) + lane / 4
+                                           : 16 * (p / 16) + 8 * (p % 4 / 2) + 2 * (p % 16 / 4) + p % 2;
+      if (!tokens.holds(token)) continue;
+      for (int index = 0; index < side.bits; index++) {
+        const BitPlace at = code_bit(side.bits, s, n, index);
+        if (at.word == i) mask |= 1u << at.bit;
+      }
+    }
+  return mask;
+}
+
+// Mask of a word of a whole tile.
+TQ_HD uint32_t tile_word_mask(const TileLayout& tile, int word, TokenRange tokens) {
+  const int byte = 4 * word;
+  if (byte < tile.value_offset()) return side_word_mask(tile.key, Kind::kKey, word, tokens);
+  if (byte < tile.key_scale_offset())
+    return side_word_mask(tile.value, Kind::kValue, word - tile.value_offset() / 4, tokens);
+  // Two scales in a word, the lower token in the lower half.
+  const int token = (byte - tile.key_scale_offset()) / 2 % kTileTokens;
+  return (tokens.holds(token) ? 0xFFFFu : 0u) | (tokens.holds(token + 1) ? 0xFFFF0000u : 0u);
+}
+
+}  // namespace format
+}  // namespace tq
