@@ -125,20 +125,25 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
   flags_bytes = (geometry.max_sequences + 1) * static_cast<int64_t>(sizeof(uint32_t));
   for (int group = 0, first = 0; group < geometry.num_groups; group++) {
     first_in_group[group] = first;
-    for (int layer = 0; layer < geometry.num_layers; layer++) first += geometry.layers[layer].group == group;
+    for (int layer = 0; layer < geometry.num_layers; layer++)
+      first += geometry.layers[layer].group == group && geometry.stores(layer);
     layers_in_group[group] = first - first_in_group[group];
   }
   layers.resize(geometry.num_layers);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     LayerPlaces& place = layers[layer];
+    const int64_t heads = geometry.layers[layer].num_kv_heads;
+    if (!geometry.stores(layer)) {
+      place = layers[geometry.layers[layer].storage];
+      continue;
+    }
     const format::TileLayout tile = geometry.tile(layer);
     place.pages = reserved_bytes;
     reserved_bytes +=
-        align_up(geometry.page_bytes(layer) * geometry.group_of(layer).most_pages(), granularity);
+        align_up(geometry.own_page_bytes(layer) * geometry.group_of(layer).most_pages(), granularity);
     pages_bytes += layer_bytes(geometry, layer);
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      const int64_t heads = geometry.num_kv_heads;
       place.signs[kind] = side.raw() ? -1
                                      : take(&table_bytes, heads * format::sign_words(side.stored) *
                                                               static_cast<int64_t>(sizeof(uint64_t)));
@@ -148,10 +153,8 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
     // Neighbours: set_centres writes both by one copy.
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      place.centre[kind] = side.raw()
-                               ? -1
-                               : take(&table_bytes, static_cast<int64_t>(geometry.num_kv_heads) * side.dim *
-                                                        static_cast<int64_t>(sizeof(float)));
+      place.centre[kind] =
+          side.raw() ? -1 : take(&table_bytes, heads * side.dim * static_cast<int64_t>(sizeof(float)));
     }
   }
 }
@@ -194,8 +197,9 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
                               bool has_value_centre) const {
   const format::TileLayout tile = geometry.tile(layer);
   const LayerPlaces& place = places_.layers[layer];
-  const LayerCode& code = geometry.layers[layer];
+  const LayerGeometry& code = geometry.layers[layer];
   DeviceLayer view = {nullptr,
+                      0,
                       0,
                       0,
                       0,
@@ -217,9 +221,10 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   view.tile_bytes = tile.tile_bytes();
   view.tiles_per_page = geometry.tiles_per_page();
   view.page_size = geometry.page_size;
-  view.num_kv_heads = geometry.num_kv_heads;
-  view.num_q_heads = geometry.num_q_heads;
-  view.q_per_kv = geometry.q_per_kv;
+  view.num_kv_heads = code.num_kv_heads;
+  view.num_q_heads = code.num_q_heads;
+  view.q_per_kv = code.q_per_kv;
+  view.sliding_window = code.sliding_window;
   view.window_tokens = geometry.window_tokens;
   view.sink_tokens = geometry.sink_tokens;
   view.ring_tokens = geometry.ring_tokens;
@@ -252,6 +257,8 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
   for (int group = 0; group < geometry.num_groups; group++)
     next[group] = reinterpret_cast<LayerMemory*>(constants.data()) + places_.first_in_group[group];
   for (int layer = 0; layer < geometry.num_layers; layer++) {
+    if (!geometry.stores(layer)) continue;
+    const int num_kv_heads = geometry.layers[layer].num_kv_heads;
     const format::TileLayout tile = geometry.tile(layer);
     const LayerPlaces& place = places_.layers[layer];
     LayerMemory& memory = *next[geometry.layers[layer].group]++;
@@ -260,12 +267,12 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       memory.raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
-      memory.raw_slot_bytes[kind] = static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
-                                    side.dim * dtype_bytes(geometry.io_dtype);
+      memory.raw_slot_bytes[kind] = static_cast<int64_t>(num_kv_heads) * geometry.raw_tokens() * side.dim *
+                                    dtype_bytes(geometry.io_dtype);
       if (side.raw()) continue;
       uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
       const int words = format::sign_words(side.stored);
-      for (int head = 0; head < geometry.num_kv_heads; head++) {
+      for (int head = 0; head < num_kv_heads; head++) {
         const uint64_t base = geometry.stream_base(layer, head, static_cast<Kind>(kind));
         for (int word = 0; word < words; word++) signs[head * words + word] = format::stream_word(base, word);
       }
@@ -349,7 +356,7 @@ PlanStorage::Staging& PlanStorage::next() {
   return staging;
 }
 
-DevicePlan PlanStorage::view(const Arena& arena, int group) const {
+DevicePlan PlanStorage::view(const Arena& arena, int group, int64_t list) const {
   DevicePlan plan;
   plan.counts = reinterpret_cast<const DeviceCounts*>(device_.data());
   plan.sequences = reinterpret_cast<const DeviceSequence*>(device_.data() + sequences_at);
@@ -357,8 +364,8 @@ DevicePlan PlanStorage::view(const Arena& arena, int group) const {
   plan.large_first = reinterpret_cast<const int32_t*>(device_.data() + large_at);
   plan.page_table = arena.page_table(group);
   plan.page_table_stride = arena.places().page_table_stride[group];
-  plan.work = device_.data() + work_at;
-  plan.work_capacity = work_capacity;
+  plan.work = device_.data() + work_at + list;
+  plan.work_capacity = work_capacity - list;
   return plan;
 }
 

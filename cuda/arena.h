@@ -108,7 +108,7 @@ struct ArenaPlaces {
   explicit ArenaPlaces(const Geometry& geometry);
   // Of a layer's pages, in whole pieces where they may grow.
   int64_t layer_bytes(const Geometry& geometry, int layer) const {
-    return align_up(geometry.page_bytes(layer) * geometry.group_of(layer).num_pages, granularity);
+    return align_up(geometry.own_page_bytes(layer) * geometry.group_of(layer).num_pages, granularity);
   }
 };
 
@@ -164,11 +164,11 @@ class PlanStorage {
   };
   // The staging buffer whose turn it is, once the stream has read what it held.
   Staging& next();
-  // As the layers of a page group see it.
-  DevicePlan view(const Arena& arena, int group) const;
+  // As a layer sees it. list: offset of its head shape's lists in the work area.
+  DevicePlan view(const Arena& arena, int group, int64_t list) const;
 
-  // Offsets in the plan image, device and staging alike; the work list follows it. small_bytes: of the jobs of
-  // one page group, those of the next group follow.
+  // Offsets in the plan image, device and staging alike; the work list follows it. small_bytes: of the jobs
+  // of one page group, those of the next group follow.
   int64_t sequences_at, small_at, small_bytes, large_at, image_bytes, work_at, work_capacity;
   // Offsets in staging only.
   int64_t runs_at, pages_at, pages_capacity, staging_bytes;

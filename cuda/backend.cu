@@ -36,16 +36,21 @@ int64_t max_page_bytes(const Geometry& geometry) {
 }
 
 int64_t max_slot_bytes(const Geometry& geometry) {
-  return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
-         std::max(geometry.head_dim, geometry.value_dim) * dtype_bytes(geometry.io_dtype);
+  int64_t most = 0;
+  for (int i = 0; i < geometry.num_layers; i++) {
+    const LayerGeometry& layer = geometry.layers[i];
+    most = std::max(most, static_cast<int64_t>(layer.num_kv_heads) * geometry.raw_tokens() *
+                              std::max(layer.head_dim, layer.value_dim) * dtype_bytes(geometry.io_dtype));
+  }
+  return most;
 }
 
 struct Batch {
   PlanStorage storage;
   UploadedPlan uploaded;
-  // A graph was captured that takes long sequences apart: every later plan must bring the pair of work lists
-  // it reads.
-  mutable std::atomic<bool> pair_in_graph{false};
+  // A graph was captured that takes long sequences apart, in layers of a head shape: every later plan must
+  // bring the pair of work lists it reads.
+  mutable std::atomic<bool> pair_in_graph[kMaxHeadShapes] = {};
 
   Batch(const Geometry& geometry, const HostOps& ops, int64_t work_capacity)
       : storage(geometry, ops, work_capacity) {}
@@ -83,6 +88,10 @@ class CudaBackend : public Backend {
   DeviceLayer layer_view(int layer) const {
     return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
   }
+  DevicePlan plan_view(const Batch& batch, int layer) const {
+    return batch.storage.view(arena_, layers_[layer].group,
+                              layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
+  }
   // visit(of the device, of the host, bytes of a page in one layer, pages, host pitch) for runs of pages that
   // are neighbours in both places, in all layers of the group.
   template <typename Byte, typename Visit>
@@ -90,18 +99,18 @@ class CudaBackend : public Backend {
   void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
                     const Batch& batch, cudaStream_t stream);
 
-  std::vector<LayerCode> layers_;
+  std::vector<LayerGeometry> layers_;
   Geometry geometry_;
   HostOps ops_;
   int num_units_, shared_memory_per_block_;
-  bool paced_;       // copies of attention are limited
-  bool early_;       // kernels may be launched early
-  bool long_apart_;  // the prefill kernel takes long sequences
+  bool paced_;                       // copies of attention are limited
+  bool early_;                       // kernels may be launched early
+  std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
   Arena arena_;
   std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
 };
 
-Geometry with_layers(Geometry geometry, const std::vector<LayerCode>& layers) {
+Geometry with_layers(Geometry geometry, const std::vector<LayerGeometry>& layers) {
   geometry.layers = layers.data();
   return geometry;
 }
@@ -116,11 +125,15 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
                                   device_attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
                                   num_units_)),
       early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
-      long_apart_(prefill::prefill_serves(geometry_, shared_memory_per_block_)),
+      long_apart_(static_cast<size_t>(geometry.num_layers), 0),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
-  append::require_kernels(format::stored_dim(geometry.head_dim));
-  append::require_kernels(format::stored_dim(geometry.value_dim));
+  for (int layer = 0; layer < geometry_.num_layers; layer++)
+    long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
+  for (const LayerGeometry& layer : layers_) {
+    append::require_kernels(format::stored_dim(layer.head_dim));
+    append::require_kernels(format::stored_dim(layer.value_dim));
+  }
   try {
     arena_.initialise(geometry_, stream);
   } catch (...) {  // what was enqueued must not outlive the memory
@@ -135,7 +148,7 @@ CudaBackend::~CudaBackend() { drain(); }
 
 void* CudaBackend::create_plan_storage() {
   const DeviceGuard guard(geometry_.device_id);
-  return new Batch(geometry_, ops_, plan_work_capacity(geometry_, num_units_));
+  return new Batch(geometry_, ops_, geometry_.num_shapes * plan_work_capacity(geometry_, num_units_));
 }
 
 void CudaBackend::destroy_plan_storage(void* storage) {
@@ -148,8 +161,13 @@ void CudaBackend::upload_plan(const BatchPlan& plan, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "tq_batch_plan");
   Batch& batch = *static_cast<Batch*>(plan.storage);
-  batch.uploaded = tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, long_apart_,
-                                         batch.pair_in_graph, as_stream(stream));
+  ListNeeds needs[kMaxHeadShapes];
+  for (int layer = 0; layer < geometry_.num_layers; layer++)
+    needs[layers_[layer].shape].long_apart |= long_apart_[layer] != 0;
+  for (int shape = 0; shape < geometry_.num_shapes; shape++)
+    needs[shape].keep_pair = batch.pair_in_graph[shape];
+  batch.uploaded =
+      tq::cuda::upload_plan(geometry_, arena_, batch.storage, plan, num_units_, needs, as_stream(stream));
 }
 
 bool CudaBackend::capturing(void* stream) const {
@@ -163,9 +181,9 @@ void CudaBackend::append_sides(append::AppendParams& params, int stored, int fir
                                const Batch& batch, cudaStream_t stream) {
   params.first_kind = first_kind;
   params.num_kinds = num_kinds;
-  params.per_tile = append::FastDivisor(static_cast<uint32_t>(geometry_.num_kv_heads * num_kinds));
-  const int64_t units =
-      (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * geometry_.num_kv_heads * num_kinds;
+  const int heads = params.layer.num_kv_heads;
+  params.per_tile = append::FastDivisor(static_cast<uint32_t>(heads * num_kinds));
+  const int64_t units = (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * heads * num_kinds;
   append::launch_append(stored, params, units, num_units_, stream);
 }
 
@@ -173,7 +191,7 @@ void CudaBackend::append(const AppendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   append::AppendParams params = {layer_view(request.layer),
-                                 batch.storage.view(arena_, geometry_.layers[request.layer].group),
+                                 plan_view(batch, request.layer),
                                  {request.k, request.v},
                                  {request.key_strides, request.value_strides},
                                  0,
@@ -197,23 +215,24 @@ void CudaBackend::attend(const AttendRequest& request) {
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   // its counters start at zero and each call leaves them so
   const bool own = request.workspace == arena_.workspace();
-  attend::AttendLaunch launch = {
-      {layer_view(request.layer), batch.storage.view(arena_, geometry_.layers[request.layer].group), request,
-       num_units_, shared_memory_per_block_, as_stream(request.stream)},
-      request.workspace,
-      !own,
-      {},
-      paced_,
-      early_};
-  if (!batch.uploaded.any_long || !long_apart_) {
+  attend::AttendLaunch launch = {{layer_view(request.layer), plan_view(batch, request.layer), request,
+                                  num_units_, shared_memory_per_block_, as_stream(request.stream)},
+                                 request.workspace,
+                                 !own,
+                                 {},
+                                 paced_,
+                                 early_};
+  const int shape = layers_[request.layer].shape;
+  const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
+  if (!uploaded.any_long || !long_apart_[request.layer]) {
     attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
     return;
   }
   // Long sequences apart. A graph's later plans may have sequences of either kind, so it gets both kernels.
   const bool in_graph = is_capturing(launch.stream);
   launch.plan.work += pair_offset(geometry_, num_units_);
-  if (in_graph) batch.pair_in_graph = true;
-  if (in_graph || batch.uploaded.any_short) attend::launch_attend(launch);
+  if (in_graph) batch.pair_in_graph[shape] = true;
+  if (in_graph || uploaded.any_short) attend::launch_attend(launch);
   prefill::launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
 }
 
@@ -254,20 +273,21 @@ void CudaBackend::set_centres(int layer, const float* key, const float* value) {
   // neighbours.
   const float* given[2] = {key, value};
   float* places[2] = {arena_.centre(layer, Kind::kKey), arena_.centre(layer, Kind::kValue)};
-  const int dims[2] = {geometry_.head_dim, geometry_.value_dim};
+  const LayerGeometry& l = layers_[layer];
+  const int dims[2] = {l.head_dim, l.value_dim};
   uint8_t *begin = nullptr, *end = nullptr;
   for (int kind = 0; kind < 2; kind++) {
     if (!given[kind] || !places[kind]) continue;
     uint8_t* place = reinterpret_cast<uint8_t*>(places[kind]);
     if (!begin) begin = place;
-    end = place + sizeof(float) * geometry_.num_kv_heads * dims[kind];
+    end = place + sizeof(float) * l.num_kv_heads * dims[kind];
   }
   if (!begin) return;
   std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind])
       memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind],
-             sizeof(float) * geometry_.num_kv_heads * dims[kind]);
+             sizeof(float) * l.num_kv_heads * dims[kind]);
   check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
@@ -302,7 +322,7 @@ void CudaBackend::for_each_run(int group, const int32_t* pages, int64_t count, B
   const int64_t pitch = geometry_.group_page_bytes(group);
   const bool in_runs = pitch <= INT32_MAX;  // copies of rows that lie further apart are not allowed
   for (int layer = 0; layer < geometry_.num_layers; layer++) {
-    if (geometry_.layers[layer].group != group) continue;
+    if (geometry_.layers[layer].group != group || !geometry_.stores(layer)) continue;
     const DeviceLayer view = layer_view(layer);
     for (int64_t first = 0, run = 1; first < count; first += run, run = 1) {
       while (in_runs && first + run < count && pages[first + run] == pages[first] + run) run++;

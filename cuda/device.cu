@@ -67,8 +67,8 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(
         Status::kNotSupported,
         "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
-        layer, geometry.head_dim, geometry.value_dim, geometry.layers[layer].key_code.bits,
-        geometry.layers[layer].value_code.bits);
+        layer, geometry.layers[layer].head_dim, geometry.layers[layer].value_dim,
+        geometry.layers[layer].key_code.bits, geometry.layers[layer].value_code.bits);
     break;  // the others of a uniform cache would repeat it
   }
   const int shared = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
@@ -79,7 +79,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     reasons.add(Status::kNotSupported,
                 "layer %d: attention at head_dim = %d, value_dim = %d needs %d bytes of shared memory, the "
                 "device gives a block %d",
-                layer, geometry.head_dim, geometry.value_dim, needed, shared);
+                layer, geometry.layers[layer].head_dim, geometry.layers[layer].value_dim, needed, shared);
     break;
   }
   if (geometry.may_grow() && !may_reserve(device))

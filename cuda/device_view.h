@@ -77,6 +77,7 @@ struct DeviceLayer {
   int32_t tile_bytes;  // a multiple of 64; pages are 256-byte aligned as a whole, tiles 64
   int32_t tiles_per_page, page_size;
   int32_t num_kv_heads, num_q_heads, q_per_kv;
+  int32_t sliding_window;  // the layer's own; 0 = all. What lies in front of it is not kept
   DataType io_dtype;
   // Raw copies: token i < sink_tokens at row i; any token i with raw_first <= i at row sink_tokens + i %
   // ring_tokens.

@@ -90,6 +90,21 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
   return counts;
 }
 
+// Writes the lists of one head shape; returns the bytes used.
+int64_t build_lists(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_units,
+                    const ListNeeds& needs, uint8_t* lists, UploadedPlan::List* uploaded) {
+  for (int32_t i = 0; i < rows.num_sequences; i++) {
+    const StepSequence& sequence = rows.sequences[i];
+    if (sequence.query_tokens > 0)
+      (is_long(heads, sequence) ? uploaded->any_long : uploaded->any_short) = true;
+  }
+  uploaded->pair = needs.long_apart && (uploaded->any_long || needs.keep_pair);
+  const int64_t work = build_work(geometry, heads, rows, num_units, lists);
+  if (!uploaded->pair) return work;
+  uint8_t* const pair = lists + pair_offset(geometry, num_units);
+  return pair_offset(geometry, num_units) + build_pair(geometry, heads, rows, num_units, pair);
+}
+
 }  // namespace
 
 int64_t pair_offset(const Geometry& geometry, int num_units) {
@@ -100,8 +115,7 @@ int64_t plan_work_capacity(const Geometry& geometry, int num_units) {
 }
 
 UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage,
-                         const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
-                         cudaStream_t stream) {
+                         const BatchPlan& plan, int num_units, const ListNeeds* needs, cudaStream_t stream) {
   const StepRows& rows = plan.rows;
   PageStager stager(storage, static_cast<int64_t>(geometry.num_groups) * geometry.max_batch_sequences);
   PlanStorage::Staging* staging = &storage.next();
@@ -133,17 +147,11 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   uint8_t* host = staging->memory.host();
   DeviceCounts counts = stage_image(geometry, storage, plan, host);
   UploadedPlan uploaded;
-  for (int32_t i = 0; i < rows.num_sequences; i++) {
-    const StepSequence& sequence = rows.sequences[i];
-    if (sequence.query_tokens > 0)
-      (is_long(geometry, sequence) ? uploaded.any_long : uploaded.any_short) = true;
-  }
-  uploaded.pair = long_apart && (uploaded.any_long || keep_pair);
-  uint8_t* const list = host + storage.work_at;
-  int64_t work = build_work(geometry, rows, num_units, list);
-  if (uploaded.pair) {
-    uint8_t* const pair = list + pair_offset(geometry, num_units);
-    work = pair_offset(geometry, num_units) + build_pair(geometry, rows, num_units, pair);
+  int64_t work = 0;
+  for (int shape = 0; shape < geometry.num_shapes; shape++) {
+    const int64_t at = shape * plan_work_capacity(geometry, num_units);
+    work = at + build_lists(geometry, geometry.shapes[shape], rows, num_units, needs[shape],
+                            host + storage.work_at + at, &uploaded.lists[shape]);
   }
   TQ_CHECK(work <= storage.work_capacity, Status::kInternal,
            "work list: %" PRId64 " bytes, room for %" PRId64, work, storage.work_capacity);

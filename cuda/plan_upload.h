@@ -10,19 +10,25 @@ namespace cuda {
 // What the host remembers of the plan last uploaded.
 struct UploadedPlan {
   int64_t small_jobs = 0, large_tiles = 0;  // for the grid of append
-  bool pair = false;  // the pair of work lists (work_list.h) is there as well as the list of all sequences
-  bool any_long = false, any_short = false;  // sequences of either kind with queries
+  // Of the work lists for each head shape:
+  struct List {
+    bool pair = false;  // the pair (work_list.h) is there as well as the list of all sequences
+    bool any_long = false, any_short = false;  // sequences of either kind with queries
+  } lists[kMaxHeadShapes];
+};
+// What a head shape's lists must hold.
+struct ListNeeds {
+  bool long_apart = false;  // long sequences may go to the prefill kernel
+  bool keep_pair = false;   // write the pair even for a plan without any
 };
 
-// Where the pair lies in the work area, and the bytes of both together.
+// Where the pair lies in a head shape's part of the work area, and the bytes of such a part.
 int64_t pair_offset(const Geometry& geometry, int num_units);
 int64_t plan_work_capacity(const Geometry& geometry, int num_units);
 
-// The stream must not be capturing. long_apart: long sequences may go to the prefill kernel. keep_pair: write
-// the pair even for a plan without any.
+// The stream must not be capturing. needs: [num_shapes].
 UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStorage& storage,
-                         const BatchPlan& plan, int num_units, bool long_apart, bool keep_pair,
-                         cudaStream_t stream);
+                         const BatchPlan& plan, int num_units, const ListNeeds* needs, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace tq

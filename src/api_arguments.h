@@ -30,14 +30,15 @@ inline DataType dtype_of(tq_dtype type, const char* name) {
 struct LayoutStrides {
   TensorStrides key, value;
 };
-inline LayoutStrides layout_strides(const Geometry& g, const tq_tensor_layout* caller) {
+inline LayoutStrides layout_strides(const LayerGeometry& layer, const tq_tensor_layout* caller) {
   tq_tensor_layout layout = {};
   if (caller) layout = read_struct(caller, "layout");
   TQ_CHECK(layout.reserved == 0, Status::kVersion, "layout.reserved = %u: must be 0", layout.reserved);
-  return LayoutStrides{resolve_strides(layout.key_token_stride, layout.key_head_stride, g.num_kv_heads,
-                                       g.head_dim, "layout.key_token_stride", "layout.key_head_stride"),
-                       resolve_strides(layout.value_token_stride, layout.value_head_stride, g.num_kv_heads,
-                                       g.value_dim, "layout.value_token_stride", "layout.value_head_stride")};
+  return LayoutStrides{
+      resolve_strides(layout.key_token_stride, layout.key_head_stride, layer.num_kv_heads, layer.head_dim,
+                      "layout.key_token_stride", "layout.key_head_stride"),
+      resolve_strides(layout.value_token_stride, layout.value_head_stride, layer.num_kv_heads,
+                      layer.value_dim, "layout.value_token_stride", "layout.value_head_stride")};
 }
 
 // Masks: what can be said without reading them.
@@ -61,8 +62,9 @@ inline void take_masks(const tq_attend_params& p, AttendCall& call) {
   call.alibi_slopes = p.alibi_slopes;
 }
 
-// Everything of an AttendRequest that follows from the parameters and the geometry.
-inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* caller) {
+// Everything of an AttendRequest that follows from the parameters and the layer.
+inline AttendRequest attend_request(const LayerGeometry& layer, DataType io_dtype,
+                                    const tq_attend_params* caller) {
   tq_attend_params p = {};
   if (caller) p = read_struct(caller, "params");
   TQ_CHECK(p.out_dtype >= 0 && p.out_dtype <= TQ_BF16, Status::kInvalidArgument,
@@ -82,17 +84,20 @@ inline AttendRequest attend_request(const Geometry& g, const tq_attend_params* c
            static_cast<long long>(p.sliding_window));
   TQ_CHECK(p.history_only == 0 || p.history_only == 1, Status::kInvalidArgument,
            "params.history_only = %d: must be 0 or 1", p.history_only);
+  TQ_CHECK(layer.sliding_window == 0 || p.sliding_window <= layer.sliding_window, Status::kInvalidArgument,
+           "params.sliding_window = %lld: the layer keeps what its own window of %d tokens sees",
+           static_cast<long long>(p.sliding_window), layer.sliding_window);
   AttendRequest request = {};
-  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, g.num_q_heads, g.head_dim,
+  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, layer.num_q_heads, layer.head_dim,
                                       "params.q_token_stride", "params.q_head_stride");
-  request.out_strides = resolve_strides(p.out_token_stride, p.out_head_stride, g.num_q_heads, g.value_dim,
-                                        "params.out_token_stride", "params.out_head_stride");
-  request.out_dtype = p.out_dtype == 0 ? g.io_dtype : static_cast<DataType>(p.out_dtype);
+  request.out_strides = resolve_strides(p.out_token_stride, p.out_head_stride, layer.num_q_heads,
+                                        layer.value_dim, "params.out_token_stride", "params.out_head_stride");
+  request.out_dtype = p.out_dtype == 0 ? io_dtype : static_cast<DataType>(p.out_dtype);
   request.softmax_scale = p.softmax_scale != 0
                               ? p.softmax_scale
-                              : static_cast<float>(1.0 / sqrt(static_cast<double>(g.head_dim)));
+                              : static_cast<float>(1.0 / sqrt(static_cast<double>(layer.head_dim)));
   request.logit_softcap = p.logit_softcap;
-  request.sliding_window = p.sliding_window;
+  request.sliding_window = p.sliding_window != 0 ? p.sliding_window : layer.sliding_window;
   request.sink_logits = p.sink_logits;
   request.history_only = p.history_only != 0;
   take_masks(p, request);

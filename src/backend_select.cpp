@@ -111,8 +111,12 @@ void check_device(DeviceType type, int device_id, ReasonList& reasons) {
 
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons) {
   if (type == DeviceType::kCpu) return;
-  if (geometry.rotation == format::Rotation::kDense)
-    reasons.add(Status::kNotSupported, "rotation = 2 (TQ_ROTATION_DENSE): CPU only, for faithful runs");
+  for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
+    if (geometry.layers[layer].rotation != format::Rotation::kDense) continue;
+    reasons.add(Status::kNotSupported,
+                "layer %d: rotation = 2 (TQ_ROTATION_DENSE): CPU only, for faithful runs", layer);
+    break;
+  }
 #if TQ_CUDA
   cuda::check_cuda_backend(geometry, reasons);
 #endif

@@ -72,8 +72,7 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
   maps = carver.take<PageMap>(g.num_groups);
   owners = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
-  centres = carver.take<float>(
-      checked_mul(static_cast<int64_t>(g.num_layers) * g.num_kv_heads, g.head_dim + g.value_dim, "centres"));
+  centres = carver.take<float>(g.centre_floats(g.num_layers));
 }
 
 int64_t Cache::block_bytes(const ResolvedConfig& config) {
@@ -117,8 +116,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
     arrays_.owners[slot] = nullptr;
     arrays_.seen[slot] = 0;
   }
-  memset(arrays_.centres, 0,
-         sizeof(float) * static_cast<size_t>(g.num_layers) * g.num_kv_heads * (g.head_dim + g.value_dim));
+  memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.centre_floats(g.num_layers)));
   backend_ = factory(config_.device(), g, config_.backend_ops(), config_.config().pool, stream);
 }
 
@@ -155,9 +153,16 @@ void Cache::destroy(Cache* cache) {
   delete cache;
 }
 
-void Cache::check_layer(int32_t layer) const {
+const LayerGeometry& Cache::layer(int32_t layer) const {
   TQ_CHECK(layer >= 0 && layer < geometry().num_layers, Status::kInvalidArgument,
            "layer = %d: must be 0 .. %d", layer, geometry().num_layers - 1);
+  return geometry().layers[layer];
+}
+
+void Cache::check_stores(int32_t layer) const {
+  TQ_CHECK(geometry().stores(layer), Status::kInvalidArgument,
+           "layer = %d: it shares the tokens of layer %d and has none of its own", layer,
+           geometry().layers[layer].storage);
 }
 
 void Cache::check_stream(const void* stream) const {
@@ -165,29 +170,26 @@ void Cache::check_stream(const void* stream) const {
            "stream = %p: must be NULL for a CPU cache", stream);
 }
 
-float* Cache::layer_centres(int32_t layer) const {
-  return arrays_.centres +
-         static_cast<int64_t>(layer) * geometry().num_kv_heads * (geometry().head_dim + geometry().value_dim);
-}
+float* Cache::layer_centres(int32_t layer) const { return arrays_.centres + geometry().centre_floats(layer); }
 
 void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   const Gate::Use use(gate_, true);
-  check_layer(layer);
-  const Geometry& g = geometry();
-  const int64_t key_count = static_cast<int64_t>(g.num_kv_heads) * g.head_dim,
-                value_count = static_cast<int64_t>(g.num_kv_heads) * g.value_dim;
+  const LayerGeometry& l = this->layer(layer);
+  check_stores(layer);
+  const int64_t key_count = static_cast<int64_t>(l.num_kv_heads) * l.head_dim,
+                value_count = static_cast<int64_t>(l.num_kv_heads) * l.value_dim;
   for (int64_t i = 0; key && i < key_count; i++)
     TQ_CHECK(isfinite(key[i]), Status::kInvalidArgument, "key_centre[%lld][%lld] = %g: must be finite",
-             ll(i / g.head_dim), ll(i % g.head_dim), static_cast<double>(key[i]));
+             ll(i / l.head_dim), ll(i % l.head_dim), static_cast<double>(key[i]));
   for (int64_t i = 0; value && i < value_count; i++)
     TQ_CHECK(isfinite(value[i]), Status::kInvalidArgument, "value_centre[%lld][%lld] = %g: must be finite",
-             ll(i / g.value_dim), ll(i % g.value_dim), static_cast<double>(value[i]));
+             ll(i / l.value_dim), ll(i % l.value_dim), static_cast<double>(value[i]));
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
   // Raw sides have no centre, so none is kept for them: the fingerprint follows.
-  if (g.layers[layer].key_code.raw()) key = nullptr;
-  if (g.layers[layer].value_code.raw()) value = nullptr;
+  if (l.key_code.raw()) key = nullptr;
+  if (l.value_code.raw()) value = nullptr;
   if (!key && !value) return;
   backend_->set_centres(layer, key, value);
   if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
@@ -317,15 +319,15 @@ uint64_t Cache::sequence_flags(int64_t id) const {
 
 void Cache::append(AppendRequest request, const Batch& batch) {
   const Gate::Use use(gate_, true);
-  check_layer(request.layer);
+  const LayerGeometry& l = layer(request.layer);
+  check_stores(request.layer);
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
-  const Geometry& g = geometry();
-  const int element_bytes = dtype_bytes(g.io_dtype);
+  const int element_bytes = dtype_bytes(geometry().io_dtype);
   check_pointer("k", request.k, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
   check_pointer("v", request.v, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
-  check_extent("k", TensorShape{plan.rows.new_tokens, g.num_kv_heads, g.head_dim}, request.key_strides);
-  check_extent("v", TensorShape{plan.rows.new_tokens, g.num_kv_heads, g.value_dim}, request.value_strides);
+  check_extent("k", TensorShape{plan.rows.new_tokens, l.num_kv_heads, l.head_dim}, request.key_strides);
+  check_extent("v", TensorShape{plan.rows.new_tokens, l.num_kv_heads, l.value_dim}, request.value_strides);
   const bool in_graph = backend_->capturing(request.stream);
   TQ_CHECK(plan.rows.new_tokens > 0 || !in_graph, Status::kInvalidState,
            "batch: its plan has no new tokens, so a graph captured now would never append any");
@@ -340,13 +342,13 @@ void Cache::append(AppendRequest request, const Batch& batch) {
 
 void Cache::attend(AttendRequest request, const Batch& batch) {
   const Gate::Use use(gate_, !request.workspace);
-  check_layer(request.layer);
+  const LayerGeometry& l = layer(request.layer);
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
-  const Geometry& g = geometry();
-  const TensorShape q_shape = {plan.rows.query_tokens, g.num_q_heads, g.head_dim},
-                    out_shape = {plan.rows.query_tokens, g.num_q_heads, g.value_dim};
-  check_pointer("q", request.q, plan.rows.query_tokens > 0, plan.rows.query_tokens, dtype_bytes(g.io_dtype));
+  const TensorShape q_shape = {plan.rows.query_tokens, l.num_q_heads, l.head_dim},
+                    out_shape = {plan.rows.query_tokens, l.num_q_heads, l.value_dim};
+  check_pointer("q", request.q, plan.rows.query_tokens > 0, plan.rows.query_tokens,
+                dtype_bytes(geometry().io_dtype));
   check_pointer("out", request.out, plan.rows.query_tokens > 0, plan.rows.query_tokens,
                 dtype_bytes(request.out_dtype));
   check_pointer("lse", request.lse, false, plan.rows.query_tokens, sizeof(float));
@@ -375,17 +377,16 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
     return;
   }
   check_masks(plan.rows, request);
-  check_attendable(plan.rows, request.layer, request.history_only);
+  check_attendable(plan.rows, l.storage, request.history_only);
   request.plan = &plan;
   backend_->attend(request);
 }
 
 void Cache::read(ReadRequest request, int64_t id) {
   const Gate::Use use(gate_, true);
-  check_layer(request.layer);
+  const LayerGeometry& l = layer(request.layer);
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(request.stream);
-  const Geometry& g = geometry();
   const PageTable& table = arrays_.table;
   const int64_t length = table.length(slot);
   TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument,
@@ -393,15 +394,15 @@ void Cache::read(ReadRequest request, int64_t id) {
   TQ_CHECK(request.count >= 0 && request.count <= length - request.first, Status::kInvalidArgument,
            "count = %lld: the sequence has %lld tokens from first = %lld on", ll(request.count),
            ll(length - request.first), ll(request.first));
-  const int64_t written = arrays_.written.tokens(request.layer, slot);
+  const int64_t written = arrays_.written.tokens(l.storage, slot);
   TQ_CHECK(request.first + request.count <= written || request.count == 0, Status::kInvalidState,
            "first + count = %lld: layer %d of sequence %lld holds %lld of its %lld tokens; the others are "
            "planned and not appended there",
            ll(request.first + request.count), request.layer, ll(id), ll(written), ll(length));
-  const TensorShape k_shape = {request.count, g.num_kv_heads, g.head_dim},
-                    v_shape = {request.count, g.num_kv_heads, g.value_dim};
-  check_pointer("k", request.k, false, request.count, dtype_bytes(g.io_dtype));
-  check_pointer("v", request.v, false, request.count, dtype_bytes(g.io_dtype));
+  const TensorShape k_shape = {request.count, l.num_kv_heads, l.head_dim},
+                    v_shape = {request.count, l.num_kv_heads, l.value_dim};
+  check_pointer("k", request.k, false, request.count, dtype_bytes(geometry().io_dtype));
+  check_pointer("v", request.v, false, request.count, dtype_bytes(geometry().io_dtype));
   check_extent("k", k_shape, request.key_strides);
   check_extent("v", v_shape, request.value_strides);
   check_no_overlap("k", k_shape, request.key_strides);

@@ -99,6 +99,8 @@ class Cache {
 
   const ResolvedConfig& config() const { return config_; }
   const Geometry& geometry() const { return config_.geometry(); }
+  // INVALID_ARGUMENT without such a layer.
+  const LayerGeometry& layer(int32_t layer) const;
   void set_centres(int32_t layer, const float* key, const float* value);
   tq_cache_memory memory() const;
   uint64_t fingerprint() const;
@@ -138,12 +140,13 @@ class Cache {
     PageMap* maps;   // [num_groups]
     Batch** owners;  // [max_sequences] the batch whose plan in force has the slot, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
-    float* centres;  // [num_layers][num_kv_heads][head_dim + value_dim], keys first; zeros = none
+    float* centres;  // of each layer [num_kv_heads][head_dim + value_dim], keys first; zeros = none
   };
   static int64_t block_bytes(const ResolvedConfig& config);
 
   float* layer_centres(int32_t layer) const;
-  void check_layer(int32_t layer) const;
+  // The layer has tokens of its own.
+  void check_stores(int32_t layer) const;
   void check_stream(const void* stream) const;
   const BatchPlan& plan_in_force(const Batch& batch) const;
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,

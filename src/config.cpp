@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "config_text.h"
 #include "host_block.h"
 #include "struct_size.h"
 
@@ -35,17 +36,6 @@ void default_free(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer
 
 long long ll(int64_t x) { return static_cast<long long>(x); }
 
-// "32 64 80 ...": the list in a message is the list in the code.
-template <int n>
-struct ListText {
-  char text[16 * n];
-  explicit ListText(const int (&values)[n]) {
-    size_t used = 0;
-    for (int value : values)
-      used += static_cast<size_t>(snprintf(text + used, sizeof text - used, used ? " %d" : "%d", value));
-  }
-};
-
 void check_count(const char* name, int64_t value, int64_t least, int64_t most, ReasonList& reasons) {
   if (value < least || value > most)
     reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
@@ -58,16 +48,15 @@ void check_dim(const char* name, int32_t value, ReasonList& reasons) {
 
 void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
   check_count("num_layers", c.num_layers, 1, kMaxCount, reasons);
-  check_count("num_kv_heads", c.num_kv_heads, 1, kMaxCount, reasons);
-  check_count("num_q_heads", c.num_q_heads, 1, kMaxCount, reasons);
+  // With layers a value of the cache's is only what layers without one of their own take.
+  const int32_t least = c.layers ? 0 : 1;
+  check_count("num_kv_heads", c.num_kv_heads, least, kMaxCount, reasons);
+  check_count("num_q_heads", c.num_q_heads, least, kMaxCount, reasons);
   if (c.num_kv_heads >= 1 && c.num_q_heads >= 1 && c.num_q_heads % c.num_kv_heads != 0)
     reasons.add(kBad, "num_q_heads = %d: must be a multiple of num_kv_heads = %d", c.num_q_heads,
                 c.num_kv_heads);
-  check_dim("head_dim", c.head_dim, reasons);
-  if (c.value_dim == 0)
-    c.value_dim = c.head_dim;
-  else
-    check_dim("value_dim", c.value_dim, reasons);
+  if (c.head_dim != 0 || !c.layers) check_dim("head_dim", c.head_dim, reasons);
+  if (c.value_dim != 0) check_dim("value_dim", c.value_dim, reasons);
   if (c.io_dtype < TQ_F32 || c.io_dtype > TQ_BF16)
     reasons.add(kBad, "io_dtype = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", c.io_dtype);
 }
@@ -173,30 +162,22 @@ void check_codebook(const char* name, const tq_codebook& book, ReasonList& reaso
   }
 }
 
-format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
-  if (bits == format::kRawBits) return format::Codebook{};
-  format::Codebook book = format::builtin_codebook(dim, bits);
-  if (!custom || custom->bits != bits) return book;
-  book.unit = custom->unit;
-  for (int j = 0; j < format::kMaxMagnitudes; j++)
-    book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
-  return book;
-}
-
 // Bits of every layer: the layer's own where given, else the common ones.
 std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name, int32_t bits,
-                                       const int32_t* layer_bits, int32_t num_layers, ReasonList& reasons) {
+                                       const int32_t* layer_bits, int32_t num_layers, bool has_layers,
+                                       ReasonList& reasons) {
   const ListText<7> list(format::kCodeBits);
   std::vector<int32_t> result(static_cast<size_t>(num_layers), bits);
   if (bits != 0 && !format::is_code_bits(bits))
     reasons.add(kBad, "%s = %d: must be one of %s", name, bits, list.text);
-  if (bits == 0 && !layer_bits) reasons.add(kBad, "%s = 0: required unless %s is given", name, layer_name);
+  if (bits == 0 && !layer_bits && !has_layers)
+    reasons.add(kBad, "%s = 0: required unless layers or %s is given", name, layer_name);
   if (!layer_bits) return result;
   int32_t wrong = 0;
   for (int32_t layer = 0; layer < num_layers; layer++) {
     const int32_t own = layer_bits[layer];
     if (own != 0) result[static_cast<size_t>(layer)] = own;
-    if (own != 0 ? format::is_code_bits(own) : bits != 0) continue;
+    if (own != 0 ? format::is_code_bits(own) : bits != 0 || has_layers) continue;
     if (++wrong > kLayersNamed) continue;
     if (own != 0)
       reasons.add(kBad, "%s[%d] = %d: must be 0 or one of %s", layer_name, layer, own, list.text);
@@ -214,9 +195,9 @@ void ResolvedConfig::resolve_bits(ReasonList& reasons) {
   const int32_t num_layers =
       config_.num_layers >= 1 && config_.num_layers <= kMaxCount ? config_.num_layers : 0;
   key_bits_ = resolve_side_bits("key_bits", "layer_key_bits", config_.key_bits, config_.layer_key_bits,
-                                num_layers, reasons);
+                                num_layers, config_.layers != nullptr, reasons);
   value_bits_ = resolve_side_bits("value_bits", "layer_value_bits", config_.value_bits,
-                                  config_.layer_value_bits, num_layers, reasons);
+                                  config_.layer_value_bits, num_layers, config_.layers != nullptr, reasons);
   config_.layer_key_bits = key_bits_.data();
   config_.layer_value_bits = value_bits_.data();
 }
@@ -279,15 +260,6 @@ void ResolvedConfig::check_reserve(ReasonList& reasons) const {
                 ll(config_.max_reserve_tokens));
 }
 
-void ResolvedConfig::build_layers() {
-  layers_.reserve(key_bits_.size());
-  for (size_t i = 0; i < key_bits_.size(); i++)
-    layers_.push_back(LayerCode{format::code_of_bits(key_bits_[i]), format::code_of_bits(value_bits_[i]),
-                                layer_codebook(config_.head_dim, key_bits_[i], config_.key_codebook),
-                                layer_codebook(config_.value_dim, value_bits_[i], config_.value_codebook),
-                                0});
-}
-
 // One page more than full ones for every sequence: its tail. So the tokens fit, however they are spread.
 int64_t ResolvedConfig::pool_pages(int32_t group, int64_t tokens) const {
   return (tokens - 1) / geometry_.groups[group].page_size + 1 + config_.max_sequences;
@@ -303,13 +275,7 @@ void ResolvedConfig::build_geometry() {
   const tq_cache_config& c = config_;
   Geometry& g = geometry_;
   g.num_layers = c.num_layers;
-  g.num_q_heads = c.num_q_heads;
-  g.num_kv_heads = c.num_kv_heads;
-  g.q_per_kv = c.num_q_heads / c.num_kv_heads;
-  g.head_dim = c.head_dim;
-  g.value_dim = c.value_dim;
   g.io_dtype = static_cast<DataType>(c.io_dtype);
-  g.rotation = static_cast<format::Rotation>(c.rotation);
   g.rotation_seed = c.rotation_seed;
   g.first_layer = c.first_layer;
   g.first_kv_head = c.first_kv_head;
@@ -336,18 +302,17 @@ void ResolvedConfig::build_geometry() {
   g.layers = layers_.data();
 }
 
-int64_t ResolvedConfig::page_bytes() const {
-  int64_t bytes = 0;
-  for (int32_t layer = 0; layer < geometry_.num_layers; layer++)
-    bytes = checked_add(bytes, geometry_.page_bytes(layer), "page bytes");
-  return bytes;
-}
+int64_t ResolvedConfig::page_bytes() const { return geometry_.group_page_bytes(0); }
 
 int64_t ResolvedConfig::token_bytes() const { return page_bytes() / geometry_.page_size; }
 
 int64_t ResolvedConfig::fp16_token_bytes() const {
-  return static_cast<int64_t>(geometry_.num_layers) * geometry_.num_kv_heads *
-         (geometry_.head_dim + geometry_.value_dim) * 2;
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < geometry_.num_layers; i++)
+    if (geometry_.stores(i))
+      bytes += static_cast<int64_t>(layers_[static_cast<size_t>(i)].num_kv_heads) *
+               (layers_[static_cast<size_t>(i)].head_dim + layers_[static_cast<size_t>(i)].value_dim) * 2;
+  return bytes;
 }
 
 // Everything that backends multiply without looking stays below 2^56 bytes.
@@ -358,11 +323,9 @@ void ResolvedConfig::check_sizes(ReasonList& reasons) const {
     if (pages > kMaxBytes)
       reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
                   ll(pages));
-    const int64_t raw_values =
-        checked_mul(static_cast<int64_t>(g.num_kv_heads) * (g.head_dim + g.value_dim) * 4, g.raw_tokens(),
-                    "window_tokens");
-    const int64_t raw =
-        checked_mul(checked_mul(raw_values, g.num_layers, "window_tokens"), g.max_sequences, "window_tokens");
+    const int64_t raw = checked_mul(
+        checked_mul(checked_mul(fp16_token_bytes(), 2, "window_tokens"), g.raw_tokens(), "window_tokens"),
+        g.max_sequences, "window_tokens");
     if (raw > kMaxBytes)
       reasons.add(kBad, "window_tokens = %d: %lld bytes of exact copies, more than 2^56", g.window_tokens,
                   ll(raw));
@@ -392,6 +355,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_shapes(c, reasons);
   resolve_bits(reasons);
   resolve_modes(c, reasons);
+  resolve_layers(reasons);
   resolve_codebooks(reasons);
   resolve_tokens(c, reasons);
   resolve_exact_copies(c, reasons);
@@ -401,7 +365,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   const bool well_formed = reasons.empty();
   if (device_known) check_device(device(), c.device_id, reasons);
   if (well_formed) {
-    build_layers();
+    build_layers(reasons);
     build_geometry();
     check_sizes(reasons);
     if (reasons.empty()) check_backend(device(), geometry_, reasons);

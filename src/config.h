@@ -44,14 +44,17 @@ class ResolvedConfig {
   void resolve_codebooks(ReasonList& reasons);
   void resolve_allocator(ReasonList& reasons);
   void check_reserve(ReasonList& reasons) const;
-  void build_layers();
+  // config_layers.cpp
+  void resolve_layers(ReasonList& reasons);
+  void build_layers(ReasonList& reasons);
   void build_geometry();
   void check_sizes(ReasonList& reasons) const;
 
   tq_cache_config config_;
   Geometry geometry_;
   HostOps host_ops_, backend_ops_;
-  std::vector<LayerCode> layers_;
+  std::vector<LayerGeometry> layers_;
+  std::vector<tq_layer_config> resolved_layers_;
   std::vector<int32_t> key_bits_, value_bits_;
   tq_codebook key_codebook_, value_codebook_;
   tq_allocator allocator_;

@@ -15,8 +15,6 @@ namespace {
 
 constexpr Kind kKinds[] = {Kind::kKey, Kind::kValue};
 
-int32_t dim_of(const Geometry& g, Kind kind) { return kind == Kind::kKey ? g.head_dim : g.value_dim; }
-
 // A number as its four bytes, the lowest first, into a hash.
 void put_word(void* state, uint32_t x) {
   const uint8_t bytes[4] = {static_cast<uint8_t>(x), static_cast<uint8_t>(x >> 8),
@@ -30,17 +28,17 @@ uint32_t centre_word(float x) { return format::float_bits(x + 0.0f); }  // -0 is
 
 const float* Identity::centre(int32_t layer, int32_t kv_head, Kind kind) const {
   const Geometry& g = *geometry;
-  const int64_t heads = static_cast<int64_t>(layer) * g.num_kv_heads;
-  return centres + heads * (g.head_dim + g.value_dim) +
-         (kind == Kind::kKey ? 0 : static_cast<int64_t>(g.num_kv_heads) * g.head_dim) +
-         static_cast<int64_t>(kv_head) * dim_of(g, kind);
+  const LayerGeometry& l = g.layers[layer];
+  return centres + g.centre_floats(layer) +
+         (kind == Kind::kKey ? 0 : static_cast<int64_t>(l.num_kv_heads) * l.head_dim) +
+         static_cast<int64_t>(kv_head) * l.dim(kind);
 }
 
 SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
-  const LayerCode& code = g.layers[layer];
+  const LayerGeometry& code = g.layers[layer];
   const format::CodeId id = kind == Kind::kKey ? code.key_code : code.value_code;
   SideIdentity side = {};
-  side.dim = dim_of(g, kind);
+  side.dim = code.dim(kind);
   side.family = static_cast<int32_t>(id.family);
   side.bits = id.bits;
   if (id.raw()) {
@@ -49,7 +47,7 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
   }
   const format::Codebook& book = kind == Kind::kKey ? code.key_book : code.value_book;
   std::copy_n(book.magnitude, book.count(), side.magnitude);
-  side.rotation = static_cast<int32_t>(g.rotation);
+  side.rotation = static_cast<int32_t>(code.rotation);
   side.seed = g.rotation_seed;
   return side;
 }
@@ -69,13 +67,13 @@ const char* difference(const SideIdentity& a, const SideIdentity& b, Kind kind) 
 
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind) {
   const Geometry& g = *identity.geometry;
-  const LayerCode& code = g.layers[layer];
+  const LayerGeometry& code = g.layers[layer];
   if ((kind == Kind::kKey ? code.key_code : code.value_code).raw()) return 0;
   const float* centre = identity.centre(layer, kv_head, kind);
   XXH64_state_t state;
   XXH64_reset(&state, 0);
   bool any = false;
-  for (int i = 0; i < dim_of(g, kind); i++) {
+  for (int i = 0; i < code.dim(kind); i++) {
     put_word(&state, centre_word(centre[i]));
     any |= centre[i] != 0;
   }
@@ -87,9 +85,13 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
   const auto put = [&](int64_t x) { visit(context, static_cast<uint32_t>(x)); };
   for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.first_layer),
                           static_cast<int64_t>(g.first_kv_head), static_cast<int64_t>(g.num_layers),
-                          static_cast<int64_t>(g.num_kv_heads), static_cast<int64_t>(g.page_size)})
+                          static_cast<int64_t>(g.page_size)})
     put(x);
-  for (int32_t layer = 0; layer < g.num_layers; layer++)
+  for (int32_t layer = 0; layer < g.num_layers; layer++) {
+    const LayerGeometry& l = g.layers[layer];
+    put(l.storage);
+    if (!g.stores(layer)) continue;  // no bytes of its own
+    put(l.num_kv_heads);
     for (const Kind kind : kKinds) {
       const SideIdentity side = side_identity(g, layer, kind);
       for (const int64_t x :
@@ -101,9 +103,10 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
       if (side.raw_type != 0) continue;
       for (const uint8_t magnitude : side.magnitude) put(magnitude);
       const float* centres = identity.centre(layer, 0, kind);
-      for (int64_t i = 0; i < static_cast<int64_t>(g.num_kv_heads) * side.dim; i++)
+      for (int64_t i = 0; i < static_cast<int64_t>(l.num_kv_heads) * side.dim; i++)
         put(centre_word(centres[i]));
     }
+  }
 }
 
 uint64_t fingerprint_of(const Identity& identity) {

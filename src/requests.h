@@ -18,10 +18,24 @@ constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2
 // What append notices in its inputs, kept for each slot and for the cache: TQ_NOTICED_* of tqkv.h.
 constexpr uint64_t kNoticedNonfinite = 1, kNoticedSaturated = 2;
 
-struct LayerCode {
+// Heads of a layer: all that schedules know of it. Layers of equal heads share a plan's work lists.
+struct HeadShape {
+  int32_t num_q_heads, num_kv_heads, q_per_kv;
+};
+constexpr int32_t kMaxHeadShapes = 8;
+
+// One layer, everything resolved.
+struct LayerGeometry : HeadShape {
+  int32_t head_dim, value_dim;
   format::CodeId key_code, value_code;
   format::Codebook key_book, value_book;  // unused for raw sides
-  int32_t group;                          // whose page table and page ids are this layer's
+  format::Rotation rotation;
+  int32_t sliding_window;  // tokens that a query sees, its own included; older ones are given back. 0 = all
+  int32_t storage;         // the layer whose tokens this one reads: itself, or an earlier one
+  int32_t group;           // whose page table and page ids are this layer's
+  int32_t shape;           // index in Geometry::shapes
+
+  int dim(Kind kind) const { return kind == Kind::kKey ? head_dim : value_dim; }
 };
 
 // Layers whose tokens live equally long share a page table. Entry i of a sequence's row there has the tokens
@@ -39,10 +53,8 @@ constexpr int32_t kMaxPageGroups = 8;
 
 // The resolved configuration: fixed at create, but for the pools' numbers of pages.
 struct Geometry {
-  int32_t num_layers, num_q_heads, num_kv_heads, q_per_kv;
-  int32_t head_dim, value_dim;
+  int32_t num_layers;
   DataType io_dtype;
-  format::Rotation rotation;
   uint64_t rotation_seed;
   int32_t first_layer, first_kv_head;  // numbers in the whole model of layer 0 and kv head 0
   format::ScaleRule key_rule, value_rule;
@@ -58,7 +70,9 @@ struct Geometry {
   int32_t num_threads;  // CPU, >= 1
   int32_t device_id;
   bool zero_on_free;
-  const LayerCode* layers;  // [num_layers], host
+  int32_t num_shapes;
+  HeadShape shapes[kMaxHeadShapes];  // [num_shapes], all different
+  const LayerGeometry* layers;       // [num_layers], host
 
   // The random stream of the rotation of one kv head and kind.
   uint64_t stream_base(int layer, int kv_head, Kind kind) const {
@@ -69,20 +83,32 @@ struct Geometry {
   // token at sink_tokens + i % ring_tokens.
   int32_t raw_tokens() const { return sink_tokens + ring_tokens; }
   format::TileLayout tile(int layer) const {
-    return format::TileLayout(head_dim, value_dim, layers[layer].key_code, layers[layer].value_code);
+    const LayerGeometry& l = layers[layer];
+    return format::TileLayout(l.head_dim, l.value_dim, l.key_code, l.value_code);
   }
+  // Whether the layer has tokens of its own.
+  bool stores(int layer) const { return layers[layer].storage == layer; }
   const PageGroup& group_of(int layer) const { return groups[layers[layer].group]; }
   // Whether pages get their memory piece by piece (tq_cache_reserve).
   bool may_grow() const { return groups[0].reserve_pages > 0; }
   int64_t page_bytes(int layer) const {
-    return static_cast<int64_t>(num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
+    return static_cast<int64_t>(layers[layer].num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
   }
+  int64_t own_page_bytes(int layer) const { return stores(layer) ? page_bytes(layer) : 0; }
   // Bytes of one page over the group's layers, or over those of them before a layer.
   int64_t group_page_bytes(int group, int before) const {
     int64_t bytes = 0;
     for (int layer = 0; layer < before; layer++)
-      if (layers[layer].group == group) bytes += page_bytes(layer);
+      if (layers[layer].group == group) bytes += own_page_bytes(layer);
     return bytes;
+  }
+  // Centres of the layers before one: keys [num_kv_heads][head_dim], then values likewise, in each.
+  int64_t centre_floats(int before) const {
+    int64_t count = 0;
+    for (int i = 0; i < before; i++)
+      if (stores(i))
+        count += static_cast<int64_t>(layers[i].num_kv_heads) * (layers[i].head_dim + layers[i].value_dim);
+    return count;
   }
   int64_t group_page_bytes(int group) const { return group_page_bytes(group, num_layers); }
 };

@@ -26,9 +26,10 @@
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
-  X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) \
-  X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
-  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
+  X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_LAYER_CONFIG, tq_layer_config) \
+  X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) \
+  X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) \
+  X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {

@@ -165,6 +165,7 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_DEVICE_INFO 6
 #define TQ_STRUCT_CODEBOOK 7
 #define TQ_STRUCT_ALLOCATOR 8
+#define TQ_STRUCT_LAYER_CONFIG 9
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -226,6 +227,23 @@ typedef struct tq_allocator {
   void (*free)(void *user, void *pointer, size_t bytes, int32_t device_type, int32_t device_id);
 } tq_allocator;
 
+/* One layer of a cache whose layers differ. A field that is 0 stands for the cache's own. */
+typedef struct tq_layer_config {
+  uint32_t struct_size;   /* the same in all elements of the array */
+  int32_t num_q_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t value_dim;
+  int32_t key_bits;
+  int32_t value_bits;
+  int32_t key_family;     /* TQ_CODE_*; 0 = code_family of the cache */
+  int32_t value_family;
+  int32_t rotation;
+  int32_t sliding_window; /* tokens that a query sees, its own included; 0 = all */
+  int32_t shares_layer;   /* 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to:
+                           * all but num_q_heads and sliding_window are that layer's, append refuses it */
+} tq_layer_config;
+
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
 #define TQ_FLAG_NO_SCALE_SEARCH 2u    /* encoder: one quantisation step, not the best of several */
 
@@ -267,6 +285,8 @@ typedef struct tq_cache_config {
   const tq_allocator *allocator;   /* NULL = malloc / cudaMalloc; copied */
   void *pool;              /* NULL, or memory for the pages, 256-byte aligned, zeroed, kept until destroy */
   int64_t pool_bytes;      /* >= page_bytes of tq_cache_config_bytes when pool is given */
+  const tq_layer_config *layers; /* [num_layers] or NULL: all alike. num_q_heads .. value_bits above are then
+                                  * required only where a layer leaves them 0 */
 } tq_cache_config;
 
 /* What a cache of this configuration allocates, exactly. */

@@ -98,16 +98,12 @@ PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, Data
 
 }  // namespace
 
-bool prefill_serves(const Geometry& geometry, int shared_memory_per_block) {
-  for (int layer = 0; layer < geometry.num_layers; layer++) {
-    const format::TileLayout tile = geometry.tile(layer);
-    const Compiled* compiled = find_compiled(tile);
-    if (!compiled ||
-        fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block)
-                .total_bytes == 0)
-      return false;
-  }
-  return true;
+bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block) {
+  const format::TileLayout tile = geometry.tile(layer);
+  const Compiled* compiled = find_compiled(tile);
+  return compiled &&
+         fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block)
+                 .total_bytes > 0;
 }
 
 void launch_prefill(const RowLaunch& launch, const uint8_t* list) {

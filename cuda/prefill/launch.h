@@ -6,10 +6,10 @@
 
 namespace tq::cuda::prefill {
 
-// Whether the prefill kernel takes the long sequences of a cache: decided for all its layers together, since
-// they share the work list. Where it does not (other dimensions than 64 96 128 192 256 rounded up to 32,
-// unequal ones, too little shared memory), the decode kernel goes through a sequence in blocks of 8 rows.
-bool prefill_serves(const Geometry& geometry, int shared_memory_per_block);
+// Whether the prefill kernel takes the long sequences of a layer. Where it does not (other dimensions than 64
+// 96 128 192 256 rounded up to 32, unequal ones, too little shared memory), the decode kernel goes through a
+// sequence in blocks of 8 rows.
+bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block);
 
 // list: of the long sequences (the second part of build_pair's), on the device.
 void launch_prefill(const RowLaunch& launch, const uint8_t* list);

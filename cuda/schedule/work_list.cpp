@@ -51,10 +51,10 @@ SequenceRows sequence_rows(const StepSequence& from) {
                       static_cast<int32_t>(from.raw_first)};
 }
 
-SequenceWork sequence_work(const Geometry& geometry, const StepSequence& from) {
+SequenceWork sequence_work(const Geometry& geometry, const HeadShape& heads, const StepSequence& from) {
   SequenceWork to = {};
   static_cast<SequenceRows&>(to) = sequence_rows(from);
-  const int64_t row_blocks = ceil_div(from.query_tokens * geometry.q_per_kv, kRowsPerBlock);
+  const int64_t row_blocks = ceil_div(from.query_tokens * heads.q_per_kv, kRowsPerBlock);
   to.row_blocks = static_cast<int32_t>(row_blocks);
   to.split_tokens = split_tokens(from.length(), row_blocks);
   to.num_splits = static_cast<int32_t>(ceil_div(from.length(), to.split_tokens));
@@ -88,14 +88,14 @@ int stored_value_dim_max(const Geometry& geometry) {
 }
 
 // Writes the sequences with queries and their number; returns the weight of all their units.
-int64_t list_sequences(const Geometry& geometry, const StepRows& rows, bool short_only,
-                       SequenceWork* sequences, WorkHeader& header) {
+int64_t list_sequences(const Geometry& geometry, const HeadShape& heads, const StepRows& rows,
+                       bool short_only, SequenceWork* sequences, WorkHeader& header) {
   int64_t total = 0;
   for (int i = 0; i < rows.num_sequences; i++) {
-    if (rows.sequences[i].query_tokens == 0 || (short_only && is_long(geometry, rows.sequences[i]))) continue;
+    if (rows.sequences[i].query_tokens == 0 || (short_only && is_long(heads, rows.sequences[i]))) continue;
     SequenceWork& sequence = sequences[header.num_sequences++];
-    sequence = sequence_work(geometry, rows.sequences[i]);
-    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * geometry.num_kv_heads;
+    sequence = sequence_work(geometry, heads, rows.sequences[i]);
+    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * heads.num_kv_heads;
   }
   return total;
 }
@@ -117,12 +117,12 @@ int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
   return counter_bytes(num_ctas) + max_slots(num_ctas) * slot_floats(stored_value_dim_max(geometry)) * 4;
 }
 
-int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* work,
-                   bool short_only) {
+int64_t build_work(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
+                   uint8_t* work, bool short_only) {
   CtaWork* ctas = reinterpret_cast<CtaWork*>(work + sizeof(WorkHeader));
   SequenceWork* sequences = reinterpret_cast<SequenceWork*>(ctas + num_ctas);
   WorkHeader header = {num_ctas, 0, 0, 0};
-  const int64_t total = list_sequences(geometry, rows, short_only, sequences, header);
+  const int64_t total = list_sequences(geometry, heads, rows, short_only, sequences, header);
 
   // Border c: the first unit that starts at or after c / num_ctas of the weight.
   Border start = {0, 0, 0, 0};
@@ -136,7 +136,7 @@ int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas,
     int32_t s = start.sequence;
     for (; s < header.num_sequences; s++) {
       const BlockWeights weights(geometry, sequences[s]);
-      const int64_t blocks = static_cast<int64_t>(sequences[s].row_blocks) * geometry.num_kv_heads;
+      const int64_t blocks = static_cast<int64_t>(sequences[s].row_blocks) * heads.num_kv_heads;
       const int64_t inside = target - sequence_start;
       if (c + 1 < num_ctas && inside < weights.total() * blocks) {
         end.sequence = s;
@@ -191,8 +191,8 @@ int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas,
   return work_bytes(num_ctas, header.num_sequences);
 }
 
-bool is_long(const Geometry& geometry, const StepSequence& sequence) {
-  return sequence.query_tokens * geometry.q_per_kv >= kLongRows;
+bool is_long(const HeadShape& heads, const StepSequence& sequence) {
+  return sequence.query_tokens * heads.q_per_kv >= kLongRows;
 }
 
 int64_t pair_capacity(const Geometry& geometry, int num_ctas) {
@@ -204,18 +204,19 @@ const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, cons
   return *reinterpret_cast<const PrefillHeader*>(pair + work_capacity(geometry, num_ctas));
 }
 
-int64_t build_pair(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* pair) {
-  build_work(geometry, rows, num_ctas, pair, true);
+int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
+                   uint8_t* pair) {
+  build_work(geometry, heads, rows, num_ctas, pair, true);
   const int64_t place = work_capacity(geometry, num_ctas);
   PrefillSequence* sequences = reinterpret_cast<PrefillSequence*>(pair + place + sizeof(PrefillHeader));
   PrefillHeader header = {0, 0, {0, 0}};
   for (int i = 0; i < rows.num_sequences; i++) {
     const StepSequence& from = rows.sequences[i];
-    if (!is_long(geometry, from)) continue;
+    if (!is_long(heads, from)) continue;
     PrefillSequence& to = sequences[header.num_sequences++];
     to = PrefillSequence{};
     static_cast<SequenceRows&>(to) = sequence_rows(from);
-    to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * geometry.q_per_kv, kPrefillRows));
+    to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * heads.q_per_kv, kPrefillRows));
   }
   // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result
   // depends on it.
@@ -225,7 +226,7 @@ int64_t build_pair(const Geometry& geometry, const StepRows& rows, int num_ctas,
             });
   for (int i = 0; i < header.num_sequences; i++) {
     sequences[i].first_item = header.num_items;
-    header.num_items += sequences[i].row_blocks * geometry.num_kv_heads;
+    header.num_items += sequences[i].row_blocks * heads.num_kv_heads;
   }
   memcpy(pair + place, &header, sizeof header);
   return place + static_cast<int64_t>(sizeof header) +

@@ -100,11 +100,12 @@ struct PrefillHeader {
 };
 static_assert(sizeof(PrefillHeader) == 16, "aligned");
 
-bool is_long(const Geometry& geometry, const StepSequence& sequence);
+bool is_long(const HeadShape& heads, const StepSequence& sequence);
 // Of the pair: the short list takes work_capacity bytes, the list of long sequences follows.
 int64_t pair_capacity(const Geometry& geometry, int num_ctas);
 // Writes the pair of a plan; returns the bytes used.
-int64_t build_pair(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* pair);
+int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
+                   uint8_t* pair);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
 // Tokens of a split of a sequence of this length (>= 1).
@@ -127,10 +128,10 @@ constexpr int64_t slot_floats(int stored_value_dim) {
   return kRowsPerBlock * (static_cast<int64_t>(stored_value_dim) + 2) + 4;
 }
 
-// Writes the work list of a plan to `work` (>= work_capacity bytes); returns the bytes used. O(sequences +
-// CTAs). short_only: without long sequences.
-int64_t build_work(const Geometry& geometry, const StepRows& rows, int num_ctas, uint8_t* work,
-                   bool short_only = false);
+// Writes the work list of a plan for layers of these heads to `work` (>= work_capacity bytes); returns the
+// bytes used. O(sequences + CTAs). short_only: without long sequences.
+int64_t build_work(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
+                   uint8_t* work, bool short_only = false);
 
 }  // namespace cuda
 }  // namespace tq

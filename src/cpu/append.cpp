@@ -102,7 +102,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
     const TensorStrides strides = key ? request.key_strides : request.value_strides;
-    const int element = dtype_bytes(g.io_dtype), dim = key ? g.head_dim : g.value_dim;
+    const int element = dtype_bytes(g.io_dtype), dim = layer.dim(kind);
     const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
     const format::VectorCoder coder = store_.coder(request.layer, head, kind);
     const int64_t row = sequence.kv_row + (first - sequence.old_length);
@@ -140,7 +140,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
 void CpuBackend::append(const AppendRequest& request) {
   const StepRows& rows = request.plan->rows;
   const PlanStorage& storage = *static_cast<const PlanStorage*>(request.plan->storage);
-  const int heads = store_.geometry.num_kv_heads;
+  const int heads = store_.layer(request.layer).num_kv_heads;
   const int64_t* first = storage.first_task;
   pool_.parallel_for(storage.num_tasks * heads, [&](int64_t index, int) {
     const int64_t task = index / heads;

@@ -12,13 +12,13 @@ namespace cpu {
 namespace {
 
 // Items of the group that starts at `item`.
-int group_items(const PlanStorage& work, int item) {
+int group_items(const WorkList& work, int item) {
   int count = 1;
   while (item + count < work.counts.num_items && work.items[item + count].group == work.items[item].group)
     count++;
   return count;
 }
-bool starts_group(const PlanStorage& work, int item) {
+bool starts_group(const WorkList& work, int item) {
   return item == 0 || work.items[item - 1].group != work.items[item].group;
 }
 
@@ -27,12 +27,14 @@ bool starts_group(const PlanStorage& work, int item) {
 void CpuBackend::attend(const AttendRequest& request) {
   const Geometry& g = store_.geometry;
   const StepRows& rows = request.plan->rows;
-  const PlanStorage& work = *static_cast<const PlanStorage*>(request.plan->storage);
-  const int64_t most_rows = static_cast<int64_t>(work.counts.most_queries) * g.q_per_kv,
-                most_partial_rows = static_cast<int64_t>(work.counts.most_partial_queries) * g.q_per_kv;
-  const int64_t partial_bytes = work.counts.num_partials * static_cast<int64_t>(g.num_kv_heads) *
-                                most_partial_rows * partial_floats(g) * static_cast<int64_t>(sizeof(float));
-  const int64_t worker_bytes = worker_space_bytes(g), workers_bytes = worker_bytes * pool_.num_threads();
+  const LayerStore& layer = store_.layer(request.layer);
+  const WorkList& work = static_cast<const PlanStorage*>(request.plan->storage)->lists[layer.shape];
+  const int64_t most_rows = static_cast<int64_t>(work.counts.most_queries) * layer.q_per_kv,
+                most_partial_rows = static_cast<int64_t>(work.counts.most_partial_queries) * layer.q_per_kv;
+  const int64_t partial_bytes = work.counts.num_partials * static_cast<int64_t>(layer.num_kv_heads) *
+                                most_partial_rows * partial_floats(layer) *
+                                static_cast<int64_t>(sizeof(float));
+  const int64_t worker_bytes = worker_space_bytes(layer), workers_bytes = worker_bytes * pool_.num_threads();
   const bool own = !request.workspace || request.workspace == store_.workspace();
   uint8_t* base = own ? store_.workspace() : static_cast<uint8_t*>(request.workspace);
   const int64_t given = own ? own_workspace_bytes(g) : static_cast<int64_t>(request.workspace_bytes);
@@ -40,9 +42,9 @@ void CpuBackend::attend(const AttendRequest& request) {
            static_cast<long long>(given), static_cast<long long>(workers_bytes));
   const bool split = work.counts.num_partials > 0 && given >= workers_bytes + partial_bytes;
   float* partials = reinterpret_cast<float*>(base + workers_bytes);
-  const int64_t slices = (most_rows + kMaxRows - 1) / kMaxRows, heads = g.num_kv_heads;
+  const int64_t slices = (most_rows + kMaxRows - 1) / kMaxRows, heads = layer.num_kv_heads;
   const auto partial_of = [&](int64_t slot, int64_t head, int64_t row) {
-    return partials + ((slot * heads + head) * most_partial_rows + row) * partial_floats(g);
+    return partials + ((slot * heads + head) * most_partial_rows + row) * partial_floats(layer);
   };
   // body(item, task): the rows of one slice of an item and head, prepared.
   const auto for_each_task = [&](const auto& wanted, const auto& body) {
@@ -51,12 +53,12 @@ void CpuBackend::attend(const AttendRequest& request) {
                 head = static_cast<int>(index / slices % heads);
       const WorkItem& piece = work.items[item];
       const int64_t first = index % slices * kMaxRows,
-                    count = std::min<int64_t>(kMaxRows,
-                                              static_cast<int64_t>(piece.num_queries) * g.q_per_kv - first);
+                    count = std::min<int64_t>(
+                        kMaxRows, static_cast<int64_t>(piece.num_queries) * layer.q_per_kv - first);
       if (count <= 0 || !wanted(item)) return;
-      WorkerSpace space = carve_worker_space(g, base + worker * worker_bytes);
+      WorkerSpace space = carve_worker_space(layer, base + worker * worker_bytes);
       RowTask task(store_, kernels_, request, rows.sequences[piece.sequence], head,
-                   piece.first_query * g.q_per_kv + first, static_cast<int>(count), space);
+                   piece.first_query * layer.q_per_kv + first, static_cast<int>(count), space);
       body(item, head, first, static_cast<int>(count), task);
     });
   };

@@ -10,7 +10,7 @@ namespace cpu {
 
 // Raw copies of tokens begin .. end - 1 of the tile that starts at token `first`, as floats.
 void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
-  const int dim = kind == Kind::kKey ? g_.head_dim : g_.value_dim;
+  const int dim = kind == Kind::kKey ? layer_.head_dim : layer_.value_dim;
   for (int i = begin; i < end; i++)
     kernels_.to_float(g_.io_dtype,
                       store_.raw(layer_, sequence_.raw_slot, head_, kind, raw_index(g_, first + i)), dim,
@@ -55,7 +55,7 @@ void RowTask::fold_exact() {
   int64_t sink_end = 0, window_begin = sequence_.length(), end = 0;  // of all rows
   for (int r = 0; r < rows_; r++) {
     const RowSight& sight = space_.row[r].sight;
-    std::fill(o(r), o(r) + g_.value_dim, 0.0f);
+    std::fill(o(r), o(r) + layer_.value_dim, 0.0f);
     sink_end = std::max(sink_end, sight.sink_end);
     if (sight.window_begin >= sight.end) continue;
     window_begin = std::min(window_begin, sight.window_begin);
@@ -68,9 +68,9 @@ void RowTask::fold_exact() {
 
 void RowTask::write_row(int r) {
   Row& row = space_.row[r];
-  const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
-                q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
-  const int dim = g_.value_dim;
+  const int64_t index = first_row_ + r, query = index / layer_.q_per_kv,
+                q_head = head_ * layer_.q_per_kv + index % layer_.q_per_kv;
+  const int dim = layer_.value_dim;
   alignas(64) float coded[format::kMaxDim] = {};
   if (!is_empty(row.total)) {
     if (layer_.tile.value.raw()) {
@@ -80,7 +80,7 @@ void RowTask::write_row(int r) {
       // again.
       alignas(64) float rotated[format::kMaxDim];
       const float inverse = inverse_sum(row.total);
-      for (int i = 0; i < value_width_; i++) rotated[store_.value_order()[i]] = total(r)[i] * inverse;
+      for (int i = 0; i < value_width_; i++) rotated[layer_.value_order[i]] = total(r)[i] * inverse;
       kernels_.unrotate(value_coder_, rotated, coded);
       for (int i = 0; i < dim; i++)
         coded[i] = (value_coder_.centre ? coded[i] + value_coder_.centre[i] : coded[i]) * row.total.l;
@@ -96,7 +96,7 @@ void RowTask::write_row(int r) {
                  (token * request_.out_strides.token + q_head * request_.out_strides.head) *
                      dtype_bytes(request_.out_dtype);
   kernels_.from_float(request_.out_dtype, coded, dim, out);
-  if (request_.lse) request_.lse[token * g_.num_q_heads + q_head] = end.lse;
+  if (request_.lse) request_.lse[token * layer_.num_q_heads + q_head] = end.lse;
 }
 
 void RowTask::finish() {

@@ -12,10 +12,10 @@
 namespace tq {
 namespace cpu {
 
-int64_t worker_space_bytes(const Geometry& geometry) {
+int64_t worker_space_bytes(const LayerGeometry& layer) {
   Carver carver;
-  const int64_t k = format::stored_dim(geometry.head_dim), v = format::stored_dim(geometry.value_dim);
-  carver.take<float>(kMaxRows * geometry.head_dim);
+  const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
+  carver.take<float>(kMaxRows * layer.head_dim);
   carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   carver.take<float>(kMaxRows * v);
   carver.take<float>(kMaxRows * v);
@@ -23,7 +23,7 @@ int64_t worker_space_bytes(const Geometry& geometry) {
   carver.take<float>(kMaxRows * kBlockTokens);
   carver.take<uint16_t>(kMaxRows * kBlockTokens);
   carver.take<int32_t>(kMaxRows * v);
-  carver.take<float>(format::kTileTokens * std::max(geometry.head_dim, geometry.value_dim));
+  carver.take<float>(format::kTileTokens * std::max(layer.head_dim, layer.value_dim));
   carver.take<float>(kBlockTokens);
   carver.take<float>(kBlockTokens);
   carver.take<float>(kBlockTokens);
@@ -32,11 +32,11 @@ int64_t worker_space_bytes(const Geometry& geometry) {
   return (carver.used() + 255) / 256 * 256;
 }
 
-WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
+WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
   Carver carver(base);
-  const int64_t k = format::stored_dim(geometry.head_dim), v = format::stored_dim(geometry.value_dim);
+  const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
   WorkerSpace space;
-  space.q_exact = carver.take<float>(kMaxRows * geometry.head_dim);
+  space.q_exact = carver.take<float>(kMaxRows * layer.head_dim);
   space.operands =
       carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   space.o = carver.take<float>(kMaxRows * v);
@@ -45,7 +45,7 @@ WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
   space.p = carver.take<float>(kMaxRows * kBlockTokens);
   space.weights = carver.take<uint16_t>(kMaxRows * kBlockTokens);
   space.sums = carver.take<int32_t>(kMaxRows * v);
-  space.rows = carver.take<float>(format::kTileTokens * std::max(geometry.head_dim, geometry.value_dim));
+  space.rows = carver.take<float>(format::kTileTokens * std::max(layer.head_dim, layer.value_dim));
   space.key_scales = carver.take<float>(kBlockTokens);
   space.value_scales = carver.take<float>(kBlockTokens);
   space.bias = carver.take<float>(kBlockTokens);
@@ -54,14 +54,19 @@ WorkerSpace carve_worker_space(const Geometry& geometry, void* base) {
   return space;
 }
 
-int64_t partial_floats(const Geometry& geometry) { return 16 + format::stored_dim(geometry.value_dim); }
+int64_t partial_floats(const LayerGeometry& layer) { return 16 + format::stored_dim(layer.value_dim); }
 
 int64_t own_workspace_bytes(const Geometry& geometry) {
-  // one query token
-  const int64_t slot = partial_floats(geometry) * static_cast<int64_t>(sizeof(float)) * geometry.num_q_heads;
-  const int64_t wanted = split_limits(geometry, geometry.num_threads).partial_queries;
-  return geometry.num_threads * worker_space_bytes(geometry) +
-         std::min(wanted, kOwnPartialBytes / slot) * slot;
+  int64_t worker = 0, partials = 0;
+  for (int i = 0; i < geometry.num_layers; i++) {
+    const LayerGeometry& layer = geometry.layers[i];
+    // one query token
+    const int64_t slot = partial_floats(layer) * static_cast<int64_t>(sizeof(float)) * layer.num_q_heads;
+    const int64_t wanted = split_limits(geometry, layer, geometry.num_threads).partial_queries;
+    worker = std::max(worker, worker_space_bytes(layer));
+    partials = std::max(partials, std::min(wanted, kOwnPartialBytes / slot) * slot);
+  }
+  return geometry.num_threads * worker + partials;
 }
 
 namespace {
@@ -97,17 +102,17 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
 
 void RowTask::prepare_row(int r) {
   Row& row = space_.row[r];
-  const int64_t index = first_row_ + r, query = index / g_.q_per_kv,
-                q_head = head_ * g_.q_per_kv + index % g_.q_per_kv;
-  float* q = space_.q_exact + static_cast<int64_t>(r) * g_.head_dim;
+  const int64_t index = first_row_ + r, query = index / layer_.q_per_kv,
+                q_head = head_ * layer_.q_per_kv + index % layer_.q_per_kv;
+  float* q = space_.q_exact + static_cast<int64_t>(r) * layer_.head_dim;
   const uint8_t* source =
       static_cast<const uint8_t*>(request_.q) +
       ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) *
           dtype_bytes(g_.io_dtype);
-  kernels_.to_float(g_.io_dtype, source, g_.head_dim, q);
+  kernels_.to_float(g_.io_dtype, source, layer_.head_dim, q);
   // As integers, magnitudes of floats are in order, and infinity and NaN lie above all finite ones.
   uint32_t largest = 0;
-  for (int i = 0; i < g_.head_dim; i++)
+  for (int i = 0; i < layer_.head_dim; i++)
     largest = std::max(largest, format::float_bits(format::abs_float(q[i])));
   row = Row{};
   row.position = sequence_.position(query);
@@ -123,7 +128,7 @@ void RowTask::prepare_row(int r) {
     return;
   }
   // Kernels take all rows of a task together: this one takes part as zeros and sees no token.
-  std::fill(q, q + g_.head_dim, 0.0f);
+  std::fill(q, q + layer_.head_dim, 0.0f);
   if (!layer_.tile.key.raw()) prepare_codes(r, q, 0.0f);
 }
 
@@ -132,7 +137,7 @@ void RowTask::prepare_query(int r, float* q, int exponent) {
   Row& row = space_.row[r];
   // A power of two brings q to order 1: no sum below can overflow, and products with it are exact.
   exponent = std::min(126, std::max(-126, exponent));
-  for (int i = 0; i < g_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
+  for (int i = 0; i < layer_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
   row.exact_factor = limited(scale, kLogitLimit);
   if (!layer_.tile.key.raw()) prepare_codes(r, q, limited(scale, FLT_MAX));
@@ -162,7 +167,7 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
   row.half_sum = layer_.key.half ? 0.5f * static_cast<float>(sum) : 0.0f;
   if (key_coder_.centre)
     row.constant =
-        limited(static_cast<double>(scaled_dot(q, key_coder_.centre, g_.head_dim)) * scale, kLogitLimit);
+        limited(static_cast<double>(scaled_dot(q, key_coder_.centre, layer_.head_dim)) * scale, kLogitLimit);
 }
 
 void RowTask::run_split(int64_t index) {
@@ -274,8 +279,8 @@ void RowTask::dot_tile(int start) {
     const Row& row = space_.row[r];
     const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
     if (begin >= end) continue;
-    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * g_.head_dim,
-                      space_.rows + static_cast<int64_t>(begin - start) * g_.head_dim, g_.head_dim,
+    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * layer_.head_dim,
+                      space_.rows + static_cast<int64_t>(begin - start) * layer_.head_dim, layer_.head_dim,
                       end - begin, reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
   }
 }
@@ -286,7 +291,7 @@ void RowTask::add_tile(int start, bool* started) {
     const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
     if (begin >= end) continue;
     kernels_.add_rows(space_.p + r * kBlockTokens + begin,
-                      space_.rows + static_cast<int64_t>(begin - start) * g_.value_dim, g_.value_dim,
+                      space_.rows + static_cast<int64_t>(begin - start) * layer_.value_dim, layer_.value_dim,
                       end - begin, started[r] ? 1.0f : row.alpha, o(r));
     started[r] = true;
   }
@@ -301,7 +306,7 @@ void RowTask::score_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
-    load_raw_tile(tiles.tile[i], g_.head_dim,
+    load_raw_tile(tiles.tile[i], layer_.head_dim,
                   static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
     dot_tile(start);
   }
@@ -329,7 +334,7 @@ void RowTask::value_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
-    load_raw_tile(sides[i], g_.value_dim,
+    load_raw_tile(sides[i], layer_.value_dim,
                   static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
     add_tile(start, started);
   }

@@ -63,13 +63,13 @@ inline float limited(double x, double limit) {
   return static_cast<float>(x > limit ? limit : x < -limit ? -limit : x);
 }
 
-int64_t worker_space_bytes(const Geometry& geometry);
-WorkerSpace carve_worker_space(const Geometry& geometry, void* base);
+int64_t worker_space_bytes(const LayerGeometry& layer);
+WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base);
 
 // Partial states: [slot][kv head][row of the item][partial_floats]: m, l and o.
 // the cache's own workspace holds at most this much of them; a plan with more runs unsplit
 constexpr int64_t kOwnPartialBytes = 32 << 20;
-int64_t partial_floats(const Geometry& geometry);
+int64_t partial_floats(const LayerGeometry& layer);
 int64_t own_workspace_bytes(const Geometry& geometry);
 
 class RowTask {

@@ -79,7 +79,7 @@ const char* supported_isas() {
 // ---- plan storage ----
 
 PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops)
-    : limits(split_limits(geometry, geometry.num_threads)),
+    : num_shapes_(geometry.num_shapes),
       block_(ops, carve(geometry, nullptr), "max_batch_sequences, max_batch_tokens: work lists") {
   carve(geometry, block_.get());
 }
@@ -87,7 +87,12 @@ PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops)
 int64_t PlanStorage::carve(const Geometry& geometry, void* base) {
   Carver carver(base);
   first_task = carver.take<int64_t>(geometry.max_batch_sequences + static_cast<int64_t>(1));
-  items = carver.take<WorkItem>(limits.items);
+  for (int shape = 0; shape < geometry.num_shapes; shape++) {
+    WorkList& list = lists[shape];
+    list.limits = split_limits(geometry, geometry.shapes[shape], geometry.num_threads);
+    list.items = carver.take<WorkItem>(list.limits.items);
+    list.counts = {};
+  }
   return carver.used();
 }
 
@@ -100,7 +105,8 @@ void PlanStorage::plan(const StepRows& rows) {
       tasks += (sequence.length() - 1) / format::kTileTokens - sequence.old_length / format::kTileTokens + 1;
   }
   first_task[rows.num_sequences] = num_tasks = tasks;
-  counts = split_work(rows, limits, items);
+  for (int shape = 0; shape < num_shapes_; shape++)
+    lists[shape].counts = split_work(rows, lists[shape].limits, lists[shape].items);
 }
 
 void* CpuBackend::create_plan_storage() { return new PlanStorage(store_.geometry, ops_); }
@@ -114,14 +120,13 @@ void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
 // ---- centres, pages, slots ----
 
 void CpuBackend::set_centres(int index, const float* key, const float* value) {
-  const Geometry& g = store_.geometry;
   LayerStore& layer = store_.layer(index);
   if (key) {
-    memcpy(layer.key_centre, key, sizeof(float) * g.num_kv_heads * g.head_dim);
+    memcpy(layer.key_centre, key, sizeof(float) * layer.num_kv_heads * layer.head_dim);
     layer.has_key_centre = true;
   }
   if (value) {
-    memcpy(layer.value_centre, value, sizeof(float) * g.num_kv_heads * g.value_dim);
+    memcpy(layer.value_centre, value, sizeof(float) * layer.num_kv_heads * layer.value_dim);
     layer.has_value_centre = true;
   }
 }
@@ -141,7 +146,7 @@ void CpuBackend::copy_pages(int group, const PageCopy* copies, int64_t count, vo
   const int layers = store_.geometry.num_layers;
   pool_.parallel_for(count * layers, [&](int64_t index, int) {
     const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
-    if (layer.group != group) return;
+    if (!store_.holds(group, index % layers)) return;
     const PageCopy copy = copies[index / layers];
     memcpy(store_.tile(layer, copy.target, 0, 0), store_.tile(layer, copy.source, 0, 0),
            static_cast<size_t>(layer.page_bytes));
@@ -154,7 +159,7 @@ void CpuBackend::for_each_page(int group, const int32_t* pages, int64_t count, c
   const int64_t pitch = store_.geometry.group_page_bytes(group);
   pool_.parallel_for(count * layers, [&](int64_t index, int) {
     const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
-    if (layer.group != group) return;
+    if (!store_.holds(group, index % layers)) return;
     visit(store_.tile(layer, pages[index / layers], 0, 0), static_cast<size_t>(layer.page_bytes),
           index / layers * pitch + layer.offset_in_group);
   });
@@ -183,7 +188,7 @@ void CpuBackend::copy_slot(int source, int target, void*) {
       for (const Kind kind : {Kind::kKey, Kind::kValue})
         memcpy(store_.raw(store_.layer(i), target, 0, kind, 0),
                store_.raw(store_.layer(i), source, 0, kind, 0),
-               static_cast<size_t>(store_.slot_raw_bytes(kind)));
+               static_cast<size_t>(store_.slot_raw_bytes(store_.layer(i), kind)));
   store_.flags(target).store(store_.flags(source).load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
 
@@ -193,7 +198,7 @@ void CpuBackend::start_slot(int slot, bool scrub, void*) {
     for (int i = 0; i < g.num_layers; i++)
       for (const Kind kind : {Kind::kKey, Kind::kValue})
         memset(store_.raw(store_.layer(i), slot, 0, kind, 0), 0,
-               static_cast<size_t>(store_.slot_raw_bytes(kind)));
+               static_cast<size_t>(store_.slot_raw_bytes(store_.layer(i), kind)));
   store_.flags(slot).store(0, std::memory_order_relaxed);
 }
 

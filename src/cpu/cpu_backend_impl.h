@@ -12,22 +12,28 @@
 namespace tq {
 namespace cpu {
 
+// The work list of attend for layers of one head shape.
+struct WorkList {
+  SplitLimits limits;
+  WorkItem* items;  // [limits.items]
+  WorkCounts counts;
+};
+
 // What upload_plan keeps of a step: the tasks of append (one tile of one sequence, for each kv head) and the
-// work list of attend.
+// work lists of attend.
 class PlanStorage {
  public:
   PlanStorage(const Geometry& geometry, const HostOps& ops);
   void plan(const StepRows& rows);
 
-  SplitLimits limits;
   int64_t num_tasks = 0;  // tiles with new tokens, over all sequences
   int64_t* first_task;    // [max_batch_sequences + 1]
-  WorkItem* items;        // [limits.items]
-  WorkCounts counts = {};
+  WorkList lists[kMaxHeadShapes];
 
  private:
   int64_t carve(const Geometry& geometry, void* base);
 
+  const int num_shapes_;
   HostBlock block_;
 };
 

@@ -17,7 +17,7 @@ int64_t whole_pieces(int64_t bytes) {
 }
 
 int64_t bytes_of(const Geometry& g, int layer, int64_t num_pages) {
-  const int64_t bytes = checked_mul(num_pages, g.page_bytes(layer), kWhat);
+  const int64_t bytes = checked_mul(num_pages, g.own_page_bytes(layer), kWhat);
   return g.may_grow() ? whole_pieces(bytes) : bytes;
 }
 

@@ -13,16 +13,16 @@ void CpuBackend::read(const ReadRequest& request) {
   const int32_t* pages = request.maps[layer.group].row(sequence.page_row);
   const ExactRange exact = exact_range(g, sequence, sequence.length() - 1);
   const int element = dtype_bytes(g.io_dtype);
-  pool_.parallel_for(request.count * g.num_kv_heads, [&](int64_t index, int) {
-    const int64_t token = request.first + index / g.num_kv_heads;
-    const int head = static_cast<int>(index % g.num_kv_heads);
+  pool_.parallel_for(request.count * layer.num_kv_heads, [&](int64_t index, int) {
+    const int64_t token = request.first + index / layer.num_kv_heads;
+    const int head = static_cast<int>(index % layer.num_kv_heads);
     const uint8_t* base = store_.sequence_tile(layer, pages, head, token / format::kTileTokens);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       const bool key = kind == Kind::kKey;
       void* tensor = key ? request.k : request.v;
       if (!tensor) continue;
       const TensorStrides strides = key ? request.key_strides : request.value_strides;
-      const int dim = key ? g.head_dim : g.value_dim;
+      const int dim = layer.dim(kind);
       uint8_t* target = static_cast<uint8_t*>(tensor) +
                         ((token - request.first) * strides.token + head * strides.head) * element;
       if (token < exact.sink_end || token >= exact.window_begin) {

@@ -31,11 +31,11 @@ void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
 
 }  // namespace
 
-SplitLimits split_limits(const Geometry& g, int workers) {
+SplitLimits split_limits(const Geometry& g, const HeadShape& heads, int workers) {
   SplitLimits limits;
-  limits.group_queries = std::max(1, kGroupRows / g.q_per_kv);
+  limits.group_queries = std::max(1, kGroupRows / heads.q_per_kv);
   limits.items_wanted =
-      static_cast<int32_t>(divide_up(static_cast<int64_t>(kItemsPerWorker) * workers, g.num_kv_heads));
+      static_cast<int32_t>(divide_up(static_cast<int64_t>(kItemsPerWorker) * workers, heads.num_kv_heads));
   limits.groups =
       std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
   limits.items = limits.groups + limits.items_wanted;

@@ -37,7 +37,7 @@ struct SplitLimits {
   int64_t partial_queries;
 };
 
-SplitLimits split_limits(const Geometry& geometry, int workers);
+SplitLimits split_limits(const Geometry& geometry, const HeadShape& heads, int workers);
 
 // One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
 // sequence over splits first_split .. first_split + num_splits - 1. partial < 0: the item holds all splits of

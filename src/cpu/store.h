@@ -2,6 +2,7 @@
 // The memory of a CPU backend: pages (page_memory.h) and three blocks from HostOps (raw copies, tables,
 // workspace), and where everything lies in them.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <memory>
 
@@ -14,34 +15,33 @@
 namespace tq {
 namespace cpu {
 
-// One layer: where its pages and raw copies are, and what its codes mean.
-struct LayerStore {
+// One layer: where its pages and raw copies are, and what its codes mean. A layer that reads another's tokens
+// has that layer's places, with its own query heads.
+struct LayerStore : LayerGeometry {
   CodedSide key, value;
   format::TileLayout tile;
-  format::Codebook key_book, value_book;
-  int32_t group;            // page group
   int64_t offset_in_group;  // bytes of one page of the group's layers before this one
   int64_t page_bytes, head_bytes;
   uint8_t* pages;     // [num_pages of the group][page_bytes]
   uint8_t* raw_keys;  // [max_sequences][num_kv_heads][raw_tokens][head_dim] io_dtype, or null
   uint8_t* raw_values;
-  float* key_centre;    // [num_kv_heads][head_dim]
-  float* value_centre;  // [num_kv_heads][value_dim]
+  uint64_t* signs;       // [num_kv_heads][2][sign_words()], hadamard
+  float* dense;          // [num_kv_heads][key matrix, value matrix], dense
+  int32_t* value_order;  // [stored value dim]: coordinate of entry i in kernel order
+  float* key_centre;     // [num_kv_heads][head_dim]
+  float* value_centre;   // [num_kv_heads][value_dim]
   bool has_key_centre, has_value_centre;
 
   LayerStore(const Geometry& geometry, int layer);
+  int sign_words() const { return format::sign_words(format::stored_dim(std::max(head_dim, value_dim))); }
 };
 
 // Tables, in one block.
 struct Tables {
   LayerStore* layers;            // [num_layers]
   std::atomic<uint64_t>* flags;  // [max_sequences]
-  uint64_t* signs;               // [num_layers][num_kv_heads][2][sign_words(largest stored)], hadamard
-  float* dense;                  // [num_layers][num_kv_heads][key matrix, value matrix], dense
-  float* centres;                // [num_layers][num_kv_heads][head_dim + value_dim]
-  int32_t* value_order;          // [stored value dim]: coordinate of entry i in kernel order
 
-  // Places the arrays at `base`, or measures when it is null.
+  // Places the arrays, those of the layers too, at `base`, or measures when it is null.
   static int64_t carve(const Geometry& geometry, void* base, Tables* tables);
 };
 
@@ -54,12 +54,15 @@ class Store {
   static int64_t raw_bytes(const Geometry& geometry);
   static int64_t table_bytes(const Geometry& geometry) { return Tables::carve(geometry, nullptr, nullptr); }
 
+  // Whether pages of the group hold tokens of the layer.
+  bool holds(int group, int64_t layer) const {
+    return geometry.layers[layer].group == group && geometry.stores(static_cast<int>(layer));
+  }
   const LayerStore& layer(int index) const { return tables_.layers[index]; }
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
   PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
-  const int32_t* value_order() const { return tables_.value_order; }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
   uint8_t* workspace() const { return workspace_.get(); }
 
@@ -79,18 +82,18 @@ class Store {
   // Raw copy `index` (see raw_index).
   uint8_t* raw(const LayerStore& layer, int slot, int head, Kind kind, int64_t index) const {
     const int64_t row =
-        (static_cast<int64_t>(slot) * geometry.num_kv_heads + head) * geometry.raw_tokens() + index;
-    return kind == Kind::kKey ? layer.raw_keys + row * geometry.head_dim * dtype_bytes(geometry.io_dtype)
-                              : layer.raw_values + row * geometry.value_dim * dtype_bytes(geometry.io_dtype);
+        (static_cast<int64_t>(slot) * layer.num_kv_heads + head) * geometry.raw_tokens() + index;
+    return (kind == Kind::kKey ? layer.raw_keys : layer.raw_values) +
+           row * layer.dim(kind) * dtype_bytes(geometry.io_dtype);
   }
   // Bytes of all raw copies of one slot and kind in one layer.
-  int64_t slot_raw_bytes(Kind kind) const {
-    return static_cast<int64_t>(geometry.num_kv_heads) * geometry.raw_tokens() *
-           (kind == Kind::kKey ? geometry.head_dim : geometry.value_dim) * dtype_bytes(geometry.io_dtype);
+  int64_t slot_raw_bytes(const LayerGeometry& layer, Kind kind) const {
+    return static_cast<int64_t>(layer.num_kv_heads) * geometry.raw_tokens() * layer.dim(kind) *
+           dtype_bytes(geometry.io_dtype);
   }
 
  private:
-  void fill_rotations(const HostOps& ops);
+  void fill_rotation(int layer, const HostOps& ops);
 
   PageMemory pages_;
   Block raw_, table_block_, workspace_;

@@ -26,6 +26,7 @@
 #include "cpu/cpu_backend.h"
 #include "host_ops.h"
 #include "tests/bench/fp16_attention.h"
+#include "uniform_geometry.h"
 
 namespace tq {
 namespace bench {
@@ -89,8 +90,7 @@ uint32_t noise(uint64_t* state) {
 // A cache of one layer whose sequence fills the whole pool; pages hold every (token, head) pair once, so the
 // same pool serves any split of pairs into heads x tokens.
 struct Cache {
-  Geometry geometry = {};
-  LayerCode code;
+  UniformGeometry geometry;
   std::unique_ptr<Backend> backend;
   std::vector<int32_t> pages;
   StepSequence sequence = {};
@@ -100,7 +100,7 @@ struct Cache {
 
   Cache(const Settings& settings, int bits, int heads, int64_t tokens, int q_per_kv, int threads,
         void* pool) {
-    Geometry& g = geometry;
+    UniformGeometry& g = geometry;
     g.num_layers = 1;
     g.num_kv_heads = heads;
     g.q_per_kv = q_per_kv;
@@ -118,9 +118,7 @@ struct Cache {
     g.max_sequences = g.max_batch_sequences = 1;
     g.max_batch_tokens = tokens;
     g.num_threads = threads;
-    code = LayerCode{format::code_of_bits(bits), format::code_of_bits(bits),
-                     format::builtin_codebook(kDim, bits), format::builtin_codebook(kDim, bits), 0};
-    g.layers = &code;
+    g.set_layers(bits, bits);
     if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
     for (int64_t i = 0; i < num_pages; i++) pages.push_back(static_cast<int32_t>(i));
     uint64_t state = 5;

@@ -43,6 +43,19 @@ static void structs(void) {
   FIELD(tq_allocator, user);
   FIELD(tq_allocator, alloc);
   FIELD(tq_allocator, free);
+  STRUCT(tq_layer_config);
+  FIELD(tq_layer_config, struct_size);
+  FIELD(tq_layer_config, num_q_heads);
+  FIELD(tq_layer_config, num_kv_heads);
+  FIELD(tq_layer_config, head_dim);
+  FIELD(tq_layer_config, value_dim);
+  FIELD(tq_layer_config, key_bits);
+  FIELD(tq_layer_config, value_bits);
+  FIELD(tq_layer_config, key_family);
+  FIELD(tq_layer_config, value_family);
+  FIELD(tq_layer_config, rotation);
+  FIELD(tq_layer_config, sliding_window);
+  FIELD(tq_layer_config, shares_layer);
   STRUCT(tq_cache_config);
   FIELD(tq_cache_config, struct_size);
   FIELD(tq_cache_config, device_type);
@@ -81,6 +94,7 @@ static void structs(void) {
   FIELD(tq_cache_config, allocator);
   FIELD(tq_cache_config, pool);
   FIELD(tq_cache_config, pool_bytes);
+  FIELD(tq_cache_config, layers);
   STRUCT(tq_cache_bytes);
   FIELD(tq_cache_bytes, struct_size);
   FIELD(tq_cache_bytes, reserved);
@@ -159,6 +173,7 @@ static void constants(void) {
   CONSTANT(TQ_STRUCT_DEVICE_INFO);
   CONSTANT(TQ_STRUCT_CODEBOOK);
   CONSTANT(TQ_STRUCT_ALLOCATOR);
+  CONSTANT(TQ_STRUCT_LAYER_CONFIG);
   CONSTANT(TQ_DEVICE_CPU);
   CONSTANT(TQ_DEVICE_CUDA);
   CONSTANT(TQ_F32);

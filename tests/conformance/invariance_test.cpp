@@ -33,7 +33,7 @@ void expect_same(const Result& a, const Result& b, const std::string& what) {
 }
 
 // Rows of one sequence's queries out of a result in which they start at `first`.
-Result rows_of(const Result& all, size_t first, size_t count, const Geometry& g) {
+Result rows_of(const Result& all, size_t first, size_t count, const UniformGeometry& g) {
   Result part;
   const size_t rows = static_cast<size_t>(g.num_q_heads),
                width = static_cast<size_t>(g.num_q_heads) * g.value_dim;
@@ -395,7 +395,7 @@ TEST(Backend, AllocatesAsAnnounced) {
   EXPECT_EQ(bytes.tables, same.tables);
   EXPECT_EQ(bytes.workspace, same.workspace);
   // Besides: the plan's storage, its lists padded to 64 bytes each.
-  const int64_t items = cpu::split_limits(rig.geometry, config.threads).items,
+  const int64_t items = cpu::split_limits(rig.geometry, rig.geometry.heads(), config.threads).items,
                 lists = 8 * (config.max_sequences + 1) + items * static_cast<int64_t>(sizeof(cpu::WorkItem));
   EXPECT_GE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace);
   EXPECT_LE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace + lists + 128);
@@ -469,7 +469,7 @@ TEST(Merge, PartsMakeTheWhole) {
   history.history_only = true;
   const Result past = rig.attend(history);
   // The new tokens alone, in float64 over the decoded vectors.
-  const Geometry& g = rig.geometry;
+  const UniformGeometry& g = rig.geometry;
   Result present = whole;
   for (int64_t row = 0; row < 20 * g.num_q_heads; row++) {
     const int head = static_cast<int>(row % g.num_q_heads) / g.q_per_kv;

@@ -105,7 +105,7 @@ void Rig::free(void* user, void* pointer, size_t bytes, int32_t, int32_t) {
 }
 
 Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
-  Geometry& g = geometry;
+  UniformGeometry& g = geometry;
   g.num_layers = c.layers;
   g.num_kv_heads = c.kv_heads;
   g.q_per_kv = c.q_per_kv;
@@ -129,11 +129,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.sink_tokens = c.sinks;
   g.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
   g.num_threads = c.threads;
-  LayerCode code = {format::code_of_bits(c.key_bits), format::code_of_bits(c.value_bits),
-                    format::builtin_codebook(c.head_dim, c.key_bits),
-                    format::builtin_codebook(c.value_dim, c.value_bits), 0};
-  layer_codes_.assign(c.layers, code);
-  g.layers = layer_codes_.data();
+  g.set_layers(c.key_bits, c.value_bits);
   page_memory_ =
       static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
   const CallerMode mode(c.strange_fp);
@@ -180,7 +176,7 @@ std::vector<float> Rig::input(int sequence, int64_t token, int head, Kind kind) 
 }
 
 void Rig::step(const std::vector<Ask>& asks, bool append) {
-  const Geometry& g = geometry;
+  const UniformGeometry& g = geometry;
   plan_sequences_.clear();
   asks_ = asks;
   int64_t kv_row = 0, q_row = 0;
@@ -241,7 +237,7 @@ const PageMap* Rig::page_maps() {
 }
 
 Result Rig::attend(const AttendOptions& o) {
-  const Geometry& g = geometry;
+  const UniformGeometry& g = geometry;
   const int element = dtype_bytes(config.io), out_element = dtype_bytes(o.out);
   const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0),
                 rows = plan_.rows.query_tokens;
@@ -270,7 +266,7 @@ Result Rig::attend(const AttendOptions& o) {
   for (int head = 0; o.sinks.empty() && head < g.num_q_heads; head++)
     sinks.push_back(0.5f * static_cast<float>(head) - 1);
   Result result;
-  const cpu::SplitLimits limits = cpu::split_limits(g, g.num_threads);
+  const cpu::SplitLimits limits = cpu::split_limits(g, g.heads(), g.num_threads);
   std::vector<cpu::WorkItem> items(static_cast<size_t>(limits.items));
   result.num_partials = cpu::split_work(plan_.rows, limits, items.data()).num_partials;
   result.lse.assign(static_cast<size_t>(rows * g.num_q_heads), -7);
@@ -310,7 +306,7 @@ Result Rig::attend(const AttendOptions& o) {
 }
 
 Result Rig::attend_again() {
-  const Geometry& g = geometry;
+  const UniformGeometry& g = geometry;
   Result result;
   result.out.resize(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads * g.value_dim));
   result.lse.resize(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads));
@@ -362,7 +358,7 @@ const format::VectorCoder& Rig::coder(int head, Kind kind) {
   coder.centre = config.centres ? centre_[key ? 0 : 1].data() + head * coder.dim : nullptr;
   coder.rule = key ? config.key_rule : config.value_rule;
   coder.search = true;
-  coder.codebook = key ? layer_codes_[0].key_book : layer_codes_[0].value_book;
+  coder.codebook = key ? geometry.layers[0].key_book : geometry.layers[0].value_book;
   return coder;
 }
 
@@ -427,7 +423,7 @@ const uint8_t* Rig::tile(int sequence, int head, int64_t index) const {
 }
 
 void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k, std::vector<float>* v) {
-  const Geometry& g = geometry;
+  const UniformGeometry& g = geometry;
   const Sequence& s = sequences_[sequence];
   const int element = dtype_bytes(config.io);
   std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
@@ -467,7 +463,7 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
 }
 
 Result Rig::reference(const AttendOptions& o) {
-  const Geometry& g = geometry;
+  const UniformGeometry& g = geometry;
   const double scale = o.scale != 0 ? static_cast<double>(o.scale)
                                     : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
   Result result;

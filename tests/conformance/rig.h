@@ -15,6 +15,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels/kernels.h"
 #include "host_ops.h"
+#include "uniform_geometry.h"
 
 namespace tq {
 namespace test {
@@ -122,7 +123,7 @@ class Rig {
   void forget_query_pokes() { query_pokes_.clear(); }
 
   RigConfig config;
-  Geometry geometry;
+  UniformGeometry geometry;
   std::unique_ptr<Backend> backend;
   std::vector<float> queries;  // of the last attend, [query tokens][q heads][head_dim]
   int64_t allocations = 0, live_bytes = 0, total_bytes = 0;
@@ -141,7 +142,6 @@ class Rig {
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
 
-  std::vector<LayerCode> layer_codes_;
   struct Coder {
     format::VectorCoder coder = {};
     std::vector<uint64_t> signs;

@@ -20,6 +20,7 @@
 #include "format/encode.h"
 #include "gpu_test.h"
 #include "softmax_state.h"
+#include "tests/uniform_geometry.h"
 
 namespace gpu_test {
 
@@ -185,8 +186,7 @@ class AttendCase {
   }
   void decode(int set, int sequence, int head, std::vector<double>& k, std::vector<double>& v) const;
 
-  tq::Geometry geometry_;
-  tq::LayerCode code_;
+  tq::UniformGeometry geometry_;
   TileLayout tile_;
   Buffer<uint8_t> pages_;
   Device<int32_t> table_;
@@ -206,7 +206,7 @@ class AttendCase {
 };
 
 inline AttendCase::AttendCase(const CaseSpec& s, int sets)
-    : spec(s), geometry_(), code_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
+    : spec(s), geometry_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
   // Streams of their own, and per sequence: what a sequence holds does not depend on the others beside it.
   std::mt19937 page_rng(spec.seed), rng(spec.seed + 1);
   std::normal_distribution<float> normal;
@@ -220,10 +220,6 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   paced = tq::cuda::attend::paced_memory(clock, bus, prop.multiProcessorCount);
   const int count = static_cast<int>(spec.sequences.size());
   slots_ = count * sets;
-  code_.key_code = tq::format::code_of_bits(spec.key_bits);
-  code_.value_code = tq::format::code_of_bits(spec.value_bits);
-  code_.key_book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
-  code_.value_book = tq::format::builtin_codebook(spec.value_dim, spec.value_bits);
   geometry_.num_layers = 1;
   geometry_.num_q_heads = spec.q_heads;
   geometry_.num_kv_heads = spec.kv_heads;
@@ -236,7 +232,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   geometry_.window_tokens = spec.window;
   geometry_.sink_tokens = spec.sinks;
   geometry_.ring_tokens = spec.window ? spec.window + spec.rollback : 0;
-  geometry_.layers = &code_;
+  geometry_.set_layers(spec.key_bits, spec.value_bits);
 
   // Pages in random order, with a few that nobody owns between them.
   int64_t used = 0;
@@ -353,17 +349,30 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     tq::cuda::DeviceSide view{side ? tile_.value : tile_.key, 0, 0, {}, {}, 0, nullptr, 0, nullptr, nullptr};
     view.code_offset = offsets[side];
     view.scale_offset = scales[side];
-    view.book = side ? code_.value_book : code_.key_book;
+    view.book = side ? geometry_.layers[0].value_book : geometry_.layers[0].key_book;
     view.signs = signs_[side].get();
     view.sign_stride = (view.layout.stored + 31) / 32;
     view.centre = reinterpret_cast<const float*>(centre_[side].device.get());
     view.raw = raw_tokens ? raw_[side].device.get() : nullptr;
     return view;
   };
-  tq::cuda::DeviceLayer layer{pages_.get(),   page_bytes,    tile_.tile_bytes(), spec.page_size / 32,
-                              spec.page_size, spec.kv_heads, spec.q_heads,       geometry_.q_per_kv,
-                              spec.io,        spec.window,   spec.sinks,         geometry_.ring_tokens,
-                              raw_tokens,     side_view(0),  side_view(1),       nullptr,
+  tq::cuda::DeviceLayer layer{pages_.get(),
+                              page_bytes,
+                              tile_.tile_bytes(),
+                              spec.page_size / 32,
+                              spec.page_size,
+                              spec.kv_heads,
+                              spec.q_heads,
+                              geometry_.q_per_kv,
+                              0,
+                              spec.io,
+                              spec.window,
+                              spec.sinks,
+                              geometry_.ring_tokens,
+                              raw_tokens,
+                              side_view(0),
+                              side_view(1),
+                              nullptr,
                               nullptr};
   workspace_ = Buffer<uint8_t>(tq::cuda::attend_workspace_capacity(geometry_, num_ctas));
   GPU_MUST(cudaMemset(workspace_.get(), 0xFF, tq::cuda::attend_workspace_capacity(geometry_, num_ctas)));
@@ -382,9 +391,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     std::vector<uint8_t> work(spec.long_apart ? tq::cuda::pair_capacity(geometry_, num_ctas)
                                               : tq::cuda::work_capacity(geometry_, num_ctas));
     if (spec.long_apart)
-      tq::cuda::build_pair(geometry_, batch, num_ctas, work.data());
+      tq::cuda::build_pair(geometry_, geometry_.heads(), batch, num_ctas, work.data());
     else
-      tq::cuda::build_work(geometry_, batch, num_ctas, work.data());
+      tq::cuda::build_work(geometry_, geometry_.heads(), batch, num_ctas, work.data());
     work_.emplace_back(work);
     tq::cuda::DevicePlan plan_view = {};
     plan_view.page_table = table_.get();

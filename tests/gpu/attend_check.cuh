@@ -18,7 +18,7 @@ inline void AttendCase::decode(int set, int sequence, int head, std::vector<doub
     const SideLayout layout = side ? tile_.value : tile_.key;
     const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored),
               m = stored / n;
-    const tq::format::Codebook& book = side ? code_.value_book : code_.key_book;
+    const tq::format::Codebook& book = side ? geometry_.layers[0].value_book : geometry_.layers[0].key_book;
     std::vector<double>& to = side ? v : k;
     to.assign(static_cast<size_t>(length) * dim, 0.0);
     std::vector<double> y(stored);

@@ -2,6 +2,7 @@
 // TestCache: plays the core for a backend, fills inputs and asks the oracle.
 #pragma once
 #include "fixture.cuh"
+#include "tests/uniform_geometry.h"
 
 namespace gpu_test {
 
@@ -56,7 +57,7 @@ class TestCache {
   }
 
   Config config;
-  Geometry geometry;
+  tq::UniformGeometry geometry;
   std::unique_ptr<tq::Backend> backend;
   std::vector<int64_t> length;
   int64_t queries = 0;
@@ -66,7 +67,6 @@ class TestCache {
   Buffer<uint8_t> input[2];
 
  private:
-  std::vector<tq::LayerCode> layers_;
   tq::StepSequence sequence_at(int sequence, int64_t old_length) const;
   const tq::PageMap* page_maps();
 
@@ -84,19 +84,13 @@ class TestCache {
 };
 
 inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c), length(c.sequences, 0) {
-  for (int layer = 0; layer < c.layers; layer++)
-    layers_.push_back(tq::LayerCode{
-        tq::format::code_of_bits(c.key_bits), tq::format::code_of_bits(c.value_bits),
-        builtin_codebook(c.head_dim, c.key_bits), builtin_codebook(c.value_dim, c.value_bits), 0});
   const int64_t sequence_pages = (c.tokens + c.page_size - 1) / c.page_size;
-  geometry = Geometry{};
   geometry.num_layers = c.layers;
   geometry.num_q_heads = geometry.num_kv_heads = c.heads;
   geometry.q_per_kv = 1;
   geometry.head_dim = c.head_dim;
   geometry.value_dim = c.value_dim;
   geometry.io_dtype = c.type;
-  geometry.rotation = Rotation::kHadamard;
   geometry.rotation_seed = c.seed * 77;
   geometry.first_layer = 7, geometry.first_kv_head = 3;
   geometry.key_rule = c.key_rule;
@@ -111,7 +105,7 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   geometry.sink_tokens = c.sinks;
   geometry.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
   geometry.num_threads = 1;
-  geometry.layers = layers_.data();
+  geometry.set_layers(c.key_bits, c.value_bits);
 
   int64_t pool_bytes = 0;
   for (int layer = 0; layer < c.layers; layer++) {
@@ -259,7 +253,7 @@ inline OracleJob TestCache::job(int layer, int kind, int sequence) const {
                      kind == 0 ? tile.key_scale_offset() : tile.value_scale_offset(),
                      kind,
                      layer,
-                     kind == 0 ? layers_[layer].key_book : layers_[layer].value_book,
+                     kind == 0 ? geometry.layers[layer].key_book : geometry.layers[layer].value_book,
                      kind == 0 ? config.key_rule : config.value_rule,
                      config.search,
                      signs_.get() + signs_at,

@@ -63,7 +63,7 @@ TEST(Config, Defaults) {
   EXPECT_GE(d.num_threads, 1);
   EXPECT_EQ(std::vector<int32_t>(d.layer_key_bits, d.layer_key_bits + 2), (std::vector<int32_t>{3, 3}));
   const Geometry& g = r.geometry();
-  EXPECT_EQ(g.q_per_kv, 4);
+  EXPECT_EQ(g.layers[0].q_per_kv, 4);
   EXPECT_EQ(g.groups[0].num_pages, 16 + 1);
   EXPECT_EQ(g.groups[0].max_sequence_pages, 16);
   EXPECT_EQ(g.ring_tokens, 0);
@@ -89,6 +89,16 @@ TEST(Config, EveryFieldHasItsReason) {
     for (size_t i = 0; i < magnitudes.size(); i++) book.magnitude[i] = static_cast<uint8_t>(magnitudes[i]);
     return &book;
   };
+  static tq_layer_config layers[2];
+  // The second of two layers changed.
+  const auto with_layer = [](void (*change)(tq_layer_config&)) {
+    for (tq_layer_config& layer : layers) {
+      layer = tq_layer_config{};
+      layer.struct_size = sizeof layer;
+    }
+    change(layers[1]);
+    return layers;
+  };
   const std::vector<Case> cases = {
       {"device_type = 3:", [](tq_cache_config& c) { c.device_type = 3; }},
       {"device_type = -1:", [](tq_cache_config& c) { c.device_type = -1; }},
@@ -105,7 +115,8 @@ TEST(Config, EveryFieldHasItsReason) {
       {"io_dtype = 0:", [](tq_cache_config& c) { c.io_dtype = 0; }},
       {"io_dtype = 4:", [](tq_cache_config& c) { c.io_dtype = 4; }},
       {"key_bits = 7: must be one of 2 3 4 5 6 8 16", [](tq_cache_config& c) { c.key_bits = 7; }},
-      {"key_bits = 0: required unless layer_key_bits is given", [](tq_cache_config& c) { c.key_bits = 0; }},
+      {"key_bits = 0: required unless layers or layer_key_bits is given",
+       [](tq_cache_config& c) { c.key_bits = 0; }},
       {"value_bits = 1:", [](tq_cache_config& c) { c.value_bits = 1; }},
       {"layer_key_bits[1] = 7:", [](tq_cache_config& c) { c.layer_key_bits = seven; }},
       {"layer_value_bits[0] = 0: stands for value_bits, which is 0 too",
@@ -142,6 +153,36 @@ TEST(Config, EveryFieldHasItsReason) {
       {"pool = 0x", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{128}); }},
       {"pool_bytes = 1: the pages need",
        [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},
+      {"layers[1].head_dim = 100: must be 0 or one of 32 64",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.head_dim = 100; }); }},
+      {"layers[1].key_bits = 7: must be 0 or one of",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.key_bits = 7; }); }},
+      {"layers[1].num_kv_heads = -1: must be 0",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.num_kv_heads = -1; }); }},
+      {"layers[1]: num_q_heads = 3 must be a multiple of num_kv_heads = 2",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.num_q_heads = 3; }); }},
+      {"layers[1].key_family = 9: must be 0",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.key_family = 9; }); }},
+      {"layers[1].rotation = 3: must be 0",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.rotation = 3; }); }},
+      {"layers[1].sliding_window = -5: must be 0",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.sliding_window = -5; }); }},
+      {"layers[1].shares_layer = 2: must be 0 (none) or 1 + the index of an earlier layer",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.shares_layer = 2; }); }},
+      {"layers[1].head_dim = 64: it shares the tokens of layer 0, where it is 128",
+       [&](tq_cache_config& c) {
+         c.layers = with_layer([](tq_layer_config& l) { l.shares_layer = 1, l.head_dim = 64; });
+       }},
+      {"layers[0].num_q_heads = 0: stands for num_q_heads, which is 0 too",
+       [&](tq_cache_config& c) {
+         c.layers = with_layer([](tq_layer_config& l) { l.num_q_heads = 4; });
+         c.num_q_heads = 0;
+       }},
+      {"layers[0].struct_size = 0:",
+       [&](tq_cache_config& c) {
+         c.layers = with_layer([](tq_layer_config&) {});
+         layers[0].struct_size = 0;
+       }},
       {"pool_bytes = 77: without a pool", [](tq_cache_config& c) { c.pool_bytes = 77; }},
       {"key_codebook.bits = 7:", [&](tq_cache_config& c) { c.key_codebook = with_book(7, 1, {}); }},
       {"key_codebook.bits = 2: no layer has these bits",

@@ -12,14 +12,15 @@
 #include <set>
 #include <tuple>
 
+#include "uniform_geometry.h"
+
 namespace {
 
 using namespace tq;
 using namespace tq::cuda;
 
 struct Plan {
-  Geometry geometry = {};
-  LayerCode code = {};
+  UniformGeometry geometry;
   std::vector<StepSequence> sequences;
 };
 
@@ -27,7 +28,7 @@ void check_plan(const Plan& plan, int num_ctas) {
   const StepRows batch = {static_cast<int32_t>(plan.sequences.size()), plan.sequences.data(), 0, 0};
   const int64_t capacity = work_capacity(plan.geometry, num_ctas);
   std::vector<uint8_t> bytes(capacity + 16, 0xAB);
-  const int64_t used = build_work(plan.geometry, batch, num_ctas, bytes.data());
+  const int64_t used = build_work(plan.geometry, plan.geometry.heads(), batch, num_ctas, bytes.data());
   ASSERT_LE(used, capacity);
   for (size_t i = used; i < bytes.size(); i++)
     ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
@@ -119,16 +120,15 @@ void check_plan(const Plan& plan, int num_ctas) {
 }
 
 // Any number of heads, one layer, for up to so many sequences.
-Geometry& random_geometry(Plan& plan, std::mt19937& rng, int sequences) {
-  plan.code.key_code = plan.code.value_code = format::scalar_code(4);
-  Geometry& g = plan.geometry;
+UniformGeometry& random_geometry(Plan& plan, std::mt19937& rng, int sequences) {
+  UniformGeometry& g = plan.geometry;
   g.num_layers = 1;
   g.num_kv_heads = 1 + rng() % 8;
   g.q_per_kv = 1 + rng() % 16;
   g.num_q_heads = g.num_kv_heads * g.q_per_kv;
   g.head_dim = g.value_dim = 128;
   g.page_size = 64;
-  g.layers = &plan.code;
+  g.set_layers(4, 4);
   g.max_batch_sequences = sequences;
   return g;
 }
@@ -137,7 +137,7 @@ TEST(CudaSchedule, EveryUnitOnce) {
   std::mt19937 rng(1);
   for (int round = 0; round < 60; round++) {
     Plan plan;
-    Geometry& g = random_geometry(plan, rng, 40);
+    UniformGeometry& g = random_geometry(plan, rng, 40);
     if (rng() % 2) g.window_tokens = g.ring_tokens = 1 + rng() % 300;
     const int count = rng() % 40;
     for (int i = 0; i < count; i++) {
@@ -156,15 +156,14 @@ TEST(CudaSchedule, EveryUnitOnce) {
 
 TEST(CudaSchedule, SharesAreEqual) {
   Plan plan;
-  plan.code.key_code = plan.code.value_code = format::scalar_code(4);
-  Geometry& g = plan.geometry;
+  UniformGeometry& g = plan.geometry;
   g.num_layers = 1;
   g.num_kv_heads = 8;
   g.q_per_kv = 4;
   g.num_q_heads = 32;
   g.head_dim = g.value_dim = 128;
   g.page_size = 64;
-  g.layers = &plan.code;
+  g.set_layers(4, 4);
   g.max_batch_sequences = 8;
   for (int i = 0; i < 8; i++) {
     StepSequence s = {};
@@ -175,7 +174,7 @@ TEST(CudaSchedule, SharesAreEqual) {
   }
   const StepRows batch = {8, plan.sequences.data(), 0, 0};
   std::vector<uint8_t> bytes(work_capacity(g, 132));
-  build_work(g, batch, 132, bytes.data());
+  build_work(g, g.heads(), batch, 132, bytes.data());
   const CtaWork* ctas = reinterpret_cast<const CtaWork*>(bytes.data() + sizeof(WorkHeader));
   for (int c = 0; c < 132; c++) {  // 1024 splits over 132
     EXPECT_GE(ctas[c].num_units, 7);
@@ -198,7 +197,7 @@ TEST(CudaSchedule, LongSequencesApart) {
   std::mt19937 rng(2);
   for (int round = 0; round < 200; round++) {
     Plan plan;
-    Geometry& g = random_geometry(plan, rng, 20);
+    UniformGeometry& g = random_geometry(plan, rng, 20);
     int64_t q_row = 0;
     std::vector<StepSequence> brief;
     std::map<int, StepSequence> lengthy;
@@ -218,9 +217,9 @@ TEST(CudaSchedule, LongSequencesApart) {
       s.raw_first = length;
       s.q_row = q_row;
       q_row += s.query_tokens;
-      EXPECT_EQ(is_long(g, s), s.query_tokens * g.q_per_kv >= kLongRows);
+      EXPECT_EQ(is_long(g.heads(), s), s.query_tokens * g.q_per_kv >= kLongRows);
       plan.sequences.push_back(s);
-      if (is_long(g, s))
+      if (is_long(g.heads(), s))
         lengthy[s.page_row] = s;
       else
         brief.push_back(s);
@@ -229,12 +228,12 @@ TEST(CudaSchedule, LongSequencesApart) {
                    short_batch = {static_cast<int32_t>(brief.size()), brief.data(), 0, 0};
     const int64_t capacity = pair_capacity(g, num_ctas), place = work_capacity(g, num_ctas);
     std::vector<uint8_t> bytes(capacity + 16, 0xAB), alone(place, 0xAB);
-    const int64_t used = build_pair(g, batch, num_ctas, bytes.data());
+    const int64_t used = build_pair(g, g.heads(), batch, num_ctas, bytes.data());
     ASSERT_LE(used, capacity);
     for (size_t i = used; i < bytes.size(); i++)
       ASSERT_EQ(bytes[i], 0xAB) << "written past its end, byte " << i;
     // The first part is what a plan of the short sequences alone would have.
-    const int64_t alone_used = build_work(g, short_batch, num_ctas, alone.data());
+    const int64_t alone_used = build_work(g, g.heads(), short_batch, num_ctas, alone.data());
     ASSERT_EQ(memcmp(bytes.data(), alone.data(), alone_used), 0);
     const PrefillHeader& header = prefill_header(g, num_ctas, bytes.data());
     const PrefillSequence* sequences =

@@ -40,7 +40,8 @@ struct Part {
 
 class FakeBackend : public Backend {
  public:
-  FakeBackend(const Geometry& geometry, const HostOps& ops, void* pool) : g_(geometry), ops_(ops) {
+  FakeBackend(const Geometry& geometry, const HostOps& ops, void* pool)
+      : g_(geometry), l_(geometry.layers[0]), ops_(ops) {
     enter(Verb::kCreate);
     require(g_.io_dtype == DataType::kF32, "io_dtype must be float32");
     pages_bytes_ = static_cast<size_t>(page_bytes());
@@ -86,7 +87,7 @@ class FakeBackend : public Backend {
     for (int32_t i = 0; i < r.plan->rows.num_sequences; i++) {
       const StepSequence& s = r.plan->rows.sequences[i];
       for (int64_t j = 0; j < s.new_tokens; j++)
-        for (int h = 0; h < g_.num_kv_heads; h++) {
+        for (int h = 0; h < l_.num_kv_heads; h++) {
           const float* k =
               static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
           const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token +
@@ -102,18 +103,18 @@ class FakeBackend : public Backend {
     require(r.workspace_bytes >= kWorkspaceBytes, "workspace too small");
     for (int32_t i = 0; i < r.plan->rows.num_sequences; i++)
       for (int64_t j = 0; j < r.plan->rows.sequences[i].query_tokens; j++)
-        for (int qh = 0; qh < g_.num_q_heads; qh++) attend_row(r, r.plan->rows.sequences[i], j, qh);
+        for (int qh = 0; qh < l_.num_q_heads; qh++) attend_row(r, r.plan->rows.sequences[i], j, qh);
   }
 
   void read(const ReadRequest& r) override {
     enter(Verb::kRead);
     for (int64_t j = 0; j < r.count; j++)
-      for (int h = 0; h < g_.num_kv_heads; h++) {
+      for (int h = 0; h < l_.num_kv_heads; h++) {
         const float* x = token(r.layer, r.maps[0], r.sequence, r.first + j, h, r.sequence.length() - 1);
         float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
         float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
-        for (int i = 0; r.k && i < g_.head_dim; i++) k[i] = x[i];
-        for (int i = 0; r.v && i < g_.value_dim; i++) v[i] = x[g_.head_dim + i];
+        for (int i = 0; r.k && i < l_.head_dim; i++) k[i] = x[i];
+        for (int i = 0; r.v && i < l_.value_dim; i++) v[i] = x[l_.head_dim + i];
       }
   }
   void* own_workspace() override { return workspace_.data(); }
@@ -150,7 +151,7 @@ class FakeBackend : public Backend {
     const int64_t bytes = static_cast<int64_t>(page_floats() * sizeof(float));
     return TilePlace{reinterpret_cast<uint8_t*>(pages_) + layer * g_.groups[0].num_pages * bytes,
                      bytes,
-                     static_cast<int64_t>(token_floats() * sizeof(float)) / g_.num_kv_heads,
+                     static_cast<int64_t>(token_floats() * sizeof(float)) / l_.num_kv_heads,
                      g_.page_size / format::kTileTokens,
                      nullptr,
                      0};
@@ -199,7 +200,7 @@ class FakeBackend : public Backend {
     return static_cast<int64_t>(page_floats()) * g_.groups[0].most_pages() * g_.num_layers *
            static_cast<int64_t>(sizeof(float));
   }
-  size_t token_floats() const { return static_cast<size_t>(g_.num_kv_heads) * (g_.head_dim + g_.value_dim); }
+  size_t token_floats() const { return static_cast<size_t>(l_.num_kv_heads) * (l_.head_dim + l_.value_dim); }
   size_t page_floats() const { return token_floats() * g_.page_size; }
   size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
   float* page(int layer, int32_t id) {
@@ -228,11 +229,11 @@ class FakeBackend : public Backend {
   float* coded_at(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h) {
     require(i < s.length(), "token behind the sequence");
     return page(layer, pages.row(s.page_row)[i / g_.page_size]) +
-           (static_cast<size_t>(i % g_.page_size) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+           (static_cast<size_t>(i % g_.page_size) * l_.num_kv_heads + h) * (l_.head_dim + l_.value_dim);
   }
   float* raw_at(int layer, int slot, int64_t row, int h) {
     return slot_raw(layer, slot) +
-           (static_cast<size_t>(row) * g_.num_kv_heads + h) * (g_.head_dim + g_.value_dim);
+           (static_cast<size_t>(row) * l_.num_kv_heads + h) * (l_.head_dim + l_.value_dim);
   }
 
   void store(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h, const float* k,
@@ -241,8 +242,8 @@ class FakeBackend : public Backend {
     float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens
                       ? raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h)
                       : nullptr;
-    for (int d = 0; d < g_.head_dim + g_.value_dim; d++) {
-      float x = d < g_.head_dim ? k[d] : v[d - g_.head_dim];
+    for (int d = 0; d < l_.head_dim + l_.value_dim; d++) {
+      float x = d < l_.head_dim ? k[d] : v[d - l_.head_dim];
       if (x != x) {
         x = 0;
         flags_[static_cast<size_t>(s.flag)] |= 1;
@@ -283,22 +284,22 @@ class FakeBackend : public Backend {
   void attend_row(const AttendRequest& r, const StepSequence& s, int64_t query, int qh) {
     const int64_t position = s.length() - s.query_tokens + query, row = s.q_row + query;
     const float* q = static_cast<const float*>(r.q) + row * r.q_strides.token + qh * r.q_strides.head;
-    const int h = qh / g_.q_per_kv;
+    const int h = qh / l_.q_per_kv;
     const int64_t limit = r.history_only ? std::min(position, s.old_length - 1) : position;
     Part part;
-    part.o.assign(static_cast<size_t>(g_.value_dim), 0);
+    part.o.assign(static_cast<size_t>(l_.value_dim), 0);
     for (int64_t i = 0; i <= limit; i++) {
       if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
       const float* x = token(r.layer, r.plan->maps[0], s, i, h, position);
       double logit = 0;
-      for (int d = 0; d < g_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
+      for (int d = 0; d < l_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
       logit *= r.softmax_scale;
       if (r.logit_softcap > 0) logit = r.logit_softcap * tanh(logit / r.logit_softcap);
       require(logit == logit, "a key that was never written, or is scrubbed, was read");
       const double m = std::max(part.m, logit), old = exp(part.m - m), weight = exp(logit - m);
       part.l = part.l * old + weight;
-      for (int d = 0; d < g_.value_dim; d++)
-        part.o[static_cast<size_t>(d)] = part.o[static_cast<size_t>(d)] * old + weight * x[g_.head_dim + d];
+      for (int d = 0; d < l_.value_dim; d++)
+        part.o[static_cast<size_t>(d)] = part.o[static_cast<size_t>(d)] * old + weight * x[l_.head_dim + d];
       part.m = m;
     }
     finish(r, row, qh, part);
@@ -313,14 +314,15 @@ class FakeBackend : public Backend {
       part.m = m;
     }
     float* out = static_cast<float*>(r.out) + row * r.out_strides.token + qh * r.out_strides.head;
-    for (int d = 0; d < g_.value_dim; d++)
+    for (int d = 0; d < l_.value_dim; d++)
       out[d] = part.l > 0 ? static_cast<float>(part.o[static_cast<size_t>(d)] / part.l) : 0.0f;
     if (r.lse)
-      r.lse[row * g_.num_q_heads + qh] =
+      r.lse[row * l_.num_q_heads + qh] =
           part.l > 0 ? static_cast<float>(part.m + log(part.l)) : -std::numeric_limits<float>::infinity();
   }
 
   Geometry g_;
+  LayerGeometry l_;  // of every layer
   HostOps ops_;
   size_t pages_bytes_;
   float* own_ = nullptr;

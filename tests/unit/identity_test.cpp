@@ -48,8 +48,8 @@ std::vector<uint32_t> words_of(
   change(setup);
   const ResolvedConfig resolved(&setup.config);
   const Geometry& g = resolved.geometry();
-  const std::vector<float> centres(static_cast<size_t>(g.num_layers) * g.num_kv_heads *
-                                   (g.head_dim + g.value_dim));
+  const std::vector<float> centres(static_cast<size_t>(g.num_layers) * g.layers[0].num_kv_heads *
+                                   (g.layers[0].head_dim + g.layers[0].value_dim));
   Identity identity = {&g, centres.data()};
   more(identity);
   std::vector<uint32_t> words;

@@ -34,6 +34,7 @@ CONSTANTS = {
     "TQ_STRUCT_DEVICE_INFO": 6,
     "TQ_STRUCT_CODEBOOK": 7,
     "TQ_STRUCT_ALLOCATOR": 8,
+    "TQ_STRUCT_LAYER_CONFIG": 9,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -84,6 +85,13 @@ class Allocator(Struct):
                 ("alloc", ALLOC_FUNCTION), ("free", FREE_FUNCTION)]
 
 
+class LayerConfig(Struct):
+    _fields_ = [("struct_size", c_uint32), ("num_q_heads", c_int32), ("num_kv_heads", c_int32),
+                ("head_dim", c_int32), ("value_dim", c_int32), ("key_bits", c_int32),
+                ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
+                ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32)]
+
+
 class CacheConfig(Struct):
     _fields_ = [("struct_size", c_uint32), ("device_type", c_int32), ("device_id", c_int32),
                 ("num_layers", c_int32), ("num_q_heads", c_int32), ("num_kv_heads", c_int32),
@@ -97,7 +105,7 @@ class CacheConfig(Struct):
                 ("max_sequences", c_int32), ("max_batch_sequences", c_int32), ("max_batch_tokens", c_int64),
                 ("window_tokens", c_int32), ("sink_tokens", c_int32), ("rollback_tokens", c_int32),
                 ("num_threads", c_int32), ("flags", c_uint64), ("allocator", POINTER(Allocator)),
-                ("pool", c_void_p), ("pool_bytes", c_int64)]
+                ("pool", c_void_p), ("pool_bytes", c_int64), ("layers", POINTER(LayerConfig))]
 
 
 class CacheBytes(Struct):
@@ -134,6 +142,7 @@ STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
     "tq_codebook": (Codebook, "TQ_STRUCT_CODEBOOK"),
     "tq_allocator": (Allocator, "TQ_STRUCT_ALLOCATOR"),
+    "tq_layer_config": (LayerConfig, "TQ_STRUCT_LAYER_CONFIG"),
     "tq_cache_config": (CacheConfig, "TQ_STRUCT_CACHE_CONFIG"),
     "tq_cache_bytes": (CacheBytes, "TQ_STRUCT_CACHE_BYTES"),
     "tq_cache_memory": (CacheMemory, "TQ_STRUCT_CACHE_MEMORY"),

@@ -50,6 +50,7 @@ constants! {
     TQ_STRUCT_DEVICE_INFO: i32 = 6;
     TQ_STRUCT_CODEBOOK: i32 = 7;
     TQ_STRUCT_ALLOCATOR: i32 = 8;
+    TQ_STRUCT_LAYER_CONFIG: i32 = 9;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -145,6 +146,26 @@ structs! {
             device_id: i32,
         )>,
     }
+    /// One layer of a cache whose layers differ. A field that is 0 stands for the cache's own.
+    TQ_STRUCT_LAYER_CONFIG tq_layer_config {
+        /// the same in all elements of the array
+        struct_size: u32,
+        num_q_heads: i32,
+        num_kv_heads: i32,
+        head_dim: i32,
+        value_dim: i32,
+        key_bits: i32,
+        value_bits: i32,
+        /// TQ_CODE_\*; 0 = code_family of the cache
+        key_family: i32,
+        value_family: i32,
+        rotation: i32,
+        /// tokens that a query sees, its own included; 0 = all
+        sliding_window: i32,
+        /// 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to: all but
+        /// num_q_heads and sliding_window are that layer's, append refuses it
+        shares_layer: i32,
+    }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,
         /// 0 = CPU
@@ -215,6 +236,9 @@ structs! {
         pool: *mut c_void,
         /// \>= page_bytes of tq_cache_config_bytes when pool is given
         pool_bytes: i64,
+        /// \[num_layers\] or NULL: all alike. num_q_heads .. value_bits above are then required only where
+        /// a layer leaves them 0
+        layers: *const tq_layer_config,
     }
     /// What a cache of this configuration allocates, exactly.
     TQ_STRUCT_CACHE_BYTES tq_cache_bytes {

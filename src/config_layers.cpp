@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// The layers of a configuration: what each takes from tq_cache_config and what it says itself, the layers
+// that read another's tokens, and the groups and head shapes that follow.
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "config.h"
+#include "config_text.h"
+#include "struct_size.h"
+
+namespace tq {
+namespace {
+
+constexpr int32_t kMaxHeads = 65536;
+// wrong layers with reasons of their own; the text has room for all fields, not for all layers
+constexpr int32_t kLayersNamed = 4;
+
+// Reasons against single layers, as many as are named.
+class LayerReasons {
+ public:
+  explicit LayerReasons(ReasonList& reasons) : reasons_(reasons) {}
+  ~LayerReasons() {
+    if (wrong_ > kLayersNamed)
+      reasons_.add(Status::kInvalidArgument, "layers: %d more layers likewise", wrong_ - kLayersNamed);
+  }
+  template <typename... Args>
+  void add(int32_t layer, const char* format, Args... args) {
+    if (layer != last_) wrong_++;
+    last_ = layer;
+    if (wrong_ <= kLayersNamed) reasons_.add(Status::kInvalidArgument, format, args...);
+  }
+
+ private:
+  ReasonList& reasons_;
+  int32_t wrong_ = 0, last_ = -1;
+};
+
+// The layer's own value, else the cache's. A field's range, and whether 0 is a value, are the caller's affair.
+int32_t own_or(int32_t own, int32_t common) { return own != 0 ? own : common; }
+
+struct Field {
+  const char* name;
+  int32_t tq_layer_config::*member;
+};
+// What a layer that reads another's tokens has from it.
+constexpr Field kSharedFields[] = {
+    {"num_kv_heads", &tq_layer_config::num_kv_heads}, {"head_dim", &tq_layer_config::head_dim},
+    {"value_dim", &tq_layer_config::value_dim},       {"key_bits", &tq_layer_config::key_bits},
+    {"value_bits", &tq_layer_config::value_bits},     {"key_family", &tq_layer_config::key_family},
+    {"value_family", &tq_layer_config::value_family}, {"rotation", &tq_layer_config::rotation},
+};
+
+void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
+                 LayerReasons& reasons) {
+  for (const Field field : {Field{"num_q_heads", &tq_layer_config::num_q_heads},
+                            Field{"num_kv_heads", &tq_layer_config::num_kv_heads}}) {
+    const int32_t value = own.*field.member;
+    if (value < 0 || value > kMaxHeads)
+      reasons.add(layer, "layers[%d].%s = %d: must be 0 (the cache's own) or 1 .. %d", layer, field.name,
+                  value, kMaxHeads);
+    else if (full.*field.member == 0)
+      reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
+  }
+  if (full.num_q_heads >= 1 && full.num_kv_heads >= 1 && full.num_q_heads % full.num_kv_heads != 0)
+    reasons.add(layer, "layers[%d]: num_q_heads = %d must be a multiple of num_kv_heads = %d", layer,
+                full.num_q_heads, full.num_kv_heads);
+}
+
+void check_dims(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
+                LayerReasons& reasons) {
+  const ListText<12> list(format::kHeadDims);
+  for (const Field field :
+       {Field{"head_dim", &tq_layer_config::head_dim}, Field{"value_dim", &tq_layer_config::value_dim}}) {
+    const int32_t value = own.*field.member;
+    if (value != 0 && !format::is_head_dim(value))
+      reasons.add(layer, "layers[%d].%s = %d: must be 0 or one of %s", layer, field.name, value, list.text);
+    else if (full.*field.member == 0)
+      reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
+  }
+}
+
+void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
+                 LayerReasons& reasons) {
+  const ListText<7> list(format::kCodeBits);
+  for (const Field field :
+       {Field{"key_bits", &tq_layer_config::key_bits}, Field{"value_bits", &tq_layer_config::value_bits}}) {
+    const int32_t value = own.*field.member;
+    if (value != 0 && !format::is_code_bits(value))
+      reasons.add(layer, "layers[%d].%s = %d: must be 0 or one of %s", layer, field.name, value, list.text);
+    else if (full.*field.member == 0)
+      reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
+  }
+  for (const Field field : {Field{"key_family", &tq_layer_config::key_family},
+                            Field{"value_family", &tq_layer_config::value_family}})
+    if (own.*field.member < 0 || own.*field.member > TQ_CODE_SCALAR)
+      reasons.add(layer, "layers[%d].%s = %d: must be 0 .. %d", layer, field.name, own.*field.member,
+                  TQ_CODE_SCALAR);
+  if (own.rotation < 0 || own.rotation > TQ_ROTATION_DENSE)
+    reasons.add(layer, "layers[%d].rotation = %d: must be 0 .. %d", layer, own.rotation, TQ_ROTATION_DENSE);
+  if (own.sliding_window < 0)
+    reasons.add(layer, "layers[%d].sliding_window = %d: must be 0 (all tokens) or more", layer,
+                own.sliding_window);
+}
+
+// `full` becomes the layer it shares, with its own query heads and window.
+void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vector<tq_layer_config>& before,
+                     tq_layer_config& full, LayerReasons& reasons) {
+  const int32_t source = own.shares_layer - 1;
+  if (own.shares_layer < 0 || source >= layer) {
+    reasons.add(layer, "layers[%d].shares_layer = %d: must be 0 (none) or 1 + the index of an earlier layer",
+                layer, own.shares_layer);
+    return;
+  }
+  const tq_layer_config& from = before[static_cast<size_t>(source)];
+  if (from.shares_layer != 0) {
+    reasons.add(layer, "layers[%d].shares_layer = %d: layer %d shares another's tokens itself", layer,
+                own.shares_layer, source);
+    return;
+  }
+  for (const Field& field : kSharedFields) {
+    if (own.*field.member != 0 && own.*field.member != from.*field.member)
+      reasons.add(layer, "layers[%d].%s = %d: it shares the tokens of layer %d, where it is %d", layer,
+                  field.name, own.*field.member, source, from.*field.member);
+    full.*field.member = from.*field.member;
+  }
+  if (from.sliding_window != 0 && own.sliding_window > from.sliding_window)
+    reasons.add(layer, "layers[%d].sliding_window = %d: layer %d, whose tokens it shares, keeps those of %d",
+                layer, own.sliding_window, source, from.sliding_window);
+  full.sliding_window = own_or(own.sliding_window, from.sliding_window);
+}
+
+format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
+  if (bits == format::kRawBits) return format::Codebook{};
+  format::Codebook book = format::builtin_codebook(dim, bits);
+  if (!custom || custom->bits != bits) return book;
+  book.unit = custom->unit;
+  for (int j = 0; j < format::kMaxMagnitudes; j++)
+    book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
+  return book;
+}
+
+}  // namespace
+
+void ResolvedConfig::resolve_layers(ReasonList& reasons) {
+  LayerReasons layer_reasons(reasons);
+  const tq_layer_config* caller = config_.layers;
+  const char* bytes = reinterpret_cast<const char*>(caller);
+  for (int32_t i = 0; i < static_cast<int32_t>(key_bits_.size()); i++) {
+    tq_layer_config own = {};
+    if (caller) {
+      char name[32];
+      snprintf(name, sizeof name, "layers[%d]", i);
+      try {
+        own = read_struct(
+            reinterpret_cast<const tq_layer_config*>(bytes + static_cast<size_t>(i) * caller->struct_size),
+            name);
+      } catch (const Error& error) {  // where the others lie is not known
+        reasons.add(error.status(), "%s", error.what());
+        break;
+      }
+    }
+    tq_layer_config full = own;
+    full.struct_size = sizeof full;
+    full.num_q_heads = own_or(own.num_q_heads, config_.num_q_heads);
+    full.num_kv_heads = own_or(own.num_kv_heads, config_.num_kv_heads);
+    full.head_dim = own_or(own.head_dim, config_.head_dim);
+    full.value_dim = own_or(own.value_dim, own_or(config_.value_dim, full.head_dim));
+    full.key_bits = own_or(own.key_bits, key_bits_[static_cast<size_t>(i)]);
+    full.value_bits = own_or(own.value_bits, value_bits_[static_cast<size_t>(i)]);
+    full.key_family = own_or(own.key_family, config_.code_family);
+    full.value_family = own_or(own.value_family, config_.code_family);
+    full.rotation = own_or(own.rotation, config_.rotation);
+    if (own.shares_layer != 0) resolve_sharing(i, own, resolved_layers_, full, layer_reasons);
+    if (caller) {
+      check_heads(i, own, full, layer_reasons);
+      check_dims(i, own, full, layer_reasons);
+      check_codes(i, own, full, layer_reasons);
+    }
+    key_bits_[static_cast<size_t>(i)] = full.key_bits;
+    value_bits_[static_cast<size_t>(i)] = full.value_bits;
+    resolved_layers_.push_back(full);
+  }
+  if (!caller && config_.value_dim == 0) config_.value_dim = config_.head_dim;
+  config_.layers = resolved_layers_.data();
+}
+
+void ResolvedConfig::build_layers(ReasonList& reasons) {
+  Geometry& g = geometry_;
+  for (int32_t i = 0; i < static_cast<int32_t>(resolved_layers_.size()); i++) {
+    const tq_layer_config& from = resolved_layers_[static_cast<size_t>(i)];
+    LayerGeometry layer = {};
+    layer.num_q_heads = from.num_q_heads;
+    layer.num_kv_heads = from.num_kv_heads;
+    layer.q_per_kv = from.num_q_heads / from.num_kv_heads;
+    layer.head_dim = from.head_dim;
+    layer.value_dim = from.value_dim;
+    layer.key_code = format::code_of_bits(from.key_bits);
+    layer.value_code = format::code_of_bits(from.value_bits);
+    layer.key_book = layer_codebook(from.head_dim, from.key_bits, config_.key_codebook);
+    layer.value_book = layer_codebook(from.value_dim, from.value_bits, config_.value_codebook);
+    layer.rotation = static_cast<format::Rotation>(from.rotation);
+    layer.sliding_window = from.sliding_window;
+    layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;
+    layer.group = 0;
+    while (layer.shape < g.num_shapes && !(g.shapes[layer.shape].num_q_heads == layer.num_q_heads &&
+                                           g.shapes[layer.shape].num_kv_heads == layer.num_kv_heads))
+      layer.shape++;
+    if (layer.shape == kMaxHeadShapes) {
+      reasons.add(Status::kNotSupported,
+                  "layers[%d]: num_q_heads = %d, num_kv_heads = %d: at most %d different pairs", i,
+                  layer.num_q_heads, layer.num_kv_heads, kMaxHeadShapes);
+      return;
+    }
+    if (layer.shape == g.num_shapes) g.shapes[g.num_shapes++] = layer;
+    layers_.push_back(layer);
+  }
+}
+
+}  // namespace tq

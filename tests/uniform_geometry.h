@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Geometry whose layers are all alike, for tests that talk to a backend or a schedule directly: the common
+// fields are set here, set_layers makes the layers of them.
+#pragma once
+#include <vector>
+
+#include "requests.h"
+
+namespace tq {
+
+struct UniformGeometry : Geometry {
+  UniformGeometry() : Geometry{} {}
+  UniformGeometry(const UniformGeometry& other) { *this = other; }
+  UniformGeometry& operator=(const UniformGeometry& other) {
+    static_cast<Geometry&>(*this) = other;
+    num_q_heads = other.num_q_heads, num_kv_heads = other.num_kv_heads, q_per_kv = other.q_per_kv;
+    head_dim = other.head_dim, value_dim = other.value_dim, rotation = other.rotation;
+    own_ = other.own_;
+    layers = own_.data();
+    return *this;
+  }
+
+  int32_t num_q_heads = 0, num_kv_heads = 0, q_per_kv = 0;
+  int32_t head_dim = 0, value_dim = 0;
+  format::Rotation rotation = format::Rotation::kHadamard;
+
+  HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
+  // num_layers layers of these codes in page group 0, with built-in codebooks.
+  void set_layers(int key_bits, int value_bits) {
+    LayerGeometry layer = {};
+    static_cast<HeadShape&>(layer) = heads();
+    layer.head_dim = head_dim;
+    layer.value_dim = value_dim;
+    layer.key_code = format::code_of_bits(key_bits);
+    layer.value_code = format::code_of_bits(value_bits);
+    layer.key_book = format::builtin_codebook(head_dim, key_bits);
+    layer.value_book = format::builtin_codebook(value_dim, value_bits);
+    layer.rotation = rotation;
+    own_.assign(static_cast<size_t>(num_layers), layer);
+    for (int32_t i = 0; i < num_layers; i++) own_[static_cast<size_t>(i)].storage = i;
+    layers = own_.data();
+    num_shapes = 1;
+    shapes[0] = heads();
+  }
+
+ private:
+  std::vector<LayerGeometry> own_;
+};
+
+}  // namespace tq
