@@ -37,7 +37,7 @@ class LayerReasons {
   int32_t wrong_ = 0, last_ = -1;
 };
 
-// The layer's own value, else the cache's. A field's range, and whether 0 is a value, are the caller's affair.
+// The layer's own value, else the cache's. A field's range is the caller's affair.
 int32_t own_or(int32_t own, int32_t common) { return own != 0 ? own : common; }
 
 struct Field {

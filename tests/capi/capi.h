@@ -72,6 +72,7 @@ void test_empty_cases(void);
 void test_nonfinite(void);
 void test_saturated(void);
 void test_sequences(void);
+void test_layers(void);
 void test_batch_rows(void);
 void test_plan_in_force(void);
 void test_unwritten_old_tokens(void);

@@ -125,6 +125,7 @@ int main(void) {
       {"empty cases", test_empty_cases},
       {"non-finite input", test_nonfinite},
       {"saturated input", test_saturated},
+      {"layers of different shape", test_layers},
       {"sequences: fork, truncate, free", test_sequences},
       {"rows of a batch", test_batch_rows},
       {"plan in force", test_plan_in_force},
