@@ -120,8 +120,14 @@ __device__ __forceinline__ bool encode_tile(const AppendParams& args, const Devi
             static_cast<uint16_t>((code0 & 0xFFu) | code1 << 8);
       }
     };
-    const uint16_t scale = code::encode_group<kStored>(
-        y, most, side.book, side.rule, side.signs + job.head * side.sign_stride, table, lane, store);
+    const auto load = [&](int i, uint32_t(&codes)[2]) {
+      codes[0] = columns ? column[2 * S::kLanes * i * Buffer::kCoordinateRow] : row[2 * S::kLanes * i];
+      codes[1] =
+          columns ? column[(2 * S::kLanes * i + 1) * Buffer::kCoordinateRow] : row[2 * S::kLanes * i + 1];
+    };
+    const uint16_t scale =
+        code::encode_group<kStored>(y, most, side.book, side.rule, dim,
+                                    side.signs + job.head * side.sign_stride, table, lane, store, load);
     if (active && t == 0) scales[token] = scale;
   }
   return replaced;

@@ -97,7 +97,7 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
     sanitise_row<kRegs>(y, &replaced);
   }
   uint8_t picked[kRegs];
-  const uint16_t scale = code::encode_warp<kStored>(y, side.book, side.rule, side.search != 0, signs,
+  const uint16_t scale = code::encode_warp<kStored>(y, side.book, side.rule, side.search != 0, dim, signs,
                                                     args.zones[job.kind], lane, picked);
 #pragma unroll
   for (int r = 0; r < kRegs; r++) codes[(lane + 32 * r) * step] = picked[r];

@@ -18,11 +18,37 @@ __device__ __forceinline__ uint16_t stored_scale(const format::ScalarFit& fit, f
   return format::bf16_from_float(mul_rn(mul_rn(s, norm_rot), format::exp2_int(exponent)));
 }
 
+// format::kept_square of the levels y, which it destroys.
+template <int kStored>
+__device__ __forceinline__ float kept_square_warp(float (&y)[kStored / 32], int dim, int lane) {
+  warp_mix<kStored, true>(y);
+  warp_fwht<kStored>(y, lane);
+#pragma unroll
+  for (int r = 0; r < kStored / 32; r++) y[r] = lane + 32 * r < dim ? mul_rn(y[r], y[r]) : 0.0f;
+  float sum[1] = {lane_tree<kStored>(y)};
+  warp_tree<1>(sum);
+  return mul_rn(sum[0], format::exp2_int(-format::log2_block(kStored)));
+}
+template <int kStored>
+__device__ __forceinline__ float kept_square_group(float (&y)[kStored / GroupVector<kStored>::kLanes],
+                                                   int dim, int t) {
+  using S = GroupVector<kStored>;
+  group_mix<kStored, true>(y);
+  group_fwht<kStored>(y, t);
+  float sum[1];
+  vector_tree<S>(
+      [&](int i, int b, float(&square)[1]) {
+        square[0] = 2 * t + b + 2 * i * S::kLanes < dim ? mul_rn(y[2 * i + b], y[2 * i + b]) : 0.0f;
+      },
+      sum);
+  return mul_rn(sum[0], format::exp2_int(-format::log2_block(kStored)));
+}
+
 // y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. zones:
 // zones_apart(book). Leaves codes and returns the bfloat16 scale.
 template <int kStored>
 __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book,
-                                                format::ScaleRule rule, bool search_on,
+                                                format::ScaleRule rule, bool search_on, int dim,
                                                 const uint32_t (&signs)[kStored / 32], bool zones, int lane,
                                                 uint8_t (&codes)[kStored / 32]) {
   using S = WarpVector<kStored>;
@@ -51,18 +77,24 @@ __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const 
   const float rms = sqrt_rn(div_rn(n2[0], static_cast<float>(kStored)));
 
   const bool all_steps = search_on && rule != format::ScaleRule::kPaper;
-  const format::ScalarFit fit = fit_scalar_warp<kStored>(book, all_steps, zones, y, rms, lane, codes);
+  format::ScalarFit fit = fit_scalar_warp<kStored>(book, all_steps, zones, y, rms, lane, codes);
+  if (format::fits_kept_part(rule, dim, kStored)) {
+#pragma unroll
+    for (int r = 0; r < S::kRegs; r++) y[r] = format::code_level(book, codes[r]);
+    fit.kept.qq = kept_square_warp<kStored>(y, dim, lane);
+  }
   return stored_scale<kStored>(fit, rule, n2[0], exponent);
 }
 
 // y: sanitised, centred, padded. most: bits of the lane's largest magnitude. signs: the head's words of 32.
-// table: of the book, if it uses one. Stores codes (store: see fit_scalar_group) and returns the bfloat16
-// scale.
-template <int kStored, class Store>
+// table: of the book, if it uses one. Stores codes (store: see fit_scalar_group; load(i, codes) reads the
+// lane's pair i again) and returns the bfloat16 scale.
+template <int kStored, class Store, class Load>
 __device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupVector<kStored>::kLanes],
                                                  uint32_t most, const format::Codebook& book,
-                                                 format::ScaleRule rule, const uint32_t* signs,
-                                                 const ZoneTable* table, int lane, const Store& store) {
+                                                 format::ScaleRule rule, int dim, const uint32_t* signs,
+                                                 const ZoneTable* table, int lane, const Store& store,
+                                                 const Load& load) {
   using S = GroupVector<kStored>;
   const int t = lane % S::kLanes;
   const float a = __uint_as_float(group_max<S>(most));
@@ -78,7 +110,8 @@ __device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupVecto
       y[2 * i + b] = __uint_as_float(__float_as_uint(mul_rn(y[2 * i + b], down)) ^
                                      (word << (31 - first % 32 - b) & 0x80000000u));
   }
-  group_rotate<kStored>(y, t);
+  group_fwht<kStored>(y, t);
+  group_mix<kStored, false>(y);
 
   float n2[1];
   vector_tree<S>([&](int i, int b, float(&square)[1]) { square[0] = mul_rn(y[2 * i + b], y[2 * i + b]); },
@@ -86,7 +119,17 @@ __device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupVecto
   // Dividing by a power of two is exact, so a product will do.
   const float rms =
       sqrt_rn(S::kOdd == 1 ? mul_rn(n2[0], 1.0f / kStored) : div_rn(n2[0], static_cast<float>(kStored)));
-  const format::ScalarFit fit = fit_scalar_group<kStored>(book, table, y, rms, zero, lane, store);
+  format::ScalarFit fit = fit_scalar_group<kStored>(book, table, y, rms, zero, lane, store);
+  if (format::fits_kept_part(rule, dim, kStored)) {
+#pragma unroll
+    for (int i = 0; i < S::kPairs; i++) {
+      uint32_t codes[2];
+      load(i, codes);
+#pragma unroll
+      for (int b = 0; b < 2; b++) y[2 * i + b] = format::code_level(book, codes[b]);
+    }
+    fit.kept.qq = kept_square_group<kStored>(y, dim, t);
+  }
   return zero ? 0 : stored_scale<kStored>(fit, rule, n2[0], exponent);
 }
 

@@ -70,8 +70,9 @@ __device__ __forceinline__ uint32_t group_max(uint32_t x) {
   return x;
 }
 
+// Walsh-Hadamard transform of each block.
 template <int kStored>
-__device__ __forceinline__ void group_rotate(float (&y)[kStored / GroupVector<kStored>::kLanes], int t) {
+__device__ __forceinline__ void group_fwht(float (&y)[kStored / GroupVector<kStored>::kLanes], int t) {
   using S = GroupVector<kStored>;
 #pragma unroll
   for (int i = 0; i < S::kPairs; i++) {
@@ -97,6 +98,15 @@ __device__ __forceinline__ void group_rotate(float (&y)[kStored / GroupVector<kS
           y[2 * i + b] = add_rn(low, high);
           y[2 * (i + h) + b] = format::sub_rn(low, high);
         }
+}
+
+// y_r = sum_c O[r][c] x_c across blocks; transposed: O[c][r].
+template <int kStored, bool kTransposed>
+__device__ __forceinline__ void group_mix(float (&y)[kStored / GroupVector<kStored>::kLanes]) {
+  using S = GroupVector<kStored>;
+  const auto factor = [](int r, int c) {
+    return kTransposed ? format::dct_entry(S::kOdd, c, r) : format::dct_entry(S::kOdd, r, c);
+  };
   if constexpr (S::kOdd > 1) {
 #pragma unroll
     for (int q = 0; q < 2 * S::kBlockPairs; q++) {
@@ -105,9 +115,9 @@ __device__ __forceinline__ void group_rotate(float (&y)[kStored / GroupVector<kS
       for (int c = 0; c < S::kOdd; c++) in[c] = y[c * 2 * S::kBlockPairs + q];
 #pragma unroll
       for (int r = 0; r < S::kOdd; r++) {
-        float sum = mul_rn(format::dct_entry(S::kOdd, r, 0), in[0]);
+        float sum = mul_rn(factor(r, 0), in[0]);
 #pragma unroll
-        for (int c = 1; c < S::kOdd; c++) sum = add_rn(sum, mul_rn(format::dct_entry(S::kOdd, r, c), in[c]));
+        for (int c = 1; c < S::kOdd; c++) sum = add_rn(sum, mul_rn(factor(r, c), in[c]));
         y[r * 2 * S::kBlockPairs + q] = sum;
       }
     }

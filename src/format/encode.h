@@ -26,6 +26,26 @@ struct VectorCoder {
   Codebook codebook;
 };
 
+// Whether the scale is fitted to what decoding keeps of the levels, their first dim of `stored` coordinates:
+// otherwise ls and norm would count what is dropped, and a decoded vector would shrink when it is encoded.
+TQ_HD bool fits_kept_part(ScaleRule rule, int dim, int stored) {
+  return dim < stored && (rule == ScaleRule::kLs || rule == ScaleRule::kNorm);
+}
+// The sum of squares of that part, in place of the levels' own; destroys levels and scratch.
+TQ_HD float kept_square(const VectorCoder& coder, float* levels, float* scratch) {
+  float* z = levels;
+  float unit = 1.0f;
+  if (coder.rotation == Rotation::kHadamard) {
+    hadamard_inverse(levels, coder.stored);
+    unit = exp2_int(-log2_block(coder.stored));
+  } else {
+    dense_apply(coder.dense, levels, scratch, coder.stored, true);
+    z = scratch;
+  }
+  for (int i = 0; i < coder.stored; i++) z[i] = i < coder.dim ? mul_rn(z[i], z[i]) : 0.0f;
+  return mul_rn(tree_sum(z, coder.stored), unit);
+}
+
 TQ_HD float fitted_scale(ScaleRule rule, QuantiseResult fit, float n2, float paper) {
   if (rule == ScaleRule::kLs) return div_rn(fit.dot, fit.qq);
   if (rule == ScaleRule::kUnbiased) return div_rn(n2, fit.dot);
@@ -64,7 +84,11 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
   const float n2 = tree_sum(scratch, stored);
   const float rms = sqrt_rn(div_rn(n2, static_cast<float>(stored)));
 
-  const ScalarFit fit = fit_scalar(coder.codebook, coder.rule, coder.search, y, stored, rms, codes, scratch);
+  ScalarFit fit = fit_scalar(coder.codebook, coder.rule, coder.search, y, stored, rms, codes, scratch);
+  if (fits_kept_part(coder.rule, coder.dim, stored)) {
+    for (int i = 0; i < stored; i++) y[i] = code_level(coder.codebook, codes[i]);
+    fit.kept.qq = kept_square(coder, y, scratch);
+  }
   const float s = fitted_scale(coder.rule, fit.kept, n2, fit.paper);
   *scale = bf16_from_float(mul_rn(mul_rn(s, norm_rot), exp2_int(exponent)));
   return replaced;

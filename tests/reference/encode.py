@@ -212,6 +212,8 @@ def encode(x, config):
         _, j, dot, qq = best
         codes = j | ((y < 0).astype(np.uint8) << (config.bits - 1))
         paper_scale = rms * book.unit
+    if config.head_dim < config.dim and rule in (LS, NORM):
+        qq = kept_square(codes, config)
     scale = {
         LS: lambda: dot / qq, UNBIASED: lambda: n2 / dot, NORM: lambda: np.sqrt(n2 / qq),
         PAPER: lambda: paper_scale
@@ -221,6 +223,18 @@ def encode(x, config):
     scales[is_zero] = 0
     assert scale.dtype == F32
     return Encoded(codes, scales, nonfinite)
+
+
+def kept_square(codes, config):
+    """What takes the place of qq in section 3.3 where D > d."""
+    levels, unit = code_levels(codes, config), F32(1)
+    if config.rotation == rot.HADAMARD:
+        z = rot.back_transform(levels)
+        unit = F32(2.0 ** -rot.split_dim(config.dim)[1])
+    else:
+        z = config.unrotate(levels)
+    z[:, config.head_dim:] = 0
+    return rot.tree_sum(z * z) * unit
 
 
 def code_levels(codes, config):

@@ -144,12 +144,17 @@ def rotate_hadamard(x, signs):
     return _across(_butterflies(blocks), dct_factor(m)).reshape(x.shape)
 
 
-def unrotate_hadamard(y, signs):
-    """Section 3.4: orthonormal inverse, norm_rot included."""
+def back_transform(y):
+    """Section 3.4 without norm_rot and signs."""
     assert y.dtype == np.float32
     m, k = split_dim(y.shape[-1])
     blocks = _across(y.reshape(y.shape[:-1] + (m, 1 << k)), dct_factor(m).T)
-    return _flip(_butterflies(blocks).reshape(y.shape) * norm_rot_hadamard(y.shape[-1]), signs)
+    return _butterflies(blocks).reshape(y.shape)
+
+
+def unrotate_hadamard(y, signs):
+    """Section 3.4: orthonormal inverse, norm_rot included."""
+    return _flip(back_transform(y) * norm_rot_hadamard(y.shape[-1]), signs)
 
 
 # ---- section 2.3

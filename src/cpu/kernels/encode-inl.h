@@ -170,6 +170,17 @@ HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float
   return best;
 }
 
+// format::kept_square of the codes' levels.
+HWY_INLINE float kept_square(const format::VectorCoder& coder, const uint8_t* codes, float* HWY_RESTRICT y,
+                             float* HWY_RESTRICT scratch) {
+  const int stored = coder.stored;
+  for (int i = 0; i < stored; i++) y[i] = format::code_level(coder.codebook, codes[i]);
+  if (coder.rotation == format::Rotation::kDense) return format::kept_square(coder, y, scratch);
+  hadamard_inverse(y, stored);
+  for (int i = coder.dim; i < stored; i++) y[i] = 0.0f;
+  return format::mul_rn(square_sum(y, scratch, stored), format::exp2_int(-format::log2_block(stored)));
+}
+
 // kUniform: the 8-bit grid, else a codebook.
 template <bool kUniform>
 bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
@@ -204,6 +215,7 @@ bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, ui
     paper = format::mul_rn(rms, coder.codebook.unit);
     fit = search(coder, paper, y, scratch, codes);
   }
+  if (format::fits_kept_part(coder.rule, coder.dim, stored)) fit.qq = kept_square(coder, codes, y, scratch);
   const float s = format::fitted_scale(coder.rule, fit, n2, paper);
   *scale = format::bf16_from_float(format::mul_rn(format::mul_rn(s, norm_rot), format::exp2_int(exponent)));
   return replaced;

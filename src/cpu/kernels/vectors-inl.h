@@ -122,6 +122,13 @@ HWY_INLINE void hadamard_forward(float* x, int stored, const uint64_t* signs) {
   if (m > 1) mix_blocks(x, m, n, false);
 }
 
+// format::hadamard_inverse.
+HWY_INLINE void hadamard_inverse(float* x, int stored) {
+  const int n = 1 << format::log2_block(stored), m = stored / n;
+  if (m > 1) mix_blocks(x, m, n, true);
+  for (int r = 0; r < m; r++) fwht(x + r * n, n);
+}
+
 // format::dense_apply with the matrix's rows; the transposed product goes through the scalar code (once per
 // output row).
 HWY_INLINE void dense_forward(const float* matrix, const float* HWY_RESTRICT x, float* HWY_RESTRICT y,
@@ -155,10 +162,9 @@ void rotate(const format::VectorCoder& coder, const float* x, float* y) {
 void unrotate(const format::VectorCoder& coder, float* y, float* x) {
   if (coder.rotation == format::Rotation::kDense) return format::unrotate(coder, y, x);
   alignas(64) float work[format::kMaxDim];
-  const int stored = coder.stored, n = 1 << format::log2_block(stored), m = stored / n;
+  const int stored = coder.stored;
   memcpy(work, y, stored * sizeof(float));
-  if (m > 1) mix_blocks(work, m, n, true);
-  for (int r = 0; r < m; r++) fwht(work + r * n, n);
+  hadamard_inverse(work, stored);
   multiply(work, stored, format::hadamard_norm(format::log2_block(stored)));
   flip_signs(work, stored, coder.signs);
   memcpy(x, work, coder.dim * sizeof(float));
