@@ -205,6 +205,37 @@ func TestListsOfTheWrongLength(t *testing.T) {
 	want(t, err, tqkv.ErrInvalidArgument, "allocator")
 }
 
+func TestSlicesAreMeasuredByTheLayerThatIsNamed(t *testing.T) {
+	c := config(tqkv.Float32)
+	c.NumLayers = 0
+	c.Layers = []tqkv.LayerConfig{{}, {NumQHeads: 3, NumKVHeads: 1, HeadDim: 32, KeyBits: 8, SlidingWindow: 5},
+		{NumQHeads: 2, SharesLayer: 1}}
+	cache, batch, sequence := opened(t, c)
+	resolved, err := cache.Config()
+	must(t, err)
+	if l := resolved.Layers; len(l) != 3 || l[0].ValueDim != dim || l[1].KeyBits != 8 ||
+		l[2].NumKVHeads != kvHeads || l[2].SharesLayer != 1 {
+		t.Errorf("%+v", l)
+	}
+	must(t, batch.Plan(tqkv.Decode(sequence, 2)))
+	kv, bad := make(tqkv.F32, 2*kvHeads*dim), tqkv.ErrInvalidArgument
+	must(t, cache.Append(0, batch, kv, kv, nil))
+	want(t, cache.Append(1, batch, kv[:63], kv, nil), bad, "k:")
+	must(t, cache.Append(1, batch, kv[:64], kv[:64], nil))
+	want(t, cache.Append(2, batch, kv, kv, nil), bad, "layer")
+	q, out := make(tqkv.F32, 2*qHeads*dim), make(tqkv.F32, 2*qHeads*dim)
+	want(t, cache.Attend(1, batch, q, out[:191], nil, nil), bad, "out:")
+	must(t, cache.Attend(1, batch, q, out[:192], nil, nil))
+	must(t, cache.Attend(2, batch, q, out[:2*2*dim], nil, nil))
+	for _, layer := range []int{-1, 3} {
+		want(t, cache.Append(layer, batch, kv, kv, nil), bad, "layer")
+		want(t, cache.Attend(layer, batch, q, out, nil, nil), bad, "layer")
+		want(t, cache.SetCentres(layer, kv, nil), bad, "layer")
+	}
+	c.NumLayers = 2
+	want(t, open(t).CheckConfig(c), bad, "layers: 3 entries, but num_layers = 2")
+}
+
 func TestResolvedConfig(t *testing.T) {
 	c := config(tqkv.BFloat16)
 	c.NumLayers, c.LayerValueBits, c.KeyBits, c.RotationSeed = 2, []int32{0, 3}, 2, 99

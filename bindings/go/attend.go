@@ -79,7 +79,7 @@ func (c *Cache) Append(layer int, batch *Batch, k, v HostSlice, layout *Layout) 
 		if err != nil {
 			return err
 		}
-		kMemory, vMemory, err := c.checkKV(k, v, rows.NewTokens, strides)
+		kMemory, vMemory, err := c.checkKV(l, k, v, rows.NewTokens, strides)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32,
 		if err != nil {
 			return err
 		}
-		memory, err := c.checkAttend(rows.QueryTokens, q, out, lse, &p)
+		memory, err := c.checkAttend(l, rows.QueryTokens, q, out, lse, &p)
 		if err != nil {
 			return err
 		}
@@ -173,7 +173,7 @@ func (c *Cache) Read(layer int, sequence Sequence, first, count int64, k, v Host
 	}
 	strides := layout.copied()
 	return c.locked(func(c *core) error {
-		kMemory, vMemory, err := c.checkKV(k, v, count, strides)
+		kMemory, vMemory, err := c.checkKV(l, k, v, count, strides)
 		if err != nil {
 			return err
 		}
@@ -216,9 +216,9 @@ func (c *core) checkHost(name string, dtype Dtype) error {
 
 // checkKV checks k and v of append and read and returns their addresses. A slice is asked for its memory
 // once, so that what was checked is what C gets.
-func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vMemory unsafe.Pointer,
-	err error) {
-	heads := int64(c.config.NumKVHeads)
+func (c *core) checkKV(layer C.int32_t, k, v HostSlice, tokens int64, layout Layout) (kMemory,
+	vMemory unsafe.Pointer, err error) {
+	has := c.layer(layer)
 	for _, side := range []struct {
 		name                    string
 		slice                   HostSlice
@@ -226,8 +226,8 @@ func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vM
 		tokenStride, headStride int64
 		memory                  *unsafe.Pointer
 	}{
-		{"k", k, c.config.HeadDim, layout.KeyTokenStride, layout.KeyHeadStride, &kMemory},
-		{"v", v, c.config.ValueDim, layout.ValueTokenStride, layout.ValueHeadStride, &vMemory},
+		{"k", k, has.HeadDim, layout.KeyTokenStride, layout.KeyHeadStride, &kMemory},
+		{"v", v, has.ValueDim, layout.ValueTokenStride, layout.ValueHeadStride, &vMemory},
 	} {
 		if side.slice == nil {
 			continue // the library says where that is not allowed
@@ -236,7 +236,7 @@ func (c *core) checkKV(k, v HostSlice, tokens int64, layout Layout) (kMemory, vM
 		if err := c.checkHost(side.name, dtype); err != nil {
 			return nil, nil, err
 		}
-		s := shape{tokens, heads, int64(side.dim)}
+		s := shape{tokens, int64(has.NumKVHeads), int64(side.dim)}
 		if err := checkLength(side.name, length, s, side.tokenStride, side.headStride); err != nil {
 			return nil, nil, err
 		}
@@ -251,8 +251,8 @@ type attendMemory struct {
 	outDtype Dtype
 }
 
-func (c *core) checkAttend(tokens int64, q, out HostSlice, lse []float32, params *AttendParams) (attendMemory,
-	error) {
+func (c *core) checkAttend(layer C.int32_t, tokens int64, q, out HostSlice, lse []float32,
+	params *AttendParams) (attendMemory, error) {
 	if q == nil || out == nil {
 		return attendMemory{}, argumentError("q, out: must not be nil")
 	}
@@ -269,12 +269,13 @@ func (c *core) checkAttend(tokens int64, q, out HostSlice, lse []float32, params
 		return memory, argumentError("out: of type %d, must be the cache's type %d or float32", outDtype,
 			c.config.IODtype)
 	}
-	heads := int64(c.config.NumQHeads)
-	s := shape{tokens, heads, int64(c.config.HeadDim)}
+	has := c.layer(layer)
+	heads := int64(has.NumQHeads)
+	s := shape{tokens, heads, int64(has.HeadDim)}
 	if err := checkLength("q", qLength, s, params.QTokenStride, params.QHeadStride); err != nil {
 		return memory, err
 	}
-	s.dim = int64(c.config.ValueDim)
+	s.dim = int64(has.ValueDim)
 	if err := checkLength("out", outLength, s, params.OutTokenStride, params.OutHeadStride); err != nil {
 		return memory, err
 	}

@@ -43,8 +43,8 @@ func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
 	}
 	c := &core{library: l, api: api, batches: map[*batchState]struct{}{}}
 	if err := c.text.result(C.tqkv_cache_create(api, &p.config, p.layerKeyBits, p.layerValueBits,
-		p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, C.uintptr_t(stream), &c.cache,
-		c.text.c())); err != nil {
+		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, C.uintptr_t(stream),
+		&c.cache, c.text.c())); err != nil {
 		return nil, err
 	}
 	cache := &Cache{c}
@@ -107,6 +107,15 @@ func (c *Cache) locked(call func(c *core) error) error {
 	return call(c.core)
 }
 
+// layer is the resolved layer of that number; where there is none all zeros, which no slice is too short for:
+// the library refuses it with its own text.
+func (c *core) layer(number C.int32_t) LayerConfig {
+	if number < 0 || int(number) >= len(c.config.Layers) {
+		return LayerConfig{}
+	}
+	return c.config.Layers[number]
+}
+
 // Library is the library that the cache belongs to.
 func (c *Cache) Library() *Library { return c.core.library }
 
@@ -132,16 +141,16 @@ func (c *Cache) SetCentres(layer int, key, value []float32) error {
 		return err
 	}
 	return c.locked(func(c *core) error {
-		heads := int64(c.config.NumKVHeads)
+		has := c.layer(l)
 		for _, side := range []struct {
 			name   string
 			centre []float32
 			dim    int32
-		}{{"key_centre", key, c.config.HeadDim}, {"value_centre", value, c.config.ValueDim}} {
+		}{{"key_centre", key, has.HeadDim}, {"value_centre", value, has.ValueDim}} {
 			if side.centre == nil {
 				continue
 			}
-			one := shape{1, heads, int64(side.dim)}
+			one := shape{1, int64(has.NumKVHeads), int64(side.dim)}
 			if err := checkLength(side.name, len(side.centre), one, 0, 0); err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ package tqkv
 import "C"
 
 import (
+	"math"
 	"slices"
 	"unsafe"
 )
@@ -24,15 +25,30 @@ type Allocator struct {
 	User, Alloc, Free uintptr
 }
 
+// LayerConfig is one layer of a cache whose layers differ; what is 0 stands for the cache's own value.
+type LayerConfig struct {
+	NumQHeads     int32
+	NumKVHeads    int32
+	HeadDim       int32
+	ValueDim      int32 // 0 = the cache's, and without one HeadDim
+	KeyBits       int32
+	ValueBits     int32
+	KeyFamily     CodeFamily
+	ValueFamily   CodeFamily
+	Rotation      Rotation
+	SlidingWindow int32 // tokens that a query sees, its own included; 0 = all
+	SharesLayer   int32 // 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to
+}
+
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
 // be set.
 type Config struct {
 	DeviceType     DeviceType // 0 = CPU
 	DeviceID       int32
-	NumLayers      int32 // required
-	NumQHeads      int32 // required; a multiple of NumKVHeads
-	NumKVHeads     int32 // required
-	HeadDim        int32 // required: 32 64 80 96 112 128 160 192 224 256 512 576
+	NumLayers      int32 // required; 0 = as many as Layers
+	NumQHeads      int32 // a multiple of NumKVHeads; it and the next two: required unless Layers have their own
+	NumKVHeads     int32
+	HeadDim        int32 // 32 64 80 96 112 128 160 192 224 256 512 576
 	ValueDim       int32 // 0 = HeadDim; same list
 	IODtype        Dtype // required: type of k, v, q and out
 	KeyBits        int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
@@ -65,7 +81,8 @@ type Config struct {
 	Allocator      Allocator // zero = the library's own
 	// memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
 	Pool      DevicePtr
-	PoolBytes int64 // at least Bytes.PageBytes if there is a pool
+	PoolBytes int64         // at least Bytes.PageBytes if there is a pool
+	Layers    []LayerConfig // NumLayers of them, where layers differ; or none
 }
 
 // configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
@@ -73,6 +90,7 @@ type Config struct {
 type configParts struct {
 	config                       C.tq_cache_config
 	layerKeyBits, layerValueBits *C.int32_t
+	layers                       *C.tq_layer_config
 	keyCodebook, valueCodebook   *C.tq_codebook
 	user, alloc, free, pool      C.uintptr_t
 }
@@ -82,10 +100,14 @@ func (config *Config) parts() (*configParts, error) {
 		return nil, argumentError("config = nil")
 	}
 	c := *config // what is checked is what C gets, whatever happens to the caller's meanwhile
+	if c.NumLayers == 0 {
+		c.NumLayers = int32(min(len(c.Layers), math.MaxInt32))
+	}
 	for _, list := range []struct {
 		name    string
 		entries int
-	}{{"layer_key_bits", len(c.LayerKeyBits)}, {"layer_value_bits", len(c.LayerValueBits)}} {
+	}{{"layer_key_bits", len(c.LayerKeyBits)}, {"layer_value_bits", len(c.LayerValueBits)},
+		{"layers", len(c.Layers)}} {
 		if list.entries != 0 && list.entries != int(c.NumLayers) {
 			return nil, argumentError("%s: %d entries, but num_layers = %d", list.name, list.entries,
 				c.NumLayers)
@@ -119,10 +141,40 @@ func (config *Config) parts() (*configParts, error) {
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
+		layers:         (*C.tq_layer_config)(ptr(layersForC(c.Layers))),
 		keyCodebook:    keyBook, valueCodebook: valueBook,
 		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc),
 		free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
 	}, nil
+}
+
+func layersForC(layers []LayerConfig) []C.tq_layer_config {
+	raw := make([]C.tq_layer_config, len(layers))
+	for i, l := range layers {
+		raw[i] = C.tq_layer_config{
+			struct_size: C.uint32_t(unsafe.Sizeof(raw[i])),
+			num_q_heads: C.int32_t(l.NumQHeads), num_kv_heads: C.int32_t(l.NumKVHeads),
+			head_dim: C.int32_t(l.HeadDim), value_dim: C.int32_t(l.ValueDim),
+			key_bits: C.int32_t(l.KeyBits), value_bits: C.int32_t(l.ValueBits),
+			key_family: C.int32_t(l.KeyFamily), value_family: C.int32_t(l.ValueFamily),
+			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
+			shares_layer: C.int32_t(l.SharesLayer),
+		}
+	}
+	return raw
+}
+
+func layersOf(raw []C.tq_layer_config) []LayerConfig {
+	layers := make([]LayerConfig, len(raw))
+	for i := range raw {
+		l := &raw[i]
+		layers[i] = LayerConfig{
+			int32(l.num_q_heads), int32(l.num_kv_heads), int32(l.head_dim), int32(l.value_dim),
+			int32(l.key_bits), int32(l.value_bits), CodeFamily(l.key_family), CodeFamily(l.value_family),
+			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
+		}
+	}
+	return layers
 }
 
 func (b *Codebook) c(name string) (*C.tq_codebook, error) {
@@ -147,7 +199,7 @@ func (b *Codebook) c(name string) (*C.tq_codebook, error) {
 
 // configOf copies a configuration that the library returned. What it points to belongs to the cache.
 func configOf(raw *C.tq_cache_config) Config {
-	layers := func(bits *C.int32_t) []int32 {
+	perLayer := func(bits *C.int32_t) []int32 {
 		if bits == nil {
 			return nil
 		}
@@ -166,8 +218,8 @@ func configOf(raw *C.tq_cache_config) Config {
 		NumLayers: int32(raw.num_layers), NumQHeads: int32(raw.num_q_heads),
 		NumKVHeads: int32(raw.num_kv_heads), HeadDim: int32(raw.head_dim), ValueDim: int32(raw.value_dim),
 		IODtype: Dtype(raw.io_dtype), KeyBits: int32(raw.key_bits), ValueBits: int32(raw.value_bits),
-		CodeFamily: CodeFamily(raw.code_family), LayerKeyBits: layers(raw.layer_key_bits),
-		LayerValueBits: layers(raw.layer_value_bits), Rotation: Rotation(raw.rotation),
+		CodeFamily: CodeFamily(raw.code_family), LayerKeyBits: perLayer(raw.layer_key_bits),
+		LayerValueBits: perLayer(raw.layer_value_bits), Rotation: Rotation(raw.rotation),
 		KeyScaleRule: ScaleRule(raw.key_scale_rule), ValueScaleRule: ScaleRule(raw.value_scale_rule),
 		PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
 		FirstLayer: int32(raw.first_layer), FirstKVHead: int32(raw.first_kv_head),
@@ -177,7 +229,7 @@ func configOf(raw *C.tq_cache_config) Config {
 		MaxBatchTokens: int64(raw.max_batch_tokens), WindowTokens: int32(raw.window_tokens),
 		SinkTokens: int32(raw.sink_tokens), RollbackTokens: int32(raw.rollback_tokens),
 		NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
-		PoolBytes: int64(raw.pool_bytes),
+		PoolBytes: int64(raw.pool_bytes), Layers: layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
 	}
 }
 

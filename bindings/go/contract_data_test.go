@@ -117,6 +117,31 @@ type contractConfig struct {
 	RollbackTokens    int32             `json:"rollback_tokens"`
 	NumThreads        int32             `json:"num_threads"`
 	Flags             uint64            `json:"flags"`
+	Layers            []contractLayer   `json:"layers"`
+}
+
+type contractLayer struct {
+	NumQHeads     int32 `json:"num_q_heads"`
+	NumKVHeads    int32 `json:"num_kv_heads"`
+	HeadDim       int32 `json:"head_dim"`
+	ValueDim      int32 `json:"value_dim"`
+	KeyBits       int32 `json:"key_bits"`
+	ValueBits     int32 `json:"value_bits"`
+	KeyFamily     int32 `json:"key_family"`
+	ValueFamily   int32 `json:"value_family"`
+	Rotation      int32 `json:"rotation"`
+	SlidingWindow int32 `json:"sliding_window"`
+	SharesLayer   int32 `json:"shares_layer"`
+}
+
+func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
+	for _, l := range layers {
+		result = append(result, tqkv.LayerConfig{NumQHeads: l.NumQHeads, NumKVHeads: l.NumKVHeads,
+			HeadDim: l.HeadDim, ValueDim: l.ValueDim, KeyBits: l.KeyBits, ValueBits: l.ValueBits,
+			KeyFamily: tqkv.CodeFamily(l.KeyFamily), ValueFamily: tqkv.CodeFamily(l.ValueFamily),
+			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer})
+	}
+	return result
 }
 
 type contractCodebook struct {
@@ -145,7 +170,7 @@ func (c *contractConfig) config() *tqkv.Config {
 		LayerValueBits: c.LayerValueBits, Rotation: tqkv.Rotation(c.Rotation),
 		KeyScaleRule: tqkv.ScaleRule(c.KeyScaleRule), ValueScaleRule: tqkv.ScaleRule(c.ValueScaleRule),
 		PageSize: c.PageSize, RotationSeed: c.RotationSeed, FirstLayer: c.FirstLayer,
-		FirstKVHead: c.FirstKVHead, KeyCodebook: c.KeyCodebook.codebook(),
+		FirstKVHead: c.FirstKVHead, Layers: layersOf(c.Layers), KeyCodebook: c.KeyCodebook.codebook(),
 		ValueCodebook: c.ValueCodebook.codebook(), MaxTokens: c.MaxTokens,
 		MaxSequenceTokens: c.MaxSequenceTokens, MaxSequences: c.MaxSequences,
 		MaxBatchSequences: c.MaxBatchSequences, MaxBatchTokens: c.MaxBatchTokens,

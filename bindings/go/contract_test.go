@@ -341,6 +341,14 @@ func nans(count int64) []float32 {
 	return numbers
 }
 
+// layer is that layer; for a number that there is not, the first one.
+func (n *named) layer(number int) tqkv.LayerConfig {
+	if number < 0 || number >= len(n.config.Layers) {
+		number = 0
+	}
+	return n.config.Layers[number]
+}
+
 // aligned is bytes at a multiple of 256.
 func aligned(bytes int) []byte {
 	memory := make([]byte, bytes+256)
@@ -353,11 +361,12 @@ func (r *runner) attend(s contractStep, n *named) error {
 	if err != nil {
 		return err
 	}
-	rows := b.queries * int64(n.config.NumQHeads)
+	layer := n.layer(s.Layer)
+	rows := b.queries * int64(layer.NumQHeads)
 	if s.Status != "" {
-		rows = max(rows, int64(n.config.NumQHeads))
+		rows = max(rows, int64(layer.NumQHeads))
 	}
-	out, lse := nans(rows*int64(n.config.ValueDim)), nans(rows)
+	out, lse := nans(rows*int64(layer.ValueDim)), nans(rows)
 	var params *tqkv.AttendParams
 	if p := s.Params; p != nil {
 		params = &tqkv.AttendParams{
@@ -395,9 +404,10 @@ func (r *runner) attend(s contractStep, n *named) error {
 }
 
 func (r *runner) read(s contractStep, n *named) error {
-	rows := max(s.Count, 0) * int64(n.config.NumKVHeads)
-	k := blank(n.config.IODtype, rows*int64(n.config.HeadDim))
-	v := blank(n.config.IODtype, rows*int64(n.config.ValueDim))
+	layer := n.layer(s.Layer)
+	rows := max(s.Count, 0) * int64(layer.NumKVHeads)
+	k := blank(n.config.IODtype, rows*int64(layer.HeadDim))
+	v := blank(n.config.IODtype, rows*int64(layer.ValueDim))
 	if err := n.cache.Read(s.Layer, n.sequences[s.Sequence], s.First, s.Count, k.from(0), v.from(0),
 		nil); err != nil {
 		return err

@@ -163,7 +163,7 @@ func (l *Library) CheckConfig(config *Config) error {
 	}
 	var text textBuffer
 	return text.result(C.tqkv_cache_config_check(api, &p.config, p.layerKeyBits, p.layerValueBits,
-		p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, text.c()))
+		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, text.c()))
 }
 
 // ConfigBytes is what a cache of this configuration would allocate, exactly.
@@ -179,7 +179,7 @@ func (l *Library) ConfigBytes(config *Config) (Bytes, error) {
 	var text textBuffer
 	var raw C.tq_cache_bytes
 	if err := text.result(C.tqkv_cache_config_bytes(api, &p.config, p.layerKeyBits, p.layerValueBits,
-		p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, &raw, text.c())); err != nil {
+		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, &raw, text.c())); err != nil {
 		return Bytes{}, err
 	}
 	return bytesOf(&raw), nil

@@ -117,6 +117,7 @@ static tq_cache_config whole_config(TQKV_CONFIG, tq_allocator* allocator) {
   whole.struct_size = sizeof whole;
   whole.layer_key_bits = layer_key_bits;
   whole.layer_value_bits = layer_value_bits;
+  whole.layers = layers;
   whole.key_codebook = key_codebook;
   whole.value_codebook = value_codebook;
   whole.pool = (void*)pool;
@@ -128,11 +129,11 @@ static tq_cache_config whole_config(TQKV_CONFIG, tq_allocator* allocator) {
   }
   return whole;
 }
-#define WHOLE_CONFIG                                                                                       \
-  tq_allocator allocator;                                                                                  \
-  const tq_cache_config whole =                                                                            \
-      whole_config(config, layer_key_bits, layer_value_bits, key_codebook, value_codebook, allocator_user, \
-                   allocator_alloc, allocator_free, pool, &allocator)
+#define WHOLE_CONFIG                                                                               \
+  tq_allocator allocator;                                                                          \
+  const tq_cache_config whole =                                                                    \
+      whole_config(config, layer_key_bits, layer_value_bits, layers, key_codebook, value_codebook, \
+                   allocator_user, allocator_alloc, allocator_free, pool, &allocator)
 
 tq_status tqkv_cache_config_check(const tqkv_api* api, TQKV_CONFIG, char* text) {
   WHOLE_CONFIG;

@@ -11,10 +11,10 @@
 const tqkv_api* tqkv_load(const char* path, int* unfit, char* text);
 
 // A configuration: the pointers of *config are 0, what they would point to comes beside it.
-#define TQKV_CONFIG                                                                                 \
-  const tq_cache_config *config, const int32_t *layer_key_bits, const int32_t *layer_value_bits,    \
-      const tq_codebook *key_codebook, const tq_codebook *value_codebook, uintptr_t allocator_user, \
-      uintptr_t allocator_alloc, uintptr_t allocator_free, uintptr_t pool
+#define TQKV_CONFIG                                                                                      \
+  const tq_cache_config *config, const int32_t *layer_key_bits, const int32_t *layer_value_bits,         \
+      const tq_layer_config *layers, const tq_codebook *key_codebook, const tq_codebook *value_codebook, \
+      uintptr_t allocator_user, uintptr_t allocator_alloc, uintptr_t allocator_free, uintptr_t pool
 
 tq_status tqkv_cache_config_check(const tqkv_api* api, TQKV_CONFIG, char* text);
 tq_status tqkv_cache_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_bytes* bytes, char* text);

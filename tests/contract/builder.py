@@ -107,14 +107,14 @@ class Case:
                   new_tokens=new_tokens,
                   query_tokens=query_tokens)
 
-    def kv(self, new_tokens):
-        c = self.model.config
+    def kv(self, new_tokens, layer=0):
+        c = self.model.layers[layer]
         return (as_dtype(self.random(new_tokens, c["num_kv_heads"], c["head_dim"]), self.dtype),
                 as_dtype(self.random(new_tokens, c["num_kv_heads"], c["value_dim"]), self.dtype))
 
     def append(self, layer=0, k=None, v=None, batch="main"):
         if k is None:
-            k, v = self.kv(sum(self.model.plan[1]))
+            k, v = self.kv(sum(self.model.plan[1]), layer)
         self.model.append(layer, k, v)
         n = self._unique("")
         self.step("append",
@@ -126,9 +126,9 @@ class Case:
 
     def append_interleaved(self, layer=0):
         """k and v of a token side by side in one tensor [tokens][k heads, then v heads][dim]."""
-        c, tokens = self.model.config, sum(self.model.plan[1])
+        c, tokens = self.model.layers[layer], sum(self.model.plan[1])
         assert c["head_dim"] == c["value_dim"]
-        k, v = self.kv(tokens)
+        k, v = self.kv(tokens, layer)
         self.model.append(layer, k, v)
         both = self.put(self._unique("kv"), np.concatenate([k, v], axis=1))
         token, head = 2 * c["num_kv_heads"] * c["head_dim"], c["head_dim"]
@@ -147,11 +147,11 @@ class Case:
 
     def queries(self, layer=0):
         """Queries that look at some key of their sequence, so that the softmax is not flat."""
-        c, parts = self.model.config, []
+        c, parts = self.model.layers[layer], []
         for name, _, count in zip(*self.model.plan):
             q = self.random(count, c["num_q_heads"], c["head_dim"]) if count else np.zeros(
                 (0, c["num_q_heads"], c["head_dim"]), dtype=np.float32)
-            keys = self.model.sequences[name].layers[layer][0]
+            keys = self.model.sequences[name].layers[c["source"]][0]
             if count and keys:
                 aim = model.to_float(np.stack(keys))[np.arange(count) * 3 % len(keys)]
                 q = q + np.float32(0.375) * np.repeat(aim, c["num_q_heads"] // c["num_kv_heads"], axis=1)
@@ -163,7 +163,7 @@ class Case:
         q = self.queries(layer) if q is None else q
         sinks = params.get("sink_logits")
         out, lse = self.model.attend(layer, q, params)
-        n, c = self._unique(""), self.model.config
+        n, c = self._unique(""), self.model.layers[layer]
         if sinks is not None:
             params["sink_logits"] = self.put("sinks" + n, np.array(sinks, dtype=np.float32))
         if self.dtype != "f32":

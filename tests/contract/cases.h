@@ -128,22 +128,39 @@ class Config {
  public:
   explicit Config(const Json& json) {
     if (tq_cache_config_init(&c)) throw std::runtime_error("tq_cache_config_init");
-    known(json, {"device_type",      "device_id",
-                 "num_layers",       "num_q_heads",
-                 "num_kv_heads",     "head_dim",
-                 "value_dim",        "io_dtype",
-                 "key_bits",         "value_bits",
-                 "code_family",      "layer_key_bits",
-                 "layer_value_bits", "rotation",
-                 "key_scale_rule",   "value_scale_rule",
-                 "page_size",        "rotation_seed",
-                 "first_layer",      "first_kv_head",
-                 "key_codebook",     "value_codebook",
-                 "max_tokens",       "max_sequence_tokens",
-                 "max_sequences",    "max_batch_sequences",
-                 "max_batch_tokens", "window_tokens",
-                 "sink_tokens",      "rollback_tokens",
-                 "num_threads",      "flags"});
+    known(json, {"device_type",
+                 "device_id",
+                 "num_layers",
+                 "num_q_heads",
+                 "num_kv_heads",
+                 "head_dim",
+                 "value_dim",
+                 "io_dtype",
+                 "key_bits",
+                 "value_bits",
+                 "code_family",
+                 "layer_key_bits",
+                 "layer_value_bits",
+                 "rotation",
+                 "key_scale_rule",
+                 "value_scale_rule",
+                 "page_size",
+                 "rotation_seed",
+                 "first_layer",
+                 "first_kv_head",
+                 "key_codebook",
+                 "value_codebook",
+                 "max_tokens",
+                 "max_sequence_tokens",
+                 "max_sequences",
+                 "max_batch_sequences",
+                 "max_batch_tokens",
+                 "window_tokens",
+                 "sink_tokens",
+                 "rollback_tokens",
+                 "num_threads",
+                 "flags",
+                 "layers"});
     TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
         TQ_READ(c, num_kv_heads);
     TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
@@ -158,6 +175,8 @@ class Config {
     value_bits_ = json.value("layer_value_bits", value_bits_);
     if (!key_bits_.empty()) c.layer_key_bits = key_bits_.data();
     if (!value_bits_.empty()) c.layer_value_bits = value_bits_.data();
+    for (const Json& layer : json.value("layers", Json::array())) layers_.push_back(read_layer(layer));
+    if (!layers_.empty()) c.layers = layers_.data();
     if (json.contains("key_codebook")) c.key_codebook = read_codebook(json["key_codebook"], key_codebook_);
     if (json.contains("value_codebook"))
       c.value_codebook = read_codebook(json["value_codebook"], value_codebook_);
@@ -168,6 +187,17 @@ class Config {
   tq_cache_config c;
 
  private:
+  static tq_layer_config read_layer(const Json& json) {
+    known(json, {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits",
+                 "key_family", "value_family", "rotation", "sliding_window", "shares_layer"});
+    tq_layer_config layer = {};
+    layer.struct_size = sizeof layer;
+    TQ_READ(layer, num_q_heads), TQ_READ(layer, num_kv_heads), TQ_READ(layer, head_dim),
+        TQ_READ(layer, value_dim), TQ_READ(layer, key_bits), TQ_READ(layer, value_bits);
+    TQ_READ(layer, key_family), TQ_READ(layer, value_family), TQ_READ(layer, rotation),
+        TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer);
+    return layer;
+  }
   static const tq_codebook* read_codebook(const Json& json, tq_codebook& book) {
     known(json, {"bits", "unit", "magnitude"});
     memset(&book, 0, sizeof book);
@@ -181,6 +211,7 @@ class Config {
   }
 
   std::vector<int32_t> key_bits_, value_bits_;
+  std::vector<tq_layer_config> layers_;
   tq_codebook key_codebook_, value_codebook_;
 };
 

@@ -33,18 +33,35 @@ class ModelSequence:
         return other
 
 
+def resolved_layers(config):
+    """Each layer's own fields, the cache's where it has none, and those of the layer that it shares."""
+    layers = []
+    for i, own in enumerate(config.get("layers", [{}] * config["num_layers"])):
+        layer = {name: own.get(name) or config.get(name) for name in (
+            "num_q_heads", "num_kv_heads", "head_dim", "value_dim", "rotation", "sliding_window")}
+        layer["value_dim"] = layer["value_dim"] or layer["head_dim"]
+        layer["sliding_window"] = layer["sliding_window"] or 0
+        layer["bits"] = [own.get(f"{side}_bits")
+                         or config.get(f"layer_{side}_bits", [0] * config["num_layers"])[i]
+                         or config[f"{side}_bits"] for side in ("key", "value")]
+        layer["source"] = own["shares_layer"] - 1 if own.get("shares_layer") else i
+        if layer["source"] != i:
+            source = layers[layer["source"]]
+            layer = {**source, "num_q_heads": layer["num_q_heads"],
+                     "sliding_window": layer["sliding_window"] or source["sliding_window"]}
+        layers.append(layer)
+    return layers
+
+
 class ModelCache:
     def __init__(self, config):
         c = self.config = {
-            "value_dim": config["head_dim"], "rotation": ref.HADAMARD, "rotation_seed": 0,
+            "rotation": ref.HADAMARD, "rotation_seed": 0,
             "first_layer": 0, "first_kv_head": 0,
             "key_scale_rule": ref.LS, "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0,
             "sink_tokens": 0, "rollback_tokens": 0, "flags": 0, **config
         }
-        self.bits = [[
-            c.get(f"layer_{side}_bits", [0] * c["num_layers"])[layer] or c[f"{side}_bits"]
-            for side in ("key", "value")
-        ] for layer in range(c["num_layers"])]
+        self.layers = resolved_layers(c)
         self.centres = [[None, None] for _ in range(c["num_layers"])]
         self.sequences = {}
         self.plan = None
@@ -52,15 +69,19 @@ class ModelCache:
     # ---- figures
 
     def token_bytes(self):
-        c, total = self.config, 0
-        for key_bits, value_bits in self.bits:
-            total += ref.tile_num_bytes(c["head_dim"], key_bits, c["value_dim"],
-                                        value_bits) * c["num_kv_heads"] // 32
+        total = 0
+        for layer in self.stored_layers():
+            key_bits, value_bits = layer["bits"]
+            total += ref.tile_num_bytes(layer["head_dim"], key_bits, layer["value_dim"],
+                                        value_bits) * layer["num_kv_heads"] // 32
         return total
 
+    def stored_layers(self):
+        return [layer for i, layer in enumerate(self.layers) if layer["source"] == i]
+
     def fp16_token_bytes(self):
-        c = self.config
-        return c["num_layers"] * c["num_kv_heads"] * (c["head_dim"] + c["value_dim"]) * 2
+        return sum(2 * layer["num_kv_heads"] * (layer["head_dim"] + layer["value_dim"])
+                   for layer in self.stored_layers())
 
     # ---- sequences
 
@@ -111,7 +132,7 @@ class ModelCache:
 
     def decode(self, layer, rows, kind):
         """rows [n, num_kv_heads, dim] of the input type -> decoded float32 of the same shape."""
-        c, bits = self.config, self.bits[layer][kind]
+        c, bits = self.config, self.layers[layer]["bits"][kind]
         rows = np.stack(rows)
         if bits == RAW:
             stored = ref.raw_bits(np.ascontiguousarray(rows))[0]
@@ -127,7 +148,7 @@ class ModelCache:
                                   kind=kind,
                                   rule=c["value_scale_rule" if kind else "key_scale_rule"],
                                   search=not c["flags"] & 2,
-                                  rotation=c["rotation"],
+                                  rotation=self.layers[layer]["rotation"],
                                   seed=c["rotation_seed"],
                                   layer=c["first_layer"] + layer,
                                   kv_head=c["first_kv_head"] + head,
@@ -146,6 +167,7 @@ class ModelCache:
 
     def vectors(self, layer, sequence):
         """(decoded, exact) float32 of keys and of values, [length, num_kv_heads, dim] each."""
+        layer = self.layers[layer]["source"]
         return [(self.decode(layer, rows, kind), to_float(np.stack(rows)))
                 for kind, rows in zip((ref.KEY, ref.VALUE), sequence.layers[layer])]
 
@@ -158,7 +180,8 @@ class ModelCache:
 
     def attend(self, layer, q, params):
         """q [rows, num_q_heads, head_dim] -> out, lse in float64."""
-        outs, lses, row, c = [], [], 0, self.config
+        outs, lses, row, shape = [], [], 0, self.layers[layer]
+        windows = [w for w in (shape["sliding_window"], params.get("sliding_window", 0)) if w]
         for name, new, queries in zip(*self.plan):
             sequence = self.sequences[name]
             if queries == 0:
@@ -173,7 +196,7 @@ class ModelCache:
                                   v_exact=v_exact,
                                   softmax_scale=np.float64(params.get("softmax_scale", 0)) or None,
                                   softcap=params.get("logit_softcap", 0),
-                                  sliding_window=params.get("sliding_window", 0),
+                                  sliding_window=min(windows, default=0),
                                   sink_logits=params.get("sink_logits"),
                                   history_only_len=sequence.length -
                                   new if params.get("history_only") else None)
@@ -181,7 +204,8 @@ class ModelCache:
             lses.append(lse)
             row += queries
         if not outs:
-            return np.zeros((0, c["num_q_heads"], c["value_dim"])), np.zeros((0, c["num_q_heads"]))
+            return (np.zeros((0, shape["num_q_heads"], shape["value_dim"])),
+                    np.zeros((0, shape["num_q_heads"])))
         return np.concatenate(outs), np.concatenate(lses)
 
 

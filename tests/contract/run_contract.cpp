@@ -87,6 +87,12 @@ class Runner {
   tq_sequence sequence(const Json& step, const char* field) {
     return cache(step).sequences.at(step.at(field).get<std::string>());
   }
+  // Of a layer that there is not: the first one's.
+  tq_layer_config shape_of(const Json& step) {
+    const tq_cache_config& config = cache(step).config;
+    const int32_t layer = step.at("layer");
+    return config.layers[layer >= 0 && layer < config.num_layers ? layer : 0];
+  }
   const Tensor& tensor(const Json& step, const char* field) {
     return tensors_.at(step.at(field).get<std::string>());
   }
@@ -262,8 +268,9 @@ class Runner {
     const std::unique_ptr<char[]> memory(new char[workspace_bytes + 256]);
     void* workspace =
         reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.get()) + 255) & ~uintptr_t{255});
-    const int64_t rows = planned.query_tokens * owner.config.num_q_heads;
-    std::vector<uint8_t> out(static_cast<size_t>(rows * owner.config.value_dim) * 4),
+    const tq_layer_config shape = shape_of(step);
+    const int64_t rows = planned.query_tokens * shape.num_q_heads;
+    std::vector<uint8_t> out(static_cast<size_t>(rows * shape.value_dim) * 4),
         lse(static_cast<size_t>(rows) * 4);
     fill_with_nan(out);
     fill_with_nan(lse);
@@ -278,10 +285,11 @@ class Runner {
 
   void read(const Json& step) {
     Cache& owner = cache(step);
-    const int64_t count = step.at("count"), rows = (count > 0 ? count : 0) * owner.config.num_kv_heads;
+    const tq_layer_config shape = shape_of(step);
+    const int64_t count = step.at("count"), rows = (count > 0 ? count : 0) * shape.num_kv_heads;
     const int64_t size = owner.config.io_dtype == TQ_F32 ? 4 : 2;
-    std::vector<uint8_t> k(static_cast<size_t>(rows * owner.config.head_dim * size)),
-        v(static_cast<size_t>(rows * owner.config.value_dim * size));
+    std::vector<uint8_t> k(static_cast<size_t>(rows * shape.head_dim * size)),
+        v(static_cast<size_t>(rows * shape.value_dim * size));
     fill_with_nan(k);
     fill_with_nan(v);
     if (!expected(step, tq_cache_read(owner.handle, step.at("layer"), sequence(step, "sequence"),

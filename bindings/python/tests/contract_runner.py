@@ -128,6 +128,10 @@ class Runner:
         for side in ("key_codebook", "value_codebook"):
             if side in fields:
                 fields[side] = tqkv.Codebook(**fields[side])
+        if "layers" in fields:
+            fields["layers"] = [tqkv.Layer(**{**layer, "shares_layer": layer.get("shares_layer", 0) - 1
+                                              if layer.get("shares_layer") else None})
+                                for layer in fields["layers"]]
         config = tqkv.Config(device=self.arrays.device, **fields)
         if device_type or device_id:
             # A device that a string cannot name: through the raw struct.
@@ -192,8 +196,13 @@ class Runner:
         self.batch(step).plan([self.named(step, name) for name in step["sequences"]], step["new_tokens"],
                               step.get("query_tokens"))
 
+    def layer(self, step):
+        """Its shape; of a layer that there is not: the first one's."""
+        layers, number = self.cache(step).config.layers, step["layer"]
+        return layers[number if 0 <= number < len(layers) else 0]
+
     def append(self, step):
-        c, sides = self.cache(step).config, []
+        c, sides = self.layer(step), []
         for name, dim in (("k", c.head_dim), ("v", c.value_dim)):
             if "layout" in step:
                 side = {"k": "key", "v": "value"}[name]
@@ -209,7 +218,7 @@ class Runner:
         self.batch(step).append(step["layer"], *sides)
 
     def attend(self, step):
-        batch, c, params = self.batch(step), self.cache(step).config, dict(step.get("params", {}))
+        batch, c, params = self.batch(step), self.layer(step), dict(step.get("params", {}))
         q, dtype = self.tensor(step["q"])
         if "q_head_stride" in params:
             assert (params.pop("q_token_stride"), params.pop("q_head_stride")) == (c.head_dim,
@@ -230,8 +239,8 @@ class Runner:
         self.compare(step, "lse", lse)
 
     def read(self, step):
-        c, count = self.cache(step).config, max(step["count"], 0)
-        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), c.io_dtype)
+        c, count, io_dtype = self.layer(step), max(step["count"], 0), self.cache(step).config.io_dtype
+        k, v = (self.arrays.empty((count, c.num_kv_heads, dim), io_dtype)
                 for dim in (c.head_dim, c.value_dim))
         k, v = self.named(step, step["sequence"]).read(step["layer"], step["first"], step["count"], k=k, v=v)
         self.compare(step, "k", k)

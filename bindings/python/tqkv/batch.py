@@ -110,19 +110,20 @@ class Batch:
         Each layer of a plan is appended once; a repeated append writes the same bytes again. Raises
         InvalidState without a plan in force.
         """
-        c, stream, layer = self._cache._shape, as_stream(stream), integer("layer", layer, ctypes.c_int32)
+        stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
         k, v = as_buffer(k, name="k", stream=stream), as_buffer(v, name="v", stream=stream)
-        layout, must = _abi.TensorLayout(), {"dtype": c.io_dtype, "device": c.device}
+        layout, c = _abi.TensorLayout(), self._cache._shape(layer)
         with self._turn() as (library, cache):
             tokens, _, in_force = self._rows(library)
-            if in_force:
+            if in_force and c.exists:
+                must = {"dtype": c.io_dtype, "device": c.device}
                 layout.key_token_stride, layout.key_head_stride = rows(
                     k, "k", (tokens, c.num_kv_heads, c.head_dim), "[new tokens][num_kv_heads][head_dim]",
                     **must)
                 layout.value_token_stride, layout.value_head_stride = rows(
                     v, "v", (tokens, c.num_kv_heads, c.value_dim), "[new tokens][num_kv_heads][value_dim]",
                     **must)
-            # Without a plan the library refuses, with its own text.
+            # Without a plan, or such a layer, the library refuses, with its own text.
             check(library, library.tq_cache_append(cache, layer, self._handle, k.pointer, v.pointer, layout,
                                                    stream))
 
@@ -161,8 +162,8 @@ class Batch:
         InvalidState without a plan in force, and for a layer of it that was not appended (unless
         history_only).
         """
-        c, stream, layer = self._cache._shape, as_stream(stream), integer("layer", layer, ctypes.c_int32)
-        q = as_buffer(q, name="q", stream=stream)
+        stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
+        q, c = as_buffer(q, name="q", stream=stream), self._cache._shape(layer)
         dtype = c.io_dtype if out_dtype is None else choice("out_dtype", out_dtype, _ffi.DTYPES)
         params = _abi.AttendParams(out_dtype=dtype,
                                    softmax_scale=real("softmax_scale", softmax_scale),
@@ -179,8 +180,8 @@ class Batch:
         space = None if workspace is None else as_workspace(workspace, c.device)
         with self._turn(space) as (library, cache):
             _, tokens, in_force = self._rows(library)
-            self._pass_masks(params, masks, tokens if in_force else None)
-            if in_force and dtype in _ffi.DTYPE_NAMES:  # else the library refuses, with its own text
+            self._pass_masks(params, masks, c, tokens if in_force else None)
+            if in_force and c.exists and dtype in _ffi.DTYPE_NAMES:  # else the library refuses, with its text
                 shape = (tokens, c.num_q_heads, c.value_dim)
                 params.q_token_stride, params.q_head_stride = rows(
                     q, "q", (tokens, c.num_q_heads, c.head_dim), "[query tokens][num_q_heads][head_dim]",
@@ -203,16 +204,15 @@ class Batch:
 
     # ---- inside
 
-    def _pass_masks(self, params, masks, tokens):
+    def _pass_masks(self, params, masks, c, tokens):
         """Arrays that say something of heads or of query tokens: checked, and their addresses in params.
         tokens: None without a plan in force, which the library refuses with its own text."""
-        c = self._cache._shape
         words = max(1, masks["tree_mask"].size // tokens) if tokens and "tree_mask" in masks else 1
         shapes = {"[num_q_heads]": (c.num_q_heads, ), "[query tokens]": (tokens, ),
                   "[query tokens][words]": (tokens, words)}
         for name, buffer in masks.items():
             _, element, meaning = _MASKS[name]
-            if tokens is not None:
+            if tokens is not None and c.exists:
                 dense(buffer, name, shapes[meaning], meaning, dtype=None, device=c.device)
             setattr(params, name, ctypes.cast(buffer.pointer, ctypes.POINTER(element)))
         params.tree_words = words if "tree_mask" in masks else 0

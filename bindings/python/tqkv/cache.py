@@ -38,7 +38,7 @@ __all__ = ["Cache"]
 
 
 class _Shape(NamedTuple):
-    """What arrays are compared with."""
+    """What arrays of a layer are compared with."""
 
     num_q_heads: int
     num_kv_heads: int
@@ -46,6 +46,11 @@ class _Shape(NamedTuple):
     value_dim: int
     io_dtype: int
     device: Tuple[int, int]  # type, id
+
+    @property
+    def exists(self):
+        """False for a layer that there is not: the library refuses it, with its own text."""
+        return self.num_q_heads > 0
 
 
 class Cache:
@@ -81,9 +86,11 @@ class Cache:
         resolved = _abi.CacheConfig()
         check(library, library.tq_cache_get_config(handle, resolved))
         self._config = config._resolved(resolved)
-        self._shape = _Shape(resolved.num_q_heads, resolved.num_kv_heads, resolved.head_dim,
-                             resolved.value_dim, resolved.io_dtype,
-                             (resolved.device_type, resolved.device_id))
+        no_layer = _Shape(0, 0, 0, 0, resolved.io_dtype, (resolved.device_type, resolved.device_id))
+        self._shapes = tuple(
+            no_layer._replace(num_q_heads=layer.num_q_heads, num_kv_heads=layer.num_kv_heads,
+                              head_dim=layer.head_dim, value_dim=layer.value_dim)
+            for layer in self._config.layers) + (no_layer, )
 
     # ---- lifetime
 
@@ -149,6 +156,9 @@ class Cache:
         a finite number beyond +-65504 went into a raw side of a float32 cache."""
         return Noticed(self._ask("tq_cache_check", as_stream(stream), ctypes.c_uint64()).value)
 
+    def _shape(self, layer):
+        return self._shapes[layer if 0 <= layer < len(self._shapes) else -1]
+
     def _ask(self, function, *arguments):
         """Calls a function of (cache, .., answer); -> answer."""
         with self._handles.exclusive() as cache:
@@ -161,14 +171,17 @@ class Cache:
         """Fixed vectors subtracted before coding: key_centre [num_kv_heads][head_dim], value_centre
         [num_kv_heads][value_dim], float32 on the host, finite; None leaves one as it is. Copied. Raises
         InvalidState once a sequence holds tokens."""
-        c, layer = self._shape, integer("layer", layer, ctypes.c_int32)
-        buffers, pointers = [], []  # buffers: held until the library has copied them
-        for name, centre, dim in (("key_centre", key_centre, c.head_dim),
-                                  ("value_centre", value_centre, c.value_dim)):
-            buffers.append(None if centre is None else as_buffer(centre, name=name))
-            pointers.append(None if centre is None else dense(buffers[-1], name, (c.num_kv_heads, dim),
-                                                              "[num_kv_heads][dim]", dtype=1,
-                                                              device=(_ffi.CPU, 0)))
+        layer = integer("layer", layer, ctypes.c_int32)
+        c, centres = self._shape(layer), {"key_centre": key_centre, "value_centre": value_centre}
+        # held until the library has copied them
+        buffers = {name: None if centre is None else as_buffer(centre, name=name)
+                   for name, centre in centres.items()}
+        pointers = [None if buffer is None else buffer.pointer for buffer in buffers.values()]
+        if c.exists:
+            for (name, buffer), dim in zip(buffers.items(), (c.head_dim, c.value_dim)):
+                if buffer is not None:
+                    dense(buffer, name, (c.num_kv_heads, dim), "[num_kv_heads][dim]", dtype=1,
+                          device=(_ffi.CPU, 0))
         handles = self._handles
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_cache_set_centres(cache, layer, *pointers))

@@ -38,20 +38,59 @@ class Codebook:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of a cache whose layers differ: Config(layers=[Layer(sliding_window=1024), Layer()], ..).
+    Fields as those of tq_layer_config in tqkv.h; what is 0 stands for the Config's own."""
+
+    num_q_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    value_dim: int = 0
+    key_bits: int = 0
+    value_bits: int = 0
+    key_family: int = 0
+    value_family: int = 0
+    rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
+    sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
+    shares_layer: Optional[int] = None  # an earlier layer, whose tokens this one attends to; None = its own
+
+    def _to_c(self, name):
+        c, shared = _abi.LayerConfig(), self.shares_layer
+        for field in dataclasses.fields(self):
+            value, at = getattr(self, field.name), f"{name}.{field.name}"
+            if field.name == "rotation":
+                c.rotation = choice(at, value, _ROTATIONS)
+            elif field.name != "shares_layer":
+                setattr(c, field.name, integer(at, value, ctypes.c_int32))
+        if shared is not None:
+            shared = integer(f"{name}.shares_layer", shared, ctypes.c_int32)
+            if not 0 <= shared < 2**31 - 1:
+                raise InvalidArgument(f"{name}.shares_layer = {shared}: must be None or an earlier layer")
+            c.shares_layer = shared + 1
+        return c
+
+    @classmethod
+    def _of(cls, c):
+        fields = {field.name: getattr(c, field.name) for field in dataclasses.fields(cls)}
+        fields["rotation"] = _name_of(_ROTATIONS, c.rotation)
+        return cls(**{**fields, "shares_layer": c.shares_layer - 1 if c.shares_layer else None})
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """What a cache is made from. Every field has the name, unit and default of tq_cache_config in tqkv.h; 0
     or None = default. Differences: `device` stands for device_type and device_id, and `io_dtype` and the
     names of rotations and scale rules may be given as strings.
 
-    num_layers, num_q_heads, num_kv_heads, head_dim, max_tokens, and key_bits and value_bits or their
-    per-layer lists, are required.
+    max_tokens is required, and, unless each of `layers` brings its own, num_layers, num_q_heads,
+    num_kv_heads, head_dim, and key_bits and value_bits or their per-layer lists.
     """
 
-    num_layers: int
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int                                   # 32 64 80 96 112 128 160 192 224 256 512 576
-    max_tokens: int                                 # that the pool holds over all sequences
+    num_layers: int = 0                             # 0 = as many as `layers`
+    num_q_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0                               # 32 64 80 96 112 128 160 192 224 256 512 576
+    max_tokens: int = 0                             # that the pool holds over all sequences
     key_bits: int = 0                               # 2 3 4 5 6 8, or 16 = raw
     value_bits: int = 0
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
@@ -79,6 +118,7 @@ class Config:
     num_threads: int = 0                            # CPU: 0 = all that the process may use
     flags: int = 0                                  # TQ_FLAG_*
     allocator: Optional[_abi.Allocator] = None      # copied; a cache keeps its callbacks alive
+    layers: Optional[Sequence[Layer]] = None        # [num_layers], where layers differ
     pool: Any = None                                # memory for the pages: a writable contiguous array on the
     #                                                 device, 256-byte aligned; the cache holds it
 
@@ -118,6 +158,12 @@ class Config:
             if ctype in _NUMBERS and name in self.__dataclass_fields__:
                 value, names = getattr(self, name), _NAMED.get(name)
                 setattr(c, name, choice(name, value, names) if names else integer(name, value, ctype))
+        if self.layers is not None:
+            layers = [layer._to_c(f"layers[{i}]") for i, layer in enumerate(self.layers)]
+            c.num_layers = c.num_layers or len(layers)
+            if len(layers) != c.num_layers:
+                raise InvalidArgument(f"layers: has {len(layers)} entries, num_layers = {c.num_layers}")
+            c.layers = (_abi.LayerConfig * len(layers))(*layers)
         for name in ("layer_key_bits", "layer_value_bits"):
             bits = getattr(self, name)
             if bits is not None:
@@ -150,12 +196,17 @@ class Config:
             if ctype in _NUMBERS and name in fields:
                 fields[name] = getattr(c, name)
         for name, choices in _NAMED.items():
-            fields[name] = next((text for text, n in choices.items() if n == fields[name]), fields[name])
+            fields[name] = _name_of(choices, fields[name])
         for name in ("layer_key_bits", "layer_value_bits"):
             bits = getattr(c, name)
             fields[name] = tuple(bits[:c.num_layers]) if bits else None
+        fields["layers"] = tuple(Layer._of(layer) for layer in c.layers[:c.num_layers])
         fields["device"] = "cpu" if c.device_type == _ffi.CPU else f"cuda:{c.device_id}"
         return Config(**fields)
+
+
+def _name_of(choices, number):
+    return next((text for text, n in choices.items() if n == number), number)
 
 
 def integer(name, value, ctype):

@@ -91,7 +91,7 @@ class Sequence:
         Returns (k, v), None for what was not read. Raises InvalidArgument if the range does not lie inside
         the sequence, InvalidState for a layer whose planned tokens were not appended.
         """
-        c, handles, stream = self._cache._shape, self._cache._handles, as_stream(stream)
+        handles, stream = self._cache._handles, as_stream(stream)
         layer = integer("layer", layer, ctypes.c_int32)
         first, count = integer("first", first, ctypes.c_int64), integer("count", count, ctypes.c_int64)
         kind, given = None, [None, None]
@@ -103,8 +103,9 @@ class Sequence:
         arrays, buffers, layout = [k, v], given, _abi.TensorLayout()
         with handles.exclusive() as cache:
             read = handles.library.tq_cache_read
-            # Nothing is read yet: the range is checked before memory is made for it.
+            # Nothing is read yet: layer and range are checked before memory is made for them.
             check(handles.library, read(cache, layer, self._id, first, count, None, None, None, stream))
+            c = self._cache._shape(layer)
             for i, (name, side, dim) in enumerate((("k", "key", c.head_dim), ("v", "value", c.value_dim))):
                 shape = (count, c.num_kv_heads, dim)
                 if kind is not None:

@@ -3,6 +3,7 @@
 
 use crate::cache::{Batch, Cache, Geometry};
 use crate::error::{Error, Result};
+use crate::layer::LayerConfig;
 use crate::sys;
 use crate::tensor::{self, Shape};
 use crate::types::{DeviceType, Dtype, Element, Layout, Sequence, Stream};
@@ -87,7 +88,7 @@ impl Cache {
     ) -> Result<()> {
         self.check_host::<T>("k and v")?;
         let tokens = self.batch_rows(batch)?.new_tokens;
-        self.check_kv(Some(k.len()), Some(v.len()), tokens, layout)?;
+        self.check_kv(layer, Some(k.len()), Some(v.len()), tokens, layout)?;
         // SAFETY: host memory of a CPU cache, of its type, as long as the plan needs.
         unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), v.as_ptr().cast(), layout, Stream::NONE) }
     }
@@ -141,7 +142,7 @@ impl Cache {
         lse: Option<&mut [f32]>,
         params: &AttendParams<'_>,
     ) -> Result<()> {
-        let Geometry { num_q_heads, head_dim, value_dim, io_dtype, .. } = self.geometry;
+        let io_dtype = self.geometry.io_dtype;
         self.check_host::<T>("q")?;
         if params.out_dtype != Dtype::DEFAULT && params.out_dtype != O::DTYPE {
             return Err(Error::argument(format!(
@@ -158,19 +159,17 @@ impl Cache {
             )));
         }
         let tokens = self.batch_rows(batch)?.query_tokens;
-        let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
-        tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
-        tensor::check(
-            "out",
-            out.len(),
-            Shape { dim: value_dim, ..shape },
-            (params.out_token_stride, params.out_head_stride),
-        )?;
-        if let Some(lse) = &lse {
-            tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
-        }
-        if let Some(sinks) = params.sink_logits {
-            tensor::check_rows("sink_logits", sinks.len(), 1, num_q_heads)?;
+        if let Some(&LayerConfig { num_q_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) {
+            let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
+            tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
+            let shape = Shape { dim: value_dim, ..shape };
+            tensor::check("out", out.len(), shape, (params.out_token_stride, params.out_head_stride))?;
+            if let Some(lse) = &lse {
+                tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
+            }
+            if let Some(sinks) = params.sink_logits {
+                tensor::check_rows("sink_logits", sinks.len(), 1, num_q_heads)?;
+            }
         }
         let pointers = AttendPointers {
             q: q.as_ptr().cast(),
@@ -264,7 +263,7 @@ impl Cache {
         layout: Layout,
     ) -> Result<()> {
         self.check_host::<T>("k and v")?;
-        self.check_kv(k.as_ref().map(|k| k.len()), v.as_ref().map(|v| v.len()), count, layout)?;
+        self.check_kv(layer, k.as_ref().map(|k| k.len()), v.as_ref().map(|v| v.len()), count, layout)?;
         let pointer =
             |slice: Option<&mut [T]>| slice.map_or(ptr::null_mut(), |slice| slice.as_mut_ptr().cast());
         // SAFETY: host memory of a CPU cache, of its type, as long as `count` tokens need.
@@ -315,19 +314,24 @@ impl Cache {
         Ok(())
     }
 
-    fn check_kv(&self, k: Option<usize>, v: Option<usize>, tokens: i64, layout: Layout) -> Result<()> {
-        let Geometry { num_kv_heads, head_dim, value_dim, .. } = self.geometry;
+    fn check_kv(
+        &self,
+        layer: i32,
+        k: Option<usize>,
+        v: Option<usize>,
+        tokens: i64,
+        layout: Layout,
+    ) -> Result<()> {
+        let Some(&LayerConfig { num_kv_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) else {
+            return Ok(());
+        };
         let shape = Shape { tokens, heads: num_kv_heads, dim: head_dim };
         if let Some(k) = k {
             tensor::check("k", k, shape, (layout.key_token_stride, layout.key_head_stride))?;
         }
         if let Some(v) = v {
-            tensor::check(
-                "v",
-                v,
-                Shape { dim: value_dim, ..shape },
-                (layout.value_token_stride, layout.value_head_stride),
-            )?;
+            let shape = Shape { dim: value_dim, ..shape };
+            tensor::check("v", v, shape, (layout.value_token_stride, layout.value_head_stride))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use crate::config::{CacheConfig, CacheMemory};
 use crate::error::{Error, Result};
+use crate::layer::LayerConfig;
 use crate::library::Library;
 use crate::sys;
 use crate::tensor;
@@ -58,15 +59,19 @@ impl Step {
     }
 }
 
-/// Sizes that the slices' lengths are checked by.
-#[derive(Clone, Copy)]
+/// What slices are checked by.
+#[derive(Default)]
 pub(crate) struct Geometry {
     pub device_type: DeviceType,
-    pub num_q_heads: i32,
-    pub num_kv_heads: i32,
-    pub head_dim: i32,
-    pub value_dim: i32,
     pub io_dtype: Dtype,
+    layers: Vec<LayerConfig>,
+}
+
+impl Geometry {
+    /// None for a layer that there is not: the library refuses it, with its own text.
+    pub fn layer(&self, layer: i32) -> Option<&LayerConfig> {
+        self.layers.get(usize::try_from(layer).ok()?)
+    }
 }
 
 /// Memory of the caller's for a cache: see [`Cache::with_memory`].
@@ -162,14 +167,7 @@ impl Cache {
         let mut cache = Cache {
             library: library.clone(),
             raw,
-            geometry: Geometry {
-                device_type: DeviceType::CPU,
-                num_q_heads: 0,
-                num_kv_heads: 0,
-                head_dim: 0,
-                value_dim: 0,
-                io_dtype: Dtype::DEFAULT,
-            },
+            geometry: Geometry::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             batches: RefCell::new(HashMap::new()),
             batches_made: Cell::new(0),
@@ -177,11 +175,8 @@ impl Cache {
         let resolved = cache.config()?;
         cache.geometry = Geometry {
             device_type: resolved.device_type,
-            num_q_heads: resolved.num_q_heads,
-            num_kv_heads: resolved.num_kv_heads,
-            head_dim: resolved.head_dim,
-            value_dim: resolved.value_dim,
             io_dtype: resolved.io_dtype,
+            layers: resolved.layers,
         };
         Ok(cache)
     }
@@ -233,12 +228,12 @@ impl Cache {
     /// `[num_kv_heads][value_dim]`. Exact for attention; lowers the error where keys spend much of their
     /// length on a constant. Before the first token only.
     pub fn set_centres(&self, layer: i32, key: Option<&[f32]>, value: Option<&[f32]>) -> Result<()> {
-        let Geometry { num_kv_heads, head_dim, value_dim, .. } = self.geometry;
-        if let Some(key) = key {
-            tensor::check_rows("key_centre", key.len(), i64::from(num_kv_heads), head_dim)?;
-        }
-        if let Some(value) = value {
-            tensor::check_rows("value_centre", value.len(), i64::from(num_kv_heads), value_dim)?;
+        if let Some(&LayerConfig { num_kv_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) {
+            for (name, centre, dim) in [("key_centre", key, head_dim), ("value_centre", value, value_dim)] {
+                if let Some(centre) = centre {
+                    tensor::check_rows(name, centre.len(), i64::from(num_kv_heads), dim)?;
+                }
+            }
         }
         let pointer = |centre: Option<&[f32]>| centre.map_or(ptr::null(), <[f32]>::as_ptr);
         // SAFETY: long enough, and copied before the call returns.

@@ -2,6 +2,7 @@
 //! The configuration of a cache, and the figures that go with it: the structs of `tqkv.h` with owned arrays.
 
 use crate::error::{Error, Result};
+use crate::layer::LayerConfig;
 use crate::sys;
 use crate::types::{CodeFamily, DeviceType, Dtype, Rotation, ScaleRule};
 use core::{ptr, slice};
@@ -73,11 +74,11 @@ pub struct CacheConfig {
     pub device_id: i32,
     /// Required, at least 1.
     pub num_layers: i32,
-    /// Required; a multiple of `num_kv_heads`.
+    /// A multiple of `num_kv_heads`; required, as the next ones, unless each of `layers` has its own.
     pub num_q_heads: i32,
-    /// Required, at least 1.
+    /// At least 1.
     pub num_kv_heads: i32,
-    /// Required: 32 64 80 96 112 128 160 192 224 256 512 576.
+    /// 32 64 80 96 112 128 160 192 224 256 512 576.
     pub head_dim: i32,
     /// Default `head_dim`; same list.
     pub value_dim: i32,
@@ -132,19 +133,29 @@ pub struct CacheConfig {
     pub num_threads: i32,
     /// `FLAG_*`.
     pub flags: u64,
+    /// Layers that differ. Empty (all alike), or `num_layers` of them.
+    pub layers: Vec<LayerConfig>,
 }
 
 impl CacheConfig {
+    /// With these layers, and as many.
+    pub fn with_layers(self, layers: Vec<LayerConfig>) -> CacheConfig {
+        CacheConfig { num_layers: i32::try_from(layers.len()).unwrap_or(i32::MAX), layers, ..self }
+    }
+
     /// Calls `f` with the C struct. What it points to lives until `f` returns.
     pub(crate) fn with_raw<R>(&self, f: impl FnOnce(&mut sys::tq_cache_config) -> R) -> Result<R> {
-        let layers = |name: &str, bits: &[i32]| match bits.len() {
-            0 => Ok(ptr::null()),
-            length if i64::try_from(length) == Ok(i64::from(self.num_layers)) => Ok(bits.as_ptr()),
-            length => Err(Error::argument(format!(
-                "{name}: {length} entries, but num_layers = {}",
-                self.num_layers
-            ))),
-        };
+        fn list<T>(name: &str, entries: &[T], num_layers: i32) -> Result<*const T> {
+            match entries.len() {
+                0 => Ok(ptr::null()),
+                length if i64::try_from(length) == Ok(i64::from(num_layers)) => Ok(entries.as_ptr()),
+                length => {
+                    Err(Error::argument(format!("{name}: {length} entries, but num_layers = {num_layers}")))
+                }
+            }
+        }
+        let layers =
+            self.layers.iter().enumerate().map(|(i, layer)| layer.to_raw(i)).collect::<Result<Vec<_>>>()?;
         let key_codebook = self.key_codebook.as_ref().map(|book| book.to_raw("key_codebook")).transpose()?;
         let value_codebook =
             self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
@@ -160,8 +171,8 @@ impl CacheConfig {
             key_bits: self.key_bits,
             value_bits: self.value_bits,
             code_family: self.code_family.0,
-            layer_key_bits: layers("layer_key_bits", &self.layer_key_bits)?,
-            layer_value_bits: layers("layer_value_bits", &self.layer_value_bits)?,
+            layer_key_bits: list("layer_key_bits", &self.layer_key_bits, self.num_layers)?,
+            layer_value_bits: list("layer_value_bits", &self.layer_value_bits, self.num_layers)?,
             rotation: self.rotation.0,
             key_scale_rule: self.key_scale_rule.0,
             value_scale_rule: self.value_scale_rule.0,
@@ -181,6 +192,7 @@ impl CacheConfig {
             rollback_tokens: self.rollback_tokens,
             num_threads: self.num_threads,
             flags: self.flags,
+            layers: list("layers", &layers, self.num_layers)?,
             ..Default::default()
         };
         Ok(f(&mut raw))
@@ -188,10 +200,21 @@ impl CacheConfig {
 
     /// SAFETY: what `raw` points to must be valid.
     pub(crate) unsafe fn from_raw(raw: &sys::tq_cache_config) -> CacheConfig {
-        let layers = |bits: *const i32| match bits.is_null() {
-            true => Vec::new(),
-            // SAFETY: the caller's promise: num_layers entries.
-            false => unsafe { slice::from_raw_parts(bits, raw.num_layers.max(0) as usize) }.to_vec(),
+        /// SAFETY: null, or so many entries.
+        unsafe fn list<T: Clone>(entries: *const T, num_layers: i32) -> Vec<T> {
+            match entries.is_null() {
+                true => Vec::new(),
+                // SAFETY: the caller's promise.
+                false => unsafe { slice::from_raw_parts(entries, num_layers.max(0) as usize) }.to_vec(),
+            }
+        }
+        // SAFETY: the caller's promise: num_layers entries each.
+        let (layer_key_bits, layer_value_bits, layers) = unsafe {
+            (
+                list(raw.layer_key_bits, raw.num_layers),
+                list(raw.layer_value_bits, raw.num_layers),
+                list(raw.layers, raw.num_layers),
+            )
         };
         // SAFETY: the caller's promise.
         let book = |book: *const sys::tq_codebook| unsafe { book.as_ref() }.map(Codebook::from_raw);
@@ -207,8 +230,8 @@ impl CacheConfig {
             key_bits: raw.key_bits,
             value_bits: raw.value_bits,
             code_family: CodeFamily(raw.code_family),
-            layer_key_bits: layers(raw.layer_key_bits),
-            layer_value_bits: layers(raw.layer_value_bits),
+            layer_key_bits,
+            layer_value_bits,
             rotation: Rotation(raw.rotation),
             key_scale_rule: ScaleRule(raw.key_scale_rule),
             value_scale_rule: ScaleRule(raw.value_scale_rule),
@@ -228,6 +251,7 @@ impl CacheConfig {
             rollback_tokens: raw.rollback_tokens,
             num_threads: raw.num_threads,
             flags: raw.flags,
+            layers: layers.iter().map(LayerConfig::from_raw).collect(),
         }
     }
 }
@@ -332,6 +356,11 @@ mod tests {
             first_kv_head: 6,
             max_tokens: i64::MAX,
             flags: FLAG_NO_SCALE_SEARCH,
+            layers: vec![
+                LayerConfig::new().heads(8, 2).head_dim(128).bits(3, 4).sliding_window(77),
+                LayerConfig::new().value_dim(64).rotation(Rotation::DENSE),
+                LayerConfig::new().families(CodeFamily::SCALAR, CodeFamily::SCALAR).shares(0),
+            ],
             ..CacheConfig::default()
         };
         // SAFETY: with_raw's pointers live until the closure returns.
@@ -358,6 +387,13 @@ mod tests {
             let layer_value_bits = vec![4, 4];
             let text = text_of(CacheConfig { num_layers, layer_value_bits, ..CacheConfig::default() });
             assert!(text.contains("layer_value_bits: 2 entries"), "{text}");
+            let layers = vec![LayerConfig::new(); 2];
+            let text = text_of(CacheConfig { num_layers, layers, ..CacheConfig::default() });
+            assert!(text.contains("layers: 2 entries"), "{text}");
+        }
+        for layer in [-1, i32::MAX] {
+            let text = text_of(CacheConfig::default().with_layers(vec![LayerConfig::new().shares(layer)]));
+            assert!(text.contains(&format!("layers[0].shares_layer = {layer}")), "{text}");
         }
     }
 }

@@ -54,6 +54,7 @@ mod attend;
 mod cache;
 mod config;
 mod error;
+mod layer;
 mod library;
 mod tensor;
 mod types;
@@ -64,6 +65,7 @@ pub use config::{
     CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE,
 };
 pub use error::{Error, Result, Status};
+pub use layer::LayerConfig;
 pub use library::{DeviceInfo, Library};
 pub use tqkv_sys as sys;
 pub use types::{

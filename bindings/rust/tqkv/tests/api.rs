@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use std::alloc::{alloc, dealloc, Layout as MemoryLayout};
 use std::sync::atomic::{AtomicI64, Ordering};
 use tqkv::{
-    sys, AttendParams, AttendPointers, Cache, CacheConfig, DeviceType, Dtype, Element, Layout, Library,
-    Memory, Status, Step, Stream,
+    sys, AttendParams, AttendPointers, Cache, CacheConfig, DeviceType, Dtype, Element, LayerConfig, Layout,
+    Library, Memory, Status, Step, Stream,
 };
 
 const Q_HEADS: usize = 4;
@@ -185,6 +185,37 @@ fn configurations_with_lists_of_the_wrong_length() {
         status_of(library().check_config(&book), &["value_codebook: 9 magnitudes", "need 8"]),
         Status::InvalidArgument
     );
+}
+
+#[test]
+fn slices_are_measured_by_the_layer_that_is_named() {
+    let mut asked = config(Dtype::F32).with_layers(vec![
+        LayerConfig::new(),
+        LayerConfig::new().heads(3, 1).head_dim(32).bits(8, 3).sliding_window(5),
+        LayerConfig::new().heads(2, 0).shares(0),
+    ]);
+    asked.max_tokens = 64;
+    let cache = Cache::new(&library(), &asked).unwrap();
+    let layers = cache.config().unwrap().layers;
+    assert_eq!((layers.len(), layers[0].value_dim, layers[1].key_bits), (3, DIM as i32, 8));
+    assert_eq!((layers[2].num_kv_heads, layers[2].shares_layer), (KV_HEADS as i32, Some(0)));
+    let (sequence, batch) = (cache.create_sequence().unwrap(), cache.create_batch().unwrap());
+    cache.plan(batch, &[Step::new(sequence, 2)]).unwrap();
+    let kv = vec![0.5f32; 2 * KV_HEADS * DIM];
+    let bad = Status::InvalidArgument;
+    cache.append(0, batch, &kv, &kv).unwrap();
+    assert_eq!(status_of(cache.append(1, batch, &kv[..63], &kv), &["k:"]), bad);
+    cache.append(1, batch, &kv[..64], &kv[..64]).unwrap();
+    assert_eq!(status_of(cache.append(2, batch, &kv, &kv), &["layer"]), bad);
+    let (q, mut out) = (vec![0.5f32; 2 * Q_HEADS * DIM], vec![0f32; 2 * Q_HEADS * DIM]);
+    assert_eq!(status_of(cache.attend(1, batch, &q, &mut out[..191]), &["out:"]), bad);
+    cache.attend(1, batch, &q, &mut out[..192]).unwrap();
+    cache.attend(2, batch, &q, &mut out[..2 * 2 * DIM]).unwrap();
+    for layer in [-1, 3] {
+        assert_eq!(status_of(cache.append(layer, batch, &kv, &kv), &["layer"]), bad);
+        assert_eq!(status_of(cache.attend(layer, batch, &q, &mut out), &["layer"]), bad);
+        assert_eq!(status_of(cache.set_centres(layer, Some(&kv), None), &["layer"]), bad);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! Fields of a step, and the configuration in one.
 
 use serde_json::Value;
-use tqkv::{CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, Rotation, ScaleRule};
+use tqkv::{CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, Rotation, ScaleRule};
 
 pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
     step[field].as_str().unwrap_or_else(|| panic!("{field} in {step}"))
@@ -24,6 +24,27 @@ pub fn float(value: &Value, field: &str) -> f32 {
 
 pub fn ints(value: &Value) -> Vec<i64> {
     value.as_array().map_or(Vec::new(), |list| list.iter().map(|n| n.as_i64().expect("integer")).collect())
+}
+
+fn layer_of(fields: &Value) -> LayerConfig {
+    known(
+        fields,
+        "num_q_heads num_kv_heads head_dim value_dim key_bits value_bits key_family value_family rotation \
+         sliding_window shares_layer",
+    );
+    let number = |name| int32(fields, name);
+    let layer = LayerConfig::new()
+        .heads(number("num_q_heads"), number("num_kv_heads"))
+        .head_dim(number("head_dim"))
+        .value_dim(number("value_dim"))
+        .bits(number("key_bits"), number("value_bits"))
+        .families(CodeFamily(number("key_family")), CodeFamily(number("value_family")))
+        .rotation(Rotation(number("rotation")))
+        .sliding_window(number("sliding_window"));
+    match number("shares_layer") {
+        0 => layer,
+        shared => layer.shares(shared - 1),
+    }
 }
 
 pub fn config_of(fields: &Value) -> CacheConfig {
@@ -57,6 +78,7 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "first_layer" => config.first_layer = number(),
             "first_kv_head" => config.first_kv_head = number(),
             "rotation_seed" => config.rotation_seed = value.as_u64().expect("seed"),
+            "layers" => config.layers = value.as_array().expect("layers").iter().map(layer_of).collect(),
             "key_codebook" => config.key_codebook = Some(codebook(value)),
             "value_codebook" => config.value_codebook = Some(codebook(value)),
             "max_tokens" => config.max_tokens = int(fields, name),

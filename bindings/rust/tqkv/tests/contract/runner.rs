@@ -10,8 +10,8 @@ use half::{bf16, f16};
 use serde_json::Value;
 use std::collections::HashMap;
 use tqkv::{
-    AttendParams, AttendPointers, Batch, Cache, DeviceType, Dtype, Error, Layout, Library, Sequence, Step,
-    Stream,
+    AttendParams, AttendPointers, Batch, Cache, DeviceType, Dtype, Error, LayerConfig, Layout, Library,
+    Sequence, Step, Stream,
 };
 
 /// How a step went wrong: the library's answer, which the step may expect; an argument that the types
@@ -40,10 +40,16 @@ type Outcome = Result<(), Trouble>;
 struct Named {
     cache: Cache,
     io_dtype: Dtype,
-    heads: (usize, usize),
-    dims: (usize, usize),
+    layers: Vec<LayerConfig>,
     sequences: HashMap<String, Sequence>,
     batches: HashMap<String, (Batch, i64)>,
+}
+
+impl Named {
+    /// The step's layer; for a number that there is not, the first one.
+    fn layer(&self, step: &Value) -> LayerConfig {
+        *self.layers.get(int32(step, "layer") as usize).unwrap_or(&self.layers[0])
+    }
 }
 
 pub struct Runner<'a> {
@@ -219,8 +225,7 @@ impl<'a> Runner<'a> {
         let named = Named {
             cache,
             io_dtype: resolved.io_dtype,
-            heads: (resolved.num_q_heads as usize, resolved.num_kv_heads as usize),
-            dims: (resolved.head_dim as usize, resolved.value_dim as usize),
+            layers: resolved.layers,
             sequences: HashMap::new(),
             batches: HashMap::new(),
         };
@@ -336,10 +341,11 @@ impl<'a> Runner<'a> {
     fn attend<T: Number>(&mut self, step: &Value) -> Outcome {
         let (batch, queries) = self.batch(step)?;
         let named = self.named(step);
+        let layer = named.layer(step);
         let q = self.tensors.get(&step["q"]).expect("q").slice::<T>()?;
-        let rows =
-            if step.get("status").is_some() { queries.max(1) } else { queries } as usize * named.heads.0;
-        let (mut out, mut lse) = (vec![f32::NAN; rows * named.dims.1], vec![f32::NAN; rows]);
+        let queries = if step.get("status").is_some() { queries.max(1) } else { queries };
+        let rows = queries as usize * layer.num_q_heads as usize;
+        let (mut out, mut lse) = (vec![f32::NAN; rows * layer.value_dim as usize], vec![f32::NAN; rows]);
         let none = Value::Object(Default::default());
         let fields = step.get("params").unwrap_or(&none);
         known(fields, ATTEND_FIELDS);
@@ -386,8 +392,10 @@ impl<'a> Runner<'a> {
     fn read<T: Number>(&mut self, step: &Value) -> Outcome {
         let named = self.named(step);
         let (first, count) = (int(step, "first"), int(step, "count"));
-        let rows = count.max(0) as usize * named.heads.1;
-        let (mut k, mut v) = (vec![T::NAN; rows * named.dims.0], vec![T::NAN; rows * named.dims.1]);
+        let layer = named.layer(step);
+        let rows = count.max(0) as usize * layer.num_kv_heads as usize;
+        let mut k = vec![T::NAN; rows * layer.head_dim as usize];
+        let mut v = vec![T::NAN; rows * layer.value_dim as usize];
         named.cache.read(
             int32(step, "layer"),
             self.sequence(step, "sequence"),

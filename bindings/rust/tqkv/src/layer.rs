@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Layers with a shape of their own: `tq_layer_config`.
+
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::types::{CodeFamily, Rotation};
+
+/// One layer of a cache whose layers differ; what is zero stands for the cache's own value.
+///
+/// ```
+/// let local = tqkv::LayerConfig::new().heads(32, 16).head_dim(128).sliding_window(1024);
+/// let global = tqkv::LayerConfig::new().heads(32, 4).head_dim(512);
+/// let config = tqkv::CacheConfig::default().with_layers([vec![local; 5], vec![global]].concat());
+/// assert_eq!(config.num_layers, 6);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerConfig {
+    /// A multiple of `num_kv_heads`.
+    pub num_q_heads: i32,
+    /// At least 1.
+    pub num_kv_heads: i32,
+    /// As [`crate::CacheConfig::head_dim`].
+    pub head_dim: i32,
+    /// Likewise for values; default the cache's `value_dim`, and without one `head_dim`.
+    pub value_dim: i32,
+    /// As [`crate::CacheConfig::key_bits`].
+    pub key_bits: i32,
+    /// Likewise for values.
+    pub value_bits: i32,
+    /// As [`crate::CacheConfig::code_family`], for keys.
+    pub key_family: CodeFamily,
+    /// Likewise for values.
+    pub value_family: CodeFamily,
+    /// As [`crate::CacheConfig::rotation`].
+    pub rotation: Rotation,
+    /// Tokens that a query sees, its own included; default all.
+    pub sliding_window: i32,
+    /// An earlier layer, whose tokens this one attends to; `None`: it has its own.
+    pub shares_layer: Option<i32>,
+}
+
+impl LayerConfig {
+    /// A layer like the cache's others.
+    pub fn new() -> LayerConfig {
+        LayerConfig::default()
+    }
+
+    /// With these numbers of heads.
+    pub fn heads(self, num_q_heads: i32, num_kv_heads: i32) -> LayerConfig {
+        LayerConfig { num_q_heads, num_kv_heads, ..self }
+    }
+
+    /// With keys, and values unless [`LayerConfig::value_dim`] says otherwise, of this dimension.
+    pub fn head_dim(self, head_dim: i32) -> LayerConfig {
+        LayerConfig { head_dim, ..self }
+    }
+
+    /// With values of this dimension.
+    pub fn value_dim(self, value_dim: i32) -> LayerConfig {
+        LayerConfig { value_dim, ..self }
+    }
+
+    /// With codes of these widths.
+    pub fn bits(self, key_bits: i32, value_bits: i32) -> LayerConfig {
+        LayerConfig { key_bits, value_bits, ..self }
+    }
+
+    /// With codes of these families.
+    pub fn families(self, key_family: CodeFamily, value_family: CodeFamily) -> LayerConfig {
+        LayerConfig { key_family, value_family, ..self }
+    }
+
+    /// With this rotation.
+    pub fn rotation(self, rotation: Rotation) -> LayerConfig {
+        LayerConfig { rotation, ..self }
+    }
+
+    /// Whose queries see so many tokens, their own included.
+    pub fn sliding_window(self, sliding_window: i32) -> LayerConfig {
+        LayerConfig { sliding_window, ..self }
+    }
+
+    /// That attends to the tokens of an earlier layer.
+    pub fn shares(self, layer: i32) -> LayerConfig {
+        LayerConfig { shares_layer: Some(layer), ..self }
+    }
+
+    pub(crate) fn to_raw(self, index: usize) -> Result<sys::tq_layer_config> {
+        let shares_layer = match self.shares_layer {
+            None => 0,
+            Some(layer) => layer.checked_add(1).filter(|&number| number > 0).ok_or_else(|| {
+                Error::argument(format!("layers[{index}].shares_layer = {layer}: must be an earlier layer"))
+            })?,
+        };
+        Ok(sys::tq_layer_config {
+            num_q_heads: self.num_q_heads,
+            num_kv_heads: self.num_kv_heads,
+            head_dim: self.head_dim,
+            value_dim: self.value_dim,
+            key_bits: self.key_bits,
+            value_bits: self.value_bits,
+            key_family: self.key_family.0,
+            value_family: self.value_family.0,
+            rotation: self.rotation.0,
+            sliding_window: self.sliding_window,
+            shares_layer,
+            ..Default::default()
+        })
+    }
+
+    pub(crate) fn from_raw(raw: &sys::tq_layer_config) -> LayerConfig {
+        LayerConfig {
+            num_q_heads: raw.num_q_heads,
+            num_kv_heads: raw.num_kv_heads,
+            head_dim: raw.head_dim,
+            value_dim: raw.value_dim,
+            key_bits: raw.key_bits,
+            value_bits: raw.value_bits,
+            key_family: CodeFamily(raw.key_family),
+            value_family: CodeFamily(raw.value_family),
+            rotation: Rotation(raw.rotation),
+            sliding_window: raw.sliding_window,
+            shares_layer: (raw.shares_layer > 0).then(|| raw.shares_layer - 1),
+        }
+    }
+}
