@@ -245,6 +245,7 @@ void CudaBackend::read(const ReadRequest& request) {
   params.raw_slot = sequence.raw_slot;
   params.length = static_cast<int32_t>(sequence.length());
   params.raw_first = static_cast<int32_t>(sequence.raw_first);
+  params.sink_end = static_cast<int32_t>(sequence.sink_end);
   void* outputs[2] = {request.k, request.v};
   for (int64_t first = request.first; first < request.first + request.count; first += params.count) {
     const int64_t first_page = first / geometry_.page_size;

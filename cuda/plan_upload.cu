@@ -96,7 +96,7 @@ int64_t build_lists(const Geometry& geometry, const HeadShape& heads, const Step
   for (int32_t i = 0; i < rows.num_sequences; i++) {
     const StepSequence& sequence = rows.sequences[i];
     if (sequence.query_tokens > 0)
-      (is_long(heads, sequence) ? uploaded->any_long : uploaded->any_short) = true;
+      (is_long(geometry, heads, sequence) ? uploaded->any_long : uploaded->any_short) = true;
   }
   uploaded->pair = needs.long_apart && (uploaded->any_long || needs.keep_pair);
   const int64_t work = build_work(geometry, heads, rows, num_units, lists);

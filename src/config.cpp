@@ -26,7 +26,7 @@ constexpr int32_t kMaxPageSize = 4096;
 constexpr int64_t kMaxBatchTokens = INT_MAX / 2;
 constexpr int64_t kMaxBytes = 1ll << 56;   // of one part of a cache: sums and offsets stay far from 2^63
 constexpr float kMaxUnit = 1073741824.0f;  // 2^30: keeps every scale finite
-constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH;
+constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT;
 
 void* default_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
   void* pointer;
@@ -299,6 +299,7 @@ void ResolvedConfig::build_geometry() {
   g.num_threads = c.num_threads;
   g.device_id = c.device_id;
   g.zero_on_free = !(c.flags & TQ_FLAG_NO_ZERO_ON_FREE);
+  g.batch_invariant = c.flags & TQ_FLAG_BATCH_INVARIANT;
   g.layers = layers_.data();
 }
 

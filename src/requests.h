@@ -70,6 +70,7 @@ struct Geometry {
   int32_t num_threads;  // CPU, >= 1
   int32_t device_id;
   bool zero_on_free;
+  bool batch_invariant;  // one arithmetic for any number of rows: no kernel of its own for many of them
   int32_t num_shapes;
   HeadShape shapes[kMaxHeadShapes];  // [num_shapes], all different
   const LayerGeometry* layers;       // [num_layers], host

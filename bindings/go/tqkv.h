@@ -51,12 +51,21 @@
  *   which layer and sequence, and the length to truncate to.
  *
  * Window   window_tokens and sink_tokens keep raw copies of a sequence's last and first tokens, in io_dtype,
- *   beside the codes; attend and tq_cache_read take them instead of the codes. The window is counted from the
- *   end of the plan: of several query tokens, the one that stands j tokens before the end reads its last
- *   window_tokens - j tokens exactly, so drafts verified in one plan give other bits than the same tokens one
- *   by one. The window is shorter than window_tokens in a shorter sequence, and after a truncate deeper than
- *   rollback_tokens: copies that later tokens pushed out are lost, and it grows back with what is appended. A
+ *   beside the codes; attend and tq_cache_read take them instead of the codes. The window belongs to the
+ *   query: one at position p reads the tokens p - window_tokens + 1 .. p exactly, and tq_cache_read what a
+ *   query at the last token reads. Copies are kept of the last window_tokens + rollback_tokens tokens: the
+ *   window is shorter for queries further from the end than rollback_tokens, and after a truncate deeper than
+ *   that; copies that later tokens pushed out are lost, and it grows back with what is appended. A
  *   fork has its source's copies. raw_bytes of tq_cache_bytes are allocated at create for all max_sequences.
+ *
+ * Bits     A row of out and lse follows from its query, its position, what it sees and the parameters of the
+ *   call: not from the other rows and sequences of the plan, the tokens behind it, threads or where pages
+ *   are. So 8 drafts verified in one plan are 8 single steps bit for bit, and a prompt in one chunk is the
+ *   prompt in many, while the copies of the exact window are there. One rule on CUDA: where a plan has 256 or
+ *   more query rows of a sequence for each kv head (query tokens times num_q_heads / num_kv_heads), they are
+ *   computed by another arithmetic, as exact; chunks on the same side of 256 agree. With
+ *   TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long prompts. Builds, device types and
+ *   CUDA architectures agree within rounding only.
  *
  * Graphs   On a CUDA cache tq_cache_append, tq_cache_attend and tq_merge_states may be captured. A graph
  *   holds the batch and the arguments of the calls: the batch must live, k, v, q, out, lse, sink_logits, the
@@ -70,9 +79,9 @@
  *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
  *   replay has run, its new tokens (a fork's too) are zeros or older values. tq_batch_plan refuses to leave a
  *   gap in such a layer; append (attend) refuses a capture without new tokens (queries): INVALID_STATE.
- *   Long prefill: 256 or more queries of a sequence, counted over the query heads of a kv head, go to a
- *   kernel of their own. A graph has that kernel if its plan had such a sequence at capture; otherwise a
- *   later plan's are computed as short ones are: as exact, slower, not the same bits.
+ *   Long prefill: 256 or more query rows of a sequence for each kv head (see Bits) go to a kernel of their
+ *   own. A graph has that kernel if its plan had such a sequence at capture; otherwise a later plan's are
+ *   computed as a cache without that kernel would: as exact, slower, not the same bits.
  *
  * Masks    Query token j of a sequence of L tokens, with n query tokens in the plan, stands at position
  *   p = L - n + j and sees the tokens up to p, of these the last sliding_window. Arrays of tq_attend_params
@@ -246,6 +255,7 @@ typedef struct tq_layer_config {
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
 #define TQ_FLAG_NO_SCALE_SEARCH 2u    /* encoder: one quantisation step, not the best of several */
+#define TQ_FLAG_BATCH_INVARIANT 4u    /* one arithmetic for any number of query rows: see Bits */
 
 typedef struct tq_cache_config {
   uint32_t struct_size;
@@ -473,8 +483,8 @@ TQ_API tq_status tq_attend_params_init(tq_attend_params *params);
  *   workspace  NULL = the cache's own, else tq_attend_workspace_bytes on the cache's device, 256-byte aligned
  * A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A row of
  * q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse, whatever it
- * sees, and in no other row. The result is finite for finite q, the same bits for any batch, thread count or
- * page placement, and independent of what unwritten memory holds. CUDA: see Graphs for long prefill.
+ * sees, and in no other row. The result is finite for finite q, and independent of what unwritten memory
+ * holds. What its bits depend on: see Bits.
  * INVALID_STATE without a plan in force, or if a query could see tokens that are not written (with visible
  * ranges: if the sequence has such tokens), or if the plan does not fit the masks (more queries than tokens
  * without visible ranges; queries of a tree that are not new tokens; more new tokens than mask bits). */

@@ -60,8 +60,9 @@ const CodeScalar CodeFamily = C.TQ_CODE_SCALAR // Lloyd-Max levels for each coor
 
 // Flags of a configuration.
 const (
-	FlagNoZeroOnFree  uint64 = C.TQ_FLAG_NO_ZERO_ON_FREE // do not scrub the memory of freed sequences
-	FlagNoScaleSearch uint64 = C.TQ_FLAG_NO_SCALE_SEARCH // one quantisation step, not the best of several
+	FlagNoZeroOnFree   uint64 = C.TQ_FLAG_NO_ZERO_ON_FREE // do not scrub the memory of freed sequences
+	FlagNoScaleSearch  uint64 = C.TQ_FLAG_NO_SCALE_SEARCH // one quantisation step, not the best of several
+	FlagBatchInvariant uint64 = C.TQ_FLAG_BATCH_INVARIANT // one arithmetic for any number of query rows
 )
 
 // Noticed is what the library noticed in appended vectors.

@@ -9,9 +9,14 @@
 //
 // A step is kTiles tiles. Scores: expand the key words, exact int32 products with the integer query, times
 // the key scale. Softmax relative to the step's own maximum. Weights times value scale, 16-bit relative to
-// the step's largest value scale (so flat distributions over long histories keep their precision), split into
-// bytes, exact int32 products with the expanded values, one float update of the output a step. The running
-// maximum is raised only when a step exceeds it by more than 2^6: the output is then rescaled, rarely.
+// the step's largest value scale (so flat distributions over long histories keep their precision), split
+// into bytes, exact int32 products with the expanded values, one float update of the output a step. The
+// running maximum is raised only when a step exceeds it by more than 2^6: the output is then rescaled,
+// rarely.
+//
+// A row's numbers are its own: what other rows of its set see, or need, decides whether a step takes the
+// slow way, never what comes out of it. Products that a sum could take in are rounded by themselves, since
+// cores of one and of two sets must agree to the bit.
 #pragma once
 #include "cuda/attend/query.cuh"
 #include "cuda/attend/tuning.h"
@@ -33,9 +38,9 @@ __device__ __forceinline__ float round_up(float x) {
   return fabsf(x) < kFarStep ? __fadd_ru(__fadd_ru(x, 1.5f * kMagic), -1.5f * kMagic) : x;
 }
 
-// Weights are multiplied by 2^shift, so that the largest of them times the step's largest value scale fits 16
-// bits and fills at least 14: below 2^16 because a bfloat16 is below 2^(exponent + 1). Capped where 64 such
-// weights would leave the range of a float.
+// Weights are multiplied by 2^shift, so that the largest of them times the step's largest value scale fits
+// 16 bits and fills at least 14: below 2^16 because a bfloat16 is below 2^(exponent + 1). Capped where 64
+// such weights would leave the range of a float.
 __device__ __forceinline__ float weight_shift(uint32_t largest_scales) {
   const int largest = max(static_cast<int>(largest_scales >> 16), static_cast<int>(largest_scales & 0xFFFFu));
   return static_cast<float>(min(127 + 15 - (largest >> 7), 118));
@@ -156,7 +161,7 @@ struct CodedCore {
 #pragma unroll
       for (int set = 0; set < kSets; set++) {
         const int* sum = &c[b / 2][set][b % 2 * 2];
-        x[set][b] = static_cast<float>(sum[0] * 256 + sum[1]) * scale;
+        x[set][b] = __fmul_rn(static_cast<float>(sum[0] * 256 + sum[1]), scale);
       }
     }
   }
@@ -176,25 +181,28 @@ struct CodedCore {
         value_scales[tile][b] =
             *reinterpret_cast<const uint16_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 2 * g);
 
-    // Scores become log2 units by `unit`, after the special cases by 1.
-    const float scale = rows.scale[row];
-    float unit = scale;
+    // Scores become log2 units by `unit`; those of rows that need care have become so before.
+    float unit = rows.scale[row];
+    bool care = false;
     if (special) {
-      unit = 1.0f;
       const int begin = rows.begin[row], end = rows.end[row];
       const float constant = rows.constant[row];
+      care = p.numbers.softcap_log2 != 0.0f || (rows.flags[row] & kRowWild) ||
+             max(begin, token) >= min(end, token + kStepLength);
+      const float factor = care ? unit : 1.0f, hidden = care ? kMasked : kHidden;
+      unit = care ? 1.0f : unit;
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
         for (int b = 0; b < 4; b++) {
           const int at = token + 32 * tile + 8 * b + g;
           float& s = x[tile][b];
-          s *= scale;
+          s = __fmul_rn(s, factor);
           if (p.numbers.softcap_log2 != 0.0f)
             s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
-          s = clamp_logit(s);
+          if (care) s = clamp_logit(s);
           if (at < begin || at >= end) {  // may have been anything, NaN included
-            s = kMasked;
+            s = hidden;
             value_scales[tile][b] = 0;
           }
         }
@@ -217,8 +225,9 @@ struct CodedCore {
     if (special) top = fmaxf(top, kMaskedFloor);
     // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
     const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
-    if (__any_sync(~0u, step_m > m[set] + kRaise)) {
-      const float raised = fmaxf(m[set], step_m), down = ex2(m[set] - raised);
+    const bool raise = step_m > m[set] + kRaise;
+    if (__any_sync(~0u, raise)) {
+      const float raised = raise ? step_m : m[set], down = ex2(m[set] - raised);
       m[set] = raised;
       l[set] *= down;
       half_weight[set] *= down;
@@ -228,7 +237,7 @@ struct CodedCore {
     const float shift = weight_shift(scale_top);
     const float factor = ex2(step_m - m[set] - shift);
     float base = shift - step_m;
-    if (odd || fabsf(m[set]) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
+    if (care || fabsf(m[set]) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
@@ -250,8 +259,8 @@ struct CodedCore {
         y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[tile][b]), kMagic));
         if (ValueCode::kHalfLevels) integer_sum += y[b];
       }
-      // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has the
-      // tokens 2t, 8+2t, 2t+1, 8+2t+1.
+      // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has
+      // the tokens 2t, 8+2t, 2t+1, 8+2t+1.
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const uint32_t column = transpose_16(prmt(y[2 * h], y[2 * h + 1], 0x4051));

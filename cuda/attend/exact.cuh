@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One warp's attention of one query row over exact tokens (raw window and sinks): float arithmetic on the
-// caller's own values, unrotated space.
+// caller's own values, unrotated space. A row's tokens, sinks first, are cut into parts by their number
+// alone, so that they are the same parts whatever other rows the block has.
 #pragma once
 #include "cuda/attend/coded.cuh"
 
@@ -10,17 +11,18 @@ constexpr int kExactBatch = 8;       // tokens whose products are in flight toge
 constexpr int kExactJobTokens = 64;  // tokens of one row that a job takes, at least
 constexpr int kExactRowJobs = 8;     // jobs of one row, at most
 
-// Number of exact tokens of a block, and the token behind an index among them: sinks first.
-__device__ __forceinline__ int exact_count(const UnitInfo& info) {
-  return info.sinks + info.exact_end - info.exact_begin;
+// Parts of so many exact tokens of a row.
+__device__ __forceinline__ int exact_parts(int tokens) {
+  return min(max((tokens + kExactJobTokens - 1) / kExactJobTokens, 1), kExactRowJobs);
 }
 
-// kPieces = values of one lane: ceil(dim / 32). kValue: stored value dimension.
-// take_turn() returns when the state in shared memory is this job's.
+// One part of a row; a row of fewer parts than the block's longest has empty ones. kPieces = values of one
+// lane: ceil(dim / 32). kValue: stored value dimension. take_turn() returns when the state in shared memory
+// is this job's.
 template <int kPieces, int kValue, class TakeTurn>
 __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows,
-                                       const float* q, int row, int first, int last, float* state_at,
-                                       bool merge, int lane, const TakeTurn take_turn) {
+                                       const float* q, int row, int part, float* state_at, int lane,
+                                       const TakeTurn take_turn) {
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
   float query[kPieces], o[kPieces];
 #pragma unroll
@@ -28,7 +30,12 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
     query[i] = lane + 32 * i < key.layout.dim ? q[row * p.plan.query_floats + lane + 32 * i] : 0.0f,
     o[i] = 0.0f;
   const float unit = p.numbers.scale_log2 * p.numbers.query_sign;
-  const int visible_begin = rows.visible_begin[row], visible_end = rows.visible_end[row];
+  const int visible_begin = rows.visible_begin[row], visible_end = rows.visible_end[row],
+            window_begin = rows.end[row];
+  const int sinks = max(min(visible_end, info.sink_end) - visible_begin, 0),
+            count = sinks + max(visible_end - window_begin, 0), parts = exact_parts(count),
+            first = part < parts ? count * part / parts : 0,
+            last = part < parts ? count * (part + 1) / parts : 0;
   SoftmaxState state = {kMaskedFloor, 0.0f};
   for (int at = first; at < last; at += kExactBatch) {
     float s[kExactBatch];
@@ -36,11 +43,10 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
       const int index = min(at + b, last - 1);
-      const int token = index < info.sinks ? index : info.exact_begin + index - info.sinks;
-      raw_row[b] = index < info.sinks ? token : ring_row(p.layer, token);
+      raw_row[b] = index < sinks ? visible_begin + index : ring_row(p.layer, window_begin + index - sinks);
       const int64_t base =
           raw_offset(p.layer, key, info.raw_slot, info.kv_head, static_cast<int32_t>(raw_row[b]));
-      const bool seen = at + b < last && token >= visible_begin && token < visible_end;
+      const bool seen = at + b < last;
       if (!seen) raw_row[b] = -1;
       float sum = 0.0f;
 #pragma unroll
@@ -84,12 +90,12 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   take_turn();
   float* ms = state_at + kRowsPerBlock * row_floats(kValue);
   MergeWeights w = {state, 0.0f, 1.0f};
-  if (merge) w = merge_weights<ExactDivision>(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
+  if (part > 0) w = merge_weights<ExactDivision>(SoftmaxState{ms[row], ms[kRowsPerBlock + row]}, state);
   __syncwarp();  // all lanes have read the sums
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
     float* to = state_at + row * row_floats(kValue) + lane + 32 * i;
-    if (lane + 32 * i < value.layout.dim) *to = merge ? merged(*to, o[i], w) : o[i];
+    if (lane + 32 * i < value.layout.dim) *to = part > 0 ? merged(*to, o[i], w) : o[i];
   }
   __syncwarp();
   if (lane == 0) {

@@ -228,8 +228,9 @@ struct GenericCore {
       top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
       scale_top = max_bf16x2(scale_top, __shfl_xor_sync(~0u, scale_top, d));
     }
-    if (__any_sync(~0u, top > m + kRaise)) {
-      const float raised = fmaxf(m, top), down = ex2(m - raised);
+    const bool raise = top > m + kRaise;  // the row's own
+    if (__any_sync(~0u, raise)) {
+      const float raised = raise ? top : m, down = ex2(m - raised);
       m = raised;
       l *= down;
       half_weight *= down;

@@ -41,13 +41,10 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const UnitInfo& info = f.info(unit);
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  const int part = job / info.rows, row = job - part * info.rows, count = exact_count(info),
-            number = info.exact_job + job;
-  exact_row<Core::kExactPieces, Core::kValue>(p, info, rows,
-                                              reinterpret_cast<const float*>(query + p.plan.query_float_at),
-                                              row, count * part / info.steps, count * (part + 1) / info.steps,
-                                              f.template deposit<Core::kValue / 32>(p, info.deposit),
-                                              part > 0, lane, Turn{p, f.control, info.deposit, number});
+  const int part = job / info.rows, row = job - part * info.rows, number = info.exact_job + job;
+  exact_row<Core::kExactPieces, Core::kValue>(
+      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, part,
+      f.template deposit<Core::kValue / 32>(p, info.deposit), lane, Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
 }

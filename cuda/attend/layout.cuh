@@ -28,10 +28,10 @@ constexpr int kRowPad = 8;
 struct UnitInfo {
   int32_t block;    // running number of the row block in this CTA; query slot = block % query_slots
   int32_t exact;    // 1: the exact tokens of the block
-  int32_t jobs;     // coded: runs of job_steps steps. exact: rows x splits of the token list
+  int32_t jobs;     // coded: runs of job_steps steps. exact: rows x parts of their tokens
   int32_t deposit;  // running number of its first job's deposit; all exact jobs share one
-  int32_t steps;    // exact: splits
-  int32_t job_steps;
+  int32_t steps;
+  int32_t job_steps, skipped;     // jobs begin at absolute tokens: steps of the first that are not taken
   int32_t first_tile, num_tiles;  // tiles to read
   int32_t full_begin, full_end;   // tokens that every row sees
   int32_t kv_head, page_row, raw_slot;
@@ -44,12 +44,11 @@ struct UnitInfo {
   int32_t rows;
   int32_t q_row,
       q_first;  // row of the sequence in q; first query row (query token * q_per_kv + head) of the block
-  int32_t query_tokens;            // of the sequence
-  int32_t exact_begin, exact_end;  // ring tokens that are exact
-  int32_t sinks;                   // exact first tokens
-  int32_t sequence;                // in the work list
-  int32_t exact_job;               // running number of an exact unit's first job
-  int32_t reserved[2];
+  int32_t query_tokens;  // of the sequence
+  int32_t sink_end;      // of the sequence
+  int32_t sequence;      // in the work list
+  int32_t exact_job;     // running number of an exact unit's first job
+  int32_t reserved[3];
   // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh)
   uint32_t places[kPlaces];
 };

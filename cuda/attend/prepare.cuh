@@ -35,30 +35,24 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const bool first_here = unit == 0 || walk.split == 0;
   if (first_here) walk.from_start = walk.split == 0;
   const bool last_of_block = walk.split == s.units_per_block - 1;
-  // Rows are in position order: the first row's range begins first and ends first.
-  const RowRange low = row_range(p, s, query_of_row(p, s.query_tokens, first_row)),
-                 high = row_range(p, s, query_of_row(p, s.query_tokens, first_row + rows - 1));
-  const int split_begin = walk.split * s.split_tokens,
-            split_end = min(s.length, split_begin + s.split_tokens);
-  const int begin = max(split_begin, low.begin), end = min(split_end, high.end);
-  int steps = 0, jobs = 0, job_steps = 0, first_tile = 0, end_tile = 0;
+  const RowsRange range = rows_range(p, s, query_of_row(p, s.query_tokens, first_row),
+                                     query_of_row(p, s.query_tokens, first_row + rows - 1));
+  const int split_begin = walk.split * s.split_tokens;
+  const int begin = max(split_begin, range.begin),
+            end = walk.split == kMaxSplits - 1 ? range.end
+                                               : min(range.end - split_begin, s.split_tokens) + split_begin;
+  int steps = 0, jobs = 0, job_steps = 0, skipped = 0, first_tile = 0, end_tile = 0;
   if (exact) {
-    const int sinks = min(s.length, p.layer.sink_tokens);
-    const int exact_begin = max(max(s.raw_first, s.length - p.layer.window_tokens), sinks),
-              count = sinks + s.length - exact_begin;
-    steps = min(max((count + kExactJobTokens - 1) / kExactJobTokens, 1), kExactRowJobs);
-    jobs = steps * rows;
-    if (lane == 0) {
-      info.sinks = sinks;
-      info.exact_begin = exact_begin;
-      info.exact_end = s.length;
-    }
+    jobs = rows * exact_parts(max(range.sink_end - range.visible_begin, 0) +
+                              max(range.visible_end - range.window_begin, 0));
   } else if (begin < end) {
-    first_tile = begin / Core::kStepLength * Core::kTiles;
+    const int first_step = begin / Core::kStepLength;
+    first_tile = first_step * Core::kTiles;
     end_tile = (end + format::kTileTokens - 1) / format::kTileTokens;
     steps = (end_tile - first_tile + Core::kTiles - 1) / Core::kTiles;
-    job_steps = max((steps + kJobs - 1) / kJobs, kMinJobTokens / Core::kStepLength);
-    jobs = job_steps == 1 ? steps : (steps + job_steps - 1) / job_steps;
+    job_steps = job_tokens(s.split_tokens, p.numbers.sliding_window) / Core::kStepLength;  // a power of two
+    skipped = first_step & (job_steps - 1);
+    jobs = (skipped + steps + job_steps - 1) >> (31 - __clz(job_steps));
   }
   const int num_tiles = exact ? 0 : end_tile - first_tile;
   const int each = p.whole_steps ? Core::kTiles : 1;
@@ -72,10 +66,12 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.deposit = walk.deposit;
     info.steps = steps;
     info.job_steps = job_steps;
+    info.skipped = skipped;
     info.first_tile = first_tile;
     info.num_tiles = num_tiles;
-    info.full_begin = high.begin;
-    info.full_end = low.end;
+    info.full_begin = range.full_begin;
+    info.full_end = range.full_end;
+    info.sink_end = s.sink_end;
     info.kv_head = kv_head;
     info.page_row = s.page_row;
     info.raw_slot = s.raw_slot;

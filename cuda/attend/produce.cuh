@@ -56,8 +56,9 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
           own_unit = unit;
           exact = info->exact;
           deposit = exact ? info->deposit : info->deposit + job;
-          step = exact ? 0 : job * info->job_steps;
-          end = exact ? 1 : min(step + info->job_steps, info->steps);
+          const int from = job * info->job_steps - info->skipped;
+          step = exact ? 0 : max(from, 0);
+          end = exact ? 1 : min(from + info->job_steps, info->steps);
           token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
           full_begin = info->full_begin;
           full_end = info->full_end;

@@ -51,7 +51,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                                    to[i * 512] = high;
                                                    to[i * 512 + 32] = low;
                                                  });
-      wild = !(query.scale <= kWildScale);
+      wild = is_wild(query.scale);
     }
     // The last row also fills in for rows that stand for nothing. A zero scale makes them harmless where
     // scores are integers; with raw keys these are floats of whatever lies there, so zeros are put there.

@@ -44,7 +44,7 @@ struct ReadParams {
   DeviceLayer layer;
   Kind kind = Kind::kKey;
   CodeTables tables = {};  // of the side; launch_read fills them in
-  int32_t raw_slot = 0, length = 0, raw_first = 0;
+  int32_t raw_slot = 0, length = 0, raw_first = 0, sink_end = 0;
   int32_t first = 0, count = 0;
   int64_t row = 0;         // of token `first` in the output
   void* output = nullptr;  // [row][kv head][dim] by strides, of the layer's type

@@ -13,7 +13,7 @@ namespace tq::cuda::pages {
 
 // Row of the exact copy of a token, or -1.
 __device__ __forceinline__ int exact_row(const ReadParams& args, int token) {
-  if (token < args.layer.sink_tokens) return token;
+  if (token < args.sink_end) return token;
   if (token >= args.raw_first && token >= args.length - args.layer.window_tokens)
     return ring_row(args.layer, token);
   return -1;

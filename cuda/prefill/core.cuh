@@ -15,12 +15,10 @@ template <int kStored>
 struct PrefillState {
   float o[kStored / 8][4];
   float m[2], l[2];  // l: the lane's share
-  int exponent;      // unit of o
 
   __device__ __forceinline__ void reset() {
     m[0] = m[1] = kNoScore;
     l[0] = l[1] = 0.0f;
-    exponent = 0;
 #pragma unroll
     for (int n = 0; n < kStored / 8; n++) o[n][0] = o[n][1] = o[n][2] = o[n][3] = 0.0f;
   }
@@ -40,55 +38,65 @@ struct PrefillState {
   }
 };
 
-// The steps that need it: scores to log2 units, capped, limited, and hidden from the rows that do not see
-// them. scale, constant, begin, end: of the warp's rows.
+// The steps that need it: scores hidden from the rows that do not see them; of rows that need care, which is
+// their own affair, also to log2 units, capped and limited. unit: what the scores are to be multiplied by
+// still. scale, constant, begin, end, flags: of the warp's rows; tokens end at `limit` for all. flags null:
+// all rows need care.
 template <int kTiles>
 __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x)[kTiles][4][4], int token,
-                                               const int32_t* begin, const int32_t* end, const float* scale,
-                                               const float* constant, int lane) {
+                                               const int32_t* begin, const int32_t* end, int limit,
+                                               const float* scale, const float* constant,
+                                               const int32_t* flags, float (&unit)[2], int lane) {
   const int g = lane >> 2, first = token + 2 * (lane & 3);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const float unit = scale[g + 8 * h];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-      for (int b = 0; b < 4; b++) x[tile][b][2 * h] *= unit, x[tile][b][2 * h + 1] *= unit;
-  }
-  if (p.numbers.softcap_log2 != 0.0f) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const float add = constant ? constant[g + 8 * h] : 0.0f;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-        for (int b = 0; b < 4; b++)
-#pragma unroll
-          for (int i = 2 * h; i < 2 * h + 2; i++)
-            x[tile][b][i] =
-                soft_cap(x[tile][b][i] + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int from = begin[g + 8 * h] - first, to = end[g + 8 * h] - first;
+    const int row = g + 8 * h, from = begin[row], to = min(end[row], limit);
+    const bool care = !flags || p.numbers.softcap_log2 != 0.0f || (flags[row] & kRowWild) ||
+                      max(from, token) >= min(to, token + 32 * kTiles);
+    const float factor = care ? scale[row] : 1.0f, hidden = care ? kMasked : kHidden,
+                add = constant ? constant[row] : 0.0f;
+    unit[h] = care ? 1.0f : scale[row];
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
       for (int b = 0; b < 4; b++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const int at = 32 * tile + 8 * b + i;
+          const int at = first + 32 * tile + 8 * b + i;
           float& s = x[tile][b][2 * h + i];
-          s = at >= from && at < to ? clamp_logit(s) : kMasked;  // may have been anything, NaN included
+          s *= factor;
+          if (p.numbers.softcap_log2 != 0.0f)
+            s = soft_cap(s + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+          if (care) s = clamp_logit(s);
+          s = at >= from && at < to ? s : hidden;  // may have been anything, NaN included
         }
   }
 }
 
-// Scores become weights 2^(x unit - m) with the new maximum; down: what the rows had is worth.
+// Exponent of the largest value scale of what each of the lane's rows sees in a step.
 template <int kTiles>
-__device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2], float (&m)[2],
-                                         float (&l)[2], float (&down)[2]) {
+__device__ __forceinline__ void seen_exponents(const float* scales, int token, const int32_t* begin,
+                                               const int32_t* end, int (&exponent)[2], int lane) {
+  const int g = lane >> 2, first = token + 2 * (lane & 3);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int from = begin[g + 8 * h] - first, to = end[g + 8 * h] - first;
+    float largest = 0.0f;
+#pragma unroll 1
+    for (int at = 0; at < 32 * kTiles; at += 8)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        if (at + i >= from && at + i < to) largest = fmaxf(largest, scales[2 * (lane & 3) + at + i]);
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    exponent[h] = value_exponent(fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)));
+  }
+}
+
+// Scores become weights 2^(x unit - m + shift) with the new maximum; down: what the rows had is worth.
+template <int kTiles>
+__device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2],
+                                         const float (&shift)[2], float (&m)[2], float (&l)[2],
+                                         float (&down)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float top = x[0][0][2 * h];
@@ -98,7 +106,7 @@ __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (
       for (int b = 0; b < 4; b++) top = fmaxf(top, fmaxf(x[tile][b][2 * h], x[tile][b][2 * h + 1]));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    const float now = fmaxf(m[h], fmaxf(top * unit[h], kMaskedFloor));
+    const float now = fmaxf(m[h], fmaxf(top * unit[h], kMaskedFloor)), base = shift[h] - now;
     down[h] = ex2(m[h] - now);
     m[h] = now;
     float sum = 0.0f;
@@ -108,7 +116,7 @@ __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (
       for (int b = 0; b < 4; b++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const float weight = ex2(fmaf(x[tile][b][2 * h + i], unit[h], -now));
+          const float weight = ex2(fmaf(x[tile][b][2 * h + i], unit[h], base));
           x[tile][b][2 * h + i] = weight;
           sum += weight;
         }

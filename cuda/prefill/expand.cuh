@@ -84,30 +84,13 @@ __device__ __forceinline__ void expand_step(const PrefillParams& p, const uint8_
   }
 }
 
-// The unit of the value scales, a power of two near the largest: the same for all rows of the CTA, changed
-// only when a step's scales leave its range. It does not sink below 2^-40 of the largest ever, so that what
-// was accumulated stays finite.
-struct ValueUnit {
-  int32_t exponent, highest, known;
-
-  __device__ __forceinline__ void see(float largest) {
-    if (!(largest > 0.0f)) return;
-    const int now = max(static_cast<int>(__float_as_uint(largest) >> 23) - 127, -110);
-    if (known && now <= exponent && now >= exponent - 8) return;
-    exponent = known ? max(now, highest - 40) : now;
-    highest = known ? max(highest, exponent) : exponent;
-    known = 1;
-  }
-};
-
-// By one warp, the same for all steps of an item. begin, end: tokens that some row sees; the others' bytes
-// may be anything.
+// By one warp. begin, end: tokens that some row sees; the others' bytes may be anything.
 template <int kStored>
 __device__ __forceinline__ void expand_scales(const PrefillParams& p, const uint8_t* stage, StepScales* to,
-                                              int token, int begin, int end, ValueUnit* memory, int lane) {
+                                              int token, int begin, int end, int lane) {
   using Shape = PrefillShape<kStored>;
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
-  float value_scale[Shape::kTiles], largest = 0.0f;
+  float largest = 0.0f;
 #pragma unroll
   for (int tile = 0; tile < Shape::kTiles; tile++) {
     const uint8_t* base = stage + tile * p.layer.tile_bytes;
@@ -119,21 +102,14 @@ __device__ __forceinline__ void expand_scales(const PrefillParams& p, const uint
           static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(base + side.scale_offset + 2 * lane))
           << 16);
     };
+    const float value_scale = scale(value);
     to->key[32 * tile + lane] = scale(key);
-    value_scale[tile] = scale(value);
-    largest = fmaxf(largest, value_scale[tile]);
+    to->value[32 * tile + lane] = value_scale;
+    largest = fmaxf(largest, value_scale);
   }
   // Floats of non-negative numbers are in the order of their bits.
-  ValueUnit unit = *memory;
-  unit.see(__uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest))));
-  const float up = format::exp2_int(kValueTop - unit.exponent);
-#pragma unroll
-  for (int tile = 0; tile < Shape::kTiles; tile++) to->value[32 * tile + lane] = value_scale[tile] * up;
-  __syncwarp();
-  if (lane == 0) {
-    *memory = unit;
-    to->exponent = unit.exponent;
-  }
+  largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
+  if (lane == 0) to->exponent = value_exponent(largest);
 }
 
 }  // namespace tq::cuda::prefill

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history: tiles are expanded once for 128 rows.
 //
-// A CTA (one a multiprocessor, walking the list of cuda/schedule/work_list.h) takes a row block of a kv head:
-// 8 warps of 16 rows over all tokens the rows see. Between two barriers it expands step i + 1 and attends
-// step i; half of the warps do these in the other order, so that the integer units of one half work beside
-// the matrix units of the other. Exact tokens follow in unrotated space (raw.cuh) on the same accumulators.
+// A CTA (one a multiprocessor, walking the list of cuda/schedule/work_list.h) takes a row block of a kv
+// head: 8 warps of 16 rows over all tokens the rows see. Between two barriers it expands step i + 1 and
+// attends step i; half of the warps do these in the other order, so that the integer units of one half work
+// beside the matrix units of the other. Exact tokens follow in unrotated space (raw.cuh) on the same
+// accumulators.
 //
-// What a row gets depends on its sequence alone: its block, the steps and their order come from the
-// sequence's own numbers.
+// What a row gets depends on the tokens it sees and its own position alone: steps lie at absolute tokens,
+// and a step in which it sees nothing leaves its state as it is. So a prompt in parts gives the rows of the
+// whole.
 #pragma once
 #include "cuda/prefill/core.cuh"
 #include "cuda/prefill/expand.cuh"
@@ -58,7 +60,6 @@ struct PrefillBody {
   PrefillState<kStored> state;
   uint32_t q[kInRegisters ? kStored / 16 : 1][4];
 
-  __device__ __forceinline__ ValueUnit* unit() const { return reinterpret_cast<ValueUnit*>(smem + kUnitAt); }
   __device__ __forceinline__ PrefillRowTable* table() const {
     return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at);
   }
@@ -87,14 +88,14 @@ struct PrefillBody {
   // Rows, ranges, queries. Nobody may still read what lies behind the ring.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
-    const int first = b.first_row + warp * 16, last = min(first + 15, b.rows_total - 1);
+    const int first = b.first_row + warp * 16;
     const bool careful =
         p.numbers.softcap_log2 != 0.0f || __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
     if (lane == 0) {
       WarpRange range = {0, 0, 0, 0};
       if (first < b.rows_total) {
-        const RowRange low = range_of(p, b, first), high = range_of(p, b, last);
-        range = WarpRange{low.begin, high.end, careful ? INT32_MAX : high.begin, low.end};
+        const RowsRange of = range_of(p, b, first, 16);
+        range = WarpRange{of.begin, of.end, careful ? INT32_MAX : of.full_begin, of.full_end};
       }
       table()->warps[warp] = range;
     }
@@ -110,17 +111,41 @@ struct PrefillBody {
     state.reset();
   }
 
-  // Masks, caps, clamps if the step needs them; then weights. x: scores of kTiles tiles.
-  template <int kTiles>
-  __device__ __forceinline__ void weigh(float (&x)[kTiles][4][4], bool special, int token,
-                                        const int32_t* from, const int32_t* to, const float* factors,
-                                        const float* constant, float (&down)[2]) {
-    float units[2] = {factors[lane >> 2], factors[(lane >> 2) + 8]};
-    if (special) {
-      special_scores<kTiles>(p, x, token, from, to, factors, constant, lane);
-      units[0] = units[1] = 1.0f;
-    }
-    soft_max<kTiles>(x, units, state.m, state.l, down);
+  // The units of the rows' values after a step's.
+  __device__ __forceinline__ void move_units(const StepScales& s, bool special, int token) {
+    PrefillRowTable* rows = table();
+    const int row = warp * 16, g = lane >> 2;
+    int exponents[2] = {s.exponent, s.exponent};
+    if (special)
+      seen_exponents<Shape::kTiles>(s.value, token, rows->begin + row, rows->end + row, exponents, lane);
+    ValueUnit unit[2] = {rows->unit[row + g], rows->unit[row + g + 8]};
+    float ratio[2];
+    bool moved = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) moved |= unit[h].see(exponents[h], ratio[h]);
+    if (!__any_sync(~0u, moved)) return;
+    if ((lane & 3) == 0) rows->unit[row + g] = unit[0], rows->unit[row + g + 8] = unit[1];
+    __syncwarp();
+    state.scale(ratio);
+    state.l[0] *= ratio[0];
+    state.l[1] *= ratio[1];
+  }
+
+  // Scores of a step become weights: masks, caps and clamps if the step needs them.
+  __device__ __forceinline__ void weigh(float (&x)[Shape::kTiles][4][4], bool special, int token,
+                                        float (&down)[2]) {
+    const PrefillRowTable* rows = table();
+    const int row = warp * 16, g = lane >> 2;
+    float factors[2] = {rows->scale[row + g], rows->scale[row + g + 8]};
+    if (special)
+      special_scores<Shape::kTiles>(p, x, token, rows->begin + row, rows->end + row, INT32_MAX,
+                                    rows->scale + row, rows->constant + row, rows->flags + row, factors,
+                                    lane);
+    float shift[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      shift[h] = static_cast<float>(kValueTop - rows->unit[row + g + 8 * h].exponent());
+    soft_max<Shape::kTiles>(x, factors, shift, state.m, state.l, down);
   }
 
   __device__ __forceinline__ void put_weights(float* to, const float (&x)[4][4]) const {
@@ -141,6 +166,8 @@ struct PrefillBody {
     const WarpRange range = rows->warps[warp];
     if (__all_sync(~0u, token >= range.end || token + Shape::kTokens <= range.begin)) return;
     const StepScales& s = *scales(step);
+    const bool special = __any_sync(~0u, token < range.full_begin || token + Shape::kTokens > range.full_end);
+    move_units(s, special, token);
     float x[Shape::kTiles][4][4], down[2];
     const int half_sum[2] = {rows->half_sum[warp * 16 + (lane >> 2)],
                              rows->half_sum[warp * 16 + (lane >> 2) + 8]};
@@ -152,16 +179,7 @@ struct PrefillBody {
       else
         raw_tile_scores<kStored, kBf16>(k, queries(), p.layer.io_dtype == DataType::kF32, x[tile], lane);
     }
-    const bool special = __any_sync(~0u, token < range.full_begin || token + Shape::kTokens > range.full_end);
-    weigh<Shape::kTiles>(x, special, token, rows->begin + warp * 16, rows->end + warp * 16,
-                         rows->scale + warp * 16, rows->constant + warp * 16, down);
-    const int exponent = s.exponent;
-    if (__any_sync(~0u, exponent != state.exponent)) {
-      const float ratio = ex2(static_cast<float>(state.exponent - exponent));
-      down[0] *= ratio;
-      down[1] *= ratio;
-      state.exponent = exponent;
-    }
+    weigh(x, special, token, down);
     if (!kRaw || !p.layer.value.layout.raw())
       add_values<kStored, ValueForm::kCoded>(values(step), s, x, down, state.o, lane);
     else
@@ -171,14 +189,17 @@ struct PrefillBody {
 
   // From coded space to the caller's, where exact tokens may follow.
   __device__ __forceinline__ void leave_codes(const PrefillBlock& b) {
-    float sum[2];
+    float sum[2], units[2];
     state.sum_shares(sum);
-    if (!kRaw || !p.layer.value.layout.raw()) {
-      leave_rotated_space<kStored>(p, b.kv_head, state.exponent, sum, state.o, lane);
-    } else {
-      const float unit = format::exp2_int(state.exponent - kValueTop), units[2] = {unit, unit};
-      state.scale(units);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      units[h] = format::exp2_int(table()->unit[warp * 16 + (lane >> 2) + 8 * h].exponent() - kValueTop);
+      sum[h] *= units[h];
     }
+    if (!kRaw || !p.layer.value.layout.raw())
+      leave_rotated_space<kStored>(p, b.kv_head, units, sum, state.o, lane);
+    else
+      state.scale(units);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       if (p.numbers.softcap_log2 == 0.0f && sum[h] > 0.0f)
@@ -187,47 +208,53 @@ struct PrefillBody {
     }
   }
 
-  // Sinks, then the window, as far as some row of the CTA sees them; all threads. Tiles are 32 tokens of one
-  // of the two.
-  __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
-    const RowRange low = range_of(p, b, b.first_row),
-                   high = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1);
-    const int sinks = min(b.length, p.layer.sink_tokens), sink_end = min(sinks, high.visible_end);
-    const int window_first =
-        max(max(max(b.raw_first, b.length - p.layer.window_tokens), sinks), low.visible_begin);
-    int first = low.visible_begin < sink_end ? low.visible_begin : window_first;
-    if (first >= high.visible_end) return;
+  // Exact tokens first + low .. first + high - 1, of one tile of sinks or of the window. Rows see them from
+  // their `from` to their `to`, and none from `limit` on.
+  __device__ __forceinline__ void attend_exact_tile(const PrefillBlock& b, int first, int low, int high,
+                                                    bool sinks, const int32_t* from, const int32_t* to,
+                                                    int limit) {
     uint8_t* tile = smem + p.smem.exact_tile_at;
-    const PrefillRowTable* rows = table();
-    load_float_rows<kStored>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
-#pragma unroll 1
-    while (first < high.visible_end) {
-      const bool sink = first < sink_end;
-      const int count = min(32, (sink ? sink_end : high.visible_end) - first);
-      __syncthreads();
-      load_exact_tile(p, p.layer.key, b, first, count, sink, tile);
-      __syncthreads();
-      float x[1][4][4], down[2];
+    __syncthreads();
+    load_exact_tile(p, p.layer.key, b, first, low, high, sinks, tile);
+    __syncthreads();
+    const int row = warp * 16 + (lane & 15);
+    const bool seen = __any_sync(~0u, max(from[row], first) < min(min(to[row], limit), first + high));
+    if (seen) {
+      float x[1][4][4], down[2], units[2];
       raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch,
                     p.layer.key.layout.dim, x[0], lane);
-      special_scores<1>(p, x, first, rows->visible_begin + warp * 16, rows->visible_end + warp * 16,
-                        rows->exact_scale + warp * 16, nullptr, lane);
-#pragma unroll
-      for (int block = 0; block < 4; block++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)  // rows of the tile that were not loaded
-          if (8 * block + 2 * (lane & 3) + i % 2 >= count) x[0][block][i] = kMasked;
-      const float units[2] = {1.0f, 1.0f};
-      soft_max<1>(x, units, state.m, state.l, down);
-      put_weights(scratch(p.smem.exact_scratch_at), x[0]);
-      __syncthreads();
-      load_exact_tile(p, p.layer.value, b, first, count, sink, tile);
-      __syncthreads();
+      special_scores<1>(p, x, first, from + warp * 16, to + warp * 16, limit,
+                        table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
+      const float none[2] = {0.0f, 0.0f};
+      soft_max<1>(x, units, none, state.m, state.l, down);
       state.scale(down);
-      raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), count,
+      put_weights(scratch(p.smem.exact_scratch_at), x[0]);
+    }
+    __syncthreads();
+    load_exact_tile(p, p.layer.value, b, first, low, high, sinks, tile);
+    __syncthreads();
+    if (seen)
+      raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), low, high,
                              p.layer.value.layout.dim, state.o, lane);
-      first += count;
-      if (sink && first == sink_end) first = window_first;
+  }
+
+  // Sinks, then windows, as far as some row of the CTA sees them; all threads. Tiles lie at absolute tokens.
+  __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
+    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows);
+    const PrefillRowTable* rows = table();
+    constexpr int kTile = format::kTileTokens;
+    if (range.visible_begin >= range.sink_end && range.window_begin >= range.visible_end) return;
+    load_float_rows<kStored>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
+#pragma unroll 1
+    for (int part = 0; part < 2; part++) {
+      const bool sinks = part == 0;
+      const int begin = sinks ? range.visible_begin : range.window_begin,
+                end = sinks ? range.sink_end : range.visible_end;
+#pragma unroll 1
+      for (int first = begin / kTile * kTile; first < end; first += kTile)
+        attend_exact_tile(b, first, max(begin - first, 0), min(end - first, kTile), sinks,
+                          sinks ? rows->visible_begin : rows->end, rows->visible_end,
+                          sinks ? range.sink_end : INT32_MAX);
     }
     __syncthreads();
   }
@@ -263,9 +290,9 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
   b.kv_head = local - from_end * p.layer.num_kv_heads;
   b.first_row = (s.row_blocks - 1 - from_end) * kPrefillRows;
   b.rows_total = s.query_tokens * p.layer.q_per_kv;
-  // Rows are in position order: the first row's range begins first, the last one's ends last.
-  b.begin = range_of(p, b, b.first_row).begin;
-  b.end = range_of(p, b, min(b.first_row + kPrefillRows, b.rows_total) - 1).end;
+  const RowsRange range = range_of(p, b, b.first_row, kPrefillRows);
+  b.begin = range.begin;
+  b.end = range.end;
   if (b.begin < b.end) {
     b.first_tile = b.begin / step_tokens * (step_tokens / format::kTileTokens);
     b.num_tiles = (b.end + format::kTileTokens - 1) / format::kTileTokens - b.first_tile;
@@ -306,7 +333,6 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
     if (warp == 0)
       for (int step = 0; step < min(stages, steps); step++) issue_step<kStored>(p, b, step, fill, smem, lane);
     body.prepare(b);
-    if (warp == kPrefillWarps - 1) *body.unit() = ValueUnit{};
     __syncthreads();  // queries are in registers where expanded tiles go over them
 #pragma unroll 1
     for (int step = -1; step < steps; step++) {
@@ -329,8 +355,7 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
           expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1), body.values(step + 1),
                                                         b.end - coming, warp, lane);
           if (warp == kPrefillWarps - 1)
-            expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, body.unit(),
-                                   lane);
+            expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, lane);
           if (++drain == stages) {
             drain = 0;
             parity ^= 1;

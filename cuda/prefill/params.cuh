@@ -39,6 +39,39 @@ struct PrefillShape {
   static constexpr bool kQueryInRegisters = kStored <= 128;  // of layers without raw sides
 };
 
+// Weights are at most 2^(kValueTop - unit of the row), so that their products with value scales, which are
+// below 2^(unit + 1), are below 2^15: halves end at 65504.
+constexpr int kValueTop = 14;
+constexpr int kNoExponent = -32768;
+// Exponent of the largest value scale. Scales are below 2^65: units from 2^-60 on are so near each other
+// that a power of two in the range of a float leads from any to any other.
+__device__ __forceinline__ int value_exponent(float largest) {
+  return largest > 0.0f ? max(static_cast<int>(__float_as_uint(largest) >> 23) - 127, -60) : kNoExponent;
+}
+
+// The unit of what a row has accumulated, a power of two near the largest value scale: weights are divided
+// by it, o and l count times 2^(exponent - kValueTop). It follows from the scales of the tokens that the row
+// has seen, step by step, and changes only where a step's leave its range. It does not sink below 2^-40 of
+// the highest ever, so that what was accumulated stays finite.
+struct ValueUnit {
+  int32_t packed;  // the highest ever, kNoExponent before the first; exponent
+
+  static constexpr int kFirst = kNoExponent * 65536 + kValueTop;
+  __device__ __forceinline__ int exponent() const { return static_cast<int16_t>(packed); }
+  // now: exponent of the step's largest scale. Whether the unit changes; ratio: what earlier sums count in
+  // it.
+  __device__ __forceinline__ bool see(int now, float& ratio) {
+    const int before = exponent(), highest = packed >> 16;
+    ratio = 1.0f;
+    if (now == kNoExponent || (highest != kNoExponent && now <= before && now >= before - 8)) return false;
+    const int after = max(now, highest - 40);
+    packed = static_cast<int32_t>(static_cast<uint32_t>(max(highest, after)) << 16 |
+                                  (static_cast<uint32_t>(after) & 0xFFFFu));
+    ratio = format::exp2_int(max(before - after, -126));
+    return true;
+  }
+};
+
 // Coded tokens that some row of a warp sees, and those that all do and that need no special care.
 struct alignas(16) WarpRange {
   int32_t begin, end, full_begin, full_end;
@@ -55,20 +88,19 @@ struct PrefillRowTable {
   int32_t begin[kPrefillRows], end[kPrefillRows];  // coded tokens that the row sees
   int32_t visible_begin[kPrefillRows], visible_end[kPrefillRows];
   int32_t flags[kPrefillRows];  // kRowWild, kRowNotFinite
+  ValueUnit unit[kPrefillRows];
   WarpRange warps[kPrefillWarps];
 };
 
 // Scales of a step; 0 for tokens that no row sees.
 struct StepScales {
   float key[64];
-  float value[64];   // times 2^(kValueTop - exponent)
-  int32_t exponent;  // accumulated values count times 2^(exponent - kValueTop)
+  float value[64];
+  int32_t exponent;  // of the largest value scale, kNoExponent if all are 0
   int32_t reserved[3];
 };
-constexpr int kValueTop = 14;  // value scales below 2^15: weights are at most 1, halves end at 65504
-
 // Fixed places in shared memory: barriers of the ring from 0 on, then these, then PrefillSmem's.
-constexpr int kBlockAt = 64, kUnitAt = 128, kPlacesAt = 144, kPrefillHeadBytes = 384;
+constexpr int kBlockAt = 64, kPlacesAt = 128, kPrefillHeadBytes = 256;
 constexpr int kMaxPrefillStages = kBlockAt / 8;
 
 // Byte offsets. The ring is never overlaid: bulk copies write it behind the back of ordinary stores.

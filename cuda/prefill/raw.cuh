@@ -58,13 +58,13 @@ __device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* que
   }
 }
 
-// Adds the first `tokens` tokens of a tile. weights: the warp's scratch, [16 rows][kScratchRow].
+// Adds the tokens first .. last - 1 of a tile. weights: the warp's scratch, [16 rows][kScratchRow].
 template <DataType kType, int kStored>
-__device__ __forceinline__ void raw_values(const uint8_t* tile, const float* weights, int tokens, int dim,
-                                           float (&o)[kStored / 8][4], int lane) {
+__device__ __forceinline__ void raw_values(const uint8_t* tile, const float* weights, int first, int last,
+                                           int dim, float (&o)[kStored / 8][4], int lane) {
   const int g = lane >> 2, t = lane & 3, bytes = dim * dtype_bytes(kType);
 #pragma unroll 1
-  for (int token = 0; token < tokens; token++) {
+  for (int token = first; token < last; token++) {
     const float w0 = weights[g * kScratchRow + token], w1 = weights[(g + 8) * kScratchRow + token];
     const uint8_t* row = tile + token * bytes;
 #pragma unroll
@@ -90,21 +90,23 @@ __device__ __forceinline__ void raw_scores_of(DataType type, const uint8_t* tile
 }
 template <int kStored>
 __device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile, const float* weights,
-                                              int tokens, int dim, float (&o)[kStored / 8][4], int lane) {
+                                              int first, int last, int dim, float (&o)[kStored / 8][4],
+                                              int lane) {
   if (type == DataType::kF16)
-    raw_values<DataType::kF16, kStored>(tile, weights, tokens, dim, o, lane);
+    raw_values<DataType::kF16, kStored>(tile, weights, first, last, dim, o, lane);
   else if (type == DataType::kBF16)
-    raw_values<DataType::kBF16, kStored>(tile, weights, tokens, dim, o, lane);
+    raw_values<DataType::kBF16, kStored>(tile, weights, first, last, dim, o, lane);
   else
-    raw_values<DataType::kF32, kStored>(tile, weights, tokens, dim, o, lane);
+    raw_values<DataType::kF32, kStored>(tile, weights, first, last, dim, o, lane);
 }
-// Copies exact tokens first .. first + count - 1 of one side to [32][dim] in shared memory; all threads.
-// sinks: they are the first tokens of the sequence.
+// Copies exact tokens first + low .. first + high - 1 of one side to their rows of [32][dim] in shared
+// memory; all threads. sinks: they are the first tokens of the sequence. Rows that are not copied hold
+// anything.
 __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side,
-                                                const PrefillBlock& b, int first, int count, bool sinks,
-                                                uint8_t* to) {
+                                                const PrefillBlock& b, int first, int low, int high,
+                                                bool sinks, uint8_t* to) {
   const int pieces = side.layout.dim * dtype_bytes(p.layer.io_dtype) / 16;
-  for (int at = threadIdx.x; at < count * pieces; at += kPrefillThreads) {
+  for (int at = low * pieces + threadIdx.x; at < high * pieces; at += kPrefillThreads) {
     const int i = at / pieces, piece = at - i * pieces,
               row = sinks ? first + i : ring_row(p.layer, first + i);
     const uint8_t* from =

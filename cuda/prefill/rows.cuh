@@ -17,10 +17,17 @@ struct PrefillBlock : SequenceRows {   // in shared memory at kBlockAt
   int first_tile, num_tiles;           // from the step of `begin` on
 };
 
-static_assert(kBlockAt + sizeof(PrefillBlock) <= kUnitAt, "their places");
+static_assert(kBlockAt + sizeof(PrefillBlock) <= kPlacesAt && kPlacesAt + 32 * 4 <= kPrefillHeadBytes,
+              "their places");
 
 __device__ __forceinline__ RowRange range_of(const PrefillParams& p, const PrefillBlock& b, int row) {
   return row_range(p, b, query_of_row(p, b.query_tokens, row));
+}
+// Of `count` rows from `first` on, as far as there are such.
+__device__ __forceinline__ RowsRange range_of(const PrefillParams& p, const PrefillBlock& b, int first,
+                                              int count) {
+  return rows_range(p, b, query_of_row(p, b.query_tokens, first),
+                    query_of_row(p, b.query_tokens, min(first + count, b.rows_total) - 1));
 }
 
 // The warp's rows: the row table, and queries in A operand order.
@@ -72,7 +79,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
     if (lane == 0) {
       const RowRange range = range_of(p, b, min(first + r, last));
       const int at = warp * 16 + r;
-      const bool wild = !coded || !(query.scale <= kWildScale);
+      const bool wild = !coded || is_wild(query.scale);
       table->scale[at] = real ? query.scale : 0.0f;
       table->exact_scale[at] = real ? up_log2 : 0.0f;
       table->exact_down[at] = down;
@@ -82,6 +89,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       table->end[at] = range.end;
       table->visible_begin[at] = range.visible_begin;
       table->visible_end[at] = range.visible_end;
+      table->unit[at] = ValueUnit{ValueUnit::kFirst};
       table->flags[at] = (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite);
     }
   }
@@ -162,14 +170,13 @@ __device__ __forceinline__ void unrotate_accumulators(float (&o)[kStored / 8][4]
 
 // Accumulators of coded values to the caller's space: unit, rotation, signs, centre. l: the rows' whole sums.
 template <int kStored>
-__device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int kv_head, int exponent,
-                                                    const float (&l)[2], float (&o)[kStored / 8][4],
-                                                    int lane) {
+__device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int kv_head,
+                                                    const float (&unit)[2], const float (&l)[2],
+                                                    float (&o)[kStored / 8][4], int lane) {
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
   unrotate_accumulators<kStored>(o, lane);
-  const float norm =
-      format::exp2_int(exponent - kValueTop) * format::hadamard_norm(format::log2_block(kStored));
+  const float norm = format::hadamard_norm(format::log2_block(kStored));
 #pragma unroll
   for (int n = 0; n < kStored / 8; n++) {
     const uint32_t signs =
@@ -180,7 +187,7 @@ __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int 
       const float factor = signs >> i & 1 ? -norm : norm;
       const float centre = side.centre && at < dim ? __ldg(side.centre + kv_head * dim + at) : 0.0f;
 #pragma unroll
-      for (int h = 0; h < 2; h++) o[n][2 * h + i] = fmaf(l[h], centre, o[n][2 * h + i] * factor);
+      for (int h = 0; h < 2; h++) o[n][2 * h + i] = fmaf(l[h], centre, o[n][2 * h + i] * (factor * unit[h]));
     }
   }
 }

@@ -16,16 +16,20 @@ constexpr float kMasked = -1e30f;  // a score that does not count
 constexpr float kMaskedFloor = -1e29f;
 constexpr float kNoScore = -1e28f;  // a running maximum before the first token
 constexpr float kMaxLogit = 1e27f;  // largest |logit| that is kept: differences stay finite
-// A row whose scale is above this could pass kMaxLogit: scores of finite keys are below 1e27.
-constexpr float kWildScale = 1.0f;
+// A row whose scale is above this could pass kMaxLogit: scores of finite keys are below 1e27. Below the
+// other, kHidden times the scale would not be far below every logit.
+constexpr float kWildScale = 1.0f, kTinyScale = 7.9e-31f;
+constexpr float kHidden = -3.4e38f;  // a score that does not count, before it is multiplied by a scale
 constexpr float kMaxScale = 1e38f;
+// Of a row whose scores are not to be clamped, but masked: kHidden * scale < -2.6e8 log2 units.
+__device__ __forceinline__ bool is_wild(float scale) { return !(scale <= kWildScale && scale >= kTinyScale); }
 
 // NaN becomes -kMaxLogit.
 __device__ __forceinline__ float clamp_logit(float x) { return fminf(fmaxf(x, -kMaxLogit), kMaxLogit); }
 
-// c tanh(x / c) = c - 2 c / (1 + e^(2 x / c)). Where that would be the difference of nearly equal numbers, of
-// which a large c leaves nothing, the series x (1 - y^2 / 3 + 2 y^4 / 15), y = x / c: below |y| = 0.173 both
-// are off by less than 2e-6 of the result.
+// c tanh(x / c) = c - 2 c / (1 + e^(2 x / c)). Where that would be the difference of nearly equal numbers,
+// of which a large c leaves nothing, the series x (1 - y^2 / 3 + 2 y^4 / 15), y = x / c: below |y| = 0.173
+// both are off by less than 2e-6 of the result.
 __device__ __forceinline__ float soft_cap(float x, float cap_log2, float steepness) {
   const float z = x * steepness, z2 = z * z;  // y = z ln 2 / 2
   const float series = x * fmaf(fmaf(0.00192363f, z2, -0.0400378f), z2, 1.0f);

@@ -15,7 +15,7 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Weights of the units of one block of a sequence.
+// Weights of the units of one block of an entry.
 struct BlockWeights {
   int64_t full, last, exact;  // of all splits but the last, the last, the exact unit (0 = none)
   int64_t splits, units;
@@ -23,9 +23,9 @@ struct BlockWeights {
   BlockWeights(const Geometry& geometry, const SequenceWork& sequence) {
     full = ceil_div(sequence.split_tokens, kStepTokens) + kUnitWeight;
     splits = sequence.num_splits;
+    const int64_t end = static_cast<int64_t>(sequence.position) + sequence.query_tokens;
     last =
-        ceil_div(sequence.length - (splits - 1) * static_cast<int64_t>(sequence.split_tokens), kStepTokens) +
-        kUnitWeight;
+        ceil_div(end - (splits - 1) * static_cast<int64_t>(sequence.split_tokens), kStepTokens) + kUnitWeight;
     units = sequence.units_per_block;
     exact = units > splits
                 ? ceil_div(geometry.window_tokens + geometry.sink_tokens, kStepTokens) + kUnitWeight
@@ -41,25 +41,39 @@ struct BlockWeights {
   }
 };
 
-SequenceRows sequence_rows(const StepSequence& from) {
+// The queries first .. first + count - 1.
+SequenceRows sequence_rows(const StepSequence& from, int64_t first, int64_t count) {
   return SequenceRows{from.page_row,
                       from.raw_slot,
                       static_cast<int32_t>(from.length()),
                       static_cast<int32_t>(from.old_length),
-                      static_cast<int32_t>(from.query_tokens),
-                      static_cast<int32_t>(from.q_row),
-                      static_cast<int32_t>(from.raw_first)};
+                      static_cast<int32_t>(count),
+                      static_cast<int32_t>(from.length() - from.query_tokens + first),
+                      static_cast<int32_t>(from.q_row + first),
+                      static_cast<int32_t>(from.raw_first),
+                      static_cast<int32_t>(from.sink_end)};
 }
 
-SequenceWork sequence_work(const Geometry& geometry, const HeadShape& heads, const StepSequence& from) {
+// The entry that begins with query `first`.
+SequenceWork sequence_work(const Geometry& geometry, const HeadShape& heads, const StepSequence& from,
+                           int64_t first) {
+  const int64_t position = from.length() - from.query_tokens + first;
+  const int64_t count = std::min(from.query_tokens - first, next_border(position) - position);
   SequenceWork to = {};
-  static_cast<SequenceRows&>(to) = sequence_rows(from);
-  const int64_t row_blocks = ceil_div(from.query_tokens * heads.q_per_kv, kRowsPerBlock);
-  to.row_blocks = static_cast<int32_t>(row_blocks);
-  to.split_tokens = split_tokens(from.length(), row_blocks);
-  to.num_splits = static_cast<int32_t>(ceil_div(from.length(), to.split_tokens));
+  static_cast<SequenceRows&>(to) = sequence_rows(from, first, count);
+  to.row_blocks = static_cast<int32_t>(ceil_div(count * heads.q_per_kv, kRowsPerBlock));
+  to.split_tokens = split_tokens(position, is_long(geometry, heads, from));
+  to.num_splits =
+      static_cast<int32_t>(std::min<int64_t>(kMaxSplits, ceil_div(from.length(), to.split_tokens)));
   to.units_per_block = to.num_splits + (geometry.window_tokens + geometry.sink_tokens > 0 ? 1 : 0);
   return to;
+}
+
+// The least split, of at least kMinSplitTokens, of which kMaxSplits hold what a row at `position` sees.
+int64_t least_split(int64_t position) {
+  int64_t split = kMinSplitTokens;
+  while (split * kMaxSplits <= position) split *= 2;
+  return split;
 }
 
 // A place between units.
@@ -75,9 +89,9 @@ int32_t run_jobs(const SequenceWork& sequence, const Border& start, const Border
   const bool of_one = end.sequence == start.sequence ||
                       (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
   if (!of_one || sequence.units_per_block > sequence.num_splits) return 0;
-  const int64_t each = ceil_div(std::min(sequence.split_tokens, sequence.length), kMinJobTokens);
-  return static_cast<int32_t>(
-      std::min<int64_t>((end.index - start.index) * std::min<int64_t>(each, kJobs), INT16_MAX));
+  const int64_t each = ceil_div(std::min(sequence.split_tokens, sequence.length),
+                                job_tokens(sequence.split_tokens, INT32_MAX));
+  return static_cast<int32_t>(std::min<int64_t>((end.index - start.index) * each, INT16_MAX));
 }
 
 int stored_value_dim_max(const Geometry& geometry) {
@@ -87,30 +101,44 @@ int stored_value_dim_max(const Geometry& geometry) {
   return dim;
 }
 
-// Writes the sequences with queries and their number; returns the weight of all their units.
+// Writes the entries of sequences with queries and their number; returns the weight of all their units.
 int64_t list_sequences(const Geometry& geometry, const HeadShape& heads, const StepRows& rows,
                        bool short_only, SequenceWork* sequences, WorkHeader& header) {
   int64_t total = 0;
   for (int i = 0; i < rows.num_sequences; i++) {
-    if (rows.sequences[i].query_tokens == 0 || (short_only && is_long(heads, rows.sequences[i]))) continue;
-    SequenceWork& sequence = sequences[header.num_sequences++];
-    sequence = sequence_work(geometry, heads, rows.sequences[i]);
-    total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * heads.num_kv_heads;
+    const StepSequence& from = rows.sequences[i];
+    if (short_only && is_long(geometry, heads, from)) continue;
+    for (int64_t first = 0; first < from.query_tokens;) {
+      SequenceWork& sequence = sequences[header.num_sequences++];
+      sequence = sequence_work(geometry, heads, from, first);
+      total += BlockWeights(geometry, sequence).total() * sequence.row_blocks * heads.num_kv_heads;
+      first += sequence.query_tokens;
+    }
   }
   return total;
 }
 
 }  // namespace
 
-int32_t split_tokens(int64_t length, int64_t row_blocks) {
-  int64_t split = kMinSplitTokens;
-  const int64_t pieces = row_blocks > kMaxSplitBlocks ? 1 : kMaxSplits;
-  while (split * pieces < length) split *= 2;
+int32_t split_tokens(int64_t position, bool is_long) {
+  const int64_t split = least_split(position) * (is_long ? kMaxSplits : 1);
   return static_cast<int32_t>(std::min<int64_t>(split, 1 << 30));
 }
 
+int64_t next_border(int64_t position) { return least_split(position) * kMaxSplits; }
+
+int64_t max_entries(const Geometry& geometry) {
+  int64_t longest = 0, borders = 0;  // of one sequence
+  for (int i = 0; i < geometry.num_groups; i++)
+    longest = std::max(longest, geometry.groups[i].max_sequence_pages * geometry.groups[i].page_size);
+  for (int64_t border = next_border(0); border < longest; border = next_border(border)) borders++;
+  // an entry more needs a query more
+  return geometry.max_batch_sequences +
+         std::min(geometry.max_batch_sequences * borders, geometry.max_batch_tokens);
+}
+
 int64_t work_capacity(const Geometry& geometry, int num_ctas) {
-  return work_bytes(num_ctas, geometry.max_batch_sequences);
+  return work_bytes(num_ctas, max_entries(geometry));
 }
 
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas) {
@@ -191,8 +219,8 @@ int64_t build_work(const Geometry& geometry, const HeadShape& heads, const StepR
   return work_bytes(num_ctas, header.num_sequences);
 }
 
-bool is_long(const HeadShape& heads, const StepSequence& sequence) {
-  return sequence.query_tokens * heads.q_per_kv >= kLongRows;
+bool is_long(const Geometry& geometry, const HeadShape& heads, const StepSequence& sequence) {
+  return !geometry.batch_invariant && sequence.query_tokens * heads.q_per_kv >= kLongRows;
 }
 
 int64_t pair_capacity(const Geometry& geometry, int num_ctas) {
@@ -212,10 +240,10 @@ int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepR
   PrefillHeader header = {0, 0, {0, 0}};
   for (int i = 0; i < rows.num_sequences; i++) {
     const StepSequence& from = rows.sequences[i];
-    if (!is_long(heads, from)) continue;
+    if (!is_long(geometry, heads, from)) continue;
     PrefillSequence& to = sequences[header.num_sequences++];
     to = PrefillSequence{};
-    static_cast<SequenceRows&>(to) = sequence_rows(from);
+    static_cast<SequenceRows&>(to) = sequence_rows(from, 0, from.query_tokens);
     to.row_blocks = static_cast<int32_t>(ceil_div(from.query_tokens * heads.q_per_kv, kPrefillRows));
   }
   // Long histories first: CTAs take items in this order. The order of equals is fixed, though no result

@@ -3,12 +3,14 @@
 // read the result.
 //
 // Query rows of one kv head (q_per_kv x query tokens, query token major) come in blocks of kRowsPerBlock
-// rows. The coded tokens of a sequence are cut into at most kMaxSplits splits of equal size, a power of two
-// that depends on the sequence's length alone, so that the fold of a row over its splits is the same whoever
-// computes it. A unit is (block, split); with exact tokens a block has one more unit, the last, for them.
-// Units in their order (sequence, kv head, row block, split) are given to CTAs as contiguous runs of equal
-// weight. Blocks that a run border cuts leave their states in workspace slots and are finished by whoever
-// comes last.
+// rows. The coded tokens of a sequence are cut into at most kMaxSplits splits of equal size, a power of two,
+// and a split into jobs (job_tokens). What a row sees is thus cut at absolute tokens by a rule in which only
+// the row's own position counts, so that its fold is the same whoever computes it and whatever else is
+// planned: drafts verified at once are single steps, bit for bit. Where the rule changes between two queries
+// of a sequence, these are two entries of the list. A unit is (block, split); with exact tokens a block has
+// one more unit, the last, for them. Units in their order (entry, kv head, row block, split) are given to
+// CTAs as contiguous runs of equal weight. Blocks that a run border cuts leave their states in workspace
+// slots and are finished by whoever comes last.
 #pragma once
 #include "requests.h"
 
@@ -18,28 +20,27 @@ namespace cuda {
 constexpr int kRowsPerBlock = 8;
 constexpr int kMaxSplits = 16;
 constexpr int kMinSplitTokens = 1024;
-constexpr int kJobs = 16;  // jobs of a unit, at most: equal runs of its steps, given to the warps of a CTA
+constexpr int kJobs = 16;  // jobs of a whole split, at most, given to the warps of a CTA
 // a job takes at least so many tokens: shorter ones cost more to fold than they balance
 constexpr int kMinJobTokens = 256;
 constexpr int kStepTokens = 64;  // unit of weight
 constexpr int kUnitWeight = 2;   // fixed cost of a unit, in steps: query load, fold, hand-over
-// more row blocks than this fill the device by themselves: their history is one split
-constexpr int kMaxSplitBlocks = 8;
 
-// What kernels know of a sequence with queries: query token j stands at length - query_tokens + j.
+// What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {
   int32_t page_row, raw_slot;  // plan.h
-  int32_t length, old_length, query_tokens;
-  int32_t q_row;      // first row in q, out and lse
-  int32_t raw_first;  // ring copies are valid from this token on
+  int32_t length, old_length;
+  int32_t query_tokens, position;
+  int32_t q_row;                // first row in q, out and lse
+  int32_t raw_first, sink_end;  // plan.h
 };
 
-// One sequence with queries. 64 bytes.
+// Queries of one sequence that cut its history alike: all of them but where a border lies between. 64 bytes.
 struct alignas(16) SequenceWork : SequenceRows {
-  int32_t split_tokens, num_splits;
-  int32_t row_blocks;       // of each kv head
-  int32_t units_per_block;  // num_splits, + 1 with exact tokens
-  int32_t reserved[5];
+  int32_t split_tokens, num_splits;  // split kMaxSplits - 1 has all tokens from its first on
+  int32_t row_blocks;                // of each kv head
+  int32_t units_per_block;           // num_splits, + 1 with exact tokens
+  int32_t reserved[3];
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
@@ -73,12 +74,13 @@ constexpr int64_t work_bytes(int num_ctas, int64_t num_sequences) {
 // ---- Long query blocks ----
 //
 // A sequence with many query rows can go to the prefill kernel, which expands tiles once for kPrefillRows
-// rows. Whether it may depends on the sequence alone, so that its bits do not depend on its batch. A plan has
-// up to two work lists: the one above with all sequences, which is right by itself, and a pair: the same list
-// without the long sequences, and the list of these, below. A graph reads the pair, in both kernels, if the
-// plan in force at its capture had a long sequence, else the first list alone, and then goes through long
-// sequences of later plans in blocks of kRowsPerBlock: right, slower, rounded differently. So decode graphs
-// do not pay for a kernel that has nothing to do.
+// rows. Whether it may depends on its own rows, so that its bits do not depend on its batch; in a
+// batch_invariant geometry no sequence may. A plan has up to two work lists: the one above with all
+// sequences, which is right by itself, and a pair: the same list without the long sequences, and the list of
+// these, below. A graph reads the pair, in both kernels, if the plan in force at its capture had a long
+// sequence, else the first list alone, and then goes through long sequences of later plans in blocks of
+// kRowsPerBlock: right, slower, rounded differently. So decode graphs do not pay for a kernel that has
+// nothing to do.
 
 constexpr int kPrefillRows = 128;  // query rows of a CTA of the prefill kernel
 // Rows from which on a sequence is long. Fewer would leave most of the device idle when the sequence is
@@ -90,7 +92,7 @@ constexpr int kLongRows = 256;
 struct alignas(16) PrefillSequence : SequenceRows {
   int32_t row_blocks;  // of kPrefillRows
   int32_t first_item;
-  int32_t reserved[3];
+  int32_t reserved;
 };
 static_assert(sizeof(PrefillSequence) == 48, "three 16-byte loads");
 
@@ -100,7 +102,7 @@ struct PrefillHeader {
 };
 static_assert(sizeof(PrefillHeader) == 16, "aligned");
 
-bool is_long(const HeadShape& heads, const StepSequence& sequence);
+bool is_long(const Geometry& geometry, const HeadShape& heads, const StepSequence& sequence);
 // Of the pair: the short list takes work_capacity bytes, the list of long sequences follows.
 int64_t pair_capacity(const Geometry& geometry, int num_ctas);
 // Writes the pair of a plan; returns the bytes used.
@@ -108,8 +110,19 @@ int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepR
                    uint8_t* pair);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
-// Tokens of a split of a sequence of this length (>= 1).
-int32_t split_tokens(int64_t length, int64_t row_blocks);
+// Tokens of a split for a row at this position: as few as make kMaxSplits of what it sees, at least
+// kMinSplitTokens. Rows of a long sequence fill the device by themselves: all of that is one split.
+int32_t split_tokens(int64_t position, bool is_long);
+// The first position behind this one with another split.
+int64_t next_border(int64_t position);
+// Entries of the list of all sequences, at most.
+int64_t max_entries(const Geometry& geometry);
+// Tokens of a job. window: what a row sees at most, INT32_MAX = all.
+TQ_HD int32_t job_tokens(int32_t split_tokens, int32_t window) {
+  int32_t seen = split_tokens;
+  while (seen > kMinJobTokens * kJobs && seen / 2 >= window) seen /= 2;
+  return seen / kJobs > kMinJobTokens ? seen / kJobs : kMinJobTokens;
+}
 
 // Slots that any plan needs: each border between two runs cuts at most one block, and a block has at most
 // kMaxSplits + 1 units.
@@ -119,8 +132,8 @@ constexpr int64_t max_slots(int num_ctas) { return static_cast<int64_t>(num_ctas
 int64_t work_capacity(const Geometry& geometry, int num_ctas);
 int64_t attend_workspace_capacity(const Geometry& geometry, int num_ctas);
 
-// Workspace: int32 counters [kCounterBytes], then slots: kRowsPerBlock x stored value dims floats, m and l of
-// the rows, one int32.
+// Workspace: int32 counters [kCounterBytes], then slots: kRowsPerBlock x stored value dims floats, m and l
+// of the rows, one int32.
 constexpr int64_t counter_bytes(int num_ctas) {
   return (static_cast<int64_t>(num_ctas) * 4 + 255) / 256 * 256;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pages with random codes, and attention over them in float64: what attend tests and benches share. It stands
-// on device_view.h and launch_attend alone; codes are drawn, not encoded, and read back through
+// Pages with random codes, and attention over them in float64: what attend tests and benches share. It
+// stands on device_view.h and launch_attend alone; codes are drawn, not encoded, and read back through
 // format/scalar.h, so that nothing of the kernels is in the reference.
 //
 // Everything a kernel must not use is poison: scales and raw values of unwritten tokens are NaN, free pages
@@ -57,6 +57,7 @@ struct CaseSpec {
   bool pages_in_order = false;
   bool long_apart = false;  // long sequences by the prefill kernel
   int value_range = 0;      // value scales are spread over so many powers of two
+  bool batch_invariant = false;
   bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
   std::vector<OddQuery> odd_queries = {};
   std::vector<float> sink_values = {};  // of the query heads in turn, instead of random ones
@@ -184,7 +185,15 @@ class AttendCase {
       if (odd.row == row && odd.head == head && !std::isfinite(odd.value)) return false;
     return true;
   }
-  void decode(int set, int sequence, int head, std::vector<double>& k, std::vector<double>& v) const;
+  // Keys or values of one head in input space, [length][dim].
+  struct Decoded {
+    std::vector<double> coded, exact;  // exact: of tokens of which there are copies
+  };
+  void decode(int set, int sequence, int head, int side, Decoded* to) const;
+  // Whether the query at `position` must use the exact copy.
+  bool is_exact(int sequence, int token, int position) const {
+    return token < spec.sinks || (token > position - spec.window && token >= raw_first_[sequence]);
+  }
 
   tq::UniformGeometry geometry_;
   TileLayout tile_;
@@ -207,7 +216,8 @@ class AttendCase {
 
 inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     : spec(s), geometry_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
-  // Streams of their own, and per sequence: what a sequence holds does not depend on the others beside it.
+  // Streams of their own for each token: what a sequence holds, and asks at a position, depends neither on
+  // the others beside it nor on its length.
   std::mt19937 page_rng(spec.seed), rng(spec.seed + 1);
   std::normal_distribution<float> normal;
   cudaDeviceProp prop;
@@ -229,6 +239,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   geometry_.io_dtype = spec.io;
   geometry_.page_size = spec.page_size;
   geometry_.max_batch_sequences = count;
+  geometry_.batch_invariant = spec.batch_invariant;
   geometry_.window_tokens = spec.window;
   geometry_.sink_tokens = spec.sinks;
   geometry_.ring_tokens = spec.window ? spec.window + spec.rollback : 0;
@@ -241,6 +252,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     used += pages;
     stride_ = std::max(stride_, pages);
   }
+  geometry_.num_groups = 1;
+  geometry_.groups[0] = tq::PageGroup{spec.page_size, used * sets + 3, stride_};
+  for (const CaseSequence& q : spec.sequences) geometry_.max_batch_tokens += q.queries;
   const int64_t num_pages = used * sets + 3, page_bytes = geometry_.page_bytes(0);
   std::vector<int32_t> order(num_pages);
   for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int32_t>(i);
@@ -302,11 +316,13 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
       raw_[side].host.assign(static_cast<size_t>(slots_) * spec.kv_heads * raw_tokens * dims[side], NAN);
       for (int slot = 0; slot < slots_; slot++) {
         const int length = lengths[slot], first = raw_first_[slot % count];
-        std::mt19937 raw_rng(spec.seed + 100 + 2 * slot + side);
-        normal.reset();
         for (int head = 0; head < spec.kv_heads; head++)
           for (int token = 0; token < length; token++) {
             if (token >= spec.sinks && token < first) continue;
+            std::minstd_rand raw_rng(hash32((static_cast<uint64_t>(spec.seed) << 40) +
+                                            (slot * 64 + head) * 2 + side +
+                                            (static_cast<uint64_t>(token) << 20)));
+            normal.reset();
             const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
             float* at =
                 &raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) *
@@ -324,11 +340,15 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   q_.host.assign(std::max<int64_t>(q_rows, 1) * q_token, NAN);
   int64_t q_row = 0;
   for (int sequence = 0; sequence < count; sequence++) {
-    std::mt19937 q_rng(spec.seed + 5000 + sequence);
-    normal.reset();
-    for (int query = 0; query < spec.sequences[sequence].queries; query++, q_row++)
+    const CaseSequence& s = spec.sequences[sequence];
+    for (int query = 0; query < s.queries; query++, q_row++) {
+      const uint64_t position = static_cast<uint64_t>(s.length - s.queries + query);
+      std::minstd_rand q_rng(
+          hash32((static_cast<uint64_t>(spec.seed + 5000) << 40) + sequence + (position << 20)));
+      normal.reset();
       for (int head = 0; head < spec.q_heads; head++)
         for (int i = 0; i < spec.head_dim; i++) q_.host[q_row * q_token + head * q_head + i] = normal(q_rng);
+    }
   }
   for (const OddQuery& odd : spec.odd_queries)
     q_.host[odd.row * q_token + odd.head * q_head + odd.row % spec.head_dim] = odd.value;
@@ -383,8 +403,9 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     for (int i = 0; i < count; i++) {
       const CaseSequence& q = spec.sequences[i];
       const int32_t slot = set * count + i;
-      plan[i] = tq::StepSequence{slot, slot, slot,         q.length - q.new_tokens, q.new_tokens, q.queries,
-                                 0,    row,  raw_first_[i]};
+      plan[i] =
+          tq::StepSequence{slot,      slot, slot, q.length - q.new_tokens, q.new_tokens,
+                           q.queries, 0,    row,  raw_first_[i],           std::min(spec.sinks, q.length)};
       row += q.queries;
     }
     const tq::StepRows batch = {count, plan.data(), 0, row};

@@ -6,77 +6,70 @@
 
 namespace gpu_test {
 
-// Keys and values of one head in input space, double, [length][dim]; exact copies where attention must use
-// them.
-inline void AttendCase::decode(int set, int sequence, int head, std::vector<double>& k,
-                               std::vector<double>& v) const {
+inline void AttendCase::decode(int set, int sequence, int head, int side, Decoded* decoded) const {
   const int count = static_cast<int>(spec.sequences.size()), slot = set * count + sequence,
             length = spec.sequences[sequence].length;
   const int tiles_per_page = spec.page_size / 32, raw_tokens = geometry_.raw_tokens();
   std::vector<uint32_t> words(tile_.tile_bytes() / 4);
-  for (int side = 0; side < 2; side++) {
-    const SideLayout layout = side ? tile_.value : tile_.key;
-    const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored),
-              m = stored / n;
-    const tq::format::Codebook& book = side ? geometry_.layers[0].value_book : geometry_.layers[0].key_book;
-    std::vector<double>& to = side ? v : k;
-    to.assign(static_cast<size_t>(length) * dim, 0.0);
-    std::vector<double> y(stored);
-    for (int tile = 0; tile * 32 < length; tile++) {
-      const int page = host_table_[slot * stride_ + tile / tiles_per_page];
-      const uint8_t* at =
-          pages_.get() + page * geometry_.page_bytes(0) +
-          static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_.tile_bytes();
-      GPU_MUST(cudaMemcpy(words.data(), at, tile_.tile_bytes(), cudaMemcpyDeviceToHost));
-      const uint8_t* bytes = reinterpret_cast<const uint8_t*>(words.data());
-      for (int t = 0; t < 32 && tile * 32 + t < length; t++) {
-        const int token = tile * 32 + t;
-        double* x = &to[static_cast<size_t>(token) * dim];
-        const bool exact =
-            token < spec.sinks || token >= std::max(raw_first_[sequence], length - spec.window);
-        if (exact && raw_tokens > 0) {
-          const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
-          for (int i = 0; i < dim; i++)
-            x[i] =
-                raw_[side]
-                    .host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dim + i];
-        } else if (layout.raw()) {
-          const uint16_t* h =
-              reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_offset() : 0)) + t * dim;
-          for (int i = 0; i < dim; i++)
-            x[i] = from_16(h[i], spec.io == DataType::kBF16 ? DataType::kBF16 : DataType::kF16);
-        } else {
-          const uint32_t* code_words = words.data() + (side ? tile_.value_offset() : 0) / 4;
-          const double scale = tq::format::float_from_bf16(reinterpret_cast<const uint16_t*>(
-              bytes + (side ? tile_.value_scale_offset() : tile_.key_scale_offset()))[t]);
-          for (int i = 0; i < stored; i++) {
-            const uint32_t code = tq::format::load_code(
-                code_words, layout,
-                tq::format::code_place(layout, side ? tq::Kind::kValue : tq::Kind::kKey, t, i));
-            y[i] = scale * tq::format::code_level(book, code);
-          }
-          if (m > 1)
-            for (int p = 0; p < n; p++) {
-              double in[9], out[9];
-              for (int c = 0; c < m; c++) in[c] = y[c * n + p];
-              for (int c = 0; c < m; c++) {
-                out[c] = 0;
-                for (int r = 0; r < m; r++) out[c] += tq::format::dct_entry(m, r, c) * in[r];
-              }
-              for (int c = 0; c < m; c++) y[c * n + p] = out[c];
+  const SideLayout layout = side ? tile_.value : tile_.key;
+  const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored), m = stored / n;
+  const tq::format::Codebook& book = side ? geometry_.layers[0].value_book : geometry_.layers[0].key_book;
+  decoded->coded.assign(static_cast<size_t>(length) * dim, 0.0);
+  decoded->exact.assign(raw_tokens > 0 ? static_cast<size_t>(length) * dim : 0, 0.0);
+  std::vector<double> y(stored);
+  for (int tile = 0; tile * 32 < length; tile++) {
+    const int page = host_table_[slot * stride_ + tile / tiles_per_page];
+    const uint8_t* at =
+        pages_.get() + page * geometry_.page_bytes(0) +
+        static_cast<int64_t>(head * tiles_per_page + tile % tiles_per_page) * tile_.tile_bytes();
+    GPU_MUST(cudaMemcpy(words.data(), at, tile_.tile_bytes(), cudaMemcpyDeviceToHost));
+    const uint8_t* bytes = reinterpret_cast<const uint8_t*>(words.data());
+    for (int t = 0; t < 32 && tile * 32 + t < length; t++) {
+      const int token = tile * 32 + t;
+      double* x = &decoded->coded[static_cast<size_t>(token) * dim];
+      if (token < spec.sinks || (spec.window > 0 && token >= raw_first_[sequence])) {
+        const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
+        for (int i = 0; i < dim; i++)
+          decoded->exact[static_cast<size_t>(token) * dim + i] =
+              raw_[side]
+                  .host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dim + i];
+      }
+      if (layout.raw()) {
+        const uint16_t* h =
+            reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_offset() : 0)) + t * dim;
+        for (int i = 0; i < dim; i++)
+          x[i] = from_16(h[i], spec.io == DataType::kBF16 ? DataType::kBF16 : DataType::kF16);
+      } else {
+        const uint32_t* code_words = words.data() + (side ? tile_.value_offset() : 0) / 4;
+        const double scale = tq::format::float_from_bf16(reinterpret_cast<const uint16_t*>(
+            bytes + (side ? tile_.value_scale_offset() : tile_.key_scale_offset()))[t]);
+        for (int i = 0; i < stored; i++) {
+          const uint32_t code = tq::format::load_code(
+              code_words, layout,
+              tq::format::code_place(layout, side ? tq::Kind::kValue : tq::Kind::kKey, t, i));
+          y[i] = scale * tq::format::code_level(book, code);
+        }
+        if (m > 1)
+          for (int p = 0; p < n; p++) {
+            double in[9], out[9];
+            for (int c = 0; c < m; c++) in[c] = y[c * n + p];
+            for (int c = 0; c < m; c++) {
+              out[c] = 0;
+              for (int r = 0; r < m; r++) out[c] += tq::format::dct_entry(m, r, c) * in[r];
             }
-          for (int h = 1; h < n; h *= 2)
-            for (int i = 0; i < stored; i++)
-              if (!(i & h)) {
-                const double a = y[i], b = y[i + h];
-                y[i] = a + b;
-                y[i + h] = a - b;
-              }
-          for (int i = 0; i < dim; i++) {
-            const bool minus = host_signs_[side][head * ((stored + 31) / 32) + i / 32] >> (i % 32) & 1;
-            x[i] = (minus ? -y[i] : y[i]) / sqrt(static_cast<double>(n)) +
-                   (centre_[side].host.empty() ? 0.0 : centre_[side].host[head * dim + i]);
+            for (int c = 0; c < m; c++) y[c * n + p] = out[c];
           }
+        for (int h = 1; h < n; h *= 2)
+          for (int i = 0; i < stored; i++)
+            if (!(i & h)) {
+              const double a = y[i], b = y[i + h];
+              y[i] = a + b;
+              y[i + h] = a - b;
+            }
+        for (int i = 0; i < dim; i++) {
+          const bool minus = host_signs_[side][head * ((stored + 31) / 32) + i / 32] >> (i % 32) & 1;
+          x[i] = (minus ? -y[i] : y[i]) / sqrt(static_cast<double>(n)) +
+                 (centre_[side].host.empty() ? 0.0 : centre_[side].host[head * dim + i]);
         }
       }
     }
@@ -93,8 +86,13 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
     const CaseSequence& s = spec.sequences[sequence];
     int64_t first_row = 0;
     for (int i = 0; i < sequence; i++) first_row += spec.sequences[i].queries;
-    std::vector<double> k, v;
-    decode(set, sequence, head, k, v);
+    Decoded keys, values;
+    decode(set, sequence, head, 0, &keys);
+    decode(set, sequence, head, 1, &values);
+    const auto of = [&](const Decoded& side, int token, int position, int dim) {
+      return (is_exact(sequence, token, position) ? side.exact : side.coded).data() +
+             static_cast<size_t>(token) * dim;
+    };
     Comparison& result = results[index];
     for (int query = 0; query < s.queries; query++)
       for (int h = 0; h < group; h++) {
@@ -123,9 +121,9 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         }
         double top = sink;
         for (int token = begin; token < end; token++) {
+          const double* k = of(keys, token, position, spec.head_dim);
           double sum = 0;
-          for (int i = 0; i < spec.head_dim; i++)
-            sum += static_cast<double>(q[i]) * k[static_cast<size_t>(token) * spec.head_dim + i];
+          for (int i = 0; i < spec.head_dim; i++) sum += static_cast<double>(q[i]) * k[i];
           sum *= launches_[set].call.softmax_scale;
           if (spec.softcap > 0) sum = spec.softcap * tanh(sum / spec.softcap);
           logits[token - begin] = sum;
@@ -135,9 +133,9 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
         std::vector<double> o(spec.value_dim, 0.0);
         for (int token = begin; token < end; token++) {
           const double weight = exp(logits[token - begin] - top);
+          const double* v = of(values, token, position, spec.value_dim);
           total += weight;
-          for (int i = 0; i < spec.value_dim; i++)
-            o[i] += weight * v[static_cast<size_t>(token) * spec.value_dim + i];
+          for (int i = 0; i < spec.value_dim; i++) o[i] += weight * v[i];
         }
         double error = 0, square = 0;
         for (int i = 0; i < spec.value_dim; i++) {

@@ -318,6 +318,7 @@ void each() {
 
 #include "attend_edges.cuh"
 #include "attend_prefill.cuh"
+#include "attend_rows.cuh"
 
 // A block of fewer than 8 rows leaves places of rows that stand for nothing. What lies there must not reach
 // the rows beside it, not even by the common decision of a warp to raise its maxima.
@@ -338,8 +339,8 @@ void unused_rows(int repeats) {
 }
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
-// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick]: attend_edges.cuh
-// only.
+// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick]:
+// attend_edges.cuh, attend_rows.cuh only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -364,6 +365,10 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--edges")) {
     edges(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --edges");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--rows")) {
+    rows(argc > 2 && !strcmp(argv[2], "--quick"));
+    return gpu_test::finish("attend_test --rows");
   }
   const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
   const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0,
@@ -394,6 +399,7 @@ int main(int argc, char** argv) {
   }
   if (first == 0) prefill(quick);
   if (first == 0) edges(quick);
+  if (first == 0) rows(quick);
   if (first == 0) unused_rows(quick ? 50 : 1000);
   return gpu_test::finish("attend_test");
 }

@@ -51,7 +51,8 @@ class TestCache {
     std::fill(length.begin(), length.end(), 0);
     std::fill(ring_first_.begin(), ring_first_.end(), 0);
   }
-  int64_t raw_first(int sequence) const {
+  // First token of the window that a read gives.
+  int64_t window_first(int sequence) const {
     return std::max(ring_first_[sequence],
                     length[sequence] - std::min<int64_t>(length[sequence], config.window));
   }
@@ -186,7 +187,8 @@ inline tq::StepSequence TestCache::sequence_at(int sequence, int64_t old_length)
   tq::StepSequence s = {};
   s.page_row = s.raw_slot = s.flag = sequence;
   s.old_length = old_length;
-  s.raw_first = raw_first(sequence);
+  s.raw_first = ring_first_[sequence];
+  s.sink_end = std::min<int64_t>(config.sinks, length[sequence]);
   return s;
 }
 
@@ -270,7 +272,7 @@ inline OracleJob TestCache::job(int layer, int kind, int sequence) const {
                    0,
                    static_cast<int32_t>(length[sequence]),
                    config.sinks,
-                   static_cast<int32_t>(geometry.ring_tokens > 0 ? raw_first(sequence) : INT32_MAX),
+                   static_cast<int32_t>(geometry.ring_tokens > 0 ? window_first(sequence) : INT32_MAX),
                    nullptr};
 }
 

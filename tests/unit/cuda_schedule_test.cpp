@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of
 // every block exactly once, cut blocks with slots of their own and arrivals that add up, equal shares,
-// nothing but a sequence's own length deciding its splits.
+// nothing but a row's own position deciding its splits.
 #include "cuda/schedule/work_list.h"
 
 #include <gtest/gtest.h>
@@ -57,10 +57,10 @@ void check_plan(const Plan& plan, int num_ctas) {
       }
       ASSERT_TRUE(seen.insert({s, block, split}).second) << "twice";
       if (s != ctas[c].sequence || q.units_per_block > q.num_splits) coded_of_one = false;
-      jobs += std::min<int64_t>(
-          kJobs, (std::min<int64_t>(q.split_tokens, q.length - split * static_cast<int64_t>(q.split_tokens)) +
-                  kMinJobTokens - 1) /
-                     kMinJobTokens);
+      const int64_t end = q.position + q.query_tokens,
+                    in_split = end - split * static_cast<int64_t>(q.split_tokens),
+                    each = job_tokens(q.split_tokens, INT32_MAX);
+      jobs += (std::min<int64_t>(q.split_tokens, in_split) + each - 1) / each;
       if (unit == 0 || split == 0) {
         from_start = split == 0;
         prefix = 0;
@@ -86,9 +86,8 @@ void check_plan(const Plan& plan, int num_ctas) {
         ASSERT_EQ(prefix, split + 1);
       }
       const int64_t tokens = split == q.num_splits ? plan.geometry.window_tokens + plan.geometry.sink_tokens
-                             : split == q.num_splits - 1
-                                 ? q.length - split * static_cast<int64_t>(q.split_tokens)
-                                 : q.split_tokens;
+                             : split == q.num_splits - 1 ? in_split
+                                                         : q.split_tokens;
       const int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
       largest_unit = std::max(largest_unit, unit_weight);
       weight += unit_weight;
@@ -140,6 +139,7 @@ TEST(CudaSchedule, EveryUnitOnce) {
     UniformGeometry& g = random_geometry(plan, rng, 40);
     if (rng() % 2) g.window_tokens = g.ring_tokens = 1 + rng() % 300;
     const int count = rng() % 40;
+    int64_t q_row = 0;
     for (int i = 0; i < count; i++) {
       StepSequence s = {};
       s.page_row = s.raw_slot = i;
@@ -147,8 +147,14 @@ TEST(CudaSchedule, EveryUnitOnce) {
       s.query_tokens = rng() % 5 == 0 ? 0 : rng() % 7 == 0 ? 1 + rng() % length : 1;
       s.new_tokens = std::min<int64_t>(s.query_tokens, length);
       s.old_length = length - s.new_tokens;
+      s.q_row = q_row;
+      q_row += s.query_tokens;
       plan.sequences.push_back(s);
     }
+    g.batch_invariant = round % 2;
+    g.num_groups = 1;
+    g.groups[0] = PageGroup{64, 1, 200000 / 64 + 1};
+    g.max_batch_tokens = q_row;
     check_plan(plan, 1 + rng() % 160);
     if (HasFatalFailure()) return;
   }
@@ -182,13 +188,74 @@ TEST(CudaSchedule, SharesAreEqual) {
   }
 }
 
-TEST(CudaSchedule, SplitsDependOnTheLengthAlone) {
-  for (int64_t length : {1, 511, 512, 513, 8192, 8193, 32768, 131072, 1000000, 2000000000}) {
-    const int32_t split = split_tokens(length, 1);
+TEST(CudaSchedule, SplitsDependOnThePositionAlone) {
+  for (int64_t position : {0, 511, 8191, 8192, 16383, 16384, 32767, 32768, 131071, 1000000, 2000000000}) {
+    const int32_t split = split_tokens(position, false);
     EXPECT_EQ(split & (split - 1), 0);
-    EXPECT_LE((length + split - 1) / split, kMaxSplits);
-    EXPECT_GE(static_cast<int64_t>(split_tokens(length, kMaxSplitBlocks + 1)),
-              std::min<int64_t>(length, 1 << 30));
+    EXPECT_LE(position / split + 1, kMaxSplits);
+    EXPECT_TRUE(split == kMinSplitTokens || position / (split / 2) + 1 > kMaxSplits);
+    EXPECT_GT(static_cast<int64_t>(split_tokens(position, true)), std::min<int64_t>(position, (1 << 30) - 1));
+    const int64_t border = next_border(position);
+    EXPECT_GT(border, position);
+    EXPECT_EQ(split_tokens(border - 1, false), split);
+    EXPECT_EQ(split_tokens(border, false), 2 * split);
+    for (const int window : {1, 255, 4096, 5000, INT32_MAX}) {
+      const int32_t job = job_tokens(split, window);
+      EXPECT_EQ(job & (job - 1), 0);
+      EXPECT_GE(job, kMinJobTokens);
+      EXPECT_EQ(split % job, 0);
+      EXPECT_LE(std::min<int64_t>(split, window) / job, kJobs);
+    }
+  }
+}
+
+// Queries on both sides of a border are entries of their own, with the splits that each has alone; all rows
+// are there once.
+TEST(CudaSchedule, EntriesEndAtBorders) {
+  std::mt19937 rng(3);
+  for (int round = 0; round < 300; round++) {
+    Plan plan;
+    UniformGeometry& g = random_geometry(plan, rng, 4);
+    g.num_groups = 1;
+    g.groups[0] = PageGroup{64, 1, (1 << 20) / 64};
+    g.batch_invariant = rng() % 2;
+    const int64_t border = next_border(0) << rng() % 5;
+    int64_t q_row = 0;
+    for (int i = 0; i < 4; i++) {
+      StepSequence s = {};
+      s.page_row = s.raw_slot = i;
+      s.query_tokens = 1 + rng() % (rng() % 2 ? 20 : 40000);
+      s.new_tokens = s.query_tokens;
+      s.old_length = std::max<int64_t>(0, border - static_cast<int64_t>(rng() % (s.query_tokens + 2)));
+      s.q_row = q_row;
+      q_row += s.query_tokens;
+      plan.sequences.push_back(s);
+    }
+    g.max_batch_tokens = q_row;
+    const StepRows batch = {4, plan.sequences.data(), 0, q_row};
+    std::vector<uint8_t> bytes(work_capacity(g, 16));
+    build_work(g, g.heads(), batch, 16, bytes.data());
+    WorkHeader header;
+    memcpy(&header, bytes.data(), sizeof header);
+    const SequenceWork* entry =
+        reinterpret_cast<const SequenceWork*>(bytes.data() + sizeof header + 16 * sizeof(CtaWork));
+    for (const StepSequence& from : plan.sequences)
+      for (int64_t query = 0; query < from.query_tokens; entry++) {
+        const int64_t position = from.length() - from.query_tokens + query;
+        ASSERT_EQ(entry->page_row, from.page_row);
+        ASSERT_EQ(entry->position, position);
+        ASSERT_EQ(entry->q_row, from.q_row + query);
+        ASSERT_EQ(entry->length, from.length());
+        const int64_t last = position + entry->query_tokens - 1;
+        EXPECT_EQ(entry->split_tokens, split_tokens(position, is_long(g, g.heads(), from)));
+        EXPECT_EQ(entry->split_tokens, split_tokens(last, is_long(g, g.heads(), from)));
+        EXPECT_GT(static_cast<int64_t>(entry->num_splits) * entry->split_tokens, last);
+        query += entry->query_tokens;
+        EXPECT_TRUE(query == from.query_tokens || last + 1 == next_border(position));
+      }
+    EXPECT_EQ(
+        entry - reinterpret_cast<const SequenceWork*>(bytes.data() + sizeof header + 16 * sizeof(CtaWork)),
+        header.num_sequences);
   }
 }
 
@@ -215,11 +282,12 @@ TEST(CudaSchedule, LongSequencesApart) {
       s.new_tokens = s.query_tokens;
       s.old_length = length - s.new_tokens;
       s.raw_first = length;
+      s.sink_end = rng() % 9;
       s.q_row = q_row;
       q_row += s.query_tokens;
-      EXPECT_EQ(is_long(g.heads(), s), s.query_tokens * g.q_per_kv >= kLongRows);
+      EXPECT_EQ(is_long(g, g.heads(), s), s.query_tokens * g.q_per_kv >= kLongRows);
       plan.sequences.push_back(s);
-      if (is_long(g.heads(), s))
+      if (is_long(g, g.heads(), s))
         lengthy[s.page_row] = s;
       else
         brief.push_back(s);
@@ -252,6 +320,8 @@ TEST(CudaSchedule, LongSequencesApart) {
       EXPECT_EQ(s.query_tokens, from.query_tokens);
       EXPECT_EQ(s.q_row, from.q_row);
       EXPECT_EQ(s.raw_first, from.raw_first);
+      EXPECT_EQ(s.sink_end, from.sink_end);
+      EXPECT_EQ(s.position, from.length() - from.query_tokens);
       EXPECT_GE(static_cast<int64_t>(s.row_blocks) * kPrefillRows, from.query_tokens * g.q_per_kv);
       EXPECT_LT((s.row_blocks - 1) * static_cast<int64_t>(kPrefillRows), from.query_tokens * g.q_per_kv);
       if (i > 0) {

@@ -74,6 +74,8 @@ constants! {
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
     /// encoder: one quantisation step, not the best of several
     TQ_FLAG_NO_SCALE_SEARCH: u64 = 2;
+    /// one arithmetic for any number of query rows: see Bits
+    TQ_FLAG_BATCH_INVARIANT: u64 = 4;
     /// NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says
     TQ_NOTICED_NONFINITE: u64 = 1;
     /// beyond +-65504 on a raw side of a float32 cache: stored as +-65504
@@ -472,12 +474,11 @@ functions! {
     ///
     /// A query that sees no token: out exactly 0, lse -inf (with a sink logit: that logit, to the bit). A
     /// row of q, one token and head, that holds NaN or infinity gives NaN in its row of out and its lse,
-    /// whatever it sees, and in no other row. The result is finite for finite q, the same bits for any
-    /// batch, thread count or page placement, and independent of what unwritten memory holds. CUDA: see
-    /// Graphs for long prefill. INVALID_STATE without a plan in force, or if a query could see tokens that
-    /// are not written (with visible ranges: if the sequence has such tokens), or if the plan does not fit
-    /// the masks (more queries than tokens without visible ranges; queries of a tree that are not new
-    /// tokens; more new tokens than mask bits).
+    /// whatever it sees, and in no other row. The result is finite for finite q, and independent of what
+    /// unwritten memory holds. What its bits depend on: see Bits. INVALID_STATE without a plan in force, or
+    /// if a query could see tokens that are not written (with visible ranges: if the sequence has such
+    /// tokens), or if the plan does not fit the masks (more queries than tokens without visible ranges;
+    /// queries of a tree that are not new tokens; more new tokens than mask bits).
     fn tq_cache_attend(cache: *mut tq_cache, layer: i32, batch: *const tq_batch, q: *const c_void,
         out: *mut c_void, lse: *mut f32, params: *const tq_attend_params, workspace: *mut c_void,
         workspace_bytes: usize, stream: *mut c_void) -> tq_status;

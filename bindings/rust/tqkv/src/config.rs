@@ -12,6 +12,8 @@ pub const FLAG_NO_ZERO_ON_FREE: u64 = sys::TQ_FLAG_NO_ZERO_ON_FREE;
 /// Encoder: one quantisation step instead of the best of several (up to 20 % more error); for
 /// [`CacheConfig::flags`].
 pub const FLAG_NO_SCALE_SEARCH: u64 = sys::TQ_FLAG_NO_SCALE_SEARCH;
+/// One arithmetic for any number of query rows: chunks of a prompt of any size agree bit for bit.
+pub const FLAG_BATCH_INVARIANT: u64 = sys::TQ_FLAG_BATCH_INVARIANT;
 
 /// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit`
 /// times the magnitude, for coordinates of unit variance. `bits` up to 3: magnitudes are 1 to 127. From 4: a

@@ -62,7 +62,8 @@ mod types;
 pub use attend::{AttendParams, AttendPointers};
 pub use cache::{Batch, BatchRows, Cache, Memory, Step};
 pub use config::{
-    CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE,
+    CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_BATCH_INVARIANT, FLAG_NO_SCALE_SEARCH,
+    FLAG_NO_ZERO_ON_FREE,
 };
 pub use error::{Error, Result, Status};
 pub use layer::LayerConfig;
