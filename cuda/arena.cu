@@ -121,14 +121,15 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
     page_table[group] = take(&table_bytes, geometry.max_sequences * page_table_stride[group] *
                                                static_cast<int64_t>(sizeof(int32_t)));
   }
-  layer_memory = take(&table_bytes, geometry.num_layers * static_cast<int64_t>(sizeof(LayerMemory)));
   flags_bytes = (geometry.max_sequences + 1) * static_cast<int64_t>(sizeof(uint32_t));
   for (int group = 0, first = 0; group < geometry.num_groups; group++) {
     first_in_group[group] = first;
-    for (int layer = 0; layer < geometry.num_layers; layer++)
-      first += geometry.layers[layer].group == group && geometry.stores(layer);
+    for (int layer = 0; layer < geometry.num_layers; layer++) first += geometry.in_group(layer, group);
     layers_in_group[group] = first - first_in_group[group];
   }
+  const int last = geometry.num_groups - 1;
+  layer_memory = take(&table_bytes, (first_in_group[last] + layers_in_group[last]) *
+                                        static_cast<int64_t>(sizeof(LayerMemory)));
   layers.resize(geometry.num_layers);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     LayerPlaces& place = layers[layer];
@@ -142,13 +143,15 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
     reserved_bytes +=
         align_up(geometry.own_page_bytes(layer) * geometry.group_of(layer).most_pages(), granularity);
     pages_bytes += layer_bytes(geometry, layer);
+    place.raw =
+        geometry.has_exact()
+            ? take(&raw_bytes, geometry.raw_page_bytes(layer) * geometry.groups[geometry.raw_group].num_pages)
+            : -1;
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       place.signs[kind] = side.raw() ? -1
                                      : take(&table_bytes, heads * format::sign_words(side.stored) *
                                                               static_cast<int64_t>(sizeof(uint64_t)));
-      const int64_t slot_bytes = heads * geometry.raw_tokens() * side.dim * dtype_bytes(geometry.io_dtype);
-      place.raw[kind] = slot_bytes == 0 ? -1 : take(&raw_bytes, geometry.max_sequences * slot_bytes);
     }
     // Neighbours: set_centres writes both by one copy.
     for (int kind = 0; kind < 2; kind++) {
@@ -171,7 +174,7 @@ Arena::Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t w
   pages_ = pool                  ? static_cast<uint8_t*>(pool)
            : geometry.may_grow() ? pages_reserved_.data()
                                  : pages_own_.data();
-  raw_ = DeviceBlock(ops, device, places_.raw_bytes, "raw copies");
+  raw_ = DeviceBlock(ops, device, places_.raw_bytes, "exact copies");
   tables_ = DeviceBlock(ops, device, places_.table_bytes, "tables");
   workspace_ = DeviceBlock(ops, device, workspace_bytes, "workspace");
   flags_ = MappedBlock(places_.flags_bytes);
@@ -180,6 +183,12 @@ Arena::Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t w
 float* Arena::centre(int layer, Kind kind) const {
   const int64_t place = places_.layers[layer].centre[static_cast<int>(kind)];
   return place < 0 ? nullptr : reinterpret_cast<float*>(tables_.data() + place);
+}
+
+LayerMemory Arena::pages(const Geometry& geometry, int layer, int group) const {
+  const LayerPlaces& place = places_.layers[layer];
+  return LayerMemory{group == geometry.raw_group ? raw_.data() + place.raw : pages_ + place.pages,
+                     geometry.page_bytes(layer, group)};
 }
 
 namespace {
@@ -211,7 +220,6 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
                       0,
                       0,
                       0,
-                      0,
                       side_view(geometry, tile.key),
                       side_view(geometry, tile.value),
                       nullptr,
@@ -227,8 +235,7 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   view.sliding_window = code.sliding_window;
   view.window_tokens = geometry.window_tokens;
   view.sink_tokens = geometry.sink_tokens;
-  view.ring_tokens = geometry.ring_tokens;
-  view.raw_tokens = geometry.raw_tokens();
+  view.raw_page_elements = geometry.raw_page_bytes(layer) / dtype_bytes(geometry.io_dtype);
   view.flags = device_flags();
   view.noticed = device_flags() + geometry.max_sequences;
   view.key.code_offset = tile.key_offset();
@@ -245,7 +252,8 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
     if (place.signs[index] >= 0)
       side.signs = reinterpret_cast<const uint32_t*>(tables_.data() + place.signs[index]);
     if (kind == Kind::kKey ? has_key_centre : has_value_centre) side.centre = centre(layer, kind);
-    if (place.raw[index] >= 0) side.raw = raw_.data() + place.raw[index];
+    if (place.raw >= 0)
+      side.raw = raw_.data() + place.raw + (kind == Kind::kKey ? 0 : geometry.raw_value_offset(layer));
   }
   return view;
 }
@@ -253,22 +261,17 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
 void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
   const int64_t first = places_.layer_memory;  // the page tables lie before it and are only cleared
   std::vector<uint8_t> constants(static_cast<size_t>(places_.table_bytes - first));
-  LayerMemory* next[kMaxPageGroups];
+  LayerMemory* memory = reinterpret_cast<LayerMemory*>(constants.data());
   for (int group = 0; group < geometry.num_groups; group++)
-    next[group] = reinterpret_cast<LayerMemory*>(constants.data()) + places_.first_in_group[group];
+    for (int layer = 0; layer < geometry.num_layers; layer++)
+      if (geometry.in_group(layer, group)) *memory++ = pages(geometry, layer, group);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (!geometry.stores(layer)) continue;
     const int num_kv_heads = geometry.layers[layer].num_kv_heads;
     const format::TileLayout tile = geometry.tile(layer);
     const LayerPlaces& place = places_.layers[layer];
-    LayerMemory& memory = *next[geometry.layers[layer].group]++;
-    memory.pages = pages_ + place.pages;
-    memory.page_bytes = geometry.page_bytes(layer);
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      memory.raw[kind] = place.raw[kind] < 0 ? nullptr : raw_.data() + place.raw[kind];
-      memory.raw_slot_bytes[kind] = static_cast<int64_t>(num_kv_heads) * geometry.raw_tokens() * side.dim *
-                                    dtype_bytes(geometry.io_dtype);
       if (side.raw()) continue;
       uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
       const int words = format::sign_words(side.stored);
@@ -320,14 +323,14 @@ void Arena::grow(const Geometry& from, const Geometry& to, cudaStream_t stream) 
 // ---- Plan storage ----
 
 PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops, int64_t work_bytes)
-    : work_capacity(align_up(work_bytes, 16)) {
+    : work_capacity(align_up(work_bytes, 16)), raw_group(geometry.raw_group) {
   const int64_t count = geometry.max_batch_sequences;
   int64_t at = sizeof(DeviceCounts);
   sequences_at = at;
   at += count * static_cast<int64_t>(sizeof(DeviceSequence));
   small_at = at;
   small_bytes = align_up(2 * count * static_cast<int64_t>(sizeof(AppendJob)), 16);
-  at += geometry.num_groups * small_bytes;
+  at += geometry.num_code_groups() * small_bytes;
   large_at = at;
   at += align_up((count + 1) * static_cast<int64_t>(sizeof(int32_t)), 16);
   image_bytes = work_at = at;
@@ -364,6 +367,8 @@ DevicePlan PlanStorage::view(const Arena& arena, int group, int64_t list) const 
   plan.large_first = reinterpret_cast<const int32_t*>(device_.data() + large_at);
   plan.page_table = arena.page_table(group);
   plan.page_table_stride = arena.places().page_table_stride[group];
+  plan.raw_table = raw_group < 0 ? nullptr : arena.page_table(raw_group);
+  plan.raw_table_stride = raw_group < 0 ? 0 : arena.places().page_table_stride[raw_group];
   plan.work = device_.data() + work_at + list;
   plan.work_capacity = work_capacity - list;
   return plan;

@@ -78,18 +78,15 @@ class Event {
   bool recorded_ = false;
 };
 
-// What whole-page and whole-slot kernels need of every layer; an array of them lies in device memory.
+// What whole-page kernels need of a layer's pages in a group; an array of them lies in device memory.
 struct LayerMemory {
   uint8_t* pages;
-  int64_t page_bytes;
-  uint8_t* raw[2];            // keys, values; null if none
-  int64_t raw_slot_bytes[2];  // multiples of 16
+  int64_t page_bytes;  // a multiple of 16
 };
 
 // Byte offsets in the arena's blocks; -1 = absent.
 struct LayerPlaces {
-  int64_t pages;
-  int64_t raw[2];
+  int64_t pages, raw;
   int64_t signs[2];
   int64_t centre[2];
 };
@@ -100,7 +97,7 @@ struct ArenaPlaces {
   int64_t reserved_bytes, granularity;
   int64_t page_table[kMaxPageGroups];  // [max_sequences][stride] entries each, one behind the other
   int64_t page_table_stride[kMaxPageGroups];
-  int64_t layer_memory;                    // [num_layers], the layers of a group side by side
+  int64_t layer_memory;                    // the layers of a group side by side, group after group
   int32_t first_in_group[kMaxPageGroups];  // index of a group's first layer there
   int32_t layers_in_group[kMaxPageGroups];
   int64_t flags_bytes;  // mapped: [max_sequences] flags, then `noticed`
@@ -121,6 +118,8 @@ class Arena {
   DeviceLayer layer_view(const Geometry& geometry, int layer, bool has_key_centre,
                          bool has_value_centre) const;
   float* centre(int layer, Kind kind) const;
+  // A layer's pages in a group that has some of it.
+  LayerMemory pages(const Geometry& geometry, int layer, int group) const;
   // Fills the constant tables and clears what must start at zero; waits for the stream.
   void initialise(const Geometry& geometry, cudaStream_t stream);
   // Memory for more pages, zeroed, from one number of them to a larger one; waits for the stream.
@@ -129,7 +128,7 @@ class Arena {
   int32_t* page_table(int group) const {
     return reinterpret_cast<int32_t*>(tables_.data() + places_.page_table[group]);
   }
-  // Of the layers of a group; of all layers from group 0 on.
+  // Of the layers of a group.
   const LayerMemory* layer_memory(int group) const {
     return reinterpret_cast<const LayerMemory*>(tables_.data() + places_.layer_memory) +
            places_.first_in_group[group];
@@ -172,6 +171,7 @@ class PlanStorage {
   int64_t sequences_at, small_at, small_bytes, large_at, image_bytes, work_at, work_capacity;
   // Offsets in staging only.
   int64_t runs_at, pages_at, pages_capacity, staging_bytes;
+  int32_t raw_group;
 
   uint8_t* device() const { return device_.data(); }
 

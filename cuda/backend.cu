@@ -29,19 +29,10 @@ namespace {
 // Stored dimension whose append kernels serve a side; a raw side runs in any.
 int stored_of(const DeviceSide& side) { return format::stored_dim(side.layout.dim); }
 
-int64_t max_page_bytes(const Geometry& geometry) {
+int64_t max_page_bytes(const Geometry& geometry, int group) {
   int64_t most = 0;
-  for (int layer = 0; layer < geometry.num_layers; layer++) most = std::max(most, geometry.page_bytes(layer));
-  return most;
-}
-
-int64_t max_slot_bytes(const Geometry& geometry) {
-  int64_t most = 0;
-  for (int i = 0; i < geometry.num_layers; i++) {
-    const LayerGeometry& layer = geometry.layers[i];
-    most = std::max(most, static_cast<int64_t>(layer.num_kv_heads) * geometry.raw_tokens() *
-                              std::max(layer.head_dim, layer.value_dim) * dtype_bytes(geometry.io_dtype));
-  }
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    if (geometry.in_group(layer, group)) most = std::max(most, geometry.page_bytes(layer, group));
   return most;
 }
 
@@ -74,7 +65,7 @@ class CudaBackend : public Backend {
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
-  void start_slot(int slot, bool scrub, void* stream) override;
+  void start_slot(int slot, void* stream) override;
   void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
   void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   TilePlace tiles(int layer) const override;
@@ -242,21 +233,26 @@ void CudaBackend::read(const ReadRequest& request) {
   const int32_t* ids = request.maps[geometry_.layers[request.layer].group].row(sequence.page_row);
   const cudaStream_t stream = as_stream(request.stream);
   pages::ReadParams params(layer_view(request.layer));
-  params.raw_slot = sequence.raw_slot;
   params.length = static_cast<int32_t>(sequence.length());
   params.raw_first = static_cast<int32_t>(sequence.raw_first);
   params.sink_end = static_cast<int32_t>(sequence.sink_end);
+  const int32_t* raw_ids =
+      geometry_.has_exact() ? request.maps[geometry_.raw_group].row(sequence.raw_slot) : nullptr;
   void* outputs[2] = {request.k, request.v};
   for (int64_t first = request.first; first < request.first + request.count; first += params.count) {
-    const int64_t first_page = first / geometry_.page_size;
+    const int64_t first_page = first / geometry_.page_size, first_raw = first / format::kTileTokens;
     const int64_t end =
-        std::min(request.first + request.count, (first_page + pages::kReadPages) * geometry_.page_size);
+        std::min({request.first + request.count, (first_page + pages::kReadPages) * geometry_.page_size,
+                  raw_ids ? (first_raw + pages::kReadPages) * format::kTileTokens : INT64_MAX});
     params.first = static_cast<int32_t>(first);
     params.count = static_cast<int32_t>(end - first);
     params.row = first - request.first;
     params.first_page = static_cast<int32_t>(first_page);
     const int64_t last_page = (end - 1) / geometry_.page_size;
     std::copy(ids + first_page, ids + last_page + 1, params.pages);
+    params.first_raw_page = static_cast<int32_t>(first_raw);
+    if (raw_ids)
+      std::copy(raw_ids + first_raw, raw_ids + (end - 1) / format::kTileTokens + 1, params.raw_pages);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       params.kind = kind;
       params.output = outputs[static_cast<int>(kind)];
@@ -307,14 +303,14 @@ void CudaBackend::copy_pages(int group, const PageCopy* copies, int64_t count, v
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "copying pages");
   pages::launch_copy_pages(arena_.layer_memory(group), arena_.places().layers_in_group[group],
-                           max_page_bytes(geometry_), copies, count, as_stream(stream));
+                           max_page_bytes(geometry_, group), copies, count, as_stream(stream));
 }
 
 void CudaBackend::scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "scrubbing pages");
   pages::launch_scrub_pages(arena_.layer_memory(group), arena_.places().layers_in_group[group],
-                            max_page_bytes(geometry_), pages, count, as_stream(stream));
+                            max_page_bytes(geometry_, group), pages, count, as_stream(stream));
 }
 
 template <typename Byte, typename Visit>
@@ -323,14 +319,14 @@ void CudaBackend::for_each_run(int group, const int32_t* pages, int64_t count, B
   const int64_t pitch = geometry_.group_page_bytes(group);
   const bool in_runs = pitch <= INT32_MAX;  // copies of rows that lie further apart are not allowed
   for (int layer = 0; layer < geometry_.num_layers; layer++) {
-    if (geometry_.layers[layer].group != group || !geometry_.stores(layer)) continue;
-    const DeviceLayer view = layer_view(layer);
+    if (!geometry_.in_group(layer, group)) continue;
+    const LayerMemory own = arena_.pages(geometry_, layer, group);
     for (int64_t first = 0, run = 1; first < count; first += run, run = 1) {
       while (in_runs && first + run < count && pages[first + run] == pages[first] + run) run++;
-      visit(view.pages + pages[first] * view.page_bytes, host + first * pitch,
-            static_cast<size_t>(view.page_bytes), static_cast<size_t>(run), static_cast<size_t>(pitch));
+      visit(own.pages + pages[first] * own.page_bytes, host + first * pitch,
+            static_cast<size_t>(own.page_bytes), static_cast<size_t>(run), static_cast<size_t>(pitch));
     }
-    host += view.page_bytes;
+    host += own.page_bytes;
   }
 }
 
@@ -373,15 +369,13 @@ void CudaBackend::move_tiles(const TileMove& move) {
 void CudaBackend::copy_slot(int source, int target, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "forking a sequence");
-  pages::launch_slot(arena_.layer_memory(0), geometry_.num_layers, max_slot_bytes(geometry_), source, target,
-                     false, arena_.device_flags(), as_stream(stream));
+  pages::launch_slot(source, target, arena_.device_flags(), as_stream(stream));
 }
 
-void CudaBackend::start_slot(int slot, bool scrub, void* stream) {
+void CudaBackend::start_slot(int slot, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "freeing a sequence");
-  pages::launch_slot(arena_.layer_memory(0), geometry_.num_layers, max_slot_bytes(geometry_), -1, slot, scrub,
-                     arena_.device_flags(), as_stream(stream));
+  pages::launch_slot(-1, slot, arena_.device_flags(), as_stream(stream));
 }
 
 // ---- Errors ----

@@ -18,15 +18,16 @@ struct alignas(16) DeviceSequence {
   int32_t old_length;                // before the plan's new tokens
   int32_t length;                    // with them
   int32_t kv_row;                    // first row in k/v
-  int32_t reserved[2];
+  int32_t raw_first, sink_end;       // plan.h
 };
 static_assert(sizeof(DeviceSequence) == 32, "two 16-byte loads");
 
 // One tile of an append with few new tokens: a warp per kv head and side. It repeats what it needs of the
 // sequence and the page table, so that a decode step waits for one load instead of three.
 struct alignas(16) AppendJob {
-  int32_t raw_slot, flag, old_length, length, kv_row;  // as in DeviceSequence
+  int32_t flag, old_length, length, kv_row;  // as in DeviceSequence
   int32_t tile, page, tile_in_page;
+  int32_t raw_page;  // where exact copies of the tile's tokens go, or -1
 };
 static_assert(sizeof(AppendJob) == 32, "two 16-byte loads");
 
@@ -50,6 +51,8 @@ struct DevicePlan {
   // [max_sequences slots][page_table_stride], page ids; belongs to the cache, shared by its batches
   const int32_t* page_table;
   int64_t page_table_stride;  // entries, >= max_sequence_pages
+  const int32_t* raw_table;   // the same of the exact copies, or null
+  int64_t raw_table_stride;
   const uint8_t* work;    // the attend work list, 16-byte aligned; its form is cuda/schedule/work_list.h's
   int64_t work_capacity;  // bytes
 };
@@ -66,8 +69,8 @@ struct DeviceSide {
   const uint32_t* signs;
   int32_t sign_stride;  // words of 32
   const float* centre;  // [num_kv_heads][dim] or null
-  // raw copies [max_sequences slots][num_kv_heads][raw_tokens][dim] io_dtype, or null without window and
-  // sinks
+  // of the first page of exact copies [num_kv_heads][32 tokens][dim] io_dtype, raw_page_elements from page to
+  // page; null without window and sinks
   void* raw;
 };
 
@@ -79,9 +82,8 @@ struct DeviceLayer {
   int32_t num_kv_heads, num_q_heads, q_per_kv;
   int32_t sliding_window;  // the layer's own; 0 = all. What lies in front of it is not kept
   DataType io_dtype;
-  // Raw copies: token i < sink_tokens at row i; any token i with raw_first <= i at row sink_tokens + i %
-  // ring_tokens.
-  int32_t window_tokens, sink_tokens, ring_tokens, raw_tokens;  // raw_tokens = sink_tokens + ring_tokens
+  int32_t window_tokens, sink_tokens;
+  int64_t raw_page_elements;
   DeviceSide key, value;
   volatile uint32_t* flags;    // [max_sequences] words of set_noticed, in mapped host memory
   volatile uint32_t* noticed;  // their union since the last check, in mapped host memory
@@ -94,14 +96,14 @@ TQ_HD int64_t tile_offset(const DeviceLayer& layer, int32_t page, int32_t kv_hea
              layer.tile_bytes;
 }
 
-// Raw copy of one token: row in [0, raw_tokens).
-TQ_HD int64_t raw_offset(const DeviceLayer& layer, const DeviceSide& side, int32_t slot, int32_t kv_head,
-                         int32_t row) {
-  return ((static_cast<int64_t>(slot) * layer.num_kv_heads + kv_head) * layer.raw_tokens + row) *
-         side.layout.dim;
+// Where a token's exact copy is: its page's id and its place in that, in one number.
+TQ_HD int64_t raw_place(int32_t page, int32_t token) {
+  return static_cast<int64_t>(page) * format::kTileTokens + token % format::kTileTokens;
 }
-TQ_HD int32_t ring_row(const DeviceLayer& layer, int32_t token) {
-  return layer.sink_tokens + token % layer.ring_tokens;
+// Element index of its coordinate 0.
+TQ_HD int64_t raw_offset(const DeviceLayer& layer, const DeviceSide& side, int32_t kv_head, int64_t place) {
+  return place / format::kTileTokens * layer.raw_page_elements +
+         (kv_head * format::kTileTokens + place % format::kTileTokens) * side.layout.dim;
 }
 
 // kNoticed* in device memory: each flag has a byte of its word, so that warps which notice different things

@@ -61,8 +61,14 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
     const StepSequence& from = rows.sequences[i];
     const int32_t old_length = static_cast<int32_t>(from.old_length),
                   length = static_cast<int32_t>(from.length());
-    sequences[i] = DeviceSequence{
-        from.page_row, from.raw_slot, from.flag, old_length, length, static_cast<int32_t>(from.kv_row), {}};
+    sequences[i] = DeviceSequence{from.page_row,
+                                  from.raw_slot,
+                                  from.flag,
+                                  old_length,
+                                  length,
+                                  static_cast<int32_t>(from.kv_row),
+                                  static_cast<int32_t>(from.raw_first),
+                                  static_cast<int32_t>(from.sink_end)};
     large_first[i] = counts.num_large_tiles;
     if (length == old_length) continue;
     const append::AppendSplit split = append::split_append(old_length, length);
@@ -71,17 +77,19 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
       const bool is_large = tile >= split.first_large && tile < split.first_large + split.num_large;
       if (is_large || (tile == split.first_tile && seen_first)) continue;  // one tile is both first and last
       seen_first = tile == split.first_tile;
-      for (int group = 0; group < geometry.num_groups; group++)
+      const bool exact = geometry.has_exact() && from.has_raw_page(tile * format::kTileTokens);
+      const int32_t raw_page = exact ? plan.maps[geometry.raw_group].row(from.raw_slot)[tile] : -1;
+      for (int group = 0; group < geometry.num_code_groups(); group++)
         reinterpret_cast<AppendJob*>(host + storage.small_at +
                                      group * storage.small_bytes)[counts.num_small_jobs] =
-            AppendJob{from.raw_slot,
-                      from.flag,
+            AppendJob{from.flag,
                       old_length,
                       length,
                       sequences[i].kv_row,
                       tile,
                       plan.maps[group].row(from.page_row)[tile / geometry.tiles_per_page()],
-                      tile % geometry.tiles_per_page()};
+                      tile % geometry.tiles_per_page(),
+                      raw_page};
       counts.num_small_jobs++;
     }
     counts.num_large_tiles += split.num_large;
@@ -131,9 +139,10 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   for (int32_t each = 0; each < geometry.num_groups * rows.num_sequences; each++) {
     const int group = each / rows.num_sequences, i = each % rows.num_sequences;
     const StepSequence& sequence = rows.sequences[i];
-    const int32_t* pages = plan.maps[group].row(sequence.page_row);
+    const int32_t row = group == geometry.raw_group ? sequence.raw_slot : sequence.page_row;
+    const int32_t* pages = plan.maps[group].row(row);
     const int64_t target = arena.page_table(group) - arena.page_table(0) +
-                           sequence.page_row * arena.places().page_table_stride[group],
+                           row * arena.places().page_table_stride[group],
                   num_pages = geometry.groups[group].pages_for(sequence.length());
     int64_t page = plan.maps[group].first_changed[i];
     while (page < num_pages) {

@@ -53,10 +53,14 @@
  * Window   window_tokens and sink_tokens keep raw copies of a sequence's last and first tokens, in io_dtype,
  *   beside the codes; attend and tq_cache_read take them instead of the codes. The window belongs to the
  *   query: one at position p reads the tokens p - window_tokens + 1 .. p exactly, and tq_cache_read what a
- *   query at the last token reads. Copies are kept of the last window_tokens + rollback_tokens tokens: the
- *   window is shorter for queries further from the end than rollback_tokens, and after a truncate deeper than
- *   that; copies that later tokens pushed out are lost, and it grows back with what is appended. A
- *   fork has its source's copies. raw_bytes of tq_cache_bytes are allocated at create for all max_sequences.
+ *   query at the last token reads. A sequence keeps copies of its sinks and of its last window_tokens +
+ *   max(rollback_tokens, query_tokens - 1) tokens at the end of its plan: every query of the plan reads its
+ *   whole window, and so do those that follow a truncate by up to rollback_tokens. What is in front is given
+ *   back by the plan; what only its queries need, when the batch is planned again without the sequence. After
+ *   a deeper truncate the window is shorter (TQ_NOTICED_SHORT_WINDOW) and grows again with what is appended.
+ *   Copies lie in pages of 32 tokens, taken by need from a pool of max_raw_tokens that all sequences share;
+ *   forks share pages. A plan that finds no room there fails: CAPACITY; plan fewer query tokens at once, or
+ *   raise max_raw_tokens.
  *
  * Bits     A row of out and lse follows from its query, its position, what it sees and the parameters of the
  *   call: not from the other rows and sequences of the plan, the tokens behind it, threads or where pages
@@ -287,6 +291,8 @@ typedef struct tq_cache_config {
   int32_t max_sequences;   /* 0 = 1 */
   int32_t max_batch_sequences; /* sequences in one plan; 0 = max_sequences */
   int64_t max_batch_tokens;/* new tokens, and query tokens, in one plan, each; 0 = max_tokens */
+  int64_t max_raw_tokens;  /* exact copies that there is room for, over all sequences; see Window; 0 = enough
+                            * for many sequences between plans, and for 8192 queries of one plan */
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
   int32_t sink_tokens;     /* first tokens likewise */
   int32_t rollback_tokens; /* more raw copies, so that truncate by up to this many keeps the window whole */
@@ -304,7 +310,7 @@ typedef struct tq_cache_bytes {
   uint32_t struct_size;
   uint32_t reserved;
   int64_t page_bytes;      /* all pages of all layers: the codes and their scales */
-  int64_t raw_bytes;       /* exact window, rollback and sink copies */
+  int64_t raw_bytes;       /* the pool of exact copies: max_raw_tokens in all layers */
   int64_t table_bytes;     /* rotation signs or matrices, centres, page tables, flags */
   int64_t workspace_bytes; /* the cache's own attend workspace */
   int64_t device_bytes;    /* of all that: on the device (0 for CPU caches) */
@@ -362,10 +368,11 @@ typedef struct tq_cache_memory {
   int64_t pages_used;        /* distinct pages in use, per layer */
   int64_t pages_total;
   int64_t stored_bytes_used; /* pages_used over all layers, in bytes */
-  int64_t raw_bytes;         /* exact copies, allocated */
+  int64_t raw_bytes;         /* exact copies, allocated; raw_bytes_used of them in use */
   int64_t device_bytes;      /* allocated in all */
   int64_t host_bytes;
-  double compression;        /* float16 bytes of one token / stored bytes of one token, scales included */
+  double compression;        /* float16 bytes of max_tokens tokens / (page_bytes + raw_bytes) */
+  int64_t raw_bytes_used;    /* pages of exact copies that sequences hold */
 } tq_cache_memory;
 
 /* Host-side figures, no synchronisation. memory->struct_size set by the caller. */
@@ -379,6 +386,7 @@ TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerpri
  * (may be NULL) receives and clears what was noticed since the last check: */
 #define TQ_NOTICED_NONFINITE 1u /* NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says */
 #define TQ_NOTICED_SATURATED 2u /* beyond +-65504 on a raw side of a float32 cache: stored as +-65504 */
+#define TQ_NOTICED_SHORT_WINDOW 4u /* tq_sequence_flags alone: see Window */
 TQ_API tq_status tq_cache_check(tq_cache *cache, void *stream, uint64_t *flags);
 
 /* ---- 5. Sequences: host bookkeeping, all layers at once ------------------------------------------------ */
@@ -392,8 +400,8 @@ TQ_API tq_status tq_sequence_create(tq_cache *cache, tq_sequence *sequence);
 TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *stream);
 
 /* A new sequence with the same tokens: pages are shared and copied when one side writes into a shared page;
- * exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create. Fork after a
- * step's appends (and replay): in layers appended later, the fork's planned tokens stay unwritten. */
+ * so are exact copies. CAPACITY as tq_sequence_create. Fork after a step's appends (and replay): in layers
+ * appended later, the fork's planned tokens stay unwritten. */
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
 
 /* Shortens to length tokens, 0 <= length <= current: afterwards it is as if the later tokens had never been
@@ -403,7 +411,8 @@ TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *str
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
 /* Tokens, planned ones included. */
 TQ_API tq_status tq_sequence_length(const tq_cache *cache, tq_sequence sequence, int64_t *length);
-/* TQ_NOTICED_* since the sequence was created (a fork inherits them). No synchronisation: CUDA may lag. */
+/* TQ_NOTICED_* since the sequence was created (a fork inherits them); TQ_NOTICED_SHORT_WINDOW as long as it
+ * is so. No synchronisation: CUDA may lag. */
 TQ_API tq_status tq_sequence_flags(const tq_cache *cache, tq_sequence sequence, uint64_t *flags);
 
 /* ---- 6. Batch: the sequences of one step --------------------------------------------------------------- */
@@ -420,7 +429,8 @@ TQ_API tq_status tq_batch_destroy(tq_batch *batch);
  * Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query tokens
  * likewise. append and attend of every layer follow the plan, which is in force until the batch's next one,
  * or until one of its sequences is planned in another batch, truncated or freed. CAPACITY: pool,
- * max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE: inside a graph. */
+ * max_raw_tokens, max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE: inside a
+ * graph. */
 TQ_API tq_status tq_batch_plan(tq_batch *batch, int32_t num_sequences, const tq_sequence *sequences,
                                const int64_t *new_tokens, const int64_t *query_tokens, void *stream);
 

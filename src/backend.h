@@ -41,7 +41,7 @@ class Backend {
   // above reserve_pages. Pages that exist do not move. Throws before anything is changed; waits for the
   // stream.
   virtual void grow_pages(const int64_t* num_pages, void* stream) = 0;
-  // Whole pages of all layers of a page group.
+  // Whole pages of all layers of a page group: of codes, or of exact copies.
   virtual void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) = 0;
   // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of the
@@ -56,10 +56,9 @@ class Backend {
   virtual TilePlace tiles(int layer) const = 0;
   // In stream order. Both places are memory that the device reaches: its own, or pinned memory of the host.
   virtual void move_tiles(const TileMove& move) = 0;
-  // Raw copies and flags of one slot, all layers. start_slot prepares a slot for a new sequence (flags
-  // cleared, raw copies scrubbed if asked).
+  // Flags of one slot. start_slot clears them for a new sequence.
   virtual void copy_slot(int source, int target, void* stream) = 0;
-  virtual void start_slot(int slot, bool scrub, void* stream) = 0;
+  virtual void start_slot(int slot, void* stream) = 0;
 
   // Whether what is enqueued now becomes part of a graph instead of running.
   virtual bool capturing(void* stream) const = 0;

@@ -16,8 +16,7 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 Batch::Arrays::Arrays(const Geometry& geometry, Carver& carver) {
   for (StepSequence*& each : sequences) each = carver.take<StepSequence>(geometry.max_batch_sequences);
-  growth = carver.take<Growth>(geometry.max_batch_sequences);
-  query_tokens = carver.take<int64_t>(geometry.max_batch_sequences);
+  growth = carver.take<Growth>(2 * static_cast<int64_t>(geometry.max_batch_sequences));
   in_graph = carver.take<uint8_t>(geometry.num_layers);
 }
 
@@ -57,6 +56,10 @@ void Cache::destroy_batch(Batch* batch) {
   }
   const Gate::Use use(cache.gate_, true);
   cache.retire_plan(*batch);
+  for (int32_t i = 0; i < batch->plan_.rows.num_sequences; i++) {
+    Batch*& last = cache.arrays_.last[batch->plan_.rows.sequences[i].raw_slot];
+    if (last == batch) last = nullptr;
+  }
   delete batch;
   cache.live_batches_--;
 }
@@ -94,7 +97,7 @@ void Cache::retire_plan(Batch& batch) noexcept {
   batch.in_force_ = false;
 }
 
-// Checks the call's arrays and writes them to batch.arrays_.growth and query_tokens.
+// Checks the call's arrays and writes them to batch.arrays_.growth.
 void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,
                            const int64_t* new_tokens, const int64_t* query_tokens) {
   const Geometry& g = geometry();
@@ -135,9 +138,20 @@ void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* s
              ll(query_total), ll(g.max_batch_tokens));
     new_total += new_tokens[i];
     query_total += query_tokens[i];
-    batch.arrays_.growth[i] = Growth{slot, new_tokens[i]};
-    batch.arrays_.query_tokens[i] = query_tokens[i];
+    batch.arrays_.growth[i] = Growth{slot, new_tokens[i], query_tokens[i]};
   }
+}
+
+// Adds to batch.arrays_.growth the sequences of its last plan that are not in the new one and were not
+// planned elsewhere since: from now on they keep what their next plan may need. Returns the entries of both.
+int32_t Cache::collect_leavers(Batch& batch, int32_t num_sequences) const noexcept {
+  int32_t count = num_sequences;
+  for (int32_t i = 0; i < batch.plan_.rows.num_sequences; i++) {
+    const int32_t slot = batch.plan_.rows.sequences[i].raw_slot;
+    if (arrays_.last[slot] == &batch && arrays_.seen[slot] != plan_calls_)
+      batch.arrays_.growth[count++] = Growth{slot, 0, 0};
+  }
+  return count;
 }
 
 // ---- What is written ----
@@ -224,7 +238,7 @@ void Cache::mark_appended(const StepRows& rows, int32_t layer) noexcept {
 
 // The plan of the growth that the page table has prepared, in one of the batch's two buffers.
 BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) const {
-  const PageTable& table = arrays_.table;
+  const SequenceTable& table = arrays_.table;
   StepSequence* sequences = batch.arrays_.sequences[buffer];
   StepRows rows = {num_sequences, sequences, 0, 0};
   for (int32_t i = 0; i < num_sequences; i++) {
@@ -233,15 +247,15 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     s.page_row = s.raw_slot = s.flag = growth.slot;
     s.old_length = table.length(growth.slot);
     s.new_tokens = growth.new_tokens;
-    s.query_tokens = batch.arrays_.query_tokens[i];
+    s.query_tokens = growth.query_tokens;
     s.kv_row = rows.new_tokens;
     s.q_row = rows.query_tokens;
-    s.raw_first = table.raw_first_planned(i);
-    s.sink_end = std::min<int64_t>(geometry().sink_tokens, s.length());
+    s.sink_end = table.exact_planned(i).sink_end;
+    s.raw_first = table.exact_planned(i).first;
     rows.new_tokens += s.new_tokens;
     rows.query_tokens += s.query_tokens;
   }
-  return BatchPlan{rows, arrays_.maps, batch.storage_};
+  return BatchPlan{rows, table.maps(), batch.storage_};
 }
 
 void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, const int64_t* new_tokens,
@@ -250,12 +264,15 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   check_stream(stream);
   collect_growth(batch, num_sequences, sequences, new_tokens, query_tokens);
   check_graph_layers(batch, num_sequences);
-  PageTable& table = arrays_.table;
-  table.prepare_growth(batch.arrays_.growth, num_sequences);
+  SequenceTable& table = arrays_.table;
+  scrub_uncleared(stream);
+  table.prepare_growth(batch.arrays_.growth, num_sequences, collect_leavers(batch, num_sequences));
   const int buffer = 1 - batch.active_;
   const BatchPlan plan = build_plan(batch, num_sequences, buffer);
   try {
-    if (table.num_copies() > 0) backend_->copy_pages(0, table.copies(), table.num_copies(), stream);
+    for (int32_t i = 0; i < table.num_groups(); i++)
+      if (table.group(i).num_copies() > 0)
+        backend_->copy_pages(i, table.group(i).copies(), table.group(i).num_copies(), stream);
     backend_->upload_plan(plan, stream);
   } catch (...) {
     table.cancel_growth();
@@ -265,7 +282,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
   for (int32_t i = 0; i < num_sequences; i++) {
     const int32_t slot = batch.arrays_.growth[i].slot;
     lapse(slot, "planned in another batch");
-    arrays_.owners[slot] = &batch;
+    arrays_.owners[slot] = arrays_.last[slot] = &batch;
   }
   table.commit_growth();
   batch.plan_ = plan;

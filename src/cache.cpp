@@ -15,19 +15,6 @@
 namespace tq {
 namespace {
 
-PageTableLimits table_limits(const ResolvedConfig& config) {
-  const Geometry& g = config.geometry();
-  const PageGroup& pages = g.groups[0];
-  return PageTableLimits{g.max_sequences,
-                         g.max_batch_sequences,
-                         pages.page_size,
-                         pages.num_pages,
-                         pages.most_pages(),
-                         pages.max_sequence_pages,
-                         config.max_sequence_tokens(),
-                         g.ring_tokens};
-}
-
 // Writes the arrays' places into a block that exists now.
 Carver carver_of(const HostBlock& block) { return Carver(block.get()); }
 
@@ -66,11 +53,11 @@ Gate::Use::~Use() {
 // ---- Cache ----
 
 Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
-    : table(table_limits(config), carver),
+    : table(config.geometry(), config.max_sequence_tokens(), carver),
       written(config.geometry().num_layers, config.geometry().max_sequences, carver) {
   const Geometry& g = config.geometry();
-  maps = carver.take<PageMap>(g.num_groups);
   owners = carver.take<Batch*>(g.max_sequences);
+  last = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
   centres = carver.take<float>(g.centre_floats(g.num_layers));
 }
@@ -111,9 +98,8 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
   const Geometry& g = geometry();
   arrays_.table.reset();
   arrays_.written.reset();
-  arrays_.maps[0] = arrays_.table.map();
   for (int32_t slot = 0; slot < g.max_sequences; slot++) {
-    arrays_.owners[slot] = nullptr;
+    arrays_.owners[slot] = arrays_.last[slot] = nullptr;
     arrays_.seen[slot] = 0;
   }
   memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.centre_floats(g.num_layers)));
@@ -126,12 +112,10 @@ Cache::~Cache() {
   try {  // the device may be gone by now: then there is nothing left to scrub
     for (int32_t slot = 0; slot < geometry().max_sequences && geometry().zero_on_free; slot++) {
       if (!arrays_.table.alive(slot)) continue;
-      int64_t count;
-      const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
-      scrub(0, pages, count, nullptr);
-      backend_->start_slot(slot, true, nullptr);
+      scrub_behind(slot, 0, nullptr);
       arrays_.table.commit_free(slot);
     }
+    if (geometry().zero_on_free) scrub_uncleared(nullptr);
   } catch (...) {
   }
   backend_->drain();
@@ -202,13 +186,19 @@ tq_cache_memory Cache::memory() const {
   tq_cache_memory memory = {};
   memory.num_sequences = arrays_.table.num_sequences();
   memory.tokens = arrays_.table.total_tokens();
-  memory.pages_used = arrays_.table.pages_used();
   memory.pages_total = bytes_.num_pages;
-  memory.stored_bytes_used = memory.pages_used * config_.page_bytes();
+  const Geometry& g = geometry();
+  for (int32_t i = 0; i < g.num_groups; i++) {
+    const int64_t used = arrays_.table.group(i).pages_used();
+    if (i == 0) memory.pages_used = used;
+    (i == g.raw_group ? memory.raw_bytes_used : memory.stored_bytes_used) += used * g.group_page_bytes(i);
+  }
   memory.raw_bytes = bytes_.raw_bytes;
   memory.device_bytes = bytes_.device_bytes;
   memory.host_bytes = bytes_.host_bytes;
-  memory.compression = static_cast<double>(bytes_.fp16_token_bytes) / static_cast<double>(bytes_.token_bytes);
+  memory.compression = static_cast<double>(bytes_.fp16_token_bytes) *
+                       static_cast<double>(config_.config().max_tokens) /
+                       static_cast<double>(bytes_.page_bytes + bytes_.raw_bytes);
   return memory;
 }
 
@@ -236,7 +226,8 @@ void Cache::reserve(int64_t max_tokens, void* stream) {
     config_.set_max_tokens(before);
     throw;
   }
-  arrays_.table.grow(num_pages[0]);
+  for (int32_t group = 0; group < geometry().num_groups; group++)
+    arrays_.table.group(group).grow(num_pages[group]);
   bytes_ = grown;
 }
 
@@ -263,16 +254,45 @@ void Cache::scrub(int group, const int32_t* pages, int64_t count, void* stream) 
   if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(group, pages, count, stream);
 }
 
+// Clears the pages that truncating to `length` makes free. Once those of one group are, the call cannot fail
+// any more: what fails then is left to the next plan.
+void Cache::scrub_behind(int32_t slot, int64_t length, void* stream) {
+  bool begun = false;
+  for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
+    PageTable& group = arrays_.table.group(i);
+    int64_t count;
+    const int32_t* pages = group.exclusive_pages(slot, length, &count);
+    try {
+      scrub(i, pages, count, stream);
+    } catch (const Error&) {
+      if (!begun) throw;
+      group.leave_uncleared();
+    }
+    begun |= count > 0 && geometry().zero_on_free;
+  }
+}
+
+// Clears what the last plan gave back and nobody took. Not in that plan's call: when it is known to be in
+// force, nothing may fail any more.
+void Cache::scrub_uncleared(void* stream) {
+  for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
+    PageTable& group = arrays_.table.group(i);
+    int64_t count;
+    const int32_t* pages = group.uncleared(&count);
+    scrub(i, pages, count, stream);
+    group.forget_uncleared();
+  }
+}
+
 void Cache::free_sequence(int64_t id, void* stream) {
   const Gate::Use use(gate_, true);
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(stream);
-  int64_t count;
-  const int32_t* pages = arrays_.table.exclusive_pages(slot, 0, &count);
-  scrub(0, pages, count, stream);
+  scrub_behind(slot, 0, stream);
   // now, because creating a sequence has no stream
-  backend_->start_slot(slot, geometry().zero_on_free, stream);
+  backend_->start_slot(slot, stream);
   lapse(slot, "freed");
+  arrays_.last[slot] = nullptr;
   arrays_.written.truncate(slot, 0);
   arrays_.table.commit_free(slot);
 }
@@ -284,7 +304,7 @@ int64_t Cache::fork_sequence(int64_t source, void* stream) {
   const int32_t target = arrays_.table.prepare_slot();
   backend_->copy_slot(slot, target, stream);
   // Layers into which a plan in force is not appended yet stay unwritten in the fork: what the source appends
-  // to a shared page afterwards lies behind what the fork may read, and its own exact copies miss it.
+  // to a shared page afterwards lies behind what the fork may read.
   arrays_.written.fork(slot, target);
   return arrays_.table.commit_fork(slot);
 }
@@ -297,9 +317,8 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
            "length = %lld: must be 0 .. %lld, the sequence's length", ll(length),
            ll(arrays_.table.length(slot)));
   if (length == arrays_.table.length(slot)) return;  // nothing changes, a plan in force least of all
-  int64_t count;
-  const int32_t* pages = arrays_.table.exclusive_pages(slot, length, &count);
-  scrub(0, pages, count, stream);
+  arrays_.table.check_truncate(slot, length);
+  scrub_behind(slot, length, stream);
   lapse(slot, "truncated");
   arrays_.written.truncate(slot, length);
   arrays_.table.commit_truncate(slot, length);
@@ -312,7 +331,8 @@ int64_t Cache::sequence_length(int64_t id) const {
 
 uint64_t Cache::sequence_flags(int64_t id) const {
   const Gate::Use use(gate_, false);
-  return backend_->slot_flags(arrays_.table.find(id, "sequence"));
+  const int32_t slot = arrays_.table.find(id, "sequence");
+  return backend_->slot_flags(slot) | (arrays_.table.window_is_short(slot) ? kNoticedShortWindow : 0);
 }
 
 // ---- Requests ----
@@ -387,7 +407,7 @@ void Cache::read(ReadRequest request, int64_t id) {
   const LayerGeometry& l = layer(request.layer);
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(request.stream);
-  const PageTable& table = arrays_.table;
+  const SequenceTable& table = arrays_.table;
   const int64_t length = table.length(slot);
   TQ_CHECK(request.first >= 0 && request.first <= length, Status::kInvalidArgument,
            "first = %lld: the sequence has %lld tokens", ll(request.first), ll(length));
@@ -408,17 +428,9 @@ void Cache::read(ReadRequest request, int64_t id) {
   check_no_overlap("k", k_shape, request.key_strides);
   check_no_overlap("v", v_shape, request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
-  request.sequence = StepSequence{slot,
-                                  slot,
-                                  slot,
-                                  length,
-                                  0,
-                                  0,
-                                  0,
-                                  0,
-                                  table.raw_first(slot),
-                                  std::min<int64_t>(geometry().sink_tokens, length)};
-  request.maps = arrays_.maps;
+  const KeptTokens exact = table.exact(slot);
+  request.sequence = StepSequence{slot, slot, slot, length, 0, 0, 0, 0, exact.first, exact.sink_end};
+  request.maps = table.maps();
   backend_->read(request);
 }
 

@@ -11,7 +11,7 @@
 #include <atomic>
 
 #include "config.h"
-#include "page_table.h"
+#include "sequence_table.h"
 #include "written.h"
 
 namespace tq {
@@ -67,8 +67,7 @@ class Batch {
   struct Arrays {
     Arrays(const Geometry& geometry, Carver& carver);
     StepSequence* sequences[2];  // [max_batch_sequences] each
-    Growth* growth;              // [max_batch_sequences]
-    int64_t* query_tokens;       // [max_batch_sequences]
+    Growth* growth;              // [2 * max_batch_sequences] of the plan, then what leaves it
     uint8_t* in_graph;           // [num_layers] 1 = an append of the layer was captured in a graph
   };
   static int64_t bytes(const Geometry& geometry);
@@ -128,17 +127,17 @@ class Cache {
 
   // What a cache of this configuration allocates; Cache takes exactly this.
   static tq_cache_bytes bytes(const ResolvedConfig& config);
-  // For tests: the page table's own audit.
+  // For tests: the tables' own audit.
   const char* audit() const { return arrays_.table.audit(); }
 
  private:
   friend class Batch;
   struct Arrays {
     Arrays(const ResolvedConfig& config, Carver& carver);
-    PageTable table;
+    SequenceTable table;
     Written written;
-    PageMap* maps;   // [num_groups]
     Batch** owners;  // [max_sequences] the batch whose plan in force has the slot, or null
+    Batch** last;    // [max_sequences] the batch whose plan had the sequence last, in force or not, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
     float* centres;  // of each layer [num_kv_heads][head_dim + value_dim], keys first; zeros = none
   };
@@ -157,9 +156,12 @@ class Cache {
   void check_masks(const StepRows& rows, const AttendCall& call) const;
   void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
+  int32_t collect_leavers(Batch& batch, int32_t num_sequences) const noexcept;
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;
   void scrub(int group, const int32_t* pages, int64_t count, void* stream);
+  void scrub_behind(int32_t slot, int64_t length, void* stream);
+  void scrub_uncleared(void* stream);
 
   ResolvedConfig config_;
   tq_cache_bytes bytes_;

@@ -24,7 +24,10 @@ constexpr int32_t kLayersNamed = 4;
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
 constexpr int64_t kMaxBatchTokens = INT_MAX / 2;
-constexpr int64_t kMaxBytes = 1ll << 56;   // of one part of a cache: sums and offsets stay far from 2^63
+constexpr int64_t kMaxBytes = 1ll << 56;  // of one part of a cache: sums and offsets stay far from 2^63
+// Room for exact copies that a cache has if nothing else is said: kRawTokens or max_tokens / kRawShare of
+// sequences between plans, as far as there are so many, and kRawBatchTokens queries of a plan.
+constexpr int64_t kRawTokens = 4096, kRawShare = 16, kRawBatchTokens = 8192;
 constexpr float kMaxUnit = 1073741824.0f;  // 2^30: keeps every scale finite
 constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT;
 
@@ -129,6 +132,44 @@ void resolve_exact_copies(tq_cache_config& c, ReasonList& reasons) {
   if (c.window_tokens >= 0 && c.sink_tokens >= 0 && c.rollback_tokens >= 0 && sum > INT_MAX)
     reasons.add(kBad, "window_tokens + sink_tokens + rollback_tokens = %lld: must be at most %d", ll(sum),
                 INT_MAX);
+}
+
+// Tokens in whole pages of exact copies.
+int64_t whole_raw_pages(int64_t tokens) {
+  return (tokens + format::kTileTokens - 1) / format::kTileTokens * format::kTileTokens;
+}
+
+// Room for exact copies. What a sequence holds between plans, wherever its pages begin, is `idle`; a plan
+// brings at most one token more for each query.
+void resolve_raw_tokens(tq_cache_config& c, ReasonList& reasons) {
+  const int64_t longest = whole_raw_pages(c.max_sequence_tokens), sinks = whole_raw_pages(c.sink_tokens);
+  const int64_t window = c.window_tokens == 0 ? 0
+                                              : static_cast<int64_t>(c.window_tokens) + c.rollback_tokens +
+                                                    2 * (format::kTileTokens - 1);
+  const int64_t idle = std::min(longest, whole_raw_pages(sinks + window));
+  if (idle == 0) {
+    if (c.max_raw_tokens != 0)
+      reasons.add(kBad, "max_raw_tokens = %lld: without window_tokens and sink_tokens it must be 0",
+                  ll(c.max_raw_tokens));
+    return;
+  }
+  if (c.max_raw_tokens == 0) {
+    const int64_t queries = std::min<int64_t>(c.max_batch_tokens, kRawBatchTokens);
+    const int64_t most = std::min(longest, whole_raw_pages(idle + c.max_batch_tokens));
+    const int64_t between = std::min(checked_mul(idle, c.max_sequences, "max_raw_tokens"),
+                                     std::max(kRawTokens, c.max_tokens / kRawShare));
+    c.max_raw_tokens =
+        std::min(checked_mul(most, c.max_sequences, "max_raw_tokens"), std::max(idle, between) + queries);
+  }
+  if (c.max_raw_tokens < idle)
+    reasons.add(kBad,
+                "max_raw_tokens = %lld: one sequence with window_tokens = %d, rollback_tokens = %d and "
+                "sink_tokens = %d needs %lld",
+                ll(c.max_raw_tokens), c.window_tokens, c.rollback_tokens, c.sink_tokens, ll(idle));
+  else if (c.max_raw_tokens > static_cast<int64_t>(INT_MAX) * format::kTileTokens)
+    reasons.add(kBad, "max_raw_tokens = %lld: must fit 2^31 - 1 pages of %d tokens", ll(c.max_raw_tokens),
+                format::kTileTokens);
+  c.max_raw_tokens = whole_raw_pages(c.max_raw_tokens);
 }
 
 void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {
@@ -267,7 +308,7 @@ int64_t ResolvedConfig::pool_pages(int32_t group, int64_t tokens) const {
 
 void ResolvedConfig::set_max_tokens(int64_t tokens) noexcept {
   config_.max_tokens = tokens;
-  for (int32_t group = 0; group < geometry_.num_groups; group++)
+  for (int32_t group = 0; group < geometry_.num_code_groups(); group++)
     geometry_.groups[group].num_pages = pool_pages(group, tokens);
 }
 
@@ -295,7 +336,17 @@ void ResolvedConfig::build_geometry() {
   g.max_batch_tokens = c.max_batch_tokens;
   g.window_tokens = c.window_tokens;
   g.sink_tokens = c.sink_tokens;
-  g.ring_tokens = c.window_tokens > 0 ? c.window_tokens + c.rollback_tokens : 0;
+  g.raw_group = -1;
+  if (c.max_raw_tokens > 0) {
+    g.raw_group = g.num_groups++;
+    PageGroup& raw = g.groups[g.raw_group];
+    raw = PageGroup{format::kTileTokens, c.max_raw_tokens / format::kTileTokens,
+                    (c.max_sequence_tokens - 1) / format::kTileTokens + 1};
+    raw.window = c.window_tokens;
+    raw.sink_tokens = c.sink_tokens;
+    raw.rollback = c.rollback_tokens;
+    raw.layer = -1;
+  }
   g.num_threads = c.num_threads;
   g.device_id = c.device_id;
   g.zero_on_free = !(c.flags & TQ_FLAG_NO_ZERO_ON_FREE);
@@ -324,12 +375,12 @@ void ResolvedConfig::check_sizes(ReasonList& reasons) const {
     if (pages > kMaxBytes)
       reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
                   ll(pages));
-    const int64_t raw = checked_mul(
-        checked_mul(checked_mul(fp16_token_bytes(), 2, "window_tokens"), g.raw_tokens(), "window_tokens"),
-        g.max_sequences, "window_tokens");
+    const int64_t raw = g.has_exact() ? checked_mul(g.group_page_bytes(g.raw_group),
+                                                    g.groups[g.raw_group].num_pages, "max_raw_tokens")
+                                      : 0;
     if (raw > kMaxBytes)
-      reasons.add(kBad, "window_tokens = %d: %lld bytes of exact copies, more than 2^56", g.window_tokens,
-                  ll(raw));
+      reasons.add(kBad, "max_raw_tokens = %lld: %lld bytes of exact copies, more than 2^56",
+                  ll(config_.max_raw_tokens), ll(raw));
     const int64_t table = checked_mul(g.max_sequences, g.groups[0].max_sequence_pages, "max_sequence_tokens");
     if (table > kMaxBytes / 4)
       reasons.add(kBad, "max_sequence_tokens = %lld: %lld page table entries",
@@ -363,6 +414,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_threads_and_pool(c, reasons);
   resolve_allocator(reasons);
   check_reserve(reasons);
+  if (reasons.empty()) resolve_raw_tokens(c, reasons);
   const bool well_formed = reasons.empty();
   if (device_known) check_device(device(), c.device_id, reasons);
   if (well_formed) {

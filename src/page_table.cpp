@@ -1,272 +1,340 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pages, references, lengths; see page_table.h.
+// Pages and references; see page_table.h.
 #include "page_table.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 namespace tq {
+namespace {
+
+long long ll(int64_t x) { return static_cast<long long>(x); }
+
+// Tokens that lie between two kept parts are none if these meet.
+KeptTokens joined(KeptTokens kept) {
+  if (kept.first <= kept.sink_end) kept.first = 0;
+  return kept;
+}
+
+// First token that a sequence keeps beside its sinks once a plan with these queries has brought it to `end`.
+int64_t keeps_from(const PageGroup& group, int64_t end, int64_t query_tokens) {
+  if (group.window == kAllTokens) return 0;
+  if (group.window == 0) return end;
+  return std::max<int64_t>(0, end - group.window - std::max(query_tokens - 1, group.rollback));
+}
+
+}  // namespace
 
 PageTable::PageTable(const PageTableLimits& limits, Carver& carver) : limits_(limits) {
+  const PageGroup& group = limits.group;
   rows_ = carver.take<Row>(limits.max_sequences);
-  table_ = carver.take<int32_t>(
-      checked_mul(limits.max_sequences, limits.max_sequence_pages, "page table entries"));
-  references_ = carver.take<int32_t>(limits.most_pages);
-  free_pages_ = carver.take<int32_t>(limits.most_pages);
-  free_slots_ = carver.take<int32_t>(limits.max_sequences);
-  list_ = carver.take<int32_t>(limits.max_sequence_pages);
-  growth_ = carver.take<Growth>(limits.max_batch_sequences);
-  first_changed_ = carver.take<int64_t>(limits.max_batch_sequences);
+  table_ =
+      carver.take<int32_t>(checked_mul(limits.max_sequences, group.max_sequence_pages, "page table entries"));
+  references_ = carver.take<int32_t>(group.most_pages());
+  free_ = carver.take<int32_t>(group.most_pages());
+  given_ = carver.take<int32_t>(group.most_pages());
+  list_ = carver.take<int32_t>(group.max_sequence_pages);
+  changes_ = carver.take<Change>(2 * static_cast<int64_t>(limits.max_batch_sequences));
+  first_changed_ = carver.take<int64_t>(2 * static_cast<int64_t>(limits.max_batch_sequences));
   copies_ = carver.take<PageCopy>(limits.max_batch_sequences);
   copy_owner_ = carver.take<int32_t>(limits.max_batch_sequences);
 }
 
 void PageTable::reset() noexcept {
-  // Stacks are filled downwards, so that low ids go first.
-  for (int32_t slot = 0; slot < limits_.max_sequences; slot++) {
-    rows_[slot] = Row{};
-    free_slots_[slot] = limits_.max_sequences - 1 - slot;
-  }
-  for (int64_t page = 0; page < limits_.num_pages; page++) {
+  for (int32_t slot = 0; slot < limits_.max_sequences; slot++) rows_[slot] = Row{};
+  // The stack is filled downwards, so that low ids go first.
+  for (int64_t page = 0; page < limits_.group.num_pages; page++) {
     references_[page] = 0;
-    free_pages_[page] = static_cast<int32_t>(limits_.num_pages - 1 - page);
+    free_[page] = static_cast<int32_t>(limits_.group.num_pages - 1 - page);
   }
-  num_free_slots_ = limits_.max_sequences;
-  num_free_pages_ = limits_.num_pages;
+  num_free_ = limits_.group.num_pages;
 }
 
 void PageTable::grow(int64_t num_pages) noexcept {
-  const int64_t added = num_pages - limits_.num_pages;
-  assert(added >= 0 && num_pages <= limits_.most_pages);
+  const int64_t before = limits_.group.num_pages, added = num_pages - before;
+  assert(added >= 0 && num_pages <= limits_.group.most_pages());
   // Below what the stack holds: pages of the old pool go first.
-  memmove(free_pages_ + added, free_pages_, static_cast<size_t>(num_free_pages_) * sizeof(int32_t));
+  memmove(free_ + added, free_, static_cast<size_t>(num_free_) * sizeof(int32_t));
   for (int64_t i = 0; i < added; i++) {
-    free_pages_[i] = static_cast<int32_t>(num_pages - 1 - i);
-    references_[limits_.num_pages + i] = 0;
+    free_[i] = static_cast<int32_t>(num_pages - 1 - i);
+    references_[before + i] = 0;
   }
-  num_free_pages_ += added;
-  limits_.num_pages = num_pages;
+  num_free_ += added;
+  limits_.group.num_pages = num_pages;
 }
 
-int32_t PageTable::find(int64_t id, const char* argument) const {
-  const int64_t slot = (id & 0xFFFFFFFF) - 1, generation = id >> 32;
-  const bool known =
-      slot >= 0 && slot < limits_.max_sequences && rows_[slot].alive && rows_[slot].generation == generation;
-  TQ_CHECK(known, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument,
-           static_cast<long long>(id), static_cast<unsigned long long>(id));
-  return static_cast<int32_t>(slot);
+// ---- what is kept ----
+
+PageTable::Pages PageTable::held(const KeptTokens& kept) const {
+  const int64_t sink_end = pages_for(kept.sink_end);
+  if (kept.first >= kept.end) return Pages{sink_end, sink_end, sink_end};
+  const int64_t first = std::max(sink_end, kept.first / limits_.group.page_size);
+  return Pages{sink_end, first, std::max(first, pages_for(kept.end))};
+}
+
+bool PageTable::holds(const KeptTokens& kept, int64_t page) const {
+  const Pages pages = held(kept);
+  return page < pages.sink_end || (page >= pages.first && page < pages.end);
+}
+
+KeptTokens PageTable::grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const {
+  KeptTokens to = {from.sink_end, from.first, from.end + new_tokens};
+  // A sequence that has lost one of its first tokens' pages has lost it for good.
+  if (from.sink_end == from.end)
+    to.sink_end = std::max(from.sink_end, std::min(limits_.group.sink_tokens, to.end));
+  to.first = std::max(from.first, keeps_from(limits_.group, to.end, query_tokens));
+  return joined(to);
+}
+
+KeptTokens PageTable::shortened(const KeptTokens& from, int64_t length) {
+  return joined(KeptTokens{std::min(from.sink_end, length), std::min(from.first, length), length});
+}
+
+template <typename Visit>
+void PageTable::for_each_given(const Change& change, const Visit& visit) const {
+  const Pages from = held(change.from), to = held(change.to);
+  for (int64_t i = std::max(from.first, to.sink_end); i < std::min(from.end, to.first); i++) visit(i);
+}
+
+template <typename Visit>
+void PageTable::for_each_taken(const Change& change, const Visit& visit) const {
+  const Pages from = held(change.from), to = held(change.to);
+  // Sinks grow only in a sequence that is all sinks.
+  for (int64_t i = from.sink_end; i < to.sink_end; i++) visit(i);
+  for (int64_t i = std::max({from.end, to.first, to.sink_end}); i < to.end; i++) visit(i);
+}
+
+template <typename Visit>
+void PageTable::for_each_dropped(const KeptTokens& before, const KeptTokens& after,
+                                 const Visit& visit) const {
+  const Pages from = held(before), to = held(after);
+  for (int64_t i = to.sink_end; i < from.sink_end; i++) visit(i);
+  for (int64_t i = std::max(from.first, to.end); i < from.end; i++) visit(i);
+}
+
+int64_t PageTable::shared_tail(const Change& change) const {
+  const int64_t page = change.from.end / limits_.group.page_size;
+  if (change.to.end == change.from.end || change.from.end % limits_.group.page_size == 0) return -1;
+  return holds(change.from, page) && holds(change.to, page) ? page : -1;
+}
+
+int64_t PageTable::least_length(int32_t slot) const {
+  const KeptTokens& kept = rows_[slot].kept;
+  return kept.first == 0 ? 0 : std::min(kept.end, kept.first + limits_.group.window);
+}
+
+bool PageTable::shares(int32_t slot, int64_t first) const {
+  const KeptTokens& kept = rows_[slot].kept;
+  for (int64_t page = first / limits_.group.page_size; page < pages_for(kept.end); page++)
+    if (holds(kept, page) && references_[pages(slot)[page]] > 1) return true;
+  return false;
 }
 
 // ---- sequences ----
 
-int32_t PageTable::prepare_slot() const {
-  TQ_CHECK(num_free_slots_ > 0, Status::kCapacity, "max_sequences = %d: all are alive",
-           limits_.max_sequences);
-  return free_slots_[num_free_slots_ - 1];
-}
-
-int64_t PageTable::commit_create() noexcept {
-  assert(num_free_slots_ > 0);
-  const int32_t slot = free_slots_[--num_free_slots_];
-  const int32_t last = rows_[slot].generation;
-  rows_[slot] = Row{};
-  rows_[slot].generation = last == std::numeric_limits<int32_t>::max() ? 1 : last + 1;
-  rows_[slot].alive = true;
-  return id(slot);
-}
-
-int64_t PageTable::commit_fork(int32_t source) noexcept {
-  const int64_t result = commit_create();
-  const int32_t slot = static_cast<int32_t>(result & 0xFFFFFFFF) - 1;
-  Row& row = rows_[slot];
-  const Row& from = rows_[source];
-  assert(from.alive && slot != source);
-  row.length = from.length;
-  row.num_pages = from.num_pages;
-  row.ring_first = from.ring_first;
-  if (from.num_pages > 0)
-    memcpy(row_pages(slot), row_pages(source), static_cast<size_t>(from.num_pages) * sizeof(int32_t));
-  for (int64_t i = 0; i < from.num_pages; i++) references_[row_pages(slot)[i]]++;
-  total_tokens_ += row.length;
-  return result;
-}
-
-bool PageTable::shares(int32_t slot, int64_t first) const {
-  for (int64_t page = first / limits_.page_size; page < rows_[slot].num_pages; page++)
-    if (references_[pages(slot)[page]] > 1) return true;
-  return false;
+void PageTable::commit_fork(int32_t source, int32_t target) noexcept {
+  Row& row = rows_[target];
+  row.kept = grown(rows_[source].kept, 0, 0);
+  row.shown_pages = 0;
+  const int64_t count = pages_for(row.kept.end);
+  if (count > 0) memcpy(row_pages(target), row_pages(source), static_cast<size_t>(count) * sizeof(int32_t));
+  for_each_taken(Change{target, KeptTokens{}, row.kept},
+                 [&](int64_t i) { references_[row_pages(target)[i]]++; });
 }
 
 const int32_t* PageTable::exclusive_pages(int32_t slot, int64_t length, int64_t* count) {
   int64_t n = 0;
-  for (int64_t i = pages_for(length); i < rows_[slot].num_pages; i++)
+  const KeptTokens& from = rows_[slot].kept;
+  for_each_dropped(from, shortened(from, length), [&](int64_t i) {
     if (references_[row_pages(slot)[i]] == 1) list_[n++] = row_pages(slot)[i];
+  });
   *count = n;
   return list_;
 }
 
-void PageTable::drop_pages(int32_t slot, int64_t keep) noexcept {
-  Row& row = rows_[slot];
-  // From the end, so that pages leave the stack again in the order of the tokens.
-  for (int64_t i = row.num_pages - 1; i >= keep; i--) {
-    const int32_t page = row_pages(slot)[i];
-    assert(references_[page] > 0);
-    if (--references_[page] == 0) free_pages_[num_free_pages_++] = page;
-  }
-  row.num_pages = keep;
-  row.shown_pages = std::min(row.shown_pages, keep);
-}
-
 void PageTable::commit_truncate(int32_t slot, int64_t length) noexcept {
   Row& row = rows_[slot];
-  assert(row.alive && length >= 0 && length <= row.length);
-  drop_pages(slot, pages_for(length));
-  total_tokens_ -= row.length - length;
-  row.length = length;
-  row.ring_first = std::min(row.ring_first, length);
-}
-
-void PageTable::commit_free(int32_t slot) noexcept {
-  commit_truncate(slot, 0);
-  rows_[slot].alive = false;
-  free_slots_[num_free_slots_++] = slot;
+  assert(length >= 0 && length <= row.kept.end);
+  const KeptTokens to = shortened(row.kept, length);
+  const int64_t before = num_free_;
+  for_each_dropped(row.kept, to, [&](int64_t i) {
+    const int32_t page = row_pages(slot)[i];
+    assert(references_[page] > 0);
+    if (--references_[page] == 0) free_[num_free_++] = page;
+  });
+  // Pages leave the stack again in the order of the tokens.
+  std::reverse(free_ + before, free_ + num_free_);
+  for (int64_t i = before; leave_uncleared_ && i < num_free_; i++) given_[num_given_++] = free_[i];
+  leave_uncleared_ = false;
+  row.kept = to;
+  row.shown_pages = std::min(row.shown_pages, pages_for(length));
 }
 
 // ---- growth ----
 
-void PageTable::restore_tails() noexcept {
-  for (int64_t i = 0; i < num_copies_; i++) references_[copies_[i].source]++;
-  num_copies_ = 0;
+void PageTable::check_visible(const Growth& growth, int32_t index) const {
+  const PageGroup& group = limits_.group;
+  const KeptTokens& kept = rows_[growth.slot].kept;
+  const int64_t position = kept.end + growth.new_tokens - growth.query_tokens;
+  if (growth.query_tokens == 0 || kept.first == 0 || position - group.window + 1 >= kept.first) return;
+  throw Error(
+      Status::kInvalidState,
+      "query_tokens[%d] = %lld: the first query, at position %lld, sees the last %lld tokens in layer "
+      "%d, which keeps those from %lld on",
+      index, ll(growth.query_tokens), ll(position), ll(group.window), group.layer, ll(kept.first));
 }
 
-void PageTable::prepare_growth(const Growth* growth, int32_t count) {
-  assert(count <= limits_.max_batch_sequences);
-  num_copies_ = 0;
-  num_taken_ = 0;
-  num_growth_ = 0;
+void PageTable::restore_references() noexcept {
+  for (int64_t i = 0; i < num_copies_; i++) references_[copies_[i].source]++;
+  for (int32_t i = 0; i < num_changes_; i++)
+    for_each_given(changes_[i], [&](int64_t page) { references_[pages(changes_[i].slot)[page]]++; });
+  num_changes_ = 0;
+  num_copies_ = num_given_ = 0;
+  num_taken_free_ = num_taken_given_ = 0;
+}
+
+void PageTable::refuse_growth(int64_t taken) {
+  const PageGroup& group = limits_.group;
+  const int64_t copies = num_copies_, given = num_given_;
+  restore_references();
+  char back[96] = "";
+  if (given > 0)
+    snprintf(back, sizeof back, ", and it gives back %lld, which cannot serve as copies", ll(given));
+  if (group.layer < 0)
+    throw Error(
+        Status::kCapacity,
+        "max_raw_tokens = %lld: the plan needs %lld more pages of %d exact tokens (%lld of them to copy "
+        "shared ones), %lld of %lld are free%s; plan fewer query tokens at once, or raise max_raw_tokens",
+        ll(group.num_pages * group.page_size), ll(taken + copies), group.page_size, ll(copies), ll(num_free_),
+        ll(group.num_pages), back);
+  throw Error(Status::kCapacity,
+              "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), "
+              "%lld of %lld are free%s",
+              ll(taken + copies), group.page_size, ll(copies), ll(num_free_), ll(group.num_pages), back);
+}
+
+int32_t PageTable::next_page() noexcept {
+  if (num_taken_free_ < num_free_) return free_[num_free_ - ++num_taken_free_];
+  return given_[num_given_ - ++num_taken_given_];
+}
+
+void PageTable::prepare_growth(const Growth* growth, int32_t planned, int32_t count) {
+  assert(count <= 2 * limits_.max_batch_sequences && num_given_ == 0 && num_changes_ == 0);
+  num_planned_ = planned;
+  int64_t taken = 0;
   for (int32_t i = 0; i < count; i++) {
-    const int64_t length = rows_[growth[i].slot].length;
-    TQ_CHECK(growth[i].new_tokens <= limits_.max_sequence_tokens - length, Status::kCapacity,
-             "new_tokens[%d] = %lld: the sequence has %lld tokens, max_sequence_tokens = %lld", i,
-             static_cast<long long>(growth[i].new_tokens), static_cast<long long>(length),
-             static_cast<long long>(limits_.max_sequence_tokens));
+    const Row& row = rows_[growth[i].slot];
+    const bool leaves = i >= planned;
+    changes_[i] =
+        Change{growth[i].slot, row.kept,
+               grown(row.kept, leaves ? 0 : growth[i].new_tokens, leaves ? 0 : growth[i].query_tokens)};
+    first_changed_[i] = row.shown_pages;
+    num_changes_++;
+    for_each_taken(changes_[i], [&](int64_t) { taken++; });
+    for_each_given(changes_[i], [&](int64_t page) {
+      const int32_t id = pages(growth[i].slot)[page];
+      if (--references_[id] == 0) given_[num_given_++] = id;
+    });
   }
   // A tail that several sequences of this plan share: all but the last of them to come need a copy, if nobody
   // else holds it. So references are taken back as copies are found.
-  int64_t added = 0;
-  for (int32_t i = 0; i < count; i++) {
-    const Row& row = rows_[growth[i].slot];
-    growth_[i] = growth[i];
-    first_changed_[i] = row.shown_pages;
-    added += pages_for(row.length + growth[i].new_tokens) - row.num_pages;
-    if (growth[i].new_tokens == 0 || row.length % limits_.page_size == 0) continue;
-    const int32_t tail = row_pages(growth[i].slot)[row.num_pages - 1];
-    if (references_[tail] == 1) continue;
-    references_[tail]--;
-    copies_[num_copies_] = PageCopy{tail, -1};
+  for (int32_t i = 0; i < planned; i++) {
+    const int64_t tail = shared_tail(changes_[i]);
+    if (tail < 0) continue;
+    const int32_t id = pages(growth[i].slot)[tail];
+    if (references_[id] == 1) continue;
+    references_[id]--;
+    copies_[num_copies_] = PageCopy{id, static_cast<int32_t>(tail)};
     copy_owner_[num_copies_++] = i;
   }
-  if (added + num_copies_ > num_free_pages_) {
-    const int64_t copies = num_copies_;
-    restore_tails();
-    throw Error(Status::kCapacity,
-                "new_tokens: the plan needs %lld more pages of %d tokens (%lld of them to copy shared ones), "
-                "%lld of %lld are free",
-                static_cast<long long>(added + copies), limits_.page_size, static_cast<long long>(copies),
-                static_cast<long long>(num_free_pages_), static_cast<long long>(limits_.num_pages));
-  }
-  // From here on nothing fails. Entries behind a row's own pages are nobody's, so they may be filled already.
-  num_growth_ = count;
+  if (num_copies_ > num_free_ || num_copies_ + taken > num_free_ + num_given_) refuse_growth(taken);
+  // From here on nothing fails. Entries that a row does not hold are nobody's, so they may be filled already.
   for (int64_t i = 0; i < num_copies_; i++) {
-    const int32_t owner = copy_owner_[i], slot = growth_[owner].slot;
-    const int64_t tail = rows_[slot].num_pages - 1;
-    copies_[i].target = free_pages_[num_free_pages_ - ++num_taken_];
-    row_pages(slot)[tail] = copies_[i].target;
+    const int32_t owner = copy_owner_[i];
+    const int64_t tail = copies_[i].target;
+    copies_[i].target = row_pages(changes_[owner].slot)[tail] = next_page();
     first_changed_[owner] = std::min(first_changed_[owner], tail);
   }
-  for (int32_t i = 0; i < count; i++)
-    for (int64_t page = rows_[growth_[i].slot].num_pages; page < pages_planned(i); page++)
-      row_pages(growth_[i].slot)[page] = free_pages_[num_free_pages_ - ++num_taken_];
-}
-
-int64_t PageTable::raw_first_planned(int32_t index) const {
-  const int64_t length = length_planned(index);
-  return std::max(rows_[growth_[index].slot].ring_first,
-                  length - std::min<int64_t>(length, limits_.ring_tokens));
+  for (int32_t i = 0; i < planned; i++) {
+    const Change& change = changes_[i];
+    int32_t* row = row_pages(change.slot);
+    for (int64_t page = pages_for(change.from.end);
+         limits_.group.window != kAllTokens && page < pages_for(change.to.end); page++)
+      row[page] = 0;
+    for_each_taken(change, [&](int64_t page) {
+      row[page] = next_page();
+      first_changed_[i] = std::min(first_changed_[i], page);
+    });
+  }
 }
 
 void PageTable::commit_growth() noexcept {
   for (int64_t i = 0; i < num_copies_; i++) references_[copies_[i].target] = 1;
-  for (int32_t i = 0; i < num_growth_; i++) {
-    Row& row = rows_[growth_[i].slot];
-    const int64_t length = length_planned(i), num_pages = pages_planned(i);
-    for (int64_t page = row.num_pages; page < num_pages; page++)
-      references_[row_pages(growth_[i].slot)[page]] = 1;
-    row.ring_first = raw_first_planned(i);
-    row.num_pages = row.shown_pages = num_pages;
-    row.length = length;
-    total_tokens_ += growth_[i].new_tokens;
+  for (int32_t i = 0; i < num_changes_; i++) {
+    const Change& change = changes_[i];
+    Row& row = rows_[change.slot];
+    for_each_taken(change, [&](int64_t page) { references_[pages(change.slot)[page]] = 1; });
+    row.kept = change.to;
+    if (i < num_planned_) row.shown_pages = pages_for(change.to.end);
   }
-  num_free_pages_ -= num_taken_;
-  num_growth_ = 0;
-  num_copies_ = num_taken_ = 0;
+  num_free_ -= num_taken_free_;
+  num_given_ -= num_taken_given_;
+  for (int64_t i = 0; i < num_given_; i++) free_[num_free_++] = given_[i];
+  num_changes_ = 0;
+  num_copies_ = 0;
+  num_taken_free_ = num_taken_given_ = 0;
 }
 
 void PageTable::cancel_growth() noexcept {
   for (int64_t i = 0; i < num_copies_; i++) {
-    const int32_t slot = growth_[copy_owner_[i]].slot;
-    row_pages(slot)[rows_[slot].num_pages - 1] = copies_[i].source;
+    const Change& change = changes_[copy_owner_[i]];
+    row_pages(change.slot)[shared_tail(change)] = copies_[i].source;
   }
-  restore_tails();
-  num_growth_ = 0;
-  num_taken_ = 0;
+  restore_references();
 }
 
 // ---- for tests ----
 
 const char* PageTable::audit() const {
-  std::vector<int64_t> count(static_cast<size_t>(limits_.num_pages), 0);
-  int64_t tokens = 0;
-  int32_t alive = 0;
+  const PageGroup& group = limits_.group;
+  std::vector<int64_t> count(static_cast<size_t>(group.num_pages), 0);
   for (int32_t slot = 0; slot < limits_.max_sequences; slot++) {
-    const Row& row = rows_[slot];
-    if (!row.alive) {
-      if (row.num_pages != 0 || row.length != 0) return "a dead slot holds pages";
-      continue;
-    }
-    alive++;
-    tokens += row.length;
-    if (row.length < 0 || row.length > limits_.max_sequence_tokens) return "length out of range";
-    if (row.num_pages != pages_for(row.length)) return "number of pages does not follow from the length";
-    if (row.ring_first < 0 || row.ring_first > row.length) return "ring_first out of range";
-    if (row.length - row.ring_first > limits_.ring_tokens) return "more ring copies than places";
-    if (row.shown_pages > row.num_pages) return "more pages shown than held";
-    for (int64_t i = 0; i < row.num_pages; i++) {
+    const KeptTokens& kept = rows_[slot].kept;
+    if (kept.end < 0 || pages_for(kept.end) > group.max_sequence_pages) return "length out of range";
+    if (kept.sink_end < 0 || kept.sink_end > std::min(group.sink_tokens, kept.end))
+      return "sink_end out of range";
+    if (kept.first < 0 || kept.first > kept.end || (kept.first > 0 && kept.first <= kept.sink_end))
+      return "first kept token out of range";
+    if (group.window == kAllTokens && kept.first > 0) return "a token is lost";
+    if (rows_[slot].shown_pages > pages_for(kept.end)) return "more pages shown than there are";
+    for (int64_t i = 0; i < pages_for(kept.end); i++) {
       const int32_t page = pages(slot)[i];
-      if (page < 0 || page >= limits_.num_pages) return "page id out of range";
+      if (page < 0 || page >= group.num_pages) return "page id out of range";
+      if (!holds(kept, i)) continue;
       for (int64_t j = 0; j < i; j++)
-        if (pages(slot)[j] == page) return "a sequence holds a page twice";
+        if (holds(kept, j) && pages(slot)[j] == page) return "a sequence holds a page twice";
       count[static_cast<size_t>(page)]++;
     }
   }
   int64_t unused = 0;
-  for (int64_t page = 0; page < limits_.num_pages; page++) {
+  for (int64_t page = 0; page < group.num_pages; page++) {
     if (count[static_cast<size_t>(page)] != references_[page])
       return "reference count differs from the references";
     unused += references_[page] == 0;
   }
-  if (unused != num_free_pages_) return "number of free pages differs";
-  for (int64_t i = 0; i < num_free_pages_; i++) {
-    if (references_[free_pages_[i]] != 0) return "a free page is referenced";
-    if (count[static_cast<size_t>(free_pages_[i])]++ != 0) return "a page is free twice";
+  if (unused != num_free_) return "number of free pages differs";
+  for (int64_t i = 0; i < num_free_; i++) {
+    if (references_[free_[i]] != 0) return "a free page is referenced";
+    if (count[static_cast<size_t>(free_[i])]++ != 0) return "a page is free twice";
   }
-  if (alive != num_sequences()) return "number of sequences differs";
-  if (tokens != total_tokens_) return "number of tokens differs";
-  if (num_growth_ != 0 || num_copies_ != 0 || num_taken_ != 0) return "a growth is pending";
+  for (int64_t i = 0; i < num_given_; i++)
+    if (references_[given_[i]] != 0) return "a page is in use and to be cleared";
+  if (num_changes_ != 0 || num_copies_ != 0 || num_taken_free_ + num_taken_given_ != 0)
+    return "a growth is pending";
   return "";
 }
 

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which pages hold which tokens of which sequence. Pure host bookkeeping: free list, reference counts (a fork
-// shares its source's pages), lengths, generations, and how far back the ring of raw copies reaches. It knows
-// nothing of bytes, layers or devices.
+// Which pages hold which tokens of which sequence, in one page group. Pure host bookkeeping: free list,
+// reference counts (a fork shares its source's pages), and which tokens of a sequence are kept. It knows
+// nothing of bytes, layers or devices; ids are SequenceTable's.
 //
 // Changes come in two steps, so that device work can stand between them and failure is atomic: prepare
 // computes and checks everything and throws without a trace; commit cannot fail. All arrays lie in memory
 // given at construction; nothing allocates later.
 //
-// The ring. Token i of a sequence has its raw copy in ring place i mod R, R = window + rollback. Appending up
-// to length L leaves there the tokens L-R .. L-1, whatever was there before, so with V = first token with a
-// valid copy: append gives V = max(V, L - R). Truncating to n overwrites nothing: the copies V .. n-1 stay, V
-// = min(V, n). Tokens appended again after that are valid again, and the places of the tokens cut off are
-// simply overwritten; what the longer sequence had pushed out of the ring stays lost.
+// What is kept. A group whose window is not kAllTokens keeps the first sink_tokens of a sequence and those
+// that rows to come can see: a plan that brings it to length L with q queries keeps the tokens from
+// L - window - max(q - 1, rollback) on. So every query of the plan sees its whole window, and so does the
+// next query after a truncate by up to `rollback`. Pages in front are given back by the plan and may be taken
+// by it: until its append nothing writes them, and a plan that fails leaves the old one whole. Copies of
+// shared pages are made before the new plan is in force, so they go to pages that were free before.
 #pragma once
 #include "host_block.h"
 #include "requests.h"
@@ -21,18 +22,19 @@ namespace tq {
 struct PageTableLimits {
   int32_t max_sequences;
   int32_t max_batch_sequences;
-  int32_t page_size;
-  int64_t num_pages;
-  int64_t most_pages;  // what num_pages may grow to, at least itself
-  int64_t max_sequence_pages;
-  int64_t max_sequence_tokens;
-  int32_t ring_tokens;
+  PageGroup group;
 };
 
 // One sequence's share of a plan.
 struct Growth {
   int32_t slot;
-  int64_t new_tokens;
+  int64_t new_tokens, query_tokens;
+};
+
+// Tokens of a sequence that a group keeps: [0, sink_end) and [first, end), end being the sequence's length.
+// first is 0 if they meet.
+struct KeptTokens {
+  int64_t sink_end, first, end;
 };
 
 class PageTable {
@@ -41,93 +43,110 @@ class PageTable {
   PageTable(const PageTableLimits& limits, Carver& carver);
   // Empties the table; once, when the memory is real.
   void reset() noexcept;
-  // More pages, up to most_pages.
+  // More pages, up to the group's most_pages.
   void grow(int64_t num_pages) noexcept;
 
-  // ---- ids ----
-  // Slot of a live sequence; INVALID_ARGUMENT naming `argument` otherwise.
-  int32_t find(int64_t id, const char* argument) const;
-  int64_t id(int32_t slot) const { return static_cast<int64_t>(rows_[slot].generation) << 32 | (slot + 1); }
-  bool alive(int32_t slot) const { return rows_[slot].alive; }
-
   // ---- figures ----
-  int64_t length(int32_t slot) const { return rows_[slot].length; }
-  int64_t pages_of(int32_t slot) const { return rows_[slot].num_pages; }
+  const PageGroup& group() const { return limits_.group; }
+  const KeptTokens& kept(int32_t slot) const { return rows_[slot].kept; }
+  // Whether a page holds tokens of this index, as far as it is in the row at all.
+  bool holds(const KeptTokens& kept, int64_t page) const;
   // Whether another sequence holds a page of the tokens from `first` on.
   bool shares(int32_t slot, int64_t first) const;
   const int32_t* pages(int32_t slot) const { return map().row(slot); }
-  // Rows are slots; first_changed is by index of the growth in hand.
-  PageMap map() const { return PageMap{table_, limits_.max_sequence_pages, first_changed_}; }
-  // First token that has a valid copy in the ring; length() if none has.
-  int64_t raw_first(int32_t slot) const { return rows_[slot].ring_first; }
-  int32_t num_sequences() const { return limits_.max_sequences - num_free_slots_; }
-  int64_t total_tokens() const { return total_tokens_; }
-  int64_t pages_used() const { return limits_.num_pages - num_free_pages_; }
+  // Rows are slots; first_changed is by index of the growth in hand. An entry below the length's that is not
+  // held is the id of some page.
+  PageMap map() const { return PageMap{table_, limits_.group.max_sequence_pages, first_changed_}; }
+  int64_t pages_used() const { return limits_.group.num_pages - num_free_; }
+  // Least length to which the sequence can be truncated so that what comes next sees all it should, beside
+  // lengths that lie in the sinks.
+  int64_t least_length(int32_t slot) const;
 
   // ---- sequences ----
-  // CAPACITY if no slot is free; else the slot that the next commit_create or commit_fork takes.
-  int32_t prepare_slot() const;
-  int64_t commit_create() noexcept;
-  int64_t commit_fork(int32_t source) noexcept;
-  // Pages that only this sequence holds behind its first `length` tokens; they become free with
-  // commit_truncate / commit_free. The list is valid until the next call.
+  // The fork keeps what a plan without queries would.
+  void commit_fork(int32_t source, int32_t target) noexcept;
+  // Pages that only this sequence holds and that a truncate to `length` makes free. The list is valid until
+  // the next call.
   const int32_t* exclusive_pages(int32_t slot, int64_t length, int64_t* count);
   void commit_truncate(int32_t slot, int64_t length) noexcept;
-  void commit_free(int32_t slot) noexcept;
+  // The pages that the next commit_truncate makes free are to be cleared later, like those given back.
+  void leave_uncleared() noexcept { leave_uncleared_ = true; }
 
   // ---- growth ----
+  // INVALID_STATE, naming query_tokens[index], if a query would see tokens that are not kept.
+  void check_visible(const Growth& growth, int32_t index) const;
   // Checks that all sequences (distinct) can grow together and shows the result through *_planned; CAPACITY,
-  // nothing changed, otherwise. A shared page that would be written is replaced by a new one and listed in
-  // copies(). Then either commit_growth or cancel_growth.
-  void prepare_growth(const Growth* growth, int32_t count);
+  // nothing changed, otherwise. The first `planned` are the plan's; the others leave a plan and give back
+  // what it needed. A shared page that would be written is replaced by a new one and listed in copies(). Then
+  // either commit_growth or cancel_growth.
+  void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
   const PageCopy* copies() const { return copies_; }
   int64_t num_copies() const { return num_copies_; }
   void commit_growth() noexcept;
   void cancel_growth() noexcept;
   // The sequence as it will be; pages() is already the planned row.
-  int64_t pages_planned(int32_t index) const { return pages_for(length_planned(index)); }
-  int64_t length_planned(int32_t index) const {
-    return rows_[growth_[index].slot].length + growth_[index].new_tokens;
+  const KeptTokens& kept_planned(int32_t index) const { return changes_[index].to; }
+  // Free pages that hold old tokens: what the last growth gave back and did not take. To be cleared, or not,
+  // and then forgotten before the next growth is prepared.
+  const int32_t* uncleared(int64_t* count) const {
+    *count = num_given_;
+    return given_;
   }
-  int64_t raw_first_planned(int32_t index) const;
-  // First page whose id differs from what the sequence's last committed plan showed.
-  int64_t first_changed_page(int32_t index) const { return first_changed_[index]; }
+  void forget_uncleared() noexcept { num_given_ = 0; }
 
   // For tests: "" or what is wrong. Counts all references anew.
   const char* audit() const;
 
  private:
   struct Row {
-    int64_t length, num_pages;
-    int64_t ring_first;   // V above
-    int64_t shown_pages;  // leading page ids that the last plan showed and that are unchanged since
-    int32_t generation;
-    bool alive;
+    KeptTokens kept;
+    int64_t shown_pages;  // leading entries that the last plan showed and that are unchanged since
+  };
+  struct Change {
+    int32_t slot;
+    KeptTokens from, to;
+  };
+  // Held pages: [0, sink_end) and [first, end), sink_end <= first <= end.
+  struct Pages {
+    int64_t sink_end, first, end;
   };
 
-  int64_t pages_for(int64_t tokens) const { return (tokens + limits_.page_size - 1) / limits_.page_size; }
-  int32_t* row_pages(int32_t slot) { return table_ + slot * limits_.max_sequence_pages; }
-  void drop_pages(int32_t slot, int64_t keep) noexcept;
-  // Gives back the references that prepare_growth took from shared tails.
-  void restore_tails() noexcept;
+  int64_t pages_for(int64_t tokens) const { return limits_.group.pages_for(tokens); }
+  int32_t* row_pages(int32_t slot) { return table_ + slot * limits_.group.max_sequence_pages; }
+  Pages held(const KeptTokens& kept) const;
+  KeptTokens grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const;
+  static KeptTokens shortened(const KeptTokens& from, int64_t length);
+  // visit(index) for the pages that the change gives back, takes; in rising order.
+  template <typename Visit>
+  void for_each_given(const Change& change, const Visit& visit) const;
+  template <typename Visit>
+  void for_each_taken(const Change& change, const Visit& visit) const;
+  template <typename Visit>
+  void for_each_dropped(const KeptTokens& from, const KeptTokens& to, const Visit& visit) const;
+  // Index of the page that holds old tokens and gets new ones, or -1.
+  int64_t shared_tail(const Change& change) const;
+  // Puts the references back as they were before prepare_growth.
+  void restore_references() noexcept;
+  [[noreturn]] void refuse_growth(int64_t taken);
+  int32_t next_page() noexcept;
 
   PageTableLimits limits_;
   Row* rows_;               // [max_sequences]
   int32_t* table_;          // [max_sequences][max_sequence_pages]
-  int32_t* references_;     // [most_pages], 0 = free
-  int32_t* free_pages_;     // [most_pages] stack
-  int32_t* free_slots_;     // [max_sequences] stack
+  int32_t* references_;     // [most_pages], 0 = free, or given back by the prepared growth
+  int32_t* free_;           // [most_pages] stack
+  int32_t* given_;          // [most_pages] see uncleared
   int32_t* list_;           // [max_sequence_pages] result of exclusive_pages
-  Growth* growth_;          // [max_batch_sequences] between prepare and commit
-  int64_t* first_changed_;  // [max_batch_sequences]
+  Change* changes_;         // [2 * max_batch_sequences] between prepare and commit
+  int64_t* first_changed_;  // [2 * max_batch_sequences]
   PageCopy* copies_;        // [max_batch_sequences]
-  int32_t* copy_owner_;     // [max_batch_sequences] index into growth_
-  int64_t num_free_pages_ = 0;
-  int32_t num_free_slots_ = 0;
-  int64_t total_tokens_ = 0;
-  int32_t num_growth_ = 0;
+  int32_t* copy_owner_;     // [max_batch_sequences] index into changes_
+  int64_t num_free_ = 0, num_given_ = 0;
+  bool leave_uncleared_ = false;
+  int32_t num_changes_ = 0, num_planned_ = 0;
   int64_t num_copies_ = 0;
-  int64_t num_taken_ = 0;  // pages from the top of the stack that the prepared growth will take
+  // of the prepared growth: pages from the top of the stack, and then from the end of the given ones
+  int64_t num_taken_free_ = 0, num_taken_given_ = 0;
 };
 
 }  // namespace tq

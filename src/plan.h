@@ -5,23 +5,33 @@
 #pragma once
 #include <stdint.h>
 
+#include "format/hd.h"
+
 namespace tq {
+
+// Whether there is a page of exact copies of tokens first .. first + 31, first a multiple of 32, where tokens
+// [0, sink_end) and [raw_first, length) have them. It then has a copy of each new token among them.
+TQ_HD bool has_raw_page(int64_t first, int64_t raw_first, int64_t sink_end, int64_t length) {
+  return first < sink_end || (first < length && raw_first < length && first + 32 > raw_first);
+}
 
 // One sequence of a step. Positions are token indices in the sequence.
 struct StepSequence {
-  // Its row of the page map, its place among the raw copies, its word of flags. Equal numbers for sequences
-  // of this cache; a page table of the caller's may number its rows otherwise.
+  // Its row of the page maps, of the map of exact copies, its word of flags. Equal numbers for sequences of
+  // this cache; a page table of the caller's may number its rows otherwise.
   int32_t page_row, raw_slot, flag;
   int64_t old_length;  // before this step's new tokens
   int64_t new_tokens;
   int64_t query_tokens;   // the last ones
   int64_t kv_row, q_row;  // first row in k/v and in q/out/lse
-  // Exact copies are there of the tokens raw_first .. length() - 1, and of those before sink_end.
+  // Tokens [0, sink_end) and [raw_first, length) have exact copies, new ones from their append on; none:
+  // raw_first = length, sink_end 0.
   int64_t raw_first, sink_end;
 
   int64_t length() const { return old_length + new_tokens; }
   // Of a query token. Negative where there are more queries than tokens (cross-attention).
   int64_t position(int64_t query) const { return length() - query_tokens + query; }
+  bool has_raw_page(int64_t first) const { return tq::has_raw_page(first, raw_first, sink_end, length()); }
 };
 
 struct StepRows {
@@ -31,7 +41,7 @@ struct StepRows {
 };
 
 // Page ids of one page group by row: entry i of a row has tokens i * page_size .. of the sequence. A sequence
-// of n tokens has ceil(n / page_size) valid entries.
+// of n tokens has ceil(n / page_size) entries; those whose tokens are not kept are not to be used.
 struct PageMap {
   const int32_t* table;  // host [rows][stride]
   int64_t stride;        // entries

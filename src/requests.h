@@ -17,6 +17,8 @@ constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2
 
 // What append notices in its inputs, kept for each slot and for the cache: TQ_NOTICED_* of tqkv.h.
 constexpr uint64_t kNoticedNonfinite = 1, kNoticedSaturated = 2;
+// Of a sequence, as long as it is so; backends do not know it.
+constexpr uint64_t kNoticedShortWindow = 4;
 
 // Heads of a layer: all that schedules know of it. Layers of equal heads share a plan's work lists.
 struct HeadShape {
@@ -38,6 +40,8 @@ struct LayerGeometry : HeadShape {
   int dim(Kind kind) const { return kind == Kind::kKey ? head_dim : value_dim; }
 };
 
+constexpr int64_t kAllTokens = INT64_MAX;
+
 // Layers whose tokens live equally long share a page table. Entry i of a sequence's row there has the tokens
 // i * page_size .. of the sequence.
 struct PageGroup {
@@ -45,6 +49,12 @@ struct PageGroup {
   int64_t num_pages;           // page ids run below it
   int64_t max_sequence_pages;  // pages of the longest sequence: entries of a row
   int64_t reserve_pages = 0;   // what num_pages may grow to; 0 = it never grows
+  // What is kept of a sequence (page_table.h): its first tokens, and what rows to come see; a query sees the
+  // last `window` tokens, its own included, of a sequence that may become shorter by `rollback`. window 0:
+  // the first tokens alone.
+  int64_t window = kAllTokens;
+  int64_t sink_tokens = 0, rollback = 0;
+  int32_t layer = 0;  // the first of its layers, which errors name
 
   int64_t most_pages() const { return reserve_pages > num_pages ? reserve_pages : num_pages; }
   int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }
@@ -66,7 +76,7 @@ struct Geometry {
   int32_t max_batch_sequences;
   int64_t max_batch_tokens;
   int32_t window_tokens, sink_tokens;
-  int32_t ring_tokens;  // raw copies behind the end of a sequence: window + rollback, 0 without a window
+  int32_t raw_group;    // the last page group, of the exact copies of all layers; -1 without window and sinks
   int32_t num_threads;  // CPU, >= 1
   int32_t device_id;
   bool zero_on_free;
@@ -80,9 +90,6 @@ struct Geometry {
     return format::stream_base(rotation_seed, first_layer + layer, first_kv_head + kv_head, kind);
   }
   int32_t tiles_per_page() const { return page_size / format::kTileTokens; }
-  // Raw copies of one sequence and head: sinks first, then the ring. Token i < sink_tokens is at i, and any
-  // token at sink_tokens + i % ring_tokens.
-  int32_t raw_tokens() const { return sink_tokens + ring_tokens; }
   format::TileLayout tile(int layer) const {
     const LayerGeometry& l = layers[layer];
     return format::TileLayout(l.head_dim, l.value_dim, l.key_code, l.value_code);
@@ -96,11 +103,25 @@ struct Geometry {
     return static_cast<int64_t>(layers[layer].num_kv_heads) * tiles_per_page() * tile(layer).tile_bytes();
   }
   int64_t own_page_bytes(int layer) const { return stores(layer) ? page_bytes(layer) : 0; }
+  // A page of exact copies of one layer: keys [kv head][token][head_dim], then values, io_dtype.
+  int64_t raw_page_bytes(int layer) const {
+    return raw_value_offset(layer) + raw_side_bytes(layer, layers[layer].value_dim);
+  }
+  int64_t raw_value_offset(int layer) const { return raw_side_bytes(layer, layers[layer].head_dim); }
+  bool has_exact() const { return raw_group >= 0; }
+  int32_t num_code_groups() const { return num_groups - has_exact(); }
+  // Whether pages of the group hold something of the layer, and how much: codes, or exact copies.
+  bool in_group(int layer, int group) const {
+    return stores(layer) && (group == raw_group || layers[layer].group == group);
+  }
+  int64_t page_bytes(int layer, int group) const {
+    return group == raw_group ? raw_page_bytes(layer) : page_bytes(layer);
+  }
   // Bytes of one page over the group's layers, or over those of them before a layer.
   int64_t group_page_bytes(int group, int before) const {
     int64_t bytes = 0;
     for (int layer = 0; layer < before; layer++)
-      if (layers[layer].group == group) bytes += own_page_bytes(layer);
+      if (in_group(layer, group)) bytes += page_bytes(layer, group);
     return bytes;
   }
   // Centres of the layers before one: keys [num_kv_heads][head_dim], then values likewise, in each.
@@ -112,6 +133,12 @@ struct Geometry {
     return count;
   }
   int64_t group_page_bytes(int group) const { return group_page_bytes(group, num_layers); }
+
+ private:
+  int64_t raw_side_bytes(int layer, int dim) const {
+    return static_cast<int64_t>(layers[layer].num_kv_heads) * format::kTileTokens * dim *
+           dtype_bytes(io_dtype);
+  }
 };
 
 struct TensorStrides {

@@ -72,6 +72,7 @@ type Config struct {
 	MaxSequences      int32 // 0 = 1
 	MaxBatchSequences int32 // sequences in one plan; 0 = MaxSequences
 	MaxBatchTokens    int64 // new tokens, and query tokens, in one plan, each; 0 = MaxTokens
+	MaxRawTokens      int64 // exact copies that there is room for, over all sequences; 0 = see tqkv.h
 	WindowTokens      int32 // last tokens of a sequence that are read exactly, from raw copies
 	SinkTokens        int32 // first tokens likewise
 	// raw copies kept behind the window, so that Truncate by up to this many keeps the window whole
@@ -134,7 +135,8 @@ func (config *Config) parts() (*configParts, error) {
 			first_layer: C.int32_t(c.FirstLayer), first_kv_head: C.int32_t(c.FirstKVHead),
 			max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
 			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
-			max_batch_tokens: C.int64_t(c.MaxBatchTokens), window_tokens: C.int32_t(c.WindowTokens),
+			max_batch_tokens: C.int64_t(c.MaxBatchTokens), max_raw_tokens: C.int64_t(c.MaxRawTokens),
+			window_tokens: C.int32_t(c.WindowTokens),
 			sink_tokens: C.int32_t(c.SinkTokens), rollback_tokens: C.int32_t(c.RollbackTokens),
 			num_threads: C.int32_t(c.NumThreads), flags: C.uint64_t(c.Flags),
 			pool_bytes: C.int64_t(c.PoolBytes),
@@ -226,7 +228,8 @@ func configOf(raw *C.tq_cache_config) Config {
 		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook),
 		MaxTokens: int64(raw.max_tokens), MaxSequenceTokens: int64(raw.max_sequence_tokens),
 		MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
-		MaxBatchTokens: int64(raw.max_batch_tokens), WindowTokens: int32(raw.window_tokens),
+		MaxBatchTokens: int64(raw.max_batch_tokens), MaxRawTokens: int64(raw.max_raw_tokens),
+		WindowTokens: int32(raw.window_tokens),
 		SinkTokens: int32(raw.sink_tokens), RollbackTokens: int32(raw.rollback_tokens),
 		NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
 		PoolBytes: int64(raw.pool_bytes), Layers: layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
@@ -236,7 +239,7 @@ func configOf(raw *C.tq_cache_config) Config {
 // Bytes is what a cache of some configuration allocates, exactly.
 type Bytes struct {
 	PageBytes      int64 // all pages of all layers: the codes and their scales
-	RawBytes       int64 // exact window, rollback and sink copies
+	RawBytes       int64 // the pool of exact copies
 	TableBytes     int64 // rotation signs or matrices, centres, page tables, flags
 	WorkspaceBytes int64 // the cache's own attend workspace
 	DeviceBytes    int64 // of all that, on the device (0 for CPU caches)
@@ -264,13 +267,14 @@ type Memory struct {
 	RawBytes        int64   // exact copies, allocated
 	DeviceBytes     int64   // allocated on the device in all
 	HostBytes       int64   // allocated on the host in all
-	Compression     float64 // float16 bytes of one token over stored bytes of one token, scales included
+	Compression     float64 // float16 bytes of MaxTokens tokens over the bytes of all pages and RawBytes
+	RawBytesUsed    int64   // of RawBytes, held by sequences
 }
 
 func memoryOf(raw *C.tq_cache_memory) Memory {
 	return Memory{
 		int(raw.num_sequences), int64(raw.tokens), int64(raw.pages_used), int64(raw.pages_total),
 		int64(raw.stored_bytes_used), int64(raw.raw_bytes), int64(raw.device_bytes), int64(raw.host_bytes),
-		float64(raw.compression),
+		float64(raw.compression), int64(raw.raw_bytes_used),
 	}
 }

@@ -112,6 +112,7 @@ type contractConfig struct {
 	MaxSequences      int32             `json:"max_sequences"`
 	MaxBatchSequences int32             `json:"max_batch_sequences"`
 	MaxBatchTokens    int64             `json:"max_batch_tokens"`
+	MaxRawTokens      int64             `json:"max_raw_tokens"`
 	WindowTokens      int32             `json:"window_tokens"`
 	SinkTokens        int32             `json:"sink_tokens"`
 	RollbackTokens    int32             `json:"rollback_tokens"`
@@ -174,6 +175,7 @@ func (c *contractConfig) config() *tqkv.Config {
 		ValueCodebook: c.ValueCodebook.codebook(), MaxTokens: c.MaxTokens,
 		MaxSequenceTokens: c.MaxSequenceTokens, MaxSequences: c.MaxSequences,
 		MaxBatchSequences: c.MaxBatchSequences, MaxBatchTokens: c.MaxBatchTokens,
+		MaxRawTokens: c.MaxRawTokens,
 		WindowTokens: c.WindowTokens, SinkTokens: c.SinkTokens, RollbackTokens: c.RollbackTokens,
 		NumThreads: c.NumThreads, Flags: c.Flags,
 	}

@@ -263,9 +263,9 @@ func (r *runner) memory(s contractStep, n *named) error {
 		return err
 	}
 	return r.figures(s, map[string]float64{
-		"num_sequences": float64(m.NumSequences), "tokens": float64(m.Tokens),
+		"num_sequences": float64(m.NumSequences), "tokens": float64(m.Tokens), "compression": m.Compression,
 		"pages_used": float64(m.PagesUsed), "pages_total": float64(m.PagesTotal),
-		"stored_bytes_used": float64(m.StoredBytesUsed), "compression": m.Compression,
+		"stored_bytes_used": float64(m.StoredBytesUsed), "raw_bytes_used": float64(m.RawBytesUsed),
 	})
 }
 

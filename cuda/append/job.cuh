@@ -29,8 +29,8 @@ struct SideWords {
 
 // One side of one kv head of one tile.
 struct TileJob {
-  int32_t raw_slot, flag, old_length, length, kv_row;
-  int32_t tile, page, tile_in_page, head, kind;
+  int32_t flag, old_length, length, kv_row;
+  int32_t tile, page, tile_in_page, raw_page, head, kind;
   int32_t begin, end;  // new tokens, as indices in the tile
 
   __device__ bool fresh() const { return begin == 0; }
@@ -38,7 +38,6 @@ struct TileJob {
 
 __device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
                                          TileJob* job) {
-  job->raw_slot = entry.raw_slot;
   job->flag = entry.flag;
   job->old_length = entry.old_length;
   job->length = entry.length;
@@ -46,6 +45,7 @@ __device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJ
   job->tile = entry.tile;
   job->page = entry.page;
   job->tile_in_page = entry.tile_in_page;
+  job->raw_page = entry.raw_page;
   job->head = head_and_kind >> (args.num_kinds - 1);
   job->kind = args.first_kind + (head_and_kind & (args.num_kinds - 1));
   job->begin = tile_begin(entry.tile, entry.old_length) - entry.tile * format::kTileTokens;
@@ -67,14 +67,16 @@ __device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int n
   const int tile = split.first_large + index - args.plan.large_first[low];
   const int page_index = tile / args.layer.tiles_per_page;
   const int page = args.plan.page_table[sequence.page_row * args.plan.page_table_stride + page_index];
-  return AppendJob{sequence.raw_slot,
-                   sequence.flag,
+  const bool exact = args.plan.raw_table && has_raw_page(tile * format::kTileTokens, sequence.raw_first,
+                                                         sequence.sink_end, sequence.length);
+  return AppendJob{sequence.flag,
                    sequence.old_length,
                    sequence.length,
                    sequence.kv_row,
                    tile,
                    page,
-                   tile - page_index * args.layer.tiles_per_page};
+                   tile - page_index * args.layer.tiles_per_page,
+                   exact ? args.plan.raw_table[sequence.raw_slot * args.plan.raw_table_stride + tile] : -1};
 }
 
 // Position of a token in the octets of values (FORMAT.md section 4).
@@ -82,29 +84,10 @@ __device__ __forceinline__ int value_position(int token) {
   return 16 * (token / 16) + 4 * ((token % 8) / 2) + 2 * ((token % 16) / 8) + token % 2;
 }
 
-// Where the exact copies of a token go: element index of coordinate 0, or -1.
-struct RawTargets {
-  int64_t sink, ring;
-};
-__device__ __forceinline__ RawTargets raw_targets(const DeviceLayer& layer, const DeviceSide& side,
-                                                  const TileJob& job, int token) {
-  RawTargets targets = {-1, -1};
-  if (!side.raw) return targets;
-  const int position = job.tile * format::kTileTokens + token;
-  if (position < layer.sink_tokens) targets.sink = raw_offset(layer, side, job.raw_slot, job.head, position);
-  // Only the last ring_tokens of an append: earlier ones would meet them in the ring.
-  if (layer.ring_tokens > 0 && position >= job.length - layer.ring_tokens)
-    targets.ring = raw_offset(layer, side, job.raw_slot, job.head, ring_row(layer, position));
-  return targets;
-}
-// bits: as the copy keeps them.
-__device__ __forceinline__ void store_raw_copy(const DeviceLayer& layer, const DeviceSide& side,
-                                               const RawTargets& targets, int coordinate, uint32_t bits) {
-#pragma unroll
-  for (int which = 0; which < 2; which++) {
-    const int64_t at = which == 0 ? targets.sink : targets.ring;
-    if (at >= 0) code::store_bits(side.raw, at + coordinate, layer.io_dtype, bits);
-  }
+// Where the exact copy of a token goes: element index of coordinate 0, or -1.
+__device__ __forceinline__ int64_t raw_target(const DeviceLayer& layer, const DeviceSide& side,
+                                              const TileJob& job, int token) {
+  return job.raw_page < 0 ? -1 : raw_offset(layer, side, job.head, raw_place(job.raw_page, token));
 }
 
 __device__ __forceinline__ int64_t input_row(const AppendParams& args, const TileJob& job, int token) {

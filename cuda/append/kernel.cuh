@@ -127,6 +127,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   if constexpr (code::GroupVector<kStored>::kSupported)
     if (!raw && tile_serves<kStored>(args, side, job, zones)) {
       noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
+      for (int token = job.begin + team_warp; job.raw_page >= 0 && token < job.end; token += kTeamWarps)
+        copy_exact_token(args, side, job, token, lane);
       served = true;
     }
   for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {

@@ -9,8 +9,8 @@
 
 namespace tq::cuda::append {
 
-// Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once, no exact
-// copies to keep. zones: the side's table is right.
+// Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once. zones:
+// the side's table is right.
 template <int kStored>
 __device__ __forceinline__ bool tile_serves(const AppendParams& args, const DeviceSide& side,
                                             const TileJob& job, bool zones) {
@@ -19,13 +19,8 @@ __device__ __forceinline__ bool tile_serves(const AppendParams& args, const Devi
     return false;
   const TensorStrides& strides = args.strides[job.kind];
   const uint64_t pair = args.layer.io_dtype == DataType::kF32 ? 8 : 4;
-  if ((reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) != 0 ||
-      ((strides.token | strides.head) & 1) != 0)
-    return false;
-  if (!side.raw) return true;
-  const int first = job.tile * format::kTileTokens + job.begin,
-            last = job.tile * format::kTileTokens + job.end - 1;
-  return first >= args.layer.sink_tokens && last < job.length - args.layer.ring_tokens;
+  return (reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) == 0 &&
+         ((strides.token | strides.head) & 1) == 0;
 }
 
 // Pairs 2 t + 2 i * lanes of a row, as floats (exactly); zeros from pair `count` on. at: index of the lane's

@@ -56,14 +56,26 @@ __device__ __forceinline__ void copy_raw_token(const AppendParams& args, const D
                                                const TileJob& job, int token, uint16_t* rows, int lane,
                                                code::Noticed* noticed) {
   const int64_t from = input_row(args, job, token);
-  const RawTargets targets = raw_targets(args.layer, side, job, token);
+  const int64_t target = raw_target(args.layer, side, job, token);
   const DataType type = args.layer.io_dtype;
   for (int i = lane; i < side.layout.dim; i += 32) {
     const uint32_t bits = code::load_bits(args.input[job.kind], from + i, type);
     const uint32_t exact = code::exact_copy(bits, type, &noticed->replaced);
-    store_raw_copy(args.layer, side, targets, i, exact);
+    if (target >= 0) code::store_bits(side.raw, target + i, type, exact);
     rows[token * side.layout.dim + i] = code::raw_number(bits, exact, type, noticed);
   }
+}
+
+// A token's exact copy alone. What is not finite is noticed by whoever encodes it.
+__device__ __forceinline__ void copy_exact_token(const AppendParams& args, const DeviceSide& side,
+                                                 const TileJob& job, int token, int lane) {
+  const int64_t from = input_row(args, job, token), target = raw_target(args.layer, side, job, token);
+  const DataType type = args.layer.io_dtype;
+  bool replaced = false;
+  for (int i = lane; i < side.layout.dim; i += 32)
+    code::store_bits(
+        side.raw, target + i, type,
+        code::exact_copy(code::load_bits(args.input[job.kind], from + i, type), type, &replaced));
 }
 
 // Loads, centres and encodes one token; codes go to `codes`, `step` bytes between coordinates.
@@ -73,7 +85,7 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
                                              uint16_t* scales, int lane) {
   constexpr int kRegs = kStored / 32;
   const int64_t from = input_row(args, job, token);
-  const RawTargets targets = raw_targets(args.layer, side, job, token);
+  const int64_t target = raw_target(args.layer, side, job, token);
   const int dim = side.layout.dim;
   const DataType type = args.layer.io_dtype;
   bool replaced = false;
@@ -82,11 +94,11 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
 #pragma unroll
   for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
   load_row<kRegs>(args.input[job.kind], from + lane, dim - lane, type, bits, y);
-  if (targets.sink >= 0 || targets.ring >= 0) {
+  if (target >= 0) {
 #pragma unroll
     for (int r = 0; r < kRegs; r++)
       if (has_coordinate<kRegs>(r, dim - lane))
-        store_raw_copy(args.layer, side, targets, lane + 32 * r, code::exact_copy(bits[r], type, &replaced));
+        code::store_bits(side.raw, target + lane + 32 * r, type, code::exact_copy(bits[r], type, &replaced));
   }
   sanitise_row<kRegs>(y, &replaced);
   if (side.centre) {

@@ -39,15 +39,15 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
   SoftmaxState state = {kMaskedFloor, 0.0f};
   for (int at = first; at < last; at += kExactBatch) {
     float s[kExactBatch];
-    int64_t raw_row[kExactBatch];
+    int64_t place[kExactBatch];
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
       const int index = min(at + b, last - 1);
-      raw_row[b] = index < sinks ? visible_begin + index : ring_row(p.layer, window_begin + index - sinks);
-      const int64_t base =
-          raw_offset(p.layer, key, info.raw_slot, info.kv_head, static_cast<int32_t>(raw_row[b]));
+      place[b] =
+          raw_place(p, info.raw_slot, index < sinks ? visible_begin + index : window_begin + index - sinks);
+      const int64_t base = raw_offset(p.layer, key, info.kv_head, place[b]);
       const bool seen = at + b < last;
-      if (!seen) raw_row[b] = -1;
+      if (!seen) place[b] = -1;
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kPieces; i++)
@@ -65,7 +65,7 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       s[b] *= unit;
       if (p.numbers.softcap_log2 != 0.0f)
         s[b] = soft_cap(s[b], p.numbers.softcap_log2, p.numbers.softcap_steepness);
-      s[b] = raw_row[b] < 0 ? kMasked : clamp_logit(s[b]);
+      s[b] = place[b] < 0 ? kMasked : clamp_logit(s[b]);
       top = fmaxf(top, s[b]);
     }
     const float raised = fmaxf(state.m, top), down = ex2(state.m - raised);
@@ -75,11 +75,10 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
     for (int i = 0; i < kPieces; i++) o[i] *= down;
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
-      if (raw_row[b] < 0) continue;
+      if (place[b] < 0) continue;
       const float weight = ex2(s[b] - raised);
       state.l += weight;
-      const int64_t base =
-          raw_offset(p.layer, value, info.raw_slot, info.kv_head, static_cast<int32_t>(raw_row[b]));
+      const int64_t base = raw_offset(p.layer, value, info.kv_head, place[b]);
 #pragma unroll
       for (int i = 0; i < kPieces; i++)
         if (lane + 32 * i < value.layout.dim)

@@ -61,12 +61,8 @@ void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_p
   });
 }
 
-void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_bytes, int source, int target,
-                 bool scrub, volatile uint32_t* flags, cudaStream_t stream) {
-  const bool moves = max_slot_bytes > 0 && (source >= 0 || scrub);
-  const dim3 grid = moves ? dim3(parts(max_slot_bytes, 32), 2, num_layers) : dim3(1);
-  launch_in_order("slot_kernel", slot_kernel, grid, dim3(kMemoryThreads), 0, stream, layers, source, target,
-                  scrub, flags);
+void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t stream) {
+  launch_in_order("slot_kernel", slot_kernel, dim3(1), dim3(1), 0, stream, source, target, flags);
 }
 
 namespace {

@@ -14,9 +14,8 @@ void launch_copy_pages(const LayerMemory* layers, int num_layers, int64_t max_pa
                        const PageCopy* copies, int64_t count, cudaStream_t stream);
 void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_page_bytes,
                         const int32_t* pages, int64_t count, cudaStream_t stream);
-// source < 0: starts the slot anew, raw copies zeroed if scrub.
-void launch_slot(const LayerMemory* layers, int num_layers, int64_t max_slot_bytes, int source, int target,
-                 bool scrub, volatile uint32_t* flags, cudaStream_t stream);
+// Flags of a slot. source < 0: starts it anew.
+void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t stream);
 // One launch per kMovePages pages.
 void launch_move_tiles(const TileMove& move, cudaStream_t stream);
 // image null: page-table entries only.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels that move whole pages, whole slots and plans. Page ids and slots arrive as kernel parameters:
-// nothing has to be staged, and a call is a few launches.
+// Kernels that move whole pages, the flags of slots, and plans. Page ids and slots arrive as kernel
+// parameters: nothing has to be staged, and a call is a few launches.
 #pragma once
 #include "cuda/pages/params.h"
 
@@ -63,21 +63,9 @@ __global__ void __launch_bounds__(kMemoryThreads) move_tiles_kernel(const __grid
   }
 }
 
-// grid (parts, 2 kinds, layers). source < 0: the slot starts anew, its raw copies zeroed if `scrub`.
-__global__ void __launch_bounds__(kMemoryThreads)
-    slot_kernel(const LayerMemory* layers, int source, int target, bool scrub, volatile uint32_t* flags) {
-  const LayerMemory& layer = layers[blockIdx.z];
-  uint8_t* raw = layer.raw[blockIdx.y];
-  const int64_t bytes = layer.raw_slot_bytes[blockIdx.y];
-  const int64_t first = blockIdx.x * kMemoryThreads + threadIdx.x,
-                step = static_cast<int64_t>(gridDim.x) * kMemoryThreads;
-  if (first == 0 && blockIdx.y == 0 && blockIdx.z == 0) flags[target] = source < 0 ? 0u : flags[source];
-  if (!raw) return;
-  uint4* to = reinterpret_cast<uint4*>(raw + target * bytes);
-  if (source >= 0)
-    copy_16(to, reinterpret_cast<const uint4*>(raw + source * bytes), bytes / 16, first, step);
-  else if (scrub)
-    zero_16(to, bytes / 16, first, step);
+// One thread. source < 0: the slot starts anew.
+__global__ void slot_kernel(int source, int target, volatile uint32_t* flags) {
+  flags[target] = source < 0 ? 0u : flags[source];
 }
 
 // Copies a staged plan, read from the host's memory, to its place. grid: any. image null: page-table entries

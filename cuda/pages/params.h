@@ -35,7 +35,7 @@ struct MoveParams {
 static_assert(sizeof(MoveParams) <= 4096, "kernel parameters before CUDA 12.1");
 
 constexpr int kReadWarps = 4;
-constexpr int kReadPages = 512;  // page ids in one launch's parameters
+constexpr int kReadPages = 256;  // page ids in one launch's parameters, of codes and of exact copies each
 
 // Tokens first .. first + count - 1 of one sequence, keys or values.
 struct ReadParams {
@@ -44,13 +44,15 @@ struct ReadParams {
   DeviceLayer layer;
   Kind kind = Kind::kKey;
   CodeTables tables = {};  // of the side; launch_read fills them in
-  int32_t raw_slot = 0, length = 0, raw_first = 0, sink_end = 0;
+  int32_t length = 0, raw_first = 0, sink_end = 0;
   int32_t first = 0, count = 0;
   int64_t row = 0;         // of token `first` in the output
   void* output = nullptr;  // [row][kv head][dim] by strides, of the layer's type
   TensorStrides strides = {};
   int32_t first_page = 0;  // of pages[0]
   int32_t pages[kReadPages] = {};
+  int32_t first_raw_page = 0;  // of raw_pages[0]
+  int32_t raw_pages[kReadPages] = {};
 
   TQ_HD const DeviceSide& side() const { return kind == Kind::kKey ? layer.key : layer.value; }
 };

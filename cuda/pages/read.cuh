@@ -11,12 +11,10 @@
 
 namespace tq::cuda::pages {
 
-// Row of the exact copy of a token, or -1.
-__device__ __forceinline__ int exact_row(const ReadParams& args, int token) {
-  if (token < args.sink_end) return token;
-  if (token >= args.raw_first && token >= args.length - args.layer.window_tokens)
-    return ring_row(args.layer, token);
-  return -1;
+// Whether a token is read from its exact copy: as a query at the last token reads it.
+__device__ __forceinline__ bool is_exact(const ReadParams& args, int token) {
+  return token < args.sink_end ||
+         (token >= args.raw_first && token >= args.length - args.layer.window_tokens);
 }
 
 // Levels of a token's coordinates lane + 32 r. words: of the side's tile.
@@ -81,9 +79,9 @@ __global__ void __launch_bounds__(32 * kReadWarps) read_kernel(const __grid_cons
     const int offset = static_cast<int>(job / layer.num_kv_heads);
     const int token = args.first + offset;
     const int64_t to = (args.row + offset) * args.strides.token + head * args.strides.head;
-    const int row = exact_row(args, token);
-    if (row >= 0) {
-      const int64_t from = raw_offset(layer, side, args.raw_slot, head, row);
+    if (is_exact(args, token)) {
+      const int32_t page = args.raw_pages[token / format::kTileTokens - args.first_raw_page];
+      const int64_t from = raw_offset(layer, side, head, raw_place(page, token));
       for (int i = lane; i < side.layout.dim; i += 32)
         code::store_bits(args.output, to + i, layer.io_dtype,
                          code::load_bits(side.raw, from + i, layer.io_dtype));

@@ -211,11 +211,10 @@ struct PrefillBody {
   // Exact tokens first + low .. first + high - 1, of one tile of sinks or of the window. Rows see them from
   // their `from` to their `to`, and none from `limit` on.
   __device__ __forceinline__ void attend_exact_tile(const PrefillBlock& b, int first, int low, int high,
-                                                    bool sinks, const int32_t* from, const int32_t* to,
-                                                    int limit) {
+                                                    const int32_t* from, const int32_t* to, int limit) {
     uint8_t* tile = smem + p.smem.exact_tile_at;
     __syncthreads();
-    load_exact_tile(p, p.layer.key, b, first, low, high, sinks, tile);
+    load_exact_tile(p, p.layer.key, b, first, low, high, tile);
     __syncthreads();
     const int row = warp * 16 + (lane & 15);
     const bool seen = __any_sync(~0u, max(from[row], first) < min(min(to[row], limit), first + high));
@@ -231,7 +230,7 @@ struct PrefillBody {
       put_weights(scratch(p.smem.exact_scratch_at), x[0]);
     }
     __syncthreads();
-    load_exact_tile(p, p.layer.value, b, first, low, high, sinks, tile);
+    load_exact_tile(p, p.layer.value, b, first, low, high, tile);
     __syncthreads();
     if (seen)
       raw_values_of<kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), low, high,
@@ -252,7 +251,7 @@ struct PrefillBody {
                 end = sinks ? range.sink_end : range.visible_end;
 #pragma unroll 1
       for (int first = begin / kTile * kTile; first < end; first += kTile)
-        attend_exact_tile(b, first, max(begin - first, 0), min(end - first, kTile), sinks,
+        attend_exact_tile(b, first, max(begin - first, 0), min(end - first, kTile),
                           sinks ? rows->visible_begin : rows->end, rows->visible_end,
                           sinks ? range.sink_end : INT32_MAX);
     }

@@ -102,7 +102,7 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
   const format::TileLayout tile = geometry.tile(layer);
   const Compiled* compiled = find_compiled(tile);
   return compiled &&
-         fit_smem(*compiled, tile, geometry.io_dtype, geometry.raw_tokens() > 0, shared_memory_per_block)
+         fit_smem(*compiled, tile, geometry.io_dtype, geometry.has_exact(), shared_memory_per_block)
                  .total_bytes > 0;
 }
 
@@ -114,7 +114,8 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list) {
   TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
            tile.key.dim, tile.value.dim);
   PrefillParams p(make_row_params(launch));
-  p.smem = fit_smem(*compiled, tile, layer.io_dtype, layer.raw_tokens > 0, launch.shared_memory_per_block);
+  p.smem =
+      fit_smem(*compiled, tile, layer.io_dtype, layer.key.raw != nullptr, launch.shared_memory_per_block);
   TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,
            "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory", tile.key.dim,
            launch.shared_memory_per_block);

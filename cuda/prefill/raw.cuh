@@ -100,20 +100,17 @@ __device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile
     raw_values<DataType::kF32, kStored>(tile, weights, first, last, dim, o, lane);
 }
 // Copies exact tokens first + low .. first + high - 1 of one side to their rows of [32][dim] in shared
-// memory; all threads. sinks: they are the first tokens of the sequence. Rows that are not copied hold
+// memory; all threads. first: a multiple of 32, so that they lie in one page. Rows that are not copied hold
 // anything.
 __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side,
                                                 const PrefillBlock& b, int first, int low, int high,
-                                                bool sinks, uint8_t* to) {
+                                                uint8_t* to) {
   const int pieces = side.layout.dim * dtype_bytes(p.layer.io_dtype) / 16;
-  for (int at = low * pieces + threadIdx.x; at < high * pieces; at += kPrefillThreads) {
-    const int i = at / pieces, piece = at - i * pieces,
-              row = sinks ? first + i : ring_row(p.layer, first + i);
-    const uint8_t* from =
-        static_cast<const uint8_t*>(side.raw) +
-        raw_offset(p.layer, side, b.raw_slot, b.kv_head, row) * dtype_bytes(p.layer.io_dtype) + piece * 16;
-    *reinterpret_cast<uint4*>(to + at * 16) = *reinterpret_cast<const uint4*>(from);
-  }
+  const uint8_t* from =
+      static_cast<const uint8_t*>(side.raw) +
+      raw_offset(p.layer, side, b.kv_head, raw_place(p, b.raw_slot, first)) * dtype_bytes(p.layer.io_dtype);
+  for (int at = low * pieces + threadIdx.x; at < high * pieces; at += kPrefillThreads)
+    *reinterpret_cast<uint4*>(to + at * 16) = *reinterpret_cast<const uint4*>(from + at * 16);
 }
 
 }  // namespace tq::cuda::prefill

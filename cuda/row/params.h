@@ -27,6 +27,8 @@ struct RowParams {
   RowNumbers numbers;
   const int32_t* page_table;
   int64_t page_table_stride;
+  const int32_t* raw_table;  // of exact copies, or null
+  int64_t raw_table_stride;
 };
 static_assert(offsetof(RowParams, numbers) % 8 == 0, "RowNumbers counts on it");
 
@@ -35,8 +37,13 @@ constexpr int kRowWild = 1;       // scores may leave the safe range: clamp them
 constexpr int kRowNotFinite = 2;  // it holds NaN or infinity: zeros while it is worked on, NaN in the end
 
 inline RowParams make_row_params(const RowLaunch& launch) {
-  return RowParams{launch.layer, launch.call, make_row_numbers(launch.call, launch.layer),
-                   launch.plan.page_table, launch.plan.page_table_stride};
+  return RowParams{launch.layer,
+                   launch.call,
+                   make_row_numbers(launch.call, launch.layer),
+                   launch.plan.page_table,
+                   launch.plan.page_table_stride,
+                   launch.plan.raw_table,
+                   launch.plan.raw_table_stride};
 }
 
 }  // namespace cuda

@@ -40,6 +40,12 @@ __device__ __forceinline__ uint32_t tile_place(const RowParams& p, int page_row,
       kPlaceBytes);
 }
 
+// Where the exact copy of a token of a sequence is.
+__device__ __forceinline__ int64_t raw_place(const RowParams& p, int raw_slot, int token) {
+  return tq::cuda::raw_place(__ldg(p.raw_table + raw_slot * p.raw_table_stride + token / format::kTileTokens),
+                             token);
+}
+
 // Sign words of one head: bit lane of word i belongs to coordinate 32 i + lane. Zeros for a raw side.
 template <int kPieces>
 __device__ __forceinline__ void load_signs(const DeviceSide& side, int kv_head, uint32_t (&words)[kPieces]) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
-#include "cpu/exact_range.h"
 
 namespace tq {
 namespace cpu {
@@ -98,6 +97,8 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
                 last = std::min(start + format::kTileTokens, sequence.length());
   uint8_t* base =
       store_.sequence_tile(layer, request.plan->maps[layer.group].row(sequence.page_row), head, tile);
+  const int32_t* raw_pages = store_.raw_row(request.plan->maps, sequence);
+  const bool keep_exact = sequence.has_raw_page(start);
   Noticed noticed;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
@@ -123,14 +124,9 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
                          reinterpret_cast<uint32_t*>(words),
                          layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
     encode_side(job, &noticed);
-    for (int64_t token = first; token < last; token++) {
-      const uint8_t* source = rows + (token - first) * job.row_stride;
-      if (token < g.sink_tokens)
-        store_copy(g.io_dtype, source, dim, store_.raw(layer, sequence.raw_slot, head, kind, token));
-      if (in_ring(g, token, sequence.length()))
-        store_copy(g.io_dtype, source, dim,
-                   store_.raw(layer, sequence.raw_slot, head, kind, g.sink_tokens + token % g.ring_tokens));
-    }
+    for (int64_t token = first; keep_exact && token < last; token++)
+      store_copy(g.io_dtype, rows + (token - first) * job.row_stride, dim,
+                 store_.raw(layer, raw_pages, head, kind, token));
   }
   if (noticed.flags() == 0) return;
   store_.flags(sequence.flag).fetch_or(noticed.flags(), std::memory_order_relaxed);

@@ -12,8 +12,7 @@ namespace cpu {
 void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
   const int dim = kind == Kind::kKey ? layer_.head_dim : layer_.value_dim;
   for (int i = begin; i < end; i++)
-    kernels_.to_float(g_.io_dtype,
-                      store_.raw(layer_, sequence_.raw_slot, head_, kind, raw_index(g_, first + i)), dim,
+    kernels_.to_float(g_.io_dtype, store_.raw(layer_, raw_pages_, head_, kind, first + i), dim,
                       space_.rows + static_cast<int64_t>(i) * dim);
 }
 

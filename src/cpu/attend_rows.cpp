@@ -88,6 +88,7 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       sequence_(sequence),
       layer_(store.layer(request.layer)),
       pages_(request.plan->maps[layer_.group].row(sequence.page_row)),
+      raw_pages_(store.raw_row(request.plan->maps, sequence)),
       head_(head),
       first_row_(first_row),
       rows_(rows),

@@ -129,7 +129,8 @@ class RowTask {
   const AttendRequest& request_;
   const StepSequence& sequence_;
   const LayerStore& layer_;
-  const int32_t* pages_;  // of the sequence
+  const int32_t* pages_;      // of the sequence
+  const int32_t* raw_pages_;  // of its exact copies
   const int head_;
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
   const int rows_;

@@ -142,65 +142,50 @@ void CpuBackend::grow_pages(const int64_t* num_pages, void*) {
   store_.geometry = next;
 }
 
-void CpuBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void*) {
-  const int layers = store_.geometry.num_layers;
-  pool_.parallel_for(count * layers, [&](int64_t index, int) {
-    const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
-    if (!store_.holds(group, index % layers)) return;
-    const PageCopy copy = copies[index / layers];
-    memcpy(store_.tile(layer, copy.target, 0, 0), store_.tile(layer, copy.source, 0, 0),
-           static_cast<size_t>(layer.page_bytes));
-  });
-}
-
 template <typename Visit>
-void CpuBackend::for_each_page(int group, const int32_t* pages, int64_t count, const Visit& visit) {
-  const int layers = store_.geometry.num_layers;
+void CpuBackend::for_each_page(int group, int64_t count, const Visit& visit) {
+  const Geometry& g = store_.geometry;
+  pool_.parallel_for(count * g.num_layers, [&](int64_t index, int) {
+    const int layer = static_cast<int>(index % g.num_layers);
+    if (!g.in_group(layer, group)) return;
+    const LayerStore& store = store_.layer(layer);
+    visit(group == g.raw_group ? store.exact : store.codes, index / g.num_layers);
+  });
+}
+
+void CpuBackend::copy_pages(int group, const PageCopy* copies, int64_t count, void*) {
+  for_each_page(group, count, [copies](const LayerPages& pages, int64_t i) {
+    memcpy(pages.page(copies[i].target), pages.page(copies[i].source), static_cast<size_t>(pages.page_bytes));
+  });
+}
+
+void CpuBackend::scrub_pages(int group, const int32_t* ids, int64_t count, void*) {
+  for_each_page(group, count, [ids](const LayerPages& pages, int64_t i) {
+    memset(pages.page(ids[i]), 0, static_cast<size_t>(pages.page_bytes));
+  });
+}
+
+void CpuBackend::export_pages(int group, const int32_t* ids, int64_t count, void* host, void*) {
   const int64_t pitch = store_.geometry.group_page_bytes(group);
-  pool_.parallel_for(count * layers, [&](int64_t index, int) {
-    const LayerStore& layer = store_.layer(static_cast<int>(index % layers));
-    if (!store_.holds(group, index % layers)) return;
-    visit(store_.tile(layer, pages[index / layers], 0, 0), static_cast<size_t>(layer.page_bytes),
-          index / layers * pitch + layer.offset_in_group);
+  for_each_page(group, count, [=](const LayerPages& pages, int64_t i) {
+    memcpy(static_cast<uint8_t*>(host) + i * pitch + pages.in_group, pages.page(ids[i]),
+           static_cast<size_t>(pages.page_bytes));
   });
 }
 
-void CpuBackend::scrub_pages(int group, const int32_t* pages, int64_t count, void*) {
-  for_each_page(group, pages, count, [](uint8_t* page, size_t bytes, int64_t) { memset(page, 0, bytes); });
-}
-
-void CpuBackend::export_pages(int group, const int32_t* pages, int64_t count, void* host, void*) {
-  for_each_page(group, pages, count, [host](const uint8_t* page, size_t bytes, int64_t at) {
-    memcpy(static_cast<uint8_t*>(host) + at, page, bytes);
-  });
-}
-
-void CpuBackend::import_pages(int group, const int32_t* pages, int64_t count, const void* host, void*) {
-  for_each_page(group, pages, count, [host](uint8_t* page, size_t bytes, int64_t at) {
-    memcpy(page, static_cast<const uint8_t*>(host) + at, bytes);
+void CpuBackend::import_pages(int group, const int32_t* ids, int64_t count, const void* host, void*) {
+  const int64_t pitch = store_.geometry.group_page_bytes(group);
+  for_each_page(group, count, [=](const LayerPages& pages, int64_t i) {
+    memcpy(pages.page(ids[i]), static_cast<const uint8_t*>(host) + i * pitch + pages.in_group,
+           static_cast<size_t>(pages.page_bytes));
   });
 }
 
 void CpuBackend::copy_slot(int source, int target, void*) {
-  const Geometry& g = store_.geometry;
-  if (g.raw_tokens() > 0)
-    for (int i = 0; i < g.num_layers; i++)
-      for (const Kind kind : {Kind::kKey, Kind::kValue})
-        memcpy(store_.raw(store_.layer(i), target, 0, kind, 0),
-               store_.raw(store_.layer(i), source, 0, kind, 0),
-               static_cast<size_t>(store_.slot_raw_bytes(store_.layer(i), kind)));
   store_.flags(target).store(store_.flags(source).load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
 
-void CpuBackend::start_slot(int slot, bool scrub, void*) {
-  const Geometry& g = store_.geometry;
-  if (scrub && g.raw_tokens() > 0)
-    for (int i = 0; i < g.num_layers; i++)
-      for (const Kind kind : {Kind::kKey, Kind::kValue})
-        memset(store_.raw(store_.layer(i), slot, 0, kind, 0), 0,
-               static_cast<size_t>(store_.slot_raw_bytes(store_.layer(i), kind)));
-  store_.flags(slot).store(0, std::memory_order_relaxed);
-}
+void CpuBackend::start_slot(int slot, void*) { store_.flags(slot).store(0, std::memory_order_relaxed); }
 
 // ---- merge of partial results ----
 

@@ -54,7 +54,7 @@ class CpuBackend final : public Backend {
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
-  void start_slot(int slot, bool scrub, void* stream) override;
+  void start_slot(int slot, void* stream) override;
   void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
   void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   TilePlace tiles(int layer) const override;
@@ -68,10 +68,9 @@ class CpuBackend final : public Backend {
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
 
   void zero(uint8_t* memory, int64_t bytes);
-  // visit(page of one layer, its bytes, its place in host memory as export_pages fills it) for all layers
-  // of the group
+  // visit(pages of one layer, i) for i = 0 .. count - 1, in all layers that the group has something of
   template <typename Visit>
-  void for_each_page(int group, const int32_t* pages, int64_t count, const Visit& visit);
+  void for_each_page(int group, int64_t count, const Visit& visit);
 
   HostOps ops_;
   const Kernels& kernels_;

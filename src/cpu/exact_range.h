@@ -20,15 +20,5 @@ inline ExactRange exact_range(const Geometry& geometry, const StepSequence& sequ
                                                           position - geometry.window_tokens + 1})};
 }
 
-// Whether append keeps a raw copy in the ring for this token.
-inline bool in_ring(const Geometry& geometry, int64_t token, int64_t length) {
-  return geometry.ring_tokens > 0 && token >= length - geometry.ring_tokens;
-}
-
-// Index of the raw copy from which an exact token is read.
-inline int64_t raw_index(const Geometry& geometry, int64_t token) {
-  return token < geometry.sink_tokens ? token : geometry.sink_tokens + token % geometry.ring_tokens;
-}
-
 }  // namespace cpu
 }  // namespace tq

@@ -29,8 +29,9 @@ std::vector<uint32_t> masks(const TileMove& move, int64_t tile) {
 
 TilePlace CpuBackend::tiles(int index) const {
   const LayerStore& layer = store_.layer(index);
-  return TilePlace{store_.tile(layer, 0, 0, 0),      layer.page_bytes, layer.head_bytes,
-                   store_.geometry.tiles_per_page(), nullptr,          0};
+  return TilePlace{layer.codes.first, layer.codes.page_bytes,
+                   layer.head_bytes,  store_.geometry.tiles_per_page(),
+                   nullptr,           0};
 }
 
 void CpuBackend::move_tiles(const TileMove& move) {

@@ -11,6 +11,7 @@ void CpuBackend::read(const ReadRequest& request) {
   const LayerStore& layer = store_.layer(request.layer);
   const StepSequence& sequence = request.sequence;
   const int32_t* pages = request.maps[layer.group].row(sequence.page_row);
+  const int32_t* raw_pages = store_.raw_row(request.maps, sequence);
   const ExactRange exact = exact_range(g, sequence, sequence.length() - 1);
   const int element = dtype_bytes(g.io_dtype);
   pool_.parallel_for(request.count * layer.num_kv_heads, [&](int64_t index, int) {
@@ -26,8 +27,7 @@ void CpuBackend::read(const ReadRequest& request) {
       uint8_t* target = static_cast<uint8_t*>(tensor) +
                         ((token - request.first) * strides.token + head * strides.head) * element;
       if (token < exact.sink_end || token >= exact.window_begin) {
-        memcpy(target, store_.raw(layer, sequence.raw_slot, head, kind, raw_index(g, token)),
-               static_cast<size_t>(dim) * element);
+        memcpy(target, store_.raw(layer, raw_pages, head, kind, token), static_cast<size_t>(dim) * element);
         continue;
       }
       float x[format::kMaxDim];

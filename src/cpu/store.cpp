@@ -23,19 +23,19 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       key(head_dim, key_code, Kind::kKey, key_book),
       value(value_dim, value_code, Kind::kValue, value_book),
       tile(g.tile(layer)),
-      offset_in_group(g.group_page_bytes(group, layer)),
-      page_bytes(g.page_bytes(layer)),
+      codes{nullptr, g.page_bytes(layer), g.group_page_bytes(group, layer)},
+      exact{nullptr, 0, 0},
       head_bytes(static_cast<int64_t>(g.tiles_per_page()) * tile.tile_bytes()),
-      pages(nullptr),
-      raw_keys(nullptr),
-      raw_values(nullptr),
+      raw_value_offset(g.raw_value_offset(layer)),
       signs(nullptr),
       dense(nullptr),
       value_order(nullptr),
       key_centre(nullptr),
       value_centre(nullptr),
       has_key_centre(false),
-      has_value_centre(false) {}
+      has_value_centre(false) {
+  if (g.has_exact()) exact = {nullptr, g.raw_page_bytes(layer), g.group_page_bytes(g.raw_group, layer)};
+}
 
 int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
   Carver carver(base);
@@ -59,18 +59,14 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
 }
 
 int64_t Store::raw_bytes(const Geometry& g) {
-  int64_t row = 0;  // of one token in all layers
-  for (int layer = 0; layer < g.num_layers; layer++)
-    if (g.stores(layer))
-      row += static_cast<int64_t>(g.layers[layer].head_dim + g.layers[layer].value_dim) *
-             dtype_bytes(g.io_dtype) * g.layers[layer].num_kv_heads;
-  return checked_mul(checked_mul(row, g.raw_tokens(), "raw bytes"), g.max_sequences, "raw bytes");
+  if (!g.has_exact()) return 0;
+  return checked_mul(g.groups[g.raw_group].num_pages, g.group_page_bytes(g.raw_group), "max_raw_tokens");
 }
 
 Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspace_bytes)
     : geometry(g),
       pages_(g, ops, pool),
-      raw_(ops, raw_bytes(g), "window_tokens, sink_tokens: raw copies"),
+      raw_(ops, raw_bytes(g), "max_raw_tokens: exact copies"),
       table_block_(ops, table_bytes(g), "tables"),
       workspace_(ops, workspace_bytes, "num_threads: workspace") {
   memset(table_block_.get(), 0, static_cast<size_t>(table_block_.bytes()));
@@ -83,11 +79,9 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
       static_cast<LayerGeometry&>(layer) = g.layers[i];
       continue;
     }
-    layer.pages = pages_.layer(i);
-    layer.raw_keys = raw;
-    raw += g.max_sequences * slot_raw_bytes(layer, Kind::kKey);
-    layer.raw_values = raw;
-    raw += g.max_sequences * slot_raw_bytes(layer, Kind::kValue);
+    layer.codes.first = pages_.layer(i);
+    layer.exact.first = raw;
+    if (g.has_exact()) raw += g.groups[g.raw_group].num_pages * layer.exact.page_bytes;
     const format::SideLayout layout(layer.value_dim, 4);  // the order is the same for every width
     for (int j = 0; j < layout.stored; j++) layer.value_order[j] = value_coordinate(layout, j);
     fill_rotation(i, ops);

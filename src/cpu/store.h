@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of a CPU backend: pages (page_memory.h) and three blocks from HostOps (raw copies, tables,
+// The memory of a CPU backend: pages (page_memory.h) and three blocks from HostOps (exact copies, tables,
 // workspace), and where everything lies in them.
 #pragma once
 #include <algorithm>
@@ -15,21 +15,28 @@
 namespace tq {
 namespace cpu {
 
-// One layer: where its pages and raw copies are, and what its codes mean. A layer that reads another's tokens
-// has that layer's places, with its own query heads.
+// Pages of one layer in a page group.
+struct LayerPages {
+  uint8_t* first;      // [num_pages of the group][page_bytes], or null
+  int64_t page_bytes;  // 0: the group has nothing of the layer
+  int64_t in_group;    // bytes of one page of the group's layers before this one
+
+  uint8_t* page(int64_t id) const { return first + id * page_bytes; }
+};
+
+// One layer: where its pages of codes and of exact copies are, and what its codes mean. A layer that reads
+// another's tokens has that layer's places, with its own query heads.
 struct LayerStore : LayerGeometry {
   CodedSide key, value;
   format::TileLayout tile;
-  int64_t offset_in_group;  // bytes of one page of the group's layers before this one
-  int64_t page_bytes, head_bytes;
-  uint8_t* pages;     // [num_pages of the group][page_bytes]
-  uint8_t* raw_keys;  // [max_sequences][num_kv_heads][raw_tokens][head_dim] io_dtype, or null
-  uint8_t* raw_values;
-  uint64_t* signs;       // [num_kv_heads][2][sign_words()], hadamard
-  float* dense;          // [num_kv_heads][key matrix, value matrix], dense
-  int32_t* value_order;  // [stored value dim]: coordinate of entry i in kernel order
-  float* key_centre;     // [num_kv_heads][head_dim]
-  float* value_centre;   // [num_kv_heads][value_dim]
+  LayerPages codes, exact;
+  int64_t head_bytes;        // of a page of codes
+  int64_t raw_value_offset;  // of the values in a page of exact copies
+  uint64_t* signs;           // [num_kv_heads][2][sign_words()], hadamard
+  float* dense;              // [num_kv_heads][key matrix, value matrix], dense
+  int32_t* value_order;      // [stored value dim]: coordinate of entry i in kernel order
+  float* key_centre;         // [num_kv_heads][head_dim]
+  float* value_centre;       // [num_kv_heads][value_dim]
   bool has_key_centre, has_value_centre;
 
   LayerStore(const Geometry& geometry, int layer);
@@ -54,10 +61,6 @@ class Store {
   static int64_t raw_bytes(const Geometry& geometry);
   static int64_t table_bytes(const Geometry& geometry) { return Tables::carve(geometry, nullptr, nullptr); }
 
-  // Whether pages of the group hold tokens of the layer.
-  bool holds(int group, int64_t layer) const {
-    return geometry.layers[layer].group == group && geometry.stores(static_cast<int>(layer));
-  }
   const LayerStore& layer(int index) const { return tables_.layers[index]; }
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
@@ -67,7 +70,7 @@ class Store {
   uint8_t* workspace() const { return workspace_.get(); }
 
   uint8_t* tile(const LayerStore& layer, int page, int head, int tile_in_page) const {
-    return layer.pages + page * layer.page_bytes + head * layer.head_bytes +
+    return layer.codes.page(page) + head * layer.head_bytes +
            static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
   }
   // Tile `index` of a sequence with these pages.
@@ -79,17 +82,16 @@ class Store {
       return tile(layer, pages[number / per_page], head, static_cast<int>(number % per_page));
     return tile(layer, pages[index / per_page], head, static_cast<int>(index % per_page));
   }
-  // Raw copy `index` (see raw_index).
-  uint8_t* raw(const LayerStore& layer, int slot, int head, Kind kind, int64_t index) const {
-    const int64_t row =
-        (static_cast<int64_t>(slot) * layer.num_kv_heads + head) * geometry.raw_tokens() + index;
-    return (kind == Kind::kKey ? layer.raw_keys : layer.raw_values) +
-           row * layer.dim(kind) * dtype_bytes(geometry.io_dtype);
+  // The row of the map of exact copies; null without any.
+  const int32_t* raw_row(const PageMap* maps, const StepSequence& sequence) const {
+    return geometry.has_exact() ? maps[geometry.raw_group].row(sequence.raw_slot) : nullptr;
   }
-  // Bytes of all raw copies of one slot and kind in one layer.
-  int64_t slot_raw_bytes(const LayerGeometry& layer, Kind kind) const {
-    return static_cast<int64_t>(layer.num_kv_heads) * geometry.raw_tokens() * layer.dim(kind) *
-           dtype_bytes(geometry.io_dtype);
+  // The exact copy of a token of a sequence with these pages.
+  uint8_t* raw(const LayerStore& layer, const int32_t* pages, int head, Kind kind, int64_t token) const {
+    const int64_t row = static_cast<int64_t>(head) * format::kTileTokens + token % format::kTileTokens;
+    return layer.exact.page(pages[token / format::kTileTokens]) +
+           (kind == Kind::kKey ? 0 : layer.raw_value_offset) +
+           row * layer.dim(kind) * dtype_bytes(geometry.io_dtype);
   }
 
  private:

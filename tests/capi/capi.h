@@ -81,6 +81,7 @@ void test_appended_again(void);
 void test_fork(void);
 void test_capacity_is_atomic(void);
 void test_exact_copies(void);
+void test_room_for_exact_copies(void);
 void test_centres(void);
 void test_struct_sizes(void);
 void test_misuse_config(void);

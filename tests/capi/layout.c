@@ -86,6 +86,7 @@ static void structs(void) {
   FIELD(tq_cache_config, max_sequences);
   FIELD(tq_cache_config, max_batch_sequences);
   FIELD(tq_cache_config, max_batch_tokens);
+  FIELD(tq_cache_config, max_raw_tokens);
   FIELD(tq_cache_config, window_tokens);
   FIELD(tq_cache_config, sink_tokens);
   FIELD(tq_cache_config, rollback_tokens);
@@ -118,6 +119,7 @@ static void structs(void) {
   FIELD(tq_cache_memory, device_bytes);
   FIELD(tq_cache_memory, host_bytes);
   FIELD(tq_cache_memory, compression);
+  FIELD(tq_cache_memory, raw_bytes_used);
   STRUCT(tq_tensor_layout);
   FIELD(tq_tensor_layout, struct_size);
   FIELD(tq_tensor_layout, reserved);

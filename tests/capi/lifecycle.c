@@ -54,7 +54,7 @@ void test_lifecycle(void) {
         memory.pages_total == bytes.num_pages);
   CHECK(memory.stored_bytes_used == 2 * 32 * bytes.token_bytes);
   CHECK(memory.host_bytes == bytes.host_bytes && memory.device_bytes == 0 && memory.raw_bytes == 0);
-  CHECK(fabs(memory.compression - (double)bytes.fp16_token_bytes / (double)bytes.token_bytes) < 1e-12);
+  CHECK(fabs(memory.compression - 256.0 * (double)bytes.fp16_token_bytes / (double)bytes.page_bytes) < 1e-12);
 
   uint64_t flags = 77;
   EXPECT(TQ_OK, tq_cache_check(cache, NULL, &flags));

@@ -135,6 +135,7 @@ int main(void) {
       {"a forked process", test_fork},
       {"capacity is atomic", test_capacity_is_atomic},
       {"exact copies", test_exact_copies},
+      {"room for exact copies", test_room_for_exact_copies},
       {"centres", test_centres},
       {"struct sizes", test_struct_sizes},
       {"misuse: configuration", test_misuse_config},

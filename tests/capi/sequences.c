@@ -254,9 +254,9 @@ void test_exact_copies(void) {
   const tq_sequence s = make_sequence(cache);
   float *k = random_floats(100 * HEADS * DIM, 130), *v = random_floats(100 * HEADS * VALUE_DIM, 131);
   int64_t length = 0;
-  const int64_t chunks[] = {1, 3, 40, 2, 1, 13};
+  const int64_t chunks[] = {1, 3, 40, 2, 1, 13}, one = 1;
   for (int i = 0; i < 6; i++) {
-    EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[i], NULL, NULL));
+    EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[i], &one, NULL));
     EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k + length * HEADS * DIM, v + length * HEADS * VALUE_DIM,
                                   NULL, NULL));
     length += chunks[i];
@@ -266,16 +266,74 @@ void test_exact_copies(void) {
   EXPECT(TQ_OK, tq_sequence_fork(cache, s, NULL, &fork));
   EXPECT(TQ_OK, tq_sequence_truncate(cache, s, 57, NULL)); /* 3 of 60: the window is whole */
   expect_exact(__LINE__, cache, s, k, 57, 2, 51);
+  uint64_t flags = 77;
+  EXPECT(TQ_OK, tq_sequence_flags(cache, s, &flags));
+  CHECK(flags == 0);
   EXPECT(TQ_OK, tq_sequence_truncate(cache, s, 53, NULL)); /* deeper: what is left */
   expect_exact(__LINE__, cache, s, k, 53, 2, 51);
+  EXPECT(TQ_OK, tq_sequence_flags(cache, s, &flags));
+  CHECK(flags == TQ_NOTICED_SHORT_WINDOW);
+  EXPECT(TQ_OK, tq_sequence_flags(cache, fork, &flags));
+  CHECK(flags == 0);
+  EXPECT(TQ_OK, tq_cache_check(cache, NULL, &flags));
+  CHECK(flags == 0);
   EXPECT(TQ_OK, tq_sequence_truncate(cache, s, 40, NULL));
   expect_exact(__LINE__, cache, s, k, 40, 2, 40);
   expect_exact(__LINE__, cache, fork, k, 60, 2, 54);
   EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[1], NULL, NULL));
   EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k + 40 * HEADS * DIM, v, NULL, NULL));
   expect_exact(__LINE__, cache, s, k, 43, 2, 40);
+  EXPECT(TQ_OK, tq_sequence_flags(cache, s, &flags));
+  CHECK(flags == TQ_NOTICED_SHORT_WINDOW);
+  EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[1], NULL, NULL));
+  EXPECT(TQ_OK, tq_sequence_flags(cache, s, &flags));
+  CHECK(flags == 0); /* grown back */
   free(k);
   free(v);
+  EXPECT(TQ_OK, tq_batch_destroy(batch));
+  EXPECT(TQ_OK, tq_cache_destroy(cache));
+}
+
+/* The pool of exact copies: what sequences hold of it, a plan that finds no room, one that gives back. */
+void test_room_for_exact_copies(void) {
+  tq_cache_config config = small_config();
+  config.window_tokens = 6;
+  config.sink_tokens = 2;
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT,
+          "max_raw_tokens = 64: one sequence with window_tokens = 6, rollback_tokens = 0 and sink_tokens = 2 "
+          "needs 128",
+          (config.max_raw_tokens = 64, tq_cache_config_check(&config, NULL, 0)));
+  config.max_raw_tokens = 161;
+  tq_cache_bytes bytes;
+  memset(&bytes, 0, sizeof bytes);
+  bytes.struct_size = sizeof bytes;
+  EXPECT(TQ_OK, tq_cache_config_bytes(&config, &bytes));
+  const int64_t page = LAYERS * HEADS * 32 * (DIM + VALUE_DIM) * (int64_t)sizeof(float);
+  CHECK(bytes.raw_bytes == 6 * page);
+  tq_cache* cache = make_cache(&config);
+  EXPECT(TQ_OK, tq_cache_get_config(cache, &config));
+  CHECK(config.max_raw_tokens == 192);
+  tq_batch* batch = make_batch(cache);
+  const tq_sequence both[] = {make_sequence(cache), make_sequence(cache)};
+  tq_cache_memory memory;
+  memset(&memory, 0, sizeof memory);
+  memory.struct_size = sizeof memory;
+  const int64_t news[] = {100, 96}, fewer[] = {100, 7};
+  REFUSES(TQ_ERROR_CAPACITY,
+          "max_raw_tokens = 192: the plan needs 7 more pages of 32 exact tokens (0 of them to copy shared "
+          "ones), 6 of 6 are free; plan fewer query tokens at once, or raise max_raw_tokens",
+          tq_batch_plan(batch, 2, both, news, NULL, NULL));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory));
+  CHECK(memory.tokens == 0 && memory.raw_bytes_used == 0 && memory.raw_bytes == 6 * page);
+  EXPECT(TQ_OK, tq_batch_plan(batch, 2, both, news, fewer, NULL));
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory));
+  CHECK(memory.raw_bytes_used == 6 * page);
+  tq_sequence fork;
+  EXPECT(TQ_OK, tq_sequence_fork(cache, both[0], NULL, &fork)); /* shares: no room needed */
+  EXPECT(TQ_OK, tq_sequence_free(cache, fork, NULL));
+  EXPECT(TQ_OK, tq_batch_plan(batch, 0, NULL, NULL, NULL, NULL)); /* sinks and windows are left */
+  EXPECT(TQ_OK, tq_cache_get_memory(cache, &memory));
+  CHECK(memory.raw_bytes_used == 5 * page);
   EXPECT(TQ_OK, tq_batch_destroy(batch));
   EXPECT(TQ_OK, tq_cache_destroy(cache));
 }

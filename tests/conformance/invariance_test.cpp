@@ -216,7 +216,7 @@ TEST_P(InvarianceTest, CallersFloatingPointMode) {
                           static_cast<size_t>(calm.geometry.tile(0).tile_bytes())));
 }
 
-TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
+TEST_P(InvarianceTest, CopiesOfPagesAndFlags) {
   RigConfig config = base();
   config.window = 16;
   config.sinks = 2;
@@ -227,25 +227,31 @@ TEST_P(InvarianceTest, CopiesOfPagesAndSlots) {
   rig.poke(1, 5, 0, Kind::kKey, 0, HUGE_VALF);
   rig.step({{1, 30, 0}});
   EXPECT_EQ(1u, rig.backend->slot_flags(1));
-  rig.backend->start_slot(1, true, nullptr);
+  rig.backend->copy_slot(1, 2, nullptr);
+  rig.backend->start_slot(1, nullptr);
   EXPECT_EQ(0u, rig.backend->slot_flags(1));
+  EXPECT_EQ(1u, rig.backend->slot_flags(2));
   rig.step({{0, 0, 2}});
   const Result want = rig.attend();
-  // A page moves and comes back; so do the raw copies.
+  // A page moves and comes back; so do the exact copies, sinks and window.
   const int64_t page_bytes = rig.geometry.page_bytes(0);
   const PageCopy away[] = {{rig.page_of(0, 0), static_cast<int32_t>(rig.free_page())}};
   rig.backend->copy_pages(0, away, 1, nullptr);
   EXPECT_EQ(0, memcmp(rig.pages() + away[0].source * page_bytes, rig.pages() + away[0].target * page_bytes,
                       static_cast<size_t>(page_bytes)));
-  rig.backend->copy_slot(0, 2, nullptr);
+  const int32_t *exact = rig.raw_pages_of(0), *spare = rig.raw_pages_of(2);
+  const PageCopy exact_away[] = {{exact[0], spare[0]}, {exact[2], spare[1]}, {exact[3], spare[2]}},
+                 exact_home[] = {{spare[0], exact[0]}, {spare[1], exact[2]}, {spare[2], exact[3]}};
+  rig.backend->copy_pages(1, exact_away, 3, nullptr);
   const int32_t scrub[] = {away[0].source};
   rig.backend->scrub_pages(0, scrub, 1, nullptr);
   const std::vector<uint8_t> zeros(static_cast<size_t>(page_bytes), 0);
   EXPECT_EQ(0, memcmp(rig.pages() + scrub[0] * page_bytes, zeros.data(), zeros.size()));
-  rig.backend->start_slot(0, true, nullptr);
+  rig.backend->scrub_pages(1, exact, 4, nullptr);
   const PageCopy home[] = {{away[0].target, away[0].source}};
   rig.backend->copy_pages(0, home, 1, nullptr);
-  rig.backend->copy_slot(2, 0, nullptr);
+  EXPECT_NE(want.out, rig.attend().out) << "without the exact copies";
+  rig.backend->copy_pages(1, exact_home, 3, nullptr);
   expect_same(want, rig.attend(), "after the round trip");
 }
 

@@ -127,7 +127,11 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.max_batch_tokens = c.max_tokens;
   g.window_tokens = c.window;
   g.sink_tokens = c.sinks;
-  g.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
+  g.raw_group = c.window + c.sinks > 0 ? g.num_groups++ : -1;
+  if (g.has_exact()) {
+    const int64_t stride = (c.max_tokens + format::kTileTokens - 1) / format::kTileTokens;
+    g.groups[g.raw_group] = PageGroup{format::kTileTokens, c.max_sequences * stride, stride};
+  }
   g.num_threads = c.threads;
   g.set_layers(c.key_bits, c.value_bits);
   page_memory_ =
@@ -145,6 +149,11 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
     std::swap(free_pages_[i - 1], free_pages_[static_cast<size_t>(random.below(static_cast<int64_t>(i)))]);
   sequences_.resize(c.max_sequences);
   page_table_.assign(static_cast<size_t>(c.max_sequences * num_pages), -1);
+  raw_table_.resize(static_cast<size_t>(g.has_exact() ? g.groups[g.raw_group].num_pages : 0));
+  for (size_t i = 0; i < raw_table_.size(); i++) {
+    raw_table_[i] = static_cast<int32_t>(i);
+    std::swap(raw_table_[i], raw_table_[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
+  }
   storage_ = backend->create_plan_storage();
   if (!c.centres) return;
   for (int kind = 0; kind < 2; kind++)
@@ -184,7 +193,8 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
     Sequence& sequence = sequences_[ask.sequence];
     const int64_t old_length = sequence.length;
     sequence.length += ask.new_tokens;
-    sequence.raw_first = std::max(sequence.raw_first, sequence.length - g.ring_tokens);
+    const int64_t copies = config.window > 0 ? config.window + config.rollback : 0;
+    sequence.raw_first = std::max(sequence.raw_first, sequence.length - copies);
     while (static_cast<int64_t>(sequence.pages.size()) * g.page_size < sequence.length) {
       sequence.pages.push_back(free_pages_.back());
       free_pages_.pop_back();
@@ -232,8 +242,10 @@ const PageMap* Rig::page_maps() {
   for (size_t i = 0; i < sequences_.size(); i++)
     std::copy(sequences_[i].pages.begin(), sequences_[i].pages.end(),
               page_table_.begin() + static_cast<int64_t>(i) * stride);
-  map_ = PageMap{page_table_.data(), stride, first_changed_.data()};
-  return &map_;
+  maps_[0] = PageMap{page_table_.data(), stride, first_changed_.data()};
+  if (geometry.has_exact())
+    maps_[1] = PageMap{raw_table_.data(), geometry.groups[1].max_sequence_pages, first_changed_.data()};
+  return maps_;
 }
 
 Result Rig::attend(const AttendOptions& o) {

@@ -94,6 +94,10 @@ class Rig {
   }
   const std::vector<int32_t>& pages_of(int sequence) const { return sequences_[sequence].pages; }
   int32_t free_page() const { return free_pages_.front(); }
+  // Pages of exact copies that belong to a sequence, used or not.
+  const int32_t* raw_pages_of(int sequence) const {
+    return &raw_table_[static_cast<size_t>(sequence * geometry.groups[1].max_sequence_pages)];
+  }
   void truncate(int sequence, int64_t length);
   // Decoded (or exact) vectors as float.
   void read(int sequence, int64_t first, int64_t count, std::vector<float>* k, std::vector<float>* v);
@@ -156,8 +160,9 @@ class Rig {
   uint8_t* page_memory_ = nullptr;
   // The plan in force.
   std::vector<StepSequence> plan_sequences_;
-  PageMap map_;
+  PageMap maps_[2];
   std::vector<int32_t> page_table_;  // [max_sequences][max_sequence_pages], -1 where there is none
+  std::vector<int32_t> raw_table_;   // the same of exact copies, every entry there is
   std::vector<int64_t> first_changed_;
   std::vector<Ask> asks_;
   BatchPlan plan_;

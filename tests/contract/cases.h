@@ -155,6 +155,7 @@ class Config {
                  "max_sequences",
                  "max_batch_sequences",
                  "max_batch_tokens",
+                 "max_raw_tokens",
                  "window_tokens",
                  "sink_tokens",
                  "rollback_tokens",
@@ -168,7 +169,7 @@ class Config {
     TQ_READ(c, rotation), TQ_READ(c, key_scale_rule), TQ_READ(c, value_scale_rule), TQ_READ(c, page_size),
         TQ_READ(c, rotation_seed), TQ_READ(c, first_layer), TQ_READ(c, first_kv_head);
     TQ_READ(c, max_tokens), TQ_READ(c, max_sequence_tokens), TQ_READ(c, max_sequences),
-        TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens);
+        TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens), TQ_READ(c, max_raw_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
         TQ_READ(c, flags);
     key_bits_ = json.value("layer_key_bits", key_bits_);

@@ -24,6 +24,8 @@ def configurations(tensors):
                                                                                 {"max_tokens": 0}),
                                 ("device_type", "device_type",
                                  {"device_type": 9}), ("window", "window_tokens", {"window_tokens": -1}),
+                                ("raw_tokens", "max_raw_tokens",
+                                 {"window_tokens": 40, "max_raw_tokens": 64}),
                                 ("flags", "flags", {"flags": 1 << 40}), ("codebook", "key_codebook", {
                                     "key_codebook":
                                         {"bits": 4, "unit": 0.01, "magnitude": [1, 5, 5, 20, 30, 40, 50, 60]}

@@ -90,6 +90,7 @@ class ModelCache:
 
     def fork(self, source, name):
         self.sequences[name] = self.sequences[source].copy()
+        self.give_back(self.sequences[name], 0)
 
     def truncate(self, name, length):
         sequence = self.sequences[name]
@@ -100,15 +101,20 @@ class ModelCache:
 
     # ---- one step
 
+    def give_back(self, sequence, queries):
+        """Exact copies in front of what the queries see, and of what they would see after a rollback."""
+        sequence.exact_first = max(
+            sequence.exact_first,
+            sequence.length - self.config["window_tokens"] - max(queries - 1, self.config["rollback_tokens"]))
+
     def plan_step(self, names, new_tokens, query_tokens):
+        before = self.plan[0] if self.plan else []
         self.plan = (names, new_tokens, new_tokens if query_tokens is None else query_tokens)
-        for name, new in zip(names, new_tokens):
-            sequence = self.sequences[name]
-            sequence.length += new
-            # Copies older than the window and the rollback behind it have been written over.
-            sequence.exact_first = max(
-                sequence.exact_first,
-                sequence.length - self.config["window_tokens"] - self.config["rollback_tokens"])
+        for name, new, queries in zip(*self.plan):
+            self.sequences[name].length += new
+            self.give_back(self.sequences[name], queries)
+        for name in set(before) & set(self.sequences) - set(names):
+            self.give_back(self.sequences[name], 0)
 
     def append(self, layer, k, v):
         row = 0

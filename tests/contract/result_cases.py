@@ -202,11 +202,48 @@ def exact_tokens(tensors):
     c.read("a", 28, 8, exact=True)
     c.plan(["a"], [0], [1])
     c.attend()
+    c.step("sequence_flags", sequence="a", expect=0)
     c.truncate("a", 24)
+    c.step("sequence_flags", sequence="a", expect=4)
     c.plan(["a"], [3])
     c.append()
     c.attend()
     c.read("a", 16, 11)
+    c.plan(["a"], [5])
+    c.step("sequence_flags", sequence="a", expect=0)
+    yield c
+
+    c = Case(
+        tensors, "exact_copies_by_need",
+        "sequences share the pool of exact copies: 6 pages of 32 tokens for 6 sequences; a plan with more"
+        " queries than there is room for is refused, and goes in smaller ones")
+    c.create(**shapes(2, 1, 32, (2, 2), max_sequences=6, window_tokens=20, max_raw_tokens=192))
+    c.sequences("a", "b", "c")
+    page = 32 * 64 * 4
+    c.plan(["a"], [64], [45])
+    c.append()
+    c.attend()
+    c.memory(raw_bytes_used=2 * page)
+    c.plan(["b"], [70], [0])
+    c.append()
+    c.memory(raw_bytes_used=3 * page)
+    c.read("b", 45, 25)
+    c.fail("plan", "CAPACITY", "max_raw_tokens = 192: the plan needs 4 more pages", batch="main",
+           sequences=["c"], new_tokens=[100])
+    c.fork("a", "d")
+    c.memory(raw_bytes_used=3 * page)
+    c.plan(["c"], [60], [40])
+    c.append()
+    c.attend()
+    c.memory(raw_bytes_used=5 * page)
+    c.plan(["c"], [40], [40])
+    c.append()
+    c.attend()
+    c.memory(raw_bytes_used=6 * page)
+    c.plan(["d"], [0], [1])
+    c.memory(raw_bytes_used=5 * page)
+    c.attend()
+    c.read("d", 40, 24)
     yield c
 
     c = Case(
@@ -314,7 +351,8 @@ def figures(tensors):
         c.config_bytes(**shapes(8, 2, dim, bits, num_layers=3))
     c.config_bytes(**shapes(8, 8, 192, (3, 2), value_dim=128, num_layers=2, layer_key_bits=[0, 16]))
     c.create(**shapes(8, 2, 128, (3, 3)))
-    c.memory(num_sequences=0, tokens=0, pages_used=0, stored_bytes_used=0, compression=512 / 100)
+    c.memory(num_sequences=0, tokens=0, pages_used=0, stored_bytes_used=0, raw_bytes_used=0,
+             compression=256 * 512 / ((256 / 64 + 1) * 64 * 100))
     yield c
 
     c = Case(tensors, "fingerprint",

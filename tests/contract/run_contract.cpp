@@ -186,7 +186,8 @@ class Runner {
     contract::expect_fields(rest, {{"num_sequences", m.num_sequences},
                                    {"tokens", m.tokens},
                                    {"pages_used", m.pages_used},
-                                   {"stored_bytes_used", m.stored_bytes_used}});
+                                   {"stored_bytes_used", m.stored_bytes_used},
+                                   {"raw_bytes_used", m.raw_bytes_used}});
   }
 
   void fingerprint(const Json& step) {

@@ -216,7 +216,7 @@ void noticed_flags() {
     check(cache.backend->slot_flags(i) == expected[i], "two flags at once: sequence %d has %d", i,
           static_cast<int>(cache.backend->slot_flags(i)));
   cache.backend->copy_slot(0, 3, nullptr);
-  cache.backend->start_slot(0, false, nullptr);
+  cache.backend->start_slot(0, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   check(cache.backend->slot_flags(3) == 3 && cache.backend->slot_flags(0) == 0,
         "flags of copied and new slots");

@@ -205,8 +205,20 @@ class AttendCase {
   Buffer<uint8_t> workspace_;
   Buffer<uint32_t> signs_[2];
   std::vector<uint32_t> host_signs_[2];
-  Numbers centre_[2], raw_[2], q_, sinks_;
+  // Element of coordinate 0 of a token's exact copy.
+  size_t raw_at(int slot, int head, int side, int token) const {
+    const int dims[2] = {spec.head_dim, spec.value_dim};
+    const int64_t page = host_raw_table_[static_cast<size_t>(slot * raw_stride_ + token / 32)];
+    return static_cast<size_t>(page * 32 * spec.kv_heads * (dims[0] + dims[1]) +
+                               side * 32 * spec.kv_heads * dims[0] + (head * 32 + token % 32) * dims[side]);
+  }
+
+  Numbers centre_[2], raw_, q_, sinks_;
   std::vector<int> raw_first_;
+  // Pages of exact copies; page 0 stands for all that are not kept, and holds NaN.
+  Device<int32_t> raw_table_;
+  std::vector<int32_t> host_raw_table_;
+  int64_t raw_stride_ = 0;
   Buffer<uint8_t> out_;
   size_t out_bytes_ = 0;
   Device<float> lse_;
@@ -242,7 +254,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   geometry_.batch_invariant = spec.batch_invariant;
   geometry_.window_tokens = spec.window;
   geometry_.sink_tokens = spec.sinks;
-  geometry_.ring_tokens = spec.window ? spec.window + spec.rollback : 0;
+  geometry_.raw_group = spec.window + spec.sinks > 0 ? 1 : -1;
   geometry_.set_layers(spec.key_bits, spec.value_bits);
 
   // Pages in random order, with a few that nobody owns between them.
@@ -252,7 +264,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     used += pages;
     stride_ = std::max(stride_, pages);
   }
-  geometry_.num_groups = 1;
+  geometry_.num_groups = geometry_.has_exact() ? 2 : 1;
   geometry_.groups[0] = tq::PageGroup{spec.page_size, used * sets + 3, stride_};
   for (const CaseSequence& q : spec.sequences) geometry_.max_batch_tokens += q.queries;
   const int64_t num_pages = used * sets + 3, page_bytes = geometry_.page_bytes(0);
@@ -292,14 +304,28 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
         tile_.tile_bytes(), spec.page_size / 32, table_.get(), stride_, device_lengths.get(), fill[0],
         fill[1], spec.kv_heads, spec.io == DataType::kBF16, spec.seed);
 
-  const int raw_tokens = geometry_.raw_tokens();
   raw_first_.resize(count);
   for (int i = 0; i < count; i++) {
     const int length = spec.sequences[i].length;
-    raw_first_[i] = std::max(0, length - geometry_.ring_tokens);
+    raw_first_[i] = std::max(0, length - (spec.window + spec.rollback));
     // a window that is only partly there
     if (spec.window && i % 3 == 2) raw_first_[i] = std::max(raw_first_[i], length - spec.window / 2);
     if (!spec.window) raw_first_[i] = length;
+  }
+  const int64_t raw_page = 32 * static_cast<int64_t>(spec.kv_heads) * (spec.head_dim + spec.value_dim);
+  if (geometry_.has_exact()) {
+    for (const CaseSequence& q : spec.sequences)
+      raw_stride_ = std::max<int64_t>(raw_stride_, (q.length + 31) / 32);
+    host_raw_table_.assign(static_cast<size_t>(slots_ * raw_stride_), 0);
+    int32_t raw_pages = 1;
+    for (int slot = 0; slot < slots_; slot++)
+      for (int64_t i = 0; i < raw_stride_; i++)
+        if (tq::has_raw_page(32 * i, raw_first_[slot % count],
+                             std::min(spec.sinks, spec.sequences[slot % count].length),
+                             spec.sequences[slot % count].length))
+          host_raw_table_[static_cast<size_t>(slot * raw_stride_ + i)] = raw_pages++;
+    raw_table_ = Device<int32_t>(host_raw_table_);
+    raw_.host.assign(static_cast<size_t>(raw_pages * raw_page), NAN);
   }
   for (int side = 0; side < 2; side++) {
     const SideLayout& layout = side ? tile_.value : tile_.key;
@@ -312,8 +338,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
       for (float& x : centre_[side].host) x = normal(rng) * 2;
       centre_[side].upload(DataType::kF32);
     }
-    if (raw_tokens > 0) {
-      raw_[side].host.assign(static_cast<size_t>(slots_) * spec.kv_heads * raw_tokens * dims[side], NAN);
+    if (geometry_.has_exact())
       for (int slot = 0; slot < slots_; slot++) {
         const int length = lengths[slot], first = raw_first_[slot % count];
         for (int head = 0; head < spec.kv_heads; head++)
@@ -323,17 +348,12 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
                                             (slot * 64 + head) * 2 + side +
                                             (static_cast<uint64_t>(token) << 20)));
             normal.reset();
-            const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
-            float* at =
-                &raw_[side].host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) *
-                                 dims[side]];
+            float* at = &raw_.host[raw_at(slot, head, side, token)];
             for (int i = 0; i < dims[side]; i++) at[i] = normal(raw_rng);
-            // A sink that is also in the ring has its ring copy as well, which nobody may need.
           }
       }
-      raw_[side].upload(spec.io);
-    }
   }
+  raw_.upload(spec.io);
 
   for (const CaseSequence& q : spec.sequences) q_rows += q.queries;
   const int64_t q_head = spec.head_dim + spec.pad, q_token = q_head * spec.q_heads + spec.pad;
@@ -373,7 +393,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     view.signs = signs_[side].get();
     view.sign_stride = (view.layout.stored + 31) / 32;
     view.centre = reinterpret_cast<const float*>(centre_[side].device.get());
-    view.raw = raw_tokens ? raw_[side].device.get() : nullptr;
+    if (geometry_.has_exact()) view.raw = raw_.device.get() + (side ? geometry_.raw_value_offset(0) : 0);
     return view;
   };
   tq::cuda::DeviceLayer layer{pages_.get(),
@@ -388,8 +408,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
                               spec.io,
                               spec.window,
                               spec.sinks,
-                              geometry_.ring_tokens,
-                              raw_tokens,
+                              raw_page,
                               side_view(0),
                               side_view(1),
                               nullptr,
@@ -419,6 +438,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     tq::cuda::DevicePlan plan_view = {};
     plan_view.page_table = table_.get();
     plan_view.page_table_stride = stride_;
+    plan_view.raw_table = raw_table_.get();
+    plan_view.raw_table_stride = raw_stride_;
     plan_view.work = work_.back().get();
     tq::AttendCall call = {};
     call.q = q_.device.get();

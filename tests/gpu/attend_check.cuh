@@ -9,13 +9,13 @@ namespace gpu_test {
 inline void AttendCase::decode(int set, int sequence, int head, int side, Decoded* decoded) const {
   const int count = static_cast<int>(spec.sequences.size()), slot = set * count + sequence,
             length = spec.sequences[sequence].length;
-  const int tiles_per_page = spec.page_size / 32, raw_tokens = geometry_.raw_tokens();
+  const int tiles_per_page = spec.page_size / 32;
   std::vector<uint32_t> words(tile_.tile_bytes() / 4);
   const SideLayout layout = side ? tile_.value : tile_.key;
   const int dim = layout.dim, stored = layout.stored, n = 1 << tq::format::log2_block(stored), m = stored / n;
   const tq::format::Codebook& book = side ? geometry_.layers[0].value_book : geometry_.layers[0].key_book;
   decoded->coded.assign(static_cast<size_t>(length) * dim, 0.0);
-  decoded->exact.assign(raw_tokens > 0 ? static_cast<size_t>(length) * dim : 0, 0.0);
+  decoded->exact.assign(geometry_.has_exact() ? static_cast<size_t>(length) * dim : 0, 0.0);
   std::vector<double> y(stored);
   for (int tile = 0; tile * 32 < length; tile++) {
     const int page = host_table_[slot * stride_ + tile / tiles_per_page];
@@ -27,13 +27,10 @@ inline void AttendCase::decode(int set, int sequence, int head, int side, Decode
     for (int t = 0; t < 32 && tile * 32 + t < length; t++) {
       const int token = tile * 32 + t;
       double* x = &decoded->coded[static_cast<size_t>(token) * dim];
-      if (token < spec.sinks || (spec.window > 0 && token >= raw_first_[sequence])) {
-        const int row = token < spec.sinks ? token : spec.sinks + token % geometry_.ring_tokens;
+      if (token < spec.sinks || (spec.window > 0 && token >= raw_first_[sequence]))
         for (int i = 0; i < dim; i++)
           decoded->exact[static_cast<size_t>(token) * dim + i] =
-              raw_[side]
-                  .host[((static_cast<size_t>(slot) * spec.kv_heads + head) * raw_tokens + row) * dim + i];
-      }
+              raw_.host[raw_at(slot, head, side, token) + static_cast<size_t>(i)];
       if (layout.raw()) {
         const uint16_t* h =
             reinterpret_cast<const uint16_t*>(bytes + (side ? tile_.value_offset() : 0)) + t * dim;

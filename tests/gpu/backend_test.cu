@@ -213,7 +213,7 @@ int64_t nonzero(const uint8_t* data, size_t bytes) {
   return static_cast<int64_t>(bytes) - std::count(host.begin(), host.end(), 0);
 }
 
-// Pages and raw copies start as zeros, in the cache's own memory and in the caller's pool.
+// Pages and exact copies start as zeros, in the cache's own memory and in the caller's pool.
 void starts_zeroed() {
   Config config = small_config();
   config.layers = 2;
@@ -231,7 +231,7 @@ void starts_zeroed() {
       if (!pages && static_cast<int64_t>(block.bytes) != bytes.raw) continue;
       seen++;
       const int64_t wrong = nonzero(block.data, block.bytes);
-      check(wrong == 0, "%s: %lld bytes of a new cache are not zero", pages ? "pages" : "raw copies",
+      check(wrong == 0, "%s: %lld bytes of a new cache are not zero", pages ? "pages" : "exact copies",
             static_cast<long long>(wrong));
     }
     check(seen == (pool ? 1 : 2), "%d blocks found", seen);
@@ -248,13 +248,17 @@ void slots_and_pages() {
   config.layers = 2;
   TestCache cache(config);
   cache.step({50, 50});
-  // Copy all pages of sequence 0 onto those of sequence 1, and the slot: sequence 1 now reads as sequence 0
-  // did.
+  // Copy all pages of sequence 0 onto those of sequence 1, exact copies and flags too: sequence 1 now reads
+  // as sequence 0 did.
   const std::vector<uint8_t> before = cache.pool.host();
   std::vector<tq::PageCopy> copies;
   for (size_t i = 0; i < cache.pages(0).size(); i++)
     copies.push_back(tq::PageCopy{cache.pages(0)[i], cache.pages(1)[i]});
   cache.backend->copy_pages(0, copies.data(), static_cast<int64_t>(copies.size()), nullptr);
+  const std::vector<int32_t> exact = cache.raw_pages(0), other = cache.raw_pages(1);
+  std::vector<tq::PageCopy> exact_copies;
+  for (size_t i = 0; i < exact.size(); i++) exact_copies.push_back(tq::PageCopy{exact[i], other[i]});
+  cache.backend->copy_pages(1, exact_copies.data(), static_cast<int64_t>(exact_copies.size()), nullptr);
   cache.backend->copy_slot(0, 1, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   std::vector<uint8_t> after = cache.pool.host();
@@ -270,11 +274,12 @@ void slots_and_pages() {
   }
   for (size_t i = 0; i < expected.size(); i++) wrong += expected[i] != after[i];
   check(wrong == 0, "copy_pages: %lld bytes wrong", static_cast<long long>(wrong));
-  check(cache.read_all(0) == cache.read_all(1), "copy_slot and copy_pages: the copy reads differently");
+  check(cache.read_all(0) == cache.read_all(1), "copy_pages: the copy reads differently");
   check(cache.backend->slot_flags(1) == 1, "copy_slot: flags");
 
   cache.backend->scrub_pages(0, cache.pages(1).data(), static_cast<int64_t>(cache.pages(1).size()), nullptr);
-  cache.backend->start_slot(1, true, nullptr);
+  cache.backend->scrub_pages(1, other.data(), static_cast<int64_t>(other.size()), nullptr);
+  cache.backend->start_slot(1, nullptr);
   GPU_MUST(cudaDeviceSynchronize());
   check(cache.backend->slot_flags(1) == 0, "start_slot: flags are not cleared");
   check(cache.backend->slot_flags(0) == 1, "start_slot: another slot's flags");

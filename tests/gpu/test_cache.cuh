@@ -25,6 +25,12 @@ class TestCache {
   void fill(int layer, cudaStream_t stream = nullptr);
   std::vector<uint8_t> read_all(int sequence);
   const std::vector<int32_t>& pages(int sequence) const { return pages_[sequence]; }
+  // Pages of exact copies, one for each 32 tokens, whether they are kept or not.
+  std::vector<int32_t> raw_pages(int sequence) const {
+    const int64_t stride = raw_stride();
+    return std::vector<int32_t>(raw_table_.begin() + sequence * stride,
+                                raw_table_.begin() + (sequence + 1) * stride);
+  }
   void append(int layer, cudaStream_t stream = nullptr);
   // Dense rows of q in config.type; float32 out and lse.
   void attend(int layer, const void* q, float* out, float* lse, cudaStream_t stream = nullptr);
@@ -49,11 +55,11 @@ class TestCache {
   void restart(uint64_t seed) {
     config.seed = seed;
     std::fill(length.begin(), length.end(), 0);
-    std::fill(ring_first_.begin(), ring_first_.end(), 0);
+    std::fill(raw_first_.begin(), raw_first_.end(), 0);
   }
   // First token of the window that a read gives.
   int64_t window_first(int sequence) const {
-    return std::max(ring_first_[sequence],
+    return std::max(raw_first_[sequence],
                     length[sequence] - std::min<int64_t>(length[sequence], config.window));
   }
 
@@ -70,11 +76,15 @@ class TestCache {
  private:
   tq::StepSequence sequence_at(int sequence, int64_t old_length) const;
   const tq::PageMap* page_maps();
+  int64_t raw_stride() const {
+    return geometry.has_exact() ? geometry.groups[geometry.raw_group].max_sequence_pages : 0;
+  }
 
   std::vector<std::vector<int32_t>> pages_;
-  std::vector<int32_t> table_;  // the same, [sequences][max_sequence_pages]
-  tq::PageMap map_;
-  std::vector<int64_t> shown_, first_changed_, ring_first_;
+  std::vector<int32_t> table_;      // the same, [sequences][max_sequence_pages]
+  std::vector<int32_t> raw_table_;  // the same for exact copies
+  tq::PageMap maps_[2];
+  std::vector<int64_t> shown_, first_changed_, raw_shown_, raw_changed_, raw_first_;
   std::vector<int32_t> free_;
   std::vector<tq::StepSequence> plan_;
   std::vector<int64_t> layer_at_;
@@ -104,7 +114,10 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   geometry.max_batch_tokens = c.tokens * c.sequences;
   geometry.window_tokens = c.window;
   geometry.sink_tokens = c.sinks;
-  geometry.ring_tokens = c.window > 0 ? c.window + c.rollback : 0;
+  geometry.raw_group = c.window + c.sinks > 0 ? geometry.num_groups++ : -1;
+  const int64_t raw_pages = (c.tokens + 31) / 32;
+  if (geometry.has_exact())
+    geometry.groups[geometry.raw_group] = tq::PageGroup{32, raw_pages * c.sequences, raw_pages};
   geometry.num_threads = 1;
   geometry.set_layers(c.key_bits, c.value_bits);
 
@@ -126,7 +139,14 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   shown_.assign(c.sequences, 0);
   first_changed_.assign(c.sequences, 0);
   table_.assign(static_cast<size_t>(c.sequences * sequence_pages), -1);
-  ring_first_.assign(c.sequences, 0);
+  raw_first_.assign(c.sequences, 0);
+  raw_shown_.assign(c.sequences, 0);
+  raw_changed_.assign(c.sequences, 0);
+  raw_table_.resize(static_cast<size_t>(raw_stride() * c.sequences));
+  for (size_t i = 0; i < raw_table_.size(); i++) {
+    raw_table_[i] = static_cast<int32_t>(i);
+    std::swap(raw_table_[i], raw_table_[mix64(c.seed + 99 + i) % (i + 1)]);
+  }
 
   std::vector<uint64_t> signs;
   for (int layer = 0; layer < c.layers; layer++)
@@ -158,12 +178,13 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
   plan_.clear();
   last = tq::BatchPlan{};
   for (size_t i = 0; i < new_tokens.size(); i++) {
-    const int64_t after = length[i] + new_tokens[i], ring = geometry.ring_tokens;
+    const int64_t after = length[i] + new_tokens[i],
+                  copies = config.window > 0 ? config.window + config.rollback : 0;
     while (static_cast<int64_t>(pages_[i].size()) * config.page_size < after) {
       pages_[i].push_back(free_.back());
       free_.pop_back();
     }
-    ring_first_[i] = std::max(ring_first_[i], after - std::min(after, ring));
+    raw_first_[i] = std::max(raw_first_[i], after - std::min(after, copies));
     const int64_t before = length[i];
     length[i] = after;
     const int64_t asks = std::min(queries, after);
@@ -174,6 +195,8 @@ inline void TestCache::prepare_plan(const std::vector<int64_t>& new_tokens) {
     plan_.back().q_row = last.rows.query_tokens;
     first_changed_[i] = shown_[i];
     shown_[i] = static_cast<int64_t>(pages_[i].size());
+    raw_changed_[i] = raw_shown_[i];
+    raw_shown_[i] = std::max(raw_shown_[i], (after + 31) / 32);
     last.rows.new_tokens += new_tokens[i];
     last.rows.query_tokens += asks;
   }
@@ -187,7 +210,7 @@ inline tq::StepSequence TestCache::sequence_at(int sequence, int64_t old_length)
   tq::StepSequence s = {};
   s.page_row = s.raw_slot = s.flag = sequence;
   s.old_length = old_length;
-  s.raw_first = ring_first_[sequence];
+  s.raw_first = raw_first_[sequence];
   s.sink_end = std::min<int64_t>(config.sinks, length[sequence]);
   return s;
 }
@@ -196,8 +219,9 @@ inline const tq::PageMap* TestCache::page_maps() {
   const int64_t stride = geometry.groups[0].max_sequence_pages;
   for (size_t i = 0; i < pages_.size(); i++)
     std::copy(pages_[i].begin(), pages_[i].end(), table_.begin() + static_cast<int64_t>(i) * stride);
-  map_ = tq::PageMap{table_.data(), stride, first_changed_.data()};
-  return &map_;
+  maps_[0] = tq::PageMap{table_.data(), stride, first_changed_.data()};
+  maps_[1] = tq::PageMap{raw_table_.data(), raw_stride(), raw_changed_.data()};
+  return maps_;
 }
 
 inline void TestCache::fill(int layer, cudaStream_t stream) {
@@ -272,7 +296,7 @@ inline OracleJob TestCache::job(int layer, int kind, int sequence) const {
                    0,
                    static_cast<int32_t>(length[sequence]),
                    config.sinks,
-                   static_cast<int32_t>(geometry.ring_tokens > 0 ? window_first(sequence) : INT32_MAX),
+                   static_cast<int32_t>(config.window > 0 ? window_first(sequence) : INT32_MAX),
                    nullptr};
 }
 

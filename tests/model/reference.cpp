@@ -142,36 +142,44 @@ std::shared_ptr<const Token> Reference::make_token(std::vector<float> input) con
   return token;
 }
 
-Sequence Reference::new_sequence() const {
-  Sequence sequence;
-  const size_t places =
-      static_cast<size_t>(config_.window_tokens > 0 ? config_.window_tokens + config_.rollback_tokens : 0);
-  sequence.ring.resize(places);
-  sequence.ring_index.assign(places, -1);
-  return sequence;
-}
-
 void Reference::append(Sequence* sequence, const std::vector<std::shared_ptr<const Token>>& tokens) const {
   for (const auto& token : tokens) {
-    const size_t index = sequence->tokens.size();
     sequence->tokens.push_back(token);
     sequence->noticed |= token->noticed;
-    if (sequence->ring.empty()) continue;
-    sequence->ring[index % sequence->ring.size()] = token;
-    sequence->ring_index[index % sequence->ring.size()] = static_cast<int64_t>(index);
   }
+}
+
+void Reference::plan(Sequence* sequence, int64_t length, int64_t queries) const {
+  const int64_t window = config_.window_tokens,
+                tail = std::max<int64_t>(queries - 1, config_.rollback_tokens);
+  sequence->exact_from = std::max(sequence->exact_from, window == 0 ? length : length - window - tail);
+}
+
+void Reference::truncate(Sequence* sequence, int64_t length) const {
+  sequence->tokens.resize(static_cast<size_t>(length));
+  sequence->exact_from = std::min(sequence->exact_from, length);
+}
+
+int64_t Reference::raw_tokens(const Sequence& sequence) const {
+  int64_t pages = 0;
+  for (int64_t page = 0; page * 32 < sequence.length(); page++) {
+    const int64_t last = std::min(page * 32 + 32, sequence.length()) - 1;
+    pages += page * 32 < config_.sink_tokens || last >= sequence.exact_from;
+  }
+  return 32 * pages;
+}
+
+uint64_t Reference::flags(const Sequence& sequence) const {
+  bool is_short = false;
+  for (int64_t i = std::max<int64_t>(0, sequence.length() - config_.window_tokens); i < sequence.length();
+       i++)
+    is_short |= i >= config_.sink_tokens && i < sequence.exact_from;
+  return sequence.noticed | (is_short ? TQ_NOTICED_SHORT_WINDOW : 0);
 }
 
 bool Reference::is_exact(const Sequence& sequence, int64_t index, int64_t position) const {
-  if (index < config_.sink_tokens) return true;
-  if (index <= position - config_.window_tokens) return false;
-  // Inside the window; and no copy between here and the end is lost.
-  for (int64_t i = index; i < sequence.length(); i++) {
-    const size_t place = static_cast<size_t>(i) % sequence.ring.size();
-    if (sequence.ring_index[place] != i || sequence.ring[place] != sequence.tokens[static_cast<size_t>(i)])
-      return false;
-  }
-  return true;
+  return index < config_.sink_tokens ||
+         (index > position - config_.window_tokens && index >= sequence.exact_from);
 }
 
 const float* Reference::key(const Sequence& sequence, int layer, int head, int64_t index,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The plain model of a cache: a sequence is a list of tokens and nothing else. What a token is worth
 // (decoded, exact) follows from its input alone by the scalar format; attention is float64. No pages, no
-// sharing, no plans: those are what the model test checks.
+// sharing: those are what the model test checks. Of plans only what they keep of the exact copies.
 #pragma once
 #include <memory>
 #include <random>
@@ -24,9 +24,8 @@ struct Token {
 
 struct Sequence {
   std::vector<std::shared_ptr<const Token>> tokens;
-  // Exact copies beside the codes: ring place -> the token that it holds and that token's index.
-  std::vector<std::shared_ptr<const Token>> ring;
-  std::vector<int64_t> ring_index;
+  int64_t exact_from = 0;  // tokens from here on have exact copies, and so have the sinks
+  int last_batch = -1;     // that planned it
   uint64_t noticed = 0;
 
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
@@ -42,9 +41,15 @@ class Reference {
   }
   int vector_floats() const { return config_.head_dim + config_.value_dim; }
   std::shared_ptr<const Token> make_token(std::vector<float> input) const;
-  Sequence new_sequence() const;
-  // One plan's tokens, appended at once: only the last of them reach the ring.
   void append(Sequence* sequence, const std::vector<std::shared_ptr<const Token>>& tokens) const;
+  // A plan has brought the sequence to this length, with this many queries at its end. Without any: it left
+  // one.
+  void plan(Sequence* sequence, int64_t length, int64_t queries) const;
+  void truncate(Sequence* sequence, int64_t length) const;
+  // Tokens in pages of 32 that hold its exact copies.
+  int64_t raw_tokens(const Sequence& sequence) const;
+  // TQ_NOTICED_* of it.
+  uint64_t flags(const Sequence& sequence) const;
   // Whether a query at `position` reads token `index` exactly; a read is what the last token's query sees.
   bool is_exact(const Sequence& sequence, int64_t index, int64_t position) const;
   // Keys of one token as a query at `position` sees them; its values follow.

@@ -15,19 +15,13 @@
 #include <string>
 #include <vector>
 
-#include "model/reference.h"
+#include "model/exact_copies.h"
 #include "tqkv.h"
 
 namespace tq {
 namespace model {
 
 constexpr int kWorldOperations = 400;
-
-struct Plan {
-  bool made = false, in_force = false;
-  std::vector<int64_t> ids, new_tokens, query_tokens, old_lengths;
-  std::vector<std::vector<std::shared_ptr<const Token>>> tokens;
-};
 
 // Inside World: a call that succeeds, and one that fails with this status and text.
 #define TQ_MUST(call) must((call), #call, __LINE__)
@@ -148,6 +142,7 @@ class World {
     c.window_tokens = one_of(windows);
     c.rollback_tokens = one_of(rollbacks);
     c.sink_tokens = one_of(sinks);
+    if (c.window_tokens + c.sink_tokens > 0 && chance(30)) c.max_raw_tokens = 256 + 32 * pick(10);
     c.num_threads = 1 + pick(2);
     c.flags = (chance(20) ? TQ_FLAG_NO_ZERO_ON_FREE : 0u) | (chance(20) ? TQ_FLAG_NO_SCALE_SEARCH : 0u);
   }
@@ -189,7 +184,7 @@ class World {
       return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
     TQ_MUST(status);
     EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
-    live_[id] = reference_->new_sequence();
+    live_[id] = Sequence();
   }
   void fork() {
     if (live_.empty()) return;
@@ -201,7 +196,9 @@ class World {
       return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
     TQ_MUST(status);
     EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
-    const Sequence copy = source->second;
+    Sequence copy = source->second;
+    copy.last_batch = -1;
+    reference_->plan(&copy, copy.length(), 0);
     live_[id] = copy;
   }
   void free_one() {
@@ -217,10 +214,10 @@ class World {
     if (live_.empty()) return;
     const auto it = any();
     Sequence& s = it->second;
-    const int64_t ring = static_cast<int64_t>(s.ring.size());
+    const int64_t window = config_.window_tokens + config_.rollback_tokens;
     int64_t length = s.length() - pick(4);
     if (chance(30)) length = s.length() - config_.rollback_tokens + pick(3) - 1;
-    if (chance(20)) length = s.length() - ring + pick(3) - 1;
+    if (chance(20)) length = s.length() - window + pick(3) - 1;
     if (chance(20)) length = pick(static_cast<int>(s.length()) + 1) / 32 * 32 + pick(3) - 1;
     length = std::max<int64_t>(0, std::min(length, s.length()));
     truncate_to(it->first, length);
@@ -230,7 +227,7 @@ class World {
           static_cast<long long>(live_[id].length()), static_cast<long long>(length));
     TQ_MUST(tq_sequence_truncate(cache_, id, length, nullptr));
     if (length == live_[id].length()) return;  // its plan stays in force
-    live_[id].tokens.resize(static_cast<size_t>(length));
+    reference_->truncate(&live_[id], length);
     lapse(id);
   }
   void lapse(int64_t id) {
@@ -241,13 +238,13 @@ class World {
 
   // ---- a step: plan, append, attend ----
   int64_t choose_growth(const Sequence& s) {
-    const int64_t length = s.length(), ring = static_cast<int64_t>(s.ring.size());
+    const int64_t length = s.length(), window = config_.window_tokens + config_.rollback_tokens;
     const int choice = pick(10);
     if (choice < 4) return 1;
     if (choice == 4) return pick(5);
     if (choice == 5) return (32 - length % 32) + pick(3) - 1;  // to a tile's edge
     if (choice == 6) return (config_.page_size - length % config_.page_size) + pick(3) - 1;  // to a page's
-    if (choice == 7) return ring + pick(3);                                                  // round the ring
+    if (choice == 7) return window + pick(3);
     return choice == 8 ? pick(70) : 0;
   }
   // Pages that the model thinks are needed cannot be known without pages, so only the certain cases are
@@ -284,7 +281,8 @@ class World {
       // the pool promises. Shared pages are copied, so every sequence counts in full.
       int64_t all = new_total;
       for (const auto& entry : live_) all += entry.second.length();
-      EXPECT_TRUE(over || all > config_.max_tokens) << tq_last_error();
+      const bool no_room = raw_tokens_run_out(*reference_, resolved_.max_raw_tokens, b, plan, live_);
+      EXPECT_TRUE(over || all > config_.max_tokens || no_room) << tq_last_error();
       const tq_cache_memory after = memory();
       EXPECT_EQ(memcmp(&before, &after, sizeof after), 0);
       return;
@@ -292,6 +290,7 @@ class World {
     EXPECT_FALSE(over);
     for (const int64_t id : plan.ids) lapse(id);
     plans_[b] = plan;
+    follow_plan(*reference_, b, plan, live_);
     if (chance(5)) return abandon(b);
     append_all(b);
     attend(b);
@@ -313,14 +312,7 @@ class World {
       TQ_MUST(tq_sequence_truncate(cache_, plan.ids[i], plan.old_lengths[i], nullptr));
       if (plan.new_tokens[i] > 0) lapse(plan.ids[i]);
     }
-    // What the plan reserved was never written, but copies that it would have pushed out count as lost.
-    for (size_t i = 0; i < plan.ids.size(); i++) {
-      Sequence& s = live_[plan.ids[i]];
-      const int64_t reached = plan.old_lengths[i] + plan.new_tokens[i],
-                    ring = static_cast<int64_t>(s.ring.size());
-      for (size_t place = 0; place < s.ring.size(); place++)
-        if (s.ring_index[place] >= 0 && s.ring_index[place] < reached - ring) s.ring_index[place] = -1;
-    }
+    for (const int64_t id : plan.ids) reference_->truncate(&live_[id], live_[id].length());
     trace("abandoned");
   }
   void append_all(int b) {
@@ -531,7 +523,7 @@ class World {
       TQ_MUST(tq_sequence_length(cache_, entry.first, &length));
       TQ_MUST(tq_sequence_flags(cache_, entry.first, &flags));
       EXPECT_EQ(length, entry.second.length());
-      EXPECT_EQ(flags, entry.second.noticed);
+      EXPECT_EQ(flags, reference_->flags(entry.second));
       total += length;
     }
     const tq_cache_memory m = memory();

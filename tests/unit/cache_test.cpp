@@ -169,7 +169,10 @@ TEST_F(CacheTest, WindowAndSinksAreExact) {
   open();
   const int64_t a = cache_->create_sequence();
   grow(a, 0, 40);
+  plan(batch_, {a}, {0}, {1});  // the queries before needed more copies
   const auto expect = [&](int64_t id, int64_t length, int64_t window) {
+    const bool whole = window <= std::max<int64_t>(config_.sink_tokens, length - config_.window_tokens);
+    EXPECT_EQ(cache_->sequence_flags(id), whole ? 0u : TQ_NOTICED_SHORT_WINDOW) << length;
     const std::vector<float> all = read(id, 0, length);
     for (int64_t i = 0; i < length; i++)
       EXPECT_EQ(all[static_cast<size_t>(i)], i < 2 || i >= window ? exact(i) : coded(i))
@@ -193,6 +196,41 @@ TEST_F(CacheTest, WindowAndSinksAreExact) {
   expect(a, 1, 1);
   grow(a, 1, 10);
   expect(a, 11, 7);
+}
+
+// What a plan's queries needed is given back by the next plan and cleared by the one after it, or else by the
+// cache's end.
+TEST_F(CacheTest, ExactCopiesAreGivenBackAndCleared) {
+  config_.window_tokens = 4;
+  config_.max_raw_tokens = 160;
+  open();
+  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
+  const int64_t page_bytes = cache_->memory().raw_bytes / 5;
+  grow(a, 0, 100);
+  EXPECT_EQ(cache_->memory().raw_bytes_used, 4 * page_bytes);
+  EXPECT_EQ(status_of([&] { plan(other_, {b}, {64}); }), Status::kCapacity);
+  EXPECT_NE(text_.find("max_raw_tokens = 160: the plan needs 2 more pages of 32 exact tokens"),
+            std::string::npos)
+      << text_;
+  grow(a, 100, 1);
+  EXPECT_EQ(cache_->memory().raw_bytes_used, page_bytes);
+  EXPECT_TRUE(world().scrubbed_raw.empty());
+  fail(Verb::kScrubPages, true);
+  EXPECT_EQ(status_of([&] { plan(other_, {b}, {1}); }), Status::kCuda);
+  fail(Verb::kScrubPages, false);
+  EXPECT_EQ(cache_->sequence_length(b), 0);
+  EXPECT_EQ(read(a, 97, 4), (std::vector<float>{exact(97), exact(98), exact(99), exact(100)}));
+  plan(other_, {b}, {1});
+  EXPECT_EQ(world().scrubbed_raw.size(), 3u);
+  cache_->truncate_sequence(b, 0, nullptr);
+  EXPECT_EQ(world().scrubbed_raw.size(), 4u);
+  // Not in the plan any more: it keeps what its next one may need.
+  grow(a, 101, 70);
+  EXPECT_EQ(cache_->memory().raw_bytes_used, 3 * page_bytes);
+  plan(batch_, {}, {});
+  EXPECT_EQ(cache_->memory().raw_bytes_used, page_bytes);
+  EXPECT_EQ(read(a, 166, 2), (std::vector<float>{coded(166), exact(167)}));
+  EXPECT_STREQ(cache_->audit(), "");
 }
 
 TEST_F(CacheTest, CentresOnlyWithoutTokens) {

@@ -66,7 +66,8 @@ TEST(Config, Defaults) {
   EXPECT_EQ(g.layers[0].q_per_kv, 4);
   EXPECT_EQ(g.groups[0].num_pages, 16 + 1);
   EXPECT_EQ(g.groups[0].max_sequence_pages, 16);
-  EXPECT_EQ(g.ring_tokens, 0);
+  EXPECT_EQ(g.raw_group, -1);
+  EXPECT_EQ(d.max_raw_tokens, 0);
   EXPECT_TRUE(g.search);
   EXPECT_TRUE(g.zero_on_free);
   EXPECT_EQ(g.layers[1].key_book.bits, 3);
@@ -367,8 +368,42 @@ TEST(Config, SizesThatDoNotFitAreErrors) {
       << batch.text;
   c = base();
   c.num_layers = c.num_kv_heads = c.num_q_heads = 65536;
-  c.window_tokens = 1 << 30;
-  EXPECT_EQ(outcome(c).text.find("window_tokens"), 0u) << outcome(c).text;
+  c.window_tokens = 4;
+  c.max_raw_tokens = 1ll << 35;
+  EXPECT_EQ(outcome(c).text.find("max_raw_tokens"), 0u) << outcome(c).text;
+}
+
+TEST(Config, RoomForExactCopies) {
+  const auto room = [](tq_cache_config c) { return ResolvedConfig(&c).config().max_raw_tokens; };
+  tq_cache_config c = base();
+  c.max_tokens = 131072;
+  c.window_tokens = 100;
+  c.rollback_tokens = 28;
+  c.sink_tokens = 4;
+  // A sequence between plans: 4 sinks in a page, and 128 tokens that begin and end anywhere.
+  constexpr int64_t kIdle = 32 + 192;
+  EXPECT_EQ(room(c), kIdle + 8192);
+  c.max_batch_tokens = 512;
+  EXPECT_EQ(room(c), kIdle + 512);
+  c.max_sequences = 10;
+  EXPECT_EQ(room(c), 10 * kIdle + 512);
+  c.max_sequences = 256;  // idle ones do not dominate
+  EXPECT_EQ(room(c), 131072 / 16 + 512);
+  c.max_sequence_tokens = 33;
+  EXPECT_EQ(room(c), 131072 / 16 + 512);
+  c.max_sequences = 10;  // never more than the tokens themselves
+  EXPECT_EQ(room(c), 10 * 64);
+  c.max_raw_tokens = 65;
+  EXPECT_EQ(room(c), 96);
+  c.max_raw_tokens = 63;
+  EXPECT_EQ(
+      outcome(c).text,
+      "max_raw_tokens = 63: one sequence with window_tokens = 100, rollback_tokens = 28 and sink_tokens = "
+      "4 needs 64");
+  c.window_tokens = c.rollback_tokens = c.sink_tokens = 0;
+  EXPECT_EQ(outcome(c).text, "max_raw_tokens = 63: without window_tokens and sink_tokens it must be 0");
+  c.max_raw_tokens = 0;
+  EXPECT_EQ(room(c), 0);
 }
 
 // Bytes add up, and grow with what they are for.

@@ -137,7 +137,7 @@ TEST(CudaSchedule, EveryUnitOnce) {
   for (int round = 0; round < 60; round++) {
     Plan plan;
     UniformGeometry& g = random_geometry(plan, rng, 40);
-    if (rng() % 2) g.window_tokens = g.ring_tokens = 1 + rng() % 300;
+    if (rng() % 2) g.window_tokens = 1 + rng() % 300;
     const int count = rng() % 40;
     int64_t q_row = 0;
     for (int i = 0; i < count; i++) {

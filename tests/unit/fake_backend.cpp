@@ -18,6 +18,7 @@ namespace fake {
 namespace {
 
 constexpr int64_t kWorkspaceBytes = 64;
+constexpr int64_t kRawTokens = format::kTileTokens;  // of a page of exact copies
 
 void require(bool condition, const char* what) {
   if (condition) return;
@@ -52,8 +53,8 @@ class FakeBackend : public Backend {
     pages_ = pool ? static_cast<float*>(pool) : own_;
     const size_t count = pages_bytes_ / sizeof(float);
     for (size_t i = 0; i < count; i++) pages_[i] = NAN;
-    raw_.assign(static_cast<size_t>(g_.num_layers) * g_.max_sequences * g_.raw_tokens() * token_floats(),
-                NAN);
+    const int64_t raw_pages = g_.has_exact() ? g_.groups[g_.raw_group].num_pages : 0;
+    raw_.assign(static_cast<size_t>(g_.num_layers * raw_pages) * kRawTokens * token_floats(), NAN);
     flags_.assign(static_cast<size_t>(g_.max_sequences), 0);
     workspace_.assign(kWorkspaceBytes, 0);
     world().live_backends++;
@@ -92,7 +93,7 @@ class FakeBackend : public Backend {
               static_cast<const float*>(r.k) + (s.kv_row + j) * r.key_strides.token + h * r.key_strides.head;
           const float* v = static_cast<const float*>(r.v) + (s.kv_row + j) * r.value_strides.token +
                            h * r.value_strides.head;
-          store(r.layer, r.plan->maps[0], s, s.old_length + j, h, k, v);
+          store(r.layer, r.plan->maps, s, s.old_length + j, h, k, v);
         }
     }
   }
@@ -110,7 +111,7 @@ class FakeBackend : public Backend {
     enter(Verb::kRead);
     for (int64_t j = 0; j < r.count; j++)
       for (int h = 0; h < l_.num_kv_heads; h++) {
-        const float* x = token(r.layer, r.maps[0], r.sequence, r.first + j, h, r.sequence.length() - 1);
+        const float* x = token(r.layer, r.maps, r.sequence, r.first + j, h, r.sequence.length() - 1);
         float* k = static_cast<float*>(r.k) + j * r.key_strides.token + h * r.key_strides.head;
         float* v = static_cast<float*>(r.v) + j * r.value_strides.token + h * r.value_strides.head;
         for (int i = 0; r.k && i < l_.head_dim; i++) k[i] = x[i];
@@ -120,32 +121,37 @@ class FakeBackend : public Backend {
   void* own_workspace() override { return workspace_.data(); }
 
   void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
-  void copy_pages(int, const PageCopy* copies, int64_t count, void*) override {
+  void copy_pages(int group, const PageCopy* copies, int64_t count, void*) override {
     enter(Verb::kCopyPages);
     for (int64_t i = 0; i < count; i++) {
-      world().copied.push_back(copies[i]);
-      for (int layer = 0; layer < g_.num_layers; layer++)
-        for (size_t f = 0; f < page_floats(); f++)
-          page(layer, copies[i].target)[f] = page(layer, copies[i].source)[f];
+      if (group != g_.raw_group) world().copied.push_back(copies[i]);
+      for_each_page(group, copies[i].target, [&](int layer, float* target, size_t floats) {
+        std::copy_n(page_of(layer, group, copies[i].source), floats, target);
+      });
     }
   }
-  void scrub_pages(int, const int32_t* pages, int64_t count, void*) override {
+  void scrub_pages(int group, const int32_t* pages, int64_t count, void*) override {
     enter(Verb::kScrubPages);
     for (int64_t i = 0; i < count; i++) {
-      world().scrubbed.push_back(pages[i]);
-      for (int layer = 0; layer < g_.num_layers; layer++)
-        for (size_t f = 0; f < page_floats(); f++) page(layer, pages[i])[f] = NAN;
+      (group == g_.raw_group ? world().scrubbed_raw : world().scrubbed).push_back(pages[i]);
+      for_each_page(group, pages[i], [](int, float* page, size_t floats) { std::fill_n(page, floats, NAN); });
     }
   }
-  void export_pages(int, const int32_t* pages, int64_t count, void* host, void*) override {
-    move_pages(pages, count, [&](float* own, size_t at) {
-      memcpy(static_cast<float*>(host) + at, own, page_floats() * sizeof(float));
-    });
+  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void*) override {
+    float* to = static_cast<float*>(host);
+    for (int64_t i = 0; i < count; i++)
+      for_each_page(group, pages[i], [&](int, const float* page, size_t floats) {
+        std::copy_n(page, floats, to);
+        to += floats;
+      });
   }
-  void import_pages(int, const int32_t* pages, int64_t count, const void* host, void*) override {
-    move_pages(pages, count, [&](float* own, size_t at) {
-      memcpy(own, static_cast<const float*>(host) + at, page_floats() * sizeof(float));
-    });
+  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void*) override {
+    const float* from = static_cast<const float*>(host);
+    for (int64_t i = 0; i < count; i++)
+      for_each_page(group, pages[i], [&](int, float* page, size_t floats) {
+        std::copy_n(from, floats, page);
+        from += floats;
+      });
   }
   TilePlace tiles(int layer) const override {
     const int64_t bytes = static_cast<int64_t>(page_floats() * sizeof(float));
@@ -170,15 +176,11 @@ class FakeBackend : public Backend {
   void copy_slot(int source, int target, void*) override {
     enter(Verb::kCopySlot);
     flags_[static_cast<size_t>(target)] = flags_[static_cast<size_t>(source)];
-    for (int layer = 0; layer < g_.num_layers; layer++)
-      for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, target)[f] = slot_raw(layer, source)[f];
   }
-  void start_slot(int slot, bool scrub, void*) override {
+  void start_slot(int slot, void*) override {
     enter(Verb::kStartSlot);
     world().started.push_back(slot);
     flags_[static_cast<size_t>(slot)] = 0;
-    for (int layer = 0; scrub && layer < g_.num_layers; layer++)
-      for (size_t f = 0; f < slot_floats(); f++) slot_raw(layer, slot)[f] = NAN;
   }
   void grow_pages(const int64_t* num_pages, void*) override {
     enter(Verb::kGrowPages);
@@ -202,7 +204,6 @@ class FakeBackend : public Backend {
   }
   size_t token_floats() const { return static_cast<size_t>(l_.num_kv_heads) * (l_.head_dim + l_.value_dim); }
   size_t page_floats() const { return token_floats() * g_.page_size; }
-  size_t slot_floats() const { return token_floats() * g_.raw_tokens(); }
   float* page(int layer, int32_t id) {
     require(id >= 0 && id < g_.groups[0].num_pages, "page id out of range");
     return pages_ + (static_cast<size_t>(layer) * static_cast<size_t>(g_.groups[0].most_pages()) +
@@ -216,32 +217,36 @@ class FakeBackend : public Backend {
     return reinterpret_cast<float*>(place.memory + place.pages[i / page_size] * place.page_bytes +
                                     i % page_size * (place.page_bytes / page_size) + head * place.head_bytes);
   }
-  template <typename Move>
-  void move_pages(const int32_t* pages, int64_t count, const Move& move) {
-    size_t at = 0;
-    for (int64_t i = 0; i < count; i++)
-      for (int layer = 0; layer < g_.num_layers; layer++, at += page_floats())
-        move(page(layer, pages[i]), at);
+  float* raw_page(int layer, int32_t id) {
+    const int64_t pages = g_.groups[g_.raw_group].num_pages;
+    require(id >= 0 && id < pages, "id of a page of exact copies out of range");
+    return raw_.data() + static_cast<size_t>(layer * pages + id) * kRawTokens * token_floats();
   }
-  float* slot_raw(int layer, int slot) {
-    return raw_.data() + (static_cast<size_t>(layer) * g_.max_sequences + slot) * slot_floats();
+  float* page_of(int layer, int group, int32_t id) {
+    return group == g_.raw_group ? raw_page(layer, id) : page(layer, id);
   }
-  float* coded_at(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h) {
+  // visit(layer, page, floats)
+  template <typename Visit>
+  void for_each_page(int group, int32_t id, const Visit& visit) {
+    for (int layer = 0; layer < g_.num_layers; layer++)
+      if (g_.in_group(layer, group))
+        visit(layer, page_of(layer, group, id),
+              group == g_.raw_group ? kRawTokens * token_floats() : page_floats());
+  }
+  float* coded_at(int layer, const PageMap* maps, const StepSequence& s, int64_t i, int h) {
     require(i < s.length(), "token behind the sequence");
-    return page(layer, pages.row(s.page_row)[i / g_.page_size]) +
+    return page(layer, maps[0].row(s.page_row)[i / g_.page_size]) +
            (static_cast<size_t>(i % g_.page_size) * l_.num_kv_heads + h) * (l_.head_dim + l_.value_dim);
   }
-  float* raw_at(int layer, int slot, int64_t row, int h) {
-    return slot_raw(layer, slot) +
-           (static_cast<size_t>(row) * l_.num_kv_heads + h) * (l_.head_dim + l_.value_dim);
+  float* raw_at(int layer, const PageMap* maps, const StepSequence& s, int64_t i, int h) {
+    require(i < s.length() && s.has_raw_page(i / kRawTokens * kRawTokens), "token without an exact copy");
+    return raw_page(layer, maps[g_.raw_group].row(s.raw_slot)[i / kRawTokens]) +
+           (static_cast<size_t>(i % kRawTokens) * l_.num_kv_heads + h) * (l_.head_dim + l_.value_dim);
   }
 
-  void store(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h, const float* k,
+  void store(int layer, const PageMap* maps, const StepSequence& s, int64_t i, int h, const float* k,
              const float* v) {
-    float* sink = i < g_.sink_tokens ? raw_at(layer, s.raw_slot, i, h) : nullptr;
-    float* ring = g_.ring_tokens > 0 && i >= s.length() - g_.ring_tokens
-                      ? raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h)
-                      : nullptr;
+    float* exact = s.has_raw_page(i / kRawTokens * kRawTokens) ? raw_at(layer, maps, s, i, h) : nullptr;
     for (int d = 0; d < l_.head_dim + l_.value_dim; d++) {
       float x = d < l_.head_dim ? k[d] : v[d - l_.head_dim];
       if (x != x) {
@@ -249,18 +254,15 @@ class FakeBackend : public Backend {
         flags_[static_cast<size_t>(s.flag)] |= 1;
         noticed_ |= 1;
       }
-      coded_at(layer, pages, s, i, h)[d] = coded(x);
-      if (sink) sink[d] = x;
-      if (ring) ring[d] = x;
+      coded_at(layer, maps, s, i, h)[d] = coded(x);
+      if (exact) exact[d] = x;
     }
   }
   // Keys and values of one token as a query at `position` sees them.
-  const float* token(int layer, const PageMap& pages, const StepSequence& s, int64_t i, int h,
+  const float* token(int layer, const PageMap* maps, const StepSequence& s, int64_t i, int h,
                      int64_t position) {
-    if (i < s.sink_end) return raw_at(layer, s.raw_slot, i, h);
-    if (i >= s.raw_first && i > position - g_.window_tokens)
-      return raw_at(layer, s.raw_slot, g_.sink_tokens + i % g_.ring_tokens, h);
-    return coded_at(layer, pages, s, i, h);
+    const bool exact = i < s.sink_end || (i >= s.raw_first && i > position - g_.window_tokens);
+    return exact ? raw_at(layer, maps, s, i, h) : coded_at(layer, maps, s, i, h);
   }
 
   void check_rows(const BatchPlan& plan) {
@@ -272,9 +274,10 @@ class FakeBackend : public Backend {
       for (int64_t j = 0; j < num_pages; j++) page(0, plan.maps[0].row(s.page_row)[j]);
       require(plan.maps[0].first_changed[i] >= 0 && plan.maps[0].first_changed[i] <= num_pages,
               "first_changed");
-      require(s.raw_first >= s.length() - g_.ring_tokens && s.raw_first >= 0 && s.raw_first <= s.length(),
-              "raw_first");
-      require(s.sink_end == std::min<int64_t>(g_.sink_tokens, s.length()), "sink_end");
+      require(s.raw_first >= 0 && s.raw_first <= s.length(), "raw_first");
+      for (int64_t j = 0; g_.has_exact() && j < s.length(); j += kRawTokens)
+        if (s.has_raw_page(j)) raw_page(0, plan.maps[g_.raw_group].row(s.raw_slot)[j / kRawTokens]);
+      require(s.sink_end >= 0 && s.sink_end <= std::min<int64_t>(g_.sink_tokens, s.length()), "sink_end");
       new_tokens += s.new_tokens;
       query_tokens += s.query_tokens;
     }
@@ -290,7 +293,7 @@ class FakeBackend : public Backend {
     part.o.assign(static_cast<size_t>(l_.value_dim), 0);
     for (int64_t i = 0; i <= limit; i++) {
       if (r.sliding_window > 0 && i <= position - r.sliding_window) continue;
-      const float* x = token(r.layer, r.plan->maps[0], s, i, h, position);
+      const float* x = token(r.layer, r.plan->maps, s, i, h, position);
       double logit = 0;
       for (int d = 0; d < l_.head_dim; d++) logit += static_cast<double>(q[d]) * x[d];
       logit *= r.softmax_scale;

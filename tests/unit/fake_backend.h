@@ -38,7 +38,8 @@ struct World {
   int64_t calls[static_cast<int>(Verb::kCount)];
   int64_t live_storages;
   int64_t live_backends;
-  std::vector<int32_t> scrubbed;  // page ids, in order
+  std::vector<int32_t> scrubbed;  // page ids, in order; those of exact copies apart
+  std::vector<int32_t> scrubbed_raw;
   std::vector<PageCopy> copied;
   std::vector<int32_t> started;  // slots
   void (*during_attend)();       // called inside attend, or null

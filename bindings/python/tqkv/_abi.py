@@ -52,6 +52,7 @@ CONSTANTS = {
     "TQ_FLAG_BATCH_INVARIANT": 4,
     "TQ_NOTICED_NONFINITE": 1,
     "TQ_NOTICED_SATURATED": 2,
+    "TQ_NOTICED_SHORT_WINDOW": 4,
 }
 
 
@@ -104,9 +105,10 @@ class CacheConfig(Struct):
                 ("value_codebook", POINTER(Codebook)), ("max_tokens", c_int64),
                 ("max_reserve_tokens", c_int64), ("max_sequence_tokens", c_int64),
                 ("max_sequences", c_int32), ("max_batch_sequences", c_int32), ("max_batch_tokens", c_int64),
-                ("window_tokens", c_int32), ("sink_tokens", c_int32), ("rollback_tokens", c_int32),
-                ("num_threads", c_int32), ("flags", c_uint64), ("allocator", POINTER(Allocator)),
-                ("pool", c_void_p), ("pool_bytes", c_int64), ("layers", POINTER(LayerConfig))]
+                ("max_raw_tokens", c_int64), ("window_tokens", c_int32), ("sink_tokens", c_int32),
+                ("rollback_tokens", c_int32), ("num_threads", c_int32), ("flags", c_uint64),
+                ("allocator", POINTER(Allocator)), ("pool", c_void_p), ("pool_bytes", c_int64),
+                ("layers", POINTER(LayerConfig))]
 
 
 class CacheBytes(Struct):
@@ -120,7 +122,7 @@ class CacheMemory(Struct):
     _fields_ = [("struct_size", c_uint32), ("num_sequences", c_int32), ("tokens", c_int64),
                 ("pages_used", c_int64), ("pages_total", c_int64), ("stored_bytes_used", c_int64),
                 ("raw_bytes", c_int64), ("device_bytes", c_int64), ("host_bytes", c_int64),
-                ("compression", c_double)]
+                ("compression", c_double), ("raw_bytes_used", c_int64)]
 
 
 class TensorLayout(Struct):

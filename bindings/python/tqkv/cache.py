@@ -137,7 +137,8 @@ class Cache:
 
     def memory(self) -> "_abi.CacheMemory":
         """num_sequences, tokens, pages_used, pages_total, stored_bytes_used, raw_bytes, device_bytes,
-        host_bytes, compression (float16 bytes of a token / stored bytes of a token, scales included).
+        host_bytes, compression (float16 bytes of max_tokens tokens / bytes of all pages and exact copies),
+        raw_bytes_used.
         Host-side, no synchronisation."""
         return self._ask("tq_cache_get_memory", _abi.CacheMemory())
 

@@ -112,6 +112,7 @@ class Config:
     max_sequences: int = 0                          # 0 = 1
     max_batch_sequences: int = 0
     max_batch_tokens: int = 0
+    max_raw_tokens: int = 0                         # room for exact copies, over all sequences
     window_tokens: int = 0                          # last tokens read exactly
     sink_tokens: int = 0                            # first tokens read exactly
     rollback_tokens: int = 0

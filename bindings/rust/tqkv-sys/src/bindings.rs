@@ -80,6 +80,8 @@ constants! {
     TQ_NOTICED_NONFINITE: u64 = 1;
     /// beyond +-65504 on a raw side of a float32 cache: stored as +-65504
     TQ_NOTICED_SATURATED: u64 = 2;
+    /// tq_sequence_flags alone: see Window
+    TQ_NOTICED_SHORT_WINDOW: u64 = 4;
 }
 
 numbers! {
@@ -222,6 +224,9 @@ structs! {
         max_batch_sequences: i32,
         /// new tokens, and query tokens, in one plan, each; 0 = max_tokens
         max_batch_tokens: i64,
+        /// exact copies that there is room for, over all sequences; see Window; 0 = enough for many
+        /// sequences between plans, and for 8192 queries of one plan
+        max_raw_tokens: i64,
         /// last tokens read exactly, from raw copies beside the codes; see Window
         window_tokens: i32,
         /// first tokens likewise
@@ -248,7 +253,7 @@ structs! {
         reserved: u32,
         /// all pages of all layers: the codes and their scales
         page_bytes: i64,
-        /// exact window, rollback and sink copies
+        /// the pool of exact copies: max_raw_tokens in all layers
         raw_bytes: i64,
         /// rotation signs or matrices, centres, page tables, flags
         table_bytes: i64,
@@ -276,13 +281,15 @@ structs! {
         pages_total: i64,
         /// pages_used over all layers, in bytes
         stored_bytes_used: i64,
-        /// exact copies, allocated
+        /// exact copies, allocated; raw_bytes_used of them in use
         raw_bytes: i64,
         /// allocated in all
         device_bytes: i64,
         host_bytes: i64,
-        /// float16 bytes of one token / stored bytes of one token, scales included
+        /// float16 bytes of max_tokens tokens / (page_bytes + raw_bytes)
         compression: f64,
+        /// pages of exact copies that sequences hold
+        raw_bytes_used: i64,
     }
     /// Where element (token, head, dim) lies: base + token \* token_stride + head \* head_stride + dim.
     /// Strides in elements, 0 = dense \[token\]\[head\]\[dim\]. dim is always contiguous. NULL instead of a
@@ -409,9 +416,8 @@ functions! {
     /// next use (INVALID_STATE otherwise).
     fn tq_sequence_free(cache: *mut tq_cache, sequence: tq_sequence, stream: *mut c_void) -> tq_status;
     /// A new sequence with the same tokens: pages are shared and copied when one side writes into a shared
-    /// page; exact copies of window and sinks are duplicated on stream. CAPACITY as tq_sequence_create.
-    /// Fork after a step's appends (and replay): in layers appended later, the fork's planned tokens stay
-    /// unwritten.
+    /// page; so are exact copies. CAPACITY as tq_sequence_create. Fork after a step's appends (and replay):
+    /// in layers appended later, the fork's planned tokens stay unwritten.
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
     /// Shortens to length tokens, 0 \<= length \<= current: afterwards it is as if the later tokens had
@@ -422,8 +428,8 @@ functions! {
         stream: *mut c_void) -> tq_status;
     /// Tokens, planned ones included.
     fn tq_sequence_length(cache: *const tq_cache, sequence: tq_sequence, length: *mut i64) -> tq_status;
-    /// TQ_NOTICED_\* since the sequence was created (a fork inherits them). No synchronisation: CUDA may
-    /// lag.
+    /// TQ_NOTICED_\* since the sequence was created (a fork inherits them); TQ_NOTICED_SHORT_WINDOW as long
+    /// as it is so. No synchronisation: CUDA may lag.
     fn tq_sequence_flags(cache: *const tq_cache, sequence: tq_sequence, flags: *mut u64) -> tq_status;
     /// Room for one plan of up to max_batch_sequences sequences. A cache may have several batches.
     fn tq_batch_create(cache: *mut tq_cache, batch: *mut *mut tq_batch) -> tq_status;
@@ -439,8 +445,8 @@ functions! {
     /// Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query
     /// tokens likewise. append and attend of every layer follow the plan, which is in force until the
     /// batch's next one, or until one of its sequences is planned in another batch, truncated or freed.
-    /// CAPACITY: pool, max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE:
-    /// inside a graph.
+    /// CAPACITY: pool, max_raw_tokens, max_sequence_tokens or batch limits exceeded; the text has the
+    /// numbers. CAPTURE: inside a graph.
     fn tq_batch_plan(batch: *mut tq_batch, num_sequences: i32, sequences: *const tq_sequence,
         new_tokens: *const i64, query_tokens: *const i64, stream: *mut c_void) -> tq_status;
     /// Rows of the plan: new_tokens of k and v, query_tokens of q, out and lse. in_force: 1 if append and

@@ -125,6 +125,8 @@ pub struct CacheConfig {
     pub max_batch_sequences: i32,
     /// New tokens, and query tokens, in one plan, each; default `max_tokens`.
     pub max_batch_tokens: i64,
+    /// Exact copies that there is room for, over all sequences; default see tqkv.h.
+    pub max_raw_tokens: i64,
     /// Last tokens of a sequence that are read exactly, from raw copies beside the codes; default none.
     pub window_tokens: i32,
     /// First tokens likewise.
@@ -189,6 +191,7 @@ impl CacheConfig {
             max_sequences: self.max_sequences,
             max_batch_sequences: self.max_batch_sequences,
             max_batch_tokens: self.max_batch_tokens,
+            max_raw_tokens: self.max_raw_tokens,
             window_tokens: self.window_tokens,
             sink_tokens: self.sink_tokens,
             rollback_tokens: self.rollback_tokens,
@@ -248,6 +251,7 @@ impl CacheConfig {
             max_sequences: raw.max_sequences,
             max_batch_sequences: raw.max_batch_sequences,
             max_batch_tokens: raw.max_batch_tokens,
+            max_raw_tokens: raw.max_raw_tokens,
             window_tokens: raw.window_tokens,
             sink_tokens: raw.sink_tokens,
             rollback_tokens: raw.rollback_tokens,
@@ -318,8 +322,10 @@ pub struct CacheMemory {
     pub device_bytes: i64,
     /// Allocated on the host in all.
     pub host_bytes: i64,
-    /// float16 bytes of one token over stored bytes of one token, scales included.
+    /// float16 bytes of `max_tokens` tokens over the bytes of all pages and `raw_bytes`.
     pub compression: f64,
+    /// Of `raw_bytes`, held by sequences.
+    pub raw_bytes_used: i64,
 }
 
 impl CacheMemory {
@@ -334,6 +340,7 @@ impl CacheMemory {
             device_bytes: raw.device_bytes,
             host_bytes: raw.host_bytes,
             compression: raw.compression,
+            raw_bytes_used: raw.raw_bytes_used,
         }
     }
 }

@@ -86,6 +86,7 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "max_sequences" => config.max_sequences = number(),
             "max_batch_sequences" => config.max_batch_sequences = number(),
             "max_batch_tokens" => config.max_batch_tokens = int(fields, name),
+            "max_raw_tokens" => config.max_raw_tokens = int(fields, name),
             "window_tokens" => config.window_tokens = number(),
             "sink_tokens" => config.sink_tokens = number(),
             "rollback_tokens" => config.rollback_tokens = number(),

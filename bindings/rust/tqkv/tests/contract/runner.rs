@@ -258,6 +258,7 @@ impl<'a> Runner<'a> {
                 "pages_used" => memory.pages_used,
                 "pages_total" => memory.pages_total,
                 "stored_bytes_used" => memory.stored_bytes_used,
+                "raw_bytes_used" => memory.raw_bytes_used,
                 "compression" => {
                     let expected = value.as_f64().expect("number");
                     if (memory.compression - expected).abs() > 1e-12 * expected {

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ids, lengths, and all groups together; see sequence_table.h.
+#include "sequence_table.h"
+
+#include <assert.h>
+
+#include <algorithm>
+#include <limits>
+#include <new>
+
+namespace tq {
+namespace {
+
+long long ll(int64_t x) { return static_cast<long long>(x); }
+
+}  // namespace
+
+SequenceTable::SequenceTable(const Geometry& g, int64_t max_sequence_tokens, Carver& carver)
+    : max_sequences_(g.max_sequences),
+      num_groups_(g.num_groups),
+      raw_group_(g.raw_group),
+      max_sequence_tokens_(max_sequence_tokens),
+      window_tokens_(g.window_tokens) {
+  groups_ = carver.take<PageTable>(g.num_groups);
+  maps_ = carver.take<PageMap>(g.num_groups);
+  for (int32_t i = 0; i < g.num_groups; i++) {
+    const PageTable table(PageTableLimits{g.max_sequences, g.max_batch_sequences, g.groups[i]}, carver);
+    if (groups_) new (groups_ + i) PageTable(table);
+    if (maps_) maps_[i] = table.map();
+  }
+  rows_ = carver.take<Row>(g.max_sequences);
+  free_slots_ = carver.take<int32_t>(g.max_sequences);
+  growth_ = carver.take<Growth>(g.max_batch_sequences);
+}
+
+void SequenceTable::reset() noexcept {
+  // The stack is filled downwards, so that low slots go first.
+  for (int32_t slot = 0; slot < max_sequences_; slot++) {
+    rows_[slot] = Row{};
+    free_slots_[slot] = max_sequences_ - 1 - slot;
+  }
+  num_free_slots_ = max_sequences_;
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].reset();
+}
+
+int32_t SequenceTable::find(int64_t id, const char* argument) const {
+  const int64_t slot = (id & 0xFFFFFFFF) - 1, generation = id >> 32;
+  const bool known =
+      slot >= 0 && slot < max_sequences_ && rows_[slot].alive && rows_[slot].generation == generation;
+  TQ_CHECK(known, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument,
+           ll(id), static_cast<unsigned long long>(id));
+  return static_cast<int32_t>(slot);
+}
+
+bool SequenceTable::shares(int32_t slot, int64_t first) const {
+  for (int32_t i = 0; i < num_groups_; i++)
+    if (groups_[i].shares(slot, first)) return true;
+  return false;
+}
+
+KeptTokens SequenceTable::exact(int32_t slot) const {
+  if (raw_group_ < 0) return KeptTokens{0, rows_[slot].length, rows_[slot].length};
+  return groups_[raw_group_].kept(slot);
+}
+
+KeptTokens SequenceTable::exact_planned(int32_t index) const {
+  if (raw_group_ < 0) return KeptTokens{0, length_planned(index), length_planned(index)};
+  return groups_[raw_group_].kept_planned(index);
+}
+
+bool SequenceTable::window_is_short(int32_t slot) const {
+  const KeptTokens kept = exact(slot);
+  return window_tokens_ > 0 && kept.first > std::max<int64_t>(0, kept.end - window_tokens_);
+}
+
+// ---- sequences ----
+
+int32_t SequenceTable::prepare_slot() const {
+  TQ_CHECK(num_free_slots_ > 0, Status::kCapacity, "max_sequences = %d: all are alive", max_sequences_);
+  return free_slots_[num_free_slots_ - 1];
+}
+
+int64_t SequenceTable::commit_create() noexcept {
+  assert(num_free_slots_ > 0);
+  const int32_t slot = free_slots_[--num_free_slots_];
+  const int32_t last = rows_[slot].generation;
+  rows_[slot] = Row{0, last == std::numeric_limits<int32_t>::max() ? 1 : last + 1, true};
+  return id(slot);
+}
+
+int64_t SequenceTable::commit_fork(int32_t source) noexcept {
+  const int64_t result = commit_create();
+  const int32_t slot = static_cast<int32_t>(result & 0xFFFFFFFF) - 1;
+  assert(rows_[source].alive && slot != source);
+  rows_[slot].length = rows_[source].length;
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].commit_fork(source, slot);
+  total_tokens_ += rows_[slot].length;
+  return result;
+}
+
+void SequenceTable::check_truncate(int32_t slot, int64_t length) const {
+  for (int32_t i = 0; i < num_groups_; i++) {
+    const int64_t least = i == raw_group_ ? 0 : groups_[i].least_length(slot);
+    if (length >= least || length <= groups_[i].kept(slot).sink_end) continue;
+    const PageGroup& group = groups_[i].group();
+    throw Error(
+        Status::kInvalidState,
+        "length = %lld: layer %d has a sliding window of %lld tokens and keeps those from %lld on, so "
+        "that the sequence can be truncated to %lld tokens at least, or to 0",
+        ll(length), group.layer, ll(group.window), ll(groups_[i].kept(slot).first), ll(least));
+  }
+}
+
+void SequenceTable::commit_truncate(int32_t slot, int64_t length) noexcept {
+  Row& row = rows_[slot];
+  assert(row.alive && length >= 0 && length <= row.length);
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].commit_truncate(slot, length);
+  total_tokens_ -= row.length - length;
+  row.length = length;
+}
+
+void SequenceTable::commit_free(int32_t slot) noexcept {
+  commit_truncate(slot, 0);
+  rows_[slot].alive = false;
+  free_slots_[num_free_slots_++] = slot;
+}
+
+// ---- growth ----
+
+void SequenceTable::prepare_growth(const Growth* growth, int32_t planned, int32_t count) {
+  for (int32_t i = 0; i < planned; i++) {
+    const int64_t length = rows_[growth[i].slot].length;
+    TQ_CHECK(growth[i].new_tokens <= max_sequence_tokens_ - length, Status::kCapacity,
+             "new_tokens[%d] = %lld: the sequence has %lld tokens, max_sequence_tokens = %lld", i,
+             ll(growth[i].new_tokens), ll(length), ll(max_sequence_tokens_));
+    for (int32_t g = 0; g < num_groups_; g++)
+      if (g != raw_group_) groups_[g].check_visible(growth[i], i);
+  }
+  int32_t prepared = 0;
+  try {
+    for (; prepared < num_groups_; prepared++) groups_[prepared].prepare_growth(growth, planned, count);
+  } catch (...) {
+    for (int32_t i = 0; i < prepared; i++) groups_[i].cancel_growth();
+    throw;
+  }
+  std::copy(growth, growth + planned, growth_);
+  num_growth_ = planned;
+}
+
+void SequenceTable::commit_growth() noexcept {
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].commit_growth();
+  for (int32_t i = 0; i < num_growth_; i++) {
+    rows_[growth_[i].slot].length += growth_[i].new_tokens;
+    total_tokens_ += growth_[i].new_tokens;
+  }
+  num_growth_ = 0;
+}
+
+void SequenceTable::cancel_growth() noexcept {
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].cancel_growth();
+  num_growth_ = 0;
+}
+
+// ---- for tests ----
+
+const char* SequenceTable::audit() const {
+  int64_t tokens = 0;
+  int32_t alive = 0;
+  for (int32_t slot = 0; slot < max_sequences_; slot++) {
+    const Row& row = rows_[slot];
+    alive += row.alive;
+    tokens += row.length;
+    if (!row.alive && row.length != 0) return "a dead slot holds tokens";
+    if (row.length < 0 || row.length > max_sequence_tokens_) return "length out of range";
+    for (int32_t i = 0; i < num_groups_; i++)
+      if (groups_[i].kept(slot).end != row.length) return "a group has another length";
+  }
+  if (alive != num_sequences()) return "number of sequences differs";
+  if (tokens != total_tokens_) return "number of tokens differs";
+  if (num_growth_ != 0) return "a growth is pending";
+  for (int32_t i = 0; i < num_groups_; i++)
+    if (const char* wrong = groups_[i].audit(); *wrong) return wrong;
+  return "";
+}
+
+}  // namespace tq

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sequences of a cache: ids, lengths, generations, and the page tables of all page groups, which change
+// together or not at all. Pure host bookkeeping, in two steps like PageTable's.
+#pragma once
+#include "page_table.h"
+
+namespace tq {
+
+class SequenceTable {
+ public:
+  SequenceTable(const Geometry& geometry, int64_t max_sequence_tokens, Carver& carver);
+  // Empties the table; once, when the memory is real.
+  void reset() noexcept;
+
+  // ---- ids ----
+  // Slot of a live sequence; INVALID_ARGUMENT naming `argument` otherwise.
+  int32_t find(int64_t id, const char* argument) const;
+  int64_t id(int32_t slot) const { return static_cast<int64_t>(rows_[slot].generation) << 32 | (slot + 1); }
+  bool alive(int32_t slot) const { return rows_[slot].alive; }
+
+  // ---- figures ----
+  int64_t length(int32_t slot) const { return rows_[slot].length; }
+  int32_t num_sequences() const { return max_sequences_ - num_free_slots_; }
+  int64_t total_tokens() const { return total_tokens_; }
+  int32_t num_groups() const { return num_groups_; }
+  PageTable& group(int32_t index) { return groups_[index]; }
+  const PageTable& group(int32_t index) const { return groups_[index]; }
+  // [num_groups], indexed by slot
+  const PageMap* maps() const { return maps_; }
+  // Whether another sequence holds a page of the tokens from `first` on.
+  bool shares(int32_t slot, int64_t first) const;
+  // Which tokens have exact copies: sink_end 0 and first = end if none. Of the prepared growth: by its index.
+  KeptTokens exact(int32_t slot) const;
+  KeptTokens exact_planned(int32_t index) const;
+  // Whether fewer than the last window_tokens have exact copies, though the sequence is longer: a truncate
+  // went back too far.
+  bool window_is_short(int32_t slot) const;
+
+  // ---- sequences ----
+  // CAPACITY if no slot is free; else the slot that the next commit_create or commit_fork takes.
+  int32_t prepare_slot() const;
+  int64_t commit_create() noexcept;
+  int64_t commit_fork(int32_t source) noexcept;
+  // INVALID_STATE if a layer does not keep what comes before the new end.
+  void check_truncate(int32_t slot, int64_t length) const;
+  void commit_truncate(int32_t slot, int64_t length) noexcept;
+  void commit_free(int32_t slot) noexcept;
+
+  // ---- growth ----
+  // PageTable's, of all groups.
+  void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
+  void commit_growth() noexcept;
+  void cancel_growth() noexcept;
+  int64_t length_planned(int32_t index) const {
+    return rows_[growth_[index].slot].length + growth_[index].new_tokens;
+  }
+
+  // For tests: "" or what is wrong, in the groups too.
+  const char* audit() const;
+
+ private:
+  struct Row {
+    int64_t length;
+    int32_t generation;
+    bool alive;
+  };
+
+  int32_t max_sequences_, num_groups_, raw_group_;
+  int64_t max_sequence_tokens_, window_tokens_;
+  PageTable* groups_;    // [num_groups]
+  PageMap* maps_;        // [num_groups]
+  Row* rows_;            // [max_sequences]
+  int32_t* free_slots_;  // [max_sequences] stack
+  Growth* growth_;       // [max_batch_sequences] between prepare and commit
+  int32_t num_free_slots_ = 0, num_growth_ = 0;
+  int64_t total_tokens_ = 0;
+};
+
+}  // namespace tq
