@@ -32,7 +32,8 @@ struct RowsRange {
   int begin, end;                  // coded tokens: no row sees others
   int full_begin, full_end;        // every row sees these
   int visible_begin, visible_end;  // no row sees tokens outside
-  // no row sees sinks from sink_end on, or has a window that begins before window_begin
+  // no row sees sinks from sink_end on, or tokens of its window before window_begin; all from there on that
+  // some row sees have copies
   int sink_end, window_begin;
 };
 __device__ __forceinline__ RowsRange rows_range(const RowParams& p, const SequenceRows& s, int first,
@@ -46,7 +47,7 @@ __device__ __forceinline__ RowsRange rows_range(const RowParams& p, const Sequen
                    low.visible_begin,
                    high.visible_end,
                    min(high.visible_end, s.sink_end),
-                   low.end};
+                   max(low.end, s.raw_first)};
 }
 
 // Query token of a row of a kv head (query token * q_per_kv + head in the group). Decode has one token: no
