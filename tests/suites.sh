@@ -226,6 +226,7 @@ suite_emulate() {
   pass
   run_counted "attend_test --each" build/emulate/attend_test --each
   run_counted "attend_test --edges" build/emulate/attend_test --edges --quick
+  run_counted "attend_test --rows" build/emulate/attend_test --rows --quick
   # Warps and lanes in several orders of execution.
   [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
   for seed in $orders; do

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "model/exact_copies.h"
+#include "model/ask_again.h"
 #include "tqkv.h"
 
 namespace tq {
@@ -421,6 +421,14 @@ class World {
       compare(reference_->attend(s, query), &out[static_cast<size_t>((row * heads + h) * vd)],
               lse[static_cast<size_t>(row * heads + h)], query, s);
     }
+    if (p.history_only || !chance(25)) return;
+    const Plan less = less_of(plan, live_, [&](int64_t most) { return pick(static_cast<int>(most) + 1); });
+    TQ_MUST(tq_batch_plan(batches_[b], static_cast<int32_t>(less.ids.size()), less.ids.data(),
+                          less.new_tokens.data(), less.query_tokens.data(), nullptr));
+    trace("plan %d: asked again", b);
+    expect_same_rows({cache_, batches_[b], layer, &config_, &p, typed.data(), &out, &lse}, plan, less);
+    follow_plan(*reference_, b, less, live_);
+    plans_[b] = less;
   }
   void compare(const Reference::Result& expected, const float* out, float lse, const Reference::Query& query,
                const Sequence& s) {
