@@ -79,6 +79,7 @@ void test_unwritten_old_tokens(void);
 void test_unwritten_history(void);
 void test_appended_again(void);
 void test_fork(void);
+void test_rows(void);
 void test_capacity_is_atomic(void);
 void test_exact_copies(void);
 void test_room_for_exact_copies(void);

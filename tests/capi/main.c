@@ -133,6 +133,7 @@ int main(void) {
       {"unwritten: history of a plan not appended", test_unwritten_history},
       {"appended again", test_appended_again},
       {"a forked process", test_fork},
+      {"rows have bits of their own", test_rows},
       {"capacity is atomic", test_capacity_is_atomic},
       {"exact copies", test_exact_copies},
       {"room for exact copies", test_room_for_exact_copies},
