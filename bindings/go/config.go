@@ -136,10 +136,9 @@ func (config *Config) parts() (*configParts, error) {
 			max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
 			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
 			max_batch_tokens: C.int64_t(c.MaxBatchTokens), max_raw_tokens: C.int64_t(c.MaxRawTokens),
-			window_tokens: C.int32_t(c.WindowTokens),
-			sink_tokens: C.int32_t(c.SinkTokens), rollback_tokens: C.int32_t(c.RollbackTokens),
-			num_threads: C.int32_t(c.NumThreads), flags: C.uint64_t(c.Flags),
-			pool_bytes: C.int64_t(c.PoolBytes),
+			window_tokens: C.int32_t(c.WindowTokens), sink_tokens: C.int32_t(c.SinkTokens),
+			rollback_tokens: C.int32_t(c.RollbackTokens), num_threads: C.int32_t(c.NumThreads),
+			flags: C.uint64_t(c.Flags), pool_bytes: C.int64_t(c.PoolBytes),
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
@@ -229,10 +228,10 @@ func configOf(raw *C.tq_cache_config) Config {
 		MaxTokens: int64(raw.max_tokens), MaxSequenceTokens: int64(raw.max_sequence_tokens),
 		MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
 		MaxBatchTokens: int64(raw.max_batch_tokens), MaxRawTokens: int64(raw.max_raw_tokens),
-		WindowTokens: int32(raw.window_tokens),
-		SinkTokens: int32(raw.sink_tokens), RollbackTokens: int32(raw.rollback_tokens),
-		NumThreads: int32(raw.num_threads), Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)),
-		PoolBytes: int64(raw.pool_bytes), Layers: layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
+		WindowTokens: int32(raw.window_tokens), SinkTokens: int32(raw.sink_tokens),
+		RollbackTokens: int32(raw.rollback_tokens), NumThreads: int32(raw.num_threads),
+		Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)), PoolBytes: int64(raw.pool_bytes),
+		Layers: layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
 	}
 }
 
