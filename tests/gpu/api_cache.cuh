@@ -208,10 +208,11 @@ class ApiCache {
   // Fresh float32 outputs, poisoned before; out rows are padded if asked.
   AttendOutput attend(int layer, const void* q, tq_attend_params params, bool padded = false,
                       Memory* workspace = nullptr, cudaStream_t stream = nullptr) {
-    const int64_t head = config.value_dim + (padded ? 4 : 0),
-                  token = head * config.num_q_heads + (padded ? 12 : 0);
+    const tq_layer_config& shape = config.layers[layer];
+    const int64_t head = shape.value_dim + (padded ? 4 : 0),
+                  token = head * shape.num_q_heads + (padded ? 12 : 0);
     Memory out(device_, static_cast<size_t>(std::max<int64_t>(query_tokens, 1) * token * 4));
-    Memory lse(device_, static_cast<size_t>(std::max<int64_t>(query_tokens, 1) * config.num_q_heads * 4));
+    Memory lse(device_, static_cast<size_t>(std::max<int64_t>(query_tokens, 1) * shape.num_q_heads * 4));
     out.fill(0xFF);
     lse.fill(0xFF);
     if (device_ == TQ_DEVICE_CUDA) GPU_MUST(cudaDeviceSynchronize());
@@ -226,24 +227,25 @@ class ApiCache {
     const std::vector<float> all = out.floats();
     const float* rows = all.data();
     for (int64_t row = 0; row < query_tokens; row++)
-      for (int h = 0; h < config.num_q_heads; h++)
+      for (int h = 0; h < shape.num_q_heads; h++)
         result.out.insert(result.out.end(), rows + row * token + h * head,
-                          rows + row * token + h * head + config.value_dim);
+                          rows + row * token + h * head + shape.value_dim);
     result.lse = lse.floats();
-    result.lse.resize(static_cast<size_t>(query_tokens * config.num_q_heads));
+    result.lse.resize(static_cast<size_t>(query_tokens * shape.num_q_heads));
     return result;
   }
-  // Decoded keys, then values, of all tokens.
-  std::vector<uint8_t> read(int layer, tq_sequence sequence) {
+  // Decoded keys, then values, of the tokens from `first` on.
+  std::vector<uint8_t> read(int layer, tq_sequence sequence, int64_t first = 0) {
+    const tq_layer_config& shape = config.layers[layer];
     int64_t length = 0;
     API_MUST(tq_sequence_length(cache, sequence, &length));
     std::vector<uint8_t> all;
     for (int side = 0; side < 2; side++) {
-      const int dim = side ? config.value_dim : config.head_dim;
-      Memory rows(device_,
-                  static_cast<size_t>(length * config.num_kv_heads * dim * api_dtype_bytes(config.io_dtype)));
+      const int64_t row =
+          static_cast<int64_t>(shape.num_kv_heads) * (side ? shape.value_dim : shape.head_dim);
+      Memory rows(device_, static_cast<size_t>((length - first) * row * api_dtype_bytes(config.io_dtype)));
       rows.fill(0xFF);
-      API_MUST(tq_cache_read(cache, layer, sequence, 0, length, side ? nullptr : rows.get(),
+      API_MUST(tq_cache_read(cache, layer, sequence, first, length - first, side ? nullptr : rows.get(),
                              side ? rows.get() : nullptr, nullptr, nullptr));
       const std::vector<uint8_t> bytes = rows.host();
       all.insert(all.end(), bytes.begin(), bytes.end());

@@ -171,7 +171,7 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | limits) limited "$out/${1}_test" $quick ;;
+    append | attend | backend | conformance | graph | growth | layers | limits) limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
