@@ -126,6 +126,7 @@ size_t tq_struct_size(int32_t struct_id) {
     case TQ_STRUCT_CODEBOOK: return sizeof(tq_codebook);
     case TQ_STRUCT_ALLOCATOR: return sizeof(tq_allocator);
     case TQ_STRUCT_LAYER_CONFIG: return sizeof(tq_layer_config);
+    case TQ_STRUCT_LAYER_BYTES: return sizeof(tq_layer_bytes);
   }
   return 0;
 }
@@ -182,6 +183,14 @@ tq_status tq_cache_config_bytes(const tq_cache_config* config, tq_cache_bytes* b
     const uint32_t size = tq::checked_struct_size(bytes, "bytes");
     const tq::ResolvedConfig resolved(config);
     tq::write_struct(Cache::bytes(resolved), size, bytes);
+  });
+}
+
+tq_status tq_cache_config_layer_bytes(const tq_cache_config* config, int32_t layer, tq_layer_bytes* bytes) {
+  return guarded([&] {
+    const uint32_t size = tq::checked_struct_size(bytes, "bytes");
+    const tq::ResolvedConfig resolved(config);
+    tq::write_struct(Cache::layer_bytes(resolved, layer), size, bytes);
   });
 }
 

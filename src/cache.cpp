@@ -62,29 +62,6 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
   centres = carver.take<float>(g.centre_floats(g.num_layers));
 }
 
-int64_t Cache::block_bytes(const ResolvedConfig& config) {
-  Carver carver;
-  Arrays arrays(config, carver);
-  return carver.used();
-}
-
-tq_cache_bytes Cache::bytes(const ResolvedConfig& config) {
-  const BackendBytes backend = backend_bytes(config.device(), config.geometry());
-  const int64_t block = block_bytes(config);
-  tq_cache_bytes bytes = {};
-  bytes.page_bytes = backend.pages;
-  bytes.raw_bytes = backend.raw;
-  bytes.table_bytes = backend.tables + block;
-  bytes.workspace_bytes = backend.workspace;
-  const int64_t device = backend.pages + backend.raw + backend.tables + backend.workspace;
-  bytes.device_bytes = config.device() == DeviceType::kCuda ? device : 0;
-  bytes.host_bytes = device + block - bytes.device_bytes;
-  bytes.num_pages = config.geometry().groups[0].num_pages;
-  bytes.token_bytes = config.token_bytes();
-  bytes.fp16_token_bytes = config.fp16_token_bytes();
-  return bytes;
-}
-
 Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
     : config_(config),
       bytes_(bytes(config_)),
@@ -179,27 +156,6 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
   if (value)
     memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
-}
-
-tq_cache_memory Cache::memory() const {
-  const Gate::Use use(gate_, false);
-  tq_cache_memory memory = {};
-  memory.num_sequences = arrays_.table.num_sequences();
-  memory.tokens = arrays_.table.total_tokens();
-  memory.pages_total = bytes_.num_pages;
-  const Geometry& g = geometry();
-  for (int32_t i = 0; i < g.num_groups; i++) {
-    const int64_t used = arrays_.table.group(i).pages_used();
-    if (i == 0) memory.pages_used = used;
-    (i == g.raw_group ? memory.raw_bytes_used : memory.stored_bytes_used) += used * g.group_page_bytes(i);
-  }
-  memory.raw_bytes = bytes_.raw_bytes;
-  memory.device_bytes = bytes_.device_bytes;
-  memory.host_bytes = bytes_.host_bytes;
-  memory.compression = static_cast<double>(bytes_.fp16_token_bytes) *
-                       static_cast<double>(config_.config().max_tokens) /
-                       static_cast<double>(bytes_.page_bytes + bytes_.raw_bytes);
-  return memory;
 }
 
 void Cache::reserve(int64_t max_tokens, void* stream) {
@@ -419,6 +375,10 @@ void Cache::read(ReadRequest request, int64_t id) {
            "first + count = %lld: layer %d of sequence %lld holds %lld of its %lld tokens; the others are "
            "planned and not appended there",
            ll(request.first + request.count), request.layer, ll(id), ll(written), ll(length));
+  const int64_t kept = table.group(l.group).kept(slot).first;
+  TQ_CHECK(request.first >= kept || request.count == 0, Status::kInvalidState,
+           "first = %lld: layer %d has a sliding window of %d tokens and keeps those from %lld on",
+           ll(request.first), request.layer, geometry().layers[l.storage].sliding_window, ll(kept));
   const TensorShape k_shape = {request.count, l.num_kv_heads, l.head_dim},
                     v_shape = {request.count, l.num_kv_heads, l.value_dim};
   check_pointer("k", request.k, false, request.count, dtype_bytes(geometry().io_dtype));

@@ -127,6 +127,7 @@ class Cache {
 
   // What a cache of this configuration allocates; Cache takes exactly this.
   static tq_cache_bytes bytes(const ResolvedConfig& config);
+  static tq_layer_bytes layer_bytes(const ResolvedConfig& config, int32_t layer);
   // For tests: the tables' own audit.
   const char* audit() const { return arrays_.table.audit(); }
 

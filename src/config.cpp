@@ -24,7 +24,8 @@ constexpr int32_t kLayersNamed = 4;
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
 constexpr int64_t kMaxBatchTokens = INT_MAX / 2;
-constexpr int64_t kMaxBytes = 1ll << 56;  // of one part of a cache: sums and offsets stay far from 2^63
+constexpr int64_t kSlidingBatchTokens = 2048;  // of a plan by default where layers slide: they hold them all
+constexpr int64_t kMaxBytes = 1ll << 56;       // of one part of a cache: sums and offsets stay far from 2^63
 // Room for exact copies that a cache has if nothing else is said: kRawTokens or max_tokens / kRawShare of
 // sequences between plans, as far as there are so many, and kRawBatchTokens queries of a plan.
 constexpr int64_t kRawTokens = 4096, kRawShare = 16, kRawBatchTokens = 8192;
@@ -80,7 +81,8 @@ void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
                 static_cast<unsigned long long>(c.flags & ~kKnownFlags));
 }
 
-void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
+// sliding: some layer gives tokens back, which only a bounded plan makes worth while.
+void resolve_tokens(tq_cache_config& c, bool sliding, ReasonList& reasons) {
   if (c.page_size == 0) c.page_size = 64;
   const bool page_ok = c.page_size >= format::kTileTokens && c.page_size <= kMaxPageSize &&
                        c.page_size % format::kTileTokens == 0;
@@ -113,10 +115,10 @@ void resolve_tokens(tq_cache_config& c, ReasonList& reasons) {
   else
     check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
   const bool given = c.max_batch_tokens != 0;
-  if (!given) c.max_batch_tokens = c.max_tokens;
+  if (!given) c.max_batch_tokens = sliding ? std::min(c.max_tokens, kSlidingBatchTokens) : c.max_tokens;
   if (given)
     check_count("max_batch_tokens", c.max_batch_tokens, 1, kMaxBatchTokens, reasons);
-  else if (tokens_ok && c.max_tokens > kMaxBatchTokens)
+  else if (tokens_ok && c.max_batch_tokens > kMaxBatchTokens)
     reasons.add(
         kBad,
         "max_tokens = %lld: max_batch_tokens, which is max_tokens unless it is set, must be 1 .. %lld; "
@@ -301,9 +303,15 @@ void ResolvedConfig::check_reserve(ReasonList& reasons) const {
                 ll(config_.max_reserve_tokens));
 }
 
-// One page more than full ones for every sequence: its tail. So the tokens fit, however they are spread.
+// One page more than full ones for every sequence: its tail. So the tokens fit, however they are spread. A
+// sliding group needs no more than its window for every sequence (wherever it begins and ends in a page, and
+// one page for the copy of a shared one), and the new tokens of a plan.
 int64_t ResolvedConfig::pool_pages(int32_t group, int64_t tokens) const {
-  return (tokens - 1) / geometry_.groups[group].page_size + 1 + config_.max_sequences;
+  const PageGroup& g = geometry_.groups[group];
+  const int64_t all = (tokens - 1) / g.page_size + 1 + config_.max_sequences;
+  if (g.window == kAllTokens) return all;
+  const int64_t kept = g.pages_for(g.window + g.rollback) + 3;
+  return std::min(all, kept * config_.max_sequences + g.pages_for(config_.max_batch_tokens));
 }
 
 void ResolvedConfig::set_max_tokens(int64_t tokens) noexcept {
@@ -324,8 +332,7 @@ void ResolvedConfig::build_geometry() {
   g.value_rule = static_cast<format::ScaleRule>(c.value_scale_rule);
   g.search = !(c.flags & TQ_FLAG_NO_SCALE_SEARCH);
   g.page_size = c.page_size;
-  g.num_groups = 1;
-  g.groups[0] = PageGroup{c.page_size, 0, (c.max_sequence_tokens - 1) / c.page_size + 1};
+  build_groups();
   const bool may_grow = c.max_reserve_tokens > c.max_tokens;
   for (int32_t group = 0; group < g.num_groups; group++) {
     g.groups[group].num_pages = pool_pages(group, c.max_tokens);
@@ -345,7 +352,7 @@ void ResolvedConfig::build_geometry() {
     raw.window = c.window_tokens;
     raw.sink_tokens = c.sink_tokens;
     raw.rollback = c.rollback_tokens;
-    raw.layer = -1;
+    raw.exact = true;
   }
   g.num_threads = c.num_threads;
   g.device_id = c.device_id;
@@ -354,24 +361,14 @@ void ResolvedConfig::build_geometry() {
   g.layers = layers_.data();
 }
 
-int64_t ResolvedConfig::page_bytes() const { return geometry_.group_page_bytes(0); }
-
-int64_t ResolvedConfig::token_bytes() const { return page_bytes() / geometry_.page_size; }
-
-int64_t ResolvedConfig::fp16_token_bytes() const {
-  int64_t bytes = 0;
-  for (int32_t i = 0; i < geometry_.num_layers; i++)
-    if (geometry_.stores(i))
-      bytes += static_cast<int64_t>(layers_[static_cast<size_t>(i)].num_kv_heads) *
-               (layers_[static_cast<size_t>(i)].head_dim + layers_[static_cast<size_t>(i)].value_dim) * 2;
-  return bytes;
-}
-
 // Everything that backends multiply without looking stays below 2^56 bytes.
 void ResolvedConfig::check_sizes(ReasonList& reasons) const {
   const Geometry& g = geometry_;
   try {
-    const int64_t pages = checked_mul(page_bytes(), g.groups[0].most_pages(), "max_tokens");
+    int64_t pages = 0;
+    for (int32_t i = 0; i < g.num_code_groups(); i++)
+      pages = checked_add(pages, checked_mul(g.group_page_bytes(i), g.groups[i].most_pages(), "max_tokens"),
+                          "max_tokens");
     if (pages > kMaxBytes)
       reasons.add(kBad, "max_tokens = %lld: %lld bytes of pages, more than 2^56", ll(config_.max_tokens),
                   ll(pages));
@@ -409,7 +406,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_modes(c, reasons);
   resolve_layers(reasons);
   resolve_codebooks(reasons);
-  resolve_tokens(c, reasons);
+  resolve_tokens(c, any_sliding(), reasons);
   resolve_exact_copies(c, reasons);
   resolve_threads_and_pool(c, reasons);
   resolve_allocator(reasons);
@@ -419,8 +416,10 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   if (device_known) check_device(device(), c.device_id, reasons);
   if (well_formed) {
     build_layers(reasons);
-    build_geometry();
-    check_sizes(reasons);
+    if (reasons.empty()) {
+      build_geometry();
+      check_sizes(reasons);
+    }
     if (reasons.empty()) check_backend(device(), geometry_, reasons);
   }
   if (reasons.empty() && c.pool) {

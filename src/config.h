@@ -30,11 +30,12 @@ class ResolvedConfig {
   const HostOps& backend_ops() const { return backend_ops_; }
   // Longest sequence in tokens; Geometry has it in pages only.
   int64_t max_sequence_tokens() const { return config_.max_sequence_tokens; }
-  // Bytes of one token over all layers and heads, scales included, and as float16; of one page over all
-  // layers.
+  // Bytes of one token over all layers and heads, scales included, and as float16.
   int64_t token_bytes() const;
   int64_t fp16_token_bytes() const;
-  int64_t page_bytes() const;
+  // The same of one layer; 0 if it has no tokens of its own.
+  int64_t token_bytes(int32_t layer) const;
+  int64_t fp16_token_bytes(int32_t layer) const;
   // Pages of a group in a pool for this many tokens, and the pool grown to them.
   int64_t pool_pages(int32_t group, int64_t tokens) const;
   void set_max_tokens(int64_t tokens) noexcept;
@@ -46,7 +47,9 @@ class ResolvedConfig {
   void check_reserve(ReasonList& reasons) const;
   // config_layers.cpp
   void resolve_layers(ReasonList& reasons);
+  bool any_sliding() const;
   void build_layers(ReasonList& reasons);
+  void build_groups();
   void build_geometry();
   void check_sizes(ReasonList& reasons) const;
 

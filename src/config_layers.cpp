@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <set>
 
 #include "config.h"
 #include "config_text.h"
@@ -186,6 +187,11 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
   config_.layers = resolved_layers_.data();
 }
 
+bool ResolvedConfig::any_sliding() const {
+  return std::any_of(resolved_layers_.begin(), resolved_layers_.end(),
+                     [](const tq_layer_config& layer) { return layer.sliding_window > 0; });
+}
+
 void ResolvedConfig::build_layers(ReasonList& reasons) {
   Geometry& g = geometry_;
   for (int32_t i = 0; i < static_cast<int32_t>(resolved_layers_.size()); i++) {
@@ -203,7 +209,6 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;
-    layer.group = 0;
     while (layer.shape < g.num_shapes && !(g.shapes[layer.shape].num_q_heads == layer.num_q_heads &&
                                            g.shapes[layer.shape].num_kv_heads == layer.num_kv_heads))
       layer.shape++;
@@ -216,6 +221,64 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     if (layer.shape == g.num_shapes) g.shapes[g.num_shapes++] = layer;
     layers_.push_back(layer);
   }
+  // One group is the full layers', one that of the exact copies.
+  std::set<int32_t> windows;
+  for (int32_t i = 0; i < static_cast<int32_t>(layers_.size()); i++)
+    if (layers_[static_cast<size_t>(i)].storage == i && layers_[static_cast<size_t>(i)].sliding_window > 0)
+      windows.insert(layers_[static_cast<size_t>(i)].sliding_window);
+  if (windows.size() > kMaxPageGroups - 2)
+    reasons.add(Status::kNotSupported, "layers: %zu different sliding windows, at most %d", windows.size(),
+                kMaxPageGroups - 2);
+}
+
+// Full layers first, then one group for each window, in the layers' order.
+void ResolvedConfig::build_groups() {
+  Geometry& g = geometry_;
+  const tq_cache_config& c = config_;
+  const auto window_of = [&](const LayerGeometry& layer) -> int64_t {
+    return layer.sliding_window == 0 || layer.sliding_window >= c.max_sequence_tokens ? kAllTokens
+                                                                                      : layer.sliding_window;
+  };
+  g.num_groups = 0;
+  for (const bool full : {true, false})
+    for (int32_t i = 0; i < g.num_layers; i++) {
+      LayerGeometry& layer = layers_[static_cast<size_t>(i)];
+      if (layer.storage != i) {
+        layer.group = layers_[static_cast<size_t>(layer.storage)].group;
+        continue;
+      }
+      const int64_t window = window_of(layer);
+      if ((window == kAllTokens) != full) continue;
+      layer.group = 0;
+      while (layer.group < g.num_groups && g.groups[layer.group].window != window) layer.group++;
+      if (layer.group < g.num_groups) continue;
+      PageGroup& group = g.groups[g.num_groups++];
+      group = PageGroup{c.page_size, 0, (c.max_sequence_tokens - 1) / c.page_size + 1};
+      group.window = window;
+      group.rollback = c.rollback_tokens;
+      group.layer = i;
+    }
+}
+
+int64_t ResolvedConfig::token_bytes(int32_t layer) const {
+  return geometry_.own_page_bytes(layer) / geometry_.page_size;
+}
+
+int64_t ResolvedConfig::fp16_token_bytes(int32_t layer) const {
+  const LayerGeometry& l = geometry_.layers[layer];
+  return geometry_.stores(layer) ? static_cast<int64_t>(l.num_kv_heads) * (l.head_dim + l.value_dim) * 2 : 0;
+}
+
+int64_t ResolvedConfig::token_bytes() const {
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < geometry_.num_layers; i++) bytes += token_bytes(i);
+  return bytes;
+}
+
+int64_t ResolvedConfig::fp16_token_bytes() const {
+  int64_t bytes = 0;
+  for (int32_t i = 0; i < geometry_.num_layers; i++) bytes += fp16_token_bytes(i);
+  return bytes;
 }
 
 }  // namespace tq

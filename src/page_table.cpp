@@ -81,6 +81,10 @@ bool PageTable::holds(const KeptTokens& kept, int64_t page) const {
   return page < pages.sink_end || (page >= pages.first && page < pages.end);
 }
 
+int64_t PageTable::queries_of(const Growth& growth) const {
+  return limits_.group.exact ? growth.query_tokens : std::max(growth.query_tokens, growth.new_tokens);
+}
+
 KeptTokens PageTable::grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const {
   KeptTokens to = {from.sink_end, from.first, from.end + new_tokens};
   // A sequence that has lost one of its first tokens' pages has lost it for good.
@@ -204,7 +208,7 @@ void PageTable::refuse_growth(int64_t taken) {
   char back[96] = "";
   if (given > 0)
     snprintf(back, sizeof back, ", and it gives back %lld, which cannot serve as copies", ll(given));
-  if (group.layer < 0)
+  if (group.exact)
     throw Error(
         Status::kCapacity,
         "max_raw_tokens = %lld: the plan needs %lld more pages of %d exact tokens (%lld of them to copy "
@@ -231,7 +235,7 @@ void PageTable::prepare_growth(const Growth* growth, int32_t planned, int32_t co
     const bool leaves = i >= planned;
     changes_[i] =
         Change{growth[i].slot, row.kept,
-               grown(row.kept, leaves ? 0 : growth[i].new_tokens, leaves ? 0 : growth[i].query_tokens)};
+               grown(row.kept, leaves ? 0 : growth[i].new_tokens, leaves ? 0 : queries_of(growth[i]))};
     first_changed_[i] = row.shown_pages;
     num_changes_++;
     for_each_taken(changes_[i], [&](int64_t) { taken++; });

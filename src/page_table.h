@@ -114,6 +114,8 @@ class PageTable {
   int64_t pages_for(int64_t tokens) const { return limits_.group.pages_for(tokens); }
   int32_t* row_pages(int32_t slot) { return table_ + slot * limits_.group.max_sequence_pages; }
   Pages held(const KeptTokens& kept) const;
+  // Rows of a plan for which tokens are kept: of codes, new ones at least, since append writes them all.
+  int64_t queries_of(const Growth& growth) const;
   KeptTokens grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const;
   static KeptTokens shortened(const KeptTokens& from, int64_t length);
   // visit(index) for the pages that the change gives back, takes; in rising order.

@@ -54,7 +54,8 @@ struct PageGroup {
   // the first tokens alone.
   int64_t window = kAllTokens;
   int64_t sink_tokens = 0, rollback = 0;
-  int32_t layer = 0;  // the first of its layers, which errors name
+  int32_t layer = 0;   // the first of its layers, which errors name
+  bool exact = false;  // pages hold exact copies, not codes
 
   int64_t most_pages() const { return reserve_pages > num_pages ? reserve_pages : num_pages; }
   int64_t pages_for(int64_t tokens) const { return (tokens + page_size - 1) / page_size; }

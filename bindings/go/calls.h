@@ -17,19 +17,19 @@
 #define TQKV_FUNCTIONS(X) \
   X(tq_status_name) X(tq_last_error) X(tq_last_error_copy) X(tq_version) X(tq_abi_version) X(tq_build_info) \
   X(tq_struct_size) X(tq_device_count) X(tq_device_get_info) X(tq_cache_config_init) \
-  X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_create) X(tq_cache_destroy) \
-  X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) X(tq_cache_get_memory) \
-  X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) X(tq_sequence_fork) \
-  X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) \
-  X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
-  X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
+  X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_config_layer_bytes) X(tq_cache_create) \
+  X(tq_cache_destroy) X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) \
+  X(tq_cache_get_memory) X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) \
+  X(tq_sequence_fork) X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) \
+  X(tq_batch_destroy) X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) \
+  X(tq_cache_attend) X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
   X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_LAYER_CONFIG, tq_layer_config) \
   X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) \
-  X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) \
-  X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
+  X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
+  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {

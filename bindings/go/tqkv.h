@@ -71,6 +71,12 @@
  *   TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long prompts. Builds, device types and
  *   CUDA architectures agree within rounding only.
  *
+ * Sliding  A layer with a sliding_window keeps what queries to come can see: the last sliding_window +
+ *   rollback_tokens of a sequence, and all new tokens of its plan. Pages in front are given back when the
+ *   batch is planned again. So its pool is small: it follows from max_sequences and max_batch_tokens, not
+ *   from max_tokens. INVALID_STATE: a truncate to a length whose next query would see less (the text says
+ *   which is the least), a plan whose first query would, tq_cache_read of tokens in front.
+ *
  * Graphs   On a CUDA cache tq_cache_append, tq_cache_attend and tq_merge_states may be captured. A graph
  *   holds the batch and the arguments of the calls: the batch must live, k, v, q, out, lse, sink_logits, the
  *   masks and the workspace stay where they are, strides and params are those of the capture. Lengths, rows
@@ -102,9 +108,8 @@
  *   Pages outside every range are not read. CUDA: visible ranges run in the kernels of causal attention, so
  *   does long prefill with ALiBi; other ALiBi and every tree mask run in the kernel for any bits.
  *
- * Limits   The caller applies RoPE before append and attend. All layers have the same
- *   heads and dimensions; bits may differ. Tokens leave a sequence at its end only: a sliding window bounds
- *   what is read, not what is kept. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
+ * Limits   The caller applies RoPE before append and attend. Tokens leave a sequence at its end, and in
+ *   front of a layer's sliding window. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
  *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or later; head and
  *   value dimension equal (rounded up to 32), 192/128 or 576/512; Hadamard; sequences below 2^31 - 32 tokens.
  */
@@ -179,6 +184,7 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_CODEBOOK 7
 #define TQ_STRUCT_ALLOCATOR 8
 #define TQ_STRUCT_LAYER_CONFIG 9
+#define TQ_STRUCT_LAYER_BYTES 10
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -252,7 +258,7 @@ typedef struct tq_layer_config {
   int32_t key_family;     /* TQ_CODE_*; 0 = code_family of the cache */
   int32_t value_family;
   int32_t rotation;
-  int32_t sliding_window; /* tokens that a query sees, its own included; 0 = all */
+  int32_t sliding_window; /* tokens that a query sees, its own included; 0 = all; see Sliding */
   int32_t shares_layer;   /* 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to:
                            * all but num_q_heads and sliding_window are that layer's, append refuses it */
 } tq_layer_config;
@@ -290,7 +296,8 @@ typedef struct tq_cache_config {
   int64_t max_sequence_tokens; /* longest sequence; 0 = max_reserve_tokens */
   int32_t max_sequences;   /* 0 = 1 */
   int32_t max_batch_sequences; /* sequences in one plan; 0 = max_sequences */
-  int64_t max_batch_tokens;/* new tokens, and query tokens, in one plan, each; 0 = max_tokens */
+  int64_t max_batch_tokens;/* new tokens, and query tokens, in one plan, each; 0 = max_tokens, at most 2048
+                            * where a layer has a sliding window */
   int64_t max_raw_tokens;  /* exact copies that there is room for, over all sequences; see Window; 0 = enough
                             * for many sequences between plans, and for 8192 queries of one plan */
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
@@ -315,7 +322,7 @@ typedef struct tq_cache_bytes {
   int64_t workspace_bytes; /* the cache's own attend workspace */
   int64_t device_bytes;    /* of all that: on the device (0 for CPU caches) */
   int64_t host_bytes;      /* of all that: on the host, bookkeeping included */
-  int64_t num_pages;       /* pages per layer; page ids run below it */
+  int64_t num_pages;       /* pages of each layer of the first group (tq_cache_config_layer_bytes) */
   int64_t token_bytes;     /* stored bytes of one token over all layers and heads, scales included */
   int64_t fp16_token_bytes;/* the same token as float16 */
 } tq_cache_bytes;
@@ -327,6 +334,20 @@ TQ_API tq_status tq_cache_config_init(tq_cache_config *config);
 TQ_API tq_status tq_cache_config_check(const tq_cache_config *config, char *text, size_t capacity);
 /* Fills *bytes (struct_size set) with what tq_cache_create allocates. Status as tq_cache_config_check. */
 TQ_API tq_status tq_cache_config_bytes(const tq_cache_config *config, tq_cache_bytes *bytes);
+
+/* Of one layer. All zero but group and num_pages for a layer that shares another's tokens. */
+typedef struct tq_layer_bytes {
+  uint32_t struct_size;
+  int32_t group;            /* layers whose tokens live equally long are a group: page ids are theirs */
+  int64_t num_pages;        /* pages of the group */
+  int64_t page_bytes;       /* of all of them in this layer */
+  int64_t raw_bytes;        /* of its exact copies */
+  int64_t token_bytes;      /* stored bytes of a token over its heads, scales included */
+  int64_t fp16_token_bytes; /* the same token as float16 */
+} tq_layer_bytes;
+/* bytes->struct_size set by the caller. Status as tq_cache_config_check; INVALID_ARGUMENT for no layer. */
+TQ_API tq_status tq_cache_config_layer_bytes(const tq_cache_config *config, int32_t layer,
+                                             tq_layer_bytes *bytes);
 
 /* ---- 4. Cache ------------------------------------------------------------------------------------------ */
 
@@ -365,13 +386,14 @@ typedef struct tq_cache_memory {
   uint32_t struct_size;
   int32_t num_sequences;     /* alive */
   int64_t tokens;            /* lengths of all sequences added up (a shared page counts in each) */
-  int64_t pages_used;        /* distinct pages in use, per layer */
+  int64_t pages_used;        /* distinct pages in use, in each layer of the first group */
   int64_t pages_total;
-  int64_t stored_bytes_used; /* pages_used over all layers, in bytes */
+  int64_t stored_bytes_used; /* pages in use over all layers, in bytes */
   int64_t raw_bytes;         /* exact copies, allocated; raw_bytes_used of them in use */
   int64_t device_bytes;      /* allocated in all */
   int64_t host_bytes;
-  double compression;        /* float16 bytes of max_tokens tokens / (page_bytes + raw_bytes) */
+  double compression;        /* float16 bytes of a full cache's tokens (max_tokens in a layer, fewer where it
+                              * slides) / (page_bytes + raw_bytes) */
   int64_t raw_bytes_used;    /* pages of exact copies that sequences hold */
 } tq_cache_memory;
 

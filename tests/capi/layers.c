@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Layers of different shape in one cache: each gives bit for bit what a cache of that layer alone gives, and a
- * layer that shares another's tokens what that one would give for its queries.
+ * Layers of different shape in one cache: each gives bit for bit what a cache of that layer alone gives, and
+ * a layer that shares another's tokens what that one would give for its queries.
  */
 #include "capi.h"
 

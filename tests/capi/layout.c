@@ -56,6 +56,14 @@ static void structs(void) {
   FIELD(tq_layer_config, rotation);
   FIELD(tq_layer_config, sliding_window);
   FIELD(tq_layer_config, shares_layer);
+  STRUCT(tq_layer_bytes);
+  FIELD(tq_layer_bytes, struct_size);
+  FIELD(tq_layer_bytes, group);
+  FIELD(tq_layer_bytes, num_pages);
+  FIELD(tq_layer_bytes, page_bytes);
+  FIELD(tq_layer_bytes, raw_bytes);
+  FIELD(tq_layer_bytes, token_bytes);
+  FIELD(tq_layer_bytes, fp16_token_bytes);
   STRUCT(tq_cache_config);
   FIELD(tq_cache_config, struct_size);
   FIELD(tq_cache_config, device_type);
@@ -176,6 +184,7 @@ static void constants(void) {
   CONSTANT(TQ_STRUCT_CODEBOOK);
   CONSTANT(TQ_STRUCT_ALLOCATOR);
   CONSTANT(TQ_STRUCT_LAYER_CONFIG);
+  CONSTANT(TQ_STRUCT_LAYER_BYTES);
   CONSTANT(TQ_DEVICE_CPU);
   CONSTANT(TQ_DEVICE_CUDA);
   CONSTANT(TQ_F32);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Caches whose layers differ, on the GPU against the CPU through the C API: shapes, widths, raw sides, a layer
-// that attends to another's tokens, sliding layers that give pages back. Random steps (prompts, single tokens,
-// drafts taken back, forks) run on both devices; decoded tokens must be equal bit for bit, attention as in
-// conformance_test.cu.   layers_test [--quick]
+// Caches whose layers differ, on the GPU against the CPU through the C API: shapes, widths, raw sides, a
+// layer that attends to another's tokens, sliding layers that give pages back. Random steps (prompts, single
+// tokens, drafts taken back, forks) run on both devices; decoded tokens must be equal bit for bit, attention
+// as in conformance_test.cu.   layers_test [--quick]
 #include <random>
 
 #include "api_cache.cuh"

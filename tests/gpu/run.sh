@@ -23,7 +23,7 @@ cd "$(dirname "$0")/../.."
 trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
-parts_side="attend conformance memcheck initcheck synccheck racecheck append graph limits python golden"
+parts_side="attend conformance layers memcheck initcheck synccheck racecheck append graph limits python golden"
 all_parts="$parts_exclusive $parts_side bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
@@ -32,6 +32,7 @@ declare -A about=(
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [append]="codes and scales against the scalar encoder"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
+  [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
   [limits]="pages beyond 2^31 and 2^32 bytes; asynchronous errors"
   [python]="the Python package with torch tensors, the contract cases"
@@ -171,7 +172,8 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits) limited "$out/${1}_test" $quick ;;
+    append | attend | backend | conformance | graph | growth | layers | limits)
+      limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;

@@ -443,8 +443,8 @@ TEST(Config, Reserve) {
   const tq_cache_bytes after = Cache::bytes(reserved);
   EXPECT_EQ(after.num_pages, 80);
   // The pages alone, in whole pieces of the system's memory.
-  EXPECT_GE(after.page_bytes - before.page_bytes, (80 - 17 - 1) * reserved.page_bytes());
-  EXPECT_LE(after.page_bytes, 80 * reserved.page_bytes() + 2 * 65536);
+  EXPECT_GE(after.page_bytes - before.page_bytes, (80 - 17 - 1) * reserved.geometry().group_page_bytes(0));
+  EXPECT_LE(after.page_bytes, 80 * reserved.geometry().group_page_bytes(0) + 2 * 65536);
   EXPECT_EQ(after.host_bytes - before.host_bytes, after.page_bytes - before.page_bytes);
   EXPECT_EQ(after.table_bytes, before.table_bytes);
   EXPECT_EQ(after.workspace_bytes, before.workspace_bytes);

@@ -280,7 +280,9 @@ TEST(PageTable, SlidingLayersRefuseWhatTheyNoLongerKeep) {
   Table t(with_sliding(one_group(), 50, 10, 10));
   PageTable& pages = t.pages(1);
   t->commit_create();
-  grow(t, {{0, 120, 20}});  // 120 - 50 - 19
+  grow(t, {{0, 100, 1}});  // all new tokens are kept while their plan is in force
+  EXPECT_EQ(pages.kept(0).first, 0);
+  grow(t, {{0, 20, 20}});  // 120 - 50 - 19
   EXPECT_EQ(pages.kept(0).first, 51);
   EXPECT_EQ(pages.pages_used(), 3);
   std::string text;

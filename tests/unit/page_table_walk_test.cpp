@@ -61,9 +61,11 @@ class Walk {
   bool strict(int g) const { return g != t_.geometry.raw_group && group(g).window != kAllTokens; }
 
   // What a sequence keeps in a group when a plan with these queries has brought it to its length.
-  void forget(Model& model, int64_t queries) const {
+  // Codes of new tokens are kept, whatever the queries are: append writes them all.
+  void forget(Model& model, int64_t plan_queries, int64_t new_tokens) const {
     for (int g = 0; g < num_groups(); g++) {
       const PageGroup& rule = group(g);
+      const int64_t queries = rule.exact ? plan_queries : std::max(plan_queries, new_tokens);
       if (rule.window == kAllTokens) continue;
       const int64_t tail = rule.window == 0 ? 0 : rule.window + std::max(queries - 1, rule.rollback);
       for (int64_t i = rule.sink_tokens; i < model.length() - tail; i++)
@@ -98,7 +100,7 @@ class Walk {
     Model model = any()->second;
     const int32_t source = model.slot;
     model.slot = t_->prepare_slot();
-    forget(model, 0);
+    forget(model, 0, 0);
     live_[t_->commit_fork(source)] = model;
   }
   void free_one() {
@@ -189,7 +191,7 @@ class Walk {
           s.expected = Status::kInvalidState;
       after.tokens.resize(static_cast<size_t>(length), -1);
       for (std::vector<bool>& kept : after.kept) kept.resize(static_cast<size_t>(length), true);
-      forget(after, growth.query_tokens);
+      forget(after, growth.query_tokens, growth.new_tokens);
       s.after.push_back(after);
     }
     for (int g = 0; g < num_groups() && s.expected == Status::kOk; g++)

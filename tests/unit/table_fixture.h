@@ -63,7 +63,7 @@ inline Geometry with_exact(Geometry g, int32_t window, int32_t rollback, int32_t
   raw.window = window;
   raw.rollback = rollback;
   raw.sink_tokens = sinks;
-  raw.layer = -1;
+  raw.exact = true;
   return g;
 }
 

@@ -35,6 +35,7 @@ CONSTANTS = {
     "TQ_STRUCT_CODEBOOK": 7,
     "TQ_STRUCT_ALLOCATOR": 8,
     "TQ_STRUCT_LAYER_CONFIG": 9,
+    "TQ_STRUCT_LAYER_BYTES": 10,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -118,6 +119,12 @@ class CacheBytes(Struct):
                 ("token_bytes", c_int64), ("fp16_token_bytes", c_int64)]
 
 
+class LayerBytes(Struct):
+    _fields_ = [("struct_size", c_uint32), ("group", c_int32), ("num_pages", c_int64),
+                ("page_bytes", c_int64), ("raw_bytes", c_int64), ("token_bytes", c_int64),
+                ("fp16_token_bytes", c_int64)]
+
+
 class CacheMemory(Struct):
     _fields_ = [("struct_size", c_uint32), ("num_sequences", c_int32), ("tokens", c_int64),
                 ("pages_used", c_int64), ("pages_total", c_int64), ("stored_bytes_used", c_int64),
@@ -148,6 +155,7 @@ STRUCTS = {
     "tq_layer_config": (LayerConfig, "TQ_STRUCT_LAYER_CONFIG"),
     "tq_cache_config": (CacheConfig, "TQ_STRUCT_CACHE_CONFIG"),
     "tq_cache_bytes": (CacheBytes, "TQ_STRUCT_CACHE_BYTES"),
+    "tq_layer_bytes": (LayerBytes, "TQ_STRUCT_LAYER_BYTES"),
     "tq_cache_memory": (CacheMemory, "TQ_STRUCT_CACHE_MEMORY"),
     "tq_tensor_layout": (TensorLayout, "TQ_STRUCT_TENSOR_LAYOUT"),
     "tq_attend_params": (AttendParams, "TQ_STRUCT_ATTEND_PARAMS"),
@@ -177,6 +185,7 @@ FUNCTIONS = {
     "tq_cache_config_init": (c_int32, [POINTER(CacheConfig)]),
     "tq_cache_config_check": (c_int32, [POINTER(CacheConfig), c_char_p, c_size_t]),
     "tq_cache_config_bytes": (c_int32, [POINTER(CacheConfig), POINTER(CacheBytes)]),
+    "tq_cache_config_layer_bytes": (c_int32, [POINTER(CacheConfig), c_int32, POINTER(LayerBytes)]),
     "tq_cache_create": (c_int32, [POINTER(CacheConfig), c_void_p, POINTER(CacheHandle)]),
     "tq_cache_destroy": (c_int32, [CacheHandle]),
     "tq_cache_reserve": (c_int32, [CacheHandle, c_int64, c_void_p]),

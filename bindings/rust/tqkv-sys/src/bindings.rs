@@ -51,6 +51,7 @@ constants! {
     TQ_STRUCT_CODEBOOK: i32 = 7;
     TQ_STRUCT_ALLOCATOR: i32 = 8;
     TQ_STRUCT_LAYER_CONFIG: i32 = 9;
+    TQ_STRUCT_LAYER_BYTES: i32 = 10;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -164,7 +165,7 @@ structs! {
         key_family: i32,
         value_family: i32,
         rotation: i32,
-        /// tokens that a query sees, its own included; 0 = all
+        /// tokens that a query sees, its own included; 0 = all; see Sliding
         sliding_window: i32,
         /// 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to: all but
         /// num_q_heads and sliding_window are that layer's, append refuses it
@@ -222,7 +223,8 @@ structs! {
         max_sequences: i32,
         /// sequences in one plan; 0 = max_sequences
         max_batch_sequences: i32,
-        /// new tokens, and query tokens, in one plan, each; 0 = max_tokens
+        /// new tokens, and query tokens, in one plan, each; 0 = max_tokens, at most 2048 where a layer has
+        /// a sliding window
         max_batch_tokens: i64,
         /// exact copies that there is room for, over all sequences; see Window; 0 = enough for many
         /// sequences between plans, and for 8192 queries of one plan
@@ -263,9 +265,25 @@ structs! {
         device_bytes: i64,
         /// of all that: on the host, bookkeeping included
         host_bytes: i64,
-        /// pages per layer; page ids run below it
+        /// pages of each layer of the first group (tq_cache_config_layer_bytes)
         num_pages: i64,
         /// stored bytes of one token over all layers and heads, scales included
+        token_bytes: i64,
+        /// the same token as float16
+        fp16_token_bytes: i64,
+    }
+    /// Of one layer. All zero but group and num_pages for a layer that shares another's tokens.
+    TQ_STRUCT_LAYER_BYTES tq_layer_bytes {
+        struct_size: u32,
+        /// layers whose tokens live equally long are a group: page ids are theirs
+        group: i32,
+        /// pages of the group
+        num_pages: i64,
+        /// of all of them in this layer
+        page_bytes: i64,
+        /// of its exact copies
+        raw_bytes: i64,
+        /// stored bytes of a token over its heads, scales included
         token_bytes: i64,
         /// the same token as float16
         fp16_token_bytes: i64,
@@ -276,17 +294,18 @@ structs! {
         num_sequences: i32,
         /// lengths of all sequences added up (a shared page counts in each)
         tokens: i64,
-        /// distinct pages in use, per layer
+        /// distinct pages in use, in each layer of the first group
         pages_used: i64,
         pages_total: i64,
-        /// pages_used over all layers, in bytes
+        /// pages in use over all layers, in bytes
         stored_bytes_used: i64,
         /// exact copies, allocated; raw_bytes_used of them in use
         raw_bytes: i64,
         /// allocated in all
         device_bytes: i64,
         host_bytes: i64,
-        /// float16 bytes of max_tokens tokens / (page_bytes + raw_bytes)
+        /// float16 bytes of a full cache's tokens (max_tokens in a layer, fewer where it slides) /
+        /// (page_bytes + raw_bytes)
         compression: f64,
         /// pages of exact copies that sequences hold
         raw_bytes_used: i64,
@@ -370,6 +389,10 @@ functions! {
     /// Fills \*bytes (struct_size set) with what tq_cache_create allocates. Status as
     /// tq_cache_config_check.
     fn tq_cache_config_bytes(config: *const tq_cache_config, bytes: *mut tq_cache_bytes) -> tq_status;
+    /// bytes-\>struct_size set by the caller. Status as tq_cache_config_check; INVALID_ARGUMENT for no
+    /// layer.
+    fn tq_cache_config_layer_bytes(config: *const tq_cache_config, layer: i32,
+        bytes: *mut tq_layer_bytes) -> tq_status;
     /// Creates a cache and allocates all it will ever need; config and its arrays are copied.
     /// INVALID_ARGUMENT, VERSION, NOT_SUPPORTED, NO_DEVICE, DRIVER, OUT_OF_MEMORY, CUDA; CAPTURE if stream
     /// is being captured.
