@@ -23,7 +23,8 @@ cd "$(dirname "$0")/../.."
 trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
-parts_side="attend conformance layers memcheck initcheck synccheck racecheck append graph limits python golden"
+parts_side="attend conformance layers"
+parts_side+=" memcheck initcheck synccheck racecheck append graph limits python golden"
 all_parts="$parts_exclusive $parts_side bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
