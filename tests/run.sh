@@ -17,7 +17,8 @@ cd "$(dirname "$0")/.."
 . tests/suites.sh
 
 all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom
-  cli models testlm symbols abi install deb examples readme bench cuda-compile emulate asan tsan clang-tidy"
+  cli models hf testlm symbols abi install deb examples readme bench cuda-compile emulate asan tsan
+  clang-tidy"
 chosen="" refused=""
 limit=1500 # seconds that one program may run
 for argument in "$@"; do
@@ -143,12 +144,15 @@ run_check() {
   fi
 }
 
-# run_pytest name path-or-option... : needs tests/requirements.txt in the cached environment.
+# run_pytest name path-or-option... : in the cached environment of tests/requirements.txt, or by the
+# interpreter pytest_python.
 run_pytest() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS p f s e rc last
   shift
-  need_python || { skip "$name" "no Python environment: $python_trouble"; return; }
-  timeout "$limit" "$python" -m pytest -q -p no:cacheprovider -rs "$@" >"$log" 2>&1 </dev/null
+  [ -n "${pytest_python:-}" ] || need_python ||
+    { skip "$name" "no Python environment: $python_trouble"; return; }
+  timeout "$limit" "${pytest_python:-$python}" -m pytest -q -p no:cacheprovider -rs "$@" \
+    >"$log" 2>&1 </dev/null
   rc=$?
   last=$(grep -E '^[=]* ?[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)
   p=$(sed -nE 's/.*\b([0-9]+) passed.*/\1/p' <<<"$last")

@@ -137,6 +137,14 @@ suite_models() {
     run_pytest models tests/models
 }
 
+about_hf() { echo "hf: Transformers' generate() on a TurboCache: tiny models of 20 architectures"; }
+suite_hf() {
+  build_test || return
+  local hf
+  hf=$(tests/hf/environment.sh 2>"$out/hf.log") || { skip hf "$(xargs <"$out/hf.log")"; return; }
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest transformers tests/hf
+}
+
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 

@@ -24,6 +24,7 @@ Rules that hold for every call of Cache, Sequence and Batch
 """
 import ctypes
 import weakref
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional, Tuple
 
 from . import _abi, _ffi
@@ -126,6 +127,16 @@ class Cache:
             check(handles.library, handles.library.tq_batch_create(cache, batch))
             handles.batches[id(batch)] = batch
         return Batch(self, batch)
+
+    def reserve(self, max_tokens: int, *, stream: Any = None) -> None:
+        """Raises max_tokens, up to the configuration's max_reserve_tokens, in place: plans stay in force,
+        what graphs hold stays where it is. Waits for its memory. Raises CapacityError beyond
+        max_reserve_tokens, OutOfMemory; nothing has changed then."""
+        handles, stream = self._handles, as_stream(stream)
+        max_tokens = integer("max_tokens", max_tokens, ctypes.c_int64)
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_cache_reserve(cache, max_tokens, stream))
+            self._config = replace(self._config, max_tokens=max_tokens)
 
     # ---- questions
 

@@ -108,6 +108,7 @@ class Config:
     first_kv_head: int = 0                          # a rank then stores the bytes that one device stores
     key_codebook: Optional[Codebook] = None
     value_codebook: Optional[Codebook] = None
+    max_reserve_tokens: int = 0                     # what Cache.reserve may raise max_tokens to
     max_sequence_tokens: int = 0
     max_sequences: int = 0                          # 0 = 1
     max_batch_sequences: int = 0

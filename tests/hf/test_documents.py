@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents show, run as it stands on a tiny model with a tiny tokenizer in a folder."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import VOCABULARY, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "bindings" / "python"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model and a tokenizer, as from_pretrained takes them."""
+    path = tmp_path_factory.mktemp("model")
+    words = {word: i for i, word in enumerate(["[UNK]", *(f"w{i}" for i in range(1, VOCABULARY))])}
+    words["laws"] = words.pop("w7")
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(path)
+    tiny("llama").save_pretrained(path)
+    return str(path)
+
+
+def run(*command):
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ran = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_the_sample_of_the_readme(folder):
+    text = (ROOT / "README.md").read_text()
+    code = re.search(r"<!-- example: transformers;.*?-->\n```python\n(.*?)```", text, re.S).group(1)
+    assert code.count("\n") <= 12
+    printed = run("-c", re.sub(r'name = "[^"]*"', f'name = "{folder}"', code))
+    assert "3.56 times smaller" in printed, printed  # 18 bytes for 32 dimensions
+
+
+def test_the_example_with_a_model_and_without(folder):
+    for arguments in ((), (folder, "the laws of w5 w6")):
+        printed = run(str(PACKAGE / "examples" / "transformers_generate.py"), *arguments)
+        assert re.search(r"DynamicCache, attention 'sdpa': 48 tokens", printed), printed
+        assert re.search(r"raw: 48 of 48 tokens the same", printed), printed
+        assert printed.count("tokens the same") == 5, printed
