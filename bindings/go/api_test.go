@@ -176,6 +176,11 @@ func TestShortSlices(t *testing.T) {
 	sinks := &tqkv.AttendParams{SinkLogits: make([]float32, 3)}
 	want(t, cache.Attend(0, batch, q, out, nil, sinks), bad, "sink_logits")
 	want(t, cache.AttendDevice(0, batch, tqkv.DeviceAttend{}, sinks, 0), bad, "SinkLogits")
+	masks := &tqkv.AttendParams{VisibleBegin: make([]int32, 2), VisibleEnd: make([]int32, 1)}
+	want(t, cache.Attend(0, batch, q, out, nil, masks), bad, "visible_end")
+	want(t, cache.AttendDevice(0, batch, tqkv.DeviceAttend{}, masks, 0), bad, "VisibleBegin")
+	masks = &tqkv.AttendParams{TreeMask: make([]uint64, 3), TreeWords: 2}
+	want(t, cache.Attend(0, batch, q, out, nil, masks), bad, "tree_mask")
 	must(t, cache.Attend(0, batch, q, out, lse, nil))
 
 	k := make(tqkv.F32, 2*kvHeads*dim)

@@ -19,12 +19,20 @@ import (
 // AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal
 // attention.
 type AttendParams struct {
-	OutDtype       Dtype     // for AttendDevice; 0 = IODtype. On slices it follows from out
-	SoftmaxScale   float32   // 0 = 1 / sqrt(HeadDim)
-	LogitSoftcap   float32   // c: logits become c * tanh(logit / c); 0 = off
-	SlidingWindow  int64     // tokens that a query sees, its own included; 0 = all
-	SinkLogits     []float32 // one per query head, added to the softmax's sum only; for Attend
-	HistoryOnly    bool      // leave out the new tokens, for a caller that attends them and merges by lse
+	OutDtype      Dtype     // for AttendDevice; 0 = IODtype. On slices it follows from out
+	SoftmaxScale  float32   // 0 = 1 / sqrt(HeadDim)
+	LogitSoftcap  float32   // c: logits become c * tanh(logit / c); 0 = off
+	SlidingWindow int64     // tokens that a query sees, its own included; 0 = all
+	SinkLogits    []float32 // one per query head, added to the softmax's sum only; for Attend
+	HistoryOnly   bool      // leave out the new tokens, for a caller that attends them and merges by lse
+	// One number per query token, both or neither: it sees the tokens begin .. end - 1 that are there, those
+	// behind its own included. These and the masks below are for Attend; for a device see DeviceAttend.
+	VisibleBegin, VisibleEnd []int32
+	// TreeWords words per query token: bit j % 64 of word j / 64 says whether it sees the j-th of the plan's
+	// new tokens of its sequence
+	TreeMask       []uint64
+	TreeWords      int32     // 1 or 2; 0 = 1
+	AlibiSlopes    []float32 // one per query head: slope * (token - query position) is added to the logits
 	QTokenStride   int64     // elements, 0 = dense [token][q head][dim]
 	QHeadStride    int64
 	OutTokenStride int64
@@ -48,6 +56,7 @@ func (p *AttendParams) c() C.tq_attend_params {
 		logit_softcap: C.float(p.LogitSoftcap), sliding_window: C.int64_t(p.SlidingWindow),
 		q_token_stride: C.int64_t(p.QTokenStride), q_head_stride: C.int64_t(p.QHeadStride),
 		out_token_stride: C.int64_t(p.OutTokenStride), out_head_stride: C.int64_t(p.OutHeadStride),
+		tree_words: C.int32_t(p.TreeWords),
 	}
 	if p.HistoryOnly {
 		raw.history_only = 1
@@ -61,6 +70,10 @@ type DeviceAttend struct {
 	Out            DevicePtr // [query tokens][NumQHeads][ValueDim] of OutDtype
 	LSE            DevicePtr // [query tokens][NumQHeads] float32, or 0
 	SinkLogits     DevicePtr // [NumQHeads] float32, or 0
+	VisibleBegin   DevicePtr // [query tokens] int32, or 0; with VisibleEnd
+	VisibleEnd     DevicePtr
+	TreeMask       DevicePtr // [query tokens][TreeWords of the parameters] uint64, or 0
+	AlibiSlopes    DevicePtr // [NumQHeads] float32, or 0
 	Workspace      DevicePtr // 0 = the cache's own, else Cache.AttendWorkspaceBytes, 256-byte aligned
 	WorkspaceBytes int
 }
@@ -133,7 +146,9 @@ func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32,
 		rawParams.out_dtype = C.int32_t(memory.outDtype)
 		err = c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, (*C.uint8_t)(memory.q),
 			(*C.uint8_t)(memory.out), (*C.float)(ptr(lse)), (*C.float)(ptr(p.SinkLogits)),
-			(*C.uint8_t)(ptr(p.Workspace)), 0, 0, 0, 0, 0, C.size_t(len(p.Workspace)), 0, c.text.c()))
+			(*C.int32_t)(ptr(p.VisibleBegin)), (*C.int32_t)(ptr(p.VisibleEnd)), (*C.uint64_t)(ptr(p.TreeMask)),
+			(*C.float)(ptr(p.AlibiSlopes)), (*C.uint8_t)(ptr(p.Workspace)), 0, 0, 0, 0, 0, 0, 0, 0, 0,
+			C.size_t(len(p.Workspace)), 0, c.text.c()))
 		runtime.KeepAlive(memory)
 		runtime.KeepAlive(lse)
 		runtime.KeepAlive(p)
@@ -150,16 +165,18 @@ func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, param
 		return err
 	}
 	p := params.copied()
-	if p.SinkLogits != nil || p.Workspace != nil {
-		return argumentError("params.SinkLogits, params.Workspace: host slices; for a device use those of " +
-			"DeviceAttend")
+	if p.SinkLogits != nil || p.Workspace != nil || p.VisibleBegin != nil || p.VisibleEnd != nil ||
+		p.TreeMask != nil || p.AlibiSlopes != nil {
+		return argumentError("params.SinkLogits, params.VisibleBegin, params.VisibleEnd, params.TreeMask, " +
+			"params.AlibiSlopes, params.Workspace: host slices; for a device use those of DeviceAttend")
 	}
 	return batch.locked(c, func(c *core, raw *C.tq_batch) error {
 		rawParams := p.c()
-		return c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, nil, nil, nil, nil, nil,
-			C.uintptr_t(memory.Q), C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE),
-			C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.Workspace), C.size_t(memory.WorkspaceBytes),
-			C.uintptr_t(stream), c.text.c()))
+		return c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, nil, nil, nil, nil, nil, nil,
+			nil, nil, nil, C.uintptr_t(memory.Q), C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE),
+			C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.VisibleBegin), C.uintptr_t(memory.VisibleEnd),
+			C.uintptr_t(memory.TreeMask), C.uintptr_t(memory.AlibiSlopes), C.uintptr_t(memory.Workspace),
+			C.size_t(memory.WorkspaceBytes), C.uintptr_t(stream), c.text.c()))
 	})
 }
 
@@ -284,8 +301,25 @@ func (c *core) checkAttend(layer C.int32_t, tokens int64, q, out HostSlice, lse 
 			return memory, err
 		}
 	}
-	if params.SinkLogits != nil {
-		return memory, checkLength("sink_logits", len(params.SinkLogits), shape{1, heads, 1}, 0, 0)
+	words := int64(min(max(params.TreeWords, 1), 2))
+	for _, array := range []struct {
+		name    string
+		given   bool
+		length  int
+		rows, n int64
+	}{
+		{"sink_logits", params.SinkLogits != nil, len(params.SinkLogits), 1, heads},
+		{"visible_begin", params.VisibleBegin != nil, len(params.VisibleBegin), tokens, 1},
+		{"visible_end", params.VisibleEnd != nil, len(params.VisibleEnd), tokens, 1},
+		{"tree_mask", params.TreeMask != nil, len(params.TreeMask), tokens, words},
+		{"alibi_slopes", params.AlibiSlopes != nil, len(params.AlibiSlopes), 1, heads},
+	} {
+		if !array.given {
+			continue
+		}
+		if err := checkLength(array.name, array.length, shape{array.rows, array.n, 1}, 0, 0); err != nil {
+			return memory, err
+		}
 	}
 	return memory, nil
 }

@@ -78,6 +78,11 @@ type contractParams struct {
 	SlidingWindow  int64   `json:"sliding_window"`
 	SinkLogits     string  `json:"sink_logits"`
 	HistoryOnly    int     `json:"history_only"`
+	VisibleBegin   string  `json:"visible_begin"`
+	VisibleEnd     string  `json:"visible_end"`
+	TreeMask       string  `json:"tree_mask"`
+	TreeWords      int32   `json:"tree_words"`
+	AlibiSlopes    string  `json:"alibi_slopes"`
 	QTokenStride   int64   `json:"q_token_stride"`
 	QHeadStride    int64   `json:"q_head_stride"`
 	OutTokenStride int64   `json:"out_token_stride"`
@@ -181,11 +186,13 @@ func (c *contractConfig) config() *tqkv.Config {
 	}
 }
 
-// tensor holds numbers as they are stored: f32, or the bits of f16 and bf16.
+// tensor holds numbers as they are stored: f32, or the bits of f16 and bf16; masks, which have no dtype here.
 type tensor struct {
 	dtype tqkv.Dtype
 	f32   []float32
 	u16   []uint16
+	i32   []int32
+	u64   []uint64
 }
 
 func (x *tensor) UnmarshalJSON(data []byte) error {
@@ -200,6 +207,16 @@ func (x *tensor) UnmarshalJSON(data []byte) error {
 	count := 1
 	for _, n := range raw.Shape {
 		count *= n
+	}
+	if len(raw.Data) == 4*count && raw.Dtype == "i32" {
+		x.i32 = make([]int32, count)
+		_, err := binary.Decode(raw.Data, binary.LittleEndian, x.i32)
+		return err
+	}
+	if len(raw.Data) == 8*count && raw.Dtype == "u64" {
+		x.u64 = make([]uint64, count)
+		_, err := binary.Decode(raw.Data, binary.LittleEndian, x.u64)
+		return err
 	}
 	dtypes := map[string]tqkv.Dtype{"f32": tqkv.Float32, "f16": tqkv.Float16, "bf16": tqkv.BFloat16}
 	x.dtype = dtypes[raw.Dtype]

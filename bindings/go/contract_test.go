@@ -374,6 +374,16 @@ func (r *runner) attend(s contractStep, n *named) error {
 			SlidingWindow: p.SlidingWindow, SinkLogits: r.float32s(p.SinkLogits),
 			HistoryOnly: p.HistoryOnly == 1, QTokenStride: p.QTokenStride, QHeadStride: p.QHeadStride,
 			OutTokenStride: p.OutTokenStride, OutHeadStride: p.OutHeadStride,
+			TreeWords: p.TreeWords, AlibiSlopes: r.float32s(p.AlibiSlopes),
+		}
+		if p.VisibleBegin != "" {
+			params.VisibleBegin = r.tensor(p.VisibleBegin).i32
+		}
+		if p.VisibleEnd != "" {
+			params.VisibleEnd = r.tensor(p.VisibleEnd).i32
+		}
+		if p.TreeMask != "" {
+			params.TreeMask = r.tensor(p.TreeMask).u64
 		}
 		if p.HistoryOnly < 0 || p.HistoryOnly > 1 {
 			return inexpressible // in a bool

@@ -166,13 +166,20 @@ tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer,
 
 tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
                             const tq_attend_params* params, const uint8_t* q_host, uint8_t* out_host,
-                            float* lse_host, const float* sinks_host, uint8_t* workspace_host,
-                            uintptr_t q_device, uintptr_t out_device, uintptr_t lse_device,
-                            uintptr_t sinks_device, uintptr_t workspace_device, size_t workspace_bytes,
-                            uintptr_t stream, char* text) {
+                            float* lse_host, const float* sinks_host, const int32_t* begin_host,
+                            const int32_t* end_host, const uint64_t* tree_host, const float* slopes_host,
+                            uint8_t* workspace_host, uintptr_t q_device, uintptr_t out_device,
+                            uintptr_t lse_device, uintptr_t sinks_device, uintptr_t begin_device,
+                            uintptr_t end_device, uintptr_t tree_device, uintptr_t slopes_device,
+                            uintptr_t workspace_device, size_t workspace_bytes, uintptr_t stream,
+                            char* text) {
   tq_attend_params whole = *params;
   whole.struct_size = sizeof whole;
   whole.sink_logits = either(sinks_host, sinks_device);
+  whole.visible_begin = either(begin_host, begin_device);
+  whole.visible_end = either(end_host, end_device);
+  whole.tree_mask = either(tree_host, tree_device);
+  whole.alibi_slopes = either(slopes_host, slopes_device);
   return tqkv_done(
       api,
       api->tq_cache_attend(cache, layer, batch, either(q_host, q_device), either(out_host, out_device),

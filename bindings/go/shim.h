@@ -25,10 +25,12 @@ tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer,
 // The pointers of *params are 0.
 tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
                             const tq_attend_params* params, const uint8_t* q_host, uint8_t* out_host,
-                            float* lse_host, const float* sinks_host, uint8_t* workspace_host,
-                            uintptr_t q_device, uintptr_t out_device, uintptr_t lse_device,
-                            uintptr_t sinks_device, uintptr_t workspace_device, size_t workspace_bytes,
-                            uintptr_t stream, char* text);
+                            float* lse_host, const float* sinks_host, const int32_t* begin_host,
+                            const int32_t* end_host, const uint64_t* tree_host, const float* slopes_host,
+                            uint8_t* workspace_host, uintptr_t q_device, uintptr_t out_device,
+                            uintptr_t lse_device, uintptr_t sinks_device, uintptr_t begin_device,
+                            uintptr_t end_device, uintptr_t tree_device, uintptr_t slopes_device,
+                            uintptr_t workspace_device, size_t workspace_bytes, uintptr_t stream, char* text);
 // outs, lses: arrays of addresses, host or device.
 tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void* const* outs,
                             const void* const* lses, int64_t rows, int32_t dim, int32_t dtype,

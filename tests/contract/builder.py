@@ -43,7 +43,8 @@ class Case:
     # ---- tensors
 
     def put(self, name, array):
-        dtype = {"float32": "f32", "float16": "f16", "uint16": "bf16"}[array.dtype.name]
+        dtype = {"float32": "f32", "float16": "f16", "uint16": "bf16", "int32": "i32",
+                 "uint64": "u64"}[array.dtype.name]
         key = f"{self.case['name']}.{name}"
         assert key not in self.tensors, key
         data = base64.b64encode(np.ascontiguousarray(array).astype(
@@ -158,14 +159,24 @@ class Case:
             parts.append(q)
         return as_dtype(np.concatenate(parts), self.dtype)
 
+    def put_arrays(self, params, n):
+        """The parameters with tensors in the place of arrays."""
+        params = dict(params)
+        if "tree_mask" in params:
+            params["tree_words"] = len(params["tree_mask"][0])
+        for name, dtype in (("sink_logits", np.float32), ("visible_begin", np.int32),
+                            ("visible_end", np.int32), ("tree_mask", np.uint64),
+                            ("alibi_slopes", np.float32)):
+            if name in params:
+                params[name] = self.put(name + n, np.array(params[name], dtype=dtype))
+        return params
+
     def attend(self, layer=0, q=None, batch="main", head_major=False, workspace=None, **params):
         """head_major: q lies as [heads][tokens][dim], read through strides."""
         q = self.queries(layer) if q is None else q
-        sinks = params.get("sink_logits")
         out, lse = self.model.attend(layer, q, params)
         n, c = self._unique(""), self.model.layers[layer]
-        if sinks is not None:
-            params["sink_logits"] = self.put("sinks" + n, np.array(sinks, dtype=np.float32))
+        params = self.put_arrays(params, n)
         if self.dtype != "f32":
             params["out_dtype"] = model.F32
         stored_q = q

@@ -37,7 +37,12 @@ inline std::vector<uint8_t> decode_base64(const std::string& text) {
   return bytes;
 }
 
-inline int element_bytes(int32_t dtype) { return dtype == TQ_F32 ? 4 : 2; }
+// Types of masks, which no output has.
+constexpr int32_t kI32 = 101, kU64 = 102;
+
+inline int element_bytes(int32_t dtype) {
+  return dtype == kU64 ? 8 : dtype == TQ_F32 || dtype == kI32 ? 4 : 2;
+}
 
 // Only types that outputs have.
 inline double element(const std::vector<uint8_t>& bytes, size_t i, int32_t dtype) {
@@ -87,7 +92,8 @@ struct Tensor {
 using Tensors = std::map<std::string, Tensor>;
 
 inline Tensors load_tensors(const Json& json) {
-  const std::map<std::string, int32_t> dtypes = {{"f32", TQ_F32}, {"f16", TQ_F16}, {"bf16", TQ_BF16}};
+  const std::map<std::string, int32_t> dtypes = {
+      {"f32", TQ_F32}, {"f16", TQ_F16}, {"bf16", TQ_BF16}, {"i32", kI32}, {"u64", kU64}};
   Tensors tensors;
   for (const auto& [name, description] : json.items()) {
     Tensor& tensor = tensors[name];
@@ -222,14 +228,15 @@ inline void read_layout(const Json& json, tq_tensor_layout& layout) {
       TQ_READ(layout, value_head_stride);
 }
 
-// All but sink_logits, which is a tensor.
+// All but those that are tensors.
 inline void read_params(const Json& json, tq_attend_params& params) {
   known(json, {"out_dtype", "softmax_scale", "logit_softcap", "sliding_window", "sink_logits", "history_only",
-               "q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride"});
+               "q_token_stride", "q_head_stride", "out_token_stride", "out_head_stride", "visible_begin",
+               "visible_end", "tree_mask", "tree_words", "alibi_slopes"});
   TQ_READ(params, out_dtype), TQ_READ(params, softmax_scale), TQ_READ(params, logit_softcap),
       TQ_READ(params, sliding_window);
   TQ_READ(params, history_only), TQ_READ(params, q_token_stride), TQ_READ(params, q_head_stride);
-  TQ_READ(params, out_token_stride), TQ_READ(params, out_head_stride);
+  TQ_READ(params, out_token_stride), TQ_READ(params, out_head_stride), TQ_READ(params, tree_words);
 }
 
 #undef TQ_READ

@@ -17,6 +17,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import error_cases  # noqa: E402
 import layer_cases  # noqa: E402
+import mask_cases  # noqa: E402
 import numpy as np  # noqa: E402
 import result_cases  # noqa: E402
 
@@ -26,7 +27,7 @@ MAX_BYTES = 1_200_000
 
 def build():
     tensors, cases = {}, []
-    for module in (result_cases, error_cases, layer_cases):
+    for module in (result_cases, error_cases, layer_cases, mask_cases):
         cases += [case.case for case in module.build(tensors)]
     assert len({case["name"] for case in cases}) == len(cases)
     return {"version": 1, "cases": cases, "tensors": tensors}

@@ -174,6 +174,10 @@ class ModelCache:
     def vectors(self, layer, sequence):
         """(decoded, exact) float32 of keys and of values, [length, num_kv_heads, dim] each."""
         layer = self.layers[layer]["source"]
+        if sequence.length == 0:
+            c = self.layers[layer]
+            none = [np.zeros((0, c["num_kv_heads"], c[dim]), np.float32) for dim in ("head_dim", "value_dim")]
+            return [(x, x) for x in none]
         return [(self.decode(layer, rows, kind), to_float(np.stack(rows)))
                 for kind, rows in zip((ref.KEY, ref.VALUE), sequence.layers[layer])]
 
@@ -192,9 +196,10 @@ class ModelCache:
             sequence = self.sequences[name]
             if queries == 0:
                 continue
+            own = slice(row, row + queries)
             (k, k_exact), (v, v_exact) = [[x.transpose(1, 0, 2) for x in pair]
                                           for pair in self.vectors(layer, sequence)]
-            out, lse = ref.attend(to_float(q[row:row + queries]),
+            out, lse = ref.attend(to_float(q[own]),
                                   k,
                                   v,
                                   exact=self.exact_tokens(sequence, queries),
@@ -204,6 +209,11 @@ class ModelCache:
                                   softcap=params.get("logit_softcap", 0),
                                   sliding_window=min(windows, default=0),
                                   sink_logits=params.get("sink_logits"),
+                                  visible=(params["visible_begin"][own], params["visible_end"][own])
+                                  if "visible_begin" in params else None,
+                                  tree_mask=params["tree_mask"][own] if "tree_mask" in params else None,
+                                  new_tokens=new,
+                                  alibi_slopes=params.get("alibi_slopes"),
                                   history_only_len=sequence.length -
                                   new if params.get("history_only") else None)
             outs.append(out)

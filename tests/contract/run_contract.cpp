@@ -258,9 +258,13 @@ class Runner {
     tq_attend_params params = {};
     params.struct_size = sizeof params;
     if (step.contains("params")) {
-      contract::read_params(step["params"], params);
-      if (step["params"].contains("sink_logits"))
-        params.sink_logits = static_cast<const float*>(input(step["params"], "sink_logits"));
+      const Json& given = step["params"];
+      contract::read_params(given, params);
+      params.sink_logits = static_cast<const float*>(input(given, "sink_logits"));
+      params.visible_begin = static_cast<const int32_t*>(input(given, "visible_begin"));
+      params.visible_end = static_cast<const int32_t*>(input(given, "visible_end"));
+      params.tree_mask = static_cast<const uint64_t*>(input(given, "tree_mask"));
+      params.alibi_slopes = static_cast<const float*>(input(given, "alibi_slopes"));
     }
     size_t workspace_bytes = 0;
     const std::string kind = step.value("workspace", "own");

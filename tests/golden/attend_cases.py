@@ -12,8 +12,33 @@ DEFAULTS = {
     "layer": 0, "head_dim": 64, "value_dim": 64, "key_bits": 4, "value_bits": 4, "num_q_heads": 2,
     "num_kv_heads": 1, "seq_len": 40, "new_tokens": 1, "query_tokens": 1, "softmax_scale": 0.0,
     "logit_softcap": 0.0, "sliding_window": 0, "sink_logits": None, "history_only": False, "window_tokens": 0,
-    "rollback_tokens": 0, "sink_tokens": 0, "centres": False, "search": True
+    "rollback_tokens": 0, "sink_tokens": 0, "centres": False, "search": True,
+    "visible_begin": None, "visible_end": None, "tree_mask": None, "alibi_slopes": None
 }
+
+
+def causal(seq_len, query_tokens):
+    """(begin, end) lists: what the last queries see without a mask."""
+    return [0] * query_tokens, list(range(seq_len - query_tokens + 1, seq_len + 1))
+
+
+def spans(seq_len, *images):
+    """Every token a query; tokens of an image see the whole of it."""
+    begin, end = causal(seq_len, seq_len)
+    for first, last in images:
+        end[first:last] = [last] * (last - first)
+    return {"visible_begin": begin, "visible_end": end}
+
+
+def tree(parents):
+    """Masks of drafts: each sees itself and its ancestors. parents[i] < i, or -1 for a child of the
+    history."""
+    masks = []
+    for i, parent in enumerate(parents):
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << i)
+    return {"tree_mask": [[mask % 2**64, mask // 2**64][:1 + (len(parents) > 64)] for mask in masks]}
+
+
 CASES = {
     "decode_mha": {"num_kv_heads": 2, "seq_len": 44},
     "decode_one_token": {"seq_len": 1},
@@ -59,7 +84,50 @@ CASES = {
                         2.0], "window_tokens": 24, "rollback_tokens": 4, "sink_tokens": 30, "centres": True,
         "layer": 2
     },
+    # Gemma 3: two images in a prompt
+    "mask_image_spans": {
+        "seq_len": 44, "new_tokens": 44, "query_tokens": 44, "key_bits": 3, **spans(44, (5, 13), (30, 38))
+    },
+    "mask_prefix": {
+        "seq_len": 30, "new_tokens": 30, "query_tokens": 30, "window_tokens": 8, "rollback_tokens": 29,
+        "sink_tokens": 2,
+        **spans(30, (0, 20))
+    },
+    # Whisper: more text tokens than audio states, which were appended before
+    "mask_cross_attention": {
+        "num_q_heads": 2, "num_kv_heads": 2, "seq_len": 37, "new_tokens": 0, "query_tokens": 45,
+        "window_tokens": 6, "rollback_tokens": 44, "visible_begin": [0] * 45, "visible_end": [37] * 45
+    },
+    # Llama 4: attention inside chunks
+    "mask_chunks": {
+        "seq_len": 50, "new_tokens": 40, "query_tokens": 40, "key_bits": 8, "value_bits": 8,
+        "visible_begin": [p // 16 * 16 for p in range(10, 50)], "visible_end": list(range(11, 51))
+    },
+    "mask_tree": {
+        "num_q_heads": 4, "seq_len": 45, "new_tokens": 12, "query_tokens": 12, "window_tokens": 16,
+        "rollback_tokens": 11, "sliding_window": 40, **tree([-1, -1, -1, 0, 0, 1, 2, 3, 3, 4, 7, 7])
+    },
+    "mask_tree_two_words": {
+        "seq_len": 90, "new_tokens": 80, "query_tokens": 70, "key_bits": 3, "value_bits": 3,
+        **tree([i // 2 - 1 for i in range(80)])
+    },
+    # MPT: slopes 2^(-8 h / heads)
+    "mask_alibi": {
+        "num_q_heads": 4, "num_kv_heads": 4, "seq_len": 60, "new_tokens": 5, "query_tokens": 5,
+        "window_tokens": 9, "rollback_tokens": 4, "alibi_slopes": [0.25, 0.0625, 0.015625, 0.00390625]
+    },
+    "mask_everything": {
+        "key_bits": 4, "value_bits": 3, "num_q_heads": 4, "num_kv_heads": 2, "seq_len": 70, "new_tokens": 9,
+        "query_tokens": 8, "logit_softcap": 8.0, "sink_logits": [0.1, 0.2, -0.5, 2.0], "window_tokens": 24,
+        "rollback_tokens": 7, "sink_tokens": 10, "centres": True, "layer": 2,
+        "visible_begin": [0, 5, 64, 70, -9, 8, 12, 3], "visible_end": [70, 63, 66, 75, 8, 8, 69, 99],
+        "tree_mask": [[511], [511], [5], [511], [511], [511], [0x1AA], [7]],
+        "alibi_slopes": [0.5, -0.125, 0.0, 0.25]
+    },
 }
+for _case in CASES.values():  # those of masks speak of the queries that there are
+    if "tree_mask" in _case:
+        _case["tree_mask"] = _case["tree_mask"][-_case["query_tokens"]:]
 
 
 def decode_side(x, p, kind, centre):
@@ -114,7 +182,12 @@ def build_case(number, p):
                           exact=ref.exact_token_mask(t, p["query_tokens"], p["window_tokens"],
                                                      p["sink_tokens"]),
                           k_exact=heads_first[0],
-                          v_exact=heads_first[1])
+                          v_exact=heads_first[1],
+                          visible=None if p["visible_begin"] is None else
+                          (p["visible_begin"], p["visible_end"]),
+                          tree_mask=p["tree_mask"],
+                          new_tokens=p["new_tokens"],
+                          alibi_slopes=p["alibi_slopes"])
     tensors.update(q=q, k=k, v=v, out=out, lse=lse)
     return tensors
 

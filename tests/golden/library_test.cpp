@@ -189,6 +189,35 @@ std::vector<std::string> case_names() {
 
 class Attend : public testing::TestWithParam<std::string> {};
 
+// The masks of a case as arrays.
+struct Masks {
+  std::vector<int32_t> begin, end;
+  std::vector<uint64_t> tree;
+  std::vector<float> slopes;
+
+  explicit Masks(const nlohmann::json& p) {
+    if (!p.at("visible_begin").is_null()) {
+      begin = p.at("visible_begin").get<std::vector<int32_t>>();
+      end = p.at("visible_end").get<std::vector<int32_t>>();
+    }
+    if (!p.at("tree_mask").is_null())
+      for (const auto& words : p.at("tree_mask"))
+        for (const auto& word : words) tree.push_back(word.get<uint64_t>());
+    if (!p.at("alibi_slopes").is_null()) slopes = p.at("alibi_slopes").get<std::vector<float>>();
+    queries = p.at("query_tokens").get<size_t>();
+  }
+  void pass(tq_attend_params* params) const {
+    params->visible_begin = begin.empty() ? nullptr : begin.data();
+    params->visible_end = end.empty() ? nullptr : end.data();
+    params->tree_mask = tree.empty() ? nullptr : tree.data();
+    params->tree_words = static_cast<int32_t>(tree.size() / queries);
+    params->alibi_slopes = slopes.empty() ? nullptr : slopes.data();
+  }
+
+ private:
+  size_t queries;
+};
+
 struct AttendResult {
   std::vector<float> out, lse;
 };
@@ -201,6 +230,7 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
   config.num_kv_heads = kv;
   config.value_dim = dv;
   config.max_tokens = length;
+  config.max_batch_tokens = std::max(length, queries);
   config.window_tokens = p.at("window_tokens");
   config.rollback_tokens = p.at("rollback_tokens");
   config.sink_tokens = p.at("sink_tokens");
@@ -225,8 +255,10 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
 
   std::vector<float> sinks;
   if (!p.at("sink_logits").is_null()) sinks = p.at("sink_logits").get<std::vector<float>>();
+  const Masks masks(p);
   tq_attend_params params = {};
   params.struct_size = sizeof params;
+  masks.pass(&params);
   params.softmax_scale = p.at("softmax_scale");
   params.logit_softcap = p.at("logit_softcap");
   params.sliding_window = p.at("sliding_window");

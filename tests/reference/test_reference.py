@@ -419,6 +419,43 @@ def test_attend_against_loops(seed, seq_len, q_len, group, cap, window, sink, hi
         lse, expected[1], rtol=1e-12, atol=1e-12)
 
 
+@given(seed=st.integers(0, 2**32),
+       history=st.integers(0, 5),
+       new=st.integers(1, 70),
+       window=st.integers(0, 4),
+       ranges=st.booleans(),
+       history_only=st.booleans())
+def test_masks_against_loops(seed, history, new, window, ranges, history_only):
+    rng = np.random.default_rng(seed)
+    seq_len, q_len, heads = history + new, int(rng.integers(1, new + 1)), 2
+    begin, end = rng.integers(-3, seq_len + 3, (2, q_len))
+    tree, slopes = rng.integers(0, 2**64, (q_len, 2), dtype=np.uint64), rng.standard_normal(heads)
+    q, k, v = (rng.standard_normal(shape) for shape in ((q_len, heads, 4), (1, seq_len, 4), (1, seq_len, 3)))
+    out, lse = ref.attend(q, k, v, softmax_scale=0.7, sliding_window=0 if ranges else window,
+                          history_only_len=history if history_only else None,
+                          visible=(begin, end) if ranges else None, tree_mask=tree, new_tokens=new,
+                          alibi_slopes=slopes)
+    for row in range(q_len):
+        p = seq_len - q_len + row
+        for head in range(heads):
+            logits, values = [], []
+            for i in range(seq_len):
+                bit = int(tree[row, (i - history) // 64]) >> (i - history) % 64 & 1 if i >= history else 1
+                if ranges:
+                    seen = begin[row] <= i < end[row] and bit
+                else:
+                    seen = bit if i >= history else i <= p and (not window or p - i < window)
+                if seen and not (history_only and i >= history):
+                    logits.append(0.7 * q[row, head] @ k[0, i] + slopes[head] * (i - p))
+                    values.append(v[0, i])
+            if not logits:
+                assert not out[row, head].any() and lse[row, head] == -np.inf
+                continue
+            weights = np.exp(np.array(logits) - max(logits))
+            assert np.allclose(out[row, head], weights @ np.array(values) / weights.sum())
+            assert np.allclose(lse[row, head], max(logits) + np.log(weights.sum()))
+
+
 def test_history_and_new_tokens_merge():
     rng = np.random.default_rng(3)
     q, k, v = rng.standard_normal((4, 2, 8)), rng.standard_normal((2, 20, 8)), rng.standard_normal((2, 20, 8))
@@ -434,7 +471,7 @@ def test_exact_tokens_replace_decoded_ones():
     rng = np.random.default_rng(3)
     q, k, v = rng.standard_normal((2, 2, 8)), rng.standard_normal((1, 20, 8)), rng.standard_normal((1, 20, 8))
     mask = ref.exact_token_mask(20, 2, 5, 2)
-    assert [np.nonzero(row)[0].tolist() for row in mask] == [[0, 1, 14, 15, 16, 17, 18],
+    assert [np.nonzero(row)[0].tolist() for row in mask] == [[0, 1, 14, 15, 16, 17, 18, 19],
                                                              [0, 1, 15, 16, 17, 18, 19]]
     out = ref.attend(q, k + 9, v + 9, exact=mask, k_exact=k, v_exact=v)[0]
     for i, row in enumerate(mask):

@@ -13,7 +13,7 @@ All functions work on many vectors at once, arrays [n, d]. Use it with tests/ on
     encoded = ref.encode(vectors, config)                  # codes [n, D], scales [n], nonfinite [n]
     decoded = ref.decode(encoded.codes, encoded.scales, config)
 """
-from .attention import attend, exact_token_mask
+from .attention import attend, exact_token_mask, visible_tokens
 from .encode import (KEY, LS, NORM, PAPER, UNBIASED, VALUE, Codebook, Encoded, SideConfig, bf16_bits,
                      bf16_to_float, decode, encode, load_codebook, rotated_side, sanitise, stored_dim)
 from .rotation import (DENSE, HADAMARD, dct_factor, dense_rotation, rotate_dense, rotate_hadamard, sign_bits,

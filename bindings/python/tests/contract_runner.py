@@ -12,8 +12,8 @@ import tqkv
 from tqkv import _abi, _ffi
 
 CASES = Path(__file__).resolve().parents[3] / "tests" / "contract" / "cases.json"
-NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
-PACKAGE_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4", "u64": "<u8"}
+PACKAGE_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "u64": "uint64"}
 
 
 def load():
@@ -224,8 +224,11 @@ class Runner:
             assert (params.pop("q_token_stride"), params.pop("q_head_stride")) == (c.head_dim,
                                                                                    q.shape[1] * c.head_dim)
             q = q.transpose(1, 0, 2)
-        if "sink_logits" in params:
-            params["sink_logits"] = self.put(params["sink_logits"])
+        for name in ("sink_logits", "visible_begin", "visible_end", "tree_mask", "alibi_slopes"):
+            if name in params:
+                params[name] = self.put(params[name])
+        words = params.pop("tree_words", None)  # the package sees it in the mask's shape
+        assert words is None or words == params["tree_mask"].shape[1]
         params["out_dtype"] = {1: "float32"}.get(params.get("out_dtype"), params.get("out_dtype"))
         q, out, lse = self.arrays.put(q, dtype), None, True
         if "out" in step:

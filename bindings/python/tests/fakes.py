@@ -8,7 +8,8 @@ from tqkv import _dlpack
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.argtypes, _new_capsule.restype = [ctypes.c_void_p, ctypes.c_char_p,
                                                ctypes.c_void_p], ctypes.py_object
-_CODES = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "uint16": (1, 16), "int32": (0, 32)}
+_CODES = {"float32": (2, 32), "float16": (2, 16), "bfloat16": (4, 16), "uint16": (1, 16), "int32": (0, 32),
+          "uint64": (1, 64)}
 
 
 class Dlpack:

@@ -273,6 +273,21 @@ def test_bad_calls(small):
         step.attend(0, Q, stream=5)
     with pytest.raises(tqkv.InvalidArgument, match="sink_logits: has shape"):
         step.attend(0, Q, sink_logits=np.zeros(3, "float32"))
+    ten = np.zeros(10, "int32")
+    with pytest.raises(tqkv.InvalidArgument, match=r"visible_end: has shape \[9\], expected \[10\]"):
+        step.attend(0, Q, visible_begin=ten, visible_end=ten[:9])
+    with pytest.raises(tqkv.InvalidArgument, match="visible_begin: has int64 elements; they must be int32"):
+        step.attend(0, Q, visible_begin=ten.astype("int64"), visible_end=ten)
+    with pytest.raises(tqkv.InvalidArgument, match="both or neither"):
+        step.attend(0, Q, visible_begin=ten)
+    with pytest.raises(tqkv.InvalidArgument, match="tree_mask: has int32 elements; they must be uint64, int64"):
+        step.attend(0, Q, tree_mask=ten)
+    with pytest.raises(tqkv.InvalidArgument, match="params.tree_words = 3"):
+        step.attend(0, Q, tree_mask=np.zeros((10, 3), "uint64"))
+    with pytest.raises(tqkv.InvalidArgument, match=r"tree_mask: has shape \[11\], expected \[10, 1\]"):
+        step.attend(0, Q, tree_mask=np.zeros(11, "uint64"))
+    with pytest.raises(tqkv.InvalidArgument, match="alibi_slopes: must be contiguous"):
+        step.attend(0, Q, alibi_slopes=np.zeros(8, "float32")[::2])
     with pytest.raises(tqkv.InvalidArgument, match="out_dtype"):
         step.attend(0, Q, out_dtype="float64")
     with pytest.raises(tqkv.InvalidArgument, match="as many entries"):

@@ -200,6 +200,12 @@ CALLS = {
         "out": lambda c, step, sequence, x: step.attend(0, Q, out=x(np.empty((10, 4, 64), "f4"))),
         "lse": lambda c, step, sequence, x: step.attend(0, Q, lse=x(np.empty((10, 4), "f4"))),
         "sink_logits": lambda c, step, sequence, x: step.attend(0, Q, sink_logits=x(np.zeros(4, "f4"))),
+        "visible_begin": lambda c, step, sequence, x: step.attend(0, Q, visible_begin=x(np.zeros(10, "i4")),
+                                                                  visible_end=np.zeros(10, "i4")),
+        "visible_end": lambda c, step, sequence, x: step.attend(0, Q, visible_begin=np.zeros(10, "i4"),
+                                                                visible_end=x(np.zeros(10, "i4"))),
+        "tree_mask": lambda c, step, sequence, x: step.attend(0, Q, tree_mask=x(np.zeros(10, "u8"))),
+        "alibi_slopes": lambda c, step, sequence, x: step.attend(0, Q, alibi_slopes=x(np.zeros(4, "f4"))),
     },
     "tq_cache_read": {
         "k": lambda c, step, sequence, x: sequence.read(0, 0, 3, k=x(np.empty((3, 2, 64), "f4"))),
@@ -222,7 +228,7 @@ def test_dlpack_tensors_are_given_back_after_the_call(before, function, name):
     made, seen = [], []
 
     def temporary(a):
-        made.append(fakes.Dlpack(a, "float32"))
+        made.append(fakes.Dlpack(a, a.dtype.name))
         return made[-1]
 
     with cache() as c:
@@ -239,13 +245,13 @@ def test_arrays_cannot_be_resized_during_the_call(before, function, name):
     made, refused = [], []
 
     def flat(a):
-        made.append(array.array("f", np.asarray(a).reshape(-1)))
+        made.append(array.array({"i": "i", "u": "Q"}.get(a.dtype.kind, "f"), np.asarray(a).reshape(-1)))
         shaped = function == "tq_merge_states"
         return memoryview(made[-1]).cast("B").cast("f", a.shape) if shaped else made[-1]
 
     def resize():
         with pytest.raises(BufferError):
-            made[-1].append(0.0)
+            made[-1].append(0)
         refused.append(True)
 
     with cache() as c:

@@ -28,6 +28,18 @@ pub struct AttendParams<'a> {
     pub sink_logits: Option<&'a [f32]>,
     /// Leave out the batch's new tokens, for a caller that attends them itself and merges by lse.
     pub history_only: bool,
+    /// With `visible_end`, one number per query token: it sees the tokens `begin .. end` that are there, those
+    /// behind its own included. On the host, as the masks below; on pointers see [`AttendPointers`].
+    pub visible_begin: Option<&'a [i32]>,
+    /// See `visible_begin`; both or neither.
+    pub visible_end: Option<&'a [i32]>,
+    /// `tree_words` words per query token: bit `j % 64` of word `j / 64` says whether it sees the j-th of the
+    /// plan's new tokens of its sequence.
+    pub tree_mask: Option<&'a [u64]>,
+    /// 1 or 2; 0 = 1.
+    pub tree_words: i32,
+    /// One slope per query head: `slope * (token - query position)` is added to the logits.
+    pub alibi_slopes: Option<&'a [f32]>,
     /// Elements from one query token to the next; default dense `[token][q head][dim]`.
     pub q_token_stride: i64,
     /// Elements from one query head to the next.
@@ -36,6 +48,27 @@ pub struct AttendParams<'a> {
     pub out_token_stride: i64,
     /// Elements from one output head to the next.
     pub out_head_stride: i64,
+}
+
+impl AttendParams<'_> {
+    fn without_slices(self) -> Self {
+        AttendParams {
+            sink_logits: None,
+            visible_begin: None,
+            visible_end: None,
+            tree_mask: None,
+            alibi_slopes: None,
+            ..self
+        }
+    }
+
+    fn has_slices(&self) -> bool {
+        self.sink_logits.is_some()
+            || self.visible_begin.is_some()
+            || self.visible_end.is_some()
+            || self.tree_mask.is_some()
+            || self.alibi_slopes.is_some()
+    }
 }
 
 /// Memory of [`Cache::attend_raw`], on the cache's device.
@@ -49,6 +82,14 @@ pub struct AttendPointers {
     pub lse: *mut f32,
     /// `[num_q_heads]`, or null.
     pub sink_logits: *const f32,
+    /// `[query tokens]`, or null; as [`AttendParams::visible_begin`].
+    pub visible_begin: *const i32,
+    /// `[query tokens]`, or null with `visible_begin`.
+    pub visible_end: *const i32,
+    /// `[query tokens][tree_words]`, or null; [`AttendParams::tree_words`] counts here too.
+    pub tree_mask: *const u64,
+    /// `[num_q_heads]`, or null.
+    pub alibi_slopes: *const f32,
     /// Null = the cache's own, else [`Cache::attend_workspace_bytes`], 256-byte aligned.
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
@@ -62,6 +103,10 @@ impl Default for AttendPointers {
             out: ptr::null_mut(),
             lse: ptr::null_mut(),
             sink_logits: ptr::null(),
+            visible_begin: ptr::null(),
+            visible_end: ptr::null(),
+            tree_mask: ptr::null(),
+            alibi_slopes: ptr::null(),
             workspace: ptr::null_mut(),
             workspace_bytes: 0,
         }
@@ -167,23 +212,34 @@ impl Cache {
             if let Some(lse) = &lse {
                 tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
             }
-            if let Some(sinks) = params.sink_logits {
-                tensor::check_rows("sink_logits", sinks.len(), 1, num_q_heads)?;
+            for (name, heads) in [("sink_logits", params.sink_logits), ("alibi_slopes", params.alibi_slopes)]
+            {
+                heads.map_or(Ok(()), |heads| tensor::check_rows(name, heads.len(), 1, num_q_heads))?;
             }
+        }
+        for (name, bounds) in [("visible_begin", params.visible_begin), ("visible_end", params.visible_end)] {
+            bounds.map_or(Ok(()), |bounds| tensor::check_rows(name, bounds.len(), tokens, 1))?;
+        }
+        if let Some(tree) = params.tree_mask {
+            tensor::check_rows("tree_mask", tree.len(), tokens, params.tree_words.clamp(1, 2))?;
         }
         let pointers = AttendPointers {
             q: q.as_ptr().cast(),
             out: out.as_mut_ptr().cast(),
             lse: lse.map_or(ptr::null_mut(), |lse| lse.as_mut_ptr()),
             sink_logits: params.sink_logits.map_or(ptr::null(), <[f32]>::as_ptr),
+            visible_begin: params.visible_begin.map_or(ptr::null(), <[i32]>::as_ptr),
+            visible_end: params.visible_end.map_or(ptr::null(), <[i32]>::as_ptr),
+            tree_mask: params.tree_mask.map_or(ptr::null(), <[u64]>::as_ptr),
+            alibi_slopes: params.alibi_slopes.map_or(ptr::null(), <[f32]>::as_ptr),
             ..AttendPointers::default()
         };
-        let params = AttendParams { out_dtype: O::DTYPE, sink_logits: None, ..*params };
+        let params = AttendParams { out_dtype: O::DTYPE, ..params.without_slices() };
         // SAFETY: host memory of a CPU cache, of the types said, as long as the plan needs.
         unsafe { self.attend_raw(layer, batch, pointers, &params, Stream::NONE) }
     }
 
-    /// [`Cache::attend_with`] on pointers, on any device. `params.sink_logits` must be `None`.
+    /// [`Cache::attend_with`] on pointers, on any device. The slices of `params` must be `None`.
     ///
     /// # Safety
     /// Every pointer must be null where that is allowed, or memory of the cache's device, of the size, type
@@ -198,9 +254,10 @@ impl Cache {
         params: &AttendParams<'_>,
         stream: Stream,
     ) -> Result<()> {
-        if params.sink_logits.is_some() {
+        if params.has_slices() {
             return Err(Error::argument(
-                "params.sink_logits: a host slice; with pointers use AttendPointers::sink_logits",
+                "params.sink_logits, params.visible_begin, params.visible_end, params.tree_mask, \
+                 params.alibi_slopes: host slices; with pointers use those of AttendPointers",
             ));
         }
         let raw = self.batch_as_raw(batch)?;
@@ -211,6 +268,11 @@ impl Cache {
             sliding_window: params.sliding_window,
             sink_logits: pointers.sink_logits,
             history_only: i32::from(params.history_only),
+            tree_words: params.tree_words,
+            visible_begin: pointers.visible_begin,
+            visible_end: pointers.visible_end,
+            tree_mask: pointers.tree_mask,
+            alibi_slopes: pointers.alibi_slopes,
             q_token_stride: params.q_token_stride,
             q_head_stride: params.q_head_stride,
             out_token_stride: params.out_token_stride,

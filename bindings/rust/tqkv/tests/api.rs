@@ -146,6 +146,14 @@ fn slices_of_another_type_or_too_short() {
     let refused = unsafe { cache.attend_raw(0, batch, AttendPointers::default(), &params, Stream::NONE) };
     assert_eq!(status_of(refused, &["sink_logits"]), bad);
     params.sink_logits = None;
+    let ranges = vec![0; q.len() / (Q_HEADS * DIM)];
+    params.visible_begin = Some(&ranges);
+    params.visible_end = Some(&ranges[1..]);
+    assert_eq!(status_of(cache.attend_with(0, batch, &q, &mut out, None, &params), &["visible_end:"]), bad);
+    params.visible_end = Some(&ranges);
+    params.tree_mask = Some(&[]);
+    assert_eq!(status_of(cache.attend_with(0, batch, &q, &mut out, None, &params), &["tree_mask:"]), bad);
+    (params.visible_begin, params.visible_end, params.tree_mask) = (None, None, None);
     params.out_head_stride = 3 * DIM as i64;
     assert_eq!(status_of(cache.attend_with(0, batch, &q, &mut out, None, &params), &["out:"]), bad);
     cache.attend(0, batch, &q, &mut out).unwrap();

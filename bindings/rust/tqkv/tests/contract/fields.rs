@@ -104,7 +104,8 @@ pub const STEP_FIELDS: &str =
      out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype";
 pub const LAYOUT_FIELDS: &str = "key_token_stride key_head_stride value_token_stride value_head_stride";
 pub const ATTEND_FIELDS: &str = "out_dtype softmax_scale logit_softcap sliding_window sink_logits \
-    history_only q_token_stride q_head_stride out_token_stride out_head_stride";
+    history_only q_token_stride q_head_stride out_token_stride out_head_stride visible_begin visible_end \
+    tree_mask tree_words alibi_slopes";
 
 /// A step that the runner does not understand must not pass.
 pub fn known(object: &Value, fields: &str) {

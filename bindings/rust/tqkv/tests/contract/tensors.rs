@@ -13,6 +13,9 @@ pub enum Data {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    /// Of masks, which no output has.
+    Ranges(Vec<i32>),
+    Bits(Vec<u64>),
 }
 
 /// A type of the cases: from and to the stored numbers.
@@ -82,6 +85,12 @@ impl Tensor {
             ),
             "f16" => Data::F16(halves().map(f16::from_bits).collect()),
             "bf16" => Data::Bf16(halves().map(bf16::from_bits).collect()),
+            "i32" => Data::Ranges(
+                bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().expect("four"))).collect(),
+            ),
+            "u64" => Data::Bits(
+                bytes.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("eight"))).collect(),
+            ),
             other => panic!("dtype {other}"),
         };
         let shape: Vec<usize> = value["shape"]
@@ -91,7 +100,12 @@ impl Tensor {
             .map(|n| n.as_u64().expect("size") as usize)
             .collect();
         let tensor = Tensor { shape, data };
-        assert_eq!(tensor.widened().len(), tensor.shape.iter().product::<usize>());
+        let count = match &tensor.data {
+            Data::Ranges(values) => values.len(),
+            Data::Bits(values) => values.len(),
+            _ => tensor.widened().len(),
+        };
+        assert_eq!(count, tensor.shape.iter().product::<usize>());
         tensor
     }
 
@@ -100,6 +114,7 @@ impl Tensor {
             Data::F32(_) => Dtype::F32,
             Data::F16(_) => Dtype::F16,
             Data::Bf16(_) => Dtype::BF16,
+            Data::Ranges(_) | Data::Bits(_) => panic!("a mask has no dtype"),
         }
     }
 
@@ -108,11 +123,26 @@ impl Tensor {
             .ok_or_else(|| format!("a tensor of dtype {} where {} is needed", self.dtype().0, T::DTYPE.0))
     }
 
+    pub fn ranges(&self) -> &[i32] {
+        match &self.data {
+            Data::Ranges(values) => values,
+            _ => panic!("not i32"),
+        }
+    }
+
+    pub fn bits(&self) -> &[u64] {
+        match &self.data {
+            Data::Bits(values) => values,
+            _ => panic!("not u64"),
+        }
+    }
+
     pub fn widened(&self) -> Vec<f64> {
         match &self.data {
             Data::F32(values) => values.iter().map(|x| x.widen()).collect(),
             Data::F16(values) => values.iter().map(|x| x.widen()).collect(),
             Data::Bf16(values) => values.iter().map(|x| x.widen()).collect(),
+            Data::Ranges(_) | Data::Bits(_) => panic!("a mask is nothing to compare with"),
         }
     }
 }
