@@ -166,7 +166,7 @@ struct AttendCall {
   DataType out_dtype;
   float softmax_scale;       // finite, not 0
   float logit_softcap;       // 0 = off
-  int64_t sliding_window;    // visible tokens, own included; 0 = all
+  int64_t sliding_window;    // visible tokens, own included; 0 = all. With a visible range: the layer's own
   const float* sink_logits;  // device [num_q_heads] or null
   bool history_only;         // leave out the plan's new tokens
   // Masks, each null or device; the two of the range both or neither.

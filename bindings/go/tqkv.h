@@ -97,9 +97,10 @@
  *   p = L - n + j and sees the tokens up to p, of these the last sliding_window. Arrays of tq_attend_params
  *   change that, alone or together; history_only leaves the plan's new tokens out in any case.
  *   visible_begin, visible_end: the query sees the tokens begin .. end - 1, those behind its own included,
- *   cut to 0 .. L; an empty range sees none. No causal bound, and sliding_window must be 0. For bidirectional
- *   spans, prefixes, encoders, chunked local attention; and for cross-attention: a plan of no new tokens may
- *   ask more queries than the sequence has tokens (then p may be negative), which needs visible ranges.
+ *   cut to 0 .. L; an empty range sees none. No causal bound, and sliding_window must be 0; in a layer with a
+ *   window of its own the query does not see what lies in front of that. For bidirectional spans, prefixes,
+ *   encoders, chunked local attention; and for cross-attention: a plan of no new tokens may ask more queries
+ *   than the sequence has tokens (then p may be negative), of layers without a window of their own.
  *   tree_mask: of the plan's new tokens of its sequence the query sees the j-th if bit j % 64 of its word
  *   j / 64 is set, whatever their order; the tokens before these as said above. With visible ranges, a new
  *   token must be in the range as well. Queries must be new tokens, at most 64 * tree_words of a sequence.

@@ -15,8 +15,8 @@ RowSight RowTask::sight_of(int64_t query) const {
   const int64_t position = sequence_.position(query), row = sequence_.q_row + query;
   int64_t first = request_.sliding_window > 0 ? position - request_.sliding_window + 1 : 0,
           end = position + 1;
-  if (request_.visible_begin) {
-    first = request_.visible_begin[row];
+  if (request_.visible_begin) {  // a sliding window is the layer's own: older tokens may be gone
+    first = std::max<int64_t>(first, request_.visible_begin[row]);
     end = request_.visible_end[row];
   } else if (request_.tree_mask && position >= sequence_.old_length) {  // its bits alone say which new tokens
     first = std::min(first, sequence_.old_length);

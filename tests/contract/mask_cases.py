@@ -10,7 +10,8 @@ def ranges(*pairs):
 
 
 def visible(tensors):
-    c = Case(tensors, "mask_image_span", "tokens 5 .. 12 of a prompt see each other, the others what is before")
+    c = Case(tensors, "mask_image_span",
+             "tokens 5 .. 12 of a prompt see each other, the others what is before")
     c.create(**shapes(2, 1, 32, (4, 4)))
     c.sequences("a")
     c.plan(["a"], [16])
@@ -19,7 +20,7 @@ def visible(tensors):
     yield c
 
     c = Case(tensors, "mask_cross_attention",
-             "more decoder tokens than encoder states, which were appended once: all see all; then one at a time")
+             "more decoder tokens than encoder states, which were appended once: all see all; then one alone")
     c.create(**shapes(4, 2, 32, (8, 8), max_sequences=2))
     c.sequences("states", "none")
     c.plan(["states"], [10], [0])
@@ -41,8 +42,10 @@ def visible(tensors):
     c.append()
     c.attend(**ranges(*[(p // 8 * 8, p + 1) for p in [*range(5, 11), 20, 21]]))
     # bounds beyond what is there are cut, empty ranges see nothing
-    c.attend(**ranges((-5, 3), (4, 4), (9, 2), (3, 2**31 - 1), (-2**31, 2**31 - 1), (30, 40), (21, 22), (0, 1)))
-    c.attend(history_only=1, sink_logits=[0.5, -1.0], **ranges(*[(0, 99)] * 4, (6, 99), (5, 6), (18, 99), (19, 99)))
+    most = 2**31 - 1
+    c.attend(**ranges((-5, 3), (4, 4), (9, 2), (3, most), (-most - 1, most), (30, 40), (21, 22), (0, 1)))
+    c.attend(history_only=1, sink_logits=[0.5, -1.0],
+             **ranges(*[(0, 99)] * 4, (6, 99), (5, 6), (18, 99), (19, 99)))
     yield c
 
 
@@ -67,12 +70,12 @@ def trees(tensors):
            params=c.put_arrays({"sliding_window": 5, **ranges(*[(0, 9)] * 7)}, "w"))
     c.plan(["a"], [1], [2])
     c.append()
-    c.fail("attend", "INVALID_STATE", "tree_mask", "2 queries", "1 new tokens", batch="main", layer=0, q=c.put("q2", c.queries()),
-           params=c.put_arrays({"tree_mask": [[1], [1]]}, "old"))
+    c.fail("attend", "INVALID_STATE", "tree_mask", "2 queries", "1 new tokens", batch="main", layer=0,
+           q=c.put("q2", c.queries()), params=c.put_arrays({"tree_mask": [[1], [1]]}, "old"))
     c.plan(["a"], [65], [1])
     c.append()
-    c.fail("attend", "INVALID_STATE", "tree_words = 1", "65 new tokens", batch="main", layer=0, q=c.put("q1", c.queries()),
-           params=c.put_arrays({"tree_mask": [[1]]}, "short"))
+    c.fail("attend", "INVALID_STATE", "tree_words = 1", "65 new tokens", batch="main", layer=0,
+           q=c.put("q1", c.queries()), params=c.put_arrays({"tree_mask": [[1]]}, "short"))
     c.attend(tree_mask=[[0, 1]])
     yield c
 

@@ -2,8 +2,9 @@
 """Attention over decoded keys and values of one sequence, in float64.
 
 The formulas: logit = softmax_scale * q.k, then cap * tanh(logit / cap) if there is a cap, then + slope *
-(token - position of the query) if the head has an ALiBi slope; weight = exp(logit); out = sum of weight * v over sum of weight; the sum takes exp(sink logit) of the head in as well;
-lse = natural log of that sum. A centre needs no word here: decoded vectors already contain it.
+(token - position of the query) if the head has an ALiBi slope; weight = exp(logit); out = sum of weight * v
+over sum of weight; the sum takes exp(sink logit) of the head in as well; lse = natural log of that sum. A
+centre needs no word here: decoded vectors already contain it.
 """
 import numpy as np
 
@@ -30,8 +31,8 @@ def visible_tokens(position,
         seen = (token >= begin) & (token < end)
     else:
         seen = (token <= position) if causal else np.ones((len(position), seq_len), dtype=bool)
-        if sliding_window > 0:
-            seen = seen & (token > position - sliding_window)
+    if sliding_window > 0:
+        seen = seen & (token > position - sliding_window)
     if tree_mask is not None:
         words = np.asarray(tree_mask, dtype=np.uint64).reshape(len(position), -1)
         bits = (words[:, :, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)).reshape(len(position), -1)
@@ -69,7 +70,7 @@ def attend(q,
     sliding_window    tokens that a query sees, its own included; 0 = all
     exact             bool [seq_len] or [q_len, seq_len]: tokens taken from k_exact, v_exact (shapes of k, v)
                       instead
-    visible           (begin [q_len], end [q_len]): the query sees these tokens; no causal bound, no window
+    visible           (begin [q_len], end [q_len]): the query sees these tokens; no causal bound
     tree_mask         [q_len, words] uint64: bit j % 64 of word j / 64 says whether the query sees the j-th of
                       the last new_tokens tokens, whatever their order (with `visible`: if that shows it too)
     alibi_slopes      [num_q_heads]

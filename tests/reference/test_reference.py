@@ -431,7 +431,7 @@ def test_masks_against_loops(seed, history, new, window, ranges, history_only):
     begin, end = rng.integers(-3, seq_len + 3, (2, q_len))
     tree, slopes = rng.integers(0, 2**64, (q_len, 2), dtype=np.uint64), rng.standard_normal(heads)
     q, k, v = (rng.standard_normal(shape) for shape in ((q_len, heads, 4), (1, seq_len, 4), (1, seq_len, 3)))
-    out, lse = ref.attend(q, k, v, softmax_scale=0.7, sliding_window=0 if ranges else window,
+    out, lse = ref.attend(q, k, v, softmax_scale=0.7, sliding_window=window,
                           history_only_len=history if history_only else None,
                           visible=(begin, end) if ranges else None, tree_mask=tree, new_tokens=new,
                           alibi_slopes=slopes)
@@ -442,7 +442,7 @@ def test_masks_against_loops(seed, history, new, window, ranges, history_only):
             for i in range(seq_len):
                 bit = int(tree[row, (i - history) // 64]) >> (i - history) % 64 & 1 if i >= history else 1
                 if ranges:
-                    seen = begin[row] <= i < end[row] and bit
+                    seen = begin[row] <= i < end[row] and bit and (not window or p - i < window)
                 else:
                     seen = bit if i >= history else i <= p and (not window or p - i < window)
                 if seen and not (history_only and i >= history):

@@ -28,8 +28,8 @@ pub struct AttendParams<'a> {
     pub sink_logits: Option<&'a [f32]>,
     /// Leave out the batch's new tokens, for a caller that attends them itself and merges by lse.
     pub history_only: bool,
-    /// With `visible_end`, one number per query token: it sees the tokens `begin .. end` that are there, those
-    /// behind its own included. On the host, as the masks below; on pointers see [`AttendPointers`].
+    /// With `visible_end`, one number per query token: it sees the tokens `begin .. end` that are there,
+    /// those behind its own included. On the host, as the masks below; on pointers see [`AttendPointers`].
     pub visible_begin: Option<&'a [i32]>,
     /// See `visible_begin`; both or neither.
     pub visible_end: Option<&'a [i32]>,
