@@ -237,6 +237,22 @@ func (x *tensor) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// float32s is the numbers of a tensor, nil for "".
+func (r *runner) float32s(name string) []float32 {
+	if name == "" {
+		return nil
+	}
+	return r.tensor(name).f32
+}
+
+// masks is the tensor of a name, or an empty one for "".
+func (r *runner) masks(name string) *tensor {
+	if name == "" {
+		return &tensor{}
+	}
+	return r.tensor(name)
+}
+
 // blank is a tensor full of NaN.
 func blank(dtype tqkv.Dtype, count int64) *tensor {
 	x := &tensor{dtype: dtype}

@@ -214,13 +214,6 @@ func (r *runner) step(s contractStep) error {
 	return nil
 }
 
-func (r *runner) float32s(name string) []float32 {
-	if name == "" {
-		return nil
-	}
-	return r.tensor(name).f32
-}
-
 func (r *runner) create(s contractStep) error {
 	config := s.Config.config()
 	checked := r.library.CheckConfig(config)
@@ -374,16 +367,8 @@ func (r *runner) attend(s contractStep, n *named) error {
 			SlidingWindow: p.SlidingWindow, SinkLogits: r.float32s(p.SinkLogits),
 			HistoryOnly: p.HistoryOnly == 1, QTokenStride: p.QTokenStride, QHeadStride: p.QHeadStride,
 			OutTokenStride: p.OutTokenStride, OutHeadStride: p.OutHeadStride,
-			TreeWords: p.TreeWords, AlibiSlopes: r.float32s(p.AlibiSlopes),
-		}
-		if p.VisibleBegin != "" {
-			params.VisibleBegin = r.tensor(p.VisibleBegin).i32
-		}
-		if p.VisibleEnd != "" {
-			params.VisibleEnd = r.tensor(p.VisibleEnd).i32
-		}
-		if p.TreeMask != "" {
-			params.TreeMask = r.tensor(p.TreeMask).u64
+			VisibleBegin: r.masks(p.VisibleBegin).i32, VisibleEnd: r.masks(p.VisibleEnd).i32,
+			TreeMask: r.masks(p.TreeMask).u64, TreeWords: p.TreeWords, AlibiSlopes: r.float32s(p.AlibiSlopes),
 		}
 		if p.HistoryOnly < 0 || p.HistoryOnly > 1 {
 			return inexpressible // in a bool

@@ -260,7 +260,7 @@ def test_arrays_cannot_be_resized_during_the_call(before, function, name):
         CALLS[function][name](c, step, sequence, flat)
     assert refused
     gc.collect()
-    made[-1].append(0.0)  # and is free afterwards
+    made[-1].append(0)  # and is free afterwards
 
 
 def test_workspace_and_pool_are_held(before):
