@@ -216,6 +216,10 @@ void Cache::check_masks(const StepRows& rows, const AttendCall& call) const {
         "batch: %lld queries of sequence %lld, which has %lld tokens: without visible_begin and visible_end "
         "a query sees up to its own token",
         ll(s.query_tokens), ll(id), ll(s.length()));
+    TQ_CHECK(call.sliding_window == 0 || s.query_tokens <= s.length(), Status::kInvalidState,
+             "batch: %lld queries of sequence %lld, which has %lld tokens: cross-attention in a layer with a "
+             "sliding window of %lld tokens, which keeps no others",
+             ll(s.query_tokens), ll(id), ll(s.length()), ll(call.sliding_window));
     if (!call.tree_mask) continue;
     TQ_CHECK(
         s.query_tokens <= s.new_tokens, Status::kInvalidState,

@@ -107,16 +107,16 @@ def plans(tensors):
 def sliding(tensors):
     c = Case(tensors, "mask_sliding_layer",
              "a layer's own window cuts ranges in front; cross-attention has no window")
-    c.create(**cache(layer(2, 1, 32), layer(2, 1, 32, sliding_window=6)))
+    c.create(**cache(layer(1, 1, 32), layer(1, 1, 32, sliding_window=6)))
     c.sequences("a")
-    c.plan(["a"], [20])
+    c.plan(["a"], [14])
     for i in (0, 1):
         c.append(i)
-        c.attend(i, **ranges(*[(0, 14 if 8 <= p < 14 else p + 1) for p in range(20)]))
-    c.plan(["a"], [0], [24])
-    c.attend(0, **ranges(*[(0, 20)] * 24))
-    c.fail("attend", "INVALID_STATE", "24 queries", "sliding window of 6", batch="main", layer=1,
-           q=c.put("q", c.queries(1)), params=c.put_arrays(ranges(*[(0, 20)] * 24), "cross"))
+        c.attend(i, **ranges(*[(0, 12 if 7 <= p < 12 else p + 1) for p in range(14)]))
+    c.plan(["a"], [0], [15])
+    c.attend(0, **ranges(*[(0, 14)] * 15))
+    c.fail("attend", "INVALID_STATE", "15 queries", "sliding window of 6", batch="main", layer=1,
+           q=c.put("q", c.queries(1)), params=c.put_arrays(ranges(*[(0, 14)] * 15), "cross"))
     yield c
 
 
