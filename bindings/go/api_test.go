@@ -222,6 +222,20 @@ func TestSlicesAreMeasuredByTheLayerThatIsNamed(t *testing.T) {
 		l[2].NumKVHeads != kvHeads || l[2].SharesLayer != 1 {
 		t.Errorf("%+v", l)
 	}
+	var sum int64
+	for layer := range 3 {
+		bytes, err := open(t).ConfigLayerBytes(c, layer)
+		must(t, err)
+		sum += bytes.PageBytes
+		if layer == 1 && bytes.FP16TokenBytes != 2*2*32 || layer == 2 && bytes.PageBytes != 0 {
+			t.Errorf("layer %d: %+v", layer, bytes)
+		}
+	}
+	if whole, err := open(t).ConfigBytes(c); err != nil || sum != whole.PageBytes {
+		t.Errorf("%d, %+v, %v", sum, whole, err)
+	}
+	_, err = open(t).ConfigLayerBytes(c, 3)
+	want(t, err, tqkv.ErrInvalidArgument, "layer = 3")
 	must(t, batch.Plan(tqkv.Decode(sequence, 2)))
 	kv, bad := make(tqkv.F32, 2*kvHeads*dim), tqkv.ErrInvalidArgument
 	must(t, cache.Append(0, batch, kv, kv, nil))

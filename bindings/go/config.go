@@ -256,6 +256,17 @@ func bytesOf(raw *C.tq_cache_bytes) Bytes {
 	}
 }
 
+// LayerBytes is what a layer of such a cache allocates: zeros but for Group and NumPages where it shares
+// another's tokens.
+type LayerBytes struct {
+	Group          int32 // layers whose tokens live equally long are a group: page ids are theirs
+	NumPages       int64 // pages of the group
+	PageBytes      int64 // of all of them in this layer
+	RawBytes       int64 // of its exact copies
+	TokenBytes     int64 // stored bytes of one token over its heads, scales included
+	FP16TokenBytes int64 // the same token as float16
+}
+
 // Memory is what a cache holds.
 type Memory struct {
 	NumSequences    int     // alive

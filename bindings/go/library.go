@@ -184,3 +184,28 @@ func (l *Library) ConfigBytes(config *Config) (Bytes, error) {
 	}
 	return bytesOf(&raw), nil
 }
+
+// ConfigLayerBytes is what one layer of such a cache would allocate.
+func (l *Library) ConfigLayerBytes(config *Config, layer int) (LayerBytes, error) {
+	api, err := l.table()
+	if err != nil {
+		return LayerBytes{}, err
+	}
+	number, err := int32Of("layer", layer)
+	if err != nil {
+		return LayerBytes{}, err
+	}
+	p, err := config.parts()
+	if err != nil {
+		return LayerBytes{}, err
+	}
+	var text textBuffer
+	var raw C.tq_layer_bytes
+	if err := text.result(C.tqkv_cache_config_layer_bytes(api, &p.config, p.layerKeyBits, p.layerValueBits,
+		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, number, &raw,
+		text.c())); err != nil {
+		return LayerBytes{}, err
+	}
+	return LayerBytes{int32(raw.group), int64(raw.num_pages), int64(raw.page_bytes), int64(raw.raw_bytes),
+		int64(raw.token_bytes), int64(raw.fp16_token_bytes)}, nil
+}

@@ -146,6 +146,13 @@ tq_status tqkv_cache_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_byt
   return tqkv_done(api, api->tq_cache_config_bytes(&whole, bytes), text);
 }
 
+tq_status tqkv_cache_config_layer_bytes(const tqkv_api* api, TQKV_CONFIG, int32_t layer,
+                                        tq_layer_bytes* bytes, char* text) {
+  WHOLE_CONFIG;
+  bytes->struct_size = sizeof *bytes;
+  return tqkv_done(api, api->tq_cache_config_layer_bytes(&whole, layer, bytes), text);
+}
+
 tq_status tqkv_cache_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_cache** cache,
                             char* text) {
   WHOLE_CONFIG;

@@ -18,6 +18,8 @@ const tqkv_api* tqkv_load(const char* path, int* unfit, char* text);
 
 tq_status tqkv_cache_config_check(const tqkv_api* api, TQKV_CONFIG, char* text);
 tq_status tqkv_cache_config_bytes(const tqkv_api* api, TQKV_CONFIG, tq_cache_bytes* bytes, char* text);
+tq_status tqkv_cache_config_layer_bytes(const tqkv_api* api, TQKV_CONFIG, int32_t layer,
+                                        tq_layer_bytes* bytes, char* text);
 tq_status tqkv_cache_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_cache** cache, char* text);
 tq_status tqkv_cache_append(const tqkv_api* api, tq_cache* cache, int32_t layer, const tq_batch* batch,
                             const uint8_t* k_host, const uint8_t* v_host, uintptr_t k_device,

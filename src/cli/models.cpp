@@ -8,6 +8,7 @@
 #include "cli/models.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -59,39 +60,61 @@ std::vector<Kind> kinds_of(const Json& model) {
   return kinds;
 }
 
-tq_cache_config config_of(const Kind& kind, int64_t tokens, int32_t bits) {
+// The model's layers that have a KV cache, those of a cache of their own (cross-attention) or the others.
+std::vector<tq_layer_config> layers_of(const Json& model, bool crossing) {
+  std::vector<tq_layer_config> layers;
+  std::map<std::string, int32_t> last;  // of a kind: 1 + its last layer
+  for (const Json& run : model["layers"]) {
+    for (int32_t i = 0; i < run[0].get<int32_t>(); ++i) {
+      for (const char letter : run[1].get<std::string>()) {
+        const Kind kind = {model["kinds"][std::string(1, letter)]};
+        if (kind.attention() == "linear" || kind.crosses() != crossing) continue;
+        tq_layer_config layer = {};
+        layer.struct_size = sizeof layer;
+        layer.num_q_heads = kind.number("num_q_heads");
+        layer.num_kv_heads = kind.number("num_kv_heads");
+        layer.head_dim = kind.number("head_dim");
+        layer.value_dim = kind.value_dim();
+        layer.sliding_window = kind.number("sliding_window");
+        if (!kind.stores()) layer.shares_layer = last.at(kind.fields["shares"]);
+        layers.push_back(layer);
+        last[std::string(1, letter)] = static_cast<int32_t>(layers.size());
+      }
+    }
+  }
+  return layers;
+}
+
+// Page bytes of a cache of these layers for one sequence; null, and why, if the library refuses it.
+Json cache_bytes(const std::vector<tq_layer_config>& layers, int64_t tokens, int64_t plan_tokens,
+                 int32_t bits, std::string* refused) {
+  if (layers.empty()) return 0;
   tq_cache_config config = new_config();
-  config.num_layers = kind.layers;
-  config.num_q_heads = kind.number("num_q_heads");
-  config.num_kv_heads = kind.number("num_kv_heads");
-  config.head_dim = kind.number("head_dim");
-  config.value_dim = kind.value_dim();
+  config.num_layers = static_cast<int32_t>(layers.size());
+  config.layers = layers.data();
   config.io_dtype = TQ_F16;
   config.key_bits = config.value_bits = bits;
   config.page_size = kPageTokens;
-  config.max_tokens = kind.kept_tokens(tokens);
-  // Begin and end of what slides lie anywhere in a page.
-  if (config.max_tokens < tokens && !kind.crosses()) config.max_tokens += kPageTokens;
-  return config;
+  config.max_tokens = tokens;
+  config.max_batch_tokens = std::min(tokens, plan_tokens);
+  char reasons[4096] = "";
+  if (tq_cache_config_check(&config, reasons, sizeof reasons) != TQ_OK) {
+    *refused = reasons;
+    return nullptr;
+  }
+  tq_cache_bytes bytes = {};
+  bytes.struct_size = sizeof bytes;
+  check(tq_cache_config_bytes(&config, &bytes), "tq_cache_config_bytes");
+  return bytes.page_bytes;
 }
 
-// Page bytes of one sequence at these bits; null, and why, if the library refuses a shape of the model.
-Json bytes_at(const std::vector<Kind>& kinds, int64_t tokens, int32_t bits, std::string* refused) {
-  int64_t sum = 0;
-  for (const Kind& kind : kinds) {
-    if (!kind.stores()) continue;
-    const tq_cache_config config = config_of(kind, tokens, bits);
-    char reasons[1024] = "";
-    if (tq_cache_config_check(&config, reasons, sizeof reasons) != TQ_OK) {
-      *refused = reasons;
-      return nullptr;
-    }
-    tq_cache_bytes bytes = {};
-    bytes.struct_size = sizeof bytes;
-    check(tq_cache_config_bytes(&config, &bytes), "tq_cache_config_bytes");
-    sum += bytes.page_bytes;
-  }
-  return sum;
+// Of the model's caches together.
+Json bytes_at(const Json& model, int64_t tokens, int32_t bits, std::string* refused) {
+  const Json own = cache_bytes(layers_of(model, false), tokens, kPlanTokens, bits, refused);
+  int64_t cross_tokens = 0;
+  for (const Json& kind : model["kinds"]) cross_tokens += kind.value("cross_tokens", int64_t{0});
+  const Json cross = cache_bytes(layers_of(model, true), cross_tokens, cross_tokens, bits, refused);
+  return own.is_null() || cross.is_null() ? Json() : Json(own.get<int64_t>() + cross.get<int64_t>());
 }
 
 // What an engine needs that keeps float16 and exactly the tokens that can be seen. A latent, of which the
@@ -128,7 +151,7 @@ Json model_json(const Json& model) {
   row["layers"] = layers;
   row["bytes"]["fp16"] = float16_bytes(kinds, tokens);
   for (const int32_t bits : kShownBits)
-    row["bytes"][std::to_string(bits)] = bytes_at(kinds, tokens, bits, &refused);
+    row["bytes"][std::to_string(bits)] = bytes_at(model, tokens, bits, &refused);
   if (!refused.empty()) row["refused"] = refused;
   return row;
 }

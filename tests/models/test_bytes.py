@@ -5,6 +5,7 @@ import json
 
 import pytest
 import table
+import tqkv
 from tool import find_tool, run
 
 pytestmark = pytest.mark.skipif(find_tool() is None, reason="no program tqkv in build*/ (set TQKV_TOOL)")
@@ -53,35 +54,48 @@ def test_every_model_is_printed_with_its_layers(rows):
 
 @pytest.mark.parametrize("name", table.MODELS)
 def test_bytes_are_those_of_the_formula(name, printed, rows):
-    """Whole pages and one more a sequence. Begin and end of what a sliding layer keeps lie anywhere in a
-    page: up to one page more again."""
+    """Whole pages and one more a sequence. A sliding layer: pages of its window, which begins and ends
+    anywhere in a page, one for the copy of a shared page, and pages of the plan's new tokens."""
     model, row, page = table.MODELS[name], rows[name], printed["page_size"]
     kinds = [kind for _, kind in table.layers(model) if table.stores(kind)]
     refused = [kind["head_dim"] for kind in kinds if kind["head_dim"] not in HEAD_DIMS]
     if refused:
-        assert f"head_dim = {refused[0]}: must be" in row["refused"]
+        assert f"layers[0].head_dim = {refused[0]}: must be" in row["refused"]
         assert [row["bytes"][bits] for bits in ("8", "4", "2")] == [None] * 3
         return
     assert "refused" not in row
     assert ("attention_refused" in row) == any("position_bias" in kind for kind in kinds)
-    low, high, fp16 = {8: 0, 4: 0, 2: 0}, {8: 0, 4: 0, 2: 0}, 0
+    stored, fp16 = {8: 0, 4: 0, 2: 0}, 0
     for kind in kinds:
         kept = table.kept_tokens(kind, row["tokens"], printed["plan_tokens"])
         dims = kind["head_dim"] + (0 if kind.get("values_in_keys") else table.value_dim(kind))
         fp16 += 2 * kind["num_kv_heads"] * dims * kept
-        pages, slides = -(-kept // page) + 1, "sliding_window" in kind and kept < row["tokens"]
-        for bits in low:
-            low[bits] += table.token_bytes(kind, bits) * page * pages
-            high[bits] += table.token_bytes(kind, bits) * page * (pages + slides)
-    assert row["bytes"]["fp16"] == fp16
-    for bits in low:
-        assert low[bits] <= row["bytes"][str(bits)] <= high[bits], bits
+        crosses, window = kind["attention"] == "cross", kind.get("sliding_window")
+        pages = -(-(kind["cross_tokens"] if crosses else row["tokens"]) // page) + 1
+        if window:
+            pages = min(pages, -(-window // page) + 3 + -(-printed["plan_tokens"] // page))
+        for bits in stored:
+            stored[bits] += table.token_bytes(kind, bits) * page * pages
+    assert row["bytes"] == {"fp16": fp16, **{str(bits): total for bits, total in stored.items()}}
 
 
 def test_gemma_3_27b_at_128k(rows):
     """With all its layers as long as the sequence it was 16.0 GiB at 4 + 4 bits."""
     assert rows["Gemma-3-27B"]["tokens"] == 131072
     assert rows["Gemma-3-27B"]["bytes"]["4"] < 3.2 * 2**30
+
+
+@pytest.mark.parametrize("name", ["Gemma-3-27B", "Gemma-4-E2B", "Llama-4-Scout", "MiMo-V2-Flash", "Phi-2"])
+def test_a_cache_of_the_model_s_layers_needs_what_is_printed(name, printed, rows):
+    model, last, layers = table.MODELS[name], {}, []
+    for letter, kind in table.layers(model):
+        layers.append(tqkv.Layer(kind["num_q_heads"], kind["num_kv_heads"], kind["head_dim"],
+                                 table.value_dim(kind), sliding_window=kind.get("sliding_window", 0),
+                                 shares_layer=last.get(kind.get("shares"))))
+        last[letter] = len(layers) - 1
+    config = tqkv.Config(layers=layers, io_dtype="float16", key_bits=4, value_bits=4, page_size=64,
+                         max_tokens=rows[name]["tokens"], max_batch_tokens=printed["plan_tokens"])
+    assert config.check() == [] and config.bytes().page_bytes == rows[name]["bytes"]["4"]
 
 
 def test_text(rows):
@@ -91,4 +105,4 @@ def test_text(rows):
     assert max(map(len, lines)) <= 120 and all(line == line.rstrip() for line in lines)
     for name in rows:
         assert any(line.startswith(name + " ") for line in lines), name
-    assert any("refused: head_dim = 100" in line for line in lines)
+    assert any("refused: layers[0].head_dim = 100" in line for line in lines)

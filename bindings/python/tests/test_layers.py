@@ -74,6 +74,19 @@ def test_the_resolved_configuration_shows_every_layer():
         assert [layer.num_q_heads for layer in c.config.layers] == [2, 2]
 
 
+def test_bytes_of_each_layer():
+    config = tqkv.Config(layers=LAYERS, key_bits=4, value_bits=3, max_tokens=4096, max_batch_tokens=32)
+    first, second, third = (config.layer_bytes(i) for i in range(3))
+    assert first.group == third.group != second.group and first.num_pages > second.num_pages
+    assert (first.token_bytes, first.fp16_token_bytes) == (2 * (64 * 7 // 8 + 4), 2 * 64 * 4)
+    assert (second.token_bytes, second.fp16_token_bytes) == (32 * 11 // 8 + 4, 32 * 4)
+    assert third.page_bytes == third.token_bytes == third.raw_bytes == 0
+    assert first.page_bytes + second.page_bytes == config.bytes().page_bytes
+    for layer in (-1, 3):
+        with pytest.raises(tqkv.InvalidArgument, match=f"layer = {layer}"):
+            config.layer_bytes(layer)
+
+
 @pytest.mark.parametrize("layers, changes, text", [
     (LAYERS, dict(num_layers=2), "layers: has 3 entries, num_layers = 2"),
     ((tqkv.Layer(head_dim="64"), ), {}, r"layers\[0\].head_dim = '64': must be an integer"),

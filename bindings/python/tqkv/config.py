@@ -145,6 +145,15 @@ class Config:
         check(library, library.tq_cache_config_bytes(c, result))
         return result
 
+    def layer_bytes(self, layer: int) -> _abi.LayerBytes:
+        """Of one layer: group (layers whose tokens live equally long), num_pages of the group, page_bytes,
+        raw_bytes, token_bytes, fp16_token_bytes; zeros but for the first two where it shares another's
+        tokens. Raises as Cache does."""
+        library, result = _ffi.load_library(), _abi.LayerBytes()
+        layer, (c, keep) = integer("layer", layer, ctypes.c_int32), self._to_c()  # keep: as above
+        check(library, library.tq_cache_config_layer_bytes(c, layer, result))
+        return result
+
     def _device(self):
         kind, _, number = str(self.device).partition(":")
         if kind not in ("cpu", "cuda") or not (number == "" or number.isdigit()):

@@ -125,3 +125,35 @@ impl LayerConfig {
         }
     }
 }
+
+/// What a layer of a cache of some configuration allocates. All zero but `group` and `num_pages` for a layer
+/// that shares another's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerBytes {
+    /// Layers whose tokens live equally long are a group: page ids are theirs.
+    pub group: i32,
+    /// Pages of the group.
+    pub num_pages: i64,
+    /// Of all of them in this layer.
+    pub page_bytes: i64,
+    /// Of its exact copies.
+    pub raw_bytes: i64,
+    /// Stored bytes of one token over its heads, scales included.
+    pub token_bytes: i64,
+    /// The same token as float16.
+    pub fp16_token_bytes: i64,
+}
+
+impl LayerBytes {
+    pub(crate) fn from_raw(raw: &sys::tq_layer_bytes) -> LayerBytes {
+        LayerBytes {
+            group: raw.group,
+            num_pages: raw.num_pages,
+            page_bytes: raw.page_bytes,
+            raw_bytes: raw.raw_bytes,
+            token_bytes: raw.token_bytes,
+            fp16_token_bytes: raw.fp16_token_bytes,
+        }
+    }
+}

@@ -66,7 +66,7 @@ pub use config::{
     FLAG_NO_ZERO_ON_FREE,
 };
 pub use error::{Error, Result, Status};
-pub use layer::LayerConfig;
+pub use layer::{LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
 pub use tqkv_sys as sys;
 pub use types::{

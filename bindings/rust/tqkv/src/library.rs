@@ -4,7 +4,7 @@
 use crate::error::{Error, Result, Status};
 use crate::tensor::{self, Shape};
 use crate::types::{DeviceType, Dtype, Element, Stream};
-use crate::{sys, CacheBytes, CacheConfig};
+use crate::{sys, CacheBytes, CacheConfig, LayerBytes};
 use core::ffi::{c_char, c_void, CStr};
 use core::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,6 +153,16 @@ impl Library {
         let status = config.with_raw(|raw| unsafe { config_bytes(raw, &mut raw_bytes) })?;
         self.status(status)?;
         Ok(CacheBytes::from_raw(&raw_bytes))
+    }
+
+    /// The same of one of its layers.
+    pub fn config_layer_bytes(&self, config: &CacheConfig, layer: i32) -> Result<LayerBytes> {
+        let mut raw_bytes = sys::tq_layer_bytes::default();
+        let layer_bytes = self.api().tq_cache_config_layer_bytes;
+        // SAFETY: as in check_config; the struct carries its size.
+        let status = config.with_raw(|raw| unsafe { layer_bytes(raw, layer, &mut raw_bytes) })?;
+        self.status(status)?;
+        Ok(LayerBytes::from_raw(&raw_bytes))
     }
 
     /// Merges partial results of the same rows on the CPU: context-parallel ranks, chunked prefill,

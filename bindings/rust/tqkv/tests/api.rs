@@ -205,6 +205,10 @@ fn slices_are_measured_by_the_layer_that_is_named() {
     asked.max_tokens = 64;
     let cache = Cache::new(&library(), &asked).unwrap();
     let layers = cache.config().unwrap().layers;
+    let bytes = |layer| library().config_layer_bytes(&asked, layer).unwrap();
+    assert_eq!((bytes(1).fp16_token_bytes, bytes(2).page_bytes), (2 * 2 * 32, 0));
+    assert_eq!(bytes(0).page_bytes + bytes(1).page_bytes, library().config_bytes(&asked).unwrap().page_bytes);
+    assert_eq!(status_of(library().config_layer_bytes(&asked, 3), &["layer = 3"]), Status::InvalidArgument);
     assert_eq!((layers.len(), layers[0].value_dim, layers[1].key_bits), (3, DIM as i32, 8));
     assert_eq!((layers[2].num_kv_heads, layers[2].shares_layer), (KV_HEADS as i32, Some(0)));
     let (sequence, batch) = (cache.create_sequence().unwrap(), cache.create_batch().unwrap());
