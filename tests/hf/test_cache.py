@@ -80,10 +80,30 @@ def test_crop_takes_the_last_tokens_away(name, mode):
         ours.crop(-gone)
     run(model, ids(2, 2), plain, ours)
     length = ours.get_seq_length()
+    plain.crop(-1)
     ours.crop(length - 1)  # a positive number is the length to keep
     assert ours.get_seq_length() == length - 1
+    if any(ours.is_sliding):
+        run(model, ids(2, 70), plain, ours)
+        run(model, ids(2, 1), plain, ours)
+        with pytest.raises(tqkv.InvalidState, match="crop\\(-68\\): .* rollback_tokens, of which it has 64"):
+            ours.crop(-68)
+        run(model, ids(2, 1), plain, ours)
     with pytest.raises(tqkv.InvalidArgument, match="crop: 100 tokens to remove, the cache has"):
         ours.crop(-100)
+
+
+def test_a_long_pass_over_sliding_windows_that_is_cut_off():
+    model, plain, ours = pair("mistral")
+    forward, model.model.layers[1].forward = model.model.layers[1].forward, None
+    with pytest.raises(TypeError):
+        logits(model, ids(2, 80), ours)
+    model.model.layers[1].forward = forward
+    for _ in range(2):
+        with pytest.raises(tqkv.InvalidState, match=r"cut off.*reset\(\)"):
+            logits(model, ids(2, 1), ours)
+    ours.reset()
+    run(model, ids(2, 4), RoundedCache(model), ours)
 
 
 def test_crop_knows_which_columns_are_padding():
@@ -162,9 +182,11 @@ def test_reset_empties_it_for_another_batch(mode):
         logits(model, ids(2, 1), ours)
 
 
-def test_a_pass_that_is_cut_off_is_undone():
-    model, plain, ours = pair()
-    layer = model.model.layers[1]
+@pytest.mark.parametrize("name", ("llama", "mistral"))
+def test_a_pass_that_is_cut_off_is_undone(name):
+    model, plain, ours = pair(name)
+    plain.activate_past_recording()
+    layer = model.model.layers[-1]
     forward = layer.forward
     for cut in ("self_attn", "mlp"):
         def broken(*args, **kwargs):

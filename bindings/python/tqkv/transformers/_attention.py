@@ -126,7 +126,7 @@ def visible_ranges(seen, real, asking):
     if seen.shape[1] != 1:
         raise NotSupported(f"attention_mask: has {seen.shape[1]} heads; attention on codes takes one mask "
                            "for all heads; use mode=\"compatible\"")
-    begins, ends = [], []
+    begins, ends, whole = [], [], []
     for b in range(seen.shape[0]):
         row = seen[b, 0]
         if real is not None:
@@ -136,11 +136,12 @@ def visible_ranges(seen, real, asking):
         at = torch.arange(row.shape[1], device=row.device)
         end = torch.where(row, at + 1, 0).amax(-1)
         begin = torch.where(row, at, row.shape[1]).amin(-1).minimum(end)
-        if not torch.equal(end - begin, row.sum(-1)):
-            raise NotSupported("attention_mask: a query sees tokens with a gap between them; attention on "
-                               "codes takes one range of tokens for each query; use mode=\"compatible\"")
         begins.append(begin)
         ends.append(end)
+        whole.append(end - begin == row.sum(-1))
+    if not bool(torch.cat(whole).all()):
+        raise NotSupported("attention_mask: a query sees tokens with a gap between them; attention on codes "
+                           "takes one range of tokens for each query; use mode=\"compatible\"")
     return torch.cat(begins).to(torch.int32), torch.cat(ends).to(torch.int32)
 
 

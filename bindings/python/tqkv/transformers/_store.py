@@ -18,7 +18,7 @@ from ..errors import CapacityError, Error, InvalidArgument, InvalidState, NotSup
 from ._attention import NoGradient, as_seen, bounded, exact_attention, visible_ranges
 
 PAGE = 64            # tokens; what room is counted in
-ROLLBACK = 64        # queries that the plan of a first prompt asks for, so that it can be cropped that far
+ROLLBACK = 64        # tokens that can be cropped, at least, of models with sliding windows
 FIELDS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -55,6 +55,7 @@ class Step:
         self.real = None    # [B][columns] bool on the host: False is padding; None: none is
         self.index = None   # flat places of real tokens in [B][columns], on the device; None: all are
         self.lengths: List[int] = []
+        self.ranges: Dict[Any, Any] = {}  # of a mask that several layers get, and the mask: id stays its own
 
 
 def flat(x, index):
@@ -76,7 +77,9 @@ def _release(rows):
 
 class Store:
     def __init__(self, specs: List[Spec], fields: Dict[str, Any], limits: Limits, centres=None):
-        self.specs, self.fields, self.limits, self.centres = specs, fields, limits, centres
+        self.specs, self.limits, self.centres, self.fields = specs, limits, centres, fields
+        if any(spec.window for spec in specs):  # else all tokens are kept
+            self.fields = {"rollback_tokens": ROLLBACK, **fields}
         self.cache: Optional[Cache] = None
         self.batch = None
         self.device = None
@@ -138,8 +141,12 @@ class Store:
     def undo(self):
         step, self.step = self.step, None
         if step.planned:
-            for row, length in zip(self.rows, step.lengths):
-                row.truncate(length, stream=self.stream)
+            try:
+                for row, length in zip(self.rows, step.lengths):
+                    row.truncate(length, stream=self.stream)
+            except InvalidState as error:
+                self.broken = f"a pass of {step.columns} tokens was cut off and cannot be undone: {error}"
+                raise InvalidState(f"{self.broken}; reset() empties the cache") from None
             self.columns = step.before
             self.real = None if self.real is None else self.real[:, :self.columns]
 
@@ -194,18 +201,14 @@ class Store:
             self.plan(key, value, query.shape[1], self._new_real(mask))
         self.append(layer, key, value)
         window = window or self.specs[layer].window
-        seen = self._seen(mask, asked, window)
         if step.before == 0:
+            seen = self._seen(mask, asked, window)
             return exact_attention(query, key, value, scale=scale, softcap=softcap, sinks=sinks,
                                    window=window, real=step.real, mask=seen)
         missing, rows = step.columns - asked, len(self.rows)
         if missing:
             query = functional.pad(query, (0, 0, missing, 0))
-            seen = None if seen is None else functional.pad(seen, (0, 0, missing, 0))
-        masks = {"sliding_window": window}
-        if seen is not None:
-            begin, end = visible_ranges(seen.expand(rows, -1, -1, -1), self.real, step.real)
-            masks = {"visible_begin": begin, "visible_end": end}
+        masks = self._masks(mask, asked, window)
         if sinks is not None:
             masks["sink_logits"] = sinks.detach().float().contiguous()
         out = self.batch.attend(layer, flat(query.detach(), step.index), softmax_scale=scale or 0.0,
@@ -263,17 +266,17 @@ class Store:
             raise InvalidArgument(f"crop: {remove} tokens to remove, the cache has {self.columns}")
         if remove == 0:
             return
-        gone = [remove] * len(self.rows)
-        if self.real is not None:
-            gone = self.real[:, self.columns - remove:].sum(1).tolist()
-            self.real = self.real[:, :self.columns - remove]
+        left = self.columns - remove
+        gone = [remove] * len(self.rows) if self.real is None else self.real[:, left:].sum(1).tolist()
         for b, (row, n) in enumerate(zip(self.rows, gone)):
             try:
                 row.truncate(len(row) - n, stream=self.stream)
-            except Error as error:
-                self.broken = f"crop: stopped at row {b}: {error}"
-                raise
-        self.columns -= remove
+            except InvalidState as error:
+                self.broken = f"crop: stopped at row {b}: {error}" if b else ""
+                raise InvalidState(f"crop({-remove}): {error}; give TurboCache more rollback_tokens, of "
+                                   f"which it has {self.cache.config.rollback_tokens}") from None
+        self.columns = left
+        self.real = None if self.real is None else self.real[:, :left]
 
     def reset(self):
         self.step, self.real, self.columns, self.broken = None, None, 0, ""
@@ -306,6 +309,19 @@ class Store:
             raise InvalidArgument(f"attention_mask: has {padding.shape[1]} columns, input_ids "
                                   f"{self.step.columns}")
         return padding[:, -self.step.columns:].bool().cpu()
+
+    def _masks(self, mask, queries, window):
+        """The mask as arguments of attend on codes."""
+        step, key = self.step, (id(mask), queries, window)
+        if key not in step.ranges:
+            seen, masks = self._seen(mask, queries, window), {"sliding_window": window}
+            if seen is not None:
+                seen = functional.pad(seen, (0, 0, step.columns - queries, 0))
+                seen = seen.expand(len(self.rows), -1, -1, -1)
+                begin, end = visible_ranges(seen, self.real, step.real)
+                masks = {"visible_begin": begin, "visible_end": end}
+            step.ranges[key] = masks, mask
+        return dict(step.ranges[key][0])
 
     def _seen(self, mask, queries, window):
         """[B][1][queries][columns] bool, or None: causal, and padding is not in the cache."""
