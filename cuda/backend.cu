@@ -66,10 +66,14 @@ class CudaBackend : public Backend {
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, void* stream) override;
-  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
-  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   TilePlace tiles(int layer) const override;
+  TilePlace exact_tiles(int layer, Kind kind) const override;
   void move_tiles(const TileMove& move) override;
+  uint8_t* take_staging(int64_t bytes) override;
+  void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
+  void set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
+  const volatile uint32_t* slot_word(int slot) const override { return arena_.device_flags() + slot; }
+  void wait(void* stream) override;
   bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
   uint64_t check(void* stream) override;
@@ -83,10 +87,6 @@ class CudaBackend : public Backend {
     return batch.storage.view(arena_, layers_[layer].group,
                               layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
   }
-  // visit(of the device, of the host, bytes of a page in one layer, pages, host pitch) for runs of pages that
-  // are neighbours in both places, in all layers of the group.
-  template <typename Byte, typename Visit>
-  void for_each_run(int group, const int32_t* pages, int64_t count, Byte* host, const Visit& visit) const;
   void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
                     const Batch& batch, cudaStream_t stream);
 
@@ -313,51 +313,35 @@ void CudaBackend::scrub_pages(int group, const int32_t* pages, int64_t count, vo
                             max_page_bytes(geometry_, group), pages, count, as_stream(stream));
 }
 
-template <typename Byte, typename Visit>
-void CudaBackend::for_each_run(int group, const int32_t* pages, int64_t count, Byte* host,
-                               const Visit& visit) const {
-  const int64_t pitch = geometry_.group_page_bytes(group);
-  const bool in_runs = pitch <= INT32_MAX;  // copies of rows that lie further apart are not allowed
-  for (int layer = 0; layer < geometry_.num_layers; layer++) {
-    if (!geometry_.in_group(layer, group)) continue;
-    const LayerMemory own = arena_.pages(geometry_, layer, group);
-    for (int64_t first = 0, run = 1; first < count; first += run, run = 1) {
-      while (in_runs && first + run < count && pages[first + run] == pages[first] + run) run++;
-      visit(own.pages + pages[first] * own.page_bytes, host + first * pitch,
-            static_cast<size_t>(own.page_bytes), static_cast<size_t>(run), static_cast<size_t>(pitch));
-    }
-    host += own.page_bytes;
-  }
-}
-
-void CudaBackend::export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) {
-  const DeviceGuard guard(geometry_.device_id);
-  require_no_capture(as_stream(stream), "exporting pages");
-  for_each_run(group, pages, count, static_cast<uint8_t*>(host),
-               [&](const uint8_t* own, uint8_t* place, size_t bytes, size_t run, size_t pitch) {
-                 check_cuda(runtime().memcpy_2d_async(place, pitch, own, bytes, bytes, run,
-                                                      cudaMemcpyDeviceToHost, as_stream(stream)),
-                            "cudaMemcpy2DAsync");
-               });
-}
-
-void CudaBackend::import_pages(int group, const int32_t* pages, int64_t count, const void* host,
-                               void* stream) {
-  const DeviceGuard guard(geometry_.device_id);
-  require_no_capture(as_stream(stream), "importing pages");
-  for_each_run(group, pages, count, static_cast<const uint8_t*>(host),
-               [&](uint8_t* own, const uint8_t* place, size_t bytes, size_t run, size_t pitch) {
-                 check_cuda(runtime().memcpy_2d_async(own, bytes, place, pitch, bytes, run,
-                                                      cudaMemcpyHostToDevice, as_stream(stream)),
-                            "cudaMemcpy2DAsync");
-               });
-}
-
 TilePlace CudaBackend::tiles(int layer) const {
   const DeviceLayer view = layer_view(layer);
   return TilePlace{
       view.pages,          view.page_bytes, static_cast<int64_t>(view.tiles_per_page) * view.tile_bytes,
       view.tiles_per_page, nullptr,         0};
+}
+
+TilePlace CudaBackend::exact_tiles(int layer, Kind kind) const {
+  const DeviceLayer view = layer_view(layer);
+  const DeviceSide& side = kind == Kind::kKey ? view.key : view.value;
+  const int64_t element = dtype_bytes(geometry_.io_dtype);
+  return TilePlace{static_cast<uint8_t*>(side.raw),
+                   view.raw_page_elements * element,
+                   format::kTileTokens * side.layout.dim * element,
+                   1,
+                   nullptr,
+                   0};
+}
+
+uint8_t* CudaBackend::take_staging(int64_t bytes) {
+  const DeviceGuard guard(geometry_.device_id);
+  void* pointer = nullptr;
+  check_cuda(runtime().host_alloc(&pointer, static_cast<size_t>(bytes), cudaHostAllocPortable),
+             "staging: cudaHostAlloc");
+  return static_cast<uint8_t*>(pointer);
+}
+
+void CudaBackend::give_staging(uint8_t* memory, int64_t) noexcept {
+  if (runtime().host_free(memory) != cudaSuccess) runtime().get_last_error();
 }
 
 void CudaBackend::move_tiles(const TileMove& move) {
@@ -376,6 +360,18 @@ void CudaBackend::start_slot(int slot, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "freeing a sequence");
   pages::launch_slot(-1, slot, arena_.device_flags(), as_stream(stream));
+}
+
+void CudaBackend::set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "copying a sequence");
+  pages::launch_set_slot(slot, flags, word, arena_.device_flags(), as_stream(stream));
+}
+
+void CudaBackend::wait(void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "waiting for the stream");
+  check_cuda(runtime().stream_synchronize(as_stream(stream)), "cudaStreamSynchronize");
 }
 
 // ---- Errors ----

@@ -118,7 +118,6 @@ Runtime make_table() {
   table.host_get_device_pointer = host_get_device_pointer;
   table.memcpy_sync = cudaMemcpy;
   table.memcpy_async = cudaMemcpyAsync;
-  table.memcpy_2d_async = cudaMemcpy2DAsync;
   table.memset_async = cudaMemsetAsync;
   table.stream_synchronize = cudaStreamSynchronize;
   table.stream_is_capturing = cudaStreamIsCapturing;

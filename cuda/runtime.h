@@ -41,8 +41,6 @@ struct Runtime {
   cudaError_t (*host_get_device_pointer)(void**, void*, unsigned);
   cudaError_t (*memcpy_sync)(void*, const void*, size_t, cudaMemcpyKind);
   cudaError_t (*memcpy_async)(void*, const void*, size_t, cudaMemcpyKind, cudaStream_t);
-  cudaError_t (*memcpy_2d_async)(void*, size_t, const void*, size_t, size_t, size_t, cudaMemcpyKind,
-                                 cudaStream_t);
   cudaError_t (*memset_async)(void*, int, size_t, cudaStream_t);
   cudaError_t (*stream_synchronize)(cudaStream_t);
   cudaError_t (*stream_is_capturing)(cudaStream_t, cudaStreamCaptureStatus*);

@@ -150,7 +150,7 @@ typedef int32_t tq_status;
 #define TQ_ERROR_CUDA 8                 /* a CUDA call failed; the text has the CUDA error's name */
 #define TQ_ERROR_VERSION 9              /* struct of a newer header uses a field that is not known here */
 #define TQ_ERROR_CORRUPT_DATA 10        /* saved bytes fail their checks */
-#define TQ_ERROR_INCOMPATIBLE 11        /* saved bytes are of another format, geometry or codebook */
+#define TQ_ERROR_INCOMPATIBLE 11        /* a sequence is of another format, geometry or codebook */
 #define TQ_ERROR_WORKSPACE_TOO_SMALL 12 /* the text says how many bytes are needed */
 #define TQ_ERROR_CAPTURE 13             /* not allowed while the stream is being captured */
 #define TQ_ERROR_IO 14
@@ -426,6 +426,16 @@ TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *s
  * so are exact copies. CAPACITY as tq_sequence_create. Fork after a step's appends (and replay): in layers
  * appended later, the fork's planned tokens stay unwritten. */
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
+
+/* A new sequence of target with the same tokens. Codes are moved as they are, so it attends to the same bits
+ * however often it moves (reading and appending is no such move: FORMAT.md 6). Exact copies, as far as target
+ * keeps any, flags and what is written come along. Page sizes, windows and capacities may differ, and one
+ * cache may be the CPU's; stream is the CUDA cache's (two of them: of one device, else NOT_SUPPORTED).
+ * CAPACITY: of target. INCOMPATIBLE, naming the field: codes, shapes, centres, first layer or head differ, or
+ * layers of the source gave back tokens that target's see. Between CPU and CUDA the call waits for stream and
+ * has 4 MiB or more of pinned memory for its time. source may be target: then nothing is shared. */
+TQ_API tq_status tq_sequence_copy(tq_cache *source, tq_sequence sequence, tq_cache *target, void *stream,
+                                  tq_sequence *copy);
 
 /* Shortens to length tokens, 0 <= length <= current: afterwards it is as if the later tokens had never been
  * appended, the exact window included within rollback_tokens of the longest length (deeper: see Window).

@@ -288,6 +288,16 @@ tq_status tq_sequence_truncate(tq_cache* cache, tq_sequence sequence, int64_t le
   });
 }
 
+tq_status tq_sequence_copy(tq_cache* source, tq_sequence sequence, tq_cache* target, void* stream,
+                           tq_sequence* copy) {
+  return guarded([&] {
+    tq::require(source, "source");
+    tq::require(target, "target");
+    tq::require(copy, "copy");
+    *copy = Cache::copy_sequence(*unwrap(source), sequence, *unwrap(target), stream);
+  });
+}
+
 tq_status tq_sequence_length(const tq_cache* cache, tq_sequence sequence, int64_t* length) {
   return guarded([&] {
     tq::require(cache, "cache");

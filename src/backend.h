@@ -2,9 +2,9 @@
 // The seam between the core and a device: few verbs, each at the altitude of a batch. One virtual call for
 // one public call.
 //
-// A backend owns the memory that kernels touch (pages, raw copies, tables, workspace) and nothing else:
-// lengths, page ids and sharing are the core's. Verbs report failure by throwing tq::Error before they change
-// anything; append and attend do not allocate.
+// A backend owns the memory that kernels touch (pages of codes and of exact copies, tables, workspace) and
+// nothing else: lengths, page ids and sharing are the core's. Verbs report failure by throwing tq::Error
+// before they change anything; append and attend do not allocate.
 #pragma once
 #include <memory>
 
@@ -44,21 +44,26 @@ class Backend {
   // Whole pages of all layers of a page group: of codes, or of exact copies.
   virtual void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) = 0;
   virtual void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) = 0;
-  // The same to and from host memory, in stream order: page i of the list lies at i * (page bytes of the
-  // group's layers), in it these layers one after the other. The host memory stays until the stream has
-  // passed the call.
-  virtual void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) = 0;
-  virtual void import_pages(int group, const int32_t* pages, int64_t count, const void* host,
-                            void* stream) = 0;
   // Where the tiles of a layer's pages are, of all its kv heads; pages and first_tile are the caller's. The
   // memory is this backend's: only its own move_tiles, or that of another backend on the same device, may use
   // it.
   virtual TilePlace tiles(int layer) const = 0;
-  // In stream order. Both places are memory that the device reaches: its own, or pinned memory of the host.
+  // The same of exact copies, of keys or of values; only with a raw group.
+  virtual TilePlace exact_tiles(int layer, Kind kind) const = 0;
+  // In stream order. Both places are memory that the device reaches: its own, or memory of take_staging or
+  // otherwise pinned.
   virtual void move_tiles(const TileMove& move) = 0;
-  // Flags of one slot. start_slot clears them for a new sequence.
+  // Memory of the host that the device reaches too; not for long.
+  virtual uint8_t* take_staging(int64_t bytes) = 0;
+  virtual void give_staging(uint8_t* memory, int64_t bytes) noexcept = 0;
+  // Flags of one slot. start_slot clears them for a new sequence; set_slot sets those given, or those of
+  // another backend's slot_word if that is not null.
   virtual void copy_slot(int source, int target, void* stream) = 0;
   virtual void start_slot(int slot, void* stream) = 0;
+  virtual void set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) = 0;
+  // Where the flags of a slot change in stream order, in memory that other backends on the device reach; null
+  // if slot_flags is never late.
+  virtual const volatile uint32_t* slot_word(int slot) const = 0;
 
   // Whether what is enqueued now becomes part of a graph instead of running.
   virtual bool capturing(void* stream) const = 0;
@@ -66,6 +71,8 @@ class Backend {
   // Waits for the stream; returns and clears the flags noticed since the last call; throws the sticky
   // asynchronous error, once.
   virtual uint64_t check(void* stream) = 0;
+  // Waits for the stream.
+  virtual void wait(void* stream) = 0;
   // Waits for all work this backend enqueued; never throws.
   virtual void drain() noexcept = 0;
 };

@@ -110,6 +110,7 @@ class Cache {
   void free_sequence(int64_t id, void* stream);
   int64_t fork_sequence(int64_t source, void* stream);
   void truncate_sequence(int64_t id, int64_t length, void* stream);
+  static int64_t copy_sequence(Cache& source, int64_t id, Cache& target, void* stream);  // copy.cpp
   int64_t sequence_length(int64_t id) const;
   uint64_t sequence_flags(int64_t id) const;
 
@@ -145,6 +146,10 @@ class Cache {
   static int64_t block_bytes(const ResolvedConfig& config);
 
   float* layer_centres(int32_t layer) const;
+  void check_exchangeable(const Cache& source) const;
+  void collect_available(const Cache& source, int32_t slot, KeptTokens* available) const;
+  void move_layer(Cache& source, int32_t from, int32_t slot, int32_t layer, void* stream);
+  void move_staged(Cache& source, const TileMove& move);
   // The layer has tokens of its own.
   void check_stores(int32_t layer) const;
   void check_stream(const void* stream) const;

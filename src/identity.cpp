@@ -2,8 +2,6 @@
 // Sides, centres and words of an identity, and their hash; see identity.h.
 #include "identity.h"
 
-#include <string.h>
-
 #include <algorithm>
 #include <initializer_list>
 
@@ -52,17 +50,23 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
   return side;
 }
 
-const char* difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
+Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
   const bool key = kind == Kind::kKey;
-  if (a.dim != b.dim) return key ? "head_dim" : "value_dim";
-  if (a.family != b.family) return "code_family";
-  if (a.bits != b.bits) return key ? "key_bits" : "value_bits";
-  if (a.raw_type != b.raw_type) return "io_dtype";
-  if (memcmp(a.magnitude, b.magnitude, sizeof a.magnitude) != 0)
-    return key ? "key_codebook" : "value_codebook";
-  if (a.rotation != b.rotation) return "rotation";
-  if (a.seed != b.seed) return "rotation_seed";
-  return nullptr;
+  const auto number = [](int32_t x) { return static_cast<uint64_t>(x); };
+  const Difference fields[] = {
+      {key ? "head_dim" : "value_dim", number(a.dim), number(b.dim)},
+      {"code_family", number(a.family), number(b.family)},
+      {key ? "key_bits" : "value_bits", number(a.bits), number(b.bits)},
+      {"io_dtype (1 float16, 2 bfloat16 values)", number(a.raw_type), number(b.raw_type)},
+      {"rotation", number(a.rotation), number(b.rotation)},
+      {"rotation_seed", a.seed, b.seed}};
+  for (const Difference& field : fields)
+    if (field.a != field.b) return field;
+  for (int j = 0; j < format::kMaxMagnitudes; j++)
+    if (a.magnitude[j] != b.magnitude[j])
+      return Difference{key ? "key_codebook.magnitude" : "value_codebook.magnitude", a.magnitude[j],
+                        b.magnitude[j]};
+  return Difference{nullptr, 0, 0};
 }
 
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind) {

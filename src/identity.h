@@ -36,8 +36,13 @@ struct SideIdentity {
   uint64_t seed;
 };
 SideIdentity side_identity(const Geometry& geometry, int32_t layer, Kind kind);
-// Name of the first field that differs, for a text: "head_dim", "value_bits", ...; null if none does.
-const char* difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
+// The first field that differs, for a text: "head_dim", "value_bits", ... and its values; name null if none
+// does.
+struct Difference {
+  const char* name;
+  uint64_t a, b;
+};
+Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
 
 // XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and for raw sides.
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind);

@@ -263,17 +263,38 @@ void PageTable::prepare_growth(const Growth* growth, int32_t planned, int32_t co
     copies_[i].target = row_pages(changes_[owner].slot)[tail] = next_page();
     first_changed_[owner] = std::min(first_changed_[owner], tail);
   }
-  for (int32_t i = 0; i < planned; i++) {
-    const Change& change = changes_[i];
-    int32_t* row = row_pages(change.slot);
-    for (int64_t page = pages_for(change.from.end);
-         limits_.group.window != kAllTokens && page < pages_for(change.to.end); page++)
-      row[page] = 0;
-    for_each_taken(change, [&](int64_t page) {
-      row[page] = next_page();
-      first_changed_[i] = std::min(first_changed_[i], page);
-    });
+  for (int32_t i = 0; i < planned; i++) take_pages(changes_[i], &first_changed_[i]);
+}
+
+void PageTable::take_pages(const Change& change, int64_t* first_changed) noexcept {
+  int32_t* row = row_pages(change.slot);
+  for (int64_t page = pages_for(change.from.end);
+       limits_.group.window != kAllTokens && page < pages_for(change.to.end); page++)
+    row[page] = 0;
+  for_each_taken(change, [&](int64_t page) {
+    row[page] = next_page();
+    *first_changed = std::min(*first_changed, page);
+  });
+}
+
+void PageTable::prepare_adoption(int32_t slot, const KeptTokens& available) {
+  assert(num_given_ == 0 && num_changes_ == 0 && rows_[slot].kept.end == 0);
+  KeptTokens to = grown(KeptTokens{}, available.end, 0);
+  to.sink_end = std::min(to.sink_end, available.sink_end);
+  to.first = std::max(to.first, available.first);
+  changes_[0] = Change{slot, KeptTokens{}, joined(to)};
+  num_changes_ = 1;
+  num_planned_ = 0;  // no plan shows it
+  int64_t taken = 0;
+  for_each_taken(changes_[0], [&](int64_t) { taken++; });
+  if (taken > num_free_) {
+    restore_references();
+    throw Error(Status::kCapacity,
+                "target: the sequence needs %lld pages of %d %stokens, %lld of %lld are free", ll(taken),
+                limits_.group.page_size, limits_.group.layer < 0 ? "exact " : "", ll(num_free_),
+                ll(limits_.group.num_pages));
   }
+  take_pages(changes_[0], &first_changed_[0]);
 }
 
 void PageTable::commit_growth() noexcept {

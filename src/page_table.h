@@ -80,6 +80,9 @@ class PageTable {
   // what it needed. A shared page that would be written is replaced by a new one and listed in copies(). Then
   // either commit_growth or cancel_growth.
   void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
+  // The growth of an empty sequence that no plan has and that gets its tokens from elsewhere: it keeps those
+  // that are available there, as far as it would keep them. CAPACITY names `target`.
+  void prepare_adoption(int32_t slot, const KeptTokens& available);
   const PageCopy* copies() const { return copies_; }
   int64_t num_copies() const { return num_copies_; }
   void commit_growth() noexcept;
@@ -131,6 +134,8 @@ class PageTable {
   void restore_references() noexcept;
   [[noreturn]] void refuse_growth(int64_t taken);
   int32_t next_page() noexcept;
+  // Fills the row of a prepared change; first_changed becomes the lowest entry that changes, if that is less.
+  void take_pages(const Change& change, int64_t* first_changed) noexcept;
 
   PageTableLimits limits_;
   Row* rows_;               // [max_sequences]

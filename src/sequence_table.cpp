@@ -147,6 +147,22 @@ void SequenceTable::prepare_growth(const Growth* growth, int32_t planned, int32_
   num_growth_ = planned;
 }
 
+void SequenceTable::prepare_adoption(int32_t slot, const KeptTokens* available) {
+  const int64_t length = available[0].end;
+  TQ_CHECK(length <= max_sequence_tokens_, Status::kCapacity,
+           "target: max_sequence_tokens = %lld, the sequence has %lld tokens", ll(max_sequence_tokens_),
+           ll(length));
+  int32_t prepared = 0;
+  try {
+    for (; prepared < num_groups_; prepared++) groups_[prepared].prepare_adoption(slot, available[prepared]);
+  } catch (...) {
+    for (int32_t i = 0; i < prepared; i++) groups_[i].cancel_growth();
+    throw;
+  }
+  growth_[0] = Growth{slot, length, 0};
+  num_growth_ = 1;
+}
+
 void SequenceTable::commit_growth() noexcept {
   for (int32_t i = 0; i < num_groups_; i++) groups_[i].commit_growth();
   for (int32_t i = 0; i < num_growth_; i++) {

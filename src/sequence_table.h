@@ -49,6 +49,8 @@ class SequenceTable {
   // ---- growth ----
   // PageTable's, of all groups.
   void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
+  // PageTable's, of all groups: available is [num_groups], all of one length.
+  void prepare_adoption(int32_t slot, const KeptTokens* available);
   void commit_growth() noexcept;
   void cancel_growth() noexcept;
   int64_t length_planned(int32_t index) const {

@@ -30,18 +30,18 @@ struct TileMove {
   int32_t row_bytes = 0;
   int32_t heads = 0;
   int64_t tiles = 0;
-  // Tokens that are moved, counted from the first of tile 0; 0 <= begin < 32, in the last tile lies end - 1.
-  int64_t begin = 0, end = 0;
+  // Tokens that are moved, counted from the first of tile 0: [0, head) and [begin, end).
+  int64_t head = 0, begin = 0, end = 0;
   void* stream = nullptr;
 
   TQ_HD int32_t tile_bytes() const {
     return row_bytes > 0 ? format::kTileTokens * row_bytes : codes.tile_bytes();
   }
-  TQ_HD format::TokenRange tokens(int64_t tile) const {
+  TQ_HD format::TileTokens tokens(int64_t tile) const {
     const int64_t first = tile * format::kTileTokens;
-    return format::TokenRange{cut(begin - first), cut(end - first)};
+    return format::TileTokens{cut(head - first), cut(begin - first), cut(end - first)};
   }
-  TQ_HD uint32_t word_mask(int word, format::TokenRange tokens) const {
+  TQ_HD uint32_t word_mask(int word, format::TileTokens tokens) const {
     return row_bytes > 0 ? format::row_word_mask(row_bytes, word, tokens)
                          : format::tile_word_mask(codes, word, tokens);
   }

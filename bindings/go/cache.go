@@ -10,6 +10,7 @@ import "C"
 import (
 	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // core is what a Cache, its batches and their cleanups share: the C objects, the lock that makes calls take
@@ -22,7 +23,10 @@ type core struct {
 	batches map[*batchState]struct{} // alive
 	text    textBuffer
 	config  Config // resolved
+	number  uint64 // of the cache, in the order of making
 }
+
+var cachesMade atomic.Uint64
 
 // Cache is a KV cache held as codes, for all layers and many sequences. Its methods may be called from
 // several goroutines; they take turns.
@@ -41,7 +45,7 @@ func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &core{library: l, api: api, batches: map[*batchState]struct{}{}}
+	c := &core{library: l, api: api, batches: map[*batchState]struct{}{}, number: cachesMade.Add(1)}
 	if err := c.text.result(C.tqkv_cache_create(api, &p.config, p.layerKeyBits, p.layerValueBits,
 		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, C.uintptr_t(stream),
 		&c.cache, c.text.c())); err != nil {
@@ -114,6 +118,26 @@ func (c *core) layer(number C.int32_t) LayerConfig {
 		return LayerConfig{}
 	}
 	return c.config.Layers[number]
+}
+
+// lockedWith is locked for two caches, or for one given twice. Every call locks two in the same order.
+func (c *Cache) lockedWith(target *Cache, call func(c, target *core) error) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if target.check() != nil {
+		return argumentError("target: nil, or not made by NewCache")
+	}
+	first, second := c, target
+	if first.core == second.core {
+		return c.locked(func(c *core) error { return call(c, c) })
+	}
+	if first.core.number > second.core.number {
+		first, second = second, first
+	}
+	return first.locked(func(*core) error {
+		return second.locked(func(*core) error { return call(c.core, target.core) })
+	})
 }
 
 // Library is the library that the cache belongs to.
@@ -231,6 +255,25 @@ func (c *Cache) ForkOn(source Sequence, stream Stream) (sequence Sequence, err e
 		var id C.int64_t
 		err := c.text.result(C.tqkv_sequence_fork(c.api, c.cache, C.int64_t(source), C.uintptr_t(stream), &id,
 			c.text.c()))
+		sequence = Sequence(id)
+		return err
+	})
+	return
+}
+
+// Copy makes a new sequence of target (which may be the cache itself) with the same tokens. Codes are moved
+// as they are, so it attends to the same bits however often it moves; page sizes, windows and capacities may
+// differ, and one cache may be the CPU's.
+func (c *Cache) Copy(source Sequence, target *Cache) (Sequence, error) {
+	return c.CopyOn(source, target, 0)
+}
+
+// CopyOn is [Cache.Copy] in the order of a stream of the CUDA cache.
+func (c *Cache) CopyOn(source Sequence, target *Cache, stream Stream) (sequence Sequence, err error) {
+	err = c.lockedWith(target, func(c, to *core) error {
+		var id C.int64_t
+		err := c.text.result(C.tqkv_sequence_copy(c.api, c.cache, C.int64_t(source), to.cache,
+			C.uintptr_t(stream), &id, c.text.c()))
 		sequence = Sequence(id)
 		return err
 	})

@@ -20,9 +20,10 @@
   X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_config_layer_bytes) X(tq_cache_create) \
   X(tq_cache_destroy) X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) \
   X(tq_cache_get_memory) X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) \
-  X(tq_sequence_fork) X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) \
-  X(tq_batch_destroy) X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) \
-  X(tq_cache_attend) X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
+  X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) \
+  X(tq_batch_create) X(tq_batch_destroy) X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) \
+  X(tq_attend_params_init) X(tq_cache_attend) X(tq_attend_workspace_bytes) X(tq_merge_states) \
+  X(tq_cache_read)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -116,6 +117,11 @@ static inline tq_status tqkv_sequence_free(const tqkv_api* api, tq_cache* cache,
 static inline tq_status tqkv_sequence_fork(const tqkv_api* api, tq_cache* cache, int64_t source,
     uintptr_t stream, int64_t* sequence, char* text) {
   return tqkv_done(api, api->tq_sequence_fork(cache, source, (void*)stream, sequence), text);
+}
+
+static inline tq_status tqkv_sequence_copy(const tqkv_api* api, tq_cache* source, int64_t sequence,
+    tq_cache* target, uintptr_t stream, int64_t* copy, char* text) {
+  return tqkv_done(api, api->tq_sequence_copy(source, sequence, target, (void*)stream, copy), text);
 }
 
 static inline tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence,

@@ -21,32 +21,32 @@ type contractCase struct {
 }
 
 type contractStep struct {
-	Op, Status, Cache, Sequence, Source, Batch string
-	Save, Equals, Differs, Q, Out, Workspace   string
-	Text                                       stringList
-	Config                                     *contractConfig
-	Expect                                     json.RawMessage
-	KeyCentre                                  string `json:"key_centre"`
-	ValueCentre                                string `json:"value_centre"`
-	Layer                                      int
-	Length, First, Count                       int64
-	Sequences                                  []string
-	NewTokens                                  []int64 `json:"new_tokens"`
-	QueryTokens                                []int64 `json:"query_tokens"`
-	K, V                                       string
-	KOffset                                    int `json:"k_offset"`
-	VOffset                                    int `json:"v_offset"`
-	Layout                                     map[string]int64
-	Params                                     *contractParams
-	OutL2                                      *float64 `json:"out_l2"`
-	LSEAbs                                     *float64 `json:"lse_abs"`
-	KL2                                        *float64 `json:"k_l2"`
-	VL2                                        *float64 `json:"v_l2"`
-	LSE                                        string
-	Outs                                       []string
-	LSEs                                       []string `json:"lses"`
-	Rows, Dim                                  int
-	Dtype                                      int32
+	Op, Status, Cache, Sequence, Source, Target, Batch string
+	Save, Equals, Differs, Q, Out, Workspace           string
+	Text                                               stringList
+	Config                                             *contractConfig
+	Expect                                             json.RawMessage
+	KeyCentre                                          string `json:"key_centre"`
+	ValueCentre                                        string `json:"value_centre"`
+	Layer                                              int
+	Length, First, Count                               int64
+	Sequences                                          []string
+	NewTokens                                          []int64 `json:"new_tokens"`
+	QueryTokens                                        []int64 `json:"query_tokens"`
+	K, V                                               string
+	KOffset                                            int `json:"k_offset"`
+	VOffset                                            int `json:"v_offset"`
+	Layout                                             map[string]int64
+	Params                                             *contractParams
+	OutL2                                              *float64 `json:"out_l2"`
+	LSEAbs                                             *float64 `json:"lse_abs"`
+	KL2                                                *float64 `json:"k_l2"`
+	VL2                                                *float64 `json:"v_l2"`
+	LSE                                                string
+	Outs                                               []string
+	LSEs                                               []string `json:"lses"`
+	Rows, Dim                                          int
+	Dtype                                              int32
 }
 
 func (s contractStep) number(t *testing.T) (number float64) {

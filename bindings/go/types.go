@@ -65,7 +65,7 @@ const (
 	FlagBatchInvariant uint64 = C.TQ_FLAG_BATCH_INVARIANT // one arithmetic for any number of query rows
 )
 
-// Noticed is what the library noticed in appended vectors.
+// Noticed is what the library noticed in appended vectors, and of a sequence.
 type Noticed uint64
 
 const (
@@ -74,6 +74,9 @@ const (
 	// NoticedSaturated: a finite number beyond +-65504 went into a raw side of a float32 cache and was stored
 	// as +-65504.
 	NoticedSaturated Noticed = C.TQ_NOTICED_SATURATED
+	// NoticedShortWindow, of a sequence, as long as it is so: a truncate went back further than
+	// RollbackTokens, and fewer than WindowTokens are exact.
+	NoticedShortWindow Noticed = C.TQ_NOTICED_SHORT_WINDOW
 )
 
 // Sequence is the id of a sequence of a cache: a slot and a generation, so that the id of a freed sequence

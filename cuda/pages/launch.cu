@@ -65,6 +65,12 @@ void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t 
   launch_in_order("slot_kernel", slot_kernel, dim3(1), dim3(1), 0, stream, source, target, flags);
 }
 
+void launch_set_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
+                     cudaStream_t stream) {
+  launch_in_order("set_slot_kernel", set_slot_kernel, dim3(1), dim3(1), 0, stream, slot, noticed, word,
+                  flags);
+}
+
 namespace {
 
 // Tiles from `first` on whose pages fit a launch's list, which is filled with them.

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kMemoryThreads) move_tiles_kernel(const __grid
   const int tile = blockIdx.x, head = blockIdx.y, bytes = move.tile_bytes();
   const uint4* from = reinterpret_cast<const uint4*>(tile_at(args.source, args.first, tile, head, bytes));
   uint4* to = reinterpret_cast<uint4*>(tile_at(args.target, args.first, tile, head, bytes));
-  const format::TokenRange tokens = move.tokens(args.first + tile);
+  const format::TileTokens tokens = move.tokens(args.first + tile);
   if (tokens.whole()) {
     copy_16(to, from, bytes / 16, threadIdx.x, kMemoryThreads);
     return;
@@ -66,6 +66,17 @@ __global__ void __launch_bounds__(kMemoryThreads) move_tiles_kernel(const __grid
 // One thread. source < 0: the slot starts anew.
 __global__ void slot_kernel(int source, int target, volatile uint32_t* flags) {
   flags[target] = source < 0 ? 0u : flags[source];
+}
+
+__global__ void set_slot_kernel(int slot, uint64_t noticed, const volatile uint32_t* word,
+                                volatile uint32_t* flags) {
+  if (word) {
+    flags[slot] = *word;
+    return;
+  }
+  flags[slot] = 0;
+  for (uint64_t flag = 1; flag <= kNoticedSaturated; flag *= 2)
+    if (noticed & flag) set_noticed(flags + slot, flag);
 }
 
 // Copies a staged plan, read from the host's memory, to its place. grid: any. image null: page-table entries

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Append: new tokens into tiles, raw copies and flags. A task is one tile of one kv head with both sides, so
-// every tile has one writer and full tiles are packed as a whole.
+// Append: new tokens into tiles, exact copies and flags. A task is one tile of one kv head with both sides,
+// so every tile has one writer and full tiles are packed as a whole.
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
@@ -31,7 +31,7 @@ struct Noticed {
   uint64_t flags() const { return (replaced ? kNoticedNonfinite : 0) | (saturated ? kNoticedSaturated : 0); }
 };
 
-// 16 bits of one 16-bit input value, as raw sides and raw copies store it.
+// 16 bits of one 16-bit input value, as raw sides and exact copies store it.
 uint16_t half_bits(DataType type, const uint8_t* source, int i, bool* replaced) {
   uint16_t h;
   memcpy(&h, source + 2 * i, 2);
@@ -71,7 +71,7 @@ void encode_side(const SideJob& job, Noticed* noticed) {
   }
 }
 
-// One vector as a raw copy: the input type, so float32 keeps its range. The side has noticed what is not
+// One vector as an exact copy: the input type, so float32 keeps its range. The side has noticed what is not
 // finite.
 void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) {
   bool replaced = false;

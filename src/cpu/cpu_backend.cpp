@@ -165,27 +165,23 @@ void CpuBackend::scrub_pages(int group, const int32_t* ids, int64_t count, void*
   });
 }
 
-void CpuBackend::export_pages(int group, const int32_t* ids, int64_t count, void* host, void*) {
-  const int64_t pitch = store_.geometry.group_page_bytes(group);
-  for_each_page(group, count, [=](const LayerPages& pages, int64_t i) {
-    memcpy(static_cast<uint8_t*>(host) + i * pitch + pages.in_group, pages.page(ids[i]),
-           static_cast<size_t>(pages.page_bytes));
-  });
-}
-
-void CpuBackend::import_pages(int group, const int32_t* ids, int64_t count, const void* host, void*) {
-  const int64_t pitch = store_.geometry.group_page_bytes(group);
-  for_each_page(group, count, [=](const LayerPages& pages, int64_t i) {
-    memcpy(pages.page(ids[i]), static_cast<const uint8_t*>(host) + i * pitch + pages.in_group,
-           static_cast<size_t>(pages.page_bytes));
-  });
-}
-
 void CpuBackend::copy_slot(int source, int target, void*) {
   store_.flags(target).store(store_.flags(source).load(std::memory_order_relaxed), std::memory_order_relaxed);
 }
 
 void CpuBackend::start_slot(int slot, void*) { store_.flags(slot).store(0, std::memory_order_relaxed); }
+
+void CpuBackend::set_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) {
+  store_.flags(slot).store(flags, std::memory_order_relaxed);
+}
+
+uint8_t* CpuBackend::take_staging(int64_t bytes) {
+  return static_cast<uint8_t*>(allocate(ops_, bytes, kBlockAlignment, 1, 0, "staging"));
+}
+
+void CpuBackend::give_staging(uint8_t* memory, int64_t bytes) noexcept {
+  ops_.free(ops_.user, memory, static_cast<size_t>(bytes), 1, 0);
+}
 
 // ---- merge of partial results ----
 

@@ -55,10 +55,14 @@ class CpuBackend final : public Backend {
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, void* stream) override;
-  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void* stream) override;
-  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void* stream) override;
   TilePlace tiles(int layer) const override;
+  TilePlace exact_tiles(int layer, Kind kind) const override;
   void move_tiles(const TileMove& move) override;
+  uint8_t* take_staging(int64_t bytes) override;
+  void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
+  void set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
+  const volatile uint32_t* slot_word(int) const override { return nullptr; }
+  void wait(void*) override {}
   bool capturing(void*) const override { return false; }
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }

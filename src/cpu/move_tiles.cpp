@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles from place to place. Whole ones are copied; of the first and the last the words are masked, by masks
-// that are made once for all heads.
+// Tiles from place to place. Whole ones are copied; the words of others are masked. A move has three of these
+// at most, where its tokens begin and end, and their masks are made once for all heads.
 #include <string.h>
 
 #include <vector>
@@ -18,11 +18,21 @@ uint8_t* tile_at(const TilePlace& place, int64_t tile, int head, int32_t tile_by
          (place.first_tile + tile) % place.tiles_per_page * tile_bytes;
 }
 
-std::vector<uint32_t> masks(const TileMove& move, int64_t tile) {
-  std::vector<uint32_t> result(static_cast<size_t>(move.tile_bytes()) / sizeof(uint32_t));
-  for (size_t word = 0; word < result.size(); word++)
-    result[word] = move.word_mask(static_cast<int>(word), move.tokens(tile));
-  return result;
+struct PartTile {
+  int64_t tile;
+  std::vector<uint32_t> mask;  // of its words
+};
+std::vector<PartTile> part_tiles(const TileMove& move) {
+  std::vector<PartTile> parts;
+  for (const int64_t token : {move.head, move.begin, move.end}) {
+    const int64_t tile = token / format::kTileTokens;
+    const bool known = !parts.empty() && parts.back().tile == tile;
+    if (known || tile >= move.tiles || move.tokens(tile).whole()) continue;
+    parts.push_back(PartTile{tile, std::vector<uint32_t>(static_cast<size_t>(move.tile_bytes()) / 4)});
+    for (size_t word = 0; word < parts.back().mask.size(); word++)
+      parts.back().mask[word] = move.word_mask(static_cast<int>(word), move.tokens(tile));
+  }
+  return parts;
 }
 
 }  // namespace
@@ -34,23 +44,36 @@ TilePlace CpuBackend::tiles(int index) const {
                    nullptr,           0};
 }
 
+TilePlace CpuBackend::exact_tiles(int index, Kind kind) const {
+  const LayerStore& layer = store_.layer(index);
+  return TilePlace{
+      layer.exact.first + (kind == Kind::kKey ? 0 : layer.raw_value_offset),
+      layer.exact.page_bytes,
+      static_cast<int64_t>(format::kTileTokens) * layer.dim(kind) * dtype_bytes(store_.geometry.io_dtype),
+      1,
+      nullptr,
+      0};
+}
+
 void CpuBackend::move_tiles(const TileMove& move) {
   const int32_t bytes = move.tile_bytes();
-  const std::vector<uint32_t> first = masks(move, 0), last = masks(move, move.tiles - 1);
+  const std::vector<PartTile> parts = part_tiles(move);
   pool_.parallel_for(move.heads * move.tiles, [&](int64_t index, int) {
     const int head = static_cast<int>(index / move.tiles);
     const int64_t tile = index % move.tiles;
     const uint8_t* from = tile_at(move.source, tile, head, bytes);
     uint8_t* to = tile_at(move.target, tile, head, bytes);
-    if (move.tokens(tile).whole()) {
+    const PartTile* part = nullptr;
+    for (const PartTile& each : parts)
+      if (each.tile == tile) part = &each;
+    if (!part) {
       memcpy(to, from, static_cast<size_t>(bytes));
       return;
     }
-    const std::vector<uint32_t>& mask = tile == 0 ? first : last;
-    for (size_t word = 0; word < mask.size(); word++) {
+    for (size_t word = 0; word < part->mask.size(); word++) {
       uint32_t x;
       memcpy(&x, from + 4 * word, sizeof x);
-      x &= mask[word];
+      x &= part->mask[word];
       memcpy(to + 4 * word, &x, sizeof x);
     }
   });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which bits of a tile are whose: masks that leave the tokens [begin, end) of a tile and make all others zero
+// Which bits of a tile are whose: masks that leave some tokens of a tile and make all others zero
 // (FORMAT.md section 4: exported bytes have zeros where no token is). A family whose codes do not stand alone
 // in their bits needs a mask of its own here.
 #pragma once
@@ -8,21 +8,21 @@
 namespace tq {
 namespace format {
 
-// Tokens of a tile, 0 <= begin <= end <= 32.
-struct TokenRange {
-  int32_t begin, end;
+// Tokens [0, head) and [begin, end) of a tile, each number 0 .. 32.
+struct TileTokens {
+  int32_t head, begin, end;
 
-  TQ_HD bool holds(int token) const { return token >= begin && token < end; }
-  TQ_HD bool whole() const { return begin == 0 && end == kTileTokens; }
+  TQ_HD bool holds(int token) const { return token < head || (token >= begin && token < end); }
+  TQ_HD bool whole() const { return head == kTileTokens || (begin <= head && end == kTileTokens); }
 };
 
 // Mask of a 32-bit word of rows [32 tokens][row_bytes]; rows are 4-byte multiples.
-TQ_HD uint32_t row_word_mask(int row_bytes, int word, TokenRange tokens) {
+TQ_HD uint32_t row_word_mask(int row_bytes, int word, TileTokens tokens) {
   return tokens.holds(word * 4 / row_bytes) ? ~0u : 0u;
 }
 
 // Mask of word `word` of one side's words.
-TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TokenRange tokens) {
+TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TileTokens tokens) {
   if (side.raw()) return row_word_mask(2 * side.dim, word, tokens);
   const int jj = word % side.jv, lane = word / side.jv % kLanes, i = word / side.jv / kLanes / side.jb;
   uint32_t mask = 0;
@@ -41,7 +41,7 @@ TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, Token
 }
 
 // Mask of a word of a whole tile.
-TQ_HD uint32_t tile_word_mask(const TileLayout& tile, int word, TokenRange tokens) {
+TQ_HD uint32_t tile_word_mask(const TileLayout& tile, int word, TileTokens tokens) {
   const int byte = 4 * word;
   if (byte < tile.value_offset()) return side_word_mask(tile.key, Kind::kKey, word, tokens);
   if (byte < tile.key_scale_offset())

@@ -137,6 +137,10 @@ void test_misuse_sequences(void) {
   EXPECT(TQ_OK, grow(cache, batch, s, 10, 1));
   REFUSES(BAD, "cache = NULL", tq_sequence_free(NULL, s, NULL));
   REFUSES(BAD, "stream = 0x", tq_sequence_free(cache, s, &s));
+  REFUSES(BAD, "source = NULL", tq_sequence_copy(NULL, s, cache, NULL, &out));
+  REFUSES(BAD, "target = NULL", tq_sequence_copy(cache, s, NULL, NULL, &out));
+  REFUSES(BAD, "copy = NULL", tq_sequence_copy(cache, s, cache, NULL, NULL));
+  REFUSES(BAD, "stream = 0x", tq_sequence_copy(cache, s, cache, &s, &out));
   REFUSES(BAD, "cache = NULL", tq_sequence_fork(NULL, s, NULL, &out));
   REFUSES(BAD, "sequence = NULL", tq_sequence_fork(cache, s, NULL, NULL));
   REFUSES(BAD, "stream = 0x", tq_sequence_fork(cache, s, &s, &out));
@@ -156,6 +160,7 @@ void test_misuse_sequences(void) {
     REFUSES(BAD, text, tq_sequence_truncate(cache, wrong[i], 0, NULL));
     REFUSES(BAD, text, tq_sequence_length(cache, wrong[i], &length));
     REFUSES(BAD, text, tq_sequence_flags(cache, wrong[i], &flags));
+    REFUSES(BAD, text, tq_sequence_copy(cache, wrong[i], cache, NULL, &out));
     snprintf(text, sizeof text, "source = %lld", (long long)wrong[i]);
     REFUSES(BAD, text, tq_sequence_fork(cache, wrong[i], NULL, &out));
   }

@@ -278,33 +278,6 @@ void expect_tokens(const format::TileLayout& layout, const uint8_t* own, const u
   }
 }
 
-// Pages out to host memory and in again, elsewhere: layers of different sizes, neighbours and strangers.
-TEST_P(InvarianceTest, ExportedPages) {
-  RigConfig config = base();
-  config.layers = 3;
-  config.threads = 2;
-  config.max_tokens = 512;
-  Rig rig(config);
-  rig.step({{0, 300, 2}});
-  const Result want = rig.attend();
-  const std::vector<int32_t> own = rig.pages_of(0);
-  const size_t layer_bytes = static_cast<size_t>(rig.geometry.page_bytes(0)), all_bytes = 3 * layer_bytes,
-               pool_pages = static_cast<size_t>(rig.geometry.groups[0].num_pages);
-  std::vector<uint8_t> host(all_bytes * own.size() + 1, 0xEE);
-  rig.backend->export_pages(0, own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
-  EXPECT_EQ(0xEE, host.back());
-  for (size_t i = 0; i < own.size(); i++)
-    for (size_t layer = 0; layer < 3; layer++)
-      EXPECT_EQ(0, memcmp(&host[i * all_bytes + layer * layer_bytes],
-                          rig.pages() + (layer * pool_pages + static_cast<size_t>(own[i])) * layer_bytes,
-                          layer_bytes))
-          << "page " << own[i] << " layer " << layer;
-  rig.backend->scrub_pages(0, own.data(), static_cast<int64_t>(own.size()), nullptr);
-  EXPECT_NE(want.out, rig.attend().out);
-  rig.backend->import_pages(0, own.data(), static_cast<int64_t>(own.size()), host.data(), nullptr);
-  expect_same(want, rig.attend(), "pages imported");
-}
-
 // Tiles from a cache of one page size to memory and into a cache of another, some heads, from any tile to any
 // token; what no token has is zero, and what was not named stays as it is.
 TEST_P(InvarianceTest, MovedTiles) {

@@ -85,6 +85,13 @@ class Case:
         self.model.fork(source, name)
         self.step("sequence_fork", cache=self.model.cache_name, source=source, sequence=name)
 
+    def copy(self, source, target, name):
+        """A sequence of the current cache into another, which becomes the current one."""
+        self.step("sequence_copy", cache=self.model.cache_name, source=source, target=target, sequence=name)
+        copy = self.model.sequences[source].copy()
+        self.model = self.caches[target]
+        self.model.adopt(name, copy)
+
     def truncate(self, name, length):
         self.model.truncate(name, length)
         self.step("sequence_truncate", cache=self.model.cache_name, sequence=name, length=length)

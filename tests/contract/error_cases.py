@@ -59,6 +59,25 @@ def sequences(tensors):
     c.fork("a", "c")
     yield c
 
+    c = Case(tensors, "copy_refused", "a copy into a cache of other codes, or without room")
+    c.create("home", **small())
+    c.create("other", **{**small(), "key_bits": 3})
+    c.create("short", **small(max_sequence_tokens=4))
+    c.model = c.caches["home"]
+    c.sequences("a")
+    c.plan(["a"], [5], batch="home")
+    c.append(batch="home")
+    for status, text, target in (("INCOMPATIBLE", "key_bits", "other"), (CAPACITY, "max_sequence_tokens",
+                                                                         "short"), (CAPACITY, "max_sequences",
+                                                                                    "home")):
+        c.fail("sequence_copy", status, text, cache="home", source="a", target=target, sequence="x")
+    for cache in ("other", "short"):
+        c.model = c.caches[cache]
+        c.memory(num_sequences=0, pages_used=0)
+    c.model = c.caches["home"]
+    c.read("a")
+    yield c
+
     c = Case(tensors, "truncate_range", "a length below 0 or above the sequence's own")
     c.create(**small())
     c.sequences("a")

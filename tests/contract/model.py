@@ -92,6 +92,13 @@ class ModelCache:
         self.sequences[name] = self.sequences[source].copy()
         self.give_back(self.sequences[name], 0)
 
+    def adopt(self, name, sequence):
+        """A sequence of another cache of the same window, copied."""
+        self.sequences[name] = sequence
+        sequence.exact_first = max(
+            sequence.exact_first,
+            sequence.length - self.config["window_tokens"] - self.config["rollback_tokens"])
+
     def truncate(self, name, length):
         sequence = self.sequences[name]
         sequence.length = length

@@ -400,6 +400,31 @@ def ranks(tensors):
     yield c
 
 
+def copies(tensors):
+    c = Case(tensors, "copy", "a sequence copied to a cache of another page size and back is what it was, "
+             "exact copies included; the source stays")
+    config = {**shapes(2, 1, 32, (2, 3)), "window_tokens": 8, "sink_tokens": 3, "rollback_tokens": 5}
+    c.create("home", **config, max_sequences=2)
+    c.create("away", **{**config, "page_size": 32, "max_tokens": 96})
+    c.model = c.caches["home"]
+    c.sequences("s")
+    c.plan(["s"], [40], batch="home")
+    c.append(batch="home")
+    c.copy("s", "away", "there")
+    c.length("there")
+    c.plan(["there"], [2], batch="away")
+    c.append(batch="away")
+    c.attend(batch="away")
+    c.copy("there", "home", "back")
+    c.read("back")
+    c.truncate("back", 39)
+    c.plan(["back"], [0], [1], batch="home")
+    c.attend(batch="home")
+    c.length("s")
+    yield c
+
+
 def build(tensors):
-    for group in (prefill_and_decode, geometry, io_types, batches, exact_tokens, attention, figures, ranks):
+    for group in (prefill_and_decode, geometry, io_types, batches, exact_tokens, attention, figures, ranks,
+                  copies):
         yield from group(tensors)

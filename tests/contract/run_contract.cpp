@@ -209,6 +209,11 @@ class Runner {
     } else if (op == "sequence_fork") {
       if (expected(step, tq_sequence_fork(owner.handle, sequence(step, "source"), nullptr, &id)))
         owner.sequences[name] = id;
+    } else if (op == "sequence_copy") {
+      Cache& target = caches_.at(step.at("target"));
+      if (expected(step,
+                   tq_sequence_copy(owner.handle, sequence(step, "source"), target.handle, nullptr, &id)))
+        target.sequences[name] = id;
     } else if (op == "sequence_truncate") {
       expected(step,
                tq_sequence_truncate(owner.handle, sequence(step, "sequence"), step.at("length"), nullptr));

@@ -191,16 +191,6 @@ cudaError_t cudaMemset(void* target, int value, size_t bytes) {
   memset(target, value, bytes);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
-  if (width > target_pitch || width > source_pitch) return cudaErrorInvalidPitchValue;
-  emulate::enqueue(stream, [=] {
-    for (size_t row = 0; row < height; row++)
-      memcpy(static_cast<char*>(target) + row * target_pitch,
-             static_cast<const char*>(source) + row * source_pitch, width);
-  });
-  return cudaSuccess;
-}
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t stream) {
   emulate::enqueue(stream, [=] { memset(target, value, bytes); });
   return cudaSuccess;

@@ -95,9 +95,12 @@ bool life(int n, const tq::HostOps& ops) {
   const tq::PageCopy copy = {static_cast<int32_t>(c.geometry.groups[0].num_pages - 1),
                              static_cast<int32_t>(c.geometry.groups[0].num_pages - 1)};
   thrown += attempt([&] { c.backend->copy_pages(0, &copy, 1, nullptr); });
-  std::vector<uint8_t> exported(static_cast<size_t>(c.geometry.page_bytes(0) * config.layers));
-  thrown += attempt([&] { c.backend->export_pages(0, &copy.target, 1, exported.data(), nullptr); });
-  thrown += attempt([&] { c.backend->import_pages(0, &copy.target, 1, exported.data(), nullptr); });
+  tq::TileMove move(c.geometry.tile(0));  // a page that nobody holds, to itself
+  move.source = move.target = c.backend->tiles(0);
+  move.source.pages = move.target.pages = &copy.target;
+  move.heads = config.heads, move.tiles = 1, move.end = 32;
+  thrown += attempt([&] { c.backend->move_tiles(move); });
+  thrown += attempt([&] { c.backend->set_slot(config.sequences - 1, 0, nullptr, nullptr); });
   GPU_MUST(cudaDeviceSynchronize());
   uint64_t flags = 0;
   thrown += attempt([&] { flags = c.backend->check(nullptr); });
@@ -299,41 +302,6 @@ void slots_and_pages() {
   cache.verify("the other sequence after scrubbing", true);
 }
 
-// Pages out to the host, each with all its layers, and in again: neighbours and strangers, in any order.
-void exported_pages() {
-  Config config = small_config();
-  config.layers = 3;
-  TestCache cache(config);
-  cache.step({90, 50});
-  const std::vector<uint8_t> before = cache.pool.host();
-  std::vector<int32_t> pages;
-  for (int64_t page = 1; page + 1 < cache.geometry.groups[0].num_pages; page++)
-    pages.push_back(static_cast<int32_t>(page));
-  std::swap(pages.front(), pages.back());
-  int64_t all = 0;
-  for (int layer = 0; layer < config.layers; layer++) all += cache.geometry.page_bytes(layer);
-  std::vector<uint8_t> host(static_cast<size_t>(all) * pages.size() + 1, 0xEE);
-  cache.backend->export_pages(0, pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
-  GPU_MUST(cudaDeviceSynchronize());
-  check(host.back() == 0xEE, "export_pages wrote behind the last page");
-  int64_t wrong = 0, place = 0;
-  for (const int32_t page : pages) {
-    int64_t at = 0;
-    for (int layer = 0; layer < config.layers; layer++) {
-      const int64_t page_bytes = cache.geometry.page_bytes(layer);
-      wrong += memcmp(host.data() + place, before.data() + at + page * page_bytes,
-                      static_cast<size_t>(page_bytes)) != 0;
-      place += page_bytes;
-      at += padded(page_bytes * cache.geometry.groups[0].num_pages);
-    }
-  }
-  check(wrong == 0, "export_pages: %lld pages of a layer wrong", static_cast<long long>(wrong));
-  cache.backend->scrub_pages(0, pages.data(), static_cast<int64_t>(pages.size()), nullptr);
-  cache.backend->import_pages(0, pages.data(), static_cast<int64_t>(pages.size()), host.data(), nullptr);
-  GPU_MUST(cudaDeviceSynchronize());
-  check(cache.pool.host() == before, "import_pages: other bytes than before");
-}
-
 void merge() {
   for (int states : {1, 2, 5, 33, 1024})
     for (int dim : {64, 128, 576})
@@ -487,7 +455,6 @@ int main(int count, char** arguments) {
     devices();
     starts_zeroed();
     slots_and_pages();
-    exported_pages();
     moved_tiles(small_config());
     capture();
     merge();

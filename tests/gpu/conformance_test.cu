@@ -90,6 +90,7 @@ class Pair {
   void compare_attention(const char* what, tq_attend_params params, double total_gate = kTotalGate);
   void compare_reads();
   void compare_pools();
+  void compare_copies();
   void free_decoy();
 
   int num_targets, num_all;
@@ -278,6 +279,38 @@ void Pair::compare_pools() {
         static_cast<long long>(a.size() / static_cast<size_t>(cpu_.num_pages)));
 }
 
+// From either cache to either: a copy reads and attends as the sequence of that cache does, bit for bit.
+void Pair::compare_copies() {
+  ApiCache* caches[2] = {&cpu_, &gpu_};
+  int compared = 0;
+  for (int i = 0; i < num_targets && compared < 3; i++) {
+    if (lengths[i] < 60 || lengths[i] > 300) continue;
+    compared++;
+    for (int pair = 1; pair < 4; pair++) {
+      const int from = pair % 2, to = pair / 2;
+      tq_sequence copy = 0;
+      API_MUST(tq_sequence_copy(caches[from]->cache, ids_[from][i], caches[to]->cache, nullptr, &copy));
+      check(caches[to]->read(0, copy) == caches[to]->read(0, ids_[to][i]),
+            "%s: a copy of %lld tokens from %d to %d reads otherwise", name_.c_str(),
+            static_cast<long long>(lengths[i]), from, to);
+      const Rows q(source(2), 2, true);
+      q.fill(source(2), {RowRun{1000, static_cast<int64_t>(c_.seed), 0, 2}});
+      const Memory host_q = q.on(TQ_DEVICE_CPU);
+      tq_attend_params params = default_params();
+      params.q_token_stride = q.token_stride;
+      params.q_head_stride = q.head_stride;
+      AttendOutput rows[2];
+      for (int own = 0; own < 2; own++) {
+        caches[to]->plan({own ? ids_[to][i] : copy}, {0}, {2});
+        rows[own] = caches[to]->attend(0, to ? q.memory.get() : host_q.get(), params);
+      }
+      check(same_output(rows[0], rows[1]), "%s: a copy of %lld tokens from %d to %d attends otherwise",
+            name_.c_str(), static_cast<long long>(lengths[i]), from, to);
+      API_MUST(tq_sequence_free(caches[to]->cache, copy, nullptr));
+    }
+  }
+}
+
 void Pair::free_decoy() {
   for (int i = num_targets; i < num_all; i++) {
     if (freed_[i]) continue;
@@ -332,6 +365,7 @@ void conform(const Case& c) {
   pair.grow(pieces, queries);
   pair.compare_attention("drafts and extends", default_params());
   pair.compare_pools();
+  pair.compare_copies();
   // Many queries of a few sequences over what is stored, others beside them: rows that the GPU may give to
   // its prefill kernel, whose weights are halves (2^-11 of each), so that the gate of a row is that of the
   // whole.

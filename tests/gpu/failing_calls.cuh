@@ -49,7 +49,6 @@ inline void count_calls() {
   TQ_COUNT(host_get_device_pointer);
   TQ_COUNT(memcpy_sync);
   TQ_COUNT(memcpy_async);
-  TQ_COUNT(memcpy_2d_async);
   TQ_COUNT(memset_async);
   TQ_COUNT(stream_synchronize);
   TQ_COUNT(stream_is_capturing);

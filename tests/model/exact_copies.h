@@ -18,7 +18,6 @@ struct Plan {
   std::vector<std::vector<std::shared_ptr<const Token>>> tokens;
 };
 
-
 // Of its sequences, and of those that the batch planned before. sequences: by id.
 inline void follow_plan(const Reference& reference, int batch, const Plan& plan,
                         std::map<int64_t, Sequence>& sequences) {

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "model/ask_again.h"
+#include "model/travel.h"
 #include "tqkv.h"
 
 namespace tq {
@@ -178,28 +179,26 @@ class World {
   // ---- sequences ----
   void create() {
     int64_t id = 0;
-    const tq_status status = tq_sequence_create(cache_, &id);
-    trace("create -> %lld", static_cast<long long>(id));
-    if (static_cast<int32_t>(live_.size()) == config_.max_sequences)
-      return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
-    TQ_MUST(status);
-    EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
-    live_[id] = Sequence();
+    born(tq_sequence_create(cache_, &id), "create", id, Sequence());
   }
   void fork() {
     if (live_.empty()) return;
     const auto source = any();
     int64_t id = 0;
-    const tq_status status = tq_sequence_fork(cache_, source->first, nullptr, &id);
-    trace("fork %lld -> %lld", static_cast<long long>(source->first), static_cast<long long>(id));
+    const bool copies = chance(40), full = static_cast<int32_t>(live_.size()) == config_.max_sequences;
+    const tq_status status = copies ? travel_.copy(cache_, config_, centres_, source->first, &id)
+                                    : tq_sequence_fork(cache_, source->first, nullptr, &id);
+    if (copies && !full && status == TQ_ERROR_CAPACITY)  // it shares no pages
+      return TQ_REFUSED(status, "target: the sequence needs ", status);
+    born(status, copies ? "copy" : "fork", id, forked(*reference_, source->second));
+  }
+  void born(tq_status status, const char* how, const int64_t& id, const Sequence& sequence) {
+    trace("%s -> %lld", how, static_cast<long long>(id));
     if (static_cast<int32_t>(live_.size()) == config_.max_sequences)
       return TQ_REFUSED(TQ_ERROR_CAPACITY, "max_sequences", status);
     TQ_MUST(status);
     EXPECT_TRUE(id != 0 && !live_.count(id) && !dead_.count(id));
-    Sequence copy = source->second;
-    copy.last_batch = -1;
-    reference_->plan(&copy, copy.length(), 0);
-    live_[id] = copy;
+    live_[id] = sequence;
   }
   void free_one() {
     if (live_.empty()) return;
@@ -548,6 +547,7 @@ class World {
   int32_t layer_bits_[2];
   std::vector<float> centres_;
   tq_cache* cache_ = nullptr;
+  Travel travel_;
   tq_batch* batches_[2] = {};
   Plan plans_[2];
   std::unique_ptr<Reference> reference_;

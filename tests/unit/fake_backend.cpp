@@ -29,7 +29,7 @@ void require(bool condition, const char* what) {
 void enter(Verb verb) {
   World& w = world();
   w.calls[static_cast<int>(verb)]++;
-  if (w.fail[static_cast<int>(verb)])
+  if (w.fail[static_cast<int>(verb)] && w.spared[static_cast<int>(verb)]-- <= 0)
     throw Error(Status::kCuda, "fake backend: verb %d fails as told", static_cast<int>(verb));
 }
 
@@ -137,22 +137,6 @@ class FakeBackend : public Backend {
       for_each_page(group, pages[i], [](int, float* page, size_t floats) { std::fill_n(page, floats, NAN); });
     }
   }
-  void export_pages(int group, const int32_t* pages, int64_t count, void* host, void*) override {
-    float* to = static_cast<float*>(host);
-    for (int64_t i = 0; i < count; i++)
-      for_each_page(group, pages[i], [&](int, const float* page, size_t floats) {
-        std::copy_n(page, floats, to);
-        to += floats;
-      });
-  }
-  void import_pages(int group, const int32_t* pages, int64_t count, const void* host, void*) override {
-    const float* from = static_cast<const float*>(host);
-    for (int64_t i = 0; i < count; i++)
-      for_each_page(group, pages[i], [&](int, float* page, size_t floats) {
-        std::copy_n(from, floats, page);
-        from += floats;
-      });
-  }
   TilePlace tiles(int layer) const override {
     const int64_t bytes = static_cast<int64_t>(page_floats() * sizeof(float));
     return TilePlace{reinterpret_cast<uint8_t*>(pages_) + layer * g_.groups[0].num_pages * bytes,
@@ -162,12 +146,25 @@ class FakeBackend : public Backend {
                      nullptr,
                      0};
   }
+  // Key and value lie side by side, so both kinds are this.
+  TilePlace exact_tiles(int layer, Kind) const override {
+    const int64_t bytes = static_cast<int64_t>(kRawTokens * token_floats() * sizeof(float));
+    return TilePlace{const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(raw_.data())) +
+                         layer * g_.groups[g_.raw_group].num_pages * bytes,
+                     bytes,
+                     static_cast<int64_t>(token_floats() * sizeof(float)) / l_.num_kv_heads,
+                     1,
+                     nullptr,
+                     0};
+  }
+  uint8_t* take_staging(int64_t) override { return nullptr; }
+  void give_staging(uint8_t*, int64_t) noexcept override {}
   // A token's vectors, where the real ones have codes.
   void move_tiles(const TileMove& move) override {
     enter(Verb::kMoveTiles);
     for (int64_t token = 0; token < move.tiles * format::kTileTokens; token++)
       for (int head = 0; head < move.heads; head++) {
-        const bool moved = token >= move.begin && token < move.end;
+        const bool moved = move.tokens(token / format::kTileTokens).holds(token % format::kTileTokens);
         float* to = moved_token(move.target, token, head);
         for (int64_t d = 0; d < move.target.head_bytes / static_cast<int64_t>(sizeof(float)); d++)
           to[d] = moved ? moved_token(move.source, token, head)[d] : NAN;
@@ -182,6 +179,12 @@ class FakeBackend : public Backend {
     world().started.push_back(slot);
     flags_[static_cast<size_t>(slot)] = 0;
   }
+  void set_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) override {
+    enter(Verb::kSetSlot);
+    flags_[static_cast<size_t>(slot)] = flags;
+  }
+  const volatile uint32_t* slot_word(int) const override { return nullptr; }
+  void wait(void*) override {}
   void grow_pages(const int64_t* num_pages, void*) override {
     enter(Verb::kGrowPages);
     require(num_pages[0] >= g_.groups[0].num_pages && num_pages[0] <= g_.groups[0].most_pages(), "pages");

@@ -24,6 +24,7 @@ enum class Verb {
   kCopyPages,
   kScrubPages,
   kMoveTiles,
+  kSetSlot,
   kCopySlot,
   kStartSlot,
   kSetCentres,
@@ -34,7 +35,8 @@ enum class Verb {
 
 // Of the process: tests are single-threaded except where they say so.
 struct World {
-  bool fail[static_cast<int>(Verb::kCount)];  // that verb throws kCuda until cleared
+  bool fail[static_cast<int>(Verb::kCount)];       // that verb throws kCuda until cleared
+  int64_t spared[static_cast<int>(Verb::kCount)];  // calls that do not fail yet
   int64_t calls[static_cast<int>(Verb::kCount)];
   int64_t live_storages;
   int64_t live_backends;

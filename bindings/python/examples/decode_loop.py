@@ -47,8 +47,9 @@ def main():
                     head_dim=DIM,
                     key_bits=4,
                     value_bits=4,
-                    max_tokens=1024,
+                    max_tokens=8192,
                     max_sequences=2,
+                    max_batch_tokens=48,  # the prompt's: a plan's queries need room for exact copies
                     window_tokens=16,
                     rollback_tokens=4) as cache:
         batch, a = cache.batch(), cache.sequence()

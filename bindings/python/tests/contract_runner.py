@@ -180,6 +180,10 @@ class Runner:
     def sequence_fork(self, step):
         self.sequences[step.get("cache", "main"), step["sequence"]] = self.named(step, step["source"]).fork()
 
+    def sequence_copy(self, step):
+        copy = self.named(step, step["source"]).copy(self.caches[step["target"]])
+        self.sequences[step["target"], step["sequence"]] = copy
+
     def sequence_truncate(self, step):
         self.named(step, step["sequence"]).truncate(step["length"])
 

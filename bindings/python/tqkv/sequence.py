@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequence: the tokens of one text, in all layers of a cache."""
+import contextlib
 import ctypes
 from typing import Any, Tuple
 
@@ -43,7 +44,8 @@ class Sequence:
     @property
     def flags(self) -> Noticed:
         """What was noticed of it since it was created (a fork inherits it): Noticed.NONFINITE,
-        Noticed.SATURATED. Without synchronisation, so early on a CUDA cache."""
+        Noticed.SATURATED; and Noticed.SHORT_WINDOW as long as fewer than window_tokens are exact, since a
+        truncate went back further than rollback_tokens. Without synchronisation, so early on a CUDA cache."""
         return Noticed(self._ask("tq_sequence_flags", ctypes.c_uint64()))
 
     def _ask(self, function, answer):
@@ -59,6 +61,21 @@ class Sequence:
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_sequence_fork(cache, self._id, stream, number))
         return Sequence(self._cache, number.value)
+
+    def copy(self, target: Any, *, stream: Any = None) -> "Sequence":
+        """A new sequence of the Cache `target` (self.cache too) with the same tokens. Codes are moved as they
+        are, so it attends to the same bits however often it moves; page sizes, windows and capacities may
+        differ, and one cache may be the CPU's. stream: the CUDA cache's. Raises Incompatible naming the field
+        that differs, CapacityError if target is full."""
+        stream, number = as_stream(stream), ctypes.c_int64()
+        ends = [self._cache._handles, target._handles]
+        library = ends[0].library
+        with contextlib.ExitStack() as turns:
+            for handles in sorted(set(ends), key=id):  # the same order in every thread
+                turns.enter_context(handles.exclusive())
+            check(library,
+                  library.tq_sequence_copy(ends[0].cache, self._id, ends[1].cache, stream, number))
+        return Sequence(target, number.value)
 
     def truncate(self, length: int, *, stream: Any = None) -> None:
         """Shortens to `length` tokens, 0 .. len(self), as if the later ones had never been appended. A batch

@@ -65,7 +65,8 @@ func run() error {
 	}
 	cache, err := library.NewCache(&tqkv.Config{
 		NumLayers: layers, NumQHeads: queryHeads, NumKVHeads: kvHeads, HeadDim: dim, IODtype: tqkv.Float32,
-		KeyBits: 4, ValueBits: 4, MaxTokens: 1024, MaxSequences: 2,
+		KeyBits: 4, ValueBits: 4, MaxTokens: 8192, MaxSequences: 2,
+		MaxBatchTokens: 48, // the prompt's: a plan's queries need room for exact copies
 		WindowTokens:   16, // the newest tokens are read exactly ..
 		RollbackTokens: 4,  // .. also after a draft of up to 4 tokens was taken back
 	})

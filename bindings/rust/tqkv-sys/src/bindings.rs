@@ -31,7 +31,7 @@ constants! {
     TQ_ERROR_VERSION: i32 = 9;
     /// saved bytes fail their checks
     TQ_ERROR_CORRUPT_DATA: i32 = 10;
-    /// saved bytes are of another format, geometry or codebook
+    /// a sequence is of another format, geometry or codebook
     TQ_ERROR_INCOMPATIBLE: i32 = 11;
     /// the text says how many bytes are needed
     TQ_ERROR_WORKSPACE_TOO_SMALL: i32 = 12;
@@ -443,6 +443,16 @@ functions! {
     /// in layers appended later, the fork's planned tokens stay unwritten.
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
+    /// A new sequence of target with the same tokens. Codes are moved as they are, so it attends to the
+    /// same bits however often it moves (reading and appending is no such move: FORMAT.md 6). Exact copies,
+    /// as far as target keeps any, flags and what is written come along. Page sizes, windows and capacities
+    /// may differ, and one cache may be the CPU's; stream is the CUDA cache's (two of them: of one device,
+    /// else NOT_SUPPORTED). CAPACITY: of target. INCOMPATIBLE, naming the field: codes, shapes, centres,
+    /// first layer or head differ, or layers of the source gave back tokens that target's see. Between CPU
+    /// and CUDA the call waits for stream and has 4 MiB or more of pinned memory for its time. source may
+    /// be target: then nothing is shared.
+    fn tq_sequence_copy(source: *mut tq_cache, sequence: tq_sequence, target: *mut tq_cache,
+        stream: *mut c_void, copy: *mut tq_sequence) -> tq_status;
     /// Shortens to length tokens, 0 \<= length \<= current: afterwards it is as if the later tokens had
     /// never been appended, the exact window included within rollback_tokens of the longest length (deeper:
     /// see Window). Whole pages are given back and scrubbed; the rest of the last page is overwritten by

@@ -57,6 +57,7 @@ mod error;
 mod layer;
 mod library;
 mod tensor;
+mod travel;
 mod types;
 
 pub use attend::{AttendParams, AttendPointers};

@@ -163,6 +163,12 @@ impl Noticed {
         self.0 & sys::TQ_NOTICED_SATURATED != 0
     }
 
+    /// Of a sequence, as long as it is so: a truncate went back further than `rollback_tokens`, and fewer
+    /// than `window_tokens` are exact.
+    pub fn short_window(self) -> bool {
+        self.0 & sys::TQ_NOTICED_SHORT_WINDOW != 0
+    }
+
     /// Whether nothing was.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -181,6 +181,16 @@ impl<'a> Runner<'a> {
                 self.named_mut(step).sequences.insert(text(step, "sequence").to_owned(), made);
                 Ok(())
             }
+            "sequence_copy" => {
+                let target = text(step, "target");
+                let made = self
+                    .named(step)
+                    .cache
+                    .copy_sequence(self.sequence(step, "source"), &self.caches[target].cache)?;
+                let sequences = &mut self.caches.get_mut(target).expect("target").sequences;
+                sequences.insert(text(step, "sequence").to_owned(), made);
+                Ok(())
+            }
             "sequence_truncate" => Ok(self
                 .named(step)
                 .cache

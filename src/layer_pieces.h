@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a layer holds of a sequence, as moves of tiles: its codes, then the exact copies of keys and of
+// values, each in one or two runs of tiles (first tokens, and the rest).
+#pragma once
+#include <algorithm>
+
+#include "requests.h"
+#include "sequence_table.h"
+#include "tile_move.h"
+
+namespace tq {
+
+enum class PieceKind : int32_t { kCodes, kExactKeys, kExactValues };
+
+// Tiles of one kind from `first_tile` on, without places; tokens count from the first of these tiles.
+struct LayerPiece {
+  PieceKind kind;
+  int32_t group;  // whose pages have them
+  int64_t first_tile;
+  TileMove move;
+
+  int64_t bytes() const { return move.heads * move.tiles * move.tile_bytes(); }
+};
+
+// Runs of tiles that hold the kept tokens before `end`: visit(first_tile, tiles, head, begin, end), the last
+// three as in TileMove. One if both parts meet in a tile.
+template <typename Visit>
+void for_each_run(const KeptTokens& kept, int64_t end, const Visit& visit) {
+  constexpr int64_t kTile = format::kTileTokens;
+  const auto tiles = [](int64_t tokens) { return (tokens + kTile - 1) / kTile; };
+  const int64_t sink_end = std::min(kept.sink_end, end), begin = std::min(kept.first, end);
+  if (sink_end > 0 && (begin >= end || begin / kTile >= tiles(sink_end))) {
+    visit(int64_t{0}, tiles(sink_end), sink_end, sink_end, sink_end);
+    if (begin >= end) return;
+  } else if (sink_end > 0) {
+    visit(int64_t{0}, tiles(end), sink_end, begin, end);
+    return;
+  }
+  if (begin >= end) return;
+  const int64_t first = begin / kTile;
+  visit(first, tiles(end) - first, int64_t{0}, begin - first * kTile, end - first * kTile);
+}
+
+// visit(piece) for all kv heads of a layer with tokens of its own. codes, exact: what is kept, of a length;
+// end: tokens before it are written.
+template <typename Visit>
+void for_each_piece(const Geometry& g, int32_t layer, const KeptTokens& codes, const KeptTokens& exact,
+                    int64_t end, const Visit& visit) {
+  const LayerGeometry& l = g.layers[layer];
+  for (const PieceKind kind : {PieceKind::kCodes, PieceKind::kExactKeys, PieceKind::kExactValues}) {
+    const bool coded = kind == PieceKind::kCodes;
+    if (!coded && !g.has_exact()) continue;
+    for_each_run(
+        coded ? codes : exact, end,
+        [&](int64_t first_tile, int64_t tiles, int64_t head, int64_t from, int64_t to) {
+          LayerPiece piece = {kind, coded ? l.group : g.raw_group, first_tile, TileMove(g.tile(layer))};
+          piece.move.row_bytes =
+              coded ? 0
+                    : dtype_bytes(g.io_dtype) * (kind == PieceKind::kExactKeys ? l.head_dim : l.value_dim);
+          piece.move.heads = l.num_kv_heads;
+          piece.move.tiles = tiles;
+          piece.move.head = head;
+          piece.move.begin = from;
+          piece.move.end = to;
+          visit(piece);
+        });
+  }
+}
+
+}  // namespace tq

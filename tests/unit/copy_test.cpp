@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+// tq_sequence_copy between caches of the CPU: the same bits in another page size, window and capacity, what
+// is written and noticed, refusals that name their field, failures without a trace (on the fake backend).
+#include <gtest/gtest.h>
+#include <math.h>
+#include <string.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "format/rotation.h"
+#include "tqkv.h"
+#include "unit/cache_fixture.h"
+
+namespace tq {
+namespace {
+
+#define TQ_MUST(call) ASSERT_EQ(call, TQ_OK) << tq_last_error()
+
+constexpr int kLayers = 3, kHeads = 2, kQueryHeads = 4, kKeyDim = 80, kValueDim = 64;
+
+tq_cache_config base_config() {
+  static const int32_t key_bits[kLayers] = {3, 16, 6}, value_bits[kLayers] = {5, 2, 8};
+  tq_cache_config c;
+  EXPECT_EQ(tq_cache_config_init(&c), TQ_OK);
+  c.num_layers = kLayers;
+  c.num_q_heads = kQueryHeads;
+  c.num_kv_heads = kHeads;
+  c.head_dim = kKeyDim;
+  c.value_dim = kValueDim;
+  c.io_dtype = TQ_F32;
+  c.layer_key_bits = key_bits;
+  c.layer_value_bits = value_bits;
+  c.rotation_seed = 3;
+  c.max_tokens = 1024;
+  c.max_sequences = 4;
+  c.num_threads = 1;
+  return c;
+}
+
+class OneCache {
+ public:
+  explicit OneCache(const std::function<void(tq_cache_config&)>& change = [](tq_cache_config&) {}) {
+    open(change);
+  }
+  ~OneCache() {
+    EXPECT_EQ(tq_batch_destroy(batch), TQ_OK);
+    EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
+  }
+  OneCache(const OneCache&) = delete;
+  OneCache& operator=(const OneCache&) = delete;
+
+  tq_sequence create() {
+    tq_sequence sequence = 0;
+    EXPECT_EQ(tq_sequence_create(cache, &sequence), TQ_OK);
+    return sequence;
+  }
+  // Tokens `first` .. of the test's numbers; layers < `layers` get them.
+  void append(tq_sequence sequence, int64_t first, int64_t count, int layers = kLayers, int64_t queries = 0) {
+    TQ_MUST(tq_batch_plan(batch, 1, &sequence, &count, &queries, nullptr));
+    for (int layer = 0; layer < layers; layer++) {
+      const std::vector<float> k = rows(layer, first, count, kHeads * kKeyDim),
+                               v = rows(layer + 50, first, count, kHeads * kValueDim);
+      TQ_MUST(tq_cache_append(cache, layer, batch, k.data(), v.data(), nullptr, nullptr));
+    }
+  }
+  // Queries of the sequence's last tokens, of all layers one after the other.
+  std::vector<float> attend(tq_sequence sequence, int64_t queries) {
+    const int64_t none = 0;
+    EXPECT_EQ(tq_batch_plan(batch, 1, &sequence, &none, &queries, nullptr), TQ_OK) << tq_last_error();
+    std::vector<float> all;
+    for (int layer = 0; layer < kLayers; layer++) {
+      const std::vector<float> q = rows(99, 0, queries, kQueryHeads * kKeyDim);
+      std::vector<float> out(static_cast<size_t>(queries * kQueryHeads * kValueDim), NAN);
+      EXPECT_EQ(
+          tq_cache_attend(cache, layer, batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0, nullptr),
+          TQ_OK)
+          << tq_last_error();
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
+  }
+  int64_t length(tq_sequence sequence) {
+    int64_t length = -1;
+    EXPECT_EQ(tq_sequence_length(cache, sequence, &length), TQ_OK);
+    return length;
+  }
+  uint64_t flags(tq_sequence sequence) {
+    uint64_t flags = 0;
+    EXPECT_EQ(tq_sequence_flags(cache, sequence, &flags), TQ_OK);
+    return flags;
+  }
+  static std::vector<float> rows(int salt, int64_t first, int64_t count, int width) {
+    std::vector<float> x;
+    for (int64_t token = first; token < first + count; token++)
+      for (int i = 0; i < width; i++)
+        x.push_back(static_cast<float>(
+                        format::mix64(static_cast<uint64_t>((salt * 10000 + token) * 1000 + i)) >> 40) *
+                        (1.0f / (1 << 23)) -
+                    1.0f);
+    return x;
+  }
+
+  tq_cache* cache = nullptr;
+  tq_batch* batch = nullptr;
+
+ private:
+  void open(const std::function<void(tq_cache_config&)>& change) {
+    tq_cache_config config = base_config();
+    change(config);
+    TQ_MUST(tq_cache_create(&config, nullptr, &cache));
+    TQ_MUST(tq_batch_create(cache, &batch));
+    const std::vector<float> centre = rows(77, 0, 1, config.num_kv_heads * kKeyDim);
+    TQ_MUST(tq_cache_set_centres(cache, 0, centre.data(), nullptr));
+  }
+};
+
+tq_sequence copied(OneCache& source, tq_sequence sequence, OneCache& target) {
+  tq_sequence copy = 0;
+  EXPECT_EQ(tq_sequence_copy(source.cache, sequence, target.cache, nullptr, &copy), TQ_OK) << tq_last_error();
+  return copy;
+}
+
+TEST(Copy, AttendsToTheSameBits) {
+  const std::function<void(tq_cache_config&)> changes[] = {
+      [](tq_cache_config& c) { c.page_size = 32; },
+      [](tq_cache_config& c) { c.page_size = 256, c.max_tokens = 4096, c.num_threads = 2; },
+      [](tq_cache_config& c) { c.flags = TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_NO_ZERO_ON_FREE; },
+      [](tq_cache_config& c) { c.key_scale_rule = TQ_SCALE_NORM; }};
+  for (const int64_t length : {0, 1, 31, 32, 33, 100, 300}) {
+    OneCache source;
+    tq_sequence sequence = source.create();
+    source.append(sequence, 0, length);
+    const std::vector<float> want = source.attend(sequence, std::min<int64_t>(length, 5));
+    for (const auto& change : changes) {
+      OneCache target(change);
+      // Pages that held something else.
+      const tq_sequence before = target.create();
+      target.append(before, 1000, 200);
+      EXPECT_EQ(tq_sequence_free(target.cache, before, nullptr), TQ_OK);
+      const tq_sequence copy = copied(source, sequence, target);
+      EXPECT_EQ(target.length(copy), length);
+      EXPECT_EQ(want, target.attend(copy, std::min<int64_t>(length, 5)));
+      // Back again; and both grow on, unless the target's encoder chooses other codes.
+      const tq_sequence back = copied(target, copy, source);
+      target.append(copy, length, 40);
+      source.append(back, length, 40);
+      if (&change < changes + 2) {
+        EXPECT_EQ(source.attend(back, 40), target.attend(copy, 40));
+      }
+      EXPECT_EQ(want, source.attend(sequence, std::min<int64_t>(length, 5))) << "the source is as it was";
+      EXPECT_EQ(tq_sequence_free(source.cache, back, nullptr), TQ_OK);
+    }
+  }
+}
+
+// Windows, sinks and rollback: as far as both keep them.
+TEST(Copy, ExactCopies) {
+  const auto window = [](tq_cache_config& c) {
+    c.window_tokens = 10, c.sink_tokens = 5, c.rollback_tokens = 3;
+  };
+  for (const int64_t length : {3, 12, 20, 40, 100}) {
+    OneCache source(window), same(window), none;
+    OneCache wider([](tq_cache_config& c) { c.window_tokens = 40, c.sink_tokens = 9; });
+    OneCache narrower([](tq_cache_config& c) { c.window_tokens = 4, c.sink_tokens = 1; });
+    tq_sequence sequence = source.create();
+    source.append(sequence, 0, length, kLayers, 2);
+    tq_sequence copy = copied(source, sequence, same);
+    EXPECT_EQ(source.attend(sequence, 1), same.attend(copy, 1));
+    for (const int64_t back : {1, 2, 3}) {
+      if (back > length) continue;
+      TQ_MUST(tq_sequence_truncate(source.cache, sequence, length - back, nullptr));
+      TQ_MUST(tq_sequence_truncate(same.cache, copy, length - back, nullptr));
+      const int64_t left = std::min<int64_t>(length - back, 1);
+      EXPECT_EQ(source.attend(sequence, left), same.attend(copy, left)) << length << " - " << back;
+    }
+    // Another cache's own window, where its copies exist: of a cache that always had it.
+    OneCache always([](tq_cache_config& c) { c.window_tokens = 4, c.sink_tokens = 1; });
+    const tq_sequence fresh = always.create(), first = source.create();
+    always.append(fresh, 0, length);
+    source.append(first, 0, length);
+    EXPECT_EQ(always.attend(fresh, 1), narrower.attend(copied(source, first, narrower), 1));
+    const tq_sequence longer = copied(source, first, wider);
+    EXPECT_EQ(wider.flags(longer) & TQ_NOTICED_SHORT_WINDOW, length > 13 ? TQ_NOTICED_SHORT_WINDOW : 0u);
+    wider.attend(longer, 1);
+    OneCache plain;
+    const tq_sequence coded = plain.create();
+    plain.append(coded, 0, length);
+    EXPECT_EQ(plain.attend(coded, 1), none.attend(copied(source, first, none), 1));
+  }
+}
+
+// Layers that give back tokens: as far as the source keeps them.
+TEST(Copy, SlidingLayers) {
+  static tq_layer_config layers[3][kLayers];  // windows of layer 1: 40, 20, 60
+  for (int which = 0; which < 3; which++)
+    for (int layer = 0; layer < kLayers; layer++) {
+      layers[which][layer] = tq_layer_config{};
+      layers[which][layer].struct_size = sizeof(tq_layer_config);
+      layers[which][layer].sliding_window = layer != 1 ? 0 : which == 0 ? 40 : which == 1 ? 20 : 60;
+    }
+  const auto with = [](int which) {
+    return [which](tq_cache_config& c) {
+      c.layers = layers[which], c.page_size = which == 0 ? 64 : 32;
+      c.rollback_tokens = 3, c.window_tokens = 5;
+    };
+  };
+  for (const int64_t length : {10, 39, 100, 333}) {
+    OneCache source(with(0)), same(with(0)), narrower(with(1)), wider(with(2)), always(with(1));
+    const tq_sequence sequence = source.create(), fresh = always.create();
+    source.append(sequence, 0, length);
+    always.append(fresh, 0, length);
+    const tq_sequence copy = copied(source, sequence, same), narrow = copied(source, sequence, narrower);
+    source.append(sequence, length, 3, kLayers, 3);
+    same.append(copy, length, 3, kLayers, 3);
+    EXPECT_EQ(source.attend(sequence, 3), same.attend(copy, 3)) << length;
+    TQ_MUST(tq_sequence_truncate(same.cache, copy, length, nullptr));
+    TQ_MUST(tq_sequence_truncate(source.cache, sequence, length, nullptr));
+    EXPECT_EQ(source.attend(sequence, 1), same.attend(copy, 1)) << length;
+    EXPECT_EQ(always.attend(fresh, 1), narrower.attend(narrow, 1)) << length;
+    tq_sequence refused = 0;
+    const bool kept = length <= 40;
+    EXPECT_EQ(tq_sequence_copy(source.cache, sequence, wider.cache, nullptr, &refused),
+              kept ? TQ_OK : TQ_ERROR_INCOMPATIBLE);
+    if (!kept) {
+      EXPECT_NE(std::string(tq_last_error()).find("target: layer 1: its next query sees tokens from"),
+                std::string::npos)
+          << tq_last_error();
+    }
+  }
+}
+
+// What a layer lacks it lacks in the copy; flags go along.
+TEST(Copy, WrittenAndFlags) {
+  OneCache source, target;
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 40);
+  source.append(sequence, 40, 10, 1);
+  const int64_t one = 1, none = 0;
+  std::vector<float> bad(kHeads * kKeyDim, NAN);
+  const tq_sequence flagged = source.create();
+  TQ_MUST(tq_batch_plan(source.batch, 1, &flagged, &one, &none, nullptr));
+  for (int layer = 0; layer < kLayers; layer++)
+    TQ_MUST(tq_cache_append(source.cache, layer, source.batch, bad.data(), bad.data(), nullptr, nullptr));
+  const tq_sequence copy = copied(source, sequence, target), noticed = copied(source, flagged, target);
+  EXPECT_EQ(target.flags(copy), 0u);
+  EXPECT_EQ(target.flags(noticed), TQ_NOTICED_NONFINITE);
+  EXPECT_EQ(target.length(copy), 50);
+  std::vector<float> k[2];
+  for (std::vector<float>& each : k) each.assign(static_cast<size_t>(50 * kHeads * kKeyDim), NAN);
+  TQ_MUST(tq_cache_read(source.cache, 0, sequence, 0, 50, k[0].data(), nullptr, nullptr, nullptr));
+  TQ_MUST(tq_cache_read(target.cache, 0, copy, 0, 50, k[1].data(), nullptr, nullptr, nullptr));
+  EXPECT_EQ(k[0], k[1]);
+  EXPECT_EQ(tq_cache_read(target.cache, 1, copy, 0, 41, k[1].data(), nullptr, nullptr, nullptr),
+            TQ_ERROR_INVALID_STATE);
+  EXPECT_EQ(tq_cache_read(target.cache, 1, copy, 0, 40, k[1].data(), nullptr, nullptr, nullptr), TQ_OK);
+}
+
+TEST(Copy, OfTheSameCacheSharesNothing) {
+  OneCache cache;
+  const tq_sequence sequence = cache.create();
+  cache.append(sequence, 0, 100);
+  const std::vector<float> want = cache.attend(sequence, 1);
+  tq_cache_memory memory = {};
+  memory.struct_size = sizeof memory;
+  const tq_sequence copy = copied(cache, sequence, cache);
+  TQ_MUST(tq_cache_get_memory(cache.cache, &memory));
+  EXPECT_EQ(memory.pages_used, 4);
+  cache.append(copy, 100, 1);
+  TQ_MUST(tq_sequence_free(cache.cache, copy, nullptr));
+  EXPECT_EQ(cache.attend(sequence, 1), want);
+}
+
+TEST(Copy, RefusalsNameTheField) {
+  OneCache source;
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 100);
+  static const int32_t other_bits[kLayers] = {3, 16, 5};
+  static tq_codebook book = {sizeof book, 3, 0.01f, {10, 30, 60, 100}};
+  const struct {
+    std::string text;
+    std::function<void(tq_cache_config&)> change;
+    tq_status status = TQ_ERROR_INCOMPATIBLE;
+  } cases[] = {
+      {"layer 2: key_bits = 5, the source's is 6", [](tq_cache_config& c) { c.layer_key_bits = other_bits; }},
+      {"rotation_seed = 4", [](tq_cache_config& c) { c.rotation_seed = 4; }},
+      {"first_layer = 1", [](tq_cache_config& c) { c.first_layer = 1; }},
+      {"first_kv_head = 2", [](tq_cache_config& c) { c.first_kv_head = 2; }},
+      {"layer 0: num_kv_heads = 4, the source's is 2", [](tq_cache_config& c) { c.num_kv_heads = 4; }},
+      {"io_dtype", [](tq_cache_config& c) { c.io_dtype = TQ_BF16; }},
+      {"key_codebook.magnitude = 10", [](tq_cache_config& c) { c.key_codebook = &book; }},
+      {"max_sequence_tokens = 99", [](tq_cache_config& c) { c.max_sequence_tokens = 99; }, TQ_ERROR_CAPACITY},
+  };
+  for (const auto& each : cases) {
+    OneCache target(each.change);
+    tq_sequence copy = 77;
+    EXPECT_EQ(tq_sequence_copy(source.cache, sequence, target.cache, nullptr, &copy), each.status);
+    EXPECT_NE(std::string(tq_last_error()).find(each.text), std::string::npos)
+        << each.text << " is not in " << tq_last_error();
+    EXPECT_EQ(copy, 77);
+    tq_cache_memory memory = {};
+    memory.struct_size = sizeof memory;
+    TQ_MUST(tq_cache_get_memory(target.cache, &memory));
+    EXPECT_EQ(memory.num_sequences, 0);
+    EXPECT_EQ(memory.pages_used, 0);
+  }
+  OneCache full([](tq_cache_config& c) { c.page_size = 32, c.max_tokens = 128, c.max_sequences = 2; });
+  full.append(full.create(), 0, 128);
+  tq_sequence none = 0;
+  EXPECT_EQ(tq_sequence_copy(source.cache, sequence, full.cache, nullptr, &none), TQ_ERROR_CAPACITY);
+  EXPECT_NE(std::string(tq_last_error()).find("needs 4 pages of 32 tokens, 2 of 6 are free"),
+            std::string::npos)
+      << tq_last_error();
+  OneCache target;
+  const std::vector<float> centre = OneCache::rows(78, 0, 1, kHeads * kKeyDim);
+  TQ_MUST(tq_cache_set_centres(target.cache, 0, centre.data(), nullptr));
+  tq_sequence copy = 0;
+  EXPECT_EQ(tq_sequence_copy(source.cache, sequence, target.cache, nullptr, &copy), TQ_ERROR_INCOMPATIBLE);
+  EXPECT_NE(std::string(tq_last_error()).find("key centre of kv head 0"), std::string::npos)
+      << tq_last_error();
+}
+
+// A verb that fails leaves both caches as they were; what was moved is cleared.
+TEST_F(CacheTest, CopyFailsWithoutATrace) {
+  config_.window_tokens = 6, config_.sink_tokens = 3;
+  open();
+  const int64_t id = cache_->create_sequence();
+  grow(id, 0, 70);
+  for (const Verb verb : {Verb::kMoveTiles, Verb::kSetSlot})
+    for (int after = 0; after < (verb == Verb::kSetSlot ? 1 : 5); after++) {
+      world().spared[static_cast<int>(verb)] = after;
+      fail(verb, true);
+      EXPECT_EQ(status_of([&] { Cache::copy_sequence(*cache_, id, *cache_, nullptr); }), Status::kCuda);
+      fail(verb, false);
+      EXPECT_STREQ(cache_->audit(), "");
+      EXPECT_EQ(cache_->memory().num_sequences, 1);
+      EXPECT_EQ(cache_->memory().pages_used, 3);
+    }
+  const int64_t copy = Cache::copy_sequence(*cache_, id, *cache_, nullptr);
+  EXPECT_STREQ(cache_->audit(), "");
+  EXPECT_EQ(read(copy, 0, 70), read(id, 0, 70));
+}
+
+}  // namespace
+}  // namespace tq
