@@ -170,7 +170,8 @@ Arena::Arena(const Geometry& geometry, const HostOps& ops, void* pool, int64_t w
   if (!pool && !geometry.may_grow()) pages_own_ = DeviceBlock(ops, device, places_.pages_bytes, "pages");
   if (geometry.may_grow()) pages_reserved_ = ReservedSpace(device, places_.reserved_bytes);
   for (int layer = 0; geometry.may_grow() && layer < geometry.num_layers; layer++)
-    pages_reserved_.map(places_.layers[layer].pages, places_.layer_bytes(geometry, layer));
+    if (geometry.stores(layer))
+      pages_reserved_.map(places_.layers[layer].pages, places_.layer_bytes(geometry, layer));
   pages_ = pool                  ? static_cast<uint8_t*>(pool)
            : geometry.may_grow() ? pages_reserved_.data()
                                  : pages_own_.data();
@@ -288,9 +289,10 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
              "cudaMemcpyAsync");
   // Nothing may show what lay in the memory before, a caller's pool included.
   for (int layer = 0; layer < geometry.num_layers; layer++)
-    check_cuda(runtime().memset_async(pages_ + places_.layers[layer].pages, 0,
-                                      static_cast<size_t>(places_.layer_bytes(geometry, layer)), stream),
-               "cudaMemsetAsync");
+    if (geometry.stores(layer))
+      check_cuda(runtime().memset_async(pages_ + places_.layers[layer].pages, 0,
+                                        static_cast<size_t>(places_.layer_bytes(geometry, layer)), stream),
+                 "cudaMemsetAsync");
   if (workspace_bytes_ > 0)
     check_cuda(runtime().memset_async(workspace_.data(), 0, static_cast<size_t>(workspace_bytes_), stream),
                "cudaMemsetAsync");

@@ -17,6 +17,7 @@
 #include "cuda/attend/launch.h"
 #include "cuda/dispatch.h"
 #include "cuda/merge/launch.h"
+#include "cuda/move/launch.h"
 #include "cuda/pages/launch.h"
 #include "cuda/plan_upload.h"
 #include "cuda/prefill/launch.h"
@@ -64,6 +65,7 @@ class CudaBackend : public Backend {
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
+  void move_tokens(const MoveRequest& request) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, void* stream) override;
   TilePlace tiles(int layer) const override;
@@ -98,6 +100,7 @@ class CudaBackend : public Backend {
   bool early_;                       // kernels may be launched early
   std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
   Arena arena_;
+  move::MoveSpace move_;
   std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
 };
 
@@ -118,6 +121,7 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
       early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(static_cast<size_t>(geometry.num_layers), 0),
       arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
+      move_(geometry_, ops),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
   for (int layer = 0; layer < geometry_.num_layers; layer++)
     long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
@@ -127,6 +131,7 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
   }
   try {
     arena_.initialise(geometry_, stream);
+    move_.initialise(geometry_, arena_, stream);
   } catch (...) {  // what was enqueued must not outlive the memory
     if (runtime().stream_synchronize(stream) != cudaSuccess) runtime().get_last_error();
     throw;
@@ -348,6 +353,12 @@ void CudaBackend::move_tiles(const TileMove& move) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(move.stream), "moving tiles");
   pages::launch_move_tiles(move, as_stream(move.stream));
+}
+
+void CudaBackend::move_tokens(const MoveRequest& request) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(request.stream), "taking tokens out of a sequence");
+  move_.move(geometry_, request, as_stream(request.stream));
 }
 
 void CudaBackend::copy_slot(int source, int target, void* stream) {

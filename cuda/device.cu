@@ -8,6 +8,7 @@
 #include "cuda/attend/launch.h"
 #include "cuda/backend.h"
 #include "cuda/dispatch.h"
+#include "cuda/move/launch.h"
 #include "cuda/runtime.h"
 #include "cuda/schedule/work_list.h"
 
@@ -95,8 +96,8 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
 BackendBytes cuda_backend_bytes(const Geometry& geometry) {
   const ArenaPlaces places(geometry);
   const int64_t workspace = attend_workspace_capacity(geometry, num_multiprocessors(geometry.device_id));
-  return BackendBytes{places.pages_bytes, places.raw_bytes, places.table_bytes + places.flags_bytes,
-                      workspace};
+  return BackendBytes{places.pages_bytes, places.raw_bytes,
+                      places.table_bytes + places.flags_bytes + move::MoveSpace::bytes(geometry), workspace};
 }
 
 }  // namespace cuda

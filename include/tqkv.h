@@ -83,8 +83,8 @@
  *   and pages are read from the batch's plan as the graph runs: call tq_batch_plan on it between replays
  *   (never in a capture: TQ_ERROR_CAPTURE), on the replay's stream or ordered before it by an event. A plan
  *   may have any sequences and counts that the cache admits; the buffers must hold its rows. A replay without
- *   a new plan repeats the step. After a truncate or free of a planned sequence, plan before the next replay:
- *   a graph cannot notice that its plan is out of force, and would use pages that are others' by then.
+ *   a new plan repeats the step. After a planned sequence lost tokens or was freed, plan before the next
+ *   replay: a graph cannot notice that its plan is out of force, and would use pages that are others'.
  *   Replays make no call, so a layer whose append was captured counts as written by every plan of the batch,
  *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
  *   replay has run, its new tokens (a fork's too) are zeros or older values. tq_batch_plan refuses to leave a
@@ -109,10 +109,10 @@
  *   Pages outside every range are not read. CUDA: visible ranges run in the kernels of causal attention, so
  *   does long prefill with ALiBi; other ALiBi and every tree mask run in the kernel for any bits.
  *
- * Limits   The caller applies RoPE before append and attend. Tokens leave a sequence at its end, and in
- *   front of a layer's sliding window. A raw side (16 bits) of a float32 cache is float16: beyond +-65504 it
- *   saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute capability 8.0 or later; head and
- *   value dimension equal (rounded up to 32), 192/128 or 576/512; Hadamard; sequences below 2^31 - 32 tokens.
+ * Limits   The caller applies RoPE before append and attend. A raw side (16 bits) of a float32 cache is
+ *   float16: beyond +-65504 it saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute
+ *   capability 8.0 or later; head and value dimension equal (rounded up to 32), 192/128 or 576/512; Hadamard;
+ *   sequences below 2^31 - 32 tokens.
  */
 #ifndef TQKV_H
 #define TQKV_H
@@ -364,9 +364,10 @@ TQ_API tq_status tq_cache_create(const tq_cache_config *config, void *stream, tq
  * be destroyed first (INVALID_STATE otherwise, nothing freed). */
 TQ_API tq_status tq_cache_destroy(tq_cache *cache);
 /* Raises max_tokens; the memory is taken now, zeroed, and waited for. Pages keep their addresses, so plans
- * stay in force and captured graphs valid. Bookkeeping and workspace are sized for max_reserve_tokens at
- * create; the pages of a cache that may grow come in whole pieces of the system's memory (4 KiB; CUDA: mostly
- * 2 MiB, for each layer), which tq_cache_bytes counts. A failed call leaves the pool as it was.
+ * stay in force and captured graphs valid. Bookkeeping, workspace and exact copies are sized for
+ * max_reserve_tokens at create; the pages of a cache that may grow come in whole pieces of the system's
+ * memory (4 KiB; CUDA: mostly 2 MiB, for each layer), which tq_cache_bytes counts. A failed call leaves the
+ * pool as it was.
  *   max_tokens  from the present one (nothing happens) up; below: INVALID_ARGUMENT
  * CAPACITY beyond max_reserve_tokens, OUT_OF_MEMORY; CAPTURE inside a graph. Creating a cache with
  * max_reserve_tokens above max_tokens is NOT_SUPPORTED with a pool or an allocator of the caller's, and where
@@ -442,6 +443,25 @@ TQ_API tq_status tq_sequence_copy(tq_cache *source, tq_sequence sequence, tq_cac
  * Whole pages are given back and scrubbed; the rest of the last page is overwritten by the next append. A
  * plan that holds the sequence is out of force, unless length is the current one. */
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
+/* Takes tokens first .. first + count - 1 out: later tokens move down, codes, scales and exact copies bit for
+ * bit, nothing is decoded. Afterwards it is as if the tokens that stay had been appended alone, but for the
+ * exact copies: the sinks are those that stay of the old ones (fewer, unless all tokens have copies), the
+ * window what stays of the old one (TQ_NOTICED_SHORT_WINDOW). Layers that lack tokens (see Written) lack the
+ * same ones. Pages whose tokens stay together at their places move by table only; the others are rewritten in
+ * place, those that a fork shares into free ones (CAPACITY, nothing changed, if there are none).
+ *   first, count  inside the sequence; count 0: nothing happens; up to the end: a truncate
+ * RoPE and other encodings of positions are the caller's: a key that was appended at position p stays rotated
+ * for p. Either count positions on from those of the tokens that stay, or re-rotate: read keys that have
+ * exact copies (sinks, window), rotate them by the difference, append them anew; coded keys lose a little by
+ * that. bindings/python/examples/streaming.py does it for the sinks. INVALID_STATE if a layer with a sliding
+ * window would miss tokens that the next query sees. A plan that holds the sequence is out of force; before a
+ * replay of a graph plan anew, as after a truncate. */
+TQ_API tq_status tq_sequence_remove(tq_cache *cache, tq_sequence sequence, int64_t first, int64_t count,
+                                    void *stream);
+/* Keeps the named tokens alone, likewise. positions: [count] rising, in the host's memory; NULL only with
+ * count 0. */
+TQ_API tq_status tq_sequence_select(tq_cache *cache, tq_sequence sequence, const int64_t *positions,
+                                    int64_t count, void *stream);
 /* Tokens, planned ones included. */
 TQ_API tq_status tq_sequence_length(const tq_cache *cache, tq_sequence sequence, int64_t *length);
 /* TQ_NOTICED_* since the sequence was created (a fork inherits them); TQ_NOTICED_SHORT_WINDOW as long as it
@@ -461,7 +481,7 @@ TQ_API tq_status tq_batch_destroy(tq_batch *batch);
  *                  or any number where new_tokens[i] = 0 (cross-attention, see Masks)
  * Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query tokens
  * likewise. append and attend of every layer follow the plan, which is in force until the batch's next one,
- * or until one of its sequences is planned in another batch, truncated or freed. CAPACITY: pool,
+ * or until one of its sequences is planned in another batch, freed, or loses tokens. CAPACITY: pool,
  * max_raw_tokens, max_sequence_tokens or batch limits exceeded; the text has the numbers. CAPTURE: inside a
  * graph. */
 TQ_API tq_status tq_batch_plan(tq_batch *batch, int32_t num_sequences, const tq_sequence *sequences,

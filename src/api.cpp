@@ -298,6 +298,22 @@ tq_status tq_sequence_copy(tq_cache* source, tq_sequence sequence, tq_cache* tar
   });
 }
 
+tq_status tq_sequence_remove(tq_cache* cache, tq_sequence sequence, int64_t first, int64_t count,
+                             void* stream) {
+  return guarded([&] {
+    tq::require(cache, "cache");
+    unwrap(cache)->remove_tokens(sequence, first, count, stream);
+  });
+}
+
+tq_status tq_sequence_select(tq_cache* cache, tq_sequence sequence, const int64_t* positions, int64_t count,
+                             void* stream) {
+  return guarded([&] {
+    tq::require(cache, "cache");
+    unwrap(cache)->select_tokens(sequence, positions, count, stream);
+  });
+}
+
 tq_status tq_sequence_length(const tq_cache* cache, tq_sequence sequence, int64_t* length) {
   return guarded([&] {
     tq::require(cache, "cache");

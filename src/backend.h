@@ -53,6 +53,8 @@ class Backend {
   // In stream order. Both places are memory that the device reaches: its own, or memory of take_staging or
   // otherwise pinned.
   virtual void move_tiles(const TileMove& move) = 0;
+  // Tokens into other places of their sequence's pages, codes, scales and exact copies alike, bit for bit.
+  virtual void move_tokens(const MoveRequest& request) = 0;
   // Memory of the host that the device reaches too; not for long.
   virtual uint8_t* take_staging(int64_t bytes) = 0;
   virtual void give_staging(uint8_t* memory, int64_t bytes) noexcept = 0;

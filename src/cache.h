@@ -111,6 +111,8 @@ class Cache {
   int64_t fork_sequence(int64_t source, void* stream);
   void truncate_sequence(int64_t id, int64_t length, void* stream);
   static int64_t copy_sequence(Cache& source, int64_t id, Cache& target, void* stream);  // copy.cpp
+  void remove_tokens(int64_t id, int64_t first, int64_t count, void* stream);
+  void select_tokens(int64_t id, const int64_t* positions, int64_t count, void* stream);
   int64_t sequence_length(int64_t id) const;
   uint64_t sequence_flags(int64_t id) const;
 
@@ -163,6 +165,8 @@ class Cache {
   void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   int32_t collect_leavers(Batch& batch, int32_t num_sequences) const noexcept;
+  void shorten(int32_t slot, int64_t length, void* stream);
+  void take_out(int32_t slot, const TokenMap& tokens, void* stream);
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;
   void scrub(int group, const int32_t* pages, int64_t count, void* stream);

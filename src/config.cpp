@@ -159,7 +159,7 @@ void resolve_raw_tokens(tq_cache_config& c, ReasonList& reasons) {
     const int64_t queries = std::min<int64_t>(c.max_batch_tokens, kRawBatchTokens);
     const int64_t most = std::min(longest, whole_raw_pages(idle + c.max_batch_tokens));
     const int64_t between = std::min(checked_mul(idle, c.max_sequences, "max_raw_tokens"),
-                                     std::max(kRawTokens, c.max_tokens / kRawShare));
+                                     std::max(kRawTokens, c.max_reserve_tokens / kRawShare));
     c.max_raw_tokens =
         std::min(checked_mul(most, c.max_sequences, "max_raw_tokens"), std::max(idle, between) + queries);
   }

@@ -38,6 +38,9 @@ PageTable::PageTable(const PageTableLimits& limits, Carver& carver) : limits_(li
   free_ = carver.take<int32_t>(group.most_pages());
   given_ = carver.take<int32_t>(group.most_pages());
   list_ = carver.take<int32_t>(group.max_sequence_pages);
+  gathers_ = carver.take<PageGather>(group.max_sequence_pages);
+  moved_ = carver.take<int32_t>(group.max_sequence_pages);
+  fate_ = carver.take<uint8_t>(group.max_sequence_pages);
   changes_ = carver.take<Change>(2 * static_cast<int64_t>(limits.max_batch_sequences));
   first_changed_ = carver.take<int64_t>(2 * static_cast<int64_t>(limits.max_batch_sequences));
   copies_ = carver.take<PageCopy>(limits.max_batch_sequences);

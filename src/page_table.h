@@ -31,12 +31,6 @@ struct Growth {
   int64_t new_tokens, query_tokens;
 };
 
-// Tokens of a sequence that a group keeps: [0, sink_end) and [first, end), end being the sequence's length.
-// first is 0 if they meet.
-struct KeptTokens {
-  int64_t sink_end, first, end;
-};
-
 class PageTable {
  public:
   // Takes the same arrays from any carver; a measuring one gives the bytes needed.
@@ -97,6 +91,15 @@ class PageTable {
   }
   void forget_uncleared() noexcept { num_given_ = 0; }
 
+  // ---- tokens taken out (page_move.cpp) ----
+  // INVALID_STATE if the layers would not keep what the next query sees.
+  void check_move(int32_t slot, const TokenMap& tokens) const;
+  // CAPACITY, nothing changed, if shared pages cannot be replaced. Then commit_move, or anything else.
+  void prepare_move(int32_t slot, const TokenMap& tokens);
+  GroupMove move() const;
+  // What becomes free is left uncleared.
+  void commit_move() noexcept;
+
   // For tests: "" or what is wrong. Counts all references anew.
   const char* audit() const;
 
@@ -104,6 +107,11 @@ class PageTable {
   struct Row {
     KeptTokens kept;
     int64_t shown_pages;  // leading entries that the last plan showed and that are unchanged since
+  };
+  struct Move {
+    int32_t slot;
+    KeptTokens to;
+    int64_t fresh;  // pages from the top of the stack
   };
   struct Change {
     int32_t slot;
@@ -130,6 +138,10 @@ class PageTable {
   void for_each_dropped(const KeptTokens& from, const KeptTokens& to, const Visit& visit) const;
   // Index of the page that holds old tokens and gets new ones, or -1.
   int64_t shared_tail(const Change& change) const;
+  template <typename Visit>
+  void for_each_held(const KeptTokens& kept, const Visit& visit) const;
+  int64_t first_kept(const KeptTokens& kept, int64_t page) const;
+  KeptTokens moved(const KeptTokens& from, const TokenMap& tokens) const;
   // Puts the references back as they were before prepare_growth.
   void restore_references() noexcept;
   [[noreturn]] void refuse_growth(int64_t taken);
@@ -146,10 +158,15 @@ class PageTable {
   int32_t* list_;           // [max_sequence_pages] result of exclusive_pages
   Change* changes_;         // [2 * max_batch_sequences] between prepare and commit
   int64_t* first_changed_;  // [2 * max_batch_sequences]
+  PageGather* gathers_;     // [max_sequence_pages] of the prepared move
+  int32_t* moved_;          // [max_sequence_pages] the row as it will be
+  uint8_t* fate_;           // [max_sequence_pages] of the pages of the row as it is
   PageCopy* copies_;        // [max_batch_sequences]
   int32_t* copy_owner_;     // [max_batch_sequences] index into changes_
   int64_t num_free_ = 0, num_given_ = 0;
   bool leave_uncleared_ = false;
+  int64_t num_gathers_ = 0;
+  Move move_ = {};
   int32_t num_changes_ = 0, num_planned_ = 0;
   int64_t num_copies_ = 0;
   // of the prepared growth: pages from the top of the stack, and then from the end of the given ones

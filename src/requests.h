@@ -7,6 +7,7 @@
 #include "format/rotation.h"
 #include "format/tile_layout.h"
 #include "plan.h"
+#include "token_map.h"
 
 namespace tq {
 
@@ -197,6 +198,34 @@ struct ReadRequest {
 
 struct PageCopy {
   int32_t source, target;  // page ids; all layers of a group
+};
+
+// Tokens of a sequence that a group keeps: [0, sink_end) and [first, end), end being the sequence's length.
+// first is 0 if they meet.
+struct KeptTokens {
+  int64_t sink_end, first, end;
+
+  bool has(int64_t token) const { return token < sink_end || (token >= first && token < end); }
+};
+
+// A page that gets its tokens from several: entry `index` of the sequence's row, id of the page.
+struct PageGather {
+  int32_t index, target;
+};
+
+// One page group's part when tokens are taken out of a sequence; all on the host.
+struct GroupMove {
+  const int32_t* sources;  // [num_sources] the sequence's row before
+  int64_t num_sources;
+  const PageGather* gathers;  // [num_gathers] by rising index, to be filled in this order: page_move.cpp
+  int64_t num_gathers;
+  KeptTokens kept;  // afterwards; what else a gathered page holds becomes zero or stays
+};
+
+struct MoveRequest {
+  TokenMap tokens;
+  const GroupMove* groups;  // [num_groups]
+  void* stream;
 };
 
 // Device and host bytes that a backend allocates for a geometry, exactly.

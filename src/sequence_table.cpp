@@ -23,6 +23,7 @@ SequenceTable::SequenceTable(const Geometry& g, int64_t max_sequence_tokens, Car
       window_tokens_(g.window_tokens) {
   groups_ = carver.take<PageTable>(g.num_groups);
   maps_ = carver.take<PageMap>(g.num_groups);
+  moves_ = carver.take<GroupMove>(g.num_groups);
   for (int32_t i = 0; i < g.num_groups; i++) {
     const PageTable table(PageTableLimits{g.max_sequences, g.max_batch_sequences, g.groups[i]}, carver);
     if (groups_) new (groups_ + i) PageTable(table);
@@ -175,6 +176,22 @@ void SequenceTable::commit_growth() noexcept {
 void SequenceTable::cancel_growth() noexcept {
   for (int32_t i = 0; i < num_groups_; i++) groups_[i].cancel_growth();
   num_growth_ = 0;
+}
+
+// ---- tokens taken out ----
+
+void SequenceTable::prepare_move(int32_t slot, const TokenMap& tokens) {
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].check_move(slot, tokens);
+  for (int32_t i = 0; i < num_groups_; i++) {
+    groups_[i].prepare_move(slot, tokens);
+    moves_[i] = groups_[i].move();
+  }
+}
+
+void SequenceTable::commit_move(int32_t slot, const TokenMap& tokens) noexcept {
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].commit_move();
+  total_tokens_ -= rows_[slot].length - tokens.length;
+  rows_[slot].length = tokens.length;
 }
 
 // ---- for tests ----

@@ -57,6 +57,12 @@ class SequenceTable {
     return rows_[growth_[index].slot].length + growth_[index].new_tokens;
   }
 
+  // ---- tokens taken out ----
+  // PageTable's, of all groups; moves() is valid until commit_move.
+  void prepare_move(int32_t slot, const TokenMap& tokens);
+  const GroupMove* moves() const { return moves_; }
+  void commit_move(int32_t slot, const TokenMap& tokens) noexcept;
+
   // For tests: "" or what is wrong, in the groups too.
   const char* audit() const;
 
@@ -71,6 +77,7 @@ class SequenceTable {
   int64_t max_sequence_tokens_, window_tokens_;
   PageTable* groups_;    // [num_groups]
   PageMap* maps_;        // [num_groups]
+  GroupMove* moves_;     // [num_groups]
   Row* rows_;            // [max_sequences]
   int32_t* free_slots_;  // [max_sequences] stack
   Growth* growth_;       // [max_batch_sequences] between prepare and commit

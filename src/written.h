@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "host_block.h"
+#include "token_map.h"
 
 namespace tq {
 
@@ -26,6 +27,10 @@ class Written {
   void append(int32_t layer, int32_t slot, int64_t length) noexcept { at(layer, slot) = length; }
   void truncate(int32_t slot, int64_t length) noexcept {
     for (int32_t layer = 0; layer < num_layers_; layer++) at(layer, slot) = std::min(at(layer, slot), length);
+  }
+  void move(int32_t slot, const TokenMap& tokens) noexcept {
+    for (int32_t layer = 0; layer < num_layers_; layer++)
+      at(layer, slot) = tokens.kept_before(at(layer, slot));
   }
   void fork(int32_t source, int32_t target) noexcept {
     for (int32_t layer = 0; layer < num_layers_; layer++) at(layer, target) = at(layer, source);

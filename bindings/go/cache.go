@@ -184,6 +184,20 @@ func (c *Cache) SetCentres(layer int, key, value []float32) error {
 	})
 }
 
+// Reserve raises MaxTokens, up to the configuration's MaxReserveTokens, in place: plans stay in force, and
+// what graphs hold stays where it is. It waits for its memory.
+func (c *Cache) Reserve(maxTokens int64) error {
+	return c.ReserveOn(maxTokens, 0)
+}
+
+// ReserveOn is [Cache.Reserve] in the order of a stream.
+func (c *Cache) ReserveOn(maxTokens int64, stream Stream) error {
+	return c.locked(func(c *core) error {
+		return c.text.result(C.tqkv_cache_reserve(c.api, c.cache, C.int64_t(maxTokens), C.uintptr_t(stream),
+			c.text.c()))
+	})
+}
+
 // Memory is what the cache holds, by the host's bookkeeping.
 func (c *Cache) Memory() (memory Memory, err error) {
 	err = c.locked(func(c *core) error {
@@ -291,6 +305,33 @@ func (c *Cache) TruncateOn(sequence Sequence, length int64, stream Stream) error
 	return c.locked(func(c *core) error {
 		return c.text.result(C.tqkv_sequence_truncate(c.api, c.cache, C.int64_t(sequence), C.int64_t(length),
 			C.uintptr_t(stream), c.text.c()))
+	})
+}
+
+// Remove takes count tokens from first on out of a sequence; later ones move down, bit for bit. Positions for
+// rotary embeddings stay the caller's business: a key stays rotated for the position that it was appended at.
+func (c *Cache) Remove(sequence Sequence, first, count int64) error {
+	return c.RemoveOn(sequence, first, count, 0)
+}
+
+// RemoveOn is [Cache.Remove] in the order of a stream.
+func (c *Cache) RemoveOn(sequence Sequence, first, count int64, stream Stream) error {
+	return c.locked(func(c *core) error {
+		return c.text.result(C.tqkv_sequence_remove(c.api, c.cache, C.int64_t(sequence), C.int64_t(first),
+			C.int64_t(count), C.uintptr_t(stream), c.text.c()))
+	})
+}
+
+// Select keeps a sequence's tokens at these rising positions alone; as [Cache.Remove] otherwise.
+func (c *Cache) Select(sequence Sequence, positions []int64) error {
+	return c.SelectOn(sequence, positions, 0)
+}
+
+// SelectOn is [Cache.Select] in the order of a stream.
+func (c *Cache) SelectOn(sequence Sequence, positions []int64, stream Stream) error {
+	return c.locked(func(c *core) error {
+		return c.text.result(C.tqkv_sequence_select(c.api, c.cache, C.int64_t(sequence),
+			(*C.int64_t)(ptr(positions)), C.int64_t(len(positions)), C.uintptr_t(stream), c.text.c()))
 	})
 }
 

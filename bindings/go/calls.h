@@ -20,10 +20,10 @@
   X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_config_layer_bytes) X(tq_cache_create) \
   X(tq_cache_destroy) X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) \
   X(tq_cache_get_memory) X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) \
-  X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_length) X(tq_sequence_flags) \
-  X(tq_batch_create) X(tq_batch_destroy) X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) \
-  X(tq_attend_params_init) X(tq_cache_attend) X(tq_attend_workspace_bytes) X(tq_merge_states) \
-  X(tq_cache_read)
+  X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_remove) \
+  X(tq_sequence_select) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) \
+  X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
+  X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -127,6 +127,16 @@ static inline tq_status tqkv_sequence_copy(const tqkv_api* api, tq_cache* source
 static inline tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence,
     int64_t length, uintptr_t stream, char* text) {
   return tqkv_done(api, api->tq_sequence_truncate(cache, sequence, length, (void*)stream), text);
+}
+
+static inline tq_status tqkv_sequence_remove(const tqkv_api* api, tq_cache* cache, int64_t sequence,
+    int64_t first, int64_t count, uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_sequence_remove(cache, sequence, first, count, (void*)stream), text);
+}
+
+static inline tq_status tqkv_sequence_select(const tqkv_api* api, tq_cache* cache, int64_t sequence,
+    const int64_t* positions, int64_t count, uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_sequence_select(cache, sequence, positions, count, (void*)stream), text);
 }
 
 static inline tq_status tqkv_sequence_length(const tqkv_api* api, const tq_cache* cache, int64_t sequence,

@@ -68,7 +68,8 @@ type Config struct {
 	KeyCodebook       *Codebook // nil = built in; used by coded layers of exactly its bits
 	ValueCodebook     *Codebook
 	MaxTokens         int64 // required: tokens that the pool holds over all sequences, whatever their lengths
-	MaxSequenceTokens int64 // longest sequence; 0 = MaxTokens
+	MaxReserveTokens  int64 // what Reserve may raise it to; 0 = MaxTokens, no growth
+	MaxSequenceTokens int64 // longest sequence; 0 = MaxReserveTokens
 	MaxSequences      int32 // 0 = 1
 	MaxBatchSequences int32 // sequences in one plan; 0 = MaxSequences
 	MaxBatchTokens    int64 // new tokens, and query tokens, in one plan, each; 0 = MaxTokens
@@ -133,8 +134,9 @@ func (config *Config) parts() (*configParts, error) {
 			key_scale_rule: C.int32_t(c.KeyScaleRule), value_scale_rule: C.int32_t(c.ValueScaleRule),
 			page_size: C.int32_t(c.PageSize), rotation_seed: C.uint64_t(c.RotationSeed),
 			first_layer: C.int32_t(c.FirstLayer), first_kv_head: C.int32_t(c.FirstKVHead),
-			max_tokens: C.int64_t(c.MaxTokens), max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
-			max_sequences: C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
+			max_tokens: C.int64_t(c.MaxTokens), max_reserve_tokens: C.int64_t(c.MaxReserveTokens),
+			max_sequence_tokens: C.int64_t(c.MaxSequenceTokens),
+			max_sequences:       C.int32_t(c.MaxSequences), max_batch_sequences: C.int32_t(c.MaxBatchSequences),
 			max_batch_tokens: C.int64_t(c.MaxBatchTokens), max_raw_tokens: C.int64_t(c.MaxRawTokens),
 			window_tokens: C.int32_t(c.WindowTokens), sink_tokens: C.int32_t(c.SinkTokens),
 			rollback_tokens: C.int32_t(c.RollbackTokens), num_threads: C.int32_t(c.NumThreads),
@@ -225,8 +227,9 @@ func configOf(raw *C.tq_cache_config) Config {
 		PageSize: int32(raw.page_size), RotationSeed: uint64(raw.rotation_seed),
 		FirstLayer: int32(raw.first_layer), FirstKVHead: int32(raw.first_kv_head),
 		KeyCodebook: book(raw.key_codebook), ValueCodebook: book(raw.value_codebook),
-		MaxTokens: int64(raw.max_tokens), MaxSequenceTokens: int64(raw.max_sequence_tokens),
-		MaxSequences: int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
+		MaxTokens: int64(raw.max_tokens), MaxReserveTokens: int64(raw.max_reserve_tokens),
+		MaxSequenceTokens: int64(raw.max_sequence_tokens),
+		MaxSequences:      int32(raw.max_sequences), MaxBatchSequences: int32(raw.max_batch_sequences),
 		MaxBatchTokens: int64(raw.max_batch_tokens), MaxRawTokens: int64(raw.max_raw_tokens),
 		WindowTokens: int32(raw.window_tokens), SinkTokens: int32(raw.sink_tokens),
 		RollbackTokens: int32(raw.rollback_tokens), NumThreads: int32(raw.num_threads),

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"unsafe"
 
 	tqkv "github.com/tqkv/tqkv/bindings/go"
 )
@@ -33,6 +34,8 @@ type contractStep struct {
 	Sequences                                          []string
 	NewTokens                                          []int64 `json:"new_tokens"`
 	QueryTokens                                        []int64 `json:"query_tokens"`
+	MaxTokens                                          int64   `json:"max_tokens"`
+	Positions                                          []int64
 	K, V                                               string
 	KOffset                                            int `json:"k_offset"`
 	VOffset                                            int `json:"v_offset"`
@@ -113,6 +116,7 @@ type contractConfig struct {
 	KeyCodebook       *contractCodebook `json:"key_codebook"`
 	ValueCodebook     *contractCodebook `json:"value_codebook"`
 	MaxTokens         int64             `json:"max_tokens"`
+	MaxReserveTokens  int64             `json:"max_reserve_tokens"`
 	MaxSequenceTokens int64             `json:"max_sequence_tokens"`
 	MaxSequences      int32             `json:"max_sequences"`
 	MaxBatchSequences int32             `json:"max_batch_sequences"`
@@ -178,7 +182,7 @@ func (c *contractConfig) config() *tqkv.Config {
 		PageSize: c.PageSize, RotationSeed: c.RotationSeed, FirstLayer: c.FirstLayer,
 		FirstKVHead: c.FirstKVHead, Layers: layersOf(c.Layers), KeyCodebook: c.KeyCodebook.codebook(),
 		ValueCodebook: c.ValueCodebook.codebook(), MaxTokens: c.MaxTokens,
-		MaxSequenceTokens: c.MaxSequenceTokens, MaxSequences: c.MaxSequences,
+		MaxReserveTokens: c.MaxReserveTokens, MaxSequenceTokens: c.MaxSequenceTokens, MaxSequences: c.MaxSequences,
 		MaxBatchSequences: c.MaxBatchSequences, MaxBatchTokens: c.MaxBatchTokens,
 		MaxRawTokens: c.MaxRawTokens,
 		WindowTokens: c.WindowTokens, SinkTokens: c.SinkTokens, RollbackTokens: c.RollbackTokens,
@@ -330,4 +334,11 @@ func (x *tensor) compare(what string, found []float32, relative, absolute *float
 		return broken{fmt.Sprintf("%s: error %g > %g", what, largest, *absolute)}
 	}
 	return nil
+}
+
+// aligned is bytes at a multiple of 256.
+func aligned(bytes int) []byte {
+	memory := make([]byte, bytes+256)
+	offset := -int(uintptr(unsafe.Pointer(&memory[0]))) & 255
+	return memory[offset : offset+bytes : offset+bytes]
 }

@@ -11,7 +11,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"unsafe"
 
 	tqkv "github.com/tqkv/tqkv/bindings/go"
 )
@@ -185,6 +184,12 @@ func (r *runner) step(s contractStep) error {
 		return r.copy(s, n)
 	case "sequence_truncate":
 		return n.cache.Truncate(n.sequences[s.Sequence], s.Length)
+	case "reserve":
+		return n.cache.Reserve(s.MaxTokens)
+	case "sequence_remove":
+		return n.cache.Remove(n.sequences[s.Sequence], s.First, s.Count)
+	case "sequence_select":
+		return n.cache.Select(n.sequences[s.Sequence], s.Positions)
 	case "sequence_free":
 		return n.cache.Free(n.sequences[s.Sequence])
 	case "sequence_length", "sequence_flags":
@@ -327,13 +332,6 @@ func (n *named) layer(number int) tqkv.LayerConfig {
 		number = 0
 	}
 	return n.config.Layers[number]
-}
-
-// aligned is bytes at a multiple of 256.
-func aligned(bytes int) []byte {
-	memory := make([]byte, bytes+256)
-	offset := -int(uintptr(unsafe.Pointer(&memory[0]))) & 255
-	return memory[offset : offset+bytes : offset+bytes]
 }
 
 func (r *runner) attend(s contractStep, n *named) error {

@@ -19,6 +19,7 @@ list(APPEND tq_cuda_sources
   cuda/backend.cu
   cuda/device.cu
   cuda/merge/launch.cu
+  cuda/move/launch.cu
   cuda/pages/launch.cu
   cuda/plan_upload.cu
   cuda/prefill/launch.cu

@@ -53,6 +53,7 @@ class CpuBackend final : public Backend {
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
+  void move_tokens(const MoveRequest& request) override;
   void copy_slot(int source, int target, void* stream) override;
   void start_slot(int slot, void* stream) override;
   TilePlace tiles(int layer) const override;
@@ -71,6 +72,12 @@ class CpuBackend final : public Backend {
  private:
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
 
+  // gather(where its 32 tokens come from, its memory) for the tiles of a group's gathered pages, in their
+  // order; tile_of(page, tile in page)
+  template <typename Tile, typename Gather>
+  void for_each_moved(const MoveRequest& request, int group, const Tile& tile_of, const Gather& gather) const;
+  void move_codes(const MoveRequest& request, const LayerStore& layer, int head) const;
+  void move_exact(const MoveRequest& request, const LayerStore& layer, int head, Kind kind) const;
   void zero(uint8_t* memory, int64_t bytes);
   // visit(pages of one layer, i) for i = 0 .. count - 1, in all layers that the group has something of
   template <typename Visit>

@@ -154,6 +154,9 @@ int main(void) {
       {"error texts", test_errors},
       {"allocator and pool", test_allocator_and_pool},
       {"pools that grow", test_reserve},
+      {"tokens removed", test_remove},
+      {"tokens selected", test_select},
+      {"tokens removed, sliding layers", test_sliding_remove},
       {"two caches on two threads", test_two_caches_on_two_threads},
   };
   const int count = (int)(sizeof topics / sizeof topics[0]);

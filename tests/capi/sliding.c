@@ -144,3 +144,39 @@ void test_sliding_bytes(void) {
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "layer = 62: must be 0 .. 61",
           tq_cache_config_layer_bytes(&config, 62, &of));
 }
+
+void test_sliding_remove(void) {
+  tq_layer_config layers[LAYERS], all_layers[LAYERS];
+  const tq_cache_config config = sliding_config(layers, 1), all_config = sliding_config(all_layers, 0);
+  tq_cache *cache = make_cache(&config), *all = make_cache(&all_config);
+  tq_batch *batch = make_batch(cache), *all_batch = make_batch(all);
+  const tq_sequence s = make_sequence(cache), t = make_sequence(all);
+  int64_t length = 0, refused = 0;
+  for (unsigned step = 0; step < 60; step++) {
+    const int64_t count = step % 7 == 0 ? kChunk : 1 + (int64_t)(step % 4);
+    EXPECT(TQ_OK, grow(cache, batch, s, count, step));
+    EXPECT(TQ_OK, grow(all, all_batch, t, count, step));
+    length += count;
+    compare_rows(cache, all, batch, all_batch, count, step);
+    /* In front of the window anything may go; in it as much as lies in reach of a rollback. */
+    const int64_t first = (int64_t)(step * 7919u) % length, some = 1 + (int64_t)(step * 31u) % 23,
+                  gone = some < length - first ? some : length - first;
+    const tq_status status = tq_sequence_remove(cache, s, first, gone, NULL);
+    if (status == TQ_OK) {
+      EXPECT(TQ_OK, tq_sequence_remove(all, t, first, gone, NULL));
+      length -= gone;
+    } else {
+      CHECK(status == TQ_ERROR_INVALID_STATE && first + gone > length - kWindow);
+      CHECK(strstr(tq_last_error(), "layer 1 ") != NULL);
+      refused++;
+    }
+    CHECK(length_of(cache, s) == length);
+  }
+  CHECK(refused > 0 && refused < 30);
+  REFUSES(TQ_ERROR_INVALID_STATE, "sequence: layer 1 keeps ",
+          tq_sequence_remove(cache, s, length - kWindow, kWindow - 1, NULL));
+  EXPECT(TQ_OK, tq_batch_destroy(batch));
+  EXPECT(TQ_OK, tq_batch_destroy(all_batch));
+  EXPECT(TQ_OK, tq_cache_destroy(cache));
+  EXPECT(TQ_OK, tq_cache_destroy(all));
+}

@@ -96,6 +96,19 @@ class Case:
         self.model.truncate(name, length)
         self.step("sequence_truncate", cache=self.model.cache_name, sequence=name, length=length)
 
+    def remove(self, name, first, count):
+        length = self.model.sequences[name].length
+        self.model.select(name, [i for i in range(length) if not first <= i < first + count])
+        self.step("sequence_remove",
+                  cache=self.model.cache_name,
+                  sequence=name,
+                  first=first,
+                  count=count)
+
+    def select(self, name, positions):
+        self.model.select(name, positions)
+        self.step("sequence_select", cache=self.model.cache_name, sequence=name, positions=positions)
+
     def free(self, name):
         del self.model.sequences[name]
         self.step("sequence_free", cache=self.model.cache_name, sequence=name)

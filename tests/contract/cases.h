@@ -157,6 +157,7 @@ class Config {
                  "key_codebook",
                  "value_codebook",
                  "max_tokens",
+                 "max_reserve_tokens",
                  "max_sequence_tokens",
                  "max_sequences",
                  "max_batch_sequences",
@@ -174,8 +175,9 @@ class Config {
         TQ_READ(c, value_bits), TQ_READ(c, code_family);
     TQ_READ(c, rotation), TQ_READ(c, key_scale_rule), TQ_READ(c, value_scale_rule), TQ_READ(c, page_size),
         TQ_READ(c, rotation_seed), TQ_READ(c, first_layer), TQ_READ(c, first_kv_head);
-    TQ_READ(c, max_tokens), TQ_READ(c, max_sequence_tokens), TQ_READ(c, max_sequences),
-        TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens), TQ_READ(c, max_raw_tokens);
+    TQ_READ(c, max_tokens), TQ_READ(c, max_reserve_tokens), TQ_READ(c, max_sequence_tokens),
+        TQ_READ(c, max_sequences), TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens),
+        TQ_READ(c, max_raw_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
         TQ_READ(c, flags);
     key_bits_ = json.value("layer_key_bits", key_bits_);

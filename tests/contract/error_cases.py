@@ -89,6 +89,37 @@ def sequences(tensors):
     c.attend()
     yield c
 
+    c = Case(tensors, "remove_arguments",
+             "tokens that the sequence does not have; positions that do not rise")
+    c.create(**small())
+    c.sequences("a")
+    c.plan(["a"], [5], [1])
+    c.append()
+    for first, count, text in ((-1, 1, "first"), (6, 0, "first"), (0, -1, "count"), (3, 3, "count")):
+        c.fail("sequence_remove", BAD, text, sequence="a", first=first, count=count)
+    for positions, text in (([-1], "positions[0]"), ([0, 5], "positions[1]"), ([3, 3], "positions[1]"),
+                            ([0, 1, 2, 3, 4, 5], "count")):
+        c.fail("sequence_select", BAD, text, sequence="a", positions=positions)
+    c.length("a")
+    c.attend()
+    c.step("sequence_remove", sequence="a", first=5, count=0)  # nothing: the plan is still in force
+    c.attend()
+    c.remove("a", 1, 2)
+    q = c.put("q", np.zeros((1, 2, 32), dtype=np.float32))
+    c.fail("attend", STATE, "batch", "sequence", batch="main", layer=0, q=q)
+    c.plan(["a"], [0], [1])
+    c.attend()
+    yield c
+
+    c = Case(tensors, "reserve_arguments", "less than there is, more than was reserved")
+    c.create(**small(max_tokens=64, max_reserve_tokens=96))
+    c.fail("reserve", BAD, "max_tokens = 63", max_tokens=63)
+    c.fail("reserve", CAPACITY, "max_tokens = 97", "max_reserve_tokens = 96", max_tokens=97)
+    c.step("reserve", max_tokens=64)
+    c.step("reserve", max_tokens=96)
+    c.fail("reserve", BAD, "max_tokens = 64", max_tokens=64)
+    yield c
+
     c = Case(tensors, "read_range", "tokens that the sequence does not have")
     c.create(**small())
     c.sequences("a")

@@ -25,10 +25,11 @@ class ModelSequence:
         # per layer: key rows, value rows, each [num_kv_heads, dim] of the input type
         self.layers = [([], []) for _ in range(num_layers)]
         self.exact_first = 0  # exact copies of the window and what lies behind it exist from this token on
+        self.sink_end = 0  # and of the tokens before this one
 
     def copy(self):
         other = ModelSequence(0)
-        other.length, other.exact_first = self.length, self.exact_first
+        other.length, other.exact_first, other.sink_end = self.length, self.exact_first, self.sink_end
         other.layers = [(list(k), list(v)) for k, v in self.layers]
         return other
 
@@ -103,8 +104,20 @@ class ModelCache:
         sequence = self.sequences[name]
         sequence.length = length
         sequence.exact_first = min(sequence.exact_first, length)
+        sequence.sink_end = min(sequence.sink_end, length)
         for k, v in sequence.layers:
             del k[length:], v[length:]
+
+    def select(self, name, positions):
+        sequence = self.sequences[name]
+        kept = lambda n: sum(p < n for p in positions)  # noqa: E731
+        sequence.exact_first, sequence.sink_end = kept(sequence.exact_first), kept(sequence.sink_end)
+        sequence.length = len(positions)
+        if sequence.exact_first <= sequence.sink_end:
+            sequence.exact_first = 0
+            sequence.sink_end = min(self.config["sink_tokens"], sequence.length)
+        for rows in (rows for layer in sequence.layers for rows in layer):
+            rows[:] = [rows[p] for p in positions]
 
     # ---- one step
 
@@ -118,8 +131,12 @@ class ModelCache:
         before = self.plan[0] if self.plan else []
         self.plan = (names, new_tokens, new_tokens if query_tokens is None else query_tokens)
         for name, new, queries in zip(*self.plan):
-            self.sequences[name].length += new
-            self.give_back(self.sequences[name], queries)
+            sequence = self.sequences[name]
+            if sequence.sink_end == sequence.length:
+                sequence.sink_end = max(sequence.sink_end,
+                                        min(self.config["sink_tokens"], sequence.length + new))
+            sequence.length += new
+            self.give_back(sequence, queries)
         for name in set(before) & set(self.sequences) - set(names):
             self.give_back(self.sequences[name], 0)
 
@@ -176,7 +193,7 @@ class ModelCache:
         c = self.config
         mask = ref.exact_token_mask(sequence.length, num_queries, c["window_tokens"], c["sink_tokens"])
         token = np.arange(sequence.length)
-        return mask & ((token < c["sink_tokens"]) | (token >= sequence.exact_first))
+        return mask & ((token < sequence.sink_end) | (token >= sequence.exact_first))
 
     def vectors(self, layer, sequence):
         """(decoded, exact) float32 of keys and of values, [length, num_kv_heads, dim] each."""

@@ -174,6 +174,74 @@ def batches(tensors):
     c.attend()
     yield c
 
+    c = Case(
+        tensors, "remove_and_select",
+        "tokens out of the middle of a fork, in pages of 32; then every third; both sides go on")
+    c.create(**shapes(2, 1, 32, (3, 5), io_dtype=BF16, page_size=32, max_sequences=2))
+    c.sequences("a")
+    c.plan(["a"], [75], [1])
+    c.append()
+    c.fork("a", "b")
+    c.remove("b", 20, 9)
+    c.length("b")
+    c.memory(num_sequences=2, tokens=75 + 66, pages_used=6)
+    c.read("b", 18, 6)
+    c.plan(["a", "b"], [2, 3], [1, 1])
+    c.append()
+    c.attend()
+    c.select("b", [i for i in range(69) if i % 3 != 1])
+    c.read("b", 10, 8)
+    c.remove("a", 32, 32)
+    c.memory(num_sequences=2, tokens=45 + 46, pages_used=4)
+    c.plan(["a", "b"], [0, 0], [2, 1])
+    c.attend()
+    c.remove("a", 40, 5)
+    c.select("b", [])
+    c.length("a")
+    c.length("b")
+    yield c
+
+    c = Case(
+        tensors, "remove_with_exact_copies",
+        "the first 4 tokens and the last 8 are exact; tokens leave between them, among them, among the first")
+    c.create(**shapes(2, 1, 32, (2, 2), io_dtype=BF16, window_tokens=8, sink_tokens=4))
+    c.sequences("a")
+    c.plan(["a"], [50], [1])
+    c.append()
+    c.remove("a", 10, 10)
+    c.read("a", 2, 12)
+    c.plan(["a"], [1])
+    c.append()
+    c.attend()
+    c.remove("a", 36, 3)
+    c.read("a", 28, 10)
+    c.remove("a", 1, 2)
+    c.read("a", 0, 6)
+    c.plan(["a"], [12])
+    c.append()
+    c.attend()
+    yield c
+
+    c = Case(tensors, "reserve", "a pool of two pages grows while a plan is in force")
+    c.create(**shapes(1,
+                      1,
+                      32, (4, 4),
+                      io_dtype=BF16,
+                      page_size=32,
+                      max_tokens=32,
+                      max_reserve_tokens=96,
+                      max_batch_tokens=96))
+    c.sequences("a")
+    c.plan(["a"], [40], [2])
+    c.append()
+    c.fail("plan", "CAPACITY", "new_tokens", batch="main", sequences=["a"], new_tokens=[30])
+    c.step("reserve", max_tokens=96)
+    c.attend()
+    c.plan(["a"], [30], [1])
+    c.append()
+    c.attend()
+    yield c
+
     c = Case(tensors, "sequence_ids_are_not_reused",
              "a freed id stays invalid although its place is taken again")
     c.create(**shapes(1, 1, 32, (4, 4)))

@@ -131,6 +131,10 @@ class Runner {
     if (op == "create") return create(step);
     if (op == "config_bytes") return config_bytes(step);
     if (op == "memory") return memory(step);
+    if (op == "reserve") {
+      expected(step, tq_cache_reserve(cache(step).handle, step.at("max_tokens"), nullptr));
+      return;
+    }
     if (op == "fingerprint") return fingerprint(step);
     if (op == "plan") return plan(step);
     if (op == "append") return append(step);
@@ -217,6 +221,13 @@ class Runner {
     } else if (op == "sequence_truncate") {
       expected(step,
                tq_sequence_truncate(owner.handle, sequence(step, "sequence"), step.at("length"), nullptr));
+    } else if (op == "sequence_remove") {
+      expected(step, tq_sequence_remove(owner.handle, sequence(step, "sequence"), step.at("first"),
+                                        step.at("count"), nullptr));
+    } else if (op == "sequence_select") {
+      const auto positions = step.at("positions").get<std::vector<int64_t>>();
+      expected(step, tq_sequence_select(owner.handle, sequence(step, "sequence"), positions.data(),
+                                        static_cast<int64_t>(positions.size()), nullptr));
     } else if (op == "sequence_free") {
       expected(step, tq_sequence_free(owner.handle, sequence(step, "sequence"), nullptr));
     } else if (op == "sequence_length") {

@@ -42,8 +42,14 @@ struct Runner {
   explicit Runner(const tq_cache_config& config)
       : k(512 * kHeads * kDim), v(512 * kHeads * kDim), q(512 * kHeads * kDim), out(512 * kHeads * kDim) {
     API_MUST(tq_cache_create(&config, nullptr, &cache));
-    API_MUST(tq_batch_create(cache, &batch));
-    for (tq_sequence& id : ids) API_MUST(tq_sequence_create(cache, &id));
+    try {
+      API_MUST(tq_batch_create(cache, &batch));
+      for (tq_sequence& id : ids) API_MUST(tq_sequence_create(cache, &id));
+    } catch (...) {
+      tq_batch_destroy(batch);
+      tq_cache_destroy(cache);
+      throw;
+    }
   }
   ~Runner() { check(tq_batch_destroy(batch) == TQ_OK && tq_cache_destroy(cache) == TQ_OK, "destroy"); }
   Runner(const Runner&) = delete;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/world.h"
+#include "model/world_drop.h"
 
 namespace tq {
 namespace model {

@@ -152,10 +152,30 @@ void Reference::append(Sequence* sequence, const std::vector<std::shared_ptr<con
 void Reference::plan(Sequence* sequence, int64_t length, int64_t queries) const {
   const int64_t window = config_.window_tokens,
                 tail = std::max<int64_t>(queries - 1, config_.rollback_tokens);
+  if (sequence->sink_end == sequence->length())  // no first token was lost
+    sequence->sink_end = std::max(sequence->sink_end, std::min<int64_t>(config_.sink_tokens, length));
   sequence->exact_from = std::max(sequence->exact_from, window == 0 ? length : length - window - tail);
 }
 
+void Reference::select(Sequence* sequence, const std::vector<int64_t>& positions) const {
+  std::vector<std::shared_ptr<const Token>> kept;
+  int64_t exact_from = 0, sink_end = 0;
+  for (const int64_t position : positions) {
+    kept.push_back(sequence->tokens[static_cast<size_t>(position)]);
+    exact_from += position < sequence->exact_from;
+    sink_end += position < sequence->sink_end;
+  }
+  if (exact_from <= sink_end) {  // all have exact copies
+    exact_from = 0;
+    sink_end = std::min<int64_t>(config_.sink_tokens, static_cast<int64_t>(kept.size()));
+  }
+  sequence->tokens = kept;
+  sequence->exact_from = exact_from;
+  sequence->sink_end = sink_end;
+}
+
 void Reference::truncate(Sequence* sequence, int64_t length) const {
+  sequence->sink_end = std::min(sequence->sink_end, length);
   sequence->tokens.resize(static_cast<size_t>(length));
   sequence->exact_from = std::min(sequence->exact_from, length);
 }
@@ -164,7 +184,7 @@ int64_t Reference::raw_tokens(const Sequence& sequence) const {
   int64_t pages = 0;
   for (int64_t page = 0; page * 32 < sequence.length(); page++) {
     const int64_t last = std::min(page * 32 + 32, sequence.length()) - 1;
-    pages += page * 32 < config_.sink_tokens || last >= sequence.exact_from;
+    pages += page * 32 < sequence.sink_end || last >= sequence.exact_from;
   }
   return 32 * pages;
 }
@@ -173,12 +193,12 @@ uint64_t Reference::flags(const Sequence& sequence) const {
   bool is_short = false;
   for (int64_t i = std::max<int64_t>(0, sequence.length() - config_.window_tokens); i < sequence.length();
        i++)
-    is_short |= i >= config_.sink_tokens && i < sequence.exact_from;
+    is_short |= i >= sequence.sink_end && i < sequence.exact_from;
   return sequence.noticed | (is_short ? TQ_NOTICED_SHORT_WINDOW : 0);
 }
 
 bool Reference::is_exact(const Sequence& sequence, int64_t index, int64_t position) const {
-  return index < config_.sink_tokens ||
+  return index < sequence.sink_end ||
          (index > position - config_.window_tokens && index >= sequence.exact_from);
 }
 

@@ -24,7 +24,8 @@ struct Token {
 
 struct Sequence {
   std::vector<std::shared_ptr<const Token>> tokens;
-  int64_t exact_from = 0;  // tokens from here on have exact copies, and so have the sinks
+  int64_t exact_from = 0;  // tokens from here on have exact copies,
+  int64_t sink_end = 0;    // and so have those before this one
   int last_batch = -1;     // that planned it
   uint64_t noticed = 0;
 
@@ -46,6 +47,8 @@ class Reference {
   // one.
   void plan(Sequence* sequence, int64_t length, int64_t queries) const;
   void truncate(Sequence* sequence, int64_t length) const;
+  // Only these tokens stay.
+  void select(Sequence* sequence, const std::vector<int64_t>& positions) const;
   // Tokens in pages of 32 that hold its exact copies.
   int64_t raw_tokens(const Sequence& sequence) const;
   // TQ_NOTICED_* of it.

@@ -64,11 +64,13 @@ class World {
         free_one();
       else if (choice < 22)
         truncate();
-      else if (choice < 30)
+      else if (choice < 27)
+        drop();
+      else if (choice < 33)
         read();
-      else if (choice < 38)
+      else if (choice < 40)
         refuse();
-      else if (choice < 46)
+      else if (choice < 47)
         attend_again();
       else
         step();
@@ -209,18 +211,7 @@ class World {
     dead_.insert({it->first, 0});
     live_.erase(it);
   }
-  void truncate() {
-    if (live_.empty()) return;
-    const auto it = any();
-    Sequence& s = it->second;
-    const int64_t window = config_.window_tokens + config_.rollback_tokens;
-    int64_t length = s.length() - pick(4);
-    if (chance(30)) length = s.length() - config_.rollback_tokens + pick(3) - 1;
-    if (chance(20)) length = s.length() - window + pick(3) - 1;
-    if (chance(20)) length = pick(static_cast<int>(s.length()) + 1) / 32 * 32 + pick(3) - 1;
-    length = std::max<int64_t>(0, std::min(length, s.length()));
-    truncate_to(it->first, length);
-  }
+  void truncate();  // world_drop.h, as drop
   void truncate_to(int64_t id, int64_t length) {
     trace("truncate %lld from %lld to %lld", static_cast<long long>(id),
           static_cast<long long>(live_[id].length()), static_cast<long long>(length));
@@ -229,6 +220,7 @@ class World {
     reference_->truncate(&live_[id], length);
     lapse(id);
   }
+  void drop();
   void lapse(int64_t id) {
     for (Plan& plan : plans_)
       for (const int64_t planned : plan.ids)

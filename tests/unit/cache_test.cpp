@@ -372,6 +372,47 @@ TEST_F(CacheTest, ManyLongPlansKeepTheWorkList) {
     EXPECT_EQ(one[static_cast<size_t>(d)], forty[39 * 2 * kDim + static_cast<size_t>(d)]);
 }
 
+// ---- Tokens taken out ----
+
+TEST_F(CacheTest, RemoveIsAtomicAndScrubsLate) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 150);  // 5 pages
+  plan(batch_, {a}, {0}, {1});
+  const std::vector<float> before = attend(batch_, 1);
+  fail(Verb::kMoveTokens, true);
+  EXPECT_EQ(status_of([&] { cache_->remove_tokens(a, 10, 70, nullptr); }), Status::kCuda);
+  const int64_t positions[] = {1, 3, 149};
+  EXPECT_EQ(status_of([&] { cache_->select_tokens(a, positions, 3, nullptr); }), Status::kCuda);
+  fail(Verb::kMoveTokens, false);
+  EXPECT_EQ(attend(batch_, 1), before);  // the plan too is still in force
+  EXPECT_STREQ(cache_->audit(), "");
+
+  world().scrubbed.clear();
+  cache_->remove_tokens(a, 10, 70, nullptr);
+  EXPECT_EQ(cache_->sequence_length(a), 80);
+  EXPECT_EQ(world().scrubbed.size(), 2u);
+  for (const int64_t i : {0, 9, 10, 79})
+    EXPECT_EQ(read(a, i, 1)[0], coded(i < 10 ? i : i + 70)) << "token " << i;
+  EXPECT_EQ(status_of([&] { attend(batch_, 1); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("was left without some of its tokens; plan again"), std::string::npos) << text_;
+
+  // What cannot be scrubbed now is scrubbed by the next plan; the call has succeeded.
+  world().scrubbed.clear();
+  fail(Verb::kScrubPages, true);
+  cache_->remove_tokens(a, 3, 40, nullptr);
+  EXPECT_EQ(cache_->sequence_length(a), 40);
+  EXPECT_EQ(status_of([&] { plan(batch_, {a}, {1}); }), Status::kCuda);
+  fail(Verb::kScrubPages, false);
+  EXPECT_TRUE(world().scrubbed.empty());
+  plan(batch_, {a}, {1});
+  EXPECT_EQ(world().scrubbed.size(), 1u);
+  append(batch_, rows(500, 1));
+  EXPECT_EQ(read(a, 40, 1)[0], coded(500));
+  EXPECT_EQ(read(a, 39, 1)[0], coded(149));
+  EXPECT_STREQ(cache_->audit(), "");
+}
+
 // ---- Growing pools ----
 
 TEST_F(CacheTest, ReserveIsAtomicAndKeepsPlans) {

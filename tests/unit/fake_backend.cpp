@@ -185,6 +185,33 @@ class FakeBackend : public Backend {
   }
   const volatile uint32_t* slot_word(int) const override { return nullptr; }
   void wait(void*) override {}
+  // 32 tokens at a time, as page_move.cpp allows; what has no token is NaN.
+  void move_tokens(const MoveRequest& request) override {
+    enter(Verb::kMoveTokens);
+    for (int32_t group = 0; group < g_.num_groups; group++) {
+      const GroupMove& move = request.groups[group];
+      const int64_t size = g_.groups[group].page_size;
+      for (int64_t i = 0; i < move.num_gathers * (size / kRawTokens); i++) {
+        const PageGather& to = move.gathers[i / (size / kRawTokens)];
+        const int64_t unit = i % (size / kRawTokens) * kRawTokens;
+        for (int layer = 0; layer < g_.num_layers; layer++) {
+          if (!g_.in_group(layer, group)) continue;
+          std::vector<float> gathered(static_cast<size_t>(kRawTokens) * token_floats(), NAN);
+          for (int64_t j = 0; j < kRawTokens; j++) {
+            const int64_t token = to.index * size + unit + j;
+            if (!move.kept.has(token)) continue;
+            const int64_t from = request.tokens.source(token);
+            require(from / size < move.num_sources, "source page");
+            const float* page = page_of(layer, group, move.sources[from / size]);
+            std::copy_n(page + static_cast<size_t>(from % size) * token_floats(), token_floats(),
+                        gathered.begin() + j * static_cast<int64_t>(token_floats()));
+          }
+          std::copy(gathered.begin(), gathered.end(),
+                    page_of(layer, group, to.target) + static_cast<size_t>(unit) * token_floats());
+        }
+      }
+    }
+  }
   void grow_pages(const int64_t* num_pages, void*) override {
     enter(Verb::kGrowPages);
     require(num_pages[0] >= g_.groups[0].num_pages && num_pages[0] <= g_.groups[0].most_pages(), "pages");

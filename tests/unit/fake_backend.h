@@ -30,6 +30,7 @@ enum class Verb {
   kSetCentres,
   kCheck,
   kGrowPages,
+  kMoveTokens,
   kCount
 };
 

@@ -187,6 +187,15 @@ class Runner:
     def sequence_truncate(self, step):
         self.named(step, step["sequence"]).truncate(step["length"])
 
+    def reserve(self, step):
+        self.cache(step).reserve(step["max_tokens"])
+
+    def sequence_remove(self, step):
+        self.named(step, step["sequence"]).remove(step["first"], step["count"])
+
+    def sequence_select(self, step):
+        self.named(step, step["sequence"]).select(step["positions"])
+
     def sequence_free(self, step):
         self.named(step, step["sequence"]).free()
 

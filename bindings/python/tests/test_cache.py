@@ -188,6 +188,35 @@ def test_fork_and_truncate(small):
     assert small.memory().num_sequences == 1
 
 
+def test_remove_and_select(small):
+    step, a = filled(small)
+    b = a.fork()
+    a.remove(2, 3)
+    b.select(i for i in range(10) if not 2 <= i < 5)
+    assert len(a) == len(b) == 7
+    assert bytes(a.read(0, 0, 7)[0]) == bytes(b.read(0, 0, 7)[0])
+    with pytest.raises(tqkv.InvalidState, match="without some of its tokens"):
+        step.attend(0, Q)
+    with pytest.raises(tqkv.InvalidArgument, match=r"positions\[1\] = 1: must be above"):
+        a.select([3, 1])
+    with pytest.raises(tqkv.InvalidArgument, match="count = 8"):
+        a.remove(0, 8)
+    b.select([])
+    assert len(b) == 0
+
+
+def test_reserve():
+    with cache(max_reserve_tokens=1024, max_batch_tokens=512) as c:
+        step, sequence = c.batch(), c.sequence()
+        with pytest.raises(tqkv.CapacityError):
+            step.plan([sequence], [400])
+        c.reserve(512)
+        assert c.config.max_tokens == 512 and c.config.max_reserve_tokens == 1024
+        step.plan([sequence], [400])
+        with pytest.raises(tqkv.CapacityError, match="max_reserve_tokens = 1024"):
+            c.reserve(2000)
+
+
 def test_merge_equals_the_whole(small):
     step, _ = filled(small)
     whole, lse = step.attend(0, Q, lse=True)

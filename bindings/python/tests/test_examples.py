@@ -24,6 +24,19 @@ def test_decode_loop_prints_what_every_language_prints():
     assert run.stdout == (SMOKE / "decode_loop.txt").read_text()
 
 
+def test_streaming_keeps_the_sinks_exact():
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE)}
+    run = subprocess.run([sys.executable, str(PACKAGE / "examples" / "streaming.py")],
+                         env=env,
+                         capture_output=True,
+                         text=True,
+                         timeout=120)
+    assert run.returncode == 0, run.stderr
+    first, second = run.stdout.splitlines()
+    assert first.startswith("404 tokens seen, 4 + ") and " 352 removed, " in first
+    assert second == "sinks after 11 rotations: off by less than 1e-5: True"
+
+
 def test_decode_loop_in_c_prints_the_same(tmp_path):
     library = Path(tqkv.library_path())
     if not library.is_absolute():

@@ -2,7 +2,7 @@
 """Sequence: the tokens of one text, in all layers of a cache."""
 import contextlib
 import ctypes
-from typing import Any, Tuple
+from typing import Any, Iterable, Tuple
 
 from . import _abi
 from ._ffi import Noticed, check
@@ -84,6 +84,25 @@ class Sequence:
         length = integer("length", length, ctypes.c_int64)
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_sequence_truncate(cache, self._id, length, stream))
+
+    def remove(self, first: int, count: int, *, stream: Any = None) -> None:
+        """Takes tokens first .. first + count - 1 out; later ones move down, bit for bit. Positions for
+        rotary embeddings stay the caller's business: a key stays rotated for the position that it was
+        appended at. A batch that has the sequence in its plan must be planned again. Raises CapacityError if
+        pages that a fork shares cannot be replaced, InvalidState if a sliding layer would miss tokens."""
+        handles, stream = self._cache._handles, as_stream(stream)
+        first, count = integer("first", first, ctypes.c_int64), integer("count", count, ctypes.c_int64)
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_sequence_remove(cache, self._id, first, count, stream))
+
+    def select(self, positions: Iterable[int], *, stream: Any = None) -> None:
+        """Keeps the tokens at these rising positions alone; as remove otherwise."""
+        handles, stream = self._cache._handles, as_stream(stream)
+        kept = [integer(f"positions[{i}]", p, ctypes.c_int64) for i, p in enumerate(positions)]
+        numbers = (ctypes.c_int64 * len(kept))(*kept)
+        with handles.exclusive() as cache:
+            check(handles.library,
+                  handles.library.tq_sequence_select(cache, self._id, numbers, len(kept), stream))
 
     def free(self, *, stream: Any = None) -> None:
         """Gives its pages back; the id stays invalid for ever. A batch that has the sequence in its plan must

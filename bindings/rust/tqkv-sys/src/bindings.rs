@@ -402,7 +402,7 @@ functions! {
     /// batches must be destroyed first (INVALID_STATE otherwise, nothing freed).
     fn tq_cache_destroy(cache: *mut tq_cache) -> tq_status;
     /// Raises max_tokens; the memory is taken now, zeroed, and waited for. Pages keep their addresses, so
-    /// plans stay in force and captured graphs valid. Bookkeeping and workspace are sized for
+    /// plans stay in force and captured graphs valid. Bookkeeping, workspace and exact copies are sized for
     /// max_reserve_tokens at create; the pages of a cache that may grow come in whole pieces of the
     /// system's memory (4 KiB; CUDA: mostly 2 MiB, for each layer), which tq_cache_bytes counts. A failed
     /// call leaves the pool as it was.
@@ -459,6 +459,28 @@ functions! {
     /// the next append. A plan that holds the sequence is out of force, unless length is the current one.
     fn tq_sequence_truncate(cache: *mut tq_cache, sequence: tq_sequence, length: i64,
         stream: *mut c_void) -> tq_status;
+    /// Takes tokens first .. first + count - 1 out: later tokens move down, codes, scales and exact copies
+    /// bit for bit, nothing is decoded. Afterwards it is as if the tokens that stay had been appended
+    /// alone, but for the exact copies: the sinks are those that stay of the old ones (fewer, unless all
+    /// tokens have copies), the window what stays of the old one (TQ_NOTICED_SHORT_WINDOW). Layers that
+    /// lack tokens (see Written) lack the same ones. Pages whose tokens stay together at their places move
+    /// by table only; the others are rewritten in place, those that a fork shares into free ones (CAPACITY,
+    /// nothing changed, if there are none).
+    ///
+    /// - first, count inside the sequence; count 0: nothing happens; up to the end: a truncate
+    ///
+    /// RoPE and other encodings of positions are the caller's: a key that was appended at position p stays
+    /// rotated for p. Either count positions on from those of the tokens that stay, or re-rotate: read keys
+    /// that have exact copies (sinks, window), rotate them by the difference, append them anew; coded keys
+    /// lose a little by that. bindings/python/examples/streaming.py does it for the sinks. INVALID_STATE if
+    /// a layer with a sliding window would miss tokens that the next query sees. A plan that holds the
+    /// sequence is out of force; before a replay of a graph plan anew, as after a truncate.
+    fn tq_sequence_remove(cache: *mut tq_cache, sequence: tq_sequence, first: i64, count: i64,
+        stream: *mut c_void) -> tq_status;
+    /// Keeps the named tokens alone, likewise. positions: \[count\] rising, in the host's memory; NULL only
+    /// with count 0.
+    fn tq_sequence_select(cache: *mut tq_cache, sequence: tq_sequence, positions: *const i64, count: i64,
+        stream: *mut c_void) -> tq_status;
     /// Tokens, planned ones included.
     fn tq_sequence_length(cache: *const tq_cache, sequence: tq_sequence, length: *mut i64) -> tq_status;
     /// TQ_NOTICED_\* since the sequence was created (a fork inherits them); TQ_NOTICED_SHORT_WINDOW as long
@@ -477,7 +499,7 @@ functions! {
     ///
     /// Rows of k, v are the new tokens of all sequences one after the other, rows of q, out, lse the query
     /// tokens likewise. append and attend of every layer follow the plan, which is in force until the
-    /// batch's next one, or until one of its sequences is planned in another batch, truncated or freed.
+    /// batch's next one, or until one of its sequences is planned in another batch, freed, or loses tokens.
     /// CAPACITY: pool, max_raw_tokens, max_sequence_tokens or batch limits exceeded; the text has the
     /// numbers. CAPTURE: inside a graph.
     fn tq_batch_plan(batch: *mut tq_batch, num_sequences: i32, sequences: *const tq_sequence,

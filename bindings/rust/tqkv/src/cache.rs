@@ -242,6 +242,18 @@ impl Cache {
         })
     }
 
+    /// Raises `max_tokens`, up to the configuration's `max_reserve_tokens`, in place: plans stay in force,
+    /// and what graphs hold stays where it is. Waits for its memory.
+    pub fn reserve(&self, max_tokens: i64) -> Result<()> {
+        self.reserve_on(max_tokens, Stream::NONE)
+    }
+
+    /// [`Cache::reserve`] in the order of a stream.
+    pub fn reserve_on(&self, max_tokens: i64, stream: Stream) -> Result<()> {
+        // SAFETY: any number is allowed.
+        self.status(unsafe { (self.library.api().tq_cache_reserve)(self.raw, max_tokens, stream.as_raw()) })
+    }
+
     /// What the cache holds, by the host's bookkeeping.
     pub fn memory(&self) -> Result<CacheMemory> {
         let mut raw = sys::tq_cache_memory::default();
@@ -269,78 +281,6 @@ impl Cache {
         let mut flags = 0;
         // SAFETY: the number outlives the call.
         self.status(unsafe { (self.library.api().tq_cache_check)(self.raw, stream.as_raw(), &mut flags) })?;
-        Ok(Noticed(flags))
-    }
-
-    // ---- Sequences ----
-
-    /// A new, empty sequence.
-    pub fn create_sequence(&self) -> Result<Sequence> {
-        let mut id = 0;
-        // SAFETY: the number outlives the call.
-        self.status(unsafe { (self.library.api().tq_sequence_create)(self.raw, &mut id) })?;
-        Ok(Sequence(id))
-    }
-
-    /// Gives the sequence's pages back; pages shared with a fork stay. A batch that has it in its plan must
-    /// be planned again.
-    pub fn free_sequence(&self, sequence: Sequence) -> Result<()> {
-        self.free_sequence_on(sequence, Stream::NONE)
-    }
-
-    /// [`Cache::free_sequence`] in the order of a stream.
-    pub fn free_sequence_on(&self, sequence: Sequence, stream: Stream) -> Result<()> {
-        // SAFETY: any id is allowed.
-        self.status(unsafe { (self.library.api().tq_sequence_free)(self.raw, sequence.0, stream.as_raw()) })
-    }
-
-    /// A new sequence with the same tokens: pages are shared, and copied when one side writes into a shared
-    /// page.
-    ///
-    /// Fork after a step's appends: layers into which a plan in force has not been appended yet refuse it
-    /// afterwards.
-    pub fn fork_sequence(&self, source: Sequence) -> Result<Sequence> {
-        self.fork_sequence_on(source, Stream::NONE)
-    }
-
-    /// [`Cache::fork_sequence`] in the order of a stream.
-    pub fn fork_sequence_on(&self, source: Sequence, stream: Stream) -> Result<Sequence> {
-        let mut id = 0;
-        // SAFETY: any id is allowed; the number outlives the call.
-        self.status(unsafe {
-            (self.library.api().tq_sequence_fork)(self.raw, source.0, stream.as_raw(), &mut id)
-        })?;
-        Ok(Sequence(id))
-    }
-
-    /// Shortens the sequence to `length` tokens, as if the later ones had never been appended (the exact
-    /// window included, as long as no more than `rollback_tokens` go).
-    pub fn truncate_sequence(&self, sequence: Sequence, length: i64) -> Result<()> {
-        self.truncate_sequence_on(sequence, length, Stream::NONE)
-    }
-
-    /// [`Cache::truncate_sequence`] in the order of a stream.
-    pub fn truncate_sequence_on(&self, sequence: Sequence, length: i64, stream: Stream) -> Result<()> {
-        // SAFETY: any id and length are allowed.
-        self.status(unsafe {
-            (self.library.api().tq_sequence_truncate)(self.raw, sequence.0, length, stream.as_raw())
-        })
-    }
-
-    /// Tokens, planned ones included.
-    pub fn sequence_length(&self, sequence: Sequence) -> Result<i64> {
-        let mut length = 0;
-        // SAFETY: any id is allowed; the number outlives the call.
-        self.status(unsafe { (self.library.api().tq_sequence_length)(self.raw, sequence.0, &mut length) })?;
-        Ok(length)
-    }
-
-    /// What was noticed in this sequence since it was created. No synchronisation: on a CUDA cache it may be
-    /// early.
-    pub fn sequence_flags(&self, sequence: Sequence) -> Result<Noticed> {
-        let mut flags = 0;
-        // SAFETY: any id is allowed; the number outlives the call.
-        self.status(unsafe { (self.library.api().tq_sequence_flags)(self.raw, sequence.0, &mut flags) })?;
         Ok(Noticed(flags))
     }
 

@@ -117,7 +117,9 @@ pub struct CacheConfig {
     pub value_codebook: Option<Codebook>,
     /// Required: tokens that the pool holds over all sequences, whatever their lengths.
     pub max_tokens: i64,
-    /// Longest sequence; default `max_tokens`.
+    /// What [`Cache::reserve`](crate::Cache::reserve) may raise it to; default `max_tokens`: no growth.
+    pub max_reserve_tokens: i64,
+    /// Longest sequence; default `max_reserve_tokens`.
     pub max_sequence_tokens: i64,
     /// Default 1.
     pub max_sequences: i32,
@@ -187,6 +189,7 @@ impl CacheConfig {
             key_codebook: key_codebook.as_ref().map_or(ptr::null(), |book| book),
             value_codebook: value_codebook.as_ref().map_or(ptr::null(), |book| book),
             max_tokens: self.max_tokens,
+            max_reserve_tokens: self.max_reserve_tokens,
             max_sequence_tokens: self.max_sequence_tokens,
             max_sequences: self.max_sequences,
             max_batch_sequences: self.max_batch_sequences,
@@ -247,6 +250,7 @@ impl CacheConfig {
             key_codebook: book(raw.key_codebook),
             value_codebook: book(raw.value_codebook),
             max_tokens: raw.max_tokens,
+            max_reserve_tokens: raw.max_reserve_tokens,
             max_sequence_tokens: raw.max_sequence_tokens,
             max_sequences: raw.max_sequences,
             max_batch_sequences: raw.max_batch_sequences,

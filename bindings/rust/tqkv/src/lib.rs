@@ -56,6 +56,7 @@ mod config;
 mod error;
 mod layer;
 mod library;
+mod sequence;
 mod tensor;
 mod travel;
 mod types;

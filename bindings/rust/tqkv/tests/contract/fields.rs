@@ -82,6 +82,7 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "key_codebook" => config.key_codebook = Some(codebook(value)),
             "value_codebook" => config.value_codebook = Some(codebook(value)),
             "max_tokens" => config.max_tokens = int(fields, name),
+            "max_reserve_tokens" => config.max_reserve_tokens = int(fields, name),
             "max_sequence_tokens" => config.max_sequence_tokens = int(fields, name),
             "max_sequences" => config.max_sequences = number(),
             "max_batch_sequences" => config.max_batch_sequences = number(),
@@ -101,7 +102,8 @@ pub fn config_of(fields: &Value) -> CacheConfig {
 pub const STEP_FIELDS: &str =
     "op cache sequence source batch status text config expect save equals differs key_centre value_centre \
      layer length sequences new_tokens query_tokens k v k_offset v_offset layout q params workspace out \
-     out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype";
+     out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype \
+     max_tokens positions";
 pub const LAYOUT_FIELDS: &str = "key_token_stride key_head_stride value_token_stride value_head_stride";
 pub const ATTEND_FIELDS: &str = "out_dtype softmax_scale logit_softcap sliding_window sink_logits \
     history_only q_token_stride q_head_stride out_token_stride out_head_stride visible_begin visible_end \

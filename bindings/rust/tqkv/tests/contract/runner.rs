@@ -195,6 +195,16 @@ impl<'a> Runner<'a> {
                 .named(step)
                 .cache
                 .truncate_sequence(self.sequence(step, "sequence"), int(step, "length"))?),
+            "reserve" => Ok(self.named(step).cache.reserve(int(step, "max_tokens"))?),
+            "sequence_remove" => Ok(self.named(step).cache.remove_tokens(
+                self.sequence(step, "sequence"),
+                int(step, "first"),
+                int(step, "count"),
+            )?),
+            "sequence_select" => Ok(self
+                .named(step)
+                .cache
+                .select_tokens(self.sequence(step, "sequence"), &ints(&step["positions"]))?),
             "sequence_free" => Ok(self.named(step).cache.free_sequence(self.sequence(step, "sequence"))?),
             "sequence_length" => {
                 let length = self.named(step).cache.sequence_length(self.sequence(step, "sequence"))?;
