@@ -96,9 +96,8 @@ void PageTable::prepare_move(int32_t slot, const TokenMap& tokens) {
         Status::kCapacity,
         "sequence: without these tokens it needs %lld more pages of %d %s, in place of some that forks "
         "share; %lld of %lld are free",
-        ll(fresh), limits_.group.page_size,
-        limits_.group.exact ? "exact tokens (max_raw_tokens)" : "tokens", ll(num_free_),
-        ll(limits_.group.num_pages));
+        ll(fresh), limits_.group.page_size, limits_.group.exact ? "exact tokens (max_raw_tokens)" : "tokens",
+        ll(num_free_), ll(limits_.group.num_pages));
   move_ = Move{slot, to, fresh};
 }
 

@@ -85,8 +85,8 @@ int main(void) {
   config.max_tokens = 8192;
   config.max_sequences = 2;
   config.max_batch_tokens = 48; /* the prompt's: a plan's queries need room for exact copies */
-  config.window_tokens = 16;  /* the newest tokens are read exactly .. */
-  config.rollback_tokens = 4; /* .. also after a draft of up to 4 tokens was taken back */
+  config.window_tokens = 16;    /* the newest tokens are read exactly .. */
+  config.rollback_tokens = 4;   /* .. also after a draft of up to 4 tokens was taken back */
 
   tq_cache* cache = NULL;
   tq_batch* batch = NULL;

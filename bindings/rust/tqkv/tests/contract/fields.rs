@@ -103,7 +103,7 @@ pub const STEP_FIELDS: &str =
     "op cache sequence source batch status text config expect save equals differs key_centre value_centre \
      layer length sequences new_tokens query_tokens k v k_offset v_offset layout q params workspace out \
      out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype \
-     max_tokens positions";
+     max_tokens positions target";
 pub const LAYOUT_FIELDS: &str = "key_token_stride key_head_stride value_token_stride value_head_stride";
 pub const ATTEND_FIELDS: &str = "out_dtype softmax_scale logit_softcap sliding_window sink_logits \
     history_only q_token_stride q_head_stride out_token_stride out_head_stride visible_begin visible_end \
