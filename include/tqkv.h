@@ -300,7 +300,8 @@ typedef struct tq_cache_config {
   int64_t max_batch_tokens;/* new tokens, and query tokens, in one plan, each; 0 = max_tokens, at most 2048
                             * where a layer has a sliding window */
   int64_t max_raw_tokens;  /* exact copies that there is room for, over all sequences; see Window; 0 = enough
-                            * for many sequences between plans, and for 8192 queries of one plan */
+                            * for many sequences between plans, and for 8192 queries of one plan. It does not
+                            * grow with tq_cache_reserve */
   int32_t window_tokens;   /* last tokens read exactly, from raw copies beside the codes; see Window */
   int32_t sink_tokens;     /* first tokens likewise */
   int32_t rollback_tokens; /* more raw copies, so that truncate by up to this many keeps the window whole */

@@ -245,6 +245,7 @@ suite_emulate() {
   done
   run_counted "backend_test --small" build/emulate/backend_test --small
   run_counted growth_test build/emulate/growth_test
+  run_counted "move_test --quick" build/emulate/move_test --quick
   run_counted layers_test build/emulate/layers_test --quick
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
     run_counted "conformance_test, every configuration" build/emulate/conformance_test --quick

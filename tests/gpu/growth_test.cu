@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pools that grow (tq_cache_reserve): what was stored stays where it is, a graph captured before the growth
-// serves plans after it, every CUDA call made to fail leaves the pool as it was.
+// serves plans after it, every CUDA call made to fail leaves the pool as it was; removals likewise.
 #include "api_cache.cuh"
 #include "cuda/backend.h"
 #include "failing_calls.cuh"
@@ -80,6 +80,11 @@ struct Runner {
     std::vector<float> host = out.host();
     host.resize(kSequences * kHeads * kDim);
     return host;
+  }
+  int64_t length(int sequence) {
+    int64_t tokens = -1;
+    API_MUST(tq_sequence_length(cache, ids[sequence], &tokens));
+    return tokens;
   }
   int64_t pages_total() {
     tq_cache_memory memory = {};
@@ -167,11 +172,23 @@ bool life(int n) {
     const std::vector<float> output = runner->output();
     if (usual.empty()) usual = output;
     check(output == usual, "call %d failing: another output", n);
-    fail_at = n - used > 0 ? calls + n - used : -1;
-    const int before = calls;
+    // A removal: it fails as a whole, too.
+    fail_at = n > used ? calls + n - used : -1;
+    int before = calls;
+    const tq_status removed = tq_sequence_remove(runner->cache, runner->ids[0], 3, 40, nullptr);
+    const int counted = used + calls - before;
+    fail_at = -1;
+    if (removed != TQ_OK) {
+      failed = true;
+      check(runner->length(0) == 500, "call %d failing: tokens are gone", n);
+      API_MUST(tq_sequence_remove(runner->cache, runner->ids[0], 3, 40, nullptr));
+    }
+    check(runner->length(0) == 460, "call %d: tokens after a removal", n);
+    fail_at = n > counted ? calls + n - counted : -1;
+    before = calls;
     runner.reset();
     fail_at = -1;
-    return failed || n <= used + calls - before;
+    return failed || n <= counted + calls - before;
   }
 }
 

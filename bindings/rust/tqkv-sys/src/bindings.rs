@@ -227,7 +227,8 @@ structs! {
         /// a sliding window
         max_batch_tokens: i64,
         /// exact copies that there is room for, over all sequences; see Window; 0 = enough for many
-        /// sequences between plans, and for 8192 queries of one plan
+        /// sequences between plans, and for 8192 queries of one plan. It does not grow with
+        /// tq_cache_reserve
         max_raw_tokens: i64,
         /// last tokens read exactly, from raw copies beside the codes; see Window
         window_tokens: i32,
