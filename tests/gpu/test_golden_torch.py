@@ -29,6 +29,8 @@ import tqkv  # noqa: E402
 
 DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
 GATE = 2e-4
+MASKS = {"visible_begin": np.int32, "visible_end": np.int32, "tree_mask": np.uint64,
+         "alibi_slopes": np.float32}
 
 
 def put(array):
@@ -146,7 +148,9 @@ def test_attention(name):
                     num_kv_heads=p["num_kv_heads"],
                     value_dim=p["value_dim"],
                     max_tokens=length,
+                    max_batch_tokens=max(length, p["query_tokens"]),
                     window_tokens=p["window_tokens"],
+                    rollback_tokens=p["rollback_tokens"],
                     sink_tokens=p["sink_tokens"],
                     flags=0 if p["search"] else tqkv.CONSTANTS["TQ_FLAG_NO_SCALE_SEARCH"])
     with tqkv.Cache(chosen) as cache:
@@ -160,6 +164,7 @@ def test_attention(name):
         step.plan([sequence], [fresh], [p["query_tokens"]])
         step.append(layer, put(k[length - fresh:]), put(v[length - fresh:]))
         sinks = None if p["sink_logits"] is None else put(np.array(p["sink_logits"], np.float32))
+        masks = {key: put(np.array(p[key], dtype)) for key, dtype in MASKS.items() if p[key] is not None}
         out, lse = (put(np.full(shape, np.nan, np.float32))
                     for shape in (ATTEND[f"{name}.out"].shape, ATTEND[f"{name}.lse"].shape))
         step.attend(layer,
@@ -170,7 +175,8 @@ def test_attention(name):
                     logit_softcap=p["logit_softcap"],
                     sliding_window=p["sliding_window"],
                     sink_logits=sinks,
-                    history_only=bool(p["history_only"]))
+                    history_only=bool(p["history_only"]),
+                    **masks)
         cache.check()
         out, lse = take(out).astype(np.float64), take(lse).astype(np.float64)
     want, want_lse = ATTEND[f"{name}.out"], ATTEND[f"{name}.lse"]
