@@ -206,8 +206,6 @@ void CudaBackend::append(const AppendRequest& request) {
 
 void CudaBackend::attend(const AttendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
-  TQ_CHECK(!request.visible_begin && !request.tree_mask && !request.alibi_slopes, Status::kNotSupported,
-           "params: masks on a CUDA cache are not supported yet");
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   // its counters start at zero and each call leaves them so
   const bool own = request.workspace == arena_.workspace();

@@ -259,8 +259,8 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
              "batch: its plan has no query tokens, so a graph captured now would never attend any");
     return;
   }
-  check_masks(plan.rows, request);
   check_attendable(plan.rows, l.storage, request.history_only);
+  check_masks(plan.rows, request);
   request.plan = &plan;
   backend_->attend(request);
 }

@@ -18,11 +18,11 @@ __device__ __forceinline__ int exact_parts(int tokens) {
 
 // One part of a row; a row of fewer parts than the block's longest has empty ones. kPieces = values of one
 // lane: ceil(dim / 32). kValue: stored value dimension. take_turn() returns when the state in shared memory
-// is this job's.
-template <int kPieces, int kValue, class TakeTurn>
+// is this job's. masks: of the block's rows, or null.
+template <int kPieces, int kValue, bool kMasks, class TakeTurn>
 __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& info, const QueryRows& rows,
-                                       const float* q, int row, int part, float* state_at, int lane,
-                                       const TakeTurn take_turn) {
+                                       const MaskRows* masks, const float* q, int row, int part,
+                                       float* state_at, int lane, const TakeTurn take_turn) {
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
   float query[kPieces], o[kPieces];
 #pragma unroll
@@ -42,11 +42,15 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
     int64_t place[kExactBatch];
 #pragma unroll
     for (int b = 0; b < kExactBatch; b++) {
-      const int index = min(at + b, last - 1);
-      place[b] =
-          raw_place(p, info.raw_slot, index < sinks ? visible_begin + index : window_begin + index - sinks);
+      const int index = min(at + b, last - 1),
+                token = index < sinks ? visible_begin + index : window_begin + index - sinks;
+      place[b] = raw_place(p, info.raw_slot, token);
       const int64_t base = raw_offset(p.layer, key, info.kv_head, place[b]);
-      const bool seen = at + b < last;
+      bool seen = at + b < last;
+      if (kMasks && masks) {
+        const TreeWords tree = {{masks->tree[row][0], masks->tree[row][1]}};
+        seen = seen && !tree.hides(token - masks->new_first[row]);
+      }
       if (!seen) place[b] = -1;
       float sum = 0.0f;
 #pragma unroll
@@ -65,7 +69,13 @@ __device__ __noinline__ void exact_row(const AttendParams& p, const UnitInfo& in
       s[b] *= unit;
       if (p.numbers.softcap_log2 != 0.0f)
         s[b] = soft_cap(s[b], p.numbers.softcap_log2, p.numbers.softcap_steepness);
-      s[b] = place[b] < 0 ? kMasked : clamp_logit(s[b]);
+      s[b] = clamp_logit(s[b]);
+      if (kMasks && masks) {
+        const int index = at + b,
+                  token = index < sinks ? visible_begin + index : window_begin + index - sinks;
+        s[b] = add_slope(s[b], masks->slope[row], token - masks->position[row]);
+      }
+      if (place[b] < 0) s[b] = kMasked;
       top = fmaxf(top, s[b]);
     }
     const float raised = fmaxf(state.m, top), down = ex2(state.m - raised);

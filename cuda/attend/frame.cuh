@@ -23,6 +23,10 @@ struct Frame {
         infos(reinterpret_cast<UnitInfo*>(base + kInfosAt)),
         num_units(units) {}
   __device__ __forceinline__ UnitInfo& info(int unit) const { return infos[unit & (kUnitSlots - 1)]; }
+  // Where plan.ranges_at says that there are such.
+  __device__ __forceinline__ UnitRanges& ranges(const AttendParams& p, int unit) const {
+    return reinterpret_cast<UnitRanges*>(smem + p.plan.ranges_at)[unit & (kUnitSlots - 1)];
+  }
   __device__ __forceinline__ uint8_t* query_slot(const AttendParams& p, int block) const {
     return smem + p.plan.queries_at + (block & (p.plan.query_slots - 1)) * p.plan.query_slot_bytes;
   }

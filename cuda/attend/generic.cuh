@@ -38,6 +38,7 @@ __device__ __forceinline__ void put_state(float* to, float m, float l, float hal
 template <int kKeyDim, int kValueDim>
 struct GenericCore {
   static constexpr bool kHasSmall = false;
+  static constexpr bool kMasks = true;  // ALiBi and tree masks
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
   static constexpr bool kPaced = true;
   static constexpr int kKey = kKeyDim, kValue = kValueDim;
@@ -54,6 +55,24 @@ struct GenericCore {
     return *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   }
   __device__ __forceinline__ void load_query(const AttendParams&, const uint8_t* slot, int) { query = slot; }
+
+  // ALiBi, and what the row's tree mask hides, on logits in range.
+  __device__ __forceinline__ void apply_masks(const AttendParams& p, int token, float (&x)[8],
+                                              uint32_t (&value_scales)[4], int lane) const {
+    const int g = lane >> 2, t = lane & 3;
+    const MaskRows& rows = *reinterpret_cast<const MaskRows*>(query + p.plan.mask_rows_at);
+    const float slope = rows.slope[g];
+    const int position = rows.position[g], new_first = rows.new_first[g];
+    const TreeWords tree = {{rows.tree[g][0], rows.tree[g][1]}};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int at = token + 8 * (i / 2) + 2 * t + i % 2;
+      x[i] = add_slope(x[i], slope, at - position);
+      if (!tree.hides(at - new_first)) continue;
+      x[i] = kMasked;
+      value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+    }
+  }
 
   __device__ __forceinline__ void reset(int) {
     m = kNoScore;
@@ -210,11 +229,15 @@ struct GenericCore {
     const int begin = rows.begin[g], end = rows.end[g];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      const int at = token + 8 * (i / 2) + 2 * t + i % 2;
       x[i] *= scale;
       if (p.numbers.softcap_log2 != 0.0f)
         x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
       x[i] = clamp_logit(x[i]);
+    }
+    if (p.plan.mask_rows_at >= 0) apply_masks(p, token, x, value_scales, lane);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int at = token + 8 * (i / 2) + 2 * t + i % 2;
       if (!whole && (at < begin || at >= end)) {
         x[i] = kMasked;
         value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;

@@ -42,8 +42,11 @@ __device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& fr
   const uint8_t* query = f.query_slot(p, info.block);
   const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
   const int part = job / info.rows, row = job - part * info.rows, number = info.exact_job + job;
-  exact_row<Core::kExactPieces, Core::kValue>(
-      p, info, rows, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, part,
+  const MaskRows* masks = Core::kMasks && p.plan.mask_rows_at >= 0
+                              ? reinterpret_cast<const MaskRows*>(query + p.plan.mask_rows_at)
+                              : nullptr;
+  exact_row<Core::kExactPieces, Core::kValue, Core::kMasks>(
+      p, info, rows, masks, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, part,
       f.template deposit<Core::kValue / 32>(p, info.deposit), lane, Turn{p, f.control, info.deposit, number});
   barrier_arrive(&f.control->turn[number % kTurns]);
   if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
@@ -64,7 +67,7 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
       else if (!__all_sync(~0u, barrier_test(bar, queue_phase(p, fetched))))
         break;
       const Item item = *queue_item(p, own, fetched);
-      if (!(item.flags & (kItemStop | kItemExact)))
+      if (!(item.flags & (kItemStop | kItemExact | kItemBlank)))
         issue_step<Core>(p, f.info(item.unit), item.flags >> kItemStepShift, queue_stage(p, own, fetched),
                          bar, lane);
       lane_copy_commit();

@@ -23,10 +23,11 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
       reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));
   p.whole_steps = layer.tiles_per_page % shape.tiles_per_step == 0;
 
+  const MaskNeeds masks = {adds_to_logits(launch.call), launch.call.visible_begin != nullptr};
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
     return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes,
-                          shape.worker_bytes, std::min({t.workers, shape.max_workers, 4 * t.deposits}),
+                          shape.worker_bytes, masks, std::min({t.workers, shape.max_workers, 4 * t.deposits}),
                           t.stages, t.deposits, t.copies > 0 ? t.copies : INT_MAX);
   };
   if (launch.tuning.workers > 0) {
@@ -99,6 +100,18 @@ constexpr std::array<Generic, sizeof...(kAt)> generic_rows(std::index_sequence<k
 }
 constexpr auto kGeneric = generic_rows(std::make_index_sequence<std::size(kGenericInstances)>());
 
+// Masks that add to logits have the generic kernel alone.
+constexpr bool every_compiled_has_a_generic() {
+  for (const CodedInstance& coded : kCodedInstances) {
+    bool found = false;
+    for (const GenericInstance& generic : kGenericInstances)
+      found = found || (generic.key == coded.stored && generic.value == coded.stored);
+    if (!found) return false;
+  }
+  return true;
+}
+static_assert(every_compiled_has_a_generic(), "instances.txt");
+
 const Generic* find_generic(const format::TileLayout& tile) {
   for (const Generic& row : kGeneric)
     if (row.is.key == format::stored_dim(tile.key.dim) && row.is.value == format::stored_dim(tile.value.dim))
@@ -115,22 +128,27 @@ AttendKernel attend_kernel_for(const format::TileLayout& tile) {
 }
 
 int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
-  const Compiled* compiled = find_compiled(tile);
-  const Generic* generic = compiled ? nullptr : find_generic(tile);
-  if (!compiled && !generic) return 0;
-  const CoreShape shape = compiled ? coded_shape(compiled->is.stored, compiled->is.tiles, exact)
-                                   : generic_shape(generic->is.key, generic->is.value, tile.key.raw(), exact);
   const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
-  return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value,
-                        shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes, least.workers,
-                        least.stages, least.deposits, least.copies)
-      .total_bytes;
+  const auto bytes = [&](const CoreShape& shape, MaskNeeds masks) {
+    return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value,
+                          shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes, masks, least.workers,
+                          least.stages, least.deposits, least.copies)
+        .total_bytes;
+  };
+  const Compiled* compiled = find_compiled(tile);
+  const Generic* generic = find_generic(tile);
+  int most = 0;
+  if (compiled) most = bytes(coded_shape(compiled->is.stored, compiled->is.tiles, exact), {false, true});
+  if (generic)
+    most = std::max(
+        most, bytes(generic_shape(generic->is.key, generic->is.value, tile.key.raw(), exact), {true, true}));
+  return most;
 }
 
 void launch_attend(const AttendLaunch& launch) {
   const DeviceSide &key = launch.layer.key, &value = launch.layer.value;
   const format::TileLayout tile(key.layout.dim, value.layout.dim, key.layout.bits, value.layout.bits);
-  const Compiled* compiled = find_compiled(tile);
+  const Compiled* compiled = adds_to_logits(launch.call) ? nullptr : find_compiled(tile);
   const Generic* generic = compiled ? nullptr : find_generic(tile);
   TQ_CHECK(compiled || generic, Status::kNotSupported,
            "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,

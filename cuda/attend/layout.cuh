@@ -64,6 +64,20 @@ struct QueryRows {
   int32_t flags[kRowsPerBlock];  // kRowWild, kRowNotFinite
 };
 
+// Beside it where masks add to logits (generic core): of each row.
+struct MaskRows {
+  float slope[kRowsPerBlock];        // ALiBi, log2 units a token
+  int32_t position[kRowsPerBlock];   // of the query
+  int32_t new_first[kRowsPerBlock];  // first token of its tree mask; INT32_MAX = none
+  int32_t reserved[kRowsPerBlock];
+  uint64_t tree[kRowsPerBlock][2];
+};
+
+// Where the rows of a unit see tokens of the caller's ranges: coded tokens, begin and end, by row.
+struct UnitRanges {
+  int32_t begin[kRowsPerBlock], end[kRowsPerBlock];
+};
+
 // What a worker does next: one step of a coded job, or an exact job.
 struct alignas(16) Item {
   int32_t at;       // first token of the step; of an exact unit: the job
@@ -74,7 +88,8 @@ struct alignas(16) Item {
 constexpr int kItemLast = 1;   // of its job
 constexpr int kItemWhole = 2;  // every row sees all tokens of the step
 constexpr int kItemExact = 4, kItemStop = 8;
-constexpr int kItemStepShift = 4;
+constexpr int kItemBlank = 16;  // no row sees a token of the job: nothing is copied
+constexpr int kItemStepShift = 5;
 
 // Of a worker's part: items, their barriers, the counter of items that it has given back.
 constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
@@ -112,15 +127,23 @@ struct SmemPlan {
   int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
   int32_t query_floats;
   int32_t query_rows_at;
+  int32_t mask_rows_at;  // in a query slot: MaskRows, -1 if not needed
+  int32_t ranges_at;     // UnitRanges of kUnitSlots units, -1 if not needed
   int32_t query_slot_bytes;
   int32_t queries_at, workers_at;
   int32_t worker_bytes, scratch_at, ring_at;  // of one worker
   int32_t total_bytes;
 };
 
+// What masks want of shared memory.
+struct MaskNeeds {
+  bool rows, ranges;  // MaskRows, UnitRanges
+};
+
 // stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
 inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes,
-                               int scratch_bytes, int workers, int stages, int deposits, int copies) {
+                               int scratch_bytes, MaskNeeds masks, int workers, int stages, int deposits,
+                               int copies) {
   SmemPlan plan = {};
   plan.workers = workers;
   plan.stages = stages;
@@ -133,8 +156,11 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.query_rows_at = query_rows_at(stored_key);
   plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
   plan.query_floats = float_dim;
+  const int floats_end =
+      plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4;
+  plan.mask_rows_at = masks.rows ? smem_round_up(floats_end) : -1;
   plan.query_slot_bytes =
-      smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4);
+      smem_round_up(masks.rows ? plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)) : floats_end);
   plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
   plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
@@ -142,6 +168,8 @@ inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, 
   plan.ring_at = plan.scratch_at + smem_round_up(scratch_bytes);
   plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
   plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;
+  plan.ranges_at = masks.ranges ? plan.total_bytes : -1;
+  if (masks.ranges) plan.total_bytes += kUnitSlots * static_cast<int>(sizeof(UnitRanges));
   return plan;
 }
 

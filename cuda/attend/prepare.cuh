@@ -26,7 +26,7 @@ struct Walk {
 // Fills in a unit's info.
 template <class Core>
 __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info,
-                                         Walk& walk, int unit, int lane) {
+                                         UnitRanges& ranges, Walk& walk, int unit, int lane) {
   const SequenceWork& s = walk.sequence;
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
@@ -36,7 +36,13 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   if (first_here) walk.from_start = walk.split == 0;
   const bool last_of_block = walk.split == s.units_per_block - 1;
   const RowsRange range = rows_range(p, s, query_of_row(p, s.query_tokens, first_row),
-                                     query_of_row(p, s.query_tokens, first_row + rows - 1));
+                                     query_of_row(p, s.query_tokens, first_row + rows - 1), lane);
+  if (p.plan.ranges_at >= 0 && lane < kRowsPerBlock) {
+    RowRange own = {};
+    if (lane < rows) own = row_range(p, s, query_of_row(p, s.query_tokens, first_row + lane));
+    ranges.begin[lane] = own.begin;
+    ranges.end[lane] = own.end;
+  }
   const int split_begin = walk.split * s.split_tokens;
   const int begin = max(split_begin, range.begin),
             end = walk.split == kMaxSplits - 1 ? range.end
@@ -160,7 +166,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
       last_of_block[i] = unit;
     }
     UnitInfo& info = f.info(unit);
-    describe<Core>(p, cta, info, walk, unit, lane);
+    describe<Core>(p, cta, info, f.ranges(p, unit), walk, unit, lane);
     __syncwarp();
     // the producer, which has made the barriers, goes on
     if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);

@@ -14,6 +14,20 @@ __device__ __forceinline__ int busy_workers(int workers, int jobs) {
   return rounds == 0 ? workers : (jobs + rounds - 1) / rounds;
 }
 
+// First step of a unit from `step` on, below `end`, of which some row sees a token; `end` if there is none.
+template <class Core>
+__device__ __forceinline__ int next_seen(const AttendParams& p, const Frame& f, const UnitInfo& info,
+                                         int unit, int step, int end) {
+  if (p.plan.ranges_at < 0) return step;
+  const UnitRanges& rows = f.ranges(p, unit);
+  const int first_step = info.first_tile / Core::kTiles, token = (first_step + step) * Core::kStepLength;
+  int next = INT_MAX;
+#pragma unroll 1
+  for (int r = 0; r < kRowsPerBlock; r++)
+    if (rows.begin[r] < rows.end[r] && rows.end[r] > token) next = min(next, max(rows.begin[r], token));
+  return min(next / Core::kStepLength - first_step, end);
+}
+
 // Fills the queues of the first `busy` workers; the others may go. Lane w looks after worker w.
 template <class Core>
 __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, int busy, int lane) {
@@ -59,10 +73,14 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
           const int from = job * info->job_steps - info->skipped;
           step = exact ? 0 : max(from, 0);
           end = exact ? 1 : min(from + info->job_steps, info->steps);
+          flags = exact ? kItemExact : 0;
+          if (p.plan.ranges_at >= 0 && !exact) {
+            step = next_seen<Core>(p, f, *info, unit, step, end);
+            if (step == end) step = end - 1, flags = kItemBlank;
+          }
           token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
           full_begin = info->full_begin;
           full_end = info->full_end;
-          flags = exact ? kItemExact : 0;
         } else {
           stop = next_job >= jobs && unit + 1 >= f.num_units;
         }
@@ -73,16 +91,17 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     if (go) {
       uint64_t* bar = queue_barrier(p, own, issued);
       if (stop) flags = kItemStop;
-      if (step + 1 == end) flags |= kItemLast;
+      const int next = stop || exact ? step + 1 : next_seen<Core>(p, f, *info, own_unit, step + 1, end);
+      if (next == end) flags |= kItemLast;
       if (token >= full_begin && token + Core::kStepLength <= full_end) flags |= kItemWhole;
       *queue_item(p, own, issued) = Item{token, deposit, own_unit, flags | step << kItemStepShift};
-      if (kBulkCopy && !(flags & (kItemStop | kItemExact)))
+      if (kBulkCopy && !(flags & (kItemStop | kItemExact | kItemBlank)))
         issue_step<Core>(p, *info, step, queue_stage(p, own, issued), bar, 0);
       else
         barrier_arrive(bar);
-      step++;
       issued++;
-      token += Core::kStepLength;
+      token += (next - step) * Core::kStepLength;
+      step = next;
       flags = 0;
       stopped = stop;
     }

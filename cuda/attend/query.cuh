@@ -4,6 +4,7 @@
 // bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
 #pragma once
 #include "cuda/attend/params.cuh"
+#include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 
 namespace tq::cuda::attend {
@@ -35,7 +36,21 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
     for (int i = 0; i < kPieces; i++) x[i] = next[i];
     // on its way while this row is worked on
     if (r + step < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + r + step), lane, next);
-    const QuerySize size = admit_query(x);
+    QuerySize size = admit_query(x);
+    if (p.plan.mask_rows_at >= 0) {
+      const int query = query_of_row(p, s.query_tokens, first_row + r);
+      const RowPlace place = row_place(p, s, kv_head, first_row + r);
+      const float slope = slope_of_head(p, place.head, size.finite);
+      const TreeWords tree = tree_of_row(p, place.token);
+      MaskRows* masks = reinterpret_cast<MaskRows*>(slot + p.plan.mask_rows_at);
+      if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
+        masks->slope[lane] = slope;
+        masks->position[lane] = s.position + query;
+        masks->new_first[lane] = p.call.tree_mask ? s.old_length : INT32_MAX;
+        masks->tree[lane][0] = tree.word[0];
+        masks->tree[lane][1] = tree.word[1];
+      }
+    }
 #pragma unroll
     for (int i = 0; i < kPieces; i++)
       if (floats && lane + 32 * i < p.plan.query_floats)

@@ -41,9 +41,10 @@ struct PrefillState {
 // The steps that need it: scores hidden from the rows that do not see them; of rows that need care, which is
 // their own affair, also to log2 units, capped and limited. unit: what the scores are to be multiplied by
 // still. scale, constant, begin, end, flags: of the warp's rows; tokens end at `limit` for all. flags null:
-// all rows need care.
+// all rows need care. first_row: the warp's, in the block's numbers.
 template <int kTiles>
-__device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x)[kTiles][4][4], int token,
+__device__ __forceinline__ void special_scores(const PrefillParams& p, const PrefillBlock& block,
+                                               int first_row, float (&x)[kTiles][4][4], int token,
                                                const int32_t* begin, const int32_t* end, int limit,
                                                const float* scale, const float* constant,
                                                const int32_t* flags, float (&unit)[2], int lane) {
@@ -51,11 +52,14 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = g + 8 * h, from = begin[row], to = min(end[row], limit);
-    const bool care = !flags || p.numbers.softcap_log2 != 0.0f || (flags[row] & kRowWild) ||
-                      max(from, token) >= min(to, token + 32 * kTiles);
+    const bool sloped = p.call.alibi_slopes, care = !flags || p.numbers.softcap_log2 != 0.0f || sloped ||
+                                                    (flags[row] & kRowWild) ||
+                                                    max(from, token) >= min(to, token + 32 * kTiles);
     const float factor = care ? scale[row] : 1.0f, hidden = care ? kMasked : kHidden,
                 add = constant ? constant[row] : 0.0f;
     unit[h] = care ? 1.0f : scale[row];
+    RowSlope slope = {};
+    if (sloped) slope = slope_of_row(p, block, first_row + row);
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
@@ -68,6 +72,7 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, float (&x
           if (p.numbers.softcap_log2 != 0.0f)
             s = soft_cap(s + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
           if (care) s = clamp_logit(s);
+          if (sloped) s = add_slope(s, slope.slope, at - slope.position);
           s = at >= from && at < to ? s : hidden;  // may have been anything, NaN included
         }
   }

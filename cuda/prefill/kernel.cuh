@@ -89,16 +89,14 @@ struct PrefillBody {
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
     const int first = b.first_row + warp * 16;
-    const bool careful =
-        p.numbers.softcap_log2 != 0.0f || __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
-    if (lane == 0) {
-      WarpRange range = {0, 0, 0, 0};
-      if (first < b.rows_total) {
-        const RowsRange of = range_of(p, b, first, 16);
-        range = WarpRange{of.begin, of.end, careful ? INT32_MAX : of.full_begin, of.full_end};
-      }
-      table()->warps[warp] = range;
+    const bool careful = p.numbers.softcap_log2 != 0.0f || p.call.alibi_slopes ||
+                         __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
+    WarpRange range = {0, 0, 0, 0};
+    if (first < b.rows_total) {
+      const RowsRange of = range_of(p, b, first, 16, lane);
+      range = WarpRange{of.begin, of.end, careful ? INT32_MAX : of.full_begin, of.full_end};
     }
+    if (lane == 0) table()->warps[warp] = range;
     __syncwarp();
     if constexpr (kInRegisters) {
       const uint4* fragments = reinterpret_cast<const uint4*>(queries());
@@ -131,6 +129,11 @@ struct PrefillBody {
     state.l[1] *= ratio[1];
   }
 
+  // The rows' block, which every thread sees.
+  __device__ __forceinline__ const PrefillBlock& block() const {
+    return *reinterpret_cast<const PrefillBlock*>(smem + kBlockAt);
+  }
+
   // Scores of a step become weights: masks, caps and clamps if the step needs them.
   __device__ __forceinline__ void weigh(float (&x)[Shape::kTiles][4][4], bool special, int token,
                                         float (&down)[2]) {
@@ -138,9 +141,9 @@ struct PrefillBody {
     const int row = warp * 16, g = lane >> 2;
     float factors[2] = {rows->scale[row + g], rows->scale[row + g + 8]};
     if (special)
-      special_scores<Shape::kTiles>(p, x, token, rows->begin + row, rows->end + row, INT32_MAX,
-                                    rows->scale + row, rows->constant + row, rows->flags + row, factors,
-                                    lane);
+      special_scores<Shape::kTiles>(p, block(), block().first_row + row, x, token, rows->begin + row,
+                                    rows->end + row, INT32_MAX, rows->scale + row, rows->constant + row,
+                                    rows->flags + row, factors, lane);
     float shift[2];
 #pragma unroll
     for (int h = 0; h < 2; h++)
@@ -222,7 +225,7 @@ struct PrefillBody {
       float x[1][4][4], down[2], units[2];
       raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch,
                     p.layer.key.layout.dim, x[0], lane);
-      special_scores<1>(p, x, first, from + warp * 16, to + warp * 16, limit,
+      special_scores<1>(p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16, limit,
                         table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
       const float none[2] = {0.0f, 0.0f};
       soft_max<1>(x, units, none, state.m, state.l, down);
@@ -239,7 +242,7 @@ struct PrefillBody {
 
   // Sinks, then windows, as far as some row of the CTA sees them; all threads. Tiles lie at absolute tokens.
   __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
-    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows);
+    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows, lane);
     const PrefillRowTable* rows = table();
     constexpr int kTile = format::kTileTokens;
     if (range.visible_begin >= range.sink_end && range.window_begin >= range.visible_end) return;
@@ -271,9 +274,31 @@ struct PrefillBody {
   }
 };
 
-// Item `index` of the list: the last row blocks of a sequence, which see most, first.
+// The next run of tokens that rows see in ranges of the caller's, from token `from` on; none: an empty one.
+// Runs end where no row sees a token of the next step, so that pages between them are not read. One warp.
+__device__ __forceinline__ void next_run(const PrefillRowTable& rows, PrefillBlock& b, int from,
+                                         int step_tokens, int lane) {
+  int begin = INT32_MAX;
+  for (int row = lane; row < kPrefillRows; row += 32)
+    if (rows.begin[row] < rows.end[row] && rows.end[row] > from)
+      begin = min(begin, max(rows.begin[row], from));
+  begin = __reduce_min_sync(~0u, begin);
+  int end = begin == INT32_MAX ? 0 : begin + 1, before = 0;
+  while (end != before) {
+    before = end;
+    for (int row = lane; row < kPrefillRows; row += 32)
+      if (rows.begin[row] < rows.end[row] && rows.begin[row] / step_tokens <= (before - 1) / step_tokens + 1)
+        end = max(end, rows.end[row]);
+    end = __reduce_max_sync(~0u, end);
+  }
+  __syncwarp();
+  if (lane == 0) b.take(begin == INT32_MAX ? 0 : begin, end, step_tokens);
+}
+
+// Item `index` of the list: the last row blocks of a sequence, which see most, first. Of ranges of the
+// caller's the tokens come run by run. One warp.
 __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int num_sequences, int index,
-                                                   int step_tokens) {
+                                                   int step_tokens, int lane) {
   int low = 0, high = num_sequences;  // first_item[low] <= index < first_item[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -289,12 +314,9 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
   b.kv_head = local - from_end * p.layer.num_kv_heads;
   b.first_row = (s.row_blocks - 1 - from_end) * kPrefillRows;
   b.rows_total = s.query_tokens * p.layer.q_per_kv;
-  const RowsRange range = range_of(p, b, b.first_row, kPrefillRows);
-  b.begin = range.begin;
-  b.end = range.end;
-  if (b.begin < b.end) {
-    b.first_tile = b.begin / step_tokens * (step_tokens / format::kTileTokens);
-    b.num_tiles = (b.end + format::kTileTokens - 1) / format::kTileTokens - b.first_tile;
+  if (!p.call.visible_begin) {
+    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows, lane);
+    if (range.begin < range.end) b.take(range.begin, range.end, step_tokens);
   }
   return b;
 }
@@ -326,42 +348,59 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
     const int item = round * grid + (round & 1 ? grid - 1 - cta : cta);
     if (item >= num_items) break;
     __syncthreads();  // nobody looks at the last block any more
-    if (threadIdx.x == 0) b = find_block(p, num_sequences, item, Shape::kTokens);
+    if (warp == 0) {
+      const PrefillBlock found = find_block(p, num_sequences, item, Shape::kTokens, lane);
+      if (lane == 0) b = found;
+    }
     __syncthreads();
-    const int steps = (b.num_tiles + Shape::kTiles - 1) / Shape::kTiles;
-    if (warp == 0)
-      for (int step = 0; step < min(stages, steps); step++) issue_step<kStored>(p, b, step, fill, smem, lane);
+    const bool in_runs = p.call.visible_begin;
+    const auto issue_first = [&] {  // of the steps in b
+      const int count = min(stages, (b.num_tiles + Shape::kTiles - 1) / Shape::kTiles);
+      for (int step = 0; warp == 0 && step < count; step++) issue_step<kStored>(p, b, step, fill, smem, lane);
+    };
+    if (!in_runs) issue_first();
     body.prepare(b);
     __syncthreads();  // queries are in registers where expanded tiles go over them
 #pragma unroll 1
-    for (int step = -1; step < steps; step++) {
-      // Expanded before the last barrier, a step's stage is free.
-      const int ahead = step + stages, token = b.first_tile * format::kTileTokens + step * Shape::kTokens;
-      if (warp == 0 && step >= 0 && ahead < steps) issue_step<kStored>(p, b, ahead, fill, smem, lane);
-      if (!kBulkCopy) {  // one warp's copies: the others see them after a barrier
-        if (warp == 0) lane_copy_wait(max(min(max(ahead, stages - 1), steps - 1) - (step + 1), 0));
+    for (int from = 0;;) {
+      if (in_runs) {
+        if (warp == 0) next_run(*body.table(), b, from, Shape::kTokens, lane);
         __syncthreads();
+        from = (b.end + Shape::kTokens - 1) / Shape::kTokens * Shape::kTokens;
+        issue_first();
       }
+      const int steps = (b.num_tiles + Shape::kTiles - 1) / Shape::kTiles;
 #pragma unroll 1
-      for (int turn = 0; turn < 2; turn++) {
-        if (turn == static_cast<int>(warp < kPrefillWarps / 2)) {
-          if (step >= 0) body.attend(step, token);
-        } else if (step + 1 < steps) {
-          if (kBulkCopy) barrier_wait(barriers + drain, parity);
-          __syncwarp();
-          const uint8_t* stage = smem + p.smem.ring_at + drain * p.smem.stage_pitch;
-          const int coming = token + Shape::kTokens;
-          expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1), body.values(step + 1),
-                                                        b.end - coming, warp, lane);
-          if (warp == kPrefillWarps - 1)
-            expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, lane);
-          if (++drain == stages) {
-            drain = 0;
-            parity ^= 1;
+      for (int step = -1; step < steps; step++) {
+        // Expanded before the last barrier, a step's stage is free.
+        const int ahead = step + stages, token = b.first_tile * format::kTileTokens + step * Shape::kTokens;
+        if (warp == 0 && step >= 0 && ahead < steps) issue_step<kStored>(p, b, ahead, fill, smem, lane);
+        if (!kBulkCopy) {  // one warp's copies: the others see them after a barrier
+          if (warp == 0) lane_copy_wait(max(min(max(ahead, stages - 1), steps - 1) - (step + 1), 0));
+          __syncthreads();
+        }
+#pragma unroll 1
+        for (int turn = 0; turn < 2; turn++) {
+          if (turn == static_cast<int>(warp < kPrefillWarps / 2)) {
+            if (step >= 0) body.attend(step, token);
+          } else if (step + 1 < steps) {
+            if (kBulkCopy) barrier_wait(barriers + drain, parity);
+            __syncwarp();
+            const uint8_t* stage = smem + p.smem.ring_at + drain * p.smem.stage_pitch;
+            const int coming = token + Shape::kTokens;
+            expand_step<kStored, kForm != RawForm::kNone>(p, stage, body.keys(step + 1),
+                                                          body.values(step + 1), b.end - coming, warp, lane);
+            if (warp == kPrefillWarps - 1)
+              expand_scales<kStored>(p, stage, body.scales(step + 1), coming, b.begin, b.end, lane);
+            if (++drain == stages) {
+              drain = 0;
+              parity ^= 1;
+            }
           }
         }
+        __syncthreads();
       }
-      __syncthreads();
+      if (!in_runs || steps == 0) break;
     }
     body.leave_codes(b);
     if (p.layer.window_tokens + p.layer.sink_tokens > 0) body.attend_exact(b);

@@ -5,6 +5,7 @@
 #pragma once
 #include "cuda/prefill/params.cuh"
 #include "cuda/ptx/hmma.cuh"
+#include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 #include "cuda/row/write.cuh"
 
@@ -13,8 +14,15 @@ namespace tq::cuda::prefill {
 // A row block of a kv head.
 struct PrefillBlock : SequenceRows {   // in shared memory at kBlockAt
   int kv_head, first_row, rows_total;  // row = query token * q_per_kv + head in the group
-  int begin, end;                      // coded tokens that some row sees
+  int begin, end;                      // coded tokens that some row sees; of ranges: a run of them
   int first_tile, num_tiles;           // from the step of `begin` on
+
+  __device__ __forceinline__ void take(int first, int last, int step_tokens) {
+    begin = first;
+    end = last;
+    first_tile = first / step_tokens * (step_tokens / format::kTileTokens);
+    num_tiles = max((last + format::kTileTokens - 1) / format::kTileTokens - first_tile, 0);
+  }
 };
 
 static_assert(kBlockAt + sizeof(PrefillBlock) <= kPlacesAt && kPlacesAt + 32 * 4 <= kPrefillHeadBytes,
@@ -23,11 +31,23 @@ static_assert(kBlockAt + sizeof(PrefillBlock) <= kPlacesAt && kPlacesAt + 32 * 4
 __device__ __forceinline__ RowRange range_of(const PrefillParams& p, const PrefillBlock& b, int row) {
   return row_range(p, b, query_of_row(p, b.query_tokens, row));
 }
-// Of `count` rows from `first` on, as far as there are such.
+// Of `count` rows from `first` on, as far as there are such; by a whole warp.
 __device__ __forceinline__ RowsRange range_of(const PrefillParams& p, const PrefillBlock& b, int first,
-                                              int count) {
+                                              int count, int lane) {
   return rows_range(p, b, query_of_row(p, b.query_tokens, first),
-                    query_of_row(p, b.query_tokens, min(first + count, b.rows_total) - 1));
+                    query_of_row(p, b.query_tokens, min(first + count, b.rows_total) - 1), lane);
+}
+
+// ALiBi of a row.
+struct RowSlope {
+  float slope;  // log2 units a token
+  int position;
+};
+__device__ __forceinline__ RowSlope slope_of_row(const PrefillParams& p, const PrefillBlock& b, int row) {
+  row = min(row, b.rows_total - 1);
+  bool finite = true;
+  return RowSlope{slope_of_head(p, row_place(p, b, b.kv_head, row).head, finite),
+                  b.position + query_of_row(p, b.query_tokens, row)};
 }
 
 // The warp's rows: the row table, and queries in A operand order.
@@ -49,7 +69,9 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
 #pragma unroll
     for (int i = 0; i < kPieces; i++) x[i] = real ? next[i] : 0.0f;
     if (r < 15) load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first + r + 1, last)), lane, next);
-    const QuerySize size = admit_query(x);
+    QuerySize size = admit_query(x);
+    if (p.call.alibi_slopes)
+      slope_of_head(p, row_place(p, b, b.kv_head, min(first + r, last)).head, size.finite);
     // A power of two keeps sums of large queries in range.
     const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
                 up_log2 = fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);

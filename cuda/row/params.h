@@ -36,6 +36,9 @@ static_assert(offsetof(RowParams, numbers) % 8 == 0, "RowNumbers counts on it");
 constexpr int kRowWild = 1;       // scores may leave the safe range: clamp them
 constexpr int kRowNotFinite = 2;  // it holds NaN or infinity: zeros while it is worked on, NaN in the end
 
+// Masks that need work for each token of a row's range.
+inline bool adds_to_logits(const AttendCall& call) { return call.alibi_slopes || call.tree_mask; }
+
 inline RowParams make_row_params(const RowLaunch& launch) {
   return RowParams{launch.layer,
                    launch.call,

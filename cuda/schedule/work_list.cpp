@@ -63,8 +63,8 @@ SequenceWork sequence_work(const Geometry& geometry, const HeadShape& heads, con
   static_cast<SequenceRows&>(to) = sequence_rows(from, first, count);
   to.row_blocks = static_cast<int32_t>(ceil_div(count * heads.q_per_kv, kRowsPerBlock));
   to.split_tokens = split_tokens(position, is_long(geometry, heads, from));
-  to.num_splits =
-      static_cast<int32_t>(std::min<int64_t>(kMaxSplits, ceil_div(from.length(), to.split_tokens)));
+  to.num_splits = static_cast<int32_t>(
+      std::min<int64_t>(kMaxSplits, std::max<int64_t>(1, ceil_div(from.length(), to.split_tokens))));
   to.units_per_block = to.num_splits + (geometry.window_tokens + geometry.sink_tokens > 0 ? 1 : 0);
   return to;
 }

@@ -77,6 +77,7 @@ void test_sliding_layers(void);
 void test_sliding_remove(void);
 void test_sliding_refusals(void);
 void test_sliding_bytes(void);
+void test_masks(void);
 void test_batch_rows(void);
 void test_plan_in_force(void);
 void test_unwritten_old_tokens(void);

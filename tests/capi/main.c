@@ -129,6 +129,7 @@ int main(void) {
       {"sliding layers: rows", test_sliding_layers},
       {"sliding layers: refusals", test_sliding_refusals},
       {"sliding layers: bytes", test_sliding_bytes},
+      {"masks", test_masks},
       {"sequences: fork, truncate, free", test_sequences},
       {"rows of a batch", test_batch_rows},
       {"plan in force", test_plan_in_force},

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <random>
 
 #include "cpu/schedule.h"
 
@@ -295,6 +296,7 @@ Result Rig::attend(const AttendOptions& o) {
   request.sliding_window = o.sliding_window;
   request.sink_logits = o.sink_logits ? sinks.data() : nullptr;
   request.history_only = o.history_only;
+  o.masks.pass(&request);
   void* workspace = nullptr;
   if (!o.own_workspace) {
     request.workspace_bytes = static_cast<size_t>(backend->bytes().workspace);
@@ -474,6 +476,21 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
   return size > 0 ? sqrt(difference / size) : difference > 0 ? std::numeric_limits<double>::infinity() : 0;
 }
 
+void Rig::lose_pages(int sequence, int64_t first, int64_t last) {
+  const int64_t stride = geometry.groups[0].max_sequence_pages, page_size = geometry.page_size;
+  for (int64_t page = 0; page * page_size < last; page++)
+    if (page * page_size >= first && (page + 1) * page_size <= last)
+      page_table_[static_cast<size_t>(sequence * stride + page)] = INT32_MAX / 2;
+}
+
+Masks Rig::masks(bool ranges, bool tree, bool alibi, uint64_t number) const {
+  std::vector<MaskedRows> rows;
+  for (const StepSequence& s : plan_sequences_) rows.push_back({s.length(), s.new_tokens, s.query_tokens});
+  std::mt19937_64 random(config.seed * 1000 + number);
+  return random_masks(rows, geometry.num_q_heads, ranges, tree, alibi,
+                      [&](int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); });
+}
+
 Result Rig::reference(const AttendOptions& o) {
   const UniformGeometry& g = geometry;
   const double scale = o.scale != 0 ? static_cast<double>(o.scale)
@@ -496,18 +513,21 @@ Result Rig::reference(const AttendOptions& o) {
           const int64_t position = length - asks_[i].query_tokens + j,
                         row = (plan_sequences_[i].q_row + j) * g.num_q_heads + h;
           const float* q = &queries[static_cast<size_t>(row * g.head_dim)];
-          int64_t first = o.sliding_window > 0 ? std::max<int64_t>(0, position - o.sliding_window + 1) : 0,
-                  end = position + 1;
-          if (o.history_only) end = std::min(end, plan_sequences_[i].old_length);
+          const int64_t old_length = plan_sequences_[i].old_length;
+          std::vector<int64_t> tokens;
+          for (int64_t token = 0; token < (o.history_only ? old_length : length); token++)
+            if (o.masks.sees(plan_sequences_[i].q_row + j, position, token, old_length, o.sliding_window))
+              tokens.push_back(token);
           std::vector<double> logits;
           double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-          for (int64_t token = first; token < end; token++) {
+          for (const int64_t token : tokens) {
             const std::vector<float>& k =
                 vectors[is_exact(sequence, token, position)][0][static_cast<size_t>(token)];
             double logit = 0;
             for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(q[c]) * k[c];
             logit *= scale;
             if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
+            logit += o.masks.bias(h, position, token);
             logits.push_back(logit);
             largest = std::max(largest, logit);
           }
@@ -517,7 +537,7 @@ Result Rig::reference(const AttendOptions& o) {
           for (size_t t = 0; t < logits.size(); t++) {
             const double p = exp(logits[t] - largest);
             sum += p;
-            const int64_t token = first + static_cast<int64_t>(t);
+            const int64_t token = tokens[t];
             const std::vector<float>& v =
                 vectors[is_exact(sequence, token, position)][1][static_cast<size_t>(token)];
             for (int c = 0; c < g.value_dim; c++) out[c] += p * v[c];

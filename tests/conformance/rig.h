@@ -15,6 +15,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels/kernels.h"
 #include "host_ops.h"
+#include "masks.h"
 #include "uniform_geometry.h"
 
 namespace tq {
@@ -69,6 +70,7 @@ struct AttendOptions {
   bool sink_logits = false, history_only = false, strided = false, own_workspace = true;
   DataType out = DataType::kF32;
   uint8_t workspace_fill = 0xFF;
+  Masks masks = {};  // of the plan's queries
 };
 
 struct Result {
@@ -86,6 +88,10 @@ class Rig {
   void step(const std::vector<Ask>& asks, bool append = true);
   Result attend(const AttendOptions& options = AttendOptions());
   Result reference(const AttendOptions& options);
+  // Random masks of the plan's queries.
+  Masks masks(bool ranges, bool tree, bool alibi, uint64_t number) const;
+  // Pages of a sequence that hold none but the tokens first .. last - 1 move to where no memory is.
+  void lose_pages(int sequence, int64_t first, int64_t last);
   // The last attend once more, with a workspace of its own; several threads may.
   Result attend_again();
   void attend_with_workspace(size_t bytes);

@@ -116,6 +116,10 @@ T __reduce_max_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return a > b ? a : b; });
 }
 template <class T>
+T __reduce_min_sync(unsigned, T x) {
+  return emulate::reduce<T>(x, [](T a, T b) { return a < b ? a : b; });
+}
+template <class T>
 T __reduce_add_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return static_cast<T>(a + b); });
 }

@@ -20,6 +20,7 @@
 #include "format/encode.h"
 #include "gpu_test.h"
 #include "softmax_state.h"
+#include "tests/masks.h"
 #include "tests/uniform_geometry.h"
 
 namespace gpu_test {
@@ -60,7 +61,9 @@ struct CaseSpec {
   bool batch_invariant = false;
   bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
   std::vector<OddQuery> odd_queries = {};
-  std::vector<float> sink_values = {};  // of the query heads in turn, instead of random ones
+  std::vector<float> sink_values = {};               // of the query heads in turn, instead of random ones
+  bool ranges = false, tree = false, alibi = false;  // random masks (masks.h)
+  int range_kind = -1;
 };
 
 __host__ __device__ inline uint32_t hash32(uint64_t x) {
@@ -157,6 +160,9 @@ class AttendCase {
   Comparison compare(int set, const std::vector<std::pair<int, int>>& which) const;
   Comparison compare_all() const;
   int64_t stored_bytes() const;  // of one set: what attention must read
+  // Page table entries of which no query sees a token, nor one that a step may hold beside it, lead to where
+  // no memory is.
+  void lose_unseen_pages();
 
   CaseSpec spec;
   int num_ctas = 0, shared_limit = 0;
@@ -214,6 +220,10 @@ class AttendCase {
   }
 
   Numbers centre_[2], raw_, q_, sinks_;
+  tq::test::Masks masks_;
+  Buffer<int32_t> mask_begin_, mask_end_;
+  Buffer<uint64_t> mask_tree_;
+  Buffer<float> mask_slopes_;
   std::vector<int> raw_first_;
   // Pages of exact copies; page 0 stands for all that are not kept, and holds NaN.
   Device<int32_t> raw_table_;
@@ -385,6 +395,16 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     sinks_.upload(DataType::kF32);
   }
 
+  std::vector<tq::test::MaskedRows> rows;
+  for (const CaseSequence& q : spec.sequences) rows.push_back({q.length, q.new_tokens, q.queries});
+  masks_ = tq::test::random_masks(
+      rows, spec.q_heads, spec.ranges, spec.tree, spec.alibi,
+      [&](int n) { return static_cast<int>(rng() % n); }, spec.range_kind);
+  if (!masks_.begin.empty())
+    mask_begin_ = Buffer<int32_t>(masks_.begin), mask_end_ = Buffer<int32_t>(masks_.end);
+  if (!masks_.tree.empty()) mask_tree_ = Buffer<uint64_t>(masks_.tree);
+  if (!masks_.slopes.empty()) mask_slopes_ = Buffer<float>(masks_.slopes);
+
   const auto side_view = [&](int side) {
     tq::cuda::DeviceSide view{side ? tile_.value : tile_.key, 0, 0, {}, {}, 0, nullptr, 0, nullptr, nullptr};
     view.code_offset = offsets[side];
@@ -453,6 +473,10 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     call.sliding_window = spec.sliding;
     call.sink_logits = spec.sink_logits ? reinterpret_cast<const float*>(sinks_.device.get()) : nullptr;
     call.history_only = spec.history_only;
+    masks_.pass(&call);
+    if (call.visible_begin) call.visible_begin = mask_begin_.get(), call.visible_end = mask_end_.get();
+    if (call.tree_mask) call.tree_mask = mask_tree_.get();
+    if (call.alibi_slopes) call.alibi_slopes = mask_slopes_.get();
     launches_.push_back(AttendLaunch{{layer, plan_view, call, num_ctas, shared_limit, nullptr},
                                      workspace_.get(),
                                      false,
@@ -470,6 +494,26 @@ inline void AttendCase::run(int set, cudaStream_t stream) {
   if (spec.long_apart)
     tq::cuda::prefill::launch_prefill(launch,
                                       launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
+}
+
+inline void AttendCase::lose_unseen_pages() {
+  std::vector<int32_t> table = host_table_;
+  for (int slot = 0; slot < slots_; slot++) {
+    const CaseSequence& s = spec.sequences[slot % spec.sequences.size()];
+    int64_t first_row = 0;
+    for (size_t i = 0; i < slot % spec.sequences.size(); i++) first_row += spec.sequences[i].queries;
+    for (int64_t page = 0; page < stride_; page++) {
+      constexpr int kStep = 64;  // the largest of any kernel
+      const int64_t first = page * spec.page_size / kStep * kStep,
+                    last = ((page + 1) * spec.page_size + kStep - 1) / kStep * kStep;
+      bool seen = false;
+      for (int64_t j = 0; j < s.queries; j++)
+        for (int64_t token = first; token < std::min<int64_t>(last, s.length) && !seen; token++)
+          seen = masks_.sees(first_row + j, s.length - s.queries + j, token, s.length - s.new_tokens, 0);
+      if (!seen) table[static_cast<size_t>(slot * stride_ + page)] = INT32_MAX / 2;
+    }
+  }
+  GPU_MUST(cudaMemcpy(table_.get(), table.data(), table.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
 }
 
 inline void AttendCase::poison_output() {

@@ -95,12 +95,13 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
       for (int h = 0; h < group; h++) {
         const int64_t row = first_row + query;
         const int q_head = head * group + h, position = s.length - s.queries + query;
-        const int end = spec.history_only ? std::min(position + 1, s.length - s.new_tokens) : position + 1;
-        const int begin =
-            spec.sliding > 0 ? static_cast<int>(std::max<int64_t>(0, position + 1 - spec.sliding)) : 0;
+        const int old_length = s.length - s.new_tokens;
+        std::vector<int> tokens;
+        for (int token = 0; token < (spec.history_only ? old_length : s.length); token++)
+          if (masks_.sees(row, position, token, old_length, spec.sliding)) tokens.push_back(token);
         const float* q =
             &q_.host[row * launches_[set].call.q_strides.token + q_head * launches_[set].call.q_strides.head];
-        std::vector<double> logits(std::max(end - begin, 0));
+        std::vector<double> logits;
         const float* got = &out[(row * spec.q_heads + q_head) * spec.value_dim];
         const double lse_got = got_lse[row * spec.q_heads + q_head];
         result.rows++;
@@ -117,34 +118,37 @@ inline Comparison AttendCase::compare(int set, const std::vector<std::pair<int, 
           continue;
         }
         double top = sink;
-        for (int token = begin; token < end; token++) {
+        for (const int token : tokens) {
           const double* k = of(keys, token, position, spec.head_dim);
           double sum = 0;
           for (int i = 0; i < spec.head_dim; i++) sum += static_cast<double>(q[i]) * k[i];
           sum *= launches_[set].call.softmax_scale;
           if (spec.softcap > 0) sum = spec.softcap * tanh(sum / spec.softcap);
-          logits[token - begin] = sum;
+          sum += masks_.bias(q_head, position, token);
+          logits.push_back(sum);
           top = std::max(top, sum);
         }
         double total = sink > -INFINITY ? exp(sink - top) : 0;
         std::vector<double> o(spec.value_dim, 0.0);
-        for (int token = begin; token < end; token++) {
-          const double weight = exp(logits[token - begin] - top);
+        for (size_t at = 0; at < tokens.size(); at++) {
+          const int token = tokens[at];
+          const double weight = exp(logits[at] - top);
           const double* v = of(values, token, position, spec.value_dim);
           total += weight;
           for (int i = 0; i < spec.value_dim; i++) o[i] += weight * v[i];
         }
         double error = 0, square = 0;
         for (int i = 0; i < spec.value_dim; i++) {
-          const double want = end > begin ? o[i] / total : 0.0;
+          const double want = !tokens.empty() ? o[i] / total : 0.0;
           if (!isfinite(got[i])) result.not_finite++;
-          if (end <= begin && got[i] != 0.0f) result.wrong_empty++;
+          if (tokens.empty() && got[i] != 0.0f) result.wrong_empty++;
           error += (got[i] - want) * (got[i] - want);
           square += want * want;
         }
         errors[index] += error;
         squares[index] += square;
-        if (square > 0) result.worst = std::max(result.worst, sqrt(error / square));
+        // Beside a sink that takes nearly all weight a row may be too small for a float.
+        if (square > 1e-60) result.worst = std::max(result.worst, sqrt(error / square));
         const double want_lse = total > 0 ? top + log(total) : -INFINITY;
         if (isinf(want_lse)) {
           if (!(lse_got == -INFINITY)) result.wrong_empty++;

@@ -17,12 +17,13 @@ double worst_of_all = 0;
 
 std::string name_of(const CaseSpec& s) {
   char text[256];
-  snprintf(
-      text, sizeof text,
-      "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %g hist %d",
-      s.head_dim, s.value_dim, s.key_bits, s.value_bits, s.q_heads, s.kv_heads, s.page_size, s.window,
-      s.sinks, s.sequences[0].length, s.sequences.size(), s.sequences[0].queries,
-      static_cast<long long>(s.sliding), s.softcap, s.history_only);
+  snprintf(text, sizeof text,
+           "d %d/%d bits %d/%d heads %d/%d page %d win %d sink %d len %d x%zu q %d sliding %lld cap %g hist "
+           "%d masks "
+           "%d",
+           s.head_dim, s.value_dim, s.key_bits, s.value_bits, s.q_heads, s.kv_heads, s.page_size, s.window,
+           s.sinks, s.sequences[0].length, s.sequences.size(), s.sequences[0].queries,
+           static_cast<long long>(s.sliding), s.softcap, s.history_only, s.ranges + 2 * s.tree + 4 * s.alibi);
   return text;
 }
 
@@ -317,6 +318,7 @@ void each() {
 }  // namespace
 
 #include "attend_edges.cuh"
+#include "attend_masks.cuh"
 #include "attend_prefill.cuh"
 #include "attend_rows.cuh"
 
@@ -339,8 +341,8 @@ void unused_rows(int repeats) {
 }
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
-// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick]:
-// attend_edges.cuh, attend_rows.cuh only.
+// attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick],
+// --masks [--quick]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh only.
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -369,6 +371,10 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--rows")) {
     rows(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --rows");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--masks")) {
+    masks(argc > 2 && !strcmp(argv[2], "--quick"));
+    return gpu_test::finish("attend_test --masks");
   }
   const bool quick = argc > 1 && !strcmp(argv[1], "--quick");
   const int first = argc > 2 + quick ? atoi(argv[1 + quick]) : 0,
@@ -400,6 +406,7 @@ int main(int argc, char** argv) {
   if (first == 0) prefill(quick);
   if (first == 0) edges(quick);
   if (first == 0) rows(quick);
+  if (first == 0) masks(quick);
   if (first == 0) unused_rows(quick ? 50 : 1000);
   return gpu_test::finish("attend_test");
 }

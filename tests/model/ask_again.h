@@ -19,7 +19,8 @@ struct Attended {
   tq_batch* batch;
   int layer;
   const tq_cache_config* config;
-  const tq_attend_params* params;
+  const tq_attend_params* params;  // without a tree mask
+  const test::Masks* masks;
   const void* q;
   const std::vector<float>*out, *lse;
 };
@@ -42,6 +43,8 @@ Plan less_of(const Plan& plan, const std::map<int64_t, Sequence>& sequences, con
 inline void expect_same_rows(const Attended& first, const Plan& plan, const Plan& less) {
   std::vector<uint8_t> q(1);
   std::vector<float> out, lse;
+  test::Masks masks;
+  masks.slopes = first.masks->slopes;
   const tq_cache_config& c = *first.config;
   const size_t heads = static_cast<size_t>(c.num_q_heads),
                row_floats = heads * static_cast<size_t>(c.value_dim),
@@ -58,12 +61,18 @@ inline void expect_same_rows(const Attended& first, const Plan& plan, const Plan
       to.insert(to.end(), all.begin() + static_cast<ptrdiff_t>(row * width),
                 all.begin() + static_cast<ptrdiff_t>(end * width));
     };
+    for (size_t j = row; j < end && !first.masks->begin.empty(); j++) {
+      masks.begin.push_back(first.masks->begin[j]);
+      masks.end.push_back(first.masks->end[j]);
+    }
     append(out, *first.out, row_floats);
     append(lse, *first.lse, heads);
   }
+  tq_attend_params params = *first.params;
+  masks.pass(&params);
   std::vector<float> out_again(out.size() + 1), lse_again(lse.size() + 1);
   ASSERT_EQ(TQ_OK, tq_cache_attend(first.cache, first.layer, first.batch, q.data(), out_again.data(),
-                                   lse_again.data(), first.params, nullptr, 0, nullptr))
+                                   lse_again.data(), &params, nullptr, 0, nullptr))
       << tq_last_error();
   EXPECT_EQ(memcmp(out.data(), out_again.data(), out.size() * sizeof(float)), 0) << "rows asked for again";
   EXPECT_EQ(memcmp(lse.data(), lse_again.data(), lse.size() * sizeof(float)), 0) << "rows asked for again";

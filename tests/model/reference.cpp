@@ -2,6 +2,7 @@
 // See reference.h.
 #include "model/reference.h"
 
+#include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
 
@@ -230,8 +231,8 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
       result.out[d] = result.out[d] * old + (v ? weight * static_cast<double>(v[d]) : 0);
     m = top;
   };
-  for (int64_t i = 0; i <= query.position && i < query.end; i++) {
-    if (query.sliding_window > 0 && i <= query.position - query.sliding_window) continue;
+  for (int64_t i = 0; i < std::min(sequence.length(), query.end); i++) {
+    if (!query.masks->sees(query.row, query.position, i, query.old_length, query.sliding_window)) continue;
     const float* k = key(sequence, query.layer, head, i, query.position);
     const float* v = k + config_.head_dim;
     double logit = 0, k_square = 0, v_square = 0;
@@ -245,6 +246,7 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
     v_norm = std::max(v_norm, sqrt(v_square));
     logit *= query.scale;
     if (query.softcap > 0) logit = query.softcap * tanh(logit / query.softcap);
+    logit += query.masks->bias(query.q_head, query.position, i);
     logit_max = std::max(logit_max, fabs(logit));
     add(logit, v);
     seen++;
@@ -260,6 +262,21 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
   result.out_tolerance = (exp(2 * delta) - 1 + 2 * weights + 1e-5) * v_norm;
   result.lse_tolerance = delta + weights + 1e-5;
   return result;
+}
+
+void expect_near(const Reference::Result& expected, const float* out, float lse,
+                 const Reference::Query& query, const Sequence& s) {
+  double worst = 0;
+  for (size_t d = 0; d < expected.out.size(); d++)
+    worst = std::max(worst, fabs(expected.out[d] - static_cast<double>(out[d])));
+  const double lse_error =
+      static_cast<double>(lse) == expected.lse ? 0 : fabs(static_cast<double>(lse) - expected.lse);
+  if (worst <= expected.out_tolerance && lse_error <= expected.lse_tolerance) return;
+  ADD_FAILURE() << "attend: layer " << query.layer << ", head " << query.q_head << ", position "
+                << query.position << " of " << s.length() << ", sliding window " << query.sliding_window
+                << ", masks " << query.masks->any() << ": out differs by " << worst << " (allowed "
+                << expected.out_tolerance << "), lse " << lse << " instead of " << expected.lse
+                << " (allowed " << expected.lse_tolerance << ")";
 }
 
 }  // namespace model

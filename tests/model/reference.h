@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "format/encode.h"
+#include "masks.h"
 #include "requests.h"
 #include "tqkv.h"
 
@@ -61,9 +62,12 @@ class Reference {
   struct Query {
     const float* q;  // [head_dim]
     int layer, q_head;
-    int64_t position;  // sees tokens 0 .. position
-    int64_t end;       // and none from here on
+    int64_t position;
+    int64_t old_length;  // tokens before the plan
+    int64_t end;         // no token is seen from here on
     int64_t sliding_window;
+    int64_t row;  // of q: of the masks
+    const test::Masks* masks;
     double scale, softcap;
     const float* sink_logit;  // or null
   };
@@ -85,6 +89,10 @@ class Reference {
   std::vector<std::vector<float>> dense_;  // [layer][head][kind], dense rotation only
   std::vector<format::Codebook> books_;    // [layer][kind]
 };
+
+// Fails if a row is not what is expected.
+void expect_near(const Reference::Result& expected, const float* out, float lse,
+                 const Reference::Query& query, const Sequence& sequence);
 
 // A float as the type holds it, and back.
 float round_to(tq_dtype type, float x);

@@ -44,19 +44,31 @@ TEST(CudaTuning, PartsOfSharedMemoryFollowOneAnother) {
   for (const Shape& s :
        {Shape{128, 0, 128, 8448, 0}, Shape{128, 128, 128, 4352, 0}, Shape{64, 0, 64, 2304, 0},
         Shape{0, 96, 96, 12288, 1152}, Shape{576, 576, 512, 17536, 1152}})
-    for (const AttendTuning& t : kAttendTunings) {
-      const SmemPlan plan = make_smem_plan(s.key, s.floats, s.value, s.stage, s.scratch, t.workers, t.stages,
-                                           t.deposits, t.copies);
+    for (int trial = 0; trial < 4 * static_cast<int>(std::size(kAttendTunings)); trial++) {
+      const AttendTuning& t = kAttendTunings[trial / 4];
+      const MaskNeeds masks = {(trial & 1) != 0, (trial & 2) != 0};
+      const SmemPlan plan = make_smem_plan(s.key, s.floats, s.value, s.stage, s.scratch, masks, t.workers,
+                                           t.stages, t.deposits, t.copies);
       EXPECT_GE(kInfosAt, static_cast<int>(sizeof(Control)));
       EXPECT_GE(kStatesAt, kInfosAt + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
       EXPECT_GE(plan.queries_at, kStatesAt + 4 * (kFirstDeposit + t.deposits) * state_floats(s.value));
       EXPECT_GE(plan.query_slot_bytes,
                 static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
+      if (masks.rows) {
+        EXPECT_GE(plan.mask_rows_at,
+                  static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
+        EXPECT_GE(plan.query_slot_bytes, plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)));
+      } else {
+        EXPECT_EQ(plan.mask_rows_at, -1);
+      }
       EXPECT_GE(plan.workers_at, plan.queries_at + plan.query_slots * plan.query_slot_bytes);
       EXPECT_GE(plan.scratch_at, kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)) + 4);
       EXPECT_GE(plan.ring_at, plan.scratch_at + s.scratch);
       EXPECT_GE(plan.worker_bytes, plan.ring_at + t.stages * s.stage);
-      EXPECT_EQ(plan.total_bytes, plan.workers_at + t.workers * plan.worker_bytes);
+      const int workers_end = plan.workers_at + t.workers * plan.worker_bytes;
+      EXPECT_EQ(plan.ranges_at, masks.ranges ? workers_end : -1);
+      EXPECT_EQ(plan.total_bytes,
+                workers_end + (masks.ranges ? kUnitSlots * static_cast<int>(sizeof(UnitRanges)) : 0));
       for (int at : {kInfosAt, kStatesAt, plan.queries_at, plan.query_slot_bytes, plan.workers_at,
                      plan.worker_bytes, plan.ring_at, plan.stage_pitch})
         EXPECT_EQ(at % 128, 0);  // bulk copies, 16-byte accesses
