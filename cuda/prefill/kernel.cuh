@@ -122,6 +122,7 @@ struct PrefillBody {
 #pragma unroll
     for (int h = 0; h < 2; h++) moved |= unit[h].see(exponents[h], ratio[h]);
     if (!__any_sync(~0u, moved)) return;
+    __syncwarp();  // all lanes have read the units
     if ((lane & 3) == 0) rows->unit[row + g] = unit[0], rows->unit[row + g + 8] = unit[1];
     __syncwarp();
     state.scale(ratio);
