@@ -113,8 +113,10 @@ fi
 check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs \
   src/{bindings,lib,load,table}.rs
 check "files in the package tqkv" packaged tqkv LICENSE README.md examples/decode_loop.rs \
-  src/{attend,cache,config,error,layer,lib,library,tensor,travel,types}.rs
-check "the packages build by themselves" cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv
+  src/{attend,cache,config,error,layer,lib,library,sequence,tensor,travel,types}.rs
+# In a folder of its own: cargo keeps what it once unpacked for a folder, by version alone.
+check "the packages build by themselves" env "CARGO_TARGET_DIR=$scratch/package" \
+  cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv
 check "interop with cudarc compiles" cargo clippy -q --locked -p tqkv-interop-examples -- -D warnings
 TQKV_LIBRARY=$library cargo run -q --locked -p tqkv-interop-examples >"$scratch/log" 2>&1
 case $? in
