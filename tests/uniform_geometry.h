@@ -9,7 +9,7 @@
 namespace tq {
 
 struct UniformGeometry : Geometry {
-  UniformGeometry() : Geometry{} {}
+  UniformGeometry() : Geometry{} { raw_group = -1; }
   UniformGeometry(const UniformGeometry& other) { *this = other; }
   UniformGeometry& operator=(const UniformGeometry& other) {
     static_cast<Geometry&>(*this) = other;

@@ -32,11 +32,12 @@ class CacheConfig(ctypes.Structure):
                                                          ("max_sequence_tokens", ctypes.c_int64),
                                                          ("max_sequences", ctypes.c_int32),
                                                          ("max_batch_sequences", ctypes.c_int32),
-                                                         ("max_batch_tokens", ctypes.c_int64)] +
+                                                         ("max_batch_tokens", ctypes.c_int64),
+                                                         ("max_raw_tokens", ctypes.c_int64)] +
                 [(name, ctypes.c_int32)
                  for name in ("window_tokens", "sink_tokens", "rollback_tokens", "num_threads")] +
                 [("flags", ctypes.c_uint64), ("allocator", ctypes.c_void_p), ("pool", ctypes.c_void_p),
-                 ("pool_bytes", ctypes.c_int64)])
+                 ("pool_bytes", ctypes.c_int64), ("layers", ctypes.c_void_p)])
 
 
 def find_library():
