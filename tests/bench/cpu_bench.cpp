@@ -129,7 +129,7 @@ struct Cache {
     if (backend) backend->destroy_plan_storage(plan.storage);
   }
   void upload(int64_t old_length, int64_t new_tokens, int64_t queries) {
-    sequence = StepSequence{0, 0, 0, old_length, new_tokens, queries, 0, 0, 0, 0};
+    sequence = StepSequence{0, 0, 0, old_length, new_tokens, queries, 0, 0, old_length + new_tokens, 0};
     if (!plan.storage) plan.storage = backend->create_plan_storage();
     plan.rows = StepRows{1, &sequence, new_tokens, queries};
     map = PageMap{pages.data(), static_cast<int64_t>(pages.size()), &first_changed};
