@@ -218,7 +218,8 @@ void CudaBackend::attend(const AttendRequest& request) {
                                  early_};
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
-  if (!uploaded.any_long || !long_apart_[request.layer]) {
+  // The prefill kernel knows no tree masks.
+  if (!uploaded.any_long || !long_apart_[request.layer] || request.tree_mask) {
     attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
     return;
   }
