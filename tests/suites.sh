@@ -145,6 +145,15 @@ suite_hf() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest transformers tests/hf
 }
 
+about_distributed() { echo "distributed: tensor and context parallelism on 1-4 gloo processes, against one"; }
+suite_distributed() {
+  build_test || return
+  local hf
+  hf=$(tests/hf/environment.sh 2>"$out/distributed.log") ||
+    { skip distributed "$(xargs <"$out/distributed.log")"; return; }
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest "several ranks" tests/distributed
+}
+
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 
