@@ -16,9 +16,9 @@ cd "$(dirname "$0")/.."
 . packaging/deps.sh
 . tests/suites.sh
 
-all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model oom
-  cli models hf distributed testlm symbols abi install deb examples readme bench cuda-compile emulate asan
-  tsan clang-tidy"
+all_suites="tidy format header unit conformance golden reference capi contract python rust go layout model
+  incidents oom cli models hf distributed testlm symbols abi install deb examples readme bench cuda-compile
+  emulate asan tsan clang-tidy"
 chosen="" refused=""
 limit=1500 # seconds that one program may run
 for argument in "$@"; do
@@ -92,6 +92,7 @@ run_gtest() {
     echo "no test ran" >>"$log"
   fi
   counted "$name" "$p" "$f" "$s" $((SECONDS - start))
+  grep -E '^ {4}[0-9]' "$log" | sed 's/^    /   | /' # what a test counted
   [ "$s" = 0 ] || grep -A1 'Skipped$' "$log" | head -n 6 | sed 's/^/   | /'
   [ "$f" = 0 ] || shown "$log"
 }

@@ -7,7 +7,8 @@ build_asan() {
 }
 build_tsan() { need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests; }
 
-sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests)
+sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests
+  incident_tests)
 
 # C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out
 # by hand or generated are left out.
@@ -17,10 +18,12 @@ own_sources() {
     while read -r file; do [ -f "$file" ] && echo "$file"; done | sort -u
 }
 
-about_tidy() { echo "tidy: include graph, size budgets, banned calls and words, file heads"; }
+about_tidy() { echo "tidy: include graph, size budgets, banned words, file heads; register of incidents"; }
 suite_tidy() {
   run_tap "rules" python3 tests/tidy.py
   run_tap "rules object to what breaks them" python3 tests/tidy.py --self-test
+  run_tap "register of incidents" python3 tests/incidents/check.py
+  run_tap "its check objects" python3 tests/incidents/check.py --self-test
 }
 
 about_format() { echo "format: clang-format of C++ and CUDA, but the public header and generated tables"; }
@@ -82,6 +85,9 @@ suite_capi() {
   local isa
   for isa in $(cpu_isas); do TQKV_CPU_ISA=$isa run_gtest "capi $isa" build/test/tests/capi_tests; done
 }
+
+about_incidents() { echo "incidents: what went wrong elsewhere, where no other suite tries it"; }
+suite_incidents() { build_test && run_gtest incidents build/test/tests/incident_tests; }
 
 about_model() { echo "model: random operation sequences against a plain reference model"; }
 suite_model() {

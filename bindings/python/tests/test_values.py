@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The value that is checked is the value that is used, and memory stays until the library is done with it."""
 import array
+import copy
 import ctypes
 import dataclasses
 import gc
+import pickle
 
 import fakes
 import numpy as np
@@ -156,6 +158,19 @@ def test_handles_keep_their_cache():
         buffer = tqkv.as_buffer(K)
         with pytest.raises(AttributeError):
             buffer.shape = (1000, 2, 64)
+
+
+def test_live_objects_are_no_pickles():
+    """Nor copies: both would give memory of this process a second owner, or none."""
+    with cache() as c:
+        step, sequence = filled(c)
+        for thing in (c, step, sequence, [sequence]):
+            for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+                if thing == [sequence] and copied is copy.copy:
+                    continue  # the list's own
+                with pytest.raises(TypeError, match="cannot be pickled or copied"):
+                    copied(thing)
+        assert pickle.loads(pickle.dumps(c.config)) == c.config  # plain data
 
 
 # ---- what arrays say of themselves

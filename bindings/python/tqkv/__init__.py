@@ -29,6 +29,7 @@ from .errors import (CapacityError, CaptureError, CorruptData, CudaError, Driver
                      InternalError, InvalidArgument, InvalidState, IoError, LibraryError, NoDevice,
                      NotSupported, OutOfMemory, VersionError, WorkspaceTooSmall)
 from .merge import merge_states
+from .prefix import prefix_keys
 from .sequence import Sequence
 
 __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
@@ -38,5 +39,6 @@ __all__ = [
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
     "InvalidState", "IoError", "Layer", "LibraryError", "NoDevice", "NotSupported", "Noticed",
     "OutOfMemory", "Rows", "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream",
-    "build_info", "devices", "errors", "library_path", "library_version", "load_library", "merge_states"
+    "build_info", "devices", "errors", "library_path", "library_version", "load_library", "merge_states",
+    "prefix_keys"
 ]

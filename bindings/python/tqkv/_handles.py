@@ -22,6 +22,16 @@ from .errors import InvalidState
 _alive = weakref.WeakSet()
 
 
+class Unique:
+    """Stands for memory of this process: neither pickled nor copied, which would give a second owner."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(f"{type(self).__name__}: stands for memory of this process; it cannot be pickled or "
+                        "copied")
+
+
 class Handles:
     """Shared by the objects of one cache and their finalizers; refers to none of them.
 

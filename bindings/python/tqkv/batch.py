@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional, Sequence as Many
 
 from . import _abi, _ffi
 from ._ffi import check
+from ._handles import Unique
 from .buffers import (BITS, FLOAT32, RANGES, as_buffer, as_stream, as_workspace, dense, empty_like, rows)
 from .config import choice, integer, real
 from .errors import InvalidArgument, InvalidState
@@ -38,7 +39,7 @@ _MASKS = {
 }
 
 
-class Batch:
+class Batch(Unique):
     """The sequences of one step: plan once, then append and attend each layer. Made by Cache.batch; a context
     manager. A batch that is lost is destroyed by a later call on its cache."""
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Optional, Tuple
 
 from . import _abi, _ffi
 from ._ffi import Noticed, check
-from ._handles import Handles
+from ._handles import Handles, Unique
 from .batch import Batch
 from .buffers import as_buffer, as_stream, dense
 from .config import Config, integer
@@ -54,7 +54,7 @@ class _Shape(NamedTuple):
         return self.num_q_heads > 0
 
 
-class Cache:
+class Cache(Unique):
     """A KV cache of 2-8 bit codes for all layers and sequences of a model.
 
     Cache(config), or Cache(num_layers=.., ..) with the fields of Config. stream: where a CUDA cache is

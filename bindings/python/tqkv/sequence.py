@@ -6,13 +6,14 @@ from typing import Any, Iterable, Tuple
 
 from . import _abi
 from ._ffi import Noticed, check
+from ._handles import Unique
 from .buffers import as_buffer, as_stream, empty_like, rows
 from .config import integer
 
 __all__ = ["Sequence"]
 
 
-class Sequence:
+class Sequence(Unique):
     """The tokens of one text in all layers of a cache. Made by Cache.sequence and Sequence.fork. It stays
     alive until it is freed or its cache closed; losing the object frees nothing. len(sequence) is its length
     in tokens, planned ones included. Every call raises InvalidArgument once it is freed."""
