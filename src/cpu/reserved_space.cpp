@@ -33,10 +33,11 @@ void ReservedSpace::commit(int64_t offset, int64_t bytes) {
            static_cast<long long>(bytes), strerror(errno));
 }
 
-// A fresh mapping in the place of the old one: memory that was written to counts no longer either.
+// A fresh mapping in the place of the old one: memory that was written to counts no longer either. Should
+// the system refuse it, the old mapping stays, unused, until the whole space is unmapped.
 void ReservedSpace::decommit(int64_t offset, int64_t bytes) noexcept {
-  mmap(addresses_ + offset, static_cast<size_t>(bytes), PROT_NONE,
-       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  (void)mmap(addresses_ + offset, static_cast<size_t>(bytes), PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
 }  // namespace cpu
