@@ -133,6 +133,40 @@ run_counted() {
   [ "$f" = 0 ] || shown "$log"
 }
 
+# together call... : calls of the functions above, one a word, that share nothing: as many at once as there are
+# processors, for programs of one thread. What they print comes in the order of the calls.
+together() {
+  local call i=0 p f s
+  for call in "$@"; do
+    while [ "$(jobs -rp | wc -l)" -ge "${TQKV_JOBS:-$(nproc)}" ]; do wait -n; done
+    rm -f "$out/together.$i.counts"
+    (
+      passed=0 failed=0 skipped=0
+      trap - EXIT
+      eval "$call"
+      echo "$passed $failed $skipped" >"$out/together.$i.counts"
+    ) >"$out/together.$i.txt" 2>&1 </dev/null &
+    i=$((i + 1))
+  done
+  wait
+  for ((i = 0; i < $#; i++)); do
+    cat "$out/together.$i.txt"
+    p=0 f=1 s=0
+    read -r p f s <"$out/together.$i.counts" || echo "   FAILED: it did not come to its end"
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  done
+}
+
+# run_shards name binary argument... : a GoogleTest binary, its tests dealt out to as many processes.
+run_shards() {
+  local n=${TQKV_JOBS:-$(nproc)} i calls=()
+  for ((i = 0; i < n; i++)); do
+    calls+=("run_gtest '$1, part $((i + 1)) of $n' \
+      env GTEST_TOTAL_SHARDS=$n GTEST_SHARD_INDEX=$i ${*:2}")
+  done
+  together "${calls[@]}"
+}
+
 # run_check name command... : one check, passed if the command succeeds.
 run_check() {
   local name=$1 log=$out/${1//[\/ :]/_}.log start=$SECONDS

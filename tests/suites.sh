@@ -58,7 +58,7 @@ suite_conformance() {
   build_test || return
   local full=1
   [ -n "${TQKV_TEST_QUICK:-}" ] && full=0
-  TQKV_TEST_FULL=$full run_gtest conformance build/test/tests/conformance_tests
+  TQKV_TEST_FULL=$full run_shards conformance build/test/tests/conformance_tests
 }
 
 about_golden() { echo "golden: C++ against the NumPy oracle's vectors, on each instruction set here"; }
@@ -247,28 +247,39 @@ suite_emulate() {
   local seed at orders="0 1 2 3" append_orders="0 1"
   need_build emulate emulate --target=gpu_programs || return
   pass
-  run_counted "attend_test --each" build/emulate/attend_test --each
-  run_counted "attend_test --edges" build/emulate/attend_test --edges --quick
-  run_counted "attend_test --rows" build/emulate/attend_test --rows --quick
+  # The longest first, so that none of them is alone at the end.
+  local calls=(
+    "run_counted layers_test build/emulate/layers_test --quick"
+    "run_counted 'attend_test --rows' build/emulate/attend_test --rows --quick"
+    "run_counted 'attend_test --edges' build/emulate/attend_test --edges --quick"
+  )
+  if [ -n "${TQKV_TEST_LONG:-}" ]; then
+    calls+=("run_counted 'conformance_test, every configuration' build/emulate/conformance_test --quick")
+  else
+    for at in 0 5; do
+      calls+=("run_counted 'conformance_test, configuration $at' \
+        build/emulate/conformance_test --quick $at 1")
+    done
+  fi
+  calls+=(
+    "run_counted 'move_test --quick' build/emulate/move_test --quick"
+    "run_counted growth_test build/emulate/growth_test"
+  )
   # Warps and lanes in several orders of execution.
   [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
   for seed in $orders; do
-    TQ_EMULATE_SEED=$seed run_counted "attend_test --small, order $seed" build/emulate/attend_test --small
+    calls+=("run_counted 'attend_test --small, order $seed' \
+      env TQ_EMULATE_SEED=$seed build/emulate/attend_test --small")
   done
   for seed in $append_orders; do
-    TQ_EMULATE_SEED=$seed run_counted "append_test --small, order $seed" build/emulate/append_test --small
+    calls+=("run_counted 'append_test --small, order $seed' \
+      env TQ_EMULATE_SEED=$seed build/emulate/append_test --small")
   done
-  run_counted "backend_test --small" build/emulate/backend_test --small
-  run_counted growth_test build/emulate/growth_test
-  run_counted "move_test --quick" build/emulate/move_test --quick
-  run_counted layers_test build/emulate/layers_test --quick
-  if [ -n "${TQKV_TEST_LONG:-}" ]; then
-    run_counted "conformance_test, every configuration" build/emulate/conformance_test --quick
-  else
-    for at in 0 5; do
-      run_counted "conformance_test, configuration $at" build/emulate/conformance_test --quick $at 1
-    done
-  fi
+  calls+=(
+    "run_counted 'attend_test --each' build/emulate/attend_test --each"
+    "run_counted 'backend_test --small' build/emulate/backend_test --small"
+  )
+  together "${calls[@]}"
 }
 
 # What sanitizers run is shortened, unless long suites are asked for.
@@ -277,12 +288,15 @@ sanitized_env() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo env; else echo env 
 about_asan() { echo "asan: AddressSanitizer and UBSan over C++ and C suites (short), Rust and Go"; }
 suite_asan() {
   build_asan || return
-  local test
+  local test calls=()
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1
   export UBSAN_OPTIONS=print_stacktrace=1
+  run_shards "asan conformance_tests" $(sanitized_env) build/asan/tests/conformance_tests
   for test in "${sanitized[@]}" golden_encode_tests oom_tests; do
-    run_gtest "asan $test" $(sanitized_env) "build/asan/tests/$test"
+    [ "$test" = conformance_tests ] ||
+      calls+=("run_gtest 'asan $test' $(sanitized_env) build/asan/tests/$test")
   done
+  together "${calls[@]}"
   for test in rust go; do run_tap "asan $test" "bindings/$test/run_tests.sh" build/asan/libtqkv.so; done
 }
 
