@@ -74,7 +74,7 @@ void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
   check_count("rotation", c.rotation, TQ_ROTATION_HADAMARD, TQ_ROTATION_DENSE, reasons);
   check_count("key_scale_rule", c.key_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   check_count("first_layer", c.first_layer, 0, kMaxCount - 1, reasons);
-  check_count("first_kv_head", c.first_kv_head, 0, kMaxCount - 1, reasons);
+  check_count("first_kv_head", c.first_kv_head, 0, kMaxFirstKvHead, reasons);
   check_count("value_scale_rule", c.value_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   if (c.flags & ~kKnownFlags)
     reasons.add(kBad, "flags = 0x%llx: unknown bits 0x%llx", static_cast<unsigned long long>(c.flags),
@@ -327,7 +327,6 @@ void ResolvedConfig::build_geometry() {
   g.io_dtype = static_cast<DataType>(c.io_dtype);
   g.rotation_seed = c.rotation_seed;
   g.first_layer = c.first_layer;
-  g.first_kv_head = c.first_kv_head;
   g.key_rule = static_cast<format::ScaleRule>(c.key_scale_rule);
   g.value_rule = static_cast<format::ScaleRule>(c.value_scale_rule);
   g.search = !(c.flags & TQ_FLAG_NO_SCALE_SEARCH);

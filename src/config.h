@@ -12,6 +12,8 @@ namespace tq {
 
 class ReasonList;
 
+constexpr int32_t kMaxFirstKvHead = 65535;
+
 // Owns copies of all arrays, so that the caller's may go. Neither copied nor moved: it points into itself.
 class ResolvedConfig {
  public:

@@ -47,10 +47,11 @@ struct Field {
 };
 // What a layer that reads another's tokens has from it.
 constexpr Field kSharedFields[] = {
-    {"num_kv_heads", &tq_layer_config::num_kv_heads}, {"head_dim", &tq_layer_config::head_dim},
-    {"value_dim", &tq_layer_config::value_dim},       {"key_bits", &tq_layer_config::key_bits},
-    {"value_bits", &tq_layer_config::value_bits},     {"key_family", &tq_layer_config::key_family},
-    {"value_family", &tq_layer_config::value_family}, {"rotation", &tq_layer_config::rotation},
+    {"num_kv_heads", &tq_layer_config::num_kv_heads},   {"head_dim", &tq_layer_config::head_dim},
+    {"value_dim", &tq_layer_config::value_dim},         {"key_bits", &tq_layer_config::key_bits},
+    {"value_bits", &tq_layer_config::value_bits},       {"key_family", &tq_layer_config::key_family},
+    {"value_family", &tq_layer_config::value_family},   {"rotation", &tq_layer_config::rotation},
+    {"first_kv_head", &tq_layer_config::first_kv_head},
 };
 
 void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
@@ -67,6 +68,9 @@ void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_confi
   if (full.num_q_heads >= 1 && full.num_kv_heads >= 1 && full.num_q_heads % full.num_kv_heads != 0)
     reasons.add(layer, "layers[%d]: num_q_heads = %d must be a multiple of num_kv_heads = %d", layer,
                 full.num_q_heads, full.num_kv_heads);
+  if (own.first_kv_head < 0 || own.first_kv_head > kMaxFirstKvHead)
+    reasons.add(layer, "layers[%d].first_kv_head = %d: must be 0 (the cache's own) or 1 .. %d", layer,
+                own.first_kv_head, kMaxFirstKvHead);
 }
 
 void check_dims(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
@@ -173,6 +177,7 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
     full.key_family = own_or(own.key_family, config_.code_family);
     full.value_family = own_or(own.value_family, config_.code_family);
     full.rotation = own_or(own.rotation, config_.rotation);
+    full.first_kv_head = own_or(own.first_kv_head, config_.first_kv_head);
     if (own.shares_layer != 0) resolve_sharing(i, own, resolved_layers_, full, layer_reasons);
     if (caller) {
       check_heads(i, own, full, layer_reasons);
@@ -209,6 +214,7 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;
+    layer.first_kv_head = from.first_kv_head;
     while (layer.shape < g.num_shapes && !(g.shapes[layer.shape].num_q_heads == layer.num_q_heads &&
                                            g.shapes[layer.shape].num_kv_heads == layer.num_kv_heads))
       layer.shape++;

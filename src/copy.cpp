@@ -68,11 +68,10 @@ void Cache::check_exchangeable(const Cache& source) const {
            "target: num_layers = %d, the source's is %d", to.num_layers, from.num_layers);
   TQ_CHECK(to.first_layer == from.first_layer, Status::kIncompatible,
            "target: first_layer = %d, the source's is %d", to.first_layer, from.first_layer);
-  TQ_CHECK(to.first_kv_head == from.first_kv_head, Status::kIncompatible,
-           "target: first_kv_head = %d, the source's is %d", to.first_kv_head, from.first_kv_head);
   for (int32_t layer = 0; layer < to.num_layers; layer++) {
     const LayerGeometry &a = to.layers[layer], &b = from.layers[layer];
     require_equal(layer, "num_kv_heads", a.num_kv_heads, b.num_kv_heads);
+    require_equal(layer, "first_kv_head", a.first_kv_head, b.first_kv_head);
     require_equal(layer, "shares_layer", to.stores(layer) ? 0 : a.storage + 1,
                   from.stores(layer) ? 0 : b.storage + 1);
     if (!to.stores(layer)) continue;

@@ -88,14 +88,14 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
   const Geometry& g = *identity.geometry;
   const auto put = [&](int64_t x) { visit(context, static_cast<uint32_t>(x)); };
   for (const int64_t x : {static_cast<int64_t>(kFormatVersion), static_cast<int64_t>(g.first_layer),
-                          static_cast<int64_t>(g.first_kv_head), static_cast<int64_t>(g.num_layers),
-                          static_cast<int64_t>(g.page_size)})
+                          static_cast<int64_t>(g.num_layers), static_cast<int64_t>(g.page_size)})
     put(x);
   for (int32_t layer = 0; layer < g.num_layers; layer++) {
     const LayerGeometry& l = g.layers[layer];
     put(l.storage);
     if (!g.stores(layer)) continue;  // no bytes of its own
     put(l.num_kv_heads);
+    put(l.first_kv_head);
     for (const Kind kind : kKinds) {
       const SideIdentity side = side_identity(g, layer, kind);
       for (const int64_t x :

@@ -37,6 +37,7 @@ struct LayerGeometry : HeadShape {
   int32_t storage;         // the layer whose tokens this one reads: itself, or an earlier one
   int32_t group;           // whose page table and page ids are this layer's
   int32_t shape;           // index in Geometry::shapes
+  int32_t first_kv_head;   // number of its kv head 0 in the whole model
 
   int dim(Kind kind) const { return kind == Kind::kKey ? head_dim : value_dim; }
 };
@@ -68,7 +69,7 @@ struct Geometry {
   int32_t num_layers;
   DataType io_dtype;
   uint64_t rotation_seed;
-  int32_t first_layer, first_kv_head;  // numbers in the whole model of layer 0 and kv head 0
+  int32_t first_layer;  // number of layer 0 in the whole model
   format::ScaleRule key_rule, value_rule;
   bool search;
   int32_t page_size;  // tokens of a page of codes; tiles_per_page = page_size / 32
@@ -89,7 +90,8 @@ struct Geometry {
 
   // The random stream of the rotation of one kv head and kind.
   uint64_t stream_base(int layer, int kv_head, Kind kind) const {
-    return format::stream_base(rotation_seed, first_layer + layer, first_kv_head + kv_head, kind);
+    return format::stream_base(rotation_seed, first_layer + layer, layers[layer].first_kv_head + kv_head,
+                               kind);
   }
   int32_t tiles_per_page() const { return page_size / format::kTileTokens; }
   format::TileLayout tile(int layer) const {

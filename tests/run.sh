@@ -133,8 +133,8 @@ run_counted() {
   [ "$f" = 0 ] || shown "$log"
 }
 
-# together call... : calls of the functions above, one a word, that share nothing: as many at once as there are
-# processors, for programs of one thread. What they print comes in the order of the calls.
+# together call... : calls of the functions above, one a word, that share nothing: as many at once as there
+# are processors, for programs of one thread. What they print comes in the order of the calls.
 together() {
   local call i=0 p f s
   for call in "$@"; do

@@ -15,6 +15,7 @@ struct UniformGeometry : Geometry {
     static_cast<Geometry&>(*this) = other;
     num_q_heads = other.num_q_heads, num_kv_heads = other.num_kv_heads, q_per_kv = other.q_per_kv;
     head_dim = other.head_dim, value_dim = other.value_dim, rotation = other.rotation;
+    first_kv_head = other.first_kv_head;
     own_ = other.own_;
     layers = own_.data();
     return *this;
@@ -22,6 +23,7 @@ struct UniformGeometry : Geometry {
 
   int32_t num_q_heads = 0, num_kv_heads = 0, q_per_kv = 0;
   int32_t head_dim = 0, value_dim = 0;
+  int32_t first_kv_head = 0;
   format::Rotation rotation = format::Rotation::kHadamard;
 
   HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
@@ -36,6 +38,7 @@ struct UniformGeometry : Geometry {
     layer.key_book = format::builtin_codebook(head_dim, key_bits);
     layer.value_book = format::builtin_codebook(value_dim, value_bits);
     layer.rotation = rotation;
+    layer.first_kv_head = first_kv_head;
     own_.assign(static_cast<size_t>(num_layers), layer);
     for (int32_t i = 0; i < num_layers; i++) own_[static_cast<size_t>(i)].storage = i;
     layers = own_.data();

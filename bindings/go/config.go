@@ -38,6 +38,7 @@ type LayerConfig struct {
 	Rotation      Rotation
 	SlidingWindow int32 // tokens that a query sees, its own included; 0 = all
 	SharesLayer   int32 // 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to
+	FirstKVHead   int32 // as Config's, for ranks whose layers hold different numbers of heads
 }
 
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
@@ -161,7 +162,7 @@ func layersForC(layers []LayerConfig) []C.tq_layer_config {
 			key_bits: C.int32_t(l.KeyBits), value_bits: C.int32_t(l.ValueBits),
 			key_family: C.int32_t(l.KeyFamily), value_family: C.int32_t(l.ValueFamily),
 			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
-			shares_layer: C.int32_t(l.SharesLayer),
+			shares_layer: C.int32_t(l.SharesLayer), first_kv_head: C.int32_t(l.FirstKVHead),
 		}
 	}
 	return raw
@@ -175,6 +176,7 @@ func layersOf(raw []C.tq_layer_config) []LayerConfig {
 			int32(l.num_q_heads), int32(l.num_kv_heads), int32(l.head_dim), int32(l.value_dim),
 			int32(l.key_bits), int32(l.value_bits), CodeFamily(l.key_family), CodeFamily(l.value_family),
 			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
+			int32(l.first_kv_head),
 		}
 	}
 	return layers

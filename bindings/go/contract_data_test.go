@@ -142,6 +142,7 @@ type contractLayer struct {
 	Rotation      int32 `json:"rotation"`
 	SlidingWindow int32 `json:"sliding_window"`
 	SharesLayer   int32 `json:"shares_layer"`
+	FirstKVHead   int32 `json:"first_kv_head"`
 }
 
 func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
@@ -149,7 +150,8 @@ func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
 		result = append(result, tqkv.LayerConfig{NumQHeads: l.NumQHeads, NumKVHeads: l.NumKVHeads,
 			HeadDim: l.HeadDim, ValueDim: l.ValueDim, KeyBits: l.KeyBits, ValueBits: l.ValueBits,
 			KeyFamily: tqkv.CodeFamily(l.KeyFamily), ValueFamily: tqkv.CodeFamily(l.ValueFamily),
-			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer})
+			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer,
+			FirstKVHead: l.FirstKVHead})
 	}
 	return result
 }

@@ -262,6 +262,7 @@ typedef struct tq_layer_config {
   int32_t sliding_window; /* tokens that a query sees, its own included; 0 = all; see Sliding */
   int32_t shares_layer;   /* 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to:
                            * all but num_q_heads and sliding_window are that layer's, append refuses it */
+  int32_t first_kv_head;  /* as the cache's, for ranks whose layers hold different numbers of heads */
 } tq_layer_config;
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */

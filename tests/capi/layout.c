@@ -56,6 +56,7 @@ static void structs(void) {
   FIELD(tq_layer_config, rotation);
   FIELD(tq_layer_config, sliding_window);
   FIELD(tq_layer_config, shares_layer);
+  FIELD(tq_layer_config, first_kv_head);
   STRUCT(tq_layer_bytes);
   FIELD(tq_layer_bytes, struct_size);
   FIELD(tq_layer_bytes, group);

@@ -197,14 +197,15 @@ class Config {
 
  private:
   static tq_layer_config read_layer(const Json& json) {
-    known(json, {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits",
-                 "key_family", "value_family", "rotation", "sliding_window", "shares_layer"});
+    known(json,
+          {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits", "key_family",
+           "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head"});
     tq_layer_config layer = {};
     layer.struct_size = sizeof layer;
     TQ_READ(layer, num_q_heads), TQ_READ(layer, num_kv_heads), TQ_READ(layer, head_dim),
         TQ_READ(layer, value_dim), TQ_READ(layer, key_bits), TQ_READ(layer, value_bits);
     TQ_READ(layer, key_family), TQ_READ(layer, value_family), TQ_READ(layer, rotation),
-        TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer);
+        TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer), TQ_READ(layer, first_kv_head);
     return layer;
   }
   static const tq_codebook* read_codebook(const Json& json, tq_codebook& book) {

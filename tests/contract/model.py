@@ -39,9 +39,11 @@ def resolved_layers(config):
     layers = []
     for i, own in enumerate(config.get("layers", [{}] * config["num_layers"])):
         layer = {name: own.get(name) or config.get(name) for name in (
-            "num_q_heads", "num_kv_heads", "head_dim", "value_dim", "rotation", "sliding_window")}
+            "num_q_heads", "num_kv_heads", "head_dim", "value_dim", "rotation", "sliding_window",
+            "first_kv_head")}
         layer["value_dim"] = layer["value_dim"] or layer["head_dim"]
         layer["sliding_window"] = layer["sliding_window"] or 0
+        layer["first_kv_head"] = layer["first_kv_head"] or 0
         layer["bits"] = [own.get(f"{side}_bits")
                          or config.get(f"layer_{side}_bits", [0] * config["num_layers"])[i]
                          or config[f"{side}_bits"] for side in ("key", "value")]
@@ -181,7 +183,7 @@ class ModelCache:
                                   rotation=self.layers[layer]["rotation"],
                                   seed=c["rotation_seed"],
                                   layer=c["first_layer"] + layer,
-                                  kv_head=c["first_kv_head"] + head,
+                                  kv_head=self.layers[layer]["first_kv_head"] + head,
                                   centre=None if centre is None else tuple(float(x) for x in centre[head]))
             with patch:
                 encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)

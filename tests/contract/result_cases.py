@@ -465,6 +465,15 @@ def ranks(tensors):
     c.step("fingerprint", cache="rank", differs="whole")
     c.create("first", **rank)
     c.step("fingerprint", cache="first", differs="rank")
+    # The second rank of two of a model whose layers have 2 and 4 kv heads.
+    c.create("uneven", **{**whole, "num_q_heads": 2}, layers=[
+        {"num_kv_heads": 1, "first_kv_head": 1}, {"first_kv_head": 2}])
+    c.sequences("u")
+    c.plan(["u"], [9], batch="uneven")
+    for layer, first in ((0, 1), (1, 0)):
+        c.append(layer, k[:, first:], v[:, first:], batch="uneven")
+        c.read("u", layer=layer)
+        c.attend(layer, batch="uneven")
     yield c
 
 

@@ -92,7 +92,8 @@ class LayerConfig(Struct):
     _fields_ = [("struct_size", c_uint32), ("num_q_heads", c_int32), ("num_kv_heads", c_int32),
                 ("head_dim", c_int32), ("value_dim", c_int32), ("key_bits", c_int32),
                 ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
-                ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32)]
+                ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32),
+                ("first_kv_head", c_int32)]
 
 
 class CacheConfig(Struct):

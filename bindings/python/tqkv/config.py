@@ -53,6 +53,7 @@ class Layer:
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
     shares_layer: Optional[int] = None  # an earlier layer, whose tokens this one attends to; None = its own
+    first_kv_head: int = 0              # as Config's, for ranks whose layers hold different numbers of heads
 
     def _to_c(self, name):
         c, shared = _abi.LayerConfig(), self.shares_layer

@@ -170,6 +170,8 @@ structs! {
         /// 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to: all but
         /// num_q_heads and sliding_window are that layer's, append refuses it
         shares_layer: i32,
+        /// as the cache's, for ranks whose layers hold different numbers of heads
+        first_kv_head: i32,
     }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,

@@ -38,6 +38,8 @@ pub struct LayerConfig {
     pub sliding_window: i32,
     /// An earlier layer, whose tokens this one attends to; `None`: it has its own.
     pub shares_layer: Option<i32>,
+    /// As [`crate::CacheConfig::first_kv_head`], for ranks whose layers hold different numbers of heads.
+    pub first_kv_head: i32,
 }
 
 impl LayerConfig {
@@ -86,6 +88,11 @@ impl LayerConfig {
         LayerConfig { shares_layer: Some(layer), ..self }
     }
 
+    /// Whose kv head 0 has this number in the whole model.
+    pub fn first_kv_head(self, first_kv_head: i32) -> LayerConfig {
+        LayerConfig { first_kv_head, ..self }
+    }
+
     pub(crate) fn to_raw(self, index: usize) -> Result<sys::tq_layer_config> {
         let shares_layer = match self.shares_layer {
             None => 0,
@@ -105,6 +112,7 @@ impl LayerConfig {
             rotation: self.rotation.0,
             sliding_window: self.sliding_window,
             shares_layer,
+            first_kv_head: self.first_kv_head,
             ..Default::default()
         })
     }
@@ -122,6 +130,7 @@ impl LayerConfig {
             rotation: Rotation(raw.rotation),
             sliding_window: raw.sliding_window,
             shares_layer: (raw.shares_layer > 0).then(|| raw.shares_layer - 1),
+            first_kv_head: raw.first_kv_head,
         }
     }
 }

@@ -30,7 +30,7 @@ fn layer_of(fields: &Value) -> LayerConfig {
     known(
         fields,
         "num_q_heads num_kv_heads head_dim value_dim key_bits value_bits key_family value_family rotation \
-         sliding_window shares_layer",
+         sliding_window shares_layer first_kv_head",
     );
     let number = |name| int32(fields, name);
     let layer = LayerConfig::new()
@@ -40,7 +40,8 @@ fn layer_of(fields: &Value) -> LayerConfig {
         .bits(number("key_bits"), number("value_bits"))
         .families(CodeFamily(number("key_family")), CodeFamily(number("value_family")))
         .rotation(Rotation(number("rotation")))
-        .sliding_window(number("sliding_window"));
+        .sliding_window(number("sliding_window"))
+        .first_kv_head(number("first_kv_head"));
     match number("shares_layer") {
         0 => layer,
         shared => layer.shares(shared - 1),
