@@ -160,6 +160,14 @@ suite_distributed() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest "several ranks" tests/distributed
 }
 
+about_eval() { echo "eval: tqkv.eval on a model made by construction: tasks, controls, statistics, report"; }
+suite_eval() {
+  build_test || return
+  local hf
+  hf=$(tests/hf/environment.sh 2>"$out/hf.log") || { skip eval "$(xargs <"$out/hf.log")"; return; }
+  OMP_NUM_THREADS=1 TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest eval tests/eval
+}
+
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 

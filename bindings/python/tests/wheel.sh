@@ -39,7 +39,7 @@ esac
 for name in tqkv/libtqkv.so.0 tqkv/__init__.py tqkv/py.typed tqkv/LICENSE tqkv/THIRD_PARTY.md; do
   grep -qx "$name" "$work/names" || fail "the wheel lacks $name"
 done
-if grep -vE -e '^tqkv/(transformers/)?[a-z_]+\.py$' \
+if grep -vE -e '^tqkv/((transformers|eval)/)?[a-z_]+\.py$' \
   -e '^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$' \
   -e '^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
   fail "the wheel holds more than it should"
