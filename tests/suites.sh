@@ -115,6 +115,21 @@ suite_python() {
   run_tap "wheel" bindings/python/tests/wheel.sh "$python"
 }
 
+about_validate() { echo "validate: claims of the paper and of others, measured; broken codecs noticed"; }
+suite_validate() {
+  build_test || return
+  need_python || { skip validate "$python_trouble"; return; }
+  local form=--quick
+  [ -z "${TQKV_TEST_LONG:-}" ] || form=
+  # One thread of BLAS: its matrices are small, and the library has threads of its own.
+  export OPENBLAS_NUM_THREADS=1 TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0
+  # shellcheck disable=SC2086
+  PYTHONPATH=bindings/python run_check "tqkv.validate $form" \
+    "$python" -m tqkv.validate $form --json "$out/validate.json" --markdown "$out/validate.md"
+  run_pytest "broken codecs, the command" tests/validate
+  unset OPENBLAS_NUM_THREADS TQKV_LIBRARY
+}
+
 about_rust() { echo "rust: formatting, lints, documentation, contract cases loaded and linked, packages"; }
 suite_rust() {
   need_command rust cargo || return 0

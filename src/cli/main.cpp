@@ -22,6 +22,7 @@
 #include "cli/progress.h"
 #include "cli/report.h"
 #include "cli/svg_plot.h"
+#include "cli/validate.h"
 
 namespace {
 
@@ -29,6 +30,7 @@ using namespace tq::cli;
 
 constexpr int kExitUnexpected = 1, kExitUsage = 2, kExitFile = 3, kExitCapture = 4, kExitLibrary = 5,
               kExitOutput = 6;
+constexpr int kExitNoPython = 3;  // of validate, as the Python package's own for what it lacks
 constexpr char kFooter[] =
     "Exit codes: 0 done; 1 unexpected failure; 2 wrong arguments; 3 the file cannot be read or is no sound "
     "safetensors file;\n"
@@ -192,6 +194,12 @@ int run(int argc, char** argv) {
   bool info_json = false, info_models = false;
   info->add_flag("--json", info_json, "one JSON document on stdout");
   info->add_flag("--models", info_models, "instead: layers of public models and the bytes of their caches");
+  CLI::App* validate = app.add_subcommand(
+      "validate",
+      "Measure the claims of the paper, of other implementations and of tqkv: becomes python3 (or "
+      "TQKV_PYTHON) -m tqkv.validate, whose --help has the options");
+  validate->set_help_flag();  // it is the package that has help
+  validate->prefix_command();
   std::vector<int> layers;
   try {
     app.parse(argc, argv);
@@ -205,6 +213,7 @@ int run(int argc, char** argv) {
     close_stdout();
     return 0;
   }
+  if (*validate) run_validate(validate->remaining());
   if (*eval) run_eval(arguments, layers);
   if (*info) (info_models ? print_models : print_info)(std::cout, info_json);
   close_stdout();
@@ -221,6 +230,8 @@ int complain(int code, const std::exception& error) {
 int main(int argc, char** argv) {
   try {
     return run(argc, argv);
+  } catch (const PythonError& error) {
+    return complain(kExitNoPython, error);
   } catch (const SafetensorsError& error) {
     return complain(kExitFile, error);
   } catch (const CaptureError& error) {

@@ -39,7 +39,7 @@ esac
 for name in tqkv/libtqkv.so.0 tqkv/__init__.py tqkv/py.typed tqkv/LICENSE tqkv/THIRD_PARTY.md; do
   grep -qx "$name" "$work/names" || fail "the wheel lacks $name"
 done
-if grep -vE -e '^tqkv/((transformers|eval)/)?[a-z_]+\.py$' \
+if grep -vE -e '^tqkv/((transformers|eval|validate)/)?[a-z_]+\.py$' \
   -e '^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$' \
   -e '^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
   fail "the wheel holds more than it should"
@@ -81,6 +81,10 @@ PYTHON
 echo "ok - import and ten lines without NumPy and torch"
 alone -m tqkv || fail "python -m tqkv"
 echo "ok - python -m tqkv"
+rc=0
+"$work/venv/bin/tqkv-validate" --quick >"$work/log" 2>&1 || rc=$?
+{ [ "$rc" = 3 ] && grep -q "needs NumPy" "$work/log"; } || fail "tqkv-validate without NumPy: status $rc"
+echo "ok - tqkv-validate says that it needs NumPy"
 alone "$here/examples/decode_loop.py" || fail "decode_loop.py"
 diff "$work/log" "$here/../../packaging/smoke/decode_loop.txt" >/dev/null ||
   fail "decode_loop.py prints something else than decode_loop.txt"
