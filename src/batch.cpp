@@ -282,6 +282,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
     table.cancel_growth();
     throw;
   }
+  scrub_handed_over(stream);
   retire_plan(batch);
   for (int32_t i = 0; i < num_sequences; i++) {
     const int32_t slot = batch.arrays_.growth[i].slot;

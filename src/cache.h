@@ -172,6 +172,7 @@ class Cache {
   void scrub(int group, const int32_t* pages, int64_t count, void* stream);
   void scrub_behind(int32_t slot, int64_t length, void* stream);
   void scrub_uncleared(void* stream);
+  void scrub_handed_over(void* stream) noexcept;
 
   ResolvedConfig config_;
   tq_cache_bytes bytes_;

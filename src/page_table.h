@@ -90,6 +90,11 @@ class PageTable {
     return given_;
   }
   void forget_uncleared() noexcept { num_given_ = 0; }
+  // Of the prepared growth: pages that one sequence gives back and another takes, old tokens in them.
+  const int32_t* handed_over(int64_t* count) const {
+    *count = num_taken_given_;
+    return given_ + num_given_ - num_taken_given_;
+  }
 
   // ---- tokens taken out (page_move.cpp) ----
   // INVALID_STATE if the layers would not keep what the next query sees.

@@ -39,8 +39,8 @@ void Cache::scrub_behind(int32_t slot, int64_t length, void* stream) {
   }
 }
 
-// Clears what the last plan gave back and nobody took. Not in that plan's call: when it is known to be in
-// force, nothing may fail any more.
+// Clears what the last plan gave back and nobody took; before the next plan, and when a sequence ends or
+// loses tokens. Not in that plan's call: when it is known to be in force, nothing may fail any more.
 void Cache::scrub_uncleared(void* stream) {
   for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
     PageTable& group = arrays_.table.group(i);
@@ -51,10 +51,24 @@ void Cache::scrub_uncleared(void* stream) {
   }
 }
 
+// Pages that the prepared plan moves from one sequence to another, once the plan cannot be taken back. A
+// device that fails here fails for good, and what is left of the old tokens is never read.
+void Cache::scrub_handed_over(void* stream) noexcept {
+  for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
+    int64_t count;
+    const int32_t* pages = arrays_.table.group(i).handed_over(&count);
+    try {
+      scrub(i, pages, count, stream);
+    } catch (const Error&) {
+    }
+  }
+}
+
 void Cache::free_sequence(int64_t id, void* stream) {
   const Gate::Use use(gate_, true);
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(stream);
+  scrub_uncleared(stream);  // the sequence's own may be among them
   scrub_behind(slot, 0, stream);
   // now, because creating a sequence has no stream
   backend_->start_slot(slot, stream);
@@ -89,6 +103,7 @@ void Cache::truncate_sequence(int64_t id, int64_t length, void* stream) {
 void Cache::shorten(int32_t slot, int64_t length, void* stream) {
   if (length == arrays_.table.length(slot)) return;  // nothing changes, a plan in force least of all
   arrays_.table.check_truncate(slot, length);
+  scrub_uncleared(stream);
   scrub_behind(slot, length, stream);
   lapse(slot, "truncated");
   arrays_.written.truncate(slot, length);

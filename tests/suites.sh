@@ -89,6 +89,9 @@ suite_capi() {
 about_incidents() { echo "incidents: what went wrong elsewhere, where no other suite tries it"; }
 suite_incidents() { build_test && run_gtest incidents build/test/tests/incident_tests; }
 
+about_traffic() { echo "traffic: a day of requests on a clock of its own; tenants leave no byte behind"; }
+suite_traffic() { build_test && run_gtest traffic build/test/tests/traffic_tests; }
+
 about_model() { echo "model: random operation sequences against a plain reference model"; }
 suite_model() {
   build_test || return

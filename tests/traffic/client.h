@@ -4,8 +4,10 @@
 // sequence must decode to is known without running anything.
 #pragma once
 #include <gtest/gtest.h>
+#include <math.h>
 #include <string.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -76,6 +78,11 @@ class Client {
   // Element of every step's queries.
   static float query_value(int64_t i) { return static_cast<float>(i % 37) * 0.05f - 0.9f; }
 
+  // Keys of a letter as append is given them; values follow. [head_dim]
+  const float* row(int letter, int layer) const {
+    return &letters_[static_cast<size_t>(letter)]
+                ->input[static_cast<size_t>(layer * config_.num_kv_heads * reference_->vector_floats())];
+  }
   tq_cache* cache() const { return cache_; }
   tq_batch* batch() const { return batch_; }
   const tq_cache_config& config() const { return config_; }
@@ -112,6 +119,7 @@ class Client {
     if (status != TQ_OK) return status;
     *copy = request;
     copy->id = id;
+    copy->tokens.sink_end = std::min<int64_t>(copy->tokens.sink_end, target->config_.sink_tokens);
     target->reference_->plan(&copy->tokens, copy->tokens.length(), 0);
     return TQ_OK;
   }
@@ -172,6 +180,29 @@ class Client {
     return reads_as_it_must(request, 0, request.tokens.length());
   }
 
+  // Query `query` of the last step's turn, all heads of a layer: within the model's tolerance of float64.
+  void attends_as_it_must(const std::vector<Turn>& turns, size_t turn, int64_t query, int layer) {
+    static const test::Masks no_masks = {};
+    const model::Sequence& tokens = turns[turn].request->tokens;
+    int64_t row = query;
+    for (size_t i = 0; i < turn; i++) row += turns[i].queries;
+    for (int head = 0; head < config_.num_q_heads; head++) {
+      const size_t at = static_cast<size_t>((row * config_.num_q_heads + head) * config_.head_dim);
+      model::Reference::Query q = {};
+      q.q = &q_[at];
+      q.layer = layer, q.q_head = head;
+      q.position = tokens.length() - turns[turn].queries + query;
+      q.old_length = tokens.length() - turns[turn].new_tokens;
+      q.end = INT64_MAX;
+      q.row = row;
+      q.masks = &no_masks;
+      q.scale = 1 / sqrt(static_cast<double>(config_.head_dim));
+      model::expect_near(reference_->attend(tokens, q), &outs_[static_cast<size_t>(layer)][at],
+                         lses_[static_cast<size_t>(layer)][at / static_cast<size_t>(config_.head_dim)], q,
+                         tokens);
+    }
+  }
+
   tq_cache_memory memory() const {
     tq_cache_memory memory;
     memset(&memory, 0, sizeof memory);
@@ -188,7 +219,7 @@ class Client {
   void run_layers(int64_t queries) {
     const size_t dim = static_cast<size_t>(config_.num_kv_heads * config_.head_dim),
                  out = static_cast<size_t>(queries * config_.num_q_heads * config_.head_dim);
-    outs_.resize(static_cast<size_t>(config_.num_layers));
+    outs_.resize(static_cast<size_t>(config_.num_layers)), lses_.resize(outs_.size());
     q_.resize(out);
     for (size_t i = 0; i < out; i++) q_[i] = query_value(static_cast<int64_t>(i));
     for (int layer = 0; layer < config_.num_layers; layer++) {
@@ -205,7 +236,9 @@ class Client {
       if (queries == 0) continue;
       std::vector<float>& result = outs_[static_cast<size_t>(layer)];
       result.resize(out);
-      must(tq_cache_attend(cache_, layer, batch_, q_.data(), result.data(), nullptr, nullptr, nullptr, 0,
+      std::vector<float>& lse = lses_[static_cast<size_t>(layer)];
+      lse.resize(static_cast<size_t>(queries * config_.num_q_heads));
+      must(tq_cache_attend(cache_, layer, batch_, q_.data(), result.data(), lse.data(), nullptr, nullptr, 0,
                            nullptr),
            "tq_cache_attend");
     }
@@ -219,7 +252,7 @@ class Client {
   std::vector<tq_sequence> ids_;
   std::vector<int64_t> news_, queries_;
   std::vector<float> k_, v_, q_;
-  std::vector<std::vector<float>> outs_;
+  std::vector<std::vector<float>> outs_, lses_;
 };
 
 }  // namespace traffic

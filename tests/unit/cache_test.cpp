@@ -233,6 +233,34 @@ TEST_F(CacheTest, ExactCopiesAreGivenBackAndCleared) {
   EXPECT_STREQ(cache_->audit(), "");
 }
 
+// What a plan gives back does not wait for the next plan when its sequence ends; and what another sequence of
+// the same plan takes is cleared before it is written.
+TEST_F(CacheTest, ExactCopiesOfTheGoneAreCleared) {
+  config_.window_tokens = 4;
+  config_.max_raw_tokens = 160;
+  open();
+  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
+  grow(a, 0, 100);  // 4 pages of exact copies
+  grow(a, 100, 1);  // 3 of them back
+  fail(Verb::kScrubPages, true);
+  EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
+  fail(Verb::kScrubPages, false);
+  EXPECT_EQ(read(a, 97, 1)[0], exact(97));
+  EXPECT_TRUE(world().scrubbed_raw.empty());
+  cache_->free_sequence(a, nullptr);
+  EXPECT_EQ(world().scrubbed_raw.size(), 4u);
+
+  const int64_t c = cache_->create_sequence();
+  grow(c, 0, 100);
+  world().scrubbed_raw.clear();
+  plan(batch_, {b, c}, {100, 1}, {100, 1});  // 4 pages, of which 1 was free: 3 come from c
+  EXPECT_EQ(world().scrubbed_raw.size(), 3u);
+  append(batch_, rows(0, 101));
+  EXPECT_STREQ(cache_->audit(), "");
+  cache_->truncate_sequence(c, 0, nullptr);
+  EXPECT_EQ(world().scrubbed_raw.size(), 4u) << "one more: the rest was taken";
+}
+
 TEST_F(CacheTest, CentresOnlyWithoutTokens) {
   open();
   std::vector<float> centre(kDim, 1.0f);
