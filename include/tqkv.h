@@ -186,6 +186,9 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_ALLOCATOR 8
 #define TQ_STRUCT_LAYER_CONFIG 9
 #define TQ_STRUCT_LAYER_BYTES 10
+#define TQ_STRUCT_PAGES 13
+#define TQ_STRUCT_PAGE_LAYOUT 14
+#define TQ_STRUCT_PAGED_STEP 15
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -574,6 +577,146 @@ TQ_API tq_status tq_merge_states(int32_t num_states, const void *const *outs, co
  * INVALID_ARGUMENT: the range is not inside the sequence. INVALID_STATE: some of it is not written. */
 TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence sequence, int64_t first,
                                int64_t count, void *k, void *v, const tq_tensor_layout *layout, void *stream);
+
+/* ---- 8. Pages that an engine owns ---------------------------------------------------------------------- */
+
+/* For engines that keep block tables and slot mappings themselves: a codec knows shapes, codes, rotations and
+ * centres, and has neither pages nor sequences. Keys and values lie in blocks of the engine's memory, and
+ * what varies from step to step is read from its arrays, on the device, as the call (or its graph) runs: the
+ * host knows counts of rows and bounds. A step, for every group of layers with block tables of their own:
+ *
+ *     tq_paged_workspace_bytes(codec, &step, &bytes);                      // once, for the largest step
+ *     tq_paged_plan(codec, &step, workspace, bytes, NULL);                 // once a step
+ *     for (int32_t layer = 0; layer < num_layers; layer++) {
+ *       tq_paged_append(codec, layer, &pages[layer], &step, k, v, NULL, workspace, bytes, NULL);
+ *       tq_paged_attend(codec, layer, &pages[layer], &step, q, out, NULL, NULL, workspace, bytes, NULL);
+ *     }
+ *
+ * Block      block_size tokens, a multiple of 32, of all kv heads of a layer: block_size / 32 tiles for each
+ *   kv head, as in a page of FORMAT.md. A cache and a codec of equal fingerprint write equal bytes for equal
+ *   tokens and give equal bits of out and lse. What unwritten memory holds never matters.
+ * Slots      Token t of a step goes to slot slot_mapping[t] = block * block_size + place in the block. -1
+ *   (padding, holes): it is not stored, and its rows of k and v are not read. Slots may stand in any order;
+ *   of several tokens for one slot the last one stays. The other tokens of a block keep their bits.
+ * Requests   Request r has seq_lens[r] tokens. Its last ones are its queries, in the rows query_start_loc[r]
+ *   .. query_start_loc[r + 1] - 1 of q and out. Token i of it is in the block block_table[r][i / block_size].
+ *   Entries that no query sees (beyond the length, in front of a window,
+ *   outside every visible range) may be stale: they are not looked at. Masks and windows are those of
+ *   tq_attend_params, where a request's queries are its new tokens: n queries of a sequence of L tokens. Rows
+ *   of a request of length 0, and of none: out 0, lse -inf, whatever q and sink_logits hold. A query in front
+ *   of token 0 (more queries than tokens) sees nothing, but with visible ranges what they say.
+ * Workspace  holds the plan from tq_paged_plan on; its address and the step's numbers must stay the same for
+ *   the calls that follow. A workspace for larger num_reqs, num_tokens, max_query_len, max_seq_len suffices.
+ *   No call allocates or synchronises. The bounds choose work lists and never change a bit.
+ * Checks     On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT.
+ * Threads    Calls on one codec may run at once, each step with its own workspace and no two of them writing
+ *   to one tile; tq_codec_set_centres, tq_codec_check and tq_codec_destroy run alone.
+ * Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits. CUDA: none
+ * of this yet, tq_codec_create returns NOT_SUPPORTED. */
+typedef struct tq_codec tq_codec;
+
+/* config: as for a cache, device_type, num_layers .. code_family, layer_*_bits, rotation .. value_codebook,
+ * num_threads, flags, allocator and layers (sliding_window is what a query sees; shares_layer: attend with
+ * the pages of that layer). page_size is the block size where tq_pages gives none, and part of the
+ * fingerprint. All that says how many tokens or sequences there are, the pool, and window_tokens,
+ * sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason in tq_last_error. */
+TQ_API tq_status tq_codec_create(const tq_cache_config *config, void *stream, tq_codec **codec);
+/* NULL is accepted. INVALID_STATE while a call on it runs. */
+TQ_API tq_status tq_codec_destroy(tq_codec *codec);
+/* As tq_cache_get_config; what must be 0 is. */
+TQ_API tq_status tq_codec_get_config(const tq_codec *codec, tq_cache_config *config);
+/* As tq_cache_set_centres. Blocks that were written before mean something else afterwards. */
+TQ_API tq_status tq_codec_set_centres(tq_codec *codec, int32_t layer, const float *key_centre,
+                                      const float *value_centre);
+/* As tq_cache_fingerprint: equal to that of a cache of the same layers and page_size. */
+TQ_API tq_status tq_codec_fingerprint(const tq_codec *codec, uint64_t *fingerprint);
+/* As tq_cache_check. */
+TQ_API tq_status tq_codec_check(tq_codec *codec, void *stream, uint64_t *flags);
+
+/* Where the blocks of one layer are: kv head h of block b at base + b * block_stride + h * head_stride. */
+typedef struct tq_pages {
+  uint32_t struct_size;
+  int32_t block_size;   /* tokens, a multiple of 32; 0 = page_size of the codec */
+  void *base;           /* on the codec's device; base and strides: multiples of 64 */
+  int64_t num_blocks;   /* block numbers run below it */
+  int64_t block_stride; /* bytes; 0 with head_stride 0: [blocks][heads][bytes] without gaps */
+  int64_t head_stride;  /* bytes */
+} tq_pages;
+
+typedef int32_t tq_page_order;
+#define TQ_PAGES_BLOCKS_FIRST 1 /* [blocks][heads][bytes] */
+#define TQ_PAGES_HEADS_FIRST 2  /* [heads][blocks][bytes] */
+
+typedef struct tq_page_layout {
+  uint32_t struct_size;
+  int32_t alignment;        /* of base and strides, bytes */
+  int64_t block_bytes;      /* of a block, all kv heads */
+  int64_t block_head_bytes; /* of one of its kv heads */
+  int64_t token_bytes;      /* a token's share of block_bytes, exactly */
+  int64_t block_stride;     /* what tq_pages takes */
+  int64_t head_stride;
+  int64_t total_bytes;      /* of all blocks */
+} tq_page_layout;
+/* Fills *layout (struct_size set) for num_blocks >= 0 blocks of block_size tokens (0 = page_size) of a layer,
+ * in an order. A layer that shares another's tokens: that layer's. */
+TQ_API tq_status tq_codec_page_layout(const tq_codec *codec, int32_t layer, int32_t block_size,
+                                      int64_t num_blocks, tq_page_order order, tq_page_layout *layout);
+
+/* One step. Arrays are on the codec's device and stay unchanged until its calls have run. */
+typedef struct tq_paged_step {
+  uint32_t struct_size;
+  int32_t num_reqs;               /* 0 or more, padding included */
+  int64_t num_tokens;             /* rows of k, v, q, out and lse, padding included; below 2^30 */
+  int32_t max_query_len;          /* no request has more queries, */
+  int32_t max_seq_len;            /* or more tokens */
+  const int64_t *slot_mapping;    /* [num_tokens]; NULL: a step without append */
+  const int32_t *block_table;     /* [num_reqs][block_table_stride]; attend alone reads it, and may
+                                   * bring another than the plan's; NULL: a step without attend */
+  int64_t block_table_stride;     /* entries; * block_size >= max_seq_len */
+  const int32_t *seq_lens;        /* [num_reqs]; NULL: a step without attend, as query_start_loc */
+  const int32_t *query_start_loc; /* [num_reqs + 1], from 0 on, not falling; at most num_tokens */
+} tq_paged_step;
+
+/* Workspace of steps with at most these num_reqs, num_tokens, max_query_len and max_seq_len; the step's other
+ * fields are not looked at. */
+TQ_API tq_status tq_paged_workspace_bytes(const tq_codec *codec, const tq_paged_step *step, size_t *bytes);
+
+/* Reads slot_mapping, seq_lens and query_start_loc, and writes the plan of the step to the workspace (on the
+ * codec's device, 256-byte aligned). WORKSPACE_TOO_SMALL. */
+TQ_API tq_status tq_paged_plan(const tq_codec *codec, const tq_paged_step *step, void *workspace,
+                               size_t workspace_bytes, void *stream);
+
+/* Encodes the tokens of the step into the slots of one layer's blocks.
+ *   k  [num_tokens][num_kv_heads][head_dim] io_dtype, v likewise with value_dim
+ * INVALID_STATE if the workspace holds no plan of this step. INVALID_ARGUMENT for a slot beyond the blocks,
+ * and for a layer that shares another's tokens. */
+TQ_API tq_status tq_paged_append(const tq_codec *codec, int32_t layer, const tq_pages *pages,
+                                 const tq_paged_step *step, const void *k, const void *v,
+                                 const tq_tensor_layout *layout, void *workspace, size_t workspace_bytes,
+                                 void *stream);
+
+/* out = softmax(q . K^T * softmax_scale) . V for the queries of the step: shapes and params as in
+ * tq_cache_attend with num_tokens rows, every one of which is written. With a tree_mask max_query_len is at
+ * most 64 * tree_words. Append the step's tokens first (or history_only); a layer that shares another's
+ * tokens takes that layer's pages. INVALID_STATE as tq_paged_append, INVALID_ARGUMENT for a block number that
+ * a query sees and that there is not. */
+TQ_API tq_status tq_paged_attend(const tq_codec *codec, int32_t layer, const tq_pages *pages,
+                                 const tq_paged_step *step, const void *q, void *out, float *lse,
+                                 const tq_attend_params *params, void *workspace, size_t workspace_bytes,
+                                 void *stream);
+
+/* Decoded keys and values of slots [count] (on the codec's device).
+ *   k  [count][num_kv_heads][head_dim] io_dtype, v likewise; either may be NULL
+ * Slot -1: a row of zeros. What was never written decodes to anything. */
+TQ_API tq_status tq_paged_read(const tq_codec *codec, int32_t layer, const tq_pages *pages,
+                               const int64_t *slots, int64_t count, void *k, void *v,
+                               const tq_tensor_layout *layout, void *stream);
+
+/* Copies blocks of one layer: pairs[i][0] of source to pairs[i][1] of target, pairs [count][2] on the codec's
+ * device; a pair with a -1 is left out. Block sizes must be equal, strides need not; source may be target. No
+ * block may be a pair's target and in another pair. */
+TQ_API tq_status tq_paged_copy(const tq_codec *codec, int32_t layer, const tq_pages *source,
+                               const tq_pages *target, const int64_t *pairs, int64_t count, void *stream);
 
 #ifdef __cplusplus
 }

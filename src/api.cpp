@@ -7,9 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <new>
-
 #include "api_arguments.h"
+#include "api_guard.h"
 #include "cache.h"
 #include "struct_size.h"
 #include "tqkv.h"
@@ -23,7 +22,7 @@ using tq::Batch;
 using tq::Cache;
 using tq::DataType;
 using tq::DeviceType;
-using tq::Error;
+using tq::guarded;
 using tq::Status;
 constexpr Status kBad = Status::kInvalidArgument;
 
@@ -66,27 +65,6 @@ const Cache* unwrap(const tq_cache* cache) { return reinterpret_cast<const Cache
 Batch* unwrap(tq_batch* batch) { return reinterpret_cast<Batch*>(batch); }
 const Batch* unwrap(const tq_batch* batch) { return reinterpret_cast<const Batch*>(batch); }
 
-// Runs a call and keeps its failure's text for the thread.
-template <typename Call>
-tq_status guarded(Call call) noexcept {
-  try {
-    call();
-    return TQ_OK;
-  } catch (const Error& error) {
-    tq::set_last_error(error.what());
-    return static_cast<tq_status>(error.status());
-  } catch (const std::bad_alloc&) {
-    tq::set_last_error("out of host memory");
-    return TQ_ERROR_OUT_OF_MEMORY;
-  } catch (const std::exception& error) {
-    tq::set_last_error(error.what());
-    return TQ_ERROR_INTERNAL;
-  } catch (...) {
-    tq::set_last_error("an exception of unknown type reached the interface");
-    return TQ_ERROR_INTERNAL;
-  }
-}
-
 }  // namespace
 
 extern "C" {
@@ -127,6 +105,9 @@ size_t tq_struct_size(int32_t struct_id) {
     case TQ_STRUCT_ALLOCATOR: return sizeof(tq_allocator);
     case TQ_STRUCT_LAYER_CONFIG: return sizeof(tq_layer_config);
     case TQ_STRUCT_LAYER_BYTES: return sizeof(tq_layer_bytes);
+    case TQ_STRUCT_PAGES: return sizeof(tq_pages);
+    case TQ_STRUCT_PAGE_LAYOUT: return sizeof(tq_page_layout);
+    case TQ_STRUCT_PAGED_STEP: return sizeof(tq_paged_step);
   }
   return 0;
 }

@@ -9,6 +9,7 @@
 #include "cpu/usable_threads.h"
 #include "host_ops.h"
 #include "identity.h"
+#include "paged_backend.h"
 #include "status.h"
 #include "tqkv.h"
 
@@ -140,6 +141,13 @@ std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometr
   static_cast<void>(stream);
   no_cuda();
 #endif
+}
+
+std::unique_ptr<PagedBackend> create_paged_backend(DeviceType type, const Geometry& geometry,
+                                                   const HostOps& ops) {
+  TQ_CHECK(type == DeviceType::kCpu, Status::kNotSupported,
+           "device_type = 2 (CUDA): pages of the caller's are read and written on the CPU alone");
+  return cpu::create_cpu_paged_backend(geometry, ops, nullptr);
 }
 
 void merge_states(DeviceType type, const MergeRequest& request) {

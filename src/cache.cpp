@@ -5,7 +5,6 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -21,34 +20,6 @@ Carver carver_of(const HostBlock& block) { return Carver(block.get()); }
 long long ll(int64_t x) { return static_cast<long long>(x); }
 
 }  // namespace
-
-// ---- Gate ----
-
-Gate::Gate(bool of_one_process) : of_one_process_(of_one_process), process_(getpid()) {}
-
-bool Gate::barred() const { return of_one_process_ && getpid() != process_; }
-
-Gate::Use::Use(const Gate& gate, bool exclusive) : gate_(gate), exclusive_(exclusive) {
-  TQ_CHECK(
-      !gate_.barred(), Status::kInvalidState,
-      "cache: created in process %d, called in process %d: a CUDA cache is of no use to a forked process",
-      static_cast<int>(gate_.process_), static_cast<int>(getpid()));
-  int32_t users = gate_.users_.load(std::memory_order_relaxed);
-  do {
-    if (exclusive ? users == 0 : users >= 0) continue;
-    TQ_CHECK(getpid() == gate_.process_, Status::kInvalidState,
-             "cache: busy: a call on it was running when process %d was forked from process %d",
-             static_cast<int>(getpid()), static_cast<int>(gate_.process_));
-    throw Error(Status::kInvalidState, "cache: busy: another call on it is running");
-  } while (!gate_.users_.compare_exchange_weak(users, exclusive ? -1 : users + 1, std::memory_order_acquire,
-                                               std::memory_order_relaxed));
-}
-Gate::Use::~Use() {
-  if (exclusive_)
-    gate_.users_.store(0, std::memory_order_release);
-  else
-    gate_.users_.fetch_sub(1, std::memory_order_release);
-}
 
 // ---- Cache ----
 
@@ -70,7 +41,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
         Carver carver = carver_of(block_);
         return Arrays(config_, carver);
       }()),
-      gate_(config_.device() == DeviceType::kCuda) {
+      gate_("cache", config_.device() == DeviceType::kCuda) {
   check_stream(stream);
   const Geometry& g = geometry();
   arrays_.table.reset();
@@ -120,12 +91,6 @@ const LayerGeometry& Cache::layer(int32_t layer) const {
   return geometry().layers[layer];
 }
 
-void Cache::check_stores(int32_t layer) const {
-  TQ_CHECK(geometry().stores(layer), Status::kInvalidArgument,
-           "layer = %d: it shares the tokens of layer %d and has none of its own", layer,
-           geometry().layers[layer].storage);
-}
-
 void Cache::check_stream(const void* stream) const {
   TQ_CHECK(!stream || config_.device() != DeviceType::kCpu, Status::kInvalidArgument,
            "stream = %p: must be NULL for a CPU cache", stream);
@@ -136,15 +101,8 @@ float* Cache::layer_centres(int32_t layer) const { return arrays_.centres + geom
 void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   const Gate::Use use(gate_, true);
   const LayerGeometry& l = this->layer(layer);
-  check_stores(layer);
-  const int64_t key_count = static_cast<int64_t>(l.num_kv_heads) * l.head_dim,
-                value_count = static_cast<int64_t>(l.num_kv_heads) * l.value_dim;
-  for (int64_t i = 0; key && i < key_count; i++)
-    TQ_CHECK(isfinite(key[i]), Status::kInvalidArgument, "key_centre[%lld][%lld] = %g: must be finite",
-             ll(i / l.head_dim), ll(i % l.head_dim), static_cast<double>(key[i]));
-  for (int64_t i = 0; value && i < value_count; i++)
-    TQ_CHECK(isfinite(value[i]), Status::kInvalidArgument, "value_centre[%lld][%lld] = %g: must be finite",
-             ll(i / l.value_dim), ll(i % l.value_dim), static_cast<double>(value[i]));
+  check_stores(geometry(), layer);
+  check_centres(l, key, value);
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
@@ -153,9 +111,7 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   if (l.value_code.raw()) value = nullptr;
   if (!key && !value) return;
   backend_->set_centres(layer, key, value);
-  if (key) memcpy(layer_centres(layer), key, sizeof(float) * static_cast<size_t>(key_count));
-  if (value)
-    memcpy(layer_centres(layer) + key_count, value, sizeof(float) * static_cast<size_t>(value_count));
+  keep_centres(l, key, value, layer_centres(layer));
 }
 
 void Cache::reserve(int64_t max_tokens, void* stream) {
@@ -203,14 +159,10 @@ uint64_t Cache::check(void* stream) {
 void Cache::append(AppendRequest request, const Batch& batch) {
   const Gate::Use use(gate_, true);
   const LayerGeometry& l = layer(request.layer);
-  check_stores(request.layer);
+  check_stores(geometry(), request.layer);
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
-  const int element_bytes = dtype_bytes(geometry().io_dtype);
-  check_pointer("k", request.k, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
-  check_pointer("v", request.v, plan.rows.new_tokens > 0, plan.rows.new_tokens, element_bytes);
-  check_extent("k", TensorShape{plan.rows.new_tokens, l.num_kv_heads, l.head_dim}, request.key_strides);
-  check_extent("v", TensorShape{plan.rows.new_tokens, l.num_kv_heads, l.value_dim}, request.value_strides);
+  check_append_tensors(l, geometry().io_dtype, plan.rows.new_tokens, request);
   const bool in_graph = backend_->capturing(request.stream);
   TQ_CHECK(plan.rows.new_tokens > 0 || !in_graph, Status::kInvalidState,
            "batch: its plan has no new tokens, so a graph captured now would never append any");
@@ -228,28 +180,10 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
   const LayerGeometry& l = layer(request.layer);
   const BatchPlan& plan = plan_in_force(batch);
   check_stream(request.stream);
-  const TensorShape q_shape = {plan.rows.query_tokens, l.num_q_heads, l.head_dim},
-                    out_shape = {plan.rows.query_tokens, l.num_q_heads, l.value_dim};
-  check_pointer("q", request.q, plan.rows.query_tokens > 0, plan.rows.query_tokens,
-                dtype_bytes(geometry().io_dtype));
-  check_pointer("out", request.out, plan.rows.query_tokens > 0, plan.rows.query_tokens,
-                dtype_bytes(request.out_dtype));
-  check_pointer("lse", request.lse, false, plan.rows.query_tokens, sizeof(float));
-  check_pointer("params.sink_logits", request.sink_logits, false, plan.rows.query_tokens, sizeof(float));
-  check_pointer("params.visible_begin", request.visible_begin, false, plan.rows.query_tokens,
-                sizeof(int32_t));
-  check_pointer("params.visible_end", request.visible_end, false, plan.rows.query_tokens, sizeof(int32_t));
-  check_pointer("params.tree_mask", request.tree_mask, false, plan.rows.query_tokens, sizeof(uint64_t));
-  check_pointer("params.alibi_slopes", request.alibi_slopes, false, plan.rows.query_tokens, sizeof(float));
-  check_extent("q", q_shape, request.q_strides);
-  check_extent("out", out_shape, request.out_strides);
-  check_no_overlap("out", out_shape, request.out_strides);
+  check_attend_tensors(l, geometry().io_dtype, plan.rows.query_tokens, request);
   if (request.workspace) {
-    TQ_CHECK(reinterpret_cast<uintptr_t>(request.workspace) % 256 == 0, Status::kInvalidArgument,
-             "workspace = %p: must be aligned to 256 bytes", request.workspace);
-    TQ_CHECK(request.workspace_bytes >= attend_workspace_bytes(), Status::kWorkspaceTooSmall,
-             "workspace_bytes = %zu: tq_attend_workspace_bytes says %zu", request.workspace_bytes,
-             attend_workspace_bytes());
+    check_workspace(request.workspace, request.workspace_bytes, attend_workspace_bytes(),
+                    "tq_attend_workspace_bytes");
   } else {
     request.workspace = backend_->own_workspace();
     request.workspace_bytes = static_cast<size_t>(bytes_.workspace_bytes);
@@ -286,14 +220,8 @@ void Cache::read(ReadRequest request, int64_t id) {
   TQ_CHECK(request.first >= kept || request.count == 0, Status::kInvalidState,
            "first = %lld: layer %d has a sliding window of %d tokens and keeps those from %lld on",
            ll(request.first), request.layer, geometry().layers[l.storage].sliding_window, ll(kept));
-  const TensorShape k_shape = {request.count, l.num_kv_heads, l.head_dim},
-                    v_shape = {request.count, l.num_kv_heads, l.value_dim};
-  check_pointer("k", request.k, false, request.count, dtype_bytes(geometry().io_dtype));
-  check_pointer("v", request.v, false, request.count, dtype_bytes(geometry().io_dtype));
-  check_extent("k", k_shape, request.key_strides);
-  check_extent("v", v_shape, request.value_strides);
-  check_no_overlap("k", k_shape, request.key_strides);
-  check_no_overlap("v", v_shape, request.value_strides);
+  check_read_tensors(l, geometry().io_dtype, request.count, request.k, request.v, request.key_strides,
+                     request.value_strides);
   if (request.count == 0 || (!request.k && !request.v)) return;
   const KeptTokens exact = table.exact(slot);
   request.sequence = StepSequence{slot, slot, slot, length, 0, 0, 0, 0, exact.first, exact.sink_end};

@@ -6,43 +6,14 @@
 // trace), device work (throws before it changes anything, or touches only pages that nobody holds yet),
 // commit (cannot fail).
 #pragma once
-#include <sys/types.h>
-
-#include <atomic>
-
 #include "config.h"
+#include "gate.h"
 #include "sequence_table.h"
 #include "written.h"
 
 namespace tq {
 
 class Cache;
-
-// Notices two calls at once: one exclusive user, or several shared ones. It never waits. Behind it, too, lies
-// what a process must not touch that fork() made: a CUDA cache, whose device memory is its creator's alone.
-class Gate {
- public:
-  explicit Gate(bool of_one_process);
-  // The process that made the gate is this one's ancestor, and may keep what it guards to itself.
-  bool barred() const;
-
-  class Use {
-   public:
-    Use(const Gate& gate, bool exclusive);
-    ~Use();
-    Use(const Use&) = delete;
-    Use& operator=(const Use&) = delete;
-
-   private:
-    const Gate& gate_;
-    bool exclusive_;
-  };
-
- private:
-  const bool of_one_process_;
-  const pid_t process_;
-  mutable std::atomic<int32_t> users_{0};  // -1: one exclusive
-};
 
 // What a plan in force covers; zeros without one.
 struct BatchRows {
@@ -152,8 +123,6 @@ class Cache {
   void collect_available(const Cache& source, int32_t slot, KeptTokens* available) const;
   void move_layer(Cache& source, int32_t from, int32_t slot, int32_t layer, void* stream);
   void move_staged(Cache& source, const TileMove& move);
-  // The layer has tokens of its own.
-  void check_stores(int32_t layer) const;
   void check_stream(const void* stream) const;
   const BatchPlan& plan_in_force(const Batch& batch) const;
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,

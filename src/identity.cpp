@@ -24,6 +24,12 @@ uint32_t centre_word(float x) { return format::float_bits(x + 0.0f); }  // -0 is
 
 }  // namespace
 
+void keep_centres(const LayerGeometry& layer, const float* key, const float* value, float* kept) {
+  const int64_t keys = static_cast<int64_t>(layer.num_kv_heads) * layer.head_dim;
+  if (key) std::copy_n(key, keys, kept);
+  if (value) std::copy_n(value, static_cast<int64_t>(layer.num_kv_heads) * layer.value_dim, kept + keys);
+}
+
 const float* Identity::centre(int32_t layer, int32_t kv_head, Kind kind) const {
   const Geometry& g = *geometry;
   const LayerGeometry& l = g.layers[layer];

@@ -16,6 +16,9 @@ namespace tq {
 
 constexpr uint32_t kFormatVersion = 1;
 
+// Copies centres of one layer, either null (unchanged), to [num_kv_heads][head_dim + value_dim], keys first.
+void keep_centres(const LayerGeometry& layer, const float* key, const float* value, float* kept);
+
 struct Identity {
   const Geometry* geometry;
   // [num_layers]: keys [num_kv_heads][head_dim], then values [num_kv_heads][value_dim]; zeros = none

@@ -145,6 +145,24 @@ struct Geometry {
   }
 };
 
+// Pages of codes of one layer: where a tile is.
+struct CodePages {
+  uint8_t* first;                  // page 0, kv head 0, tile 0
+  int64_t page_bytes, head_bytes;  // from one page, and from one kv head, to the next
+  int32_t tile_bytes, tiles_per_page;
+
+  uint8_t* tile(int64_t page, int64_t head, int64_t tile_in_page) const {
+    return first + page * page_bytes + head * head_bytes + tile_in_page * tile_bytes;
+  }
+  // Tile `index` of a sequence with these pages.
+  uint8_t* sequence_tile(const int32_t* pages, int64_t head, int64_t index) const {
+    const uint32_t per_page = static_cast<uint32_t>(tiles_per_page), number = static_cast<uint32_t>(index);
+    // Below 2^37 tokens, the 32-bit division is several times cheaper.
+    if (number == index) return tile(pages[number / per_page], head, number % per_page);
+    return tile(pages[index / per_page], head, index % per_page);
+  }
+};
+
 struct TensorStrides {
   int64_t token, head;  // elements; dim is contiguous
 };
@@ -185,6 +203,7 @@ struct AttendRequest : AttendCall {
   void* workspace;  // device, >= BackendBytes::workspace
   size_t workspace_bytes;
   void* stream;
+  const CodePages* pages = nullptr;  // the caller's; null: the backend's own
 };
 
 struct ReadRequest {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of the caller's tensors [token][head][dim]: strides, alignment, overlap. Pointers are looked at,
-// never followed.
+// Checks of the caller's tensors [token][head][dim]: strides, alignment, overlap; which ones a call has.
+// Pointers to the device are looked at, never followed.
 #pragma once
+#include <math.h>
+
 #include "requests.h"
 #include "status.h"
 
@@ -66,6 +68,73 @@ inline void check_no_overlap(const char* name, const TensorShape& shape, const T
       "%s: strides of %lld (token) and %lld (head) elements make rows of %lld tokens x %d heads x %d overlap",
       name, static_cast<long long>(strides.token), static_cast<long long>(strides.head),
       static_cast<long long>(shape.tokens), shape.heads, shape.dim);
+}
+
+// The layer, which exists, has tokens of its own.
+inline void check_stores(const Geometry& g, int32_t layer) {
+  TQ_CHECK(g.stores(layer), Status::kInvalidArgument,
+           "layer = %d: it shares the tokens of layer %d and has none of its own", layer,
+           g.layers[layer].storage);
+}
+
+// k and v of an append, of `tokens` rows.
+inline void check_append_tensors(const LayerGeometry& l, DataType io, int64_t tokens,
+                                 const AppendRequest& request) {
+  check_pointer("k", request.k, tokens > 0, tokens, dtype_bytes(io));
+  check_pointer("v", request.v, tokens > 0, tokens, dtype_bytes(io));
+  check_extent("k", TensorShape{tokens, l.num_kv_heads, l.head_dim}, request.key_strides);
+  check_extent("v", TensorShape{tokens, l.num_kv_heads, l.value_dim}, request.value_strides);
+}
+
+// All of an attend call's, of `tokens` rows.
+inline void check_attend_tensors(const LayerGeometry& l, DataType io, int64_t tokens,
+                                 const AttendCall& call) {
+  const TensorShape q_shape = {tokens, l.num_q_heads, l.head_dim},
+                    out_shape = {tokens, l.num_q_heads, l.value_dim};
+  check_pointer("q", call.q, tokens > 0, tokens, dtype_bytes(io));
+  check_pointer("out", call.out, tokens > 0, tokens, dtype_bytes(call.out_dtype));
+  check_pointer("lse", call.lse, false, tokens, sizeof(float));
+  check_pointer("params.sink_logits", call.sink_logits, false, tokens, sizeof(float));
+  check_pointer("params.visible_begin", call.visible_begin, false, tokens, sizeof(int32_t));
+  check_pointer("params.visible_end", call.visible_end, false, tokens, sizeof(int32_t));
+  check_pointer("params.tree_mask", call.tree_mask, false, tokens, sizeof(uint64_t));
+  check_pointer("params.alibi_slopes", call.alibi_slopes, false, tokens, sizeof(float));
+  check_extent("q", q_shape, call.q_strides);
+  check_extent("out", out_shape, call.out_strides);
+  check_no_overlap("out", out_shape, call.out_strides);
+}
+
+// k and v that a read of `tokens` writes, either null.
+inline void check_read_tensors(const LayerGeometry& l, DataType io, int64_t tokens, const void* k,
+                               const void* v, const TensorStrides& key_strides,
+                               const TensorStrides& value_strides) {
+  const TensorShape k_shape = {tokens, l.num_kv_heads, l.head_dim},
+                    v_shape = {tokens, l.num_kv_heads, l.value_dim};
+  check_pointer("k", k, false, tokens, dtype_bytes(io));
+  check_pointer("v", v, false, tokens, dtype_bytes(io));
+  check_extent("k", k_shape, key_strides);
+  check_extent("v", v_shape, value_strides);
+  check_no_overlap("k", k_shape, key_strides);
+  check_no_overlap("v", v_shape, value_strides);
+}
+
+inline void check_workspace(const void* workspace, size_t given, size_t needed, const char* says) {
+  TQ_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, Status::kInvalidArgument,
+           "workspace = %p: must be aligned to 256 bytes", workspace);
+  TQ_CHECK(given >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: %s says %zu", given, says,
+           needed);
+}
+
+// Centres of one layer, on the host: [num_kv_heads][dim] each, or null.
+inline void check_centres(const LayerGeometry& l, const float* key, const float* value) {
+  const auto check = [&](const char* name, const float* centre, int32_t dim) {
+    for (int64_t i = 0; centre && i < static_cast<int64_t>(l.num_kv_heads) * dim; i++)
+      TQ_CHECK(isfinite(centre[i]), Status::kInvalidArgument, "%s[%lld][%lld] = %g: must be finite", name,
+               static_cast<long long>(i / dim), static_cast<long long>(i % dim),
+               static_cast<double>(centre[i]));
+  };
+  check("key_centre", key, l.head_dim);
+  check("value_centre", value, l.value_dim);
 }
 
 }  // namespace tq

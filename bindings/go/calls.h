@@ -23,14 +23,19 @@
   X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_remove) \
   X(tq_sequence_select) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) \
   X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
-  X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read)
+  X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read) X(tq_codec_create) X(tq_codec_destroy) \
+  X(tq_codec_get_config) X(tq_codec_set_centres) X(tq_codec_fingerprint) X(tq_codec_check) \
+  X(tq_codec_page_layout) X(tq_paged_workspace_bytes) X(tq_paged_plan) X(tq_paged_append) X(tq_paged_attend) \
+  X(tq_paged_read) X(tq_paged_copy)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
   X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_LAYER_CONFIG, tq_layer_config) \
   X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) \
   X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
-  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params)
+  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) \
+  X(TQ_STRUCT_PAGES, tq_pages) X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) \
+  X(TQ_STRUCT_PAGED_STEP, tq_paged_step)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {
@@ -173,5 +178,37 @@ static inline tq_status tqkv_batch_rows(const tqkv_api* api, const tq_batch* bat
 static inline tq_status tqkv_attend_workspace_bytes(const tqkv_api* api, const tq_cache* cache,
     size_t* bytes, char* text) {
   return tqkv_done(api, api->tq_attend_workspace_bytes(cache, bytes), text);
+}
+
+static inline tq_status tqkv_codec_destroy(const tqkv_api* api, tq_codec* codec, char* text) {
+  return tqkv_done(api, api->tq_codec_destroy(codec), text);
+}
+
+static inline tq_status tqkv_codec_get_config(const tqkv_api* api, const tq_codec* codec,
+    tq_cache_config* config, char* text) {
+  config->struct_size = sizeof *config;
+  return tqkv_done(api, api->tq_codec_get_config(codec, config), text);
+}
+
+static inline tq_status tqkv_codec_set_centres(const tqkv_api* api, tq_codec* codec, int32_t layer,
+    const float* key_centre, const float* value_centre, char* text) {
+  return tqkv_done(api, api->tq_codec_set_centres(codec, layer, key_centre, value_centre), text);
+}
+
+static inline tq_status tqkv_codec_fingerprint(const tqkv_api* api, const tq_codec* codec,
+    uint64_t* fingerprint, char* text) {
+  return tqkv_done(api, api->tq_codec_fingerprint(codec, fingerprint), text);
+}
+
+static inline tq_status tqkv_codec_check(const tqkv_api* api, tq_codec* codec, uintptr_t stream,
+    uint64_t* flags, char* text) {
+  return tqkv_done(api, api->tq_codec_check(codec, (void*)stream, flags), text);
+}
+
+static inline tq_status tqkv_codec_page_layout(const tqkv_api* api, const tq_codec* codec, int32_t layer,
+    int32_t block_size, int64_t num_blocks, int32_t order, tq_page_layout* layout, char* text) {
+  layout->struct_size = sizeof *layout;
+  return tqkv_done(api, api->tq_codec_page_layout(codec, layer, block_size, num_blocks, order, layout),
+      text);
 }
 // clang-format on

@@ -33,6 +33,9 @@ func layoutStructs() []namedType {
 		{"tq_cache_memory", reflect.TypeFor[C.tq_cache_memory]()},
 		{"tq_tensor_layout", reflect.TypeFor[C.tq_tensor_layout]()},
 		{"tq_attend_params", reflect.TypeFor[C.tq_attend_params]()},
+		{"tq_pages", reflect.TypeFor[C.tq_pages]()},
+		{"tq_page_layout", reflect.TypeFor[C.tq_page_layout]()},
+		{"tq_paged_step", reflect.TypeFor[C.tq_paged_step]()},
 	}
 }
 
@@ -45,6 +48,7 @@ func layoutNumbers() []namedType {
 		{"tq_scale_rule", reflect.TypeFor[C.tq_scale_rule]()},
 		{"tq_code_family", reflect.TypeFor[C.tq_code_family]()},
 		{"tq_sequence", reflect.TypeFor[C.tq_sequence]()},
+		{"tq_page_order", reflect.TypeFor[C.tq_page_order]()},
 	}
 }
 
@@ -80,6 +84,9 @@ func layoutConstants() []namedConstant {
 		{"TQ_STRUCT_ALLOCATOR", C.TQ_STRUCT_ALLOCATOR},
 		{"TQ_STRUCT_LAYER_CONFIG", C.TQ_STRUCT_LAYER_CONFIG},
 		{"TQ_STRUCT_LAYER_BYTES", C.TQ_STRUCT_LAYER_BYTES},
+		{"TQ_STRUCT_PAGES", C.TQ_STRUCT_PAGES},
+		{"TQ_STRUCT_PAGE_LAYOUT", C.TQ_STRUCT_PAGE_LAYOUT},
+		{"TQ_STRUCT_PAGED_STEP", C.TQ_STRUCT_PAGED_STEP},
 		{"TQ_DEVICE_CPU", C.TQ_DEVICE_CPU},
 		{"TQ_DEVICE_CUDA", C.TQ_DEVICE_CUDA},
 		{"TQ_F32", C.TQ_F32},
@@ -98,5 +105,7 @@ func layoutConstants() []namedConstant {
 		{"TQ_NOTICED_NONFINITE", C.TQ_NOTICED_NONFINITE},
 		{"TQ_NOTICED_SATURATED", C.TQ_NOTICED_SATURATED},
 		{"TQ_NOTICED_SHORT_WINDOW", C.TQ_NOTICED_SHORT_WINDOW},
+		{"TQ_PAGES_BLOCKS_FIRST", C.TQ_PAGES_BLOCKS_FIRST},
+		{"TQ_PAGES_HEADS_FIRST", C.TQ_PAGES_HEADS_FIRST},
 	}
 }

@@ -5,7 +5,7 @@
 #   packaging/abi/update.sh            writes the baseline packaging/abi/libtqkv.ARCH.xml
 #   packaging/abi/update.sh --check [library...]   compares with it; "ok - ", "not ok - ", "skip - " lines
 #
-# The functions of tqkv.h are all defined in src/api.cpp; compiled alone with debug information and linked
+# The functions of tqkv.h are all defined in src/api*.cpp; compiled alone with debug information and linked
 # with exports.map it has every exported symbol and the type of every argument, in seconds. Private types
 # (what tq_cache points to) are dropped, so that the baseline is small and speaks of the header only. Any
 # difference is a failure, additions too: the change that makes it also regenerates the baseline, adds to
@@ -24,7 +24,7 @@ describe() { # describe include-directory out.xml
   abi=$(sed -nE 's/^#define TQ_ABI_VERSION ([0-9]+)/\1/p' "$1/tqkv.h")
   ${CXX:-g++} -std=c++17 -g -O0 -fPIC -fvisibility=hidden -fno-eliminate-unused-debug-types \
     -ffile-prefix-map="$PWD=." -ffile-prefix-map="$1=include" -DTQ_BUILDING_LIBRARY -DTQ_CUDA=0 \
-    -DTQ_CUDA_ARCHS_BUILT='""' -I"$1" -Isrc -I. src/api.cpp -shared \
+    -DTQ_CUDA_ARCHS_BUILT='""' -I"$1" -Isrc -I. src/api*.cpp -shared \
     -Wl,--version-script=packaging/exports.map -Wl,-soname,"libtqkv.so.$abi" -o "$work/libtqkv.so.$abi"
   abidw --headers-dir "$1" --drop-private-types --drop-undefined-syms --exported-interfaces-only \
     --no-show-locs --no-corpus-path --no-comp-dir-path --no-elf-needed --no-write-default-sizes \
@@ -73,7 +73,7 @@ damaged() {
   ! abidiff "$baseline" "$work/damaged.xml" >/dev/null
 }
 check "the baseline has every function of exports.map" complete
-check "src/api.cpp compiles alone" describe include "$work/now.xml"
+check "src/api*.cpp compile alone" describe include "$work/now.xml"
 [ "$bad" = 0 ] || exit 1
 for library in "$work"/libtqkv.so.*; do symbols "$library" >"$work/symbols"; done
 check "no change of symbols, arguments, structs" unchanged "$work/now.xml"

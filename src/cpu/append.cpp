@@ -24,6 +24,21 @@ struct SideJob {
   uint16_t* scales;  // null for raw sides
 };
 
+// Vectors of one kv head in k or v.
+struct InputRows {
+  const uint8_t* first;
+  int64_t stride;  // bytes
+
+  InputRows(const AppendRequest& request, DataType type, Kind kind, int head) {
+    const bool key = kind == Kind::kKey;
+    const TensorStrides& strides = key ? request.key_strides : request.value_strides;
+    first =
+        static_cast<const uint8_t*>(key ? request.k : request.v) + head * strides.head * dtype_bytes(type);
+    stride = strides.token * dtype_bytes(type);
+  }
+  const uint8_t* at(int64_t row) const { return first + row * stride; }
+};
+
 // What was wrong with the values of a job.
 struct Noticed {
   bool replaced = false, saturated = false;
@@ -88,54 +103,61 @@ void store_copy(DataType type, const uint8_t* source, int dim, uint8_t* target) 
 
 }  // namespace
 
-void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile,
-                             int head) {
+uint64_t CpuBackend::encode_run(const AppendRequest& request, int head, uint8_t* tile, const TileRun& run) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
-  const int64_t start = tile * format::kTileTokens;
-  const int64_t first = std::max(start, sequence.old_length),
-                last = std::min(start + format::kTileTokens, sequence.length());
-  uint8_t* base =
-      store_.sequence_tile(layer, request.plan->maps[layer.group].row(sequence.page_row), head, tile);
-  const int32_t* raw_pages = store_.raw_row(request.plan->maps, sequence);
-  const bool keep_exact = sequence.has_raw_page(start);
   Noticed noticed;
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
-    const TensorStrides strides = key ? request.key_strides : request.value_strides;
-    const int element = dtype_bytes(g.io_dtype), dim = layer.dim(kind);
     const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
     const format::VectorCoder coder = store_.coder(request.layer, head, kind);
-    const int64_t row = sequence.kv_row + (first - sequence.old_length);
-    const uint8_t* rows = static_cast<const uint8_t*>(key ? request.k : request.v) +
-                          (row * strides.token + head * strides.head) * element;
-    uint8_t* words = base + (key ? layer.tile.key_offset() : layer.tile.value_offset());
-    uint8_t* scales = base + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
+    const InputRows rows(request, g.io_dtype, kind, head);
+    uint8_t* words = tile + (key ? layer.tile.key_offset() : layer.tile.value_offset());
+    uint8_t* scales = tile + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
     const SideJob job = {kernels_,
                          kernels_.of(key ? layer.key : layer.value),
                          coder,
                          layout,
                          kind,
                          g.io_dtype,
-                         rows,
-                         strides.token * element,
-                         static_cast<int>(first - start),
-                         static_cast<int>(last - first),
+                         rows.at(run.row),
+                         rows.stride,
+                         run.first,
+                         run.count,
                          reinterpret_cast<uint32_t*>(words),
                          layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
     encode_side(job, &noticed);
-    for (int64_t token = first; keep_exact && token < last; token++)
-      store_copy(g.io_dtype, rows + (token - first) * job.row_stride, dim,
+  }
+  if (noticed.flags() != 0) noticed_.fetch_or(noticed.flags(), std::memory_order_relaxed);
+  return noticed.flags();
+}
+
+void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile,
+                             int head) {
+  const LayerStore& layer = store_.layer(request.layer);
+  const int64_t start = tile * format::kTileTokens;
+  const int64_t first = std::max(start, sequence.old_length),
+                last = std::min(start + format::kTileTokens, sequence.length());
+  const int32_t* pages = request.plan->maps[layer.group].row(sequence.page_row);
+  const int64_t row = sequence.kv_row + (first - sequence.old_length);
+  const uint64_t noticed =
+      encode_run(request, head, store_.code_pages(layer).sequence_tile(pages, head, tile),
+                 TileRun{row, static_cast<int>(first - start), static_cast<int>(last - first)});
+  if (noticed != 0) store_.flags(sequence.flag).fetch_or(noticed, std::memory_order_relaxed);
+  if (!sequence.has_raw_page(start)) return;
+  const DataType io = store_.geometry.io_dtype;
+  const int32_t* raw_pages = store_.raw_row(request.plan->maps, sequence);
+  for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+    const InputRows rows(request, io, kind, head);
+    for (int64_t token = first; token < last; token++)
+      store_copy(io, rows.at(row + (token - first)), layer.dim(kind),
                  store_.raw(layer, raw_pages, head, kind, token));
   }
-  if (noticed.flags() == 0) return;
-  store_.flags(sequence.flag).fetch_or(noticed.flags(), std::memory_order_relaxed);
-  noticed_.fetch_or(noticed.flags(), std::memory_order_relaxed);
 }
 
 void CpuBackend::append(const AppendRequest& request) {
   const StepRows& rows = request.plan->rows;
-  const PlanStorage& storage = *static_cast<const PlanStorage*>(request.plan->storage);
+  const PlanLists& storage = *static_cast<const PlanLists*>(request.plan->storage);
   const int heads = store_.layer(request.layer).num_kv_heads;
   const int64_t* first = storage.first_task;
   pool_.parallel_for(storage.num_tasks * heads, [&](int64_t index, int) {

@@ -28,7 +28,7 @@ void CpuBackend::attend(const AttendRequest& request) {
   const Geometry& g = store_.geometry;
   const StepRows& rows = request.plan->rows;
   const LayerStore& layer = store_.layer(request.layer);
-  const WorkList& work = static_cast<const PlanStorage*>(request.plan->storage)->lists[layer.shape];
+  const WorkList& work = static_cast<const PlanLists*>(request.plan->storage)->lists[layer.shape];
   const int64_t most_rows = static_cast<int64_t>(work.counts.most_queries) * layer.q_per_kv,
                 most_partial_rows = static_cast<int64_t>(work.counts.most_partial_queries) * layer.q_per_kv;
   const int64_t partial_bytes = work.counts.num_partials * static_cast<int64_t>(layer.num_kv_heads) *

@@ -11,20 +11,23 @@
 namespace tq {
 namespace cpu {
 
-RowSight RowTask::sight_of(int64_t query) const {
-  const int64_t position = sequence_.position(query), row = sequence_.q_row + query;
-  int64_t first = request_.sliding_window > 0 ? position - request_.sliding_window + 1 : 0,
-          end = position + 1;
-  if (request_.visible_begin) {  // a sliding window is the layer's own: older tokens may be gone
-    first = std::max<int64_t>(first, request_.visible_begin[row]);
-    end = request_.visible_end[row];
-  } else if (request_.tree_mask && position >= sequence_.old_length) {  // its bits alone say which new tokens
-    first = std::min(first, sequence_.old_length);
-    end = sequence_.length();
+SeenTokens seen_tokens(const AttendCall& call, const StepSequence& sequence, int64_t query) {
+  const int64_t position = sequence.position(query), row = sequence.q_row + query;
+  int64_t first = call.sliding_window > 0 ? position - call.sliding_window + 1 : 0, end = position + 1;
+  if (call.visible_begin) {  // a sliding window is the layer's own: older tokens may be gone
+    first = std::max<int64_t>(first, call.visible_begin[row]);
+    end = call.visible_end[row];
+  } else if (call.tree_mask && position >= sequence.old_length) {  // its bits alone say which new tokens
+    first = std::min(first, sequence.old_length);
+    end = sequence.length();
   }
-  first = std::max<int64_t>(first, 0);
-  end = std::min(end, request_.history_only ? sequence_.old_length : sequence_.length());
-  const ExactRange exact = exact_range(g_, sequence_, position);
+  return SeenTokens{std::max<int64_t>(first, 0),
+                    std::min(end, call.history_only ? sequence.old_length : sequence.length())};
+}
+
+RowSight RowTask::sight_of(int64_t query) const {
+  const auto [first, end] = seen_tokens(request_, sequence_, query);
+  const ExactRange exact = exact_range(g_, sequence_, sequence_.position(query));
   RowSight sight;
   sight.first = first;
   sight.end = end;

@@ -7,8 +7,6 @@
 
 #include <algorithm>
 
-#include "cpu/schedule.h"
-
 namespace tq {
 namespace cpu {
 
@@ -56,17 +54,21 @@ WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
 
 int64_t partial_floats(const LayerGeometry& layer) { return 16 + format::stored_dim(layer.value_dim); }
 
-int64_t own_workspace_bytes(const Geometry& geometry) {
+int64_t step_workspace_bytes(const Geometry& geometry, const StepBounds& bounds) {
   int64_t worker = 0, partials = 0;
   for (int i = 0; i < geometry.num_layers; i++) {
     const LayerGeometry& layer = geometry.layers[i];
     // one query token
     const int64_t slot = partial_floats(layer) * static_cast<int64_t>(sizeof(float)) * layer.num_q_heads;
-    const int64_t wanted = split_limits(geometry, layer, geometry.num_threads).partial_queries;
+    const int64_t wanted = split_limits(bounds, layer, geometry.num_threads).partial_queries;
     worker = std::max(worker, worker_space_bytes(layer));
     partials = std::max(partials, std::min(wanted, kOwnPartialBytes / slot) * slot);
   }
   return geometry.num_threads * worker + partials;
+}
+
+int64_t own_workspace_bytes(const Geometry& geometry) {
+  return step_workspace_bytes(geometry, step_bounds(geometry));
 }
 
 namespace {
@@ -87,6 +89,7 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       request_(request),
       sequence_(sequence),
       layer_(store.layer(request.layer)),
+      place_(request.pages ? *request.pages : store.code_pages(layer_)),
       pages_(request.plan->maps[layer_.group].row(sequence.page_row)),
       raw_pages_(store.raw_row(request.plan->maps, sequence)),
       head_(head),
@@ -217,9 +220,9 @@ void RowTask::locate(BlockTiles* tiles, int64_t end) const {
     const bool seen = tiles->seen >> i & 1;
     const int64_t index = tiles->start / format::kTileTokens + (seen ? i : tiles->first_tile),
                   next = index + kBlockTiles;
-    tiles->tile[i] = tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, index);
+    tiles->tile[i] = tiles->next[i] = place_.sequence_tile(pages_, head_, index);
     if (!seen || next * format::kTileTokens >= end) continue;
-    tiles->next[i] = store_.sequence_tile(layer_, pages_, head_, next);
+    tiles->next[i] = place_.sequence_tile(pages_, head_, next);
     __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
     __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
   }

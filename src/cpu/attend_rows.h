@@ -9,6 +9,7 @@
 // the plan nor splits or threads.
 #pragma once
 #include "cpu/exact_range.h"
+#include "cpu/schedule.h"
 #include "cpu/store.h"
 
 namespace tq {
@@ -21,6 +22,12 @@ struct RowSight {
   int64_t coded_begin, coded_end;
   int64_t window_begin, end;
 };
+
+// Tokens first .. end - 1, or none, that a query of a step may see: all masks but a tree's.
+struct SeenTokens {
+  int64_t first, end;
+};
+SeenTokens seen_tokens(const AttendCall& call, const StepSequence& sequence, int64_t query);
 
 struct Row {
   RowSight sight;
@@ -67,9 +74,11 @@ int64_t worker_space_bytes(const LayerGeometry& layer);
 WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base);
 
 // Partial states: [slot][kv head][row of the item][partial_floats]: m, l and o.
-// the cache's own workspace holds at most this much of them; a plan with more runs unsplit
+// a workspace that the backend sizes holds at most this much of them; a plan with more runs unsplit
 constexpr int64_t kOwnPartialBytes = 32 << 20;
 int64_t partial_floats(const LayerGeometry& layer);
+// Workspace for steps within bounds; the cache's own, for all its plans.
+int64_t step_workspace_bytes(const Geometry& geometry, const StepBounds& bounds);
 int64_t own_workspace_bytes(const Geometry& geometry);
 
 class RowTask {
@@ -129,6 +138,7 @@ class RowTask {
   const AttendRequest& request_;
   const StepSequence& sequence_;
   const LayerStore& layer_;
+  const CodePages place_;
   const int32_t* pages_;      // of the sequence
   const int32_t* raw_pages_;  // of its exact copies
   const int head_;

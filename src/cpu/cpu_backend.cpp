@@ -13,10 +13,11 @@
 namespace tq {
 namespace cpu {
 
-CpuBackend::CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels)
+CpuBackend::CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels,
+                       int64_t workspace_bytes)
     : ops_(ops),
       kernels_(kernels),
-      store_(geometry, ops, pool, own_workspace_bytes(geometry)),
+      store_(geometry, ops, pool, workspace_bytes),
       pool_(geometry.num_threads) {
   // What nothing has written is zero, in the caller's pool too: no reader ever meets another program's bytes.
   for (int i = 0; i < geometry.num_layers; i++)
@@ -41,7 +42,7 @@ std::unique_ptr<Backend> create_cpu_backend_for(const Geometry& geometry, const 
            "pool: %p is not aligned to %d bytes", pool, static_cast<int>(kBlockAlignment));
   const Kernels& kernels = select_kernels(isa);
   const FpEnvironment fp;  // the rotation tables are computed here
-  return std::make_unique<CpuBackend>(geometry, ops, pool, kernels);
+  return std::make_unique<CpuBackend>(geometry, ops, pool, kernels, own_workspace_bytes(geometry));
 }
 
 BackendBytes cpu_backend_bytes(const Geometry& geometry) {
@@ -78,25 +79,33 @@ const char* supported_isas() {
 
 // ---- plan storage ----
 
-PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops)
-    : num_shapes_(geometry.num_shapes),
-      block_(ops, carve(geometry, nullptr), "max_batch_sequences, max_batch_tokens: work lists") {
-  carve(geometry, block_.get());
-}
-
-int64_t PlanStorage::carve(const Geometry& geometry, void* base) {
-  Carver carver(base);
-  first_task = carver.take<int64_t>(geometry.max_batch_sequences + static_cast<int64_t>(1));
+void PlanLists::carve(const Geometry& geometry, const StepBounds& bounds, Carver& carver) {
+  num_tasks = 0;
+  num_shapes = geometry.num_shapes;
+  first_task = carver.take<int64_t>(bounds.sequences + static_cast<int64_t>(1));
   for (int shape = 0; shape < geometry.num_shapes; shape++) {
     WorkList& list = lists[shape];
-    list.limits = split_limits(geometry, geometry.shapes[shape], geometry.num_threads);
+    list.limits = split_limits(bounds, geometry.shapes[shape], geometry.num_threads);
     list.items = carver.take<WorkItem>(list.limits.items);
     list.counts = {};
   }
-  return carver.used();
 }
 
-void PlanStorage::plan(const StepRows& rows) {
+PlanStorage::PlanStorage(const Geometry& geometry, const HostOps& ops)
+    : PlanLists(),
+      block_(
+          ops,
+          [&] {
+            Carver carver;
+            carve(geometry, step_bounds(geometry), carver);
+            return carver.used();
+          }(),
+          "max_batch_sequences, max_batch_tokens: work lists") {
+  Carver carver(block_.get());
+  carve(geometry, step_bounds(geometry), carver);
+}
+
+void PlanLists::plan(const StepRows& rows) {
   int64_t tasks = 0;
   for (int i = 0; i < rows.num_sequences; i++) {
     const StepSequence& sequence = rows.sequences[i];
@@ -105,16 +114,20 @@ void PlanStorage::plan(const StepRows& rows) {
       tasks += (sequence.length() - 1) / format::kTileTokens - sequence.old_length / format::kTileTokens + 1;
   }
   first_task[rows.num_sequences] = num_tasks = tasks;
-  for (int shape = 0; shape < num_shapes_; shape++)
+  for (int shape = 0; shape < num_shapes; shape++)
     lists[shape].counts = split_work(rows, lists[shape].limits, lists[shape].items);
 }
 
-void* CpuBackend::create_plan_storage() { return new PlanStorage(store_.geometry, ops_); }
+void* CpuBackend::create_plan_storage() {
+  return static_cast<PlanLists*>(new PlanStorage(store_.geometry, ops_));
+}
 
-void CpuBackend::destroy_plan_storage(void* storage) { delete static_cast<PlanStorage*>(storage); }
+void CpuBackend::destroy_plan_storage(void* storage) {
+  delete static_cast<PlanStorage*>(static_cast<PlanLists*>(storage));
+}
 
 void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
-  static_cast<PlanStorage*>(plan.storage)->plan(plan.rows);
+  static_cast<PlanLists*>(plan.storage)->plan(plan.rows);
 }
 
 // ---- centres, pages, slots ----

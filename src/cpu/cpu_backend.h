@@ -4,7 +4,7 @@
 #pragma once
 #include <memory>
 
-#include "backend.h"
+#include "paged_backend.h"
 
 namespace tq {
 namespace cpu {
@@ -16,6 +16,10 @@ std::unique_ptr<Backend> create_cpu_backend(const Geometry& geometry, const Host
 // The same with an instruction set named by the caller (tests, benches); null = as above.
 std::unique_ptr<Backend> create_cpu_backend_for(const Geometry& geometry, const HostOps& ops, void* pool,
                                                 const char* isa);
+
+// Verbs over pages and arrays of the caller's; geometry and isa likewise. It has no pages of its own.
+std::unique_ptr<PagedBackend> create_cpu_paged_backend(const Geometry& geometry, const HostOps& ops,
+                                                       const char* isa);
 
 BackendBytes cpu_backend_bytes(const Geometry& geometry);
 

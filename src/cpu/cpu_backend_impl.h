@@ -19,27 +19,38 @@ struct WorkList {
   WorkCounts counts;
 };
 
-// What upload_plan keeps of a step: the tasks of append (one tile of one sequence, for each kv head) and the
-// work lists of attend.
-class PlanStorage {
- public:
-  PlanStorage(const Geometry& geometry, const HostOps& ops);
-  void plan(const StepRows& rows);
-
-  int64_t num_tasks = 0;  // tiles with new tokens, over all sequences
-  int64_t* first_task;    // [max_batch_sequences + 1]
+// What is kept of a step: the tasks of append (one tile of one sequence, for each kv head) and the work lists
+// of attend; BatchPlan::storage points to it.
+struct PlanLists {
+  int64_t num_tasks;    // tiles with new tokens, over all sequences
+  int64_t* first_task;  // [sequences + 1]
+  int num_shapes;
   WorkList lists[kMaxHeadShapes];
 
- private:
-  int64_t carve(const Geometry& geometry, void* base);
+  // Places the arrays, for steps within bounds, or measures them while the carver has no base.
+  void carve(const Geometry& geometry, const StepBounds& bounds, Carver& carver);
+  void plan(const StepRows& rows);
+};
 
-  const int num_shapes_;
+// With the memory for it, for every plan of a cache.
+class PlanStorage : public PlanLists {
+ public:
+  PlanStorage(const Geometry& geometry, const HostOps& ops);
+
+ private:
   HostBlock block_;
+};
+
+// Rows of k and v, one after the other, that become the tokens first .. first + count - 1 of one tile.
+struct TileRun {
+  int64_t row;
+  int first, count;
 };
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels);
+  CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels,
+             int64_t workspace_bytes);
 
   BackendBytes bytes() const override;
   void* create_plan_storage() override;
@@ -68,6 +79,15 @@ class CpuBackend final : public Backend {
   uint64_t slot_flags(int slot) const override { return store_.flags(slot).load(std::memory_order_relaxed); }
   uint64_t check(void*) override { return noticed_.exchange(0, std::memory_order_relaxed); }
   void drain() noexcept override {}
+
+  // Parts of the verbs, for tiles that are found by other means than a plan (paged.cpp).
+  const Store& store() const { return store_; }
+  ThreadPool& threads() { return pool_; }
+  // Codes and scales of both sides; what was noticed, also kept for check.
+  uint64_t encode_run(const AppendRequest& request, int head, uint8_t* tile, const TileRun& run);
+  // Decodes one side of a token of a tile to dim elements of io_dtype.
+  void decode_token(int32_t layer, int head, Kind kind, const uint8_t* tile, int token,
+                    uint8_t* target) const;
 
  private:
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);

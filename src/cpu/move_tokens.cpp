@@ -98,7 +98,8 @@ void CpuBackend::for_each_moved(const MoveRequest& request, int group, const Til
 
 void CpuBackend::move_codes(const MoveRequest& request, const LayerStore& layer, int head) const {
   const format::TileLayout& layout = layer.tile;
-  const auto tile_of = [&](int32_t page, int t) { return store_.tile(layer, page, head, t); };
+  const CodePages pages = store_.code_pages(layer);
+  const auto tile_of = [&](int32_t page, int t) { return pages.tile(page, head, t); };
   for_each_moved(request, layer.group, tile_of, [&](const Sources& sources, uint8_t* target) {
     const size_t bytes = static_cast<size_t>(layout.tile_bytes());
     if (is_whole(sources)) {

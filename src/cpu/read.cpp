@@ -6,6 +6,21 @@
 
 namespace tq {
 namespace cpu {
+void CpuBackend::decode_token(int32_t index, int head, Kind kind, const uint8_t* base, int token,
+                              uint8_t* target) const {
+  const LayerStore& layer = store_.layer(index);
+  const bool key = kind == Kind::kKey;
+  const format::TileLayout& tile = layer.tile;
+  const uint8_t* words = base + (key ? tile.key_offset() : tile.value_offset());
+  const uint8_t* scales = base + (key ? tile.key_scale_offset() : tile.value_scale_offset());
+  const DataType io = store_.geometry.io_dtype;
+  float x[format::kMaxDim];
+  format::decode_token(store_.coder(index, head, kind), key ? tile.key : tile.value, kind,
+                       reinterpret_cast<const uint32_t*>(words), reinterpret_cast<const uint16_t*>(scales),
+                       token, io == DataType::kBF16, x);
+  kernels_.from_float(io, x, layer.dim(kind), target);
+}
+
 void CpuBackend::read(const ReadRequest& request) {
   const Geometry& g = store_.geometry;
   const LayerStore& layer = store_.layer(request.layer);
@@ -13,11 +28,12 @@ void CpuBackend::read(const ReadRequest& request) {
   const int32_t* pages = request.maps[layer.group].row(sequence.page_row);
   const int32_t* raw_pages = store_.raw_row(request.maps, sequence);
   const ExactRange exact = exact_range(g, sequence, sequence.length() - 1);
+  const CodePages place = store_.code_pages(layer);
   const int element = dtype_bytes(g.io_dtype);
   pool_.parallel_for(request.count * layer.num_kv_heads, [&](int64_t index, int) {
     const int64_t token = request.first + index / layer.num_kv_heads;
     const int head = static_cast<int>(index % layer.num_kv_heads);
-    const uint8_t* base = store_.sequence_tile(layer, pages, head, token / format::kTileTokens);
+    const uint8_t* base = place.sequence_tile(pages, head, token / format::kTileTokens);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       const bool key = kind == Kind::kKey;
       void* tensor = key ? request.k : request.v;
@@ -30,15 +46,7 @@ void CpuBackend::read(const ReadRequest& request) {
         memcpy(target, store_.raw(layer, raw_pages, head, kind, token), static_cast<size_t>(dim) * element);
         continue;
       }
-      float x[format::kMaxDim];
-      const format::TileLayout& tile = layer.tile;
-      const uint8_t* words = base + (key ? tile.key_offset() : tile.value_offset());
-      const uint8_t* scales = base + (key ? tile.key_scale_offset() : tile.value_scale_offset());
-      format::decode_token(store_.coder(request.layer, head, kind), key ? tile.key : tile.value, kind,
-                           reinterpret_cast<const uint32_t*>(words),
-                           reinterpret_cast<const uint16_t*>(scales),
-                           static_cast<int>(token % format::kTileTokens), g.io_dtype == DataType::kBF16, x);
-      kernels_.from_float(g.io_dtype, x, dim, target);
+      decode_token(request.layer, head, kind, base, static_cast<int>(token % format::kTileTokens), target);
     }
   });
 }

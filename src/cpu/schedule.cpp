@@ -31,18 +31,21 @@ void for_each_group(const StepRows& rows, int32_t group_queries, Visit visit) {
 
 }  // namespace
 
-SplitLimits split_limits(const Geometry& g, const HeadShape& heads, int workers) {
+StepBounds step_bounds(const Geometry& g) {
+  StepBounds bounds = {g.max_batch_tokens, g.max_batch_sequences, 0};
+  for (int i = 0; i < g.num_groups; i++)
+    bounds.pool_tokens = std::max(bounds.pool_tokens, g.groups[i].most_pages() * g.groups[i].page_size);
+  return bounds;
+}
+
+SplitLimits split_limits(const StepBounds& bounds, const HeadShape& heads, int workers) {
   SplitLimits limits;
   limits.group_queries = std::max(1, kGroupRows / heads.q_per_kv);
   limits.items_wanted =
       static_cast<int32_t>(divide_up(static_cast<int64_t>(kItemsPerWorker) * workers, heads.num_kv_heads));
-  limits.groups =
-      std::min(g.max_batch_tokens, g.max_batch_tokens / limits.group_queries + g.max_batch_sequences);
+  limits.groups = std::min(bounds.tokens, bounds.tokens / limits.group_queries + bounds.sequences);
   limits.items = limits.groups + limits.items_wanted;
-  int64_t pool_tokens = 0;
-  for (int i = 0; i < g.num_groups; i++)
-    pool_tokens = std::max(pool_tokens, g.groups[i].most_pages() * g.groups[i].page_size);
-  const int64_t pool_splits = divide_up(pool_tokens, kSplitTokens);
+  const int64_t pool_splits = divide_up(bounds.pool_tokens, kSplitTokens);
   limits.partial_queries = std::min(kMaxCount, kPartialQueries * pool_splits + limits.items_wanted);
   return limits;
 }

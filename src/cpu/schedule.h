@@ -23,13 +23,22 @@ constexpr int kGroupRows = 64;       // rows of one kv head in a group, about
 constexpr int kItemsPerWorker = 4;   // (item, kv head) pairs per worker that balance the load well enough
 constexpr int kPartialQueries = 16;  // query tokens for which every split of a full pool has a partial slot
 
-// What no plan of a geometry exceeds; sizes of work lists and workspaces.
+// What the steps that work lists and workspaces are made for do not exceed.
+struct StepBounds {
+  int64_t tokens;  // new ones, and query tokens, each
+  int32_t sequences;
+  int64_t pool_tokens;  // that one page group has room for
+};
+// Those of a cache's plans.
+StepBounds step_bounds(const Geometry& geometry);
+
+// What no step within bounds exceeds; sizes of work lists and workspaces.
 struct SplitLimits {
   int32_t group_queries;  // most query tokens of a group: max(1, kGroupRows / q_per_kv)
   int32_t
       // groups are cut only when there are fewer of them: ceil(kItemsPerWorker * workers / num_kv_heads)
       items_wanted;
-  int64_t groups;  // min(max_batch_tokens, max_batch_tokens / group_queries + max_batch_sequences)
+  int64_t groups;  // min(tokens, tokens / group_queries + sequences)
   int64_t items;   // groups + items_wanted
   // num_partials x (most num_queries of an item that has partials) <= this, so partial slots of one size fit
   // as well as packed ones: kPartialQueries * splits of the whole pool + items_wanted. Groups that would go
@@ -37,7 +46,7 @@ struct SplitLimits {
   int64_t partial_queries;
 };
 
-SplitLimits split_limits(const Geometry& geometry, const HeadShape& heads, int workers);
+SplitLimits split_limits(const StepBounds& bounds, const HeadShape& heads, int workers);
 
 // One piece of work, for every kv head: query tokens first_query .. first_query + num_queries - 1 of a
 // sequence over splits first_split .. first_split + num_splits - 1. partial < 0: the item holds all splits of

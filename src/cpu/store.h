@@ -69,18 +69,9 @@ class Store {
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
   uint8_t* workspace() const { return workspace_.get(); }
 
-  uint8_t* tile(const LayerStore& layer, int page, int head, int tile_in_page) const {
-    return layer.codes.page(page) + head * layer.head_bytes +
-           static_cast<int64_t>(tile_in_page) * layer.tile.tile_bytes();
-  }
-  // Tile `index` of a sequence with these pages.
-  uint8_t* sequence_tile(const LayerStore& layer, const int32_t* pages, int head, int64_t index) const {
-    const uint32_t per_page = static_cast<uint32_t>(geometry.tiles_per_page()),
-                   number = static_cast<uint32_t>(index);
-    // Below 2^37 tokens, the 32-bit division is several times cheaper.
-    if (number == index)
-      return tile(layer, pages[number / per_page], head, static_cast<int>(number % per_page));
-    return tile(layer, pages[index / per_page], head, static_cast<int>(index % per_page));
+  CodePages code_pages(const LayerStore& layer) const {
+    return CodePages{layer.codes.first, layer.codes.page_bytes, layer.head_bytes, layer.tile.tile_bytes(),
+                     geometry.tiles_per_page()};
   }
   // The row of the map of exact copies; null without any.
   const int32_t* raw_row(const PageMap* maps, const StepSequence& sequence) const {

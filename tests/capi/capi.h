@@ -104,4 +104,7 @@ void test_allocator_and_pool(void);
 void test_reserve(void);
 void test_remove(void);
 void test_select(void);
+void test_paged_steps(void);
+void test_misuse_codec(void);
+void test_misuse_paged(void);
 void test_two_caches_on_two_threads(void);

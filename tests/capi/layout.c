@@ -153,6 +153,33 @@ static void structs(void) {
   FIELD(tq_attend_params, visible_end);
   FIELD(tq_attend_params, tree_mask);
   FIELD(tq_attend_params, alibi_slopes);
+  STRUCT(tq_pages);
+  FIELD(tq_pages, struct_size);
+  FIELD(tq_pages, block_size);
+  FIELD(tq_pages, base);
+  FIELD(tq_pages, num_blocks);
+  FIELD(tq_pages, block_stride);
+  FIELD(tq_pages, head_stride);
+  STRUCT(tq_page_layout);
+  FIELD(tq_page_layout, struct_size);
+  FIELD(tq_page_layout, alignment);
+  FIELD(tq_page_layout, block_bytes);
+  FIELD(tq_page_layout, block_head_bytes);
+  FIELD(tq_page_layout, token_bytes);
+  FIELD(tq_page_layout, block_stride);
+  FIELD(tq_page_layout, head_stride);
+  FIELD(tq_page_layout, total_bytes);
+  STRUCT(tq_paged_step);
+  FIELD(tq_paged_step, struct_size);
+  FIELD(tq_paged_step, num_reqs);
+  FIELD(tq_paged_step, num_tokens);
+  FIELD(tq_paged_step, max_query_len);
+  FIELD(tq_paged_step, max_seq_len);
+  FIELD(tq_paged_step, slot_mapping);
+  FIELD(tq_paged_step, block_table);
+  FIELD(tq_paged_step, block_table_stride);
+  FIELD(tq_paged_step, seq_lens);
+  FIELD(tq_paged_step, query_start_loc);
 }
 
 static void constants(void) {
@@ -186,6 +213,9 @@ static void constants(void) {
   CONSTANT(TQ_STRUCT_ALLOCATOR);
   CONSTANT(TQ_STRUCT_LAYER_CONFIG);
   CONSTANT(TQ_STRUCT_LAYER_BYTES);
+  CONSTANT(TQ_STRUCT_PAGES);
+  CONSTANT(TQ_STRUCT_PAGE_LAYOUT);
+  CONSTANT(TQ_STRUCT_PAGED_STEP);
   CONSTANT(TQ_DEVICE_CPU);
   CONSTANT(TQ_DEVICE_CUDA);
   CONSTANT(TQ_F32);
@@ -204,6 +234,8 @@ static void constants(void) {
   CONSTANT(TQ_NOTICED_NONFINITE);
   CONSTANT(TQ_NOTICED_SATURATED);
   CONSTANT(TQ_NOTICED_SHORT_WINDOW);
+  CONSTANT(TQ_PAGES_BLOCKS_FIRST);
+  CONSTANT(TQ_PAGES_HEADS_FIRST);
 }
 
 int main(void) {
@@ -214,6 +246,7 @@ int main(void) {
   TYPE(tq_scale_rule);
   TYPE(tq_code_family);
   TYPE(tq_sequence);
+  TYPE(tq_page_order);
   structs();
   constants();
   return 0;

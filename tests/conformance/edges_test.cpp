@@ -267,8 +267,9 @@ TEST(Store, TileNumbersBeyond32Bits) {
   const int64_t index = (1ll << 32) + 5, per_page = rig.geometry.tiles_per_page();
   std::vector<int32_t> pages(static_cast<size_t>(index / per_page + 1));
   pages.back() = 2;
-  EXPECT_EQ(store.tile(store.layer(0), 2, 1, 5), store.sequence_tile(store.layer(0), pages.data(), 1, index));
-  EXPECT_EQ(store.tile(store.layer(0), 0, 1, 5), store.sequence_tile(store.layer(0), pages.data(), 1, 5));
+  const CodePages place = store.code_pages(store.layer(0));
+  EXPECT_EQ(place.tile(2, 1, 5), place.sequence_tile(pages.data(), 1, index));
+  EXPECT_EQ(place.tile(0, 1, 5), place.sequence_tile(pages.data(), 1, 5));
 }
 
 // ---- merge of finished parts ----

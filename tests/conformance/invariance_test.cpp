@@ -374,7 +374,9 @@ TEST(Backend, AllocatesAsAnnounced) {
   EXPECT_EQ(bytes.tables, same.tables);
   EXPECT_EQ(bytes.workspace, same.workspace);
   // Besides: the plan's storage, its lists padded to 64 bytes each.
-  const int64_t items = cpu::split_limits(rig.geometry, rig.geometry.heads(), config.threads).items,
+  const int64_t items =
+                    cpu::split_limits(cpu::step_bounds(rig.geometry), rig.geometry.heads(), config.threads)
+                        .items,
                 lists = 8 * (config.max_sequences + 1) + items * static_cast<int64_t>(sizeof(cpu::WorkItem));
   EXPECT_GE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace);
   EXPECT_LE(rig.total_bytes, bytes.pages + bytes.raw + bytes.tables + bytes.workspace + lists + 128);

@@ -213,8 +213,9 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
   if (!append) return;
   const int element = dtype_bytes(config.io);
   const int64_t key_stride = g.head_dim + 16, value_stride = g.value_dim + 48;  // strided on purpose
-  std::vector<uint8_t> k(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64)),
-      v(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64));
+  std::vector<uint8_t>&k = key_bytes_, &v = value_bytes_;
+  k.assign(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64), 0);
+  v.assign(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64), 0);
   for (size_t i = 0; i < asks.size(); i++)
     for (int64_t token = plan_sequences_[i].old_length; token < plan_sequences_[i].length(); token++)
       for (int head = 0; head < g.num_kv_heads; head++)
@@ -228,14 +229,14 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
           for (size_t c = 0; c < x.size(); c++) store_as(config.io, x[c], target + c * element);
         }
   const CallerMode mode(config.strange_fp);
-  for (int layer = 0; layer < g.num_layers; layer++)
-    backend->append(AppendRequest{layer,
-                                  &plan_,
-                                  k.data(),
-                                  v.data(),
-                                  {key_stride * g.num_kv_heads, key_stride},
-                                  {value_stride * g.num_kv_heads, value_stride},
-                                  nullptr});
+  append_ = AppendRequest{0,
+                          &plan_,
+                          k.data(),
+                          v.data(),
+                          {key_stride * g.num_kv_heads, key_stride},
+                          {value_stride * g.num_kv_heads, value_stride},
+                          nullptr};
+  for (append_.layer = 0; append_.layer < g.num_layers; append_.layer++) backend->append(append_);
 }
 
 const PageMap* Rig::page_maps() {
@@ -279,7 +280,7 @@ Result Rig::attend(const AttendOptions& o) {
   for (int head = 0; o.sinks.empty() && head < g.num_q_heads; head++)
     sinks.push_back(0.5f * static_cast<float>(head) - 1);
   Result result;
-  const cpu::SplitLimits limits = cpu::split_limits(g, g.heads(), g.num_threads);
+  const cpu::SplitLimits limits = cpu::split_limits(cpu::step_bounds(g), g.heads(), g.num_threads);
   std::vector<cpu::WorkItem> items(static_cast<size_t>(limits.items));
   result.num_partials = cpu::split_work(plan_.rows, limits, items.data()).num_partials;
   result.lse.assign(static_cast<size_t>(rows * g.num_q_heads), -7);

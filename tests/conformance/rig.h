@@ -121,6 +121,11 @@ class Rig {
   uint8_t* pages() { return page_memory_; }
   // Code words and scales of a tile, and its bytes.
   const uint8_t* tile(int sequence, int head, int64_t index) const;
+  // The plan in force, the last append and the last attend, whose arrays live until the next ones.
+  const BatchPlan& plan() const { return plan_; }
+  const AppendRequest& appended() const { return append_; }
+  const AttendRequest& attended() const { return request_; }
+  const std::vector<float>& centre(Kind kind) const { return centre_[static_cast<int>(kind)]; }
   // Turns one input element into `value`.
   void poke(int sequence, int64_t token, int head, Kind kind, int coordinate, float value) {
     pokes_[{sequence, token, head, static_cast<int>(kind), coordinate}] = value;
@@ -172,8 +177,9 @@ class Rig {
   std::vector<int64_t> first_changed_;
   std::vector<Ask> asks_;
   BatchPlan plan_;
+  AppendRequest append_ = {};
   AttendRequest request_ = {};
-  std::vector<uint8_t> query_bytes_;
+  std::vector<uint8_t> key_bytes_, value_bytes_, query_bytes_;
   std::vector<float> sink_logits_;
   void* storage_ = nullptr;
 };

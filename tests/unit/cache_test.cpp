@@ -477,7 +477,7 @@ TEST_F(CacheTest, ReserveIsAtomicAndKeepsPlans) {
 // ---- Processes ----
 
 TEST(Gate, BarsForkedProcessesFromWhatIsTheCreatorsAlone) {
-  const Gate device(true), host(false);
+  const Gate device("cache", true), host("cache", false);
   EXPECT_FALSE(device.barred());
   { const Gate::Use use(device, true); }
   const pid_t parent = getpid(), child = fork();
@@ -502,7 +502,7 @@ TEST(Gate, BarsForkedProcessesFromWhatIsTheCreatorsAlone) {
 }
 
 TEST(Gate, ACallThatWasRunningIsNamedInTheForkedProcess) {
-  const Gate gate(false);
+  const Gate gate("cache", false);
   const Gate::Use running(gate, true);
   const pid_t child = fork();
   if (child == 0) {

@@ -111,7 +111,7 @@ TEST(CpuSchedule, RandomPlans) {
   for (int round = 0; round < 3000; round++) {
     const UniformGeometry g =
         geometry(ratios[pick(8)], heads[pick(4)], 1 + pick(200000), static_cast<int32_t>(1 + pick(20)));
-    const SplitLimits limits = split_limits(g, g.heads(), static_cast<int>(1 + pick(150)));
+    const SplitLimits limits = split_limits(step_bounds(g), g.heads(), static_cast<int>(1 + pick(150)));
     std::vector<StepSequence> sequences;
     int64_t queries = 0;
     for (int64_t i = pick(g.max_batch_sequences + 1); i > 0; i--) {
@@ -135,7 +135,7 @@ TEST(CpuSchedule, RandomPlans) {
 }
 
 TEST(CpuSchedule, EmptyPlans) {
-  const SplitLimits limits = split_limits(geometry(4, 8, 4096, 4), HeadShape{32, 8, 4}, 2);
+  const SplitLimits limits = split_limits(step_bounds(geometry(4, 8, 4096, 4)), HeadShape{32, 8, 4}, 2);
   EXPECT_EQ(make({}, limits).counts.num_items, 0);
   const Result r = make({sequence(100, 5, 0), sequence(0, 0, 0)}, limits);
   EXPECT_EQ(r.counts.num_items, 0);
@@ -144,7 +144,7 @@ TEST(CpuSchedule, EmptyPlans) {
 
 TEST(CpuSchedule, OneLongSequenceFeedsAllWorkers) {
   const UniformGeometry g = geometry(4, 8, 1 << 20, 1);
-  const SplitLimits limits = split_limits(g, g.heads(), 132);
+  const SplitLimits limits = split_limits(step_bounds(g), g.heads(), 132);
   const Result r = make({sequence(131071, 1, 1)}, limits);
   EXPECT_EQ(r.counts.num_groups, 1);
   EXPECT_GE(r.counts.num_items * g.num_kv_heads, kItemsPerWorker * 132 / 2);
@@ -158,7 +158,7 @@ TEST(CpuSchedule, OneLongSequenceFeedsAllWorkers) {
 }
 
 TEST(CpuSchedule, ManySequencesAreNotCut) {
-  const SplitLimits limits = split_limits(geometry(4, 8, 1 << 20, 64), HeadShape{32, 8, 4}, 8);
+  const SplitLimits limits = split_limits(step_bounds(geometry(4, 8, 1 << 20, 64)), HeadShape{32, 8, 4}, 8);
   std::vector<StepSequence> sequences(64, sequence(8191, 1, 1));
   const Result r = make(sequences, limits);
   EXPECT_EQ(r.counts.num_items, 64);
@@ -168,14 +168,14 @@ TEST(CpuSchedule, ManySequencesAreNotCut) {
 TEST(CpuSchedule, FullPoolOfOneDraftIsCut) {
   // kPartialQueries query tokens on a sequence that fills the pool: every split has its slot.
   const UniformGeometry g = geometry(4, 8, 1 << 18, 1);
-  const SplitLimits limits = split_limits(g, g.heads(), 132);
+  const SplitLimits limits = split_limits(step_bounds(g), g.heads(), 132);
   const Result r = make({sequence((1 << 18) - kPartialQueries, kPartialQueries, kPartialQueries)}, limits);
   EXPECT_GT(r.counts.num_partials, 0);
   EXPECT_EQ(r.counts.num_partials, (1 << 18) / kSplitTokens);
 }
 
 TEST(CpuSchedule, RowsMaySeeEverySplit) {
-  const SplitLimits limits = split_limits(geometry(1, 1, 8192, 1), HeadShape{1, 1, 1}, 1);
+  const SplitLimits limits = split_limits(step_bounds(geometry(1, 1, 8192, 1)), HeadShape{1, 1, 1}, 1);
   for (const StepSequence& s : {sequence(0, 4096, 4096), sequence(4096, 0, 5000)}) {
     const Result r = make({s}, limits);
     ASSERT_EQ(r.counts.num_groups, (s.query_tokens + 63) / 64);

@@ -36,6 +36,9 @@ CONSTANTS = {
     "TQ_STRUCT_ALLOCATOR": 8,
     "TQ_STRUCT_LAYER_CONFIG": 9,
     "TQ_STRUCT_LAYER_BYTES": 10,
+    "TQ_STRUCT_PAGES": 13,
+    "TQ_STRUCT_PAGE_LAYOUT": 14,
+    "TQ_STRUCT_PAGED_STEP": 15,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -54,6 +57,8 @@ CONSTANTS = {
     "TQ_NOTICED_NONFINITE": 1,
     "TQ_NOTICED_SATURATED": 2,
     "TQ_NOTICED_SHORT_WINDOW": 4,
+    "TQ_PAGES_BLOCKS_FIRST": 1,
+    "TQ_PAGES_HEADS_FIRST": 2,
 }
 
 
@@ -148,6 +153,24 @@ class AttendParams(Struct):
                 ("tree_mask", POINTER(c_uint64)), ("alibi_slopes", POINTER(c_float))]
 
 
+class Pages(Struct):
+    _fields_ = [("struct_size", c_uint32), ("block_size", c_int32), ("base", c_void_p),
+                ("num_blocks", c_int64), ("block_stride", c_int64), ("head_stride", c_int64)]
+
+
+class PageLayout(Struct):
+    _fields_ = [("struct_size", c_uint32), ("alignment", c_int32), ("block_bytes", c_int64),
+                ("block_head_bytes", c_int64), ("token_bytes", c_int64), ("block_stride", c_int64),
+                ("head_stride", c_int64), ("total_bytes", c_int64)]
+
+
+class PagedStep(Struct):
+    _fields_ = [("struct_size", c_uint32), ("num_reqs", c_int32), ("num_tokens", c_int64),
+                ("max_query_len", c_int32), ("max_seq_len", c_int32), ("slot_mapping", POINTER(c_int64)),
+                ("block_table", POINTER(c_int32)), ("block_table_stride", c_int64),
+                ("seq_lens", POINTER(c_int32)), ("query_start_loc", POINTER(c_int32))]
+
+
 # C name: (class, its id for tq_struct_size)
 STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
@@ -160,6 +183,9 @@ STRUCTS = {
     "tq_cache_memory": (CacheMemory, "TQ_STRUCT_CACHE_MEMORY"),
     "tq_tensor_layout": (TensorLayout, "TQ_STRUCT_TENSOR_LAYOUT"),
     "tq_attend_params": (AttendParams, "TQ_STRUCT_ATTEND_PARAMS"),
+    "tq_pages": (Pages, "TQ_STRUCT_PAGES"),
+    "tq_page_layout": (PageLayout, "TQ_STRUCT_PAGE_LAYOUT"),
+    "tq_paged_step": (PagedStep, "TQ_STRUCT_PAGED_STEP"),
 }
 
 
@@ -169,6 +195,10 @@ class CacheHandle(c_void_p):
 
 
 class BatchHandle(c_void_p):
+    pass
+
+
+class CodecHandle(c_void_p):
     pass
 
 
@@ -219,4 +249,22 @@ FUNCTIONS = {
         c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
     "tq_cache_read": (c_int32, [CacheHandle, c_int32, c_int64, c_int64, c_int64, c_void_p, c_void_p,
         POINTER(TensorLayout), c_void_p]),
+    "tq_codec_create": (c_int32, [POINTER(CacheConfig), c_void_p, POINTER(CodecHandle)]),
+    "tq_codec_destroy": (c_int32, [CodecHandle]),
+    "tq_codec_get_config": (c_int32, [CodecHandle, POINTER(CacheConfig)]),
+    "tq_codec_set_centres": (c_int32, [CodecHandle, c_int32, c_void_p, c_void_p]),
+    "tq_codec_fingerprint": (c_int32, [CodecHandle, POINTER(c_uint64)]),
+    "tq_codec_check": (c_int32, [CodecHandle, c_void_p, POINTER(c_uint64)]),
+    "tq_codec_page_layout": (c_int32, [CodecHandle, c_int32, c_int32, c_int64, c_int32,
+        POINTER(PageLayout)]),
+    "tq_paged_workspace_bytes": (c_int32, [CodecHandle, POINTER(PagedStep), POINTER(c_size_t)]),
+    "tq_paged_plan": (c_int32, [CodecHandle, POINTER(PagedStep), c_void_p, c_size_t, c_void_p]),
+    "tq_paged_append": (c_int32, [CodecHandle, c_int32, POINTER(Pages), POINTER(PagedStep), c_void_p,
+        c_void_p, POINTER(TensorLayout), c_void_p, c_size_t, c_void_p]),
+    "tq_paged_attend": (c_int32, [CodecHandle, c_int32, POINTER(Pages), POINTER(PagedStep), c_void_p,
+        c_void_p, c_void_p, POINTER(AttendParams), c_void_p, c_size_t, c_void_p]),
+    "tq_paged_read": (c_int32, [CodecHandle, c_int32, POINTER(Pages), POINTER(c_int64), c_int64, c_void_p,
+        c_void_p, POINTER(TensorLayout), c_void_p]),
+    "tq_paged_copy": (c_int32, [CodecHandle, c_int32, POINTER(Pages), POINTER(Pages), POINTER(c_int64),
+        c_int64, c_void_p]),
 }

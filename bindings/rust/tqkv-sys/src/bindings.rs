@@ -52,6 +52,9 @@ constants! {
     TQ_STRUCT_ALLOCATOR: i32 = 8;
     TQ_STRUCT_LAYER_CONFIG: i32 = 9;
     TQ_STRUCT_LAYER_BYTES: i32 = 10;
+    TQ_STRUCT_PAGES: i32 = 13;
+    TQ_STRUCT_PAGE_LAYOUT: i32 = 14;
+    TQ_STRUCT_PAGED_STEP: i32 = 15;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -83,6 +86,10 @@ constants! {
     TQ_NOTICED_SATURATED: u64 = 2;
     /// tq_sequence_flags alone: see Window
     TQ_NOTICED_SHORT_WINDOW: u64 = 4;
+    /// \[blocks\]\[heads\]\[bytes\]
+    TQ_PAGES_BLOCKS_FIRST: i32 = 1;
+    /// \[heads\]\[blocks\]\[bytes\]
+    TQ_PAGES_HEADS_FIRST: i32 = 2;
 }
 
 numbers! {
@@ -94,11 +101,67 @@ numbers! {
     tq_code_family = i32;
     /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
+    tq_page_order = i32;
 }
 
 handles! {
     tq_cache;
     tq_batch;
+    /// For engines that keep block tables and slot mappings themselves: a codec knows shapes, codes,
+    /// rotations and centres, and has neither pages nor sequences. Keys and values lie in blocks of the
+    /// engine's memory, and what varies from step to step is read from its arrays, on the device, as the
+    /// call (or its graph) runs: the host knows counts of rows and bounds. A step, for every group of
+    /// layers with block tables of their own:
+    ///
+    /// - tq_paged_workspace_bytes(codec, &step, &bytes); // once, for the largest step tq_paged_plan(codec,
+    ///   &step, workspace, bytes, NULL); // once a step for (int32_t layer = 0; layer \< num_layers;
+    ///   layer++) { tq_paged_append(codec, layer, &pages\[layer\], &step, k, v, NULL, workspace, bytes,
+    ///   NULL); tq_paged_attend(codec, layer, &pages\[layer\], &step, q, out, NULL, NULL, workspace, bytes,
+    ///   NULL); }
+    ///
+    /// Block block_size tokens, a multiple of 32, of all kv heads of a layer: block_size / 32 tiles for
+    /// each
+    ///
+    /// - kv head, as in a page of FORMAT.md. A cache and a codec of equal fingerprint write equal bytes for
+    ///   equal
+    /// - tokens and give equal bits of out and lse. What unwritten memory holds never matters.
+    ///
+    /// Slots Token t of a step goes to slot slot_mapping\[t\] = block \* block_size + place in the block.
+    /// -1
+    ///
+    /// - (padding, holes): it is not stored, and its rows of k and v are not read. Slots may stand in any
+    ///   order;
+    /// - of several tokens for one slot the last one stays. The other tokens of a block keep their bits.
+    ///
+    /// Requests Request r has seq_lens\[r\] tokens. Its last ones are its queries, in the rows
+    /// query_start_loc\[r\]
+    ///
+    /// - .. query_start_loc\[r + 1\] - 1 of q and out. Token i of it is in the block block_table\[r\]\[i /
+    ///   block_size\].
+    /// - Entries that no query sees (beyond the length, in front of a window,
+    /// - outside every visible range) may be stale: they are not looked at. Masks and windows are those of
+    /// - tq_attend_params, where a request's queries are its new tokens: n queries of a sequence of L
+    ///   tokens. Rows
+    /// - of a request of length 0, and of none: out 0, lse -inf, whatever q and sink_logits hold. A query
+    ///   in front
+    /// - of token 0 (more queries than tokens) sees nothing, but with visible ranges what they say.
+    ///
+    /// Workspace holds the plan from tq_paged_plan on; its address and the step's numbers must stay the
+    /// same for
+    ///
+    /// - the calls that follow. A workspace for larger num_reqs, num_tokens, max_query_len, max_seq_len
+    ///   suffices.
+    /// - No call allocates or synchronises. The bounds choose work lists and never change a bit.
+    ///
+    /// Checks On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT.
+    /// Threads Calls on one codec may run at once, each step with its own workspace and no two of them
+    /// writing
+    ///
+    /// - to one tile; tq_codec_set_centres, tq_codec_check and tq_codec_destroy run alone.
+    ///
+    /// Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits.
+    /// CUDA: none of this yet, tq_codec_create returns NOT_SUPPORTED.
+    tq_codec;
 }
 
 structs! {
@@ -358,6 +421,60 @@ structs! {
         /// \[num_q_heads\] float32, natural units
         alibi_slopes: *const f32,
     }
+    /// Where the blocks of one layer are: kv head h of block b at base + b \* block_stride + h \*
+    /// head_stride.
+    TQ_STRUCT_PAGES tq_pages {
+        struct_size: u32,
+        /// tokens, a multiple of 32; 0 = page_size of the codec
+        block_size: i32,
+        /// on the codec's device; base and strides: multiples of 64
+        base: *mut c_void,
+        /// block numbers run below it
+        num_blocks: i64,
+        /// bytes; 0 with head_stride 0: \[blocks\]\[heads\]\[bytes\] without gaps
+        block_stride: i64,
+        /// bytes
+        head_stride: i64,
+    }
+    TQ_STRUCT_PAGE_LAYOUT tq_page_layout {
+        struct_size: u32,
+        /// of base and strides, bytes
+        alignment: i32,
+        /// of a block, all kv heads
+        block_bytes: i64,
+        /// of one of its kv heads
+        block_head_bytes: i64,
+        /// a token's share of block_bytes, exactly
+        token_bytes: i64,
+        /// what tq_pages takes
+        block_stride: i64,
+        head_stride: i64,
+        /// of all blocks
+        total_bytes: i64,
+    }
+    /// One step. Arrays are on the codec's device and stay unchanged until its calls have run.
+    TQ_STRUCT_PAGED_STEP tq_paged_step {
+        struct_size: u32,
+        /// 0 or more, padding included
+        num_reqs: i32,
+        /// rows of k, v, q, out and lse, padding included; below 2^30
+        num_tokens: i64,
+        /// no request has more queries,
+        max_query_len: i32,
+        /// or more tokens
+        max_seq_len: i32,
+        /// \[num_tokens\]; NULL: a step without append
+        slot_mapping: *const i64,
+        /// \[num_reqs\]\[block_table_stride\]; attend alone reads it, and may bring another than the
+        /// plan's; NULL: a step without attend
+        block_table: *const i32,
+        /// entries; \* block_size \>= max_seq_len
+        block_table_stride: i64,
+        /// \[num_reqs\]; NULL: a step without attend, as query_start_loc
+        seq_lens: *const i32,
+        /// \[num_reqs + 1\], from 0 on, not falling; at most num_tokens
+        query_start_loc: *const i32,
+    }
 }
 
 functions! {
@@ -570,4 +687,66 @@ functions! {
     /// INVALID_ARGUMENT: the range is not inside the sequence. INVALID_STATE: some of it is not written.
     fn tq_cache_read(cache: *mut tq_cache, layer: i32, sequence: tq_sequence, first: i64, count: i64,
         k: *mut c_void, v: *mut c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
+    /// config: as for a cache, device_type, num_layers .. code_family, layer_\*_bits, rotation ..
+    /// value_codebook, num_threads, flags, allocator and layers (sliding_window is what a query sees;
+    /// shares_layer: attend with the pages of that layer). page_size is the block size where tq_pages gives
+    /// none, and part of the fingerprint. All that says how many tokens or sequences there are, the pool,
+    /// and window_tokens, sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason
+    /// in tq_last_error.
+    fn tq_codec_create(config: *const tq_cache_config, stream: *mut c_void,
+        codec: *mut *mut tq_codec) -> tq_status;
+    /// NULL is accepted. INVALID_STATE while a call on it runs.
+    fn tq_codec_destroy(codec: *mut tq_codec) -> tq_status;
+    /// As tq_cache_get_config; what must be 0 is.
+    fn tq_codec_get_config(codec: *const tq_codec, config: *mut tq_cache_config) -> tq_status;
+    /// As tq_cache_set_centres. Blocks that were written before mean something else afterwards.
+    fn tq_codec_set_centres(codec: *mut tq_codec, layer: i32, key_centre: *const f32,
+        value_centre: *const f32) -> tq_status;
+    /// As tq_cache_fingerprint: equal to that of a cache of the same layers and page_size.
+    fn tq_codec_fingerprint(codec: *const tq_codec, fingerprint: *mut u64) -> tq_status;
+    /// As tq_cache_check.
+    fn tq_codec_check(codec: *mut tq_codec, stream: *mut c_void, flags: *mut u64) -> tq_status;
+    /// Fills \*layout (struct_size set) for num_blocks \>= 0 blocks of block_size tokens (0 = page_size) of
+    /// a layer, in an order. A layer that shares another's tokens: that layer's.
+    fn tq_codec_page_layout(codec: *const tq_codec, layer: i32, block_size: i32, num_blocks: i64,
+        order: tq_page_order, layout: *mut tq_page_layout) -> tq_status;
+    /// Workspace of steps with at most these num_reqs, num_tokens, max_query_len and max_seq_len; the
+    /// step's other fields are not looked at.
+    fn tq_paged_workspace_bytes(codec: *const tq_codec, step: *const tq_paged_step,
+        bytes: *mut usize) -> tq_status;
+    /// Reads slot_mapping, seq_lens and query_start_loc, and writes the plan of the step to the workspace
+    /// (on the codec's device, 256-byte aligned). WORKSPACE_TOO_SMALL.
+    fn tq_paged_plan(codec: *const tq_codec, step: *const tq_paged_step, workspace: *mut c_void,
+        workspace_bytes: usize, stream: *mut c_void) -> tq_status;
+    /// Encodes the tokens of the step into the slots of one layer's blocks.
+    ///
+    /// - k \[num_tokens\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise with value_dim
+    ///
+    /// INVALID_STATE if the workspace holds no plan of this step. INVALID_ARGUMENT for a slot beyond the
+    /// blocks, and for a layer that shares another's tokens.
+    fn tq_paged_append(codec: *const tq_codec, layer: i32, pages: *const tq_pages,
+        step: *const tq_paged_step, k: *const c_void, v: *const c_void, layout: *const tq_tensor_layout,
+        workspace: *mut c_void, workspace_bytes: usize, stream: *mut c_void) -> tq_status;
+    /// out = softmax(q . K^T \* softmax_scale) . V for the queries of the step: shapes and params as in
+    /// tq_cache_attend with num_tokens rows, every one of which is written. With a tree_mask max_query_len
+    /// is at most 64 \* tree_words. Append the step's tokens first (or history_only); a layer that shares
+    /// another's tokens takes that layer's pages. INVALID_STATE as tq_paged_append, INVALID_ARGUMENT for a
+    /// block number that a query sees and that there is not.
+    fn tq_paged_attend(codec: *const tq_codec, layer: i32, pages: *const tq_pages,
+        step: *const tq_paged_step, q: *const c_void, out: *mut c_void, lse: *mut f32,
+        params: *const tq_attend_params, workspace: *mut c_void, workspace_bytes: usize,
+        stream: *mut c_void) -> tq_status;
+    /// Decoded keys and values of slots \[count\] (on the codec's device).
+    ///
+    /// - k \[count\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise; either may be NULL
+    ///
+    /// Slot -1: a row of zeros. What was never written decodes to anything.
+    fn tq_paged_read(codec: *const tq_codec, layer: i32, pages: *const tq_pages, slots: *const i64,
+        count: i64, k: *mut c_void, v: *mut c_void, layout: *const tq_tensor_layout,
+        stream: *mut c_void) -> tq_status;
+    /// Copies blocks of one layer: pairs\[i\]\[0\] of source to pairs\[i\]\[1\] of target, pairs
+    /// \[count\]\[2\] on the codec's device; a pair with a -1 is left out. Block sizes must be equal,
+    /// strides need not; source may be target. No block may be a pair's target and in another pair.
+    fn tq_paged_copy(codec: *const tq_codec, layer: i32, source: *const tq_pages, target: *const tq_pages,
+        pairs: *const i64, count: i64, stream: *mut c_void) -> tq_status;
 }
