@@ -29,6 +29,7 @@ from .errors import (CapacityError, CaptureError, CorruptData, CudaError, Driver
                      InternalError, InvalidArgument, InvalidState, IoError, LibraryError, NoDevice,
                      NotSupported, OutOfMemory, VersionError, WorkspaceTooSmall)
 from .merge import merge_states
+from .paged import PagedCodec, PagedStep, Pages
 from .prefix import prefix_keys
 from .sequence import Sequence
 
@@ -38,7 +39,7 @@ __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
     "InvalidState", "IoError", "Layer", "LibraryError", "NoDevice", "NotSupported", "Noticed",
-    "OutOfMemory", "Rows", "Sequence", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream",
-    "build_info", "devices", "errors", "library_path", "library_version", "load_library", "merge_states",
-    "prefix_keys"
+    "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Rows", "Sequence", "VersionError",
+    "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors", "library_path",
+    "library_version", "load_library", "merge_states", "prefix_keys"
 ]

@@ -38,10 +38,11 @@ class Handles:
     cache    CacheHandle, of value None once it is destroyed
     batches  {id: BatchHandle} of those that live; a destroyed one has the value None
     keep     what the cache's memory stands on: the pool, the allocator's callbacks
+    kind     "cache", or "codec", which has no batches
     """
 
-    def __init__(self, library, cache, keep):
-        self.library, self.cache, self.batches, self.keep = library, cache, {}, keep
+    def __init__(self, library, cache, keep, kind="cache"):
+        self.library, self.cache, self.batches, self.keep, self.kind = library, cache, {}, keep, kind
         self._process = os.getpid()
         self._later = collections.deque()
         self._unlocked()
@@ -98,11 +99,11 @@ class Handles:
 
     def _refuse_nested(self):
         if self.nested():
-            raise InvalidState("cache: busy: this thread is in the middle of another call on it")
+            raise InvalidState(f"{self.kind}: busy: this thread is in the middle of another call on it")
 
     def _refuse_closed(self):
         if not self.cache.value:
-            raise InvalidState("cache: is closed")
+            raise InvalidState(f"{self.kind}: is closed")
 
     # ---- ends
 
@@ -130,7 +131,7 @@ class Handles:
         for batch in list(self.batches.values()):
             self.destroy_batch(batch)
         if self.cache.value:
-            check(self.library, self.library.tq_cache_destroy(self.cache))
+            check(self.library, getattr(self.library, f"tq_{self.kind}_destroy")(self.cache))
             self.cache.value = self.keep = None
 
     def destroy_quietly(self):

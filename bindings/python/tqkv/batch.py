@@ -11,10 +11,12 @@ import weakref
 from typing import Any, NamedTuple, Optional, Sequence as Many
 
 from . import _abi, _ffi
+from ._attend import AttendArguments
 from ._ffi import check
 from ._handles import Unique
-from .buffers import (BITS, FLOAT32, RANGES, as_buffer, as_stream, as_workspace, dense, empty_like, rows)
-from .config import choice, integer, real
+from ._shapes import tensor_layout
+from .buffers import as_buffer, as_stream, as_workspace
+from .config import integer
 from .errors import InvalidArgument, InvalidState
 from .sequence import Sequence
 
@@ -27,16 +29,6 @@ class Rows(NamedTuple):
     new_tokens: int
     query_tokens: int
     in_force: bool
-
-
-# Element types, as C has them, and shape of what attend takes beside q.
-_MASKS = {
-    "sink_logits": (FLOAT32, ctypes.c_float, "[num_q_heads]"),
-    "visible_begin": (RANGES, ctypes.c_int32, "[query tokens]"),
-    "visible_end": (RANGES, ctypes.c_int32, "[query tokens]"),
-    "tree_mask": (BITS, ctypes.c_uint64, "[query tokens][words]"),
-    "alibi_slopes": (FLOAT32, ctypes.c_float, "[num_q_heads]")
-}
 
 
 class Batch(Unique):
@@ -113,17 +105,11 @@ class Batch(Unique):
         """
         stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
         k, v = as_buffer(k, name="k", stream=stream), as_buffer(v, name="v", stream=stream)
-        layout, c = _abi.TensorLayout(), self._cache._shape(layer)
+        c, layout = self._cache._shape(layer), _abi.TensorLayout()
         with self._turn() as (library, cache):
             tokens, _, in_force = self._rows(library)
-            if in_force and c.exists:
-                must = {"dtype": c.io_dtype, "device": c.device}
-                layout.key_token_stride, layout.key_head_stride = rows(
-                    k, "k", (tokens, c.num_kv_heads, c.head_dim), "[new tokens][num_kv_heads][head_dim]",
-                    **must)
-                layout.value_token_stride, layout.value_head_stride = rows(
-                    v, "v", (tokens, c.num_kv_heads, c.value_dim), "[new tokens][num_kv_heads][value_dim]",
-                    **must)
+            if in_force:
+                layout = tensor_layout(c, k, v, tokens)
             # Without a plan, or such a layer, the library refuses, with its own text.
             check(library, library.tq_cache_append(cache, layer, self._handle, k.pointer, v.pointer, layout,
                                                    stream))
@@ -164,59 +150,21 @@ class Batch(Unique):
         history_only).
         """
         stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
-        q, c = as_buffer(q, name="q", stream=stream), self._cache._shape(layer)
-        dtype = c.io_dtype if out_dtype is None else choice("out_dtype", out_dtype, _ffi.DTYPES)
-        params = _abi.AttendParams(out_dtype=dtype,
-                                   softmax_scale=real("softmax_scale", softmax_scale),
-                                   logit_softcap=real("logit_softcap", logit_softcap),
-                                   sliding_window=integer("sliding_window", sliding_window, ctypes.c_int64),
-                                   history_only=integer("history_only", history_only, ctypes.c_int32))
-        masks = {name: as_buffer(array, name=name, stream=stream, takes=_MASKS[name][0])
-                 for name, array in zip(_MASKS, (sink_logits, visible_begin, visible_end, tree_mask,
-                                                 alibi_slopes)) if array is not None}
-        with_lse = lse is not None and lse is not False
-        results = [out, None if lse is True or not with_lse else lse]
-        buffers = [None if array is None else as_buffer(array, name=name, stream=stream)
-                   for name, array in zip(("out", "lse"), results)]
-        space = None if workspace is None else as_workspace(workspace, c.device)
+        call = AttendArguments(self._cache._shape(layer), q, out, lse, out_dtype, stream, softmax_scale,
+                               logit_softcap, sliding_window, history_only,
+                               {"sink_logits": sink_logits, "visible_begin": visible_begin,
+                                "visible_end": visible_end, "tree_mask": tree_mask,
+                                "alibi_slopes": alibi_slopes})
+        space = None if workspace is None else as_workspace(workspace, call.shape.device)
         with self._turn(space) as (library, cache):
             _, tokens, in_force = self._rows(library)
-            self._pass_masks(params, masks, c, tokens if in_force else None)
-            if in_force and c.exists and dtype in _ffi.DTYPE_NAMES:  # else the library refuses, with its text
-                shape = (tokens, c.num_q_heads, c.value_dim)
-                params.q_token_stride, params.q_head_stride = rows(
-                    q, "q", (tokens, c.num_q_heads, c.head_dim), "[query tokens][num_q_heads][head_dim]",
-                    dtype=c.io_dtype, device=c.device)
-                if out is None:
-                    results[0], buffers[0] = empty_like(q, shape, dtype, "out")
-                if lse is True:
-                    results[1], buffers[1] = empty_like(q, shape[:2], 1, "lse")
-                params.out_token_stride, params.out_head_stride = rows(
-                    buffers[0], "out", shape, "[query tokens][num_q_heads][value_dim]", dtype=dtype,
-                    device=c.device, writable=True)
-                if with_lse:
-                    dense(buffers[1], "lse", shape[:2], "[query tokens][num_q_heads]", dtype=1,
-                          device=c.device, writable=True)
-            pointers = [None if buffer is None else buffer.pointer for buffer in buffers]
+            pointers = call.bind(tokens if in_force else None)
             check(library,
-                  library.tq_cache_attend(cache, layer, self._handle, q.pointer, *pointers, params,
+                  library.tq_cache_attend(cache, layer, self._handle, *pointers, call.params,
                                           space and space.pointer, space.num_bytes if space else 0, stream))
-        return tuple(results) if with_lse else results[0]
+        return call.result
 
     # ---- inside
-
-    def _pass_masks(self, params, masks, c, tokens):
-        """Arrays that say something of heads or of query tokens: checked, and their addresses in params.
-        tokens: None without a plan in force, which the library refuses with its own text."""
-        words = max(1, masks["tree_mask"].size // tokens) if tokens and "tree_mask" in masks else 1
-        shapes = {"[num_q_heads]": (c.num_q_heads, ), "[query tokens]": (tokens, ),
-                  "[query tokens][words]": (tokens, words)}
-        for name, buffer in masks.items():
-            _, element, meaning = _MASKS[name]
-            if tokens is not None and c.exists:
-                dense(buffer, name, shapes[meaning], meaning, dtype=None, device=c.device)
-            setattr(params, name, ctypes.cast(buffer.pointer, ctypes.POINTER(element)))
-        params.tree_words = words if "tree_mask" in masks else 0
 
     @contextlib.contextmanager
     def _turn(self, workspace=None):

@@ -29,6 +29,7 @@ if struct.calcsize("l") == 8:
 # Element types that an argument takes, with their bytes.
 FLOATS = {name: DTYPE_BYTES[number] for name, number in DTYPES.items()}
 FLOAT32, RANGES, BITS = {"float32": 4}, {"int32": 4}, {"uint64": 8, "int64": 8}
+SLOTS, BYTES = {"int64": 8}, {"uint8": 1}
 
 
 class Buffer(NamedTuple):
@@ -109,7 +110,7 @@ def as_buffer(array, dtype=None, *, name="array", stream=0, takes=FLOATS):
             says
     name    for error texts
     stream  the stream on which the memory will be used: producers that order their work by DLPack are told
-    takes   element types that are taken (FLOATS, RANGES, BITS)
+    takes   element types that are taken (FLOATS, RANGES, BITS, SLOTS, BYTES)
     Raises InvalidArgument, which names `name`.
     """
     if isinstance(array, Buffer):
@@ -210,7 +211,7 @@ def _from_array_interface(array, interface, dtype, name, takes, kind, device):
     resolved = _resolve_dtype(found, dtype, name, takes)
     size = takes[resolved]
     strides = interface.get("strides")
-    if found == "uint8":
+    if found == "uint8" and resolved != found:
         if len(shape) != 1 or (strides and strides[0] != 1) or shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
         shape, strides = (shape[0] // size,), None
@@ -231,7 +232,7 @@ def _interface(interface, name):
 def _from_dlpack(array, dtype, name, takes, stream):
     view = _dlpack.import_tensor(array, stream, name)
     resolved = _resolve_dtype(view.dtype, dtype, name, takes)
-    if view.dtype == "uint8":
+    if view.dtype == "uint8" and resolved != view.dtype:
         raise InvalidArgument(f"{name}: has uint8 elements; they must be {', '.join(takes)}")
     kind = "cupy" if type(array).__module__.split(".")[0] == "cupy" else "dlpack"
     return _buffer(name, view.pointer, resolved, view.shape, view.strides, view.device, view.writable, array,
@@ -256,7 +257,7 @@ def _from_buffer_protocol(array, dtype, name, takes):
     found = _FORMATS.get(view.format.lstrip("@=<" if sys.byteorder == "little" else "@=>"), view.format)
     resolved = _resolve_dtype(found, dtype, name, takes)
     size = takes[resolved]
-    if found == "uint8":
+    if found == "uint8" and resolved != found:
         if len(view.shape) != 1 or view.strides[0] != 1 or view.shape[0] % size:
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
         shape, strides = (view.shape[0] // size, ), None

@@ -25,33 +25,18 @@ Rules that hold for every call of Cache, Sequence and Batch
 import ctypes
 import weakref
 from dataclasses import replace
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Optional
 
 from . import _abi, _ffi
 from ._ffi import Noticed, check
 from ._handles import Handles, Unique
+from ._shapes import Shapes, centre_buffers
 from .batch import Batch
-from .buffers import as_buffer, as_stream, dense
+from .buffers import as_stream
 from .config import Config, integer
 from .sequence import Sequence
 
 __all__ = ["Cache"]
-
-
-class _Shape(NamedTuple):
-    """What arrays of a layer are compared with."""
-
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
-    value_dim: int
-    io_dtype: int
-    device: Tuple[int, int]  # type, id
-
-    @property
-    def exists(self):
-        """False for a layer that there is not: the library refuses it, with its own text."""
-        return self.num_q_heads > 0
 
 
 class Cache(Unique):
@@ -87,11 +72,7 @@ class Cache(Unique):
         resolved = _abi.CacheConfig()
         check(library, library.tq_cache_get_config(handle, resolved))
         self._config = config._resolved(resolved)
-        no_layer = _Shape(0, 0, 0, 0, resolved.io_dtype, (resolved.device_type, resolved.device_id))
-        self._shapes = tuple(
-            no_layer._replace(num_q_heads=layer.num_q_heads, num_kv_heads=layer.num_kv_heads,
-                              head_dim=layer.head_dim, value_dim=layer.value_dim)
-            for layer in self._config.layers) + (no_layer, )
+        self._shapes = Shapes(resolved, self._config.layers)
 
     # ---- lifetime
 
@@ -169,7 +150,7 @@ class Cache(Unique):
         return Noticed(self._ask("tq_cache_check", as_stream(stream), ctypes.c_uint64()).value)
 
     def _shape(self, layer):
-        return self._shapes[layer if 0 <= layer < len(self._shapes) else -1]
+        return self._shapes[layer]
 
     def _ask(self, function, *arguments):
         """Calls a function of (cache, .., answer); -> answer."""
@@ -184,16 +165,8 @@ class Cache(Unique):
         [num_kv_heads][value_dim], float32 on the host, finite; None leaves one as it is. Copied. Raises
         InvalidState once a sequence holds tokens."""
         layer = integer("layer", layer, ctypes.c_int32)
-        c, centres = self._shape(layer), {"key_centre": key_centre, "value_centre": value_centre}
-        # held until the library has copied them
-        buffers = {name: None if centre is None else as_buffer(centre, name=name)
-                   for name, centre in centres.items()}
-        pointers = [None if buffer is None else buffer.pointer for buffer in buffers.values()]
-        if c.exists:
-            for (name, buffer), dim in zip(buffers.items(), (c.head_dim, c.value_dim)):
-                if buffer is not None:
-                    dense(buffer, name, (c.num_kv_heads, dim), "[num_kv_heads][dim]", dtype=1,
-                          device=(_ffi.CPU, 0))
+        buffers = centre_buffers(self._shape(layer), key_centre, value_centre)
+        pointers = [None if buffer is None else buffer.pointer for buffer in buffers]
         handles = self._handles
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_cache_set_centres(cache, layer, *pointers))
