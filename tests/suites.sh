@@ -186,6 +186,17 @@ suite_eval() {
   OMP_NUM_THREADS=1 TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest eval tests/eval
 }
 
+about_torch() { echo "torch: torch.ops.tqkv against the package's calls, opcheck, torch.compile, turns"; }
+suite_torch() {
+  build_test || return
+  local hf
+  hf=$(tests/hf/environment.sh 2>"$out/torch.log") || { skip torch "$(xargs <"$out/torch.log")"; return; }
+  export TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 XDG_CACHE_HOME=$PWD/build/test/cache
+  TORCHINDUCTOR_CACHE_DIR=$out/inductor pytest_python=$hf run_pytest "torch operators" tests/torch
+  run_check "bench of calls" "$hf" tests/bench/python_calls.py --quick
+  unset TQKV_LIBRARY XDG_CACHE_HOME
+}
+
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 

@@ -20,6 +20,7 @@ from ._ffi import check
 from .errors import InvalidState
 
 _alive = weakref.WeakSet()
+_NO_TURN = contextlib.nullcontext()
 
 
 class Unique:
@@ -39,10 +40,13 @@ class Handles:
     batches  {id: BatchHandle} of those that live; a destroyed one has the value None
     keep     what the cache's memory stands on: the pool, the allocator's callbacks
     kind     "cache", or "codec", which has no batches
+    ops      what torch's operators know of it (tqkv.torch), or None; they take turns of their own, which the
+             calls here take as well
     """
 
     def __init__(self, library, cache, keep, kind="cache"):
         self.library, self.cache, self.batches, self.keep, self.kind = library, cache, {}, keep, kind
+        self.ops = None
         self._process = os.getpid()
         self._later = collections.deque()
         self._unlocked()
@@ -53,6 +57,8 @@ class Handles:
         # lock held during a shared call: (thread, first byte of its workspace, end). One that is not locked
         # is left over from a call that a signal ended.
         self._shared = {}
+        if self.ops is not None:
+            self.ops.after_fork()
 
     # ---- turns
 
@@ -66,10 +72,11 @@ class Handles:
                 with running:
                     pass
             self._shared.clear()
-            self._do_left()
-            if not closing:
-                self._refuse_closed()
-            yield self.cache
+            with _NO_TURN if self.ops is None else self.ops.exclusive:
+                self._do_left()
+                if not closing:
+                    self._refuse_closed()
+                yield self.cache
 
     @contextlib.contextmanager
     def shared(self, workspace):
@@ -86,7 +93,8 @@ class Handles:
                         if first < other_end and other_first < end and other.locked():
                             raise InvalidState(f"workspace = {first:#x}: busy: thread {thread} attends in it")
                     self._shared[running] = threading.get_ident(), first, end
-                yield self.cache
+                with _NO_TURN if self.ops is None else self.ops.shared:
+                    yield self.cache
             finally:
                 self._shared.pop(running, None)
 
@@ -123,6 +131,8 @@ class Handles:
         """Exclusive."""
         if id(batch) in self.batches:
             check(self.library, self.library.tq_batch_destroy(batch))
+            if self.ops is not None:
+                self.ops.unbind(batch)
             del self.batches[id(batch)]
             batch.value = None
 

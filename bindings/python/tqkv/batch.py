@@ -37,6 +37,7 @@ class Batch(Unique):
 
     def __init__(self, cache: Any, handle: "_abi.BatchHandle"):
         self._cache, self._handle = cache, handle
+        self._bound = None  # weak reference to what tqkv.torch.bind made of it
         handles = cache._handles
         self._finalizer = weakref.finalize(self, handles.left, lambda: handles.destroy_batch(handle))
         self._finalizer.atexit = False  # the cache's destroys them all

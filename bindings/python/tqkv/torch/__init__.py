@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tqkv as operators of torch: torch.ops.tqkv.*, for eager code, torch.compile and CUDA graphs (torch 2.13 and
+later).
+
+    bound = tqkv.torch.bind(batch)
+    batch.plan([sequence], [1])                       # once a step, outside of what is compiled or captured
+    bound.append(layer, k, v)                         # torch.ops.tqkv.append(bound.state, bound.number, ..)
+    out = bound.attend(layer, q)
+
+Operators, with shapes, types and rules of Batch.append, Batch.attend, merge_states and Sequence.read:
+
+    append(Tensor(a!) state, int batch, int layer, Tensor k, Tensor v) -> ()
+    attend(Tensor state, int batch, int layer, Tensor q, *, ScalarType? out_dtype, float softmax_scale,
+           float logit_softcap, int sliding_window, bool history_only, Tensor? sink_logits,
+           Tensor? visible_begin, Tensor? visible_end, Tensor? tree_mask, Tensor? alibi_slopes)
+           -> (Tensor out, Tensor lse)
+    attend_out(Tensor state, int batch, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse, *, ..) -> ()
+    merge(Tensor[] outs, Tensor[] lses) -> (Tensor out, Tensor lse)
+    read(Tensor state, int batch, int layer, int sequence, int first, int count) -> (Tensor k, Tensor v)
+
+state    a tensor without a content, on the cache's device: append is declared to change it and the others
+         take it. So a compiler keeps their order, and drops no append.
+batch    the number of the bound batch. A batch that was closed is an error, never a stale pointer.
+Streams  work goes to torch's current stream. Plan on the same one.
+Errors   what a call refuses is a RuntimeError whose text begins with the status' name, such as
+         "TQ_ERROR_INVALID_ARGUMENT: k: has shape ..". There is no other way of computing to fall back to.
+Turns    operators and the package's own calls on a cache wait for one another, close and plan included.
+Compiled shapes are checked when a graph is made and rows when it runs; the plan may ask another number of
+         rows every time. No plan is made inside: its lists are the host's.
+Gradients  do not flow: Bound refuses tensors that ask for them (NotSupported).
+
+The operators are compiled once, at the first import, by the system's C++ compiler; `python -m
+tqkv._torch_extension FILE` does it beforehand, and TQKV_TORCH_OPS names such a file.
+"""
+import weakref
+
+import torch
+
+from .. import _ffi
+from ..errors import InvalidArgument, InvalidState, NotSupported
+from .._torch_extension import Ops, load, shapes_of
+
+__all__ = ["Bound", "bind", "merge"]
+
+load()
+
+_DTYPES = {number: getattr(torch, name) for number, name in _ffi.DTYPE_NAMES.items()}
+
+
+class Bound:
+    """A Batch as the operators know it. Made by bind.
+
+    batch   the Batch
+    number  its number in torch.ops.tqkv
+    state   the tensor that orders calls, on the cache's device
+    """
+
+    def __init__(self, batch, number):
+        cache = batch.cache
+        self.batch, self.number = batch, number
+        self.state = torch.zeros(1, dtype=torch.uint8, device=cache.config.device)
+
+    def append(self, layer, k, v):
+        """Encodes the plan's new tokens into a layer; see Batch.append."""
+        _refuse_gradients(k=k, v=v)
+        torch.ops.tqkv.append(self.state, self.number, layer, k, v)
+
+    def attend(self, layer, q, *, out=None, lse=None, **options):
+        """Attention of the plan's queries; see Batch.attend for the options. out, lse: tensors that are
+        written into, or lse=True: returned beside out. Returns out, or (out, lse) if lse was asked for."""
+        _refuse_gradients(q=q)
+        with_lse = lse is not None and lse is not False
+        if out is None and (lse is True or not with_lse):
+            result = torch.ops.tqkv.attend(self.state, self.number, layer, q, **options)
+            return result if with_lse else result[0]
+        if out is None or lse is True:
+            raise InvalidArgument("out, lse: give both to write into, or out alone, or neither")
+        lse = lse if with_lse else None
+        torch.ops.tqkv.attend_out(self.state, self.number, layer, q, out, lse, **options)
+        return (out, lse) if with_lse else out
+
+    def read(self, layer, sequence, first, count):
+        """(k, v) of tokens first .. first + count - 1 of a Sequence, decoded; see Sequence.read."""
+        return torch.ops.tqkv.read(self.state, self.number, layer, sequence.id, first, count)
+
+
+def bind(batch):
+    """The Bound of a Batch: binds it at the first call, gives the same one later. Its number stays valid
+    until the batch or its cache is closed."""
+    handles, cache = batch.cache._handles, batch.cache
+    with handles.exclusive() as handle:
+        if not batch._handle.value:
+            raise InvalidState("batch: is closed")
+        if handles.ops is None:
+            handles.ops = Ops(handle, [cache._shape(i) for i in range(len(cache.config.layers))])
+        number = handles.ops.bind(batch._handle)
+        bound = batch._bound and batch._bound()
+        if bound is None:
+            bound = Bound(batch, number)
+            batch._bound = weakref.ref(bound)
+    return bound
+
+
+def merge(outs, lses):
+    """(out, lse) of partial results of the same rows; see merge_states."""
+    return torch.ops.tqkv.merge(list(outs), list(lses))
+
+
+def _refuse_gradients(**tensors):
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if tensor.requires_grad:
+                raise NotSupported(f"{name}: requires a gradient, which codes do not give; call under "
+                                   "torch.no_grad(), or give a detached tensor")
+
+
+# ---- fake kernels: shapes and types of results, for compilers ----
+
+def _shape(batch, layer):
+    shapes = shapes_of.get(batch)
+    if shapes is None:
+        raise RuntimeError(f"TQ_ERROR_INVALID_STATE: batch = {batch}: is closed, or was never bound "
+                           "(tqkv.torch.bind)")
+    if not 0 <= layer < len(shapes):
+        raise RuntimeError(f"TQ_ERROR_INVALID_ARGUMENT: layer = {layer}: must be 0 .. {len(shapes) - 1}")
+    return shapes[layer], _DTYPES[shapes[layer].io_dtype]
+
+
+def _expect(name, tensor, dtype, *extents):
+    """A tensor [rows][extents..] of a type; rows are compared when the call runs."""
+    if tensor.dim() != 1 + len(extents) or tuple(tensor.shape[1:]) != extents or tensor.dtype != dtype:
+        raise RuntimeError(f"TQ_ERROR_INVALID_ARGUMENT: {name}: is {list(tensor.shape)} of {tensor.dtype}, "
+                           f"expected [rows, {', '.join(map(str, extents))}] of {dtype}")
+
+
+@torch.library.register_fake("tqkv::append")
+def _append(state, batch, layer, k, v):
+    shape, dtype = _shape(batch, layer)
+    _expect("k", k, dtype, shape.num_kv_heads, shape.head_dim)
+    _expect("v", v, dtype, shape.num_kv_heads, shape.value_dim)
+
+
+@torch.library.register_fake("tqkv::attend")
+def _attend(state, batch, layer, q, *, out_dtype=None, **options):
+    shape, dtype = _shape(batch, layer)
+    _expect("q", q, dtype, shape.num_q_heads, shape.head_dim)
+    return (q.new_empty(q.shape[0], shape.num_q_heads, shape.value_dim, dtype=out_dtype or dtype),
+            q.new_empty(q.shape[0], shape.num_q_heads, dtype=torch.float32))
+
+
+@torch.library.register_fake("tqkv::attend_out")
+def _attend_out(state, batch, layer, q, out, lse=None, **options):
+    shape, dtype = _shape(batch, layer)
+    _expect("q", q, dtype, shape.num_q_heads, shape.head_dim)
+    _expect("out", out, out.dtype, shape.num_q_heads, shape.value_dim)
+    if lse is not None:
+        _expect("lse", lse, torch.float32, shape.num_q_heads)
+
+
+@torch.library.register_fake("tqkv::merge")
+def _merge(outs, lses):
+    return torch.empty_like(outs[0]), torch.empty_like(lses[0])
+
+
+@torch.library.register_fake("tqkv::read")
+def _read(state, batch, layer, sequence, first, count):
+    shape, dtype = _shape(batch, layer)
+    return (state.new_empty(count, shape.num_kv_heads, shape.head_dim, dtype=dtype),
+            state.new_empty(count, shape.num_kv_heads, shape.value_dim, dtype=dtype))
