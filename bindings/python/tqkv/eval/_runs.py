@@ -98,16 +98,28 @@ def ask(subject: Subject, variant: Variant, prompt: Prompt, prefilled: DynamicCa
     for number, question in enumerate(prompt.questions):
         own = None if seed is None else seed * 1000003 + number
         if prompt.candidates:
-            records.append(_ranked(subject, copy.deepcopy(cache), question, prompt.candidates))
+            record, after = _ranked(subject, cache, question, prompt.candidates)
         elif prompt.chains:
-            records.append(_chained(subject, cache, question, own))
+            record, after = _chained(subject, cache, question, own)
         else:
             said, after = _say(subject, cache, question.text, question.answer, own)
-            records.append({"right": float(said.strip().startswith(question.answer.strip())), "said": said})
-            cache = after if prompt.turns else cache
+            record = {"right": float(said.strip().startswith(question.answer.strip())), "said": said}
+        records.append(record)
+        if prompt.turns:
+            cache, after = after, cache
+        if after is not first:
+            discard(after)
     if isinstance(first, TurboCache):
         first.close()
     return records
+
+
+def discard(cache) -> None:
+    """Gives the rows of a copy back now: it is part of a cycle, which Python may keep for long."""
+    if isinstance(cache, TurboCache):
+        for row in cache.store.rows:
+            row.free()
+        cache.store.rows.clear()
 
 
 def _say(subject, cache, text, answer, seed):
@@ -116,12 +128,13 @@ def _say(subject, cache, text, answer, seed):
     Greedy answers are first fed, not generated: that each token of the true one is what the model would have
     said takes one forward pass. What it says instead is then generated."""
     ids, wanted = subject.ids(text), subject.ids(answer)
+    after = copy.deepcopy(cache)
     if seed is None:
-        after = copy.deepcopy(cache)
         logits = forward(subject, torch.cat((ids, wanted), 1), after)[ids.shape[1] - 1:-1]
         if bool((logits.argmax(-1) == wanted[0]).all()):
             return answer, after
-    after = copy.deepcopy(cache)
+        discard(after)
+        after = copy.deepcopy(cache)
     return subject.text(generate(subject, after, ids, wanted.shape[1] + 1, seed)), after
 
 
@@ -129,25 +142,28 @@ def _chained(subject, cache, question, seed):
     """Hop after hop, each asked with the answer before."""
     style, hops, said = subject.style, question.answer.split("\n"), []
     end = style.link.format(key="", value="\0").partition("\0")[2]
-    at, between = question.text, ""
+    at, between, first = question.text, "", cache
     for hop, answer in enumerate(hops):
         own = None if seed is None else seed * 101 + hop
-        text, cache = _say(subject, cache, between + style.ask_link.format(key=at),
+        text, after = _say(subject, cache, between + style.ask_link.format(key=at),
                            style.answer_link.format(value=answer), own)
-        at, between = text.partition(end)[0].strip(), end
+        if cache is not first:
+            discard(cache)
+        cache, at, between = after, text.partition(end)[0].strip(), end
         said.append(at)
         if at != answer:  # what follows would be another chain
             break
-    return {"right": float(said == hops), "said": " > ".join(said)}
+    return {"right": float(said == hops), "said": " > ".join(said)}, cache
 
 
 def _ranked(subject, cache, question, candidates):
-    logits = forward(subject, subject.ids(question.text), cache, last=True)[-1].cpu()
+    after = copy.deepcopy(cache)
+    logits = forward(subject, subject.ids(question.text), after, last=True)[-1].cpu()
     first = [subject.ids(" " + word)[0, 0].item() for word in candidates]
     best = logits[first].argsort(descending=True, stable=True).tolist()
     common = question.answer.split("\n")
     said = sorted(candidates[i] for i in best[:len(common)])
-    return {"right": len(set(said) & set(common)) / len(common), "said": " ".join(said)}
+    return {"right": len(set(said) & set(common)) / len(common), "said": " ".join(said)}, after
 
 
 class _SwappedHeads(DynamicCache):
