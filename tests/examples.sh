@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # examples.sh BUILD_DIR: the decode loop in C, Python, Rust and Go, each against an installation of
 # BUILD_DIR's library as a user has it, found through its pkg-config file when the program is built, or
-# through the loader when it runs. All must print packaging/smoke/decode_loop.txt. Prints "ok - ", "not ok -
-# ", "skip - " lines.
+# through the loader when it runs. All must print packaging/smoke/decode_loop.txt. And what engines do: a loop
+# over rows of many sequences in C, tensors by their addresses in Rust, a server in Go, which check
+# themselves. Prints "ok - ", "not ok - ", "skip - " lines.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -33,6 +34,13 @@ if command -v clang >/dev/null; then
 else
   echo "skip - C, clang: clang is not installed"
 fi
+engine_loop() {
+  # shellcheck disable=SC2046
+  gcc -std=c99 -Wall -Wextra -pedantic -Werror packaging/smoke/engine_loop.c \
+    $(pkg-config --cflags --libs tqkv) -o "$work/engine_loop" &&
+    same "$("$work/engine_loop")" "4 answers of 20 tokens to one prompt, as alone: 4"
+}
+check "C, an engine's loop" engine_loop
 check "Python" prints env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python \
   python3 bindings/python/examples/decode_loop.py
 
@@ -51,6 +59,12 @@ elif ! rust_ready; then
 else
   check "Rust, opened at run time" prints cargo_run ""
   check "Rust, linked" prints cargo_run /link --no-default-features --features link
+  raw_pointers() {
+    same "$(cd bindings/rust && CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-../../build/rust} \
+      cargo run -q --locked -p tqkv --example raw_pointers)" \
+      "107 tokens by pointers and strides, the bits of slices: true"
+  }
+  check "Rust, tensors of another framework by their addresses" raw_pointers
 fi
 
 export GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local
@@ -61,6 +75,7 @@ elif ! (cd bindings/go && go list .) >"$work/log" 2>&1; then
   echo "skip - Go: $(tail -n 1 "$work/log")"
 else
   check "Go, opened at run time" prints go_run
+  check "Go, a server" sh -c 'cd bindings/go && go test -count=1 ./examples/server'
   # Go keeps what pkg-config said in its build cache and does not see that it changed (golang/go#24544). It
   # does see these flags, which change nothing else.
   CGO_LDFLAGS="$(go env CGO_LDFLAGS) -Wl,-rpath-link,$(dirname "$PKG_CONFIG_PATH")"

@@ -225,8 +225,8 @@ suite_install() {
 about_deb() { echo "deb: Debian packages: contents, lintian; installed, used and purged in a root"; }
 suite_deb() { run_tap "Debian packages" tests/install/deb.sh build/deb; }
 
-about_examples() { echo "examples: the decode loop in four languages prints the same lines"; }
-suite_examples() { build_test && run_tap "decode loop" tests/examples.sh build/test; }
+about_examples() { echo "examples: the decode loop in four languages; an engine's loop, tensors, a server"; }
+suite_examples() { build_test && run_tap "examples" tests/examples.sh build/test; }
 
 about_readme() { echo "readme: the examples of README.md and the header run, generated tables up to date"; }
 suite_readme() {

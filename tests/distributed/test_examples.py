@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ranks import on_ranks
 
 PACKAGE = Path(__file__).resolve().parents[2] / "bindings" / "python"
 
@@ -30,3 +32,24 @@ def test_context_parallel():
     printed = torchrun("context_parallel.py", 3)
     assert re.fullmatch(r"4020 tokens as 1344 \+ 1344 \+ 1332; 4160 bytes from each rank for a token and "
                         r"layer; as on one device within 4e-4: True\n", printed), printed
+
+
+def test_the_sample_of_the_readme():
+    """On three ranks and on one: the same answer."""
+    text = (PACKAGE.parents[1] / "README.md").read_text()
+    code = re.search(r"<!-- example: distributed;.*?-->\n```python\n(.*?)```", text, re.S).group(1)
+    start = 'dist.init_process_group("gloo")'
+    assert code.count(start) == 1
+    code = code.replace(start, "pass")  # the ranks here are in a group already
+
+    def work(rank):
+        names = {}
+        exec(compile(code, "README.md", "exec"), names)
+        return len(names["sequence"]), names["out"].numpy()
+
+    (length, one), = on_ranks(1, work)
+    parts = on_ranks(3, work)
+    assert length == sum(part for part, _ in parts) == 1020
+    for _, out in parts:
+        difference = torch.from_numpy(out - one).norm() / torch.from_numpy(one).norm()
+        assert difference < 4e-4 and out.tobytes() == parts[0][1].tobytes()
