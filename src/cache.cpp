@@ -110,7 +110,7 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   if (l.key_code.raw()) key = nullptr;
   if (l.value_code.raw()) value = nullptr;
   if (!key && !value) return;
-  backend_->set_centres(layer, key, value);
+  geometry().for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
   keep_centres(l, key, value, layer_centres(layer));
 }
 

@@ -131,7 +131,9 @@ int64_t PageTable::shared_tail(const Change& change) const {
 
 int64_t PageTable::least_length(int32_t slot) const {
   const KeptTokens& kept = rows_[slot].kept;
-  return kept.first == 0 ? 0 : std::min(kept.end, kept.first + limits_.group.window);
+  // A query that sees itself alone needs none of them.
+  if (kept.first == 0 || limits_.group.window == 1) return 0;
+  return std::min(kept.end, kept.first + limits_.group.window - 1);
 }
 
 bool PageTable::shares(int32_t slot, int64_t first) const {

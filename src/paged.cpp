@@ -126,7 +126,7 @@ void Codec::set_centres(int32_t layer, const float* key, const float* value) {
   if (l.key_code.raw()) key = nullptr;  // as a cache: raw sides have no centre
   if (l.value_code.raw()) value = nullptr;
   if (!key && !value) return;
-  backend_->set_centres(layer, key, value);
+  geometry_.for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
   keep_centres(l, key, value, static_cast<float*>(centres_.get()) + geometry_.centre_floats(layer));
 }
 

@@ -100,6 +100,12 @@ struct Geometry {
   }
   // Whether the layer has tokens of its own.
   bool stores(int layer) const { return layers[layer].storage == layer; }
+  // Of a layer that has tokens: visit(layer) for it and those that share them.
+  template <typename Visit>
+  void for_each_reader(int layer, const Visit& visit) const {
+    for (int i = layer; i < num_layers; i++)
+      if (layers[i].storage == layer) visit(i);
+  }
   const PageGroup& group_of(int layer) const { return groups[layers[layer].group]; }
   // Whether pages get their memory piece by piece (tq_cache_reserve).
   bool may_grow() const { return groups[0].reserve_pages > 0; }

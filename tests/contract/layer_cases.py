@@ -42,6 +42,7 @@ def results(tensors):
     c = Case(tensors, "layers_share", "layers that attend to another one's tokens with heads of their own")
     c.create(**cache(layer(2, 1, 32), layer(4, 2, 32), {"num_q_heads": 4, "shares_layer": 1},
                      {"num_q_heads": 2, "shares_layer": 2}, max_sequences=2))
+    c.centres(1, c.random(2, 32), c.random(2, 32))  # of layers 2 and 3 too
     c.sequences("a")
     for new in (20, 1):
         step(c, new, 4)

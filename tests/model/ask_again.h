@@ -18,7 +18,8 @@ struct Attended {
   tq_cache* cache;
   tq_batch* batch;
   int layer;
-  const tq_cache_config* config;
+  const tq_layer_config* layer_config;
+  tq_dtype type;
   const tq_attend_params* params;  // without a tree mask
   const test::Masks* masks;
   const void* q;
@@ -45,10 +46,10 @@ inline void expect_same_rows(const Attended& first, const Plan& plan, const Plan
   std::vector<float> out, lse;
   test::Masks masks;
   masks.slopes = first.masks->slopes;
-  const tq_cache_config& c = *first.config;
+  const tq_layer_config& c = *first.layer_config;
   const size_t heads = static_cast<size_t>(c.num_q_heads),
                row_floats = heads * static_cast<size_t>(c.value_dim),
-               q_row_bytes = heads * static_cast<size_t>(c.head_dim) * (c.io_dtype == TQ_F32 ? 4 : 2);
+               q_row_bytes = heads * static_cast<size_t>(c.head_dim) * (first.type == TQ_F32 ? 4 : 2);
   for (size_t i = 0; i < less.ids.size(); i++) {
     const size_t at = plan.ids.size() - 1 - i;
     size_t row = 0;

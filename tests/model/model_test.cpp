@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/world_attend.h"
+#include "model/world_config.h"
 #include "model/world_drop.h"
 
 namespace tq {

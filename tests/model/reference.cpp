@@ -46,9 +46,18 @@ float load_as(tq_dtype type, const void* memory, int64_t index) {
 Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
     : config_(config), centres_(std::move(centres)) {
   for (int layer = 0; layer < config.num_layers; layer++) {
+    const tq_layer_config& l = config.layers[layer];
+    if (l.shares_layer > 0) {
+      layers_.push_back(layers_[static_cast<size_t>(l.shares_layer - 1)]);
+      books_.resize(books_.size() + 2);
+      continue;
+    }
+    layers_.push_back(Place{token_floats_, static_cast<int64_t>(dense_.size())});
+    token_floats_ += static_cast<int64_t>(l.num_kv_heads) * (l.head_dim + l.value_dim);
+    if (l.sliding_window > 0 && l.sliding_window < config.max_sequence_tokens)
+      windows_.insert(l.sliding_window);
     for (int kind = 0; kind < 2; kind++) {
-      const int dim = kind == 0 ? config.head_dim : config.value_dim;
-      const int bits = kind == 0 ? config.layer_key_bits[layer] : config.layer_value_bits[layer];
+      const int dim = kind == 0 ? l.head_dim : l.value_dim, bits = kind == 0 ? l.key_bits : l.value_bits;
       const tq_codebook* own = kind == 0 ? config.key_codebook : config.value_codebook;
       format::Codebook book =
           bits == format::kRawBits ? format::Codebook{} : format::builtin_codebook(dim, bits);
@@ -58,15 +67,15 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
       }
       books_.push_back(book);
     }
-    for (int head = 0; head < config.num_kv_heads; head++)
+    for (int head = 0; head < l.num_kv_heads; head++)
       for (int kind = 0; kind < 2; kind++) {
         const uint64_t base = format::stream_base(config.rotation_seed, config.first_layer + layer,
-                                                  config.first_kv_head + head, static_cast<Kind>(kind));
+                                                  l.first_kv_head + head, static_cast<Kind>(kind));
         for (int word = 0; word < kSignWords; word++)
           signs_.push_back(format::stream_word(base, static_cast<uint64_t>(word)));
         dense_.emplace_back();
-        if (config.rotation != TQ_ROTATION_DENSE) continue;
-        const int stored = format::stored_dim(kind == 0 ? config.head_dim : config.value_dim);
+        if (l.rotation != TQ_ROTATION_DENSE) continue;
+        const int stored = format::stored_dim(kind == 0 ? l.head_dim : l.value_dim);
         std::vector<double> work(static_cast<size_t>(stored) * static_cast<size_t>(stored + 1));
         dense_.back().resize(static_cast<size_t>(stored) * static_cast<size_t>(stored));
         format::dense_matrix(base, stored, dense_.back().data(), work.data());
@@ -75,17 +84,16 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
 }
 
 format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
-  const size_t index =
-      static_cast<size_t>((layer * config_.num_kv_heads + head) * 2 + static_cast<int>(kind));
+  const tq_layer_config& l = config_.layers[layer];
+  const size_t index = coder_index(layer, head, kind);
   format::VectorCoder c = {};
-  c.dim = kind == Kind::kKey ? config_.head_dim : config_.value_dim;
+  c.dim = kind == Kind::kKey ? l.head_dim : l.value_dim;
   c.stored = format::stored_dim(c.dim);
-  c.rotation = static_cast<format::Rotation>(config_.rotation);
+  c.rotation = static_cast<format::Rotation>(l.rotation);
   c.signs = &signs_[index * kSignWords];
   c.dense = dense_[index].empty() ? nullptr : dense_[index].data();
   if (!centres_.empty())
-    c.centre = &centres_[static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() +
-                                             (kind == Kind::kKey ? 0 : config_.head_dim))];
+    c.centre = &centres_[place(layer, head) + static_cast<size_t>(kind == Kind::kKey ? 0 : l.head_dim)];
   c.rule =
       static_cast<format::ScaleRule>(kind == Kind::kKey ? config_.key_scale_rule : config_.value_scale_rule);
   c.search = !(config_.flags & TQ_FLAG_NO_SCALE_SEARCH);
@@ -95,8 +103,9 @@ format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
 
 void Reference::make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
                           uint64_t* noticed) const {
-  const int dim = kind == Kind::kKey ? config_.head_dim : config_.value_dim;
-  const int bits = kind == Kind::kKey ? config_.layer_key_bits[layer] : config_.layer_value_bits[layer];
+  const tq_layer_config& l = config_.layers[layer];
+  const int dim = kind == Kind::kKey ? l.head_dim : l.value_dim;
+  const int bits = kind == Kind::kKey ? l.key_bits : l.value_bits;
   const tq_dtype type = config_.io_dtype;
   bool unused = false, replaced = false, saturated = false;
   for (int i = 0; i < dim; i++) {
@@ -133,10 +142,11 @@ std::shared_ptr<const Token> Reference::make_token(std::vector<float> input) con
   token->exact.resize(token->input.size());
   token->noticed = 0;
   for (int layer = 0; layer < config_.num_layers; layer++)
-    for (int head = 0; head < config_.num_kv_heads; head++)
+    for (int head = 0; head < config_.layers[layer].num_kv_heads; head++)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-        const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats() +
-                                              (kind == Kind::kKey ? 0 : config_.head_dim));
+        if (config_.layers[layer].shares_layer > 0) continue;
+        const size_t at =
+            place(layer, head) + static_cast<size_t>(kind == Kind::kKey ? 0 : config_.layers[layer].head_dim);
         make_side(&token->input[at], layer, head, kind, &token->decoded[at], &token->exact[at],
                   &token->noticed);
       }
@@ -156,11 +166,49 @@ void Reference::plan(Sequence* sequence, int64_t length, int64_t queries) const 
   if (sequence->sink_end == sequence->length())  // no first token was lost
     sequence->sink_end = std::max(sequence->sink_end, std::min<int64_t>(config_.sink_tokens, length));
   sequence->exact_from = std::max(sequence->exact_from, window == 0 ? length : length - window - tail);
+  const int64_t rows = std::max(queries, length - sequence->length());
+  for (const int32_t w : windows_) {
+    int64_t& first = sequence->kept_from[w];
+    first = std::max(first, length - w - std::max<int64_t>(rows - 1, config_.rollback_tokens));
+  }
+}
+
+bool Reference::admits(const Sequence& sequence, int64_t new_tokens, int64_t queries) const {
+  for (const auto& [window, first] : sequence.kept_from)
+    if (queries > 0 && first > 0 && sequence.length() + new_tokens - queries - window + 1 < first)
+      return false;
+  return true;
+}
+
+bool Reference::admits_length(const Sequence& sequence, int64_t length) const {
+  for (const auto& [window, first] : sequence.kept_from)
+    if (length > 0 && length < sequence.length() && first > 0 &&
+        length - window + 1 < std::min(first, length))
+      return false;
+  return true;
+}
+
+bool Reference::admits_selection(const Sequence& sequence, const std::vector<int64_t>& positions) const {
+  for (const auto& [window, first] : sequence.kept_from) {
+    int64_t to = 0;
+    for (const int64_t position : positions) to += position < first;
+    if (to > 0 && to > static_cast<int64_t>(positions.size()) - window + 1) return false;
+  }
+  return true;
+}
+
+int64_t Reference::kept_from(const Sequence& sequence, int layer) const {
+  const tq_layer_config& own = config_.layers[layer];
+  const auto it = sequence.kept_from.find(
+      own.shares_layer > 0 ? config_.layers[own.shares_layer - 1].sliding_window : own.sliding_window);
+  return it == sequence.kept_from.end() ? 0 : it->second;
 }
 
 void Reference::select(Sequence* sequence, const std::vector<int64_t>& positions) const {
   std::vector<std::shared_ptr<const Token>> kept;
   int64_t exact_from = 0, sink_end = 0;
+  for (auto& [window, first] : sequence->kept_from)
+    first = std::count_if(positions.begin(), positions.end(), [&](int64_t p) { return p < first; });
   for (const int64_t position : positions) {
     kept.push_back(sequence->tokens[static_cast<size_t>(position)]);
     exact_from += position < sequence->exact_from;
@@ -179,6 +227,7 @@ void Reference::truncate(Sequence* sequence, int64_t length) const {
   sequence->sink_end = std::min(sequence->sink_end, length);
   sequence->tokens.resize(static_cast<size_t>(length));
   sequence->exact_from = std::min(sequence->exact_from, length);
+  for (auto& [window, first] : sequence->kept_from) first = std::min(first, length);
 }
 
 int64_t Reference::raw_tokens(const Sequence& sequence) const {
@@ -206,7 +255,7 @@ bool Reference::is_exact(const Sequence& sequence, int64_t index, int64_t positi
 const float* Reference::key(const Sequence& sequence, int layer, int head, int64_t index,
                             int64_t position) const {
   const Token& token = *sequence.tokens[static_cast<size_t>(index)];
-  const size_t at = static_cast<size_t>((layer * config_.num_kv_heads + head) * vector_floats());
+  const size_t at = place(layer, head);
   return is_exact(sequence, index, position) ? &token.exact[at] : &token.decoded[at];
 }
 
@@ -217,13 +266,14 @@ const float* Reference::key(const Sequence& sequence, int layer, int head, int64
 // |value| L, give an output coordinate a standard deviation below sqrt(n / 12) / 65535 * L; eight of them are
 //   allowed. Float arithmetic: 1e-5.
 Reference::Result Reference::attend(const Sequence& sequence, const Query& query) const {
-  const int head = query.q_head / (config_.num_q_heads / config_.num_kv_heads);
+  const tq_layer_config& layer = config_.layers[query.layer];
+  const int head = query.q_head / (layer.num_q_heads / layer.num_kv_heads);
   Result result;
-  result.out.assign(static_cast<size_t>(config_.value_dim), 0);
+  result.out.assign(static_cast<size_t>(layer.value_dim), 0);
   double m = -std::numeric_limits<double>::infinity(), l = 0, q_norm = 0, k_norm = 0, v_norm = 0,
          logit_max = 0;
   int64_t seen = 0;
-  for (int d = 0; d < config_.head_dim; d++) q_norm += static_cast<double>(query.q[d]) * query.q[d];
+  for (int d = 0; d < layer.head_dim; d++) q_norm += static_cast<double>(query.q[d]) * query.q[d];
   const auto add = [&](double logit, const float* v) {
     const double top = std::max(m, logit), old = l > 0 ? exp(m - top) : 0, weight = exp(logit - top);
     l = l * old + weight;
@@ -234,13 +284,13 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
   for (int64_t i = 0; i < std::min(sequence.length(), query.end); i++) {
     if (!query.masks->sees(query.row, query.position, i, query.old_length, query.sliding_window)) continue;
     const float* k = key(sequence, query.layer, head, i, query.position);
-    const float* v = k + config_.head_dim;
+    const float* v = k + layer.head_dim;
     double logit = 0, k_square = 0, v_square = 0;
-    for (int d = 0; d < config_.head_dim; d++) {
+    for (int d = 0; d < layer.head_dim; d++) {
       logit += static_cast<double>(query.q[d]) * static_cast<double>(k[d]);
       k_square += static_cast<double>(k[d]) * static_cast<double>(k[d]);
     }
-    for (int d = 0; d < config_.value_dim; d++)
+    for (int d = 0; d < layer.value_dim; d++)
       v_square += static_cast<double>(v[d]) * static_cast<double>(v[d]);
     k_norm = std::max(k_norm, sqrt(k_square));
     v_norm = std::max(v_norm, sqrt(v_square));
@@ -255,7 +305,7 @@ Reference::Result Reference::attend(const Sequence& sequence, const Query& query
   for (double& x : result.out) x = l > 0 ? x / l : 0;
   result.lse = l > 0 ? m + log(l) : -std::numeric_limits<double>::infinity();
   // A centre is part of k, but not of what the integers see; its norm adds at most as much again.
-  const double stored = format::stored_dim(config_.head_dim);
+  const double stored = format::stored_dim(layer.head_dim);
   const double delta =
       2 * query.scale * sqrt(q_norm) * k_norm * sqrt(stored) / (2 * 28672.0) + 1e-5 * (1 + logit_max);
   const double weights = 8 * sqrt(static_cast<double>(seen) / 12) / 65535;

@@ -3,8 +3,10 @@
 // (decoded, exact) follows from its input alone by the scalar format; attention is float64. No pages, no
 // sharing: those are what the model test checks. Of plans only what they keep of the exact copies.
 #pragma once
+#include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <vector>
 
 #include "format/encode.h"
@@ -15,7 +17,7 @@
 namespace tq {
 namespace model {
 
-// One token's keys and values: [layer][kv head][key dims, value dims], all floats.
+// One token's keys and values: [layer that has tokens][kv head][key dims, value dims], all floats.
 struct Token {
   std::vector<float> input;    // as the caller's type holds it
   std::vector<float> decoded;  // what codes (or a raw side) give back
@@ -25,9 +27,10 @@ struct Token {
 
 struct Sequence {
   std::vector<std::shared_ptr<const Token>> tokens;
-  int64_t exact_from = 0;  // tokens from here on have exact copies,
-  int64_t sink_end = 0;    // and so have those before this one
-  int last_batch = -1;     // that planned it
+  int64_t exact_from = 0;                // tokens from here on have exact copies,
+  int64_t sink_end = 0;                  // and so have those before this one
+  std::map<int32_t, int64_t> kept_from;  // by sliding window: the first token that its layers keep
+  int last_batch = -1;                   // that planned it
   uint64_t noticed = 0;
 
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
@@ -35,18 +38,28 @@ struct Sequence {
 
 class Reference {
  public:
-  // config: resolved. centres [layer][kv head][head_dim + value_dim], or empty.
+  // config: resolved, its layers alive as long as this. centres: floats of a token, or empty.
   Reference(const tq_cache_config& config, std::vector<float> centres);
 
-  int64_t token_floats() const {
-    return static_cast<int64_t>(config_.num_layers) * config_.num_kv_heads * vector_floats();
+  int64_t token_floats() const { return token_floats_; }
+  // Where a layer's keys of a kv head begin in a token, its values follow.
+  size_t place(int layer, int head) const {
+    const tq_layer_config& l = config_.layers[layer];
+    return static_cast<size_t>(layers_[static_cast<size_t>(layer)].floats +
+                               static_cast<int64_t>(head) * (l.head_dim + l.value_dim));
   }
-  int vector_floats() const { return config_.head_dim + config_.value_dim; }
   std::shared_ptr<const Token> make_token(std::vector<float> input) const;
   void append(Sequence* sequence, const std::vector<std::shared_ptr<const Token>>& tokens) const;
   // A plan has brought the sequence to this length, with this many queries at its end. Without any: it left
-  // one.
+  // one. A copy keeps what a plan without queries would, whatever its source has in front.
   void plan(Sequence* sequence, int64_t length, int64_t queries) const;
+  // Whether the sliding layers keep what the first of these queries sees, what the next query sees after a
+  // truncate to this length, and what it sees once these tokens are taken out.
+  bool admits(const Sequence& sequence, int64_t new_tokens, int64_t queries) const;
+  bool admits_length(const Sequence& sequence, int64_t length) const;
+  bool admits_selection(const Sequence& sequence, const std::vector<int64_t>& positions) const;
+  // The first token that a layer keeps.
+  int64_t kept_from(const Sequence& sequence, int layer) const;
   void truncate(Sequence* sequence, int64_t length) const;
   // Only these tokens stay.
   void select(Sequence* sequence, const std::vector<int64_t>& positions) const;
@@ -79,15 +92,24 @@ class Reference {
   Result attend(const Sequence& sequence, const Query& query) const;
 
  private:
+  struct Place {
+    int64_t floats, coder;  // where the layer's part of a token and of the coders begins
+  };
+  size_t coder_index(int layer, int head, Kind kind) const {
+    return static_cast<size_t>(layers_[static_cast<size_t>(layer)].coder + 2 * head + static_cast<int>(kind));
+  }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
   void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
                  uint64_t* noticed) const;
 
   tq_cache_config config_;
+  int64_t token_floats_ = 0;
+  std::vector<Place> layers_;  // of a layer that shares tokens: those of the other
   std::vector<float> centres_;
-  std::vector<uint64_t> signs_;            // [layer][head][kind][16 words]
-  std::vector<std::vector<float>> dense_;  // [layer][head][kind], dense rotation only
+  std::vector<uint64_t> signs_;            // [coder][16 words]
+  std::vector<std::vector<float>> dense_;  // [coder], dense rotation only
   std::vector<format::Codebook> books_;    // [layer][kind]
+  std::set<int32_t> windows_;              // of the layers that have tokens and give some back
 };
 
 // Fails if a row is not what is expected.

@@ -39,13 +39,18 @@ class Travel {
     config.max_sequence_tokens = config.max_batch_tokens = config.max_raw_tokens = 0;
     config.max_batch_sequences = 0;
     if (const tq_status status = tq_cache_create(&config, nullptr, &away_)) return status;
+    tq_cache_config resolved = {};
+    resolved.struct_size = sizeof resolved;
+    if (const tq_status status = tq_cache_get_config(away_, &resolved)) return status;
     const float* next = centres.data();
     for (int layer = 0; layer < config.num_layers && !centres.empty(); layer++) {
+      const tq_layer_config& l = resolved.layers[layer];
+      if (l.shares_layer > 0) continue;
       std::vector<float> key, value;
-      for (int head = 0; head < config.num_kv_heads; head++) {
-        key.insert(key.end(), next, next + config.head_dim);
-        value.insert(value.end(), next + config.head_dim, next + config.head_dim + config.value_dim);
-        next += config.head_dim + config.value_dim;
+      for (int head = 0; head < l.num_kv_heads; head++) {
+        key.insert(key.end(), next, next + l.head_dim);
+        value.insert(value.end(), next + l.head_dim, next + l.head_dim + l.value_dim);
+        next += l.head_dim + l.value_dim;
       }
       if (const tq_status status = tq_cache_set_centres(away_, layer, key.data(), value.data()))
         return status;

@@ -80,8 +80,7 @@ class Client {
 
   // Keys of a letter as append is given them; values follow. [head_dim]
   const float* row(int letter, int layer) const {
-    return &letters_[static_cast<size_t>(letter)]
-                ->input[static_cast<size_t>(layer * config_.num_kv_heads * reference_->vector_floats())];
+    return &letters_[static_cast<size_t>(letter)]->input[reference_->place(layer, 0)];
   }
   tq_cache* cache() const { return cache_; }
   tq_batch* batch() const { return batch_; }
@@ -226,8 +225,7 @@ class Client {
       k_.resize(chosen_.size() * dim), v_.resize(k_.size());
       for (size_t i = 0; i < chosen_.size(); i++)
         for (int head = 0; head < config_.num_kv_heads; head++) {
-          const float* from = &chosen_[i]->input[static_cast<size_t>((layer * config_.num_kv_heads + head) *
-                                                                     reference_->vector_floats())];
+          const float* from = &chosen_[i]->input[reference_->place(layer, head)];
           const size_t at = i * dim + static_cast<size_t>(head * config_.head_dim);
           memcpy(&k_[at], from, sizeof(float) * static_cast<size_t>(config_.head_dim));
           memcpy(&v_[at], from + config_.head_dim, sizeof(float) * static_cast<size_t>(config_.head_dim));

@@ -296,17 +296,18 @@ TEST(PageTable, SlidingLayersRefuseWhatTheyNoLongerKeep) {
   EXPECT_EQ(pages.kept(0).first, 52);
   grow(t, {{0, 0, 1}});  // 121 - 50 - 10
   EXPECT_EQ(pages.kept(0).first, 61);
-  EXPECT_EQ(status_of([&] { t->check_truncate(0, 110); }, &text), Status::kInvalidState);
+  EXPECT_EQ(status_of([&] { t->check_truncate(0, 109); }, &text), Status::kInvalidState);
   EXPECT_NE(
-      text.find("length = 110: layer 7 has a sliding window of 50 tokens and keeps those from 61 on, so "
-                "that the sequence can be truncated to 111 tokens at least"),
+      text.find("length = 109: layer 7 has a sliding window of 50 tokens and keeps those from 61 on, so "
+                "that the sequence can be truncated to 110 tokens at least"),
       std::string::npos)
       << text;
-  t->check_truncate(0, 111);
-  t->commit_truncate(0, 111);
-  grow(t, {{0, 0, 1}});  // the last token again: 61 .. 110
+  t->check_truncate(0, 110);
+  t->commit_truncate(0, 110);
+  EXPECT_EQ(status_of([&] { prepare(t, {{0, 0, 1}}); }), Status::kInvalidState);  // the last token again
+  grow(t, {{0, 1, 1}});                                                           // 110 sees from 61 on
   EXPECT_EQ(pages.kept(0).first, 61);
-  t->check_truncate(0, 111);
+  t->check_truncate(0, 110);
   t->check_truncate(0, 0);
   t->commit_truncate(0, 0);
   EXPECT_EQ(pages.pages_used(), 0);

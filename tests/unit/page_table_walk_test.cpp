@@ -118,7 +118,7 @@ class Walk {
                                    : std::max<int64_t>(0, model.length() - pick(50));
     bool lost = false;
     for (int g = 0; g < num_groups(); g++)
-      lost |= strict(g) && !model.all_kept(static_cast<size_t>(g), length - group(g).window, length);
+      lost |= strict(g) && !model.all_kept(static_cast<size_t>(g), length - group(g).window + 1, length);
     ASSERT_EQ(status_of([&] { t_->check_truncate(model.slot, length); }),
               lost ? Status::kInvalidState : Status::kOk)
         << model.length() << " to " << length;

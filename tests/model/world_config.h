@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// The random small configurations of the model test's worlds: two in five have layers of their own shapes,
+// some with sliding windows, some that share another's tokens. See world.h.
+#pragma once
+#include "model/world.h"
+
+namespace tq {
+namespace model {
+
+constexpr int kDims[] = {32, 32, 32, 64, 64, 80}, kBits[] = {2, 3, 4, 5, 6, 8, 16};
+
+inline void World::choose_config() {
+  tq_cache_config& c = config_;
+  c = tq_cache_config{};
+  c.struct_size = sizeof c;
+  static const int pages[] = {32, 64, 96}, windows[] = {0, 0, 1, 5, 32, 40}, rollbacks[] = {0, 3, 32},
+                   sinks[] = {0, 0, 1, 4, 33}, ratios[] = {1, 2, 3, 5};
+  c.num_layers = 1 + pick(2);
+  c.num_kv_heads = 1 + pick(2);
+  c.num_q_heads = c.num_kv_heads * one_of(ratios);
+  c.head_dim = one_of(kDims);
+  c.value_dim = one_of(kDims);
+  c.io_dtype = 1 + pick(3);
+  c.key_bits = one_of(kBits);
+  c.value_bits = one_of(kBits);
+  for (int i = 0; i < 2; i++) layer_bits_[i] = chance(30) ? one_of(kBits) : 0;
+  if (chance(50)) c.layer_value_bits = layer_bits_;
+  c.rotation = chance(10) && c.head_dim == 32 && c.value_dim == 32 ? TQ_ROTATION_DENSE : 0;
+  c.key_scale_rule = pick(5);
+  c.value_scale_rule = pick(5);
+  c.page_size = one_of(pages);
+  c.rotation_seed = random_(), c.first_layer = c.first_kv_head = chance(50) ? pick(65536) : 0;
+  c.max_tokens = 60 + pick(400);
+  c.max_sequences = 1 + pick(5);
+  c.max_sequence_tokens = chance(30) ? 1 + pick(static_cast<int>(c.max_tokens)) : 0;
+  c.max_batch_sequences = chance(30) ? 1 + pick(c.max_sequences) : 0;
+  c.max_batch_tokens = chance(30) ? 1 + pick(static_cast<int>(c.max_tokens)) : 0;
+  c.window_tokens = one_of(windows);
+  c.rollback_tokens = one_of(rollbacks);
+  c.sink_tokens = one_of(sinks);
+  if (c.window_tokens + c.sink_tokens > 0 && chance(30)) c.max_raw_tokens = 256 + 32 * pick(10);
+  c.num_threads = 1 + pick(2);
+  c.flags = (chance(20) ? TQ_FLAG_NO_ZERO_ON_FREE : 0u) | (chance(20) ? TQ_FLAG_NO_SCALE_SEARCH : 0u);
+  if (chance(40)) choose_layers();
+}
+
+// What a layer leaves 0 is the cache's.
+inline void World::choose_layers() {
+  static const int windows[] = {0, 0, 1, 20, 32, 50, 100}, ratios[] = {1, 2, 3};
+  config_.num_layers = 1 + pick(4);
+  config_.layer_value_bits = nullptr;
+  layers_.assign(static_cast<size_t>(config_.num_layers), tq_layer_config{});
+  for (size_t i = 0; i < layers_.size(); i++) {
+    tq_layer_config& l = layers_[i];
+    l.struct_size = sizeof l;
+    l.sliding_window = one_of(windows);
+    const int source = pick(static_cast<int>(i) + 1);
+    if (chance(25) && static_cast<size_t>(source) < i) {
+      const tq_layer_config& shared = layers_[static_cast<size_t>(source)];
+      const int kv_heads = shared.num_kv_heads ? shared.num_kv_heads : config_.num_kv_heads;
+      if (shared.shares_layer == 0) {
+        l.shares_layer = source + 1;
+        l.num_q_heads = kv_heads * one_of(ratios);
+        if (shared.sliding_window > 0) l.sliding_window = std::min(l.sliding_window, shared.sliding_window);
+        continue;
+      }
+    }
+    if (chance(50)) {
+      l.num_kv_heads = 1 + pick(3);
+      l.num_q_heads = l.num_kv_heads * one_of(ratios);
+    }
+    if (chance(40)) l.head_dim = one_of(kDims);
+    if (chance(40)) l.value_dim = one_of(kDims);
+    if (chance(40)) l.key_bits = one_of(kBits);
+    if (chance(40)) l.value_bits = one_of(kBits);
+    if (chance(30)) l.first_kv_head = pick(65536);
+  }
+  config_.layers = layers_.data();
+}
+
+inline void World::choose_centres() {
+  if (!chance(30)) return;
+  for (int i = 0; i < config_.num_layers; i++) {
+    const tq_layer_config& l = layer(i);
+    if (l.shares_layer > 0) continue;
+    std::vector<float> key, value;
+    for (int head = 0; head < l.num_kv_heads; head++)
+      for (int d = 0; d < l.head_dim + l.value_dim; d++) {
+        centres_.push_back(uniform());
+        (d < l.head_dim ? key : value).push_back(centres_.back());
+      }
+    TQ_MUST(tq_cache_set_centres(cache_, i, key.data(), value.data()));
+  }
+}
+
+}  // namespace model
+}  // namespace tq
