@@ -106,8 +106,9 @@
  *   token must be in the range as well. Queries must be new tokens, at most 64 * tree_words of a sequence.
  *   alibi_slopes: slope * (t - p) is added to the logit of token t, after softmax_scale and logit_softcap. A
  *   slope of NaN or infinity: out and lse of the head are NaN.
- *   Pages outside every range are not read. CUDA: visible ranges run in the kernels of causal attention, so
- *   does long prefill with ALiBi; other ALiBi and every tree mask run in the kernel for any bits.
+ *   Pages outside every range are not read (but beside a token that is, up to 64 of its neighbours). CUDA:
+ *   visible ranges run in the kernels of causal attention, so does long prefill with ALiBi; other ALiBi, and
+ *   every tree mask, run in the kernel for any widths: as exact, not the same bits as without.
  *
  * Limits   The caller applies RoPE before append and attend. A raw side (16 bits) of a float32 cache is
  *   float16: beyond +-65504 it saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute
