@@ -6,10 +6,10 @@
 #   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
 #   --no-build] [--list]
 #
-# Without --only every part but the bench runs. --quick shortens the long ones. Parts run side by side where
-# they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log is shown
-# when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N skipped" over
-# single checks; the exit status is 0 only if nothing failed and something passed.
+# Without --only every part but eval and the bench runs. --quick shortens the long ones. Parts run side by
+# side where they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log
+# is shown when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N
+# skipped" over single checks; the exit status is 0 only if nothing failed and something passed.
 #
 # TQ_GPU_BUILD: build folder (default build/gpu). --no-build takes its programs (*_test, attend_bench),
 # libtqkv.so.0 and kernels.log as they are; they find one another wherever they are copied together.
@@ -25,7 +25,7 @@ trap 'rm -f "$tq_log"' EXIT
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
 parts_side+=" memcheck initcheck synccheck racecheck append move graph limits python golden"
-all_parts="$parts_exclusive $parts_side bench"
+all_parts="$parts_exclusive $parts_side eval bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
   [backend]="capture, failing calls, slots and pages, merge"
@@ -42,6 +42,7 @@ declare -A about=(
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
   [synccheck]="compute-sanitizer synccheck"
   [racecheck]="compute-sanitizer racecheck, small shapes, judged by racecheck_report.py"
+  [eval]="tqkv-eval release on the constructed model (only with --only eval; not yet run by us)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
 build=1 run=1 quick="" only="" skip_list="" bench="" bench_cases=short
@@ -67,7 +68,9 @@ for part in $only $skip_list; do
 done
 wanted() {
   [[ " $skip_list " == *" $1 "* ]] && return 1
-  if [ -n "$only" ]; then [[ " $only " == *" $1 "* ]]; else [ "$1" != bench ] || [ -n "$bench" ]; fi
+  if [ -n "$only" ]; then [[ " $only " == *" $1 "* ]]; else
+    [ "$1" != eval ] && { [ "$1" != bench ] || [ -n "$bench" ]; }
+  fi
 }
 
 out=$(mkdir -p "${TQ_GPU_BUILD:-build/gpu}" && cd "${TQ_GPU_BUILD:-build/gpu}" && pwd)
@@ -79,7 +82,7 @@ deps=${TQ_DEPS_INCLUDE:-$PWD/.gpu_deps/include}
 PATH=$PATH:/usr/local/cuda/bin  # compute-sanitizer
 [ -z "${NVCC:-}" ] || PATH=$PATH:$(dirname "$NVCC")
 
-needs_library() { [[ " python golden bench " == *" $1 "* ]]; }
+needs_library() { [[ " python golden eval bench " == *" $1 "* ]]; }
 
 # ---- Build ----
 
@@ -89,7 +92,7 @@ build_all() {
     wanted "$part" || continue
     case $part in
       resources) targets+=" kernel_logs" ;;
-      python | golden) targets+=" tqkv" ;;
+      python | golden | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
       *check) targets+=" backend_test append_test attend_test graph_test" ;;
       *) targets+=" ${part}_test" ;;
@@ -182,6 +185,15 @@ part() {
     initcheck) sanitizer initcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     synccheck) sanitizer synccheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" ;;
+    eval)
+      rm -rf "$out/eval"
+      TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.eval release \
+        --model constructed --device cuda ${quick:---full} --out "$out/eval"
+      "$python" -c 'import json, sys
+model = json.load(open(sys.argv[1]))["models"]["constructed"]
+holds = [check["holds"] for check in model["controls"] + model["gates"]]
+print(f"checks: {sum(holds)} passed, {len(holds) - sum(holds)} failed, 0 skipped")' "$out/eval/report.json"
+      ;;
     bench)
       TQKV_LIBRARY=$out/libtqkv.so.0 limited "$python" tests/bench/gpu/bench.py --cases $bench_cases \
         --json "$out/bench.json"
@@ -236,6 +248,11 @@ run_all() {
     chosen+=" $part"
   done
   wait
+  if wanted eval; then
+    start eval
+    wait
+    chosen+=" eval"
+  fi
   if wanted bench; then
     start bench
     wait

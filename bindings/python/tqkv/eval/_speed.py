@@ -45,9 +45,12 @@ def measure(subject: Subject, name: str, profile: Optional[Profile], calibration
     vocabulary = subject.model.config.get_text_config(decoder=True).vocab_size
     ids = torch.randint(vocabulary, (1, context), generator=generator).to(subject.device)
     cuda = subject.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(subject.device)
     try:
+        cache = _new(subject, name, profile, calibration)  # to warm up: some backends compile themselves
+        forward(subject, ids[:, :64], cache, last=True)
+        forward(subject, ids[:, :1], cache, last=True)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(subject.device)
         cache = _new(subject, name, profile, calibration)
         start = _now(cuda)
         forward(subject, ids, cache, last=True)
@@ -75,18 +78,19 @@ def _bytes(cache, tokens):
     if isinstance(cache, TurboCache):
         sizes = cache.tqkv.config.bytes()
         return sizes.token_bytes * tokens + sizes.raw_bytes + sizes.table_bytes
-    return sum(_tensors(layer) for layer in cache.layers)
+    return sum(_tensors(vars(layer)) for layer in cache.layers)
 
 
 def _tensors(thing) -> int:
-    """Bytes of the tensors of a layer, those of quantised ones included."""
-    total = 0
-    for value in vars(thing).values():
-        for part in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(part, torch.Tensor):
-                inner = [getattr(part, n) for n in ("_data", "_scale", "_shift") if hasattr(part, n)]
-                total += sum(x.numel() * x.element_size() for x in inner or [part])
-    return total
+    """Bytes of all tensors in a layer; of a quantised one, those that it is made of."""
+    if isinstance(thing, torch.Tensor):
+        inner = [getattr(thing, name) for name in ("_data", "_scale", "_shift") if hasattr(thing, name)]
+        return sum(map(_tensors, inner)) if inner else thing.numel() * thing.element_size()
+    if isinstance(thing, (list, tuple)):
+        return sum(map(_tensors, thing))
+    if isinstance(thing, dict):
+        return sum(map(_tensors, thing.values()))
+    return 0
 
 
 def fits(subject: Subject, profile: Optional[Profile], calibration: Any, memory: int,
@@ -96,7 +100,7 @@ def fits(subject: Subject, profile: Optional[Profile], calibration: Any, memory:
     cache = DynamicCache(config=subject.model.config)
     subject.model.set_attn_implementation(subject.attention)
     forward(subject, torch.zeros(1, 1, dtype=torch.long, device=subject.device), cache, last=True)
-    token, fixed = sum(_tensors(layer) for layer in cache.layers), 0
+    token, fixed = sum(_tensors(vars(layer)) for layer in cache.layers), 0
     if profile is not None:
         turbo = _new(subject, profile.name, profile, calibration)
         forward(subject, torch.zeros(1, 1, dtype=torch.long, device=subject.device), turbo, last=True)

@@ -113,7 +113,7 @@ def _pairs(subject, generator, context, depth, count):
     style, made = subject.style, []
 
     def texts(most):
-        most = min(most, 2000)
+        most = min(most, 8000)
         made[:] = zip(style.short_keys(generator, most), style.short_values(generator, most))
         return [style.pair.format(key=k, value=v) for k, v in made]
 
@@ -129,7 +129,7 @@ def _tracking(subject, generator, context, depth, count):
     style, hops, chains = subject.style, count, []
 
     def texts(most):
-        names = style.short_keys(generator, min(most, 2000))
+        names = style.short_keys(generator, min(most, 8000))
         chains[:] = [names[i:i + hops + 1] for i in range(0, len(names) - hops, hops + 1)]
         links = [(a, b) for chain in chains for a, b in zip(chain, chain[1:])]
         links = links[:4 * hops] + generator.sample(links[4 * hops:], len(links) - 4 * hops)
