@@ -31,6 +31,7 @@ void run_validate(const std::vector<std::string>& arguments) {
   std::vector<std::string> words = {python, "-c", kLauncher};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(&word[0]);
   argv.push_back(nullptr);
   execvp(argv[0], argv.data());

@@ -23,6 +23,7 @@ from tqkv.validate import (
     paper,
     report,
     retrieval,
+    retune,
     rotations,
     rows,
     run,
@@ -144,6 +145,44 @@ def test_codebooks_are_those_of_the_tables():
 def test_signs_are_the_oracles(place):
     signs = reference.sign_bits(reference.stream_base(*place), 256)
     assert np.array_equal(paper.sign_stream(*place, 256), 1 - 2 * signs.astype(int))
+
+
+@pytest.mark.parametrize("head_dim", (64, 80, 96, 128, 160, 192, 224, 576))
+def test_rotation_is_the_oracles(head_dim):
+    x = np.random.default_rng(head_dim).standard_normal((3, head_dim)).astype(np.float32)
+    config = reference.SideConfig(head_dim=head_dim, bits=4, kind=reference.VALUE, seed=5, layer=2, kv_head=1)
+    y, exponent, *_ = reference.rotated_side(x, config)
+    expected = y * config.norm_rot * 2.0 ** exponent[:, None]
+    assert paper.rotate(x, 5, 2, 1, 1) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("bits, share", ((2, 0.5), (3, 0.5), (4, 0.5), (5, 0.75), (6, 0.95)))
+def test_retuning_finds_levels_that_the_data_has(bits, share):
+    """Coordinates on 2^bits levels of their own, which no other codebook has; of many a local optimum."""
+    rng = np.random.default_rng(bits)
+    levels = np.cumsum(rng.uniform(1, 2, 2 ** (bits - 1)))
+    y = rng.choice(levels, (2000, 64)) * rng.choice((-1, 1), (2000, 64))
+    x = paper.hadamard(y) * paper.sign_stream(0, 0, 0, 0, 64)
+    plain, tuned = (
+        theorems.relative_errors(x, Library().round_trip(x, bits, rule="ls", search=True, codebook=b)).mean()
+        for b in (None, retune.retune(x, bits)))
+    assert tuned < plain * share
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    (
+        ((np.zeros((4, 64)), 4), "none that is not zero"),
+        ((np.ones((4, 64)), 8), "bits = 8"),
+        ((np.ones(64), 4), "shape (64,)"),
+        ((np.full((4, 64), np.nan), 4), "finite"),
+        ((np.ones((4, 64)), 4, "query"), "side = 'query'"),
+    ),
+)
+def test_retuning_names_what_does_not_fit(arguments, text):
+    with pytest.raises(ValueError) as error:
+        retune.retune(*arguments)
+    assert text in str(error.value)
 
 
 def test_algorithm_2_by_its_formula():

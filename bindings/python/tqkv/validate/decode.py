@@ -48,7 +48,8 @@ def run(context):
         cost = np.linalg.norm(out - exact) / np.linalg.norm(exact)
         context.table.ours(
             error <= TOLERANCE and largest <= SAYS_ERROR,
-            f"Fused decode, BH = {heads}, N = {tokens}, d = {dim}, {KEY_BITS}-bit keys, {bits}-bit values",
+            f"Fused decode, BH = {heads}, N = {tokens}, d = {dim}, {KEY_BITS}-bit keys, {bits}-bit values "
+            f"({number + 1} of {len(CONFIGURATIONS)})",
             f"error {error:.1e} of the output, {largest:.1e} at most, cosine {cosine:.8f}",
             source="S2",
             says=f"max_err = 0 (up to {SAYS_ERROR} passes), groups of {group}",

@@ -163,3 +163,17 @@ def sign_stream(seed, layer, kv_head, kind, dim):
         base = mix(base + gamma * (part + 1))
     words = [mix(base + gamma * (w + 1)) for w in range((dim + 63) // 64)]
     return np.array([1 - 2 * (words[i // 64] >> (i % 64) & 1) for i in range(dim)])
+
+
+def rotate(x, seed, layer, kv_head, kind):
+    """The library's orthonormal Hadamard rotation of x [n, head_dim] -> [n, D]: zeros up to D, a multiple of
+    32; signs; the transform of each block of 2^k of D = m 2^k; an orthonormal DCT across the m blocks."""
+    dim = -(-x.shape[1] // 32) * 32
+    padded = np.zeros((len(x), dim))
+    padded[:, :x.shape[1]] = x
+    block = dim & -dim
+    m = dim // block
+    blocks = hadamard((padded * sign_stream(seed, layer, kv_head, kind, dim)).reshape(len(x), m, block))
+    rows, columns = np.arange(m)[:, None], np.arange(m)[None, :]
+    dct = np.cos(np.pi * (2 * columns + 1) * rows / (2 * m)) * np.where(rows == 0, 1, 2 ** 0.5) / m ** 0.5
+    return np.einsum("rc,ncp->nrp", dct, blocks).reshape(len(x), dim)
