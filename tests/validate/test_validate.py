@@ -254,7 +254,7 @@ def test_all_forms_have_all_rows(outputs):
             found["summary"] in texts["markdown"])
     assert "[2/2" in done.stderr
     for row in found["rows"]:
-        assert row["claim"].replace("|", "\\|") in texts["markdown"]
+        assert f"| {report.cell(row['claim'])}" in texts["markdown"]
         assert row["verdict"] in rows.VERDICTS and row["measured"]
     assert texts["html"].count("<tr>") == len(found["rows"]) + 2  # and a head for each section
     assert "http" not in texts["html"].replace("http://www.w3.org",
@@ -299,6 +299,17 @@ def test_without_a_library(tmp_path):
 def test_wrong_arguments(arguments, text, tmp_path):
     done = command("--quick", *arguments)
     assert done.returncode == 2 and text in done.stderr and not done.stdout
+
+
+def test_standard_output_that_cannot_be_written(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tqkv.validate", "--quick", "--only", "accounting", "--quiet", "--json",
+             str(tmp_path / "x.json")],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "bindings" / "python")})
+    assert done.returncode == 2 and "standard output: No space left" in done.stderr
+    assert json.loads((tmp_path / "x.json").read_text())["rows"]
 
 
 def test_a_failing_claim_fails_the_command(monkeypatch, capsys):

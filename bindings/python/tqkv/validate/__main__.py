@@ -133,17 +133,24 @@ def main(arguments=None):
         build = tqkv.build_info()
         rows, seconds = run.validate(chosen, options.quick, options.seed, tell=progress.tell)
     except tqkv.Error as error:
+        progress.close()
         print(f"tqkv validate: {error}", file=sys.stderr)
         return 3
-    finally:
+    except KeyboardInterrupt:
         progress.close()
+        print("tqkv validate: interrupted, nothing written", file=sys.stderr)
+        return 130
+    progress.close()
     result = report.Result(rows, seconds, options.seed, options.quick, build)
-    sys.stdout.write(report.terminal(result,
-                                     shutil.get_terminal_size((120, 24)).columns, sys.stdout.isatty()))
+    return write(result, outputs, report) or int(result.failed)
+
+
+def write(result, outputs, report):
+    """All outputs, the terminal's last: 0, or 2 for one that cannot be written."""
     makers = {
         "--json": report.as_json,
         "--markdown": report.markdown,
-        "--html": lambda result: report.page(result, drawn(rows)),
+        "--html": lambda result: report.page(result, drawn(result.rows)),
     }
     for option, path in outputs.items():
         try:
@@ -151,7 +158,16 @@ def main(arguments=None):
         except OSError as error:
             print(f"tqkv validate: {option} = {path!r}: {error.strerror}", file=sys.stderr)
             return 2
-    return 1 if result.failed else 0
+    width = shutil.get_terminal_size((120, 24)).columns
+    try:
+        sys.stdout.write(report.terminal(result, width, sys.stdout.isatty()))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"tqkv validate: standard output: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import html
 import itertools
 import json
 import platform
+import re
 import textwrap
 
 import numpy as np
@@ -86,10 +87,12 @@ def terminal(result, width=120, colour=False):
     return "\n".join(lines[1:] + ["", result.summary()]) + "\n"
 
 
-def markdown(result):
-    def cell(text):
-        return text.replace("|", "\\|")
+def cell(text):
+    """Text of a Markdown table: what it would take for markup is escaped."""
+    return re.sub(r"([|*~\\])", r"\\\1", text.replace("<", "&lt;"))
 
+
+def markdown(result):
     lines = ["# tqkv validate", "", result.summary(), "", result.setting() + ".", "", SOURCES, ""]
     lines += [f"- **{verdict}**: {meaning}" for verdict, meaning in MEANINGS.items()]
     for title, rows in result.sections():
