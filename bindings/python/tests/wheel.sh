@@ -37,11 +37,11 @@ esac
 
 "$python" -m zipfile -l "$wheel" | awk 'NR > 1 {print $1}' | sort >"$work/names"
 for name in tqkv/libtqkv.so.0 tqkv/__init__.py tqkv/py.typed tqkv/LICENSE tqkv/THIRD_PARTY.md \
-  tqkv/torch/ops.cpp tqkv/torch/bind.cpp tqkv/torch/tensors.h tqkv/torch/bound.h tqkv/torch/tqkv.h; do
+  tqkv/torch/{ops,paged,bind}.cpp tqkv/torch/{arguments,tensors,bound,tqkv}.h; do
   grep -qx "$name" "$work/names" || fail "the wheel lacks $name"
 done
 if grep -vE -e '^tqkv/((transformers|eval|validate)/)?[a-z_]+\.py$' \
-  -e '^tqkv/torch/([a-z_]+\.py|(ops|bind)\.cpp|(tensors|bound|tqkv)\.h)$' \
+  -e '^tqkv/torch/([a-z_]+\.py|(ops|paged|bind)\.cpp|(arguments|tensors|bound|tqkv)\.h)$' \
   -e '^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$' \
   -e '^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
   fail "the wheel holds more than it should"

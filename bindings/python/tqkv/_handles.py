@@ -140,6 +140,8 @@ class Handles:
         """Exclusive. Batches go before their cache."""
         for batch in list(self.batches.values()):
             self.destroy_batch(batch)
+        if self.ops is not None:
+            self.ops.close()
         if self.cache.value:
             check(self.library, getattr(self.library, f"tq_{self.kind}_destroy")(self.cache))
             self.cache.value = self.keep = None

@@ -16,20 +16,21 @@ import sys
 import tempfile
 import threading
 import weakref
-from ctypes import POINTER, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 import torch
 
-from . import _ffi
+from . import _abi, _ffi
 from .errors import LibraryError
 
 ENVIRONMENT = "TQKV_TORCH_OPS"
 HERE = Path(__file__).resolve().parent / "torch"
-SOURCES = ("ops.cpp", "bind.cpp", "tensors.h", "bound.h")
+SOURCES = ("ops.cpp", "paged.cpp", "bind.cpp", "arguments.h", "tensors.h", "bound.h")
 TORCH_NEEDED = (2, 13)
 _FUNCTIONS = ("tq_last_error", "tq_status_name", "tq_batch_rows", "tq_cache_append", "tq_cache_attend",
-              "tq_merge_states", "tq_cache_read")
+              "tq_merge_states", "tq_cache_read", "tq_codec_page_layout", "tq_paged_append",
+              "tq_paged_attend")
 
 
 def header_folder():
@@ -99,9 +100,12 @@ class _Extension:
             raise LibraryError(f"{path}: was compiled from other sources ({found}, this package has "
                                f"{sources_hash()}); make it anew: python -m tqkv._torch_extension {path}")
         for name, result, arguments in (
-            ("bind_cache", c_int64, [c_void_p, c_int32, c_int32, c_int32, POINTER(c_int32), c_int32]),
+            ("bind_cache", c_int64,
+             [c_void_p, c_void_p, c_int32, c_int32, c_int32, POINTER(c_int32), c_int32]),
             ("turn", c_void_p, [c_int64]), ("unbind_cache", None, [c_int64]),
             ("bind_batch", c_int64, [c_int64, c_void_p]), ("unbind_batch", None, [c_int64]),
+            ("bind_step", c_int64, [c_int64]), ("unbind_step", None, [c_int64]),
+            ("set_step", None, [c_int64, POINTER(_abi.PagedStep), c_void_p, c_size_t]),
             ("after_fork", None, [c_void_p]), ("lock", None, [c_void_p]), ("lock_shared", None, [c_void_p]),
             ("unlock", None, [c_void_p] + 3 * [ctypes.py_object]),
             ("unlock_shared", None, [c_void_p] + 3 * [ctypes.py_object])):
@@ -141,16 +145,17 @@ def _context(enter, leave, turn):
 
 
 class Ops:
-    """What the operators know of one cache; its Handles hold it.
+    """What the operators know of one cache or codec; its Handles hold it.
 
     exclusive, shared   context managers: turns of Python's own calls
     """
 
-    def __init__(self, cache, shapes):
-        """shapes: of each layer."""
+    def __init__(self, handles, shapes):
+        """shapes: of each layer. In an exclusive turn."""
         self._extension, self._numbers, self._shapes = load(), {}, shapes
+        cache, codec = (handles.cache, None) if handles.kind == "cache" else (None, handles.cache)
         flat = (c_int32 * (4 * len(shapes)))(*(number for shape in shapes for number in shape[:4]))
-        self._number = self._extension.bind_cache(cache, *shapes[0].device, shapes[0].io_dtype, flat,
+        self._number = self._extension.bind_cache(cache, codec, *shapes[0].device, shapes[0].io_dtype, flat,
                                                   len(shapes))
         self._turn = self._extension.turn(self._number)
         weakref.finalize(self, self._extension.unbind_cache, self._number).atexit = False
@@ -165,12 +170,34 @@ class Ops:
             shapes_of[number] = self._shapes
         return number
 
+    def bind_step(self, step):
+        """The number of a PagedStep, which is unbound when it is collected, or its codec closed."""
+        number = self._numbers[id(step)] = self._extension.bind_step(self._number)
+        shapes_of[number] = self._shapes
+        weakref.finalize(step, self._unbind, id(step), number).atexit = False
+        return number
+
+    def set_step(self, number, step, space):
+        """The step was planned: tq_paged_step and the Memory of its workspace."""
+        self._extension.set_step(number, step, space.pointer, space.num_bytes)
+
     def unbind(self, batch):
         """In an exclusive turn."""
         number = self._numbers.pop(id(batch), None)
         if number is not None:
             del shapes_of[number]
             self._extension.unbind_batch(number)
+
+    def close(self):
+        """Of a codec: its steps, in an exclusive turn."""
+        for key, number in list(self._numbers.items()):
+            self._unbind(key, number)
+
+    def _unbind(self, key, number):
+        if self._numbers.get(key) == number:
+            del self._numbers[key]
+            shapes_of.pop(number, None)
+            self._extension.unbind_step(number)
 
     def after_fork(self):
         self._extension.after_fork(self._turn)

@@ -235,6 +235,7 @@ class PagedStep:
         self._owned = workspace is None
         self._space = _nothing if workspace is None else as_workspace(workspace, codec._shapes.device)
         self._step, self._arrays = None, {}
+        self._number = None  # of tqkv.torch.bind
 
     def plan(self, *, slot_mapping: Any = None, block_table: Any = None, seq_lens: Any = None,
              query_start_loc: Any = None, num_tokens: Optional[int] = None,
@@ -281,6 +282,7 @@ class PagedStep:
         self._step = None
         self._call("tq_paged_plan", step, self._space.pointer, self._space.num_bytes, stream)
         self._step, self._arrays = step, arrays
+        self._tell_operators()
 
     def append(self, layer: int, pages: Pages, k: Any, v: Any, *, stream: Any = None) -> None:
         """Encodes k [num_tokens][num_kv_heads][head_dim] io_dtype, v likewise, into their slots."""
@@ -309,6 +311,11 @@ class PagedStep:
         return call.result
 
     # ---- inside
+
+    def _tell_operators(self):
+        """What torch's operators go by from now on, if the step is bound (tqkv.torch)."""
+        if self._number is not None and self._step is not None:
+            self._codec._handles.ops.set_step(self._number, self._step, self._space)
 
     def _planned(self):
         if self._step is None:

@@ -17,10 +17,18 @@ Operators, with shapes, types and rules of Batch.append, Batch.attend, merge_sta
     attend_out(Tensor state, int batch, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse, *, ..) -> ()
     merge(Tensor[] outs, Tensor[] lses) -> (Tensor out, Tensor lse)
     read(Tensor state, int batch, int layer, int sequence, int first, int count) -> (Tensor k, Tensor v)
+    paged_append(Tensor(a!) blocks, int step, int layer, Tensor k, Tensor v) -> ()
+    paged_attend(Tensor blocks, int step, int layer, Tensor q, *, ..) -> (Tensor out, Tensor lse)
+    paged_attend_out(Tensor blocks, int step, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse, *, ..)
+           -> ()
 
 state    a tensor without a content, on the cache's device: append is declared to change it and the others
          take it. So a compiler keeps their order, and drops no append.
 batch    the number of the bound batch. A batch that was closed is an error, never a stale pointer.
+blocks   what an engine owns: uint8 [num_blocks][num_kv_heads][bytes], of any strides but for contiguous
+         bytes; the block size follows from the bytes. See PagedCodec.pages.
+step     the number of the bound PagedStep, as it was planned last. Its arrays and its workspace stay at their
+         addresses, so it is no tensor here: a compiler may copy those.
 Streams  work goes to torch's current stream. Plan on the same one.
 Errors   what a call refuses is a RuntimeError whose text begins with the status' name, such as
          "TQ_ERROR_INVALID_ARGUMENT: k: has shape ..". There is no other way of computing to fall back to.
@@ -38,9 +46,10 @@ import torch
 
 from .. import _ffi
 from ..errors import InvalidArgument, InvalidState, NotSupported
+from ..paged import PagedStep
 from .._torch_extension import Ops, load, shapes_of
 
-__all__ = ["Bound", "bind", "merge"]
+__all__ = ["Bound", "BoundStep", "bind", "merge"]
 
 load()
 
@@ -68,37 +77,79 @@ class Bound:
     def attend(self, layer, q, *, out=None, lse=None, **options):
         """Attention of the plan's queries; see Batch.attend for the options. out, lse: tensors that are
         written into, or lse=True: returned beside out. Returns out, or (out, lse) if lse was asked for."""
-        _refuse_gradients(q=q)
-        with_lse = lse is not None and lse is not False
-        if out is None and (lse is True or not with_lse):
-            result = torch.ops.tqkv.attend(self.state, self.number, layer, q, **options)
-            return result if with_lse else result[0]
-        if out is None or lse is True:
-            raise InvalidArgument("out, lse: give both to write into, or out alone, or neither")
-        lse = lse if with_lse else None
-        torch.ops.tqkv.attend_out(self.state, self.number, layer, q, out, lse, **options)
-        return (out, lse) if with_lse else out
+        ops = torch.ops.tqkv
+        return _attended(ops.attend, ops.attend_out, (self.state, self.number, layer), q, out, lse, options)
 
     def read(self, layer, sequence, first, count):
         """(k, v) of tokens first .. first + count - 1 of a Sequence, decoded; see Sequence.read."""
         return torch.ops.tqkv.read(self.state, self.number, layer, sequence.id, first, count)
 
 
+class BoundStep:
+    """A PagedStep as the operators know it. Made by bind.
+
+    step    the PagedStep: plan it once a step, outside of what is compiled or captured
+    number  its number in torch.ops.tqkv
+    """
+
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def append(self, layer, blocks, k, v):
+        """Encodes the step's tokens into one layer's blocks; see PagedStep.append."""
+        _refuse_gradients(k=k, v=v)
+        torch.ops.tqkv.paged_append(blocks, self.number, layer, k, v)
+
+    def attend(self, layer, blocks, q, *, out=None, lse=None, **options):
+        """Attention of the step's queries on one layer's blocks; see PagedStep.attend, and Bound.attend for
+        out and lse."""
+        ops = torch.ops.tqkv
+        return _attended(ops.paged_attend, ops.paged_attend_out, (blocks, self.number, layer), q, out, lse,
+                         options)
+
+
+def _attended(make, write, which, q, out, lse, options):
+    """The result of one of two operators: one that makes out and lse, one that writes into them."""
+    _refuse_gradients(q=q)
+    with_lse = lse is not None and lse is not False
+    if out is None and (lse is True or not with_lse):
+        result = make(*which, q, **options)
+        return result if with_lse else result[0]
+    if out is None or lse is True:
+        raise InvalidArgument("out, lse: give both to write into, or out alone, or neither")
+    lse = lse if with_lse else None
+    write(*which, q, out, lse, **options)
+    return (out, lse) if with_lse else out
+
+
 def bind(batch):
-    """The Bound of a Batch: binds it at the first call, gives the same one later. Its number stays valid
-    until the batch or its cache is closed."""
+    """The Bound of a Batch, or the BoundStep of a PagedStep, which keeps its number at later calls. The
+    number stays valid until the batch, cache or codec is closed."""
+    if isinstance(batch, PagedStep):
+        return _bind_step(batch)
     handles, cache = batch.cache._handles, batch.cache
-    with handles.exclusive() as handle:
+    with handles.exclusive():
         if not batch._handle.value:
             raise InvalidState("batch: is closed")
         if handles.ops is None:
-            handles.ops = Ops(handle, [cache._shape(i) for i in range(len(cache.config.layers))])
+            handles.ops = Ops(handles, [cache._shape(i) for i in range(len(cache.config.layers))])
         number = handles.ops.bind(batch._handle)
         bound = batch._bound and batch._bound()
         if bound is None:
             bound = Bound(batch, number)
             batch._bound = weakref.ref(bound)
     return bound
+
+
+def _bind_step(step):
+    codec, handles = step._codec, step._codec._handles
+    with handles.exclusive():
+        if handles.ops is None:
+            handles.ops = Ops(handles, [codec._shapes[i] for i in range(len(codec.config.layers))])
+        if step._number is None:
+            step._number = handles.ops.bind_step(step)
+            step._tell_operators()
+    return BoundStep(step, step._number)
 
 
 def merge(outs, lses):
@@ -116,10 +167,10 @@ def _refuse_gradients(**tensors):
 
 # ---- fake kernels: shapes and types of results, for compilers ----
 
-def _shape(batch, layer):
-    shapes = shapes_of.get(batch)
+def _shape(number, layer, what="batch"):
+    shapes = shapes_of.get(number)
     if shapes is None:
-        raise RuntimeError(f"TQ_ERROR_INVALID_STATE: batch = {batch}: is closed, or was never bound "
+        raise RuntimeError(f"TQ_ERROR_INVALID_STATE: {what} = {number}: is closed, or was never bound "
                            "(tqkv.torch.bind)")
     if not 0 <= layer < len(shapes):
         raise RuntimeError(f"TQ_ERROR_INVALID_ARGUMENT: layer = {layer}: must be 0 .. {len(shapes) - 1}")
@@ -133,28 +184,52 @@ def _expect(name, tensor, dtype, *extents):
                            f"expected [rows, {', '.join(map(str, extents))}] of {dtype}")
 
 
-@torch.library.register_fake("tqkv::append")
-def _append(state, batch, layer, k, v):
-    shape, dtype = _shape(batch, layer)
+def _fake_append(shape, dtype, k, v):
     _expect("k", k, dtype, shape.num_kv_heads, shape.head_dim)
     _expect("v", v, dtype, shape.num_kv_heads, shape.value_dim)
 
 
-@torch.library.register_fake("tqkv::attend")
-def _attend(state, batch, layer, q, *, out_dtype=None, **options):
-    shape, dtype = _shape(batch, layer)
+def _fake_attend(shape, dtype, q, out_dtype):
     _expect("q", q, dtype, shape.num_q_heads, shape.head_dim)
     return (q.new_empty(q.shape[0], shape.num_q_heads, shape.value_dim, dtype=out_dtype or dtype),
             q.new_empty(q.shape[0], shape.num_q_heads, dtype=torch.float32))
 
 
-@torch.library.register_fake("tqkv::attend_out")
-def _attend_out(state, batch, layer, q, out, lse=None, **options):
-    shape, dtype = _shape(batch, layer)
+def _fake_attend_out(shape, dtype, q, out, lse):
     _expect("q", q, dtype, shape.num_q_heads, shape.head_dim)
     _expect("out", out, out.dtype, shape.num_q_heads, shape.value_dim)
     if lse is not None:
         _expect("lse", lse, torch.float32, shape.num_q_heads)
+
+
+@torch.library.register_fake("tqkv::append")
+def _append(state, batch, layer, k, v):
+    _fake_append(*_shape(batch, layer), k, v)
+
+
+@torch.library.register_fake("tqkv::attend")
+def _attend(state, batch, layer, q, *, out_dtype=None, **options):
+    return _fake_attend(*_shape(batch, layer), q, out_dtype)
+
+
+@torch.library.register_fake("tqkv::attend_out")
+def _attend_out(state, batch, layer, q, out, lse=None, **options):
+    _fake_attend_out(*_shape(batch, layer), q, out, lse)
+
+
+@torch.library.register_fake("tqkv::paged_append")
+def _paged_append(blocks, step, layer, k, v):
+    _fake_append(*_shape(step, layer, "step"), k, v)
+
+
+@torch.library.register_fake("tqkv::paged_attend")
+def _paged_attend(blocks, step, layer, q, *, out_dtype=None, **options):
+    return _fake_attend(*_shape(step, layer, "step"), q, out_dtype)
+
+
+@torch.library.register_fake("tqkv::paged_attend_out")
+def _paged_attend_out(blocks, step, layer, q, out, lse=None, **options):
+    _fake_attend_out(*_shape(step, layer, "step"), q, out, lse)
 
 
 @torch.library.register_fake("tqkv::merge")

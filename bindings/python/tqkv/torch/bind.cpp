@@ -6,6 +6,7 @@
 #include "bound.h"
 
 using tq::torch_ops::BoundCache;
+using tq::torch_ops::BoundStep;
 using tq::torch_ops::Functions;
 using tq::torch_ops::LayerShape;
 using tq::torch_ops::registry;
@@ -18,11 +19,12 @@ using Lock = std::unique_lock<std::shared_mutex>;
 // functions: addresses in the order of Functions.
 TQKV_TORCH_API void tqkv_torch_open(const Functions* functions) { tq::torch_ops::library = *functions; }
 
-// layers: [num_layers], copied. Returns the cache's number.
-TQKV_TORCH_API int64_t tqkv_torch_bind_cache(tq_cache* cache, int32_t device_type, int32_t device_id,
-                                             int32_t dtype, const LayerShape* layers, int32_t num_layers) {
+// A cache or a codec, the other one NULL. layers: [num_layers], copied. Returns its number.
+TQKV_TORCH_API int64_t tqkv_torch_bind_cache(tq_cache* cache, tq_codec* codec, int32_t device_type,
+                                             int32_t device_id, int32_t dtype, const LayerShape* layers,
+                                             int32_t num_layers) {
   auto bound = std::make_shared<BoundCache>();
-  bound->cache = cache, bound->device_type = device_type, bound->device_id = device_id;
+  bound->cache = cache, bound->codec = codec, bound->device_type = device_type, bound->device_id = device_id;
   bound->dtype = dtype;
   bound->layers.assign(layers, layers + num_layers);
   Lock lock(registry.mutex);
@@ -49,6 +51,24 @@ TQKV_TORCH_API int64_t tqkv_torch_bind_batch(int64_t cache, tq_batch* batch) {
 TQKV_TORCH_API void tqkv_torch_unbind_batch(int64_t batch) {
   Lock lock(registry.mutex);
   registry.batches.erase(batch);
+}
+
+TQKV_TORCH_API int64_t tqkv_torch_bind_step(int64_t codec) {
+  Lock lock(registry.mutex);
+  registry.steps[++registry.last_number].codec = registry.caches.at(codec);
+  return registry.last_number;
+}
+// What the step's last plan was made of. step is copied; its arrays and the workspace must live as long as
+// operators are called.
+TQKV_TORCH_API void tqkv_torch_set_step(int64_t number, const tq_paged_step* step, void* workspace,
+                                        size_t workspace_bytes) {
+  Lock lock(registry.mutex);
+  BoundStep& bound = registry.steps.at(number);
+  bound.step = *step, bound.workspace = workspace, bound.workspace_bytes = workspace_bytes;
+}
+TQKV_TORCH_API void tqkv_torch_unbind_step(int64_t number) {
+  Lock lock(registry.mutex);
+  registry.steps.erase(number);
 }
 
 // The arguments behind turn are what Python gives to __exit__.

@@ -32,6 +32,9 @@ struct Functions {
   decltype(&tq_cache_attend) attend;
   decltype(&tq_merge_states) merge;
   decltype(&tq_cache_read) read;
+  decltype(&tq_codec_page_layout) page_layout;
+  decltype(&tq_paged_append) paged_append;
+  decltype(&tq_paged_attend) paged_attend;
 };
 inline Functions library;
 
@@ -61,8 +64,10 @@ class Turn {
   std::atomic<std::thread::id> owner_{};
 };
 
+// A cache, or a codec.
 struct BoundCache {
   tq_cache* cache = nullptr;
+  tq_codec* codec = nullptr;
   int32_t device_type = 0, device_id = 0, dtype = 0;
   std::vector<LayerShape> layers;
   Turn turn;
@@ -72,19 +77,29 @@ struct BoundBatch {
   tq_batch* batch = nullptr;
 };
 
+// A step of a codec, as it was planned last: workspace NULL if never.
+struct BoundStep {
+  std::shared_ptr<BoundCache> codec;
+  tq_paged_step step = {};
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+};
+
 // Numbers are never given twice.
 struct Registry {
   std::shared_mutex mutex;
   std::unordered_map<int64_t, std::shared_ptr<BoundCache>> caches;
   std::unordered_map<int64_t, BoundBatch> batches;
+  std::unordered_map<int64_t, BoundStep> steps;
   int64_t last_number = 0;
 };
 inline Registry registry;
 
-inline BoundBatch find_batch(int64_t number) {
+template <typename Bound>
+Bound find(const std::unordered_map<int64_t, Bound>& all, int64_t number) {
   std::shared_lock<std::shared_mutex> lock(registry.mutex);
-  const auto found = registry.batches.find(number);
-  return found == registry.batches.end() ? BoundBatch() : found->second;
+  const auto found = all.find(number);
+  return found == all.end() ? Bound() : found->second;
 }
 
 [[noreturn]] inline void refuse(const std::string& text) {

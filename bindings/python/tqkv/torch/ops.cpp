@@ -4,31 +4,24 @@
 //
 // `state` is a tensor without a content: append is declared to change it and the others take it, so a
 // compiler keeps their order and drops no append. Work goes to torch's current stream.
-#include <stdio.h>
-
-#include <cmath>
 #include <mutex>
-#include <optional>
 #include <tuple>
 
-#include "tensors.h"
+#include "arguments.h"
 
 namespace tq {
 namespace torch_ops {
 namespace {
 
-using Optional = std::optional<Tensor>;
-using Dtype = std::optional<ScalarType>;
-
 // A bound batch with its cache's turn, as long as the call lasts.
 class Call {
  public:
-  explicit Call(int64_t number) : bound_(find_batch(number)) {
+  explicit Call(int64_t number) : bound_(find(registry.batches, number)) {
     if (bound_.cache != nullptr) {
       if (bound_.cache->turn.is_mine())
         refuse_state("cache: busy: this thread is in the middle of another call on it");
       turn_ = std::unique_lock<Turn>(bound_.cache->turn);
-      bound_.batch = find_batch(number).batch;  // it may have been closed while this call waited
+      bound_.batch = find(registry.batches, number).batch;  // it may have been closed while this call waited
     }
     if (bound_.batch == nullptr)
       refuse_state("batch = " + std::to_string(number) + ": is closed, or was never bound (tqkv.torch.bind)");
@@ -43,13 +36,8 @@ class Call {
     check(library.batch_rows(batch(), &new_tokens, &query_tokens, &in_force));
     planned = in_force != 0;
   }
-  // All zero for a layer that there is not: the library refuses it, with its own text.
-  LayerShape shape(int64_t layer) const {
-    const auto& layers = cache().layers;
-    if (layer < INT32_MIN || layer > INT32_MAX)
-      refuse("layer = " + std::to_string(layer) + ": does not fit 32 bits");
-    return layer >= 0 && layer < static_cast<int64_t>(layers.size()) ? layers[static_cast<size_t>(layer)]
-                                                                     : LayerShape();
+  Rows rows(int64_t layer, int64_t tokens, const char* meaning) const {
+    return {cache(), shape_of(cache(), layer), tokens, planned, meaning};
   }
 
   int64_t new_tokens = 0, query_tokens = 0;
@@ -61,75 +49,12 @@ class Call {
   std::unique_lock<Turn> turn_;  // goes first
 };
 
-constexpr const char *kKeyRows = "[new tokens][num_kv_heads][head_dim]",
-                     *kValueRows = "[new tokens][num_kv_heads][value_dim]",
-                     *kQueryRows = "[query tokens][num_q_heads][head_dim]",
-                     *kOutRows = "[query tokens][num_q_heads][value_dim]";
-
 void append(const Tensor&, int64_t batch, int64_t layer, const Tensor& k, const Tensor& v) {
   Call call(batch);
   call.ask_rows();
-  const LayerShape shape = call.shape(layer);
-  tq_tensor_layout layout = {};
-  layout.struct_size = sizeof layout;
-  if (call.planned && shape.q_heads > 0) {  // otherwise the library refuses, with its own text
-    const BoundCache& cache = call.cache();
-    const Strides key = rows(k, "k", {call.new_tokens, shape.kv_heads, shape.head_dim}, kKeyRows,
-                             call.device(), cache.dtype),
-                  value = rows(v, "v", {call.new_tokens, shape.kv_heads, shape.value_dim}, kValueRows,
-                               call.device(), cache.dtype);
-    layout.key_token_stride = key.token, layout.key_head_stride = key.head;
-    layout.value_token_stride = value.token, layout.value_head_stride = value.head;
-  }
+  const tq_tensor_layout layout = append_layout(call.rows(layer, call.new_tokens, "new tokens"), k, v);
   check(library.append(call.cache().cache, static_cast<int32_t>(layer), call.batch(), k.data_ptr(),
                        v.data_ptr(), &layout, call.stream));
-}
-
-// What attend takes beside q: see tq_attend_params.
-struct Options {
-  std::optional<ScalarType> out_dtype;
-  double softmax_scale, logit_softcap;
-  int64_t sliding_window;
-  bool history_only;
-  const Optional &sink_logits, &visible_begin, &visible_end, &tree_mask, &alibi_slopes;
-};
-
-float narrowed(const char* name, double value) {
-  if (std::isfinite(value) && std::isinf(static_cast<float>(value))) {
-    char text[32];
-    snprintf(text, sizeof text, "%g", value);
-    refuse(std::string(name) + " = " + text + ": does not fit float32");
-  }
-  return static_cast<float>(value);
-}
-
-// Arrays that say something of heads or of query tokens, into params.
-void pass_masks(const Options& options, const Call& call, LayerShape shape, tq_attend_params& params) {
-  const int64_t tokens = call.query_tokens;
-  const auto per_head = [&](const Optional& slopes, const char* name) {
-    return slopes ? static_cast<const float*>(dense(*slopes, name, {shape.q_heads}, "[num_q_heads]",
-                                                    call.device(), ScalarType::Float))
-                  : nullptr;
-  };
-  const auto range = [&](const Optional& bound, const char* name) {
-    return bound ? static_cast<const int32_t*>(
-                       dense(*bound, name, {tokens}, "[query tokens]", call.device(), ScalarType::Int))
-                 : nullptr;
-  };
-  params.sink_logits = per_head(options.sink_logits, "sink_logits");
-  params.alibi_slopes = per_head(options.alibi_slopes, "alibi_slopes");
-  params.visible_begin = range(options.visible_begin, "visible_begin");
-  params.visible_end = range(options.visible_end, "visible_end");
-  if (options.tree_mask) {
-    const Tensor& mask = *options.tree_mask;
-    const int64_t words = mask.dim() == 2 ? mask.size(1) : 1;
-    const std::vector<int64_t> wanted =
-        mask.dim() == 2 ? std::vector<int64_t>{tokens, words} : std::vector<int64_t>{tokens};
-    const ScalarType type = mask.scalar_type() == ScalarType::UInt64 ? ScalarType::UInt64 : ScalarType::Long;
-    params.tree_mask = static_cast<const uint64_t*>(
-        dense(mask, "tree_mask", wanted, "[query tokens][words]", call.device(), type));
-    params.tree_words = static_cast<int32_t>(words);
-  }
 }
 
 // out is made where it is not given; lse where it is asked for and not given.
@@ -137,58 +62,23 @@ void attend_into(int64_t batch, int64_t layer, const Tensor& q, const Options& o
                  Optional& lse, bool makes) {
   Call call(batch);
   call.ask_rows();
-  const LayerShape shape = call.shape(layer);
-  const BoundCache& cache = call.cache();
-  tq_attend_params params = {};
-  params.struct_size = sizeof params;
-  params.softmax_scale = narrowed("softmax_scale", options.softmax_scale);
-  params.logit_softcap = narrowed("logit_softcap", options.logit_softcap);
-  params.sliding_window = options.sliding_window;
-  params.history_only = options.history_only;
-  params.out_dtype = options.out_dtype ? library_dtype(*options.out_dtype, "out_dtype")
-                     : out             ? library_dtype(out->scalar_type(), "out")
-                                       : cache.dtype;
-  if (call.planned && shape.q_heads > 0) {  // otherwise the library refuses, with its own text
-    const std::vector<int64_t> wanted = {call.query_tokens, shape.q_heads, shape.value_dim};
-    const Strides query = rows(q, "q", {call.query_tokens, shape.q_heads, shape.head_dim}, kQueryRows,
-                               call.device(), cache.dtype);
-    if (makes) out = empty(wanted, scalar_type(params.out_dtype), call.device());
-    if (makes) lse = empty({wanted[0], wanted[1]}, ScalarType::Float, call.device());
-    const Strides written = rows(*out, "out", wanted, kOutRows, call.device(), params.out_dtype);
-    if (lse)
-      dense(*lse, "lse", {wanted[0], wanted[1]}, "[query tokens][num_q_heads]", call.device(),
-            ScalarType::Float);
-    params.q_token_stride = query.token, params.q_head_stride = query.head;
-    params.out_token_stride = written.token, params.out_head_stride = written.head;
-    pass_masks(options, call, shape, params);
-  }
-  check(library.attend(cache.cache, static_cast<int32_t>(layer), call.batch(), q.data_ptr(),
-                       out ? out->data_ptr() : nullptr, lse ? static_cast<float*>(lse->data_ptr()) : nullptr,
-                       &params, nullptr, 0, call.stream));
+  const Rows rows = call.rows(layer, call.query_tokens, "query tokens");
+  const tq_attend_params params = attend_params(rows, q, options, out, lse, makes);
+  check(library.attend(call.cache().cache, static_cast<int32_t>(layer), call.batch(), q.data_ptr(),
+                       address(out), static_cast<float*>(address(lse)), &params, nullptr, 0, call.stream));
 }
-
-#define TQ_OPTIONS                                                                             \
-  double softmax_scale, double logit_softcap, int64_t sliding_window, bool history_only,       \
-      const Optional &sink_logits, const Optional &visible_begin, const Optional &visible_end, \
-      const Optional &tree_mask, const Optional &alibi_slopes
 
 std::tuple<Tensor, Tensor> attend(const Tensor&, int64_t batch, int64_t layer, const Tensor& q,
                                   Dtype out_dtype, TQ_OPTIONS) {
   Optional out, lse;
-  attend_into(batch, layer, q,
-              {out_dtype, softmax_scale, logit_softcap, sliding_window, history_only, sink_logits,
-               visible_begin, visible_end, tree_mask, alibi_slopes},
-              out, lse, true);
+  attend_into(batch, layer, q, {out_dtype, TQ_OPTIONS_GIVEN}, out, lse, true);
   return {*out, *lse};
 }
 
 void attend_out(const Tensor&, int64_t batch, int64_t layer, const Tensor& q, const Tensor& out,
                 const Optional& lse, TQ_OPTIONS) {
   Optional into = out, sums = lse;
-  attend_into(batch, layer, q,
-              {std::nullopt, softmax_scale, logit_softcap, sliding_window, history_only, sink_logits,
-               visible_begin, visible_end, tree_mask, alibi_slopes},
-              into, sums, false);
+  attend_into(batch, layer, q, {std::nullopt, TQ_OPTIONS_GIVEN}, into, sums, false);
 }
 
 std::tuple<Tensor, Tensor> merge(const std::vector<Tensor>& outs, const std::vector<Tensor>& lses) {
@@ -222,7 +112,7 @@ std::tuple<Tensor, Tensor> merge(const std::vector<Tensor>& outs, const std::vec
 std::tuple<Tensor, Tensor> read(const Tensor&, int64_t batch, int64_t layer, int64_t sequence, int64_t first,
                                 int64_t count) {
   Call call(batch);
-  const LayerShape shape = call.shape(layer);
+  const LayerShape shape = shape_of(call.cache(), layer);
   const auto read_into = [&](void* k, void* v) {
     check(library.read(call.cache().cache, static_cast<int32_t>(layer), sequence, first, count, k, v, nullptr,
                        call.stream));
@@ -242,11 +132,6 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("merge", TORCH_BOX(&merge));
   m.impl("read", TORCH_BOX(&read));
 }
-
-#define TQ_OPTIONS_SCHEMA                                                                                    \
-  "float softmax_scale=0.0, float logit_softcap=0.0, int sliding_window=0, bool history_only=False, "        \
-  "Tensor? sink_logits=None, Tensor? visible_begin=None, Tensor? visible_end=None, Tensor? tree_mask=None, " \
-  "Tensor? alibi_slopes=None"
 
 }  // namespace
 }  // namespace torch_ops

@@ -36,6 +36,7 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     case ScalarType::UInt64: return "uint64";
+    case ScalarType::Byte: return "uint8";
     default: return "other";
   }
 }
