@@ -16,7 +16,8 @@ tq_needs_tool='header:CLI/CLI.hpp=libcli11-dev header:nlohmann/json.hpp=nlohmann
 tq_needs_tests='header:gtest/gtest.h=libgtest-dev header:benchmark/benchmark.h=libbenchmark-dev
   cmd:pkg-config=pkg-config cmd:python3=python3 py:ensurepip=python3-venv'
 tq_needs_lint='cmd:clang++=clang cmd:clang-format=clang-format cmd:clang-tidy=clang-tidy cmd:readelf=binutils
-  cmd:abidw=abigail-tools cmd:dpkg-gencontrol=dpkg-dev cmd:lintian=lintian cmd:debootstrap=debootstrap'
+  fuzzer:clang++=libclang-rt-14-dev cmd:abidw=abigail-tools cmd:dpkg-gencontrol=dpkg-dev
+  cmd:lintian=lintian cmd:debootstrap=debootstrap'
 
 tq_has() { # tq_has probe
   local kind=${1%%:*} what=${1#*:} name
@@ -24,6 +25,10 @@ tq_has() { # tq_has probe
     cmd) for name in ${what//|/ }; do command -v "$name" >/dev/null 2>&1 && return 0; done; return 1 ;;
     header)
       command -v g++ >/dev/null 2>&1 && echo "#include <$what>" | g++ -std=c++17 -E -x c++ - >/dev/null 2>&1
+      ;;
+    fuzzer)
+      echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
+        "$what" -fsanitize=fuzzer,address -x c++ - -o /dev/null >/dev/null 2>&1
       ;;
     py) command -v python3 >/dev/null 2>&1 && python3 -c "import $what" >/dev/null 2>&1 ;;
   esac

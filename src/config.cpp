@@ -171,7 +171,8 @@ void resolve_raw_tokens(tq_cache_config& c, ReasonList& reasons) {
   else if (c.max_raw_tokens > static_cast<int64_t>(INT_MAX) * format::kTileTokens)
     reasons.add(kBad, "max_raw_tokens = %lld: must fit 2^31 - 1 pages of %d tokens", ll(c.max_raw_tokens),
                 format::kTileTokens);
-  c.max_raw_tokens = whole_raw_pages(c.max_raw_tokens);
+  else
+    c.max_raw_tokens = whole_raw_pages(c.max_raw_tokens);
 }
 
 void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {

@@ -38,6 +38,20 @@ class LayerReasons {
   int32_t wrong_ = 0, last_ = -1;
 };
 
+// Element of the caller's array. The first one's struct_size says where the others lie; a larger one further
+// on would have us read behind the array's end.
+tq_layer_config read_layer(const tq_layer_config* layers, int32_t layer) {
+  char name[32];
+  snprintf(name, sizeof name, "layers[%d]", layer);
+  uint32_t size;
+  const char* at = reinterpret_cast<const char*>(layers) + static_cast<size_t>(layer) * layers->struct_size;
+  memcpy(&size, at, sizeof size);
+  TQ_CHECK(size == layers->struct_size, Status::kInvalidArgument,
+           "%s.struct_size = %u: that of layers[0] is %u, and all must be alike", name, size,
+           layers->struct_size);
+  return read_struct(reinterpret_cast<const tq_layer_config*>(at), name);
+}
+
 // The layer's own value, else the cache's. A field's range is the caller's affair.
 int32_t own_or(int32_t own, int32_t common) { return own != 0 ? own : common; }
 
@@ -112,12 +126,12 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
 // `full` becomes the layer it shares, with its own query heads and window.
 void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vector<tq_layer_config>& before,
                      tq_layer_config& full, LayerReasons& reasons) {
-  const int32_t source = own.shares_layer - 1;
-  if (own.shares_layer < 0 || source >= layer) {
+  if (own.shares_layer < 0 || own.shares_layer > layer) {
     reasons.add(layer, "layers[%d].shares_layer = %d: must be 0 (none) or 1 + the index of an earlier layer",
                 layer, own.shares_layer);
     return;
   }
+  const int32_t source = own.shares_layer - 1;
   const tq_layer_config& from = before[static_cast<size_t>(source)];
   if (from.shares_layer != 0) {
     reasons.add(layer, "layers[%d].shares_layer = %d: layer %d shares another's tokens itself", layer,
@@ -151,16 +165,11 @@ format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
 void ResolvedConfig::resolve_layers(ReasonList& reasons) {
   LayerReasons layer_reasons(reasons);
   const tq_layer_config* caller = config_.layers;
-  const char* bytes = reinterpret_cast<const char*>(caller);
   for (int32_t i = 0; i < static_cast<int32_t>(key_bits_.size()); i++) {
     tq_layer_config own = {};
     if (caller) {
-      char name[32];
-      snprintf(name, sizeof name, "layers[%d]", i);
       try {
-        own = read_struct(
-            reinterpret_cast<const tq_layer_config*>(bytes + static_cast<size_t>(i) * caller->struct_size),
-            name);
+        own = read_layer(caller, i);
       } catch (const Error& error) {  // where the others lie is not known
         reasons.add(error.status(), "%s", error.what());
         break;

@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 
 all_suites="tidy format header unit conformance golden reference capi contract python validate rust go layout
   model incidents traffic oom cli models hf eval distributed torch testlm symbols abi install deb examples
-  readme bench cuda-compile emulate asan tsan clang-tidy"
+  readme bench cuda-compile emulate asan tsan fuzz clang-tidy"
 chosen="" refused=""
 limit=1500 # seconds that one program may run
 for argument in "$@"; do

@@ -351,6 +351,17 @@ suite_tsan() {
     '--gtest_filter=*ThreadPool*:*Invariance*'
 }
 
+about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then 8 s of search in each target"; }
+suite_fuzz() {
+  tq_has fuzzer:clang++ || { skip fuzz "clang++ -fsanitize=fuzzer does not link"; return; }
+  need_build fuzz fuzz --target=fuzz_programs || return
+  local seconds=8
+  [ -z "${TQKV_TEST_QUICK:-}" ] || seconds=0
+  [ -z "${TQKV_TEST_LONG:-}" ] || seconds=60
+  run_tap "fuzz targets" python3 tests/fuzz/run.py --seconds "$seconds"
+  grep ' executions in ' "$out/fuzz_targets.log" | sed 's/^ok - /   | /'
+}
+
 # One source, as a line of TAP.
 tidied() {
   local text

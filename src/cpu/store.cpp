@@ -23,7 +23,7 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       key(head_dim, key_code, Kind::kKey, key_book),
       value(value_dim, value_code, Kind::kValue, value_book),
       tile(g.tile(layer)),
-      codes{nullptr, g.page_bytes(layer), g.group_page_bytes(group, layer)},
+      codes{nullptr, g.page_bytes(layer), 0},
       exact{nullptr, 0, 0},
       head_bytes(static_cast<int64_t>(g.tiles_per_page()) * tile.tile_bytes()),
       raw_value_offset(g.raw_value_offset(layer)),
@@ -34,7 +34,7 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       value_centre(nullptr),
       has_key_centre(false),
       has_value_centre(false) {
-  if (g.has_exact()) exact = {nullptr, g.raw_page_bytes(layer), g.group_page_bytes(g.raw_group, layer)};
+  if (g.has_exact()) exact = {nullptr, g.raw_page_bytes(layer), 0};
 }
 
 int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
@@ -42,9 +42,16 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
   Tables placed;
   placed.layers = carver.take<LayerStore>(g.num_layers);
   placed.flags = carver.take<std::atomic<uint64_t>>(g.max_sequences);
+  int64_t group_bytes[kMaxPageGroups] = {};  // of the layers so far
   for (int i = 0; i < g.num_layers; i++) {
     if (!g.stores(i)) continue;
     LayerStore layer(g, i);
+    layer.codes.in_group = group_bytes[layer.group];
+    group_bytes[layer.group] += layer.codes.page_bytes;
+    if (g.has_exact()) {
+      layer.exact.in_group = group_bytes[g.raw_group];
+      group_bytes[g.raw_group] += layer.exact.page_bytes;
+    }
     const int64_t heads = layer.num_kv_heads;
     const bool hadamard = layer.rotation == format::Rotation::kHadamard;
     layer.signs = carver.take<uint64_t>(hadamard ? heads * 2 * layer.sign_words() : 0);

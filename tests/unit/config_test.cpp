@@ -184,6 +184,17 @@ TEST(Config, EveryFieldHasItsReason) {
          c.layers = with_layer([](tq_layer_config&) {});
          layers[0].struct_size = 0;
        }},
+      // A larger one further on would be read behind the array's end.
+      {"layers[1].struct_size = 16384: that of layers[0] is",
+       [&](tq_cache_config& c) {
+         c.layers = with_layer([](tq_layer_config& l) { l.struct_size = 16384; });
+       }},
+      {"layers[1].shares_layer = -2147483648: must be 0",
+       [&](tq_cache_config& c) {
+         c.layers = with_layer([](tq_layer_config& l) { l.shares_layer = INT32_MIN; });
+       }},
+      {"max_raw_tokens = 9223372036854775807: must fit 2^31 - 1 pages of 32 tokens",
+       [](tq_cache_config& c) { c.window_tokens = 8, c.max_raw_tokens = INT64_MAX; }},
       {"pool_bytes = 77: without a pool", [](tq_cache_config& c) { c.pool_bytes = 77; }},
       {"key_codebook.bits = 7:", [&](tq_cache_config& c) { c.key_codebook = with_book(7, 1, {}); }},
       {"key_codebook.bits = 2: no layer has these bits",

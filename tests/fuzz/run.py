@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the fuzz targets (built by the preset fuzz): replays each corpus, then fuzzes from it for a while.
+
+  tests/fuzz/run.py [target...] [--seconds N] [--seed N] [--ledger FILE] [--grow] [--build FOLDER]
+
+Prints "ok - " or "not ok - " for each replay and each search with its executions, which is also a JSON line
+of the ledger: commit (with "+" where the tree had changes), target, seed, seconds, executions, edges,
+findings.
+ledger.jsonl beside this file is that of long runs:
+
+  tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
+
+--grow adds to corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input
+that ends a target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a
+failure. Inputs called replay-* are slow ones and are not searched from. Standard library only.
+"""
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+MOST_BYTES = 4096  # of an input
+SLOWEST = 10  # seconds that one input may take
+GROWTH = 40  # inputs that --grow adds to a corpus at most
+
+
+def targets():
+    return sorted(os.listdir(os.path.join(HERE, "corpus")))
+
+
+def commit():
+    def git(*arguments):
+        return subprocess.run(("git",) + arguments, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return (git("rev-parse", "--short=12", "HEAD") or "none") + ("+" if git("status", "--porcelain") else "")
+
+
+class Target:
+    def __init__(self, name, build):
+        self.name = name
+        self.program = os.path.join(build, "tests", "fuzz", f"fuzz_{name}")
+        self.corpus = os.path.join(HERE, "corpus", name)
+        self.findings = os.path.join(build, "findings", name)
+        os.makedirs(self.findings, exist_ok=True)
+
+    def run(self, *arguments, seconds):
+        """(exit status, text) of the program."""
+        command = [self.program, f"-timeout={SLOWEST}", f"-max_len={MOST_BYTES}", "-rss_limit_mb=2048",
+                   f"-artifact_prefix={self.findings}/", "-print_final_stats=1", *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              errors="replace", timeout=seconds + 600)
+        return done.returncode, done.stdout
+
+    def found(self):
+        return sorted(os.listdir(self.findings))
+
+    def report(self, good, what, text):
+        print(("ok - " if good else "not ok - ") + f"{self.name}: {what}", flush=True)
+        if good:
+            return
+        lines = text.split("\n")
+        telling = [line for line in lines if re.search(r"ERROR|SUMMARY|runtime error|cpp:\d+", line)]
+        print("\n".join(telling[:12] or lines[-12:]))
+        for name in self.found():
+            print(f"{self.program} {os.path.join(self.findings, name)}")
+
+    def replay(self):
+        """Every input of the corpus, once."""
+        inputs = sorted(os.path.join(self.corpus, name) for name in os.listdir(self.corpus))
+        if not inputs:
+            self.report(False, "no corpus", self.corpus)
+            return False
+        status, text = self.run(*inputs, seconds=SLOWEST * len(inputs))
+        ran = len(re.findall(r"^Executed ", text, re.M))
+        good = status == 0 and ran == len(inputs)
+        self.report(good, f"{ran} inputs of the corpus again", text)
+        return good
+
+    def search(self, seconds, seed, ledger, grow):
+        before = self.found()
+        with tempfile.TemporaryDirectory() as folder:
+            work = os.path.join(folder, "corpus")
+            shutil.copytree(self.corpus, work, ignore=shutil.ignore_patterns("replay-*"))
+            start = time.time()
+            status, text = self.run(f"-max_total_time={seconds}", f"-seed={seed}", work, seconds=seconds)
+            took = time.time() - start
+            count = re.search(r"number_of_executed_units: *(\d+)", text)
+            executions = int(count.group(1)) if count else 0
+            edges = [int(x) for x in re.findall(r" cov: (\d+)", text)]
+            found = [name for name in self.found() if name not in before]
+            line = {"commit": commit(), "target": self.name, "seed": seed, "seconds": round(took),
+                    "executions": executions, "edges": edges[-1] if edges else 0, "findings": found}
+            with open(ledger, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            good = status == 0 and executions > 0 and not found
+            what = f"{executions} executions in {took:.0f} s, seed {seed}, {line['edges']} edges"
+            self.report(good, what, text)
+            if grow and good:
+                self.grow(work, folder)
+        return good
+
+    def grow(self, work, folder):
+        chosen = os.path.join(folder, "chosen")
+        shutil.copytree(self.corpus, chosen)
+        status, text = self.run("-set_cover_merge=1", chosen, work, seconds=600)
+        if status != 0:
+            self.report(False, "the corpus does not grow", text)
+            return
+        new = [name for name in os.listdir(chosen) if not os.path.exists(os.path.join(self.corpus, name))]
+        for name in sorted(new, key=lambda name: os.path.getsize(os.path.join(chosen, name)))[:GROWTH]:
+            with open(os.path.join(chosen, name), "rb") as file:
+                content = file.read()
+            with open(os.path.join(self.corpus, hashlib.sha1(content).hexdigest()[:16]), "wb") as file:
+                file.write(content)
+        print(f"   {self.name}: {min(len(new), GROWTH)} inputs added of {len(new)} that reach more")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("target", nargs="*", choices=[[], *targets()], help="default: all")
+    parser.add_argument("--seconds", type=int, default=60, help="of searching in each target; default 60")
+    parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
+    parser.add_argument("--build", default=os.path.join(ROOT, "build", "fuzz"))
+    parser.add_argument("--ledger", default=None, help="default: BUILD/ledger.jsonl")
+    parser.add_argument("--grow", action="store_true")
+    options = parser.parse_args()
+    ledger = options.ledger or os.path.join(options.build, "ledger.jsonl")
+    good = True
+    for name in options.target or targets():
+        target = Target(name, options.build)
+        if not target.replay():
+            good = False
+        elif options.seconds > 0:
+            good &= target.search(options.seconds, options.seed, ledger, options.grow)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
