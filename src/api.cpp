@@ -105,6 +105,8 @@ size_t tq_struct_size(int32_t struct_id) {
     case TQ_STRUCT_ALLOCATOR: return sizeof(tq_allocator);
     case TQ_STRUCT_LAYER_CONFIG: return sizeof(tq_layer_config);
     case TQ_STRUCT_LAYER_BYTES: return sizeof(tq_layer_bytes);
+    case TQ_STRUCT_STATE: return sizeof(tq_state);
+    case TQ_STRUCT_IO: return sizeof(tq_io);
     case TQ_STRUCT_PAGES: return sizeof(tq_pages);
     case TQ_STRUCT_PAGE_LAYOUT: return sizeof(tq_page_layout);
     case TQ_STRUCT_PAGED_STEP: return sizeof(tq_paged_step);

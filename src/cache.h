@@ -13,6 +13,11 @@
 
 namespace tq {
 
+struct StatePart;
+struct PartRun;
+struct RunSlice;
+struct SavedHeader;
+class StateReader;
 class Cache;
 
 // What a plan in force covers; zeros without one.
@@ -85,6 +90,13 @@ class Cache {
   void remove_tokens(int64_t id, int64_t first, int64_t count, void* stream);
   void select_tokens(int64_t id, const int64_t* positions, int64_t count, void* stream);
   int64_t sequence_length(int64_t id) const;
+  // transfer.cpp
+  void describe(int64_t id, tq_state* state) const;
+  void export_part(int64_t id, const tq_state& state, void* memory, size_t bytes, void* stream);
+  void import_part(int64_t id, const tq_state& state, const void* memory, size_t bytes, void* stream);
+  // save.cpp
+  void save(int64_t id, const tq_io& io, void* stream);
+  int64_t load(const tq_io& io, void* stream);
   uint64_t sequence_flags(int64_t id) const;
 
   Batch* create_batch();
@@ -123,6 +135,21 @@ class Cache {
   void collect_available(const Cache& source, int32_t slot, KeptTokens* available) const;
   void move_layer(Cache& source, int32_t from, int32_t slot, int32_t layer, void* stream);
   void move_staged(Cache& source, const TileMove& move);
+  StatePart part_of_sequence(const tq_state& state, int32_t slot) const;
+  TilePlace run_place(const PartRun& run, int32_t slot, int32_t first_head, int64_t first_tile) const;
+  KeptTokens kept_of(const PartRun& run, int32_t slot, bool planned) const;
+  void put_tokens(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
+                  int32_t first_head, int64_t begin, int64_t end, uint8_t* scratch);
+  void put_slice(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
+                 int32_t first_head, uint8_t* scratch);
+  void check_memory(const tq_state& state, const void* memory, size_t bytes) const;
+  StatePart part_to_import(const tq_state& state) const;
+  void check_importable(const StatePart& part, int32_t slot) const;
+  void check_kept(const StatePart& part, int32_t slot, bool planned) const;
+  void prepare_import(const StatePart& part, int32_t slot, const char* who, void* stream);
+  void mark_imported(const StatePart& part, int32_t slot) noexcept;
+  void load_payload(StateReader& in, const SavedHeader& header, int32_t slot, uint8_t* room, uint8_t* scratch,
+                    void* stream);
   void check_stream(const void* stream) const;
   const BatchPlan& plan_in_force(const Batch& batch) const;
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,

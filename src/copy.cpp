@@ -11,47 +11,7 @@
 namespace tq {
 namespace {
 
-constexpr int64_t kStagingBytes = 4 << 20;
-
 long long ll(int64_t x) { return static_cast<long long>(x); }
-
-// Staging memory of a backend for the time of a call.
-class Staging {
- public:
-  Staging(Backend& backend, int64_t bytes)
-      : backend_(backend), bytes_(bytes), memory_(backend.take_staging(bytes)) {}
-  ~Staging() { backend_.give_staging(memory_, bytes_); }
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
-  uint8_t* get() const { return memory_; }
-
- private:
-  Backend& backend_;
-  int64_t bytes_;
-  uint8_t* memory_;
-};
-
-// Tokens of a move's tiles from `first` on alone.
-TileMove part_of(const TileMove& move, int64_t first, int64_t tiles) {
-  TileMove part = move;
-  const auto from = [first](int64_t token) {
-    return std::max<int64_t>(0, token - first * format::kTileTokens);
-  };
-  part.tiles = tiles;
-  part.head = from(move.head), part.begin = from(move.begin), part.end = from(move.end);
-  return part;
-}
-
-TilePlace place_of(const Backend& backend, const SequenceTable& table, int32_t slot, int32_t layer,
-                   const LayerPiece& piece, int32_t group) {
-  TilePlace place =
-      piece.kind == PieceKind::kCodes
-          ? backend.tiles(layer)
-          : backend.exact_tiles(layer, piece.kind == PieceKind::kExactKeys ? Kind::kKey : Kind::kValue);
-  place.pages = table.group(group).pages(slot);
-  place.first_tile = piece.first_tile;
-  return place;
-}
 
 void require_equal(int32_t layer, const char* name, int64_t target, int64_t source) {
   TQ_CHECK(target == source, Status::kIncompatible, "target: layer %d: %s = %lld, the source's is %lld",
@@ -121,11 +81,10 @@ void Cache::move_layer(Cache& source, int32_t from, int32_t slot, int32_t layer,
   for_each_piece(g, layer, arrays_.table.group(g.layers[layer].group).kept_planned(0),
                  arrays_.table.exact_planned(0), end, [&](LayerPiece& piece) {
                    TileMove& move = piece.move;
-                   const Geometry& other = source.geometry();
-                   move.source = place_of(
-                       *source.backend_, source.arrays_.table, from, layer, piece,
-                       piece.kind == PieceKind::kCodes ? other.layers[layer].group : other.raw_group);
-                   move.target = place_of(*backend_, arrays_.table, slot, layer, piece, piece.group);
+                   move.source = place_of(*source.backend_, source.geometry(), source.arrays_.table, from,
+                                          layer, piece.kind, piece.first_tile);
+                   move.target =
+                       place_of(*backend_, g, arrays_.table, slot, layer, piece.kind, piece.first_tile);
                    move.stream = stream;
                    if (direct)
                      backend_->move_tiles(move);
@@ -145,7 +104,7 @@ void Cache::move_staged(Cache& source, const TileMove& move) {
     TileMove part = part_of(move, first, std::min(room, move.tiles - first));
     TileMove in = part, out = part;
     out.source.first_tile += first;
-    out.target = TilePlace{staging.get(), 0, part.tiles * move.tile_bytes(), 0, nullptr, 0};
+    out.target = linear_place(staging.get(), part.tiles, move.tile_bytes());
     in.source = out.target;
     in.target.first_tile += first;
     (to_device ? out : in).stream = nullptr;
@@ -178,26 +137,20 @@ int64_t Cache::copy_sequence(Cache& source, int64_t id, Cache& target, void* str
   const int64_t copy = table.commit_create();
   const int32_t slot = table.find(copy, "copy");
   try {
-    table.prepare_adoption(slot, available);
+    table.prepare_import(slot, available, "target: the sequence");
   } catch (...) {
     table.commit_free(slot);
     throw;
   }
-  bool moved = false;
   try {
     for (int32_t layer = 0; layer < target.geometry().num_layers; layer++)
-      if (target.geometry().stores(layer)) {
-        target.move_layer(source, from, slot, layer, stream);
-        moved = true;
-      }
+      if (target.geometry().stores(layer)) target.move_layer(source, from, slot, layer, stream);
     const bool direct = target.config_.device() == source.config_.device();
     if (!direct && source.config_.device() == DeviceType::kCuda) source.backend_->wait(stream);
     target.backend_->set_slot(slot, source.backend_->slot_flags(from),
                               direct ? source.backend_->slot_word(from) : nullptr, own_stream);
   } catch (...) {
-    table.commit_growth();
-    for (int32_t group = 0; group < table.num_groups() && moved; group++)
-      table.group(group).leave_uncleared();
+    table.cancel_import();
     table.commit_free(slot);
     throw;
   }

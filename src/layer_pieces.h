@@ -4,7 +4,7 @@
 #pragma once
 #include <algorithm>
 
-#include "requests.h"
+#include "backend.h"
 #include "sequence_table.h"
 #include "tile_move.h"
 
@@ -15,11 +15,8 @@ enum class PieceKind : int32_t { kCodes, kExactKeys, kExactValues };
 // Tiles of one kind from `first_tile` on, without places; tokens count from the first of these tiles.
 struct LayerPiece {
   PieceKind kind;
-  int32_t group;  // whose pages have them
   int64_t first_tile;
   TileMove move;
-
-  int64_t bytes() const { return move.heads * move.tiles * move.tile_bytes(); }
 };
 
 // Runs of tiles that hold the kept tokens before `end`: visit(first_tile, tiles, head, begin, end), the last
@@ -50,21 +47,67 @@ void for_each_piece(const Geometry& g, int32_t layer, const KeptTokens& codes, c
   for (const PieceKind kind : {PieceKind::kCodes, PieceKind::kExactKeys, PieceKind::kExactValues}) {
     const bool coded = kind == PieceKind::kCodes;
     if (!coded && !g.has_exact()) continue;
-    for_each_run(
-        coded ? codes : exact, end,
-        [&](int64_t first_tile, int64_t tiles, int64_t head, int64_t from, int64_t to) {
-          LayerPiece piece = {kind, coded ? l.group : g.raw_group, first_tile, TileMove(g.tile(layer))};
-          piece.move.row_bytes =
-              coded ? 0
-                    : dtype_bytes(g.io_dtype) * (kind == PieceKind::kExactKeys ? l.head_dim : l.value_dim);
-          piece.move.heads = l.num_kv_heads;
-          piece.move.tiles = tiles;
-          piece.move.head = head;
-          piece.move.begin = from;
-          piece.move.end = to;
-          visit(piece);
-        });
+    for_each_run(coded ? codes : exact, end,
+                 [&](int64_t first_tile, int64_t tiles, int64_t head, int64_t from, int64_t to) {
+                   LayerPiece piece = {kind, first_tile, TileMove(g.tile(layer))};
+                   piece.move.row_bytes =
+                       coded ? 0
+                             : dtype_bytes(g.io_dtype) *
+                                   (kind == PieceKind::kExactKeys ? l.head_dim : l.value_dim);
+                   piece.move.heads = l.num_kv_heads;
+                   piece.move.tiles = tiles;
+                   piece.move.head = head;
+                   piece.move.begin = from;
+                   piece.move.end = to;
+                   visit(piece);
+                 });
   }
 }
+
+// Tokens of a move's tiles from `first` on alone.
+inline TileMove part_of(const TileMove& move, int64_t first, int64_t tiles) {
+  TileMove part = move;
+  const auto from = [first](int64_t token) {
+    return std::max<int64_t>(0, token - first * format::kTileTokens);
+  };
+  part.tiles = tiles;
+  part.head = from(move.head), part.begin = from(move.begin), part.end = from(move.end);
+  return part;
+}
+
+constexpr int64_t kStagingBytes = 4 << 20;
+
+// Memory of one piece: [kv head][tile].
+inline TilePlace linear_place(uint8_t* memory, int64_t tiles, int32_t tile_bytes) {
+  return TilePlace{memory, 0, tiles * tile_bytes, 0, nullptr, 0};
+}
+
+// Where tiles of a kind are in the pages of a sequence, from one of the sequence's tiles on.
+inline TilePlace place_of(const Backend& backend, const Geometry& g, const SequenceTable& table, int32_t slot,
+                          int32_t layer, PieceKind kind, int64_t first_tile) {
+  const bool coded = kind == PieceKind::kCodes;
+  TilePlace place =
+      coded ? backend.tiles(layer)
+            : backend.exact_tiles(layer, kind == PieceKind::kExactKeys ? Kind::kKey : Kind::kValue);
+  place.pages = table.group(coded ? g.layers[layer].group : g.raw_group).pages(slot);
+  place.first_tile = first_tile;
+  return place;
+}
+
+// Staging memory of a backend for the time of a call.
+class Staging {
+ public:
+  Staging(Backend& backend, int64_t bytes)
+      : backend_(backend), bytes_(bytes), memory_(backend.take_staging(bytes)) {}
+  ~Staging() { backend_.give_staging(memory_, bytes_); }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+  uint8_t* get() const { return memory_; }
+
+ private:
+  Backend& backend_;
+  int64_t bytes_;
+  uint8_t* memory_;
+};
 
 }  // namespace tq

@@ -251,24 +251,30 @@ void PageTable::prepare_growth(const Growth* growth, int32_t planned, int32_t co
   }
   // A tail that several sequences of this plan share: all but the last of them to come need a copy, if nobody
   // else holds it. So references are taken back as copies are found.
-  for (int32_t i = 0; i < planned; i++) {
-    const int64_t tail = shared_tail(changes_[i]);
-    if (tail < 0) continue;
-    const int32_t id = pages(growth[i].slot)[tail];
-    if (references_[id] == 1) continue;
-    references_[id]--;
-    copies_[num_copies_] = PageCopy{id, static_cast<int32_t>(tail)};
-    copy_owner_[num_copies_++] = i;
-  }
+  for (int32_t i = 0; i < planned; i++) find_copy(i);
   if (num_copies_ > num_free_ || num_copies_ + taken > num_free_ + num_given_) refuse_growth(taken);
   // From here on nothing fails. Entries that a row does not hold are nobody's, so they may be filled already.
+  place_copies();
+  for (int32_t i = 0; i < planned; i++) take_pages(changes_[i], &first_changed_[i]);
+}
+
+void PageTable::find_copy(int32_t index) noexcept {
+  const int64_t tail = shared_tail(changes_[index]);
+  if (tail < 0) return;
+  const int32_t id = pages(changes_[index].slot)[tail];
+  if (references_[id] == 1) return;
+  references_[id]--;
+  copies_[num_copies_] = PageCopy{id, static_cast<int32_t>(tail)};
+  copy_owner_[num_copies_++] = index;
+}
+
+void PageTable::place_copies() noexcept {
   for (int64_t i = 0; i < num_copies_; i++) {
     const int32_t owner = copy_owner_[i];
     const int64_t tail = copies_[i].target;
     copies_[i].target = row_pages(changes_[owner].slot)[tail] = next_page();
     first_changed_[owner] = std::min(first_changed_[owner], tail);
   }
-  for (int32_t i = 0; i < planned; i++) take_pages(changes_[i], &first_changed_[i]);
 }
 
 void PageTable::take_pages(const Change& change, int64_t* first_changed) noexcept {
@@ -282,23 +288,32 @@ void PageTable::take_pages(const Change& change, int64_t* first_changed) noexcep
   });
 }
 
-void PageTable::prepare_adoption(int32_t slot, const KeptTokens& available) {
-  assert(num_given_ == 0 && num_changes_ == 0 && rows_[slot].kept.end == 0);
-  KeptTokens to = grown(KeptTokens{}, available.end, 0);
-  to.sink_end = std::min(to.sink_end, available.sink_end);
-  to.first = std::max(to.first, available.first);
-  changes_[0] = Change{slot, KeptTokens{}, joined(to)};
+void PageTable::prepare_import(int32_t slot, const KeptTokens& available, const char* who) {
+  assert(num_given_ == 0 && num_changes_ == 0 && available.end >= rows_[slot].kept.end);
+  const Row& row = rows_[slot];
+  KeptTokens to = grown(row.kept, available.end - row.kept.end, 0);
+  to.sink_end = std::max(row.kept.sink_end, std::min(to.sink_end, available.sink_end));
+  if (available.first > row.kept.end) to.first = std::max(to.first, available.first);
+  changes_[0] = Change{slot, row.kept, joined(to)};
+  first_changed_[0] = row.shown_pages;
   num_changes_ = 1;
   num_planned_ = 0;  // no plan shows it
   int64_t taken = 0;
   for_each_taken(changes_[0], [&](int64_t) { taken++; });
+  for_each_given(changes_[0], [&](int64_t page) {
+    const int32_t id = pages(slot)[page];
+    if (--references_[id] == 0) given_[num_given_++] = id;
+  });
+  find_copy(0);
+  taken += num_copies_;
+  // Tokens come before the commit, so nothing that is given back may be taken.
   if (taken > num_free_) {
     restore_references();
-    throw Error(Status::kCapacity,
-                "target: the sequence needs %lld pages of %d %stokens, %lld of %lld are free", ll(taken),
-                limits_.group.page_size, limits_.group.layer < 0 ? "exact " : "", ll(num_free_),
+    throw Error(Status::kCapacity, "%s needs %lld pages of %d %stokens, %lld of %lld are free", who,
+                ll(taken), limits_.group.page_size, limits_.group.exact ? "exact " : "", ll(num_free_),
                 ll(limits_.group.num_pages));
   }
+  place_copies();
   take_pages(changes_[0], &first_changed_[0]);
 }
 
@@ -309,7 +324,8 @@ void PageTable::commit_growth() noexcept {
     Row& row = rows_[change.slot];
     for_each_taken(change, [&](int64_t page) { references_[pages(change.slot)[page]] = 1; });
     row.kept = change.to;
-    if (i < num_planned_) row.shown_pages = pages_for(change.to.end);
+    row.shown_pages =
+        i < num_planned_ ? pages_for(change.to.end) : std::min(row.shown_pages, first_changed_[i]);
   }
   num_free_ -= num_taken_free_;
   num_given_ -= num_taken_given_;
@@ -325,6 +341,12 @@ void PageTable::cancel_growth() noexcept {
     row_pages(change.slot)[shared_tail(change)] = copies_[i].source;
   }
   restore_references();
+}
+
+void PageTable::cancel_import() noexcept {
+  const int64_t taken = num_taken_free_;
+  cancel_growth();
+  for (int64_t i = 0; i < taken; i++) given_[num_given_++] = free_[num_free_ - 1 - i];
 }
 
 // ---- for tests ----

@@ -74,13 +74,15 @@ class PageTable {
   // what it needed. A shared page that would be written is replaced by a new one and listed in copies(). Then
   // either commit_growth or cancel_growth.
   void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
-  // The growth of an empty sequence that no plan has and that gets its tokens from elsewhere: it keeps those
-  // that are available there, as far as it would keep them. CAPACITY names `target`.
-  void prepare_adoption(int32_t slot, const KeptTokens& available);
+  // The growth of a sequence to available.end by tokens from elsewhere, which no plan shows: it keeps those
+  // that are available there, as far as it would keep them. CAPACITY begins with `who`.
+  void prepare_import(int32_t slot, const KeptTokens& available, const char* who);
   const PageCopy* copies() const { return copies_; }
   int64_t num_copies() const { return num_copies_; }
   void commit_growth() noexcept;
   void cancel_growth() noexcept;
+  // The same of prepare_import, whose pages may hold tokens by now: they are to be cleared.
+  void cancel_import() noexcept;
   // The sequence as it will be; pages() is already the planned row.
   const KeptTokens& kept_planned(int32_t index) const { return changes_[index].to; }
   // Free pages that hold old tokens: what the last growth gave back and did not take. To be cleared, or not,
@@ -151,6 +153,9 @@ class PageTable {
   void restore_references() noexcept;
   [[noreturn]] void refuse_growth(int64_t taken);
   int32_t next_page() noexcept;
+  // Lists the copy that a prepared change needs; its target is the entry, until place_copies takes pages.
+  void find_copy(int32_t index) noexcept;
+  void place_copies() noexcept;
   // Fills the row of a prepared change; first_changed becomes the lowest entry that changes, if that is less.
   void take_pages(const Change& change, int64_t* first_changed) noexcept;
 

@@ -148,19 +148,19 @@ void SequenceTable::prepare_growth(const Growth* growth, int32_t planned, int32_
   num_growth_ = planned;
 }
 
-void SequenceTable::prepare_adoption(int32_t slot, const KeptTokens* available) {
-  const int64_t length = available[0].end;
-  TQ_CHECK(length <= max_sequence_tokens_, Status::kCapacity,
-           "target: max_sequence_tokens = %lld, the sequence has %lld tokens", ll(max_sequence_tokens_),
-           ll(length));
+void SequenceTable::prepare_import(int32_t slot, const KeptTokens* available, const char* who) {
+  const int64_t end = available[0].end;
+  TQ_CHECK(end <= max_sequence_tokens_, Status::kCapacity,
+           "%s would have %lld tokens: max_sequence_tokens = %lld", who, ll(end), ll(max_sequence_tokens_));
   int32_t prepared = 0;
   try {
-    for (; prepared < num_groups_; prepared++) groups_[prepared].prepare_adoption(slot, available[prepared]);
+    for (; prepared < num_groups_; prepared++)
+      groups_[prepared].prepare_import(slot, available[prepared], who);
   } catch (...) {
     for (int32_t i = 0; i < prepared; i++) groups_[i].cancel_growth();
     throw;
   }
-  growth_[0] = Growth{slot, length, 0};
+  growth_[0] = Growth{slot, end - rows_[slot].length, 0};
   num_growth_ = 1;
 }
 
@@ -175,6 +175,11 @@ void SequenceTable::commit_growth() noexcept {
 
 void SequenceTable::cancel_growth() noexcept {
   for (int32_t i = 0; i < num_groups_; i++) groups_[i].cancel_growth();
+  num_growth_ = 0;
+}
+
+void SequenceTable::cancel_import() noexcept {
+  for (int32_t i = 0; i < num_groups_; i++) groups_[i].cancel_import();
   num_growth_ = 0;
 }
 

@@ -50,9 +50,10 @@ class SequenceTable {
   // PageTable's, of all groups.
   void prepare_growth(const Growth* growth, int32_t planned, int32_t count);
   // PageTable's, of all groups: available is [num_groups], all of one length.
-  void prepare_adoption(int32_t slot, const KeptTokens* available);
+  void prepare_import(int32_t slot, const KeptTokens* available, const char* who);
   void commit_growth() noexcept;
   void cancel_growth() noexcept;
+  void cancel_import() noexcept;
   int64_t length_planned(int32_t index) const {
     return rows_[growth_[index].slot].length + growth_[index].new_tokens;
   }

@@ -26,7 +26,8 @@
   X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read) X(tq_codec_create) X(tq_codec_destroy) \
   X(tq_codec_get_config) X(tq_codec_set_centres) X(tq_codec_fingerprint) X(tq_codec_check) \
   X(tq_codec_page_layout) X(tq_paged_workspace_bytes) X(tq_paged_plan) X(tq_paged_append) X(tq_paged_attend) \
-  X(tq_paged_read) X(tq_paged_copy)
+  X(tq_paged_read) X(tq_paged_copy) X(tq_sequence_describe) X(tq_sequence_export) X(tq_sequence_import) \
+  X(tq_sequence_save) X(tq_sequence_load)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -35,7 +36,7 @@
   X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
   X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) \
   X(TQ_STRUCT_PAGES, tq_pages) X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) \
-  X(TQ_STRUCT_PAGED_STEP, tq_paged_step)
+  X(TQ_STRUCT_PAGED_STEP, tq_paged_step) X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {
@@ -210,5 +211,11 @@ static inline tq_status tqkv_codec_page_layout(const tqkv_api* api, const tq_cod
   layout->struct_size = sizeof *layout;
   return tqkv_done(api, api->tq_codec_page_layout(codec, layer, block_size, num_blocks, order, layout),
       text);
+}
+
+static inline tq_status tqkv_sequence_describe(const tqkv_api* api, const tq_cache* cache, int64_t sequence,
+    tq_state* state, char* text) {
+  state->struct_size = sizeof *state;
+  return tqkv_done(api, api->tq_sequence_describe(cache, sequence, state), text);
 }
 // clang-format on

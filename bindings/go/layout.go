@@ -36,6 +36,8 @@ func layoutStructs() []namedType {
 		{"tq_pages", reflect.TypeFor[C.tq_pages]()},
 		{"tq_page_layout", reflect.TypeFor[C.tq_page_layout]()},
 		{"tq_paged_step", reflect.TypeFor[C.tq_paged_step]()},
+		{"tq_state", reflect.TypeFor[C.tq_state]()},
+		{"tq_io", reflect.TypeFor[C.tq_io]()},
 	}
 }
 
@@ -84,6 +86,8 @@ func layoutConstants() []namedConstant {
 		{"TQ_STRUCT_ALLOCATOR", C.TQ_STRUCT_ALLOCATOR},
 		{"TQ_STRUCT_LAYER_CONFIG", C.TQ_STRUCT_LAYER_CONFIG},
 		{"TQ_STRUCT_LAYER_BYTES", C.TQ_STRUCT_LAYER_BYTES},
+		{"TQ_STRUCT_STATE", C.TQ_STRUCT_STATE},
+		{"TQ_STRUCT_IO", C.TQ_STRUCT_IO},
 		{"TQ_STRUCT_PAGES", C.TQ_STRUCT_PAGES},
 		{"TQ_STRUCT_PAGE_LAYOUT", C.TQ_STRUCT_PAGE_LAYOUT},
 		{"TQ_STRUCT_PAGED_STEP", C.TQ_STRUCT_PAGED_STEP},

@@ -106,8 +106,13 @@
  *   token must be in the range as well. Queries must be new tokens, at most 64 * tree_words of a sequence.
  *   alibi_slopes: slope * (t - p) is added to the logit of token t, after softmax_scale and logit_softcap. A
  *   slope of NaN or infinity: out and lse of the head are NaN.
- *   Pages outside every range are not read. CUDA: visible ranges run in the kernels of causal attention, so
- *   does long prefill with ALiBi; other ALiBi and every tree mask run in the kernel for any bits.
+ *   Pages outside every range are not read (but beside a token that is, up to 64 of its neighbours). CUDA:
+ *   visible ranges run in the kernels of causal attention, so does long prefill with ALiBi; other ALiBi, and
+ *   every tree mask, run in the kernel for any widths: as exact, not the same bits as without.
+ *
+ * State    A sequence travels by its codes, bit for bit: into another cache of the process
+ *   (tq_sequence_copy), as bytes in memory, by layers, tokens and kv heads (tq_sequence_export, _import), or
+ *   as a stream that says what it is and is checked as it is read (tq_sequence_save, _load): section 9.
  *
  * Limits   The caller applies RoPE before append and attend. A raw side (16 bits) of a float32 cache is
  *   float16: beyond +-65504 it saturates (TQ_NOTICED_SATURATED). Little-endian machines. CUDA: compute
@@ -186,6 +191,8 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_ALLOCATOR 8
 #define TQ_STRUCT_LAYER_CONFIG 9
 #define TQ_STRUCT_LAYER_BYTES 10
+#define TQ_STRUCT_STATE 11
+#define TQ_STRUCT_IO 12
 #define TQ_STRUCT_PAGES 13
 #define TQ_STRUCT_PAGE_LAYOUT 14
 #define TQ_STRUCT_PAGED_STEP 15
@@ -434,7 +441,7 @@ TQ_API tq_status tq_sequence_free(tq_cache *cache, tq_sequence sequence, void *s
 TQ_API tq_status tq_sequence_fork(tq_cache *cache, tq_sequence source, void *stream, tq_sequence *sequence);
 
 /* A new sequence of target with the same tokens. Codes are moved as they are, so it attends to the same bits
- * however often it moves (reading and appending is no such move: FORMAT.md 6). Exact copies, as far as target
+ * however often it moves (reading and appending is no such move: FORMAT.md 7). Exact copies, as far as target
  * keeps any, flags and what is written come along. Page sizes, windows and capacities may differ, and one
  * cache may be the CPU's; stream is the CUDA cache's (two of them: of one device, else NOT_SUPPORTED).
  * CAPACITY: of target. INCOMPATIBLE, naming the field: codes, shapes, centres, first layer or head differ, or
@@ -717,6 +724,82 @@ TQ_API tq_status tq_paged_read(const tq_codec *codec, int32_t layer, const tq_pa
  * block may be a pair's target and in another pair. */
 TQ_API tq_status tq_paged_copy(const tq_codec *codec, int32_t layer, const tq_pages *source,
                                const tq_pages *target, const int64_t *pairs, int64_t count, void *stream);
+
+/* ---- 9. State that travels ----------------------------------------------------------------------------- */
+
+/* A part of a sequence, and what there is of it. Layers and kv heads have their numbers in the whole model,
+ * so that a part means the same to every rank. tq_sequence_describe reads first_layer .. num_tokens (not
+ * io_dtype) and fills in all; pass the result on to export, and along with the bytes to import. */
+typedef struct tq_state {
+  uint32_t struct_size;
+  int32_t first_layer;     /* ignored if num_layers = 0 */
+  int32_t num_layers;      /* 0 = all of the cache */
+  int32_t first_kv_head;   /* ignored if num_kv_heads = 0 */
+  int32_t num_kv_heads;    /* 0 = all of each layer; stays 0 if the layers have different ones */
+  int32_t io_dtype;        /* of the exact copies; 0 = the part has none */
+  int64_t first_token;
+  int64_t num_tokens;      /* 0 = to the sequence's end */
+  int64_t exact_sinks;     /* tokens of the part before this one have exact copies, */
+  int64_t exact_first;     /* and those from this one on; positions in the sequence */
+  int64_t rollback_tokens; /* layers with a sliding_window: tokens in front of the last sliding_window */
+  uint64_t flags;          /* TQ_NOTICED_NONFINITE, TQ_NOTICED_SATURATED of the sequence */
+  uint64_t identity;       /* hash of what the bytes mean: codes, shapes, rotation, centres, layers, heads */
+  int64_t bytes;           /* of the part in memory */
+} tq_state;
+
+/* Completes *state (struct_size set, unused fields zero or of an earlier call).
+ * INVALID_ARGUMENT: a layer, kv head or token is not there; the text names the field. INVALID_STATE: a layer
+ * lacks tokens of the part (see Written). No synchronisation: flags may lag on CUDA. */
+TQ_API tq_status tq_sequence_describe(const tq_cache *cache, tq_sequence sequence, tq_state *state);
+
+/* Writes the part to memory of the host, whatever the cache's device: FORMAT.md 6.1. Equal states give equal
+ * bytes, wherever pages lie and however large they are. One call a layer lets transfers overlap computation.
+ *   state   as tq_sequence_describe has completed it; INVALID_STATE if the sequence has something else now
+ *   memory  bytes >= state->bytes of them, 16-byte aligned; NULL only if state->bytes is 0
+ * CUDA: in stream order; the call waits for stream, and has up to 4 MiB of pinned memory for its time. A
+ * failed call may have written to memory. CAPTURE: inside a graph. */
+TQ_API tq_status tq_sequence_export(tq_cache *cache, tq_sequence sequence, const tq_state *state,
+                                    void *memory, size_t bytes, void *stream);
+
+/* The other way: puts the part behind the tokens that its layers hold, bit for bit. The sequence grows, in
+ * all layers, by the first part that ends behind it; each layer holds the tokens once its own part has come
+ * (see Written). kv heads may come some at a time, in order, and count when all are there: so ranks merge.
+ *   state   what described the part; memory: its bytes, as for export
+ * Page sizes, windows, capacities and devices may differ; of exact copies the cache keeps what it would, and
+ * fewer where the part has fewer (TQ_NOTICED_SHORT_WINDOW). A plan that holds the sequence is out of force if
+ * the sequence grows. The bytes are trusted: without checksums on the way use tq_sequence_save.
+ * INCOMPATIBLE: identity or io_dtype are not this cache's. INVALID_ARGUMENT: fields of state contradict each
+ * other. INVALID_STATE: the first token is not the next one of a layer; kv heads out of order; a fork shares
+ * the tokens' pages; another layer's part had tokens that this one lacks. CAPACITY as tq_batch_plan. CAPTURE.
+ * A failed call leaves lengths, pages and what layers hold as they were. */
+TQ_API tq_status tq_sequence_import(tq_cache *cache, tq_sequence sequence, const tq_state *state,
+                                    const void *memory, size_t bytes, void *stream);
+
+/* Where a saved sequence goes and comes from. Called on the calling thread, in order, during save and load
+ * alone; the cache is busy meanwhile. write, read: all count bytes (at most 64 KiB) or a failure. Result 0 =
+ * done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and is in its text. */
+typedef struct tq_io {
+  uint32_t struct_size;
+  uint32_t reserved;
+  void *user;
+  int32_t (*write)(void *user, const void *bytes, size_t count); /* save needs it */
+  int32_t (*read)(void *user, void *bytes, size_t count);        /* load needs it */
+} tq_io;
+
+/* Writes a sequence, all layers and tokens, in a form that says what it is and whether it is whole: FORMAT.md
+ * 6.2. Waits for stream; takes up to 4 MiB for its time (CUDA: pinned). To be safe from crashes write a new
+ * file, sync it and rename it. Checksums find damage; they do not tell who wrote. IO; INVALID_STATE: a layer
+ * lacks tokens; CAPTURE. The sequence is not changed. */
+TQ_API tq_status tq_sequence_save(tq_cache *cache, tq_sequence sequence, const tq_io *io, void *stream);
+
+/* A new sequence from what save wrote, on any device, with any page size, window and capacity; a rank of a
+ * tensor-parallel group may load what the whole, or a rank with more kv heads, saved. No byte of the input is
+ * believed: sizes are the cache's own, and the sequence is there once the last checksum has agreed. A failed
+ * call leaves the cache as it was, but for its position in the input. Reads not beyond the end mark.
+ * CORRUPT_DATA: damaged, cut short, or nothing that save writes. INCOMPATIBLE, naming the field: of another
+ * format version, geometry, codebook, rotation or centres. CAPACITY: max_sequences, max_sequence_tokens or
+ * the pools. IO; CAPTURE. Waits for stream; memory as save. */
+TQ_API tq_status tq_sequence_load(tq_cache *cache, const tq_io *io, void *stream, tq_sequence *sequence);
 
 #ifdef __cplusplus
 }

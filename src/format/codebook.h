@@ -15,6 +15,8 @@ constexpr int kMaxMagnitudes = 32;
 
 // Widths that may have a codebook of the caller's, and whose levels are half-integers.
 TQ_HD constexpr bool may_have_own_book(int bits) { return bits >= 2 && bits <= 6; }
+// The code is its level, a two's complement byte in -127 .. 127.
+TQ_HD constexpr bool code_is_level(int bits) { return bits == 8; }
 TQ_HD constexpr bool half_integer_levels(int bits) { return bits >= 4 && bits <= 6; }
 
 struct Codebook {

@@ -104,6 +104,8 @@ void test_allocator_and_pool(void);
 void test_reserve(void);
 void test_remove(void);
 void test_select(void);
+void test_state_parts(void);
+void test_state_refusals(void);
 void test_paged_steps(void);
 void test_misuse_codec(void);
 void test_misuse_paged(void);

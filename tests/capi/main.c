@@ -160,6 +160,8 @@ int main(void) {
       {"paged misuse", test_misuse_paged},
       {"tokens removed", test_remove},
       {"tokens selected", test_select},
+      {"state that travels, by parts", test_state_parts},
+      {"state that travels, refused", test_state_refusals},
       {"tokens removed, sliding layers", test_sliding_remove},
       {"two caches on two threads", test_two_caches_on_two_threads},
   };

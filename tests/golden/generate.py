@@ -16,6 +16,7 @@ import attend_cases  # noqa: E402
 import encode_cases  # noqa: E402
 import numpy as np  # noqa: E402
 import safetensors_io  # noqa: E402
+import state_cases  # noqa: E402
 
 FLOAT64_TOLERANCE = 1e-12
 
@@ -24,6 +25,7 @@ def build():
     """{file name: (tensors, metadata)}"""
     files = {f"encode_d{d}.safetensors": encode_cases.build(d) for d in encode_cases.HEAD_DIMS}
     files["attend.safetensors"] = attend_cases.build()
+    files["state.safetensors"] = state_cases.build()
     return files
 
 

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies of sequences by way of a second cache, of another page size: what comes back must be what a fork is.
+// The way there and back is a copy by codes, parts in memory (two token ranges, kv heads one by one), or a
+// saved stream.
 #pragma once
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "model/reference.h"
@@ -24,13 +32,78 @@ class Travel {
                  tq_sequence sequence, tq_sequence* back) {
     if (const tq_status status = open(config, centres)) return status;
     tq_sequence there = 0;
-    if (const tq_status status = tq_sequence_copy(cache, sequence, away_, nullptr, &there)) return status;
-    const tq_status returned = tq_sequence_copy(away_, there, cache, nullptr, back);
+    if (const tq_status status = move(cache, config, sequence, away_, &there)) return status;
+    const tq_status returned = move(away_, config, there, cache, back);
     const tq_status freed = tq_sequence_free(away_, there, nullptr);
     return returned == TQ_OK ? freed : returned;
   }
 
  private:
+  tq_status move(tq_cache* from, const tq_cache_config& config, tq_sequence sequence, tq_cache* to,
+                 tq_sequence* moved) {
+    switch (ways_++ % 3) {
+      case 0: return tq_sequence_copy(from, sequence, to, nullptr, moved);
+      case 1: return by_parts(from, config, sequence, to, moved);
+      default: return by_stream(from, sequence, to, moved);
+    }
+  }
+
+  static tq_status by_parts(tq_cache* from, const tq_cache_config& config, tq_sequence sequence, tq_cache* to,
+                            tq_sequence* moved) {
+    tq_sequence id = 0;
+    int64_t length = 0;
+    if (const tq_status status = tq_sequence_length(from, sequence, &length)) return status;
+    if (length == 0) return tq_sequence_copy(from, sequence, to, nullptr, moved);  // no part has its flags
+    tq_status status = tq_sequence_create(to, &id);
+    if (status != TQ_OK) return status;
+    // The last part is the longer one, so that the window comes with it.
+    const int64_t border = length / 5;
+    for (const int64_t first : {int64_t{0}, border}) {
+      const int64_t end = first == 0 && border > 0 ? border : length;
+      for (int head = 0; head < config.num_kv_heads && first < end && status == TQ_OK; head++)
+        status = part(from, sequence, to, id, first, end - first, config.first_kv_head + head);
+      if (border == 0) break;
+    }
+    if (status == TQ_OK)
+      *moved = id;
+    else
+      tq_sequence_free(to, id, nullptr);
+    return status;
+  }
+  static tq_status part(tq_cache* from, tq_sequence sequence, tq_cache* to, tq_sequence id, int64_t first,
+                        int64_t count, int32_t head) {
+    tq_state state = {};
+    state.struct_size = sizeof state;
+    state.first_token = first, state.num_tokens = count;
+    state.first_kv_head = head, state.num_kv_heads = 1;
+    if (const tq_status status = tq_sequence_describe(from, sequence, &state)) return status;
+    const size_t bytes = static_cast<size_t>(state.bytes);
+    const std::unique_ptr<void, void (*)(void*)> memory(aligned_alloc(64, (bytes + 64) / 64 * 64), free);
+    if (const tq_status status = tq_sequence_export(from, sequence, &state, memory.get(), bytes, nullptr))
+      return status;
+    return tq_sequence_import(to, id, &state, memory.get(), bytes, nullptr);
+  }
+
+  static tq_status by_stream(tq_cache* from, tq_sequence sequence, tq_cache* to, tq_sequence* moved) {
+    std::string bytes;
+    tq_io io = {};
+    io.struct_size = sizeof io;
+    io.user = &bytes;
+    io.write = [](void* user, const void* data, size_t count) {
+      static_cast<std::string*>(user)->append(static_cast<const char*>(data), count);
+      return int32_t{0};
+    };
+    io.read = [](void* user, void* data, size_t count) {
+      std::string& left = *static_cast<std::string*>(user);
+      if (left.size() < count) return int32_t{1};
+      memcpy(data, left.data(), count);
+      left.erase(0, count);
+      return int32_t{0};
+    };
+    if (const tq_status status = tq_sequence_save(from, sequence, &io, nullptr)) return status;
+    return tq_sequence_load(to, &io, nullptr, moved);
+  }
+
   tq_status open(tq_cache_config config, const std::vector<float>& centres) {
     if (away_) return TQ_OK;
     config.page_size = config.page_size == 32 ? 96 : 32;
@@ -59,6 +132,7 @@ class Travel {
   }
 
   tq_cache* away_ = nullptr;
+  int ways_ = 0;
 };
 
 }  // namespace model

@@ -154,7 +154,7 @@ class World {
     const tq_status status = copies ? travel_.copy(cache_, config_, centres_, source->first, &id)
                                     : tq_sequence_fork(cache_, source->first, nullptr, &id);
     if (copies && !full && status == TQ_ERROR_CAPACITY)  // it shares no pages
-      return TQ_REFUSED(status, "target: the sequence needs ", status);
+      return TQ_REFUSED(status, " needs ", status);
     born(status, copies ? "copy" : "fork", id, forked(*reference_, source->second));
   }
   void born(tq_status status, const char* how, const int64_t& id, const Sequence& sequence) {

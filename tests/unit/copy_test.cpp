@@ -9,112 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "format/rotation.h"
-#include "tqkv.h"
+#include "unit/api_cache.h"
 #include "unit/cache_fixture.h"
 
 namespace tq {
 namespace {
 
-#define TQ_MUST(call) ASSERT_EQ(call, TQ_OK) << tq_last_error()
-
-constexpr int kLayers = 3, kHeads = 2, kQueryHeads = 4, kKeyDim = 80, kValueDim = 64;
-
-tq_cache_config base_config() {
-  static const int32_t key_bits[kLayers] = {3, 16, 6}, value_bits[kLayers] = {5, 2, 8};
-  tq_cache_config c;
-  EXPECT_EQ(tq_cache_config_init(&c), TQ_OK);
-  c.num_layers = kLayers;
-  c.num_q_heads = kQueryHeads;
-  c.num_kv_heads = kHeads;
-  c.head_dim = kKeyDim;
-  c.value_dim = kValueDim;
-  c.io_dtype = TQ_F32;
-  c.layer_key_bits = key_bits;
-  c.layer_value_bits = value_bits;
-  c.rotation_seed = 3;
-  c.max_tokens = 1024;
-  c.max_sequences = 4;
-  c.num_threads = 1;
-  return c;
-}
-
-class OneCache {
- public:
-  explicit OneCache(const std::function<void(tq_cache_config&)>& change = [](tq_cache_config&) {}) {
-    open(change);
-  }
-  ~OneCache() {
-    EXPECT_EQ(tq_batch_destroy(batch), TQ_OK);
-    EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
-  }
-  OneCache(const OneCache&) = delete;
-  OneCache& operator=(const OneCache&) = delete;
-
-  tq_sequence create() {
-    tq_sequence sequence = 0;
-    EXPECT_EQ(tq_sequence_create(cache, &sequence), TQ_OK);
-    return sequence;
-  }
-  // Tokens `first` .. of the test's numbers; layers < `layers` get them.
-  void append(tq_sequence sequence, int64_t first, int64_t count, int layers = kLayers, int64_t queries = 0) {
-    TQ_MUST(tq_batch_plan(batch, 1, &sequence, &count, &queries, nullptr));
-    for (int layer = 0; layer < layers; layer++) {
-      const std::vector<float> k = rows(layer, first, count, kHeads * kKeyDim),
-                               v = rows(layer + 50, first, count, kHeads * kValueDim);
-      TQ_MUST(tq_cache_append(cache, layer, batch, k.data(), v.data(), nullptr, nullptr));
-    }
-  }
-  // Queries of the sequence's last tokens, of all layers one after the other.
-  std::vector<float> attend(tq_sequence sequence, int64_t queries) {
-    const int64_t none = 0;
-    EXPECT_EQ(tq_batch_plan(batch, 1, &sequence, &none, &queries, nullptr), TQ_OK) << tq_last_error();
-    std::vector<float> all;
-    for (int layer = 0; layer < kLayers; layer++) {
-      const std::vector<float> q = rows(99, 0, queries, kQueryHeads * kKeyDim);
-      std::vector<float> out(static_cast<size_t>(queries * kQueryHeads * kValueDim), NAN);
-      EXPECT_EQ(
-          tq_cache_attend(cache, layer, batch, q.data(), out.data(), nullptr, nullptr, nullptr, 0, nullptr),
-          TQ_OK)
-          << tq_last_error();
-      all.insert(all.end(), out.begin(), out.end());
-    }
-    return all;
-  }
-  int64_t length(tq_sequence sequence) {
-    int64_t length = -1;
-    EXPECT_EQ(tq_sequence_length(cache, sequence, &length), TQ_OK);
-    return length;
-  }
-  uint64_t flags(tq_sequence sequence) {
-    uint64_t flags = 0;
-    EXPECT_EQ(tq_sequence_flags(cache, sequence, &flags), TQ_OK);
-    return flags;
-  }
-  static std::vector<float> rows(int salt, int64_t first, int64_t count, int width) {
-    std::vector<float> x;
-    for (int64_t token = first; token < first + count; token++)
-      for (int i = 0; i < width; i++)
-        x.push_back(static_cast<float>(
-                        format::mix64(static_cast<uint64_t>((salt * 10000 + token) * 1000 + i)) >> 40) *
-                        (1.0f / (1 << 23)) -
-                    1.0f);
-    return x;
-  }
-
-  tq_cache* cache = nullptr;
-  tq_batch* batch = nullptr;
-
- private:
-  void open(const std::function<void(tq_cache_config&)>& change) {
-    tq_cache_config config = base_config();
-    change(config);
-    TQ_MUST(tq_cache_create(&config, nullptr, &cache));
-    TQ_MUST(tq_batch_create(cache, &batch));
-    const std::vector<float> centre = rows(77, 0, 1, config.num_kv_heads * kKeyDim);
-    TQ_MUST(tq_cache_set_centres(cache, 0, centre.data(), nullptr));
-  }
-};
+constexpr int kLayers = OneCache::kLayers, kHeads = 2, kKeyDim = OneCache::kKeyDim;
 
 tq_sequence copied(OneCache& source, tq_sequence sequence, OneCache& target) {
   tq_sequence copy = 0;
@@ -290,7 +191,8 @@ TEST(Copy, RefusalsNameTheField) {
       {"layer 0: num_kv_heads = 4, the source's is 2", [](tq_cache_config& c) { c.num_kv_heads = 4; }},
       {"io_dtype", [](tq_cache_config& c) { c.io_dtype = TQ_BF16; }},
       {"key_codebook.magnitude = 10", [](tq_cache_config& c) { c.key_codebook = &book; }},
-      {"max_sequence_tokens = 99", [](tq_cache_config& c) { c.max_sequence_tokens = 99; }, TQ_ERROR_CAPACITY},
+      {"would have 100 tokens: max_sequence_tokens = 99",
+       [](tq_cache_config& c) { c.max_sequence_tokens = 99; }, TQ_ERROR_CAPACITY},
   };
   for (const auto& each : cases) {
     OneCache target(each.change);
@@ -313,7 +215,7 @@ TEST(Copy, RefusalsNameTheField) {
             std::string::npos)
       << tq_last_error();
   OneCache target;
-  const std::vector<float> centre = OneCache::rows(78, 0, 1, kHeads * kKeyDim);
+  const std::vector<float> centre = target.rows(78, 0, 1, kHeads, kKeyDim);
   TQ_MUST(tq_cache_set_centres(target.cache, 0, centre.data(), nullptr));
   tq_sequence copy = 0;
   EXPECT_EQ(tq_sequence_copy(source.cache, sequence, target.cache, nullptr, &copy), TQ_ERROR_INCOMPATIBLE);

@@ -36,6 +36,8 @@ CONSTANTS = {
     "TQ_STRUCT_ALLOCATOR": 8,
     "TQ_STRUCT_LAYER_CONFIG": 9,
     "TQ_STRUCT_LAYER_BYTES": 10,
+    "TQ_STRUCT_STATE": 11,
+    "TQ_STRUCT_IO": 12,
     "TQ_STRUCT_PAGES": 13,
     "TQ_STRUCT_PAGE_LAYOUT": 14,
     "TQ_STRUCT_PAGED_STEP": 15,
@@ -171,6 +173,23 @@ class PagedStep(Struct):
                 ("seq_lens", POINTER(c_int32)), ("query_start_loc", POINTER(c_int32))]
 
 
+class State(Struct):
+    _fields_ = [("struct_size", c_uint32), ("first_layer", c_int32), ("num_layers", c_int32),
+                ("first_kv_head", c_int32), ("num_kv_heads", c_int32), ("io_dtype", c_int32),
+                ("first_token", c_int64), ("num_tokens", c_int64), ("exact_sinks", c_int64),
+                ("exact_first", c_int64), ("rollback_tokens", c_int64), ("flags", c_uint64),
+                ("identity", c_uint64), ("bytes", c_int64)]
+
+
+WRITE_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
+READ_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
+
+
+class Io(Struct):
+    _fields_ = [("struct_size", c_uint32), ("reserved", c_uint32), ("user", c_void_p),
+                ("write", WRITE_FUNCTION), ("read", READ_FUNCTION)]
+
+
 # C name: (class, its id for tq_struct_size)
 STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
@@ -186,6 +205,8 @@ STRUCTS = {
     "tq_pages": (Pages, "TQ_STRUCT_PAGES"),
     "tq_page_layout": (PageLayout, "TQ_STRUCT_PAGE_LAYOUT"),
     "tq_paged_step": (PagedStep, "TQ_STRUCT_PAGED_STEP"),
+    "tq_state": (State, "TQ_STRUCT_STATE"),
+    "tq_io": (Io, "TQ_STRUCT_IO"),
 }
 
 
@@ -267,4 +288,9 @@ FUNCTIONS = {
         c_void_p, POINTER(TensorLayout), c_void_p]),
     "tq_paged_copy": (c_int32, [CodecHandle, c_int32, POINTER(Pages), POINTER(Pages), POINTER(c_int64),
         c_int64, c_void_p]),
+    "tq_sequence_describe": (c_int32, [CacheHandle, c_int64, POINTER(State)]),
+    "tq_sequence_export": (c_int32, [CacheHandle, c_int64, POINTER(State), c_void_p, c_size_t, c_void_p]),
+    "tq_sequence_import": (c_int32, [CacheHandle, c_int64, POINTER(State), c_void_p, c_size_t, c_void_p]),
+    "tq_sequence_save": (c_int32, [CacheHandle, c_int64, POINTER(Io), c_void_p]),
+    "tq_sequence_load": (c_int32, [CacheHandle, POINTER(Io), c_void_p, POINTER(c_int64)]),
 }

@@ -52,6 +52,8 @@ constants! {
     TQ_STRUCT_ALLOCATOR: i32 = 8;
     TQ_STRUCT_LAYER_CONFIG: i32 = 9;
     TQ_STRUCT_LAYER_BYTES: i32 = 10;
+    TQ_STRUCT_STATE: i32 = 11;
+    TQ_STRUCT_IO: i32 = 12;
     TQ_STRUCT_PAGES: i32 = 13;
     TQ_STRUCT_PAGE_LAYOUT: i32 = 14;
     TQ_STRUCT_PAGED_STEP: i32 = 15;
@@ -475,6 +477,59 @@ structs! {
         /// \[num_reqs + 1\], from 0 on, not falling; at most num_tokens
         query_start_loc: *const i32,
     }
+    /// A part of a sequence, and what there is of it. Layers and kv heads have their numbers in the whole
+    /// model, so that a part means the same to every rank. tq_sequence_describe reads first_layer ..
+    /// num_tokens (not io_dtype) and fills in all; pass the result on to export, and along with the bytes
+    /// to import.
+    TQ_STRUCT_STATE tq_state {
+        struct_size: u32,
+        /// ignored if num_layers = 0
+        first_layer: i32,
+        /// 0 = all of the cache
+        num_layers: i32,
+        /// ignored if num_kv_heads = 0
+        first_kv_head: i32,
+        /// 0 = all of each layer; stays 0 if the layers have different ones
+        num_kv_heads: i32,
+        /// of the exact copies; 0 = the part has none
+        io_dtype: i32,
+        first_token: i64,
+        /// 0 = to the sequence's end
+        num_tokens: i64,
+        /// tokens of the part before this one have exact copies,
+        exact_sinks: i64,
+        /// and those from this one on; positions in the sequence
+        exact_first: i64,
+        /// layers with a sliding_window: tokens in front of the last sliding_window
+        rollback_tokens: i64,
+        /// TQ_NOTICED_NONFINITE, TQ_NOTICED_SATURATED of the sequence
+        flags: u64,
+        /// hash of what the bytes mean: codes, shapes, rotation, centres, layers, heads
+        identity: u64,
+        /// of the part in memory
+        bytes: i64,
+    }
+    /// Where a saved sequence goes and comes from. Called on the calling thread, in order, during save and
+    /// load alone; the cache is busy meanwhile. write, read: all count bytes (at most 64 KiB) or a failure.
+    /// Result 0 = done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and
+    /// is in its text.
+    TQ_STRUCT_IO tq_io {
+        struct_size: u32,
+        reserved: u32,
+        user: *mut c_void,
+        /// save needs it
+        write: Option<unsafe extern "C" fn(
+            user: *mut c_void,
+            bytes: *const c_void,
+            count: usize,
+        ) -> i32>,
+        /// load needs it
+        read: Option<unsafe extern "C" fn(
+            user: *mut c_void,
+            bytes: *mut c_void,
+            count: usize,
+        ) -> i32>,
+    }
 }
 
 functions! {
@@ -564,7 +619,7 @@ functions! {
     fn tq_sequence_fork(cache: *mut tq_cache, source: tq_sequence, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
     /// A new sequence of target with the same tokens. Codes are moved as they are, so it attends to the
-    /// same bits however often it moves (reading and appending is no such move: FORMAT.md 6). Exact copies,
+    /// same bits however often it moves (reading and appending is no such move: FORMAT.md 7). Exact copies,
     /// as far as target keeps any, flags and what is written come along. Page sizes, windows and capacities
     /// may differ, and one cache may be the CPU's; stream is the CUDA cache's (two of them: of one device,
     /// else NOT_SUPPORTED). CAPACITY: of target. INCOMPATIBLE, naming the field: codes, shapes, centres,
@@ -749,4 +804,53 @@ functions! {
     /// strides need not; source may be target. No block may be a pair's target and in another pair.
     fn tq_paged_copy(codec: *const tq_codec, layer: i32, source: *const tq_pages, target: *const tq_pages,
         pairs: *const i64, count: i64, stream: *mut c_void) -> tq_status;
+    /// Completes \*state (struct_size set, unused fields zero or of an earlier call). INVALID_ARGUMENT: a
+    /// layer, kv head or token is not there; the text names the field. INVALID_STATE: a layer lacks tokens
+    /// of the part (see Written). No synchronisation: flags may lag on CUDA.
+    fn tq_sequence_describe(cache: *const tq_cache, sequence: tq_sequence,
+        state: *mut tq_state) -> tq_status;
+    /// Writes the part to memory of the host, whatever the cache's device: FORMAT.md 6.1. Equal states give
+    /// equal bytes, wherever pages lie and however large they are. One call a layer lets transfers overlap
+    /// computation.
+    ///
+    /// - state as tq_sequence_describe has completed it; INVALID_STATE if the sequence has something else
+    ///   now
+    /// - memory bytes \>= state-\>bytes of them, 16-byte aligned; NULL only if state-\>bytes is 0
+    ///
+    /// CUDA: in stream order; the call waits for stream, and has up to 4 MiB of pinned memory for its time.
+    /// A failed call may have written to memory. CAPTURE: inside a graph.
+    fn tq_sequence_export(cache: *mut tq_cache, sequence: tq_sequence, state: *const tq_state,
+        memory: *mut c_void, bytes: usize, stream: *mut c_void) -> tq_status;
+    /// The other way: puts the part behind the tokens that its layers hold, bit for bit. The sequence
+    /// grows, in all layers, by the first part that ends behind it; each layer holds the tokens once its
+    /// own part has come (see Written). kv heads may come some at a time, in order, and count when all are
+    /// there: so ranks merge.
+    ///
+    /// - state what described the part; memory: its bytes, as for export
+    ///
+    /// Page sizes, windows, capacities and devices may differ; of exact copies the cache keeps what it
+    /// would, and fewer where the part has fewer (TQ_NOTICED_SHORT_WINDOW). A plan that holds the sequence
+    /// is out of force if the sequence grows. The bytes are trusted: without checksums on the way use
+    /// tq_sequence_save. INCOMPATIBLE: identity or io_dtype are not this cache's. INVALID_ARGUMENT: fields
+    /// of state contradict each other. INVALID_STATE: the first token is not the next one of a layer; kv
+    /// heads out of order; a fork shares the tokens' pages; another layer's part had tokens that this one
+    /// lacks. CAPACITY as tq_batch_plan. CAPTURE. A failed call leaves lengths, pages and what layers hold
+    /// as they were.
+    fn tq_sequence_import(cache: *mut tq_cache, sequence: tq_sequence, state: *const tq_state,
+        memory: *const c_void, bytes: usize, stream: *mut c_void) -> tq_status;
+    /// Writes a sequence, all layers and tokens, in a form that says what it is and whether it is whole:
+    /// FORMAT.md 6.2. Waits for stream; takes up to 4 MiB for its time (CUDA: pinned). To be safe from
+    /// crashes write a new file, sync it and rename it. Checksums find damage; they do not tell who wrote.
+    /// IO; INVALID_STATE: a layer lacks tokens; CAPTURE. The sequence is not changed.
+    fn tq_sequence_save(cache: *mut tq_cache, sequence: tq_sequence, io: *const tq_io,
+        stream: *mut c_void) -> tq_status;
+    /// A new sequence from what save wrote, on any device, with any page size, window and capacity; a rank
+    /// of a tensor-parallel group may load what the whole, or a rank with more kv heads, saved. No byte of
+    /// the input is believed: sizes are the cache's own, and the sequence is there once the last checksum
+    /// has agreed. A failed call leaves the cache as it was, but for its position in the input. Reads not
+    /// beyond the end mark. CORRUPT_DATA: damaged, cut short, or nothing that save writes. INCOMPATIBLE,
+    /// naming the field: of another format version, geometry, codebook, rotation or centres. CAPACITY:
+    /// max_sequences, max_sequence_tokens or the pools. IO; CAPTURE. Waits for stream; memory as save.
+    fn tq_sequence_load(cache: *mut tq_cache, io: *const tq_io, stream: *mut c_void,
+        sequence: *mut tq_sequence) -> tq_status;
 }

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""state.safetensors: parts of sequences and saved sequences (FORMAT.md section 6), byte for byte, written
+from the format text with the oracle's codes. One plan of all tokens, without queries, has made the sequence.
+
+The writer shares nothing with the library: state_test.cpp wants the same bytes, and loads them."""
+import json
+import struct
+
+import numpy as np
+import xxhash
+from reference import tqkv_reference as ref
+from encode_cases import gaussian
+
+SEED = 0x1234567890ABCDEF
+MAGIC, MARK = b"\x89TQKV\r\n\x1a", b"TQKVEND\n"
+PIECE = 65536
+TILE = 32
+F32 = 1
+DEFAULTS = {
+    "first_layer": 0, "first_kv_head": 0, "num_kv_heads": 1, "head_dim": 32, "value_dim": 32, "tokens": 0,
+    "layers": [[2, 2, 0]],  # key bits, value bits, sliding window of each layer
+    "window_tokens": 0, "rollback_tokens": 0, "sink_tokens": 0,
+    "centres": False,  # of the keys of all layers
+    "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
+}
+CASES = {
+    "empty": {},
+    "three_tokens": {"tokens": 3},
+    "ranks": {
+        "first_layer": 3, "first_kv_head": 2, "num_kv_heads": 2, "head_dim": 64, "tokens": 77,
+        "layers": [[4, 3, 0], [16, 5, 0]], "centres": True,
+        "parts": [[0, 77, 3, 2, 2, 2], [30, 40, 4, 1, 3, 1], [64, 13, 3, 1, 2, 1]]
+    },
+    "exact": {
+        "tokens": 77, "layers": [[3, 8, 0]], "window_tokens": 10, "rollback_tokens": 3, "sink_tokens": 5,
+        "parts": [[0, 77, 0, 1, 0, 1], [2, 64, 0, 1, 0, 1], [70, 7, 0, 1, 0, 1], [10, 20, 0, 1, 0, 1]]
+    },
+    "all_exact": {"tokens": 12, "window_tokens": 20, "sink_tokens": 1},
+    "sliding": {
+        "tokens": 100, "layers": [[2, 2, 0], [2, 3, 33]], "rollback_tokens": 4,
+        "parts": [[0, 100, 1, 1, 0, 1], [0, 64, 0, 2, 0, 1], [64, 36, 0, 2, 0, 1]]
+    },
+    "padded": {"head_dim": 80, "value_dim": 112, "tokens": 33, "layers": [[6, 4, 0]]},
+    "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
+}
+
+
+def side_config(p, layer, kv_head, kind, centre):
+    bits = p["layers"][layer - p["first_layer"]][0 if kind == ref.KEY else 1]
+    return ref.SideConfig(head_dim=p["head_dim"] if kind == ref.KEY else p["value_dim"],
+                          bits=bits, kind=kind, seed=SEED, layer=layer, kv_head=kv_head,
+                          centre=None if centre is None else tuple(float(c) for c in centre))
+
+
+class Sequence:
+    """What a sequence holds; layers and kv heads by their numbers in the model."""
+
+    def __init__(self, number, p):
+        self.p = p
+        self.layers = range(p["first_layer"], p["first_layer"] + len(p["layers"]))
+        self.heads = range(p["first_kv_head"], p["first_kv_head"] + p["num_kv_heads"])
+        self.tensors, self.centre = {}, {}
+        for i, layer in enumerate(self.layers):
+            for name, dim in (("k", p["head_dim"]), ("v", p["value_dim"])):
+                shape = p["tokens"], p["num_kv_heads"], dim
+                rows = gaussian(1000 * number + 10 * i + (name == "v"), int(np.prod(shape)))
+                self.tensors[f"layer{i}.{name}"] = rows.reshape(shape).astype(np.float32)
+            if p["centres"]:
+                shape = p["num_kv_heads"], p["head_dim"]
+                centre = gaussian(1000 * number + 10 * i + 5, int(np.prod(shape))).reshape(shape)
+                self.tensors[f"layer{i}.key_centre"] = centre.astype(np.float32)
+                self.centre[layer] = centre.astype(np.float32)
+        tokens, behind = p["tokens"], p["window_tokens"] + p["rollback_tokens"]
+        has_exact = p["window_tokens"] + p["sink_tokens"] > 0
+        self.sinks = min(p["sink_tokens"], tokens)
+        self.exact = tokens if p["window_tokens"] == 0 else max(0, tokens - behind)
+        if not has_exact:
+            self.sinks, self.exact = 0, tokens
+
+    def window(self, layer):
+        return self.p["layers"][layer - self.p["first_layer"]][2]
+
+    def rows(self, layer, kv_head, kind):
+        name = f"layer{layer - self.p['first_layer']}.{'k' if kind == ref.KEY else 'v'}"
+        return np.ascontiguousarray(self.tensors[name][:, kv_head - self.p["first_kv_head"]])
+
+    def key_centre(self, layer, kv_head):
+        return self.centre[layer][kv_head - self.p["first_kv_head"]] if layer in self.centre else None
+
+    def config(self, layer, kv_head, kind):
+        return side_config(self.p, layer, kv_head, kind,
+                           self.key_centre(layer, kv_head) if kind == ref.KEY else None)
+
+    # ---- section 6.1
+
+    def numbers(self, first, count):
+        """exact_type, first_token, num_tokens, exact_sinks, exact_first, rollback of a part."""
+        end = first + count
+        sinks, exact = (min(end, max(first, token)) for token in (self.sinks, self.exact))
+        if exact <= sinks:
+            sinks = exact = first
+        rollback = 0
+        windows = [w for _, _, w in self.p["layers"] if w > 0]
+        if windows:
+            rollback = self.p["rollback_tokens"]
+            for w in windows:
+                kept = max(0, self.p["tokens"] - w - max(self.p["tokens"] - 1, rollback))
+                if kept > 0:
+                    rollback = min(rollback, end - w - kept)
+        kind = F32 if sinks > first or exact < end else 0
+        return kind, first, count, sinks, exact, rollback
+
+    def coded_tiles(self, layer, kv_head, begin, end):
+        sides = []
+        for kind in (ref.KEY, ref.VALUE):
+            config, rows = self.config(layer, kv_head, kind), self.rows(layer, kv_head, kind)
+            if config.bits == 16:
+                sides.append((ref.raw_bits(rows)[0], None, 16))
+            else:
+                encoded = ref.encode(rows, config)
+                sides.append((encoded.codes, encoded.scales, config.bits))
+        tiles = b""
+        for tile in range(begin // TILE, (end - 1) // TILE + 1):
+            # Places of tokens outside the run are zero, so the run's own stand where they stood.
+            cut = []
+            for codes, scales, bits in sides:
+                own = np.arange(TILE * tile, min(TILE * tile + TILE, len(codes)))
+                inside = (own >= begin) & (own < end)
+                cut.append((np.where(inside[:, None], codes[own], 0).astype(codes.dtype),
+                            None if scales is None else np.where(inside, scales[own], 0).astype(np.uint16),
+                            bits))
+            tiles += ref.tile_bytes(*cut)
+        return tiles
+
+    def exact_tiles(self, layer, kv_head, kind, begin, end):
+        rows = self.rows(layer, kv_head, kind)
+        first, last = begin // TILE * TILE, ((end - 1) // TILE + 1) * TILE
+        tiles = np.zeros((last - first, rows.shape[1]), dtype="<f4")
+        tiles[begin - first:end - first] = rows[begin:end]
+        return tiles.tobytes()
+
+    def part(self, first, count, first_layer, num_layers, first_head, num_heads):
+        kind, _, _, sinks, exact, rollback = self.numbers(first, count)
+        end, heads, payload = first + count, range(first_head, first_head + num_heads), b""
+        for layer in range(first_layer, first_layer + num_layers):
+            w = self.window(layer)
+            begin = first if w == 0 else max(first, min(end, end - w - rollback))
+            if begin < end:
+                payload += b"".join(self.coded_tiles(layer, head, begin, end) for head in heads)
+            if kind == 0:
+                continue
+            for side in (ref.KEY, ref.VALUE):
+                for begin, stop in ((first, sinks), (exact, end)):
+                    if begin < stop:
+                        payload += b"".join(self.exact_tiles(layer, h, side, begin, stop) for h in heads)
+        return payload
+
+    # ---- sections 6.2 and 6.3
+
+    def side(self, layer, kv_head, kind):
+        config = self.config(layer, kv_head, kind)
+        if config.bits == 16:
+            return struct.pack("<6IQ32x", config.head_dim, 0, 16, 1, 0, 0, 0)
+        magnitudes = b""
+        if config.bits < 8:
+            magnitudes = bytes(int(x) for x in ref.load_codebook(config.head_dim, config.bits).grid)
+        return struct.pack("<6IQ32s", config.head_dim, 1, config.bits, 0, config.rotation, 0, SEED,
+                           magnitudes)
+
+    def centre_hash(self, layer, kv_head, kind):
+        centre = self.key_centre(layer, kv_head) if kind == ref.KEY else None
+        if centre is None or self.config(layer, kv_head, kind).bits == 16 or not centre.any():
+            return 0
+        return xxhash.xxh64_intdigest((centre + np.float32(0)).astype("<f4").tobytes())
+
+    def records(self, first_layer, num_layers, first_head, num_heads):
+        text = b""
+        for layer in range(first_layer, first_layer + num_layers):
+            text += struct.pack("<4I", layer, first_head, num_heads, self.window(layer))
+            text += b"".join(self.side(layer, first_head, kind) for kind in (ref.KEY, ref.VALUE))
+            text += b"".join(struct.pack("<Q", self.centre_hash(layer, head, kind))
+                             for head in range(first_head, first_head + num_heads)
+                             for kind in (ref.KEY, ref.VALUE))
+        return text
+
+    def identity(self, first_layer, num_layers, first_head, num_heads):
+        records = self.records(first_layer, num_layers, first_head, num_heads)
+        return xxhash.xxh64_intdigest(struct.pack("<2I", 1, first_layer) + records)
+
+    def saved(self):
+        p, n = self.p, len(self.layers)
+        place = p["first_layer"], n, p["first_kv_head"], p["num_kv_heads"]
+        payload = self.part(0, p["tokens"], *place)
+        kind, *numbers = self.numbers(0, p["tokens"])
+        fields = 1, n, 0, 0, len(payload), p["first_layer"], kind, *numbers, 0, self.identity(*place)
+        text = MAGIC + struct.pack("<2I3Q2I5q2Q", *fields) + self.records(*place)
+        text += struct.pack("<Q", xxhash.xxh3_64_intdigest(text))
+        for i in range(0, len(payload), PIECE):
+            piece = payload[i:i + PIECE]
+            text += piece + struct.pack("<Q", xxhash.xxh3_64_intdigest(piece, i // PIECE + 1))
+        digest = xxhash.xxh3_128_intdigest(text)
+        return text + struct.pack("<2Q", digest % 2**64, digest // 2**64) + MARK
+
+
+def build():
+    """-> (tensors, metadata)"""
+    tensors, metadata = {}, {}
+    for number, (name, changes) in enumerate(CASES.items()):
+        p = {**DEFAULTS, **changes}
+        sequence = Sequence(number, p)
+        values = dict(sequence.tensors, saved=np.frombuffer(sequence.saved(), dtype=np.uint8))
+        states = []
+        for i, part in enumerate(p["parts"]):
+            values[f"part{i}"] = np.frombuffer(sequence.part(*part), dtype=np.uint8)
+            states.append([*sequence.numbers(*part[:2]), f"{sequence.identity(*part[2:]):016x}"])
+        metadata[name] = json.dumps({**p, "seed": SEED, "states": states})
+        tensors.update((f"{name}.{key}", array) for key, array in values.items() if array.size > 0)
+    return tensors, metadata
