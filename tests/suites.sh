@@ -8,7 +8,7 @@ build_asan() {
 build_tsan() { need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests; }
 
 sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests
-  incident_tests)
+  incident_tests traffic_tests)
 
 # C++ and CUDA sources, tracked or new; of a source archive without git: all. Headers of C++ that are laid out
 # by hand or generated are left out.

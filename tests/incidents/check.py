@@ -47,7 +47,7 @@ def missing(file, test):
             return "no such topic in it"
         return None if re.search(rf"\b{name}\b", read("tests/capi/main.c")) else "main.c does not run it"
     if file.endswith((".cu", ".cuh")):
-        if not re.search(rf"^(static )?(void|int|bool) {name}\(", text, re.M):
+        if not re.search(rf"^[\w:<>]+(<[^>]*>)? {name}\(", text, re.M):
             return "no such function in it"
         folder = os.path.join(ROOT, "tests/gpu")
         all_text = "".join(read("tests/gpu/" + n) for n in os.listdir(folder) if n.endswith((".cu", ".cuh")))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every allocation made to fail in turn: the call says OUT_OF_MEMORY, nothing observable has changed, nothing
 // leaks, and once no allocation fails it succeeds. Both ways to memory are covered: operator new, replaced
-// here, and the cache's allocator callbacks. And append, attend, plan and the sequence calls are shown to
+// here, and the cache's allocator callbacks. And append, attend, plan and most sequence calls are shown to
 // allocate nothing at all.
 #include <gtest/gtest.h>
 #include <stdlib.h>
@@ -102,6 +102,7 @@ class OomTest : public ::testing::Test {
   ~OomTest() override {
     if (batch_) tq_batch_destroy(batch_);
     EXPECT_EQ(tq_cache_destroy(cache_), TQ_OK);
+    EXPECT_EQ(tq_cache_destroy(target_), TQ_OK);
   }
 
   void open() {
@@ -119,11 +120,14 @@ class OomTest : public ::testing::Test {
   std::string state() {
     std::string result;
     if (!cache_) return result;
-    tq_cache_memory memory;
-    memset(&memory, 0, sizeof memory);
-    memory.struct_size = sizeof memory;
-    EXPECT_EQ(tq_cache_get_memory(cache_, &memory), TQ_OK);
-    result.append(reinterpret_cast<const char*>(&memory), sizeof memory);
+    for (tq_cache* cache : {cache_, target_}) {
+      if (!cache) continue;
+      tq_cache_memory memory;
+      memset(&memory, 0, sizeof memory);
+      memory.struct_size = sizeof memory;
+      EXPECT_EQ(tq_cache_get_memory(cache, &memory), TQ_OK);
+      result.append(reinterpret_cast<const char*>(&memory), sizeof memory);
+    }
     int64_t length = 0;
     EXPECT_EQ(tq_sequence_length(cache_, sequence_, &length), TQ_OK);
     result.append(reinterpret_cast<const char*>(&length), sizeof length);
@@ -153,7 +157,7 @@ class OomTest : public ::testing::Test {
         if (status == TQ_OK) undo();
         EXPECT_EQ(live, blocks) << name << " and its undoing leak";
         EXPECT_GE(site - 1, least_sites) << name << ": fewer allocations than it must have";
-        printf("    %s: %lld sites\n", name, static_cast<long long>(site - 1));
+        printf("    %lld allocations of %s\n", static_cast<long long>(site - 1), name);
         return;
       }
       EXPECT_EQ(status, TQ_ERROR_OUT_OF_MEMORY) << name << ", allocation " << site << ": " << tq_last_error();
@@ -175,7 +179,7 @@ class OomTest : public ::testing::Test {
   static constexpr int kDim = 32;
   tq_allocator allocator_ = {};
   tq_cache_config config_ = {};
-  tq_cache* cache_ = nullptr;
+  tq_cache *cache_ = nullptr, *target_ = nullptr;  // of copies
   tq_batch* batch_ = nullptr;
   tq_sequence sequence_ = 0;
   float data_[40 * 2 * kDim];
@@ -239,6 +243,40 @@ TEST_F(OomTest, NothingElseAllocates) {
   uint64_t value;
   no_site("tq_cache_fingerprint", [&] { return tq_cache_fingerprint(cache_, &value); });
   no_site("tq_cache_check", [&] { return tq_cache_check(cache_, nullptr, &value); });
+}
+
+TEST_F(OomTest, TokensTakenOut) {
+  open();
+  no_site("tq_sequence_remove", [&] { return tq_sequence_remove(cache_, sequence_, 3, 5, nullptr); });
+  no_site("tq_batch_plan", [&] {
+    const int64_t none = 0, three = 3;
+    return tq_batch_plan(batch_, 1, &sequence_, &none, &three, nullptr);
+  });
+  const int64_t kept[] = {0, 2, 3, 30, 34};  // the call's own copy of it is what fails
+  every_site(
+      "tq_sequence_select", [&] { return tq_sequence_select(cache_, sequence_, kept, 5, nullptr); }, [] {},
+      1);
+  int64_t length = 0;
+  EXPECT_EQ(tq_sequence_length(cache_, sequence_, &length), TQ_OK);
+  EXPECT_EQ(length, 5);
+}
+
+TEST_F(OomTest, Copy) {
+  open();
+  config_.page_size = 64;
+  ASSERT_EQ(tq_cache_create(&config_, nullptr, &target_), TQ_OK) << tq_last_error();
+  tq_sequence copy = 0;
+  every_site(
+      "tq_sequence_copy", [&] { return tq_sequence_copy(cache_, sequence_, target_, nullptr, &copy); },
+      [&] { EXPECT_EQ(tq_sequence_free(target_, copy, nullptr), TQ_OK); }, 1);
+}
+
+TEST_F(OomTest, Reserve) {
+  config_.allocator = nullptr;
+  config_.max_reserve_tokens = 4096;
+  open();
+  no_site("tq_cache_reserve", [&] { return tq_cache_reserve(cache_, 2000, nullptr); });
+  grow(32);
 }
 
 // Failing calls allocate nothing either: an error text must be there when memory is not.
