@@ -5,9 +5,9 @@ operators of tqkv.torch, each beside the others in one run. Prints JSON.
 
     python_calls.py [--quick] [--device cpu|cuda]      TQKV_LIBRARY names the library
 
-Microseconds of one call, the fastest of several rounds: what others do on the machine comes on top of it. One
-token of the smallest cache, so that on the CPU little of it is work; on CUDA nothing waits for the device.
-"overhead" is what a way adds to the C function.
+Microseconds of the calling thread for one call, in the fastest of several rounds. One token of the smallest
+cache, so that on the CPU little of it is work; on CUDA nothing waits for the device. "overhead" is what a way
+adds to the C function.
 """
 import argparse
 import ctypes
@@ -29,10 +29,10 @@ Q_HEADS, DIM = 2, 64  # and one kv head
 def microseconds(call, calls, rounds):
     best = float("inf")
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for _ in range(calls):
             call()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.thread_time() - begin)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return best / calls * 1e6

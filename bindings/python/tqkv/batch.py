@@ -5,7 +5,6 @@ How many rows a call needs is asked of the library (tq_batch_rows) in the same t
 the number that shapes are compared with is the number that the library uses. Buffers stay in variables of the
 calling function until the library has returned: they hold the memory.
 """
-import contextlib
 import ctypes
 import weakref
 from typing import Any, NamedTuple, Optional, Sequence as Many
@@ -85,15 +84,18 @@ class Batch(Unique):
         ids = (ctypes.c_int64 * len(sequences))(*(sequence.id for sequence in sequences))
         counts = _counts("new_tokens", new_tokens, len(sequences))
         queries = None if query_tokens is None else _counts("query_tokens", query_tokens, len(sequences))
-        with self._turn() as (library, _):
+        handles = self._cache._handles
+        with handles.exclusive():
+            library = self._open(handles)
             check(library,
                   library.tq_batch_plan(self._handle, len(sequences), ids, counts, queries, stream))
 
     def rows(self) -> Rows:
         """(new_tokens, query_tokens, in_force) of the plan: how many rows append and attend take, and whether
         they take any. Host-side, no synchronisation."""
-        with self._turn() as (library, _):
-            return self._rows(library)
+        handles = self._cache._handles
+        with handles.exclusive():
+            return self._rows(self._open(handles))
 
     def append(self, layer: int, k: Any, v: Any, *, stream: Any = None) -> None:
         """Encodes the new tokens of the plan into one layer.
@@ -107,7 +109,9 @@ class Batch(Unique):
         stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
         k, v = as_buffer(k, name="k", stream=stream), as_buffer(v, name="v", stream=stream)
         c, layout = self._cache._shape(layer), _abi.TensorLayout()
-        with self._turn() as (library, cache):
+        handles = self._cache._handles
+        with handles.exclusive() as cache:
+            library = self._open(handles)
             tokens, _, in_force = self._rows(library)
             if in_force:
                 layout = tensor_layout(c, k, v, tokens)
@@ -157,7 +161,9 @@ class Batch(Unique):
                                 "visible_end": visible_end, "tree_mask": tree_mask,
                                 "alibi_slopes": alibi_slopes})
         space = None if workspace is None else as_workspace(workspace, call.shape.device)
-        with self._turn(space) as (library, cache):
+        handles = self._cache._handles
+        with handles.exclusive() if space is None else handles.shared(space) as cache:
+            library = self._open(handles)
             _, tokens, in_force = self._rows(library)
             pointers = call.bind(tokens if in_force else None)
             check(library,
@@ -167,14 +173,11 @@ class Batch(Unique):
 
     # ---- inside
 
-    @contextlib.contextmanager
-    def _turn(self, workspace=None):
-        """(library, cache handle) for one call; with a workspace of its own it is a shared one."""
-        handles = self._cache._handles
-        with handles.exclusive() if workspace is None else handles.shared(workspace) as cache:
-            if not self._handle.value:
-                raise InvalidState("batch: is closed")
-            yield handles.library, cache
+    def _open(self, handles):
+        """The library, inside a turn, if the batch is not closed."""
+        if not self._handle.value:
+            raise InvalidState("batch: is closed")
+        return handles.library
 
     def _rows(self, library):
         new_tokens, query_tokens, in_force = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int32()

@@ -5,6 +5,7 @@ No array library is imported. An object is taken by what it offers, in this orde
 tensor, NumPy's __array_interface__, DLPack, __cuda_array_interface__, the buffer protocol. Nothing is copied:
 what cannot be used in place is an error.
 """
+import functools
 import operator
 import struct
 import sys
@@ -90,8 +91,11 @@ def _numbers(name, what, values, lowest, end):
     return numbers
 
 
-def _buffer(name, pointer, dtype, shape, strides, device, writable, owner, kind, held=None):
-    """strides: None if dense."""
+def _buffer(name, pointer, dtype, shape, strides, device, writable, owner, kind, held=None, own=False):
+    """strides: None if dense. own: shape, strides and address are tuples and an int of a library's own."""
+    if own:
+        strides = dense_strides(shape) if strides is None else strides
+        return Buffer(pointer, dtype, shape, strides, *device, writable, owner, kind)
     shape = _numbers(name, "shape", shape, 0, 2**63)
     strides = dense_strides(shape) if strides is None else _numbers(name, "strides", strides, -2**63, 2**63)
     if len(shape) != len(strides):
@@ -190,17 +194,27 @@ def dense_strides(shape):
 
 # ---- the five ways in
 
+def _is_own(array, module, name):
+    """Whether an array is of the very class of its library, whose numbers need no check."""
+    return type(array) is getattr(sys.modules.get(module), name, None)
+
+
+@functools.lru_cache(maxsize=64)
+def _text(dtype_or_layout):
+    return str(dtype_or_layout)
+
+
 def _from_torch(tensor, dtype, name, takes):
-    device = tensor.device.type
-    if device not in ("cpu", "cuda"):
-        raise InvalidArgument(f"{name}: is on device {tensor.device}; only cpu and cuda can be used")
-    if "strided" not in str(getattr(tensor, "layout", "strided")):
-        raise InvalidArgument(f"{name}: is a {tensor.layout} tensor; only dense ones can be used")
-    resolved = _resolve_dtype(str(tensor.dtype).replace("torch.", ""), dtype, name, takes)
-    where = (CPU, 0) if device == "cpu" else (
-        CUDA, tensor.device.index if tensor.device.index is not None else tensor.get_device())
+    device, layout = tensor.device, getattr(tensor, "layout", "strided")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidArgument(f"{name}: is on device {device}; only cpu and cuda can be used")
+    if "strided" not in _text(layout):
+        raise InvalidArgument(f"{name}: is a {layout} tensor; only dense ones can be used")
+    resolved = _resolve_dtype(_text(tensor.dtype).replace("torch.", ""), dtype, name, takes)
+    where = (CPU, 0) if device.type == "cpu" else (
+        CUDA, device.index if device.index is not None else tensor.get_device())
     return _buffer(name, tensor.data_ptr(), resolved, tensor.shape, tensor.stride(), where, True, tensor,
-                   "torch")
+                   "torch", own=_is_own(tensor, "torch", "Tensor"))
 
 
 def _from_array_interface(array, interface, dtype, name, takes, kind, device):
@@ -216,7 +230,8 @@ def _from_array_interface(array, interface, dtype, name, takes, kind, device):
             raise InvalidArgument(f"{name}: bytes must be one contiguous row of a multiple of {size}")
         shape, strides = (shape[0] // size,), None
     strides = None if strides is None else _element_strides(strides, size, name)
-    return _buffer(name, pointer, resolved, shape, strides, device, not read_only, array, kind)
+    return _buffer(name, pointer, resolved, shape, strides, device, not read_only, array, kind,
+                   own=_is_own(array, "numpy", "ndarray"))
 
 
 def _interface(interface, name):
