@@ -4,6 +4,7 @@ broken cache wrong, few bits worse than many; and a cache that was filled is one
 import pytest
 import torch
 import tqkv
+import transformers
 
 from tqkv import eval as tqeval
 from tqkv.eval._runs import forward, generate, opened, prefill, turbo
@@ -85,6 +86,25 @@ def test_centres_and_skipped_layers_are_options(constructed, prompts):
         assert sum(scores(constructed, coded(3, **options), prompts["pairs"])) >= 9
 
 
+def test_layers_with_a_window_are_prefilled_again():
+    """Random weights: nothing is right, but at 16 bits the same is said, and the logits are those of a
+    DynamicCache, whose layers keep a window's tokens only; float32 sums and float16 tokens differ."""
+    subject = tqeval.load("random")
+    config = transformers.MistralConfig(**{**subject.model.config.to_dict(), "model_type": "mistral",
+                                           "sliding_window": 24})
+    torch.manual_seed(1)
+    model = transformers.MistralForCausalLM(config).eval()
+    subject = subject._replace(model=model, attention=model.config._attn_implementation)
+    prompt = tqeval.make(subject, "needle", 300, 0.5, 0, 1, 1)
+    prefilled = prefill(subject, prompt.context)
+    ids = subject.ids(prompt.questions[0].text)
+    exact, held = (forward(subject, ids, opened(subject, variant, prefilled))
+                   for variant in (tqeval.BASELINE, coded(16)))
+    assert (exact - held).abs().max() < 0.01 * exact.abs().max()
+    wrong = forward(subject, ids, opened(subject, coded(2), prefilled))
+    assert (exact - wrong).abs().max() > 0.05 * exact.abs().max()
+
+
 class Lossy:
     """A tokenizer that forgets digits."""
 
@@ -116,3 +136,19 @@ def test_prompts_follow_their_seed_and_size(constructed):
                             (("needle", 1 << 20, 0, 0, 0, 1), "positions for 262144")):
         with pytest.raises(tqkv.InvalidArgument, match=text):
             tqeval.make(constructed, *arguments)
+
+
+def test_chat_follows_the_models_template(constructed):
+    """A template with an end of turn, as instruct models have it; and one that rewrites what was said."""
+    _, tokenizer = tqeval.construct()
+    subject = constructed._replace(tokenizer=tokenizer)
+    loop = "{% for m in messages %}[{{ m.role }}] {{ m.content }} |{% endfor %}"
+    tokenizer.chat_template = loop + "{% if add_generation_prompt %}[assistant] {% endif %}"
+    prompt = tqeval.make(subject, "chat", 600, 0.5, 0, 1, 4)
+    assert subject.text(prompt.context).startswith("[user] ")
+    assert all(q.text.startswith(" |[user] The access code") and "|[assistant] The access" in q.text
+               for q in prompt.questions)
+    assert scores(subject, tqeval.BASELINE, (prompt, prefill(subject, prompt.context))) == [1.0] * 4
+    tokenizer.chat_template = "{{ messages | length }}" + loop
+    with pytest.raises(tqkv.NotSupported, match="changes earlier turns"):
+        tqeval.make(subject, "chat", 600, 0.5, 0, 1, 4)

@@ -62,7 +62,7 @@ def fp8(x, dims):
 def e2m1(x):
     levels = x.new_tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     middles = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(x.abs(), middles)] * x.sign()
+    return levels[torch.bucketize(x.abs().contiguous(), middles)] * x.sign()
 
 
 def nvfp4(x):
@@ -140,7 +140,7 @@ def turboquant(x, bits, rotation):
     norm, dim = half(x.norm(dim=-1, keepdim=True)), x.shape[-1]
     levels = lloyd_max(bits).to(x.device) / math.sqrt(dim)
     turned = x / norm.clamp(min=1e-8) @ rotation.to(x.device)
-    nearest = torch.bucketize(turned, (levels[1:] + levels[:-1]) / 2)
+    nearest = torch.bucketize(turned.contiguous(), (levels[1:] + levels[:-1]) / 2)
     return levels[nearest] @ rotation.T.to(x.device) * norm
 
 

@@ -11,7 +11,7 @@ import torch
 from ..errors import InvalidArgument, NotSupported
 from . import _profiles, _quality, _rivals, _speed
 from ._models import Subject
-from ._runs import AGAIN, BASELINE, BROKEN, ask, can_be_filled, prefill
+from ._runs import AGAIN, BASELINE, BROKEN, ask, opened, prefill
 from ._tasks import make
 
 DEPTHS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -72,20 +72,20 @@ class Worker:
         self.profiles = [_profiles.parse(name) for name in profiles]
         self.calibration = _profiles.calibrate(subject)
         self.variants = [AGAIN, BROKEN, *(_profiles.variant(p, self.calibration) for p in self.profiles)]
-        one = torch.zeros(1, 1, dtype=torch.long, device=subject.device)
-        if not can_be_filled(prefill(subject, one)):
-            raise NotSupported(f"model = {subject.name!r}: has layers with a sliding window or states; "
-                               "tqkv.eval compares caches of models that keep all tokens")
+        tried = prefill(subject, torch.zeros(1, 4, dtype=torch.long, device=subject.device))
+        for variant in self.variants:  # a profile that this model cannot have is an error, not a result
+            opened(subject, variant, tried)
 
     def __call__(self, job: Dict[str, Any]) -> Any:
-        return getattr(self, "_" + job["job"])(job)
-
-    def _task(self, job):
+        """{"why": ..} of what this model or its tokenizer does not allow."""
         try:
-            prompt = make(self.subject, job["task"], job["context"], job["depth"], job["trial"], self.seed,
-                          job["facts"])
+            return getattr(self, "_" + job["job"])(job)
         except NotSupported as error:
             return {"why": str(error)}
+
+    def _task(self, job):
+        prompt = make(self.subject, job["task"], job["context"], job["depth"], job["trial"], self.seed,
+                      job["facts"])
         prefilled = prefill(self.subject, prompt.context)
         answers = {v.name: ask(self.subject, v, prompt, prefilled) for v in (BASELINE, *self.variants)}
         sampled = {}

@@ -22,11 +22,12 @@ def analyse(results: Dict[str, Any], jobs: List[Dict[str, Any]], gated: str) -> 
     """results by key of jobs, of one model."""
     from ._journal import key_of
     done = [(job, results[key_of(job)]) for job in jobs]
+    skipped = {f"{job.get('task', job['job'])}: {result['why']}" for job, result in done if "why" in result}
+    done = [(job, result) for job, result in done if "why" not in result]
     report = {"tasks": _tasks(done, "answers"), "sampled": _tasks(done, "sampled"), "heat": _heat(done),
               "grid": _grid(done), "text": _text(done), "drift": _drift(done), "rivals": _rivals(done),
               "speed": [{**job, **result} for job, result in done if job["job"] == "speed"],
-              "skipped": sorted({f"{job['task']}: {result['why']}" for job, result in done
-                                 if "why" in result and job["job"] == "task"})}
+              "skipped": sorted(skipped)}
     report["controls"] = _controls(report)
     report["gates"] = _gates(report, gated)
     return report
@@ -48,7 +49,7 @@ def _heat(done):
     """cache -> [[context, depth, share, questions]] of single needles."""
     cells: Dict[str, Dict[Tuple[int, float], List[float]]] = {}
     for job, result in done:
-        if job["job"] == "task" and job["task"] == "needle" and "answers" in result:
+        if job["job"] == "task" and job["task"] == "needle":
             for name, records in result["answers"].items():
                 side = cells.setdefault(name, {}).setdefault((job["context"], job["depth"]), [])
                 side += [record["right"] for record in records]

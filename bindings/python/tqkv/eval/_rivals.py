@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ..cache import Cache
+from ..errors import NotSupported
 from ._formats import Format, Side, rivals
 from ._models import Subject
 from ._profiles import calibrate
@@ -36,6 +37,8 @@ _under_way: List[Pass] = []
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    if kwargs.get("sliding_window") or kwargs.get("softcap") or kwargs.get("s_aux") is not None:
+        raise NotSupported("this model's attention has a sliding window, a soft-cap or sinks")
     scale = query.shape[-1]**-0.5 if scaling is None else scaling
     out = _under_way[-1].attend(module.layer_idx, query[0].float(), key[0].float(), value[0].float(), scale)
     return out.transpose(0, 1)[None].to(query.dtype), None

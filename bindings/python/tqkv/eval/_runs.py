@@ -44,13 +44,18 @@ def prefill(subject: Subject, ids) -> DynamicCache:
     subject.model.set_attn_implementation(subject.attention)
     cache = DynamicCache(config=subject.model.config)
     forward(subject, ids, cache, last=True)
+    cache.context = ids  # for caches that cannot take it from here
     return cache
 
 
 def turbo(subject: Subject, prefilled: DynamicCache, preset: str, **options) -> TurboCache:
-    """A TurboCache with what the DynamicCache holds, as its first prompt would have left it."""
+    """A TurboCache with what the DynamicCache holds, as its first prompt would have left it. Where that keeps
+    states or a window's tokens only, the context is prefilled again."""
     subject.model.set_attn_implementation("tqkv")
     cache = TurboCache(subject.model.config, preset, mode="fused", **options)
+    if not all(type(layer) is DynamicLayer for layer in prefilled.layers):
+        forward(subject, prefilled.context, cache, last=True)
+        return cache
     heads = subject.model.config.get_text_config(decoder=True).num_attention_heads
     store = cache.store
     for number, (layer, source) in enumerate(zip(cache.layers, prefilled.layers)):
@@ -62,11 +67,6 @@ def turbo(subject: Subject, prefilled: DynamicCache, preset: str, **options) -> 
         store.append(number, key, value)
     store.finish()
     return cache
-
-
-def can_be_filled(prefilled: DynamicCache) -> bool:
-    """Layers that keep all tokens; others must prefill for themselves."""
-    return all(type(layer) is DynamicLayer for layer in prefilled.layers)
 
 
 def opened(subject: Subject, variant: Variant, prefilled: DynamicCache):

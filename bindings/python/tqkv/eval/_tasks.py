@@ -150,7 +150,7 @@ def _common(subject, generator, context, depth, count):
     if len(set(first.values())) < len(words):  # a first token must tell words apart
         words = list({token: word for word, token in first.items()}.values())
     if len(words) < 2 * count:
-        raise NotSupported(f"words: only {len(words)} words of this tokenizer differ in their first token")
+        raise NotSupported(f"only {len(words)} words of this tokenizer differ in their first token")
     common, rare = words[:count], words[count:]
     repeats = max(1, context // sum(subject.ids(" " + w).shape[1] * (10 if w in common else 1)
                                     for w in words))
@@ -162,20 +162,43 @@ def _common(subject, generator, context, depth, count):
 
 
 def _chat(subject, generator, context, depth, count):
-    """Question.text is what a turn says before the answer; the answers stay in the cache."""
-    style = subject.style
+    """Question.text is what a turn says up to the answer's first word; the answers stay in the cache."""
+    style, source, said = subject.style, _words.sentences(generator), []
     keys, codes = style.keys(generator, count), style.codes(generator, count)
-    begin = _compose(subject, generator, max(64, context // (count + 1)), [])
-    source, turns = _words.sentences(generator), []
-    room = max(1, (context - begin.shape[1]) // count)
-    for turn in range(count):
-        text = "\nUser:" + style.fact.format(key=keys[turn], code=codes[turn])
-        while subject.ids(text).shape[1] < room - 24:
-            text += next(source)
-        asked = generator.randrange(turn + 1)
-        turns.append(Question(text + "\nAssistant:" + style.ask.format(key=keys[asked]).replace("\n", " "),
-                              style.answer.format(code=codes[asked]), (turn - asked) / count))
+    room = max(1, context // (count + 1))
+
+    def turn(user, assistant):
+        """The conversation so far, up to the assistant's answer."""
+        while subject.ids(user).shape[1] < room - 24:
+            user += next(source)
+        said.append({"role": "user", "content": user.strip()})
+        return _rendered(subject, said) + assistant.strip()
+
+    told = turn(next(source), "We remember that.")
+    begin = subject.ids(told, special=not _templated(subject))
+    said.append({"role": "assistant", "content": "We remember that."})
+    turns = []
+    for number in range(count):
+        asked = generator.randrange(number + 1)
+        ask, answer = style.ask.format(key=keys[asked]), style.answer.format(code=codes[asked])
+        text = turn(style.fact.format(key=keys[number], code=codes[number]), ask)
+        if not text.startswith(told):
+            raise NotSupported("this model's template changes earlier turns when later ones come")
+        turns.append(Question(text[len(told):], answer, (number - asked) / count))
+        told = text + answer
+        said.append({"role": "assistant", "content": ask.strip() + answer})
     return Prompt(begin, turns, turns=True)
+
+
+def _templated(subject):
+    return bool(getattr(subject.tokenizer, "chat_template", None))
+
+
+def _rendered(subject, messages):
+    """As the tokenizer's chat template has it, or in plain words; ends where the assistant begins."""
+    if _templated(subject):
+        return subject.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return "".join(f"\n{m['role'].capitalize()}: {m['content']}" for m in messages) + "\nAssistant: "
 
 
 TASKS = {"needle": _needle, "needles": _many, "pairs": _pairs, "tracking": _tracking, "words": _common,
