@@ -169,6 +169,14 @@ suite_hf() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest transformers tests/hf
 }
 
+about_vllm() { echo "vllm: vLLM's CPU engine on codes: chunks, drafts, hits, preemptions (on demand)"; }
+suite_vllm() {
+  build_test || return
+  local vllm limit=3600 # some 20 starts of the engine
+  vllm=$(tests/vllm/environment.sh 2>"$out/vllm.log") || { skip vllm "$(xargs <"$out/vllm.log")"; return; }
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$vllm run_pytest vllm tests/vllm
+}
+
 about_distributed() { echo "distributed: tensor and context parallelism on 1-4 gloo processes, against one"; }
 suite_distributed() {
   build_test || return

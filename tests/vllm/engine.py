@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of vLLM's engine in a process of its own: reads a JSON object from standard input, prints one line
+RESULT {..} with the tokens of every prompt, their log probabilities and the engine's own counters.
+
+    model        folder
+    prompts      lists of token ids; a list of such lists: one after the other
+    max_tokens   generated for each
+    engine       arguments of vllm.LLM
+"""
+import json
+import os
+import sys
+
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING", HF_HUB_OFFLINE="1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def main():
+    ask = json.load(sys.stdin)
+    import vllm
+    arguments = dict(skip_tokenizer_init=True, enforce_eager=True, max_model_len=512, max_num_seqs=8,
+                     dtype="float32", disable_log_stats=False, seed=1)
+    llm = vllm.LLM(model=ask["model"], **{**arguments, **ask.get("engine", {})})
+    wanted = vllm.SamplingParams(temperature=0, max_tokens=ask["max_tokens"], ignore_eos=True,
+                                 detokenize=False, logprobs=1)
+    tokens, logprobs = [], []
+    for round_ in ask["prompts"]:
+        for answer in llm.generate([vllm.TokensPrompt(prompt_token_ids=ids) for ids in round_], wanted,
+                                   use_tqdm=False):
+            output = answer.outputs[0]
+            tokens.append(list(output.token_ids))
+            logprobs.append([step[token].logprob for token, step in zip(output.token_ids, output.logprobs)])
+    counters = {}
+    for metric in llm.get_metrics():
+        if hasattr(metric, "value"):
+            counters[metric.name] = counters.get(metric.name, 0) + metric.value
+    config = llm.llm_engine.vllm_config
+    counters["num_gpu_blocks"] = config.cache_config.num_gpu_blocks
+    layer = next(iter(config.compilation_config.static_forward_context.values()))
+    print("RESULT " + json.dumps({"tokens": tokens, "logprobs": logprobs, "counters": counters,
+                                  "backend": type(layer.impl).__name__, "cache": list(layer.kv_cache.shape)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's real engine on tiny models: the same tokens at 16 bits as with its own attention, and at fewer bits
+what does not depend on how vLLM schedules. What a run is to show (chunks, drafts, hits, preemptions) is read
+from the engine's own counters, so a run that did not show it fails."""
+import random
+
+import pytest
+
+
+def prompts_of(lengths, seed=1):
+    random.seed(seed)
+    return [[random.randrange(1, 500) for _ in range(length)] for length in lengths]
+
+
+PROMPTS = [prompts_of((20, 75, 130, 33))]
+
+
+def llama(models, **fields):
+    return models("llama" + "".join(f"{k}{v}" for k, v in fields.items()), "Llama", **fields)
+
+
+def closeness(a, b):
+    """Largest difference of the log probabilities of the tokens that both runs agree on up to there."""
+    worst, agreed, of = 0.0, 0, 0
+    for own_tokens, own, other_tokens, other in zip(a["tokens"], a["logprobs"], b["tokens"], b["logprobs"]):
+        of += len(own)
+        for x, p, y, q in zip(own_tokens, own, other_tokens, other):
+            if x != y:
+                break
+            worst, agreed = max(worst, abs(p - q)), agreed + 1
+    return worst, agreed / of
+
+
+# Raw sides of a float32 model are float16: keys and values are off by 2^-12 of each number at most, at random,
+# so a layer's output by about 2^-12 of its size; with attention's own part (2^-12, tests/contract) three layers
+# make 2^-9 at most of logits up to 16 in size.
+RAW = 2**-5
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_raw_sides_are_vllms_own_attention(run, models, dtype):
+    """bfloat16: keys and values are kept as they are; but the model's activations round to 2^-9, in an order
+    that follows from where attention rounded, which 2^3 times the bound allows for."""
+    model = llama(models)
+    own, ours = (run(model, PROMPTS, widths, dtype=dtype) for widths in (None, "16+16"))
+    worst, agreed = closeness(own, ours)
+    assert worst < RAW * (1 if dtype == "float32" else 8) and agreed >= 0.8, (worst, agreed)
+    assert ours["cache"][1:] == [2, ours["cache"][2], 128]  # 2 * 32 numbers of 2 bytes
+
+
+def test_fewer_bits_hold_more_tokens_and_stay_near(run, models):
+    model = llama(models, head_dim=64, num_attention_heads=4)
+    raw, eight, four = (run(model, PROMPTS, widths) for widths in ("16+16", "8+8", "4+4"))
+    tokens = {name: r["counters"]["num_gpu_blocks"] * r["cache"][2]
+              for name, r in (("raw", raw), ("eight", eight), ("four", four))}
+    assert tokens["eight"] / tokens["raw"] == pytest.approx(256 / 132, rel=0.02)
+    assert tokens["four"] / tokens["raw"] == pytest.approx(256 / 68, rel=0.02)
+    (worst_eight, agreed), (worst_four, _) = closeness(raw, eight), closeness(raw, four)
+    assert worst_eight < 0.3 and agreed > 0.6, (worst_eight, agreed)
+    assert worst_four < 3
+
+
+SCHEDULES = {
+    "chunks": dict(max_num_batched_tokens=64, max_num_seqs=4),
+    "few_blocks": dict(num_gpu_blocks_override=14, block_size=32, max_num_seqs=4, max_model_len=256,
+                       enable_prefix_caching=False),
+    "drafts": dict(speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2,
+                                       "prompt_lookup_min": 1}),
+    "shared_prefix": dict(enable_prefix_caching=True, block_size=32)
+}
+COUNTED = {"few_blocks": "vllm:num_preemptions", "drafts": "vllm:spec_decode_num_accepted_tokens",
+           "shared_prefix": "vllm:prefix_cache_hits"}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_scheduling_changes_no_token(run, models, name):
+    """Codes do not depend on what else is in a step, so neither do tokens: but for the other layers of the
+    model, whose products vLLM computes in other shapes, and rounds otherwise."""
+    model = llama(models)
+    prompts = [prompts_of((20, 75, 100, 33))]
+    max_tokens = 12
+    if name == "drafts":  # what repeats is guessed
+        prompts = [[(prompt * 4)[:100] for prompt in prompts_of((9, 12, 15))]]
+        max_tokens = 40
+    if name == "few_blocks":
+        prompts, max_tokens = [prompts_of((90, 90, 90, 90))], 40
+    if name == "shared_prefix":
+        prompts = [[prompts[0][2]], [prompts[0][2][:80] + prompts[0][0]]]
+    plain = run(model, prompts, "4+3", max_tokens, enable_prefix_caching=False)
+    other = run(model, prompts, "4+3", max_tokens, **SCHEDULES[name])
+    if name in COUNTED:
+        assert other["counters"][COUNTED[name]] > 0, other["counters"]
+        assert plain["counters"].get(COUNTED[name], 0) == 0
+    worst, agreed = closeness(plain, other)
+    print(name, worst, agreed)
+    assert agreed >= 0.9 and worst < RAW, (worst, agreed)
+
+
+def test_layers_that_slide(run, models):
+    """Mistral's window, shorter than the prompts; vLLM gives blocks in front of it away."""
+    model = models("mistral", "Mistral", sliding_window=40)
+    own, ours = run(model, PROMPTS), run(model, PROMPTS, "16+16")
+    worst, agreed = closeness(own, ours)
+    assert agreed >= 0.9 and worst < RAW, (worst, agreed)
+
+
+def test_soft_capped_logits_and_layers_of_both_kinds(run, models):
+    model = models("gemma2", "Gemma2", sliding_window=40, head_dim=32, query_pre_attn_scalar=32,
+                   attn_logit_softcapping=5.0, num_hidden_layers=4, hidden_activation="gelu_pytorch_tanh")
+    own, ours = run(model, PROMPTS), run(model, PROMPTS, "16+16")
+    worst, agreed = closeness(own, ours)
+    assert agreed >= 0.9 and worst < RAW, (worst, agreed)
+
+
+def test_widths_by_kv_cache_dtype_and_skipped_layers(run, models):
+    model = llama(models)
+    plain = run(model, PROMPTS, "3+4")
+    named = run(model, PROMPTS, "1", kv_cache_dtype="turboquant_k3v4_nc", kv_cache_dtype_skip_layers=[])
+    assert named["tokens"] == plain["tokens"] and named["cache"] == plain["cache"]
+    skipped = run(model, PROMPTS, "1", kv_cache_dtype="turboquant_k3v4_nc",
+                  kv_cache_dtype_skip_layers=["0", "2"])
+    assert skipped["cache"][3] == 128  # the first layer's
+    raw = run(model, PROMPTS, "16+16")
+    assert closeness(raw, skipped)[0] < closeness(raw, plain)[0]
+
+
+def test_what_is_refused(run, models):
+    model = llama(models)
+    run(model, PROMPTS, "7+4", fails="TQKV_VLLM: 7+4: widths must be among")
+    run(model, PROMPTS, "four", fails="TQKV_VLLM = 'four'")
+    run(model, PROMPTS, "4+4", kv_cache_dtype="fp8", fails="kv_cache_dtype = fp8")
+    run(model, PROMPTS, "4+4", additional_config={"tqkv": {"bits": 4}}, fails="unknown bits")
