@@ -36,9 +36,10 @@ def main():
             counters[metric.name] = counters.get(metric.name, 0) + metric.value
     config = llm.llm_engine.vllm_config
     counters["num_gpu_blocks"] = config.cache_config.num_gpu_blocks
-    layer = next(iter(config.compilation_config.static_forward_context.values()))
+    layers = list(config.compilation_config.static_forward_context.values())
     print("RESULT " + json.dumps({"tokens": tokens, "logprobs": logprobs, "counters": counters,
-                                  "backend": type(layer.impl).__name__, "cache": list(layer.kv_cache.shape)}))
+                                  "backend": type(layers[0].impl).__name__,
+                                  "caches": [list(layer.kv_cache.shape) for layer in layers]}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ TQKV_VLLM
 additional_config={"tqkv": {..}} says more: key_bits, value_bits (they win over TQKV_VLLM), rotation_seed,
                     num_threads (0 = torch's). Other names are errors.
 kv_cache_dtype_skip_layers
-                    with a turboquant_* kv_cache_dtype: these layers keep raw 16 bits
+                    with a turboquant_* kv_cache_dtype: these layers keep raw 16 bits, and so do the first
+                    and the last two, which vLLM adds to them
 
 What is there: decoder attention of any ratio of heads, sliding windows, attention sinks, ALiBi, soft-capped
 logits, layers that share another's cache, non-causal requests; tensor parallelism by global numbers of kv
