@@ -37,8 +37,8 @@ def models(tmp_path_factory):
         torch.manual_seed(3)
         common = dict(vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=3,
                       num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=1024,
-                      initializer_range=0.1, tie_word_embeddings=False, torch_dtype="bfloat16", eos_token_id=511,
-                      bos_token_id=510, pad_token_id=509)
+                      initializer_range=0.1, tie_word_embeddings=False, torch_dtype="bfloat16",
+                      eos_token_id=511, bos_token_id=510, pad_token_id=509)
         config = getattr(transformers, kind + "Config")(**{**common, **fields})
         model = getattr(transformers, kind + "ForCausalLM")(config).to(torch.bfloat16)
         model.save_pretrained(root / name)

@@ -31,9 +31,9 @@ def closeness(a, b):
     return worst, agreed / of
 
 
-# Raw sides of a float32 model are float16: keys and values are off by 2^-12 of each number at most, at random,
-# so a layer's output by about 2^-12 of its size; with attention's own part (2^-12, tests/contract) three layers
-# make 2^-9 at most of logits up to 16 in size.
+# Raw sides of a float32 model are float16: keys and values are off by 2^-12 of each number, at random, so a
+# layer's output by about 2^-12 of its size; with attention's own part (2^-12, tests/contract) three
+# layers make 2^-9 at most of logits up to 16 in size.
 RAW = 2**-5
 
 

@@ -45,14 +45,15 @@ class Layers:
         self.spec = _backend.TqkvBackend.customize_spec(spec)
         self.builder = _backend.TqkvBuilder(self.spec, NAMES, config, torch.device("cpu"))
         self.impl = _backend.TqkvImpl(HEADS, DIM, DIM**-0.5, KV_HEADS, **arguments)
-        self.caches = [torch.full((20, KV_HEADS, BLOCK, self.spec.state_content_bytes), 255, dtype=torch.uint8)
-                       for _ in NAMES]
+        shape = 20, KV_HEADS, BLOCK, self.spec.state_content_bytes
+        self.caches = [torch.full(shape, 255, dtype=torch.uint8) for _ in NAMES]
 
     def metadata(self, lens, queries, slots, table, causal=True):
         starts = torch.tensor([0] + queries, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         return self.builder.build(0, CommonAttentionMetadata(
-            query_start_loc=starts, query_start_loc_cpu=starts, seq_lens=torch.tensor(lens, dtype=torch.int32),
-            num_reqs=len(lens), num_actual_tokens=len(slots), max_query_len=max(queries), max_seq_len=max(lens),
+            query_start_loc=starts, query_start_loc_cpu=starts,
+            seq_lens=torch.tensor(lens, dtype=torch.int32), num_reqs=len(lens), num_actual_tokens=len(slots),
+            max_query_len=max(queries), max_seq_len=max(lens),
             block_table_tensor=torch.tensor(table, dtype=torch.int32),
             slot_mapping=torch.tensor(slots, dtype=torch.int64), causal=causal))
 

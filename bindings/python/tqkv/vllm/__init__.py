@@ -6,8 +6,8 @@
     llm = vllm.LLM(model, kv_cache_dtype="turboquant_k3v4_nc", kv_cache_dtype_skip_layers=["0", "15"])
 
 The package brings the entry point vllm.general_plugins: tqkv, so vLLM finds it by itself; without TQKV_VLLM
-it does nothing. vLLM's own memory planner counts the bytes of codes, so the same memory holds 3.9 to 7.5 times
-the tokens; scheduling, chunked prefill, prefix caching, preemption and speculation stay vLLM's.
+it does nothing. vLLM's own memory planner counts the bytes of codes, so the same memory holds as many more
+tokens; scheduling, chunked prefill, prefix caching, preemption and speculation stay vLLM's.
 
 TQKV_VLLM
     unset, "", "0"  off
@@ -22,8 +22,8 @@ kv_cache_dtype_skip_layers
 
 What is there: decoder attention of any ratio of heads, sliding windows, attention sinks, ALiBi, soft-capped
 logits, layers that share another's cache, non-causal requests; tensor parallelism by global numbers of kv
-heads and layers, so pages of a rank are those that one process would write. Results do not depend on what else
-is in the batch. What is not: encoder and cross-attention, latent attention, CUDA; they are errors, never
+heads and layers, so pages of a rank are those that one process would write. Results do not depend on what
+else is in the batch. What is not: encoder and cross-attention, latent attention, CUDA; they are errors, never
 another path.
 """
 from ._settings import Settings, enabled

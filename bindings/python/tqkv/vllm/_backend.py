@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend that vLLM's attention layers meet: page bytes, the plan of a step, append and attend.
 
-A group of layers has one builder; the step that it plans is shared by all layers of the group. Keys and values
-are appended in forward, behind the plan, because a tile that several tokens of a step write has one owner.
+A group of layers has one builder; the step that it plans is shared by all layers of the group. Keys and
+values are appended in forward, behind the plan, because a tile that several tokens of a step write has one
+owner.
 """
 import weakref
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ class TqkvBuilder(AttentionMetadataBuilder[TqkvMetadata]):
 
 
 def _visible(causal, seq_lens, starts, tokens):
-    """visible_begin, visible_end of all rows where some request is not causal: what its own mask would say."""
+    """visible_begin, visible_end of all rows where some request is not causal: what its mask would say."""
     if causal is True:
         return None, None
     lengths = (starts[1:] - starts[:-1]).long()
@@ -159,12 +160,13 @@ def _visible(causal, seq_lens, starts, tokens):
 
 class TqkvImpl(AttentionImpl[TqkvMetadata]):
 
-    def __init__(self, num_heads, head_size, scale, num_kv_heads=None, alibi_slopes=None, sliding_window=None,
-                 kv_cache_dtype="auto", logits_soft_cap=None, attn_type=AttentionType.DECODER,
-                 kv_sharing_target_layer_name=None, sinks=None, **unknown: Any):
+    def __init__(self, num_heads, head_size, scale, num_kv_heads=None, alibi_slopes=None,
+                 sliding_window=None, kv_cache_dtype="auto", logits_soft_cap=None,
+                 attn_type=AttentionType.DECODER, kv_sharing_target_layer_name=None, sinks=None,
+                 **unknown: Any):
         if attn_type != AttentionType.DECODER:
-            raise NotSupported(f"attn_type = {attn_type}: tqkv.vllm has decoder attention alone; unset TQKV_VLLM "
-                               "for this model")
+            raise NotSupported(f"attn_type = {attn_type}: tqkv.vllm has decoder attention alone; unset "
+                               "TQKV_VLLM for this model")
         if unknown:
             raise NotSupported(f"attention arguments {', '.join(sorted(unknown))}: unknown to tqkv.vllm")
         _remember(get_current_vllm_config())
@@ -207,8 +209,8 @@ class TqkvImpl(AttentionImpl[TqkvMetadata]):
         if made_of is None or made_of.data_ptr() != kv_cache.data_ptr() or made_of.shape != kv_cache.shape:
             blocks, heads, size, content = kv_cache.shape
             if kv_cache.stride()[2:] != (content, 1):
-                raise NotSupported(f"KV cache of shape {tuple(kv_cache.shape)} and strides {kv_cache.stride()}: "
-                                   "the tokens of a head must be contiguous")
+                raise NotSupported(f"KV cache of shape {tuple(kv_cache.shape)} and strides "
+                                   f"{kv_cache.stride()}: the tokens of a head must be contiguous")
             flat = kv_cache.as_strided((blocks, heads, size * content), (*kv_cache.stride()[:2], 1))
             pages = codec.pages(number, flat, block_size=size)
             self._pages = (kv_cache, pages)

@@ -46,7 +46,8 @@ def make_codec(shapes, settings, dtype) -> PagedCodec:
     for shape in shapes:
         other = by_number.setdefault(shape.number, shape)
         if other != shape:
-            raise NotSupported(f"layer {shape.number} stands twice in a group of layers, as {other} and {shape}")
+            raise NotSupported(f"layer {shape.number} stands twice in a group of layers, as {other} and "
+                               f"{shape}")
     first, last = min(by_number), max(by_number)
     layers = []
     for number in range(first, last + 1):

@@ -38,8 +38,8 @@ class Settings(NamedTuple):
             return cls()
         match = re.fullmatch(r"(\d+)\+(\d+)", text)
         if not match:
-            raise InvalidArgument(f"{VARIABLE} = {text!r}: must be 0, 1, or widths of keys and values such as "
-                                  "4+3")
+            raise InvalidArgument(f"{VARIABLE} = {text!r}: must be 0, 1, or widths of keys and values such "
+                                  "as 4+3")
         return cls(_checked(VARIABLE, tuple(map(int, match.groups()))))
 
     @classmethod
@@ -61,15 +61,15 @@ class Settings(NamedTuple):
         dtype = vllm_config.cache_config.cache_dtype
         named = dtype_widths(dtype)
         if named and settings.widths not in (None, named):
-            raise InvalidArgument(f"kv_cache_dtype = {dtype}: says widths {named[0]}+{named[1]}, {VARIABLE} or "
-                                  f"additional_config {settings.widths[0]}+{settings.widths[1]}")
+            raise InvalidArgument(f"kv_cache_dtype = {dtype}: says widths {named[0]}+{named[1]}, {VARIABLE} "
+                                  f"or additional_config {settings.widths[0]}+{settings.widths[1]}")
         if not named and dtype not in ("auto", "float16", "bfloat16", "float32"):
             raise InvalidArgument(f"kv_cache_dtype = {dtype}: tqkv knows auto and turboquant_*")
         return settings
 
     def layer_widths(self, cache_dtype: str, quant_mode_name: str):
-        """(key bits, value bits) of one layer: cache_dtype is the run's, the mode the layer's. A layer without
-        a mode in a run that has one was skipped."""
+        """(key bits, value bits) of one layer: cache_dtype is the run's, the mode the layer's. A layer
+        without a mode in a run that has one was skipped."""
         named = dtype_widths(quant_mode_name)
         if named:
             return named
