@@ -70,7 +70,7 @@ def test_structs(declared):
         for (field, ctype), (kind, _, length) in zip(have, fields):
             where = f"{name}.{field}"
             if kind == "callback":
-                assert ctype in (_abi.ALLOC_FUNCTION, _abi.FREE_FUNCTION), where
+                assert ctype is getattr(_abi, field.upper() + "_FUNCTION"), where
             elif length:
                 base = SCALARS[kind]
                 assert ctype is base * length, where
