@@ -25,13 +25,13 @@ def torchrun(name, ranks):
 @pytest.mark.parametrize("ranks, share", ((2, "0.50"), ))
 def test_tensor_parallel(ranks, share):
     assert torchrun("tensor_parallel.py", ranks) == \
-        f"{ranks} ranks, 56 tokens, {share} of the pages on each; as on one device within 1e-3: True\n"
+        f"{ranks} ranks (gloo), 56 tokens, {share} of the pages on each; as on one device within 1e-3: True\n"
 
 
 def test_context_parallel():
     printed = torchrun("context_parallel.py", 3)
-    assert re.fullmatch(r"4020 tokens as 1344 \+ 1344 \+ 1332; 4160 bytes from each rank for a token and "
-                        r"layer; as on one device within 4e-4: True\n", printed), printed
+    assert re.fullmatch(r"4020 tokens as 1344 \+ 1344 \+ 1332 \(gloo\); 4160 bytes from each rank "
+                        r"for a token and layer; as on one device within 4e-4: True\n", printed), printed
 
 
 def test_the_sample_of_the_readme():

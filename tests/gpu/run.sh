@@ -25,7 +25,7 @@ trap 'rm -f "$tq_log"' EXIT
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
 parts_side+=" memcheck initcheck synccheck racecheck append move graph limits python golden"
-all_parts="$parts_exclusive $parts_side eval bench"
+all_parts="$parts_exclusive $parts_side torch nccl eval bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
   [backend]="capture, failing calls, slots and pages, merge"
@@ -42,6 +42,8 @@ declare -A about=(
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
   [synccheck]="compute-sanitizer synccheck"
   [racecheck]="compute-sanitizer racecheck, small shapes, judged by racecheck_report.py"
+  [torch]="torch.ops.tqkv, compiled and captured (only with --only torch; not yet run by us)"
+  [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl; not yet run by us)"
   [eval]="tqkv-eval release on the constructed model (only with --only eval; not yet run by us)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
@@ -69,7 +71,7 @@ done
 wanted() {
   [[ " $skip_list " == *" $1 "* ]] && return 1
   if [ -n "$only" ]; then [[ " $only " == *" $1 "* ]]; else
-    [ "$1" != eval ] && { [ "$1" != bench ] || [ -n "$bench" ]; }
+    [[ " torch nccl eval " != *" $1 "* ]] && { [ "$1" != bench ] || [ -n "$bench" ]; }
   fi
 }
 
@@ -82,7 +84,7 @@ deps=${TQ_DEPS_INCLUDE:-$PWD/.gpu_deps/include}
 PATH=$PATH:/usr/local/cuda/bin  # compute-sanitizer
 [ -z "${NVCC:-}" ] || PATH=$PATH:$(dirname "$NVCC")
 
-needs_library() { [[ " python golden eval bench " == *" $1 "* ]]; }
+needs_library() { [[ " python golden torch nccl eval bench " == *" $1 "* ]]; }
 
 # ---- Build ----
 
@@ -92,7 +94,7 @@ build_all() {
     wanted "$part" || continue
     case $part in
       resources) targets+=" kernel_logs" ;;
-      python | golden | eval) targets+=" tqkv" ;;
+      python | golden | torch | nccl | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
       *check) targets+=" backend_test append_test attend_test graph_test" ;;
       *) targets+=" ${part}_test" ;;
@@ -181,6 +183,8 @@ part() {
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
+    torch) TQKV_TEST_DEVICE=cuda XDG_CACHE_HOME=$out/cache pytest_part tests/torch ;;
+    nccl) pytest_part tests/gpu/test_nccl.py ;;
     memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     initcheck) sanitizer initcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     synccheck) sanitizer synccheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;

@@ -70,8 +70,8 @@ def main():
     dist.all_gather_object(lengths, len(sequence))
     if rank == 0:
         sent = (world - 1) * Q_HEADS * (4 * DIM + 4)
-        print(f"{length} tokens as {' + '.join(map(str, lengths))}; {sent} bytes from each rank for a token "
-              f"and layer; as on one device within 4e-4: {worst < 4e-4}")
+        print(f"{length} tokens as {' + '.join(map(str, lengths))} ({dist.get_backend()}); {sent} bytes from "
+              f"each rank for a token and layer; as on one device within 4e-4: {worst < 4e-4}")
     dist.destroy_process_group()
 
 

@@ -83,8 +83,8 @@ def main():
     if rank == 0:
         # One all-reduce adds in another order than one device: float32 rounding, and what the codes of
         # layer 2 make of it.
-        print(f"{world} ranks, {len(part.sequence)} tokens, {share:.2f} of the pages on each; "
-              f"as on one device within 1e-3: {worst < 1e-3}")
+        print(f"{world} ranks ({dist.get_backend()}), {len(part.sequence)} tokens, {share:.2f} of the pages "
+              f"on each; as on one device within 1e-3: {worst < 1e-3}")
     dist.destroy_process_group()
 
 
