@@ -76,7 +76,8 @@ def attention(query, key, value, scale, coded=None):
     return (weights * near) @ value + (weights * ~near) @ values
 
 
-def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None) -> Format:
+def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None,
+            key_rule: str = "ls") -> Format:
     """tqkv's own format, through the library: appended, and read back."""
     name = f"tqkv {key_bits}" if key_bits == value_bits else f"tqkv k{key_bits}v{value_bits}"
 
@@ -84,7 +85,8 @@ def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None)
         heads, tokens, dim = x.shape
         rows = x.transpose(0, 1).contiguous().cpu()
         with Cache(num_layers=1, num_q_heads=heads, num_kv_heads=heads, head_dim=dim, key_bits=bits,
-                   value_bits=bits, max_tokens=tokens + 64, first_layer=side.layer) as cache:
+                   value_bits=bits, max_tokens=tokens + 64, first_layer=side.layer,
+                   key_scale_rule=key_rule) as cache:
             if centres is not None:
                 cache.set_centres(0, *centres[side.layer])
             sequence, batch = cache.sequence(), cache.batch()
@@ -93,7 +95,8 @@ def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None)
             found = sequence.read(0, 0, tokens, like=rows)
         return found[which].transpose(0, 1).to(x)
 
-    return Format(name + (" + centres" if centres else ""), "this library",
+    name += (" + centres" if centres else "") + (f", {key_rule} keys" if key_rule != "ls" else "")
+    return Format(name, "this library",
                   lambda d: (key_bits + 16 / d, value_bits + 16 / d),
                   lambda x, side: through(x, side, key_bits, 0),
                   lambda x, side: through(x, side, value_bits, 1))
@@ -102,7 +105,8 @@ def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None)
 def own(subject: Subject) -> List[Format]:
     centres = calibrate(subject).centres
     widths = [(8, 8), (6, 6), (4, 4), (4, 2), (3, 3), (3, 2), (2, 2)]
-    return [library(*pair) for pair in widths] + [library(b, b, centres) for b in (4, 3, 2)]
+    return [*(library(*pair) for pair in widths), *(library(b, b, centres) for b in (4, 3, 2)),
+            *(library(b, b, centres, "unbiased") for b in (4, 3, 2))]
 
 
 def judge(subject: Subject, ids: torch.Tensor, seed: int, exact_too: bool = True,
