@@ -291,4 +291,70 @@ TEST_F(OomTest, ErrorsNeedNoMemory) {
   EXPECT_EQ(made, before);
 }
 
+// A stream in memory of its own, since callbacks must not allocate here.
+struct Stream {
+  size_t size = 0, at = 0;
+  uint8_t bytes[1 << 17];
+  static int32_t write(void* user, const void* from, size_t count) {
+    Stream& stream = *static_cast<Stream*>(user);
+    if (count > sizeof stream.bytes - stream.size) return 9;
+    memcpy(stream.bytes + stream.size, from, count);
+    stream.size += count;
+    return 0;
+  }
+  static int32_t read(void* user, void* to, size_t count) {
+    Stream& stream = *static_cast<Stream*>(user);
+    if (count > stream.size - stream.at) return 1;
+    memcpy(to, stream.bytes + stream.at, count);
+    stream.at += count;
+    return 0;
+  }
+};
+
+TEST_F(OomTest, StateThatTravels) {
+  open();
+  ASSERT_EQ(tq_cache_create(&config_, nullptr, &target_), TQ_OK);
+  static Stream stream;
+  tq_io io = {sizeof io, 0, &stream, Stream::write, Stream::read};
+  every_site(
+      "tq_sequence_save",
+      [&] {
+        stream.size = 0;
+        return tq_sequence_save(cache_, sequence_, &io, nullptr);
+      },
+      [] {}, 1);
+  tq_sequence copy = 0;
+  every_site(
+      "tq_sequence_load",
+      [&] {
+        stream.at = 0;
+        return tq_sequence_load(target_, &io, nullptr, &copy);
+      },
+      [&] { EXPECT_EQ(tq_sequence_free(target_, copy, nullptr), TQ_OK); }, 3);
+  // Two parts, so that the second one meets a tile that holds tokens.
+  alignas(64) static uint8_t memory[2][1 << 16];
+  tq_state parts[2] = {};
+  ASSERT_EQ(tq_sequence_create(target_, &copy), TQ_OK);
+  for (int i = 0; i < 2; i++) {
+    parts[i].struct_size = sizeof parts[i];
+    parts[i].first_token = 13 * i, parts[i].num_tokens = i == 0 ? 13 : 0;
+    no_site("tq_sequence_describe", [&] { return tq_sequence_describe(cache_, sequence_, &parts[i]); });
+    ASSERT_LE(parts[i].bytes, static_cast<int64_t>(sizeof memory[i]));
+    every_site(
+        "tq_sequence_export",
+        [&] {
+          return tq_sequence_export(cache_, sequence_, &parts[i], memory[i], sizeof memory[i], nullptr);
+        },
+        [] {}, 1);
+    const int64_t before = parts[i].first_token;
+    const auto import = [&] {
+      return tq_sequence_import(target_, copy, &parts[i], memory[i], sizeof memory[i], nullptr);
+    };
+    every_site(
+        "tq_sequence_import", import,
+        [&] { EXPECT_EQ(tq_sequence_truncate(target_, copy, before, nullptr), TQ_OK); }, 1);
+    ASSERT_EQ(import(), TQ_OK) << tq_last_error();
+  }
+}
+
 }  // namespace

@@ -196,7 +196,7 @@ TEST(Transfer, RandomRanges) {
   const auto random = [&](int64_t below) {
     return static_cast<int64_t>((state = format::mix64(state + 1)) >> 33) % below;
   };
-  for (int round = 0; round < 200; round++) {
+  for (int round = 0; round < 120; round++) {
     const int window = static_cast<int>(random(3) * 25), sinks = static_cast<int>(random(3) * 21);
     const int rollback = static_cast<int>(random(2) * 9), page = random(2) ? 32 : 64;
     const bool other_windows = random(2) == 0;
@@ -253,6 +253,51 @@ TEST(Transfer, RandomRanges) {
     source.append(sequence, length, 5);
     target.append(copy, length, 5);
   }
+}
+
+// Into a fork, whose last page is shared; into planned tokens; and heads that a truncate takes back.
+TEST(Transfer, ForksPlansAndTruncates) {
+  const auto window = [](tq_cache_config& c) { c.window_tokens = 9, c.sink_tokens = 3; };
+  OneCache source(window), target(window);
+  const tq_sequence sequence = source.create(), first = target.create();
+  source.append(sequence, 0, 50);
+  TQ_IMPORT(target, first, exported(source, sequence));
+  const std::string fifty = exported(target, first).bytes();
+  source.append(sequence, 50, 30);
+  tq_sequence fork = 0;
+  TQ_MUST(tq_sequence_fork(target.cache, first, nullptr, &fork));
+  TQ_IMPORT(target, fork, exported(source, sequence, tokens(50, 0)));
+  EXPECT_EQ(source.attend(sequence, 1), target.attend(fork, 1));
+  EXPECT_TRUE(exported(target, first).bytes() == fifty) << "the fork's source";
+
+  // One kv head of two: the layer holds nothing more until the other has come, and a truncate forgets it.
+  const auto head = [&](int number) {
+    tq_state wanted = tokens(50, 30);
+    wanted.first_kv_head = number, wanted.num_kv_heads = 1;
+    return exported(source, sequence, wanted);
+  };
+  EXPECT_EQ(import(target, first, head(1)), TQ_ERROR_INVALID_STATE);
+  TQ_IMPORT(target, first, head(0));
+  tq_state whole = {};
+  whole.struct_size = sizeof whole;
+  EXPECT_EQ(tq_sequence_describe(target.cache, first, &whole), TQ_ERROR_INVALID_STATE);
+  EXPECT_EQ(import(target, first, head(0)), TQ_ERROR_INVALID_STATE);
+  TQ_MUST(tq_sequence_truncate(target.cache, first, 50, nullptr));
+  EXPECT_EQ(import(target, first, head(1)), TQ_ERROR_INVALID_STATE);
+  TQ_IMPORT(target, first, head(0));
+  TQ_IMPORT(target, first, head(1));
+  EXPECT_EQ(source.attend(sequence, 1), target.attend(first, 1));
+
+  // What a plan has made room for, but nobody appended; not beyond it.
+  const int64_t five = 5, none = 0;
+  source.append(sequence, 80, 9);
+  TQ_MUST(tq_batch_plan(target.batch, 1, &first, &five, &none, nullptr));
+  EXPECT_EQ(target.length(first), 85);
+  TQ_IMPORT(target, first, exported(source, sequence, tokens(80, 5)));
+  EXPECT_EQ(target.length(first), 85);
+  TQ_IMPORT(target, first, exported(source, sequence, tokens(85, 4)));
+  EXPECT_EQ(source.attend(sequence, 1), target.attend(first, 1));
+  EXPECT_TRUE(exported(source, sequence).bytes() == exported(target, first).bytes());
 }
 
 TEST(Transfer, RefusalsChangeNothing) {
