@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples as a user starts them: by torchrun, on the CPU."""
+import json
 import os
 import re
 import subprocess
@@ -13,10 +14,10 @@ from ranks import on_ranks
 PACKAGE = Path(__file__).resolve().parents[2] / "bindings" / "python"
 
 
-def torchrun(name, ranks):
+def torchrun(path, ranks, *arguments):
     env = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                          f"--nproc-per-node={ranks}", str(PACKAGE / "examples" / name)],
+                          f"--nproc-per-node={ranks}", str(path), *arguments],
                          env=env, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -24,14 +25,21 @@ def torchrun(name, ranks):
 
 @pytest.mark.parametrize("ranks, share", ((2, "0.50"), ))
 def test_tensor_parallel(ranks, share):
-    assert torchrun("tensor_parallel.py", ranks) == \
+    assert torchrun(PACKAGE / "examples" / "tensor_parallel.py", ranks) == \
         f"{ranks} ranks (gloo), 56 tokens, {share} of the pages on each; as on one device within 1e-3: True\n"
 
 
 def test_context_parallel():
-    printed = torchrun("context_parallel.py", 3)
+    printed = torchrun(PACKAGE / "examples" / "context_parallel.py", 3)
     assert re.fullmatch(r"4020 tokens as 1344 \+ 1344 \+ 1332 \(gloo\); 4160 bytes from each rank "
                         r"for a token and layer; as on one device within 4e-4: True\n", printed), printed
+
+
+def test_the_bench():
+    """It runs; no timing is judged."""
+    bench = json.loads(torchrun(PACKAGE.parents[1] / "tests" / "bench" / "context_parallel.py", 2, "--quick"))
+    assert (bench["ranks"], bench["backend"], bench["tokens"]) == (2, "gloo", 8192)
+    assert bench["us"]["one"] > 0 and bench["us"]["parallel"] > 0
 
 
 def test_the_sample_of_the_readme():

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Decode attention of one long sequence on one device and on several, in one run. Prints JSON on rank 0.
+
+    torchrun --nproc-per-node 2 context_parallel.py [--tokens 1048576] [--quick]
+
+TQKV_LIBRARY names the library. NCCL if every rank has a GPU, else gloo on the CPU with one thread a rank. One
+layer of 32 query and 8 kv heads of 128 dimensions at 4+4 bits; a step is one query. "one": rank 0 attends to
+all tokens, the others wait. "parallel": every rank attends to its part and merges all
+(attend_context_parallel). Microseconds of a step, the median; the time ends when the device is done.
+"""
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bindings" / "python"))
+import tqkv  # noqa: E402
+from tqkv.distributed import ContextSplit, attend_context_parallel  # noqa: E402
+
+Q_HEADS, KV_HEADS, DIM, PIECE = 32, 8, 128, 4096
+
+
+class Device:
+    """This rank's device."""
+
+    def __init__(self):
+        local, ranks = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        self.cuda = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
+        self.name = f"cuda:{local}" if self.cuda else "cpu"
+        if self.cuda:
+            torch.cuda.set_device(local)
+        torch.set_num_threads(1)
+        dist.init_process_group("nccl" if self.cuda else "gloo")
+        self.stream = torch.cuda.current_stream() if self.cuda else None
+
+    def filled(self, tokens):
+        """(sequence, batch) of a cache of that many tokens."""
+        cache = tqkv.Cache(num_layers=1, num_q_heads=Q_HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, key_bits=4,
+                           value_bits=4, io_dtype="bfloat16", max_tokens=tokens + 64, max_batch_tokens=PIECE,
+                           device=self.name, num_threads=1, stream=self.stream)
+        sequence, batch = cache.sequence(), cache.batch()
+        generator = torch.Generator(self.name).manual_seed(1)
+        k, v = (torch.randn(PIECE, KV_HEADS, DIM, generator=generator, device=self.name).bfloat16()
+                for _ in "kv")
+        while len(sequence) < tokens:
+            count = min(PIECE, tokens - len(sequence))
+            batch.plan([sequence], [count], [0], stream=self.stream)
+            batch.append(0, k[:count], v[:count], stream=self.stream)
+        batch.plan([sequence], [0], [1], stream=self.stream)
+        return sequence, batch
+
+    def microseconds(self, step, times):
+        taken = []
+        for _ in range(times):
+            self.wait()
+            begin = time.perf_counter()
+            step()
+            self.wait()
+            taken.append((time.perf_counter() - begin) * 1e6)
+        return statistics.median(taken)
+
+    def wait(self):
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=1 << 20)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    tokens, times = (8192, 5) if options.quick else (options.tokens, 51)
+    device = Device()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    q = torch.randn(1, Q_HEADS, DIM, generator=torch.Generator().manual_seed(2)).to(device.name).bfloat16()
+    split = ContextSplit(block=64)
+    _, batch = device.filled(split.held(tokens))
+    visible = split.visible(torch.tensor([tokens - 1], device=device.name))
+    device.microseconds(lambda: attend_context_parallel(batch, 0, q, visible), 3)
+    dist.barrier()
+    parallel = device.microseconds(lambda: attend_context_parallel(batch, 0, q, visible), times)
+    if rank == 0:
+        _, whole = device.filled(tokens)
+        one = device.microseconds(lambda: whole.attend(0, q, stream=device.stream), times)
+        name = torch.cuda.get_device_name() if device.cuda else "cpu"
+        json.dump({"ranks": world, "backend": dist.get_backend(), "device": name, "tokens": tokens,
+                   "us": {"one": round(one, 1), "parallel": round(parallel, 1)},
+                   "times faster": round(one / parallel, 2)}, sys.stdout, indent=1)
+        print()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
