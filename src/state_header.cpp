@@ -7,8 +7,6 @@
 
 #include <algorithm>
 
-#include "host_block.h"
-
 namespace tq {
 namespace {
 
@@ -202,16 +200,22 @@ void check_numbers(const Geometry& g, const SavedHeader& header, int64_t max_tok
            ll(part.num_tokens), part.exact_type, ll(part.exact_sinks), ll(part.exact_first));
   TQ_CHECK(part.rollback <= INT32_MAX && part.rollback > -INT64_MAX / 4, Status::kCorruptData,
            "saved sequence: rollback_tokens = %lld", ll(part.rollback));
-  int64_t bytes = 0;
+  bool slides = false;
+  for (int32_t group = 0; group < g.num_code_groups(); group++)
+    slides |= g.groups[group].window != kAllTokens;
+  TQ_CHECK(slides || part.rollback == 0, Status::kCorruptData,
+           "saved sequence: rollback_tokens = %lld, and no layer has a sliding window", ll(part.rollback));
+  int64_t left = header.payload_bytes;
+  bool fits = true;
   for_each_part_run(g, part, [&](const PartRun& run) {
-    const int64_t head_bytes = run.move.tiles * run.move.tile_bytes();
-    bytes = checked_add(
-        bytes, checked_mul(head_bytes, header.num_heads[static_cast<size_t>(run.layer)], "saved sequence"),
-        "saved sequence");
+    const int64_t heads = header.num_heads[static_cast<size_t>(run.layer)],
+                  head_bytes = run.move.tiles * run.move.tile_bytes();
+    fits = fits && head_bytes <= left / heads;
+    if (fits) left -= head_bytes * heads;
   });
-  TQ_CHECK(header.payload_bytes == bytes, Status::kCorruptData,
-           "saved sequence: %lld bytes of tokens, the fields of its header make %lld",
-           ll(header.payload_bytes), ll(bytes));
+  TQ_CHECK(fits && left == 0, Status::kCorruptData,
+           "saved sequence: its payload has %lld bytes, which is not what the fields of its header make",
+           ll(header.payload_bytes));
 }
 
 }  // namespace
