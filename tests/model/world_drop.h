@@ -50,8 +50,7 @@ inline void World::drop() {
     trace("select %zu of %lld of %lld -> %s", kept.size(), static_cast<long long>(length),
           static_cast<long long>(it->first), tq_status_name(status));
   }
-  if (!reference_->admits_selection(s, kept))
-    return TQ_REFUSED(TQ_ERROR_INVALID_STATE, " keeps ", status);
+  if (!reference_->admits_selection(s, kept)) return TQ_REFUSED(TQ_ERROR_INVALID_STATE, " keeps ", status);
   if (status != TQ_OK) {
     // Pages that forks share are replaced, which always works if every sequence could have its own, the
     // tokens that stay beside those that are there.

@@ -186,9 +186,7 @@ TEST(Config, EveryFieldHasItsReason) {
        }},
       // A larger one further on would be read behind the array's end.
       {"layers[1].struct_size = 16384: that of layers[0] is",
-       [&](tq_cache_config& c) {
-         c.layers = with_layer([](tq_layer_config& l) { l.struct_size = 16384; });
-       }},
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.struct_size = 16384; }); }},
       {"layers[1].shares_layer = -2147483648: must be 0",
        [&](tq_cache_config& c) {
          c.layers = with_layer([](tq_layer_config& l) { l.shares_layer = INT32_MIN; });
