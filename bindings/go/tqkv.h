@@ -777,7 +777,10 @@ TQ_API tq_status tq_sequence_import(tq_cache *cache, tq_sequence sequence, const
 
 /* Where a saved sequence goes and comes from. Called on the calling thread, in order, during save and load
  * alone; the cache is busy meanwhile. write, read: all count bytes (at most 64 KiB) or a failure. Result 0 =
- * done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and is in its text. */
+ * done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and is in its text.
+ * For authenticity let write and read compute a keyed MAC of what passes, keep it beside the bytes, and let
+ * the read of the last 8 bytes fail unless it agrees: no sequence is there before that read has returned 0.
+ */
 typedef struct tq_io {
   uint32_t struct_size;
   uint32_t reserved;

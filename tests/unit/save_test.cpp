@@ -320,7 +320,8 @@ TEST(Save, RefusalsNameTheFieldAndChangeNothing) {
   }
   // Callbacks that fail, at every call.
   OneCache target(tiny);
-  for (size_t at = 1; at < bytes.size(); at += 97) {
+  for (size_t at = 1; at <= bytes.size();
+       at = at + 97 < bytes.size() || at == bytes.size() ? at + 97 : bytes.size()) {
     File out, in;
     in.bytes = bytes;
     out.fails_at = in.fails_at = at;

@@ -512,7 +512,9 @@ structs! {
     /// Where a saved sequence goes and comes from. Called on the calling thread, in order, during save and
     /// load alone; the cache is busy meanwhile. write, read: all count bytes (at most 64 KiB) or a failure.
     /// Result 0 = done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and
-    /// is in its text.
+    /// is in its text. For authenticity let write and read compute a keyed MAC of what passes, keep it
+    /// beside the bytes, and let the read of the last 8 bytes fail unless it agrees: no sequence is there
+    /// before that read has returned 0.
     TQ_STRUCT_IO tq_io {
         struct_size: u32,
         reserved: u32,
