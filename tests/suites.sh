@@ -308,6 +308,7 @@ suite_emulate() {
   fi
   calls+=(
     "run_counted 'move_test --quick' build/emulate/move_test --quick"
+    "run_counted 'state_test --quick' build/emulate/state_test --quick"
     "run_counted growth_test build/emulate/growth_test"
   )
   # Warps and lanes in several orders of execution.
