@@ -24,7 +24,7 @@ trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
-parts_side+=" memcheck initcheck synccheck racecheck append move graph limits python golden"
+parts_side+=" memcheck initcheck synccheck racecheck append move state graph limits python golden"
 all_parts="$parts_exclusive $parts_side torch nccl eval bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
@@ -33,6 +33,7 @@ declare -A about=(
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [append]="codes and scales against the scalar encoder"
   [move]="tokens taken out of sequences, against the CPU and fresh sequences"
+  [state]="parts and saved sequences: the CPU's bytes, both ways (not yet run on a GPU by us)"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
   [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
@@ -179,7 +180,7 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits | move)
+    append | attend | backend | conformance | graph | growth | layers | limits | move | state)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
