@@ -21,21 +21,19 @@ void Cache::scrub(int group, const int32_t* pages, int64_t count, void* stream) 
   if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(group, pages, count, stream);
 }
 
-// Clears the pages that truncating to `length` makes free. Once those of one group are, the call cannot fail
-// any more: what fails then is left to the next plan.
+// Clears the pages that truncating to `length` makes free. Once one of them may be clear the call cannot fail
+// any more, so whatever fails is left to the next plan; but a stream that is captured is refused before.
 void Cache::scrub_behind(int32_t slot, int64_t length, void* stream) {
-  bool begun = false;
   for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
     PageTable& group = arrays_.table.group(i);
     int64_t count;
     const int32_t* pages = group.exclusive_pages(slot, length, &count);
     try {
       scrub(i, pages, count, stream);
-    } catch (const Error&) {
-      if (!begun) throw;
+    } catch (const Error& error) {
+      if (error.status() == Status::kCapture) throw;
       group.leave_uncleared();
     }
-    begun |= count > 0 && geometry().zero_on_free;
   }
 }
 
@@ -69,9 +67,9 @@ void Cache::free_sequence(int64_t id, void* stream) {
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(stream);
   scrub_uncleared(stream);  // the sequence's own may be among them
-  scrub_behind(slot, 0, stream);
-  // now, because creating a sequence has no stream
+  // Now, because creating a sequence has no stream; and first, because nothing behind it fails.
   backend_->start_slot(slot, stream);
+  scrub_behind(slot, 0, stream);
   lapse(slot, "freed");
   arrays_.last[slot] = nullptr;
   arrays_.written.truncate(slot, 0);

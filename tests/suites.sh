@@ -310,7 +310,13 @@ suite_emulate() {
     "run_counted 'move_test --quick' build/emulate/move_test --quick"
     "run_counted 'state_test --quick' build/emulate/state_test --quick"
     "run_counted growth_test build/emulate/growth_test"
+    "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )
+  if [ -n "${TQKV_TEST_LONG:-}" ]; then
+    calls+=("run_counted 'streams_test, 100,000 schedules' build/emulate/streams_test")
+  else
+    calls+=("run_counted 'streams_test --quick' build/emulate/streams_test --quick")
+  fi
   # Warps and lanes in several orders of execution.
   [ -z "${TQKV_TEST_LONG:-}" ] || orders=$(seq 0 15) append_orders=$(seq 0 15)
   for seed in $orders; do

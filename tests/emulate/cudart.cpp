@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The entry points of the CUDA runtime, and of the driver, that the library and its tests call. Device memory
-// is the host's, and work is done when it is given; of a captured stream, when its graph is launched.
+// is the host's; work is done as streams.cpp says, that of a captured stream when its graph is launched.
 #include <cuda.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda/runtime.h"
 #include "emulate.h"
+#include "streams.h"
 
 namespace {
 
@@ -29,12 +31,18 @@ cudaError_t copy(void* target, const void* source, size_t bytes) {
 
 }  // namespace
 
-void emulate::enqueue(cudaStream_t stream, const std::function<void()>& work) {
+// Now, or when the stream comes to it, or when the graph that is captured runs.
+static void put(cudaStream_t stream, const std::function<void()>& work) {
+  const emulate::Busy busy;
   const auto found = capturing.find(stream);
   if (found == capturing.end())
-    work();
+    emulate::give(stream, work);
   else
     found->second->push_back(work);
+}
+void emulate::enqueue(cudaStream_t stream, const std::function<void()>& work) {
+  if (before_launch) tq::cuda::check_cuda(before_launch(), "launch");
+  put(stream, work);
 }
 
 // ---- Virtual memory management ----
@@ -56,6 +64,15 @@ bool reserved_range(CUdeviceptr at, size_t bytes) {
 bool overlaps(CUdeviceptr at, size_t bytes) {
   const auto next = mapped.lower_bound(at + bytes);
   return next != mapped.begin() && std::prev(next)->first + std::prev(next)->second > at;
+}
+// Memory of the device, or of the host where the device reaches it.
+bool is_taken(const void* pointer) {
+  const auto next = sizes.upper_bound(const_cast<void*>(pointer));
+  if (next != sizes.begin()) {
+    const auto found = std::prev(next);
+    if (static_cast<const char*>(pointer) < static_cast<char*>(found->first) + found->second) return true;
+  }
+  return overlaps(reinterpret_cast<CUdeviceptr>(pointer), 1);
 }
 void* memory_at(CUdeviceptr at) { return reinterpret_cast<void*>(at); }
 
@@ -160,6 +177,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* pointer) {
+  emulate::wait_for_all();
   const auto found = sizes.find(pointer);
   if (found == sizes.end()) return pointer ? cudaErrorInvalidValue : cudaSuccess;
   taken -= found->second;
@@ -174,11 +192,21 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaMemcpyKind) {
+  emulate::wait_for(nullptr);
   return copy(target, source, bytes);
 }
 cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
-  emulate::enqueue(stream, [=] { copy(target, source, bytes); });
+  const emulate::Busy busy;
+  if (!emulate::in_disorder() || (is_taken(source) && is_taken(target))) {
+    put(stream, [=] { copy(target, source, bytes); });
+  } else if (is_taken(target)) {  // out of memory that can be swapped out: the driver keeps a copy
+    const std::vector<char> kept(static_cast<const char*>(source), static_cast<const char*>(source) + bytes);
+    put(stream, [=] { copy(target, kept.data(), bytes); });
+  } else {  // into such memory: the call waits
+    emulate::wait_for(stream);
+    copy(target, source, bytes);
+  }
   return cudaSuccess;
 }
 // What was taken and not given back counts; there is no end to the rest.
@@ -188,11 +216,12 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 cudaError_t cudaMemset(void* target, int value, size_t bytes) {
+  emulate::wait_for(nullptr);
   memset(target, value, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t stream) {
-  emulate::enqueue(stream, [=] { memset(target, value, bytes); });
+  put(stream, [=] { memset(target, value, bytes); });
   return cudaSuccess;
 }
 
@@ -227,16 +256,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = reinterpret_cast<cudaStream_t>(new char);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete reinterpret_cast<char*>(stream);
-  return cudaSuccess;
-}
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   *status = capturing.count(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
@@ -254,8 +273,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   *executable = reinterpret_cast<cudaGraphExec_t>(new Work(*reinterpret_cast<Work*>(graph)));
   return cudaSuccess;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
-  for (const auto& work : *reinterpret_cast<Work*>(executable)) work();
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  for (const auto& work : *reinterpret_cast<Work*>(executable)) emulate::give(stream, work);
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -266,20 +285,6 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   delete reinterpret_cast<Work*>(executable);
   return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  *event = nullptr;
-  return cudaSuccess;
-}
-// time means nothing here
-cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) { return cudaErrorNotSupported; }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = nullptr;
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 
 // Kernels are started by start_kernel.h; an untyped launch cannot be done.
 cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) {

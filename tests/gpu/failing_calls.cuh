@@ -12,9 +12,18 @@ using tq::cuda::Runtime;
 using tq::cuda::runtime;
 
 inline int calls = 0, fail_at = -1;
+inline bool fail_for_ever = false;  // the call, or it and all behind it
+inline int inside = 0;              // calls under way
 inline cudaError_t injected = cudaErrorUnknown;
 
-inline bool fails() { return ++calls == fail_at; }
+inline bool fails() {
+  calls++;
+  return calls == fail_at || (fail_for_ever && fail_at > 0 && calls > fail_at);
+}
+struct Inside {
+  Inside() { inside++; }
+  ~Inside() { inside--; }
+};
 
 // A table entry that counts and, when its turn comes, fails without doing anything. Release functions do
 // their work and then report failure.
@@ -22,8 +31,12 @@ template <auto kEntry>
 struct Counted;
 template <typename... Args, cudaError_t (*Runtime::*kEntry)(Args...)>
 struct Counted<kEntry> {
-  static cudaError_t call(Args... args) { return fails() ? injected : (real_runtime().*kEntry)(args...); }
+  static cudaError_t call(Args... args) {
+    const Inside here;
+    return fails() ? injected : (real_runtime().*kEntry)(args...);
+  }
   static cudaError_t release(Args... args) {
+    const Inside here;
     const bool failed = fails();
     const cudaError_t error = (real_runtime().*kEntry)(args...);
     return failed ? injected : error;

@@ -225,7 +225,7 @@ TEST(Incidents, EmptySequences) {
 }
 
 // 1bit-MONSTER 2213: a host buffer that was refilled at once corrupted the copy under way. On a CPU cache all
-// arguments are free when the call returns.
+// arguments are free when the call returns; on CUDA see tests/gpu/streams_test.cu.
 TEST(Incidents, ArgumentsAreFreeWhenTheCallReturns) {
   Client client(tiny_config());
   Request request;

@@ -54,8 +54,8 @@ def run(command, **options):
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
-def read(name):
-    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+def read(name, root=ROOT):
+    with open(os.path.join(root, name), encoding="utf-8") as file:
         return file.read()
 
 
@@ -163,7 +163,7 @@ def passes(program):
 
 def judge(name, text, programs):
     """The program that sees it, "" if none does, None if it does not compile."""
-    original = read(name)
+    original = read(name, TREE)
     write(name, text)
     try:
         if run(build_command(programs)).returncode:
@@ -206,7 +206,7 @@ def all_mutants(wanted, arguments):
     prepare(PROGRAMS)
     fates, began = collections.Counter(), time.time()
     for at, (name, line, start, end, by) in enumerate(sorted(chosen), 1):
-        text = read(name)
+        text = read(name, TREE)  # as it was when all this began
         seen = judge(name, text[:start] + by + text[end:], PROGRAMS)
         fate = "not viable" if seen is None else "killed" if seen else "survived"
         fates[fate] += 1

@@ -91,15 +91,33 @@ TEST_F(CacheTest, FailingDeviceInSequenceCalls) {
   EXPECT_EQ(status_of([&] { cache_->fork_sequence(a, nullptr); }), Status::kCuda);
   fail(Verb::kCopySlot, false);
   EXPECT_EQ(cache_->memory().num_sequences, 1);
-  fail(Verb::kScrubPages, true);
-  EXPECT_EQ(status_of([&] { cache_->truncate_sequence(a, 10, nullptr); }), Status::kCuda);
+  fail(Verb::kStartSlot, true);
   EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
-  fail(Verb::kScrubPages, false);
+  fail(Verb::kStartSlot, false);
   EXPECT_EQ(cache_->sequence_length(a), 70);
   EXPECT_STREQ(cache_->audit(), "");
   EXPECT_EQ(read(a, 69, 1)[0], coded(69));
   attend(batch_, 70);  // its plan is still in force
+  EXPECT_TRUE(world().scrubbed.empty());
+
+  // Pages that cannot be cleared are not given out: the next plan clears them, or fails.
+  const int64_t b = cache_->create_sequence();
+  fail(Verb::kScrubPages, true);
+  cache_->truncate_sequence(a, 10, nullptr);
+  EXPECT_EQ(cache_->sequence_length(a), 10);
+  EXPECT_EQ(status_of([&] { plan(other_, {b}, {1}); }), Status::kCuda);
+  EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
+  EXPECT_EQ(read(a, 9, 1)[0], coded(9));
+  fail(Verb::kScrubPages, false);
+  EXPECT_TRUE(world().scrubbed.empty());
+  plan(other_, {b}, {1});
+  EXPECT_EQ(world().scrubbed.size(), 2u);
+  fail(Verb::kScrubPages, true);
   cache_->free_sequence(a, nullptr);
+  EXPECT_EQ(status_of([&] { plan(other_, {b}, {1}); }), Status::kCuda);
+  fail(Verb::kScrubPages, false);
+  plan(other_, {b}, {1});
+  EXPECT_EQ(world().scrubbed.size(), 3u);
   EXPECT_STREQ(cache_->audit(), "");
 }
 

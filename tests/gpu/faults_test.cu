@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every CUDA call and every allocation of every call of the C API made to fail: create, plan, append, attend,
+// fork, truncate, remove, select, reserve, copies between caches of both devices, free. A call that fails
+// says so, has changed nothing that can be seen and leaves nothing behind; made again without a failure it
+// does what it always does. Each failing point is tried alone and as the first of all that follow.
+//
+// Method: one life of three caches is run without failures, and what can be seen after each call is kept.
+// Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
+// is none left to fail, and that last success must give what was kept. Runs on the emulation.
+#include <functional>
+#include <new>
+
+#include "api_cache.cuh"
+#include "failing_calls.cuh"
+#include "streams.h"
+
+namespace {
+
+// ---- operator new of the library, not of the CUDA runtime ----
+
+int64_t allocations = 0, fail_allocation = -1, live_blocks = 0;
+bool counting = false;
+
+bool library_is_at_work() { return counting && gpu_test::inside == 0 && emulate::busy == 0; }
+void* take(size_t bytes, size_t alignment) {
+  if (library_is_at_work()) {
+    allocations++;
+    if (allocations == fail_allocation ||
+        (gpu_test::fail_for_ever && fail_allocation > 0 && allocations > fail_allocation))
+      return nullptr;
+  }
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, std::max(alignment, sizeof(void*)), bytes ? bytes : 1) != 0) return nullptr;
+  live_blocks++;
+  return pointer;
+}
+void* must_take(size_t bytes, size_t alignment) {
+  void* const pointer = take(bytes, alignment);
+  if (!pointer) throw std::bad_alloc();
+  return pointer;
+}
+void give(void* pointer) {
+  live_blocks -= pointer != nullptr;
+  free(pointer);
+}
+
+}  // namespace
+
+void* operator new(size_t bytes) { return must_take(bytes, 16); }
+void* operator new[](size_t bytes) { return must_take(bytes, 16); }
+void* operator new(size_t bytes, std::align_val_t at) { return must_take(bytes, static_cast<size_t>(at)); }
+void* operator new[](size_t bytes, std::align_val_t at) { return must_take(bytes, static_cast<size_t>(at)); }
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
+void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
+void operator delete(void* pointer) noexcept { give(pointer); }
+void operator delete[](void* pointer) noexcept { give(pointer); }
+void operator delete(void* pointer, size_t) noexcept { give(pointer); }
+void operator delete[](void* pointer, size_t) noexcept { give(pointer); }
+void operator delete(void* pointer, std::align_val_t) noexcept { give(pointer); }
+void operator delete[](void* pointer, std::align_val_t) noexcept { give(pointer); }
+void operator delete(void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
+void operator delete[](void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
+
+namespace {
+
+using namespace gpu_test;
+
+constexpr int kDim = 32, kLayers = 2, kMostRows = 80;
+
+// What the calls work on.
+struct World {
+  tq_cache *main = nullptr, *other = nullptr, *host = nullptr;  // CUDA, CUDA, CPU
+  tq_batch* batch = nullptr;
+  tq_sequence a = 0, b = 0, there = 0, away = 0, back = 0;
+  Memory k{TQ_DEVICE_CUDA, kMostRows*kDim * 4}, out{TQ_DEVICE_CUDA, kMostRows * 2 * kDim * 4},
+      lse{TQ_DEVICE_CUDA, kMostRows * 2 * 4};
+
+  World() {
+    std::vector<float> rows(kMostRows * kDim);
+    for (size_t i = 0; i < rows.size(); i++) rows[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
+    GPU_MUST(cudaMemcpy(k.get(), rows.data(), rows.size() * 4, cudaMemcpyHostToDevice));
+    out.fill(0), lse.fill(0);
+  }
+  void end() {
+    API_MUST(tq_batch_destroy(batch));
+    for (tq_cache* cache : {main, other, host}) API_MUST(tq_cache_destroy(cache));
+  }
+  // All that a caller can see, as bytes. Without failures.
+  std::string seen() const {
+    std::string all;
+    for (tq_cache* cache : {main, other, host}) {
+      if (!cache) continue;
+      tq_cache_memory memory;
+      memset(&memory, 0, sizeof memory);
+      memory.struct_size = sizeof memory;
+      API_MUST(tq_cache_get_memory(cache, &memory));
+      add(&all, &memory, sizeof memory);
+    }
+    if (batch) {
+      int64_t rows[2] = {};
+      int32_t in_force = 0;
+      API_MUST(tq_batch_rows(batch, &rows[0], &rows[1], &in_force));
+      add(&all, rows, sizeof rows), add(&all, &in_force, sizeof in_force);
+    }
+    add_sequence(&all, main, a, TQ_DEVICE_CUDA), add_sequence(&all, main, b, TQ_DEVICE_CUDA);
+    add_sequence(&all, main, back, TQ_DEVICE_CUDA), add_sequence(&all, other, there, TQ_DEVICE_CUDA);
+    add_sequence(&all, host, away, TQ_DEVICE_CPU);
+    for (const Memory* memory : {&out, &lse}) {
+      const std::vector<uint8_t> bytes = memory->host();
+      add(&all, bytes.data(), bytes.size());
+    }
+    return all;
+  }
+
+ private:
+  static void add(std::string* all, const void* bytes, size_t count) {
+    all->append(static_cast<const char*>(bytes), count);
+  }
+  static void add_sequence(std::string* all, tq_cache* cache, tq_sequence sequence, int device) {
+    if (!cache || !sequence) return;
+    int64_t length = 0;
+    uint64_t flags = 0;
+    API_MUST(tq_sequence_length(cache, sequence, &length));
+    API_MUST(tq_sequence_flags(cache, sequence, &flags));
+    add(all, &length, sizeof length), add(all, &flags, sizeof flags);
+    Memory keys(device, static_cast<size_t>(length * kDim * 4)), values(device, keys.size());
+    for (int layer = 0; layer < kLayers; layer++) {
+      const tq_status status =
+          tq_cache_read(cache, layer, sequence, 0, length, keys.get(), values.get(), nullptr, nullptr);
+      add(all, &status, sizeof status);
+      if (status != TQ_OK) continue;  // planned and not written
+      for (const Memory* memory : {&keys, &values}) {
+        const std::vector<uint8_t> bytes = memory->host();
+        add(all, bytes.data(), bytes.size());
+      }
+    }
+  }
+};
+
+tq_cache_config config_of(int device, int page_size, int64_t reserve) {
+  static const int32_t key_bits[kLayers] = {4, 16}, value_bits[kLayers] = {3, 16};
+  tq_cache_config config;
+  API_MUST(tq_cache_config_init(&config));
+  config.device_type = device;
+  config.num_layers = kLayers;
+  config.num_q_heads = 2, config.num_kv_heads = 1, config.head_dim = kDim;
+  config.io_dtype = TQ_F32;
+  config.layer_key_bits = key_bits, config.layer_value_bits = value_bits;
+  config.page_size = page_size;
+  config.max_tokens = 128, config.max_reserve_tokens = reserve;
+  config.max_sequences = 4;
+  config.window_tokens = 5, config.sink_tokens = 2, config.rollback_tokens = 2;
+  config.num_threads = 1;
+  return config;
+}
+
+struct Step {
+  const char* name;
+  std::function<tq_status(World&)> call;
+  // A launch allocates on the emulation, as it does on no device. Calls that may not fail any more when their
+  // launches come are therefore left to oom_test.cpp, as far as allocations go.
+  bool launches_last = false;
+};
+
+tq_status planned(World& w, tq_sequence sequence, int64_t count, int64_t queries) {
+  return tq_batch_plan(w.batch, 1, &sequence, &count, &queries, nullptr);
+}
+tq_status appended(World& w, int layer) {
+  return tq_cache_append(w.main, layer, w.batch, w.k.get(), w.k.get(), nullptr, nullptr);
+}
+tq_status attended(World& w, int layer) {
+  return tq_cache_attend(w.main, layer, w.batch, w.k.get(), w.out.get(), w.lse.as<float>(), nullptr, nullptr,
+                         0, nullptr);
+}
+
+std::vector<Step> steps() {
+  static std::vector<float> centre(kDim, 0.25f);
+  const auto created = [](int device, int page_size, int64_t reserve, tq_cache** cache) {
+    const tq_cache_config config = config_of(device, page_size, reserve);
+    return tq_cache_create(&config, nullptr, cache);
+  };
+  std::vector<Step> list = {
+      {"create", [=](World& w) { return created(TQ_DEVICE_CUDA, 32, 1024, &w.main); }},
+      {"create, another page size", [=](World& w) { return created(TQ_DEVICE_CUDA, 96, 0, &w.other); }},
+      {"create, CPU", [=](World& w) { return created(TQ_DEVICE_CPU, 64, 0, &w.host); }},
+      {"batch_create", [](World& w) { return tq_batch_create(w.main, &w.batch); }},
+      {"sequence_create", [](World& w) { return tq_sequence_create(w.main, &w.a); }},
+  };
+  for (int which = 0; which < 3; which++)
+    list.push_back({"set_centres", [which](World& w) {
+                      return tq_cache_set_centres(which == 0   ? w.main
+                                                  : which == 1 ? w.other
+                                                               : w.host,
+                                                  0, centre.data(), nullptr);
+                    }});
+  const auto served = [&](const char* plan, tq_sequence World::*sequence, int64_t count, int64_t queries) {
+    list.push_back({plan, [=](World& w) { return planned(w, w.*sequence, count, queries); }});
+    for (int layer = 0; layer < kLayers; layer++)
+      list.push_back({"append", [=](World& w) { return appended(w, layer); }});
+    for (int layer = 0; layer < kLayers; layer++)
+      list.push_back({"attend", [=](World& w) { return attended(w, layer); }});
+  };
+  served("plan", &World::a, 70, 3);
+  served("plan, exact copies given back", &World::a, 1, 1);
+  list.push_back({"fork", [](World& w) { return tq_sequence_fork(w.main, w.a, nullptr, &w.b); }});
+  served("plan, a shared page copied", &World::b, 5, 2);
+  list.push_back({"read", [](World& w) {
+                    return tq_cache_read(w.main, 0, w.b, 0, 76, w.out.get(), nullptr, nullptr, nullptr);
+                  }});
+  list.push_back({"truncate", [](World& w) { return tq_sequence_truncate(w.main, w.b, 60, nullptr); }, true});
+  list.push_back({"remove", [](World& w) { return tq_sequence_remove(w.main, w.b, 3, 20, nullptr); }, true});
+  list.push_back({"select",
+                  [](World& w) {
+                    static const int64_t kept[] = {0, 1, 5, 6, 17, 20, 38, 39};
+                    return tq_sequence_select(w.main, w.b, kept, 8, nullptr);
+                  },
+                  true});
+  list.push_back({"reserve", [](World& w) { return tq_cache_reserve(w.main, 1000, nullptr); }});
+  list.push_back({"copy, CUDA to CUDA",
+                  [](World& w) { return tq_sequence_copy(w.main, w.a, w.other, nullptr, &w.there); }});
+  list.push_back({"copy, CUDA to CPU",
+                  [](World& w) { return tq_sequence_copy(w.main, w.a, w.host, nullptr, &w.away); }});
+  list.push_back({"copy, CPU to CUDA",
+                  [](World& w) { return tq_sequence_copy(w.host, w.away, w.main, nullptr, &w.back); }});
+  served("plan, what came back", &World::back, 3, 3);
+  list.push_back({"check", [](World& w) {
+                    uint64_t flags = 0;
+                    return tq_cache_check(w.main, nullptr, &flags);
+                  }});
+  list.push_back({"merge_states", [](World& w) {
+                    const void* outs[] = {w.out.get(), w.out.get()};
+                    const float* lses[] = {w.lse.as<float>(), w.lse.as<float>()};
+                    return tq_merge_states(2, outs, lses, 6, kDim, TQ_F32, w.out.get(), nullptr,
+                                           TQ_DEVICE_CUDA, 0, nullptr);
+                  }});
+  list.push_back({"free",
+                  [](World& w) {
+                    const tq_status status = tq_sequence_free(w.main, w.b, nullptr);
+                    if (status == TQ_OK) w.b = 0;
+                    return status;
+                  },
+                  true});
+  return list;
+}
+
+// Points of a step that were made to fail, by kind.
+enum Kind { kCudaCall, kAllocation };
+const char* const kKinds[] = {"CUDA call", "allocation"};
+struct Progress {
+  int64_t next[2] = {1, 1};
+  bool finished[2] = {};
+};
+
+// The step with its point n failing. reached: whether there is such a point. Whether the call failed; then
+// nothing has changed.
+bool fails_cleanly(World& w, const Step& step, Kind kind, int64_t n, const std::string& before,
+                   bool* reached) {
+  size_t free_before = 0, free_after = 0, total = 0;
+  GPU_MUST(cudaMemGetInfo(&free_before, &total));
+  const int64_t blocks = live_blocks;
+  calls = 0, allocations = 0;
+  if (kind == kCudaCall)
+    fail_at = static_cast<int>(n);
+  else
+    fail_allocation = n;
+  counting = true;
+  const tq_status status = step.call(w);
+  counting = false;
+  fail_at = -1, fail_allocation = -1;
+  *reached = (kind == kCudaCall ? calls : allocations) >= n;
+  if (status == TQ_OK) return false;
+  const long long at = n;
+  check(live_blocks == blocks, "%s, %s %lld failing: %lld blocks of host memory are left", step.name,
+        kKinds[kind], at, static_cast<long long>(live_blocks - blocks));
+  GPU_MUST(cudaDeviceSynchronize());
+  GPU_MUST(cudaMemGetInfo(&free_after, &total));
+  check(free_before == free_after, "%s, %s %lld failing: device memory is left", step.name, kKinds[kind], at);
+  check(*reached, "%s fails by itself: %s", step.name, tq_last_error());
+  check(status == TQ_ERROR_OUT_OF_MEMORY || (kind == kCudaCall && status == TQ_ERROR_CUDA),
+        "%s, %s %lld failing: status %d: %s", step.name, kKinds[kind], at, status, tq_last_error());
+  check(w.seen() == before, "%s, %s %lld failing: something has changed: %s", step.name, kKinds[kind], at,
+        tq_last_error());
+  return true;
+}
+
+// What is seen after each step of a life without failures.
+std::vector<std::string> usual_life() {
+  std::vector<std::string> seen;
+  World w;
+  for (const Step& step : steps()) {
+    API_MUST(step.call(w));
+    seen.push_back(w.seen());
+  }
+  w.end();
+  return seen;
+}
+
+// A life in which every step fails at all its points not tried yet, until it gets over one (a call may do
+// without some of CUDA's answers) or there is none left. Whether some are.
+bool failing_life(const std::vector<std::string>& usual, std::vector<Progress>* progress, int64_t* points) {
+  World w;
+  bool more = false;
+  size_t at = 0;
+  for (const Step& step : steps()) {
+    const std::string before = w.seen();
+    Progress& tried = (*progress)[at];
+    tried.finished[kAllocation] |= step.launches_last;
+    bool done = false, reached = true;
+    for (const Kind kind : {kCudaCall, kAllocation})
+      while (!done && !tried.finished[kind]) {
+        const bool failed = fails_cleanly(w, step, kind, tried.next[kind], before, &reached);
+        done = !failed;
+        tried.finished[kind] = !reached;
+        if (reached) tried.next[kind]++, points[kind]++;
+        if (tally().failed > 20) return false;
+      }
+    if (!done) API_MUST(step.call(w));
+    more |= !tried.finished[kCudaCall] || !tried.finished[kAllocation];
+    GPU_MUST(cudaDeviceSynchronize());
+    check(w.seen() == usual[at], "%s, after its failures: another result", step.name);
+    at++;
+  }
+  w.end();
+  return more;
+}
+
+void all_points(const std::vector<std::string>& usual) {
+  int64_t points[2] = {};
+  int lives = 0;
+  size_t before = 0, after = 0, total = 0;
+  GPU_MUST(cudaMemGetInfo(&before, &total));
+  std::vector<Progress> progress(usual.size());
+  do lives++;
+  while (failing_life(usual, &progress, points));
+  GPU_MUST(cudaDeviceSynchronize());
+  GPU_MUST(cudaMemGetInfo(&after, &total));
+  check(before == after, "device memory: %zu bytes free before, %zu after", before, after);
+  check(points[kCudaCall] > 150 && points[kAllocation] > 30, "only %lld and %lld points",
+        static_cast<long long>(points[kCudaCall]), static_cast<long long>(points[kAllocation]));
+  printf("   %lld CUDA calls and %lld allocations of %zu calls made to fail%s, %d lives\n",
+         static_cast<long long>(points[kCudaCall]), static_cast<long long>(points[kAllocation]), usual.size(),
+         fail_for_ever ? ", with all that follow" : "", lives);
+}
+
+}  // namespace
+
+int main() {
+  try {
+    const std::vector<std::string> usual = usual_life();
+    check(usual_life() == usual, "two lives without failures differ");
+    count_calls();
+    emulate::before_launch = [] { return counting && fails() ? injected : cudaSuccess; };
+    for (const bool for_ever : {false, true}) {
+      fail_for_ever = for_ever;
+      all_points(usual);
+    }
+    runtime() = real_runtime();
+    emulate::before_launch = nullptr;
+  } catch (const std::exception& error) {
+    gpu_test::check(false, "uncaught: %s", error.what());
+  }
+  return gpu_test::finish("faults_test");
+}
