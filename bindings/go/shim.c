@@ -216,3 +216,41 @@ tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, i
                                       either(v_host, v_device), &whole, (void*)stream),
                    text);
 }
+
+// ---- State that travels ----
+
+tq_status tqkv_sequence_export(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
+                               uint8_t* memory, size_t bytes, uintptr_t stream, char* text) {
+  tq_state whole = *state;
+  whole.struct_size = sizeof whole;
+  return tqkv_done(api, api->tq_sequence_export(cache, sequence, &whole, memory, bytes, (void*)stream), text);
+}
+
+tq_status tqkv_sequence_import(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
+                               const uint8_t* memory, size_t bytes, uintptr_t stream, char* text) {
+  tq_state whole = *state;
+  whole.struct_size = sizeof whole;
+  return tqkv_done(api, api->tq_sequence_import(cache, sequence, &whole, memory, bytes, (void*)stream), text);
+}
+
+extern int32_t tqkvGoWrite(uintptr_t user, void* bytes, size_t count);
+extern int32_t tqkvGoRead(uintptr_t user, void* bytes, size_t count);
+
+static int32_t write_some(void* user, const void* bytes, size_t count) {
+  return tqkvGoWrite((uintptr_t)user, (void*)bytes, count);
+}
+static int32_t read_some(void* user, void* bytes, size_t count) {
+  return tqkvGoRead((uintptr_t)user, bytes, count);
+}
+
+tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
+                             uintptr_t stream, char* text) {
+  const tq_io io = {sizeof io, 0, (void*)user, write_some, NULL};
+  return tqkv_done(api, api->tq_sequence_save(cache, sequence, &io, (void*)stream), text);
+}
+
+tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, uintptr_t stream,
+                             int64_t* sequence, char* text) {
+  const tq_io io = {sizeof io, 0, (void*)user, NULL, read_some};
+  return tqkv_done(api, api->tq_sequence_load(cache, &io, (void*)stream, sequence), text);
+}

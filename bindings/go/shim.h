@@ -41,3 +41,12 @@ tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void*
 tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, int64_t sequence,
                           int64_t first, int64_t count, uint8_t* k_host, uint8_t* v_host, uintptr_t k_device,
                           uintptr_t v_device, const tq_tensor_layout* layout, uintptr_t stream, char* text);
+tq_status tqkv_sequence_export(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
+                               uint8_t* memory, size_t bytes, uintptr_t stream, char* text);
+tq_status tqkv_sequence_import(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
+                               const uint8_t* memory, size_t bytes, uintptr_t stream, char* text);
+// user: a cgo handle, which tqkvGoWrite and tqkvGoRead (state.go) get.
+tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
+                             uintptr_t stream, char* text);
+tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, uintptr_t stream,
+                             int64_t* sequence, char* text);

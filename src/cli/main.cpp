@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/cache_command.h"
 #include "cli/capture.h"
 #include "cli/evaluate.h"
 #include "cli/info.h"
@@ -33,7 +34,7 @@ constexpr int kExitUnexpected = 1, kExitUsage = 2, kExitFile = 3, kExitCapture =
 constexpr int kExitNoPython = 3;  // of validate, as the Python package's own for what it lacks
 constexpr char kFooter[] =
     "Exit codes: 0 done; 1 unexpected failure; 2 wrong arguments; 3 the file cannot be read or is no sound "
-    "safetensors file;\n"
+    "safetensors file (cache: no whole saved sequence);\n"
     "4 it is no capture that can be evaluated; 5 the library refused (unsupported configuration, device, "
     "memory); 6 an output cannot be written.";
 
@@ -200,9 +201,11 @@ int run(int argc, char** argv) {
       "TQKV_PYTHON) -m tqkv.validate, whose --help has the options");
   validate->set_help_flag();  // it is the package that has help
   validate->prefix_command();
+  const CacheCommand cache(app, kFooter);
   std::vector<int> layers;
   try {
     app.parse(argc, argv);
+    cache.check();
     layers = parse_layers(arguments.layers);
     check_plot_is_not_the_capture(arguments);
   } catch (const CLI::ParseError& error) {
@@ -214,6 +217,7 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (*validate) run_validate(validate->remaining());
+  cache.run();
   if (*eval) run_eval(arguments, layers);
   if (*info) (info_models ? print_models : print_info)(std::cout, info_json);
   close_stdout();
@@ -232,6 +236,8 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const PythonError& error) {
     return complain(kExitNoPython, error);
+  } catch (const SavedError& error) {
+    return complain(kExitFile, error);
   } catch (const SafetensorsError& error) {
     return complain(kExitFile, error);
   } catch (const CaptureError& error) {

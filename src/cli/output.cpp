@@ -28,21 +28,6 @@ namespace fs = std::filesystem;
   fail(option, path, std::string("cannot be written: ") + std::strerror(number));
 }
 
-// errno of the first step that failed, 0 if all went well. Closes the file.
-int write_and_close(int file, const std::string& text) {
-  int problem = 0;
-  for (size_t at = 0; at < text.size() && problem == 0;) {
-    const ssize_t wrote = ::write(file, text.data() + at, text.size() - at);
-    if (wrote >= 0) {
-      at += static_cast<size_t>(wrote);
-    } else if (errno != EINTR) {
-      problem = errno;
-    }
-  }
-  if (::close(file) != 0 && problem == 0) problem = errno;
-  return problem;
-}
-
 // The name behind symbolic links, which need not exist yet.
 fs::path behind_links(const std::string& path) {
   fs::path at = path;
@@ -68,26 +53,63 @@ void check_output_path(const std::string& option, const std::string& path) {
   if (fs::is_directory(path, error)) fail(option, path, "cannot be written: it is a folder");
 }
 
-void write_whole_file(const std::string& option, const std::string& path, const std::string& text) {
+WholeFile::WholeFile(const std::string& option, const std::string& path) : option_(option), path_(path) {
   struct stat old;
   const bool exists = ::stat(path.c_str(), &old) == 0;
   if (exists && !S_ISREG(old.st_mode)) {
-    const int file = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
-    const int problem = file < 0 ? errno : write_and_close(file, text);
-    if (problem != 0) fail_errno(option, path, problem);
+    file_ = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+    if (file_ < 0) fail_errno(option, path, errno);
     return;
   }
-  const std::string target = behind_links(path).string();
-  const std::string fresh = target + "." + std::to_string(::getpid()) + ".tmp";
-  const int file = ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (file < 0) fail_errno(option, path, errno);
-  int problem = exists && ::fchmod(file, old.st_mode & 07777) != 0 ? errno : 0;
-  const int written = write_and_close(file, text);
-  if (problem == 0) problem = written;
-  if (problem == 0 && ::rename(fresh.c_str(), target.c_str()) != 0) problem = errno;
-  if (problem == 0) return;
-  ::unlink(fresh.c_str());
-  fail_errno(option, path, problem);
+  target_ = behind_links(path).string();
+  fresh_ = target_ + "." + std::to_string(::getpid()) + ".tmp";
+  file_ = ::open(fresh_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (file_ < 0) {
+    const int problem = errno;
+    fresh_.clear();
+    fail_errno(option, path, problem);
+  }
+  if (exists && ::fchmod(file_, old.st_mode & 07777) != 0) {
+    const int problem = errno;
+    ::close(file_);
+    ::unlink(fresh_.c_str());
+    fail_errno(option, path, problem);
+  }
+}
+
+WholeFile::~WholeFile() {
+  if (file_ >= 0) ::close(file_);
+  if (!fresh_.empty()) ::unlink(fresh_.c_str());
+}
+
+void WholeFile::write(const void* bytes, size_t count) {
+  for (size_t at = 0; at < count;) {
+    const ssize_t wrote = ::write(file_, static_cast<const char*>(bytes) + at, count - at);
+    if (wrote < 0 && errno != EINTR) fail_errno(option_, path_, errno);
+    if (wrote > 0) at += static_cast<size_t>(wrote);
+  }
+}
+
+void WholeFile::commit() {
+  if (!fresh_.empty() && ::fsync(file_) != 0) fail_errno(option_, path_, errno);
+  const int file = file_;
+  file_ = -1;
+  if (::close(file) != 0) fail_errno(option_, path_, errno);
+  if (fresh_.empty()) return;
+  if (::rename(fresh_.c_str(), target_.c_str()) != 0) fail_errno(option_, path_, errno);
+  fresh_.clear();
+  // The new name itself; file systems that cannot sync a folder say so here, and the file is whole anyway.
+  const std::string folder = fs::path(target_).parent_path().string();
+  const int number = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (number < 0) return;
+  ::fsync(number);
+  ::close(number);
+}
+
+void write_whole_file(const std::string& option, const std::string& path, const std::string& text) {
+  WholeFile file(option, path);
+  file.write(text.data(), text.size());
+  file.commit();
 }
 
 void flush_stdout() {

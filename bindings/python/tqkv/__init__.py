@@ -32,6 +32,7 @@ from .merge import merge_states
 from .paged import PagedCodec, PagedStep, Pages
 from .prefix import prefix_keys
 from .sequence import Sequence
+from .state import State
 
 __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
 
@@ -39,7 +40,7 @@ __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
     "InvalidState", "IoError", "Layer", "LibraryError", "NoDevice", "NotSupported", "Noticed",
-    "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Rows", "Sequence", "VersionError",
+    "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Rows", "Sequence", "State", "VersionError",
     "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors", "library_path",
     "library_version", "load_library", "merge_states", "prefix_keys"
 ]

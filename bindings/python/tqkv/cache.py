@@ -25,16 +25,18 @@ Rules that hold for every call of Cache, Sequence and Batch
 import ctypes
 import weakref
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
-from . import _abi, _ffi
+from . import _abi, _ffi, state as _state
 from ._ffi import Noticed, check
 from ._handles import Handles, Unique
 from ._shapes import Shapes, centre_buffers
 from .batch import Batch
 from .buffers import as_stream
 from .config import Config, integer
+from .errors import InvalidArgument
 from .sequence import Sequence
+from .state import State
 
 __all__ = ["Cache"]
 
@@ -118,6 +120,52 @@ class Cache(Unique):
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_cache_reserve(cache, max_tokens, stream))
             self._config = replace(self._config, max_tokens=max_tokens)
+
+    # ---- state that travels
+
+    def describe_sequence(self, sequence: Sequence, *, layers: Any = None, kv_heads: Any = None,
+                          tokens: Any = None) -> State:
+        """What export_sequence would give of a part of the sequence: layers, kv_heads (numbers in the whole
+        model) and tokens, each None for all, one number, or a range of step 1. Raises InvalidArgument naming
+        what is not there, InvalidState if a layer lacks tokens."""
+        return _state.describe(self._handles, self._number(sequence), layers, kv_heads, tokens)
+
+    def export_sequence(self, sequence: Sequence, out: Any = None, *, layers: Any = None,
+                        kv_heads: Any = None, tokens: Any = None, stream: Any = None) -> Tuple[State, Any]:
+        """The part as bytes on the host: (State, memory). memory is `out`, writable and 16-byte aligned, with
+        room for State.bytes; or a new bytearray of just these. Equal states give equal bytes, whatever the
+        page size and device. Waits for stream."""
+        return _state.export(self._handles, self._number(sequence), out, layers, kv_heads, tokens,
+                             as_stream(stream))
+
+    def import_sequence(self, state: State, memory: Any, sequence: Optional[Sequence] = None, *,
+                        stream: Any = None) -> Sequence:
+        """Puts a part behind the tokens that its layers hold: of `sequence`, or of a new one. By layer: the
+        sequence grows with the first part, and each layer holds the tokens once its own part has come.
+        memory: contiguous, on the host, 16-byte aligned; its bytes are trusted. Raises Incompatible,
+        CapacityError, InvalidState, InvalidArgument; nothing has changed then, and no sequence was made."""
+        number = None if sequence is None else self._number(sequence)
+        made = _state.import_(self._handles, state, memory, number, as_stream(stream))
+        return sequence if sequence is not None else Sequence(self, made)
+
+    def save(self, sequence: Sequence, target: Any, *, stream: Any = None) -> None:
+        """Writes the sequence, with checksums, to a path or to a binary file that is open for writing. A path
+        is replaced as a whole: killed at any moment, the old file or the new one is there. Raises
+        InvalidState if a layer lacks tokens, and what the file raises (OSError)."""
+        _state.save(self._handles, self._number(sequence), target, as_stream(stream))
+
+    def load(self, source: Any, *, stream: Any = None) -> Sequence:
+        """A new sequence from what save wrote, in a path or a binary file; of the file no byte behind the
+        sequence's is read. Raises CorruptData, Incompatible naming the field that differs, CapacityError,
+        OSError; the cache is as it was then."""
+        return Sequence(self, _state.load(self._handles, source, as_stream(stream)))
+
+    def _number(self, sequence):
+        if not isinstance(sequence, Sequence):
+            raise TypeError(f"sequence: must be a Sequence, not {type(sequence).__name__}")
+        if sequence.cache is not self:
+            raise InvalidArgument(f"sequence = {sequence!r}: belongs to another cache")
+        return sequence.id
 
     # ---- questions
 

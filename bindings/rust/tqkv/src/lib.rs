@@ -57,6 +57,8 @@ mod error;
 mod layer;
 mod library;
 mod sequence;
+mod state;
+mod state_file;
 mod tensor;
 mod travel;
 mod types;
@@ -70,6 +72,7 @@ pub use config::{
 pub use error::{Error, Result, Status};
 pub use layer::{LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
+pub use state::{Part, State, StateBytes};
 pub use tqkv_sys as sys;
 pub use types::{
     CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Stream,
