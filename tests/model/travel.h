@@ -30,7 +30,7 @@ class Travel {
   // config and centres are the cache's; the first call that fails decides.
   tq_status copy(tq_cache* cache, const tq_cache_config& config, const std::vector<float>& centres,
                  tq_sequence sequence, tq_sequence* back) {
-    if (const tq_status status = open(config, centres)) return status;
+    if (const tq_status status = open(cache, config, centres)) return status;
     tq_sequence there = 0;
     if (const tq_status status = move(cache, config, sequence, away_, &there)) return status;
     const tq_status returned = move(away_, config, there, cache, back);
@@ -56,12 +56,23 @@ class Travel {
     if (length == 0) return tq_sequence_copy(from, sequence, to, nullptr, moved);  // no part has its flags
     tq_status status = tq_sequence_create(to, &id);
     if (status != TQ_OK) return status;
+    // Head by head where all layers hold the same ones, else all of them at once.
+    tq_cache_config resolved = {};
+    resolved.struct_size = sizeof resolved;
+    if (const tq_status got = tq_cache_get_config(from, &resolved)) return got;
+    const tq_layer_config& one = resolved.layers[0];
+    bool alike = true;
+    for (int layer = 0; layer < config.num_layers; layer++)
+      alike &= resolved.layers[layer].first_kv_head == one.first_kv_head &&
+               resolved.layers[layer].num_kv_heads == one.num_kv_heads;
+    const int parts = alike ? one.num_kv_heads : 1;
     // The last part is the longer one, so that the window comes with it.
     const int64_t border = length / 5;
     for (const int64_t first : {int64_t{0}, border}) {
       const int64_t end = first == 0 && border > 0 ? border : length;
-      for (int head = 0; head < config.num_kv_heads && first < end && status == TQ_OK; head++)
-        status = part(from, sequence, to, id, first, end - first, config.first_kv_head + head);
+      for (int head = 0; head < parts && first < end && status == TQ_OK; head++)
+        status =
+            part(from, sequence, to, id, first, end - first, alike ? one.first_kv_head + head : 0, alike);
       if (border == 0) break;
     }
     if (status == TQ_OK)
@@ -71,11 +82,11 @@ class Travel {
     return status;
   }
   static tq_status part(tq_cache* from, tq_sequence sequence, tq_cache* to, tq_sequence id, int64_t first,
-                        int64_t count, int32_t head) {
+                        int64_t count, int32_t head, int32_t num_heads) {
     tq_state state = {};
     state.struct_size = sizeof state;
     state.first_token = first, state.num_tokens = count;
-    state.first_kv_head = head, state.num_kv_heads = 1;
+    state.first_kv_head = head, state.num_kv_heads = num_heads;  // 0: all
     if (const tq_status status = tq_sequence_describe(from, sequence, &state)) return status;
     const size_t bytes = static_cast<size_t>(state.bytes);
     const std::unique_ptr<void, void (*)(void*)> memory(aligned_alloc(64, (bytes + 64) / 64 * 64), free);
@@ -104,12 +115,17 @@ class Travel {
     return tq_sequence_load(to, &io, nullptr, moved);
   }
 
-  tq_status open(tq_cache_config config, const std::vector<float>& centres) {
+  tq_status open(tq_cache* cache, tq_cache_config config, const std::vector<float>& centres) {
     if (away_) return TQ_OK;
+    tq_cache_config own = {};
+    own.struct_size = sizeof own;
+    if (const tq_status status = tq_cache_get_config(cache, &own)) return status;
     config.page_size = config.page_size == 32 ? 96 : 32;
     config.max_tokens = 2048;
     config.max_sequences = 1;
-    config.max_sequence_tokens = config.max_batch_tokens = config.max_raw_tokens = 0;
+    config.max_batch_tokens = config.max_raw_tokens = 0;
+    // A sliding window as long as the longest sequence is none, and a part's identity tells the two apart.
+    config.max_sequence_tokens = own.max_sequence_tokens;
     config.max_batch_sequences = 0;
     if (const tq_status status = tq_cache_create(&config, nullptr, &away_)) return status;
     tq_cache_config resolved = {};
