@@ -41,6 +41,29 @@ engine_loop() {
     same "$("$work/engine_loop")" "4 answers of 20 tokens to one prompt, as alone: 4"
 }
 check "C, an engine's loop" engine_loop
+state_example() { # state_example name: in C11
+  # shellcheck disable=SC2046
+  gcc -std=c11 -Wall -Wextra -pedantic -Werror "packaging/smoke/$1.c" $(pkg-config --cflags --libs tqkv) \
+    -o "$work/$1"
+}
+# The first run computes and saves, the second loads: the same answer.
+twice() {
+  local first second
+  first=$("$@" "$work/prompt.$RANDOM") && second=$("$@" "$work"/prompt.*) && rm "$work"/prompt.* &&
+    same "$(head -n 1 <<<"$first") $(head -n 1 <<<"$second")" "computed and saved loaded" &&
+    same "$(tail -n 1 <<<"$second")" "$(tail -n 1 <<<"$first")"
+}
+python_example() {
+  env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python python3 "bindings/python/examples/$1.py" "${@:2}"
+}
+as_alone="4 requests, preempted: yes, answers as alone: 4"
+preempted() { same "$("$@")" "$as_alone"; }
+check "C, a prompt cache on disk" eval 'state_example prompt_cache && twice "$work/prompt_cache"'
+check "C, preemption to host memory" eval 'state_example preemption && preempted "$work/preemption"'
+check "Python, a prompt cache on disk" twice python_example prompt_cache
+check "Python, preemption to host memory" preempted python_example preemption
+check "Python, prefill in one process, decode in another" \
+  same "$(python_example kv_transfer)" "200 tokens of 4 layers moved, the same bits: yes"
 check "Python" prints env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=bindings/python \
   python3 bindings/python/examples/decode_loop.py
 
