@@ -20,14 +20,10 @@ namespace {
 
 constexpr char kOption[] = "--output";
 
-struct Input {
-  explicit Input(const std::string& path) : file(path) {}
-  SavedFile file;
-};
-using Inputs = std::vector<std::unique_ptr<Input>>;
+using Inputs = std::vector<std::unique_ptr<SavedFile>>;
 
-[[noreturn]] void differ(const Input& a, const Input& b, const std::string& what) {
-  throw SavedError(printable(a.file.path()) + " and " + printable(b.file.path()) + " do not join: " + what);
+[[noreturn]] void differ(const SavedFile& a, const SavedFile& b, const std::string& what) {
+  throw SavedError(printable(a.path()) + " and " + printable(b.path()) + " do not join: " + what);
 }
 
 std::string pair(const char* name, int64_t a, int64_t b) {
@@ -35,8 +31,8 @@ std::string pair(const char* name, int64_t a, int64_t b) {
 }
 
 // What must be the same in files of one sequence.
-void check_alike(const Input& a, const Input& b) {
-  const SavedHeader &x = a.file.header(), &y = b.file.header();
+void check_alike(const SavedFile& a, const SavedFile& b) {
+  const SavedHeader &x = a.header(), &y = b.header();
   const auto same = [&](const char* name, int64_t one, int64_t other) {
     if (one != other) differ(a, b, pair(name, one, other));
   };
@@ -59,17 +55,17 @@ void check_alike(const Input& a, const Input& b) {
 // The header of all inputs together; they are sorted by their kv heads.
 SavedHeader joined(Inputs& inputs) {
   std::sort(inputs.begin(), inputs.end(), [](const auto& a, const auto& b) {
-    const auto first = [](const Input& input) {
-      for (const SavedLayer& layer : input.file.header().layers)
+    const auto first = [](const SavedFile& input) {
+      for (const SavedLayer& layer : input.header().layers)
         if (layer.stores()) return layer.first_head;
       return uint32_t{0};
     };
     return first(*a) < first(*b);
   });
-  SavedHeader all = inputs[0]->file.header();
+  SavedHeader all = inputs[0]->header();
   for (size_t i = 1; i < inputs.size(); i++) {
     check_alike(*inputs[0], *inputs[i]);
-    const SavedHeader& more = inputs[i]->file.header();
+    const SavedHeader& more = inputs[i]->header();
     all.noticed |= more.noticed;
     for (size_t k = 0; k < all.layers.size(); k++) {
       SavedLayer& layer = all.layers[k];
@@ -178,8 +174,8 @@ void copy_run(const Inputs& inputs, size_t index, const SavedLayer& layer, Saved
               const std::function<void(uint64_t)>& progress) {
   std::vector<uint8_t> bytes;
   for (const auto& input : inputs) {
-    const SavedRun& run = input->file.runs()[index];
-    const SavedLayer& own = input->file.header().layers[run.layer];
+    const SavedRun& run = input->runs()[index];
+    const SavedLayer& own = input->header().layers[run.layer];
     const uint64_t first = std::max(own.first_head, layer.first_head),
                    end = std::min<uint64_t>(uint64_t{own.first_head} + own.num_heads,
                                             uint64_t{layer.first_head} + layer.num_heads);
@@ -188,7 +184,7 @@ void copy_run(const Inputs& inputs, size_t index, const SavedLayer& layer, Saved
              left = (end - first) * run.head_bytes;
     while (left > 0) {
       bytes.resize(std::min(left, kSavedPiece));
-      input->file.read_payload(at, bytes.size(), bytes.data());
+      input->read_payload(at, bytes.size(), bytes.data());
       writer.payload(bytes.data(), bytes.size());
       at += bytes.size(), left -= bytes.size();
       progress(bytes.size());
@@ -204,15 +200,16 @@ SavedHeader convert_saved(const std::vector<std::string>& paths, const std::stri
   Inputs inputs;
   uint64_t whole = 0, done = 0;
   for (const std::string& path : paths) {
-    inputs.push_back(std::make_unique<Input>(path));
-    whole += inputs.back()->file.file_bytes();
+    inputs.push_back(std::make_unique<SavedFile>(path));
+    whole += inputs.back()->file_bytes();
   }
   for (const auto& input : inputs) {
-    input->file.verify([&](uint64_t bytes) { progress(done + bytes, whole); });
-    done += input->file.file_bytes();
+    input->verify([&](uint64_t bytes) { progress(done + bytes, whole); });
+    done += input->file_bytes();
   }
-  const SavedHeader all = joined(inputs), part = cut(all, options);
-  const std::vector<SavedRun>& runs = inputs[0]->file.runs();
+  const SavedHeader all = joined(inputs);
+  SavedHeader part = cut(all, options);
+  const std::vector<SavedRun>& runs = inputs[0]->runs();
   WholeFile file(kOption, output);
   SavedWriter writer(file, part);
   done = 0;
