@@ -29,7 +29,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-MOST_BYTES = 4096  # of an input
+MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 10  # seconds that one input may take
 GROWTH = 40  # inputs that --grow adds to a corpus at most
 
@@ -55,8 +55,9 @@ class Target:
 
     def run(self, *arguments, seconds):
         """(exit status, text) of the program."""
-        command = [self.program, f"-timeout={SLOWEST}", f"-max_len={MOST_BYTES}", "-rss_limit_mb=2048",
-                   f"-artifact_prefix={self.findings}/", "-print_final_stats=1", *arguments]
+        command = [self.program, f"-timeout={SLOWEST}", f"-max_len={MOST_BYTES.get(self.name, 4096)}",
+                   "-rss_limit_mb=2048", f"-artifact_prefix={self.findings}/", "-print_final_stats=1",
+                   *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               errors="replace", timeout=seconds + 600)
         return done.returncode, done.stdout

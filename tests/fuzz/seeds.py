@@ -90,8 +90,30 @@ def files():
     yield "capture-of-two", safetensors(dict(one, **two))
 
 
+def saved_sequences():
+    """The golden files, each behind the number of its cache in state_caches.h."""
+    golden = os.path.join(os.path.dirname(HERE), "state", "golden")
+    for number, name in enumerate(("dense", "empty", "layers", "padded", "raw", "window")):
+        with open(os.path.join(golden, name + ".tqkv"), "rb") as file:
+            yield name, bytes([number]) + file.read()
+
+
+def parts():
+    def do(what, how=0, more=0, value=0, where=0):
+        return struct.pack("<BBBBQ", what, where, how, more, value)
+
+    describe, export, put = do(2), do(3), do(4)
+    for cache in range(6):
+        yield f"whole-{cache}", bytes([cache, 70]) + describe + export + put
+        one_layer = do(0, 0, 0, 1, 2)  # num_layers = 1
+        yield f"layer-{cache}", bytes([cache, 70]) + one_layer + describe + export + put
+        some = do(0, 64, 0, 32, 4)  # num_tokens = 32
+        yield f"tokens-{cache}", bytes([cache, 70]) + some + describe + export + put + do(5, 1, 0, 9) + put
+
+
 def main():
-    for target, seeds in (("calls", programs()), ("config", configurations()), ("safetensors", files())):
+    for target, seeds in (("calls", programs()), ("config", configurations()), ("safetensors", files()),
+                          ("load", saved_sequences()), ("import", parts())):
         os.makedirs(os.path.join(HERE, "corpus", target), exist_ok=True)
         for name, content in seeds:
             with open(os.path.join(HERE, "corpus", target, name), "wb") as file:
