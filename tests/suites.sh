@@ -372,11 +372,11 @@ suite_tsan() {
     '--gtest_filter=*ThreadPool*:*Invariance*'
 }
 
-about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then 8 s of search in each target"; }
+about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then 6 s of search in each target"; }
 suite_fuzz() {
   tq_has fuzzer:clang++ || { skip fuzz "clang++ -fsanitize=fuzzer does not link"; return; }
   need_build fuzz fuzz --target=fuzz_programs || return
-  local seconds=8
+  local seconds=6
   [ -z "${TQKV_TEST_QUICK:-}" ] || seconds=0
   [ -z "${TQKV_TEST_LONG:-}" ] || seconds=60
   run_tap "fuzz targets" python3 tests/fuzz/run.py --seconds "$seconds"
