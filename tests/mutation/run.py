@@ -138,6 +138,8 @@ def prepare(programs):
     command = ["cmake", "-S", TREE, "-B", BUILD, "-G", "Ninja", "-DTQ_DEV=ON", "-DTQ_CUDA=OFF",
                "-DTQ_BUILD_TOOL=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG",
                "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF"]
+    if shutil.which("ccache"):
+        command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
     for step in (command, build_command(programs)):
         done = run(step)
         if done.returncode:
