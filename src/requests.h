@@ -107,6 +107,17 @@ struct Geometry {
       if (layers[i].storage == layer) visit(i);
   }
   const PageGroup& group_of(int layer) const { return groups[layers[layer].group]; }
+  // What a query sees of a layer's own tokens, however long sequences may become: the layer's group may keep
+  // all, since no sequence is longer than the window.
+  int64_t window_of(int layer) const {
+    return layers[layer].sliding_window == 0 ? kAllTokens : layers[layer].sliding_window;
+  }
+  // Whether any layer that has tokens has a window.
+  bool any_window() const {
+    for (int i = 0; i < num_layers; i++)
+      if (stores(i) && layers[i].sliding_window > 0) return true;
+    return false;
+  }
   // Whether pages get their memory piece by piece (tq_cache_reserve).
   bool may_grow() const { return groups[0].reserve_pages > 0; }
   int64_t page_bytes(int layer) const {

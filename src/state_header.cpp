@@ -53,10 +53,9 @@ Record record_of(const Geometry& g, int32_t layer, int32_t first_head, int32_t n
   Record record = {};
   record.storage = static_cast<uint32_t>(g.first_layer + g.layers[layer].storage);
   if (!g.stores(layer)) return record;
-  const int64_t window = g.group_of(layer).window;
   record.first_head = static_cast<uint32_t>(g.layers[layer].first_kv_head + first_head);
   record.num_heads = static_cast<uint32_t>(num_heads);
-  record.window = window == kAllTokens ? 0 : static_cast<uint32_t>(window);
+  record.window = static_cast<uint32_t>(g.layers[layer].sliding_window);
   for (const Kind kind : kKinds) record.sides[static_cast<int>(kind)] = side_identity(g, layer, kind);
   return record;
 }
@@ -200,10 +199,7 @@ void check_numbers(const Geometry& g, const SavedHeader& header, int64_t max_tok
            ll(part.num_tokens), part.exact_type, ll(part.exact_sinks), ll(part.exact_first));
   TQ_CHECK(part.rollback <= INT32_MAX && part.rollback > -INT64_MAX / 4, Status::kCorruptData,
            "saved sequence: rollback_tokens = %lld", ll(part.rollback));
-  bool slides = false;
-  for (int32_t group = 0; group < g.num_code_groups(); group++)
-    slides |= g.groups[group].window != kAllTokens;
-  TQ_CHECK(slides || part.rollback == 0, Status::kCorruptData,
+  TQ_CHECK(g.any_window() || part.rollback == 0, Status::kCorruptData,
            "saved sequence: rollback_tokens = %lld, and no layer has a sliding window", ll(part.rollback));
   int64_t left = header.payload_bytes;
   bool fits = true;

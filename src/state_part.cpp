@@ -78,7 +78,7 @@ void describe_part(const Identity& identity, const StatePart& part, tq_state* st
 }
 
 int64_t first_code(const Geometry& g, const StatePart& part, int32_t layer) {
-  const int64_t window = g.group_of(layer).window;
+  const int64_t window = g.window_of(layer);
   if (window == kAllTokens) return part.first_token;
   return std::max(part.first_token, std::min(part.end(), part.end() - window - part.rollback));
 }

@@ -50,16 +50,12 @@ StatePart Cache::part_of_sequence(const tq_state& state, int32_t slot) const {
   part.exact_type = any ? static_cast<int32_t>(g.io_dtype) : 0;
   // One number for all sliding layers of the cache, whatever layers the part has: parts of some layers each
   // then agree in what there is.
-  bool slides = false;
-  int64_t rollback = INT64_MAX;
+  part.rollback = g.any_window() ? g.groups[0].rollback : 0;
   for (int32_t group = 0; group < g.num_code_groups(); group++) {
-    if (g.groups[group].window == kAllTokens) continue;
     const KeptTokens& kept = table.group(group).kept(slot);
-    slides = true;
-    rollback = std::min(rollback, g.groups[group].rollback);
-    if (kept.first > 0) rollback = std::min(rollback, part.end() - g.groups[group].window - kept.first);
+    if (kept.first > 0)
+      part.rollback = std::min(part.rollback, part.end() - g.groups[group].window - kept.first);
   }
-  part.rollback = slides ? rollback : 0;
   return part;
 }
 
@@ -340,6 +336,12 @@ void Cache::mark_imported(const StatePart& part, int32_t slot) noexcept {
 void Cache::prepare_import(const StatePart& part, int32_t slot, const char* who, void* stream) {
   const Geometry& g = geometry();
   SequenceTable& table = arrays_.table;
+  for (int32_t layer = part.first_layer; layer < part.first_layer + part.num_layers; layer++)
+    TQ_CHECK(!g.stores(layer) || g.group_of(layer).window != kAllTokens ||
+                 first_code(g, part, layer) == part.first_token,
+             Status::kIncompatible,
+             "%s: rollback_tokens = %lld: layer %d has the tokens from %lld on, and keeps all here", who,
+             ll(part.rollback), layer, ll(first_code(g, part, layer)));
   KeptTokens available[kMaxPageGroups];
   for (int32_t group = 0; group < g.num_groups; group++) {
     const int64_t window = g.groups[group].window;

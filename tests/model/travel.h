@@ -30,7 +30,7 @@ class Travel {
   // config and centres are the cache's; the first call that fails decides.
   tq_status copy(tq_cache* cache, const tq_cache_config& config, const std::vector<float>& centres,
                  tq_sequence sequence, tq_sequence* back) {
-    if (const tq_status status = open(cache, config, centres)) return status;
+    if (const tq_status status = open(config, centres)) return status;
     tq_sequence there = 0;
     if (const tq_status status = move(cache, config, sequence, away_, &there)) return status;
     const tq_status returned = move(away_, config, there, cache, back);
@@ -115,17 +115,12 @@ class Travel {
     return tq_sequence_load(to, &io, nullptr, moved);
   }
 
-  tq_status open(tq_cache* cache, tq_cache_config config, const std::vector<float>& centres) {
+  tq_status open(tq_cache_config config, const std::vector<float>& centres) {
     if (away_) return TQ_OK;
-    tq_cache_config own = {};
-    own.struct_size = sizeof own;
-    if (const tq_status status = tq_cache_get_config(cache, &own)) return status;
     config.page_size = config.page_size == 32 ? 96 : 32;
     config.max_tokens = 2048;
     config.max_sequences = 1;
-    config.max_batch_tokens = config.max_raw_tokens = 0;
-    // A sliding window as long as the longest sequence is none, and a part's identity tells the two apart.
-    config.max_sequence_tokens = own.max_sequence_tokens;
+    config.max_sequence_tokens = config.max_batch_tokens = config.max_raw_tokens = 0;
     config.max_batch_sequences = 0;
     if (const tq_status status = tq_cache_create(&config, nullptr, &away_)) return status;
     tq_cache_config resolved = {};

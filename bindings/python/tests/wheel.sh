@@ -40,7 +40,7 @@ for name in tqkv/libtqkv.so.0 tqkv/__init__.py tqkv/py.typed tqkv/LICENSE tqkv/T
   tqkv/torch/{ops,paged,bind}.cpp tqkv/torch/{arguments,tensors,bound,tqkv}.h; do
   grep -qx "$name" "$work/names" || fail "the wheel lacks $name"
 done
-if grep -vE -e '^tqkv/((transformers|eval|validate)/)?[a-z_]+\.py$' \
+if grep -vE -e '^tqkv/((transformers|eval|validate|vllm)/)?[a-z_]+\.py$' \
   -e '^tqkv/torch/([a-z_]+\.py|(ops|paged|bind)\.cpp|(arguments|tensors|bound|tqkv)\.h)$' \
   -e '^tqkv/(libtqkv\.so\.0|py\.typed|LICENSE|THIRD_PARTY\.md)$' \
   -e '^tqkv-[0-9.]+\.dist-info/' "$work/names" >"$work/log"; then
