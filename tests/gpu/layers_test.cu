@@ -32,7 +32,10 @@ class Twin {
         dtype_(dtype),
         cpu_(config(dtype, page_size, window, sinks), TQ_DEVICE_CPU),
         gpu_(config(dtype, page_size, window, sinks), TQ_DEVICE_CUDA),
-        rng_(seed) {}
+        rng_(seed) {
+    for (int l : {0, 1})
+      if (seed % 2 == 1) centre(l);
+  }
 
   void run(int steps) {
     for (int i = 0; i < 2; i++) add(cpu_.sequence(), gpu_.sequence(), 0);
@@ -66,6 +69,15 @@ class Twin {
     c.max_sequences = 4;
     c.max_batch_tokens = 512;
     return c;
+  }
+  // Of layers that others share.
+  void centre(int index) {
+    const tq_layer_config& l = cpu_.config.layers[index];
+    std::vector<float> key(static_cast<size_t>(l.num_kv_heads * l.head_dim)), value(key.size());
+    for (std::vector<float>* side : {&key, &value})
+      for (float& x : *side) x = static_cast<float>(pick(201) - 100) * 0.02f;
+    API_MUST(tq_cache_set_centres(cpu_.cache, index, key.data(), value.data()));
+    API_MUST(tq_cache_set_centres(gpu_.cache, index, key.data(), value.data()));
   }
   int pick(int below) { return static_cast<int>(rng_() % static_cast<unsigned>(below)); }
   void add(tq_sequence cpu, tq_sequence gpu, int64_t length) {
@@ -197,7 +209,7 @@ int main(int argc, char** argv) {
       for (int page_size : {32, 96})
         for (int window : {0, 20}) {
           Twin twin(dtype, page_size, window, window ? 4 : 0, seed++);
-          twin.run(quick ? 30 : 150);
+          twin.run(quick ? 16 : 150);
         }
   } catch (const std::exception& error) {
     check(false, "uncaught: %s", error.what());
