@@ -352,8 +352,9 @@ suite_asan() {
   # One instruction set of each vector length: what runs over an end does so by length.
   [ -n "${TQKV_TEST_LONG:-}" ] || isas="'--gtest_filter=-*/ssse3:*/avx3'"
   run_shards "asan conformance_tests" $(sanitized_env) build/asan/tests/conformance_tests $isas
+  run_shards "asan unit_tests" $(sanitized_env) build/asan/tests/unit_tests
   for test in "${sanitized[@]}" golden_encode_tests oom_tests; do
-    [ "$test" = conformance_tests ] ||
+    [ "$test" = conformance_tests ] || [ "$test" = unit_tests ] ||
       calls+=("run_gtest 'asan $test' $(sanitized_env) build/asan/tests/$test")
   done
   together "${calls[@]}"
