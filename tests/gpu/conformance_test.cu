@@ -12,6 +12,7 @@
 
 #include "api_cache.cuh"
 #include "cuda/attend/instances.h"
+#include "tests/masks.h"
 
 namespace {
 
@@ -88,6 +89,8 @@ class Pair {
   explicit Pair(const Case& c, const std::vector<int64_t>& lengths);
   void grow(const std::vector<int64_t>& pieces, const std::vector<int64_t>& queries);
   void compare_attention(const char* what, tq_attend_params params, double total_gate = kTotalGate);
+  // The same with random masks; a tree only where queries are new tokens.
+  void compare_masked(bool ranges, bool tree, bool alibi, double total_gate = kTotalGate);
   void compare_reads();
   void compare_pools();
   void compare_copies();
@@ -115,6 +118,8 @@ class Pair {
   std::vector<tq_sequence> ids_[2];
   std::vector<bool> freed_;
   std::vector<int64_t> last_queries_;
+  std::vector<tq::test::MaskedRows> rows_;  // of the plan, in its order
+  tq::test::Masks masks_;
   uint64_t turn_ = 0;
 };
 
@@ -174,7 +179,9 @@ void Pair::grow(const std::vector<int64_t>& pieces, const std::vector<int64_t>& 
   std::vector<int64_t> news, asks;
   std::vector<RowRun> runs;
   int64_t rows = 0;
+  rows_.clear();
   for (int i : order) {
+    rows_.push_back({lengths[i] + pieces[i], pieces[i], queries[i]});
     news.push_back(pieces[i]);
     asks.push_back(queries[i]);
     runs.push_back(RowRun{i, lengths[i], rows, pieces[i]});
@@ -213,8 +220,15 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
   const Buffer<float> device_sinks(sinks);
   const Memory host_q = q.on(TQ_DEVICE_CPU);
   params.sink_logits = with_sinks ? sinks.data() : nullptr;
+  masks_.pass(&params);
   const AttendOutput want = cpu_.attend(0, host_q.get(), params, true);
   params.sink_logits = with_sinks ? device_sinks.get() : nullptr;
+  const Buffer<int32_t> begin(masks_.begin), end(masks_.end);
+  const Buffer<uint64_t> tree(masks_.tree);
+  const Buffer<float> slopes(masks_.slopes);
+  if (params.visible_begin) params.visible_begin = begin.get(), params.visible_end = end.get();
+  if (params.tree_mask) params.tree_mask = tree.get();
+  if (params.alibi_slopes) params.alibi_slopes = slopes.get();
   const AttendOutput got = gpu_.attend(0, q.memory.get(), params, true);
 
   double total_error = 0, total_square = 0, row_worst = 0, lse_worst = 0;
@@ -249,6 +263,16 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
   worst_total = std::max(worst_total, total);
   worst_lse = std::max(worst_lse, lse_worst);
   rows_compared += rows * heads;
+}
+
+void Pair::compare_masked(bool ranges, bool tree, bool alibi, double total_gate) {
+  char what[40];
+  snprintf(what, sizeof what, "masks %d%d%d", ranges, tree, alibi);
+  masks_ = tq::test::random_masks(rows_, cpu_.config.num_q_heads, ranges, tree, alibi, [this](int n) {
+    return static_cast<int>(mix64(c_.seed * 104729 + ++turn_) % static_cast<uint64_t>(n));
+  });
+  compare_attention(what, default_params(), total_gate);
+  masks_ = {};
 }
 
 void Pair::compare_reads() {
@@ -355,6 +379,7 @@ void conform(const Case& c) {
   static const float some = 0;
   params.sink_logits = &some;  // stands for "with"
   pair.compare_attention("sliding window, soft-cap, sink logits", params);
+  for (int kinds = 1; kinds < 4; kinds++) pair.compare_masked(kinds & 1, false, kinds & 2);
   pair.compare_reads();
   // Up to whole pages, several rows of queries each.
   std::vector<int64_t> pieces(pair.num_all, 0);
@@ -379,6 +404,14 @@ void conform(const Case& c) {
   params = default_params();
   params.sliding_window = 200;
   pair.compare_attention("many queries, sliding window", params, kRowGate);
+  for (int kinds = 1; kinds < 4; kinds++) pair.compare_masked(kinds & 1, false, kinds & 2, kRowGate);
+  // Drafts of trees, one of them long; some sequences ask nothing.
+  for (int i = 0; i < pair.num_all; i++) {
+    pieces[i] = i == 0 ? 128 : i < pair.num_targets ? 3 + i % 2 * 9 : 0;
+    queries[i] = i % 4 == 3 ? 0 : pieces[i];
+  }
+  pair.grow(pieces, queries);
+  for (int kinds = 0; kinds < 4; kinds++) pair.compare_masked(kinds & 1, true, kinds & 2);
 }
 
 // A process that fork() made has the cache's addresses and none of its device: every call says so, and the

@@ -29,6 +29,9 @@ struct Stepper {
   std::vector<tq_sequence> ids;
   Rows k[kLayers], v[kLayers], q;
   Memory out[kLayers], lse[kLayers], merged, merged_lse;
+  // Masks of the last layer: at addresses that the graph keeps, with other contents every step.
+  Buffer<int32_t> begin{kQueries}, end{kQueries};
+  Buffer<float> slopes;
 
   static tq_cache_config config(const GraphCase& c, int64_t tokens) {
     tq_cache_config config =
@@ -51,6 +54,7 @@ struct Stepper {
       out[layer] = Memory(TQ_DEVICE_CUDA, rows * c.head_dim * 4);
       lse[layer] = Memory(TQ_DEVICE_CUDA, rows * 4);
     }
+    slopes = Buffer<float>(static_cast<size_t>(c.q_heads));
     merged = Memory(TQ_DEVICE_CUDA, rows * c.head_dim * 4);
     merged_lse = Memory(TQ_DEVICE_CUDA, rows * 4);
   }
@@ -69,6 +73,22 @@ struct Stepper {
       v[layer].fill(source(1, layer), runs, stream);
     }
     q.fill(source(2, 0), {RowRun{1000, step * kQueries, 0, kQueries}}, stream);
+    std::vector<int32_t> first, last;
+    std::vector<float> slope;
+    for (int i = 0; i < kQueries; i++) {
+      const uint64_t h = mix64(static_cast<uint64_t>(step) * 1024 + i);
+      first.push_back(static_cast<int32_t>(h % 4000) - 1000);
+      last.push_back(first.back() + static_cast<int32_t>(h >> 16 & 4095));
+    }
+    for (int i = 0; i < cache.config.num_q_heads; i++)
+      slope.push_back(0.001f * static_cast<float>((step + i) % 50));
+    const auto put = [&](void* to, const void* from, size_t bytes) {
+      GPU_MUST(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream));
+    };
+    put(begin.get(), first.data(), first.size() * sizeof(int32_t));
+    put(end.get(), last.data(), last.size() * sizeof(int32_t));
+    put(slopes.get(), slope.data(), slope.size() * sizeof(float));
+    GPU_MUST(cudaStreamSynchronize(stream));
   }
   void calls(cudaStream_t stream) {
     tq_attend_params params = default_params();
@@ -77,6 +97,11 @@ struct Stepper {
     const float* lses[kLayers];
     for (int layer = 0; layer < kLayers; layer++) {
       cache.append(layer, k[layer].memory.get(), v[layer].memory.get(), k[layer], v[layer], stream);
+      if (layer == kLayers - 1) {
+        params.visible_begin = begin.get();
+        params.visible_end = end.get();
+        params.alibi_slopes = slopes.get();
+      }
       API_MUST(tq_cache_attend(cache.cache, layer, cache.batch, q.memory.get(), out[layer].get(),
                                lse[layer].as<float>(), &params, nullptr, 0, stream));
       outs[layer] = out[layer].get();
