@@ -27,7 +27,7 @@ from .errors import LibraryError
 ENVIRONMENT = "TQKV_TORCH_OPS"
 HERE = Path(__file__).resolve().parent / "torch"
 SOURCES = ("ops.cpp", "paged.cpp", "bind.cpp", "arguments.h", "tensors.h", "bound.h")
-TORCH_NEEDED = (2, 13)
+TORCH_NEEDED = (2, 11)
 _FUNCTIONS = ("tq_last_error", "tq_status_name", "tq_batch_rows", "tq_cache_append", "tq_cache_attend",
               "tq_merge_states", "tq_cache_read", "tq_codec_page_layout", "tq_paged_append",
               "tq_paged_attend")
@@ -113,9 +113,18 @@ class _Extension:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         library = _ffi.load_library()
-        addresses = (c_void_p * len(_FUNCTIONS))(
-            *(ctypes.cast(getattr(library, name), c_void_p).value for name in _FUNCTIONS))
-        functions.tqkv_torch_open(addresses)
+        addresses = [ctypes.cast(getattr(library, name), c_void_p).value for name in _FUNCTIONS]
+        addresses.append(_cuda_stream())
+        functions.tqkv_torch_open((c_void_p * len(addresses))(*addresses))
+
+
+def _cuda_stream():
+    """The address of torch's own call for a device's current stream, None without CUDA. It is in the part of
+    torch that only CUDA builds have, which an extension for all of them must not be linked to."""
+    if not torch.version.cuda or not torch.cuda.is_available():
+        return None
+    part = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"))
+    return ctypes.cast(part.aoti_torch_get_current_cuda_stream, c_void_p).value
 
 
 _loading, _extension = threading.Lock(), None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tqkv as operators of torch: torch.ops.tqkv.*, for eager code, torch.compile and CUDA graphs (torch 2.13 and
+"""tqkv as operators of torch: torch.ops.tqkv.*, for eager code, torch.compile and CUDA graphs (torch 2.11 and
 later).
 
     bound = tqkv.torch.bind(batch)

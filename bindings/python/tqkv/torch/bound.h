@@ -35,6 +35,8 @@ struct Functions {
   decltype(&tq_codec_page_layout) page_layout;
   decltype(&tq_paged_append) paged_append;
   decltype(&tq_paged_attend) paged_attend;
+  // torch's own, of its CUDA part: the current stream of a device, 0 on success; null where torch has no such
+  int32_t (*cuda_stream)(int32_t device, void** stream);
 };
 inline Functions library;
 

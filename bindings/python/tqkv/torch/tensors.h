@@ -110,7 +110,7 @@ inline Tensor empty(const std::vector<int64_t>& shape, ScalarType type, Device d
   const int32_t dtype =
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));  // torch's own number
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
       device.type == TQ_DEVICE_CPU ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda(), device.id,
       &handle));
@@ -120,7 +120,10 @@ inline Tensor empty(const std::vector<int64_t>& shape, ScalarType type, Device d
 // torch's current stream of the device.
 inline void* current_stream(Device device) {
   if (device.type == TQ_DEVICE_CPU) return nullptr;
-  return torch::stable::accelerator::getCurrentStream(device.id).nativeHandle();
+  void* stream = nullptr;
+  if (!library.cuda_stream || library.cuda_stream(device.id, &stream) != 0)
+    refuse("stream: this torch has no CUDA stream of device " + std::to_string(device.id));
+  return stream;
 }
 
 }  // namespace torch_ops
