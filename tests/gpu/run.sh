@@ -6,7 +6,7 @@
 #   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
 #   --no-build] [--list]
 #
-# Without --only every part but eval and the bench runs. --quick shortens the long ones. Parts run side by
+# Without --only every part runs but those that say "only with". --quick shortens the long ones. Parts run side by
 # side where they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log
 # is shown when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N
 # skipped" over single checks; the exit status is 0 only if nothing failed and something passed.
@@ -25,7 +25,8 @@ trap 'rm -f "$tq_log"' EXIT
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
 parts_side+=" memcheck initcheck synccheck racecheck append move state graph limits python golden"
-all_parts="$parts_exclusive $parts_side torch nccl eval bench"
+parts_asked="torch hf nccl eval"  # only with --only
+all_parts="$parts_exclusive $parts_side $parts_asked bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
   [backend]="capture, failing calls, slots and pages, merge"
@@ -33,7 +34,7 @@ declare -A about=(
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [append]="codes and scales against the scalar encoder"
   [move]="tokens taken out of sequences, against the CPU and fresh sequences"
-  [state]="parts and saved sequences: the CPU's bytes, both ways (not yet run on a GPU by us)"
+  [state]="parts and saved sequences: the CPU's bytes, both ways"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
   [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
@@ -43,9 +44,10 @@ declare -A about=(
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
   [synccheck]="compute-sanitizer synccheck"
   [racecheck]="compute-sanitizer racecheck, small shapes, judged by racecheck_report.py"
-  [torch]="torch.ops.tqkv, compiled and captured (only with --only torch; not yet run by us)"
+  [torch]="torch.ops.tqkv, compiled and captured (only with --only torch)"
+  [hf]="Transformers' generate() on a TurboCache (only with --only hf)"
   [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl; not yet run by us)"
-  [eval]="tqkv-eval release on the constructed model (only with --only eval; not yet run by us)"
+  [eval]="tqkv-eval release on the constructed model (only with --only eval)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
 build=1 run=1 quick="" only="" skip_list="" bench="" bench_cases=short
@@ -72,7 +74,7 @@ done
 wanted() {
   [[ " $skip_list " == *" $1 "* ]] && return 1
   if [ -n "$only" ]; then [[ " $only " == *" $1 "* ]]; else
-    [[ " torch nccl eval " != *" $1 "* ]] && { [ "$1" != bench ] || [ -n "$bench" ]; }
+    [[ " $parts_asked " != *" $1 "* ]] && { [ "$1" != bench ] || [ -n "$bench" ]; }
   fi
 }
 
@@ -85,7 +87,7 @@ deps=${TQ_DEPS_INCLUDE:-$PWD/.gpu_deps/include}
 PATH=$PATH:/usr/local/cuda/bin  # compute-sanitizer
 [ -z "${NVCC:-}" ] || PATH=$PATH:$(dirname "$NVCC")
 
-needs_library() { [[ " python golden torch nccl eval bench " == *" $1 "* ]]; }
+needs_library() { [[ " python golden $parts_asked bench " == *" $1 "* ]]; }
 
 # ---- Build ----
 
@@ -95,7 +97,7 @@ build_all() {
     wanted "$part" || continue
     case $part in
       resources) targets+=" kernel_logs" ;;
-      python | golden | torch | nccl | eval) targets+=" tqkv" ;;
+      python | golden | torch | hf | nccl | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
       *check) targets+=" backend_test append_test attend_test graph_test" ;;
       *) targets+=" ${part}_test" ;;
@@ -185,6 +187,7 @@ part() {
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     torch) TQKV_TEST_DEVICE=cuda XDG_CACHE_HOME=$out/cache pytest_part tests/torch ;;
+    hf) TQKV_TEST_DEVICE=cuda pytest_part tests/hf ;;
     nccl) pytest_part tests/gpu/test_nccl.py ;;
     memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
     initcheck) sanitizer initcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
@@ -253,11 +256,9 @@ run_all() {
     chosen+=" $part"
   done
   wait
-  if wanted eval; then
-    start eval
-    wait
-    chosen+=" eval"
-  fi
+  for part in $parts_asked; do
+    wanted "$part" && { start "$part"; wait; chosen+=" $part"; }
+  done
   if wanted bench; then
     start bench
     wait

@@ -83,7 +83,8 @@ def test_crop_takes_the_last_tokens_away(name, mode):
     plain.crop(-1)
     ours.crop(length - 1)  # a positive number is the length to keep
     assert ours.get_seq_length() == length - 1
-    if any(ours.is_sliding):
+    if any(ours.is_sliding):  # a cache without recording, which some versions do not do over long passes
+        model, plain, ours = pair(name, mode)
         run(model, ids(2, 70), plain, ours)
         run(model, ids(2, 1), plain, ours)
         with pytest.raises(tqkv.InvalidState, match="crop\\(-68\\): .* rollback_tokens, of which it has 64"):
@@ -182,7 +183,6 @@ def test_reset_empties_it_for_another_batch(mode):
 @pytest.mark.parametrize("name", ("llama", "mistral"))
 def test_a_pass_that_is_cut_off_is_undone(name):
     model, plain, ours = pair(name)
-    plain.activate_past_recording()
     layer = model.model.layers[-1]
     forward = layer.forward
     for cut in ("self_attn", "mlp"):
