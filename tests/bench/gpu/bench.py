@@ -3,15 +3,15 @@
 """Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
 one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full] [--only TEXT] [--json
-    FILE] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|engines] [--only TEXT]
+    [--json FILE] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
 backends, and the error of the very output that was timed against float64 attention over the decoded codes.
 Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
 shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
-the library.
+the library. Cases "engines": a whole model's decoding by cache, see engines.py.
 """
 import argparse
 import dataclasses
@@ -222,13 +222,17 @@ def measure(arguments):
     import tqkv
     torch.manual_seed(1)
     begun = time.time()
-    bench = Bench(torch, gpu, filled)
     head = {
         **gpu.device(), "library": tqkv.build_info(), "commit": commit(), "command": " ".join(
             ["python3", "tests/bench/gpu/bench.py",
              *(os.path.basename(a) for a in sys.argv[1:])]), "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "clocks_before": gpu.clocks(), "roof": bench.roof, "repeats": gpu.REPEATS
+        "clocks_before": gpu.clocks()
     }
+    if arguments.cases == "engines":
+        import engines
+        return engines.measure(arguments, head)
+    bench = Bench(torch, gpu, filled)
+    head.update(roof=bench.roof, repeats=gpu.REPEATS)
     print(table.head(head), flush=True)
     wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
     if not wanted:
@@ -256,7 +260,7 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", choices=sorted(cases.SETS), default="short")
+    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines"], default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--self-check", action="store_true", help="what needs no GPU, on the CPU")
