@@ -6,10 +6,10 @@
 #   tests/gpu/run.sh [--quick] [--only PART,...] [--skip PART,...] [--bench | --bench-full] [--build-only |
 #   --no-build] [--list]
 #
-# Without --only every part runs but those that say "only with". --quick shortens the long ones. Parts run side by
-# side where they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of the log
-# is shown when it fails. A part that checked nothing has failed. The last line is "N passed, N failed, N
-# skipped" over single checks; the exit status is 0 only if nothing failed and something passed.
+# Without --only every part runs but those that say "only with". --quick shortens the long ones. Parts run
+# side by side where they do not disturb one another; each writes $TQ_GPU_BUILD/logs/PART.log, and the end of
+# the log is shown when it fails. A part that checked nothing has failed. The last line is "N passed, N
+# failed, N skipped" over single checks; the exit status is 0 only if nothing failed and something passed.
 #
 # TQ_GPU_BUILD: build folder (default build/gpu). --no-build takes its programs (*_test, attend_bench),
 # libtqkv.so.0 and kernels.log as they are; they find one another wherever they are copied together.

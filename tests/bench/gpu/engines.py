@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine sees: tokens a second and device memory of Hugging Face Transformers on one GPU, by cache, for
-a model with the shape of Llama-3.1-8B and random weights in bfloat16. `bench.py --cases engines`.
+"""What an engine sees: tokens a second and device memory of Hugging Face Transformers on one GPU, by cache,
+for a model with the shape of Llama-3.1-8B and random weights in bfloat16. `bench.py --cases engines`.
 
-The history is random keys and values, put into each cache as its own code would put a prompt there; then whole
-forward passes of one token a row are timed by the clock, the host's work included. A cache that does not fit
-says so. Prefill: one forward pass of a prompt.
+The history is random keys and values, put into each cache as its own code would put a prompt there; then
+whole forward passes of one token a row are timed by the clock, the host's work included. A cache that does
+not fit says so. Prefill: one forward pass of a prompt.
 """
 import importlib.util
 import json
