@@ -230,8 +230,8 @@ typedef int32_t tq_rotation;
 #define TQ_ROTATION_DENSE 2    /* QR of a seeded Gaussian matrix, as in the paper: O(d^2), CPU only */
 
 typedef int32_t tq_scale_rule;
-#define TQ_SCALE_LS 1       /* least squares: smallest error of a vector; default for keys */
-#define TQ_SCALE_UNBIASED 2 /* no shrinkage: averages over tokens stay right; default for values */
+#define TQ_SCALE_LS 1       /* least squares: smallest error of a vector, shorter than it */
+#define TQ_SCALE_UNBIASED 2 /* no shrinkage: inner products and averages over tokens stay right; default */
 #define TQ_SCALE_NORM 3     /* the vector keeps its length */
 #define TQ_SCALE_PAPER 4    /* |x| times the published codebook; scale search is off with it */
 
@@ -295,7 +295,7 @@ typedef struct tq_cache_config {
   const int32_t *layer_key_bits;   /* [num_layers] or NULL: bits per layer, overriding key_bits where not 0 */
   const int32_t *layer_value_bits;
   int32_t rotation;        /* 0 = TQ_ROTATION_HADAMARD */
-  int32_t key_scale_rule;  /* 0 = TQ_SCALE_LS */
+  int32_t key_scale_rule;  /* 0 = TQ_SCALE_UNBIASED */
   int32_t value_scale_rule;/* 0 = TQ_SCALE_UNBIASED */
   int32_t page_size;       /* tokens, a multiple of 32, <= 4096; 0 = 64 */
   uint64_t rotation_seed;  /* any value */

@@ -68,7 +68,7 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
 void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
   if (c.code_family == 0) c.code_family = TQ_CODE_SCALAR;
   if (c.rotation == 0) c.rotation = TQ_ROTATION_HADAMARD;
-  if (c.key_scale_rule == 0) c.key_scale_rule = TQ_SCALE_LS;
+  if (c.key_scale_rule == 0) c.key_scale_rule = TQ_SCALE_UNBIASED;
   if (c.value_scale_rule == 0) c.value_scale_rule = TQ_SCALE_UNBIASED;
   check_count("code_family", c.code_family, TQ_CODE_SCALAR, TQ_CODE_SCALAR, reasons);
   check_count("rotation", c.rotation, TQ_ROTATION_HADAMARD, TQ_ROTATION_DENSE, reasons);

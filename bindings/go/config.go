@@ -58,7 +58,7 @@ type Config struct {
 	LayerKeyBits   []int32    // NumLayers of them or none; override KeyBits where not 0
 	LayerValueBits []int32
 	Rotation       Rotation  // 0 = Hadamard
-	KeyScaleRule   ScaleRule // 0 = least squares
+	KeyScaleRule   ScaleRule // 0 = unbiased
 	ValueScaleRule ScaleRule // 0 = unbiased
 	PageSize       int32     // tokens, a multiple of 32, at most 4096; 0 = 64
 	RotationSeed   uint64    // any value

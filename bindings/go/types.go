@@ -44,10 +44,10 @@ const (
 // ScaleRule says how the scale of a coded vector is chosen.
 type ScaleRule int32
 
-// Scale rules; 0 is ScaleLS for keys and ScaleUnbiased for values.
+// Scale rules; 0 is ScaleUnbiased.
 const (
-	ScaleLS       ScaleRule = C.TQ_SCALE_LS       // least squares: smallest error of a vector
-	ScaleUnbiased ScaleRule = C.TQ_SCALE_UNBIASED // no shrinkage: averages over tokens stay right
+	ScaleLS       ScaleRule = C.TQ_SCALE_LS       // least squares: smallest error of a vector, shorter than it
+	ScaleUnbiased ScaleRule = C.TQ_SCALE_UNBIASED // no shrinkage: products and averages stay right
 	ScaleNorm     ScaleRule = C.TQ_SCALE_NORM     // the vector keeps its length
 	ScalePaper    ScaleRule = C.TQ_SCALE_PAPER    // length times the published codebook
 )

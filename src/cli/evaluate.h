@@ -31,7 +31,7 @@ struct Options {
   std::vector<Width> widths;
   int32_t device_type = TQ_DEVICE_CPU;
   int32_t rotation = TQ_ROTATION_HADAMARD;
-  int32_t key_rule = TQ_SCALE_LS;
+  int32_t key_rule = TQ_SCALE_UNBIASED;
   int32_t value_rule = TQ_SCALE_UNBIASED;
   bool search = true;
   int32_t window = 0;

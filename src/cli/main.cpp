@@ -55,7 +55,7 @@ struct EvalArguments {
   bool quiet = false;
   bool no_search = false;
   std::string rotation = "hadamard";
-  std::string key_rule = "ls";
+  std::string key_rule = "unbiased";
   std::string value_rule = "unbiased";
   std::string device = "cpu";
   Options options;

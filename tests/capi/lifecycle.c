@@ -17,7 +17,7 @@ void test_lifecycle(void) {
   tq_cache_config_init(&resolved);
   EXPECT(TQ_OK, tq_cache_get_config(cache, &resolved));
   CHECK(resolved.device_type == TQ_DEVICE_CPU && resolved.head_dim == DIM && resolved.value_dim == VALUE_DIM);
-  CHECK(resolved.rotation == TQ_ROTATION_HADAMARD && resolved.key_scale_rule == TQ_SCALE_LS &&
+  CHECK(resolved.rotation == TQ_ROTATION_HADAMARD && resolved.key_scale_rule == TQ_SCALE_UNBIASED &&
         resolved.value_scale_rule == TQ_SCALE_UNBIASED);
   CHECK(resolved.max_sequence_tokens == 256 && resolved.max_batch_sequences == 3 &&
         resolved.max_batch_tokens == 256);

@@ -61,7 +61,8 @@ class ModelCache:
         c = self.config = {
             "rotation": ref.HADAMARD, "rotation_seed": 0,
             "first_layer": 0, "first_kv_head": 0,
-            "key_scale_rule": ref.LS, "value_scale_rule": ref.UNBIASED, "page_size": 64, "window_tokens": 0,
+            "key_scale_rule": ref.UNBIASED, "value_scale_rule": ref.UNBIASED, "page_size": 64,
+            "window_tokens": 0,
             "sink_tokens": 0, "rollback_tokens": 0, "flags": 0, **config
         }
         self.layers = resolved_layers(c)

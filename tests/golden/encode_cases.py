@@ -58,6 +58,8 @@ def inputs(d):
 
 
 def side(kind, d, bits, **options):
+    """Keys by the rule `ls`, values by `unbiased`, the default: so the files have both in every dimension."""
+    options.setdefault("rule", ref.LS if kind == ref.KEY else ref.UNBIASED)
     return ref.SideConfig(head_dim=d,
                           bits=bits,
                           kind=kind,

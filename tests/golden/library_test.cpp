@@ -57,6 +57,8 @@ tq_cache_config base_config(const nlohmann::json& parameters, int key_bits, int 
   config.key_bits = key_bits;
   config.value_bits = value_bits;
   config.rotation_seed = parameters.at("seed");
+  // of encoded vectors; attention cases have the default
+  if (parameters.value("key_rule", "") == "ls") config.key_scale_rule = TQ_SCALE_LS;
   return config;
 }
 

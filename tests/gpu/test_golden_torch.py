@@ -58,6 +58,7 @@ def config(parameters, key_bits, value_bits, **more):
                   key_bits=key_bits,
                   value_bits=value_bits,
                   rotation_seed=parameters["seed"],
+                  key_scale_rule=parameters.get("key_rule", 0),
                   device=DEVICE)
     return tqkv.Config(**{**fields, **more})
 

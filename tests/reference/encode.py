@@ -57,7 +57,7 @@ class SideConfig:
     head_dim: int
     bits: int
     kind: int = KEY
-    rule: int = 0          # 0 = the default of the kind
+    rule: int = UNBIASED
     search: bool = True
     rotation: int = rot.HADAMARD
     seed: int = 0
@@ -72,10 +72,6 @@ class SideConfig:
     @property
     def base(self):
         return rot.stream_base(self.seed, self.layer, self.kv_head, self.kind)
-
-    @property
-    def scale_rule(self):
-        return self.rule or (LS if self.kind == KEY else UNBIASED)
 
     @property
     def norm_rot(self):
@@ -186,7 +182,7 @@ def encode(x, config):
     y[is_zero] = 1  # keeps the arithmetic below clean; the result is overwritten
     magnitudes = np.abs(y)
     n2 = rot.tree_sum(y * y)
-    rule = config.scale_rule
+    rule = config.rule
     if config.bits == 8:
         a8 = np.max(magnitudes, axis=1)
         inverse = F32(127) / a8

@@ -2,8 +2,8 @@
 """The few calls of libtqkv that the test model needs, through ctypes: a cache as an attention function for
 model.Model.logits.
 
-All positions of a sequence are appended to a layer before its queries attend, the own token included, with no
-exact window: what a query reads is codes only. Struct layouts follow include/tqkv.h and are compared with
+All positions of a sequence are appended to a layer before its queries attend, the own token included. Without
+window and sinks what a query reads is codes only. Struct layouts follow include/tqkv.h and are compared with
 tq_struct_size at load time.
 """
 import ctypes
@@ -87,7 +87,9 @@ class CacheAttention:
                  search,
                  seed=0,
                  centres=None,
-                 threads=0):
+                 threads=0,
+                 window=0,
+                 sinks=0):
         self.library = library
         config = CacheConfig()
         library.call("tq_cache_config_init", ctypes.byref(config))
@@ -98,6 +100,7 @@ class CacheAttention:
         config.key_scale_rule, config.value_scale_rule = RULES[key_rule], RULES[value_rule]
         config.rotation_seed, config.max_tokens, config.num_threads = seed, tokens, threads
         config.flags = 0 if search else NO_SCALE_SEARCH
+        config.window_tokens, config.sink_tokens = window, sinks
         self.cache, self.batch = ctypes.c_void_p(), ctypes.c_void_p()
         library.call("tq_cache_create", ctypes.byref(config), None, ctypes.byref(self.cache))
         for layer in range(model.layers if centres else 0):

@@ -53,7 +53,7 @@ TEST(Config, Defaults) {
   EXPECT_EQ(d.value_dim, 128);
   EXPECT_EQ(d.code_family, TQ_CODE_SCALAR);
   EXPECT_EQ(d.rotation, TQ_ROTATION_HADAMARD);
-  EXPECT_EQ(d.key_scale_rule, TQ_SCALE_LS);
+  EXPECT_EQ(d.key_scale_rule, TQ_SCALE_UNBIASED);
   EXPECT_EQ(d.value_scale_rule, TQ_SCALE_UNBIASED);
   EXPECT_EQ(d.page_size, 64);
   EXPECT_EQ(d.max_sequences, 1);

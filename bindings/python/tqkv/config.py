@@ -101,7 +101,7 @@ class Config:
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None
     rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)
-    key_scale_rule: Union[str, int] = 0             # "ls", "unbiased", "norm", "paper"
+    key_scale_rule: Union[str, int] = 0             # "unbiased" (the default), "ls", "norm", "paper"
     value_scale_rule: Union[str, int] = 0
     page_size: int = 0                              # tokens
     rotation_seed: int = 0

@@ -77,7 +77,7 @@ def attention(query, key, value, scale, coded=None):
 
 
 def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None,
-            key_rule: str = "ls") -> Format:
+            key_rule: str = "unbiased") -> Format:
     """tqkv's own format, through the library: appended, and read back."""
     name = f"tqkv {key_bits}" if key_bits == value_bits else f"tqkv k{key_bits}v{value_bits}"
 
@@ -95,7 +95,7 @@ def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None,
             found = sequence.read(0, 0, tokens, like=rows)
         return found[which].transpose(0, 1).to(x)
 
-    name += (" + centres" if centres else "") + (f", {key_rule} keys" if key_rule != "ls" else "")
+    name += (" + centres" if centres else "") + (f", {key_rule} keys" if key_rule != "unbiased" else "")
     return Format(name, "this library",
                   lambda d: (key_bits + 16 / d, value_bits + 16 / d),
                   lambda x, side: through(x, side, key_bits, 0),
@@ -106,7 +106,7 @@ def own(subject: Subject) -> List[Format]:
     centres = calibrate(subject).centres
     widths = [(8, 8), (6, 6), (4, 4), (4, 2), (3, 3), (3, 2), (2, 2)]
     return [*(library(*pair) for pair in widths), *(library(b, b, centres) for b in (4, 3, 2)),
-            *(library(b, b, centres, "unbiased") for b in (4, 3, 2))]
+            *(library(b, b, centres, "ls") for b in (4, 3, 2))]
 
 
 def judge(subject: Subject, ids: torch.Tensor, seed: int, exact_too: bool = True,

@@ -66,9 +66,9 @@ constants! {
     TQ_ROTATION_HADAMARD: i32 = 1;
     /// QR of a seeded Gaussian matrix, as in the paper: O(d^2), CPU only
     TQ_ROTATION_DENSE: i32 = 2;
-    /// least squares: smallest error of a vector; default for keys
+    /// least squares: smallest error of a vector, shorter than it
     TQ_SCALE_LS: i32 = 1;
-    /// no shrinkage: averages over tokens stay right; default for values
+    /// no shrinkage: inner products and averages over tokens stay right; default
     TQ_SCALE_UNBIASED: i32 = 2;
     /// the vector keeps its length
     TQ_SCALE_NORM: i32 = 3;
@@ -265,7 +265,7 @@ structs! {
         layer_value_bits: *const i32,
         /// 0 = TQ_ROTATION_HADAMARD
         rotation: i32,
-        /// 0 = TQ_SCALE_LS
+        /// 0 = TQ_SCALE_UNBIASED
         key_scale_rule: i32,
         /// 0 = TQ_SCALE_UNBIASED
         value_scale_rule: i32,

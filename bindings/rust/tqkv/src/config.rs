@@ -98,7 +98,7 @@ pub struct CacheConfig {
     pub layer_value_bits: Vec<i32>,
     /// Default Hadamard.
     pub rotation: Rotation,
-    /// Default least squares.
+    /// Default unbiased.
     pub key_scale_rule: ScaleRule,
     /// Default unbiased.
     pub value_scale_rule: ScaleRule,

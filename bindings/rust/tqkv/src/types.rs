@@ -53,9 +53,9 @@ open_enum! {
 open_enum! {
     /// How the scale of a coded vector is chosen.
     ScaleRule {
-        /// Least squares: smallest error of a vector; default for keys.
+        /// Least squares: smallest error of a vector, shorter than it.
         LS = sys::TQ_SCALE_LS,
-        /// No shrinkage: averages over tokens stay right; default for values.
+        /// No shrinkage: inner products and averages over tokens stay right; the default.
         UNBIASED = sys::TQ_SCALE_UNBIASED,
         /// The vector keeps its length.
         NORM = sys::TQ_SCALE_NORM,
