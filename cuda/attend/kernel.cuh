@@ -195,7 +195,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     __syncwarp();
     barrier_sync(Barrier::kUnitZero, 64);
     barrier_signal(Barrier::kControl, others);
-    produce<Core>(p, frame, busy, lane);
+    if (p.plan.ranges_at < 0)
+      produce<Core, false>(p, frame, busy, lane);
+    else
+      produce<Core, true>(p, frame, busy, lane);
   } else if (warp == preparer) {
     prepare<Core, kStewards>(p, frame, cta, others, lane);
   } else {

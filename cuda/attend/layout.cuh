@@ -11,7 +11,6 @@
 namespace tq::cuda::attend {
 
 constexpr int kMaxStages = 4;
-constexpr int kMaxStewards = 4;
 constexpr int kMaxQuerySlots = 4;
 constexpr int kUnitSlots = 8;  // units described ahead
 constexpr int kPlaces = 128;  // places of a unit's steps or tiles kept here; longer units read the page table

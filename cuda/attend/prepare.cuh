@@ -35,8 +35,11 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const bool first_here = unit == 0 || walk.split == 0;
   if (first_here) walk.from_start = walk.split == 0;
   const bool last_of_block = walk.split == s.units_per_block - 1;
-  const RowsRange range = rows_range(p, s, query_of_row(p, s.query_tokens, first_row),
-                                     query_of_row(p, s.query_tokens, first_row + rows - 1), lane);
+  const bool masks = p.plan.ranges_at >= 0 || (Core::kMasks && p.plan.mask_rows_at >= 0);
+  const int first_query = query_of_row(p, s.query_tokens, first_row),
+            last_query = query_of_row(p, s.query_tokens, first_row + rows - 1);
+  const RowsRange range = masks ? rows_range<true>(p, s, first_query, last_query, lane)
+                                : rows_range<false>(p, s, first_query, last_query, lane);
   if (p.plan.ranges_at >= 0 && lane < kRowsPerBlock) {
     RowRange own = {};
     if (lane < rows) own = row_range(p, s, query_of_row(p, s.query_tokens, first_row + lane));
@@ -132,8 +135,8 @@ __device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame&
     block = info.block;
   }
   if (first < rows)
-    prepare_query<Core::kKey>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block),
-                              lane);
+    prepare_query<Core::kKey, Core::kMasks>(p, *sequence, kv_head, first_row, rows, first, step,
+                                            f.query_slot(p, block), lane);
   if (unit > 0 && rows > 0) query_put(p, f.control, block);
 }
 

@@ -15,10 +15,10 @@ __device__ __forceinline__ int busy_workers(int workers, int jobs) {
 }
 
 // First step of a unit from `step` on, below `end`, of which some row sees a token; `end` if there is none.
-template <class Core>
+template <class Core, bool kRanges>
 __device__ __forceinline__ int next_seen(const AttendParams& p, const Frame& f, const UnitInfo& info,
                                          int unit, int step, int end) {
-  if (p.plan.ranges_at < 0) return step;
+  if constexpr (!kRanges) return step;
   const UnitRanges& rows = f.ranges(p, unit);
   const int first_step = info.first_tile / Core::kTiles, token = (first_step + step) * Core::kStepLength;
   int next = INT_MAX;
@@ -28,8 +28,10 @@ __device__ __forceinline__ int next_seen(const AttendParams& p, const Frame& f, 
   return min(next / Core::kStepLength - first_step, end);
 }
 
-// Fills the queues of the first `busy` workers; the others may go. Lane w looks after worker w.
-template <class Core>
+// Fills the queues of the first `busy` workers; the others may go. Lane w looks after worker w. kRanges: the
+// call has visible ranges of its own. A kernel holds the loop with and without them, since a question at
+// every step is what the loop has least time for.
+template <class Core, bool kRanges>
 __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, int busy, int lane) {
   Control* control = f.control;
   const int workers = p.plan.workers;
@@ -74,8 +76,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
           step = exact ? 0 : max(from, 0);
           end = exact ? 1 : min(from + info->job_steps, info->steps);
           flags = exact ? kItemExact : 0;
-          if (p.plan.ranges_at >= 0 && !exact) {
-            step = next_seen<Core>(p, f, *info, unit, step, end);
+          if (kRanges && !exact) {
+            step = next_seen<Core, kRanges>(p, f, *info, unit, step, end);
             if (step == end) step = end - 1, flags = kItemBlank;
           }
           token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
@@ -91,7 +93,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     if (go) {
       uint64_t* bar = queue_barrier(p, own, issued);
       if (stop) flags = kItemStop;
-      const int next = stop || exact ? step + 1 : next_seen<Core>(p, f, *info, own_unit, step + 1, end);
+      const int next =
+          stop || exact ? step + 1 : next_seen<Core, kRanges>(p, f, *info, own_unit, step + 1, end);
       if (next == end) flags |= kItemLast;
       if (token >= full_begin && token + Core::kStepLength <= full_end) flags |= kItemWhole;
       *queue_item(p, own, issued) = Item{token, deposit, own_unit, flags | step << kItemStepShift};

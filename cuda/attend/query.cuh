@@ -14,8 +14,8 @@ constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
 // Rows first, first + step, ... < rows of a block, by one warp. kStored: stored key dimension, a multiple of
 // 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
 // Inlined: kernel parameters behind a reference would be loaded from memory, one dependent miss after
-// another, at the start of every launch.
-template <int kStored>
+// another, at the start of every launch. kMasks: as the core has it; others take no masks that add to logits.
+template <int kStored, bool kMasks>
 __device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceRows& s, int kv_head,
                                               int first_row, int rows, int first, int step, uint8_t* slot,
                                               int lane) {
@@ -37,7 +37,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
     // on its way while this row is worked on
     if (r + step < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + r + step), lane, next);
     QuerySize size = admit_query(x);
-    if (p.plan.mask_rows_at >= 0) {
+    if (kMasks && p.plan.mask_rows_at >= 0) {
       const int query = query_of_row(p, s.query_tokens, first_row + r);
       const RowPlace place = row_place(p, s, kv_head, first_row + r);
       const float slope = slope_of_head(p, place.head, size.finite);

@@ -42,7 +42,7 @@ struct PrefillState {
 // their own affair, also to log2 units, capped and limited. unit: what the scores are to be multiplied by
 // still. scale, constant, begin, end, flags: of the warp's rows; tokens end at `limit` for all. flags null:
 // all rows need care. first_row: the warp's, in the block's numbers.
-template <int kTiles>
+template <int kTiles, bool kMasks>
 __device__ __forceinline__ void special_scores(const PrefillParams& p, const PrefillBlock& block,
                                                int first_row, float (&x)[kTiles][4][4], int token,
                                                const int32_t* begin, const int32_t* end, int limit,
@@ -52,9 +52,9 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, const Pre
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = g + 8 * h, from = begin[row], to = min(end[row], limit);
-    const bool sloped = p.call.alibi_slopes, care = !flags || p.numbers.softcap_log2 != 0.0f || sloped ||
-                                                    (flags[row] & kRowWild) ||
-                                                    max(from, token) >= min(to, token + 32 * kTiles);
+    const bool sloped = kMasks && p.call.alibi_slopes,
+               care = !flags || p.numbers.softcap_log2 != 0.0f || sloped || (flags[row] & kRowWild) ||
+                      max(from, token) >= min(to, token + 32 * kTiles);
     const float factor = care ? scale[row] : 1.0f, hidden = care ? kMasked : kHidden,
                 add = constant ? constant[row] : 0.0f;
     unit[h] = care ? 1.0f : scale[row];

@@ -47,7 +47,8 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
   __syncwarp();  // the places may be replaced
 }
 
-template <int kStored, RawForm kForm>
+// kMasks: for calls with visible ranges or ALiBi.
+template <int kStored, RawForm kForm, bool kMasks>
 struct PrefillBody {
   using Shape = PrefillShape<kStored>;
   // kRaw: some side is
@@ -87,13 +88,13 @@ struct PrefillBody {
 
   // Rows, ranges, queries. Nobody may still read what lies behind the ring.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
-    prepare_rows<kStored, kRaw>(p, b, warp, table(), queries(), lane);
+    prepare_rows<kStored, kRaw, kMasks>(p, b, warp, table(), queries(), lane);
     const int first = b.first_row + warp * 16;
-    const bool careful = p.numbers.softcap_log2 != 0.0f || p.call.alibi_slopes ||
+    const bool careful = p.numbers.softcap_log2 != 0.0f || (kMasks && p.call.alibi_slopes) ||
                          __any_sync(~0u, table()->flags[warp * 16 + (lane & 15)] & kRowWild);
     WarpRange range = {0, 0, 0, 0};
     if (first < b.rows_total) {
-      const RowsRange of = range_of(p, b, first, 16, lane);
+      const RowsRange of = range_of<kMasks>(p, b, first, 16, lane);
       range = WarpRange{of.begin, of.end, careful ? INT32_MAX : of.full_begin, of.full_end};
     }
     if (lane == 0) table()->warps[warp] = range;
@@ -142,9 +143,9 @@ struct PrefillBody {
     const int row = warp * 16, g = lane >> 2;
     float factors[2] = {rows->scale[row + g], rows->scale[row + g + 8]};
     if (special)
-      special_scores<Shape::kTiles>(p, block(), block().first_row + row, x, token, rows->begin + row,
-                                    rows->end + row, INT32_MAX, rows->scale + row, rows->constant + row,
-                                    rows->flags + row, factors, lane);
+      special_scores<Shape::kTiles, kMasks>(p, block(), block().first_row + row, x, token, rows->begin + row,
+                                            rows->end + row, INT32_MAX, rows->scale + row,
+                                            rows->constant + row, rows->flags + row, factors, lane);
     float shift[2];
 #pragma unroll
     for (int h = 0; h < 2; h++)
@@ -226,8 +227,8 @@ struct PrefillBody {
       float x[1][4][4], down[2], units[2];
       raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), Shape::kQueryPitch,
                     p.layer.key.layout.dim, x[0], lane);
-      special_scores<1>(p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16, limit,
-                        table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
+      special_scores<1, kMasks>(p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16,
+                                limit, table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
       const float none[2] = {0.0f, 0.0f};
       soft_max<1>(x, units, none, state.m, state.l, down);
       state.scale(down);
@@ -243,7 +244,7 @@ struct PrefillBody {
 
   // Sinks, then windows, as far as some row of the CTA sees them; all threads. Tiles lie at absolute tokens.
   __device__ __forceinline__ void attend_exact(const PrefillBlock& b) {
-    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows, lane);
+    const RowsRange range = range_of<kMasks>(p, b, b.first_row, kPrefillRows, lane);
     const PrefillRowTable* rows = table();
     constexpr int kTile = format::kTileTokens;
     if (range.visible_begin >= range.sink_end && range.window_begin >= range.visible_end) return;
@@ -298,6 +299,7 @@ __device__ __forceinline__ void next_run(const PrefillRowTable& rows, PrefillBlo
 
 // Item `index` of the list: the last row blocks of a sequence, which see most, first. Of ranges of the
 // caller's the tokens come run by run. One warp.
+template <bool kMasks>
 __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int num_sequences, int index,
                                                    int step_tokens, int lane) {
   int low = 0, high = num_sequences;  // first_item[low] <= index < first_item[high]
@@ -315,14 +317,14 @@ __device__ __forceinline__ PrefillBlock find_block(const PrefillParams& p, int n
   b.kv_head = local - from_end * p.layer.num_kv_heads;
   b.first_row = (s.row_blocks - 1 - from_end) * kPrefillRows;
   b.rows_total = s.query_tokens * p.layer.q_per_kv;
-  if (!p.call.visible_begin) {
-    const RowsRange range = range_of(p, b, b.first_row, kPrefillRows, lane);
+  if (!kMasks || !p.call.visible_begin) {
+    const RowsRange range = range_of<kMasks>(p, b, b.first_row, kPrefillRows, lane);
     if (range.begin < range.end) b.take(range.begin, range.end, step_tokens);
   }
   return b;
 }
 
-template <int kStored, RawForm kForm>
+template <int kStored, RawForm kForm, bool kMasks>
 __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm))
     prefill_kernel(const __grid_constant__ PrefillParams p) {
   using Shape = PrefillShape<kStored>;
@@ -341,7 +343,7 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
   const int stages = p.smem.stages;
   int fill = 0, drain = 0;  // stages: to be filled next, to be expanded next
   uint32_t parity = 0;
-  PrefillBody<kStored, kForm> body = {p, smem, warp, lane, {}, {}};
+  PrefillBody<kStored, kForm, kMasks> body = {p, smem, warp, lane, {}, {}};
   PrefillBlock& b = *reinterpret_cast<PrefillBlock*>(smem + kBlockAt);
 #pragma unroll 1
   for (int round = 0;; round++) {
@@ -350,11 +352,11 @@ __global__ void __launch_bounds__(kPrefillThreads, prefill_blocks(kStored, kForm
     if (item >= num_items) break;
     __syncthreads();  // nobody looks at the last block any more
     if (warp == 0) {
-      const PrefillBlock found = find_block(p, num_sequences, item, Shape::kTokens, lane);
+      const PrefillBlock found = find_block<kMasks>(p, num_sequences, item, Shape::kTokens, lane);
       if (lane == 0) b = found;
     }
     __syncthreads();
-    const bool in_runs = p.call.visible_begin;
+    const bool in_runs = kMasks && p.call.visible_begin;
     const auto issue_first = [&] {  // of the steps in b
       const int count = min(stages, (b.num_tiles + Shape::kTiles - 1) / Shape::kTiles);
       for (int step = 0; warp == 0 && step < count; step++) issue_step<kStored>(p, b, step, fill, smem, lane);

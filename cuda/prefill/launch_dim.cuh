@@ -9,7 +9,8 @@ namespace tq::cuda::prefill {
 
 template <int kStored, RawForm kForm>
 void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
-  const auto kernel = prefill_kernel<kStored, kForm>;
+  const bool masks = params.call.visible_begin || params.call.alibi_slopes;
+  const auto kernel = masks ? prefill_kernel<kStored, kForm, true> : prefill_kernel<kStored, kForm, false>;
   check_cuda(
       runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
                                    cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),

@@ -28,14 +28,16 @@ struct PrefillBlock : SequenceRows {   // in shared memory at kBlockAt
 static_assert(kBlockAt + sizeof(PrefillBlock) <= kPlacesAt && kPlacesAt + 32 * 4 <= kPrefillHeadBytes,
               "their places");
 
+template <bool kMasks>
 __device__ __forceinline__ RowRange range_of(const PrefillParams& p, const PrefillBlock& b, int row) {
-  return row_range(p, b, query_of_row(p, b.query_tokens, row));
+  return row_range<kMasks>(p, b, query_of_row(p, b.query_tokens, row));
 }
 // Of `count` rows from `first` on, as far as there are such; by a whole warp.
+template <bool kMasks>
 __device__ __forceinline__ RowsRange range_of(const PrefillParams& p, const PrefillBlock& b, int first,
                                               int count, int lane) {
-  return rows_range(p, b, query_of_row(p, b.query_tokens, first),
-                    query_of_row(p, b.query_tokens, min(first + count, b.rows_total) - 1), lane);
+  return rows_range<kMasks>(p, b, query_of_row(p, b.query_tokens, first),
+                            query_of_row(p, b.query_tokens, min(first + count, b.rows_total) - 1), lane);
 }
 
 // ALiBi of a row.
@@ -51,7 +53,7 @@ __device__ __forceinline__ RowSlope slope_of_row(const PrefillParams& p, const P
 }
 
 // The warp's rows: the row table, and queries in A operand order.
-template <int kStored, bool kRaw>
+template <int kStored, bool kRaw, bool kMasks>
 __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const PrefillBlock& b, int warp,
                                              PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32;
@@ -70,7 +72,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
     for (int i = 0; i < kPieces; i++) x[i] = real ? next[i] : 0.0f;
     if (r < 15) load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first + r + 1, last)), lane, next);
     QuerySize size = admit_query(x);
-    if (p.call.alibi_slopes)
+    if (kMasks && p.call.alibi_slopes)
       slope_of_head(p, row_place(p, b, b.kv_head, min(first + r, last)).head, size.finite);
     // A power of two keeps sums of large queries in range.
     const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
@@ -99,7 +101,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       }
     }
     if (lane == 0) {
-      const RowRange range = range_of(p, b, min(first + r, last));
+      const RowRange range = range_of<kMasks>(p, b, min(first + r, last));
       const int at = warp * 16 + r;
       const bool wild = !coded || is_wild(query.scale);
       table->scale[at] = real ? query.scale : 0.0f;

@@ -27,7 +27,7 @@ struct TreeWords {
 
   // bit: token - first new token.
   __device__ __forceinline__ bool hides(int bit) const {
-    return bit >= 0 && (bit >= 128 || !(word[bit >= 64] >> (bit & 63) & 1));
+    return bit >= 0 && (bit >= 128 || !((bit < 64 ? word[0] : word[1]) >> (bit & 63) & 1));
   }
 };
 // row: in q. Without a tree mask nothing is hidden.

@@ -17,16 +17,17 @@ struct RowRange {
 
 // query: query token, at its own position; what is exact is counted from there. No range reaches behind what
 // is written: with history_only that is the old length, also before the plan's tokens are appended. What a
-// tree mask hides inside the range says mask.cuh.
+// tree mask hides inside the range says mask.cuh. kMasks: the call may have masks; false saves asking.
+template <bool kMasks = true>
 __device__ __forceinline__ RowRange row_range(const RowParams& p, const SequenceRows& s, int query) {
   RowRange r;
   const int position = s.position + query, window = p.numbers.sliding_window;
   r.visible_begin = position + 1 > window ? position + 1 - window : 0;
   r.visible_end = position + 1;
-  if (p.call.visible_begin) {  // a window is the layer's own: older tokens may be gone
+  if (kMasks && p.call.visible_begin) {  // a window is the layer's own: older tokens may be gone
     r.visible_begin = max(r.visible_begin, __ldg(p.call.visible_begin + s.q_row + query));
     r.visible_end = __ldg(p.call.visible_end + s.q_row + query);
-  } else if (p.call.tree_mask && position >= s.old_length) {  // its bits alone say which new tokens
+  } else if (kMasks && p.call.tree_mask && position >= s.old_length) {  // its bits alone say which new tokens
     r.visible_begin = min(r.visible_begin, s.old_length);
     r.visible_end = s.length;
   }
@@ -68,13 +69,14 @@ __device__ __forceinline__ RowsRange union_of_ranges(const RowParams& p, const S
                    __reduce_max_sync(~0u, u.sink_end),      __reduce_min_sync(~0u, u.window_begin)};
 }
 // By a whole warp.
+template <bool kMasks = true>
 __device__ __forceinline__ RowsRange rows_range(const RowParams& p, const SequenceRows& s, int first,
                                                 int last, int lane) {
   RowsRange u;
-  if (p.call.visible_begin) {
+  if (kMasks && p.call.visible_begin) {
     u = union_of_ranges(p, s, first, last, lane);
   } else {  // rows are in position order: the first one's ranges begin first and end first
-    const RowRange low = row_range(p, s, first), high = row_range(p, s, last);
+    const RowRange low = row_range<kMasks>(p, s, first), high = row_range<kMasks>(p, s, last);
     u = RowsRange{low.begin,
                   high.end,
                   high.begin,
@@ -84,7 +86,7 @@ __device__ __forceinline__ RowsRange rows_range(const RowParams& p, const Sequen
                   min(high.visible_end, s.sink_end),
                   max(low.end, s.raw_first)};
   }
-  if (p.call.tree_mask) u.full_end = min(u.full_end, s.old_length);
+  if (kMasks && p.call.tree_mask) u.full_end = min(u.full_end, s.old_length);
   return u;
 }
 
