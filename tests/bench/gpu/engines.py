@@ -24,7 +24,7 @@ SHAPE = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_h
 DECODE = ((1, 4096), (1, 32768), (1, 131072), (16, 4096), (16, 32768), (32, 32768))  # rows, tokens of each
 PREFILL = (8192, 32768)
 STEPS, WARM = 12, 3
-QUANTIZED = "QuantizedCache 4-bit"  # on optimum-quanto, if it is installed and Transformers still has it
+QUANTIZED = "QuantizedCache 4-bit"  # on hqq, if it is installed and Transformers still has it; one row
 TURBO = {"TurboCache 4-bit": dict(preset="turboquant-s3"), "TurboCache 2-bit": dict(key_bits=2, value_bits=2)}
 
 
@@ -46,7 +46,7 @@ def made_cache(name, model, rows, length):
         return StaticCache(config=model.config, max_cache_len=length)
     if name == QUANTIZED:
         from transformers.cache_utils import QuantizedCache
-        return QuantizedCache("quanto", model.config, nbits=4)
+        return QuantizedCache("hqq", model.config, nbits=4, axis_key=1, axis_value=1)
     return TurboCache(model, **TURBO[name], max_sequence_tokens=length)
 
 
@@ -128,7 +128,7 @@ def measure(arguments, head):
         for kind, sizes in (("decode", DECODE), ("prefill", [(1, n) for n in PREFILL])):
             for batch, count in sizes:
                 for name in names:
-                    if arguments.only not in f"{kind} {batch} x {count}":
+                    if arguments.only not in f"{kind} {batch} x {count}" or (name == QUANTIZED and batch > 1):
                         continue
                     model.set_attn_implementation("tqkv" if name in TURBO else "sdpa")
                     torch.cuda.empty_cache()
@@ -157,9 +157,9 @@ def no_quantized():
     if not hasattr(transformers.cache_utils, "QuantizedCache"):
         return f"Transformers {transformers.__version__} has none"
     try:
-        importlib.import_module("optimum.quanto")
+        importlib.import_module("hqq.core.quantize")
     except ImportError as error:
-        return f"optimum-quanto: {error}"
+        return f"hqq: {error}"
     return ""
 
 
