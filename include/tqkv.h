@@ -196,6 +196,9 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_PAGES 13
 #define TQ_STRUCT_PAGE_LAYOUT 14
 #define TQ_STRUCT_PAGED_STEP 15
+#define TQ_STRUCT_LEVELS 16
+#define TQ_STRUCT_QUANTIZER_CONFIG 17
+#define TQ_STRUCT_QUANTIZER_INFO 18
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -236,7 +239,10 @@ typedef int32_t tq_scale_rule;
 #define TQ_SCALE_PAPER 4    /* |x| times the published codebook; scale search is off with it */
 
 typedef int32_t tq_code_family;
-#define TQ_CODE_SCALAR 1 /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
+#define TQ_CODE_SCALAR 1  /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
+#define TQ_CODE_PROD 2    /* these at one bit less, and signs of a sketch of the residual (TurboQuant_prod) */
+#define TQ_CODE_GROUPED 3 /* min/max of groups of neighbours, no rotation */
+#define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's. 2 .. 4: of quantizers alone, section 10 */
 
 /* The caller's own codebook: 2^(bits-1) rising magnitudes; level = unit * magnitude for coordinates of unit
  * variance. bits <= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2. */
@@ -803,6 +809,133 @@ TQ_API tq_status tq_sequence_save(tq_cache *cache, tq_sequence sequence, const t
  * format version, geometry, codebook, rotation or centres. CAPACITY: max_sequences, max_sequence_tokens or
  * the pools. IO; CAPTURE. Waits for stream; memory as save. */
 TQ_API tq_status tq_sequence_load(tq_cache *cache, const tq_io *io, void *stream, tq_sequence *sequence);
+
+/* ---- 10. Vectors on their own -------------------------------------------------------------------------- */
+
+/* A quantizer turns vectors of 1 to 8192 numbers into records of code_bytes bytes each (FORMAT.md section 8),
+ * dense in memory, one after the other, readable one by one:
+ *
+ *     tq_quantizer_config config = {sizeof config};
+ *     tq_quantizer *quantizer;
+ *     config.dim = 1536, config.family = TQ_CODE_SCALAR, config.bits = 4;
+ *     tq_quantizer_create(&config, &quantizer);
+ *     tq_quantizer_encode(quantizer, x, 100000, codes, NULL, NULL);             // x [100000][1536]
+ *     tq_quantizer_search(quantizer, q, 8, codes, 100000, NULL, 10, scores, ids, NULL);
+ *     tq_quantizer_destroy(quantizer);
+ *
+ * Families  SCALAR, 1 .. 8 bits: 1 .. 6 by Lloyd-Max levels, 7 and 8 by a uniform grid. PROD, 2 .. 4 bits in
+ *   all: estimates of inner products are unbiased over seeds, with more variance than SCALAR at equal bits.
+ *   GROUPED, 2, 3, 4, 8 bits. LEVELS, 1 .. 8 bits. With outlier_channels (SCALAR): these at bits + 1, each
+ *   part with a rotation and a scale of its own.
+ * Padding   A rotation has m * 2^k coordinates, m = 1 3 5 7 9, k >= 4: dim is padded with zeros to the next
+ *   such number (at most a fifth more from 16 on), which are coded too. tq_quantizer_get_info says by how
+ *   much. GROUPED has none.
+ * Bits      Records are the same on every machine and for any number of threads, and so are inner products:
+ *   queries are rounded to 16 bits relative to their largest rotated coordinate (error of a product: at most
+ *   2^-16 of it times the sum of the levels' sizes), products with codes are summed as integers. LEVELS (and
+ *   PROD with levels): in double.
+ * Input     x and queries: io_dtype, on the quantizer's device. In x NaN is taken as 0, sizes above 2^64 as
+ *   2^64; noticed says so. A query that is not finite: NaN.
+ * Threads   Calls on one quantizer may run at once; destroy alone. CPU only: CUDA is NOT_SUPPORTED. */
+typedef struct tq_quantizer tq_quantizer;
+
+typedef int32_t tq_sketch;
+#define TQ_SKETCH_ORTHOGONAL 1 /* a second rotation: a third of the variance; the default */
+#define TQ_SKETCH_GAUSSIAN 2   /* as published: a matrix, dim up to 4096 */
+
+typedef int32_t tq_sketch_rule;
+#define TQ_SKETCH_UNBIASED 1    /* inner products right on average; the default */
+#define TQ_SKETCH_LEAST_ERROR 2 /* least mean squared error of the decoded vector */
+
+/* Levels of the caller's: a coordinate of the rotated vector, divided by unit * |x|, gets as code the number
+ * of boundaries that it reaches. */
+typedef struct tq_levels {
+  uint32_t struct_size;
+  int32_t bits;            /* 1 .. 8 */
+  float unit;              /* 0 = 1: levels for vectors of length 1 */
+  uint32_t reserved;
+  const float *levels;     /* [2^bits], finite; copied */
+  const float *boundaries; /* [2^bits - 1], finite, not falling; copied */
+} tq_levels;
+
+typedef struct tq_quantizer_config {
+  uint32_t struct_size;
+  int32_t device_type;     /* 0 = CPU */
+  int32_t dim;             /* required: 1 .. 8192 */
+  int32_t io_dtype;        /* of x and queries; 0 = TQ_F32 */
+  int32_t family;          /* TQ_CODE_*; 0 = TQ_CODE_SCALAR */
+  int32_t bits;            /* of a coordinate, required; PROD: its sign included */
+  int32_t rotation;        /* 0 = TQ_ROTATION_HADAMARD; DENSE: dim up to 1536; GROUPED: 0 */
+  int32_t scale_rule;      /* TQ_SCALE_*; 0 = LS, with levels PAPER; GROUPED: 0 */
+  int32_t group_size;      /* GROUPED: 16, 32 or 64; else 0 */
+  int32_t sketch;          /* PROD: TQ_SKETCH_*, 0 = ORTHOGONAL; else 0 */
+  int32_t sketch_rule;     /* PROD: TQ_SKETCH_*, 0 = UNBIASED; else 0 */
+  float sketch_factor;     /* PROD: 0 = by sketch_rule; what the estimate of the residual is multiplied by */
+  int32_t num_outliers;    /* SCALAR: 0 or, below dim, the number of outlier_channels; the paper has 32 */
+  int32_t num_threads;     /* 0 = num_units of the device */
+  const int32_t *outlier_channels; /* [num_outliers], rising; copied */
+  uint64_t seed;           /* any value */
+  const tq_codebook *codebook; /* SCALAR without outliers: NULL = built in for dim, else for N(0,1) */
+  const tq_levels *levels; /* LEVELS: required, of `bits`. PROD: NULL, or of bits - 1 */
+  uint64_t flags;          /* TQ_FLAG_NO_SCALE_SEARCH */
+  const tq_allocator *allocator;
+} tq_quantizer_config;
+
+typedef struct tq_quantizer_info {
+  uint32_t struct_size;
+  int32_t rotated_dim;  /* coordinates of a rotated vector: dim and the padding; GROUPED: dim */
+  int64_t code_bytes;   /* of a record, scales included */
+  uint64_t fingerprint; /* equal: records mean the same */
+  float sketch_factor;  /* in use; 0 without a sketch */
+  uint32_t reserved;
+} tq_quantizer_info;
+
+/* INVALID_ARGUMENT, NOT_SUPPORTED: every reason in tq_last_error. */
+TQ_API tq_status tq_quantizer_create(const tq_quantizer_config *config, tq_quantizer **quantizer);
+/* NULL is accepted. INVALID_STATE while a call on it runs. */
+TQ_API tq_status tq_quantizer_destroy(tq_quantizer *quantizer);
+/* info->struct_size must be set. */
+TQ_API tq_status tq_quantizer_get_info(const tq_quantizer *quantizer, tq_quantizer_info *info);
+
+/* x [count][dim] -> codes [count][code_bytes]. noticed: TQ_NOTICED_* of x, or NULL. stream here and below:
+ * NULL on the CPU. */
+TQ_API tq_status tq_quantizer_encode(const tq_quantizer *quantizer, const void *x, int64_t count, void *codes,
+                                     uint64_t *noticed, void *stream);
+/* codes [count][code_bytes] -> x [count][dim]. */
+TQ_API tq_status tq_quantizer_decode(const tq_quantizer *quantizer, const void *codes, int64_t count, void *x,
+                                     void *stream);
+/* out [num_queries][count] = queries [num_queries][dim] . what codes [count][code_bytes] decode to. */
+TQ_API tq_status tq_quantizer_inner_products(const tq_quantizer *quantizer, const void *queries,
+                                             int64_t num_queries, const void *codes, int64_t count,
+                                             float *out, void *stream);
+/* The k best records of each query, best first, the lower index first of equals.
+ *   bias    [count] or NULL: added to the inner products. -|x|^2 / 2 ranks by distance.
+ *   scores  [num_queries][k]; ids [num_queries][k]: indices of records. Where count < k or the query is not
+ *           finite: -infinity and -1
+ * k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN. */
+TQ_API tq_status tq_quantizer_search(const tq_quantizer *quantizer, const void *queries, int64_t num_queries,
+                                     const void *codes, int64_t count, const float *bias, int64_t k,
+                                     float *scores, int64_t *ids, void *stream);
+
+/* The rotation alone: x [count][dim] -> y [count][rotated_dim], of the same length, in float32 arithmetic;
+ * with outliers first their rotated part, then the others'. */
+TQ_API tq_status tq_quantizer_rotate(const tq_quantizer *quantizer, const void *x, int64_t count, float *y,
+                                     void *stream);
+/* The inverse: y [count][rotated_dim] -> x [count][dim]. */
+TQ_API tq_status tq_quantizer_unrotate(const tq_quantizer *quantizer, const float *y, int64_t count, void *x,
+                                       void *stream);
+
+/* The sketch_factor of the least squared error over x [count][dim]: sum <r, v> / sum <v, v>, r the residuals,
+ * v their estimates at factor 1. INVALID_ARGUMENT: not PROD, or no residuals. */
+TQ_API tq_status tq_calibrate_sketch_factor(const tq_quantizer *quantizer, const void *x, int64_t count,
+                                            float *factor, void *stream);
+/* Lloyd-Max levels of the rotated coordinates of x [count][dim], each vector divided by its length: levels
+ * [2^bits] and boundaries [2^bits - 1], half way between them, as tq_levels takes them (unit 1); bits 1 .. 8.
+ * They begin as those of a normal distribution; at most 1000 rounds. error: mean squared error over x,
+ * relative to |x|^2, or NULL. INVALID_ARGUMENT: no vector that is not zero; GROUPED or outliers. */
+TQ_API tq_status tq_calibrate_levels(const tq_quantizer *quantizer, const void *x, int64_t count,
+                                     int32_t bits, float *levels, float *boundaries, double *error,
+                                     void *stream);
 
 #ifdef __cplusplus
 }

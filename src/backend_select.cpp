@@ -150,6 +150,10 @@ std::unique_ptr<PagedBackend> create_paged_backend(DeviceType type, const Geomet
   return cpu::create_cpu_paged_backend(geometry, ops, nullptr);
 }
 
+std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops) {
+  return cpu::create_cpu_vectors(geometry, ops, nullptr);
+}
+
 void merge_states(DeviceType type, const MergeRequest& request) {
   if (type == DeviceType::kCpu) return cpu::merge_states_cpu(request);
 #if TQ_CUDA

@@ -40,11 +40,6 @@ void default_free(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer
 
 long long ll(int64_t x) { return static_cast<long long>(x); }
 
-void check_count(const char* name, int64_t value, int64_t least, int64_t most, ReasonList& reasons) {
-  if (value < least || value > most)
-    reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
-}
-
 void check_dim(const char* name, int32_t value, ReasonList& reasons) {
   if (!format::is_head_dim(value))
     reasons.add(kBad, "%s = %d: must be one of %s", name, value, ListText<12>(format::kHeadDims).text);
@@ -176,34 +171,12 @@ void resolve_raw_tokens(tq_cache_config& c, ReasonList& reasons) {
 }
 
 void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {
-  check_count("num_threads", c.num_threads, 0, kMaxThreads, reasons);
-  if (c.device_type == TQ_DEVICE_CPU && c.num_threads == 0)
-    c.num_threads = std::min(kMaxThreads, device_info(DeviceType::kCpu, 0).num_units);
-  if (c.device_type == TQ_DEVICE_CUDA) c.num_threads = 1;
+  const int32_t threads = resolve_threads(c.num_threads, reasons);
+  c.num_threads = c.device_type == TQ_DEVICE_CUDA ? 1 : threads;
   if (reinterpret_cast<uintptr_t>(c.pool) % 256 != 0)
     reasons.add(kBad, "pool = %p: must be aligned to 256 bytes", c.pool);
   if (!c.pool && c.pool_bytes != 0)
     reasons.add(kBad, "pool_bytes = %lld: without a pool it must be 0", ll(c.pool_bytes));
-}
-
-// A codebook of the caller's own.
-void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons) {
-  if (!format::may_have_own_book(book.bits)) {
-    reasons.add(kBad, "%s.bits = %d: must be 2 .. 6", name, book.bits);
-    return;
-  }
-  if (!(book.unit > 0 && book.unit <= kMaxUnit))
-    reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
-  const int least = format::half_integer_levels(book.bits) ? 0 : 1;
-  for (int j = 0; j < 1 << (book.bits - 1); j++) {
-    const int value = book.magnitude[j];
-    if (value < least || value > 127)
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least,
-                  book.bits);
-    else if (j > 0 && value <= book.magnitude[j - 1])
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1,
-                  book.magnitude[j - 1]);
-  }
 }
 
 // Bits of every layer: the layer's own where given, else the common ones.
@@ -234,6 +207,51 @@ std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name,
 }
 
 }  // namespace
+
+void check_count(const char* name, int64_t value, int64_t least, int64_t most, ReasonList& reasons) {
+  if (value < least || value > most)
+    reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
+}
+
+// A codebook of the caller's own.
+void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons) {
+  if (!format::may_have_own_book(book.bits)) {
+    reasons.add(kBad, "%s.bits = %d: must be 2 .. 6", name, book.bits);
+    return;
+  }
+  if (!(book.unit > 0 && book.unit <= kMaxUnit))
+    reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
+  const int least = format::half_integer_levels(book.bits) ? 0 : 1;
+  for (int j = 0; j < 1 << (book.bits - 1); j++) {
+    const int value = book.magnitude[j];
+    if (value < least || value > 127)
+      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least,
+                  book.bits);
+    else if (j > 0 && value <= book.magnitude[j - 1])
+      reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1,
+                  book.magnitude[j - 1]);
+  }
+}
+
+int32_t resolve_threads(int32_t num_threads, ReasonList& reasons) {
+  check_count("num_threads", num_threads, 0, kMaxThreads, reasons);
+  return num_threads != 0 ? num_threads : std::min(kMaxThreads, device_info(DeviceType::kCpu, 0).num_units);
+}
+
+HostOps read_allocator(const tq_allocator* caller, tq_allocator* own, ReasonList& reasons) {
+  const HostOps standard = {nullptr, default_alloc, default_free};
+  if (!caller) return standard;
+  try {
+    *own = read_struct(caller, "allocator");
+  } catch (const Error& error) {
+    reasons.add(error.status(), "%s", error.what());
+    return standard;
+  }
+  if (own->reserved != 0) reasons.add(Status::kVersion, "allocator.reserved = %u: must be 0", own->reserved);
+  if (!own->alloc != !own->free)
+    reasons.add(kBad, "allocator.%s = NULL: give both callbacks or neither", own->alloc ? "free" : "alloc");
+  return own->alloc && own->free ? HostOps{own->user, own->alloc, own->free} : standard;
+}
 
 void ResolvedConfig::resolve_bits(ReasonList& reasons) {
   const int32_t num_layers =
@@ -272,22 +290,10 @@ void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
 }
 
 void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
-  host_ops_ = HostOps{nullptr, default_alloc, default_free};
-  if (config_.device_type == TQ_DEVICE_CPU) backend_ops_ = host_ops_;
-  if (!config_.allocator) return;
-  try {
-    allocator_ = read_struct(config_.allocator, "allocator");
-    if (allocator_.reserved != 0)
-      reasons.add(Status::kVersion, "allocator.reserved = %u: must be 0", allocator_.reserved);
-    if (!allocator_.alloc != !allocator_.free)
-      reasons.add(kBad, "allocator.%s = NULL: give both callbacks or neither",
-                  allocator_.alloc ? "free" : "alloc");
-    if (allocator_.alloc && allocator_.free)
-      host_ops_ = backend_ops_ = HostOps{allocator_.user, allocator_.alloc, allocator_.free};
-  } catch (const Error& error) {
-    reasons.add(error.status(), "%s", error.what());
-  }
-  config_.allocator = &allocator_;
+  host_ops_ = read_allocator(config_.allocator, &allocator_, reasons);
+  const bool own = config_.allocator && host_ops_.alloc == allocator_.alloc;
+  if (own || config_.device_type == TQ_DEVICE_CPU) backend_ops_ = host_ops_;
+  if (config_.allocator) config_.allocator = &allocator_;
 }
 
 // A pool that grows in place needs memory that the operating system or the driver maps bit by bit.

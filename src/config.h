@@ -14,6 +14,16 @@ class ReasonList;
 
 constexpr int32_t kMaxFirstKvHead = 65535;
 
+// What other configurations have as well. Each adds its reasons.
+void check_count(const char* name, int64_t value, int64_t least, int64_t most, ReasonList& reasons);
+void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons);
+// The built-in codebook, or a checked one of the caller's if it has these bits.
+format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom);
+// Threads of a CPU backend: num_threads, or all for 0.
+int32_t resolve_threads(int32_t num_threads, ReasonList& reasons);
+// malloc, or the caller's callbacks, which are copied to *own.
+HostOps read_allocator(const tq_allocator* caller, tq_allocator* own, ReasonList& reasons);
+
 // Owns copies of all arrays, so that the caller's may go. Neither copied nor moved: it points into itself.
 class ResolvedConfig {
  public:

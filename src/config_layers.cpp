@@ -150,7 +150,9 @@ void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vecto
   full.sliding_window = own_or(own.sliding_window, from.sliding_window);
 }
 
-format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
+}  // namespace
+
+format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom) {
   if (bits == format::kRawBits) return format::Codebook{};
   format::Codebook book = format::builtin_codebook(dim, bits);
   if (!custom || custom->bits != bits) return book;
@@ -159,8 +161,6 @@ format::Codebook layer_codebook(int dim, int bits, const tq_codebook* custom) {
     book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
   return book;
 }
-
-}  // namespace
 
 void ResolvedConfig::resolve_layers(ReasonList& reasons) {
   LayerReasons layer_reasons(reasons);
@@ -218,8 +218,8 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.value_dim = from.value_dim;
     layer.key_code = format::code_of_bits(from.key_bits);
     layer.value_code = format::code_of_bits(from.value_bits);
-    layer.key_book = layer_codebook(from.head_dim, from.key_bits, config_.key_codebook);
-    layer.value_book = layer_codebook(from.value_dim, from.value_bits, config_.value_codebook);
+    layer.key_book = codebook_of(from.head_dim, from.key_bits, config_.key_codebook);
+    layer.value_book = codebook_of(from.value_dim, from.value_bits, config_.value_codebook);
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;

@@ -27,7 +27,10 @@
   X(tq_codec_get_config) X(tq_codec_set_centres) X(tq_codec_fingerprint) X(tq_codec_check) \
   X(tq_codec_page_layout) X(tq_paged_workspace_bytes) X(tq_paged_plan) X(tq_paged_append) X(tq_paged_attend) \
   X(tq_paged_read) X(tq_paged_copy) X(tq_sequence_describe) X(tq_sequence_export) X(tq_sequence_import) \
-  X(tq_sequence_save) X(tq_sequence_load)
+  X(tq_sequence_save) X(tq_sequence_load) X(tq_quantizer_create) X(tq_quantizer_destroy) \
+  X(tq_quantizer_get_info) X(tq_quantizer_encode) X(tq_quantizer_decode) X(tq_quantizer_inner_products) \
+  X(tq_quantizer_search) X(tq_quantizer_rotate) X(tq_quantizer_unrotate) X(tq_calibrate_sketch_factor) \
+  X(tq_calibrate_levels)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -36,7 +39,9 @@
   X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
   X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) \
   X(TQ_STRUCT_PAGES, tq_pages) X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) \
-  X(TQ_STRUCT_PAGED_STEP, tq_paged_step) X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io)
+  X(TQ_STRUCT_PAGED_STEP, tq_paged_step) X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io) \
+  X(TQ_STRUCT_LEVELS, tq_levels) X(TQ_STRUCT_QUANTIZER_CONFIG, tq_quantizer_config) \
+  X(TQ_STRUCT_QUANTIZER_INFO, tq_quantizer_info)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {
@@ -217,5 +222,15 @@ static inline tq_status tqkv_sequence_describe(const tqkv_api* api, const tq_cac
     tq_state* state, char* text) {
   state->struct_size = sizeof *state;
   return tqkv_done(api, api->tq_sequence_describe(cache, sequence, state), text);
+}
+
+static inline tq_status tqkv_quantizer_destroy(const tqkv_api* api, tq_quantizer* quantizer, char* text) {
+  return tqkv_done(api, api->tq_quantizer_destroy(quantizer), text);
+}
+
+static inline tq_status tqkv_quantizer_get_info(const tqkv_api* api, const tq_quantizer* quantizer,
+    tq_quantizer_info* info, char* text) {
+  info->struct_size = sizeof *info;
+  return tqkv_done(api, api->tq_quantizer_get_info(quantizer, info), text);
 }
 // clang-format on

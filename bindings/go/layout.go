@@ -38,6 +38,9 @@ func layoutStructs() []namedType {
 		{"tq_paged_step", reflect.TypeFor[C.tq_paged_step]()},
 		{"tq_state", reflect.TypeFor[C.tq_state]()},
 		{"tq_io", reflect.TypeFor[C.tq_io]()},
+		{"tq_levels", reflect.TypeFor[C.tq_levels]()},
+		{"tq_quantizer_config", reflect.TypeFor[C.tq_quantizer_config]()},
+		{"tq_quantizer_info", reflect.TypeFor[C.tq_quantizer_info]()},
 	}
 }
 
@@ -51,6 +54,8 @@ func layoutNumbers() []namedType {
 		{"tq_code_family", reflect.TypeFor[C.tq_code_family]()},
 		{"tq_sequence", reflect.TypeFor[C.tq_sequence]()},
 		{"tq_page_order", reflect.TypeFor[C.tq_page_order]()},
+		{"tq_sketch", reflect.TypeFor[C.tq_sketch]()},
+		{"tq_sketch_rule", reflect.TypeFor[C.tq_sketch_rule]()},
 	}
 }
 
@@ -91,6 +96,9 @@ func layoutConstants() []namedConstant {
 		{"TQ_STRUCT_PAGES", C.TQ_STRUCT_PAGES},
 		{"TQ_STRUCT_PAGE_LAYOUT", C.TQ_STRUCT_PAGE_LAYOUT},
 		{"TQ_STRUCT_PAGED_STEP", C.TQ_STRUCT_PAGED_STEP},
+		{"TQ_STRUCT_LEVELS", C.TQ_STRUCT_LEVELS},
+		{"TQ_STRUCT_QUANTIZER_CONFIG", C.TQ_STRUCT_QUANTIZER_CONFIG},
+		{"TQ_STRUCT_QUANTIZER_INFO", C.TQ_STRUCT_QUANTIZER_INFO},
 		{"TQ_DEVICE_CPU", C.TQ_DEVICE_CPU},
 		{"TQ_DEVICE_CUDA", C.TQ_DEVICE_CUDA},
 		{"TQ_F32", C.TQ_F32},
@@ -103,6 +111,9 @@ func layoutConstants() []namedConstant {
 		{"TQ_SCALE_NORM", C.TQ_SCALE_NORM},
 		{"TQ_SCALE_PAPER", C.TQ_SCALE_PAPER},
 		{"TQ_CODE_SCALAR", C.TQ_CODE_SCALAR},
+		{"TQ_CODE_PROD", C.TQ_CODE_PROD},
+		{"TQ_CODE_GROUPED", C.TQ_CODE_GROUPED},
+		{"TQ_CODE_LEVELS", C.TQ_CODE_LEVELS},
 		{"TQ_FLAG_NO_ZERO_ON_FREE", C.TQ_FLAG_NO_ZERO_ON_FREE},
 		{"TQ_FLAG_NO_SCALE_SEARCH", C.TQ_FLAG_NO_SCALE_SEARCH},
 		{"TQ_FLAG_BATCH_INVARIANT", C.TQ_FLAG_BATCH_INVARIANT},
@@ -111,5 +122,9 @@ func layoutConstants() []namedConstant {
 		{"TQ_NOTICED_SHORT_WINDOW", C.TQ_NOTICED_SHORT_WINDOW},
 		{"TQ_PAGES_BLOCKS_FIRST", C.TQ_PAGES_BLOCKS_FIRST},
 		{"TQ_PAGES_HEADS_FIRST", C.TQ_PAGES_HEADS_FIRST},
+		{"TQ_SKETCH_ORTHOGONAL", C.TQ_SKETCH_ORTHOGONAL},
+		{"TQ_SKETCH_GAUSSIAN", C.TQ_SKETCH_GAUSSIAN},
+		{"TQ_SKETCH_UNBIASED", C.TQ_SKETCH_UNBIASED},
+		{"TQ_SKETCH_LEAST_ERROR", C.TQ_SKETCH_LEAST_ERROR},
 	}
 }

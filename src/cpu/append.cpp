@@ -76,7 +76,7 @@ void encode_side(const SideJob& job, Noticed* noticed) {
   alignas(64) float x[format::kMaxDim];
   for (int row = 0; row < job.count; row++) {
     job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
-    noticed->replaced |= job.code.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
+    noticed->replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
   }
   if (job.count == format::kTileTokens) {
     job.code.pack(job.layout, job.kind, codes, job.words);

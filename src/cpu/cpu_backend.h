@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "paged_backend.h"
+#include "vector_backend.h"
 
 namespace tq {
 namespace cpu {
@@ -20,6 +21,10 @@ std::unique_ptr<Backend> create_cpu_backend_for(const Geometry& geometry, const 
 // Verbs over pages and arrays of the caller's; geometry and isa likewise. It has no pages of its own.
 std::unique_ptr<PagedBackend> create_cpu_paged_backend(const Geometry& geometry, const HostOps& ops,
                                                        const char* isa);
+
+// Vectors on their own; isa likewise.
+std::unique_ptr<VectorBackend> create_cpu_vectors(const VectorGeometry& geometry, const HostOps& ops,
+                                                  const char* isa);
 
 BackendBytes cpu_backend_bytes(const Geometry& geometry);
 

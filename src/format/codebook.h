@@ -15,17 +15,18 @@ constexpr int kMaxMagnitudes = 32;
 
 // Widths that may have a codebook of the caller's, and whose levels are half-integers.
 TQ_HD constexpr bool may_have_own_book(int bits) { return bits >= 2 && bits <= 6; }
-// The code is its level, a two's complement byte in -127 .. 127.
-TQ_HD constexpr bool code_is_level(int bits) { return bits == 8; }
+// The code is its level, in two's complement: -63 .. 63 or -127 .. 127.
+TQ_HD constexpr bool code_is_level(int bits) { return bits == 7 || bits == 8; }
+TQ_HD constexpr int level_limit(int bits) { return (1 << (bits - 1)) - 1; }
 TQ_HD constexpr bool half_integer_levels(int bits) { return bits >= 4 && bits <= 6; }
 
 struct Codebook {
-  int32_t bits;                       // 1 .. 6, or 8 (then only the grid -127 .. 127 is meant)
+  int32_t bits;                       // 1 .. 6, or 7, 8 (then only the grid of level_limit is meant)
   float unit;                         // level of a unit-variance coordinate = unit * grid level
   uint8_t magnitude[kMaxMagnitudes];  // bits <= 3: the level; 4 .. 6: the level less 1/2
 
   TQ_HD bool half() const { return half_integer_levels(bits); }
-  TQ_HD int count() const { return bits == 8 ? 0 : 1 << (bits - 1); }
+  TQ_HD int count() const { return code_is_level(bits) ? 0 : 1 << (bits - 1); }
   TQ_HD float level(int j) const { return static_cast<float>(magnitude[j]) + (half() ? 0.5f : 0.0f); }
   // Threshold below magnitude j, j >= 1, exact.
   TQ_HD float threshold(int j) const { return mul_rn(add_rn(level(j - 1), level(j)), 0.5f); }
@@ -34,7 +35,8 @@ struct Codebook {
 // Signed grid level of a code. Half-integer grids: the exact value is level_byte + 1/2, so that negation is a
 // bitwise NOT of the byte.
 TQ_HD int8_t level_byte(const Codebook& book, uint32_t code) {
-  if (book.bits == 8) return static_cast<int8_t>(code);
+  if (code_is_level(book.bits))
+    return static_cast<int8_t>(static_cast<int8_t>(code << (8 - book.bits)) >> (8 - book.bits));
   const uint32_t j = code & (book.count() - 1u);
   const bool minus = code >> (book.bits - 1) & 1u;
   const int m = book.magnitude[j];
@@ -44,8 +46,13 @@ TQ_HD float code_level(const Codebook& book, uint32_t code) {
   return static_cast<float>(level_byte(book, code)) + (book.half() ? 0.5f : 0.0f);
 }
 
-// The built-in codebook of a dimension (0 = N(0,1)); bits 8 gives the plain grid. Every supported head_dim
-// has one.
+// The built-in codebook of a dimension (0 = N(0,1)); bits 7 and 8 give the plain grid. Every supported
+// head_dim has one.
+constexpr bool has_builtin_codebook(int dim) {
+  for (const CodebookTable& table : kCodebookTables)
+    if (table.head_dim == dim) return true;
+  return false;
+}
 inline Codebook builtin_codebook(int dim, int bits) {
   Codebook book = {};
   book.bits = bits;
@@ -61,7 +68,7 @@ inline Codebook builtin_codebook(int dim, int bits) {
 // Search steps (FORMAT.md section 3.1), tried in this order.
 constexpr int kNumSteps = 5, kNumFineSteps = 9;
 TQ_HD int num_steps(int bits, ScaleRule rule, bool search) {
-  if (!search || rule == ScaleRule::kPaper || bits == 8) return 1;
+  if (!search || rule == ScaleRule::kPaper || code_is_level(bits)) return 1;
   return bits <= 4 ? kNumSteps : kNumFineSteps;
 }
 TQ_HD float step(int bits, int count, int index) {

@@ -53,33 +53,49 @@ TQ_HD float fitted_scale(ScaleRule rule, QuantiseResult fit, float n2, float pap
   return paper;
 }
 
-// x [dim] -> codes [stored] (magnitude index and sign; 8 bits: the level's byte) and the bfloat16 scale.
-// Returns whether an input value had to be replaced.
-TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+// A vector after section 2: y, and what it must be multiplied by, norm_rot * 2^exponent.
+struct RotatedInput {
+  bool zero;      // below 2^-100: y holds nothing of use
+  bool replaced;  // an input value had to be replaced
+  int exponent;
+  float norm_rot;
+};
+
+// x [dim] -> y [stored]; scratch likewise.
+TQ_HD RotatedInput rotate_input(const VectorCoder& coder, const float* x, float* y, float* scratch) {
   const int stored = coder.stored;
-  float y[kMaxVectorDim], scratch[kMaxVectorDim];
-  bool replaced = false;
+  RotatedInput in = {true, false, 0, 1.0f};
   float a = 0;
   for (int i = 0; i < stored; i++) {
-    float v = i < coder.dim ? sanitise(x[i], &replaced) : 0.0f;
-    if (coder.centre && i < coder.dim) v = sanitise(sub_rn(v, coder.centre[i]), &replaced);
+    float v = i < coder.dim ? sanitise(x[i], &in.replaced) : 0.0f;
+    if (coder.centre && i < coder.dim) v = sanitise(sub_rn(v, coder.centre[i]), &in.replaced);
     y[i] = v;
     a = abs_float(v) > a ? abs_float(v) : a;
-    codes[i] = 0;
   }
-  *scale = 0;
-  if (a < exp2_int(kMinExponent)) return replaced;
+  if (a < exp2_int(kMinExponent)) return in;
 
-  const int exponent = static_cast<int>(float_bits(a) >> 23) - 127;
-  for (int i = 0; i < stored; i++) y[i] = mul_rn(y[i], exp2_int(-exponent));
-  float norm_rot = 1.0f;
+  in.zero = false;
+  in.exponent = static_cast<int>(float_bits(a) >> 23) - 127;
+  for (int i = 0; i < stored; i++) y[i] = mul_rn(y[i], exp2_int(-in.exponent));
   if (coder.rotation == Rotation::kHadamard) {
     hadamard_forward(y, stored, coder.signs);
-    norm_rot = hadamard_norm(log2_block(stored));
+    in.norm_rot = hadamard_norm(log2_block(stored));
   } else {
     dense_apply(coder.dense, y, scratch, stored, false);
     for (int i = 0; i < stored; i++) y[i] = scratch[i];
   }
+  return in;
+}
+
+// x [dim] -> codes [stored] (magnitude index and sign; 7 and 8 bits: the level's byte) and the bfloat16
+// scale. Returns whether an input value had to be replaced.
+TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+  const int stored = coder.stored;
+  float y[kMaxVectorDim], scratch[kMaxVectorDim];
+  for (int i = 0; i < stored; i++) codes[i] = 0;
+  *scale = 0;
+  const RotatedInput in = rotate_input(coder, x, y, scratch);
+  if (in.zero) return in.replaced;
   for (int i = 0; i < stored; i++) scratch[i] = mul_rn(y[i], y[i]);
   const float n2 = tree_sum(scratch, stored);
   const float rms = sqrt_rn(div_rn(n2, static_cast<float>(stored)));
@@ -90,8 +106,8 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
     fit.kept.qq = kept_square(coder, y, scratch);
   }
   const float s = fitted_scale(coder.rule, fit.kept, n2, fit.paper);
-  *scale = bf16_from_float(mul_rn(mul_rn(s, norm_rot), exp2_int(exponent)));
-  return replaced;
+  *scale = bf16_from_float(mul_rn(mul_rn(s, in.norm_rot), exp2_int(in.exponent)));
+  return in.replaced;
 }
 
 // Rotated-space vector [stored] back to x [dim], in place order: transform, norm, signs, centre. y is

@@ -164,23 +164,43 @@ inline double dot64(const double* a, const double* b, double* scratch, int n) {
   return tree_sum(scratch, n);
 }
 
+// The normal numbers of a stream, in order (FORMAT.md section 2.3).
+class NormalStream {
+ public:
+  explicit NormalStream(uint64_t base) : base_(base) {}
+  double next() {
+    if (has_second_) {
+      has_second_ = false;
+      return second_;
+    }
+    for (;;) {
+      const double u1 = uniform(), u2 = uniform();
+      const double u1u1 = u1 * u1, u2u2 = u2 * u2, q = u1u1 + u2u2;
+      if (q >= 1 || q == 0) continue;
+      const double f = sqrt(-2 * series_log(q) / q);
+      second_ = u2 * f;
+      has_second_ = true;
+      return u1 * f;
+    }
+  }
+
+ private:
+  double uniform() {
+    return static_cast<double>(stream_word(base_, word_++) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
+  }
+
+  uint64_t base_, word_ = 0;
+  double second_ = 0;
+  bool has_second_ = false;
+};
+
 // Fills matrix [D][D] with the orthonormal matrix of the stream. work: D * D + D doubles.
 inline void dense_matrix(uint64_t base, int stored, float* matrix, double* work) {
   double* a = work;
   double* scratch = work + static_cast<int64_t>(stored) * stored;
   const int64_t total = static_cast<int64_t>(stored) * stored;
-  uint64_t next = 0;
-  for (int64_t filled = 0; filled < total;) {
-    const double u1 = static_cast<double>(stream_word(base, next) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
-    const double u2 =
-        static_cast<double>(stream_word(base, next + 1) >> 11) * (1.0 / 9007199254740992.0) * 2 - 1;
-    next += 2;
-    const double u1u1 = u1 * u1, u2u2 = u2 * u2, q = u1u1 + u2u2;
-    if (q >= 1 || q == 0) continue;
-    const double f = sqrt(-2 * series_log(q) / q);
-    a[filled++] = u1 * f;
-    if (filled < total) a[filled++] = u2 * f;
-  }
+  NormalStream normals(base);
+  for (int64_t i = 0; i < total; i++) a[i] = normals.next();
   for (int i = 0; i < stored; i++) {
     double* row = a + static_cast<int64_t>(i) * stored;
     for (int pass = 0; pass < 2; pass++)  // a second pass restores orthogonality to rounding level

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scalar family (FORMAT.md sections 3.1, 3.2 and 4): bits of a group's words, and the codes of a rotated
 // vector. The definition that every fast path must agree with. A code is a magnitude index with the sign
-// above it, or the level's byte at 8 bits.
+// above it, or the level's byte at 7 and 8 bits.
 //
 // Why these bit orders: the byte-permute instruction of the GPU looks up four table bytes from the low 3 bits
 // of four nibbles, and copies a byte's top bit over the byte. So magnitudes sit in nibbles, and signs and
@@ -88,13 +88,13 @@ TQ_HD QuantiseResult quantise(const Codebook& book, const float* y, int stored, 
   return QuantiseResult{tree_sum(scratch, stored), mul_rn(static_cast<float>(four_qq), 0.25f)};
 }
 
-TQ_HD QuantiseResult quantise_uniform8(const float* y, int stored, float max_y, uint8_t* codes,
-                                       float* scratch) {
-  const float inv = div_rn(127.0f, max_y);
+TQ_HD QuantiseResult quantise_uniform(const float* y, int stored, float max_y, int limit, uint8_t* codes,
+                                      float* scratch) {
+  const float inv = div_rn(static_cast<float>(limit), max_y);
   int32_t four_qq = 0;
   for (int i = 0; i < stored; i++) {
     int c = static_cast<int>(rintf(mul_rn(y[i], inv)));
-    c = c > 127 ? 127 : c < -127 ? -127 : c;
+    c = c > limit ? limit : c < -limit ? -limit : c;
     codes[i] = static_cast<uint8_t>(c);
     four_qq += 4 * c * c;
     scratch[i] = mul_rn(abs_float(y[i]), static_cast<float>(c < 0 ? -c : c));
@@ -112,11 +112,12 @@ struct ScalarFit {
 TQ_HD ScalarFit fit_scalar(const Codebook& book, ScaleRule rule, bool search, const float* y, int stored,
                            float rms, uint8_t* codes, float* scratch) {
   ScalarFit fit = {{0.0f, 1.0f}, 0.0f};
-  if (book.bits == 8) {
+  if (code_is_level(book.bits)) {
+    const int limit = level_limit(book.bits);
     float max_y = 0;
     for (int i = 0; i < stored; i++) max_y = abs_float(y[i]) > max_y ? abs_float(y[i]) : max_y;
-    fit.kept = quantise_uniform8(y, stored, max_y, codes, scratch);
-    fit.paper = div_rn(max_y, 127.0f);
+    fit.kept = quantise_uniform(y, stored, max_y, limit, codes, scratch);
+    fit.paper = div_rn(max_y, static_cast<float>(limit));
     return fit;
   }
   const int steps = num_steps(book.bits, rule, search);

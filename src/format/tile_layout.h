@@ -13,8 +13,8 @@ namespace tq {
 namespace format {
 
 constexpr int kLanes = 32;
-constexpr int kMaxDim = 576;                  // of a cache
-constexpr int kMaxVectorDim = 1536;           // of the scalar encoder: embeddings are coded by the same text
+constexpr int kMaxDim = 576;         // of a cache
+constexpr int kMaxVectorDim = 8192;  // of the encoder: vectors on their own are coded by the same text
 constexpr int kScaleBytes = 2 * kTileTokens;  // one bfloat16 scale for each token
 
 constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};

@@ -201,6 +201,41 @@ static void structs(void) {
   FIELD(tq_paged_step, block_table_stride);
   FIELD(tq_paged_step, seq_lens);
   FIELD(tq_paged_step, query_start_loc);
+  STRUCT(tq_levels);
+  FIELD(tq_levels, struct_size);
+  FIELD(tq_levels, bits);
+  FIELD(tq_levels, unit);
+  FIELD(tq_levels, reserved);
+  FIELD(tq_levels, levels);
+  FIELD(tq_levels, boundaries);
+  STRUCT(tq_quantizer_config);
+  FIELD(tq_quantizer_config, struct_size);
+  FIELD(tq_quantizer_config, device_type);
+  FIELD(tq_quantizer_config, dim);
+  FIELD(tq_quantizer_config, io_dtype);
+  FIELD(tq_quantizer_config, family);
+  FIELD(tq_quantizer_config, bits);
+  FIELD(tq_quantizer_config, rotation);
+  FIELD(tq_quantizer_config, scale_rule);
+  FIELD(tq_quantizer_config, group_size);
+  FIELD(tq_quantizer_config, sketch);
+  FIELD(tq_quantizer_config, sketch_rule);
+  FIELD(tq_quantizer_config, sketch_factor);
+  FIELD(tq_quantizer_config, num_outliers);
+  FIELD(tq_quantizer_config, num_threads);
+  FIELD(tq_quantizer_config, outlier_channels);
+  FIELD(tq_quantizer_config, seed);
+  FIELD(tq_quantizer_config, codebook);
+  FIELD(tq_quantizer_config, levels);
+  FIELD(tq_quantizer_config, flags);
+  FIELD(tq_quantizer_config, allocator);
+  STRUCT(tq_quantizer_info);
+  FIELD(tq_quantizer_info, struct_size);
+  FIELD(tq_quantizer_info, rotated_dim);
+  FIELD(tq_quantizer_info, code_bytes);
+  FIELD(tq_quantizer_info, fingerprint);
+  FIELD(tq_quantizer_info, sketch_factor);
+  FIELD(tq_quantizer_info, reserved);
 }
 
 static void constants(void) {
@@ -237,6 +272,9 @@ static void constants(void) {
   CONSTANT(TQ_STRUCT_PAGES);
   CONSTANT(TQ_STRUCT_PAGE_LAYOUT);
   CONSTANT(TQ_STRUCT_PAGED_STEP);
+  CONSTANT(TQ_STRUCT_LEVELS);
+  CONSTANT(TQ_STRUCT_QUANTIZER_CONFIG);
+  CONSTANT(TQ_STRUCT_QUANTIZER_INFO);
   CONSTANT(TQ_STRUCT_STATE);
   CONSTANT(TQ_STRUCT_IO);
   CONSTANT(TQ_DEVICE_CPU);
@@ -251,6 +289,13 @@ static void constants(void) {
   CONSTANT(TQ_SCALE_NORM);
   CONSTANT(TQ_SCALE_PAPER);
   CONSTANT(TQ_CODE_SCALAR);
+  CONSTANT(TQ_CODE_PROD);
+  CONSTANT(TQ_CODE_GROUPED);
+  CONSTANT(TQ_CODE_LEVELS);
+  CONSTANT(TQ_SKETCH_ORTHOGONAL);
+  CONSTANT(TQ_SKETCH_GAUSSIAN);
+  CONSTANT(TQ_SKETCH_UNBIASED);
+  CONSTANT(TQ_SKETCH_LEAST_ERROR);
   CONSTANT(TQ_FLAG_NO_ZERO_ON_FREE);
   CONSTANT(TQ_FLAG_NO_SCALE_SEARCH);
   CONSTANT(TQ_FLAG_BATCH_INVARIANT);
@@ -270,6 +315,8 @@ int main(void) {
   TYPE(tq_code_family);
   TYPE(tq_sequence);
   TYPE(tq_page_order);
+  TYPE(tq_sketch);
+  TYPE(tq_sketch_rule);
   structs();
   constants();
   return 0;

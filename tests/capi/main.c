@@ -163,6 +163,12 @@ int main(void) {
       {"state that travels, by parts", test_state_parts},
       {"state that travels, refused", test_state_refusals},
       {"tokens removed, sliding layers", test_sliding_remove},
+      {"vectors on their own: families", test_quantizer_families},
+      {"vectors on their own: rotation", test_quantizer_rotation},
+      {"vectors on their own: calibration", test_quantizer_calibration},
+      {"vectors on their own: inputs", test_quantizer_inputs},
+      {"misuse: quantizer configuration", test_misuse_quantizer_config},
+      {"misuse: quantizer", test_misuse_quantizer},
       {"two caches on two threads", test_two_caches_on_two_threads},
   };
   const int count = (int)(sizeof topics / sizeof topics[0]);

@@ -90,8 +90,7 @@ void expect_same_encoding(const cpu::Kernels& kernels, const CoderBox& box, cons
   std::vector<uint8_t> want(static_cast<size_t>(stored), 0xAA), got(static_cast<size_t>(stored), 0x55);
   uint16_t want_scale = 1, got_scale = 2;
   const bool want_flag = format::encode_vector(box.coder, x.data(), want.data(), &want_scale);
-  const bool got_flag =
-      code_kernels(kernels, box.coder.codebook.bits).encode(box.coder, x.data(), got.data(), &got_scale);
+  const bool got_flag = kernels.encode(box.coder, x.data(), got.data(), &got_scale);
   ASSERT_EQ(want_flag, got_flag) << box.coder.dim << " x0 " << x[0];
   ASSERT_EQ(want_scale, got_scale) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];
   ASSERT_EQ(want, got) << box.coder.dim << " bits " << box.coder.codebook.bits << " x0 " << x[0];

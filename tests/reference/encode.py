@@ -70,6 +70,10 @@ class SideConfig:
         return stored_dim(self.head_dim)
 
     @property
+    def book(self):
+        return load_codebook(self.head_dim, self.bits)
+
+    @property
     def base(self):
         return rot.stream_base(self.seed, self.layer, self.kv_head, self.kind)
 
@@ -90,7 +94,7 @@ class SideConfig:
 
 @dataclasses.dataclass
 class Encoded:
-    codes: np.ndarray      # uint8 [n, D]; 8 bits: the level's two's complement byte
+    codes: np.ndarray      # uint8 [n, D]; 7, 8 bits: the level's two's complement byte
     scales: np.ndarray     # uint16 [n], bfloat16 bits
     nonfinite: np.ndarray  # bool [n], the vector would set the sequence's flag
 
@@ -183,15 +187,15 @@ def encode(x, config):
     magnitudes = np.abs(y)
     n2 = rot.tree_sum(y * y)
     rule = config.rule
-    if config.bits == 8:
-        a8 = np.max(magnitudes, axis=1)
-        inverse = F32(127) / a8
-        level = np.clip(np.rint(y * inverse[:, None]), F32(-127), F32(127))
+    if config.bits >= 7:
+        largest, limit = np.max(magnitudes, axis=1), F32(2 ** (config.bits - 1) - 1)
+        inverse = limit / largest
+        level = np.clip(np.rint(y * inverse[:, None]), -limit, limit)
         codes = level.astype(np.int8).view(np.uint8)
         dot, qq = level_sums(magnitudes, np.abs(level))
-        paper_scale = a8 / F32(127)
+        paper_scale = largest / limit
     else:
-        book = load_codebook(config.head_dim, config.bits)
+        book = config.book
         rms = np.sqrt(n2 / F32(config.dim))
         best = None
         for w in search_steps(config.bits, config.search, rule):
@@ -235,10 +239,10 @@ def kept_square(codes, config):
 
 def code_levels(codes, config):
     """L(c), float32 [n, D]."""
-    if config.bits == 8:
+    if config.bits >= 7:
         return codes.view(np.int8).astype(F32)
     half = 1 << (config.bits - 1)
-    grid = load_codebook(config.head_dim, config.bits).grid
+    grid = config.book.grid
     return np.where(codes >= half, F32(-1), F32(1)) * grid[codes & (half - 1)]
 
 

@@ -31,6 +31,7 @@ from .errors import (CapacityError, CaptureError, CorruptData, CudaError, Driver
 from .merge import merge_states
 from .paged import PagedCodec, PagedStep, Pages
 from .prefix import prefix_keys
+from .quantizer import Levels, Quantizer
 from .sequence import Sequence
 from .state import State
 
@@ -38,9 +39,9 @@ __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR"
 
 __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
-    "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError", "InvalidArgument",
-    "InvalidState", "IoError", "Layer", "LibraryError", "NoDevice", "NotSupported", "Noticed",
-    "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Rows", "Sequence", "State", "VersionError",
-    "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info", "devices", "errors", "library_path",
-    "library_version", "load_library", "merge_states", "prefix_keys"
+    "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError",
+    "InvalidArgument", "InvalidState", "IoError", "Layer", "Levels", "LibraryError", "NoDevice",
+    "NotSupported", "Noticed", "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Quantizer", "Rows",
+    "Sequence", "State", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info",
+    "devices", "errors", "library_path", "library_version", "load_library", "merge_states", "prefix_keys"
 ]

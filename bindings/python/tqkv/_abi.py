@@ -41,6 +41,9 @@ CONSTANTS = {
     "TQ_STRUCT_PAGES": 13,
     "TQ_STRUCT_PAGE_LAYOUT": 14,
     "TQ_STRUCT_PAGED_STEP": 15,
+    "TQ_STRUCT_LEVELS": 16,
+    "TQ_STRUCT_QUANTIZER_CONFIG": 17,
+    "TQ_STRUCT_QUANTIZER_INFO": 18,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -53,6 +56,9 @@ CONSTANTS = {
     "TQ_SCALE_NORM": 3,
     "TQ_SCALE_PAPER": 4,
     "TQ_CODE_SCALAR": 1,
+    "TQ_CODE_PROD": 2,
+    "TQ_CODE_GROUPED": 3,
+    "TQ_CODE_LEVELS": 4,
     "TQ_FLAG_NO_ZERO_ON_FREE": 1,
     "TQ_FLAG_NO_SCALE_SEARCH": 2,
     "TQ_FLAG_BATCH_INVARIANT": 4,
@@ -61,6 +67,10 @@ CONSTANTS = {
     "TQ_NOTICED_SHORT_WINDOW": 4,
     "TQ_PAGES_BLOCKS_FIRST": 1,
     "TQ_PAGES_HEADS_FIRST": 2,
+    "TQ_SKETCH_ORTHOGONAL": 1,
+    "TQ_SKETCH_GAUSSIAN": 2,
+    "TQ_SKETCH_UNBIASED": 1,
+    "TQ_SKETCH_LEAST_ERROR": 2,
 }
 
 
@@ -190,6 +200,25 @@ class Io(Struct):
                 ("write", WRITE_FUNCTION), ("read", READ_FUNCTION)]
 
 
+class Levels(Struct):
+    _fields_ = [("struct_size", c_uint32), ("bits", c_int32), ("unit", c_float), ("reserved", c_uint32),
+                ("levels", POINTER(c_float)), ("boundaries", POINTER(c_float))]
+
+
+class QuantizerConfig(Struct):
+    _fields_ = [("struct_size", c_uint32), ("device_type", c_int32), ("dim", c_int32), ("io_dtype", c_int32),
+                ("family", c_int32), ("bits", c_int32), ("rotation", c_int32), ("scale_rule", c_int32),
+                ("group_size", c_int32), ("sketch", c_int32), ("sketch_rule", c_int32),
+                ("sketch_factor", c_float), ("num_outliers", c_int32), ("num_threads", c_int32),
+                ("outlier_channels", POINTER(c_int32)), ("seed", c_uint64), ("codebook", POINTER(Codebook)),
+                ("levels", POINTER(Levels)), ("flags", c_uint64), ("allocator", POINTER(Allocator))]
+
+
+class QuantizerInfo(Struct):
+    _fields_ = [("struct_size", c_uint32), ("rotated_dim", c_int32), ("code_bytes", c_int64),
+                ("fingerprint", c_uint64), ("sketch_factor", c_float), ("reserved", c_uint32)]
+
+
 # C name: (class, its id for tq_struct_size)
 STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
@@ -207,6 +236,9 @@ STRUCTS = {
     "tq_paged_step": (PagedStep, "TQ_STRUCT_PAGED_STEP"),
     "tq_state": (State, "TQ_STRUCT_STATE"),
     "tq_io": (Io, "TQ_STRUCT_IO"),
+    "tq_levels": (Levels, "TQ_STRUCT_LEVELS"),
+    "tq_quantizer_config": (QuantizerConfig, "TQ_STRUCT_QUANTIZER_CONFIG"),
+    "tq_quantizer_info": (QuantizerInfo, "TQ_STRUCT_QUANTIZER_INFO"),
 }
 
 
@@ -220,6 +252,10 @@ class BatchHandle(c_void_p):
 
 
 class CodecHandle(c_void_p):
+    pass
+
+
+class QuantizerHandle(c_void_p):
     pass
 
 
@@ -293,4 +329,19 @@ FUNCTIONS = {
     "tq_sequence_import": (c_int32, [CacheHandle, c_int64, POINTER(State), c_void_p, c_size_t, c_void_p]),
     "tq_sequence_save": (c_int32, [CacheHandle, c_int64, POINTER(Io), c_void_p]),
     "tq_sequence_load": (c_int32, [CacheHandle, POINTER(Io), c_void_p, POINTER(c_int64)]),
+    "tq_quantizer_create": (c_int32, [POINTER(QuantizerConfig), POINTER(QuantizerHandle)]),
+    "tq_quantizer_destroy": (c_int32, [QuantizerHandle]),
+    "tq_quantizer_get_info": (c_int32, [QuantizerHandle, POINTER(QuantizerInfo)]),
+    "tq_quantizer_encode": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, POINTER(c_uint64),
+        c_void_p]),
+    "tq_quantizer_decode": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tq_quantizer_inner_products": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_int64,
+        c_void_p, c_void_p]),
+    "tq_quantizer_search": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_int64, c_void_p,
+        c_int64, c_void_p, POINTER(c_int64), c_void_p]),
+    "tq_quantizer_rotate": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tq_quantizer_unrotate": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tq_calibrate_sketch_factor": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tq_calibrate_levels": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_int32, c_void_p, c_void_p,
+        POINTER(c_double), c_void_p]),
 }

@@ -341,8 +341,8 @@ def dense(buffer, name, shape, meaning, *, dtype, device, writable=False):
 
 def empty_like(buffer, shape, dtype, name):
     """A new, uninitialised array of the kind of `buffer` (its owner's library and device) as (array,
-    Buffer)."""
-    text = DTYPE_NAMES[dtype]
+    Buffer). dtype: a number of the header, or "uint8", "int64"."""
+    text = DTYPE_NAMES.get(dtype, dtype)
     if buffer.kind == "torch" and "torch" in sys.modules:
         torch = sys.modules["torch"]
         array = torch.empty(shape, dtype=getattr(torch, text), device=buffer.owner.device)
@@ -356,19 +356,21 @@ def empty_like(buffer, shape, dtype, name):
     elif buffer.kind == "cupy" and text != "bfloat16":
         array = sys.modules["cupy"].empty(shape, dtype=text)
     elif buffer.kind == "buffer":
-        array = _empty_view(shape, dtype)
+        array = _empty_view(shape, text)
     else:
         raise InvalidArgument(f"{name}: cannot be made like the input, a {type(buffer.owner).__name__}; pass "
                               f"{name}= to write into")
-    return array, as_buffer(array, text, name=name)
+    if text in FLOATS:
+        return array, as_buffer(array, text, name=name)
+    return array, as_buffer(array, name=name, takes={**SLOTS, **BYTES})
 
 
-def _empty_view(shape, dtype):
+def _empty_view(shape, text):
     """A memoryview of that shape; 16-bit floats as unsigned integers, which is all that memoryview can show
     of them."""
-    letter = "f" if DTYPE_NAMES[dtype] == "float32" else "H"
+    letter = {"float32": "f", "uint8": "B", "int64": "q"}.get(text, "H")
     count = _product(shape)
-    flat = memoryview(bytearray(count * DTYPE_BYTES[dtype])).cast(letter)
+    flat = memoryview(bytearray(count * {**FLOATS, **SLOTS, **BYTES}[text])).cast(letter)
     return flat.cast("B").cast(letter, shape) if count else flat
 
 

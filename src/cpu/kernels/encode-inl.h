@@ -4,7 +4,7 @@
 //
 // A step of the search needs only the levels: they are taken by a ladder of compares against T_j * u, in
 // which the last threshold that is reached wins. sum (2 L)^2 is gathered as floats per lane, exact because a
-// lane sums at most 144 integers below 2^16. Codes are made once, for the best step.
+// lane sums at most 256 integers below 2^16. Codes are made once, for the best step.
 #if defined(TQ_CPU_ENCODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_ENCODE_INL_H_
 #undef TQ_CPU_ENCODE_INL_H_
@@ -19,11 +19,12 @@ namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
 
-// x [dim] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets *replaced.
+// x [dim, zeros up to a multiple of 16] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets
+// *replaced.
 HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_RESTRICT x,
                              float* HWY_RESTRICT y, bool* replaced) {
   const F d;
-  const int lanes = static_cast<int>(hn::Lanes(d)), dim = coder.dim;  // dim is a multiple of 16
+  const int lanes = static_cast<int>(hn::Lanes(d)), dim = coder.dim;
   const VF limit = hn::Set(d, format::kMaxMagnitudeIn);
   VF largest = hn::Zero(d);
   auto odd = hn::Ne(limit, limit);  // none
@@ -55,6 +56,9 @@ HWY_INLINE float square_sum(const float* y, float* scratch, int stored) {
   return tree_sum(scratch, stored);
 }
 
+// Coordinates whose (2 L)^2 < 2^16 are summed exactly by at least 4 lanes of floats.
+constexpr int kExactSquares = 4 * 256;
+
 struct Ladder {
   int steps;                                // count - 1 thresholds
   float threshold[format::kMaxMagnitudes];  // [j], j = 1 .. steps
@@ -77,18 +81,23 @@ HWY_INLINE format::QuantiseResult try_step(const Ladder& ladder, float u, const 
   const int lanes = static_cast<int>(hn::Lanes(d));
   float limit[format::kMaxMagnitudes];
   for (int j = 1; j <= ladder.steps; j++) limit[j] = format::mul_rn(ladder.threshold[j], u);
-  VF squares = hn::Zero(d);
-  for (int p = 0; p < stored; p += lanes) {
-    const VF a = hn::Abs(hn::Load(d, y + p));
-    VF level = hn::Set(d, ladder.level[0]);
-    for (int j = 1; j <= ladder.steps; j++)
-      level = hn::IfThenElse(hn::Ge(a, hn::Set(d, limit[j])), hn::Set(d, ladder.level[j]), level);
-    const VF twice = hn::Add(level, level);
-    squares = hn::Add(squares, hn::Mul(twice, twice));
-    hn::Store(hn::Mul(a, level), d, scratch + p);
+  int32_t four_qq = 0;
+  for (int first = 0; first < stored; first += kExactSquares) {
+    const int end = stored - first < kExactSquares ? stored : first + kExactSquares;
+    VF squares = hn::Zero(d);
+    for (int p = first; p < end; p += lanes) {
+      const VF a = hn::Abs(hn::Load(d, y + p));
+      VF level = hn::Set(d, ladder.level[0]);
+      for (int j = 1; j <= ladder.steps; j++)
+        level = hn::IfThenElse(hn::Ge(a, hn::Set(d, limit[j])), hn::Set(d, ladder.level[j]), level);
+      const VF twice = hn::Add(level, level);
+      squares = hn::Add(squares, hn::Mul(twice, twice));
+      hn::Store(hn::Mul(a, level), d, scratch + p);
+    }
+    four_qq += integer_sum(squares);
   }
   return format::QuantiseResult{tree_sum(scratch, stored),
-                                format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+                                format::mul_rn(static_cast<float>(four_qq), 0.25f)};
 }
 
 // Codes of y at step u.
@@ -111,26 +120,31 @@ HWY_INLINE void write_codes(const Ladder& ladder, int bits, float u, const float
   }
 }
 
-HWY_INLINE format::QuantiseResult quantise_uniform8(const float* HWY_RESTRICT y, int stored, float max_y,
-                                                    uint8_t* HWY_RESTRICT codes,
-                                                    float* HWY_RESTRICT scratch) {
+HWY_INLINE format::QuantiseResult quantise_uniform(const float* HWY_RESTRICT y, int stored, float max_y,
+                                                   int limit, uint8_t* HWY_RESTRICT codes,
+                                                   float* HWY_RESTRICT scratch) {
   const F d;
   const hn::RebindToSigned<F> di;
   const hn::Rebind<int8_t, F> d8;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  const VF inverse = hn::Set(d, format::div_rn(127.0f, max_y));
-  VF squares = hn::Zero(d);
-  for (int p = 0; p < stored; p += lanes) {
-    const VF v = hn::Load(d, y + p);
-    const auto code =
-        hn::Max(hn::Min(hn::NearestInt(hn::Mul(v, inverse)), hn::Set(di, 127)), hn::Set(di, -127));
-    hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes) + p);
-    const VF level = hn::Abs(hn::ConvertTo(d, code)), twice = hn::Add(level, level);
-    squares = hn::Add(squares, hn::Mul(twice, twice));
-    hn::Store(hn::Mul(hn::Abs(v), level), d, scratch + p);
+  const VF inverse = hn::Set(d, format::div_rn(static_cast<float>(limit), max_y));
+  int32_t four_qq = 0;
+  for (int first = 0; first < stored; first += kExactSquares) {
+    const int end = stored - first < kExactSquares ? stored : first + kExactSquares;
+    VF squares = hn::Zero(d);
+    for (int p = first; p < end; p += lanes) {
+      const VF v = hn::Load(d, y + p);
+      const auto code =
+          hn::Max(hn::Min(hn::NearestInt(hn::Mul(v, inverse)), hn::Set(di, limit)), hn::Set(di, -limit));
+      hn::StoreU(hn::DemoteTo(d8, code), d8, reinterpret_cast<int8_t*>(codes) + p);
+      const VF level = hn::Abs(hn::ConvertTo(d, code)), twice = hn::Add(level, level);
+      squares = hn::Add(squares, hn::Mul(twice, twice));
+      hn::Store(hn::Mul(hn::Abs(v), level), d, scratch + p);
+    }
+    four_qq += integer_sum(squares);
   }
   return format::QuantiseResult{tree_sum(scratch, stored),
-                                format::mul_rn(static_cast<float>(integer_sum(squares)), 0.25f)};
+                                format::mul_rn(static_cast<float>(four_qq), 0.25f)};
 }
 
 HWY_INLINE float max_abs(const float* y, int stored) {
@@ -181,44 +195,54 @@ HWY_INLINE float kept_square(const format::VectorCoder& coder, const uint8_t* co
   return format::mul_rn(square_sum(y, scratch, stored), format::exp2_int(-format::log2_block(stored)));
 }
 
-// kUniform: the 8-bit grid, else a codebook.
-template <bool kUniform>
-bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
-  alignas(64) float y[format::kMaxDim];
-  alignas(64) float scratch[format::kMaxDim];
+// format::rotate_input; y and scratch 64-byte aligned.
+format::RotatedInput load_and_rotate(const format::VectorCoder& coder, const float* x, float* y,
+                                     float* scratch) {
   const int stored = coder.stored;
-  bool replaced = false;
-  const float a = load_vector(coder, x, y, &replaced);
-  memset(codes, 0, stored);
-  *scale = 0;
-  if (a < format::exp2_int(format::kMinExponent)) return replaced;
+  format::RotatedInput in = {true, false, 0, 1.0f};
+  const float a = load_vector(coder, x, y, &in.replaced);
+  if (a < format::exp2_int(format::kMinExponent)) return in;
 
-  const int exponent = static_cast<int>(format::float_bits(a) >> 23) - 127;
-  multiply(y, stored, format::exp2_int(-exponent));
-  float norm_rot = 1.0f;
+  in.zero = false;
+  in.exponent = static_cast<int>(format::float_bits(a) >> 23) - 127;
+  multiply(y, stored, format::exp2_int(-in.exponent));
   if (coder.rotation == format::Rotation::kHadamard) {
     hadamard_forward(y, stored, coder.signs);
-    norm_rot = format::hadamard_norm(format::log2_block(stored));
+    in.norm_rot = format::hadamard_norm(format::log2_block(stored));
   } else {
     dense_forward(coder.dense, y, scratch, stored);
     memcpy(y, scratch, stored * sizeof(float));
   }
+  return in;
+}
+
+bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+  alignas(64) float y[format::kMaxVectorDim];
+  alignas(64) float scratch[format::kMaxVectorDim];
+  const int stored = coder.stored;
+  memset(codes, 0, stored);
+  *scale = 0;
+  const format::RotatedInput in = load_and_rotate(coder, x, y, scratch);
+  if (in.zero) return in.replaced;
+
   const float n2 = square_sum(y, scratch, stored);
   const float rms = format::sqrt_rn(format::div_rn(n2, static_cast<float>(stored)));
   format::QuantiseResult fit;
   float paper;
-  if constexpr (kUniform) {
+  if (format::code_is_level(coder.codebook.bits)) {
+    const int limit = format::level_limit(coder.codebook.bits);
     const float max_y = max_abs(y, stored);
-    fit = quantise_uniform8(y, stored, max_y, codes, scratch);
-    paper = format::div_rn(max_y, 127.0f);
+    fit = quantise_uniform(y, stored, max_y, limit, codes, scratch);
+    paper = format::div_rn(max_y, static_cast<float>(limit));
   } else {
     paper = format::mul_rn(rms, coder.codebook.unit);
     fit = search(coder, paper, y, scratch, codes);
   }
   if (format::fits_kept_part(coder.rule, coder.dim, stored)) fit.qq = kept_square(coder, codes, y, scratch);
   const float s = format::fitted_scale(coder.rule, fit, n2, paper);
-  *scale = format::bf16_from_float(format::mul_rn(format::mul_rn(s, norm_rot), format::exp2_int(exponent)));
-  return replaced;
+  *scale =
+      format::bf16_from_float(format::mul_rn(format::mul_rn(s, in.norm_rot), format::exp2_int(in.exponent)));
+  return in.replaced;
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "format/encode.h"
+#include "format/record.h"
 #include "requests.h"
 #include "softmax_state.h"
 
@@ -85,8 +86,6 @@ struct BlockWeights {
 
 // What is done with one code; empty for raw, whose values are floats as they stand.
 struct CodeKernels {
-  // Exactly format::encode_vector, with the codebook of this code.
-  bool (*encode)(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale);
   // codes [32][stored] -> all words of a tile's side.
   void (*pack)(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words);
   // codes [stored] of one token into words that hold others.
@@ -137,6 +136,11 @@ struct Kernels {
   const CodeKernels& of(const CodedSide& side) const { return codes.entry[side.code_index]; }
 
   // ---- vectors ----
+  // x [dim, zeros up to a multiple of 16]; 64-byte aligned y and scratch. Exactly format::rotate_input and
+  // format::encode_vector.
+  format::RotatedInput (*rotate_input)(const format::VectorCoder& coder, const float* x, float* y,
+                                       float* scratch);
+  bool (*encode)(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale);
   // y [stored] = orthonormal rotation of x [dim]. |x_i| <= 2.
   void (*rotate)(const format::VectorCoder& coder, const float* x, float* y);
   // Exactly format::unrotate: y [stored] (destroyed) -> x [dim].
@@ -166,6 +170,16 @@ struct Kernels {
   void (*add_rows)(const float* p, const float* rows, int dim, int count, float alpha, float* o);
   // y = a * y + b * x, a = 0 never reads y.
   void (*combine)(float* y, float a, const float* x, float b, int count);
+
+  // ---- records of vectors on their own (format/record.h) ----
+  // Exactly format::unpack_codes, for a count that is a multiple of 16.
+  void (*unpack_codes)(const uint8_t* packed, int bits, int count, uint8_t* codes);
+  // values[i] = twice the level of codes[i], for i < count, a multiple of 16; 64-byte aligned.
+  void (*double_levels)(const format::Codebook& book, const uint8_t* codes, int count, int16_t* values);
+  // sums[r] = sum over i < count of q[r * stride + i] * values[i], exact. |q| <= 32767, |values| <= 255; all
+  // 64-byte aligned, count and stride multiples of 32.
+  void (*dot_values)(const int16_t* q, int64_t stride, int rows, const int16_t* values, int count,
+                     int64_t* sums);
 };
 
 // ---- selection ----

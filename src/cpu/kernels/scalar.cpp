@@ -11,14 +11,20 @@ namespace tq {
 namespace cpu {
 namespace {
 
+format::RotatedInput rotate_input(const format::VectorCoder& coder, const float* x, float* y,
+                                  float* scratch) {
+  return format::rotate_input(coder, x, y, scratch);
+}
+
 bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
   return format::encode_vector(coder, x, codes, scale);
 }
 
 void rotate(const format::VectorCoder& coder, const float* x, float* y) {
   if (coder.rotation == format::Rotation::kDense) {
-    float padded[format::kMaxDim] = {};
+    float padded[format::kMaxVectorDim];
     std::copy(x, x + coder.dim, padded);
+    std::fill(padded + coder.dim, padded + coder.stored, 0.0f);
     format::dense_apply(coder.dense, padded, y, coder.stored, false);
     return;
   }
@@ -112,9 +118,7 @@ void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_
 // The functions ask the side for its width: one entry serves all.
 template <int>
 struct ScalarCode {
-  static constexpr CodeKernels kernels() {
-    return {encode, pack, merge_token, prepare_query, score, accumulate};
-  }
+  static constexpr CodeKernels kernels() { return {pack, merge_token, prepare_query, score, accumulate}; }
 };
 
 template <typename Score>
@@ -182,21 +186,25 @@ void combine(float* y, float a, const float* x, float b, int count) {
   for (int i = 0; i < count; i++) y[i] = (a == 0 ? 0.0f : a * y[i]) + b * x[i];
 }
 
+void double_levels(const format::Codebook& book, const uint8_t* codes, int count, int16_t* values) {
+  for (int i = 0; i < count; i++)
+    values[i] = static_cast<int16_t>(2 * format::level_byte(book, codes[i]) + (book.half() ? 1 : 0));
+}
+
+void dot_values(const int16_t* q, int64_t stride, int rows, const int16_t* values, int count, int64_t* sums) {
+  for (int r = 0; r < rows; r++) {
+    int64_t sum = 0;
+    for (int i = 0; i < count; i++) sum += static_cast<int32_t>(q[r * stride + i]) * values[i];
+    sums[r] = sum;
+  }
+}
+
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar",
-                                code_table<ScalarCode>(),
-                                rotate,
-                                unrotate,
-                                to_float,
-                                from_float,
-                                softmax_of<int32_t>,
-                                softmax_of<float>,
-                                weigh,
-                                update,
-                                dot_rows,
-                                add_rows,
-                                combine};
+const Kernels kScalarKernels = {
+    "scalar",   code_table<ScalarCode>(), rotate_input,      encode,    rotate, unrotate, to_float,
+    from_float, softmax_of<int32_t>,      softmax_of<float>, weigh,     update, dot_rows, add_rows,
+    combine,    format::unpack_codes,     double_levels,     dot_values};
 
 }  // namespace cpu
 }  // namespace tq

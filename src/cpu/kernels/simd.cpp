@@ -20,6 +20,7 @@
 #include "cpu/kernels/codes-inl.h"
 #include "cpu/kernels/encode-inl.h"
 #include "cpu/kernels/floats-inl.h"
+#include "cpu/kernels/records-inl.h"
 #include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -37,25 +38,16 @@ constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
 template <int kBits>
 struct SimdCode {
   static constexpr CodeKernels kernels() {
-    return {encode<kBits == 8>,  Packing<kBits>::tile, Packing<kBits>::token,
-            prepare_query_pairs, score_bits<kBits>,    accumulate_bits<kBits>};
+    return {Packing<kBits>::tile, Packing<kBits>::token, prepare_query_pairs, score_bits<kBits>,
+            accumulate_bits<kBits>};
   }
 };
 
 extern const Kernels kKernels;
-const Kernels kKernels = {kName,
-                          code_table<SimdCode>(),
-                          rotate,
-                          unrotate,
-                          to_float,
-                          from_float,
-                          softmax_of<int32_t>,
-                          softmax_of<float>,
-                          weigh,
-                          update,
-                          dot_rows,
-                          add_rows,
-                          combine};
+const Kernels kKernels = {
+    kName,      code_table<SimdCode>(), load_and_rotate,   encode,    rotate, unrotate, to_float,
+    from_float, softmax_of<int32_t>,    softmax_of<float>, weigh,     update, dot_rows, add_rows,
+    combine,    unpack_codes,           double_levels,     dot_values};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

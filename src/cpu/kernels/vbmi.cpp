@@ -305,7 +305,7 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
 template <int kBits>
 struct VbmiCode {
   static constexpr CodeKernels kernels() {
-    return {nullptr, nullptr, nullptr, prepare_query_digits, score_bits<kBits>, accumulate_bits<kBits>};
+    return {nullptr, nullptr, prepare_query_digits, score_bits<kBits>, accumulate_bits<kBits>};
   }
 };
 

@@ -135,7 +135,7 @@ HWY_INLINE void dense_forward(const float* matrix, const float* HWY_RESTRICT x, 
                               int stored) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  alignas(64) float products[format::kMaxDim];
+  alignas(64) float products[format::kMaxVectorDim];
   for (int r = 0; r < stored; r++) {
     for (int c = 0; c < stored; c += lanes)
       hn::Store(hn::Mul(hn::LoadU(d, matrix + r * stored + c), hn::Load(d, x + c)), d, products + c);
@@ -151,8 +151,9 @@ HWY_INLINE void multiply(float* x, int stored, float factor) {
 }
 
 void rotate(const format::VectorCoder& coder, const float* x, float* y) {
-  alignas(64) float work[format::kMaxDim] = {};
+  alignas(64) float work[format::kMaxVectorDim];
   memcpy(work, x, coder.dim * sizeof(float));
+  memset(work + coder.dim, 0, (coder.stored - coder.dim) * sizeof(float));
   if (coder.rotation == format::Rotation::kDense) return dense_forward(coder.dense, work, y, coder.stored);
   hadamard_forward(work, coder.stored, coder.signs);
   multiply(work, coder.stored, format::hadamard_norm(format::log2_block(coder.stored)));
@@ -161,7 +162,7 @@ void rotate(const format::VectorCoder& coder, const float* x, float* y) {
 
 void unrotate(const format::VectorCoder& coder, float* y, float* x) {
   if (coder.rotation == format::Rotation::kDense) return format::unrotate(coder, y, x);
-  alignas(64) float work[format::kMaxDim];
+  alignas(64) float work[format::kMaxVectorDim];
   const int stored = coder.stored;
   memcpy(work, y, stored * sizeof(float));
   hadamard_inverse(work, stored);

@@ -57,6 +57,9 @@ constants! {
     TQ_STRUCT_PAGES: i32 = 13;
     TQ_STRUCT_PAGE_LAYOUT: i32 = 14;
     TQ_STRUCT_PAGED_STEP: i32 = 15;
+    TQ_STRUCT_LEVELS: i32 = 16;
+    TQ_STRUCT_QUANTIZER_CONFIG: i32 = 17;
+    TQ_STRUCT_QUANTIZER_INFO: i32 = 18;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -76,6 +79,12 @@ constants! {
     TQ_SCALE_PAPER: i32 = 4;
     /// Lloyd-Max levels for each coordinate (TurboQuant_mse)
     TQ_CODE_SCALAR: i32 = 1;
+    /// these at one bit less, and signs of a sketch of the residual (TurboQuant_prod)
+    TQ_CODE_PROD: i32 = 2;
+    /// min/max of groups of neighbours, no rotation
+    TQ_CODE_GROUPED: i32 = 3;
+    /// levels and boundaries of the caller's. 2 .. 4: of quantizers alone, section 10
+    TQ_CODE_LEVELS: i32 = 4;
     /// leave freed pages and exact copies as they are, do not zero them
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
     /// encoder: one quantisation step, not the best of several
@@ -92,6 +101,14 @@ constants! {
     TQ_PAGES_BLOCKS_FIRST: i32 = 1;
     /// \[heads\]\[blocks\]\[bytes\]
     TQ_PAGES_HEADS_FIRST: i32 = 2;
+    /// a second rotation: a third of the variance; the default
+    TQ_SKETCH_ORTHOGONAL: i32 = 1;
+    /// as published: a matrix, dim up to 4096
+    TQ_SKETCH_GAUSSIAN: i32 = 2;
+    /// inner products right on average; the default
+    TQ_SKETCH_UNBIASED: i32 = 1;
+    /// least mean squared error of the decoded vector
+    TQ_SKETCH_LEAST_ERROR: i32 = 2;
 }
 
 numbers! {
@@ -104,6 +121,8 @@ numbers! {
     /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
     tq_page_order = i32;
+    tq_sketch = i32;
+    tq_sketch_rule = i32;
 }
 
 handles! {
@@ -164,6 +183,46 @@ handles! {
     /// Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits.
     /// CUDA: none of this yet, tq_codec_create returns NOT_SUPPORTED.
     tq_codec;
+    /// A quantizer turns vectors of 1 to 8192 numbers into records of code_bytes bytes each (FORMAT.md
+    /// section 8), dense in memory, one after the other, readable one by one:
+    ///
+    /// - tq_quantizer_config config = {sizeof config}; tq_quantizer \*quantizer; config.dim = 1536,
+    ///   config.family = TQ_CODE_SCALAR, config.bits = 4; tq_quantizer_create(&config, &quantizer);
+    ///   tq_quantizer_encode(quantizer, x, 100000, codes, NULL, NULL); // x \[100000\]\[1536\]
+    ///   tq_quantizer_search(quantizer, q, 8, codes, 100000, NULL, 10, scores, ids, NULL);
+    ///   tq_quantizer_destroy(quantizer);
+    ///
+    /// Families SCALAR, 1 .. 8 bits: 1 .. 6 by Lloyd-Max levels, 7 and 8 by a uniform grid. PROD, 2 .. 4
+    /// bits in
+    ///
+    /// - all: estimates of inner products are unbiased over seeds, with more variance than SCALAR at equal
+    ///   bits.
+    /// - GROUPED, 2, 3, 4, 8 bits. LEVELS, 1 .. 8 bits. With outlier_channels (SCALAR): these at bits + 1,
+    ///   each
+    /// - part with a rotation and a scale of its own.
+    ///
+    /// Padding A rotation has m \* 2^k coordinates, m = 1 3 5 7 9, k \>= 4: dim is padded with zeros to the
+    /// next
+    ///
+    /// - such number (at most a fifth more from 16 on), which are coded too. tq_quantizer_get_info says by
+    ///   how
+    /// - much. GROUPED has none.
+    ///
+    /// Bits Records are the same on every machine and for any number of threads, and so are inner products:
+    ///
+    /// - queries are rounded to 16 bits relative to their largest rotated coordinate (error of a product:
+    ///   at most
+    /// - 2^-16 of it times the sum of the levels' sizes), products with codes are summed as integers.
+    ///   LEVELS (and
+    /// - PROD with levels): in double.
+    ///
+    /// Input x and queries: io_dtype, on the quantizer's device. In x NaN is taken as 0, sizes above 2^64
+    /// as
+    ///
+    /// - 2^64; noticed says so. A query that is not finite: NaN.
+    ///
+    /// Threads Calls on one quantizer may run at once; destroy alone. CPU only: CUDA is NOT_SUPPORTED.
+    tq_quantizer;
 }
 
 structs! {
@@ -532,6 +591,72 @@ structs! {
             count: usize,
         ) -> i32>,
     }
+    /// Levels of the caller's: a coordinate of the rotated vector, divided by unit \* |x|, gets as code the
+    /// number of boundaries that it reaches.
+    TQ_STRUCT_LEVELS tq_levels {
+        struct_size: u32,
+        /// 1 .. 8
+        bits: i32,
+        /// 0 = 1: levels for vectors of length 1
+        unit: f32,
+        reserved: u32,
+        /// \[2^bits\], finite; copied
+        levels: *const f32,
+        /// \[2^bits - 1\], finite, not falling; copied
+        boundaries: *const f32,
+    }
+    TQ_STRUCT_QUANTIZER_CONFIG tq_quantizer_config {
+        struct_size: u32,
+        /// 0 = CPU
+        device_type: i32,
+        /// required: 1 .. 8192
+        dim: i32,
+        /// of x and queries; 0 = TQ_F32
+        io_dtype: i32,
+        /// TQ_CODE_\*; 0 = TQ_CODE_SCALAR
+        family: i32,
+        /// of a coordinate, required; PROD: its sign included
+        bits: i32,
+        /// 0 = TQ_ROTATION_HADAMARD; DENSE: dim up to 1536; GROUPED: 0
+        rotation: i32,
+        /// TQ_SCALE_\*; 0 = LS, with levels PAPER; GROUPED: 0
+        scale_rule: i32,
+        /// GROUPED: 16, 32 or 64; else 0
+        group_size: i32,
+        /// PROD: TQ_SKETCH_\*, 0 = ORTHOGONAL; else 0
+        sketch: i32,
+        /// PROD: TQ_SKETCH_\*, 0 = UNBIASED; else 0
+        sketch_rule: i32,
+        /// PROD: 0 = by sketch_rule; what the estimate of the residual is multiplied by
+        sketch_factor: f32,
+        /// SCALAR: 0 or, below dim, the number of outlier_channels; the paper has 32
+        num_outliers: i32,
+        /// 0 = num_units of the device
+        num_threads: i32,
+        /// \[num_outliers\], rising; copied
+        outlier_channels: *const i32,
+        /// any value
+        seed: u64,
+        /// SCALAR without outliers: NULL = built in for dim, else for N(0,1)
+        codebook: *const tq_codebook,
+        /// LEVELS: required, of `bits`. PROD: NULL, or of bits - 1
+        levels: *const tq_levels,
+        /// TQ_FLAG_NO_SCALE_SEARCH
+        flags: u64,
+        allocator: *const tq_allocator,
+    }
+    TQ_STRUCT_QUANTIZER_INFO tq_quantizer_info {
+        struct_size: u32,
+        /// coordinates of a rotated vector: dim and the padding; GROUPED: dim
+        rotated_dim: i32,
+        /// of a record, scales included
+        code_bytes: i64,
+        /// equal: records mean the same
+        fingerprint: u64,
+        /// in use; 0 without a sketch
+        sketch_factor: f32,
+        reserved: u32,
+    }
 }
 
 functions! {
@@ -855,4 +980,50 @@ functions! {
     /// max_sequences, max_sequence_tokens or the pools. IO; CAPTURE. Waits for stream; memory as save.
     fn tq_sequence_load(cache: *mut tq_cache, io: *const tq_io, stream: *mut c_void,
         sequence: *mut tq_sequence) -> tq_status;
+    /// INVALID_ARGUMENT, NOT_SUPPORTED: every reason in tq_last_error.
+    fn tq_quantizer_create(config: *const tq_quantizer_config,
+        quantizer: *mut *mut tq_quantizer) -> tq_status;
+    /// NULL is accepted. INVALID_STATE while a call on it runs.
+    fn tq_quantizer_destroy(quantizer: *mut tq_quantizer) -> tq_status;
+    /// info-\>struct_size must be set.
+    fn tq_quantizer_get_info(quantizer: *const tq_quantizer, info: *mut tq_quantizer_info) -> tq_status;
+    /// x \[count\]\[dim\] -\> codes \[count\]\[code_bytes\]. noticed: TQ_NOTICED_\* of x, or NULL. stream
+    /// here and below: NULL on the CPU.
+    fn tq_quantizer_encode(quantizer: *const tq_quantizer, x: *const c_void, count: i64, codes: *mut c_void,
+        noticed: *mut u64, stream: *mut c_void) -> tq_status;
+    /// codes \[count\]\[code_bytes\] -\> x \[count\]\[dim\].
+    fn tq_quantizer_decode(quantizer: *const tq_quantizer, codes: *const c_void, count: i64, x: *mut c_void,
+        stream: *mut c_void) -> tq_status;
+    /// out \[num_queries\]\[count\] = queries \[num_queries\]\[dim\] . what codes \[count\]\[code_bytes\]
+    /// decode to.
+    fn tq_quantizer_inner_products(quantizer: *const tq_quantizer, queries: *const c_void, num_queries: i64,
+        codes: *const c_void, count: i64, out: *mut f32, stream: *mut c_void) -> tq_status;
+    /// The k best records of each query, best first, the lower index first of equals.
+    ///
+    /// - bias \[count\] or NULL: added to the inner products. -|x|^2 / 2 ranks by distance.
+    /// - scores \[num_queries\]\[k\]; ids \[num_queries\]\[k\]: indices of records. Where count \< k or the
+    ///   query is not finite: -infinity and -1
+    ///
+    /// k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN.
+    fn tq_quantizer_search(quantizer: *const tq_quantizer, queries: *const c_void, num_queries: i64,
+        codes: *const c_void, count: i64, bias: *const f32, k: i64, scores: *mut f32, ids: *mut i64,
+        stream: *mut c_void) -> tq_status;
+    /// The rotation alone: x \[count\]\[dim\] -\> y \[count\]\[rotated_dim\], of the same length, in
+    /// float32 arithmetic; with outliers first their rotated part, then the others'.
+    fn tq_quantizer_rotate(quantizer: *const tq_quantizer, x: *const c_void, count: i64, y: *mut f32,
+        stream: *mut c_void) -> tq_status;
+    /// The inverse: y \[count\]\[rotated_dim\] -\> x \[count\]\[dim\].
+    fn tq_quantizer_unrotate(quantizer: *const tq_quantizer, y: *const f32, count: i64, x: *mut c_void,
+        stream: *mut c_void) -> tq_status;
+    /// The sketch_factor of the least squared error over x \[count\]\[dim\]: sum \<r, v\> / sum \<v, v\>, r
+    /// the residuals, v their estimates at factor 1. INVALID_ARGUMENT: not PROD, or no residuals.
+    fn tq_calibrate_sketch_factor(quantizer: *const tq_quantizer, x: *const c_void, count: i64,
+        factor: *mut f32, stream: *mut c_void) -> tq_status;
+    /// Lloyd-Max levels of the rotated coordinates of x \[count\]\[dim\], each vector divided by its
+    /// length: levels \[2^bits\] and boundaries \[2^bits - 1\], half way between them, as tq_levels takes
+    /// them (unit 1); bits 1 .. 8. They begin as those of a normal distribution; at most 1000 rounds.
+    /// error: mean squared error over x, relative to |x|^2, or NULL. INVALID_ARGUMENT: no vector that is
+    /// not zero; GROUPED or outliers.
+    fn tq_calibrate_levels(quantizer: *const tq_quantizer, x: *const c_void, count: i64, bits: i32,
+        levels: *mut f32, boundaries: *mut f32, error: *mut f64, stream: *mut c_void) -> tq_status;
 }

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizer: vectors on their own as records of 1-8 bits a coordinate, inner products with them, search.
+
+    q = tqkv.Quantizer(dim=1536, bits=4)
+    codes = q.encode(x)                                 # x [n][1536] float32 -> uint8 [n][q.code_bytes]
+    scores, ids = q.search(queries, codes, k=10)        # largest inner products, best first
+    y = q.rotate(x)                                     # the rotation alone
+
+Arrays and errors are those of Cache; results are new arrays like the input unless one to write into is given.
+Section 10 of tqkv.h is the manual. CPU only. Calls of several threads run side by side.
+"""
+import ctypes
+import dataclasses
+import json
+import weakref
+from typing import Any, Optional, Sequence, Tuple, Union
+
+from . import _abi, _ffi
+from ._ffi import CPU, DTYPES, Noticed, check
+from ._handles import Handles, Unique
+from .buffers import BYTES, FLOAT32, Memory, as_buffer, dense, empty_like
+from .config import _ROTATIONS, _SCALES, Codebook, choice, integer, real
+from .errors import InvalidArgument
+
+__all__ = ["Levels", "Quantizer"]
+
+_FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4}
+_SKETCHES = {"orthogonal": 1, "gaussian": 2}
+_SKETCH_RULES = {"unbiased": 1, "least_error": 2}
+_DEVICE = (CPU, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """Levels of your own: 2^bits levels, and 2^bits - 1 boundaries that do not fall. A coordinate of the
+    rotated vector, divided by unit * |x|, gets as code the number of boundaries that it reaches; unit 1 is
+    for levels of vectors of length 1, 1 / sqrt(rotated_dim) for coordinates of unit variance.
+
+    sketch_factor   of the quantizer that uses them, where the file has one (0 = none)
+    """
+
+    levels: Tuple[float, ...]
+    boundaries: Tuple[float, ...]
+    unit: float = 1.0
+    sketch_factor: float = 0.0
+
+    @property
+    def bits(self) -> int:
+        return (len(self.levels) - 1).bit_length()
+
+    def save(self, path: Any) -> None:
+        """As JSON: {"levels": [..], "boundaries": [..], "unit": .., "sketch_factor": ..}."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(self), file)
+
+    @classmethod
+    def load(cls, path: Any) -> "Levels":
+        """What save wrote. "centroids" is taken for "levels", and boundaries may have the two ends of the
+        range as well, as other tools write them."""
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        levels = tuple(found["levels"] if "levels" in found else found["centroids"])
+        boundaries = tuple(found["boundaries"])
+        if len(boundaries) == len(levels) + 1:
+            boundaries = boundaries[1:-1]
+        return cls(levels, boundaries, found.get("unit", 1.0), found.get("sketch_factor", 0.0))
+
+    def _to_c(self):
+        if len(self.levels) != 1 << self.bits or len(self.boundaries) != len(self.levels) - 1:
+            raise InvalidArgument(f"levels: {len(self.levels)} levels and {len(self.boundaries)} boundaries; "
+                                  "there must be 2^bits and one less")
+        arrays = [(ctypes.c_float * len(values))(*(real(f"levels.{name}[{i}]", v)
+                                                   for i, v in enumerate(values)))
+                  for name, values in (("levels", self.levels), ("boundaries", self.boundaries))]
+        c = _abi.Levels(bits=self.bits, unit=real("levels.unit", self.unit))
+        c.levels, c.boundaries = (ctypes.cast(array, type(c.levels)) for array in arrays)
+        return c, arrays
+
+
+class Quantizer(Unique):
+    """Turns vectors [n][dim] into records uint8 [n][code_bytes], and back.
+
+    dim          1 .. 8192
+    bits         of a coordinate: "scalar" 1 .. 8, "prod" 2 .. 4 (its sign included), "grouped" 2, 3, 4, 8,
+                 "levels" 1 .. 8
+    family       "scalar" (TurboQuant_mse), "prod" (TurboQuant_prod), "grouped" (min/max of neighbours),
+                 "levels" (your own)
+    io_dtype     of vectors and queries: "float32", "float16", "bfloat16"
+    rotation     "hadamard", or "dense" (dim up to 1536)
+    scale_rule   "ls" (the default), "unbiased", "norm", "paper" (the default with levels)
+    scale_search False: one quantisation step, as published, instead of the best of several
+    group_size   of "grouped": 16, 32 or 64
+    sketch       of "prod": "orthogonal" or "gaussian"; sketch_rule "unbiased" or "least_error"; sketch_factor
+                 overrides the rule
+    outliers     channels, rising, that get bits + 1 ("scalar" alone)
+    codebook     Codebook, levels: Levels, of your own
+    seed         of the rotation; num_threads 0: all
+
+    Raises InvalidArgument or NotSupported with every reason.
+    """
+
+    def __init__(self, dim: int, bits: int, *, family: Union[str, int] = "scalar",
+                 io_dtype: Union[str, int] = "float32", rotation: Union[str, int] = 0,
+                 scale_rule: Union[str, int] = 0, scale_search: bool = True, group_size: int = 0,
+                 sketch: Union[str, int] = 0, sketch_rule: Union[str, int] = 0, sketch_factor: float = 0.0,
+                 outliers: Sequence[int] = (), codebook: Optional[Codebook] = None,
+                 levels: Optional[Levels] = None, seed: int = 0, num_threads: int = 0):
+        library = _ffi.load_library()
+        c = _abi.QuantizerConfig(
+            dim=integer("dim", dim, ctypes.c_int32), bits=integer("bits", bits, ctypes.c_int32),
+            family=choice("family", family, _FAMILIES), io_dtype=choice("io_dtype", io_dtype, DTYPES),
+            rotation=choice("rotation", rotation, _ROTATIONS),
+            scale_rule=choice("scale_rule", scale_rule, _SCALES),
+            group_size=integer("group_size", group_size, ctypes.c_int32),
+            sketch=choice("sketch", sketch, _SKETCHES),
+            sketch_rule=choice("sketch_rule", sketch_rule, _SKETCH_RULES),
+            sketch_factor=real("sketch_factor", sketch_factor), num_outliers=len(outliers),
+            num_threads=integer("num_threads", num_threads, ctypes.c_int32),
+            seed=integer("seed", seed, ctypes.c_uint64),
+            flags=0 if scale_search else _abi.CONSTANTS["TQ_FLAG_NO_SCALE_SEARCH"])
+        keep = []  # lives until the library has copied it
+        if len(outliers):
+            keep.append((ctypes.c_int32 * len(outliers))(*(integer(f"outliers[{i}]", o, ctypes.c_int32)
+                                                           for i, o in enumerate(outliers))))
+            c.outlier_channels = ctypes.cast(keep[-1], type(c.outlier_channels))
+        if codebook is not None:
+            keep.append(codebook._to_c("codebook"))
+            c.codebook = ctypes.pointer(keep[-1])
+        if levels is not None:
+            keep.extend(levels._to_c())
+            c.levels = ctypes.pointer(keep[-2])
+            if c.family == _FAMILIES["prod"] and not sketch_factor:
+                c.sketch_factor = real("levels.sketch_factor", levels.sketch_factor)
+        handle, info = _abi.QuantizerHandle(), _abi.QuantizerInfo()
+        check(library, library.tq_quantizer_create(c, handle))
+        self._handles = Handles(library, handle, None, "quantizer")
+        self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
+        check(library, library.tq_quantizer_get_info(handle, info))
+        self._info, self._dim, self._io_dtype, self._bits = info, c.dim, c.io_dtype, c.bits
+
+    def close(self) -> None:
+        """Destroys the quantizer now; waits for calls in other threads. Idempotent; every other call then
+        raises InvalidState."""
+        with self._handles.exclusive(closing=True):
+            self._handles.destroy()
+        self._finalizer.detach()
+
+    def __enter__(self) -> "Quantizer":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    dim = property(lambda self: self._dim, doc="Coordinates of a vector.")
+    bits = property(lambda self: self._bits, doc="Bits of a coordinate.")
+    code_bytes = property(lambda self: self._info.code_bytes, doc="Bytes of a record, scales included.")
+    rotated_dim = property(lambda self: self._info.rotated_dim,
+                           doc="Coordinates of a rotated vector: dim and its padding.")
+    fingerprint = property(lambda self: self._info.fingerprint,
+                           doc="Equal: records mean the same.")
+    sketch_factor = property(lambda self: self._info.sketch_factor, doc="In use; 0 without a sketch.")
+
+    # ---- records
+
+    def encode(self, x: Any, *, codes: Any = None, noticed: bool = False) -> Any:
+        """x [n][dim] or [dim] -> codes uint8 [n][code_bytes] or [code_bytes]. With noticed: (codes, Noticed:
+        whether x had NaN or infinity, or numbers beyond float16 in "grouped")."""
+        x, rows, one = self._vectors("x", x)
+        codes, buffer = self._out("codes", codes, x, _shape(rows, self.code_bytes, one), "uint8", BYTES)
+        flags = ctypes.c_uint64()
+        self._call("encode", x.pointer, rows, buffer.pointer, flags)
+        return (codes, Noticed(flags.value)) if noticed else codes
+
+    def decode(self, codes: Any, *, x: Any = None) -> Any:
+        """codes [n][code_bytes] -> x [n][dim] of io_dtype."""
+        codes, rows, one = self._records(codes)
+        x, buffer = self._out("x", x, codes, _shape(rows, self.dim, one), self._io_dtype)
+        self._call("decode", codes.pointer, rows, buffer.pointer)
+        return x
+
+    def inner_products(self, queries: Any, codes: Any, *, out: Any = None) -> Any:
+        """queries [m][dim], codes [n][code_bytes] -> float32 [m][n], products with what codes decode to."""
+        queries, num_queries, _ = self._vectors("queries", queries)
+        codes, rows, _ = self._records(codes)
+        out, buffer = self._out("out", out, queries, (num_queries, rows), 1, FLOAT32)
+        self._call("inner_products", queries.pointer, num_queries, codes.pointer, rows, buffer.pointer)
+        return out
+
+    def search(self, queries: Any, codes: Any, k: int, *, bias: Any = None) -> Tuple[Any, Any]:
+        """The k largest inner products of each query: (scores float32 [m][k], ids int64 [m][k]), best first;
+        places without a record -infinity and -1. bias float32 [n] is added to the products: -|x|^2 / 2 ranks
+        by distance."""
+        queries, num_queries, _ = self._vectors("queries", queries)
+        codes, rows, _ = self._records(codes)
+        k = integer("k", k, ctypes.c_int64)
+        if bias is not None:
+            bias = as_buffer(bias, name="bias", takes=FLOAT32)
+            dense(bias, "bias", (rows, ), "[n]", dtype=1, device=_DEVICE)
+        scores, s = empty_like(queries, (num_queries, max(k, 0)), 1, "scores")
+        ids, i = empty_like(queries, (num_queries, max(k, 0)), "int64", "ids")
+        self._call("search", queries.pointer, num_queries, codes.pointer, rows,
+                   None if bias is None else bias.pointer, k, s.pointer,
+                   ctypes.cast(ctypes.c_void_p(i.pointer), ctypes.POINTER(ctypes.c_int64)))
+        return scores, ids
+
+    # ---- the rotation alone, calibration
+
+    def rotate(self, x: Any, *, y: Any = None) -> Any:
+        """x [n][dim] -> y float32 [n][rotated_dim], of the same lengths."""
+        x, rows, one = self._vectors("x", x)
+        y, buffer = self._out("y", y, x, _shape(rows, self.rotated_dim, one), 1, FLOAT32)
+        self._call("rotate", x.pointer, rows, buffer.pointer)
+        return y
+
+    def unrotate(self, y: Any, *, x: Any = None) -> Any:
+        """The inverse: y [n][rotated_dim] -> x [n][dim] of io_dtype."""
+        y = as_buffer(y, name="y", takes=FLOAT32)
+        rows, one = self._rows("y", y, self.rotated_dim)
+        x, buffer = self._out("x", x, y, _shape(rows, self.dim, one), self._io_dtype)
+        self._call("unrotate", y.pointer, rows, buffer.pointer)
+        return x
+
+    def calibrate_sketch_factor(self, x: Any) -> float:
+        """The sketch_factor of the least squared error over x [n][dim]."""
+        x, rows, _ = self._vectors("x", x)
+        factor = ctypes.c_float()
+        self._call("sketch_factor", x.pointer, rows, ctypes.addressof(factor), prefix="tq_calibrate_")
+        return factor.value
+
+    def calibrate_levels(self, x: Any, bits: int) -> Tuple[Levels, float]:
+        """Lloyd-Max levels of the rotated coordinates of x [n][dim], and their mean squared error relative to
+        |x|^2."""
+        x, rows, _ = self._vectors("x", x)
+        bits = integer("bits", bits, ctypes.c_int32)
+        count = 1 << bits if 1 <= bits <= 8 else 256
+        levels, boundaries = (ctypes.c_float * count)(), (ctypes.c_float * count)()
+        error = ctypes.c_double()
+        self._call("levels", x.pointer, rows, bits, ctypes.addressof(levels), ctypes.addressof(boundaries),
+                   error, prefix="tq_calibrate_")
+        return Levels(tuple(levels), tuple(boundaries)[:-1]), error.value
+
+    # ---- arguments
+
+    def _call(self, name, *arguments, prefix="tq_quantizer_"):
+        with self._handles.shared(_nothing) as quantizer:
+            library = self._handles.library
+            check(library, getattr(library, prefix + name)(quantizer, *arguments, None))
+
+    def _rows(self, name, buffer, width):
+        one = len(buffer.shape) == 1
+        rows = 1 if one else buffer.shape[0]
+        dense(buffer, name, (width, ) if one else (rows, width), f"[n][{width}]", dtype=None, device=_DEVICE)
+        return rows, one
+
+    def _vectors(self, name, array):
+        buffer = as_buffer(array, name=name)
+        if DTYPES[buffer.dtype] != self._io_dtype:
+            raise InvalidArgument(f"{name}: has {buffer.dtype} elements, expected "
+                                  f"{_ffi.DTYPE_NAMES[self._io_dtype]} (io_dtype)")
+        return (buffer, *self._rows(name, buffer, self.dim))
+
+    def _records(self, array):
+        buffer = as_buffer(array, name="codes", takes=BYTES)
+        return (buffer, *self._rows("codes", buffer, self.code_bytes))
+
+    @staticmethod
+    def _out(name, array, like, shape, dtype, takes=None):
+        """The caller's array, checked, or a new one."""
+        if array is None:
+            return empty_like(like, shape, dtype, name)
+        buffer = as_buffer(array, name=name, **({} if takes is None else {"takes": takes}))
+        dense(buffer, name, shape, str(list(shape)), dtype=dtype if takes is None else None, device=_DEVICE,
+              writable=True)
+        return array, buffer
+
+
+def _shape(rows, width, one):
+    return (width, ) if one else (rows, width)
+
+
+_nothing = Memory(0, 0, None, None, True, None)
