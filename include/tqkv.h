@@ -931,8 +931,8 @@ TQ_API tq_status tq_calibrate_sketch_factor(const tq_quantizer *quantizer, const
                                             float *factor, void *stream);
 /* Lloyd-Max levels of the rotated coordinates of x [count][dim], each vector divided by its length: levels
  * [2^bits] and boundaries [2^bits - 1], half way between them, as tq_levels takes them (unit 1); bits 1 .. 8.
- * They begin as those of a normal distribution; at most 1000 rounds. error: mean squared error over x,
- * relative to |x|^2, or NULL. INVALID_ARGUMENT: no vector that is not zero; GROUPED or outliers. */
+ * They begin as those of a normal distribution; at most 1000 rounds. error: mean squared error of the rotated
+ * vectors, relative to |x|^2, or NULL. INVALID_ARGUMENT: no vector that is not zero; GROUPED or outliers. */
 TQ_API tq_status tq_calibrate_levels(const tq_quantizer *quantizer, const void *x, int64_t count,
                                      int32_t bits, float *levels, float *boundaries, double *error,
                                      void *stream);

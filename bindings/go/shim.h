@@ -50,3 +50,28 @@ tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t seque
                              uintptr_t stream, char* text);
 tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, uintptr_t stream,
                              int64_t* sequence, char* text);
+
+// Vectors on their own: host memory alone. The pointers of *config and *levels are 0; levels NULL: none.
+tq_status tqkv_quantizer_create(const tqkv_api* api, const tq_quantizer_config* config,
+                                const int32_t* outlier_channels, const tq_codebook* codebook,
+                                const tq_levels* levels, const float* values, const float* boundaries,
+                                tq_quantizer** quantizer, char* text);
+tq_status tqkv_quantizer_encode(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* x,
+                                int64_t count, uint8_t* codes, uint64_t* noticed, char* text);
+tq_status tqkv_quantizer_decode(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* codes,
+                                int64_t count, uint8_t* x, char* text);
+tq_status tqkv_quantizer_inner_products(const tqkv_api* api, const tq_quantizer* quantizer,
+                                        const uint8_t* queries, int64_t num_queries, const uint8_t* codes,
+                                        int64_t count, float* out, char* text);
+tq_status tqkv_quantizer_search(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* queries,
+                                int64_t num_queries, const uint8_t* codes, int64_t count, const float* bias,
+                                int64_t k, float* scores, int64_t* ids, char* text);
+tq_status tqkv_quantizer_rotate(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* x,
+                                int64_t count, float* y, char* text);
+tq_status tqkv_quantizer_unrotate(const tqkv_api* api, const tq_quantizer* quantizer, const float* y,
+                                  int64_t count, uint8_t* x, char* text);
+tq_status tqkv_calibrate_sketch_factor(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* x,
+                                       int64_t count, float* factor, char* text);
+tq_status tqkv_calibrate_levels(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* x,
+                                int64_t count, int32_t bits, float* levels, float* boundaries, double* error,
+                                char* text);

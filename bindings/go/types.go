@@ -52,11 +52,16 @@ const (
 	ScalePaper    ScaleRule = C.TQ_SCALE_PAPER    // length times the published codebook
 )
 
-// CodeFamily is the family of codes.
+// CodeFamily is the family of codes. Caches have scalar ones alone.
 type CodeFamily int32
 
 // Code families; 0 is scalar.
-const CodeScalar CodeFamily = C.TQ_CODE_SCALAR // Lloyd-Max levels for each coordinate
+const (
+	CodeScalar  CodeFamily = C.TQ_CODE_SCALAR  // Lloyd-Max levels for each coordinate
+	CodeProd    CodeFamily = C.TQ_CODE_PROD    // at one bit less, and signs of a sketch of the residual
+	CodeGrouped CodeFamily = C.TQ_CODE_GROUPED // min/max of groups of neighbours, without a rotation
+	CodeLevels  CodeFamily = C.TQ_CODE_LEVELS  // levels and boundaries of the caller's
+)
 
 // Flags of a configuration.
 const (

@@ -228,8 +228,8 @@ class Quantizer(Unique):
         return factor.value
 
     def calibrate_levels(self, x: Any, bits: int) -> Tuple[Levels, float]:
-        """Lloyd-Max levels of the rotated coordinates of x [n][dim], and their mean squared error relative to
-        |x|^2."""
+        """Lloyd-Max levels of the rotated coordinates of x [n][dim], and the mean squared error of the
+        rotated vectors relative to |x|^2."""
         x, rows, _ = self._vectors("x", x)
         bits = integer("bits", bits, ctypes.c_int32)
         count = 1 << bits if 1 <= bits <= 8 else 256

@@ -1022,8 +1022,8 @@ functions! {
     /// Lloyd-Max levels of the rotated coordinates of x \[count\]\[dim\], each vector divided by its
     /// length: levels \[2^bits\] and boundaries \[2^bits - 1\], half way between them, as tq_levels takes
     /// them (unit 1); bits 1 .. 8. They begin as those of a normal distribution; at most 1000 rounds.
-    /// error: mean squared error over x, relative to |x|^2, or NULL. INVALID_ARGUMENT: no vector that is
-    /// not zero; GROUPED or outliers.
+    /// error: mean squared error of the rotated vectors, relative to |x|^2, or NULL. INVALID_ARGUMENT: no
+    /// vector that is not zero; GROUPED or outliers.
     fn tq_calibrate_levels(quantizer: *const tq_quantizer, x: *const c_void, count: i64, bits: i32,
         levels: *mut f32, boundaries: *mut f32, error: *mut f64, stream: *mut c_void) -> tq_status;
 }

@@ -29,7 +29,7 @@ pub struct Codebook {
 }
 
 impl Codebook {
-    fn to_raw(&self, name: &str) -> Result<sys::tq_codebook> {
+    pub(crate) fn to_raw(&self, name: &str) -> Result<sys::tq_codebook> {
         let mut raw = sys::tq_codebook { bits: self.bits, unit: self.unit, ..Default::default() };
         let levels = if (2..=6).contains(&self.bits) {
             1usize << (self.bits - 1)

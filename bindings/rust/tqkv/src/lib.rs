@@ -56,6 +56,7 @@ mod config;
 mod error;
 mod layer;
 mod library;
+mod quantizer;
 mod sequence;
 mod state;
 mod state_file;
@@ -72,8 +73,10 @@ pub use config::{
 pub use error::{Error, Result, Status};
 pub use layer::{LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
+pub use quantizer::{Levels, Quantizer, QuantizerConfig};
 pub use state::{Part, State, StateBytes};
 pub use tqkv_sys as sys;
 pub use types::{
-    CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Stream,
+    CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Sketch,
+    SketchRule, Stream,
 };

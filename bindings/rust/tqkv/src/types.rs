@@ -65,10 +65,36 @@ open_enum! {
 }
 
 open_enum! {
-    /// The family of codes.
+    /// The family of codes. Caches have scalar ones alone.
     CodeFamily {
         /// Lloyd-Max levels for each coordinate; the default.
         SCALAR = sys::TQ_CODE_SCALAR,
+        /// These at one bit less, and signs of a sketch of the residual.
+        PROD = sys::TQ_CODE_PROD,
+        /// Min/max of groups of neighbours, without a rotation.
+        GROUPED = sys::TQ_CODE_GROUPED,
+        /// Levels and boundaries of the caller's.
+        LEVELS = sys::TQ_CODE_LEVELS,
+    }
+}
+
+open_enum! {
+    /// How a residual is sketched ([`CodeFamily::PROD`]).
+    Sketch {
+        /// A second rotation: a third of the variance; the default.
+        ORTHOGONAL = sys::TQ_SKETCH_ORTHOGONAL,
+        /// A Gaussian matrix, as published.
+        GAUSSIAN = sys::TQ_SKETCH_GAUSSIAN,
+    }
+}
+
+open_enum! {
+    /// What a sketch's estimate of the residual is multiplied by.
+    SketchRule {
+        /// Inner products are right on average; the default.
+        UNBIASED = sys::TQ_SKETCH_UNBIASED,
+        /// Least mean squared error of the decoded vector.
+        LEAST_ERROR = sys::TQ_SKETCH_LEAST_ERROR,
     }
 }
 

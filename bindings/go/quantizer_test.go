@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tqkv
+
+import (
+	"math"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const (
+	vectorDim   = 100
+	vectorCount = 200
+)
+
+func floats(count int, state uint64) F32 {
+	x := make(F32, count)
+	for i := range x {
+		state = state*6364136223846793005 + 1442695040888963407
+		x[i] = float32(state>>40)/8388608 - 1
+	}
+	return x
+}
+
+func product(a, b []float32) (sum float64) {
+	for i := range a {
+		sum += float64(a[i]) * float64(b[i])
+	}
+	return
+}
+
+func newQuantizer(t *testing.T, config QuantizerConfig) *Quantizer {
+	t.Helper()
+	library, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Dim, config.NumThreads = vectorDim, 1
+	quantizer, err := library.NewQuantizer(&config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := quantizer.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return quantizer
+}
+
+func thereAndBack(t *testing.T, config QuantizerConfig, most float64) {
+	t.Helper()
+	quantizer := newQuantizer(t, config)
+	x, q, bias := floats(vectorCount*vectorDim, 1), floats(7*vectorDim, 2), floats(vectorCount, 3)
+	codes, back := make([]byte, vectorCount*quantizer.CodeBytes()), make(F32, len(x))
+	if noticed, err := quantizer.Encode(x, vectorCount, codes); err != nil || noticed != 0 {
+		t.Fatal(noticed, err)
+	}
+	if err := quantizer.Decode(codes, vectorCount, back); err != nil {
+		t.Fatal(err)
+	}
+	off := make(F32, len(x))
+	for i := range off {
+		off[i] = x[i] - back[i]
+	}
+	if e := product(off, off) / product(x, x); e > most || e < most/2 {
+		t.Errorf("%+v: error %g, at most %g", config, e, most)
+	}
+	out := make([]float32, 7*vectorCount)
+	if err := quantizer.InnerProducts(q, 7, codes, vectorCount, out); err != nil {
+		t.Fatal(err)
+	}
+	scores, ids, err := quantizer.Search(q, 7, codes, vectorCount, bias, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for row := range 7 {
+		query, products := q[row*vectorDim:(row+1)*vectorDim], out[row*vectorCount:(row+1)*vectorCount]
+		order := make([]int, vectorCount)
+		for i := range order {
+			order[i] = i
+			vector := back[i*vectorDim : (i+1)*vectorDim]
+			bound := 4e-4 * math.Sqrt(product(query, query)*product(vector, vector))
+			if math.Abs(float64(products[i])-product(query, vector)) > bound {
+				t.Fatalf("query %d, vector %d: %g", row, i, products[i])
+			}
+		}
+		sort.SliceStable(order, func(a, b int) bool {
+			return products[order[a]]+bias[order[a]] > products[order[b]]+bias[order[b]]
+		})
+		for i, best := range order[:5] {
+			if ids[row*5+i] != int64(best) || scores[row*5+i] != products[best]+bias[best] {
+				t.Errorf("query %d, place %d: %d, expected %d", row, i, ids[row*5+i], best)
+			}
+		}
+	}
+}
+
+func TestQuantizerFamilies(t *testing.T) {
+	thereAndBack(t, QuantizerConfig{Bits: 4}, .0105)
+	thereAndBack(t, QuantizerConfig{Bits: 3, Family: CodeProd}, .08)
+	thereAndBack(t, QuantizerConfig{Bits: 3, Family: CodeProd, Sketch: SketchGaussian,
+		SketchRule: SketchLeastError}, .085)
+	thereAndBack(t, QuantizerConfig{Bits: 4, Family: CodeGrouped, GroupSize: 32}, .0045)
+	thereAndBack(t, QuantizerConfig{Bits: 2, OutlierChannels: []int32{3, 50}}, .13)
+}
+
+func TestQuantizerCalibration(t *testing.T) {
+	quantizer, x := newQuantizer(t, QuantizerConfig{Bits: 3, Family: CodeProd}), floats(2000*vectorDim, 5)
+	levels, e, err := quantizer.CalibrateLevels(x, 2000, 3)
+	if err != nil || e > .036 || e < .03 {
+		t.Fatal(e, err)
+	}
+	thereAndBack(t, QuantizerConfig{Bits: 3, Family: CodeLevels, Levels: levels}, .04)
+	factor, err := quantizer.CalibrateSketchFactor(x, 2000)
+	if err != nil || math.Abs(float64(factor)-.798) > .01 ||
+		math.Abs(float64(quantizer.SketchFactor())-1.2505) > 1e-3 {
+		t.Error(factor, quantizer.SketchFactor(), err)
+	}
+}
+
+func TestQuantizerRotation(t *testing.T) {
+	quantizer := newQuantizer(t, QuantizerConfig{Bits: 1})
+	if quantizer.Dim() != 100 || quantizer.RotatedDim() != 112 || quantizer.CodeBytes() != 16 {
+		t.Error(quantizer.Dim(), quantizer.RotatedDim(), quantizer.CodeBytes())
+	}
+	x, y, back := floats(300, 6), make([]float32, 336), make(F32, 300)
+	if err := quantizer.Rotate(x, 3, y); err != nil {
+		t.Fatal(err)
+	}
+	if err := quantizer.Unrotate(y, 3, back); err != nil {
+		t.Fatal(err)
+	}
+	if math.Abs(product(x, x)-product(y, y)) > 1e-5*product(x, x) {
+		t.Error("the length has changed")
+	}
+	for i := range x {
+		if math.Abs(float64(x[i]-back[i])) > 1e-6 {
+			t.Fatal(i, x[i], back[i])
+		}
+	}
+}
+
+func TestQuantizerFromManyGoroutines(t *testing.T) {
+	quantizer, x := newQuantizer(t, QuantizerConfig{Bits: 4}), floats(50*vectorDim, 7)
+	var all [4][]byte
+	var wait sync.WaitGroup
+	for i := range all {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			all[i] = make([]byte, 50*quantizer.CodeBytes())
+			if _, err := quantizer.Encode(x, 50, all[i]); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	wait.Wait()
+	for _, codes := range all {
+		if string(codes) != string(all[0]) {
+			t.Error("records differ")
+		}
+	}
+}
+
+func TestQuantizerRefusals(t *testing.T) {
+	refused := func(err error, text string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, expected %q", err, text)
+		}
+	}
+	library, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = library.NewQuantizer(&QuantizerConfig{Dim: 100, Bits: 9})
+	refused(err, "bits = 9")
+	_, err = library.NewQuantizer(&QuantizerConfig{Dim: 100, Bits: 2, Family: CodeLevels,
+		Levels: &Levels{Levels: make([]float32, 4), Boundaries: make([]float32, 4)}})
+	refused(err, "4 levels")
+	_, err = library.NewQuantizer(nil)
+	refused(err, "config = nil")
+	quantizer, x, codes := newQuantizer(t, QuantizerConfig{Bits: 4}), floats(200, 8), make([]byte, 100)
+	_, err = quantizer.Encode(x, 2, codes)
+	refused(err, "codes: a slice of 100 elements")
+	_, err = quantizer.Encode(x[1:], 2, codes)
+	refused(err, "x: a slice of 199 elements")
+	_, err = quantizer.Encode(BF16(make([]uint16, 100)), 1, codes)
+	refused(err, "x: of type 3, but IODtype is 1")
+	_, err = quantizer.Encode(x, -1, codes)
+	refused(err, "count = -1")
+	_, _, err = quantizer.Search(x, 1, codes, 1, nil, 0)
+	refused(err, "k = 0")
+	if err := quantizer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused(quantizer.Decode(codes, 1, x), "quantizer: is closed")
+}

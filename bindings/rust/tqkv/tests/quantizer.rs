@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Vectors on their own: there and back, products and search against decoded vectors, refusals.
+
+use tqkv::{CodeFamily, Dtype, Levels, Library, Quantizer, QuantizerConfig, Sketch, SketchRule, Status};
+
+const DIM: i32 = 100;
+const COUNT: i64 = 200;
+
+fn numbers(count: usize, mut state: u64) -> Vec<f32> {
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / 8388608.0 - 1.0
+        })
+        .collect()
+}
+
+fn config(bits: i32, family: CodeFamily) -> QuantizerConfig {
+    QuantizerConfig { dim: DIM, bits, family, num_threads: 1, ..Default::default() }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+}
+
+fn there_and_back(config: &QuantizerConfig, most: f64) {
+    let quantizer = Quantizer::new(&Library::open().unwrap(), config).unwrap();
+    let (dim, bytes) = (DIM as usize, quantizer.code_bytes() as usize);
+    let (x, q) = (numbers(COUNT as usize * dim, 1), numbers(7 * dim, 2));
+    let (mut codes, mut back) = (vec![0u8; COUNT as usize * bytes], vec![0.0f32; x.len()]);
+    assert!(quantizer.encode(&x, COUNT, &mut codes).unwrap().is_empty());
+    quantizer.decode(&codes, COUNT, &mut back).unwrap();
+    let off: Vec<f32> = x.iter().zip(&back).map(|(a, b)| a - b).collect();
+    let error = dot(&off, &off) / dot(&x, &x);
+    assert!(error < most && error > most / 2.0, "{config:?}: {error}");
+
+    let mut out = vec![f32::NAN; 7 * COUNT as usize];
+    quantizer.inner_products(&q, 7, &codes, COUNT, &mut out).unwrap();
+    for (row, query) in out.chunks(COUNT as usize).zip(q.chunks(dim)) {
+        for (&product, vector) in row.iter().zip(back.chunks(dim)) {
+            let bound = 4e-4 * (dot(query, query) * dot(vector, vector)).sqrt();
+            assert!((f64::from(product) - dot(query, vector)).abs() < bound);
+        }
+    }
+    let bias = numbers(COUNT as usize, 3);
+    let (scores, ids) = quantizer.search(&q, 7, &codes, COUNT, Some(&bias), 5).unwrap();
+    for (row, (scores, ids)) in out.chunks(COUNT as usize).zip(scores.chunks(5).zip(ids.chunks(5))) {
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| (row[b] + bias[b]).total_cmp(&(row[a] + bias[a])));
+        assert_eq!(ids, order[..5].iter().map(|&i| i as i64).collect::<Vec<_>>());
+        assert!(order[..5].iter().zip(scores).all(|(&i, &score)| score == row[i] + bias[i]));
+    }
+}
+
+#[test]
+fn families() {
+    there_and_back(&config(4, CodeFamily::SCALAR), 0.0105);
+    there_and_back(&config(3, CodeFamily::PROD), 0.08);
+    let mut gaussian = config(3, CodeFamily::PROD);
+    (gaussian.sketch, gaussian.sketch_rule) = (Sketch::GAUSSIAN, SketchRule::LEAST_ERROR);
+    there_and_back(&gaussian, 0.085);
+    there_and_back(&QuantizerConfig { group_size: 32, ..config(4, CodeFamily::GROUPED) }, 0.0045);
+    there_and_back(&QuantizerConfig { outlier_channels: vec![3, 50], ..config(2, CodeFamily::SCALAR) }, 0.13);
+}
+
+#[test]
+fn levels_are_calibrated_and_used() {
+    let library = Library::open().unwrap();
+    let x = numbers(2000 * DIM as usize, 5);
+    let quantizer = Quantizer::new(&library, &config(2, CodeFamily::SCALAR)).unwrap();
+    let (levels, error) = quantizer.calibrate_levels(&x, 2000, 3).unwrap();
+    assert_eq!((levels.levels.len(), levels.boundaries.len()), (8, 7));
+    assert!(error < 0.036 && error > 0.03, "{error}");
+    there_and_back(&QuantizerConfig { levels: Some(levels), ..config(3, CodeFamily::LEVELS) }, 0.04);
+    let prod = Quantizer::new(&library, &config(3, CodeFamily::PROD)).unwrap();
+    assert!((prod.calibrate_sketch_factor(&x, 2000).unwrap() - 0.798).abs() < 0.01);
+    assert!((prod.sketch_factor() - 1.2505).abs() < 1e-3);
+}
+
+#[test]
+fn rotation() {
+    let quantizer = Quantizer::new(&Library::open().unwrap(), &config(1, CodeFamily::SCALAR)).unwrap();
+    assert_eq!((quantizer.dim(), quantizer.rotated_dim(), quantizer.code_bytes()), (100, 112, 16));
+    let (x, mut y) = (numbers(300, 6), vec![0.0f32; 336]);
+    let mut back = vec![0.0f32; 300];
+    quantizer.rotate(&x, 3, &mut y).unwrap();
+    quantizer.unrotate(&y, 3, &mut back).unwrap();
+    assert!((dot(&x, &x) - dot(&y, &y)).abs() < 1e-5 * dot(&x, &x));
+    assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 1e-6));
+}
+
+#[test]
+fn threads_share_one() {
+    let quantizer = Quantizer::new(&Library::open().unwrap(), &config(4, CodeFamily::SCALAR)).unwrap();
+    let x = numbers(50 * DIM as usize, 7);
+    let encode = || {
+        let mut codes = vec![0u8; 50 * quantizer.code_bytes() as usize];
+        quantizer.encode(&x, 50, &mut codes).unwrap();
+        codes
+    };
+    let expected = encode();
+    std::thread::scope(|scope| {
+        for thread in [0; 4].map(|_| scope.spawn(encode)) {
+            assert_eq!(thread.join().unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+fn refusals() {
+    let library = Library::open().unwrap();
+    let refused = |config: &QuantizerConfig| Quantizer::new(&library, config).unwrap_err();
+    let error = refused(&config(9, CodeFamily::SCALAR));
+    assert_eq!((error.status, error.message.contains("bits = 9")), (Status::InvalidArgument, true));
+    let levels = Some(Levels { levels: vec![0.0; 4], boundaries: vec![0.0; 4], unit: 1.0 });
+    assert!(refused(&QuantizerConfig { levels, ..config(2, CodeFamily::LEVELS) })
+        .message
+        .contains("4 levels"));
+    let quantizer = Quantizer::new(&library, &config(4, CodeFamily::SCALAR)).unwrap();
+    let (x, mut codes) = (numbers(200, 8), vec![0u8; 100]);
+    let error = quantizer.encode(&x, 2, &mut codes).unwrap_err();
+    assert!(error.message.contains("codes: a slice of 100 elements, but 2 x 58"), "{error}");
+    assert!(quantizer.encode(&x[1..], 2, &mut codes).is_err());
+    assert!(quantizer.encode(&x, -1, &mut codes).unwrap_err().message.contains("count = -1"));
+    assert!(quantizer.search(&x, 1, &codes, 1, None, 0).unwrap_err().message.contains("k = 0"));
+    let wrong =
+        Quantizer::new(&library, &QuantizerConfig { io_dtype: Dtype::F16, ..config(4, CodeFamily::SCALAR) });
+    assert!(wrong.unwrap().encode(&x, 1, &mut codes).unwrap_err().message.contains("io_dtype = 2"));
+}
