@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which CTA does what: from the sequences of a plan to the attend work list. Pure host code; attend kernels
-// read the result.
+// read the result. cut.h has the rules by which sequences are cut.
 //
 // Query rows of one kv head (q_per_kv x query tokens, query token major) come in blocks of kRowsPerBlock
 // rows. The coded tokens of a sequence are cut into at most kMaxSplits splits of equal size, a power of two,
@@ -61,7 +61,7 @@ static_assert(sizeof(CtaWork) == 128, "eight 16-byte loads");
 
 struct WorkHeader {
   int32_t num_ctas, num_sequences;
-  int32_t num_slots, num_counters;
+  int32_t num_slots, num_counters;  // below which all are that runs have
 };
 static_assert(sizeof(WorkHeader) == 16, "aligned");
 
@@ -110,13 +110,10 @@ int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepR
                    uint8_t* pair);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
-// Tokens of a split for a row at this position: as few as make kMaxSplits of what it sees, at least
-// kMinSplitTokens. Rows of a long sequence fill the device by themselves: all of that is one split.
-int32_t split_tokens(int64_t position, bool is_long);
-// The first position behind this one with another split.
-int64_t next_border(int64_t position);
 // Entries of the list of all sequences, at most.
 int64_t max_entries(const Geometry& geometry);
+// The same of so many sequences, the longest and all their queries of so many tokens.
+int64_t max_entries(int64_t sequences, int64_t longest, int64_t query_tokens);
 // Tokens of a job. window: what a row sees at most, INT32_MAX = all.
 TQ_HD int32_t job_tokens(int32_t split_tokens, int32_t window) {
   int32_t seen = split_tokens;
@@ -125,7 +122,7 @@ TQ_HD int32_t job_tokens(int32_t split_tokens, int32_t window) {
 }
 
 // Slots that any plan needs: each border between two runs cuts at most one block, and a block has at most
-// kMaxSplits + 1 units.
+// kMaxSplits + 1 units. Those of a border stand at its number times as many.
 constexpr int64_t max_slots(int num_ctas) { return static_cast<int64_t>(num_ctas) * (kMaxSplits + 1); }
 // Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas
 // CTAs.

@@ -2,7 +2,7 @@
 // The attend work list (cuda/schedule/work_list.h), walked as the kernel's steward walks it: every unit of
 // every block exactly once, cut blocks with slots of their own and arrivals that add up, equal shares,
 // nothing but a row's own position deciding its splits.
-#include "cuda/schedule/work_list.h"
+#include "cuda/schedule/cut.h"
 
 #include <gtest/gtest.h>
 #include <string.h>
