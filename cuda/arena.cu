@@ -211,6 +211,8 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   DeviceLayer view = {nullptr,
                       0,
                       0,
+                      UINT32_MAX,
+                      0,
                       0,
                       0,
                       0,
@@ -229,6 +231,7 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   view.page_bytes = geometry.page_bytes(layer);
   view.tile_bytes = tile.tile_bytes();
   view.tiles_per_page = geometry.tiles_per_page();
+  view.head_bytes = static_cast<int64_t>(view.tiles_per_page) * view.tile_bytes;
   view.page_size = geometry.page_size;
   view.num_kv_heads = code.num_kv_heads;
   view.num_q_heads = code.num_q_heads;
@@ -289,7 +292,7 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
              "cudaMemcpyAsync");
   // Nothing may show what lay in the memory before, a caller's pool included.
   for (int layer = 0; layer < geometry.num_layers; layer++)
-    if (geometry.stores(layer))
+    if (geometry.stores(layer) && places_.layer_bytes(geometry, layer) > 0)
       check_cuda(runtime().memset_async(pages_ + places_.layers[layer].pages, 0,
                                         static_cast<size_t>(places_.layer_bytes(geometry, layer)), stream),
                  "cudaMemsetAsync");

@@ -6,16 +6,11 @@
 // change nothing that anybody can observe (page-table entries behind a sequence's end, a repeated append).
 #include "cuda/backend.h"
 
-#include <string.h>
-
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "cuda/append/launch.h"
-#include "cuda/arena.h"
-#include "cuda/attend/launch.h"
-#include "cuda/dispatch.h"
+#include "cuda/device_layers.h"
 #include "cuda/merge/launch.h"
 #include "cuda/move/launch.h"
 #include "cuda/pages/launch.h"
@@ -26,9 +21,6 @@
 namespace tq {
 namespace cuda {
 namespace {
-
-// Stored dimension whose append kernels serve a side; a raw side runs in any.
-int stored_of(const DeviceSide& side) { return format::stored_dim(side.layout.dim); }
 
 int64_t max_page_bytes(const Geometry& geometry, int group) {
   int64_t most = 0;
@@ -48,7 +40,7 @@ struct Batch {
       : storage(geometry, ops, work_capacity) {}
 };
 
-class CudaBackend : public Backend {
+class CudaBackend : public Backend, private DeviceLayers {
  public:
   CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream);
   ~CudaBackend() override;
@@ -61,7 +53,9 @@ class CudaBackend : public Backend {
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }
-  void set_centres(int layer, const float* key, const float* value) override;
+  void set_centres(int layer, const float* key, const float* value) override {
+    set_layer_centres(layer, key, value);
+  }
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
@@ -78,59 +72,20 @@ class CudaBackend : public Backend {
   void wait(void* stream) override;
   bool capturing(void* stream) const override;
   uint64_t slot_flags(int slot) const override { return noticed_flags(arena_.host_flags()[slot]); }
-  uint64_t check(void* stream) override;
-  void drain() noexcept override;
+  uint64_t check(void* stream) override { return check_layers(stream); }
+  void drain() noexcept override { drain_device(); }
 
  private:
-  DeviceLayer layer_view(int layer) const {
-    return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
-  }
   DevicePlan plan_view(const Batch& batch, int layer) const {
     return batch.storage.view(arena_, layers_[layer].group,
                               layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
   }
-  void append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
-                    const Batch& batch, cudaStream_t stream);
-
-  std::vector<LayerGeometry> layers_;
-  Geometry geometry_;
-  HostOps ops_;
-  int num_units_, shared_memory_per_block_;
-  bool paced_;                       // copies of attention are limited
-  bool early_;                       // kernels may be launched early
-  std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
-  Arena arena_;
   move::MoveSpace move_;
-  std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
 };
 
-Geometry with_layers(Geometry geometry, const std::vector<LayerGeometry>& layers) {
-  geometry.layers = layers.data();
-  return geometry;
-}
-
 CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream)
-    : layers_(geometry.layers, geometry.layers + geometry.num_layers),
-      geometry_(with_layers(geometry, layers_)),
-      ops_(ops),
-      num_units_(num_multiprocessors(geometry.device_id)),
-      shared_memory_per_block_(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id)),
-      paced_(attend::paced_memory(device_attribute(cudaDevAttrMemoryClockRate, geometry.device_id),
-                                  device_attribute(cudaDevAttrGlobalMemoryBusWidth, geometry.device_id),
-                                  num_units_)),
-      early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
-      long_apart_(static_cast<size_t>(geometry.num_layers), 0),
-      arena_(geometry_, ops, pool, attend_workspace_capacity(geometry_, num_units_)),
-      move_(geometry_, ops),
-      has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
-  for (int layer = 0; layer < geometry_.num_layers; layer++)
-    long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
-  for (const LayerGeometry& layer : layers_) {
-    append::require_kernels(format::stored_dim(layer.head_dim));
-    append::require_kernels(format::stored_dim(layer.value_dim));
-  }
+    : DeviceLayers(geometry, ops, pool, kOwnWorkspace, stream), move_(geometry_, ops) {
   try {
-    arena_.initialise(geometry_, stream);
     move_.initialise(geometry_, arena_, stream);
   } catch (...) {  // what was enqueued must not outlive the memory
     if (runtime().stream_synchronize(stream) != cudaSuccess) runtime().get_last_error();
@@ -138,7 +93,7 @@ CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* poo
   }
 }
 
-CudaBackend::~CudaBackend() { drain(); }
+CudaBackend::~CudaBackend() { drain_device(); }
 
 // ---- Plans ----
 
@@ -173,35 +128,11 @@ bool CudaBackend::capturing(void* stream) const {
 
 // ---- Append, attend, read ----
 
-void CudaBackend::append_sides(append::AppendParams& params, int stored, int first_kind, int num_kinds,
-                               const Batch& batch, cudaStream_t stream) {
-  params.first_kind = first_kind;
-  params.num_kinds = num_kinds;
-  const int heads = params.layer.num_kv_heads;
-  params.per_tile = append::FastDivisor(static_cast<uint32_t>(heads * num_kinds));
-  const int64_t units = (batch.uploaded.small_jobs + batch.uploaded.large_tiles) * heads * num_kinds;
-  append::launch_append(stored, params, units, num_units_, stream);
-}
-
 void CudaBackend::append(const AppendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
-  append::AppendParams params = {layer_view(request.layer),
-                                 plan_view(batch, request.layer),
-                                 {request.k, request.v},
-                                 {request.key_strides, request.value_strides},
-                                 0,
-                                 2,
-                                 2 * geometry_.max_batch_sequences,
-                                 append::FastDivisor(1)};
-  const cudaStream_t stream = as_stream(request.stream);
-  const DeviceSide &key = params.layer.key, &value = params.layer.value;
-  if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
-    append_sides(params, stored_of(key.layout.raw() ? value : key), 0, 2, batch, stream);
-  } else {  // kernels are compiled per dimension: one launch for each
-    append_sides(params, stored_of(key), 0, 1, batch, stream);
-    append_sides(params, stored_of(value), 1, 1, batch, stream);
-  }
+  append_tokens(layer_view(request.layer), plan_view(batch, request.layer), 2 * geometry_.max_batch_sequences,
+                batch.uploaded.small_jobs + batch.uploaded.large_tiles, request);
 }
 
 void CudaBackend::attend(const AttendRequest& request) {
@@ -209,13 +140,8 @@ void CudaBackend::attend(const AttendRequest& request) {
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
   // its counters start at zero and each call leaves them so
   const bool own = request.workspace == arena_.workspace();
-  attend::AttendLaunch launch = {{layer_view(request.layer), plan_view(batch, request.layer), request,
-                                  num_units_, shared_memory_per_block_, as_stream(request.stream)},
-                                 request.workspace,
-                                 !own,
-                                 {},
-                                 paced_,
-                                 early_};
+  attend::AttendLaunch launch =
+      attend_launch(layer_view(request.layer), plan_view(batch, request.layer), request, !own);
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
   // The prefill kernel knows no tree masks.
@@ -268,32 +194,6 @@ void CudaBackend::read(const ReadRequest& request) {
 
 // ---- Centres, pages, slots ----
 
-void CudaBackend::set_centres(int layer, const float* key, const float* value) {
-  const DeviceGuard guard(geometry_.device_id);
-  // Both in one copy, so that a failure leaves both as they were: the places of a layer's centres are
-  // neighbours.
-  const float* given[2] = {key, value};
-  float* places[2] = {arena_.centre(layer, Kind::kKey), arena_.centre(layer, Kind::kValue)};
-  const LayerGeometry& l = layers_[layer];
-  const int dims[2] = {l.head_dim, l.value_dim};
-  uint8_t *begin = nullptr, *end = nullptr;
-  for (int kind = 0; kind < 2; kind++) {
-    if (!given[kind] || !places[kind]) continue;
-    uint8_t* place = reinterpret_cast<uint8_t*>(places[kind]);
-    if (!begin) begin = place;
-    end = place + sizeof(float) * l.num_kv_heads * dims[kind];
-  }
-  if (!begin) return;
-  std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
-  for (int kind = 0; kind < 2; kind++)
-    if (given[kind] && places[kind])
-      memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind],
-             sizeof(float) * l.num_kv_heads * dims[kind]);
-  check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
-  for (int kind = 0; kind < 2; kind++)
-    if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
-}
-
 void CudaBackend::grow_pages(const int64_t* num_pages, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "tq_cache_reserve");
@@ -319,9 +219,7 @@ void CudaBackend::scrub_pages(int group, const int32_t* pages, int64_t count, vo
 
 TilePlace CudaBackend::tiles(int layer) const {
   const DeviceLayer view = layer_view(layer);
-  return TilePlace{
-      view.pages,          view.page_bytes, static_cast<int64_t>(view.tiles_per_page) * view.tile_bytes,
-      view.tiles_per_page, nullptr,         0};
+  return TilePlace{view.pages, view.page_bytes, view.head_bytes, view.tiles_per_page, nullptr, 0};
 }
 
 TilePlace CudaBackend::exact_tiles(int layer, Kind kind) const {
@@ -382,29 +280,6 @@ void CudaBackend::wait(void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "waiting for the stream");
   check_cuda(runtime().stream_synchronize(as_stream(stream)), "cudaStreamSynchronize");
-}
-
-// ---- Errors ----
-
-uint64_t CudaBackend::check(void* stream) {
-  const DeviceGuard guard(geometry_.device_id);
-  require_no_capture(as_stream(stream), "tq_cache_check");
-  // An asynchronous error of an earlier launch comes back here; the runtime forgets it unless it broke the
-  // context.
-  check_cuda(runtime().stream_synchronize(as_stream(stream)),
-             "asynchronous error found by cudaStreamSynchronize");
-  volatile uint32_t* noticed = arena_.host_flags() + geometry_.max_sequences;
-  const uint32_t flags = *noticed;
-  *noticed = 0;
-  return noticed_flags(flags);
-}
-
-void CudaBackend::drain() noexcept {
-  try {
-    const DeviceGuard guard(geometry_.device_id);
-    check_cuda(runtime().device_synchronize(), "cudaDeviceSynchronize");
-  } catch (const Error&) {  // a broken context or a driver on its way out: nothing runs any more
-  }
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "host_ops.h"
-#include "src/backend.h"
+#include "src/paged_backend.h"
 
 namespace tq {
 namespace cuda {
@@ -21,6 +21,10 @@ BackendBytes cuda_backend_bytes(const Geometry& geometry);
 // Waits for the stream.
 std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const HostOps& ops, void* pool,
                                              void* stream);
+
+// For pages of the caller's: the geometry has none. Waits for the stream.
+std::unique_ptr<PagedBackend> create_cuda_paged_backend(const Geometry& geometry, const HostOps& ops,
+                                                        void* stream);
 
 void merge_states_cuda(const MergeRequest& request);
 

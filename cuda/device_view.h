@@ -23,13 +23,19 @@ struct alignas(16) DeviceSequence {
 static_assert(sizeof(DeviceSequence) == 32, "two 16-byte loads");
 
 // One tile of an append with few new tokens: a warp per kv head and side. It repeats what it needs of the
-// sequence and the page table, so that a decode step waits for one load instead of three.
+// sequence and the page table, so that a decode step waits for one load instead of three. Of an engine's
+// slots: schedule/slot_job.h.
 struct alignas(16) AppendJob {
   int32_t flag, old_length, length, kv_row;  // as in DeviceSequence
   int32_t tile, page, tile_in_page;
   int32_t raw_page;  // where exact copies of the tile's tokens go, or -1
 };
 static_assert(sizeof(AppendJob) == 32, "two 16-byte loads");
+
+// Rows first .. first + count - 1 of q, out and lse.
+struct IdleRows {
+  int32_t first, count;
+};
 
 struct DeviceCounts {
   int32_t num_sequences;
@@ -55,6 +61,12 @@ struct DevicePlan {
   int64_t raw_table_stride;
   const uint8_t* work;    // the attend work list, 16-byte aligned; its form is cuda/schedule/work_list.h's
   int64_t work_capacity;  // bytes
+  // Of an engine's step (cuda/paged), null for a cache. Tokens lie by slot: small_jobs and, from its end
+  // downwards, as many large ones as counts say, are the owners of tiles; runs has all runs, where the owners
+  // find what else goes to their tiles.
+  const AppendJob* runs = nullptr;
+  // Rows of q that no request asks: [0].count ranges from [1] on.
+  const IdleRows* idle_rows = nullptr;
 };
 
 // Keys or values of one layer.
@@ -75,8 +87,12 @@ struct DeviceSide {
 };
 
 struct DeviceLayer {
-  uint8_t* pages;  // page p at pages + p * page_bytes: [kv head][tile 0 .. tiles_per_page-1] tiles
-  int64_t page_bytes;
+  // Tile t of kv head h of page p: pages + p * page_bytes + h * head_bytes + t * tile_bytes.
+  uint8_t* pages;
+  int64_t page_bytes, head_bytes;
+  // Ids above it stand for it: what an engine's stale entries say is never an address. A cache's ids are all
+  // right, and its last one may change under a captured graph: the largest number.
+  uint32_t last_page;
   int32_t tile_bytes;  // a multiple of 64; pages are 256-byte aligned as a whole, tiles 64
   int32_t tiles_per_page, page_size;
   int32_t num_kv_heads, num_q_heads, q_per_kv;
@@ -89,11 +105,10 @@ struct DeviceLayer {
   volatile uint32_t* noticed;  // their union since the last check, in mapped host memory
 };
 
-// First byte of a tile. sequence_tile counts from the sequence's first token.
-TQ_HD int64_t tile_offset(const DeviceLayer& layer, int32_t page, int32_t kv_head, int32_t sequence_tile) {
-  return page * layer.page_bytes +
-         static_cast<int64_t>(kv_head * layer.tiles_per_page + sequence_tile % layer.tiles_per_page) *
-             layer.tile_bytes;
+// First byte of a tile.
+TQ_HD int64_t tile_offset(const DeviceLayer& layer, int64_t page, int32_t kv_head, int32_t tile_in_page) {
+  return page * layer.page_bytes + kv_head * layer.head_bytes +
+         static_cast<int64_t>(tile_in_page) * layer.tile_bytes;
 }
 
 // Where a token's exact copy is: its page's id and its place in that, in one number.
@@ -109,9 +124,9 @@ TQ_HD int64_t raw_offset(const DeviceLayer& layer, const DeviceSide& side, int32
 // kNoticed* in device memory: each flag has a byte of its word, so that warps which notice different things
 // at once store without reading.
 TQ_HD void set_noticed(volatile uint32_t* word, uint64_t flag) {
-  reinterpret_cast<volatile uint8_t*>(word)[flag >> 1] = static_cast<uint8_t>(flag);
+  reinterpret_cast<volatile uint8_t*>(word)[(flag >> 1) - (flag >> 3)] = static_cast<uint8_t>(flag);
 }
-TQ_HD uint64_t noticed_flags(uint32_t word) { return (word | word >> 8) & 0xFFu; }
+TQ_HD uint64_t noticed_flags(uint32_t word) { return (word | word >> 8 | word >> 24) & 0xFFu; }
 
 }  // namespace cuda
 }  // namespace tq

@@ -144,10 +144,14 @@ std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometr
 }
 
 std::unique_ptr<PagedBackend> create_paged_backend(DeviceType type, const Geometry& geometry,
-                                                   const HostOps& ops) {
-  TQ_CHECK(type == DeviceType::kCpu, Status::kNotSupported,
-           "device_type = 2 (CUDA): pages of the caller's are read and written on the CPU alone");
-  return cpu::create_cpu_paged_backend(geometry, ops, nullptr);
+                                                   const HostOps& ops, void* stream) {
+  if (type == DeviceType::kCpu) return cpu::create_cpu_paged_backend(geometry, ops, nullptr);
+#if TQ_CUDA
+  return cuda::create_cuda_paged_backend(geometry, ops, stream);
+#else
+  static_cast<void>(stream);
+  no_cuda();
+#endif
 }
 
 std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops) {

@@ -30,9 +30,6 @@ struct Count {
 tq_cache_config stated_config(const tq_cache_config* caller) {
   tq_cache_config c = read_struct(caller, "config");
   ReasonList reasons;
-  if (c.device_type == TQ_DEVICE_CUDA)
-    reasons.add(Status::kNotSupported,
-                "device_type = 2 (CUDA): pages of the caller's are read and written on the CPU alone");
   for (const Count& exact : {Count{"window_tokens", c.window_tokens}, Count{"sink_tokens", c.sink_tokens},
                              Count{"rollback_tokens", c.rollback_tokens}})
     if (exact.value != 0)
@@ -57,7 +54,6 @@ tq_cache_config stated_config(const tq_cache_config* caller) {
   c.max_tokens = format::kTileTokens;
   if (reasons.empty()) return c;
   try {
-    c.device_type = TQ_DEVICE_CPU;
     const ResolvedConfig others(&c);
   } catch (const Error& error) {
     reasons.add(error.status(), "%s", error.what());
@@ -81,7 +77,7 @@ void check_step(const PagedStep& step) {
 
 }  // namespace
 
-Codec::Codec(const tq_cache_config* config, const void* stream)
+Codec::Codec(const tq_cache_config* config, void* stream)
     : stated_(stated_config(config)),
       config_(&stated_),
       geometry_(without_pages(config_.geometry())),
@@ -92,7 +88,7 @@ Codec::Codec(const tq_cache_config* config, const void* stream)
   check_stream(stream);
   memset(centres_.get(), 0,
          sizeof(float) * static_cast<size_t>(geometry_.centre_floats(geometry_.num_layers)));
-  backend_ = create_paged_backend(config_.device(), geometry_, config_.backend_ops());
+  backend_ = create_paged_backend(config_.device(), geometry_, config_.backend_ops(), stream);
 }
 
 void Codec::destroy(Codec* codec) {

@@ -11,7 +11,7 @@ namespace tq {
 
 class Codec {
  public:
-  Codec(const tq_cache_config* config, const void* stream);
+  Codec(const tq_cache_config* config, void* stream);
   Codec(const Codec&) = delete;
   Codec& operator=(const Codec&) = delete;
   // Throws INVALID_STATE while a call runs.

@@ -69,6 +69,6 @@ class PagedBackend {
 
 // backend_select.cpp. Throws tq::Error.
 std::unique_ptr<PagedBackend> create_paged_backend(DeviceType type, const Geometry& geometry,
-                                                   const HostOps& ops);
+                                                   const HostOps& ops, void* stream);
 
 }  // namespace tq

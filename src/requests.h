@@ -20,6 +20,8 @@ constexpr int dtype_bytes(DataType type) { return type == DataType::kF32 ? 4 : 2
 constexpr uint64_t kNoticedNonfinite = 1, kNoticedSaturated = 2;
 // Of a sequence, as long as it is so; backends do not know it.
 constexpr uint64_t kNoticedShortWindow = 4;
+// Of an engine's step that a device alone has read: an index or a length that cannot be.
+constexpr uint64_t kNoticedOutOfRange = 8;
 
 // Heads of a layer: all that schedules know of it. Layers of equal heads share a plan's work lists.
 struct HeadShape {

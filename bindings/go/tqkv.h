@@ -429,6 +429,7 @@ TQ_API tq_status tq_cache_fingerprint(const tq_cache *cache, uint64_t *fingerpri
 #define TQ_NOTICED_NONFINITE 1u /* NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says */
 #define TQ_NOTICED_SATURATED 2u /* beyond +-65504 on a raw side of a float32 cache: stored as +-65504 */
 #define TQ_NOTICED_SHORT_WINDOW 4u /* tq_sequence_flags alone: see Window */
+#define TQ_NOTICED_OUT_OF_RANGE 8u /* tq_codec_check alone: see section 8, Checks */
 TQ_API tq_status tq_cache_check(tq_cache *cache, void *stream, uint64_t *flags);
 
 /* ---- 5. Sequences: host bookkeeping, all layers at once ------------------------------------------------ */
@@ -621,11 +622,16 @@ TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence seque
  * Workspace  holds the plan from tq_paged_plan on; its address and the step's numbers must stay the same for
  *   the calls that follow. A workspace for larger num_reqs, num_tokens, max_query_len, max_seq_len suffices.
  *   No call allocates or synchronises. The bounds choose work lists and never change a bit.
- * Checks     On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT.
+ * Checks     On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT. On CUDA
+ *   the device alone reads them, and leaves out what cannot be (a slot or block that there is not, a request
+ *   beyond the bounds, whose rows are then nobody's); tq_codec_check returns TQ_NOTICED_OUT_OF_RANGE. A block
+ *   number that a query sees and that there is not, it takes for another block's. That a workspace has the
+ *   step's plan is the caller's to see to.
+ * Graphs     plan, append, attend, read and copy may be captured, all of a step in one graph: replayed, it
+ *   reads what the arrays hold then. Bounds, counts and strides stay those of the capture.
  * Threads    Calls on one codec may run at once, each step with its own workspace and no two of them writing
  *   to one tile; tq_codec_set_centres, tq_codec_check and tq_codec_destroy run alone.
- * Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits. CUDA: none
- * of this yet, tq_codec_create returns NOT_SUPPORTED. */
+ * Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits. */
 typedef struct tq_codec tq_codec;
 
 /* config: as for a cache, device_type, num_layers .. code_family, layer_*_bits, rotation .. value_codebook,
@@ -701,8 +707,8 @@ TQ_API tq_status tq_paged_plan(const tq_codec *codec, const tq_paged_step *step,
 
 /* Encodes the tokens of the step into the slots of one layer's blocks.
  *   k  [num_tokens][num_kv_heads][head_dim] io_dtype, v likewise with value_dim
- * INVALID_STATE if the workspace holds no plan of this step. INVALID_ARGUMENT for a slot beyond the blocks,
- * and for a layer that shares another's tokens. */
+ * INVALID_STATE if the workspace holds no plan of this step (CPU). INVALID_ARGUMENT for a slot beyond the
+ * blocks (CPU: see Checks), and for a layer that shares another's tokens. */
 TQ_API tq_status tq_paged_append(const tq_codec *codec, int32_t layer, const tq_pages *pages,
                                  const tq_paged_step *step, const void *k, const void *v,
                                  const tq_tensor_layout *layout, void *workspace, size_t workspace_bytes,
@@ -712,7 +718,7 @@ TQ_API tq_status tq_paged_append(const tq_codec *codec, int32_t layer, const tq_
  * tq_cache_attend with num_tokens rows, every one of which is written. With a tree_mask max_query_len is at
  * most 64 * tree_words. Append the step's tokens first (or history_only); a layer that shares another's
  * tokens takes that layer's pages. INVALID_STATE as tq_paged_append, INVALID_ARGUMENT for a block number that
- * a query sees and that there is not. */
+ * a query sees and that there is not (CPU: see Checks). */
 TQ_API tq_status tq_paged_attend(const tq_codec *codec, int32_t layer, const tq_pages *pages,
                                  const tq_paged_step *step, const void *q, void *out, float *lse,
                                  const tq_attend_params *params, void *workspace, size_t workspace_bytes,

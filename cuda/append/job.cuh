@@ -5,6 +5,7 @@
 #include "cuda/append/params.h"
 #include "cuda/code/encode.cuh"
 #include "cuda/code/raw.cuh"
+#include "cuda/schedule/slot_job.h"
 
 namespace tq::cuda::append {
 
@@ -32,11 +33,15 @@ struct TileJob {
   int32_t flag, old_length, length, kv_row;
   int32_t tile, page, tile_in_page, raw_page, head, kind;
   int32_t begin, end;  // new tokens, as indices in the tile
+  // The tile's other tokens keep their bits, unless all of it is written: an engine's slots come in any
+  // order.
+  bool keeps;
 
-  __device__ bool fresh() const { return begin == 0; }
+  __device__ bool fresh() const { return begin == 0 && !(keeps && end < format::kTileTokens); }
 };
 
-__device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
+// False if there is no such page: only an engine's slots may say so.
+__device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
                                          TileJob* job) {
   job->flag = entry.flag;
   job->old_length = entry.old_length;
@@ -50,10 +55,21 @@ __device__ __forceinline__ void fill_job(const AppendParams& args, const AppendJ
   job->kind = args.first_kind + (head_and_kind & (args.num_kinds - 1));
   job->begin = tile_begin(entry.tile, entry.old_length) - entry.tile * format::kTileTokens;
   job->end = tile_end(entry.tile, entry.length) - entry.tile * format::kTileTokens;
+  job->keeps = args.plan.runs;
+  if (!args.plan.runs) return true;
+  const uint64_t tile = static_cast<uint64_t>(slot_tile(entry));
+  const uint32_t per_page = static_cast<uint32_t>(args.layer.tiles_per_page);
+  const uint64_t page = tile >> 32 ? tile / per_page : static_cast<uint32_t>(tile) / per_page;
+  job->page = static_cast<int32_t>(page);
+  job->tile_in_page = static_cast<int32_t>(tile - page * per_page);
+  job->raw_page = -1;
+  job->flag = 0;  // a step's tokens have no sequence
+  return page <= args.layer.last_page;
 }
 
 // The large tile of running number `index`.
 __device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int num_sequences, int index) {
+  if (args.plan.runs) return args.plan.small_jobs[args.small_capacity - 1 - index];
   int low = 0, high = num_sequences;  // large_first[low] <= index < large_first[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;

@@ -18,8 +18,7 @@
 namespace tq::cuda::append {
 
 __device__ __forceinline__ uint8_t* job_tile(const DeviceLayer& layer, const TileJob& job) {
-  return layer.pages + job.page * layer.page_bytes +
-         static_cast<int64_t>(job.head * layer.tiles_per_page + job.tile_in_page) * layer.tile_bytes;
+  return layer.pages + tile_offset(layer, job.page, job.head, job.tile_in_page);
 }
 __device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& job,
                                        const code::Noticed& noticed, int lane) {
@@ -30,6 +29,25 @@ __device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& 
   };
   set(noticed.replaced, kNoticedNonfinite);
   set(noticed.saturated, kNoticedSaturated);
+}
+
+// A slot of an engine's lies in no page: its tokens are dropped.
+__device__ __forceinline__ void notice_missing(const DeviceLayer& layer, int lane) {
+  if (lane == 0) set_noticed(layer.noticed, kNoticedOutOfRange);
+}
+
+// The owner of a tile of an engine's slots goes on: the rest of its run up to `end`, then the next run.
+__device__ __forceinline__ bool next_piece(const AppendParams& args, AppendJob* entry, int head_and_kind,
+                                           int end, TileJob* job) {
+  if (job->end < end) {
+    job->begin = job->end;
+    job->end = end;
+    return true;
+  }
+  const int next = next_run_of(*entry);
+  if (next < 0) return false;
+  *entry = args.plan.runs[next];
+  return fill_job(args, *entry, head_and_kind, job);
 }
 
 // A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
@@ -171,9 +189,16 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
   for (int index = warp * grid + block; index < small_jobs; index += kWarps * grid) {
     const int entry_index = args.per_tile.quotient(index);
     if (index != warp * grid + block) entry = args.plan.small_jobs[entry_index];
+    const int head_and_kind = args.per_tile.remainder(index, entry_index);
     TileJob job;
-    fill_job(args, entry, args.per_tile.remainder(index, entry_index), &job);
-    append_small<kStored>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
+    bool there = fill_job(args, entry, head_and_kind, &job);
+    if (!there) notice_missing(args.layer, lane);
+    while (there) {
+      const int end = job.end;
+      if (args.plan.runs) job.end = min(job.begin + kSmallTokens, end);
+      append_small<kStored>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
+      there = args.plan.runs && next_piece(args, &entry, head_and_kind, end, &job);
+    }
   }
   if (block >= large_jobs) return;  // the whole CTA
 
@@ -191,8 +216,11 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
        index += static_cast<int64_t>(kTeams) * grid) {
     const int tile_index = static_cast<int>(index / per_tile);
     TileJob job;
-    fill_job(args, large_entry(args, counts.num_sequences, tile_index),
-             static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job);
+    if (!fill_job(args, large_entry(args, counts.num_sequences, tile_index),
+                  static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job)) {
+      notice_missing(args.layer, lane);  // the whole team
+      continue;
+    }
     append_large<kStored>(args, job, &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
                           zones[job.kind], buffers[team], warp);
   }

@@ -2,7 +2,7 @@
 // What an append kernel is given, by value, and the shape of its CTAs.
 #pragma once
 #include "cuda/append/split.h"
-#include "cuda/device_view.h"
+#include "cuda/schedule/slot_job.h"
 
 namespace tq::cuda::append {
 
@@ -28,6 +28,7 @@ constexpr int kTeamWarps = kWarps / kTeams;
 constexpr int kTeamThreads = 32 * kTeamWarps;
 static_assert(kWarps * kSmallTokens == format::kTileTokens,
               "small jobs keep their rows where a tile's rows would be");
+static_assert(kSmallRun == kSmallTokens, "a small run is one piece");
 
 // Resident CTAs of a multiprocessor, and the grid's size. More would only wait: a decode step of 64 sequences
 // x 8 heads took 9.2 us in two waves of CTAs and takes 5.2 us in one (H100, 4 bits).
@@ -39,7 +40,7 @@ struct AppendParams {
   const void* input[2];  // keys, values
   TensorStrides strides[2];
   int32_t first_kind, num_kinds;  // sides of this launch
-  int32_t small_capacity;         // entries of plan.small_jobs that may be read
+  int32_t small_capacity;         // entries of plan.small_jobs that may be read; of slots all, large ones too
   FastDivisor per_tile;           // num_kv_heads * num_kinds
   bool zones[2] = {};             // zones_apart of the sides' codebooks; launch_append fills it in
 };

@@ -18,6 +18,7 @@
 #include "cuda/attend/produce.cuh"
 #include "cuda/attend/steward.cuh"
 #include "cuda/ptx/shared.cuh"
+#include "cuda/row/idle.cuh"
 
 namespace tq::cuda::attend {
 
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   wait_for_earlier_kernels();
   const CtaWork& cta = p.ctas[blockIdx.x];
   const int num_units = cta.num_units;
-  if (num_units == 0) return;
+  if (num_units == 0 && warp != preparer) return;
   // The first copies leave as soon as unit 0 is described; others prepare its query meanwhile.
   const Frame frame(p, smem, num_units);
   const int others = (workers + kStewards + 2) * 32;
@@ -200,7 +201,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     else
       produce<Core, true>(p, frame, busy, lane);
   } else if (warp == preparer) {
-    prepare<Core, kStewards>(p, frame, cta, others, lane);
+    if (num_units > 0) prepare<Core, kStewards>(p, frame, cta, others, lane);
+    if (p.idle_rows)
+      clear_idle_rows(p, p.idle_rows, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), lane);
   } else {
     attend_to<Core, kStewards>(p, frame, cta, others, warp - preparer - 1, lane);
   }

@@ -18,6 +18,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const DeviceLayer& layer = launch.layer;
   p.ctas = reinterpret_cast<const CtaWork*>(launch.plan.work + sizeof(WorkHeader));
   p.sequences = reinterpret_cast<const SequenceWork*>(p.ctas + launch.num_ctas);
+  p.idle_rows = launch.plan.idle_rows;
   p.counters = static_cast<int32_t*>(launch.workspace);
   p.slots =
       reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));

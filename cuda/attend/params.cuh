@@ -13,6 +13,7 @@ struct AttendParams : RowParams {
 
   const CtaWork* ctas = {};
   const SequenceWork* sequences = {};
+  const IdleRows* idle_rows = {};  // device_view.h; or null
   int32_t* counters = {};
   float* slots = {};
   int32_t whole_steps = {};  // 1: a step's tiles are always in one page

@@ -46,6 +46,9 @@ struct ReadParams {
   CodeTables tables = {};  // of the side; launch_read fills them in
   int32_t length = 0, raw_first = 0, sink_end = 0;
   int32_t first = 0, count = 0;
+  // Device [count], or null: instead of a sequence's tokens those in an engine's slots, which have no exact
+  // copies. -1: zeros.
+  const int64_t* slots = nullptr;
   int64_t row = 0;         // of token `first` in the output
   void* output = nullptr;  // [row][kv head][dim] by strides, of the layer's type
   TensorStrides strides = {};

@@ -77,20 +77,30 @@ __global__ void __launch_bounds__(32 * kReadWarps) read_kernel(const __grid_cons
        job += all_warps) {
     const int head = static_cast<int>(job % layer.num_kv_heads);
     const int offset = static_cast<int>(job / layer.num_kv_heads);
-    const int token = args.first + offset;
+    int token = args.first + offset;
     const int64_t to = (args.row + offset) * args.strides.token + head * args.strides.head;
-    if (is_exact(args, token)) {
-      const int32_t page = args.raw_pages[token / format::kTileTokens - args.first_raw_page];
-      const int64_t from = raw_offset(layer, side, head, raw_place(page, token));
+    int64_t page = 0;
+    if (args.slots) {
+      const int64_t slot = args.slots[offset];
+      page = slot / layer.page_size;
+      token = static_cast<int>(slot - page * layer.page_size);
+      if (slot < 0 || page > layer.last_page) {
+        for (int i = lane; i < side.layout.dim; i += 32)
+          store_scalar(args.output, to + i, layer.io_dtype, 0.0f);
+        if (slot != -1 && lane == 0) set_noticed(layer.noticed, kNoticedOutOfRange);
+        continue;
+      }
+    } else if (is_exact(args, token)) {
+      const int32_t raw_page = args.raw_pages[token / format::kTileTokens - args.first_raw_page];
+      const int64_t from = raw_offset(layer, side, head, raw_place(raw_page, token));
       for (int i = lane; i < side.layout.dim; i += 32)
         code::store_bits(args.output, to + i, layer.io_dtype,
                          code::load_bits(side.raw, from + i, layer.io_dtype));
       continue;
     }
     const int sequence_tile = token / format::kTileTokens, in_tile = token % format::kTileTokens;
-    const uint8_t* tile =
-        layer.pages +
-        tile_offset(layer, args.pages[token / layer.page_size - args.first_page], head, sequence_tile);
+    if (!args.slots) page = args.pages[token / layer.page_size - args.first_page];
+    const uint8_t* tile = layer.pages + tile_offset(layer, page, head, sequence_tile % layer.tiles_per_page);
     if (!side.layout.raw()) {
       read_coded<kStored>(args, head, tile, in_tile, to, lane);
       continue;

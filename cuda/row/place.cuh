@@ -32,11 +32,10 @@ constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
 // Where a tile of a sequence lies, in kPlaceBytes from the first page.
 __device__ __forceinline__ uint32_t tile_place(const RowParams& p, int page_row, int kv_head, int tile) {
   const int page = p.numbers.page_shift >= 0 ? tile >> p.numbers.page_shift : tile / p.layer.tiles_per_page;
-  const int64_t id = __ldg(p.page_table + page_row * p.page_table_stride + page);
+  const uint32_t id = min(static_cast<uint32_t>(__ldg(p.page_table + page_row * p.page_table_stride + page)),
+                          p.layer.last_page);
   return static_cast<uint32_t>(
-      (id * p.layer.page_bytes +
-       static_cast<int64_t>(kv_head * p.layer.tiles_per_page + tile - page * p.layer.tiles_per_page) *
-           p.layer.tile_bytes) /
+      static_cast<uint64_t>(tile_offset(p.layer, id, kv_head, tile - page * p.layer.tiles_per_page)) /
       kPlaceBytes);
 }
 

@@ -18,8 +18,11 @@ list(APPEND tq_cuda_sources
   cuda/attend/launch.cu
   cuda/backend.cu
   cuda/device.cu
+  cuda/device_layers.cu
   cuda/merge/launch.cu
   cuda/move/launch.cu
+  cuda/paged/launch.cu
+  cuda/paged_backend.cu
   cuda/pages/launch.cu
   cuda/plan_upload.cu
   cuda/prefill/launch.cu

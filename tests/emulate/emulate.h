@@ -154,6 +154,18 @@ T atomicAdd(T* at, T add) {
   *at += add;
   return before;
 }
+template <class T>
+T atomicCAS(T* at, T expected, T desired) {
+  const T before = *at;
+  if (before == expected) *at = desired;
+  return before;
+}
+template <class T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  if (value < before) *at = value;
+  return before;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>

@@ -418,6 +418,8 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   };
   tq::cuda::DeviceLayer layer{pages_.get(),
                               page_bytes,
+                              static_cast<int64_t>(spec.page_size / 32) * tile_.tile_bytes(),
+                              UINT32_MAX,
                               tile_.tile_bytes(),
                               spec.page_size / 32,
                               spec.page_size,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every CUDA call and every allocation of every call of the C API made to fail: create, plan, append, attend,
-// fork, truncate, remove, select, reserve, copies between caches of both devices, free. A call that fails
-// says so, has changed nothing that can be seen and leaves nothing behind; made again without a failure it
-// does what it always does. Each failing point is tried alone and as the first of all that follow.
+// fork, truncate, remove, select, reserve, copies between caches of both devices, free; and of a codec's. A
+// call that fails says so, has changed nothing that can be seen and leaves nothing behind; made again without
+// a failure it does what it always does. Each failing point is tried alone and as the first of all that
+// follow.
 //
 // Method: one life of three caches is run without failures, and what can be seen after each call is kept.
 // Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
@@ -12,6 +13,7 @@
 
 #include "api_cache.cuh"
 #include "failing_calls.cuh"
+#include "faults_engine.cuh"
 #include "streams.h"
 
 namespace {
@@ -74,6 +76,7 @@ struct World {
   tq_sequence a = 0, b = 0, there = 0, away = 0, back = 0;
   Memory k{TQ_DEVICE_CUDA, kMostRows*kDim * 4}, out{TQ_DEVICE_CUDA, kMostRows * 2 * kDim * 4},
       lse{TQ_DEVICE_CUDA, kMostRows * 2 * 4};
+  FaultyEngine engine;
 
   World() {
     std::vector<float> rows(kMostRows * kDim);
@@ -84,6 +87,7 @@ struct World {
   void end() {
     API_MUST(tq_batch_destroy(batch));
     for (tq_cache* cache : {main, other, host}) API_MUST(tq_cache_destroy(cache));
+    API_MUST(tq_codec_destroy(engine.codec));
   }
   // All that a caller can see, as bytes. Without failures.
   std::string seen() const {
@@ -109,6 +113,7 @@ struct World {
       const std::vector<uint8_t> bytes = memory->host();
       add(&all, bytes.data(), bytes.size());
     }
+    engine.see(&all);
     return all;
   }
 
@@ -233,6 +238,16 @@ std::vector<Step> steps() {
                     return tq_merge_states(2, outs, lses, 6, kDim, TQ_F32, w.out.get(), nullptr,
                                            TQ_DEVICE_CUDA, 0, nullptr);
                   }});
+  list.push_back({"codec_create", [](World& w) { return w.engine.create(); }});
+  list.push_back({"codec_set_centres", [](World& w) {
+                    return tq_codec_set_centres(w.engine.codec, 0, centre.data(), centre.data());
+                  }});
+  list.push_back({"paged_plan", [](World& w) { return w.engine.plan(); }});
+  list.push_back({"paged_append", [](World& w) { return w.engine.append(w.k.get()); }});
+  list.push_back({"paged_attend", [](World& w) { return w.engine.attend(w.k.get()); }});
+  list.push_back({"paged_copy", [](World& w) { return w.engine.copy(); }});
+  list.push_back({"paged_read", [](World& w) { return w.engine.read(); }});
+  list.push_back({"codec_check", [](World& w) { return tq_codec_check(w.engine.codec, nullptr, nullptr); }});
   list.push_back({"free",
                   [](World& w) {
                     const tq_status status = tq_sequence_free(w.main, w.b, nullptr);

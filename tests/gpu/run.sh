@@ -24,7 +24,7 @@ trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
-parts_side+=" memcheck initcheck synccheck racecheck append move state graph limits python golden"
+parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph limits python golden"
 parts_asked="torch hf nccl eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
 declare -A about=(
@@ -35,6 +35,7 @@ declare -A about=(
   [append]="codes and scales against the scalar encoder"
   [move]="tokens taken out of sequences, against the CPU and fresh sequences"
   [state]="parts and saved sequences: the CPU's bytes, both ways"
+  [paged]="pages that an engine owns: work lists, bytes, bits, captured steps"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
   [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
@@ -99,7 +100,7 @@ build_all() {
       resources) targets+=" kernel_logs" ;;
       python | golden | torch | hf | nccl | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
-      *check) targets+=" backend_test append_test attend_test graph_test" ;;
+      *check) targets+=" backend_test append_test attend_test graph_test paged_test" ;;
       *) targets+=" ${part}_test" ;;
     esac
   done
@@ -182,17 +183,17 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits | move | state)
+    append | attend | backend | conformance | graph | growth | layers | limits | move | paged | state)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     torch) TQKV_TEST_DEVICE=cuda XDG_CACHE_HOME=$out/cache pytest_part tests/torch ;;
     hf) TQKV_TEST_DEVICE=cuda pytest_part tests/hf ;;
     nccl) pytest_part tests/gpu/test_nccl.py ;;
-    memcheck) sanitizer memcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
-    initcheck) sanitizer initcheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
-    synccheck) sanitizer synccheck 150 "backend --small" "append --small" "attend --small" "graph --small" ;;
-    racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" ;;
+    memcheck | initcheck | synccheck)
+      sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \
+        "paged --small" ;;
+    racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" ;;
     eval)
       rm -rf "$out/eval"
       TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.eval release \

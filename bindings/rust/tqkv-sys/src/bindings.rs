@@ -97,6 +97,8 @@ constants! {
     TQ_NOTICED_SATURATED: u64 = 2;
     /// tq_sequence_flags alone: see Window
     TQ_NOTICED_SHORT_WINDOW: u64 = 4;
+    /// tq_codec_check alone: see section 8, Checks
+    TQ_NOTICED_OUT_OF_RANGE: u64 = 8;
     /// \[blocks\]\[heads\]\[bytes\]
     TQ_PAGES_BLOCKS_FIRST: i32 = 1;
     /// \[heads\]\[blocks\]\[bytes\]
@@ -174,14 +176,27 @@ handles! {
     ///   suffices.
     /// - No call allocates or synchronises. The bounds choose work lists and never change a bit.
     ///
-    /// Checks On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT.
+    /// Checks On the CPU what the arrays hold is checked before anything is written: INVALID_ARGUMENT. On
+    /// CUDA
+    ///
+    /// - the device alone reads them, and leaves out what cannot be (a slot or block that there is not, a
+    ///   request
+    /// - beyond the bounds, whose rows are then nobody's); tq_codec_check returns TQ_NOTICED_OUT_OF_RANGE.
+    ///   A block
+    /// - number that a query sees and that there is not, it takes for another block's. That a workspace has
+    ///   the
+    /// - step's plan is the caller's to see to.
+    ///
+    /// Graphs plan, append, attend, read and copy may be captured, all of a step in one graph: replayed, it
+    ///
+    /// - reads what the arrays hold then. Bounds, counts and strides stay those of the capture.
+    ///
     /// Threads Calls on one codec may run at once, each step with its own workspace and no two of them
     /// writing
     ///
     /// - to one tile; tq_codec_set_centres, tq_codec_check and tq_codec_destroy run alone.
     ///
     /// Exact copies of windows and sinks are a cache's: layers that need more give themselves 16 bits.
-    /// CUDA: none of this yet, tq_codec_create returns NOT_SUPPORTED.
     tq_codec;
     /// A quantizer turns vectors of 1 to 8192 numbers into records of code_bytes bytes each (FORMAT.md
     /// section 8), dense in memory, one after the other, readable one by one:
@@ -904,8 +919,8 @@ functions! {
     ///
     /// - k \[num_tokens\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise with value_dim
     ///
-    /// INVALID_STATE if the workspace holds no plan of this step. INVALID_ARGUMENT for a slot beyond the
-    /// blocks, and for a layer that shares another's tokens.
+    /// INVALID_STATE if the workspace holds no plan of this step (CPU). INVALID_ARGUMENT for a slot beyond
+    /// the blocks (CPU: see Checks), and for a layer that shares another's tokens.
     fn tq_paged_append(codec: *const tq_codec, layer: i32, pages: *const tq_pages,
         step: *const tq_paged_step, k: *const c_void, v: *const c_void, layout: *const tq_tensor_layout,
         workspace: *mut c_void, workspace_bytes: usize, stream: *mut c_void) -> tq_status;
@@ -913,7 +928,7 @@ functions! {
     /// tq_cache_attend with num_tokens rows, every one of which is written. With a tree_mask max_query_len
     /// is at most 64 \* tree_words. Append the step's tokens first (or history_only); a layer that shares
     /// another's tokens takes that layer's pages. INVALID_STATE as tq_paged_append, INVALID_ARGUMENT for a
-    /// block number that a query sees and that there is not.
+    /// block number that a query sees and that there is not (CPU: see Checks).
     fn tq_paged_attend(codec: *const tq_codec, layer: i32, pages: *const tq_pages,
         step: *const tq_paged_step, q: *const c_void, out: *mut c_void, lse: *mut f32,
         params: *const tq_attend_params, workspace: *mut c_void, workspace_bytes: usize,

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a cache and a codec have in common on a device: layers with their tables and centres, the numbers of
+// the device that launches follow from, and append and attend of a layer, whoever has planned them.
+#pragma once
+#include <vector>
+
+#include "cuda/arena.h"
+#include "cuda/attend/launch.h"
+
+namespace tq {
+namespace cuda {
+
+class DeviceLayers {
+ protected:
+  // For plans of the geometry's bounds, or none: the caller's.
+  enum WorkspaceChoice { kOwnWorkspace, kNoWorkspace };
+
+  // Of the current device. Waits for the stream.
+  DeviceLayers(const Geometry& geometry, const HostOps& ops, void* pool, WorkspaceChoice workspace,
+               cudaStream_t stream);
+
+  DeviceLayer layer_view(int layer) const {
+    return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
+  }
+  void set_layer_centres(int layer, const float* key, const float* value);
+  // One launch, or one for each side. entries: of plan.small_jobs that may be read. tiles: with new tokens,
+  // as far as the host knows.
+  void append_tokens(const DeviceLayer& layer, const DevicePlan& plan, int32_t entries, int64_t tiles,
+                     const AppendRequest& request) const;
+  // Of the current device. clear: the workspace's counters may be anything.
+  attend::AttendLaunch attend_launch(const DeviceLayer& layer, const DevicePlan& plan,
+                                     const AttendRequest& request, bool clear) const;
+  // Waits for the stream; returns and clears the flags noticed since the last call; throws the sticky
+  // asynchronous error.
+  uint64_t check_layers(void* stream);
+  // Waits for the device, whose errors are nobody's business any more.
+  void drain_device() const noexcept;
+
+  std::vector<LayerGeometry> layers_;
+  Geometry geometry_;
+  HostOps ops_;
+  int num_units_, shared_memory_per_block_;
+  bool paced_;                       // copies of attention are limited
+  bool early_;                       // kernels may be launched early
+  std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
+  Arena arena_;
+  std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
+};
+
+}  // namespace cuda
+}  // namespace tq
