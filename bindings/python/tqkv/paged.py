@@ -11,7 +11,11 @@
         out = step.attend(layer, pages[layer], q)
 
 Arrays, types, streams, errors and lifetimes are those of Cache; what a block, a slot and a step are, says
-section 8 of tqkv.h. Steps that have workspaces of their own run side by side in several threads. CPU only.
+section 8 of tqkv.h. Steps that have workspaces of their own run side by side in several threads.
+
+CUDA: blocks and the step's arrays are on the device (torch.empty(.., dtype=torch.uint8, device="cuda")),
+which alone reads them, so a step may be captured into a graph, plan and all. What it finds out of range it
+leaves out; check() then says OUT_OF_RANGE.
 """
 import ctypes
 import weakref
@@ -22,14 +26,15 @@ from ._attend import AttendArguments
 from ._ffi import Noticed, check
 from ._handles import Handles, Unique
 from ._shapes import Shapes, centre_buffers, tensor_layout
-from .buffers import (BYTES, RANGES, SLOTS, Memory, as_buffer, as_bytes, as_stream, as_workspace,
+from .buffers import (BYTES, CPU, RANGES, SLOTS, Memory, as_buffer, as_bytes, as_stream, as_workspace,
                       check_device, dense, empty_like)
 from .config import Config, choice, integer
-from .errors import InvalidArgument, InvalidState
+from .errors import InvalidArgument, InvalidState, NotSupported
 
 __all__ = ["PagedCodec", "PagedStep", "Pages"]
 
 _ORDERS = {"blocks": 1, "heads": 2}
+_FLOAT32 = _abi.CONSTANTS["TQ_F32"]
 
 
 class Pages(NamedTuple):
@@ -113,7 +118,10 @@ class PagedCodec(Unique):
 
     def empty(self, layer: int, num_blocks: int, *, block_size: int = 0, order: str = "blocks") -> Any:
         """Memory for blocks: a writable memoryview of bytes, zeroed and aligned, for Pages on the CPU (NumPy:
-        numpy.asarray of it)."""
+        numpy.asarray of it). NotSupported on CUDA: blocks are your framework's memory."""
+        if self._shapes.device[0] != CPU:
+            raise NotSupported(f"device = {self._config.device}: blocks are your framework's memory, such as "
+                               "torch.empty(bytes, dtype=torch.uint8, device='cuda')")
         layout = self.page_layout(layer, num_blocks, block_size=block_size, order=order)
         return _aligned(layout.total_bytes, layout.alignment)
 
@@ -205,7 +213,8 @@ class PagedCodec(Unique):
 
     def step(self, workspace: Any = None) -> "PagedStep":
         """Room for the plan of one step. workspace: a contiguous writable array, 256-byte aligned, of
-        workspace_bytes for the largest step; None: memory of its own, that grows with the steps (CPU)."""
+        workspace_bytes for the largest step; None: memory of its own, that grows with the steps: on CUDA made
+        by the library of the step's arrays (torch, CuPy), and not for graphs, whose workspace must stay."""
         return PagedStep(self, workspace)
 
     # ---- inside
@@ -278,7 +287,7 @@ class PagedStep:
         if self._owned:
             needed = self._codec._workspace_bytes(step)
             if needed > self._space.num_bytes:
-                self._space = as_bytes(_aligned(needed, 256), "workspace")
+                self._space = self._room(needed, next(iter(arrays.values()), None))
         self._step = None
         self._call("tq_paged_plan", step, self._space.pointer, self._space.num_bytes, stream)
         self._step, self._arrays = step, arrays
@@ -311,6 +320,15 @@ class PagedStep:
         return call.result
 
     # ---- inside
+
+    def _room(self, num_bytes, like):
+        """Memory of its own; on CUDA of the kind of an array of the step."""
+        if self._codec._shapes.device[0] == CPU:
+            return as_bytes(_aligned(num_bytes, 256), "workspace")
+        if like is None:
+            raise InvalidArgument("workspace = None: a step without arrays on CUDA needs one that is given")
+        array, _ = empty_like(like, (-(-num_bytes // 4), ), _FLOAT32, "workspace")
+        return as_workspace(array, self._codec._shapes.device)
 
     def _tell_operators(self):
         """What torch's operators go by from now on, if the step is bound (tqkv.torch)."""

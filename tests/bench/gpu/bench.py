@@ -3,15 +3,16 @@
 """Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
 one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|engines] [--only TEXT]
-    [--json FILE] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|engines|paged]
+    [--only TEXT] [--json FILE] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
 backends, and the error of the very output that was timed against float64 attention over the decoded codes.
 Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
 shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
-the library. Cases "engines": a whole model's decoding by cache, see engines.py.
+the library. Cases "engines": a whole model's decoding by cache, see engines.py; "paged": decoding from pages
+that an engine owns beside a cache's, see paged.py.
 """
 import argparse
 import dataclasses
@@ -233,6 +234,9 @@ def measure(arguments):
         return engines.measure(arguments, head)
     bench = Bench(torch, gpu, filled)
     head.update(roof=bench.roof, repeats=gpu.REPEATS)
+    if arguments.cases == "paged":
+        import paged
+        return paged.measure(arguments, head, bench)
     print(table.head(head), flush=True)
     wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
     if not wanted:
@@ -260,7 +264,7 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines"], default="short")
+    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged"], default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--self-check", action="store_true", help="what needs no GPU, on the CPU")

@@ -34,7 +34,8 @@ Errors   what a call refuses is a RuntimeError whose text begins with the status
          "TQ_ERROR_INVALID_ARGUMENT: k: has shape ..". There is no other way of computing to fall back to.
 Turns    operators and the package's own calls on a cache wait for one another, close and plan included.
 Compiled shapes are checked when a graph is made and rows when it runs; the plan may ask another number of
-         rows every time. No plan is made inside: its lists are the host's.
+         rows every time. No plan is made inside: its lists are the host's. But a PagedStep's are made by the
+         device: on CUDA a graph may hold step.plan too, with a workspace that was given.
 Gradients  do not flow: Bound refuses tensors that ask for them (NotSupported).
 
 The operators are compiled once, at the first import, by the system's C++ compiler; `python -m
