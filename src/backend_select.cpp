@@ -113,6 +113,14 @@ void check_device(DeviceType type, int device_id, ReasonList& reasons) {
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons) {
   if (type == DeviceType::kCpu) return;
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
+    const format::CodeId key = geometry.layers[layer].key_code, value = geometry.layers[layer].value_code;
+    const bool key_rows = key.by_rows() && !key.raw();
+    if (!key_rows && (!value.by_rows() || value.raw())) continue;
+    reasons.add(Status::kNotSupported, "layer %d: %s_family = %d: CPU only, CUDA has TQ_CODE_SCALAR (1)",
+                layer, key_rows ? "key" : "value", static_cast<int>((key_rows ? key : value).family));
+    break;
+  }
+  for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
     if (geometry.layers[layer].rotation != format::Rotation::kDense) continue;
     reasons.add(Status::kNotSupported,
                 "layer %d: rotation = 2 (TQ_ROTATION_DENSE): CPU only, for faithful runs", layer);

@@ -106,9 +106,9 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
-  // Raw sides have no centre, so none is kept for them: the fingerprint follows.
-  if (l.key_code.raw()) key = nullptr;
-  if (l.value_code.raw()) value = nullptr;
+  // What is not rotated has no centre, so none is kept for it: the fingerprint follows.
+  if (!l.key_code.rotated()) key = nullptr;
+  if (!l.value_code.rotated()) value = nullptr;
   if (!key && !value) return;
   geometry().for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
   keep_centres(l, key, value, layer_centres(layer));

@@ -61,11 +61,9 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
 }
 
 void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
-  if (c.code_family == 0) c.code_family = TQ_CODE_SCALAR;
   if (c.rotation == 0) c.rotation = TQ_ROTATION_HADAMARD;
   if (c.key_scale_rule == 0) c.key_scale_rule = TQ_SCALE_UNBIASED;
   if (c.value_scale_rule == 0) c.value_scale_rule = TQ_SCALE_UNBIASED;
-  check_count("code_family", c.code_family, TQ_CODE_SCALAR, TQ_CODE_SCALAR, reasons);
   check_count("rotation", c.rotation, TQ_ROTATION_HADAMARD, TQ_ROTATION_DENSE, reasons);
   check_count("key_scale_rule", c.key_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   check_count("first_layer", c.first_layer, 0, kMaxCount - 1, reasons);
@@ -264,31 +262,6 @@ void ResolvedConfig::resolve_bits(ReasonList& reasons) {
   config_.layer_value_bits = value_bits_.data();
 }
 
-void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
-  struct Side {
-    const char* name;
-    const tq_codebook** caller;
-    tq_codebook* own;
-    const std::vector<int32_t>* bits;
-  };
-  const Side sides[] = {{"key_codebook", &config_.key_codebook, &key_codebook_, &key_bits_},
-                        {"value_codebook", &config_.value_codebook, &value_codebook_, &value_bits_}};
-  for (const Side& side : sides) {
-    if (!*side.caller) continue;
-    try {
-      *side.own = read_struct(*side.caller, side.name);
-      check_codebook(side.name, *side.own, reasons);
-      const bool possible = format::may_have_own_book(side.own->bits);
-      if (possible && std::find(side.bits->begin(), side.bits->end(), side.own->bits) == side.bits->end())
-        reasons.add(kBad, "%s.bits = %d: no layer has these bits, so it would not be used", side.name,
-                    side.own->bits);
-    } catch (const Error& error) {
-      reasons.add(error.status(), "%s", error.what());
-    }
-    *side.caller = side.own;
-  }
-}
-
 void ResolvedConfig::resolve_allocator(ReasonList& reasons) {
   host_ops_ = read_allocator(config_.allocator, &allocator_, reasons);
   const bool own = config_.allocator && host_ops_.alloc == allocator_.alloc;
@@ -410,6 +383,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_shapes(c, reasons);
   resolve_bits(reasons);
   resolve_modes(c, reasons);
+  resolve_families(reasons);
   resolve_layers(reasons);
   resolve_codebooks(reasons);
   resolve_tokens(c, any_sliding(), reasons);

@@ -54,11 +54,12 @@ class ResolvedConfig {
 
  private:
   void resolve_bits(ReasonList& reasons);
-  void resolve_codebooks(ReasonList& reasons);
   void resolve_allocator(ReasonList& reasons);
   void check_reserve(ReasonList& reasons) const;
   // config_layers.cpp
+  void resolve_families(ReasonList& reasons);
   void resolve_layers(ReasonList& reasons);
+  void resolve_codebooks(ReasonList& reasons);
   bool any_sliding() const;
   void build_layers(ReasonList& reasons);
   void build_groups();

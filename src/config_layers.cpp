@@ -52,6 +52,12 @@ tq_layer_config read_layer(const tq_layer_config* layers, int32_t layer) {
   return read_struct(reinterpret_cast<const tq_layer_config*>(at), name);
 }
 
+void check_family(const char* name, int32_t family, const char* also, ReasonList& reasons) {
+  if (!format::is_family(family))
+    reasons.add(Status::kInvalidArgument, "%s = %d: must be %sTQ_CODE_SCALAR (1) or TQ_CODE_GROUPED (3)",
+                name, family, also);
+}
+
 // The layer's own value, else the cache's. A field's range is the caller's affair.
 int32_t own_or(int32_t own, int32_t common) { return own != 0 ? own : common; }
 
@@ -65,7 +71,7 @@ constexpr Field kSharedFields[] = {
     {"value_dim", &tq_layer_config::value_dim},         {"key_bits", &tq_layer_config::key_bits},
     {"value_bits", &tq_layer_config::value_bits},       {"key_family", &tq_layer_config::key_family},
     {"value_family", &tq_layer_config::value_family},   {"rotation", &tq_layer_config::rotation},
-    {"first_kv_head", &tq_layer_config::first_kv_head},
+    {"first_kv_head", &tq_layer_config::first_kv_head}, {"group_size", &tq_layer_config::group_size},
 };
 
 void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
@@ -113,14 +119,44 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
   }
   for (const Field field : {Field{"key_family", &tq_layer_config::key_family},
                             Field{"value_family", &tq_layer_config::value_family}})
-    if (own.*field.member < 0 || own.*field.member > TQ_CODE_SCALAR)
-      reasons.add(layer, "layers[%d].%s = %d: must be 0 .. %d", layer, field.name, own.*field.member,
-                  TQ_CODE_SCALAR);
+    if (own.*field.member != 0 && !format::is_family(own.*field.member))
+      reasons.add(
+          layer, "layers[%d].%s = %d: must be 0 (the cache's own), TQ_CODE_SCALAR (1) or TQ_CODE_GROUPED (3)",
+          layer, field.name, own.*field.member);
+  if (own.group_size != 0 && !format::is_group_size(own.group_size))
+    reasons.add(layer, "layers[%d].group_size = %d: must be 0 (the cache's own) or one of %s", layer,
+                own.group_size, ListText<3>(format::kGroupSizes).text);
   if (own.rotation < 0 || own.rotation > TQ_ROTATION_DENSE)
     reasons.add(layer, "layers[%d].rotation = %d: must be 0 .. %d", layer, own.rotation, TQ_ROTATION_DENSE);
   if (own.sliding_window < 0)
     reasons.add(layer, "layers[%d].sliding_window = %d: must be 0 (all tokens) or more", layer,
                 own.sliding_window);
+}
+
+// Bits that a side's family does not have, wherever it has them from; once for layers alike.
+void check_family_bits(int32_t layer, const tq_layer_config& full, LayerReasons& reasons) {
+  struct Side {
+    const char* kind;
+    int32_t bits, family;
+  };
+  for (const Side side :
+       {Side{"key", full.key_bits, full.key_family}, Side{"value", full.value_bits, full.value_family}})
+    if (side.family == TQ_CODE_GROUPED && format::is_code_bits(side.bits) && side.bits != format::kRawBits &&
+        !format::is_grouped_bits(side.bits))
+      reasons.add(layer,
+                  "layer %d: %s_bits = %d: must be one of %s, or 16 (raw), with %s_family = 3 "
+                  "(TQ_CODE_GROUPED)",
+                  layer, side.kind, side.bits, ListText<4>(format::kGroupedBits).text, side.kind);
+}
+
+bool same_codes(const tq_layer_config& a, const tq_layer_config& b) {
+  return a.key_bits == b.key_bits && a.value_bits == b.value_bits && a.key_family == b.key_family &&
+         a.value_family == b.value_family;
+}
+
+bool has_grouped(const tq_layer_config& layer) {
+  return (layer.key_family == TQ_CODE_GROUPED && layer.key_bits != format::kRawBits) ||
+         (layer.value_family == TQ_CODE_GROUPED && layer.value_bits != format::kRawBits);
 }
 
 // `full` becomes the layer it shares, with its own query heads and window.
@@ -150,10 +186,17 @@ void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vecto
   full.sliding_window = own_or(own.sliding_window, from.sliding_window);
 }
 
+format::CodeId code_of(int32_t family, int32_t bits, int32_t group) {
+  return format::code_of(static_cast<format::CodeFamily>(family), bits, group);
+}
+
+format::Codebook layer_codebook(int dim, format::CodeId code, const tq_codebook* custom) {
+  return code.by_rows() ? format::Codebook{} : codebook_of(dim, code.bits, custom);
+}
+
 }  // namespace
 
 format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom) {
-  if (bits == format::kRawBits) return format::Codebook{};
   format::Codebook book = format::builtin_codebook(dim, bits);
   if (!custom || custom->bits != bits) return book;
   book.unit = custom->unit;
@@ -162,9 +205,25 @@ format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom) {
   return book;
 }
 
+void ResolvedConfig::resolve_families(ReasonList& reasons) {
+  tq_cache_config& c = config_;
+  c.code_family = own_or(c.code_family, TQ_CODE_SCALAR);
+  c.key_family = own_or(c.key_family, c.code_family);
+  c.value_family = own_or(c.value_family, c.code_family);
+  check_family("code_family", c.code_family, "", reasons);
+  if (c.key_family != c.code_family) check_family("key_family", c.key_family, "0 (code_family), ", reasons);
+  if (c.value_family != c.code_family)
+    check_family("value_family", c.value_family, "0 (code_family), ", reasons);
+  if (c.group_size != 0 && !format::is_group_size(c.group_size))
+    reasons.add(Status::kInvalidArgument, "group_size = %d: must be 0 (%d) or one of %s", c.group_size,
+                format::kDefaultGroup, ListText<3>(format::kGroupSizes).text);
+  if (c.reserved != 0) reasons.add(Status::kVersion, "reserved = %u: must be 0", c.reserved);
+}
+
 void ResolvedConfig::resolve_layers(ReasonList& reasons) {
   LayerReasons layer_reasons(reasons);
   const tq_layer_config* caller = config_.layers;
+  bool any_grouped = false;
   for (int32_t i = 0; i < static_cast<int32_t>(key_bits_.size()); i++) {
     tq_layer_config own = {};
     if (caller) {
@@ -183,8 +242,9 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
     full.value_dim = own_or(own.value_dim, own_or(config_.value_dim, full.head_dim));
     full.key_bits = own_or(own.key_bits, key_bits_[static_cast<size_t>(i)]);
     full.value_bits = own_or(own.value_bits, value_bits_[static_cast<size_t>(i)]);
-    full.key_family = own_or(own.key_family, config_.code_family);
-    full.value_family = own_or(own.value_family, config_.code_family);
+    full.key_family = own_or(own.key_family, config_.key_family);
+    full.value_family = own_or(own.value_family, config_.value_family);
+    full.group_size = own_or(own.group_size, own_or(config_.group_size, format::kDefaultGroup));
     full.rotation = own_or(own.rotation, config_.rotation);
     full.first_kv_head = own_or(own.first_kv_head, config_.first_kv_head);
     if (own.shares_layer != 0) resolve_sharing(i, own, resolved_layers_, full, layer_reasons);
@@ -193,12 +253,55 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
       check_dims(i, own, full, layer_reasons);
       check_codes(i, own, full, layer_reasons);
     }
+    if (i == 0 || !same_codes(full, resolved_layers_.back())) check_family_bits(i, full, layer_reasons);
+    const bool grouped = has_grouped(full);
+    any_grouped |= grouped;
+    if (format::is_group_size(own.group_size) && !grouped)
+      layer_reasons.add(i, "layers[%d].group_size = %d: must be 0, no side of it is grouped", i,
+                        own.group_size);
+    if (!grouped) full.group_size = 0;
     key_bits_[static_cast<size_t>(i)] = full.key_bits;
     value_bits_[static_cast<size_t>(i)] = full.value_bits;
     resolved_layers_.push_back(full);
   }
   if (!caller && config_.value_dim == 0) config_.value_dim = config_.head_dim;
+  if (any_grouped && config_.group_size == 0) config_.group_size = format::kDefaultGroup;
+  if (!any_grouped && config_.group_size != 0)
+    reasons.add(Status::kInvalidArgument, "group_size = %d: must be 0, no side is grouped",
+                config_.group_size);
   config_.layers = resolved_layers_.data();
+}
+
+void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
+  struct Side {
+    const char* name;
+    const tq_codebook** caller;
+    tq_codebook* own;
+    int32_t tq_layer_config::*bits;
+    int32_t tq_layer_config::*family;
+  };
+  const Side sides[] = {{"key_codebook", &config_.key_codebook, &key_codebook_, &tq_layer_config::key_bits,
+                         &tq_layer_config::key_family},
+                        {"value_codebook", &config_.value_codebook, &value_codebook_,
+                         &tq_layer_config::value_bits, &tq_layer_config::value_family}};
+  for (const Side& side : sides) {
+    if (!*side.caller) continue;
+    try {
+      *side.own = read_struct(*side.caller, side.name);
+      check_codebook(side.name, *side.own, reasons);
+      const bool possible = format::may_have_own_book(side.own->bits);
+      const auto uses = [&](const tq_layer_config& layer) {
+        return layer.*side.bits == side.own->bits && layer.*side.family == TQ_CODE_SCALAR;
+      };
+      if (possible && std::none_of(resolved_layers_.begin(), resolved_layers_.end(), uses))
+        reasons.add(Status::kInvalidArgument,
+                    "%s.bits = %d: no layer has scalar codes of these bits, so it would not be used",
+                    side.name, side.own->bits);
+    } catch (const Error& error) {
+      reasons.add(error.status(), "%s", error.what());
+    }
+    *side.caller = side.own;
+  }
 }
 
 bool ResolvedConfig::any_sliding() const {
@@ -216,10 +319,10 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.q_per_kv = from.num_q_heads / from.num_kv_heads;
     layer.head_dim = from.head_dim;
     layer.value_dim = from.value_dim;
-    layer.key_code = format::code_of_bits(from.key_bits);
-    layer.value_code = format::code_of_bits(from.value_bits);
-    layer.key_book = codebook_of(from.head_dim, from.key_bits, config_.key_codebook);
-    layer.value_book = codebook_of(from.value_dim, from.value_bits, config_.value_codebook);
+    layer.key_code = code_of(from.key_family, from.key_bits, from.group_size);
+    layer.value_code = code_of(from.value_family, from.value_bits, from.group_size);
+    layer.key_book = layer_codebook(from.head_dim, layer.key_code, config_.key_codebook);
+    layer.value_book = layer_codebook(from.value_dim, layer.value_code, config_.value_codebook);
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;

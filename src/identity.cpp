@@ -49,6 +49,8 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
     side.raw_type = g.io_dtype == DataType::kBF16 ? 2 : 1;
     return side;
   }
+  side.group = id.group;
+  if (!id.rotated()) return side;
   const format::Codebook& book = kind == Kind::kKey ? code.key_book : code.value_book;
   std::copy_n(book.magnitude, book.count(), side.magnitude);
   side.rotation = static_cast<int32_t>(code.rotation);
@@ -64,6 +66,7 @@ Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
       {"code_family", number(a.family), number(b.family)},
       {key ? "key_bits" : "value_bits", number(a.bits), number(b.bits)},
       {"io_dtype (1 float16, 2 bfloat16 values)", number(a.raw_type), number(b.raw_type)},
+      {"group_size", number(a.group), number(b.group)},
       {"rotation", number(a.rotation), number(b.rotation)},
       {"rotation_seed", a.seed, b.seed}};
   for (const Difference& field : fields)
@@ -78,7 +81,7 @@ Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind) {
   const Geometry& g = *identity.geometry;
   const LayerGeometry& code = g.layers[layer];
-  if ((kind == Kind::kKey ? code.key_code : code.value_code).raw()) return 0;
+  if (!(kind == Kind::kKey ? code.key_code : code.value_code).rotated()) return 0;
   const float* centre = identity.centre(layer, kv_head, kind);
   XXH64_state_t state;
   XXH64_reset(&state, 0);
@@ -110,7 +113,8 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
             static_cast<int64_t>(side.rotation), static_cast<int64_t>(side.seed & 0xFFFFFFFF),
             static_cast<int64_t>(side.seed >> 32)})
         put(x);
-      if (side.raw_type != 0) continue;
+      if (side.group != 0) put(side.group);
+      if (side.rotation == 0) continue;
       for (const uint8_t magnitude : side.magnitude) put(magnitude);
       const float* centres = identity.centre(layer, 0, kind);
       for (int64_t i = 0; i < static_cast<int64_t>(l.num_kv_heads) * side.dim; i++)

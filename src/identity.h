@@ -35,7 +35,8 @@ struct SideIdentity {
   int32_t family, bits;
   int32_t raw_type;                           // of a raw side's values: 1 float16, 2 bfloat16; else 0
   uint8_t magnitude[format::kMaxMagnitudes];  // of the codebook; zeros where the code has none
-  int32_t rotation;                           // 0 for raw sides, as the seed
+  int32_t rotation;                           // 0 where nothing is rotated, as the seed
+  int32_t group;                              // of a grouped side, else 0
   uint64_t seed;
 };
 SideIdentity side_identity(const Geometry& geometry, int32_t layer, Kind kind);
@@ -47,7 +48,7 @@ struct Difference {
 };
 Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
 
-// XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and for raw sides.
+// XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and where nothing is rotated.
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind);
 
 // Calls put(context, word) for every word, in order. Allocates nothing.

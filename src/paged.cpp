@@ -119,8 +119,8 @@ void Codec::set_centres(int32_t layer, const float* key, const float* value) {
   const LayerGeometry& l = this->layer(layer);
   check_stores(geometry_, layer);
   check_centres(l, key, value);
-  if (l.key_code.raw()) key = nullptr;  // as a cache: raw sides have no centre
-  if (l.value_code.raw()) value = nullptr;
+  if (!l.key_code.rotated()) key = nullptr;  // as a cache: what is not rotated has no centre
+  if (!l.value_code.rotated()) value = nullptr;
   if (!key && !value) return;
   geometry_.for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
   keep_centres(l, key, value, static_cast<float*>(centres_.get()) + geometry_.centre_floats(layer));

@@ -18,7 +18,6 @@ constexpr Status kBad = Status::kInvalidArgument;
 // A matrix of the largest dimension is made in seconds: QR takes dim^3, normal numbers dim^2.
 constexpr int32_t kMaxDenseDim = 1536, kMaxGaussianDim = 4096;
 constexpr float kMaxFactor = 1024, kMaxLevel = 1073741824.0f;  // 2^30: keeps every sum finite
-constexpr int kGroupedBits[] = {2, 3, 4, 8};
 
 // A field that only some families have.
 void check_absent(const char* name, int64_t value, int32_t family, ReasonList& reasons) {
@@ -50,8 +49,7 @@ void QuantizerConfig::resolve_family(ReasonList& reasons) {
   if (c.family == TQ_CODE_GROUPED) {
     check_absent("rotation", c.rotation, c.family, reasons);
     check_absent("scale_rule", c.scale_rule, c.family, reasons);
-    const auto end = std::end(format::kGroupSizes);
-    if (std::find(std::begin(format::kGroupSizes), end, c.group_size) == end)
+    if (!format::is_group_size(c.group_size))
       reasons.add(kBad, "group_size = %d: must be 16, 32 or 64", c.group_size);
     return;
   }
@@ -68,8 +66,7 @@ void QuantizerConfig::resolve_family(ReasonList& reasons) {
 void QuantizerConfig::resolve_bits(ReasonList& reasons) {
   const int32_t bits = config_.bits;
   if (config_.family == TQ_CODE_GROUPED) {
-    const auto end = std::end(kGroupedBits);
-    if (std::find(std::begin(kGroupedBits), end, bits) == end)
+    if (!format::is_grouped_bits(bits))
       reasons.add(kBad, "bits = %d: must be 2, 3, 4 or 8 with family = 3 (TQ_CODE_GROUPED)", bits);
   } else if (config_.family == TQ_CODE_PROD) {
     check_count("bits (with family = 2, TQ_CODE_PROD)", bits, 2, 4, reasons);

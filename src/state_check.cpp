@@ -34,6 +34,20 @@ bool finite_numbers(const uint8_t* bytes, int64_t count, DataType type) {
   return all_finite(bytes, count, type == DataType::kF16 ? 0x7C007C00u : 0x7F807F80u, true);
 }
 
+// A word of scales is a pair: the scale in its lower half, the zero in the upper one.
+void check_grouped(const format::SideLayout& side, const uint8_t* words, const uint8_t* scales,
+                   int32_t layer) {
+  require(finite_numbers(scales, side.scale_bytes(), DataType::kF16), "a scale or a zero is not finite",
+          layer);
+  bool negative = false, rest = false;
+  for (int64_t i = 0; i < side.scale_bytes() / 4; i++) negative |= (word_at(scales, i) & 0x8000u) != 0;
+  require(!negative, "a scale is negative", layer);
+  const int used = side.dim * side.bits % 32;
+  for (int64_t i = 1; used != 0 && i <= format::kTileTokens; i++)
+    rest |= word_at(words, i * side.row_words() - 1) >> used != 0;
+  require(!rest, "bits behind a row's codes are not zero", layer);
+}
+
 void check_side(const format::SideLayout& side, const uint8_t* words, const uint8_t* scales, DataType io,
                 int32_t layer) {
   if (side.raw()) {
@@ -41,6 +55,7 @@ void check_side(const format::SideLayout& side, const uint8_t* words, const uint
     require(finite_numbers(words, side.code_bytes(), type), "a raw value is not finite", layer);
     return;
   }
+  if (side.by_rows()) return check_grouped(side, words, scales, layer);
   require(all_finite(scales, side.scale_bytes(), 0x7F807F80u, true), "a scale is not finite", layer);
   bool negative = false;
   for (int64_t i = 0; i < side.scale_bytes() / 4; i++) negative |= (word_at(scales, i) & 0x80008000u) != 0;

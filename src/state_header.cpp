@@ -64,22 +64,21 @@ void put_record(const Record& record, uint8_t (&bytes)[kRecordBytes]) {
   Bytes out(bytes);
   for (const uint32_t x : {record.storage, record.first_head, record.num_heads, record.window}) out.put(x);
   for (const SideIdentity& side : record.sides) {
-    for (const int32_t x : {side.dim, side.family, side.bits, side.raw_type, side.rotation, 0})
+    for (const int32_t x : {side.dim, side.family, side.bits, side.raw_type, side.rotation, side.group})
       out.put(static_cast<uint32_t>(x));
     out.put(side.seed);
     out.put_bytes(side.magnitude, sizeof side.magnitude);
   }
 }
 
-Record take_record(uint8_t (&bytes)[kRecordBytes], bool* reserved) {
+Record take_record(uint8_t (&bytes)[kRecordBytes]) {
   Record record = {};
   Bytes in(bytes);
   for (uint32_t* x : {&record.storage, &record.first_head, &record.num_heads, &record.window})
     *x = in.take<uint32_t>();
   for (SideIdentity& side : record.sides) {
-    for (int32_t* x : {&side.dim, &side.family, &side.bits, &side.raw_type, &side.rotation})
+    for (int32_t* x : {&side.dim, &side.family, &side.bits, &side.raw_type, &side.rotation, &side.group})
       *x = in.take<int32_t>();
-    *reserved |= in.take<uint32_t>() != 0;
     side.seed = in.take<uint64_t>();
     in.take_bytes(side.magnitude, sizeof side.magnitude);
   }
@@ -145,14 +144,14 @@ class Mismatch {
   char reason_[256] = "";
 };
 
-// One layer's record and centres, compared with the cache's. *wrong: something is not as it is written.
+// One layer's record and centres, compared with the cache's.
 void read_layer(StateReader& in, const Identity& identity, int32_t layer, SavedHeader* header,
-                IdentityHash* hash, Mismatch* mismatch, bool* wrong) {
+                IdentityHash* hash, Mismatch* mismatch) {
   const Geometry& g = *identity.geometry;
   uint8_t bytes[kRecordBytes];
   in.bytes_of(bytes, sizeof bytes);
   hash->add(bytes, sizeof bytes);
-  const Record saved = take_record(bytes, wrong);
+  const Record saved = take_record(bytes);
   const bool stores = saved.num_heads != 0;
   const int64_t first = saved.first_head, heads = saved.num_heads;
   TQ_CHECK(first < kMaxHeads && heads <= kMaxHeads, Status::kCorruptData,
@@ -272,9 +271,9 @@ SavedHeader read_header(StateReader& in, const Identity& identity, int64_t max_t
   header.flags = in.number<uint64_t>();
   const uint64_t saved_identity = in.number<uint64_t>();
   IdentityHash hash(first_layer);
-  bool wrong = (header.flags & ~(kNoticedNonfinite | kNoticedSaturated)) != 0;
+  const bool wrong = (header.flags & ~(kNoticedNonfinite | kNoticedSaturated)) != 0;
   for (int32_t layer = 0; layer < g.num_layers; layer++)
-    read_layer(in, identity, layer, &header, &hash, &mismatch, &wrong);
+    read_layer(in, identity, layer, &header, &hash, &mismatch);
   in.end_header();
   mismatch.check("first_token", static_cast<uint64_t>(part.first_token), 0);
   if (g.has_exact() && part.exact_type != 0)

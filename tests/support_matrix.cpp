@@ -58,6 +58,16 @@ std::vector<std::string> widths() {
   return found;
 }
 
+std::string grouped_widths() {
+  std::vector<std::string> found;
+  for (int bits = 1; bits <= 16; bits++) {
+    tq_cache_config config = config_of(128, bits, bits, TQ_F32, TQ_ROTATION_HADAMARD);
+    config.code_family = TQ_CODE_GROUPED;
+    if (bits != tq::format::kRawBits && supported(config)) found.push_back(std::to_string(bits));
+  }
+  return joined(found);
+}
+
 // ---- CUDA: from the lists of compiled kernels, which need no device ----
 
 std::vector<std::string> cuda_dims() {
@@ -106,6 +116,8 @@ void print_support() {
   print_row("`head_dim`", joined(dims(TQ_ROTATION_HADAMARD)), joined(cuda_dims()));
   print_row("`value_dim`", "any of these", "`head_dim`, both rounded up to 32; or " + cuda_mixed_dims());
   print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
+  print_row("`code_family`, of keys and of values", "scalar; grouped min/max (" + grouped_widths() + " bits)",
+            "scalar");
   print_row("decode kernels of their own", "-", coded_kernels());
   print_row("input and output", "float32, float16, bfloat16", "the same");
   print_row("rotation", "Hadamard; dense", "Hadamard");

@@ -29,14 +29,17 @@ struct UniformGeometry : Geometry {
   HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
   // num_layers layers of these codes in page group 0, with built-in codebooks.
   void set_layers(int key_bits, int value_bits) {
+    set_layers(format::code_of_bits(key_bits), format::code_of_bits(value_bits));
+  }
+  void set_layers(format::CodeId key_code, format::CodeId value_code) {
     LayerGeometry layer = {};
     static_cast<HeadShape&>(layer) = heads();
     layer.head_dim = head_dim;
     layer.value_dim = value_dim;
-    layer.key_code = format::code_of_bits(key_bits);
-    layer.value_code = format::code_of_bits(value_bits);
-    layer.key_book = format::builtin_codebook(head_dim, key_bits);
-    layer.value_book = format::builtin_codebook(value_dim, value_bits);
+    layer.key_code = key_code;
+    layer.value_code = value_code;
+    if (!key_code.by_rows()) layer.key_book = format::builtin_codebook(head_dim, key_code.bits);
+    if (!value_code.by_rows()) layer.value_book = format::builtin_codebook(value_dim, value_code.bits);
     layer.rotation = rotation;
     layer.first_kv_head = first_kv_head;
     own_.assign(static_cast<size_t>(num_layers), layer);

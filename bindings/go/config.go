@@ -39,6 +39,7 @@ type LayerConfig struct {
 	SlidingWindow int32 // tokens that a query sees, its own included; 0 = all
 	SharesLayer   int32 // 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to
 	FirstKVHead   int32 // as Config's, for ranks whose layers hold different numbers of heads
+	GroupSize     int32
 }
 
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
@@ -83,9 +84,12 @@ type Config struct {
 	Flags          uint64
 	Allocator      Allocator // zero = the library's own
 	// memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
-	Pool      DevicePtr
-	PoolBytes int64         // at least Bytes.PageBytes if there is a pool
-	Layers    []LayerConfig // NumLayers of them, where layers differ; or none
+	Pool        DevicePtr
+	PoolBytes   int64         // at least Bytes.PageBytes if there is a pool
+	Layers      []LayerConfig // NumLayers of them, where layers differ; or none
+	KeyFamily   CodeFamily    // 0 = CodeFamily
+	ValueFamily CodeFamily
+	GroupSize   int32 // of CodeGrouped: 16 32 64; 0 = 32
 }
 
 // configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
@@ -142,6 +146,8 @@ func (config *Config) parts() (*configParts, error) {
 			window_tokens: C.int32_t(c.WindowTokens), sink_tokens: C.int32_t(c.SinkTokens),
 			rollback_tokens: C.int32_t(c.RollbackTokens), num_threads: C.int32_t(c.NumThreads),
 			flags: C.uint64_t(c.Flags), pool_bytes: C.int64_t(c.PoolBytes),
+			key_family: C.int32_t(c.KeyFamily), value_family: C.int32_t(c.ValueFamily),
+			group_size: C.int32_t(c.GroupSize),
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
@@ -163,6 +169,7 @@ func layersForC(layers []LayerConfig) []C.tq_layer_config {
 			key_family: C.int32_t(l.KeyFamily), value_family: C.int32_t(l.ValueFamily),
 			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
 			shares_layer: C.int32_t(l.SharesLayer), first_kv_head: C.int32_t(l.FirstKVHead),
+			group_size: C.int32_t(l.GroupSize),
 		}
 	}
 	return raw
@@ -176,7 +183,7 @@ func layersOf(raw []C.tq_layer_config) []LayerConfig {
 			int32(l.num_q_heads), int32(l.num_kv_heads), int32(l.head_dim), int32(l.value_dim),
 			int32(l.key_bits), int32(l.value_bits), CodeFamily(l.key_family), CodeFamily(l.value_family),
 			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
-			int32(l.first_kv_head),
+			int32(l.first_kv_head), int32(l.group_size),
 		}
 	}
 	return layers
@@ -236,7 +243,9 @@ func configOf(raw *C.tq_cache_config) Config {
 		WindowTokens: int32(raw.window_tokens), SinkTokens: int32(raw.sink_tokens),
 		RollbackTokens: int32(raw.rollback_tokens), NumThreads: int32(raw.num_threads),
 		Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)), PoolBytes: int64(raw.pool_bytes),
-		Layers: layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
+		Layers:    layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
+		KeyFamily: CodeFamily(raw.key_family), ValueFamily: CodeFamily(raw.value_family),
+		GroupSize: int32(raw.group_size),
 	}
 }
 

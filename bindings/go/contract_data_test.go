@@ -128,6 +128,9 @@ type contractConfig struct {
 	NumThreads        int32             `json:"num_threads"`
 	Flags             uint64            `json:"flags"`
 	Layers            []contractLayer   `json:"layers"`
+	KeyFamily         int32             `json:"key_family"`
+	ValueFamily       int32             `json:"value_family"`
+	GroupSize         int32             `json:"group_size"`
 }
 
 type contractLayer struct {
@@ -143,6 +146,7 @@ type contractLayer struct {
 	SlidingWindow int32 `json:"sliding_window"`
 	SharesLayer   int32 `json:"shares_layer"`
 	FirstKVHead   int32 `json:"first_kv_head"`
+	GroupSize     int32 `json:"group_size"`
 }
 
 func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
@@ -151,7 +155,7 @@ func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
 			HeadDim: l.HeadDim, ValueDim: l.ValueDim, KeyBits: l.KeyBits, ValueBits: l.ValueBits,
 			KeyFamily: tqkv.CodeFamily(l.KeyFamily), ValueFamily: tqkv.CodeFamily(l.ValueFamily),
 			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer,
-			FirstKVHead: l.FirstKVHead})
+			FirstKVHead: l.FirstKVHead, GroupSize: l.GroupSize})
 	}
 	return result
 }
@@ -188,7 +192,8 @@ func (c *contractConfig) config() *tqkv.Config {
 		MaxBatchSequences: c.MaxBatchSequences, MaxBatchTokens: c.MaxBatchTokens,
 		MaxRawTokens: c.MaxRawTokens,
 		WindowTokens: c.WindowTokens, SinkTokens: c.SinkTokens, RollbackTokens: c.RollbackTokens,
-		NumThreads: c.NumThreads, Flags: c.Flags,
+		NumThreads: c.NumThreads, Flags: c.Flags, KeyFamily: tqkv.CodeFamily(c.KeyFamily),
+		ValueFamily: tqkv.CodeFamily(c.ValueFamily), GroupSize: c.GroupSize,
 	}
 }
 

@@ -238,11 +238,13 @@ typedef int32_t tq_scale_rule;
 #define TQ_SCALE_NORM 3     /* the vector keeps its length */
 #define TQ_SCALE_PAPER 4    /* |x| times the published codebook; scale search is off with it */
 
+/* GROUPED: 2 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred;
+ * beyond +-65504 it saturates (TQ_NOTICED_SATURATED); CPU only. */
 typedef int32_t tq_code_family;
 #define TQ_CODE_SCALAR 1  /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
 #define TQ_CODE_PROD 2    /* these at one bit less, and signs of a sketch of the residual (TurboQuant_prod) */
 #define TQ_CODE_GROUPED 3 /* min/max of groups of neighbours, no rotation */
-#define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's. 2 .. 4: of quantizers alone, section 10 */
+#define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's. 2, 4: of quantizers alone, section 10 */
 
 /* The caller's own codebook: 2^(bits-1) rising magnitudes; level = unit * magnitude for coordinates of unit
  * variance. bits <= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2. */
@@ -272,13 +274,14 @@ typedef struct tq_layer_config {
   int32_t value_dim;
   int32_t key_bits;
   int32_t value_bits;
-  int32_t key_family;     /* TQ_CODE_*; 0 = code_family of the cache */
+  int32_t key_family;     /* TQ_CODE_* */
   int32_t value_family;
   int32_t rotation;
   int32_t sliding_window; /* tokens that a query sees, its own included; 0 = all; see Sliding */
   int32_t shares_layer;   /* 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to:
                            * all but num_q_heads and sliding_window are that layer's, append refuses it */
   int32_t first_kv_head;  /* as the cache's, for ranks whose layers hold different numbers of heads */
+  int32_t group_size;
 } tq_layer_config;
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
@@ -297,7 +300,7 @@ typedef struct tq_cache_config {
   int32_t io_dtype;        /* type of k, v, q and out; required */
   int32_t key_bits;        /* 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given */
   int32_t value_bits;
-  int32_t code_family;     /* 0 = TQ_CODE_SCALAR */
+  int32_t code_family;     /* TQ_CODE_* of both sides; 0 = TQ_CODE_SCALAR. 16 bits are raw in any family */
   const int32_t *layer_key_bits;   /* [num_layers] or NULL: bits per layer, overriding key_bits where not 0 */
   const int32_t *layer_value_bits;
   int32_t rotation;        /* 0 = TQ_ROTATION_HADAMARD */
@@ -329,6 +332,11 @@ typedef struct tq_cache_config {
   int64_t pool_bytes;      /* >= page_bytes of tq_cache_config_bytes when pool is given */
   const tq_layer_config *layers; /* [num_layers] or NULL: all alike. num_q_heads .. value_bits above are then
                                   * required only where a layer leaves them 0 */
+  int32_t key_family;      /* 0 = code_family */
+  int32_t value_family;
+  int32_t group_size;      /* TQ_CODE_GROUPED: neighbours that share scale and zero: 16 32 64; 0 = 32. The
+                            * last group of a vector may be shorter. 0 where no side is grouped */
+  uint32_t reserved;
 } tq_cache_config;
 
 /* What a cache of this configuration allocates, exactly. */
@@ -635,10 +643,11 @@ TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence seque
 typedef struct tq_codec tq_codec;
 
 /* config: as for a cache, device_type, num_layers .. code_family, layer_*_bits, rotation .. value_codebook,
- * num_threads, flags, allocator and layers (sliding_window is what a query sees; shares_layer: attend with
- * the pages of that layer). page_size is the block size where tq_pages gives none, and part of the
- * fingerprint. All that says how many tokens or sequences there are, the pool, and window_tokens,
- * sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason in tq_last_error. */
+ * key_family .. group_size, num_threads, flags, allocator and layers (sliding_window is what a query sees;
+ * shares_layer: attend with the pages of that layer). page_size is the block size where tq_pages gives none,
+ * and part of the fingerprint. All that says how many tokens or sequences there are, the pool, and
+ * window_tokens, sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason in
+ * tq_last_error. */
 TQ_API tq_status tq_codec_create(const tq_cache_config *config, void *stream, tq_codec **codec);
 /* NULL is accepted. INVALID_STATE while a call on it runs. */
 TQ_API tq_status tq_codec_destroy(tq_codec *codec);

@@ -55,6 +55,8 @@ Json side_json(const SavedSide& side) {
   json["bits"] = side.bits;
   if (side.raw()) {
     json["type"] = kTypeNames[side.raw_type + 1];
+  } else if (side.grouped()) {
+    json["group_size"] = side.group;
   } else {
     json["rotation"] = rotation_name(static_cast<int32_t>(side.rotation));
     json["seed"] = side.seed;
@@ -102,6 +104,8 @@ Json info_json(const SavedFile& file) {
 std::string side_text(const SavedSide& side) {
   std::string text = std::to_string(side.dim) + " x ";
   if (side.raw()) return text + kTypeNames[side.raw_type + 1];
+  if (side.grouped())
+    return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.group);
   return text + std::to_string(side.bits) + " bits, " + rotation_name(static_cast<int32_t>(side.rotation)) +
          " of seed " + std::to_string(side.seed);
 }
@@ -173,9 +177,9 @@ class Loader {
       config_.max_tokens = std::max<int64_t>(config_.max_tokens, int64_t{layer.window} + 1);
       for (const SavedSide* side : {&layer.key, &layer.value}) {
         if (!layer.stores()) continue;
-        if (!side->raw())
+        if (side->rotation != 0)
           config_.rotation_seed = side->seed;
-        else if (h.exact_type == 0)
+        else if (side->raw() && h.exact_type == 0)
           config_.io_dtype = side->raw_type == 2 ? TQ_BF16 : TQ_F16;
       }
     }
@@ -191,7 +195,7 @@ class Loader {
     const SavedSide sides[] = {h.layers[0].key, h.layers[0].value};
     const tq_codebook** chosen[] = {&config_.key_codebook, &config_.value_codebook};
     for (int i = 0; i < 2; i++) {
-      if (!h.layers[0].stores() || sides[i].raw() || sides[i].bits == 8) continue;
+      if (!h.layers[0].stores() || sides[i].rotation == 0 || sides[i].bits == 8) continue;
       books_[i] = tq_codebook{sizeof(tq_codebook), static_cast<int32_t>(sides[i].bits), 1, {}};
       std::memcpy(books_[i].magnitude, sides[i].magnitudes, sizeof books_[i].magnitude);
       *chosen[i] = &books_[i];
@@ -215,6 +219,9 @@ class Loader {
     layer.value_dim = static_cast<int32_t>(from.value.dim);
     layer.key_bits = static_cast<int32_t>(from.key.bits);
     layer.value_bits = static_cast<int32_t>(from.value.bits);
+    layer.key_family = from.key.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.key.family);
+    layer.value_family = from.value.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.value.family);
+    layer.group_size = static_cast<int32_t>(std::max(from.key.group, from.value.group));
     layer.rotation = static_cast<int32_t>(std::max(from.key.rotation, from.value.rotation));
     layer.sliding_window = static_cast<int32_t>(from.window);
     return layer;

@@ -192,6 +192,7 @@ Recommendation recommend(const LayerJob& job, const Options& options,
   for (const int32_t bits : kCandidateBits) {
     if (bits < narrowest) continue;
     const Width width{bits, bits};
+    if (!runs(job.data.shape, options, width)) continue;
     const auto known = std::find_if(measured.begin(), measured.end(),
                                     [&](const WidthResult& result) { return result.width == width; });
     if (known == measured.end())
@@ -259,6 +260,9 @@ tq_cache_config layer_config(const CaptureShape& shape, const Options& options, 
   config.key_bits = width.key_bits;
   config.value_bits = width.value_bits;
   config.rotation = options.rotation;
+  config.key_family = options.key_family;
+  config.value_family = options.value_family;
+  config.group_size = options.group_size;
   config.key_scale_rule = options.key_rule;
   config.value_scale_rule = options.value_rule;
   config.page_size = options.page_size;
@@ -270,6 +274,11 @@ tq_cache_config layer_config(const CaptureShape& shape, const Options& options, 
   config.num_threads = options.threads;
   config.flags = options.search ? 0 : TQ_FLAG_NO_SCALE_SEARCH;
   return config;
+}
+
+bool runs(const CaptureShape& shape, const Options& options, const Width& width) {
+  const tq_cache_config config = layer_config(shape, options, width, 0, shape.tokens);
+  return tq_cache_config_check(&config, nullptr, 0) == TQ_OK;
 }
 
 Evaluation evaluate(Capture& capture, const Options& options, const Progress& progress) {

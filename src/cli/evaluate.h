@@ -31,6 +31,9 @@ struct Options {
   std::vector<Width> widths;
   int32_t device_type = TQ_DEVICE_CPU;
   int32_t rotation = TQ_ROTATION_HADAMARD;
+  int32_t key_family = TQ_CODE_SCALAR;
+  int32_t value_family = TQ_CODE_SCALAR;
+  int32_t group_size = 0;  // of grouped sides; 0 = the library's own
   int32_t key_rule = TQ_SCALE_UNBIASED;
   int32_t value_rule = TQ_SCALE_UNBIASED;
   bool search = true;
@@ -93,6 +96,9 @@ struct Evaluation {
 using Progress = std::function<void(int64_t, int64_t, const std::string&)>;
 
 Evaluation evaluate(Capture& capture, const Options& options, const Progress& progress);
+
+// Whether the library has these bits in the families of the options.
+bool runs(const CaptureShape& shape, const Options& options, const Width& width);
 
 // The configuration of a cache of `layer` alone, for up to `tokens` tokens.
 tq_cache_config layer_config(const CaptureShape& shape, const Options& options, const Width& width, int layer,

@@ -51,6 +51,12 @@ Json support(int32_t device_type) {
                                      [](tq_cache_config& config, int32_t value) { config.key_bits = value; });
   json["value_bits"] = accepted_values(
       device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.value_bits = value; });
+  Json families = Json::array();
+  for (const int32_t value : accepted_values(
+           device_type, 1, 8, [](tq_cache_config&config, int32_t family) { config.value_family = family; })) {
+    families.push_back(family_name(value));
+  }
+  json["family"] = families;
   Json rotations = Json::array();
   for (const int32_t value : accepted_values(
            device_type, 1, 2, [](tq_cache_config&config, int32_t rotation) { config.rotation = rotation; })) {

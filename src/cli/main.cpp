@@ -40,6 +40,7 @@ constexpr char kFooter[] =
 
 using Choices = std::map<std::string, int32_t>;
 const Choices kRotations = {{"hadamard", TQ_ROTATION_HADAMARD}, {"dense", TQ_ROTATION_DENSE}};
+const Choices kFamilies = {{"scalar", TQ_CODE_SCALAR}, {"grouped", TQ_CODE_GROUPED}};
 const Choices kRules = {
     {"ls", TQ_SCALE_LS}, {"unbiased", TQ_SCALE_UNBIASED}, {"norm", TQ_SCALE_NORM}, {"paper", TQ_SCALE_PAPER}};
 const Choices kDevices = {{"cpu", TQ_DEVICE_CPU}, {"cuda", TQ_DEVICE_CUDA}};
@@ -54,6 +55,8 @@ struct EvalArguments {
   bool json = false;
   bool quiet = false;
   bool no_search = false;
+  std::string key_family = "scalar";
+  std::string value_family = "scalar";
   std::string rotation = "hadamard";
   std::string key_rule = "unbiased";
   std::string value_rule = "unbiased";
@@ -122,7 +125,13 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
           ->capture_default_str();
   auto* value_bits =
       eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();
-  eval->add_flag("--sweep", arguments.sweep, "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2")
+  add_choice(eval, "--key-family", &arguments.key_family, kFamilies,
+             "codes of keys; grouped: min/max of neighbours, 2 3 4 8 bits");
+  add_choice(eval, "--value-family", &arguments.value_family, kFamilies, "and of values");
+  eval->add_option("--group-size", options.group_size, "of grouped codes: 16 32 64; 0 = 32")
+      ->capture_default_str();
+  eval->add_flag("--sweep", arguments.sweep,
+                 "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2, those that the families have")
       ->excludes(key_bits)
       ->excludes(value_bits);
   eval->add_option("--layers", arguments.layers, "only these, as 0,2-5");
@@ -158,6 +167,8 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   Options& options = arguments.options;
   options.search = !arguments.no_search;
   options.rotation = kRotations.at(arguments.rotation);
+  options.key_family = kFamilies.at(arguments.key_family);
+  options.value_family = kFamilies.at(arguments.value_family);
   options.key_rule = kRules.at(arguments.key_rule);
   options.value_rule = kRules.at(arguments.value_rule);
   options.device_type = kDevices.at(arguments.device);
@@ -168,6 +179,12 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   }
   if (!arguments.plot.empty()) check_output_path("--plot", arguments.plot);
   Capture capture(arguments.capture, layers);
+  if (arguments.sweep) {
+    std::vector<Width> possible;
+    for (const Width& width : options.widths)
+      if (runs(capture.shape(), options, width)) possible.push_back(width);
+    if (!possible.empty()) options.widths = possible;  // else the library says why
+  }
   Evaluation evaluation;
   {
     ProgressLine line(arguments.quiet);

@@ -53,13 +53,16 @@ void print_head(std::ostream& out, const Evaluation& evaluation) {
       evaluation.layers.size(), evaluation.dtype.c_str(), static_cast<long long>(shape.tokens),
       shape.kv_heads, shape.q_heads, shape.key_dim, shape.value_dim, static_cast<long long>(shape.queries));
   out << wrapped("library   ", tq_build_info());
-  out << wrapped("settings  ",
-                 format("device %s, rotation %s, seed %llu, key rule %s, value rule %s, scale search %s, "
-                        "window %d, sinks %d, page %d",
-                        options.device_type == TQ_DEVICE_CUDA ? "cuda" : "cpu",
-                        rotation_name(options.rotation), static_cast<unsigned long long>(options.seed),
-                        scale_rule_name(options.key_rule), scale_rule_name(options.value_rule),
-                        options.search ? "on" : "off", options.window, options.sinks, options.page_size));
+  out << wrapped(
+      "settings  ",
+      format("device %s, key family %s, value family %s, group %d, rotation %s, seed %llu, key rule %s, "
+             "value rule %s, scale search %s, "
+             "window %d, sinks %d, page %d",
+             options.device_type == TQ_DEVICE_CUDA ? "cuda" : "cpu", family_name(options.key_family),
+             family_name(options.value_family), options.group_size, rotation_name(options.rotation),
+             static_cast<unsigned long long>(options.seed), scale_rule_name(options.key_rule),
+             scale_rule_name(options.value_rule), options.search ? "on" : "off", options.window,
+             options.sinks, options.page_size));
 }
 
 void print_row(std::ostream& out, const std::string& layer, const WidthResult& result) {
@@ -168,6 +171,7 @@ std::string short_count(double value) {
   return format("%.3g", value);
 }
 
+const char* family_name(int32_t family) { return family == TQ_CODE_GROUPED ? "grouped" : "scalar"; }
 const char* rotation_name(int32_t rotation) { return rotation == TQ_ROTATION_DENSE ? "dense" : "hadamard"; }
 
 const char* scale_rule_name(int32_t rule) {

@@ -15,6 +15,7 @@ void print_report(std::ostream& out, const Evaluation& evaluation);
 std::string report_json(const Evaluation& evaluation);  // ends with a newline
 
 const char* rotation_name(int32_t rotation);
+const char* family_name(int32_t family);
 const char* scale_rule_name(int32_t rule);
 
 // printf into a string

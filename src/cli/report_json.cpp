@@ -56,6 +56,9 @@ Json recommendation_json(const Recommendation& recommendation) {
 
 Json options_json(const Options& options) {
   return {{"device", options.device_type == TQ_DEVICE_CUDA ? "cuda" : "cpu"},
+          {"key_family", family_name(options.key_family)},
+          {"value_family", family_name(options.value_family)},
+          {"group_size", options.group_size},
           {"rotation", rotation_name(options.rotation)},
           {"seed", options.seed},
           {"key_scale_rule", scale_rule_name(options.key_rule)},

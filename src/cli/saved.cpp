@@ -56,6 +56,7 @@ int64_t tiles(int64_t first, int64_t end) {
 
 uint64_t code_bytes(const SavedSide& side) {
   if (side.raw()) return uint64_t{64} * side.dim;
+  if (side.grouped()) return 128 * ((uint64_t{side.dim} * side.bits + 31) / 32 + side.num_groups());
   return uint64_t{4} * ((side.dim + 31) / 32 * 32) * side.bits + 64;
 }
 
@@ -73,10 +74,13 @@ std::string problem_of_side(const SavedSide& side) {
                      (side.bits == 8 || (side.bits >= 2 && side.bits <= 6));
   const bool raw = side.raw() && side.family == 0 && (side.raw_type == 1 || side.raw_type == 2) &&
                    side.rotation == 0 && side.seed == 0;
-  const int levels = raw || side.bits == 8 || !coded ? 0 : 1 << (side.bits - 1);
-  if ((!coded && !raw) || side.zero != 0 ||
+  const bool grouped = side.grouped() && side.raw_type == 0 && side.rotation == 0 && side.seed == 0 &&
+                       (side.group == 16 || side.group == 32 || side.group == 64) &&
+                       (side.bits == 8 || (side.bits >= 2 && side.bits <= 4));
+  const int levels = !coded || side.bits == 8 ? 0 : 1 << (side.bits - 1);
+  if ((!coded && !raw && !grouped) || (!grouped && side.group != 0) ||
       std::any_of(side.magnitudes + levels, end, [](uint8_t x) { return x; }))
-    return "a side that is neither coded nor raw (family " + std::to_string(side.family) + ", " +
+    return "a side that is neither scalar, grouped nor raw (family " + std::to_string(side.family) + ", " +
            std::to_string(side.bits) + " bits)";
   return "";
 }

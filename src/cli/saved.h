@@ -22,14 +22,17 @@ class SavedError : public std::runtime_error {
 };
 
 constexpr uint32_t kSavedVersion = 1, kSavedRawBits = 16;
+constexpr uint32_t kSavedGrouped = 3;  // family of grouped sides
 constexpr uint64_t kSavedPiece = 65536;
 
 struct SavedSide {
-  uint32_t dim, family, bits, raw_type, rotation, zero;
+  uint32_t dim, family, bits, raw_type, rotation, group;
   uint64_t seed;
   uint8_t magnitudes[32];
 
   bool raw() const { return bits == kSavedRawBits; }
+  bool grouped() const { return family == kSavedGrouped; }
+  uint64_t num_groups() const { return group == 0 ? 0 : (dim + group - 1) / group; }
 };
 static_assert(sizeof(SavedSide) == 64, "as it stands in the file");
 

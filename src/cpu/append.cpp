@@ -69,8 +69,20 @@ void store_raw_side(const SideJob& job, Noticed* noticed) {
   }
 }
 
+void store_grouped_side(const SideJob& job, Noticed* noticed) {
+  alignas(64) float x[format::kMaxDim];
+  for (int row = 0, token = job.first; row < job.count; row++, token++) {
+    job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
+    uint16_t* pairs = job.scales + token * job.layout.scales_per_token();
+    noticed->replaced |=
+        format::encode_grouped_token(job.layout, x, job.words + token * job.layout.row_words(),
+                                     reinterpret_cast<format::GroupScale*>(pairs), &noticed->saturated);
+  }
+}
+
 void encode_side(const SideJob& job, Noticed* noticed) {
   if (job.layout.raw()) return store_raw_side(job, noticed);
+  if (job.layout.by_rows()) return store_grouped_side(job, noticed);
   const int stored = job.layout.stored;
   alignas(64) uint8_t codes[format::kTileTokens * format::kMaxDim];
   alignas(64) float x[format::kMaxDim];

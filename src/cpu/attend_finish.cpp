@@ -72,7 +72,7 @@ void RowTask::write_row(int r) {
   const int dim = layer_.value_dim;
   alignas(64) float coded[format::kMaxDim] = {};
   if (!is_empty(row.total)) {
-    if (layer_.tile.value.raw()) {
+    if (layer_.tile.value.by_rows()) {
       std::copy(total(r), total(r) + dim, coded);
     } else {
       // Rotated back as a normalised vector: the centre is added to it once. Then it counts with its sum

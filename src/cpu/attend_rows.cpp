@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "cpu/row_codes.h"
+
 namespace tq {
 namespace cpu {
 
@@ -133,7 +135,7 @@ void RowTask::prepare_row(int r) {
   }
   // Kernels take all rows of a task together: this one takes part as zeros and sees no token.
   std::fill(q, q + layer_.head_dim, 0.0f);
-  if (!layer_.tile.key.raw()) prepare_codes(r, q, 0.0f);
+  if (!layer_.tile.key.by_rows()) prepare_codes(r, q, 0.0f);
 }
 
 // exponent: of the largest |q|.
@@ -144,7 +146,7 @@ void RowTask::prepare_query(int r, float* q, int exponent) {
   for (int i = 0; i < layer_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
   row.exact_factor = limited(scale, kLogitLimit);
-  if (!layer_.tile.key.raw()) prepare_codes(r, q, limited(scale, FLT_MAX));
+  if (!layer_.tile.key.by_rows()) prepare_codes(r, q, limited(scale, FLT_MAX));
 }
 
 // q in rotated space as integers. The factor is limited to 2^90, so that |score| < 2^31 times it is finite:
@@ -200,11 +202,11 @@ void RowTask::load_scales(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
-    const int64_t count = std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start);
-    if (!layer_.tile.key.raw())
+    const int64_t count = tiles.valid(i);
+    if (!layer_.tile.key.by_rows())
       kernels_.to_float(DataType::kBF16, tiles.tile[i] + layer_.tile.key_scale_offset(), count,
                         space_.key_scales + start);
-    if (!layer_.tile.value.raw())
+    if (!layer_.tile.value.by_rows())
       kernels_.to_float(DataType::kBF16, tiles.tile[i] + layer_.tile.value_scale_offset(), count,
                         space_.value_scales + start);
   }
@@ -253,7 +255,7 @@ void RowTask::run_block(int64_t block, int64_t high) {
       std::fill(weights, weights + kBlockTokens, static_cast<uint16_t>(0));
       continue;
     }
-    const bool coded = !layer_.tile.key.raw();
+    const bool coded = !layer_.tile.key.by_rows();
     const RowBlock view = {row.begin,
                            row.end,
                            row.half_sum,
@@ -262,7 +264,7 @@ void RowTask::run_block(int64_t block, int64_t high) {
                            request_.logit_softcap,
                            bias_of(row, block)};
     const int32_t* scores = space_.scores + r * kBlockTokens;
-    const float* value_scales = layer_.tile.value.raw() ? nullptr : space_.value_scales;
+    const float* value_scales = layer_.tile.value.by_rows() ? nullptr : space_.value_scales;
     float largest;
     row.alpha = coded
                     ? kernels_.softmax(view, scores, space_.key_scales, value_scales, &row.split, p, &largest)
@@ -273,9 +275,17 @@ void RowTask::run_block(int64_t block, int64_t high) {
   value_block(tiles);
 }
 
-void RowTask::load_raw_tile(const uint8_t* side, int dim, int valid) {
+void RowTask::load_tile(const uint8_t* tile, Kind kind, int valid) {
+  const bool key = kind == Kind::kKey;
+  const format::SideLayout& side = key ? layer_.tile.key : layer_.tile.value;
+  const uint8_t* words = tile + (key ? layer_.tile.key_offset() : layer_.tile.value_offset());
+  if (!side.raw()) {
+    const uint8_t* scales = tile + (key ? layer_.tile.key_scale_offset() : layer_.tile.value_scale_offset());
+    return expand_grouped(side, reinterpret_cast<const uint32_t*>(words),
+                          reinterpret_cast<const uint16_t*>(scales), valid, space_.rows);
+  }
   const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
-  kernels_.to_float(type, side, static_cast<int64_t>(valid) * dim, space_.rows);
+  kernels_.to_float(type, words, static_cast<int64_t>(valid) * side.dim, space_.rows);
 }
 
 void RowTask::dot_tile(int start) {
@@ -302,7 +312,7 @@ void RowTask::add_tile(int start, bool* started) {
 }
 
 void RowTask::score_block(const BlockTiles& tiles) {
-  if (!layer_.tile.key.raw()) {
+  if (!layer_.tile.key.by_rows()) {
     key_kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
                        rows_, space_.scores);
     return;
@@ -310,8 +320,7 @@ void RowTask::score_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
-    load_raw_tile(tiles.tile[i], layer_.head_dim,
-                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
+    load_tile(tiles.tile[i], Kind::kKey, tiles.valid(i));
     dot_tile(start);
   }
 }
@@ -323,7 +332,7 @@ void RowTask::value_block(const BlockTiles& tiles) {
     sides[i] = tiles.tile[i] + layer_.tile.value_offset();
     next[i] = tiles.next[i] + layer_.tile.value_offset();
   }
-  if (!layer_.tile.value.raw()) {
+  if (!layer_.tile.value.by_rows()) {
     value_kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights,
                               rows_, space_.sums, space_.accumulate_work);
     for (int r = 0; r < rows_; r++) {
@@ -338,8 +347,7 @@ void RowTask::value_block(const BlockTiles& tiles) {
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
-    load_raw_tile(sides[i], layer_.value_dim,
-                  static_cast<int>(std::min<int64_t>(format::kTileTokens, tiles.high - tiles.start - start)));
+    load_tile(tiles.tile[i], Kind::kValue, tiles.valid(i));
     add_tile(start, started);
   }
 }

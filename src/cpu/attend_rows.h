@@ -115,12 +115,18 @@ class RowTask {
     uint32_t seen;
     const uint8_t* tile[kBlockTiles];
     const uint8_t* next[kBlockTiles];  // the same tiles of the next block, or `tile`
+
+    // Tokens of tile i that may be read.
+    int valid(int i) const {
+      return static_cast<int>(std::min<int64_t>(format::kTileTokens, high - start - i * format::kTileTokens));
+    }
   };
   void locate(BlockTiles* tiles, int64_t end) const;
   void load_scales(const BlockTiles& tiles);
   void score_block(const BlockTiles& tiles);
   void value_block(const BlockTiles& tiles);
-  void load_raw_tile(const uint8_t* side, int dim, int valid);
+  // One side of the first `valid` tokens of a tile, by rows, into `rows`.
+  void load_tile(const uint8_t* tile, Kind kind, int valid);
   void load_copies(Kind kind, int64_t first, int begin, int end);
   // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the
   // tokens of it that each row sees. Others are neither computed nor read.
@@ -145,7 +151,7 @@ class RowTask {
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
   const int rows_;
   WorkerSpace& space_;
-  const int value_width_;  // entries of o: stored value dim, or value_dim of a raw side
+  const int value_width_;  // entries of o: stored value dim, or value_dim of a side by rows
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
   format::VectorCoder key_coder_, value_coder_;

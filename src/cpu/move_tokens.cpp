@@ -57,7 +57,10 @@ void gather_rows(const Sources& sources, int64_t offset, size_t row_bytes, uint8
 
 void gather_side(const format::SideLayout& side, Kind kind, const Sources& sources, int64_t words_at,
                  int64_t scales_at, uint8_t* tile) {
-  if (side.raw()) return gather_rows(sources, words_at, static_cast<size_t>(side.dim) * 2, tile + words_at);
+  const size_t scale_bytes = sizeof(uint16_t) * static_cast<size_t>(side.scales_per_token());
+  if (scale_bytes > 0) gather_rows(sources, scales_at, scale_bytes, tile + scales_at);
+  if (side.by_rows())
+    return gather_rows(sources, words_at, static_cast<size_t>(side.row_bytes()), tile + words_at);
   const auto source = [&](int i) {
     const uint8_t* from = sources.tile[i];
     return from ? format::SourceToken{reinterpret_cast<const uint32_t*>(from + words_at), sources.token[i]}
@@ -69,7 +72,6 @@ void gather_side(const format::SideLayout& side, Kind kind, const Sources& sourc
     for (int lane = 0; lane < format::kLanes; lane++)
       for (int jj = 0; jj < side.jv; jj++)
         format::gather_group(side, kind, table, jb, lane, jj, source, words);
-  gather_rows(sources, scales_at, sizeof(uint16_t), tile + scales_at);
 }
 
 }  // namespace

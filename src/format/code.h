@@ -3,9 +3,9 @@
 // 3 and 4).
 //
 // Everything that depends on the code of a side asks a CodeId: sizes and offsets (tile_layout.h), packing and
-// levels (one file a family: scalar.h, raw.h), kernels (the CPU's table, the GPU's Code). A family is a way
-// to turn a vector into bits; the unit of packing and unpacking is one token's vector, or the group of 32
-// neighbours that share words, never a single code.
+// levels (one file a family: scalar.h, grouped.h, raw.h), kernels (the CPU's table, the GPU's Code). A family
+// is a way to turn a vector into bits; the unit of packing and unpacking is one token's vector, or the group
+// of 32 neighbours that share words, never a single code.
 #pragma once
 #include "format/hd.h"
 
@@ -17,25 +17,49 @@ constexpr int kGroupCodes = 32;  // neighbours that share words
 constexpr int kRawBits = 16;     // how a configuration's bits say "raw"
 
 enum class CodeFamily : int32_t {
-  kRaw = 0,     // 16-bit values as they stand: not padded, no rotation, no centre, no scale
-  kScalar = 1,  // a level of a codebook for each coordinate of the rotated vector, times one scale
+  kRaw = 0,      // 16-bit values as they stand: not padded, no rotation, no centre, no scale
+  kScalar = 1,   // a level of a codebook for each coordinate of the rotated vector, times one scale
+  kGrouped = 3,  // min/max codes of neighbours as they stand, each group with a scale and a zero
 };
 
 struct CodeId {
   CodeFamily family;
-  int32_t bits;  // of one stored coordinate
+  int32_t bits;       // of one stored coordinate
+  int32_t group = 0;  // grouped: neighbours that share scale and zero
 
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
+  // Whether vectors are centred, rotated and padded before they are coded.
+  constexpr bool rotated() const { return family == CodeFamily::kScalar; }
+  // Whether a tile's words are rows, one a token, that attention reads as floats; otherwise they are in the
+  // order of the integer kernels.
+  constexpr bool by_rows() const { return family != CodeFamily::kScalar; }
 };
-constexpr bool operator==(CodeId a, CodeId b) { return a.family == b.family && a.bits == b.bits; }
+constexpr bool operator==(CodeId a, CodeId b) {
+  return a.family == b.family && a.bits == b.bits && a.group == b.group;
+}
 constexpr bool operator!=(CodeId a, CodeId b) { return !(a == b); }
+
+// Whether a configuration may name it: raw sides are those of 16 bits.
+constexpr bool is_family(int32_t family) {
+  return family == static_cast<int32_t>(CodeFamily::kScalar) ||
+         family == static_cast<int32_t>(CodeFamily::kGrouped);
+}
 
 constexpr CodeId kRawCode = {CodeFamily::kRaw, kRawBits};
 constexpr CodeId scalar_code(int bits) { return CodeId{CodeFamily::kScalar, bits}; }
+constexpr CodeId grouped_code(int bits, int group) { return CodeId{CodeFamily::kGrouped, bits, group}; }
 // Of a configuration that names bits only.
 constexpr CodeId code_of_bits(int bits) { return bits == kRawBits ? kRawCode : scalar_code(bits); }
+// Of one that names a family too, in which 16 bits are raw.
+constexpr CodeId code_of(CodeFamily family, int bits, int group) {
+  return family == CodeFamily::kGrouped && bits != kRawBits ? grouped_code(bits, group) : code_of_bits(bits);
+}
 
-// All codes that exist; kCodeBits are their bits, in the same order.
+constexpr int kGroupedBits[] = {2, 3, 4, 8};
+constexpr int kGroupSizes[] = {16, 32, 64};
+constexpr int kDefaultGroup = 32;
+
+// Scalar codes and raw: those with integer kernels, or none. kCodeBits are their bits, in the same order.
 constexpr CodeId kCodes[] = {scalar_code(2), scalar_code(3), scalar_code(4), scalar_code(5),
                              scalar_code(6), scalar_code(8), kRawCode};
 constexpr int kNumCodes = sizeof kCodes / sizeof kCodes[0];
@@ -48,16 +72,25 @@ constexpr int code_index(CodeId id) {
   return -1;
 }
 constexpr bool is_code_bits(int bits) { return code_index(code_of_bits(bits)) >= 0; }
+constexpr bool is_group_size(int group) {
+  for (const int size : kGroupSizes)
+    if (size == group) return true;
+  return false;
+}
+constexpr bool is_grouped_bits(int bits) {
+  for (const int each : kGroupedBits)
+    if (each == bits) return true;
+  return false;
+}
 
-// What one side of a tile holds, in this order: the words of all groups, then the scales.
+// Words of a group of 32 codes of a scalar side.
 struct CodeRegions {
-  int group_words;       // 32-bit words of a group of 32 codes
-  int plane_words;       // the last of these, which hold the high magnitude bits of all four octets
-  int scales_per_token;  // bfloat16
+  int group_words;  // 32-bit
+  int plane_words;  // the last of these, which hold the high magnitude bits of all four octets
 };
 constexpr CodeRegions code_regions(CodeId id) {
   return CodeRegions{id.bits * kGroupCodes / 32,
-                     !id.raw() && (id.bits == 5 || id.bits == 6) ? id.bits - 4 : 0, id.raw() ? 0 : 1};
+                     !id.raw() && (id.bits == 5 || id.bits == 6) ? id.bits - 4 : 0};
 }
 
 }  // namespace format

@@ -5,6 +5,7 @@
 // never sees. What a family does with the rotated vector stands in its own file.
 #pragma once
 #include "format/codebook.h"
+#include "format/grouped.h"
 #include "format/raw.h"
 #include "format/rotation.h"
 #include "format/scalar.h"
@@ -144,6 +145,12 @@ TQ_HD void decode_token(const VectorCoder& coder, const SideLayout& side, Kind k
   if (side.raw()) {
     const uint16_t* row = reinterpret_cast<const uint16_t*>(words) + token * side.dim;
     for (int i = 0; i < side.dim; i++) x[i] = bf16 ? float_from_bf16(row[i]) : float_from_f16(row[i]);
+    return;
+  }
+  if (side.group > 0) {
+    const uint16_t* pairs = scales + token * side.scales_per_token();
+    decode_grouped_token(side, words + token * side.row_words(), reinterpret_cast<const GroupScale*>(pairs),
+                         x);
     return;
   }
   uint8_t codes[kMaxDim];

@@ -3,6 +3,7 @@
 // is padded, how codes stand in a record. Unlike a tile, a record holds one vector, and its codes follow each
 // other bit by bit: any reader takes any vector alone.
 #pragma once
+#include "format/bit_row.h"
 #include "format/rotation.h"
 
 namespace tq {
@@ -27,31 +28,6 @@ static_assert(padded_dim(1) == 16 && padded_dim(80) == 80 && padded_dim(641) == 
 
 constexpr int kMaxVectorBits = 8;
 constexpr bool is_vector_bits(int bits) { return bits >= 1 && bits <= kMaxVectorBits; }
-
-constexpr int64_t packed_bytes(int bits, int64_t count) { return (count * bits + 7) / 8; }
-
-// Code i in the bits i * bits .. of the bytes, the lowest first; what is left of the last byte is 0.
-inline void pack_codes(const uint8_t* codes, int bits, int count, uint8_t* packed) {
-  uint32_t held = 0;
-  int held_bits = 0;
-  const uint32_t mask = (1u << bits) - 1;
-  for (int i = 0; i < count; i++) {
-    held |= (codes[i] & mask) << held_bits;
-    for (held_bits += bits; held_bits >= 8; held_bits -= 8, held >>= 8)
-      *packed++ = static_cast<uint8_t>(held);
-  }
-  if (held_bits > 0) *packed = static_cast<uint8_t>(held);
-}
-inline void unpack_codes(const uint8_t* packed, int bits, int count, uint8_t* codes) {
-  uint32_t held = 0;
-  int held_bits = 0;
-  for (int i = 0; i < count; i++) {
-    for (; held_bits < bits; held_bits += 8) held |= static_cast<uint32_t>(*packed++) << held_bits;
-    codes[i] = static_cast<uint8_t>(held & ((1u << bits) - 1));
-    held >>= bits;
-    held_bits -= bits;
-  }
-}
 
 }  // namespace format
 }  // namespace tq

@@ -15,7 +15,7 @@ namespace format {
 constexpr int kLanes = 32;
 constexpr int kMaxDim = 576;         // of a cache
 constexpr int kMaxVectorDim = 8192;  // of the encoder: vectors on their own are coded by the same text
-constexpr int kScaleBytes = 2 * kTileTokens;  // one bfloat16 scale for each token
+constexpr int kScaleBytes = 2 * kTileTokens;  // one 16-bit number for each token
 
 constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
 
@@ -44,19 +44,21 @@ constexpr int odd_factor(int stored) { return stored >> log2_block(stored); }
 // One side (keys or values) of a tile.
 struct SideLayout {
   int dim;            // d, as the caller sees it
-  int stored;         // D; equals d for raw sides
+  int stored;         // D; equals d where nothing is rotated
   int bits;           // of the code
-  int groups;         // J = D / 32; 0 for raw sides
+  int group;          // of the code
+  int groups;         // J = D / 32; 0 for sides by rows
   int jv;             // gcd(J, 4): groups of one lane in one load
   int jb;             // J / jv
   CodeFamily family;  // of the code
 
   constexpr SideLayout(int head_dim, CodeId code)
       : dim(head_dim),
-        stored(code.raw() ? head_dim : stored_dim(head_dim)),
+        stored(code.rotated() ? stored_dim(head_dim) : head_dim),
         bits(code.bits),
-        groups(code.raw() ? 0 : stored / kGroupCodes),
-        jv(code.raw()        ? 1
+        group(code.group),
+        groups(code.by_rows() ? 0 : stored / kGroupCodes),
+        jv(code.by_rows()    ? 1
            : groups % 4 == 0 ? 4
            : groups % 2 == 0 ? 2
                              : 1),
@@ -64,11 +66,17 @@ struct SideLayout {
         family(code.family) {}
   constexpr SideLayout(int head_dim, int code_bits) : SideLayout(head_dim, code_of_bits(code_bits)) {}
 
-  constexpr CodeId code() const { return CodeId{family, bits}; }
+  constexpr CodeId code() const { return CodeId{family, bits, group}; }
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
-  // stored / 32 groups for each of the 32 tokens.
-  constexpr int code_bytes() const { return stored * code_regions(code()).group_words * 4; }
-  constexpr int scale_bytes() const { return kScaleBytes * code_regions(code()).scales_per_token; }
+  constexpr bool by_rows() const { return code().by_rows(); }
+  // 32-bit words of a token: its row, or its share of the words.
+  constexpr int row_words() const { return (stored * bits + 31) / 32; }
+  constexpr int row_bytes() const { return 4 * row_words(); }
+  constexpr int code_bytes() const { return kTileTokens * row_bytes(); }
+  // 16-bit numbers: one scale, or a scale and a zero for each group.
+  constexpr int scales_per_token() const { return raw() ? 0 : group > 0 ? 2 * num_groups() : 1; }
+  constexpr int num_groups() const { return (dim + group - 1) / group; }
+  constexpr int scale_bytes() const { return kScaleBytes * scales_per_token(); }
   // Word i of group (jb_, jj) of a lane.
   constexpr int word_index(int i, int jb_, int lane, int jj) const {
     return ((i * jb + jb_) * kLanes + lane) * jv + jj;
@@ -95,6 +103,9 @@ static_assert(TileLayout(128, 128, 4, 4).tile_bytes() == 4224, "132 at 4+4");
 static_assert(TileLayout(128, 128, 2, 2).tile_bytes() == 2176, "68 at 2+2");
 static_assert(TileLayout(80, 80, 16, 4).tile_bytes() == 64 * 80 + 4 * 4 * 96 + 64,
               "a raw side is not padded and has no scales");
+static_assert(SideLayout(128, grouped_code(2, 32)).code_bytes() / kTileTokens == 32 &&
+                  SideLayout(128, grouped_code(2, 32)).scale_bytes() / kTileTokens == 16,
+              "48 bytes a token at 2 bits in groups of 32");
 
 // Position of code n (0..7) of lane quarter t in the 32 positions of an octet row.
 TQ_HD constexpr int octet_position(int n, int t) { return n < 4 ? 4 * t + n : 16 + 4 * t + (n - 4); }

@@ -23,7 +23,7 @@ TQ_HD uint32_t row_word_mask(int row_bytes, int word, TileTokens tokens) {
 
 // Mask of word `word` of one side's words.
 TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TileTokens tokens) {
-  if (side.raw()) return row_word_mask(2 * side.dim, word, tokens);
+  if (side.by_rows()) return row_word_mask(side.row_bytes(), word, tokens);
   const int jj = word % side.jv, lane = word / side.jv % kLanes, i = word / side.jv / kLanes / side.jb;
   uint32_t mask = 0;
   for (int s = 0; s < 4; s++)
@@ -40,15 +40,21 @@ TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TileT
   return mask;
 }
 
+// And of its scales: two 16-bit numbers in a word, the earlier one in the lower half.
+TQ_HD uint32_t scale_word_mask(const SideLayout& side, int word, TileTokens tokens) {
+  const int low = 2 * word / side.scales_per_token(), high = (2 * word + 1) / side.scales_per_token();
+  return (tokens.holds(low) ? 0xFFFFu : 0u) | (tokens.holds(high) ? 0xFFFF0000u : 0u);
+}
+
 // Mask of a word of a whole tile.
 TQ_HD uint32_t tile_word_mask(const TileLayout& tile, int word, TileTokens tokens) {
   const int byte = 4 * word;
   if (byte < tile.value_offset()) return side_word_mask(tile.key, Kind::kKey, word, tokens);
   if (byte < tile.key_scale_offset())
     return side_word_mask(tile.value, Kind::kValue, word - tile.value_offset() / 4, tokens);
-  // Two scales in a word, the lower token in the lower half.
-  const int token = (byte - tile.key_scale_offset()) / 2 % kTileTokens;
-  return (tokens.holds(token) ? 0xFFFFu : 0u) | (tokens.holds(token + 1) ? 0xFFFF0000u : 0u);
+  if (byte < tile.value_scale_offset())
+    return scale_word_mask(tile.key, word - tile.key_scale_offset() / 4, tokens);
+  return scale_word_mask(tile.value, word - tile.value_scale_offset() / 4, tokens);
 }
 
 }  // namespace format

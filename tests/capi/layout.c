@@ -57,6 +57,7 @@ static void structs(void) {
   FIELD(tq_layer_config, sliding_window);
   FIELD(tq_layer_config, shares_layer);
   FIELD(tq_layer_config, first_kv_head);
+  FIELD(tq_layer_config, group_size);
   STRUCT(tq_layer_bytes);
   FIELD(tq_layer_bytes, struct_size);
   FIELD(tq_layer_bytes, group);
@@ -105,6 +106,10 @@ static void structs(void) {
   FIELD(tq_cache_config, pool);
   FIELD(tq_cache_config, pool_bytes);
   FIELD(tq_cache_config, layers);
+  FIELD(tq_cache_config, key_family);
+  FIELD(tq_cache_config, value_family);
+  FIELD(tq_cache_config, group_size);
+  FIELD(tq_cache_config, reserved);
   STRUCT(tq_cache_bytes);
   FIELD(tq_cache_bytes, struct_size);
   FIELD(tq_cache_bytes, reserved);

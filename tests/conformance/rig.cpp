@@ -134,7 +134,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
     g.groups[g.raw_group] = PageGroup{format::kTileTokens, c.max_sequences * stride, stride};
   }
   g.num_threads = c.threads;
-  g.set_layers(c.key_bits, c.value_bits);
+  g.set_layers(code_of(c, Kind::kKey), code_of(c, Kind::kValue));
   page_memory_ =
       static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
   const CallerMode mode(c.strange_fp);
@@ -394,6 +394,8 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
     }
     return x;
   }
+  if (const format::SideLayout side(static_cast<int>(x.size()), code_of(config, kind)); side.group > 0)
+    return grouped_and_back(side, x);
   const format::VectorCoder& c = coder(head, kind);
   uint8_t codes[format::kMaxVectorDim];
   uint16_t scale;

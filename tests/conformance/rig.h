@@ -42,6 +42,7 @@ struct RigConfig {
   std::string isa = "scalar";
   int layers = 1, kv_heads = 2, q_per_kv = 2, head_dim = 64, value_dim = 64;
   int key_bits = 4, value_bits = 4;
+  int key_group = 0, value_group = 0;  // not 0: the side is grouped
   DataType io = DataType::kF32;
   format::Rotation rotation = format::Rotation::kHadamard;
   format::ScaleRule key_rule = format::ScaleRule::kLs, value_rule = format::ScaleRule::kUnbiased;
@@ -56,6 +57,23 @@ struct RigConfig {
   bool strange_fp = false;  // the backend is called with flush-to-zero and rounding towards zero
   float key_size = 1.0f, value_size = 1.0f, query_size = 1.0f;
 };
+
+inline format::CodeId code_of(const RigConfig& config, Kind kind) {
+  const bool key = kind == Kind::kKey;
+  const int bits = key ? config.key_bits : config.value_bits,
+            group = key ? config.key_group : config.value_group;
+  return group > 0 ? format::grouped_code(bits, group) : format::code_of_bits(bits);
+}
+
+// What a grouped side keeps of a vector.
+inline std::vector<float> grouped_and_back(const format::SideLayout& side, std::vector<float> x) {
+  std::vector<uint32_t> row(static_cast<size_t>(side.row_words()));
+  std::vector<format::GroupScale> pairs(static_cast<size_t>(side.num_groups()));
+  bool saturated = false;
+  format::encode_grouped_token(side, x.data(), row.data(), pairs.data(), &saturated);
+  format::decode_grouped_token(side, row.data(), pairs.data(), x.data());
+  return x;
+}
 
 struct Ask {
   int sequence;

@@ -168,7 +168,10 @@ class Config {
                  "rollback_tokens",
                  "num_threads",
                  "flags",
-                 "layers"});
+                 "layers",
+                 "key_family",
+                 "value_family",
+                 "group_size"});
     TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
         TQ_READ(c, num_kv_heads);
     TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
@@ -179,7 +182,7 @@ class Config {
         TQ_READ(c, max_sequences), TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens),
         TQ_READ(c, max_raw_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
-        TQ_READ(c, flags);
+        TQ_READ(c, flags), TQ_READ(c, key_family), TQ_READ(c, value_family), TQ_READ(c, group_size);
     key_bits_ = json.value("layer_key_bits", key_bits_);
     value_bits_ = json.value("layer_value_bits", value_bits_);
     if (!key_bits_.empty()) c.layer_key_bits = key_bits_.data();
@@ -199,13 +202,14 @@ class Config {
   static tq_layer_config read_layer(const Json& json) {
     known(json,
           {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits", "key_family",
-           "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head"});
+           "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head", "group_size"});
     tq_layer_config layer = {};
     layer.struct_size = sizeof layer;
     TQ_READ(layer, num_q_heads), TQ_READ(layer, num_kv_heads), TQ_READ(layer, head_dim),
         TQ_READ(layer, value_dim), TQ_READ(layer, key_bits), TQ_READ(layer, value_bits);
     TQ_READ(layer, key_family), TQ_READ(layer, value_family), TQ_READ(layer, rotation),
-        TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer), TQ_READ(layer, first_kv_head);
+        TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer), TQ_READ(layer, first_kv_head),
+        TQ_READ(layer, group_size);
     return layer;
   }
   static const tq_codebook* read_codebook(const Json& json, tq_codebook& book) {

@@ -26,6 +26,10 @@ def configurations(tensors):
                                  {"device_type": 9}), ("window", "window_tokens", {"window_tokens": -1}),
                                 ("raw_tokens", "max_raw_tokens",
                                  {"window_tokens": 40, "max_raw_tokens": 64}),
+                                ("family", "key_family = 9", {"key_family": 9}),
+                                ("group_size", "group_size = 24", {"group_size": 24, "value_family": 3}),
+                                ("group_unused", "group_size = 16", {"group_size": 16}),
+                                ("grouped_bits", "value_bits = 5", {"value_family": 3, "value_bits": 5}),
                                 ("flags", "flags", {"flags": 1 << 40}), ("codebook", "key_codebook", {
                                     "key_codebook":
                                         {"bits": 4, "unit": 0.01, "magnitude": [1, 5, 5, 20, 30, 40, 50, 60]}

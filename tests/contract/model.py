@@ -12,6 +12,7 @@ from reference import tqkv_reference as ref
 
 RAW = 16
 F32, F16, BF16 = 1, 2, 3
+GROUPED = 3
 
 
 def to_float(array):
@@ -47,6 +48,9 @@ def resolved_layers(config):
         layer["bits"] = [own.get(f"{side}_bits")
                          or config.get(f"layer_{side}_bits", [0] * config["num_layers"])[i]
                          or config[f"{side}_bits"] for side in ("key", "value")]
+        layer["groups"] = [(own.get("group_size") or config.get("group_size", 32)) if GROUPED == (
+            own.get(f"{side}_family") or config.get(f"{side}_family") or config.get("code_family")) else 0
+                           for side in ("key", "value")]
         layer["source"] = own["shares_layer"] - 1 if own.get("shares_layer") else i
         if layer["source"] != i:
             source = layers[layer["source"]]
@@ -77,7 +81,7 @@ class ModelCache:
         for layer in self.stored_layers():
             key_bits, value_bits = layer["bits"]
             total += ref.tile_num_bytes(layer["head_dim"], key_bits, layer["value_dim"],
-                                        value_bits) * layer["num_kv_heads"] // 32
+                                        value_bits, *layer["groups"]) * layer["num_kv_heads"] // 32
         return total
 
     def stored_layers(self):
@@ -171,6 +175,11 @@ class ModelCache:
             stored = ref.raw_bits(np.ascontiguousarray(rows))[0]
             return to_float(stored if rows.dtype == np.uint16 else stored.view(np.float16))
         wide, heads = to_float(rows), []
+        if group := self.layers[layer]["groups"][kind]:
+            for head in range(rows.shape[1]):
+                encoded = ref.encode_grouped(np.ascontiguousarray(wide[:, head]), bits, group)
+                heads.append(ref.decode_grouped(encoded.codes, encoded.pairs, group))
+            return np.stack(heads, axis=1)
         own = self._codebooks().get((kind, bits))
         patch = mock.patch.object(reference_encode, "load_codebook",
                                   lambda head_dim, b: own) if own else contextlib.nullcontext()

@@ -18,7 +18,8 @@ TILE = 32
 F32 = 1
 DEFAULTS = {
     "first_layer": 0, "first_kv_head": 0, "num_kv_heads": 1, "head_dim": 32, "value_dim": 32, "tokens": 0,
-    "layers": [[2, 2, 0]],  # key bits, value bits, sliding window of each layer
+    # key bits, value bits, sliding window of each layer; and the group size where its values are grouped
+    "layers": [[2, 2, 0]],
     "window_tokens": 0, "rollback_tokens": 0, "sink_tokens": 0,
     "centres": False,  # of the keys of all layers
     "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
@@ -41,6 +42,10 @@ CASES = {
         "parts": [[0, 100, 1, 1, 0, 1], [0, 64, 0, 2, 0, 1], [64, 36, 0, 2, 0, 1]]
     },
     "padded": {"head_dim": 80, "value_dim": 112, "tokens": 33, "layers": [[6, 4, 0]]},
+    "grouped": {
+        "head_dim": 80, "value_dim": 80, "tokens": 41, "layers": [[4, 3, 0, 64], [3, 8, 20, 16]],
+        "parts": [[0, 41, 0, 2, 0, 1], [5, 30, 0, 1, 0, 1]]
+    },
     "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
 }
 
@@ -77,6 +82,9 @@ class Sequence:
         if not has_exact:
             self.sinks, self.exact = 0, tokens
 
+    def group(self, layer, kind):
+        return (*self.p["layers"][layer - self.p["first_layer"]], 0)[3] if kind == ref.VALUE else 0
+
     def window(self, layer):
         return self.p["layers"][layer - self.p["first_layer"]][2]
 
@@ -100,7 +108,7 @@ class Sequence:
         if exact <= sinks:
             sinks = exact = first
         rollback = 0
-        windows = [w for _, _, w in self.p["layers"] if w > 0]
+        windows = [layer[2] for layer in self.p["layers"] if layer[2] > 0]
         if windows:
             rollback = self.p["rollback_tokens"]
             for w in windows:
@@ -114,7 +122,10 @@ class Sequence:
         sides = []
         for kind in (ref.KEY, ref.VALUE):
             config, rows = self.config(layer, kv_head, kind), self.rows(layer, kv_head, kind)
-            if config.bits == 16:
+            if group := self.group(layer, kind):
+                encoded = ref.encode_grouped(rows, config.bits, group)
+                sides.append((encoded.codes, encoded.pairs, config.bits))
+            elif config.bits == 16:
                 sides.append((ref.raw_bits(rows)[0], None, 16))
             else:
                 encoded = ref.encode(rows, config)
@@ -127,7 +138,8 @@ class Sequence:
                 own = np.arange(TILE * tile, min(TILE * tile + TILE, len(codes)))
                 inside = (own >= begin) & (own < end)
                 cut.append((np.where(inside[:, None], codes[own], 0).astype(codes.dtype),
-                            None if scales is None else np.where(inside, scales[own], 0).astype(np.uint16),
+                            None if scales is None else scales[own] * inside.reshape(
+                                -1, *[1] * (scales.ndim - 1)).astype(np.uint16),
                             bits))
             tiles += ref.tile_bytes(*cut)
         return tiles
@@ -159,6 +171,8 @@ class Sequence:
 
     def side(self, layer, kv_head, kind):
         config = self.config(layer, kv_head, kind)
+        if group := self.group(layer, kind):
+            return struct.pack("<6IQ32x", config.head_dim, 3, config.bits, 0, 0, group, 0)
         if config.bits == 16:
             return struct.pack("<6IQ32x", config.head_dim, 0, 16, 1, 0, 0, 0)
         magnitudes = b""

@@ -44,6 +44,7 @@ class StateCache {
       tq_layer_config each = {};
       each.struct_size = sizeof each;
       each.key_bits = layer[0], each.value_bits = layer[1], each.sliding_window = layer[2];
+      if (layer.size() > 3) each.value_family = TQ_CODE_GROUPED, each.group_size = layer[3];
       layers.push_back(each);
     }
     config.num_layers = static_cast<int32_t>(layers.size());

@@ -127,6 +127,14 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
     *noticed |= (replaced ? TQ_NOTICED_NONFINITE : 0) | (saturated ? TQ_NOTICED_SATURATED : 0);
   };
   if (bits == format::kRawBits) return notice();
+  if ((kind == Kind::kKey ? l.key_family : l.value_family) == TQ_CODE_GROUPED) {
+    const format::SideLayout side(dim, format::grouped_code(bits, l.group_size));
+    uint32_t row[format::kMaxDim / 4];
+    format::GroupScale pairs[format::kMaxDim / 16];
+    replaced = format::encode_grouped_token(side, input, row, pairs, &saturated);
+    format::decode_grouped_token(side, row, pairs, decoded);
+    return notice();
+  }
   uint8_t codes[format::kMaxDim];
   uint16_t scale;
   const format::VectorCoder c = coder(layer, head, kind);

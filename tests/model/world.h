@@ -121,6 +121,7 @@ class World {
 
   void choose_config();  // world_config.h
   void choose_layers();
+  void choose_families();
   void choose_centres();
   const tq_layer_config& layer(int i) const { return resolved_.layers[i]; }
   int storing_layer() {  // one that has tokens of its own

@@ -42,6 +42,26 @@ inline void World::choose_config() {
   c.num_threads = 1 + pick(2);
   c.flags = (chance(20) ? TQ_FLAG_NO_ZERO_ON_FREE : 0u) | (chance(20) ? TQ_FLAG_NO_SCALE_SEARCH : 0u);
   if (chance(40)) choose_layers();
+  if (chance(25)) choose_families();
+}
+
+// Grouped sides, where the bits allow them.
+inline void World::choose_families() {
+  static const int groups[] = {0, 16, 32, 64};
+  tq_cache_config& c = config_;
+  const auto grouped = [&](int32_t own, int32_t common) {
+    return chance(60) && format::is_grouped_bits(own != 0 ? own : common) ? TQ_CODE_GROUPED : 0;
+  };
+  if (!c.layers) {
+    c.key_family = grouped(c.key_bits, 0);
+    if (!c.layer_value_bits) c.value_family = grouped(c.value_bits, 0);
+    if (c.key_family != 0 || c.value_family != 0) c.group_size = one_of(groups);
+  }
+  for (tq_layer_config& l : layers_) {
+    if (!c.layers || l.shares_layer != 0) continue;
+    l.key_family = grouped(l.key_bits, c.key_bits), l.value_family = grouped(l.value_bits, c.value_bits);
+    if (l.key_family != 0 || l.value_family != 0) l.group_size = one_of(groups);
+  }
 }
 
 // What a layer leaves 0 is the cache's.

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from . import encode as enc
+from . import grouped
 from . import rotation as rot
 
 SCALAR, PROD, GROUPED, LEVELS = 1, 2, 3, 4
@@ -214,27 +215,11 @@ def encode(x, quantizer):
     return np.concatenate(fields + scales, axis=1), nonfinite
 
 
-def _half(x):
-    """Section 3.5 for clean float32 input: float16, 65504 at most."""
-    with np.errstate(over="ignore"):
-        return np.clip(x, F32(-65504), F32(65504)).astype(np.float16)
-
-
 def _encode_grouped(x, quantizer):
-    clean, replaced = enc.sanitise(x)
-    codes = np.zeros(x.shape, dtype=np.uint8)
-    scales = np.zeros((len(x), quantizer.num_groups), dtype=np.float16)
-    zeros, top = scales.copy(), F32(2 ** quantizer.bits - 1)
-    for g in range(quantizer.num_groups):
-        own = slice(g * quantizer.group, min((g + 1) * quantizer.group, quantizer.dim))
-        low, high = clean[:, own].min(axis=1), clean[:, own].max(axis=1)
-        scales[:, g], zeros[:, g] = _half((high - low) / top), _half(low)
-        s, o = scales[:, g].astype(F32), zeros[:, g].astype(F32)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            c = np.clip(np.rint((clean[:, own] - o[:, None]) / s[:, None]), F32(0), top)
-        codes[:, own] = np.where(s[:, None] > 0, c, 0).astype(np.uint8)
-    return np.concatenate([pack(codes, quantizer.bits), _bytes(scales), _bytes(zeros)],
-                          axis=1), replaced.any(axis=1)
+    encoded = grouped.encode_grouped(x, quantizer.bits, quantizer.group)
+    scales, zeros = (np.ascontiguousarray(encoded.pairs[..., i]) for i in (0, 1))
+    return np.concatenate([pack(encoded.codes, quantizer.bits), _bytes(scales), _bytes(zeros)],
+                          axis=1), encoded.nonfinite
 
 
 # ---- decode
@@ -251,9 +236,8 @@ def decode(records, quantizer):
 
     if quantizer.family == GROUPED:
         codes = unpack(take(-(-quantizer.dim * quantizer.bits // 8)), quantizer.bits, quantizer.dim)
-        s, o = (take(2 * quantizer.num_groups, np.float16).astype(F32) for _ in range(2))
-        group = np.arange(quantizer.dim) // quantizer.group
-        return s[:, group] * codes.astype(F32) + o[:, group]
+        pairs = np.stack([take(2 * quantizer.num_groups, np.uint16) for _ in range(2)], axis=2)
+        return grouped.decode_grouped(codes, pairs, quantizer.group)
     codes = [unpack(take(part.dim * part.bits // 8), part.bits, part.dim) for _, part in quantizer.parts]
     if quantizer.family == PROD:
         dim = quantizer.parts[0][1].dim

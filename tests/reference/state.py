@@ -14,7 +14,8 @@ import xxhash
 
 from . import rotation as rot
 from .encode import KEY, VALUE, bf16_to_float, stored_dim
-from .tile import RAW, TILE_TOKENS, side_num_bytes, unpack_side
+from .grouped import decode_grouped, unpack_rows
+from .tile import RAW, TILE_TOKENS, scale_num_bytes, side_num_bytes, unpack_side
 
 MAGIC = bytes.fromhex("8954514b560d0a1a")
 END_MARK = bytes.fromhex("54514b56454e440a")
@@ -62,6 +63,7 @@ class Side:
     bits: int
     raw_type: int
     rotation: int
+    group: int
     seed: int
     magnitudes: bytes
     kind: int
@@ -70,12 +72,23 @@ class Side:
     def raw(self):
         return self.bits == RAW
 
+    @property
+    def grouped(self):
+        return self.family == 3
+
     def check(self):
         require(self.dim in HEAD_DIMS, f"dim {self.dim}")
         if self.raw:
-            require((self.family, self.rotation, self.seed) == (0, 0, 0) and self.raw_type in (1, 2) and
-                    not any(self.magnitudes), "a raw side says more than its type")
+            require((self.family, self.rotation, self.group, self.seed) == (0, 0, 0, 0) and
+                    self.raw_type in (1, 2) and not any(self.magnitudes),
+                    "a raw side says more than its type")
             return
+        if self.grouped:
+            require(self.bits in (2, 3, 4, 8) and self.group in (16, 32, 64) and
+                    (self.raw_type, self.rotation, self.seed) == (0, 0, 0) and not any(self.magnitudes),
+                    "a grouped side says more than bits and group")
+            return
+        require(self.group == 0, "a group size without groups")
         require(self.family == 1 and self.bits in SCALAR_BITS and self.raw_type == 0 and
                 self.rotation in (1, 2), f"family {self.family}, {self.bits} bits, rotation {self.rotation}")
         count = 0 if self.bits == 8 else 1 << (self.bits - 1)
@@ -132,9 +145,7 @@ class Saved:
 # ---- the header
 
 def read_side(cursor, kind):
-    dim, family, bits, raw_type, rotation, zero, seed = cursor.numbers("6IQ")
-    side = Side(dim, family, bits, raw_type, rotation, seed, cursor.take(32), kind)
-    return side, zero
+    return Side(*cursor.numbers("6IQ"), cursor.take(32), kind)
 
 
 def read_layer(cursor, number, unused):
@@ -146,12 +157,7 @@ def read_layer(cursor, number, unused):
     layer.first_head, layer.num_heads, layer.window = cursor.numbers("3I")
     require(layer.first_head <= LAST_FIRST_HEAD and layer.num_heads <= MOST_HEADS,
             f"layer {number}: {layer.num_heads} kv heads from {layer.first_head} on")
-    sides = []
-    for kind in (KEY, VALUE):
-        side, zero = read_side(cursor, kind)
-        sides.append(side)
-        unused.append(zero)
-    layer.sides = tuple(sides)
+    layer.sides = tuple(read_side(cursor, kind) for kind in (KEY, VALUE))
     layer.centre_hashes = tuple(cursor.numbers("2Q") for _ in range(layer.num_heads))
     return layer
 
@@ -211,7 +217,7 @@ def tiles(first, end):
 
 
 def tile_num_bytes(layer):
-    return sum(side_num_bytes(s.dim, s.bits) + (0 if s.raw else 64) for s in layer.sides)
+    return sum(f(s.dim, s.bits, s.group) for s in layer.sides for f in (side_num_bytes, scale_num_bytes))
 
 
 def runs_of(saved, layer):
@@ -281,7 +287,7 @@ def codes_of(layer, head):
     first, end, array = tiles_of(layer, "codes", head)
     at, sides, scales = 0, [], []
     for side in layer.sides:
-        count = side_num_bytes(side.dim, side.bits)
+        count = side_num_bytes(side.dim, side.bits, side.group)
         part = np.ascontiguousarray(array[:, at:at + count])
         at += count
         if side.raw:
@@ -289,6 +295,11 @@ def codes_of(layer, head):
             wide = numbers.view("<f2") if side.raw_type == 1 else bf16_to_float(numbers)
             require(np.isfinite(wide).all(), "a raw value is not finite")
             sides.append(tokens_of(numbers, first, end, "codes"))
+        elif side.grouped:
+            codes, behind = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1), side.dim,
+                                        side.bits)
+            require(not behind.any(), "bits behind a row's codes")
+            sides.append(tokens_of(codes, first, end, "codes"))
         else:
             rows = [unpack_side(tile, stored_dim(side.dim), side.bits, side.kind)
                     for tile in part.view("<u4")]
@@ -299,8 +310,15 @@ def codes_of(layer, head):
         if side.raw:
             scales.append(None)
             continue
-        bits = np.ascontiguousarray(array[:, at:at + 64]).view("<u2").reshape(-1)
-        at += 64
+        count = scale_num_bytes(side.dim, side.bits, side.group)
+        bits = np.ascontiguousarray(array[:, at:at + count]).view("<u2").reshape(-1)
+        at += count
+        if side.grouped:
+            pairs = bits.reshape(len(array) * TILE_TOKENS, -1, 2)
+            require(not (pairs[..., 0] & 0x8000).any() and np.isfinite(pairs.view("<f2")).all(),
+                    "a scale or a zero")
+            scales.append(tokens_of(pairs, first, end, "scales"))
+            continue
         require(not (bits & 0x8000).any() and np.isfinite(bf16_to_float(bits)).all(), "a scale")
         scales.append(tokens_of(bits, first, end, "scales"))
     return first, list(zip(sides, scales))
@@ -315,11 +333,15 @@ def decoded(saved, layer, head, centres=(None, None)):
     result = []
     for side, centre, (codes, scales) in zip(layer.sides, centres, sides):
         wanted = layer.centre_hashes[head][side.kind]
-        centre = None if side.raw or centre is None or not np.any(centre) else np.asarray(centre, "<f4") + 0
+        none = not side.rotation or centre is None or not np.any(centre)
+        centre = None if none else np.asarray(centre, "<f4") + 0
         require(wanted == (0 if centre is None else xxhash.xxh64_intdigest(centre.tobytes())), "centre")
         if side.raw:
             wide = codes.view("<f2").astype(np.float32) if side.raw_type == 1 else bf16_to_float(codes)
             result.append(wide)
+            continue
+        if side.grouped:
+            result.append(decode_grouped(codes, scales, side.group))
             continue
         base = rot.stream_base(side.seed, layer.number, layer.first_head + head, side.kind)
         y = bf16_to_float(scales)[:, None] * side.levels(codes)

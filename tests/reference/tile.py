@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from .encode import KEY, VALUE, sanitise, stored_dim
+from .grouped import groups, pack_rows, row_words
 
 TILE_TOKENS = 32
 RAW = 16
@@ -108,27 +109,37 @@ def unpack_side(words, dim, bits, kind):
 
 # ---- tiles and pages
 
-def side_num_bytes(head_dim, bits):
+def side_num_bytes(head_dim, bits, group=0):
+    if group and bits != RAW:
+        return 128 * row_words(head_dim, bits)
     return 64 * head_dim if bits == RAW else 4 * stored_dim(head_dim) * bits
 
 
-def tile_num_bytes(key_dim, key_bits, value_dim, value_bits):
-    coded = (key_bits != RAW) + (value_bits != RAW)
-    return side_num_bytes(key_dim, key_bits) + side_num_bytes(value_dim, value_bits) + 64 * coded
+def scale_num_bytes(head_dim, bits, group=0):
+    return 0 if bits == RAW else 128 * len(groups(head_dim, group)) if group else 64
+
+
+def tile_num_bytes(key_dim, key_bits, value_dim, value_bits, key_group=0, value_group=0):
+    sides = (key_dim, key_bits, key_group), (value_dim, value_bits, value_group)
+    return sum(side_num_bytes(*side) + scale_num_bytes(*side) for side in sides)
 
 
 def tile_bytes(key, value):
-    """One tile in canonical bytes. A side is (codes [n, D], scales [n], bits), or (16-bit values [n, d],
-    None, 16) if raw; n <= 32."""
+    """One tile in canonical bytes. A side is (codes [n, D], scales [n], bits), (codes [n, d], pairs [n, G,
+    2], bits) if grouped, or (16-bit values [n, d], None, 16) if raw; n <= 32."""
     parts = []
-    for kind, (codes, _, bits) in ((KEY, key), (VALUE, value)):
+    for kind, (codes, scales, bits) in ((KEY, key), (VALUE, value)):
         full = np.zeros((TILE_TOKENS, codes.shape[1]), dtype=codes.dtype)
         full[:len(codes)] = codes
-        parts.append(
-            raw_side_bytes(full) if bits == RAW else pack_side(full, bits, kind).astype("<u4").tobytes())
+        if bits == RAW:
+            parts.append(raw_side_bytes(full))
+        elif scales.ndim == 3:
+            parts.append(pack_rows(full, bits).tobytes())
+        else:
+            parts.append(pack_side(full, bits, kind).astype("<u4").tobytes())
     for _, scales, bits in (key, value):
         if bits != RAW:
-            full = np.zeros(TILE_TOKENS, dtype="<u2")
+            full = np.zeros((TILE_TOKENS, *scales.shape[1:]), dtype="<u2")
             full[:len(scales)] = scales
             parts.append(full.tobytes())
     return b"".join(parts)

@@ -16,6 +16,7 @@ All functions work on many vectors at once, arrays [n, d]. Use it with tests/ on
 from .attention import attend, exact_token_mask, visible_tokens
 from .encode import (KEY, LS, NORM, PAPER, UNBIASED, VALUE, Codebook, Encoded, SideConfig, bf16_bits,
                      bf16_to_float, decode, encode, load_codebook, rotated_side, sanitise, stored_dim)
+from .grouped import decode_grouped, encode_grouped, pack_rows, unpack_rows
 from .rotation import (DENSE, HADAMARD, dct_factor, dense_rotation, rotate_dense, rotate_hadamard, sign_bits,
                        split_dim, stream_words, stream_base, tree_sum, unrotate_dense, unrotate_hadamard)
 from .tile import (coded_positions, pack_side, page_bytes, raw_bits, raw_side_bytes, tile_bytes,

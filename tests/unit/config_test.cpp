@@ -126,6 +126,21 @@ TEST(Config, EveryFieldHasItsReason) {
          c.layer_value_bits = holes;
        }},
       {"code_family = 2:", [](tq_cache_config& c) { c.code_family = 2; }},
+      {"key_family = 4: must be 0 (code_family), ", [](tq_cache_config& c) { c.key_family = 4; }},
+      {"value_family = -1: must be 0 (code_family), ", [](tq_cache_config& c) { c.value_family = -1; }},
+      {"group_size = 48: must be 0 (32) or one of 16 32 64",
+       [](tq_cache_config& c) { c.code_family = TQ_CODE_GROUPED, c.group_size = 48; }},
+      {"group_size = 16: must be 0, no side is grouped", [](tq_cache_config& c) { c.group_size = 16; }},
+      {"group_size = 16: must be 0, no side is grouped",
+       [](tq_cache_config& c) {
+         c.code_family = TQ_CODE_GROUPED, c.group_size = 16, c.key_bits = c.value_bits = 16;
+       }},
+      {"layer 0: value_bits = 6: must be one of 2 3 4 8, or 16 (raw), with value_family = 3",
+       [](tq_cache_config& c) { c.value_family = TQ_CODE_GROUPED, c.value_bits = 6; }},
+      {"layers[1].group_size = 8: must be 0 (the cache's own) or one of 16 32 64",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.group_size = 8; }); }},
+      {"layers[1].group_size = 64: must be 0, no side of it is grouped",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.group_size = 64; }); }},
       {"rotation = 3:", [](tq_cache_config& c) { c.rotation = 3; }},
       {"key_scale_rule = 5:", [](tq_cache_config& c) { c.key_scale_rule = 5; }},
       {"value_scale_rule = -1:", [](tq_cache_config& c) { c.value_scale_rule = -1; }},
@@ -195,7 +210,7 @@ TEST(Config, EveryFieldHasItsReason) {
        [](tq_cache_config& c) { c.window_tokens = 8, c.max_raw_tokens = INT64_MAX; }},
       {"pool_bytes = 77: without a pool", [](tq_cache_config& c) { c.pool_bytes = 77; }},
       {"key_codebook.bits = 7:", [&](tq_cache_config& c) { c.key_codebook = with_book(7, 1, {}); }},
-      {"key_codebook.bits = 2: no layer has these bits",
+      {"key_codebook.bits = 2: no layer has scalar codes of these bits",
        [&](tq_cache_config& c) {
          c.key_codebook = with_book(2, 1, {10, 20});
        }},

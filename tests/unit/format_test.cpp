@@ -24,14 +24,21 @@ TEST(Code, RegionsMakeUpTheSide) {
     EXPECT_EQ(i, code_index(code));
     EXPECT_TRUE(code == code_of_bits(code.bits));
     EXPECT_EQ(code.bits == kRawBits, code.raw());
-    const CodeRegions regions = code_regions(code);
     for (const int dim : kHeadDims) {
       const SideLayout side(dim, code);
       EXPECT_TRUE(side.code() == code);
       EXPECT_EQ(side.code_bytes() * 8, kTileTokens * side.stored * code.bits);
-      EXPECT_EQ(side.scale_bytes(), 2 * kTileTokens * regions.scales_per_token);
+      EXPECT_EQ(side.scale_bytes(), code.raw() ? 0 : 2 * kTileTokens);
     }
   }
+  for (const int bits : kGroupedBits)
+    for (const int group : kGroupSizes)
+      for (const int dim : kHeadDims) {
+        const SideLayout side(dim, grouped_code(bits, group));
+        EXPECT_EQ(side.row_words(), (dim * bits + 31) / 32);
+        EXPECT_EQ(side.code_bytes(), kTileTokens * 4 * side.row_words());
+        EXPECT_EQ(side.scale_bytes(), kTileTokens * 4 * ((dim + group - 1) / group));
+      }
   EXPECT_EQ(-1, code_index(scalar_code(7)));
   EXPECT_EQ(-1, code_index(scalar_code(16)));  // a width is not a family
   EXPECT_FALSE(is_code_bits(1));

@@ -111,7 +111,7 @@ class LayerConfig(Struct):
                 ("head_dim", c_int32), ("value_dim", c_int32), ("key_bits", c_int32),
                 ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
                 ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32),
-                ("first_kv_head", c_int32)]
+                ("first_kv_head", c_int32), ("group_size", c_int32)]
 
 
 class CacheConfig(Struct):
@@ -128,7 +128,8 @@ class CacheConfig(Struct):
                 ("max_raw_tokens", c_int64), ("window_tokens", c_int32), ("sink_tokens", c_int32),
                 ("rollback_tokens", c_int32), ("num_threads", c_int32), ("flags", c_uint64),
                 ("allocator", POINTER(Allocator)), ("pool", c_void_p), ("pool_bytes", c_int64),
-                ("layers", POINTER(LayerConfig))]
+                ("layers", POINTER(LayerConfig)), ("key_family", c_int32), ("value_family", c_int32),
+                ("group_size", c_int32), ("reserved", c_uint32)]
 
 
 class CacheBytes(Struct):

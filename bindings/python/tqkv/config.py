@@ -13,7 +13,9 @@ from .errors import InvalidArgument
 
 _ROTATIONS = {"hadamard": 1, "dense": 2}
 _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
+_FAMILIES = {"scalar": 1, "grouped": 3}
 _NAMED = {
+    "code_family": _FAMILIES, "key_family": _FAMILIES, "value_family": _FAMILIES,
     "io_dtype": _ffi.DTYPES, "rotation": _ROTATIONS, "key_scale_rule": _SCALES, "value_scale_rule": _SCALES
 }
 _NUMBERS = (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64)
@@ -48,19 +50,20 @@ class Layer:
     value_dim: int = 0
     key_bits: int = 0
     value_bits: int = 0
-    key_family: int = 0
-    value_family: int = 0
+    key_family: Union[str, int] = 0     # "scalar", or "grouped" (CPU only)
+    value_family: Union[str, int] = 0
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
     shares_layer: Optional[int] = None  # an earlier layer, whose tokens this one attends to; None = its own
     first_kv_head: int = 0              # as Config's, for ranks whose layers hold different numbers of heads
+    group_size: int = 0
 
     def _to_c(self, name):
         c, shared = _abi.LayerConfig(), self.shares_layer
         for field in dataclasses.fields(self):
             value, at = getattr(self, field.name), f"{name}.{field.name}"
-            if field.name == "rotation":
-                c.rotation = choice(at, value, _ROTATIONS)
+            if field.name in _NAMED:
+                setattr(c, field.name, choice(at, value, _NAMED[field.name]))
             elif field.name != "shares_layer":
                 setattr(c, field.name, integer(at, value, ctypes.c_int32))
         if shared is not None:
@@ -73,7 +76,7 @@ class Layer:
     @classmethod
     def _of(cls, c):
         fields = {field.name: getattr(c, field.name) for field in dataclasses.fields(cls)}
-        fields["rotation"] = _name_of(_ROTATIONS, c.rotation)
+        fields.update((name, _name_of(_NAMED[name], fields[name])) for name in fields if name in _NAMED)
         return cls(**{**fields, "shares_layer": c.shares_layer - 1 if c.shares_layer else None})
 
 
@@ -97,7 +100,7 @@ class Config:
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
     device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
     value_dim: int = 0                              # 0 = head_dim
-    code_family: int = 0
+    code_family: Union[str, int] = 0                # of both sides: "scalar", or "grouped" (CPU only)
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None
     rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)
@@ -122,6 +125,9 @@ class Config:
     flags: int = 0                                  # TQ_FLAG_*
     allocator: Optional[_abi.Allocator] = None      # copied; a cache keeps its callbacks alive
     layers: Optional[Sequence[Layer]] = None        # [num_layers], where layers differ
+    key_family: Union[str, int] = 0                 # 0 = code_family
+    value_family: Union[str, int] = 0
+    group_size: int = 0                             # of grouped codes: 16 32 64; 0 = 32
     pool: Any = None                                # memory for the pages: a writable contiguous array on the
     #                                                 device, 256-byte aligned; the cache holds it
 

@@ -51,7 +51,7 @@ struct CodedSide {
   // Level byte of a code.
   int level(uint8_t code) const { return layout.bits == 8 ? static_cast<int8_t>(code) : levels[code]; }
 
-  // A raw code makes a side without levels.
+  // A code by rows makes a side without levels and kernels.
   CodedSide(int dim, format::CodeId code, Kind side, const format::Codebook& book);
 };
 
@@ -84,7 +84,7 @@ struct BlockWeights {
   float half_sum;  // sum(weights) / 2 for half-integer codebooks, else 0
 };
 
-// What is done with one code; empty for raw, whose values are floats as they stand.
+// What is done with one code; empty for codes by rows, which are read as floats.
 struct CodeKernels {
   // codes [32][stored] -> all words of a tile's side.
   void (*pack)(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words);

@@ -11,11 +11,11 @@ CodedSide::CodedSide(int dim, format::CodeId code, Kind side, const format::Code
     : levels{},
       levels_high{},
       layout(dim, code),
-      code_index(format::code_index(code)),
+      code_index(format::code_index(code.by_rows() ? format::kRawCode : code)),
       kind(side),
-      half(!code.raw() && book.half()) {
+      half(!code.by_rows() && book.half()) {
   const int bits = code.bits;
-  if (bits > 6) return;
+  if (bits > 6 || code.by_rows()) return;
   for (uint32_t i = 0; i < 64; i++) {
     levels[i] = format::level_byte(book, i & ((1u << bits) - 1));
     levels_high[i] = bits == 2 ? format::level_byte(book, i / 4 & 3u) : 0;

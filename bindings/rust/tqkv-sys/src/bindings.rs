@@ -83,7 +83,7 @@ constants! {
     TQ_CODE_PROD: i32 = 2;
     /// min/max of groups of neighbours, no rotation
     TQ_CODE_GROUPED: i32 = 3;
-    /// levels and boundaries of the caller's. 2 .. 4: of quantizers alone, section 10
+    /// levels and boundaries of the caller's. 2, 4: of quantizers alone, section 10
     TQ_CODE_LEVELS: i32 = 4;
     /// leave freed pages and exact copies as they are, do not zero them
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
@@ -119,6 +119,8 @@ numbers! {
     tq_dtype = i32;
     tq_rotation = i32;
     tq_scale_rule = i32;
+    /// GROUPED: 2 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor
+    /// centred; beyond +-65504 it saturates (TQ_NOTICED_SATURATED); CPU only.
     tq_code_family = i32;
     /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
@@ -300,7 +302,7 @@ structs! {
         value_dim: i32,
         key_bits: i32,
         value_bits: i32,
-        /// TQ_CODE_\*; 0 = code_family of the cache
+        /// TQ_CODE_\*
         key_family: i32,
         value_family: i32,
         rotation: i32,
@@ -311,6 +313,7 @@ structs! {
         shares_layer: i32,
         /// as the cache's, for ranks whose layers hold different numbers of heads
         first_kv_head: i32,
+        group_size: i32,
     }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,
@@ -332,7 +335,7 @@ structs! {
         /// 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given
         key_bits: i32,
         value_bits: i32,
-        /// 0 = TQ_CODE_SCALAR
+        /// TQ_CODE_\* of both sides; 0 = TQ_CODE_SCALAR. 16 bits are raw in any family
         code_family: i32,
         /// \[num_layers\] or NULL: bits per layer, overriding key_bits where not 0
         layer_key_bits: *const i32,
@@ -390,6 +393,13 @@ structs! {
         /// \[num_layers\] or NULL: all alike. num_q_heads .. value_bits above are then required only where
         /// a layer leaves them 0
         layers: *const tq_layer_config,
+        /// 0 = code_family
+        key_family: i32,
+        value_family: i32,
+        /// TQ_CODE_GROUPED: neighbours that share scale and zero: 16 32 64; 0 = 32. The last group of a
+        /// vector may be shorter. 0 where no side is grouped
+        group_size: i32,
+        reserved: u32,
     }
     /// What a cache of this configuration allocates, exactly.
     TQ_STRUCT_CACHE_BYTES tq_cache_bytes {
@@ -885,11 +895,11 @@ functions! {
     fn tq_cache_read(cache: *mut tq_cache, layer: i32, sequence: tq_sequence, first: i64, count: i64,
         k: *mut c_void, v: *mut c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
     /// config: as for a cache, device_type, num_layers .. code_family, layer_\*_bits, rotation ..
-    /// value_codebook, num_threads, flags, allocator and layers (sliding_window is what a query sees;
-    /// shares_layer: attend with the pages of that layer). page_size is the block size where tq_pages gives
-    /// none, and part of the fingerprint. All that says how many tokens or sequences there are, the pool,
-    /// and window_tokens, sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason
-    /// in tq_last_error.
+    /// value_codebook, key_family .. group_size, num_threads, flags, allocator and layers (sliding_window
+    /// is what a query sees; shares_layer: attend with the pages of that layer). page_size is the block
+    /// size where tq_pages gives none, and part of the fingerprint. All that says how many tokens or
+    /// sequences there are, the pool, and window_tokens, sink_tokens, rollback_tokens must be 0. Status as
+    /// tq_cache_create, every reason in tq_last_error.
     fn tq_codec_create(config: *const tq_cache_config, stream: *mut c_void,
         codec: *mut *mut tq_codec) -> tq_status;
     /// NULL is accepted. INVALID_STATE while a call on it runs.

@@ -141,6 +141,12 @@ pub struct CacheConfig {
     pub flags: u64,
     /// Layers that differ. Empty (all alike), or `num_layers` of them.
     pub layers: Vec<LayerConfig>,
+    /// Of keys; default `code_family`.
+    pub key_family: CodeFamily,
+    /// Of values; default `code_family`.
+    pub value_family: CodeFamily,
+    /// Of [`CodeFamily::GROUPED`]: 16, 32 or 64 neighbours that share scale and zero; default 32.
+    pub group_size: i32,
 }
 
 impl CacheConfig {
@@ -201,6 +207,9 @@ impl CacheConfig {
             num_threads: self.num_threads,
             flags: self.flags,
             layers: list("layers", &layers, self.num_layers)?,
+            key_family: self.key_family.0,
+            value_family: self.value_family.0,
+            group_size: self.group_size,
             ..Default::default()
         };
         Ok(f(&mut raw))
@@ -262,6 +271,9 @@ impl CacheConfig {
             num_threads: raw.num_threads,
             flags: raw.flags,
             layers: layers.iter().map(LayerConfig::from_raw).collect(),
+            key_family: CodeFamily(raw.key_family),
+            value_family: CodeFamily(raw.value_family),
+            group_size: raw.group_size,
         }
     }
 }
@@ -372,8 +384,11 @@ mod tests {
             layers: vec![
                 LayerConfig::new().heads(8, 2).head_dim(128).bits(3, 4).sliding_window(77),
                 LayerConfig::new().value_dim(64).rotation(Rotation::DENSE),
-                LayerConfig::new().families(CodeFamily::SCALAR, CodeFamily::SCALAR).shares(0),
+                LayerConfig::new().families(CodeFamily::SCALAR, CodeFamily::GROUPED).group_size(16).shares(0),
             ],
+            key_family: CodeFamily::SCALAR,
+            value_family: CodeFamily::GROUPED,
+            group_size: 64,
             ..CacheConfig::default()
         };
         // SAFETY: with_raw's pointers live until the closure returns.

@@ -40,6 +40,8 @@ pub struct LayerConfig {
     pub shares_layer: Option<i32>,
     /// As [`crate::CacheConfig::first_kv_head`], for ranks whose layers hold different numbers of heads.
     pub first_kv_head: i32,
+    /// As [`crate::CacheConfig::group_size`].
+    pub group_size: i32,
 }
 
 impl LayerConfig {
@@ -71,6 +73,11 @@ impl LayerConfig {
     /// With codes of these families.
     pub fn families(self, key_family: CodeFamily, value_family: CodeFamily) -> LayerConfig {
         LayerConfig { key_family, value_family, ..self }
+    }
+
+    /// With groups of this size.
+    pub fn group_size(self, group_size: i32) -> LayerConfig {
+        LayerConfig { group_size, ..self }
     }
 
     /// With this rotation.
@@ -113,6 +120,7 @@ impl LayerConfig {
             sliding_window: self.sliding_window,
             shares_layer,
             first_kv_head: self.first_kv_head,
+            group_size: self.group_size,
             ..Default::default()
         })
     }
@@ -131,6 +139,7 @@ impl LayerConfig {
             sliding_window: raw.sliding_window,
             shares_layer: (raw.shares_layer > 0).then(|| raw.shares_layer - 1),
             first_kv_head: raw.first_kv_head,
+            group_size: raw.group_size,
         }
     }
 }

@@ -30,7 +30,7 @@ fn layer_of(fields: &Value) -> LayerConfig {
     known(
         fields,
         "num_q_heads num_kv_heads head_dim value_dim key_bits value_bits key_family value_family rotation \
-         sliding_window shares_layer first_kv_head",
+         sliding_window shares_layer first_kv_head group_size",
     );
     let number = |name| int32(fields, name);
     let layer = LayerConfig::new()
@@ -41,7 +41,8 @@ fn layer_of(fields: &Value) -> LayerConfig {
         .families(CodeFamily(number("key_family")), CodeFamily(number("value_family")))
         .rotation(Rotation(number("rotation")))
         .sliding_window(number("sliding_window"))
-        .first_kv_head(number("first_kv_head"));
+        .first_kv_head(number("first_kv_head"))
+        .group_size(number("group_size"));
     match number("shares_layer") {
         0 => layer,
         shared => layer.shares(shared - 1),
@@ -70,6 +71,9 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "key_bits" => config.key_bits = number(),
             "value_bits" => config.value_bits = number(),
             "code_family" => config.code_family = CodeFamily(number()),
+            "key_family" => config.key_family = CodeFamily(number()),
+            "value_family" => config.value_family = CodeFamily(number()),
+            "group_size" => config.group_size = number(),
             "layer_key_bits" => config.layer_key_bits = bits(value),
             "layer_value_bits" => config.layer_value_bits = bits(value),
             "rotation" => config.rotation = Rotation(number()),

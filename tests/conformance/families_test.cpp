@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sides by rows that are no raw ones, beside every other kind of side: append and read against the scalar
+// format code, attention against float64 over what that decodes.
+//
+// Tolerance: where both sides are read as floats no query and no weight is rounded to 16 bits; what is left
+// are float32 sums of d products, some 2^-24 sqrt(d) of a logit of up to about 5, and of the output. With a
+// scalar side it is attend_test.cpp's.
+#include <gtest/gtest.h>
+#include <math.h>
+
+#include "rig.h"
+
+namespace tq {
+namespace test {
+namespace {
+
+constexpr double kFloatTolerance = 2e-5, kCodedTolerance = 2e-4;
+
+class FamilyTest : public testing::TestWithParam<std::string> {};
+
+struct Sides {
+  int key_bits, key_group, value_bits, value_group;
+};
+constexpr Sides kSides[] = {{4, 0, 2, 32}, {4, 0, 3, 16},  {16, 0, 4, 64}, {8, 32, 8, 16},
+                            {3, 64, 4, 0}, {2, 16, 16, 0}, {4, 32, 3, 32}};
+
+RigConfig config_of(const std::string& isa, const Sides& sides) {
+  RigConfig config;
+  config.isa = isa;
+  config.key_bits = sides.key_bits, config.key_group = sides.key_group;
+  config.value_bits = sides.value_bits, config.value_group = sides.value_group;
+  config.max_tokens = 1024;
+  return config;
+}
+
+void expect_near_reference(Rig& rig, const AttendOptions& options) {
+  const Result got = rig.attend(options), want = rig.reference(options);
+  const bool floats =
+      code_of(rig.config, Kind::kKey).by_rows() && code_of(rig.config, Kind::kValue).by_rows();
+  const double tolerance = floats ? kFloatTolerance : kCodedTolerance;
+  EXPECT_LE(relative_error(got.out, want.out), tolerance);
+  for (size_t row = 0; row < want.lse.size(); row++)
+    ASSERT_NEAR(want.lse[row], got.lse[row], 5 * tolerance) << row;
+}
+
+TEST_P(FamilyTest, AttendAndRead) {
+  int variant = 0;
+  for (const Sides& sides : kSides) {
+    SCOPED_TRACE(testing::Message() << "keys " << sides.key_bits << " in " << sides.key_group << ", values "
+                                    << sides.value_bits << " in " << sides.value_group);
+    RigConfig config = config_of(GetParam(), sides);
+    config.head_dim = variant % 3 == 0 ? 80 : variant % 3 == 1 ? 128 : 32;
+    config.value_dim = variant % 2 == 0 ? config.head_dim : 112;
+    config.io = static_cast<DataType>(1 + variant % 3);
+    config.q_per_kv = 1 + variant % 4;
+    config.window = variant % 2 * 20, config.sinks = variant % 2 * 3;
+    config.centres = variant % 2 == 0;  // of the rotated sides alone
+    variant++;
+    Rig rig(config);
+    for (const int64_t count : {1, 30, 2, 119, 1})
+      rig.step({{0, count, std::min<int64_t>(count, 3)}, {1, count + 5, 1}});
+    expect_near_reference(rig, AttendOptions());
+    AttendOptions options;
+    options.softcap = 4, options.sliding_window = 77, options.sink_logits = true;
+    expect_near_reference(rig, options);
+    std::vector<float> k, v;
+    rig.read(0, 0, rig.length(0), &k, &v);
+    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+      const std::vector<float>& rows = kind == Kind::kKey ? k : v;
+      size_t at = 0;
+      for (int64_t token = 0; token < rig.length(0); token++)
+        for (int head = 0; head < config.kv_heads; head++)
+          for (const float x : rig.expected(0, token, head, kind)) {
+            const float kept = config.io == DataType::kF32 ? x
+                               : config.io == DataType::kBF16
+                                   ? format::float_from_bf16(format::bf16_from_float(x))
+                                   : format::float_from_f16(format::f16_from_float(x));
+            ASSERT_EQ(format::float_bits(kept), format::float_bits(rows[at++])) << token;
+          }
+    }
+  }
+}
+
+// Bits of a row follow from what it sees alone: not from threads, splits, or the rows beside it.
+TEST_P(FamilyTest, BitsFollowFromWhatARowSees) {
+  for (const Sides& sides : {kSides[1], kSides[3], kSides[4]}) {
+    Result first;
+    for (const int threads : {1, 4})
+      for (const int64_t queries : {1, 6}) {
+        RigConfig config = config_of(GetParam(), sides);
+        config.threads = threads;
+        config.max_tokens = 2048;
+        Rig rig(config);
+        rig.step({{0, 1200, 0}});
+        rig.step({{0, 6, queries}});
+        Result last = rig.attend();
+        const size_t rows = static_cast<size_t>(config.kv_heads * config.q_per_kv);
+        last.lse.erase(last.lse.begin(), last.lse.end() - static_cast<int64_t>(rows));
+        last.out.erase(last.out.begin(),
+                       last.out.end() - static_cast<int64_t>(rows * static_cast<size_t>(config.value_dim)));
+        if (first.out.empty()) first = last;
+        EXPECT_TRUE(same_bits(first, last)) << threads << " threads, " << queries << " queries";
+      }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, FamilyTest, testing::ValuesIn(isas()), [](const auto& info) {
+  std::string name = info.param;
+  for (char& c : name) c = isalnum(c) ? c : '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace test
+}  // namespace tq

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Grouped sides through the C API against grouped.safetensors: the bytes of the pages, whatever pieces the
+// tokens came in, what reading gives back, and the flags.
+#include <cstdlib>
+#include <memory>
+
+#include "golden_file.h"
+#include "tqkv.h"
+
+namespace tq::golden {
+namespace {
+
+#define TQ_EXPECT_OK(call) ASSERT_EQ(call, TQ_OK) << tq_last_error()
+
+constexpr int kTokens = 32;
+
+std::vector<std::string> names() {
+  const GoldenFile file("grouped.safetensors");
+  std::vector<std::string> found;
+  for (const auto& entry : file.metadata()) found.push_back(entry.first);
+  return found;
+}
+
+class Grouped : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    const nlohmann::json p = file_.parameters(GetParam());
+    TQ_EXPECT_OK(tq_cache_config_init(&config_));
+    config_.num_layers = config_.num_q_heads = config_.num_kv_heads = 1;
+    config_.head_dim = p.at("head_dim"), config_.io_dtype = TQ_F32;
+    config_.code_family = TQ_CODE_GROUPED, config_.group_size = p.at("group_size");
+    config_.key_bits = p.at("key_bits"), config_.value_bits = p.at("value_bits");
+    config_.max_tokens = config_.page_size = kTokens;
+    input_ = file_.read<float>(GetParam() + ".input");
+  }
+  void TearDown() override {
+    EXPECT_EQ(tq_batch_destroy(batch_), TQ_OK);
+    EXPECT_EQ(tq_cache_destroy(cache_), TQ_OK);
+  }
+  void open() {
+    TQ_EXPECT_OK(tq_cache_create(&config_, nullptr, &cache_));
+    TQ_EXPECT_OK(tq_sequence_create(cache_, &sequence_));
+    TQ_EXPECT_OK(tq_batch_create(cache_, &batch_));
+  }
+  void append(int first, int count) {
+    const int64_t fresh = count, none = 0;
+    const float* rows = &input_[static_cast<size_t>(first) * static_cast<size_t>(config_.head_dim)];
+    TQ_EXPECT_OK(tq_batch_plan(batch_, 1, &sequence_, &fresh, &none, nullptr));
+    TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, rows, rows, nullptr, nullptr));
+  }
+
+  GoldenFile file_{"grouped.safetensors"};
+  std::vector<float> input_;
+  std::unique_ptr<void, void (*)(void*)> pool_{nullptr, std::free};  // the cache's, until it is destroyed
+  tq_cache_config config_ = {};
+  tq_cache* cache_ = nullptr;
+  tq_batch* batch_ = nullptr;
+  tq_sequence sequence_ = 0;
+};
+
+TEST_P(Grouped, BytesEqualTheOracles) {
+  const std::vector<uint8_t> tile = file_.bytes(GetParam() + ".tile");
+  tq_cache_bytes bytes = {};
+  bytes.struct_size = sizeof bytes;
+  TQ_EXPECT_OK(tq_cache_config_bytes(&config_, &bytes));
+  EXPECT_EQ(bytes.token_bytes * kTokens, static_cast<int64_t>(tile.size()));
+  const size_t pool_bytes = (static_cast<size_t>(bytes.page_bytes) + 255) / 256 * 256;
+  pool_.reset(std::aligned_alloc(256, pool_bytes));
+  memset(pool_.get(), 0xA5, pool_bytes);  // appended tokens may not depend on what was there
+  config_.pool = pool_.get(), config_.pool_bytes = static_cast<int64_t>(pool_bytes);
+  open();
+  int done = 0;
+  for (const int piece : {1, 6, 9, 15, 1}) {
+    append(done, piece);
+    done += piece;
+  }
+  EXPECT_NE(memmem(pool_.get(), pool_bytes, tile.data(), tile.size()), nullptr)
+      << "no tile of the pool equals the oracle's";
+}
+
+TEST_P(Grouped, ReadsWhatTheOracleDecodes) {
+  open();
+  append(0, kTokens);
+  std::vector<float> key(input_.size()), value(input_.size());
+  TQ_EXPECT_OK(tq_cache_read(cache_, 0, sequence_, 0, kTokens, key.data(), value.data(), nullptr, nullptr));
+  EXPECT_EQ(first_difference(key, file_.read<float>(GetParam() + ".key.decoded")), -1);
+  EXPECT_EQ(first_difference(value, file_.read<float>(GetParam() + ".value.decoded")), -1);
+}
+
+TEST_P(Grouped, NoticesWhatTheOracleDoes) {
+  config_.key_bits = 16, config_.key_family = TQ_CODE_SCALAR;
+  config_.max_sequences = kTokens;
+  const std::vector<uint8_t> nonfinite = file_.read<uint8_t>(GetParam() + ".nonfinite"),
+                             saturated = file_.read<uint8_t>(GetParam() + ".saturated");
+  open();
+  const std::vector<float> zeros(input_.size());
+  for (int i = 0; i < kTokens; i++) {
+    const int64_t one = 1, none = 0;
+    uint64_t flags = 0;
+    TQ_EXPECT_OK(tq_sequence_create(cache_, &sequence_));
+    TQ_EXPECT_OK(tq_batch_plan(batch_, 1, &sequence_, &one, &none, nullptr));
+    const float* row = &input_[static_cast<size_t>(i) * static_cast<size_t>(config_.head_dim)];
+    TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, zeros.data(), row, nullptr, nullptr));
+    TQ_EXPECT_OK(tq_sequence_flags(cache_, sequence_, &flags));
+    const size_t at = static_cast<size_t>(i);
+    EXPECT_EQ(flags,
+              (nonfinite[at] ? TQ_NOTICED_NONFINITE : 0u) | (saturated[at] ? TQ_NOTICED_SATURATED : 0u))
+        << "vector " << i;
+    TQ_EXPECT_OK(tq_sequence_free(cache_, sequence_, nullptr));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, Grouped, testing::ValuesIn(names()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace tq::golden
