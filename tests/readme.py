@@ -181,7 +181,7 @@ def keep_gpu_result(path):
         result = json.load(file)
     if result["failed"] or not result["cases"]:
         raise SystemExit(f"{path}: not kept, it holds failures: {result['failed']}")
-    folder = os.path.join(GPU_BENCH, "results")
+    folder = os.path.join(GPU_BENCH, "results", "peers" if gpu_table.peers_in(result) else "")
     os.makedirs(folder, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", result["gpu"].lower()).strip("-")
     with open(os.path.join(folder, slug + ".json"), "w", encoding="utf-8") as file:

@@ -16,7 +16,7 @@
 # TQ_CUDA_ARCH: architectures as CMake names them (default 90a-real; native: of this machine's GPU). NVCC:
 # compiler, if not the one that CMake finds. TQKV_JOBS: compilers at a time. TQ_DEPS_INCLUDE: folder with
 # hwy/highway.h and xxhash.h if they are not system headers (default .gpu_deps/include, if it is there).
-# PYTHON: interpreter with torch.
+# PYTHON: interpreter with torch. TQKV_VLLM_FILES: folder made by tests/vllm/carried.sh, for part vllm.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 . packaging/deps.sh
@@ -25,7 +25,7 @@ trap 'rm -f "$tq_log"' EXIT
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers"
 parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph limits python golden"
-parts_asked="torch hf nccl eval"  # only with --only
+parts_asked="torch hf vllm nccl eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
@@ -47,6 +47,7 @@ declare -A about=(
   [racecheck]="compute-sanitizer racecheck, small shapes, judged by racecheck_report.py"
   [torch]="torch.ops.tqkv, compiled and captured (only with --only torch)"
   [hf]="Transformers' generate() on a TurboCache (only with --only hf)"
+  [vllm]="vLLM's builder and attention class, captured (only with --only vllm, see tests/vllm/carried.sh)"
   [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl; not yet run by us)"
   [eval]="tqkv-eval release on the constructed model (only with --only eval)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
@@ -98,7 +99,7 @@ build_all() {
     wanted "$part" || continue
     case $part in
       resources) targets+=" kernel_logs" ;;
-      python | golden | torch | hf | nccl | eval) targets+=" tqkv" ;;
+      python | golden | torch | hf | vllm | nccl | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
       *check) targets+=" backend_test append_test attend_test graph_test paged_test" ;;
       *) targets+=" ${part}_test" ;;
@@ -189,6 +190,13 @@ part() {
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
     torch) TQKV_TEST_DEVICE=cuda XDG_CACHE_HOME=$out/cache pytest_part tests/torch ;;
     hf) TQKV_TEST_DEVICE=cuda pytest_part tests/hf ;;
+    vllm)
+      if [ -d "${TQKV_VLLM_FILES:-}" ]; then
+        TQKV_TEST_DEVICE=cuda PYTHONPATH=$TQKV_VLLM_FILES pytest_part tests/vllm/test_metadata.py
+      else
+        printf 'SKIPPED: TQKV_VLLM_FILES names no folder\nchecks: 0 passed, 0 failed, 1 skipped\n'
+      fi
+      ;;
     nccl) pytest_part tests/gpu/test_nccl.py ;;
     memcheck | initcheck | synccheck)
       sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \

@@ -3,8 +3,8 @@
 """Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
 one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|engines|paged]
-    [--only TEXT] [--json FILE] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|engines|paged|peers]
+    [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
@@ -12,7 +12,7 @@ backends, and the error of the very output that was timed against float64 attent
 Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
 shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
 the library. Cases "engines": a whole model's decoding by cache, see engines.py; "paged": decoding from pages
-that an engine owns beside a cache's, see paged.py.
+that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py.
 """
 import argparse
 import dataclasses
@@ -39,6 +39,7 @@ class Bench:
         self.l2 = gpu.l2_bytes()
         self.roof = gpu.read_roof(self.stream)
         self.pools = {}
+        self.peers = None
         self.failed = []
 
     def pool(self, heads, dim):
@@ -190,7 +191,18 @@ class Bench:
             except Exception as error:
                 self.trouble(case, bits, error)
                 self.torch.cuda.synchronize()  # a broken context ends the bench here
+        if self.peers:
+            self.run_peers(case, result)
         return result
+
+    def run_peers(self, case, result):
+        result["peers"] = []
+        for line in self.peers.measure(self, case):
+            if isinstance(line, dict):
+                result["peers"].append(line)
+                print(table.peer_line(result, line), flush=True)
+            else:
+                self.trouble(case, *line)
 
     def trouble(self, case, what, error):
         text = f"{case.name}, {what}: {type(error).__name__}: {error}"
@@ -233,6 +245,9 @@ def measure(arguments):
         import engines
         return engines.measure(arguments, head)
     bench = Bench(torch, gpu, filled)
+    if arguments.cases == "peers":
+        import peers
+        bench.peers = peers.Peers(arguments.peers)
     head.update(roof=bench.roof, repeats=gpu.REPEATS)
     if arguments.cases == "paged":
         import paged
@@ -248,13 +263,12 @@ def measure(arguments):
         except Exception as error:  # the context is broken: what was measured so far is kept
             bench.trouble(case, "the bench ends", error)
             break
-    head.update(clocks_after=gpu.clocks(),
-                seconds=round(time.time() - begun, 1),
-                cases=results,
-                failed=bench.failed)
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            file.write(table.dump(head))
+        finally:
+            head.update(clocks_after=gpu.clocks(), seconds=round(time.time() - begun, 1), cases=results,
+                        failed=bench.failed)
+            if arguments.json:
+                with open(arguments.json, "w", encoding="utf-8") as file:
+                    file.write(table.dump(head))
     print("\n" + table.text(head))
     lines = sum(len(case["tqkv"]) for case in results)
     print(f"bench: {lines} passed, {len(bench.failed)} failed, 0 skipped")
@@ -267,11 +281,14 @@ def main():
     parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged"], default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")
+    parser.add_argument("--peers", metavar="DIR", help="files of others, for cases peers (peers.py)")
     parser.add_argument("--self-check", action="store_true", help="what needs no GPU, on the CPU")
     arguments = parser.parse_args()
     if arguments.self_check:
         import self_check
         return self_check.main()
+    if (arguments.cases == "peers") != bool(arguments.peers):
+        parser.error("--cases peers and --peers DIR go together")
     return measure(arguments)
 
 

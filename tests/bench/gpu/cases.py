@@ -54,9 +54,13 @@ MORE = (Case("B8 n32768, d 64", "decode", 8, 32768,
              widths=((4, 4), (3, 3), (2, 2), (8, 8))))
 APPEND = (Case("64 sequences x 1 token", "append decode", 64,
                128), Case("65536 tokens", "append bulk", 1, 65536))
+BESIDE = tuple(
+    dataclasses.replace(case, widths=((4, 4), (4, 2), (3, 3), (2, 2)))
+    for case in (TABLE[0], TABLE[4], Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
 SETS = {
     "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
-        (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND
+        (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
+    "peers": BESIDE
 }
 
 

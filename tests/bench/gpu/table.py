@@ -53,6 +53,47 @@ def line(case, one):
     return text + f"  ({one['layers']} layers)"
 
 
+def peer_line(case, one):
+    stored = " ".join(f"{x:.3f}" for x in one["stored_error"])
+    return (f"{case['name']:<10} {one['peer']:<15} {one['preset']:<8} {one['splits']:3} splits, blocks of "
+            f"{one['block']:3}{'*' if one['shipped'] else ' '}{range_text(one, 8)}  {number(one['gbs']):>5} "
+            f"GB/s  error {one['error']:.1e}, stored {stored}  ({one['layers']} layers)")
+
+
+def fastest(lines, preset=None):
+    return min((one for one in lines if preset in (None, one["preset"])), key=lambda one: one["us"],
+               default=None)
+
+
+PEER_COLUMNS = (("vLLM k4v4 as it runs", "vLLM TURBOQUANT", "k4v4", True),
+                ("vLLM k4v4, best", "vLLM TURBOQUANT", "k4v4", False),
+                ("vLLM, best of all", "vLLM TURBOQUANT", "", False), ("KVarN, best", "KVarN", "", False))
+
+
+def peer_columns(case):
+    """[(title, the fastest line of a case's peers that it means, or None)]."""
+    def fastest(peer, preset, shipped):
+        lines = [one for one in case["peers"] if one["peer"] == peer and one["preset"].startswith(preset)]
+        return min((one for one in lines if one["shipped"] or not shipped), key=lambda one: one["us"],
+                   default=None)
+    return [(title, fastest(*which)) for title, *which in PEER_COLUMNS]
+
+
+def peer_cell(title, one):
+    if one is None:
+        return "-"
+    how = "" if title.endswith("runs") else f" ({one['preset']}, {one['splits'] or 'own'} splits)"
+    return microseconds(one["us"]) + how
+
+
+def beside_cell(case, one):
+    """us, and how many times as fast as FP16 and each of peer_columns."""
+    if one is None:
+        return "-"
+    ratios = [f"{peer['us'] / one['us']:.1f}x" for _, peer in peer_columns(case) if peer]
+    return f"{microseconds(one['us'])}: {one.get('times_fp16', 0):.1f}x, " + ", ".join(ratios)
+
+
 def cell(case, one):
     """us, times FP16, share of the roof (prefill: TFLOP/s and share of SDPA's)."""
     if one is None:
@@ -77,8 +118,16 @@ def rows(result):
         found = {bits(one): one for one in case["tqkv"]}
         name = case["name"] if not case["kind"].startswith("append") else f"append {case['name']}"
         fp16 = f"{microseconds(case['fp16']['us'])} ({case['fp16']['backend']})" if "fp16" in case else "-"
-        lines.append([name, fp16] + [cell(case, found.get(width)) for width in widths])
-    return ["case", "FP16 SDPA, us"] + [f"{width} bits" for width in widths], lines
+        peers = [peer_cell(*peer) for peer in peer_columns(case)] if "peers" in case else []
+        shown = beside_cell if peers else cell
+        lines.append([name, fp16] + peers + [shown(case, found.get(width)) for width in widths])
+    first = result["cases"][0] if result["cases"] else {}
+    peers = [title for title, _ in peer_columns(first)] if "peers" in first else []
+    return ["case", "FP16 SDPA, us"] + peers + [f"{width} bits" for width in widths], lines
+
+
+def peers_in(result):
+    return any("peers" in case for case in result["cases"])
 
 
 def text(result):
@@ -90,7 +139,9 @@ def text(result):
     errors = [one["error"] for case in result["cases"] for one in case["tqkv"] if "error" in one]
     end = f"worst error of a timed output: {max(errors):.1e}" if errors else "no error was measured"
     return "\n".join(shown + [
-        f"cells: us, times as fast as FP16, share of the read roof of {number(result['roof']['gbs'])} GB/s",
+        "cells: us, times as fast as " + ("FP16 and each column of others" if peers_in(result) else
+                                          f"FP16, share of the read roof of "
+                                          f"{number(result['roof']['gbs'])} GB/s"),
         end
     ] + [f"FAILED {one}" for one in result["failed"]])
 
@@ -145,7 +196,9 @@ def dump(result):
     plain = {key: value for key, value in result.items() if key != "cases"}
     blocks = []
     for case in result["cases"]:
-        fields = {key: value for key, value in case.items() if key != "tqkv"}
-        inner = ",\n".join("   " + json.dumps(one) for one in case["tqkv"])
-        blocks.append("  " + json.dumps(fields)[:-1] + ', "tqkv": [\n' + inner + "]}")
+        lists = {key: value for key, value in case.items() if key in ("peers", "tqkv")}
+        fields = json.dumps({key: value for key, value in case.items() if key not in lists})[:-1]
+        for key, value in lists.items():
+            fields += f', "{key}": [\n' + ",\n".join("   " + json.dumps(one) for one in value) + "]"
+        blocks.append("  " + fields + "}")
     return json.dumps(plain, indent=1)[:-2] + ',\n "cases": [\n' + ",\n".join(blocks) + "]\n}\n"

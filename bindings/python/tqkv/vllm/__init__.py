@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM (v1, 0.32) on codes: a plug-in that puts tqkv in the place of vLLM's attention on the CPU.
+"""vLLM (v1, 0.32) on codes: a plug-in that puts tqkv in the place of vLLM's attention, on the CPU and CUDA.
 
     TQKV_VLLM=4+3 python serve.py            # keys in 4 bits, values in 3, in every layer
 
@@ -23,8 +23,12 @@ kv_cache_dtype_skip_layers
 What is there: decoder attention of any ratio of heads, sliding windows, attention sinks, ALiBi, soft-capped
 logits, layers that share another's cache, non-causal requests; tensor parallelism by global numbers of kv
 heads and layers, so pages of a rank are those that one process would write. Results do not depend on what
-else is in the batch. What is not: encoder and cross-attention, latent attention, CUDA; they are errors, never
+else is in the batch. What is not: encoder and cross-attention, latent attention; they are errors, never
 another path.
+
+CUDA: every decoder layer for which no attention backend is named gets this one (vLLM's name for it: CUSTOM),
+or an error. Full graphs of any batch (AttentionCGSupport.ALWAYS): the plan of a step is captured with it. The
+workspace of the largest step is taken once for each group of layers, beside what vLLM plans for blocks.
 """
 from ._settings import Settings, enabled
 
@@ -45,9 +49,24 @@ def register() -> None:
     if not vllm.__version__.startswith(_VERSIONS):
         raise NotSupported(f"vllm {vllm.__version__}: tqkv.vllm is made for {', '.join(_VERSIONS)}x; unset "
                            "TQKV_VLLM to run vLLM without it")
-    if not current_platform.is_cpu():
-        raise NotSupported(f"vllm on {current_platform.device_type}: tqkv.vllm runs on the CPU alone; unset "
-                           "TQKV_VLLM to run vLLM without it")
+    if not (current_platform.is_cpu() or current_platform.is_cuda()):
+        raise NotSupported(f"vllm on {current_platform.device_type}: tqkv.vllm runs on the CPU and CUDA; "
+                           "unset TQKV_VLLM to run vLLM without it")
     Settings.from_environment()  # what is wrong in it is said now
     # On the CPU vLLM knows one name of a backend, which an override may take.
-    register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}._backend.TqkvBackend")
+    name = AttentionBackendEnum.CPU_ATTN if current_platform.is_cpu() else AttentionBackendEnum.CUSTOM
+    register_backend(name, f"{__name__}._backend.TqkvBackend")
+    if current_platform.is_cuda():
+        _prefer(type(current_platform), name)
+
+
+def _prefer(platform, backend):
+    """Where no backend is named vLLM would choose among its own, and keep its own cache without a word."""
+    if getattr(platform.get_attn_backend_cls, "by_tqkv", False):
+        return
+    choose = platform.get_attn_backend_cls
+
+    def get_attn_backend_cls(cls, selected_backend, *arguments, **named):
+        return choose(backend if selected_backend is None else selected_backend, *arguments, **named)
+    get_attn_backend_cls.by_tqkv = True
+    platform.get_attn_backend_cls = classmethod(get_attn_backend_cls)

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backend that vLLM's attention layers meet: page bytes, the plan of a step, append and attend.
 
-A group of layers has one builder; the step that it plans is shared by all layers of the group. Keys and
-values are appended in forward, behind the plan, because a tile that several tokens of a step write has one
-owner.
+A group of layers has one builder, and its layers share a step. The first of them plans it, so that a captured
+graph holds the plan too and reads, when it is replayed, what vLLM's arrays hold then: the host knows bounds
+alone. Keys and values are appended in forward, behind the plan, because a tile that several tokens of a step
+write has one owner.
 """
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Union
 
 import torch
 from vllm.config import get_current_vllm_config, get_current_vllm_config_or_none, get_layers_from_vllm_config
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import (AttentionBackend, AttentionCGSupport, AttentionImpl,
                                        AttentionMetadataBuilder, AttentionType, MultipleOf)
 from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout
 
 from .. import PagedCodec, PagedStep
 from ..errors import NotSupported
-from ._codec import DTYPES, HEAD_SIZES, LayerShape, content_bytes, first_kv_head, make_codec
+from ._codec import DTYPES, LayerShape, content_bytes, first_kv_head, head_sizes, make_codec
 from ._settings import Settings
 
 # (cache_dtype, model dtype, Settings) of the run: asked for where vLLM does not pass its configuration.
@@ -34,7 +36,7 @@ def _remember(vllm_config):
 
 
 class TqkvBackend(AttentionBackend):
-    """Takes the place of CPU_ATTN."""
+    """Takes the place of CPU_ATTN; on CUDA the name CUSTOM."""
 
     forward_includes_kv_cache_update = True
     supported_dtypes = list(DTYPES)
@@ -45,7 +47,7 @@ class TqkvBackend(AttentionBackend):
 
     @staticmethod
     def get_name() -> str:
-        return "CPU_ATTN"
+        return "CPU_ATTN" if current_platform.is_cpu() else "CUSTOM"
 
     @staticmethod
     def get_impl_cls():
@@ -61,7 +63,7 @@ class TqkvBackend(AttentionBackend):
 
     @classmethod
     def get_supported_head_sizes(cls):
-        return list(HEAD_SIZES)
+        return head_sizes(current_platform.device_type)
 
     @classmethod
     def supported_kv_cache_layouts(cls):
@@ -97,18 +99,32 @@ class TqkvBackend(AttentionBackend):
 
 @dataclass
 class TqkvMetadata:
-    """A planned step of a group of layers."""
+    """A step of a group of layers."""
 
     codec: PagedCodec
     step: PagedStep
     layers: Dict[str, int]  # number in the codec of each layer by name
-    num_tokens: int
-    visible_begin: Optional[torch.Tensor]  # of non-causal requests' queries, else None
-    visible_end: Optional[torch.Tensor]
+    first: int              # of them that this group's forward passes begin with
+    arrays: Dict[str, Any]  # of PagedStep.plan
+    causal: Union[bool, torch.Tensor]
+    planned: bool = False
+    visible_begin: Optional[torch.Tensor] = None  # of non-causal requests' queries, else None
+    visible_end: Optional[torch.Tensor] = None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.arrays["num_tokens"]
+
+    def ready(self, number, stream):
+        """Planned, anew in every forward pass: metadata may serve several, over arrays that changed."""
+        if number == self.first or not self.planned:
+            self.step.plan(**self.arrays, stream=stream)
+            self.visible_begin, self.visible_end = _visible(self.causal, self.arrays["seq_lens"],
+                                                            self.arrays["query_start_loc"], self.num_tokens)
+            self.planned = True
 
 
 class TqkvBuilder(AttentionMetadataBuilder[TqkvMetadata]):
-    _cudagraph_support = AttentionCGSupport.NEVER  # the CPU engine has none
 
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -125,37 +141,55 @@ class TqkvBuilder(AttentionMetadataBuilder[TqkvMetadata]):
                                       layer.head_size, layer.head_size_v,
                                       settings.layer_widths(cache_dtype, layer.kv_cache_dtype), first,
                                       None if target is None else extract_layer_index(target))
-        self._codec = make_codec(list(shapes.values()), settings, dtype)
+        self._codec = make_codec(list(shapes.values()), settings, dtype, device)
         least = min(shape.number for shape in shapes.values())
         self._layers = {name: shape.number - least for name, shape in shapes.items()}
+        self._first = min(self._layers[name] for name in layer_names)
         self._free = []  # steps whose metadata is gone
+        # On CUDA one step serves all: what it holds, a stream uses in order. Graphs keep its address.
+        self._only = None if device.type == "cpu" else self._codec.step(self._workspace(vllm_config, device))
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config, kv_cache_spec):
+        """ALWAYS on CUDA: lengths, tables and which rows are padding are read on the device."""
+        return AttentionCGSupport.NEVER if current_platform.is_cpu() else AttentionCGSupport.ALWAYS
+
+    def _workspace(self, vllm_config, device):
+        """Of the largest step that the scheduler may ask for."""
+        scheduler, tokens = vllm_config.scheduler_config, vllm_config.scheduler_config.max_num_batched_tokens
+        num_bytes = self._codec.workspace_bytes(num_reqs=scheduler.max_num_seqs, num_tokens=tokens,
+                                                max_query_len=tokens,
+                                                max_seq_len=vllm_config.model_config.max_model_len)
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         m = common_attn_metadata
-        step = self._free.pop() if self._free else self._codec.step()
+        step = self._only or (self._free.pop() if self._free else self._codec.step())
         reqs, tokens = m.num_reqs, m.num_actual_tokens
-        seq_lens, starts = m.seq_lens[:reqs], m.query_start_loc[:reqs + 1]
-        step.plan(slot_mapping=m.slot_mapping[:tokens], block_table=m.block_table_tensor[:reqs],
-                  seq_lens=seq_lens, query_start_loc=starts, num_tokens=tokens,
-                  max_query_len=m.max_query_len, max_seq_len=m.max_seq_len)
-        metadata = TqkvMetadata(self._codec, step, self._layers, tokens,
-                                *_visible(m.causal, seq_lens, starts, tokens))
-        weakref.finalize(metadata, self._free.append, step)
+        arrays = dict(slot_mapping=m.slot_mapping[:tokens], block_table=m.block_table_tensor[:reqs],
+                      seq_lens=m.seq_lens[:reqs], query_start_loc=m.query_start_loc[:reqs + 1],
+                      num_tokens=tokens, max_query_len=m.max_query_len, max_seq_len=m.max_seq_len)
+        metadata = TqkvMetadata(self._codec, step, self._layers, self._first, arrays, m.causal)
+        if step is not self._only:
+            weakref.finalize(metadata, self._free.append, step)
         return metadata
 
 
 def _visible(causal, seq_lens, starts, tokens):
-    """visible_begin, visible_end of all rows where some request is not causal: what its mask would say."""
+    """visible_begin, visible_end of all rows where some request is not causal: what its mask would say. On
+    the arrays' device, without waiting for it."""
     if causal is True:
         return None, None
-    lengths = (starts[1:] - starts[:-1]).long()
-    request = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    row = torch.arange(len(request), dtype=torch.int32)
-    position = row - starts[1:][request] + seq_lens[request]
-    whole = ~causal[:len(lengths)][request] if isinstance(causal, torch.Tensor) else True
-    end = torch.zeros(tokens, dtype=torch.int32)
-    end[:len(request)] = torch.where(torch.as_tensor(whole), seq_lens[request], position + 1)
-    return torch.zeros(tokens, dtype=torch.int32), end
+    ends, row = starts[1:].contiguous(), torch.arange(tokens, dtype=torch.int32, device=starts.device)
+    request = torch.searchsorted(ends, row, right=True).clamp_(max=len(ends) - 1)
+    position = row - ends[request] + seq_lens[request]
+    whole = ~causal[:len(ends)][request] if isinstance(causal, torch.Tensor) else torch.ones_like(row).bool()
+    end = torch.where(whole, seq_lens[request], position + 1)
+    return torch.zeros_like(row), torch.where(row < ends[-1], end, 0)
+
+
+def _stream(device):
+    return None if device.type == "cpu" else torch.cuda.current_stream(device)
 
 
 class TqkvImpl(AttentionImpl[TqkvMetadata]):
@@ -187,18 +221,25 @@ class TqkvImpl(AttentionImpl[TqkvMetadata]):
             raise NotSupported("fused quantisation of the output: unknown to tqkv.vllm")
         if attn_metadata is None:  # a run for measuring memory
             return output.fill_(0)
-        m = attn_metadata
+        m, stream = attn_metadata, _stream(query.device)
         tokens, number = m.num_tokens, m.layers[layer.layer_name]
         pages = self._pages_of(m.codec, number, kv_cache)
+        m.ready(number, stream)
         if self.kv_sharing_target_layer_name is None and key is not None and value is not None:
-            m.step.append(number, pages, key[:tokens], value[:tokens])
+            m.step.append(number, pages, key[:tokens], value[:tokens], stream=stream)
         if m.visible_begin is not None and self.sliding_window:
             raise NotSupported("non-causal requests in a layer with a sliding window: unknown to tqkv.vllm")
         m.step.attend(number, pages, query[:tokens], out=output[:tokens].view(tokens, self.num_heads, -1),
                       softmax_scale=self.scale, logit_softcap=self._softcap,
                       sliding_window=self.sliding_window or 0, sink_logits=self._float_sinks(),
-                      alibi_slopes=self._alibi, visible_begin=m.visible_begin, visible_end=m.visible_end)
+                      alibi_slopes=self._slopes(query.device), visible_begin=m.visible_begin,
+                      visible_end=m.visible_end, stream=stream)
         return output
+
+    def _slopes(self, device):
+        if self._alibi is not None and self._alibi.device != device:
+            self._alibi = self._alibi.to(device)
+        return self._alibi
 
     def _float_sinks(self):
         return None if self._sinks is None else self._sinks.to(torch.float32).contiguous()

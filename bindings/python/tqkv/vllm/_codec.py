@@ -13,8 +13,18 @@ import torch
 from .. import Config, Layer, PagedCodec
 from ..errors import NotSupported
 
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
+
+
+@functools.lru_cache(maxsize=None)
+def head_sizes(device) -> list:
+    """Those that the library has on a kind of device, "cpu" or "cuda"."""
+    return [size for size in _HEAD_SIZES
+            if not Config(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=size, key_bits=4,
+                          value_bits=4, io_dtype="float16", max_tokens=64, device=device).check()]
 
 
 class LayerShape(NamedTuple):
@@ -39,7 +49,7 @@ def content_bytes(head_size, head_size_v, widths, dtype) -> int:
         return codec.page_layout(0).token_bytes
 
 
-def make_codec(shapes, settings, dtype) -> PagedCodec:
+def make_codec(shapes, settings, dtype, device) -> PagedCodec:
     """Layer i of the codec is layer first + i of the model, first the smallest number; those between that are
     not named are there for the numbering alone."""
     by_number = {}
@@ -59,9 +69,10 @@ def make_codec(shapes, settings, dtype) -> PagedCodec:
                             head_dim=shape.head_size, value_dim=shape.head_size_v,
                             key_bits=shape.widths[0], value_bits=shape.widths[1],
                             first_kv_head=shape.first_kv_head))
+    where = (dict(num_threads=settings.num_threads or torch.get_num_threads()) if device.type == "cpu" else
+             dict(device=f"cuda:{torch.cuda.current_device() if device.index is None else device.index}"))
     return PagedCodec(Config(layers=layers, io_dtype=DTYPES[dtype], rotation_seed=settings.rotation_seed,
-                             first_layer=first, page_size=32,
-                             num_threads=settings.num_threads or torch.get_num_threads()))
+                             first_layer=first, page_size=32, **where))
 
 
 def first_kv_head(num_kv_heads, total_kv_heads, rank, size) -> int:
