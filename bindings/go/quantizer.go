@@ -17,7 +17,7 @@ type Sketch int32
 
 // Sketches; 0 is SketchOrthogonal.
 const (
-	SketchOrthogonal Sketch = C.TQ_SKETCH_ORTHOGONAL // a second rotation: a third of the variance
+	SketchOrthogonal Sketch = C.TQ_SKETCH_ORTHOGONAL // more rotations: a third of the variance
 	SketchGaussian   Sketch = C.TQ_SKETCH_GAUSSIAN   // a matrix, as published
 )
 

@@ -855,7 +855,7 @@ TQ_API tq_status tq_sequence_load(tq_cache *cache, const tq_io *io, void *stream
 typedef struct tq_quantizer tq_quantizer;
 
 typedef int32_t tq_sketch;
-#define TQ_SKETCH_ORTHOGONAL 1 /* a second rotation: a third of the variance; the default */
+#define TQ_SKETCH_ORTHOGONAL 1 /* more rotations: a third of the variance; the default */
 #define TQ_SKETCH_GAUSSIAN 2   /* as published: a matrix, dim up to 4096 */
 
 typedef int32_t tq_sketch_rule;

@@ -42,10 +42,14 @@ format::Rotation sketch_rotation(const VectorGeometry& g) {
   return g.sketch == format::SketchKind::kGaussian ? format::Rotation::kDense : format::Rotation::kHadamard;
 }
 
+int sketch_rounds(const VectorGeometry& g) {
+  return g.sketch == format::SketchKind::kGaussian ? 1 : format::kSketchRounds;
+}
+
 int64_t all_table_bytes(const VectorGeometry& g) {
   int64_t bytes = Carver::kAlignment;  // never empty
   for (int i = 0; i < g.num_parts && !g.grouped(); i++) bytes += table_bytes(g.rotation, g.parts[i].stored);
-  if (g.has_sketch) bytes += table_bytes(sketch_rotation(g), g.parts[0].stored);
+  if (g.has_sketch) bytes += sketch_rounds(g) * table_bytes(sketch_rotation(g), g.parts[0].stored);
   return bytes;
 }
 
@@ -57,6 +61,7 @@ CpuVectors::CpuVectors(const VectorGeometry& geometry, const HostOps& ops, const
       kernels_(kernels),
       block_(ops, all_table_bytes(geometry), "rotation"),
       coder_{},
+      sketch_rounds_(sketch_rounds(geometry)),
       sketch_coder_{},
       level_{},
       sketch_scale_(0),
@@ -99,10 +104,12 @@ void CpuVectors::fill_tables(void* memory, const HostOps& ops) {
   }
   if (!g_.has_sketch) return;
   const int stored = g_.parts[0].stored;
-  sketch_coder_ = format::VectorCoder{};
-  sketch_coder_.dim = sketch_coder_.stored = stored;
-  sketch_coder_.rotation = sketch_rotation(g_);
-  table(sketch_coder_, format::stream_base(g_.seed, 0, 0, format::kSketchStream), true);
+  for (int round = 0; round < sketch_rounds_; round++) {
+    format::VectorCoder& coder = sketch_coder_[round];
+    coder.dim = coder.stored = stored;
+    coder.rotation = sketch_rotation(g_);
+    table(coder, format::stream_base(g_.seed, 0, 0, format::sketch_stream(round)), true);
+  }
   sketch_scale_ = format::div_rn(g_.sketch_factor, format::sketch_divisor(g_.sketch, stored));
   sign_book_.bits = 1;
   sign_book_.unit = 1;
@@ -173,7 +180,7 @@ void CpuVectors::encode_sketch(const float* x, const uint8_t* codes, uint8_t* re
   } else {
     format::residual(in, codes, level_[0], scale_of(part, record), part.stored, y);
     norm = format::residual_norm(y, part.stored, in.exponent, w);
-    kernels_.rotate(sketch_coder_, y, w);
+    sketch(y, w);
     for (int i = 0; i < part.stored; i++) signs[i] = w[i] < 0 ? 1 : 0;
   }
   format::pack_codes(signs, 1, part.stored, record + part.signs_at);
@@ -227,13 +234,25 @@ uint64_t CpuVectors::encode(const void* x, int64_t count, uint8_t* codes) {
 
 // ---- decode ----
 
+void CpuVectors::sketch(float* r, float* w) const {
+  kernels_.rotate(sketch_coder_[0], r, w);
+  for (int round = 1; round < sketch_rounds_; round++) {
+    std::copy_n(w, g_.parts[0].stored, r);
+    kernels_.rotate(sketch_coder_[round], r, w);
+  }
+}
+
 void CpuVectors::unsketch(const uint8_t* record, float* z) const {
   const int stored = g_.parts[0].stored;
   uint8_t signs[format::kMaxVectorDim];
   alignas(64) float s[format::kMaxVectorDim];
   kernels_.unpack_codes(record + g_.parts[0].signs_at, 1, stored, signs);
   for (int i = 0; i < stored; i++) s[i] = signs[i] ? -1.0f : 1.0f;
-  kernels_.unrotate(sketch_coder_, s, z);
+  for (int round = sketch_rounds_ - 1; round > 0; round--) {
+    kernels_.unrotate(sketch_coder_[round], s, z);
+    std::copy_n(z, stored, s);
+  }
+  kernels_.unrotate(sketch_coder_[0], s, z);
 }
 
 void CpuVectors::decode_groups(const uint8_t* record, float* x) const {

@@ -50,7 +50,8 @@ class CpuVectors final : public VectorBackend {
   void encode_sketch(const float* x, const uint8_t* codes, uint8_t* record) const;
   void decode_one(const uint8_t* record, float* x) const;
   void decode_groups(const uint8_t* record, float* x) const;
-  // z = S^T signs of a record's sketch.
+  // w = S r, and z = S^T signs of a record's sketch. r and w may not overlap; r is destroyed.
+  void sketch(float* r, float* w) const;
   void unsketch(const uint8_t* record, float* z) const;
   float scale_of(const VectorPart& part, const uint8_t* record) const;
   float norm_of(const uint8_t* record) const;
@@ -79,7 +80,8 @@ class CpuVectors final : public VectorBackend {
   const Kernels& kernels_;
   HostBlock block_;
   format::VectorCoder coder_[VectorGeometry::kMaxParts];
-  format::VectorCoder sketch_coder_;
+  int sketch_rounds_;
+  format::VectorCoder sketch_coder_[format::kSketchRounds];
   float level_[VectorGeometry::kMaxParts][format::kMaxLevels];  // by code
   float sketch_scale_;                                          // factor / divisor
   format::Codebook sign_book_;                                  // of the sketch's signs

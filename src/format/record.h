@@ -13,8 +13,9 @@ namespace format {
 enum class VectorFamily : int32_t { kScalar = 1, kProd = 2, kGrouped = 3, kLevels = 4 };
 enum class SketchKind : int32_t { kOrthogonal = 1, kGaussian = 2 };
 
-// Stream of the sketch of a part, beside Kind::kKey, that of its rotation.
-constexpr Kind kSketchStream = static_cast<Kind>(2);
+// Streams of the sketch of a part, beside Kind::kKey, that of its rotation: a Gaussian sketch has the first.
+constexpr int kSketchRounds = 2;
+constexpr Kind sketch_stream(int round) { return static_cast<Kind>(2 + round); }
 
 // D of a part of d coordinates: the least m * 2^k >= d with m in {1, 3, 5, 7, 9} and k >= 4.
 constexpr int padded_dim(int d) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The 1-bit sketch of a residual (FORMAT.md section 8.3; arXiv 2504.19874, algorithm 2): signs of S r, and
-// |r|. S is Gaussian, as published, or orthogonal: a second rotation, whose rows do not repeat each other, so
-// that the estimate's variance is pi/2 - 1 of |r|^2 instead of pi/2.
+// |r|. S is Gaussian, as published, or orthogonal: two more rotations, whose rows do not repeat each other,
+// so that the estimate's variance is pi/2 - 1 of |r|^2 instead of pi/2. One round would not do: sums with
+// random signs are no normal numbers where few coordinates hold much of r, and these would be overestimated.
 #pragma once
 #include "format/encode.h"
 #include "format/record.h"

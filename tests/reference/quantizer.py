@@ -13,7 +13,7 @@ from . import rotation as rot
 SCALAR, PROD, GROUPED, LEVELS = 1, 2, 3, 4
 ORTHOGONAL, GAUSSIAN = 1, 2
 UNBIASED, LEAST_ERROR = 1, 2
-SKETCH_KIND = 2
+SKETCH_KINDS = (2, 3)  # of the rounds of an orthogonal sketch; a Gaussian one has the first
 F32 = np.float32
 
 
@@ -89,8 +89,8 @@ class Quantizer:
     # ---- the sketch, section 8.3
 
     @property
-    def sketch_base(self):
-        return rot.stream_base(self.seed, 0, 0, SKETCH_KIND)
+    def sketch_bases(self):
+        return [rot.stream_base(self.seed, 0, 0, kind) for kind in SKETCH_KINDS]
 
     @property
     def sketch_factor(self):
@@ -110,14 +110,18 @@ class Quantizer:
     def apply_sketch(self, r):
         dim = self.parts[0][1].dim
         if self.sketch == GAUSSIAN:
-            return rot.rotate_dense(r, gaussian(self.sketch_base, dim))
-        return rot.rotate_hadamard(r, rot.sign_bits(self.sketch_base, dim)) * rot.norm_rot_hadamard(dim)
+            return rot.rotate_dense(r, gaussian(self.sketch_bases[0], dim))
+        for base in self.sketch_bases:
+            r = rot.rotate_hadamard(r, rot.sign_bits(base, dim)) * rot.norm_rot_hadamard(dim)
+        return r
 
     def apply_sketch_inverse(self, s):
         dim = self.parts[0][1].dim
         if self.sketch == GAUSSIAN:
-            return rot.unrotate_dense(s, gaussian(self.sketch_base, dim))
-        return rot.unrotate_hadamard(s, rot.sign_bits(self.sketch_base, dim))
+            return rot.unrotate_dense(s, gaussian(self.sketch_bases[0], dim))
+        for base in reversed(self.sketch_bases):
+            s = rot.unrotate_hadamard(s, rot.sign_bits(base, dim))
+        return s
 
 
 @functools.lru_cache(maxsize=4)

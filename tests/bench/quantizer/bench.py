@@ -46,10 +46,10 @@ def split(x, queries, rng):
     return x[queries:], x[:queries]
 
 
-def mixture(count, queries, dim=200, centres=200):
+def mixture(count, queries, dim=200, centres=20):
     rng = np.random.default_rng(1)
     around = rng.standard_normal((centres, dim))[rng.integers(centres, size=count + queries)]
-    return split(around + 0.7 * rng.standard_normal((count + queries, dim)), queries, rng)
+    return split(around + rng.standard_normal((count + queries, dim)), queries, rng)
 
 
 def spectrum(count, queries, dim=1536):
@@ -116,10 +116,7 @@ def rotated_pq(dim, parts, rounds=8):
     """OPQ and PQ, with fewer rounds of training than FAISS's 50, which take minutes."""
     rotation = faiss.OPQMatrix(dim, parts)
     rotation.niter = rounds
-    pq = faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT)
-    whole = faiss.IndexPreTransform(rotation, pq)
-    whole.held = rotation, pq  # the index itself does not keep them
-    return whole
+    return faiss.IndexPreTransform(rotation, faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT))
 
 
 def methods(dim, bits, training):
@@ -134,7 +131,7 @@ def methods(dim, bits, training):
     most = parts_of(dim, dim * bits // 8 + 2)
     if training:
         found.append((f"FAISS PQ{most}x8", index(lambda d: faiss.IndexPQ(d, most, 8, ip))))
-        if dim <= 256:
+        if most <= 64:  # its training takes minutes beyond
             found.append((f"FAISS OPQ{most},PQ{most}x8", index(lambda d: rotated_pq(d, most))))
     kinds = {4: faiss.ScalarQuantizer.QT_4bit, 6: faiss.ScalarQuantizer.QT_6bit,
              8: faiss.ScalarQuantizer.QT_8bit}

@@ -84,6 +84,10 @@ class Library:
             decoded = sequence.read(0, 0, tokens, like=k)
         return out, decoded[0], decoded[1]
 
+    def quantizer(self, dim, bits, **fields):
+        """A quantizer of vectors on their own; fields as tqkv.Quantizer's."""
+        return tqkv.Quantizer(dim, bits, **fields)
+
     def bytes(self, **fields):
         """What a cache of these fields of Config allocates: tq_cache_bytes."""
         return tqkv.Config(**fields).bytes()

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from . import accounting, audit, codes, decode, retrieval, rotations, theorems
+from . import accounting, audit, codes, decode, retrieval, rotations, theorems, vectors
 from .library import Library
 from .rows import Table
 
@@ -14,6 +14,7 @@ SECTIONS = (
     ("theorems", "Theorems 1 to 3", theorems.run),
     ("retrieval", "Recall and needles", retrieval.run),
     ("codes", "Codes", codes.run),
+    ("vectors", "Vectors on their own", vectors.run),
     ("rotations", "Rotations", rotations.run),
     ("decode", "Attention on codes", decode.run),
     ("accounting", "Bytes", accounting.run),

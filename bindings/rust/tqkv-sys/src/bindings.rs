@@ -103,7 +103,7 @@ constants! {
     TQ_PAGES_BLOCKS_FIRST: i32 = 1;
     /// \[heads\]\[blocks\]\[bytes\]
     TQ_PAGES_HEADS_FIRST: i32 = 2;
-    /// a second rotation: a third of the variance; the default
+    /// more rotations: a third of the variance; the default
     TQ_SKETCH_ORTHOGONAL: i32 = 1;
     /// as published: a matrix, dim up to 4096
     TQ_SKETCH_GAUSSIAN: i32 = 2;

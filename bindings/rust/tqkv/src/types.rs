@@ -81,7 +81,7 @@ open_enum! {
 open_enum! {
     /// How a residual is sketched ([`CodeFamily::PROD`]).
     Sketch {
-        /// A second rotation: a third of the variance; the default.
+        /// More rotations: a third of the variance; the default.
         ORTHOGONAL = sys::TQ_SKETCH_ORTHOGONAL,
         /// A Gaussian matrix, as published.
         GAUSSIAN = sys::TQ_SKETCH_GAUSSIAN,
