@@ -11,6 +11,7 @@
 #include "cuda/move/launch.h"
 #include "cuda/runtime.h"
 #include "cuda/schedule/work_list.h"
+#include "format/codebook.h"
 
 namespace tq {
 namespace cuda {
@@ -63,6 +64,15 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
   if (geometry.max_batch_tokens > kMaxTokens)
     reasons.add(Status::kNotSupported, "max_batch_tokens = %" PRId64 ": on CUDA at most %" PRId64,
                 geometry.max_batch_tokens, kMaxTokens);
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    const LayerGeometry& l = geometry.layers[layer];
+    if (format::has_builtin_codebook(l.head_dim) && format::has_builtin_codebook(l.value_dim)) continue;
+    reasons.add(Status::kNotSupported,
+                "layer %d: head_dim = %d, value_dim = %d: not yet on CUDA, which has 32 64 80 96 112 128 160 "
+                "192 224 256 512 576",
+                layer, l.head_dim, l.value_dim);
+    break;
+  }
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone) continue;
     reasons.add(

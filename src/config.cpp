@@ -42,7 +42,7 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 void check_dim(const char* name, int32_t value, ReasonList& reasons) {
   if (!format::is_head_dim(value))
-    reasons.add(kBad, "%s = %d: must be one of %s", name, value, ListText<12>(format::kHeadDims).text);
+    reasons.add(kBad, "%s = %d: must be %s", name, value, format::kHeadDimText);
 }
 
 void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {

@@ -95,12 +95,12 @@ void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_confi
 
 void check_dims(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
                 LayerReasons& reasons) {
-  const ListText<12> list(format::kHeadDims);
   for (const Field field :
        {Field{"head_dim", &tq_layer_config::head_dim}, Field{"value_dim", &tq_layer_config::value_dim}}) {
     const int32_t value = own.*field.member;
     if (value != 0 && !format::is_head_dim(value))
-      reasons.add(layer, "layers[%d].%s = %d: must be 0 or one of %s", layer, field.name, value, list.text);
+      reasons.add(layer, "layers[%d].%s = %d: must be 0 or %s", layer, field.name, value,
+                  format::kHeadDimText);
     else if (full.*field.member == 0)
       reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
   }

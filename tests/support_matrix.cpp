@@ -36,16 +36,32 @@ std::string joined(const std::vector<std::string>& words) {
   return text.empty() ? "none" : text;
 }
 
+// "8, 12 .. 256, 512": long runs of equal steps by their ends.
+std::string ranges(const std::vector<int>& numbers) {
+  constexpr size_t kLongRun = 8;
+  std::vector<std::string> words;
+  for (size_t i = 0; i < numbers.size(); i++) {
+    words.push_back(std::to_string(numbers[i]));
+    size_t last = i + 1;
+    while (last + 1 < numbers.size() && numbers[last + 1] - numbers[last] == numbers[i + 1] - numbers[i])
+      last++;
+    if (last - i < kLongRun || last >= numbers.size()) continue;
+    words.push_back(std::to_string(numbers[i + 1]) + " .. " + std::to_string(numbers[last]));
+    i = last;
+  }
+  return joined(words);
+}
+
 // Dimensions that work with every pair of widths and every dtype at a rotation.
-std::vector<std::string> dims(int rotation) {
-  std::vector<std::string> found;
+std::vector<int> dims(int rotation) {
+  std::vector<int> found;
   for (int dim = 1; dim <= 1024; dim++) {
     bool all = true;
     for (int key : tq::format::kCodeBits)
       for (int value : tq::format::kCodeBits)
         for (int dtype : {TQ_F32, TQ_F16, TQ_BF16})
           all = all && supported(config_of(dim, key, value, dtype, rotation));
-    if (all) found.push_back(std::to_string(dim));
+    if (all) found.push_back(dim);
   }
   return found;
 }
@@ -113,7 +129,7 @@ void print_support() {
   print_row("devices", "x86-64, instruction set chosen at run time",
             "compute capability " + std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
                 " and later");
-  print_row("`head_dim`", joined(dims(TQ_ROTATION_HADAMARD)), joined(cuda_dims()));
+  print_row("`head_dim`", ranges(dims(TQ_ROTATION_HADAMARD)), joined(cuda_dims()));
   print_row("`value_dim`", "any of these", "`head_dim`, both rounded up to 32; or " + cuda_mixed_dims());
   print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
   print_row("`code_family`, of keys and of values", "scalar; grouped min/max (" + grouped_widths() + " bits)",

@@ -50,7 +50,7 @@ type Config struct {
 	NumLayers      int32 // required; 0 = as many as Layers
 	NumQHeads      int32 // a multiple of NumKVHeads; it and the next two: required unless Layers have their own
 	NumKVHeads     int32
-	HeadDim        int32 // 32 64 80 96 112 128 160 192 224 256 512 576
+	HeadDim        int32 // a multiple of 4 from 8 to 256, 512 or 576
 	ValueDim       int32 // 0 = HeadDim; same list
 	IODtype        Dtype // required: type of k, v, q and out
 	KeyBits        int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given

@@ -105,10 +105,27 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+// Where a run of equally spaced numbers that starts at `first` ends; first itself if it is none.
+size_t run_end(const Json& list, size_t first) {
+  size_t last = first + 1;
+  if (last >= list.size() || !list[first].is_number()) return first;
+  const int64_t step = list[last].get<int64_t>() - list[first].get<int64_t>();
+  while (last + 1 < list.size() && list[last + 1].get<int64_t>() - list[last].get<int64_t>() == step) last++;
+  return last;
+}
+
+// "2 3 4"; long runs as "8 12 .. 256".
 std::string list_text(const Json& list) {
+  constexpr size_t kLongRun = 8;
   std::string text;
-  for (const Json& item : list)
+  for (size_t i = 0; i < list.size(); i++) {
+    const Json& item = list[i];
     text += (text.empty() ? "" : " ") + (item.is_string() ? item.get<std::string>() : item.dump());
+    const size_t last = run_end(list, i);
+    if (last - i < kLongRun) continue;
+    text += " " + list[i + 1].dump() + " .. " + list[last].dump();
+    i = last;
+  }
   return text.empty() ? "none" : text;
 }
 

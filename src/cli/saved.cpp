@@ -66,9 +66,8 @@ uint64_t exact_bytes(const SavedSide& side, uint32_t type) {
 }
 
 std::string problem_of_side(const SavedSide& side) {
-  constexpr uint32_t kDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
-  if (std::find(std::begin(kDims), std::end(kDims), side.dim) == std::end(kDims))
-    return "dimension " + std::to_string(side.dim);
+  const bool small = side.dim >= 8 && side.dim <= 256 && side.dim % 4 == 0;
+  if (!small && side.dim != 512 && side.dim != 576) return "dimension " + std::to_string(side.dim);
   const auto* end = std::end(side.magnitudes);
   const bool coded = side.family == 1 && side.raw_type == 0 && (side.rotation == 1 || side.rotation == 2) &&
                      (side.bits == 8 || (side.bits >= 2 && side.bits <= 6));

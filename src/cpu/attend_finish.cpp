@@ -10,10 +10,8 @@ namespace cpu {
 
 // Raw copies of tokens begin .. end - 1 of the tile that starts at token `first`, as floats.
 void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
-  const int dim = kind == Kind::kKey ? layer_.head_dim : layer_.value_dim;
   for (int i = begin; i < end; i++)
-    kernels_.to_float(g_.io_dtype, store_.raw(layer_, raw_pages_, head_, kind, first + i), dim,
-                      space_.rows + static_cast<int64_t>(i) * dim);
+    load_row(kind, g_.io_dtype, store_.raw(layer_, raw_pages_, head_, kind, first + i), i);
 }
 
 // The sinks, or the window, among the tokens first .. first + kBlockTokens - 1. Uses `o` for the exact
@@ -54,7 +52,7 @@ void RowTask::fold_exact() {
   int64_t sink_end = 0, window_begin = sequence_.length(), end = 0;  // of all rows
   for (int r = 0; r < rows_; r++) {
     const RowSight& sight = space_.row[r].sight;
-    std::fill(o(r), o(r) + layer_.value_dim, 0.0f);
+    std::fill(o(r), o(r) + value_width_, 0.0f);
     sink_end = std::max(sink_end, sight.sink_end);
     if (sight.window_begin >= sight.end) continue;
     window_begin = std::min(window_begin, sight.window_begin);
@@ -86,7 +84,7 @@ void RowTask::write_row(int r) {
     }
   }
   const MergeWeights w = merge_weights(row.total, row.exact);
-  kernels_.combine(coded, w.first, o(r), w.second, dim);
+  kernels_.combine(coded, w.first, o(r), w.second, value_width_);
   const float sink = request_.sink_logits ? request_.sink_logits[q_head] : minus_infinity();
   const RowEnd end = row.finite ? finish_row(w.state, sink) : nan_row();
   for (int i = 0; i < dim; i++) coded[i] = weighted(coded[i], end.factor);

@@ -15,7 +15,7 @@ namespace cpu {
 int64_t worker_space_bytes(const LayerGeometry& layer) {
   Carver carver;
   const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
-  carver.take<float>(kMaxRows * layer.head_dim);
+  carver.take<float>(kMaxRows * k);
   carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   carver.take<float>(kMaxRows * v);
   carver.take<float>(kMaxRows * v);
@@ -23,7 +23,7 @@ int64_t worker_space_bytes(const LayerGeometry& layer) {
   carver.take<float>(kMaxRows * kBlockTokens);
   carver.take<uint16_t>(kMaxRows * kBlockTokens);
   carver.take<int32_t>(kMaxRows * v);
-  carver.take<float>(format::kTileTokens * std::max(layer.head_dim, layer.value_dim));
+  carver.take<float>(format::kTileTokens * std::max(k, v));
   carver.take<float>(kBlockTokens);
   carver.take<float>(kBlockTokens);
   carver.take<float>(kBlockTokens);
@@ -36,7 +36,7 @@ WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
   Carver carver(base);
   const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
   WorkerSpace space;
-  space.q_exact = carver.take<float>(kMaxRows * layer.head_dim);
+  space.q_exact = carver.take<float>(kMaxRows * k);
   space.operands =
       carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   space.o = carver.take<float>(kMaxRows * v);
@@ -45,7 +45,7 @@ WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
   space.p = carver.take<float>(kMaxRows * kBlockTokens);
   space.weights = carver.take<uint16_t>(kMaxRows * kBlockTokens);
   space.sums = carver.take<int32_t>(kMaxRows * v);
-  space.rows = carver.take<float>(format::kTileTokens * std::max(layer.head_dim, layer.value_dim));
+  space.rows = carver.take<float>(format::kTileTokens * std::max(k, v));
   space.key_scales = carver.take<float>(kBlockTokens);
   space.value_scales = carver.take<float>(kBlockTokens);
   space.bias = carver.take<float>(kBlockTokens);
@@ -98,7 +98,8 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       first_row_(first_row),
       rows_(rows),
       space_(space),
-      value_width_(layer_.tile.value.stored),
+      key_width_(format::stored_dim(layer_.head_dim)),
+      value_width_(format::stored_dim(layer_.value_dim)),
       key_kernels_(kernels.of(layer_.key)),
       value_kernels_(kernels.of(layer_.value)),
       key_coder_(store.coder(request.layer, head, Kind::kKey)),
@@ -110,12 +111,13 @@ void RowTask::prepare_row(int r) {
   Row& row = space_.row[r];
   const int64_t index = first_row_ + r, query = index / layer_.q_per_kv,
                 q_head = head_ * layer_.q_per_kv + index % layer_.q_per_kv;
-  float* q = space_.q_exact + static_cast<int64_t>(r) * layer_.head_dim;
+  float* q = space_.q_exact + static_cast<int64_t>(r) * key_width_;
   const uint8_t* source =
       static_cast<const uint8_t*>(request_.q) +
       ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) *
           dtype_bytes(g_.io_dtype);
   kernels_.to_float(g_.io_dtype, source, layer_.head_dim, q);
+  std::fill(q + layer_.head_dim, q + key_width_, 0.0f);
   // As integers, magnitudes of floats are in order, and infinity and NaN lie above all finite ones.
   uint32_t largest = 0;
   for (int i = 0; i < layer_.head_dim; i++)
@@ -275,6 +277,13 @@ void RowTask::run_block(int64_t block, int64_t high) {
   value_block(tiles);
 }
 
+void RowTask::load_row(Kind kind, DataType type, const uint8_t* source, int token) {
+  const int dim = layer_.dim(kind), width = kind == Kind::kKey ? key_width_ : value_width_;
+  float* row = space_.rows + static_cast<int64_t>(token) * width;
+  kernels_.to_float(type, source, dim, row);
+  std::fill(row + dim, row + width, 0.0f);
+}
+
 void RowTask::load_tile(const uint8_t* tile, Kind kind, int valid) {
   const bool key = kind == Kind::kKey;
   const format::SideLayout& side = key ? layer_.tile.key : layer_.tile.value;
@@ -282,10 +291,12 @@ void RowTask::load_tile(const uint8_t* tile, Kind kind, int valid) {
   if (!side.raw()) {
     const uint8_t* scales = tile + (key ? layer_.tile.key_scale_offset() : layer_.tile.value_scale_offset());
     return expand_grouped(side, reinterpret_cast<const uint32_t*>(words),
-                          reinterpret_cast<const uint16_t*>(scales), valid, space_.rows);
+                          reinterpret_cast<const uint16_t*>(scales), valid, key ? key_width_ : value_width_,
+                          space_.rows);
   }
   const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
-  kernels_.to_float(type, words, static_cast<int64_t>(valid) * side.dim, space_.rows);
+  for (int i = 0; i < valid; i++)
+    load_row(kind, type, words + static_cast<int64_t>(i) * side.dim * dtype_bytes(type), i);
 }
 
 void RowTask::dot_tile(int start) {
@@ -293,9 +304,9 @@ void RowTask::dot_tile(int start) {
     const Row& row = space_.row[r];
     const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
     if (begin >= end) continue;
-    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * layer_.head_dim,
-                      space_.rows + static_cast<int64_t>(begin - start) * layer_.head_dim, layer_.head_dim,
-                      end - begin, reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
+    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * key_width_,
+                      space_.rows + static_cast<int64_t>(begin - start) * key_width_, key_width_, end - begin,
+                      reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
   }
 }
 
@@ -305,7 +316,7 @@ void RowTask::add_tile(int start, bool* started) {
     const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
     if (begin >= end) continue;
     kernels_.add_rows(space_.p + r * kBlockTokens + begin,
-                      space_.rows + static_cast<int64_t>(begin - start) * layer_.value_dim, layer_.value_dim,
+                      space_.rows + static_cast<int64_t>(begin - start) * value_width_, value_width_,
                       end - begin, started[r] ? 1.0f : row.alpha, o(r));
     started[r] = true;
   }

@@ -49,15 +49,15 @@ struct Row {
 
 // One worker's scratch, carved from a workspace.
 struct WorkerSpace {
-  float* q_exact;     // [kMaxRows][head_dim], scaled to |q| < 4
+  float* q_exact;     // [kMaxRows][key width], scaled to |q| < 4; zeros from head_dim on
   uint8_t* operands;  // [kMaxRows][query_operand_bytes]
-  float* o;           // [kMaxRows][value stored], current split
-  float* total;       // [kMaxRows][value stored]
+  float* o;           // [kMaxRows][value width], current split
+  float* total;       // [kMaxRows][value width]
   int32_t* scores;    // [kMaxRows][kBlockTokens]; float dot products for exact keys
   float* p;           // [kMaxRows][kBlockTokens]
   uint16_t* weights;  // [kMaxRows][kBlockTokens]
-  int32_t* sums;      // [kMaxRows][value stored]
-  float* rows;        // [32][max dim]: a tile of exact keys or values as floats, unwritten ones undefined
+  int32_t* sums;      // [kMaxRows][value width]
+  float* rows;        // [32][width]: a tile of exact keys or values, padded; unwritten ones undefined
   float* key_scales;  // [kBlockTokens]
   float* value_scales;
   float* bias;  // [kBlockTokens] of one row
@@ -127,6 +127,8 @@ class RowTask {
   void value_block(const BlockTiles& tiles);
   // One side of the first `valid` tokens of a tile, by rows, into `rows`.
   void load_tile(const uint8_t* tile, Kind kind, int valid);
+  // An exact vector to row `token` of `rows`, zeros behind it.
+  void load_row(Kind kind, DataType type, const uint8_t* source, int token);
   void load_copies(Kind kind, int64_t first, int begin, int end);
   // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the
   // tokens of it that each row sees. Others are neither computed nor read.
@@ -151,7 +153,7 @@ class RowTask {
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
   const int rows_;
   WorkerSpace& space_;
-  const int value_width_;  // entries of o: stored value dim, or value_dim of a side by rows
+  const int key_width_, value_width_;  // floats of a vector: stored dimensions, of sides by rows too
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
   format::VectorCoder key_coder_, value_coder_;

@@ -34,15 +34,16 @@ static_assert(format::kMaxDim % 4 == 0, "four codes at a time");
 }  // namespace
 
 void expand_grouped(const format::SideLayout& side, const uint32_t* words, const uint16_t* scales, int count,
-                    float* rows) {
+                    int width, float* rows) {
   const ExpandGroup expand = kExpand[side.bits];
-  for (int token = 0; token < count; token++, rows += side.dim, scales += side.scales_per_token()) {
+  for (int token = 0; token < count; token++, rows += width, scales += side.scales_per_token()) {
     const uint8_t* row = reinterpret_cast<const uint8_t*>(words + token * side.row_words());
     for (int i = 0; i < side.num_groups(); i++) {
       const int first = i * side.group;
       expand(row + first * side.bits / 8, std::min(side.group, side.dim - first),
              format::GroupScale{scales[2 * i], scales[2 * i + 1]}, rows + first);
     }
+    std::fill(rows + side.dim, rows + width, 0.0f);
   }
 }
 

@@ -6,10 +6,10 @@
 namespace tq {
 namespace cpu {
 
-// Tokens 0 .. count - 1 of a tile's grouped side -> rows [count][dim], exactly as format::decode_token. Reads
-// up to 3 bytes behind a row; behind the last one lie the scales.
+// Tokens 0 .. count - 1 of a tile's grouped side -> rows [count][width], exactly as format::decode_token,
+// zeros from dim on. Reads up to 3 bytes behind a row; behind the last one lie the scales.
 void expand_grouped(const format::SideLayout& side, const uint32_t* words, const uint16_t* scales, int count,
-                    float* rows);
+                    int width, float* rows);
 
 }  // namespace cpu
 }  // namespace tq

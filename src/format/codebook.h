@@ -46,19 +46,23 @@ TQ_HD float code_level(const Codebook& book, uint32_t code) {
   return static_cast<float>(level_byte(book, code)) + (book.half() ? 0.5f : 0.0f);
 }
 
-// The built-in codebook of a dimension (0 = N(0,1)); bits 7 and 8 give the plain grid. Every supported
-// head_dim has one.
 constexpr bool has_builtin_codebook(int dim) {
   for (const CodebookTable& table : kCodebookTables)
     if (table.head_dim == dim) return true;
   return false;
 }
+// The dimension whose codebook a head_dim takes: its own, or its stored dimension, or 0 = N(0,1).
+constexpr int codebook_dim(int dim) {
+  return has_builtin_codebook(dim) ? dim : has_builtin_codebook(stored_dim(dim)) ? stored_dim(dim) : 0;
+}
+
+// The built-in codebook of a dimension; bits 7 and 8 give the plain grid.
 inline Codebook builtin_codebook(int dim, int bits) {
   Codebook book = {};
   book.bits = bits;
   book.unit = 1.0f;
   for (const CodebookTable& table : kCodebookTables)
-    if (table.head_dim == dim && table.bits == bits) {
+    if (table.head_dim == codebook_dim(dim) && table.bits == bits) {
       book.unit = table.unit;
       memcpy(book.magnitude, table.magnitude, sizeof book.magnitude);
     }

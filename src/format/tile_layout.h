@@ -17,13 +17,19 @@ constexpr int kMaxDim = 576;         // of a cache
 constexpr int kMaxVectorDim = 8192;  // of the encoder: vectors on their own are coded by the same text
 constexpr int kScaleBytes = 2 * kTileTokens;  // one 16-bit number for each token
 
+// Those with a codebook of their own.
 constexpr int kHeadDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576};
 
+// What d may be: a multiple of 4 from 8 to 256, and larger ones of the list.
 constexpr bool is_head_dim(int d) {
+  if (d <= 256) return d >= 8 && d % 4 == 0;
   for (int x : kHeadDims)
     if (x == d) return true;
   return false;
 }
+// as messages say it
+constexpr char kHeadDimText[] =
+    "a multiple of 4 from 8 to 256 (stored as the next multiple of 32), 512 or 576";
 
 enum class Kind : int32_t { kKey = 0, kValue = 1 };
 

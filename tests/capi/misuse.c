@@ -42,7 +42,7 @@ void test_misuse_config(void) {
   CONFIG_FAULT("num_layers = 0", c.num_layers = 0);
   CONFIG_FAULT("num_q_heads = 3: must be a multiple of num_kv_heads = 2", c.num_q_heads = 3);
   CONFIG_FAULT("num_kv_heads = 0", c.num_kv_heads = 0);
-  CONFIG_FAULT("head_dim = 48", c.head_dim = 48);
+  CONFIG_FAULT("head_dim = 50", c.head_dim = 50);
   CONFIG_FAULT("value_dim = 1", c.value_dim = 1);
   CONFIG_FAULT("io_dtype = 0", c.io_dtype = 0);
   CONFIG_FAULT("key_bits = 1", c.key_bits = 1);

@@ -13,7 +13,9 @@
 #include <string.h>
 
 #include <algorithm>
+#include <iterator>
 
+#include "dims.h"
 #include "rig.h"
 
 namespace tq {
@@ -82,14 +84,14 @@ TEST_P(AttendTest, LengthsAtEveryEdge) {
 TEST_P(AttendTest, EveryWidthAndDimension) {
   const int widths[] = {2, 3, 4, 5, 6, 8, 16};
   int variant = 0;
-  for (const int dim : format::kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int key_bits : widths)
       for (const int value_bits : widths) {
         variant++;
         if (!full_set() && variant % 11 != 0 && !(dim == 128 && key_bits == value_bits)) continue;
         RigConfig config = base();
         config.head_dim = dim;
-        config.value_dim = variant % 4 == 0 ? format::kHeadDims[variant % 12] : dim;
+        config.value_dim = variant % 4 == 0 ? kTriedDims[variant % std::size(kTriedDims)] : dim;
         config.key_bits = key_bits;
         config.value_bits = value_bits;
         config.kv_heads = 1;
@@ -103,6 +105,31 @@ TEST_P(AttendTest, EveryWidthAndDimension) {
               "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " +
                   std::to_string(key_bits) + " " + std::to_string(value_bits));
       }
+}
+
+// Vectors that end inside of a SIMD vector: coded, raw, and as exact copies.
+TEST_P(AttendTest, PaddedDimensions) {
+  const int widths[][2] = {{4, 3}, {16, 5}, {2, 16}, {16, 16}};
+  int variant = 0;
+  for (const int dim : {8, 20, 40, 72, 100, 120})
+    for (const auto& width : widths) {
+      RigConfig config = base();
+      config.head_dim = dim;
+      config.value_dim = ++variant % 3 == 0 ? 72 : dim;
+      config.key_bits = width[0];
+      config.value_bits = width[1];
+      config.io = static_cast<DataType>(1 + variant % 3);
+      config.kv_heads = 2;
+      config.centres = variant % 2 == 0;
+      config.window = variant % 4 < 2 ? 37 : 0;
+      config.sinks = variant % 4 < 2 ? 5 : 0;
+      config.max_tokens = 1024;
+      Rig rig(config);
+      rig.step({{0, 150 + variant, 2}, {1, 30, 1}});
+      check(rig, AttendOptions(), kTolerance,
+            "dim " + std::to_string(dim) + " value dim " + std::to_string(config.value_dim) + " bits " +
+                std::to_string(width[0]) + " " + std::to_string(width[1]));
+    }
 }
 
 TEST_P(AttendTest, GroupSizes) {

@@ -9,6 +9,7 @@
 
 #include "cpu/kernels/operands.h"
 #include "cpu/kernels/scalar.h"
+#include "dims.h"
 #include "rig.h"
 #include "status.h"
 
@@ -99,7 +100,7 @@ void expect_same_encoding(const cpu::Kernels& kernels, const CoderBox& box, cons
 TEST_P(KernelsTest, EncodesAsTheFormatSays) {
   const int count = full_set() ? 400 : 20;
   int variant = 0;
-  for (const int dim : format::kHeadDims) {
+  for (const int dim : kTriedDims) {
     const auto inputs = vectors(dim, count);
     for (const int bits : kCoded)
       for (int rule = 1; rule <= 4; rule++) {
@@ -126,7 +127,7 @@ TEST_P(KernelsTest, EncodesDenseRotations) {
 
 TEST_P(KernelsTest, RotatesBothWays) {
   for (const auto rotation : {format::Rotation::kHadamard, format::Rotation::kDense})
-    for (const int dim : format::kHeadDims) {
+    for (const int dim : kTriedDims) {
       if (rotation == format::Rotation::kDense && dim > 128) continue;
       const CoderBox box(dim, 4, rotation, format::ScaleRule::kLs, true, false, 9);
       const std::vector<float> x = vectors(dim, 1)[0];
@@ -152,7 +153,7 @@ TEST_P(KernelsTest, RotatesBothWays) {
 }
 
 TEST_P(KernelsTest, PacksTiles) {
-  for (const int dim : format::kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int bits : kCoded)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
         const format::SideLayout layout(dim, bits);
@@ -201,7 +202,7 @@ uint8_t* aligned(std::vector<uint8_t>& memory, size_t bytes) {
 TEST_P(KernelsTest, ScoresAreExact) {
   const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
   int variant = 0;
-  for (const int dim : format::kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int bits : kCoded) {
       const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kKey,
                                 format::builtin_codebook(dim, bits));
@@ -237,7 +238,7 @@ TEST_P(KernelsTest, ScoresAreExact) {
 TEST_P(KernelsTest, ValueSumsAreExact) {
   const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
   int variant = 0;
-  for (const int dim : format::kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int bits : kCoded) {
       const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kValue,
                                 format::builtin_codebook(dim, bits));
@@ -264,7 +265,7 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
 }
 
 TEST(Operands, KernelOrderIsAPermutation) {
-  for (const int dim : format::kHeadDims) {
+  for (const int dim : kTriedDims) {
     const format::SideLayout layout(dim, 4);
     std::vector<int> seen(static_cast<size_t>(layout.stored));
     for (int i = 0; i < layout.stored; i++) seen[static_cast<size_t>(cpu::value_coordinate(layout, i))]++;

@@ -14,7 +14,7 @@ def small(**more):
 
 def configurations(tensors):
     for name, text, changes in (("heads", "num_q_heads", {"num_q_heads": 3, "num_kv_heads": 2}),
-                                ("head_dim", "head_dim", {"head_dim": 48}), ("value_dim", "value_dim",
+                                ("head_dim", "head_dim", {"head_dim": 50}), ("value_dim", "value_dim",
                                                                              {"value_dim": 33}),
                                 ("key_bits", "key_bits", {"key_bits": 7}), ("value_bits_missing",
                                                                             "value_bits", {"value_bits": 0}),
@@ -44,7 +44,7 @@ def configurations(tensors):
            "head_dim",
            "key_bits",
            "max_tokens",
-           config={**small(), "head_dim": 48, "key_bits": 7, "max_tokens": 0})
+           config={**small(), "head_dim": 50, "key_bits": 7, "max_tokens": 0})
     yield c
 
     c = Case(tensors, "config_device_id", "there is one CPU")

@@ -75,7 +75,7 @@ def results(tensors):
 def errors(tensors):
     good = layer(2, 1, 32)
     for name, text, layers in (
-        ("head_dim", "layers[1].head_dim = 48", (good, {**good, "head_dim": 48})),
+        ("head_dim", "layers[1].head_dim = 50", (good, {**good, "head_dim": 50})),
         ("value_dim", "layers[0].value_dim = 33", ({**good, "value_dim": 33},)),
         ("bits", "layers[0].key_bits = 7", ({**good, "key_bits": 7},)),
         ("heads", "layers[0]", (layer(3, 2, 32),)),

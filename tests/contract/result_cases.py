@@ -60,6 +60,24 @@ def geometry(tensors):
     c.read("a", 32, 3)
     yield c
 
+    c = Case(tensors, "padded_dim_40", "head_dim 40 is stored as 64; window and sinks", cpu_only=True)
+    c.create(**shapes(2, 1, 40, (3, 4), window_tokens=3, sink_tokens=2))
+    c.sequences("a")
+    c.plan(["a"], [9], [2])
+    c.append()
+    c.attend()
+    c.read("a", 2, 2)
+    yield c
+
+    c = Case(tensors, "padded_dim_100", "head_dim 100 is stored as 128, raw values are not", cpu_only=True)
+    c.create(**shapes(2, 1, 100, (4, 16)))
+    c.sequences("a")
+    c.plan(["a"], [5], [1])
+    c.append()
+    c.attend()
+    c.read("a", 3, 2)
+    yield c
+
     c = Case(tensors,
              "dense_rotation_paper",
              "the paper's own quantiser: dense rotation, paper scales",

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 from reference import tqkv_reference as ref
-from reference.encode import HEAD_DIMS  # noqa: F401  (generate.py reads it here)
+from reference.encode import HEAD_DIMS
 
 SEED, LAYER, KV_HEAD = 20250424, 3, 1
 NUM_VECTORS = 32
+DIMS = (*HEAD_DIMS, 40, 72, 100)  # the last with the codebook of their stored dimension
 BITS = (2, 3, 4, 5, 6, 8)
 SIDES = (("key", ref.KEY), ("value", ref.VALUE))
 FLT_MAX = np.finfo(np.float32).max

@@ -113,7 +113,7 @@ TEST_P(Encode, Words) {
 }
 
 std::string dim_name(const testing::TestParamInfo<int>& info) { return "d" + std::to_string(info.param); }
-INSTANTIATE_TEST_SUITE_P(Golden, Encode, testing::ValuesIn(format::kHeadDims), dim_name);
+INSTANTIATE_TEST_SUITE_P(Golden, Encode, testing::ValuesIn(kGoldenDims), dim_name);
 
 TEST(Golden, DenseCorner) {
   GoldenFile file("encode_d64.safetensors");

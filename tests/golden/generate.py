@@ -25,7 +25,7 @@ FLOAT64_TOLERANCE = 1e-12
 
 def build():
     """{file name: (tensors, metadata)}"""
-    files = {f"encode_d{d}.safetensors": encode_cases.build(d) for d in encode_cases.HEAD_DIMS}
+    files = {f"encode_d{d}.safetensors": encode_cases.build(d) for d in encode_cases.DIMS}
     files["attend.safetensors"] = attend_cases.build()
     files["grouped.safetensors"] = grouped_cases.build()
     files["quantizer.safetensors"] = quantizer_cases.build()

@@ -14,6 +14,9 @@
 
 namespace tq::golden {
 
+// encode_d*.safetensors
+constexpr int kGoldenDims[] = {32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576, 40, 72, 100};
+
 class GoldenFile {
  public:
   explicit GoldenFile(const std::string& name) : file_(std::string(TQ_GOLDEN_DIR) + "/" + name) {}

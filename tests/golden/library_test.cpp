@@ -176,7 +176,7 @@ TEST_P(ReadBack, EqualsTheOracles) {
 }
 
 std::string dim_name(const testing::TestParamInfo<int>& info) { return "d" + std::to_string(info.param); }
-INSTANTIATE_TEST_SUITE_P(Golden, Pages, testing::ValuesIn(format::kHeadDims), dim_name);
+INSTANTIATE_TEST_SUITE_P(Golden, Pages, testing::ValuesIn(kGoldenDims), dim_name);
 // the files with decoded vectors
 INSTANTIATE_TEST_SUITE_P(Golden, ReadBack, testing::Values(64, 128), dim_name);
 

@@ -290,8 +290,8 @@ def test_what_is_wrong_is_said():
 
 
 def test_head_dimensions_that_the_library_lacks():
-    model = tiny("llama", head_dim=48)
-    with pytest.raises(tqkv.NotSupported, match="this model cannot be held:\n.*head_dim = 48"):
+    model = tiny("llama", head_dim=50)
+    with pytest.raises(tqkv.NotSupported, match="this model cannot be held:\n.*head_dim = 50"):
         logits(model, ids(1, 4), turbo(model))
 
 

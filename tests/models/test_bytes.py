@@ -9,7 +9,6 @@ import tqkv
 from tool import find_tool, run
 
 pytestmark = pytest.mark.skipif(find_tool() is None, reason="no program tqkv in build*/ (set TQKV_TOOL)")
-HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +57,6 @@ def test_bytes_are_those_of_the_formula(name, printed, rows):
     anywhere in a page, one for the copy of a shared page, and pages of the plan's new tokens."""
     model, row, page = table.MODELS[name], rows[name], printed["page_size"]
     kinds = [kind for _, kind in table.layers(model) if table.stores(kind)]
-    refused = [kind["head_dim"] for kind in kinds if kind["head_dim"] not in HEAD_DIMS]
-    if refused:
-        assert f"layers[0].head_dim = {refused[0]}: must be" in row["refused"]
-        assert [row["bytes"][bits] for bits in ("8", "4", "2")] == [None] * 3
-        return
     assert "refused" not in row
     assert ("attention_refused" in row) == any("position_bias" in kind for kind in kinds)
     stored, fp16 = {8: 0, 4: 0, 2: 0}, 0
@@ -105,4 +99,4 @@ def test_text(rows):
     assert max(map(len, lines)) <= 120 and all(line == line.rstrip() for line in lines)
     for name in rows:
         assert any(line.startswith(name + " ") for line in lines), name
-    assert any("refused: layers[0].head_dim = 100" in line for line in lines)
+    assert not any("refused: layers" in line for line in lines)

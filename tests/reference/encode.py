@@ -12,6 +12,7 @@ from . import rotation as rot
 
 KEY, VALUE = 0, 1
 LS, UNBIASED, NORM, PAPER = 1, 2, 3, 4
+# with a codebook of their own
 HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
 TABLES_JSON = Path(__file__).resolve().parents[2] / "codebooks" / "tables.json"
 
@@ -42,8 +43,9 @@ def _tables():
 
 @functools.lru_cache(maxsize=None)
 def load_codebook(head_dim, bits):
-    """head_dim 0 = N(0,1)."""
-    table = _tables()[head_dim, bits]
+    """head_dim 0 = N(0,1); without a codebook of its own it takes that of its stored dimension."""
+    own = (head_dim, bits) in _tables()
+    table = _tables()[head_dim if own else stored_dim(head_dim), bits]
     offset = 0.5 if bits >= 4 else 0.0
     unit = float.fromhex(table["unit"])
     assert float(F32(unit)) == unit

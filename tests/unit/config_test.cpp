@@ -110,9 +110,10 @@ TEST(Config, EveryFieldHasItsReason) {
       {"num_q_heads = 0:", [](tq_cache_config& c) { c.num_q_heads = 0; }},
       {"num_q_heads = 7: must be a multiple of num_kv_heads = 2",
        [](tq_cache_config& c) { c.num_q_heads = 7; }},
-      {"head_dim = 100: must be one of 32 64 80 96 112 128 160 192 224 256 512 576",
-       [](tq_cache_config& c) { c.head_dim = 100; }},
-      {"value_dim = 16:", [](tq_cache_config& c) { c.value_dim = 16; }},
+      {"head_dim = 50: must be a multiple of 4 from 8 to 256 (stored as the next multiple of 32), 512 or 576",
+       [](tq_cache_config& c) { c.head_dim = 50; }},
+      {"head_dim = 260:", [](tq_cache_config& c) { c.head_dim = 260; }},
+      {"value_dim = 4:", [](tq_cache_config& c) { c.value_dim = 4; }},
       {"io_dtype = 0:", [](tq_cache_config& c) { c.io_dtype = 0; }},
       {"io_dtype = 4:", [](tq_cache_config& c) { c.io_dtype = 4; }},
       {"key_bits = 7: must be one of 2 3 4 5 6 8 16", [](tq_cache_config& c) { c.key_bits = 7; }},
@@ -169,8 +170,8 @@ TEST(Config, EveryFieldHasItsReason) {
       {"pool = 0x", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{128}); }},
       {"pool_bytes = 1: the pages need",
        [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},
-      {"layers[1].head_dim = 100: must be 0 or one of 32 64",
-       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.head_dim = 100; }); }},
+      {"layers[1].head_dim = 50: must be 0 or a multiple of 4 from 8",
+       [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.head_dim = 50; }); }},
       {"layers[1].key_bits = 7: must be 0 or one of",
        [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.key_bits = 7; }); }},
       {"layers[1].num_kv_heads = -1: must be 0",
@@ -251,14 +252,14 @@ TEST(Config, EveryFieldHasItsReason) {
 
 TEST(Config, AllReasonsAtOnce) {
   tq_cache_config c = base();
-  c.head_dim = 100;
+  c.head_dim = 50;
   c.key_bits = 7;
   c.page_size = 48;
   c.max_sequences = -3;
   c.num_threads = -1;
   const std::string text = outcome(c).text;
   for (const char* reason :
-       {"head_dim = 100", "key_bits = 7", "page_size = 48", "max_sequences = -3", "num_threads = -1"})
+       {"head_dim = 50", "key_bits = 7", "page_size = 48", "max_sequences = -3", "num_threads = -1"})
     EXPECT_NE(text.find(reason), std::string::npos) << reason << " in\n" << text;
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 4) << text;
 }
@@ -283,10 +284,10 @@ TEST(Config, CudaReasonsStandBesideTheOthers) {
   EXPECT_TRUE(alone.status == Status::kNotSupported || alone.status == Status::kNoDevice ||
               alone.status == Status::kDriver)
       << alone.text;
-  c.head_dim = 100;
+  c.head_dim = 50;
   const Outcome both = outcome(c);
   EXPECT_EQ(both.status, Status::kInvalidArgument);
-  EXPECT_NE(both.text.find("head_dim = 100"), std::string::npos);
+  EXPECT_NE(both.text.find("head_dim = 50"), std::string::npos);
   EXPECT_NE(both.text.find(alone.text), std::string::npos) << both.text;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "dims.h"
 #include "format/encode.h"
 
 namespace tq {
@@ -24,7 +25,7 @@ TEST(Code, RegionsMakeUpTheSide) {
     EXPECT_EQ(i, code_index(code));
     EXPECT_TRUE(code == code_of_bits(code.bits));
     EXPECT_EQ(code.bits == kRawBits, code.raw());
-    for (const int dim : kHeadDims) {
+    for (const int dim : kTriedDims) {
       const SideLayout side(dim, code);
       EXPECT_TRUE(side.code() == code);
       EXPECT_EQ(side.code_bytes() * 8, kTileTokens * side.stored * code.bits);
@@ -76,7 +77,7 @@ TEST(Code, DecodesTokensOfATile) {
 }
 
 TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int bits : kCoded)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
         SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(bits) + " " +
@@ -125,7 +126,7 @@ TEST(Layout, StoreAndLoadTouchOneCode) {
 }
 
 TEST(Layout, Totals) {
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int key_bits : kCodeBits)
       for (const int value_bits : kCodeBits) {
         const TileLayout tile(dim, 64, key_bits, value_bits);
@@ -136,7 +137,7 @@ TEST(Layout, Totals) {
       }
   EXPECT_EQ(stored_dim(80), 96);
   EXPECT_EQ(stored_dim(112), 128);
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     EXPECT_EQ(odd_factor(stored_dim(dim)) << log2_block(stored_dim(dim)), stored_dim(dim));
 }
 
@@ -357,7 +358,7 @@ TEST(Encode, EdgesOfTheInput) {
 }
 
 TEST(Encode, LevelBytesFitAndMirror) {
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     for (const int bits : kCoded) {
       const Codebook book = builtin_codebook(dim, bits);
       ASSERT_EQ(book.bits, bits);

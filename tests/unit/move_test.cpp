@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dims.h"
 #include "format/move.h"
 
 namespace tq {
@@ -14,7 +15,7 @@ namespace format {
 namespace {
 
 TEST(Move, SharesAndTokensAreInverse) {
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       const SideLayout side(dim, 4);
       for (int token = 0; token < kTileTokens; token++) {
@@ -44,7 +45,7 @@ class Tiles {
 TEST(Move, GathersAnyTokensExactly) {
   constexpr int kTiles = 5;
   std::mt19937 random(20260731);
-  for (const int dim : kHeadDims)
+  for (const int dim : kTriedDims)
     for (const CodeId code : kCodes)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
         if (code.raw()) continue;

@@ -251,7 +251,7 @@ def test_centres_pool_and_codebook():
 
 @pytest.mark.parametrize(
     "changes, error, text",
-    [(dict(head_dim=48), tqkv.InvalidArgument, "head_dim = 48"),
+    [(dict(head_dim=50), tqkv.InvalidArgument, "head_dim = 50"),
      (dict(io_dtype="float8"), tqkv.InvalidArgument, "io_dtype = 'float8'"),
      (dict(device="tpu"), tqkv.InvalidArgument, "device = 'tpu'"),
      (dict(rotation="random"), tqkv.InvalidArgument, "rotation = 'random'"),
@@ -275,7 +275,7 @@ def test_no_such_field():
 
 def test_check_gives_every_reason():
     assert tqkv.Config(**SHAPE).check() == []
-    reasons = tqkv.Config(**{**SHAPE, "head_dim": 48, "key_bits": 7}).check()
+    reasons = tqkv.Config(**{**SHAPE, "head_dim": 50, "key_bits": 7}).check()
     assert len(reasons) == 2 and "head_dim" in reasons[0] and "key_bits" in reasons[1]
 
 

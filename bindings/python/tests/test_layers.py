@@ -94,7 +94,7 @@ def test_bytes_of_each_layer():
     ((tqkv.Layer(rotation="none"), ), {}, r"layers\[0\].rotation = 'none'"),
     ((LAYERS[0], tqkv.Layer(num_q_heads=2, shares_layer=-1)), {}, r"layers\[1\].shares_layer = -1"),
     ((LAYERS[0], tqkv.Layer(num_q_heads=2, shares_layer=1)), {}, r"layers\[1\].shares_layer = 2"),
-    ((tqkv.Layer(num_q_heads=2, num_kv_heads=1, head_dim=40), ), {}, r"layers\[0\].head_dim = 40"),
+    ((tqkv.Layer(num_q_heads=2, num_kv_heads=1, head_dim=50), ), {}, r"layers\[0\].head_dim = 50"),
     ((), {}, "num_layers = 0")])
 def test_bad_layers(layers, changes, text):
     with pytest.raises(tqkv.InvalidArgument, match=text):

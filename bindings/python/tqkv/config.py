@@ -93,7 +93,7 @@ class Config:
     num_layers: int = 0                             # 0 = as many as `layers`
     num_q_heads: int = 0
     num_kv_heads: int = 0
-    head_dim: int = 0                               # 32 64 80 96 112 128 160 192 224 256 512 576
+    head_dim: int = 0                               # a multiple of 4 from 8 to 256, 512 or 576
     max_tokens: int = 0                             # that the pool holds over all sequences
     key_bits: int = 0                               # 2 3 4 5 6 8, or 16 = raw
     value_bits: int = 0

@@ -19,8 +19,16 @@ namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
 
-// x [dim, zeros up to a multiple of 16] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets
-// *replaced.
+// The first n of x[0 .. lanes - 1], zeros in place of the others.
+HWY_INLINE VF load_first(const float* HWY_RESTRICT x, int n) {
+  const F d;
+  if (n >= static_cast<int>(hn::Lanes(d))) return hn::LoadU(d, x);
+  alignas(64) float lane[16] = {};
+  memcpy(lane, x, static_cast<size_t>(n) * sizeof(float));
+  return hn::Load(d, lane);
+}
+
+// x [dim] -> y [stored]: sanitised, centred, padded. Returns max |y|; sets *replaced.
 HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_RESTRICT x,
                              float* HWY_RESTRICT y, bool* replaced) {
   const F d;
@@ -29,9 +37,9 @@ HWY_INLINE float load_vector(const format::VectorCoder& coder, const float* HWY_
   VF largest = hn::Zero(d);
   auto odd = hn::Ne(limit, limit);  // none
   for (int p = 0; p < dim; p += lanes) {
-    VF v = hn::LoadU(d, x + p);
+    VF v = load_first(x + p, dim - p);
     for (int pass = 0; pass < (coder.centre ? 2 : 1); pass++) {
-      if (pass == 1) v = hn::Sub(v, hn::LoadU(d, coder.centre + p));
+      if (pass == 1) v = hn::Sub(v, load_first(coder.centre + p, dim - p));
       const auto nan = hn::IsNaN(v), large = hn::Gt(hn::Abs(v), limit);
       odd = hn::Or(odd, hn::Or(nan, large));
       v = hn::IfThenElse(large, hn::CopySign(limit, v), v);

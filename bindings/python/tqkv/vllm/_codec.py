@@ -16,7 +16,7 @@ from ..errors import NotSupported
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576)
+_HEAD_SIZES = (*range(8, 257, 4), 512, 576)
 
 
 @functools.lru_cache(maxsize=None)

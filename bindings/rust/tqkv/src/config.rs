@@ -80,7 +80,7 @@ pub struct CacheConfig {
     pub num_q_heads: i32,
     /// At least 1.
     pub num_kv_heads: i32,
-    /// 32 64 80 96 112 128 160 192 224 256 512 576.
+    /// A multiple of 4 from 8 to 256, 512 or 576.
     pub head_dim: i32,
     /// Default `head_dim`; same list.
     pub value_dim: i32,
