@@ -57,7 +57,8 @@
  *   max(rollback_tokens, query_tokens - 1) tokens at the end of its plan: every query of the plan reads its
  *   whole window, and so do those that follow a truncate by up to rollback_tokens. What is in front is given
  *   back by the plan; what only its queries need, when the batch is planned again without the sequence. After
- *   a deeper truncate the window is shorter (TQ_NOTICED_SHORT_WINDOW) and grows again with what is appended.
+ *   a deeper truncate, and after tq_sequence_flush, the window is shorter (TQ_NOTICED_SHORT_WINDOW) and grows
+ *   again with what is appended.
  *   Copies lie in pages of 32 tokens, taken by need from a pool of max_raw_tokens that all sequences share;
  *   forks share pages. A plan that finds no room there fails: CAPACITY; plan fewer query tokens at once, or
  *   raise max_raw_tokens.
@@ -472,6 +473,12 @@ TQ_API tq_status tq_sequence_copy(tq_cache *source, tq_sequence sequence, tq_cac
  * Whole pages are given back and scrubbed; the rest of the last page is overwritten by the next append. A
  * plan that holds the sequence is out of force, unless length is the current one. */
 TQ_API tq_status tq_sequence_truncate(tq_cache *cache, tq_sequence sequence, int64_t length, void *stream);
+
+/* Gives up the exact copies of the window, not those of the sinks: queries to come read these tokens as
+ * codes. Their pages go back to the pool of max_raw_tokens, scrubbed, as far as no fork has them; a turn that
+ * waits then costs its codes alone. Nothing happens without a window, or if nothing but sinks has copies. A
+ * plan that holds the sequence is out of force otherwise; before a replay of a graph plan anew. CAPTURE. */
+TQ_API tq_status tq_sequence_flush(tq_cache *cache, tq_sequence sequence, void *stream);
 /* Takes tokens first .. first + count - 1 out: later tokens move down, codes, scales and exact copies bit for
  * bit, nothing is decoded. Afterwards it is as if the tokens that stay had been appended alone, but for the
  * exact copies: the sinks are those that stay of the old ones (fewer, unless all tokens have copies), the

@@ -274,6 +274,13 @@ tq_status tq_sequence_truncate(tq_cache* cache, tq_sequence sequence, int64_t le
   });
 }
 
+tq_status tq_sequence_flush(tq_cache* cache, tq_sequence sequence, void* stream) {
+  return guarded([&] {
+    tq::require(cache, "cache");
+    unwrap(cache)->flush_sequence(sequence, stream);
+  });
+}
+
 tq_status tq_sequence_copy(tq_cache* source, tq_sequence sequence, tq_cache* target, void* stream,
                            tq_sequence* copy) {
   return guarded([&] {

@@ -86,6 +86,7 @@ class Cache {
   void free_sequence(int64_t id, void* stream);
   int64_t fork_sequence(int64_t source, void* stream);
   void truncate_sequence(int64_t id, int64_t length, void* stream);
+  void flush_sequence(int64_t id, void* stream);
   static int64_t copy_sequence(Cache& source, int64_t id, Cache& target, void* stream);  // copy.cpp
   void remove_tokens(int64_t id, int64_t first, int64_t count, void* stream);
   void select_tokens(int64_t id, const int64_t* positions, int64_t count, void* stream);
@@ -166,6 +167,7 @@ class Cache {
   void lapse(int32_t slot, const char* why) noexcept;
   void retire_plan(Batch& batch) noexcept;
   void scrub(int group, const int32_t* pages, int64_t count, void* stream);
+  void scrub_dropped(int32_t group, const int32_t* pages, int64_t count, void* stream);
   void scrub_behind(int32_t slot, int64_t length, void* stream);
   void scrub_uncleared(void* stream);
   void scrub_handed_over(void* stream) noexcept;

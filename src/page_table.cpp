@@ -101,6 +101,10 @@ KeptTokens PageTable::shortened(const KeptTokens& from, int64_t length) {
   return joined(KeptTokens{std::min(from.sink_end, length), std::min(from.first, length), length});
 }
 
+KeptTokens PageTable::flushed(const KeptTokens& from) {
+  return joined(KeptTokens{from.sink_end, from.end, from.end});
+}
+
 template <typename Visit>
 void PageTable::for_each_given(const Change& change, const Visit& visit) const {
   const Pages from = held(change.from), to = held(change.to);
@@ -155,20 +159,37 @@ void PageTable::commit_fork(int32_t source, int32_t target) noexcept {
                  [&](int64_t i) { references_[row_pages(target)[i]]++; });
 }
 
-const int32_t* PageTable::exclusive_pages(int32_t slot, int64_t length, int64_t* count) {
+const int32_t* PageTable::list_dropped(int32_t slot, const KeptTokens& to, int64_t* count) {
   int64_t n = 0;
-  const KeptTokens& from = rows_[slot].kept;
-  for_each_dropped(from, shortened(from, length), [&](int64_t i) {
+  for_each_dropped(rows_[slot].kept, to, [&](int64_t i) {
     if (references_[row_pages(slot)[i]] == 1) list_[n++] = row_pages(slot)[i];
   });
   *count = n;
   return list_;
 }
 
+const int32_t* PageTable::exclusive_pages(int32_t slot, int64_t length, int64_t* count) {
+  return list_dropped(slot, shortened(rows_[slot].kept, length), count);
+}
+
 void PageTable::commit_truncate(int32_t slot, int64_t length) noexcept {
+  assert(length >= 0 && length <= rows_[slot].kept.end);
+  drop(slot, shortened(rows_[slot].kept, length));
+}
+
+bool PageTable::can_flush(int32_t slot) const {
+  const KeptTokens& kept = rows_[slot].kept;
+  return flushed(kept).first != kept.first;
+}
+
+const int32_t* PageTable::flushed_pages(int32_t slot, int64_t* count) {
+  return list_dropped(slot, flushed(rows_[slot].kept), count);
+}
+
+void PageTable::commit_flush(int32_t slot) noexcept { drop(slot, flushed(rows_[slot].kept)); }
+
+void PageTable::drop(int32_t slot, const KeptTokens& to) noexcept {
   Row& row = rows_[slot];
-  assert(length >= 0 && length <= row.kept.end);
-  const KeptTokens to = shortened(row.kept, length);
   const int64_t before = num_free_;
   for_each_dropped(row.kept, to, [&](int64_t i) {
     const int32_t page = row_pages(slot)[i];
@@ -180,7 +201,7 @@ void PageTable::commit_truncate(int32_t slot, int64_t length) noexcept {
   for (int64_t i = before; leave_uncleared_ && i < num_free_; i++) given_[num_given_++] = free_[i];
   leave_uncleared_ = false;
   row.kept = to;
-  row.shown_pages = std::min(row.shown_pages, pages_for(length));
+  row.shown_pages = std::min(row.shown_pages, held(to).end);
 }
 
 // ---- growth ----

@@ -63,7 +63,12 @@ class PageTable {
   // the next call.
   const int32_t* exclusive_pages(int32_t slot, int64_t length, int64_t* count);
   void commit_truncate(int32_t slot, int64_t length) noexcept;
-  // The pages that the next commit_truncate makes free are to be cleared later, like those given back.
+  // The same of a flush, after which the sinks alone are kept: of exact copies, whose tokens stay as codes.
+  bool can_flush(int32_t slot) const;
+  const int32_t* flushed_pages(int32_t slot, int64_t* count);
+  void commit_flush(int32_t slot) noexcept;
+  // The pages that the next commit_truncate or commit_flush makes free are to be cleared later, like those
+  // given back.
   void leave_uncleared() noexcept { leave_uncleared_ = true; }
 
   // ---- growth ----
@@ -136,6 +141,10 @@ class PageTable {
   int64_t queries_of(const Growth& growth) const;
   KeptTokens grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const;
   static KeptTokens shortened(const KeptTokens& from, int64_t length);
+  static KeptTokens flushed(const KeptTokens& from);
+  // Pages that only this sequence holds and that it holds no more when it keeps `to`.
+  const int32_t* list_dropped(int32_t slot, const KeptTokens& to, int64_t* count);
+  void drop(int32_t slot, const KeptTokens& to) noexcept;
   // visit(index) for the pages that the change gives back, takes; in rising order.
   template <typename Visit>
   void for_each_given(const Change& change, const Visit& visit) const;

@@ -120,6 +120,12 @@ void SequenceTable::commit_truncate(int32_t slot, int64_t length) noexcept {
   row.length = length;
 }
 
+bool SequenceTable::can_flush(int32_t slot) const {
+  return raw_group_ >= 0 && groups_[raw_group_].can_flush(slot);
+}
+
+void SequenceTable::commit_flush(int32_t slot) noexcept { groups_[raw_group_].commit_flush(slot); }
+
 void SequenceTable::commit_free(int32_t slot) noexcept {
   commit_truncate(slot, 0);
   rows_[slot].alive = false;

@@ -32,8 +32,8 @@ class SequenceTable {
   // Which tokens have exact copies: sink_end 0 and first = end if none. Of the prepared growth: by its index.
   KeptTokens exact(int32_t slot) const;
   KeptTokens exact_planned(int32_t index) const;
-  // Whether fewer than the last window_tokens have exact copies, though the sequence is longer: a truncate
-  // went back too far.
+  // Whether fewer than the last window_tokens have exact copies, though the sequence is longer: after a
+  // truncate that went back too far, or a flush.
   bool window_is_short(int32_t slot) const;
 
   // ---- sequences ----
@@ -44,6 +44,10 @@ class SequenceTable {
   // INVALID_STATE if a layer does not keep what comes before the new end.
   void check_truncate(int32_t slot, int64_t length) const;
   void commit_truncate(int32_t slot, int64_t length) noexcept;
+  // Whether there are exact copies beside those of the sinks; the group that has them, or -1.
+  bool can_flush(int32_t slot) const;
+  int32_t raw_group() const { return raw_group_; }
+  void commit_flush(int32_t slot) noexcept;
   void commit_free(int32_t slot) noexcept;
 
   // ---- growth ----

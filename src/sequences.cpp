@@ -21,19 +21,23 @@ void Cache::scrub(int group, const int32_t* pages, int64_t count, void* stream) 
   if (count > 0 && geometry().zero_on_free) backend_->scrub_pages(group, pages, count, stream);
 }
 
-// Clears the pages that truncating to `length` makes free. Once one of them may be clear the call cannot fail
-// any more, so whatever fails is left to the next plan; but a stream that is captured is refused before.
+// Clears the pages that the next commit makes free. Once one of them may be clear the call cannot fail any
+// more, so whatever fails is left to the next plan; but a stream that is captured is refused before.
+void Cache::scrub_dropped(int32_t group, const int32_t* pages, int64_t count, void* stream) {
+  try {
+    scrub(group, pages, count, stream);
+  } catch (const Error& error) {
+    if (error.status() == Status::kCapture) throw;
+    arrays_.table.group(group).leave_uncleared();
+  }
+}
+
+// Of truncating to `length`.
 void Cache::scrub_behind(int32_t slot, int64_t length, void* stream) {
   for (int32_t i = 0; i < arrays_.table.num_groups(); i++) {
-    PageTable& group = arrays_.table.group(i);
     int64_t count;
-    const int32_t* pages = group.exclusive_pages(slot, length, &count);
-    try {
-      scrub(i, pages, count, stream);
-    } catch (const Error& error) {
-      if (error.status() == Status::kCapture) throw;
-      group.leave_uncleared();
-    }
+    const int32_t* pages = arrays_.table.group(i).exclusive_pages(slot, length, &count);
+    scrub_dropped(i, pages, count, stream);
   }
 }
 
@@ -106,6 +110,20 @@ void Cache::shorten(int32_t slot, int64_t length, void* stream) {
   lapse(slot, "truncated");
   arrays_.written.truncate(slot, length);
   arrays_.table.commit_truncate(slot, length);
+}
+
+void Cache::flush_sequence(int64_t id, void* stream) {
+  const Gate::Use use(gate_, true);
+  const int32_t slot = arrays_.table.find(id, "sequence");
+  check_stream(stream);
+  if (!arrays_.table.can_flush(slot)) return;
+  scrub_uncleared(stream);
+  const int32_t group = arrays_.table.raw_group();
+  int64_t count;
+  const int32_t* pages = arrays_.table.group(group).flushed_pages(slot, &count);
+  scrub_dropped(group, pages, count, stream);
+  lapse(slot, "flushed");
+  arrays_.table.commit_flush(slot);
 }
 
 void Cache::take_out(int32_t slot, const TokenMap& tokens, void* stream) {

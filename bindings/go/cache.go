@@ -308,6 +308,20 @@ func (c *Cache) TruncateOn(sequence Sequence, length int64, stream Stream) error
 	})
 }
 
+// Flush gives up the exact copies of a sequence's window, not those of its sinks: queries to come read these
+// tokens as codes.
+func (c *Cache) Flush(sequence Sequence) error {
+	return c.FlushOn(sequence, 0)
+}
+
+// FlushOn is [Cache.Flush] in the order of a stream.
+func (c *Cache) FlushOn(sequence Sequence, stream Stream) error {
+	return c.locked(func(c *core) error {
+		return c.text.result(C.tqkv_sequence_flush(c.api, c.cache, C.int64_t(sequence), C.uintptr_t(stream),
+			c.text.c()))
+	})
+}
+
 // Remove takes count tokens from first on out of a sequence; later ones move down, bit for bit. Positions for
 // rotary embeddings stay the caller's business: a key stays rotated for the position that it was appended at.
 func (c *Cache) Remove(sequence Sequence, first, count int64) error {

@@ -20,7 +20,7 @@
   X(tq_cache_config_check) X(tq_cache_config_bytes) X(tq_cache_config_layer_bytes) X(tq_cache_create) \
   X(tq_cache_destroy) X(tq_cache_reserve) X(tq_cache_get_config) X(tq_cache_set_centres) \
   X(tq_cache_get_memory) X(tq_cache_fingerprint) X(tq_cache_check) X(tq_sequence_create) X(tq_sequence_free) \
-  X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_remove) \
+  X(tq_sequence_fork) X(tq_sequence_copy) X(tq_sequence_truncate) X(tq_sequence_flush) X(tq_sequence_remove) \
   X(tq_sequence_select) X(tq_sequence_length) X(tq_sequence_flags) X(tq_batch_create) X(tq_batch_destroy) \
   X(tq_batch_plan) X(tq_batch_rows) X(tq_cache_append) X(tq_attend_params_init) X(tq_cache_attend) \
   X(tq_attend_workspace_bytes) X(tq_merge_states) X(tq_cache_read) X(tq_codec_create) X(tq_codec_destroy) \
@@ -138,6 +138,11 @@ static inline tq_status tqkv_sequence_copy(const tqkv_api* api, tq_cache* source
 static inline tq_status tqkv_sequence_truncate(const tqkv_api* api, tq_cache* cache, int64_t sequence,
     int64_t length, uintptr_t stream, char* text) {
   return tqkv_done(api, api->tq_sequence_truncate(cache, sequence, length, (void*)stream), text);
+}
+
+static inline tq_status tqkv_sequence_flush(const tqkv_api* api, tq_cache* cache, int64_t sequence,
+    uintptr_t stream, char* text) {
+  return tqkv_done(api, api->tq_sequence_flush(cache, sequence, (void*)stream), text);
 }
 
 static inline tq_status tqkv_sequence_remove(const tqkv_api* api, tq_cache* cache, int64_t sequence,

@@ -184,6 +184,8 @@ func (r *runner) step(s contractStep) error {
 		return r.copy(s, n)
 	case "sequence_truncate":
 		return n.cache.Truncate(n.sequences[s.Sequence], s.Length)
+	case "sequence_flush":
+		return n.cache.Flush(n.sequences[s.Sequence])
 	case "reserve":
 		return n.cache.Reserve(s.MaxTokens)
 	case "sequence_remove":

@@ -150,6 +150,8 @@ void test_misuse_sequences(void) {
   REFUSES(BAD, "stream = 0x", tq_sequence_fork(cache, s, &s, &out));
   REFUSES(BAD, "cache = NULL", tq_sequence_truncate(NULL, s, 1, NULL));
   REFUSES(BAD, "stream = 0x", tq_sequence_truncate(cache, s, 1, &s));
+  REFUSES(BAD, "cache = NULL", tq_sequence_flush(NULL, s, NULL));
+  REFUSES(BAD, "stream = 0x", tq_sequence_flush(cache, s, &s));
   REFUSES(BAD, "length = -1: must be 0 .. 10", tq_sequence_truncate(cache, s, -1, NULL));
   REFUSES(BAD, "length = 11: must be 0 .. 10", tq_sequence_truncate(cache, s, 11, NULL));
   REFUSES(BAD, "cache = NULL", tq_sequence_length(NULL, s, &length));
@@ -162,6 +164,7 @@ void test_misuse_sequences(void) {
     snprintf(text, sizeof text, "sequence = %lld", (long long)wrong[i]);
     REFUSES(BAD, text, tq_sequence_free(cache, wrong[i], NULL));
     REFUSES(BAD, text, tq_sequence_truncate(cache, wrong[i], 0, NULL));
+    REFUSES(BAD, text, tq_sequence_flush(cache, wrong[i], NULL));
     REFUSES(BAD, text, tq_sequence_length(cache, wrong[i], &length));
     REFUSES(BAD, text, tq_sequence_flags(cache, wrong[i], &flags));
     REFUSES(BAD, text, tq_sequence_copy(cache, wrong[i], cache, NULL, &out));

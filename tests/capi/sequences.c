@@ -288,6 +288,13 @@ void test_exact_copies(void) {
   EXPECT(TQ_OK, tq_batch_plan(batch, 1, &s, &chunks[1], NULL, NULL));
   EXPECT(TQ_OK, tq_sequence_flags(cache, s, &flags));
   CHECK(flags == 0); /* grown back */
+  EXPECT(TQ_OK, tq_sequence_flush(cache, fork, NULL));
+  expect_exact(__LINE__, cache, fork, k, 60, 2, 60);
+  EXPECT(TQ_OK, tq_sequence_flags(cache, fork, &flags));
+  CHECK(flags == TQ_NOTICED_SHORT_WINDOW);
+  EXPECT(TQ_OK, tq_batch_plan(batch, 1, &fork, &chunks[2], NULL, NULL));
+  EXPECT(TQ_OK, tq_cache_append(cache, 0, batch, k + 60 * HEADS * DIM, v, NULL, NULL));
+  expect_exact(__LINE__, cache, fork, k, 100, 2, 94);
   free(k);
   free(v);
   EXPECT(TQ_OK, tq_batch_destroy(batch));

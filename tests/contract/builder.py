@@ -96,6 +96,10 @@ class Case:
         self.model.truncate(name, length)
         self.step("sequence_truncate", cache=self.model.cache_name, sequence=name, length=length)
 
+    def flush(self, name):
+        self.model.flush(name)
+        self.step("sequence_flush", cache=self.model.cache_name, sequence=name)
+
     def remove(self, name, first, count):
         length = self.model.sequences[name].length
         self.model.select(name, [i for i in range(length) if not first <= i < first + count])

@@ -115,6 +115,11 @@ class ModelCache:
         for k, v in sequence.layers:
             del k[length:], v[length:]
 
+    def flush(self, name):
+        sequence = self.sequences[name]
+        if sequence.sink_end < sequence.length:
+            sequence.exact_first = sequence.length
+
     def select(self, name, positions):
         sequence = self.sequences[name]
         kept = lambda n: sum(p < n for p in positions)  # noqa: E731

@@ -327,6 +327,21 @@ def exact_tokens(tensors):
     c.step("sequence_flags", sequence="a", expect=0)
     yield c
 
+    c = Case(tensors, "flush", "the window is given up, the sinks are not; it grows again")
+    c.create(**shapes(2, 1, 32, (2, 2), window_tokens=4, sink_tokens=2))
+    c.sequences("a")
+    c.plan(["a"], [9], [1])
+    c.append()
+    c.read("a", 3, 6)
+    c.flush("a")
+    c.step("sequence_flags", sequence="a", expect=4)
+    c.read("a", 0, 9)
+    c.plan(["a"], [2], [2])
+    c.append()
+    c.attend()
+    c.read("a", 5, 6)
+    yield c
+
     c = Case(
         tensors, "exact_copies_by_need",
         "sequences share the pool of exact copies: 6 pages of 32 tokens for 6 sequences; a plan with more"

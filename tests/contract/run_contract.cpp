@@ -221,6 +221,8 @@ class Runner {
     } else if (op == "sequence_truncate") {
       expected(step,
                tq_sequence_truncate(owner.handle, sequence(step, "sequence"), step.at("length"), nullptr));
+    } else if (op == "sequence_flush") {
+      expected(step, tq_sequence_flush(owner.handle, sequence(step, "sequence"), nullptr));
     } else if (op == "sequence_remove") {
       expected(step, tq_sequence_remove(owner.handle, sequence(step, "sequence"), step.at("first"),
                                         step.at("count"), nullptr));

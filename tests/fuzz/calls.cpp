@@ -193,6 +193,7 @@ class Program {
     const tq_sequence id = id_of(call, sequence);
     const int at = sequence ? sequence->cache : 0;
     const int64_t length = count(call, sequence ? sequence->length : 0);
+    if (call.value % 8 == 5) return tq_sequence_flush(cache(call, at), id, stream(call));
     const tq_status status = tq_sequence_truncate(cache(call, at), id, length, stream(call));
     if (status == TQ_OK) named(at, id).length = length;
     return status;

@@ -237,6 +237,7 @@ TEST_F(OomTest, NothingElseAllocates) {
   no_site("tq_cache_read",
           [&] { return tq_cache_read(cache_, 0, fork, 0, 40, out, nullptr, nullptr, nullptr); });
   no_site("tq_batch_plan", [&] { return tq_batch_plan(batch_, 1, &sequence_, &none, &three, nullptr); });
+  no_site("tq_sequence_flush", [&] { return tq_sequence_flush(cache_, fork, nullptr); });
   no_site("tq_sequence_truncate", [&] { return tq_sequence_truncate(cache_, fork, 1, nullptr); });
   no_site("tq_sequence_free", [&] { return tq_sequence_free(cache_, fork, nullptr); });
   no_site("tq_sequence_create", [&] { return tq_sequence_create(cache_, &fork); });

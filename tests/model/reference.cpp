@@ -212,6 +212,14 @@ int64_t Reference::kept_from(const Sequence& sequence, int layer) const {
   return it == sequence.kept_from.end() ? 0 : it->second;
 }
 
+bool Reference::flush(Sequence* sequence) const {
+  const int64_t length = sequence->length();
+  if (config_.window_tokens == 0 || sequence->sink_end == length || sequence->exact_from == length)
+    return false;
+  sequence->exact_from = length;
+  return true;
+}
+
 void Reference::select(Sequence* sequence, const std::vector<int64_t>& positions) const {
   std::vector<std::shared_ptr<const Token>> kept;
   int64_t exact_from = 0, sink_end = 0;

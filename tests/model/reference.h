@@ -61,6 +61,8 @@ class Reference {
   // The first token that a layer keeps.
   int64_t kept_from(const Sequence& sequence, int layer) const;
   void truncate(Sequence* sequence, int64_t length) const;
+  // Whether there was anything to give up.
+  bool flush(Sequence* sequence) const;
   // Only these tokens stay.
   void select(Sequence* sequence, const std::vector<int64_t>& positions) const;
   // Tokens in pages of 32 that hold its exact copies.

@@ -66,8 +66,10 @@ class World {
         fork();
       else if (choice < 12)
         free_one();
-      else if (choice < 22)
+      else if (choice < 20)
         truncate();
+      else if (choice < 22)
+        flush();
       else if (choice < 27)
         drop();
       else if (choice < 33)
@@ -187,6 +189,7 @@ class World {
     reference_->truncate(&live_[id], length);
     lapse(id);
   }
+  void flush();
   void drop();
   void lapse(int64_t id) {
     for (Plan& plan : plans_)

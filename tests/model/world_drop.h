@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operations of the model test that make a sequence shorter; see world.h.
+// Operations of the model test that make a sequence, or its window, shorter; see world.h.
 #pragma once
 #include "model/world.h"
 
@@ -17,6 +17,16 @@ inline void World::truncate() {
   if (chance(20)) length = pick(static_cast<int>(s.length()) + 1) / 32 * 32 + pick(3) - 1;
   length = std::max<int64_t>(0, std::min(length, s.length()));
   truncate_to(it->first, length);
+}
+
+inline void World::flush() {
+  if (live_.empty()) return;
+  const auto it = any();
+  trace("flush %lld", static_cast<long long>(it->first));
+  const int64_t used = memory().raw_bytes_used;
+  TQ_MUST(tq_sequence_flush(cache_, it->first, nullptr));
+  EXPECT_LE(memory().raw_bytes_used, used);
+  if (reference_->flush(&it->second)) lapse(it->first);  // else its plan stays in force
 }
 
 // A removal, or a selection of which the model knows the same tokens.

@@ -214,6 +214,25 @@ TEST_F(CacheTest, WindowAndSinksAreExact) {
   expect(a, 1, 1);
   grow(a, 1, 10);
   expect(a, 11, 7);
+  // A flush gives up the rest at once, of this sequence alone, and the sinks stay.
+  const int64_t used = cache_->memory().raw_bytes_used;
+  plan(batch_, {b}, {0}, {1});
+  cache_->flush_sequence(b, nullptr);
+  expect(b, 40, 40);
+  expect(a, 11, 7);
+  EXPECT_LT(cache_->memory().raw_bytes_used, used);
+  EXPECT_EQ(status_of([&] { attend(batch_, 1); }), Status::kInvalidState);
+  EXPECT_NE(text_.find("flushed"), std::string::npos) << text_;
+  plan(batch_, {b}, {0}, {1});
+  cache_->flush_sequence(b, nullptr);  // nothing is left: the plan stays in force
+  attend(batch_, 1);
+  grow(b, 40, 3);
+  expect(b, 43, 40);
+  grow(b, 43, 1);
+  expect(b, 44, 40);
+  cache_->truncate_sequence(b, 2, nullptr);
+  cache_->flush_sequence(b, nullptr);  // sinks alone
+  expect(b, 2, 2);
 }
 
 // What a plan's queries needed is given back by the next plan and cleared by the one after it, or else by the

@@ -187,6 +187,9 @@ class Runner:
     def sequence_truncate(self, step):
         self.named(step, step["sequence"]).truncate(step["length"])
 
+    def sequence_flush(self, step):
+        self.named(step, step["sequence"]).flush()
+
     def reserve(self, step):
         self.cache(step).reserve(step["max_tokens"])
 

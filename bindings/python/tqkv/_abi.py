@@ -289,6 +289,7 @@ FUNCTIONS = {
     "tq_sequence_fork": (c_int32, [CacheHandle, c_int64, c_void_p, POINTER(c_int64)]),
     "tq_sequence_copy": (c_int32, [CacheHandle, c_int64, CacheHandle, c_void_p, POINTER(c_int64)]),
     "tq_sequence_truncate": (c_int32, [CacheHandle, c_int64, c_int64, c_void_p]),
+    "tq_sequence_flush": (c_int32, [CacheHandle, c_int64, c_void_p]),
     "tq_sequence_remove": (c_int32, [CacheHandle, c_int64, c_int64, c_int64, c_void_p]),
     "tq_sequence_select": (c_int32, [CacheHandle, c_int64, POINTER(c_int64), c_int64, c_void_p]),
     "tq_sequence_length": (c_int32, [CacheHandle, c_int64, POINTER(c_int64)]),

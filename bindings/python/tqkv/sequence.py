@@ -86,6 +86,14 @@ class Sequence(Unique):
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_sequence_truncate(cache, self._id, length, stream))
 
+    def flush(self, *, stream: Any = None) -> None:
+        """Gives up the exact copies of the window, not those of the sinks: queries to come read these tokens
+        as codes, and the window grows again with what is appended. A batch that has the sequence in its plan
+        must be planned again, if anything was given up."""
+        handles, stream = self._cache._handles, as_stream(stream)
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_sequence_flush(cache, self._id, stream))
+
     def remove(self, first: int, count: int, *, stream: Any = None) -> None:
         """Takes tokens first .. first + count - 1 out; later ones move down, bit for bit. Positions for
         rotary embeddings stay the caller's business: a key stays rotated for the position that it was

@@ -788,6 +788,12 @@ functions! {
     /// the next append. A plan that holds the sequence is out of force, unless length is the current one.
     fn tq_sequence_truncate(cache: *mut tq_cache, sequence: tq_sequence, length: i64,
         stream: *mut c_void) -> tq_status;
+    /// Gives up the exact copies of the window, not those of the sinks: queries to come read these tokens
+    /// as codes. Their pages go back to the pool of max_raw_tokens, scrubbed, as far as no fork has them; a
+    /// turn that waits then costs its codes alone. Nothing happens without a window, or if nothing but
+    /// sinks has copies. A plan that holds the sequence is out of force otherwise; before a replay of a
+    /// graph plan anew. CAPTURE.
+    fn tq_sequence_flush(cache: *mut tq_cache, sequence: tq_sequence, stream: *mut c_void) -> tq_status;
     /// Takes tokens first .. first + count - 1 out: later tokens move down, codes, scales and exact copies
     /// bit for bit, nothing is decoded. Afterwards it is as if the tokens that stay had been appended
     /// alone, but for the exact copies: the sinks are those that stay of the old ones (fewer, unless all

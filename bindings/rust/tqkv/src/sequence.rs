@@ -59,6 +59,18 @@ impl Cache {
         })
     }
 
+    /// Gives up the exact copies of the window, not those of the sinks: queries to come read these tokens as
+    /// codes.
+    pub fn flush_sequence(&self, sequence: Sequence) -> Result<()> {
+        self.flush_sequence_on(sequence, Stream::NONE)
+    }
+
+    /// [`Cache::flush_sequence`] in the order of a stream.
+    pub fn flush_sequence_on(&self, sequence: Sequence, stream: Stream) -> Result<()> {
+        // SAFETY: any id is allowed.
+        self.status(unsafe { (self.library.api().tq_sequence_flush)(self.raw, sequence.0, stream.as_raw()) })
+    }
+
     /// Takes tokens `first .. first + count` out; later ones move down, bit for bit. Positions for rotary
     /// embeddings stay the caller's business: a key stays rotated for the position that it was appended at.
     pub fn remove_tokens(&self, sequence: Sequence, first: i64, count: i64) -> Result<()> {

@@ -195,6 +195,7 @@ impl<'a> Runner<'a> {
                 .named(step)
                 .cache
                 .truncate_sequence(self.sequence(step, "sequence"), int(step, "length"))?),
+            "sequence_flush" => Ok(self.named(step).cache.flush_sequence(self.sequence(step, "sequence"))?),
             "reserve" => Ok(self.named(step).cache.reserve(int(step, "max_tokens"))?),
             "sequence_remove" => Ok(self.named(step).cache.remove_tokens(
                 self.sequence(step, "sequence"),
