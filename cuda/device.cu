@@ -11,7 +11,6 @@
 #include "cuda/move/launch.h"
 #include "cuda/runtime.h"
 #include "cuda/schedule/work_list.h"
-#include "format/codebook.h"
 
 namespace tq {
 namespace cuda {
@@ -66,11 +65,10 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
                 geometry.max_batch_tokens, kMaxTokens);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     const LayerGeometry& l = geometry.layers[layer];
-    if (format::has_builtin_codebook(l.head_dim) && format::has_builtin_codebook(l.value_dim)) continue;
+    if (l.head_dim % kDimStep == 0 && l.value_dim % kDimStep == 0) continue;
     reasons.add(Status::kNotSupported,
-                "layer %d: head_dim = %d, value_dim = %d: not yet on CUDA, which has 32 64 80 96 112 128 160 "
-                "192 224 256 512 576",
-                layer, l.head_dim, l.value_dim);
+                "layer %d: head_dim = %d, value_dim = %d: on CUDA they must be multiples of %d", layer,
+                l.head_dim, l.value_dim, kDimStep);
     break;
   }
   for (int layer = 0; layer < geometry.num_layers; layer++) {

@@ -17,6 +17,8 @@ namespace cuda {
 
 // warp reductions, asynchronous copies, int8 matrix instructions of m16n8k32
 constexpr int kMinComputeCapability = 80;
+// Rows of 16-bit numbers are copied by 16 bytes.
+constexpr int kDimStep = 8;
 
 // Whether a table of instances has a stored dimension.
 template <typename Table>

@@ -296,9 +296,9 @@ typedef struct tq_cache_config {
   int32_t num_layers;      /* required, >= 1 */
   int32_t num_q_heads;     /* required; a multiple of num_kv_heads */
   int32_t num_kv_heads;    /* required, >= 1 */
-  int32_t head_dim;        /* required: a multiple of 4 from 8 to 256, 512 or 576. Codes have the next
-                            * multiple of 32 coordinates: 40 takes the bytes of 64, 100 those of 128. On
-                            * CUDA: 32 64 80 96 112 128 160 192 224 256 512 576 */
+  int32_t head_dim;        /* required: a multiple of 4 (CUDA: of 8) from 8 to 256, 512 or 576. Codes have
+                            * the next multiple of 32 coordinates: 40 takes the bytes of 64, 100 those of
+                            * 128 */
   int32_t value_dim;       /* 0 = head_dim; likewise */
   int32_t io_dtype;        /* type of k, v, q and out; required */
   int32_t key_bits;        /* 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given */

@@ -86,12 +86,13 @@ std::string grouped_widths() {
 
 // ---- CUDA: from the lists of compiled kernels, which need no device ----
 
-std::vector<std::string> cuda_dims() {
-  std::vector<std::string> found;
-  for (int dim : tq::format::kHeadDims)
+std::vector<int> cuda_dims() {
+  std::vector<int> found;
+  for (int dim = tq::cuda::kDimStep; dim <= tq::format::kMaxDim; dim += tq::cuda::kDimStep)
     for (const auto& kernel : tq::cuda::attend::kGenericInstances)
-      if (kernel.key == kernel.value && kernel.key == tq::format::stored_dim(dim))
-        found.push_back(std::to_string(dim));
+      if (tq::format::is_head_dim(dim) && kernel.key == kernel.value &&
+          kernel.key == tq::format::stored_dim(dim))
+        found.push_back(dim);
   return found;
 }
 
@@ -129,7 +130,7 @@ void print_support() {
   print_row("devices", "x86-64, instruction set chosen at run time",
             "compute capability " + std::to_string(capability / 10) + "." + std::to_string(capability % 10) +
                 " and later");
-  print_row("`head_dim`", ranges(dims(TQ_ROTATION_HADAMARD)), joined(cuda_dims()));
+  print_row("`head_dim`", ranges(dims(TQ_ROTATION_HADAMARD)), ranges(cuda_dims()));
   print_row("`value_dim`", "any of these", "`head_dim`, both rounded up to 32; or " + cuda_mixed_dims());
   print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
   print_row("`code_family`, of keys and of values", "scalar; grouped min/max (" + grouped_widths() + " bits)",

@@ -81,7 +81,8 @@ __device__ __forceinline__ bool encode_tile(const AppendParams& args, const Devi
                                             uint16_t* scales, int team_warp, int lane) {
   using S = code::GroupVector<kStored>;
   using Buffer = CodeBuffer<kStored>;
-  const int t = lane % S::kLanes, dim = side.layout.dim, pairs = dim / (2 * S::kLanes);
+  const int t = lane % S::kLanes, dim = side.layout.dim,
+            pairs = (dim / 2 - t + S::kLanes - 1) / S::kLanes;  // of the lane: 2 t + 2 i * lanes < dim
   bool replaced = false;
   for (int first = S::kVectors * team_warp; first < format::kTileTokens; first += S::kVectors * kTeamWarps) {
     if (first + S::kVectors <= job.begin || first >= job.end) continue;

@@ -9,7 +9,7 @@
 
 namespace tq::cuda::append {
 
-// Whether coordinate lane + 32 r exists, left = dim - lane: a head_dim ends at most 16 short of its stored
+// Whether coordinate lane + 32 r exists, left = dim - lane: a head_dim ends less than 32 short of its stored
 // dimension.
 template <int kRegs>
 __device__ __forceinline__ bool has_coordinate(int r, int left) {

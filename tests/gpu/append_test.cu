@@ -2,7 +2,9 @@
 // Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width,
 // edge vectors, strides, types, ragged steps that mix single tokens and whole tiles; then random codes in
 // bulk.  append_test [--quick | --time | --profile | --small | --tiny]
+#include "cuda/dispatch.h"
 #include "test_cache.cuh"
+#include "tests/dims.h"
 
 namespace {
 
@@ -35,8 +37,9 @@ void run_steps(const Config& config, const char* name, bool host) {
 void all_shapes() {
   const DataType types[] = {DataType::kF16, DataType::kBF16, DataType::kF32};
   int turn = 0;
-  for (int dim : kHeadDims)
+  for (int dim : tq::kTriedDims)
     for (int bits : kCodeBits) {
+      if (dim % tq::cuda::kDimStep != 0) continue;
       Config config;
       config.head_dim = config.value_dim = dim;
       config.key_bits = config.value_bits = bits;

@@ -42,8 +42,10 @@ std::vector<Shape> shapes() {
   };
   for (const tq::cuda::attend::GenericInstance& is : tq::cuda::attend::kGenericInstances)
     generic(is.key, is.value);
-  for (const Shape& shape : {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8},
-                             Shape{80, 80, 16, 5}, Shape{112, 112, 2, 16}})
+  for (const Shape& shape :
+       {Shape{112, 112, 4, 4}, Shape{80, 80, 3, 3}, Shape{112, 112, 8, 8}, Shape{80, 80, 16, 5},
+        Shape{112, 112, 2, 16}, Shape{120, 120, 4, 4}, Shape{40, 40, 2, 2}, Shape{72, 72, 16, 5},
+        Shape{8, 8, 3, 16}, Shape{168, 168, 16, 16}, Shape{104, 104, 6, 16}})
     list.push_back(shape);
   return list;
 }

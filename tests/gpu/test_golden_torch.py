@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT / "bindings" / "python"), str(GOLDEN)]
 import safetensors_io  # noqa: E402
 import tqkv  # noqa: E402
 
-DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576, *((40, 72, 100) if DEVICE == "cpu" else ()))
+DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576, 40, 72,
+        *((100, ) if DEVICE == "cpu" else ()))
 GATE = 2e-4
 MASKS = {"visible_begin": np.int32, "visible_end": np.int32, "tree_mask": np.uint64,
          "alibi_slopes": np.float32}

@@ -326,9 +326,8 @@ structs! {
         num_q_heads: i32,
         /// required, \>= 1
         num_kv_heads: i32,
-        /// required: a multiple of 4 from 8 to 256, 512 or 576. Codes have the next multiple of 32
-        /// coordinates: 40 takes the bytes of 64, 100 those of 128. On CUDA: 32 64 80 96 112 128 160 192
-        /// 224 256 512 576
+        /// required: a multiple of 4 (CUDA: of 8) from 8 to 256, 512 or 576. Codes have the next multiple
+        /// of 32 coordinates: 40 takes the bytes of 64, 100 those of 128
         head_dim: i32,
         /// 0 = head_dim; likewise
         value_dim: i32,
