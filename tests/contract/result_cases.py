@@ -60,23 +60,15 @@ def geometry(tensors):
     c.read("a", 32, 3)
     yield c
 
-    c = Case(tensors, "padded_dim_40", "head_dim 40 is stored as 64; window and sinks")
-    c.create(**shapes(2, 1, 40, (3, 4), window_tokens=3, sink_tokens=2))
-    c.sequences("a")
-    c.plan(["a"], [9], [2])
-    c.append()
-    c.attend()
-    c.read("a", 2, 2)
-    yield c
-
-    c = Case(tensors, "padded_dim_100", "head_dim 100 is stored as 128, raw values are not", cpu_only=True)
-    c.create(**shapes(2, 1, 100, (4, 16)))
-    c.sequences("a")
-    c.plan(["a"], [5], [1])
-    c.append()
-    c.attend()
-    c.read("a", 3, 2)
-    yield c
+    for dim, bits, more in ((40, (3, 4), {"window_tokens": 3, "sink_tokens": 2}), (100, (4, 16), {})):
+        c = Case(tensors, f"padded_dim_{dim}", "stored as the next multiple of 32", cpu_only=dim % 8 > 0)
+        c.create(**shapes(2, 1, dim, bits, **more))
+        c.sequences("a")
+        c.plan(["a"], [7], [2])
+        c.append()
+        c.attend()
+        c.read("a", 2, 2)
+        yield c
 
     c = Case(tensors,
              "dense_rotation_paper",
