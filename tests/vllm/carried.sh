@@ -25,6 +25,16 @@ print(" ".join(f"{name}=={importlib.metadata.version(name)}" for name in sys.arg
   --target "$folder" $versions
 from=$("$vllm" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 (cd "$from" && find vllm -name '*.py' -print0 | tar cf - --null -T -) | tar xf - -C "$folder"
+# Modules that vLLM imports on CUDA for their compiled operators, of which importing it asks for some answers.
+: >"$folder/vllm/vllm_flash_attn/_vllm_fa2_C.py"
+cat >"$folder/vllm/_C_stable_libtorch.py" <<'PYTHON'
+import torch
+_operators = torch.library.Library("_C", "DEF")
+for _name in ("cutlass_scaled_mm_supports_fp8", "cutlass_scaled_mm_supports_block_fp8",
+              "cutlass_group_gemm_supported"):
+    _operators.define(_name + "(int capability) -> bool")
+    _operators.impl(_name, lambda capability: False, "CompositeExplicitAutograd")
+PYTHON
 # vLLM tells its platform by the version's name: this one is not the CPU's.
 mkdir -p "$folder/vllm-0.32.0.dist-info"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' >"$folder/vllm-0.32.0.dist-info/METADATA"
