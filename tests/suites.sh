@@ -257,6 +257,8 @@ suite_bench() {
   need_python || { skip "GPU bench, what needs no GPU" "$python_trouble"; return; }
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 \
     run_check "GPU bench, what needs no GPU" "$python" tests/bench/gpu/bench.py --self-check
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 \
+    run_check "nearest neighbours --quick" "$python" tests/bench/quantizer/bench.py --quick
 }
 
 # The CUDA toolkit: one that is installed, or its wheels, where CMake finds them too. Sets nvcc and

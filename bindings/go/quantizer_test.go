@@ -3,7 +3,12 @@
 package tqkv
 
 import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
 	"math"
+	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -105,6 +110,107 @@ func TestQuantizerFamilies(t *testing.T) {
 		SketchRule: SketchLeastError}, .085)
 	thereAndBack(t, QuantizerConfig{Bits: 4, Family: CodeGrouped, GroupSize: 32}, .0045)
 	thereAndBack(t, QuantizerConfig{Bits: 2, OutlierChannels: []int32{3, 50}}, .13)
+}
+
+// goldenCase is the metadata of a case in tests/golden/quantizer.safetensors.
+type goldenCase struct {
+	Dim, Bits          int32
+	Family             CodeFamily
+	Rule               ScaleRule
+	Rotation           Rotation
+	Search             bool
+	Seed               uint64
+	Group              int32
+	Sketch             Sketch
+	SketchRule         SketchRule `json:"sketch_rule"`
+	Factor, Unit       float32
+	Outliers           []int32
+	Levels, Boundaries []float32
+}
+
+func (c *goldenCase) config() *QuantizerConfig {
+	config := &QuantizerConfig{Dim: c.Dim, Bits: c.Bits, Family: c.Family, Rotation: c.Rotation,
+		ScaleRule: c.Rule, SketchFactor: c.Factor, OutlierChannels: c.Outliers, Seed: c.Seed}
+	if !c.Search {
+		config.Flags = FlagNoScaleSearch
+	}
+	if c.Family == CodeGrouped {
+		config.Rotation, config.GroupSize = 0, c.Group
+	}
+	if c.Family == CodeProd {
+		config.Sketch, config.SketchRule = c.Sketch, c.SketchRule
+	}
+	if len(c.Levels) > 0 {
+		config.Levels = &Levels{c.Levels, c.Boundaries, c.Unit}
+	}
+	return config
+}
+
+// The records of the golden file, which all bindings make: every family, field and rule of a configuration.
+func TestQuantizerGoldenRecords(t *testing.T) {
+	blob, err := os.ReadFile("../../tests/golden/quantizer.safetensors")
+	if os.IsNotExist(err) {
+		t.Skip("not inside the repository of tqkv")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	length := binary.LittleEndian.Uint64(blob)
+	var header map[string]json.RawMessage
+	var cases map[string]string
+	if err := json.Unmarshal(blob[8:8+length], &header); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(header["__metadata__"], &cases); err != nil || len(cases) < 40 {
+		t.Fatal(len(cases), err)
+	}
+	tensor := func(name string) []byte {
+		var place struct {
+			Offsets [2]uint64 `json:"data_offsets"`
+		}
+		if header[name] == nil {
+			return nil
+		}
+		if err := json.Unmarshal(header[name], &place); err != nil {
+			t.Fatal(err)
+		}
+		return blob[8+length+place.Offsets[0] : 8+length+place.Offsets[1]]
+	}
+	numbers := func(bytes []byte) F32 {
+		x := make(F32, len(bytes)/4)
+		for i := range x {
+			x[i] = math.Float32frombits(binary.LittleEndian.Uint32(bytes[4*i:]))
+		}
+		return x
+	}
+	library, err := Open("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range cases {
+		var c goldenCase
+		if err := json.Unmarshal([]byte(text), &c); err != nil {
+			t.Fatal(name, err)
+		}
+		quantizer, err := library.NewQuantizer(c.config())
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		x, expected := numbers(tensor(fmt.Sprintf("d%d.input", c.Dim))), tensor(name+".records")
+		codes := make([]byte, len(expected))
+		if _, err := quantizer.Encode(x, 32, codes); err != nil || string(codes) != string(expected) {
+			t.Errorf("%s: %v, or other records", name, err)
+		}
+		if decoded := tensor(name + ".decoded"); decoded != nil {
+			back := make(F32, len(x))
+			if err := quantizer.Decode(codes, 32, back); err != nil || !slices.Equal(back, numbers(decoded)) {
+				t.Errorf("%s: %v, or other vectors", name, err)
+			}
+		}
+		if err := quantizer.Close(); err != nil {
+			t.Error(name, err)
+		}
+	}
 }
 
 func TestQuantizerCalibration(t *testing.T) {

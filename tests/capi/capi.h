@@ -113,6 +113,7 @@ void test_quantizer_families(void);
 void test_quantizer_rotation(void);
 void test_quantizer_calibration(void);
 void test_quantizer_inputs(void);
+void test_quantizer_memory(void);
 void test_misuse_quantizer_config(void);
 void test_misuse_quantizer(void);
 void test_two_caches_on_two_threads(void);

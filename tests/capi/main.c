@@ -167,6 +167,7 @@ int main(void) {
       {"vectors on their own: rotation", test_quantizer_rotation},
       {"vectors on their own: calibration", test_quantizer_calibration},
       {"vectors on their own: inputs", test_quantizer_inputs},
+      {"vectors on their own: memory", test_quantizer_memory},
       {"misuse: quantizer configuration", test_misuse_quantizer_config},
       {"misuse: quantizer", test_misuse_quantizer},
       {"two caches on two threads", test_two_caches_on_two_threads},

@@ -275,6 +275,69 @@ void test_quantizer_inputs(void) {
   EXPECT(TQ_OK, tq_quantizer_destroy(quantizer));
 }
 
+/* An allocator that fails at the n-th request, and counts what is out. */
+typedef struct counted {
+  int until_failure, live;
+} counted;
+
+static void* counted_alloc(void* user, size_t bytes, size_t alignment, int32_t type, int32_t id) {
+  counted* c = (counted*)user;
+  CHECK(type == TQ_DEVICE_CPU && id == 0);
+  if (c->until_failure-- == 0) return NULL;
+  c->live++;
+  return aligned(alignment, bytes);
+}
+static void counted_free(void* user, void* pointer, size_t bytes, int32_t type, int32_t id) {
+  (void)bytes, (void)type, (void)id;
+  ((counted*)user)->live--;
+  free(pointer);
+}
+
+/* Every allocation of create, products, search and calibration fails once: the call fails, nothing is lost,
+ * and the next one works. */
+void test_quantizer_memory(void) {
+  tq_quantizer_config config = config_of(TQ_CODE_PROD, 3);
+  tq_allocator allocator;
+  counted c = {0, 0};
+  float *x = random_floats(10 * QDIM, 1), out[100], scores[20], levels[4], boundaries[3];
+  int64_t ids[20];
+  unsigned char codes[10 * 64];
+  memset(&allocator, 0, sizeof allocator);
+  allocator.struct_size = sizeof allocator;
+  allocator.user = &c;
+  allocator.alloc = counted_alloc;
+  allocator.free = counted_free;
+  config.allocator = &allocator;
+  config.rotation = TQ_ROTATION_DENSE;
+  int failures = 0;
+  for (int n = 0, done = 0; !done; n++) {
+    tq_quantizer* quantizer = NULL;
+    tq_status status;
+    c.until_failure = n;
+    status = tq_quantizer_create(&config, &quantizer);
+    if (status == TQ_OK) {
+      EXPECT(TQ_OK, tq_quantizer_encode(quantizer, x, 10, codes, NULL, NULL));
+      status = tq_quantizer_inner_products(quantizer, x, 10, codes, 10, out, NULL);
+      if (status == TQ_OK)
+        status = tq_quantizer_search(quantizer, x, 10, codes, 10, NULL, 2, scores, ids, NULL);
+      if (status == TQ_OK) status = tq_calibrate_levels(quantizer, x, 10, 2, levels, boundaries, NULL, NULL);
+      done = status == TQ_OK;
+      if (!done) {
+        c.until_failure = 1000;
+        EXPECT(TQ_OK, tq_quantizer_search(quantizer, x, 10, codes, 10, NULL, 2, scores, ids, NULL));
+      }
+    }
+    if (!done) {
+      failures++;
+      CHECK(status == TQ_ERROR_OUT_OF_MEMORY);
+    }
+    EXPECT(TQ_OK, tq_quantizer_destroy(quantizer));
+    CHECK(c.live == 0);
+  }
+  CHECK(failures >= 6);
+  free(x);
+}
+
 static void refuse_config(tq_status status, const char* text, int32_t family, int32_t bits,
                           void (*change)(tq_quantizer_config*)) {
   tq_quantizer_config config = config_of(family, bits);

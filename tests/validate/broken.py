@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Codecs that are broken in one way each: the library, and a fault behind or in front of it."""
+import dataclasses
+
 import numpy as np
 from tqkv.validate import paper
 from tqkv.validate.library import Library
@@ -88,3 +90,66 @@ class MoreBytes(Library):
         counted = super().bytes(**fields)
         counted.token_bytes += 4
         return counted
+
+
+class _Quantizer:
+    """A quantizer with faults put around its calls."""
+
+    def __init__(self, quantizer):
+        self._quantizer = quantizer
+
+    def __getattr__(self, name):
+        return getattr(self._quantizer, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._quantizer.close()
+
+
+class FewerBits(Library):
+    """A bit less than was asked for, from 2 bits on; groups twice as large."""
+
+    def quantizer(self, dim, bits, *, family="scalar", group_size=0, **options):
+        if family == "grouped":
+            return super().quantizer(dim, bits, family=family, group_size=min(2 * group_size, 64), **options)
+        return super().quantizer(dim, max(bits - 1, 1), family=family, **options)
+
+
+class SketchTooLarge(Library):
+    """The residual's estimate, a tenth too large."""
+
+    def quantizer(self, dim, bits, *, family="scalar", **options):
+        factor = 1.1 * 1.2533 if family == "prod" else 0
+        return super().quantizer(dim, bits, family=family, sketch_factor=factor, **options)
+
+
+class ProductsOff(Library):
+    """Inner products a ten thousandth too large; search that forgets the best."""
+
+    class Quantizer(_Quantizer):
+        def inner_products(self, queries, codes):
+            return self._quantizer.inner_products(queries, codes) * np.float32(1.0001) + np.float32(0.01)
+
+        def search(self, queries, codes, k):
+            scores, ids = self._quantizer.search(queries, codes, k + 1)
+            return scores[:, 1:], ids[:, 1:]
+
+    def quantizer(self, *arguments, **options):
+        return self.Quantizer(super().quantizer(*arguments, **options))
+
+
+class LevelsOfOthers(Library):
+    """Calibrated levels 30 % too far out, and a factor twice as large."""
+
+    class Quantizer(_Quantizer):
+        def calibrate_levels(self, x, bits):
+            levels, error = self._quantizer.calibrate_levels(x, bits)
+            return dataclasses.replace(levels, levels=tuple(1.3 * v for v in levels.levels)), error
+
+        def calibrate_sketch_factor(self, x):
+            return 2 * self._quantizer.calibrate_sketch_factor(x)
+
+    def quantizer(self, *arguments, **options):
+        return self.Quantizer(super().quantizer(*arguments, **options))

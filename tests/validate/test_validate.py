@@ -28,6 +28,7 @@ from tqkv.validate import (
     rows,
     run,
     theorems,
+    vectors,
 )
 from tqkv.validate.library import Library
 from tqkv.validate.rows import Estimate
@@ -70,6 +71,15 @@ FAULTS = (
     (broken.FirstTokenLost, audit.short_history, "Histories"),
     (broken.MoreBytes, accounting.run, "tqkv at 3-bit keys + 2-bit values"),
     (broken.MoreBytes, accounting.run, "Compression at 3 + 2 bits, d 128"),
+    (broken.FewerBits, vectors.distortion, "the quantizer at 4 bits has the distortion"),
+    (broken.FewerBits, vectors.groups, "Grouped codes at 4 bits in groups of 16"),
+    (broken.FewerBits, vectors.outliers, "The outlier split"),
+    (broken.SketchTooLarge, vectors.sketches, "PROD at 2 bits is unbiased, orthogonal sketch"),
+    (broken.SketchTooLarge, vectors.sketches, "PROD at 4 bits: d times the variance"),
+    (broken.ProductsOff, vectors.products, "Integer inner products"),
+    (broken.ProductsOff, vectors.products, "Search finds the records"),
+    (broken.LevelsOfOthers, vectors.factors, "The least-squares factor of the gaussian sketch"),
+    (broken.LevelsOfOthers, vectors.retuned, "Levels of 4 bits calibrated"),
 )
 
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Vectors on their own: there and back, products and search against decoded vectors, refusals.
 
-use tqkv::{CodeFamily, Dtype, Levels, Library, Quantizer, QuantizerConfig, Sketch, SketchRule, Status};
+use tqkv::{
+    CodeFamily, Dtype, Levels, Library, Quantizer, QuantizerConfig, Rotation, ScaleRule, Sketch, SketchRule,
+    Status, FLAG_NO_SCALE_SEARCH,
+};
 
 const DIM: i32 = 100;
 const COUNT: i64 = 200;
@@ -126,4 +129,81 @@ fn refusals() {
     let wrong =
         Quantizer::new(&library, &QuantizerConfig { io_dtype: Dtype::F16, ..config(4, CodeFamily::SCALAR) });
     assert!(wrong.unwrap().encode(&x, 1, &mut codes).unwrap_err().message.contains("io_dtype = 2"));
+}
+
+/// The records of the golden file, which all bindings make: every family, field and rule of a configuration.
+#[test]
+fn golden_records() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/golden/quantizer.safetensors");
+    let Ok(blob) = std::fs::read(&path) else {
+        assert!(!path.parent().unwrap().exists(), "{path:?} is missing");
+        return; // the crate by itself
+    };
+    let length = u64::from_le_bytes(blob[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&blob[8..8 + length]).unwrap();
+    let tensor = |name: &str| {
+        let offsets = header.get(name)?["data_offsets"].as_array()?;
+        let at = |i: usize| 8 + length + offsets[i].as_u64().unwrap() as usize;
+        Some(&blob[at(0)..at(1)])
+    };
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let library = Library::open().unwrap();
+    let mut cases = 0;
+    for (case, text) in header["__metadata__"].as_object().unwrap() {
+        let p: serde_json::Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        let number = |name: &str| p[name].as_i64().unwrap() as i32;
+        let real = |name: &str| p[name].as_f64().unwrap() as f32;
+        let reals = |name: &str| -> Vec<f32> {
+            p[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+        };
+        let only = |family: CodeFamily, name: &str| match number("family") == family.0 {
+            true => number(name),
+            false => 0,
+        };
+        let config = QuantizerConfig {
+            dim: number("dim"),
+            bits: number("bits"),
+            family: CodeFamily(number("family")),
+            rotation: Rotation(if number("family") == CodeFamily::GROUPED.0 {
+                0
+            } else {
+                number("rotation")
+            }),
+            scale_rule: ScaleRule(number("rule")),
+            group_size: only(CodeFamily::GROUPED, "group"),
+            sketch: Sketch(only(CodeFamily::PROD, "sketch")),
+            sketch_rule: SketchRule(only(CodeFamily::PROD, "sketch_rule")),
+            sketch_factor: real("factor"),
+            outlier_channels: p["outliers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|c| c.as_i64().unwrap() as i32)
+                .collect(),
+            seed: p["seed"].as_u64().unwrap(),
+            levels: match reals("levels") {
+                levels if levels.is_empty() => None,
+                levels => Some(Levels { levels, boundaries: reals("boundaries"), unit: real("unit") }),
+            },
+            flags: if p["search"].as_bool().unwrap() { 0 } else { FLAG_NO_SCALE_SEARCH },
+            ..Default::default()
+        };
+        let quantizer = Quantizer::new(&library, &config).unwrap();
+        let x = floats(tensor(&format!("d{}.input", config.dim)).unwrap());
+        let (expected, count) = (tensor(&format!("{case}.records")).unwrap(), 32);
+        let mut codes = vec![0u8; expected.len()];
+        assert_eq!(expected.len() as i64, count * quantizer.code_bytes(), "{case}");
+        quantizer.encode(&x, count, &mut codes).unwrap();
+        assert!(codes == expected, "{case}");
+        if let Some(decoded) = tensor(&format!("{case}.decoded")) {
+            let mut back = vec![0.0f32; x.len()];
+            quantizer.decode(&codes, count, &mut back).unwrap();
+            assert_eq!(back, floats(decoded), "{case}");
+        }
+        cases += 1;
+    }
+    assert!(cases > 40);
 }
