@@ -278,7 +278,7 @@ def test_registration(monkeypatch):
                     AttentionBackendEnum.CUSTOM)
     tqkv.vllm.register()
     assert name.get_class() is _backend.TqkvBackend
-    assert DIM in head_sizes(DEVICE) and 48 not in head_sizes(DEVICE)
+    assert DIM in head_sizes(DEVICE) and 568 not in head_sizes(DEVICE)
 
     class Platform:
         asked = []

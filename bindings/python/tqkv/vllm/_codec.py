@@ -16,13 +16,10 @@ from ..errors import NotSupported
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-_HEAD_SIZES = (*range(8, 257, 4), 512, 576)
-
-
 @functools.lru_cache(maxsize=None)
 def head_sizes(device) -> list:
     """Those that the library has on a kind of device, "cpu" or "cuda"."""
-    return [size for size in _HEAD_SIZES
+    return [size for size in range(4, 577, 4)
             if not Config(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=size, key_bits=4,
                           value_bits=4, io_dtype="float16", max_tokens=64, device=device).check()]
 
