@@ -65,9 +65,13 @@ class CudaBackend : public Backend, private DeviceLayers {
   TilePlace tiles(int layer) const override;
   TilePlace exact_tiles(int layer, Kind kind) const override;
   void move_tiles(const TileMove& move) override;
+  ReachedMemory reach(const void* memory, int64_t bytes) const override;
+  LinkMemory take_link(void* stream) override;
+  void give_link(void* stream, bool failed) noexcept override;
+  void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) override;
   uint8_t* take_staging(int64_t bytes) override;
   void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
-  void set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
+  void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
   const volatile uint32_t* slot_word(int slot) const override { return arena_.device_flags() + slot; }
   void wait(void* stream) override;
   bool capturing(void* stream) const override;
@@ -81,6 +85,7 @@ class CudaBackend : public Backend, private DeviceLayers {
                               layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
   }
   move::MoveSpace move_;
+  LinkBuffer link_;
 };
 
 CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream)
@@ -234,6 +239,45 @@ TilePlace CudaBackend::exact_tiles(int layer, Kind kind) const {
                    0};
 }
 
+ReachedMemory CudaBackend::reach(const void* memory, int64_t bytes) const {
+  if (bytes == 0) return {};
+  const DeviceGuard guard(geometry_.device_id);
+  const uint8_t* const first = static_cast<const uint8_t*>(memory);
+  cudaPointerAttributes begin = {}, end = {};
+  check_cuda(runtime().pointer_get_attributes(&begin, first), "memory: cudaPointerGetAttributes");
+  check_cuda(runtime().pointer_get_attributes(&end, first + bytes - 1), "memory: cudaPointerGetAttributes");
+  const bool device = begin.type == cudaMemoryTypeDevice;
+  TQ_CHECK(!device || begin.device == geometry_.device_id, Status::kInvalidArgument,
+           "memory = %p: on CUDA device %d, the cache is on %d", memory, begin.device, geometry_.device_id);
+  // One allocation, or several side by side, from the first byte to the last.
+  uint8_t* const at = static_cast<uint8_t*>(begin.devicePointer);
+  const bool whole = begin.type == end.type && at && at + bytes - 1 == end.devicePointer;
+  TQ_CHECK(!device || whole, Status::kInvalidArgument,
+           "memory = %p: device memory that ends before byte %lld", memory, static_cast<long long>(bytes));
+  return whole ? ReachedMemory{at, !device} : ReachedMemory{};
+}
+
+LinkMemory CudaBackend::take_link(void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(stream), "moving a part of a sequence");
+  return link_.take(ops_, geometry_.device_id, as_stream(stream));
+}
+
+void CudaBackend::give_link(void* stream, bool failed) noexcept {
+  try {
+    const DeviceGuard guard(geometry_.device_id);
+    link_.give(as_stream(stream), failed);
+  } catch (const Error&) {  // no device to make current: nothing runs there any more
+  }
+}
+
+void CudaBackend::copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) {
+  const DeviceGuard guard(geometry_.device_id);
+  check_cuda(
+      runtime().memcpy_async(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, as_stream(stream)),
+      "cudaMemcpyAsync");
+}
+
 uint8_t* CudaBackend::take_staging(int64_t bytes) {
   const DeviceGuard guard(geometry_.device_id);
   void* pointer = nullptr;
@@ -270,10 +314,10 @@ void CudaBackend::start_slot(int slot, void* stream) {
   pages::launch_slot(-1, slot, arena_.device_flags(), as_stream(stream));
 }
 
-void CudaBackend::set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) {
+void CudaBackend::add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(stream), "copying a sequence");
-  pages::launch_set_slot(slot, flags, word, arena_.device_flags(), as_stream(stream));
+  pages::launch_add_to_slot(slot, flags, word, arena_.device_flags(), as_stream(stream));
 }
 
 void CudaBackend::wait(void* stream) {

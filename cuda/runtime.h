@@ -39,6 +39,7 @@ struct Runtime {
   cudaError_t (*host_alloc)(void**, size_t, unsigned);
   cudaError_t (*host_free)(void*);
   cudaError_t (*host_get_device_pointer)(void**, void*, unsigned);
+  cudaError_t (*pointer_get_attributes)(cudaPointerAttributes*, const void*);
   cudaError_t (*memcpy_sync)(void*, const void*, size_t, cudaMemcpyKind);
   cudaError_t (*memcpy_async)(void*, const void*, size_t, cudaMemcpyKind, cudaStream_t);
   cudaError_t (*memset_async)(void*, int, size_t, cudaStream_t);
@@ -49,6 +50,7 @@ struct Runtime {
   cudaError_t (*event_destroy)(cudaEvent_t);
   cudaError_t (*event_record)(cudaEvent_t, cudaStream_t);
   cudaError_t (*event_synchronize)(cudaEvent_t);
+  cudaError_t (*stream_wait_event)(cudaStream_t, cudaEvent_t, unsigned);
   // The last: may start before the kernel in front of it has ended (programmatic dependent launch, compute
   // capability 9.0).
   cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t, bool);

@@ -14,6 +14,16 @@ using tq::Cache;
 using tq::guarded;
 using tq::Status;
 
+// io of a save or a load, whose function it must have.
+tq_io checked_io(const tq_io* given, bool reads) {
+  const tq_io io = tq::read_struct(given, "io");
+  TQ_CHECK(reads ? io.read != nullptr : io.write != nullptr, Status::kInvalidArgument, "io.%s = NULL",
+           reads ? "read" : "write");
+  TQ_CHECK(io.mac ? io.mac_bytes >= 16 && io.mac_bytes <= 64 : io.mac_bytes == 0, Status::kInvalidArgument,
+           "io.mac_bytes = %d: must be %s", io.mac_bytes, io.mac ? "16 .. 64" : "0 without io.mac");
+  return io;
+}
+
 Cache* unwrap(tq_cache* cache) { return reinterpret_cast<Cache*>(cache); }
 const Cache* unwrap(const tq_cache* cache) { return reinterpret_cast<const Cache*>(cache); }
 
@@ -50,10 +60,7 @@ tq_status tq_sequence_import(tq_cache* cache, tq_sequence sequence, const tq_sta
 tq_status tq_sequence_save(tq_cache* cache, tq_sequence sequence, const tq_io* io, void* stream) {
   return guarded([&] {
     tq::require(cache, "cache");
-    const tq_io out = tq::read_struct(io, "io");
-    TQ_CHECK(out.reserved == 0, Status::kVersion, "io.reserved = %u: must be 0", out.reserved);
-    TQ_CHECK(out.write, Status::kInvalidArgument, "io.write = NULL");
-    unwrap(cache)->save(sequence, out, stream);
+    unwrap(cache)->save(sequence, checked_io(io, false), stream);
   });
 }
 
@@ -61,10 +68,7 @@ tq_status tq_sequence_load(tq_cache* cache, const tq_io* io, void* stream, tq_se
   return guarded([&] {
     tq::require(cache, "cache");
     tq::require(sequence, "sequence");
-    const tq_io in = tq::read_struct(io, "io");
-    TQ_CHECK(in.reserved == 0, Status::kVersion, "io.reserved = %u: must be 0", in.reserved);
-    TQ_CHECK(in.read, Status::kInvalidArgument, "io.read = NULL");
-    *sequence = unwrap(cache)->load(in, stream);
+    *sequence = unwrap(cache)->load(checked_io(io, true), stream);
   });
 }
 

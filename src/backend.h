@@ -15,6 +15,16 @@ namespace tq {
 
 struct HostOps;
 
+struct ReachedMemory {
+  uint8_t* at;     // null: the device does not reach it, staging memory has to stand between
+  bool over_link;  // it is the host's, and the backend a device's
+};
+// Memory of a device, of some tiles at least.
+struct LinkMemory {
+  uint8_t* at;
+  int64_t bytes;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -53,16 +63,24 @@ class Backend {
   // In stream order. Both places are memory that the device reaches: its own, or memory of take_staging or
   // otherwise pinned.
   virtual void move_tiles(const TileMove& move) = 0;
+  // A caller's memory as move_tiles may use it. INVALID_ARGUMENT: another device's, or not all of it there.
+  virtual ReachedMemory reach(const void* memory, int64_t bytes) const = 0;
   // Tokens into other places of their sequence's pages, codes, scales and exact copies alike, bit for bit.
   virtual void move_tokens(const MoveRequest& request) = 0;
+  // Memory of the device through which `over_link` memory is filled and read; it is stream's from take to
+  // give. failed: the call changes nothing, nor may it keep memory that it made.
+  virtual LinkMemory take_link(void* stream) = 0;
+  virtual void give_link(void* stream, bool failed) noexcept = 0;
+  // Between it and memory of the host, in stream order.
+  virtual void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) = 0;
   // Memory of the host that the device reaches too; not for long.
   virtual uint8_t* take_staging(int64_t bytes) = 0;
   virtual void give_staging(uint8_t* memory, int64_t bytes) noexcept = 0;
-  // Flags of one slot. start_slot clears them for a new sequence; set_slot sets those given, or those of
+  // Flags of one slot. start_slot clears them for a new sequence; add_to_slot adds those given, or those of
   // another backend's slot_word if that is not null.
   virtual void copy_slot(int source, int target, void* stream) = 0;
   virtual void start_slot(int slot, void* stream) = 0;
-  virtual void set_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) = 0;
+  virtual void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) = 0;
   // Where the flags of a slot change in stream order, in memory that other backends on the device reach; null
   // if slot_flags is never late.
   virtual const volatile uint32_t* slot_word(int slot) const = 0;

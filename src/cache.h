@@ -140,17 +140,16 @@ class Cache {
   TilePlace run_place(const PartRun& run, int32_t slot, int32_t first_head, int64_t first_tile) const;
   KeptTokens kept_of(const PartRun& run, int32_t slot, bool planned) const;
   void put_tokens(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
-                  int32_t first_head, int64_t begin, int64_t end, uint8_t* scratch);
+                  int32_t first_head, int64_t begin, int64_t end);
   void put_slice(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
-                 int32_t first_head, uint8_t* scratch);
+                 int32_t first_head);
   void check_memory(const tq_state& state, const void* memory, size_t bytes) const;
   StatePart part_to_import(const tq_state& state) const;
   void check_importable(const StatePart& part, int32_t slot) const;
   void check_kept(const StatePart& part, int32_t slot, bool planned) const;
   void prepare_import(const StatePart& part, int32_t slot, const char* who, void* stream);
   void mark_imported(const StatePart& part, int32_t slot) noexcept;
-  void load_payload(StateReader& in, const SavedHeader& header, int32_t slot, uint8_t* room, uint8_t* scratch,
-                    void* stream);
+  void load_payload(StateReader& in, const SavedHeader& header, int32_t slot, uint8_t* room, void* stream);
   void check_stream(const void* stream) const;
   const BatchPlan& plan_in_force(const Batch& batch) const;
   void collect_growth(Batch& batch, int32_t num_sequences, const int64_t* sequences,

@@ -147,8 +147,8 @@ int64_t Cache::copy_sequence(Cache& source, int64_t id, Cache& target, void* str
       if (target.geometry().stores(layer)) target.move_layer(source, from, slot, layer, stream);
     const bool direct = target.config_.device() == source.config_.device();
     if (!direct && source.config_.device() == DeviceType::kCuda) source.backend_->wait(stream);
-    target.backend_->set_slot(slot, source.backend_->slot_flags(from),
-                              direct ? source.backend_->slot_word(from) : nullptr, own_stream);
+    target.backend_->add_to_slot(slot, source.backend_->slot_flags(from),
+                                 direct ? source.backend_->slot_word(from) : nullptr, own_stream);
   } catch (...) {
     table.cancel_import();
     table.commit_free(slot);

@@ -83,14 +83,10 @@ uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, K
   const LayerGeometry& code = g.layers[layer];
   if (!(kind == Kind::kKey ? code.key_code : code.value_code).rotated()) return 0;
   const float* centre = identity.centre(layer, kv_head, kind);
-  XXH64_state_t state;
-  XXH64_reset(&state, 0);
-  bool any = false;
-  for (int i = 0; i < code.dim(kind); i++) {
-    put_word(&state, centre_word(centre[i]));
-    any |= centre[i] != 0;
-  }
-  return any ? XXH64_digest(&state) : 0;
+  const int dim = code.dim(kind);
+  uint32_t words[format::kMaxDim], any = 0;  // little-endian, as the machine is
+  for (int i = 0; i < dim; i++) any |= words[i] = centre_word(centre[i]);
+  return any ? XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), 0) : 0;
 }
 
 void for_each_word(const Identity& identity, void (*visit)(void* context, uint32_t word), void* context) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backend.h"
+#include "part_way.h"
 #include "sequence_table.h"
 #include "tile_move.h"
 
@@ -74,8 +75,6 @@ inline TileMove part_of(const TileMove& move, int64_t first, int64_t tiles) {
   part.head = from(move.head), part.begin = from(move.begin), part.end = from(move.end);
   return part;
 }
-
-constexpr int64_t kStagingBytes = 4 << 20;
 
 // Memory of one piece: [kv head][tile].
 inline TilePlace linear_place(uint8_t* memory, int64_t tiles, int32_t tile_bytes) {

@@ -8,6 +8,11 @@
 #include "state_header.h"
 
 namespace tq {
+namespace {
+
+int64_t staging_room() { return kStagingBytes; }
+
+}  // namespace
 
 void Cache::save(int64_t id, const tq_io& io, void* stream) {
   const Gate::Use use(gate_, true);
@@ -21,12 +26,12 @@ void Cache::save(int64_t id, const tq_io& io, void* stream) {
   describe_part(identity, part, &state);
   backend_->wait(stream);  // for the flags
   state.flags = backend_->slot_flags(slot);
-  const Staging staging(*backend_, kStatePiece + largest_slice(g, part));
+  const Staging staging(*backend_, kStatePiece + std::min(state.bytes, kStagingBytes));
   uint8_t* room = staging.get() + kStatePiece;
   StateWriter out(io, staging.get());
   write_header(out, identity, part, state);
   for_each_part_run(g, part, [&](const PartRun& run) {
-    for_each_slice(run.move, [&](RunSlice& slice) {
+    for_each_slice(run.move, staging_room, [&](RunSlice& slice) {
       slice.move.source = run_place(run, slot, slice.first_head, slice.first_tile);
       slice.move.target = linear_place(room, slice.move.tiles, slice.move.tile_bytes());
       slice.move.stream = stream;
@@ -40,7 +45,7 @@ void Cache::save(int64_t id, const tq_io& io, void* stream) {
 
 // The payload of a saved sequence into the pages that are prepared for it.
 void Cache::load_payload(StateReader& in, const SavedHeader& header, int32_t slot, uint8_t* room,
-                         uint8_t* scratch, void* stream) {
+                         void* stream) {
   const Geometry& g = geometry();
   for_each_part_run(g, header.part, [&](PartRun& run) {
     const size_t layer = static_cast<size_t>(run.layer);
@@ -48,7 +53,7 @@ void Cache::load_payload(StateReader& in, const SavedHeader& header, int32_t slo
                   before = g.layers[run.layer].first_kv_head - header.first_heads[layer];
     const bool kept = run.kind == PieceKind::kCodes || g.has_exact();
     run.move.heads = header.num_heads[layer];
-    for_each_slice(run.move, [&](RunSlice& slice) {
+    for_each_slice(run.move, staging_room, [&](RunSlice& slice) {
       in.payload(room, slice.bytes());
       // Those of the slice's kv heads that are this cache's.
       const int32_t first = std::max(slice.first_head, before),
@@ -62,7 +67,7 @@ void Cache::load_payload(StateReader& in, const SavedHeader& header, int32_t slo
       move.stream = stream;
       check_saved_tiles(move, run.kind, header.part.exact_type, g, run.layer);
       if (!kept) return;
-      put_slice(run, slice, kept_of(run, slot, true), slot, first - before, scratch);
+      put_slice(run, slice, kept_of(run, slot, true), slot, first - before);
       backend_->wait(stream);
     });
   });
@@ -76,11 +81,7 @@ int64_t Cache::load(const tq_io& io, void* stream) {
   const Geometry& g = geometry();
   SequenceTable& table = arrays_.table;
   table.prepare_slot();
-  StatePart all = {};
-  all.num_layers = g.num_layers, all.num_tokens = all.exact_first = 1, all.exact_sinks = 1;
-  all.exact_type = static_cast<int32_t>(DataType::kF32);
-  const int64_t tiles = largest_tiles(g, all);
-  const Staging staging(*backend_, kStatePiece + kStagingBytes + tiles);
+  const Staging staging(*backend_, kStatePiece + kStagingBytes);
   StateReader in(io, staging.get());
   const SavedHeader header = read_header(in, Identity{&g, arrays_.centres}, config_.max_sequence_tokens());
   in.begin_payload(header.payload_bytes);
@@ -91,9 +92,8 @@ int64_t Cache::load(const tq_io& io, void* stream) {
     prepare_import(header.part, slot, "sequence: it", stream);
     prepared = true;
     check_kept(header.part, slot, true);
-    load_payload(in, header, slot, staging.get() + kStatePiece, staging.get() + kStatePiece + kStagingBytes,
-                 stream);
-    backend_->set_slot(slot, header.flags, nullptr, stream);
+    load_payload(in, header, slot, staging.get() + kStatePiece, stream);
+    backend_->add_to_slot(slot, header.flags, nullptr, stream);
   } catch (...) {
     if (prepared) table.cancel_import();
     table.commit_free(slot);

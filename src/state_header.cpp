@@ -226,7 +226,7 @@ void write_header(StateWriter& out, const Identity& identity, const StatePart& p
   out.number(kFormatVersion);
   out.number(static_cast<uint32_t>(part.num_layers));
   out.number(uint64_t{0});  // features that a reader must know
-  out.number(uint64_t{0});  // and others
+  out.number(static_cast<uint64_t>(out.mac_bytes()));  // and others
   out.number(static_cast<uint64_t>(state.bytes));
   out.number(static_cast<uint32_t>(state.first_layer));
   out.number(static_cast<uint32_t>(part.exact_type));
@@ -250,7 +250,7 @@ SavedHeader read_header(StateReader& in, const Identity& identity, int64_t max_t
            "saved sequence: format version %u, this library has %u", version, kFormatVersion);
   const uint32_t layers = in.number<uint32_t>();
   const uint64_t required = in.number<uint64_t>();
-  in.number<uint64_t>();  // what a reader need not know
+  in.expect_mac(in.number<uint64_t>());  // what a reader need not know
   TQ_CHECK(required == 0, Status::kIncompatible, "saved sequence: features 0x%llx are not known here",
            static_cast<unsigned long long>(required));
   // Records follow for as many layers as the cache has, so this cannot wait for the checksum.

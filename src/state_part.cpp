@@ -3,6 +3,7 @@
 #include "state_part.h"
 
 #include "host_block.h"
+#include "state_fields.h"
 #include "state_header.h"
 
 namespace tq {
@@ -74,6 +75,7 @@ void describe_part(const Identity& identity, const StatePart& part, tq_state* st
   state->exact_first = part.exact_first;
   state->rollback_tokens = part.rollback;
   state->identity = part_identity(identity, part);
+  part_fields(identity, part, state->fields);
   state->bytes = part_bytes(g, part);
 }
 
@@ -88,22 +90,6 @@ int64_t part_bytes(const Geometry& g, const StatePart& part) {
   for_each_part_run(g, part, [&](const PartRun& run) {
     const int64_t heads = checked_mul(run.move.heads, run.move.tile_bytes(), "state.bytes");
     bytes = checked_add(bytes, checked_mul(run.move.tiles, heads, "state.bytes"), "state.bytes");
-  });
-  return bytes;
-}
-
-int64_t largest_slice(const Geometry& g, const StatePart& part) {
-  int64_t bytes = 0;
-  for_each_part_run(g, part, [&](const PartRun& run) {
-    bytes = std::max(bytes, std::min(run.bytes(), std::max<int64_t>(kStagingBytes, run.move.tile_bytes())));
-  });
-  return bytes;
-}
-
-int64_t largest_tiles(const Geometry& g, const StatePart& part) {
-  int64_t bytes = 0;
-  for_each_part_run(g, part, [&](const PartRun& run) {
-    bytes = std::max(bytes, static_cast<int64_t>(run.move.heads) * run.move.tile_bytes());
   });
   return bytes;
 }

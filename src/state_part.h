@@ -87,22 +87,24 @@ struct RunSlice {
 
   int64_t bytes() const { return move.heads * move.tiles * move.tile_bytes(); }
 };
-// visit(slice), in the order of memory.
-template <typename Visit>
-void for_each_slice(const TileMove& run, const Visit& visit) {
-  const int64_t room = std::max<int64_t>(1, kStagingBytes / run.tile_bytes());
-  const int32_t heads =
-      static_cast<int32_t>(std::min<int64_t>(run.heads, std::max<int64_t>(1, room / run.tiles)));
-  for (int32_t head = 0; head < run.heads; head += heads)
-    for (int64_t first = 0; first < run.tiles; first += room) {
-      RunSlice slice = {head, first, part_of(run, first, std::min(room, run.tiles - first))};
-      slice.move.heads = std::min(heads, run.heads - head);
-      visit(slice);
-    }
+// visit(slice), in the order of memory. room(): bytes that the next one may have, at least those of a tile.
+template <typename Room, typename Visit>
+void for_each_slice(const TileMove& run, const Room& room, const Visit& visit) {
+  int64_t first = 0;
+  for (int32_t head = 0; head < run.heads;) {
+    const int64_t fit = room() / run.tile_bytes();
+    const bool whole = first == 0 && fit >= run.tiles;  // heads
+    RunSlice slice = {head, first, part_of(run, first, std::min(fit, run.tiles - first))};
+    slice.move.heads = whole ? static_cast<int32_t>(std::min<int64_t>(run.heads - head, fit / run.tiles)) : 1;
+    visit(slice);
+    first += slice.move.tiles;
+    if (first < run.tiles) continue;
+    head += slice.move.heads;
+    first = 0;
+  }
 }
-// Bytes of the part; of its largest slice; of one tile of each kv head, of the largest kind.
+static_assert(kStagingBytes >= format::kTileTokens * format::kMaxDim * 4, "a tile of float32 copies fits");
+// Of all runs.
 int64_t part_bytes(const Geometry& geometry, const StatePart& part);
-int64_t largest_slice(const Geometry& geometry, const StatePart& part);
-int64_t largest_tiles(const Geometry& geometry, const StatePart& part);
 
 }  // namespace tq

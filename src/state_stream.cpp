@@ -15,7 +15,7 @@ long long ll(int64_t x) { return static_cast<long long>(x); }
 
 }  // namespace
 
-StateSums::StateSums() {
+StateSums::StateSums(const tq_io& io) : io_(io) {
   XXH3_128bits_reset(&all_);
   XXH3_64bits_reset(&header_);
 }
@@ -23,7 +23,15 @@ StateSums::StateSums() {
 void StateSums::update(const void* bytes, size_t count) {
   XXH3_128bits_update(&all_, bytes, count);
   XXH3_64bits_update(&header_, bytes, count);
+  if (io_.mac)
+    if (const int32_t status = io_.mac(io_.user, bytes, count, nullptr))
+      throw Error(Status::kIo, "io.mac: returned %d for %zu bytes at %lld", status, count, ll(position_));
   position_ += static_cast<int64_t>(count);
+}
+
+void StateSums::mac(uint8_t (&tag)[kMostMacBytes]) const {
+  if (const int32_t status = io_.mac(io_.user, nullptr, 0, tag))
+    throw Error(Status::kIo, "io.mac: returned %d for the tag of %lld bytes", status, ll(position_));
 }
 
 uint64_t StateSums::header() const { return XXH3_64bits_digest(&header_); }
@@ -42,9 +50,13 @@ uint64_t StateSums::piece(const void* bytes, size_t count, uint64_t index) {
 
 // ---- writing ----
 
-void StateWriter::bytes_of(const void* bytes, size_t count) {
+void StateWriter::put(const void* bytes, size_t count) {
   if (const int32_t status = io_.write(io_.user, bytes, count))
     throw Error(Status::kIo, "io.write: returned %d for %zu bytes at %lld", status, count, ll(position_));
+}
+
+void StateWriter::bytes_of(const void* bytes, size_t count) {
+  put(bytes, count);
   update(bytes, count);
 }
 
@@ -71,16 +83,24 @@ void StateWriter::end() {
   digest(sum);
   bytes_of(sum, sizeof sum);
   bytes_of(kStateCommit, sizeof kStateCommit);
+  if (mac_bytes() == 0) return;
+  uint8_t tag[kMostMacBytes];
+  mac(tag);
+  put(tag, static_cast<size_t>(mac_bytes()));
 }
 
 // ---- reading ----
 
-void StateReader::bytes_of(void* bytes, size_t count) {
+void StateReader::take(void* bytes, size_t count) {
   const int32_t status = io_.read(io_.user, bytes, count);
   TQ_CHECK(status != 1, Status::kCorruptData, "saved sequence: ends after %lld bytes, in the middle",
            ll(position_));
   TQ_CHECK(status == 0, Status::kIo, "io.read: returned %d for %zu bytes at %lld", status, count,
            ll(position_));
+}
+
+void StateReader::bytes_of(void* bytes, size_t count) {
+  take(bytes, count);
   update(bytes, count);
 }
 
@@ -89,6 +109,8 @@ void StateReader::end_header() {
   TQ_CHECK(found == wanted, Status::kCorruptData,
            "saved sequence: the header's checksum is 0x%llx, not 0x%llx",
            static_cast<unsigned long long>(wanted), static_cast<unsigned long long>(found));
+  TQ_CHECK(mac_bytes() == 0 || mac_bytes() == saved_mac_, Status::kCorruptData,
+           "saved sequence: a MAC of %d bytes stands at its end, io.mac_bytes = %d", saved_mac_, mac_bytes());
 }
 
 void StateReader::next_piece() {
@@ -123,6 +145,16 @@ void StateReader::end() {
            "saved sequence: the digest differs");
   TQ_CHECK(memcmp(mark, kStateCommit, sizeof mark) == 0, Status::kCorruptData,
            "saved sequence: the mark at its end is missing");
+  end_mac();
+}
+
+void StateReader::end_mac() {
+  uint8_t wanted[kMostMacBytes] = {}, found[kMacBits];
+  if (mac_bytes() > 0) mac(wanted);
+  if (saved_mac_ > 0) take(found, static_cast<size_t>(saved_mac_));
+  unsigned differ = 0;  // in a time that does not say where
+  for (int i = 0; i < mac_bytes(); i++) differ |= wanted[i] ^ found[i];
+  TQ_CHECK(differ == 0, Status::kCorruptData, "saved sequence: its MAC is not that of this key");
 }
 
 }  // namespace tq

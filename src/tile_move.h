@@ -32,6 +32,8 @@ struct TileMove {
   int64_t tiles = 0;
   // Tokens that are moved, counted from the first of tile 0: [0, head) and [begin, end).
   int64_t head = 0, begin = 0, end = 0;
+  // Other tokens of tile 0 that stay in the target as they are.
+  format::TileTokens stay = {0, 0, 0};
   void* stream = nullptr;
 
   TQ_HD int32_t tile_bytes() const {
@@ -41,6 +43,7 @@ struct TileMove {
     const int64_t first = tile * format::kTileTokens;
     return format::TileTokens{cut(head - first), cut(begin - first), cut(end - first)};
   }
+  TQ_HD bool stays(int64_t tile) const { return tile == 0 && (stay.head > 0 || stay.begin < stay.end); }
   TQ_HD uint32_t word_mask(int word, format::TileTokens tokens) const {
     return row_bytes > 0 ? format::row_word_mask(row_bytes, word, tokens)
                          : format::tile_word_mask(codes, word, tokens);

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // tq_sequence_describe, _export and _import: parts of a sequence to memory of the caller's and from it, as
-// tiles. A CPU cache moves them straight; for a device they go by way of pinned staging memory.
+// tiles. part_way.h says how they get there.
 #include <string.h>
 
-#include <optional>
-
 #include "cache.h"
+#include "state_fields.h"
 #include "state_header.h"
 
 namespace tq {
@@ -15,14 +14,6 @@ constexpr Status kBad = Status::kInvalidArgument;
 constexpr int64_t kTile = format::kTileTokens;
 
 long long ll(int64_t x) { return static_cast<long long>(x); }
-
-// Kept tokens of a tile, or of several, that lie before `end`: as in TileMove, counted from token `base`.
-void set_tokens(TileMove* move, const KeptTokens& kept, int64_t base, int64_t end) {
-  const auto inside = [&](int64_t token) { return std::min(end, std::max<int64_t>(0, token - base)); };
-  move->head = inside(kept.sink_end);
-  move->begin = inside(kept.first);
-  move->end = end;
-}
 
 }  // namespace
 
@@ -76,64 +67,34 @@ TilePlace Cache::run_place(const PartRun& run, int32_t slot, int32_t first_head,
 }
 
 // Tokens begin .. end - 1 of a slice, whose source is memory of one piece, into the pages of a sequence that
-// keeps `kept`. Tokens in front of them in their first tile stay; scratch: room for one tile of each head.
+// keeps `kept`. What it holds in front of them in their first tile stays.
 void Cache::put_tokens(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
-                       int32_t first_head, int64_t begin, int64_t end, uint8_t* scratch) {
+                       int32_t first_head, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const int64_t skipped = begin / kTile, base = (run.first_tile() + slice.first_tile + skipped) * kTile;
   TileMove move = slice.move;
-  const int64_t tile_bytes = move.tile_bytes();
-  move.source.memory += skipped * tile_bytes;
+  move.source.memory += skipped * move.tile_bytes();
   move.target = run_place(run, slot, first_head, slice.first_tile + skipped);
   move.tiles = (end + kTile - 1) / kTile - skipped;
   move.begin = begin - skipped * kTile, move.end = end - skipped * kTile;
-  TileMove old = move;
-  set_tokens(&old, kept, base, move.begin);
-  if (old.head == 0 && old.begin >= old.end) {
-    backend_->move_tiles(move);
-    return;
-  }
-  // The first tile: what it holds is read, the new tokens are added, and it is written again.
-  old.tiles = 1;
-  old.source = move.target;
-  old.target = linear_place(scratch, 1, old.tile_bytes());
-  backend_->move_tiles(old);
-  backend_->wait(move.stream);
-  const format::TileTokens tokens = move.tokens(0);
-  for (int64_t word = 0; word < tile_bytes / 4; word++) {
-    const uint32_t mask = move.word_mask(static_cast<int>(word), tokens);
-    for (int32_t head = 0; mask != 0 && head < move.heads; head++) {
-      uint32_t x, add;
-      memcpy(&x, scratch + head * tile_bytes + 4 * word, sizeof x);
-      memcpy(&add, move.source.memory + head * move.source.head_bytes + 4 * word, sizeof add);
-      x |= add & mask;
-      memcpy(scratch + head * tile_bytes + 4 * word, &x, sizeof x);
-    }
-  }
-  TileMove whole = old;
-  whole.source = old.target;
-  whole.target = move.target;
-  whole.end = std::min(kTile, move.end);
-  backend_->move_tiles(whole);
-  backend_->wait(move.stream);
-  if (move.tiles == 1) return;
-  TileMove rest = part_of(move, 1, move.tiles - 1);
-  rest.source.memory += tile_bytes;
-  rest.target.first_tile++;
-  backend_->move_tiles(rest);
+  const auto inside = [&](int64_t token) {
+    return static_cast<int32_t>(std::min(move.begin, std::max<int64_t>(0, token - base)));
+  };
+  move.stay = {inside(kept.sink_end), inside(kept.first), static_cast<int32_t>(move.begin)};
+  backend_->move_tiles(move);
 }
 
 // What the sequence keeps of a slice.
 void Cache::put_slice(const PartRun& run, const RunSlice& slice, const KeptTokens& kept, int32_t slot,
-                      int32_t first_head, uint8_t* scratch) {
+                      int32_t first_head) {
   const int64_t base = (run.first_tile() + slice.first_tile) * kTile, begin = slice.move.begin,
                 end = slice.move.end;
   if (kept.first <= kept.sink_end) {
-    put_tokens(run, slice, kept, slot, first_head, begin, end, scratch);
+    put_tokens(run, slice, kept, slot, first_head, begin, end);
     return;
   }
-  put_tokens(run, slice, kept, slot, first_head, begin, std::min(end, kept.sink_end - base), scratch);
-  put_tokens(run, slice, kept, slot, first_head, std::max(begin, kept.first - base), end, scratch);
+  put_tokens(run, slice, kept, slot, first_head, begin, std::min(end, kept.sink_end - base));
+  put_tokens(run, slice, kept, slot, first_head, std::max(begin, kept.first - base), end);
 }
 
 // ---- export ----
@@ -162,26 +123,23 @@ void Cache::export_part(int64_t id, const tq_state& state, void* memory, size_t 
            ll(id), ll(now.bytes), ll(state.bytes));
   check_memory(state, memory, bytes);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: an export is no part of a graph");
-  uint8_t* next = static_cast<uint8_t*>(memory);
   const Geometry& g = geometry();
-  const bool direct = config_.device() == DeviceType::kCpu;
-  std::optional<Staging> staging;
-  if (!direct && state.bytes > 0) staging.emplace(*backend_, largest_slice(g, part));
+  PartWay way(*backend_, true, memory, state.bytes, stream);
   for_each_part_run(g, part, [&](const PartRun& run) {
-    for_each_slice(run.move, [&](RunSlice& slice) {
-      TileMove& move = slice.move;
-      move.source =
-          run_place(run, slot, part.own_head(g.layers[run.layer]) + slice.first_head, slice.first_tile);
-      move.target = linear_place(direct ? next : staging->get(), move.tiles, move.tile_bytes());
-      move.stream = stream;
-      backend_->move_tiles(move);
-      if (!direct) {
-        backend_->wait(stream);
-        memcpy(next, staging->get(), static_cast<size_t>(slice.bytes()));
-      }
-      next += slice.bytes();
-    });
+    const int64_t tile = run.move.tile_bytes();
+    for_each_slice(
+        run.move, [&] { return way.room(tile); },
+        [&](RunSlice& slice) {
+          TileMove& move = slice.move;
+          move.source =
+              run_place(run, slot, part.own_head(g.layers[run.layer]) + slice.first_head, slice.first_tile);
+          move.target = linear_place(way.at(), move.tiles, move.tile_bytes());
+          move.stream = stream;
+          backend_->move_tiles(move);
+          way.pass(slice.bytes());
+        });
   });
+  way.end();
 }
 
 // ---- import ----
@@ -205,15 +163,25 @@ StatePart Cache::part_to_import(const tq_state& state) const {
   TQ_CHECK(part.rollback <= INT32_MAX && part.rollback > -INT64_MAX / 4, kBad,
            "state.rollback_tokens = %lld: no sequence has that many", ll(part.rollback));
   const uint64_t identity = part_identity(Identity{&g, arrays_.centres}, part);
-  TQ_CHECK(identity == state.identity, Status::kIncompatible,
-           "state.identity = 0x%llx: these layers and kv heads are 0x%llx here: codes, shapes, rotation or "
-           "centres differ",
-           static_cast<unsigned long long>(state.identity), static_cast<unsigned long long>(identity));
+  if (identity != state.identity) {
+    uint32_t fields[kStateFields];
+    part_fields(Identity{&g, arrays_.centres}, part, fields);
+    const char* const name = differing_field(state.fields, fields);
+    throw Error(Status::kIncompatible,
+                "state.identity = 0x%llx: these layers and kv heads are 0x%llx here: %s not the cache's",
+                static_cast<unsigned long long>(state.identity), static_cast<unsigned long long>(identity),
+                name ? name : "codes, shapes, rotation or centres are");
+  }
   TQ_CHECK(!g.has_exact() || part.exact_type == 0 || part.exact_type == static_cast<int32_t>(g.io_dtype),
            Status::kIncompatible, "state.io_dtype = %d: exact copies are of type %d here", part.exact_type,
            static_cast<int>(g.io_dtype));
   const int64_t bytes = part_bytes(g, part);
   TQ_CHECK(bytes == state.bytes, kBad, "state.bytes = %lld: the part has %lld", ll(state.bytes), ll(bytes));
+  const bool none = part.exact_sinks == part.first_token && part.exact_first == part.end();
+  TQ_CHECK((part.exact_type == 0) == none &&
+               (part.exact_sinks < part.exact_first || part.exact_first == part.first_token),
+           kBad, "state: exact_sinks = %lld, exact_first = %lld: not with io_dtype = %d",
+           ll(part.exact_sinks), ll(part.exact_first), part.exact_type);
   return part;
 }
 
@@ -285,30 +253,28 @@ void Cache::import_part(int64_t id, const tq_state& state, const void* memory, s
   check_memory(state, memory, bytes);
   check_importable(part, slot);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: an import is no part of a graph");
-  const bool direct = config_.device() == DeviceType::kCpu, grows = part.end() > arrays_.table.length(slot);
+  const bool grows = part.end() > arrays_.table.length(slot);
   if (grows) prepare_import(part, slot, "sequence: it", stream);
   try {
     check_kept(part, slot, grows);
-    const int64_t room = direct ? 0 : largest_slice(g, part);
-    const Staging staging(*backend_, room + largest_tiles(g, part));
-    uint8_t* next = static_cast<uint8_t*>(const_cast<void*>(memory));
+    PartWay way(*backend_, false, memory, state.bytes, stream);
     for_each_part_run(g, part, [&](const PartRun& run) {
       const bool kept = run.kind == PieceKind::kCodes || g.has_exact();
-      for_each_slice(run.move, [&](RunSlice& slice) {
-        const int64_t count = slice.bytes();
-        if (kept && !direct) memcpy(staging.get(), next, static_cast<size_t>(count));
-        slice.move.source =
-            linear_place(direct ? next : staging.get(), slice.move.tiles, slice.move.tile_bytes());
-        slice.move.stream = stream;
-        next += count;
-        if (!kept) return;
-        put_slice(run, slice, kept_of(run, slot, grows), slot,
-                  part.own_head(g.layers[run.layer]) + slice.first_head, staging.get() + room);
-        backend_->wait(stream);
-      });
+      const int64_t tile = run.move.tile_bytes();
+      for_each_slice(
+          run.move, [&] { return way.room(tile); },
+          [&](RunSlice& slice) {
+            slice.move.source = linear_place(way.at(), slice.move.tiles, tile);
+            slice.move.stream = stream;
+            if (kept)
+              put_slice(run, slice, kept_of(run, slot, grows), slot,
+                        part.own_head(g.layers[run.layer]) + slice.first_head);
+            way.pass(slice.bytes());
+          });
     });
+    way.end();
     const uint64_t flags = state.flags & (kNoticedNonfinite | kNoticedSaturated);
-    if (flags != 0) backend_->set_slot(slot, backend_->slot_flags(slot) | flags, nullptr, stream);
+    if (flags != 0) backend_->add_to_slot(slot, flags, nullptr, stream);
   } catch (...) {
     if (grows) arrays_.table.cancel_import();
     throw;

@@ -13,7 +13,6 @@ import "C"
 
 import (
 	"runtime"
-	"unsafe"
 )
 
 // AttendParams are the parameters of attention; zero means the default throughout, nil is plain causal
@@ -217,109 +216,4 @@ func (c *Cache) ReadDevice(layer int, sequence Sequence, first, count int64, k, 
 			C.int64_t(count), nil, nil, C.uintptr_t(k), C.uintptr_t(v), &layout, C.uintptr_t(stream),
 			c.text.c()))
 	})
-}
-
-// checkHost says whether slices of this type may be used with the cache.
-func (c *core) checkHost(name string, dtype Dtype) error {
-	if c.config.DeviceType != CPU {
-		return argumentError("%s: slices are host memory, but the cache is on a device; use the method "+
-			"ending in Device", name)
-	}
-	if dtype != c.config.IODtype {
-		return argumentError("%s: of type %d, but the cache has io_dtype = %d", name, dtype, c.config.IODtype)
-	}
-	return nil
-}
-
-// checkKV checks k and v of append and read and returns their addresses. A slice is asked for its memory
-// once, so that what was checked is what C gets.
-func (c *core) checkKV(layer C.int32_t, k, v HostSlice, tokens int64, layout Layout) (kMemory,
-	vMemory unsafe.Pointer, err error) {
-	has := c.layer(layer)
-	for _, side := range []struct {
-		name                    string
-		slice                   HostSlice
-		dim                     int32
-		tokenStride, headStride int64
-		memory                  *unsafe.Pointer
-	}{
-		{"k", k, has.HeadDim, layout.KeyTokenStride, layout.KeyHeadStride, &kMemory},
-		{"v", v, has.ValueDim, layout.ValueTokenStride, layout.ValueHeadStride, &vMemory},
-	} {
-		if side.slice == nil {
-			continue // the library says where that is not allowed
-		}
-		memory, length, dtype := side.slice.host()
-		if err := c.checkHost(side.name, dtype); err != nil {
-			return nil, nil, err
-		}
-		s := shape{tokens, int64(has.NumKVHeads), int64(side.dim)}
-		if err := checkLength(side.name, length, s, side.tokenStride, side.headStride); err != nil {
-			return nil, nil, err
-		}
-		*side.memory = memory
-	}
-	return kMemory, vMemory, nil
-}
-
-// attendMemory is what checkAttend has checked.
-type attendMemory struct {
-	q, out   unsafe.Pointer
-	outDtype Dtype
-}
-
-func (c *core) checkAttend(layer C.int32_t, tokens int64, q, out HostSlice, lse []float32,
-	params *AttendParams) (attendMemory, error) {
-	if q == nil || out == nil {
-		return attendMemory{}, argumentError("q, out: must not be nil")
-	}
-	qMemory, qLength, qDtype := q.host()
-	outMemory, outLength, outDtype := out.host()
-	memory := attendMemory{qMemory, outMemory, outDtype}
-	if err := c.checkHost("q", qDtype); err != nil {
-		return memory, err
-	}
-	if params.OutDtype != 0 && params.OutDtype != outDtype {
-		return memory, argumentError("out_dtype = %d: out is a slice of type %d", params.OutDtype, outDtype)
-	}
-	if outDtype != c.config.IODtype && outDtype != Float32 {
-		return memory, argumentError("out: of type %d, must be the cache's type %d or float32", outDtype,
-			c.config.IODtype)
-	}
-	has := c.layer(layer)
-	heads := int64(has.NumQHeads)
-	s := shape{tokens, heads, int64(has.HeadDim)}
-	if err := checkLength("q", qLength, s, params.QTokenStride, params.QHeadStride); err != nil {
-		return memory, err
-	}
-	s.dim = int64(has.ValueDim)
-	if err := checkLength("out", outLength, s, params.OutTokenStride, params.OutHeadStride); err != nil {
-		return memory, err
-	}
-	if lse != nil {
-		if err := checkLength("lse", len(lse), shape{tokens, heads, 1}, 0, 0); err != nil {
-			return memory, err
-		}
-	}
-	words := int64(min(max(params.TreeWords, 1), 2))
-	for _, array := range []struct {
-		name    string
-		given   bool
-		length  int
-		rows, n int64
-	}{
-		{"sink_logits", params.SinkLogits != nil, len(params.SinkLogits), 1, heads},
-		{"visible_begin", params.VisibleBegin != nil, len(params.VisibleBegin), tokens, 1},
-		{"visible_end", params.VisibleEnd != nil, len(params.VisibleEnd), tokens, 1},
-		{"tree_mask", params.TreeMask != nil, len(params.TreeMask), tokens, words},
-		{"alibi_slopes", params.AlibiSlopes != nil, len(params.AlibiSlopes), 1, heads},
-	} {
-		if !array.given {
-			continue
-		}
-		if err := checkLength(array.name, array.length, shape{array.rows, array.n, 1}, 0, 0); err != nil {
-			return memory, err
-		}
-	}
-	return memory, nil
 }

@@ -22,8 +22,8 @@ type core struct {
 	cache   *C.tq_cache              // nil once closed
 	batches map[*batchState]struct{} // alive
 	text    textBuffer
-	config  Config // resolved
 	number  uint64 // of the cache, in the order of making
+	geometry
 }
 
 var cachesMade atomic.Uint64
@@ -111,15 +111,6 @@ func (c *Cache) locked(call func(c *core) error) error {
 	return call(c.core)
 }
 
-// layer is the resolved layer of that number; where there is none all zeros, which no slice is too short for:
-// the library refuses it with its own text.
-func (c *core) layer(number C.int32_t) LayerConfig {
-	if number < 0 || int(number) >= len(c.config.Layers) {
-		return LayerConfig{}
-	}
-	return c.config.Layers[number]
-}
-
 // lockedWith is locked for two caches, or for one given twice. Every call locks two in the same order.
 func (c *Cache) lockedWith(target *Cache, call func(c, target *core) error) error {
 	if err := c.check(); err != nil {
@@ -165,19 +156,8 @@ func (c *Cache) SetCentres(layer int, key, value []float32) error {
 		return err
 	}
 	return c.locked(func(c *core) error {
-		has := c.layer(l)
-		for _, side := range []struct {
-			name   string
-			centre []float32
-			dim    int32
-		}{{"key_centre", key, has.HeadDim}, {"value_centre", value, has.ValueDim}} {
-			if side.centre == nil {
-				continue
-			}
-			one := shape{1, int64(has.NumKVHeads), int64(side.dim)}
-			if err := checkLength(side.name, len(side.centre), one, 0, 0); err != nil {
-				return err
-			}
+		if err := c.checkCentres(l, key, value); err != nil {
+			return err
 		}
 		return c.text.result(C.tqkv_cache_set_centres(c.api, c.cache, l, (*C.float)(ptr(key)),
 			(*C.float)(ptr(value)), c.text.c()))

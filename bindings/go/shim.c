@@ -217,6 +217,114 @@ tq_status tqkv_cache_read(const tqkv_api* api, tq_cache* cache, int32_t layer, i
                    text);
 }
 
+// ---- Pages of an engine's ----
+
+tq_status tqkv_codec_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_codec** codec,
+                            char* text) {
+  WHOLE_CONFIG;
+  return tqkv_done(api, api->tq_codec_create(&whole, (void*)stream, codec), text);
+}
+
+// The array behind *at, which moves on; NULL stays NULL.
+static const void* put_array(uint8_t** at, const void* from, size_t bytes) {
+  void* to = *at;
+  if (!from) return NULL;
+  memcpy(to, from, bytes);
+  *at += (bytes + 7) / 8 * 8;
+  return to;
+}
+
+int tqkv_step_fill(tqkv_step* room, const tq_paged_step* step, const int64_t* slots, const int32_t* table,
+                   const int32_t* lens, const int32_t* starts) {
+  const size_t tokens = (size_t)step->num_tokens, requests = (size_t)step->num_reqs,
+               entries = requests * (size_t)step->block_table_stride;
+  uint8_t* memory = malloc(8 * tokens + 4 * (entries + 2 * requests + 1) + 64);
+  if (!memory) return -1;
+  free(room->arrays);
+  room->arrays = memory;
+  room->step = *step;
+  room->step.struct_size = sizeof room->step;
+  room->step.slot_mapping = put_array(&memory, slots, 8 * tokens);
+  room->step.block_table = put_array(&memory, table, 4 * entries);
+  room->step.seq_lens = put_array(&memory, lens, 4 * requests);
+  room->step.query_start_loc = put_array(&memory, starts, 4 * (requests + 1));
+  return 0;
+}
+
+void tqkv_step_empty(tqkv_step* room) {
+  free(room->arrays);
+  free(room->workspace);
+  *room = (tqkv_step){0};
+}
+
+tq_status tqkv_paged_plan(const tqkv_api* api, const tq_codec* codec, tqkv_step* room, char* text) {
+  size_t bytes = 0;
+  const tq_status sized = api->tq_paged_workspace_bytes(codec, &room->step, &bytes);
+  if (sized) return tqkv_done(api, sized, text);
+  if (bytes > room->taken) {
+    void* memory = NULL;
+    if (posix_memalign(&memory, 256, bytes)) {
+      snprintf(text, TQKV_TEXT, "workspace: %zu bytes", bytes);
+      return TQ_ERROR_OUT_OF_MEMORY;
+    }
+    free(room->workspace);
+    room->workspace = memory, room->taken = bytes;
+  }
+  room->workspace_bytes = bytes;
+  return tqkv_done(api, api->tq_paged_plan(codec, &room->step, room->workspace, bytes, NULL), text);
+}
+
+static tq_pages whole_pages(const tq_pages* pages, uint8_t* base) {
+  tq_pages whole = *pages;
+  whole.struct_size = sizeof whole;
+  whole.base = base;
+  return whole;
+}
+
+tq_status tqkv_paged_append(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                            uint8_t* base, const tqkv_step* room, const uint8_t* k, const uint8_t* v,
+                            const tq_tensor_layout* layout, char* text) {
+  const tq_pages whole = whole_pages(pages, base);
+  tq_tensor_layout strides = *layout;
+  strides.struct_size = sizeof strides;
+  return tqkv_done(api,
+                   api->tq_paged_append(codec, layer, &whole, &room->step, k, v, &strides, room->workspace,
+                                        room->workspace_bytes, NULL),
+                   text);
+}
+
+tq_status tqkv_paged_attend(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                            uint8_t* base, const tqkv_step* room, const tq_attend_params* params,
+                            const uint8_t* q, uint8_t* out, float* lse, const float* sinks,
+                            const int32_t* begin, const int32_t* end, const uint64_t* tree,
+                            const float* slopes, char* text) {
+  const tq_pages whole = whole_pages(pages, base);
+  tq_attend_params all = *params;
+  all.struct_size = sizeof all;
+  all.sink_logits = sinks, all.visible_begin = begin, all.visible_end = end;
+  all.tree_mask = tree, all.alibi_slopes = slopes;
+  return tqkv_done(api,
+                   api->tq_paged_attend(codec, layer, &whole, &room->step, q, out, lse, &all,
+                                        room->workspace, room->workspace_bytes, NULL),
+                   text);
+}
+
+tq_status tqkv_paged_read(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                          uint8_t* base, const int64_t* slots, int64_t count, uint8_t* k, uint8_t* v,
+                          const tq_tensor_layout* layout, char* text) {
+  const tq_pages whole = whole_pages(pages, base);
+  tq_tensor_layout strides = *layout;
+  strides.struct_size = sizeof strides;
+  return tqkv_done(api, api->tq_paged_read(codec, layer, &whole, slots, count, k, v, &strides, NULL), text);
+}
+
+tq_status tqkv_paged_copy(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* source,
+                          uint8_t* source_base, const tq_pages* target, uint8_t* target_base,
+                          const int64_t* pairs, int64_t count, char* text) {
+  const tq_pages from = whole_pages(source, source_base), to = whole_pages(target, target_base);
+  return tqkv_done(api, api->tq_paged_copy(codec, layer, &from, &to, pairs, count, NULL), text);
+}
+
 // ---- State that travels ----
 
 tq_status tqkv_sequence_export(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
@@ -235,6 +343,7 @@ tq_status tqkv_sequence_import(const tqkv_api* api, tq_cache* cache, int64_t seq
 
 extern int32_t tqkvGoWrite(uintptr_t user, void* bytes, size_t count);
 extern int32_t tqkvGoRead(uintptr_t user, void* bytes, size_t count);
+extern int32_t tqkvGoMac(uintptr_t user, void* bytes, size_t count, void* tag);
 
 static int32_t write_some(void* user, const void* bytes, size_t count) {
   return tqkvGoWrite((uintptr_t)user, (void*)bytes, count);
@@ -243,14 +352,18 @@ static int32_t read_some(void* user, void* bytes, size_t count) {
   return tqkvGoRead((uintptr_t)user, bytes, count);
 }
 
+static int32_t mac_some(void* user, const void* bytes, size_t count, void* tag) {
+  return tqkvGoMac((uintptr_t)user, (void*)bytes, count, tag);
+}
+
 tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
-                             uintptr_t stream, char* text) {
-  const tq_io io = {sizeof io, 0, (void*)user, write_some, NULL};
+                             int32_t mac_bytes, uintptr_t stream, char* text) {
+  const tq_io io = {sizeof io, mac_bytes, (void*)user, write_some, NULL, mac_bytes ? mac_some : NULL};
   return tqkv_done(api, api->tq_sequence_save(cache, sequence, &io, (void*)stream), text);
 }
 
-tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, uintptr_t stream,
-                             int64_t* sequence, char* text) {
-  const tq_io io = {sizeof io, 0, (void*)user, NULL, read_some};
+tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, int32_t mac_bytes,
+                             uintptr_t stream, int64_t* sequence, char* text) {
+  const tq_io io = {sizeof io, mac_bytes, (void*)user, NULL, read_some, mac_bytes ? mac_some : NULL};
   return tqkv_done(api, api->tq_sequence_load(cache, &io, (void*)stream, sequence), text);
 }

@@ -45,11 +45,42 @@ tq_status tqkv_sequence_export(const tqkv_api* api, tq_cache* cache, int64_t seq
                                uint8_t* memory, size_t bytes, uintptr_t stream, char* text);
 tq_status tqkv_sequence_import(const tqkv_api* api, tq_cache* cache, int64_t sequence, const tq_state* state,
                                const uint8_t* memory, size_t bytes, uintptr_t stream, char* text);
-// user: a cgo handle, which tqkvGoWrite and tqkvGoRead (state.go) get.
+// A step of an engine: its arrays and its workspace, in C's memory, where the library may keep addresses of
+// them.
+typedef struct {
+  tq_paged_step step;
+  uint8_t* arrays;
+  uint8_t* workspace;
+  size_t workspace_bytes, taken;
+} tqkv_step;
+
+tq_status tqkv_codec_create(const tqkv_api* api, TQKV_CONFIG, uintptr_t stream, tq_codec** codec, char* text);
+// Copies the arrays, as long as the step's numbers say, of which the pointers are 0; -1: no memory.
+int tqkv_step_fill(tqkv_step* room, const tq_paged_step* step, const int64_t* slots, const int32_t* table,
+                   const int32_t* lens, const int32_t* starts);
+void tqkv_step_empty(tqkv_step* room);
+tq_status tqkv_paged_plan(const tqkv_api* api, const tq_codec* codec, tqkv_step* room, char* text);
+// The base of *pages is 0.
+tq_status tqkv_paged_append(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                            uint8_t* base, const tqkv_step* room, const uint8_t* k, const uint8_t* v,
+                            const tq_tensor_layout* layout, char* text);
+// The pointers of *params are 0.
+tq_status tqkv_paged_attend(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                            uint8_t* base, const tqkv_step* room, const tq_attend_params* params,
+                            const uint8_t* q, uint8_t* out, float* lse, const float* sinks,
+                            const int32_t* begin, const int32_t* end, const uint64_t* tree,
+                            const float* slopes, char* text);
+tq_status tqkv_paged_read(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* pages,
+                          uint8_t* base, const int64_t* slots, int64_t count, uint8_t* k, uint8_t* v,
+                          const tq_tensor_layout* layout, char* text);
+tq_status tqkv_paged_copy(const tqkv_api* api, const tq_codec* codec, int32_t layer, const tq_pages* source,
+                          uint8_t* source_base, const tq_pages* target, uint8_t* target_base,
+                          const int64_t* pairs, int64_t count, char* text);
+// user: a cgo handle, which tqkvGoWrite, tqkvGoRead and, if mac_bytes is not 0, tqkvGoMac (state.go) get.
 tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
-                             uintptr_t stream, char* text);
-tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, uintptr_t stream,
-                             int64_t* sequence, char* text);
+                             int32_t mac_bytes, uintptr_t stream, char* text);
+tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, int32_t mac_bytes,
+                             uintptr_t stream, int64_t* sequence, char* text);
 
 // Vectors on their own: host memory alone. The pointers of *config and *levels are 0; levels NULL: none.
 tq_status tqkv_quantizer_create(const tqkv_api* api, const tq_quantizer_config* config,

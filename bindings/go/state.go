@@ -8,6 +8,7 @@ import "C"
 import (
 	"bufio"
 	"fmt"
+	"hash"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -32,23 +33,33 @@ type State struct {
 	ExactSinks, ExactFirst  int64 // tokens before the first, and from the second on, have exact copies
 	RollbackTokens          int64 // of layers with a sliding window: tokens in front of the window's
 	Flags                   Noticed
-	Identity                uint64 // hash of what the bytes mean
-	Bytes                   int64  // of the part in memory
+	Identity                uint64     // hash of what the bytes mean
+	Bytes                   int64      // of the part in memory
+	Fields                  [16]uint32 // hashes by which an error names the field that differs; zeros: unknown
 }
 
 func (s *State) c() C.tq_state {
-	return C.tq_state{first_layer: C.int32_t(s.FirstLayer), num_layers: C.int32_t(s.NumLayers),
+	raw := C.tq_state{first_layer: C.int32_t(s.FirstLayer), num_layers: C.int32_t(s.NumLayers),
 		first_kv_head: C.int32_t(s.FirstKVHead), num_kv_heads: C.int32_t(s.NumKVHeads),
 		io_dtype: C.int32_t(s.IODtype), first_token: C.int64_t(s.FirstToken),
 		num_tokens: C.int64_t(s.NumTokens), exact_sinks: C.int64_t(s.ExactSinks),
 		exact_first: C.int64_t(s.ExactFirst), rollback_tokens: C.int64_t(s.RollbackTokens),
 		flags: C.uint64_t(s.Flags), identity: C.uint64_t(s.Identity), bytes: C.int64_t(s.Bytes)}
+	for i, hash := range s.Fields {
+		raw.fields[i] = C.uint32_t(hash)
+	}
+	return raw
 }
 
 func stateOf(s *C.tq_state) State {
+	var fields [16]uint32
+	for i, hash := range s.fields {
+		fields[i] = uint32(hash)
+	}
 	return State{int32(s.first_layer), int32(s.num_layers), int32(s.first_kv_head), int32(s.num_kv_heads),
 		Dtype(s.io_dtype), int64(s.first_token), int64(s.num_tokens), int64(s.exact_sinks),
-		int64(s.exact_first), int64(s.rollback_tokens), Noticed(s.flags), uint64(s.identity), int64(s.bytes)}
+		int64(s.exact_first), int64(s.rollback_tokens), Noticed(s.flags), uint64(s.identity), int64(s.bytes),
+		fields}
 }
 
 // DescribeSequence is what [Cache.ExportSequence] would give of a part.
@@ -88,7 +99,8 @@ func (c *Cache) ExportSequence(sequence Sequence, part Part) (State, []byte, err
 }
 
 // ExportSequenceTo is [Cache.ExportSequence] of a part that was described, into memory of the caller's, which
-// begins at a multiple of 16. It waits for the stream.
+// begins at a multiple of 16. A CUDA cache waits for the stream, unless the memory is pinned by CUDA: then
+// the bytes are there when the stream has passed the call.
 func (c *Cache) ExportSequenceTo(sequence Sequence, state State, memory []byte, stream Stream) error {
 	return c.locked(func(c *core) error {
 		raw := state.c()
@@ -104,7 +116,7 @@ func (c *Cache) ImportSequence(sequence Sequence, state State, memory []byte) er
 	return c.ImportSequenceOn(sequence, state, memory, 0)
 }
 
-// ImportSequenceOn is [Cache.ImportSequence] in the order of a stream.
+// ImportSequenceOn is [Cache.ImportSequence] in the order of a stream; memory as for ExportSequenceTo.
 func (c *Cache) ImportSequenceOn(sequence Sequence, state State, memory []byte, stream Stream) error {
 	return c.locked(func(c *core) error {
 		raw := state.c()
@@ -117,6 +129,7 @@ func (c *Cache) ImportSequenceOn(sequence Sequence, state State, memory []byte, 
 type end struct {
 	writer   io.Writer
 	reader   io.Reader
+	mac      hash.Hash
 	failed   error
 	panicked any
 }
@@ -165,28 +178,59 @@ func tqkvGoRead(user C.uintptr_t, bytes unsafe.Pointer, count C.size_t) C.int32_
 	}))
 }
 
+//export tqkvGoMac
+func tqkvGoMac(user C.uintptr_t, bytes unsafe.Pointer, count C.size_t, tag unsafe.Pointer) C.int32_t {
+	e := cgo.Handle(user).Value().(*end)
+	return C.int32_t(e.guarded(func() (int32, error) {
+		if tag != nil {
+			copy(unsafe.Slice((*byte)(tag), min(e.mac.Size(), 64)), e.mac.Sum(nil))
+			return 0, nil
+		}
+		_, err := e.mac.Write(C.GoBytes(bytes, C.int(count)))
+		return 0, err
+	}))
+}
+
+// macBytes is the length of the MAC, 0 without one.
+func (e *end) macBytes() C.int32_t {
+	if e.mac == nil {
+		return 0
+	}
+	return C.int32_t(e.mac.Size())
+}
+
 // SaveSequence writes a sequence, all layers and tokens, with checksums. A failure of w is wrapped beside
 // [ErrIO]. w must not use the cache.
 func (c *Cache) SaveSequence(sequence Sequence, w io.Writer) error {
-	e := &end{writer: w}
+	return c.SaveSequenceMAC(sequence, w, nil)
+}
+
+// SaveSequenceMAC is [Cache.SaveSequence] with a MAC at the end, by which [Cache.LoadSequenceMAC] knows who
+// wrote: a fresh keyed hash of 16 to 64 bytes, such as hmac.New(sha256.New, key). nil: none.
+func (c *Cache) SaveSequenceMAC(sequence Sequence, w io.Writer, mac hash.Hash) error {
+	e := &end{writer: w, mac: mac}
 	handle := cgo.NewHandle(e)
 	defer handle.Delete()
 	return e.finish(c.locked(func(c *core) error {
 		return c.text.result(C.tqkv_sequence_save(c.api, c.cache, C.int64_t(sequence), C.uintptr_t(handle),
-			C.uintptr_t(0), c.text.c()))
+			e.macBytes(), C.uintptr_t(0), c.text.c()))
 	}))
 }
 
 // LoadSequence makes a new sequence from what [Cache.SaveSequence] wrote; nothing behind it is read. r must
 // not use the cache.
-func (c *Cache) LoadSequence(r io.Reader) (sequence Sequence, err error) {
-	e := &end{reader: r}
+func (c *Cache) LoadSequence(r io.Reader) (Sequence, error) { return c.LoadSequenceMAC(r, nil) }
+
+// LoadSequenceMAC is [Cache.LoadSequence] of what was saved with this MAC alone; anything else is
+// [ErrCorruptData].
+func (c *Cache) LoadSequenceMAC(r io.Reader, mac hash.Hash) (sequence Sequence, err error) {
+	e := &end{reader: r, mac: mac}
 	handle := cgo.NewHandle(e)
 	defer handle.Delete()
 	err = e.finish(c.locked(func(c *core) error {
 		var id C.int64_t
-		err := c.text.result(C.tqkv_sequence_load(c.api, c.cache, C.uintptr_t(handle), C.uintptr_t(0), &id,
-			c.text.c()))
+		err := c.text.result(C.tqkv_sequence_load(c.api, c.cache, C.uintptr_t(handle), e.macBytes(),
+			C.uintptr_t(0), &id, c.text.c()))
 		sequence = Sequence(id)
 		return err
 	}))

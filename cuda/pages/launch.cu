@@ -65,9 +65,9 @@ void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t 
   launch_in_order("slot_kernel", slot_kernel, dim3(1), dim3(1), 0, stream, source, target, flags);
 }
 
-void launch_set_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
-                     cudaStream_t stream) {
-  launch_in_order("set_slot_kernel", set_slot_kernel, dim3(1), dim3(1), 0, stream, slot, noticed, word,
+void launch_add_to_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
+                        cudaStream_t stream) {
+  launch_in_order("add_to_slot_kernel", add_to_slot_kernel, dim3(1), dim3(1), 0, stream, slot, noticed, word,
                   flags);
 }
 
@@ -88,14 +88,14 @@ int64_t fill_place(const TilePlace& place, int64_t first, int64_t tiles, MovePla
 }  // namespace
 
 void launch_move_tiles(const TileMove& move, cudaStream_t stream) {
-  MoveParams params = {{}, {}, move, 0};
-  for (int64_t count = 0; params.first < move.tiles; params.first += count) {
-    // A launch's grid ends at 2^31 - 1 tiles, which no cache holds.
-    const int64_t left = move.tiles - params.first;
-    count = std::min(fill_place(move.source, params.first, left, &params.source),
-                     fill_place(move.target, params.first, left, &params.target));
-    launch_in_order("move_tiles_kernel", move_tiles_kernel,
-                    dim3(static_cast<unsigned>(count), static_cast<unsigned>(move.heads)),
+  MoveParams params = {{}, {}, move, 0, 0};
+  for (; params.first < move.tiles; params.first += params.count) {
+    const int64_t left = std::min<int64_t>(move.tiles - params.first, kMoveTiles);
+    const int64_t count = std::min(fill_place(move.source, params.first, left, &params.source),
+                                   fill_place(move.target, params.first, left, &params.target));
+    params.count = static_cast<int32_t>(count);
+    const int64_t ctas = (count * move.heads + kMoveWarps - 1) / kMoveWarps;
+    launch_in_order("move_tiles_kernel", move_tiles_kernel, dim3(static_cast<unsigned>(ctas)),
                     dim3(kMemoryThreads), 0, stream, params);
   }
 }

@@ -16,9 +16,9 @@ void launch_scrub_pages(const LayerMemory* layers, int num_layers, int64_t max_p
                         const int32_t* pages, int64_t count, cudaStream_t stream);
 // Flags of a slot. source < 0: starts it anew.
 void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t stream);
-// word: another cache's flags, which are set instead; or null.
-void launch_set_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
-                     cudaStream_t stream);
+// word: another cache's flags, which are added instead; or null.
+void launch_add_to_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
+                        cudaStream_t stream);
 // One launch per kMovePages pages.
 void launch_move_tiles(const TileMove& move, cudaStream_t stream);
 // image null: page-table entries only.

@@ -42,24 +42,51 @@ __device__ inline uint8_t* tile_at(const MovePlace& place, int64_t first, int ti
          static_cast<int64_t>(in_list % place.tiles_per_page) * tile_bytes;
 }
 
-// grid (tiles, heads): a CTA moves one tile.
+// A warp's tile. Loads come first, eight a thread.
+__device__ inline void copy_tile(uint4* to, const uint4* from, int count, int lane) {
+  constexpr int kLoads = 8;
+  for (int first = lane; first < count; first += 32 * kLoads) {
+    uint4 x[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; i++)
+      if (first + 32 * i < count) x[i] = from[first + 32 * i];
+#pragma unroll
+    for (int i = 0; i < kLoads; i++)
+      if (first + 32 * i < count) to[first + 32 * i] = x[i];
+  }
+}
+
+// Words of the move's tokens, and in tile 0 those of the target's that stay.
+__device__ inline uint32_t moved_word(const TileMove& move, int word, format::TileTokens tokens, bool stays,
+                                      uint32_t from, uint32_t to) {
+  const uint32_t x = from & move.word_mask(word, tokens);
+  return stays ? x | (to & move.word_mask(word, move.stay)) : x;
+}
+
+// grid: any. A warp moves one tile after another.
 __global__ void __launch_bounds__(kMemoryThreads) move_tiles_kernel(const __grid_constant__ MoveParams args) {
   const TileMove& move = args.move;
-  const int tile = blockIdx.x, head = blockIdx.y, bytes = move.tile_bytes();
-  const uint4* from = reinterpret_cast<const uint4*>(tile_at(args.source, args.first, tile, head, bytes));
-  uint4* to = reinterpret_cast<uint4*>(tile_at(args.target, args.first, tile, head, bytes));
-  const format::TileTokens tokens = move.tokens(args.first + tile);
-  if (tokens.whole()) {
-    copy_16(to, from, bytes / 16, threadIdx.x, kMemoryThreads);
-    return;
-  }
-  for (int i = threadIdx.x; i < bytes / 16; i += kMemoryThreads) {
-    uint4 x = from[i];
-    x.x &= move.word_mask(4 * i, tokens);
-    x.y &= move.word_mask(4 * i + 1, tokens);
-    x.z &= move.word_mask(4 * i + 2, tokens);
-    x.w &= move.word_mask(4 * i + 3, tokens);
-    to[i] = x;
+  const int lane = threadIdx.x % 32, bytes = move.tile_bytes();
+  const int64_t jobs = static_cast<int64_t>(args.count) * move.heads;
+  for (int64_t job = blockIdx.x * kMoveWarps + threadIdx.x / 32; job < jobs; job += gridDim.x * kMoveWarps) {
+    const int tile = static_cast<int>(job % args.count), head = static_cast<int>(job / args.count);
+    const uint4* from = reinterpret_cast<const uint4*>(tile_at(args.source, args.first, tile, head, bytes));
+    uint4* to = reinterpret_cast<uint4*>(tile_at(args.target, args.first, tile, head, bytes));
+    const format::TileTokens tokens = move.tokens(args.first + tile);
+    const bool stays = move.stays(args.first + tile);
+    if (tokens.whole()) {
+      copy_tile(to, from, bytes / 16, lane);
+      continue;
+    }
+    for (int i = lane; i < bytes / 16; i += 32) {
+      uint4 x = from[i];
+      const uint4 old = stays ? to[i] : make_uint4(0, 0, 0, 0);
+      x.x = moved_word(move, 4 * i, tokens, stays, x.x, old.x);
+      x.y = moved_word(move, 4 * i + 1, tokens, stays, x.y, old.y);
+      x.z = moved_word(move, 4 * i + 2, tokens, stays, x.z, old.z);
+      x.w = moved_word(move, 4 * i + 3, tokens, stays, x.w, old.w);
+      to[i] = x;
+    }
   }
 }
 
@@ -68,13 +95,9 @@ __global__ void slot_kernel(int source, int target, volatile uint32_t* flags) {
   flags[target] = source < 0 ? 0u : flags[source];
 }
 
-__global__ void set_slot_kernel(int slot, uint64_t noticed, const volatile uint32_t* word,
-                                volatile uint32_t* flags) {
-  if (word) {
-    flags[slot] = *word;
-    return;
-  }
-  flags[slot] = 0;
+__global__ void add_to_slot_kernel(int slot, uint64_t noticed, const volatile uint32_t* word,
+                                   volatile uint32_t* flags) {
+  if (word) noticed = noticed_flags(*word);
   for (uint64_t flag = 1; flag <= kNoticedSaturated; flag *= 2)
     if (noticed & flag) set_noticed(flags + slot, flag);
 }

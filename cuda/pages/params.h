@@ -26,12 +26,15 @@ struct MovePlace {
   int32_t first_tile;      // of pages[0]
   int32_t pages[kMovePages];
 };
-// Tiles first .. first + gridDim.x - 1 of a move; blockIdx.y is the head.
+// Tiles first .. first + count - 1 of a move, of all its heads.
 struct MoveParams {
   MovePlace source, target;
   TileMove move;  // its places are the host's
   int64_t first;
+  int32_t count;
 };
+constexpr int kMoveWarps = kMemoryThreads / 32;  // a warp moves a tile
+constexpr int kMoveTiles = 1 << 20;              // of a head in one launch: numbers of its tiles fit 32 bits
 static_assert(sizeof(MoveParams) <= 4096, "kernel parameters before CUDA 12.1");
 
 constexpr int kReadWarps = 4;

@@ -57,7 +57,7 @@ static int prefill(tq_cache* cache, tq_batch* batch, tq_sequence* sequence) {
 
 static int save(tq_cache* cache, tq_sequence sequence, const char* path) {
   char beside[4096], folder[4096];
-  tq_io io = {sizeof io, 0, NULL, write_some, NULL};
+  tq_io io = {sizeof io, 0, NULL, write_some, NULL, NULL};
   snprintf(beside, sizeof beside, "%s.%ld.tmp", path, (long)getpid());
   snprintf(folder, sizeof folder, "%s", path);
   FILE* file = fopen(beside, "wbx");
@@ -72,7 +72,7 @@ static int save(tq_cache* cache, tq_sequence sequence, const char* path) {
 }
 
 static int load(tq_cache* cache, FILE* file, tq_sequence* sequence) {
-  const tq_io io = {sizeof io, 0, file, NULL, read_some};
+  const tq_io io = {sizeof io, 0, file, NULL, read_some, NULL};
   CHECK(tq_sequence_load(cache, &io, NULL, sequence));
   return fclose(file);
 }

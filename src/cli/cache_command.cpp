@@ -82,6 +82,7 @@ Json info_json(const SavedFile& file) {
   json["nonfinite"] = (h.noticed & 1) != 0;
   json["saturated"] = (h.noticed & 2) != 0;
   json["identity"] = hex(h.identity);
+  json["mac_bytes"] = h.mac_bytes;
   json["centres"] = h.has_centres();
   json["layers"] = Json::array();
   for (const SavedLayer& layer : h.layers) {
@@ -149,7 +150,10 @@ void print_info(std::ostream& out, const SavedFile& file) {
       << (h.noticed & 2 ? "saturated inputs" : "") << (h.noticed == 0 ? "nothing" : "") << "\n"
       << "centres        "
       << (h.has_centres() ? "yes (as hashes; a cache that loads it must have them)" : "none")
-      << "\nidentity       " << hex(h.identity) << "\n";
+      << "\nidentity       " << hex(h.identity) << "\n"
+      << "MAC            "
+      << (h.mac_bytes == 0 ? "none" : std::to_string(h.mac_bytes) + " bytes (only its key can check it)")
+      << "\n";
   print_layers(out, h.layers);
 }
 
@@ -229,7 +233,7 @@ class Loader {
   tq_status load_once(const std::string& path) {
     const Cache cache(config_);
     std::ifstream stream(path, std::ios::binary);
-    tq_io io = {sizeof io, 0, &stream, nullptr, read_file};
+    tq_io io = {sizeof io, 0, &stream, nullptr, read_file, nullptr};
     tq_sequence sequence = 0;
     return tq_sequence_load(cache.get(), &io, nullptr, &sequence);
   }
@@ -326,7 +330,8 @@ void CacheCommand::convert() const {
     line.show(static_cast<int64_t>(done), static_cast<int64_t>(of), "bytes");
   });
   std::cout << printable(output_) << ": " << written.num_tokens << " tokens, " << written.layers.size()
-            << " layers, " << written.payload_bytes << " bytes of tiles\n";
+            << " layers, " << written.payload_bytes << " bytes of tiles"
+            << (written.mac_bytes != 0 ? "; without the MAC that an input had" : "") << "\n";
 }
 
 }  // namespace tq::cli

@@ -26,6 +26,7 @@ constexpr uint64_t kRecordBytes = 16 + 2 * sizeof(SavedSide);
 constexpr uint32_t kMostHeads = 65536, kLastFirstHead = 65535;
 constexpr int64_t kTileTokens = 32;
 constexpr uint64_t kNoticedBits = 3;
+constexpr uint64_t kMacBits = 0x7F, kLeastMac = 16, kMostMac = 64;  // in the features that may be ignored
 constexpr uint32_t kBFloat16 = 3;
 
 template <typename T>
@@ -86,6 +87,8 @@ std::string problem_of_side(const SavedSide& side) {
 
 // What is wrong with a header whose checksum agrees, "" if nothing is.
 std::string problem_of(const SavedHeader& h) {
+  if (h.mac_bytes != 0 && (h.mac_bytes < kLeastMac || h.mac_bytes > kMostMac))
+    return "a MAC of " + std::to_string(h.mac_bytes) + " bytes";
   if (h.noticed & ~kNoticedBits) return "noticed = " + std::to_string(h.noticed);
   if (h.first_token < 0 || h.num_tokens < 0 || h.num_tokens > INT64_MAX - h.first_token)
     return std::to_string(h.num_tokens) + " tokens from " + std::to_string(h.first_token) + " on";
@@ -239,7 +242,8 @@ void SavedFile::parse_header() {
     *number = fixed.next<int64_t>();
   h.noticed = fixed.next<uint64_t>();
   h.identity = fixed.next<uint64_t>();
-  bool blank = ignored == 0;  // what has no meaning is zero
+  bool blank = (ignored & ~kMacBits) == 0;  // what has no meaning is zero
+  h.mac_bytes = ignored & kMacBits;
   for (uint32_t i = 0; i < num_layers; i++) {
     const uint64_t at = bytes.size();
     bytes.resize(at + kRecordBytes);
@@ -287,7 +291,8 @@ void SavedFile::parse_header() {
 
 uint64_t SavedFile::whole_bytes() const {
   const uint64_t pieces = (header_.payload_bytes + kSavedPiece - 1) / kSavedPiece;
-  return header_bytes_ + header_.payload_bytes + pieces * kChecksumBytes + kDigestBytes + kMarkBytes;
+  return header_bytes_ + header_.payload_bytes + pieces * kChecksumBytes + kDigestBytes + kMarkBytes +
+         header_.mac_bytes;
 }
 
 void SavedFile::verify(const std::function<void(uint64_t)>& progress) {
@@ -316,8 +321,10 @@ void SavedFile::verify(const std::function<void(uint64_t)>& progress) {
   read(at, tail.size(), bytes.data());
   if (std::memcmp(bytes.data(), tail.data(), tail.size()) != 0)
     fail("damaged: digest or end mark do not agree");
-  if (at + tail.size() != file_bytes_)
-    fail(std::to_string(file_bytes_ - at - tail.size()) + " bytes behind the end mark");
+  at += tail.size();
+  read(at, header_.mac_bytes, bytes.data());  // it is there; without the key no more can be said
+  at += header_.mac_bytes;
+  if (at != file_bytes_) fail(std::to_string(file_bytes_ - at) + " bytes behind its end");
 }
 
 void SavedFile::read_payload(uint64_t offset, uint64_t count, uint8_t* bytes) {

@@ -57,6 +57,7 @@ struct SavedHeader {
   uint32_t first_layer = 0, exact_type = 0;
   int64_t first_token = 0, num_tokens = 0, exact_sinks = 0, exact_first = 0, rollback = 0;
   uint64_t noticed = 0, identity = 0, payload_bytes = 0;
+  uint64_t mac_bytes = 0;  // behind the end mark; whose key it is of, no file says
   std::vector<SavedLayer> layers;
 
   int64_t end() const { return first_token + num_tokens; }
@@ -64,7 +65,7 @@ struct SavedHeader {
   // Records of the layers as they stand in a file.
   std::string records() const;
   uint64_t computed_identity() const;
-  // The whole header with its checksum, identity and payload_bytes as they are here.
+  // The whole header with its checksum, identity and payload_bytes as they are here, without a MAC.
   std::string bytes() const;
   // The payload's runs in their order, and its length; SavedError if that passes 2^63 or a field is wrong.
   std::vector<SavedRun> runs(uint64_t* payload_bytes) const;
@@ -78,11 +79,11 @@ class SavedFile {
   const SavedHeader& header() const { return header_; }
   uint64_t header_bytes() const { return header_bytes_; }
   uint64_t file_bytes() const { return file_bytes_; }
-  // The byte behind the end mark, as the header says.
+  // The byte behind the end mark and the MAC, as the header says.
   uint64_t whole_bytes() const;
   const std::vector<SavedRun>& runs() const { return runs_; }
 
-  // Reads everything: pieces, digest and end mark agree, and nothing follows. progress(bytes read so far).
+  // Reads everything: pieces, digest and end mark agree, and nothing but the MAC follows. progress(bytes read so far).
   void verify(const std::function<void(uint64_t)>& progress);
   // Part of the payload of a file that verify has passed.
   void read_payload(uint64_t offset, uint64_t count, uint8_t* bytes);

@@ -184,8 +184,8 @@ void CpuBackend::copy_slot(int source, int target, void*) {
 
 void CpuBackend::start_slot(int slot, void*) { store_.flags(slot).store(0, std::memory_order_relaxed); }
 
-void CpuBackend::set_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) {
-  store_.flags(slot).store(flags, std::memory_order_relaxed);
+void CpuBackend::add_to_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) {
+  store_.flags(slot).fetch_or(flags, std::memory_order_relaxed);
 }
 
 uint8_t* CpuBackend::take_staging(int64_t bytes) {

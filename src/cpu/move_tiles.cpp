@@ -20,7 +20,7 @@ uint8_t* tile_at(const TilePlace& place, int64_t tile, int head, int32_t tile_by
 
 struct PartTile {
   int64_t tile;
-  std::vector<uint32_t> mask;  // of its words
+  std::vector<uint32_t> mask, stay;  // of its words; stay: empty if nothing does
 };
 std::vector<PartTile> part_tiles(const TileMove& move) {
   std::vector<PartTile> parts;
@@ -28,9 +28,14 @@ std::vector<PartTile> part_tiles(const TileMove& move) {
     const int64_t tile = token / format::kTileTokens;
     const bool known = !parts.empty() && parts.back().tile == tile;
     if (known || tile >= move.tiles || move.tokens(tile).whole()) continue;
-    parts.push_back(PartTile{tile, std::vector<uint32_t>(static_cast<size_t>(move.tile_bytes()) / 4)});
-    for (size_t word = 0; word < parts.back().mask.size(); word++)
-      parts.back().mask[word] = move.word_mask(static_cast<int>(word), move.tokens(tile));
+    const auto mask_of = [&move](format::TileTokens tokens) {
+      std::vector<uint32_t> mask(static_cast<size_t>(move.tile_bytes()) / 4);
+      for (size_t word = 0; word < mask.size(); word++)
+        mask[word] = move.word_mask(static_cast<int>(word), tokens);
+      return mask;
+    };
+    parts.push_back(PartTile{tile, mask_of(move.tokens(tile)), {}});
+    if (move.stays(tile)) parts.back().stay = mask_of(move.stay);
   }
   return parts;
 }
@@ -71,9 +76,13 @@ void CpuBackend::move_tiles(const TileMove& move) {
       return;
     }
     for (size_t word = 0; word < part->mask.size(); word++) {
-      uint32_t x;
+      uint32_t x, old = 0;
       memcpy(&x, from + 4 * word, sizeof x);
       x &= part->mask[word];
+      if (!part->stay.empty()) {
+        memcpy(&old, to + 4 * word, sizeof old);
+        x |= old & part->stay[word];
+      }
       memcpy(to + 4 * word, &x, sizeof x);
     }
   });

@@ -149,12 +149,14 @@ static void structs(void) {
   FIELD(tq_state, flags);
   FIELD(tq_state, identity);
   FIELD(tq_state, bytes);
+  FIELD(tq_state, fields);
   STRUCT(tq_io);
   FIELD(tq_io, struct_size);
-  FIELD(tq_io, reserved);
+  FIELD(tq_io, mac_bytes);
   FIELD(tq_io, user);
   FIELD(tq_io, write);
   FIELD(tq_io, read);
+  FIELD(tq_io, mac);
   STRUCT(tq_tensor_layout);
   FIELD(tq_tensor_layout, struct_size);
   FIELD(tq_tensor_layout, reserved);

@@ -26,9 +26,13 @@ static int32_t read_file(void* user, void* bytes, size_t count) {
   file->at += count;
   return 0;
 }
+static int32_t no_mac(void* user, const void* bytes, size_t count, void* tag) {
+  (void)user, (void)bytes, (void)count, (void)tag;
+  return 5;
+}
 static memory_file* empty_file(void) { return calloc(1, sizeof(memory_file)); }
 static tq_io io_of(memory_file* file) {
-  tq_io io = {sizeof io, 0, NULL, write_file, read_file};
+  tq_io io = {sizeof io, 0, NULL, write_file, read_file, NULL};
   io.user = file;
   return io;
 }
@@ -165,10 +169,21 @@ static void refuses_streams(tq_cache* cache, tq_sequence a, tq_cache* target) {
   memory_file* file = empty_file();
   tq_io io = io_of(file);
   tq_sequence copy = -9;
-  io.reserved = 1;
-  REFUSES(TQ_ERROR_VERSION, "io.reserved = 1", tq_sequence_save(cache, a, &io, NULL));
-  REFUSES(TQ_ERROR_VERSION, "io.reserved = 1", tq_sequence_load(target, &io, NULL, &copy));
-  io.reserved = 0, io.write = NULL;
+  io.mac_bytes = 16;
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "io.mac_bytes = 16: must be 0 without io.mac",
+          tq_sequence_save(cache, a, &io, NULL));
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "io.mac_bytes = 16", tq_sequence_load(target, &io, NULL, &copy));
+  io.mac = no_mac;
+  static const int32_t lengths[] = {-1, 0, 15, 65};
+  for (int i = 0; i < 4; i++) {
+    io.mac_bytes = lengths[i];
+    REFUSES(TQ_ERROR_INVALID_ARGUMENT, "must be 16 .. 64", tq_sequence_save(cache, a, &io, NULL));
+    REFUSES(TQ_ERROR_INVALID_ARGUMENT, "must be 16 .. 64", tq_sequence_load(target, &io, NULL, &copy));
+  }
+  io.mac_bytes = 16;
+  REFUSES(TQ_ERROR_IO, "io.mac: returned 5", tq_sequence_save(cache, a, &io, NULL));
+  file->size = 0;
+  io.mac_bytes = 0, io.mac = NULL, io.write = NULL;
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "io.write = NULL", tq_sequence_save(cache, a, &io, NULL));
   io.write = write_file, io.read = NULL;
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "io.read = NULL", tq_sequence_load(target, &io, NULL, &copy));

@@ -76,6 +76,35 @@ class Case:
         self.model.cache_name = None if cache == "main" else cache
         self.dtype = {model.F32: "f32", model.F16: "f16", model.BF16: "bf16"}[config["io_dtype"]]
 
+    def use(self, cache):
+        """Steps are of this cache from now on."""
+        self.model = self.caches[cache]
+
+    # ---- state
+
+    def export(self, sequence, name, expect=None, equals=None, **part):
+        """A part under a name. part: layers, kv_heads, tokens as [first, count], all where it is missing."""
+        self.parts = getattr(self, "parts", {})
+        self.parts[name] = self.model.sequences[sequence].copy()
+        self.step("export", cache=self.model.cache_name, sequence=sequence, save=name, expect=expect,
+                  equals=equals, **part)
+
+    def import_part(self, sequence, name, last=True, source=None):
+        """last: the sequence then has what the source had when the whole of it was exported."""
+        self.step("import", cache=self.model.cache_name, sequence=sequence, part=name)
+        if last:
+            self.model.adopt(sequence, self.parts[name].copy())
+
+    def save(self, sequence, name, equals=None, mac=None):
+        self.step("save", cache=self.model.cache_name, sequence=sequence, save=name, equals=equals, mac=mac)
+
+    def load(self, name, sequence, source, mac=None):
+        """source: (cache, sequence) that was saved."""
+        self.step("load", cache=self.model.cache_name, file=name, sequence=sequence, mac=mac)
+        self.model.adopt(sequence, self.caches[source[0]].sequences[source[1]].copy())
+
+    # ---- sequences
+
     def sequences(self, *names):
         for name in names:
             self.model.create(name)

@@ -19,15 +19,17 @@ import error_cases  # noqa: E402
 import layer_cases  # noqa: E402
 import mask_cases  # noqa: E402
 import numpy as np  # noqa: E402
+import paged_cases  # noqa: E402
 import result_cases  # noqa: E402
+import state_cases  # noqa: E402
 
 PATH = HERE / "cases.json"
-MAX_BYTES = 1_800_000
+MAX_BYTES = 2_300_000
 
 
 def build():
     tensors, cases = {}, []
-    for module in (result_cases, error_cases, layer_cases, mask_cases):
+    for module in (result_cases, error_cases, layer_cases, mask_cases, state_cases, paged_cases):
         cases += [case.case for case in module.build(tensors)]
     assert len({case["name"] for case in cases}) == len(cases)
     return {"version": 1, "cases": cases, "tensors": tensors}

@@ -16,22 +16,22 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
-#include "tqkv.h"
+#include "checks.h"
+#include "paged_steps.h"
+#include "state_steps.h"
 
 namespace {
 
+using contract::fail;
 using contract::fill_with_nan;
 using contract::Json;
 using contract::Tensor;
 using contract::Tensors;
 
-[[noreturn]] void fail(const std::string& why) { throw std::runtime_error(why); }
-
 // One case: the things that its steps name, and a function a step.
-class Runner {
+class Runner : contract::Checks {
  public:
-  explicit Runner(const Tensors& tensors) : tensors_(tensors) {}
+  explicit Runner(const Tensors& tensors) : Checks(tensors), paged_(tensors), state_(tensors) {}
   ~Runner() { destroy_all(); }
 
   void run(const Json& test) {
@@ -69,6 +69,7 @@ class Runner {
       if (const tq_status status = tq_cache_destroy(cache.handle)) worst = status;
     }
     caches_.clear();
+    if (const tq_status status = paged_.destroy()) worst = status;
     return worst;
   }
 
@@ -93,39 +94,6 @@ class Runner {
     const int32_t layer = step.at("layer");
     return config.layers[layer >= 0 && layer < config.num_layers ? layer : 0];
   }
-  const Tensor& tensor(const Json& step, const char* field) {
-    return tensors_.at(step.at(field).get<std::string>());
-  }
-  const void* input(const Json& step, const char* field) {
-    return step.contains(field) ? tensor(step, field).bytes.data() : nullptr;
-  }
-
-  // Compares a call's status and text with the step's; true if the call was to succeed and did.
-  bool expected(const Json& step, tq_status status, const char* own_text = nullptr) {
-    const std::string name = tq_status_name(status), wanted = step.value("status", "TQ_OK"),
-                      text = own_text ? own_text : tq_last_error();
-    if (name != wanted) fail("gave " + name + " (" + text + "), expected " + wanted);
-    if (status == TQ_OK) return true;
-    for (const Json& part : step.at("text"))
-      if (text.find(part.get<std::string>()) == std::string::npos)
-        fail("the text \"" + text + "\" does not hold " + part.dump());
-    return false;
-  }
-
-  template <typename T>
-  void expect_equal(const Json& step, T value) {
-    if (value != step.at("expect").get<T>())
-      fail("gave " + std::to_string(value) + ", expected " + step.at("expect").dump());
-  }
-
-  void compare(const Json& step, const char* field, const std::vector<uint8_t>& bytes, int32_t dtype) {
-    if (!step.contains(field)) return;
-    const std::string l2 = std::string(field) + "_l2", abs = std::string(field) + "_abs";
-    const std::string why =
-        tensor(step, field).difference(bytes, dtype, step.value(l2, 0.0), step.value(abs, 0.0));
-    if (!why.empty()) fail(std::string(field) + why);
-  }
-
   void run_step(const Json& step) {
     const std::string op = step.at("op");
     if (op == "create") return create(step);
@@ -136,6 +104,8 @@ class Runner {
       return;
     }
     if (op == "fingerprint") return fingerprint(step);
+    if (paged_.knows(op)) return paged_.run(step, op);
+    if (state_.knows(op)) return state_step(step, op);
     if (op == "plan") return plan(step);
     if (op == "append") return append(step);
     if (op == "attend") return attend(step);
@@ -196,7 +166,9 @@ class Runner {
 
   void fingerprint(const Json& step) {
     uint64_t value = 0;
-    if (!expected(step, tq_cache_fingerprint(cache(step).handle, &value))) return;
+    if (!expected(step, step.contains("codec") ? tq_codec_fingerprint(paged_.codec(step), &value)
+                                               : tq_cache_fingerprint(cache(step).handle, &value)))
+      return;
     if (step.contains("save")) fingerprints_[step["save"]] = value;
     if (step.contains("equals") && value != fingerprints_.at(step["equals"]))
       fail("differs from " + step["equals"].dump());
@@ -245,6 +217,15 @@ class Runner {
     }
   }
 
+  // Steps that make a sequence bind its name.
+  void state_step(const Json& step, const std::string& op) {
+    Cache& owner = cache(step);
+    tq_sequence sequence = 0;
+    const auto found = owner.sequences.find(step.at("sequence").get<std::string>());
+    if (found != owner.sequences.end()) sequence = found->second;
+    if (state_.run(step, op, owner.handle, &sequence)) owner.sequences[step.at("sequence")] = sequence;
+  }
+
   void plan(const Json& step) {
     Batch& planned = batch(step);
     std::vector<tq_sequence> ids;
@@ -273,17 +254,8 @@ class Runner {
   void attend(const Json& step) {
     Cache& owner = cache(step);
     Batch& planned = batch(step);
-    tq_attend_params params = {};
-    params.struct_size = sizeof params;
-    if (step.contains("params")) {
-      const Json& given = step["params"];
-      contract::read_params(given, params);
-      params.sink_logits = static_cast<const float*>(input(given, "sink_logits"));
-      params.visible_begin = static_cast<const int32_t*>(input(given, "visible_begin"));
-      params.visible_end = static_cast<const int32_t*>(input(given, "visible_end"));
-      params.tree_mask = static_cast<const uint64_t*>(input(given, "tree_mask"));
-      params.alibi_slopes = static_cast<const float*>(input(given, "alibi_slopes"));
-    }
+    tq_attend_params params;
+    const bool given = read_attend_params(step, params);
     size_t workspace_bytes = 0;
     const std::string kind = step.value("workspace", "own");
     if (kind != "own" && tq_attend_workspace_bytes(owner.handle, &workspace_bytes)) fail(tq_last_error());
@@ -297,10 +269,10 @@ class Runner {
         lse(static_cast<size_t>(rows) * 4);
     fill_with_nan(out);
     fill_with_nan(lse);
-    if (!expected(step, tq_cache_attend(owner.handle, step.at("layer"), planned.handle, input(step, "q"),
-                                        out.data(), reinterpret_cast<float*>(lse.data()),
-                                        step.contains("params") ? &params : nullptr,
-                                        kind == "own" ? nullptr : workspace, workspace_bytes, nullptr)))
+    if (!expected(step,
+                  tq_cache_attend(owner.handle, step.at("layer"), planned.handle, input(step, "q"),
+                                  out.data(), reinterpret_cast<float*>(lse.data()), given ? &params : nullptr,
+                                  kind == "own" ? nullptr : workspace, workspace_bytes, nullptr)))
       return;
     compare(step, "out", out, TQ_F32);
     compare(step, "lse", lse, TQ_F32);
@@ -341,8 +313,9 @@ class Runner {
     compare(step, "lse", lse, TQ_F32);
   }
 
-  const Tensors& tensors_;
   std::map<std::string, Cache> caches_;
+  contract::PagedSteps paged_;
+  contract::StateSteps state_;
   std::map<std::string, uint64_t> fingerprints_;
 };
 

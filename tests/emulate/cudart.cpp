@@ -7,6 +7,7 @@
 
 #include <iterator>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@ std::map<cudaStream_t, Work*> capturing;
 
 constexpr size_t kMemoryStep = 256;
 std::map<void*, size_t> sizes;  // of what is taken
+std::set<void*> pinned;         // what of it is the host's
 size_t taken = 0;
 constexpr size_t kTotalMemory = size_t{1} << 40;
 
@@ -65,15 +67,19 @@ bool overlaps(CUdeviceptr at, size_t bytes) {
   const auto next = mapped.lower_bound(at + bytes);
   return next != mapped.begin() && std::prev(next)->first + std::prev(next)->second > at;
 }
+// The piece that was taken as a whole around it, or null.
+void* piece_of(const void* pointer) {
+  const auto next = sizes.upper_bound(const_cast<void*>(pointer));
+  if (next == sizes.begin()) return nullptr;
+  const auto found = std::prev(next);
+  return static_cast<const char*>(pointer) < static_cast<char*>(found->first) + found->second ? found->first
+                                                                                              : nullptr;
+}
 // Memory of the device, or of the host where the device reaches it.
 bool is_taken(const void* pointer) {
-  const auto next = sizes.upper_bound(const_cast<void*>(pointer));
-  if (next != sizes.begin()) {
-    const auto found = std::prev(next);
-    if (static_cast<const char*>(pointer) < static_cast<char*>(found->first) + found->second) return true;
-  }
-  return overlaps(reinterpret_cast<CUdeviceptr>(pointer), 1);
+  return piece_of(pointer) || overlaps(reinterpret_cast<CUdeviceptr>(pointer), 1);
 }
+bool is_pinned(const void* pointer) { return pinned.count(piece_of(pointer)) > 0; }
 void* memory_at(CUdeviceptr at) { return reinterpret_cast<void*>(at); }
 
 CUresult device_get(CUdevice* device, int ordinal) {
@@ -185,10 +191,25 @@ cudaError_t cudaFree(void* pointer) {
   free(pointer);
   return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) { return cudaMalloc(pointer, bytes); }
-cudaError_t cudaFreeHost(void* pointer) { return cudaFree(pointer); }
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  const cudaError_t error = cudaMalloc(pointer, bytes);
+  if (error == cudaSuccess) pinned.insert(*pointer);
+  return error;
+}
+cudaError_t cudaFreeHost(void* pointer) {
+  pinned.erase(pointer);
+  return cudaFree(pointer);
+}
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   *device = host;
+  return cudaSuccess;
+}
+// Memory that was taken is a device's where it was asked for as that; other memory is not pinned.
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  *attributes = {};
+  if (!is_taken(pointer)) return cudaSuccess;
+  attributes->type = is_pinned(pointer) ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+  attributes->devicePointer = const_cast<void*>(pointer);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaMemcpyKind) {

@@ -34,12 +34,12 @@ int32_t write_some(void* user, const void* bytes, size_t count) {
 
 tq_status load(const StateCache& cache, const std::vector<uint8_t>& file, tq_sequence* sequence) {
   Stream stream = {file.data(), file.size(), 0, {}};
-  const tq_io io = {sizeof io, 0, &stream, nullptr, read_some};
+  const tq_io io = {sizeof io, 0, &stream, nullptr, read_some, nullptr};
   return tq_sequence_load(cache.get(), &io, nullptr, sequence);
 }
 std::vector<uint8_t> save(const StateCache& cache, tq_sequence sequence) {
   Stream stream = {};
-  const tq_io io = {sizeof io, 0, &stream, write_some, nullptr};
+  const tq_io io = {sizeof io, 0, &stream, write_some, nullptr, nullptr};
   FUZZ_CHECK(tq_sequence_save(cache.get(), sequence, &io, nullptr) == TQ_OK, "%s", tq_last_error());
   return stream.written;
 }

@@ -20,7 +20,8 @@ inline void api_must(tq_status status, const char* what) {
 }
 #define API_MUST(call) ::gpu_test::api_must((call), #call)
 
-// Bytes on a device of either type.
+// Bytes on a device of either type, or pinned ones of the host, which both reach.
+constexpr int kPinned = 100;
 class Memory {
  public:
   Memory() = default;
@@ -28,12 +29,16 @@ class Memory {
     if (bytes == 0) return;
     if (device == TQ_DEVICE_CUDA)
       GPU_MUST(cudaMalloc(&data_, bytes));
+    else if (device == kPinned)
+      GPU_MUST(cudaHostAlloc(&data_, bytes, cudaHostAllocDefault));
     else
       data_ = aligned_alloc(256, (bytes + 255) / 256 * 256);
   }
   ~Memory() {
     if (device_ == TQ_DEVICE_CUDA)
       cudaFree(data_);
+    else if (device_ == kPinned)
+      cudaFreeHost(data_);
     else
       free(data_);
   }
@@ -60,7 +65,7 @@ class Memory {
   // Waits for all work of the device.
   std::vector<uint8_t> host() const {
     std::vector<uint8_t> copy(bytes_);
-    if (bytes_ > 0 && device_ == TQ_DEVICE_CUDA) GPU_MUST(cudaDeviceSynchronize());
+    if (bytes_ > 0 && device_ != TQ_DEVICE_CPU) GPU_MUST(cudaDeviceSynchronize());
     if (bytes_ > 0) GPU_MUST(cudaMemcpy(copy.data(), data_, bytes_, cudaMemcpyDefault));
     return copy;
   }

@@ -100,7 +100,7 @@ bool life(int n, const tq::HostOps& ops) {
   move.source.pages = move.target.pages = &copy.target;
   move.heads = config.heads, move.tiles = 1, move.end = 32;
   thrown += attempt([&] { c.backend->move_tiles(move); });
-  thrown += attempt([&] { c.backend->set_slot(config.sequences - 1, 0, nullptr, nullptr); });
+  thrown += attempt([&] { c.backend->add_to_slot(config.sequences - 1, 0, nullptr, nullptr); });
   GPU_MUST(cudaDeviceSynchronize());
   uint64_t flags = 0;
   thrown += attempt([&] { flags = c.backend->check(nullptr); });

@@ -60,6 +60,7 @@ inline void count_calls() {
   TQ_COUNT(memory_map);
   TQ_COUNT(memory_set_access);
   TQ_COUNT(host_get_device_pointer);
+  TQ_COUNT(pointer_get_attributes);
   TQ_COUNT(memcpy_sync);
   TQ_COUNT(memcpy_async);
   TQ_COUNT(memset_async);
@@ -69,6 +70,7 @@ inline void count_calls() {
   TQ_COUNT(event_create);
   TQ_COUNT(event_record);
   TQ_COUNT(event_synchronize);
+  TQ_COUNT(stream_wait_event);
   TQ_COUNT(launch_kernel);
   TQ_COUNT(func_set_attribute);
   TQ_COUNT(occupancy);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every CUDA call and every allocation of every call of the C API made to fail: create, plan, append, attend,
-// fork, truncate, remove, select, reserve, copies between caches of both devices, free; and of a codec's. A
-// call that fails says so, has changed nothing that can be seen and leaves nothing behind; made again without
-// a failure it does what it always does. Each failing point is tried alone and as the first of all that
-// follow.
+// fork, truncate, remove, select, reserve, copies between caches of both devices, export, import, save, load,
+// free; and of a codec's. A call that fails says so, has changed nothing that can be seen and leaves nothing
+// behind; made again without a failure it does what it always does. Each failing point is tried alone and as
+// the first of all that follow.
 //
 // Method: one life of three caches is run without failures, and what can be seen after each call is kept.
 // Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
@@ -68,12 +68,16 @@ namespace {
 using namespace gpu_test;
 
 constexpr int kDim = 32, kLayers = 2, kMostRows = 80;
+constexpr size_t kPartBytes = 128 << 10;
 
 // What the calls work on.
 struct World {
   tq_cache *main = nullptr, *other = nullptr, *host = nullptr;  // CUDA, CUDA, CPU
   tq_batch* batch = nullptr;
-  tq_sequence a = 0, b = 0, there = 0, away = 0, back = 0;
+  tq_sequence a = 0, b = 0, there = 0, away = 0, back = 0, put = 0, loaded = 0;
+  tq_state state = {};  // of a, whose parts are:
+  Memory pinned{kPinned, kPartBytes}, pageable{TQ_DEVICE_CPU, kPartBytes}, saved{TQ_DEVICE_CPU, kPartBytes};
+  size_t saved_bytes = 0, read_bytes = 0;
   Memory k{TQ_DEVICE_CUDA, kMostRows*kDim * 4}, out{TQ_DEVICE_CUDA, kMostRows * 2 * kDim * 4},
       lse{TQ_DEVICE_CUDA, kMostRows * 2 * 4};
   FaultyEngine engine;
@@ -108,6 +112,7 @@ struct World {
     }
     add_sequence(&all, main, a, TQ_DEVICE_CUDA), add_sequence(&all, main, b, TQ_DEVICE_CUDA);
     add_sequence(&all, main, back, TQ_DEVICE_CUDA), add_sequence(&all, other, there, TQ_DEVICE_CUDA);
+    add_sequence(&all, other, put, TQ_DEVICE_CUDA), add_sequence(&all, other, loaded, TQ_DEVICE_CUDA);
     add_sequence(&all, host, away, TQ_DEVICE_CPU);
     for (const Memory* memory : {&out, &lse}) {
       const std::vector<uint8_t> bytes = memory->host();
@@ -178,6 +183,56 @@ tq_status attended(World& w, int layer) {
                          0, nullptr);
 }
 
+// A saved sequence in memory of the world's: nothing is allocated in the callbacks.
+int32_t write_saved(void* user, const void* bytes, size_t count) {
+  World& w = *static_cast<World*>(user);
+  if (count > kPartBytes - w.saved_bytes) return 7;
+  memcpy(w.saved.as<uint8_t>() + w.saved_bytes, bytes, count);
+  w.saved_bytes += count;
+  return 0;
+}
+int32_t read_saved(void* user, void* bytes, size_t count) {
+  World& w = *static_cast<World*>(user);
+  if (count > w.saved_bytes - w.read_bytes) return 1;
+  memcpy(bytes, w.saved.as<uint8_t>() + w.read_bytes, count);
+  w.read_bytes += count;
+  return 0;
+}
+// The same part to memory of one kind, and from it; by layers.
+tq_status exported(World& w, const Memory& memory) {
+  return tq_sequence_export(w.main, w.a, &w.state, memory.get(), memory.size(), nullptr);
+}
+tq_status imported(World& w, const Memory& memory, int layer) {
+  tq_state part = w.state;
+  part.first_layer = layer, part.num_layers = 1;
+  const tq_status described = tq_sequence_describe(w.main, w.a, &part);
+  if (described != TQ_OK) return described;
+  const int64_t at = layer == 0 ? 0 : w.state.bytes - part.bytes;
+  return tq_sequence_import(w.other, w.put, &part, memory.as<uint8_t>() + at, static_cast<size_t>(part.bytes),
+                            nullptr);
+}
+void add_state_steps(std::vector<Step>* list) {
+  list->push_back({"describe", [](World& w) {
+                     w.state.struct_size = sizeof w.state;
+                     return tq_sequence_describe(w.main, w.a, &w.state);
+                   }});
+  list->push_back({"export, pinned", [](World& w) { return exported(w, w.pinned); }});
+  list->push_back({"export, not pinned", [](World& w) { return exported(w, w.pageable); }});
+  list->push_back({"sequence_create", [](World& w) { return tq_sequence_create(w.other, &w.put); }});
+  list->push_back({"import, pinned", [](World& w) { return imported(w, w.pinned, 0); }});
+  list->push_back({"import, not pinned", [](World& w) { return imported(w, w.pageable, 1); }});
+  list->push_back({"save", [](World& w) {
+                     w.saved_bytes = 0;
+                     const tq_io io = {sizeof io, 0, &w, write_saved, nullptr, nullptr};
+                     return tq_sequence_save(w.main, w.a, &io, nullptr);
+                   }});
+  list->push_back({"load", [](World& w) {
+                     w.read_bytes = 0;
+                     const tq_io io = {sizeof io, 0, &w, nullptr, read_saved, nullptr};
+                     return tq_sequence_load(w.other, &io, nullptr, &w.loaded);
+                   }});
+}
+
 std::vector<Step> steps() {
   static std::vector<float> centre(kDim, 0.25f);
   const auto created = [](int device, int page_size, int64_t reserve, tq_cache** cache) {
@@ -227,6 +282,7 @@ std::vector<Step> steps() {
                   [](World& w) { return tq_sequence_copy(w.main, w.a, w.host, nullptr, &w.away); }});
   list.push_back({"copy, CPU to CUDA",
                   [](World& w) { return tq_sequence_copy(w.host, w.away, w.main, nullptr, &w.back); }});
+  add_state_steps(&list);
   served("plan, what came back", &World::back, 3, 3);
   list.push_back({"check", [](World& w) {
                     uint64_t flags = 0;

@@ -2,7 +2,8 @@
 // State that travels on CUDA caches: what a sequence exports and saves are the bytes that the CPU's exports
 // and saves, and what comes in from either device saves and attends as the sequence that was appended there.
 // Random ranges of tokens, layers and kv heads, other page sizes, sliding layers, exact copies; loads that
-// fail leave nothing.  state_test [--quick]
+// fail leave nothing. Parts lie in memory of the device, in pinned memory, where calls only enqueue, and in
+// other memory of the host; in a graph all is refused.  state_test [--quick]
 #include <memory>
 #include <random>
 #include <string>
@@ -41,13 +42,17 @@ struct Stream {
     stream.at += count;
     return 0;
   }
-  tq_io io() { return tq_io{sizeof(tq_io), 0, this, write, read}; }
+  tq_io io() { return tq_io{sizeof(tq_io), 0, this, write, read, nullptr}; }
 };
 
 struct Part {
   tq_state state = {};
   Memory memory;
-  Bytes bytes() const { return Bytes(memory.as<uint8_t>(), memory.as<uint8_t>() + state.bytes); }
+  Bytes bytes() const {
+    Bytes all = memory.host();
+    all.resize(static_cast<size_t>(state.bytes));
+    return all;
+  }
 };
 
 class World {
@@ -93,6 +98,7 @@ class World {
       API_MUST(tq_sequence_free(caches_[to + 2]->cache, copy, nullptr));
     }
     damaged(saved);
+    captured(own[1], saved);
     for (int device = 0; device < 2; device++)
       API_MUST(tq_sequence_free(caches_[device]->cache, own[device], nullptr));
     return moves_;
@@ -161,7 +167,8 @@ class World {
     API_MUST(tq_sequence_save(caches_[index]->cache, id, &io, nullptr));
     return stream.bytes;
   }
-  Part exported(int index, tq_sequence id, int64_t first, int64_t count, int layer, int head) {
+  // by_cuda: CUDA caches alone use the memory.
+  Part exported(int index, tq_sequence id, int64_t first, int64_t count, int layer, int head, bool by_cuda) {
     Part part;
     tq_state& state = part.state;
     state.struct_size = sizeof state;
@@ -169,8 +176,10 @@ class World {
     state.first_layer = 3 + layer, state.num_layers = layer < 0 ? 0 : 1;
     state.first_kv_head = 4 + head, state.num_kv_heads = head < 0 ? 0 : 1;
     API_MUST(tq_sequence_describe(caches_[index]->cache, id, &state));
-    part.memory = Memory(TQ_DEVICE_CPU, static_cast<size_t>(state.bytes));
+    static const int kinds[] = {TQ_DEVICE_CPU, kPinned, TQ_DEVICE_CUDA};
+    part.memory = Memory(kinds[pick(by_cuda ? 3 : 2)], static_cast<size_t>(state.bytes));
     part.memory.fill(0xEE);
+    GPU_MUST(cudaDeviceSynchronize());
     API_MUST(tq_sequence_export(caches_[index]->cache, id, &state, part.memory.get(), part.memory.size(),
                                 nullptr));
     return part;
@@ -181,14 +190,43 @@ class World {
     const bool by_layers = pick(2), by_heads = pick(2);
     for (int layer = by_layers ? 0 : -1; layer < (by_layers ? kLayers : 0); layer++)
       for (int head = by_heads ? 0 : -1; head < (by_heads ? kHeads : 0); head++) {
-        const Part part = exported(from, own[from], first, count, layer, head),
-                   other = exported(1 - from, own[1 - from], first, count, layer, head);
-        check(part.state.identity == other.state.identity && part.bytes() == other.bytes(),
-              "%s: tokens %lld + %lld export as other bytes on CUDA", name(), ll(first), ll(count));
+        const Part part = exported(from, own[from], first, count, layer, head, from == 1 && to == 1),
+                   other = exported(1 - from, own[1 - from], first, count, layer, head, from == 0);
+        if (from == 1 && to == 0) GPU_MUST(cudaDeviceSynchronize());  // else the stream orders both
         API_MUST(tq_sequence_import(caches_[to + 2]->cache, copy, &part.state, part.memory.get(),
                                     part.memory.size(), nullptr));
+        check(part.state.identity == other.state.identity && part.bytes() == other.bytes(),
+              "%s: tokens %lld + %lld export as other bytes on CUDA", name(), ll(first), ll(count));
         moves_++;
       }
+  }
+  // None of the calls is part of a graph, and a capture goes on as if they had not been made.
+  void captured(tq_sequence id, const Bytes& saved) {
+    tq_cache* cache = caches_[1]->cache;
+    const Part part = exported(1, id, 0, 0, -1, -1, true);
+    const tq_sequence empty = caches_[3]->sequence();
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    GPU_MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    Stream written, read = {saved};
+    const tq_io out = written.io(), in = read.io();
+    tq_sequence loaded = 0;
+    GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    const tq_status refused[] = {
+        tq_sequence_export(cache, id, &part.state, part.memory.get(), part.memory.size(), stream),
+        tq_sequence_import(caches_[3]->cache, empty, &part.state, part.memory.get(), part.memory.size(),
+                           stream),
+        tq_sequence_save(cache, id, &out, stream), tq_sequence_load(cache, &in, stream, &loaded)};
+    GPU_MUST(cudaStreamEndCapture(stream, &graph));
+    for (int i = 0; i < 4; i++)
+      check(refused[i] == TQ_ERROR_CAPTURE, "call %d in a capture: status %d", i, refused[i]);
+    int64_t length = -1;
+    API_MUST(tq_sequence_length(caches_[3]->cache, empty, &length));
+    API_MUST(tq_sequence_free(caches_[3]->cache, empty, nullptr));
+    check(length == 0 && written.bytes.empty() && read.at == 0 && loaded == 0,
+          "a call in a capture did something");
+    GPU_MUST(cudaGraphDestroy(graph));
+    GPU_MUST(cudaStreamDestroy(stream));
   }
   // A stream with a wrong last byte of the payload: refused, and the device's cache is as it was.
   void damaged(const Bytes& saved) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Order of streams, tried out on the emulation: random programs of plans, appends, attends, forks, removals,
-// copies and graph replays on several streams, ordered by events as tqkv.h asks, run in random orders that
+// copies, parts exported and imported and graph replays on several streams, ordered by events as tqkv.h asks, run in random orders that
 // streams and events allow. Every output, and every byte that is read at the end, must be what the program
 // gives when each call is done before the next: 0 results that depend on the order.
 //
@@ -40,6 +40,8 @@ class Run {
       API_MUST(tq_attend_workspace_bytes(caches_[c], &bytes));
       for (Memory& workspace : workspaces_[c]) workspace = Memory(TQ_DEVICE_CUDA, bytes);
     }
+    for (int layer = 0; layer < kLayers; layer++)
+      parts_[0][layer] = Memory(TQ_DEVICE_CPU, kPartBytes), parts_[1][layer] = Memory(kPinned, kPartBytes);
     std::vector<float> rows(kMostRows * kDim * 4);
     for (size_t i = 0; i < rows.size(); i++)
       rows[i] = static_cast<float>(mix64(program.seed * 65536 + i) >> 40) / (1 << 23) - 1;
@@ -84,6 +86,7 @@ class Run {
   }
 
  private:
+  static constexpr size_t kPartBytes = 64 << 10;
   static constexpr int kMostRows = 80, kQueries = 2, kOutFloats = kSequences * kQueries * kHeads * kDim;
 
   static tq_cache_config config_of(int which) {
@@ -159,7 +162,7 @@ class Run {
     tq_sequence& id = ids_[c][below(kSequences)];
     int64_t length = 0;
     API_MUST(tq_sequence_length(caches_[c], id, &length));
-    switch (below(6)) {
+    switch (below(7)) {
       case 0: {  // a fork takes its source's place
         tq_sequence fork = 0;
         API_MUST(tq_sequence_fork(caches_[c], id, stream, &fork));
@@ -179,7 +182,35 @@ class Run {
         if (home(1 - c) != stream) order(stream, home(1 - c));
         break;
       }
+      case 4: travel(c, id, length, stream); break;
       default: break;
+    }
+  }
+  // A sequence to the other cache by layers, each exported on a stream of its own into memory that is pinned
+  // or not, and imported on the other cache's stream. That memory is written over as soon as a call that
+  // waits has returned, or an event says so.
+  void travel(int c, tq_sequence id, int64_t length, cudaStream_t stream) {
+    if (length == 0) return;
+    tq_sequence& replaced = ids_[1 - c][below(kSequences)];
+    const cudaStream_t target = home(1 - c);
+    API_MUST(tq_sequence_free(caches_[1 - c], replaced, target));
+    API_MUST(tq_sequence_create(caches_[1 - c], &replaced));
+    const bool pinned = below(2);
+    for (int layer = 0; layer < kLayers; layer++) {
+      tq_state state = {};
+      state.struct_size = sizeof state;
+      state.first_layer = layer, state.num_layers = 1;
+      API_MUST(tq_sequence_describe(caches_[c], id, &state));
+      const cudaStream_t own = streams_[below(kStreams)];
+      if (own != stream) order(stream, own);
+      Memory& memory = parts_[pinned][layer];
+      if (pinned) GPU_MUST(cudaStreamSynchronize(target));  // what was read from it before
+      memset(memory.get(), 0xEE, memory.size());
+      API_MUST(tq_sequence_export(caches_[c], id, &state, memory.get(), memory.size(), own));
+      if (own != stream) order(own, stream);
+      if (own != target) order(own, target);
+      API_MUST(tq_sequence_import(caches_[1 - c], replaced, &state, memory.get(), memory.size(), target));
+      if (!pinned) memset(memory.get(), 0xEE, memory.size());
     }
   }
   cudaStream_t home(int c) { return homes_[c] ? homes_[c] : homes_[c] = streams_[c]; }
@@ -192,6 +223,7 @@ class Run {
   tq_batch* batches_[2] = {};
   tq_sequence ids_[2][kSequences] = {};
   Memory workspaces_[2][kLayers], inputs_, outputs_;
+  Memory parts_[2][kLayers];  // of the host: [pinned]
 };
 
 std::vector<uint8_t> run(const Program& program, uint64_t order) {

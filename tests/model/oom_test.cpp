@@ -316,7 +316,7 @@ TEST_F(OomTest, StateThatTravels) {
   open();
   ASSERT_EQ(tq_cache_create(&config_, nullptr, &target_), TQ_OK);
   static Stream stream;
-  tq_io io = {sizeof io, 0, &stream, Stream::write, Stream::read};
+  tq_io io = {sizeof io, 0, &stream, Stream::write, Stream::read, nullptr};
   every_site(
       "tq_sequence_save",
       [&] {

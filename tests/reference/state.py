@@ -21,6 +21,7 @@ MAGIC = bytes.fromhex("8954514b560d0a1a")
 END_MARK = bytes.fromhex("54514b56454e440a")
 VERSION = 1
 PIECE = 65536
+MAC_BITS, LEAST_MAC, MOST_MAC = 0x7F, 16, 64
 MOST_HEADS, LAST_FIRST_HEAD = 65536, 65535
 SCALAR_BITS = (2, 3, 4, 5, 6, 8)
 HEAD_DIMS = (*range(8, 257, 4), 512, 576)
@@ -135,7 +136,8 @@ class Saved:
     noticed: int
     identity: int
     layers: list
-    size: int = 0  # bytes up to the end mark, included
+    mac: bytes = b""  # behind the end mark
+    size: int = 0     # bytes of all, the MAC included
 
     @property
     def end(self):
@@ -164,7 +166,7 @@ def read_layer(cursor, number, unused):
 
 def check_header(saved, features_ignored):
     s = saved
-    require(features_ignored == 0, f"features 0x{features_ignored:x}")
+    require(features_ignored in (0, *range(LEAST_MAC, MOST_MAC + 1)), f"features 0x{features_ignored:x}")
     require(s.noticed & ~NOTICED == 0, f"noticed 0x{s.noticed:x}")
     require(s.first_token >= 0 and s.num_tokens >= 0, "tokens before the first")
     require(s.exact_type in (0, 1, 2, 3), f"exact copies of type {s.exact_type}")
@@ -207,7 +209,7 @@ def read_header(cursor):
     check_header(saved, ignored)
     identity = xxhash.xxh64_intdigest(struct.pack("<II", version, first_layer) + records)
     require(saved.identity == identity, "identity")
-    return saved, payload
+    return saved, payload, ignored & MAC_BITS
 
 
 # ---- the payload
@@ -240,9 +242,10 @@ def read_payload(cursor, length):
     return b"".join(pieces)
 
 
-def read_saved(data):
+def read_saved(data, mac=None):
+    """mac(bytes): the MAC that a file must have."""
     cursor = Cursor(bytes(data))
-    saved, length = read_header(cursor)
+    saved, length, mac_bytes = read_header(cursor)
     stored = [layer for layer in saved.layers if layer.stores]
     expected = sum(layer.num_heads * tiles(a, b) * size for layer in stored
                    for _, a, b, size in runs_of(saved, layer))
@@ -251,6 +254,9 @@ def read_saved(data):
     digest = xxhash.xxh3_128_intdigest(cursor.data[:cursor.at])
     require(cursor.numbers("2Q") == (digest & (2**64 - 1), digest >> 64), "digest")
     require(cursor.take(8) == END_MARK, "no end mark")
+    front = cursor.data[:cursor.at]
+    saved.mac = cursor.take(mac_bytes)
+    require(mac is None or (saved.mac and saved.mac == mac(front)), "MAC")
     saved.size = cursor.at
     for layer in stored:
         for name, a, b, size in runs_of(saved, layer):

@@ -229,8 +229,8 @@ TEST_F(CacheTest, CopyFailsWithoutATrace) {
   open();
   const int64_t id = cache_->create_sequence();
   grow(id, 0, 70);
-  for (const Verb verb : {Verb::kMoveTiles, Verb::kSetSlot})
-    for (int after = 0; after < (verb == Verb::kSetSlot ? 1 : 5); after++) {
+  for (const Verb verb : {Verb::kMoveTiles, Verb::kAddToSlot})
+    for (int after = 0; after < (verb == Verb::kAddToSlot ? 1 : 5); after++) {
       world().spared[static_cast<int>(verb)] = after;
       fail(verb, true);
       EXPECT_EQ(status_of([&] { Cache::copy_sequence(*cache_, id, *cache_, nullptr); }), Status::kCuda);

@@ -157,6 +157,12 @@ class FakeBackend : public Backend {
                      nullptr,
                      0};
   }
+  ReachedMemory reach(const void* memory, int64_t) const override {
+    return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
+  }
+  LinkMemory take_link(void*) override { return {}; }  // no memory is over a link
+  void give_link(void*, bool) noexcept override {}
+  void copy_over_link(uint8_t*, const uint8_t*, int64_t, void*) override {}
   uint8_t* take_staging(int64_t) override { return nullptr; }
   void give_staging(uint8_t*, int64_t) noexcept override {}
   // A token's vectors, where the real ones have codes.
@@ -164,7 +170,10 @@ class FakeBackend : public Backend {
     enter(Verb::kMoveTiles);
     for (int64_t token = 0; token < move.tiles * format::kTileTokens; token++)
       for (int head = 0; head < move.heads; head++) {
-        const bool moved = move.tokens(token / format::kTileTokens).holds(token % format::kTileTokens);
+        const int64_t tile = token / format::kTileTokens;
+        const int in_tile = static_cast<int>(token % format::kTileTokens);
+        const bool moved = move.tokens(tile).holds(in_tile);
+        if (!moved && move.stays(tile) && move.stay.holds(in_tile)) continue;
         float* to = moved_token(move.target, token, head);
         for (int64_t d = 0; d < move.target.head_bytes / static_cast<int64_t>(sizeof(float)); d++)
           to[d] = moved ? moved_token(move.source, token, head)[d] : NAN;
@@ -179,9 +188,9 @@ class FakeBackend : public Backend {
     world().started.push_back(slot);
     flags_[static_cast<size_t>(slot)] = 0;
   }
-  void set_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) override {
-    enter(Verb::kSetSlot);
-    flags_[static_cast<size_t>(slot)] = flags;
+  void add_to_slot(int slot, uint64_t flags, const volatile uint32_t*, void*) override {
+    enter(Verb::kAddToSlot);
+    flags_[static_cast<size_t>(slot)] |= flags;
   }
   const volatile uint32_t* slot_word(int) const override { return nullptr; }
   void wait(void*) override {}

@@ -24,7 +24,7 @@ enum class Verb {
   kCopyPages,
   kScrubPages,
   kMoveTiles,
-  kSetSlot,
+  kAddToSlot,
   kCopySlot,
   kStartSlot,
   kSetCentres,

@@ -39,7 +39,7 @@ struct File {
     file.at += count;
     return 0;
   }
-  tq_io io() { return tq_io{sizeof(tq_io), 0, this, write, read}; }
+  tq_io io() { return tq_io{sizeof(tq_io), 0, this, write, read, nullptr}; }
 };
 
 std::string saved(OneCache& cache, tq_sequence sequence) {
@@ -264,6 +264,92 @@ TEST(Save, MendedBytesDoNoHarm) {
   EXPECT_LT(taken, loads);
   printf("%lld loads of changed files with right checksums: %lld are sequences\n",
          static_cast<long long>(loads), static_cast<long long>(taken));
+}
+
+// A keyed hash in the place of a MAC: what a caller brings, as far as the library can tell.
+struct SealedFile : File {
+  XXH3_state_t* const hash = XXH3_createState();
+  int32_t mac_bytes, result = 0;
+
+  explicit SealedFile(uint64_t key, int32_t tag_bytes = 16) : mac_bytes(tag_bytes) {
+    XXH3_128bits_reset_withSeed(hash, key);
+  }
+  ~SealedFile() { XXH3_freeState(hash); }
+  SealedFile(const SealedFile&) = delete;
+  SealedFile& operator=(const SealedFile&) = delete;
+  static int32_t mac(void* user, const void* from, size_t count, void* tag) {
+    SealedFile& file = *static_cast<SealedFile*>(user);
+    if (!tag) return XXH3_128bits_update(file.hash, from, count) == XXH_OK ? file.result : -1;
+    const XXH128_hash_t sum = XXH3_128bits_digest(file.hash);
+    for (int32_t at = 0; at < file.mac_bytes; at += 16)
+      memcpy(static_cast<uint8_t*>(tag) + at, &sum, static_cast<size_t>(std::min(16, file.mac_bytes - at)));
+    return file.result;
+  }
+  tq_io io() { return tq_io{sizeof(tq_io), mac_bytes, static_cast<File*>(this), write, read, mac}; }
+};
+
+TEST(Save, AMacSaysWhoWrote) {
+  SmallCache source(true), target(true);
+  const tq_sequence sequence = source.filled();
+  const std::string plain = bytes_of(source.cache, sequence);
+  for (const int32_t tag_bytes : {16, 33, 64}) {
+    SealedFile out(1, tag_bytes);
+    const tq_io out_io = out.io();
+    TQ_MUST(tq_sequence_save(source.cache, sequence, &out_io, nullptr));
+    const std::string bytes = out.bytes;
+    ASSERT_EQ(bytes.size(), plain.size() + static_cast<size_t>(tag_bytes));
+    const auto loads = [&](const std::string& from, SealedFile& in, const char* text) {
+      in.bytes = from;
+      const tq_io io = in.io();
+      tq_sequence copy = 5;
+      const tq_status status = tq_sequence_load(target.cache, &io, nullptr, &copy);
+      if (status == TQ_OK) {
+        EXPECT_TRUE(bytes_of(target.cache, copy) == plain);
+        EXPECT_EQ(in.at, from.size());
+        EXPECT_EQ(tq_sequence_free(target.cache, copy, nullptr), TQ_OK);
+      } else {
+        EXPECT_NE(std::string(tq_last_error()).find(text), std::string::npos) << tq_last_error();
+        EXPECT_EQ(copy, 5);
+      }
+      return status;
+    };
+    SealedFile own(1, tag_bytes), other(2, tag_bytes), longer(1, tag_bytes == 64 ? 63 : tag_bytes + 1),
+        none(1, tag_bytes), cut(1, tag_bytes), failing(1, tag_bytes);
+    EXPECT_EQ(loads(bytes, own, ""), TQ_OK) << tq_last_error();
+    EXPECT_EQ(loads(bytes, other, "its MAC is not that of this key"), TQ_ERROR_CORRUPT_DATA);
+    EXPECT_EQ(loads(bytes, longer, "a MAC of "), TQ_ERROR_CORRUPT_DATA);
+    EXPECT_EQ(loads(plain, none, "a MAC of 0 bytes"), TQ_ERROR_CORRUPT_DATA);
+    EXPECT_EQ(loads(bytes.substr(0, bytes.size() - 1), cut, "ends after"), TQ_ERROR_CORRUPT_DATA);
+    failing.result = 9;
+    EXPECT_EQ(loads(bytes, failing, "io.mac: returned 9"), TQ_ERROR_IO);
+    // Without the key it loads, and all of it is read.
+    File open;
+    open.bytes = bytes;
+    const tq_io open_io = open.io();
+    tq_sequence copy = 0;
+    TQ_MUST(tq_sequence_load(target.cache, &open_io, nullptr, &copy));
+    EXPECT_EQ(open.at, bytes.size());
+    TQ_MUST(tq_sequence_free(target.cache, copy, nullptr));
+    // Whoever can mend checksums cannot mend this.
+    const size_t header = 104 + 16 + 2 * 64 + 16, tag = bytes.size() - static_cast<size_t>(tag_bytes);
+    int64_t refused = 0;
+    for (size_t i = 24; i < bytes.size(); i++) {
+      std::string front = bytes.substr(0, tag);
+      if (i < tag) front[i] = static_cast<char>(front[i] ^ 1);
+      mend(&front, header);
+      std::string changed = front + bytes.substr(tag);
+      if (i >= tag) changed[i] = static_cast<char>(changed[i] ^ 1);
+      if (changed == bytes) continue;  // a checksum
+      SealedFile in(1, tag_bytes);
+      in.bytes = changed;
+      const tq_io io = in.io();
+      const tq_status status = tq_sequence_load(target.cache, &io, nullptr, &copy);
+      ASSERT_NE(status, TQ_OK) << "byte " << i;
+      refused++;
+    }
+    printf("MAC of %d bytes: %lld changed files with right checksums refused\n", tag_bytes,
+           static_cast<long long>(refused));
+  }
 }
 
 // Two pieces exchanged, and one repeated: their checksums know their places.

@@ -2,6 +2,7 @@
 // tq_sequence_describe, _export and _import on the CPU: one string of bytes for a state, whatever its pages;
 // whole, by layers, by tokens and by kv heads; exact copies; refusals that change nothing.
 #include <gtest/gtest.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -298,6 +299,62 @@ TEST(Transfer, ForksPlansAndTruncates) {
   TQ_IMPORT(target, first, exported(source, sequence, tokens(85, 4)));
   EXPECT_EQ(source.attend(sequence, 1), target.attend(first, 1));
   EXPECT_TRUE(exported(source, sequence).bytes() == exported(target, first).bytes());
+}
+
+// One field of the configuration changed, and the error names it; a state from a caller who knows no hashes of
+// fields is refused as well.
+TEST(Transfer, RefusalsNameTheField) {
+  static const int32_t other_key_bits[] = {4, 3, 4}, other_value_bits[] = {3, 3, 6}, raw[] = {16, 16, 16};
+  static tq_codebook book = {sizeof book, 4, 0.0277f, {1, 3, 6, 9, 13, 18, 25, 40}};
+  static tq_layer_config layers[OneCache::kLayers];
+  for (tq_layer_config& layer : layers) layer.struct_size = sizeof layer;
+  const auto base = [](tq_cache_config& c) {
+    c.layer_key_bits = c.layer_value_bits = nullptr;
+    c.key_bits = c.value_bits = 4;
+  };
+  const struct {
+    const char* name;
+    OneCache::Change change;
+  } cases[] = {
+      {"key_bits", [](tq_cache_config& c) { c.layer_key_bits = other_key_bits; }},
+      {"value_bits", [](tq_cache_config& c) { c.layer_value_bits = other_value_bits; }},
+      {"head_dim", [](tq_cache_config& c) { c.head_dim = 64; }},
+      {"value_dim", [](tq_cache_config& c) { c.value_dim = 80; }},
+      {"key_bits", [](tq_cache_config& c) { c.layer_key_bits = raw; }},
+      {"rotation", [](tq_cache_config& c) { c.rotation = TQ_ROTATION_DENSE; }},
+      {"rotation_seed", [](tq_cache_config& c) { c.rotation_seed = 9; }},
+      {"key_codebook", [](tq_cache_config& c) { c.key_codebook = &book; }},
+      {"value_codebook", [](tq_cache_config& c) { c.value_codebook = &book; }},
+      {"sliding_window", [](tq_cache_config& c) { layers[1].sliding_window = 40, c.layers = layers; }},
+  };
+  OneCache source(base);
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 33);
+  const Part part = exported(source, sequence);
+  const auto refused = [&](OneCache& other, const tq_state& state, const std::string& text) {
+    const tq_sequence copy = other.create();
+    EXPECT_EQ(tq_sequence_import(other.cache, copy, &state, part.memory.get(),
+                                 static_cast<size_t>(state.bytes), nullptr),
+              TQ_ERROR_INCOMPATIBLE)
+        << text;
+    EXPECT_NE(std::string(tq_last_error()).find(text), std::string::npos) << text << ": " << tq_last_error();
+    EXPECT_EQ(other.length(copy), 0);
+    TQ_MUST(tq_sequence_free(other.cache, copy, nullptr));
+  };
+  for (const auto& each : cases) {
+    OneCache other([&](tq_cache_config& c) {
+      base(c);
+      each.change(c);
+    });
+    refused(other, part.state, std::string("here: ") + each.name + " not the cache's");
+    tq_state unknown = part.state;
+    unknown.struct_size = offsetof(tq_state, fields);
+    refused(other, unknown, "codes, shapes, rotation or centres");
+  }
+  OneCache centred(base);
+  const std::vector<float> centre(static_cast<size_t>(4 * OneCache::kKeyDim), 0.5f);
+  TQ_MUST(tq_cache_set_centres(centred.cache, 1, centre.data(), nullptr));
+  refused(centred, part.state, "here: key_centre not the cache's");
 }
 
 TEST(Transfer, RefusalsChangeNothing) {

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import contract_travel
 import numpy as np
 import tqkv
 from tqkv import _abi, _ffi
@@ -46,7 +47,7 @@ class Host:
         return whole[skip:skip + num_bytes]
 
 
-class Runner:
+class Runner(contract_travel.State, contract_travel.Paged):
     def __init__(self, data, arrays=None):
         self.data, self.arrays = data, arrays or Host()
 
@@ -60,6 +61,7 @@ class Runner:
 
     def run(self, case):
         self.caches, self.batches, self.sequences, self.prints, self.opened = {}, {}, {}, {}, []
+        self.parts, self.files, self.codecs, self.blocks, self.steps = {}, {}, {}, {}, {}
         try:
             for number, step in enumerate(case["steps"], 1):
                 try:
@@ -73,7 +75,7 @@ class Runner:
                 cache.close()
 
     def step(self, step):
-        call = getattr(self, step["op"])
+        call = getattr(self, {"import": "import_"}.get(step["op"], step["op"]))
         if "status" not in step:
             call(step)
             return
@@ -160,7 +162,7 @@ class Runner:
                 rel_tol=1e-12 if name == "compression" else 0), f"{name} = {getattr(have, name)}"
 
     def fingerprint(self, step):
-        value = self.cache(step).fingerprint()
+        value = (self.codec(step) if "codec" in step else self.cache(step)).fingerprint()
         if "save" in step:
             self.prints[step["save"]] = value
         assert "equals" not in step or value == self.prints[step["equals"]]
@@ -240,12 +242,7 @@ class Runner:
             assert (params.pop("q_token_stride"), params.pop("q_head_stride")) == (c.head_dim,
                                                                                    q.shape[1] * c.head_dim)
             q = q.transpose(1, 0, 2)
-        for name in ("sink_logits", "visible_begin", "visible_end", "tree_mask", "alibi_slopes"):
-            if name in params:
-                params[name] = self.put(params[name])
-        words = params.pop("tree_words", None)  # the package sees it in the mask's shape
-        assert words is None or words == params["tree_mask"].shape[1]
-        params["out_dtype"] = {1: "float32"}.get(params.get("out_dtype"), params.get("out_dtype"))
+        self.put_arrays(params)
         q, out, lse = self.arrays.put(q, dtype), None, True
         if "out" in step:
             out = self.arrays.empty((q.shape[0], c.num_q_heads, c.value_dim), "float32")
@@ -256,6 +253,14 @@ class Runner:
         out, lse = batch.attend(step["layer"], q, out=out, lse=lse, **params)
         self.compare(step, "out", out)
         self.compare(step, "lse", lse)
+
+    def put_arrays(self, params):
+        for name in ("sink_logits", "visible_begin", "visible_end", "tree_mask", "alibi_slopes"):
+            if name in params:
+                params[name] = self.put(params[name])
+        words = params.pop("tree_words", None)  # the package sees it in the mask's shape
+        assert words is None or words == params["tree_mask"].shape[1]
+        params["out_dtype"] = {1: "float32"}.get(params.get("out_dtype"), params.get("out_dtype"))
 
     def read(self, step):
         c, count, io_dtype = self.layer(step), max(step["count"], 0), self.cache(step).config.io_dtype

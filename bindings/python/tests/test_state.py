@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export, import, save and load: the same bytes, and errors of Python for what cannot be."""
 import dataclasses
+import hashlib
+import hmac
 import io
 import json
 import os
@@ -96,6 +98,34 @@ def test_own_memory(cache):
     room = np.zeros(state.bytes + 64, np.uint8)
     assert cache.export_sequence(sequence, room) == (state, room)
     assert attended(cache, cache.import_sequence(state, room)) == attended(cache, sequence)
+
+
+def test_a_key_says_who_wrote(cache, tmp_path):
+    sequence, path = filled(cache, 40), tmp_path / "a"
+    for mac in (b"key" * 9, hmac.new(b"other", digestmod="sha512"), hashlib.blake2b(key=b"k", digest_size=16)):
+        cache.save(sequence, path, mac=mac)
+        for key in (mac, None):
+            loaded = cache.load(path, mac=key)
+            assert attended(cache, loaded) == attended(cache, sequence)
+            loaded.free()
+        with pytest.raises(tqkv.CorruptData, match="MAC"):
+            cache.load(path, mac=b"wrong")
+    cache.save(sequence, path)
+    with pytest.raises(tqkv.CorruptData, match="a MAC of 0 bytes"):
+        cache.load(path, mac=b"key")
+    for wrong in (7, "text", hashlib.blake2b(key=b"k", digest_size=8)):
+        with pytest.raises(tqkv.InvalidArgument, match="mac: "):
+            cache.save(sequence, path, mac=wrong)
+
+
+@pytest.mark.parametrize("change, name", [
+    ({"key_bits": 3}, "key_bits"), ({"head_dim": 64, "value_dim": 32}, "head_dim"),
+    ({"rotation_seed": 5}, "rotation_seed"), ({"rotation": "dense"}, "rotation"),
+])
+def test_import_names_the_field(cache, change, name):
+    state, memory = cache.export_sequence(filled(cache, 40))
+    with tqkv.Cache(**{**CONFIG, **change}) as other, pytest.raises(tqkv.Incompatible, match=name):
+        other.import_sequence(state, memory)
 
 
 @pytest.mark.parametrize("part, text", [

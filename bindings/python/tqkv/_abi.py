@@ -190,16 +190,17 @@ class State(Struct):
                 ("first_kv_head", c_int32), ("num_kv_heads", c_int32), ("io_dtype", c_int32),
                 ("first_token", c_int64), ("num_tokens", c_int64), ("exact_sinks", c_int64),
                 ("exact_first", c_int64), ("rollback_tokens", c_int64), ("flags", c_uint64),
-                ("identity", c_uint64), ("bytes", c_int64)]
+                ("identity", c_uint64), ("bytes", c_int64), ("fields", c_uint32 * 16)]
 
 
 WRITE_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
 READ_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t)
+MAC_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, c_void_p, c_size_t, c_void_p)
 
 
 class Io(Struct):
-    _fields_ = [("struct_size", c_uint32), ("reserved", c_uint32), ("user", c_void_p),
-                ("write", WRITE_FUNCTION), ("read", READ_FUNCTION)]
+    _fields_ = [("struct_size", c_uint32), ("mac_bytes", c_int32), ("user", c_void_p),
+                ("write", WRITE_FUNCTION), ("read", READ_FUNCTION), ("mac", MAC_FUNCTION)]
 
 
 class Levels(Struct):

@@ -132,33 +132,38 @@ class Cache(Unique):
 
     def export_sequence(self, sequence: Sequence, out: Any = None, *, layers: Any = None,
                         kv_heads: Any = None, tokens: Any = None, stream: Any = None) -> Tuple[State, Any]:
-        """The part as bytes on the host: (State, memory). memory is `out`, writable and 16-byte aligned, with
-        room for State.bytes; or a new bytearray of just these. Equal states give equal bytes, whatever the
-        page size and device. Waits for stream."""
-        return _state.export(self._handles, self._number(sequence), out, layers, kv_heads, tokens,
-                             as_stream(stream))
+        """The part as bytes: (State, memory). memory is `out`, writable and 16-byte aligned, with room for
+        State.bytes, on the host or the cache's device; or a new bytearray of just these. Equal states give
+        equal bytes, whatever the page size and device. A CUDA cache enqueues the work and returns if `out`
+        is on its device or pinned (torch: pin_memory), whose bytes are there when stream has passed it, and
+        `out` must live till then; otherwise it waits for stream."""
+        return _state.export(self._handles, self._config._device(), self._number(sequence), out, layers, kv_heads,
+                             tokens, as_stream(stream))
 
     def import_sequence(self, state: State, memory: Any, sequence: Optional[Sequence] = None, *,
                         stream: Any = None) -> Sequence:
         """Puts a part behind the tokens that its layers hold: of `sequence`, or of a new one. By layer: the
         sequence grows with the first part, and each layer holds the tokens once its own part has come.
-        memory: contiguous, on the host, 16-byte aligned; its bytes are trusted. Raises Incompatible,
-        CapacityError, InvalidState, InvalidArgument; nothing has changed then, and no sequence was made."""
+        memory: contiguous, 16-byte aligned, where export_sequence may write, and as there; its bytes are
+        trusted. Raises Incompatible naming the field, CapacityError, InvalidState, InvalidArgument; nothing
+        has changed then, and no sequence was made."""
         number = None if sequence is None else self._number(sequence)
-        made = _state.import_(self._handles, state, memory, number, as_stream(stream))
+        made = _state.import_(self._handles, self._config._device(), state, memory, number, as_stream(stream))
         return sequence if sequence is not None else Sequence(self, made)
 
-    def save(self, sequence: Sequence, target: Any, *, stream: Any = None) -> None:
+    def save(self, sequence: Sequence, target: Any, *, mac: Any = None, stream: Any = None) -> None:
         """Writes the sequence, with checksums, to a path or to a binary file that is open for writing. A path
-        is replaced as a whole: killed at any moment, the old file or the new one is there. Raises
-        InvalidState if a layer lacks tokens, and what the file raises (OSError)."""
-        _state.save(self._handles, self._number(sequence), target, as_stream(stream))
+        is replaced as a whole: killed at any moment, the old file or the new one is there. mac: a secret key
+        (bytes, for HMAC-SHA256), or a fresh keyed object as hmac.new gives, whose digest then stands at the
+        end. Raises InvalidState if a layer lacks tokens, and what the file raises (OSError)."""
+        _state.save(self._handles, self._number(sequence), target, mac, as_stream(stream))
 
-    def load(self, source: Any, *, stream: Any = None) -> Sequence:
+    def load(self, source: Any, *, mac: Any = None, stream: Any = None) -> Sequence:
         """A new sequence from what save wrote, in a path or a binary file; of the file no byte behind the
-        sequence's is read. Raises CorruptData, Incompatible naming the field that differs, CapacityError,
-        OSError; the cache is as it was then."""
-        return Sequence(self, _state.load(self._handles, source, as_stream(stream)))
+        sequence's is read. mac: as save; what was not written with this key is CorruptData. Raises
+        CorruptData, Incompatible naming the field that differs, CapacityError, OSError; the cache is as it
+        was then."""
+        return Sequence(self, _state.load(self._handles, source, mac, as_stream(stream)))
 
     def _number(self, sequence):
         if not isinstance(sequence, Sequence):

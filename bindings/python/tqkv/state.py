@@ -6,10 +6,11 @@ json (dataclasses.asdict) or any other way beside the bytes that it describes.
 """
 import contextlib
 import ctypes
+import hmac
 import os
 import secrets
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, Optional, Tuple
 
 from . import _abi
 from ._ffi import CPU, DTYPE_NAMES, DTYPES, Noticed, check
@@ -24,7 +25,7 @@ __all__ = ["State", "replacing"]
 class State:
     """What a part of a sequence is: tq_state of tqkv.h, whose names these are. Layers and kv heads have their
     numbers in the whole model. io_dtype: type of the exact copies, None if the part has none. bytes: of the
-    part in memory."""
+    part in memory. fields: hashes by which an error names the field that differs."""
 
     first_layer: int
     num_layers: int
@@ -39,6 +40,10 @@ class State:
     flags: int
     identity: int
     bytes: int
+    fields: Tuple[int, ...] = (0, ) * 16
+
+    def __post_init__(self):
+        object.__setattr__(self, "fields", tuple(self.fields))  # json gives a list
 
     def _to_c(self):
         values = asdict(self)
@@ -46,15 +51,21 @@ class State:
             raise InvalidArgument(f"state.io_dtype = {self.io_dtype!r}: must be None or one of "
                                   f"{', '.join(DTYPES)}")
         values["io_dtype"] = DTYPES.get(self.io_dtype, 0)
-        types = dict(_abi.State._fields_)
-        return _abi.State(**{name: integer(f"state.{name}", value, types[name])
-                             for name, value in values.items()})
+        types, hashes = dict(_abi.State._fields_), values.pop("fields")
+        if len(hashes) != 16:
+            raise InvalidArgument(f"state.fields = {hashes!r}: must be 16 numbers")
+        state = _abi.State(**{name: integer(f"state.{name}", value, types[name])
+                              for name, value in values.items()})
+        for i, value in enumerate(hashes):
+            state.fields[i] = integer(f"state.fields[{i}]", value, ctypes.c_uint32)
+        return state
 
     @classmethod
     def _from_c(cls, state):
         values = {field.name: getattr(state, field.name) for field in fields(cls)}
         values["io_dtype"] = DTYPE_NAMES.get(state.io_dtype)
         values["flags"] = int(Noticed(state.flags))
+        values["fields"] = tuple(state.fields)
         return cls(**values)
 
 
@@ -79,20 +90,26 @@ def _described(library, cache, number, layers, kv_heads, tokens):
     return state
 
 
+def _bytes_of_part(array, name, device):
+    """On the host, or on the cache's own device."""
+    memory = as_bytes(array, name)
+    check_device(memory, (CPU, 0) if memory.device_type == CPU else device, name)
+    return memory
+
+
 def describe(handles, number, layers, kv_heads, tokens):
     with handles.exclusive() as cache:
         return State._from_c(_described(handles.library, cache, number, layers, kv_heads, tokens))
 
 
-def export(handles, number, out, layers, kv_heads, tokens, stream):
+def export(handles, device, number, out, layers, kv_heads, tokens, stream):
     """(State, memory): one turn, so that nothing changes between the two calls."""
     with handles.exclusive() as cache:
         library = handles.library
         state = _described(library, cache, number, layers, kv_heads, tokens)
         if out is None:
             out = bytearray(state.bytes)
-        memory = as_bytes(out, "out")
-        check_device(memory, (CPU, 0), "out")
+        memory = _bytes_of_part(out, "out", device)
         if not memory.writable:
             raise InvalidArgument("out: cannot be written to")
         check(library, library.tq_sequence_export(cache, number, state, memory.pointer, memory.num_bytes,
@@ -100,10 +117,9 @@ def export(handles, number, out, layers, kv_heads, tokens, stream):
         return State._from_c(state), out
 
 
-def import_(handles, state, memory, number, stream):
+def import_(handles, device, state, memory, number, stream):
     """-> the sequence's number. A new sequence is freed again if the part does not fit."""
-    described, memory = state._to_c(), as_bytes(memory, "memory")
-    check_device(memory, (CPU, 0), "memory")
+    described, memory = state._to_c(), _bytes_of_part(memory, "memory", device)
     with handles.exclusive() as cache:
         library, made = handles.library, ctypes.c_int64(number or 0)
         if number is None:
@@ -123,9 +139,13 @@ def import_(handles, state, memory, number, stream):
 class _Io:
     """tq_io of a binary file. What a callback raises ends the call, and is raised by `finish`."""
 
-    def __init__(self, file, reads):
+    def __init__(self, file, reads, mac):
         self._file, self._error = file, None
         self.c = _abi.Io()
+        if mac is not None:
+            self._mac = _keyed(mac)
+            self.c.mac_bytes = self._mac.digest_size
+            self.c.mac = _abi.MAC_FUNCTION(self._seal)
         if reads:
             self.c.read = _abi.READ_FUNCTION(self._read)
         else:
@@ -163,10 +183,34 @@ class _Io:
 
         return self._guarded(read)
 
+    def _seal(self, _, address, count, tag):
+        def seal():
+            if tag:
+                digest = self._mac.digest()
+                ctypes.memmove(tag, digest, len(digest))
+            else:
+                self._mac.update(ctypes.string_at(address, count))
+            return 0
+
+        return self._guarded(seal)
+
     def finish(self, library, status):
         if self._error is not None:
             raise self._error
         check(library, status)
+
+
+def _keyed(mac):
+    """A MAC with update, digest and digest_size: hmac.new(..), a keyed hashlib.blake2b; or a key, for
+    HMAC-SHA256."""
+    if isinstance(mac, (bytes, bytearray, memoryview)):
+        return hmac.new(mac, digestmod="sha256")
+    if not all(hasattr(mac, name) for name in ("update", "digest", "digest_size")):
+        raise InvalidArgument(f"mac: a {type(mac).__name__} is no key of bytes, and has no update, digest and "
+                              "digest_size")
+    if not 16 <= mac.digest_size <= 64:
+        raise InvalidArgument(f"mac: digest_size = {mac.digest_size}: must be 16 .. 64")
+    return mac.copy() if hasattr(mac, "copy") else mac
 
 
 def _sync(path):
@@ -199,21 +243,21 @@ def replacing(path: Any) -> Iterator[Any]:
     _sync(folder)
 
 
-def save(handles, number, target, stream):
+def save(handles, number, target, mac, stream):
     if not hasattr(target, "write"):
         with replacing(target) as file:
-            return save(handles, number, file, stream)
-    io = _Io(target, reads=False)
+            return save(handles, number, file, mac, stream)
+    io = _Io(target, False, mac)
     with handles.exclusive() as cache:
         io.finish(handles.library, handles.library.tq_sequence_save(cache, number, io.c, stream))
 
 
-def load(handles, source, stream):
+def load(handles, source, mac, stream):
     """-> the new sequence's number."""
     if not hasattr(source, "read"):
         with open(source, "rb") as file:
-            return load(handles, file, stream)
-    io, number = _Io(source, reads=True), ctypes.c_int64()
+            return load(handles, file, mac, stream)
+    io, number = _Io(source, True, mac), ctypes.c_int64()
     with handles.exclusive() as cache:
         io.finish(handles.library, handles.library.tq_sequence_load(cache, io.c, stream, number))
     return number.value

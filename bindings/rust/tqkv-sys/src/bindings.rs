@@ -593,16 +593,21 @@ structs! {
         identity: u64,
         /// of the part in memory
         bytes: i64,
+        /// hashes of what is behind identity, by which an error names it; 0: unknown
+        fields: [u32; 16],
     }
     /// Where a saved sequence goes and comes from. Called on the calling thread, in order, during save and
     /// load alone; the cache is busy meanwhile. write, read: all count bytes (at most 64 KiB) or a failure.
     /// Result 0 = done; read: 1 = fewer bytes are left; anything else fails the call with TQ_ERROR_IO and
-    /// is in its text. For authenticity let write and read compute a keyed MAC of what passes, keep it
-    /// beside the bytes, and let the read of the last 8 bytes fail unless it agrees: no sequence is there
-    /// before that read has returned 0.
+    /// is in its text. A keyed MAC, if mac is given, tells who wrote: mac(user, bytes, count, NULL) is
+    /// called with all bytes in their order, at last mac(user, NULL, 0, tag) once, and puts mac_bytes bytes
+    /// to tag. Save writes them at the end. Load wants the same there, else CORRUPT_DATA: no sequence is
+    /// there before that. A load without mac does not look at them. Result 0, or the call fails with
+    /// TQ_ERROR_IO.
     TQ_STRUCT_IO tq_io {
         struct_size: u32,
-        reserved: u32,
+        /// 16 .. 64; 0 without mac
+        mac_bytes: i32,
         user: *mut c_void,
         /// save needs it
         write: Option<unsafe extern "C" fn(
@@ -615,6 +620,13 @@ structs! {
             user: *mut c_void,
             bytes: *mut c_void,
             count: usize,
+        ) -> i32>,
+        /// NULL: none
+        mac: Option<unsafe extern "C" fn(
+            user: *mut c_void,
+            bytes: *const c_void,
+            count: usize,
+            tag: *mut c_void,
         ) -> i32>,
     }
     /// Levels of the caller's: a coordinate of the rotated vector, divided by unit \* |x|, gets as code the
@@ -968,19 +980,25 @@ functions! {
     /// of the part (see Written). No synchronisation: flags may lag on CUDA.
     fn tq_sequence_describe(cache: *const tq_cache, sequence: tq_sequence,
         state: *mut tq_state) -> tq_status;
-    /// Writes the part to memory of the host, whatever the cache's device: FORMAT.md 6.1. Equal states give
-    /// equal bytes, wherever pages lie and however large they are. One call a layer lets transfers overlap
-    /// computation.
+    /// Writes the part to memory: FORMAT.md 6.1. Equal states give equal bytes, on any device, wherever
+    /// pages lie and however large they are.
     ///
     /// - state as tq_sequence_describe has completed it; INVALID_STATE if the sequence has something else
     ///   now
-    /// - memory bytes \>= state-\>bytes of them, 16-byte aligned; NULL only if state-\>bytes is 0
+    /// - memory bytes \>= state-\>bytes of them, 16-byte aligned; NULL only if state-\>bytes is 0. Of the
+    ///   host, or of a CUDA cache's own device
     ///
-    /// CUDA: in stream order; the call waits for stream, and has up to 4 MiB of pinned memory for its time.
-    /// A failed call may have written to memory. CAPTURE: inside a graph.
+    /// CUDA: in stream order. To the device's memory, and to pinned memory of the host (cudaHostAlloc,
+    /// cudaHostRegister), the call enqueues its work and returns: the bytes are there when stream has
+    /// passed it. Pinned memory is reached through 16 MiB of the device's, which the cache takes at the
+    /// first such call and keeps, uncounted. To other memory the call waits for stream, and has up to 4 MiB
+    /// of pinned memory for its time. One call a layer, on a stream that an event puts behind the layer's
+    /// append, lets transfers run beside the layers to come. A failed call may have written to memory.
+    /// CAPTURE: inside a graph.
     fn tq_sequence_export(cache: *mut tq_cache, sequence: tq_sequence, state: *const tq_state,
         memory: *mut c_void, bytes: usize, stream: *mut c_void) -> tq_status;
-    /// The other way: puts the part behind the tokens that its layers hold, bit for bit. The sequence
+    /// The other way, as export does it: memory must stay as it is until stream has passed the call, if
+    /// that does not wait. Puts the part behind the tokens that its layers hold, bit for bit. The sequence
     /// grows, in all layers, by the first part that ends behind it; each layer holds the tokens once its
     /// own part has come (see Written). kv heads may come some at a time, in order, and count when all are
     /// there: so ranks merge.
@@ -990,11 +1008,11 @@ functions! {
     /// Page sizes, windows, capacities and devices may differ; of exact copies the cache keeps what it
     /// would, and fewer where the part has fewer (TQ_NOTICED_SHORT_WINDOW). A plan that holds the sequence
     /// is out of force if the sequence grows. The bytes are trusted: without checksums on the way use
-    /// tq_sequence_save. INCOMPATIBLE: identity or io_dtype are not this cache's. INVALID_ARGUMENT: fields
-    /// of state contradict each other. INVALID_STATE: the first token is not the next one of a layer; kv
-    /// heads out of order; a fork shares the tokens' pages; another layer's part had tokens that this one
-    /// lacks. CAPACITY as tq_batch_plan. CAPTURE. A failed call leaves lengths, pages and what layers hold
-    /// as they were.
+    /// tq_sequence_save. INCOMPATIBLE, naming the field: identity or io_dtype are not this cache's.
+    /// INVALID_ARGUMENT: fields of state contradict each other. INVALID_STATE: the first token is not the
+    /// next one of a layer; kv heads out of order; a fork shares the tokens' pages; another layer's part
+    /// had tokens that this one lacks. CAPACITY as tq_batch_plan. CAPTURE. A failed call leaves lengths,
+    /// pages and what layers hold as they were.
     fn tq_sequence_import(cache: *mut tq_cache, sequence: tq_sequence, state: *const tq_state,
         memory: *const c_void, bytes: usize, stream: *mut c_void) -> tq_status;
     /// Writes a sequence, all layers and tokens, in a form that says what it is and whether it is whole:
@@ -1007,7 +1025,7 @@ functions! {
     /// of a tensor-parallel group may load what the whole, or a rank with more kv heads, saved. No byte of
     /// the input is believed: sizes are the cache's own, and the sequence is there once the last checksum
     /// has agreed. A failed call leaves the cache as it was, but for its position in the input. Reads not
-    /// beyond the end mark. CORRUPT_DATA: damaged, cut short, or nothing that save writes. INCOMPATIBLE,
+    /// beyond what save wrote. CORRUPT_DATA: damaged, cut short, or nothing that save writes. INCOMPATIBLE,
     /// naming the field: of another format version, geometry, codebook, rotation or centres. CAPACITY:
     /// max_sequences, max_sequence_tokens or the pools. IO; CAPTURE. Waits for stream; memory as save.
     fn tq_sequence_load(cache: *mut tq_cache, io: *const tq_io, stream: *mut c_void,

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Append, attend and read: on slices for CPU caches, on pointers for any.
 
-use crate::cache::{Batch, Cache, Geometry};
+use crate::cache::{Batch, Cache};
 use crate::error::{Error, Result};
-use crate::layer::LayerConfig;
 use crate::sys;
-use crate::tensor::{self, Shape};
-use crate::types::{DeviceType, Dtype, Element, Layout, Sequence, Stream};
+use crate::types::{Dtype, Element, Layout, Sequence, Stream};
 use core::ffi::c_void;
 use core::ptr;
 
@@ -51,7 +49,7 @@ pub struct AttendParams<'a> {
 }
 
 impl AttendParams<'_> {
-    fn without_slices(self) -> Self {
+    pub(crate) fn without_slices(self) -> Self {
         AttendParams {
             sink_logits: None,
             visible_begin: None,
@@ -59,6 +57,28 @@ impl AttendParams<'_> {
             tree_mask: None,
             alibi_slopes: None,
             ..self
+        }
+    }
+
+    /// `pointers`: where the arrays are.
+    pub(crate) fn to_raw(self, pointers: &AttendPointers) -> sys::tq_attend_params {
+        sys::tq_attend_params {
+            out_dtype: self.out_dtype.0,
+            softmax_scale: self.softmax_scale,
+            logit_softcap: self.logit_softcap,
+            sliding_window: self.sliding_window,
+            sink_logits: pointers.sink_logits,
+            history_only: i32::from(self.history_only),
+            tree_words: self.tree_words,
+            visible_begin: pointers.visible_begin,
+            visible_end: pointers.visible_end,
+            tree_mask: pointers.tree_mask,
+            alibi_slopes: pointers.alibi_slopes,
+            q_token_stride: self.q_token_stride,
+            q_head_stride: self.q_head_stride,
+            out_token_stride: self.out_token_stride,
+            out_head_stride: self.out_head_stride,
+            ..Default::default()
         }
     }
 
@@ -131,9 +151,9 @@ impl Cache {
         v: &[T],
         layout: Layout,
     ) -> Result<()> {
-        self.check_host::<T>("k and v")?;
+        self.geometry.check_host::<T>("k and v")?;
         let tokens = self.batch_rows(batch)?.new_tokens;
-        self.check_kv(layer, Some(k.len()), Some(v.len()), tokens, layout)?;
+        self.geometry.check_kv(layer, Some(k.len()), Some(v.len()), tokens, layout)?;
         // SAFETY: host memory of a CPU cache, of its type, as long as the plan needs.
         unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), v.as_ptr().cast(), layout, Stream::NONE) }
     }
@@ -187,53 +207,8 @@ impl Cache {
         lse: Option<&mut [f32]>,
         params: &AttendParams<'_>,
     ) -> Result<()> {
-        let io_dtype = self.geometry.io_dtype;
-        self.check_host::<T>("q")?;
-        if params.out_dtype != Dtype::DEFAULT && params.out_dtype != O::DTYPE {
-            return Err(Error::argument(format!(
-                "out_dtype = {}: out is a slice of type {}",
-                params.out_dtype.0,
-                O::DTYPE.0
-            )));
-        }
-        if O::DTYPE != io_dtype && O::DTYPE != Dtype::F32 {
-            return Err(Error::argument(format!(
-                "out: of type {}, must be the cache's type {} or f32",
-                O::DTYPE.0,
-                io_dtype.0
-            )));
-        }
         let tokens = self.batch_rows(batch)?.query_tokens;
-        if let Some(&LayerConfig { num_q_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) {
-            let shape = Shape { tokens, heads: num_q_heads, dim: head_dim };
-            tensor::check("q", q.len(), shape, (params.q_token_stride, params.q_head_stride))?;
-            let shape = Shape { dim: value_dim, ..shape };
-            tensor::check("out", out.len(), shape, (params.out_token_stride, params.out_head_stride))?;
-            if let Some(lse) = &lse {
-                tensor::check_rows("lse", lse.len(), tokens, num_q_heads)?;
-            }
-            for (name, heads) in [("sink_logits", params.sink_logits), ("alibi_slopes", params.alibi_slopes)]
-            {
-                heads.map_or(Ok(()), |heads| tensor::check_rows(name, heads.len(), 1, num_q_heads))?;
-            }
-        }
-        for (name, bounds) in [("visible_begin", params.visible_begin), ("visible_end", params.visible_end)] {
-            bounds.map_or(Ok(()), |bounds| tensor::check_rows(name, bounds.len(), tokens, 1))?;
-        }
-        if let Some(tree) = params.tree_mask {
-            tensor::check_rows("tree_mask", tree.len(), tokens, params.tree_words.clamp(1, 2))?;
-        }
-        let pointers = AttendPointers {
-            q: q.as_ptr().cast(),
-            out: out.as_mut_ptr().cast(),
-            lse: lse.map_or(ptr::null_mut(), |lse| lse.as_mut_ptr()),
-            sink_logits: params.sink_logits.map_or(ptr::null(), <[f32]>::as_ptr),
-            visible_begin: params.visible_begin.map_or(ptr::null(), <[i32]>::as_ptr),
-            visible_end: params.visible_end.map_or(ptr::null(), <[i32]>::as_ptr),
-            tree_mask: params.tree_mask.map_or(ptr::null(), <[u64]>::as_ptr),
-            alibi_slopes: params.alibi_slopes.map_or(ptr::null(), <[f32]>::as_ptr),
-            ..AttendPointers::default()
-        };
+        let pointers = self.geometry.check_attend(layer, tokens, q, out, lse, params)?;
         let params = AttendParams { out_dtype: O::DTYPE, ..params.without_slices() };
         // SAFETY: host memory of a CPU cache, of the types said, as long as the plan needs.
         unsafe { self.attend_raw(layer, batch, pointers, &params, Stream::NONE) }
@@ -261,24 +236,7 @@ impl Cache {
             ));
         }
         let raw = self.batch_as_raw(batch)?;
-        let raw_params = sys::tq_attend_params {
-            out_dtype: params.out_dtype.0,
-            softmax_scale: params.softmax_scale,
-            logit_softcap: params.logit_softcap,
-            sliding_window: params.sliding_window,
-            sink_logits: pointers.sink_logits,
-            history_only: i32::from(params.history_only),
-            tree_words: params.tree_words,
-            visible_begin: pointers.visible_begin,
-            visible_end: pointers.visible_end,
-            tree_mask: pointers.tree_mask,
-            alibi_slopes: pointers.alibi_slopes,
-            q_token_stride: params.q_token_stride,
-            q_head_stride: params.q_head_stride,
-            out_token_stride: params.out_token_stride,
-            out_head_stride: params.out_head_stride,
-            ..Default::default()
-        };
+        let raw_params = params.to_raw(&pointers);
         let AttendPointers { q, out, lse, workspace, workspace_bytes, .. } = pointers;
         let attend = self.library.api().tq_cache_attend;
         // SAFETY: the caller's promise; the batch belongs to this cache.
@@ -324,8 +282,14 @@ impl Cache {
         v: Option<&mut [T]>,
         layout: Layout,
     ) -> Result<()> {
-        self.check_host::<T>("k and v")?;
-        self.check_kv(layer, k.as_ref().map(|k| k.len()), v.as_ref().map(|v| v.len()), count, layout)?;
+        self.geometry.check_host::<T>("k and v")?;
+        self.geometry.check_kv(
+            layer,
+            k.as_ref().map(|k| k.len()),
+            v.as_ref().map(|v| v.len()),
+            count,
+            layout,
+        )?;
         let pointer =
             |slice: Option<&mut [T]>| slice.map_or(ptr::null_mut(), |slice| slice.as_mut_ptr().cast());
         // SAFETY: host memory of a CPU cache, of its type, as long as `count` tokens need.
@@ -357,44 +321,5 @@ impl Cache {
         self.status(unsafe {
             read(self.raw, layer, sequence.0, first, count, k, v, &layout, stream.as_raw())
         })
-    }
-
-    fn check_host<T: Element>(&self, what: &str) -> Result<()> {
-        let Geometry { device_type, io_dtype, .. } = self.geometry;
-        if device_type != DeviceType::CPU {
-            return Err(Error::argument(format!(
-                "{what}: slices are host memory, but the cache is on a device; use the call ending in _raw"
-            )));
-        }
-        if T::DTYPE != io_dtype {
-            return Err(Error::argument(format!(
-                "{what}: of type {}, but the cache has io_dtype = {}",
-                T::DTYPE.0,
-                io_dtype.0
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_kv(
-        &self,
-        layer: i32,
-        k: Option<usize>,
-        v: Option<usize>,
-        tokens: i64,
-        layout: Layout,
-    ) -> Result<()> {
-        let Some(&LayerConfig { num_kv_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) else {
-            return Ok(());
-        };
-        let shape = Shape { tokens, heads: num_kv_heads, dim: head_dim };
-        if let Some(k) = k {
-            tensor::check("k", k, shape, (layout.key_token_stride, layout.key_head_stride))?;
-        }
-        if let Some(v) = v {
-            let shape = Shape { dim: value_dim, ..shape };
-            tensor::check("v", v, shape, (layout.value_token_stride, layout.value_head_stride))?;
-        }
-        Ok(())
     }
 }

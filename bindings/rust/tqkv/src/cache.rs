@@ -4,11 +4,11 @@
 
 use crate::config::{CacheConfig, CacheMemory};
 use crate::error::{Error, Result};
-use crate::layer::LayerConfig;
+use crate::geometry::Geometry;
 use crate::library::Library;
 use crate::sys;
 use crate::tensor;
-use crate::types::{DeviceType, Dtype, Noticed, Sequence, Stream};
+use crate::types::{Noticed, Sequence, Stream};
 use core::cell::{Cell, RefCell};
 use core::ffi::c_void;
 use core::ptr;
@@ -56,21 +56,6 @@ impl Step {
     /// The same with another number of queries; 1 after a prefill that wants only the last output.
     pub fn queries(self, query_tokens: i64) -> Step {
         Step { query_tokens, ..self }
-    }
-}
-
-/// What slices are checked by.
-#[derive(Default)]
-pub(crate) struct Geometry {
-    pub device_type: DeviceType,
-    pub io_dtype: Dtype,
-    layers: Vec<LayerConfig>,
-}
-
-impl Geometry {
-    /// None for a layer that there is not: the library refuses it, with its own text.
-    pub fn layer(&self, layer: i32) -> Option<&LayerConfig> {
-        self.layers.get(usize::try_from(layer).ok()?)
     }
 }
 
@@ -173,11 +158,7 @@ impl Cache {
             batches_made: Cell::new(0),
         };
         let resolved = cache.config()?;
-        cache.geometry = Geometry {
-            device_type: resolved.device_type,
-            io_dtype: resolved.io_dtype,
-            layers: resolved.layers,
-        };
+        cache.geometry = Geometry::of(resolved);
         Ok(cache)
     }
 
@@ -228,13 +209,7 @@ impl Cache {
     /// `[num_kv_heads][value_dim]`. Exact for attention; lowers the error where keys spend much of their
     /// length on a constant. Before the first token only.
     pub fn set_centres(&self, layer: i32, key: Option<&[f32]>, value: Option<&[f32]>) -> Result<()> {
-        if let Some(&LayerConfig { num_kv_heads, head_dim, value_dim, .. }) = self.geometry.layer(layer) {
-            for (name, centre, dim) in [("key_centre", key, head_dim), ("value_centre", value, value_dim)] {
-                if let Some(centre) = centre {
-                    tensor::check_rows(name, centre.len(), i64::from(num_kv_heads), dim)?;
-                }
-            }
-        }
+        self.geometry.check_centres(layer, key, value)?;
         let pointer = |centre: Option<&[f32]>| centre.map_or(ptr::null(), <[f32]>::as_ptr);
         // SAFETY: long enough, and copied before the call returns.
         self.status(unsafe {

@@ -54,8 +54,12 @@ mod attend;
 mod cache;
 mod config;
 mod error;
+mod geometry;
 mod layer;
 mod library;
+mod paged;
+mod paged_step;
+mod pages;
 mod quantizer;
 mod sequence;
 mod state;
@@ -73,8 +77,11 @@ pub use config::{
 pub use error::{Error, Result, Status};
 pub use layer::{LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
+pub use paged::PagedCodec;
+pub use paged_step::{PagedStep, StepArrays};
+pub use pages::{PageBytes, PageLayout, PageOrder, Pages};
 pub use quantizer::{Levels, Quantizer, QuantizerConfig};
-pub use state::{Part, State, StateBytes};
+pub use state::{Mac, Part, State, StateBytes};
 pub use tqkv_sys as sys;
 pub use types::{
     CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Sketch,

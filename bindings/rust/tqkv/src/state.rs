@@ -6,7 +6,7 @@ use crate::cache::Cache;
 use crate::error::{Error, Result, Status};
 use crate::state_file::replace_file;
 use crate::sys;
-use crate::types::{Dtype, Noticed, Sequence, Stream};
+use crate::types::{DeviceType, Dtype, Noticed, Sequence, Stream};
 use core::any::Any;
 use core::ffi::c_void;
 use core::ops::{Deref, DerefMut, Range};
@@ -62,6 +62,8 @@ pub struct State {
     pub identity: u64,
     /// Bytes of the part in memory.
     pub bytes: i64,
+    /// Hashes by which an error names the field that differs; zeros: not known.
+    pub fields: [u32; 16],
 }
 
 impl State {
@@ -80,6 +82,7 @@ impl State {
             flags: Noticed(raw.flags),
             identity: raw.identity,
             bytes: raw.bytes,
+            fields: raw.fields,
         }
     }
 
@@ -98,6 +101,7 @@ impl State {
             flags: self.flags.0,
             identity: self.identity,
             bytes: self.bytes,
+            fields: self.fields,
             ..Default::default()
         }
     }
@@ -114,6 +118,14 @@ impl StateBytes {
     /// Zeros.
     pub fn new(len: usize) -> StateBytes {
         StateBytes { words: vec![0; len.div_ceil(16)], len }
+    }
+}
+
+impl From<&[u8]> for StateBytes {
+    fn from(bytes: &[u8]) -> StateBytes {
+        let mut own = StateBytes::new(bytes.len());
+        own.copy_from_slice(bytes);
+        own
     }
 }
 
@@ -146,6 +158,16 @@ where
     }
 }
 
+/// A keyed MAC of the caller's, such as an HMAC: it takes in bytes, and gives the tag of all of them at last.
+pub trait Mac {
+    /// Bytes of the tag, 16 to 64.
+    fn tag_bytes(&self) -> usize;
+    /// Takes in bytes, in order.
+    fn update(&mut self, bytes: &[u8]);
+    /// Writes the tag, as long as `tag_bytes` says.
+    fn tag(&mut self, tag: &mut [u8]);
+}
+
 impl Cache {
     /// What [`Cache::export_sequence`] would give.
     pub fn describe_sequence(&self, sequence: Sequence, part: &Part) -> Result<State> {
@@ -176,18 +198,38 @@ impl Cache {
         memory: &mut [u8],
         stream: Stream,
     ) -> Result<()> {
-        let (pointer, len) = (memory.as_mut_ptr().cast(), memory.len());
-        // SAFETY: the memory has len bytes, and the call is done with it when it returns.
-        self.status(unsafe {
-            (self.library.api().tq_sequence_export)(
-                self.raw,
-                sequence.0,
-                &state.to_raw(),
-                pointer,
-                len,
-                stream.as_raw(),
-            )
-        })
+        if self.geometry.device_type == DeviceType::CPU {
+            // SAFETY: the memory has its length, and a CPU cache is done with it when the call returns.
+            return unsafe {
+                self.export_sequence_raw(sequence, state, memory.as_mut_ptr().cast(), memory.len(), stream)
+            };
+        }
+        // The slice may be pinned, and then the call would not wait: by way of memory that is not.
+        let mut own = StateBytes::new(memory.len());
+        let (pointer, len) = (own.as_mut_ptr().cast(), own.len());
+        // SAFETY: into such memory the call waits.
+        unsafe { self.export_sequence_raw(sequence, state, pointer, len, stream) }?;
+        memory.copy_from_slice(&own);
+        Ok(())
+    }
+
+    /// [`Cache::export_sequence_to`] on a pointer, for CUDA caches: into memory of their device, and pinned
+    /// memory of the host, it only enqueues.
+    ///
+    /// # Safety
+    /// `memory` must have `bytes` bytes, which nothing else uses until `stream` has passed this call (CPU:
+    /// until it returns). The stream's CUDA context must be usable from this thread.
+    pub unsafe fn export_sequence_raw(
+        &self,
+        sequence: Sequence,
+        state: &State,
+        memory: *mut c_void,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        let export = self.library.api().tq_sequence_export;
+        // SAFETY: the caller's promise; the struct carries its size.
+        self.status(unsafe { export(self.raw, sequence.0, &state.to_raw(), memory, bytes, stream.as_raw()) })
     }
 
     /// Puts a part behind the tokens that its layers hold. By layer: the sequence grows with the first part,
@@ -205,29 +247,60 @@ impl Cache {
         memory: &[u8],
         stream: Stream,
     ) -> Result<()> {
-        // SAFETY: the memory has that many bytes, and the call is done with it when it returns.
-        self.status(unsafe {
-            (self.library.api().tq_sequence_import)(
-                self.raw,
-                sequence.0,
-                &state.to_raw(),
-                memory.as_ptr().cast(),
-                memory.len(),
-                stream.as_raw(),
-            )
-        })
+        let own;
+        let memory = match self.geometry.device_type {
+            DeviceType::CPU => memory,
+            _ => {
+                own = StateBytes::from(memory); // as in export_sequence_to
+                &own
+            }
+        };
+        // SAFETY: the memory has its length; a CPU cache is done with it when the call returns, and from
+        // memory that is not pinned the call waits.
+        unsafe { self.import_sequence_raw(sequence, state, memory.as_ptr().cast(), memory.len(), stream) }
+    }
+
+    /// [`Cache::import_sequence_on`] on a pointer, for CUDA caches: from memory of their device, and pinned
+    /// memory of the host, it only enqueues.
+    ///
+    /// # Safety
+    /// `memory` must have `bytes` bytes, which nobody writes to until `stream` has passed this call (CPU:
+    /// until it returns). The stream's CUDA context must be usable from this thread.
+    pub unsafe fn import_sequence_raw(
+        &self,
+        sequence: Sequence,
+        state: &State,
+        memory: *const c_void,
+        bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        let import = self.library.api().tq_sequence_import;
+        // SAFETY: the caller's promise; the struct carries its size.
+        self.status(unsafe { import(self.raw, sequence.0, &state.to_raw(), memory, bytes, stream.as_raw()) })
     }
 
     /// Writes the sequence, all layers and tokens, with checksums. A failure of `writer` is the error's text,
     /// with [`Status::Io`].
     pub fn save_sequence(&self, sequence: Sequence, writer: &mut dyn Write) -> Result<()> {
-        let mut end = End { stream: writer, failed: None, panic: None };
+        self.save_sequence_with(sequence, writer, None)
+    }
+
+    /// [`Cache::save_sequence`] with a MAC at the end, by which [`Cache::load_sequence_with`] knows who wrote.
+    pub fn save_sequence_with(
+        &self,
+        sequence: Sequence,
+        writer: &mut dyn Write,
+        mac: Option<&mut dyn Mac>,
+    ) -> Result<()> {
+        let mut end = End::new(writer, mac);
         let io = sys::tq_io {
-            user: (&mut end as *mut End<&mut dyn Write>).cast(),
+            user: (&mut end as *mut End<'_, &mut dyn Write>).cast(),
+            mac_bytes: end.mac_bytes(),
             write: Some(write_some),
+            mac: end.mac.as_ref().map(|_| mac_some::<&mut dyn Write> as _),
             ..Default::default()
         };
-        // SAFETY: the callback knows what user points to, which outlives the call.
+        // SAFETY: the callbacks know what user points to, which outlives the call.
         let status = unsafe {
             (self.library.api().tq_sequence_save)(self.raw, sequence.0, &io, Stream::NONE.as_raw())
         };
@@ -236,10 +309,18 @@ impl Cache {
 
     /// A new sequence from what [`Cache::save_sequence`] wrote; nothing behind it is read.
     pub fn load_sequence(&self, reader: &mut dyn Read) -> Result<Sequence> {
-        let mut end = End { stream: reader, failed: None, panic: None };
+        self.load_sequence_with(reader, None)
+    }
+
+    /// [`Cache::load_sequence`] of what was saved with this MAC alone; anything else is
+    /// [`Status::CorruptData`].
+    pub fn load_sequence_with(&self, reader: &mut dyn Read, mac: Option<&mut dyn Mac>) -> Result<Sequence> {
+        let mut end = End::new(reader, mac);
         let io = sys::tq_io {
-            user: (&mut end as *mut End<&mut dyn Read>).cast(),
+            user: (&mut end as *mut End<'_, &mut dyn Read>).cast(),
+            mac_bytes: end.mac_bytes(),
             read: Some(read_some),
+            mac: end.mac.as_ref().map(|_| mac_some::<&mut dyn Read> as _),
             ..Default::default()
         };
         let mut id = 0;
@@ -264,15 +345,25 @@ impl Cache {
 }
 
 /// The other end of a save or load, and what went wrong there. Neither errors nor panics pass C.
-struct End<S> {
+struct End<'a, S> {
     stream: S,
+    mac: Option<&'a mut dyn Mac>,
     failed: Option<io::Error>,
     panic: Option<Box<dyn Any + Send>>,
 }
 
-impl<S> End<S> {
-    fn guarded(&mut self, call: impl FnOnce(&mut S) -> io::Result<i32>) -> i32 {
-        match catch_unwind(AssertUnwindSafe(|| call(&mut self.stream))) {
+impl<'a, S> End<'a, S> {
+    fn new(stream: S, mac: Option<&'a mut dyn Mac>) -> End<'a, S> {
+        End { stream, mac, failed: None, panic: None }
+    }
+
+    /// What fits no tag length the library refuses.
+    fn mac_bytes(&self) -> i32 {
+        self.mac.as_ref().map_or(0, |mac| i32::try_from(mac.tag_bytes()).unwrap_or(i32::MAX))
+    }
+
+    fn guarded(&mut self, call: impl FnOnce(&mut Self) -> io::Result<i32>) -> i32 {
+        match catch_unwind(AssertUnwindSafe(|| call(self))) {
             Ok(Ok(done)) => return done,
             Ok(Err(error)) => self.failed = Some(error),
             Err(panic) => self.panic = Some(panic),
@@ -294,18 +385,43 @@ impl<S> End<S> {
 unsafe extern "C" fn write_some(user: *mut c_void, bytes: *const c_void, count: usize) -> i32 {
     // SAFETY: user is the End of the call that is running, bytes has count bytes.
     let (end, bytes) = unsafe {
-        (&mut *user.cast::<End<&mut dyn Write>>(), core::slice::from_raw_parts(bytes.cast::<u8>(), count))
+        (&mut *user.cast::<End<'_, &mut dyn Write>>(), core::slice::from_raw_parts(bytes.cast::<u8>(), count))
     };
-    end.guarded(|stream| stream.write_all(bytes).map(|()| 0))
+    end.guarded(|end| end.stream.write_all(bytes).map(|()| 0))
 }
 
 unsafe extern "C" fn read_some(user: *mut c_void, bytes: *mut c_void, count: usize) -> i32 {
     // SAFETY: as above; the memory is the library's own, and has been written before.
     let (end, bytes) = unsafe {
-        (&mut *user.cast::<End<&mut dyn Read>>(), core::slice::from_raw_parts_mut(bytes.cast::<u8>(), count))
+        (
+            &mut *user.cast::<End<'_, &mut dyn Read>>(),
+            core::slice::from_raw_parts_mut(bytes.cast::<u8>(), count),
+        )
     };
-    end.guarded(|stream| match stream.read_exact(bytes) {
+    end.guarded(|end| match end.stream.read_exact(bytes) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(1),
         done => done.map(|()| 0),
+    })
+}
+
+unsafe extern "C" fn mac_some<S>(
+    user: *mut c_void,
+    bytes: *const c_void,
+    count: usize,
+    tag: *mut c_void,
+) -> i32 {
+    // SAFETY: user is the End of the call that is running.
+    let end = unsafe { &mut *user.cast::<End<'_, S>>() };
+    end.guarded(|end| {
+        let Some(mac) = end.mac.as_mut() else { return Ok(-1) };
+        if tag.is_null() {
+            // SAFETY: bytes has count bytes.
+            mac.update(unsafe { core::slice::from_raw_parts(bytes.cast::<u8>(), count) });
+        } else {
+            let length = mac.tag_bytes();
+            // SAFETY: the library has room for as many as it was told, 64 at most.
+            mac.tag(unsafe { core::slice::from_raw_parts_mut(tag.cast::<u8>(), length.min(64)) });
+        }
+        Ok(0)
     })
 }

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Fields of a step, and the configuration in one.
 
+use crate::runner::Trouble;
+use crate::tensors::Tensors;
 use serde_json::Value;
-use tqkv::{CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, Rotation, ScaleRule};
+use tqkv::{
+    AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, Rotation, ScaleRule,
+};
 
 pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
     step[field].as_str().unwrap_or_else(|| panic!("{field} in {step}"))
@@ -108,9 +112,11 @@ pub const STEP_FIELDS: &str =
     "op cache sequence source batch status text config expect save equals differs key_centre value_centre \
      layer length sequences new_tokens query_tokens k v k_offset v_offset layout q params workspace out \
      out_l2 lse lse_abs first count k_l2 v_l2 outs lses rows dim dtype \
-     max_tokens positions target";
+     max_tokens positions target layers kv_heads tokens part change mac file codec name num_blocks \
+     block_size order step slot_mapping block_table seq_lens query_start_loc max_query_len max_seq_len pages \
+     slots pairs";
 pub const LAYOUT_FIELDS: &str = "key_token_stride key_head_stride value_token_stride value_head_stride";
-pub const ATTEND_FIELDS: &str = "out_dtype softmax_scale logit_softcap sliding_window sink_logits \
+const ATTEND_FIELDS: &str = "out_dtype softmax_scale logit_softcap sliding_window sink_logits \
     history_only q_token_stride q_head_stride out_token_stride out_head_stride visible_begin visible_end \
     tree_mask tree_words alibi_slopes";
 
@@ -119,4 +125,33 @@ pub fn known(object: &Value, fields: &str) {
     for name in object.as_object().expect("object").keys() {
         assert!(fields.split_whitespace().any(|field| field == name), "unknown field {name}");
     }
+}
+
+/// The parameters of an attend step.
+pub fn attend_params<'t>(step: &Value, tensors: &'t Tensors) -> Result<AttendParams<'t>, Trouble> {
+    let none = Value::Object(Default::default());
+    let fields = step.get("params").unwrap_or(&none);
+    known(fields, ATTEND_FIELDS);
+    let floats = |name| tensors.get(&fields[name]).map(|t| t.slice::<f32>()).transpose();
+    let bounds = |name| tensors.get(&fields[name]).map(|t| t.ranges());
+    let mut params = AttendParams::default();
+    params.out_dtype = Dtype(int32(fields, "out_dtype"));
+    params.softmax_scale = float(fields, "softmax_scale");
+    params.logit_softcap = float(fields, "logit_softcap");
+    params.sliding_window = int(fields, "sliding_window");
+    params.sink_logits = floats("sink_logits")?;
+    params.alibi_slopes = floats("alibi_slopes")?;
+    params.visible_begin = bounds("visible_begin");
+    params.visible_end = bounds("visible_end");
+    params.tree_mask = tensors.get(&fields["tree_mask"]).map(|t| t.bits());
+    params.tree_words = int32(fields, "tree_words");
+    params.q_token_stride = int(fields, "q_token_stride");
+    params.q_head_stride = int(fields, "q_head_stride");
+    params.out_token_stride = int(fields, "out_token_stride");
+    params.out_head_stride = int(fields, "out_head_stride");
+    match int(fields, "history_only") {
+        0 | 1 => params.history_only = int(fields, "history_only") == 1,
+        _ => return Err(Trouble::Inexpressible), // in a bool
+    }
+    Ok(params)
 }

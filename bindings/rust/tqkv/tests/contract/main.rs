@@ -9,6 +9,7 @@
 mod fields;
 mod runner;
 mod tensors;
+mod travel;
 
 use runner::Runner;
 use std::path::Path;

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One case: named caches, sequences and batches, and the steps.
 
-use crate::fields::{
-    config_of, float, int, int32, ints, known, text, ATTEND_FIELDS, LAYOUT_FIELDS, STEP_FIELDS,
-};
+use crate::fields::{attend_params, config_of, int, int32, ints, known, text, LAYOUT_FIELDS, STEP_FIELDS};
 use crate::tensors::{compare, Number, Tensors};
+use crate::travel::Travel;
 use core::ffi::c_void;
 use half::{bf16, f16};
 use serde_json::Value;
 use std::collections::HashMap;
 use tqkv::{
-    AttendParams, AttendPointers, Batch, Cache, DeviceType, Dtype, Error, LayerConfig, Layout, Library,
-    Sequence, Step, Stream,
+    AttendPointers, Batch, Cache, DeviceType, Dtype, Error, LayerConfig, Layout, Library, Sequence, Step,
+    Stream,
 };
 
 /// How a step went wrong: the library's answer, which the step may expect; an argument that the types
@@ -34,14 +33,14 @@ impl From<String> for Trouble {
     }
 }
 
-type Outcome = Result<(), Trouble>;
+pub type Outcome = Result<(), Trouble>;
 
 /// A cache with the names of its objects and what the runner must know of it.
-struct Named {
-    cache: Cache,
+pub struct Named {
+    pub cache: Cache,
     io_dtype: Dtype,
     layers: Vec<LayerConfig>,
-    sequences: HashMap<String, Sequence>,
+    pub sequences: HashMap<String, Sequence>,
     batches: HashMap<String, (Batch, i64)>,
 }
 
@@ -57,6 +56,7 @@ pub struct Runner<'a> {
     tensors: &'a Tensors,
     caches: HashMap<String, Named>,
     fingerprints: HashMap<String, u64>,
+    pub travel: Travel,
 }
 
 /// Bytes at a multiple of 256.
@@ -86,7 +86,13 @@ macro_rules! with_type {
 
 impl<'a> Runner<'a> {
     pub fn new(library: &'a Library, tensors: &'a Tensors) -> Runner<'a> {
-        Runner { library, tensors, caches: HashMap::new(), fingerprints: HashMap::new() }
+        Runner {
+            library,
+            tensors,
+            caches: HashMap::new(),
+            fingerprints: HashMap::new(),
+            travel: Travel::default(),
+        }
     }
 
     pub fn run(mut self, case: &Value) -> Result<(), String> {
@@ -104,7 +110,7 @@ impl<'a> Runner<'a> {
             }
             named.cache.close().map_err(|error| format!("closing {name}: {error}"))?;
         }
-        Ok(())
+        self.travel.close()
     }
 
     /// A step without status must succeed, one with a status fail with it and a text that holds the given
@@ -134,19 +140,19 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn named(&self, step: &Value) -> &Named {
+    pub fn named(&self, step: &Value) -> &Named {
         self.caches
             .get(step.get("cache").map_or("main", |name| name.as_str().expect("cache")))
             .expect("cache")
     }
 
-    fn named_mut(&mut self, step: &Value) -> &mut Named {
+    pub fn named_mut(&mut self, step: &Value) -> &mut Named {
         self.caches
             .get_mut(step.get("cache").map_or("main", |name| name.as_str().expect("cache")))
             .expect("cache")
     }
 
-    fn sequence(&self, step: &Value, field: &str) -> Sequence {
+    pub fn sequence(&self, step: &Value, field: &str) -> Sequence {
         self.named(step).sequences[text(step, field)]
     }
 
@@ -169,6 +175,13 @@ impl<'a> Runner<'a> {
             "config_bytes" => self.config_bytes(step),
             "memory" => self.memory(step),
             "fingerprint" => self.fingerprint(step),
+            "export" => self.export(step),
+            "import" => self.import(step),
+            "save" => self.save(step),
+            "load" => self.load(step),
+            op if op.starts_with("paged_") || op.starts_with("codec_") || op == "pages" => {
+                self.travel.paged(op, step, self.library, self.tensors)
+            }
             "check" => equal("flags", self.named(step).cache.check()?.0 as i64, int(step, "expect")),
             "set_centres" => self.set_centres(step),
             "sequence_create" => {
@@ -298,7 +311,10 @@ impl<'a> Runner<'a> {
     }
 
     fn fingerprint(&mut self, step: &Value) -> Outcome {
-        let found = self.named(step).cache.fingerprint()?;
+        let found = match step.get("codec") {
+            Some(_) => self.travel.codec(step).fingerprint()?,
+            None => self.named(step).cache.fingerprint()?,
+        };
         if let Some(name) = step.get("save") {
             self.fingerprints.insert(name.as_str().expect("save").to_owned(), found);
         }
@@ -368,30 +384,7 @@ impl<'a> Runner<'a> {
         let queries = if step.get("status").is_some() { queries.max(1) } else { queries };
         let rows = queries as usize * layer.num_q_heads as usize;
         let (mut out, mut lse) = (vec![f32::NAN; rows * layer.value_dim as usize], vec![f32::NAN; rows]);
-        let none = Value::Object(Default::default());
-        let fields = step.get("params").unwrap_or(&none);
-        known(fields, ATTEND_FIELDS);
-        let floats = |name| self.tensors.get(&fields[name]).map(|t| t.slice::<f32>()).transpose();
-        let bounds = |name| self.tensors.get(&fields[name]).map(|t| t.ranges());
-        let mut params = AttendParams::default();
-        params.out_dtype = Dtype(int32(fields, "out_dtype"));
-        params.softmax_scale = float(fields, "softmax_scale");
-        params.logit_softcap = float(fields, "logit_softcap");
-        params.sliding_window = int(fields, "sliding_window");
-        params.sink_logits = floats("sink_logits")?;
-        params.alibi_slopes = floats("alibi_slopes")?;
-        params.visible_begin = bounds("visible_begin");
-        params.visible_end = bounds("visible_end");
-        params.tree_mask = self.tensors.get(&fields["tree_mask"]).map(|t| t.bits());
-        params.tree_words = int32(fields, "tree_words");
-        params.q_token_stride = int(fields, "q_token_stride");
-        params.q_head_stride = int(fields, "q_head_stride");
-        params.out_token_stride = int(fields, "out_token_stride");
-        params.out_head_stride = int(fields, "out_head_stride");
-        match int(fields, "history_only") {
-            0 | 1 => params.history_only = int(fields, "history_only") == 1,
-            _ => return Err(Trouble::Inexpressible), // in a bool
-        }
+        let params = attend_params(step, self.tensors)?;
         let layer = int32(step, "layer");
         match step.get("workspace").map(|kind| kind.as_str().expect("workspace")) {
             None => named.cache.attend_with(layer, batch, q, &mut out, Some(&mut lse), &params)?,
@@ -483,7 +476,7 @@ impl<'a> Runner<'a> {
     }
 }
 
-fn equal(what: &str, found: i64, expected: i64) -> Outcome {
+pub fn equal(what: &str, found: i64, expected: i64) -> Outcome {
     if found == expected {
         return Ok(());
     }
