@@ -112,25 +112,6 @@ void Event::order(cudaStream_t stream) const {
   if (recorded_) check_cuda(runtime().stream_wait_event(stream, event_, 0), "cudaStreamWaitEvent");
 }
 
-LinkMemory LinkBuffer::take(const HostOps& ops, int device, cudaStream_t stream) {
-  if (!memory_.data()) {
-    DeviceBlock memory(ops, device, kLinkBytes, "memory that parts of sequences pass through");
-    if (!made_) free_.create();
-    made_ = fresh_ = true;
-    memory_ = static_cast<DeviceBlock&&>(memory);
-  }
-  free_.order(stream);
-  return {memory_.data(), kLinkBytes};
-}
-
-void LinkBuffer::give(cudaStream_t stream, bool failed) {
-  if (failed && fresh_)
-    memory_ = DeviceBlock();  // waits
-  else
-    free_.record(stream);
-  fresh_ = false;
-}
-
 // ---- Places ----
 
 ArenaPlaces::ArenaPlaces(const Geometry& geometry)

@@ -10,7 +10,6 @@
 #include <memory>
 #include <vector>
 
-#include "backend.h"
 #include "cuda/device_view.h"
 #include "cuda/reserved_space.h"
 #include "cuda/runtime.h"
@@ -79,26 +78,6 @@ class Event {
  private:
   cudaEvent_t event_ = nullptr;
   bool recorded_ = false;
-};
-
-// Device memory that parts of sequences pass through; made when it is first asked for. One stream at a time
-// uses it: the next one comes behind. Large enough for a copy to be near the link's rate; emulated, so small
-// that parts go in turns.
-#ifdef TQ_EMULATE
-constexpr int64_t kLinkBytes = 80 << 10;
-#else
-constexpr int64_t kLinkBytes = 16 << 20;
-#endif
-class LinkBuffer {
- public:
-  LinkMemory take(const HostOps& ops, int device, cudaStream_t stream);
-  void give(cudaStream_t stream, bool failed);
-
- private:
-  DeviceBlock memory_;
-  Event free_;
-  bool made_ = false;   // the event
-  bool fresh_ = false;  // the memory, by the call that has it
 };
 
 // What whole-page kernels need of a layer's pages in a group; an array of them lies in device memory.

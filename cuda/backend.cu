@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/device_layers.h"
+#include "cuda/link.h"
 #include "cuda/merge/launch.h"
 #include "cuda/move/launch.h"
 #include "cuda/pages/launch.h"
@@ -65,10 +66,16 @@ class CudaBackend : public Backend, private DeviceLayers {
   TilePlace tiles(int layer) const override;
   TilePlace exact_tiles(int layer, Kind kind) const override;
   void move_tiles(const TileMove& move) override;
-  ReachedMemory reach(const void* memory, int64_t bytes) const override;
-  LinkMemory take_link(void* stream) override;
-  void give_link(void* stream, bool failed) noexcept override;
-  void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) override;
+  ReachedMemory reach(const void* memory, int64_t bytes) const override {
+    return cuda::reach(geometry_.device_id, memory, bytes);
+  }
+  LinkMemory take_link(void* stream) override { return link_.take(ops_, geometry_.device_id, stream); }
+  void give_link(void* stream, bool failed) noexcept override {
+    link_.give(geometry_.device_id, stream, failed);
+  }
+  void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) override {
+    cuda::copy_over_link(geometry_.device_id, to, from, bytes, stream);
+  }
   uint8_t* take_staging(int64_t bytes) override;
   void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
   void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
@@ -237,45 +244,6 @@ TilePlace CudaBackend::exact_tiles(int layer, Kind kind) const {
                    1,
                    nullptr,
                    0};
-}
-
-ReachedMemory CudaBackend::reach(const void* memory, int64_t bytes) const {
-  if (bytes == 0) return {};
-  const DeviceGuard guard(geometry_.device_id);
-  const uint8_t* const first = static_cast<const uint8_t*>(memory);
-  cudaPointerAttributes begin = {}, end = {};
-  check_cuda(runtime().pointer_get_attributes(&begin, first), "memory: cudaPointerGetAttributes");
-  check_cuda(runtime().pointer_get_attributes(&end, first + bytes - 1), "memory: cudaPointerGetAttributes");
-  const bool device = begin.type == cudaMemoryTypeDevice;
-  TQ_CHECK(!device || begin.device == geometry_.device_id, Status::kInvalidArgument,
-           "memory = %p: on CUDA device %d, the cache is on %d", memory, begin.device, geometry_.device_id);
-  // One allocation, or several side by side, from the first byte to the last.
-  uint8_t* const at = static_cast<uint8_t*>(begin.devicePointer);
-  const bool whole = begin.type == end.type && at && at + bytes - 1 == end.devicePointer;
-  TQ_CHECK(!device || whole, Status::kInvalidArgument,
-           "memory = %p: device memory that ends before byte %lld", memory, static_cast<long long>(bytes));
-  return whole ? ReachedMemory{at, !device} : ReachedMemory{};
-}
-
-LinkMemory CudaBackend::take_link(void* stream) {
-  const DeviceGuard guard(geometry_.device_id);
-  require_no_capture(as_stream(stream), "moving a part of a sequence");
-  return link_.take(ops_, geometry_.device_id, as_stream(stream));
-}
-
-void CudaBackend::give_link(void* stream, bool failed) noexcept {
-  try {
-    const DeviceGuard guard(geometry_.device_id);
-    link_.give(as_stream(stream), failed);
-  } catch (const Error&) {  // no device to make current: nothing runs there any more
-  }
-}
-
-void CudaBackend::copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) {
-  const DeviceGuard guard(geometry_.device_id);
-  check_cuda(
-      runtime().memcpy_async(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, as_stream(stream)),
-      "cudaMemcpyAsync");
 }
 
 uint8_t* CudaBackend::take_staging(int64_t bytes) {

@@ -83,7 +83,8 @@ class SavedFile {
   uint64_t whole_bytes() const;
   const std::vector<SavedRun>& runs() const { return runs_; }
 
-  // Reads everything: pieces, digest and end mark agree, and nothing but the MAC follows. progress(bytes read so far).
+  // Reads everything: pieces, digest and end mark agree, and nothing but the MAC follows. progress(bytes read
+  // so far).
   void verify(const std::function<void(uint64_t)>& progress);
   // Part of the payload of a file that verify has passed.
   void read_payload(uint64_t offset, uint64_t count, uint8_t* bytes);

@@ -56,7 +56,7 @@ def results(tensors):
     p.flags(0)
     yield p
 
-    p = Paged(tensors, "paged_copies", "blocks copied inside of the pages and to others: a fork goes on from there")
+    p = Paged(tensors, "paged_copies", "blocks copied inside of the pages and to others, for a fork")
     p.create(**shapes())
     p.pages("pages", 0, 4)
     p.pages("others", 0, 2)
@@ -74,7 +74,7 @@ def results(tensors):
     p.attend(0, pages="others")
     yield p
 
-    p = Paged(tensors, "paged_is_a_cache", "the fingerprint of a codec is that of a cache of its layers; centres")
+    p = Paged(tensors, "paged_is_a_cache", "the fingerprint of a codec is that of a cache; centres")
     p.create(**shapes())
     p.step("fingerprint", codec="main", save="plain")
     cache = {"max_tokens": 64, **shapes()}

@@ -21,7 +21,7 @@ def filled(c, name, new, queries=1):
 
 
 def parts(tensors):
-    c = Case(tensors, "state_parts", "a sequence to another page size and window: whole, by layers, by tokens")
+    c = Case(tensors, "state_parts", "a sequence to another page size: whole, by layers, by tokens")
     c.create(**shapes(window_tokens=3, sink_tokens=1))
     filled(c, "a", 40)
     c.create("other", **shapes(page_size=96, window_tokens=3, sink_tokens=1, max_sequences=4))
@@ -63,10 +63,11 @@ def parts(tensors):
 
 
 def misuse(tensors):
-    c = Case(tensors, "state_part_misuse", "parts that are not there, states that do not fit, too little memory")
+    c = Case(tensors, "state_part_misuse", "parts that are not there, states that do not fit, short memory")
     c.create(**shapes())
     filled(c, "a", 33)
-    for text, part in (("state.first_layer = 2", {"layers": [2, 1]}), ("state.num_layers", {"layers": [1, 2]}),
+    for text, part in (("state.first_layer = 2", {"layers": [2, 1]}),
+                       ("state.num_layers", {"layers": [1, 2]}),
                        ("state.first_kv_head = 1", {"kv_heads": [1, 1]}),
                        ("state.num_tokens = 34", {"tokens": [0, 34]}),
                        ("state.first_token = 40", {"tokens": [40, 1]})):
@@ -108,7 +109,7 @@ def misuse(tensors):
 
 
 def saved(tensors):
-    c = Case(tensors, "state_saved", "a sequence saved and loaded, into another page size too; the same bytes")
+    c = Case(tensors, "state_saved", "a sequence saved and loaded, into another page size; the same bytes")
     c.create(**shapes(io_dtype=F16, window_tokens=4, sink_tokens=2, key_bits=16))
     filled(c, "a", 37)
     c.save("a", "file")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Order of streams, tried out on the emulation: random programs of plans, appends, attends, forks, removals,
-// copies, parts exported and imported and graph replays on several streams, ordered by events as tqkv.h asks, run in random orders that
-// streams and events allow. Every output, and every byte that is read at the end, must be what the program
-// gives when each call is done before the next: 0 results that depend on the order.
+// copies, parts exported and imported and graph replays on several streams, ordered by events as tqkv.h asks,
+// run in random orders that streams and events allow. Every output, and every byte that is read at the end,
+// must be what the program gives when each call is done before the next: 0 results that depend on the order.
 //
 // What a caller may do at once is done at once: arguments of the host are overwritten when a call returns,
 // attends of one plan run on streams of their own in their own workspaces, two caches work side by side.

@@ -301,8 +301,8 @@ TEST(Transfer, ForksPlansAndTruncates) {
   EXPECT_TRUE(exported(source, sequence).bytes() == exported(target, first).bytes());
 }
 
-// One field of the configuration changed, and the error names it; a state from a caller who knows no hashes of
-// fields is refused as well.
+// One field of the configuration changed, and the error names it; a state from a caller who knows no hashes
+// of fields is refused as well.
 TEST(Transfer, RefusalsNameTheField) {
   static const int32_t other_key_bits[] = {4, 3, 4}, other_value_bits[] = {3, 3, 6}, raw[] = {16, 16, 16};
   static tq_codebook book = {sizeof book, 4, 0.0277f, {1, 3, 6, 9, 13, 18, 25, 40}};

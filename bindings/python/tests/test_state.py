@@ -102,7 +102,8 @@ def test_own_memory(cache):
 
 def test_a_key_says_who_wrote(cache, tmp_path):
     sequence, path = filled(cache, 40), tmp_path / "a"
-    for mac in (b"key" * 9, hmac.new(b"other", digestmod="sha512"), hashlib.blake2b(key=b"k", digest_size=16)):
+    sealed = hmac.new(b"other", digestmod="sha512"), hashlib.blake2b(key=b"k", digest_size=16)
+    for mac in (b"key" * 9, *sealed):
         cache.save(sequence, path, mac=mac)
         for key in (mac, None):
             loaded = cache.load(path, mac=key)

@@ -137,8 +137,8 @@ class Cache(Unique):
         equal bytes, whatever the page size and device. A CUDA cache enqueues the work and returns if `out`
         is on its device or pinned (torch: pin_memory), whose bytes are there when stream has passed it, and
         `out` must live till then; otherwise it waits for stream."""
-        return _state.export(self._handles, self._config._device(), self._number(sequence), out, layers, kv_heads,
-                             tokens, as_stream(stream))
+        return _state.export(self._handles, self._config._device(), self._number(sequence), out, layers,
+                             kv_heads, tokens, as_stream(stream))
 
     def import_sequence(self, state: State, memory: Any, sequence: Optional[Sequence] = None, *,
                         stream: Any = None) -> Sequence:

@@ -206,8 +206,8 @@ def _keyed(mac):
     if isinstance(mac, (bytes, bytearray, memoryview)):
         return hmac.new(mac, digestmod="sha256")
     if not all(hasattr(mac, name) for name in ("update", "digest", "digest_size")):
-        raise InvalidArgument(f"mac: a {type(mac).__name__} is no key of bytes, and has no update, digest and "
-                              "digest_size")
+        raise InvalidArgument(f"mac: a {type(mac).__name__} is no key of bytes, and has no update, digest "
+                              "and digest_size")
     if not 16 <= mac.digest_size <= 64:
         raise InvalidArgument(f"mac: digest_size = {mac.digest_size}: must be 16 .. 64")
     return mac.copy() if hasattr(mac, "copy") else mac

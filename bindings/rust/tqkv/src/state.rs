@@ -285,7 +285,8 @@ impl Cache {
         self.save_sequence_with(sequence, writer, None)
     }
 
-    /// [`Cache::save_sequence`] with a MAC at the end, by which [`Cache::load_sequence_with`] knows who wrote.
+    /// [`Cache::save_sequence`] with a MAC at the end, by which [`Cache::load_sequence_with`] knows who
+    /// wrote.
     pub fn save_sequence_with(
         &self,
         sequence: Sequence,
