@@ -3,8 +3,8 @@
 // memory that what crosses it is gathered in. One large copy at a time keeps the link busy; tiles that are
 // moved one by one, or by a kernel that writes to the host, do not, or hold units that attention waits for.
 #pragma once
-#include "backend.h"
 #include "cuda/arena.h"
+#include "src/backend.h"
 
 namespace tq {
 namespace cuda {
