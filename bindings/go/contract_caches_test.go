@@ -6,8 +6,8 @@ import "fmt"
 
 // Contract steps that look at several caches.
 
-func (r *runner) fingerprint(s contractStep, n *named) error {
-	found, err := n.cache.Fingerprint()
+func (r *runner) fingerprint(s contractStep, of interface{ Fingerprint() (uint64, error) }) error {
+	found, err := of.Fingerprint()
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,7 @@ type contractStep struct {
 	LSEs                                               []string `json:"lses"`
 	Rows, Dim                                          int
 	Dtype                                              int32
+	contractTravel
 }
 
 func (s contractStep) number(t *testing.T) (number float64) {

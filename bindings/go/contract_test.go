@@ -37,7 +37,7 @@ func TestContract(t *testing.T) {
 	library := open(t)
 	for _, c := range file.Cases {
 		t.Run(c.Name, func(t *testing.T) {
-			r := &runner{t, library, file.Tensors, map[string]*named{}, map[string]uint64{}}
+			r := &runner{t, library, file.Tensors, map[string]*named{}, map[string]uint64{}, newTravel()}
 			for i, step := range c.Steps {
 				if why := r.expect(step, r.step(step)); why != "" {
 					t.Fatalf("step %d (%s): %s", i, step.Op, why)
@@ -49,6 +49,7 @@ func TestContract(t *testing.T) {
 				}
 				must(t, n.cache.Close())
 			}
+			must(t, r.travel.close())
 		})
 	}
 }
@@ -79,6 +80,7 @@ type runner struct {
 	tensors      map[string]*tensor
 	caches       map[string]*named
 	fingerprints map[string]uint64
+	travel
 }
 
 // expect: a step without status must succeed, one with a status fail with it and a text that holds the given
@@ -159,6 +161,12 @@ func (r *runner) step(s contractStep) error {
 	case "merge":
 		return r.merge(s)
 	}
+	if err, known := r.paged(s); known {
+		return err
+	}
+	if s.Op == "fingerprint" && s.Codec != "" {
+		return r.fingerprint(s, r.codecs[s.Codec])
+	}
 	n := r.named(s)
 	bind := func(sequence tqkv.Sequence, err error) error {
 		if err == nil {
@@ -170,7 +178,7 @@ func (r *runner) step(s contractStep) error {
 	case "memory":
 		return r.memory(s, n)
 	case "fingerprint":
-		return r.fingerprint(s, n)
+		return r.fingerprint(s, n.cache)
 	case "check":
 		noticed, err := n.cache.Check(0)
 		return errors.Join(err, equal("flags", float64(noticed), s.number(r.t)))
@@ -218,6 +226,14 @@ func (r *runner) step(s contractStep) error {
 		return r.attend(s, n)
 	case "read":
 		return r.read(s, n)
+	case "export":
+		return r.export(s, n)
+	case "import":
+		return r.importPart(s, n)
+	case "save":
+		return r.save(s, n)
+	case "load":
+		return r.load(s, n)
 	}
 	r.t.Fatalf("op %s", s.Op)
 	return nil
@@ -336,17 +352,8 @@ func (n *named) layer(number int) tqkv.LayerConfig {
 	return n.config.Layers[number]
 }
 
-func (r *runner) attend(s contractStep, n *named) error {
-	b, err := n.batch(s.Batch)
-	if err != nil {
-		return err
-	}
-	layer := n.layer(s.Layer)
-	rows := b.queries * int64(layer.NumQHeads)
-	if s.Status != "" {
-		rows = max(rows, int64(layer.NumQHeads))
-	}
-	out, lse := nans(rows*int64(layer.ValueDim)), nans(rows)
+// attendParams is the parameters of an attend step, nil if it has none.
+func (r *runner) attendParams(s contractStep) (*tqkv.AttendParams, error) {
 	var params *tqkv.AttendParams
 	if p := s.Params; p != nil {
 		params = &tqkv.AttendParams{
@@ -358,8 +365,26 @@ func (r *runner) attend(s contractStep, n *named) error {
 			TreeMask: r.masks(p.TreeMask).u64, TreeWords: p.TreeWords, AlibiSlopes: r.float32s(p.AlibiSlopes),
 		}
 		if p.HistoryOnly < 0 || p.HistoryOnly > 1 {
-			return inexpressible // in a bool
+			return nil, inexpressible // in a bool
 		}
+	}
+	return params, nil
+}
+
+func (r *runner) attend(s contractStep, n *named) error {
+	b, err := n.batch(s.Batch)
+	if err != nil {
+		return err
+	}
+	layer := n.layer(s.Layer)
+	rows := b.queries * int64(layer.NumQHeads)
+	if s.Status != "" {
+		rows = max(rows, int64(layer.NumQHeads))
+	}
+	out, lse := nans(rows*int64(layer.ValueDim)), nans(rows)
+	params, err := r.attendParams(s)
+	if err != nil {
+		return err
 	}
 	if s.Workspace != "" {
 		bytes, err := n.cache.AttendWorkspaceBytes()
