@@ -27,10 +27,22 @@ enum Field {
   kCentres = kMagnitudes + 2,
   kEnd = kCentres + 2
 };
-constexpr const char* kNames[kStateFields] = {
-    "shares_layer", "sliding_window", "num_kv_heads", "head_dim",    "value_dim", "key_bits",
-    "value_bits",   "key_family",     "value_family", "io_dtype",    "rotation",  "rotation_seed",
-    "key_codebook", "value_codebook", "key_centre",   "value_centre"};
+constexpr const char* kNames[kStateFields] = {"shares_layer",
+                                              "sliding_window",
+                                              "num_kv_heads",
+                                              "head_dim",
+                                              "value_dim",
+                                              "key_bits",
+                                              "value_bits",
+                                              "key_family or group_size",
+                                              "value_family or group_size",
+                                              "io_dtype",
+                                              "rotation",
+                                              "rotation_seed",
+                                              "key_codebook",
+                                              "value_codebook",
+                                              "key_centre",
+                                              "value_centre"};
 static_assert(kEnd == kStateFields, "a name for each field");
 
 class Chains {
@@ -66,6 +78,7 @@ void part_fields(const Identity& identity, const StatePart& part, uint32_t (&fie
       const SideIdentity is = side_identity(g, layer, kind);
       chains.add(kDim + side, is.dim);
       chains.add(kFamily + side, is.family);
+      chains.add(kFamily + side, is.group);
       chains.add(kBits + side, is.bits);
       chains.add(kRawType, is.raw_type);
       chains.add(kRotation, is.rotation);
