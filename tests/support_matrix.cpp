@@ -106,17 +106,17 @@ std::string cuda_mixed_dims() {
 
 // The widths that have kernels of their own, and the dimensions that have the same ones.
 std::string coded_kernels() {
-  std::map<std::string, std::vector<std::string>> dims_of;
-  for (int dim : tq::format::kHeadDims) {
+  std::map<std::string, std::vector<int>> dims_of;
+  for (int dim : cuda_dims()) {
     std::set<std::string> pairs;
     for (const auto& kernel : tq::cuda::attend::kCodedInstances)
       if (kernel.stored == tq::format::stored_dim(dim))
         pairs.insert(std::to_string(kernel.key_bits) + "+" + std::to_string(kernel.value_bits));
-    if (!pairs.empty()) dims_of[joined({pairs.begin(), pairs.end()})].push_back(std::to_string(dim));
+    if (!pairs.empty()) dims_of[joined({pairs.begin(), pairs.end()})].push_back(dim);
   }
   std::string text;
   for (const auto& [pairs, dims] : dims_of)
-    text += (text.empty() ? "" : "; ") + pairs + " (`head_dim` " + joined(dims) + ")";
+    text += (text.empty() ? "" : "; ") + pairs + " (`head_dim` " + ranges(dims) + ")";
   return text;
 }
 
