@@ -86,6 +86,10 @@ class TqkvBackend(AttentionBackend):
         return True
 
     @classmethod
+    def supports_compute_capability(cls, capability) -> bool:
+        return capability.major >= 8
+
+    @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """A block is [kv head][tile], so a token of a head has a 32nd of a tile's bytes."""
         if spec.state_content_bytes is not None:
