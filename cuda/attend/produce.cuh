@@ -19,8 +19,9 @@ template <class Core, bool kRanges>
 __device__ __forceinline__ int next_seen(const AttendParams& p, const Frame& f, const UnitInfo& info,
                                          int unit, int step, int end) {
   if constexpr (!kRanges) return step;
-  const UnitRanges& rows = f.ranges(p, unit);
   const int first_step = info.first_tile / Core::kTiles, token = (first_step + step) * Core::kStepLength;
+  if (token >= info.full_begin && token < info.full_end) return step;  // all rows see it; so it is mostly
+  const UnitRanges& rows = f.ranges(p, unit);
   int next = INT_MAX;
 #pragma unroll 1
   for (int r = 0; r < kRowsPerBlock; r++)
