@@ -317,7 +317,7 @@ suite_emulate() {
   calls+=(
     "run_counted 'move_test --quick' build/emulate/move_test --quick"
     "run_counted 'state_test --quick' build/emulate/state_test --quick"
-    "run_counted 'paged_test --quick' build/emulate/paged_test --quick"
+    "run_counted 'paged_test --small' build/emulate/paged_test --small"
     "run_counted growth_test build/emulate/growth_test"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )

@@ -502,7 +502,7 @@ int main(int argc, char** argv) {
   };
   const Amount amounts[] = {{"", 600, 99, 40, 30, 200},
                             {"--quick", 60, 99, 9, 3, 8},
-                            {"--small", 14, 2, 5, 1, 4},
+                            {"--small", 14, 2, 4, 3, 3},
                             {"--tiny", 4, 1, 3, 1, 2}};
   Amount much = amounts[0];
   for (const Amount& each : amounts)
