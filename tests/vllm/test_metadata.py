@@ -8,9 +8,11 @@ import types
 import pytest
 import torch
 import tqkv
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.attention.selector import get_attn_backend
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode
 
 import tqkv.vllm
@@ -292,3 +294,14 @@ def test_registration(monkeypatch):
     Platform.get_attn_backend_cls(None, "config", num_heads=3)
     Platform.get_attn_backend_cls(AttentionBackendEnum.FLASH_ATTN, "config")
     assert Platform.asked == [(name, "config", 3), (AttentionBackendEnum.FLASH_ATTN, "config", None)]
+
+
+@on_cuda
+def test_vllm_chooses_it(monkeypatch):
+    """Where no backend is named; what it cannot do is an error, not another backend."""
+    monkeypatch.setenv("TQKV_VLLM", "4+3")
+    tqkv.vllm.register()
+    with set_current_vllm_config(VllmConfig()):
+        assert get_attn_backend(128, torch.bfloat16, "auto") is _backend.TqkvBackend
+        with pytest.raises(ValueError, match="kv_cache_dtype not supported"):
+            get_attn_backend(128, torch.bfloat16, "fp8")
