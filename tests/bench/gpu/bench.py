@@ -39,7 +39,7 @@ class Bench:
         self.l2 = gpu.l2_bytes()
         self.roof = gpu.read_roof(self.stream)
         self.pools = {}
-        self.peers = None
+        self.peers, self.keep = None, lambda: None
         self.failed = []
 
     def pool(self, heads, dim):
@@ -170,9 +170,11 @@ class Bench:
                 if not np.array_equal(mine.cpu().numpy(), theirs.astype(np.float16)):
                     raise RuntimeError("the CPU decodes other values")
 
-    def run(self, case):
+    def run(self, case, results):
+        """results gets the case's at once; it fills while it is measured."""
         result = {**dataclasses.asdict(case), "tqkv": []}
         del result["widths"]
+        results.append(result)
         if case.kind in ("decode", "prefill"):
             try:
                 result["fp16"] = self.gpu.sdpa(case, self.stream)
@@ -193,7 +195,6 @@ class Bench:
                 self.torch.cuda.synchronize()  # a broken context ends the bench here
         if self.peers:
             self.run_peers(case, result)
-        return result
 
     def run_peers(self, case, result):
         result["peers"] = []
@@ -201,6 +202,7 @@ class Bench:
             if isinstance(line, dict):
                 result["peers"].append(line)
                 print(table.peer_line(result, line), flush=True)
+                self.keep()
             else:
                 self.trouble(case, *line)
 
@@ -247,7 +249,7 @@ def measure(arguments):
     bench = Bench(torch, gpu, filled)
     if arguments.cases == "peers":
         import peers
-        bench.peers = peers.Peers(arguments.peers)
+        bench.peers = peers.Peers(arguments.peers, arguments.peer)
     head.update(roof=bench.roof, repeats=gpu.REPEATS)
     if arguments.cases == "paged":
         import paged
@@ -257,18 +259,22 @@ def measure(arguments):
     if not wanted:
         raise SystemExit(f"no case's name holds {arguments.only!r}")
     results = []
+
+    def keep():
+        head.update(seconds=round(time.time() - begun, 1), cases=results, failed=bench.failed)
+        if arguments.json:
+            with open(arguments.json, "w", encoding="utf-8") as file:
+                file.write(table.dump(head))
+    bench.keep = keep
     for case in wanted:
         try:
-            results.append(bench.run(case))
+            bench.run(case, results)
         except Exception as error:  # the context is broken: what was measured so far is kept
             bench.trouble(case, "the bench ends", error)
             break
         finally:
-            head.update(clocks_after=gpu.clocks(), seconds=round(time.time() - begun, 1), cases=results,
-                        failed=bench.failed)
-            if arguments.json:
-                with open(arguments.json, "w", encoding="utf-8") as file:
-                    file.write(table.dump(head))
+            head["clocks_after"] = gpu.clocks()
+            keep()
     print("\n" + table.text(head))
     lines = sum(len(case["tqkv"]) for case in results)
     print(f"bench: {lines} passed, {len(bench.failed)} failed, 0 skipped")
@@ -282,6 +288,7 @@ def main():
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--peers", metavar="DIR", help="files of others, for cases peers (peers.py)")
+    parser.add_argument("--peer", default="", help="only others whose name holds this text")
     parser.add_argument("--self-check", action="store_true", help="what needs no GPU, on the CPU")
     arguments = parser.parse_args()
     if arguments.self_check:

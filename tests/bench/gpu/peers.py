@@ -171,20 +171,22 @@ def collect(folder, to):
 
 
 class Peers:
-    """The peers whose files are in folder."""
+    """The peers whose files are in folder and whose name holds wanted."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, wanted=""):
         folder, self.found = os.path.abspath(folder), []
         all_peers = [importlib.import_module(name) for name in PEERS]
         stand_ins(folder, [name for peer in all_peers for name in peer.FILES])
         for peer in all_peers:
+            if wanted not in peer.NAME:
+                continue
             missing = lacking(folder, peer)
             if missing:
                 print(f"{peer.NAME} left out: {folder} lacks {', '.join(missing)}")
             else:
                 self.found.append((peer, peer.Functions()))
         if not self.found:
-            raise SystemExit(f"--peers {folder}: holds no peer's files")
+            raise SystemExit(f"--peers {folder}: holds no files of a peer whose name holds {wanted!r}")
 
     def variants(self):
         for peer, functions in self.found:
@@ -253,9 +255,7 @@ def try_on_cpu(folder, name):
     case, failed = cases.Case("small", "decode", 2, 256, q_heads=2, kv_heads=1, head_dim=128), 0
     torch.manual_seed(1)
     pool = tuple(torch.randn(500, case.kv_heads, case.head_dim, dtype=torch.float16) for _ in "kv")
-    for peer, functions, variant in Peers(folder).variants():
-        if name not in peer.NAME:
-            continue
+    for peer, functions, variant in Peers(folder, name).variants():
         blocks = peer.PeerBlocks(functions, case, variant, 1, pool, "cpu")
         blocks.fill()
         q = torch.randn(case.batch, case.q_heads, case.head_dim, dtype=torch.float16)
