@@ -94,12 +94,13 @@ void CpuVectors::prepare_query(const float* x, QueryOperand* operand, int16_t* q
   }
   if (g_.has_levels) std::fill_n(rotated, g_.parts[0].stored, 0.0f);
   if (!operand->finite) return;
-  if (g_.grouped()) {
-    operand->unit[0] = round_operand(x, g_.dim, q);
-    return;
-  }
   const int shift = range_shift(largest);
   alignas(64) float own[format::kMaxVectorDim], y[format::kMaxVectorDim], scratch[format::kMaxVectorDim];
+  if (g_.grouped()) {
+    for (int i = 0; i < g_.dim; i++) own[i] = ldexpf(x[i], shift);
+    operand->unit[0] = ldexp(round_operand(own, g_.dim, q), -shift);
+    return;
+  }
   int64_t at = 0;
   for (int index = 0; index < g_.num_parts; index++) {
     const VectorPart& part = g_.parts[index];

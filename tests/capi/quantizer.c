@@ -84,7 +84,7 @@ static void there_and_back(const tq_quantizer_config* config, double most) {
   memset(x + 3 * QDIM, 0, QDIM * sizeof *x); /* a zero vector */
   q[5 * QDIM + 1] = INFINITY;
   q[6 * QDIM] = NAN;
-  for (int i = 0; i < QDIM; i++) q[7 * QDIM + i] *= FLT_MAX / 32, q[8 * QDIM + i] *= 1e-33f;
+  for (int i = 0; i < QDIM; i++) q[7 * QDIM + i] *= FLT_MAX / 32, q[8 * QDIM + i] *= 1e-39f;
   EXPECT(TQ_OK, tq_quantizer_encode(quantizer, x, VECTORS, codes, &noticed, NULL));
   CHECK(noticed == 0);
   EXPECT(TQ_OK, tq_quantizer_decode(quantizer, codes, VECTORS, back, NULL));

@@ -224,9 +224,12 @@ format::RotatedInput load_and_rotate(const format::VectorCoder& coder, const flo
   return in;
 }
 
-bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
-  alignas(64) float y[format::kMaxVectorDim];
-  alignas(64) float scratch[format::kMaxVectorDim];
+// kMost: of coder.stored. Caches' vectors are short, and so is the stack of many a thread.
+template <int kMost>
+HWY_NOINLINE bool encode_within(const format::VectorCoder& coder, const float* x, uint8_t* codes,
+                                uint16_t* scale) {
+  alignas(64) float y[kMost];
+  alignas(64) float scratch[kMost];
   const int stored = coder.stored;
   memset(codes, 0, stored);
   *scale = 0;
@@ -251,6 +254,11 @@ bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, ui
   *scale =
       format::bf16_from_float(format::mul_rn(format::mul_rn(s, in.norm_rot), format::exp2_int(in.exponent)));
   return in.replaced;
+}
+
+bool encode(const format::VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
+  return coder.stored <= format::kMaxDim ? encode_within<format::kMaxDim>(coder, x, codes, scale)
+                                         : encode_within<format::kMaxVectorDim>(coder, x, codes, scale);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -36,9 +36,13 @@ HWY_INLINE void unpack_width(const uint8_t* HWY_RESTRICT packed, int count, uint
   const auto factors = hn::Load(DH(), factor);
   const uint8_t* const end = packed + format::packed_bytes(kBits, count);
   for (int i = 0; i < count; i += 8, packed += kBits) {
-    alignas(16) uint8_t eight[16] = {};
-    memcpy(eight, packed, end - packed >= 8 ? 8 : kBits);
-    const auto lanes = hn::BitCast(DH(), hn::TableLookupBytes(hn::Load(DB(), eight), bytes));
+    uint64_t eight = 0;
+    if (end - packed >= 8)
+      memcpy(&eight, packed, 8);
+    else
+      memcpy(&eight, packed, kBits);
+    const auto both = hn::BitCast(DB(), hn::Set(hn::FixedTag<uint64_t, 2>(), eight));
+    const auto lanes = hn::BitCast(DH(), hn::TableLookupBytes(both, bytes));
     const auto code = hn::ShiftRight<16 - kBits>(hn::Mul(lanes, factors));
     hn::StoreU(hn::DemoteTo(hn::FixedTag<uint8_t, 8>(), hn::BitCast(hn::FixedTag<int16_t, 8>(), code)),
                hn::FixedTag<uint8_t, 8>(), codes + i);
@@ -55,41 +59,48 @@ void unpack_codes(const uint8_t* packed, int bits, int count, uint8_t* codes) {
     kWidths[bits - 1](packed, count, codes);
 }
 
-void double_levels(const format::Codebook& book, const uint8_t* codes, int count, int16_t* values) {
-  using DB = hn::FixedTag<uint8_t, 16>;
-  using DI = hn::FixedTag<int8_t, 16>;
-  using DH = hn::FixedTag<int16_t, 8>;
-  const DB db;
-  const DI di;
-  const DH dh;
-  const bool is_level = format::code_is_level(book.bits);
-  const int tables = is_level ? 0 : book.bits <= 4 ? 1 : 1 << (book.bits - 4);
-  alignas(16) int8_t table[64];
-  for (int i = 0; i < 16 * tables; i++)
-    table[i] = format::level_byte(book, static_cast<uint32_t>(i) & ((1u << book.bits) - 1));
-  const auto half = hn::Set(dh, book.half() ? 1 : 0);
+// Twice the signed levels of 16 codes whose level bytes (less 1/2 where `half` is 1) are these.
+HWY_INLINE void store_doubled(hn::Vec<hn::FixedTag<int8_t, 16>> level, int half, int16_t* values) {
+  const hn::FixedTag<int16_t, 8> d;
+  const hn::Half<hn::FixedTag<int8_t, 16>> d8;
+  const auto add = hn::Set(d, static_cast<int16_t>(half));
+  const auto lower = hn::PromoteTo(d, hn::LowerHalf(level)),
+             upper = hn::PromoteTo(d, hn::UpperHalf(d8, level));
+  hn::Store(hn::Add(hn::Add(lower, lower), add), d, values);
+  hn::Store(hn::Add(hn::Add(upper, upper), add), d, values + 8);
+}
+
+// 7 and 8 bits: the code is its level.
+HWY_INLINE void double_grid(int bits, const uint8_t* codes, int count, int16_t* values) {
+  const hn::FixedTag<uint8_t, 16> d;
+  // the sign of 7 bits is bit 6, and goes to bit 7 as well
+  const auto sign = hn::Set(d, static_cast<uint8_t>(bits == 7 ? 0x40 : 0));
   for (int i = 0; i < count; i += 16) {
-    const auto code = hn::LoadU(db, codes + i);
-    auto level = hn::BitCast(di, code);
-    if (is_level) {
-      if (book.bits == 7) {  // its sign is bit 6
-        const auto sign = hn::And(code, hn::Set(db, 0x40));
-        level = hn::BitCast(di, hn::Or(code, hn::Add(sign, sign)));
-      }
-    } else {
-      const auto low = hn::And(code, hn::Set(db, 15));
-      level = hn::BitCast(di, hn::TableLookupBytes(hn::Load(db, reinterpret_cast<uint8_t*>(table)), low));
-      for (int t = 1; t < tables; t++) {
-        const auto other =
-            hn::TableLookupBytes(hn::Load(db, reinterpret_cast<uint8_t*>(table) + 16 * t), low);
-        const auto mine = hn::Eq(hn::Sub(code, low), hn::Set(db, static_cast<uint8_t>(16 * t)));
-        level = hn::BitCast(di, hn::IfThenElse(mine, other, hn::BitCast(db, level)));
-      }
-    }
-    const auto lower = hn::PromoteTo(dh, hn::LowerHalf(level)),
-               upper = hn::PromoteTo(dh, hn::UpperHalf(hn::Half<DI>(), level));
-    hn::Store(hn::Add(hn::Add(lower, lower), half), dh, values + i);
-    hn::Store(hn::Add(hn::Add(upper, upper), half), dh, values + i + 8);
+    const auto code = hn::LoadU(d, codes + i), minus = hn::And(code, sign);
+    store_doubled(hn::BitCast(hn::FixedTag<int8_t, 16>(), hn::Or(code, hn::Add(minus, minus))), 0,
+                  values + i);
+  }
+}
+
+void double_levels(const format::Codebook& book, const uint8_t* codes, int count, int16_t* values) {
+  if (format::code_is_level(book.bits)) return double_grid(book.bits, codes, count, values);
+  const hn::FixedTag<uint8_t, 16> d;
+  static_assert(format::kMaxMagnitudes == 32, "two tables of 16");
+  const auto few = hn::LoadU(d, book.magnitude), more = hn::LoadU(d, book.magnitude + 16);
+  const auto sign = hn::Set(d, static_cast<uint8_t>(1 << (book.bits - 1))), fifteen = hn::Set(d, 15),
+             sixteen = hn::Set(d, 16);
+  const auto index = hn::Sub(sign, hn::Set(d, 1));
+  const bool half = book.half();
+  for (int i = 0; i < count; i += 16) {
+    const auto code = hn::LoadU(d, codes + i), j = hn::And(code, index), low = hn::And(j, fifteen);
+    auto magnitude = hn::TableLookupBytes(few, low);
+    if (book.bits == 6)
+      magnitude =
+          hn::IfThenElse(hn::Eq(hn::And(j, sixteen), sixteen), hn::TableLookupBytes(more, low), magnitude);
+    const auto minus = hn::VecFromMask(d, hn::Eq(hn::And(code, sign), sign));
+    auto level = hn::Xor(magnitude, minus);  // half-integers: negation is a bitwise NOT of the byte
+    if (!half) level = hn::Sub(level, minus);
+    store_doubled(hn::BitCast(hn::FixedTag<int8_t, 16>(), level), half ? 1 : 0, values + i);
   }
 }
 
