@@ -9,12 +9,13 @@
 
 namespace tq::cuda::append {
 
-// Whether encode_tile serves a job: width and rule, pairs of coordinates that may be loaded at once. zones:
-// the side's table is right.
+// Whether encode_tile serves a job: width and rule, as many pairs of coordinates for every lane, which may be
+// loaded at once. zones: the side's table is right.
 template <int kStored>
 __device__ __forceinline__ bool tile_serves(const AppendParams& args, const DeviceSide& side,
                                             const TileJob& job, bool zones) {
-  if (!code::GroupVector<kStored>::kSupported ||
+  using S = code::GroupVector<kStored>;
+  if (!S::kSupported || side.layout.dim % (2 * S::kLanes) != 0 ||
       !code::group_serves(side.book, side.rule, side.search != 0, zones))
     return false;
   const TensorStrides& strides = args.strides[job.kind];
@@ -81,8 +82,7 @@ __device__ __forceinline__ bool encode_tile(const AppendParams& args, const Devi
                                             uint16_t* scales, int team_warp, int lane) {
   using S = code::GroupVector<kStored>;
   using Buffer = CodeBuffer<kStored>;
-  const int t = lane % S::kLanes, dim = side.layout.dim,
-            pairs = (dim / 2 - t + S::kLanes - 1) / S::kLanes;  // of the lane: 2 t + 2 i * lanes < dim
+  const int t = lane % S::kLanes, dim = side.layout.dim, pairs = dim / (2 * S::kLanes);
   bool replaced = false;
   for (int first = S::kVectors * team_warp; first < format::kTileTokens; first += S::kVectors * kTeamWarps) {
     if (first + S::kVectors <= job.begin || first >= job.end) continue;

@@ -41,7 +41,7 @@ __device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* que
   for (int b = 0; b < 4; b++)
 #pragma unroll
     for (int i = 0; i < 4; i++) x[b][i] = 0.0f;
-  int at = t % pieces;  // lanes of a quad are in other rows: apart by a piece they are in other banks
+  int at = t;  // lanes of a quad are in other rows: apart by a piece they are in other banks
 #pragma unroll 1
   for (int i = 0; i < pieces; i++) {
     const float4 q0 = *reinterpret_cast<const float4*>(query + g * pitch + 4 * at);
