@@ -19,8 +19,6 @@ namespace {
 
 constexpr Status kBad = Status::kInvalidArgument;
 constexpr int32_t kMaxCount = 65536;  // layers, heads
-// wrong layers with a reason of their own; the text has room for all fields, not for all layers
-constexpr int32_t kLayersNamed = 4;
 constexpr int32_t kMaxThreads = 1024;
 constexpr int32_t kMaxPageSize = 4096;
 constexpr int64_t kMaxBatchTokens = INT_MAX / 2;
@@ -29,7 +27,6 @@ constexpr int64_t kMaxBytes = 1ll << 56;       // of one part of a cache: sums a
 // Room for exact copies that a cache has if nothing else is said: kRawTokens or max_tokens / kRawShare of
 // sequences between plans, as far as there are so many, and kRawBatchTokens queries of a plan.
 constexpr int64_t kRawTokens = 4096, kRawShare = 16, kRawBatchTokens = 8192;
-constexpr float kMaxUnit = 1073741824.0f;  // 2^30: keeps every scale finite
 constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT;
 
 void* default_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
@@ -62,10 +59,8 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
 
 void resolve_modes(tq_cache_config& c, ReasonList& reasons) {
   if (c.rotation == 0) c.rotation = TQ_ROTATION_HADAMARD;
-  if (c.key_scale_rule == 0) c.key_scale_rule = TQ_SCALE_UNBIASED;
   if (c.value_scale_rule == 0) c.value_scale_rule = TQ_SCALE_UNBIASED;
   check_count("rotation", c.rotation, TQ_ROTATION_HADAMARD, TQ_ROTATION_DENSE, reasons);
-  check_count("key_scale_rule", c.key_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
   check_count("first_layer", c.first_layer, 0, kMaxCount - 1, reasons);
   check_count("first_kv_head", c.first_kv_head, 0, kMaxFirstKvHead, reasons);
   check_count("value_scale_rule", c.value_scale_rule, TQ_SCALE_LS, TQ_SCALE_PAPER, reasons);
@@ -211,26 +206,6 @@ void check_count(const char* name, int64_t value, int64_t least, int64_t most, R
     reasons.add(kBad, "%s = %lld: must be %lld .. %lld", name, ll(value), ll(least), ll(most));
 }
 
-// A codebook of the caller's own.
-void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons) {
-  if (!format::may_have_own_book(book.bits)) {
-    reasons.add(kBad, "%s.bits = %d: must be 2 .. 6", name, book.bits);
-    return;
-  }
-  if (!(book.unit > 0 && book.unit <= kMaxUnit))
-    reasons.add(kBad, "%s.unit = %g: must be above 0 and at most 2^30", name, static_cast<double>(book.unit));
-  const int least = format::half_integer_levels(book.bits) ? 0 : 1;
-  for (int j = 0; j < 1 << (book.bits - 1); j++) {
-    const int value = book.magnitude[j];
-    if (value < least || value > 127)
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be %d .. 127 with %d bits", name, j, value, least,
-                  book.bits);
-    else if (j > 0 && value <= book.magnitude[j - 1])
-      reasons.add(kBad, "%s.magnitude[%d] = %d: must be above magnitude[%d] = %d", name, j, value, j - 1,
-                  book.magnitude[j - 1]);
-  }
-}
-
 int32_t resolve_threads(int32_t num_threads, ReasonList& reasons) {
   check_count("num_threads", num_threads, 0, kMaxThreads, reasons);
   return num_threads != 0 ? num_threads : std::min(kMaxThreads, device_info(DeviceType::kCpu, 0).num_units);
@@ -310,6 +285,7 @@ void ResolvedConfig::build_geometry() {
   g.key_rule = static_cast<format::ScaleRule>(c.key_scale_rule);
   g.value_rule = static_cast<format::ScaleRule>(c.value_scale_rule);
   g.search = !(c.flags & TQ_FLAG_NO_SCALE_SEARCH);
+  g.sketch = static_cast<format::SketchKind>(c.sketch);
   g.page_size = c.page_size;
   build_groups();
   const bool may_grow = c.max_reserve_tokens > c.max_tokens;
@@ -385,7 +361,9 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_modes(c, reasons);
   resolve_families(reasons);
   resolve_layers(reasons);
+  resolve_prod(reasons);
   resolve_codebooks(reasons);
+  resolve_levels(reasons);
   resolve_tokens(c, any_sliding(), reasons);
   resolve_exact_copies(c, reasons);
   resolve_threads_and_pool(c, reasons);

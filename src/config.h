@@ -2,6 +2,7 @@
 // From the caller's tq_cache_config to a Geometry: the struct rule, defaults, and every reason against it at
 // once. Nothing behind this point meets an unresolved or impossible configuration.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "backend.h"
@@ -19,6 +20,13 @@ void check_count(const char* name, int64_t value, int64_t least, int64_t most, R
 void check_codebook(const char* name, const tq_codebook& book, ReasonList& reasons);
 // The built-in codebook, or a checked one of the caller's if it has these bits.
 format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom);
+// Levels of the caller's for codes of these bits, into *table.
+void check_levels(const char* name, const tq_levels& levels, int32_t bits, ReasonList& reasons,
+                  format::LevelTable* table);
+// sketch, sketch_rule and sketch_factor of prod codes: defaults, and what is wrong.
+void resolve_sketch_fields(int32_t& sketch, int32_t& rule, float factor, ReasonList& reasons);
+// The factor in use.
+float sketch_factor_of(format::SketchKind sketch, int32_t rule, float factor, int stored);
 // Threads of a CPU backend: num_threads, or all for 0.
 int32_t resolve_threads(int32_t num_threads, ReasonList& reasons);
 // malloc, or the caller's callbacks, which are copied to *own.
@@ -56,10 +64,15 @@ class ResolvedConfig {
   void resolve_bits(ReasonList& reasons);
   void resolve_allocator(ReasonList& reasons);
   void check_reserve(ReasonList& reasons) const;
-  // config_layers.cpp
+  // config_codes.cpp
   void resolve_families(ReasonList& reasons);
-  void resolve_layers(ReasonList& reasons);
+  void resolve_prod(ReasonList& reasons);
   void resolve_codebooks(ReasonList& reasons);
+  const tq_levels* own_levels(const char* name, const tq_levels* caller, int32_t bits, ReasonList& reasons,
+                              const format::LevelTable** table);
+  void resolve_levels(ReasonList& reasons);
+  // config_layers.cpp
+  void resolve_layers(ReasonList& reasons);
   bool any_sliding() const;
   void build_layers(ReasonList& reasons);
   void build_groups();
@@ -73,6 +86,14 @@ class ResolvedConfig {
   std::vector<tq_layer_config> resolved_layers_;
   std::vector<int32_t> key_bits_, value_bits_;
   tq_codebook key_codebook_, value_codebook_;
+  // Levels of the caller's, each as it is copied, and the tables that layers use: [layer][key, value], or
+  // null.
+  struct OwnLevels {
+    tq_levels levels;
+    format::LevelTable table;
+  };
+  std::vector<std::unique_ptr<OwnLevels>> levels_;
+  std::vector<const format::LevelTable*> layer_tables_;
   tq_allocator allocator_;
 };
 

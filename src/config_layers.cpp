@@ -15,29 +15,6 @@ namespace tq {
 namespace {
 
 constexpr int32_t kMaxHeads = 65536;
-// wrong layers with reasons of their own; the text has room for all fields, not for all layers
-constexpr int32_t kLayersNamed = 4;
-
-// Reasons against single layers, as many as are named.
-class LayerReasons {
- public:
-  explicit LayerReasons(ReasonList& reasons) : reasons_(reasons) {}
-  ~LayerReasons() {
-    if (wrong_ > kLayersNamed)
-      reasons_.add(Status::kInvalidArgument, "layers: %d more layers likewise", wrong_ - kLayersNamed);
-  }
-  template <typename... Args>
-  void add(int32_t layer, const char* format, Args... args) {
-    if (layer != last_) wrong_++;
-    last_ = layer;
-    if (wrong_ <= kLayersNamed) reasons_.add(Status::kInvalidArgument, format, args...);
-  }
-
- private:
-  ReasonList& reasons_;
-  int32_t wrong_ = 0, last_ = -1;
-};
-
 // Element of the caller's array. The first one's struct_size says where the others lie; a larger one further
 // on would have us read behind the array's end.
 tq_layer_config read_layer(const tq_layer_config* layers, int32_t layer) {
@@ -50,12 +27,6 @@ tq_layer_config read_layer(const tq_layer_config* layers, int32_t layer) {
            "%s.struct_size = %u: that of layers[0] is %u, and all must be alike", name, size,
            layers->struct_size);
   return read_struct(reinterpret_cast<const tq_layer_config*>(at), name);
-}
-
-void check_family(const char* name, int32_t family, const char* also, ReasonList& reasons) {
-  if (!format::is_family(family))
-    reasons.add(Status::kInvalidArgument, "%s = %d: must be %sTQ_CODE_SCALAR (1) or TQ_CODE_GROUPED (3)",
-                name, family, also);
 }
 
 // The layer's own value, else the cache's. A field's range is the caller's affair.
@@ -120,9 +91,10 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
   for (const Field field : {Field{"key_family", &tq_layer_config::key_family},
                             Field{"value_family", &tq_layer_config::value_family}})
     if (own.*field.member != 0 && !format::is_family(own.*field.member))
-      reasons.add(
-          layer, "layers[%d].%s = %d: must be 0 (the cache's own), TQ_CODE_SCALAR (1) or TQ_CODE_GROUPED (3)",
-          layer, field.name, own.*field.member);
+      reasons.add(layer,
+                  "layers[%d].%s = %d: must be 0 (the cache's own), TQ_CODE_SCALAR (1), PROD (2), GROUPED "
+                  "(3) or LEVELS (4)",
+                  layer, field.name, own.*field.member);
   if (own.group_size != 0 && !format::is_group_size(own.group_size))
     reasons.add(layer, "layers[%d].group_size = %d: must be 0 (the cache's own) or one of %s", layer,
                 own.group_size, ListText<3>(format::kGroupSizes).text);
@@ -141,12 +113,17 @@ void check_family_bits(int32_t layer, const tq_layer_config& full, LayerReasons&
   };
   for (const Side side :
        {Side{"key", full.key_bits, full.key_family}, Side{"value", full.value_bits, full.value_family}})
-    if (side.family == TQ_CODE_GROUPED && format::is_code_bits(side.bits) && side.bits != format::kRawBits &&
-        !format::is_grouped_bits(side.bits))
-      reasons.add(layer,
-                  "layer %d: %s_bits = %d: must be one of %s, or 16 (raw), with %s_family = 3 "
-                  "(TQ_CODE_GROUPED)",
-                  layer, side.kind, side.bits, ListText<4>(format::kGroupedBits).text, side.kind);
+    if (side.bits == format::kRawBits || !format::is_family(side.family) ||
+        !format::is_code_bits(side.bits)) {
+      continue;  // raw in any family, or refused elsewhere
+    } else if (side.family == TQ_CODE_PROD && side.kind[0] == 'v') {
+      reasons.add(layer, "layer %d: value_family = 2 (TQ_CODE_PROD): keys alone have it", layer);
+    } else if (!format::is_code(static_cast<format::CodeFamily>(side.family), side.bits)) {
+      const bool prod = side.family == TQ_CODE_PROD;
+      reasons.add(layer, "layer %d: %s_bits = %d: must be one of %s, or 16 (raw), with %s_family = %d (%s)",
+                  layer, side.kind, side.bits, prod ? "2 3 4" : ListText<4>(format::kGroupedBits).text,
+                  side.kind, side.family, prod ? "TQ_CODE_PROD" : "TQ_CODE_GROUPED");
+    }
 }
 
 bool same_codes(const tq_layer_config& a, const tq_layer_config& b) {
@@ -154,9 +131,9 @@ bool same_codes(const tq_layer_config& a, const tq_layer_config& b) {
          a.value_family == b.value_family;
 }
 
-bool has_grouped(const tq_layer_config& layer) {
-  return (layer.key_family == TQ_CODE_GROUPED && layer.key_bits != format::kRawBits) ||
-         (layer.value_family == TQ_CODE_GROUPED && layer.value_bits != format::kRawBits);
+bool has_family(const tq_layer_config& layer, int32_t family) {
+  return (layer.key_family == family && layer.key_bits != format::kRawBits) ||
+         (layer.value_family == family && layer.value_bits != format::kRawBits);
 }
 
 // `full` becomes the layer it shares, with its own query heads and window.
@@ -191,34 +168,12 @@ format::CodeId code_of(int32_t family, int32_t bits, int32_t group) {
 }
 
 format::Codebook layer_codebook(int dim, format::CodeId code, const tq_codebook* custom) {
-  return code.by_rows() ? format::Codebook{} : codebook_of(dim, code.bits, custom);
+  return code.family == format::CodeFamily::kProd ? codebook_of(dim, code.bits - 1, nullptr)
+         : code.by_rows()                         ? format::Codebook{}
+                                                  : codebook_of(dim, code.bits, custom);
 }
 
 }  // namespace
-
-format::Codebook codebook_of(int dim, int bits, const tq_codebook* custom) {
-  format::Codebook book = format::builtin_codebook(dim, bits);
-  if (!custom || custom->bits != bits) return book;
-  book.unit = custom->unit;
-  for (int j = 0; j < format::kMaxMagnitudes; j++)
-    book.magnitude[j] = j < book.count() ? custom->magnitude[j] : 0;
-  return book;
-}
-
-void ResolvedConfig::resolve_families(ReasonList& reasons) {
-  tq_cache_config& c = config_;
-  c.code_family = own_or(c.code_family, TQ_CODE_SCALAR);
-  c.key_family = own_or(c.key_family, c.code_family);
-  c.value_family = own_or(c.value_family, c.code_family);
-  check_family("code_family", c.code_family, "", reasons);
-  if (c.key_family != c.code_family) check_family("key_family", c.key_family, "0 (code_family), ", reasons);
-  if (c.value_family != c.code_family)
-    check_family("value_family", c.value_family, "0 (code_family), ", reasons);
-  if (c.group_size != 0 && !format::is_group_size(c.group_size))
-    reasons.add(Status::kInvalidArgument, "group_size = %d: must be 0 (%d) or one of %s", c.group_size,
-                format::kDefaultGroup, ListText<3>(format::kGroupSizes).text);
-  if (c.reserved != 0) reasons.add(Status::kVersion, "reserved = %u: must be 0", c.reserved);
-}
 
 void ResolvedConfig::resolve_layers(ReasonList& reasons) {
   LayerReasons layer_reasons(reasons);
@@ -254,7 +209,7 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
       check_codes(i, own, full, layer_reasons);
     }
     if (i == 0 || !same_codes(full, resolved_layers_.back())) check_family_bits(i, full, layer_reasons);
-    const bool grouped = has_grouped(full);
+    const bool grouped = has_family(full, TQ_CODE_GROUPED);
     any_grouped |= grouped;
     if (format::is_group_size(own.group_size) && !grouped)
       layer_reasons.add(i, "layers[%d].group_size = %d: must be 0, no side of it is grouped", i,
@@ -270,38 +225,6 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
     reasons.add(Status::kInvalidArgument, "group_size = %d: must be 0, no side is grouped",
                 config_.group_size);
   config_.layers = resolved_layers_.data();
-}
-
-void ResolvedConfig::resolve_codebooks(ReasonList& reasons) {
-  struct Side {
-    const char* name;
-    const tq_codebook** caller;
-    tq_codebook* own;
-    int32_t tq_layer_config::*bits;
-    int32_t tq_layer_config::*family;
-  };
-  const Side sides[] = {{"key_codebook", &config_.key_codebook, &key_codebook_, &tq_layer_config::key_bits,
-                         &tq_layer_config::key_family},
-                        {"value_codebook", &config_.value_codebook, &value_codebook_,
-                         &tq_layer_config::value_bits, &tq_layer_config::value_family}};
-  for (const Side& side : sides) {
-    if (!*side.caller) continue;
-    try {
-      *side.own = read_struct(*side.caller, side.name);
-      check_codebook(side.name, *side.own, reasons);
-      const bool possible = format::may_have_own_book(side.own->bits);
-      const auto uses = [&](const tq_layer_config& layer) {
-        return layer.*side.bits == side.own->bits && layer.*side.family == TQ_CODE_SCALAR;
-      };
-      if (possible && std::none_of(resolved_layers_.begin(), resolved_layers_.end(), uses))
-        reasons.add(Status::kInvalidArgument,
-                    "%s.bits = %d: no layer has scalar codes of these bits, so it would not be used",
-                    side.name, side.own->bits);
-    } catch (const Error& error) {
-      reasons.add(error.status(), "%s", error.what());
-    }
-    *side.caller = side.own;
-  }
 }
 
 bool ResolvedConfig::any_sliding() const {
@@ -323,6 +246,12 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.value_code = code_of(from.value_family, from.value_bits, from.group_size);
     layer.key_book = layer_codebook(from.head_dim, layer.key_code, config_.key_codebook);
     layer.value_book = layer_codebook(from.value_dim, layer.value_code, config_.value_codebook);
+    layer.key_levels = layer_tables_[2 * static_cast<size_t>(i)];
+    layer.value_levels = layer_tables_[2 * static_cast<size_t>(i) + 1];
+    if (layer.key_code.family == format::CodeFamily::kProd)
+      layer.sketch_factor =
+          sketch_factor_of(static_cast<format::SketchKind>(config_.sketch), config_.sketch_rule,
+                           config_.sketch_factor, format::stored_dim(from.head_dim));
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "tqkv.h"
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -20,7 +22,20 @@ void put_word(void* state, uint32_t x) {
   XXH64_update(static_cast<XXH64_state_t*>(state), bytes, sizeof bytes);
 }
 
+// Lowest byte first, as everything that is saved.
+template <typename T>
+void put_number(T number, uint8_t* at) {
+  for (size_t i = 0; i < sizeof number; i++) at[i] = static_cast<uint8_t>(number >> (8 * i));
+}
+
 uint32_t centre_word(float x) { return format::float_bits(x + 0.0f); }  // -0 is 0
+
+uint64_t levels_hash(const format::LevelTable& table) {
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  for (int i = 0; i < table.count(); i++) put_word(&state, centre_word(table.level[i]));
+  return XXH64_digest(&state);
+}
 
 }  // namespace
 
@@ -49,10 +64,15 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
     side.raw_type = g.io_dtype == DataType::kBF16 ? 2 : 1;
     return side;
   }
-  side.group = id.group;
+  const bool prod = id.family == format::CodeFamily::kProd;
+  side.variant = prod ? static_cast<int32_t>(g.sketch) : id.group;
   if (!id.rotated()) return side;
   const format::Codebook& book = kind == Kind::kKey ? code.key_book : code.value_book;
-  std::copy_n(book.magnitude, book.count(), side.magnitude);
+  if (id.family == format::CodeFamily::kLevels)
+    put_number(levels_hash(*(kind == Kind::kKey ? code.key_levels : code.value_levels)), side.magnitude);
+  else
+    std::copy_n(book.magnitude, book.count(), side.magnitude);
+  if (prod) put_number(format::float_bits(code.sketch_factor), side.magnitude + format::kMaxMagnitudes - 4);
   side.rotation = static_cast<int32_t>(code.rotation);
   side.seed = g.rotation_seed;
   return side;
@@ -66,15 +86,19 @@ Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
       {"code_family", number(a.family), number(b.family)},
       {key ? "key_bits" : "value_bits", number(a.bits), number(b.bits)},
       {"io_dtype (1 float16, 2 bfloat16 values)", number(a.raw_type), number(b.raw_type)},
-      {"group_size", number(a.group), number(b.group)},
+      {a.family == TQ_CODE_PROD ? "sketch" : "group_size", number(a.variant), number(b.variant)},
       {"rotation", number(a.rotation), number(b.rotation)},
       {"rotation_seed", a.seed, b.seed}};
   for (const Difference& field : fields)
     if (field.a != field.b) return field;
   for (int j = 0; j < format::kMaxMagnitudes; j++)
     if (a.magnitude[j] != b.magnitude[j])
-      return Difference{key ? "key_codebook.magnitude" : "value_codebook.magnitude", a.magnitude[j],
-                        b.magnitude[j]};
+      return Difference{a.family == TQ_CODE_PROD     ? "sketch_factor (a byte of it)"
+                        : a.family == TQ_CODE_LEVELS ? key ? "key_levels (a byte of their hash)"
+                                                           : "value_levels (a byte of their hash)"
+                        : key                        ? "key_codebook.magnitude"
+                                                     : "value_codebook.magnitude",
+                        a.magnitude[j], b.magnitude[j]};
   return Difference{nullptr, 0, 0};
 }
 
@@ -109,7 +133,7 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
             static_cast<int64_t>(side.rotation), static_cast<int64_t>(side.seed & 0xFFFFFFFF),
             static_cast<int64_t>(side.seed >> 32)})
         put(x);
-      if (side.group != 0) put(side.group);
+      if (side.variant != 0) put(side.variant);
       if (side.rotation == 0) continue;
       for (const uint8_t magnitude : side.magnitude) put(magnitude);
       const float* centres = identity.centre(layer, 0, kind);

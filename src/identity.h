@@ -33,10 +33,11 @@ struct Identity {
 struct SideIdentity {
   int32_t dim;
   int32_t family, bits;
-  int32_t raw_type;                           // of a raw side's values: 1 float16, 2 bfloat16; else 0
-  uint8_t magnitude[format::kMaxMagnitudes];  // of the codebook; zeros where the code has none
-  int32_t rotation;                           // 0 where nothing is rotated, as the seed
-  int32_t group;                              // of a grouped side, else 0
+  int32_t raw_type;  // of a raw side's values: 1 float16, 2 bfloat16; else 0
+  // of the codebook, zeros where the code has none; prod: the factor in the last 4; levels: their hash first
+  uint8_t magnitude[format::kMaxMagnitudes];
+  int32_t rotation;  // 0 where nothing is rotated, as the seed
+  int32_t variant;   // grouped: group size; prod: sketch; else 0
   uint64_t seed;
 };
 SideIdentity side_identity(const Geometry& geometry, int32_t layer, Kind kind);

@@ -17,7 +17,6 @@ namespace {
 constexpr Status kBad = Status::kInvalidArgument;
 // A matrix of the largest dimension is made in seconds: QR takes dim^3, normal numbers dim^2.
 constexpr int32_t kMaxDenseDim = 1536, kMaxGaussianDim = 4096;
-constexpr float kMaxFactor = 1024, kMaxLevel = 1073741824.0f;  // 2^30: keeps every sum finite
 
 // A field that only some families have.
 void check_absent(const char* name, int64_t value, int32_t family, ReasonList& reasons) {
@@ -85,13 +84,7 @@ void QuantizerConfig::resolve_sketch(ReasonList& reasons) {
                   static_cast<double>(c.sketch_factor), c.family);
     return;
   }
-  if (c.sketch == 0) c.sketch = TQ_SKETCH_ORTHOGONAL;
-  if (c.sketch_rule == 0) c.sketch_rule = TQ_SKETCH_UNBIASED;
-  check_count("sketch", c.sketch, TQ_SKETCH_ORTHOGONAL, TQ_SKETCH_GAUSSIAN, reasons);
-  check_count("sketch_rule", c.sketch_rule, TQ_SKETCH_UNBIASED, TQ_SKETCH_LEAST_ERROR, reasons);
-  if (!(fabsf(c.sketch_factor) <= kMaxFactor))
-    reasons.add(kBad, "sketch_factor = %g: must be 0 (by sketch_rule) or up to %g in size",
-                static_cast<double>(c.sketch_factor), static_cast<double>(kMaxFactor));
+  resolve_sketch_fields(c.sketch, c.sketch_rule, c.sketch_factor, reasons);
   if (c.sketch == TQ_SKETCH_GAUSSIAN && c.dim > kMaxGaussianDim)
     reasons.add(Status::kNotSupported, "sketch = 2 (TQ_SKETCH_GAUSSIAN): dim = %d, up to %d", c.dim,
                 kMaxGaussianDim);
@@ -153,31 +146,7 @@ void QuantizerConfig::resolve_levels(ReasonList& reasons) {
   levels_ = read_struct(c.levels, "levels");
   const tq_levels& l = levels_;
   const int32_t bits = c.family == TQ_CODE_PROD ? c.bits - 1 : c.bits;
-  if (l.reserved != 0) reasons.add(Status::kVersion, "levels.reserved = %u: must be 0", l.reserved);
-  if (l.bits != bits || !format::is_vector_bits(bits)) {
-    reasons.add(kBad, "levels.bits = %d: must be %d, within 1 .. 8", l.bits, bits);
-    return;
-  }
-  if (!(l.unit >= 0 && l.unit <= kMaxLevel))
-    reasons.add(kBad, "levels.unit = %g: must be 0 (1) or up to 2^30", static_cast<double>(l.unit));
-  if (!l.levels || !l.boundaries) {
-    reasons.add(kBad, "levels.levels = %p, levels.boundaries = %p: both are needed",
-                static_cast<const void*>(l.levels), static_cast<const void*>(l.boundaries));
-    return;
-  }
-  format::LevelTable& table = geometry_.levels;
-  table.bits = bits;
-  table.unit = l.unit == 0 ? 1.0f : l.unit;
-  std::copy_n(l.levels, table.count(), table.level);
-  std::copy_n(l.boundaries, table.count() - 1, table.boundary);
-  for (int i = 0; i < table.count(); i++)
-    if (!(fabsf(table.level[i]) <= kMaxLevel))
-      return reasons.add(kBad, "levels.levels[%d] = %g: must be at most 2^30 in size", i,
-                         static_cast<double>(table.level[i]));
-  for (int i = 0; i < table.count() - 1; i++)
-    if (!(fabsf(table.boundary[i]) <= kMaxLevel) || (i > 0 && table.boundary[i] < table.boundary[i - 1]))
-      return reasons.add(kBad, "levels.boundaries[%d] = %g: must be at most 2^30 in size and not fall", i,
-                         static_cast<double>(table.boundary[i]));
+  check_levels("levels", l, bits, reasons, &geometry_.levels);
 }
 
 void QuantizerConfig::build_geometry() {
@@ -211,10 +180,7 @@ void QuantizerConfig::build_geometry() {
   }
   if (g.has_sketch) {
     g.sketch = static_cast<format::SketchKind>(c.sketch);
-    g.sketch_factor = c.sketch_factor != 0 ? c.sketch_factor
-                      : c.sketch_rule == TQ_SKETCH_LEAST_ERROR
-                          ? format::least_error_factor(g.sketch)
-                          : format::unbiased_factor(g.sketch, g.parts[0].stored);
+    g.sketch_factor = sketch_factor_of(g.sketch, c.sketch_rule, c.sketch_factor, g.parts[0].stored);
   }
   place_record();
 }

@@ -4,6 +4,8 @@
 // never caches or sequences' ids.
 #pragma once
 #include "format/codebook.h"
+#include "format/levels.h"
+#include "format/record.h"
 #include "format/rotation.h"
 #include "format/tile_layout.h"
 #include "plan.h"
@@ -33,7 +35,9 @@ constexpr int32_t kMaxHeadShapes = 8;
 struct LayerGeometry : HeadShape {
   int32_t head_dim, value_dim;
   format::CodeId key_code, value_code;
-  format::Codebook key_book, value_book;  // unused for raw sides
+  format::Codebook key_book, value_book;                // of scalar sides; of prod ones those of one bit less
+  const format::LevelTable *key_levels, *value_levels;  // of levels sides; host
+  float sketch_factor;                                  // of prod keys
   format::Rotation rotation;
   int32_t sliding_window;  // tokens that a query sees, its own included; older ones are given back. 0 = all
   int32_t storage;         // the layer whose tokens this one reads: itself, or an earlier one
@@ -74,7 +78,8 @@ struct Geometry {
   int32_t first_layer;  // number of layer 0 in the whole model
   format::ScaleRule key_rule, value_rule;
   bool search;
-  int32_t page_size;  // tokens of a page of codes; tiles_per_page = page_size / 32
+  format::SketchKind sketch;  // of prod keys
+  int32_t page_size;          // tokens of a page of codes; tiles_per_page = page_size / 32
   int32_t num_groups;
   PageGroup groups[kMaxPageGroups];  // [num_groups]
   int32_t max_sequences;             // slots 0 .. max_sequences-1

@@ -55,12 +55,12 @@ void check_side(const format::SideLayout& side, const uint8_t* words, const uint
     require(finite_numbers(words, side.code_bytes(), type), "a raw value is not finite", layer);
     return;
   }
-  if (side.by_rows()) return check_grouped(side, words, scales, layer);
+  if (side.group > 0) return check_grouped(side, words, scales, layer);
   require(all_finite(scales, side.scale_bytes(), 0x7F807F80u, true), "a scale is not finite", layer);
   bool negative = false;
   for (int64_t i = 0; i < side.scale_bytes() / 4; i++) negative |= (word_at(scales, i) & 0x80008000u) != 0;
   require(!negative, "a scale is negative", layer);
-  if (!format::code_is_level(side.bits)) return;
+  if (side.by_rows() || !format::code_is_level(side.bits)) return;
   bool out_of_range = false;  // levels are -127 .. 127
   for (int64_t i = 0; i < side.code_bytes(); i++) out_of_range |= words[i] == 0x80;
   require(!out_of_range, "an 8-bit code is -128", layer);

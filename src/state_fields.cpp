@@ -78,7 +78,7 @@ void part_fields(const Identity& identity, const StatePart& part, uint32_t (&fie
       const SideIdentity is = side_identity(g, layer, kind);
       chains.add(kDim + side, is.dim);
       chains.add(kFamily + side, is.family);
-      chains.add(kFamily + side, is.group);
+      chains.add(kFamily + side, is.variant);
       chains.add(kBits + side, is.bits);
       chains.add(kRawType, is.raw_type);
       chains.add(kRotation, is.rotation);

@@ -64,7 +64,7 @@ void put_record(const Record& record, uint8_t (&bytes)[kRecordBytes]) {
   Bytes out(bytes);
   for (const uint32_t x : {record.storage, record.first_head, record.num_heads, record.window}) out.put(x);
   for (const SideIdentity& side : record.sides) {
-    for (const int32_t x : {side.dim, side.family, side.bits, side.raw_type, side.rotation, side.group})
+    for (const int32_t x : {side.dim, side.family, side.bits, side.raw_type, side.rotation, side.variant})
       out.put(static_cast<uint32_t>(x));
     out.put(side.seed);
     out.put_bytes(side.magnitude, sizeof side.magnitude);
@@ -77,7 +77,7 @@ Record take_record(uint8_t (&bytes)[kRecordBytes]) {
   for (uint32_t* x : {&record.storage, &record.first_head, &record.num_heads, &record.window})
     *x = in.take<uint32_t>();
   for (SideIdentity& side : record.sides) {
-    for (int32_t* x : {&side.dim, &side.family, &side.bits, &side.raw_type, &side.rotation, &side.group})
+    for (int32_t* x : {&side.dim, &side.family, &side.bits, &side.raw_type, &side.rotation, &side.variant})
       *x = in.take<int32_t>();
     side.seed = in.take<uint64_t>();
     in.take_bytes(side.magnitude, sizeof side.magnitude);
@@ -225,7 +225,7 @@ void write_header(StateWriter& out, const Identity& identity, const StatePart& p
   out.bytes_of(kStateMagic, sizeof kStateMagic);
   out.number(kFormatVersion);
   out.number(static_cast<uint32_t>(part.num_layers));
-  out.number(uint64_t{0});  // features that a reader must know
+  out.number(uint64_t{0});                             // features that a reader must know
   out.number(static_cast<uint64_t>(out.mac_bytes()));  // and others
   out.number(static_cast<uint64_t>(state.bytes));
   out.number(static_cast<uint32_t>(state.first_layer));

@@ -133,7 +133,9 @@ void print_support() {
   print_row("`head_dim`", ranges(dims(TQ_ROTATION_HADAMARD)), ranges(cuda_dims()));
   print_row("`value_dim`", "any of these", "`head_dim`, both rounded up to 32; or " + cuda_mixed_dims());
   print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
-  print_row("`code_family`, of keys and of values", "scalar; grouped min/max (" + grouped_widths() + " bits)",
+  print_row("`code_family`, of keys and of values",
+            "scalar; prod (keys, 2, 3, 4 bits); grouped min/max (" + grouped_widths() +
+                " bits); levels of the caller's",
             "scalar");
   print_row("decode kernels of their own", "-", coded_kernels());
   print_row("input and output", "float32, float16, bfloat16", "the same");

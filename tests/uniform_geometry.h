@@ -4,6 +4,7 @@
 #pragma once
 #include <vector>
 
+#include "format/sketch.h"
 #include "requests.h"
 
 namespace tq {
@@ -15,6 +16,7 @@ struct UniformGeometry : Geometry {
     static_cast<Geometry&>(*this) = other;
     num_q_heads = other.num_q_heads, num_kv_heads = other.num_kv_heads, q_per_kv = other.q_per_kv;
     head_dim = other.head_dim, value_dim = other.value_dim, rotation = other.rotation;
+    key_levels = other.key_levels, value_levels = other.value_levels;
     first_kv_head = other.first_kv_head;
     own_ = other.own_;
     layers = own_.data();
@@ -25,6 +27,7 @@ struct UniformGeometry : Geometry {
   int32_t head_dim = 0, value_dim = 0;
   int32_t first_kv_head = 0;
   format::Rotation rotation = format::Rotation::kHadamard;
+  const format::LevelTable *key_levels = nullptr, *value_levels = nullptr;
 
   HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
   // num_layers layers of these codes in page group 0, with built-in codebooks.
@@ -39,6 +42,11 @@ struct UniformGeometry : Geometry {
     layer.key_code = key_code;
     layer.value_code = value_code;
     if (!key_code.by_rows()) layer.key_book = format::builtin_codebook(head_dim, key_code.bits);
+    if (key_code.family == format::CodeFamily::kProd) {
+      layer.key_book = format::builtin_codebook(head_dim, key_code.bits - 1);
+      layer.sketch_factor = format::unbiased_factor(sketch, format::stored_dim(head_dim));
+    }
+    layer.key_levels = key_levels, layer.value_levels = value_levels;
     if (!value_code.by_rows()) layer.value_book = format::builtin_codebook(value_dim, value_code.bits);
     layer.rotation = rotation;
     layer.first_kv_head = first_kv_head;

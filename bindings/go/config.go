@@ -84,12 +84,15 @@ type Config struct {
 	Flags          uint64
 	Allocator      Allocator // zero = the library's own
 	// memory for the pages on the cache's device, not of Go's, 256-byte aligned; 0 = none
-	Pool        DevicePtr
-	PoolBytes   int64         // at least Bytes.PageBytes if there is a pool
-	Layers      []LayerConfig // NumLayers of them, where layers differ; or none
-	KeyFamily   CodeFamily    // 0 = CodeFamily
-	ValueFamily CodeFamily
-	GroupSize   int32 // of CodeGrouped: 16 32 64; 0 = 32
+	Pool         DevicePtr
+	PoolBytes    int64         // at least Bytes.PageBytes if there is a pool
+	Layers       []LayerConfig // NumLayers of them, where layers differ; or none
+	KeyFamily    CodeFamily    // 0 = CodeFamily
+	ValueFamily  CodeFamily
+	GroupSize    int32      // of CodeGrouped: 16 32 64; 0 = 32
+	Sketch       Sketch     // of CodeProd keys; 0 = orthogonal
+	SketchRule   SketchRule // 0 = unbiased
+	SketchFactor float32    // 0 = by SketchRule
 }
 
 // configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
@@ -147,7 +150,8 @@ func (config *Config) parts() (*configParts, error) {
 			rollback_tokens: C.int32_t(c.RollbackTokens), num_threads: C.int32_t(c.NumThreads),
 			flags: C.uint64_t(c.Flags), pool_bytes: C.int64_t(c.PoolBytes),
 			key_family: C.int32_t(c.KeyFamily), value_family: C.int32_t(c.ValueFamily),
-			group_size: C.int32_t(c.GroupSize),
+			group_size: C.int32_t(c.GroupSize), sketch: C.int32_t(c.Sketch),
+			sketch_rule: C.int32_t(c.SketchRule), sketch_factor: C.float(c.SketchFactor),
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
@@ -245,7 +249,8 @@ func configOf(raw *C.tq_cache_config) Config {
 		Flags: uint64(raw.flags), Pool: DevicePtr(uintptr(raw.pool)), PoolBytes: int64(raw.pool_bytes),
 		Layers:    layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
 		KeyFamily: CodeFamily(raw.key_family), ValueFamily: CodeFamily(raw.value_family),
-		GroupSize: int32(raw.group_size),
+		GroupSize: int32(raw.group_size), Sketch: Sketch(raw.sketch), SketchRule: SketchRule(raw.sketch_rule),
+		SketchFactor: float32(raw.sketch_factor),
 	}
 }
 

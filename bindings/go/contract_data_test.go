@@ -132,6 +132,9 @@ type contractConfig struct {
 	KeyFamily         int32             `json:"key_family"`
 	ValueFamily       int32             `json:"value_family"`
 	GroupSize         int32             `json:"group_size"`
+	Sketch            int32             `json:"sketch"`
+	SketchRule        int32             `json:"sketch_rule"`
+	SketchFactor      float32           `json:"sketch_factor"`
 }
 
 type contractLayer struct {
@@ -195,6 +198,7 @@ func (c *contractConfig) config() *tqkv.Config {
 		WindowTokens: c.WindowTokens, SinkTokens: c.SinkTokens, RollbackTokens: c.RollbackTokens,
 		NumThreads: c.NumThreads, Flags: c.Flags, KeyFamily: tqkv.CodeFamily(c.KeyFamily),
 		ValueFamily: tqkv.CodeFamily(c.ValueFamily), GroupSize: c.GroupSize,
+		Sketch: tqkv.Sketch(c.Sketch), SketchRule: tqkv.SketchRule(c.SketchRule), SketchFactor: c.SketchFactor,
 	}
 }
 

@@ -24,6 +24,7 @@ type namedConstant struct {
 func layoutStructs() []namedType {
 	return []namedType{
 		{"tq_device_info", reflect.TypeFor[C.tq_device_info]()},
+		{"tq_levels", reflect.TypeFor[C.tq_levels]()},
 		{"tq_codebook", reflect.TypeFor[C.tq_codebook]()},
 		{"tq_allocator", reflect.TypeFor[C.tq_allocator]()},
 		{"tq_layer_config", reflect.TypeFor[C.tq_layer_config]()},
@@ -38,7 +39,6 @@ func layoutStructs() []namedType {
 		{"tq_paged_step", reflect.TypeFor[C.tq_paged_step]()},
 		{"tq_state", reflect.TypeFor[C.tq_state]()},
 		{"tq_io", reflect.TypeFor[C.tq_io]()},
-		{"tq_levels", reflect.TypeFor[C.tq_levels]()},
 		{"tq_quantizer_config", reflect.TypeFor[C.tq_quantizer_config]()},
 		{"tq_quantizer_info", reflect.TypeFor[C.tq_quantizer_info]()},
 	}
@@ -52,10 +52,10 @@ func layoutNumbers() []namedType {
 		{"tq_rotation", reflect.TypeFor[C.tq_rotation]()},
 		{"tq_scale_rule", reflect.TypeFor[C.tq_scale_rule]()},
 		{"tq_code_family", reflect.TypeFor[C.tq_code_family]()},
-		{"tq_sequence", reflect.TypeFor[C.tq_sequence]()},
-		{"tq_page_order", reflect.TypeFor[C.tq_page_order]()},
 		{"tq_sketch", reflect.TypeFor[C.tq_sketch]()},
 		{"tq_sketch_rule", reflect.TypeFor[C.tq_sketch_rule]()},
+		{"tq_sequence", reflect.TypeFor[C.tq_sequence]()},
+		{"tq_page_order", reflect.TypeFor[C.tq_page_order]()},
 	}
 }
 
@@ -114,6 +114,10 @@ func layoutConstants() []namedConstant {
 		{"TQ_CODE_PROD", C.TQ_CODE_PROD},
 		{"TQ_CODE_GROUPED", C.TQ_CODE_GROUPED},
 		{"TQ_CODE_LEVELS", C.TQ_CODE_LEVELS},
+		{"TQ_SKETCH_ORTHOGONAL", C.TQ_SKETCH_ORTHOGONAL},
+		{"TQ_SKETCH_GAUSSIAN", C.TQ_SKETCH_GAUSSIAN},
+		{"TQ_SKETCH_UNBIASED", C.TQ_SKETCH_UNBIASED},
+		{"TQ_SKETCH_LEAST_ERROR", C.TQ_SKETCH_LEAST_ERROR},
 		{"TQ_FLAG_NO_ZERO_ON_FREE", C.TQ_FLAG_NO_ZERO_ON_FREE},
 		{"TQ_FLAG_NO_SCALE_SEARCH", C.TQ_FLAG_NO_SCALE_SEARCH},
 		{"TQ_FLAG_BATCH_INVARIANT", C.TQ_FLAG_BATCH_INVARIANT},
@@ -123,9 +127,5 @@ func layoutConstants() []namedConstant {
 		{"TQ_NOTICED_OUT_OF_RANGE", C.TQ_NOTICED_OUT_OF_RANGE},
 		{"TQ_PAGES_BLOCKS_FIRST", C.TQ_PAGES_BLOCKS_FIRST},
 		{"TQ_PAGES_HEADS_FIRST", C.TQ_PAGES_HEADS_FIRST},
-		{"TQ_SKETCH_ORTHOGONAL", C.TQ_SKETCH_ORTHOGONAL},
-		{"TQ_SKETCH_GAUSSIAN", C.TQ_SKETCH_GAUSSIAN},
-		{"TQ_SKETCH_UNBIASED", C.TQ_SKETCH_UNBIASED},
-		{"TQ_SKETCH_LEAST_ERROR", C.TQ_SKETCH_LEAST_ERROR},
 	}
 }

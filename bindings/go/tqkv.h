@@ -239,13 +239,33 @@ typedef int32_t tq_scale_rule;
 #define TQ_SCALE_NORM 3     /* the vector keeps its length */
 #define TQ_SCALE_PAPER 4    /* |x| times the published codebook; scale search is off with it */
 
-/* GROUPED: 2 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred;
- * beyond +-65504 it saturates (TQ_NOTICED_SATURATED); CPU only. */
+/* In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8
+ * bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred; beyond +-65504
+ * it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. */
 typedef int32_t tq_code_family;
 #define TQ_CODE_SCALAR 1  /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
 #define TQ_CODE_PROD 2    /* these at one bit less, and signs of a sketch of the residual (TurboQuant_prod) */
 #define TQ_CODE_GROUPED 3 /* min/max of groups of neighbours, no rotation */
-#define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's. 2, 4: of quantizers alone, section 10 */
+#define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's */
+
+typedef int32_t tq_sketch;
+#define TQ_SKETCH_ORTHOGONAL 1 /* more rotations: a third of the variance; the default */
+#define TQ_SKETCH_GAUSSIAN 2   /* as published: a matrix, dim up to 4096 */
+
+typedef int32_t tq_sketch_rule;
+#define TQ_SKETCH_UNBIASED 1    /* inner products right on average; the default */
+#define TQ_SKETCH_LEAST_ERROR 2 /* least mean squared error of the decoded vector */
+
+/* Levels of the caller's: a coordinate of the rotated vector, divided by unit * |x|, gets as code the number
+ * of boundaries that it reaches. */
+typedef struct tq_levels {
+  uint32_t struct_size;
+  int32_t bits;            /* 1 .. 8 */
+  float unit;              /* 0 = 1: levels for vectors of length 1 */
+  uint32_t reserved;
+  const float *levels;     /* [2^bits], finite; copied */
+  const float *boundaries; /* [2^bits - 1], finite, not falling; copied */
+} tq_levels;
 
 /* The caller's own codebook: 2^(bits-1) rising magnitudes; level = unit * magnitude for coordinates of unit
  * variance. bits <= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for m + 1/2. */
@@ -283,6 +303,8 @@ typedef struct tq_layer_config {
                            * all but num_q_heads and sliding_window are that layer's, append refuses it */
   int32_t first_kv_head;  /* as the cache's, for ranks whose layers hold different numbers of heads */
   int32_t group_size;
+  const tq_levels *key_levels; /* NULL = the cache's own */
+  const tq_levels *value_levels;
 } tq_layer_config;
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
@@ -307,7 +329,7 @@ typedef struct tq_cache_config {
   const int32_t *layer_key_bits;   /* [num_layers] or NULL: bits per layer, overriding key_bits where not 0 */
   const int32_t *layer_value_bits;
   int32_t rotation;        /* 0 = TQ_ROTATION_HADAMARD */
-  int32_t key_scale_rule;  /* 0 = TQ_SCALE_UNBIASED */
+  int32_t key_scale_rule;  /* 0 = TQ_SCALE_UNBIASED; TQ_SCALE_LS where all coded keys are PROD */
   int32_t value_scale_rule;/* 0 = TQ_SCALE_UNBIASED */
   int32_t page_size;       /* tokens, a multiple of 32, <= 4096; 0 = 64 */
   uint64_t rotation_seed;  /* any value */
@@ -339,7 +361,11 @@ typedef struct tq_cache_config {
   int32_t value_family;
   int32_t group_size;      /* TQ_CODE_GROUPED: neighbours that share scale and zero: 16 32 64; 0 = 32. The
                             * last group of a vector may be shorter. 0 where no side is grouped */
-  uint32_t reserved;
+  int32_t sketch;          /* TQ_CODE_PROD: TQ_SKETCH_*, 0 = ORTHOGONAL; this and the next two: else 0 */
+  int32_t sketch_rule;     /* 0 = TQ_SKETCH_UNBIASED */
+  float sketch_factor;     /* 0 = by sketch_rule; what the estimate of the residual is multiplied by */
+  const tq_levels *key_levels; /* TQ_CODE_LEVELS: required, of the sides' bits, unless layers have theirs */
+  const tq_levels *value_levels;
 } tq_cache_config;
 
 /* What a cache of this configuration allocates, exactly. */
@@ -652,7 +678,7 @@ TQ_API tq_status tq_cache_read(tq_cache *cache, int32_t layer, tq_sequence seque
 typedef struct tq_codec tq_codec;
 
 /* config: as for a cache, device_type, num_layers .. code_family, layer_*_bits, rotation .. value_codebook,
- * key_family .. group_size, num_threads, flags, allocator and layers (sliding_window is what a query sees;
+ * key_family .. value_levels, num_threads, flags, allocator and layers (sliding_window is what a query sees;
  * shares_layer: attend with the pages of that layer). page_size is the block size where tq_pages gives none,
  * and part of the fingerprint. All that says how many tokens or sequences there are, the pool, and
  * window_tokens, sink_tokens, rollback_tokens must be 0. Status as tq_cache_create, every reason in
@@ -872,25 +898,6 @@ TQ_API tq_status tq_sequence_load(tq_cache *cache, const tq_io *io, void *stream
  *   2^64; noticed says so. A query that is not finite: NaN.
  * Threads   Calls on one quantizer may run at once; destroy alone. CPU only: CUDA is NOT_SUPPORTED. */
 typedef struct tq_quantizer tq_quantizer;
-
-typedef int32_t tq_sketch;
-#define TQ_SKETCH_ORTHOGONAL 1 /* more rotations: a third of the variance; the default */
-#define TQ_SKETCH_GAUSSIAN 2   /* as published: a matrix, dim up to 4096 */
-
-typedef int32_t tq_sketch_rule;
-#define TQ_SKETCH_UNBIASED 1    /* inner products right on average; the default */
-#define TQ_SKETCH_LEAST_ERROR 2 /* least mean squared error of the decoded vector */
-
-/* Levels of the caller's: a coordinate of the rotated vector, divided by unit * |x|, gets as code the number
- * of boundaries that it reaches. */
-typedef struct tq_levels {
-  uint32_t struct_size;
-  int32_t bits;            /* 1 .. 8 */
-  float unit;              /* 0 = 1: levels for vectors of length 1 */
-  uint32_t reserved;
-  const float *levels;     /* [2^bits], finite; copied */
-  const float *boundaries; /* [2^bits - 1], finite, not falling; copied */
-} tq_levels;
 
 typedef struct tq_quantizer_config {
   uint32_t struct_size;

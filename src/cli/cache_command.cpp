@@ -56,11 +56,17 @@ Json side_json(const SavedSide& side) {
   if (side.raw()) {
     json["type"] = kTypeNames[side.raw_type + 1];
   } else if (side.grouped()) {
-    json["group_size"] = side.group;
+    json["group_size"] = side.variant;
   } else {
     json["rotation"] = rotation_name(static_cast<int32_t>(side.rotation));
     json["seed"] = side.seed;
-    const int count = side.bits == 8 ? 0 : 1 << (side.bits - 1);
+    const uint32_t bits = side.family == kSavedProd ? side.bits - 1 : side.bits;
+    const int count = bits == 8 ? 0 : 1 << (bits - 1);
+    if (side.family == kSavedProd) json["sketch"] = side.variant == 2 ? "gaussian" : "orthogonal";
+    if (side.family == kSavedLevels) {
+      json["levels"] = "the caller's";
+      return json;
+    }
     json["magnitudes"] = std::vector<int>(side.magnitudes, side.magnitudes + count);
   }
   return json;
@@ -106,7 +112,9 @@ std::string side_text(const SavedSide& side) {
   std::string text = std::to_string(side.dim) + " x ";
   if (side.raw()) return text + kTypeNames[side.raw_type + 1];
   if (side.grouped())
-    return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.group);
+    return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.variant);
+  if (side.family == kSavedLevels) text += "levels of the caller's, ";
+  if (side.family == kSavedProd) text += side.variant == 2 ? "prod with a Gaussian sketch, " : "prod, ";
   return text + std::to_string(side.bits) + " bits, " + rotation_name(static_cast<int32_t>(side.rotation)) +
          " of seed " + std::to_string(side.seed);
 }
@@ -181,10 +189,13 @@ class Loader {
       config_.max_tokens = std::max<int64_t>(config_.max_tokens, int64_t{layer.window} + 1);
       for (const SavedSide* side : {&layer.key, &layer.value}) {
         if (!layer.stores()) continue;
-        if (side->rotation != 0)
-          config_.rotation_seed = side->seed;
-        else if (side->raw() && h.exact_type == 0)
-          config_.io_dtype = side->raw_type == 2 ? TQ_BF16 : TQ_F16;
+        if (side->rotation != 0) config_.rotation_seed = side->seed;
+        if (side->family == kSavedProd) {
+          config_.sketch = static_cast<int32_t>(side->variant);
+          std::memcpy(&config_.sketch_factor, side->magnitudes + 28, sizeof config_.sketch_factor);
+        }
+        if (side->rotation != 0) continue;
+        if (side->raw() && h.exact_type == 0) config_.io_dtype = side->raw_type == 2 ? TQ_BF16 : TQ_F16;
       }
     }
     config_.rollback_tokens =
@@ -199,7 +210,7 @@ class Loader {
     const SavedSide sides[] = {h.layers[0].key, h.layers[0].value};
     const tq_codebook** chosen[] = {&config_.key_codebook, &config_.value_codebook};
     for (int i = 0; i < 2; i++) {
-      if (!h.layers[0].stores() || sides[i].rotation == 0 || sides[i].bits == 8) continue;
+      if (!h.layers[0].stores() || sides[i].family != kSavedScalar || sides[i].bits == 8) continue;
       books_[i] = tq_codebook{sizeof(tq_codebook), static_cast<int32_t>(sides[i].bits), 1, {}};
       std::memcpy(books_[i].magnitude, sides[i].magnitudes, sizeof books_[i].magnitude);
       *chosen[i] = &books_[i];
@@ -225,7 +236,8 @@ class Loader {
     layer.value_bits = static_cast<int32_t>(from.value.bits);
     layer.key_family = from.key.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.key.family);
     layer.value_family = from.value.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.value.family);
-    layer.group_size = static_cast<int32_t>(std::max(from.key.group, from.value.group));
+    for (const SavedSide* side : {&from.key, &from.value})
+      if (side->grouped()) layer.group_size = static_cast<int32_t>(side->variant);
     layer.rotation = static_cast<int32_t>(std::max(from.key.rotation, from.value.rotation));
     layer.sliding_window = static_cast<int32_t>(from.window);
     return layer;
@@ -306,6 +318,11 @@ void CacheCommand::verify() const {
             << " layers in " << file.file_bytes() << " bytes: all checksums agree";
   if (h.has_centres()) {
     std::cout << ". It has centres, which are not in the file: tiles were not looked at\n";
+    return;
+  }
+  if (h.has_levels()) {
+    std::cout
+        << ". It has codes by the caller's levels, which are not in the file: tiles were not looked at\n";
     return;
   }
   flush_stdout();

@@ -263,6 +263,8 @@ tq_cache_config layer_config(const CaptureShape& shape, const Options& options, 
   config.key_family = options.key_family;
   config.value_family = options.value_family;
   config.group_size = options.group_size;
+  config.sketch = options.sketch;
+  config.sketch_rule = options.sketch_rule;
   config.key_scale_rule = options.key_rule;
   config.value_scale_rule = options.value_rule;
   config.page_size = options.page_size;

@@ -33,7 +33,8 @@ struct Options {
   int32_t rotation = TQ_ROTATION_HADAMARD;
   int32_t key_family = TQ_CODE_SCALAR;
   int32_t value_family = TQ_CODE_SCALAR;
-  int32_t group_size = 0;  // of grouped sides; 0 = the library's own
+  int32_t group_size = 0;               // of grouped sides; 0 = the library's own
+  int32_t sketch = 0, sketch_rule = 0;  // of prod keys
   int32_t key_rule = TQ_SCALE_UNBIASED;
   int32_t value_rule = TQ_SCALE_UNBIASED;
   bool search = true;

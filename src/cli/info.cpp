@@ -30,6 +30,13 @@ tq_cache_config candidate(int32_t device_type) {
   return config;
 }
 
+// Levels of 4 bits, such as a caller's.
+const tq_levels& any_levels() {
+  static const std::vector<float> numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8};
+  static const tq_levels levels = {sizeof(tq_levels), 4, 0, 0, numbers.data(), numbers.data()};
+  return levels;
+}
+
 bool accepted(const tq_cache_config& config) { return tq_cache_config_check(&config, nullptr, 0) == TQ_OK; }
 
 std::vector<int32_t> accepted_values(int32_t device_type, int32_t low, int32_t high,
@@ -51,12 +58,17 @@ Json support(int32_t device_type) {
                                      [](tq_cache_config& config, int32_t value) { config.key_bits = value; });
   json["value_bits"] = accepted_values(
       device_type, 1, 32, [](tq_cache_config& config, int32_t value) { config.value_bits = value; });
-  Json families = Json::array();
-  for (const int32_t value : accepted_values(
-           device_type, 1, 8, [](tq_cache_config&config, int32_t family) { config.value_family = family; })) {
-    families.push_back(family_name(value));
+  for (const bool key : {true, false}) {
+    Json families = Json::array();
+    for (const int32_t value : accepted_values(
+             device_type, TQ_CODE_SCALAR, TQ_CODE_LEVELS, [&](tq_cache_config&config, int32_t family) {
+               (key ? config.key_family : config.value_family) = family;
+               if (family == TQ_CODE_LEVELS) (key ? config.key_levels : config.value_levels) = &any_levels();
+             })) {
+      families.push_back(family_name(value));
+    }
+    json[key ? "key_family" : "value_family"] = families;
   }
-  json["family"] = families;
   Json rotations = Json::array();
   for (const int32_t value : accepted_values(
            device_type, 1, 2, [](tq_cache_config&config, int32_t rotation) { config.rotation = rotation; })) {
@@ -143,7 +155,7 @@ void print_text(std::ostream& out, const Json& info) {
   for (const auto& [device, lists] : info["support"].items()) {
     out << "\nsupported on " << device << "\n";
     for (const auto& [name, list] : lists.items())
-      out << format("  %-11s ", name.c_str()) << list_text(list) << "\n";
+      out << format("  %-12s ", name.c_str()) << list_text(list) << "\n";
   }
 }
 

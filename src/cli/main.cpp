@@ -40,7 +40,9 @@ constexpr char kFooter[] =
 
 using Choices = std::map<std::string, int32_t>;
 const Choices kRotations = {{"hadamard", TQ_ROTATION_HADAMARD}, {"dense", TQ_ROTATION_DENSE}};
-const Choices kFamilies = {{"scalar", TQ_CODE_SCALAR}, {"grouped", TQ_CODE_GROUPED}};
+const Choices kFamilies = {{"scalar", TQ_CODE_SCALAR}, {"prod", TQ_CODE_PROD}, {"grouped", TQ_CODE_GROUPED}};
+const Choices kSketches = {{"orthogonal", TQ_SKETCH_ORTHOGONAL}, {"gaussian", TQ_SKETCH_GAUSSIAN}};
+const Choices kSketchRules = {{"unbiased", TQ_SKETCH_UNBIASED}, {"least-error", TQ_SKETCH_LEAST_ERROR}};
 const Choices kRules = {
     {"ls", TQ_SCALE_LS}, {"unbiased", TQ_SCALE_UNBIASED}, {"norm", TQ_SCALE_NORM}, {"paper", TQ_SCALE_PAPER}};
 const Choices kDevices = {{"cpu", TQ_DEVICE_CPU}, {"cuda", TQ_DEVICE_CUDA}};
@@ -57,6 +59,8 @@ struct EvalArguments {
   bool no_search = false;
   std::string key_family = "scalar";
   std::string value_family = "scalar";
+  std::string sketch = "orthogonal";
+  std::string sketch_rule = "unbiased";
   std::string rotation = "hadamard";
   std::string key_rule = "unbiased";
   std::string value_rule = "unbiased";
@@ -126,10 +130,13 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   auto* value_bits =
       eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();
   add_choice(eval, "--key-family", &arguments.key_family, kFamilies,
-             "codes of keys; grouped: min/max of neighbours, 2 3 4 8 bits");
+             "codes of keys; prod: a bit less and signs of a sketch, 2 3 4 bits; grouped: min/max of "
+             "neighbours, 2 3 4 8 bits");
   add_choice(eval, "--value-family", &arguments.value_family, kFamilies, "and of values");
   eval->add_option("--group-size", options.group_size, "of grouped codes: 16 32 64; 0 = 32")
       ->capture_default_str();
+  add_choice(eval, "--sketch", &arguments.sketch, kSketches, "of prod keys");
+  add_choice(eval, "--sketch-rule", &arguments.sketch_rule, kSketchRules, "and what it is to do");
   eval->add_flag("--sweep", arguments.sweep,
                  "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2, those that the families have")
       ->excludes(key_bits)
@@ -169,6 +176,10 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   options.rotation = kRotations.at(arguments.rotation);
   options.key_family = kFamilies.at(arguments.key_family);
   options.value_family = kFamilies.at(arguments.value_family);
+  if (options.key_family == TQ_CODE_PROD) {
+    options.sketch = kSketches.at(arguments.sketch);
+    options.sketch_rule = kSketchRules.at(arguments.sketch_rule);
+  }
   options.key_rule = kRules.at(arguments.key_rule);
   options.value_rule = kRules.at(arguments.value_rule);
   options.device_type = kDevices.at(arguments.device);

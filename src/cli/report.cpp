@@ -55,10 +55,12 @@ void print_head(std::ostream& out, const Evaluation& evaluation) {
   out << wrapped("library   ", tq_build_info());
   out << wrapped(
       "settings  ",
-      format("device %s, key family %s, value family %s, group %d, rotation %s, seed %llu, key rule %s, "
+      format("device %s, key family %s%s%s, value family %s, group %d, rotation %s, seed %llu, key rule %s, "
              "value rule %s, scale search %s, "
              "window %d, sinks %d, page %d",
              options.device_type == TQ_DEVICE_CUDA ? "cuda" : "cpu", family_name(options.key_family),
+             options.sketch == TQ_SKETCH_GAUSSIAN ? " (Gaussian)" : "",
+             options.sketch_rule == TQ_SKETCH_LEAST_ERROR ? " (least error)" : "",
              family_name(options.value_family), options.group_size, rotation_name(options.rotation),
              static_cast<unsigned long long>(options.seed), scale_rule_name(options.key_rule),
              scale_rule_name(options.value_rule), options.search ? "on" : "off", options.window,
@@ -171,7 +173,12 @@ std::string short_count(double value) {
   return format("%.3g", value);
 }
 
-const char* family_name(int32_t family) { return family == TQ_CODE_GROUPED ? "grouped" : "scalar"; }
+const char* family_name(int32_t family) {
+  return family == TQ_CODE_PROD      ? "prod"
+         : family == TQ_CODE_GROUPED ? "grouped"
+         : family == TQ_CODE_LEVELS  ? "levels"
+                                     : "scalar";
+}
 const char* rotation_name(int32_t rotation) { return rotation == TQ_ROTATION_DENSE ? "dense" : "hadamard"; }
 
 const char* scale_rule_name(int32_t rule) {

@@ -59,6 +59,8 @@ Json options_json(const Options& options) {
           {"key_family", family_name(options.key_family)},
           {"value_family", family_name(options.value_family)},
           {"group_size", options.group_size},
+          {"sketch", options.sketch},
+          {"sketch_rule", options.sketch_rule},
           {"rotation", rotation_name(options.rotation)},
           {"seed", options.seed},
           {"key_scale_rule", scale_rule_name(options.key_rule)},

@@ -58,7 +58,8 @@ int64_t tiles(int64_t first, int64_t end) {
 uint64_t code_bytes(const SavedSide& side) {
   if (side.raw()) return uint64_t{64} * side.dim;
   if (side.grouped()) return 128 * ((uint64_t{side.dim} * side.bits + 31) / 32 + side.num_groups());
-  return uint64_t{4} * ((side.dim + 31) / 32 * 32) * side.bits + 64;
+  const uint64_t scales = side.family == kSavedProd ? 128 : 64;
+  return uint64_t{4} * ((side.dim + 31) / 32 * 32) * side.bits + scales;
 }
 
 // Bytes of a tile of a side's exact copies.
@@ -69,19 +70,31 @@ uint64_t exact_bytes(const SavedSide& side, uint32_t type) {
 std::string problem_of_side(const SavedSide& side) {
   const bool small = side.dim >= 8 && side.dim <= 256 && side.dim % 4 == 0;
   if (!small && side.dim != 512 && side.dim != 576) return "dimension " + std::to_string(side.dim);
-  const auto* end = std::end(side.magnitudes);
-  const bool coded = side.family == 1 && side.raw_type == 0 && (side.rotation == 1 || side.rotation == 2) &&
-                     (side.bits == 8 || (side.bits >= 2 && side.bits <= 6));
-  const bool raw = side.raw() && side.family == 0 && (side.raw_type == 1 || side.raw_type == 2) &&
-                   side.rotation == 0 && side.seed == 0;
-  const bool grouped = side.grouped() && side.raw_type == 0 && side.rotation == 0 && side.seed == 0 &&
-                       (side.group == 16 || side.group == 32 || side.group == 64) &&
-                       (side.bits == 8 || (side.bits >= 2 && side.bits <= 4));
-  const int levels = !coded || side.bits == 8 ? 0 : 1 << (side.bits - 1);
-  if ((!coded && !raw && !grouped) || (!grouped && side.group != 0) ||
-      std::any_of(side.magnitudes + levels, end, [](uint8_t x) { return x; }))
-    return "a side that is neither scalar, grouped nor raw (family " + std::to_string(side.family) + ", " +
-           std::to_string(side.bits) + " bits)";
+  const bool coded = side.raw_type == 0 && (side.rotation == 1 || side.rotation == 2),
+             plain = side.raw_type == 0 && side.rotation == 0 && side.seed == 0;
+  const uint32_t bits = side.bits, variant = side.variant;
+  const bool width = bits == 8 || (bits >= 2 && bits <= 6);
+  const auto count = [](uint32_t of) { return of == 8 ? size_t{0} : size_t{1} << (of - 1); };
+  size_t used = 0, last = 32;  // of the 32 bytes: magnitudes or a hash, then zeros up to `last`
+  bool known = false;
+  if (side.raw()) {
+    known = side.family == 0 && (side.raw_type == 1 || side.raw_type == 2) && side.rotation == 0 &&
+            side.seed == 0 && variant == 0;
+  } else if (side.family == kSavedScalar) {
+    known = coded && width && variant == 0;
+    used = known ? count(bits) : 0;
+  } else if (side.family == kSavedProd) {
+    known = coded && bits >= 2 && bits <= 4 && (variant == 1 || variant == 2);
+    used = known ? count(bits - 1) : 0, last = 28;
+  } else if (side.grouped()) {
+    known = plain && (variant == 16 || variant == 32 || variant == 64) && width && bits != 5 && bits != 6;
+  } else if (side.family == kSavedLevels) {
+    known = coded && width && variant == 0;
+    used = 8;
+  }
+  if (!known || std::any_of(side.magnitudes + used, side.magnitudes + last, [](uint8_t x) { return x; }))
+    return "a side that nothing writes (family " + std::to_string(side.family) + ", " + std::to_string(bits) +
+           " bits)";
   return "";
 }
 
@@ -123,6 +136,12 @@ std::string problem_of(const SavedHeader& h) {
 bool SavedHeader::has_centres() const {
   return std::any_of(layers.begin(), layers.end(), [](const SavedLayer& layer) {
     return std::any_of(layer.centres.begin(), layer.centres.end(), [](uint64_t hash) { return hash != 0; });
+  });
+}
+
+bool SavedHeader::has_levels() const {
+  return std::any_of(layers.begin(), layers.end(), [](const SavedLayer& layer) {
+    return layer.key.family == kSavedLevels || layer.value.family == kSavedLevels;
   });
 }
 

@@ -22,17 +22,18 @@ class SavedError : public std::runtime_error {
 };
 
 constexpr uint32_t kSavedVersion = 1, kSavedRawBits = 16;
-constexpr uint32_t kSavedGrouped = 3;  // family of grouped sides
+constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4;  // families
 constexpr uint64_t kSavedPiece = 65536;
 
 struct SavedSide {
-  uint32_t dim, family, bits, raw_type, rotation, group;
+  uint32_t dim, family, bits, raw_type, rotation;
+  uint32_t variant;  // grouped: group size; prod: sketch
   uint64_t seed;
   uint8_t magnitudes[32];
 
   bool raw() const { return bits == kSavedRawBits; }
   bool grouped() const { return family == kSavedGrouped; }
-  uint64_t num_groups() const { return group == 0 ? 0 : (dim + group - 1) / group; }
+  uint64_t num_groups() const { return grouped() ? (dim + variant - 1) / variant : 0; }
 };
 static_assert(sizeof(SavedSide) == 64, "as it stands in the file");
 
@@ -62,6 +63,7 @@ struct SavedHeader {
 
   int64_t end() const { return first_token + num_tokens; }
   bool has_centres() const;
+  bool has_levels() const;
   // Records of the layers as they stand in a file.
   std::string records() const;
   uint64_t computed_identity() const;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
+#include "cpu/kernels/row_codes.h"
 
 namespace tq {
 namespace cpu {
@@ -21,7 +22,8 @@ struct SideJob {
   int64_t row_stride;  // bytes
   int first, count;
   uint32_t* words;
-  uint16_t* scales;  // null for raw sides
+  uint16_t* scales;                   // null for raw sides
+  const format::RowCoder* row_coder;  // of sides by rows
 };
 
 // Vectors of one kv head in k or v.
@@ -37,13 +39,6 @@ struct InputRows {
     stride = strides.token * dtype_bytes(type);
   }
   const uint8_t* at(int64_t row) const { return first + row * stride; }
-};
-
-// What was wrong with the values of a job.
-struct Noticed {
-  bool replaced = false, saturated = false;
-
-  uint64_t flags() const { return (replaced ? kNoticedNonfinite : 0) | (saturated ? kNoticedSaturated : 0); }
 };
 
 // 16 bits of one 16-bit input value, as raw sides and exact copies store it.
@@ -69,20 +64,18 @@ void store_raw_side(const SideJob& job, Noticed* noticed) {
   }
 }
 
-void store_grouped_side(const SideJob& job, Noticed* noticed) {
-  alignas(64) float x[format::kMaxDim];
+void encode_rows(const SideJob& job, Noticed* noticed) {
+  alignas(64) float x[format::kMaxDim + 16] = {};
   for (int row = 0, token = job.first; row < job.count; row++, token++) {
     job.kernels.to_float(job.type, job.rows + row * job.row_stride, job.layout.dim, x);
-    uint16_t* pairs = job.scales + token * job.layout.scales_per_token();
-    noticed->replaced |=
-        format::encode_grouped_token(job.layout, x, job.words + token * job.layout.row_words(),
-                                     reinterpret_cast<format::GroupScale*>(pairs), &noticed->saturated);
+    encode_row(job.kernels, *job.row_coder, job.layout, x, job.words + token * job.layout.row_words(),
+               job.scales + token * job.layout.scales_per_token(), noticed);
   }
 }
 
 void encode_side(const SideJob& job, Noticed* noticed) {
   if (job.layout.raw()) return store_raw_side(job, noticed);
-  if (job.layout.by_rows()) return store_grouped_side(job, noticed);
+  if (job.layout.by_rows()) return encode_rows(job, noticed);
   const int stored = job.layout.stored;
   alignas(64) uint8_t codes[format::kTileTokens * format::kMaxDim];
   alignas(64) float x[format::kMaxDim];
@@ -122,7 +115,8 @@ uint64_t CpuBackend::encode_run(const AppendRequest& request, int head, uint8_t*
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     const bool key = kind == Kind::kKey;
     const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
-    const format::VectorCoder coder = store_.coder(request.layer, head, kind);
+    const format::RowCoder row_coder = store_.row_coder(request.layer, head, kind);
+    const format::VectorCoder& coder = row_coder.vector;
     const InputRows rows(request, g.io_dtype, kind, head);
     uint8_t* words = tile + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = tile + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
@@ -137,7 +131,8 @@ uint64_t CpuBackend::encode_run(const AppendRequest& request, int head, uint8_t*
                          run.first,
                          run.count,
                          reinterpret_cast<uint32_t*>(words),
-                         layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales)};
+                         layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales),
+                         &row_coder};
     encode_side(job, &noticed);
   }
   if (noticed.flags() != 0) noticed_.fetch_or(noticed.flags(), std::memory_order_relaxed);

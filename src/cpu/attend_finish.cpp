@@ -34,7 +34,7 @@ void RowTask::exact_block(int64_t first, bool sinks) {
     }
   };
   if (low >= high) return;
-  for_each_tile(Kind::kKey, [&](int start) { dot_tile(start); });
+  for_each_tile(Kind::kKey, [&](int start) { dot_tile(start, space_.q_exact, key_width_); });
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;
@@ -70,17 +70,17 @@ void RowTask::write_row(int r) {
   const int dim = layer_.value_dim;
   alignas(64) float coded[format::kMaxDim] = {};
   if (!is_empty(row.total)) {
-    if (layer_.tile.value.by_rows()) {
+    if (!layer_.value_code.rotated()) {
       std::copy(total(r), total(r) + dim, coded);
     } else {
       // Rotated back as a normalised vector: the centre is added to it once. Then it counts with its sum
       // again.
       alignas(64) float rotated[format::kMaxDim];
       const float inverse = inverse_sum(row.total);
+      const float* const centre = value_coder_.vector.centre;
       for (int i = 0; i < value_width_; i++) rotated[layer_.value_order[i]] = total(r)[i] * inverse;
-      kernels_.unrotate(value_coder_, rotated, coded);
-      for (int i = 0; i < dim; i++)
-        coded[i] = (value_coder_.centre ? coded[i] + value_coder_.centre[i] : coded[i]) * row.total.l;
+      kernels_.unrotate(value_coder_.vector, rotated, coded);
+      for (int i = 0; i < dim; i++) coded[i] = (centre ? coded[i] + centre[i] : coded[i]) * row.total.l;
     }
   }
   const MergeWeights w = merge_weights(row.total, row.exact);

@@ -7,36 +7,18 @@
 
 #include <algorithm>
 
-#include "cpu/row_codes.h"
-
 namespace tq {
 namespace cpu {
 
-int64_t worker_space_bytes(const LayerGeometry& layer) {
-  Carver carver;
-  const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
-  carver.take<float>(kMaxRows * k);
-  carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
-  carver.take<float>(kMaxRows * v);
-  carver.take<float>(kMaxRows * v);
-  carver.take<int32_t>(kMaxRows * kBlockTokens);
-  carver.take<float>(kMaxRows * kBlockTokens);
-  carver.take<uint16_t>(kMaxRows * kBlockTokens);
-  carver.take<int32_t>(kMaxRows * v);
-  carver.take<float>(format::kTileTokens * std::max(k, v));
-  carver.take<float>(kBlockTokens);
-  carver.take<float>(kBlockTokens);
-  carver.take<float>(kBlockTokens);
-  carver.take<uint8_t>(kAccumulateWork);
-  carver.take<Row>(kMaxRows);
-  return (carver.used() + 255) / 256 * 256;
-}
+namespace {
 
-WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
-  Carver carver(base);
-  const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim);
+WorkerSpace carve(const LayerGeometry& layer, Carver& carver) {
+  const format::SideLayout key(layer.head_dim, layer.key_code);
+  const int64_t k = format::stored_dim(layer.head_dim), v = format::stored_dim(layer.value_dim),
+                rows = key.by_rows() ? row_width(key) : 0;
   WorkerSpace space;
   space.q_exact = carver.take<float>(kMaxRows * k);
+  space.q_rows = carver.take<float>(key.by_rows() && key.code().rotated() ? kMaxRows * rows : 0);
   space.operands =
       carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   space.o = carver.take<float>(kMaxRows * v);
@@ -45,13 +27,26 @@ WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
   space.p = carver.take<float>(kMaxRows * kBlockTokens);
   space.weights = carver.take<uint16_t>(kMaxRows * kBlockTokens);
   space.sums = carver.take<int32_t>(kMaxRows * v);
-  space.rows = carver.take<float>(format::kTileTokens * std::max(k, v));
+  space.rows = carver.take<float>(format::kTileTokens * std::max(std::max(k, v), rows));
   space.key_scales = carver.take<float>(kBlockTokens);
   space.value_scales = carver.take<float>(kBlockTokens);
   space.bias = carver.take<float>(kBlockTokens);
   space.accumulate_work = carver.take<uint8_t>(kAccumulateWork);
   space.row = carver.take<Row>(kMaxRows);
   return space;
+}
+
+}  // namespace
+
+int64_t worker_space_bytes(const LayerGeometry& layer) {
+  Carver carver;
+  carve(layer, carver);
+  return (carver.used() + 255) / 256 * 256;
+}
+
+WorkerSpace carve_worker_space(const LayerGeometry& layer, void* base) {
+  Carver carver(base);
+  return carve(layer, carver);
 }
 
 int64_t partial_floats(const LayerGeometry& layer) { return 16 + format::stored_dim(layer.value_dim); }
@@ -98,12 +93,14 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       first_row_(first_row),
       rows_(rows),
       space_(space),
+      key_rotated_(layer_.tile.key.by_rows() && layer_.key_code.rotated()),
+      row_width_(row_width(layer_.tile.key)),
       key_width_(format::stored_dim(layer_.head_dim)),
       value_width_(format::stored_dim(layer_.value_dim)),
       key_kernels_(kernels.of(layer_.key)),
       value_kernels_(kernels.of(layer_.value)),
-      key_coder_(store.coder(request.layer, head, Kind::kKey)),
-      value_coder_(store.coder(request.layer, head, Kind::kValue)) {
+      key_coder_(store.row_coder(request.layer, head, Kind::kKey)),
+      value_coder_(store.row_coder(request.layer, head, Kind::kValue)) {
   for (int r = 0; r < rows_; r++) prepare_row(r);
 }
 
@@ -137,7 +134,7 @@ void RowTask::prepare_row(int r) {
   }
   // Kernels take all rows of a task together: this one takes part as zeros and sees no token.
   std::fill(q, q + layer_.head_dim, 0.0f);
-  if (!layer_.tile.key.by_rows()) prepare_codes(r, q, 0.0f);
+  if (layer_.key_code.rotated()) prepare_codes(r, q, 0.0f);
 }
 
 // exponent: of the largest |q|.
@@ -148,17 +145,23 @@ void RowTask::prepare_query(int r, float* q, int exponent) {
   for (int i = 0; i < layer_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
   row.exact_factor = limited(scale, kLogitLimit);
-  if (!layer_.tile.key.by_rows()) prepare_codes(r, q, limited(scale, FLT_MAX));
+  if (layer_.key_code.rotated()) prepare_codes(r, q, limited(scale, FLT_MAX));
 }
 
-// q in rotated space as integers. The factor is limited to 2^90, so that |score| < 2^31 times it is finite:
-// its product with a key scale may overflow to infinity, never to NaN, and is then limited like every logit.
+// q in rotated space, as floats for keys by rows, else as integers. The factor is limited to 2^90, so that
+// |score| < 2^31 times it is finite: its product with a key scale may overflow to infinity, never to NaN, and
+// is then limited like every logit.
 void RowTask::prepare_codes(int r, const float* q, float scale) {
   Row& row = space_.row[r];
   const int stored = layer_.tile.key.stored, q_max = query_max(stored);
   alignas(64) float rotated[format::kMaxDim];
   alignas(64) int16_t integers[format::kMaxDim];
-  kernels_.rotate(key_coder_, q, rotated);
+  kernels_.rotate(key_coder_.vector, q, rotated);
+  if (const float* centre = key_coder_.vector.centre)
+    row.constant = limited(static_cast<double>(scaled_dot(q, centre, layer_.head_dim)) * scale, kLogitLimit);
+  if (key_rotated_)
+    return query_row(kernels_, key_coder_, layer_.tile.key, rotated,
+                     space_.q_rows + static_cast<int64_t>(r) * row_width_);
   float largest = 0;
   for (int i = 0; i < stored; i++) largest = std::max(largest, format::abs_float(rotated[i]));
   const float inverse = largest > 0 ? static_cast<float>(q_max) / largest : 0.0f;
@@ -173,9 +176,6 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
   key_kernels_.prepare_query(layer_.key, integers, space_.operands + r * query_operand_bytes(stored));
   row.code_factor = limited(static_cast<double>(largest) / q_max * scale, 1.2379400e27);  // 2^90
   row.half_sum = layer_.key.half ? 0.5f * static_cast<float>(sum) : 0.0f;
-  if (key_coder_.centre)
-    row.constant =
-        limited(static_cast<double>(scaled_dot(q, key_coder_.centre, layer_.head_dim)) * scale, kLogitLimit);
 }
 
 void RowTask::run_split(int64_t index) {
@@ -258,12 +258,9 @@ void RowTask::run_block(int64_t block, int64_t high) {
       continue;
     }
     const bool coded = !layer_.tile.key.by_rows();
-    const RowBlock view = {row.begin,
-                           row.end,
-                           row.half_sum,
-                           coded ? row.code_factor : row.exact_factor,
-                           coded ? row.constant : 0.0f,
-                           request_.logit_softcap,
+    const RowBlock view = {row.begin,          row.end,
+                           row.half_sum,       coded ? row.code_factor : row.exact_factor,
+                           row.constant,       request_.logit_softcap,
                            bias_of(row, block)};
     const int32_t* scores = space_.scores + r * kBlockTokens;
     const float* value_scales = layer_.tile.value.by_rows() ? nullptr : space_.value_scales;
@@ -290,22 +287,21 @@ void RowTask::load_tile(const uint8_t* tile, Kind kind, int valid) {
   const uint8_t* words = tile + (key ? layer_.tile.key_offset() : layer_.tile.value_offset());
   if (!side.raw()) {
     const uint8_t* scales = tile + (key ? layer_.tile.key_scale_offset() : layer_.tile.value_scale_offset());
-    return expand_grouped(side, reinterpret_cast<const uint32_t*>(words),
-                          reinterpret_cast<const uint16_t*>(scales), valid, key ? key_width_ : value_width_,
-                          space_.rows);
+    return expand_rows(key ? key_coder_ : value_coder_, side, reinterpret_cast<const uint32_t*>(words),
+                       reinterpret_cast<const uint16_t*>(scales), valid, space_.rows);
   }
   const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
   for (int i = 0; i < valid; i++)
     load_row(kind, type, words + static_cast<int64_t>(i) * side.dim * dtype_bytes(type), i);
 }
 
-void RowTask::dot_tile(int start) {
+void RowTask::dot_tile(int start, const float* queries, int width) {
   for (int r = 0; r < rows_; r++) {
     const Row& row = space_.row[r];
     const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
     if (begin >= end) continue;
-    kernels_.dot_rows(space_.q_exact + static_cast<int64_t>(r) * key_width_,
-                      space_.rows + static_cast<int64_t>(begin - start) * key_width_, key_width_, end - begin,
+    kernels_.dot_rows(queries + static_cast<int64_t>(r) * width,
+                      space_.rows + static_cast<int64_t>(begin - start) * width, width, end - begin,
                       reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
   }
 }
@@ -332,7 +328,7 @@ void RowTask::score_block(const BlockTiles& tiles) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
     load_tile(tiles.tile[i], Kind::kKey, tiles.valid(i));
-    dot_tile(start);
+    dot_tile(start, key_rotated_ ? space_.q_rows : space_.q_exact, row_width_);
   }
 }
 

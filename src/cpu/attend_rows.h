@@ -9,6 +9,7 @@
 // the plan nor splits or threads.
 #pragma once
 #include "cpu/exact_range.h"
+#include "cpu/kernels/row_codes.h"
 #include "cpu/schedule.h"
 #include "cpu/store.h"
 
@@ -50,6 +51,7 @@ struct Row {
 // One worker's scratch, carved from a workspace.
 struct WorkerSpace {
   float* q_exact;     // [kMaxRows][key width], scaled to |q| < 4; zeros from head_dim on
+  float* q_rows;      // [kMaxRows][row_width] for keys by rows in rotated space
   uint8_t* operands;  // [kMaxRows][query_operand_bytes]
   float* o;           // [kMaxRows][value width], current split
   float* total;       // [kMaxRows][value width]
@@ -57,7 +59,7 @@ struct WorkerSpace {
   float* p;           // [kMaxRows][kBlockTokens]
   uint16_t* weights;  // [kMaxRows][kBlockTokens]
   int32_t* sums;      // [kMaxRows][value width]
-  float* rows;        // [32][width]: a tile of exact keys or values, padded; unwritten ones undefined
+  float* rows;        // [32][widest]: a tile of exact keys or values, padded; unwritten ones undefined
   float* key_scales;  // [kBlockTokens]
   float* value_scales;
   float* bias;  // [kBlockTokens] of one row
@@ -132,7 +134,7 @@ class RowTask {
   void load_copies(Kind kind, int64_t first, int begin, int end);
   // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the
   // tokens of it that each row sees. Others are neither computed nor read.
-  void dot_tile(int start);
+  void dot_tile(int start, const float* queries, int width);
   void add_tile(int start, bool* started);
   void exact_block(int64_t first, bool sinks);
   void fold_exact();
@@ -153,10 +155,12 @@ class RowTask {
   const int64_t first_row_;  // row = query * q_per_kv + q head in the group, from the sequence's first query
   const int rows_;
   WorkerSpace& space_;
+  const bool key_rotated_;             // keys by rows, in rotated space
+  const int row_width_;                // of keys by rows
   const int key_width_, value_width_;  // floats of a vector: stored dimensions, of sides by rows too
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
-  format::VectorCoder key_coder_, value_coder_;
+  format::RowCoder key_coder_, value_coder_;
 };
 
 }  // namespace cpu

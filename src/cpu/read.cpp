@@ -15,9 +15,16 @@ void CpuBackend::decode_token(int32_t index, int head, Kind kind, const uint8_t*
   const uint8_t* scales = base + (key ? tile.key_scale_offset() : tile.value_scale_offset());
   const DataType io = store_.geometry.io_dtype;
   float x[format::kMaxDim];
-  format::decode_token(store_.coder(index, head, kind), key ? tile.key : tile.value, kind,
-                       reinterpret_cast<const uint32_t*>(words), reinterpret_cast<const uint16_t*>(scales),
-                       token, io == DataType::kBF16, x);
+  const format::SideLayout& side = key ? tile.key : tile.value;
+  if (side.by_rows() && !side.raw()) {
+    format::decode_row(store_.row_coder(index, head, kind), side,
+                       reinterpret_cast<const uint32_t*>(words) + token * side.row_words(),
+                       reinterpret_cast<const uint16_t*>(scales) + token * side.scales_per_token(), x);
+    kernels_.from_float(io, x, layer.dim(kind), target);
+    return;
+  }
+  format::decode_token(store_.coder(index, head, kind), side, kind, reinterpret_cast<const uint32_t*>(words),
+                       reinterpret_cast<const uint16_t*>(scales), token, io == DataType::kBF16, x);
   kernels_.from_float(io, x, layer.dim(kind), target);
 }
 

@@ -29,6 +29,8 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       raw_value_offset(g.raw_value_offset(layer)),
       signs(nullptr),
       dense(nullptr),
+      sketch_signs(nullptr),
+      sketch_matrix(nullptr),
       value_order(nullptr),
       key_centre(nullptr),
       value_centre(nullptr),
@@ -56,6 +58,12 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
     const bool hadamard = layer.rotation == format::Rotation::kHadamard;
     layer.signs = carver.take<uint64_t>(hadamard ? heads * 2 * layer.sign_words() : 0);
     layer.dense = carver.take<float>(hadamard ? 0 : checked_mul(heads, matrix_pair(layer), "dense rotation"));
+    const bool prod = layer.key_code.family == format::CodeFamily::kProd;
+    const bool gaussian = g.sketch == format::SketchKind::kGaussian;
+    const int64_t stored = layer.tile.key.stored;
+    layer.sketch_signs = carver.take<uint64_t>(prod && !gaussian ? 2 * heads * layer.sign_words() : 0);
+    layer.sketch_matrix =
+        carver.take<float>(prod && gaussian ? checked_mul(heads, stored * stored, "sketch") : 0);
     layer.key_centre = carver.take<float>(heads * layer.head_dim);
     layer.value_centre = carver.take<float>(heads * layer.value_dim);
     layer.value_order = carver.take<int32_t>(format::stored_dim(layer.value_dim));
@@ -90,8 +98,10 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
     layer.exact.first = raw;
     if (g.has_exact()) raw += g.groups[g.raw_group].num_pages * layer.exact.page_bytes;
     const format::SideLayout layout(layer.value_dim, 4);  // the order is the same for every width
-    for (int j = 0; j < layout.stored; j++) layer.value_order[j] = value_coordinate(layout, j);
+    for (int j = 0; j < layout.stored; j++)
+      layer.value_order[j] = layer.tile.value.by_rows() ? j : value_coordinate(layout, j);
     fill_rotation(i, ops);
+    if (layer.key_code.family == format::CodeFamily::kProd) fill_sketch(i);
   }
   for (int slot = 0; slot < g.max_sequences; slot++) new (tables_.flags + slot) std::atomic<uint64_t>(0);
 }
@@ -116,6 +126,47 @@ void Store::fill_rotation(int index, const HostOps& ops) {
         matrix += static_cast<int64_t>(stored) * stored;
       }
     }
+}
+
+void Store::fill_sketch(int index) {
+  const LayerStore& layer = tables_.layers[index];
+  const int64_t stored = layer.tile.key.stored;
+  for (int head = 0; head < layer.num_kv_heads; head++) {
+    if (geometry.sketch == format::SketchKind::kGaussian) {
+      format::gaussian_matrix(geometry.stream_base(index, head, format::kSketchStream),
+                              static_cast<int>(stored), layer.sketch_matrix + head * stored * stored);
+      continue;
+    }
+    for (int i = 0; i < 2; i++) {
+      const Kind stream = i == 0 ? format::kSketchStream : format::kSecondSketchStream;
+      uint64_t* signs = layer.sketch_signs + (2 * head + i) * layer.sign_words();
+      for (int w = 0; w < layer.sign_words(); w++)
+        signs[w] = format::stream_word(geometry.stream_base(index, head, stream), w);
+    }
+  }
+}
+
+format::RowCoder Store::row_coder(int index, int head, Kind kind) const {
+  const LayerStore& store = layer(index);
+  const bool key = kind == Kind::kKey;
+  format::RowCoder row;
+  row.vector = coder(index, head, kind);
+  row.levels = key ? store.key_levels : store.value_levels;
+  if (!key || store.key_code.family != format::CodeFamily::kProd) return row;
+  const int stored = store.tile.key.stored;
+  format::VectorCoder& first = row.sketch.first;
+  first.dim = first.stored = stored;
+  if (geometry.sketch == format::SketchKind::kGaussian) {
+    first.rotation = format::Rotation::kDense;
+    first.dense = store.sketch_matrix + static_cast<int64_t>(head) * stored * stored;
+  } else {
+    first.rotation = format::Rotation::kHadamard;
+    first.signs = store.sketch_signs + 2 * head * store.sign_words();
+    row.sketch.second = first;
+    row.sketch.second.signs += store.sign_words();
+  }
+  row.gain = format::div_rn(store.sketch_factor, format::sketch_divisor(geometry.sketch, stored));
+  return row;
 }
 
 format::VectorCoder Store::coder(int index, int head, Kind kind) const {

@@ -8,6 +8,7 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/page_memory.h"
+#include "format/row.h"
 #include "host_block.h"
 #include "host_ops.h"
 #include "requests.h"
@@ -34,9 +35,12 @@ struct LayerStore : LayerGeometry {
   int64_t raw_value_offset;  // of the values in a page of exact copies
   uint64_t* signs;           // [num_kv_heads][2][sign_words()], hadamard
   float* dense;              // [num_kv_heads][key matrix, value matrix], dense
-  int32_t* value_order;      // [stored value dim]: coordinate of entry i in kernel order
-  float* key_centre;         // [num_kv_heads][head_dim]
-  float* value_centre;       // [num_kv_heads][value_dim]
+  // of prod keys: signs [num_kv_heads][2][sign_words()], or matrices [num_kv_heads][stored][stored]
+  uint64_t* sketch_signs;
+  float* sketch_matrix;
+  int32_t* value_order;  // [stored value dim]: coordinate of entry i of a value sum
+  float* key_centre;     // [num_kv_heads][head_dim]
+  float* value_centre;   // [num_kv_heads][value_dim]
   bool has_key_centre, has_value_centre;
 
   LayerStore(const Geometry& geometry, int layer);
@@ -64,6 +68,7 @@ class Store {
   const LayerStore& layer(int index) const { return tables_.layers[index]; }
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
+  format::RowCoder row_coder(int layer, int head, Kind kind) const;
   PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
@@ -87,6 +92,7 @@ class Store {
 
  private:
   void fill_rotation(int layer, const HostOps& ops);
+  void fill_sketch(int layer);
 
   PageMemory pages_;
   Block raw_, table_block_, workspace_;

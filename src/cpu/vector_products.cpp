@@ -116,7 +116,7 @@ void CpuVectors::prepare_query(const float* x, QueryOperand* operand, int16_t* q
       operand->unit[index] = worth;
     }
     if (!g_.has_sketch) continue;
-    sketch(y, scratch);
+    format::apply_sketch(sketch_, y, scratch, kernels_.rotate);
     operand->sketch_unit =
         0.5 * worth * static_cast<double>(sketch_scale_) * round_operand(scratch, part.stored, q + at);
   }

@@ -11,7 +11,6 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/fp_environment.h"
 #include "format/grouped.h"
-#include "format/sketch.h"
 
 namespace tq {
 namespace cpu {
@@ -42,14 +41,11 @@ format::Rotation sketch_rotation(const VectorGeometry& g) {
   return g.sketch == format::SketchKind::kGaussian ? format::Rotation::kDense : format::Rotation::kHadamard;
 }
 
-int sketch_rounds(const VectorGeometry& g) {
-  return g.sketch == format::SketchKind::kGaussian ? 1 : format::kSketchRounds;
-}
-
 int64_t all_table_bytes(const VectorGeometry& g) {
   int64_t bytes = Carver::kAlignment;  // never empty
   for (int i = 0; i < g.num_parts && !g.grouped(); i++) bytes += table_bytes(g.rotation, g.parts[i].stored);
-  if (g.has_sketch) bytes += sketch_rounds(g) * table_bytes(sketch_rotation(g), g.parts[0].stored);
+  const int rotations = g.sketch == format::SketchKind::kGaussian ? 1 : 2;
+  if (g.has_sketch) bytes += rotations * table_bytes(sketch_rotation(g), g.parts[0].stored);
   return bytes;
 }
 
@@ -61,8 +57,7 @@ CpuVectors::CpuVectors(const VectorGeometry& geometry, const HostOps& ops, const
       kernels_(kernels),
       block_(ops, all_table_bytes(geometry), "rotation"),
       coder_{},
-      sketch_rounds_(sketch_rounds(geometry)),
-      sketch_coder_{},
+      sketch_{},
       level_{},
       sketch_scale_(0),
       sign_book_{},
@@ -104,12 +99,12 @@ void CpuVectors::fill_tables(void* memory, const HostOps& ops) {
   }
   if (!g_.has_sketch) return;
   const int stored = g_.parts[0].stored;
-  for (int round = 0; round < sketch_rounds_; round++) {
-    format::VectorCoder& coder = sketch_coder_[round];
-    coder.dim = coder.stored = stored;
-    coder.rotation = sketch_rotation(g_);
-    table(coder, format::stream_base(g_.seed, 0, 0, format::sketch_stream(round)), true);
-  }
+  sketch_.first.dim = sketch_.first.stored = stored;
+  sketch_.first.rotation = sketch_rotation(g_);
+  sketch_.second = sketch_.first;
+  table(sketch_.first, format::stream_base(g_.seed, 0, 0, format::kSketchStream), true);
+  if (!sketch_.gaussian())
+    table(sketch_.second, format::stream_base(g_.seed, 0, 0, format::kSecondSketchStream), false);
   sketch_scale_ = format::div_rn(g_.sketch_factor, format::sketch_divisor(g_.sketch, stored));
   sign_book_.bits = 1;
   sign_book_.unit = 1;
@@ -180,7 +175,7 @@ void CpuVectors::encode_sketch(const float* x, const uint8_t* codes, uint8_t* re
   } else {
     format::residual(in, codes, level_[0], scale_of(part, record), part.stored, y);
     norm = format::residual_norm(y, part.stored, in.exponent, w);
-    sketch(y, w);
+    format::apply_sketch(sketch_, y, w, kernels_.rotate);
     for (int i = 0; i < part.stored; i++) signs[i] = w[i] < 0 ? 1 : 0;
   }
   format::pack_codes(signs, 1, part.stored, record + part.signs_at);
@@ -234,25 +229,13 @@ uint64_t CpuVectors::encode(const void* x, int64_t count, uint8_t* codes) {
 
 // ---- decode ----
 
-void CpuVectors::sketch(float* r, float* w) const {
-  kernels_.rotate(sketch_coder_[0], r, w);
-  for (int round = 1; round < sketch_rounds_; round++) {
-    std::copy_n(w, g_.parts[0].stored, r);
-    kernels_.rotate(sketch_coder_[round], r, w);
-  }
-}
-
 void CpuVectors::unsketch(const uint8_t* record, float* z) const {
   const int stored = g_.parts[0].stored;
   uint8_t signs[format::kMaxVectorDim];
   alignas(64) float s[format::kMaxVectorDim];
   kernels_.unpack_codes(record + g_.parts[0].signs_at, 1, stored, signs);
   for (int i = 0; i < stored; i++) s[i] = signs[i] ? -1.0f : 1.0f;
-  for (int round = sketch_rounds_ - 1; round > 0; round--) {
-    kernels_.unrotate(sketch_coder_[round], s, z);
-    std::copy_n(z, stored, s);
-  }
-  kernels_.unrotate(sketch_coder_[0], s, z);
+  format::unsketch(sketch_, s, z, kernels_.unrotate);
 }
 
 void CpuVectors::decode_groups(const uint8_t* record, float* x) const {

@@ -5,6 +5,7 @@
 #pragma once
 #include "cpu/kernels/kernels.h"
 #include "cpu/thread_pool.h"
+#include "format/sketch.h"
 #include "host_block.h"
 #include "vector_backend.h"
 
@@ -50,8 +51,7 @@ class CpuVectors final : public VectorBackend {
   void encode_sketch(const float* x, const uint8_t* codes, uint8_t* record) const;
   void decode_one(const uint8_t* record, float* x) const;
   void decode_groups(const uint8_t* record, float* x) const;
-  // w = S r, and z = S^T signs of a record's sketch. r and w may not overlap; r is destroyed.
-  void sketch(float* r, float* w) const;
+  // z = S^T signs of a record's sketch.
   void unsketch(const uint8_t* record, float* z) const;
   float scale_of(const VectorPart& part, const uint8_t* record) const;
   float norm_of(const uint8_t* record) const;
@@ -80,8 +80,7 @@ class CpuVectors final : public VectorBackend {
   const Kernels& kernels_;
   HostBlock block_;
   format::VectorCoder coder_[VectorGeometry::kMaxParts];
-  int sketch_rounds_;
-  format::VectorCoder sketch_coder_[format::kSketchRounds];
+  format::Sketch sketch_;
   float level_[VectorGeometry::kMaxParts][format::kMaxLevels];  // by code
   float sketch_scale_;                                          // factor / divisor
   format::Codebook sign_book_;                                  // of the sketch's signs

@@ -19,7 +19,9 @@ constexpr int kRawBits = 16;     // how a configuration's bits say "raw"
 enum class CodeFamily : int32_t {
   kRaw = 0,      // 16-bit values as they stand: not padded, no rotation, no centre, no scale
   kScalar = 1,   // a level of a codebook for each coordinate of the rotated vector, times one scale
+  kProd = 2,     // keys: scalar codes of one bit less, signs of a sketch of the residual, its norm
   kGrouped = 3,  // min/max codes of neighbours as they stand, each group with a scale and a zero
+  kLevels = 4,   // the caller's levels and boundaries for each coordinate of the rotated vector
 };
 
 struct CodeId {
@@ -29,7 +31,7 @@ struct CodeId {
 
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
   // Whether vectors are centred, rotated and padded before they are coded.
-  constexpr bool rotated() const { return family == CodeFamily::kScalar; }
+  constexpr bool rotated() const { return family != CodeFamily::kRaw && family != CodeFamily::kGrouped; }
   // Whether a tile's words are rows, one a token, that attention reads as floats; otherwise they are in the
   // order of the integer kernels.
   constexpr bool by_rows() const { return family != CodeFamily::kScalar; }
@@ -41,8 +43,8 @@ constexpr bool operator!=(CodeId a, CodeId b) { return !(a == b); }
 
 // Whether a configuration may name it: raw sides are those of 16 bits.
 constexpr bool is_family(int32_t family) {
-  return family == static_cast<int32_t>(CodeFamily::kScalar) ||
-         family == static_cast<int32_t>(CodeFamily::kGrouped);
+  return family >= static_cast<int32_t>(CodeFamily::kScalar) &&
+         family <= static_cast<int32_t>(CodeFamily::kLevels);
 }
 
 constexpr CodeId kRawCode = {CodeFamily::kRaw, kRawBits};
@@ -52,7 +54,8 @@ constexpr CodeId grouped_code(int bits, int group) { return CodeId{CodeFamily::k
 constexpr CodeId code_of_bits(int bits) { return bits == kRawBits ? kRawCode : scalar_code(bits); }
 // Of one that names a family too, in which 16 bits are raw.
 constexpr CodeId code_of(CodeFamily family, int bits, int group) {
-  return family == CodeFamily::kGrouped && bits != kRawBits ? grouped_code(bits, group) : code_of_bits(bits);
+  if (family == CodeFamily::kScalar || bits == kRawBits) return code_of_bits(bits);
+  return CodeId{family, bits, family == CodeFamily::kGrouped ? group : 0};
 }
 
 constexpr int kGroupedBits[] = {2, 3, 4, 8};
@@ -81,6 +84,15 @@ constexpr bool is_grouped_bits(int bits) {
   for (const int each : kGroupedBits)
     if (each == bits) return true;
   return false;
+}
+constexpr bool is_prod_bits(int bits) { return bits >= 2 && bits <= 4; }
+constexpr bool is_levels_bits(int bits) { return bits != kRawBits && is_code_bits(bits); }
+// Whether a family has codes of these bits.
+constexpr bool is_code(CodeFamily family, int bits) {
+  return family == CodeFamily::kProd      ? is_prod_bits(bits)
+         : family == CodeFamily::kGrouped ? is_grouped_bits(bits)
+         : family == CodeFamily::kLevels  ? is_levels_bits(bits)
+                                          : is_code_bits(bits);
 }
 
 // Words of a group of 32 codes of a scalar side.

@@ -5,7 +5,6 @@
 // never sees. What a family does with the rotated vector stands in its own file.
 #pragma once
 #include "format/codebook.h"
-#include "format/grouped.h"
 #include "format/raw.h"
 #include "format/rotation.h"
 #include "format/scalar.h"
@@ -138,19 +137,13 @@ TQ_HD void decode_vector(const VectorCoder& coder, const uint8_t* codes, uint16_
     for (int i = 0; i < coder.dim; i++) x[i] = add_rn(x[i], coder.centre[i]);
 }
 
-// Token of a side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type of a raw
-// side's values, else float16.
+// Token of a scalar or raw side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type
+// of a raw side's values, else float16. Of other families: row.h.
 TQ_HD void decode_token(const VectorCoder& coder, const SideLayout& side, Kind kind, const uint32_t* words,
                         const uint16_t* scales, int token, bool bf16, float* x) {
   if (side.raw()) {
     const uint16_t* row = reinterpret_cast<const uint16_t*>(words) + token * side.dim;
     for (int i = 0; i < side.dim; i++) x[i] = bf16 ? float_from_bf16(row[i]) : float_from_f16(row[i]);
-    return;
-  }
-  if (side.group > 0) {
-    const uint16_t* pairs = scales + token * side.scales_per_token();
-    decode_grouped_token(side, words + token * side.row_words(), reinterpret_cast<const GroupScale*>(pairs),
-                         x);
     return;
   }
   uint8_t codes[kMaxDim];

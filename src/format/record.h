@@ -13,9 +13,8 @@ namespace format {
 enum class VectorFamily : int32_t { kScalar = 1, kProd = 2, kGrouped = 3, kLevels = 4 };
 enum class SketchKind : int32_t { kOrthogonal = 1, kGaussian = 2 };
 
-// Streams of the sketch of a part, beside Kind::kKey, that of its rotation: a Gaussian sketch has the first.
-constexpr int kSketchRounds = 2;
-constexpr Kind sketch_stream(int round) { return static_cast<Kind>(2 + round); }
+// Streams of the sketch's two rotations, beside Kind::kKey, that of the part's own.
+constexpr Kind kSketchStream = static_cast<Kind>(2), kSecondSketchStream = static_cast<Kind>(3);
 
 // D of a part of d coordinates: the least m * 2^k >= d with m in {1, 3, 5, 7, 9} and k >= 4.
 constexpr int padded_dim(int d) {

@@ -10,6 +10,30 @@
 namespace tq {
 namespace format {
 
+// S as rotations of `stored` coordinates: the second follows the first; a Gaussian S is the first alone, the
+// matrix `dense`.
+struct Sketch {
+  VectorCoder first, second;
+  bool gaussian() const { return first.rotation == Rotation::kDense; }
+};
+
+// z = S^T s for s [stored], which is destroyed. unrotate(coder, y, x) as below, or an instruction set's.
+template <typename Unrotate>
+void unsketch(const Sketch& sketch, float* s, float* z, const Unrotate& unrotate_by) {
+  if (sketch.gaussian()) return unrotate_by(sketch.first, s, z);
+  alignas(64) float between[kMaxVectorDim];
+  unrotate_by(sketch.second, s, between);
+  unrotate_by(sketch.first, between, z);
+}
+// w = S r.
+template <typename Rotate>
+void apply_sketch(const Sketch& sketch, const float* r, float* w, const Rotate& rotate_by) {
+  if (sketch.gaussian()) return rotate_by(sketch.first, r, w);
+  alignas(64) float between[kMaxVectorDim];
+  rotate_by(sketch.first, r, between);
+  rotate_by(sketch.second, between, w);
+}
+
 // r_i = y_i norm_rot - S 2^-e L(c_i), in place of y: the residual over 2^e. level: by code; scale: S.
 inline void residual(const RotatedInput& in, const uint8_t* codes, const float* level, float scale,
                      int stored, float* y) {

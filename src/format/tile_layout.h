@@ -79,8 +79,10 @@ struct SideLayout {
   constexpr int row_words() const { return (stored * bits + 31) / 32; }
   constexpr int row_bytes() const { return 4 * row_words(); }
   constexpr int code_bytes() const { return kTileTokens * row_bytes(); }
-  // 16-bit numbers: one scale, or a scale and a zero for each group.
-  constexpr int scales_per_token() const { return raw() ? 0 : group > 0 ? 2 * num_groups() : 1; }
+  // 16-bit numbers: one scale, or scale and norm, or a scale and a zero for each group.
+  constexpr int scales_per_token() const {
+    return raw() ? 0 : family == CodeFamily::kProd ? 2 : group > 0 ? 2 * num_groups() : 1;
+  }
   constexpr int num_groups() const { return (dim + group - 1) / group; }
   constexpr int scale_bytes() const { return kScaleBytes * scales_per_token(); }
   // Word i of group (jb_, jj) of a lane.

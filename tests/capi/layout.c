@@ -58,6 +58,8 @@ static void structs(void) {
   FIELD(tq_layer_config, shares_layer);
   FIELD(tq_layer_config, first_kv_head);
   FIELD(tq_layer_config, group_size);
+  FIELD(tq_layer_config, key_levels);
+  FIELD(tq_layer_config, value_levels);
   STRUCT(tq_layer_bytes);
   FIELD(tq_layer_bytes, struct_size);
   FIELD(tq_layer_bytes, group);
@@ -109,7 +111,11 @@ static void structs(void) {
   FIELD(tq_cache_config, key_family);
   FIELD(tq_cache_config, value_family);
   FIELD(tq_cache_config, group_size);
-  FIELD(tq_cache_config, reserved);
+  FIELD(tq_cache_config, sketch);
+  FIELD(tq_cache_config, sketch_rule);
+  FIELD(tq_cache_config, sketch_factor);
+  FIELD(tq_cache_config, key_levels);
+  FIELD(tq_cache_config, value_levels);
   STRUCT(tq_cache_bytes);
   FIELD(tq_cache_bytes, struct_size);
   FIELD(tq_cache_bytes, reserved);

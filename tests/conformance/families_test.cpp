@@ -18,15 +18,27 @@ constexpr double kFloatTolerance = 2e-5, kCodedTolerance = 2e-4;
 
 class FamilyTest : public testing::TestWithParam<std::string> {};
 
+using format::CodeFamily;
+
 struct Sides {
-  int key_bits, key_group, value_bits, value_group;
+  CodeFamily key_family;
+  int key_bits, key_group;
+  CodeFamily value_family;
+  int value_bits, value_group;
 };
-constexpr Sides kSides[] = {{4, 0, 2, 32}, {4, 0, 3, 16},  {16, 0, 4, 64}, {8, 32, 8, 16},
-                            {3, 64, 4, 0}, {2, 16, 16, 0}, {4, 32, 3, 32}};
+constexpr CodeFamily kScalar = CodeFamily::kScalar, kGrouped = CodeFamily::kGrouped,
+                     kProd = CodeFamily::kProd, kLevels = CodeFamily::kLevels;
+constexpr Sides kSides[] = {
+    {kScalar, 4, 0, kGrouped, 2, 32},   {kScalar, 4, 0, kGrouped, 3, 16}, {kScalar, 16, 0, kGrouped, 4, 64},
+    {kGrouped, 8, 32, kGrouped, 8, 16}, {kGrouped, 3, 64, kScalar, 4, 0}, {kGrouped, 2, 16, kScalar, 16, 0},
+    {kGrouped, 4, 32, kGrouped, 3, 32}, {kProd, 3, 0, kGrouped, 4, 32},   {kProd, 4, 0, kScalar, 3, 0},
+    {kProd, 2, 0, kLevels, 3, 0},       {kLevels, 2, 0, kLevels, 4, 0},   {kLevels, 8, 0, kScalar, 16, 0},
+    {kScalar, 4, 0, kLevels, 5, 0},     {kLevels, 6, 0, kGrouped, 2, 16}};
 
 RigConfig config_of(const std::string& isa, const Sides& sides) {
   RigConfig config;
   config.isa = isa;
+  config.key_family = sides.key_family, config.value_family = sides.value_family;
   config.key_bits = sides.key_bits, config.key_group = sides.key_group;
   config.value_bits = sides.value_bits, config.value_group = sides.value_group;
   config.max_tokens = 1024;
@@ -46,8 +58,9 @@ void expect_near_reference(Rig& rig, const AttendOptions& options) {
 TEST_P(FamilyTest, AttendAndRead) {
   int variant = 0;
   for (const Sides& sides : kSides) {
-    SCOPED_TRACE(testing::Message() << "keys " << sides.key_bits << " in " << sides.key_group << ", values "
-                                    << sides.value_bits << " in " << sides.value_group);
+    SCOPED_TRACE(testing::Message() << "keys " << static_cast<int>(sides.key_family) << " " << sides.key_bits
+                                    << ", values " << static_cast<int>(sides.value_family) << " "
+                                    << sides.value_bits);
     RigConfig config = config_of(GetParam(), sides);
     config.head_dim = variant % 3 == 0 ? 80 : variant % 3 == 1 ? 128 : 32;
     config.value_dim = variant % 2 == 0 ? config.head_dim : 112;
@@ -55,9 +68,11 @@ TEST_P(FamilyTest, AttendAndRead) {
     config.q_per_kv = 1 + variant % 4;
     config.window = variant % 2 * 20, config.sinks = variant % 2 * 3;
     config.centres = variant % 2 == 0;  // of the rotated sides alone
+    if (variant % 8 == 0) config.sketch = format::SketchKind::kGaussian;
+    if (variant == 10) config.rotation = format::Rotation::kDense;
     variant++;
     Rig rig(config);
-    for (const int64_t count : {1, 30, 2, 119, 1})
+    for (const int64_t count : {1, 30, 2, 69, 1})
       rig.step({{0, count, std::min<int64_t>(count, 3)}, {1, count + 5, 1}});
     expect_near_reference(rig, AttendOptions());
     AttendOptions options;
@@ -83,7 +98,7 @@ TEST_P(FamilyTest, AttendAndRead) {
 
 // Bits of a row follow from what it sees alone: not from threads, splits, or the rows beside it.
 TEST_P(FamilyTest, BitsFollowFromWhatARowSees) {
-  for (const Sides& sides : {kSides[1], kSides[3], kSides[4]}) {
+  for (const Sides& sides : {kSides[1], kSides[3], kSides[8], kSides[10]}) {
     Result first;
     for (const int threads : {1, 4})
       for (const int64_t queries : {1, 6}) {

@@ -134,6 +134,9 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
     g.groups[g.raw_group] = PageGroup{format::kTileTokens, c.max_sequences * stride, stride};
   }
   g.num_threads = c.threads;
+  g.sketch = c.sketch;
+  g.key_levels = &(levels_[0] = some_levels(c.key_bits)),
+  g.value_levels = &(levels_[1] = some_levels(c.value_bits));
   g.set_layers(code_of(c, Kind::kKey), code_of(c, Kind::kValue));
   page_memory_ =
       static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
@@ -350,33 +353,6 @@ void Rig::attend_with_workspace(size_t bytes) {
   backend->attend(request);
 }
 
-const format::VectorCoder& Rig::coder(int head, Kind kind) {
-  const bool key = kind == Kind::kKey;
-  Coder& own = coders_[head * 2 + static_cast<int>(kind)];
-  format::VectorCoder& coder = own.coder;
-  if (coder.dim > 0) return coder;
-  coder.dim = key ? config.head_dim : config.value_dim;
-  coder.stored = format::stored_dim(coder.dim);
-  coder.rotation = config.rotation;
-  const uint64_t base =
-      format::stream_base(geometry.rotation_seed, geometry.first_layer, geometry.first_kv_head + head, kind);
-  if (config.rotation == format::Rotation::kHadamard) {
-    for (int w = 0; w < format::sign_words(coder.stored); w++)
-      own.signs.push_back(format::stream_word(base, w));
-    coder.signs = own.signs.data();
-  } else {
-    own.dense.resize(static_cast<size_t>(coder.stored) * coder.stored);
-    std::vector<double> work(own.dense.size() + coder.stored);
-    format::dense_matrix(base, coder.stored, own.dense.data(), work.data());
-    coder.dense = own.dense.data();
-  }
-  coder.centre = config.centres ? centre_[key ? 0 : 1].data() + head * coder.dim : nullptr;
-  coder.rule = key ? config.key_rule : config.value_rule;
-  coder.search = true;
-  coder.codebook = key ? geometry.layers[0].key_book : geometry.layers[0].value_book;
-  return coder;
-}
-
 // What the codes (or a raw side) of a token stand for.
 std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind) {
   std::vector<float> x = input(sequence, token, head, kind);
@@ -394,8 +370,8 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
     }
     return x;
   }
-  if (const format::SideLayout side(static_cast<int>(x.size()), code_of(config, kind)); side.group > 0)
-    return grouped_and_back(side, x);
+  if (const format::SideLayout side(static_cast<int>(x.size()), code_of(config, kind)); side.by_rows())
+    return row_and_back(row_coder(head, kind), side, x);
   const format::VectorCoder& c = coder(head, kind);
   uint8_t codes[format::kMaxVectorDim];
   uint16_t scale;

@@ -14,6 +14,7 @@
 #include "backend.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/row_codes.h"
 #include "host_ops.h"
 #include "masks.h"
 #include "uniform_geometry.h"
@@ -42,7 +43,9 @@ struct RigConfig {
   std::string isa = "scalar";
   int layers = 1, kv_heads = 2, q_per_kv = 2, head_dim = 64, value_dim = 64;
   int key_bits = 4, value_bits = 4;
-  int key_group = 0, value_group = 0;  // not 0: the side is grouped
+  format::CodeFamily key_family = format::CodeFamily::kScalar, value_family = format::CodeFamily::kScalar;
+  int key_group = 0, value_group = 0;  // of grouped sides
+  format::SketchKind sketch = format::SketchKind::kOrthogonal;
   DataType io = DataType::kF32;
   format::Rotation rotation = format::Rotation::kHadamard;
   format::ScaleRule key_rule = format::ScaleRule::kLs, value_rule = format::ScaleRule::kUnbiased;
@@ -60,20 +63,25 @@ struct RigConfig {
 
 inline format::CodeId code_of(const RigConfig& config, Kind kind) {
   const bool key = kind == Kind::kKey;
-  const int bits = key ? config.key_bits : config.value_bits,
-            group = key ? config.key_group : config.value_group;
-  return group > 0 ? format::grouped_code(bits, group) : format::code_of_bits(bits);
+  return format::code_of(key ? config.key_family : config.value_family,
+                         key ? config.key_bits : config.value_bits,
+                         key ? config.key_group : config.value_group);
 }
 
-// What a grouped side keeps of a vector.
-inline std::vector<float> grouped_and_back(const format::SideLayout& side, std::vector<float> x) {
-  std::vector<uint32_t> row(static_cast<size_t>(side.row_words()));
-  std::vector<format::GroupScale> pairs(static_cast<size_t>(side.num_groups()));
-  bool saturated = false;
-  format::encode_grouped_token(side, x.data(), row.data(), pairs.data(), &saturated);
-  format::decode_grouped_token(side, row.data(), pairs.data(), x.data());
-  return x;
+// Levels of nobody's design: neither symmetric nor half way between boundaries.
+inline format::LevelTable some_levels(int bits) {
+  format::LevelTable table = {};
+  table.bits = bits <= 8 ? bits : 1, table.unit = 0.1f;
+  const float count = static_cast<float>(table.count());
+  for (int i = 0; i < table.count(); i++) {
+    table.level[i] = 5.0f * (static_cast<float>(i) + 0.7f) / count - 2.4f;
+    table.boundary[i] = 5.0f * (static_cast<float>(i) + 1.1f) / count - 2.4f;
+  }
+  return table;
 }
+// What a side by rows keeps of a vector, by the scalar kernels.
+std::vector<float> row_and_back(const format::RowCoder& coder, const format::SideLayout& side,
+                                const std::vector<float>& x);
 
 struct Ask {
   int sequence;
@@ -171,6 +179,7 @@ class Rig {
   using Poke = std::vector<int64_t>;
 
   const format::VectorCoder& coder(int head, Kind kind);
+  format::RowCoder row_coder(int head, Kind kind);
   const PageMap* page_maps();
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
@@ -181,6 +190,7 @@ class Rig {
     std::vector<float> dense;
   };
   std::map<int, Coder> coders_;
+  format::LevelTable levels_[2] = {};  // of levels sides
   std::vector<float> centre_[2];
   std::vector<int32_t> free_pages_;
   std::vector<Sequence> sequences_;

@@ -171,7 +171,10 @@ class Config {
                  "layers",
                  "key_family",
                  "value_family",
-                 "group_size"});
+                 "group_size",
+                 "sketch",
+                 "sketch_rule",
+                 "sketch_factor"});
     TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
         TQ_READ(c, num_kv_heads);
     TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
@@ -182,7 +185,8 @@ class Config {
         TQ_READ(c, max_sequences), TQ_READ(c, max_batch_sequences), TQ_READ(c, max_batch_tokens),
         TQ_READ(c, max_raw_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
-        TQ_READ(c, flags), TQ_READ(c, key_family), TQ_READ(c, value_family), TQ_READ(c, group_size);
+        TQ_READ(c, flags), TQ_READ(c, key_family), TQ_READ(c, value_family), TQ_READ(c, group_size),
+        TQ_READ(c, sketch), TQ_READ(c, sketch_rule), TQ_READ(c, sketch_factor);
     key_bits_ = json.value("layer_key_bits", key_bits_);
     value_bits_ = json.value("layer_value_bits", value_bits_);
     if (!key_bits_.empty()) c.layer_key_bits = key_bits_.data();

@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import error_cases  # noqa: E402
+import family_cases  # noqa: E402
 import layer_cases  # noqa: E402
 import mask_cases  # noqa: E402
 import numpy as np  # noqa: E402
@@ -29,7 +30,8 @@ MAX_BYTES = 2_300_000
 
 def build():
     tensors, cases = {}, []
-    for module in (result_cases, error_cases, layer_cases, mask_cases, state_cases, paged_cases):
+    for module in (result_cases, family_cases, error_cases, layer_cases, mask_cases, state_cases,
+                   paged_cases):
         cases += [case.case for case in module.build(tensors)]
     assert len({case["name"] for case in cases}) == len(cases)
     return {"version": 1, "cases": cases, "tensors": tensors}

@@ -8,11 +8,12 @@ from unittest import mock
 
 import numpy as np
 from reference import encode as reference_encode
+from reference import rows as reference_rows
 from reference import tqkv_reference as ref
 
 RAW = 16
 F32, F16, BF16 = 1, 2, 3
-GROUPED = 3
+PROD, GROUPED = 2, 3
 
 
 def to_float(array):
@@ -48,6 +49,8 @@ def resolved_layers(config):
         layer["bits"] = [own.get(f"{side}_bits")
                          or config.get(f"layer_{side}_bits", [0] * config["num_layers"])[i]
                          or config[f"{side}_bits"] for side in ("key", "value")]
+        layer["families"] = [own.get(f"{side}_family") or config.get(f"{side}_family") or
+                             config.get("code_family") for side in ("key", "value")]
         layer["groups"] = [(own.get("group_size") or config.get("group_size", 32)) if GROUPED == (
             own.get(f"{side}_family") or config.get(f"{side}_family") or config.get("code_family")) else 0
                            for side in ("key", "value")]
@@ -185,6 +188,8 @@ class ModelCache:
                 encoded = ref.encode_grouped(np.ascontiguousarray(wide[:, head]), bits, group)
                 heads.append(ref.decode_grouped(encoded.codes, encoded.pairs, group))
             return np.stack(heads, axis=1)
+        if self.layers[layer]["families"][kind] == PROD:
+            return self.decode_prod(layer, wide)
         own = self._codebooks().get((kind, bits))
         patch = mock.patch.object(reference_encode, "load_codebook",
                                   lambda head_dim, b: own) if own else contextlib.nullcontext()
@@ -203,6 +208,20 @@ class ModelCache:
             with patch:
                 encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)
                 heads.append(ref.decode(encoded.codes, encoded.scales, side))
+        return np.stack(heads, axis=1)
+
+    def decode_prod(self, layer, wide):
+        c, heads, own = self.config, [], self.layers[layer]
+        for head in range(wide.shape[1]):
+            side = reference_rows.RowSide(wide.shape[2], own["bits"][0], family=PROD,
+                                          rule=c["key_scale_rule"], search=not c["flags"] & 2,
+                                          rotation=own["rotation"], seed=c["rotation_seed"],
+                                          layer=c["first_layer"] + layer,
+                                          kv_head=own["first_kv_head"] + head, sketch=c.get("sketch", 1),
+                                          sketch_rule=c.get("sketch_rule", 1),
+                                          factor=c.get("sketch_factor", 0.0))
+            rows, scales, _ = reference_rows.encode_rows(np.ascontiguousarray(wide[:, head]), side)
+            heads.append(reference_rows.decode_rows(rows, scales, side))
         return np.stack(heads, axis=1)
 
     def exact_tokens(self, sequence, num_queries):

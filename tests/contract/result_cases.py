@@ -112,34 +112,6 @@ def geometry(tensors):
     yield c
 
 
-def grouped(tensors):
-    c = Case(tensors, "grouped_values", "3-bit values in groups of 16 beside scalar keys, with a window",
-             cpu_only=True)
-    c.create(**shapes(2, 1, 32, (4, 3), value_family=3, group_size=16, window_tokens=4, sink_tokens=2))
-    c.sequences("a")
-    for new in (30, 5):
-        c.plan(["a"], [new], [1])
-        c.append()
-        c.attend()
-    c.remove("a", 5, 20)
-    c.read("a")
-    c.config_bytes(**shapes(4, 2, 128, (3, 2), value_family=3, group_size=32))
-    yield c
-
-    c = Case(tensors, "grouped_layers", "one layer grouped on both sides, one with raw keys, one scalar",
-             cpu_only=True)
-    c.create(**shapes(1, 1, 32, (4, 4), num_layers=3, io_dtype=BF16, code_family=3, layers=[
-        {"group_size": 64, "key_bits": 8}, {"key_bits": 16, "value_bits": 2},
-        {"key_family": 1, "value_family": 1}]))
-    c.sequences("a")
-    c.plan(["a"], [9], [1])
-    for layer in range(3):
-        c.append(layer)
-        c.attend(layer)
-        c.read("a", 2, 3, layer=layer)
-    yield c
-
-
 def io_types(tensors):
     c = Case(tensors, "bfloat16", "bfloat16 in and read back; out in float32")
     c.create(**shapes(4, 2, 64, (4, 4), io_dtype=BF16))
@@ -555,6 +527,6 @@ def copies(tensors):
 
 
 def build(tensors):
-    for group in (prefill_and_decode, geometry, grouped, io_types, batches, exact_tokens, attention,
+    for group in (prefill_and_decode, geometry, io_types, batches, exact_tokens, attention,
                   figures, ranks, copies):
         yield from group(tensors)

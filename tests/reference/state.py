@@ -15,6 +15,7 @@ import xxhash
 from . import rotation as rot
 from .encode import KEY, VALUE, bf16_to_float, stored_dim
 from .grouped import decode_grouped, unpack_rows
+from .rows import PROD, RowSide, decode_rows
 from .tile import RAW, TILE_TOKENS, scale_num_bytes, side_num_bytes, unpack_side
 
 MAGIC = bytes.fromhex("8954514b560d0a1a")
@@ -64,7 +65,7 @@ class Side:
     bits: int
     raw_type: int
     rotation: int
-    group: int
+    variant: int  # grouped: group size; prod: sketch
     seed: int
     magnitudes: bytes
     kind: int
@@ -80,16 +81,21 @@ class Side:
     def check(self):
         require(self.dim in HEAD_DIMS, f"dim {self.dim}")
         if self.raw:
-            require((self.family, self.rotation, self.group, self.seed) == (0, 0, 0, 0) and
+            require((self.family, self.rotation, self.variant, self.seed) == (0, 0, 0, 0) and
                     self.raw_type in (1, 2) and not any(self.magnitudes),
                     "a raw side says more than its type")
             return
         if self.grouped:
-            require(self.bits in (2, 3, 4, 8) and self.group in (16, 32, 64) and
+            require(self.bits in (2, 3, 4, 8) and self.variant in (16, 32, 64) and
                     (self.raw_type, self.rotation, self.seed) == (0, 0, 0) and not any(self.magnitudes),
                     "a grouped side says more than bits and group")
             return
-        require(self.group == 0, "a group size without groups")
+        if self.family == PROD:
+            require(self.bits in (2, 3, 4) and self.variant in (1, 2) and self.raw_type == 0 and
+                    self.rotation in (1, 2) and not any(self.magnitudes[1 << (self.bits - 2):28]),
+                    "a prod side")
+            return
+        require(self.variant == 0, "a group size without groups")
         require(self.family == 1 and self.bits in SCALAR_BITS and self.raw_type == 0 and
                 self.rotation in (1, 2), f"family {self.family}, {self.bits} bits, rotation {self.rotation}")
         count = 0 if self.bits == 8 else 1 << (self.bits - 1)
@@ -218,8 +224,18 @@ def tiles(first, end):
     return 0 if first >= end else (end - 1) // TILE_TOKENS - first // TILE_TOKENS + 1
 
 
+def words_bytes(side):
+    return side_num_bytes(side.dim, side.bits, side.variant if side.grouped else 0)
+
+
+def scales_bytes(side):
+    if side.family == PROD:
+        return 128
+    return scale_num_bytes(side.dim, side.bits, side.variant if side.grouped else 0)
+
+
 def tile_num_bytes(layer):
-    return sum(f(s.dim, s.bits, s.group) for s in layer.sides for f in (side_num_bytes, scale_num_bytes))
+    return sum(words_bytes(s) + scales_bytes(s) for s in layer.sides)
 
 
 def runs_of(saved, layer):
@@ -293,7 +309,7 @@ def codes_of(layer, head):
     first, end, array = tiles_of(layer, "codes", head)
     at, sides, scales = 0, [], []
     for side in layer.sides:
-        count = side_num_bytes(side.dim, side.bits, side.group)
+        count = words_bytes(side)
         part = np.ascontiguousarray(array[:, at:at + count])
         at += count
         if side.raw:
@@ -301,6 +317,9 @@ def codes_of(layer, head):
             wide = numbers.view("<f2") if side.raw_type == 1 else bf16_to_float(numbers)
             require(np.isfinite(wide).all(), "a raw value is not finite")
             sides.append(tokens_of(numbers, first, end, "codes"))
+        elif side.family == PROD:
+            rows = part.view("<u4").reshape(len(part) * TILE_TOKENS, -1)
+            sides.append(tokens_of(rows, first, end, "codes"))
         elif side.grouped:
             codes, behind = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1), side.dim,
                                         side.bits)
@@ -316,7 +335,7 @@ def codes_of(layer, head):
         if side.raw:
             scales.append(None)
             continue
-        count = scale_num_bytes(side.dim, side.bits, side.group)
+        count = scales_bytes(side)
         bits = np.ascontiguousarray(array[:, at:at + count]).view("<u2").reshape(-1)
         at += count
         if side.grouped:
@@ -325,6 +344,8 @@ def codes_of(layer, head):
                     "a scale or a zero")
             scales.append(tokens_of(pairs, first, end, "scales"))
             continue
+        if side.family == PROD:
+            bits = bits.reshape(-1, 2)
         require(not (bits & 0x8000).any() and np.isfinite(bf16_to_float(bits)).all(), "a scale")
         scales.append(tokens_of(bits, first, end, "scales"))
     return first, list(zip(sides, scales))
@@ -347,7 +368,15 @@ def decoded(saved, layer, head, centres=(None, None)):
             result.append(wide)
             continue
         if side.grouped:
-            result.append(decode_grouped(codes, scales, side.group))
+            result.append(decode_grouped(codes, scales, side.variant))
+            continue
+        if side.family == PROD:
+            factor = np.frombuffer(side.magnitudes[28:], "<f4")[0]
+            own = RowSide(side.dim, side.bits, family=PROD, rotation=side.rotation, seed=side.seed,
+                          sketch=side.variant, factor=float(factor), layer=layer.number,
+                          kv_head=layer.first_head + head,
+                          centre=None if centre is None else tuple(float(c) for c in centre))
+            result.append(decode_rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), own))
             continue
         base = rot.stream_base(side.seed, layer.number, layer.first_head + head, side.kind)
         y = bf16_to_float(scales)[:, None] * side.levels(codes)

@@ -126,13 +126,16 @@ def tile_num_bytes(key_dim, key_bits, value_dim, value_bits, key_group=0, value_
 
 def tile_bytes(key, value):
     """One tile in canonical bytes. A side is (codes [n, D], scales [n], bits), (codes [n, d], pairs [n, G,
-    2], bits) if grouped, or (16-bit values [n, d], None, 16) if raw; n <= 32."""
+    2], bits) if grouped, (words uint32 [n, W], scales, bits) of other sides by rows, or (16-bit values [n,
+    d], None, 16) if raw; n <= 32."""
     parts = []
     for kind, (codes, scales, bits) in ((KEY, key), (VALUE, value)):
         full = np.zeros((TILE_TOKENS, codes.shape[1]), dtype=codes.dtype)
         full[:len(codes)] = codes
         if bits == RAW:
             parts.append(raw_side_bytes(full))
+        elif codes.dtype == np.uint32:
+            parts.append(full.astype("<u4").tobytes())
         elif scales.ndim == 3:
             parts.append(pack_rows(full, bits).tobytes())
         else:

@@ -46,6 +46,7 @@ FILES = {
     "raw": lambda: Golden([33], key_bits=16, value_bits=5, io_dtype="bfloat16", first_kv_head=3),
     "padded": lambda: Golden([5], head_dim=80, value_dim=64, key_bits=6, value_bits=16, io_dtype="float16"),
     "grouped": lambda: Golden([39], head_dim=80, value_bits=3, value_family="grouped", group_size=64),
+    "prod": lambda: Golden([39], key_bits=3, key_family="prod", centres=True, sketch_rule="least_error"),
     "dense": lambda: Golden([9], rotation="dense", key_bits=2),
     "layers": lambda: Golden([50, 20, 3], rollback_tokens=4, num_layers=3, layers=[
         tqkv.Layer(), tqkv.Layer(sliding_window=10, key_bits=3), tqkv.Layer(shares_layer=1)]),

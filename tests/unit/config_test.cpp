@@ -100,6 +100,9 @@ TEST(Config, EveryFieldHasItsReason) {
     change(layers[1]);
     return layers;
   };
+  static const float numbers[] = {-2, -1, 1, 2}, falls[] = {0, -1, 1};
+  static const tq_levels two_bits = {sizeof(tq_levels), 2, 0, 0, numbers, numbers},
+                         falling = {sizeof(tq_levels), 2, 0, 0, numbers, falls};
   const std::vector<Case> cases = {
       {"device_type = 3:", [](tq_cache_config& c) { c.device_type = 3; }},
       {"device_type = -1:", [](tq_cache_config& c) { c.device_type = -1; }},
@@ -126,8 +129,8 @@ TEST(Config, EveryFieldHasItsReason) {
          c.value_bits = 0;
          c.layer_value_bits = holes;
        }},
-      {"code_family = 2:", [](tq_cache_config& c) { c.code_family = 2; }},
-      {"key_family = 4: must be 0 (code_family), ", [](tq_cache_config& c) { c.key_family = 4; }},
+      {"code_family = 5:", [](tq_cache_config& c) { c.code_family = 5; }},
+      {"key_family = 5: must be 0 (code_family), ", [](tq_cache_config& c) { c.key_family = 5; }},
       {"value_family = -1: must be 0 (code_family), ", [](tq_cache_config& c) { c.value_family = -1; }},
       {"group_size = 48: must be 0 (32) or one of 16 32 64",
        [](tq_cache_config& c) { c.code_family = TQ_CODE_GROUPED, c.group_size = 48; }},
@@ -142,6 +145,28 @@ TEST(Config, EveryFieldHasItsReason) {
        [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.group_size = 8; }); }},
       {"layers[1].group_size = 64: must be 0, no side of it is grouped",
        [&](tq_cache_config& c) { c.layers = with_layer([](tq_layer_config& l) { l.group_size = 64; }); }},
+      {"layer 0: value_family = 2 (TQ_CODE_PROD): keys alone have it",
+       [](tq_cache_config& c) { c.value_family = TQ_CODE_PROD; }},
+      {"layer 0: key_bits = 8: must be one of 2 3 4, or 16 (raw), with key_family = 2 (TQ_CODE_PROD)",
+       [](tq_cache_config& c) { c.key_family = TQ_CODE_PROD, c.key_bits = 8; }},
+      {"sketch = 3: must be 1 .. 2", [](tq_cache_config& c) { c.key_family = TQ_CODE_PROD, c.sketch = 3; }},
+      {"sketch_rule = -1: must be 1 .. 2",
+       [](tq_cache_config& c) { c.key_family = TQ_CODE_PROD, c.sketch_rule = -1; }},
+      {"sketch_factor = 2000: must be 0",
+       [](tq_cache_config& c) { c.key_family = TQ_CODE_PROD, c.sketch_factor = 2000; }},
+      {"sketch = 1: must be 0, no side is TQ_CODE_PROD", [](tq_cache_config& c) { c.sketch = 1; }},
+      {"sketch_factor = 1: must be 0, no side is TQ_CODE_PROD",
+       [](tq_cache_config& c) { c.sketch_factor = 1; }},
+      {"layer 0: key_levels = NULL: needed with family = 4",
+       [](tq_cache_config& c) { c.key_family = TQ_CODE_LEVELS; }},
+      {"key_levels: must be NULL, no side has TQ_CODE_LEVELS",
+       [&](tq_cache_config& c) { c.key_levels = &two_bits; }},
+      {"key_levels.bits = 2: must be 3, within 1 .. 8",
+       [&](tq_cache_config& c) { c.key_family = TQ_CODE_LEVELS, c.key_levels = &two_bits; }},
+      {"value_levels.boundaries[1] = -1: must be at most 2^30 in size and not fall",
+       [&](tq_cache_config& c) {
+         c.value_family = TQ_CODE_LEVELS, c.value_bits = 2, c.value_levels = &falling;
+       }},
       {"rotation = 3:", [](tq_cache_config& c) { c.rotation = 3; }},
       {"key_scale_rule = 5:", [](tq_cache_config& c) { c.key_scale_rule = 5; }},
       {"value_scale_rule = -1:", [](tq_cache_config& c) { c.value_scale_rule = -1; }},

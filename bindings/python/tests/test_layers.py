@@ -99,3 +99,22 @@ def test_bytes_of_each_layer():
 def test_bad_layers(layers, changes, text):
     with pytest.raises(tqkv.InvalidArgument, match=text):
         layered(layers, **changes)
+
+
+def test_families_and_levels_of_layers():
+    """What a cache was made from comes back, and makes the same cache again."""
+    three = tqkv.Levels((-.3, -.2, -.1, 0, .1, .2, .25, .3), (-.25, -.15, -.05, .05, .15, .2, .28))
+    two = tqkv.Levels((-.3, -.1, .1, .25), (-.2, 0, .2), .5)
+    layers = [tqkv.Layer(), tqkv.Layer(key_bits=2, key_levels=two), tqkv.Layer(value_family="grouped"),
+              tqkv.Layer(key_family="prod")]
+    config = tqkv.Config(num_layers=4, num_q_heads=2, num_kv_heads=1, head_dim=64, key_bits=3, value_bits=3,
+                         code_family="levels", key_levels=three, value_levels=three, max_tokens=64,
+                         sketch_factor=0.5, layers=layers)
+    with tqkv.Cache(config) as cache:
+        resolved, fingerprint = cache.config, cache.fingerprint()
+    own = resolved.layers
+    assert own[0].key_levels.levels == pytest.approx(three.levels) and own[1].key_levels.bits == 2
+    assert (own[2].value_family, own[2].group_size, own[2].value_levels) == ("grouped", 32, None)
+    assert (own[3].key_family, resolved.sketch, resolved.sketch_factor) == ("prod", "orthogonal", 0.5)
+    with tqkv.Cache(resolved) as cache:
+        assert cache.fingerprint() == fingerprint

@@ -59,6 +59,10 @@ CONSTANTS = {
     "TQ_CODE_PROD": 2,
     "TQ_CODE_GROUPED": 3,
     "TQ_CODE_LEVELS": 4,
+    "TQ_SKETCH_ORTHOGONAL": 1,
+    "TQ_SKETCH_GAUSSIAN": 2,
+    "TQ_SKETCH_UNBIASED": 1,
+    "TQ_SKETCH_LEAST_ERROR": 2,
     "TQ_FLAG_NO_ZERO_ON_FREE": 1,
     "TQ_FLAG_NO_SCALE_SEARCH": 2,
     "TQ_FLAG_BATCH_INVARIANT": 4,
@@ -68,10 +72,6 @@ CONSTANTS = {
     "TQ_NOTICED_OUT_OF_RANGE": 8,
     "TQ_PAGES_BLOCKS_FIRST": 1,
     "TQ_PAGES_HEADS_FIRST": 2,
-    "TQ_SKETCH_ORTHOGONAL": 1,
-    "TQ_SKETCH_GAUSSIAN": 2,
-    "TQ_SKETCH_UNBIASED": 1,
-    "TQ_SKETCH_LEAST_ERROR": 2,
 }
 
 
@@ -93,6 +93,11 @@ class DeviceInfo(Struct):
                 ("memory_bytes", c_int64), ("name", c_char * 128)]
 
 
+class Levels(Struct):
+    _fields_ = [("struct_size", c_uint32), ("bits", c_int32), ("unit", c_float), ("reserved", c_uint32),
+                ("levels", POINTER(c_float)), ("boundaries", POINTER(c_float))]
+
+
 class Codebook(Struct):
     _fields_ = [("struct_size", c_uint32), ("bits", c_int32), ("unit", c_float), ("magnitude", c_uint8 * 32)]
 
@@ -111,7 +116,8 @@ class LayerConfig(Struct):
                 ("head_dim", c_int32), ("value_dim", c_int32), ("key_bits", c_int32),
                 ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
                 ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32),
-                ("first_kv_head", c_int32), ("group_size", c_int32)]
+                ("first_kv_head", c_int32), ("group_size", c_int32), ("key_levels", POINTER(Levels)),
+                ("value_levels", POINTER(Levels))]
 
 
 class CacheConfig(Struct):
@@ -129,7 +135,9 @@ class CacheConfig(Struct):
                 ("rollback_tokens", c_int32), ("num_threads", c_int32), ("flags", c_uint64),
                 ("allocator", POINTER(Allocator)), ("pool", c_void_p), ("pool_bytes", c_int64),
                 ("layers", POINTER(LayerConfig)), ("key_family", c_int32), ("value_family", c_int32),
-                ("group_size", c_int32), ("reserved", c_uint32)]
+                ("group_size", c_int32), ("sketch", c_int32), ("sketch_rule", c_int32),
+                ("sketch_factor", c_float), ("key_levels", POINTER(Levels)),
+                ("value_levels", POINTER(Levels))]
 
 
 class CacheBytes(Struct):
@@ -203,11 +211,6 @@ class Io(Struct):
                 ("write", WRITE_FUNCTION), ("read", READ_FUNCTION), ("mac", MAC_FUNCTION)]
 
 
-class Levels(Struct):
-    _fields_ = [("struct_size", c_uint32), ("bits", c_int32), ("unit", c_float), ("reserved", c_uint32),
-                ("levels", POINTER(c_float)), ("boundaries", POINTER(c_float))]
-
-
 class QuantizerConfig(Struct):
     _fields_ = [("struct_size", c_uint32), ("device_type", c_int32), ("dim", c_int32), ("io_dtype", c_int32),
                 ("family", c_int32), ("bits", c_int32), ("rotation", c_int32), ("scale_rule", c_int32),
@@ -225,6 +228,7 @@ class QuantizerInfo(Struct):
 # C name: (class, its id for tq_struct_size)
 STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
+    "tq_levels": (Levels, "TQ_STRUCT_LEVELS"),
     "tq_codebook": (Codebook, "TQ_STRUCT_CODEBOOK"),
     "tq_allocator": (Allocator, "TQ_STRUCT_ALLOCATOR"),
     "tq_layer_config": (LayerConfig, "TQ_STRUCT_LAYER_CONFIG"),
@@ -239,7 +243,6 @@ STRUCTS = {
     "tq_paged_step": (PagedStep, "TQ_STRUCT_PAGED_STEP"),
     "tq_state": (State, "TQ_STRUCT_STATE"),
     "tq_io": (Io, "TQ_STRUCT_IO"),
-    "tq_levels": (Levels, "TQ_STRUCT_LEVELS"),
     "tq_quantizer_config": (QuantizerConfig, "TQ_STRUCT_QUANTIZER_CONFIG"),
     "tq_quantizer_info": (QuantizerInfo, "TQ_STRUCT_QUANTIZER_INFO"),
 }

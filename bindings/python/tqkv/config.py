@@ -2,6 +2,7 @@
 """Config: tq_cache_config with Python's types, and the questions that can be asked before a cache is made."""
 import ctypes
 import dataclasses
+import json
 import math
 import operator
 from typing import Any, List, Optional, Sequence, Tuple, Union
@@ -13,9 +14,12 @@ from .errors import InvalidArgument
 
 _ROTATIONS = {"hadamard": 1, "dense": 2}
 _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
-_FAMILIES = {"scalar": 1, "grouped": 3}
+_FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4}
+_SKETCHES = {"orthogonal": 1, "gaussian": 2}
+_SKETCH_RULES = {"unbiased": 1, "least_error": 2}
 _NAMED = {
     "code_family": _FAMILIES, "key_family": _FAMILIES, "value_family": _FAMILIES,
+    "sketch": _SKETCHES, "sketch_rule": _SKETCH_RULES,
     "io_dtype": _ffi.DTYPES, "rotation": _ROTATIONS, "key_scale_rule": _SCALES, "value_scale_rule": _SCALES
 }
 _NUMBERS = (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64)
@@ -40,6 +44,61 @@ class Codebook:
 
 
 @dataclasses.dataclass(frozen=True)
+class Levels:
+    """Levels of your own: 2^bits levels, and 2^bits - 1 boundaries that do not fall. A coordinate of the
+    rotated vector, divided by unit * |x|, gets as code the number of boundaries that it reaches; unit 1 is
+    for levels of vectors of length 1, 1 / sqrt(rotated_dim) for coordinates of unit variance.
+
+    sketch_factor   of the quantizer that uses them, where the file has one (0 = none)
+    """
+
+    levels: Tuple[float, ...]
+    boundaries: Tuple[float, ...]
+    unit: float = 1.0
+    sketch_factor: float = 0.0
+
+    @property
+    def bits(self) -> int:
+        return (len(self.levels) - 1).bit_length()
+
+    def save(self, path: Any) -> None:
+        """As JSON: {"levels": [..], "boundaries": [..], "unit": .., "sketch_factor": ..}."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(self), file)
+
+    @classmethod
+    def load(cls, path: Any) -> "Levels":
+        """What save wrote. "centroids" is taken for "levels", and boundaries may have the two ends of the
+        range as well, as other tools write them."""
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        levels = tuple(found["levels"] if "levels" in found else found["centroids"])
+        boundaries = tuple(found["boundaries"])
+        if len(boundaries) == len(levels) + 1:
+            boundaries = boundaries[1:-1]
+        return cls(levels, boundaries, found.get("unit", 1.0), found.get("sketch_factor", 0.0))
+
+    def _to_c(self):
+        if len(self.levels) != 1 << self.bits or len(self.boundaries) != len(self.levels) - 1:
+            raise InvalidArgument(f"levels: {len(self.levels)} levels and {len(self.boundaries)} boundaries; "
+                                  "there must be 2^bits and one less")
+        arrays = [(ctypes.c_float * len(values))(*(real(f"levels.{name}[{i}]", v)
+                                                   for i, v in enumerate(values)))
+                  for name, values in (("levels", self.levels), ("boundaries", self.boundaries))]
+        c = _abi.Levels(bits=self.bits, unit=real("levels.unit", self.unit))
+        c.levels, c.boundaries = (ctypes.cast(array, type(c.levels)) for array in arrays)
+        return c, arrays
+
+    @classmethod
+    def _of(cls, pointer):
+        """What a tq_levels * points to; None for NULL."""
+        if not pointer:
+            return None
+        c, count = pointer.contents, 1 << pointer.contents.bits
+        return cls(tuple(c.levels[:count]), tuple(c.boundaries[:count - 1]), c.unit)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer of a cache whose layers differ: Config(layers=[Layer(sliding_window=1024), Layer()], ..).
     Fields as those of tq_layer_config in tqkv.h; what is 0 stands for the Config's own."""
@@ -50,13 +109,15 @@ class Layer:
     value_dim: int = 0
     key_bits: int = 0
     value_bits: int = 0
-    key_family: Union[str, int] = 0     # "scalar", or "grouped" (CPU only)
+    key_family: Union[str, int] = 0     # "scalar"; "prod", "grouped", "levels" (CPU only)
     value_family: Union[str, int] = 0
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
     shares_layer: Optional[int] = None  # an earlier layer, whose tokens this one attends to; None = its own
     first_kv_head: int = 0              # as Config's, for ranks whose layers hold different numbers of heads
     group_size: int = 0
+    key_levels: Optional[Levels] = None
+    value_levels: Optional[Levels] = None
 
     def _to_c(self, name):
         c, shared = _abi.LayerConfig(), self.shares_layer
@@ -64,6 +125,9 @@ class Layer:
             value, at = getattr(self, field.name), f"{name}.{field.name}"
             if field.name in _NAMED:
                 setattr(c, field.name, choice(at, value, _NAMED[field.name]))
+            elif field.name in ("key_levels", "value_levels"):
+                if value is not None:
+                    setattr(c, field.name, ctypes.pointer(value._to_c()[0]))
             elif field.name != "shares_layer":
                 setattr(c, field.name, integer(at, value, ctypes.c_int32))
         if shared is not None:
@@ -77,6 +141,7 @@ class Layer:
     def _of(cls, c):
         fields = {field.name: getattr(c, field.name) for field in dataclasses.fields(cls)}
         fields.update((name, _name_of(_NAMED[name], fields[name])) for name in fields if name in _NAMED)
+        fields.update((name, Levels._of(fields[name])) for name in ("key_levels", "value_levels"))
         return cls(**{**fields, "shares_layer": c.shares_layer - 1 if c.shares_layer else None})
 
 
@@ -100,7 +165,7 @@ class Config:
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
     device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
     value_dim: int = 0                              # 0 = head_dim
-    code_family: Union[str, int] = 0                # of both sides: "scalar", or "grouped" (CPU only)
+    code_family: Union[str, int] = 0                # of both sides: "scalar"; "grouped", "levels" (CPU only)
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None
     rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)
@@ -128,6 +193,11 @@ class Config:
     key_family: Union[str, int] = 0                 # 0 = code_family
     value_family: Union[str, int] = 0
     group_size: int = 0                             # of grouped codes: 16 32 64; 0 = 32
+    sketch: Union[str, int] = 0                     # of "prod" keys: "orthogonal", "gaussian"
+    sketch_rule: Union[str, int] = 0                # "unbiased", "least_error"
+    sketch_factor: float = 0.0                      # 0 = by sketch_rule
+    key_levels: Optional[Levels] = None             # of "levels", unless layers have their own
+    value_levels: Optional[Levels] = None
     pool: Any = None                                # memory for the pages: a writable contiguous array on the
     #                                                 device, 256-byte aligned; the cache holds it
 
@@ -193,6 +263,11 @@ class Config:
             book = getattr(self, name)
             if book is not None:
                 setattr(c, name, ctypes.pointer(book._to_c(name)))
+        for name in ("key_levels", "value_levels"):
+            levels = getattr(self, name)
+            if levels is not None:
+                setattr(c, name, ctypes.pointer(levels._to_c()[0]))
+        c.sketch_factor = real("sketch_factor", self.sketch_factor)
         if self.allocator is not None:
             # A copy, and the callbacks that it has now: fields of the caller's struct may be set anew.
             allocator = _abi.Allocator.from_buffer_copy(self.allocator)
@@ -218,6 +293,7 @@ class Config:
         for name in ("layer_key_bits", "layer_value_bits"):
             bits = getattr(c, name)
             fields[name] = tuple(bits[:c.num_layers]) if bits else None
+        fields["sketch_factor"] = c.sketch_factor
         fields["layers"] = tuple(Layer._of(layer) for layer in c.layers[:c.num_layers])
         fields["device"] = "cpu" if c.device_type == _ffi.CPU else f"cuda:{c.device_id}"
         return Config(**fields)

@@ -10,8 +10,6 @@ Arrays and errors are those of Cache; results are new arrays like the input unle
 Section 10 of tqkv.h is the manual. CPU only. Calls of several threads run side by side.
 """
 import ctypes
-import dataclasses
-import json
 import weakref
 from typing import Any, Optional, Sequence, Tuple, Union
 
@@ -19,62 +17,13 @@ from . import _abi, _ffi
 from ._ffi import CPU, DTYPES, Noticed, check
 from ._handles import Handles, Unique
 from .buffers import BYTES, FLOAT32, Memory, as_buffer, dense, empty_like
-from .config import _ROTATIONS, _SCALES, Codebook, choice, integer, real
+from .config import (_FAMILIES, _ROTATIONS, _SCALES, _SKETCH_RULES, _SKETCHES, Codebook, Levels, choice,
+                     integer, real)
 from .errors import InvalidArgument
 
 __all__ = ["Levels", "Quantizer"]
 
-_FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4}
-_SKETCHES = {"orthogonal": 1, "gaussian": 2}
-_SKETCH_RULES = {"unbiased": 1, "least_error": 2}
 _DEVICE = (CPU, 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Levels:
-    """Levels of your own: 2^bits levels, and 2^bits - 1 boundaries that do not fall. A coordinate of the
-    rotated vector, divided by unit * |x|, gets as code the number of boundaries that it reaches; unit 1 is
-    for levels of vectors of length 1, 1 / sqrt(rotated_dim) for coordinates of unit variance.
-
-    sketch_factor   of the quantizer that uses them, where the file has one (0 = none)
-    """
-
-    levels: Tuple[float, ...]
-    boundaries: Tuple[float, ...]
-    unit: float = 1.0
-    sketch_factor: float = 0.0
-
-    @property
-    def bits(self) -> int:
-        return (len(self.levels) - 1).bit_length()
-
-    def save(self, path: Any) -> None:
-        """As JSON: {"levels": [..], "boundaries": [..], "unit": .., "sketch_factor": ..}."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(self), file)
-
-    @classmethod
-    def load(cls, path: Any) -> "Levels":
-        """What save wrote. "centroids" is taken for "levels", and boundaries may have the two ends of the
-        range as well, as other tools write them."""
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        levels = tuple(found["levels"] if "levels" in found else found["centroids"])
-        boundaries = tuple(found["boundaries"])
-        if len(boundaries) == len(levels) + 1:
-            boundaries = boundaries[1:-1]
-        return cls(levels, boundaries, found.get("unit", 1.0), found.get("sketch_factor", 0.0))
-
-    def _to_c(self):
-        if len(self.levels) != 1 << self.bits or len(self.boundaries) != len(self.levels) - 1:
-            raise InvalidArgument(f"levels: {len(self.levels)} levels and {len(self.boundaries)} boundaries; "
-                                  "there must be 2^bits and one less")
-        arrays = [(ctypes.c_float * len(values))(*(real(f"levels.{name}[{i}]", v)
-                                                   for i, v in enumerate(values)))
-                  for name, values in (("levels", self.levels), ("boundaries", self.boundaries))]
-        c = _abi.Levels(bits=self.bits, unit=real("levels.unit", self.unit))
-        c.levels, c.boundaries = (ctypes.cast(array, type(c.levels)) for array in arrays)
-        return c, arrays
 
 
 class Quantizer(Unique):

@@ -83,8 +83,16 @@ constants! {
     TQ_CODE_PROD: i32 = 2;
     /// min/max of groups of neighbours, no rotation
     TQ_CODE_GROUPED: i32 = 3;
-    /// levels and boundaries of the caller's. 2, 4: of quantizers alone, section 10
+    /// levels and boundaries of the caller's
     TQ_CODE_LEVELS: i32 = 4;
+    /// more rotations: a third of the variance; the default
+    TQ_SKETCH_ORTHOGONAL: i32 = 1;
+    /// as published: a matrix, dim up to 4096
+    TQ_SKETCH_GAUSSIAN: i32 = 2;
+    /// inner products right on average; the default
+    TQ_SKETCH_UNBIASED: i32 = 1;
+    /// least mean squared error of the decoded vector
+    TQ_SKETCH_LEAST_ERROR: i32 = 2;
     /// leave freed pages and exact copies as they are, do not zero them
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
     /// encoder: one quantisation step, not the best of several
@@ -103,14 +111,6 @@ constants! {
     TQ_PAGES_BLOCKS_FIRST: i32 = 1;
     /// \[heads\]\[blocks\]\[bytes\]
     TQ_PAGES_HEADS_FIRST: i32 = 2;
-    /// more rotations: a third of the variance; the default
-    TQ_SKETCH_ORTHOGONAL: i32 = 1;
-    /// as published: a matrix, dim up to 4096
-    TQ_SKETCH_GAUSSIAN: i32 = 2;
-    /// inner products right on average; the default
-    TQ_SKETCH_UNBIASED: i32 = 1;
-    /// least mean squared error of the decoded vector
-    TQ_SKETCH_LEAST_ERROR: i32 = 2;
 }
 
 numbers! {
@@ -119,14 +119,15 @@ numbers! {
     tq_dtype = i32;
     tq_rotation = i32;
     tq_scale_rule = i32;
-    /// GROUPED: 2 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor
-    /// centred; beyond +-65504 it saturates (TQ_NOTICED_SATURATED); CPU only.
+    /// In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2
+    /// 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred;
+    /// beyond +-65504 it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits.
     tq_code_family = i32;
+    tq_sketch = i32;
+    tq_sketch_rule = i32;
     /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
     tq_page_order = i32;
-    tq_sketch = i32;
-    tq_sketch_rule = i32;
 }
 
 handles! {
@@ -259,6 +260,20 @@ structs! {
         /// device name; CPU: the SIMD path in use, such as "avx3_dl"
         name: [c_char; 128],
     }
+    /// Levels of the caller's: a coordinate of the rotated vector, divided by unit \* |x|, gets as code the
+    /// number of boundaries that it reaches.
+    TQ_STRUCT_LEVELS tq_levels {
+        struct_size: u32,
+        /// 1 .. 8
+        bits: i32,
+        /// 0 = 1: levels for vectors of length 1
+        unit: f32,
+        reserved: u32,
+        /// \[2^bits\], finite; copied
+        levels: *const f32,
+        /// \[2^bits - 1\], finite, not falling; copied
+        boundaries: *const f32,
+    }
     /// The caller's own codebook: 2^(bits-1) rising magnitudes; level = unit \* magnitude for coordinates
     /// of unit variance. bits \<= 3: magnitudes 1 .. 127. bits 4 .. 6: a magnitude m in 0 .. 127 stands for
     /// m + 1/2.
@@ -314,6 +329,9 @@ structs! {
         /// as the cache's, for ranks whose layers hold different numbers of heads
         first_kv_head: i32,
         group_size: i32,
+        /// NULL = the cache's own
+        key_levels: *const tq_levels,
+        value_levels: *const tq_levels,
     }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,
@@ -343,7 +361,7 @@ structs! {
         layer_value_bits: *const i32,
         /// 0 = TQ_ROTATION_HADAMARD
         rotation: i32,
-        /// 0 = TQ_SCALE_UNBIASED
+        /// 0 = TQ_SCALE_UNBIASED; TQ_SCALE_LS where all coded keys are PROD
         key_scale_rule: i32,
         /// 0 = TQ_SCALE_UNBIASED
         value_scale_rule: i32,
@@ -400,7 +418,15 @@ structs! {
         /// TQ_CODE_GROUPED: neighbours that share scale and zero: 16 32 64; 0 = 32. The last group of a
         /// vector may be shorter. 0 where no side is grouped
         group_size: i32,
-        reserved: u32,
+        /// TQ_CODE_PROD: TQ_SKETCH_\*, 0 = ORTHOGONAL; this and the next two: else 0
+        sketch: i32,
+        /// 0 = TQ_SKETCH_UNBIASED
+        sketch_rule: i32,
+        /// 0 = by sketch_rule; what the estimate of the residual is multiplied by
+        sketch_factor: f32,
+        /// TQ_CODE_LEVELS: required, of the sides' bits, unless layers have theirs
+        key_levels: *const tq_levels,
+        value_levels: *const tq_levels,
     }
     /// What a cache of this configuration allocates, exactly.
     TQ_STRUCT_CACHE_BYTES tq_cache_bytes {
@@ -628,20 +654,6 @@ structs! {
             count: usize,
             tag: *mut c_void,
         ) -> i32>,
-    }
-    /// Levels of the caller's: a coordinate of the rotated vector, divided by unit \* |x|, gets as code the
-    /// number of boundaries that it reaches.
-    TQ_STRUCT_LEVELS tq_levels {
-        struct_size: u32,
-        /// 1 .. 8
-        bits: i32,
-        /// 0 = 1: levels for vectors of length 1
-        unit: f32,
-        reserved: u32,
-        /// \[2^bits\], finite; copied
-        levels: *const f32,
-        /// \[2^bits - 1\], finite, not falling; copied
-        boundaries: *const f32,
     }
     TQ_STRUCT_QUANTIZER_CONFIG tq_quantizer_config {
         struct_size: u32,
@@ -914,7 +926,7 @@ functions! {
     fn tq_cache_read(cache: *mut tq_cache, layer: i32, sequence: tq_sequence, first: i64, count: i64,
         k: *mut c_void, v: *mut c_void, layout: *const tq_tensor_layout, stream: *mut c_void) -> tq_status;
     /// config: as for a cache, device_type, num_layers .. code_family, layer_\*_bits, rotation ..
-    /// value_codebook, key_family .. group_size, num_threads, flags, allocator and layers (sliding_window
+    /// value_codebook, key_family .. value_levels, num_threads, flags, allocator and layers (sliding_window
     /// is what a query sees; shares_layer: attend with the pages of that layer). page_size is the block
     /// size where tq_pages gives none, and part of the fingerprint. All that says how many tokens or
     /// sequences there are, the pool, and window_tokens, sink_tokens, rollback_tokens must be 0. Status as

@@ -2,8 +2,9 @@
 //! The cache, its sequences and its batches. Sequences and batches are handles, not borrowing objects: an
 //! engine can keep them beside the cache.
 
-use crate::config::{CacheConfig, CacheMemory};
+use crate::config::CacheConfig;
 use crate::error::{Error, Result};
+use crate::figures::CacheMemory;
 use crate::geometry::Geometry;
 use crate::library::Library;
 use crate::sys;

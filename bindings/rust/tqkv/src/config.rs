@@ -3,8 +3,9 @@
 
 use crate::error::{Error, Result};
 use crate::layer::LayerConfig;
+use crate::quantizer::Levels;
 use crate::sys;
-use crate::types::{CodeFamily, DeviceType, Dtype, Rotation, ScaleRule};
+use crate::types::{CodeFamily, DeviceType, Dtype, Rotation, ScaleRule, Sketch, SketchRule};
 use core::{ptr, slice};
 
 /// Do not scrub the memory of freed, truncated or destroyed sequences; for [`CacheConfig::flags`].
@@ -147,6 +148,16 @@ pub struct CacheConfig {
     pub value_family: CodeFamily,
     /// Of [`CodeFamily::GROUPED`]: 16, 32 or 64 neighbours that share scale and zero; default 32.
     pub group_size: i32,
+    /// Of [`CodeFamily::PROD`] keys; default orthogonal.
+    pub sketch: Sketch,
+    /// Of [`CodeFamily::PROD`] keys; default unbiased.
+    pub sketch_rule: SketchRule,
+    /// What the estimate of the residual is multiplied by; 0 = by `sketch_rule`.
+    pub sketch_factor: f32,
+    /// Of keys of [`CodeFamily::LEVELS`].
+    pub key_levels: Option<Levels>,
+    /// Of values likewise.
+    pub value_levels: Option<Levels>,
 }
 
 impl CacheConfig {
@@ -171,6 +182,8 @@ impl CacheConfig {
         let key_codebook = self.key_codebook.as_ref().map(|book| book.to_raw("key_codebook")).transpose()?;
         let value_codebook =
             self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
+        let key_levels = self.key_levels.as_ref().map(Levels::to_raw).transpose()?;
+        let value_levels = self.value_levels.as_ref().map(Levels::to_raw).transpose()?;
         let mut raw = sys::tq_cache_config {
             device_type: self.device_type.0,
             device_id: self.device_id,
@@ -210,6 +223,11 @@ impl CacheConfig {
             key_family: self.key_family.0,
             value_family: self.value_family.0,
             group_size: self.group_size,
+            sketch: self.sketch.0,
+            sketch_rule: self.sketch_rule.0,
+            sketch_factor: self.sketch_factor,
+            key_levels: key_levels.as_ref().map_or(ptr::null(), |levels| levels),
+            value_levels: value_levels.as_ref().map_or(ptr::null(), |levels| levels),
             ..Default::default()
         };
         Ok(f(&mut raw))
@@ -235,6 +253,9 @@ impl CacheConfig {
         };
         // SAFETY: the caller's promise.
         let book = |book: *const sys::tq_codebook| unsafe { book.as_ref() }.map(Codebook::from_raw);
+        // SAFETY: the caller's promise: 2^bits levels and one boundary less.
+        let levels =
+            |levels: *const sys::tq_levels| unsafe { levels.as_ref().map(|raw| Levels::from_raw(raw)) };
         CacheConfig {
             device_type: DeviceType(raw.device_type),
             device_id: raw.device_id,
@@ -274,89 +295,11 @@ impl CacheConfig {
             key_family: CodeFamily(raw.key_family),
             value_family: CodeFamily(raw.value_family),
             group_size: raw.group_size,
-        }
-    }
-}
-
-/// What a cache of some configuration allocates, exactly.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CacheBytes {
-    /// All pages of all layers: the codes and their scales.
-    pub page_bytes: i64,
-    /// Exact window, rollback and sink copies.
-    pub raw_bytes: i64,
-    /// Rotation signs or matrices, centres, page tables, flags.
-    pub table_bytes: i64,
-    /// The cache's own attend workspace.
-    pub workspace_bytes: i64,
-    /// Of all that, on the device (0 for CPU caches).
-    pub device_bytes: i64,
-    /// Of all that, on the host, bookkeeping included.
-    pub host_bytes: i64,
-    /// Pages per layer.
-    pub num_pages: i64,
-    /// Stored bytes of one token over all layers and heads, scales included.
-    pub token_bytes: i64,
-    /// The same token as float16.
-    pub fp16_token_bytes: i64,
-}
-
-impl CacheBytes {
-    pub(crate) fn from_raw(raw: &sys::tq_cache_bytes) -> CacheBytes {
-        CacheBytes {
-            page_bytes: raw.page_bytes,
-            raw_bytes: raw.raw_bytes,
-            table_bytes: raw.table_bytes,
-            workspace_bytes: raw.workspace_bytes,
-            device_bytes: raw.device_bytes,
-            host_bytes: raw.host_bytes,
-            num_pages: raw.num_pages,
-            token_bytes: raw.token_bytes,
-            fp16_token_bytes: raw.fp16_token_bytes,
-        }
-    }
-}
-
-/// What a cache holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct CacheMemory {
-    /// Sequences alive.
-    pub num_sequences: i32,
-    /// Lengths of all sequences added up (a shared page counts in each).
-    pub tokens: i64,
-    /// Distinct pages in use, per layer.
-    pub pages_used: i64,
-    /// Pages per layer.
-    pub pages_total: i64,
-    /// `pages_used` over all layers, in bytes.
-    pub stored_bytes_used: i64,
-    /// Exact copies, allocated.
-    pub raw_bytes: i64,
-    /// Allocated on the device in all.
-    pub device_bytes: i64,
-    /// Allocated on the host in all.
-    pub host_bytes: i64,
-    /// float16 bytes of `max_tokens` tokens over the bytes of all pages and `raw_bytes`.
-    pub compression: f64,
-    /// Of `raw_bytes`, held by sequences.
-    pub raw_bytes_used: i64,
-}
-
-impl CacheMemory {
-    pub(crate) fn from_raw(raw: &sys::tq_cache_memory) -> CacheMemory {
-        CacheMemory {
-            num_sequences: raw.num_sequences,
-            tokens: raw.tokens,
-            pages_used: raw.pages_used,
-            pages_total: raw.pages_total,
-            stored_bytes_used: raw.stored_bytes_used,
-            raw_bytes: raw.raw_bytes,
-            device_bytes: raw.device_bytes,
-            host_bytes: raw.host_bytes,
-            compression: raw.compression,
-            raw_bytes_used: raw.raw_bytes_used,
+            sketch: Sketch(raw.sketch),
+            sketch_rule: SketchRule(raw.sketch_rule),
+            sketch_factor: raw.sketch_factor,
+            key_levels: levels(raw.key_levels),
+            value_levels: levels(raw.value_levels),
         }
     }
 }
@@ -389,6 +332,10 @@ mod tests {
             key_family: CodeFamily::SCALAR,
             value_family: CodeFamily::GROUPED,
             group_size: 64,
+            sketch: Sketch::GAUSSIAN,
+            sketch_rule: SketchRule::LEAST_ERROR,
+            sketch_factor: 0.5,
+            key_levels: Some(Levels { levels: vec![-1.0, 1.0], boundaries: vec![0.0], unit: 0.5 }),
             ..CacheConfig::default()
         };
         // SAFETY: with_raw's pointers live until the closure returns.

@@ -54,6 +54,7 @@ mod attend;
 mod cache;
 mod config;
 mod error;
+mod figures;
 mod geometry;
 mod layer;
 mod library;
@@ -70,11 +71,9 @@ mod types;
 
 pub use attend::{AttendParams, AttendPointers};
 pub use cache::{Batch, BatchRows, Cache, Memory, Step};
-pub use config::{
-    CacheBytes, CacheConfig, CacheMemory, Codebook, FLAG_BATCH_INVARIANT, FLAG_NO_SCALE_SEARCH,
-    FLAG_NO_ZERO_ON_FREE,
-};
+pub use config::{CacheConfig, Codebook, FLAG_BATCH_INVARIANT, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE};
 pub use error::{Error, Result, Status};
+pub use figures::{CacheBytes, CacheMemory};
 pub use layer::{LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
 pub use paged::PagedCodec;

@@ -8,6 +8,7 @@ use crate::tensor;
 use crate::types::{CodeFamily, Dtype, Element, Noticed, Rotation, ScaleRule, Sketch, SketchRule};
 use crate::{sys, Codebook};
 use core::ptr::{self, NonNull};
+use core::slice;
 
 /// Levels of the caller's own: a coordinate of the rotated vector, divided by `unit * |x|`, gets as code the
 /// number of boundaries that it reaches.
@@ -88,7 +89,17 @@ impl QuantizerConfig {
 }
 
 impl Levels {
-    fn to_raw(&self) -> Result<sys::tq_levels> {
+    /// SAFETY: `raw`'s arrays hold 2^bits levels and one boundary less.
+    pub(crate) unsafe fn from_raw(raw: &sys::tq_levels) -> Levels {
+        let count = 1usize << raw.bits.clamp(0, 8);
+        // SAFETY: the caller's promise.
+        let (levels, boundaries) = unsafe {
+            (slice::from_raw_parts(raw.levels, count), slice::from_raw_parts(raw.boundaries, count - 1))
+        };
+        Levels { levels: levels.to_vec(), boundaries: boundaries.to_vec(), unit: raw.unit }
+    }
+
+    pub(crate) fn to_raw(&self) -> Result<sys::tq_levels> {
         let bits = self.levels.len().checked_ilog2().unwrap_or(0);
         if self.levels.len() != 1 << bits || self.boundaries.len() + 1 != self.levels.len() {
             return Err(Error::argument(format!(

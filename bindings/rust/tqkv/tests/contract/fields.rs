@@ -6,6 +6,7 @@ use crate::tensors::Tensors;
 use serde_json::Value;
 use tqkv::{
     AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, Rotation, ScaleRule,
+    Sketch, SketchRule,
 };
 
 pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
@@ -78,6 +79,9 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "key_family" => config.key_family = CodeFamily(number()),
             "value_family" => config.value_family = CodeFamily(number()),
             "group_size" => config.group_size = number(),
+            "sketch" => config.sketch = Sketch(number()),
+            "sketch_rule" => config.sketch_rule = SketchRule(number()),
+            "sketch_factor" => config.sketch_factor = float(fields, name),
             "layer_key_bits" => config.layer_key_bits = bits(value),
             "layer_value_bits" => config.layer_value_bits = bits(value),
             "rotation" => config.rotation = Rotation(number()),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grouped sides through the C API against grouped.safetensors: the bytes of the pages, whatever pieces the
+// Sides by rows through the C API against rows.safetensors: the bytes of the pages, whatever pieces the
 // tokens came in, what reading gives back, and the flags.
 #include <cstdlib>
 #include <memory>
@@ -15,21 +15,28 @@ namespace {
 constexpr int kTokens = 32;
 
 std::vector<std::string> names() {
-  const GoldenFile file("grouped.safetensors");
+  const GoldenFile file("rows.safetensors");
   std::vector<std::string> found;
   for (const auto& entry : file.metadata()) found.push_back(entry.first);
   return found;
 }
 
-class Grouped : public testing::TestWithParam<std::string> {
+class Rows : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     const nlohmann::json p = file_.parameters(GetParam());
     TQ_EXPECT_OK(tq_cache_config_init(&config_));
     config_.num_layers = config_.num_q_heads = config_.num_kv_heads = 1;
     config_.head_dim = p.at("head_dim"), config_.io_dtype = TQ_F32;
-    config_.code_family = TQ_CODE_GROUPED, config_.group_size = p.at("group_size");
-    config_.key_bits = p.at("key_bits"), config_.value_bits = p.at("value_bits");
+    config_.key_family = p.at("family")[0], config_.value_family = p.at("family")[1];
+    config_.key_bits = p.at("bits")[0], config_.value_bits = p.at("bits")[1];
+    config_.group_size = p.at("group_size"), config_.rotation_seed = p.at("seed");
+    config_.first_layer = p.at("layer"), config_.first_kv_head = p.at("kv_head");
+    config_.key_scale_rule = p.at("key_rule"), config_.value_scale_rule = p.at("value_rule");
+    config_.sketch = p.at("sketch"), config_.sketch_rule = p.at("sketch_rule");
+    config_.sketch_factor = p.at("sketch_factor");
+    config_.key_levels = read_levels(p, "key_levels", &key_levels_);
+    config_.value_levels = read_levels(p, "value_levels", &value_levels_);
     config_.max_tokens = config_.page_size = kTokens;
     input_ = file_.read<float>(GetParam() + ".input");
   }
@@ -49,7 +56,21 @@ class Grouped : public testing::TestWithParam<std::string> {
     TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, rows, rows, nullptr, nullptr));
   }
 
-  GoldenFile file_{"grouped.safetensors"};
+  struct Levels {
+    std::vector<float> levels, boundaries;
+    tq_levels c;
+  };
+  static const tq_levels* read_levels(const nlohmann::json& p, const char* name, Levels* to) {
+    if (!p.contains(name)) return nullptr;
+    to->levels = p[name].at("levels").get<std::vector<float>>();
+    to->boundaries = p[name].at("boundaries").get<std::vector<float>>();
+    to->c = {sizeof(tq_levels), 0, p[name].at("unit"), 0, to->levels.data(), to->boundaries.data()};
+    while (size_t{1} << to->c.bits < to->levels.size()) to->c.bits++;
+    return &to->c;
+  }
+
+  GoldenFile file_{"rows.safetensors"};
+  Levels key_levels_, value_levels_;
   std::vector<float> input_;
   std::unique_ptr<void, void (*)(void*)> pool_{nullptr, std::free};  // the cache's, until it is destroyed
   tq_cache_config config_ = {};
@@ -58,7 +79,7 @@ class Grouped : public testing::TestWithParam<std::string> {
   tq_sequence sequence_ = 0;
 };
 
-TEST_P(Grouped, BytesEqualTheOracles) {
+TEST_P(Rows, BytesEqualTheOracles) {
   const std::vector<uint8_t> tile = file_.bytes(GetParam() + ".tile");
   tq_cache_bytes bytes = {};
   bytes.struct_size = sizeof bytes;
@@ -78,7 +99,7 @@ TEST_P(Grouped, BytesEqualTheOracles) {
       << "no tile of the pool equals the oracle's";
 }
 
-TEST_P(Grouped, ReadsWhatTheOracleDecodes) {
+TEST_P(Rows, ReadsWhatTheOracleDecodes) {
   open();
   append(0, kTokens);
   std::vector<float> key(input_.size()), value(input_.size());
@@ -87,8 +108,9 @@ TEST_P(Grouped, ReadsWhatTheOracleDecodes) {
   EXPECT_EQ(first_difference(value, file_.read<float>(GetParam() + ".value.decoded")), -1);
 }
 
-TEST_P(Grouped, NoticesWhatTheOracleDoes) {
-  config_.key_bits = 16, config_.key_family = TQ_CODE_SCALAR;
+TEST_P(Rows, NoticesWhatTheOracleDoes) {
+  config_.key_bits = 16, config_.key_levels = nullptr;
+  config_.sketch = config_.sketch_rule = 0, config_.sketch_factor = 0;
   config_.max_sequences = kTokens;
   const std::vector<uint8_t> nonfinite = file_.read<uint8_t>(GetParam() + ".nonfinite"),
                              saturated = file_.read<uint8_t>(GetParam() + ".saturated");
@@ -110,7 +132,7 @@ TEST_P(Grouped, NoticesWhatTheOracleDoes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Grouped, testing::ValuesIn(names()),
+INSTANTIATE_TEST_SUITE_P(Golden, Rows, testing::ValuesIn(names()),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rows.safetensors: tiles with sides by rows (FORMAT.md sections 3.6 to 3.8 and 4), what they decode to."""
+import json
+
+import numpy as np
+from encode_cases import inputs
+from reference import rows
+from reference import tqkv_reference as ref
+
+GROUPED = 3
+SEED, LAYER, KV_HEAD = 20260411, 2, 1
+# Of nobody's design: neither symmetric nor half way between boundaries.
+LEVELS = {3: {"levels": (-0.3, -0.2, -0.11, -0.02, 0.05, 0.12, 0.19, 0.28),
+              "boundaries": (-0.25, -0.15, -0.06, 0.0, 0.08, 0.16, 0.22), "unit": 0.75}}
+
+# Each width and group size of grouped sides, last groups of 16 and of 48; prod of each width, both sketches
+# and rules of the scale, a padded dimension; levels.
+CASES = {
+    "grouped_d32": {"head_dim": 32, "family": [3, 3], "bits": [2, 8], "group_size": 16},
+    "grouped_d80": {"head_dim": 80, "family": [3, 3], "bits": [3, 4], "group_size": 64},
+    "grouped_d112": {"head_dim": 112, "family": [3, 3], "bits": [4, 3], "group_size": 32},
+    "grouped_d128": {"head_dim": 128, "family": [3, 3], "bits": [8, 2], "group_size": 64},
+    "prod_d32": {"head_dim": 32, "family": [2, 3], "bits": [2, 2], "group_size": 16},
+    "prod_d80": {"head_dim": 80, "family": [2, 4], "bits": [3, 3], "sketch_rule": 2, "key_rule": 2},
+    "prod_d128": {"head_dim": 128, "family": [2, 4], "bits": [4, 3], "value_rule": 4},
+    "gaussian_d64": {"head_dim": 64, "family": [2, 3], "bits": [3, 8], "group_size": 32, "sketch": 2,
+                     "sketch_factor": 0.75},
+    "levels_d80": {"head_dim": 80, "family": [4, 4], "bits": [3, 3], "key_rule": 1, "value_rule": 3},
+}
+
+
+def side_rows(x, p, kind):
+    """-> codes or words, scales, decoded, nonfinite, saturated"""
+    family, bits = p["family"][kind], p["bits"][kind]
+    if family == GROUPED:
+        encoded = ref.encode_grouped(x, bits, p["group_size"])
+        decoded = ref.decode_grouped(encoded.codes, encoded.pairs, p["group_size"])
+        return encoded.codes, encoded.pairs, decoded, encoded.nonfinite, encoded.saturated
+    rule = p["value_rule" if kind else "key_rule"] or (ref.LS if family == rows.PROD else ref.UNBIASED)
+    levels = LEVELS[bits] if family == rows.LEVELS else {}
+    side = rows.RowSide(p["head_dim"], bits, family=family, kind=kind, rule=rule, seed=SEED, layer=LAYER,
+                        kv_head=KV_HEAD, sketch=p["sketch"] or 1, sketch_rule=p["sketch_rule"] or 1,
+                        factor=p["sketch_factor"], **levels)
+    words, scales, nonfinite = rows.encode_rows(x, side)
+    return words, scales, rows.decode_rows(words, scales, side), nonfinite, np.zeros_like(nonfinite)
+
+
+def build():
+    """-> (tensors, metadata)"""
+    tensors, metadata = {}, {}
+    for name, fields in CASES.items():
+        p = {"group_size": 0, "sketch": 0, "sketch_rule": 0, "sketch_factor": 0.0, "key_rule": 0,
+             "value_rule": 0, "seed": SEED, "layer": LAYER, "kv_head": KV_HEAD, **fields}
+        d, x = p["head_dim"], inputs(p["head_dim"])
+        # float16 at its largest number, and steps that are subnormal there or vanish
+        x[11, :4] = [65504, 65505, -65505, -70000]
+        x[12] = np.linspace(0, 2.0 ** -22, d, dtype=np.float32)
+        x[13] = np.linspace(0, 2.0 ** -26, d, dtype=np.float32)
+        sides = []
+        with np.errstate(over="ignore"):
+            for kind, side in ((ref.KEY, "key"), (ref.VALUE, "value")):
+                words, scales, decoded, nonfinite, saturated = side_rows(x, p, kind)
+                tensors[f"{name}.{side}.decoded"] = decoded
+                sides.append((words, scales, p["bits"][kind]))
+        tensors[f"{name}.input"] = x
+        tensors[f"{name}.nonfinite"] = nonfinite.astype(np.uint8)
+        tensors[f"{name}.saturated"] = saturated.astype(np.uint8)
+        tensors[f"{name}.tile"] = np.frombuffer(ref.tile_bytes(*sides), np.uint8)
+        used = {f"{side}_levels": LEVELS[bits] for side, family, bits in zip(
+            ("key", "value"), p["family"], p["bits"]) if family == rows.LEVELS}
+        metadata[name] = json.dumps({**p, **used})
+    return tensors, metadata
