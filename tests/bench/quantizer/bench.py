@@ -33,6 +33,7 @@ except ImportError:
     faiss = None
 
 AMONG = (1, 10, 100)
+HELD = []
 
 
 # ---- data: (base, queries), float32, unit length
@@ -115,14 +116,16 @@ def parts_of(dim, most):
 def product_quantizer(dim, parts):
     """PQ with 10 rounds of k-means; FAISS's default is 25."""
     made = faiss.IndexPQ(dim, parts, 8, faiss.METRIC_INNER_PRODUCT)
-    made.pq.cp.niter = 10
+    made.pq.cp.niter, made.pq.cp.min_points_per_centroid = 10, 1  # 1: no warnings on standard output
     return made
 
 
 def rotated_pq(dim, parts):
     """OPQ and PQ, with 5 rounds of training; FAISS's default is 50, which takes minutes."""
-    rotation = faiss.OPQMatrix(dim, parts)
-    rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 5, 2, 10
+    rotation, inner = faiss.OPQMatrix(dim, parts), faiss.ProductQuantizer(dim, parts, 8)
+    inner.cp.min_points_per_centroid = 1
+    rotation.niter, rotation.niter_pq, rotation.niter_pq_0, rotation.pq = 5, 2, 10, inner
+    HELD.append(inner)  # FAISS keeps the address alone
     return faiss.IndexPreTransform(rotation, product_quantizer(dim, parts))
 
 
