@@ -304,8 +304,8 @@ tq_status tqkv_paged_attend(const tqkv_api* api, const tq_codec* codec, int32_t 
   all.sink_logits = sinks, all.visible_begin = begin, all.visible_end = end;
   all.tree_mask = tree, all.alibi_slopes = slopes;
   return tqkv_done(api,
-                   api->tq_paged_attend(codec, layer, &whole, &room->step, q, out, lse, &all,
-                                        room->workspace, room->workspace_bytes, NULL),
+                   api->tq_paged_attend(codec, layer, &whole, &room->step, q, out, lse, &all, room->workspace,
+                                        room->workspace_bytes, NULL),
                    text);
 }
 
