@@ -24,17 +24,23 @@ constexpr int kCollectivesOfATurn = 1024;
 constexpr int64_t kPatience = 200000;  // turns of all warps: no CTA of a test needs nearly as many
 
 struct Fiber {
-  ucontext_t start;
   jmp_buf at;
   bool started = false, ended = false;
   int collectives = 0;
   uint3 thread;
 };
+// A stack outlives its fibers: it waits at `idle` for the next one. To make a context costs calls of the
+// kernel, and a CTA has hundreds.
+struct Stack {
+  jmp_buf idle;
+  bool made = false;
+};
 // What the lanes of a warp gave, in this collective and the one before.
 struct Meeting {
   uint64_t words[2][kWarp];
   alignas(16) uint8_t bytes[2][kWarp][kGatherBytes];
-  int collectives[kWarp];
+  int number[2], arrived[2];  // of the collective in each half, and lanes that are there
+  int ended;                  // lanes
 };
 struct Named {
   int arrived = 0;
@@ -42,7 +48,8 @@ struct Named {
 };
 
 std::vector<Fiber> fibers;
-std::vector<uint8_t> stacks;
+std::vector<uint8_t> memory;  // of the stacks
+std::vector<Stack> stacks;
 std::vector<Meeting> meetings;
 Named named[kNamedBarriers];
 jmp_buf scheduler;
@@ -60,10 +67,13 @@ int random_below(int n) {
 }
 
 [[noreturn]] void enter() {
-  (*body)();
-  fibers[current].ended = true;
-  running--;
-  _longjmp(scheduler, 1);
+  for (;;) {
+    (*body)();
+    fibers[current].ended = true;
+    meetings[here.warp].ended++;
+    running--;
+    if (!_setjmp(stacks[current].idle)) _longjmp(scheduler, 1);
+  }
 }
 
 void yield() {
@@ -79,12 +89,15 @@ void resume(int index) {
   if (_setjmp(scheduler)) return;  // it yielded or ended
   if (fiber.started) _longjmp(fiber.at, 1);
   fiber.started = true;
-  getcontext(&fiber.start);
-  fiber.start.uc_stack.ss_sp = &stacks[index * kStackBytes];
-  fiber.start.uc_stack.ss_size = kStackBytes;
-  fiber.start.uc_link = nullptr;
-  makecontext(&fiber.start, enter, 0);
-  setcontext(&fiber.start);
+  if (stacks[index].made) _longjmp(stacks[index].idle, 1);
+  stacks[index].made = true;
+  static ucontext_t start;
+  getcontext(&start);
+  start.uc_stack.ss_sp = &memory[index * kStackBytes];
+  start.uc_stack.ss_size = kStackBytes;
+  start.uc_link = nullptr;
+  makecontext(&start, enter, 0);
+  setcontext(&start);
 }
 
 // A warp until it waits for others or ends: its lanes in turn, from a random one on, in either direction.
@@ -132,15 +145,13 @@ int meet(Give give) {
   Meeting& meeting = meetings[here.warp];
   const int own = ++fiber.collectives, half = own & 1;
   give(meeting, half);
-  meeting.collectives[here.lane] = own;
-  const size_t first = static_cast<size_t>(here.warp) * kWarp,
-               lanes = std::min<size_t>(kWarp, fibers.size() - first);
-  const auto all_here = [&] {
-    for (size_t i = 0; i < lanes; i++)
-      if (meeting.collectives[i] < own && !fibers[first + i].ended) return false;
-    return true;
-  };
-  for (int rounds = 0; !all_here(); rounds++) {
+  // Whoever is in this half's next collective has left its last one, and so have all.
+  if (meeting.number[half] != own) meeting.number[half] = own, meeting.arrived[half] = 0;
+  meeting.arrived[half]++;
+  const int lanes =
+      static_cast<int>(std::min<size_t>(kWarp, fibers.size() - static_cast<size_t>(here.warp) * kWarp));
+  // Nobody that is in this collective ends before all are.
+  for (int rounds = 0; meeting.arrived[half] + meeting.ended < lanes; rounds++) {
     if (rounds > 2) leave_warp = true;  // a lane waits for another warp
     yield();
   }
@@ -197,7 +208,10 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& t
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (shared > kSharedBytes || threads == 0 || threads > 1024)
     throw std::runtime_error("emulate: no CTA can have so much shared memory or threads");
-  if (stacks.size() < threads * kStackBytes) stacks.resize(threads * kStackBytes);
+  if (stacks.size() < threads) {  // in other memory: made anew
+    memory.resize(threads * kStackBytes);
+    stacks.assign(threads, Stack());
+  }
   const char* seed = getenv("TQ_EMULATE_SEED");
   random_state = seed ? static_cast<uint32_t>(atoi(seed)) : 0;
   body = &thread;

@@ -9,8 +9,8 @@
 // Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
 // is none left to fail, and that last success must give what was kept. Runs on the emulation.
 #include <functional>
-#include <new>
 
+#include "../counted_new.h"
 #include "api_cache.cuh"
 #include "failing_calls.cuh"
 #include "faults_engine.cuh"
@@ -18,50 +18,20 @@
 
 namespace {
 
-// ---- operator new of the library, not of the CUDA runtime ----
-
-int64_t allocations = 0, fail_allocation = -1, live_blocks = 0;
+int64_t allocations = 0, fail_allocation = -1;
 bool counting = false;
 
 bool library_is_at_work() { return counting && gpu_test::inside == 0 && emulate::busy == 0; }
-void* take(size_t bytes, size_t alignment) {
-  if (library_is_at_work()) {
-    allocations++;
-    if (allocations == fail_allocation ||
-        (gpu_test::fail_for_ever && fail_allocation > 0 && allocations > fail_allocation))
-      return nullptr;
-  }
-  void* pointer = nullptr;
-  if (posix_memalign(&pointer, std::max(alignment, sizeof(void*)), bytes ? bytes : 1) != 0) return nullptr;
-  live_blocks++;
-  return pointer;
-}
-void* must_take(size_t bytes, size_t alignment) {
-  void* const pointer = take(bytes, alignment);
-  if (!pointer) throw std::bad_alloc();
-  return pointer;
-}
-void give(void* pointer) {
-  live_blocks -= pointer != nullptr;
-  free(pointer);
-}
 
 }  // namespace
 
-void* operator new(size_t bytes) { return must_take(bytes, 16); }
-void* operator new[](size_t bytes) { return must_take(bytes, 16); }
-void* operator new(size_t bytes, std::align_val_t at) { return must_take(bytes, static_cast<size_t>(at)); }
-void* operator new[](size_t bytes, std::align_val_t at) { return must_take(bytes, static_cast<size_t>(at)); }
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
-void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
-void operator delete(void* pointer) noexcept { give(pointer); }
-void operator delete[](void* pointer) noexcept { give(pointer); }
-void operator delete(void* pointer, size_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, size_t) noexcept { give(pointer); }
-void operator delete(void* pointer, std::align_val_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, std::align_val_t) noexcept { give(pointer); }
-void operator delete(void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
+// Of the library, not of the CUDA runtime.
+bool counted_new::refuse() {
+  if (!library_is_at_work()) return false;
+  allocations++;
+  return allocations == fail_allocation ||
+         (gpu_test::fail_for_ever && fail_allocation > 0 && allocations > fail_allocation);
+}
 
 namespace {
 
@@ -328,7 +298,7 @@ bool fails_cleanly(World& w, const Step& step, Kind kind, int64_t n, const std::
                    bool* reached) {
   size_t free_before = 0, free_after = 0, total = 0;
   GPU_MUST(cudaMemGetInfo(&free_before, &total));
-  const int64_t blocks = live_blocks;
+  const int64_t blocks = counted_new::live;
   calls = 0, allocations = 0;
   if (kind == kCudaCall)
     fail_at = static_cast<int>(n);
@@ -341,8 +311,8 @@ bool fails_cleanly(World& w, const Step& step, Kind kind, int64_t n, const std::
   *reached = (kind == kCudaCall ? calls : allocations) >= n;
   if (status == TQ_OK) return false;
   const long long at = n;
-  check(live_blocks == blocks, "%s, %s %lld failing: %lld blocks of host memory are left", step.name,
-        kKinds[kind], at, static_cast<long long>(live_blocks - blocks));
+  check(counted_new::live == blocks, "%s, %s %lld failing: %lld blocks of host memory are left", step.name,
+        kKinds[kind], at, static_cast<long long>(counted_new::live - blocks));
   GPU_MUST(cudaDeviceSynchronize());
   GPU_MUST(cudaMemGetInfo(&free_after, &total));
   check(free_before == free_after, "%s, %s %lld failing: device memory is left", step.name, kKinds[kind], at);

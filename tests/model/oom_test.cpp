@@ -9,68 +9,33 @@
 
 #include <atomic>
 #include <functional>
-#include <new>
 #include <string>
 #include <vector>
 
+#include "counted_new.h"
 #include "tqkv.h"
 
 namespace {
 
 // Threads of the library allocate too, so these are atomic. countdown: the allocation that makes it 0 fails;
 // negative = none does.
-std::atomic<int64_t> live{0}, made{0}, countdown{-1};
+std::atomic<int64_t> made{0}, countdown{-1};
 std::atomic<bool> fired{false};
 
-bool refuse() {
+}  // namespace
+
+bool counted_new::refuse() {
   made++;
   if (countdown < 0 || --countdown != 0) return false;
   fired = true;
   return true;
 }
-void* take(size_t bytes, size_t alignment) {
-  void* pointer = nullptr;
-  if (refuse() ||
-      posix_memalign(&pointer, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes ? bytes : 1) != 0)
-    return nullptr;
-  live++;
-  return pointer;
-}
-void give(void* pointer) {
-  if (!pointer) return;
-  live--;
-  free(pointer);
-}
-void* must_take(size_t bytes, size_t alignment) {
-  void* pointer = take(bytes, alignment);
-  if (!pointer) throw std::bad_alloc();
-  return pointer;
-}
-
-}  // namespace
-
-void* operator new(size_t bytes) { return must_take(bytes, 16); }
-void* operator new[](size_t bytes) { return must_take(bytes, 16); }
-void* operator new(size_t bytes, std::align_val_t alignment) {
-  return must_take(bytes, static_cast<size_t>(alignment));
-}
-void* operator new[](size_t bytes, std::align_val_t alignment) {
-  return must_take(bytes, static_cast<size_t>(alignment));
-}
-void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
-void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return take(bytes, 16); }
-void operator delete(void* pointer) noexcept { give(pointer); }
-void operator delete[](void* pointer) noexcept { give(pointer); }
-void operator delete(void* pointer, size_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, size_t) noexcept { give(pointer); }
-void operator delete(void* pointer, std::align_val_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, std::align_val_t) noexcept { give(pointer); }
-void operator delete(void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
-void operator delete[](void* pointer, size_t, std::align_val_t) noexcept { give(pointer); }
-void operator delete(void* pointer, const std::nothrow_t&) noexcept { give(pointer); }
-void operator delete[](void* pointer, const std::nothrow_t&) noexcept { give(pointer); }
 
 namespace {
+
+using counted_new::give;
+using counted_new::live;
+using counted_new::take;
 
 void* callback_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
   return take(bytes, alignment);

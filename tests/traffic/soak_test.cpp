@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -304,12 +305,13 @@ TEST(Soak, ADayOfTraffic) {
     EXPECT_GT(count, 0) << "a kind of traffic that never came";
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   printf(
-      "    %lld requests, %lld steps, %lld tokens in %.0f s: %lld forks, %lld drafts rejected, %lld "
-      "preempted, %lld returned, %lld migrated, %lld checks\n",
+      "    %lld requests, %lld steps, %lld tokens in %.0f s, %.0f of the processor's: %lld forks, %lld "
+      "drafts rejected, %lld preempted, %lld returned, %lld migrated, %lld checks\n",
       static_cast<long long>(c.ended), static_cast<long long>(c.steps), static_cast<long long>(c.tokens),
-      seconds, static_cast<long long>(c.forks), static_cast<long long>(c.rejected),
-      static_cast<long long>(c.preempted), static_cast<long long>(c.returned),
-      static_cast<long long>(c.migrated), static_cast<long long>(c.checks));
+      seconds, static_cast<double>(clock()) / CLOCKS_PER_SEC, static_cast<long long>(c.forks),
+      static_cast<long long>(c.rejected), static_cast<long long>(c.preempted),
+      static_cast<long long>(c.returned), static_cast<long long>(c.migrated),
+      static_cast<long long>(c.checks));
   printf("    %lld KiB resident, %+lld KiB since the second tenth\n",
          static_cast<long long>(resident[kParts - 1] >> 10), static_cast<long long>(grown >> 10));
   for (const int part : {0, kParts - 1})
