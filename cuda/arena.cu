@@ -108,10 +108,6 @@ void Event::wait() {
   recorded_ = false;
 }
 
-void Event::order(cudaStream_t stream) const {
-  if (recorded_) check_cuda(runtime().stream_wait_event(stream, event_, 0), "cudaStreamWaitEvent");
-}
-
 // ---- Places ----
 
 ArenaPlaces::ArenaPlaces(const Geometry& geometry)

@@ -72,8 +72,6 @@ class Event {
   // protects is then safe as well.
   void record(cudaStream_t stream);
   void wait();
-  // What `stream` is given from now on comes after what was recorded last.
-  void order(cudaStream_t stream) const;
 
  private:
   cudaEvent_t event_ = nullptr;

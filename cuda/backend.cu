@@ -69,13 +69,6 @@ class CudaBackend : public Backend, private DeviceLayers {
   ReachedMemory reach(const void* memory, int64_t bytes) const override {
     return cuda::reach(geometry_.device_id, memory, bytes);
   }
-  LinkMemory take_link(void* stream) override { return link_.take(ops_, geometry_.device_id, stream); }
-  void give_link(void* stream, bool failed) noexcept override {
-    link_.give(geometry_.device_id, stream, failed);
-  }
-  void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) override {
-    cuda::copy_over_link(geometry_.device_id, to, from, bytes, stream);
-  }
   uint8_t* take_staging(int64_t bytes) override;
   void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
   void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
@@ -92,7 +85,6 @@ class CudaBackend : public Backend, private DeviceLayers {
                               layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
   }
   move::MoveSpace move_;
-  LinkBuffer link_;
 };
 
 CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream)
@@ -261,7 +253,7 @@ void CudaBackend::give_staging(uint8_t* memory, int64_t) noexcept {
 void CudaBackend::move_tiles(const TileMove& move) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(move.stream), "moving tiles");
-  pages::launch_move_tiles(move, as_stream(move.stream));
+  pages::launch_move_tiles(move, move.over_link ? pages::kLinkCtas : 0, as_stream(move.stream));
 }
 
 void CudaBackend::move_tokens(const MoveRequest& request) {

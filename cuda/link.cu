@@ -1,34 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory on the link and the copies over it; see link.h.
+// What a device reaches; see link.h.
 #include "cuda/link.h"
+
+#include "cuda/runtime.h"
 
 namespace tq {
 namespace cuda {
-
-LinkMemory LinkBuffer::take(const HostOps& ops, int device, void* stream) {
-  const DeviceGuard guard(device);
-  require_no_capture(as_stream(stream), "moving a part of a sequence");
-  if (!memory_.data()) {
-    DeviceBlock memory(ops, device, kLinkBytes, "memory that parts of sequences pass through");
-    if (!made_) free_.create();
-    made_ = fresh_ = true;
-    memory_ = static_cast<DeviceBlock&&>(memory);
-  }
-  free_.order(as_stream(stream));
-  return {memory_.data(), kLinkBytes};
-}
-
-void LinkBuffer::give(int device, void* stream, bool failed) noexcept {
-  try {
-    const DeviceGuard guard(device);
-    if (failed && fresh_)
-      memory_ = DeviceBlock();  // waits
-    else
-      free_.record(as_stream(stream));
-  } catch (const Error&) {  // no device to make current: nothing runs there any more
-  }
-  fresh_ = false;
-}
 
 ReachedMemory reach(int device, const void* memory, int64_t bytes) {
   const DeviceGuard guard(device);
@@ -45,13 +22,6 @@ ReachedMemory reach(int device, const void* memory, int64_t bytes) {
   TQ_CHECK(!on_device || whole, Status::kInvalidArgument,
            "memory = %p: device memory that ends before byte %lld", memory, static_cast<long long>(bytes));
   return whole ? ReachedMemory{at, !on_device} : ReachedMemory{};
-}
-
-void copy_over_link(int device, uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) {
-  const DeviceGuard guard(device);
-  check_cuda(
-      runtime().memcpy_async(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, as_stream(stream)),
-      "cudaMemcpyAsync");
 }
 
 }  // namespace cuda

@@ -20,9 +20,6 @@ cudaError_t event_create(cudaEvent_t* event, unsigned flags) {
   return cudaEventCreateWithFlags(event, flags);
 }
 cudaError_t event_record(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecord(event, stream); }
-cudaError_t stream_wait_event(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
-  return cudaStreamWaitEvent(stream, event, flags);
-}
 cudaError_t launch_kernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
                           cudaStream_t stream, bool early) {
   if (!early) return cudaLaunchKernel(function, grid, block, arguments, shared, stream);
@@ -130,7 +127,6 @@ Runtime make_table() {
   table.event_destroy = cudaEventDestroy;
   table.event_record = event_record;
   table.event_synchronize = cudaEventSynchronize;
-  table.stream_wait_event = stream_wait_event;
   table.launch_kernel = launch_kernel;
   table.func_set_attribute = func_set_attribute;
   table.occupancy = occupancy;

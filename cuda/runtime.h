@@ -50,7 +50,6 @@ struct Runtime {
   cudaError_t (*event_destroy)(cudaEvent_t);
   cudaError_t (*event_record)(cudaEvent_t, cudaStream_t);
   cudaError_t (*event_synchronize)(cudaEvent_t);
-  cudaError_t (*stream_wait_event)(cudaStream_t, cudaEvent_t, unsigned);
   // The last: may start before the kernel in front of it has ended (programmatic dependent launch, compute
   // capability 9.0).
   cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t, bool);

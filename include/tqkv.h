@@ -816,10 +816,9 @@ TQ_API tq_status tq_sequence_describe(const tq_cache *cache, tq_sequence sequenc
  *           of a CUDA cache's own device
  * CUDA: in stream order. To the device's memory, and to pinned memory of the host (cudaHostAlloc,
  * cudaHostRegister), the call enqueues its work and returns: the bytes are there when stream has passed it.
- * Pinned memory is reached through 16 MiB of the device's, which the cache takes at the first such call and
- * keeps, uncounted. To other memory the call waits for stream, and has up to 4 MiB of pinned memory for its
- * time. One call a layer, on a stream that an event puts behind the layer's append, lets transfers run beside
- * the layers to come. A failed call may have written to memory. CAPTURE: inside a graph. */
+ * To other memory it waits for stream, and has up to 4 MiB of pinned memory for its time. One call a layer,
+ * on a stream that an event puts behind the layer's append, lets transfers run beside the layers to come. A
+ * failed call may have written to memory. CAPTURE: inside a graph. */
 TQ_API tq_status tq_sequence_export(tq_cache *cache, tq_sequence sequence, const tq_state *state,
                                     void *memory, size_t bytes, void *stream);
 

@@ -19,11 +19,6 @@ struct ReachedMemory {
   uint8_t* at;     // null: the device does not reach it, staging memory has to stand between
   bool over_link;  // it is the host's, and the backend a device's
 };
-// Memory of a device, of some tiles at least.
-struct LinkMemory {
-  uint8_t* at;
-  int64_t bytes;
-};
 
 class Backend {
  public:
@@ -67,12 +62,6 @@ class Backend {
   virtual ReachedMemory reach(const void* memory, int64_t bytes) const = 0;
   // Tokens into other places of their sequence's pages, codes, scales and exact copies alike, bit for bit.
   virtual void move_tokens(const MoveRequest& request) = 0;
-  // Memory of the device through which `over_link` memory is filled and read; it is stream's from take to
-  // give. failed: the call changes nothing, nor may it keep memory that it made.
-  virtual LinkMemory take_link(void* stream) = 0;
-  virtual void give_link(void* stream, bool failed) noexcept = 0;
-  // Between it and memory of the host, in stream order.
-  virtual void copy_over_link(uint8_t* to, const uint8_t* from, int64_t bytes, void* stream) = 0;
   // Memory of the host that the device reaches too; not for long.
   virtual uint8_t* take_staging(int64_t bytes) = 0;
   virtual void give_staging(uint8_t* memory, int64_t bytes) noexcept = 0;

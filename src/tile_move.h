@@ -34,6 +34,8 @@ struct TileMove {
   int64_t head = 0, begin = 0, end = 0;
   // Other tokens of tile 0 that stay in the target as they are.
   format::TileTokens stay = {0, 0, 0};
+  // One place is memory of the host, the other a device's: a few of its units fill the link.
+  bool over_link = false;
   void* stream = nullptr;
 
   TQ_HD int32_t tile_bytes() const {

@@ -265,6 +265,7 @@ void Cache::import_part(int64_t id, const tq_state& state, const void* memory, s
           run.move, [&] { return way.room(tile); },
           [&](RunSlice& slice) {
             slice.move.source = linear_place(way.at(), slice.move.tiles, tile);
+            slice.move.over_link = way.over_link();
             slice.move.stream = stream;
             if (kept)
               put_slice(run, slice, kept_of(run, slot, grows), slot,

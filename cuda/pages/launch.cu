@@ -87,14 +87,15 @@ int64_t fill_place(const TilePlace& place, int64_t first, int64_t tiles, MovePla
 
 }  // namespace
 
-void launch_move_tiles(const TileMove& move, cudaStream_t stream) {
+void launch_move_tiles(const TileMove& move, int most_ctas, cudaStream_t stream) {
   MoveParams params = {{}, {}, move, 0, 0};
   for (; params.first < move.tiles; params.first += params.count) {
     const int64_t left = std::min<int64_t>(move.tiles - params.first, kMoveTiles);
     const int64_t count = std::min(fill_place(move.source, params.first, left, &params.source),
                                    fill_place(move.target, params.first, left, &params.target));
     params.count = static_cast<int32_t>(count);
-    const int64_t ctas = (count * move.heads + kMoveWarps - 1) / kMoveWarps;
+    const int64_t wanted = (count * move.heads + kMoveWarps - 1) / kMoveWarps,
+                  ctas = most_ctas > 0 ? std::min<int64_t>(wanted, most_ctas) : wanted;
     launch_in_order("move_tiles_kernel", move_tiles_kernel, dim3(static_cast<unsigned>(ctas)),
                     dim3(kMemoryThreads), 0, stream, params);
   }

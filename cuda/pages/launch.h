@@ -19,8 +19,8 @@ void launch_slot(int source, int target, volatile uint32_t* flags, cudaStream_t 
 // word: another cache's flags, which are added instead; or null.
 void launch_add_to_slot(int slot, uint64_t noticed, const volatile uint32_t* word, volatile uint32_t* flags,
                         cudaStream_t stream);
-// One launch per kMovePages pages.
-void launch_move_tiles(const TileMove& move, cudaStream_t stream);
+// One launch per kMovePages pages, each of at most so many CTAs (0: any number).
+void launch_move_tiles(const TileMove& move, int most_ctas, cudaStream_t stream);
 // image null: page-table entries only.
 void launch_apply_plan(const uint8_t* image, uint8_t* plan, int64_t plan_bytes, const PageRun* runs,
                        int num_runs, const int32_t* pages, int32_t* page_table, int num_units,

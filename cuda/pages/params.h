@@ -34,7 +34,10 @@ struct MoveParams {
   int32_t count;
 };
 constexpr int kMoveWarps = kMemoryThreads / 32;  // a warp moves a tile
-constexpr int kMoveTiles = 1 << 20;              // of a head in one launch: numbers of its tiles fit 32 bits
+// CTAs of a move between a device and the host's memory: as many as fill the link, so that other units go on
+// with what runs beside it.
+constexpr int kLinkCtas = 32;
+constexpr int kMoveTiles = 1 << 20;  // of a head in one launch: numbers of its tiles fit 32 bits
 static_assert(sizeof(MoveParams) <= 4096, "kernel parameters before CUDA 12.1");
 
 constexpr int kReadWarps = 4;

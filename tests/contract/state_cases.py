@@ -84,7 +84,7 @@ def misuse(tensors):
     c.import_part("b", "part", source="a")
     c.fail("import", STATE, "holds 33 tokens", sequence="b", part="part")
     for name, change in (("key_bits", {"key_bits": 3}), ("rotation_seed", {"rotation_seed": 8}),
-                         ("value_dim", {"value_dim": 64}), ("sliding_window", {
+                         ("head_dim", {"head_dim": 64}), ("sliding_window", {
                              "layers": [{}, {"sliding_window": 9}]})):
         c.create("other " + name, **shapes(**change))
         c.sequences("x")

@@ -70,7 +70,6 @@ inline void count_calls() {
   TQ_COUNT(event_create);
   TQ_COUNT(event_record);
   TQ_COUNT(event_synchronize);
-  TQ_COUNT(stream_wait_event);
   TQ_COUNT(launch_kernel);
   TQ_COUNT(func_set_attribute);
   TQ_COUNT(occupancy);

@@ -160,9 +160,6 @@ class FakeBackend : public Backend {
   ReachedMemory reach(const void* memory, int64_t) const override {
     return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
   }
-  LinkMemory take_link(void*) override { return {}; }  // no memory is over a link
-  void give_link(void*, bool) noexcept override {}
-  void copy_over_link(uint8_t*, const uint8_t*, int64_t, void*) override {}
   uint8_t* take_staging(int64_t) override { return nullptr; }
   void give_staging(uint8_t*, int64_t) noexcept override {}
   // A token's vectors, where the real ones have codes.

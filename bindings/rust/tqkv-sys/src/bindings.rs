@@ -1002,11 +1002,9 @@ functions! {
     ///
     /// CUDA: in stream order. To the device's memory, and to pinned memory of the host (cudaHostAlloc,
     /// cudaHostRegister), the call enqueues its work and returns: the bytes are there when stream has
-    /// passed it. Pinned memory is reached through 16 MiB of the device's, which the cache takes at the
-    /// first such call and keeps, uncounted. To other memory the call waits for stream, and has up to 4 MiB
-    /// of pinned memory for its time. One call a layer, on a stream that an event puts behind the layer's
-    /// append, lets transfers run beside the layers to come. A failed call may have written to memory.
-    /// CAPTURE: inside a graph.
+    /// passed it. To other memory it waits for stream, and has up to 4 MiB of pinned memory for its time.
+    /// One call a layer, on a stream that an event puts behind the layer's append, lets transfers run
+    /// beside the layers to come. A failed call may have written to memory. CAPTURE: inside a graph.
     fn tq_sequence_export(cache: *mut tq_cache, sequence: tq_sequence, state: *const tq_state,
         memory: *mut c_void, bytes: usize, stream: *mut c_void) -> tq_status;
     /// The other way, as export does it: memory must stay as it is until stream has passed the call, if
