@@ -205,7 +205,8 @@ void ResolvedConfig::resolve_levels(ReasonList& reasons) {
     const tq_levels* const common = config_.*s.common;
     const tq_levels* resolved = nullptr;  // the cache's, once a layer needs them
     const format::LevelTable* table = nullptr;
-    bool any = false;
+    bool any = false, missing = false;
+    int32_t bits = 0;  // of the cache's levels
     for (size_t i = 0; i < resolved_layers_.size(); i++) {
       tq_layer_config& layer = resolved_layers_[i];
       const int32_t number = static_cast<int32_t>(i);
@@ -233,12 +234,17 @@ void ResolvedConfig::resolve_levels(ReasonList& reasons) {
         snprintf(name, sizeof name, "layers[%d].%s", number, s.name);
         layer.*s.own = own_levels(name, own, layer.*s.bits, reasons, &used);
       } else if (!common) {
-        layer_reasons.add(number, "layer %d: %s = NULL: needed with family = 4 (TQ_CODE_LEVELS)", number,
-                          s.name);
+        if (!missing)
+          layer_reasons.add(number, "layer %d: %s = NULL: needed with family = 4 (TQ_CODE_LEVELS)", number,
+                            s.name);
+        missing = true;
       } else {
-        if (!resolved) resolved = own_levels(s.name, common, layer.*s.bits, reasons, &table);
-        if (resolved && layer.*s.bits != resolved->bits)
-          layer_reasons.add(number, "layer %d: %s.bits = %d: must be %d", number, s.name, resolved->bits,
+        if (!resolved) {
+          bits = layer.*s.bits;
+          resolved = own_levels(s.name, common, bits, reasons, &table);
+        }
+        if (layer.*s.bits != bits)
+          layer_reasons.add(number, "layer %d: %s.bits = %d: must be %d", number, s.name, bits,
                             layer.*s.bits);
         layer.*s.own = resolved;
         used = table;
