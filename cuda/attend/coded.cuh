@@ -67,7 +67,7 @@ struct CodedCore {
   // For blocks of few rows.
   using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
   static constexpr bool kHasSmall = kSets > 1;
-  static constexpr bool kMasks = false;
+  static constexpr bool kMasks = false, kExact = false;
   static constexpr int kRows = kSets * kRowsPerSet;
   static constexpr int kTiles = kTilesPerStep;
   static constexpr int kStepLength = kTiles * format::kTileTokens;
@@ -82,7 +82,6 @@ struct CodedCore {
   // the producer limits the copies on their way
   static constexpr bool kPaced = kTiles * kTileBytes > kSmallStepBytes;
   static constexpr int kKey = kDim, kValue = kDim;
-  static constexpr int kExactPieces = kGroups;
 
   // second operands, then QueryRows: read in every step, which costs less than the registers would
   const uint8_t* query;
@@ -275,8 +274,8 @@ struct CodedCore {
   }
 
   // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
-  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t*, int token,
-                                       bool whole, int lane) {
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, int token, bool whole,
+                                       int lane) {
     const QueryRows& rows = query_rows();
     const uint2* own = reinterpret_cast<const uint2*>(query) + made_here(lane);  // a pointer less to keep
     uint2 q[kSets][kGroups];
@@ -368,6 +367,12 @@ struct CodedCore {
       }
     }
   }
+};
+
+// The same in a kernel that takes exact tokens too: others have none of their code, nor its registers.
+template <class Core>
+struct ExactToo : Core {
+  static constexpr bool kExact = true;
 };
 
 }  // namespace tq::cuda::attend

@@ -2,6 +2,8 @@
 // What host code must know of a core to choose and start it: its share of shared memory, and that its launch
 // is compiled elsewhere (instances.txt).
 #pragma once
+#include <iterator>
+
 #include "cuda/attend/generic.cuh"
 #include "cuda/attend/launch.h"
 #include "cuda/attend/params.cuh"
@@ -11,19 +13,20 @@ namespace tq::cuda::attend {
 // What a core wants of shared memory.
 struct CoreShape {
   int stored_key;  // 0: raw keys
-  int float_dim;   // floats of a query row kept
+  int raw_dim;     // numbers of a query row kept for raw keys and exact tokens
   int stored_value;
   int tiles_per_step;
-  int worker_bytes;
   int max_workers;
+  const AttendTuning *tunings, *tunings_end;
 };
 
 // exact: the cache keeps exact tokens, which need the query as it came.
 inline CoreShape coded_shape(int dim, int tiles, bool exact) {
-  return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, 0};
+  return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
 }
 inline CoreShape generic_shape(int key, int value, bool raw_keys, bool exact) {
-  return CoreShape{raw_keys ? 0 : key, raw_keys || exact ? key : 0, value, 1, kGenericScratchBytes, 0};
+  return CoreShape{raw_keys ? 0 : key,          raw_keys || exact ? key : 0, value, 1, 0,
+                   std::begin(kGenericTunings), std::end(kGenericTunings)};
 }
 
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);

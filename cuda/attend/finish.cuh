@@ -27,8 +27,6 @@ struct StateView {
   float* m;  // [kRowsPerBlock], then l; in a deposit also what every coordinate of the row still lacks
 };
 
-// States that a unit leaves: one a job, or one for all jobs of an exact unit.
-__device__ __forceinline__ int deposits_of(const UnitInfo& info) { return info.exact ? 1 : info.jobs; }
 // States in shared memory, by number: of the unit that is being finished, of its block so far, deposits.
 template <int kPieces>
 __device__ __forceinline__ float* state_place(uint8_t* smem, int number) {
@@ -195,12 +193,12 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
 
 // The last unit of a block in this CTA, whose state is at unit_state. flag: an int in shared memory. Called
 // in one place, so that parameters are read from constant memory.
-template <int kValue>
+template <int kValue, bool kExact>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info,
                                             uint8_t* smem, int* flag) {
   constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
   const StateView unit = unit_state<kPieces>(smem), block = block_state<kPieces>(smem);
-  const bool exact_last = p.layer.window_tokens + p.layer.sink_tokens > 0;
+  const bool exact_last = kExact && p.layer.window_tokens + p.layer.sink_tokens > 0;
   const int all = info.units, coded = exact_last ? all - 1 : all;
   const bool share = !info.from_start || info.index < all - 1;
   uint32_t signs[kPieces];  // on their way while others are waited for

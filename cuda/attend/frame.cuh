@@ -105,11 +105,6 @@ __device__ __forceinline__ void wait_described(Control* control, int unit) {
   barrier_wait(&control->described[unit & (kUnitSlots - 1)], unit_phase(unit));
   __syncwarp();
 }
-// Exact jobs hand over in the order of their running numbers.
-__device__ __forceinline__ void wait_turn(Control* control, int job) {
-  if (job > 0) barrier_wait(&control->turn[(job - 1) % kTurns], (job - 1) / kTurns & 1);
-  __syncwarp();
-}
 // Queries, by block; that of block 0 is there when the work begins.
 __device__ __forceinline__ void query_put(const AttendParams& p, Control* control, int block) {
   barrier_arrive(&control->query[(block - 1) & (p.plan.query_slots - 1)]);

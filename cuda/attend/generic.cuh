@@ -3,49 +3,26 @@
 // combination that has no compiled core. One tile a step. The integer query and the 16-bit weights are
 // CodedCore's, but the query is the matrix unit's first operand here, weights are scaled by a quotient where
 // CodedCore takes a power of two, and running maxima are not rounded: the two agree within their rounding,
-// not to the bit. Raw sides use float multiply-adds.
+// not to the bit. Raw sides are 16-bit numbers in the matrix unit (raw.cuh).
 #pragma once
 #include "cuda/attend/coded.cuh"
+#include "cuda/attend/raw.cuh"
 
 namespace tq::cuda::attend {
 
 constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reciprocal
-constexpr int kScratchPitch = 33;       // floats of a row in the scratch: 32 tokens, one bank further a row
-constexpr int kGenericScratchBytes = kRowsPerBlock * kScratchPitch * 4;
 
-// A warp's state (o: the matrix unit's accumulator layout) to a deposit. l and half: this lane's share of the
-// row's sums; half is what every coordinate of the row still lacks.
-template <int N>
-__device__ __forceinline__ void put_state(float* to, float m, float l, float half, const float (&o)[N][2],
-                                          int rows, int lane) {
-  const int g = lane >> 2, t = lane & 3;
-  l += __shfl_xor_sync(~0u, l, 1);
-  half += __shfl_xor_sync(~0u, half, 1);
-  l += __shfl_xor_sync(~0u, l, 2);
-  half += __shfl_xor_sync(~0u, half, 2);
-  if (g >= rows) return;
-  float* row = to + g * row_floats(8 * N) + 2 * t;
-#pragma unroll
-  for (int i = 0; i < N; i++) *reinterpret_cast<float2*>(row + 8 * i) = make_float2(o[i][0], o[i][1]);
-  if (t == 0) {
-    float* sums = to + kRowsPerBlock * row_floats(8 * N);
-    sums[g] = l > 0.0f ? m : minus_infinity();
-    sums[kRowsPerBlock + g] = l;
-    sums[2 * kRowsPerBlock + g] = 0.5f * half;
-  }
-}
-
-template <int kKeyDim, int kValueDim>
+// kAll: raw sides and exact tokens too, whose code would cost the steps of codes some 5 %.
+template <int kKeyDim, int kValueDim, bool kAll>
 struct GenericCore {
   static constexpr bool kHasSmall = false;
-  static constexpr bool kMasks = true;  // ALiBi and tree masks
+  static constexpr bool kMasks = true, kExact = kAll;  // ALiBi and tree masks; exact tokens
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
   static constexpr bool kPaced = true;
   static constexpr int kKey = kKeyDim, kValue = kValueDim;
   static constexpr int kKeyGroups = kKey / 32, kGroups = kValue / 32;
   static constexpr int kKeyLoad = format::SideLayout(kKey, 8).jv, kKeyLoads = format::SideLayout(kKey, 8).jb;
   static constexpr int kLoad = format::SideLayout(kValue, 8).jv, kLoads = format::SideLayout(kValue, 8).jb;
-  static constexpr int kExactPieces = kKeyGroups > kGroups ? kKeyGroups : kGroups;
 
   const uint8_t* query;  // read in every step, as CodedCore does
   float m, l, half_weight;
@@ -58,7 +35,7 @@ struct GenericCore {
 
   // ALiBi, and what the row's tree mask hides, on logits in range.
   __device__ __forceinline__ void apply_masks(const AttendParams& p, int token, float (&x)[8],
-                                              uint32_t (&value_scales)[4], int lane) const {
+                                              uint32_t (&value_scales)[4], uint32_t& seen, int lane) const {
     const int g = lane >> 2, t = lane & 3;
     const MaskRows& rows = *reinterpret_cast<const MaskRows*>(query + p.plan.mask_rows_at);
     const float slope = rows.slope[g];
@@ -71,6 +48,7 @@ struct GenericCore {
       if (!tree.hides(at - new_first)) continue;
       x[i] = kMasked;
       value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+      seen &= ~(1u << i);
     }
   }
 
@@ -110,38 +88,6 @@ struct GenericCore {
     }
   }
 
-  __device__ __forceinline__ float raw_number(const AttendParams& p, uint32_t h) const {
-    return p.layer.io_dtype == DataType::kBF16 ? __uint_as_float(h << 16)
-                                               : __half2float(__ushort_as_half(static_cast<uint16_t>(h)));
-  }
-
-  // A lane takes a token; words are visited from its own offset on, so that banks differ.
-  __device__ __forceinline__ void raw_scores(const AttendParams& p, const uint8_t* rows, float* scratch,
-                                             int lane) const {
-    const int words = p.layer.key.layout.dim / 2;
-    const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + lane * words;
-    const float* q = reinterpret_cast<const float*>(query + p.plan.query_float_at);
-    float sum[kRowsPerBlock];
-#pragma unroll
-    for (int r = 0; r < kRowsPerBlock; r++) sum[r] = 0.0f;
-    int at = lane % words;
-#pragma unroll 1
-    for (int i = 0; i < words; i++) {
-      const uint32_t w = row[at];
-      const float a = raw_number(p, w & 0xFFFFu), b = raw_number(p, w >> 16);
-#pragma unroll
-      for (int r = 0; r < kRowsPerBlock; r++) {
-        const float2 v = *reinterpret_cast<const float2*>(q + r * p.plan.query_floats + 2 * at);
-        sum[r] = fmaf(a, v.x, fmaf(b, v.y, sum[r]));
-      }
-      at = at + 1 == words ? 0 : at + 1;
-    }
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < kRowsPerBlock; r++) scratch[r * kScratchPitch + lane] = sum[r];
-    __syncwarp();
-  }
-
   template <class ValueCode>
   __device__ __forceinline__ void coded_values(const AttendParams& p, const uint8_t* words,
                                                const uint32_t (&a)[4], float factor, int lane) {
@@ -170,38 +116,32 @@ struct GenericCore {
     }
   }
 
-  // weights: [8 rows][32 tokens] in the scratch, relative to the step's maximum.
-  __device__ __forceinline__ void raw_values(const AttendParams& p, const uint8_t* rows, const float* weights,
-                                             float part, int lane) {
-    const int g = lane >> 2, t = lane & 3, dim = p.layer.value.layout.dim, words = dim / 2;
-#pragma unroll 1
-    for (int token = 0; token < format::kTileTokens; token++) {
-      const float weight = part * weights[g * kScratchPitch + token];
-      const uint32_t* row = reinterpret_cast<const uint32_t*>(rows) + token * words + t;
+  // weights: relative to the step's maximum. seen: bit 2 b + i, of token 8 b + 2 t + i.
+  template <bool kBf16>
+  __device__ __forceinline__ void weigh_raw_values(const AttendParams& p, const uint8_t* rows,
+                                                   const float (&weight)[8], uint32_t seen, float part,
+                                                   int lane) {
+    uint32_t a[2][4], keep[4];
 #pragma unroll
-      for (int i = 0; i < 4 * kGroups; i++) {
-        if (kGroups > 8 && i % 16 == 0) __syncwarp();  // as in coded_values
-        if (8 * i >= dim) continue;
-        const uint32_t w = row[4 * i];
-        // A token that does not count may hold NaN.
-        o[i][0] = weight != 0.0f ? fmaf(weight, raw_number(p, w & 0xFFFFu), o[i][0]) : o[i][0];
-        o[i][1] = weight != 0.0f ? fmaf(weight, raw_number(p, w >> 16), o[i][1]) : o[i][1];
-      }
-    }
+    for (int h = 0; h < 2; h++) raw_weights<kBf16>(weight + 4 * h, a[h]);
+    const bool partial = !__all_sync(~0u, seen == 0xFFu);
+    seen_pairs(seen, keep);
+    raw_values<kBf16, kGroups>(rows, p.layer.value.layout.dim, a, partial, keep,
+                               part * (1.0f / kRawWeightUnit), o, lane);
   }
 
-  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, uint8_t* own, int token,
-                                       bool whole, int lane) {
+  __device__ __forceinline__ void step(const AttendParams& p, const uint8_t* stage, int token, bool whole,
+                                       int lane) {
     const int g = lane >> 2, t = lane & 3;
     const DeviceSide &key = p.layer.key, &value = p.layer.value;
     const QueryRows& rows = query_rows(p);
-    float* scratch = reinterpret_cast<float*>(own);
     float x[8];
-    if (key.layout.raw()) {
-      raw_scores(p, stage + key.code_offset, scratch, lane);
-#pragma unroll
-      for (int i = 0; i < 8; i++) x[i] = scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2];
-      __syncwarp();
+    if (kAll && key.layout.raw()) {
+      const uint8_t *numbers = stage + key.code_offset, *q = query + p.plan.raw_query_at;
+      if (query_is_bf16(p))
+        raw_scores<true, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
+      else
+        raw_scores<false, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
     } else {
       int c[4][4];
 #pragma unroll
@@ -221,7 +161,7 @@ struct GenericCore {
     uint32_t value_scales[4];
 #pragma unroll
     for (int b = 0; b < 4; b++)
-      value_scales[b] = value.layout.raw()
+      value_scales[b] = kAll && value.layout.raw()
                             ? 0
                             : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
     float top = kMaskedFloor;
@@ -234,13 +174,15 @@ struct GenericCore {
         x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
       x[i] = clamp_logit(x[i]);
     }
-    if (p.plan.mask_rows_at >= 0) apply_masks(p, token, x, value_scales, lane);
+    uint32_t seen = 0xFFu;  // tokens of the lane's row
+    if (p.plan.mask_rows_at >= 0) apply_masks(p, token, x, value_scales, seen, lane);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int at = token + 8 * (i / 2) + 2 * t + i % 2;
       if (!whole && (at < begin || at >= end)) {
         x[i] = kMasked;
         value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
+        seen &= ~(1u << i);
       }
       top = fmaxf(top, x[i]);
     }
@@ -269,11 +211,11 @@ struct GenericCore {
     }
     l = fmaf(part, sum, l);
 
-    if (value.layout.raw()) {
-#pragma unroll
-      for (int i = 0; i < 8; i++) scratch[g * kScratchPitch + 8 * (i / 2) + 2 * t + i % 2] = weight[i];
-      __syncwarp();
-      raw_values(p, stage + value.code_offset, scratch, part, lane);
+    if (kAll && value.layout.raw()) {
+      if (query_is_bf16(p))
+        weigh_raw_values<true>(p, stage + value.code_offset, weight, seen, part, lane);
+      else
+        weigh_raw_values<false>(p, stage + value.code_offset, weight, seen, part, lane);
       return;
     }
     const float largest_scale = fmaxf(low_bf16(scale_top), high_bf16(scale_top));
@@ -301,7 +243,7 @@ struct GenericCore {
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
     if (p.numbers.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
-    put_state<4 * kGroups>(to, m, l, half_weight, o, rows, lane);
+    put_state(to, m, l, half_weight, o, rows, lane);
   }
 };
 

@@ -22,35 +22,16 @@
 
 namespace tq::cuda::attend {
 
-// A job's turn at the state of its exact unit: jobs of a row are merged in order.
-struct Turn {
-  const AttendParams& p;
-  Control* control;
-  int deposit, job;  // running numbers
-  __device__ __forceinline__ void operator()() const {
-    wait_place(p, control, deposit);
-    wait_turn(control, job);
-  }
-};
-
-// One job of an exact unit.
+// One job of an exact unit. Apart from the steps of coded jobs, whose registers it would change, and without
+// arguments, which would have to be kept in memory.
 template <class Core>
-__device__ __forceinline__ void exact_job(const AttendParams& p, const Frame& from, int unit, int job,
-                                          int lane) {
-  uint8_t* smem = made_here(from.smem);  // the steps need the registers
-  const Frame f(p, smem, from.num_units);
-  const UnitInfo& info = f.info(unit);
-  const uint8_t* query = f.query_slot(p, info.block);
-  const QueryRows& rows = *reinterpret_cast<const QueryRows*>(query + p.plan.query_rows_at);
-  const int part = job / info.rows, row = job - part * info.rows, number = info.exact_job + job;
-  const MaskRows* masks = Core::kMasks && p.plan.mask_rows_at >= 0
-                              ? reinterpret_cast<const MaskRows*>(query + p.plan.mask_rows_at)
-                              : nullptr;
-  exact_row<Core::kExactPieces, Core::kValue, Core::kMasks>(
-      p, info, rows, masks, reinterpret_cast<const float*>(query + p.plan.query_float_at), row, part,
-      f.template deposit<Core::kValue / 32>(p, info.deposit), lane, Turn{p, f.control, info.deposit, number});
-  barrier_arrive(&f.control->turn[number % kTurns]);
-  if (job == info.jobs - 1) deposit_put(p, f.control, info.deposit);
+__device__ __noinline__ void exact_job(const AttendParams& p) {
+  if (p.layer.io_dtype == DataType::kF16)
+    exact_rows<Core, DataType::kF16>(p);
+  else if (p.layer.io_dtype == DataType::kBF16)
+    exact_rows<Core, DataType::kBF16>(p);
+  else
+    exact_rows<Core, DataType::kF32>(p);
 }
 
 // Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started
@@ -89,8 +70,7 @@ __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f,
 #pragma unroll 1
   for (;;) {
     const volatile Item* item = queue_item(p, own, taken);
-    core.step(p, queue_stage(p, own, taken), own + p.plan.scratch_at, item->at, item->flags & kItemWhole,
-              lane);
+    core.step(p, queue_stage(p, own, taken), item->at, item->flags & kItemWhole, lane);
     const int flags = item->flags, deposit = item->deposit, unit = item->unit;
     __syncwarp();
     taken++;
@@ -118,12 +98,17 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
     wait_described(f.control, unit);
     const UnitInfo& info = f.info(unit);
     wait_query(p, f.control, info.block);
-    if (flags & kItemExact) {
-      exact_job<Core>(p, f, unit, item->at, lane);
-      __syncwarp();
-      taken++;
-      if (lane == 0) *queue_consumed(own) = taken;
-      continue;
+    if constexpr (Core::kExact) {
+      if (flags & kItemExact) {
+        exact_job<Core>(p);
+        const int thread = made_here(static_cast<int>(threadIdx.x));
+        own = f.worker(p, __shfl_sync(~0u, made_here(thread / 32), 0));
+        lane = thread % 32;
+        taken = *queue_consumed(own) + 1;
+        __syncwarp();
+        if (lane == 0) *queue_consumed(own) = taken;
+        continue;
+      }
     }
     if constexpr (Core::kHasSmall) {
       if (info.rows <= Core::Small::kRows) {
@@ -157,14 +142,11 @@ __device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* sm
         barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
     } else {
       const int first = warp < workers ? warp : warp - 2, step = workers + kStewards;
-      const int turns = p.layer.window_tokens + p.layer.sink_tokens > 0 ? kTurns : 0;
 #pragma unroll 1
       for (int i = first; i < p.plan.deposits; i += step) barrier_init(&control->full[i], 32);
 #pragma unroll 1
       for (int i = first; i < kFreedTurns * p.plan.deposits; i += step)
         barrier_init(&control->freed[i % kFreedTurns][i / kFreedTurns], 32 * kStewards);
-#pragma unroll 1
-      for (int i = first; i < turns; i += step) barrier_init(&control->turn[i], 32);
     }
     barrier_init_fence();
   }

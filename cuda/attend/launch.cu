@@ -27,9 +27,9 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const MaskNeeds masks = {adds_to_logits(launch.call), launch.call.visible_begin != nullptr};
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
-    return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value, stage_bytes,
-                          shape.worker_bytes, masks, std::min({t.workers, shape.max_workers, 4 * t.deposits}),
-                          t.stages, t.deposits, t.copies > 0 ? t.copies : INT_MAX);
+    return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value, stage_bytes, masks,
+                          std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits,
+                          t.copies > 0 ? t.copies : INT_MAX);
   };
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;
@@ -41,7 +41,8 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
          p.plan = plan_for(tuning))
       tuning.deposits /= 2;
   } else {
-    for (AttendTuning tuning : kAttendTunings) {
+    for (const AttendTuning* at = shape.tunings; at != shape.tunings_end; at++) {
+      AttendTuning tuning = *at;
       if (stage_bytes > tuning.stage_bytes) continue;
       if (launch.tuning.copies > 0 || !launch.paced) tuning.copies = launch.tuning.copies;
       p.plan = plan_for(tuning);
@@ -53,9 +54,6 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
       "attend: %d bytes of shared memory needed for head_dim %d at %d + %d bits, the device gives a block %d",
       p.plan.total_bytes, layer.key.layout.dim, layer.key.layout.bits, layer.value.layout.bits,
       launch.shared_memory_per_block);
-  TQ_CHECK(layer.window_tokens + layer.sink_tokens == 0 || p.plan.workers * p.plan.stages <= kTurns,
-           Status::kInternal, "attend: %d workers x %d stages, a cache with exact tokens allows %d",
-           p.plan.workers, p.plan.stages, kTurns);
   if (launch.clear_counters)
     check_cuda(runtime().memset_async(launch.workspace, 0,
                                       static_cast<size_t>(counter_bytes(launch.num_ctas)), launch.stream),
@@ -129,11 +127,11 @@ AttendKernel attend_kernel_for(const format::TileLayout& tile) {
 }
 
 int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
-  const AttendTuning least = kAttendTunings[sizeof kAttendTunings / sizeof *kAttendTunings - 1];
   const auto bytes = [&](const CoreShape& shape, MaskNeeds masks) {
-    return make_smem_plan(shape.stored_key, shape.float_dim, shape.stored_value,
-                          shape.tiles_per_step * tile.tile_bytes(), shape.worker_bytes, masks, least.workers,
-                          least.stages, least.deposits, least.copies)
+    const AttendTuning least = shape.tunings_end[-1];
+    return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value,
+                          shape.tiles_per_step * tile.tile_bytes(), masks, least.workers, least.stages,
+                          least.deposits, least.copies)
         .total_bytes;
   };
   const Compiled* compiled = find_compiled(tile);

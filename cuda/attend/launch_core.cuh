@@ -27,15 +27,23 @@ void launch_core(const AttendLaunch& launch, CoreShape shape) {
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch,
-                                                                     coded_shape(kDim, kTiles, exact));
+  using Core = CodedCore<kDim, kKeyBits, kValueBits, kTiles>;
+  if (exact)
+    launch_core<ExactToo<Core>, kWarps>(launch, coded_shape(kDim, kTiles, true));
+  else
+    launch_core<Core, kWarps>(launch, coded_shape(kDim, kTiles, false));
 }
 
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  launch_core<GenericCore<kKey, kValue>, 8>(
-      launch, generic_shape(kKey, kValue, launch.layer.key.layout.raw(), exact));
+  const bool raw_keys = launch.layer.key.layout.raw();
+  const CoreShape shape = generic_shape(kKey, kValue, raw_keys, exact);
+  constexpr int kWarps = kKey <= 128 && kValue <= 128 ? 12 : 8;
+  if (exact || raw_keys || launch.layer.value.layout.raw())
+    launch_core<GenericCore<kKey, kValue, true>, kWarps>(launch, shape);
+  else
+    launch_core<GenericCore<kKey, kValue, false>, kWarps>(launch, shape);
 }
 
 }  // namespace tq::cuda::attend

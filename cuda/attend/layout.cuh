@@ -3,7 +3,7 @@
 // the parameters, so that host and kernel cannot disagree.
 //
 //   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue
-//   (items, barriers), scratch, ring of tile buffers
+//   (items, barriers), ring of tile buffers
 #pragma once
 #include "cuda/schedule/work_list.h"
 #include "format/tile_layout.h"
@@ -18,8 +18,6 @@ constexpr int kMaxDeposits = 16;  // states of jobs that wait to be merged; a po
 // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see
 // frame.cuh)
 constexpr int kFreedTurns = 8;
-// barriers of exact jobs, used in turn: at least as many as the workers hold items
-constexpr int kTurns = 32;
 // floats: rows of a state 8 banks apart make the accumulator layout of the matrix unit conflict-free
 constexpr int kRowPad = 8;
 
@@ -27,8 +25,8 @@ constexpr int kRowPad = 8;
 struct UnitInfo {
   int32_t block;    // running number of the row block in this CTA; query slot = block % query_slots
   int32_t exact;    // 1: the exact tokens of the block
-  int32_t jobs;     // coded: runs of job_steps steps. exact: rows x parts of their tokens
-  int32_t deposit;  // running number of its first job's deposit; all exact jobs share one
+  int32_t jobs;     // coded: runs of job_steps steps. exact: runs of exact_job_tokens, sinks first
+  int32_t deposit;  // running number of its first job's deposit
   int32_t steps;
   int32_t job_steps, skipped;     // jobs begin at absolute tokens: steps of the first that are not taken
   int32_t first_tile, num_tiles;  // tiles to read
@@ -46,9 +44,11 @@ struct UnitInfo {
   int32_t query_tokens;  // of the sequence
   int32_t sink_end;      // of the sequence
   int32_t sequence;      // in the work list
-  int32_t exact_job;     // running number of an exact unit's first job
-  int32_t reserved[3];
-  // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh)
+  // exact: jobs of sinks, and of each of the two runs the first job, counted from token 0
+  int32_t sink_jobs, first_sink_job, first_window_job;
+  int32_t reserved;
+  // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh); exact: pages of
+  // exact copies
   uint32_t places[kPlaces];
 };
 static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
@@ -60,7 +60,8 @@ struct QueryRows {
   int32_t half_sum[kRowsPerBlock];                   // 1/2 sum of the integer query
   int32_t begin[kRowsPerBlock], end[kRowsPerBlock];  // coded tokens that the row sees
   int32_t visible_begin[kRowsPerBlock], visible_end[kRowsPerBlock];
-  int32_t flags[kRowsPerBlock];  // kRowWild, kRowNotFinite
+  int32_t flags[kRowsPerBlock];    // kRowWild, kRowNotFinite
+  float raw_scale[kRowsPerBlock];  // of scores of exact tokens, where raw queries are kept
 };
 
 // Beside it where masks add to logits (generic core): of each row.
@@ -79,7 +80,7 @@ struct UnitRanges {
 
 // What a worker does next: one step of a coded job, or an exact job.
 struct alignas(16) Item {
-  int32_t at;       // first token of the step; of an exact unit: the job
+  int32_t at;       // first token of the step; of an exact unit: the number of the job in it
   int32_t deposit;  // where the job's state goes: running number
   int32_t unit;
   int32_t flags;  // kItem*, and the step from bit kItemStepShift on
@@ -101,7 +102,6 @@ struct Control {
   uint64_t done[kUnitSlots];                  // by slot: the unit is finished, and its jobs were handed out
   uint64_t full[kMaxDeposits];                // by place: the deposit is there
   uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been merged
-  uint64_t turn[kTurns];                      // by running number of the exact job: it has handed over
   uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
 };
 
@@ -123,14 +123,14 @@ struct SmemPlan {
   int32_t copies;                                                  // on their way at a time, of large steps
   int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
   int32_t stage_pitch;
-  int32_t query_float_at;  // in a query slot: float query [rows][query_floats], -1 if not needed
-  int32_t query_floats;
+  int32_t
+      raw_query_at;  // in a query slot: the query for raw keys and exact tokens (raw.cuh), -1 if not needed
   int32_t query_rows_at;
   int32_t mask_rows_at;  // in a query slot: MaskRows, -1 if not needed
   int32_t ranges_at;     // UnitRanges of kUnitSlots units, -1 if not needed
   int32_t query_slot_bytes;
   int32_t queries_at, workers_at;
-  int32_t worker_bytes, scratch_at, ring_at;  // of one worker
+  int32_t worker_bytes, ring_at;  // of one worker
   int32_t total_bytes;
 };
 
@@ -139,32 +139,30 @@ struct MaskNeeds {
   bool rows, ranges;  // MaskRows, UnitRanges
 };
 
-// stored_key: integers of a query row (0: raw keys); float_dim: floats of a row kept as they are (0: none).
-inline SmemPlan make_smem_plan(int stored_key, int float_dim, int stored_value, int stage_bytes,
-                               int scratch_bytes, MaskNeeds masks, int workers, int stages, int deposits,
-                               int copies) {
+// stored_key: integers of a query row (0: raw keys); raw_dim: numbers of a row kept for raw keys and exact
+// tokens (0: none).
+inline SmemPlan make_smem_plan(int stored_key, int raw_dim, int stored_value, int stage_bytes,
+                               MaskNeeds masks, int workers, int stages, int deposits, int copies) {
   SmemPlan plan = {};
   plan.workers = workers;
   plan.stages = stages;
   plan.copies = copies;
   plan.deposits = deposits;
   while (1 << plan.deposits_log2 < deposits) plan.deposits_log2++;
-  plan.query_slots_log2 = stored_key <= 256 && float_dim <= 256 ? 2 : 1;
+  plan.query_slots_log2 = stored_key <= 256 && raw_dim <= 256 ? 2 : 1;
   plan.query_slots = 1 << plan.query_slots_log2;
   plan.stage_pitch = smem_round_up(stage_bytes);
   plan.query_rows_at = query_rows_at(stored_key);
-  plan.query_float_at = float_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
-  plan.query_floats = float_dim;
-  const int floats_end =
-      plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * float_dim * 4;
-  plan.mask_rows_at = masks.rows ? smem_round_up(floats_end) : -1;
+  plan.raw_query_at = raw_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
+  const int query_end =
+      plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * raw_dim * 4;
+  plan.mask_rows_at = masks.rows ? smem_round_up(query_end) : -1;
   plan.query_slot_bytes =
-      smem_round_up(masks.rows ? plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)) : floats_end);
+      smem_round_up(masks.rows ? plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)) : query_end);
   plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
   plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
-  plan.scratch_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
-  plan.ring_at = plan.scratch_at + smem_round_up(scratch_bytes);
+  plan.ring_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));
   plan.worker_bytes = plan.ring_at + stages * plan.stage_pitch;
   plan.total_bytes = plan.workers_at + workers * plan.worker_bytes;
   plan.ranges_at = masks.ranges ? plan.total_bytes : -1;

@@ -3,9 +3,9 @@
 // block is prepared by the stewards, a row each: one warp takes longer over all rows than the block's tokens
 // last when histories are short. With few stewards the workers do it for unit 0, the preparer for the others.
 #pragma once
-#include "cuda/attend/exact.cuh"
 #include "cuda/attend/frame.cuh"
 #include "cuda/attend/query.cuh"
+#include "cuda/ptx/prefetch.cuh"
 
 namespace tq::cuda::attend {
 
@@ -19,9 +19,44 @@ struct Walk {
   int kv_head, row_block, split;  // of the unit to describe next
   int local_block;                // running number of its block in this CTA
   int deposit;                    // of its first job
-  int exact_job;                  // running number of the next exact job
   int from_start;
 };
+
+// The jobs of a unit of exact tokens and where their pages are; returns the number of jobs. Tokens that some
+// row sees are asked into the second-level cache, where they are long before a worker wants them.
+__device__ __forceinline__ int describe_exact(const AttendParams& p, const SequenceWork& s,
+                                              const RowsRange& range, int kv_head, UnitInfo& info, int lane) {
+  const int job = exact_job_tokens(p.layer.window_tokens, p.layer.sink_tokens);
+  const bool sinks = range.visible_begin < range.sink_end, window = range.window_begin < range.visible_end;
+  const int first_sink_job = sinks ? range.visible_begin / job : 0,
+            sink_jobs = sinks ? (range.sink_end + job - 1) / job - first_sink_job : 0,
+            first_window_job = window ? range.window_begin / job : 0,
+            window_jobs = window ? (range.visible_end + job - 1) / job - first_window_job : 0;
+  const int pages_each = job / format::kTileTokens, pages = (sink_jobs + window_jobs) * pages_each;
+#pragma unroll 1
+  for (int i = lane; i < min(pages, kPlaces); i += 32) {
+    const bool sink = i < sink_jobs * pages_each;
+    const int page = sink ? first_sink_job * pages_each + i : (first_window_job - sink_jobs) * pages_each + i,
+              begin = max(sink ? range.visible_begin : range.window_begin, page * format::kTileTokens),
+              end = min(sink ? range.sink_end : range.visible_end, (page + 1) * format::kTileTokens);
+    if (begin >= end) continue;  // of a job, in front of its first token or behind its last one
+    const int64_t place = raw_place(p, s.raw_slot, begin);
+    info.places[i] = static_cast<uint32_t>(place / format::kTileTokens);
+    const int bytes = dtype_bytes(p.layer.io_dtype);
+#pragma unroll
+    for (int side = 0; side < 2; side++) {
+      const DeviceSide& of = side ? p.layer.value : p.layer.key;
+      prefetch_l2(static_cast<const uint8_t*>(of.raw) + raw_offset(p.layer, of, kv_head, place) * bytes,
+                  (end - begin) * of.layout.dim * bytes);
+    }
+  }
+  if (lane == 0) {
+    info.sink_jobs = sink_jobs;
+    info.first_sink_job = first_sink_job;
+    info.first_window_job = first_window_job;
+  }
+  return sink_jobs + window_jobs;
+}
 
 // Fills in a unit's info.
 template <class Core>
@@ -31,7 +66,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
   const int rows = min(kRowsPerBlock, rows_total - first_row);
-  const int exact = walk.split == s.num_splits;
+  const int exact = Core::kExact && walk.split == s.num_splits;
   const bool first_here = unit == 0 || walk.split == 0;
   if (first_here) walk.from_start = walk.split == 0;
   const bool last_of_block = walk.split == s.units_per_block - 1;
@@ -52,8 +87,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
                                                : min(range.end - split_begin, s.split_tokens) + split_begin;
   int steps = 0, jobs = 0, job_steps = 0, skipped = 0, first_tile = 0, end_tile = 0;
   if (exact) {
-    jobs = rows * exact_parts(max(range.sink_end - range.visible_begin, 0) +
-                              max(range.visible_end - range.window_begin, 0));
+    jobs = describe_exact(p, s, range, kv_head, info, lane);
   } else if (begin < end) {
     const int first_step = begin / Core::kStepLength;
     first_tile = first_step * Core::kTiles;
@@ -94,13 +128,11 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
     info.rows = rows;
     info.sequence = walk.sequence_index;
-    info.exact_job = walk.exact_job;
     info.q_row = s.q_row;
     info.q_first = first_row;
     info.query_tokens = s.query_tokens;
   }
-  walk.deposit += exact ? 1 : jobs;
-  walk.exact_job += exact ? jobs : 0;
+  walk.deposit += jobs;
 }
 
 __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
@@ -135,8 +167,7 @@ __device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame&
     block = info.block;
   }
   if (first < rows)
-    prepare_query<Core::kKey, Core::kMasks>(p, *sequence, kv_head, first_row, rows, first, step,
-                                            f.query_slot(p, block), lane);
+    prepare_query<Core>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block), lane);
   if (unit > 0 && rows > 0) query_put(p, f.control, block);
 }
 
@@ -145,7 +176,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
                                         int control_threads, int lane) {
   Control* control = f.control;
   const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
-  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.split, 0, 0, 0, 0};
+  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.split, 0, 0, 0};
   int loaded = cta.sequence;
   int done = 0;                       // units known to be done with
   int last_of_block[kMaxQuerySlots];  // by query slot

@@ -71,8 +71,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
         if (job < jobs) {
           info = &f.info(unit);
           own_unit = unit;
-          exact = info->exact;
-          deposit = exact ? info->deposit : info->deposit + job;
+          exact = Core::kExact ? info->exact : 0;
+          deposit = info->deposit + job;
           const int from = job * info->job_steps - info->skipped;
           step = exact ? 0 : max(from, 0);
           end = exact ? 1 : min(from + info->job_steps, info->steps);

@@ -3,7 +3,7 @@
 // byte, in the order of the matrix unit's second operand. A set of 4 rows is its 8 columns: 2 r the high
 // bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
 #pragma once
-#include "cuda/attend/params.cuh"
+#include "cuda/attend/raw.cuh"
 #include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 
@@ -11,20 +11,18 @@ namespace tq::cuda::attend {
 
 constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
 
-// Rows first, first + step, ... < rows of a block, by one warp. kStored: stored key dimension, a multiple of
-// 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
+// Rows first, first + step, ... < rows of a block, by one warp. Core::kKey: stored key dimension, a multiple
+// of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
 // Inlined: kernel parameters behind a reference would be loaded from memory, one dependent miss after
-// another, at the start of every launch. kMasks: as the core has it; others take no masks that add to logits.
-template <int kStored, bool kMasks>
+// another, at the start of every launch.
+template <class Core>
 __device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceRows& s, int kv_head,
                                               int first_row, int rows, int first, int step, uint8_t* slot,
                                               int lane) {
-  constexpr int kPieces = kStored / 32;
+  constexpr int kStored = Core::kKey, kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
   const bool coded = !side.layout.raw();
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
-  float* floats =
-      p.plan.query_float_at >= 0 ? reinterpret_cast<float*>(slot + p.plan.query_float_at) : nullptr;
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, kv_head, signs);
   float next[kPieces];
@@ -37,7 +35,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
     // on its way while this row is worked on
     if (r + step < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + r + step), lane, next);
     QuerySize size = admit_query(x);
-    if (kMasks && p.plan.mask_rows_at >= 0) {
+    if (Core::kMasks && p.plan.mask_rows_at >= 0) {
       const int query = query_of_row(p, s.query_tokens, first_row + r);
       const RowPlace place = row_place(p, s, kv_head, first_row + r);
       const float slope = slope_of_head(p, place.head, size.finite);
@@ -51,11 +49,14 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
         masks->tree[lane][1] = tree.word[1];
       }
     }
-#pragma unroll
-    for (int i = 0; i < kPieces; i++)
-      if (floats && lane + 32 * i < p.plan.query_floats)
-        floats[r * p.plan.query_floats + lane + 32 * i] = x[i];
     CodedQuery query = {p.numbers.scale_log2 * p.numbers.query_sign, 0.0f, 0};
+    float raw_scale = 0.0f;
+    if (Core::kExact && p.plan.raw_query_at >= 0) {
+      const int exponent = raw_exponent(p, size.exponent);
+      put_raw_query(slot + p.plan.raw_query_at, query_is_bf16(p), r, format::exp2_int(-exponent), x, lane);
+      raw_scale = fminf(fmaxf(query.scale * format::exp2_int(exponent), -kMaxScale), kMaxScale);
+      query.scale = raw_scale;
+    }
     bool wild = !(size.largest * p.numbers.scale_log2 <= 1e6f);
     if (coded) {
       // k position = lane of matrix step i; of a lane's two registers the first has positions 0-15
@@ -68,12 +69,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                                  });
       wild = is_wild(query.scale);
     }
-    // The last row also fills in for rows that stand for nothing. A zero scale makes them harmless where
-    // scores are integers; with raw keys these are floats of whatever lies there, so zeros are put there.
-    if (!coded && r == rows - 1)
-#pragma unroll 1
-      for (int unused = rows; unused < kRowsPerBlock; unused++)
-        for (int i = lane; i < p.plan.query_floats; i += 32) floats[unused * p.plan.query_floats + i] = 0.0f;
+    // The last row also fills in for rows that stand for nothing: a zero scale makes them harmless.
     if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
       const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));
       const bool real = lane == r;
@@ -83,6 +79,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       table->visible_end[lane] = range.visible_end;
       table->constant[lane] = real ? query.constant : 0.0f;
       table->scale[lane] = real ? fminf(fmaxf(query.scale, -kMaxScale), kMaxScale) : 0.0f;
+      if (Core::kExact && p.plan.raw_query_at >= 0) table->raw_scale[lane] = real ? raw_scale : 0.0f;
       table->half_sum[lane] = real ? query.half_sum : 0;
       table->flags[lane] = real ? (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite) : 0;
     }

@@ -24,7 +24,7 @@ struct StewardRows {
                                                  const Team& team) {
     const StateView at_unit = unit_state<kPieces>(f.smem);
     // Read once: the barriers would have them read again in every round.
-    const int count = deposits_of(info), first = info.deposit, rows_used = info.rows;
+    const int count = info.jobs, first = info.deposit, rows_used = info.rows;
 #pragma unroll
     for (RowState<kPieces>& row : unit) row.clear();
     if (!kKept && count == 0)
@@ -127,7 +127,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
       rows.pass_on(p, f, info, stewards);
     } else {
       rows.leave(f, info, stewards);
-      finish_unit<Core::kValue>(stewards, p, info, f.smem, &control->flag);
+      finish_unit<Core::kValue, Core::kExact>(stewards, p, info, f.smem, &control->flag);
     }
     if (unit == f.num_units - 1) return;
     barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);

@@ -23,8 +23,9 @@ constexpr int kMinSplitTokens = 1024;
 constexpr int kJobs = 16;  // jobs of a whole split, at most, given to the warps of a CTA
 // a job takes at least so many tokens: shorter ones cost more to fold than they balance
 constexpr int kMinJobTokens = 256;
-constexpr int kStepTokens = 64;  // unit of weight
-constexpr int kUnitWeight = 2;   // fixed cost of a unit, in steps: query load, fold, hand-over
+constexpr int kStepTokens = 64;       // unit of weight
+constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they have the bytes of as many codes
+constexpr int kUnitWeight = 2;        // fixed cost of a unit, in steps: query load, fold, hand-over
 
 // What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {
@@ -119,6 +120,15 @@ TQ_HD int32_t job_tokens(int32_t split_tokens, int32_t window) {
   int32_t seen = split_tokens;
   while (seen > kMinJobTokens * kJobs && seen / 2 >= window) seen /= 2;
   return seen / kJobs > kMinJobTokens ? seen / kJobs : kMinJobTokens;
+}
+
+// Tokens of a job of exact tokens, sinks or window: a page of copies, more where there would be many jobs. At
+// absolute places too.
+TQ_HD int32_t exact_job_tokens(int32_t window_tokens, int32_t sink_tokens) {
+  const int32_t most = window_tokens > sink_tokens ? window_tokens : sink_tokens;
+  int32_t tokens = format::kTileTokens;
+  while (tokens * (kJobs - 2) < most) tokens *= 2;
+  return tokens;
 }
 
 // Slots that any plan needs: each border between two runs cuts at most one block, and a block has at most

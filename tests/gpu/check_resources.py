@@ -21,7 +21,7 @@ ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
 FUNCTION = re.compile(r"Function properties for (\S+)")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
-CODED = re.compile(r"attend_kernelINS\d*_\d+CodedCoreILi(\d+)ELi(\d+)ELi(\d+)E")
+CODED = re.compile(r"attend_kernelINS\d*_\d+(?:ExactTooINS\d*_\d+)?CodedCoreILi(\d+)ELi(\d+)ELi(\d+)E")
 GENERIC = re.compile(r"attend_kernelINS\d*_\d+GenericCoreILi(\d+)ELi(\d+)E")
 
 

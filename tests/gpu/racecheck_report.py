@@ -18,7 +18,8 @@ import sys
 
 PRODUCER = re.compile(r"\bproduce<|\bbulk_copy\(")
 WORKER = re.compile(
-    r"\b(coded_job|work|exact_job|wait_item)<|\bload_words<|"
+    r"\b(coded_job|work|exact_job|exact_rows|wait_item|raw_scores|raw_values|load_words)<|"
+    r"\bload_matrices_transposed\(|"
     r"Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\("
 )
 

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <iterator>
+#include <vector>
 
 #include "cuda/attend/layout.cuh"
 
@@ -18,17 +19,19 @@ using namespace tq::cuda::attend;
 bool power_of_two(int x) { return x > 0 && (x & (x - 1)) == 0; }
 
 TEST(CudaTuning, TableKeepsWhatBarriersNeed) {
-  for (const AttendTuning& t : kAttendTunings) {
+  std::vector<AttendTuning> all(std::begin(kAttendTunings), std::end(kAttendTunings));
+  all.insert(all.end(), std::begin(kGenericTunings), std::end(kGenericTunings));
+  for (const AttendTuning& t : all) {
     SCOPED_TRACE(testing::Message() << t.workers << " workers, " << t.stages << " stages, " << t.deposits
                                     << " deposits");
     EXPECT_TRUE(power_of_two(t.stages) && t.stages <= kMaxStages);
     EXPECT_TRUE(power_of_two(t.deposits) && t.deposits <= kMaxDeposits);
     EXPECT_LE(t.workers, 4 * t.deposits);  // freed_barrier
-    EXPECT_LE(t.workers * t.stages, kTurns);
     EXPECT_GE(t.copies, 0);
     EXPECT_TRUE(t.copies > 0 || t.stage_bytes <= kSmallStepBytes);
   }
   EXPECT_EQ(std::rbegin(kAttendTunings)->stage_bytes, INT_MAX);
+  EXPECT_EQ(std::rbegin(kGenericTunings)->stage_bytes, INT_MAX);
 }
 
 TEST(CudaTuning, CopiesAreLimitedByTheMemoryOfAMultiprocessor) {
@@ -39,31 +42,29 @@ TEST(CudaTuning, CopiesAreLimitedByTheMemoryOfAMultiprocessor) {
 
 TEST(CudaTuning, PartsOfSharedMemoryFollowOneAnother) {
   struct Shape {
-    int key, floats, value, stage, scratch;
+    int key, raw, value, stage;
   };
-  for (const Shape& s :
-       {Shape{128, 0, 128, 8448, 0}, Shape{128, 128, 128, 4352, 0}, Shape{64, 0, 64, 2304, 0},
-        Shape{0, 96, 96, 12288, 1152}, Shape{576, 576, 512, 17536, 1152}})
+  for (const Shape& s : {Shape{128, 0, 128, 8448}, Shape{128, 128, 128, 4352}, Shape{64, 0, 64, 2304},
+                         Shape{0, 96, 96, 12288}, Shape{576, 576, 512, 17536}})
     for (int trial = 0; trial < 4 * static_cast<int>(std::size(kAttendTunings)); trial++) {
       const AttendTuning& t = kAttendTunings[trial / 4];
       const MaskNeeds masks = {(trial & 1) != 0, (trial & 2) != 0};
-      const SmemPlan plan = make_smem_plan(s.key, s.floats, s.value, s.stage, s.scratch, masks, t.workers,
-                                           t.stages, t.deposits, t.copies);
+      const SmemPlan plan =
+          make_smem_plan(s.key, s.raw, s.value, s.stage, masks, t.workers, t.stages, t.deposits, t.copies);
       EXPECT_GE(kInfosAt, static_cast<int>(sizeof(Control)));
       EXPECT_GE(kStatesAt, kInfosAt + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
       EXPECT_GE(plan.queries_at, kStatesAt + 4 * (kFirstDeposit + t.deposits) * state_floats(s.value));
       EXPECT_GE(plan.query_slot_bytes,
-                static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
+                static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.raw * 4);
       if (masks.rows) {
         EXPECT_GE(plan.mask_rows_at,
-                  static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.floats * 4);
+                  static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.raw * 4);
         EXPECT_GE(plan.query_slot_bytes, plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)));
       } else {
         EXPECT_EQ(plan.mask_rows_at, -1);
       }
       EXPECT_GE(plan.workers_at, plan.queries_at + plan.query_slots * plan.query_slot_bytes);
-      EXPECT_GE(plan.scratch_at, kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)) + 4);
-      EXPECT_GE(plan.ring_at, plan.scratch_at + s.scratch);
+      EXPECT_GE(plan.ring_at, kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t)) + 4);
       EXPECT_GE(plan.worker_bytes, plan.ring_at + t.stages * s.stage);
       const int workers_end = plan.workers_at + t.workers * plan.worker_bytes;
       EXPECT_EQ(plan.ranges_at, masks.ranges ? workers_end : -1);

@@ -21,6 +21,8 @@ class Case:
     head_dim: int = 128
     q_len: int = 1
     widths: tuple = WIDTHS
+    window: int = 0  # last tokens of a sequence that are read exactly
+    sinks: int = 0  # first ones
 
     def fp16_bytes(self):
         """Keys and values of all sequences in float16."""
@@ -31,8 +33,11 @@ class Case:
         return 4 * self.batch * self.q_heads * self.q_len * self.tokens * self.head_dim
 
     def stored_bytes(self, token_bytes):
-        """token_bytes: of one token in one layer, all kv heads. Attention reads whole tiles of 32 tokens."""
-        return self.batch * math.ceil(self.tokens / 32) * 32 * token_bytes
+        """token_bytes: of one token in one layer, all kv heads. Attention reads whole tiles of 32 tokens, and
+        exact tokens from float16 copies instead."""
+        exact = self.window + self.sinks
+        coded = math.ceil((self.tokens - exact) / 32) * 32
+        return self.batch * (coded * token_bytes + exact * 4 * self.kv_heads * self.head_dim)
 
 
 TABLE = (Case("B8 n32768", "decode", 8,
@@ -57,10 +62,23 @@ APPEND = (Case("64 sequences x 1 token", "append decode", 64,
 BESIDE = tuple(
     dataclasses.replace(case, widths=((4, 4), (4, 2), (3, 3), (2, 2)))
     for case in (TABLE[0], TABLE[4], Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
+# What is off the path that the table measures: exact tokens, raw sides, widths without a kernel of their own.
+CLIFFS = (Case("B8 n32768", "decode", 8, 32768,
+               widths=((4, 4), (8, 4), (16, 16), (16, 4), (4, 16), (5, 5), (6, 6))),
+          *(Case(f"B8 n32768, window {window}", "decode", 8, 32768, widths=((4, 4), ), window=window)
+            for window in (1, 32, 128, 512)),
+          Case("B8 n32768, sinks 4", "decode", 8, 32768, widths=((4, 4), (2, 2)), sinks=4),
+          Case("B8 n32768, window 128, sinks 4", "decode", 8, 32768,
+               widths=((4, 4), (2, 2), (16, 4), (16, 16)), window=128, sinks=4),
+          Case("B64 n1024, window 128, sinks 4", "decode", 64, 1024, widths=((4, 4), ), window=128, sinks=4),
+          Case("B8 n32768, 8 query heads per kv head, window 128", "decode", 8, 32768, q_heads=64,
+               widths=((4, 4), (16, 16)), window=128),
+          Case("B8 n32768, d 64, window 128", "decode", 8, 32768, head_dim=64,
+               widths=((4, 4), (16, 16)), window=128))
 SETS = {
     "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
-    "peers": BESIDE
+    "peers": BESIDE, "cliffs": CLIFFS
 }
 
 

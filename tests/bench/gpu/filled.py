@@ -61,8 +61,16 @@ class Filled:
                            max_sequence_tokens=self.length,
                            max_sequences=sequences,
                            max_batch_sequences=batch_sequences,
+                           window_tokens=self.case.window,
+                           sink_tokens=self.case.sinks,
+                           max_raw_tokens=self._raw_tokens() * sequences,
                            flags=NO_ZERO_ON_FREE,
                            rotation_seed=77)
+
+    def _raw_tokens(self):
+        """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part."""
+        exact = self.case.window + self.case.sinks
+        return 32 * (exact // 32 + 4) if exact else 0
 
     def _shuffle(self, count, pages_each):
         """Pages go out again in the order in which they came back: as many sequences as possible take all of

@@ -36,7 +36,8 @@ def shapes():
                                      max_tokens=case.tokens * case.batch,
                                      max_sequences=case.batch)
                 check(not config.check(), f"{case.name}: {config.check()}")
-                want = case.kv_heads * (case.head_dim * (key_bits + value_bits) // 8 + 4)
+                want = case.kv_heads * sum(
+                    case.head_dim * bits // 8 + (2 if bits < 16 else 0) for bits in (key_bits, value_bits))
                 check(config.bytes().token_bytes == want,
                       f"{case.name}: {config.bytes().token_bytes} bytes a token, expected {want}")
             new = case.tokens if case.kind == "append bulk" else case.q_len
@@ -70,11 +71,13 @@ def results():
                                                                                    200,
                                                                                    q_heads=4,
                                                                                    kv_heads=2,
-                                                                                   q_len=40), 40, 40)):
+                                                                                   q_len=40), 40, 40),
+                               (Case("four", "decode", 2, 300, q_heads=8, kv_heads=2, window=40,
+                                     sinks=4), 1, 1)):
         generator = np.random.default_rng(5)
         pool = tuple(
             generator.standard_normal((3000, case.kv_heads, case.head_dim)).astype(np.float16) for _ in "kv")
-        for bits in cases.WIDTHS:
+        for bits in cases.WIDTHS + ((16, 4), (16, 16)) if case.window else cases.WIDTHS:
             filled = Filled(case, bits, 2, pool, "cpu", None, new, queries, decoys=17)
             q = generator.standard_normal(
                 (case.batch * case.q_len, case.q_heads, case.head_dim)).astype(np.float16)
