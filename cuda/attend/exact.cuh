@@ -21,7 +21,7 @@ constexpr int kExactStep = 16;  // tokens
 // once here.
 struct ExactJob {
   const uint8_t *keys, *values;  // of the kv head, in the first page of copies
-  int64_t page_elements;
+  uint32_t page_elements;
   const int32_t* raw_table;  // of the sequence
   const uint8_t* query;      // the block's slot
   int32_t rows_at, raw_query_at, mask_rows_at;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void multiply_exact(float (&c)[4], const uint32_t (&a
 }
 
 // Groups of 32 coordinates that are on their way together; more do not fit into 128 registers.
-constexpr int exact_batch(int groups) { return groups % 2 == 0 && groups != 6 ? 2 : 1; }
+constexpr int exact_batch(int groups) { return groups == 2 || groups == 4 ? 2 : 1; }
 
 // A block's rows over the tokens of a job.
 template <int kKeyGroups, int kGroups, DataType kType>
@@ -204,20 +204,20 @@ struct ExactRows {
         job.job_tokens;
     const int begin = sink ? rows.visible_begin[g] : rows.end[g],
               end = sink ? min(rows.visible_end[g], info.sink_end) : rows.visible_end[g];
-    const float scale = rows.raw_scale[g];
 #pragma unroll 1
     for (int token = first; token < first + job.job_tokens; token += kExactStep) {
       if (!__any_sync(~0u, max(begin, token) < min(end, token + kExactStep))) continue;
       const int entry = (job.job * job.job_tokens + token - first) / format::kTileTokens;
-      const int page = entry < kPlaces ? static_cast<int>(info.places[entry])
-                                       : __ldg(job.raw_table + token / format::kTileTokens);
-      const int64_t from = page * job.page_elements;
+      const uint32_t page =
+          entry < kPlaces ? info.places[entry] : __ldg(job.raw_table + token / format::kTileTokens);
+      const int64_t from = static_cast<int64_t>(static_cast<uint64_t>(page) * job.page_elements);
       const int in_page = token % format::kTileTokens + g;
       const uint8_t* value_row = job.values + (from + in_page * job.value_dim) * dtype_bytes(kType);
       float x[4];
       scores(job.keys + (from + in_page * job.key_dim) * dtype_bytes(kType), job.key_dim, query, x, lane);
       Piece v[kBatch][2];
       load_values(value_row, job.value_dim, 0, v, lane);
+      const float scale = rows.raw_scale[made_here(g)];  // again in every step: a register less
       uint32_t seen = 0;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
@@ -265,7 +265,7 @@ __device__ __forceinline__ void exact_rows(const AttendParams& p) {
     const int head = info.kv_head * format::kTileTokens * dtype_bytes(kType);
     const ExactJob of = {static_cast<const uint8_t*>(key.raw) + head * key.layout.dim,
                          static_cast<const uint8_t*>(value.raw) + head * value.layout.dim,
-                         p.layer.raw_page_elements,
+                         static_cast<uint32_t>(p.layer.raw_page_elements),
                          p.raw_table + info.raw_slot * p.raw_table_stride,
                          f.query_slot(p, info.block),
                          p.plan.query_rows_at,

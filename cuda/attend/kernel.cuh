@@ -59,8 +59,9 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
   __syncwarp();
 }
 
-// A coded job, whose first item is there.
-template <class Core>
+// A coded job, whose first item is there. kExact: of a kernel that takes exact tokens, which has a register
+// less.
+template <class Core, bool kExact>
 __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken,
                                           int& fetched, int lane) {
   Core core;
@@ -70,7 +71,8 @@ __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f,
 #pragma unroll 1
   for (;;) {
     const volatile Item* item = queue_item(p, own, taken);
-    core.step(p, queue_stage(p, own, taken), item->at, item->flags & kItemWhole, lane);
+    const int here = kExact ? made_here(static_cast<int>(threadIdx.x)) % 32 : lane;
+    core.step(p, queue_stage(p, own, taken), item->at, item->flags & kItemWhole, here);
     const int flags = item->flags, deposit = item->deposit, unit = item->unit;
     __syncwarp();
     taken++;
@@ -112,11 +114,11 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
     }
     if constexpr (Core::kHasSmall) {
       if (info.rows <= Core::Small::kRows) {
-        coded_job<typename Core::Small>(p, f, own, taken, fetched, lane);
+        coded_job<typename Core::Small, Core::kExact>(p, f, own, taken, fetched, lane);
         continue;
       }
     }
-    coded_job<Core>(p, f, own, taken, fetched, lane);
+    coded_job<Core, Core::kExact>(p, f, own, taken, fetched, lane);
   }
 }
 
