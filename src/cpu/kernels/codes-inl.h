@@ -189,20 +189,46 @@ void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_
   }
 }
 
+// Tokens of a tile by half, lane quarter and byte: all that an operand's dwords differ in.
+struct WeightOrder {
+  uint8_t token[2][4][4];
+};
+template <int kBits>
+constexpr WeightOrder weight_order() {
+  WeightOrder order = {};
+  for (int h = 0; h < 2; h++)
+    for (int t = 0; t < 4; t++)
+      for (int m = 0; m < 4; m++)
+        order.token[h][t][m] = static_cast<uint8_t>(weight_token(kBits, 1, h, t, m));
+  return order;
+}
+
 // Weight operands of one row: per tile and half 64 bytes of even-byte pairs, then 64 of odd ones.
-HWY_INLINE void prepare_weights(const CodedSide& side, int first_tile, int last_tile, const uint16_t* weights,
-                                uint8_t* operand) {
-  const int jv = side.layout.jv;
+template <int kBits>
+HWY_INLINE void prepare_weights(int jv, int first_tile, int last_tile, const uint16_t* HWY_RESTRICT weights,
+                                uint8_t* HWY_RESTRICT operand) {
+  static constexpr WeightOrder kOrder = weight_order<kBits>();
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int h = 0; h < 2; h++) {
-      int16_t* out = reinterpret_cast<int16_t*>(operand + tile * 256 + h * 128);
-      for (int x = 0; x < 16; x++)
-        for (int m = 0; m < 4; m++) {
-          const int token = tile * format::kTileTokens + weight_token(side.layout.bits, jv, h, x, m);
-          out[32 * (m % 2) + 2 * x + m / 2] =
-              weights ? static_cast<int16_t>(weights[token] - 32768) : int16_t{1};
-        }
+      const uint16_t* w = weights + tile * format::kTileTokens;
+      uint32_t even[4], odd[4];  // of a lane quarter; w - 32768 is w with its top bit turned
+      for (int t = 0; t < 4; t++) {
+        const uint8_t(&token)[4] = kOrder.token[h][t];
+        even[t] = (w[token[0]] | static_cast<uint32_t>(w[token[2]]) << 16) ^ 0x80008000u;
+        odd[t] = (w[token[1]] | static_cast<uint32_t>(w[token[3]]) << 16) ^ 0x80008000u;
+      }
+      uint32_t* out = reinterpret_cast<uint32_t*>(operand + tile * 256 + h * 128);
+      for (int x = 0; x < 16; x++) {
+        out[x] = even[dword_quarter(jv, x)];
+        out[16 + x] = odd[dword_quarter(jv, x)];
+      }
     }
+}
+
+// The same of a row of weights 1.
+HWY_INLINE void prepare_ones(int first_tile, int last_tile, uint8_t* operand) {
+  int16_t* out = reinterpret_cast<int16_t*>(operand);
+  for (int i = first_tile * 128; i < last_tile * 128; i++) out[i] = 1;
 }
 
 template <int kBits>
@@ -215,9 +241,9 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
   const int64_t plane = static_cast<int64_t>(layout.jb) * 32 * jv;
   for (int tile = first_tile; tile < last_tile; tile++) prefetch_side(layout, next[tile]);
   for (int r = 0; r < rows; r++)
-    prepare_weights(side, first_tile, last_tile, weights + r * kBlockTokens, work + r * kWeightOperandBytes);
-  // the row of ones
-  prepare_weights(side, first_tile, last_tile, nullptr, work + rows * kWeightOperandBytes);
+    prepare_weights<kBits>(jv, first_tile, last_tile, weights + r * kBlockTokens,
+                           work + r * kWeightOperandBytes);
+  prepare_ones(first_tile, last_tile, work + rows * kWeightOperandBytes);
   alignas(64) int16_t expanded[kBlockTiles * 8 * 2 * 2 * 16];
   alignas(64) int32_t partials[(kMaxRows + 1) * 64];
   for (int vector = 0; vector < layout.jb * 2 * jv; vector++) {
