@@ -1,67 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of a row: exact tokens (sinks, window) as one more state, rotation back, centre, sink logit,
-// output.
+// The end of a row: rotation back, centre, exact tokens, sink logit, output.
 #include <algorithm>
 
 #include "cpu/attend_rows.h"
 
 namespace tq {
 namespace cpu {
-
-// Raw copies of tokens begin .. end - 1 of the tile that starts at token `first`, as floats.
-void RowTask::load_copies(Kind kind, int64_t first, int begin, int end) {
-  for (int i = begin; i < end; i++)
-    load_row(kind, g_.io_dtype, store_.raw(layer_, raw_pages_, head_, kind, first + i), i);
-}
-
-// The sinks, or the window, among the tokens first .. first + kBlockTokens - 1. Uses `o` for the exact
-// state's vector. A copy that no row sees may be one that nothing has written yet: it is not loaded.
-void RowTask::exact_block(int64_t first, bool sinks) {
-  int low = kBlockTokens, high = 0;
-  for (int r = 0; r < rows_; r++) {
-    Row& row = space_.row[r];
-    const int64_t begin = sinks ? row.sight.first : row.sight.window_begin,
-                  end = sinks ? row.sight.sink_end : row.sight.end;
-    if (!see_block(row, first, begin, std::min(end, first + kBlockTokens))) continue;
-    low = std::min(low, row.begin);
-    high = std::max(high, row.end);
-  }
-  const auto for_each_tile = [&](Kind kind, const auto& body) {
-    for (int start = low / format::kTileTokens * format::kTileTokens; start < high;
-         start += format::kTileTokens) {
-      load_copies(kind, first + start, std::max(0, low - start), std::min(format::kTileTokens, high - start));
-      body(start);
-    }
-  };
-  if (low >= high) return;
-  for_each_tile(Kind::kKey, [&](int start) { dot_tile(start, space_.q_exact, key_width_); });
-  for (int r = 0; r < rows_; r++) {
-    Row& row = space_.row[r];
-    if (row.begin >= row.end) continue;
-    const RowBlock view = {row.begin,          row.end, 0.0f, row.exact_factor, 0.0f, request_.logit_softcap,
-                           bias_of(row, first)};
-    float largest;
-    row.alpha = kernels_.softmax_dots(view, reinterpret_cast<const float*>(space_.scores + r * kBlockTokens),
-                                      nullptr, nullptr, &row.exact, space_.p + r * kBlockTokens, &largest);
-  }
-  bool started[kMaxRows] = {};
-  for_each_tile(Kind::kValue, [&](int start) { add_tile(start, started); });
-}
-
-void RowTask::fold_exact() {
-  int64_t sink_end = 0, window_begin = sequence_.length(), end = 0;  // of all rows
-  for (int r = 0; r < rows_; r++) {
-    const RowSight& sight = space_.row[r].sight;
-    std::fill(o(r), o(r) + value_width_, 0.0f);
-    sink_end = std::max(sink_end, sight.sink_end);
-    if (sight.window_begin >= sight.end) continue;
-    window_begin = std::min(window_begin, sight.window_begin);
-    end = std::max(end, sight.end);
-  }
-  for (int64_t first = 0; first < sink_end; first += kBlockTokens) exact_block(first, true);
-  for (int64_t first = window_begin / kBlockTokens * kBlockTokens; first < end; first += kBlockTokens)
-    exact_block(first, false);
-}
 
 void RowTask::write_row(int r) {
   Row& row = space_.row[r];

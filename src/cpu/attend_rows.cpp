@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of attention: preparation of q, splits of coded tokens. What a row sees is in attend_mask.cpp, the
-// exact tokens and the output in attend_finish.cpp.
+// Rows of attention: preparation of q, splits of coded tokens. What a row sees is in attend_mask.cpp, exact
+// tokens are in attend_exact.cpp, the output in attend_finish.cpp.
 #include "cpu/attend_rows.h"
 
 #include <float.h>
@@ -199,6 +199,7 @@ void RowTask::run_split(int64_t index) {
 // Scales of the block's tiles as floats, the values' times kWeightShift; tokens at or beyond `high` and tiles
 // that no row sees count as 0.
 void RowTask::load_scales(const BlockTiles& tiles) {
+  if (layer_.tile.key.raw() && layer_.tile.value.raw()) return;
   std::fill(space_.key_scales, space_.key_scales + kBlockTokens, 0.0f);
   std::fill(space_.value_scales, space_.value_scales + kBlockTokens, 0.0f);
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
@@ -227,8 +228,8 @@ void RowTask::locate(BlockTiles* tiles, int64_t end) const {
     tiles->tile[i] = tiles->next[i] = place_.sequence_tile(pages_, head_, index);
     if (!seen || next * format::kTileTokens >= end) continue;
     tiles->next[i] = place_.sequence_tile(pages_, head_, next);
-    __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
-    __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
+    if (!layer_.tile.key.raw()) __builtin_prefetch(tiles->next[i] + layer_.tile.key_scale_offset(), 0, 2);
+    if (!layer_.tile.value.raw()) __builtin_prefetch(tiles->next[i] + layer_.tile.value_scale_offset(), 0, 2);
   }
 }
 
@@ -274,88 +275,30 @@ void RowTask::run_block(int64_t block, int64_t high) {
   value_block(tiles);
 }
 
-void RowTask::load_row(Kind kind, DataType type, const uint8_t* source, int token) {
-  const int dim = layer_.dim(kind), width = kind == Kind::kKey ? key_width_ : value_width_;
-  float* row = space_.rows + static_cast<int64_t>(token) * width;
-  kernels_.to_float(type, source, dim, row);
-  std::fill(row + dim, row + width, 0.0f);
-}
-
-void RowTask::load_tile(const uint8_t* tile, Kind kind, int valid) {
-  const bool key = kind == Kind::kKey;
-  const format::SideLayout& side = key ? layer_.tile.key : layer_.tile.value;
-  const uint8_t* words = tile + (key ? layer_.tile.key_offset() : layer_.tile.value_offset());
-  if (!side.raw()) {
-    const uint8_t* scales = tile + (key ? layer_.tile.key_scale_offset() : layer_.tile.value_scale_offset());
-    return expand_rows(key ? key_coder_ : value_coder_, side, reinterpret_cast<const uint32_t*>(words),
-                       reinterpret_cast<const uint16_t*>(scales), valid, space_.rows);
-  }
-  const DataType type = g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16;
-  for (int i = 0; i < valid; i++)
-    load_row(kind, type, words + static_cast<int64_t>(i) * side.dim * dtype_bytes(type), i);
-}
-
-void RowTask::dot_tile(int start, const float* queries, int width) {
-  for (int r = 0; r < rows_; r++) {
-    const Row& row = space_.row[r];
-    const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
-    if (begin >= end) continue;
-    kernels_.dot_rows(queries + static_cast<int64_t>(r) * width,
-                      space_.rows + static_cast<int64_t>(begin - start) * width, width, end - begin,
-                      reinterpret_cast<float*>(space_.scores + r * kBlockTokens + begin));
-  }
-}
-
-void RowTask::add_tile(int start, bool* started) {
-  for (int r = 0; r < rows_; r++) {
-    const Row& row = space_.row[r];
-    const int begin = std::max(row.begin, start), end = std::min(row.end, start + format::kTileTokens);
-    if (begin >= end) continue;
-    kernels_.add_rows(space_.p + r * kBlockTokens + begin,
-                      space_.rows + static_cast<int64_t>(begin - start) * value_width_, value_width_,
-                      end - begin, started[r] ? 1.0f : row.alpha, o(r));
-    started[r] = true;
-  }
-}
-
 void RowTask::score_block(const BlockTiles& tiles) {
   if (!layer_.tile.key.by_rows()) {
     key_kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
                        rows_, space_.scores);
     return;
   }
-  for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
-    if (!(tiles.seen >> i & 1)) continue;
-    const int start = i * format::kTileTokens;
-    load_tile(tiles.tile[i], Kind::kKey, tiles.valid(i));
-    dot_tile(start, key_rotated_ ? space_.q_rows : space_.q_exact, row_width_);
-  }
+  score_exact(tiles);
 }
 
 void RowTask::value_block(const BlockTiles& tiles) {
+  if (layer_.tile.value.by_rows()) return value_exact(tiles);
   const uint8_t* sides[kBlockTiles] = {};
   const uint8_t* next[kBlockTiles] = {};
   for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
     sides[i] = tiles.tile[i] + layer_.tile.value_offset();
     next[i] = tiles.next[i] + layer_.tile.value_offset();
   }
-  if (!layer_.tile.value.by_rows()) {
-    value_kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights,
-                              rows_, space_.sums, space_.accumulate_work);
-    for (int r = 0; r < rows_; r++) {
-      const Row& row = space_.row[r];
-      if (row.begin < row.end)
-        kernels_.update(o(r), space_.sums + static_cast<int64_t>(r) * value_width_, value_width_, row.alpha,
-                        row.weights);
-    }
-    return;
-  }
-  bool started[kMaxRows] = {};
-  for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
-    if (!(tiles.seen >> i & 1)) continue;
-    const int start = i * format::kTileTokens;
-    load_tile(tiles.tile[i], Kind::kValue, tiles.valid(i));
-    add_tile(start, started);
+  value_kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights,
+                            rows_, space_.sums, space_.accumulate_work);
+  for (int r = 0; r < rows_; r++) {
+    const Row& row = space_.row[r];
+    if (row.begin < row.end)
+      kernels_.update(o(r), space_.sums + static_cast<int64_t>(r) * value_width_, value_width_, row.alpha,
+                      row.weights);
   }
 }
 

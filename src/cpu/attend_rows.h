@@ -127,15 +127,27 @@ class RowTask {
   void load_scales(const BlockTiles& tiles);
   void score_block(const BlockTiles& tiles);
   void value_block(const BlockTiles& tiles);
-  // One side of the first `valid` tokens of a tile, by rows, into `rows`.
-  void load_tile(const uint8_t* tile, Kind kind, int valid);
+  // Exact keys and values of a block, and those of sides by rows (attend_exact.cpp).
+  struct Range {
+    int begin, end;
+  };
+  Range seen_by_any() const;
+  DataType raw_type() const { return g_.io_dtype == DataType::kBF16 ? DataType::kBF16 : DataType::kF16; }
+  ExactSide raw_side(const BlockTiles& tiles, Kind kind) const;
+  ExactSide copies(Kind kind, int64_t start, Range range) const;
+  bool read_as_stored(Kind kind) const;
+  template <typename Load, typename Body>
+  void for_each_part(const ExactSide& stored, bool as_stored, Range range, int width, const Load& load,
+                     const Body& body);
+  // Tokens begin .. end - 1 of a tile, by rows, into `rows`.
+  void load_tile(const uint8_t* tile, Kind kind, int begin, int end);
   // An exact vector to row `token` of `rows`, zeros behind it.
   void load_row(Kind kind, DataType type, const uint8_t* source, int token);
-  void load_copies(Kind kind, int64_t first, int begin, int end);
-  // Exact rows: the tile that `rows` holds, token 0 of which is token `start` of the block, against the
-  // tokens of it that each row sees. Others are neither computed nor read.
-  void dot_tile(int start, const float* queries, int width);
-  void add_tile(int start, bool* started);
+  void score_exact(const BlockTiles& tiles);
+  void value_exact(const BlockTiles& tiles);
+  void dot_exact(const ExactSide& side, Range range, const float* queries, int width);
+  void add_run(const ExactSide& side, int64_t start, int begin, int end);
+  void add_exact(const ExactSide& side, int64_t start, Range range);
   void exact_block(int64_t first, bool sinks);
   void fold_exact();
   void write_row(int r);

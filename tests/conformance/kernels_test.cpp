@@ -342,6 +342,69 @@ TEST_P(KernelsTest, WeightsAgreeWithTheScalarPath) {
   }
 }
 
+// Exact tokens of every stored type, for row counts that make all groups of rows. Tokens that are not asked
+// for hold NaNs; a row's numbers are the same alone and among others.
+TEST_P(KernelsTest, ExactTokens) {
+  Random random(7);
+  for (const int dim : {32, 80, 112, 128, 576})
+    for (const DataType type : {DataType::kF32, DataType::kF16, DataType::kBF16}) {
+      const int rows = 7, begin = 5 + dim % 3, end = 120, row_bytes = dim * dtype_bytes(type);
+      std::vector<uint8_t> stored(static_cast<size_t>(kBlockTokens * row_bytes), 0xFF);
+      std::vector<float> values(static_cast<size_t>(kBlockTokens * dim));
+      for (int i = begin * dim; i < end * dim; i++) {
+        const float x = random.normal();
+        uint8_t* at = &stored[static_cast<size_t>(i * dtype_bytes(type))];
+        cpu::kScalarKernels.from_float(type, &x, 1, at);
+        cpu::kScalarKernels.to_float(type, at, 1, &values[static_cast<size_t>(i)]);
+      }
+      cpu::ExactSide side = {type, dim, {}, {}};
+      for (int i = 0; i < kBlockTiles; i++)
+        side.tiles[i] = side.next[i] = &stored[static_cast<size_t>(i * format::kTileTokens * row_bytes)];
+      alignas(64) static float q[rows * format::kMaxDim], o[rows * format::kMaxDim], alone[format::kMaxDim],
+          dots[(rows + 1) * kBlockTokens], p[rows * kBlockTokens];
+      for (float& x : q) x = random.normal();
+      for (float& x : o) x = random.normal();
+      for (float& x : p) x = static_cast<float>(random.uniform());
+      const std::vector<float> before(o, o + rows * format::kMaxDim);
+      kernels().dot_tokens(side, begin, end, q, dim, rows, dots);
+      const float *weights[rows], alpha[rows] = {0, 1, 0.5f, 2, 0.25f, 0, 3};
+      float* sums[rows];
+      for (int r = 0; r < rows; r++) weights[r] = p + r * kBlockTokens, sums[r] = o + r * format::kMaxDim;
+      kernels().add_tokens(side, begin, end, weights, alpha, rows, sums);
+      for (int r = 0; r < rows; r++) {
+        kernels().dot_tokens(side, begin, end, q + r * dim, dim, 1, dots + rows * kBlockTokens);
+        for (int i = begin; i < end; i++) {
+          double want = 0, size = 0;
+          for (int c = 0; c < dim; c++) {
+            const double product =
+                static_cast<double>(q[r * dim + c]) * values[static_cast<size_t>(i * dim + c)];
+            want += product, size += fabs(product);
+          }
+          ASSERT_NEAR(want, dots[r * kBlockTokens + i], size * dim * ldexp(1, -24)) << dim << " token " << i;
+          ASSERT_EQ(dots[rows * kBlockTokens + i], dots[r * kBlockTokens + i]) << dim << " token " << i;
+        }
+        const size_t row = static_cast<size_t>(r * format::kMaxDim);
+        std::copy(before.begin() + r * format::kMaxDim, before.begin() + r * format::kMaxDim + dim, alone);
+        float* sum = alone;
+        // in two runs
+        kernels().add_tokens(side, begin, 40, weights + r, alpha + r, 1, &sum);
+        const float one = 1;
+        kernels().add_tokens(side, 40, end, weights + r, &one, 1, &sum);
+        for (int c = 0; c < dim; c++) {
+          double want = static_cast<double>(before[row + static_cast<size_t>(c)]) * alpha[r],
+                 size = fabs(want);
+          for (int i = begin; i < end; i++) {
+            const double product =
+                static_cast<double>(p[r * kBlockTokens + i]) * values[static_cast<size_t>(i * dim + c)];
+            want += product, size += fabs(product);
+          }
+          ASSERT_NEAR(want, sums[r][c], size * (end - begin + 1) * ldexp(1, -23)) << dim << " entry " << c;
+          ASSERT_EQ(alone[c], sums[r][c]) << dim << " row " << r << " entry " << c;
+        }
+      }
+    }
+}
+
 TEST_P(KernelsTest, ConvertsEveryHalf) {
   std::vector<uint16_t> halves(65536), back(65536);
   std::vector<float> got(65536), want(65536);

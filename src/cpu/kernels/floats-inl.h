@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Softmax weights, output updates, exact rows and type conversions in SIMD; included once per instruction
+// Softmax weights, output updates and type conversions in SIMD; included once per instruction
 // set.
 //
 // 2^x is a polynomial of degree 6 on [-1/2, 1/2] (Cephes exp2f, relative error below 2^-22) with the exponent
@@ -84,7 +84,11 @@ HWY_INLINE VF store_logits(const RowBlock& row, const Score* HWY_RESTRICT scores
     if (row.softcap > 0)
       logit = hn::Mul(tanh_vector(hn::Mul(logit, hn::Set(d, kLn2 / row.softcap))),
                       hn::Set(d, row.softcap * kLog2E));
-    if (row.bias) logit = hn::Add(logit, hn::Load(d, row.bias + i));
+    if (row.bias) {
+      // A hidden token's score may be anything: it is put aside, not added to.
+      const VF bias = hn::Load(d, row.bias + i);
+      logit = hn::IfThenElse(hn::Gt(bias, lowest), hn::Add(logit, bias), lowest);
+    }
     if constexpr (!kAllVisible) {
       const auto token = hn::Add(lane_numbers(), hn::Set(di, i));
       const auto visible =
@@ -162,43 +166,6 @@ void update(float* HWY_RESTRICT o, const int32_t* HWY_RESTRICT sums, int count, 
   for (int i = 0; i < count; i += lanes)
     hn::Store(hn::MulAdd(hn::Add(load_scores(sums + i), half), unit, hn::Mul(hn::Load(d, o + i), va)), d,
               o + i);
-}
-
-// Two rows at a time, so that loads of q are shared; each row's sum is formed the same way.
-void dot_rows(const float* HWY_RESTRICT q, const float* HWY_RESTRICT rows, int dim, int count,
-              float* HWY_RESTRICT dots) {
-  const F d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  int i = 0;
-  for (; i + 2 <= count; i += 2) {
-    const float* row = rows + static_cast<int64_t>(i) * dim;
-    VF a = hn::Zero(d), b = hn::Zero(d);
-    for (int c = 0; c < dim; c += lanes) {
-      const VF vq = hn::Load(d, q + c);
-      a = hn::MulAdd(vq, hn::Load(d, row + c), a);
-      b = hn::MulAdd(vq, hn::Load(d, row + dim + c), b);
-    }
-    dots[i] = lane_sum(a);
-    dots[i + 1] = lane_sum(b);
-  }
-  for (; i < count; i++) {
-    VF a = hn::Zero(d);
-    for (int c = 0; c < dim; c += lanes)
-      a = hn::MulAdd(hn::Load(d, q + c), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), a);
-    dots[i] = lane_sum(a);
-  }
-}
-
-void add_rows(const float* HWY_RESTRICT p, const float* HWY_RESTRICT rows, int dim, int count, float alpha,
-              float* HWY_RESTRICT o) {
-  const F d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int c = 0; c < dim; c += lanes) {
-    VF sum = alpha == 0 ? hn::Zero(d) : hn::Mul(hn::Load(d, o + c), hn::Set(d, alpha));
-    for (int i = 0; i < count; i++)
-      sum = hn::MulAdd(hn::Set(d, p[i]), hn::Load(d, rows + static_cast<int64_t>(i) * dim + c), sum);
-    hn::Store(sum, d, o + c);
-  }
 }
 
 void combine(float* HWY_RESTRICT y, float a, const float* HWY_RESTRICT x, float b, int count) {

@@ -23,7 +23,8 @@ namespace cpu {
 constexpr int kBlockTiles = 4;
 // tokens that share one exact int32 value sum: 128 * 65535 * 128 < 2^31
 constexpr int kBlockTokens = kBlockTiles * format::kTileTokens;
-constexpr int kMaxRows = 32;  // query rows that one call of a kernel serves
+constexpr int kMaxLanes = 16;  // floats of the widest vector
+constexpr int kMaxRows = 32;   // query rows that one call of a kernel serves
 // softmax weights are unsigned 16-bit integers relative to the largest of a block
 constexpr int kWeightMax = 65535;
 
@@ -77,6 +78,16 @@ struct RowBlock {
   // [kBlockTokens] or null: added to the logit behind the soft-cap, at most kLogitLimit in size; -inf: the
   // token is not visible. Some token from begin on is.
   const float* bias;
+};
+
+// Keys or values of a block that are kept exactly, as float32, float16 or bfloat16 rows [dim], finite where
+// they are written; dim is a multiple of kMaxLanes. tiles[i] is token 32 i of the block; next[i] is the tile
+// that is read after it, to be brought near meanwhile (or any other, tiles[i] itself too).
+struct ExactSide {
+  DataType type;
+  int dim;
+  const uint8_t* tiles[kBlockTiles];
+  const uint8_t* next[kBlockTiles];
 };
 
 struct BlockWeights {
@@ -164,10 +175,14 @@ struct Kernels {
   BlockWeights (*weigh)(const float* p, float largest, bool half, uint16_t* weights);
   // o = o * alpha + (sums + half_sum) * unit.
   void (*update)(float* o, const int32_t* sums, int count, float alpha, BlockWeights weights);
-  // dots[i] = q . rows[i]; rows are [count][dim].
-  void (*dot_rows)(const float* q, const float* rows, int dim, int count, float* dots);
-  // o = o * alpha + sum p[i] * rows[i].
-  void (*add_rows)(const float* p, const float* rows, int dim, int count, float alpha, float* o);
+  // dots[r * kBlockTokens + i] = q[r * stride ..] . token i for begin <= i < end; others of the same tiles
+  // come to hold anything. No token outside begin .. end - 1 is read.
+  void (*dot_tokens)(const ExactSide& side, int begin, int end, const float* q, int stride, int rows,
+                     float* dots);
+  // o[r] = o[r] * alpha[r] + sum p[r][i] * token i for begin <= i < end, in this order; alpha 0 never reads
+  // o. No other token is read.
+  void (*add_tokens)(const ExactSide& side, int begin, int end, const float* const* p, const float* alpha,
+                     int rows, float* const* o);
   // y = a * y + b * x, a = 0 never reads y.
   void (*combine)(float* y, float a, const float* x, float b, int count);
 

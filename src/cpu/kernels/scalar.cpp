@@ -127,6 +127,8 @@ float softmax_of(const RowBlock& row, const Score* scores, const float* key_scal
   std::fill(p, p + kBlockTokens, 0.0f);
   float m = state->m;
   for (int i = row.begin; i < row.end; i++) {
+    p[i] = minus_infinity();
+    if (row.bias && row.bias[i] == minus_infinity()) continue;
     float logit =
         (static_cast<float>(scores[i]) + row.half_sum) * row.factor * (key_scales ? key_scales[i] : 1.0f);
     logit = std::min(std::max(logit, -kLogitLimit), kLogitLimit) + row.constant;
@@ -166,20 +168,33 @@ void update(float* o, const int32_t* sums, int count, float alpha, BlockWeights 
     o[i] = o[i] * alpha + (static_cast<float>(sums[i]) + weights.half_sum) * weights.unit;
 }
 
-void dot_rows(const float* q, const float* rows, int dim, int count, float* dots) {
-  for (int i = 0; i < count; i++) {
-    float sum = 0;
-    for (int c = 0; c < dim; c++) sum += q[c] * rows[i * dim + c];
-    dots[i] = sum;
-  }
+// Coordinate c of token i of a block.
+float exact_value(const ExactSide& side, int i, int c) {
+  const uint8_t* at = side.tiles[i / format::kTileTokens] +
+                      static_cast<int64_t>(i % format::kTileTokens * side.dim + c) * dtype_bytes(side.type);
+  float x;
+  to_float(side.type, at, 1, &x);
+  return x;
 }
 
-void add_rows(const float* p, const float* rows, int dim, int count, float alpha, float* o) {
-  for (int c = 0; c < dim; c++) {
-    float sum = alpha == 0 ? 0.0f : o[c] * alpha;
-    for (int i = 0; i < count; i++) sum += p[i] * rows[i * dim + c];
-    o[c] = sum;
-  }
+void dot_tokens(const ExactSide& side, int begin, int end, const float* q, int stride, int rows,
+                float* dots) {
+  for (int r = 0; r < rows; r++)
+    for (int i = begin; i < end; i++) {
+      float sum = 0;
+      for (int c = 0; c < side.dim; c++) sum += q[r * stride + c] * exact_value(side, i, c);
+      dots[r * kBlockTokens + i] = sum;
+    }
+}
+
+void add_tokens(const ExactSide& side, int begin, int end, const float* const* p, const float* alpha,
+                int rows, float* const* o) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < side.dim; c++) {
+      float sum = alpha[r] == 0 ? 0.0f : o[r][c] * alpha[r];
+      for (int i = begin; i < end; i++) sum += p[r][i] * exact_value(side, i, c);
+      o[r][c] = sum;
+    }
 }
 
 void combine(float* y, float a, const float* x, float b, int count) {
@@ -202,8 +217,8 @@ void dot_values(const int16_t* q, int64_t stride, int rows, const int16_t* value
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar",   code_table<ScalarCode>(), rotate_input,      encode,    rotate, unrotate, to_float,
-    from_float, softmax_of<int32_t>,      softmax_of<float>, weigh,     update, dot_rows, add_rows,
+    "scalar",   code_table<ScalarCode>(), rotate_input,      encode,    rotate, unrotate,   to_float,
+    from_float, softmax_of<int32_t>,      softmax_of<float>, weigh,     update, dot_tokens, add_tokens,
     combine,    format::unpack_codes,     double_levels,     dot_values};
 
 }  // namespace cpu

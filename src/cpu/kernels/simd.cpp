@@ -19,6 +19,7 @@
 #if HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128
 #include "cpu/kernels/codes-inl.h"
 #include "cpu/kernels/encode-inl.h"
+#include "cpu/kernels/exact-inl.h"
 #include "cpu/kernels/floats-inl.h"
 #include "cpu/kernels/records-inl.h"
 #include "cpu/kernels/vectors-inl.h"
@@ -45,8 +46,8 @@ struct SimdCode {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    kName,      code_table<SimdCode>(), load_and_rotate,   encode,    rotate, unrotate, to_float,
-    from_float, softmax_of<int32_t>,    softmax_of<float>, weigh,     update, dot_rows, add_rows,
+    kName,      code_table<SimdCode>(), load_and_rotate,   encode,    rotate, unrotate,   to_float,
+    from_float, softmax_of<int32_t>,    softmax_of<float>, weigh,     update, dot_tokens, add_tokens,
     combine,    unpack_codes,           double_levels,     dot_values};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
