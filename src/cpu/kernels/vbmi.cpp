@@ -8,9 +8,9 @@
 // times the level. Everything is exact modulo 2^32 and the true sums fit int32 (kernels.h).
 //
 // Of about 21 ns a token at 8 rows of 4+4 bits (Zen 5, in cache) the 64 vpdpbusd take 9, the expansions with
-// their loads and fetches 5, softmax and weights 3. Tried without gain: the expansion as a function of its own
-// between the loops over rows (4 rows a tenth slower, 8 as fast), and besides the fetches of the next block in
-// equal shares beside the products (the same).
+// their loads and fetches 5, softmax and weights 3. Tried without gain: the expansion as a function of its
+// own between the loops over rows (4 rows a tenth slower, 8 as fast), and besides the fetches of the next
+// block in equal shares beside the products (the same).
 //
 // Highway 1.0.3 has none of these operations.
 #include "cpu/kernels/vbmi.h"
