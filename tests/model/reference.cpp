@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "format/grouped.h"
+
 namespace tq {
 namespace model {
 namespace {

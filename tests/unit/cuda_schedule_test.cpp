@@ -88,8 +88,8 @@ void check_plan(const Plan& plan, int num_ctas) {
       const int64_t tokens = split == q.num_splits ? plan.geometry.window_tokens + plan.geometry.sink_tokens
                              : split == q.num_splits - 1 ? in_split
                                                          : q.split_tokens;
-      const int64_t each = split == q.num_splits ? kExactStepTokens : kStepTokens;
-      const int64_t unit_weight = (tokens + each - 1) / each + kUnitWeight;
+      const int64_t step = split == q.num_splits ? kExactStepTokens : kStepTokens;
+      const int64_t unit_weight = (tokens + step - 1) / step + kUnitWeight;
       largest_unit = std::max(largest_unit, unit_weight);
       weight += unit_weight;
       if (++split == q.units_per_block) {
