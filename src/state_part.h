@@ -87,7 +87,8 @@ struct RunSlice {
 
   int64_t bytes() const { return move.heads * move.tiles * move.tile_bytes(); }
 };
-// visit(slice), in the order of memory. room(): bytes that the next one may have, at least those of a tile.
+// visit(slice), in the order of memory; it may change the slice. room(): bytes that the next one may have, at
+// least those of a tile.
 template <typename Room, typename Visit>
 void for_each_slice(const TileMove& run, const Room& room, const Visit& visit) {
   int64_t first = 0;
@@ -95,11 +96,14 @@ void for_each_slice(const TileMove& run, const Room& room, const Visit& visit) {
     const int64_t fit = room() / run.tile_bytes();
     const bool whole = first == 0 && fit >= run.tiles;  // heads
     RunSlice slice = {head, first, part_of(run, first, std::min(fit, run.tiles - first))};
-    slice.move.heads = whole ? static_cast<int32_t>(std::min<int64_t>(run.heads - head, fit / run.tiles)) : 1;
+    const int32_t heads =
+        whole ? static_cast<int32_t>(std::min<int64_t>(run.heads - head, fit / run.tiles)) : 1;
+    const int64_t tiles = slice.move.tiles;
+    slice.move.heads = heads;
     visit(slice);
-    first += slice.move.tiles;
+    first += tiles;
     if (first < run.tiles) continue;
-    head += slice.move.heads;
+    head += heads;
     first = 0;
   }
 }
