@@ -76,7 +76,7 @@ def test_verify(name, tmp_path):
     done = run("cache", "verify", path)
     assert done.returncode == 0, done.stderr
     assert "all checksums agree" in done.stdout
-    assert ("a cache loads it" in done.stdout) == (name != "centres")
+    assert ("a cache loads it" in done.stdout) == (name not in ("centres", "prod"))
     data, random = path.read_bytes(), np.random.default_rng(1)
     broken = tmp_path / "broken.tqkv"
     for at in [0, len(data) - 1, *random.integers(0, len(data), 6)]:
