@@ -199,6 +199,50 @@ def test_a_pass_that_is_cut_off_is_undone(name):
         run(model, ids(2, 2, seed=len(cut)), plain, ours)
 
 
+@pytest.mark.parametrize("name, mode", (("llama", "fused"), ("mistral", "fused"), ("gemma4", "fused"),
+                                        ("qwen3_next", "fused"), ("llama", "compatible")))
+def test_swapped_out_and_back(name, mode):
+    model, plain, ours = pair(name, mode)
+    bytes_there = ours.swap_out()
+    assert bytes_there > 0 and ours.swap_out() == bytes_there  # it is there already
+    assert ours.tqkv is None and ours.memory() is None
+    run(model, ids(2, 3), plain, ours)
+    ours.swap_out()
+    ours.swap_in()
+    assert ours.memory().num_sequences == 2
+    run(model, ids(2, 1), plain, ours)
+
+
+def test_swapped_out_with_window_and_copies():
+    """Exact copies travel too; a copy's tokens stay on the device, and in the same cache."""
+    model, inputs = tiny("llama"), prompt(2, 30)
+    expected, ours = (turbo(model, "small") for _ in range(2))
+    for cache in (expected, ours):
+        logits(model, inputs["input_ids"], cache)
+    twin = copy.deepcopy(ours)
+    ours.swap_out()
+    assert ours.tqkv is twin.tqkv and ours.memory().num_sequences == 2
+    new = ids(2, 2)
+    wanted = logits(model, new, expected)
+    assert torch.equal(logits(model, new, twin), wanted)
+    assert torch.equal(logits(model, new, ours), wanted)
+
+
+def test_what_needs_swapped_rows_brings_them_back():
+    model, plain, ours = pair(rows=2)
+    for change in (lambda cache: cache.crop(-2), lambda cache: cache.reorder_cache(torch.tensor([1, 0])),
+                   lambda cache: cache.batch_repeat_interleave(2),
+                   lambda cache: cache.batch_select_indices(torch.tensor([3, 0]))):
+        ours.swap_out()
+        change(plain)
+        change(ours)
+        run(model, ids(len(ours.store.rows), 2), plain, ours)
+    other = copy.deepcopy(ours)
+    ours.swap_out()
+    ours.reset()
+    assert ours.get_seq_length() == 0 and other.get_seq_length() == plain.get_seq_length()
+
+
 def test_it_grows_and_keeps_what_it_holds():
     model, plain, ours = pair(tokens=10)
     small = ours.tqkv.config.max_tokens

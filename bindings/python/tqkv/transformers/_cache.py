@@ -70,7 +70,7 @@ class TurboLayer(CacheLayerMixin):
 
     def _whole(self, *args, **kwargs):
         raise NotSupported("TurboLayer: crop, reorder, select, reset and offload are calls of the cache; "
-                           "offloading is not supported, codes are small")
+                           "layers are not offloaded one by one: TurboCache.swap_out moves all of them")
 
     crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _whole
     reset = offload = prefetch = _whole
@@ -181,6 +181,7 @@ class TurboCache(Cache):
         self._select(torch.as_tensor(indices), "batch_select_indices")
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        self.store.swap_in()
         rows = torch.arange(len(self.store.rows))
         self._select(rows.repeat_interleave(repeats), "batch_repeat_interleave")
 
@@ -218,6 +219,17 @@ class TurboCache(Cache):
             return 0.0
         sizes = self.tqkv.config.bytes()
         return sizes.fp16_token_bytes / sizes.token_bytes
+
+    def swap_out(self) -> int:
+        """Moves all tokens into host memory as they are stored, and gives the device's memory back (its pages
+        alone while copies of this cache live). Whatever needs them next brings them back by itself, with the
+        same bits. Returns the bytes in host memory. States of linear attention stay where they are."""
+        return self.store.swap_out()
+
+    def swap_in(self) -> None:
+        """Brings back now what swap_out moved away. Raises CapacityError or OutOfMemory if there is no room;
+        nothing is lost then."""
+        self.store.swap_in()
 
     def close(self) -> None:
         """Gives all memory back now; copies of this cache are closed with it."""

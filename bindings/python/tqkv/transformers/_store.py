@@ -16,6 +16,7 @@ from ..cache import Cache
 from ..config import Config, Layer
 from ..errors import CapacityError, Error, InvalidArgument, InvalidState, NotSupported
 from ._attention import NoGradient, as_seen, bounded, exact_attention, visible_ranges
+from ._swap import Swapped
 
 PAGE = 64            # tokens; what room is counted in
 ROLLBACK = 64        # tokens that can be cropped, at least, of models with sliding windows
@@ -88,6 +89,7 @@ class Store:
         self.real: Optional[torch.Tensor] = None
         self.step: Optional[Step] = None
         self.broken = ""
+        self.swapped: Optional[Swapped] = None  # instead of rows
         weakref.finalize(self, _release, self.rows).atexit = False
 
     # ---- what Transformers asks
@@ -124,6 +126,7 @@ class Store:
     def _check_batch(self, key):
         if self.broken:
             raise InvalidState(f"{self.broken}; reset() empties the cache")
+        self.swap_in()
         if self.cache is not None and key.device != self.device:
             raise InvalidArgument(f"key_states: are on {key.device}, the cache is on {self.device}: all "
                                   "attention layers must be on one device")
@@ -239,6 +242,7 @@ class Store:
     def select(self, indices: List[int], what: str):
         """Row i becomes a copy of what row indices[i] was: pages are shared, not copied."""
         self.finish()
+        self.swap_in()
         if not self.columns:
             return
         for i in indices:
@@ -258,6 +262,7 @@ class Store:
     def crop(self, remove: int):
         """Takes the last `remove` columns away."""
         self.finish()
+        self.swap_in()
         if remove > self.columns:
             raise InvalidArgument(f"crop: {remove} tokens to remove, the cache has {self.columns}")
         if remove == 0:
@@ -275,13 +280,14 @@ class Store:
         self.real = None if self.real is None else self.real[:, :left]
 
     def reset(self):
-        self.step, self.real, self.columns, self.broken = None, None, 0, ""
+        self.step, self.real, self.columns, self.broken, self.swapped = None, None, 0, "", None
         for row in self.rows:
             row.truncate(0, stream=self.stream)
 
     def fork(self) -> "Store":
         """Another batch with the same tokens, in the same cache."""
         self.finish()
+        self.swap_in()
         other = Store(self.specs, self.fields, self.limits, self.centres)
         other.cache, other.device, other.columns = self.cache, self.device, self.columns
         other.real = None if self.real is None else self.real.clone()
@@ -290,6 +296,28 @@ class Store:
             self._check_rows(len(self.rows), "copy")
             other.rows += [row.fork(stream=self.stream) for row in self.rows]
         return other
+
+    def swap_out(self) -> int:
+        """Moves the rows into host memory; the cache is closed unless others have rows in it. Returns the
+        bytes there."""
+        self.finish()
+        if self.rows:
+            self.swapped = Swapped(self.cache, self.rows, self.device, self.stream)
+            for row in self.rows:
+                row.free(stream=self.stream)
+            self.rows.clear()
+            if self.cache.memory().num_sequences == 0:
+                self.cache.close()
+                self.cache = self.batch = None
+        return 0 if self.swapped is None else self.swapped.bytes
+
+    def swap_in(self):
+        """Brings rows back that were swapped out; they stay there if this fails."""
+        if self.swapped is not None:
+            if self.cache is None:
+                self._open(self.swapped.config)
+            self.rows += self.swapped.rows(self.cache, self.stream)
+            self.swapped = None
 
     # ---- inside
 
@@ -361,6 +389,9 @@ class Store:
         if reasons:
             raise NotSupported("TurboCache: this model cannot be held:\n  " + "\n  ".join(reasons))
         self.device = key.device
+        self._open(config)
+
+    def _open(self, config):
         self.cache = Cache(config, stream=self.stream)
         self.batch = self.cache.batch()
         for layer, sides in enumerate(self.centres or ()):
