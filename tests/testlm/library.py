@@ -37,7 +37,11 @@ class CacheConfig(ctypes.Structure):
                 [(name, ctypes.c_int32)
                  for name in ("window_tokens", "sink_tokens", "rollback_tokens", "num_threads")] +
                 [("flags", ctypes.c_uint64), ("allocator", ctypes.c_void_p), ("pool", ctypes.c_void_p),
-                 ("pool_bytes", ctypes.c_int64), ("layers", ctypes.c_void_p)])
+                 ("pool_bytes", ctypes.c_int64), ("layers", ctypes.c_void_p)] +
+                [(name, ctypes.c_int32)
+                 for name in ("key_family", "value_family", "group_size", "sketch", "sketch_rule")] +
+                [("sketch_factor", ctypes.c_float), ("key_levels", ctypes.c_void_p),
+                 ("value_levels", ctypes.c_void_p)])
 
 
 def find_library():
