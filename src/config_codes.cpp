@@ -215,8 +215,9 @@ void ResolvedConfig::resolve_levels(ReasonList& reasons) {
       layer.*s.own = nullptr;
       if (layer.shares_layer != 0) {
         if (own) layer_reasons.add(number, "layers[%d].%s: it shares another layer's tokens", number, s.name);
-        const size_t source = static_cast<size_t>(layer.shares_layer - 1);
-        if (layer.shares_layer < 0 || source >= i) continue;  // refused elsewhere
+        if (layer.shares_layer < 0) continue;  // refused elsewhere, as is what follows
+        const size_t source = static_cast<size_t>(layer.shares_layer) - 1;
+        if (source >= i) continue;
         layer.*s.own = resolved_layers_[source].*s.own;
         layer_tables_[2 * i + static_cast<size_t>(side)] =
             layer_tables_[2 * source + static_cast<size_t>(side)];
