@@ -21,9 +21,9 @@ constexpr int kExactStep = 16;  // tokens
 // once here.
 struct ExactJob {
   const uint8_t *keys, *values;  // of the kv head, in the first page of copies
-  uint32_t page_elements;
-  const int32_t* raw_table;  // of the sequence
-  const uint8_t* query;      // the block's slot
+  uint32_t page_elements;        // at most 65,536 kv heads x 32 tokens x 2 x 576
+  const int32_t* raw_table;      // of the sequence
+  const uint8_t* query;          // the block's slot
   int32_t rows_at, raw_query_at, mask_rows_at;
   int32_t key_dim, value_dim, job_tokens, job;
   float softcap_log2, softcap_steepness;

@@ -54,9 +54,6 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
       "attend: %d bytes of shared memory needed for head_dim %d at %d + %d bits, the device gives a block %d",
       p.plan.total_bytes, layer.key.layout.dim, layer.key.layout.bits, layer.value.layout.bits,
       launch.shared_memory_per_block);
-  TQ_CHECK(layer.raw_page_elements <= UINT32_MAX, Status::kNotSupported,
-           "attend: %lld elements of a page of exact copies, more than 32 bits hold: fewer kv heads",
-           static_cast<long long>(layer.raw_page_elements));
   if (launch.clear_counters)
     check_cuda(runtime().memset_async(launch.workspace, 0,
                                       static_cast<size_t>(counter_bytes(launch.num_ctas)), launch.stream),

@@ -48,7 +48,7 @@ declare -A about=(
   [torch]="torch.ops.tqkv, compiled and captured (only with --only torch)"
   [hf]="Transformers' generate() on a TurboCache (only with --only hf)"
   [vllm]="vLLM's builder and attention class, captured (only with --only vllm, see tests/vllm/carried.sh)"
-  [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl; not yet run by us)"
+  [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl)"
   [eval]="tqkv-eval release on the constructed model (only with --only eval)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
