@@ -286,6 +286,17 @@ typedef struct tq_allocator {
   void (*free)(void *user, void *pointer, size_t bytes, int32_t device_type, int32_t device_id);
 } tq_allocator;
 
+/* What a token of a layer is. KEYS_VALUES: a key and a value. LATENT: a key whose first value_dim coordinates
+ * are the value too (multi-head latent attention: DeepSeek, Kimi, GLM, 512 + 64), stored once. Append takes
+ * k alone, with v NULL; read gives either. These coordinates have value_bits, value_family and the value's
+ * rotation, codebook and scale rule, the head_dim - value_dim behind them (rotary) those of the key: 4 and 16
+ * bits are 386 bytes a token at 512 + 64, 4 and 4 bits 292. key_centre has all head_dim coordinates,
+ * value_centre is NULL. value_dim and head_dim - value_dim are what head_dim may be, together at most 576.
+ * CPU only. */
+typedef int32_t tq_layer_kind;
+#define TQ_KEYS_VALUES 1
+#define TQ_LATENT 2
+
 /* One layer of a cache whose layers differ. A field that is 0 stands for the cache's own. */
 typedef struct tq_layer_config {
   uint32_t struct_size;   /* the same in all elements of the array */
@@ -305,6 +316,8 @@ typedef struct tq_layer_config {
   int32_t group_size;
   const tq_levels *key_levels; /* NULL = the cache's own */
   const tq_levels *value_levels;
+  int32_t layer_kind;     /* TQ_KEYS_VALUES or TQ_LATENT */
+  uint32_t reserved;
 } tq_layer_config;
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
@@ -321,7 +334,7 @@ typedef struct tq_cache_config {
   int32_t head_dim;        /* required: a multiple of 4 (CUDA: of 8) from 8 to 256, 512 or 576. Codes have
                             * the next multiple of 32 coordinates: 40 takes the bytes of 64, 100 those of
                             * 128 */
-  int32_t value_dim;       /* 0 = head_dim; likewise */
+  int32_t value_dim;       /* 0 = head_dim; likewise. Required where layers are TQ_LATENT */
   int32_t io_dtype;        /* type of k, v, q and out; required */
   int32_t key_bits;        /* 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given */
   int32_t value_bits;
@@ -366,6 +379,8 @@ typedef struct tq_cache_config {
   float sketch_factor;     /* 0 = by sketch_rule; what the estimate of the residual is multiplied by */
   const tq_levels *key_levels; /* TQ_CODE_LEVELS: required, of the sides' bits, unless layers have theirs */
   const tq_levels *value_levels;
+  int32_t layer_kind;      /* TQ_KEYS_VALUES (0 too) or TQ_LATENT: what the layers' tokens are */
+  uint32_t reserved;
 } tq_cache_config;
 
 /* What a cache of this configuration allocates, exactly. */
@@ -434,8 +449,9 @@ TQ_API tq_status tq_cache_get_config(const tq_cache *cache, tq_cache_config *con
 
 /* Fixed vectors subtracted before coding and added again in attention, exactly: key_centre
  * [num_kv_heads][head_dim], value_centre [num_kv_heads][value_dim], finite float32 on the host; NULL leaves
- * a side as it is. Keys of models with biases spend much of their energy on a constant: without it the error
- * is lower at equal bits. Ignored by raw layers. INVALID_STATE once a sequence holds tokens. */
+ * a side as it is; value_centre of a layer of TQ_LATENT must be NULL. Keys of models with biases spend much
+ * of their energy on a constant: without it the error is lower at equal bits. Ignored by raw layers.
+ * INVALID_STATE once a sequence holds tokens. */
 TQ_API tq_status tq_cache_set_centres(tq_cache *cache, int32_t layer, const float *key_centre,
                                       const float *value_centre);
 
@@ -569,6 +585,7 @@ typedef struct tq_tensor_layout {
 
 /* Encodes the new tokens of the batch into one layer.
  *   k  [new tokens][num_kv_heads][head_dim] io_dtype, v likewise with value_dim; NULL only without new tokens
+ *      (TQ_LATENT: v must be NULL)
  * Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE without
  * a plan in force, behind a gap (see Written), or again after a fork that shares the new tokens. */
 TQ_API tq_status tq_cache_append(tq_cache *cache, int32_t layer, const tq_batch *batch, const void *k,

@@ -35,7 +35,7 @@ inline LayoutStrides layout_strides(const LayerGeometry& layer, const tq_tensor_
   if (caller) layout = read_struct(caller, "layout");
   TQ_CHECK(layout.reserved == 0, Status::kVersion, "layout.reserved = %u: must be 0", layout.reserved);
   return LayoutStrides{
-      resolve_strides(layout.key_token_stride, layout.key_head_stride, layer.num_kv_heads, layer.head_dim,
+      resolve_strides(layout.key_token_stride, layout.key_head_stride, layer.num_kv_heads, layer.input_dim(),
                       "layout.key_token_stride", "layout.key_head_stride"),
       resolve_strides(layout.value_token_stride, layout.value_head_stride, layer.num_kv_heads,
                       layer.value_dim, "layout.value_token_stride", "layout.value_head_stride")};
@@ -88,14 +88,14 @@ inline AttendRequest attend_request(const LayerGeometry& layer, DataType io_dtyp
            "params.sliding_window = %lld: the layer keeps what its own window of %d tokens sees",
            static_cast<long long>(p.sliding_window), layer.sliding_window);
   AttendRequest request = {};
-  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, layer.num_q_heads, layer.head_dim,
+  request.q_strides = resolve_strides(p.q_token_stride, p.q_head_stride, layer.num_q_heads, layer.input_dim(),
                                       "params.q_token_stride", "params.q_head_stride");
   request.out_strides = resolve_strides(p.out_token_stride, p.out_head_stride, layer.num_q_heads,
                                         layer.value_dim, "params.out_token_stride", "params.out_head_stride");
   request.out_dtype = p.out_dtype == 0 ? io_dtype : static_cast<DataType>(p.out_dtype);
   request.softmax_scale = p.softmax_scale != 0
                               ? p.softmax_scale
-                              : static_cast<float>(1.0 / sqrt(static_cast<double>(layer.head_dim)));
+                              : static_cast<float>(1.0 / sqrt(static_cast<double>(layer.input_dim())));
   request.logit_softcap = p.logit_softcap;
   request.sliding_window = p.sliding_window != 0 ? p.sliding_window : layer.sliding_window;
   request.sink_logits = p.sink_logits;

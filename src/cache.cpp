@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "identity.h"
+#include "side_centres.h"
 #include "tensor_check.h"
 
 namespace tq {
@@ -102,16 +103,13 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   const Gate::Use use(gate_, true);
   const LayerGeometry& l = this->layer(layer);
   check_stores(geometry(), layer);
-  check_centres(l, key, value);
+  const SideCentres centres(l, layer, key, value);
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: centres are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
-  // What is not rotated has no centre, so none is kept for it: the fingerprint follows.
-  if (!l.key_code.rotated()) key = nullptr;
-  if (!l.value_code.rotated()) value = nullptr;
-  if (!key && !value) return;
-  geometry().for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
-  keep_centres(l, key, value, layer_centres(layer));
+  if (!centres.key() && !centres.value()) return;
+  geometry().for_each_reader(layer, [&](int i) { backend_->set_centres(i, centres.key(), centres.value()); });
+  keep_centres(l, centres.key(), centres.value(), layer_centres(layer));
 }
 
 void Cache::reserve(int64_t max_tokens, void* stream) {

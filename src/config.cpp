@@ -51,8 +51,13 @@ void resolve_shapes(tq_cache_config& c, ReasonList& reasons) {
   if (c.num_kv_heads >= 1 && c.num_q_heads >= 1 && c.num_q_heads % c.num_kv_heads != 0)
     reasons.add(kBad, "num_q_heads = %d: must be a multiple of num_kv_heads = %d", c.num_q_heads,
                 c.num_kv_heads);
-  if (c.head_dim != 0 || !c.layers) check_dim("head_dim", c.head_dim, reasons);
-  if (c.value_dim != 0) check_dim("value_dim", c.value_dim, reasons);
+  if (c.layer_kind == 0) c.layer_kind = TQ_KEYS_VALUES;
+  check_count("layer_kind", c.layer_kind, TQ_KEYS_VALUES, TQ_LATENT, reasons);
+  if (c.reserved != 0) reasons.add(Status::kVersion, "reserved = %u: must be 0", c.reserved);
+  if (c.layer_kind != TQ_LATENT) {  // else each layer's parts, config_layers.cpp
+    if (c.head_dim != 0 || !c.layers) check_dim("head_dim", c.head_dim, reasons);
+    if (c.value_dim != 0) check_dim("value_dim", c.value_dim, reasons);
+  }
   if (c.io_dtype < TQ_F32 || c.io_dtype > TQ_BF16)
     reasons.add(kBad, "io_dtype = %d: must be TQ_F32 (1), TQ_F16 (2) or TQ_BF16 (3)", c.io_dtype);
 }

@@ -43,6 +43,7 @@ constexpr Field kSharedFields[] = {
     {"value_bits", &tq_layer_config::value_bits},       {"key_family", &tq_layer_config::key_family},
     {"value_family", &tq_layer_config::value_family},   {"rotation", &tq_layer_config::rotation},
     {"first_kv_head", &tq_layer_config::first_kv_head}, {"group_size", &tq_layer_config::group_size},
+    {"layer_kind", &tq_layer_config::layer_kind},
 };
 
 void check_heads(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
@@ -69,6 +70,7 @@ void check_dims(int32_t layer, const tq_layer_config& own, const tq_layer_config
   for (const Field field :
        {Field{"head_dim", &tq_layer_config::head_dim}, Field{"value_dim", &tq_layer_config::value_dim}}) {
     const int32_t value = own.*field.member;
+    if (full.layer_kind == TQ_LATENT) continue;  // check_latent
     if (value != 0 && !format::is_head_dim(value))
       reasons.add(layer, "layers[%d].%s = %d: must be 0 or %s", layer, field.name, value,
                   format::kHeadDimText);
@@ -98,11 +100,28 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
   if (own.group_size != 0 && !format::is_group_size(own.group_size))
     reasons.add(layer, "layers[%d].group_size = %d: must be 0 (the cache's own) or one of %s", layer,
                 own.group_size, ListText<3>(format::kGroupSizes).text);
+  if (own.layer_kind < 0 || own.layer_kind > TQ_LATENT)
+    reasons.add(layer,
+                "layers[%d].layer_kind = %d: must be 0 (the cache's own), TQ_KEYS_VALUES (1) or TQ_LATENT "
+                "(2)",
+                layer, own.layer_kind);
+  if (own.reserved != 0) reasons.add(layer, "layers[%d].reserved = %u: must be 0", layer, own.reserved);
   if (own.rotation < 0 || own.rotation > TQ_ROTATION_DENSE)
     reasons.add(layer, "layers[%d].rotation = %d: must be 0 .. %d", layer, own.rotation, TQ_ROTATION_DENSE);
   if (own.sliding_window < 0)
     reasons.add(layer, "layers[%d].sliding_window = %d: must be 0 (all tokens) or more", layer,
                 own.sliding_window);
+}
+
+// Both parts of a latent layer's keys, wherever it has them from.
+void check_latent(int32_t layer, const tq_layer_config& full, LayerReasons& reasons) {
+  const int32_t rest = full.head_dim - full.value_dim;
+  if (full.value_dim <= 0 || rest <= 0 || full.head_dim > format::kMaxDim ||
+      !format::is_head_dim(full.value_dim) || !format::is_head_dim(rest))
+    reasons.add(layer,
+                "layer %d: head_dim = %d, value_dim = %d: with layer_kind = 2 (TQ_LATENT) value_dim and "
+                "head_dim - value_dim must each be %s, and head_dim at most %d",
+                layer, full.head_dim, full.value_dim, format::kHeadDimText, format::kMaxDim);
 }
 
 // Bits that a side's family does not have, wherever it has them from; once for layers alike.
@@ -129,6 +148,10 @@ void check_family_bits(int32_t layer, const tq_layer_config& full, LayerReasons&
 bool same_codes(const tq_layer_config& a, const tq_layer_config& b) {
   return a.key_bits == b.key_bits && a.value_bits == b.value_bits && a.key_family == b.key_family &&
          a.value_family == b.value_family;
+}
+
+bool same_parts(const tq_layer_config& a, const tq_layer_config& b) {
+  return a.layer_kind == b.layer_kind && a.head_dim == b.head_dim && a.value_dim == b.value_dim;
 }
 
 bool has_family(const tq_layer_config& layer, int32_t family) {
@@ -163,14 +186,15 @@ void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vecto
   full.sliding_window = own_or(own.sliding_window, from.sliding_window);
 }
 
-format::CodeId code_of(int32_t family, int32_t bits, int32_t group) {
-  return format::code_of(static_cast<format::CodeFamily>(family), bits, group);
+format::CodeId code_of(int32_t family, int32_t bits, int32_t group, bool latent) {
+  const format::CodeId id = format::code_of(static_cast<format::CodeFamily>(family), bits, group);
+  return latent ? format::latent_code(id) : id;
 }
 
 format::Codebook layer_codebook(int dim, format::CodeId code, const tq_codebook* custom) {
   return code.family == format::CodeFamily::kProd ? codebook_of(dim, code.bits - 1, nullptr)
-         : code.by_rows()                         ? format::Codebook{}
-                                                  : codebook_of(dim, code.bits, custom);
+         : code.by_rows() && code.family != format::CodeFamily::kRows ? format::Codebook{}
+                                                                      : codebook_of(dim, code.bits, custom);
 }
 
 }  // namespace
@@ -194,7 +218,9 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
     full.num_q_heads = own_or(own.num_q_heads, config_.num_q_heads);
     full.num_kv_heads = own_or(own.num_kv_heads, config_.num_kv_heads);
     full.head_dim = own_or(own.head_dim, config_.head_dim);
-    full.value_dim = own_or(own.value_dim, own_or(config_.value_dim, full.head_dim));
+    full.layer_kind = own_or(own.layer_kind, config_.layer_kind);
+    const bool latent = full.layer_kind == TQ_LATENT;
+    full.value_dim = own_or(own.value_dim, own_or(config_.value_dim, latent ? 0 : full.head_dim));
     full.key_bits = own_or(own.key_bits, key_bits_[static_cast<size_t>(i)]);
     full.value_bits = own_or(own.value_bits, value_bits_[static_cast<size_t>(i)]);
     full.key_family = own_or(own.key_family, config_.key_family);
@@ -209,6 +235,8 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
       check_codes(i, own, full, layer_reasons);
     }
     if (i == 0 || !same_codes(full, resolved_layers_.back())) check_family_bits(i, full, layer_reasons);
+    if (full.layer_kind == TQ_LATENT && (i == 0 || !same_parts(full, resolved_layers_.back())))
+      check_latent(i, full, layer_reasons);
     const bool grouped = has_family(full, TQ_CODE_GROUPED);
     any_grouped |= grouped;
     if (format::is_group_size(own.group_size) && !grouped)
@@ -240,18 +268,19 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.num_q_heads = from.num_q_heads;
     layer.num_kv_heads = from.num_kv_heads;
     layer.q_per_kv = from.num_q_heads / from.num_kv_heads;
-    layer.head_dim = from.head_dim;
+    layer.latent = from.layer_kind == TQ_LATENT;
+    layer.head_dim = layer.latent ? from.head_dim - from.value_dim : from.head_dim;
     layer.value_dim = from.value_dim;
-    layer.key_code = code_of(from.key_family, from.key_bits, from.group_size);
-    layer.value_code = code_of(from.value_family, from.value_bits, from.group_size);
-    layer.key_book = layer_codebook(from.head_dim, layer.key_code, config_.key_codebook);
-    layer.value_book = layer_codebook(from.value_dim, layer.value_code, config_.value_codebook);
+    layer.key_code = code_of(from.key_family, from.key_bits, from.group_size, layer.latent);
+    layer.value_code = code_of(from.value_family, from.value_bits, from.group_size, layer.latent);
+    layer.key_book = layer_codebook(layer.head_dim, layer.key_code, config_.key_codebook);
+    layer.value_book = layer_codebook(layer.value_dim, layer.value_code, config_.value_codebook);
     layer.key_levels = layer_tables_[2 * static_cast<size_t>(i)];
     layer.value_levels = layer_tables_[2 * static_cast<size_t>(i) + 1];
     if (layer.key_code.family == format::CodeFamily::kProd)
       layer.sketch_factor =
           sketch_factor_of(static_cast<format::SketchKind>(config_.sketch), config_.sketch_rule,
-                           config_.sketch_factor, format::stored_dim(from.head_dim));
+                           config_.sketch_factor, format::stored_dim(layer.head_dim));
     layer.rotation = static_cast<format::Rotation>(from.rotation);
     layer.sliding_window = from.sliding_window;
     layer.storage = from.shares_layer == 0 ? i : from.shares_layer - 1;

@@ -58,7 +58,9 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
   const format::CodeId id = kind == Kind::kKey ? code.key_code : code.value_code;
   SideIdentity side = {};
   side.dim = code.dim(kind);
-  side.family = static_cast<int32_t>(id.family);
+  side.family =
+      static_cast<int32_t>(id.family == format::CodeFamily::kRows ? format::CodeFamily::kScalar : id.family) +
+      (code.latent ? kLatentFamilies : 0);
   side.bits = id.bits;
   if (id.raw()) {
     side.raw_type = g.io_dtype == DataType::kBF16 ? 2 : 1;
@@ -80,24 +82,28 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
 
 Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
   const bool key = kind == Kind::kKey;
+  const int32_t family = a.family % kLatentFamilies;
+  if (a.family / kLatentFamilies != b.family / kLatentFamilies)
+    return {"layer_kind (0 keys and values, 1 latent)", static_cast<uint64_t>(a.family / kLatentFamilies),
+            static_cast<uint64_t>(b.family / kLatentFamilies)};
   const auto number = [](int32_t x) { return static_cast<uint64_t>(x); };
   const Difference fields[] = {
       {key ? "head_dim" : "value_dim", number(a.dim), number(b.dim)},
       {"code_family", number(a.family), number(b.family)},
       {key ? "key_bits" : "value_bits", number(a.bits), number(b.bits)},
       {"io_dtype (1 float16, 2 bfloat16 values)", number(a.raw_type), number(b.raw_type)},
-      {a.family == TQ_CODE_PROD ? "sketch" : "group_size", number(a.variant), number(b.variant)},
+      {family == TQ_CODE_PROD ? "sketch" : "group_size", number(a.variant), number(b.variant)},
       {"rotation", number(a.rotation), number(b.rotation)},
       {"rotation_seed", a.seed, b.seed}};
   for (const Difference& field : fields)
     if (field.a != field.b) return field;
   for (int j = 0; j < format::kMaxMagnitudes; j++)
     if (a.magnitude[j] != b.magnitude[j])
-      return Difference{a.family == TQ_CODE_PROD     ? "sketch_factor (a byte of it)"
-                        : a.family == TQ_CODE_LEVELS ? key ? "key_levels (a byte of their hash)"
-                                                           : "value_levels (a byte of their hash)"
-                        : key                        ? "key_codebook.magnitude"
-                                                     : "value_codebook.magnitude",
+      return Difference{family == TQ_CODE_PROD     ? "sketch_factor (a byte of it)"
+                        : family == TQ_CODE_LEVELS ? key ? "key_levels (a byte of their hash)"
+                                                         : "value_levels (a byte of their hash)"
+                        : key                      ? "key_codebook.magnitude"
+                                                   : "value_codebook.magnitude",
                         a.magnitude[j], b.magnitude[j]};
   return Difference{nullptr, 0, 0};
 }

@@ -30,10 +30,11 @@ struct Identity {
 
 // What the codes of one side of one layer are, kv heads' centres apart. Equal sides of the same layer and kv
 // head of a model: tiles are exchangeable.
+constexpr int32_t kLatentFamilies = 16;
 struct SideIdentity {
   int32_t dim;
-  int32_t family, bits;
-  int32_t raw_type;  // of a raw side's values: 1 float16, 2 bfloat16; else 0
+  int32_t family, bits;  // family: of a latent layer's sides kLatentFamilies more
+  int32_t raw_type;      // of a raw side's values: 1 float16, 2 bfloat16; else 0
   // of the codebook, zeros where the code has none; prod: the factor in the last 4; levels: their hash first
   uint8_t magnitude[format::kMaxMagnitudes];
   int32_t rotation;  // 0 where nothing is rotated, as the seed

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "identity.h"
+#include "side_centres.h"
 #include "struct_size.h"
 #include "tensor_check.h"
 
@@ -118,12 +119,11 @@ void Codec::set_centres(int32_t layer, const float* key, const float* value) {
   const Gate::Use use(gate_, true);
   const LayerGeometry& l = this->layer(layer);
   check_stores(geometry_, layer);
-  check_centres(l, key, value);
-  if (!l.key_code.rotated()) key = nullptr;  // as a cache: what is not rotated has no centre
-  if (!l.value_code.rotated()) value = nullptr;
-  if (!key && !value) return;
-  geometry_.for_each_reader(layer, [&](int i) { backend_->set_centres(i, key, value); });
-  keep_centres(l, key, value, static_cast<float*>(centres_.get()) + geometry_.centre_floats(layer));
+  const SideCentres centres(l, layer, key, value);
+  if (!centres.key() && !centres.value()) return;
+  geometry_.for_each_reader(layer, [&](int i) { backend_->set_centres(i, centres.key(), centres.value()); });
+  keep_centres(l, centres.key(), centres.value(),
+               static_cast<float*>(centres_.get()) + geometry_.centre_floats(layer));
 }
 
 uint64_t Codec::fingerprint() const {

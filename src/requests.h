@@ -33,7 +33,9 @@ constexpr int32_t kMaxHeadShapes = 8;
 
 // One layer, everything resolved.
 struct LayerGeometry : HeadShape {
-  int32_t head_dim, value_dim;
+  int32_t head_dim, value_dim;  // of the tile's sides; q and k have input_dim() coordinates
+  // Keys of one part that is the value too, the tile's value side, and the rest of it, the key side.
+  bool latent;
   format::CodeId key_code, value_code;
   format::Codebook key_book, value_book;                // of scalar sides; of prod ones those of one bit less
   const format::LevelTable *key_levels, *value_levels;  // of levels sides; host
@@ -46,6 +48,9 @@ struct LayerGeometry : HeadShape {
   int32_t first_kv_head;   // number of its kv head 0 in the whole model
 
   int dim(Kind kind) const { return kind == Kind::kKey ? head_dim : value_dim; }
+  int input_dim() const { return latent ? value_dim + head_dim : head_dim; }
+  // First of a side's coordinates in an input vector; of k, where the layer is latent.
+  int input_offset(Kind kind) const { return latent && kind == Kind::kKey ? value_dim : 0; }
 };
 
 constexpr int64_t kAllTokens = INT64_MAX;
@@ -194,9 +199,9 @@ struct TensorStrides {
 struct AppendRequest {
   int32_t layer;
   const BatchPlan* plan;
-  // device [new_tokens][num_kv_heads][head_dim] io_dtype by key_strides; null only without new tokens
+  // device [new_tokens][num_kv_heads][input_dim] io_dtype by key_strides; null only without new tokens
   const void* k;
-  const void* v;  // device [new_tokens][num_kv_heads][value_dim]
+  const void* v;  // device [new_tokens][num_kv_heads][value_dim]; null: the layer is latent
   TensorStrides key_strides, value_strides;
   void* stream;
 };
@@ -204,7 +209,7 @@ struct AppendRequest {
 // The arguments of one attend call, resolved and checked: api_arguments.h fills them, and they go unchanged
 // to the kernels' parameters.
 struct AttendCall {
-  const void* q;  // device [query_tokens][num_q_heads][head_dim] io_dtype
+  const void* q;  // device [query_tokens][num_q_heads][input_dim] io_dtype
   void* out;      // device [query_tokens][num_q_heads][value_dim] out_dtype
   float* lse;     // device [query_tokens][num_q_heads] or null
   TensorStrides q_strides, out_strides;
@@ -235,8 +240,8 @@ struct ReadRequest {
   StepSequence sequence;  // old_length = length, without new tokens or queries
   const PageMap* maps;    // [num_groups]
   int64_t first, count;
-  void* k;  // device [count][num_kv_heads][head_dim] io_dtype, or null
-  void* v;
+  void* k;  // device [count][num_kv_heads][input_dim] io_dtype, or null
+  void* v;  // device [count][num_kv_heads][value_dim], or null
   TensorStrides key_strides, value_strides;
   void* stream;
 };

@@ -60,7 +60,8 @@ void check_side(const format::SideLayout& side, const uint8_t* words, const uint
   bool negative = false;
   for (int64_t i = 0; i < side.scale_bytes() / 4; i++) negative |= (word_at(scales, i) & 0x80008000u) != 0;
   require(!negative, "a scale is negative", layer);
-  if (side.by_rows() || !format::code_is_level(side.bits)) return;
+  const bool scalar = side.family == format::CodeFamily::kScalar || side.family == format::CodeFamily::kRows;
+  if (!scalar || !format::code_is_level(side.bits)) return;
   bool out_of_range = false;  // levels are -127 .. 127
   for (int64_t i = 0; i < side.code_bytes(); i++) out_of_range |= words[i] == 0x80;
   require(!out_of_range, "an 8-bit code is -128", layer);

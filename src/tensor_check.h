@@ -2,8 +2,6 @@
 // Checks of the caller's tensors [token][head][dim]: strides, alignment, overlap; which ones a call has.
 // Pointers to the device are looked at, never followed.
 #pragma once
-#include <math.h>
-
 #include "requests.h"
 #include "status.h"
 
@@ -81,15 +79,21 @@ inline void check_stores(const Geometry& g, int32_t layer) {
 inline void check_append_tensors(const LayerGeometry& l, DataType io, int64_t tokens,
                                  const AppendRequest& request) {
   check_pointer("k", request.k, tokens > 0, tokens, dtype_bytes(io));
+  check_extent("k", TensorShape{tokens, l.num_kv_heads, l.input_dim()}, request.key_strides);
+  if (l.latent) {
+    TQ_CHECK(!request.v, Status::kInvalidArgument,
+             "v = %p: must be NULL, the values of layer %d are the first %d coordinates of k (TQ_LATENT)",
+             request.v, request.layer, l.value_dim);
+    return;
+  }
   check_pointer("v", request.v, tokens > 0, tokens, dtype_bytes(io));
-  check_extent("k", TensorShape{tokens, l.num_kv_heads, l.head_dim}, request.key_strides);
   check_extent("v", TensorShape{tokens, l.num_kv_heads, l.value_dim}, request.value_strides);
 }
 
 // All of an attend call's, of `tokens` rows.
 inline void check_attend_tensors(const LayerGeometry& l, DataType io, int64_t tokens,
                                  const AttendCall& call) {
-  const TensorShape q_shape = {tokens, l.num_q_heads, l.head_dim},
+  const TensorShape q_shape = {tokens, l.num_q_heads, l.input_dim()},
                     out_shape = {tokens, l.num_q_heads, l.value_dim};
   check_pointer("q", call.q, tokens > 0, tokens, dtype_bytes(io));
   check_pointer("out", call.out, tokens > 0, tokens, dtype_bytes(call.out_dtype));
@@ -108,7 +112,7 @@ inline void check_attend_tensors(const LayerGeometry& l, DataType io, int64_t to
 inline void check_read_tensors(const LayerGeometry& l, DataType io, int64_t tokens, const void* k,
                                const void* v, const TensorStrides& key_strides,
                                const TensorStrides& value_strides) {
-  const TensorShape k_shape = {tokens, l.num_kv_heads, l.head_dim},
+  const TensorShape k_shape = {tokens, l.num_kv_heads, l.input_dim()},
                     v_shape = {tokens, l.num_kv_heads, l.value_dim};
   check_pointer("k", k, false, tokens, dtype_bytes(io));
   check_pointer("v", v, false, tokens, dtype_bytes(io));
@@ -123,18 +127,6 @@ inline void check_workspace(const void* workspace, size_t given, size_t needed, 
            "workspace = %p: must be aligned to 256 bytes", workspace);
   TQ_CHECK(given >= needed, Status::kWorkspaceTooSmall, "workspace_bytes = %zu: %s says %zu", given, says,
            needed);
-}
-
-// Centres of one layer, on the host: [num_kv_heads][dim] each, or null.
-inline void check_centres(const LayerGeometry& l, const float* key, const float* value) {
-  const auto check = [&](const char* name, const float* centre, int32_t dim) {
-    for (int64_t i = 0; centre && i < static_cast<int64_t>(l.num_kv_heads) * dim; i++)
-      TQ_CHECK(isfinite(centre[i]), Status::kInvalidArgument, "%s[%lld][%lld] = %g: must be finite", name,
-               static_cast<long long>(i / dim), static_cast<long long>(i % dim),
-               static_cast<double>(centre[i]));
-  };
-  check("key_centre", key, l.head_dim);
-  check("value_centre", value, l.value_dim);
 }
 
 }  // namespace tq

@@ -15,7 +15,8 @@ struct UniformGeometry : Geometry {
   UniformGeometry& operator=(const UniformGeometry& other) {
     static_cast<Geometry&>(*this) = other;
     num_q_heads = other.num_q_heads, num_kv_heads = other.num_kv_heads, q_per_kv = other.q_per_kv;
-    head_dim = other.head_dim, value_dim = other.value_dim, rotation = other.rotation;
+    head_dim = other.head_dim, value_dim = other.value_dim, latent = other.latent;
+    rotation = other.rotation;
     key_levels = other.key_levels, value_levels = other.value_levels;
     first_kv_head = other.first_kv_head;
     own_ = other.own_;
@@ -24,11 +25,13 @@ struct UniformGeometry : Geometry {
   }
 
   int32_t num_q_heads = 0, num_kv_heads = 0, q_per_kv = 0;
-  int32_t head_dim = 0, value_dim = 0;
+  int32_t head_dim = 0, value_dim = 0;  // of the tile's sides
+  bool latent = false;
   int32_t first_kv_head = 0;
   format::Rotation rotation = format::Rotation::kHadamard;
   const format::LevelTable *key_levels = nullptr, *value_levels = nullptr;
 
+  int32_t input_dim() const { return latent ? value_dim + head_dim : head_dim; }
   HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
   // num_layers layers of these codes in page group 0, with built-in codebooks.
   void set_layers(int key_bits, int value_bits) {
@@ -39,15 +42,19 @@ struct UniformGeometry : Geometry {
     static_cast<HeadShape&>(layer) = heads();
     layer.head_dim = head_dim;
     layer.value_dim = value_dim;
+    layer.latent = latent;
     layer.key_code = key_code;
     layer.value_code = value_code;
-    if (!key_code.by_rows()) layer.key_book = format::builtin_codebook(head_dim, key_code.bits);
+    const auto scalar = [](format::CodeId id) {
+      return id.family == format::CodeFamily::kScalar || id.family == format::CodeFamily::kRows;
+    };
+    if (scalar(key_code)) layer.key_book = format::builtin_codebook(head_dim, key_code.bits);
     if (key_code.family == format::CodeFamily::kProd) {
       layer.key_book = format::builtin_codebook(head_dim, key_code.bits - 1);
       layer.sketch_factor = format::unbiased_factor(sketch, format::stored_dim(head_dim));
     }
     layer.key_levels = key_levels, layer.value_levels = value_levels;
-    if (!value_code.by_rows()) layer.value_book = format::builtin_codebook(value_dim, value_code.bits);
+    if (scalar(value_code)) layer.value_book = format::builtin_codebook(value_dim, value_code.bits);
     layer.rotation = rotation;
     layer.first_kv_head = first_kv_head;
     own_.assign(static_cast<size_t>(num_layers), layer);

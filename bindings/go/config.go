@@ -40,6 +40,7 @@ type LayerConfig struct {
 	SharesLayer   int32 // 0 = tokens of its own; else 1 + the earlier layer whose tokens it attends to
 	FirstKVHead   int32 // as Config's, for ranks whose layers hold different numbers of heads
 	GroupSize     int32
+	LayerKind     LayerKind // 0 = the cache's
 }
 
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
@@ -93,6 +94,9 @@ type Config struct {
 	Sketch       Sketch     // of CodeProd keys; 0 = orthogonal
 	SketchRule   SketchRule // 0 = unbiased
 	SketchFactor float32    // 0 = by SketchRule
+	// what the layers' tokens are; 0 = keys and values. LayerLatent, CPU only: keys whose first ValueDim
+	// coordinates are the values too, appended with v nil
+	LayerKind LayerKind
 }
 
 // configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
@@ -152,6 +156,7 @@ func (config *Config) parts() (*configParts, error) {
 			key_family: C.int32_t(c.KeyFamily), value_family: C.int32_t(c.ValueFamily),
 			group_size: C.int32_t(c.GroupSize), sketch: C.int32_t(c.Sketch),
 			sketch_rule: C.int32_t(c.SketchRule), sketch_factor: C.float(c.SketchFactor),
+			layer_kind: C.int32_t(c.LayerKind),
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
@@ -173,7 +178,7 @@ func layersForC(layers []LayerConfig) []C.tq_layer_config {
 			key_family: C.int32_t(l.KeyFamily), value_family: C.int32_t(l.ValueFamily),
 			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
 			shares_layer: C.int32_t(l.SharesLayer), first_kv_head: C.int32_t(l.FirstKVHead),
-			group_size: C.int32_t(l.GroupSize),
+			group_size: C.int32_t(l.GroupSize), layer_kind: C.int32_t(l.LayerKind),
 		}
 	}
 	return raw
@@ -187,7 +192,7 @@ func layersOf(raw []C.tq_layer_config) []LayerConfig {
 			int32(l.num_q_heads), int32(l.num_kv_heads), int32(l.head_dim), int32(l.value_dim),
 			int32(l.key_bits), int32(l.value_bits), CodeFamily(l.key_family), CodeFamily(l.value_family),
 			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
-			int32(l.first_kv_head), int32(l.group_size),
+			int32(l.first_kv_head), int32(l.group_size), LayerKind(l.layer_kind),
 		}
 	}
 	return layers
@@ -250,7 +255,7 @@ func configOf(raw *C.tq_cache_config) Config {
 		Layers:    layersOf(unsafe.Slice(raw.layers, int(raw.num_layers))),
 		KeyFamily: CodeFamily(raw.key_family), ValueFamily: CodeFamily(raw.value_family),
 		GroupSize: int32(raw.group_size), Sketch: Sketch(raw.sketch), SketchRule: SketchRule(raw.sketch_rule),
-		SketchFactor: float32(raw.sketch_factor),
+		SketchFactor: float32(raw.sketch_factor), LayerKind: LayerKind(raw.layer_kind),
 	}
 }
 

@@ -135,6 +135,7 @@ type contractConfig struct {
 	Sketch            int32             `json:"sketch"`
 	SketchRule        int32             `json:"sketch_rule"`
 	SketchFactor      float32           `json:"sketch_factor"`
+	LayerKind         int32             `json:"layer_kind"`
 }
 
 type contractLayer struct {
@@ -151,6 +152,7 @@ type contractLayer struct {
 	SharesLayer   int32 `json:"shares_layer"`
 	FirstKVHead   int32 `json:"first_kv_head"`
 	GroupSize     int32 `json:"group_size"`
+	LayerKind     int32 `json:"layer_kind"`
 }
 
 func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
@@ -159,7 +161,7 @@ func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
 			HeadDim: l.HeadDim, ValueDim: l.ValueDim, KeyBits: l.KeyBits, ValueBits: l.ValueBits,
 			KeyFamily: tqkv.CodeFamily(l.KeyFamily), ValueFamily: tqkv.CodeFamily(l.ValueFamily),
 			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer,
-			FirstKVHead: l.FirstKVHead, GroupSize: l.GroupSize})
+			FirstKVHead: l.FirstKVHead, GroupSize: l.GroupSize, LayerKind: tqkv.LayerKind(l.LayerKind)})
 	}
 	return result
 }
@@ -199,6 +201,7 @@ func (c *contractConfig) config() *tqkv.Config {
 		NumThreads: c.NumThreads, Flags: c.Flags, KeyFamily: tqkv.CodeFamily(c.KeyFamily),
 		ValueFamily: tqkv.CodeFamily(c.ValueFamily), GroupSize: c.GroupSize,
 		Sketch: tqkv.Sketch(c.Sketch), SketchRule: tqkv.SketchRule(c.SketchRule), SketchFactor: c.SketchFactor,
+		LayerKind: tqkv.LayerKind(c.LayerKind),
 	}
 }
 

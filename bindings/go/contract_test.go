@@ -325,7 +325,11 @@ func (r *runner) append(s contractStep, n *named) error {
 	if err != nil {
 		return err
 	}
-	k, v := r.tensor(s.K).from(s.KOffset), r.tensor(s.V).from(s.VOffset)
+	k := r.tensor(s.K).from(s.KOffset)
+	var v tqkv.HostSlice // none: the layer is latent
+	if s.V != "" {
+		v = r.tensor(s.V).from(s.VOffset)
+	}
 	var layout *tqkv.Layout
 	if s.Layout != nil {
 		layout = &tqkv.Layout{

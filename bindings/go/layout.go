@@ -54,6 +54,7 @@ func layoutNumbers() []namedType {
 		{"tq_code_family", reflect.TypeFor[C.tq_code_family]()},
 		{"tq_sketch", reflect.TypeFor[C.tq_sketch]()},
 		{"tq_sketch_rule", reflect.TypeFor[C.tq_sketch_rule]()},
+		{"tq_layer_kind", reflect.TypeFor[C.tq_layer_kind]()},
 		{"tq_sequence", reflect.TypeFor[C.tq_sequence]()},
 		{"tq_page_order", reflect.TypeFor[C.tq_page_order]()},
 	}
@@ -118,6 +119,8 @@ func layoutConstants() []namedConstant {
 		{"TQ_SKETCH_GAUSSIAN", C.TQ_SKETCH_GAUSSIAN},
 		{"TQ_SKETCH_UNBIASED", C.TQ_SKETCH_UNBIASED},
 		{"TQ_SKETCH_LEAST_ERROR", C.TQ_SKETCH_LEAST_ERROR},
+		{"TQ_KEYS_VALUES", C.TQ_KEYS_VALUES},
+		{"TQ_LATENT", C.TQ_LATENT},
 		{"TQ_FLAG_NO_ZERO_ON_FREE", C.TQ_FLAG_NO_ZERO_ON_FREE},
 		{"TQ_FLAG_NO_SCALE_SEARCH", C.TQ_FLAG_NO_SCALE_SEARCH},
 		{"TQ_FLAG_BATCH_INVARIANT", C.TQ_FLAG_BATCH_INVARIANT},

@@ -63,6 +63,15 @@ const (
 	CodeLevels  CodeFamily = C.TQ_CODE_LEVELS  // levels and boundaries of the caller's
 )
 
+// LayerKind is what a layer's tokens are.
+type LayerKind int32
+
+// Kinds of layers; 0 is keys and values.
+const (
+	LayerKeysValues LayerKind = C.TQ_KEYS_VALUES
+	LayerLatent     LayerKind = C.TQ_LATENT // keys whose first ValueDim coordinates are the values too
+)
+
 // Flags of a configuration.
 const (
 	FlagNoZeroOnFree   uint64 = C.TQ_FLAG_NO_ZERO_ON_FREE // do not scrub the memory of freed sequences

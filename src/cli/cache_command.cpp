@@ -60,10 +60,10 @@ Json side_json(const SavedSide& side) {
   } else {
     json["rotation"] = rotation_name(static_cast<int32_t>(side.rotation));
     json["seed"] = side.seed;
-    const uint32_t bits = side.family == kSavedProd ? side.bits - 1 : side.bits;
+    const uint32_t bits = side.code() == kSavedProd ? side.bits - 1 : side.bits;
     const int count = bits == 8 ? 0 : 1 << (bits - 1);
-    if (side.family == kSavedProd) json["sketch"] = side.variant == 2 ? "gaussian" : "orthogonal";
-    if (side.family == kSavedLevels) {
+    if (side.code() == kSavedProd) json["sketch"] = side.variant == 2 ? "gaussian" : "orthogonal";
+    if (side.code() == kSavedLevels) {
       json["levels"] = "the caller's";
       return json;
     }
@@ -98,8 +98,8 @@ Json info_json(const SavedFile& file) {
       entry["first_kv_head"] = layer.first_head;
       entry["kv_heads"] = layer.num_heads;
       entry["sliding_window"] = layer.window;
-      entry["key"] = side_json(layer.key);
-      entry["value"] = side_json(layer.value);
+      entry[layer.key.latent() ? "rest" : "key"] = side_json(layer.key);
+      entry[layer.key.latent() ? "latent" : "value"] = side_json(layer.value);
     } else {
       entry["reads_layer"] = layer.reads;
     }
@@ -113,8 +113,8 @@ std::string side_text(const SavedSide& side) {
   if (side.raw()) return text + kTypeNames[side.raw_type + 1];
   if (side.grouped())
     return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.variant);
-  if (side.family == kSavedLevels) text += "levels of the caller's, ";
-  if (side.family == kSavedProd) text += side.variant == 2 ? "prod with a Gaussian sketch, " : "prod, ";
+  if (side.code() == kSavedLevels) text += "levels of the caller's, ";
+  if (side.code() == kSavedProd) text += side.variant == 2 ? "prod with a Gaussian sketch, " : "prod, ";
   return text + std::to_string(side.bits) + " bits, " + rotation_name(static_cast<int32_t>(side.rotation)) +
          " of seed " + std::to_string(side.seed);
 }
@@ -122,8 +122,11 @@ std::string side_text(const SavedSide& side) {
 std::string layer_text(const SavedLayer& layer) {
   if (!layer.stores()) return "reads the tokens of layer " + std::to_string(layer.reads);
   std::string text = "kv heads " + std::to_string(layer.first_head) + "-" +
-                     std::to_string(layer.first_head + layer.num_heads - 1) + ", keys " +
-                     side_text(layer.key) + ", values " + side_text(layer.value);
+                     std::to_string(layer.first_head + layer.num_heads - 1);
+  if (layer.key.latent())
+    text += ", latents " + side_text(layer.value) + ", the rest of their keys " + side_text(layer.key);
+  else
+    text += ", keys " + side_text(layer.key) + ", values " + side_text(layer.value);
   if (layer.window != 0) text += ", sliding window " + std::to_string(layer.window);
   return text;
 }
@@ -190,7 +193,7 @@ class Loader {
       for (const SavedSide* side : {&layer.key, &layer.value}) {
         if (!layer.stores()) continue;
         if (side->rotation != 0) config_.rotation_seed = side->seed;
-        if (side->family == kSavedProd) {
+        if (side->code() == kSavedProd) {
           config_.sketch = static_cast<int32_t>(side->variant);
           std::memcpy(&config_.sketch_factor, side->magnitudes + 28, sizeof config_.sketch_factor);
         }
@@ -210,7 +213,7 @@ class Loader {
     const SavedSide sides[] = {h.layers[0].key, h.layers[0].value};
     const tq_codebook** chosen[] = {&config_.key_codebook, &config_.value_codebook};
     for (int i = 0; i < 2; i++) {
-      if (!h.layers[0].stores() || sides[i].family != kSavedScalar || sides[i].bits == 8) continue;
+      if (!h.layers[0].stores() || sides[i].code() != kSavedScalar || sides[i].bits == 8) continue;
       books_[i] = tq_codebook{sizeof(tq_codebook), static_cast<int32_t>(sides[i].bits), 1, {}};
       std::memcpy(books_[i].magnitude, sides[i].magnitudes, sizeof books_[i].magnitude);
       *chosen[i] = &books_[i];
@@ -230,12 +233,13 @@ class Loader {
     }
     layer.num_q_heads = layer.num_kv_heads = static_cast<int32_t>(from.num_heads);
     layer.first_kv_head = static_cast<int32_t>(from.first_head);
-    layer.head_dim = static_cast<int32_t>(from.key.dim);
+    layer.layer_kind = from.key.latent() ? TQ_LATENT : TQ_KEYS_VALUES;
+    layer.head_dim = static_cast<int32_t>(from.key.dim + (from.key.latent() ? from.value.dim : 0));
     layer.value_dim = static_cast<int32_t>(from.value.dim);
     layer.key_bits = static_cast<int32_t>(from.key.bits);
     layer.value_bits = static_cast<int32_t>(from.value.bits);
-    layer.key_family = from.key.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.key.family);
-    layer.value_family = from.value.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.value.family);
+    layer.key_family = from.key.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.key.code());
+    layer.value_family = from.value.raw() ? TQ_CODE_SCALAR : static_cast<int32_t>(from.value.code());
     for (const SavedSide* side : {&from.key, &from.value})
       if (side->grouped()) layer.group_size = static_cast<int32_t>(side->variant);
     layer.rotation = static_cast<int32_t>(std::max(from.key.rotation, from.value.rotation));

@@ -58,7 +58,7 @@ int64_t tiles(int64_t first, int64_t end) {
 uint64_t code_bytes(const SavedSide& side) {
   if (side.raw()) return uint64_t{64} * side.dim;
   if (side.grouped()) return 128 * ((uint64_t{side.dim} * side.bits + 31) / 32 + side.num_groups());
-  const uint64_t scales = side.family == kSavedProd ? 128 : 64;
+  const uint64_t scales = side.code() == kSavedProd ? 128 : 64;
   return uint64_t{4} * ((side.dim + 31) / 32 * 32) * side.bits + scales;
 }
 
@@ -68,6 +68,7 @@ uint64_t exact_bytes(const SavedSide& side, uint32_t type) {
 }
 
 std::string problem_of_side(const SavedSide& side) {
+  if (side.family >= 2 * kSavedLatent) return "family " + std::to_string(side.family);
   const bool small = side.dim >= 8 && side.dim <= 256 && side.dim % 4 == 0;
   if (!small && side.dim != 512 && side.dim != 576) return "dimension " + std::to_string(side.dim);
   const bool coded = side.raw_type == 0 && (side.rotation == 1 || side.rotation == 2),
@@ -78,17 +79,17 @@ std::string problem_of_side(const SavedSide& side) {
   size_t used = 0, last = 32;  // of the 32 bytes: magnitudes or a hash, then zeros up to `last`
   bool known = false;
   if (side.raw()) {
-    known = side.family == 0 && (side.raw_type == 1 || side.raw_type == 2) && side.rotation == 0 &&
+    known = side.code() == 0 && (side.raw_type == 1 || side.raw_type == 2) && side.rotation == 0 &&
             side.seed == 0 && variant == 0;
-  } else if (side.family == kSavedScalar) {
+  } else if (side.code() == kSavedScalar) {
     known = coded && width && variant == 0;
     used = known ? count(bits) : 0;
-  } else if (side.family == kSavedProd) {
+  } else if (side.code() == kSavedProd) {
     known = coded && bits >= 2 && bits <= 4 && (variant == 1 || variant == 2);
     used = known ? count(bits - 1) : 0, last = 28;
   } else if (side.grouped()) {
     known = plain && (variant == 16 || variant == 32 || variant == 64) && width && bits != 5 && bits != 6;
-  } else if (side.family == kSavedLevels) {
+  } else if (side.code() == kSavedLevels) {
     known = coded && width && variant == 0;
     used = 8;
   }
@@ -117,6 +118,7 @@ std::string problem_of(const SavedHeader& h) {
     if (layer.stores()) {
       slides |= layer.window != 0;
       if (layer.num_heads == 0) return name + "no kv heads";
+      if (layer.key.latent() != layer.value.latent()) return name + "one side is latent, and one is not";
       for (const SavedSide* side : {&layer.key, &layer.value})
         if (const std::string problem = problem_of_side(*side); !problem.empty()) return name + problem;
     } else if (layer.reads > layer.number || layer.reads < h.first_layer ||
@@ -141,7 +143,7 @@ bool SavedHeader::has_centres() const {
 
 bool SavedHeader::has_levels() const {
   return std::any_of(layers.begin(), layers.end(), [](const SavedLayer& layer) {
-    return layer.key.family == kSavedLevels || layer.value.family == kSavedLevels;
+    return layer.key.code() == kSavedLevels || layer.value.code() == kSavedLevels;
   });
 }
 

@@ -23,6 +23,7 @@ class SavedError : public std::runtime_error {
 
 constexpr uint32_t kSavedVersion = 1, kSavedRawBits = 16;
 constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4;  // families
+constexpr uint32_t kSavedLatent = 16;  // added to the family of both sides of a latent layer
 constexpr uint64_t kSavedPiece = 65536;
 
 struct SavedSide {
@@ -31,8 +32,10 @@ struct SavedSide {
   uint64_t seed;
   uint8_t magnitudes[32];
 
+  uint32_t code() const { return family % kSavedLatent; }
+  bool latent() const { return family >= kSavedLatent; }
   bool raw() const { return bits == kSavedRawBits; }
-  bool grouped() const { return family == kSavedGrouped; }
+  bool grouped() const { return code() == kSavedGrouped; }
   uint64_t num_groups() const { return grouped() ? (dim + variant - 1) / variant : 0; }
 };
 static_assert(sizeof(SavedSide) == 64, "as it stands in the file");

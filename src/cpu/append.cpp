@@ -26,16 +26,16 @@ struct SideJob {
   const format::RowCoder* row_coder;  // of sides by rows
 };
 
-// Vectors of one kv head in k or v.
+// Vectors of one side and kv head in k or v.
 struct InputRows {
   const uint8_t* first;
   int64_t stride;  // bytes
 
-  InputRows(const AppendRequest& request, DataType type, Kind kind, int head) {
-    const bool key = kind == Kind::kKey;
-    const TensorStrides& strides = key ? request.key_strides : request.value_strides;
-    first =
-        static_cast<const uint8_t*>(key ? request.k : request.v) + head * strides.head * dtype_bytes(type);
+  InputRows(const AppendRequest& request, const LayerGeometry& layer, DataType type, Kind kind, int head) {
+    const bool keys = layer.latent || kind == Kind::kKey;
+    const TensorStrides& strides = keys ? request.key_strides : request.value_strides;
+    first = static_cast<const uint8_t*>(keys ? request.k : request.v) +
+            (head * strides.head + layer.input_offset(kind)) * dtype_bytes(type);
     stride = strides.token * dtype_bytes(type);
   }
   const uint8_t* at(int64_t row) const { return first + row * stride; }
@@ -117,7 +117,7 @@ uint64_t CpuBackend::encode_run(const AppendRequest& request, int head, uint8_t*
     const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
     const format::RowCoder row_coder = store_.row_coder(request.layer, head, kind);
     const format::VectorCoder& coder = row_coder.vector;
-    const InputRows rows(request, g.io_dtype, kind, head);
+    const InputRows rows(request, layer, g.io_dtype, kind, head);
     uint8_t* words = tile + (key ? layer.tile.key_offset() : layer.tile.value_offset());
     uint8_t* scales = tile + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
     const SideJob job = {kernels_,
@@ -155,7 +155,7 @@ void CpuBackend::append_tile(const AppendRequest& request, const StepSequence& s
   const DataType io = store_.geometry.io_dtype;
   const int32_t* raw_pages = store_.raw_row(request.plan->maps, sequence);
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-    const InputRows rows(request, io, kind, head);
+    const InputRows rows(request, layer, io, kind, head);
     for (int64_t token = first; token < last; token++)
       store_copy(io, rows.at(row + (token - first)), layer.dim(kind),
                  store_.raw(layer, raw_pages, head, kind, token));

@@ -41,24 +41,24 @@ ExactSide RowTask::copies(Kind kind, int64_t start, Range range) const {
   return side;
 }
 
-void RowTask::load_row(Kind kind, DataType type, const uint8_t* source, int token) {
+void RowTask::load_row(Kind kind, DataType type, const uint8_t* source, int token, float* rows) {
   const int dim = layer_.dim(kind), width = kind == Kind::kKey ? key_width_ : value_width_;
-  float* row = space_.rows + static_cast<int64_t>(token) * width;
+  float* row = rows + static_cast<int64_t>(token) * width;
   kernels_.to_float(type, source, dim, row);
   std::fill(row + dim, row + width, 0.0f);
 }
 
-void RowTask::load_tile(const uint8_t* tile, Kind kind, int begin, int end) {
+void RowTask::load_tile(const uint8_t* tile, Kind kind, int begin, int end, float* rows) {
   const bool key = kind == Kind::kKey;
   const format::SideLayout& side = key ? layer_.tile.key : layer_.tile.value;
   const uint8_t* words = tile + (key ? layer_.tile.key_offset() : layer_.tile.value_offset());
   if (!side.raw()) {
     const uint8_t* scales = tile + (key ? layer_.tile.key_scale_offset() : layer_.tile.value_scale_offset());
     return expand_rows(key ? key_coder_ : value_coder_, side, reinterpret_cast<const uint32_t*>(words),
-                       reinterpret_cast<const uint16_t*>(scales), end, space_.rows);
+                       reinterpret_cast<const uint16_t*>(scales), end, rows);
   }
   for (int i = begin; i < end; i++)
-    load_row(kind, raw_type(), words + static_cast<int64_t>(i) * side.dim * dtype_bytes(raw_type()), i);
+    load_row(kind, raw_type(), words + static_cast<int64_t>(i) * side.dim * dtype_bytes(raw_type()), i, rows);
 }
 
 // body(side, range): the range at once as it is stored, or a tile at a time, which load(tile, begin, end) has
@@ -97,16 +97,44 @@ void RowTask::dot_exact(const ExactSide& side, Range range, const float* queries
 void RowTask::score_exact(const BlockTiles& tiles) {
   for_each_part(
       raw_side(tiles, Kind::kKey), layer_.tile.key.raw() && read_as_stored(Kind::kKey), seen_by_any(),
-      row_width_, [&](int i, int begin, int end) { load_tile(tiles.tile[i], Kind::kKey, begin, end); },
+      row_width_,
+      [&](int i, int begin, int end) { load_tile(tiles.tile[i], Kind::kKey, begin, end, space_.rows); },
       [&](const ExactSide& side, Range range) {
         dot_exact(side, range, key_rotated_ ? space_.q_rows : space_.q_exact, row_width_);
       });
+  if (!layer_.latent) return;
+  latents_ = load_latents(tiles, seen_by_any());
+  add_latent_scores(latents_, seen_by_any(), space_.q_latent_rows);
+}
+
+ExactSide RowTask::load_latents(const BlockTiles& tiles, Range range) {
+  if (layer_.tile.value.raw() && read_as_stored(Kind::kValue)) return raw_side(tiles, Kind::kValue);
+  ExactSide side = {DataType::kF32, value_width_, {}, {}};
+  for (int i = range.begin / format::kTileTokens; i * format::kTileTokens < range.end; i++) {
+    const int start = i * format::kTileTokens;
+    float* rows = space_.latents + static_cast<int64_t>(start) * value_width_;
+    side.tiles[i] = side.next[i] = reinterpret_cast<const uint8_t*>(rows);
+    load_tile(tiles.tile[i], Kind::kValue, std::max(range.begin - start, 0),
+              std::min(range.end - start, format::kTileTokens), rows);
+  }
+  return side;
+}
+
+void RowTask::add_latent_scores(const ExactSide& side, Range range, const float* queries) {
+  if (range.begin >= range.end) return;
+  kernels_.dot_tokens(side, range.begin, range.end, queries, value_width_, rows_, space_.latent_scores);
+  float* const scores = reinterpret_cast<float*>(space_.scores);
+  for (int r = 0; r < rows_; r++)
+    for (int i = r * kBlockTokens + range.begin; i < r * kBlockTokens + range.end; i++)
+      scores[i] += space_.latent_scores[i];
 }
 
 void RowTask::value_exact(const BlockTiles& tiles) {
+  if (layer_.latent) return add_exact(latents_, tiles.start, seen_by_any());
   for_each_part(
       raw_side(tiles, Kind::kValue), layer_.tile.value.raw() && read_as_stored(Kind::kValue), seen_by_any(),
-      value_width_, [&](int i, int begin, int end) { load_tile(tiles.tile[i], Kind::kValue, begin, end); },
+      value_width_,
+      [&](int i, int begin, int end) { load_tile(tiles.tile[i], Kind::kValue, begin, end, space_.rows); },
       [&](const ExactSide& side, Range range) { add_exact(side, tiles.start, range); });
 }
 
@@ -166,12 +194,15 @@ void RowTask::exact_block(int64_t first, bool sinks) {
           for (int token = begin; token < end; token++)
             load_row(kind, g_.io_dtype,
                      stored.tiles[i] + static_cast<int64_t>(token) * stored.dim * dtype_bytes(g_.io_dtype),
-                     token);
+                     token, space_.rows);
         },
         body);
   };
   each(Kind::kKey,
        [&](const ExactSide& side, Range part) { dot_exact(side, part, space_.q_exact, key_width_); });
+  if (layer_.latent)
+    each(Kind::kValue,
+         [&](const ExactSide& side, Range part) { add_latent_scores(side, part, space_.q_latent); });
   for (int r = 0; r < rows_; r++) {
     Row& row = space_.row[r];
     if (row.begin >= row.end) continue;

@@ -19,6 +19,11 @@ WorkerSpace carve(const LayerGeometry& layer, Carver& carver) {
   WorkerSpace space;
   space.q_exact = carver.take<float>(kMaxRows * k);
   space.q_rows = carver.take<float>(key.by_rows() && key.code().rotated() ? kMaxRows * rows : 0);
+  const int64_t latent = layer.latent ? v : 0;
+  space.q_latent = carver.take<float>(kMaxRows * latent);
+  space.q_latent_rows = carver.take<float>(kMaxRows * latent);
+  space.latent_scores = carver.take<float>(layer.latent ? kMaxRows * kBlockTokens : 0);
+  space.latents = carver.take<float>(kBlockTokens * latent);
   space.operands =
       carver.take<uint8_t>(kMaxRows * static_cast<int64_t>(query_operand_bytes(static_cast<int>(k))));
   space.o = carver.take<float>(kMaxRows * v);
@@ -113,12 +118,17 @@ void RowTask::prepare_row(int r) {
       static_cast<const uint8_t*>(request_.q) +
       ((sequence_.q_row + query) * request_.q_strides.token + q_head * request_.q_strides.head) *
           dtype_bytes(g_.io_dtype);
-  kernels_.to_float(g_.io_dtype, source, layer_.head_dim, q);
-  std::fill(q + layer_.head_dim, q + key_width_, 0.0f);
+  float* const latent = layer_.latent ? space_.q_latent + static_cast<int64_t>(r) * value_width_ : nullptr;
   // As integers, magnitudes of floats are in order, and infinity and NaN lie above all finite ones.
   uint32_t largest = 0;
-  for (int i = 0; i < layer_.head_dim; i++)
-    largest = std::max(largest, format::float_bits(format::abs_float(q[i])));
+  const auto load = [&](Kind kind, float* part, int width) {
+    const int dim = layer_.dim(kind);
+    kernels_.to_float(g_.io_dtype, source + layer_.input_offset(kind) * dtype_bytes(g_.io_dtype), dim, part);
+    std::fill(part + dim, part + width, 0.0f);
+    for (int i = 0; i < dim; i++) largest = std::max(largest, format::float_bits(format::abs_float(part[i])));
+  };
+  load(Kind::kKey, q, key_width_);
+  if (latent) load(Kind::kValue, latent, value_width_);
   row = Row{};
   row.position = sequence_.position(query);
   const float slope = request_.alibi_slopes ? request_.alibi_slopes[q_head] : 0.0f;
@@ -133,8 +143,11 @@ void RowTask::prepare_row(int r) {
     return;
   }
   // Kernels take all rows of a task together: this one takes part as zeros and sees no token.
-  std::fill(q, q + layer_.head_dim, 0.0f);
+  std::fill(q, q + key_width_, 0.0f);
   if (layer_.key_code.rotated()) prepare_codes(r, q, 0.0f);
+  if (!latent) return;
+  std::fill(latent, latent + value_width_, 0.0f);
+  prepare_latent(r, latent, 0.0f);
 }
 
 // exponent: of the largest |q|.
@@ -142,10 +155,34 @@ void RowTask::prepare_query(int r, float* q, int exponent) {
   Row& row = space_.row[r];
   // A power of two brings q to order 1: no sum below can overflow, and products with it are exact.
   exponent = std::min(126, std::max(-126, exponent));
-  for (int i = 0; i < layer_.head_dim; i++) q[i] *= format::exp2_int(-exponent);
+  for (int i = 0; i < key_width_; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
   row.exact_factor = limited(scale, kLogitLimit);
   if (layer_.key_code.rotated()) prepare_codes(r, q, limited(scale, FLT_MAX));
+  if (!layer_.latent) return;
+  float* const latent = space_.q_latent + static_cast<int64_t>(r) * value_width_;
+  for (int i = 0; i < value_width_; i++) latent[i] *= format::exp2_int(-exponent);
+  prepare_latent(r, latent, limited(scale, FLT_MAX));
+}
+
+// The share of a side's centre in the logits.
+void RowTask::add_centre(Row& row, const format::VectorCoder& coder, const float* q, float scale) const {
+  if (!coder.centre) return;
+  const double share = static_cast<double>(scaled_dot(q, coder.centre, coder.dim)) * scale;
+  row.constant = limited(row.constant + share, kLogitLimit);
+}
+
+// The latent's part of a query in the space of the value side's rows.
+void RowTask::prepare_latent(int r, const float* q, float scale) {
+  float* const rows = space_.q_latent_rows + static_cast<int64_t>(r) * value_width_;
+  if (!layer_.value_code.rotated()) {
+    std::copy(q, q + value_width_, rows);
+    return;
+  }
+  alignas(64) float rotated[format::kMaxDim];
+  kernels_.rotate(value_coder_.vector, q, rotated);
+  query_row(kernels_, value_coder_, layer_.tile.value, rotated, rows);
+  add_centre(space_.row[r], value_coder_.vector, q, scale);
 }
 
 // q in rotated space, as floats for keys by rows, else as integers. The factor is limited to 2^90, so that
@@ -157,8 +194,7 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
   alignas(64) float rotated[format::kMaxDim];
   alignas(64) int16_t integers[format::kMaxDim];
   kernels_.rotate(key_coder_.vector, q, rotated);
-  if (const float* centre = key_coder_.vector.centre)
-    row.constant = limited(static_cast<double>(scaled_dot(q, centre, layer_.head_dim)) * scale, kLogitLimit);
+  add_centre(row, key_coder_.vector, q, scale);
   if (key_rotated_)
     return query_row(kernels_, key_coder_, layer_.tile.key, rotated,
                      space_.q_rows + static_cast<int64_t>(r) * row_width_);

@@ -50,17 +50,23 @@ struct Row {
 
 // One worker's scratch, carved from a workspace.
 struct WorkerSpace {
-  float* q_exact;     // [kMaxRows][key width], scaled to |q| < 4; zeros from head_dim on
-  float* q_rows;      // [kMaxRows][row_width] for keys by rows in rotated space
-  uint8_t* operands;  // [kMaxRows][query_operand_bytes]
-  float* o;           // [kMaxRows][value width], current split
-  float* total;       // [kMaxRows][value width]
-  int32_t* scores;    // [kMaxRows][kBlockTokens]; float dot products for exact keys
-  float* p;           // [kMaxRows][kBlockTokens]
-  uint16_t* weights;  // [kMaxRows][kBlockTokens]
-  int32_t* sums;      // [kMaxRows][value width]
-  float* rows;        // [32][widest]: a tile of exact keys or values, padded; unwritten ones undefined
-  float* key_scales;  // [kBlockTokens]
+  float* q_exact;  // [kMaxRows][key width], scaled to |q| < 4; zeros from head_dim on
+  float* q_rows;   // [kMaxRows][row_width] for keys by rows in rotated space
+  // Of a latent layer: the latent's part of the query, exact and as rows; sums of its scores; its tokens of a
+  // block, which scores and values share.
+  float* q_latent;       // [kMaxRows][value width]
+  float* q_latent_rows;  // [kMaxRows][value width]
+  float* latent_scores;  // [kMaxRows][kBlockTokens]
+  float* latents;        // [kBlockTokens][value width]
+  uint8_t* operands;     // [kMaxRows][query_operand_bytes]
+  float* o;              // [kMaxRows][value width], current split
+  float* total;          // [kMaxRows][value width]
+  int32_t* scores;       // [kMaxRows][kBlockTokens]; float dot products for exact keys
+  float* p;              // [kMaxRows][kBlockTokens]
+  uint16_t* weights;     // [kMaxRows][kBlockTokens]
+  int32_t* sums;         // [kMaxRows][value width]
+  float* rows;           // [32][widest]: a tile of exact keys or values, padded; unwritten ones undefined
+  float* key_scales;     // [kBlockTokens]
   float* value_scales;
   float* bias;  // [kBlockTokens] of one row
   uint8_t* accumulate_work;
@@ -102,6 +108,8 @@ class RowTask {
   void prepare_row(int r);
   void prepare_query(int r, float* q, int exponent);
   void prepare_codes(int r, const float* q, float scale);
+  void prepare_latent(int r, const float* q, float scale);
+  void add_centre(Row& row, const format::VectorCoder& coder, const float* q, float scale) const;
   RowSight sight_of(int64_t query) const;
   // What the row sees of the tokens [begin, end) is begin .. end - 1 of the block that starts at token
   // `start`. False: nothing.
@@ -140,9 +148,12 @@ class RowTask {
   void for_each_part(const ExactSide& stored, bool as_stored, Range range, int width, const Load& load,
                      const Body& body);
   // Tokens begin .. end - 1 of a tile, by rows, into `rows`.
-  void load_tile(const uint8_t* tile, Kind kind, int begin, int end);
+  void load_tile(const uint8_t* tile, Kind kind, int begin, int end, float* rows);
   // An exact vector to row `token` of `rows`, zeros behind it.
-  void load_row(Kind kind, DataType type, const uint8_t* source, int token);
+  void load_row(Kind kind, DataType type, const uint8_t* source, int token, float* rows);
+  // The latent layer's value side of a block as floats, and its scores, which are added to the key side's.
+  ExactSide load_latents(const BlockTiles& tiles, Range range);
+  void add_latent_scores(const ExactSide& side, Range range, const float* queries);
   void score_exact(const BlockTiles& tiles);
   void value_exact(const BlockTiles& tiles);
   void dot_exact(const ExactSide& side, Range range, const float* queries, int width);
@@ -170,6 +181,7 @@ class RowTask {
   const bool key_rotated_;             // keys by rows, in rotated space
   const int row_width_;                // of keys by rows
   const int key_width_, value_width_;  // floats of a vector: stored dimensions, of sides by rows too
+  ExactSide latents_ = {};             // of the current block of a latent layer
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
   format::RowCoder key_coder_, value_coder_;

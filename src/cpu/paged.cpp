@@ -8,6 +8,7 @@
 
 #include "cpu/fp_environment.h"
 #include "cpu/paged_plan.h"
+#include "cpu/read_targets.h"
 
 namespace tq {
 namespace cpu {
@@ -136,16 +137,14 @@ void CpuPagedBackend::read(const PagePool& pool, const SlotsRead& request) {
     const int64_t i = index / layer.num_kv_heads, slot = request.slots[i];
     const int head = static_cast<int>(index % layer.num_kv_heads);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-      const bool key = kind == Kind::kKey;
-      if (!(key ? request.k : request.v)) continue;
-      const TensorStrides& strides = key ? request.key_strides : request.value_strides;
-      uint8_t* target = static_cast<uint8_t*>(key ? request.k : request.v) +
-                        (i * strides.token + head * strides.head) * element;
-      if (slot < 0)
-        memset(target, 0, static_cast<size_t>(layer.dim(kind)) * static_cast<size_t>(element));
-      else
-        backend_.decode_token(request.layer, head, kind, slot_tile(pool, head, slot / format::kTileTokens),
-                              static_cast<int>(slot % format::kTileTokens), target);
+      const size_t bytes = static_cast<size_t>(layer.dim(kind)) * static_cast<size_t>(element);
+      for_each_target(request, layer, store.geometry.io_dtype, kind, i, head, [&](uint8_t* target) {
+        if (slot < 0)
+          memset(target, 0, bytes);
+        else
+          backend_.decode_token(request.layer, head, kind, slot_tile(pool, head, slot / format::kTileTokens),
+                                static_cast<int>(slot % format::kTileTokens), target);
+      });
     }
   });
 }

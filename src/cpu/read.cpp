@@ -3,6 +3,7 @@
 // path.
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/exact_range.h"
+#include "cpu/read_targets.h"
 
 namespace tq {
 namespace cpu {
@@ -42,18 +43,14 @@ void CpuBackend::read(const ReadRequest& request) {
     const int head = static_cast<int>(index % layer.num_kv_heads);
     const uint8_t* base = place.sequence_tile(pages, head, token / format::kTileTokens);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-      const bool key = kind == Kind::kKey;
-      void* tensor = key ? request.k : request.v;
-      if (!tensor) continue;
-      const TensorStrides strides = key ? request.key_strides : request.value_strides;
-      const int dim = layer.dim(kind);
-      uint8_t* target = static_cast<uint8_t*>(tensor) +
-                        ((token - request.first) * strides.token + head * strides.head) * element;
-      if (token < exact.sink_end || token >= exact.window_begin) {
-        memcpy(target, store_.raw(layer, raw_pages, head, kind, token), static_cast<size_t>(dim) * element);
-        continue;
-      }
-      decode_token(request.layer, head, kind, base, static_cast<int>(token % format::kTileTokens), target);
+      const size_t bytes = static_cast<size_t>(layer.dim(kind)) * static_cast<size_t>(element);
+      for_each_target(request, layer, g.io_dtype, kind, token - request.first, head, [&](uint8_t* target) {
+        if (token < exact.sink_end || token >= exact.window_begin)
+          memcpy(target, store_.raw(layer, raw_pages, head, kind, token), bytes);
+        else
+          decode_token(request.layer, head, kind, base, static_cast<int>(token % format::kTileTokens),
+                       target);
+      });
     }
   });
 }

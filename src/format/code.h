@@ -22,6 +22,7 @@ enum class CodeFamily : int32_t {
   kProd = 2,     // keys: scalar codes of one bit less, signs of a sketch of the residual, its norm
   kGrouped = 3,  // min/max codes of neighbours as they stand, each group with a scale and a zero
   kLevels = 4,   // the caller's levels and boundaries for each coordinate of the rotated vector
+  kRows = 5,     // scalar codes by rows: sides of a latent layer, which keys and values are read from alike
 };
 
 struct CodeId {
@@ -41,7 +42,7 @@ constexpr bool operator==(CodeId a, CodeId b) {
 }
 constexpr bool operator!=(CodeId a, CodeId b) { return !(a == b); }
 
-// Whether a configuration may name it: raw sides are those of 16 bits.
+// Whether a configuration may name it: raw sides are those of 16 bits, and what the layer is decides on rows.
 constexpr bool is_family(int32_t family) {
   return family >= static_cast<int32_t>(CodeFamily::kScalar) &&
          family <= static_cast<int32_t>(CodeFamily::kLevels);
@@ -56,6 +57,11 @@ constexpr CodeId code_of_bits(int bits) { return bits == kRawBits ? kRawCode : s
 constexpr CodeId code_of(CodeFamily family, int bits, int group) {
   if (family == CodeFamily::kScalar || bits == kRawBits) return code_of_bits(bits);
   return CodeId{family, bits, family == CodeFamily::kGrouped ? group : 0};
+}
+
+// The same code on a side of a latent layer.
+constexpr CodeId latent_code(CodeId id) {
+  return id.family == CodeFamily::kScalar ? CodeId{CodeFamily::kRows, id.bits} : id;
 }
 
 constexpr int kGroupedBits[] = {2, 3, 4, 8};

@@ -60,6 +60,8 @@ static void structs(void) {
   FIELD(tq_layer_config, group_size);
   FIELD(tq_layer_config, key_levels);
   FIELD(tq_layer_config, value_levels);
+  FIELD(tq_layer_config, layer_kind);
+  FIELD(tq_layer_config, reserved);
   STRUCT(tq_layer_bytes);
   FIELD(tq_layer_bytes, struct_size);
   FIELD(tq_layer_bytes, group);
@@ -116,6 +118,8 @@ static void structs(void) {
   FIELD(tq_cache_config, sketch_factor);
   FIELD(tq_cache_config, key_levels);
   FIELD(tq_cache_config, value_levels);
+  FIELD(tq_cache_config, layer_kind);
+  FIELD(tq_cache_config, reserved);
   STRUCT(tq_cache_bytes);
   FIELD(tq_cache_bytes, struct_size);
   FIELD(tq_cache_bytes, reserved);
@@ -305,6 +309,8 @@ static void constants(void) {
   CONSTANT(TQ_CODE_PROD);
   CONSTANT(TQ_CODE_GROUPED);
   CONSTANT(TQ_CODE_LEVELS);
+  CONSTANT(TQ_KEYS_VALUES);
+  CONSTANT(TQ_LATENT);
   CONSTANT(TQ_SKETCH_ORTHOGONAL);
   CONSTANT(TQ_SKETCH_GAUSSIAN);
   CONSTANT(TQ_SKETCH_UNBIASED);
@@ -327,6 +333,7 @@ int main(void) {
   TYPE(tq_rotation);
   TYPE(tq_scale_rule);
   TYPE(tq_code_family);
+  TYPE(tq_layer_kind);
   TYPE(tq_sequence);
   TYPE(tq_page_order);
   TYPE(tq_sketch);

@@ -113,6 +113,7 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.num_q_heads = c.kv_heads * c.q_per_kv;
   g.head_dim = c.head_dim;
   g.value_dim = c.value_dim;
+  g.latent = c.latent;
   g.io_dtype = c.io;
   g.rotation = c.rotation;
   g.rotation_seed = 12345;
@@ -215,7 +216,7 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
   backend->upload_plan(plan_, nullptr);
   if (!append) return;
   const int element = dtype_bytes(config.io);
-  const int64_t key_stride = g.head_dim + 16, value_stride = g.value_dim + 48;  // strided on purpose
+  const int64_t key_stride = g.input_dim() + 16, value_stride = g.value_dim + 48;  // strided on purpose
   std::vector<uint8_t>&k = key_bytes_, &v = value_bytes_;
   k.assign(static_cast<size_t>(kv_row * g.num_kv_heads * key_stride * element + 64), 0);
   v.assign(static_cast<size_t>(kv_row * g.num_kv_heads * value_stride * element + 64), 0);
@@ -225,9 +226,10 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
         for (const Kind kind : {Kind::kKey, Kind::kValue}) {
           const std::vector<float> x = input(asks[i].sequence, token, head, kind);
           const int64_t row = plan_sequences_[i].kv_row + token - plan_sequences_[i].old_length;
+          const int64_t offset = g.layers[0].input_offset(kind);
           uint8_t* target =
-              kind == Kind::kKey
-                  ? &k[static_cast<size_t>((row * g.num_kv_heads + head) * key_stride * element)]
+              kind == Kind::kKey || g.latent
+                  ? &k[static_cast<size_t>(((row * g.num_kv_heads + head) * key_stride + offset) * element)]
                   : &v[static_cast<size_t>((row * g.num_kv_heads + head) * value_stride * element)];
           for (size_t c = 0; c < x.size(); c++) store_as(config.io, x[c], target + c * element);
         }
@@ -235,7 +237,7 @@ void Rig::step(const std::vector<Ask>& asks, bool append) {
   append_ = AppendRequest{0,
                           &plan_,
                           k.data(),
-                          v.data(),
+                          g.latent ? nullptr : v.data(),
                           {key_stride * g.num_kv_heads, key_stride},
                           {value_stride * g.num_kv_heads, value_stride},
                           nullptr};
@@ -256,12 +258,12 @@ const PageMap* Rig::page_maps() {
 Result Rig::attend(const AttendOptions& o) {
   const UniformGeometry& g = geometry;
   const int element = dtype_bytes(config.io), out_element = dtype_bytes(o.out);
-  const int64_t q_stride = g.head_dim + (o.strided ? 32 : 0), out_stride = g.value_dim + (o.strided ? 7 : 0),
-                rows = plan_.rows.query_tokens;
+  const int64_t q_stride = g.input_dim() + (o.strided ? 32 : 0),
+                out_stride = g.value_dim + (o.strided ? 7 : 0), rows = plan_.rows.query_tokens;
   std::vector<uint8_t>& q = query_bytes_;
   q.assign(static_cast<size_t>(rows * g.num_q_heads * q_stride * element + 1), 0);
   std::vector<uint8_t> out(static_cast<size_t>(rows * g.num_q_heads * out_stride * out_element + 1), 0xEE);
-  queries.assign(static_cast<size_t>(rows * g.num_q_heads * g.head_dim), 0);
+  queries.assign(static_cast<size_t>(rows * g.num_q_heads * g.input_dim()), 0);
   for (size_t i = 0; i < asks_.size(); i++)
     for (int64_t j = 0; j < asks_[i].query_tokens; j++)
       for (int head = 0; head < g.num_q_heads; head++) {
@@ -269,12 +271,12 @@ Result Rig::attend(const AttendOptions& o) {
         Random random(config.seed * 77 +
                       static_cast<uint64_t>((position * 64 + asks_[i].sequence) * 512 + head));
         const int64_t row = (plan_sequences_[i].q_row + j) * g.num_q_heads + head;
-        for (int c = 0; c < g.head_dim; c++) {
+        for (int c = 0; c < g.input_dim(); c++) {
           float x = round_to(config.io, config.query_size * random.normal());
           if (strange_query != 0 && c == 0) x = round_to(config.io, strange_query);
           const auto poke = query_pokes_.find({asks_[i].sequence, position, head, c});
           if (poke != query_pokes_.end()) x = poke->second;
-          queries[static_cast<size_t>(row * g.head_dim + c)] = x;
+          queries[static_cast<size_t>(row * g.input_dim() + c)] = x;
           store_as(config.io, x, &q[static_cast<size_t>((row * q_stride + c) * element)]);
         }
       }
@@ -295,7 +297,7 @@ Result Rig::attend(const AttendOptions& o) {
   request.q_strides = {q_stride * g.num_q_heads, q_stride};
   request.out_strides = {out_stride * g.num_q_heads, out_stride};
   request.out_dtype = o.out;
-  request.softmax_scale = o.scale != 0 ? o.scale : 1 / sqrtf(static_cast<float>(g.head_dim));
+  request.softmax_scale = o.scale != 0 ? o.scale : 1 / sqrtf(static_cast<float>(g.input_dim()));
   request.logit_softcap = o.softcap;
   request.sliding_window = o.sliding_window;
   request.sink_logits = o.sink_logits ? sinks.data() : nullptr;
@@ -401,6 +403,17 @@ std::vector<float> Rig::exact(int sequence, int64_t token, int head, Kind kind) 
   return x;
 }
 
+std::vector<float> Rig::whole_key(int sequence, int64_t token, int head, bool is_exact) {
+  std::vector<float> key;
+  for (const Kind kind : {Kind::kValue, Kind::kKey}) {
+    if (kind == Kind::kValue && !config.latent) continue;
+    const std::vector<float> part =
+        is_exact ? exact(sequence, token, head, kind) : decoded(sequence, token, head, kind);
+    key.insert(key.end(), part.begin(), part.end());
+  }
+  return key;
+}
+
 void Rig::truncate(int sequence, int64_t length) {
   Sequence& s = sequences_[sequence];
   s.length = length;
@@ -419,7 +432,7 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   const UniformGeometry& g = geometry;
   const Sequence& s = sequences_[sequence];
   const int element = dtype_bytes(config.io);
-  std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.head_dim * element)),
+  std::vector<uint8_t> kb(static_cast<size_t>(count * g.num_kv_heads * g.input_dim() * element)),
       vb(static_cast<size_t>(count * g.num_kv_heads * g.value_dim * element));
   ReadRequest request = {};
   request.sequence =
@@ -430,7 +443,7 @@ void Rig::read(int sequence, int64_t first, int64_t count, std::vector<float>* k
   request.count = count;
   request.k = k ? kb.data() : nullptr;
   request.v = v ? vb.data() : nullptr;
-  request.key_strides = {static_cast<int64_t>(g.num_kv_heads) * g.head_dim, g.head_dim};
+  request.key_strides = {static_cast<int64_t>(g.num_kv_heads) * g.input_dim(), g.input_dim()};
   request.value_strides = {static_cast<int64_t>(g.num_kv_heads) * g.value_dim, g.value_dim};
   backend->read(request);
   if (k) k->clear();
@@ -473,7 +486,7 @@ Masks Rig::masks(bool ranges, bool tree, bool alibi, uint64_t number) const {
 Result Rig::reference(const AttendOptions& o) {
   const UniformGeometry& g = geometry;
   const double scale = o.scale != 0 ? static_cast<double>(o.scale)
-                                    : static_cast<double>(1 / sqrtf(static_cast<float>(g.head_dim)));
+                                    : static_cast<double>(1 / sqrtf(static_cast<float>(g.input_dim())));
   Result result;
   result.out.assign(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads * g.value_dim), 0);
   result.lse.assign(static_cast<size_t>(plan_.rows.query_tokens * g.num_q_heads), 0);
@@ -483,15 +496,16 @@ Result Rig::reference(const AttendOptions& o) {
       const int sequence = asks_[i].sequence;
       std::vector<std::vector<float>> vectors[2][2];  // [exact][kind][token]
       for (int64_t token = 0; token < length && asks_[i].query_tokens > 0; token++)
-        for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-          vectors[0][static_cast<int>(kind)].push_back(decoded(sequence, token, head, kind));
-          vectors[1][static_cast<int>(kind)].push_back(exact(sequence, token, head, kind));
+        for (const bool is_exact : {false, true}) {
+          vectors[is_exact][0].push_back(whole_key(sequence, token, head, is_exact));
+          vectors[is_exact][1].push_back(is_exact ? exact(sequence, token, head, Kind::kValue)
+                                                  : decoded(sequence, token, head, Kind::kValue));
         }
       for (int64_t j = 0; j < asks_[i].query_tokens; j++)
         for (int h = head * g.q_per_kv; h < (head + 1) * g.q_per_kv; h++) {
           const int64_t position = length - asks_[i].query_tokens + j,
                         row = (plan_sequences_[i].q_row + j) * g.num_q_heads + h;
-          const float* q = &queries[static_cast<size_t>(row * g.head_dim)];
+          const float* q = &queries[static_cast<size_t>(row * g.input_dim())];
           const int64_t old_length = plan_sequences_[i].old_length;
           std::vector<int64_t> tokens;
           for (int64_t token = 0; token < (o.history_only ? old_length : length); token++)
@@ -503,7 +517,7 @@ Result Rig::reference(const AttendOptions& o) {
             const std::vector<float>& k =
                 vectors[is_exact(sequence, token, position)][0][static_cast<size_t>(token)];
             double logit = 0;
-            for (int c = 0; c < g.head_dim; c++) logit += static_cast<double>(q[c]) * k[c];
+            for (int c = 0; c < g.input_dim(); c++) logit += static_cast<double>(q[c]) * k[c];
             logit *= scale;
             if (o.softcap > 0) logit = o.softcap * tanh(logit / o.softcap);
             logit += o.masks.bias(h, position, token);

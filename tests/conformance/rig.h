@@ -41,7 +41,8 @@ const cpu::Kernels& kernels_of(const std::string& isa);
 
 struct RigConfig {
   std::string isa = "scalar";
-  int layers = 1, kv_heads = 2, q_per_kv = 2, head_dim = 64, value_dim = 64;
+  int layers = 1, kv_heads = 2, q_per_kv = 2, head_dim = 64, value_dim = 64;  // dims: of the tile's sides
+  bool latent = false;  // then keys are [value_dim | head_dim]
   int key_bits = 4, value_bits = 4;
   format::CodeFamily key_family = format::CodeFamily::kScalar, value_family = format::CodeFamily::kScalar;
   int key_group = 0, value_group = 0;  // of grouped sides
@@ -63,9 +64,10 @@ struct RigConfig {
 
 inline format::CodeId code_of(const RigConfig& config, Kind kind) {
   const bool key = kind == Kind::kKey;
-  return format::code_of(key ? config.key_family : config.value_family,
-                         key ? config.key_bits : config.value_bits,
-                         key ? config.key_group : config.value_group);
+  const format::CodeId id =
+      format::code_of(key ? config.key_family : config.value_family,
+                      key ? config.key_bits : config.value_bits, key ? config.key_group : config.value_group);
+  return config.latent ? format::latent_code(id) : id;
 }
 
 // Levels of nobody's design: neither symmetric nor half way between boundaries.
@@ -89,7 +91,7 @@ struct Ask {
 };
 
 struct AttendOptions {
-  float scale = 0;  // 0 = 1 / sqrt(head_dim)
+  float scale = 0;  // 0 = 1 / sqrt(dim of a query)
   float softcap = 0;
   int64_t sliding_window = 0;
   std::vector<float> sinks;  // of the query heads; empty = a rising row
@@ -138,6 +140,8 @@ class Rig {
   // What codes, or an exact copy, of a token stand for.
   std::vector<float> decoded(int sequence, int64_t token, int head, Kind kind);
   std::vector<float> exact(int sequence, int64_t token, int head, Kind kind) const;
+  // The whole key that an exact or a coded token is: of a latent layer both sides'.
+  std::vector<float> whole_key(int sequence, int64_t token, int head, bool exact);
 
   // The vector that step() appended, as the io type holds it.
   std::vector<float> input(int sequence, int64_t token, int head, Kind kind) const;
@@ -166,7 +170,7 @@ class Rig {
   RigConfig config;
   UniformGeometry geometry;
   std::unique_ptr<Backend> backend;
-  std::vector<float> queries;  // of the last attend, [query tokens][q heads][head_dim]
+  std::vector<float> queries;  // of the last attend, [query tokens][q heads][input_dim]
   int64_t allocations = 0, live_bytes = 0, total_bytes = 0;
   bool fail_allocations = false;
   float strange_query = 0;  // not 0: every query's first coordinate

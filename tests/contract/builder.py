@@ -162,9 +162,12 @@ class Case:
                   query_tokens=query_tokens)
 
     def kv(self, new_tokens, layer=0):
+        """v: None for a latent layer."""
         c = self.model.layers[layer]
-        return (as_dtype(self.random(new_tokens, c["num_kv_heads"], c["head_dim"]), self.dtype),
-                as_dtype(self.random(new_tokens, c["num_kv_heads"], c["value_dim"]), self.dtype))
+        k = as_dtype(self.random(new_tokens, c["num_kv_heads"], c["head_dim"]), self.dtype)
+        if c["latent"]:
+            return k, None
+        return k, as_dtype(self.random(new_tokens, c["num_kv_heads"], c["value_dim"]), self.dtype)
 
     def append(self, layer=0, k=None, v=None, batch="main"):
         if k is None:
@@ -176,7 +179,7 @@ class Case:
                   batch=batch,
                   layer=layer,
                   k=self.put("k" + n, k),
-                  v=self.put("v" + n, v))
+                  v=None if v is None else self.put("v" + n, v))
 
     def append_interleaved(self, layer=0):
         """k and v of a token side by side in one tensor [tokens][k heads, then v heads][dim]."""

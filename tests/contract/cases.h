@@ -174,7 +174,8 @@ class Config {
                  "group_size",
                  "sketch",
                  "sketch_rule",
-                 "sketch_factor"});
+                 "sketch_factor",
+                 "layer_kind"});
     TQ_READ(c, device_type), TQ_READ(c, device_id), TQ_READ(c, num_layers), TQ_READ(c, num_q_heads),
         TQ_READ(c, num_kv_heads);
     TQ_READ(c, head_dim), TQ_READ(c, value_dim), TQ_READ(c, io_dtype), TQ_READ(c, key_bits),
@@ -186,7 +187,7 @@ class Config {
         TQ_READ(c, max_raw_tokens);
     TQ_READ(c, window_tokens), TQ_READ(c, sink_tokens), TQ_READ(c, rollback_tokens), TQ_READ(c, num_threads),
         TQ_READ(c, flags), TQ_READ(c, key_family), TQ_READ(c, value_family), TQ_READ(c, group_size),
-        TQ_READ(c, sketch), TQ_READ(c, sketch_rule), TQ_READ(c, sketch_factor);
+        TQ_READ(c, sketch), TQ_READ(c, sketch_rule), TQ_READ(c, sketch_factor), TQ_READ(c, layer_kind);
     key_bits_ = json.value("layer_key_bits", key_bits_);
     value_bits_ = json.value("layer_value_bits", value_bits_);
     if (!key_bits_.empty()) c.layer_key_bits = key_bits_.data();
@@ -204,16 +205,16 @@ class Config {
 
  private:
   static tq_layer_config read_layer(const Json& json) {
-    known(json,
-          {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits", "key_family",
-           "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head", "group_size"});
+    known(json, {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits",
+                 "key_family", "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head",
+                 "group_size", "layer_kind"});
     tq_layer_config layer = {};
     layer.struct_size = sizeof layer;
     TQ_READ(layer, num_q_heads), TQ_READ(layer, num_kv_heads), TQ_READ(layer, head_dim),
         TQ_READ(layer, value_dim), TQ_READ(layer, key_bits), TQ_READ(layer, value_bits);
     TQ_READ(layer, key_family), TQ_READ(layer, value_family), TQ_READ(layer, rotation),
         TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer), TQ_READ(layer, first_kv_head),
-        TQ_READ(layer, group_size);
+        TQ_READ(layer, group_size), TQ_READ(layer, layer_kind);
     return layer;
   }
   static const tq_codebook* read_codebook(const Json& json, tq_codebook& book) {

@@ -51,6 +51,27 @@ def prod(tensors):
     yield c
 
 
+def latent(tensors):
+    c = Case(tensors, "latent_layers", "latents of 4 bits, stored once, beside 8-bit and raw rests",
+             cpu_only=True)
+    c.create(**shapes(4, 1, 96, (8, 4), value_dim=64, num_layers=2, layer_kind=2, window_tokens=4,
+                      sink_tokens=2, max_sequences=2, layers=[{}, {"key_bits": 16, "value_bits": 8}]))
+    c.sequences("a")
+    for new in (30, 5):
+        c.plan(["a"], [new], [2])
+        for layer in range(2):
+            c.append(layer)
+            c.attend(layer)
+    c.remove("a", 5, 20)
+    c.read("a")
+    c.read("a", 3, 9, layer=1)
+    c.config_bytes(**shapes(128, 1, 576, (8, 4), value_dim=512, layer_kind=2))
+    c.save("a", "saved")
+    c.load("saved", "b", ("main", "a"))
+    c.read("b", layer=1)
+    yield c
+
+
 def build(tensors):
-    for group in (grouped, prod):
+    for group in (grouped, prod, latent):
         yield from group(tensors)

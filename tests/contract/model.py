@@ -14,6 +14,7 @@ from reference import tqkv_reference as ref
 RAW = 16
 F32, F16, BF16 = 1, 2, 3
 PROD, GROUPED = 2, 3
+LATENT = 2  # a layer_kind
 
 
 def to_float(array):
@@ -44,6 +45,7 @@ def resolved_layers(config):
             "num_q_heads", "num_kv_heads", "head_dim", "value_dim", "rotation", "sliding_window",
             "first_kv_head")}
         layer["value_dim"] = layer["value_dim"] or layer["head_dim"]
+        layer["latent"] = (own.get("layer_kind") or config.get("layer_kind")) == LATENT
         layer["sliding_window"] = layer["sliding_window"] or 0
         layer["first_kv_head"] = layer["first_kv_head"] or 0
         layer["bits"] = [own.get(f"{side}_bits")
@@ -83,15 +85,18 @@ class ModelCache:
         total = 0
         for layer in self.stored_layers():
             key_bits, value_bits = layer["bits"]
-            total += ref.tile_num_bytes(layer["head_dim"], key_bits, layer["value_dim"],
+            total += ref.tile_num_bytes(self.key_side_dim(layer), key_bits, layer["value_dim"],
                                         value_bits, *layer["groups"]) * layer["num_kv_heads"] // 32
         return total
+
+    def key_side_dim(self, layer):
+        return layer["head_dim"] - (layer["value_dim"] if layer["latent"] else 0)
 
     def stored_layers(self):
         return [layer for i, layer in enumerate(self.layers) if layer["source"] == i]
 
     def fp16_token_bytes(self):
-        return sum(2 * layer["num_kv_heads"] * (layer["head_dim"] + layer["value_dim"])
+        return sum(2 * layer["num_kv_heads"] * (self.key_side_dim(layer) + layer["value_dim"])
                    for layer in self.stored_layers())
 
     # ---- sequences
@@ -157,6 +162,8 @@ class ModelCache:
 
     def append(self, layer, k, v):
         row = 0
+        if v is None:
+            v = k[..., :self.layers[layer]["value_dim"]]
         for name, new in zip(*self.plan[:2]):
             keys, values = self.sequences[name].layers[layer]
             # Rows of a repeated append replace those of the first.
@@ -177,6 +184,14 @@ class ModelCache:
 
     def decode(self, layer, rows, kind):
         """rows [n, num_kv_heads, dim] of the input type -> decoded float32 of the same shape."""
+        own = self.layers[layer]
+        if own["latent"] and kind == ref.KEY:
+            parts = np.split(np.stack(rows), [own["value_dim"]], axis=2)
+            return np.concatenate([self.decode_side(layer, part, side)
+                                   for part, side in zip(parts, (ref.VALUE, ref.KEY))], axis=2)
+        return self.decode_side(layer, rows, kind)
+
+    def decode_side(self, layer, rows, kind):
         c, bits = self.config, self.layers[layer]["bits"][kind]
         rows = np.stack(rows)
         if bits == RAW:

@@ -245,9 +245,10 @@ class Runner : contract::Checks {
     tq_tensor_layout layout = {};
     layout.struct_size = sizeof layout;
     if (step.contains("layout")) contract::read_layout(step["layout"], layout);
-    const Tensor &k = tensor(step, "k"), &v = tensor(step, "v");
+    const void* const v =  // none: the layer is latent
+        step.contains("v") ? tensor(step, "v").at(step.value("v_offset", 0)) : nullptr;
     expected(step, tq_cache_append(cache(step).handle, step.at("layer"), batch(step).handle,
-                                   k.at(step.value("k_offset", 0)), v.at(step.value("v_offset", 0)),
+                                   tensor(step, "k").at(step.value("k_offset", 0)), v,
                                    step.contains("layout") ? &layout : nullptr, nullptr));
   }
 

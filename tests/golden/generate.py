@@ -14,6 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import attend_cases  # noqa: E402
 import encode_cases  # noqa: E402
+import latent_cases  # noqa: E402
 import numpy as np  # noqa: E402
 import quantizer_cases  # noqa: E402
 import row_cases  # noqa: E402
@@ -28,6 +29,7 @@ def build():
     files = {f"encode_d{d}.safetensors": encode_cases.build(d) for d in encode_cases.DIMS}
     files["attend.safetensors"] = attend_cases.build()
     files["rows.safetensors"] = row_cases.build()
+    files["latent.safetensors"] = latent_cases.build()
     files["quantizer.safetensors"] = quantizer_cases.build()
     files["state.safetensors"] = state_cases.build()
     return files

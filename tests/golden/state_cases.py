@@ -22,6 +22,7 @@ DEFAULTS = {
     "layers": [[2, 2, 0]],
     "window_tokens": 0, "rollback_tokens": 0, "sink_tokens": 0,
     "centres": False,  # of the keys of all layers
+    "latent": False,
     "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
 }
 CASES = {
@@ -46,6 +47,12 @@ CASES = {
         "head_dim": 80, "value_dim": 80, "tokens": 41, "layers": [[4, 3, 0, 64], [3, 8, 20, 16]],
         "parts": [[0, 41, 0, 2, 0, 1], [5, 30, 0, 1, 0, 1]]
     },
+    # of latent layers head_dim and key bits are the rest's, value_dim and value bits the latent's
+    "latent": {
+        "head_dim": 32, "value_dim": 64, "tokens": 70, "layers": [[8, 4, 0], [16, 8, 0]], "latent": True,
+        "window_tokens": 9, "sink_tokens": 2, "centres": True,
+        "parts": [[0, 70, 0, 2, 0, 1], [33, 20, 1, 1, 0, 1]]
+    },
     "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
 }
 
@@ -66,12 +73,15 @@ class Sequence:
         self.heads = range(p["first_kv_head"], p["first_kv_head"] + p["num_kv_heads"])
         self.tensors, self.centre = {}, {}
         for i, layer in enumerate(self.layers):
-            for name, dim in (("k", p["head_dim"]), ("v", p["value_dim"])):
+            key_dim = p["head_dim"] + (p["value_dim"] if p["latent"] else 0)
+            for name, dim in (("k", key_dim), ("v", p["value_dim"])):
+                if p["latent"] and name == "v":
+                    continue
                 shape = p["tokens"], p["num_kv_heads"], dim
                 rows = gaussian(1000 * number + 10 * i + (name == "v"), int(np.prod(shape)))
                 self.tensors[f"layer{i}.{name}"] = rows.reshape(shape).astype(np.float32)
             if p["centres"]:
-                shape = p["num_kv_heads"], p["head_dim"]
+                shape = p["num_kv_heads"], key_dim
                 centre = gaussian(1000 * number + 10 * i + 5, int(np.prod(shape))).reshape(shape)
                 self.tensors[f"layer{i}.key_centre"] = centre.astype(np.float32)
                 self.centre[layer] = centre.astype(np.float32)
@@ -89,15 +99,24 @@ class Sequence:
         return self.p["layers"][layer - self.p["first_layer"]][2]
 
     def rows(self, layer, kv_head, kind):
-        name = f"layer{layer - self.p['first_layer']}.{'k' if kind == ref.KEY else 'v'}"
-        return np.ascontiguousarray(self.tensors[name][:, kv_head - self.p["first_kv_head"]])
+        latent = self.p["latent"]
+        name = f"layer{layer - self.p['first_layer']}.{'k' if latent or kind == ref.KEY else 'v'}"
+        whole = self.tensors[name][:, kv_head - self.p["first_kv_head"]]
+        return np.ascontiguousarray(self.of_side(whole, kind) if latent else whole)
 
-    def key_centre(self, layer, kv_head):
-        return self.centre[layer][kv_head - self.p["first_kv_head"]] if layer in self.centre else None
+    def of_side(self, whole, kind):
+        """A latent layer's side of the coordinates of a key."""
+        cut = self.p["value_dim"]
+        return whole[..., cut:] if kind == ref.KEY else whole[..., :cut]
+
+    def side_centre(self, layer, kv_head, kind):
+        if layer not in self.centre or (kind == ref.VALUE and not self.p["latent"]):
+            return None
+        centre = self.centre[layer][kv_head - self.p["first_kv_head"]]
+        return self.of_side(centre, kind) if self.p["latent"] else centre
 
     def config(self, layer, kv_head, kind):
-        return side_config(self.p, layer, kv_head, kind,
-                           self.key_centre(layer, kv_head) if kind == ref.KEY else None)
+        return side_config(self.p, layer, kv_head, kind, self.side_centre(layer, kv_head, kind))
 
     # ---- section 6.1
 
@@ -129,7 +148,8 @@ class Sequence:
                 sides.append((ref.raw_bits(rows)[0], None, 16))
             else:
                 encoded = ref.encode(rows, config)
-                sides.append((encoded.codes, encoded.scales, config.bits))
+                codes = ref.pack_rows(encoded.codes, config.bits) if self.p["latent"] else encoded.codes
+                sides.append((codes, encoded.scales, config.bits))
         tiles = b""
         for tile in range(begin // TILE, (end - 1) // TILE + 1):
             # Places of tokens outside the run are zero, so the run's own stand where they stood.
@@ -173,16 +193,17 @@ class Sequence:
         config = self.config(layer, kv_head, kind)
         if group := self.group(layer, kind):
             return struct.pack("<6IQ32x", config.head_dim, 3, config.bits, 0, 0, group, 0)
+        latent = 16 if self.p["latent"] else 0
         if config.bits == 16:
-            return struct.pack("<6IQ32x", config.head_dim, 0, 16, 1, 0, 0, 0)
+            return struct.pack("<6IQ32x", config.head_dim, latent, 16, 1, 0, 0, 0)
         magnitudes = b""
         if config.bits < 8:
             magnitudes = bytes(int(x) for x in ref.load_codebook(config.head_dim, config.bits).grid)
-        return struct.pack("<6IQ32s", config.head_dim, 1, config.bits, 0, config.rotation, 0, SEED,
+        return struct.pack("<6IQ32s", config.head_dim, latent + 1, config.bits, 0, config.rotation, 0, SEED,
                            magnitudes)
 
     def centre_hash(self, layer, kv_head, kind):
-        centre = self.key_centre(layer, kv_head) if kind == ref.KEY else None
+        centre = self.side_centre(layer, kv_head, kind)
         if centre is None or self.config(layer, kv_head, kind).bits == 16 or not centre.any():
             return 0
         return xxhash.xxh64_intdigest((centre + np.float32(0)).astype("<f4").tobytes())

@@ -51,6 +51,10 @@ class StateCache {
     config.layers = layers.data();
     config.num_q_heads = config.num_kv_heads = p.at("num_kv_heads");
     config.head_dim = p.at("head_dim"), config.value_dim = p.at("value_dim");
+    if (p.at("latent").get<bool>()) {
+      config.layer_kind = TQ_LATENT;
+      config.head_dim += config.value_dim;
+    }
     config.first_layer = p.at("first_layer"), config.first_kv_head = p.at("first_kv_head");
     config.io_dtype = TQ_F32, config.rotation_seed = p.at("seed");
     config.window_tokens = p.at("window_tokens"), config.sink_tokens = p.at("sink_tokens");
@@ -75,9 +79,9 @@ class StateCache {
     TQ_EXPECT_OK(tq_batch_plan(batch, 1, &sequence, &tokens, &none, nullptr));
     for (size_t layer = 0; tokens > 0 && layer < p.at("layers").size(); layer++) {
       const std::string at = name + ".layer" + std::to_string(layer);
-      TQ_EXPECT_OK(tq_cache_append(cache, static_cast<int32_t>(layer), batch,
-                                   file.read<float>(at + ".k").data(), file.read<float>(at + ".v").data(),
-                                   nullptr, nullptr));
+      TQ_EXPECT_OK(tq_cache_append(
+          cache, static_cast<int32_t>(layer), batch, file.read<float>(at + ".k").data(),
+          file.has(at + ".v") ? file.read<float>(at + ".v").data() : nullptr, nullptr, nullptr));
     }
     TQ_EXPECT_OK(tq_batch_destroy(batch));
     return sequence;

@@ -27,6 +27,7 @@ MOST_HEADS, LAST_FIRST_HEAD = 65536, 65535
 SCALAR_BITS = (2, 3, 4, 5, 6, 8)
 HEAD_DIMS = (*range(8, 257, 4), 512, 576)
 NOTICED = 3
+LATENT = 16  # added to the family of both sides of a latent layer
 NUMBER_TYPES = {1: "<f4", 2: "<f2", 3: "<u2"}
 
 
@@ -69,6 +70,7 @@ class Side:
     seed: int
     magnitudes: bytes
     kind: int
+    latent: int = 0  # 1: of a latent layer
 
     @property
     def raw(self):
@@ -153,7 +155,9 @@ class Saved:
 # ---- the header
 
 def read_side(cursor, kind):
-    return Side(*cursor.numbers("6IQ"), cursor.take(32), kind)
+    side = Side(*cursor.numbers("6IQ"), cursor.take(32), kind)
+    side.latent, side.family = side.family // LATENT, side.family % LATENT
+    return side
 
 
 def read_layer(cursor, number, unused):
@@ -188,6 +192,7 @@ def check_header(saved, features_ignored):
         require(layer.reads <= layer.number, f"layer {layer.number} reads layer {layer.reads}")
         if layer.stores:
             require(layer.num_heads >= 1, f"layer {layer.number} has no kv heads")
+            require(layer.sides[0].latent == layer.sides[1].latent <= 1, f"layer {layer.number}: families")
             for side in layer.sides:
                 side.check()
         else:
@@ -325,6 +330,11 @@ def codes_of(layer, head):
                                         side.bits)
             require(not behind.any(), "bits behind a row's codes")
             sides.append(tokens_of(codes, first, end, "codes"))
+        elif side.latent:
+            codes, _ = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1),
+                                   stored_dim(side.dim), side.bits)
+            require(side.bits != 8 or not (codes == 0x80).any(), "a level of -128")
+            sides.append(tokens_of(codes, first, end, "codes"))
         else:
             rows = [unpack_side(tile, stored_dim(side.dim), side.bits, side.kind)
                     for tile in part.view("<u4")]
@@ -352,8 +362,9 @@ def codes_of(layer, head):
 
 
 def decoded(saved, layer, head, centres=(None, None)):
-    """(first token, keys [tokens, d], values [tokens, d]), float32, from the codes alone. centres: of this kv
-    head, whose hashes must be the file's."""
+    """(first token, keys [tokens, d], values [tokens, d]), float32, from the codes alone; of a latent layer
+    the rest of the keys, and the latents. centres: of this kv head and its sides, whose hashes must be the
+    file's."""
     first, sides = codes_of(layer, head)
     if sides is None:
         return saved.end, *(np.zeros((0, side.dim), np.float32) for side in layer.sides)

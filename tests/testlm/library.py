@@ -15,6 +15,7 @@ import numpy as np
 RULES = {"default": 0, "ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
 F32 = 1
 NO_SCALE_SEARCH = 2
+LATENT, LATENT_REST = 2, 8
 
 
 class CacheConfig(ctypes.Structure):
@@ -41,7 +42,8 @@ class CacheConfig(ctypes.Structure):
                 [(name, ctypes.c_int32)
                  for name in ("key_family", "value_family", "group_size", "sketch", "sketch_rule")] +
                 [("sketch_factor", ctypes.c_float), ("key_levels", ctypes.c_void_p),
-                 ("value_levels", ctypes.c_void_p)])
+                 ("value_levels", ctypes.c_void_p), ("layer_kind", ctypes.c_int32),
+                 ("reserved", ctypes.c_uint32)])
 
 
 def find_library():
@@ -78,8 +80,17 @@ class Library:
         return self.dll.tq_build_info().decode()
 
 
+class AttendParams(ctypes.Structure):
+    _fields_ = [("struct_size", ctypes.c_uint32), ("out_dtype", ctypes.c_int32),
+                ("softmax_scale", ctypes.c_float)]
+
+
 class CacheAttention:
-    """One sequence of `tokens` positions in a fresh cache; call with (layer, q, k, v), each layer once."""
+    """One sequence of `tokens` positions in a fresh cache; call with (layer, q, k, v), each layer once.
+
+    latent: layers are latent ones, whose tokens are [k | v] of a kv head and LATENT_REST zeros behind them,
+    so that scores and values both come from the latent's one set of codes; queries are zero where v stands,
+    and of the output the part of v is taken."""
 
     def __init__(self,
                  library,
@@ -93,14 +104,18 @@ class CacheAttention:
                  centres=None,
                  threads=0,
                  window=0,
-                 sinks=0):
-        self.library = library
+                 sinks=0,
+                 latent=False):
+        self.library, self.latent, self.scale = library, latent, 1 / np.sqrt(model.head_dim)
         config = CacheConfig()
         library.call("tq_cache_config_init", ctypes.byref(config))
         config.num_layers = model.layers
         config.num_q_heads, config.num_kv_heads = model.q_heads, model.kv_heads
         config.head_dim, config.io_dtype = model.head_dim, F32
         config.key_bits = config.value_bits = bits
+        if latent:
+            config.layer_kind, config.value_dim = LATENT, 2 * model.head_dim
+            config.head_dim = config.value_dim + LATENT_REST
         config.key_scale_rule, config.value_scale_rule = RULES[key_rule], RULES[value_rule]
         config.rotation_seed, config.max_tokens, config.num_threads = seed, tokens, threads
         config.flags = 0 if search else NO_SCALE_SEARCH
@@ -120,6 +135,8 @@ class CacheAttention:
 
     def __call__(self, layer, q, k, v):
         q, k, v = (np.ascontiguousarray(side, np.float32) for side in (q, k, v))
+        if self.latent:
+            return self.attend_latent(layer, q, k, v)
         out = np.empty((q.shape[0], q.shape[1], v.shape[2]), np.float32)
         layer = ctypes.c_int32(layer)
         self.library.call("tq_cache_append", self.cache, layer, self.batch, pointer(k), pointer(v), None,
@@ -127,6 +144,17 @@ class CacheAttention:
         self.library.call("tq_cache_attend", self.cache, layer, self.batch, pointer(q), pointer(out), None,
                           None, None, ctypes.c_size_t(0), None)
         return out
+
+    def attend_latent(self, layer, q, k, v):
+        rest = np.zeros((*k.shape[:2], LATENT_REST), np.float32)
+        queries = np.concatenate([q, np.zeros((*q.shape[:2], v.shape[2] + LATENT_REST), np.float32)], axis=2)
+        keys, layer = np.concatenate([k, v, rest], axis=2), ctypes.c_int32(layer)
+        out = np.empty((*q.shape[:2], k.shape[2] + v.shape[2]), np.float32)
+        params = AttendParams(ctypes.sizeof(AttendParams), 0, self.scale)
+        self.library.call("tq_cache_append", self.cache, layer, self.batch, pointer(keys), None, None, None)
+        self.library.call("tq_cache_attend", self.cache, layer, self.batch, pointer(queries), pointer(out),
+                          None, ctypes.byref(params), None, ctypes.c_size_t(0), None)
+        return out[..., k.shape[2]:]
 
     def close(self):
         self.library.call("tq_batch_destroy", self.batch)

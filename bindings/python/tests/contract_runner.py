@@ -222,6 +222,8 @@ class Runner(contract_travel.State, contract_travel.Paged):
     def append(self, step):
         c, sides = self.layer(step), []
         for name, dim in (("k", c.head_dim), ("v", c.value_dim)):
+            if name not in step:  # v, of a latent layer
+                continue
             if "layout" in step:
                 side = {"k": "key", "v": "value"}[name]
                 array, dtype = self.tensor(step[name])

@@ -63,6 +63,8 @@ CONSTANTS = {
     "TQ_SKETCH_GAUSSIAN": 2,
     "TQ_SKETCH_UNBIASED": 1,
     "TQ_SKETCH_LEAST_ERROR": 2,
+    "TQ_KEYS_VALUES": 1,
+    "TQ_LATENT": 2,
     "TQ_FLAG_NO_ZERO_ON_FREE": 1,
     "TQ_FLAG_NO_SCALE_SEARCH": 2,
     "TQ_FLAG_BATCH_INVARIANT": 4,
@@ -117,7 +119,7 @@ class LayerConfig(Struct):
                 ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
                 ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32),
                 ("first_kv_head", c_int32), ("group_size", c_int32), ("key_levels", POINTER(Levels)),
-                ("value_levels", POINTER(Levels))]
+                ("value_levels", POINTER(Levels)), ("layer_kind", c_int32), ("reserved", c_uint32)]
 
 
 class CacheConfig(Struct):
@@ -137,7 +139,7 @@ class CacheConfig(Struct):
                 ("layers", POINTER(LayerConfig)), ("key_family", c_int32), ("value_family", c_int32),
                 ("group_size", c_int32), ("sketch", c_int32), ("sketch_rule", c_int32),
                 ("sketch_factor", c_float), ("key_levels", POINTER(Levels)),
-                ("value_levels", POINTER(Levels))]
+                ("value_levels", POINTER(Levels)), ("layer_kind", c_int32), ("reserved", c_uint32)]
 
 
 class CacheBytes(Struct):

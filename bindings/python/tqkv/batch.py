@@ -97,17 +97,18 @@ class Batch(Unique):
         with handles.exclusive():
             return self._rows(self._open(handles))
 
-    def append(self, layer: int, k: Any, v: Any, *, stream: Any = None) -> None:
+    def append(self, layer: int, k: Any, v: Any = None, *, stream: Any = None) -> None:
         """Encodes the new tokens of the plan into one layer.
 
         k  [new tokens][num_kv_heads][head_dim] io_dtype, rotary embedding already applied
-        v  [new tokens][num_kv_heads][value_dim] io_dtype
+        v  [new tokens][num_kv_heads][value_dim] io_dtype; None for a latent layer, and for no other
 
         Each layer of a plan is appended once; a repeated append writes the same bytes again. Raises
         InvalidState without a plan in force.
         """
         stream, layer = as_stream(stream), integer("layer", layer, ctypes.c_int32)
-        k, v = as_buffer(k, name="k", stream=stream), as_buffer(v, name="v", stream=stream)
+        k = as_buffer(k, name="k", stream=stream)
+        v = None if v is None else as_buffer(v, name="v", stream=stream)
         c, layout = self._cache._shape(layer), _abi.TensorLayout()
         handles = self._cache._handles
         with handles.exclusive() as cache:
@@ -116,8 +117,8 @@ class Batch(Unique):
             if in_force:
                 layout = tensor_layout(c, k, v, tokens)
             # Without a plan, or such a layer, the library refuses, with its own text.
-            check(library, library.tq_cache_append(cache, layer, self._handle, k.pointer, v.pointer, layout,
-                                                   stream))
+            check(library, library.tq_cache_append(cache, layer, self._handle, k.pointer,
+                                                   None if v is None else v.pointer, layout, stream))
 
     def attend(self, layer: int, q: Any, *, out: Any = None, lse: Any = None, out_dtype: Optional[str] = None,
                softmax_scale: float = 0.0, logit_softcap: float = 0.0, sliding_window: int = 0,

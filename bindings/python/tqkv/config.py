@@ -15,11 +15,12 @@ from .errors import InvalidArgument
 _ROTATIONS = {"hadamard": 1, "dense": 2}
 _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
 _FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4}
+_LAYER_KINDS = {"keys_values": 1, "latent": 2}
 _SKETCHES = {"orthogonal": 1, "gaussian": 2}
 _SKETCH_RULES = {"unbiased": 1, "least_error": 2}
 _NAMED = {
     "code_family": _FAMILIES, "key_family": _FAMILIES, "value_family": _FAMILIES,
-    "sketch": _SKETCHES, "sketch_rule": _SKETCH_RULES,
+    "sketch": _SKETCHES, "sketch_rule": _SKETCH_RULES, "layer_kind": _LAYER_KINDS,
     "io_dtype": _ffi.DTYPES, "rotation": _ROTATIONS, "key_scale_rule": _SCALES, "value_scale_rule": _SCALES
 }
 _NUMBERS = (ctypes.c_int32, ctypes.c_int64, ctypes.c_uint64)
@@ -118,6 +119,7 @@ class Layer:
     group_size: int = 0
     key_levels: Optional[Levels] = None
     value_levels: Optional[Levels] = None
+    layer_kind: Union[str, int] = 0     # "keys_values" or "latent"
 
     def _to_c(self, name):
         c, shared = _abi.LayerConfig(), self.shares_layer
@@ -198,6 +200,8 @@ class Config:
     sketch_factor: float = 0.0                      # 0 = by sketch_rule
     key_levels: Optional[Levels] = None             # of "levels", unless layers have their own
     value_levels: Optional[Levels] = None
+    layer_kind: Union[str, int] = 0                 # "keys_values", or "latent" (CPU only): keys whose first
+    #                                                 value_dim coordinates are the values too; append(v=None)
     pool: Any = None                                # memory for the pages: a writable contiguous array on the
     #                                                 device, 256-byte aligned; the cache holds it
 

@@ -293,13 +293,15 @@ class PagedStep:
         self._step, self._arrays = step, arrays
         self._tell_operators()
 
-    def append(self, layer: int, pages: Pages, k: Any, v: Any, *, stream: Any = None) -> None:
-        """Encodes k [num_tokens][num_kv_heads][head_dim] io_dtype, v likewise, into their slots."""
+    def append(self, layer: int, pages: Pages, k: Any, v: Any = None, *, stream: Any = None) -> None:
+        """Encodes k [num_tokens][num_kv_heads][head_dim] io_dtype, v likewise (None: the layer is latent),
+        into their slots."""
         layer, stream, step = self._codec._layer(layer, pages), as_stream(stream), self._planned()
-        k, v = as_buffer(k, name="k", stream=stream), as_buffer(v, name="v", stream=stream)
+        k = as_buffer(k, name="k", stream=stream)
+        v = None if v is None else as_buffer(v, name="v", stream=stream)
         layout = tensor_layout(self._codec._shapes[layer], k, v, step.num_tokens, "num_tokens")
-        self._call("tq_paged_append", layer, pages.c, step, k.pointer, v.pointer, layout, self._space.pointer,
-                   self._space.num_bytes, stream)
+        self._call("tq_paged_append", layer, pages.c, step, k.pointer, None if v is None else v.pointer,
+                   layout, self._space.pointer, self._space.num_bytes, stream)
 
     def attend(self, layer: int, pages: Pages, q: Any, *, out: Any = None, lse: Any = None,
                out_dtype: Optional[str] = None, softmax_scale: float = 0.0, logit_softcap: float = 0.0,

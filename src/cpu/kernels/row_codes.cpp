@@ -66,7 +66,7 @@ void expand_levels(const format::RowCoder& coder, const format::SideLayout& side
 // Rotated input and codes of a token, with the scale in scales[0].
 void encode_codes(const Kernels& kernels, const format::RowCoder& coder, const format::SideLayout& side,
                   const float* x, uint8_t* codes, uint16_t* scales, Noticed* noticed) {
-  if (side.family == CodeFamily::kProd) {
+  if (side.family != CodeFamily::kLevels) {
     noticed->replaced |= kernels.encode(coder.vector, x, codes, scales);
     return;
   }

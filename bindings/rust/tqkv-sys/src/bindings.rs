@@ -93,6 +93,8 @@ constants! {
     TQ_SKETCH_UNBIASED: i32 = 1;
     /// least mean squared error of the decoded vector
     TQ_SKETCH_LEAST_ERROR: i32 = 2;
+    TQ_KEYS_VALUES: i32 = 1;
+    TQ_LATENT: i32 = 2;
     /// leave freed pages and exact copies as they are, do not zero them
     TQ_FLAG_NO_ZERO_ON_FREE: u64 = 1;
     /// encoder: one quantisation step, not the best of several
@@ -125,6 +127,14 @@ numbers! {
     tq_code_family = i32;
     tq_sketch = i32;
     tq_sketch_rule = i32;
+    /// What a token of a layer is. KEYS_VALUES: a key and a value. LATENT: a key whose first value_dim
+    /// coordinates are the value too (multi-head latent attention: DeepSeek, Kimi, GLM, 512 + 64), stored
+    /// once. Append takes k alone, with v NULL; read gives either. These coordinates have value_bits,
+    /// value_family and the value's rotation, codebook and scale rule, the head_dim - value_dim behind them
+    /// (rotary) those of the key: 4 and 16 bits are 386 bytes a token at 512 + 64, 4 and 4 bits 292.
+    /// key_centre has all head_dim coordinates, value_centre is NULL. value_dim and head_dim - value_dim
+    /// are what head_dim may be, together at most 576. CPU only.
+    tq_layer_kind = i32;
     /// never 0; the id of a freed sequence stays invalid
     tq_sequence = i64;
     tq_page_order = i32;
@@ -332,6 +342,9 @@ structs! {
         /// NULL = the cache's own
         key_levels: *const tq_levels,
         value_levels: *const tq_levels,
+        /// TQ_KEYS_VALUES or TQ_LATENT
+        layer_kind: i32,
+        reserved: u32,
     }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,
@@ -347,7 +360,7 @@ structs! {
         /// required: a multiple of 4 (CUDA: of 8) from 8 to 256, 512 or 576. Codes have the next multiple
         /// of 32 coordinates: 40 takes the bytes of 64, 100 those of 128
         head_dim: i32,
-        /// 0 = head_dim; likewise
+        /// 0 = head_dim; likewise. Required where layers are TQ_LATENT
         value_dim: i32,
         /// type of k, v, q and out; required
         io_dtype: i32,
@@ -427,6 +440,9 @@ structs! {
         /// TQ_CODE_LEVELS: required, of the sides' bits, unless layers have theirs
         key_levels: *const tq_levels,
         value_levels: *const tq_levels,
+        /// TQ_KEYS_VALUES (0 too) or TQ_LATENT: what the layers' tokens are
+        layer_kind: i32,
+        reserved: u32,
     }
     /// What a cache of this configuration allocates, exactly.
     TQ_STRUCT_CACHE_BYTES tq_cache_bytes {
@@ -770,9 +786,9 @@ functions! {
     fn tq_cache_get_config(cache: *const tq_cache, config: *mut tq_cache_config) -> tq_status;
     /// Fixed vectors subtracted before coding and added again in attention, exactly: key_centre
     /// \[num_kv_heads\]\[head_dim\], value_centre \[num_kv_heads\]\[value_dim\], finite float32 on the
-    /// host; NULL leaves a side as it is. Keys of models with biases spend much of their energy on a
-    /// constant: without it the error is lower at equal bits. Ignored by raw layers. INVALID_STATE once a
-    /// sequence holds tokens.
+    /// host; NULL leaves a side as it is; value_centre of a layer of TQ_LATENT must be NULL. Keys of models
+    /// with biases spend much of their energy on a constant: without it the error is lower at equal bits.
+    /// Ignored by raw layers. INVALID_STATE once a sequence holds tokens.
     fn tq_cache_set_centres(cache: *mut tq_cache, layer: i32, key_centre: *const f32,
         value_centre: *const f32) -> tq_status;
     /// Host-side figures, no synchronisation. memory-\>struct_size set by the caller.
@@ -870,7 +886,7 @@ functions! {
     /// Encodes the new tokens of the batch into one layer.
     ///
     /// - k \[new tokens\]\[num_kv_heads\]\[head_dim\] io_dtype, v likewise with value_dim; NULL only
-    ///   without new tokens
+    ///   without new tokens (TQ_LATENT: v must be NULL)
     ///
     /// Each layer of a plan is appended once; a repeated append writes the same bytes again. INVALID_STATE
     /// without a plan in force, behind a gap (see Written), or again after a fork that shares the new

@@ -137,7 +137,8 @@ impl Cache {
     /// Encodes the new tokens of the batch into one layer of a CPU cache.
     ///
     /// `k` is `[new tokens][num_kv_heads][head_dim]`, `v` likewise with `value_dim`: the new tokens of all
-    /// sequences of the plan one after the other. Slices may be longer. RoPE is applied before.
+    /// sequences of the plan one after the other. Slices may be longer. RoPE is applied before. `v` is empty
+    /// for a layer of [`crate::LayerKind::LATENT`].
     pub fn append<T: Element>(&self, layer: i32, batch: Batch, k: &[T], v: &[T]) -> Result<()> {
         self.append_strided(layer, batch, k, v, Layout::DENSE)
     }
@@ -153,9 +154,11 @@ impl Cache {
     ) -> Result<()> {
         self.geometry.check_host::<T>("k and v")?;
         let tokens = self.batch_rows(batch)?.new_tokens;
-        self.geometry.check_kv(layer, Some(k.len()), Some(v.len()), tokens, layout)?;
+        let v = self.geometry.values(layer, v);
+        self.geometry.check_kv(layer, Some(k.len()), v.map(<[T]>::len), tokens, layout)?;
+        let values = v.map_or(ptr::null(), |v| v.as_ptr().cast());
         // SAFETY: host memory of a CPU cache, of its type, as long as the plan needs.
-        unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), v.as_ptr().cast(), layout, Stream::NONE) }
+        unsafe { self.append_raw(layer, batch, k.as_ptr().cast(), values, layout, Stream::NONE) }
     }
 
     /// [`Cache::append`] on pointers, on any device.

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::layer::LayerConfig;
 use crate::quantizer::Levels;
 use crate::sys;
-use crate::types::{CodeFamily, DeviceType, Dtype, Rotation, ScaleRule, Sketch, SketchRule};
+use crate::types::{CodeFamily, DeviceType, Dtype, LayerKind, Rotation, ScaleRule, Sketch, SketchRule};
 use core::{ptr, slice};
 
 /// Do not scrub the memory of freed, truncated or destroyed sequences; for [`CacheConfig::flags`].
@@ -158,6 +158,9 @@ pub struct CacheConfig {
     pub key_levels: Option<Levels>,
     /// Of values likewise.
     pub value_levels: Option<Levels>,
+    /// What the layers' tokens are; default keys and values. [`LayerKind::LATENT`], CPU only: keys whose
+    /// first `value_dim` coordinates are the values too, appended with an empty `v`.
+    pub layer_kind: LayerKind,
 }
 
 impl CacheConfig {
@@ -228,6 +231,7 @@ impl CacheConfig {
             sketch_factor: self.sketch_factor,
             key_levels: key_levels.as_ref().map_or(ptr::null(), |levels| levels),
             value_levels: value_levels.as_ref().map_or(ptr::null(), |levels| levels),
+            layer_kind: self.layer_kind.0,
             ..Default::default()
         };
         Ok(f(&mut raw))
@@ -300,6 +304,7 @@ impl CacheConfig {
             sketch_factor: raw.sketch_factor,
             key_levels: levels(raw.key_levels),
             value_levels: levels(raw.value_levels),
+            layer_kind: LayerKind(raw.layer_kind),
         }
     }
 }
@@ -326,7 +331,7 @@ mod tests {
             flags: FLAG_NO_SCALE_SEARCH,
             layers: vec![
                 LayerConfig::new().heads(8, 2).head_dim(128).bits(3, 4).sliding_window(77),
-                LayerConfig::new().value_dim(64).rotation(Rotation::DENSE),
+                LayerConfig::new().value_dim(64).rotation(Rotation::DENSE).kind(LayerKind::LATENT),
                 LayerConfig::new().families(CodeFamily::SCALAR, CodeFamily::GROUPED).group_size(16).shares(0),
             ],
             key_family: CodeFamily::SCALAR,
@@ -335,6 +340,7 @@ mod tests {
             sketch: Sketch::GAUSSIAN,
             sketch_rule: SketchRule::LEAST_ERROR,
             sketch_factor: 0.5,
+            layer_kind: LayerKind::LATENT,
             key_levels: Some(Levels { levels: vec![-1.0, 1.0], boundaries: vec![0.0], unit: 0.5 }),
             ..CacheConfig::default()
         };

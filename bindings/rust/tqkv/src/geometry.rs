@@ -7,7 +7,7 @@ use crate::config::CacheConfig;
 use crate::error::{Error, Result};
 use crate::layer::LayerConfig;
 use crate::tensor::{self, Shape};
-use crate::types::{DeviceType, Dtype, Element, Layout};
+use crate::types::{DeviceType, Dtype, Element, LayerKind, Layout};
 use core::ptr;
 
 /// What slices are checked by.
@@ -57,6 +57,12 @@ impl Geometry {
             }
         }
         Ok(())
+    }
+
+    /// The values that an append passes on: none where the layer is latent and `v` empty.
+    pub fn values<'v, T>(&self, layer: i32, v: &'v [T]) -> Option<&'v [T]> {
+        let latent = self.layer(layer).is_some_and(|layer| layer.layer_kind == LayerKind::LATENT);
+        Some(v).filter(|v| !(latent && v.is_empty()))
     }
 
     /// Lengths of `k` and `v` of so many tokens.

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::types::{CodeFamily, Rotation};
+use crate::types::{CodeFamily, LayerKind, Rotation};
 
 /// One layer of a cache whose layers differ; what is zero stands for the cache's own value.
 ///
@@ -42,6 +42,8 @@ pub struct LayerConfig {
     pub first_kv_head: i32,
     /// As [`crate::CacheConfig::group_size`].
     pub group_size: i32,
+    /// As [`crate::CacheConfig::layer_kind`].
+    pub layer_kind: LayerKind,
 }
 
 impl LayerConfig {
@@ -78,6 +80,11 @@ impl LayerConfig {
     /// With groups of this size.
     pub fn group_size(self, group_size: i32) -> LayerConfig {
         LayerConfig { group_size, ..self }
+    }
+
+    /// Whose tokens are keys and values, or latents.
+    pub fn kind(self, layer_kind: LayerKind) -> LayerConfig {
+        LayerConfig { layer_kind, ..self }
     }
 
     /// With this rotation.
@@ -121,6 +128,7 @@ impl LayerConfig {
             shares_layer,
             first_kv_head: self.first_kv_head,
             group_size: self.group_size,
+            layer_kind: self.layer_kind.0,
             ..Default::default()
         })
     }
@@ -140,6 +148,7 @@ impl LayerConfig {
             shares_layer: (raw.shares_layer > 0).then(|| raw.shares_layer - 1),
             first_kv_head: raw.first_kv_head,
             group_size: raw.group_size,
+            layer_kind: LayerKind(raw.layer_kind),
         }
     }
 }

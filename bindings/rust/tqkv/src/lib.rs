@@ -83,6 +83,6 @@ pub use quantizer::{Levels, Quantizer, QuantizerConfig};
 pub use state::{Mac, Part, State, StateBytes};
 pub use tqkv_sys as sys;
 pub use types::{
-    CodeFamily, DeviceType, Dtype, Element, Layout, Noticed, Rotation, ScaleRule, Sequence, Sketch,
-    SketchRule, Stream,
+    CodeFamily, DeviceType, Dtype, Element, LayerKind, Layout, Noticed, Rotation, ScaleRule, Sequence,
+    Sketch, SketchRule, Stream,
 };

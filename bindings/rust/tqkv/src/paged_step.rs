@@ -151,7 +151,8 @@ impl PagedCodec {
         Ok(())
     }
 
-    /// Encodes `k`, `[tokens][num_kv_heads][head_dim]`, and `v`, likewise with `value_dim`, into their slots.
+    /// Encodes `k`, `[tokens][num_kv_heads][head_dim]`, and `v`, likewise with `value_dim` (empty: the layer
+    /// is latent), into their slots.
     pub fn append<T: Element>(
         &self,
         step: &mut PagedStep,
@@ -162,11 +163,13 @@ impl PagedCodec {
     ) -> Result<()> {
         let raw = step.planned(self.id)?;
         self.geometry.check_host::<T>("k and v")?;
-        self.geometry.check_kv(layer, Some(k.len()), Some(v.len()), raw.num_tokens, Layout::DENSE)?;
+        let v = self.geometry.values(layer, v);
+        self.geometry.check_kv(layer, Some(k.len()), v.map(<[T]>::len), raw.num_tokens, Layout::DENSE)?;
         let pages = self.checked(layer, pages)?;
         let layout = Layout::DENSE.to_raw();
         let (workspace, bytes) = step.workspace();
-        let (k, v, append) = (k.as_ptr().cast(), v.as_ptr().cast(), self.library.api().tq_paged_append);
+        let v = v.map_or(std::ptr::null(), |v| v.as_ptr().cast());
+        let (k, append) = (k.as_ptr().cast(), self.library.api().tq_paged_append);
         // SAFETY: memory of a CPU codec, as long as the step needs, pages as long as they say.
         self.library.status(unsafe {
             let codec = self.shared();

@@ -79,6 +79,16 @@ open_enum! {
 }
 
 open_enum! {
+    /// What a layer's tokens are.
+    LayerKind {
+        /// Keys and values; the default.
+        KEYS_VALUES = sys::TQ_KEYS_VALUES,
+        /// Keys whose first `value_dim` coordinates are the values too, stored once.
+        LATENT = sys::TQ_LATENT,
+    }
+}
+
+open_enum! {
     /// How a residual is sketched ([`CodeFamily::PROD`]).
     Sketch {
         /// More rotations: a third of the variance; the default.

@@ -5,8 +5,8 @@ use crate::runner::Trouble;
 use crate::tensors::Tensors;
 use serde_json::Value;
 use tqkv::{
-    AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, Rotation, ScaleRule,
-    Sketch, SketchRule,
+    AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, LayerKind, Rotation,
+    ScaleRule, Sketch, SketchRule,
 };
 
 pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
@@ -35,7 +35,7 @@ fn layer_of(fields: &Value) -> LayerConfig {
     known(
         fields,
         "num_q_heads num_kv_heads head_dim value_dim key_bits value_bits key_family value_family rotation \
-         sliding_window shares_layer first_kv_head group_size",
+         sliding_window shares_layer first_kv_head group_size layer_kind",
     );
     let number = |name| int32(fields, name);
     let layer = LayerConfig::new()
@@ -47,7 +47,8 @@ fn layer_of(fields: &Value) -> LayerConfig {
         .rotation(Rotation(number("rotation")))
         .sliding_window(number("sliding_window"))
         .first_kv_head(number("first_kv_head"))
-        .group_size(number("group_size"));
+        .group_size(number("group_size"))
+        .kind(LayerKind(number("layer_kind")));
     match number("shares_layer") {
         0 => layer,
         shared => layer.shares(shared - 1),
@@ -79,6 +80,7 @@ pub fn config_of(fields: &Value) -> CacheConfig {
             "key_family" => config.key_family = CodeFamily(number()),
             "value_family" => config.value_family = CodeFamily(number()),
             "group_size" => config.group_size = number(),
+            "layer_kind" => config.layer_kind = LayerKind(number()),
             "sketch" => config.sketch = Sketch(number()),
             "sketch_rule" => config.sketch_rule = SketchRule(number()),
             "sketch_factor" => config.sketch_factor = float(fields, name),

@@ -355,10 +355,11 @@ impl<'a> Runner<'a> {
     fn append<T: Number>(&mut self, step: &Value) -> Outcome {
         let (batch, _) = self.batch(step)?;
         let tensor = |field: &str| self.tensors.get(&step[field]).expect("tensor").slice::<T>();
-        let (k, v) = (
-            &tensor("k")?[int(step, "k_offset") as usize..],
-            &tensor("v")?[int(step, "v_offset") as usize..],
-        );
+        let k = &tensor("k")?[int(step, "k_offset") as usize..];
+        let v: &[T] = match step.get("v") {
+            None => &[], // of a latent layer
+            Some(_) => &tensor("v")?[int(step, "v_offset") as usize..],
+        };
         let cache = &self.named(step).cache;
         match step.get("layout") {
             None => cache.append(int32(step, "layer"), batch, k, v)?,
