@@ -113,11 +113,14 @@ void Cache::collect_growth(Batch& batch, int32_t num_sequences, const int64_t* s
   plan_calls_++;
   int64_t new_total = 0, query_total = 0;
   for (int32_t i = 0; i < num_sequences; i++) {
-    char name[32];
-    snprintf(name, sizeof name, "sequences[%d]", i);
-    const int32_t slot = arrays_.table.find(sequences[i], name);
-    TQ_CHECK(arrays_.seen[slot] != plan_calls_, Status::kInvalidArgument, "%s = %lld: named twice", name,
-             ll(sequences[i]));
+    const int32_t slot = arrays_.table.slot_of(sequences[i]);
+    if (slot < 0) {
+      char name[32];
+      snprintf(name, sizeof name, "sequences[%d]", i);
+      arrays_.table.find(sequences[i], name);  // throws
+    }
+    TQ_CHECK(arrays_.seen[slot] != plan_calls_, Status::kInvalidArgument, "sequences[%d] = %lld: named twice",
+             i, ll(sequences[i]));
     arrays_.seen[slot] = plan_calls_;
     TQ_CHECK(new_tokens[i] >= 0, Status::kInvalidArgument, "new_tokens[%d] = %lld: must be 0 or more", i,
              ll(new_tokens[i]));

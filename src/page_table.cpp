@@ -72,16 +72,19 @@ void PageTable::grow(int64_t num_pages) noexcept {
 
 // ---- what is kept ----
 
-PageTable::Pages PageTable::held(const KeptTokens& kept) const {
-  const int64_t sink_end = pages_for(kept.sink_end);
+PageTable::Pages PageTable::held(const KeptTokens& kept, int64_t guess) const {
+  const int64_t sink_end = pages_for(kept.sink_end, 0);
   if (kept.first >= kept.end) return Pages{sink_end, sink_end, sink_end};
-  const int64_t first = std::max(sink_end, kept.first / limits_.group.page_size);
-  return Pages{sink_end, first, std::max(first, pages_for(kept.end))};
+  const int64_t first = kept.first == 0 ? sink_end : std::max(sink_end, kept.first / limits_.group.page_size);
+  return Pages{sink_end, first, std::max(first, pages_for(kept.end, guess))};
 }
 
-bool PageTable::holds(const KeptTokens& kept, int64_t page) const {
-  const Pages pages = held(kept);
-  return page < pages.sink_end || (page >= pages.first && page < pages.end);
+bool PageTable::holds(const KeptTokens& kept, int64_t page) const { return holds(held(kept), page); }
+
+PageTable::Change PageTable::change(int32_t slot, const KeptTokens& from, const KeptTokens& to,
+                                    int64_t guess) const {
+  const Pages had = held(from, guess);
+  return Change{slot, from, to, had, held(to, had.end)};
 }
 
 int64_t PageTable::queries_of(const Growth& growth) const {
@@ -107,13 +110,13 @@ KeptTokens PageTable::flushed(const KeptTokens& from) {
 
 template <typename Visit>
 void PageTable::for_each_given(const Change& change, const Visit& visit) const {
-  const Pages from = held(change.from), to = held(change.to);
+  const Pages &from = change.had, &to = change.has;
   for (int64_t i = std::max(from.first, to.sink_end); i < std::min(from.end, to.first); i++) visit(i);
 }
 
 template <typename Visit>
 void PageTable::for_each_taken(const Change& change, const Visit& visit) const {
-  const Pages from = held(change.from), to = held(change.to);
+  const Pages &from = change.had, &to = change.has;
   // Sinks grow only in a sequence that is all sinks.
   for (int64_t i = from.sink_end; i < to.sink_end; i++) visit(i);
   for (int64_t i = std::max({from.end, to.first, to.sink_end}); i < to.end; i++) visit(i);
@@ -128,9 +131,9 @@ void PageTable::for_each_dropped(const KeptTokens& before, const KeptTokens& aft
 }
 
 int64_t PageTable::shared_tail(const Change& change) const {
-  const int64_t page = change.from.end / limits_.group.page_size;
-  if (change.to.end == change.from.end || change.from.end % limits_.group.page_size == 0) return -1;
-  return holds(change.from, page) && holds(change.to, page) ? page : -1;
+  const int64_t end = pages_for(change.from.end, change.had.end), page = end - 1;
+  if (change.to.end == change.from.end || change.from.end == end * limits_.group.page_size) return -1;
+  return holds(change.had, page) && holds(change.has, page) ? page : -1;
 }
 
 int64_t PageTable::least_length(int32_t slot) const {
@@ -155,7 +158,7 @@ void PageTable::commit_fork(int32_t source, int32_t target) noexcept {
   row.shown_pages = 0;
   const int64_t count = pages_for(row.kept.end);
   if (count > 0) memcpy(row_pages(target), row_pages(source), static_cast<size_t>(count) * sizeof(int32_t));
-  for_each_taken(Change{target, KeptTokens{}, row.kept},
+  for_each_taken(change(target, KeptTokens{}, row.kept, 0),
                  [&](int64_t i) { references_[row_pages(target)[i]]++; });
 }
 
@@ -260,8 +263,9 @@ void PageTable::prepare_growth(const Growth* growth, int32_t planned, int32_t co
     const Row& row = rows_[growth[i].slot];
     const bool leaves = i >= planned;
     changes_[i] =
-        Change{growth[i].slot, row.kept,
-               grown(row.kept, leaves ? 0 : growth[i].new_tokens, leaves ? 0 : queries_of(growth[i]))};
+        change(growth[i].slot, row.kept,
+               grown(row.kept, leaves ? 0 : growth[i].new_tokens, leaves ? 0 : queries_of(growth[i])),
+               row.shown_pages);
     first_changed_[i] = row.shown_pages;
     num_changes_++;
     for_each_taken(changes_[i], [&](int64_t) { taken++; });
@@ -300,9 +304,8 @@ void PageTable::place_copies() noexcept {
 
 void PageTable::take_pages(const Change& change, int64_t* first_changed) noexcept {
   int32_t* row = row_pages(change.slot);
-  for (int64_t page = pages_for(change.from.end);
-       limits_.group.window != kAllTokens && page < pages_for(change.to.end); page++)
-    row[page] = 0;
+  if (limits_.group.window != kAllTokens)
+    for (int64_t page = pages_for(change.from.end); page < pages_for(change.to.end); page++) row[page] = 0;
   for_each_taken(change, [&](int64_t page) {
     row[page] = next_page();
     *first_changed = std::min(*first_changed, page);
@@ -315,7 +318,7 @@ void PageTable::prepare_import(int32_t slot, const KeptTokens& available, const 
   KeptTokens to = grown(row.kept, available.end - row.kept.end, 0);
   to.sink_end = std::max(row.kept.sink_end, std::min(to.sink_end, available.sink_end));
   if (available.first > row.kept.end) to.first = std::max(to.first, available.first);
-  changes_[0] = Change{slot, row.kept, joined(to)};
+  changes_[0] = change(slot, row.kept, joined(to), row.shown_pages);
   first_changed_[0] = row.shown_pages;
   num_changes_ = 1;
   num_planned_ = 0;  // no plan shows it
@@ -345,8 +348,8 @@ void PageTable::commit_growth() noexcept {
     Row& row = rows_[change.slot];
     for_each_taken(change, [&](int64_t page) { references_[pages(change.slot)[page]] = 1; });
     row.kept = change.to;
-    row.shown_pages =
-        i < num_planned_ ? pages_for(change.to.end) : std::min(row.shown_pages, first_changed_[i]);
+    row.shown_pages = i < num_planned_ ? pages_for(change.to.end, change.has.end)
+                                       : std::min(row.shown_pages, first_changed_[i]);
   }
   num_free_ -= num_taken_free_;
   num_given_ -= num_taken_given_;

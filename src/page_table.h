@@ -125,18 +125,29 @@ class PageTable {
     KeptTokens to;
     int64_t fresh;  // pages from the top of the stack
   };
-  struct Change {
-    int32_t slot;
-    KeptTokens from, to;
-  };
   // Held pages: [0, sink_end) and [first, end), sink_end <= first <= end.
   struct Pages {
     int64_t sink_end, first, end;
   };
+  struct Change {
+    int32_t slot;
+    KeptTokens from, to;
+    Pages had, has;  // of from and of to
+  };
 
   int64_t pages_for(int64_t tokens) const { return limits_.group.pages_for(tokens); }
+  // The same, without a division where the answer is `guess`.
+  int64_t pages_for(int64_t tokens, int64_t guess) const {
+    const int64_t end = guess * limits_.group.page_size;
+    return tokens <= end && tokens > end - limits_.group.page_size ? guess : pages_for(tokens);
+  }
   int32_t* row_pages(int32_t slot) { return table_ + slot * limits_.group.max_sequence_pages; }
-  Pages held(const KeptTokens& kept) const;
+  Pages held(const KeptTokens& kept, int64_t guess = 0) const;  // of the pages of all its tokens
+  static bool holds(const Pages& pages, int64_t page) {
+    return page < pages.sink_end || (page >= pages.first && page < pages.end);
+  }
+  // guess: of the pages before it.
+  Change change(int32_t slot, const KeptTokens& from, const KeptTokens& to, int64_t guess) const;
   // Rows of a plan for which tokens are kept: of codes, new ones at least, since append writes them all.
   int64_t queries_of(const Growth& growth) const;
   KeptTokens grown(const KeptTokens& from, int64_t new_tokens, int64_t query_tokens) const;

@@ -44,13 +44,18 @@ void SequenceTable::reset() noexcept {
   for (int32_t i = 0; i < num_groups_; i++) groups_[i].reset();
 }
 
-int32_t SequenceTable::find(int64_t id, const char* argument) const {
+int32_t SequenceTable::slot_of(int64_t id) const noexcept {
   const int64_t slot = (id & 0xFFFFFFFF) - 1, generation = id >> 32;
   const bool known =
       slot >= 0 && slot < max_sequences_ && rows_[slot].alive && rows_[slot].generation == generation;
-  TQ_CHECK(known, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument,
+  return known ? static_cast<int32_t>(slot) : -1;
+}
+
+int32_t SequenceTable::find(int64_t id, const char* argument) const {
+  const int32_t slot = slot_of(id);
+  TQ_CHECK(slot >= 0, Status::kInvalidArgument, "%s = %lld (0x%llx): no live sequence has this id", argument,
            ll(id), static_cast<unsigned long long>(id));
-  return static_cast<int32_t>(slot);
+  return slot;
 }
 
 bool SequenceTable::shares(int32_t slot, int64_t first) const {

@@ -15,6 +15,7 @@ class SequenceTable {
   // ---- ids ----
   // Slot of a live sequence; INVALID_ARGUMENT naming `argument` otherwise.
   int32_t find(int64_t id, const char* argument) const;
+  int32_t slot_of(int64_t id) const noexcept;  // -1 if no live sequence has the id
   int64_t id(int32_t slot) const { return static_cast<int64_t>(rows_[slot].generation) << 32 | (slot + 1); }
   bool alive(int32_t slot) const { return rows_[slot].alive; }
 

@@ -3,12 +3,15 @@
 """Decode attention of one long sequence on one device and on several, in one run. Prints JSON on rank 0.
 
     torchrun --nproc-per-node 2 context_parallel.py [--tokens 1048576] [--quick]
+    torchrun --nproc-per-node 1 context_parallel.py --share 2
 
 TQKV_LIBRARY names the library. NCCL if every rank has a GPU, else gloo on the CPU with one thread a rank. One
 layer of 32 query and 8 kv heads of 128 dimensions at 4+4 bits; a step is one query. "one": rank 0 attends to
 all tokens, the others wait. "parallel": every rank attends to its part and merges all
 (attend_context_parallel). Microseconds of a step, the median: "call" one call from Python until the device is
 done; "graph" (GPUs) of a CUDA graph of 16 steps, the collective among them, as an engine replays its layers.
+--share N, for one device: "parallel" is what each of N ranks does by itself, the attention to its part and
+the merge of N; the exchange between them is missing. So "times faster" is the most that N devices can give.
 """
 import argparse
 import json
@@ -24,6 +27,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bindings" / "python"))
 import tqkv  # noqa: E402
 from tqkv.distributed import ContextSplit, attend_context_parallel  # noqa: E402
+from tqkv.merge import merge_states  # noqa: E402
 
 Q_HEADS, KV_HEADS, DIM, PIECE, STEPS = 32, 8, 128, 4096, 16
 
@@ -89,18 +93,27 @@ class Device:
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=1 << 20)
+    parser.add_argument("--share", type=int, metavar="N")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     tokens, times = (8192, 5) if options.quick else (options.tokens, 51)
     device = Device()
     rank, world = dist.get_rank(), dist.get_world_size()
     q = torch.randn(1, Q_HEADS, DIM, generator=torch.Generator().manual_seed(2)).to(device.name).bfloat16()
-    split = ContextSplit(block=64)
+    if options.share and world > 1:
+        parser.error("--share N is for one rank")
+    split = ContextSplit(block=64, rank=rank, world=options.share or world)
     _, batch = device.filled(split.held(tokens))
-    visible = split.visible(torch.tensor([tokens - 1], device=device.name))
+    if options.share:
+        outs = torch.zeros(options.share, 1, Q_HEADS, DIM, device=device.name)
+        lses = torch.zeros(options.share, 1, Q_HEADS, device=device.name)
 
     def parallel():
-        attend_context_parallel(batch, 0, q, visible)
+        if not options.share:
+            return attend_context_parallel(batch, 0, q, None)
+        stream = torch.cuda.current_stream() if device.cuda else None
+        batch.attend(0, q, out=outs[0], lse=lses[0], out_dtype="float32", stream=stream)
+        return merge_states(list(outs), list(lses), lse=True, stream=stream)[0].to(q.dtype)
 
     device.microseconds(parallel, 3)
     dist.barrier()
@@ -116,7 +129,7 @@ def main():
 
         one()
         alone = {name: way(one, times) for name, way in ways.items()}
-        json.dump({"ranks": world, "backend": dist.get_backend(), "tokens": tokens,
+        json.dump({"ranks": world, "share of": options.share, "backend": dist.get_backend(), "tokens": tokens,
                    "device": torch.cuda.get_device_name() if device.cuda else "cpu",
                    **{name: {"one us": round(alone[name], 1), "parallel us": round(together[name], 1),
                              "times faster": round(alone[name] / together[name], 2)} for name in ways}},

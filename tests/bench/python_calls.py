@@ -7,7 +7,7 @@ operators of tqkv.torch, each beside the others in one run. Prints JSON.
 
 Microseconds of the calling thread for one call, in the fastest of several rounds. One token of the smallest
 cache, so that on the CPU little of it is work; on CUDA nothing waits for the device. "overhead" is what a way
-adds to the C function.
+adds to the C function. "plan of N": a step of N sequences that get a token each.
 """
 import argparse
 import ctypes
@@ -24,6 +24,7 @@ import tqkv.torch  # noqa: E402
 from tqkv import _abi  # noqa: E402
 
 Q_HEADS, DIM = 2, 64  # and one kv head
+PLANS = (1, 64, 256, 1024)  # sequences of a step
 
 
 def microseconds(call, calls, rounds):
@@ -67,6 +68,22 @@ def ways(device, cache, batch, k, v, q, out):
     }
 
 
+def plans(device, count, calls, rounds):
+    """Microseconds of a plan of so many sequences, by C and by the package."""
+    with tqkv.Cache(num_layers=1, num_q_heads=Q_HEADS, num_kv_heads=1, head_dim=DIM, key_bits=4, value_bits=4,
+                    max_tokens=count * (64 + 2 * calls * rounds), max_sequences=count,
+                    max_batch_sequences=count, max_batch_tokens=count, device=device,
+                    num_threads=1) as cache:
+        batch, sequences = cache.batch(), [cache.sequence() for _ in range(count)]
+        ids = (ctypes.c_int64 * count)(*(sequence.id for sequence in sequences))
+        ones, plan = (ctypes.c_int64 * count)(*[1] * count), tqkv.load_library().tq_batch_plan
+        stream = torch.cuda.current_stream() if device == "cuda" else None
+        number, tokens = stream.cuda_stream if stream else 0, [1] * count
+        functions = {"c": lambda: plan(batch._handle, count, ids, ones, None, number),
+                     "package": lambda: batch.plan(sequences, tokens, stream=stream)}
+        return {way: microseconds(function, calls, rounds) for way, function in functions.items()}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
@@ -86,6 +103,9 @@ def main():
             us = {way: microseconds(function, calls, rounds) for way, function in functions.items()}
             us.update({f"overhead of {way}": us[way] - us["c"] for way in ("package", "operators")})
             result["us"][call] = {way: round(value, 2) for way, value in us.items()}
+    for count in PLANS:
+        us = plans(options.device, count, max(5, int(calls / count ** .5)), 3 if options.quick else rounds)
+        result["us"][f"plan of {count}"] = {way: round(value, 2) for way, value in us.items()}
     json.dump(result, sys.stdout, indent=1)
     print()
 

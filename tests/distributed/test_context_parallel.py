@@ -226,6 +226,24 @@ def test_what_is_sent_and_what_is_returned():
     on_ranks(2, work)
 
 
+def test_without_ranges():
+    """visible = None, of a query that sees all: the bits of ranges that say so; and where it is refused."""
+    def work(rank):
+        batch, q, visible, _ = asked(rank)
+        with pytest.raises(tqkv.InvalidArgument, match="visible = None: the plan asks 2 queries of a sequ"):
+            attend_context_parallel(batch, 0, q, None)
+        sequence = batch.cache.sequence()
+        k = numbers(5, 10, KV_HEADS, DIM)
+        batch.plan([sequence], [10], [0])
+        batch.append(0, k, k)
+        batch.plan([sequence], [0], [1])
+        ranges = ContextSplit(10).visible(torch.tensor([19]))
+        ways = [attend_context_parallel(batch, 0, q[:1], given) for given in (ranges, None)]
+        assert torch.equal(*ways)
+
+    on_ranks(2, work)
+
+
 def test_what_is_refused():
     def work(rank):
         batch, q, visible = _planned()

@@ -104,3 +104,34 @@ def bfloat16_bits(array):
     u = np.asarray(array, dtype=np.float32).view(np.uint32)
     return ((u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
         np.uint16)
+
+
+def exchange_type(*, stream=0, major=1):
+    """A class whose instances show an array by DLPack's C exchange API, and remember the calls."""
+
+    class Exchanged(Dlpack):
+        calls = []
+
+        def __dlpack__(self, **arguments):
+            self.calls.append("capsule")
+            return super().__dlpack__(**arguments)
+
+    def export(array, out):
+        array.calls.append("export")
+        capsule = Dlpack.__dlpack__(array, max_version=(1, 0))
+        address = _dlpack._get_pointer(capsule, b"dltensor_versioned")
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = address
+        return 0
+
+    def now(device_type, device_id, out):
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = stream
+        return 0
+
+    number, pointer = ctypes.c_int32, ctypes.c_void_p
+    functions = (ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, pointer)(export),
+                 ctypes.PYFUNCTYPE(ctypes.c_int, number, number, pointer)(now))
+    address = [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
+    api = _dlpack._ExchangeAPI(major, 3, None, None, address[0], None, None, address[1])
+    Exchanged.kept = functions, api
+    Exchanged.__dlpack_c_exchange_api__ = _new_capsule(ctypes.addressof(api), b"dlpack_exchange_api", None)
+    return Exchanged

@@ -79,6 +79,49 @@ def test_dlpack_of_numpy():
     same(tqkv.as_buffer(Only(X)))
 
 
+def test_dlpack_exchange_api():
+    kind = fakes.exchange_type()
+    fake = kind(X, "float32", read_only=True)
+    buffer = same(tqkv.as_buffer(fake))
+    assert (buffer.kind, buffer.writable, kind.calls) == ("dlpack", False, ["export"])
+    del buffer
+    gc.collect()
+    assert fake.deleted == 1
+
+
+@pytest.mark.parametrize("stream, calls", ((5, ["export"]), (7, ["export", "capsule"])))
+def test_dlpack_exchange_api_orders_streams(stream, calls):
+    """A producer on another stream is asked by __dlpack__, which orders the two."""
+    kind = fakes.exchange_type(stream=5)
+    fake = kind(X, "float32", device=(2, 1))
+    buffer = same(tqkv.as_buffer(fake, stream=stream))
+    assert (buffer.device_type, buffer.device_id, kind.calls) == (2, 1, calls)
+    assert fake.deleted == len(calls) - 1 and fake.stream == ("not told" if len(calls) == 1 else 7)
+
+
+def test_dlpack_exchange_api_of_another_version():
+    kind = fakes.exchange_type(major=2)
+    assert same(tqkv.as_buffer(kind(X, "float32"))).kind == "dlpack" and kind.calls == ["capsule"]
+
+
+def test_tvm_ffi():
+    tvm_ffi = pytest.importorskip("tvm_ffi", reason="apache-tvm-ffi is not installed")
+    tensor = tvm_ffi.from_dlpack(X)
+    buffer = same(tqkv.as_buffer(tensor))
+    assert buffer.kind == "dlpack"
+    with tqkv.Cache(num_layers=1, num_q_heads=2, num_kv_heads=1, head_dim=32, max_tokens=64, key_bits=4,
+                    value_bits=4) as cache:
+        sequence, batch = cache.sequence(), cache.batch()
+        outs = []
+        for way in (lambda x: x, tvm_ffi.from_dlpack):
+            batch.plan([sequence], [2])
+            k, q = np.ascontiguousarray(X[:, :1]), np.ascontiguousarray(X[:, 1:])
+            batch.append(0, way(k), way(k))
+            outs.append(batch.attend(0, way(q), out=np.empty_like(q)))
+            sequence.truncate(0)
+        assert np.array_equal(*outs)
+
+
 def test_dlpack_on_cuda_is_told_the_stream():
     fake = fakes.Dlpack(X, "float32", device=(2, 1))
     buffer = tqkv.as_buffer(fake, stream=77)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DLPack capsules, versions 0 and 1, taken apart with ctypes. Layout: dlpack.h of the DLPack project."""
+"""DLPack tensors by ctypes: the capsules of versions 0 and 1, and the C functions of version 1.3's exchange
+API, which a type shows as __dlpack_c_exchange_api__ and which take no Python call of the producer's. Layout:
+dlpack.h of the DLPack project."""
 import ctypes
+import functools
 import threading
 from ctypes import (CFUNCTYPE, POINTER, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32,
                     c_uint64, c_void_p, py_object)
@@ -92,7 +95,82 @@ def _request(array, stream, name):
         raise InvalidArgument(f"{name}: gives no DLPack tensor: {error}") from None
 
 
+class _ExchangeAPI(ctypes.Structure):
+    _fields_ = [("major", c_uint32), ("minor", c_uint32), ("earlier", c_void_p), ("allocate", c_void_p),
+                ("export", c_void_p), ("adopt", c_void_p), ("look", c_void_p), ("stream", c_void_p)]
+
+
+class Exchange:
+    """The functions of a type that are used here. Each raises what the producer raises.
+
+    look(array, DLTensor)   fills it with what is the array's own; None if the type has no such function
+    export(array, pointer)  a tensor that is ours until its deleter is called
+    stream(device_type, device_id, pointer)   on which the producer works now; None likewise
+    """
+
+    def __init__(self, api):
+        def function(address, *arguments):
+            return ctypes.PYFUNCTYPE(c_int, *arguments)(address) if address else None
+        self.look = function(api.look, py_object, POINTER(DLTensor))
+        self.export = function(api.export, py_object, POINTER(c_void_p))
+        self.stream = function(api.stream, c_int32, c_int32, POINTER(c_void_p))
+
+
+@functools.lru_cache(maxsize=64)
+def exchange(kind):
+    """The Exchange of a type, None if it has none that is known here."""
+    capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
+    if capsule is None or not _is_valid(capsule, b"dlpack_exchange_api"):
+        return None
+    api = _ExchangeAPI.from_address(_get_pointer(capsule, b"dlpack_exchange_api"))
+    return Exchange(api) if api.major == _MAX_VERSION[0] else None
+
+
+def look(array, types):
+    """(pointer, dtype, shape, strides, device) of an array whose type shows how by the exchange API; None if
+    it does not, or holds other than these types of elements on the CPU or a CUDA device."""
+    functions = exchange(type(array))
+    if functions is None or functions.look is None:
+        return None
+    t = DLTensor()
+    try:
+        functions.look(array, t)
+    except Exception:  # the other ways say what is wrong
+        return None
+    code, bits, n = t.code, t.bits, t.ndim
+    dtype = _TYPES.get((code, bits))
+    if dtype not in types or t.lanes != 1 or (code, bits) == (0, 8) or t.device_type not in (_CPU, _CUDA):
+        return None
+    shape, strides = (tuple(t.shape[:n]), tuple(t.strides[:n])) if n else ((), ())
+    device = (CPU, 0) if t.device_type == _CPU else (CUDA, t.device_id)
+    return (t.data or 0) + t.byte_offset, dtype, shape, strides, device
+
+
+def _exported(array, stream, name):
+    """The View of an array by its type's C functions. None without them, and if the producer works on another
+    stream, behind which only __dlpack__ can put us."""
+    functions, address = exchange(type(array)), c_void_p()
+    if functions is None or functions.export is None:
+        return None
+    try:
+        failed = functions.export(array, address)
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise InvalidArgument(f"{name}: gives no DLPack tensor: {error}") from None
+    if failed or not address.value:
+        return None
+    view = View(DLManagedTensorVersioned.from_address(address.value), address.value, name)
+    if view.device[0] != CPU:
+        theirs = c_void_p()
+        if view.device[0] is None or functions.stream is None or functions.stream(
+                _CUDA, view.device[1], theirs) or (theirs.value or 0) != (stream or 0):
+            return None
+    return view
+
+
 def import_tensor(array, stream, name):
+    view = _exported(array, stream, name)
+    if view is not None:
+        return view
     capsule = _request(array, stream, name)
     for fresh, used, struct in _KINDS:
         with _claiming:

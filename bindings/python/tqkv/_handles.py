@@ -33,13 +33,40 @@ class Unique:
                         "copied")
 
 
+class Opened(Unique):
+    """Stands for a handle that is destroyed once: by close, when the object is collected, or at the
+    interpreter's end. A context manager."""
+
+    def _own(self, library, handle, keep, kind):
+        self._handles = Handles(library, handle, keep, kind)
+        self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
+
+    def close(self) -> None:
+        """Destroys it now, and what was made from it; waits for calls that run in other threads and for the
+        work that they enqueued. Idempotent; every other call then raises InvalidState. Memory of the
+        caller's stays."""
+        with self._handles.exclusive(closing=True):
+            self._handles.destroy()
+        self._finalizer.detach()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return not self._handles.cache.value
+
+
 class Handles:
     """Shared by the objects of one cache and their finalizers; refers to none of them.
 
     cache    CacheHandle, of value None once it is destroyed
     batches  {id: BatchHandle} of those that live; a destroyed one has the value None
     keep     what the cache's memory stands on: the pool, the allocator's callbacks
-    kind     "cache", or "codec", which has no batches
+    kind     "cache", or "codec" or "quantizer", which have no batches
     ops      what torch's operators know of it (tqkv.torch), or None; they take turns of their own, which the
              calls here take as well
     """

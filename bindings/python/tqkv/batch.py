@@ -6,6 +6,7 @@ the number that shapes are compared with is the number that the library uses. Bu
 calling function until the library has returned: they hold the memory.
 """
 import ctypes
+import struct
 import weakref
 from typing import Any, NamedTuple, Optional, Sequence as Many
 
@@ -36,6 +37,7 @@ class Batch(Unique):
 
     def __init__(self, cache: Any, handle: "_abi.BatchHandle"):
         self._cache, self._handle = cache, handle
+        self._queries = ()  # of each sequence of the last plan
         self._bound = None  # weak reference to what tqkv.torch.bind made of it
         handles = cache._handles
         self._finalizer = weakref.finalize(self, handles.left, lambda: handles.destroy_batch(handle))
@@ -76,12 +78,7 @@ class Batch(Unique):
         changed then.
         """
         stream, sequences = as_stream(stream), tuple(sequences)
-        for i, sequence in enumerate(sequences):
-            if not isinstance(sequence, Sequence):
-                raise InvalidArgument(f"sequences[{i}]: a {type(sequence).__name__} is no Sequence")
-            if sequence.cache is not self._cache:
-                raise InvalidArgument(f"sequences[{i}]: belongs to another cache")
-        ids = (ctypes.c_int64 * len(sequences))(*(sequence.id for sequence in sequences))
+        ids = self._ids(sequences)
         counts = _counts("new_tokens", new_tokens, len(sequences))
         queries = None if query_tokens is None else _counts("query_tokens", query_tokens, len(sequences))
         handles = self._cache._handles
@@ -89,6 +86,7 @@ class Batch(Unique):
             library = self._open(handles)
             check(library,
                   library.tq_batch_plan(self._handle, len(sequences), ids, counts, queries, stream))
+        self._queries = counts if queries is None else queries
 
     def rows(self) -> Rows:
         """(new_tokens, query_tokens, in_force) of the plan: how many rows append and attend take, and whether
@@ -174,6 +172,21 @@ class Batch(Unique):
 
     # ---- inside
 
+    def _ids(self, sequences):
+        """Ids of sequences of this cache as a C array: in one go, since a step has hundreds, and one by one
+        where something is wrong."""
+        try:
+            ids = [sequence._id for sequence in sequences if sequence._cache is self._cache]
+        except AttributeError:
+            ids = ()
+        if len(ids) != len(sequences):
+            for i, sequence in enumerate(sequences):
+                if not isinstance(sequence, Sequence):
+                    raise InvalidArgument(f"sequences[{i}]: a {type(sequence).__name__} is no Sequence")
+                if sequence.cache is not self._cache:
+                    raise InvalidArgument(f"sequences[{i}]: belongs to another cache")
+        return _c_array(ids)
+
     def _open(self, handles):
         """The library, inside a turn, if the batch is not closed."""
         if not self._handle.value:
@@ -192,5 +205,13 @@ def _counts(name, values, length):
     if len(values) != length:
         raise InvalidArgument(f"{name}: has {len(values)} entries, sequences has {length}; must have as many "
                               "entries")
-    return (ctypes.c_int64 * length)(*(integer(f"{name}[{i}]", n, ctypes.c_int64)
-                                       for i, n in enumerate(values)))
+    try:
+        return _c_array(values)
+    except struct.error:
+        return _c_array([integer(f"{name}[{i}]", n, ctypes.c_int64) for i, n in enumerate(values)])
+
+
+def _c_array(integers):
+    """An int64 array for C. Raises struct.error for what is no such integer."""
+    count = len(integers)
+    return (ctypes.c_int64 * count).from_buffer_copy(struct.pack(f"={count}q", *integers))

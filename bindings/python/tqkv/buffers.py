@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any array as an address with a type, a shape, strides and a device: as_buffer.
 
-No array library is imported. An object is taken by what it offers, in this order: the attributes of a torch
-tensor, NumPy's __array_interface__, DLPack, __cuda_array_interface__, the buffer protocol. Nothing is copied:
-what cannot be used in place is an error.
+No array library is imported. An object is taken by what it offers, in this order: what a torch tensor is, by
+DLPack's C functions or by its attributes; NumPy's __array_interface__; DLPack, by C functions or capsules;
+__cuda_array_interface__; the buffer protocol. Nothing is copied: what cannot be used in place is an error.
 """
 import functools
 import operator
@@ -123,6 +123,10 @@ def as_buffer(array, dtype=None, *, name="array", stream=0, takes=FLOATS):
         _resolve_dtype(array.dtype, None, name, takes)
         return array
     if hasattr(array, "data_ptr") and hasattr(array, "stride"):
+        seen = _dlpack.look(array, takes) if dtype is None else None
+        if seen is not None:
+            pointer, found, shape, strides, device = seen
+            return Buffer(pointer, found, shape, strides, *device, True, array, "torch")
         return _from_torch(array, dtype, name, takes)
     interface = getattr(array, "__array_interface__", None)
     if interface is not None:

@@ -23,17 +23,16 @@ Rules that hold for every call of Cache, Sequence and Batch
              but close (InvalidState). A cache that is lost there is not destroyed: that would copy its pages.
 """
 import ctypes
-import weakref
 from dataclasses import replace
 from typing import Any, Optional, Tuple
 
 from . import _abi, _ffi, state as _state
 from ._ffi import Noticed, check
-from ._handles import Handles, Unique
+from ._handles import Opened
 from ._shapes import Shapes, centre_buffers
 from .batch import Batch
 from .buffers import as_stream
-from .config import Config, integer
+from .config import Config, config_of, integer
 from .errors import InvalidArgument
 from .sequence import Sequence
 from .state import State
@@ -41,7 +40,7 @@ from .state import State
 __all__ = ["Cache"]
 
 
-class Cache(Unique):
+class Cache(Opened):
     """A KV cache of 2-8 bit codes for all layers and sequences of a model.
 
     Cache(config), or Cache(num_layers=.., ..) with the fields of Config. stream: where a CUDA cache is
@@ -61,40 +60,16 @@ class Cache(Unique):
     """
 
     def __init__(self, config: Optional[Config] = None, *, stream: Any = None, **fields: Any):
-        if config is None:
-            config = Config(**fields)
-        elif fields:
-            raise TypeError("give a Config or its fields, not both")
+        config = config_of(config, fields)
         library, stream = _ffi.load_library(), as_stream(stream)
         c, keep = config._to_c()
         handle = _abi.CacheHandle()
         check(library, library.tq_cache_create(c, stream, handle))
-        self._handles = Handles(library, handle, keep)
-        self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
+        self._own(library, handle, keep, "cache")
         resolved = _abi.CacheConfig()
         check(library, library.tq_cache_get_config(handle, resolved))
         self._config = config._resolved(resolved)
         self._shapes = Shapes(resolved, self._config.layers)
-
-    # ---- lifetime
-
-    def close(self) -> None:
-        """Destroys the cache and its batches now; waits for calls that run in other threads and for the work
-        that the cache enqueued. Idempotent; every other call then raises InvalidState. A cache that is not
-        closed is destroyed when it is collected, or at the interpreter's end."""
-        with self._handles.exclusive(closing=True):
-            self._handles.destroy()
-        self._finalizer.detach()
-
-    def __enter__(self) -> "Cache":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
-
-    @property
-    def closed(self) -> bool:
-        return not self._handles.cache.value
 
     # ---- sequences and batches
 

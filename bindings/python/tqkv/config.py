@@ -307,6 +307,15 @@ def _name_of(choices, number):
     return next((text for text, n in choices.items() if n == number), number)
 
 
+def config_of(config, fields):
+    """The Config that was given, or the one of these fields."""
+    if config is None:
+        return Config(**fields)
+    if fields:
+        raise TypeError("give a Config or its fields, not both")
+    return config
+
+
 def integer(name, value, ctype):
     """`value`, looked at once, as that C type holds it; ctypes itself would cut it silently."""
     try:

@@ -93,7 +93,9 @@ def attend_context_parallel(batch, layer, q, visible, *, group=None, out=None, l
                    one, too
     q              [query tokens][num_q_heads][head_dim] io_dtype, a torch tensor on the cache's device
     visible        (begin, end) of ContextSplit.visible, or your own: [query tokens] int32 on the device, in
-                   this rank's tokens
+                   this rank's tokens. None: every query sees all tokens that its sequence has here, which
+                   is so in decoding without a window (a query a sequence, at its end) once every rank holds
+                   a token; no ranges are then asked for. Otherwise refused
     out            [query tokens][num_q_heads][value_dim] contiguous, of q's type or float32, written into;
                    None: a new tensor of q's type
     lse            [query tokens][num_q_heads] float32 contiguous, written into; True: a new tensor
@@ -123,13 +125,15 @@ def attend_context_parallel(batch, layer, q, visible, *, group=None, out=None, l
         raise InvalidArgument("group: this process does not belong to it")
     if stream is None and q.device.type == "cuda":
         stream = torch.cuda.current_stream(q.device)
-    begin, end = visible
+    if visible is None:
+        masks = _of_one_query(batch)
+    else:
+        masks = dict(zip(("visible_begin", "visible_end"), visible))
     heads = batch.cache._shape(integer("layer", layer, ctypes.c_int32))
     parts = _Parts(world, (q.shape[0], heads.num_q_heads, heads.value_dim), _WIRE[wire_dtype], q.device)
     batch.attend(layer, q, out=parts.outs[rank], lse=parts.lses[rank], out_dtype=wire_dtype,
                  softmax_scale=softmax_scale, logit_softcap=logit_softcap,
-                 sink_logits=sink_logits if rank == 0 else None, visible_begin=begin, visible_end=end,
-                 workspace=workspace, stream=stream)
+                 sink_logits=sink_logits if rank == 0 else None, workspace=workspace, stream=stream, **masks)
     if q.shape[0]:
         dist.all_gather_into_tensor(parts.buffer, parts.of_rank(rank), group=group)
     dtype = q.dtype if out is None else out.dtype
@@ -160,6 +164,14 @@ class _Parts:
 
     def of_rank(self, rank):
         return self.buffer[rank * self._bytes:(rank + 1) * self._bytes]
+
+
+def _of_one_query(batch):
+    most = max(batch._queries, default=0)
+    if most > 1:
+        raise InvalidArgument(f"visible = None: the plan asks {most} queries of a sequence, which do not all "
+                              "see the same tokens; give ContextSplit.visible")
+    return {}
 
 
 def _kind(value):

@@ -18,17 +18,16 @@ which alone reads them, so a step may be captured into a graph, plan and all. Wh
 leaves out; check() then says OUT_OF_RANGE.
 """
 import ctypes
-import weakref
 from typing import Any, NamedTuple, Optional, Tuple
 
 from . import _abi, _ffi
 from ._attend import AttendArguments
 from ._ffi import Noticed, check
-from ._handles import Handles, Unique
+from ._handles import Opened
 from ._shapes import Shapes, centre_buffers, tensor_layout
 from .buffers import (BYTES, CPU, RANGES, SLOTS, Memory, as_buffer, as_bytes, as_stream, as_workspace,
                       check_device, dense, empty_like)
-from .config import Config, choice, integer
+from .config import Config, choice, config_of, integer
 from .errors import InvalidArgument, InvalidState, NotSupported
 
 __all__ = ["PagedCodec", "PagedStep", "Pages"]
@@ -45,7 +44,7 @@ class Pages(NamedTuple):
     array: Any  # what holds the memory
 
 
-class PagedCodec(Unique):
+class PagedCodec(Opened):
     """Shapes, codes, rotations and centres of a model's layers; neither pages nor sequences.
 
     PagedCodec(config), or with the fields of Config. page_size is the block size where none is given, and
@@ -54,32 +53,15 @@ class PagedCodec(Unique):
     """
 
     def __init__(self, config: Optional[Config] = None, *, stream: Any = None, **fields: Any):
-        if config is None:
-            config = Config(**fields)
-        elif fields:
-            raise TypeError("give a Config or its fields, not both")
+        config = config_of(config, fields)
         library, stream = _ffi.load_library(), as_stream(stream)
         c, keep = config._to_c()
         handle, resolved = _abi.CodecHandle(), _abi.CacheConfig()
         check(library, library.tq_codec_create(c, stream, handle))
-        self._handles = Handles(library, handle, keep, "codec")
-        self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
+        self._own(library, handle, keep, "codec")
         check(library, library.tq_codec_get_config(handle, resolved))
         self._config = config._resolved(resolved)
         self._shapes = Shapes(resolved, self._config.layers)
-
-    def close(self) -> None:
-        """Destroys the codec now; waits for calls in other threads. Idempotent; every other call then raises
-        InvalidState. Pages are the caller's and stay."""
-        with self._handles.exclusive(closing=True):
-            self._handles.destroy()
-        self._finalizer.detach()
-
-    def __enter__(self) -> "PagedCodec":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
 
     @property
     def config(self) -> Config:

@@ -10,12 +10,11 @@ Arrays and errors are those of Cache; results are new arrays like the input unle
 Section 10 of tqkv.h is the manual. CPU only. Calls of several threads run side by side.
 """
 import ctypes
-import weakref
 from typing import Any, Optional, Sequence, Tuple, Union
 
 from . import _abi, _ffi
 from ._ffi import CPU, DTYPES, Noticed, check
-from ._handles import Handles, Unique
+from ._handles import Opened
 from .buffers import BYTES, FLOAT32, Memory, as_buffer, dense, empty_like
 from .config import (_FAMILIES, _ROTATIONS, _SCALES, _SKETCH_RULES, _SKETCHES, Codebook, Levels, choice,
                      integer, real)
@@ -26,7 +25,7 @@ __all__ = ["Levels", "Quantizer"]
 _DEVICE = (CPU, 0)
 
 
-class Quantizer(Unique):
+class Quantizer(Opened):
     """Turns vectors [n][dim] into records uint8 [n][code_bytes], and back.
 
     dim          1 .. 8192
@@ -82,23 +81,9 @@ class Quantizer(Unique):
                 c.sketch_factor = real("levels.sketch_factor", levels.sketch_factor)
         handle, info = _abi.QuantizerHandle(), _abi.QuantizerInfo()
         check(library, library.tq_quantizer_create(c, handle))
-        self._handles = Handles(library, handle, None, "quantizer")
-        self._finalizer = weakref.finalize(self, self._handles.destroy_quietly)
+        self._own(library, handle, None, "quantizer")
         check(library, library.tq_quantizer_get_info(handle, info))
         self._info, self._dim, self._io_dtype, self._bits = info, c.dim, c.io_dtype, c.bits
-
-    def close(self) -> None:
-        """Destroys the quantizer now; waits for calls in other threads. Idempotent; every other call then
-        raises InvalidState."""
-        with self._handles.exclusive(closing=True):
-            self._handles.destroy()
-        self._finalizer.detach()
-
-    def __enter__(self) -> "Quantizer":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
 
     dim = property(lambda self: self._dim, doc="Coordinates of a vector.")
     bits = property(lambda self: self._bits, doc="Bits of a coordinate.")

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention on quantised caches by others, beside tqkv in one run: `bench.py --cases peers --peers DIR`.
 
-DIR holds the few files of each peer (peer_*.py name them) as `peers.py collect VLLM DIR` took them out of
-the folder `vllm` of an installed vLLM, or of KVarN's fork of it; a peer without its files is left out. They
-are imported as they are and never kept in this repository; the packages above them, and what they ask of
-vLLM's platform layer, are stand-ins made here. A cache is filled by the peer's own store, its blocks in
-shuffled order, and decoded by the peer's own launcher with the buffers and settings of its backend. The
-output that was timed is compared with float64 attention over what the peer's own functions decode from the
-same blocks, and that with what was stored.
+DIR holds the few files of each peer (peer_*.py name them) as `peers.py collect FROM DIR` took them out of the
+folder `vllm` of an installed vLLM, or of KVarN's fork of it, or out of `sglang` of OSCAR's; a peer without
+its files is left out. They are imported as they are and never kept in this repository; the packages above
+them, and what they ask of vLLM's platform layer, are stand-ins made here. A cache is filled by the peer's own
+store, its blocks in shuffled order, and decoded by the peer's own launcher with the buffers and settings of
+its backend. The output that was timed is compared with float64 attention over what the peer's own functions
+decode from the same blocks, and that with what was stored.
 
-    peers.py collect VLLM DIR                 copies the files
+    peers.py collect FROM DIR                 copies the files
     TRITON_INTERPRET=1 peers.py try DIR NAME  every variant of a peer on a small case, on the CPU
 """
 import dataclasses
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cases  # noqa: E402
 
-PEERS = ("peer_turboquant", "peer_kvarn")
+PEERS = ("peer_oscar", "peer_turboquant", "peer_kvarn")  # the quick ones first
 # A few roundings to float16 or TF32 (queries, weights, decoded values, the output), each at most 2^-11.
 GATE = 2.5e-3
 # How far codes of normal numbers may be off, relative to their length, by the bits of a number: uniform
@@ -139,14 +139,18 @@ class Platform:
         return torch.float8_e4m3fn
 
 
-def stand_ins(folder, files):
+def package_of(peer):
+    return getattr(peer, "PACKAGE", "vllm")
+
+
+def stand_ins(folder, peers):
     """Packages without their own code, and the modules that more than one peer imports."""
     import triton
     import triton.language
-    packages = {"vllm"}
-    for name in files:
+    packages = {package_of(peer) for peer in peers}
+    for peer, name in ((peer, name) for peer in peers for name in peer.FILES):
         parts = os.path.dirname(name).split("/")
-        packages |= {".".join(["vllm", *parts[:i + 1]]) for i in range(len(parts))}
+        packages |= {".".join([package_of(peer), *parts[:i + 1]]) for i in range(len(parts))}
     for package in sorted(packages):
         module(package, os.path.join(folder, *package.split(".")[1:]))
     module("vllm.platforms", current_platform=Platform)
@@ -176,7 +180,7 @@ class Peers:
     def __init__(self, folder, wanted=""):
         folder, self.found = os.path.abspath(folder), []
         all_peers = [importlib.import_module(name) for name in PEERS]
-        stand_ins(folder, [name for peer in all_peers for name in peer.FILES])
+        stand_ins(folder, all_peers)
         for peer in all_peers:
             if wanted not in peer.NAME:
                 continue

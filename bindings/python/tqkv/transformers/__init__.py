@@ -9,8 +9,9 @@
 Importing this module registers the attention function "tqkv". Under it, a model whose cache is a TurboCache
 attends on codes; with any other cache, or none, its attention is computed by torch, exactly. Greedy decoding,
 sampling, beams, left padding, prompt lookup and assisted decoding, several answers to a prompt, sliding
-windows, hybrid models and conversations that keep their cache need nothing more. Not supported:
-encoder-decoder models, static caches under torch.compile, offloading, layers on several devices.
+windows, hybrid models and conversations that keep their cache need nothing more. Decoding under
+torch.compile takes a StaticTurboCache. Not supported: encoder-decoder models, offloading layer by layer,
+layers on several devices.
 """
 try:
     import torch
@@ -27,8 +28,9 @@ from ..errors import NotSupported
 from ._attention import as_seen, exact_attention
 from ._cache import TurboCache, TurboLayer
 from ._presets import PRESETS, Preset
+from ._static import StaticTurboCache
 
-__all__ = ["PRESETS", "Preset", "TurboCache", "tqkv_attention", "tqkv_mask"]
+__all__ = ["PRESETS", "Preset", "StaticTurboCache", "TurboCache", "tqkv_attention", "tqkv_mask"]
 
 
 def tqkv_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None,
@@ -42,6 +44,11 @@ def tqkv_attention(module, query, key, value, attention_mask, dropout=0.0, scali
                            "another attention implementation")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     options = {"scale": scaling, "window": sliding_window or 0, "softcap": softcap, "sinks": s_aux}
+    static = getattr(key, "_tqkv_static", None)
+    if static is not None:
+        if not causal:
+            raise NotSupported("is_causal = False: a StaticTurboCache is for causal attention")
+        return static.cache.attend(static.number, query, key, value, attention_mask, options), None
     ticket = getattr(key, "_tqkv", None)
     if ticket is not None:
         return _attend(ticket, query, key, value, attention_mask, causal, options), None
