@@ -80,6 +80,28 @@ def test_a_prompt_in_parts_and_crop():
     assert torch.equal(*both)
 
 
+def test_a_second_turn():
+    model, given = tiny("llama"), inputs(True)
+    both = []
+    for cache in (turbo(model, "turboquant-s3"), static(model, "turboquant-s3")):
+        first = generate_static(model, given, cache)
+        more = torch.cat((given["input_ids"], first, first.flip(1)), 1)
+        mask = torch.nn.functional.pad(given["attention_mask"], (0, more.shape[1] - TOKENS), value=1)
+        both.append(generate_static(model, {"input_ids": more, "attention_mask": mask}, cache))
+    assert torch.equal(*both)
+
+
+def test_another_attention_function():
+    model, given = tiny("llama"), inputs(False)
+    cache = static(model)
+    model.set_attn_implementation("sdpa")
+    for _ in range(2):
+        with pytest.raises(tqkv.InvalidState, match="attention layer 0 of the model did not reach"):
+            generate_static(model, given, cache)
+    model.set_attn_implementation("tqkv")
+    assert generate_static(model, given, cache).shape == (2, NEW + 2)
+
+
 def test_refused():
     model, given = tiny("llama"), inputs(False)
     model.set_attn_implementation("tqkv")

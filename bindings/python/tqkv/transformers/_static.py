@@ -37,6 +37,12 @@ class StaticTurboLayer(TurboLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        cache, waiting = self.cache, self.cache._waiting
+        cache._waiting = self.number
+        if waiting is not None:
+            cache._waiting = None
+            raise InvalidState(f"attention layer {waiting} of the model did not reach the attention function "
+                               "\"tqkv\": call model.set_attn_implementation(\"tqkv\")")
         key_states = key_states.view_as(key_states)
         key_states._tqkv_static = self  # says whose they are to the attention function
         return key_states, value_states
@@ -85,7 +91,8 @@ class StaticTurboCache(Cache):
     max_cache_len  columns of a row, padding included
     fields         of tqkv.Config: rotation_seed, page_size, num_threads, ..
 
-    The first prompt is attended exactly, and not compiled. Padding must be in front (padding_side="left").
+    The first prompt is attended exactly, and not compiled. Padding must be in front of it
+    (padding_side="left"); later masks say nothing more.
     Layers with sliding windows keep all columns. A step beyond max_cache_len raises CapacityError on the CPU;
     on CUDA its tokens are not stored and check() says OUT_OF_RANGE. Raises NotSupported for models whose
     layers are not plain attention or share keys, and for beams."""
@@ -122,7 +129,7 @@ class StaticTurboCache(Cache):
         self._centres = None if calibration is None else calibration.centres
         self._windows = sorted({spec.window for spec in self._specs})
         self.started, self.codec, self.number = False, None, id(self)
-        self._steps, self._padding = {}, None
+        self._steps, self._padding, self._waiting = {}, None, None
         _caches[self.number] = self
         super().__init__(layers=layers)
 
@@ -136,7 +143,7 @@ class StaticTurboCache(Cache):
             self.length.sub_(-tokens_to_remove).clamp_(min=0)
 
     def reset(self) -> None:
-        self.started, self._padding = False, None
+        self.started, self._padding, self._waiting = False, None, None
         self._steps.clear()
         if self.codec is not None:
             self.length.zero_()
@@ -165,12 +172,14 @@ class StaticTurboCache(Cache):
 
     def attend(self, layer, query, key, value, mask, options):
         """The attention of one layer, [B][T][Hq][Dv]. In graphs, but for the first prompt."""
+        self._waiting = None
         if not self.started:
             return self._first(layer, query, key, value, mask, options)
         batch, tokens = query.shape[0], query.shape[2]
         if layer == 0:
-            if mask is not None and mask.dim() == 4 and mask.shape[2] not in (1, tokens):
-                raise NotSupported(f"attention_mask: has shape {list(mask.shape)}")
+            if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
+                raise NotSupported(f"attention_mask: shape {list(mask.shape)}; a static cache takes causal "
+                                   "attention, with the padding that the first prompt had")
             torch.ops.tqkv.turbo_plan(self._state, self.number, self.length, batch, tokens)
         numbers = options["scale"] or 0.0, options["softcap"] or 0.0
         out = torch.ops.tqkv.turbo_attend(self._state, self.number, layer, query, key, value,
