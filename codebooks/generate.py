@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tables.h and tables.json: the levels of the scalar codes (src/format/FORMAT.md, section 3.1).
+"""Writes tables.h and tables.json: the levels of the scalar codes (src/format/FORMAT.md, section 3.1), and
+those of the trellis codes (trellis.py).
 
 What is quantised is one coordinate of a uniformly random unit vector in d dimensions, times sqrt(d) so that
 its variance is 1. Its density is proportional to (1 - z^2/d)^((d-3)/2) on |z| <= sqrt(d), and N(0,1) for d
@@ -23,6 +24,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+import trellis
 
 HEAD_DIMS = (0, 32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512, 576, 1536)  # 0 = N(0,1)
 BITS = (1, 2, 3, 4, 5, 6)
@@ -270,8 +273,23 @@ struct CodebookTable {
 
 """
 
+TRELLIS = """\
 
-def render_header(tables):
+// Levels of the trellis codes (FORMAT.md section 3.10), for all dimensions: 2^bits magnitudes. bits 2: level
+// j = unit * magnitude[j], else unit * (magnitude[j] + 1/2). `mse` is what random vectors of 128 coordinates
+// came to as the levels were trained.
+struct TrellisTable {
+    int32_t bits;
+    float unit;
+    float mse;
+    uint8_t magnitude[16];
+};
+
+constexpr TrellisTable kTrellisTables[] = {
+"""
+
+
+def render_header(tables, trellis_tables):
     lines = [HEADER, f"constexpr int kNumCodebookTables = {len(tables)};\n"]
     lines.append(f"constexpr uint64_t kCodebookHash = 0x{table_hash(tables):016x}ull;\n\n")
     lines.append("constexpr CodebookTable kCodebookTables[] = {\n")
@@ -285,11 +303,15 @@ def render_header(tables):
             if len(text) > 16:
                 body += "\n        " + ", ".join(text[16:])
         lines.append(lead + body + "}},\n")
+    lines.append("};\n" + TRELLIS)
+    for t in trellis_tables:
+        lead = f"    {{{t['bits']}, {hex_float(t['unit'])}f, {hex_float(np.float32(t['mse']))}f, {{"
+        lines.append(lead + ", ".join(str(v) for v in t["magnitude"]) + "}},\n")
     lines.append("};\n\n}  // namespace format\n}  // namespace tq\n")
     return "".join(lines)
 
 
-def render_json(tables):
+def render_json(tables, trellis_tables):
     """Nine digits: more than anyone needs, and not the last ones, which depend on a machine's libm."""
     rows = []
     for t in tables:
@@ -301,7 +323,16 @@ def render_json(tables):
         }
         rows.append("  " + json.dumps(row))
     head = {"generated": "by codebooks/generate.py, do not edit", "hash": f"0x{table_hash(tables):016x}"}
-    return "{" + json.dumps(head)[1:-1] + ",\n \"tables\": [\n" + ",\n".join(rows) + "\n ]}\n"
+    coded = []
+    for t in trellis_tables:
+        row = {
+            "bits": t["bits"], "unit": hex_float(t["unit"]),
+            "unit_decimal": float(f"{float(t['unit']):.9g}"), "mse": float(f"{t['mse']:.9g}"),
+            "magnitude_offset": t["magnitude_offset"], "magnitude": t["magnitude"]
+        }
+        coded.append("  " + json.dumps(row))
+    return ("{" + json.dumps(head)[1:-1] + ",\n \"tables\": [\n" + ",\n".join(rows) +
+            "\n ],\n \"trellis\": [\n" + ",\n".join(coded) + "\n ]}\n")
 
 
 def main(arguments):
@@ -309,8 +340,11 @@ def main(arguments):
         print(__doc__)
         return 2
     tables = build_tables()
+    of_normal = {t["bits"]: t["levels"] for t in tables if t["head_dim"] == 0}
+    coded = trellis.build_tables({bits: of_normal[bits + 1] for bits in trellis.BITS})
     status = 0
-    for name, text in (("tables.h", render_header(tables)), ("tables.json", render_json(tables))):
+    texts = {"tables.h": render_header(tables, coded), "tables.json": render_json(tables, coded)}
+    for name, text in texts.items():
         path = HERE / name
         if not arguments:
             path.write_text(text)

@@ -150,5 +150,21 @@ constexpr CodebookTable kCodebookTables[] = {
         32, 34, 37, 40, 43, 46, 49, 52, 56, 60, 64, 69, 75, 82, 91, 105}},
 };
 
+// Levels of the trellis codes (FORMAT.md section 3.10), for all dimensions: 2^bits magnitudes. bits 2: level
+// j = unit * magnitude[j], else unit * (magnitude[j] + 1/2). `mse` is what random vectors of 128 coordinates
+// came to as the levels were trained.
+struct TrellisTable {
+    int32_t bits;
+    float unit;
+    float mse;
+    uint8_t magnitude[16];
+};
+
+constexpr TrellisTable kTrellisTables[] = {
+    {2, 0x1.0685d4p-6f, 0x1.5a51c6p-4f, {12, 37, 67, 119}},
+    {3, 0x1.4b5b38p-6f, 0x1.67c27cp-6f, {5, 15, 26, 37, 50, 65, 86, 122}},
+    {4, 0x1.82d6d4p-6f, 0x1.6535b8p-8f, {2, 6, 11, 15, 20, 25, 30, 35, 41, 47, 53, 61, 69, 80, 94, 117}},
+};
+
 }  // namespace format
 }  // namespace tq

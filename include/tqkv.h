@@ -241,12 +241,14 @@ typedef int32_t tq_scale_rule;
 
 /* In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8
  * bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred; beyond +-65504
- * it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. */
+ * it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. TRELLIS: caches alone, 2 3 4 bits; the bytes
+ * of SCALAR with an error a quarter to a third lower, and an append several times as long. */
 typedef int32_t tq_code_family;
 #define TQ_CODE_SCALAR 1  /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
 #define TQ_CODE_PROD 2    /* these at one bit less, and signs of a sketch of the residual (TurboQuant_prod) */
 #define TQ_CODE_GROUPED 3 /* min/max of groups of neighbours, no rotation */
 #define TQ_CODE_LEVELS 4  /* levels and boundaries of the caller's */
+#define TQ_CODE_TRELLIS 5 /* as SCALAR, with twice the levels, which neighbours in a chain tell apart */
 
 typedef int32_t tq_sketch;
 #define TQ_SKETCH_ORTHOGONAL 1 /* more rotations: a third of the variance; the default */

@@ -21,8 +21,8 @@ constexpr float kMaxFactor = 1024, kMaxLevel = kMaxUnit;
 void check_family(const char* name, int32_t family, const char* also, ReasonList& reasons) {
   if (!format::is_family(family))
     reasons.add(Status::kInvalidArgument,
-                "%s = %d: must be %sTQ_CODE_SCALAR (1), PROD (2), GROUPED (3) or LEVELS (4)", name, family,
-                also);
+                "%s = %d: must be %sTQ_CODE_SCALAR (1), PROD (2), GROUPED (3), LEVELS (4) or TRELLIS (5)",
+                name, family, also);
 }
 
 int32_t own_or(int32_t own, int32_t common) { return own != 0 ? own : common; }

@@ -95,7 +95,7 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
     if (own.*field.member != 0 && !format::is_family(own.*field.member))
       reasons.add(layer,
                   "layers[%d].%s = %d: must be 0 (the cache's own), TQ_CODE_SCALAR (1), PROD (2), GROUPED "
-                  "(3) or LEVELS (4)",
+                  "(3), LEVELS (4) or TRELLIS (5)",
                   layer, field.name, own.*field.member);
   if (own.group_size != 0 && !format::is_group_size(own.group_size))
     reasons.add(layer, "layers[%d].group_size = %d: must be 0 (the cache's own) or one of %s", layer,
@@ -135,13 +135,19 @@ void check_family_bits(int32_t layer, const tq_layer_config& full, LayerReasons&
     if (side.bits == format::kRawBits || !format::is_family(side.family) ||
         !format::is_code_bits(side.bits)) {
       continue;  // raw in any family, or refused elsewhere
+    } else if (side.family == TQ_CODE_TRELLIS && full.layer_kind == TQ_LATENT) {
+      reasons.add(layer, "layer %d: %s_family = 5 (TQ_CODE_TRELLIS): not in a latent layer", layer,
+                  side.kind);
     } else if (side.family == TQ_CODE_PROD && side.kind[0] == 'v') {
       reasons.add(layer, "layer %d: value_family = 2 (TQ_CODE_PROD): keys alone have it", layer);
     } else if (!format::is_code(static_cast<format::CodeFamily>(side.family), side.bits)) {
-      const bool prod = side.family == TQ_CODE_PROD;
+      const bool grouped = side.family == TQ_CODE_GROUPED;
       reasons.add(layer, "layer %d: %s_bits = %d: must be one of %s, or 16 (raw), with %s_family = %d (%s)",
-                  layer, side.kind, side.bits, prod ? "2 3 4" : ListText<4>(format::kGroupedBits).text,
-                  side.kind, side.family, prod ? "TQ_CODE_PROD" : "TQ_CODE_GROUPED");
+                  layer, side.kind, side.bits, grouped ? ListText<4>(format::kGroupedBits).text : "2 3 4",
+                  side.kind, side.family,
+                  grouped                       ? "TQ_CODE_GROUPED"
+                  : side.family == TQ_CODE_PROD ? "TQ_CODE_PROD"
+                                                : "TQ_CODE_TRELLIS");
     }
 }
 
@@ -193,6 +199,7 @@ format::CodeId code_of(int32_t family, int32_t bits, int32_t group, bool latent)
 
 format::Codebook layer_codebook(int dim, format::CodeId code, const tq_codebook* custom) {
   return code.family == format::CodeFamily::kProd ? codebook_of(dim, code.bits - 1, nullptr)
+         : code.trellis()                         ? format::trellis_codebook(code.bits)
          : code.by_rows() && code.family != format::CodeFamily::kRows ? format::Codebook{}
                                                                       : codebook_of(dim, code.bits, custom);
 }

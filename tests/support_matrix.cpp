@@ -135,7 +135,7 @@ void print_support() {
   print_row("`key_bits`, `value_bits`", joined(widths()) + "; each for itself, per layer", "the same");
   print_row("`code_family`, of keys and of values",
             "scalar; prod (keys, 2, 3, 4 bits); grouped min/max (" + grouped_widths() +
-                " bits); levels of the caller's",
+                " bits); levels of the caller's; trellis (2, 3, 4 bits)",
             "scalar");
   print_row("latent layers (`layer_kind`)", "512 + 64, or any two of these up to 576 in all", "-");
   print_row("decode kernels of their own", "-", coded_kernels());

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "format/sketch.h"
+#include "format/trellis.h"
 #include "requests.h"
 
 namespace tq {
@@ -45,16 +46,16 @@ struct UniformGeometry : Geometry {
     layer.latent = latent;
     layer.key_code = key_code;
     layer.value_code = value_code;
-    const auto scalar = [](format::CodeId id) {
-      return id.family == format::CodeFamily::kScalar || id.family == format::CodeFamily::kRows;
+    const auto has_book = [](format::CodeId id) {
+      return !id.by_rows() || id.family == format::CodeFamily::kRows;
     };
-    if (scalar(key_code)) layer.key_book = format::builtin_codebook(head_dim, key_code.bits);
+    if (has_book(key_code)) layer.key_book = format::builtin_codebook(head_dim, key_code);
     if (key_code.family == format::CodeFamily::kProd) {
       layer.key_book = format::builtin_codebook(head_dim, key_code.bits - 1);
       layer.sketch_factor = format::unbiased_factor(sketch, format::stored_dim(head_dim));
     }
     layer.key_levels = key_levels, layer.value_levels = value_levels;
-    if (scalar(value_code)) layer.value_book = format::builtin_codebook(value_dim, value_code.bits);
+    if (has_book(value_code)) layer.value_book = format::builtin_codebook(value_dim, value_code);
     layer.rotation = rotation;
     layer.first_kv_head = first_kv_head;
     own_.assign(static_cast<size_t>(num_layers), layer);

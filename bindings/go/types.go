@@ -61,6 +61,7 @@ const (
 	CodeProd    CodeFamily = C.TQ_CODE_PROD    // at one bit less, and signs of a sketch of the residual
 	CodeGrouped CodeFamily = C.TQ_CODE_GROUPED // min/max of groups of neighbours, without a rotation
 	CodeLevels  CodeFamily = C.TQ_CODE_LEVELS  // levels and boundaries of the caller's
+	CodeTrellis CodeFamily = C.TQ_CODE_TRELLIS // twice the levels, told apart by neighbours in a chain
 )
 
 // LayerKind is what a layer's tokens are.

@@ -60,8 +60,11 @@ Json side_json(const SavedSide& side) {
   } else {
     json["rotation"] = rotation_name(static_cast<int32_t>(side.rotation));
     json["seed"] = side.seed;
-    const uint32_t bits = side.code() == kSavedProd ? side.bits - 1 : side.bits;
+    const uint32_t bits = side.code() == kSavedProd      ? side.bits - 1
+                          : side.code() == kSavedTrellis ? side.bits + 1
+                                                         : side.bits;
     const int count = bits == 8 ? 0 : 1 << (bits - 1);
+    if (side.code() == kSavedTrellis) json["trellis"] = true;
     if (side.code() == kSavedProd) json["sketch"] = side.variant == 2 ? "gaussian" : "orthogonal";
     if (side.code() == kSavedLevels) {
       json["levels"] = "the caller's";
@@ -114,6 +117,7 @@ std::string side_text(const SavedSide& side) {
   if (side.grouped())
     return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.variant);
   if (side.code() == kSavedLevels) text += "levels of the caller's, ";
+  if (side.code() == kSavedTrellis) text += "trellis, ";
   if (side.code() == kSavedProd) text += side.variant == 2 ? "prod with a Gaussian sketch, " : "prod, ";
   return text + std::to_string(side.bits) + " bits, " + rotation_name(static_cast<int32_t>(side.rotation)) +
          " of seed " + std::to_string(side.seed);

@@ -61,7 +61,7 @@ Json support(int32_t device_type) {
   for (const bool key : {true, false}) {
     Json families = Json::array();
     for (const int32_t value : accepted_values(
-             device_type, TQ_CODE_SCALAR, TQ_CODE_LEVELS, [&](tq_cache_config&config, int32_t family) {
+             device_type, TQ_CODE_SCALAR, TQ_CODE_TRELLIS, [&](tq_cache_config&config, int32_t family) {
                (key ? config.key_family : config.value_family) = family;
                if (family == TQ_CODE_LEVELS) (key ? config.key_levels : config.value_levels) = &any_levels();
              })) {

@@ -40,7 +40,10 @@ constexpr char kFooter[] =
 
 using Choices = std::map<std::string, int32_t>;
 const Choices kRotations = {{"hadamard", TQ_ROTATION_HADAMARD}, {"dense", TQ_ROTATION_DENSE}};
-const Choices kFamilies = {{"scalar", TQ_CODE_SCALAR}, {"prod", TQ_CODE_PROD}, {"grouped", TQ_CODE_GROUPED}};
+const Choices kFamilies = {{"scalar", TQ_CODE_SCALAR},
+                           {"prod", TQ_CODE_PROD},
+                           {"grouped", TQ_CODE_GROUPED},
+                           {"trellis", TQ_CODE_TRELLIS}};
 const Choices kSketches = {{"orthogonal", TQ_SKETCH_ORTHOGONAL}, {"gaussian", TQ_SKETCH_GAUSSIAN}};
 const Choices kSketchRules = {{"unbiased", TQ_SKETCH_UNBIASED}, {"least-error", TQ_SKETCH_LEAST_ERROR}};
 const Choices kRules = {
@@ -131,7 +134,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();
   add_choice(eval, "--key-family", &arguments.key_family, kFamilies,
              "codes of keys; prod: a bit less and signs of a sketch, 2 3 4 bits; grouped: min/max of "
-             "neighbours, 2 3 4 8 bits");
+             "neighbours, 2 3 4 8 bits; trellis: twice the levels, told apart along a chain, 2 3 4 bits");
   add_choice(eval, "--value-family", &arguments.value_family, kFamilies, "and of values");
   eval->add_option("--group-size", options.group_size, "of grouped codes: 16 32 64; 0 = 32")
       ->capture_default_str();

@@ -177,6 +177,7 @@ const char* family_name(int32_t family) {
   return family == TQ_CODE_PROD      ? "prod"
          : family == TQ_CODE_GROUPED ? "grouped"
          : family == TQ_CODE_LEVELS  ? "levels"
+         : family == TQ_CODE_TRELLIS ? "trellis"
                                      : "scalar";
 }
 const char* rotation_name(int32_t rotation) { return rotation == TQ_ROTATION_DENSE ? "dense" : "hadamard"; }

@@ -89,6 +89,9 @@ std::string problem_of_side(const SavedSide& side) {
     used = known ? count(bits - 1) : 0, last = 28;
   } else if (side.grouped()) {
     known = plain && (variant == 16 || variant == 32 || variant == 64) && width && bits != 5 && bits != 6;
+  } else if (side.family == kSavedTrellis) {
+    known = coded && bits >= 2 && bits <= 4 && variant == 0;
+    used = known ? count(bits + 1) : 0;
   } else if (side.code() == kSavedLevels) {
     known = coded && width && variant == 0;
     used = 8;

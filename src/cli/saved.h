@@ -22,7 +22,8 @@ class SavedError : public std::runtime_error {
 };
 
 constexpr uint32_t kSavedVersion = 1, kSavedRawBits = 16;
-constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4;  // families
+constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4,
+                   kSavedTrellis = 5;  // families
 constexpr uint32_t kSavedLatent = 16;  // added to the family of both sides of a latent layer
 constexpr uint64_t kSavedPiece = 65536;
 

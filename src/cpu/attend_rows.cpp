@@ -37,6 +37,8 @@ WorkerSpace carve(const LayerGeometry& layer, Carver& carver) {
   space.value_scales = carver.take<float>(kBlockTokens);
   space.bias = carver.take<float>(kBlockTokens);
   space.accumulate_work = carver.take<uint8_t>(kAccumulateWork);
+  const format::SideLayout value(layer.value_dim, layer.value_code);
+  space.opened = carver.take<uint32_t>(kBlockTiles * std::max(opened_words(key), opened_words(value)));
   space.row = carver.take<Row>(kMaxRows);
   return space;
 }
@@ -311,9 +313,23 @@ void RowTask::run_block(int64_t block, int64_t high) {
   value_block(tiles);
 }
 
+// Sides of tiles, opened where kernels want them so.
+void RowTask::open_tiles(const BlockTiles& tiles, const CodedSide& side, const CodeKernels& kernels,
+                         const uint8_t** sides) const {
+  if (!kernels.open) return;
+  for (int i = tiles.first_tile; i < tiles.last_tile; i++) {
+    uint32_t* selectors = space_.opened + i * opened_words(side.layout);
+    kernels.open(side, sides[i], selectors);
+    sides[i] = reinterpret_cast<const uint8_t*>(selectors);
+  }
+}
+
 void RowTask::score_block(const BlockTiles& tiles) {
   if (!layer_.tile.key.by_rows()) {
-    key_kernels_.score(layer_.key, tiles.tile, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
+    const uint8_t* sides[kBlockTiles] = {};
+    std::copy(tiles.tile + tiles.first_tile, tiles.tile + tiles.last_tile, sides + tiles.first_tile);
+    open_tiles(tiles, layer_.key, key_kernels_, sides);
+    key_kernels_.score(layer_.key, sides, tiles.next, tiles.first_tile, tiles.last_tile, space_.operands,
                        rows_, space_.scores);
     return;
   }
@@ -328,6 +344,7 @@ void RowTask::value_block(const BlockTiles& tiles) {
     sides[i] = tiles.tile[i] + layer_.tile.value_offset();
     next[i] = tiles.next[i] + layer_.tile.value_offset();
   }
+  open_tiles(tiles, layer_.value, value_kernels_, sides);
   value_kernels_.accumulate(layer_.value, sides, next, tiles.first_tile, tiles.last_tile, space_.weights,
                             rows_, space_.sums, space_.accumulate_work);
   for (int r = 0; r < rows_; r++) {

@@ -70,7 +70,8 @@ struct WorkerSpace {
   float* value_scales;
   float* bias;  // [kBlockTokens] of one row
   uint8_t* accumulate_work;
-  Row* row;  // [kMaxRows]
+  uint32_t* opened;  // a side of a block's tiles, where it has to be opened
+  Row* row;          // [kMaxRows]
 };
 
 // x, at most `limit` in size.
@@ -133,6 +134,8 @@ class RowTask {
   };
   void locate(BlockTiles* tiles, int64_t end) const;
   void load_scales(const BlockTiles& tiles);
+  void open_tiles(const BlockTiles& tiles, const CodedSide& side, const CodeKernels& kernels,
+                  const uint8_t** sides) const;
   void score_block(const BlockTiles& tiles);
   void value_block(const BlockTiles& tiles);
   // Exact keys and values of a block, and those of sides by rows (attend_exact.cpp).

@@ -191,6 +191,8 @@ format::VectorCoder Store::coder(int index, int head, Kind kind) const {
   coder.rule = key ? g.key_rule : g.value_rule;
   coder.search = g.search;
   coder.codebook = key ? store.key_book : store.value_book;
+  coder.trellis = (key ? store.key_code : store.value_code).trellis();
+  coder.kind = kind;
   return coder;
 }
 

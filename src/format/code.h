@@ -22,7 +22,8 @@ enum class CodeFamily : int32_t {
   kProd = 2,     // keys: scalar codes of one bit less, signs of a sketch of the residual, its norm
   kGrouped = 3,  // min/max codes of neighbours as they stand, each group with a scale and a zero
   kLevels = 4,   // the caller's levels and boundaries for each coordinate of the rotated vector
-  kRows = 5,     // scalar codes by rows: sides of a latent layer, which keys and values are read from alike
+  kTrellis = 5,  // as scalar, with twice the levels, which neighbours in a chain tell apart
+  kRows = 6,     // scalar codes by rows: sides of a latent layer, which keys and values are read from alike
 };
 
 struct CodeId {
@@ -33,9 +34,10 @@ struct CodeId {
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
   // Whether vectors are centred, rotated and padded before they are coded.
   constexpr bool rotated() const { return family != CodeFamily::kRaw && family != CodeFamily::kGrouped; }
+  constexpr bool trellis() const { return family == CodeFamily::kTrellis; }
   // Whether a tile's words are rows, one a token, that attention reads as floats; otherwise they are in the
   // order of the integer kernels.
-  constexpr bool by_rows() const { return family != CodeFamily::kScalar; }
+  constexpr bool by_rows() const { return family != CodeFamily::kScalar && !trellis(); }
 };
 constexpr bool operator==(CodeId a, CodeId b) {
   return a.family == b.family && a.bits == b.bits && a.group == b.group;
@@ -45,11 +47,12 @@ constexpr bool operator!=(CodeId a, CodeId b) { return !(a == b); }
 // Whether a configuration may name it: raw sides are those of 16 bits, and what the layer is decides on rows.
 constexpr bool is_family(int32_t family) {
   return family >= static_cast<int32_t>(CodeFamily::kScalar) &&
-         family <= static_cast<int32_t>(CodeFamily::kLevels);
+         family <= static_cast<int32_t>(CodeFamily::kTrellis);
 }
 
 constexpr CodeId kRawCode = {CodeFamily::kRaw, kRawBits};
 constexpr CodeId scalar_code(int bits) { return CodeId{CodeFamily::kScalar, bits}; }
+constexpr CodeId trellis_code(int bits) { return CodeId{CodeFamily::kTrellis, bits}; }
 constexpr CodeId grouped_code(int bits, int group) { return CodeId{CodeFamily::kGrouped, bits, group}; }
 // Of a configuration that names bits only.
 constexpr CodeId code_of_bits(int bits) { return bits == kRawBits ? kRawCode : scalar_code(bits); }
@@ -68,9 +71,11 @@ constexpr int kGroupedBits[] = {2, 3, 4, 8};
 constexpr int kGroupSizes[] = {16, 32, 64};
 constexpr int kDefaultGroup = 32;
 
-// Scalar codes and raw: those with integer kernels, or none. kCodeBits are their bits, in the same order.
-constexpr CodeId kCodes[] = {scalar_code(2), scalar_code(3), scalar_code(4), scalar_code(5),
-                             scalar_code(6), scalar_code(8), kRawCode};
+// Codes with integer kernels, and raw, which has none. kCodeBits are those of the scalar ones and raw, in the
+// same order.
+constexpr CodeId kCodes[] = {scalar_code(2),  scalar_code(3), scalar_code(4), scalar_code(5),
+                             scalar_code(6),  scalar_code(8), kRawCode,       trellis_code(2),
+                             trellis_code(3), trellis_code(4)};
 constexpr int kNumCodes = sizeof kCodes / sizeof kCodes[0];
 constexpr int kCodeBits[] = {2, 3, 4, 5, 6, 8, kRawBits};
 
@@ -92,16 +97,18 @@ constexpr bool is_grouped_bits(int bits) {
   return false;
 }
 constexpr bool is_prod_bits(int bits) { return bits >= 2 && bits <= 4; }
+constexpr bool is_trellis_bits(int bits) { return bits >= 2 && bits <= 4; }
 constexpr bool is_levels_bits(int bits) { return bits != kRawBits && is_code_bits(bits); }
 // Whether a family has codes of these bits.
 constexpr bool is_code(CodeFamily family, int bits) {
   return family == CodeFamily::kProd      ? is_prod_bits(bits)
          : family == CodeFamily::kGrouped ? is_grouped_bits(bits)
          : family == CodeFamily::kLevels  ? is_levels_bits(bits)
+         : family == CodeFamily::kTrellis ? is_trellis_bits(bits)
                                           : is_code_bits(bits);
 }
 
-// Words of a group of 32 codes of a scalar side.
+// Words of a group of 32 codes of a scalar or trellis side.
 struct CodeRegions {
   int group_words;  // 32-bit
   int plane_words;  // the last of these, which hold the high magnitude bits of all four octets

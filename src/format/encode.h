@@ -8,6 +8,7 @@
 #include "format/raw.h"
 #include "format/rotation.h"
 #include "format/scalar.h"
+#include "format/trellis.h"
 
 namespace tq {
 namespace format {
@@ -24,7 +25,21 @@ struct VectorCoder {
   ScaleRule rule;
   bool search;
   Codebook codebook;
+  bool trellis = false;    // else scalar
+  Kind kind = Kind::kKey;  // trellis: whose chains
 };
+
+// codes [stored] -> levels [stored], on the grid.
+TQ_HD void code_levels(const VectorCoder& coder, const uint8_t* codes, float* levels) {
+  if (!coder.trellis) {
+    for (int i = 0; i < coder.stored; i++) levels[i] = code_level(coder.codebook, codes[i]);
+    return;
+  }
+  uint8_t indexes[kMaxDim];
+  trellis_indexes(coder.kind, coder.stored, codes, indexes);
+  for (int i = 0; i < coder.stored; i++)
+    levels[i] = code_level(coder.codebook, trellis_level_code(coder.codebook.bits - 1, indexes[i]));
+}
 
 // Whether the scale is fitted to what decoding keeps of the levels, their first dim of `stored` coordinates:
 // otherwise ls and norm would count what is dropped, and a decoded vector would shrink when it is encoded.
@@ -87,8 +102,26 @@ TQ_HD RotatedInput rotate_input(const VectorCoder& coder, const float* x, float*
   return in;
 }
 
-// x [dim] -> codes [stored] (magnitude index and sign; 7 and 8 bits: the level's byte) and the bfloat16
-// scale. Returns whether an input value had to be replaced.
+// Trellis codes of y [stored], and what the scale is fitted to. scratch [stored].
+TQ_HD ScalarFit fit_trellis_codes(const VectorCoder& coder, const float* y, float rms, uint8_t* codes,
+                                  float* scratch) {
+  const Codebook& book = coder.codebook;
+  const float base = mul_rn(rms, book.unit);
+  uint8_t indexes[kMaxDim];
+  fit_trellis(book, coder.rule, coder.search, coder.kind, y, coder.stored, base, codes, indexes);
+  int32_t four_qq = 0;
+  for (int i = 0; i < coder.stored; i++) {
+    const float level = code_level(book, trellis_level_code(book.bits - 1, indexes[i]));
+    const int twice = static_cast<int>(2 * level);
+    four_qq += twice * twice;
+    scratch[i] = mul_rn(y[i], level);
+  }
+  const float dot = tree_sum(scratch, coder.stored);
+  return ScalarFit{{dot, mul_rn(static_cast<float>(four_qq), 0.25f)}, base};
+}
+
+// x [dim] -> codes [stored] (magnitude index and sign; 7 and 8 bits: the level's byte; trellis: coded bit and
+// plain bits) and the bfloat16 scale. Returns whether an input value had to be replaced.
 TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* codes, uint16_t* scale) {
   const int stored = coder.stored;
   float y[kMaxVectorDim], scratch[kMaxVectorDim];
@@ -100,9 +133,11 @@ TQ_HD bool encode_vector(const VectorCoder& coder, const float* x, uint8_t* code
   const float n2 = tree_sum(scratch, stored);
   const float rms = sqrt_rn(div_rn(n2, static_cast<float>(stored)));
 
-  ScalarFit fit = fit_scalar(coder.codebook, coder.rule, coder.search, y, stored, rms, codes, scratch);
+  ScalarFit fit = coder.trellis
+                      ? fit_trellis_codes(coder, y, rms, codes, scratch)
+                      : fit_scalar(coder.codebook, coder.rule, coder.search, y, stored, rms, codes, scratch);
   if (fits_kept_part(coder.rule, coder.dim, stored)) {
-    for (int i = 0; i < stored; i++) y[i] = code_level(coder.codebook, codes[i]);
+    code_levels(coder, codes, y);
     fit.kept.qq = kept_square(coder, y, scratch);
   }
   const float s = fitted_scale(coder.rule, fit.kept, n2, fit.paper);
@@ -131,14 +166,15 @@ TQ_HD void unrotate(const VectorCoder& coder, float* y, float* x) {
 TQ_HD void decode_vector(const VectorCoder& coder, const uint8_t* codes, uint16_t scale, float* x) {
   float y[kMaxVectorDim];
   const float s = float_from_bf16(scale);
-  for (int i = 0; i < coder.stored; i++) y[i] = mul_rn(s, code_level(coder.codebook, codes[i]));
+  code_levels(coder, codes, y);
+  for (int i = 0; i < coder.stored; i++) y[i] = mul_rn(s, y[i]);
   unrotate(coder, y, x);
   if (coder.centre)
     for (int i = 0; i < coder.dim; i++) x[i] = add_rn(x[i], coder.centre[i]);
 }
 
-// Token of a scalar or raw side that lies at words and scales (null for raw sides) -> x [dim]. bf16: the type
-// of a raw side's values, else float16. Of other families: row.h.
+// Token of a scalar, trellis or raw side that lies at words and scales (null for raw sides) -> x [dim]. bf16:
+// the type of a raw side's values, else float16. Of other families: row.h.
 TQ_HD void decode_token(const VectorCoder& coder, const SideLayout& side, Kind kind, const uint32_t* words,
                         const uint16_t* scales, int token, bool bf16, float* x) {
   if (side.raw()) {

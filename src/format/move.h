@@ -64,17 +64,17 @@ struct MoveTable {
         if (kind == Kind::kKey) {
           for (int s = 0; s < side.jv; s++)
             for (int n = 0; n < 8; n++)
-              add(&move[from][to], side.bits, from * side.jv + s, n, to * side.jv + s, n);
+              add(&move[from][to], side, from * side.jv + s, n, to * side.jv + s, n);
         } else {
-          for (int s = 0; s < 4; s++) add(&move[from][to], side.bits, s, from, s, to);
+          for (int s = 0; s < 4; s++) add(&move[from][to], side, s, from, s, to);
         }
       }
   }
 
  private:
-  static void add(ShareMove* move, int bits, int from_s, int from_n, int to_s, int to_n) {
-    for (int index = 0; index < bits; index++) {
-      const BitPlace from = code_bit(bits, from_s, from_n, index), to = code_bit(bits, to_s, to_n, index);
+  static void add(ShareMove* move, const SideLayout& side, int from_s, int from_n, int to_s, int to_n) {
+    for (int index = 0; index < side.bits; index++) {
+      const BitPlace from = code_bit(side, from_s, from_n, index), to = code_bit(side, to_s, to_n, index);
       const int shift = to.bit - from.bit;
       int i = 0;
       while (i < move->count && !(move->piece[i].from == from.word && move->piece[i].to == to.word &&

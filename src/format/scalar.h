@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The scalar family (FORMAT.md sections 3.1, 3.2 and 4): bits of a group's words, and the codes of a rotated
-// vector. The definition that every fast path must agree with. A code is a magnitude index with the sign
-// above it, or the level's byte at 7 and 8 bits.
+// The scalar family (FORMAT.md sections 3.1, 3.2 and 4): bits of a group's words (trellis sides too), and the
+// codes of a rotated vector. The definition that every fast path must agree with. A code is a magnitude index
+// with the sign above it, or the level's byte at 7 and 8 bits.
 //
 // Why these bit orders: the byte-permute instruction of the GPU looks up four table bytes from the low 3 bits
 // of four nibbles, and copies a byte's top bit over the byte. So magnitudes sit in nibbles, and signs and
@@ -30,19 +30,27 @@ TQ_HD constexpr BitPlace code_bit(int bits, int s, int n, int index) {
   return BitPlace{4 + (index - 3), 8 * (n % 4) + 7 - (2 * s + n / 4)};
 }
 
+// The same of a trellis code: word `index` has that bit of all four octets, in nibble n. Octets of one token
+// lie 4 / jv bits apart, so that a chain of keys goes through a word in steps of this size.
+TQ_HD constexpr int trellis_nibble_bit(int jv, int s) { return s % jv * (4 / jv) + s / jv; }
+TQ_HD constexpr BitPlace code_bit(const SideLayout& side, int s, int n, int index) {
+  return side.family == CodeFamily::kTrellis ? BitPlace{index, 4 * n + trellis_nibble_bit(side.jv, s)}
+                                             : code_bit(side.bits, s, n, index);
+}
+
 // Reads and writes one code of a side. words: the side's words; reading and writing are exact inverses and
-// touch no other code's bits. That a code stands alone in its bits is this family's own property.
+// touch no other code's bits.
 TQ_HD uint32_t load_code(const uint32_t* words, const SideLayout& side, const CodePlace& at) {
   uint32_t code = 0;
   for (int index = 0; index < side.bits; index++) {
-    const BitPlace place = code_bit(side.bits, at.s, at.n, index);
+    const BitPlace place = code_bit(side, at.s, at.n, index);
     code |= (words[side.word_index(place.word, at.jb, at.lane, at.jj)] >> place.bit & 1u) << index;
   }
   return code;
 }
 TQ_HD void store_code(uint32_t* words, const SideLayout& side, const CodePlace& at, uint32_t code) {
   for (int index = 0; index < side.bits; index++) {
-    const BitPlace place = code_bit(side.bits, at.s, at.n, index);
+    const BitPlace place = code_bit(side, at.s, at.n, index);
     uint32_t& word = words[side.word_index(place.word, at.jb, at.lane, at.jj)];
     word = (word & ~(1u << place.bit)) | (code >> index & 1u) << place.bit;
   }

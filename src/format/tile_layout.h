@@ -47,6 +47,11 @@ constexpr int log2_block(int stored) {
 }
 constexpr int odd_factor(int stored) { return stored >> log2_block(stored); }
 
+// gcd(J, 4) of J = D / 32.
+TQ_HD constexpr int lane_groups(int stored) {
+  return stored / kGroupCodes % 4 == 0 ? 4 : stored / kGroupCodes % 2 == 0 ? 2 : 1;
+}
+
 // One side (keys or values) of a tile.
 struct SideLayout {
   int dim;            // d, as the caller sees it
@@ -64,10 +69,7 @@ struct SideLayout {
         bits(code.bits),
         group(code.group),
         groups(code.by_rows() ? 0 : stored / kGroupCodes),
-        jv(code.by_rows()    ? 1
-           : groups % 4 == 0 ? 4
-           : groups % 2 == 0 ? 2
-                             : 1),
+        jv(code.by_rows() ? 1 : lane_groups(stored)),
         jb(groups / jv),
         family(code.family) {}
   constexpr SideLayout(int head_dim, int code_bits) : SideLayout(head_dim, code_of_bits(code_bits)) {}

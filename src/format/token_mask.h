@@ -33,7 +33,7 @@ TQ_HD uint32_t side_word_mask(const SideLayout& side, Kind kind, int word, TileT
                                            : 16 * (p / 16) + 8 * (p % 4 / 2) + 2 * (p % 16 / 4) + p % 2;
       if (!tokens.holds(token)) continue;
       for (int index = 0; index < side.bits; index++) {
-        const BitPlace at = code_bit(side.bits, s, n, index);
+        const BitPlace at = code_bit(side, s, n, index);
         if (at.word == i) mask |= 1u << at.bit;
       }
     }

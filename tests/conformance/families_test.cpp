@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sides by rows that are no raw ones, beside every other kind of side: append and read against the scalar
-// format code, attention against float64 over what that decodes.
+// Sides by rows that are no raw ones, and trellis sides, beside every other kind of side: append and read
+// against the scalar format code, attention against float64 over what that decodes.
 //
 // Tolerance: where both sides are read as floats no query and no weight is rounded to 16 bits; what is left
 // are float32 sums of d products, some 2^-24 sqrt(d) of a logit of up to about 5, and of the output. With a
@@ -27,13 +27,17 @@ struct Sides {
   int value_bits, value_group;
 };
 constexpr CodeFamily kScalar = CodeFamily::kScalar, kGrouped = CodeFamily::kGrouped,
-                     kProd = CodeFamily::kProd, kLevels = CodeFamily::kLevels;
+                     kProd = CodeFamily::kProd, kLevels = CodeFamily::kLevels,
+                     kTrellis = CodeFamily::kTrellis;
 constexpr Sides kSides[] = {
-    {kScalar, 4, 0, kGrouped, 2, 32},   {kScalar, 4, 0, kGrouped, 3, 16}, {kScalar, 16, 0, kGrouped, 4, 64},
-    {kGrouped, 8, 32, kGrouped, 8, 16}, {kGrouped, 3, 64, kScalar, 4, 0}, {kGrouped, 2, 16, kScalar, 16, 0},
-    {kGrouped, 4, 32, kGrouped, 3, 32}, {kProd, 3, 0, kGrouped, 4, 32},   {kProd, 4, 0, kScalar, 3, 0},
-    {kProd, 2, 0, kLevels, 3, 0},       {kLevels, 2, 0, kLevels, 4, 0},   {kLevels, 8, 0, kScalar, 16, 0},
-    {kScalar, 4, 0, kLevels, 5, 0},     {kLevels, 6, 0, kGrouped, 2, 16}};
+    {kScalar, 4, 0, kGrouped, 2, 32},   {kScalar, 4, 0, kGrouped, 3, 16},  {kScalar, 16, 0, kGrouped, 4, 64},
+    {kGrouped, 8, 32, kGrouped, 8, 16}, {kGrouped, 3, 64, kScalar, 4, 0},  {kGrouped, 2, 16, kScalar, 16, 0},
+    {kGrouped, 4, 32, kGrouped, 3, 32}, {kProd, 3, 0, kGrouped, 4, 32},    {kProd, 4, 0, kScalar, 3, 0},
+    {kProd, 2, 0, kLevels, 3, 0},       {kLevels, 2, 0, kLevels, 4, 0},    {kLevels, 8, 0, kScalar, 16, 0},
+    {kScalar, 4, 0, kLevels, 5, 0},     {kLevels, 6, 0, kGrouped, 2, 16},  {kTrellis, 2, 0, kTrellis, 3, 0},
+    {kTrellis, 3, 0, kTrellis, 2, 0},   {kTrellis, 4, 0, kTrellis, 4, 0},  {kTrellis, 3, 0, kScalar, 4, 0},
+    {kScalar, 8, 0, kTrellis, 2, 0},    {kTrellis, 2, 0, kGrouped, 4, 32}, {kProd, 3, 0, kTrellis, 3, 0},
+    {kScalar, 16, 0, kTrellis, 4, 0},   {kTrellis, 4, 0, kScalar, 16, 0}};
 
 RigConfig config_of(const std::string& isa, const Sides& sides) {
   RigConfig config;
@@ -62,7 +66,7 @@ TEST_P(FamilyTest, AttendAndRead) {
                                     << ", values " << static_cast<int>(sides.value_family) << " "
                                     << sides.value_bits);
     RigConfig config = config_of(GetParam(), sides);
-    config.head_dim = variant % 3 == 0 ? 80 : variant % 3 == 1 ? 128 : 32;
+    config.head_dim = variant % 4 == 0 ? 80 : variant % 4 == 1 ? 128 : variant % 4 == 2 ? 32 : 64;
     config.value_dim = variant % 2 == 0 ? config.head_dim : 112;
     config.io = static_cast<DataType>(1 + variant % 3);
     config.q_per_kv = 1 + variant % 4;
@@ -98,7 +102,7 @@ TEST_P(FamilyTest, AttendAndRead) {
 
 // Bits of a row follow from what it sees alone: not from threads, splits, or the rows beside it.
 TEST_P(FamilyTest, BitsFollowFromWhatARowSees) {
-  for (const Sides& sides : {kSides[1], kSides[3], kSides[8], kSides[10]}) {
+  for (const Sides& sides : {kSides[1], kSides[3], kSides[8], kSides[10], kSides[14]}) {
     Result first;
     for (const int threads : {1, 4})
       for (const int64_t queries : {1, 6}) {

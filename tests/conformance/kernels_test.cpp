@@ -25,21 +25,32 @@ class KernelsTest : public testing::TestWithParam<std::string> {
   const cpu::Kernels& kernels() { return kernels_of(GetParam()); }
 };
 
-constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
+// Codes with kernels.
+std::vector<format::CodeId> coded() {
+  std::vector<format::CodeId> codes;
+  for (const format::CodeId code : format::kCodes)
+    if (!code.raw()) codes.push_back(code);
+  return codes;
+}
+std::string name_of(format::CodeId code) {
+  return (code.trellis() ? "trellis " : "scalar ") + std::to_string(code.bits);
+}
 
 struct CoderBox {
   format::VectorCoder coder = {};
   std::vector<uint64_t> signs;
   std::vector<float> dense, centre;
 
-  CoderBox(int dim, int bits, format::Rotation rotation, format::ScaleRule rule, bool search, bool centred,
-           uint64_t seed) {
+  CoderBox(int dim, format::CodeId code, format::Rotation rotation, format::ScaleRule rule, bool search,
+           bool centred, uint64_t seed) {
     coder.dim = dim;
     coder.stored = format::stored_dim(dim);
     coder.rotation = rotation;
     coder.rule = rule;
     coder.search = search;
-    coder.codebook = format::builtin_codebook(dim, bits);
+    coder.codebook = format::builtin_codebook(dim, code);
+    coder.trellis = code.trellis();
+    coder.kind = static_cast<Kind>(seed % 2);
     const uint64_t base = format::stream_base(seed, 3, 1, Kind::kKey);
     for (int w = 0; w < format::sign_words(coder.stored); w++) signs.push_back(format::stream_word(base, w));
     coder.signs = signs.data();
@@ -82,8 +93,8 @@ std::vector<std::vector<float>> vectors(int dim, int count) {
   return all;
 }
 
-const cpu::CodeKernels& code_kernels(const cpu::Kernels& kernels, int bits) {
-  return kernels.codes.entry[format::code_index(format::scalar_code(bits))];
+const cpu::CodeKernels& code_kernels(const cpu::Kernels& kernels, format::CodeId code) {
+  return kernels.codes.entry[format::code_index(code)];
 }
 
 void expect_same_encoding(const cpu::Kernels& kernels, const CoderBox& box, const std::vector<float>& x) {
@@ -102,10 +113,10 @@ TEST_P(KernelsTest, EncodesAsTheFormatSays) {
   int variant = 0;
   for (const int dim : kTriedDims) {
     const auto inputs = vectors(dim, count);
-    for (const int bits : kCoded)
+    for (const format::CodeId code : coded())
       for (int rule = 1; rule <= 4; rule++) {
         variant++;
-        const CoderBox box(dim, bits, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule),
+        const CoderBox box(dim, code, format::Rotation::kHadamard, static_cast<format::ScaleRule>(rule),
                            variant % 5 != 0, variant % 3 == 0, static_cast<uint64_t>(variant));
         for (size_t i = 0; i < inputs.size(); i++) {
           if (!full_set() && i % 4 != static_cast<size_t>(rule) % 4 && i + 25 < inputs.size()) continue;
@@ -118,8 +129,9 @@ TEST_P(KernelsTest, EncodesAsTheFormatSays) {
 TEST_P(KernelsTest, EncodesDenseRotations) {
   for (const int dim : {32, 80, 128}) {
     const auto inputs = vectors(dim, 5);
-    for (const int bits : {2, 4, 8}) {
-      const CoderBox box(dim, bits, format::Rotation::kDense, format::ScaleRule::kLs, true, false, 5);
+    for (const format::CodeId code :
+         {format::scalar_code(2), format::scalar_code(4), format::scalar_code(8), format::trellis_code(3)}) {
+      const CoderBox box(dim, code, format::Rotation::kDense, format::ScaleRule::kLs, true, false, 5);
       for (const auto& x : inputs) ASSERT_NO_FATAL_FAILURE(expect_same_encoding(kernels(), box, x));
     }
   }
@@ -129,7 +141,7 @@ TEST_P(KernelsTest, RotatesBothWays) {
   for (const auto rotation : {format::Rotation::kHadamard, format::Rotation::kDense})
     for (const int dim : kTriedDims) {
       if (rotation == format::Rotation::kDense && dim > 128) continue;
-      const CoderBox box(dim, 4, rotation, format::ScaleRule::kLs, true, false, 9);
+      const CoderBox box(dim, format::scalar_code(4), rotation, format::ScaleRule::kLs, true, false, 9);
       const std::vector<float> x = vectors(dim, 1)[0];
       alignas(64) float y[format::kMaxDim], z[format::kMaxDim], want[format::kMaxDim], back[format::kMaxDim],
           want_back[format::kMaxDim];
@@ -154,26 +166,26 @@ TEST_P(KernelsTest, RotatesBothWays) {
 
 TEST_P(KernelsTest, PacksTiles) {
   for (const int dim : kTriedDims)
-    for (const int bits : kCoded)
+    for (const format::CodeId code : coded())
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-        const format::SideLayout layout(dim, bits);
+        const format::SideLayout layout(dim, code);
         const size_t words = static_cast<size_t>(layout.code_bytes()) / 4;
-        Random random(static_cast<uint64_t>(dim * 10 + bits));
+        Random random(static_cast<uint64_t>(dim * 10 + code.bits));
         std::vector<uint8_t> codes(static_cast<size_t>(32 * layout.stored));
-        for (uint8_t& code : codes) code = static_cast<uint8_t>(random.bits() & ((1u << bits) - 1));
+        for (uint8_t& x : codes) x = static_cast<uint8_t>(random.bits() & ((1u << code.bits) - 1));
         std::vector<uint32_t> want(words), got(words);
         for (size_t i = 0; i < words; i++) want[i] = static_cast<uint32_t>(random.bits());
         std::vector<uint32_t> merged = want;
-        code_kernels(cpu::kScalarKernels, bits).pack(layout, kind, codes.data(), want.data());
-        code_kernels(kernels(), bits).pack(layout, kind, codes.data(), got.data());
-        ASSERT_EQ(want, got) << dim << " " << bits;
+        code_kernels(cpu::kScalarKernels, code).pack(layout, kind, codes.data(), want.data());
+        code_kernels(kernels(), code).pack(layout, kind, codes.data(), got.data());
+        ASSERT_EQ(want, got) << dim << " " << name_of(code);
         // Token by token into words that hold something else, against the definition after every token.
         std::vector<uint32_t> defined = merged;
         for (int token = 0; token < 32; token++) {
           const uint8_t* row = &codes[static_cast<size_t>(token * layout.stored)];
-          code_kernels(kernels(), bits).merge_token(layout, kind, token, row, merged.data());
+          code_kernels(kernels(), code).merge_token(layout, kind, token, row, merged.data());
           format::pack_scalar(layout, kind, token, row, defined.data());
-          ASSERT_EQ(defined, merged) << dim << " " << bits << " token " << token;
+          ASSERT_EQ(defined, merged) << dim << " " << name_of(code) << " token " << token;
         }
         ASSERT_EQ(want, merged);
       }
@@ -194,6 +206,24 @@ struct Tiles {
   }
 };
 
+// The tiles as the kernels want them.
+struct Opened {
+  std::vector<uint32_t> memory;
+  const uint8_t* side[kBlockTiles];
+
+  Opened(const cpu::Kernels& kernels, const cpu::CodedSide& coded, const Tiles& tiles)
+      : memory(static_cast<size_t>(cpu::opened_words(coded.layout)) * kBlockTiles + 16) {
+    std::copy(tiles.side, tiles.side + kBlockTiles, side);
+    const auto open = kernels.of(coded).open;
+    uint32_t* start = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
+    for (int i = 0; open && i < kBlockTiles; i++) {
+      uint32_t* selectors = start + i * cpu::opened_words(coded.layout);
+      open(coded, tiles.side[i], selectors);
+      side[i] = reinterpret_cast<const uint8_t*>(selectors);
+    }
+  }
+};
+
 uint8_t* aligned(std::vector<uint8_t>& memory, size_t bytes) {
   memory.assign(bytes + 64, 0x5A);
   return memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
@@ -203,11 +233,10 @@ TEST_P(KernelsTest, ScoresAreExact) {
   const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
   int variant = 0;
   for (const int dim : kTriedDims)
-    for (const int bits : kCoded) {
-      const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kKey,
-                                format::builtin_codebook(dim, bits));
+    for (const format::CodeId code : coded()) {
+      const cpu::CodedSide side(dim, code, Kind::kKey, format::builtin_codebook(dim, code));
       const int stored = side.layout.stored, q_max = cpu::query_max(stored);
-      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
+      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + code.bits));
       const int rows = row_counts[variant++ % 8], first = variant % 3,
                 last = first + 1 + variant % (kBlockTiles - first);
       std::vector<uint8_t> want_memory, got_memory, want_score, got_score;
@@ -227,11 +256,12 @@ TEST_P(KernelsTest, ScoresAreExact) {
         kernels().of(side).prepare_query(side, q.data(), got_operand + r * operand);
       }
       cpu::kScalarKernels.of(side).score(side, tiles.side, tiles.side, first, last, want_operand, rows, want);
-      kernels().of(side).score(side, tiles.side, tiles.side, first, last, got_operand, rows, got);
+      const Opened opened(kernels(), side, tiles);
+      kernels().of(side).score(side, opened.side, tiles.side, first, last, got_operand, rows, got);
       for (int r = 0; r < rows; r++)
         for (int i = 32 * first; i < 32 * last; i++)
           ASSERT_EQ(want[r * kBlockTokens + i], got[r * kBlockTokens + i])
-              << dim << " bits " << bits << " row " << r << " token " << i;
+              << dim << " " << name_of(code) << " row " << r << " token " << i;
     }
 }
 
@@ -239,10 +269,9 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
   const int row_counts[] = {1, 2, 3, 4, 7, 8, 13, 32};
   int variant = 0;
   for (const int dim : kTriedDims)
-    for (const int bits : kCoded) {
-      const cpu::CodedSide side(dim, format::scalar_code(bits), Kind::kValue,
-                                format::builtin_codebook(dim, bits));
-      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + bits));
+    for (const format::CodeId code : coded()) {
+      const cpu::CodedSide side(dim, code, Kind::kValue, format::builtin_codebook(dim, code));
+      const Tiles tiles(side.layout, static_cast<uint64_t>(dim + code.bits));
       const int rows = row_counts[variant++ % 8], first = variant % 3,
                 last = first + 1 + variant % (kBlockTiles - first);
       Random random(static_cast<uint64_t>(variant));
@@ -257,10 +286,11 @@ TEST_P(KernelsTest, ValueSumsAreExact) {
       uint8_t* work = aligned(work_memory, cpu::kAccumulateWork);
       cpu::kScalarKernels.of(side).accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows,
                                               want, work);
-      kernels().of(side).accumulate(side, tiles.side, tiles.side, first, last, weights.data(), rows, got,
+      const Opened opened(kernels(), side, tiles);
+      kernels().of(side).accumulate(side, opened.side, tiles.side, first, last, weights.data(), rows, got,
                                     work);
       for (int i = 0; i < rows * side.layout.stored; i++)
-        ASSERT_EQ(want[i], got[i]) << dim << " bits " << bits << " entry " << i;
+        ASSERT_EQ(want[i], got[i]) << dim << " " << name_of(code) << " entry " << i;
     }
 }
 

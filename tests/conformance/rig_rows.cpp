@@ -30,6 +30,8 @@ const format::VectorCoder& Rig::coder(int head, Kind kind) {
   coder.rule = key ? config.key_rule : config.value_rule;
   coder.search = true;
   coder.codebook = key ? geometry.layers[0].key_book : geometry.layers[0].value_book;
+  coder.trellis = code_of(config, kind).trellis();
+  coder.kind = kind;
   return coder;
 }
 

@@ -34,6 +34,7 @@ def configurations(tensors):
                                 ("levels_missing", "key_levels", {"key_family": 4}),
                                 ("group_size", "group_size = 24", {"group_size": 24, "value_family": 3}),
                                 ("group_unused", "group_size = 16", {"group_size": 16}),
+                                ("trellis_bits", "key_bits = 8", {"key_family": 5, "key_bits": 8}),
                                 ("grouped_bits", "value_bits = 5", {"value_family": 3, "value_bits": 5}),
                                 ("flags", "flags", {"flags": 1 << 40}), ("codebook", "key_codebook", {
                                     "key_codebook":

@@ -51,11 +51,8 @@ def prod(tensors):
     yield c
 
 
-def latent(tensors):
-    c = Case(tensors, "latent_layers", "latents of 4 bits, stored once, beside 8-bit and raw rests",
-             cpu_only=True)
-    c.create(**shapes(4, 1, 96, (8, 4), value_dim=64, num_layers=2, layer_kind=2, window_tokens=4,
-                      sink_tokens=2, max_sequences=2, layers=[{}, {"key_bits": 16, "value_bits": 8}]))
+def two_steps(c):
+    """Through both layers of sequence "a", which then loses tokens."""
     c.sequences("a")
     for new in (30, 5):
         c.plan(["a"], [new], [2])
@@ -65,6 +62,26 @@ def latent(tensors):
     c.remove("a", 5, 20)
     c.read("a")
     c.read("a", 3, 9, layer=1)
+
+
+def trellis(tensors):
+    c = Case(tensors, "trellis_layers", "trellis sides of each width beside scalar and grouped ones",
+             cpu_only=True)
+    c.create(**shapes(2, 1, 64, (3, 2), num_layers=2, code_family=5, window_tokens=4, sink_tokens=2,
+                      max_sequences=2, layers=[{}, {"key_bits": 4, "value_family": 3, "group_size": 32}]))
+    two_steps(c)
+    c.save("a", "saved")
+    c.load("saved", "b", ("main", "a"))
+    c.read("b", layer=1)
+    yield c
+
+
+def latent(tensors):
+    c = Case(tensors, "latent_layers", "latents of 4 bits, stored once, beside 8-bit and raw rests",
+             cpu_only=True)
+    c.create(**shapes(4, 1, 96, (8, 4), value_dim=64, num_layers=2, layer_kind=2, window_tokens=4,
+                      sink_tokens=2, max_sequences=2, layers=[{}, {"key_bits": 16, "value_bits": 8}]))
+    two_steps(c)
     c.config_bytes(**shapes(128, 1, 576, (8, 4), value_dim=512, layer_kind=2))
     c.save("a", "saved")
     c.load("saved", "b", ("main", "a"))
@@ -73,5 +90,5 @@ def latent(tensors):
 
 
 def build(tensors):
-    for group in (grouped, prod, latent):
+    for group in (grouped, prod, trellis, latent):
         yield from group(tensors)

@@ -10,10 +10,11 @@ import numpy as np
 from reference import encode as reference_encode
 from reference import rows as reference_rows
 from reference import tqkv_reference as ref
+from reference import trellis
 
 RAW = 16
 F32, F16, BF16 = 1, 2, 3
-PROD, GROUPED = 2, 3
+PROD, GROUPED, TRELLIS = 2, 3, 5
 LATENT = 2  # a layer_kind
 
 
@@ -205,23 +206,25 @@ class ModelCache:
             return np.stack(heads, axis=1)
         if self.layers[layer]["families"][kind] == PROD:
             return self.decode_prod(layer, wide)
-        own = self._codebooks().get((kind, bits))
+        coded = trellis if self.layers[layer]["families"][kind] == TRELLIS else None
+        own = None if coded else self._codebooks().get((kind, bits))
         patch = mock.patch.object(reference_encode, "load_codebook",
                                   lambda head_dim, b: own) if own else contextlib.nullcontext()
         for head in range(rows.shape[1]):
             centre = self.centres[layer][kind]
-            side = ref.SideConfig(head_dim=rows.shape[2],
-                                  bits=bits,
-                                  kind=kind,
-                                  rule=c["value_scale_rule" if kind else "key_scale_rule"],
-                                  search=not c["flags"] & 2,
-                                  rotation=self.layers[layer]["rotation"],
-                                  seed=c["rotation_seed"],
-                                  layer=c["first_layer"] + layer,
-                                  kv_head=self.layers[layer]["first_kv_head"] + head,
-                                  centre=None if centre is None else tuple(float(x) for x in centre[head]))
+            side = (coded.TrellisSide if coded else ref.SideConfig)(
+                head_dim=rows.shape[2],
+                bits=bits,
+                kind=kind,
+                rule=c["value_scale_rule" if kind else "key_scale_rule"],
+                search=not c["flags"] & 2,
+                rotation=self.layers[layer]["rotation"],
+                seed=c["rotation_seed"],
+                layer=c["first_layer"] + layer,
+                kv_head=self.layers[layer]["first_kv_head"] + head,
+                centre=None if centre is None else tuple(float(x) for x in centre[head]))
             with patch:
-                encoded = ref.encode(np.ascontiguousarray(wide[:, head]), side)
+                encoded = (coded or ref).encode(np.ascontiguousarray(wide[:, head]), side)
                 heads.append(ref.decode(encoded.codes, encoded.scales, side))
         return np.stack(heads, axis=1)
 

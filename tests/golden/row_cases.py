@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rows.safetensors: tiles with sides by rows (FORMAT.md sections 3.6 to 3.8 and 4), what they decode to."""
+"""rows.safetensors: tiles with sides of the families beside scalar (FORMAT.md sections 3.6 to 3.9 and 4),
+what they decode to."""
 import json
 
 import numpy as np
 from encode_cases import inputs
-from reference import rows
+from reference import rows, trellis
 from reference import tqkv_reference as ref
 
-GROUPED = 3
+SCALAR, GROUPED, TRELLIS = 1, 3, 5
 SEED, LAYER, KV_HEAD = 20260411, 2, 1
 # Of nobody's design: neither symmetric nor half way between boundaries.
 LEVELS = {3: {"levels": (-0.3, -0.2, -0.11, -0.02, 0.05, 0.12, 0.19, 0.28),
               "boundaries": (-0.25, -0.15, -0.06, 0.0, 0.08, 0.16, 0.22), "unit": 0.75}}
 
 # Each width and group size of grouped sides, last groups of 16 and of 48; prod of each width, both sketches
-# and rules of the scale, a padded dimension; levels.
+# and rules of the scale, a padded dimension; levels; trellis of each width, order of the chains and rule.
 CASES = {
     "grouped_d32": {"head_dim": 32, "family": [3, 3], "bits": [2, 8], "group_size": 16},
     "grouped_d80": {"head_dim": 80, "family": [3, 3], "bits": [3, 4], "group_size": 64},
@@ -26,6 +27,13 @@ CASES = {
     "gaussian_d64": {"head_dim": 64, "family": [2, 3], "bits": [3, 8], "group_size": 32, "sketch": 2,
                      "sketch_factor": 0.75},
     "levels_d80": {"head_dim": 80, "family": [4, 4], "bits": [3, 3], "key_rule": 1, "value_rule": 3},
+    "trellis_d32": {"head_dim": 32, "family": [5, 5], "bits": [2, 4], "key_rule": 1},
+    "trellis_d64": {"head_dim": 64, "family": [5, 5], "bits": [3, 2]},
+    "trellis_d80": {"head_dim": 80, "family": [5, 5], "bits": [3, 3], "key_rule": 1, "value_rule": 3},
+    "trellis_d100": {"head_dim": 100, "family": [5, 5], "bits": [4, 4], "key_rule": 3, "value_rule": 1},
+    "trellis_d128": {"head_dim": 128, "family": [5, 5], "bits": [2, 3], "value_rule": 4},
+    "trellis_d192": {"head_dim": 192, "family": [5, 1], "bits": [4, 3]},
+    "trellis_d256": {"head_dim": 256, "family": [1, 5], "bits": [2, 4]},
 }
 
 
@@ -37,6 +45,18 @@ def side_rows(x, p, kind):
         decoded = ref.decode_grouped(encoded.codes, encoded.pairs, p["group_size"])
         return encoded.codes, encoded.pairs, decoded, encoded.nonfinite, encoded.saturated
     rule = p["value_rule" if kind else "key_rule"] or (ref.LS if family == rows.PROD else ref.UNBIASED)
+    if family in (SCALAR, TRELLIS):
+        fields = dict(kind=kind, rule=rule, seed=SEED, layer=LAYER, kv_head=KV_HEAD)
+        coder = trellis if family == TRELLIS else ref
+        side = (trellis.TrellisSide if family == TRELLIS else ref.SideConfig)(p["head_dim"], bits, **fields)
+        encoded = coder.encode(x, side)
+        codes = encoded.codes
+        if family == TRELLIS:  # as rows of words, which they are not: all 32 are there
+            words = trellis.pack(codes, bits, kind)
+            assert np.array_equal(trellis.unpack(words, codes.shape[1], bits, kind), codes)
+            codes = words.reshape(32, -1)
+        return (codes, encoded.scales, ref.decode(encoded.codes, encoded.scales, side), encoded.nonfinite,
+                np.zeros_like(encoded.nonfinite))
     levels = LEVELS[bits] if family == rows.LEVELS else {}
     side = rows.RowSide(p["head_dim"], bits, family=family, kind=kind, rule=rule, seed=SEED, layer=LAYER,
                         kv_head=KV_HEAD, sketch=p["sketch"] or 1, sketch_rule=p["sketch_rule"] or 1,

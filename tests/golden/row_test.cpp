@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sides by rows through the C API against rows.safetensors: the bytes of the pages, whatever pieces the
-// tokens came in, what reading gives back, and the flags.
+// Sides of the families beside scalar through the C API against rows.safetensors: the bytes of the pages,
+// whatever pieces the tokens came in, what reading gives back, and the flags.
 #include <cstdlib>
 #include <memory>
 

@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import xxhash
 from reference import tqkv_reference as ref
+from reference import trellis
 from encode_cases import gaussian
 
 SEED = 0x1234567890ABCDEF
@@ -16,11 +17,13 @@ MAGIC, MARK = b"\x89TQKV\r\n\x1a", b"TQKVEND\n"
 PIECE = 65536
 TILE = 32
 F32 = 1
+SCALAR, TRELLIS = 1, 5
 DEFAULTS = {
     "first_layer": 0, "first_kv_head": 0, "num_kv_heads": 1, "head_dim": 32, "value_dim": 32, "tokens": 0,
     # key bits, value bits, sliding window of each layer; and the group size where its values are grouped
     "layers": [[2, 2, 0]],
     "window_tokens": 0, "rollback_tokens": 0, "sink_tokens": 0,
+    "family": SCALAR,  # of all sides but raw and grouped ones
     "centres": False,  # of the keys of all layers
     "latent": False,
     "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
@@ -53,15 +56,21 @@ CASES = {
         "window_tokens": 9, "sink_tokens": 2, "centres": True,
         "parts": [[0, 70, 0, 2, 0, 1], [33, 20, 1, 1, 0, 1]]
     },
+    "trellis": {
+        "family": TRELLIS, "head_dim": 96, "value_dim": 64, "tokens": 75, "centres": True,
+        "layers": [[3, 2, 0], [4, 4, 40]], "rollback_tokens": 2,
+        "parts": [[0, 75, 0, 2, 0, 1], [7, 50, 0, 1, 0, 1], [40, 35, 1, 1, 0, 1]]
+    },
     "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
 }
 
 
 def side_config(p, layer, kv_head, kind, centre):
     bits = p["layers"][layer - p["first_layer"]][0 if kind == ref.KEY else 1]
-    return ref.SideConfig(head_dim=p["head_dim"] if kind == ref.KEY else p["value_dim"],
-                          bits=bits, kind=kind, seed=SEED, layer=layer, kv_head=kv_head,
-                          centre=None if centre is None else tuple(float(c) for c in centre))
+    side = trellis.TrellisSide if p["family"] == TRELLIS else ref.SideConfig
+    return side(head_dim=p["head_dim"] if kind == ref.KEY else p["value_dim"],
+                bits=bits, kind=kind, seed=SEED, layer=layer, kv_head=kv_head,
+                centre=None if centre is None else tuple(float(c) for c in centre))
 
 
 class Sequence:
@@ -147,7 +156,7 @@ class Sequence:
             elif config.bits == 16:
                 sides.append((ref.raw_bits(rows)[0], None, 16))
             else:
-                encoded = ref.encode(rows, config)
+                encoded = (trellis if self.p["family"] == TRELLIS else ref).encode(rows, config)
                 codes = ref.pack_rows(encoded.codes, config.bits) if self.p["latent"] else encoded.codes
                 sides.append((codes, encoded.scales, config.bits))
         tiles = b""
@@ -161,6 +170,11 @@ class Sequence:
                             None if scales is None else scales[own] * inside.reshape(
                                 -1, *[1] * (scales.ndim - 1)).astype(np.uint16),
                             bits))
+            if self.p["family"] == TRELLIS:  # as rows of words
+                for kind, (codes, scales, bits) in zip((ref.KEY, ref.VALUE), cut):
+                    full = np.zeros((TILE, codes.shape[1]), np.uint8)
+                    full[:len(codes)] = codes
+                    cut[kind] = trellis.pack(full, bits, kind).reshape(TILE, -1), scales, bits
             tiles += ref.tile_bytes(*cut)
         return tiles
 
@@ -197,10 +211,12 @@ class Sequence:
         if config.bits == 16:
             return struct.pack("<6IQ32x", config.head_dim, latent, 16, 1, 0, 0, 0)
         magnitudes = b""
-        if config.bits < 8:
+        if self.p["family"] == TRELLIS:
+            magnitudes = bytes(int(x) for x in trellis.load_book(config.bits)[1][1 << config.bits:])
+        elif config.bits < 8:
             magnitudes = bytes(int(x) for x in ref.load_codebook(config.head_dim, config.bits).grid)
-        return struct.pack("<6IQ32s", config.head_dim, latent + 1, config.bits, 0, config.rotation, 0, SEED,
-                           magnitudes)
+        return struct.pack("<6IQ32s", config.head_dim, latent + self.p["family"], config.bits, 0,
+                           config.rotation, 0, SEED, magnitudes)
 
     def centre_hash(self, layer, kv_head, kind):
         centre = self.side_centre(layer, kv_head, kind)

@@ -51,6 +51,7 @@ class StateCache {
     config.layers = layers.data();
     config.num_q_heads = config.num_kv_heads = p.at("num_kv_heads");
     config.head_dim = p.at("head_dim"), config.value_dim = p.at("value_dim");
+    config.code_family = p.at("family");
     if (p.at("latent").get<bool>()) {
       config.layer_kind = TQ_LATENT;
       config.head_dim += config.value_dim;

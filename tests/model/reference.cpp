@@ -61,9 +61,11 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
     for (int kind = 0; kind < 2; kind++) {
       const int dim = kind == 0 ? l.head_dim : l.value_dim, bits = kind == 0 ? l.key_bits : l.value_bits;
       const tq_codebook* own = kind == 0 ? config.key_codebook : config.value_codebook;
-      format::Codebook book =
-          bits == format::kRawBits ? format::Codebook{} : format::builtin_codebook(dim, bits);
-      if (own && own->bits == bits) {
+      const bool trellis = (kind == 0 ? l.key_family : l.value_family) == TQ_CODE_TRELLIS;
+      format::Codebook book = bits == format::kRawBits ? format::Codebook{}
+                              : trellis                ? format::trellis_codebook(bits)
+                                                       : format::builtin_codebook(dim, bits);
+      if (own && own->bits == bits && !trellis) {
         book.unit = own->unit;
         memcpy(book.magnitude, own->magnitude, sizeof book.magnitude);
       }
@@ -100,6 +102,8 @@ format::VectorCoder Reference::coder(int layer, int head, Kind kind) const {
       static_cast<format::ScaleRule>(kind == Kind::kKey ? config_.key_scale_rule : config_.value_scale_rule);
   c.search = !(config_.flags & TQ_FLAG_NO_SCALE_SEARCH);
   c.codebook = books_[static_cast<size_t>(layer * 2 + static_cast<int>(kind))];
+  c.trellis = (kind == Kind::kKey ? l.key_family : l.value_family) == TQ_CODE_TRELLIS;
+  c.kind = kind;
   return c;
 }
 

@@ -45,22 +45,28 @@ inline void World::choose_config() {
   if (chance(25)) choose_families();
 }
 
-// Grouped sides, where the bits allow them.
+// Grouped and trellis sides, where the bits allow them.
 inline void World::choose_families() {
   static const int groups[] = {0, 16, 32, 64};
   tq_cache_config& c = config_;
-  const auto grouped = [&](int32_t own, int32_t common) {
-    return chance(60) && format::is_grouped_bits(own != 0 ? own : common) ? TQ_CODE_GROUPED : 0;
+  const auto family = [&](int32_t own, int32_t common) {
+    const int32_t bits = own != 0 ? own : common;
+    if (!chance(60)) return 0;
+    if (chance(40) && format::is_trellis_bits(bits)) return TQ_CODE_TRELLIS;
+    return format::is_grouped_bits(bits) ? TQ_CODE_GROUPED : 0;
+  };
+  const auto has_groups = [](int32_t key, int32_t value) {
+    return key == TQ_CODE_GROUPED || value == TQ_CODE_GROUPED;
   };
   if (!c.layers) {
-    c.key_family = grouped(c.key_bits, 0);
-    if (!c.layer_value_bits) c.value_family = grouped(c.value_bits, 0);
-    if (c.key_family != 0 || c.value_family != 0) c.group_size = one_of(groups);
+    c.key_family = family(c.key_bits, 0);
+    if (!c.layer_value_bits) c.value_family = family(c.value_bits, 0);
+    if (has_groups(c.key_family, c.value_family)) c.group_size = one_of(groups);
   }
   for (tq_layer_config& l : layers_) {
     if (!c.layers || l.shares_layer != 0) continue;
-    l.key_family = grouped(l.key_bits, c.key_bits), l.value_family = grouped(l.value_bits, c.value_bits);
-    if (l.key_family != 0 || l.value_family != 0) l.group_size = one_of(groups);
+    l.key_family = family(l.key_bits, c.key_bits), l.value_family = family(l.value_bits, c.value_bits);
+    if (has_groups(l.key_family, l.value_family)) l.group_size = one_of(groups);
   }
 }
 

@@ -93,6 +93,9 @@ class SideConfig:
             return rot.unrotate_hadamard(y, rot.sign_bits(self.base, self.dim))
         return rot.unrotate_dense(y, rot.dense_rotation(self.base, self.dim))
 
+    def levels(self, codes):
+        return code_levels(codes, self)
+
 
 @dataclasses.dataclass
 class Encoded:
@@ -214,22 +217,37 @@ def encode(x, config):
         _, j, dot, qq = best
         codes = j | ((y < 0).astype(np.uint8) << (config.bits - 1))
         paper_scale = rms * book.unit
-    if config.head_dim < config.dim and rule in (LS, NORM):
-        qq = kept_square(codes, config)
-    scale = {
-        LS: lambda: dot / qq, UNBIASED: lambda: n2 / dot, NORM: lambda: np.sqrt(n2 / qq),
-        PAPER: lambda: paper_scale
-    }[rule]()
-    scales = bf16_bits((scale * config.norm_rot) * power_of_two(exponent))
+    scales = stored_scales(config, codes, Fit(dot, qq, n2, paper_scale), exponent)
     codes[is_zero] = 0
     scales[is_zero] = 0
-    assert scale.dtype == F32
     return Encoded(codes, scales, nonfinite)
+
+
+@dataclasses.dataclass
+class Fit:
+    """What section 3.3 makes a scale of, float32 [n]."""
+    dot: np.ndarray
+    qq: np.ndarray
+    n2: np.ndarray
+    paper: np.ndarray
+
+
+def stored_scales(config, codes, fit, exponent):
+    """Section 3.3: bfloat16 bits [n]."""
+    qq = fit.qq
+    if config.head_dim < config.dim and config.rule in (LS, NORM):
+        qq = kept_square(codes, config)
+    scale = {
+        LS: lambda: fit.dot / qq, UNBIASED: lambda: fit.n2 / fit.dot, NORM: lambda: np.sqrt(fit.n2 / qq),
+        PAPER: lambda: fit.paper
+    }[config.rule]()
+    assert scale.dtype == F32
+    return bf16_bits((scale * config.norm_rot) * power_of_two(exponent))
 
 
 def kept_square(codes, config):
     """What takes the place of qq in section 3.3 where D > d."""
-    levels, unit = code_levels(codes, config), F32(1)
+    levels, unit = config.levels(codes), F32(1)
     if config.rotation == rot.HADAMARD:
         z = rot.back_transform(levels)
         unit = F32(2.0 ** -rot.split_dim(config.dim)[1])
@@ -250,6 +268,6 @@ def code_levels(codes, config):
 
 def decode(codes, scales, config):
     """Sections 3.3 and 3.4 -> float32 [n, head_dim]."""
-    y = bf16_to_float(scales)[:, None] * code_levels(codes, config)
+    y = bf16_to_float(scales)[:, None] * config.levels(codes)
     x = config.unrotate(y)[:, :config.head_dim]
     return x if config.centre is None else x + np.array(config.centre, dtype=F32)

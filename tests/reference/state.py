@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from . import rotation as rot
+from . import trellis
 from .encode import KEY, VALUE, bf16_to_float, stored_dim
 from .grouped import decode_grouped, unpack_rows
 from .rows import PROD, RowSide, decode_rows
@@ -24,6 +25,7 @@ VERSION = 1
 PIECE = 65536
 MAC_BITS, LEAST_MAC, MOST_MAC = 0x7F, 16, 64
 MOST_HEADS, LAST_FIRST_HEAD = 65536, 65535
+TRELLIS = 5
 SCALAR_BITS = (2, 3, 4, 5, 6, 8)
 HEAD_DIMS = (*range(8, 257, 4), 512, 576)
 NOTICED = 3
@@ -98,9 +100,10 @@ class Side:
                     "a prod side")
             return
         require(self.variant == 0, "a group size without groups")
-        require(self.family == 1 and self.bits in SCALAR_BITS and self.raw_type == 0 and
+        widths = (2, 3, 4) if self.family == TRELLIS else SCALAR_BITS
+        require(self.family in (1, TRELLIS) and self.bits in widths and self.raw_type == 0 and
                 self.rotation in (1, 2), f"family {self.family}, {self.bits} bits, rotation {self.rotation}")
-        count = 0 if self.bits == 8 else 1 << (self.bits - 1)
+        count = 0 if self.bits == 8 else 1 << (self.bits - (self.family == 1))
         require(not any(self.magnitudes[count:]), "magnitudes behind the last")
         rising = list(self.magnitudes[:count])
         require(all(a < b for a, b in zip(rising, rising[1:])) and all(m <= 127 for m in rising),
@@ -108,6 +111,10 @@ class Side:
 
     def levels(self, codes):
         """L(c), float32."""
+        if self.family == TRELLIS:
+            grid = np.frombuffer(self.magnitudes, np.uint8)[:1 << self.bits].astype(np.float32)
+            grid = grid + np.float32(0.5 if self.bits >= 3 else 0)
+            return np.concatenate([-grid[::-1], grid])[trellis.indexes(codes, self.kind)]
         if self.bits == 8:
             return codes.view(np.int8).astype(np.float32)
         half = 1 << (self.bits - 1)
@@ -336,8 +343,8 @@ def codes_of(layer, head):
             require(side.bits != 8 or not (codes == 0x80).any(), "a level of -128")
             sides.append(tokens_of(codes, first, end, "codes"))
         else:
-            rows = [unpack_side(tile, stored_dim(side.dim), side.bits, side.kind)
-                    for tile in part.view("<u4")]
+            unpack = trellis.unpack if side.family == TRELLIS else unpack_side
+            rows = [unpack(tile, stored_dim(side.dim), side.bits, side.kind) for tile in part.view("<u4")]
             codes = tokens_of(np.concatenate(rows), first, end, "codes")
             require(side.bits != 8 or not (codes == 0x80).any(), "a level of -128")
             sides.append(codes)

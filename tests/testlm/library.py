@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 RULES = {"default": 0, "ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
+FAMILIES = {"scalar": 1, "trellis": 5}
 F32 = 1
 NO_SCALE_SEARCH = 2
 LATENT, LATENT_REST = 2, 8
@@ -105,7 +106,8 @@ class CacheAttention:
                  threads=0,
                  window=0,
                  sinks=0,
-                 latent=False):
+                 latent=False,
+                 family="scalar"):
         self.library, self.latent, self.scale = library, latent, 1 / np.sqrt(model.head_dim)
         config = CacheConfig()
         library.call("tq_cache_config_init", ctypes.byref(config))
@@ -113,6 +115,7 @@ class CacheAttention:
         config.num_q_heads, config.num_kv_heads = model.q_heads, model.kv_heads
         config.head_dim, config.io_dtype = model.head_dim, F32
         config.key_bits = config.value_bits = bits
+        config.code_family = FAMILIES[family]
         if latent:
             config.layer_kind, config.value_dim = LATENT, 2 * model.head_dim
             config.head_dim = config.value_dim + LATENT_REST

@@ -127,24 +127,29 @@ def answer_table(study, count):
         print(f"| 2 | {'yes' if centred else 'no'} | {window} | {sinks} | {' | '.join(kl + right)} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_study(kind, doc, **more):
+    """(study of this class, arguments) of a command line; more: further options with a default and a help."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default=default_folder())
     parser.add_argument("--library", default=find_library())
     parser.add_argument("--texts", type=int, default=24, help="2 .. 24")
-    parser.add_argument("--answers", type=int, default=12, help="recall sequences, 0 or 2 .. 12")
+    for name, (default, text) in more.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument("--out", type=Path, help="file of finished runs")
     arguments = parser.parse_args()
     if not arguments.library:
         parser.error("no libtqkv.so found in build*/; name one with --library or TQKV_LIBRARY")
     if not 2 <= arguments.texts <= 24:
         parser.error(f"--texts = {arguments.texts}: must be 2 .. 24")
-    if arguments.answers != 0 and not 2 <= arguments.answers <= 12:
-        parser.error(f"--answers = {arguments.answers}: must be 0 or 2 .. 12")
     library = Library(arguments.library)
     print(library.build_info(), file=sys.stderr)
-    study = Study(arguments.folder, library, arguments.out)
+    return kind(arguments.folder, library, arguments.out), arguments
+
+
+def main():
+    study, arguments = make_study(Study, __doc__, answers=(12, "recall sequences, 0 or 2 .. 12"))
+    if arguments.answers != 0 and not 2 <= arguments.answers <= 12:
+        sys.exit(f"--answers = {arguments.answers}: must be 0 or 2 .. 12")
     study.run("text", arguments.texts)
     text_table(study, arguments.texts)
     if arguments.answers:

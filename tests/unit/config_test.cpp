@@ -129,8 +129,10 @@ TEST(Config, EveryFieldHasItsReason) {
          c.value_bits = 0;
          c.layer_value_bits = holes;
        }},
-      {"code_family = 5:", [](tq_cache_config& c) { c.code_family = 5; }},
-      {"key_family = 5: must be 0 (code_family), ", [](tq_cache_config& c) { c.key_family = 5; }},
+      {"code_family = 6:", [](tq_cache_config& c) { c.code_family = 6; }},
+      {"key_family = 6: must be 0 (code_family), ", [](tq_cache_config& c) { c.key_family = 6; }},
+      {"layer 0: key_bits = 5: must be one of 2 3 4, or 16 (raw), with key_family = 5 (TQ_CODE_TRELLIS)",
+       [](tq_cache_config& c) { c.key_family = TQ_CODE_TRELLIS, c.key_bits = 5; }},
       {"value_family = -1: must be 0 (code_family), ", [](tq_cache_config& c) { c.value_family = -1; }},
       {"group_size = 48: must be 0 (32) or one of 16 32 64",
        [](tq_cache_config& c) { c.code_family = TQ_CODE_GROUPED, c.group_size = 48; }},

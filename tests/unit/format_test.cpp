@@ -21,9 +21,9 @@ constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
 TEST(Code, RegionsMakeUpTheSide) {
   for (int i = 0; i < kNumCodes; i++) {
     const CodeId code = kCodes[i];
-    EXPECT_EQ(kCodeBits[i], code.bits);
     EXPECT_EQ(i, code_index(code));
-    EXPECT_TRUE(code == code_of_bits(code.bits));
+    EXPECT_TRUE(code == code_of(code.raw() ? CodeFamily::kLevels : code.family, code.bits, 0));
+    EXPECT_TRUE(code.raw() || is_code(code.family, code.bits));
     EXPECT_EQ(code.bits == kRawBits, code.raw());
     for (const int dim : kTriedDims) {
       const SideLayout side(dim, code);
@@ -60,7 +60,9 @@ TEST(Code, DecodesTokensOfATile) {
       coder.stored = side.stored;
       coder.rotation = Rotation::kHadamard;
       coder.signs = signs.data();
-      coder.codebook = builtin_codebook(kDim, code.bits);
+      if (!code.raw()) coder.codebook = builtin_codebook(kDim, code);
+      coder.trellis = code.trellis();
+      coder.kind = kind;
       std::vector<float> want(kDim), got(kDim);
       if (code.raw()) {
         uint16_t* row = reinterpret_cast<uint16_t*>(words.data()) + kToken * kDim;
@@ -78,11 +80,12 @@ TEST(Code, DecodesTokensOfATile) {
 
 TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
   for (const int dim : kTriedDims)
-    for (const int bits : kCoded)
+    for (const CodeId code_id : kCodes)
       for (const Kind kind : {Kind::kKey, Kind::kValue}) {
-        SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(bits) + " " +
-                     std::to_string(static_cast<int>(kind)));
-        const SideLayout side(dim, bits);
+        if (code_id.raw()) continue;
+        SCOPED_TRACE(testing::Message() << dim << " family " << static_cast<int>(code_id.family) << " "
+                                        << code_id.bits << " " << static_cast<int>(kind));
+        const SideLayout side(dim, code_id);
         const size_t words = static_cast<size_t>(side.code_bytes()) / 4;
         std::vector<uint32_t> used(words, 0);
         for (int token = 0; token < kTileTokens; token++)
@@ -90,8 +93,8 @@ TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
             const CodePlace at = code_place(side, kind, token, coordinate);
             ASSERT_TRUE(at.jb >= 0 && at.jb < side.jb && at.jj >= 0 && at.jj < side.jv && at.s >= 0 &&
                         at.s < 4 && at.lane >= 0 && at.lane < 32 && at.n >= 0 && at.n < 8);
-            for (int index = 0; index < bits; index++) {
-              const BitPlace place = code_bit(bits, at.s, at.n, index);
+            for (int index = 0; index < side.bits; index++) {
+              const BitPlace place = code_bit(side, at.s, at.n, index);
               const size_t word = static_cast<size_t>(side.word_index(place.word, at.jb, at.lane, at.jj));
               ASSERT_LT(word, words);
               ASSERT_EQ(used[word] >> place.bit & 1u, 0u) << "two codes share a bit";
@@ -103,8 +106,9 @@ TEST(Layout, EveryBitOfASideIsOneBitOfOneCode) {
 }
 
 TEST(Layout, StoreAndLoadTouchOneCode) {
-  for (const int bits : kCoded) {
-    const SideLayout side(96, bits);
+  for (const CodeId code_id : kCodes) {
+    if (code_id.raw()) continue;
+    const SideLayout side(96, code_id);
     std::vector<uint32_t> words(static_cast<size_t>(side.code_bytes()) / 4, 0xA5A5A5A5u), copy;
     uint32_t number = 1;
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
@@ -112,7 +116,7 @@ TEST(Layout, StoreAndLoadTouchOneCode) {
         for (int coordinate = 0; coordinate < 96; coordinate += 7) {
           const CodePlace at = code_place(side, kind, token, coordinate);
           number = number * 1664525u + 1013904223u;
-          const uint32_t code = number >> (32 - bits);
+          const uint32_t code = number >> (32 - side.bits);
           copy = words;
           const uint32_t before = load_code(words.data(), side, at);
           store_code(words.data(), side, at, code);
@@ -123,6 +127,44 @@ TEST(Layout, StoreAndLoadTouchOneCode) {
         }
     }
   }
+}
+
+// A chain holds 32 coordinates of a vector; what its positions say of cosets is what the planes of words say.
+TEST(Layout, ChainsFollowTheBitsOfWords) {
+  for (const int dim : kTriedDims)
+    for (const Kind kind : {Kind::kKey, Kind::kValue}) {
+      const SideLayout side(dim, trellis_code(2));
+      std::vector<int> coordinate(static_cast<size_t>(side.stored), -1);
+      for (int i = 0; i < side.stored; i++) {
+        const int place = trellis_place(kind, side.jv, i);
+        ASSERT_EQ(coordinate.at(static_cast<size_t>(place)), -1);
+        coordinate[static_cast<size_t>(place)] = i;
+      }
+      // Neighbours in a chain are a step of 4 / jv bits apart in a word, or in words one step further.
+      for (int place = 0; place < side.stored; place++) {
+        if (place % kChain == 0) continue;
+        const int steps = 4 / side.jv;
+        const CodePlace before = code_place(side, kind, 5, coordinate[static_cast<size_t>(place - 1)]),
+                        at = code_place(side, kind, 5, coordinate[static_cast<size_t>(place)]);
+        const int from = code_bit(side, before.s, before.n, 0).bit, to = code_bit(side, at.s, at.n, 0).bit;
+        if (kind == Kind::kKey && before.lane == at.lane) {
+          EXPECT_EQ(to, from + steps);
+        }
+        if (kind == Kind::kKey && before.lane != at.lane) {
+          EXPECT_EQ(at.lane, before.lane + 1);
+          EXPECT_EQ(to, from + steps - 32);
+        }
+        if (kind == Kind::kValue && before.lane / 4 == at.lane / 4) {
+          EXPECT_EQ(at.jj, before.jj + 1);
+          EXPECT_EQ(to, from);
+        }
+        if (kind == Kind::kValue && before.lane / 4 != at.lane / 4) {
+          EXPECT_EQ(at.lane % 4, before.lane % 4);
+          EXPECT_EQ((before.lane / 4 + 1) % 8, at.lane / 4);
+          EXPECT_EQ(to, from + (at.lane / 4 == 0));
+        }
+      }
+    }
 }
 
 TEST(Layout, Totals) {

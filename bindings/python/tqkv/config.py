@@ -14,7 +14,7 @@ from .errors import InvalidArgument
 
 _ROTATIONS = {"hadamard": 1, "dense": 2}
 _SCALES = {"ls": 1, "unbiased": 2, "norm": 3, "paper": 4}
-_FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4}
+_FAMILIES = {"scalar": 1, "prod": 2, "grouped": 3, "levels": 4, "trellis": 5}
 _LAYER_KINDS = {"keys_values": 1, "latent": 2}
 _SKETCHES = {"orthogonal": 1, "gaussian": 2}
 _SKETCH_RULES = {"unbiased": 1, "least_error": 2}
@@ -110,7 +110,7 @@ class Layer:
     value_dim: int = 0
     key_bits: int = 0
     value_bits: int = 0
-    key_family: Union[str, int] = 0     # "scalar"; "prod", "grouped", "levels" (CPU only)
+    key_family: Union[str, int] = 0     # "scalar"; CPU only: "prod", "grouped", "levels", "trellis"
     value_family: Union[str, int] = 0
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
@@ -167,7 +167,8 @@ class Config:
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
     device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
     value_dim: int = 0                              # 0 = head_dim
-    code_family: Union[str, int] = 0                # of both sides: "scalar"; "grouped", "levels" (CPU only)
+    code_family: Union[str, int] = 0                # of both sides: "scalar"; CPU only: "grouped", "levels",
+    #                                                 "trellis"
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None
     rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)

@@ -72,14 +72,44 @@ HWY_INLINE VU8 bit_to_3(VU32 w, int bit) {
   return hn::And(hn::BitCast(DU8(), moved), hn::Set(DU8(), uint8_t{0x08}));
 }
 
-// Expands the words of one vector (bits words per group) into levels[s][h]. words: first plane; plane: words
-// between planes.
+// Expands one vector of an opened side, see CodeKernels::open.
 template <int kBits>
-HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
-                       V8 (&levels)[8]) {
+HWY_INLINE void expand_opened(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
+                              V8 (&levels)[8]) {
   const DU32 d;
   const VU8 table = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels));
-  if constexpr (kBits == 8) {
+  for (int s = 0; s < 4; s++) {
+    const VU32 w = hn::LoadU(d, words + s * plane);
+    const VU8 even = nibble_bytes(hn::BitCast(DU8(), w), 0x0F), odd = nibble_bytes(shift_right<4>(w), 0x0F);
+    levels[2 * s] = look_up(table, even);
+    levels[2 * s + 1] = look_up(table, odd);
+    if constexpr (kBits == 4) {
+      // Indexes from 16 on: the upper half of the table.
+      const VU8 upper = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels + 16));
+      const VU32 fifth = hn::LoadU(d, words + 4 * plane);
+      const int bit = format::trellis_nibble_bit(side.layout.jv, s);
+      for (int h = 0; h < 2; h++) {
+        const VU8 set =
+            hn::And(hn::BitCast(DU8(), hn::ShiftRightSame(fifth, 4 * h + bit)), hn::Set(DU8(), 1));
+        levels[2 * s + h] = hn::IfThenElse(hn::RebindMask(D8(), hn::Ne(set, hn::Zero(DU8()))),
+                                           look_up(upper, h == 0 ? even : odd), levels[2 * s + h]);
+      }
+    }
+  }
+}
+
+// Expands the words of one vector (bits words per group) into levels[s][h]. words: first plane; plane: words
+// between planes.
+template <size_t kIndex>
+HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
+                       V8 (&levels)[8]) {
+  constexpr format::CodeId kCode = format::kCodes[kIndex];
+  constexpr int kBits = kCode.bits;
+  const DU32 d;
+  const VU8 table = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels));
+  if constexpr (kCode.trellis()) {
+    expand_opened<kBits>(side, words, plane, levels);
+  } else if constexpr (kBits == 8) {
     for (int i = 0; i < 8; i++) levels[i] = hn::BitCast(D8(), hn::LoadU(d, words + i * plane));
   } else if constexpr (kBits == 2) {
     const VU8 high = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels_high));
@@ -139,7 +169,7 @@ HWY_INLINE void prefetch_side(const format::SideLayout& layout, const uint8_t* w
 constexpr int kMaxLoads = 9;  // jb at most: 576 = 9 loads of two groups
 
 // One slice of a word vector of a key tile, all loads jb, all rows.
-template <int kBits>
+template <size_t kIndex>
 HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice,
                             const uint8_t* operands, int rows, int32_t* partials) {
   const D32 d;
@@ -149,7 +179,7 @@ HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int ve
   alignas(64) int16_t expanded[kMaxLoads * 8 * 2 * 2 * 16];
   for (int jb = 0; jb < layout.jb; jb++) {
     V8 levels[8];
-    expand<kBits>(side, words + jb * 32 * jv + 16 * vector + slice * lanes, plane, levels);
+    expand<kIndex>(side, words + jb * 32 * jv + 16 * vector + slice * lanes, plane, levels);
     for (int i = 0; i < 8; i++) {
       hn::Store(even_bytes(levels[i]), D16(), expanded + ((jb * 8 + i) * 2) * 2 * lanes);
       hn::Store(odd_bytes(levels[i]), D16(), expanded + ((jb * 8 + i) * 2 + 1) * 2 * lanes);
@@ -172,8 +202,8 @@ HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int ve
   }
 }
 
-template <int kBits>
-void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+template <size_t kIndex>
+void score_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                 int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   alignas(64) int32_t partials[kMaxRows * 128];
   const int lanes = static_cast<int>(hn::Lanes(D32()));
@@ -182,7 +212,7 @@ void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_
     prefetch_side(side.layout, next[tile]);
     for (int vector = 0; vector < 2 * side.layout.jv; vector++)
       for (int slice = 0; slice < 16 / lanes; slice++)
-        score_slice<kBits>(side, words, vector, slice, operands, rows, partials);
+        score_slice<kIndex>(side, words, vector, slice, operands, rows, partials);
     for (int r = 0; r < rows; r++)
       reduce_scores(side.layout.jv, partials + r * 128,
                     scores + r * kBlockTokens + tile * format::kTileTokens);
@@ -193,21 +223,21 @@ void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_
 struct WeightOrder {
   uint8_t token[2][4][4];
 };
-template <int kBits>
+template <size_t kIndex>
 constexpr WeightOrder weight_order() {
   WeightOrder order = {};
   for (int h = 0; h < 2; h++)
     for (int t = 0; t < 4; t++)
       for (int m = 0; m < 4; m++)
-        order.token[h][t][m] = static_cast<uint8_t>(weight_token(kBits, 1, h, t, m));
+        order.token[h][t][m] = static_cast<uint8_t>(weight_token(format::kCodes[kIndex], 1, h, t, m));
   return order;
 }
 
 // Weight operands of one row: per tile and half 64 bytes of even-byte pairs, then 64 of odd ones.
-template <int kBits>
+template <size_t kIndex>
 HWY_INLINE void prepare_weights(int jv, int first_tile, int last_tile, const uint16_t* HWY_RESTRICT weights,
                                 uint8_t* HWY_RESTRICT operand) {
-  static constexpr WeightOrder kOrder = weight_order<kBits>();
+  static constexpr WeightOrder kOrder = weight_order<kIndex>();
   for (int tile = first_tile; tile < last_tile; tile++)
     for (int h = 0; h < 2; h++) {
       const uint16_t* w = weights + tile * format::kTileTokens;
@@ -231,8 +261,8 @@ HWY_INLINE void prepare_ones(int first_tile, int last_tile, uint8_t* operand) {
   for (int i = first_tile * 128; i < last_tile * 128; i++) out[i] = 1;
 }
 
-template <int kBits>
-void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+template <size_t kIndex>
+void accumulate_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                      int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
                      uint8_t* work) {
   const D32 d;
@@ -241,8 +271,8 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
   const int64_t plane = static_cast<int64_t>(layout.jb) * 32 * jv;
   for (int tile = first_tile; tile < last_tile; tile++) prefetch_side(layout, next[tile]);
   for (int r = 0; r < rows; r++)
-    prepare_weights<kBits>(jv, first_tile, last_tile, weights + r * kBlockTokens,
-                           work + r * kWeightOperandBytes);
+    prepare_weights<kIndex>(jv, first_tile, last_tile, weights + r * kBlockTokens,
+                            work + r * kWeightOperandBytes);
   prepare_ones(first_tile, last_tile, work + rows * kWeightOperandBytes);
   alignas(64) int16_t expanded[kBlockTiles * 8 * 2 * 2 * 16];
   alignas(64) int32_t partials[(kMaxRows + 1) * 64];
@@ -250,8 +280,8 @@ void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const u
     for (int slice = 0; slice < 16 / lanes; slice++) {
       for (int tile = first_tile; tile < last_tile; tile++) {
         V8 levels[8];
-        expand<kBits>(side, reinterpret_cast<const uint32_t*>(tiles[tile]) + 16 * vector + slice * lanes,
-                      plane, levels);
+        expand<kIndex>(side, reinterpret_cast<const uint32_t*>(tiles[tile]) + 16 * vector + slice * lanes,
+                       plane, levels);
         for (int i = 0; i < 8; i++) {
           hn::Store(even_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2) * 2 * lanes);
           hn::Store(odd_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2 + 1) * 2 * lanes);

@@ -13,6 +13,7 @@
 #define TQ_CPU_ENCODE_INL_H_
 #endif
 
+#include "cpu/kernels/trellis_encode-inl.h"
 #include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -359,7 +360,7 @@ HWY_INLINE format::QuantiseResult search(const format::VectorCoder& coder, float
 HWY_INLINE float kept_square(const format::VectorCoder& coder, const uint8_t* codes, float* HWY_RESTRICT y,
                              float* HWY_RESTRICT scratch) {
   const int stored = coder.stored;
-  for (int i = 0; i < stored; i++) y[i] = format::code_level(coder.codebook, codes[i]);
+  format::code_levels(coder, codes, y);
   if (coder.rotation == format::Rotation::kDense) return format::kept_square(coder, y, scratch);
   hadamard_inverse(y, stored);
   for (int i = coder.dim; i < stored; i++) y[i] = 0.0f;
@@ -410,7 +411,8 @@ HWY_NOINLINE bool encode_within(const format::VectorCoder& coder, const float* x
     paper = format::div_rn(max_y, static_cast<float>(limit));
   } else {
     paper = format::mul_rn(rms, coder.codebook.unit);
-    fit = search(coder, paper, y, scratch, codes);
+    fit = coder.trellis ? fit_trellis(coder, paper, y, scratch, codes)
+                        : search(coder, paper, y, scratch, codes);
   }
   if (format::fits_kept_part(coder.rule, coder.dim, stored)) fit.qq = kept_square(coder, codes, y, scratch);
   const float s = format::fitted_scale(coder.rule, fit, n2, paper);

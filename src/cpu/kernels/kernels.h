@@ -42,14 +42,15 @@ static_assert(static_cast<int64_t>(kBlockTokens) * kWeightMax * 128 < (1ll << 31
 
 // A coded side of one layer.
 struct CodedSide {
-  alignas(64) int8_t levels[64];       // level byte of code i mod 2^bits (bits <= 6)
+  // level byte of code i mod 2^bits (bits <= 6), or of trellis index i mod 2^(bits + 1)
+  alignas(64) int8_t levels[64];
   alignas(64) int8_t levels_high[64];  // of code (i / 4) mod 4, 2 bits only
   format::SideLayout layout;
   int code_index;  // of the side's code
   Kind kind;
   bool half;  // the level is the byte + 1/2
 
-  // Level byte of a code.
+  // Level byte of a code, or of a trellis index.
   int level(uint8_t code) const { return layout.bits == 8 ? static_cast<int8_t>(code) : levels[code]; }
 
   // A code by rows makes a side without levels and kernels.
@@ -103,10 +104,15 @@ struct CodeKernels {
   void (*merge_token)(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
                       uint32_t* words);
 
-  // Integers over codes. tiles[i] is the side's first word of tile i of the block, for first_tile <= i <
-  // last_tile; next[i] is where the same side of a later block lies, to be brought into the cache meanwhile
-  // (tiles[i] itself if there is none).
-  // q [stored] -> operand [query_operand_bytes], 64-byte aligned.
+  // Null, or what turns the words of a tile's side into selectors [opened_words], 64-byte aligned, which are
+  // then what score and accumulate are given: a code whose level depends on its neighbours is looked at once,
+  // whatever the number of rows.
+  void (*open)(const CodedSide& side, const uint8_t* words, uint32_t* selectors);
+
+  // Integers over codes. tiles[i] is the side's first word of tile i of the block, opened if there is `open`,
+  // for first_tile <= i < last_tile; next[i] is where the same side of a later block lies, to be brought into
+  // the cache meanwhile (tiles[i] itself if there is none). q [stored] -> operand [query_operand_bytes],
+  // 64-byte aligned.
   void (*prepare_query)(const CodedSide& side, const int16_t* q, uint8_t* operand);
   // scores[r * kBlockTokens + token] = sum q * level byte. operands: [rows][query_operand_bytes].
   void (*score)(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
@@ -122,20 +128,26 @@ struct CodeTable {
   CodeKernels entry[format::kNumCodes];  // by format::code_index
 };
 
-// The one way from a width to its kernels: Of<bits>::kernels() for every scalar code.
-template <template <int> class Of, size_t kIndex>
+// Selectors of an opened side: four planes of nibbles, the low bits of an index, and one of the fifth bit.
+constexpr int opened_planes(int bits) { return bits == 4 ? 5 : 4; }
+constexpr int opened_words(const format::SideLayout& layout) {
+  return layout.family == format::CodeFamily::kTrellis ? opened_planes(layout.bits) * layout.stored : 0;
+}
+
+// The one way from a code to its kernels: Of<index in kCodes>::kernels() for every code that has some.
+template <template <size_t> class Of, size_t kIndex>
 constexpr CodeKernels code_entry() {
   constexpr format::CodeId kCode = format::kCodes[kIndex];
   if constexpr (kCode.raw())
     return CodeKernels{};
   else
-    return Of<kCode.bits>::kernels();
+    return Of<kIndex>::kernels();
 }
-template <template <int> class Of, size_t... kIndex>
+template <template <size_t> class Of, size_t... kIndex>
 constexpr CodeTable code_table(std::index_sequence<kIndex...>) {
   return CodeTable{{code_entry<Of, kIndex>()...}};
 }
-template <template <int> class Of>
+template <template <size_t> class Of>
 constexpr CodeTable code_table() {
   return code_table<Of>(std::make_index_sequence<format::kNumCodes>());
 }

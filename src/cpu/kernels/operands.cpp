@@ -16,6 +16,10 @@ CodedSide::CodedSide(int dim, format::CodeId code, Kind side, const format::Code
       half(!code.by_rows() && book.half()) {
   const int bits = code.bits;
   if (bits > 6 || code.by_rows()) return;
+  if (code.trellis()) {
+    for (uint32_t i = 0; i < 64; i++) levels[i] = format::trellis_level_byte(book, i & ((2u << bits) - 1));
+    return;
+  }
   for (uint32_t i = 0; i < 64; i++) {
     levels[i] = format::level_byte(book, i & ((1u << bits) - 1));
     levels_high[i] = bits == 2 ? format::level_byte(book, i / 4 & 3u) : 0;

@@ -28,9 +28,17 @@ inline uint32_t spread_bits(uint64_t octet, int bit, int low, int high) {
 }
 
 // Four octets (byte n = code at position n) -> the group's words.
-template <int kBits>
-inline void pack_group(const uint64_t (&octet)[4], uint32_t (&words)[8]) {
-  if constexpr (kBits == 2) {
+template <size_t kIndex>
+inline void pack_group(const format::SideLayout& layout, const uint64_t (&octet)[4], uint32_t (&words)[8]) {
+  constexpr int kBits = format::kCodes[kIndex].bits;
+  if constexpr (format::kCodes[kIndex].trellis()) {
+    for (int q = 0; q < kBits; q++) {
+      uint64_t all = 0;
+      for (int s = 0; s < 4; s++)
+        all |= ((octet[s] >> q) & kOnes) << format::trellis_nibble_bit(layout.jv, s);
+      words[q] = nibbles(all);
+    }
+  } else if constexpr (kBits == 2) {
     for (int i = 0; i < 2; i++) words[i] = nibbles(octet[2 * i] | octet[2 * i + 1] << 2);
   } else if constexpr (kBits == 3) {
     for (int i = 0; i < 3; i++) words[i] = nibbles(octet[i] | ((octet[3] >> i) & kOnes) << 3);
@@ -55,7 +63,7 @@ inline uint64_t join(const uint8_t* low, const uint8_t* high) {
   return a | static_cast<uint64_t>(b) << 32;
 }
 
-template <int kBits>
+template <size_t kIndex>
 void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes, uint32_t* words) {
   const int jv = layout.jv, stored = layout.stored;
   // Rows of 32 codes along the contraction: keys as they stand; values [coordinate][position].
@@ -78,29 +86,30 @@ void pack_tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes
             octet[s] = join(row + 4 * t, row + 16 + 4 * t);
           }
           uint32_t group[8];
-          pack_group<kBits>(octet, group);
-          for (int i = 0; i < kBits; i++) words[layout.word_index(i, jb, 4 * g + t, jj)] = group[i];
+          pack_group<kIndex>(layout, octet, group);
+          for (int i = 0; i < format::kCodes[kIndex].bits; i++)
+            words[layout.word_index(i, jb, 4 * g + t, jj)] = group[i];
         }
 }
 
 // Words of one group with only the octets of `octet` present; `present` has 0xFF in the bytes that belong to
 // the token.
-template <int kBits>
+template <size_t kIndex>
 inline void merge_group(const format::SideLayout& layout, int jb, int lane, int jj,
                         const uint64_t (&octet)[4], const uint64_t (&present)[4], uint32_t* words) {
-  constexpr uint64_t kCode = kBits == 8 ? 0xFF : (1u << kBits) - 1;
+  constexpr uint64_t kCode = (1u << format::kCodes[kIndex].bits) - 1;
   uint32_t group[8], mask[8];
   uint64_t all[4];
   for (int s = 0; s < 4; s++) all[s] = present[s] & kCode * kOnes;
-  pack_group<kBits>(octet, group);
-  pack_group<kBits>(all, mask);
-  for (int i = 0; i < kBits; i++) {
+  pack_group<kIndex>(layout, octet, group);
+  pack_group<kIndex>(layout, all, mask);
+  for (int i = 0; i < format::kCodes[kIndex].bits; i++) {
     uint32_t& word = words[layout.word_index(i, jb, lane, jj)];
     word = (word & ~mask[i]) | group[i];
   }
 }
 
-template <int kBits>
+template <size_t kIndex>
 void merge_key(const format::SideLayout& layout, int token, const uint8_t* codes, uint32_t* words) {
   const int jv = layout.jv, g = token % 8;
   for (int jb = 0; jb < layout.jb; jb++)
@@ -118,12 +127,12 @@ void merge_key(const format::SideLayout& layout, int token, const uint8_t* codes
           const uint8_t* row = codes + 32 * (jb * jv + (4 * jj + s) % jv);
           octet[s] = join(row + 4 * t, row + 16 + 4 * t) & present[s];
         }
-        merge_group<kBits>(layout, jb, 4 * g + t, jj, octet, present, words);
+        merge_group<kIndex>(layout, jb, 4 * g + t, jj, octet, present, words);
       }
     }
 }
 
-template <int kBits>
+template <size_t kIndex>
 void merge_value(const format::SideLayout& layout, int token, const uint8_t* codes, uint32_t* words) {
   const format::CodePlace at = format::value_place(layout, token, 0);
   const int t = at.lane % 4;
@@ -135,32 +144,37 @@ void merge_value(const format::SideLayout& layout, int token, const uint8_t* cod
         uint64_t octet[4];
         for (int s = 0; s < 4; s++)
           octet[s] = static_cast<uint64_t>(codes[8 * (4 * (jb * layout.jv + jj) + s) + g]) << (8 * at.n);
-        merge_group<kBits>(layout, jb, 4 * g + t, jj, octet, present, words);
+        merge_group<kIndex>(layout, jb, 4 * g + t, jj, octet, present, words);
       }
 }
 
 }  // namespace
 
-template <int kBits>
-void Packing<kBits>::tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes,
-                          uint32_t* words) {
-  pack_tile<kBits>(layout, kind, codes, words);
-}
-template <int kBits>
-void Packing<kBits>::token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+template <size_t kIndex>
+void Packing<kIndex>::tile(const format::SideLayout& layout, Kind kind, const uint8_t* codes,
                            uint32_t* words) {
+  pack_tile<kIndex>(layout, kind, codes, words);
+}
+template <size_t kIndex>
+void Packing<kIndex>::token(const format::SideLayout& layout, Kind kind, int token, const uint8_t* codes,
+                            uint32_t* words) {
   if (kind == Kind::kKey)
-    merge_key<kBits>(layout, token, codes, words);
+    merge_key<kIndex>(layout, token, codes, words);
   else
-    merge_value<kBits>(layout, token, codes, words);
+    merge_value<kIndex>(layout, token, codes, words);
 }
 
+// Every code but raw.
+template struct Packing<0>;
+template struct Packing<1>;
 template struct Packing<2>;
 template struct Packing<3>;
 template struct Packing<4>;
 template struct Packing<5>;
-template struct Packing<6>;
+template struct Packing<7>;
 template struct Packing<8>;
+template struct Packing<9>;
+static_assert(format::kNumCodes == 10 && format::kCodes[6].raw(), "all of them");
 
 }  // namespace cpu
 }  // namespace tq

@@ -2,13 +2,15 @@
 // Codes into the words of a tile (FORMAT.md section 4): whole tiles at once, or one token merged into words
 // that hold others.
 #pragma once
+#include <stddef.h>
+
 #include "format/scalar.h"
 
 namespace tq {
 namespace cpu {
 
-// Scalar codes of kBits bits: CodeKernels::pack and merge_token of every SIMD table.
-template <int kBits>
+// Codes format::kCodes[kIndex]: CodeKernels::pack and merge_token of every SIMD table.
+template <size_t kIndex>
 struct Packing {
   static void tile(const format::SideLayout& layout, format::Kind kind, const uint8_t* codes,
                    uint32_t* words);

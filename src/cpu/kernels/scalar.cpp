@@ -80,6 +80,7 @@ void prepare_query(const CodedSide& side, const int16_t* q, uint8_t* operand) {
 void load_levels(const CodedSide& side, const uint8_t* words, int token, int8_t* levels) {
   uint8_t codes[format::kMaxDim];
   format::unpack_scalar(side.layout, side.kind, reinterpret_cast<const uint32_t*>(words), token, codes);
+  if (side.layout.code().trellis()) format::trellis_indexes(side.kind, side.layout.stored, codes, codes);
   for (int i = 0; i < side.layout.stored; i++) levels[i] = static_cast<int8_t>(side.level(codes[i]));
 }
 
@@ -116,9 +117,11 @@ void accumulate(const CodedSide& side, const uint8_t* const* tiles, const uint8_
 }
 
 // The functions ask the side for its width: one entry serves all.
-template <int>
+template <size_t>
 struct ScalarCode {
-  static constexpr CodeKernels kernels() { return {pack, merge_token, prepare_query, score, accumulate}; }
+  static constexpr CodeKernels kernels() {
+    return {pack, merge_token, nullptr, prepare_query, score, accumulate};
+  }
 };
 
 template <typename Score>

@@ -22,6 +22,7 @@
 #include "cpu/kernels/exact-inl.h"
 #include "cpu/kernels/floats-inl.h"
 #include "cpu/kernels/records-inl.h"
+#include "cpu/kernels/trellis-inl.h"
 #include "cpu/kernels/vectors-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -36,11 +37,11 @@ constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
                               : HWY_TARGET == HWY_NEON  ? "neon"
                                                         : "simd";
 
-template <int kBits>
+template <size_t kIndex>
 struct SimdCode {
   static constexpr CodeKernels kernels() {
-    return {Packing<kBits>::tile, Packing<kBits>::token, prepare_query_pairs, score_bits<kBits>,
-            accumulate_bits<kBits>};
+    return {Packing<kIndex>::tile, Packing<kIndex>::token, opening<kIndex>(),
+            prepare_query_pairs,   score_code<kIndex>,     accumulate_code<kIndex>};
   }
 };
 

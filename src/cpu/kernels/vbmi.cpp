@@ -72,7 +72,7 @@ __attribute__((noinline)) void score_rows(const V* levels, const uint8_t* operan
 }
 
 // One tile against 1, 2 or 4 rows: expanded vectors stay in registers.
-template <int kBits, int kJv, int kRows>
+template <size_t kIndex, int kJv, int kRows>
 TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uint32_t* next,
                          const uint8_t* operands, V* partials) {
   const Tables tables = load_tables(side, 0x80);
@@ -81,15 +81,15 @@ TQ_INLINE void score_few(const CodedSide& side, const uint32_t* words, const uin
     for (int jb = 0; jb < side.layout.jb; jb++) {
       const int64_t at = jb * 32 * kJv + 16 * vector;
       V levels[8];
-      expand<kBits>(tables, 0x80, words + at, plane, levels);
-      prefetch_planes<kBits>(next + at, plane);
+      expand<kIndex, kJv>(tables, 0x80, words + at, plane, levels);
+      prefetch_planes<format::kCodes[kIndex].bits>(next + at, plane);
       score_expanded<kJv, kRows, 1>(levels, operands + jb * kJv * 256,
                                     query_operand_bytes(side.layout.stored), jb == 0, partials + vector);
     }
 }
 
 // More rows: vectors are expanded in pairs into the cache.
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const uint32_t* next,
                           const uint8_t* operands, int rows, V* partials) {
   constexpr int kVectors = kJv == 1 ? 1 : 2, kRows = kJv == 4 ? 4 : 2;
@@ -102,8 +102,8 @@ TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const ui
       for (int v = 0; v < kVectors; v++) {
         const int64_t at = jb * 32 * kJv + 16 * (vector + v);
         V levels[8];
-        expand<kBits>(tables, 0x80, words + at, plane, levels);
-        prefetch_planes<kBits>(next + at, plane);
+        expand<kIndex, kJv>(tables, 0x80, words + at, plane, levels);
+        prefetch_planes<format::kCodes[kIndex].bits>(next + at, plane);
         for (int i = 0; i < 8; i++) expanded[8 * v + i] = levels[i];
       }
       const uint8_t* operand = operands + jb * kJv * 256;
@@ -117,16 +117,16 @@ TQ_INLINE void score_many(const CodedSide& side, const uint32_t* words, const ui
     }
 }
 
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 void score_tile(const CodedSide& side, const uint32_t* words, const uint32_t* next, const uint8_t* operands,
                 int rows, int32_t* scores) {
   static constexpr Permutation kTokens0 = token_step<kJv>(0), kTokens1 = token_step<kJv>(1);
   V partials[kMaxRows * 8];
-  if (rows == 1) score_few<kBits, kJv, 1>(side, words, next, operands, partials);
-  if (rows == 2) score_few<kBits, kJv, 2>(side, words, next, operands, partials);
-  if (kJv == 4 && rows == 4) score_few<kBits, kJv, kJv == 4 ? 4 : 1>(side, words, next, operands, partials);
+  if (rows == 1) score_few<kIndex, kJv, 1>(side, words, next, operands, partials);
+  if (rows == 2) score_few<kIndex, kJv, 2>(side, words, next, operands, partials);
+  if (kJv == 4 && rows == 4) score_few<kIndex, kJv, kJv == 4 ? 4 : 1>(side, words, next, operands, partials);
   if (rows == 3 || rows > 4 || (kJv < 4 && rows == 4))
-    score_many<kBits, kJv>(side, words, next, operands, rows, partials);
+    score_many<kIndex, kJv>(side, words, next, operands, rows, partials);
   for (int r = 0; r < rows; r++) {
     const V* p = partials + r * 8;
     int32_t bias;  // 128 * sum(q)
@@ -142,23 +142,23 @@ void score_tile(const CodedSide& side, const uint32_t* words, const uint32_t* ne
   }
 }
 
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 void score_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
               int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   for (int tile = first_tile; tile < last_tile; tile++)
-    score_tile<kBits, kJv>(side, reinterpret_cast<const uint32_t*>(tiles[tile]),
-                           reinterpret_cast<const uint32_t*>(next[tile]), operands, rows,
-                           scores + tile * format::kTileTokens);
+    score_tile<kIndex, kJv>(side, reinterpret_cast<const uint32_t*>(tiles[tile]),
+                            reinterpret_cast<const uint32_t*>(next[tile]), operands, rows,
+                            scores + tile * format::kTileTokens);
 }
 
-template <int kBits>
-void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+template <size_t kIndex>
+void score_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                 int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
   if (side.layout.jv == 4)
-    return score_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+    return score_jv<kIndex, 4>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
   if (side.layout.jv == 2)
-    return score_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
-  score_jv<kBits, 1>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+    return score_jv<kIndex, 2>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+  score_jv<kIndex, 1>(side, tiles, next, first_tile, last_tile, operands, rows, scores);
 }
 
 // ---- value sums ----
@@ -167,20 +167,21 @@ void score_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_
 struct BytePermutation {
   alignas(64) uint8_t byte[64];
 };
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 constexpr BytePermutation weight_bytes(int h, int digit) {
   BytePermutation p = {};
   for (int x = 0; x < 16; x++)
     for (int m = 0; m < 4; m++)
-      p.byte[4 * x + m] = static_cast<uint8_t>(2 * weight_token(kBits, kJv, h, x, m) + 1 - digit);
+      p.byte[4 * x + m] =
+          static_cast<uint8_t>(2 * weight_token(format::kCodes[kIndex], kJv, h, x, m) + 1 - digit);
   return p;
 }
 
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 TQ_INLINE void prepare_weights(int first_tile, int last_tile, const uint16_t* weights, uint8_t* operand) {
   static constexpr BytePermutation kPermutations[4] = {
-      weight_bytes<kBits, kJv>(0, 0), weight_bytes<kBits, kJv>(0, 1), weight_bytes<kBits, kJv>(1, 0),
-      weight_bytes<kBits, kJv>(1, 1)};
+      weight_bytes<kIndex, kJv>(0, 0), weight_bytes<kIndex, kJv>(0, 1), weight_bytes<kIndex, kJv>(1, 0),
+      weight_bytes<kIndex, kJv>(1, 1)};
   for (int tile = first_tile; tile < last_tile; tile++) {
     const V w = _mm512_loadu_si512(weights + tile * format::kTileTokens);
     for (int i = 0; i < 4; i++)
@@ -233,16 +234,18 @@ struct ValueJob {
   int32_t* sums;
 };
 
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 TQ_INLINE void expand_values(const ValueJob& job, const Tables& tables, int tile, int vector,
                              V (&levels)[8]) {
   const int64_t plane = static_cast<int64_t>(job.side.layout.jb) * 32 * kJv;
-  expand<kBits>(tables, 0, reinterpret_cast<const uint32_t*>(job.tiles[tile]) + 16 * vector, plane, levels);
-  prefetch_planes<kBits>(reinterpret_cast<const uint32_t*>(job.next[tile]) + 16 * vector, plane);
+  expand<kIndex, kJv>(tables, 0, reinterpret_cast<const uint32_t*>(job.tiles[tile]) + 16 * vector, plane,
+                      levels);
+  prefetch_planes<format::kCodes[kIndex].bits>(
+      reinterpret_cast<const uint32_t*>(job.next[tile]) + 16 * vector, plane);
 }
 
 // One or two rows: the expanded vectors stay in registers.
-template <int kBits, int kJv, int kRows>
+template <size_t kIndex, int kJv, int kRows>
 TQ_INLINE void accumulate_few(const ValueJob& job) {
   const Tables tables = load_tables(job.side, 0);
   const int stored = job.side.layout.stored;
@@ -251,7 +254,7 @@ TQ_INLINE void accumulate_few(const ValueJob& job) {
     sums.clear();
     for (int tile = job.first_tile; tile < job.last_tile; tile++) {
       V levels[8];
-      expand_values<kBits, kJv>(job, tables, tile, vector, levels);
+      expand_values<kIndex, kJv>(job, tables, tile, vector, levels);
       sums.add(levels, job.operands + tile * 256);
     }
     sums.template store<kJv>(stored, job.sums + 16 * vector);
@@ -259,7 +262,7 @@ TQ_INLINE void accumulate_few(const ValueJob& job) {
 }
 
 // More rows: each word vector of the block is expanded once, into the cache.
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 TQ_INLINE void accumulate_many(const ValueJob& job) {
   const Tables tables = load_tables(job.side, 0);
   const int stored = job.side.layout.stored;
@@ -267,7 +270,7 @@ TQ_INLINE void accumulate_many(const ValueJob& job) {
   for (int vector = 0; vector < stored / 16; vector++) {
     for (int tile = job.first_tile; tile < job.last_tile; tile++) {
       V levels[8];
-      expand_values<kBits, kJv>(job, tables, tile, vector, levels);
+      expand_values<kIndex, kJv>(job, tables, tile, vector, levels);
       for (int i = 0; i < 8; i++) expanded[tile * 8 + i] = levels[i];
     }
     const auto run = [&](auto sums, int r) __attribute__((always_inline)) {
@@ -282,35 +285,35 @@ TQ_INLINE void accumulate_many(const ValueJob& job) {
   }
 }
 
-template <int kBits, int kJv>
+template <size_t kIndex, int kJv>
 void accumulate_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                    int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
                    uint8_t* work) {
   for (int r = 0; r < rows; r++)
-    prepare_weights<kBits, kJv>(first_tile, last_tile, weights + r * kBlockTokens,
-                                work + r * kWeightOperandBytes);
+    prepare_weights<kIndex, kJv>(first_tile, last_tile, weights + r * kBlockTokens,
+                                 work + r * kWeightOperandBytes);
   const ValueJob job = {side, tiles, next, first_tile, last_tile, work, rows, sums};
-  if (rows == 1) return accumulate_few<kBits, kJv, 1>(job);
-  if (rows == 2) return accumulate_few<kBits, kJv, 2>(job);
-  accumulate_many<kBits, kJv>(job);
+  if (rows == 1) return accumulate_few<kIndex, kJv, 1>(job);
+  if (rows == 2) return accumulate_few<kIndex, kJv, 2>(job);
+  accumulate_many<kIndex, kJv>(job);
 }
 
-template <int kBits>
-void accumulate_bits(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+template <size_t kIndex>
+void accumulate_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                      int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
                      uint8_t* work) {
   if (side.layout.jv == 4)
-    return accumulate_jv<kBits, 4>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
+    return accumulate_jv<kIndex, 4>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
   if (side.layout.jv == 2)
-    return accumulate_jv<kBits, 2>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
-  accumulate_jv<kBits, 1>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
+    return accumulate_jv<kIndex, 2>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
+  accumulate_jv<kIndex, 1>(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 
 // The integers of a code, the rest empty.
-template <int kBits>
+template <size_t kIndex>
 struct VbmiCode {
   static constexpr CodeKernels kernels() {
-    return {nullptr, nullptr, prepare_query_digits, score_bits<kBits>, accumulate_bits<kBits>};
+    return {nullptr, nullptr, nullptr, prepare_query_digits, score_code<kIndex>, accumulate_code<kIndex>};
   }
 };
 

@@ -73,10 +73,30 @@ TQ_INLINE void expand_wide_octet(const Tables& tables, const uint32_t* words, in
   levels[2 * kOctet + 1] = _mm512_permutexvar_epi8(wide_index<kBits, kOctet, 1>(w, planes), tables.low);
 }
 
-// 16 words of each plane -> levels[2 s + h].
+// 16 words of each plane of an opened side, whose fifth plane is shifted by shift[s] bits for octet s.
 template <int kBits>
+TQ_INLINE void expand_opened(const Tables& tables, int jv, const uint32_t* words, int64_t plane,
+                             V (&levels)[8]) {
+  for (int s = 0; s < 4; s++) {
+    V even = _mm512_load_si512(words + s * plane), odd = _mm512_srli_epi32(even, 4);
+    if constexpr (kBits == 4) {
+      const V fifth = _mm512_load_si512(words + 4 * plane), bit = _mm512_set1_epi8(16);
+      const int at = format::trellis_nibble_bit(jv, s);
+      even = select(even, _mm512_slli_epi32(fifth, static_cast<unsigned>(4 - at)), bit);
+      odd = select(odd, at == 0 ? fifth : _mm512_srli_epi32(fifth, static_cast<unsigned>(at)), bit);
+    }
+    levels[2 * s] = _mm512_permutexvar_epi8(even, tables.low);
+    levels[2 * s + 1] = _mm512_permutexvar_epi8(odd, tables.low);
+  }
+}
+
+// 16 words of each plane -> levels[2 s + h].
+template <size_t kIndex, int kJv>
 TQ_INLINE void expand(const Tables& tables, int bias, const uint32_t* words, int64_t plane, V (&levels)[8]) {
-  if constexpr (kBits == 8) {
+  constexpr int kBits = format::kCodes[kIndex].bits;
+  if constexpr (format::kCodes[kIndex].trellis()) {
+    expand_opened<kBits>(tables, kJv, words, plane, levels);
+  } else if constexpr (kBits == 8) {
     const V flip = _mm512_set1_epi8(static_cast<char>(bias));
     for (int i = 0; i < 8; i++) levels[i] = _mm512_xor_si512(_mm512_load_si512(words + i * plane), flip);
   } else if constexpr (kBits == 2) {

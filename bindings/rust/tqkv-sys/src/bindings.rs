@@ -85,6 +85,8 @@ constants! {
     TQ_CODE_GROUPED: i32 = 3;
     /// levels and boundaries of the caller's
     TQ_CODE_LEVELS: i32 = 4;
+    /// as SCALAR, with twice the levels, which neighbours in a chain tell apart
+    TQ_CODE_TRELLIS: i32 = 5;
     /// more rotations: a third of the variance; the default
     TQ_SKETCH_ORTHOGONAL: i32 = 1;
     /// as published: a matrix, dim up to 4096
@@ -123,7 +125,9 @@ numbers! {
     tq_scale_rule = i32;
     /// In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2
     /// 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred;
-    /// beyond +-65504 it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits.
+    /// beyond +-65504 it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. TRELLIS: caches alone,
+    /// 2 3 4 bits; the bytes of SCALAR with an error a quarter to a third lower, and an append several
+    /// times as long.
     tq_code_family = i32;
     tq_sketch = i32;
     tq_sketch_rule = i32;

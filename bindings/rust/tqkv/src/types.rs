@@ -75,6 +75,8 @@ open_enum! {
         GROUPED = sys::TQ_CODE_GROUPED,
         /// Levels and boundaries of the caller's.
         LEVELS = sys::TQ_CODE_LEVELS,
+        /// Twice the levels, told apart by neighbours in a chain.
+        TRELLIS = sys::TQ_CODE_TRELLIS,
     }
 }
 
