@@ -149,7 +149,7 @@ void CudaBackend::attend(const AttendRequest& request) {
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
   // The prefill kernel knows no tree masks.
-  if (!uploaded.any_long || !long_apart_[request.layer] || request.tree_mask) {
+  if (!uploaded.any_long() || !long_apart_[request.layer] || request.tree_mask) {
     attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets
     return;
   }
@@ -158,7 +158,8 @@ void CudaBackend::attend(const AttendRequest& request) {
   launch.plan.work += pair_offset(geometry_, num_units_);
   if (in_graph) batch.pair_in_graph[shape] = true;
   if (in_graph || uploaded.any_short) attend::launch_attend(launch);
-  prefill::launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_));
+  prefill::launch_prefill(launch, launch.plan.work + work_capacity(geometry_, num_units_),
+                          {in_graph || uploaded.any_shared, in_graph || uploaded.any_alone});
 }
 
 void CudaBackend::read(const ReadRequest& request) {

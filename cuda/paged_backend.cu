@@ -107,7 +107,8 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
   }
   launch.plan.work = list(paged::ListKind::kShort);
   attend::launch_attend(launch);
-  prefill::launch_prefill(launch, list(paged::ListKind::kLong));
+  const bool may_be_alone = s.max_query_len * layers_[call.layer].q_per_kv >= kSharedRows;
+  prefill::launch_prefill(launch, list(paged::ListKind::kLong), {true, may_be_alone});
 }
 
 void CudaPagedBackend::read(const PagePool& pool, const SlotsRead& request) {

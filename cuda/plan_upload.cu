@@ -103,10 +103,12 @@ int64_t build_lists(const Geometry& geometry, const HeadShape& heads, const Step
                     const ListNeeds& needs, uint8_t* lists, UploadedPlan::List* uploaded) {
   for (int32_t i = 0; i < rows.num_sequences; i++) {
     const StepSequence& sequence = rows.sequences[i];
-    if (sequence.query_tokens > 0)
-      (is_long(geometry, heads, sequence) ? uploaded->any_long : uploaded->any_short) = true;
+    if (sequence.query_tokens == 0) continue;
+    (!is_long(geometry, heads, sequence)                    ? uploaded->any_short
+     : sequence.query_tokens * heads.q_per_kv < kSharedRows ? uploaded->any_shared
+                                                            : uploaded->any_alone) = true;
   }
-  uploaded->pair = needs.long_apart && (uploaded->any_long || needs.keep_pair);
+  uploaded->pair = needs.long_apart && (uploaded->any_long() || needs.keep_pair);
   const int64_t work = build_work(geometry, heads, rows, num_units, lists);
   if (!uploaded->pair) return work;
   uint8_t* const pair = lists + pair_offset(geometry, num_units);

@@ -13,7 +13,8 @@ struct UploadedPlan {
   // Of the work lists for each head shape:
   struct List {
     bool pair = false;  // the pair (work_list.h) is there as well as the list of all sequences
-    bool any_long = false, any_short = false;  // sequences of either kind with queries
+    bool any_short = false, any_shared = false, any_alone = false;  // sequences with queries (work_list.h)
+    bool any_long() const { return any_shared || any_alone; }
   } lists[kMaxHeadShapes];
 };
 // What a head shape's lists must hold.

@@ -68,9 +68,11 @@
  *   are. So 8 drafts verified in one plan are 8 single steps bit for bit, and a prompt in one chunk is the
  *   prompt in many, while the copies of the exact window are there. One rule on CUDA: where a plan has 256 or
  *   more query rows of a sequence for each kv head (query tokens times num_q_heads / num_kv_heads), they are
- *   computed by another arithmetic, as exact; chunks on the same side of 256 agree. With
- *   TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long prompts. Builds, device types and
- *   CUDA architectures agree within rounding only.
+ *   computed by another arithmetic, and 1,024 or more by a third; chunks on the same side of both agree.
+ *   These round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, the rotated
+ *   query too: logits are off by 2e-4 of their spread there. With TQ_FLAG_BATCH_INVARIANT all are computed as
+ *   fewer are: slower for long prompts. Builds, device types and CUDA architectures agree within rounding
+ *   only.
  *
  * Sliding  A layer with a sliding_window keeps what queries to come can see: the last sliding_window +
  *   rollback_tokens of a sequence, and all new tokens of its plan. Pages in front are given back when the
@@ -90,9 +92,9 @@
  *   from the moment the plan is made until the batch is destroyed: replay once for each plan. Before the
  *   replay has run, its new tokens (a fork's too) are zeros or older values. tq_batch_plan refuses to leave a
  *   gap in such a layer; append (attend) refuses a capture without new tokens (queries): INVALID_STATE.
- *   Long prefill: 256 or more query rows of a sequence for each kv head (see Bits) go to a kernel of their
- *   own. A graph has that kernel if its plan had such a sequence at capture; otherwise a later plan's are
- *   computed as a cache without that kernel would: as exact, slower, not the same bits.
+ *   Long prefill: 256 or more query rows of a sequence for each kv head (see Bits) go to kernels of their
+ *   own. A graph has these if its plan had such a sequence at capture; otherwise a later plan's are
+ *   computed as a cache without them would: at least as exact, slower, not the same bits.
  *
  * Masks    Query token j of a sequence of L tokens, with n query tokens in the plan, stands at position
  *   p = L - n + j and sees the tokens up to p, of these the last sliding_window. Arrays of tq_attend_params
@@ -107,7 +109,7 @@
  *   token must be in the range as well. Queries must be new tokens, at most 64 * tree_words of a sequence.
  *   alibi_slopes: slope * (t - p) is added to the logit of token t, after softmax_scale and logit_softcap. A
  *   slope of NaN or infinity: out and lse of the head are NaN.
- *   Pages outside every range are not read (but beside a token that is, up to 64 of its neighbours). CUDA:
+ *   Pages outside every range are not read (but beside a token that is, up to 128 of its neighbours). CUDA:
  *   visible ranges run in the kernels of causal attention, so does long prefill with ALiBi; other ALiBi, and
  *   every tree mask, run in the kernel for any widths: as exact, not the same bits as without.
  *

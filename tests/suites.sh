@@ -338,6 +338,7 @@ suite_emulate() {
   done
   calls+=(
     "run_counted 'attend_test --each' build/emulate/attend_test --each"
+    "run_counted products_test build/emulate/products_test"
     "run_counted 'backend_test --small' build/emulate/backend_test --small"
   )
   together "${calls[@]}"

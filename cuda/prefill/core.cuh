@@ -42,13 +42,13 @@ struct PrefillState {
 // their own affair, also to log2 units, capped and limited. unit: what the scores are to be multiplied by
 // still. scale, constant, begin, end, flags: of the warp's rows; tokens end at `limit` for all. flags null:
 // all rows need care. first_row: the warp's, in the block's numbers.
-template <int kTiles, bool kMasks>
+template <class Order, int kTiles, bool kMasks>
 __device__ __forceinline__ void special_scores(const PrefillParams& p, const PrefillBlock& block,
                                                int first_row, float (&x)[kTiles][4][4], int token,
                                                const int32_t* begin, const int32_t* end, int limit,
                                                const float* scale, const float* constant,
                                                const int32_t* flags, float (&unit)[2], int lane) {
-  const int g = lane >> 2, first = token + 2 * (lane & 3);
+  const int g = lane >> 2, first = token + Order::kLaneTokens * (lane & 3);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = g + 8 * h, from = begin[row], to = min(end[row], limit);
@@ -66,7 +66,7 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, const Pre
       for (int b = 0; b < 4; b++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const int at = first + 32 * tile + 8 * b + i;
+          const int at = first + 32 * tile + Order::kBlockTokens * b + i;
           float& s = x[tile][b][2 * h + i];
           s *= factor;
           if (p.numbers.softcap_log2 != 0.0f)
@@ -79,19 +79,21 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, const Pre
 }
 
 // Exponent of the largest value scale of what each of the lane's rows sees in a step.
-template <int kTiles>
+template <class Order, int kTiles>
 __device__ __forceinline__ void seen_exponents(const float* scales, int token, const int32_t* begin,
                                                const int32_t* end, int (&exponent)[2], int lane) {
-  const int g = lane >> 2, first = token + 2 * (lane & 3);
+  const int g = lane >> 2, mine = Order::kLaneTokens * (lane & 3);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const int from = begin[g + 8 * h] - first, to = end[g + 8 * h] - first;
+    const int from = begin[g + 8 * h] - token, to = end[g + 8 * h] - token;
     float largest = 0.0f;
 #pragma unroll 1
-    for (int at = 0; at < 32 * kTiles; at += 8)
+    for (int block = 0; block < 4 * kTiles; block++)
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        if (at + i >= from && at + i < to) largest = fmaxf(largest, scales[2 * (lane & 3) + at + i]);
+      for (int i = 0; i < 2; i++) {
+        const int at = block / 4 * 32 + block % 4 * Order::kBlockTokens + mine + i;
+        if (at >= from && at < to) largest = fmaxf(largest, scales[at]);
+      }
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
     exponent[h] = value_exponent(fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)));
   }

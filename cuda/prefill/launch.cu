@@ -9,8 +9,8 @@
 #include <iterator>
 #include <utility>
 
+#include "cuda/prefill/group_shape.cuh"
 #include "cuda/prefill/instances.h"
-#include "cuda/prefill/params.cuh"
 #include "cuda/runtime.h"
 #include "softmax_state.h"
 
@@ -19,6 +19,8 @@ namespace tq::cuda::prefill {
 // Compiled by the files that instances.txt expands to.
 template <int kStored>
 void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
+template <int kStored>
+void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream);
 
 namespace {
 
@@ -48,11 +50,44 @@ constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence
 }
 constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPrefillInstances)>());
 
+// The same of the kernel for warpgroups: GroupShape.
+struct CompiledGroup {
+  int stored;
+  int stage_tiles, least_stages, query_bytes, query_pitch;
+  int key_bytes, value_bytes;  // of all buffers
+  void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);
+};
+template <int kStored>
+constexpr CompiledGroup compiled_group() {
+  using Shape = GroupShape<kStored>;
+  return CompiledGroup{kStored,
+                       Shape::kStageTiles,
+                       Shape::kStages,
+                       Shape::kQueryBytes,
+                       PrefillShape<kStored>::kQueryPitch,
+                       Shape::kKeyBuffers * Shape::kKeyBytes,
+                       Shape::kValueBuffers * Shape::kValueBytes,
+                       launch_group_dim<kStored>};
+}
+template <size_t... kAt>
+constexpr std::array<CompiledGroup, sizeof...(kAt)> compiled_groups(std::index_sequence<kAt...>) {
+  return {{compiled_group<kGroupInstances[kAt].stored>()...}};
+}
+constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::size(kGroupInstances)>());
+
 const Compiled* find_compiled(const format::TileLayout& tile) {
   if (tile.key.dim != tile.value.dim) return nullptr;
   for (const Compiled& row : kCompiled)
     if (row.stored == format::stored_dim(tile.key.dim)) return &row;
   return nullptr;
+}
+
+// Whether the current device runs what is compiled for sm_90a.
+bool has_warpgroups() {
+  int device = 0;
+  check_cuda(runtime().get_device(&device), "attend: cudaGetDevice");
+  return TQ_WARPGROUPS && device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
 }
 
 constexpr int kPrefillStages[] = {4, 3, 2};  // tried in this order until the shared memory fits
@@ -96,6 +131,45 @@ PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, Data
   return PrefillSmem{};
 }
 
+PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout& tile, DataType io,
+                           bool exact, int stages) {
+  const auto up = [](int x, int to) { return (x + to - 1) / to * to; };
+  PrefillSmem s = {};
+  s.stages = stages;
+  s.stage_pitch = up(shape.stage_tiles * tile.tile_bytes(), 128);
+  s.rows_at = kPrefillHeadBytes;
+  s.scales_at = up(s.rows_at + static_cast<int>(sizeof(PrefillRowTable)), 128);
+  s.query_at = up(s.scales_at + kScaleSlots * static_cast<int>(sizeof(GroupScales)), 1024);
+  s.keys_at = s.query_at + shape.query_bytes;
+  s.values_at = s.keys_at + shape.key_bytes;
+  s.ring_at = s.values_at + shape.value_bytes;
+  if (exact) {
+    s.exact_query_at = s.query_at;
+    s.exact_tile_at = up(s.exact_query_at + kPrefillRows * shape.query_pitch * 4, 128);
+    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * tile.key.dim * dtype_bytes(io), 128);
+    s.ring_at = std::max(s.ring_at, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
+  }
+  s.total_bytes = s.ring_at + stages * s.stage_pitch;
+  return s;
+}
+
+// null: the device has no products of warpgroups, the layer no codes that they are written for, or its tiles
+// do not fit.
+const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, bool exact, int limit,
+                                PrefillSmem* smem) {
+  if (!has_warpgroups() || tile.key.dim != tile.value.dim) return nullptr;
+  for (const format::SideLayout* side : {&tile.key, &tile.value})
+    if (side->family != format::CodeFamily::kScalar) return nullptr;
+  for (const CompiledGroup& row : kCompiledGroups) {
+    if (row.stored != format::stored_dim(tile.key.dim)) continue;
+    for (int stages = kMaxGroupStages; stages >= row.least_stages; stages--) {
+      *smem = cut_group_smem(row, tile, io, exact, stages);
+      if (smem->total_bytes <= limit) return &row;
+    }
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block) {
@@ -106,7 +180,7 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
                  .total_bytes > 0;
 }
 
-void launch_prefill(const RowLaunch& launch, const uint8_t* list) {
+void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds) {
   const DeviceLayer& layer = launch.layer;
   const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits,
                                 layer.value.layout.bits);
@@ -114,13 +188,18 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list) {
   TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
            tile.key.dim, tile.value.dim);
   PrefillParams p(make_row_params(launch));
+  p.header = reinterpret_cast<const PrefillHeader*>(list);
+  p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
+  if (const CompiledGroup* group = find_group(tile, layer.io_dtype, layer.key.raw != nullptr,
+                                              launch.shared_memory_per_block, &p.smem)) {
+    group->launch(p, kinds, launch.num_ctas, launch.stream);
+    return;
+  }
   p.smem =
       fit_smem(*compiled, tile, layer.io_dtype, layer.key.raw != nullptr, launch.shared_memory_per_block);
   TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,
            "attend: the prefill kernel for head_dim %d does not fit %d bytes of shared memory", tile.key.dim,
            launch.shared_memory_per_block);
-  p.header = reinterpret_cast<const PrefillHeader*>(list);
-  p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
   compiled->launch(p, launch.num_ctas, launch.stream);
 }
 

@@ -11,7 +11,11 @@ namespace tq::cuda::prefill {
 // sequence in blocks of 8 rows.
 bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block);
 
+// Which long sequences a list may have (work_list.h): a kernel for each kind.
+struct LongKinds {
+  bool shared = true, alone = true;
+};
 // list: of the long sequences (the second part of build_pair's), on the device.
-void launch_prefill(const RowLaunch& launch, const uint8_t* list);
+void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds = {});
 
 }  // namespace tq::cuda::prefill

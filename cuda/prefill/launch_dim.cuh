@@ -2,7 +2,11 @@
 // A prefill kernel's launch, for one stored dimension. Each file that instances.txt expands to instantiates
 // one, so that they compile in parallel.
 #pragma once
+#include <algorithm>
+
+#include "cuda/prefill/group_kernel.cuh"
 #include "cuda/prefill/kernel.cuh"
+#include "cuda/prefill/launch.h"
 #include "cuda/runtime.h"
 
 namespace tq::cuda::prefill {
@@ -27,6 +31,32 @@ void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t 
     launch_prefill_kernel<kStored, RawForm::kBf16>(params, num_ctas, stream);
   else  // float32 callers' numbers are stored as float16
     launch_prefill_kernel<kStored, RawForm::kF16>(params, num_ctas, stream);
+}
+
+template <class Kernel>
+void launch_group_kernel(const Kernel& kernel, const PrefillParams& params, int num_ctas,
+                         cudaStream_t stream) {
+  check_cuda(
+      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
+      "attend: shared memory");
+  launch_in_order("attend", kernel, dim3(num_ctas), dim3(kGroupThreads), params.smem.total_bytes, stream,
+                  params);
+}
+template <int kStored, bool kMasks>
+void launch_group_kernels(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
+  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks>, params, num_ctas, stream);
+  if (!kinds.shared) return;
+  expect_cluster(kRanks);
+  launch_group_kernel(shared_kernel<kStored, kMasks>, params, std::max(num_ctas / kRanks, 1) * kRanks,
+                      stream);
+}
+template <int kStored>
+void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
+  if (params.call.visible_begin || params.call.alibi_slopes)
+    launch_group_kernels<kStored, true>(params, kinds, num_ctas, stream);
+  else
+    launch_group_kernels<kStored, false>(params, kinds, num_ctas, stream);
 }
 
 }  // namespace tq::cuda::prefill

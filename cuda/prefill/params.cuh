@@ -2,6 +2,7 @@
 // What a prefill kernel is given beside what all attention kernels are: the list of long sequences and how
 // its shared memory is cut.
 #pragma once
+#include "cuda/ptx/order.cuh"
 #include "cuda/row/params.h"
 #include "cuda/schedule/work_list.h"
 
@@ -9,6 +10,11 @@ namespace tq::cuda::prefill {
 
 constexpr int kPrefillWarps = kPrefillRows / 16;  // a warp has the 16 rows of a matrix instruction
 constexpr int kPrefillThreads = 32 * kPrefillWarps;
+// Barriers of the CTA that this wing's kernels use (ptx/order.cuh): warps that have rows; producers; all
+// warps; the warps of a warpgroup, two in turn.
+constexpr Barrier kRowsBarrier = static_cast<Barrier>(4), kProducerBarrier = static_cast<Barrier>(5),
+                  kItemBarrier = static_cast<Barrier>(6);
+__device__ __forceinline__ Barrier group_barrier(int group) { return static_cast<Barrier>(7 + group); }
 // What the sides of a layer are that are not coded.
 enum class RawForm { kNone, kF16, kBf16 };
 // CTAs of a multiprocessor.
@@ -37,6 +43,15 @@ struct PrefillShape {
   static constexpr int kQueryWarp = 2 * kGroups * 512;
   static constexpr int kQueryPitch = kStored + 4;            // floats of a row of unrotated queries
   static constexpr bool kQueryInRegisters = kStored <= 128;  // of layers without raw sides
+};
+
+// What stands where in a tile's accumulators, scores as well as outputs: lane quarter t holds the columns
+// 8 b + 2 t, + 1 of block b. Score block b: tokens kLaneTokens t + kBlockTokens b, + 1 of the tile; output
+// block n: coordinates coordinate(n, t), + 1.
+template <int kStored>
+struct PlainOrder {
+  static constexpr int kLaneTokens = 2, kBlockTokens = 8;
+  __device__ static constexpr int coordinate(int n, int t) { return 8 * n + 2 * t; }
 };
 
 // Weights are at most 2^(kValueTop - unit of the row), so that their products with value scales, which are

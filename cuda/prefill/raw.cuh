@@ -59,7 +59,7 @@ __device__ __forceinline__ void raw_scores(const uint8_t* tile, const float* que
 }
 
 // Adds the tokens first .. last - 1 of a tile. weights: the warp's scratch, [16 rows][kScratchRow].
-template <DataType kType, int kStored>
+template <DataType kType, class Order, int kStored>
 __device__ __forceinline__ void raw_values(const uint8_t* tile, const float* weights, int first, int last,
                                            int dim, float (&o)[kStored / 8][4], int lane) {
   const int g = lane >> 2, t = lane & 3, bytes = dim * dtype_bytes(kType);
@@ -69,8 +69,9 @@ __device__ __forceinline__ void raw_values(const uint8_t* tile, const float* wei
     const uint8_t* row = tile + token * bytes;
 #pragma unroll
     for (int n = 0; n < kStored / 8; n++) {
-      if (8 * n >= dim) continue;
-      const float2 v = load_two<kType>(row, 4 * n + t);
+      const int at = Order::coordinate(n, t);
+      if (at >= dim) continue;
+      const float2 v = load_two<kType>(row, at / 2);
       o[n][0] = fmaf(w0, v.x, o[n][0]);
       o[n][1] = fmaf(w0, v.y, o[n][1]);
       o[n][2] = fmaf(w1, v.x, o[n][2]);
@@ -88,16 +89,16 @@ __device__ __forceinline__ void raw_scores_of(DataType type, const uint8_t* tile
   else
     raw_scores<DataType::kF32>(tile, query, pitch, dim, x, lane);
 }
-template <int kStored>
+template <class Order, int kStored>
 __device__ __forceinline__ void raw_values_of(DataType type, const uint8_t* tile, const float* weights,
                                               int first, int last, int dim, float (&o)[kStored / 8][4],
                                               int lane) {
   if (type == DataType::kF16)
-    raw_values<DataType::kF16, kStored>(tile, weights, first, last, dim, o, lane);
+    raw_values<DataType::kF16, Order, kStored>(tile, weights, first, last, dim, o, lane);
   else if (type == DataType::kBF16)
-    raw_values<DataType::kBF16, kStored>(tile, weights, first, last, dim, o, lane);
+    raw_values<DataType::kBF16, Order, kStored>(tile, weights, first, last, dim, o, lane);
   else
-    raw_values<DataType::kF32, kStored>(tile, weights, first, last, dim, o, lane);
+    raw_values<DataType::kF32, Order, kStored>(tile, weights, first, last, dim, o, lane);
 }
 // Copies exact tokens first + low .. first + high - 1 of one side to their rows of [32][dim] in shared
 // memory; all threads. first: a multiple of 32, so that they lie in one page. Rows that are not copied hold

@@ -5,6 +5,7 @@
 #pragma once
 #include "cuda/prefill/params.cuh"
 #include "cuda/ptx/hmma.cuh"
+#include "cuda/ptx/wgmma.cuh"
 #include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 #include "cuda/row/write.cuh"
@@ -52,8 +53,12 @@ __device__ __forceinline__ RowSlope slope_of_row(const PrefillParams& p, const P
                   b.position + query_of_row(p, b.query_tokens, row)};
 }
 
-// The warp's rows: the row table, and queries in A operand order.
-template <int kStored, bool kRaw, bool kMasks>
+// How queries lie in shared memory: a warp's own rows in A operand order, as bytes (raw keys: 16-bit
+// numbers), or all rows of the CTA as halves in matrices of wgmma.cuh, 64 coordinates each.
+enum class QueryForm { kOperands, kMatrices };
+
+// The warp's rows: the row table, and queries.
+template <int kStored, bool kRaw, bool kMasks, QueryForm kForm = QueryForm::kOperands>
 __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const PrefillBlock& b, int warp,
                                              PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32;
@@ -62,23 +67,46 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, b.kv_head, signs);
   const int first = b.first_row + warp * 16, last = b.rows_total - 1;
+  // A row a lane: its place, of which dividing by rows a token is the longest part, and its range.
+  const int own = min(first + lane % 16, last);
+  const RowPlace place = row_place(p, b, b.kv_head, own);
+  const int64_t element = place.element(p.call.q_strides);
+  if (lane < 16) {
+    const RowRange range = range_of<kMasks>(p, b, own);
+    const int at = warp * 16 + lane;
+    table->begin[at] = range.begin;
+    table->end[at] = range.end;
+    table->visible_begin[at] = range.visible_begin;
+    table->visible_end[at] = range.visible_end;
+    table->unit[at] = ValueUnit{ValueUnit::kFirst};
+  }
+  const auto load = [&](int r, float(&x)[kPieces]) {
+    load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r), p.layer.io_dtype, side.layout.dim, lane, x);
+  };
   float next[kPieces];
-  load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first, last)), lane, next);
+  load(0, next);
 #pragma unroll 1
   for (int r = 0; r < 16; r++) {
     float x[kPieces];
     const bool real = first + r <= last;
 #pragma unroll
     for (int i = 0; i < kPieces; i++) x[i] = real ? next[i] : 0.0f;
-    if (r < 15) load_query<kPieces>(p, row_place(p, b, b.kv_head, min(first + r + 1, last)), lane, next);
+    if (r < 15) load(r + 1, next);
     QuerySize size = admit_query(x);
-    if (kMasks && p.call.alibi_slopes)
-      slope_of_head(p, row_place(p, b, b.kv_head, min(first + r, last)).head, size.finite);
+    if (kMasks && p.call.alibi_slopes) slope_of_head(p, __shfl_sync(~0u, place.head, r), size.finite);
     // A power of two keeps sums of large queries in range.
     const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
                 up_log2 = fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
     CodedQuery query = {up_log2, 0.0f, 0};
-    if (coded) {
+    if constexpr (kForm == QueryForm::kMatrices) {
+      query = code_query<kStored, FastDivision>(
+          p, b.kv_head, signs, size.exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
+            const int number = static_cast<int8_t>(high) * 256 + static_cast<int8_t>(low);
+            *reinterpret_cast<uint16_t*>(queries + i / 2 * (kPrefillRows * kMatrixRow) +
+                                         swizzled(warp * 16 + r, i % 2 * 64 + 2 * lane)) =
+                static_cast<uint16_t>(pack_f16(static_cast<float>(number), 0.0f));
+          });
+    } else if (coded) {
       query = code_query<kStored, FastDivision>(
           p, b.kv_head, signs, size.exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
             // made here: ahead of the rotation it would take registers from the steps
@@ -101,7 +129,6 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       }
     }
     if (lane == 0) {
-      const RowRange range = range_of<kMasks>(p, b, min(first + r, last));
       const int at = warp * 16 + r;
       const bool wild = !coded || is_wild(query.scale);
       table->scale[at] = real ? query.scale : 0.0f;
@@ -109,11 +136,6 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
       table->exact_down[at] = down;
       table->constant[at] = query.constant;
       table->half_sum[at] = query.half_sum;
-      table->begin[at] = range.begin;
-      table->end[at] = range.end;
-      table->visible_begin[at] = range.visible_begin;
-      table->visible_end[at] = range.visible_end;
-      table->unit[at] = ValueUnit{ValueUnit::kFirst};
       table->flags[at] = (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite);
     }
   }
@@ -193,7 +215,7 @@ __device__ __forceinline__ void unrotate_accumulators(float (&o)[kStored / 8][4]
 }
 
 // Accumulators of coded values to the caller's space: unit, rotation, signs, centre. l: the rows' whole sums.
-template <int kStored>
+template <class Order, int kStored>
 __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int kv_head,
                                                     const float (&unit)[2], const float (&l)[2],
                                                     float (&o)[kStored / 8][4], int lane) {
@@ -203,11 +225,11 @@ __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int 
   const float norm = format::hadamard_norm(format::log2_block(kStored));
 #pragma unroll
   for (int n = 0; n < kStored / 8; n++) {
-    const uint32_t signs =
-        __ldg(side.signs + kv_head * side.sign_stride + n / 4) >> (8 * (n % 4) + 2 * (lane & 3));
+    const int first = Order::coordinate(n, lane & 3);
+    const uint32_t signs = __ldg(side.signs + kv_head * side.sign_stride + first / 32) >> first % 32;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const int at = 8 * n + 2 * (lane & 3) + i;
+      const int at = first + i;
       const float factor = signs >> i & 1 ? -norm : norm;
       const float centre = side.centre && at < dim ? __ldg(side.centre + kv_head * dim + at) : 0.0f;
 #pragma unroll
@@ -218,18 +240,19 @@ __device__ __forceinline__ void leave_rotated_space(const PrefillParams& p, int 
 
 // The lane's part of a row to the caller. state: of the whole row. half: 0 = row g, 1 = row g + 8. finite:
 // the query was.
-template <int kStored>
+template <class Order, int kStored>
 __device__ __forceinline__ void write_part(const PrefillParams& p, const PrefillBlock& b, int row, int half,
                                            bool finite, SoftmaxState state, const float (&o)[kStored / 8][4],
                                            int lane) {
   const RowPlace place = row_place(p, b, b.kv_head, row);
   const RowEnd end = end_of_row<FastDivision>(p, state, place.head, finite);
-  const int64_t to = place.element(p.call.out_strides) + 2 * (lane & 3);
+  const int64_t to = place.element(p.call.out_strides);
 #pragma unroll
   for (int n = 0; n < kStored / 8; n++) {
-    if (8 * n >= p.layer.value.layout.dim) continue;
-    write_element(p, to + 8 * n, o[n][2 * half], end);
-    write_element(p, to + 8 * n + 1, o[n][2 * half + 1], end);
+    const int at = Order::coordinate(n, lane & 3);
+    if (at >= p.layer.value.layout.dim) continue;
+    write_element(p, to + at, o[n][2 * half], end);
+    write_element(p, to + at + 1, o[n][2 * half + 1], end);
   }
   if ((lane & 3) == 0) write_lse(p, place, end);
 }

@@ -25,10 +25,7 @@ constexpr int kJobs = 16;  // jobs of a whole split, at most, given to the warps
 constexpr int kMinJobTokens = 256;
 constexpr int kStepTokens = 64;       // unit of weight
 constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they have the bytes of as many codes
-// Fixed cost of a unit, in steps: query load, fold, hand-over, and workers that wait for one another. One
-// sequence of 131,072 tokens beside 63 of 512 takes 83.5 us with 2, 74.3 with 4, 74.7 with 8; 64 sequences of
-// 128 .. 65,536 tokens 210.8 / 214.2 / 211.7 (H200, 4 + 4 bits, `attend_bench --cases ragged`).
-constexpr int kUnitWeight = 8;
+constexpr int kUnitWeight = 2;        // fixed cost of a unit, in steps: query load, fold, hand-over
 
 // What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {
@@ -91,6 +88,10 @@ constexpr int kPrefillRows = 128;  // query rows of a CTA of the prefill kernel
 // alone: it has rows / kPrefillRows CTAs a kv head, while the decode kernel cuts the history; at 32k tokens
 // of 8 kv heads the two are equal near 400 rows alone, and near 60 in a batch that fills the device.
 constexpr int kLongRows = 256;
+// On devices with products of warpgroups, long sequences of fewer rows than this are shared: each row block
+// by a cluster of CTAs, which deal the history out among themselves (cuda/prefill/group_shape.cuh). Others
+// are alone: a CTA a row block.
+constexpr int kSharedRows = 1024;
 
 // One long sequence. Its items are its (row block, kv head) pairs, the last row blocks first.
 struct alignas(16) PrefillSequence : SequenceRows {

@@ -26,7 +26,7 @@ constexpr int64_t kPatience = 200000;  // turns of all warps: no CTA of a test n
 struct Fiber {
   jmp_buf at;
   bool started = false, ended = false;
-  int collectives = 0;
+  int collectives = 0, rank = 0;
   uint3 thread;
 };
 // A stack outlives its fibers: it waits at `idle` for the next one. To make a context costs calls of the
@@ -47,11 +47,14 @@ struct Named {
   uint32_t generation = 0;
 };
 
+unsigned first_block;  // of those that run
 std::vector<Fiber> fibers;
 std::vector<uint8_t> memory;  // of the stacks
 std::vector<Stack> stacks;
 std::vector<Meeting> meetings;
-Named named[kNamedBarriers];
+Named named[kMaxCluster][kNamedBarriers];
+Named of_cluster;
+int next_cluster = 1, cluster = 1, threads_of_cta;
 jmp_buf scheduler;
 const std::function<void()>* body;
 int current, running;
@@ -84,6 +87,8 @@ void resume(int index) {
   Fiber& fiber = fibers[index];
   current = index;
   here.thread = fiber.thread;
+  here.block.x = first_block + static_cast<unsigned>(fiber.rank);
+  here.rank = fiber.rank;
   here.warp = index / kWarp;
   here.lane = index % kWarp;
   if (_setjmp(scheduler)) return;  // it yielded or ended
@@ -159,11 +164,20 @@ int meet(Give give) {
   return half;
 }
 
-alignas(128) uint8_t shared_memory[kSharedBytes];
+alignas(1024) uint8_t shared_memory[kMaxCluster][(kSharedBytes + 1023) / 1024 * 1024];
 
 }  // namespace
 
-uint8_t* launch_shared() { return shared_memory; }
+uint8_t* launch_shared() { return shared_memory[here.rank]; }
+const uint8_t* shared_of_rank(const uint8_t* own, int rank) {
+  return own - shared_memory[here.rank] + shared_memory[rank];
+}
+void expect_cluster(int ctas) { next_cluster = ctas; }
+int take_cluster() {
+  const int ctas = next_cluster;
+  next_cluster = 1;
+  return ctas;
+}
 
 void poll() {
   leave_warp = true;
@@ -180,8 +194,7 @@ const uint8_t* gather_bytes(const void* mine, size_t bytes) {
   return meetings[here.warp].bytes[half][0];
 }
 
-void barrier(int id, int threads, bool wait) {
-  Named& bar = named[id];
+void meet_at(Named& bar, int threads, bool wait) {
   const uint32_t generation = bar.generation;
   if (++bar.arrived == threads) {
     bar.arrived = 0;
@@ -190,6 +203,8 @@ void barrier(int id, int threads, bool wait) {
   }
   while (wait && bar.generation == generation) poll();
 }
+void barrier(int id, int threads, bool wait) { meet_at(named[here.rank][id], threads, wait); }
+void cluster_barrier() { meet_at(of_cluster, cluster * threads_of_cta, true); }
 
 // What a kernel finds in shared memory: other words in every CTA and every launch. As floats they are of one
 // order of magnitude, so that their products with a kernel's numbers pass the range of float now and then,
@@ -200,17 +215,23 @@ void fill_with_anything(size_t bytes) {
   const uint32_t exponent = next() % 2 ? 248 + next() % 7 : 96 + next() % 160;
   for (size_t at = 0; at + 4 <= bytes; at += 4) {
     const uint32_t random = next(), word = random << 31 | (exponent - (random >> 1 & 3)) << 23 | random >> 1;
-    memcpy(shared_memory + at, &word, 4);
+    for (int rank = 0; rank < cluster; rank++) memcpy(shared_memory[rank] + at, &word, 4);
   }
 }
 
-void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread, int ctas) {
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (shared > kSharedBytes || threads == 0 || threads > 1024)
     throw std::runtime_error("emulate: no CTA can have so much shared memory or threads");
-  if (stacks.size() < threads) {  // in other memory: made anew
-    memory.resize(threads * kStackBytes);
-    stacks.assign(threads, Stack());
+  cluster = ctas;
+  threads_of_cta = static_cast<int>(threads);
+  const size_t together = threads * static_cast<size_t>(cluster);
+  if (cluster > kMaxCluster || grid.x % static_cast<unsigned>(cluster) != 0 ||
+      (cluster > 1 && threads % kWarp != 0))
+    throw std::runtime_error("emulate: no such cluster");
+  if (stacks.size() < together) {  // in other memory: made anew
+    memory.resize(together * kStackBytes);
+    stacks.assign(together, Stack());
   }
   const char* seed = getenv("TQ_EMULATE_SEED");
   random_state = seed ? static_cast<uint32_t>(atoi(seed)) : 0;
@@ -219,15 +240,21 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& t
   here.grid_dim = grid;
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) {
+      for (unsigned x = 0; x < grid.x; x += static_cast<unsigned>(cluster)) {
         here.block = {x, y, z};
+        first_block = x;
         fill_with_anything(shared);
-        fibers.assign(threads, Fiber());
-        meetings.assign((threads + kWarp - 1) / kWarp, Meeting());
-        for (Named& bar : named) bar = Named();
-        for (unsigned i = 0; i < threads; i++)
-          fibers[i].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-        running = static_cast<int>(threads);
+        fibers.assign(together, Fiber());
+        meetings.assign((together + kWarp - 1) / kWarp, Meeting());
+        for (auto& of_cta : named)
+          for (Named& bar : of_cta) bar = Named();
+        of_cluster = Named();
+        for (unsigned at = 0; at < together; at++) {
+          const unsigned i = at % static_cast<unsigned>(threads);
+          fibers[at].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+          fibers[at].rank = static_cast<int>(at / threads);
+        }
+        running = static_cast<int>(together);
         run_cta();
       }
 }

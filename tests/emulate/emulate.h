@@ -37,12 +37,14 @@ namespace emulate {
 constexpr int kWarp = 32;
 constexpr size_t kSharedBytes = 227 << 10;  // that a launch may ask for
 constexpr int kMultiprocessors = 5;
+constexpr int kMaxCluster = 4;
 
 // The fiber that runs.
 struct Place {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
-  int warp, lane;
+  int warp, lane;  // among all warps that run together
+  int rank;        // of the CTA in its cluster
 };
 extern Place here;
 
@@ -56,9 +58,15 @@ constexpr size_t kGatherBytes = 64;
 const uint8_t* gather_bytes(const void* mine, size_t bytes);  // [lane][kGatherBytes]
 // A barrier of the CTA for so many threads.
 void barrier(int id, int threads, bool wait);
+// CTAs that run together: how many of the next launch (1 if nobody says), all their threads' barrier, and
+// where another has what this one has at an address of its shared memory.
+void expect_cluster(int ctas);
+int take_cluster();
+void cluster_barrier();
+const uint8_t* shared_of_rank(const uint8_t* own, int rank);
 // As the device would run it, at once. Throws std::runtime_error if the CTA cannot be, aborts with a report
 // if its fibers wait for ever.
-void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread);
+void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread, int cluster = 1);
 // Runs what a stream is given, or keeps it if the stream is being captured.
 void enqueue(cudaStream_t stream, const std::function<void()>& work);
 

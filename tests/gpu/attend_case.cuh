@@ -505,7 +505,7 @@ inline void AttendCase::lose_unseen_pages() {
     int64_t first_row = 0;
     for (size_t i = 0; i < slot % spec.sequences.size(); i++) first_row += spec.sequences[i].queries;
     for (int64_t page = 0; page < stride_; page++) {
-      constexpr int kStep = 64;  // the largest of any kernel
+      constexpr int kStep = 128;  // the largest of any kernel
       const int64_t first = page * spec.page_size / kStep * kStep,
                     last = ((page + 1) * spec.page_size + kStep - 1) / kStep * kStep;
       bool seen = false;

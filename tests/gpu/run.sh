@@ -23,7 +23,7 @@ cd "$(dirname "$0")/../.."
 trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
-parts_side="attend conformance layers"
+parts_side="attend conformance layers products"
 parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph limits python golden"
 parts_asked="torch hf vllm nccl eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
@@ -32,6 +32,7 @@ declare -A about=(
   [backend]="capture, failing calls, slots and pages, merge"
   [growth]="pools that grow in place under a captured graph; failing calls"
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
+  [products]="products of warpgroups: every layout against float64"
   [append]="codes and scales against the scalar encoder"
   [move]="tokens taken out of sequences, against the CPU and fresh sequences"
   [state]="parts and saved sequences: the CPU's bytes, both ways, from and to any memory"
@@ -184,7 +185,8 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits | move | paged | state)
+    append | attend | backend | conformance | graph | growth | layers | limits | move | paged | products | \
+      state)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;

@@ -3,8 +3,8 @@
 """Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
 one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|cliffs|engines|paged|
-    peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|engines|
+    paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
@@ -81,7 +81,8 @@ class Bench:
             torch.cuda.synchronize()
 
             def call(layer=0):
-                filled.step.attend(layer, q, out=out[layer], history_only=prefill, stream=self.stream)
+                filled.step.attend(layer, q, out=out[layer], history_only=prefill and not case.causal,
+                                   stream=self.stream)
             once = self.gpu.first_time(self.stream, call)
             count = cases.launches(filled.layers, once, least=1 if prefill else 10)
 
@@ -118,10 +119,11 @@ class Bench:
                     raise RuntimeError("the cache reads other values than its float32 twin")
                 rows = slice(sequence * case.q_len, (sequence + 1) * case.q_len)
                 some = slice(None) if case.q_len == 1 else slice(None, None, 255)
+                seen = self.torch.arange(1, case.q_len + 1, device="cuda")[some] if case.causal else None
                 worst = max(
                     worst,
-                    self.filled.worst_error(out[layer][rows][some], q[rows][some], k[:case.tokens],
-                                            v[:case.tokens], self.torch))
+                    self.filled.worst_error(out[layer][rows][some], q[rows][some], k[:case.seen_tokens],
+                                            v[:case.seen_tokens], self.torch, seen))
             self.stream.synchronize()
         return float(f"{worst:.3e}")
 

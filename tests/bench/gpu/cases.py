@@ -15,7 +15,7 @@ class Case:
     name: str
     kind: str  # "decode", "prefill", "append decode", "append bulk"
     batch: int
-    tokens: int  # of each sequence; prefill: of the history
+    tokens: int  # of each sequence; prefill: of the history, 0: a prompt that sees itself, causal
     q_heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
@@ -24,19 +24,29 @@ class Case:
     window: int = 0  # last tokens of a sequence that are read exactly
     sinks: int = 0  # first ones
 
+    @property
+    def causal(self):
+        return self.tokens == 0
+
+    @property
+    def seen_tokens(self):
+        """Of each sequence, by its last query."""
+        return self.tokens or self.q_len
+
     def fp16_bytes(self):
         """Keys and values of all sequences in float16."""
-        return 2 * 2 * self.batch * self.tokens * self.kv_heads * self.head_dim
+        return 2 * 2 * self.batch * self.seen_tokens * self.kv_heads * self.head_dim
 
     def operations(self):
-        """Multiplications and additions of attention without a mask."""
-        return 4 * self.batch * self.q_heads * self.q_len * self.tokens * self.head_dim
+        """Multiplications and additions of attention, of what queries see."""
+        pairs = self.q_len * (self.q_len + 1) // 2 if self.causal else self.q_len * self.tokens
+        return 4 * self.batch * self.q_heads * pairs * self.head_dim
 
     def stored_bytes(self, token_bytes):
         """token_bytes: of one token in one layer, all kv heads. Attention reads whole tiles of 32 tokens, and
         exact tokens from float16 copies instead."""
         exact = self.window + self.sinks
-        coded = math.ceil((self.tokens - exact) / 32) * 32
+        coded = math.ceil((self.seen_tokens - exact) / 32) * 32
         return self.batch * (coded * token_bytes + exact * 4 * self.kv_heads * self.head_dim)
 
 
@@ -75,8 +85,19 @@ CLIFFS = (Case("B8 n32768", "decode", 8, 32768,
                widths=((4, 4), (16, 16)), window=128),
           Case("B8 n32768, d 64, window 128", "decode", 8, 32768, head_dim=64,
                widths=((4, 4), (16, 16)), window=128))
+PREFILL = tuple(
+    Case(f"{q_len} queries over {tokens} tokens" + (f", d {head_dim}" if head_dim != 128 else ""),
+         "prefill",
+         1,
+         tokens,
+         head_dim=head_dim,
+         q_len=q_len,
+         widths=((4, 4), (3, 3), (2, 2), (8, 8)) if head_dim == 128 else ((4, 4), (8, 8)))
+    for head_dim, shapes in ((128, ((2048, 32768), (512, 32768), (8192, 0), (128, 32768))),
+                             (64, ((2048, 32768), (512, 32768))), (192, ((2048, 32768), )),
+                             (256, ((2048, 32768), (512, 32768)))) for q_len, tokens in shapes)
 SETS = {
-    "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
+    "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
     "peers": BESIDE, "cliffs": CLIFFS
 }

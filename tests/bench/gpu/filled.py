@@ -124,15 +124,19 @@ class Filled:
         self.cache.close()
 
 
-def attention(q, k, v, xp):
-    """Float64 attention of rows that see all tokens: q [rows][q_heads][d], k, v [tokens][kv_heads][d], arrays
-    of xp (numpy or torch) in any type. Yields (kv head, [rows][heads of it][d])."""
+def attention(q, k, v, xp, seen=None):
+    """Float64 attention of rows that see all tokens, or the first seen[row]: q [rows][q_heads][d], k, v
+    [tokens][kv_heads][d], arrays of xp (numpy or torch) in any type. Yields (kv head, [rows][heads of
+    it][d])."""
     group = q.shape[1] // k.shape[1]
     for head in range(k.shape[1]):
         keys, values, some = double(k[:, head], xp), double(v[:, head],
                                                             xp), double(q[:, head * group:(head + 1) * group],
                                                                         xp)
         logits = some @ keys.T / k.shape[2] ** 0.5
+        if seen is not None:
+            hidden = xp.arange(len(k), device=k.device)[None, None, :] >= seen[:, None, None]
+            logits = xp.where(hidden, -xp.inf, logits)
         weights = xp.exp(logits - (logits.max() if xp.__name__ == "numpy" else logits.amax()))
         yield head, (weights @ values) / weights.sum(-1)[..., None]
 
@@ -141,10 +145,10 @@ def double(array, xp):
     return array.astype("float64") if xp.__name__ == "numpy" else array.double()
 
 
-def worst_error(out, q, k, v, xp):
+def worst_error(out, q, k, v, xp, seen=None):
     """Largest relative L2 error of a row."""
     group, worst = q.shape[1] // k.shape[1], 0.0
-    for head, want in attention(q, k, v, xp):
+    for head, want in attention(q, k, v, xp, seen):
         off = double(out[:, head * group:(head + 1) * group], xp) - want
         error = float((((off ** 2).sum(-1) / (want ** 2).sum(-1)) ** 0.5).max())
         worst = error if error != error else max(worst, error)  # NaN stays

@@ -149,9 +149,10 @@ def first_time(stream, call):
 
 def sdpa(case, stream):
     """torch SDPA in float16 on dense keys and values, best of its backends: {us, .., backend, gbs, others}.
-    Queries see all tokens."""
+    Queries see all tokens, of a
+    causal case those up to their own."""
     sets = rotated(case.fp16_bytes(), l2_bytes())
-    shape = (case.batch, case.kv_heads, case.tokens, case.head_dim)
+    shape = (case.batch, case.kv_heads, case.seen_tokens, case.head_dim)
     q = torch.randn(case.batch, case.q_heads, case.q_len, case.head_dim, dtype=torch.float16, device="cuda")
     keys = [torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(sets)]
     values = [torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(sets)]
@@ -164,6 +165,7 @@ def sdpa(case, stream):
                     return torch.nn.functional.scaled_dot_product_attention(q,
                                                                             keys[index],
                                                                             values[index],
+                                                                            is_causal=case.causal,
                                                                             enable_gqa=case.q_heads
                                                                             != case.kv_heads)
                 count = launches(sets, first_time(stream, call))

@@ -8,7 +8,11 @@ namespace cuda {
 template <typename... Params>
 cudaError_t start_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                          bool, Params... arguments) {
-  emulate::enqueue(stream, [=] { emulate::launch(grid, block, shared, [&] { kernel(arguments...); }); });
+  const int cluster = emulate::take_cluster();
+  emulate::enqueue(stream, [=] {
+    emulate::launch(
+        grid, block, shared, [&] { kernel(arguments...); }, cluster);
+  });
   return cudaSuccess;
 }
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sizes and places of the prefill kernel for warpgroups (group_kernel.cuh): its matrices, its pipeline, and
+// what the order in which words hold codes makes of rows and columns.
+#pragma once
+#include "cuda/prefill/params.cuh"
+#include "cuda/ptx/wgmma.cuh"
+
+namespace tq::cuda::prefill {
+
+constexpr int kProducerWarps = 4;
+constexpr int kGroupThreads = kPrefillThreads + 32 * kProducerWarps;
+// Registers of a thread once the roles are dealt: of what the CTA was started with, or it waits for ever.
+constexpr int kStartRegisters = 65536 / kGroupThreads / 8 * 8;
+constexpr int kProducerRegisters = 88, kRowsRegisters = 208;
+static_assert(32 * kProducerWarps * kProducerRegisters + kPrefillThreads * kRowsRegisters <=
+                  kGroupThreads * kStartRegisters,
+              "no more than the CTA has");
+
+// A group of codes lies in one lane: 32 coordinates of one token (keys), or 4 coordinates of 8 tokens
+// (values).
+// Matrices are rows of keys and rows of transposed values in an order that lets a lane store what it has
+// expanded by 8 and 16 bytes without bank conflicts:
+//   tokens        token 16 a + 8 b + 2 u + e of a tile is its row of keys, and its place in rows of values,
+//                 8 u + 4 a + 2 b + e: weights leave the softmax as operands of the value product as they are
+//   coordinates   the bits of a value row's number in a block of 32 jv are those of its coordinate, the jj of
+//                 tile_layout.h among the lowest three: what the rotation back does to every bit is the same
+template <int kStored>
+struct WordOrder {
+  static constexpr int kLaneTokens = 8, kBlockTokens = 2;
+  static constexpr int kJv = PrefillShape<kStored>::kJv;
+
+  __device__ static constexpr int key_row(int g, int token_block) {
+    return 8 * (g / 2) + 2 * token_block + g % 2;
+  }
+  // Of coordinate 32 (jv jb + jj) + 8 s + g.
+  __device__ static constexpr int value_row(int jb, int jj, int s, int g) {
+    return kJv == 4   ? 128 * jb + 8 * (4 * s + g / 2) + 2 * jj + g % 2
+           : kJv == 2 ? 64 * jb + 8 * (2 * s + g / 4) + 4 * jj + g % 4
+                      : 32 * jb + 8 * s + g;
+  }
+  // Inverse: row 8 n + 2 t.
+  __device__ static constexpr int coordinate(int n, int t) {
+    return kJv == 4   ? 128 * (n / 16) + 32 * t + 8 * (n % 16 / 4) + 2 * (n % 4)
+           : kJv == 2 ? 64 * (n / 8) + 32 * (t / 2) + 8 * (n % 8 / 2) + 4 * (n % 2) + 2 * (t % 2)
+                      : 8 * n + 2 * t;
+  }
+};
+
+// Row blocks of shared sequences (work_list.h) go to clusters of kRanks CTAs, the history dealt in pieces of
+// kPieceTokens at absolute places.
+constexpr int kRanks = 4, kPieceTokens = 512;
+
+// The steps of a CTA in a run of tokens, by their absolute numbers: all of them, or those of its pieces.
+template <int kTokens, bool kShared>
+struct Steps {
+  static constexpr int kPiece = kPieceTokens / kTokens;
+  int at, end;
+
+  __device__ __forceinline__ Steps(int begin, int end_, int rank) : at(begin), end(end_) {
+    if (kShared && at / kPiece % kRanks != rank)
+      at = (at / kPiece + (rank - at / kPiece % kRanks + kRanks) % kRanks) * kPiece;
+  }
+  __device__ __forceinline__ bool more() const { return at < end; }
+  __device__ __forceinline__ void advance() {
+    at++;
+    if (kShared && at % kPiece == 0) at += (kRanks - 1) * kPiece;
+  }
+};
+
+template <int kStored>
+struct GroupShape {
+  static constexpr int kTiles = kStored <= 128 ? 4 : 2, kTokens = kTiles * format::kTileTokens;
+  static constexpr int kStageTiles = 2, kStages = kTiles / kStageTiles;  // copies of a step
+  static constexpr int kSplit = kProducerWarps / kTiles;                 // producer warps of a tile
+  // Matrices of 64 halves a row: coordinates of queries and keys, tokens of values.
+  static constexpr int kQueryMatrix = kPrefillRows * kMatrixRow, kKeyMatrix = kTokens * kMatrixRow,
+                       kValueMatrix = kStored * kMatrixRow;
+  static constexpr int kDepths = (kStored + 63) / 64;
+  static constexpr int kQueryBytes = kDepths * kQueryMatrix, kKeyBytes = kDepths * kKeyMatrix,
+                       kValueBytes = kTokens / 64 * kValueMatrix;
+  // Expanded steps that wait for their products. At 256 coordinates the second one of the values would leave
+  // too little room for stored tiles.
+  static constexpr int kKeyBuffers = 2, kValueBuffers = kStored <= 192 ? 2 : 1;
+  // Columns of a value product: its sums are apart from what the row has gathered.
+  static constexpr int kSlice = kStored <= 128 ? kStored : kStored == 192 ? 96 : 64;
+  static_assert(kStored % kSlice == 0 && kSlice * kMatrixRow % 1024 == 0, "whole slices");
+};
+
+// Scales of a step, 0 for tokens that no row sees; exponents of the largest value scale of each tile.
+struct GroupScales {
+  float key[128], value[128];
+  int32_t exponent[4];
+};
+// A step's scales are read until its value product starts; their writer is at most two steps ahead.
+constexpr int kScaleSlots = 4;
+
+// Barriers from the beginning of shared memory on.
+constexpr int kMaxGroupStages = 6;
+struct GroupBarriers {
+  uint64_t copied[kMaxGroupStages];
+  uint64_t keys_full[2], keys_empty[2], values_full[2], values_empty[2];  // of the buffers
+};
+// Where a step's matrices are, by its number among all of a CTA: buffer, and the parity of its phase.
+template <int kBuffers>
+struct StepBuffer {
+  int index;
+  uint32_t parity;
+  __device__ __forceinline__ explicit StepBuffer(int step)
+      : index(step % kBuffers), parity(step / kBuffers & 1) {}
+};
+static_assert(sizeof(GroupBarriers) <= kPrefillHeadBytes, "their place");
+
+}  // namespace tq::cuda::prefill
