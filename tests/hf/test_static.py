@@ -25,10 +25,11 @@ def inputs(padded):
 @pytest.mark.parametrize("name", ("llama", "mistral", "gemma2", "gpt_oss"))
 def test_generate_at_16_bits(name):
     model, given = tiny(name), inputs(True)
-    expected = generate(model, given)
+    other = inputs(False)
+    expected = [generate(model, each) for each in (given, other)]
     cache = static(model)
-    for _ in range(2):  # the second time in the same memory
-        assert_same(generate_static(model, given, cache), expected)
+    for each, tokens in 2 * list(zip((given, other), expected)):  # in the same memory
+        assert_same(generate_static(model, each, cache), tokens)
         assert not cache.check()
         cache.reset()
 
@@ -102,6 +103,15 @@ def test_another_attention_function():
     assert generate_static(model, given, cache).shape == (2, NEW + 2)
 
 
+def test_a_closed_cache():
+    model, given = tiny("llama"), inputs(False)
+    cache = static(model)
+    generate_static(model, given, cache)
+    cache.close()
+    with pytest.raises(tqkv.InvalidState, match="StaticTurboCache: is closed"):
+        logits(model, given["input_ids"][:, :1].expand(2, 1), cache)
+
+
 def test_refused():
     model, given = tiny("llama"), inputs(False)
     model.set_attn_implementation("tqkv")
@@ -131,10 +141,10 @@ def test_no_room():
 @pytest.mark.skipif(DEVICE == "cpu", reason="graphs are CUDA's")
 def test_generate_in_cuda_graphs():
     """generate() compiles its decoding steps by itself, and captures them."""
-    model, given = tiny("llama"), inputs(True)
-    expected = generate(model, given)
+    model = tiny("llama")
+    wanted = {padded: generate(model, inputs(padded)) for padded in (True, False)}
     cache = static(model)
-    for _ in range(2):
-        assert_same(generate_static(model, given, cache), expected)
+    for padded in (True, False, True, False):
+        assert_same(generate_static(model, inputs(padded), cache), wanted[padded])
         assert not cache.check()
         cache.reset()

@@ -67,7 +67,8 @@ def fastest(lines, preset=None):
 
 PEER_COLUMNS = (("vLLM k4v4 as it runs", "vLLM TURBOQUANT", "k4v4", True),
                 ("vLLM k4v4, best", "vLLM TURBOQUANT", "k4v4", False),
-                ("vLLM, best of all", "vLLM TURBOQUANT", "", False), ("KVarN, best", "KVarN", "", False))
+                ("vLLM, best of all", "vLLM TURBOQUANT", "", False), ("KVarN, best", "KVarN", "", False),
+                ("OSCAR 2-bit, best", "OSCAR", "", False))
 
 
 def peer_columns(case):

@@ -8,6 +8,7 @@ them too. Compiled code sees two operators a layer at most, tqkv.turbo_plan for 
 tqkv.turbo_attend for a layer; `state` keeps their order. All they change lies behind the cache's number, so a
 compiler copies no blocks.
 """
+import itertools
 import weakref
 from typing import Any, List, NamedTuple, Optional
 
@@ -26,6 +27,7 @@ from ._store import FIELDS, PAGE
 __all__ = ["StaticTurboCache"]
 
 _TYPES = ("full_attention", "sliding_attention")
+_numbers = itertools.count(1)  # never given twice: a graph knows its cache by one
 _caches: "weakref.WeakValueDictionary[int, Any]" = weakref.WeakValueDictionary()
 
 
@@ -71,6 +73,7 @@ class _Step(NamedTuple):
 
     bound: Any
     columns: Tensor     # [T] 0 .. T - 1
+    starts: Tensor      # of each row, and the end
     slots: Tensor
     lengths: Tensor
     begins: List[Tensor]  # of each window: what a query sees from on; empty without padding
@@ -128,8 +131,8 @@ class StaticTurboCache(Cache):
                             value_bits=chosen.value_bits if value_bits is None else value_bits)
         self._centres = None if calibration is None else calibration.centres
         self._windows = sorted({spec.window for spec in self._specs})
-        self.started, self.codec, self.number = False, None, id(self)
-        self._steps, self._padding, self._waiting = {}, None, None
+        self.started, self.codec, self.number = False, None, next(_numbers)
+        self._steps, self._padded, self._waiting, self._closed = {}, False, None, False
         _caches[self.number] = self
         super().__init__(layers=layers)
 
@@ -143,8 +146,7 @@ class StaticTurboCache(Cache):
             self.length.sub_(-tokens_to_remove).clamp_(min=0)
 
     def reset(self) -> None:
-        self.started, self._padding, self._waiting = False, None, None
-        self._steps.clear()
+        self.started, self._padded, self._waiting = False, False, None
         if self.codec is not None:
             self.length.zero_()
 
@@ -161,6 +163,7 @@ class StaticTurboCache(Cache):
 
     def close(self) -> None:
         """Gives all memory back now."""
+        self._closed = True
         if self.codec is not None:
             self.codec.close()
             self._blocks, self._steps = [], {}
@@ -173,6 +176,8 @@ class StaticTurboCache(Cache):
     def attend(self, layer, query, key, value, mask, options):
         """The attention of one layer, [B][T][Hq][Dv]. In graphs, but for the first prompt."""
         self._waiting = None
+        if self._closed:
+            raise InvalidState("StaticTurboCache: is closed")
         if not self.started:
             return self._first(layer, query, key, value, mask, options)
         batch, tokens = query.shape[0], query.shape[2]
@@ -180,7 +185,7 @@ class StaticTurboCache(Cache):
             if mask is not None and mask.dim() == 4 and mask.shape[2] > 1:
                 raise NotSupported(f"attention_mask: shape {list(mask.shape)}; a static cache takes causal "
                                    "attention, with the padding that the first prompt had")
-            torch.ops.tqkv.turbo_plan(self._state, self.number, self.length, batch, tokens)
+            torch.ops.tqkv.turbo_plan(self._state, self.number, self.length, batch, tokens, self._padded)
         numbers = options["scale"] or 0.0, options["softcap"] or 0.0
         out = torch.ops.tqkv.turbo_attend(self._state, self.number, layer, query, key, value,
                                           options["sinks"], *numbers)
@@ -193,27 +198,30 @@ class StaticTurboCache(Cache):
         (batch, _, tokens, _), window = query.shape, self._specs[layer].window
         if layer == 0:
             self._start(query, key, value)
-            self._padding = _left_padding(mask, batch, tokens)
-            self._steps.clear()
-            self.plan(self.length.zero_(), batch, tokens)
+            padding = _left_padding(mask, batch, tokens)
+            self._padded = padding is not None
+            if self._padded:
+                self._padding[:batch] = padding
+            self.plan(self.length.zero_(), batch, tokens, self._padded)
         self._append(layer, key, value)
         real = None
-        if self._padding is not None:
-            real = torch.arange(tokens) >= self._padding.cpu()[:, None]
+        if self._padded:
+            real = torch.arange(tokens) >= self._padding[:batch, None].cpu()
         out = exact_attention(query, key, value, real=real, **{**options, "window": window})
         if layer == len(self.layers) - 1:
             self.length.add_(tokens)
             self.started = True
+            self._step(1, self._padded)  # a graph's capture is no place to make memory that stays
         return out
 
-    def plan(self, length, batch, tokens):
+    def plan(self, length, batch, tokens, padded):
         """turbo_plan: the step behind `length` columns, a tensor."""
         if batch != self._rows:
             raise InvalidArgument(f"key_states: of {batch} rows, the cache holds {self._rows}: reset()")
         if self.length.device.type == "cpu" and int(length) + tokens > self.max_cache_len:
             raise CapacityError(f"max_cache_len = {self.max_cache_len}: a row would have "
                                 f"{int(length) + tokens} columns")
-        step = self._step(tokens)
+        step = self._step(tokens, padded)
         at = (length + step.columns)[None].expand(batch, -1)
         slots = self._first_slots[:batch, None] + at
         step.slots.copy_(torch.where(at < self.max_cache_len, slots, -1).reshape(-1))
@@ -221,7 +229,7 @@ class StaticTurboCache(Cache):
         if step.begins:
             step.ends.copy_(at.reshape(-1) + 1)
             for window, begin in zip(self._windows, step.begins):
-                first = self._padding[:, None].expand(-1, tokens)
+                first = self._padding[:batch, None].expand(-1, tokens)
                 first = torch.maximum(first, at - window + 1) if window else first
                 begin.copy_(torch.minimum(first, at + 1).reshape(-1))
         self._plan_again(step)
@@ -284,17 +292,19 @@ class StaticTurboCache(Cache):
         rows = torch.arange(self.max_batch, device=device)
         self._first_slots = rows * (each * page)
         self._table = (rows[:, None] * each + torch.arange(each, device=device)).int()
+        self._padding = torch.zeros_like(rows)  # columns in front of each row
         self._state = torch.zeros(1, dtype=torch.uint8, device=device)
         self.length = torch.zeros((), dtype=torch.int64, device=device)
         for tensor in (self._state, self.length):
             torch._dynamo.mark_static_address(tensor)
         self.codec = codec
 
-    def _step(self, tokens):
-        """The arrays and the workspace of a step of so many columns, made once for each number of them."""
-        if tokens not in self._steps:
+    def _step(self, tokens, padded):
+        """Arrays and workspace of a step of so many columns, made once: graphs know where they are."""
+        rows, device = self._rows, self.length.device
+        key = rows, tokens, padded
+        if key not in self._steps:
             from ..torch import bind  # compiles the operators, where they are not yet
-            rows, device = self._rows, self.length.device
             bounds = dict(num_tokens=rows * tokens, max_query_len=tokens, max_seq_len=self.max_cache_len)
             size = self.codec.workspace_bytes(num_reqs=rows, **bounds)
             space = torch.empty(size + 256, dtype=torch.uint8, device=device)
@@ -302,18 +312,17 @@ class StaticTurboCache(Cache):
 
             def array(count, dtype=torch.int32):
                 return torch.zeros(count, dtype=dtype, device=device)
-            padded = self._padding is not None
             begins = [array(rows * tokens) for _ in self._windows] if padded else []
-            self._steps[tokens] = _Step(bind(self.codec.step(space)), torch.arange(tokens, device=device),
-                                        array(rows * tokens, torch.int64), array(rows), begins,
-                                        array(rows * tokens))
-        return self._steps[tokens]
+            starts = torch.arange(rows + 1, dtype=torch.int32, device=device) * tokens
+            self._steps[key] = _Step(bind(self.codec.step(space)), torch.arange(tokens, device=device),
+                                     starts, array(rows * tokens, torch.int64), array(rows), begins,
+                                     array(rows * tokens))
+        return self._steps[key]
 
     def _plan_again(self, step):
-        rows, tokens = len(step.lengths), len(step.columns)
-        starts = torch.arange(rows + 1, dtype=torch.int32, device=self.length.device) * tokens
-        step.bound.step.plan(slot_mapping=step.slots, block_table=self._table[:rows], seq_lens=step.lengths,
-                             query_start_loc=starts, max_query_len=tokens, max_seq_len=self.max_cache_len,
+        step.bound.step.plan(slot_mapping=step.slots, block_table=self._table[:self._rows],
+                             seq_lens=step.lengths, query_start_loc=step.starts,
+                             max_query_len=len(step.columns), max_seq_len=self.max_cache_len,
                              stream=self._stream())
 
 
@@ -354,8 +363,8 @@ def _found(number):
 
 
 @torch.library.custom_op("tqkv::turbo_plan", mutates_args=("state", ))
-def turbo_plan(state: Tensor, cache: int, length: Tensor, rows: int, tokens: int) -> None:
-    _found(cache).plan(length, rows, tokens)
+def turbo_plan(state: Tensor, cache: int, length: Tensor, rows: int, tokens: int, padded: bool) -> None:
+    _found(cache).plan(length, rows, tokens, padded)
 
 
 @torch.library.custom_op("tqkv::turbo_attend", mutates_args=("state", ))
