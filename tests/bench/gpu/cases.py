@@ -72,9 +72,20 @@ APPEND = (Case("64 sequences x 1 token", "append decode", 64,
 BESIDE = tuple(
     dataclasses.replace(case, widths=((4, 4), (4, 2), (3, 3), (2, 2)))
     for case in (TABLE[0], TABLE[4], Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
-# What is off the path that the table measures: exact tokens, raw sides, widths without a kernel of their own.
+# What is off the path that the table measures: exact tokens, raw sides, widths without a kernel of their own,
+# many rows, few tokens. Lengths that differ: attend_bench --cases ragged.
 CLIFFS = (Case("B8 n32768", "decode", 8, 32768,
-               widths=((4, 4), (8, 4), (16, 16), (16, 4), (4, 16), (5, 5), (6, 6))),
+               widths=((4, 4), (8, 4), (16, 16), (16, 4), (4, 16), (5, 5), (6, 6), (5, 3))),
+          *(Case(f"B8 n32768, {group} query heads per kv head", "decode", 8, 32768, q_heads=8 * group,
+                 widths=((4, 4), (2, 2))) for group in (5, 7, 8, 16)),
+          *(Case(f"B8 n32768, {drafts} drafts", "prefill", 8, 32768, q_len=drafts, widths=((4, 4), (2, 2)))
+            for drafts in (4, 8)),
+          *(Case(f"B8 n32768, d {head_dim}", "decode", 8, 32768, head_dim=head_dim, widths=((4, 4), ))
+            for head_dim in (64, 80, 112)),
+          *(Case(f"B1 n{tokens}", "decode", 1, tokens, widths=((4, 4), ))
+            for tokens in (1024, 2048, 4096, 8192, 16384)),
+          Case("B64 n1024", "decode", 64, 1024, widths=((4, 4), )),
+          Case("B128 n2048", "decode", 128, 2048, widths=((4, 4), )),
           *(Case(f"B8 n32768, window {window}", "decode", 8, 32768, widths=((4, 4), ), window=window)
             for window in (1, 32, 128, 512)),
           Case("B8 n32768, sinks 4", "decode", 8, 32768, widths=((4, 4), (2, 2)), sinks=4),
