@@ -6,7 +6,7 @@
 //               [--repeats N] [--place in]
 //
 // --kv, --rows, --threads and --place (in or out of cache) choose among them. 16+16 is a raw layer,
-// "4+4w128" keeps the last 128 tokens exactly.
+// "4+4w128" keeps the last 128 tokens exactly, "t3+3" has trellis codes.
 //
 // head_dim 128. Out of cache: the codes of all heads are several times the last-level cache (which is
 // printed). In cache: one layer of few heads. "tokens" counts (token, kv head) pairs. float16 and all
@@ -43,10 +43,17 @@ constexpr int kDim = 128;
 // What a cache keeps.
 struct Kept {
   std::string name;
-  int bits, window;
+  format::CodeId code;  // of keys and values
+  int window;
 };
-const std::vector<Kept> kKept = {{"2+2", 2, 0}, {"3+3", 3, 0}, {"4+4", 4, 0},    {"5+5", 5, 0},
-                                 {"6+6", 6, 0}, {"8+8", 8, 0}, {"16+16", 16, 0}, {"4+4w128", 4, 128}};
+Kept coded(const std::string& name, int bits, int window = 0) {
+  return Kept{name, format::code_of_bits(bits), window};
+}
+Kept trellis(const std::string& name, int bits) { return Kept{name, format::trellis_code(bits), 0}; }
+const std::vector<Kept> kKept = {coded("2+2", 2),    coded("3+3", 3),          coded("4+4", 4),
+                                 coded("5+5", 5),    coded("6+6", 6),          coded("8+8", 8),
+                                 coded("16+16", 16), coded("4+4w128", 4, 128), trellis("t2+2", 2),
+                                 trellis("t3+3", 3), trellis("t4+4", 4)};
 
 struct Settings {
   bool quick = false, encode = true, attend = true;
@@ -141,7 +148,7 @@ struct Cache {
       g.groups[1] = PageGroup{format::kTileTokens, kept_tiles, tiles};
       for (int64_t i = 0; i < tiles; i++) copies.push_back(static_cast<int32_t>(i % kept_tiles));
     }
-    g.set_layers(kept.bits, kept.bits);
+    g.set_layers(kept.code, kept.code);
     if (pool) backend = cpu::create_cpu_backend_for(g, kOps, pool, settings.isa.c_str());
     for (int64_t i = 0; i < num_pages; i++) pages.push_back(static_cast<int32_t>(i));
     uint64_t state = 5;
@@ -216,27 +223,28 @@ std::string text(const char* format, Args... args) {
 void bench_encode(const Settings& settings, const std::vector<float>& data) {
   constexpr int kHeads = 8;
   const int64_t tokens = settings.quick ? 1024 : 4096;
-  for (const int bits : {2, 3, 4, 5, 6, 8})
+  for (const Kept& kept : kKept)
     for (const int threads : settings.threads) {
-      const Cache measure_only(settings, {"", bits, 0}, kHeads, tokens, 1, threads, nullptr);
+      if (kept.code.raw() || kept.window > 0) continue;
+      const Cache measure_only(settings, kept, kHeads, tokens, 1, threads, nullptr);
       const size_t bytes = static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages);
       void* pool = allocate(nullptr, bytes, 256, 1, 0);
-      Cache cache(settings, {"", bits, 0}, kHeads, tokens, 1, threads, pool);
+      Cache cache(settings, kept, kHeads, tokens, 1, threads, pool);
       const Timing t = measure(settings.repeats, [&] {
         for (int64_t first = 0; first < tokens; first += 256) cache.append(first, 256, data.data());
       });
       const double input = static_cast<double>(tokens) * kHeads * 2 * kDim * 4;
       print_record(
-          text("\"case\": \"encode\", \"bits\": %d, \"threads\": %d, \"MB_per_s\": %.0f, \"MB_per_cpu_s\": "
-               "%.0f, \"spread\": %.3f",
-               bits, threads, input / t.median * 1e-6, input / t.cpu_best * 1e-6, t.spread));
+          text("\"case\": \"encode\", \"kv\": \"%s\", \"threads\": %d, \"MB_per_s\": %.0f, "
+               "\"MB_per_cpu_s\": %.0f, \"spread\": %.3f",
+               kept.name.c_str(), threads, input / t.median * 1e-6, input / t.cpu_best * 1e-6, t.spread));
       free(pool);
     }
   // Decode: one token of eight heads at a time.
-  const Cache measure_only(settings, {"", 3, 0}, kHeads, 1024, 1, 1, nullptr);
+  const Cache measure_only(settings, coded("", 3), kHeads, 1024, 1, 1, nullptr);
   void* pool =
       allocate(nullptr, static_cast<size_t>(cpu::cpu_backend_bytes(measure_only.geometry).pages), 256, 1, 0);
-  Cache cache(settings, {"", 3, 0}, kHeads, 1024, 1, 1, pool);
+  Cache cache(settings, coded("", 3), kHeads, 1024, 1, 1, pool);
   const Timing t = measure(settings.repeats, [&] {
     for (int64_t token = 0; token < 1024; token++) cache.append(token, 1, data.data());
   });
@@ -315,7 +323,7 @@ struct Filled {
   Filled(const Settings& settings, const Kept& kept, const std::vector<Case>& all,
          const std::vector<float>& data) {
     const int heads = static_cast<int>(settings.pairs / 32768);
-    const Kept codes = {kept.name, kept.bits, 0};
+    const Kept codes = {kept.name, kept.code, 0};
     Settings plain = settings;
     plain.isa = "scalar";
     const Cache measure_only(settings, codes, heads, 32768, 1, 1, nullptr);
@@ -384,7 +392,7 @@ void bench_attend(const Settings& settings, const std::vector<float>& data) {
         error = distance(out[i], want);
       }
       print_attend(settings, c, kept.name,
-                   format::TileLayout(kDim, kDim, kept.bits, kept.bits).tile_bytes() / 32.0, timings[i],
+                   format::TileLayout(kDim, kDim, kept.code, kept.code).tile_bytes() / 32.0, timings[i],
                    fp16 ? &timings.back() : nullptr, error);
     }
   }

@@ -23,9 +23,9 @@ def print_encode(encode):
     threads = sorted({r["threads"] for r in encode})
     print("\nencode, MB of float32 input a CPU second" +
           "".join(f"{f'{t} thread' + 's' * (t > 1):>14}" for t in threads))
-    for bits in sorted({r["bits"] for r in encode}):
-        cells = {r["threads"]: r["MB_per_cpu_s"] for r in encode if r["bits"] == bits}
-        print(f"  {bits} bits{'':32}" + "".join(f"{cells[t]:14.0f}" for t in threads))
+    for name in dict.fromkeys(r["kv"] for r in encode):
+        cells = {r["threads"]: r["MB_per_cpu_s"] for r in encode if r["kv"] == name}
+        print(f"  {name:38}" + "".join(f"{cells[t]:14.0f}" for t in threads))
 
 
 def print_attend(attend):

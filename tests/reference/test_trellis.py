@@ -16,7 +16,7 @@ def test_chains_hold_every_coordinate_once():
 
 @pytest.mark.parametrize("bits", (2, 3, 4))
 def test_a_closed_path_is_the_best_of_its_tail(bits):
-    """Its cosets cost what its metric says, and no path that differs in a few bits, or is random, costs less."""
+    """No path that differs in a few bits, or is random, costs less."""
     random = np.random.default_rng(bits)
     unit, levels = trellis.load_book(bits)
     q = np.rint(random.standard_normal((40, 32)) * 8 / float(unit)).astype(np.int64)
