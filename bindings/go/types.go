@@ -52,7 +52,7 @@ const (
 	ScalePaper    ScaleRule = C.TQ_SCALE_PAPER    // length times the published codebook
 )
 
-// CodeFamily is the family of codes. Caches have scalar ones alone.
+// CodeFamily is the family of codes.
 type CodeFamily int32
 
 // Code families; 0 is scalar.

@@ -47,7 +47,7 @@ void test_misuse_config(void) {
   CONFIG_FAULT("io_dtype = 0", c.io_dtype = 0);
   CONFIG_FAULT("key_bits = 1", c.key_bits = 1);
   CONFIG_FAULT("value_bits = 7", c.value_bits = 7);
-  CONFIG_FAULT("code_family = 5", c.code_family = 5);
+  CONFIG_FAULT("code_family = 6", c.code_family = 6);
   CONFIG_FAULT("key_family = 8", c.key_family = 8);
   CONFIG_FAULT("value_family = -3", c.value_family = -3);
   CONFIG_FAULT("group_size = 64: must be 0", c.group_size = 64);

@@ -65,7 +65,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// The family of codes. Caches have scalar ones alone.
+    /// The family of codes.
     CodeFamily {
         /// Lloyd-Max levels for each coordinate; the default.
         SCALAR = sys::TQ_CODE_SCALAR,
