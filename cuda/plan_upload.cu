@@ -138,15 +138,12 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
                              num_units, stream);
     staging->read.record(stream);
   };
-  for (int32_t each = 0; each < geometry.num_groups * rows.num_sequences; each++) {
-    const int group = each / rows.num_sequences, i = each % rows.num_sequences;
-    const StepSequence& sequence = rows.sequences[i];
+  const auto stage_pages = [&](int group, const StepSequence& sequence, int64_t page) {
     const int32_t row = group == geometry.raw_group ? sequence.raw_slot : sequence.page_row;
     const int32_t* pages = plan.maps[group].row(row);
     const int64_t target = arena.page_table(group) - arena.page_table(0) +
                            row * arena.places().page_table_stride[group],
                   num_pages = geometry.groups[group].pages_for(sequence.length());
-    int64_t page = plan.maps[group].first_changed[i];
     while (page < num_pages) {
       page += stager.add(target + page, pages + page, num_pages - page);
       if (page == num_pages) break;
@@ -154,7 +151,13 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
       staging = &storage.next();
       stager.bind(*staging);
     }
-  }
+  };
+  for (int group = 0; group < geometry.num_groups; group++)
+    for (int32_t i = 0; i < rows.num_sequences; i++) {
+      const int64_t changed = plan.maps[group].first_changed[i];  // of most steps nothing
+      if (changed * geometry.groups[group].page_size < rows.sequences[i].length())
+        stage_pages(group, rows.sequences[i], changed);
+    }
   uint8_t* host = staging->memory.host();
   DeviceCounts counts = stage_image(geometry, storage, plan, host);
   UploadedPlan uploaded;

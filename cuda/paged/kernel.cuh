@@ -3,6 +3,9 @@
 // jobs, CTA 1 the rows that nobody asks and attend's counters, each further one a work list. And copies of
 // blocks.
 #pragma once
+#include <type_traits>
+
+#include "cuda/paged/decode.cuh"
 #include "cuda/paged/runs.cuh"
 #include "cuda/ptx/order.cuh"
 
@@ -15,9 +18,12 @@ __device__ __forceinline__ void clear_counters(const PlanParams& p) {
 
 constexpr int kOtherCtas = 2;
 
+// decode: of write_decode_list's lists alone.
+template <bool kDecode>
 __global__ void __launch_bounds__(kPlanThreads, 1) plan_kernel(const __grid_constant__ PlanParams p) {
+  using Lists = std::conditional_t<kDecode, DecodeMemory, ListMemory>;
   __shared__ __align__(16)
-      uint8_t memory[sizeof(ListMemory) > sizeof(RunMemory) ? sizeof(ListMemory) : sizeof(RunMemory)];
+      uint8_t memory[sizeof(Lists) > sizeof(RunMemory) ? sizeof(Lists) : sizeof(RunMemory)];
   const int block = static_cast<int>(blockIdx.x);
   RunMemory& near = *reinterpret_cast<RunMemory*>(memory);
   let_next_kernel_start();
@@ -28,6 +34,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1) plan_kernel(const __grid_cons
     clear_counters(p);
     return write_idle_rows(p, near);
   }
+  if constexpr (kDecode) return write_decode_list(p, block - kOtherCtas, memory);
   const int shape = (block - kOtherCtas) / p.kinds;
   const ListKind kind = static_cast<ListKind>(block - kOtherCtas - shape * p.kinds);
   if (kind == ListKind::kLong)

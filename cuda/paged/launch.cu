@@ -26,6 +26,21 @@ int kinds_of(const Geometry& geometry, const PagedStep& step) {
   return 1;
 }
 
+// Whether a step within these bounds is what write_decode_list takes: an entry a request, weights of 31 bits.
+bool is_decode(const Geometry& geometry, const PagedStep& step, int num_ctas) {
+  if (step.max_query_len > 1 || step.num_reqs > kPlanThreads || num_ctas < 2 ||
+      num_ctas > kPlanWarps * kWarpRuns)
+    return false;
+  int64_t blocks = 0;
+  for (int shape = 0; shape < geometry.num_shapes; shape++) {
+    const ListRule rule = rule_of(geometry, geometry.shapes[shape], num_ctas);
+    if (is_long(rule, step.max_query_len)) return false;
+    blocks = std::max<int64_t>(blocks, int64_t{blocks_of_rows(rule, 1, kRowsPerBlock)} * rule.num_kv_heads);
+  }
+  const int64_t most = step.max_seq_len / kStepTokens + (1 + kUnitWeight) * kMaxSplits;
+  return most * blocks * step.num_reqs <= INT32_MAX;
+}
+
 }  // namespace
 
 bool may_be_long(const Geometry& geometry, const HeadShape& heads, int64_t max_query_len) {
@@ -89,9 +104,11 @@ void launch_plan(const Geometry& geometry, const PagedStep& step, int num_ctas, 
   for (int shape = 0; shape < geometry.num_shapes; shape++)
     p.rules[shape] = rule_of(geometry, geometry.shapes[shape], num_ctas);
   p.noticed = noticed;
+  p.one_by_ctas = UINT64_MAX / static_cast<uint64_t>(num_ctas) + 1;
   const int others = step.seq_lens ? kOtherCtas - 1 + p.kinds * p.num_shapes : 0;
-  launch_early(early, "plan_kernel", plan_kernel, dim3(static_cast<unsigned>(1 + others)), dim3(kPlanThreads),
-               0, stream, p);
+  const bool decode = is_decode(geometry, step, num_ctas);
+  launch_early(early, "plan_kernel", decode ? plan_kernel<true> : plan_kernel<false>,
+               dim3(static_cast<unsigned>(1 + others)), dim3(kPlanThreads), 0, stream, p);
 }
 
 void launch_copy(const CopyParams& params, int num_units, cudaStream_t stream) {

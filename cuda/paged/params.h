@@ -40,6 +40,7 @@ struct PlanParams {
   int32_t entries;  // of a list, at most
   int32_t kinds;    // 1, or kListKinds if some request may be long
   int32_t num_shapes;
+  uint64_t one_by_ctas;  // 2^64 / num_ctas, rounded up
   ListRule rules[kMaxHeadShapes];
   volatile uint32_t* noticed;
 };

@@ -83,15 +83,17 @@ int64_t build_work(const Geometry& geometry, const HeadShape& heads, const StepR
   int64_t total = 0;
   const int32_t count = list_entries(rule, rows, short_only, entries, &total);
   Border start = {0, 0, 0, 0};
-  int64_t weight = 0;  // of the entries before `at`
   uint32_t units = 0;
   int32_t at = 0, cut = 0;
+  const auto weight_at = [&] { return at < count ? entry_weight(rule, entries[at]) : 0; };
+  int64_t weight = 0, own = weight_at();  // of the entries before `at`, of that one
   for (int c = 0; c < num_ctas; c++) {
     const int64_t target = border_weight(total, num_ctas, c + 1);
-    while (at < count && target - weight >= entry_weight(rule, entries[at])) {
-      weight += entry_weight(rule, entries[at]);
+    while (at < count && target - weight >= own) {
+      weight += own;
       units += entry_units(rule, entries[at]);
       at++;
+      own = weight_at();
     }
     const Border end = at == count ? Border{count, 0, 0, units}
                                    : border_inside(rule, entries[at], at, target - weight, units);

@@ -68,9 +68,11 @@ class TurboLayer(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length
 
+    refused = ("TurboLayer: crop, reorder, select, reset and offload are calls of the cache; layers are not "
+               "offloaded one by one: TurboCache.swap_out moves all of them")
+
     def _whole(self, *args, **kwargs):
-        raise NotSupported("TurboLayer: crop, reorder, select, reset and offload are calls of the cache; "
-                           "layers are not offloaded one by one: TurboCache.swap_out moves all of them")
+        raise NotSupported(self.refused)
 
     crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _whole
     reset = offload = prefetch = _whole

@@ -60,12 +60,8 @@ class StaticTurboLayer(TurboLayer):
 
     get_max_cache_shape = get_max_length
 
-    def _whole(self, *args, **kwargs):
-        raise NotSupported("StaticTurboCache: crop and reset are calls of the cache; rows of a static cache "
-                           "are neither reordered nor selected, and it is not offloaded: use TurboCache")
-
-    crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _whole
-    reset = offload = prefetch = _whole
+    refused = ("StaticTurboCache: crop and reset are calls of the cache; rows of a static cache are neither "
+               "reordered nor selected, and it is not offloaded: use TurboCache")
 
 
 class _Step(NamedTuple):
@@ -151,7 +147,7 @@ class StaticTurboCache(Cache):
             self.length.zero_()
 
     def reorder_cache(self, beam_idx) -> None:
-        StaticTurboLayer._whole(self)
+        raise NotSupported(StaticTurboLayer.refused)
 
     batch_repeat_interleave = batch_select_indices = reorder_cache
 
