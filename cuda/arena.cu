@@ -9,6 +9,8 @@
 
 #include <utility>
 
+#include "cuda/layer_tables.h"
+
 namespace tq {
 namespace cuda {
 namespace {
@@ -149,15 +151,18 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
             : -1;
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      place.signs[kind] = side.raw() ? -1
-                                     : take(&table_bytes, heads * format::sign_words(side.stored) *
-                                                              static_cast<int64_t>(sizeof(uint64_t)));
+      place.signs[kind] = side.code().rotated() ? take(&table_bytes, heads * sign_bytes(side)) : -1;
+      place.rows[kind] = coded_rows(side) ? take(&table_bytes, static_cast<int64_t>(sizeof(RowTables))) : -1;
     }
+    place.sketch = tile.key.family != format::CodeFamily::kProd
+                       ? -1
+                       : take(&table_bytes, heads * sketch_bytes(tile.key, geometry.sketch));
     // Neighbours: set_centres writes both by one copy.
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      place.centre[kind] =
-          side.raw() ? -1 : take(&table_bytes, heads * side.dim * static_cast<int64_t>(sizeof(float)));
+      place.centre[kind] = side.code().rotated()
+                               ? take(&table_bytes, heads * side.dim * static_cast<int64_t>(sizeof(float)))
+                               : -1;
     }
   }
 }
@@ -195,9 +200,9 @@ LayerMemory Arena::pages(const Geometry& geometry, int layer, int group) const {
 namespace {
 
 DeviceSide side_view(const Geometry& geometry, const format::SideLayout& layout) {
-  DeviceSide side = {layout, 0, 0, {}, format::ScaleRule::kLs, 0, nullptr, 0, nullptr, nullptr};
+  DeviceSide side = {layout, 0, 0, {}, format::ScaleRule::kLs, 0, nullptr, 0, nullptr, nullptr, nullptr};
   side.search = geometry.search ? 1 : 0;
-  side.sign_stride = layout.raw() ? 0 : 2 * format::sign_words(layout.stored);
+  side.sign_stride = layout.code().rotated() ? 2 * format::sign_words(layout.stored) : 0;
   return side;
 }
 
@@ -244,15 +249,17 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   view.noticed = device_flags() + geometry.max_sequences;
   view.key.code_offset = tile.key_offset();
   view.key.scale_offset = tile.key_scale_offset();
-  view.key.book = code.key_book;
+  if (has_book(tile.key)) view.key.book = code.key_book;
   view.key.rule = geometry.key_rule;
   view.value.code_offset = tile.value_offset();
   view.value.scale_offset = tile.value_scale_offset();
-  view.value.book = code.value_book;
+  if (has_book(tile.value)) view.value.book = code.value_book;
   view.value.rule = geometry.value_rule;
   for (Kind kind : {Kind::kKey, Kind::kValue}) {
     DeviceSide& side = kind == Kind::kKey ? view.key : view.value;
     const int index = static_cast<int>(kind);
+    if (place.rows[index] >= 0)
+      side.rows = reinterpret_cast<const RowTables*>(tables_.data() + place.rows[index]);
     if (place.signs[index] >= 0)
       side.signs = reinterpret_cast<const uint32_t*>(tables_.data() + place.signs[index]);
     if (kind == Kind::kKey ? has_key_centre : has_value_centre) side.centre = centre(layer, kind);
@@ -271,19 +278,8 @@ void Arena::initialise(const Geometry& geometry, cudaStream_t stream) {
       if (geometry.in_group(layer, group)) *memory++ = pages(geometry, layer, group);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (!geometry.stores(layer)) continue;
-    const int num_kv_heads = geometry.layers[layer].num_kv_heads;
-    const format::TileLayout tile = geometry.tile(layer);
-    const LayerPlaces& place = places_.layers[layer];
-    for (int kind = 0; kind < 2; kind++) {
-      const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-      if (side.raw()) continue;
-      uint64_t* signs = reinterpret_cast<uint64_t*>(constants.data() + (place.signs[kind] - first));
-      const int words = format::sign_words(side.stored);
-      for (int head = 0; head < num_kv_heads; head++) {
-        const uint64_t base = geometry.stream_base(layer, head, static_cast<Kind>(kind));
-        for (int word = 0; word < words; word++) signs[head * words + word] = format::stream_word(base, word);
-      }
-    }
+    fill_layer_tables(geometry, layer, places_.layers[layer], first, constants.data(),
+                      tables_.data() + first);
   }
   check_cuda(runtime().memset_async(tables_.data(), 0, static_cast<size_t>(first), stream),
              "cudaMemsetAsync");

@@ -89,6 +89,8 @@ struct LayerPlaces {
   int64_t pages, raw;
   int64_t signs[2];
   int64_t centre[2];
+  int64_t rows[2];  // RowTables
+  int64_t sketch;   // signs or matrices of prod keys
 };
 struct ArenaPlaces {
   std::vector<LayerPlaces> layers;

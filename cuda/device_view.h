@@ -6,6 +6,7 @@
 // Lengths and rows are 32-bit here: check_cuda_backend refuses configurations whose sequences or batches
 // could pass 2^31 - 1 tokens. Byte offsets of pages are 64-bit.
 #pragma once
+#include "cuda/code/row_tables.h"
 #include "requests.h"
 
 namespace tq {
@@ -73,8 +74,8 @@ struct DevicePlan {
 struct DeviceSide {
   format::SideLayout layout;  // d, D, bits, groups
   int32_t code_offset;        // of the side's words (or raw rows) in a tile, bytes
-  int32_t scale_offset;       // of its 32 bfloat16 scales in a tile, bytes; unused for raw sides
-  format::Codebook book;      // unused for raw sides
+  int32_t scale_offset;       // of its scales in a tile, bytes; unused for raw sides
+  format::Codebook book;      // where has_book says so; zeros otherwise
   format::ScaleRule rule;
   int32_t search;  // 0 or 1
   // [num_kv_heads][sign_stride]; coordinate i of head h: bit i % 32 of word h * sign_stride + i / 32
@@ -84,6 +85,7 @@ struct DeviceSide {
   // of the first page of exact copies [num_kv_heads][32 tokens][dim] io_dtype, raw_page_elements from page to
   // page; null without window and sinks
   void* raw;
+  const RowTables* rows;  // of coded rows, else null
 };
 
 struct DeviceLayer {

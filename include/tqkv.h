@@ -241,10 +241,10 @@ typedef int32_t tq_scale_rule;
 #define TQ_SCALE_NORM 3     /* the vector keeps its length */
 #define TQ_SCALE_PAPER 4    /* |x| times the published codebook; scale search is off with it */
 
-/* In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8
- * bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred; beyond +-65504
- * it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. TRELLIS: caches alone, 2 3 4 bits; the bytes
- * of SCALAR with an error a quarter to a third lower, and an append several times as long. */
+/* PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8 bits, each group of neighbours with a
+ * float16 scale and zero, neither rotated nor centred; beyond +-65504 it saturates (TQ_NOTICED_SATURATED).
+ * LEVELS: 1 2 3 4 5 6 8 bits. TRELLIS: caches alone, on the CPU, 2 3 4 bits; the bytes of SCALAR with an
+ * error a quarter to a third lower, and an append several times as long. */
 typedef int32_t tq_code_family;
 #define TQ_CODE_SCALAR 1  /* Lloyd-Max levels for each coordinate (TurboQuant_mse) */
 #define TQ_CODE_PROD 2    /* these at one bit less, and signs of a sketch of the residual (TurboQuant_prod) */
@@ -340,7 +340,7 @@ typedef struct tq_cache_config {
                             * 128 */
   int32_t value_dim;       /* 0 = head_dim; likewise. Required where layers are TQ_LATENT */
   int32_t io_dtype;        /* type of k, v, q and out; required */
-  int32_t key_bits;        /* 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given */
+  int32_t key_bits;        /* 1 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given */
   int32_t value_bits;
   int32_t code_family;     /* TQ_CODE_* of both sides; 0 = TQ_CODE_SCALAR. 16 bits are raw in any family */
   const int32_t *layer_key_bits;   /* [num_layers] or NULL: bits per layer, overriding key_bits where not 0 */

@@ -119,13 +119,9 @@ void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reason
   }
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
     const format::CodeId key = geometry.layers[layer].key_code, value = geometry.layers[layer].value_code;
-    const auto has = [](format::CodeId code) {
-      return code.raw() || code.family == format::CodeFamily::kScalar;
-    };
-    const bool key_lacks = !has(key);
-    if (!key_lacks && has(value)) continue;
-    reasons.add(Status::kNotSupported, "layer %d: %s_family = %d: CPU only, CUDA has TQ_CODE_SCALAR (1)",
-                layer, key_lacks ? "key" : "value", static_cast<int>((key_lacks ? key : value).family));
+    if (!key.trellis() && !value.trellis()) continue;
+    reasons.add(Status::kNotSupported, "layer %d: %s_family = 5 (TQ_CODE_TRELLIS): CPU only", layer,
+                key.trellis() ? "key" : "value");
     break;
   }
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {

@@ -181,7 +181,7 @@ void resolve_threads_and_pool(tq_cache_config& c, ReasonList& reasons) {
 std::vector<int32_t> resolve_side_bits(const char* name, const char* layer_name, int32_t bits,
                                        const int32_t* layer_bits, int32_t num_layers, bool has_layers,
                                        ReasonList& reasons) {
-  const ListText<7> list(format::kCodeBits);
+  const ListText<8> list(format::kAllCodeBits);
   std::vector<int32_t> result(static_cast<size_t>(num_layers), bits);
   if (bits != 0 && !format::is_code_bits(bits))
     reasons.add(kBad, "%s = %d: must be one of %s", name, bits, list.text);

@@ -81,7 +81,7 @@ void check_dims(int32_t layer, const tq_layer_config& own, const tq_layer_config
 
 void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_config& full,
                  LayerReasons& reasons) {
-  const ListText<7> list(format::kCodeBits);
+  const ListText<8> list(format::kAllCodeBits);
   for (const Field field :
        {Field{"key_bits", &tq_layer_config::key_bits}, Field{"value_bits", &tq_layer_config::value_bits}}) {
     const int32_t value = own.*field.member;
@@ -200,8 +200,9 @@ format::CodeId code_of(int32_t family, int32_t bits, int32_t group, bool latent)
 format::Codebook layer_codebook(int dim, format::CodeId code, const tq_codebook* custom) {
   return code.family == format::CodeFamily::kProd ? codebook_of(dim, code.bits - 1, nullptr)
          : code.trellis()                         ? format::trellis_codebook(code.bits)
-         : code.by_rows() && code.family != format::CodeFamily::kRows ? format::Codebook{}
-                                                                      : codebook_of(dim, code.bits, custom);
+         : code.family == format::CodeFamily::kScalar || code.family == format::CodeFamily::kRows
+             ? codebook_of(dim, code.bits, custom)
+             : format::Codebook{};
 }
 
 }  // namespace

@@ -47,7 +47,8 @@ struct UniformGeometry : Geometry {
     layer.key_code = key_code;
     layer.value_code = value_code;
     const auto has_book = [](format::CodeId id) {
-      return !id.by_rows() || id.family == format::CodeFamily::kRows;
+      return !id.by_rows() || id.family == format::CodeFamily::kRows ||
+             id.family == format::CodeFamily::kScalar;
     };
     if (has_book(key_code)) layer.key_book = format::builtin_codebook(head_dim, key_code);
     if (key_code.family == format::CodeFamily::kProd) {

@@ -54,7 +54,7 @@ type Config struct {
 	HeadDim        int32 // a multiple of 4 from 8 to 256, 512 or 576
 	ValueDim       int32 // 0 = HeadDim; same list
 	IODtype        Dtype // required: type of k, v, q and out
-	KeyBits        int32 // 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
+	KeyBits        int32 // 1 2 3 4 5 6 8, or 16 = raw; required unless LayerKeyBits is given
 	ValueBits      int32
 	CodeFamily     CodeFamily // 0 = scalar
 	LayerKeyBits   []int32    // NumLayers of them or none; override KeyBits where not 0

@@ -11,6 +11,7 @@
 // included, meets bytes that were never written.
 #pragma once
 #include "cuda/append/job.cuh"
+#include "cuda/append/rows.cuh"
 #include "cuda/append/tile.cuh"
 #include "cuda/append/token.cuh"
 #include "cuda/ptx/prefetch.cuh"
@@ -55,14 +56,15 @@ __device__ __forceinline__ bool next_piece(const AppendParams& args, AppendJob* 
 __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob& job, uint8_t* tile,
                                            bool words, int first, int step) {
   if (!job.fresh() || job.end == format::kTileTokens) return;
-  if (side.layout.raw()) {
-    uint16_t* rows = reinterpret_cast<uint16_t*>(tile + side.code_offset);
-    for (int i = job.end * side.layout.dim + first; i < format::kTileTokens * side.layout.dim; i += step)
-      rows[i] = 0;
+  uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
+  const int per_token = side.layout.scales_per_token();
+  for (int i = job.end * per_token + first; i < format::kTileTokens * per_token; i += step) scales[i] = 0;
+  if (side.layout.by_rows()) {
+    uint32_t* rows = reinterpret_cast<uint32_t*>(tile + side.code_offset);
+    const int row_words = side.layout.row_words();
+    for (int i = job.end * row_words + first; i < format::kTileTokens * row_words; i += step) rows[i] = 0;
     return;
   }
-  uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
-  for (int i = job.end + first; i < format::kTileTokens; i += step) scales[i] = 0;
   if (!words) return;
   uint4* all = reinterpret_cast<uint4*>(tile + side.code_offset);
   for (int i = first; i < side.layout.code_bytes() / 16; i += step) all[i] = make_uint4(0, 0, 0, 0);
@@ -75,28 +77,27 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
   using Buffer = CodeBuffer<kStored>;
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
   uint8_t* tile = job_tile(args.layer, job);
-  const bool raw = side.layout.raw();
+  const bool by_rows = side.layout.by_rows();
   using Values = ValueMerge<kStored>;
   uint32_t* words = reinterpret_cast<uint32_t*>(tile + side.code_offset);
   uint32_t stored[code::kMaxGroupWords] = {};
-  const bool early = Values::kEarly && !raw && job.kind == 1 && !job.fresh();
+  const bool early = Values::kEarly && !by_rows && job.kind == 1 && !job.fresh();
   if (early) Values::load(side, job.begin, words, lane, stored);
-  if (!raw && !job.fresh() && !(early && job.end - job.begin == 1))  // words to merge into
+  if (!by_rows && !job.fresh() && !(early && job.end - job.begin == 1))  // words to merge into
     for (int at = kLineBytes * lane; at < side.layout.code_bytes(); at += kLineBytes * 32)
       prefetch_l2(tile + side.code_offset + at);
   clear_rest(side, job, tile, true, lane, 32);
   code::Noticed noticed;
   for (int token = job.begin; token < job.end; token++) {
-    if (raw)
-      copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane,
-                     &noticed);
+    if (by_rows)
+      append_row<kStored>(args, side, job, token, tile, lane, &noticed);
     else
       noticed.replaced |=
           encode_token<kStored>(args, side, job, token, rows + (token - job.begin) * Buffer::kTokenRow, 1,
                                 reinterpret_cast<uint16_t*>(tile + side.scale_offset), lane);
   }
   notice(args.layer, job, noticed, lane);
-  if (raw) return;
+  if (by_rows) return;
   __syncwarp();
   for (int token = job.begin; token < job.end; token++) {
     const uint8_t* row = rows + (token - job.begin) * Buffer::kTokenRow;
@@ -137,22 +138,21 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
             thread = 32 * team_warp + lane;
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
   uint8_t* tile = job_tile(args.layer, job);
-  const bool raw = side.layout.raw(), columns = job.kind == 1;
+  const bool by_rows = side.layout.by_rows(), columns = job.kind == 1;
   uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
   clear_rest(side, job, tile, false, thread, kTeamThreads);
   code::Noticed noticed;
   bool served = false;
   if constexpr (code::GroupVector<kStored>::kSupported)
-    if (!raw && tile_serves<kStored>(args, side, job, zones)) {
+    if (!by_rows && tile_serves<kStored>(args, side, job, zones)) {
       noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
       for (int token = job.begin + team_warp; job.raw_page >= 0 && token < job.end; token += kTeamWarps)
         copy_exact_token(args, side, job, token, lane);
       served = true;
     }
   for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {
-    if (raw) {
-      copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane,
-                     &noticed);
+    if (by_rows) {
+      append_row<kStored>(args, side, job, token, tile, lane, &noticed);
       continue;
     }
     uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
@@ -161,7 +161,7 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   }
   notice(args.layer, job, noticed, lane);
   team_sync(team);
-  if (!raw)
+  if (!by_rows)
     write_tile<kStored>(side, job, buffer, reinterpret_cast<uint32_t*>(tile + side.code_offset), thread);
   team_sync(team);  // the buffer may be written again
 }

@@ -11,8 +11,8 @@ namespace tq::cuda::append {
 
 void launch_append(int stored, const AppendParams& given, int64_t units, int num_units, cudaStream_t stream) {
   AppendParams params = given;
-  params.zones[0] = !given.layer.key.layout.raw() && code::zones_apart(given.layer.key.book);
-  params.zones[1] = !given.layer.value.layout.raw() && code::zones_apart(given.layer.value.book);
+  params.zones[0] = has_book(given.layer.key.layout) && code::zones_apart(given.layer.key.book);
+  params.zones[1] = has_book(given.layer.value.layout) && code::zones_apart(given.layer.value.book);
   // At least one CTA a multiprocessor: a graph captured on a small plan may be replayed on a large one.
   const int64_t grid =
       std::min(std::max<int64_t>(units, num_units), static_cast<int64_t>(ctas_per_unit(stored)) * num_units);

@@ -78,21 +78,18 @@ __device__ __forceinline__ void copy_exact_token(const AppendParams& args, const
         code::exact_copy(code::load_bits(args.input[job.kind], from + i, type), type, &replaced));
 }
 
-// Loads, centres and encodes one token; codes go to `codes`, `step` bytes between coordinates.
+// One token as it is coded: loaded, its exact copy kept, centred. Returns whether a value was replaced.
 template <int kStored>
-__device__ __forceinline__ bool encode_token(const AppendParams& args, const DeviceSide& side,
-                                             const TileJob& job, int token, uint8_t* codes, int step,
-                                             uint16_t* scales, int lane) {
+__device__ __forceinline__ bool load_token(const AppendParams& args, const DeviceSide& side,
+                                           const TileJob& job, int token, float (&y)[kStored / 32],
+                                           int lane) {
   constexpr int kRegs = kStored / 32;
   const int64_t from = input_row(args, job, token);
   const int64_t target = raw_target(args.layer, side, job, token);
   const int dim = side.layout.dim;
   const DataType type = args.layer.io_dtype;
   bool replaced = false;
-  uint32_t bits[kRegs], signs[kRegs];
-  float y[kRegs];
-#pragma unroll
-  for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
+  uint32_t bits[kRegs];
   load_row<kRegs>(args.input[job.kind], from + lane, dim - lane, type, bits, y);
   if (target >= 0) {
 #pragma unroll
@@ -108,9 +105,23 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
       if (has_coordinate<kRegs>(r, dim - lane)) y[r] = format::sub_rn(y[r], centre[32 * r]);
     sanitise_row<kRegs>(y, &replaced);
   }
+  return replaced;
+}
+
+// Loads and encodes one token; codes go to `codes`, `step` bytes between coordinates.
+template <int kStored>
+__device__ __forceinline__ bool encode_token(const AppendParams& args, const DeviceSide& side,
+                                             const TileJob& job, int token, uint8_t* codes, int step,
+                                             uint16_t* scales, int lane) {
+  constexpr int kRegs = kStored / 32;
+  uint32_t signs[kRegs];
+  float y[kRegs];
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
+  const bool replaced = load_token<kStored>(args, side, job, token, y, lane);
   uint8_t picked[kRegs];
-  const uint16_t scale = code::encode_warp<kStored>(y, side.book, side.rule, side.search != 0, dim, signs,
-                                                    args.zones[job.kind], lane, picked);
+  const uint16_t scale = code::encode_warp<kStored>(
+      y, side.book, side.rule, side.search != 0, side.layout.dim, signs, args.zones[job.kind], lane, picked);
 #pragma unroll
   for (int r = 0; r < kRegs; r++) codes[(lane + 32 * r) * step] = picked[r];
   if (lane == 0) scales[token] = scale;

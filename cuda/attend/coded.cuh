@@ -67,7 +67,7 @@ struct CodedCore {
   // For blocks of few rows.
   using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
   static constexpr bool kHasSmall = kSets > 1;
-  static constexpr bool kMasks = false, kExact = false;
+  static constexpr bool kMasks = false, kExact = false, kByRows = false;
   static constexpr int kRows = kSets * kRowsPerSet;
   static constexpr int kTiles = kTilesPerStep;
   static constexpr int kStepLength = kTiles * format::kTileTokens;

@@ -18,15 +18,23 @@ struct CoreShape {
   int tiles_per_step;
   int max_workers;
   const AttendTuning *tunings, *tunings_end;
+  int row_query_bytes = 0;  // of a query slot, for keys by rows
 };
 
 // exact: the cache keeps exact tokens, which need the query as it came.
 inline CoreShape coded_shape(int dim, int tiles, bool exact) {
   return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
 }
-inline CoreShape generic_shape(int key, int value, bool raw_keys, bool exact) {
-  return CoreShape{raw_keys ? 0 : key,          raw_keys || exact ? key : 0, value, 1, 0,
-                   std::begin(kGenericTunings), std::end(kGenericTunings)};
+inline CoreShape generic_shape(int key, int value, const format::SideLayout& side, bool exact) {
+  const bool raw = side.raw();
+  return CoreShape{raw ? 0 : key,
+                   raw || exact ? key : 0,
+                   value,
+                   1,
+                   0,
+                   std::begin(kGenericTunings),
+                   std::end(kGenericTunings),
+                   row_query_bytes(side)};
 }
 
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);
@@ -36,5 +44,7 @@ template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch);
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch);
+template <int kKey, int kValue>
+void launch_rows(const AttendLaunch& launch);
 
 }  // namespace tq::cuda::attend

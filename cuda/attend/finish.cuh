@@ -156,7 +156,7 @@ __device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo&
   const DeviceSide& side = p.layer.value;
   const int dim = side.layout.dim;
   const RowPlace place = row_place(p, info.q_row, info.query_tokens, info.kv_head, info.q_first + row);
-  if (!side.layout.raw()) {
+  if (side.layout.code().rotated()) {
     unrotate_row<kValue>(r.o, lane);
     const float norm = format::hadamard_norm(format::log2_block(kValue));
 #pragma unroll

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides included: every
-// combination that has no compiled core. One tile a step. The integer query and the 16-bit weights are
-// CodedCore's, but the query is the matrix unit's first operand here, weights are scaled by a quotient where
-// CodedCore takes a power of two, and running maxima are not rounded: the two agree within their rounding,
-// not to the bit. Raw sides are 16-bit numbers in the matrix unit (raw.cuh).
+// One warp's attention over tiles whose widths are known at run time only, raw 16-bit sides and codes by rows
+// (rows.cuh) included: every combination that has no compiled core. One tile a step. The integer query and
+// the 16-bit weights are CodedCore's, but the query is the matrix unit's first operand here, weights are
+// scaled by a quotient where CodedCore takes a power of two, and running maxima are not rounded: the two
+// agree within their rounding, not to the bit. Raw sides are 16-bit numbers in the matrix unit (raw.cuh).
 #pragma once
-#include "cuda/attend/coded.cuh"
+#include "cuda/attend/operands.cuh"
 #include "cuda/attend/raw.cuh"
+#include "cuda/attend/rows.cuh"
 
 namespace tq::cuda::attend {
 
-constexpr float kWeightMax = 65530.0f;  // 16 bits less the rounding of the reciprocal
+// What a kernel takes beside scalar codes: raw sides and exact tokens, whose code would cost the steps of
+// codes some 5 %; and codes by rows.
+enum class Takes { kCodes, kRaw, kRows };
 
-// kAll: raw sides and exact tokens too, whose code would cost the steps of codes some 5 %.
-template <int kKeyDim, int kValueDim, bool kAll>
+template <int kKeyDim, int kValueDim, Takes kTakes>
 struct GenericCore {
+  static constexpr bool kAll = kTakes != Takes::kCodes, kByRows = kTakes == Takes::kRows;
   static constexpr bool kHasSmall = false;
   static constexpr bool kMasks = true, kExact = kAll;  // ALiBi and tree masks; exact tokens
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
@@ -76,12 +79,8 @@ struct GenericCore {
         KeyCode::bytes(group, p.numbers.key_tables.bytes, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-          // Row g: columns 2 (g % 4) and 2 (g % 4) + 1 of its set.
-          const uint2* v = reinterpret_cast<const uint2*>(query) +
-                           (jb * kKeyLoad + (4 * jj + s) % kKeyLoad) * kQuerySets * 32 + lane / 16 * 32 +
-                           lane / 4 % 4 * 8 + lane % 4;
-          const uint2 high = v[0], low = v[4];
-          const uint32_t a[4] = {high.x, low.x, high.y, low.y};
+          uint32_t a[4];
+          query_operand(query, jb * kKeyLoad + (4 * jj + s) % kKeyLoad, lane, a);
           imma_s8s8(c[(4 * jj + s) / kKeyLoad], a, r[2 * s], r[2 * s + 1]);
         }
       }
@@ -109,8 +108,8 @@ struct GenericCore {
           int c[4] = {0, 0, 0, 0};
           imma_u8s8(c, a, r[2 * s], r[2 * s + 1]);
           float(&out)[2] = o[4 * (jb * kLoad + jj) + s];
-          out[0] = fmaf(factor, static_cast<float>(c[0] * 256 + c[2]), out[0]);
-          out[1] = fmaf(factor, static_cast<float>(c[1] * 256 + c[3]), out[1]);
+          out[0] = fmaf(factor, static_cast<float>(whole_product(c, 0)), out[0]);
+          out[1] = fmaf(factor, static_cast<float>(whole_product(c, 1)), out[1]);
         }
       }
     }
@@ -142,6 +141,8 @@ struct GenericCore {
         raw_scores<true, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
       else
         raw_scores<false, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
+    } else if (kByRows && coded_rows(key.layout)) {
+      row_scores<kKeyGroups>(p, stage, query, x, lane);
     } else {
       int c[4][4];
 #pragma unroll
@@ -151,41 +152,46 @@ struct GenericCore {
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         const uint32_t scales = *reinterpret_cast<const uint32_t*>(stage + key.scale_offset + 16 * b + 4 * t);
-        x[2 * b] = static_cast<float>(c[b][0] * 256 + c[b][2]) * low_bf16(scales);
-        x[2 * b + 1] = static_cast<float>(c[b][1] * 256 + c[b][3]) * high_bf16(scales);
+        x[2 * b] = static_cast<float>(whole_product(c[b], 0)) * low_bf16(scales);
+        x[2 * b + 1] = static_cast<float>(whole_product(c[b], 1)) * high_bf16(scales);
       }
     }
 
     // Scores to log2 units, special cases, softmax: as CodedCore, always on the careful path (a raw row's
     // scale may be negative).
+    const bool grouped_value = kByRows && value.layout.family == format::CodeFamily::kGrouped;
     uint32_t value_scales[4];
 #pragma unroll
     for (int b = 0; b < 4; b++)
-      value_scales[b] = kAll && value.layout.raw()
+      value_scales[b] = (kAll && value.layout.raw()) || grouped_value
                             ? 0
                             : *reinterpret_cast<const uint32_t*>(stage + value.scale_offset + 16 * b + 4 * t);
     float top = kMaskedFloor;
     const float scale = rows.scale[g], constant = rows.constant[g];
-    const int begin = rows.begin[g], end = rows.end[g];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      x[i] *= scale;
-      if (p.numbers.softcap_log2 != 0.0f)
+    for (int i = 0; i < 8; i++) x[i] *= scale;
+    if (p.numbers.softcap_log2 != 0.0f) {
+#pragma unroll
+      for (int i = 0; i < 8; i++)
         x[i] = soft_cap(x[i] + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
-      x[i] = clamp_logit(x[i]);
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) x[i] = clamp_logit(x[i]);
     uint32_t seen = 0xFFu;  // tokens of the lane's row
     if (p.plan.mask_rows_at >= 0) apply_masks(p, token, x, value_scales, seen, lane);
+    if (!whole) {
+      const int begin = rows.begin[g], end = rows.end[g];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const int at = token + 8 * (i / 2) + 2 * t + i % 2;
-      if (!whole && (at < begin || at >= end)) {
+      for (int i = 0; i < 8; i++) {
+        const int at = token + 8 * (i / 2) + 2 * t + i % 2;
+        if (at >= begin && at < end) continue;
         x[i] = kMasked;
         value_scales[i / 2] &= i % 2 ? 0x0000FFFFu : 0xFFFF0000u;
         seen &= ~(1u << i);
       }
-      top = fmaxf(top, x[i]);
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) top = fmaxf(top, x[i]);
     uint32_t scale_top = max_bf16x2(max_bf16x2(value_scales[0], value_scales[1]),
                                     max_bf16x2(value_scales[2], value_scales[3]));
 #pragma unroll
@@ -218,24 +224,18 @@ struct GenericCore {
         weigh_raw_values<false>(p, stage + value.code_offset, weight, seen, part, lane);
       return;
     }
-    const float largest_scale = fmaxf(low_bf16(scale_top), high_bf16(scale_top));
-    const float up = largest_scale > 0.0f ? kWeightMax * reciprocal(largest_scale) : 0.0f;
-    const float factor = part * largest_scale * (1.0f / kWeightMax);
-    uint32_t y[8], a[4], integer_sum = 0;
+    if (grouped_value) return grouped_values<kGroups>(p, stage, weight, seen, part, o, lane);
+    float scales[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const float value_scale = i % 2 ? high_bf16(value_scales[i / 2]) : low_bf16(value_scales[i / 2]);
-      y[i] = __float_as_uint(fmaf(weight[i], value_scale * up, kMagic));
-      integer_sum += y[i];
-    }
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const uint32_t u = prmt(y[4 * h], y[4 * h + 1], 0x5410), v = prmt(y[4 * h + 2], y[4 * h + 3], 0x5410);
-      a[2 * h] = prmt(u, v, 0x7531);
-      a[2 * h + 1] = prmt(u, v, 0x6420);
-    }
+    for (int i = 0; i < 8; i++)
+      scales[i] = i % 2 ? high_bf16(value_scales[i / 2]) : low_bf16(value_scales[i / 2]);
+    uint32_t a[4];
+    const WholeWeights weights =
+        whole_weights(weight, scales, fmaxf(low_bf16(scale_top), high_bf16(scale_top)), a);
+    const float factor = part * weights.factor;
+    if (kByRows && coded_rows(value.layout)) return level_values<kGroups>(p, stage, a, factor, o, lane);
     if (value.book.half())
-      half_weight = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight);
+      half_weight = fmaf(factor, static_cast<float>(weights.sum & 0xFFFFFFu), half_weight);
     const uint8_t* words = stage + value.code_offset;
     with_code(value.layout.code(),
               [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
@@ -243,7 +243,10 @@ struct GenericCore {
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {
     if (p.numbers.softcap_log2 == 0.0f) m += query_rows(p).constant[lane >> 2];
-    put_state(to, m, l, half_weight, o, rows, lane);
+    if (kByRows && coded_rows(p.layer.value.layout))
+      put_state<OutputOrder::kQuads>(to, m, l, half_weight, o, rows, lane);
+    else
+      put_state(to, m, l, half_weight, o, rows, lane);
   }
 };
 

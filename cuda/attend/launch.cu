@@ -29,7 +29,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const auto plan_for = [&](AttendTuning t) {
     return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value, stage_bytes, masks,
                           std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits,
-                          t.copies > 0 ? t.copies : INT_MAX);
+                          t.copies > 0 ? t.copies : INT_MAX, shape.row_query_bytes);
   };
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;
@@ -79,7 +79,7 @@ constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence
 constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kCodedInstances)>());
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
-  if (tile.key.raw() || tile.value.raw() || tile.key.stored != tile.value.stored) return nullptr;
+  if (tile.key.by_rows() || tile.value.by_rows() || tile.key.stored != tile.value.stored) return nullptr;
   for (const Compiled& row : kCompiled)
     if (row.is.stored == tile.key.stored && row.is.key_bits == tile.key.bits &&
         row.is.value_bits == tile.value.bits)
@@ -89,17 +89,17 @@ const Compiled* find_compiled(const format::TileLayout& tile) {
 
 struct Generic {
   GenericInstance is;
-  Launcher launch;
+  Launcher launch, rows;  // rows: of sides whose codes lie by rows
 };
 
 template <size_t... kAt>
 constexpr std::array<Generic, sizeof...(kAt)> generic_rows(std::index_sequence<kAt...>) {
-  return {{{kGenericInstances[kAt],
-            launch_generic<kGenericInstances[kAt].key, kGenericInstances[kAt].value>}...}};
+  return {{{kGenericInstances[kAt], launch_generic<kGenericInstances[kAt].key, kGenericInstances[kAt].value>,
+            launch_rows<kGenericInstances[kAt].key, kGenericInstances[kAt].value>}...}};
 }
 constexpr auto kGeneric = generic_rows(std::make_index_sequence<std::size(kGenericInstances)>());
 
-// Masks that add to logits have the generic kernel alone.
+// Masks that add to logits have the generic kernel alone. Every generic kernel has one for codes by rows.
 constexpr bool every_compiled_has_a_generic() {
   for (const CodedInstance& coded : kCodedInstances) {
     bool found = false;
@@ -131,7 +131,7 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
     const AttendTuning least = shape.tunings_end[-1];
     return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value,
                           shape.tiles_per_step * tile.tile_bytes(), masks, least.workers, least.stages,
-                          least.deposits, least.copies)
+                          least.deposits, least.copies, shape.row_query_bytes)
         .total_bytes;
   };
   const Compiled* compiled = find_compiled(tile);
@@ -139,20 +139,21 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   int most = 0;
   if (compiled) most = bytes(coded_shape(compiled->is.stored, compiled->is.tiles, exact), {false, true});
   if (generic)
-    most = std::max(
-        most, bytes(generic_shape(generic->is.key, generic->is.value, tile.key.raw(), exact), {true, true}));
+    most = std::max(most,
+                    bytes(generic_shape(generic->is.key, generic->is.value, tile.key, exact), {true, true}));
   return most;
 }
 
 void launch_attend(const AttendLaunch& launch) {
   const DeviceSide &key = launch.layer.key, &value = launch.layer.value;
-  const format::TileLayout tile(key.layout.dim, value.layout.dim, key.layout.bits, value.layout.bits);
+  const format::TileLayout tile(key.layout.dim, value.layout.dim, key.layout.code(), value.layout.code());
   const Compiled* compiled = adds_to_logits(launch.call) ? nullptr : find_compiled(tile);
   const Generic* generic = compiled ? nullptr : find_generic(tile);
   TQ_CHECK(compiled || generic, Status::kNotSupported,
            "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,
            value.layout.dim, key.layout.bits, value.layout.bits);
-  (compiled ? compiled->launch : generic->launch)(launch);
+  const bool rows = coded_rows(key.layout) || coded_rows(value.layout);
+  (compiled ? compiled->launch : rows ? generic->rows : generic->launch)(launch);
 }
 
 }  // namespace tq::cuda::attend

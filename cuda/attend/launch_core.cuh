@@ -34,16 +34,27 @@ void launch_coded(const AttendLaunch& launch) {
     launch_core<Core, kWarps>(launch, coded_shape(kDim, kTiles, false));
 }
 
+template <int kKey, int kValue, Takes kTakes>
+void launch_generic_core(const AttendLaunch& launch) {
+  const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
+  constexpr int kWarps = kKey <= 128 && kValue <= 128 ? (kTakes == Takes::kRows ? 16 : 12) : 8;
+  launch_core<GenericCore<kKey, kValue, kTakes>, kWarps>(
+      launch, generic_shape(kKey, kValue, launch.layer.key.layout, exact));
+}
+
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  const bool raw_keys = launch.layer.key.layout.raw();
-  const CoreShape shape = generic_shape(kKey, kValue, raw_keys, exact);
-  constexpr int kWarps = kKey <= 128 && kValue <= 128 ? 12 : 8;
-  if (exact || raw_keys || launch.layer.value.layout.raw())
-    launch_core<GenericCore<kKey, kValue, true>, kWarps>(launch, shape);
+  if (exact || launch.layer.key.layout.raw() || launch.layer.value.layout.raw())
+    launch_generic_core<kKey, kValue, Takes::kRaw>(launch);
   else
-    launch_core<GenericCore<kKey, kValue, false>, kWarps>(launch, shape);
+    launch_generic_core<kKey, kValue, Takes::kCodes>(launch);
+}
+
+// One kernel for all families by rows, with whatever the other side is.
+template <int kKey, int kValue>
+void launch_rows(const AttendLaunch& launch) {
+  launch_generic_core<kKey, kValue, Takes::kRows>(launch);
 }
 
 }  // namespace tq::cuda::attend

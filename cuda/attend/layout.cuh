@@ -126,6 +126,7 @@ struct SmemPlan {
   int32_t
       raw_query_at;  // in a query slot: the query for raw keys and exact tokens (raw.cuh), -1 if not needed
   int32_t query_rows_at;
+  int32_t row_query_at;  // in a query slot: what keys by rows need beside (row_query.cuh)
   int32_t mask_rows_at;  // in a query slot: MaskRows, -1 if not needed
   int32_t ranges_at;     // UnitRanges of kUnitSlots units, -1 if not needed
   int32_t query_slot_bytes;
@@ -140,9 +141,10 @@ struct MaskNeeds {
 };
 
 // stored_key: integers of a query row (0: raw keys); raw_dim: numbers of a row kept for raw keys and exact
-// tokens (0: none).
+// tokens (0: none). row_query_bytes: of a slot, for keys by rows.
 inline SmemPlan make_smem_plan(int stored_key, int raw_dim, int stored_value, int stage_bytes,
-                               MaskNeeds masks, int workers, int stages, int deposits, int copies) {
+                               MaskNeeds masks, int workers, int stages, int deposits, int copies,
+                               int row_query_bytes = 0) {
   SmemPlan plan = {};
   plan.workers = workers;
   plan.stages = stages;
@@ -154,8 +156,11 @@ inline SmemPlan make_smem_plan(int stored_key, int raw_dim, int stored_value, in
   plan.stage_pitch = smem_round_up(stage_bytes);
   plan.query_rows_at = query_rows_at(stored_key);
   plan.raw_query_at = raw_dim ? plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) : -1;
-  const int query_end =
-      plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * raw_dim * 4;
+  plan.row_query_at =
+      smem_round_up(plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) + kRowsPerBlock * raw_dim * 4);
+  const int query_end = row_query_bytes > 0 ? plan.row_query_at + row_query_bytes
+                                            : plan.query_rows_at + static_cast<int>(sizeof(QueryRows)) +
+                                                  kRowsPerBlock * raw_dim * 4;
   plan.mask_rows_at = masks.rows ? smem_round_up(query_end) : -1;
   plan.query_slot_bytes =
       smem_round_up(masks.rows ? plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)) : query_end);

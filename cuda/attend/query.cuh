@@ -4,6 +4,7 @@
 // bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
 #pragma once
 #include "cuda/attend/raw.cuh"
+#include "cuda/attend/row_query.cuh"
 #include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 
@@ -21,7 +22,7 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                               int lane) {
   constexpr int kStored = Core::kKey, kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
-  const bool coded = !side.layout.raw();
+  const bool coded = !side.layout.raw(), by_rows = Core::kByRows && coded_rows(side.layout);
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, kv_head, signs);
@@ -58,7 +59,12 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       query.scale = raw_scale;
     }
     bool wild = !(size.largest * p.numbers.scale_log2 <= 1e6f);
-    if (coded) {
+    if constexpr (Core::kByRows)
+      if (by_rows) {
+        query = row_query<kStored>(p, kv_head, signs, size.exponent, x, r, slot, lane);
+        wild = is_wild(query.scale);
+      }
+    if (coded && !by_rows) {
       // k position = lane of matrix step i; of a lane's two registers the first has positions 0-15
       uint8_t* to =
           slot + r / kRowsPerSet * 256 + (r % kRowsPerSet * 8 + lane % 16 / 4) * 8 + lane / 16 * 4 + lane % 4;

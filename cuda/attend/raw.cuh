@@ -163,11 +163,14 @@ __device__ __forceinline__ void raw_values(const uint8_t* rows, int dim, const u
   }
 }
 
-// First coordinate of o[i] of a lane: in the order of the matrix instruction, or in that of pieces.
-enum class OutputOrder { kColumns, kPieces };
+// Coordinates of o[i] of a lane, less those of the lane: in the order of the matrix instruction, in that of
+// pieces, or of four neighbours each (rows.cuh).
+enum class OutputOrder { kColumns, kPieces, kQuads };
 template <OutputOrder kOrder>
 constexpr int output_at(int i) {
-  return kOrder == OutputOrder::kColumns ? 8 * i : i / 4 * 32 + i % 4 * 2;
+  return kOrder == OutputOrder::kColumns  ? 8 * i
+         : kOrder == OutputOrder::kPieces ? i / 4 * 32 + i % 4 * 2
+                                          : i / 4 * 32 + i % 4;
 }
 
 // A warp's state to a deposit. l and half: this lane's share of the row's sums; half is what every coordinate
@@ -183,8 +186,14 @@ __device__ __forceinline__ void put_state(float* to, float m, float l, float hal
   if (g >= rows) return;
   float* row = to + g * row_floats(8 * N) + (kOrder == OutputOrder::kColumns ? 2 : 8) * t;
 #pragma unroll
-  for (int i = 0; i < N; i++)
-    *reinterpret_cast<float2*>(row + output_at<kOrder>(i)) = make_float2(o[i][0], o[i][1]);
+  for (int i = 0; i < N; i++) {
+    if constexpr (kOrder == OutputOrder::kQuads) {
+      row[output_at<kOrder>(i)] = o[i][0];
+      row[output_at<kOrder>(i) + 4] = o[i][1];
+    } else {
+      *reinterpret_cast<float2*>(row + output_at<kOrder>(i)) = make_float2(o[i][0], o[i][1]);
+    }
+  }
   if (t == 0) {
     float* sums = to + kRowsPerBlock * row_floats(8 * N);
     sums[g] = l > 0.0f ? m : minus_infinity();

@@ -39,8 +39,8 @@ constexpr AttendTuning kAttendTunings[] = {
 // Of the generic kernel, which has raw sides: its steps are large, and workers with two buffers count for
 // more than places for deposits.
 constexpr AttendTuning kGenericTunings[] = {
-    {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {8, 2, 4, 4, INT_MAX},
-    {6, 2, 4, 4, INT_MAX}, {5, 2, 4, 4, INT_MAX}, {4, 2, 4, 4, INT_MAX},
-    {4, 1, 4, 4, INT_MAX}, {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
+    {10, 2, 8, 8, 6656},   {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {8, 2, 4, 4, INT_MAX},
+    {6, 2, 4, 4, INT_MAX}, {5, 2, 4, 4, INT_MAX}, {4, 2, 4, 4, INT_MAX}, {4, 1, 4, 4, INT_MAX},
+    {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
 
 }  // namespace tq::cuda::attend

@@ -9,11 +9,9 @@
 
 namespace tq::cuda::code {
 
-// The bfloat16 scale of a vector whose largest magnitude had `exponent`; n2: sum of squares of y.
+// The bfloat16 scale of a vector whose largest magnitude had `exponent`.
 template <int kStored>
-__device__ __forceinline__ uint16_t stored_scale(const format::ScalarFit& fit, format::ScaleRule rule,
-                                                 float n2, int exponent) {
-  const float s = format::fitted_scale(rule, fit.kept, n2, fit.paper);
+__device__ __forceinline__ uint16_t stored_scale(float s, int exponent) {
   const float norm_rot = format::hadamard_norm(format::log2_block(kStored));
   return format::bf16_from_float(mul_rn(mul_rn(s, norm_rot), format::exp2_int(exponent)));
 }
@@ -44,31 +42,33 @@ __device__ __forceinline__ float kept_square_group(float (&y)[kStored / GroupVec
   return mul_rn(sum[0], format::exp2_int(-format::log2_block(kStored)));
 }
 
-// y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. zones:
-// zones_apart(book). Leaves codes and returns the bfloat16 scale.
+// y: sanitised, centred, padded coordinates lane + 32 r. signs: the head's words of 32. False: a zero vector,
+// y is left as it was.
 template <int kStored>
-__device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book,
-                                                format::ScaleRule rule, bool search_on, int dim,
-                                                const uint32_t (&signs)[kStored / 32], bool zones, int lane,
-                                                uint8_t (&codes)[kStored / 32]) {
+__device__ __forceinline__ bool rotate_warp(float (&y)[kStored / 32], const uint32_t (&signs)[kStored / 32],
+                                            int lane, int* exponent) {
   using S = WarpVector<kStored>;
   float a = 0;
 #pragma unroll
   for (int r = 0; r < S::kRegs; r++) a = fmaxf(a, abs_float(y[r]));
   a = all_max(a);
-  if (a < format::exp2_int(format::kMinExponent)) {
-#pragma unroll
-    for (int r = 0; r < S::kRegs; r++) codes[r] = 0;
-    return 0;
-  }
-  const int exponent = static_cast<int>(__float_as_uint(a) >> 23) - 127;
-  const float down = format::exp2_int(-exponent);
+  if (a < format::exp2_int(format::kMinExponent)) return false;
+  *exponent = static_cast<int>(__float_as_uint(a) >> 23) - 127;
+  const float down = format::exp2_int(-*exponent);
 #pragma unroll
   for (int r = 0; r < S::kRegs; r++)
     y[r] = __uint_as_float(__float_as_uint(mul_rn(y[r], down)) ^ (signs[r] << (31 - lane) & 0x80000000u));
   warp_fwht<kStored>(y, lane);
   warp_mix<kStored, false>(y);
+  return true;
+}
 
+// Scalar codes of a rotated vector, which it may destroy, and the bfloat16 scale. zones: zones_apart(book).
+template <int kStored, int kMostBits>
+__device__ __forceinline__ uint16_t fit_warp(float (&y)[kStored / 32], const format::Codebook& book,
+                                             format::ScaleRule rule, bool search_on, int dim, bool zones,
+                                             int exponent, int lane, uint8_t (&codes)[kStored / 32]) {
+  using S = WarpVector<kStored>;
   float squares[S::kRegs];
 #pragma unroll
   for (int r = 0; r < S::kRegs; r++) squares[r] = mul_rn(y[r], y[r]);
@@ -77,13 +77,27 @@ __device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const 
   const float rms = sqrt_rn(div_rn(n2[0], static_cast<float>(kStored)));
 
   const bool all_steps = search_on && rule != format::ScaleRule::kPaper;
-  format::ScalarFit fit = fit_scalar_warp<kStored>(book, all_steps, zones, y, rms, lane, codes);
+  format::ScalarFit fit = fit_scalar_warp<kStored, kMostBits>(book, all_steps, zones, y, rms, lane, codes);
   if (format::fits_kept_part(rule, dim, kStored)) {
 #pragma unroll
     for (int r = 0; r < S::kRegs; r++) y[r] = format::code_level(book, codes[r]);
     fit.kept.qq = kept_square_warp<kStored>(y, dim, lane);
   }
-  return stored_scale<kStored>(fit, rule, n2[0], exponent);
+  return stored_scale<kStored>(format::fitted_scale(rule, fit.kept, n2[0], fit.paper), exponent);
+}
+
+// As rotate_warp and fit_warp, of zero vectors too. Leaves codes and returns the scale.
+template <int kStored>
+__device__ __forceinline__ uint16_t encode_warp(float (&y)[kStored / 32], const format::Codebook& book,
+                                                format::ScaleRule rule, bool search_on, int dim,
+                                                const uint32_t (&signs)[kStored / 32], bool zones, int lane,
+                                                uint8_t (&codes)[kStored / 32]) {
+  int exponent;
+  if (rotate_warp<kStored>(y, signs, lane, &exponent))
+    return fit_warp<kStored, 8>(y, book, rule, search_on, dim, zones, exponent, lane, codes);
+#pragma unroll
+  for (int r = 0; r < kStored / 32; r++) codes[r] = 0;
+  return 0;
 }
 
 // y: sanitised, centred, padded. most: bits of the lane's largest magnitude. signs: the head's words of 32.
@@ -130,7 +144,7 @@ __device__ __forceinline__ uint16_t encode_group(float (&y)[kStored / GroupVecto
     }
     fit.kept.qq = kept_square_group<kStored>(y, dim, t);
   }
-  return zero ? 0 : stored_scale<kStored>(fit, rule, n2[0], exponent);
+  return zero ? 0 : stored_scale<kStored>(format::fitted_scale(rule, fit.kept, n2[0], fit.paper), exponent);
 }
 
 }  // namespace tq::cuda::code

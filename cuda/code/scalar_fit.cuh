@@ -209,27 +209,31 @@ __device__ __forceinline__ format::QuantiseResult fit_8(const float (&y)[kStored
 }
 
 // Codes of y by the codebook, and what the scale is fitted to. all_steps: the rule asks for the search and it
-// is on. zones: zones_apart(book).
-template <int kStored>
+// is on. zones: zones_apart(book). kMostBits: of books that come here.
+template <int kStored, int kMostBits = 8>
 __device__ __forceinline__ format::ScalarFit fit_scalar_warp(const format::Codebook& book, bool all_steps,
                                                              bool zones, const float (&y)[kStored / 32],
                                                              float rms, int lane,
                                                              uint8_t (&codes)[kStored / 32]) {
   format::ScalarFit fit = {{0.0f, 1.0f}, mul_rn(rms, book.unit)};
+  if (kMostBits < 8 && book.bits == 1) {  // one magnitude: no step changes a code
+    fit.kept = fit_steps<kStored, 1, 1>(book, y, fit.paper, lane, codes);
+    return fit;
+  }
   if (all_steps && zones) {
     fit.kept = fit_zones<kStored>(book, y, fit.paper, lane, codes);
     return fit;
   }
   with_code(format::scalar_code(book.bits), [&](auto code) {
     constexpr int kBits = decltype(code)::kBits;
-    if constexpr (kBits == 8) {
+    if constexpr (kBits == 8 && kMostBits == 8) {
       float max_y = 0;
 #pragma unroll
       for (int r = 0; r < kStored / 32; r++) max_y = fmaxf(max_y, abs_float(y[r]));
       max_y = all_max(max_y);
       fit.kept = fit_8<kStored>(y, max_y, codes);
       fit.paper = div_rn(max_y, 127.0f);
-    } else {
+    } else if constexpr (kBits <= kMostBits) {
       fit.kept = fit_width<kStored, kBits>(book, all_steps, y, fit.paper, lane, codes);
     }
   });

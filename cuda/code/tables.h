@@ -2,6 +2,7 @@
 // Levels of a scalar code as look-up tables for byte permutes: one signed byte a level, or the two bytes of a
 // half. Made on the host from a codebook, handed to kernels by value, so that they lie in constant memory.
 #pragma once
+#include "cuda/code/row_tables.h"
 #include "format/codebook.h"
 
 namespace tq {
@@ -49,9 +50,9 @@ inline HalfTable half_table(const format::Codebook& book) {
   return table;
 }
 
-// Zeros for a raw side, which has no codebook.
+// Zeros for a side that has no codebook.
 inline CodeTables code_tables(const format::SideLayout& layout, const format::Codebook& book) {
-  return layout.raw() ? CodeTables{} : CodeTables{byte_table(book), half_table(book)};
+  return has_book(layout) ? CodeTables{byte_table(book), half_table(book)} : CodeTables{};
 }
 
 }  // namespace cuda

@@ -47,24 +47,36 @@ __device__ __forceinline__ void store_codes(const MoveSide& side, uint8_t* const
   });
 }
 
+template <class Piece>
 __device__ __forceinline__ void gather_rows(const MoveSide& side, const Source* sources, int units,
                                             uint8_t* image) {
-  const int quads = side.column_bytes / 16;
-  for_items(units, kUnitTokens * quads, [&](int unit, int item) {
-    const Source& from = sources[unit * kUnitTokens + item / quads];
+  const int pieces = side.column_bytes / static_cast<int>(sizeof(Piece));
+  for_items(units, kUnitTokens * pieces, [&](int unit, int item) {
+    const Source& from = sources[unit * kUnitTokens + item / pieces];
     const uint8_t* row = from.unit + static_cast<int64_t>(from.token) * side.row_bytes + side.column;
-    reinterpret_cast<uint4*>(image + unit * side.image_bytes())[item] =
-        from.unit ? reinterpret_cast<const uint4*>(row)[item % quads] : make_uint4(0, 0, 0, 0);
+    reinterpret_cast<Piece*>(image + unit * side.image_bytes())[item] =
+        from.unit ? reinterpret_cast<const Piece*>(row)[item % pieces] : Piece{};
   });
 }
+template <class Piece>
 __device__ __forceinline__ void store_rows(const MoveSide& side, uint8_t* const* targets, int units,
                                            const uint8_t* image) {
-  const int quads = side.column_bytes / 16;
-  for_items(units, kUnitTokens * quads, [&](int unit, int item) {
-    uint8_t* row = targets[unit] + static_cast<int64_t>(item / quads) * side.row_bytes + side.column;
-    reinterpret_cast<uint4*>(row)[item % quads] =
-        reinterpret_cast<const uint4*>(image + unit * side.image_bytes())[item];
+  const int pieces = side.column_bytes / static_cast<int>(sizeof(Piece));
+  for_items(units, kUnitTokens * pieces, [&](int unit, int item) {
+    uint8_t* row = targets[unit] + static_cast<int64_t>(item / pieces) * side.row_bytes + side.column;
+    reinterpret_cast<Piece*>(row)[item % pieces] =
+        reinterpret_cast<const Piece*>(image + unit * side.image_bytes())[item];
   });
+}
+// f(Piece()) with the side's piece.
+template <class F>
+__device__ __forceinline__ void with_piece(const MoveSide& side, const F& f) {
+  if (side.piece_bytes == 16)
+    f(uint4());
+  else if (side.piece_bytes == 4)
+    f(uint32_t());
+  else
+    f(uint16_t());
 }
 
 // grid: sides * max_heads
@@ -106,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) move_kernel(const __grid_constant__ 
       if (source.unit)
         scale = reinterpret_cast<const uint16_t*>(source.unit + side.scale_offset)[source.token];
     } else {
-      gather_rows(side, sources, units, image);
+      with_piece(side, [&](auto piece) { gather_rows<decltype(piece)>(side, sources, units, image); });
     }
     __syncthreads();  // everything is read that the stores may overwrite
     if (side.table) {
@@ -114,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) move_kernel(const __grid_constant__ 
       if (own_unit < units)
         reinterpret_cast<uint16_t*>(targets[own_unit] + side.scale_offset)[own_token] = scale;
     } else {
-      store_rows(side, targets, units, image);
+      with_piece(side, [&](auto piece) { store_rows<decltype(piece)>(side, targets, units, image); });
     }
     __syncthreads();  // sources and targets are the next step's now
   }

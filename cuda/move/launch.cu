@@ -17,7 +17,9 @@ template <typename F>
 void for_sides(const Geometry& g, int layer, const F& f) {
   if (!g.stores(layer)) return;
   const format::TileLayout tile = g.tile(layer);
-  const auto rows = [&](MoveSide side, int64_t offset) {
+  const auto rows = [&](MoveSide side, int64_t offset, int row_bytes) {
+    side.row_bytes = row_bytes;
+    side.piece_bytes = row_bytes % 16 == 0 ? 16 : row_bytes % 4 == 0 ? 4 : 2;
     for (side.column = 0; side.column < side.row_bytes; side.column += kMaxColumnBytes) {
       side.column_bytes = std::min(kMaxColumnBytes, side.row_bytes - side.column);
       f(side, offset);
@@ -39,13 +41,16 @@ void for_sides(const Geometry& g, int layer, const F& f) {
                      0,
                      0,
                      0,
+                     0,
                      0};
-    side.scale_offset = (key ? tile.key_scale_offset() : tile.value_scale_offset()) - offset;
-    side.row_bytes = layout.raw() ? 2 * layout.dim : 0;
-    if (layout.raw())
-      rows(side, offset);
-    else
+    const int scales = key ? tile.key_scale_offset() : tile.value_scale_offset();
+    side.scale_offset = scales - offset;
+    if (!layout.by_rows()) {
       f(side, offset);
+      continue;
+    }
+    rows(side, offset, layout.row_bytes());
+    if (layout.scale_bytes() > 0) rows(side, scales, layout.scale_bytes() / kUnitTokens);
   }
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     if (!g.has_exact()) break;
@@ -61,10 +66,11 @@ void for_sides(const Geometry& g, int layer, const F& f) {
                            kind,
                            nullptr,
                            0,
-                           row_bytes,
+                           0,
+                           0,
                            0,
                            0};
-    rows(side, key ? 0 : g.raw_value_offset(layer));
+    rows(side, key ? 0 : g.raw_value_offset(layer), row_bytes);
   }
 }
 
@@ -81,10 +87,10 @@ MoveSpace::Places::Places(const Geometry& g) : num_tables(0), num_sides(0), byte
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       int index = -1;
-      for (size_t i = 0; !side.raw() && i < known.size(); i++)
+      for (size_t i = 0; !side.by_rows() && i < known.size(); i++)
         if (known[i].code == side.code() && known[i].kind == kind && known[i].jv == side.jv)
           index = static_cast<int>(i);
-      if (!side.raw() && index < 0) {
+      if (!side.by_rows() && index < 0) {
         index = static_cast<int>(known.size());
         known.push_back(Known{side.code(), kind, side.jv});
       }

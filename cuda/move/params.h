@@ -13,7 +13,8 @@ constexpr int kStepTokens = kThreads;             // at most, in one step: a thr
 constexpr int kImageBytes = 32768;                // of shared memory: the units of a step, of one side
 constexpr int kMaxColumnBytes = kImageBytes / kUnitTokens;
 
-// One side of one layer, or some columns of it: its codes, its rows of a raw side, or its exact copies.
+// One side of one layer, or some columns of it: its codes, the rows or the scales of a side by rows, or its
+// exact copies.
 struct MoveSide {
   uint8_t* first;      // its first byte in page 0, kv head 0
   int64_t page_bytes;  // from page to page
@@ -25,8 +26,9 @@ struct MoveSide {
   Kind kind;
   const format::MoveTable* table;
   int32_t scale_offset;
-  // Rows: one token behind the other; the bytes of each that this side stands for, all multiples of 16.
-  int32_t row_bytes, column, column_bytes;
+  // Rows: one token behind the other; the bytes of each that this side stands for, all multiples of
+  // piece_bytes: 16, 4 or 2.
+  int32_t row_bytes, column, column_bytes, piece_bytes;
 
   TQ_HD int image_bytes() const { return table ? layout.code_bytes() : kUnitTokens * column_bytes; }
 };

@@ -5,6 +5,7 @@
 #pragma once
 #include "cuda/code/dispatch.cuh"
 #include "cuda/code/raw.cuh"
+#include "cuda/code/rows.cuh"
 #include "cuda/code/warp_vector.cuh"
 #include "cuda/pages/params.h"
 #include "cuda/warp/elements.cuh"
@@ -42,15 +43,30 @@ __device__ __forceinline__ void read_coded(const ReadParams& args, int head, con
                                            int64_t to, int lane) {
   constexpr int kRegs = kStored / 32;
   const DeviceSide& side = args.side();
-  const float scale =
-      format::float_from_bf16(reinterpret_cast<const uint16_t*>(tile + side.scale_offset)[token]);
+  const format::SideLayout& layout = side.layout;
   float y[kRegs];
-  with_code(side.layout.code(), [&](auto code) {
-    decode_token<decltype(code), kStored>(args, reinterpret_cast<const uint32_t*>(tile + side.code_offset),
-                                          token, lane, y);
-  });
+  if (layout.by_rows()) {
+    const code::RowSource row = {
+        reinterpret_cast<const uint32_t*>(tile + side.code_offset) + token * layout.row_words(),
+        reinterpret_cast<const uint16_t*>(tile + side.scale_offset) + token * layout.scales_per_token()};
+    code::decode_row<kStored>(side, head, row, lane, y);
+    if (!layout.code().rotated()) {
 #pragma unroll
-  for (int r = 0; r < kRegs; r++) y[r] = format::mul_rn(scale, y[r]);
+      for (int r = 0; r < kRegs; r++)
+        if (lane + 32 * r < layout.dim)
+          store_scalar(args.output, to + lane + 32 * r, args.layer.io_dtype, y[r]);
+      return;
+    }
+  } else {
+    const float scale =
+        format::float_from_bf16(reinterpret_cast<const uint16_t*>(tile + side.scale_offset)[token]);
+    with_code(layout.code(), [&](auto code) {
+      decode_token<decltype(code), kStored>(args, reinterpret_cast<const uint32_t*>(tile + side.code_offset),
+                                            token, lane, y);
+    });
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) y[r] = format::mul_rn(scale, y[r]);
+  }
   code::warp_mix<kStored, true>(y);
   code::warp_fwht<kStored>(y, lane);
   const float norm_rot = format::hadamard_norm(format::log2_block(kStored));

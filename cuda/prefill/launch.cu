@@ -76,7 +76,7 @@ constexpr std::array<CompiledGroup, sizeof...(kAt)> compiled_groups(std::index_s
 constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::size(kGroupInstances)>());
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
-  if (tile.key.dim != tile.value.dim) return nullptr;
+  if (tile.key.dim != tile.value.dim || coded_rows(tile.key) || coded_rows(tile.value)) return nullptr;
   for (const Compiled& row : kCompiled)
     if (row.stored == format::stored_dim(tile.key.dim)) return &row;
   return nullptr;
@@ -182,8 +182,8 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
 
 void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds) {
   const DeviceLayer& layer = launch.layer;
-  const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.bits,
-                                layer.value.layout.bits);
+  const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.code(),
+                                layer.value.layout.code());
   const Compiled* compiled = find_compiled(tile);
   TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
            tile.key.dim, tile.value.dim);

@@ -17,6 +17,11 @@ __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t s
 // also waits for global accesses.
 __device__ __forceinline__ void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }
 
+// The low word of (high : low) >> shift, shift 0 .. 31.
+__device__ __forceinline__ uint32_t funnel_right(uint32_t low, uint32_t high, int shift) {
+  return __funnelshift_r(low, high, shift);
+}
+
 // Every byte becomes 0x00 or 0xFF by its top bit: selector bit 3 copies the sign.
 __device__ __forceinline__ uint32_t byte_signs(uint32_t w) {
   uint32_t r;

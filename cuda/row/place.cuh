@@ -45,12 +45,13 @@ __device__ __forceinline__ int64_t raw_place(const RowParams& p, int raw_slot, i
                              token);
 }
 
-// Sign words of one head: bit lane of word i belongs to coordinate 32 i + lane. Zeros for a raw side.
+// Sign words of one head: bit lane of word i belongs to coordinate 32 i + lane. Zeros for a side that is not
+// rotated.
 template <int kPieces>
 __device__ __forceinline__ void load_signs(const DeviceSide& side, int kv_head, uint32_t (&words)[kPieces]) {
 #pragma unroll
   for (int i = 0; i < kPieces; i++)
-    words[i] = side.layout.raw() ? 0u : __ldg(side.signs + kv_head * side.sign_stride + i);
+    words[i] = !side.layout.code().rotated() ? 0u : __ldg(side.signs + kv_head * side.sign_stride + i);
 }
 
 }  // namespace cuda

@@ -47,9 +47,32 @@ struct CodedQuery {
   int half_sum;    // 1/2 sum of the integers, where levels lie between bytes; else 0
 };
 
+struct RoundedQuery {
+  float unit;  // what one counts
+  int sum;     // of the integers
+};
+// Integers of 16 bits. put(i, high, low) stores the two bytes of coordinate 32 i + lane: integer = 256 * high
+// + low, both signed.
+template <class Arithmetic, int kPieces, class Put>
+__device__ __forceinline__ RoundedQuery round_query(const RowParams& p, const float (&x)[kPieces],
+                                                    const Put& put) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) largest = fmaxf(largest, fabsf(x[i]));
+  largest = all_max(largest);
+  const float up = largest > 0.0f ? Arithmetic::divide(p.numbers.query_max, largest) : 0.0f;
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) {
+    const int q = __float2int_rn(x[i] * up), high = (q + 128) >> 8;
+    sum += q;
+    put(i, static_cast<uint8_t>(high), static_cast<uint8_t>(q - high * 256));
+  }
+  return RoundedQuery{largest * (1.0f / p.numbers.query_max), all_sum(sum)};
+}
+
 // x: divided by 2^exponent and with the sign of the softmax scale, which keeps the transform of large float32
-// queries in range; then rotated and rounded to integers of 16 bits. put(i, high, low) stores the two bytes
-// of coordinate 32 i + lane: integer = 256 * high + low, both signed.
+// queries in range; then rotated and rounded by round_query.
 template <int kStored, class Arithmetic, class Put>
 __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head,
                                                  const uint32_t (&signs)[kStored / 32], int exponent,
@@ -70,23 +93,11 @@ __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head
 #pragma unroll
   for (int i = 0; i < kPieces; i++) x[i] = signs[i] >> lane & 1 ? -x[i] : x[i];
   rotate_row<kStored>(x, lane);
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kPieces; i++) largest = fmaxf(largest, fabsf(x[i]));
-  largest = all_max(largest);
-  const float up = largest > 0.0f ? Arithmetic::divide(p.numbers.query_max, largest) : 0.0f;
-  int sum = 0;
-#pragma unroll
-  for (int i = 0; i < kPieces; i++) {
-    const int q = __float2int_rn(x[i] * up), high = (q + 128) >> 8;
-    sum += q;
-    put(i, static_cast<uint8_t>(high), static_cast<uint8_t>(q - high * 256));
-  }
-  sum = all_sum(sum);
-  if (side.book.half()) coded.half_sum = sum >> 1;
-  coded.scale = fminf(largest * (1.0f / p.numbers.query_max) *
-                          format::hadamard_norm(format::log2_block(kStored)) * p.numbers.scale_log2 * unit,
-                      kMaxScale);
+  const RoundedQuery rounded = round_query<Arithmetic>(p, x, put);
+  if (side.book.half()) coded.half_sum = rounded.sum >> 1;
+  coded.scale =
+      fminf(rounded.unit * format::hadamard_norm(format::log2_block(kStored)) * p.numbers.scale_log2 * unit,
+            kMaxScale);
   return coded;
 }
 

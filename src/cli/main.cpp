@@ -128,7 +128,7 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
                    "heads, queries, dim], RoPE applied")
       ->required();
   auto* key_bits =
-      eval->add_option("--key-bits", arguments.key_bits, "bits of a key code: 2 3 4 5 6 8, 16 = raw")
+      eval->add_option("--key-bits", arguments.key_bits, "bits of a key code: 1 2 3 4 5 6 8, 16 = raw")
           ->capture_default_str();
   auto* value_bits =
       eval->add_option("--value-bits", arguments.value_bits, "bits of a value code")->capture_default_str();

@@ -36,8 +36,8 @@ struct CodeId {
   constexpr bool rotated() const { return family != CodeFamily::kRaw && family != CodeFamily::kGrouped; }
   constexpr bool trellis() const { return family == CodeFamily::kTrellis; }
   // Whether a tile's words are rows, one a token, that attention reads as floats; otherwise they are in the
-  // order of the integer kernels.
-  constexpr bool by_rows() const { return family != CodeFamily::kScalar && !trellis(); }
+  // order of the integer kernels, which have no scalar codes of one bit.
+  constexpr bool by_rows() const { return (family != CodeFamily::kScalar || bits == 1) && !trellis(); }
 };
 constexpr bool operator==(CodeId a, CodeId b) {
   return a.family == b.family && a.bits == b.bits && a.group == b.group;
@@ -72,12 +72,13 @@ constexpr int kGroupSizes[] = {16, 32, 64};
 constexpr int kDefaultGroup = 32;
 
 // Codes with integer kernels, and raw, which has none. kCodeBits are those of the scalar ones and raw, in the
-// same order.
+// same order; kAllCodeBits what a configuration may name.
 constexpr CodeId kCodes[] = {scalar_code(2),  scalar_code(3), scalar_code(4), scalar_code(5),
                              scalar_code(6),  scalar_code(8), kRawCode,       trellis_code(2),
                              trellis_code(3), trellis_code(4)};
 constexpr int kNumCodes = sizeof kCodes / sizeof kCodes[0];
 constexpr int kCodeBits[] = {2, 3, 4, 5, 6, 8, kRawBits};
+constexpr int kAllCodeBits[] = {1, 2, 3, 4, 5, 6, 8, kRawBits};
 
 // Place in kCodes, or -1: the index of every table of things by code.
 constexpr int code_index(CodeId id) {
@@ -85,7 +86,11 @@ constexpr int code_index(CodeId id) {
     if (kCodes[i] == id) return i;
   return -1;
 }
-constexpr bool is_code_bits(int bits) { return code_index(code_of_bits(bits)) >= 0; }
+constexpr bool is_code_bits(int bits) {
+  for (const int each : kAllCodeBits)
+    if (each == bits) return true;
+  return false;
+}
 constexpr bool is_group_size(int group) {
   for (const int size : kGroupSizes)
     if (size == group) return true;

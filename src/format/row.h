@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes by rows (FORMAT.md sections 3.6 to 3.9 and 4): one token of a prod, grouped or levels side, or of a
-// latent layer's scalar one. Host only; what a family computes stands in its own file, here is where its
-// numbers lie and how they decode.
+// latent layer's scalar one, or a scalar one of one bit. Host only; what a family computes stands in its own
+// file, here is where its numbers lie and how they decode.
 #pragma once
 #include "format/grouped.h"
 #include "format/levels.h"

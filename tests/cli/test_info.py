@@ -20,7 +20,7 @@ def test_json():
     assert info["build"].startswith("tqkv " + header_version())
     cpu = info["support"]["cpu"]
     assert cpu["head_dim"] == [*range(8, 257, 4), 512, 576]
-    assert cpu["key_bits"] == cpu["value_bits"] == [2, 3, 4, 5, 6, 8, 16]
+    assert cpu["key_bits"] == cpu["value_bits"] == [1, 2, 3, 4, 5, 6, 8, 16]
     assert cpu["rotation"] == ["hadamard", "dense"] and cpu["io_dtype"] == ["f32", "f16", "bf16"]
     first = info["devices"][0]
     assert first["type"] == "cpu" and first["simd"] and first["threads"] >= 1

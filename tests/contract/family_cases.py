@@ -6,8 +6,7 @@ from result_cases import shapes
 
 
 def grouped(tensors):
-    c = Case(tensors, "grouped_values", "3-bit values in groups of 16 beside scalar keys, with a window",
-             cpu_only=True)
+    c = Case(tensors, "grouped_values", "3-bit values in groups of 16 beside scalar keys, with a window")
     c.create(**shapes(2, 1, 32, (4, 3), value_family=3, group_size=16, window_tokens=4, sink_tokens=2))
     c.sequences("a")
     for new in (30, 5):
@@ -19,8 +18,7 @@ def grouped(tensors):
     c.config_bytes(**shapes(4, 2, 128, (3, 2), value_family=3, group_size=32))
     yield c
 
-    c = Case(tensors, "grouped_layers", "one layer grouped on both sides, one with raw keys, one scalar",
-             cpu_only=True)
+    c = Case(tensors, "grouped_layers", "one layer grouped on both sides, one with raw keys, one scalar")
     c.create(**shapes(1, 1, 32, (4, 4), num_layers=3, io_dtype=BF16, code_family=3, layers=[
         {"group_size": 64, "key_bits": 8}, {"key_bits": 16, "value_bits": 2},
         {"key_family": 1, "value_family": 1}]))
@@ -34,8 +32,7 @@ def grouped(tensors):
 
 
 def prod(tensors):
-    c = Case(tensors, "prod_keys", "prod keys beside scalar values: orthogonal sketch, then Gaussian",
-             cpu_only=True)
+    c = Case(tensors, "prod_keys", "prod keys beside scalar values: orthogonal sketch, then Gaussian")
     c.create(**shapes(2, 1, 32, (3, 3), key_family=2, key_scale_rule=1))
     c.sequences("a")
     c.plan(["a"], [20], [2])

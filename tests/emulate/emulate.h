@@ -131,6 +131,10 @@ template <class T>
 T __reduce_add_sync(unsigned, T x) {
   return emulate::reduce<T>(x, [](T a, T b) { return static_cast<T>(a + b); });
 }
+template <class T>
+T __reduce_or_sync(unsigned, T x) {
+  return emulate::reduce<T>(x, [](T a, T b) { return static_cast<T>(a | b); });
+}
 inline void __syncwarp(unsigned = ~0u) { emulate::gather(0); }
 inline void __syncthreads() {
   emulate::barrier(0, static_cast<int>(blockDim.x * blockDim.y * blockDim.z), true);

@@ -15,7 +15,8 @@ LEVELS = {3: {"levels": (-0.3, -0.2, -0.11, -0.02, 0.05, 0.12, 0.19, 0.28),
               "boundaries": (-0.25, -0.15, -0.06, 0.0, 0.08, 0.16, 0.22), "unit": 0.75}}
 
 # Each width and group size of grouped sides, last groups of 16 and of 48; prod of each width, both sketches
-# and rules of the scale, a padded dimension; levels; trellis of each width, order of the chains and rule.
+# and rules of the scale, a padded dimension; scalar codes of one bit; levels; trellis of each width, order of
+# the chains and rule.
 CASES = {
     "grouped_d32": {"head_dim": 32, "family": [3, 3], "bits": [2, 8], "group_size": 16},
     "grouped_d80": {"head_dim": 80, "family": [3, 3], "bits": [3, 4], "group_size": 64},
@@ -26,6 +27,7 @@ CASES = {
     "prod_d128": {"head_dim": 128, "family": [2, 4], "bits": [4, 3], "value_rule": 4},
     "gaussian_d64": {"head_dim": 64, "family": [2, 3], "bits": [3, 8], "group_size": 32, "sketch": 2,
                      "sketch_factor": 0.75},
+    "scalar_d72": {"head_dim": 72, "family": [1, 1], "bits": [1, 1], "key_rule": 1},
     "levels_d80": {"head_dim": 80, "family": [4, 4], "bits": [3, 3], "key_rule": 1, "value_rule": 3},
     "trellis_d32": {"head_dim": 32, "family": [5, 5], "bits": [2, 4], "key_rule": 1},
     "trellis_d64": {"head_dim": 64, "family": [5, 5], "bits": [3, 2]},
@@ -45,7 +47,7 @@ def side_rows(x, p, kind):
         decoded = ref.decode_grouped(encoded.codes, encoded.pairs, p["group_size"])
         return encoded.codes, encoded.pairs, decoded, encoded.nonfinite, encoded.saturated
     rule = p["value_rule" if kind else "key_rule"] or (ref.LS if family == rows.PROD else ref.UNBIASED)
-    if family in (SCALAR, TRELLIS):
+    if family == TRELLIS or (family == SCALAR and bits > 1):
         fields = dict(kind=kind, rule=rule, seed=SEED, layer=LAYER, kv_head=KV_HEAD)
         coder = trellis if family == TRELLIS else ref
         side = (trellis.TrellisSide if family == TRELLIS else ref.SideConfig)(p["head_dim"], bits, **fields)

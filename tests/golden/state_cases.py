@@ -9,6 +9,7 @@ import struct
 import numpy as np
 import xxhash
 from reference import tqkv_reference as ref
+from reference import rows as by_rows
 from reference import trellis
 from encode_cases import gaussian
 
@@ -26,6 +27,7 @@ DEFAULTS = {
     "family": SCALAR,  # of all sides but raw and grouped ones
     "centres": False,  # of the keys of all layers
     "latent": False,
+    "value_levels": None,  # of the values of all layers, in place of scalar codes
     "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
 }
 CASES = {
@@ -60,6 +62,13 @@ CASES = {
         "family": TRELLIS, "head_dim": 96, "value_dim": 64, "tokens": 75, "centres": True,
         "layers": [[3, 2, 0], [4, 4, 40]], "rollback_tokens": 2,
         "parts": [[0, 75, 0, 2, 0, 1], [7, 50, 0, 1, 0, 1], [40, 35, 1, 1, 0, 1]]
+    },
+    # scalar keys of one bit beside levels of the caller's
+    "levels": {
+        "head_dim": 32, "value_dim": 72, "tokens": 70, "layers": [[1, 3, 0], [1, 3, 40]],
+        "value_levels": {"levels": (-0.3, -0.2, -0.11, 0.0, 0.05, 0.12, 0.19, 0.28),
+                         "boundaries": (-0.25, -0.15, -0.06, 0.0, 0.08, 0.16, 0.22), "unit": 0.75},
+        "parts": [[0, 70, 0, 2, 0, 1], [33, 20, 1, 1, 0, 1]]
     },
     "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
 }
@@ -103,6 +112,9 @@ class Sequence:
 
     def group(self, layer, kind):
         return (*self.p["layers"][layer - self.p["first_layer"]], 0)[3] if kind == ref.VALUE else 0
+
+    def has_levels(self, kind):
+        return kind == ref.VALUE and self.p["value_levels"] is not None
 
     def window(self, layer):
         return self.p["layers"][layer - self.p["first_layer"]][2]
@@ -155,9 +167,15 @@ class Sequence:
                 sides.append((encoded.codes, encoded.pairs, config.bits))
             elif config.bits == 16:
                 sides.append((ref.raw_bits(rows)[0], None, 16))
+            elif self.has_levels(kind):
+                side = by_rows.RowSide(config.head_dim, config.bits, family=by_rows.LEVELS, kind=kind,
+                                       seed=SEED, layer=layer, kv_head=kv_head, rule=ref.UNBIASED,
+                                       **self.p["value_levels"])
+                sides.append((*by_rows.encode_rows(rows, side)[:2], config.bits))
             else:
                 encoded = (trellis if self.p["family"] == TRELLIS else ref).encode(rows, config)
-                codes = ref.pack_rows(encoded.codes, config.bits) if self.p["latent"] else encoded.codes
+                row = self.p["latent"] or config.bits == 1
+                codes = ref.pack_rows(encoded.codes, config.bits) if row else encoded.codes
                 sides.append((codes, encoded.scales, config.bits))
         tiles = b""
         for tile in range(begin // TILE, (end - 1) // TILE + 1):
@@ -211,6 +229,10 @@ class Sequence:
         if config.bits == 16:
             return struct.pack("<6IQ32x", config.head_dim, latent, 16, 1, 0, 0, 0)
         magnitudes = b""
+        if self.has_levels(kind):
+            levels = (np.array(self.p["value_levels"]["levels"], "<f4") + np.float32(0)).tobytes()
+            return struct.pack("<6IQQ24x", config.head_dim, by_rows.LEVELS, config.bits, 0, config.rotation,
+                               0, SEED, xxhash.xxh64_intdigest(levels))
         if self.p["family"] == TRELLIS:
             magnitudes = bytes(int(x) for x in trellis.load_book(config.bits)[1][1 << config.bits:])
         elif config.bits < 8:

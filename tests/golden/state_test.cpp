@@ -33,6 +33,17 @@ struct Stream {
   }
 };
 
+// Levels of three bits.
+struct Levels {
+  void take(const nlohmann::json& json) {
+    levels = json.at("levels").get<std::vector<float>>();
+    boundaries = json.at("boundaries").get<std::vector<float>>();
+    of = tq_levels{sizeof of, 3, json.at("unit").get<float>(), 0, levels.data(), boundaries.data()};
+  }
+  std::vector<float> levels, boundaries;
+  tq_levels of = {};
+};
+
 // A cache of a case's layers and kv heads.
 class StateCache {
  public:
@@ -55,6 +66,12 @@ class StateCache {
     if (p.at("latent").get<bool>()) {
       config.layer_kind = TQ_LATENT;
       config.head_dim += config.value_dim;
+    }
+    Levels values;
+    if (!p.at("value_levels").is_null()) {
+      values.take(p.at("value_levels"));
+      config.value_family = TQ_CODE_LEVELS;
+      config.value_levels = &values.of;
     }
     config.first_layer = p.at("first_layer"), config.first_kv_head = p.at("first_kv_head");
     config.io_dtype = TQ_F32, config.rotation_seed = p.at("seed");

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include <algorithm>
+#include <memory>
 #include <stdexcept>
 
 #include "gpu_test.h"

@@ -6,12 +6,15 @@
 // Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
 // arithmetic over the same codes for logits up to about 5 (derived in tests/golden/library_test.cpp), so they
 // may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
-// output can be small, by the design's gate of 1e-3.   conformance_test [--quick] [FIRST COUNT]
+// output can be small, by the design's gate of 1e-3. The same of codes by rows (modes.cuh):
+// attention takes their numbers on a grid of 16 bits, like the query.
+//   conformance_test [--quick] [FIRST COUNT]
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "api_cache.cuh"
 #include "cuda/attend/instances.h"
+#include "modes.cuh"
 #include "tests/masks.h"
 
 namespace {
@@ -25,6 +28,7 @@ bool quick = false;
 
 struct Shape {
   int head_dim, value_dim, key_bits, value_bits;
+  ModeShape mode = {};  // head_dim 0: scalar codes
 };
 
 std::vector<Shape> shapes() {
@@ -47,6 +51,8 @@ std::vector<Shape> shapes() {
         Shape{112, 112, 2, 16}, Shape{120, 120, 4, 4}, Shape{40, 40, 2, 2}, Shape{72, 72, 16, 5},
         Shape{8, 8, 3, 16}, Shape{168, 168, 16, 16}, Shape{104, 104, 6, 16}})
     list.push_back(shape);
+  for (const ModeShape& mode : mode_shapes())
+    list.push_back(Shape{mode.head_dim, mode.value_dim, mode.key.bits, mode.value.bits, mode});
   return list;
 }
 
@@ -78,10 +84,12 @@ struct Case {
 };
 
 std::string name_of(const Case& c) {
-  char text[200];
-  snprintf(text, sizeof text, "d %d/%d bits %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s",
-           c.shape.head_dim, c.shape.value_dim, c.shape.key_bits, c.shape.value_bits, c.dtype, c.kv_heads,
-           c.q_per_kv, c.page_size, c.window, c.sinks, c.centres ? " centres" : "");
+  char text[240];
+  snprintf(text, sizeof text,
+           "d %d/%d bits %d/%d families %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s",
+           c.shape.head_dim, c.shape.value_dim, c.shape.key_bits, c.shape.value_bits, c.shape.mode.key.family,
+           c.shape.mode.value.family, c.dtype, c.kv_heads, c.q_per_kv, c.page_size, c.window, c.sinks,
+           c.centres ? " centres" : "");
   return text;
 }
 
@@ -112,9 +120,10 @@ class Pair {
                      value ? c_.shape.value_dim : c_.shape.head_dim,
                      side == 2 ? 3.0f : 1.0f};
   }
-  static tq_cache_config config(const Case& c, const std::vector<int64_t>& lengths);
+  tq_cache_config config(const Case& c, const std::vector<int64_t>& lengths) const;
 
   Case c_;
+  ModeConfig mode_;
   std::string name_;
   ApiCache cpu_, gpu_;
   std::vector<tq_sequence> ids_[2];
@@ -127,9 +136,10 @@ class Pair {
 
 constexpr int kDecoys = 3;
 
-tq_cache_config Pair::config(const Case& c, const std::vector<int64_t>& lengths) {
+tq_cache_config Pair::config(const Case& c, const std::vector<int64_t>& lengths) const {
   tq_cache_config config = api_config(c.shape.head_dim, c.shape.value_dim, c.shape.key_bits,
                                       c.shape.value_bits, c.kv_heads * c.q_per_kv, c.kv_heads, c.dtype);
+  if (c.shape.mode.head_dim > 0) mode_.apply(&config);
   config.page_size = c.page_size;
   config.window_tokens = c.window;
   config.sink_tokens = c.sinks;
@@ -150,6 +160,7 @@ Pair::Pair(const Case& c, const std::vector<int64_t>& final_lengths)
       num_all(num_targets + kDecoys),
       lengths(static_cast<size_t>(num_all), 0),
       c_(c),
+      mode_(c.shape.mode),
       name_(name_of(c)),
       cpu_(config(c, final_lengths), TQ_DEVICE_CPU),
       gpu_(config(c, final_lengths), TQ_DEVICE_CUDA),

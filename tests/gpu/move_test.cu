@@ -5,7 +5,7 @@
 #include <random>
 #include <string>
 
-#include "api_cache.cuh"
+#include "modes.cuh"
 
 namespace {
 
@@ -13,13 +13,21 @@ using namespace gpu_test;
 
 struct Case {
   int head_dim, value_dim, key_bits, value_bits, dtype, page_size, window, sinks, rollback;
+  int key_family = 0, value_family = 0;
 };
 const Case kCases[] = {
-    {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0},   {64, 64, 3, 2, TQ_BF16, 32, 0, 0, 0},
-    {80, 80, 5, 6, TQ_F16, 32, 0, 0, 0},     {96, 96, 2, 8, TQ_F32, 96, 0, 0, 0},
-    {192, 128, 8, 3, TQ_F16, 64, 0, 0, 0},   {128, 128, 16, 4, TQ_F32, 64, 0, 0, 0},
-    {256, 256, 6, 5, TQ_BF16, 128, 0, 0, 0}, {128, 128, 4, 3, TQ_F32, 64, 40, 6, 10},
-    {64, 64, 16, 16, TQ_F16, 32, 0, 5, 0},   {576, 512, 4, 4, TQ_F32, 32, 33, 0, 0},
+    {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0},
+    {64, 64, 3, 2, TQ_BF16, 32, 0, 0, 0},
+    {80, 80, 5, 6, TQ_F16, 32, 0, 0, 0},
+    {96, 96, 2, 8, TQ_F32, 96, 0, 0, 0},
+    {192, 128, 8, 3, TQ_F16, 64, 0, 0, 0},
+    {128, 128, 16, 4, TQ_F32, 64, 0, 0, 0},
+    {256, 256, 6, 5, TQ_BF16, 128, 0, 0, 0},
+    {128, 128, 4, 3, TQ_F32, 64, 40, 6, 10},
+    {64, 64, 16, 16, TQ_F16, 32, 0, 5, 0},
+    {576, 512, 4, 4, TQ_F32, 32, 33, 0, 0},
+    {64, 64, 4, 3, TQ_F16, 32, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
+    {96, 96, 3, 2, TQ_F32, 64, 9, 4, 5, TQ_CODE_LEVELS, TQ_CODE_LEVELS},
 };
 
 constexpr int kSequences = 3, kLongest = 400, kLayers = 2;
@@ -27,7 +35,11 @@ constexpr int kSequences = 3, kLongest = 400, kLayers = 2;
 class World {
  public:
   World(const Case& c, unsigned seed)
-      : c_(c), random_(seed), cpu_(config(c), TQ_DEVICE_CPU), gpu_(config(c), TQ_DEVICE_CUDA) {
+      : c_(c),
+        mode_({c.head_dim, c.value_dim, {c.key_family, c.key_bits}, {c.value_family, c.value_bits}}),
+        random_(seed),
+        cpu_(config(c), TQ_DEVICE_CPU),
+        gpu_(config(c), TQ_DEVICE_CUDA) {
     for (int side = 0; side < 3; side++)
       for (int layer = 0; layer < kLayers; layer++)
         sources_[side][layer] =
@@ -62,8 +74,9 @@ class World {
     std::vector<int64_t> tokens;  // their numbers: what they hold follows
   };
 
-  static tq_cache_config config(const Case& c) {
+  tq_cache_config config(const Case& c) const {
     tq_cache_config config = api_config(c.head_dim, c.value_dim, c.key_bits, c.value_bits, 2, 2, c.dtype);
+    mode_.apply(&config);
     config.num_layers = kLayers;
     config.page_size = c.page_size;
     config.window_tokens = c.window;
@@ -176,6 +189,7 @@ class World {
   int number() const { return static_cast<int>(&c_ - kCases); }
 
   const Case& c_;
+  ModeConfig mode_;
   std::mt19937_64 random_;
   ApiCache cpu_, gpu_;
   RowSource sources_[3][kLayers];

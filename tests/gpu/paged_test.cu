@@ -165,6 +165,7 @@ struct Lists {
 struct Case {
   int head_dim, value_dim, key_bits, value_bits, q_heads, kv_heads, dtype, page_size, block_size, window;
   bool centres, other_heads;
+  int key_family = 0, value_family = 0;
 };
 const Case kCases[] = {
     {128, 128, 4, 4, 8, 2, TQ_F16, 64, 64, 0, false, true},
@@ -173,6 +174,8 @@ const Case kCases[] = {
     {192, 128, 8, 3, 4, 1, TQ_F32, 96, 32, 0, true, false},
     {128, 128, 2, 2, 7, 1, TQ_BF16, 64, 128, 70, true, true},
     {96, 96, 16, 16, 2, 2, TQ_F32, 32, 64, 0, false, false},
+    {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 30, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
+    {128, 128, 1, 1, 4, 2, TQ_BF16, 32, 64, 0, true, false},
 };
 constexpr int kSequences = 5;
 constexpr int64_t kBlocks = 70;
@@ -247,6 +250,8 @@ class World {
     static tq_layer_config layers[2];
     tq_cache_config config =
         api_config(c.head_dim, c.value_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
+    config.key_family = c.key_family;
+    config.value_family = c.value_family;
     config.page_size = c.page_size;
     config.num_layers = 2;
     for (tq_layer_config& l : layers) l = tq_layer_config{}, l.struct_size = sizeof l;

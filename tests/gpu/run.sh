@@ -23,7 +23,7 @@ cd "$(dirname "$0")/../.."
 trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
-parts_side="attend conformance layers products"
+parts_side="attend conformance layers modes products"
 parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph limits python golden"
 parts_asked="torch hf vllm nccl eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
@@ -39,6 +39,7 @@ declare -A about=(
   [paged]="pages that an engine owns: work lists, bytes, bits, captured steps"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
   [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
+  [modes]="attention over prod, grouped and levels codes against float64"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
   [limits]="pages beyond 2^31 and 2^32 bytes; asynchronous errors"
   [python]="the Python package with torch tensors, the contract cases"
@@ -185,8 +186,8 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits | move | paged | products | \
-      state)
+    append | attend | backend | conformance | graph | growth | layers | limits | modes | move | paged | \
+      products | state)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;

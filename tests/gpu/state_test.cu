@@ -8,7 +8,7 @@
 #include <random>
 #include <string>
 
-#include "api_cache.cuh"
+#include "modes.cuh"
 
 namespace {
 
@@ -16,11 +16,17 @@ using namespace gpu_test;
 
 struct Case {
   int head_dim, value_dim, key_bits, value_bits, dtype, page_size, window, sinks, rollback, sliding;
+  int key_family = 0, value_family = 0;
 };
 const Case kCases[] = {
-    {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0, 0},   {64, 64, 3, 2, TQ_BF16, 32, 10, 5, 3, 0},
-    {80, 80, 5, 6, TQ_F16, 32, 0, 0, 4, 40},    {192, 128, 8, 3, TQ_F32, 96, 40, 33, 0, 0},
-    {128, 128, 16, 4, TQ_F32, 64, 7, 0, 5, 20}, {576, 512, 4, 4, TQ_F32, 32, 0, 6, 0, 0},
+    {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0, 0},
+    {64, 64, 3, 2, TQ_BF16, 32, 10, 5, 3, 0},
+    {80, 80, 5, 6, TQ_F16, 32, 0, 0, 4, 40},
+    {192, 128, 8, 3, TQ_F32, 96, 40, 33, 0, 0},
+    {128, 128, 16, 4, TQ_F32, 64, 7, 0, 5, 20},
+    {576, 512, 4, 4, TQ_F32, 32, 0, 6, 0, 0},
+    {64, 64, 3, 4, TQ_F32, 32, 8, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
+    {96, 96, 2, 5, TQ_F16, 64, 0, 0, 0, 50, TQ_CODE_GROUPED, TQ_CODE_LEVELS},
 };
 constexpr int kLayers = 2, kHeads = 2;
 constexpr int64_t kLongest = 200;
@@ -57,7 +63,10 @@ struct Part {
 
 class World {
  public:
-  World(const Case& c, unsigned seed) : c_(c), random_(seed) {
+  World(const Case& c, unsigned seed)
+      : c_(c),
+        mode_({c.head_dim, c.value_dim, {c.key_family, c.key_bits}, {c.value_family, c.value_bits}}),
+        random_(seed) {
     for (int i = 0; i < 4; i++)  // the CPU's, the device's, and one more of each with other pages
       caches_[i].reset(new ApiCache(config(c, i >= 2), i % 2 ? TQ_DEVICE_CUDA : TQ_DEVICE_CPU));
     for (int side = 0; side < 3; side++)
@@ -106,7 +115,7 @@ class World {
 
  private:
   static long long ll(int64_t x) { return x; }
-  static tq_cache_config config(const Case& c, bool other_pages) {
+  tq_cache_config config(const Case& c, bool other_pages) const {
     static tq_layer_config layers[kLayers];
     tq_cache_config config =
         api_config(c.head_dim, c.value_dim, c.key_bits, c.value_bits, kHeads, kHeads, c.dtype);
@@ -115,6 +124,7 @@ class World {
       layers[layer].struct_size = sizeof layers[layer];
       layers[layer].sliding_window = layer ? c.sliding : 0;
     }
+    mode_.apply(&config);
     config.layers = layers;
     config.num_layers = kLayers;
     config.page_size = other_pages ? 160 - c.page_size : c.page_size;
@@ -245,6 +255,7 @@ class World {
   }
 
   const Case& c_;
+  ModeConfig mode_;
   std::mt19937_64 random_;
   std::unique_ptr<ApiCache> caches_[4];
   RowSource sources_[3][kLayers];

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prod keys and levels sides of tiles: FORMAT.md sections 3.7 and 3.8. What is said there of section 8 is
-quantizer.py's; here are the stored dimension, the streams and the scale of a tile."""
+"""Sides of tiles by rows that are rotated: prod keys, levels, scalar codes of one bit (FORMAT.md sections
+3.7, 3.8 and 4). What is said there of section 8 is quantizer.py's; here are the stored dimension, the streams
+and the scale of a tile."""
 import dataclasses
 import functools
 
@@ -17,6 +18,10 @@ class TilePart(vectors.Part):
     @property
     def dim(self):
         return enc.stored_dim(self.head_dim)
+
+    @property
+    def book(self):
+        return enc.load_codebook(self.head_dim, self.bits)
 
 
 @dataclasses.dataclass(frozen=True)

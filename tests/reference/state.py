@@ -16,7 +16,7 @@ from . import rotation as rot
 from . import trellis
 from .encode import KEY, VALUE, bf16_to_float, stored_dim
 from .grouped import decode_grouped, unpack_rows
-from .rows import PROD, RowSide, decode_rows
+from .rows import LEVELS, PROD, RowSide, decode_rows
 from .tile import RAW, TILE_TOKENS, scale_num_bytes, side_num_bytes, unpack_side
 
 MAGIC = bytes.fromhex("8954514b560d0a1a")
@@ -26,7 +26,7 @@ PIECE = 65536
 MAC_BITS, LEAST_MAC, MOST_MAC = 0x7F, 16, 64
 MOST_HEADS, LAST_FIRST_HEAD = 65536, 65535
 TRELLIS = 5
-SCALAR_BITS = (2, 3, 4, 5, 6, 8)
+SCALAR_BITS = (1, 2, 3, 4, 5, 6, 8)
 HEAD_DIMS = (*range(8, 257, 4), 512, 576)
 NOTICED = 3
 LATENT = 16  # added to the family of both sides of a latent layer
@@ -100,6 +100,10 @@ class Side:
                     "a prod side")
             return
         require(self.variant == 0, "a group size without groups")
+        if self.family == LEVELS:  # the caller's, of which the file has the hash
+            require(self.bits in SCALAR_BITS and self.raw_type == 0 and self.rotation in (1, 2) and
+                    not any(self.magnitudes[8:]), "a levels side")
+            return
         widths = (2, 3, 4) if self.family == TRELLIS else SCALAR_BITS
         require(self.family in (1, TRELLIS) and self.bits in widths and self.raw_type == 0 and
                 self.rotation in (1, 2), f"family {self.family}, {self.bits} bits, rotation {self.rotation}")
@@ -337,10 +341,11 @@ def codes_of(layer, head):
                                         side.bits)
             require(not behind.any(), "bits behind a row's codes")
             sides.append(tokens_of(codes, first, end, "codes"))
-        elif side.latent:
+        elif side.latent or side.bits == 1 or side.family == LEVELS:
             codes, _ = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1),
                                    stored_dim(side.dim), side.bits)
-            require(side.bits != 8 or not (codes == 0x80).any(), "a level of -128")
+            require(side.bits != 8 or side.family == LEVELS or not (codes == 0x80).any(),
+                    "a level of -128")
             sides.append(tokens_of(codes, first, end, "codes"))
         else:
             unpack = trellis.unpack if side.family == TRELLIS else unpack_side
@@ -368,10 +373,17 @@ def codes_of(layer, head):
     return first, list(zip(sides, scales))
 
 
-def decoded(saved, layer, head, centres=(None, None)):
+def own_levels(side, levels):
+    levels = np.asarray(levels, "<f4") + np.float32(0)
+    require(len(levels) == 1 << side.bits and
+            side.magnitudes[:8] == struct.pack("<Q", xxhash.xxh64_intdigest(levels.tobytes())), "levels")
+    return levels
+
+
+def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
     """(first token, keys [tokens, d], values [tokens, d]), float32, from the codes alone; of a latent layer
-    the rest of the keys, and the latents. centres: of this kv head and its sides, whose hashes must be the
-    file's."""
+    the rest of the keys, and the latents. centres, of this kv head and its sides, and levels, of sides that
+    have the caller's: their hashes must be the file's."""
     first, sides = codes_of(layer, head)
     if sides is None:
         return saved.end, *(np.zeros((0, side.dim), np.float32) for side in layer.sides)
@@ -397,7 +409,8 @@ def decoded(saved, layer, head, centres=(None, None)):
             result.append(decode_rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), own))
             continue
         base = rot.stream_base(side.seed, layer.number, layer.first_head + head, side.kind)
-        y = bf16_to_float(scales)[:, None] * side.levels(codes)
+        level = side.levels(codes) if side.family != LEVELS else own_levels(side, levels[side.kind])[codes]
+        y = bf16_to_float(scales)[:, None] * level
         if side.rotation == rot.HADAMARD:
             x = rot.unrotate_hadamard(y, rot.sign_bits(base, y.shape[1]))
         else:

@@ -119,10 +119,10 @@ TEST(Config, EveryFieldHasItsReason) {
       {"value_dim = 4:", [](tq_cache_config& c) { c.value_dim = 4; }},
       {"io_dtype = 0:", [](tq_cache_config& c) { c.io_dtype = 0; }},
       {"io_dtype = 4:", [](tq_cache_config& c) { c.io_dtype = 4; }},
-      {"key_bits = 7: must be one of 2 3 4 5 6 8 16", [](tq_cache_config& c) { c.key_bits = 7; }},
+      {"key_bits = 7: must be one of 1 2 3 4 5 6 8 16", [](tq_cache_config& c) { c.key_bits = 7; }},
       {"key_bits = 0: required unless layers or layer_key_bits is given",
        [](tq_cache_config& c) { c.key_bits = 0; }},
-      {"value_bits = 1:", [](tq_cache_config& c) { c.value_bits = 1; }},
+      {"value_bits = 9:", [](tq_cache_config& c) { c.value_bits = 9; }},
       {"layer_key_bits[1] = 7:", [](tq_cache_config& c) { c.layer_key_bits = seven; }},
       {"layer_value_bits[0] = 0: stands for value_bits, which is 0 too",
        [](tq_cache_config& c) {

@@ -42,7 +42,8 @@ TEST(Code, RegionsMakeUpTheSide) {
       }
   EXPECT_EQ(-1, code_index(scalar_code(7)));
   EXPECT_EQ(-1, code_index(scalar_code(16)));  // a width is not a family
-  EXPECT_FALSE(is_code_bits(1));
+  EXPECT_EQ(-1, code_index(scalar_code(1)));   // by rows
+  EXPECT_TRUE(is_code_bits(1) && scalar_code(1).by_rows() && !scalar_code(2).by_rows());
 }
 
 // A token read from a tile is what decode_vector makes of its codes, or the raw values.

@@ -110,7 +110,7 @@ class Layer:
     value_dim: int = 0
     key_bits: int = 0
     value_bits: int = 0
-    key_family: Union[str, int] = 0     # "scalar"; CPU only: "prod", "grouped", "levels", "trellis"
+    key_family: Union[str, int] = 0     # "scalar"; "prod" (keys), "grouped", "levels"; CPU only: "trellis"
     value_family: Union[str, int] = 0
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
@@ -162,12 +162,12 @@ class Config:
     num_kv_heads: int = 0
     head_dim: int = 0                               # a multiple of 4 from 8 to 256, 512 or 576
     max_tokens: int = 0                             # that the pool holds over all sequences
-    key_bits: int = 0                               # 2 3 4 5 6 8, or 16 = raw
+    key_bits: int = 0                               # 1 2 3 4 5 6 8, or 16 = raw
     value_bits: int = 0
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
     device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
     value_dim: int = 0                              # 0 = head_dim
-    code_family: Union[str, int] = 0                # of both sides: "scalar"; CPU only: "grouped", "levels",
+    code_family: Union[str, int] = 0                # of both sides: "scalar", "grouped", "levels"; CPU only:
     #                                                 "trellis"
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None

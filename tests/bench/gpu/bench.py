@@ -3,8 +3,8 @@
 """Attention and append on codes beside torch SDPA in float16, through the Python package, in one process on
 one GPU.
 
-    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|engines|
-    paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|modes|
+    engines|paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash

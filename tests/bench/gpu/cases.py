@@ -23,6 +23,14 @@ class Case:
     widths: tuple = WIDTHS
     window: int = 0  # last tokens of a sequence that are read exactly
     sinks: int = 0  # first ones
+    families: tuple = ()  # of codes other than scalar ones: fields of the configuration and their values
+
+    def side_bytes(self, kind, bits):
+        """Stored bytes of one token and kv head, kind "key" or "value"."""
+        family = dict(self.families).get(f"{kind}_family", "scalar")
+        scales = {"prod": 4, "grouped": 4 * math.ceil(self.head_dim / 32)}.get(family, 2 if bits < 16 else 0)
+        stored = {80: 96, 112: 128}.get(self.head_dim, self.head_dim) if bits < 16 else self.head_dim
+        return stored * bits // 8 + scales
 
     @property
     def causal(self):
@@ -107,10 +115,17 @@ PREFILL = tuple(
     for head_dim, shapes in ((128, ((2048, 32768), (512, 32768), (8192, 0), (128, 32768))),
                              (64, ((2048, 32768), (512, 32768))), (192, ((2048, 32768), )),
                              (256, ((2048, 32768), (512, 32768)))) for q_len, tokens in shapes)
+# Codes by rows.
+PROD, GROUPED = ("key_family", "prod"), ("value_family", "grouped")
+MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3), (2, 2)), families=(PROD, )),
+         Case("B8 n32768, grouped values", "decode", 8, 32768, widths=((4, 4), (4, 2)), families=(GROUPED, )),
+         Case("B8 n32768, grouped", "decode", 8, 32768, widths=((4, 4), (2, 2)),
+              families=(("key_family", "grouped"), GROUPED)),
+         Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )))
 SETS = {
     "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
-    "peers": BESIDE, "cliffs": CLIFFS
+    "peers": BESIDE, "cliffs": CLIFFS, "modes": MODES
 }
 
 

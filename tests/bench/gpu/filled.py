@@ -65,7 +65,8 @@ class Filled:
                            sink_tokens=self.case.sinks,
                            max_raw_tokens=self._raw_tokens() * sequences,
                            flags=NO_ZERO_ON_FREE,
-                           rotation_seed=77)
+                           rotation_seed=77,
+                           **dict(self.case.families))
 
     def _raw_tokens(self):
         """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part."""

@@ -34,12 +34,11 @@ def shapes():
                                      value_bits=value_bits,
                                      io_dtype="float16",
                                      max_tokens=case.seen_tokens * case.batch,
-                                     max_sequences=case.batch)
+                                     max_sequences=case.batch,
+                                     **dict(case.families))
                 check(not config.check(), f"{case.name}: {config.check()}")
-                stored = {80: 96, 112: 128}.get(case.head_dim, case.head_dim)  # of codes, FORMAT.md
-                want = case.kv_heads * sum(
-                    stored * bits // 8 + 2 if bits < 16 else 2 * case.head_dim
-                    for bits in (key_bits, value_bits))
+                want = case.kv_heads * (case.side_bytes("key", key_bits) +
+                                        case.side_bytes("value", value_bits))
                 check(config.bytes().token_bytes == want,
                       f"{case.name}: {config.bytes().token_bytes} bytes a token, expected {want}")
             new = case.tokens if case.kind == "append bulk" else case.q_len

@@ -196,8 +196,8 @@ def others(context):
     refusal = context.codec.refusal(num_layers=1, num_q_heads=1, num_kv_heads=1, head_dim=DIM, key_bits=1,
                                     value_bits=2, max_tokens=64)
     table.ours(
-        bool(refusal),
-        "1-bit codes are not stored: refused, in words",
+        not refusal,
+        "1-bit codes are stored",
         refusal or "accepted",
         says="stored by its core",
         **S4,

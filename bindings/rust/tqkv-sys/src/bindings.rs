@@ -123,11 +123,10 @@ numbers! {
     tq_dtype = i32;
     tq_rotation = i32;
     tq_scale_rule = i32;
-    /// In a cache all but SCALAR are CPU only. PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2
-    /// 3 4 8 bits, each group of neighbours with a float16 scale and zero, neither rotated nor centred;
-    /// beyond +-65504 it saturates (TQ_NOTICED_SATURATED). LEVELS: 2 3 4 5 6 8 bits. TRELLIS: caches alone,
-    /// 2 3 4 bits; the bytes of SCALAR with an error a quarter to a third lower, and an append several
-    /// times as long.
+    /// PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8 bits, each group of neighbours
+    /// with a float16 scale and zero, neither rotated nor centred; beyond +-65504 it saturates
+    /// (TQ_NOTICED_SATURATED). LEVELS: 1 2 3 4 5 6 8 bits. TRELLIS: caches alone, on the CPU, 2 3 4 bits;
+    /// the bytes of SCALAR with an error a quarter to a third lower, and an append several times as long.
     tq_code_family = i32;
     tq_sketch = i32;
     tq_sketch_rule = i32;
@@ -368,7 +367,7 @@ structs! {
         value_dim: i32,
         /// type of k, v, q and out; required
         io_dtype: i32,
-        /// 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given
+        /// 1 2 3 4 5 6 8, or 16 = raw; required unless layer_key_bits is given
         key_bits: i32,
         value_bits: i32,
         /// TQ_CODE_\* of both sides; 0 = TQ_CODE_SCALAR. 16 bits are raw in any family

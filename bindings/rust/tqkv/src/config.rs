@@ -87,7 +87,7 @@ pub struct CacheConfig {
     pub value_dim: i32,
     /// Type of k, v, q and out; required.
     pub io_dtype: Dtype,
-    /// 2 3 4 5 6 8, or 16 = raw; required unless `layer_key_bits` is given.
+    /// 1 2 3 4 5 6 8, or 16 = raw; required unless `layer_key_bits` is given.
     pub key_bits: i32,
     /// Likewise for values.
     pub value_bits: i32,

@@ -17,6 +17,9 @@ inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   }
   return r;
 }
+inline uint32_t funnel_right(uint32_t low, uint32_t high, int shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
 inline void fence_block() {}
 inline uint32_t byte_signs(uint32_t w) { return prmt(w, w, 0xba98); }
 inline float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
