@@ -85,8 +85,9 @@ __device__ __forceinline__ void multiply_exact(float (&c)[4], const uint32_t (&a
   if constexpr (ExactPiece<kType>::kWide) Numbers::multiply(c, a, rest[0], rest[1]);
 }
 
-// Groups of 32 coordinates that are on their way together; more do not fit into 128 registers.
-constexpr int exact_batch(int groups) { return groups == 2 || groups == 4 ? 2 : 1; }
+// Groups of 32 coordinates that are on their way together: all of a row, or one at a time where these do not
+// fit into 128 registers.
+constexpr int exact_batch(int groups) { return groups <= 4 ? groups : 1; }
 
 // A block's rows over the tokens of a job.
 template <int kKeyGroups, int kGroups, DataType kType>
