@@ -53,10 +53,10 @@ class StaticTurboLayer(TurboLayer):
         return self.cache.length if self.cache.started else 0
 
     def get_mask_sizes(self, query_length: int):
-        return self.cache.max_cache_len, 0
+        return self.cache._columns, 0
 
     def get_max_length(self) -> int:
-        return self.cache.max_cache_len
+        return self.cache._columns
 
     get_max_cache_shape = get_max_length
 
@@ -122,7 +122,7 @@ class StaticTurboCache(Cache):
             window = (options.get("sliding_window") or 0) if kind == "sliding_attention" else 0
             self._specs.append(_spec(self.config, i, window, i in skipped))
             layers.append(StaticTurboLayer(self, i, window))
-        self.max_batch, self.max_cache_len, self._fields = max_batch, max_cache_len, fields
+        self._most_rows, self._columns, self._fields = max_batch, max_cache_len, fields
         self._fields.update(key_bits=chosen.key_bits if key_bits is None else key_bits,
                             value_bits=chosen.value_bits if value_bits is None else value_bits)
         self._centres = None if calibration is None else calibration.centres
@@ -214,13 +214,13 @@ class StaticTurboCache(Cache):
         """turbo_plan: the step behind `length` columns, a tensor."""
         if batch != self._rows:
             raise InvalidArgument(f"key_states: of {batch} rows, the cache holds {self._rows}: reset()")
-        if self.length.device.type == "cpu" and int(length) + tokens > self.max_cache_len:
-            raise CapacityError(f"max_cache_len = {self.max_cache_len}: a row would have "
+        if self.length.device.type == "cpu" and int(length) + tokens > self._columns:
+            raise CapacityError(f"max_cache_len = {self._columns}: a row would have "
                                 f"{int(length) + tokens} columns")
         step = self._step(tokens, padded)
         at = (length + step.columns)[None].expand(batch, -1)
         slots = self._first_slots[:batch, None] + at
-        step.slots.copy_(torch.where(at < self.max_cache_len, slots, -1).reshape(-1))
+        step.slots.copy_(torch.where(at < self._columns, slots, -1).reshape(-1))
         step.lengths.copy_((length + tokens).expand(batch))
         if step.begins:
             step.ends.copy_(at.reshape(-1) + 1)
@@ -256,8 +256,8 @@ class StaticTurboCache(Cache):
     def _start(self, query, key, value):
         """Memory, for the first prompt's shapes; the number of rows until reset."""
         batch, tokens = query.shape[0], query.shape[2]
-        if batch > self.max_batch or tokens > self.max_cache_len:
-            raise CapacityError(f"max_batch = {self.max_batch}, max_cache_len = {self.max_cache_len}: the "
+        if batch > self._most_rows or tokens > self._columns:
+            raise CapacityError(f"max_batch = {self._most_rows}, max_cache_len = {self._columns}: the "
                                 f"prompt is {batch} rows of {tokens} columns")
         self._rows = batch
         if self.codec is not None:
@@ -279,13 +279,13 @@ class StaticTurboCache(Cache):
         for layer, sides in enumerate(self._centres or ()):
             codec.set_centres(layer, *sides)
         page = codec.config.page_size
-        each = -(-self.max_cache_len // page)
+        each = -(-self._columns // page)
         self._blocks = []
         for layer in range(len(self.layers)):
-            layout = codec.page_layout(layer, self.max_batch * each)
+            layout = codec.page_layout(layer, self._most_rows * each)
             memory = torch.zeros(layout.total_bytes, dtype=torch.uint8, device=device)
-            self._blocks.append(memory.view(self.max_batch * each, -1, layout.block_head_bytes))
-        rows = torch.arange(self.max_batch, device=device)
+            self._blocks.append(memory.view(self._most_rows * each, -1, layout.block_head_bytes))
+        rows = torch.arange(self._most_rows, device=device)
         self._first_slots = rows * (each * page)
         self._table = (rows[:, None] * each + torch.arange(each, device=device)).int()
         self._padding = torch.zeros_like(rows)  # columns in front of each row
@@ -301,7 +301,7 @@ class StaticTurboCache(Cache):
         key = rows, tokens, padded
         if key not in self._steps:
             from ..torch import bind  # compiles the operators, where they are not yet
-            bounds = dict(num_tokens=rows * tokens, max_query_len=tokens, max_seq_len=self.max_cache_len)
+            bounds = dict(num_tokens=rows * tokens, max_query_len=tokens, max_seq_len=self._columns)
             size = self.codec.workspace_bytes(num_reqs=rows, **bounds)
             space = torch.empty(size + 256, dtype=torch.uint8, device=device)
             space = space[-space.data_ptr() % 256:][:size]
@@ -318,7 +318,7 @@ class StaticTurboCache(Cache):
     def _plan_again(self, step):
         step.bound.step.plan(slot_mapping=step.slots, block_table=self._table[:self._rows],
                              seq_lens=step.lengths, query_start_loc=step.starts,
-                             max_query_len=len(step.columns), max_seq_len=self.max_cache_len,
+                             max_query_len=len(step.columns), max_seq_len=self._columns,
                              stream=self._stream())
 
 
