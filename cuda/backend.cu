@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/device_layers.h"
+#include "cuda/latent/launch.h"
 #include "cuda/link.h"
 #include "cuda/merge/launch.h"
 #include "cuda/move/launch.h"
@@ -135,6 +136,11 @@ bool CudaBackend::capturing(void* stream) const {
 void CudaBackend::append(const AppendRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const Batch& batch = *static_cast<const Batch*>(request.plan->storage);
+  if (layers_[request.layer].latent) {
+    latent::launch_append(layer_view(request.layer), plan_view(batch, request.layer), request,
+                          request.plan->rows.new_tokens, num_units_, as_stream(request.stream));
+    return;
+  }
   append_tokens(layer_view(request.layer), plan_view(batch, request.layer), 2 * geometry_.max_batch_sequences,
                 batch.uploaded.small_jobs + batch.uploaded.large_tiles, request);
 }
@@ -146,6 +152,11 @@ void CudaBackend::attend(const AttendRequest& request) {
   const bool own = request.workspace == arena_.workspace();
   attend::AttendLaunch launch =
       attend_launch(layer_view(request.layer), plan_view(batch, request.layer), request, !own);
+  if (layers_[request.layer].latent) {
+    latent::launch_latent(launch, geometry_, request.layer,
+                          static_cast<uint8_t*>(request.workspace) + latent_place(geometry_, num_units_));
+    return;
+  }
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
   // The prefill kernel knows no tree masks.
@@ -167,6 +178,8 @@ void CudaBackend::read(const ReadRequest& request) {
   const StepSequence& sequence = request.sequence;
   const int32_t* ids = request.maps[geometry_.layers[request.layer].group].row(sequence.page_row);
   const cudaStream_t stream = as_stream(request.stream);
+  if (layers_[request.layer].latent)
+    return latent::launch_read(layer_view(request.layer), request, ids, num_units_, stream);
   pages::ReadParams params(layer_view(request.layer));
   params.length = static_cast<int32_t>(sequence.length());
   params.raw_first = static_cast<int32_t>(sequence.raw_first);
@@ -260,6 +273,9 @@ void CudaBackend::move_tiles(const TileMove& move) {
 void CudaBackend::move_tokens(const MoveRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(request.stream), "taking tokens out of a sequence");
+  for (const LayerGeometry& layer : layers_)
+    TQ_CHECK(!layer.latent, Status::kNotSupported,
+             "taking tokens out of a sequence with latent layers (TQ_LATENT): CPU only; truncate works");
   move_.move(geometry_, request, as_stream(request.stream));
 }
 

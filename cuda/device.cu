@@ -7,7 +7,9 @@
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
 #include "cuda/backend.h"
+#include "cuda/device_layers.h"
 #include "cuda/dispatch.h"
+#include "cuda/latent/launch.h"
 #include "cuda/move/launch.h"
 #include "cuda/runtime.h"
 #include "cuda/schedule/work_list.h"
@@ -72,7 +74,15 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     break;
   }
   for (int layer = 0; layer < geometry.num_layers; layer++) {
-    if (attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone) continue;
+    const char* const refusal = geometry.layers[layer].latent ? latent::refusal(geometry, layer) : nullptr;
+    if (!refusal) continue;
+    reasons.add(Status::kNotSupported, "layer %d: layer_kind = 2 (TQ_LATENT): %s", layer, refusal);
+    break;
+  }
+  for (int layer = 0; layer < geometry.num_layers; layer++) {
+    if (geometry.layers[layer].latent ||
+        attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone)
+      continue;
     reasons.add(
         Status::kNotSupported,
         "layer %d: no attention kernel in this build for head_dim = %d, value_dim = %d at %d + %d bits",
@@ -82,6 +92,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
   }
   const int shared = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
   for (int layer = 0; layer < geometry.num_layers; layer++) {
+    if (geometry.layers[layer].latent) continue;
     const int needed = attend::attend_least_shared_memory(geometry.tile(layer),
                                                           geometry.window_tokens + geometry.sink_tokens > 0);
     if (needed <= shared) continue;
@@ -103,7 +114,7 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
 
 BackendBytes cuda_backend_bytes(const Geometry& geometry) {
   const ArenaPlaces places(geometry);
-  const int64_t workspace = attend_workspace_capacity(geometry, num_multiprocessors(geometry.device_id));
+  const int64_t workspace = workspace_capacity(geometry, num_multiprocessors(geometry.device_id));
   return BackendBytes{places.pages_bytes, places.raw_bytes,
                       places.table_bytes + places.flags_bytes + move::MoveSpace::bytes(geometry), workspace};
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cuda/append/launch.h"
+#include "cuda/latent/launch.h"
 #include "cuda/prefill/launch.h"
 #include "cuda/schedule/work_list.h"
 
@@ -24,6 +25,13 @@ Geometry with_layers(Geometry geometry, const std::vector<LayerGeometry>& layers
 
 }  // namespace
 
+int64_t latent_place(const Geometry& geometry, int num_units) {
+  return align_up(attend_workspace_capacity(geometry, num_units), 256);
+}
+int64_t workspace_capacity(const Geometry& geometry, int num_units) {
+  return latent_place(geometry, num_units) + latent::workspace_bytes(geometry);
+}
+
 DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* pool,
                            WorkspaceChoice workspace, cudaStream_t stream)
     : layers_(geometry.layers, geometry.layers + geometry.num_layers),
@@ -37,11 +45,13 @@ DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* p
       early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(static_cast<size_t>(geometry.num_layers), 0),
       arena_(geometry_, ops, pool,
-             workspace == kOwnWorkspace ? attend_workspace_capacity(geometry_, num_units_) : 0),
+             workspace == kOwnWorkspace ? workspace_capacity(geometry_, num_units_) : 0),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
   for (int layer = 0; layer < geometry_.num_layers; layer++)
-    long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
+    long_apart_[layer] =
+        !layers_[layer].latent && prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
   for (const LayerGeometry& layer : layers_) {
+    if (layer.latent) continue;
     append::require_kernels(format::stored_dim(layer.head_dim));
     append::require_kernels(format::stored_dim(layer.value_dim));
   }

@@ -10,6 +10,11 @@
 namespace tq {
 namespace cuda {
 
+// Workspace of a call: the decode kernel's, whose counters are zeros between calls, and behind it the latent
+// layers'.
+int64_t latent_place(const Geometry& geometry, int num_units);
+int64_t workspace_capacity(const Geometry& geometry, int num_units);
+
 class DeviceLayers {
  protected:
   // For plans of the geometry's bounds, or none: the caller's.

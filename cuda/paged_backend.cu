@@ -153,6 +153,10 @@ std::unique_ptr<PagedBackend> create_cuda_paged_backend(const Geometry& geometry
                                                         void* stream) {
   const DeviceGuard guard(geometry.device_id);
   require_no_capture(as_stream(stream), "tq_codec_create");
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    TQ_CHECK(!geometry.layers[layer].latent, Status::kNotSupported,
+             "layer %d: layer_kind = 2 (TQ_LATENT): a codec on CUDA has no latent layers, a cache has",
+             layer);
   return std::unique_ptr<PagedBackend>(new CudaPagedBackend(geometry, ops, as_stream(stream)));
 }
 

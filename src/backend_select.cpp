@@ -113,11 +113,6 @@ void check_device(DeviceType type, int device_id, ReasonList& reasons) {
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons) {
   if (type == DeviceType::kCpu) return;
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
-    if (!geometry.layers[layer].latent) continue;
-    reasons.add(Status::kNotSupported, "layer %d: layer_kind = 2 (TQ_LATENT): CPU only so far", layer);
-    return;  // what follows would speak of its sides
-  }
-  for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
     const format::CodeId key = geometry.layers[layer].key_code, value = geometry.layers[layer].value_code;
     if (!key.trellis() && !value.trellis()) continue;
     reasons.add(Status::kNotSupported, "layer %d: %s_family = 5 (TQ_CODE_TRELLIS): CPU only", layer,

@@ -94,8 +94,8 @@ type Config struct {
 	Sketch       Sketch     // of CodeProd keys; 0 = orthogonal
 	SketchRule   SketchRule // 0 = unbiased
 	SketchFactor float32    // 0 = by SketchRule
-	// what the layers' tokens are; 0 = keys and values. LayerLatent, CPU only: keys whose first ValueDim
-	// coordinates are the values too, appended with v nil
+	// what the layers' tokens are; 0 = keys and values. LayerLatent: keys whose first ValueDim coordinates
+	// are the values too, appended with v nil
 	LayerKind LayerKind
 }
 

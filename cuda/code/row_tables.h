@@ -24,7 +24,8 @@ struct RowTables {
 
 // Whether codes of a side are those of a codebook.
 TQ_HD constexpr bool has_book(const format::SideLayout& side) {
-  return side.family == format::CodeFamily::kScalar || side.family == format::CodeFamily::kProd;
+  return side.family == format::CodeFamily::kScalar || side.family == format::CodeFamily::kProd ||
+         side.family == format::CodeFamily::kRows;
 }
 // Rows of codes; raw rows are numbers.
 TQ_HD constexpr bool coded_rows(const format::SideLayout& side) { return side.by_rows() && !side.raw(); }

@@ -24,7 +24,8 @@ trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers modes products"
-parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph limits python golden"
+parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph latent limits"
+parts_side+=" python golden"
 parts_asked="torch hf vllm nccl eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
 declare -A about=(
@@ -41,6 +42,7 @@ declare -A about=(
   [layers]="layers of different shape, sliding ones among them, on GPU and CPU"
   [modes]="attention over prod, grouped and levels codes against float64"
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
+  [latent]="latent layers beside the CPU: bytes, reads, attention; drafts, graphs, refusals"
   [limits]="pages beyond 2^31 and 2^32 bytes; asynchronous errors"
   [python]="the Python package with torch tensors, the contract cases"
   [golden]="golden vectors of the NumPy oracle on the GPU"
@@ -186,8 +188,8 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | conformance | graph | growth | layers | limits | modes | move | paged | \
-      products | state)
+    append | attend | backend | conformance | graph | growth | latent | layers | limits | modes | move | \
+      paged | products | state)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;

@@ -201,8 +201,8 @@ class Config:
     sketch_factor: float = 0.0                      # 0 = by sketch_rule
     key_levels: Optional[Levels] = None             # of "levels", unless layers have their own
     value_levels: Optional[Levels] = None
-    layer_kind: Union[str, int] = 0                 # "keys_values", or "latent" (CPU only): keys whose first
-    #                                                 value_dim coordinates are the values too; append(v=None)
+    layer_kind: Union[str, int] = 0                 # "keys_values", or "latent": keys whose first value_dim
+    #                                                 coordinates are the values too; append(v=None)
     pool: Any = None                                # memory for the pages: a writable contiguous array on the
     #                                                 device, 256-byte aligned; the cache holds it
 

@@ -59,7 +59,8 @@ class Bench:
         return self.torch.full(shape, float("nan"), dtype=getattr(self.torch, dtype), device="cuda")
 
     def fill(self, case, bits, new, queries, most_layers=64):
-        guess = case.stored_bytes(case.kv_heads * case.head_dim * sum(bits) // 8)
+        coordinate_bits = bits[1] if case.latent else sum(bits)
+        guess = case.stored_bytes(case.kv_heads * case.head_dim * coordinate_bits // 8)
         layers = cases.rotated(guess, self.l2, most_layers)
         with self.torch.cuda.stream(self.stream):
             filled = self.filled.Filled(case, bits, layers, self.pool(case.kv_heads, case.head_dim), "cuda",
@@ -77,7 +78,8 @@ class Bench:
                             case.head_dim,
                             dtype=torch.float16,
                             device="cuda")
-            out = torch.full((filled.layers, *q.shape), float("nan"), dtype=torch.float16, device="cuda")
+            out = torch.full((filled.layers, *q.shape[:2], case.value_dim()), float("nan"),
+                             dtype=torch.float16, device="cuda")
             torch.cuda.synchronize()
 
             def call(layer=0):
@@ -100,7 +102,7 @@ class Bench:
                 "roof_share": round(gbs / self.roof["gbs"],
                                     4), "layers": filled.layers, "token_bytes": token_bytes
             }
-            if prefill:
+            if prefill or case.latent:
                 result["tflops"] = round(case.operations() / result["us"] / 1e6, 1)
             result["error"] = self.error(case, filled, q, out)
             return result
@@ -179,7 +181,8 @@ class Bench:
         results.append(result)
         if case.kind in ("decode", "prefill"):
             try:
-                result["fp16"] = self.gpu.sdpa(case, self.stream)
+                dense = self.gpu.latent_products if case.latent else self.gpu.sdpa
+                result["fp16"] = dense(case, self.stream)
                 print(table.fp16_line(result), flush=True)
             except Exception as error:
                 self.trouble(case, "torch SDPA", error)

@@ -24,12 +24,17 @@ class Case:
     window: int = 0  # last tokens of a sequence that are read exactly
     sinks: int = 0  # first ones
     families: tuple = ()  # of codes other than scalar ones: fields of the configuration and their values
+    latent: int = 0  # value_dim of latent layers, whose keys alone are stored; widths are (rest, latent)
+
+    def value_dim(self):
+        return self.latent or self.head_dim
 
     def side_bytes(self, kind, bits):
         """Stored bytes of one token and kv head, kind "key" or "value"."""
+        dim = self.value_dim() if kind == "value" else self.head_dim - self.latent
         family = dict(self.families).get(f"{kind}_family", "scalar")
-        scales = {"prod": 4, "grouped": 4 * math.ceil(self.head_dim / 32)}.get(family, 2 if bits < 16 else 0)
-        stored = {80: 96, 112: 128}.get(self.head_dim, self.head_dim) if bits < 16 else self.head_dim
+        scales = {"prod": 4, "grouped": 4 * math.ceil(dim / 32)}.get(family, 2 if bits < 16 else 0)
+        stored = {80: 96, 112: 128}.get(dim, dim) if bits < 16 else dim
         return stored * bits // 8 + scales
 
     @property
@@ -43,12 +48,14 @@ class Case:
 
     def fp16_bytes(self):
         """Keys and values of all sequences in float16."""
+        if self.latent:
+            return 2 * self.batch * self.seen_tokens * self.kv_heads * self.head_dim
         return 2 * 2 * self.batch * self.seen_tokens * self.kv_heads * self.head_dim
 
     def operations(self):
         """Multiplications and additions of attention, of what queries see."""
         pairs = self.q_len * (self.q_len + 1) // 2 if self.causal else self.q_len * self.tokens
-        return 4 * self.batch * self.q_heads * pairs * self.head_dim
+        return 2 * self.batch * self.q_heads * pairs * (self.head_dim + self.value_dim())
 
     def stored_bytes(self, token_bytes):
         """token_bytes: of one token in one layer, all kv heads. Attention reads whole tiles of 32 tokens, and
@@ -122,8 +129,14 @@ MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3)
          Case("B8 n32768, grouped", "decode", 8, 32768, widths=((4, 4), (2, 2)),
               families=(("key_family", "grouped"), GROUPED)),
          Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )))
+# DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
+LATENT = tuple(
+    Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,
+         kv_heads=1, head_dim=576, latent=512,
+         widths=((8, 4), (16, 4), (4, 4)) if heads == 16 and batch == 8 else ((8, 4), ))
+    for heads in (16, 32, 64, 128) for batch, tokens in ((8, 16384), (64, 4096)))
 SETS = {
-    "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
+    "latent": LATENT, "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
     "peers": BESIDE, "cliffs": CLIFFS, "modes": MODES
 }
@@ -143,6 +156,8 @@ def launches(sets, guess_us, least=10, wanted_us=2000.0):
 
 def pieces(case, new, most_rows=131072):
     """How a cache is filled: tokens of each sequence in every plan before the last, which appends `new`."""
+    if case.latent:  # the library's bound on rows of a plan
+        most_rows = 65536 // case.q_heads
     left, step, result = case.tokens + (case.q_len if case.kind == "prefill" else 0) - new, max(
         1, most_rows // case.batch), []
     while left > 0:

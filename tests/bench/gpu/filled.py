@@ -25,6 +25,7 @@ class Filled:
         self.device, self.stream, self.new = device, stream, new
         self.pieces = pieces(case, new) + [new]
         self.length = sum(self.pieces)
+        self.most_tokens = max(max(self.pieces) * case.batch, PAGE_TOKENS) if case.latent else 0  # of a plan
         pages_each = -(-self.length // PAGE_TOKENS)
         pages = case.batch * pages_each
         decoys = max(1, min(decoys, pages))
@@ -45,13 +46,19 @@ class Filled:
             rows = slice(self.offsets[index], self.offsets[index] + piece * case.batch)
             self.last_rows = (pool[0][rows], pool[1][rows])
             for layer in range(layers):
-                self.step.append(layer, *self.last_rows, stream=stream)
+                self.step.append(layer, *self._sides(*self.last_rows), stream=stream)
+
+    def _sides(self, k, v):
+        return (k, ) if self.case.latent else (k, v)
 
     def _config(self, layers, dtype, tokens, sequences, batch_sequences, device=None):
         return tqkv.Config(num_layers=layers,
                            num_q_heads=self.case.q_heads,
                            num_kv_heads=self.case.kv_heads,
                            head_dim=self.case.head_dim,
+                           value_dim=self.case.value_dim(),
+                           layer_kind="latent" if self.case.latent else 0,
+                           max_batch_tokens=self.most_tokens,
                            key_bits=self.bits[0],
                            value_bits=self.bits[1],
                            io_dtype=dtype,
@@ -77,8 +84,9 @@ class Filled:
         """Pages go out again in the order in which they came back: as many sequences as possible take all of
         them and are freed in random order."""
         held = [self.cache.sequence() for _ in range(count)]
-        for first in range(0, count, 256):
-            some = held[first:first + 256]
+        together = max(1, self.most_tokens // (pages_each * PAGE_TOKENS)) if self.most_tokens else 256
+        for first in range(0, count, together):
+            some = held[first:first + together]
             self.step.plan(some, [pages_each * PAGE_TOKENS] * len(some), [0] * len(some), stream=self.stream)
         random.Random(count).shuffle(held)
         for sequence in held:
@@ -100,23 +108,23 @@ class Filled:
         """Decoded keys and values of a sequence in float32, read from a twin on `device`. wide(array): the
         same numbers in float32 there; empty(shape, dtype): a new array there."""
         device = device or self.device
-        shape = (self.length, self.case.kv_heads, self.case.head_dim)
-        k, v = empty(shape, "float32"), empty(shape, "float32")
+        shape = (self.length, self.case.kv_heads)
+        k, v = (empty((*shape, dim), "float32") for dim in (self.case.head_dim, self.case.value_dim()))
         stream = self.stream if device == self.device else None
         with tqkv.Cache(self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device),
                         stream=stream) as twin:
             step, copy = twin.batch(), twin.sequence()
             for keys, values in self.rows_of(sequence):
                 step.plan([copy], [len(keys)], [0], stream=stream)
-                step.append(layer, wide(keys), wide(values), stream=stream)
+                step.append(layer, *self._sides(wide(keys), wide(values)), stream=stream)
             copy.read(layer, 0, self.length, k=k, v=v, stream=stream)
             twin.check(stream=stream)
         return k, v
 
     def own(self, layer, sequence, empty):
         """The same as the cache itself reads it, float16."""
-        shape = (self.length, self.case.kv_heads, self.case.head_dim)
-        k, v = empty(shape, "float16"), empty(shape, "float16")
+        shape = (self.length, self.case.kv_heads)
+        k, v = (empty((*shape, dim), "float16") for dim in (self.case.head_dim, self.case.value_dim()))
         self.sequences[sequence].read(layer, 0, self.length, k=k, v=v, stream=self.stream)
         self.cache.check(stream=self.stream)
         return k, v

@@ -147,6 +147,23 @@ def first_time(stream, call):
     return 1000.0 * begin.elapsed_time(end)
 
 
+def latent_products(case, stream):
+    """Attention on dense float16 latents by torch's matrix products and softmax, as sdpa's result."""
+    sets = rotated(case.fp16_bytes(), l2_bytes())
+    q = torch.randn(case.batch, case.q_heads, case.head_dim, dtype=torch.float16, device="cuda")
+    keys = [torch.randn(case.batch, case.tokens, case.head_dim, dtype=torch.float16, device="cuda")
+            for _ in range(sets)]
+    torch.cuda.synchronize()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        def call(index=0):
+            weights = torch.softmax(q @ keys[index].transpose(1, 2) * case.head_dim ** -0.5, dim=-1)
+            return weights @ keys[index][:, :, :case.latent]
+        count = launches(sets, first_time(stream, call))
+        result = replayed(stream, lambda: [call(i % sets) for i in range(count)] and None, count)
+    return dict(result, backend="products", gbs=round(case.fp16_bytes() / result["us"] / 1e3, 1), sets=sets,
+                others={}, tflops=round(case.operations() / result["us"] / 1e6, 1))
+
+
 def sdpa(case, stream):
     """torch SDPA in float16 on dense keys and values, best of its backends: {us, .., backend, gbs, others}.
     Queries see all tokens, of a

@@ -32,6 +32,8 @@ def shapes():
                                      head_dim=case.head_dim,
                                      key_bits=key_bits,
                                      value_bits=value_bits,
+                                     value_dim=case.value_dim(),
+                                     layer_kind="latent" if case.latent else 0,
                                      io_dtype="float16",
                                      max_tokens=case.seen_tokens * case.batch,
                                      max_sequences=case.batch,

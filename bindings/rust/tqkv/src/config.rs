@@ -158,8 +158,8 @@ pub struct CacheConfig {
     pub key_levels: Option<Levels>,
     /// Of values likewise.
     pub value_levels: Option<Levels>,
-    /// What the layers' tokens are; default keys and values. [`LayerKind::LATENT`], CPU only: keys whose
-    /// first `value_dim` coordinates are the values too, appended with an empty `v`.
+    /// What the layers' tokens are; default keys and values. [`LayerKind::LATENT`]: keys whose first
+    /// `value_dim` coordinates are the values too, appended with an empty `v`.
     pub layer_kind: LayerKind,
 }
 

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of latent attention are given, and where things lie in their workspace.
+//
+// Rows (query token, query head) of a kv head come in blocks; the history of a sequence in splits of fixed
+// size at absolute places. A slot is a block over one split: its rows' states and sums. Where a plan has more
+// (block, split) pairs than slots, a block has one slot, into which its CTA merges split after split: the
+// same operations in the same order, so the same bits.
+#pragma once
+#include "cuda/row/params.h"
+
+namespace tq::cuda::latent {
+
+constexpr int kLatent = 512, kRest = 64;  // coordinates; no other shape is compiled
+constexpr int kQuery = kLatent + kRest;   // halves of a prepared query: latent, rest
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kRowWarps = 2;  // of a CTA, where a row is a warp's: few rows then have many multiprocessors
+constexpr int kSlice = kLatent / kWarps;  // coordinates of the latent that a warp has
+constexpr int kFewRowsCtas = 2;  // of a multiprocessor, of kernels with 16 rows
+constexpr int kTileRows = 16;  // of a matrix instruction
+
+// A prepared query row: logit = factor * (query . key) + constant, in log2 units.
+struct alignas(16) QueryHead {
+  float factor, constant;
+  int32_t finite, reserved;
+};
+// A row over some tokens: the softmax's state, and what its sum of latents is relative to. Both maxima, of
+// logits and of logits + log2(scale), are kept: weights as halves then lie in 0 .. 1 whatever the scales are.
+struct alignas(16) SlotState {
+  float m, l, reference, reserved;
+};
+
+constexpr int kMostDepth = 4;
+// Rows of a block, in tiles of 16: those of 64 leave room for tiles of narrow codes alone. row_bytes: of a
+// token's latent.
+constexpr int block_tiles(int q_per_kv, int row_bytes) {
+  return q_per_kv <= 16 ? 1 : q_per_kv <= 32 || row_bytes > 256 ? 2 : 4;
+}
+// Tokens of a split: long ones for many rows, whose states cost as much as codes.
+TQ_HD constexpr int split_tokens(int tiles) { return tiles == 1 ? 512 : 2048; }
+
+struct Space {
+  QueryHead* heads;   // [rows]
+  uint16_t* queries;  // [rows][kQuery]
+  SlotState* states;  // [slots][block rows]
+  float* sums;        // [slots][block rows][kLatent]
+  int32_t slots;
+
+  // rows: query tokens x query heads. Returns the bytes.
+  static int64_t place(void* base, int64_t rows, int64_t slots, int block_rows, Space* space) {
+    uint8_t* at = static_cast<uint8_t*>(base);
+    const auto take = [&at](int64_t bytes) {
+      uint8_t* const here = at;
+      at += (bytes + 255) / 256 * 256;
+      return here;
+    };
+    space->heads = reinterpret_cast<QueryHead*>(take(rows * static_cast<int64_t>(sizeof(QueryHead))));
+    space->queries = reinterpret_cast<uint16_t*>(take(rows * kQuery * 2));
+    space->states =
+        reinterpret_cast<SlotState*>(take(slots * block_rows * static_cast<int64_t>(sizeof(SlotState))));
+    space->sums = reinterpret_cast<float*>(take(slots * block_rows * kLatent * 4));
+    space->slots = static_cast<int32_t>(slots);
+    return at - static_cast<uint8_t*>(base);
+  }
+};
+
+struct LatentParams {
+  RowParams row;
+  const uint8_t* work;  // the plan's list (schedule/work_list.h): its entries of all sequences
+  Space space;
+  int32_t depth;  // tiles of a CTA's ring in shared memory: 2 .. kMostDepth
+};
+
+}  // namespace tq::cuda::latent

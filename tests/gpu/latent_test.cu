@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+// Latent layers on CUDA through tqkv.h, beside the CPU, whose attention the conformance tests hold against
+// float64: the same bytes, the same numbers read, attention within what half-precision queries and weights
+// cost. Drafts verified at once are single steps bit for bit; a graph's replay is the call.
+#include "api_cache.cuh"
+
+namespace {
+
+using namespace gpu_test;
+
+constexpr int kLatent = 512, kDim = 576;
+
+struct Form {
+  int latent_bits, rest_bits, q_heads, kv_heads, dtype, page_size;
+  bool centres;
+};
+
+tq_cache_config config_of(const Form& f, int device) {
+  tq_cache_config c = {};
+  c.struct_size = sizeof c;
+  c.device_type = device, c.num_layers = 2, c.layer_kind = TQ_LATENT;
+  c.num_q_heads = f.q_heads * f.kv_heads, c.num_kv_heads = f.kv_heads;
+  c.head_dim = kDim, c.value_dim = kLatent, c.io_dtype = f.dtype;
+  c.value_bits = f.latent_bits, c.key_bits = f.rest_bits, c.page_size = f.page_size;
+  c.max_tokens = 8192, c.max_sequences = 6, c.max_batch_tokens = 256, c.num_threads = 2;
+  return c;
+}
+
+// Rows [tokens][heads][kDim] as bytes of the type.
+std::vector<uint8_t> rows_of(int dtype, int side, int layer, int heads, int64_t sequence, int64_t first,
+                             int64_t count) {
+  const RowSource source = {99, dtype, side, layer, heads, kDim, side == 2 ? 1.2f : 1.0f};
+  const size_t size = static_cast<size_t>(api_dtype_bytes(dtype));
+  std::vector<uint8_t> bytes(static_cast<size_t>(count * heads * kDim) * size);
+  for (int64_t i = 0; i < count * heads * kDim; i++) {
+    const uint32_t bits = row_bits(source, sequence, first + i / kDim / heads,
+                                   static_cast<int>(i / kDim % heads), static_cast<int>(i % kDim));
+    memcpy(&bytes[static_cast<size_t>(i) * size], &bits, size);
+  }
+  return bytes;
+}
+
+class Device {
+ public:
+  Device(const Form& f, int device) : form(f), device_(device) {
+    const tq_cache_config config = config_of(f, device);
+    API_MUST(tq_cache_create(&config, nullptr, &cache));
+    API_MUST(tq_batch_create(cache, &batch));
+    if (!f.centres) return;
+    std::vector<float> centre(static_cast<size_t>(f.kv_heads) * kDim);
+    for (size_t i = 0; i < centre.size(); i++) centre[i] = 0.1f * static_cast<float>(i % 17) - 0.8f;
+    for (int layer = 0; layer < 2; layer++)
+      API_MUST(tq_cache_set_centres(cache, layer, centre.data(), nullptr));
+  }
+  ~Device() {
+    tq_batch_destroy(batch);
+    tq_cache_destroy(cache);
+  }
+  tq_sequence create() {
+    tq_sequence sequence = 0;
+    API_MUST(tq_sequence_create(cache, &sequence));
+    return sequence;
+  }
+  // Rows of k (side 0) or q (side 2) of the plan's sequences, one after the other.
+  Memory rows(int side, int layer, const std::vector<int64_t>& first, const std::vector<int64_t>& count) {
+    const int heads = side == 2 ? form.q_heads * form.kv_heads : form.kv_heads;
+    std::vector<uint8_t> all;
+    for (size_t i = 0; i < first.size(); i++) {
+      const std::vector<uint8_t> own =
+          rows_of(form.dtype, side, layer, heads, static_cast<int64_t>(i), first[i], count[i]);
+      all.insert(all.end(), own.begin(), own.end());
+    }
+    Memory memory(device_, all.size());
+    if (!all.empty()) GPU_MUST(cudaMemcpy(memory.get(), all.data(), all.size(), cudaMemcpyDefault));
+    return memory;
+  }
+  void plan(const std::vector<tq_sequence>& ids, const std::vector<int64_t>& fresh,
+            const std::vector<int64_t>& queries) {
+    API_MUST(tq_batch_plan(batch, static_cast<int32_t>(ids.size()), ids.data(), fresh.data(), queries.data(),
+                           nullptr));
+  }
+  AttendOutput attend(int layer, const Memory& q, int64_t queries, const tq_attend_params* params = nullptr) {
+    const size_t rows = static_cast<size_t>(queries * form.q_heads * form.kv_heads);
+    tq_attend_params p = params ? *params : tq_attend_params{};
+    p.struct_size = sizeof p;
+    p.out_dtype = TQ_F32;
+    Memory out(device_, rows * kLatent * 4), lse(device_, rows * 4);
+    out.fill(0xEE);
+    API_MUST(
+        tq_cache_attend(cache, layer, batch, q.get(), out.get(), lse.as<float>(), &p, nullptr, 0, nullptr));
+    return AttendOutput{out.floats(), lse.floats()};
+  }
+  std::vector<uint8_t> exported(tq_sequence sequence) {
+    tq_state state = {};
+    state.struct_size = sizeof state;
+    API_MUST(tq_sequence_describe(cache, sequence, &state));
+    Memory memory(TQ_DEVICE_CPU, static_cast<size_t>(state.bytes));
+    API_MUST(tq_sequence_export(cache, sequence, &state, memory.get(), memory.size(), nullptr));
+    return memory.host();
+  }
+
+  const Form form;
+  tq_cache* cache = nullptr;
+  tq_batch* batch = nullptr;
+
+ private:
+  int device_;
+};
+
+double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); i++) {
+    difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
+    size += static_cast<double>(b[i]) * b[i];
+  }
+  return sqrt(difference / size);
+}
+
+void expect_near(const AttendOutput& got, const AttendOutput& want, const char* what) {
+  const double error = relative_error(got.out, want.out);
+  check(error < 1e-3, "%s: relative error %.2e", what, error);
+  for (size_t i = 0; i < want.lse.size(); i++)
+    if (!check(fabs(got.lse[i] - want.lse[i]) < 5e-3 || got.lse[i] == want.lse[i], "%s: lse %zu: %g, %g",
+               what, i, static_cast<double>(got.lse[i]), static_cast<double>(want.lse[i])))
+      break;
+}
+
+void beside_the_cpu(const Form& f) {
+  Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
+  Device* const both[] = {&cpu, &gpu};
+  std::vector<tq_sequence> ids[2];
+  for (int d = 0; d < 2; d++)
+    for (int i = 0; i < 3; i++) ids[d].push_back(both[d]->create());
+  std::vector<int64_t> length = {0, 0, 0};
+  const std::vector<std::vector<int64_t>> steps = {
+      {40, 1, 200}, {1, 1, 1}, {3, 0, 30}, {30, 150, 60}, {1, 2, 1}};
+  for (const std::vector<int64_t>& fresh : steps) {
+    std::vector<int64_t> queries, position;
+    int64_t total = 0;
+    for (int i = 0; i < 3; i++) {
+      queries.push_back(std::min<int64_t>(fresh[i] + 1, std::min<int64_t>(4, length[i] + fresh[i])));
+      position.push_back(length[i] + fresh[i] - queries[i]);
+      total += queries[i];
+    }
+    for (int layer = 0; layer < 2; layer++) {
+      AttendOutput outputs[2], masked[2];
+      std::vector<float> sinks(static_cast<size_t>(f.q_heads * f.kv_heads), 0.5f);
+      for (int d = 0; d < 2; d++) {
+        if (layer == 0) both[d]->plan(ids[d], fresh, queries);
+        const Memory k = both[d]->rows(0, layer, length, fresh),
+                     q = both[d]->rows(2, layer, position, queries);
+        API_MUST(tq_cache_append(both[d]->cache, layer, both[d]->batch, k.get(), nullptr, nullptr, nullptr));
+        outputs[d] = both[d]->attend(layer, q, total);
+        tq_attend_params params = {};
+        Memory sink(d == 0 ? TQ_DEVICE_CPU : TQ_DEVICE_CUDA, sinks.size() * 4);
+        GPU_MUST(cudaMemcpy(sink.get(), sinks.data(), sink.size(), cudaMemcpyDefault));
+        params.logit_softcap = 5, params.sliding_window = 70, params.sink_logits = sink.as<float>();
+        params.softmax_scale = -0.11f, params.history_only = layer;
+        masked[d] = both[d]->attend(layer, q, total, &params);
+      }
+      expect_near(outputs[1], outputs[0], "attend");
+      expect_near(masked[1], masked[0], "attend with a window, a cap and sinks");
+    }
+    for (int i = 0; i < 3; i++) length[i] += fresh[i];
+  }
+  for (int i = 0; i < 3; i++)
+    check(cpu.exported(ids[0][i]) == gpu.exported(ids[1][i]), "latent %d, rest %d bits: bytes of sequence %d",
+          f.latent_bits, f.rest_bits, i);
+  // What is read, of a fork and of a copy that came from the CPU too.
+  tq_sequence fork = 0, copy = 0;
+  API_MUST(tq_sequence_fork(gpu.cache, ids[1][2], nullptr, &fork));
+  API_MUST(tq_sequence_copy(cpu.cache, ids[0][2], gpu.cache, nullptr, &copy));
+  const size_t size = static_cast<size_t>(length[2] * f.kv_heads * api_dtype_bytes(f.dtype));
+  Memory k(TQ_DEVICE_CPU, size * kDim), v(TQ_DEVICE_CPU, size * kLatent);
+  API_MUST(tq_cache_read(cpu.cache, 1, ids[0][2], 0, length[2], k.get(), v.get(), nullptr, nullptr));
+  for (const tq_sequence id : {ids[1][2], fork, copy}) {
+    Memory own_k(TQ_DEVICE_CUDA, size * kDim), own_v(TQ_DEVICE_CUDA, size * kLatent);
+    API_MUST(tq_cache_read(gpu.cache, 1, id, 0, length[2], own_k.get(), own_v.get(), nullptr, nullptr));
+    check(own_k.host() == k.host() && own_v.host() == v.host(), "what is read is the CPU's");
+  }
+}
+
+// Several drafts in one plan, and one after the other.
+void drafts_are_single_steps(const Form& f) {
+  Device gpu(f, TQ_DEVICE_CUDA);
+  const tq_sequence one = gpu.create(), many = gpu.create();
+  const int64_t history = 2040;
+  std::vector<float> single, at_once;
+  for (const tq_sequence id : {one, many}) {
+    for (int64_t first = 0; first < history; first += 255) {
+      gpu.plan({id}, {255}, {0});
+      const Memory k = gpu.rows(0, 0, {first}, {255});
+      for (int layer = 0; layer < 2; layer++)
+        API_MUST(tq_cache_append(gpu.cache, layer, gpu.batch, k.get(), nullptr, nullptr, nullptr));
+    }
+    const int64_t pieces = id == one ? 16 : 1, count = 16 / pieces;
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      gpu.plan({id}, {count}, {count});
+      const Memory k = gpu.rows(0, 0, {history + piece * count}, {count}),
+                   q = gpu.rows(2, 0, {history + piece * count}, {count});
+      for (int layer = 0; layer < 2; layer++)
+        API_MUST(tq_cache_append(gpu.cache, layer, gpu.batch, k.get(), nullptr, nullptr, nullptr));
+      const AttendOutput got = gpu.attend(0, q, count);
+      std::vector<float>& all = id == one ? single : at_once;
+      all.insert(all.end(), got.out.begin(), got.out.end());
+    }
+  }
+  check(single == at_once, "%d heads: 16 drafts at once are 16 single steps", f.q_heads);
+}
+
+#ifndef TQ_EMULATE
+void graphs(const Form& f) {
+  Device eager(f, TQ_DEVICE_CUDA), captured(f, TQ_DEVICE_CUDA);
+  cudaStream_t stream;
+  GPU_MUST(cudaStreamCreate(&stream));
+  const size_t rows = static_cast<size_t>(2 * f.q_heads * f.kv_heads);
+  Memory out(TQ_DEVICE_CUDA, rows * kLatent * 4);
+  std::vector<tq_sequence> a = {eager.create(), eager.create()}, b = {captured.create(), captured.create()};
+  Memory k = captured.rows(0, 0, {0, 0}, {1, 1}), q = captured.rows(2, 0, {0, 0}, {1, 1});
+  cudaGraphExec_t exec = nullptr;
+  for (int64_t step = 0; step < 70; step++) {
+    eager.plan(a, {1, 1}, {1, 1});
+    const Memory own_k = eager.rows(0, 0, {step, step}, {1, 1}),
+                 own_q = eager.rows(2, 0, {step, step}, {1, 1});
+    API_MUST(tq_cache_append(eager.cache, 0, eager.batch, own_k.get(), nullptr, nullptr, nullptr));
+    const AttendOutput want = eager.attend(0, own_q, 2);
+    const int64_t ones[2] = {1, 1};
+    GPU_MUST(cudaMemcpy(k.get(), own_k.get(), k.size(), cudaMemcpyDefault));
+    GPU_MUST(cudaMemcpy(q.get(), own_q.get(), q.size(), cudaMemcpyDefault));
+    API_MUST(tq_batch_plan(captured.batch, 2, b.data(), ones, ones, stream));
+    if (!exec) {
+      tq_attend_params p = {};
+      p.struct_size = sizeof p, p.out_dtype = TQ_F32;
+      cudaGraph_t graph;
+      GPU_MUST(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+      API_MUST(tq_cache_append(captured.cache, 0, captured.batch, k.get(), nullptr, nullptr, stream));
+      API_MUST(tq_cache_attend(captured.cache, 0, captured.batch, q.get(), out.get(), nullptr, &p, nullptr, 0,
+                               stream));
+      GPU_MUST(cudaStreamEndCapture(stream, &graph));
+      GPU_MUST(cudaGraphInstantiate(&exec, graph, 0));
+    }
+    GPU_MUST(cudaGraphLaunch(exec, stream));
+    GPU_MUST(cudaStreamSynchronize(stream));
+    if (!check(out.floats() == want.out, "replay %d is the call", static_cast<int>(step))) break;
+  }
+  cudaGraphExecDestroy(exec);
+  cudaStreamDestroy(stream);
+}
+#endif
+
+void refused(void (*change)(tq_cache_config&), const char* text) {
+  tq_cache_config config = config_of(Form{4, 8, 16, 1, TQ_BF16, 64, false}, TQ_DEVICE_CUDA);
+  change(config);
+  tq_cache* cache = nullptr;
+  check(tq_cache_create(&config, nullptr, &cache) == TQ_ERROR_NOT_SUPPORTED && strstr(tq_last_error(), text),
+        "refusal with %s: %s", text, tq_last_error());
+}
+
+void what_cuda_refuses() {
+  refused([](tq_cache_config& c) { c.head_dim = 288, c.value_dim = 256; }, "head_dim = 576");
+  refused([](tq_cache_config& c) { c.value_bits = 16; }, "scalar codes of the latent");
+  refused([](tq_cache_config& c) { c.window_tokens = 5; }, "window_tokens");
+  refused([](tq_cache_config& c) { c.max_batch_tokens = 8192, c.max_tokens = 9000; }, "65536 rows");
+  Device gpu(Form{4, 8, 16, 1, TQ_BF16, 64, false}, TQ_DEVICE_CUDA);
+  const tq_sequence id = gpu.create();
+  gpu.plan({id}, {100}, {0});
+  const Memory k = gpu.rows(0, 0, {0}, {100});
+  for (int layer = 0; layer < 2; layer++)
+    API_MUST(tq_cache_append(gpu.cache, layer, gpu.batch, k.get(), nullptr, nullptr, nullptr));
+  check(tq_sequence_remove(gpu.cache, id, 3, 4, nullptr) == TQ_ERROR_NOT_SUPPORTED,
+        "tokens are not taken out");
+  int64_t length = 0;
+  check(tq_sequence_length(gpu.cache, id, &length) == TQ_OK && length == 100, "and nothing has changed");
+  API_MUST(tq_sequence_truncate(gpu.cache, id, 50, nullptr));
+}
+
+}  // namespace
+
+int main() {
+  try {
+    const Form forms[] = {{4, 8, 16, 1, TQ_BF16, 64, false}, {4, 16, 40, 1, TQ_BF16, 32, true},
+                          {8, 4, 128, 1, TQ_F32, 64, false}, {3, 16, 2, 3, TQ_F32, 96, true},
+                          {2, 5, 24, 1, TQ_F16, 64, false},  {6, 16, 16, 1, TQ_F16, 64, true},
+                          {1, 1, 16, 1, TQ_BF16, 64, false}};
+    for (const Form& f : forms) beside_the_cpu(f);
+    for (const int heads : {16, 32, 64}) drafts_are_single_steps(Form{4, 8, heads, 1, TQ_BF16, 64, false});
+#ifndef TQ_EMULATE
+    graphs(Form{4, 8, 16, 1, TQ_BF16, 64, false});
+#endif
+    what_cuda_refuses();
+  } catch (const std::exception& error) {
+    check(false, "%s", error.what());
+  }
+  return finish("latent_test");
+}
