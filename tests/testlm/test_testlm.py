@@ -90,7 +90,7 @@ def test_three_bit_least_squares_reproduces_the_published_kl(plain):
 
 def test_more_bits_and_the_default_encoder_lose_less(library, prepared, plain):
     """Ordering only: 4 bits below half of 3 bits (published ratio 4.4), the default encoder not above the
-    plain one by the seed's 8 %, and trellis codes, which come to 0.72 of it (README.md), below it by a
+    plain one by the seed's 8 %, and trellis codes, which come to 0.68 of it (README.md), below it by a
     seventh."""
     plain = plain["kl"]
     four = figures(library, prepared, 4, "ls", "ls", False)["kl"]
