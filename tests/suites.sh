@@ -323,7 +323,10 @@ suite_emulate() {
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
-    calls+=("run_counted 'streams_test, 100,000 schedules' build/emulate/streams_test")
+    for at in 0 1 2 3; do
+      calls+=("run_counted 'streams_test, 25,000 schedules of 100,000, part $at' \
+        build/emulate/streams_test 25000 $((at * 10000 + 1))")
+    done
   else
     calls+=("run_counted 'streams_test --quick' build/emulate/streams_test --quick")
   fi

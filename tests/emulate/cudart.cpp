@@ -259,17 +259,17 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   strcpy(properties->name, "emulation");
   properties->major = 9;
-  properties->multiProcessorCount = emulate::kMultiprocessors;
+  properties->multiProcessorCount = emulate::multiprocessors;
   properties->sharedMemPerBlockOptin = emulate::kSharedBytes;
   properties->totalGlobalMem = kTotalMemory;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = emulate::kMultiprocessors; break;
+    case cudaDevAttrMultiProcessorCount: *value = emulate::multiprocessors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulate::kSharedBytes; break;
     case cudaDevAttrMemoryClockRate: *value = 2619000; break;
-    case cudaDevAttrGlobalMemoryBusWidth: *value = 5120 * emulate::kMultiprocessors / 132; break;
+    case cudaDevAttrGlobalMemoryBusWidth: *value = 5120 * emulate::multiprocessors / 132; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
     default: return cudaErrorInvalidValue;  // nobody has asked for it yet

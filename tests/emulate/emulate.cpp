@@ -3,37 +3,99 @@
 #include "emulate.h"
 
 #include <fenv.h>
-#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <ucontext.h>
 
 #include <stdexcept>
 #include <vector>
 
+// Leaves one stack, whose top it keeps, for another. The C library's jumps, which scramble addresses and look
+// for handlers, would cost a third of a kernel's time. Hosts of CUDA are of these two kinds.
+extern "C" void tq_emulate_switch(void** leave, void* enter);
+#if defined(__x86_64__)
+constexpr int kSavedWords = 8, kReturnWord = 6;  // one more: a function begins 8 bytes off a multiple of 16
+asm(R"(
+  .text
+  .type tq_emulate_switch, @function
+tq_emulate_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  popq %rcx
+  jmpq *%rcx  # a return would go elsewhere than the processor expects
+  .size tq_emulate_switch, . - tq_emulate_switch
+)");
+#elif defined(__aarch64__)
+constexpr int kSavedWords = 20, kReturnWord = 11;
+asm(R"(
+  .text
+  .type tq_emulate_switch, %function
+tq_emulate_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+  .size tq_emulate_switch, . - tq_emulate_switch
+)");
+#else
+#error "the emulation knows how to change stacks on x86-64 and arm64"
+#endif
+
 namespace emulate {
 
 Place here;
+int multiprocessors = 5;
 
 namespace {
 
-constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kStackBytes = (128 << 10) + 17 * 64;  // no power of two: the tops share no lines of a cache
 constexpr int kNamedBarriers = 16;
 constexpr int kRoundsOfAWarp = 4096;  // before others have a turn
 constexpr int kCollectivesOfATurn = 1024;
 constexpr int64_t kPatience = 200000;  // turns of all warps: no CTA of a test needs nearly as many
 
 struct Fiber {
-  jmp_buf at;
-  bool started = false, ended = false;
-  int collectives = 0, rank = 0;
+  void* at;  // its stack while it waits
+  bool started, ended;
+  int collectives, rank;
   uint3 thread;
 };
-// A stack outlives its fibers: it waits at `idle` for the next one. To make a context costs calls of the
-// kernel, and a CTA has hundreds.
+// A stack outlives its fibers: it waits at `idle` for the next one.
 struct Stack {
-  jmp_buf idle;
-  bool made = false;
+  void* idle = nullptr;  // none yet
 };
 // What the lanes of a warp gave, in this collective and the one before.
 struct Meeting {
@@ -55,7 +117,7 @@ std::vector<Meeting> meetings;
 Named named[kMaxCluster][kNamedBarriers];
 Named of_cluster;
 int next_cluster = 1, cluster = 1, threads_of_cta;
-jmp_buf scheduler;
+void* scheduler;
 const std::function<void()>* body;
 int current, running;
 bool leave_warp;
@@ -75,12 +137,19 @@ int random_below(int n) {
     fibers[current].ended = true;
     meetings[here.warp].ended++;
     running--;
-    if (!_setjmp(stacks[current].idle)) _longjmp(scheduler, 1);
+    tq_emulate_switch(&stacks[current].idle, scheduler);
   }
 }
 
-void yield() {
-  if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
+void yield() { tq_emulate_switch(&fibers[current].at, scheduler); }
+
+void* new_stack(int index) {
+  void** top =
+      reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(&memory[(index + 1) * kStackBytes])) & -64);
+  void** bottom = top - kSavedWords;
+  std::fill(bottom, top, nullptr);
+  bottom[kReturnWord] = reinterpret_cast<void*>(enter);
+  return bottom;
 }
 
 void resume(int index) {
@@ -91,23 +160,19 @@ void resume(int index) {
   here.rank = fiber.rank;
   here.warp = index / kWarp;
   here.lane = index % kWarp;
-  if (_setjmp(scheduler)) return;  // it yielded or ended
-  if (fiber.started) _longjmp(fiber.at, 1);
-  fiber.started = true;
-  if (stacks[index].made) _longjmp(stacks[index].idle, 1);
-  stacks[index].made = true;
-  static ucontext_t start;
-  getcontext(&start);
-  start.uc_stack.ss_sp = &memory[index * kStackBytes];
-  start.uc_stack.ss_size = kStackBytes;
-  start.uc_link = nullptr;
-  makecontext(&start, enter, 0);
-  setcontext(&start);
+  if (!fiber.started) {
+    fiber.started = true;
+    Stack& stack = stacks[index];
+    if (!stack.idle) stack.idle = new_stack(index);
+    fiber.at = stack.idle;
+  }
+  tq_emulate_switch(&scheduler, fiber.at);  // until it yields or ends
 }
 
 // A warp until it waits for others or ends: its lanes in turn, from a random one on, in either direction.
 void run_warp(int warp) {
   const int first = warp * kWarp, lanes = std::min<int>(kWarp, static_cast<int>(fibers.size()) - first);
+  if (meetings[warp].ended == lanes) return;
   bool alive = true;
   leave_warp = false;
   turn_collectives = 0;
@@ -115,7 +180,8 @@ void run_warp(int warp) {
     const int from = random_below(lanes), back = random_below(2);
     alive = false;
     for (int i = 0; i < lanes; i++) {
-      const int lane = (from + (back ? lanes - i : i)) % lanes;
+      int lane = from + (back ? lanes - i : i);
+      if (lane >= lanes) lane -= lanes;
       if (fibers[first + lane].ended) continue;
       resume(first + lane);
       alive = true;
@@ -244,15 +310,22 @@ void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& t
         here.block = {x, y, z};
         first_block = x;
         fill_with_anything(shared);
-        fibers.assign(together, Fiber());
-        meetings.assign((together + kWarp - 1) / kWarp, Meeting());
+        fibers.resize(together);
+        meetings.resize((together + kWarp - 1) / kWarp);
+        for (Meeting& meeting : meetings) {
+          meeting.ended = 0;
+          for (int half : {0, 1}) meeting.number[half] = meeting.arrived[half] = 0;
+        }
         for (auto& of_cta : named)
           for (Named& bar : of_cta) bar = Named();
         of_cluster = Named();
         for (unsigned at = 0; at < together; at++) {
           const unsigned i = at % static_cast<unsigned>(threads);
-          fibers[at].thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-          fibers[at].rank = static_cast<int>(at / threads);
+          Fiber& fiber = fibers[at];
+          fiber.started = fiber.ended = false;
+          fiber.collectives = 0;
+          fiber.rank = static_cast<int>(at / threads);
+          fiber.thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
         }
         running = static_cast<int>(together);
         run_cta();

@@ -3,25 +3,44 @@
 #pragma once
 #include <stdint.h>
 
+#include <vector>
+
 #include "cuda/ptx/bulk_copy.cuh"
 #include "cuda/ptx/imma.cuh"
 
 namespace tq {
 namespace cuda {
 
-inline float f16_value(uint32_t h) { return __half2float(__ushort_as_half(static_cast<uint16_t>(h))); }
+// The toolkit's conversion on the CPU takes its time.
+inline float f16_value(uint32_t h) {
+  static const std::vector<float> values = [] {
+    std::vector<float> all(65536);
+    for (uint32_t i = 0; i < all.size(); i++)
+      all[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(i)));
+    return all;
+  }();
+  return values[h];
+}
 inline float bf16_value(uint32_t h) { return __uint_as_float(h << 16); }
 
 template <float (*kValue)(uint32_t)>
 inline void hmma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const uint8_t* all = emulate::gather_bytes(&mine, sizeof mine);
+  const int lane = emulate::here.lane;
+  double rows[2][16], columns[2][16];
+  Line line;
+  const auto numbers_of = [&](double* numbers) {
+    for (int i = 0; i < 8; i++)
+      numbers[2 * i] = kValue(line[i] & 0xFFFFu), numbers[2 * i + 1] = kValue(line[i] >> 16);
+  };
+  for (int i = 0; i < 2; i++) {
+    row_of(all, lane / 4 + 8 * i, line), numbers_of(rows[i]);
+    column_of(all, lane % 4 * 2 + i, line), numbers_of(columns[i]);
+  }
   for (int i = 0; i < 4; i++) {
-    const int row = emulate::here.lane / 4 + i / 2 * 8, column = emulate::here.lane % 4 * 2 + i % 2;
     double sum = c[i];
-    for (int k = 0; k < 16; k++)
-      sum += static_cast<double>(kValue(first_operand<2>(all, row, k))) *
-             kValue(second_operand<2>(all, k, column));
+    for (int k = 0; k < 16; k++) sum += rows[i / 2][k] * columns[i % 2][k];
     c[i] = static_cast<float>(sum);
   }
 }

@@ -11,7 +11,7 @@ struct Operands {
   uint32_t a[4], b[2];
 };
 
-// Element (row, k) of the first operand and (k, column) of the second, each of kPerWord numbers a register.
+// Number (row, k) of the first operand, each of kPerWord numbers a register.
 template <int kPerWord>
 inline uint32_t first_operand(const uint8_t* all, int row, int k) {
   const int half = 4 * kPerWord;
@@ -19,23 +19,34 @@ inline uint32_t first_operand(const uint8_t* all, int row, int k) {
       *reinterpret_cast<const Operands*>(all + emulate::kGatherBytes * (row % 8 * 4 + k % half / kPerWord));
   return lane.a[row / 8 + k / half * 2] >> (32 / kPerWord * (k % kPerWord)) & ((1u << 32 / kPerWord) - 1);
 }
-template <int kPerWord>
-inline uint32_t second_operand(const uint8_t* all, int k, int column) {
-  const int half = 4 * kPerWord;
-  const Operands& lane =
-      *reinterpret_cast<const Operands*>(all + emulate::kGatherBytes * (column * 4 + k % half / kPerWord));
-  return lane.b[k / half] >> (32 / kPerWord * (k % kPerWord)) & ((1u << 32 / kPerWord) - 1);
+// A row of the first operand and a column of the second, whose 8 words hold their numbers in order.
+using Line = uint32_t[8];
+inline void row_of(const uint8_t* all, int row, Line& line) {
+  for (int i = 0; i < 8; i++)
+    line[i] = reinterpret_cast<const Operands*>(all + emulate::kGatherBytes * (row % 8 * 4 + i % 4))
+                  ->a[row / 8 + i / 4 * 2];
+}
+inline void column_of(const uint8_t* all, int column, Line& line) {
+  for (int i = 0; i < 8; i++)
+    line[i] = reinterpret_cast<const Operands*>(all + emulate::kGatherBytes * (column * 4 + i % 4))->b[i / 4];
 }
 
 template <class A, class B>
 inline void imma(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const uint8_t* all = emulate::gather_bytes(&mine, sizeof mine);
+  const int lane = emulate::here.lane;
+  Line rows[2], columns[2];
+  for (int i = 0; i < 2; i++) {
+    row_of(all, lane / 4 + 8 * i, rows[i]);
+    column_of(all, lane % 4 * 2 + i, columns[i]);
+  }
   for (int i = 0; i < 4; i++) {
-    const int row = emulate::here.lane / 4 + i / 2 * 8, column = emulate::here.lane % 4 * 2 + i % 2;
-    for (int k = 0; k < 32; k++)
-      c[i] +=
-          static_cast<A>(first_operand<4>(all, row, k)) * static_cast<B>(second_operand<4>(all, k, column));
+    const A* row = reinterpret_cast<const A*>(rows[i / 2]);
+    const B* column = reinterpret_cast<const B*>(columns[i % 2]);
+    int sum = c[i];
+    for (int k = 0; k < 32; k++) sum += row[k] * column[k];
+    c[i] = sum;
   }
 }
 inline void imma_s8s8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
