@@ -294,6 +294,8 @@ int main(int count, char** arguments) {
               static_cast<unsigned long long>(order));
         differ += !same;
       }
+      if (schedules % 1000 < kOrders)
+        printf("   %lld schedules\n", static_cast<long long>(schedules)), fflush(stdout);
     }
   } catch (const std::exception& error) {
     check(false, "uncaught: %s", error.what());
