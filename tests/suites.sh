@@ -398,24 +398,11 @@ suite_fuzz() {
   grep ' executions in ' "$out/fuzz_targets.log" | sed 's/^ok - /   | /'
 }
 
-# One source, as a line of TAP.
-tidied() {
-  local text
-  if text=$(clang-tidy -p build/test --quiet --warnings-as-errors='*' "$1" 2>/dev/null); then
-    echo "ok - $1"
-  else
-    printf 'not ok - %s\n%s\n' "$1" "$text"
-  fi
-}
-tidied_sources() {
-  ls src/*.cpp src/cpu/*.cpp src/cpu/kernels/*.cpp src/cli/*.cpp | grep -v kernels/simd |
-    xargs -P "${TQKV_JOBS:-$(nproc)}" -I{} bash -c 'tidied {}'
-}
-
 about_clang_tidy() { echo "clang-tidy: bug-finding checks (.clang-tidy) over library and program"; }
 suite_clang_tidy() {
   need_command clang-tidy clang-tidy && build_test || return 0
-  # simd.cpp includes itself once for every instruction set; its parts are seen by the compilers only.
-  export -f tidied tidied_sources
-  run_tap clang-tidy bash -c tidied_sources
+  local all=
+  [ -z "${TQKV_TEST_LONG:-}" ] || all=--all
+  # shellcheck disable=SC2086
+  run_tap clang-tidy python3 tests/clang_tidy.py build/test $all
 }

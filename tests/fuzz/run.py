@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the fuzz targets (built by the preset fuzz): replays each corpus, then fuzzes from it for a while.
 
-  tests/fuzz/run.py [target...] [--seconds N] [--seed N] [--ledger FILE] [--grow] [--build FOLDER]
+  tests/fuzz/run.py [target...] [--seconds N] [--seed N] [--ledger FILE] [--grow] [--jobs N]
+                    [--build FOLDER]
 
 Prints "ok - " or "not ok - " for each replay and each search with its executions, which is also a JSON line
 of the ledger: commit (with "+" where the tree had changes), target, seed, seconds, executions, edges,
@@ -16,6 +17,7 @@ that ends a target is kept in BUILD/findings with the command that shows it. No 
 failure. Inputs called replay-* are slow ones and are not searched from. Standard library only.
 """
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -66,14 +68,19 @@ class Target:
         return sorted(os.listdir(self.findings))
 
     def report(self, good, what, text):
-        print(("ok - " if good else "not ok - ") + f"{self.name}: {what}", flush=True)
-        if good:
-            return
-        lines = text.split("\n")
-        telling = [line for line in lines if re.search(r"ERROR|SUMMARY|runtime error|cpp:\d+", line)]
-        print("\n".join(telling[:12] or lines[-12:]))
-        for name in self.found():
-            print(f"{self.program} {os.path.join(self.findings, name)}")
+        """In one piece: targets run side by side."""
+        told = [("ok - " if good else "not ok - ") + f"{self.name}: {what}"]
+        if not good:
+            lines = text.split("\n")
+            telling = [line for line in lines if re.search(r"ERROR|SUMMARY|runtime error|cpp:\d+", line)]
+            told += telling[:12] or lines[-12:]
+            told += [f"{self.program} {os.path.join(self.findings, name)}" for name in self.found()]
+        print("\n".join(told), flush=True)
+
+    def replay_and_search(self, options, ledger):
+        if not self.replay():
+            return False
+        return options.seconds == 0 or self.search(options.seconds, options.seed, ledger, options.grow)
 
     def replay(self):
         """Every input of the corpus, once."""
@@ -131,19 +138,17 @@ def main():
     parser.add_argument("target", nargs="*", choices=[[], *targets()], help="default: all")
     parser.add_argument("--seconds", type=int, default=60, help="of searching in each target; default 60")
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("TQKV_JOBS", os.cpu_count() or 1)),
+                        help="targets at once; default: as many as processors")
     parser.add_argument("--build", default=os.path.join(ROOT, "build", "fuzz"))
     parser.add_argument("--ledger", default=None, help="default: BUILD/ledger.jsonl")
     parser.add_argument("--grow", action="store_true")
     options = parser.parse_args()
     ledger = options.ledger or os.path.join(options.build, "ledger.jsonl")
-    good = True
-    for name in options.target or targets():
-        target = Target(name, options.build)
-        if not target.replay():
-            good = False
-        elif options.seconds > 0:
-            good &= target.search(options.seconds, options.seed, ledger, options.grow)
-    return 0 if good else 1
+    chosen = [Target(name, options.build) for name in options.target or targets()]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        good = list(pool.map(lambda target: target.replay_and_search(options, ledger), chosen))
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
