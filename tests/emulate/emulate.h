@@ -37,7 +37,6 @@ namespace emulate {
 constexpr int kWarp = 32;
 constexpr size_t kSharedBytes = 227 << 10;  // that a launch may ask for
 extern int multiprocessors;                 // of the device; 5
-extern int multiprocessors;                 // of the device; 5
 constexpr int kMaxCluster = 4;
 
 // The fiber that runs.
