@@ -180,6 +180,12 @@ suite_vllm() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$vllm run_pytest vllm tests/vllm
 }
 
+about_canaries() { echo "canaries: a known fault for each suite, which it must see (on demand, hours)"; }
+suite_canaries() {
+  local limit=36000
+  run_tap "canaries" python3 tests/mutation/canaries.py
+}
+
 about_distributed() { echo "distributed: tensor and context parallelism on 1-4 gloo processes, against one"; }
 suite_distributed() {
   build_test || return
