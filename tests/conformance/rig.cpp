@@ -3,7 +3,6 @@
 #include "rig.h"
 
 #include <fenv.h>
-#include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -458,24 +457,6 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 bool same_bits(const Result& a, const Result& b) {
   return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
-}
-
-void expect_rows_by_themselves(RigConfig config) {
-  config.max_tokens = 2048;
-  const int64_t heads = static_cast<int64_t>(config.kv_heads) * config.q_per_kv;
-  Result first;
-  for (const int threads : {1, 4})
-    for (const int64_t queries : {1, 6}) {
-      config.threads = threads;
-      Rig rig(config);
-      rig.step({{0, 1200, 0}});
-      rig.step({{0, 6, queries}});
-      Result last = rig.attend();
-      last.lse.erase(last.lse.begin(), last.lse.end() - heads);
-      last.out.erase(last.out.begin(), last.out.end() - heads * config.value_dim);
-      if (first.out.empty()) first = last;
-      EXPECT_TRUE(same_bits(first, last)) << threads << " threads, " << queries << " queries";
-    }
 }
 
 double relative_error(const std::vector<float>& a, const std::vector<float>& b) {

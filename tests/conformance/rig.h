@@ -219,7 +219,7 @@ class Rig {
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
 bool same_bits(const Result& a, const Result& b);
 
-// That the bits of the last of 1,206 tokens' queries are the same alone and behind 5 others, on 1 thread and 4.
+// That the last of 1,206 tokens' queries gives the same bits alone and behind 5 others, on 1 thread and 4.
 void expect_rows_by_themselves(RigConfig config);
 
 // |a - b|_2 / |b|_2, row by row the largest, and over all.

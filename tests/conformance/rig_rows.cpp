@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The coders of a rig, made from its seed alone, and what a vector becomes in a side by rows, by the scalar
 // kernels, which the golden files check.
+#include <gtest/gtest.h>
+
 #include "rig.h"
 
 namespace tq {
@@ -79,6 +81,24 @@ std::vector<float> row_and_back(const format::RowCoder& coder, const format::Sid
   std::vector<float> decoded(x.size());
   format::decode_row(coder, side, row.data(), scales.data(), decoded.data());
   return decoded;
+}
+
+void expect_rows_by_themselves(RigConfig config) {
+  config.max_tokens = 2048;
+  const int64_t heads = static_cast<int64_t>(config.kv_heads) * config.q_per_kv;
+  Result first;
+  for (const int threads : {1, 4})
+    for (const int64_t queries : {1, 6}) {
+      config.threads = threads;
+      Rig rig(config);
+      rig.step({{0, 1200, 0}});
+      rig.step({{0, 6, queries}});
+      Result last = rig.attend();
+      last.lse.erase(last.lse.begin(), last.lse.end() - heads);
+      last.out.erase(last.out.begin(), last.out.end() - heads * config.value_dim);
+      if (first.out.empty()) first = last;
+      EXPECT_TRUE(same_bits(first, last)) << threads << " threads, " << queries << " queries";
+    }
 }
 
 }  // namespace test
