@@ -35,7 +35,21 @@ def random_config(random):
         slides = tqkv.Layer(sliding_window=int(random.integers(1, 80)), key_bits=one_of(BITS),
                             head_dim=one_of(DIMS))
         fields["layers"] = [tqkv.Layer(), slides, tqkv.Layer(shares_layer=one_of((0, 1)))]
+    elif "key_codebook" not in fields:
+        choose_families(fields, one_of)
     return fields
+
+
+def choose_families(fields, one_of):
+    """Code families of both sides: two thirds of them scalar codes."""
+    for side, others in (("key", ("prod", "grouped", "trellis")), ("value", ("grouped", "trellis"))):
+        family = one_of(("scalar", ) * 2 * len(others) + others)
+        if family in ("prod", "trellis"):
+            fields[f"{side}_bits"] = one_of((2, 3, 4))
+        elif family == "grouped":
+            fields[f"{side}_bits"] = one_of((2, 3, 4, 8))
+            fields["group_size"] = one_of((32, 64))
+        fields[f"{side}_family"] = family
 
 
 def numbers(random, shape, io_dtype):
