@@ -79,7 +79,9 @@ SUITES = {
 
 
 def prepared():
-    """The copy of the sources, as they are; builds in it stay."""
+    """The copy of the sources, as they are, with a git of its own, which lists them; builds in it stay."""
+    os.makedirs(TREE, exist_ok=True)
+    subprocess.run(["git", "init", "-q"], cwd=TREE, check=True)
     names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
                            capture_output=True, text=True).stdout.split("\0")
     for name in filter(None, names):
