@@ -144,8 +144,8 @@ int random_below(int n) {
 void yield() { tq_emulate_switch(&fibers[current].at, scheduler); }
 
 void* new_stack(int index) {
-  void** top =
-      reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(&memory[(index + 1) * kStackBytes])) & -64);
+  const uintptr_t end = reinterpret_cast<uintptr_t>(memory.data() + (index + 1) * kStackBytes);
+  void** top = reinterpret_cast<void**>(end & ~uintptr_t{63});
   void** bottom = top - kSavedWords;
   std::fill(bottom, top, nullptr);
   bottom[kReturnWord] = reinterpret_cast<void*>(enter);

@@ -61,8 +61,9 @@ SUITES = {
              "    std::unique_lock<std::mutex> lock(mutex_);\n    open_ = false;",
              "    open_ = false;\n    std::unique_lock<std::mutex> lock(mutex_);"),
     "fuzz": ("src/cli/safetensors.cpp", "if (begin > end) return", "if (false) return"),
-    "clang-tidy": ("src/gate.cpp", "namespace tq {\n",
-                   "namespace tq {\nstatic int unused(int x) { return x / 0; }\n"),
+    "clang-tidy": ("src/page_table.cpp", "namespace tq {\n",
+                   "namespace tq {\nint unseen(std::vector<int> x);\nint unseen(std::vector<int> x) {\n"
+                   "  std::vector<int> y = std::move(x);\n  return int(x.size() + y.size());\n}\n"),
     "models": ("src/cli/models.cpp", "window - 1 + kPlanTokens", "window + kPlanTokens"),
     "hf": ("bindings/python/tqkv/transformers/_cache.py", "return window - 1 + query_length",
            "return window + query_length"),
