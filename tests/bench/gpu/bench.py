@@ -4,7 +4,7 @@
 one GPU.
 
     TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|modes|
-    engines|paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    latent|engines|paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
@@ -15,7 +15,6 @@ the library. Cases "engines": a whole model's decoding by cache, see engines.py;
 that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py.
 """
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -176,8 +175,7 @@ class Bench:
 
     def run(self, case, results):
         """results gets the case's at once; it fills while it is measured."""
-        result = {**dataclasses.asdict(case), "tqkv": []}
-        del result["widths"]
+        result = {**case.fields(), "tqkv": []}
         results.append(result)
         if case.kind in ("decode", "prefill"):
             try:

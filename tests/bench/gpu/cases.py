@@ -26,6 +26,12 @@ class Case:
     families: tuple = ()  # of codes other than scalar ones: fields of the configuration and their values
     latent: int = 0  # value_dim of latent layers, whose keys alone are stored; widths are (rest, latent)
 
+    def fields(self):
+        """As JSON gives them back; widths are told with each measurement."""
+        result = {**dataclasses.asdict(self), "families": dict(self.families)}
+        del result["widths"]
+        return result
+
     def value_dim(self):
         return self.latent or self.head_dim
 

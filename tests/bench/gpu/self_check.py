@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """bench.py --self-check: the cases, the filling of caches, the reference and the tables, on a CPU build of
 the library. Needs NumPy."""
-import dataclasses
 import json
 
 import numpy as np
@@ -122,8 +121,7 @@ def fake(lines):
     for case in dict.fromkeys(line[0] for line in lines):
         spread = cases.spread([100.0, 101.0, 99.0])
         fp16 = dict(spread, backend="cudnn", gbs=2900.0, sets=1, others={"flash": 120.0})
-        entry = {**dataclasses.asdict(case), "fp16": fp16, "tqkv": []}
-        del entry["widths"]
+        entry = {**case.fields(), "fp16": fp16, "tqkv": []}
         for _, bits, error in (line for line in lines if line[0] is case):
             one = {
                 "key_bits": bits[0], "value_bits": bits[1], **spread, "gbs": 2700.0, "roof_share": 0.9,
