@@ -5,6 +5,7 @@
 
 #include "host_ops.h"
 #include "src/paged_backend.h"
+#include "src/vector_backend.h"
 
 namespace tq {
 namespace cuda {
@@ -25,6 +26,10 @@ std::unique_ptr<Backend> create_cuda_backend(const Geometry& geometry, const Hos
 // For pages of the caller's: the geometry has none. Waits for the stream.
 std::unique_ptr<PagedBackend> create_cuda_paged_backend(const Geometry& geometry, const HostOps& ops,
                                                         void* stream);
+
+// ops: memory of the host, for the time of the call; device_ops as ops above.
+std::unique_ptr<VectorBackend> create_cuda_vectors(const VectorGeometry& geometry, const HostOps& ops,
+                                                   const HostOps& device_ops);
 
 void merge_states_cuda(const MergeRequest& request);
 

@@ -917,7 +917,13 @@ TQ_API tq_status tq_sequence_load(tq_cache *cache, const tq_io *io, void *stream
  *   PROD with levels): in double.
  * Input     x and queries: io_dtype, on the quantizer's device. In x NaN is taken as 0, sizes above 2^64 as
  *   2^64; noticed says so. A query that is not finite: NaN.
- * Threads   Calls on one quantizer may run at once; destroy alone. CPU only: CUDA is NOT_SUPPORTED. */
+ * Threads   Calls on one quantizer may run at once; destroy alone.
+ * CUDA      All vectors, queries, records and results lie on device_id; calls are enqueued on their stream
+ *   and return, but for encode with noticed, which waits for it. Records and products are the CPU's, bit for
+ *   bit. inner_products and search work in memory of the quantizer's, which the first of them takes and
+ *   larger ones enlarge; one that follows another on another stream waits for it. They and encode with
+ *   noticed may not be captured (CAPTURE), the others may. Destroy waits for the device. calibrate_*:
+ *   NOT_SUPPORTED; what a CPU quantizer of the same configuration finds serves both. */
 typedef struct tq_quantizer tq_quantizer;
 
 typedef struct tq_quantizer_config {
@@ -941,6 +947,8 @@ typedef struct tq_quantizer_config {
   const tq_levels *levels; /* LEVELS: required, of `bits`. PROD: NULL, or of bits - 1 */
   uint64_t flags;          /* TQ_FLAG_NO_SCALE_SEARCH */
   const tq_allocator *allocator;
+  int32_t device_id;       /* 0 on the CPU */
+  int32_t reserved;        /* must be 0 */
 } tq_quantizer_config;
 
 typedef struct tq_quantizer_info {
@@ -959,8 +967,8 @@ TQ_API tq_status tq_quantizer_destroy(tq_quantizer *quantizer);
 /* info->struct_size must be set. */
 TQ_API tq_status tq_quantizer_get_info(const tq_quantizer *quantizer, tq_quantizer_info *info);
 
-/* x [count][dim] -> codes [count][code_bytes]. noticed: TQ_NOTICED_* of x, or NULL. stream here and below:
- * NULL on the CPU. */
+/* x [count][dim] -> codes [count][code_bytes]. noticed (on the host): TQ_NOTICED_* of x, or NULL. stream here
+ * and below: NULL on the CPU. */
 TQ_API tq_status tq_quantizer_encode(const tq_quantizer *quantizer, const void *x, int64_t count, void *codes,
                                      uint64_t *noticed, void *stream);
 /* codes [count][code_bytes] -> x [count][dim]. */
@@ -974,7 +982,7 @@ TQ_API tq_status tq_quantizer_inner_products(const tq_quantizer *quantizer, cons
  *   bias    [count] or NULL: added to the inner products. -|x|^2 / 2 ranks by distance.
  *   scores  [num_queries][k]; ids [num_queries][k]: indices of records. Where count < k or the query is not
  *           finite: -infinity and -1
- * k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN. */
+ * k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN (CUDA: a record whose bias is NaN is not found). */
 TQ_API tq_status tq_quantizer_search(const tq_quantizer *quantizer, const void *queries, int64_t num_queries,
                                      const void *codes, int64_t count, const float *bias, int64_t k,
                                      float *scores, int64_t *ids, void *stream);

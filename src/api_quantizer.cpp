@@ -41,10 +41,7 @@ tq_status tq_quantizer_get_info(const tq_quantizer* quantizer, tq_quantizer_info
 
 tq_status tq_quantizer_encode(const tq_quantizer* quantizer, const void* x, int64_t count, void* codes,
                               uint64_t* noticed, void* stream) {
-  return guarded([&] {
-    const uint64_t flags = unwrap(quantizer)->encode(x, count, codes, stream);
-    if (noticed) *noticed = flags;
-  });
+  return guarded([&] { unwrap(quantizer)->encode(x, count, codes, noticed, stream); });
 }
 
 tq_status tq_quantizer_decode(const tq_quantizer* quantizer, const void* codes, int64_t count, void* x,

@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/fp_environment.h"
 #include "cpu/usable_threads.h"
 #include "host_ops.h"
 #include "identity.h"
@@ -161,8 +162,16 @@ std::unique_ptr<PagedBackend> create_paged_backend(DeviceType type, const Geomet
 #endif
 }
 
-std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops) {
-  return cpu::create_cpu_vectors(geometry, ops, nullptr);
+std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops,
+                                                     const HostOps& device_ops) {
+  if (geometry.device_type == DeviceType::kCpu) return cpu::create_cpu_vectors(geometry, ops, nullptr);
+#if TQ_CUDA
+  const cpu::FpEnvironment environment;  // of the tables, which are made here
+  return cuda::create_cuda_vectors(geometry, ops, device_ops);
+#else
+  static_cast<void>(device_ops);
+  no_cuda();
+#endif
 }
 
 void merge_states(DeviceType type, const MergeRequest& request) {

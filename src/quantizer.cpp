@@ -19,9 +19,6 @@ constexpr int64_t kMaxVectors = 1ll << 40, kMaxResults = 1ll << 40, kMaxBest = 6
 
 long long ll(int64_t x) { return static_cast<long long>(x); }
 
-void check_stream(const void* stream) {
-  TQ_CHECK(!stream, kBad, "stream = %p: must be NULL for a CPU quantizer", stream);
-}
 void check_number(const char* name, int64_t value, int64_t most) {
   TQ_CHECK(value >= 0 && value <= most, kBad, "%s = %lld: must be 0 .. 2^40", name, ll(value));
 }
@@ -57,7 +54,7 @@ uint64_t fingerprint_of(const VectorGeometry& g) {
 Quantizer::Quantizer(const tq_quantizer_config* config)
     : config_(config),
       gate_("quantizer", false),
-      backend_(create_vector_backend(config_.geometry(), config_.host_ops())) {}
+      backend_(create_vector_backend(config_.geometry(), config_.host_ops(), config_.device_ops())) {}
 
 void Quantizer::destroy(Quantizer* quantizer) {
   { const Gate::Use use(quantizer->gate_, true); }
@@ -86,24 +83,28 @@ void Quantizer::check_rotates(const char* what) const {
   TQ_CHECK(!config_.geometry().grouped(), kBad, "quantizer: %s, and TQ_CODE_GROUPED has no rotation", what);
 }
 
-uint64_t Quantizer::encode(const void* x, int64_t count, void* codes, const void* stream) const {
-  const Gate::Use use(gate_, false);
-  check_stream(stream);
-  check_codes(codes, count);
-  check_vectors("x", x, count);
-  return backend_->encode(x, count, static_cast<uint8_t*>(codes));
+void Quantizer::check_stream(const void* stream) const {
+  TQ_CHECK(!stream || !on_cpu(), kBad, "stream = %p: must be NULL for a CPU quantizer", stream);
 }
 
-void Quantizer::decode(const void* codes, int64_t count, void* x, const void* stream) const {
+void Quantizer::encode(const void* x, int64_t count, void* codes, uint64_t* noticed, void* stream) const {
   const Gate::Use use(gate_, false);
   check_stream(stream);
   check_codes(codes, count);
   check_vectors("x", x, count);
-  backend_->decode(static_cast<const uint8_t*>(codes), count, x);
+  backend_->encode(x, count, static_cast<uint8_t*>(codes), noticed, stream);
+}
+
+void Quantizer::decode(const void* codes, int64_t count, void* x, void* stream) const {
+  const Gate::Use use(gate_, false);
+  check_stream(stream);
+  check_codes(codes, count);
+  check_vectors("x", x, count);
+  backend_->decode(static_cast<const uint8_t*>(codes), count, x, stream);
 }
 
 void Quantizer::inner_products(const void* queries, int64_t num_queries, const void* codes, int64_t count,
-                               float* out, const void* stream) const {
+                               float* out, void* stream) const {
   const Gate::Use use(gate_, false);
   check_stream(stream);
   check_number("num_queries", num_queries, kMaxVectors);
@@ -113,10 +114,10 @@ void Quantizer::inner_products(const void* queries, int64_t num_queries, const v
   TQ_CHECK(results <= kMaxResults, kBad, "num_queries * count = %lld: must be at most 2^40", ll(results));
   TQ_CHECK(out || results == 0, kBad, "out = NULL: %lld products are to be written", ll(results));
   check_pointer("out", out, false, results, sizeof(float));
-  backend_->inner_products(queries, num_queries, static_cast<const uint8_t*>(codes), count, out);
+  backend_->inner_products(queries, num_queries, static_cast<const uint8_t*>(codes), count, out, stream);
 }
 
-void Quantizer::search(const SearchRequest& request, const void* stream) const {
+void Quantizer::search(const SearchRequest& request, void* stream) const {
   const Gate::Use use(gate_, false);
   const SearchRequest& r = request;
   check_stream(stream);
@@ -126,16 +127,16 @@ void Quantizer::search(const SearchRequest& request, const void* stream) const {
   TQ_CHECK(r.k >= 1 && r.k <= kMaxBest, kBad, "k = %lld: must be 1 .. %lld", ll(r.k), ll(kMaxBest));
   check_number("num_queries * k", checked_mul(r.num_queries, r.k, "num_queries * k"), kMaxResults);
   check_pointer("bias", r.bias, false, r.count, sizeof(float));
-  for (int64_t i = 0; r.bias && i < r.count; i++)
+  for (int64_t i = 0; r.bias && on_cpu() && i < r.count; i++)
     TQ_CHECK(!isnan(r.bias[i]), kBad, "bias[%lld] = NaN", ll(i));
   TQ_CHECK((r.scores && r.ids) || r.num_queries == 0, kBad, "scores = %p, ids = %p: both are needed",
            static_cast<const void*>(r.scores), static_cast<const void*>(r.ids));
   check_pointer("scores", r.scores, false, r.num_queries, sizeof(float));
   check_pointer("ids", r.ids, false, r.num_queries, sizeof(int64_t));
-  backend_->search(r);
+  backend_->search(r, stream);
 }
 
-void Quantizer::rotate(const void* x, int64_t count, float* y, const void* stream) const {
+void Quantizer::rotate(const void* x, int64_t count, float* y, void* stream) const {
   const Gate::Use use(gate_, false);
   check_stream(stream);
   check_rotates("rotate");
@@ -143,10 +144,10 @@ void Quantizer::rotate(const void* x, int64_t count, float* y, const void* strea
   check_vectors("x", x, count);
   TQ_CHECK(y || count == 0, kBad, "y = NULL: %lld vectors are to be written", ll(count));
   check_pointer("y", y, false, count, sizeof(float));
-  backend_->rotate(x, count, y);
+  backend_->rotate(x, count, y, stream);
 }
 
-void Quantizer::unrotate(const float* y, int64_t count, void* x, const void* stream) const {
+void Quantizer::unrotate(const float* y, int64_t count, void* x, void* stream) const {
   const Gate::Use use(gate_, false);
   check_stream(stream);
   check_rotates("unrotate");
@@ -154,7 +155,7 @@ void Quantizer::unrotate(const float* y, int64_t count, void* x, const void* str
   check_vectors("x", x, count);
   TQ_CHECK(y || count == 0, kBad, "y = NULL: %lld vectors are to be read", ll(count));
   check_pointer("y", y, false, count, sizeof(float));
-  backend_->unrotate(y, count, x);
+  backend_->unrotate(y, count, x, stream);
 }
 
 float Quantizer::calibrate_sketch_factor(const void* x, int64_t count, const void* stream) const {

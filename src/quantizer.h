@@ -22,6 +22,8 @@ class QuantizerConfig {
 
   const VectorGeometry& geometry() const { return geometry_; }
   const HostOps& host_ops() const { return host_ops_; }
+  // The caller's callbacks, or none: then the device's own.
+  const HostOps& device_ops() const { return device_ops_; }
 
  private:
   void resolve_family(ReasonList& reasons);
@@ -37,7 +39,7 @@ class QuantizerConfig {
   tq_codebook codebook_;
   tq_levels levels_;
   tq_allocator allocator_;
-  HostOps host_ops_;
+  HostOps host_ops_, device_ops_;
   std::vector<int32_t> outliers_, others_;
   VectorGeometry geometry_;
 };
@@ -49,13 +51,13 @@ class Quantizer {
   static void destroy(Quantizer* quantizer);
 
   tq_quantizer_info info() const;
-  uint64_t encode(const void* x, int64_t count, void* codes, const void* stream) const;
-  void decode(const void* codes, int64_t count, void* x, const void* stream) const;
+  void encode(const void* x, int64_t count, void* codes, uint64_t* noticed, void* stream) const;
+  void decode(const void* codes, int64_t count, void* x, void* stream) const;
   void inner_products(const void* queries, int64_t num_queries, const void* codes, int64_t count, float* out,
-                      const void* stream) const;
-  void search(const SearchRequest& request, const void* stream) const;
-  void rotate(const void* x, int64_t count, float* y, const void* stream) const;
-  void unrotate(const float* y, int64_t count, void* x, const void* stream) const;
+                      void* stream) const;
+  void search(const SearchRequest& request, void* stream) const;
+  void rotate(const void* x, int64_t count, float* y, void* stream) const;
+  void unrotate(const float* y, int64_t count, void* x, void* stream) const;
   float calibrate_sketch_factor(const void* x, int64_t count, const void* stream) const;
   // levels [2^bits], boundaries [2^bits - 1]; returns the mean squared error.
   double calibrate_levels(const void* x, int64_t count, int32_t bits, float* levels, float* boundaries,
@@ -66,6 +68,8 @@ class Quantizer {
   void check_vectors(const char* name, const void* x, int64_t count) const;
   void check_codes(const void* codes, int64_t count) const;
   void check_rotates(const char* what) const;
+  void check_stream(const void* stream) const;
+  bool on_cpu() const { return config_.geometry().device_type == DeviceType::kCpu; }
 
   QuantizerConfig config_;
   Gate gate_;

@@ -32,11 +32,11 @@ void check_absent(const char* name, const void* value, int32_t family, ReasonLis
 void QuantizerConfig::resolve_family(ReasonList& reasons) {
   tq_quantizer_config& c = config_;
   if (c.device_type == 0) c.device_type = TQ_DEVICE_CPU;
-  if (c.device_type == TQ_DEVICE_CUDA)
-    reasons.add(Status::kNotSupported,
-                "device_type = 2 (CUDA): vectors on their own are coded on the CPU alone");
+  if (c.device_type == TQ_DEVICE_CPU || c.device_type == TQ_DEVICE_CUDA)
+    check_device(static_cast<DeviceType>(c.device_type), c.device_id, reasons);
   else
     check_count("device_type", c.device_type, TQ_DEVICE_CPU, TQ_DEVICE_CUDA, reasons);
+  if (c.reserved != 0) reasons.add(Status::kVersion, "reserved = %d: must be 0", c.reserved);
   if (c.io_dtype == 0) c.io_dtype = TQ_F32;
   if (c.family == 0) c.family = TQ_CODE_SCALAR;
   check_count("dim", c.dim, 1, format::kMaxVectorDim, reasons);
@@ -152,6 +152,8 @@ void QuantizerConfig::resolve_levels(ReasonList& reasons) {
 void QuantizerConfig::build_geometry() {
   const tq_quantizer_config& c = config_;
   VectorGeometry& g = geometry_;
+  g.device_type = static_cast<DeviceType>(c.device_type);
+  g.device_id = c.device_id;
   g.family = static_cast<format::VectorFamily>(c.family);
   g.dim = c.dim;
   g.io_dtype = static_cast<DataType>(c.io_dtype);
@@ -202,7 +204,13 @@ void QuantizerConfig::place_record() {
 }
 
 QuantizerConfig::QuantizerConfig(const tq_quantizer_config* caller)
-    : config_(read_struct(caller, "config")), codebook_{}, levels_{}, allocator_{}, host_ops_{}, geometry_{} {
+    : config_(read_struct(caller, "config")),
+      codebook_{},
+      levels_{},
+      allocator_{},
+      host_ops_{},
+      device_ops_{},
+      geometry_{} {
   ReasonList reasons;
   resolve_family(reasons);
   resolve_bits(reasons);
@@ -216,6 +224,7 @@ QuantizerConfig::QuantizerConfig(const tq_quantizer_config* caller)
   }
   geometry_.num_threads = resolve_threads(config_.num_threads, reasons);
   host_ops_ = read_allocator(config_.allocator, &allocator_, reasons);
+  if (allocator_.alloc && host_ops_.alloc == allocator_.alloc) device_ops_ = host_ops_;
   if (!reasons.empty()) throw Error(reasons.status(), "%s", reasons.text());
   build_geometry();
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <memory>
 
+#include "backend.h"
 #include "format/levels.h"
 #include "format/record.h"
 #include "host_ops.h"
@@ -23,6 +24,8 @@ struct VectorPart {
 struct VectorGeometry {
   static constexpr int kMaxParts = 2;
 
+  DeviceType device_type;
+  int32_t device_id;
   format::VectorFamily family;
   int32_t dim;
   DataType io_dtype;
@@ -66,16 +69,17 @@ class VectorBackend {
  public:
   virtual ~VectorBackend() = default;
 
-  // Returns kNoticed*.
-  virtual uint64_t encode(const void* x, int64_t count, uint8_t* codes) = 0;
-  virtual void decode(const uint8_t* codes, int64_t count, void* x) = 0;
+  // *noticed: kNoticed*; not null: waits for the stream.
+  virtual void encode(const void* x, int64_t count, uint8_t* codes, uint64_t* noticed, void* stream) = 0;
+  virtual void decode(const uint8_t* codes, int64_t count, void* x, void* stream) = 0;
   // out [num_queries][count]
   virtual void inner_products(const void* queries, int64_t num_queries, const uint8_t* codes, int64_t count,
-                              float* out) = 0;
-  virtual void search(const SearchRequest& request) = 0;
+                              float* out, void* stream) = 0;
+  virtual void search(const SearchRequest& request, void* stream) = 0;
   // y [count][rotated_dim]
-  virtual void rotate(const void* x, int64_t count, float* y) = 0;
-  virtual void unrotate(const float* y, int64_t count, void* x) = 0;
+  virtual void rotate(const void* x, int64_t count, float* y, void* stream) = 0;
+  virtual void unrotate(const float* y, int64_t count, void* x, void* stream) = 0;
+  // The rest is for calibration, of the CPU alone: a device's backend throws kNotSupported.
   // Sums over x of <r, v> and <v, v> of the sketch's estimates v at factor 1, relative to |x|^2.
   virtual void sketch_sums(const void* x, int64_t count, double* rv, double* vv) = 0;
   // values [count][stored of part 0]: rotated coordinates of each vector, over its length. Returns how many
@@ -83,7 +87,8 @@ class VectorBackend {
   virtual int64_t unit_coordinates(const void* x, int64_t count, float* values) = 0;
 };
 
-// The geometry's arrays must outlive the backend.
-std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops);
+// The geometry's arrays must outlive the backend. device_ops: for memory of the device, alloc null: its own.
+std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geometry, const HostOps& ops,
+                                                     const HostOps& device_ops);
 
 }  // namespace tq

@@ -326,6 +326,7 @@ suite_emulate() {
     "run_counted 'state_test --quick' build/emulate/state_test --quick"
     "run_counted 'paged_test --small' build/emulate/paged_test --small"
     "run_counted growth_test build/emulate/growth_test"
+    "run_counted 'vectors_test --small' build/emulate/vectors_test --small"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )
   if [ -n "${TQKV_TEST_LONG:-}" ]; then

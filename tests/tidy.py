@@ -170,7 +170,8 @@ def rule_kernel_headers_hold_no_host_code(tree):
 
 # ---- the CUDA tree (cuda/README.md) ----
 
-WINGS = tuple(f"cuda/{wing}/" for wing in ("append", "attend", "merge", "paged", "pages", "prefill"))
+WINGS = tuple(f"cuda/{wing}/"
+              for wing in ("append", "attend", "merge", "paged", "pages", "prefill", "vectors"))
 BELOW = tuple(f"cuda/{part}/" for part in ("code", "ptx", "row", "warp"))
 
 

@@ -41,6 +41,8 @@ type Levels struct {
 // QuantizerConfig is what a quantizer is to be. Zero means the default throughout.
 type QuantizerConfig struct {
 	Dim             int32      // required: 1 to 8192
+	DeviceType      DeviceType // 0 = CPU
+	DeviceID        int32      // of CUDA: which; 0 on the CPU
 	Bits            int32      // of a coordinate: scalar and levels 1 to 8, prod 2 to 4, grouped 2, 3, 4, 8
 	IODtype         Dtype      // of vectors and queries; 0 = Float32
 	Family          CodeFamily // 0 = CodeScalar
@@ -59,7 +61,8 @@ type QuantizerConfig struct {
 }
 
 // Quantizer turns vectors into records of 1 to 8 bits a coordinate, and back: section 10 of tqkv.h. Its
-// methods may be called from several goroutines at once. Slices may be longer than needed.
+// methods may be called from several goroutines at once. Slices, of CPU quantizers alone, may be longer than
+// needed; the methods ending in Device take memory of any device.
 type Quantizer struct{ state *quantizerState }
 
 type quantizerState struct {
@@ -69,6 +72,7 @@ type quantizerState struct {
 	info      C.tq_quantizer_info
 	dim       int64
 	dtype     Dtype
+	cuda      bool
 }
 
 // NewQuantizer makes a quantizer.
@@ -100,11 +104,12 @@ func (l *Library) NewQuantizer(config *QuantizerConfig) (*Quantizer, error) {
 		}
 		levels = &C.tq_levels{bits: C.int32_t(width), unit: C.float(c.Levels.Unit)}
 	}
-	s := &quantizerState{api: api, dim: int64(c.Dim), dtype: c.IODtype}
+	s := &quantizerState{api: api, dim: int64(c.Dim), dtype: c.IODtype, cuda: c.DeviceType == CUDA}
 	if s.dtype == 0 {
 		s.dtype = Float32
 	}
 	raw := C.tq_quantizer_config{
+		device_type: C.int32_t(c.DeviceType), device_id: C.int32_t(c.DeviceID),
 		dim: C.int32_t(c.Dim), io_dtype: C.int32_t(c.IODtype), family: C.int32_t(c.Family),
 		bits: C.int32_t(c.Bits), rotation: C.int32_t(c.Rotation), scale_rule: C.int32_t(c.ScaleRule),
 		group_size: C.int32_t(c.GroupSize), sketch: C.int32_t(c.Sketch),
@@ -186,6 +191,10 @@ func (q *Quantizer) vectors(name string, x HostSlice, count int) (*C.uint8_t, er
 	}
 	if x == nil {
 		return nil, argumentError("%s = nil", name)
+	}
+	if q.state.cuda {
+		return nil, argumentError("%s: a slice of the host, but the quantizer is on CUDA: use the methods ending "+
+			"in Device", name)
 	}
 	memory, length, dtype := x.host()
 	if dtype != q.state.dtype {

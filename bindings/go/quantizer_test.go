@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"slices"
 	"sort"
 	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 )
 
 const (
@@ -304,4 +306,70 @@ func TestQuantizerRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused(quantizer.Decode(codes, 1, x), "quantizer: is closed")
+}
+
+// address is what C would be given for a slice: device methods of a CPU quantizer take it too.
+func address[T any](slice []T) DevicePtr { return DevicePtr(uintptr(unsafe.Pointer(&slice[0]))) }
+
+func TestQuantizerDeviceCalls(t *testing.T) {
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	q := newQuantizer(t, QuantizerConfig{Dim: 100, Bits: 4})
+	const count = 7
+	x := make([]float32, count*100)
+	for i := range x {
+		x[i] = float32(math.Sin(float64(i) * 0.37))
+	}
+	var pinner runtime.Pinner
+	defer pinner.Unpin()
+	pinner.Pin(&x[0])
+	bytes, width := count*q.CodeBytes(), count*q.RotatedDim()
+	codes, other := make([]byte, bytes), make([]byte, bytes)
+	back, otherBack := make([]float32, len(x)), make([]float32, len(x))
+	y, otherY := make([]float32, width), make([]float32, width)
+	out, otherOut := make([]float32, 2*count), make([]float32, 2*count)
+	otherScores, otherIDs := make([]float32, 6), make([]int64, 6)
+	for _, memory := range []any{&other[0], &otherBack[0], &otherY[0], &otherOut[0], &otherScores[0],
+		&otherIDs[0]} {
+		pinner.Pin(memory)
+	}
+	_, err := q.Encode(F32(x), count, codes)
+	must(err)
+	must(q.Decode(codes, count, F32(back)))
+	must(q.Rotate(F32(x), count, y))
+	must(q.InnerProducts(F32(x), 2, codes, count, out))
+	scores, ids, err := q.Search(F32(x), 2, codes, count, nil, 3)
+	must(err)
+	must(q.EncodeDevice(address(x), count, address(other), 0))
+	noticed, err := q.EncodeDeviceNoticing(address(x), count, address(other), 0)
+	must(err)
+	must(q.DecodeDevice(address(other), count, address(otherBack), 0))
+	must(q.RotateDevice(address(x), count, address(otherY), 0))
+	must(q.InnerProductsDevice(address(x), 2, address(other), count, address(otherOut), 0))
+	must(q.SearchDevice(address(x), 2, address(other), count, 0, 3, address(otherScores),
+		address(otherIDs), 0))
+	if noticed != 0 || !slices.Equal(codes, other) || !slices.Equal(back, otherBack) ||
+		!slices.Equal(y, otherY) || !slices.Equal(out, otherOut) || !slices.Equal(scores, otherScores) ||
+		!slices.Equal(ids, otherIDs) {
+		t.Error("calls on addresses differ from calls on slices")
+	}
+	must(q.Unrotate(y, count, F32(back)))
+	must(q.UnrotateDevice(address(otherY), count, address(otherBack), 0))
+	if !slices.Equal(back, otherBack) {
+		t.Error("UnrotateDevice differs from Unrotate")
+	}
+	library, err := Open("")
+	must(err)
+	cuda, err := library.NewQuantizer(&QuantizerConfig{Dim: 100, Bits: 4, DeviceType: CUDA})
+	if err == nil {
+		defer cuda.Close()
+		_, err = cuda.Encode(F32(x), count, codes)
+	}
+	if err == nil || !strings.Contains(err.Error(), "CUDA") {
+		t.Errorf("slices for a CUDA quantizer: %v", err)
+	}
 }

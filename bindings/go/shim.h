@@ -82,7 +82,7 @@ tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t seque
 tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, int32_t mac_bytes,
                              uintptr_t stream, int64_t* sequence, char* text);
 
-// Vectors on their own: host memory alone. The pointers of *config and *levels are 0; levels NULL: none.
+// Vectors on their own. The pointers of *config and *levels are 0; levels NULL: none.
 tq_status tqkv_quantizer_create(const tqkv_api* api, const tq_quantizer_config* config,
                                 const int32_t* outlier_channels, const tq_codebook* codebook,
                                 const tq_levels* levels, const float* values, const float* boundaries,
@@ -106,3 +106,21 @@ tq_status tqkv_calibrate_sketch_factor(const tqkv_api* api, const tq_quantizer* 
 tq_status tqkv_calibrate_levels(const tqkv_api* api, const tq_quantizer* quantizer, const uint8_t* x,
                                 int64_t count, int32_t bits, float* levels, float* boundaries, double* error,
                                 char* text);
+
+// The same on memory of a device, whose addresses are numbers. noticed: NULL, or on the host.
+tq_status tqkv_quantizer_encode_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t x,
+                                       int64_t count, uintptr_t codes, uint64_t* noticed, uintptr_t stream,
+                                       char* text);
+tq_status tqkv_quantizer_decode_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t codes,
+                                       int64_t count, uintptr_t x, uintptr_t stream, char* text);
+tq_status tqkv_quantizer_inner_products_device(const tqkv_api* api, const tq_quantizer* quantizer,
+                                               uintptr_t queries, int64_t num_queries, uintptr_t codes,
+                                               int64_t count, uintptr_t out, uintptr_t stream, char* text);
+tq_status tqkv_quantizer_search_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t queries,
+                                       int64_t num_queries, uintptr_t codes, int64_t count, uintptr_t bias,
+                                       int64_t k, uintptr_t scores, uintptr_t ids, uintptr_t stream,
+                                       char* text);
+tq_status tqkv_quantizer_rotate_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t x,
+                                       int64_t count, uintptr_t y, uintptr_t stream, char* text);
+tq_status tqkv_quantizer_unrotate_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t y,
+                                         int64_t count, uintptr_t x, uintptr_t stream, char* text);

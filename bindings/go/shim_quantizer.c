@@ -74,3 +74,50 @@ tq_status tqkv_calibrate_levels(const tqkv_api* api, const tq_quantizer* quantiz
       api->tq_calibrate_levels(quantizer, x, count, bits, levels, boundaries, error, NULL);
   return tqkv_done(api, status, text);
 }
+
+tq_status tqkv_quantizer_encode_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t x,
+                                       int64_t count, uintptr_t codes, uint64_t* noticed, uintptr_t stream,
+                                       char* text) {
+  const tq_status status =
+      api->tq_quantizer_encode(quantizer, (const void*)x, count, (void*)codes, noticed, (void*)stream);
+  return tqkv_done(api, status, text);
+}
+
+tq_status tqkv_quantizer_decode_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t codes,
+                                       int64_t count, uintptr_t x, uintptr_t stream, char* text) {
+  const tq_status status =
+      api->tq_quantizer_decode(quantizer, (const void*)codes, count, (void*)x, (void*)stream);
+  return tqkv_done(api, status, text);
+}
+
+tq_status tqkv_quantizer_inner_products_device(const tqkv_api* api, const tq_quantizer* quantizer,
+                                               uintptr_t queries, int64_t num_queries, uintptr_t codes,
+                                               int64_t count, uintptr_t out, uintptr_t stream, char* text) {
+  const tq_status status = api->tq_quantizer_inner_products(
+      quantizer, (const void*)queries, num_queries, (const void*)codes, count, (float*)out, (void*)stream);
+  return tqkv_done(api, status, text);
+}
+
+tq_status tqkv_quantizer_search_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t queries,
+                                       int64_t num_queries, uintptr_t codes, int64_t count, uintptr_t bias,
+                                       int64_t k, uintptr_t scores, uintptr_t ids, uintptr_t stream,
+                                       char* text) {
+  const tq_status status =
+      api->tq_quantizer_search(quantizer, (const void*)queries, num_queries, (const void*)codes, count,
+                               (const float*)bias, k, (float*)scores, (int64_t*)ids, (void*)stream);
+  return tqkv_done(api, status, text);
+}
+
+tq_status tqkv_quantizer_rotate_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t x,
+                                       int64_t count, uintptr_t y, uintptr_t stream, char* text) {
+  const tq_status status =
+      api->tq_quantizer_rotate(quantizer, (const void*)x, count, (float*)y, (void*)stream);
+  return tqkv_done(api, status, text);
+}
+
+tq_status tqkv_quantizer_unrotate_device(const tqkv_api* api, const tq_quantizer* quantizer, uintptr_t y,
+                                         int64_t count, uintptr_t x, uintptr_t stream, char* text) {
+  const tq_status status =
+      api->tq_quantizer_unrotate(quantizer, (const float*)y, count, (void*)x, (void*)stream);
+  return tqkv_done(api, status, text);
+}

@@ -31,6 +31,11 @@ list(APPEND tq_cuda_sources
   cuda/prefill/launch.cu
   cuda/reserved_space.cu
   cuda/runtime.cu
+  cuda/vector_backend.cu
+  cuda/vectors/launch_decode.cu
+  cuda/vectors/launch_encode.cu
+  cuda/vectors/launch_products.cu
+  cuda/vectors/launch_select.cu
   cuda/schedule/work_list.cpp)
 
 if(TQ_CUDA STREQUAL "OFF")

@@ -106,7 +106,7 @@ void CpuVectors::prepare_query(const float* x, QueryOperand* operand, int16_t* q
     const VectorPart& part = g_.parts[index];
     gather(part, x, own);
     for (int i = 0; i < part.dim; i++) own[i] = ldexpf(own[i], shift);
-    const format::RotatedInput in = kernels_.rotate_input(coder_[index], own, y, scratch);
+    const format::RotatedInput in = kernels_.rotate_input(tables_.coder[index], own, y, scratch);
     if (in.zero) std::fill_n(y, part.stored, 0.0f);
     const double worth = ldexp(static_cast<double>(in.norm_rot), in.exponent - shift);
     operand->unit[index] = 0.5 * worth * round_operand(y, part.stored, q + at);
@@ -116,9 +116,9 @@ void CpuVectors::prepare_query(const float* x, QueryOperand* operand, int16_t* q
       operand->unit[index] = worth;
     }
     if (!g_.has_sketch) continue;
-    format::apply_sketch(sketch_, y, scratch, kernels_.rotate);
+    format::apply_sketch(tables_.sketch, y, scratch, kernels_.rotate);
     operand->sketch_unit =
-        0.5 * worth * static_cast<double>(sketch_scale_) * round_operand(scratch, part.stored, q + at);
+        0.5 * worth * static_cast<double>(tables_.sketch_scale) * round_operand(scratch, part.stored, q + at);
   }
 }
 
@@ -145,7 +145,7 @@ void CpuVectors::score_record(const uint8_t* record, const Operands& operands, i
         const float* q = operands.rotated(first + r);
         double sum = 0;
         for (int i = 0; i < part.stored; i++)
-          sum += static_cast<double>(q[i]) * static_cast<double>(level_[0][codes[i]]);
+          sum += static_cast<double>(q[i]) * static_cast<double>(tables_.level[0][codes[i]]);
         totals[r] = operands.rows[first + r].unit[0] * scale * sum;
       }
       at += value_slots(part.stored);
@@ -160,7 +160,7 @@ void CpuVectors::score_record(const uint8_t* record, const Operands& operands, i
     const int stored = g_.parts[0].stored;
     const double norm = static_cast<double>(norm_of(record));
     kernels_.unpack_codes(record + g_.parts[0].signs_at, 1, stored, codes);
-    kernels_.double_levels(sign_book_, codes, stored, values);
+    kernels_.double_levels(tables_.sign_book, codes, stored, values);
     multiply(stored);
     for (int r = 0; r < rows; r++)
       totals[r] += operands.rows[first + r].sketch_unit * norm * static_cast<double>(sums[r]);
@@ -205,7 +205,7 @@ void CpuVectors::prepare(const void* queries, int64_t first, int64_t rows, const
 }
 
 void CpuVectors::inner_products(const void* queries, int64_t num_queries, const uint8_t* codes, int64_t count,
-                                float* out) {
+                                float* out, void*) {
   if (num_queries == 0 || count == 0) return;
   const Operands operands(*this, std::min(num_queries, kPassRows));
   for (int64_t pass = 0; pass < num_queries; pass += kPassRows) {
@@ -262,7 +262,7 @@ void CpuVectors::scan(const SearchRequest& s, const Operands& operands, const Se
   }
 }
 
-void CpuVectors::search(const SearchRequest& request) {
+void CpuVectors::search(const SearchRequest& request, void*) {
   const SearchRequest& s = request;
   if (s.num_queries == 0) return;
   // Each segment of records keeps its own best of every query; they are merged in the end.

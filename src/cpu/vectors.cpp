@@ -29,87 +29,19 @@ T load(const uint8_t* source) {
   return value;
 }
 
-// Floats of a rotation: signs (as 64-bit words) or a matrix.
-int64_t table_bytes(format::Rotation rotation, int stored) {
-  const int64_t d = stored, bytes = rotation == format::Rotation::kDense
-                                        ? d * d * static_cast<int64_t>(sizeof(float))
-                                        : format::sign_words(stored) * static_cast<int64_t>(sizeof(uint64_t));
-  return (bytes + Carver::kAlignment - 1) / Carver::kAlignment * Carver::kAlignment;
-}
-
-format::Rotation sketch_rotation(const VectorGeometry& g) {
-  return g.sketch == format::SketchKind::kGaussian ? format::Rotation::kDense : format::Rotation::kHadamard;
-}
-
-int64_t all_table_bytes(const VectorGeometry& g) {
-  int64_t bytes = Carver::kAlignment;  // never empty
-  for (int i = 0; i < g.num_parts && !g.grouped(); i++) bytes += table_bytes(g.rotation, g.parts[i].stored);
-  const int rotations = g.sketch == format::SketchKind::kGaussian ? 1 : 2;
-  if (g.has_sketch) bytes += rotations * table_bytes(sketch_rotation(g), g.parts[0].stored);
-  return bytes;
-}
-
 }  // namespace
+
+VectorTables CpuVectors::tables_of(const VectorGeometry& geometry, const HostOps& ops) {
+  const FpEnvironment environment;
+  return VectorTables(geometry, ops);
+}
 
 CpuVectors::CpuVectors(const VectorGeometry& geometry, const HostOps& ops, const Kernels& kernels)
     : g_(geometry),
       ops_(ops),
       kernels_(kernels),
-      block_(ops, all_table_bytes(geometry), "rotation"),
-      coder_{},
-      sketch_{},
-      level_{},
-      sketch_scale_(0),
-      sign_book_{},
-      pool_(geometry.num_threads) {
-  const FpEnvironment environment;
-  fill_tables(block_.get(), ops);
-}
-
-void CpuVectors::fill_tables(void* memory, const HostOps& ops) {
-  uint8_t* next = static_cast<uint8_t*>(memory);
-  const auto table = [&](format::VectorCoder& coder, uint64_t base, bool gaussian) {
-    const int stored = coder.stored;
-    if (coder.rotation == format::Rotation::kHadamard) {
-      uint64_t* signs = reinterpret_cast<uint64_t*>(next);
-      for (int w = 0; w < format::sign_words(stored); w++)
-        signs[w] = format::stream_word(base, static_cast<uint64_t>(w));
-      coder.signs = signs;
-    } else {
-      float* matrix = reinterpret_cast<float*>(next);
-      if (gaussian) {
-        format::gaussian_matrix(base, stored, matrix);
-      } else {
-        const int64_t d = stored;
-        const HostBlock work(ops, (d * d + d) * static_cast<int64_t>(sizeof(double)), "dense rotation");
-        format::dense_matrix(base, stored, matrix, static_cast<double*>(work.get()));
-      }
-      coder.dense = matrix;
-    }
-    next += table_bytes(coder.rotation, stored);
-  };
-  for (int i = 0; i < g_.num_parts && !g_.grouped(); i++) {
-    const VectorPart& part = g_.parts[i];
-    coder_[i] = format::VectorCoder{part.dim, part.stored, g_.rotation, nullptr,  nullptr,
-                                    nullptr,  g_.rule,     g_.search,   part.book};
-    table(coder_[i], format::stream_base(g_.seed, 0, i, Kind::kKey), false);
-    for (int c = 0; c < 1 << part.bits; c++)
-      level_[i][c] =
-          g_.has_levels ? g_.levels.level[c] : format::code_level(part.book, static_cast<uint32_t>(c));
-  }
-  if (!g_.has_sketch) return;
-  const int stored = g_.parts[0].stored;
-  sketch_.first.dim = sketch_.first.stored = stored;
-  sketch_.first.rotation = sketch_rotation(g_);
-  sketch_.second = sketch_.first;
-  table(sketch_.first, format::stream_base(g_.seed, 0, 0, format::kSketchStream), true);
-  if (!sketch_.gaussian())
-    table(sketch_.second, format::stream_base(g_.seed, 0, 0, format::kSecondSketchStream), false);
-  sketch_scale_ = format::div_rn(g_.sketch_factor, format::sketch_divisor(g_.sketch, stored));
-  sign_book_.bits = 1;
-  sign_book_.unit = 1;
-  sign_book_.magnitude[0] = 1;
-}
+      tables_(tables_of(geometry, ops)),
+      pool_(geometry.num_threads) {}
 
 const uint8_t* CpuVectors::vector_at(const void* x, int64_t index) const {
   return static_cast<const uint8_t*>(x) + index * g_.dim * dtype_bytes(g_.io_dtype);
@@ -144,19 +76,20 @@ bool CpuVectors::encode_part(int index, const float* x, uint8_t* codes, uint8_t*
   bool replaced;
   if (g_.has_levels) {
     alignas(64) float y[format::kMaxVectorDim], scratch[format::kMaxVectorDim];
-    const format::RotatedInput in = kernels_.rotate_input(coder_[index], x, y, scratch);
+    const format::RotatedInput in = kernels_.rotate_input(tables_.coder[index], x, y, scratch);
     replaced = in.replaced;
     float scale = 0;
     if (in.zero)
       std::fill_n(codes, part.stored, static_cast<uint8_t>(0));
     else
       scale = format::mul_rn(
-          format::mul_rn(format::encode_levels(coder_[index], g_.levels, y, codes, scratch), in.norm_rot),
+          format::mul_rn(format::encode_levels(tables_.coder[index], g_.levels, y, codes, scratch),
+                         in.norm_rot),
           format::exp2_int(in.exponent));
     store(record + part.scale_at, scale);
   } else {
     uint16_t scale;
-    replaced = kernels_.encode(coder_[index], x, codes, &scale);
+    replaced = kernels_.encode(tables_.coder[index], x, codes, &scale);
     store(record + part.scale_at, scale);
   }
   format::pack_codes(codes, part.bits, part.stored, record + part.codes_at);
@@ -168,14 +101,14 @@ void CpuVectors::encode_sketch(const float* x, const uint8_t* codes, uint8_t* re
   const VectorPart& part = g_.parts[0];
   alignas(64) float y[format::kMaxVectorDim], w[format::kMaxVectorDim];
   uint8_t signs[format::kMaxVectorDim];
-  const format::RotatedInput in = kernels_.rotate_input(coder_[0], x, y, w);
+  const format::RotatedInput in = kernels_.rotate_input(tables_.coder[0], x, y, w);
   uint16_t norm = 0;
   if (in.zero) {
     std::fill_n(signs, part.stored, static_cast<uint8_t>(0));
   } else {
-    format::residual(in, codes, level_[0], scale_of(part, record), part.stored, y);
+    format::residual(in, codes, tables_.level[0], scale_of(part, record), part.stored, y);
     norm = format::residual_norm(y, part.stored, in.exponent, w);
-    format::apply_sketch(sketch_, y, w, kernels_.rotate);
+    format::apply_sketch(tables_.sketch, y, w, kernels_.rotate);
     for (int i = 0; i < part.stored; i++) signs[i] = w[i] < 0 ? 1 : 0;
   }
   format::pack_codes(signs, 1, part.stored, record + part.signs_at);
@@ -212,8 +145,8 @@ uint64_t CpuVectors::encode_one(const float* x, uint8_t* record) const {
   return replaced ? kNoticedNonfinite : 0;
 }
 
-uint64_t CpuVectors::encode(const void* x, int64_t count, uint8_t* codes) {
-  std::atomic<uint64_t> noticed{0};
+void CpuVectors::encode(const void* x, int64_t count, uint8_t* codes, uint64_t* noticed, void*) {
+  std::atomic<uint64_t> all{0};
   pool_.parallel_for((count + kBlock - 1) / kBlock, [&](int64_t block, int) {
     const FpEnvironment environment;
     alignas(64) float vector[format::kMaxVectorDim];
@@ -222,9 +155,9 @@ uint64_t CpuVectors::encode(const void* x, int64_t count, uint8_t* codes) {
       kernels_.to_float(g_.io_dtype, vector_at(x, i), g_.dim, vector);
       flags |= encode_one(vector, codes + i * g_.record_bytes);
     }
-    if (flags != 0) noticed.fetch_or(flags, std::memory_order_relaxed);
+    if (flags != 0) all.fetch_or(flags, std::memory_order_relaxed);
   });
-  return noticed.load(std::memory_order_relaxed);
+  if (noticed) *noticed = all.load(std::memory_order_relaxed);
 }
 
 // ---- decode ----
@@ -235,7 +168,7 @@ void CpuVectors::unsketch(const uint8_t* record, float* z) const {
   alignas(64) float s[format::kMaxVectorDim];
   kernels_.unpack_codes(record + g_.parts[0].signs_at, 1, stored, signs);
   for (int i = 0; i < stored; i++) s[i] = signs[i] ? -1.0f : 1.0f;
-  format::unsketch(sketch_, s, z, kernels_.unrotate);
+  format::unsketch(tables_.sketch, s, z, kernels_.unrotate);
 }
 
 void CpuVectors::decode_groups(const uint8_t* record, float* x) const {
@@ -258,18 +191,18 @@ void CpuVectors::decode_one(const uint8_t* record, float* x) const {
     const VectorPart& part = g_.parts[index];
     kernels_.unpack_codes(record + part.codes_at, part.bits, part.stored, codes);
     const float scale = scale_of(part, record);
-    for (int i = 0; i < part.stored; i++) y[i] = format::mul_rn(scale, level_[index][codes[i]]);
+    for (int i = 0; i < part.stored; i++) y[i] = format::mul_rn(scale, tables_.level[index][codes[i]]);
     if (g_.has_sketch) {
       unsketch(record, own);
-      const float norm = format::mul_rn(sketch_scale_, norm_of(record));
+      const float norm = format::mul_rn(tables_.sketch_scale, norm_of(record));
       for (int i = 0; i < part.stored; i++) y[i] = format::add_rn(y[i], format::mul_rn(norm, own[i]));
     }
-    kernels_.unrotate(coder_[index], y, own);
+    kernels_.unrotate(tables_.coder[index], y, own);
     scatter(part, own, x);
   }
 }
 
-void CpuVectors::decode(const uint8_t* codes, int64_t count, void* x) {
+void CpuVectors::decode(const uint8_t* codes, int64_t count, void* x, void*) {
   pool_.parallel_for((count + kBlock - 1) / kBlock, [&](int64_t block, int) {
     const FpEnvironment environment;
     alignas(64) float vector[format::kMaxVectorDim];
@@ -282,7 +215,7 @@ void CpuVectors::decode(const uint8_t* codes, int64_t count, void* x) {
 
 // ---- the rotation alone, and what calibration looks at ----
 
-void CpuVectors::rotate(const void* x, int64_t count, float* y) {
+void CpuVectors::rotate(const void* x, int64_t count, float* y, void*) {
   const int64_t row = g_.rotated_dim();
   pool_.parallel_for((count + kBlock - 1) / kBlock, [&](int64_t block, int) {
     const FpEnvironment environment;
@@ -292,13 +225,13 @@ void CpuVectors::rotate(const void* x, int64_t count, float* y) {
       float* target = y + i * row;
       for (int part = 0; part < g_.num_parts; target += g_.parts[part++].stored) {
         gather(g_.parts[part], vector, own);
-        kernels_.rotate(coder_[part], own, target);
+        kernels_.rotate(tables_.coder[part], own, target);
       }
     }
   });
 }
 
-void CpuVectors::unrotate(const float* y, int64_t count, void* x) {
+void CpuVectors::unrotate(const float* y, int64_t count, void* x, void*) {
   const int64_t row = g_.rotated_dim();
   pool_.parallel_for((count + kBlock - 1) / kBlock, [&](int64_t block, int) {
     const FpEnvironment environment;
@@ -308,7 +241,7 @@ void CpuVectors::unrotate(const float* y, int64_t count, void* x) {
       const float* source = y + i * row;
       for (int part = 0; part < g_.num_parts; source += g_.parts[part++].stored) {
         memcpy(rotated, source, g_.parts[part].stored * sizeof(float));
-        kernels_.unrotate(coder_[part], rotated, own);
+        kernels_.unrotate(tables_.coder[part], rotated, own);
         scatter(g_.parts[part], own, vector);
       }
       kernels_.from_float(g_.io_dtype, vector, g_.dim, const_cast<uint8_t*>(vector_at(x, i)));
@@ -330,12 +263,12 @@ void CpuVectors::sketch_sums(const void* x, int64_t count, double* rv, double* v
     gather(part, vector, own);
     encode_part(0, own, codes, bytes);
     encode_sketch(own, codes, bytes);
-    const format::RotatedInput in = kernels_.rotate_input(coder_[0], own, r, z);
+    const format::RotatedInput in = kernels_.rotate_input(tables_.coder[0], own, r, z);
     if (in.zero) continue;
     double squares = 0, products = 0, estimates = 0;
     for (int c = 0; c < part.stored; c++) squares += static_cast<double>(r[c]) * static_cast<double>(r[c]);
     squares *= static_cast<double>(in.norm_rot) * static_cast<double>(in.norm_rot);
-    format::residual(in, codes, level_[0], scale_of(part, bytes), part.stored, r);
+    format::residual(in, codes, tables_.level[0], scale_of(part, bytes), part.stored, r);
     unsketch(bytes, z);
     const double norm = ldexp(static_cast<double>(norm_of(bytes)), -in.exponent) / divisor;
     for (int c = 0; c < part.stored; c++) {
@@ -356,7 +289,7 @@ int64_t CpuVectors::unit_coordinates(const void* x, int64_t count, float* values
   for (int64_t i = 0; i < count; i++) {
     kernels_.to_float(g_.io_dtype, vector_at(x, i), g_.dim, vector);
     gather(part, vector, own);
-    const format::RotatedInput in = kernels_.rotate_input(coder_[0], own, y, scratch);
+    const format::RotatedInput in = kernels_.rotate_input(tables_.coder[0], own, y, scratch);
     if (in.zero) continue;
     double squares = 0;
     for (int c = 0; c < part.stored; c++) squares += static_cast<double>(y[c]) * static_cast<double>(y[c]);

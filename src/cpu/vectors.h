@@ -5,9 +5,7 @@
 #pragma once
 #include "cpu/kernels/kernels.h"
 #include "cpu/thread_pool.h"
-#include "format/sketch.h"
-#include "host_block.h"
-#include "vector_backend.h"
+#include "vector_tables.h"
 
 namespace tq {
 namespace cpu {
@@ -27,19 +25,19 @@ class CpuVectors final : public VectorBackend {
  public:
   CpuVectors(const VectorGeometry& geometry, const HostOps& ops, const Kernels& kernels);
 
-  uint64_t encode(const void* x, int64_t count, uint8_t* codes) override;
-  void decode(const uint8_t* codes, int64_t count, void* x) override;
+  void encode(const void* x, int64_t count, uint8_t* codes, uint64_t* noticed, void* stream) override;
+  void decode(const uint8_t* codes, int64_t count, void* x, void* stream) override;
   void inner_products(const void* queries, int64_t num_queries, const uint8_t* codes, int64_t count,
-                      float* out) override;
-  void search(const SearchRequest& request) override;
-  void rotate(const void* x, int64_t count, float* y) override;
-  void unrotate(const float* y, int64_t count, void* x) override;
+                      float* out, void* stream) override;
+  void search(const SearchRequest& request, void* stream) override;
+  void rotate(const void* x, int64_t count, float* y, void* stream) override;
+  void unrotate(const float* y, int64_t count, void* x, void* stream) override;
   void sketch_sums(const void* x, int64_t count, double* rv, double* vv) override;
   int64_t unit_coordinates(const void* x, int64_t count, float* values) override;
 
  private:
   // vectors.cpp
-  void fill_tables(void* memory, const HostOps& ops);
+  static VectorTables tables_of(const VectorGeometry& geometry, const HostOps& ops);
   const uint8_t* vector_at(const void* x, int64_t index) const;
   // Coordinates of a part: x [dim of the vector] -> [stored], zeros behind the part's own.
   void gather(const VectorPart& part, const float* x, float* target) const;
@@ -78,13 +76,8 @@ class CpuVectors final : public VectorBackend {
   VectorGeometry g_;
   HostOps ops_;
   const Kernels& kernels_;
-  HostBlock block_;
-  format::VectorCoder coder_[VectorGeometry::kMaxParts];
-  format::Sketch sketch_;
-  float level_[VectorGeometry::kMaxParts][format::kMaxLevels];  // by code
-  float sketch_scale_;                                          // factor / divisor
-  format::Codebook sign_book_;                                  // of the sketch's signs
-  ThreadPool pool_;                                             // last: its threads end before what they use
+  VectorTables tables_;
+  ThreadPool pool_;  // last: its threads end before what they use
 };
 
 }  // namespace cpu

@@ -18,12 +18,12 @@ struct LevelTable {
   int count() const { return 1 << bits; }
 };
 
-// Number of boundaries that v reaches.
-inline int level_index(const LevelTable& table, float u, float v) {
-  int first = 0, left = table.count() - 1;
+// Number of the boundaries [count - 1] that v reaches at step u.
+TQ_HD int level_index(const float* boundary, int count, float u, float v) {
+  int first = 0, left = count - 1;
   while (left > 0) {
     const int half = left / 2;
-    if (v >= mul_rn(table.boundary[first + half], u)) {
+    if (v >= mul_rn(boundary[first + half], u)) {
       first += half + 1;
       left -= half + 1;
     } else {
@@ -40,7 +40,8 @@ inline float encode_levels(const VectorCoder& coder, const LevelTable& table, fl
   for (int i = 0; i < stored; i++) scratch[i] = mul_rn(y[i], y[i]);
   const float n2 = tree_sum(scratch, stored);
   const float u = mul_rn(sqrt_rn(n2), table.unit);
-  for (int i = 0; i < stored; i++) codes[i] = static_cast<uint8_t>(level_index(table, u, y[i]));
+  for (int i = 0; i < stored; i++)
+    codes[i] = static_cast<uint8_t>(level_index(table.boundary, table.count(), u, y[i]));
   QuantiseResult fit;
   for (int i = 0; i < stored; i++) scratch[i] = mul_rn(y[i], table.level[codes[i]]);
   fit.dot = tree_sum(scratch, stored);

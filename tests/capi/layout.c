@@ -246,6 +246,8 @@ static void structs(void) {
   FIELD(tq_quantizer_config, levels);
   FIELD(tq_quantizer_config, flags);
   FIELD(tq_quantizer_config, allocator);
+  FIELD(tq_quantizer_config, device_id);
+  FIELD(tq_quantizer_config, reserved);
   STRUCT(tq_quantizer_info);
   FIELD(tq_quantizer_info, struct_size);
   FIELD(tq_quantizer_info, rotated_dim);

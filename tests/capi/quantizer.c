@@ -354,6 +354,8 @@ static tq_codebook book3 = {sizeof(tq_codebook), 3, 0.02f, {10, 31, 55, 88}};
 
 static void no_change(tq_quantizer_config* c) { (void)c; }
 static void cuda(tq_quantizer_config* c) { c->device_type = TQ_DEVICE_CUDA; }
+static void cpu_4(tq_quantizer_config* c) { c->device_id = 4; }
+static void reserved(tq_quantizer_config* c) { c->reserved = 9; }
 static void device_3(tq_quantizer_config* c) { c->device_type = 3; }
 static void dim_0(tq_quantizer_config* c) { c->dim = 0; }
 static void dim_8193(tq_quantizer_config* c) { c->dim = 8193; }
@@ -389,6 +391,8 @@ void test_misuse_quantizer_config(void) {
   REFUSES(bad, "config.struct_size = 3", tq_quantizer_create(&config, &quantizer));
   refuse_config(no, "device_type = 2 (CUDA)", scalar, 4, cuda);
   refuse_config(bad, "device_type = 3", scalar, 4, device_3);
+  refuse_config(bad, "device_id = 4", scalar, 4, cpu_4);
+  refuse_config(TQ_ERROR_VERSION, "reserved = 9", scalar, 4, reserved);
   refuse_config(bad, "dim = 0", scalar, 4, dim_0);
   refuse_config(bad, "dim = 8193", scalar, 4, dim_8193);
   refuse_config(bad, "io_dtype = 9", scalar, 4, dtype_9);

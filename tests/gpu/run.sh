@@ -23,10 +23,10 @@ cd "$(dirname "$0")/../.."
 trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
-parts_side="attend conformance layers modes products"
+parts_side="attend conformance layers modes products vectors"
 parts_side+=" memcheck initcheck synccheck racecheck append move state paged graph latent limits"
 parts_side+=" python golden"
-parts_asked="torch hf vllm nccl eval"  # only with --only
+parts_asked="torch hf vllm nccl validate eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
 declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
@@ -44,6 +44,7 @@ declare -A about=(
   [graph]="append, attend and merge captured once, replayed 1,000 steps; determinism"
   [latent]="latent layers beside the CPU: bytes, reads, attention; drafts, graphs, refusals"
   [limits]="pages beyond 2^31 and 2^32 bytes; asynchronous errors"
+  [vectors]="vectors on their own: records, products and searches, bit for bit the CPU's"
   [python]="the Python package with torch tensors, the contract cases"
   [golden]="golden vectors of the NumPy oracle on the GPU"
   [memcheck]="compute-sanitizer memcheck" [initcheck]="compute-sanitizer initcheck"
@@ -53,6 +54,7 @@ declare -A about=(
   [hf]="Transformers' generate() on a TurboCache (only with --only hf)"
   [vllm]="vLLM's builder and attention class, captured (only with --only vllm, see tests/vllm/carried.sh)"
   [nccl]="tensor and context parallelism on 2 GPUs (only with --only nccl)"
+  [validate]="tqkv validate's rows of a GPU (only with --only validate)"
   [eval]="tqkv-eval release on the constructed model (only with --only eval)"
   [bench]="tests/bench/gpu/bench.py beside torch SDPA (only with --bench, --bench-full or --only bench)")
 
@@ -103,7 +105,7 @@ build_all() {
     wanted "$part" || continue
     case $part in
       resources) targets+=" kernel_logs" ;;
-      python | golden | torch | hf | vllm | nccl | eval) targets+=" tqkv" ;;
+      python | golden | torch | hf | vllm | nccl | validate | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
       *check) targets+=" backend_test append_test attend_test graph_test paged_test" ;;
       *) targets+=" ${part}_test" ;;
@@ -189,7 +191,7 @@ part() {
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
     append | attend | backend | conformance | graph | growth | latent | layers | limits | modes | move | \
-      paged | products | state)
+      paged | products | state | vectors)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
@@ -207,6 +209,14 @@ part() {
       sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \
         "paged --small" ;;
     racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" ;;
+    validate)
+      TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.validate \
+        ${quick} --device cuda --only rotations,decode --json "$out/validate.json"
+      "$python" -c 'import collections, json, sys
+verdicts = collections.Counter(row["verdict"] for row in json.load(open(sys.argv[1]))["rows"])
+print("checks: %d passed, %d failed, %d skipped" % tuple(verdicts[x] for x in ("pass", "FAIL", "skipped")))' \
+        "$out/validate.json"
+      ;;
     eval)
       rm -rf "$out/eval"
       TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.eval release \

@@ -263,3 +263,35 @@ def test_host_tensors_are_refused():
             step.attend(0, q.cpu().numpy())
         with pytest.raises(tqkv.InvalidArgument, match="cannot be made like the input|is on the CPU"):
             step.cache.sequence().read(0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_quantizer(dtype):
+    """Tensors of the device in every call, on a stream of one's own; the CPU's records and results."""
+    fields = dict(dim=100, bits=4, io_dtype=dtype, seed=3)
+    host, device = tqkv.Quantizer(**fields), tqkv.Quantizer(**fields, device="cuda")
+    x = torch.randn(500, 100, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    queries, stream = x[:9] * 0.5, torch.cuda.Stream()
+    on_device, device_queries = x.cuda(), queries.cuda()
+    torch.cuda.synchronize()
+    codes = device.encode(on_device, stream=stream)
+    assert codes.is_cuda and codes.dtype == torch.uint8
+    back = device.decode(codes, stream=stream)
+    y = device.rotate(on_device, stream=stream)
+    round_trip = device.unrotate(y, stream=stream)
+    products = device.inner_products(device_queries, codes, stream=stream)
+    scores, ids = device.search(device_queries, codes, 7, bias=torch.ones(500, device="cuda"), stream=stream)
+    stream.synchronize()
+    wanted = host.encode(x)
+    assert codes.cpu().equal(wanted)
+    assert back.cpu().equal(host.decode(wanted)) and y.cpu().equal(host.rotate(x))
+    assert round_trip.cpu().equal(host.unrotate(host.rotate(x)))
+    assert products.cpu().equal(host.inner_products(queries, wanted))
+    want_scores, want_ids = host.search(queries, wanted, 7, bias=torch.ones(500))
+    assert scores.cpu().equal(want_scores) and ids.cpu().equal(want_ids)
+    x[3, 4] = float("nan")
+    assert device.encode(x.cuda(), noticed=True)[1] == tqkv.Noticed.NONFINITE
+    with pytest.raises(tqkv.InvalidArgument, match="is on the CPU"):
+        device.encode(x)
+    with pytest.raises(tqkv.NotSupported, match="CPU"):
+        device.calibrate_levels(on_device, 2)

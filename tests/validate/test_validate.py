@@ -333,3 +333,12 @@ def test_a_failing_claim_fails_the_command(monkeypatch, capsys):
 def test_terminal_columns_fit():
     text = report.terminal(report.Result(measured(accounting.run, Library()), {}, 0, True, ""), width=100)
     assert max(map(len, text.split("\n")[:-2])) <= 100
+
+
+def test_a_device_that_there_is_not_is_refused_before_the_work():
+    """Without torch, or without a GPU; where there is one, the rows of a GPU are there."""
+    done = command("--quick", "--quiet", "--only", "decode", "--device", "cuda")
+    if done.returncode == 3:
+        assert "device = 'cuda'" in done.stderr and not done.stdout
+    else:
+        assert done.returncode == 0 and "Fused decode on" in done.stdout

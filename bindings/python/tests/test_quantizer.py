@@ -179,3 +179,9 @@ def test_refusals():
             quantizer.search(x, codes, 1, bias=np.zeros(3, "float32"))
         with pytest.raises(tqkv.InvalidArgument, match="codes: cannot be written to"):
             quantizer.encode(x, codes=np.frombuffer(bytes(116), "uint8").reshape(2, 58))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1"])
+def test_devices_that_there_are_not(device):
+    with pytest.raises(tqkv.InvalidArgument, match="device"):
+        tqkv.Quantizer(dim=8, bits=2, device=device)

@@ -220,7 +220,8 @@ class QuantizerConfig(Struct):
                 ("group_size", c_int32), ("sketch", c_int32), ("sketch_rule", c_int32),
                 ("sketch_factor", c_float), ("num_outliers", c_int32), ("num_threads", c_int32),
                 ("outlier_channels", POINTER(c_int32)), ("seed", c_uint64), ("codebook", POINTER(Codebook)),
-                ("levels", POINTER(Levels)), ("flags", c_uint64), ("allocator", POINTER(Allocator))]
+                ("levels", POINTER(Levels)), ("flags", c_uint64), ("allocator", POINTER(Allocator)),
+                ("device_id", c_int32), ("reserved", c_int32)]
 
 
 class QuantizerInfo(Struct):

@@ -147,6 +147,14 @@ class Layer:
         return cls(**{**fields, "shares_layer": c.shares_layer - 1 if c.shares_layer else None})
 
 
+def device_of(device):
+    """"cpu", "cuda" or "cuda:N" as the header has it: (type, ordinal)."""
+    kind, _, number = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or not (number == "" or number.isdigit()):
+        raise InvalidArgument(f"device = {device!r}: must be \"cpu\", \"cuda\" or \"cuda:N\"")
+    return (_ffi.CPU if kind == "cpu" else _ffi.CUDA), integer("device_id", int(number or 0), ctypes.c_int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What a cache is made from. Every field has the name, unit and default of tq_cache_config in tqkv.h; 0
@@ -237,11 +245,7 @@ class Config:
         return result
 
     def _device(self):
-        kind, _, number = str(self.device).partition(":")
-        if kind not in ("cpu", "cuda") or not (number == "" or number.isdigit()):
-            raise InvalidArgument(f"device = {self.device!r}: must be \"cpu\", \"cuda\" or \"cuda:N\"")
-        device_id = integer("device_id", int(number or 0), ctypes.c_int32)
-        return (_ffi.CPU if kind == "cpu" else _ffi.CUDA), device_id
+        return device_of(self.device)
 
     def _to_c(self):
         """(tq_cache_config, what must stay alive as long as the cache). Every field is looked at once."""

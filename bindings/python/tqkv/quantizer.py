@@ -7,22 +7,21 @@
     y = q.rotate(x)                                     # the rotation alone
 
 Arrays and errors are those of Cache; results are new arrays like the input unless one to write into is given.
-Section 10 of tqkv.h is the manual. CPU only. Calls of several threads run side by side.
+Section 10 of tqkv.h is the manual. Calls of several threads run side by side. With device="cuda" all arrays
+are the device's (torch, CuPy, anything with DLPack): calls take a stream, are enqueued there and return.
 """
 import ctypes
 from typing import Any, Optional, Sequence, Tuple, Union
 
 from . import _abi, _ffi
-from ._ffi import CPU, DTYPES, Noticed, check
+from ._ffi import DTYPES, Noticed, check
 from ._handles import Opened
-from .buffers import BYTES, FLOAT32, Memory, as_buffer, dense, empty_like
+from .buffers import BYTES, FLOAT32, Memory, as_buffer, as_stream, dense, empty_like
 from .config import (_FAMILIES, _ROTATIONS, _SCALES, _SKETCH_RULES, _SKETCHES, Codebook, Levels, choice,
-                     integer, real)
+                     device_of, integer, real)
 from .errors import InvalidArgument
 
 __all__ = ["Levels", "Quantizer"]
-
-_DEVICE = (CPU, 0)
 
 
 class Quantizer(Opened):
@@ -43,6 +42,9 @@ class Quantizer(Opened):
     outliers     channels, rising, that get bits + 1 ("scalar" alone)
     codebook     Codebook, levels: Levels, of your own
     seed         of the rotation; num_threads 0: all
+    device       "cpu", "cuda" or "cuda:N": where all arrays of its calls lie. Records and products are the
+                 same on both. stream, of every call: None, an int, or a torch or CuPy stream; with encode's
+                 noticed a CUDA call waits for it. calibrate_*: CPU only
 
     Raises InvalidArgument or NotSupported with every reason.
     """
@@ -52,9 +54,12 @@ class Quantizer(Opened):
                  scale_rule: Union[str, int] = 0, scale_search: bool = True, group_size: int = 0,
                  sketch: Union[str, int] = 0, sketch_rule: Union[str, int] = 0, sketch_factor: float = 0.0,
                  outliers: Sequence[int] = (), codebook: Optional[Codebook] = None,
-                 levels: Optional[Levels] = None, seed: int = 0, num_threads: int = 0):
+                 levels: Optional[Levels] = None, seed: int = 0, num_threads: int = 0,
+                 device: str = "cpu"):
         library = _ffi.load_library()
+        self._device = device_of(device)
         c = _abi.QuantizerConfig(
+            device_type=self._device[0], device_id=self._device[1],
             dim=integer("dim", dim, ctypes.c_int32), bits=integer("bits", bits, ctypes.c_int32),
             family=choice("family", family, _FAMILIES), io_dtype=choice("io_dtype", io_dtype, DTYPES),
             rotation=choice("rotation", rotation, _ROTATIONS),
@@ -96,62 +101,71 @@ class Quantizer(Opened):
 
     # ---- records
 
-    def encode(self, x: Any, *, codes: Any = None, noticed: bool = False) -> Any:
+    def encode(self, x: Any, *, codes: Any = None, noticed: bool = False, stream: Any = None) -> Any:
         """x [n][dim] or [dim] -> codes uint8 [n][code_bytes] or [code_bytes]. With noticed: (codes, Noticed:
         whether x had NaN or infinity, or numbers beyond float16 in "grouped")."""
-        x, rows, one = self._vectors("x", x)
-        codes, buffer = self._out("codes", codes, x, _shape(rows, self.code_bytes, one), "uint8", BYTES)
+        stream = as_stream(stream)
+        x, rows, one = self._vectors("x", x, stream)
+        codes, buffer = self._out("codes", codes, x, _shape(rows, self.code_bytes, one), "uint8", BYTES,
+                                  stream=stream)
         flags = ctypes.c_uint64()
-        self._call("encode", x.pointer, rows, buffer.pointer, flags)
+        self._call("encode", x.pointer, rows, buffer.pointer, flags if noticed else None, stream=stream)
         return (codes, Noticed(flags.value)) if noticed else codes
 
-    def decode(self, codes: Any, *, x: Any = None) -> Any:
+    def decode(self, codes: Any, *, x: Any = None, stream: Any = None) -> Any:
         """codes [n][code_bytes] -> x [n][dim] of io_dtype."""
-        codes, rows, one = self._records(codes)
-        x, buffer = self._out("x", x, codes, _shape(rows, self.dim, one), self._io_dtype)
-        self._call("decode", codes.pointer, rows, buffer.pointer)
+        stream = as_stream(stream)
+        codes, rows, one = self._records(codes, stream)
+        x, buffer = self._out("x", x, codes, _shape(rows, self.dim, one), self._io_dtype, stream=stream)
+        self._call("decode", codes.pointer, rows, buffer.pointer, stream=stream)
         return x
 
-    def inner_products(self, queries: Any, codes: Any, *, out: Any = None) -> Any:
+    def inner_products(self, queries: Any, codes: Any, *, out: Any = None, stream: Any = None) -> Any:
         """queries [m][dim], codes [n][code_bytes] -> float32 [m][n], products with what codes decode to."""
-        queries, num_queries, _ = self._vectors("queries", queries)
-        codes, rows, _ = self._records(codes)
-        out, buffer = self._out("out", out, queries, (num_queries, rows), 1, FLOAT32)
-        self._call("inner_products", queries.pointer, num_queries, codes.pointer, rows, buffer.pointer)
+        stream = as_stream(stream)
+        queries, num_queries, _ = self._vectors("queries", queries, stream)
+        codes, rows, _ = self._records(codes, stream)
+        out, buffer = self._out("out", out, queries, (num_queries, rows), 1, FLOAT32, stream=stream)
+        self._call("inner_products", queries.pointer, num_queries, codes.pointer, rows, buffer.pointer,
+                   stream=stream)
         return out
 
-    def search(self, queries: Any, codes: Any, k: int, *, bias: Any = None) -> Tuple[Any, Any]:
+    def search(self, queries: Any, codes: Any, k: int, *, bias: Any = None,
+               stream: Any = None) -> Tuple[Any, Any]:
         """The k largest inner products of each query: (scores float32 [m][k], ids int64 [m][k]), best first;
         places without a record -infinity and -1. bias float32 [n] is added to the products: -|x|^2 / 2 ranks
         by distance."""
-        queries, num_queries, _ = self._vectors("queries", queries)
-        codes, rows, _ = self._records(codes)
+        stream = as_stream(stream)
+        queries, num_queries, _ = self._vectors("queries", queries, stream)
+        codes, rows, _ = self._records(codes, stream)
         k = integer("k", k, ctypes.c_int64)
         if bias is not None:
-            bias = as_buffer(bias, name="bias", takes=FLOAT32)
-            dense(bias, "bias", (rows, ), "[n]", dtype=1, device=_DEVICE)
+            bias = as_buffer(bias, name="bias", stream=stream, takes=FLOAT32)
+            dense(bias, "bias", (rows, ), "[n]", dtype=1, device=self._device)
         scores, s = empty_like(queries, (num_queries, max(k, 0)), 1, "scores")
         ids, i = empty_like(queries, (num_queries, max(k, 0)), "int64", "ids")
         self._call("search", queries.pointer, num_queries, codes.pointer, rows,
                    None if bias is None else bias.pointer, k, s.pointer,
-                   ctypes.cast(ctypes.c_void_p(i.pointer), ctypes.POINTER(ctypes.c_int64)))
+                   ctypes.cast(ctypes.c_void_p(i.pointer), ctypes.POINTER(ctypes.c_int64)), stream=stream)
         return scores, ids
 
     # ---- the rotation alone, calibration
 
-    def rotate(self, x: Any, *, y: Any = None) -> Any:
+    def rotate(self, x: Any, *, y: Any = None, stream: Any = None) -> Any:
         """x [n][dim] -> y float32 [n][rotated_dim], of the same lengths."""
-        x, rows, one = self._vectors("x", x)
-        y, buffer = self._out("y", y, x, _shape(rows, self.rotated_dim, one), 1, FLOAT32)
-        self._call("rotate", x.pointer, rows, buffer.pointer)
+        stream = as_stream(stream)
+        x, rows, one = self._vectors("x", x, stream)
+        y, buffer = self._out("y", y, x, _shape(rows, self.rotated_dim, one), 1, FLOAT32, stream=stream)
+        self._call("rotate", x.pointer, rows, buffer.pointer, stream=stream)
         return y
 
-    def unrotate(self, y: Any, *, x: Any = None) -> Any:
+    def unrotate(self, y: Any, *, x: Any = None, stream: Any = None) -> Any:
         """The inverse: y [n][rotated_dim] -> x [n][dim] of io_dtype."""
-        y = as_buffer(y, name="y", takes=FLOAT32)
+        stream = as_stream(stream)
+        y = as_buffer(y, name="y", stream=stream, takes=FLOAT32)
         rows, one = self._rows("y", y, self.rotated_dim)
-        x, buffer = self._out("x", x, y, _shape(rows, self.dim, one), self._io_dtype)
-        self._call("unrotate", y.pointer, rows, buffer.pointer)
+        x, buffer = self._out("x", x, y, _shape(rows, self.dim, one), self._io_dtype, stream=stream)
+        self._call("unrotate", y.pointer, rows, buffer.pointer, stream=stream)
         return x
 
     def calibrate_sketch_factor(self, x: Any) -> float:
@@ -175,36 +189,36 @@ class Quantizer(Opened):
 
     # ---- arguments
 
-    def _call(self, name, *arguments, prefix="tq_quantizer_"):
+    def _call(self, name, *arguments, prefix="tq_quantizer_", stream=0):
         with self._handles.shared(_nothing) as quantizer:
             library = self._handles.library
-            check(library, getattr(library, prefix + name)(quantizer, *arguments, None))
+            check(library, getattr(library, prefix + name)(quantizer, *arguments, stream))
 
     def _rows(self, name, buffer, width):
         one = len(buffer.shape) == 1
         rows = 1 if one else buffer.shape[0]
-        dense(buffer, name, (width, ) if one else (rows, width), f"[n][{width}]", dtype=None, device=_DEVICE)
+        dense(buffer, name, (width, ) if one else (rows, width), f"[n][{width}]", dtype=None,
+              device=self._device)
         return rows, one
 
-    def _vectors(self, name, array):
-        buffer = as_buffer(array, name=name)
+    def _vectors(self, name, array, stream=0):
+        buffer = as_buffer(array, name=name, stream=stream)
         if DTYPES[buffer.dtype] != self._io_dtype:
             raise InvalidArgument(f"{name}: has {buffer.dtype} elements, expected "
                                   f"{_ffi.DTYPE_NAMES[self._io_dtype]} (io_dtype)")
         return (buffer, *self._rows(name, buffer, self.dim))
 
-    def _records(self, array):
-        buffer = as_buffer(array, name="codes", takes=BYTES)
+    def _records(self, array, stream):
+        buffer = as_buffer(array, name="codes", stream=stream, takes=BYTES)
         return (buffer, *self._rows("codes", buffer, self.code_bytes))
 
-    @staticmethod
-    def _out(name, array, like, shape, dtype, takes=None):
+    def _out(self, name, array, like, shape, dtype, takes=None, stream=0):
         """The caller's array, checked, or a new one."""
         if array is None:
             return empty_like(like, shape, dtype, name)
-        buffer = as_buffer(array, name=name, **({} if takes is None else {"takes": takes}))
-        dense(buffer, name, shape, str(list(shape)), dtype=dtype if takes is None else None, device=_DEVICE,
-              writable=True)
+        buffer = as_buffer(array, name=name, stream=stream, **({} if takes is None else {"takes": takes}))
+        dense(buffer, name, shape, str(list(shape)), dtype=dtype if takes is None else None,
+              device=self._device, writable=True)
         return array, buffer
 
 

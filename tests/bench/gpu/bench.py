@@ -4,7 +4,7 @@
 one GPU.
 
     TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|modes|
-    latent|engines|paged|peers] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    latent|engines|paged|peers|vectors] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
@@ -12,7 +12,8 @@ backends, and the error of the very output that was timed against float64 attent
 Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
 shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
 the library. Cases "engines": a whole model's decoding by cache, see engines.py; "paged": decoding from pages
-that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py.
+that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py;
+"vectors": vectors on their own beside GEMMs, see vectors.py.
 """
 import argparse
 import json
@@ -257,6 +258,9 @@ def measure(arguments):
     if arguments.cases == "paged":
         import paged
         return paged.measure(arguments, head, bench)
+    if arguments.cases == "vectors":
+        import vectors
+        return vectors.measure(arguments, head, bench)
     print(table.head(head), flush=True)
     wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
     if not wanted:
@@ -287,7 +291,8 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged"], default="short")
+    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged", "vectors"],
+                        default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--peers", metavar="DIR", help="files of others, for cases peers (peers.py)")

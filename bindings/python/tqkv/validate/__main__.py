@@ -51,6 +51,8 @@ def parser(sections):
     p.add_argument("--quick", action="store_true", help="smaller samples: half a minute on two cores")
     p.add_argument("--seed", type=int, default=0, help="of all random numbers (0)")
     p.add_argument("--only", metavar="LIST", help=f"sections, with commas: {names}")
+    p.add_argument("--device", default="cpu", metavar="DEVICE",
+                   help="cuda, cuda:N: attention and the rotation on a GPU too (needs torch); cpu")
     p.add_argument("--json", metavar="FILE", help="rows with all figures")
     p.add_argument("--markdown", metavar="FILE", help="the table in Markdown")
     p.add_argument("--html", metavar="FILE", help="one page with plots (needs matplotlib for those)")
@@ -131,7 +133,8 @@ def main(arguments=None):
     progress = Progress(options.quiet)
     try:
         build = tqkv.build_info()
-        rows, seconds = run.validate(chosen, options.quick, options.seed, tell=progress.tell)
+        rows, seconds = run.validate(chosen, options.quick, options.seed, tell=progress.tell,
+                                     device=None if options.device == "cpu" else options.device)
     except tqkv.Error as error:
         progress.close()
         print(f"tqkv validate: {error}", file=sys.stderr)

@@ -31,12 +31,21 @@ CONFIGURATIONS = (
 
 
 def run(context):
+    attend_on(context, context.codec, "")
+    if context.device is None:
+        context.table.skip("Fused decode on a GPU, nine configurations", "needs --device cuda", source="S2",
+                           says="max_err = 0")
+    else:
+        attend_on(context, context.device, f" on {context.device.title}")
+
+
+def attend_on(context, codec, where):
     for number, (heads, tokens, dim, bits, group) in enumerate(CONFIGURATIONS):
-        context.progress(f"fused decode, configuration {number + 1} of {len(CONFIGURATIONS)}")
+        context.progress(f"fused decode{where}, configuration {number + 1} of {len(CONFIGURATIONS)}")
         rng = context.rng(f"decode {number}")
         k, v = (rng.standard_normal((tokens, heads, dim), dtype=np.float32) for _ in range(2))
         q = rng.standard_normal((1, heads, dim), dtype=np.float32)
-        out, decoded_k, decoded_v = context.codec.attention(k, v, q, KEY_BITS, bits)
+        out, decoded_k, decoded_v = codec.attention(k, v, q, KEY_BITS, bits)
         reference = attend64(q, decoded_k, decoded_v, dim ** -0.5)
         exact = attend64(q, k, v, dim ** -0.5)
         error = np.linalg.norm(out - reference) / np.linalg.norm(reference)
@@ -48,7 +57,8 @@ def run(context):
         cost = np.linalg.norm(out - exact) / np.linalg.norm(exact)
         context.table.ours(
             error <= TOLERANCE and largest <= SAYS_ERROR,
-            f"Fused decode, BH = {heads}, N = {tokens}, d = {dim}, {KEY_BITS}-bit keys, {bits}-bit values "
+            f"Fused decode{where}, BH = {heads}, N = {tokens}, d = {dim}, {KEY_BITS}-bit keys, "
+            f"{bits}-bit values "
             f"({number + 1} of {len(CONFIGURATIONS)})",
             f"error {error:.1e} of the output, {largest:.1e} at most, cosine {cosine:.8f}",
             source="S2",

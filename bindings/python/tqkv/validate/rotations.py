@@ -21,6 +21,7 @@ SAYS_DOCS = {
 }
 SAYS_README = ("0.9521", "0.9881", "0.9979")
 SAYS_VECTORS = 512
+S2_GPU_LEAST, S2_GPU_MOST = 6.7, 9.0  # times faster than a GEMM
 S2_KERNEL_MS, S2_LOG_MS = 0.070, 0.060  # its kernel, and the matrix product in its own log
 
 
@@ -170,8 +171,33 @@ def speed(context):
         note=("Against a product that is timed without its start-up the kernel "
               "is slower; it goes through memory once a butterfly stage."),
     )
-    context.table.skip("The rotation on a GPU against a GEMM", "needs a GPU; not measured here", source="S2",
-                       says="6.7-9.0x")
+    if context.device is None:
+        context.table.skip("The rotation on a GPU against a GEMM", "needs --device cuda", source="S2",
+                           says=f"{S2_GPU_LEAST}-{S2_GPU_MOST}x")
+    else:
+        speed_on_device(context, context.device)
+
+
+def speed_on_device(context, device):
+    """The rotation alone beside GEMMs by the same matrix, which only a dense rotation needs."""
+    for dim in (128, 256, 1024, 4096):
+        context.progress(f"speed of the rotation on {device.title}, d {dim}")
+        us, rows, same = device.rotation_times(dim, context.seed)
+        gemm = us["float32 GEMM"]
+        context.table.theirs(
+            gemm / us["rotation"] >= S2_GPU_LEAST,
+            f"The rotation on a GPU is {S2_GPU_LEAST} to {S2_GPU_MOST} times faster than a GEMM, d {dim}",
+            f"{us['rotation']:.1f} us against {gemm:.1f} us, {gemm / us['rotation']:.1f}x",
+            source="S2",
+            subject=LIBRARY,
+            says=f"{S2_GPU_LEAST}-{S2_GPU_MOST}x",
+            tolerance="medians of replayed graphs of warm calls, by turns",
+            note=(f"{device.title}, {rows} float32 vectors. With TF32 products {us['TF32 GEMM']:.1f} us, in "
+                  f"float16 {us['float16 GEMM']:.1f} us: both lose bits that the rotation keeps."),
+            figures={"dim": dim, "rows": rows, **us},
+        )
+        context.table.ours(same, f"The rotation on a GPU has the CPU's bits, d {dim}",
+                           "64 vectors " + ("equal" if same else "NOT equal"), subject=LIBRARY)
 
 
 def constant(context):

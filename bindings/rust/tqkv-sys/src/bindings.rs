@@ -254,7 +254,16 @@ handles! {
     ///
     /// - 2^64; noticed says so. A query that is not finite: NaN.
     ///
-    /// Threads Calls on one quantizer may run at once; destroy alone. CPU only: CUDA is NOT_SUPPORTED.
+    /// Threads Calls on one quantizer may run at once; destroy alone. CUDA All vectors, queries, records
+    /// and results lie on device_id; calls are enqueued on their stream
+    ///
+    /// - and return, but for encode with noticed, which waits for it. Records and products are the CPU's,
+    ///   bit for
+    /// - bit. inner_products and search work in memory of the quantizer's, which the first of them takes
+    ///   and
+    /// - larger ones enlarge; one that follows another on another stream waits for it. They and encode with
+    /// - noticed may not be captured (CAPTURE), the others may. Destroy waits for the device. calibrate_\*:
+    /// - NOT_SUPPORTED; what a CPU quantizer of the same configuration finds serves both.
     tq_quantizer;
 }
 
@@ -715,6 +724,10 @@ structs! {
         /// TQ_FLAG_NO_SCALE_SEARCH
         flags: u64,
         allocator: *const tq_allocator,
+        /// 0 on the CPU
+        device_id: i32,
+        /// must be 0
+        reserved: i32,
     }
     TQ_STRUCT_QUANTIZER_INFO tq_quantizer_info {
         struct_size: u32,
@@ -1068,8 +1081,8 @@ functions! {
     fn tq_quantizer_destroy(quantizer: *mut tq_quantizer) -> tq_status;
     /// info-\>struct_size must be set.
     fn tq_quantizer_get_info(quantizer: *const tq_quantizer, info: *mut tq_quantizer_info) -> tq_status;
-    /// x \[count\]\[dim\] -\> codes \[count\]\[code_bytes\]. noticed: TQ_NOTICED_\* of x, or NULL. stream
-    /// here and below: NULL on the CPU.
+    /// x \[count\]\[dim\] -\> codes \[count\]\[code_bytes\]. noticed (on the host): TQ_NOTICED_\* of x, or
+    /// NULL. stream here and below: NULL on the CPU.
     fn tq_quantizer_encode(quantizer: *const tq_quantizer, x: *const c_void, count: i64, codes: *mut c_void,
         noticed: *mut u64, stream: *mut c_void) -> tq_status;
     /// codes \[count\]\[code_bytes\] -\> x \[count\]\[dim\].
@@ -1085,7 +1098,7 @@ functions! {
     /// - scores \[num_queries\]\[k\]; ids \[num_queries\]\[k\]: indices of records. Where count \< k or the
     ///   query is not finite: -infinity and -1
     ///
-    /// k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN.
+    /// k: 1 .. 65536. INVALID_ARGUMENT: a bias is NaN (CUDA: a record whose bias is NaN is not found).
     fn tq_quantizer_search(quantizer: *const tq_quantizer, queries: *const c_void, num_queries: i64,
         codes: *const c_void, count: i64, bias: *const f32, k: i64, scores: *mut f32, ids: *mut i64,
         stream: *mut c_void) -> tq_status;

@@ -62,6 +62,7 @@ mod paged;
 mod paged_step;
 mod pages;
 mod quantizer;
+mod quantizer_raw;
 mod sequence;
 mod state;
 mod state_file;

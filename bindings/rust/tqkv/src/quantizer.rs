@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Vectors on their own: records of 1-8 bits a coordinate, inner products with them, search (section 10 of
-//! the header). On the CPU.
+//! the header). Slices are for CPU quantizers; calls on pointers (`*_raw`), for any device, stand in
+//! quantizer_raw.rs.
 
 use crate::error::{Error, Result};
 use crate::library::Library;
 use crate::tensor;
-use crate::types::{CodeFamily, Dtype, Element, Noticed, Rotation, ScaleRule, Sketch, SketchRule};
+use crate::types::{
+    CodeFamily, DeviceType, Dtype, Element, Noticed, Rotation, ScaleRule, Sketch, SketchRule,
+};
 use crate::{sys, Codebook};
 use core::ptr::{self, NonNull};
 use core::slice;
@@ -25,6 +28,10 @@ pub struct Levels {
 /// What a quantizer is to be. Zero means the default throughout; `dim` and `bits` are required.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QuantizerConfig {
+    /// 0 = CPU.
+    pub device_type: DeviceType,
+    /// Of CUDA: which; 0 on the CPU.
+    pub device_id: i32,
     /// Coordinates of a vector: 1 to 8192.
     pub dim: i32,
     /// Type of vectors and queries; 0 = `f32`.
@@ -66,6 +73,8 @@ impl QuantizerConfig {
         let levels = self.levels.as_ref().map(Levels::to_raw).transpose()?;
         let outliers = &self.outlier_channels;
         Ok(f(&sys::tq_quantizer_config {
+            device_type: self.device_type.0,
+            device_id: self.device_id,
             dim: self.dim,
             io_dtype: self.io_dtype.0,
             family: self.family.0,
@@ -128,6 +137,7 @@ pub struct Quantizer {
     info: sys::tq_quantizer_info,
     dim: i32,
     io_dtype: Dtype,
+    on_cpu: bool,
 }
 
 // SAFETY: the library's calls on a quantizer may run at once in any threads; destroying one takes `self`.
@@ -143,8 +153,14 @@ impl Quantizer {
         library.status(config.with_raw(|c| unsafe { (api.tq_quantizer_create)(c, &mut raw) })?)?;
         let raw = NonNull::new(raw).ok_or_else(|| Error::argument("quantizer: the library made none"))?;
         let io_dtype = if config.io_dtype == Dtype::default() { Dtype::F32 } else { config.io_dtype };
-        let mut made =
-            Quantizer { library: library.clone(), raw, info: Default::default(), dim: config.dim, io_dtype };
+        let mut made = Quantizer {
+            library: library.clone(),
+            raw,
+            info: Default::default(),
+            dim: config.dim,
+            io_dtype,
+            on_cpu: config.device_type != DeviceType::CUDA,
+        };
         // SAFETY: the quantizer lives; the struct carries its size.
         library.status(unsafe { (api.tq_quantizer_get_info)(made.raw.as_ptr(), &mut made.info) })?;
         Ok(made)
@@ -330,7 +346,24 @@ impl Quantizer {
         Ok((Levels { levels, boundaries, unit: 1.0 }, error))
     }
 
+    pub(crate) fn api(&self) -> &sys::Api {
+        self.library.api()
+    }
+
+    pub(crate) fn raw(&self) -> *const sys::tq_quantizer {
+        self.raw.as_ptr()
+    }
+
+    pub(crate) fn status(&self, status: sys::tq_status) -> Result<()> {
+        self.library.status(status)
+    }
+
     fn check_vectors<T: Element>(&self, name: &str, x: &[T], count: i64) -> Result<()> {
+        if !self.on_cpu {
+            return Err(Error::argument(format!(
+                "{name}: a slice of the host, but the quantizer is on CUDA: use the calls on pointers (_raw)"
+            )));
+        }
         if T::DTYPE != self.io_dtype {
             return Err(Error::argument(format!(
                 "{name}: elements of type {}, but io_dtype = {}",

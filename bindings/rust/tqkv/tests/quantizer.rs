@@ -2,8 +2,8 @@
 //! Vectors on their own: there and back, products and search against decoded vectors, refusals.
 
 use tqkv::{
-    CodeFamily, Dtype, Levels, Library, Quantizer, QuantizerConfig, Rotation, ScaleRule, Sketch, SketchRule,
-    Status, FLAG_NO_SCALE_SEARCH,
+    CodeFamily, DeviceType, Dtype, Levels, Library, Quantizer, QuantizerConfig, Rotation, ScaleRule, Sketch,
+    SketchRule, Status, Stream, FLAG_NO_SCALE_SEARCH,
 };
 
 const DIM: i32 = 100;
@@ -206,4 +206,48 @@ fn golden_records() {
         cases += 1;
     }
     assert!(cases > 40);
+}
+
+/// Calls on pointers do what those on slices do; a CUDA quantizer refuses slices, where there is one.
+#[test]
+fn pointers() {
+    let library = Library::open().unwrap();
+    let config = QuantizerConfig { dim: 100, bits: 4, ..Default::default() };
+    let q = Quantizer::new(&library, &config).unwrap();
+    let (count, bytes) = (7, q.code_bytes() as usize);
+    let x: Vec<f32> = (0..700).map(|i| (i as f32 * 0.37).sin()).collect();
+    let (mut codes, mut raw_codes) = (vec![0u8; 7 * bytes], vec![1u8; 7 * bytes]);
+    q.encode(&x, count, &mut codes).unwrap();
+    let (mut back, mut raw_back) = (vec![0f32; 700], vec![1f32; 700]);
+    q.decode(&codes, count, &mut back).unwrap();
+    let width = q.rotated_dim() as usize;
+    let (mut y, mut raw_y) = (vec![0f32; 7 * width], vec![1f32; 7 * width]);
+    q.rotate(&x, count, &mut y).unwrap();
+    let (mut out, mut raw_out) = (vec![0f32; 14], vec![1f32; 14]);
+    q.inner_products(&x, 2, &codes, count, &mut out).unwrap();
+    let (scores, ids) = q.search(&x, 2, &codes, count, None, 3).unwrap();
+    let (mut raw_scores, mut raw_ids) = (vec![1f32; 6], vec![1i64; 6]);
+    let (none, x_at) = (Stream::NONE, x.as_ptr().cast());
+    // SAFETY: host memory of a CPU quantizer, as long as the counts say.
+    unsafe {
+        q.encode_raw(x_at, count, raw_codes.as_mut_ptr().cast(), none).unwrap();
+        assert_eq!(q.encode_raw_noticing(x_at, count, raw_codes.as_mut_ptr().cast(), none).unwrap().0, 0);
+        q.decode_raw(codes.as_ptr().cast(), count, raw_back.as_mut_ptr().cast(), none).unwrap();
+        q.rotate_raw(x_at, count, raw_y.as_mut_ptr(), none).unwrap();
+        q.inner_products_raw(x_at, 2, codes.as_ptr().cast(), count, raw_out.as_mut_ptr(), none).unwrap();
+        let (at_scores, at_ids) = (raw_scores.as_mut_ptr(), raw_ids.as_mut_ptr());
+        q.search_raw(x_at, 2, codes.as_ptr().cast(), count, core::ptr::null(), 3, at_scores, at_ids, none)
+            .unwrap();
+    }
+    assert_eq!((&codes, &back, &y, &out), (&raw_codes, &raw_back, &raw_y, &raw_out));
+    assert_eq!((scores, ids), (raw_scores, raw_ids));
+    // SAFETY: as above.
+    unsafe { q.unrotate_raw(y.as_ptr(), count, raw_back.as_mut_ptr().cast(), none).unwrap() };
+    q.unrotate(&y, count, &mut back).unwrap();
+    assert_eq!(back, raw_back);
+    let cuda = QuantizerConfig { device_type: DeviceType::CUDA, ..config };
+    match Quantizer::new(&library, &cuda) {
+        Ok(q) => assert!(q.encode(&x, count, &mut codes).unwrap_err().message.contains("CUDA")),
+        Err(error) => assert!(error.message.contains("CUDA"), "{}", error.message),
+    }
 }
