@@ -72,7 +72,7 @@ void DeviceLayers::append_tokens(const DeviceLayer& layer, const DevicePlan& pla
     params.first_kind = first_kind;
     params.num_kinds = num_kinds;
     params.per_tile = append::FastDivisor(static_cast<uint32_t>(layer.num_kv_heads * num_kinds));
-    append::launch_append(stored, params, tiles * layer.num_kv_heads * num_kinds, num_units_,
+    append::launch_append(stored, params, tiles * layer.num_kv_heads * num_kinds, num_units_, early_,
                           as_stream(request.stream));
   };
   const DeviceSide &key = layer.key, &value = layer.value;

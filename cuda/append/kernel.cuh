@@ -14,6 +14,7 @@
 #include "cuda/append/rows.cuh"
 #include "cuda/append/tile.cuh"
 #include "cuda/append/token.cuh"
+#include "cuda/ptx/order.cuh"
 #include "cuda/ptx/prefetch.cuh"
 
 namespace tq::cuda::append {
@@ -48,7 +49,7 @@ __device__ __forceinline__ bool next_piece(const AppendParams& args, AppendJob* 
   const int next = next_run_of(*entry);
   if (next < 0) return false;
   *entry = args.plan.runs[next];
-  return fill_job(args, *entry, head_and_kind, job);
+  return fill_job<true>(args, *entry, head_and_kind, job);
 }
 
 // A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
@@ -166,9 +167,12 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-template <int kStored>
+// kSlots: as in fill_job.
+template <int kStored, bool kSlots>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   using Buffer = CodeBuffer<kStored>;
   __shared__ __align__(16) uint8_t buffers[kTeams][Buffer::kBytes];
   __shared__ __align__(16) code::ZoneTable tables[code::GroupVector<kStored>::kSupported ? 2 : 1];
@@ -191,13 +195,13 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     if (index != warp * grid + block) entry = args.plan.small_jobs[entry_index];
     const int head_and_kind = args.per_tile.remainder(index, entry_index);
     TileJob job;
-    bool there = fill_job(args, entry, head_and_kind, &job);
-    if (!there) notice_missing(args.layer, lane);
+    bool there = fill_job<kSlots>(args, entry, head_and_kind, &job);
+    if (kSlots && !there) notice_missing(args.layer, lane);
     while (there) {
       const int end = job.end;
-      if (args.plan.runs) job.end = min(job.begin + kSmallTokens, end);
+      if (kSlots) job.end = min(job.begin + kSmallTokens, end);
       append_small<kStored>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
-      there = args.plan.runs && next_piece(args, &entry, head_and_kind, end, &job);
+      there = kSlots && next_piece(args, &entry, head_and_kind, end, &job);
     }
   }
   if (block >= large_jobs) return;  // the whole CTA
@@ -216,8 +220,8 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
        index += static_cast<int64_t>(kTeams) * grid) {
     const int tile_index = static_cast<int>(index / per_tile);
     TileJob job;
-    if (!fill_job(args, large_entry(args, counts.num_sequences, tile_index),
-                  static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job)) {
+    if (!fill_job<kSlots>(args, large_entry<kSlots>(args, counts.num_sequences, tile_index),
+                          static_cast<int>(index - static_cast<int64_t>(tile_index) * per_tile), &job)) {
       notice_missing(args.layer, lane);  // the whole team
       continue;
     }

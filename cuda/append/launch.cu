@@ -9,7 +9,8 @@
 
 namespace tq::cuda::append {
 
-void launch_append(int stored, const AppendParams& given, int64_t units, int num_units, cudaStream_t stream) {
+void launch_append(int stored, const AppendParams& given, int64_t units, int num_units, bool early,
+                   cudaStream_t stream) {
   AppendParams params = given;
   params.zones[0] = has_book(given.layer.key.layout) && code::zones_apart(given.layer.key.book);
   params.zones[1] = has_book(given.layer.value.layout) && code::zones_apart(given.layer.value.book);
@@ -17,7 +18,7 @@ void launch_append(int stored, const AppendParams& given, int64_t units, int num
   const int64_t grid =
       std::min(std::max<int64_t>(units, num_units), static_cast<int64_t>(ctas_per_unit(stored)) * num_units);
   with_stored<kAppendInstances>(stored, [&](auto dim) {
-    AppendKernel<decltype(dim)::value>::start(params, static_cast<unsigned>(grid), stream);
+    AppendKernel<decltype(dim)::value>::start(params, static_cast<unsigned>(grid), early, stream);
   });
 }
 

@@ -9,8 +9,9 @@ namespace tq::cuda::append {
 
 // stored: the dimension of the sides that are coded. units: CTAs that the present plan could use; later plans
 // of a captured graph may have more, the grid serves any number. num_units: multiprocessors of the current
-// device.
-void launch_append(int stored, const AppendParams& params, int64_t units, int num_units, cudaStream_t stream);
+// device. early: as launch_early.
+void launch_append(int stored, const AppendParams& params, int64_t units, int num_units, bool early,
+                   cudaStream_t stream);
 
 // Whether this build has code for the current device: asks for the kernel of a stored dimension. Throws
 // otherwise.
@@ -19,7 +20,7 @@ void require_kernels(int stored);
 // The kernel of one stored dimension (instances.txt).
 template <int kStored>
 struct AppendKernel {
-  static void start(const AppendParams& params, unsigned grid, cudaStream_t stream);
+  static void start(const AppendParams& params, unsigned grid, bool early, cudaStream_t stream);
   static void require();
 };
 

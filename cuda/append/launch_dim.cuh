@@ -8,15 +8,19 @@
 namespace tq::cuda::append {
 
 template <int kStored>
-void AppendKernel<kStored>::start(const AppendParams& params, unsigned grid, cudaStream_t stream) {
-  launch_in_order("append_kernel", append_kernel<kStored>, dim3(grid), dim3(kThreads), 0, stream, params);
+void AppendKernel<kStored>::start(const AppendParams& params, unsigned grid, bool early,
+                                  cudaStream_t stream) {
+  const auto kernel = params.plan.runs ? append_kernel<kStored, true> : append_kernel<kStored, false>;
+  launch_early(early, "append_kernel", kernel, dim3(grid), dim3(kThreads), 0, stream, params);
 }
 
 template <int kStored>
 void AppendKernel<kStored>::require() {
-  int blocks = 0;
-  check_cuda(runtime().occupancy(&blocks, reinterpret_cast<const void*>(append_kernel<kStored>), kThreads, 0),
-             "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  for (const auto kernel : {append_kernel<kStored, false>, append_kernel<kStored, true>}) {
+    int blocks = 0;
+    check_cuda(runtime().occupancy(&blocks, reinterpret_cast<const void*>(kernel), kThreads, 0),
+               "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  }
 }
 
 }  // namespace tq::cuda::append

@@ -25,7 +25,10 @@ constexpr int kJobs = 16;  // jobs of a whole split, at most, given to the warps
 constexpr int kMinJobTokens = 256;
 constexpr int kStepTokens = 64;       // unit of weight
 constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they have the bytes of as many codes
-constexpr int kUnitWeight = 2;        // fixed cost of a unit, in steps: query load, fold, hand-over
+// Fixed cost of a unit, in steps: query load, fold, hand-over, and workers that wait for one another. One
+// sequence of 131,072 tokens beside 63 of 512 takes 83.5 us with 2, 74.3 with 4, 74.7 with 8; 64 sequences of
+// 128 .. 65,536 tokens 210.8 / 214.2 / 211.7 (H200, 4 + 4 bits, `attend_bench --cases ragged`).
+constexpr int kUnitWeight = 8;
 
 // What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {

@@ -2,8 +2,8 @@
 // Decode attention on codes: time by graph replay, share of the read roof measured in the same process, error
 // of the very output that was timed.
 //
-//   attend_bench [--json FILE] [--cases one|tune|short|full] [--workers N --stages N --deposits N] [--bits
-//   KV] [--pages ordered|random] [--page-size N]
+//   attend_bench [--json FILE] [--cases one|tune|short|full|rows|few|ragged|exact] [--bits KV]
+//   [--workers N --stages N --deposits N] [--pages ordered|random] [--page-size N]
 //
 // Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are
 // medians over replays of a graph of many launches.
@@ -56,7 +56,23 @@ double measure_roof(int sms) {
 struct Case {
   const char* name;
   int batch, q_heads, kv_heads, length, dim;
+  int queries = 1;
+  std::vector<int> lengths = {};  // of the sequences, instead of batch x length
+  int window = 0, sinks = 0;
 };
+
+// Lengths 128 .. 65536 of 64 sequences, evenly in their logarithm, shuffled; and one long sequence beside 63
+// short ones.
+std::vector<int> spread_lengths() {
+  std::vector<int> lengths(64);
+  for (int i = 0; i < 64; i++) lengths[i * 37 % 64] = static_cast<int>(lround(128 * exp2(9.0 * i / 63)));
+  return lengths;
+}
+std::vector<int> one_long() {
+  std::vector<int> lengths(64, 512);
+  lengths[0] = 131072;
+  return lengths;
+}
 
 struct Result {
   double us, low, high, gbs, error;
@@ -75,9 +91,16 @@ Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::attend::Atte
   spec.tuning = tuning;
   spec.pages_in_order = pages_in_order;
   spec.page_size = page_size;
-  spec.sequences.assign(c.batch, CaseSequence{c.length, 1, 1});
-  const int64_t set_bytes = static_cast<int64_t>(c.batch) * c.kv_heads * (c.length / 32) *
-                            TileLayout(c.dim, c.dim, key_bits, value_bits).tile_bytes();
+  spec.window = c.window;
+  spec.sinks = c.sinks;
+  std::vector<int> lengths = c.lengths;
+  if (lengths.empty()) lengths.assign(c.batch, c.length);
+  int64_t set_bytes = 0;
+  for (int length : lengths) {
+    spec.sequences.push_back(CaseSequence{length, c.queries, c.queries});
+    set_bytes += static_cast<int64_t>(c.kv_heads) * (length / 32) *
+                 TileLayout(c.dim, c.dim, key_bits, value_bits).tile_bytes();
+  }
   const int sets = static_cast<int>(std::min<int64_t>(
       24, std::max<int64_t>(1, (3 * static_cast<int64_t>(cache_bytes) + set_bytes - 1) / set_bytes)));
   AttendCase subject(spec, sets);
@@ -152,6 +175,26 @@ int main(int argc, char** argv) {
                              {"B64 n1024", 64, 32, 8, 1024, 128},
                              {"B1 n8192", 1, 32, 8, 8192, 128}};
   if (!strcmp(set, "one")) cases.resize(1);
+  if (!strcmp(set, "rows"))
+    cases = {cases[0],
+             {"B8 n32768 g5", 8, 40, 8, 32768, 128},
+             {"B8 n32768 g8", 8, 64, 8, 32768, 128},
+             {"B8 n32768 g16", 8, 128, 8, 32768, 128},
+             {"B8 n32768 q4", 8, 32, 8, 32768, 128, 4},
+             {"B8 n32768 q8", 8, 32, 8, 32768, 128, 8},
+             {"B64 n1024 g16", 64, 128, 8, 1024, 128},
+             {"B1 n8192 q4", 1, 32, 8, 8192, 128, 4}};
+  if (!strcmp(set, "few"))
+    cases = {{"B1 n1024", 1, 32, 8, 1024, 128},
+             {"B1 n2048", 1, 32, 8, 2048, 128},
+             {"B1 n4096", 1, 32, 8, 4096, 128},
+             {"B1 n8192", 1, 32, 8, 8192, 128},
+             {"B1 n16384", 1, 32, 8, 16384, 128}};
+  if (!strcmp(set, "ragged"))
+    cases = {{"64 of 128..65536", 64, 32, 8, 0, 128, 1, spread_lengths()},
+             {"1 of 131072, 63 of 512", 64, 32, 8, 0, 128, 1, one_long()},
+             {"B64 n1024", 64, 32, 8, 1024, 128},
+             {"B128 n2048", 128, 32, 8, 2048, 128}};
   if (!strcmp(set, "tune")) cases = {cases[0], cases[3], cases[4]};
   if (!strcmp(set, "full")) {
     for (const Case& c :
@@ -161,6 +204,12 @@ int main(int argc, char** argv) {
           Case{"B8 n16384 d256", 8, 16, 4, 16384, 256}})
       cases.push_back(c);
   }
+  if (!strcmp(set, "exact"))
+    cases = {cases[0],
+             {"B8 n32768 sinks 4", 8, 32, 8, 32768, 128, 1, {}, 0, 4},
+             {"B8 n32768 win 128", 8, 32, 8, 32768, 128, 1, {}, 128, 0},
+             cases[3],
+             {"B64 n1024 both", 64, 32, 8, 1024, 128, 1, {}, 128, 4}};
   const int pairs[][2] = {{4, 4}, {3, 3}, {2, 2}, {4, 2}, {8, 8}};
   FILE* json = json_path ? fopen(json_path, "w") : nullptr;
   int driver = 0, clock = 0;
