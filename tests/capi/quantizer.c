@@ -371,6 +371,9 @@ static void nan_factor(tq_quantizer_config* c) { c->sketch_factor = NAN; }
 static void half_outliers(tq_quantizer_config* c) { c->num_outliers = 2; }
 static void same_outliers(tq_quantizer_config* c) { c->num_outliers = 2, c->outlier_channels = twice; }
 static void five_outliers(tq_quantizer_config* c) { c->num_outliers = 5, c->outlier_channels = channels; }
+static void all_outliers(tq_quantizer_config* c) { c->num_outliers = c->dim, c->outlier_channels = channels; }
+static void less_outliers(tq_quantizer_config* c) { c->num_outliers = -1, c->outlier_channels = channels; }
+static void book_and_outliers(tq_quantizer_config* c) { five_outliers(c), c->codebook = &book3; }
 static void other_book(tq_quantizer_config* c) { c->codebook = &book3; }
 static void other_levels(tq_quantizer_config* c) {
   bad_levels = own_levels();
@@ -416,6 +419,9 @@ void test_misuse_quantizer_config(void) {
   refuse_config(bad, "outlier_channels[1] = 4: must be 5 .. 99", scalar, 4, same_outliers);
   refuse_config(bad, "bits = 8: outliers would have 9", scalar, 8, five_outliers);
   refuse_config(bad, "num_outliers = 5: must be 0 with family = 2", prod, 4, five_outliers);
+  refuse_config(bad, "num_outliers = 100: must be 0 .. 99", scalar, 4, all_outliers);
+  refuse_config(bad, "num_outliers = -1: must be 0 .. 99", scalar, 4, less_outliers);
+  refuse_config(bad, "codebook = ", scalar, 3, book_and_outliers);
   refuse_config(bad, "codebook.bits = 3: must be bits = 4", scalar, 4, other_book);
   refuse_config(bad, "codebook = ", prod, 4, other_book);
   refuse_config(bad, "levels = NULL", TQ_CODE_LEVELS, 4, no_change);
