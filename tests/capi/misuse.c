@@ -45,7 +45,7 @@ void test_misuse_config(void) {
   CONFIG_FAULT("head_dim = 50", c.head_dim = 50);
   CONFIG_FAULT("value_dim = 1", c.value_dim = 1);
   CONFIG_FAULT("io_dtype = 0", c.io_dtype = 0);
-  CONFIG_FAULT("key_bits = 1", c.key_bits = 1);
+  CONFIG_FAULT("key_bits = 7", c.key_bits = 7);
   CONFIG_FAULT("value_bits = 7", c.value_bits = 7);
   CONFIG_FAULT("code_family = 6", c.code_family = 6);
   CONFIG_FAULT("key_family = 8", c.key_family = 8);
