@@ -4,7 +4,7 @@ import numpy as np
 import tqkv
 
 DIMS = (32, 32, 32, 64, 64, 80, 96, 112)
-BITS = (2, 3, 4, 5, 6, 8, 16)
+BITS = (1, 2, 3, 4, 5, 6, 8, 16)
 NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
