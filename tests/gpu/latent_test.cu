@@ -113,6 +113,7 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
     difference += (static_cast<double>(a[i]) - b[i]) * (static_cast<double>(a[i]) - b[i]);
     size += static_cast<double>(b[i]) * b[i];
   }
+  if (size == 0) return difference == 0 ? 0 : INFINITY;  // no query sees a token: zeros on both
   return sqrt(difference / size);
 }
 
