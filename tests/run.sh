@@ -241,9 +241,33 @@ need_command() { # need_command what command : skips with the reason
   return 1
 }
 
+# Suites of one thread mostly, which share nothing but what is built and installed before them.
+side_by_side="reference contract python validate layout cli models hf eval testlm state abi"
+
+run_suite() {
+  local suite=$1 p0=$passed f0=$failed s0=$skipped start=$SECONDS
+  printf '\n== %s\n' "$("about_${suite//-/_}")"
+  "suite_${suite//-/_}"
+  printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) \
+    $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
+}
+
+# run_suites suite... : one, or several side by side.
+run_suites() {
+  if [ $# -gt 1 ]; then
+    printf '\n== side by side: %s\n' "$*"
+    build_test
+    need_python
+    [[ " $* " == *" hf "* || " $* " == *" eval "* ]] && tests/hf/environment.sh >/dev/null 2>&1
+    together "${@/#/run_suite }"
+  elif [ $# = 1 ]; then
+    run_suite "$1"
+  fi
+}
+
 # A function, so that bash has read all of this file before the first suite starts.
 run_all() {
-  local suite p0 f0 s0 start began=$SECONDS
+  local suite group=() began=$SECONDS
   # shellcheck disable=SC2086
   if ! tq_install_missing $tq_needs_build $tq_needs_tool $tq_needs_tests; then
     fail "missing packages"
@@ -252,15 +276,17 @@ run_all() {
   fi
   # shellcheck disable=SC2086
   tq_install_missing $tq_needs_lint || echo "(the suites that need them will be skipped)"
-  for suite in $all_suites; do
+  for suite in $all_suites $demanded_suites; do
     [ -n "$chosen" ] && [[ " $chosen " != *" $suite "* ]] && continue
+    [ -z "$chosen" ] && [[ " $demanded_suites " == *" $suite "* ]] && continue
     [[ " $refused " == *" $suite "* ]] && continue
-    printf '\n== %s\n' "$("about_${suite//-/_}")"
-    p0=$passed f0=$failed s0=$skipped start=$SECONDS
-    "suite_${suite//-/_}"
-    printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) \
-      $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
+    if [[ " $(echo $side_by_side) " == *" $suite "* ]]; then
+      group+=("$suite")
+    else
+      run_suite "$suite"
+    fi
   done
+  run_suites "${group[@]}"
 
   printf '\nwhole run: %d s\n' $((SECONDS - began))
   echo "$passed passed, $failed failed, $skipped skipped"

@@ -19,7 +19,7 @@ def configurations(tensors):
                                 ("key_bits", "key_bits", {"key_bits": 7}), ("value_bits_missing",
                                                                             "value_bits", {"value_bits": 0}),
                                 ("layer_bits", "layer_key_bits[0]",
-                                 {"layer_key_bits": [1]}), ("io_dtype", "io_dtype", {"io_dtype": 0}),
+                                 {"layer_key_bits": [7]}), ("io_dtype", "io_dtype", {"io_dtype": 0}),
                                 ("page_size", "page_size", {"page_size": 40}), ("max_tokens", "max_tokens",
                                                                                 {"max_tokens": 0}),
                                 ("device_type", "device_type",
