@@ -54,13 +54,20 @@ __device__ __forceinline__ bool next_piece(const AppendParams& args, AppendJob* 
 
 // A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
 // where they are not written whole later.
+template <bool kRows>
 __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob& job, uint8_t* tile,
                                            bool words, int first, int step) {
   if (!job.fresh() || job.end == format::kTileTokens) return;
+  if (side.layout.raw()) {
+    uint16_t* rows = reinterpret_cast<uint16_t*>(tile + side.code_offset);
+    for (int i = job.end * side.layout.dim + first; i < format::kTileTokens * side.layout.dim; i += step)
+      rows[i] = 0;
+    return;
+  }
   uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
-  const int per_token = side.layout.scales_per_token();
+  const int per_token = kRows ? side.layout.scales_per_token() : 1;
   for (int i = job.end * per_token + first; i < format::kTileTokens * per_token; i += step) scales[i] = 0;
-  if (side.layout.by_rows()) {
+  if (kRows && side.layout.by_rows()) {
     uint32_t* rows = reinterpret_cast<uint32_t*>(tile + side.code_offset);
     const int row_words = side.layout.row_words();
     for (int i = job.end * row_words + first; i < format::kTileTokens * row_words; i += step) rows[i] = 0;
@@ -72,13 +79,13 @@ __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob
 }
 
 // One warp's tile of few tokens. rows: kSmallTokens rows of codes.
-template <int kStored>
+template <int kStored, bool kRows>
 __device__ __forceinline__ void append_small(const AppendParams& args, const TileJob& job, uint8_t* rows,
                                              int lane) {
   using Buffer = CodeBuffer<kStored>;
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
   uint8_t* tile = job_tile(args.layer, job);
-  const bool by_rows = side.layout.by_rows();
+  const bool by_rows = kRows ? side.layout.by_rows() : side.layout.raw();
   using Values = ValueMerge<kStored>;
   uint32_t* words = reinterpret_cast<uint32_t*>(tile + side.code_offset);
   uint32_t stored[code::kMaxGroupWords] = {};
@@ -87,11 +94,11 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
   if (!by_rows && !job.fresh() && !(early && job.end - job.begin == 1))  // words to merge into
     for (int at = kLineBytes * lane; at < side.layout.code_bytes(); at += kLineBytes * 32)
       prefetch_l2(tile + side.code_offset + at);
-  clear_rest(side, job, tile, true, lane, 32);
+  clear_rest<kRows>(side, job, tile, true, lane, 32);
   code::Noticed noticed;
   for (int token = job.begin; token < job.end; token++) {
     if (by_rows)
-      append_row<kStored>(args, side, job, token, tile, lane, &noticed);
+      append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
     else
       noticed.replaced |=
           encode_token<kStored>(args, side, job, token, rows + (token - job.begin) * Buffer::kTokenRow, 1,
@@ -130,7 +137,7 @@ __device__ __noinline__ bool encode_token_apart(const AppendParams& args, const 
 }
 
 // One team's tile. buffer: the team's; table: the side's.
-template <int kStored>
+template <int kStored, bool kRows>
 __device__ __forceinline__ void append_large(const AppendParams& args, const TileJob& job,
                                              const code::ZoneTable* table, bool zones, uint8_t* buffer,
                                              int warp) {
@@ -139,9 +146,9 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
             thread = 32 * team_warp + lane;
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
   uint8_t* tile = job_tile(args.layer, job);
-  const bool by_rows = side.layout.by_rows(), columns = job.kind == 1;
+  const bool by_rows = kRows ? side.layout.by_rows() : side.layout.raw(), columns = job.kind == 1;
   uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
-  clear_rest(side, job, tile, false, thread, kTeamThreads);
+  clear_rest<kRows>(side, job, tile, false, thread, kTeamThreads);
   code::Noticed noticed;
   bool served = false;
   if constexpr (code::GroupVector<kStored>::kSupported)
@@ -153,7 +160,7 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
     }
   for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {
     if (by_rows) {
-      append_row<kStored>(args, side, job, token, tile, lane, &noticed);
+      append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
       continue;
     }
     uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
@@ -167,8 +174,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-// kSlots: as in fill_job.
-template <int kStored, bool kSlots>
+// kSlots: as in fill_job. kRows: codes by rows too; other kernels have none of their code.
+template <int kStored, bool kSlots, bool kRows>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {
   let_next_kernel_start();
@@ -200,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     while (there) {
       const int end = job.end;
       if (kSlots) job.end = min(job.begin + kSmallTokens, end);
-      append_small<kStored>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
+      append_small<kStored, kRows>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
       there = kSlots && next_piece(args, &entry, head_and_kind, end, &job);
     }
   }
@@ -225,8 +232,8 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
       notice_missing(args.layer, lane);  // the whole team
       continue;
     }
-    append_large<kStored>(args, job, &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
-                          zones[job.kind], buffers[team], warp);
+    append_large<kStored, kRows>(args, job, &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
+                                 zones[job.kind], buffers[team], warp);
   }
 }
 

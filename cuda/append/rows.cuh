@@ -34,21 +34,23 @@ __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const
   return noticed;
 }
 
-// A token's row, raw ones too. tile: the job's.
-template <int kStored>
+// A token's row, a raw one where !kRows. tile: the job's.
+template <int kStored, bool kRows>
 __device__ __forceinline__ void append_row(const AppendParams& args, const DeviceSide& side,
                                            const TileJob& job, int token, uint8_t* tile, int lane,
                                            code::Noticed* noticed) {
   const format::SideLayout& layout = side.layout;
-  if (layout.raw())
+  if (!kRows || layout.raw())
     return copy_raw_token(args, side, job, token, reinterpret_cast<uint16_t*>(tile + side.code_offset), lane,
                           noticed);
-  const code::RowTarget to = {
-      reinterpret_cast<uint32_t*>(tile + side.code_offset) + token * layout.row_words(),
-      reinterpret_cast<uint16_t*>(tile + side.scale_offset) + token * layout.scales_per_token()};
-  const code::Noticed here = encode_row<kStored>(args, side, job, token, to, lane);
-  noticed->replaced |= here.replaced;
-  noticed->saturated |= here.saturated;
+  if constexpr (kRows) {
+    const code::RowTarget to = {
+        reinterpret_cast<uint32_t*>(tile + side.code_offset) + token * layout.row_words(),
+        reinterpret_cast<uint16_t*>(tile + side.scale_offset) + token * layout.scales_per_token()};
+    const code::Noticed here = encode_row<kStored>(args, side, job, token, to, lane);
+    noticed->replaced |= here.replaced;
+    noticed->saturated |= here.saturated;
+  }
 }
 
 }  // namespace tq::cuda::append

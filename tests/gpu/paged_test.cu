@@ -174,7 +174,7 @@ const Case kCases[] = {
     {192, 128, 8, 3, 4, 1, TQ_F32, 96, 32, 0, true, false},
     {128, 128, 2, 2, 7, 1, TQ_BF16, 64, 128, 70, true, true},
     {96, 96, 16, 16, 2, 2, TQ_F32, 32, 64, 0, false, false},
-    {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 30, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
+    {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 40, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {128, 128, 1, 1, 4, 2, TQ_BF16, 32, 64, 0, true, false},
 };
 constexpr int kSequences = 5;
