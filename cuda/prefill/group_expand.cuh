@@ -134,8 +134,7 @@ struct Producer {
                                              part, lane);
     });
     publish_to_products();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(all.keys_full + keys.index);
+    barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
     with_code(p.layer.value.layout.code(), [&](auto code) {
 #pragma unroll 1

@@ -129,8 +129,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     step_number++;
     barrier_wait(all.keys_full + keys.index, keys.parity);
     if (token >= group_end || token + kTokens <= group_begin) {
-      __syncwarp();
-      if (lane == 0) barrier_arrive(all.keys_empty + keys.index);
+      barrier_arrive(all.keys_empty + keys.index);
       barrier_wait(all.values_full + values.index, values.parity);
       __syncwarp();
       if (lane == 0) barrier_arrive(all.values_empty + values.index);
@@ -139,7 +138,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     float x[kTiles][4][4], down[2];
     uint32_t a[kTokens / 16][4];
     multiply_keys(reinterpret_cast<float(&)[kTokens / 8][4]>(x), keys.index);
-    if (lane == 0) barrier_arrive(all.keys_empty + keys.index);
+    barrier_arrive(all.keys_empty + keys.index);
     scale_scores(x, scales.key);
     int exponent = scales.exponent[0];
 #pragma unroll
@@ -255,9 +254,9 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
       GroupBarriers& all = *reinterpret_cast<GroupBarriers*>(smem);
       for (int i = 0; i < p.smem.stages; i++) barrier_init(all.copied + i, 1);
       for (int i = 0; i < 2; i++) {
-        barrier_init(all.keys_full + i, kProducerWarps);
+        barrier_init(all.keys_full + i, 32 * kProducerWarps);
         barrier_init(all.values_full + i, kProducerWarps);
-        barrier_init(all.keys_empty + i, kPrefillWarps);
+        barrier_init(all.keys_empty + i, kPrefillThreads);
         barrier_init(all.values_empty + i, kPrefillWarps);
       }
       barrier_init_fence();

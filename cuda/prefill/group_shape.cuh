@@ -94,7 +94,9 @@ struct GroupScales {
 // A step's scales are read until its value product starts; their writer is at most two steps ahead.
 constexpr int kScaleSlots = 4;
 
-// Barriers from the beginning of shared memory on.
+// Barriers from the beginning of shared memory on. At those of the keys every lane arrives: scales, which all
+// lanes write and read, change hands there too. At those of the values, which guard matrices alone, one lane
+// of a warp does.
 constexpr int kMaxGroupStages = 6;
 struct GroupBarriers {
   uint64_t copied[kMaxGroupStages];

@@ -6,8 +6,11 @@
 // Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
 // arithmetic over the same codes for logits up to about 5 (derived in tests/golden/library_test.cpp), so they
 // may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
-// output can be small, by the design's gate of 1e-3. The same of codes by rows (modes.cuh):
-// attention takes their numbers on a grid of 16 bits, like the query.
+// output can be small, by the design's gate of 1e-3. Where the prefill kernel for warpgroups may serve rows
+// (256 and more a kv head, both sides coded), it rounds queries to halves: a logit is off by 1.85e-4 of what
+// logits spread by, 1 here, and the LSE of a row that sees few tokens by as much; 5.5 times that is the worst
+// of millions of rows. The same of codes by rows (modes.cuh): attention takes their numbers on a grid of 16
+// bits, like the query.
 //   conformance_test [--quick] [FIRST COUNT]
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,7 +24,8 @@ namespace {
 
 using namespace gpu_test;
 
-constexpr double kRowGate = 1e-3, kTotalGate = 4e-4, kLseGate = 4e-4;
+constexpr double kRowGate = 1e-3, kTotalGate = 4e-4, kLseGate = 4e-4,
+                 kHalfQueryGate = kLseGate + 5.5 * 1.85e-4;
 double worst_row = 0, worst_total = 0, worst_lse = 0;
 int64_t rows_compared = 0;
 bool quick = false;
@@ -271,7 +275,10 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
         static_cast<long long>(strange));
   check(row_worst <= kRowGate && total <= total_gate, "%s, %s: worst row %.2e, whole %.2e", name_.c_str(),
         what, row_worst, total);
-  check(lse_worst <= kLseGate, "%s, %s: lse differs by %.2e", name_.c_str(), what, lse_worst);
+  const bool half_queries = rows * heads / cpu_.config.num_kv_heads >= 256 && c_.shape.mode.head_dim == 0 &&
+                            c_.shape.key_bits <= 8 && c_.shape.value_bits <= 8;
+  check(lse_worst <= (half_queries ? kHalfQueryGate : kLseGate), "%s, %s: lse differs by %.2e", name_.c_str(),
+        what, lse_worst);
   worst_row = std::max(worst_row, row_worst);
   worst_total = std::max(worst_total, total);
   worst_lse = std::max(worst_lse, lse_worst);
