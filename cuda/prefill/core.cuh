@@ -99,32 +99,24 @@ __device__ __forceinline__ void seen_exponents(const float* scales, int token, c
   }
 }
 
-// Scores become weights 2^(x unit - m + shift) with the new maximum; down: what the rows had is worth. Maxima
-// and sums are chains of dependent instructions: several, one for the tiles of each, take less time.
-template <int kTiles, int kChains>
+// Scores become weights 2^(x unit - m + shift) with the new maximum; down: what the rows had is worth.
+template <int kTiles>
 __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2],
                                          const float (&shift)[2], float (&m)[2], float (&l)[2],
                                          float (&down)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    float tops[kChains];
+    float top = x[0][0][2 * h];
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-      for (int b = 0; b < 4; b++) {
-        float& top = tops[tile % kChains];
-        const float pair = fmaxf(x[tile][b][2 * h], x[tile][b][2 * h + 1]);
-        top = tile < kChains && b == 0 ? pair : fmaxf(top, pair);
-      }
-    float top = tops[0];
-#pragma unroll
-    for (int chain = 1; chain < kChains; chain++) top = fmaxf(top, tops[chain]);
+      for (int b = 0; b < 4; b++) top = fmaxf(top, fmaxf(x[tile][b][2 * h], x[tile][b][2 * h + 1]));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
     const float now = fmaxf(m[h], fmaxf(top * unit[h], kMaskedFloor)), base = shift[h] - now;
     down[h] = ex2(m[h] - now);
     m[h] = now;
-    float sums[kChains] = {};
+    float sum = 0.0f;
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
@@ -133,11 +125,8 @@ __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (
         for (int i = 0; i < 2; i++) {
           const float weight = ex2(fmaf(x[tile][b][2 * h + i], unit[h], base));
           x[tile][b][2 * h + i] = weight;
-          sums[tile % kChains] += weight;
+          sum += weight;
         }
-    float sum = sums[0];
-#pragma unroll
-    for (int chain = 1; chain < kChains; chain++) sum += sums[chain];
     l[h] = fmaf(l[h], down[h], sum);
   }
 }

@@ -26,7 +26,7 @@ static_assert(32 * kProducerWarps * kProducerRegisters + kPrefillThreads * kRows
 //                 tile_layout.h among the lowest three: what the rotation back does to every bit is the same
 template <int kStored>
 struct WordOrder {
-  static constexpr int kLaneTokens = 8, kBlockTokens = 2, kChains = kStored <= 128 ? 4 : 2;
+  static constexpr int kLaneTokens = 8, kBlockTokens = 2;
   static constexpr int kJv = PrefillShape<kStored>::kJv;
 
   __device__ static constexpr int key_row(int g, int token_block) {

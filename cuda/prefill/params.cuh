@@ -51,7 +51,6 @@ struct PrefillShape {
 template <int kStored>
 struct PlainOrder {
   static constexpr int kLaneTokens = 2, kBlockTokens = 8;
-  static constexpr int kChains = 1;  // of a step's softmax: registers are short
   __device__ static constexpr int coordinate(int n, int t) { return 8 * n + 2 * t; }
 };
 

@@ -90,7 +90,7 @@ struct RowsBody {
 #pragma unroll
     for (int h = 0; h < 2; h++)
       shift[h] = static_cast<float>(kValueTop - rows->unit[row + g + 8 * h].exponent());
-    soft_max<kTiles, Order::kChains>(x, factors, shift, state.m, state.l, down);
+    soft_max<kTiles>(x, factors, shift, state.m, state.l, down);
   }
 
   // In the order of the tokens.
@@ -145,7 +145,7 @@ struct RowsBody {
           p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16, limit,
           table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
       const float none[2] = {0.0f, 0.0f};
-      soft_max<1, 1>(x, units, none, state.m, state.l, down);
+      soft_max<1>(x, units, none, state.m, state.l, down);
       state.scale(down);
       put_weights(scratch(p.smem.exact_scratch_at), x[0]);
     }
