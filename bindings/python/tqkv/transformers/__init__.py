@@ -72,7 +72,8 @@ def tqkv_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_fun
               attention_mask=None, **kwargs):
     """The mask function of "tqkv". Causal attention, with a sliding window or without, needs no mask: padding
     alone is passed on, as [B][1][1][tokens]. Any other pattern becomes [B][1][T][tokens] of what is seen."""
-    if _is_causal_or_sliding(mask_function):
+    known = torch.compiler.is_compiling() and isinstance(q_offset, torch.Tensor)
+    if _is_causal_or_sliding(mask_function, known):
         if attention_mask is None:
             return None
         real = attention_mask[:, None, None, -kv_length:]
@@ -86,12 +87,16 @@ def tqkv_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_fun
     return seen
 
 
-def _is_causal_or_sliding(function):
-    """Whether it is Transformers' own causal mask or its sliding one, an intersection of two functions."""
+def _is_causal_or_sliding(function, known=False):
+    """Whether it is Transformers' own causal mask or its sliding one, an intersection of two functions. known:
+    of a static cache in a graph, whose first prompt has shown which of the two it is; compilers do not let
+    one look into closures."""
     if function is causal_mask_function:
         return True
     if getattr(function, "__qualname__", "") != "and_masks.<locals>.and_mask":
         return False
+    if known:
+        return True
     parts = [cell.cell_contents for cell in function.__closure__ or ()]
     parts = parts[0] if len(parts) == 1 and isinstance(parts[0], tuple) else ()
     return (len(parts) == 2 and parts[1] is causal_mask_function and
