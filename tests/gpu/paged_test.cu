@@ -406,7 +406,8 @@ class World {
     engine_q.fill(source(l, 2), engines);
     tq_attend_params params = default_params();
     if (round % 4 == 1) params.logit_softcap = 4.0f;
-    if (round % 5 == 4 && masks.begin.empty()) params.sliding_window = c_.window > 0 ? std::min(c_.window, 33) : 33;
+    if (round % 5 == 4 && masks.begin.empty())
+      params.sliding_window = c_.window > 0 ? std::min(c_.window, 33) : 33;
     if (round % 7 == 3) params.history_only = 1;
     const std::vector<float> sinks(static_cast<size_t>(heads), 0.7f);
     const Memory device_sinks = on_device(TQ_DEVICE_CUDA, sinks);

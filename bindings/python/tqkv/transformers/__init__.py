@@ -88,9 +88,9 @@ def tqkv_mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_fun
 
 
 def _is_causal_or_sliding(function, known=False):
-    """Whether it is Transformers' own causal mask or its sliding one, an intersection of two functions. known:
-    of a static cache in a graph, whose first prompt has shown which of the two it is; compilers do not let
-    one look into closures."""
+    """Whether it is Transformers' own causal mask or its sliding one, an intersection of two functions.
+    known: of a static cache in a graph, whose first prompt has shown which of the two it is; compilers let
+    nobody look into closures."""
     if function is causal_mask_function:
         return True
     if getattr(function, "__qualname__", "") != "and_masks.<locals>.and_mask":
