@@ -9,7 +9,7 @@ BUILD's library, runs the Python example (with a stand-in for torch where there 
 generated region with what its program prints now, and names the measured regions that are still empty.
 --update rewrites the generated regions, --measure runs the commands of the measured regions (that hold
 WORD) and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json FILE wrote on a
-machine with a GPU, one file for each kind of GPU, and renews the tables that are made of them.
+machine with a GPU, one file for each kind of GPU and set of cases, and renews the tables made of them.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->    output of BUILD/tests/PROGRAM
           <!-- measured: COMMAND --> ... <!-- end -->     output of COMMAND, where $BUILD is the build folder
@@ -181,7 +181,8 @@ def keep_gpu_result(path):
         result = json.load(file)
     if result["failed"] or not result["cases"]:
         raise SystemExit(f"{path}: not kept, it holds failures: {result['failed']}")
-    folder = os.path.join(GPU_BENCH, "results", "peers" if gpu_table.peers_in(result) else "")
+    cases = re.search(r"--cases (\w+)", result["command"]).group(1)
+    folder = os.path.join(GPU_BENCH, "results", "" if cases == "full" else cases)
     os.makedirs(folder, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", result["gpu"].lower()).strip("-")
     with open(os.path.join(folder, slug + ".json"), "w", encoding="utf-8") as file:
