@@ -137,8 +137,7 @@ void print_support() {
             "scalar; prod (keys, 2, 3, 4 bits); grouped min/max (" + grouped_widths() +
                 " bits); levels of the caller's; trellis (2, 3, 4 bits)",
             "the same but trellis");
-  print_row("latent layers (`layer_kind`)", "512 + 64, or any two of these up to 576 in all",
-            "512 + 64");
+  print_row("latent layers (`layer_kind`)", "512 + 64, or any two of these up to 576 in all", "512 + 64");
   print_row("decode kernels of their own", "-", coded_kernels());
   print_row("input and output", "float32, float16, bfloat16", "the same");
   print_row("rotation", "Hadamard; dense", "Hadamard");

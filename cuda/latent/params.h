@@ -15,8 +15,8 @@ constexpr int kQuery = kLatent + kRest;   // halves of a prepared query: latent,
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kRowWarps = 2;  // of a CTA, where a row is a warp's: few rows then have many multiprocessors
 constexpr int kSlice = kLatent / kWarps;  // coordinates of the latent that a warp has
-constexpr int kFewRowsCtas = 2;  // of a multiprocessor, of kernels with 16 rows
-constexpr int kTileRows = 16;  // of a matrix instruction
+constexpr int kFewRowsCtas = 2;           // of a multiprocessor, of kernels with 16 rows
+constexpr int kTileRows = 16;             // of a matrix instruction
 
 // A prepared query row: logit = factor * (query . key) + constant, in log2 units.
 struct alignas(16) QueryHead {
