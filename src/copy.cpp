@@ -139,7 +139,7 @@ int64_t Cache::copy_sequence(Cache& source, int64_t id, Cache& target, void* str
   try {
     table.prepare_import(slot, available, "target: the sequence");
   } catch (...) {
-    table.commit_free(slot);
+    table.cancel_create(slot);
     throw;
   }
   try {
@@ -151,7 +151,7 @@ int64_t Cache::copy_sequence(Cache& source, int64_t id, Cache& target, void* str
                                  direct ? source.backend_->slot_word(from) : nullptr, own_stream);
   } catch (...) {
     table.cancel_import();
-    table.commit_free(slot);
+    table.cancel_create(slot);
     throw;
   }
   for (int32_t layer = 0; layer < target.geometry().num_layers; layer++)

@@ -96,7 +96,7 @@ int64_t Cache::load(const tq_io& io, void* stream) {
     backend_->add_to_slot(slot, header.flags, nullptr, stream);
   } catch (...) {
     if (prepared) table.cancel_import();
-    table.commit_free(slot);
+    table.cancel_create(slot);
     throw;
   }
   table.commit_growth();

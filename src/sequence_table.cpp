@@ -94,6 +94,11 @@ int64_t SequenceTable::commit_create() noexcept {
   return id(slot);
 }
 
+void SequenceTable::cancel_create(int32_t slot) noexcept {
+  commit_free(slot);
+  rows_[slot].generation--;
+}
+
 int64_t SequenceTable::commit_fork(int32_t source) noexcept {
   const int64_t result = commit_create();
   const int32_t slot = static_cast<int32_t>(result & 0xFFFFFFFF) - 1;

@@ -41,6 +41,8 @@ class SequenceTable {
   // CAPACITY if no slot is free; else the slot that the next commit_create or commit_fork takes.
   int32_t prepare_slot() const;
   int64_t commit_create() noexcept;
+  // Takes back the last commit_create: the next one gives the same id.
+  void cancel_create(int32_t slot) noexcept;
   int64_t commit_fork(int32_t source) noexcept;
   // INVALID_STATE if a layer does not keep what comes before the new end.
   void check_truncate(int32_t slot, int64_t length) const;

@@ -3,8 +3,8 @@
 
 read_saved(bytes) checks what the text tells a reader to check, whatever its own cache would be, and gives
 a Saved: fields of the header, records of the layers, the bytes of each run. decoded() and exact_copies()
-turn the runs of a layer into numbers, by sections 3 and 4 as encode.py, rotation.py and tile.py read them,
-and with the codebooks that the file itself names. Raises Corrupt or Incompatible with a text.
+turn the runs of a layer into numbers (state_side.py), with the codebooks that the file itself names. Raises
+Corrupt or Incompatible with a text.
 """
 import dataclasses
 import struct
@@ -12,12 +12,9 @@ import struct
 import numpy as np
 import xxhash
 
-from . import rotation as rot
-from . import trellis
-from .encode import KEY, VALUE, bf16_to_float, stored_dim
-from .grouped import decode_grouped, unpack_rows
-from .rows import LEVELS, PROD, RowSide, decode_rows
-from .tile import RAW, TILE_TOKENS, scale_num_bytes, side_num_bytes, unpack_side
+from .encode import KEY, VALUE, bf16_to_float
+from .state_side import LATENT, Corrupt, Side, require
+from .tile import TILE_TOKENS
 
 MAGIC = bytes.fromhex("8954514b560d0a1a")
 END_MARK = bytes.fromhex("54514b56454e440a")
@@ -25,25 +22,12 @@ VERSION = 1
 PIECE = 65536
 MAC_BITS, LEAST_MAC, MOST_MAC = 0x7F, 16, 64
 MOST_HEADS, LAST_FIRST_HEAD = 65536, 65535
-TRELLIS = 5
-SCALAR_BITS = (1, 2, 3, 4, 5, 6, 8)
-HEAD_DIMS = (*range(8, 257, 4), 512, 576)
 NOTICED = 3
-LATENT = 16  # added to the family of both sides of a latent layer
 NUMBER_TYPES = {1: "<f4", 2: "<f2", 3: "<u2"}
-
-
-class Corrupt(Exception):
-    pass
 
 
 class Incompatible(Exception):
     pass
-
-
-def require(right, text):
-    if not right:
-        raise Corrupt(text)
 
 
 class Cursor:
@@ -59,72 +43,6 @@ class Cursor:
 
     def numbers(self, kinds):
         return struct.unpack("<" + kinds, self.take(struct.calcsize("<" + kinds)))
-
-
-@dataclasses.dataclass
-class Side:
-    dim: int
-    family: int
-    bits: int
-    raw_type: int
-    rotation: int
-    variant: int  # grouped: group size; prod: sketch
-    seed: int
-    magnitudes: bytes
-    kind: int
-    latent: int = 0  # 1: of a latent layer
-
-    @property
-    def raw(self):
-        return self.bits == RAW
-
-    @property
-    def grouped(self):
-        return self.family == 3
-
-    def check(self):
-        require(self.dim in HEAD_DIMS, f"dim {self.dim}")
-        if self.raw:
-            require((self.family, self.rotation, self.variant, self.seed) == (0, 0, 0, 0) and
-                    self.raw_type in (1, 2) and not any(self.magnitudes),
-                    "a raw side says more than its type")
-            return
-        if self.grouped:
-            require(self.bits in (2, 3, 4, 8) and self.variant in (16, 32, 64) and
-                    (self.raw_type, self.rotation, self.seed) == (0, 0, 0) and not any(self.magnitudes),
-                    "a grouped side says more than bits and group")
-            return
-        if self.family == PROD:
-            require(self.bits in (2, 3, 4) and self.variant in (1, 2) and self.raw_type == 0 and
-                    self.rotation in (1, 2) and not any(self.magnitudes[1 << (self.bits - 2):28]),
-                    "a prod side")
-            return
-        require(self.variant == 0, "a group size without groups")
-        if self.family == LEVELS:  # the caller's, of which the file has the hash
-            require(self.bits in SCALAR_BITS and self.raw_type == 0 and self.rotation in (1, 2) and
-                    not any(self.magnitudes[8:]), "a levels side")
-            return
-        widths = (2, 3, 4) if self.family == TRELLIS else SCALAR_BITS
-        require(self.family in (1, TRELLIS) and self.bits in widths and self.raw_type == 0 and
-                self.rotation in (1, 2), f"family {self.family}, {self.bits} bits, rotation {self.rotation}")
-        count = 0 if self.bits == 8 else 1 << (self.bits - (self.family == 1))
-        require(not any(self.magnitudes[count:]), "magnitudes behind the last")
-        rising = list(self.magnitudes[:count])
-        require(all(a < b for a, b in zip(rising, rising[1:])) and all(m <= 127 for m in rising),
-                "magnitudes do not rise")
-
-    def levels(self, codes):
-        """L(c), float32."""
-        if self.family == TRELLIS:
-            grid = np.frombuffer(self.magnitudes, np.uint8)[:1 << self.bits].astype(np.float32)
-            grid = grid + np.float32(0.5 if self.bits >= 3 else 0)
-            return np.concatenate([-grid[::-1], grid])[trellis.indexes(codes, self.kind)]
-        if self.bits == 8:
-            return codes.view(np.int8).astype(np.float32)
-        half = 1 << (self.bits - 1)
-        grid = np.frombuffer(self.magnitudes, np.uint8)[:half].astype(np.float32)
-        grid = grid + np.float32(0.5 if self.bits >= 4 else 0)
-        return np.where(codes >= half, np.float32(-1), np.float32(1)) * grid[codes & (half - 1)]
 
 
 @dataclasses.dataclass
@@ -240,18 +158,8 @@ def tiles(first, end):
     return 0 if first >= end else (end - 1) // TILE_TOKENS - first // TILE_TOKENS + 1
 
 
-def words_bytes(side):
-    return side_num_bytes(side.dim, side.bits, side.variant if side.grouped else 0)
-
-
-def scales_bytes(side):
-    if side.family == PROD:
-        return 128
-    return scale_num_bytes(side.dim, side.bits, side.variant if side.grouped else 0)
-
-
 def tile_num_bytes(layer):
-    return sum(words_bytes(s) + scales_bytes(s) for s in layer.sides)
+    return sum(side.words_bytes + side.scales_bytes for side in layer.sides)
 
 
 def runs_of(saved, layer):
@@ -319,65 +227,20 @@ def tiles_of(layer, name, head):
 
 
 def codes_of(layer, head):
-    """(first token, [(codes or 16-bit numbers [tokens, D or d], scales [tokens] or None) of each side])."""
+    """(first token, [(rows, scales or None) of each side], a row a token): see Side."""
     if "codes" not in layer.runs:
         return 0, None
     first, end, array = tiles_of(layer, "codes", head)
-    at, sides, scales = 0, [], []
-    for side in layer.sides:
-        count = words_bytes(side)
-        part = np.ascontiguousarray(array[:, at:at + count])
+    at, parts = 0, []
+    for count in [s.words_bytes for s in layer.sides] + [s.scales_bytes for s in layer.sides]:
+        parts.append(np.ascontiguousarray(array[:, at:at + count]))
         at += count
-        if side.raw:
-            numbers = part.view("<u2").reshape(-1, side.dim)
-            wide = numbers.view("<f2") if side.raw_type == 1 else bf16_to_float(numbers)
-            require(np.isfinite(wide).all(), "a raw value is not finite")
-            sides.append(tokens_of(numbers, first, end, "codes"))
-        elif side.family == PROD:
-            rows = part.view("<u4").reshape(len(part) * TILE_TOKENS, -1)
-            sides.append(tokens_of(rows, first, end, "codes"))
-        elif side.grouped:
-            codes, behind = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1), side.dim,
-                                        side.bits)
-            require(not behind.any(), "bits behind a row's codes")
-            sides.append(tokens_of(codes, first, end, "codes"))
-        elif side.latent or side.bits == 1 or side.family == LEVELS:
-            codes, _ = unpack_rows(part.view("<u4").reshape(len(part) * TILE_TOKENS, -1),
-                                   stored_dim(side.dim), side.bits)
-            require(side.bits != 8 or side.family == LEVELS or not (codes == 0x80).any(),
-                    "a level of -128")
-            sides.append(tokens_of(codes, first, end, "codes"))
-        else:
-            unpack = trellis.unpack if side.family == TRELLIS else unpack_side
-            rows = [unpack(tile, stored_dim(side.dim), side.bits, side.kind) for tile in part.view("<u4")]
-            codes = tokens_of(np.concatenate(rows), first, end, "codes")
-            require(side.bits != 8 or not (codes == 0x80).any(), "a level of -128")
-            sides.append(codes)
-    for side in layer.sides:
-        if side.raw:
-            scales.append(None)
-            continue
-        count = scales_bytes(side)
-        bits = np.ascontiguousarray(array[:, at:at + count]).view("<u2").reshape(-1)
-        at += count
-        if side.grouped:
-            pairs = bits.reshape(len(array) * TILE_TOKENS, -1, 2)
-            require(not (pairs[..., 0] & 0x8000).any() and np.isfinite(pairs.view("<f2")).all(),
-                    "a scale or a zero")
-            scales.append(tokens_of(pairs, first, end, "scales"))
-            continue
-        if side.family == PROD:
-            bits = bits.reshape(-1, 2)
-        require(not (bits & 0x8000).any() and np.isfinite(bf16_to_float(bits)).all(), "a scale")
-        scales.append(tokens_of(bits, first, end, "scales"))
-    return first, list(zip(sides, scales))
-
-
-def own_levels(side, levels):
-    levels = np.asarray(levels, "<f4") + np.float32(0)
-    require(len(levels) == 1 << side.bits and
-            side.magnitudes[:8] == struct.pack("<Q", xxhash.xxh64_intdigest(levels.tobytes())), "levels")
-    return levels
+    result = []
+    for side, words, bits in zip(layer.sides, parts[:2], parts[2:]):
+        scales = side.scales(bits)
+        result.append((tokens_of(side.rows(words), first, end, "codes"),
+                       None if scales is None else tokens_of(scales, first, end, "scales")))
+    return first, result
 
 
 def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
@@ -388,35 +251,12 @@ def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
     if sides is None:
         return saved.end, *(np.zeros((0, side.dim), np.float32) for side in layer.sides)
     result = []
-    for side, centre, (codes, scales) in zip(layer.sides, centres, sides):
-        wanted = layer.centre_hashes[head][side.kind]
+    for side, centre, own, (rows, scales) in zip(layer.sides, centres, levels, sides):
         none = not side.rotation or centre is None or not np.any(centre)
         centre = None if none else np.asarray(centre, "<f4") + 0
-        require(wanted == (0 if centre is None else xxhash.xxh64_intdigest(centre.tobytes())), "centre")
-        if side.raw:
-            wide = codes.view("<f2").astype(np.float32) if side.raw_type == 1 else bf16_to_float(codes)
-            result.append(wide)
-            continue
-        if side.grouped:
-            result.append(decode_grouped(codes, scales, side.variant))
-            continue
-        if side.family == PROD:
-            factor = np.frombuffer(side.magnitudes[28:], "<f4")[0]
-            own = RowSide(side.dim, side.bits, family=PROD, rotation=side.rotation, seed=side.seed,
-                          sketch=side.variant, factor=float(factor), layer=layer.number,
-                          kv_head=layer.first_head + head,
-                          centre=None if centre is None else tuple(float(c) for c in centre))
-            result.append(decode_rows(np.ascontiguousarray(codes), np.ascontiguousarray(scales), own))
-            continue
-        base = rot.stream_base(side.seed, layer.number, layer.first_head + head, side.kind)
-        level = side.levels(codes) if side.family != LEVELS else own_levels(side, levels[side.kind])[codes]
-        y = bf16_to_float(scales)[:, None] * level
-        if side.rotation == rot.HADAMARD:
-            x = rot.unrotate_hadamard(y, rot.sign_bits(base, y.shape[1]))
-        else:
-            x = rot.unrotate_dense(y, rot.dense_rotation(base, y.shape[1]))
-        x = x[:, :side.dim]
-        result.append(x if centre is None else x + centre)
+        require(layer.centre_hashes[head][side.kind] ==
+                (0 if centre is None else xxhash.xxh64_intdigest(centre.tobytes())), "centre")
+        result.append(side.decoded(rows, scales, (layer.number, layer.first_head + head), centre, own))
     return first, *result
 
 

@@ -9,7 +9,8 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint
 
 
 def random_config(random):
-    """Fields of a Config. A third of the caches have layers that differ, slide or share."""
+    """Fields of a Config. A third of the caches have layers that differ, slide or share, one in eight is
+    latent, and in one in eight of the others a layer is."""
     def one_of(values):
         return values[int(random.integers(len(values)))]
 
@@ -25,6 +26,11 @@ def random_config(random):
         "rollback_tokens": one_of((0, 4)),
     }
     fields["num_q_heads"] = fields["num_kv_heads"]
+    if random.random() < 0.12:
+        fields["layer_kind"] = "latent"
+        fields["head_dim"] += fields["value_dim"]
+        choose_families(fields, one_of, ("prod", "grouped"), ("grouped", ))
+        return fields
     if random.random() < 0.05 and fields["head_dim"] == fields["value_dim"] == 32:
         fields["rotation"] = "dense"
     if random.random() < 0.15 and fields["key_bits"] in (2, 3):
@@ -34,15 +40,20 @@ def random_config(random):
         fields["num_layers"] = 3
         slides = tqkv.Layer(sliding_window=int(random.integers(1, 80)), key_bits=one_of(BITS),
                             head_dim=one_of(DIMS))
-        fields["layers"] = [tqkv.Layer(), slides, tqkv.Layer(shares_layer=one_of((0, 1)))]
+        last = tqkv.Layer(shares_layer=one_of((0, 1)))
+        if random.random() < 0.35:
+            latent = one_of(DIMS)
+            last = tqkv.Layer(layer_kind="latent", value_dim=latent, head_dim=latent + one_of(DIMS),
+                              value_bits=one_of(BITS))
+        fields["layers"] = [tqkv.Layer(), slides, last]
     elif "key_codebook" not in fields:
-        choose_families(fields, one_of)
+        choose_families(fields, one_of, ("prod", "grouped", "trellis"), ("grouped", "trellis"))
     return fields
 
 
-def choose_families(fields, one_of):
+def choose_families(fields, one_of, key, value):
     """Code families of both sides: two thirds of them scalar codes."""
-    for side, others in (("key", ("prod", "grouped", "trellis")), ("value", ("grouped", "trellis"))):
+    for side, others in (("key", key), ("value", value)):
         family = one_of(("scalar", ) * 2 * len(others) + others)
         if family in ("prod", "trellis"):
             fields[f"{side}_bits"] = one_of((2, 3, 4))
@@ -62,6 +73,15 @@ def numbers(random, shape, io_dtype):
         return x.astype(NUMPY_TYPES[io_dtype])
 
 
+def is_latent(shape):
+    return shape.layer_kind == "latent"
+
+
+def given_dims(shape):
+    """Of what append and set_centres take: the keys of a latent layer hold its values."""
+    return (shape.head_dim, ) if is_latent(shape) else (shape.head_dim, shape.value_dim)
+
+
 def as_array(x, io_dtype):
     return tqkv.as_buffer(x, "bfloat16") if io_dtype == "bfloat16" else x
 
@@ -75,7 +95,7 @@ class World:
         for layer, shape in enumerate(self.config.layers):
             if shape.shares_layer is None and random.random() < 0.2:
                 centre = [random.standard_normal((shape.num_kv_heads, dim)).astype(np.float32)
-                          for dim in (shape.head_dim, shape.value_dim)]
+                          for dim in given_dims(shape)]
                 self.cache.set_centres(layer, *centre)
                 self.centres[layer] = centre
         self.sequence, self.batch = self.cache.sequence(), self.cache.batch()
@@ -100,9 +120,9 @@ class World:
         for layer, shape in enumerate(self.config.layers):
             if shape.shares_layer is not None:
                 continue
-            k, v = (as_array(numbers(random, (count, shape.num_kv_heads, dim), self.config.io_dtype),
-                             self.config.io_dtype) for dim in (shape.head_dim, shape.value_dim))
-            self.batch.append(layer, k, v)
+            self.batch.append(layer, *(as_array(numbers(random, (count, shape.num_kv_heads, dim),
+                                                        self.config.io_dtype), self.config.io_dtype)
+                                       for dim in given_dims(shape)))
 
     def close(self):
         self.cache.close()

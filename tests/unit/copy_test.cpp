@@ -240,6 +240,7 @@ TEST_F(CacheTest, CopyFailsWithoutATrace) {
       EXPECT_EQ(cache_->memory().pages_used, 3);
     }
   const int64_t copy = Cache::copy_sequence(*cache_, id, *cache_, nullptr);
+  EXPECT_EQ(copy, id + 1) << "a failed copy has used up an id";
   EXPECT_STREQ(cache_->audit(), "");
   EXPECT_EQ(read(copy, 0, 70), read(id, 0, 70));
 }

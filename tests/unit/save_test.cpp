@@ -403,6 +403,7 @@ TEST(Save, RefusalsNameTheFieldAndChangeNothing) {
     EXPECT_NE(std::string(tq_last_error()).find(each.text), std::string::npos) << tq_last_error();
     EXPECT_EQ(copy, 5);
     EXPECT_EQ(target.pages_used(), 0);
+    EXPECT_EQ(target.create(), sequence) << "a failed load has used up an id";
   }
   // Callbacks that fail, at every call.
   OneCache target(tiny);
