@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build that holds every mutant, which tests reach which, and what they say of each.
+
+build/mutation/tree is the repository with instrumented sources (mutants.py) in place of its own; a mutant
+that the compiler refuses is taken out and the build goes on. Every test then runs once and notes the mutants
+it reaches. A mutant is judged by those tests alone, the quickest first, some of them in one process, until
+one fails. Assertions are on, as they are where tests/run.sh runs these tests with sanitizers.
+"""
+import collections
+import dataclasses
+import os
+import re
+import resource
+import shutil
+import subprocess
+import tempfile
+import threading
+
+from mutants import ROOT, instrumented
+
+BUILD = os.path.join(ROOT, "build/mutation")
+TREE, MADE = os.path.join(BUILD, "tree"), os.path.join(BUILD, "made")
+HERE = os.path.dirname(os.path.abspath(__file__))
+CASES = os.path.join(ROOT, "tests/contract/cases.json")
+# Those that are one test; the others are GoogleTest's.
+SINGLE = {"run_contract": [CASES], "capi_tests": []}
+PROGRAMS = ("unit_tests", "golden_encode_tests", "golden_library_tests", "capi_tests", "incident_tests",
+            "oom_tests", "traffic_tests", "model_tests", "run_contract")
+# The work list of cuda/ holds no source of these.
+LEFT_OUT = {"unit_tests": "-CudaSchedule*:CudaTuning*"}
+MEMORY = 12 << 30  # bytes of address space: a mutant that takes all of it ends
+SLOWEST = 60  # processor seconds: a test that takes longer judges no mutant
+
+
+@dataclasses.dataclass
+class Test:
+    program: str
+    name: str  # of the GoogleTest case; "" the whole program
+    seconds: float = 0  # of the processor
+    reached: bytes = b""
+
+
+def write_if_new(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path):
+        if not os.path.islink(path) and open(path, encoding="utf-8").read() == text:
+            return
+        os.remove(path)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def link(path, target):
+    if os.path.islink(path) and os.readlink(path) == target:
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path):
+        os.remove(path)
+    os.symlink(target, path)
+
+
+class Schemata:
+    def __init__(self, mutants, jobs, log):
+        self.mutants, self.jobs, self.log = mutants, jobs, log  # the number of a mutant is its place
+        self.refused = set()
+
+    # ---- the build ----
+
+    def build(self):
+        for name in os.listdir(ROOT):
+            if name not in ("src", "build", ".git"):
+                link(os.path.join(TREE, name), os.path.join(ROOT, name))
+        for folder, _, names in os.walk(os.path.join(ROOT, "src")):
+            for name in names:
+                path = os.path.join(folder, name)
+                if not os.path.relpath(path, ROOT) in {m.name for m in self.mutants}:
+                    link(os.path.join(TREE, os.path.relpath(path, ROOT)), path)
+        size = 1 << max(12, len(self.mutants).bit_length())
+        command = ["cmake", "-S", TREE, "-B", MADE, "-G", "Ninja", "-DTQ_DEV=ON", "-DTQ_CUDA=OFF",
+                   "-DTQ_BUILD_TOOL=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
+                   f"-DCMAKE_CXX_FLAGS=-w -include {HERE}/choice.h -DTQ_MUTANTS={size}",
+                   "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF"]
+        if shutil.which("ccache"):
+            command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
+        self.write()
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(done.stdout[-2000:] + "\nrun.py: cmake fails")
+        for targets in (["tqkv_core"], PROGRAMS):
+            while True:
+                done = subprocess.run(["cmake", "--build", MADE, "-j", str(self.jobs), "--target", *targets,
+                                       "--", "-k", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                      text=True, env=dict(os.environ, LC_ALL="C"))
+                if done.returncode == 0:
+                    break
+                before = len(self.refused)
+                self.take_out(done.stdout)
+                if len(self.refused) == before:
+                    raise SystemExit(done.stdout[-3000:] + "\nrun.py: the sources do not build")
+                self.log(f"the compiler refuses {len(self.refused) - before} mutants")
+                self.write()
+
+    def write(self):
+        of_file = collections.defaultdict(list)
+        for number, mutant in enumerate(self.mutants):
+            of_file[mutant.name].append((number, mutant))
+        for name in {"src/status.cpp", *of_file}:
+            with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+                text = file.read()
+            chosen = [(number, m) for number, m in of_file[name]
+                      if number not in self.refused and not m.compile_time]
+            text = instrumented(text, chosen)
+            if name == "src/status.cpp":
+                text += f'#include "{HERE}/choice.inc"\n'
+            write_if_new(os.path.join(TREE, name), text)
+
+    def take_out(self, complaints):
+        places = re.findall(r"^(\S+?):(\d+):(\d+): (?:fatal )?error:", complaints, re.M)
+        for path, line, column in set(places):
+            name = os.path.relpath(os.path.abspath(os.path.join(MADE, path)), TREE)
+            if not os.path.isfile(os.path.join(TREE, name)):
+                name = re.sub(r"^(\.\./)*(.*?/)?(?=src/)", "", path)
+            try:
+                with open(os.path.join(TREE, name), encoding="utf-8") as file:
+                    text = file.read().split("\n")[int(line) - 1]
+            except (OSError, IndexError):
+                continue
+            inside = [int(m.group(1)) for m in re.finditer(r"/\*(\d+)<\*/.*?/\*\1>\*/", text)
+                      if m.start() < int(column) <= m.end()]
+            self.refused.update(inside or (number for number, m in enumerate(self.mutants)
+                                           if m.name == name and m.line == int(line)))
+
+    # ---- tests ----
+
+    def run(self, program, arguments, choice, seconds):
+        """(exit status, processor seconds, end of the text); a limit that is hit ends it by a signal."""
+        def limits():
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        command = [os.path.join(MADE, "tests", program), *arguments]
+        environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=choice)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, cwd=MADE,
+                                       stderr=subprocess.STDOUT, preexec_fn=limits, env=environment)
+            timer = threading.Timer(30 * seconds + 60, process.kill)  # one that sleeps
+            timer.start()
+            _, status, usage = os.wait4(process.pid, 0)
+            timer.cancel()
+            process.returncode = os.waitstatus_to_exitcode(status)
+            output.seek(max(0, output.seek(0, os.SEEK_END) - 600))
+            return process.returncode, usage.ru_utime + usage.ru_stime, output.read()
+
+    def tests(self):
+        found = []
+        for program in PROGRAMS:
+            if program in SINGLE:
+                found.append(Test(program, ""))
+                continue
+            arguments = ["--gtest_list_tests"]
+            if program in LEFT_OUT:
+                arguments.append(f"--gtest_filter={LEFT_OUT[program]}")
+            suite, text = "", subprocess.run([os.path.join(MADE, "tests", program), *arguments], check=True,
+                                             capture_output=True, text=True).stdout
+            for line in text.split("\n"):
+                line = line.split("#")[0].rstrip()
+                if line.startswith("  "):
+                    found.append(Test(program, suite + line.strip()))
+                elif line.endswith("."):
+                    suite = line
+        return found
+
+    def arguments(self, program, names):
+        if program in SINGLE:
+            return SINGLE[program]
+        return [f"--gtest_filter={':'.join(names)}", "--gtest_fail_fast", "--gtest_brief=1"]
+
+    def survey(self, pool):
+        """Runs every test once without a mutant."""
+        def once(at_test):
+            at, test = at_test
+            path = os.path.join(MADE, f"reached.{at}")
+            if os.path.exists(path):
+                os.remove(path)
+            status, test.seconds, text = self.run(test.program, self.arguments(test.program, [test.name]),
+                                                   f"record:{path}", 20 * SLOWEST)
+            if status:
+                raise SystemExit(f"{text}\nrun.py: {test.program} {test.name} fails without a mutant: "
+                                 f"status {status}")
+            with open(path, "rb") as file:
+                test.reached = file.read()
+            os.remove(path)
+
+        tests = self.tests()
+        list(pool.map(once, enumerate(tests)))
+        slow = [test for test in tests if test.seconds > SLOWEST]
+        for test in slow:
+            self.log(f"{test.program} {test.name} takes {test.seconds:.0f} s and judges none")
+        return sorted((t for t in tests if t not in slow), key=lambda t: t.seconds)
+
+    # ---- one mutant ----
+
+    def judge(self, number, tests):
+        """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", "")."""
+        left = [test for test in tests if test.reached[number]]
+        if not left:
+            return "not reached", ""
+        portion, at = 0.2, 0
+        while at < len(left):
+            batch, seconds = collections.defaultdict(list), collections.Counter()
+            while at < len(left) and (not batch or sum(seconds.values()) < portion):
+                batch[left[at].program].append(left[at].name)
+                seconds[left[at].program] += left[at].seconds
+                at += 1
+            for program, names in batch.items():
+                status, _, text = self.run(program, self.arguments(program, names), str(number),
+                                        4 * seconds[program] + 2)
+                if status:
+                    failed = re.search(r"^\[  FAILED  \] ([\w/.]+)|^(not ok - .*)", text, re.M)
+                    by = (failed.group(1) or failed.group(2)) if failed else f"{program} (signal or exit)"
+                    return "timeout" if status in (-24, -9) else "killed", by
+            portion *= 2
+        return "survived", ""
+
