@@ -262,7 +262,7 @@ def measure(arguments):
         import vectors
         return vectors.measure(arguments, head, bench)
     print(table.head(head), flush=True)
-    wanted = [case for case in cases.SETS[arguments.cases] if arguments.only in case.name]
+    wanted = [case for case in cases.SETS[arguments.cases] if cases.named(case.name, arguments.only)]
     if not wanted:
         raise SystemExit(f"no case's name holds {arguments.only!r}")
     results = []
@@ -293,10 +293,10 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged", "vectors"],
                         default="short")
-    parser.add_argument("--only", default="", help="only cases whose name holds this text")
+    parser.add_argument("--only", default="", help="only cases whose name holds this text, or one of several: A|B")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--peers", metavar="DIR", help="files of others, for cases peers (peers.py)")
-    parser.add_argument("--peer", default="", help="only others whose name holds this text")
+    parser.add_argument("--peer", default="", help="of others, only those whose name holds this")
     parser.add_argument("--self-check", action="store_true", help="what needs no GPU, on the CPU")
     arguments = parser.parse_args()
     if arguments.self_check:

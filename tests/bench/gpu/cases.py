@@ -92,7 +92,8 @@ APPEND = (Case("64 sequences x 1 token", "append decode", 64,
                128), Case("65536 tokens", "append bulk", 1, 65536))
 BESIDE = tuple(
     dataclasses.replace(case, widths=((4, 4), (4, 2), (3, 3), (2, 2)))
-    for case in (TABLE[0], TABLE[4], Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
+    for case in (TABLE[0], Case("B8 n16384", "decode", 8, 16384), TABLE[4],
+                 Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
 # What is off the path that the table measures: exact tokens, raw sides, widths without a kernel of their own,
 # many rows, few tokens. Lengths that differ: attend_bench --cases ragged.
 CLIFFS = (Case("B8 n32768", "decode", 8, 32768,
@@ -146,6 +147,11 @@ SETS = {
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
     "peers": BESIDE, "cliffs": CLIFFS, "modes": MODES
 }
+
+
+def named(name, only):
+    """Whether it holds one of the texts, which | separates."""
+    return any(text in name for text in only.split("|"))
 
 
 def rotated(set_bytes, l2_bytes, most=64):

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
+import cases
 import gpu
 import tqkv
 from tqkv.transformers import TurboCache
@@ -24,7 +25,7 @@ SHAPE = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_h
 DECODE = ((1, 4096), (1, 32768), (1, 131072), (16, 4096), (16, 32768), (32, 32768))  # rows, tokens of each
 PREFILL = (8192, 32768)
 STEPS, WARM = 12, 3
-QUANTIZED = "QuantizedCache 4-bit"  # on hqq, if it is installed and Transformers still has it; one row
+QUANTIZED = "QuantizedCache 4-bit"  # on hqq, if it is installed and Transformers still has it
 TURBO = {"TurboCache 4-bit": dict(preset="turboquant-s3"), "TurboCache 2-bit": dict(key_bits=2, value_bits=2)}
 
 
@@ -87,6 +88,7 @@ def decode(model, name, rows, count):
     try:
         cache = made_cache(name, model, rows, count + STEPS + WARM)
         fill(cache, rows, count)
+        torch.cuda.empty_cache()  # what filling took for a while is not decoding's
         times, ids = [], tokens(rows)
         for step in range(WARM + STEPS):
             seconds, logits = timed(lambda: forward(model, cache, ids))
@@ -117,18 +119,20 @@ def prefill(model, name, count):
 
 def measure(arguments, head):
     """The table; its JSON if a file is named. Returns the exit status."""
-    names = ["DynamicCache", "StaticCache", QUANTIZED, *TURBO]
-    why = no_quantized()
+    names = [name for name in ("DynamicCache", "StaticCache", QUANTIZED) if arguments.peer in name]
+    why = no_quantized() if QUANTIZED in names else ""
     if why:
         names.remove(QUANTIZED)
         print(f"SKIPPED {QUANTIZED}: {why}", flush=True)
+    names += TURBO
     model, rows, failed = made_model(), [], 0
-    weights = used()
+    report = {**head, "transformers": transformers.__version__, "weights_gib": round(used() / 2**30, 1),
+              "shape": SHAPE, "rows": rows}
     with torch.no_grad():
         for kind, sizes in (("decode", DECODE), ("prefill", [(1, n) for n in PREFILL])):
             for batch, count in sizes:
                 for name in names:
-                    if arguments.only not in f"{kind} {batch} x {count}" or (name == QUANTIZED and batch > 1):
+                    if not cases.named(f"{kind} {batch} x {count}", arguments.only):
                         continue
                     model.set_attn_implementation("tqkv" if name in TURBO else "sdpa")
                     torch.cuda.empty_cache()
@@ -143,13 +147,15 @@ def measure(arguments, head):
                         result = {"trouble": f"{type(error).__name__}: {error}"[:300]}
                     rows.append({"kind": kind, "batch": batch, "tokens": count, "cache": name, **result})
                     print(line(rows[-1]), flush=True)
-    report = {**head, "transformers": transformers.__version__, "weights_gib": round(weights / 2**30, 1),
-              "shape": SHAPE, "rows": rows, "clocks_after": gpu.clocks()}
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+                    keep(arguments.json, report)
     print(f"engines: {len(rows) - failed} passed, {failed} failed, {int(bool(why))} skipped")
     return 1 if failed or not rows else 0
+
+
+def keep(path, report):
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({**report, "clocks_after": gpu.clocks()}, file, indent=1)
 
 
 def no_quantized():

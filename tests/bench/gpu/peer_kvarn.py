@@ -27,7 +27,7 @@ VARIANTS = (Variant("k4v2", (4, 2), block=128, splits=(0, 64), shipped=0),
 
 class Functions:
 
-    def __init__(self):
+    def __init__(self, folder):
         def load(name):
             return importlib.import_module("vllm." + name.replace("/", "."))
         module("vllm.v1.attention.backends", "")

@@ -24,7 +24,7 @@ SHIPPED_SPLITS = 8
 
 class Functions:
 
-    def __init__(self):
+    def __init__(self, folder):
         module("sglang.srt.utils", is_hip=lambda: False)
         module("sglang.srt.environ", envs=None)
 

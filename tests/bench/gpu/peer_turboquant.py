@@ -35,7 +35,7 @@ VARIANTS = (Variant("k4v4", (4, 4), splits=(32, 128), shipped=32), Variant("k8v4
 class Functions:
     """What is called of vLLM, by soa where there are two."""
 
-    def __init__(self):
+    def __init__(self, folder):
         kinds = ("NONE", "INT4_PER_TOKEN_HEAD", "INT8_PER_TOKEN_HEAD", "FP8_PER_TOKEN_HEAD")
         module("vllm.v1.kv_cache_interface", KVQuantMode=enum.IntEnum("KVQuantMode", kinds, start=0))
         module("vllm.envs", VLLM_BATCH_INVARIANT=False)

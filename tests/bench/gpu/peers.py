@@ -3,14 +3,14 @@
 """Attention on quantised caches by others, beside tqkv in one run: `bench.py --cases peers --peers DIR`.
 
 DIR holds the few files of each peer (peer_*.py name them) as `peers.py collect FROM DIR` took them out of the
-folder `vllm` of an installed vLLM, or of KVarN's fork of it, or out of `sglang` of OSCAR's; a peer without
-its files is left out. They are imported as they are and never kept in this repository; the packages above
-them, and what they ask of vLLM's platform layer, are stand-ins made here. A cache is filled by the peer's own
+folder `vllm` of an installed vLLM, or of KVarN's fork of it, or out of `sglang` of OSCAR's, or compiled them
+from `flashinfer`; a peer without its files is left out. They are imported as they are and never kept in this
+repository; the packages above them, and what they ask of vLLM's platform layer, are stand-ins made here. A cache is filled by the peer's own
 store, its blocks in shuffled order, and decoded by the peer's own launcher with the buffers and settings of
 its backend. The output that was timed is compared with float64 attention over what the peer's own functions
 decode from the same blocks, and that with what was stored.
 
-    peers.py collect FROM DIR                 copies the files
+    peers.py collect FROM DIR                 copies the files, or compiles
     TRITON_INTERPRET=1 peers.py try DIR NAME  every variant of a peer on a small case, on the CPU
 """
 import dataclasses
@@ -27,7 +27,7 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cases  # noqa: E402
 
-PEERS = ("peer_oscar", "peer_turboquant", "peer_kvarn")  # the quick ones first
+PEERS = ("peer_xqa", "peer_oscar", "peer_turboquant", "peer_kvarn")  # the quick ones first
 # A few roundings to float16 or TF32 (queries, weights, decoded values, the output), each at most 2^-11.
 GATE = 2.5e-3
 # How far codes of normal numbers may be off, relative to their length, by the bits of a number: uniform
@@ -102,9 +102,9 @@ def hadamard(dim, device):
     return (matrix / dim ** 0.5).to(device)
 
 
-def judged(variant, error, stored):
+def judged(peer, variant, error, stored):
     """Why these errors are too large, or None. NaN is."""
-    if not error <= GATE:
+    if not error <= getattr(peer, "GATE", GATE):
         return f"the output is off by {error:.2e} from attention over what the peer itself decodes"
     for kind, bits, one in zip(("keys", "values"), variant.bits, stored):
         if not 0 < one <= STORED_GATE[bits]:
@@ -164,6 +164,9 @@ def lacking(folder, peer):
 
 def collect(folder, to):
     for peer in map(importlib.import_module, PEERS):
+        if hasattr(peer, "collect"):
+            peer.collect(folder, to)
+            continue
         missing = lacking(folder, peer)
         if missing:
             print(f"{peer.NAME}: {folder} lacks {', '.join(missing)}")
@@ -188,7 +191,7 @@ class Peers:
             if missing:
                 print(f"{peer.NAME} left out: {folder} lacks {', '.join(missing)}")
             else:
-                self.found.append((peer, peer.Functions()))
+                self.found.append((peer, peer.Functions(folder)))
         if not self.found:
             raise SystemExit(f"--peers {folder}: holds no files of a peer whose name holds {wanted!r}")
 
@@ -223,7 +226,7 @@ class Peers:
             with torch.cuda.stream(bench.stream):
                 error, stored = blocks.errors(layers - 1, q, out)
             bench.stream.synchronize()
-            trouble = judged(variant, error, stored)
+            trouble = judged(peer, variant, error, stored)
             if trouble:
                 yield f"{peer.NAME} {variant.name()}, {splits} splits", ValueError(trouble)
                 continue
@@ -266,7 +269,7 @@ def try_on_cpu(folder, name):
         splits = min(x for x in variant.splits if x > 1)
         out = blocks.decode(0, q, splits, blocks.buffers(splits))
         errors = blocks.errors(0, q, out)
-        trouble = judged(variant, *errors)
+        trouble = judged(peer, variant, *errors)
         failed += trouble is not None
         print(f"{peer.NAME} {variant.name()}: errors {errors}{f': FAILED {trouble}' if trouble else ''}",
               flush=True)

@@ -68,7 +68,9 @@ def fastest(lines, preset=None):
 PEER_COLUMNS = (("vLLM k4v4 as it runs", "vLLM TURBOQUANT", "k4v4", True),
                 ("vLLM k4v4, best", "vLLM TURBOQUANT", "k4v4", False),
                 ("vLLM, best of all", "vLLM TURBOQUANT", "", False), ("KVarN, best", "KVarN", "", False),
-                ("OSCAR 2-bit, best", "OSCAR", "", False))
+                ("OSCAR 2-bit, best", "OSCAR", "", False),
+                ("XQA FP8 as it runs", "FlashInfer XQA", "", True),
+                ("XQA FP8, best", "FlashInfer XQA", "", False))
 
 
 def peer_columns(case):
@@ -114,17 +116,19 @@ def cell(case, one):
 def rows(result):
     """(columns, [[text, ..]]): a row for each case."""
     widths = list(dict.fromkeys(bits(one) for case in result["cases"] for one in case["tqkv"]))
+    found = {title for case in result["cases"] if "peers" in case
+             for title, peer in peer_columns(case) if peer}
+    measured = [title for title, *_ in PEER_COLUMNS if title in found]
     lines = []
     for case in result["cases"]:
         found = {bits(one): one for one in case["tqkv"]}
         name = case["name"] if not case["kind"].startswith("append") else f"append {case['name']}"
         fp16 = f"{microseconds(case['fp16']['us'])} ({case['fp16']['backend']})" if "fp16" in case else "-"
-        peers = [peer_cell(*peer) for peer in peer_columns(case)] if "peers" in case else []
+        columns = peer_columns(case) if "peers" in case else []
+        peers = [peer_cell(*column) for column in columns if column[0] in measured]
         shown = beside_cell if peers else cell
         lines.append([name, fp16] + peers + [shown(case, found.get(width)) for width in widths])
-    first = result["cases"][0] if result["cases"] else {}
-    peers = [title for title, _ in peer_columns(first)] if "peers" in first else []
-    return ["case", "FP16 SDPA, us"] + peers + [f"{width} bits" for width in widths], lines
+    return ["case", "FP16 SDPA, us"] + measured + [f"{width} bits" for width in widths], lines
 
 
 def peers_in(result):
