@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import tqkv
 from tiny import DEVICE, VOCABULARY, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tqkv.transformers import TurboCache
+from tqkv.transformers._calibrate import TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "bindings" / "python"
@@ -26,6 +31,24 @@ def folder(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(path)
     tiny("llama").save_pretrained(path)
     return str(path)
+
+
+def test_calibration_by_a_tokenizer(folder):
+    """The same as by its token ids, of the text that comes along and of another."""
+    model, tokenizer = tiny("llama"), AutoTokenizer.from_pretrained(folder)
+    for text, given in ((TEXT, None), ("the laws of w5 w6 w7 w8", "the laws of w5 w6 w7 w8")):
+        expected = TurboCache.calibrate(model, tokenizer(text)["input_ids"])
+        found = TurboCache.calibrate(model, tokenizer, text=given)
+        assert found.key_norms == expected.key_norms and found.skip_layers == expected.skip_layers
+        assert all(torch.equal(x, y) for pair in zip(found.centres, expected.centres) for x, y in zip(*pair))
+    assert len(tokenizer(TEXT)["input_ids"]) > 150
+    for tokens, text, message in (("the laws", None, "tokens = 'the laws': a text needs the model's token"),
+                                  ([5, 6, 7], "the laws", "text: is for a tokenizer"),
+                                  (object(), None, "tokens: object: must be token ids or a tokenizer"),
+                                  ([7], None, r"tokens: are \[1, 1\] of torch.int64"),
+                                  ([0.5, 1.5], None, r"tokens: are \[1, 2\] of torch.float32")):
+        with pytest.raises(tqkv.InvalidArgument, match=message):
+            TurboCache.calibrate(model, tokens, text=text)
 
 
 def run(*command):

@@ -20,6 +20,7 @@ def samples():
         "attend": (ops.attend, (*key, 0, q), {}),
         "attend with options": (ops.attend, (*key, 0, q), dict(out_dtype=torch.float32, sliding_window=3,
                                                                sink_logits=heads)),
+        "attend without lse": (ops.attend, (*key, 0, q), dict(with_lse=False)),
         "attend_out": (ops.attend_out, (*key, 0, q, torch.empty_like(q), heads.expand(5, -1).clone()), {}),
         "attend_out without lse": (ops.attend_out, (*key, 0, q, torch.empty_like(q)), {}),
         "merge": (ops.merge, ([q, q + 1], [q[..., 0].contiguous(), q[..., 1].contiguous()]), {}),

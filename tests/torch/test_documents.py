@@ -11,13 +11,27 @@ from rig import DEVICE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="TQKV_TEST_DEVICE is not cpu")
-def test_the_sample_of_the_readme():
-    code = re.search(r"<!-- example: torch;.*?-->\n```python\n(.*?)```", (ROOT / "README.md").read_text(),
+def sample(name):
+    """What is left of a sample of README.md that was run."""
+    code = re.search(rf"<!-- example: {name};.*?-->\n```python\n(.*?)```", (ROOT / "README.md").read_text(),
                      re.S).group(1)
     names = {}
     with torch.no_grad():
         exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="TQKV_TEST_DEVICE is not cpu")
+def test_the_sample_of_pages():
+    names = sample("paged")
+    assert names["length"] == 99 and names["out"].shape == (1, 8, 64) and names["out"].abs().sum() > 0
+    written = names["blocks"].flatten(1).any(1).nonzero().flatten().tolist()
+    assert written == [3, 7] and not names["codec"].check()
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="TQKV_TEST_DEVICE is not cpu")
+def test_the_sample_of_the_readme():
+    names = sample("torch")
     assert len(names["sequence"]) == 102 and names["out"].shape == (1, 8, 64)
     assert names["out"].abs().sum() > 0
 

@@ -57,6 +57,8 @@ def test_attend(name, dtype):
     expected = step.batch.attend(0, q, lse=True, **theirs)
     found = ops.attend(*step.key, 0, q, **options)
     assert all(map(same_bits, found, expected))
+    out, lse = ops.attend(*step.key, 0, q, with_lse=False, **options)
+    assert same_bits(out, expected[0]) and lse.shape == (0, Q_HEADS)
     assert same_bits(step.bound.attend(0, q, **options), expected[0])
     assert all(map(same_bits, step.bound.attend(0, q, lse=True, **options), expected))
     options = {key: value for key, value in options.items() if key != "out_dtype"}

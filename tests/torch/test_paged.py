@@ -89,7 +89,8 @@ def samples():
 def test_opcheck(name):
     engine, all_samples = samples()
     operator, arguments = all_samples[name]
-    results = torch.library.opcheck(operator.default, arguments)
+    options = {"with_lse": False} if name == "paged_attend" else {}
+    results = torch.library.opcheck(operator.default, arguments, options)
     assert set(results.values()) == {"SUCCESS"} and len(results) >= 4, results
 
 

@@ -67,6 +67,20 @@ def smollm2(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def with_tokenizer(models):
+    """A tiny Llama with a tokenizer of whole words beside it."""
+    from tokenizers import Tokenizer, models as kinds, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    folder = models("words", "Llama")
+    words = {word: i for i, word in enumerate("[UNK] The laws of thermodynamics are motion".split() +
+                                              [f"w{i}" for i in range(7, 509)])}
+    tokenizer = Tokenizer(kinds.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run(plugin):
     """run(model, prompts, widths=None, ..) -> what engine.py prints. widths: TQKV_VLLM, None: vLLM's own
     attention."""

@@ -15,6 +15,18 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNIN
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
+def count_chunks(scheduler, counters):
+    """prompt_chunks: how often a step left a part of a prompt for a later one."""
+    schedule, counters["prompt_chunks"] = scheduler.schedule, 0
+
+    def counted(*arguments, **options):
+        step = schedule(*arguments, **options)
+        asked = (scheduler.requests[name] for name in step.num_scheduled_tokens)
+        counters["prompt_chunks"] += sum(r.num_computed_tokens < r.num_prompt_tokens for r in asked)
+        return step
+    scheduler.schedule = counted
+
+
 def main():
     ask = json.load(sys.stdin)
     import vllm
@@ -23,14 +35,14 @@ def main():
     llm = vllm.LLM(model=ask["model"], **{**arguments, **ask.get("engine", {})})
     wanted = vllm.SamplingParams(temperature=0, max_tokens=ask["max_tokens"], ignore_eos=True,
                                  detokenize=False, logprobs=1)
-    tokens, logprobs = [], []
+    tokens, logprobs, counters = [], [], {}
+    count_chunks(llm.llm_engine.engine_core.engine_core.scheduler, counters)
     for round_ in ask["prompts"]:
         for answer in llm.generate([vllm.TokensPrompt(prompt_token_ids=ids) for ids in round_], wanted,
                                    use_tqdm=False):
             output = answer.outputs[0]
             tokens.append(list(output.token_ids))
             logprobs.append([step[token].logprob for token, step in zip(output.token_ids, output.logprobs)])
-    counters = {}
     for metric in llm.get_metrics():
         if hasattr(metric, "value"):
             counters[metric.name] = counters.get(metric.name, 0) + metric.value

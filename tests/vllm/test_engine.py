@@ -2,9 +2,16 @@
 """vLLM's real engine on tiny models: the same tokens at 16 bits as with its own attention, and at fewer bits
 what does not depend on how vLLM schedules. What a run is to show (chunks, drafts, hits, preemptions) is read
 from the engine's own counters, so a run that did not show it fails."""
+import os
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).resolve().parent
 
 
 def prompts_of(lengths, seed=1):
@@ -68,8 +75,8 @@ SCHEDULES = {
                                        "prompt_lookup_min": 1}),
     "shared_prefix": dict(enable_prefix_caching=True, block_size=32)
 }
-COUNTED = {"few_blocks": "vllm:num_preemptions", "drafts": "vllm:spec_decode_num_accepted_tokens",
-           "shared_prefix": "vllm:prefix_cache_hits"}
+COUNTED = {"chunks": "prompt_chunks", "few_blocks": "vllm:num_preemptions",
+           "drafts": "vllm:spec_decode_num_accepted_tokens", "shared_prefix": "vllm:prefix_cache_hits"}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -138,6 +145,24 @@ def test_a_trained_model(run, smollm2):
     assert worst < 0.1 and agreed > 0.3, (worst, agreed)
     worst, agreed = closeness(own, four)
     assert worst < 1 and agreed > 0.2, (worst, agreed)
+
+
+def test_the_sample_of_the_readme(with_tokenizer, plugin):
+    """As it stands, in one process; two answers of 100 words, by tqkv's attention on pages of 4+3 bits."""
+    text = (HERE.parents[1] / "README.md").read_text()
+    code = re.search(r"<!-- example: vllm;.*?-->\n```python\n(.*?)```", text, re.S).group(1)
+    code = re.sub(r'"Qwen[^"]*"', f'"{with_tokenizer}"', code) + """
+layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+print("SEEN", *{(type(layer.impl).__name__, layer.kv_cache.shape[3]) for layer in layers})
+"""
+    environment = dict(os.environ, PYTHONPATH=f"{HERE.parents[1] / 'bindings' / 'python'}:{plugin}",
+                       VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")
+    environment.pop("TQKV_VLLM", None)
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env=environment,
+                          timeout=600)
+    assert "SEEN ('TqkvImpl', 32)" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
+    answers = [line.split() for line in done.stdout.split("\n") if line.count(" w") > 50]
+    assert len(answers) == 2 and all(90 < len(words) <= 100 for words in answers)  # some ids have no word
 
 
 def test_what_is_refused(run, models):

@@ -293,7 +293,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged", "vectors"],
                         default="short")
-    parser.add_argument("--only", default="", help="only cases whose name holds this text, or one of several: A|B")
+    parser.add_argument("--only", default="", help="only cases whose name holds this text, or one of A|B")
     parser.add_argument("--json", help="file that the results are written to")
     parser.add_argument("--peers", metavar="DIR", help="files of others, for cases peers (peers.py)")
     parser.add_argument("--peer", default="", help="of others, only those whose name holds this")

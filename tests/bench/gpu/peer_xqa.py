@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlashInfer's XQA decode on FP8 caches (CUDA C++; flashinfer-python 0.7.4, Apache-2.0) as a peer: xqa.py there
+"""FlashInfer's XQA decode on FP8 caches (CUDA C++; flashinfer-python 0.7.4, Apache-2.0) as a peer: its xqa.py
 shows how it calls its kernel, jit/xqa.py how it compiles it.
 
 `peers.py collect FLASHINFER DIR`, FLASHINFER being the folder of the installed package, compiles the kernel
@@ -37,11 +37,12 @@ def collect(folder, to):
     os.makedirs(to, exist_ok=True)
     here, nvcc = os.path.dirname(os.path.abspath(__file__)), os.environ.get("NVCC", "nvcc")
     toolkit = os.path.dirname(os.path.dirname(os.path.realpath(shutil.which(nvcc) or nvcc)))
+    files = [os.path.join(here, "peer_xqa.cu"), *(os.path.join(sources, name)
+                                                  for name in ("mha_sm90.cu", "tensorMap.cpp"))]
     subprocess.run([nvcc, "-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC",
                     "-gencode", "arch=compute_90a,code=sm_90a", "--expt-relaxed-constexpr",
                     "-static-global-template-stub=false", "-I", sources, *(f"-D{flag}" for flag in FLAGS),
-                    f"-L{toolkit}/lib", "-x", "cu", os.path.join(here, "peer_xqa.cu"), os.path.join(sources, "mha_sm90.cu"),
-                    os.path.join(sources, "tensorMap.cpp"), "-o", os.path.join(to, FILES[0])], check=True)
+                    f"-L{toolkit}/lib", "-x", "cu", *files, "-o", os.path.join(to, FILES[0])], check=True)
     print(f"{NAME}: {FILES[0]} in {to}")
 
 
@@ -92,10 +93,11 @@ class PeerBlocks(Blocks):
     def decode(self, layer, q, splits, buffers):
         case, (k, v) = self.case, self.pages[:, layer]
         self.functions.decode(buffers["units"], case.kv_heads, case.batch,
-                              self.table.shape[1] * self.variant.block, buffers["out"].data_ptr(), q.data_ptr(),
-                              k.data_ptr(), v.data_ptr(), self.table.data_ptr(), self.lengths.data_ptr(),
-                              k.stride(0), k.stride(2), k.stride(1), buffers["semaphores"].data_ptr(),
-                              buffers["scratch"].data_ptr(), torch.cuda.current_stream().cuda_stream)
+                              self.table.shape[1] * self.variant.block, buffers["out"].data_ptr(),
+                              q.data_ptr(), k.data_ptr(), v.data_ptr(), self.table.data_ptr(),
+                              self.lengths.data_ptr(), k.stride(0), k.stride(2), k.stride(1),
+                              buffers["semaphores"].data_ptr(), buffers["scratch"].data_ptr(),
+                              torch.cuda.current_stream().cuda_stream)
         return buffers["out"]
 
     def _decoded(self, layer, sequence):

@@ -5,10 +5,10 @@
 DIR holds the few files of each peer (peer_*.py name them) as `peers.py collect FROM DIR` took them out of the
 folder `vllm` of an installed vLLM, or of KVarN's fork of it, or out of `sglang` of OSCAR's, or compiled them
 from `flashinfer`; a peer without its files is left out. They are imported as they are and never kept in this
-repository; the packages above them, and what they ask of vLLM's platform layer, are stand-ins made here. A cache is filled by the peer's own
-store, its blocks in shuffled order, and decoded by the peer's own launcher with the buffers and settings of
-its backend. The output that was timed is compared with float64 attention over what the peer's own functions
-decode from the same blocks, and that with what was stored.
+repository; the packages above them, and what they ask of vLLM's platform layer, are stand-ins made here. A
+cache is filled by the peer's own store, its blocks in shuffled order, and decoded by the peer's own launcher
+with the buffers and settings of its backend. The output that was timed is compared with float64 attention
+over what the peer's own functions decode from the same blocks, and that with what was stored.
 
     peers.py collect FROM DIR                 copies the files, or compiles
     TRITON_INTERPRET=1 peers.py try DIR NAME  every variant of a peer on a small case, on the CPU

@@ -10,10 +10,10 @@ later).
 Operators, with shapes, types and rules of Batch.append, Batch.attend, merge_states and Sequence.read:
 
     append(Tensor(a!) state, int batch, int layer, Tensor k, Tensor v) -> ()
-    attend(Tensor state, int batch, int layer, Tensor q, *, ScalarType? out_dtype, float softmax_scale,
-           float logit_softcap, int sliding_window, bool history_only, Tensor? sink_logits,
-           Tensor? visible_begin, Tensor? visible_end, Tensor? tree_mask, Tensor? alibi_slopes)
-           -> (Tensor out, Tensor lse)
+    attend(Tensor state, int batch, int layer, Tensor q, *, ScalarType? out_dtype, bool with_lse,
+           float softmax_scale, float logit_softcap, int sliding_window, bool history_only,
+           Tensor? sink_logits, Tensor? visible_begin, Tensor? visible_end, Tensor? tree_mask,
+           Tensor? alibi_slopes) -> (Tensor out, Tensor lse); lse has no rows if with_lse is False
     attend_out(Tensor state, int batch, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse, *, ..) -> ()
     merge(Tensor[] outs, Tensor[] lses) -> (Tensor out, Tensor lse)
     read(Tensor state, int batch, int layer, int sequence, int first, int count) -> (Tensor k, Tensor v)
@@ -54,6 +54,10 @@ __all__ = ["Bound", "BoundStep", "bind", "merge"]
 
 load()
 
+# What is looked up once instead of in every call.
+_APPEND, _ATTEND, _ATTEND_OUT, _PAGED_APPEND, _PAGED_ATTEND, _PAGED_ATTEND_OUT = (
+    getattr(torch.ops.tqkv, name).default
+    for name in ("append", "attend", "attend_out", "paged_append", "paged_attend", "paged_attend_out"))
 _DTYPES = {number: getattr(torch, name) for number, name in _ffi.DTYPE_NAMES.items()}
 
 
@@ -73,13 +77,12 @@ class Bound:
     def append(self, layer, k, v):
         """Encodes the plan's new tokens into a layer; see Batch.append."""
         _refuse_gradients(k=k, v=v)
-        torch.ops.tqkv.append(self.state, self.number, layer, k, v)
+        _APPEND(self.state, self.number, layer, k, v)
 
     def attend(self, layer, q, *, out=None, lse=None, **options):
         """Attention of the plan's queries; see Batch.attend for the options. out, lse: tensors that are
         written into, or lse=True: returned beside out. Returns out, or (out, lse) if lse was asked for."""
-        ops = torch.ops.tqkv
-        return _attended(ops.attend, ops.attend_out, (self.state, self.number, layer), q, out, lse, options)
+        return _attended(_ATTEND, _ATTEND_OUT, (self.state, self.number, layer), q, out, lse, options)
 
     def read(self, layer, sequence, first, count):
         """(k, v) of tokens first .. first + count - 1 of a Sequence, decoded; see Sequence.read."""
@@ -99,13 +102,12 @@ class BoundStep:
     def append(self, layer, blocks, k, v):
         """Encodes the step's tokens into one layer's blocks; see PagedStep.append."""
         _refuse_gradients(k=k, v=v)
-        torch.ops.tqkv.paged_append(blocks, self.number, layer, k, v)
+        _PAGED_APPEND(blocks, self.number, layer, k, v)
 
     def attend(self, layer, blocks, q, *, out=None, lse=None, **options):
         """Attention of the step's queries on one layer's blocks; see PagedStep.attend, and Bound.attend for
         out and lse."""
-        ops = torch.ops.tqkv
-        return _attended(ops.paged_attend, ops.paged_attend_out, (blocks, self.number, layer), q, out, lse,
+        return _attended(_PAGED_ATTEND, _PAGED_ATTEND_OUT, (blocks, self.number, layer), q, out, lse,
                          options)
 
 
@@ -114,7 +116,7 @@ def _attended(make, write, which, q, out, lse, options):
     _refuse_gradients(q=q)
     with_lse = lse is not None and lse is not False
     if out is None and (lse is True or not with_lse):
-        result = make(*which, q, **options)
+        result = make(*which, q, with_lse=with_lse, **options)
         return result if with_lse else result[0]
     if out is None or lse is True:
         raise InvalidArgument("out, lse: give both to write into, or out alone, or neither")
@@ -190,10 +192,10 @@ def _fake_append(shape, dtype, k, v):
     _expect("v", v, dtype, shape.num_kv_heads, shape.value_dim)
 
 
-def _fake_attend(shape, dtype, q, out_dtype):
+def _fake_attend(shape, dtype, q, out_dtype, with_lse):
     _expect("q", q, dtype, shape.num_q_heads, shape.head_dim)
     return (q.new_empty(q.shape[0], shape.num_q_heads, shape.value_dim, dtype=out_dtype or dtype),
-            q.new_empty(q.shape[0], shape.num_q_heads, dtype=torch.float32))
+            q.new_empty(q.shape[0] if with_lse else 0, shape.num_q_heads, dtype=torch.float32))
 
 
 def _fake_attend_out(shape, dtype, q, out, lse):
@@ -209,8 +211,8 @@ def _append(state, batch, layer, k, v):
 
 
 @torch.library.register_fake("tqkv::attend")
-def _attend(state, batch, layer, q, *, out_dtype=None, **options):
-    return _fake_attend(*_shape(batch, layer), q, out_dtype)
+def _attend(state, batch, layer, q, *, out_dtype=None, with_lse=True, **options):
+    return _fake_attend(*_shape(batch, layer), q, out_dtype, with_lse)
 
 
 @torch.library.register_fake("tqkv::attend_out")
@@ -224,8 +226,8 @@ def _paged_append(blocks, step, layer, k, v):
 
 
 @torch.library.register_fake("tqkv::paged_attend")
-def _paged_attend(blocks, step, layer, q, *, out_dtype=None, **options):
-    return _fake_attend(*_shape(step, layer, "step"), q, out_dtype)
+def _paged_attend(blocks, step, layer, q, *, out_dtype=None, with_lse=True, **options):
+    return _fake_attend(*_shape(step, layer, "step"), q, out_dtype, with_lse)
 
 
 @torch.library.register_fake("tqkv::paged_attend_out")

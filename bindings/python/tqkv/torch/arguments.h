@@ -27,7 +27,7 @@ struct Rows {
 
   Device device() const { return {cache.device_type, cache.device_id}; }
   bool comparable() const { return planned && shape.q_heads > 0; }
-  std::string named(const char* heads) const { return std::string("[") + meaning + "]" + heads; }
+  Meaning named(const char* heads) const { return {meaning, heads}; }
 };
 
 // All zero for a layer that there is not.
@@ -44,9 +44,9 @@ inline tq_tensor_layout append_layout(const Rows& to, const Tensor& k, const Ten
   if (!to.comparable()) return layout;
   const LayerShape& shape = to.shape;
   const Strides key = rows(k, "k", {to.tokens, shape.kv_heads, shape.head_dim},
-                           to.named("[num_kv_heads][head_dim]").c_str(), to.device(), to.cache.dtype),
+                           to.named("[num_kv_heads][head_dim]"), to.device(), to.cache.dtype),
                 value = rows(v, "v", {to.tokens, shape.kv_heads, shape.value_dim},
-                             to.named("[num_kv_heads][value_dim]").c_str(), to.device(), to.cache.dtype);
+                             to.named("[num_kv_heads][value_dim]"), to.device(), to.cache.dtype);
   layout.key_token_stride = key.token, layout.key_head_stride = key.head;
   layout.value_token_stride = value.token, layout.value_head_stride = value.head;
   return layout;
@@ -55,6 +55,7 @@ inline tq_tensor_layout append_layout(const Rows& to, const Tensor& k, const Ten
 // What attend takes beside q: see tq_attend_params.
 struct Options {
   std::optional<ScalarType> out_dtype;
+  bool with_lse;  // where it is made
   double softmax_scale, logit_softcap;
   int64_t sliding_window;
   bool history_only;
@@ -74,13 +75,14 @@ inline float narrowed(const char* name, double value) {
 inline void pass_masks(const Options& options, const Rows& of, tq_attend_params& params) {
   const int64_t tokens = of.tokens;
   const auto per_head = [&](const Optional& slopes, const char* name) {
-    return slopes ? static_cast<const float*>(dense(*slopes, name, {of.shape.q_heads}, "[num_q_heads]",
-                                                    of.device(), ScalarType::Float))
-                  : nullptr;
+    return slopes
+               ? static_cast<const float*>(dense(*slopes, name, {of.shape.q_heads},
+                                                 {nullptr, "[num_q_heads]"}, of.device(), ScalarType::Float))
+               : nullptr;
   };
   const auto range = [&](const Optional& bound, const char* name) {
     return bound ? static_cast<const int32_t*>(
-                       dense(*bound, name, {tokens}, "[query tokens]", of.device(), ScalarType::Int))
+                       dense(*bound, name, {tokens}, {"query tokens", ""}, of.device(), ScalarType::Int))
                  : nullptr;
   };
   params.sink_logits = per_head(options.sink_logits, "sink_logits");
@@ -94,12 +96,13 @@ inline void pass_masks(const Options& options, const Rows& of, tq_attend_params&
         mask.dim() == 2 ? std::vector<int64_t>{tokens, words} : std::vector<int64_t>{tokens};
     const ScalarType type = mask.scalar_type() == ScalarType::UInt64 ? ScalarType::UInt64 : ScalarType::Long;
     params.tree_mask = static_cast<const uint64_t*>(
-        dense(mask, "tree_mask", wanted, "[query tokens][words]", of.device(), type));
+        dense(mask, "tree_mask", wanted, {"query tokens", "[words]"}, of.device(), type));
     params.tree_words = static_cast<int32_t>(words);
   }
 }
 
-// The parameters, with out and lse in their places: makes says that both are to be made.
+// The parameters, with out and lse in their places: makes says that both are to be made, lse of no rows if
+// nobody asks for it.
 inline tq_attend_params attend_params(const Rows& of, const Tensor& q, const Options& options, Optional& out,
                                       Optional& lse, bool makes) {
   tq_attend_params params = {};
@@ -114,15 +117,16 @@ inline tq_attend_params attend_params(const Rows& of, const Tensor& q, const Opt
   if (!of.comparable()) return params;
   const LayerShape& shape = of.shape;
   const Device device = of.device();
-  const std::vector<int64_t> wanted = {of.tokens, shape.q_heads, shape.value_dim};
+  const int64_t wanted[] = {of.tokens, shape.q_heads, shape.value_dim};
+  const bool with_lse = makes ? options.with_lse : lse.has_value();
   const Strides query = rows(q, "q", {of.tokens, shape.q_heads, shape.head_dim},
-                             of.named("[num_q_heads][head_dim]").c_str(), device, of.cache.dtype);
+                             of.named("[num_q_heads][head_dim]"), device, of.cache.dtype);
   if (makes) out = empty(wanted, scalar_type(params.out_dtype), device);
-  if (makes) lse = empty({wanted[0], wanted[1]}, ScalarType::Float, device);
+  if (makes) lse = empty({with_lse ? wanted[0] : 0, wanted[1]}, ScalarType::Float, device);
   const Strides written =
-      rows(*out, "out", wanted, of.named("[num_q_heads][value_dim]").c_str(), device, params.out_dtype);
-  if (lse)
-    dense(*lse, "lse", {wanted[0], wanted[1]}, of.named("[num_q_heads]").c_str(), device, ScalarType::Float);
+      rows(*out, "out", wanted, of.named("[num_q_heads][value_dim]"), device, params.out_dtype);
+  if (with_lse)
+    dense(*lse, "lse", {wanted[0], wanted[1]}, of.named("[num_q_heads]"), device, ScalarType::Float);
   params.q_token_stride = query.token, params.q_head_stride = query.head;
   params.out_token_stride = written.token, params.out_head_stride = written.head;
   pass_masks(options, of, params);
@@ -130,6 +134,9 @@ inline tq_attend_params attend_params(const Rows& of, const Tensor& q, const Opt
 }
 
 inline void* address(const Optional& tensor) { return tensor ? tensor->data_ptr() : nullptr; }
+inline float* sums(const Options& options, const Optional& lse) {
+  return options.with_lse ? static_cast<float*>(address(lse)) : nullptr;
+}
 
 // Of operators that attend: how they declare their options, and their schema.
 #define TQ_OPTIONS                                                                             \

@@ -65,20 +65,20 @@ void attend_into(int64_t batch, int64_t layer, const Tensor& q, const Options& o
   const Rows rows = call.rows(layer, call.query_tokens, "query tokens");
   const tq_attend_params params = attend_params(rows, q, options, out, lse, makes);
   check(library.attend(call.cache().cache, static_cast<int32_t>(layer), call.batch(), q.data_ptr(),
-                       address(out), static_cast<float*>(address(lse)), &params, nullptr, 0, call.stream));
+                       address(out), sums(options, lse), &params, nullptr, 0, call.stream));
 }
 
 std::tuple<Tensor, Tensor> attend(const Tensor&, int64_t batch, int64_t layer, const Tensor& q,
-                                  Dtype out_dtype, TQ_OPTIONS) {
+                                  Dtype out_dtype, bool with_lse, TQ_OPTIONS) {
   Optional out, lse;
-  attend_into(batch, layer, q, {out_dtype, TQ_OPTIONS_GIVEN}, out, lse, true);
+  attend_into(batch, layer, q, {out_dtype, with_lse, TQ_OPTIONS_GIVEN}, out, lse, true);
   return {*out, *lse};
 }
 
 void attend_out(const Tensor&, int64_t batch, int64_t layer, const Tensor& q, const Tensor& out,
                 const Optional& lse, TQ_OPTIONS) {
   Optional into = out, sums = lse;
-  attend_into(batch, layer, q, {std::nullopt, TQ_OPTIONS_GIVEN}, into, sums, false);
+  attend_into(batch, layer, q, {std::nullopt, true, TQ_OPTIONS_GIVEN}, into, sums, false);
 }
 
 std::tuple<Tensor, Tensor> merge(const std::vector<Tensor>& outs, const std::vector<Tensor>& lses) {
@@ -95,9 +95,10 @@ std::tuple<Tensor, Tensor> merge(const std::vector<Tensor>& outs, const std::vec
   std::vector<const float*> sums;
   for (size_t i = 0; i < outs.size(); i++) {
     const std::string at = "[" + std::to_string(i) + "]";
-    parts.push_back(dense(outs[i], ("outs" + at).c_str(), shape, "the shape of outs[0]", device, type));
+    parts.push_back(
+        dense(outs[i], ("outs" + at).c_str(), shape, {nullptr, "the shape of outs[0]"}, device, type));
     sums.push_back(static_cast<const float*>(
-        dense(lses[i], ("lses" + at).c_str(), row_shape, "[rows]", device, ScalarType::Float)));
+        dense(lses[i], ("lses" + at).c_str(), row_shape, {"rows", ""}, device, ScalarType::Float)));
   }
   int64_t count = 1;
   for (const int64_t extent : row_shape) count *= extent;
@@ -140,8 +141,8 @@ void implement(torch::stable::detail::StableLibrary& m) {
 STABLE_TORCH_LIBRARY(tqkv, m) {
   m.def("append(Tensor(a!) state, int batch, int layer, Tensor k, Tensor v) -> ()");
   m.def(
-      "attend(Tensor state, int batch, int layer, Tensor q, *, ScalarType? out_dtype=None, " TQ_OPTIONS_SCHEMA
-      ") -> (Tensor, Tensor)");
+      "attend(Tensor state, int batch, int layer, Tensor q, *, ScalarType? out_dtype=None, bool "
+      "with_lse=True, " TQ_OPTIONS_SCHEMA ") -> (Tensor, Tensor)");
   m.def(
       "attend_out(Tensor state, int batch, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse=None, "
       "*, " TQ_OPTIONS_SCHEMA ") -> ()");

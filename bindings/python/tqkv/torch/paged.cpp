@@ -82,21 +82,21 @@ void paged_attend_into(const Tensor& blocks, int64_t step, int64_t layer, const 
   const tq_attend_params params = attend_params(call.rows(layer), q, options, out, lse, makes);
   const tq_pages pages = pages_of(call, layer, blocks);
   check(library.paged_attend(call.codec().codec, static_cast<int32_t>(layer), &pages, call.step(),
-                             q.data_ptr(), address(out), static_cast<float*>(address(lse)), &params,
+                             q.data_ptr(), address(out), sums(options, lse), &params,
                              call.workspace(), call.workspace_bytes(), call.stream));
 }
 
 std::tuple<Tensor, Tensor> paged_attend(const Tensor& blocks, int64_t step, int64_t layer, const Tensor& q,
-                                        Dtype out_dtype, TQ_OPTIONS) {
+                                        Dtype out_dtype, bool with_lse, TQ_OPTIONS) {
   Optional out, lse;
-  paged_attend_into(blocks, step, layer, q, {out_dtype, TQ_OPTIONS_GIVEN}, out, lse, true);
+  paged_attend_into(blocks, step, layer, q, {out_dtype, with_lse, TQ_OPTIONS_GIVEN}, out, lse, true);
   return {*out, *lse};
 }
 
 void paged_attend_out(const Tensor& blocks, int64_t step, int64_t layer, const Tensor& q, const Tensor& out,
                       const Optional& lse, TQ_OPTIONS) {
   Optional into = out, sums = lse;
-  paged_attend_into(blocks, step, layer, q, {std::nullopt, TQ_OPTIONS_GIVEN}, into, sums, false);
+  paged_attend_into(blocks, step, layer, q, {std::nullopt, true, TQ_OPTIONS_GIVEN}, into, sums, false);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
@@ -113,7 +113,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tqkv, m) {
   m.def("paged_append(Tensor(a!) blocks, int step, int layer, Tensor k, Tensor v) -> ()");
   m.def(
       "paged_attend(Tensor blocks, int step, int layer, Tensor q, *, ScalarType? "
-      "out_dtype=None, " TQ_OPTIONS_SCHEMA ") -> (Tensor, Tensor)");
+      "out_dtype=None, bool with_lse=True, " TQ_OPTIONS_SCHEMA ") -> (Tensor, Tensor)");
   m.def(
       "paged_attend_out(Tensor blocks, int step, int layer, Tensor q, Tensor(a!) out, Tensor(b!)? lse=None, "
       "*, " TQ_OPTIONS_SCHEMA ") -> ()");

@@ -18,14 +18,19 @@ namespace torch_ops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string listed(torch::headeronly::IntHeaderOnlyArrayRef numbers) {
+using Extents = torch::headeronly::IntHeaderOnlyArrayRef;  // valid as long as what it was made of
+
+inline std::string listed(Extents numbers) {
   std::string text = "[";
   for (size_t i = 0; i < numbers.size(); i++) text += (i ? ", " : "") + std::to_string(numbers[i]);
   return text + "]";
 }
-inline std::string listed(const std::vector<int64_t>& numbers) {
-  return listed(torch::headeronly::IntHeaderOnlyArrayRef(numbers));
-}
+
+// What a shape stands for, put together in refusals only: [what] of the first dimension, then the others.
+struct Meaning {
+  const char *what, *others;
+  std::string text() const { return (what ? std::string("[") + what + "]" : std::string()) + others; }
+};
 
 inline const char* dtype_name(ScalarType type) {
   switch (type) {
@@ -69,20 +74,19 @@ inline void check_elements(const Tensor& tensor, const char* name, ScalarType wa
     refuse(std::string(name) + ": has " + dtype_name(tensor.scalar_type()) + " elements, expected " +
            dtype_name(wanted));
 }
-inline void check_shape(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
-                        const char* meaning) {
+inline void check_shape(const Tensor& tensor, const char* name, Extents shape, Meaning meaning) {
   const auto sizes = tensor.sizes();
   if (sizes.size() != shape.size() || !std::equal(shape.begin(), shape.end(), sizes.begin()))
     refuse(std::string(name) + ": has shape " + listed(sizes) + ", expected " + listed(shape) + " = " +
-           meaning);
+           meaning.text());
 }
 
 // Strides of a tensor [tokens][heads][dim] as the library takes them: 0 = dense.
 struct Strides {
   int64_t token, head;
 };
-inline Strides rows(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
-                    const char* meaning, Device device, int32_t dtype) {
+inline Strides rows(const Tensor& tensor, const char* name, Extents shape, Meaning meaning, Device device,
+                    int32_t dtype) {
   check_device(tensor, name, device);
   check_elements(tensor, name, scalar_type(dtype));
   check_shape(tensor, name, shape, meaning);
@@ -94,8 +98,8 @@ inline Strides rows(const Tensor& tensor, const char* name, const std::vector<in
            " elements; those of tokens and heads must be above 0, the last one 1");
   return {token, head};
 }
-inline void* dense(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape,
-                   const char* meaning, Device device, ScalarType type) {
+inline void* dense(const Tensor& tensor, const char* name, Extents shape, Meaning meaning, Device device,
+                   ScalarType type) {
   check_device(tensor, name, device);
   check_elements(tensor, name, type);
   check_shape(tensor, name, shape, meaning);
@@ -104,7 +108,7 @@ inline void* dense(const Tensor& tensor, const char* name, const std::vector<int
   return tensor.data_ptr();
 }
 
-inline Tensor empty(const std::vector<int64_t>& shape, ScalarType type, Device device) {
+inline Tensor empty(Extents shape, ScalarType type, Device device) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
   const int32_t dtype =

@@ -249,10 +249,18 @@ class TurboCache(Cache):
         raise NotSupported("TurboCache: cannot be pickled")
 
     @staticmethod
-    def calibrate(model, input_ids, *, outlier: float = 4.0, attention_mask=None):
-        """Centres and layers to skip, measured on a text: see Calibration."""
+    def calibrate(model, tokens, *, text: Optional[str] = None, outlier: float = 4.0, attention_mask=None):
+        """Centres and layers to skip, measured on a text: see Calibration.
+
+        tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or
+                   the model's tokenizer
+        text       for a tokenizer; None: a page of English, numbers and code
+        outlier    layers are skipped whose median key is longer than this many times that of the median
+                   layer
+        attention_mask
+                   of token ids: 0 where there is padding, which does not count"""
         from ._calibrate import calibrate
-        return calibrate(model, input_ids, outlier=outlier, attention_mask=attention_mask)
+        return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask)
 
 
 def _text_config(model, mode):

@@ -25,15 +25,30 @@ class Calibration(NamedTuple):
     key_norms: List[float]   # median length of a key, of each attention layer
 
 
-def calibrate(model, input_ids, *, outlier: float = 4.0, attention_mask=None) -> Calibration:
-    """input_ids  [batch][tokens], or [tokens]: some hundreds, of the kind that the model will see
+# For models that bring a tokenizer and no text. Some 200 tokens of any sort: names, numbers, speech, code.
+TEXT = """The harbour office opened at seven. By then the first boats had already come in, and Maren wrote
+down what each of them had caught: 214 kilograms of cod, 38 of haddock, a crate of crabs. "Only one crate?"
+she asked. "The water is too warm for them this year," the skipper said, and shrugged. In the afternoon she
+added the columns, sent the list to the auction, and went home along the sea wall.
+
+Her brother had left a note on the kitchen table. The pump in the cellar was running again; the part had
+cost 47.50, half of what the shop in town had asked for, and it would do until spring. He had also repaired
+the program that she used for her lists:
+
+    def total(rows):
+        return sum(row["weight"] for row in rows if row["kind"] != "crab")
+
+She read it twice, changed one word, and saved it. Then she made tea, opened the window, and listened to the
+wind, which had turned to the north-west as the forecast had promised on Tuesday."""
+
+
+def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=None) -> Calibration:
+    """tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or a
+               tokenizer, for text
+    text       a string for the tokenizer; None: a page of English, numbers and code that is kept here
     outlier    layers are skipped whose median key is longer than this many times that of the median layer
     """
-    input_ids = torch.as_tensor(input_ids, device=model.device)
-    input_ids = input_ids[None] if input_ids.dim() == 1 else input_ids
-    if input_ids.dim() != 2 or input_ids.shape[1] < 2:
-        raise InvalidArgument(f"input_ids: has shape {list(input_ids.shape)}; must be [batch][2 or more "
-                              "tokens]")
+    input_ids = _ids(tokens, text, model.device)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: cache})
@@ -53,3 +68,24 @@ def calibrate(model, input_ids, *, outlier: float = 4.0, attention_mask=None) ->
         numbers.append(i)
     median = sorted(norms)[(len(norms) - 1) // 2]
     return Calibration(centres, [i for i, norm in zip(numbers, norms) if norm > outlier * median], norms)
+
+
+def _ids(tokens, text, device):
+    """[batch][tokens] on the device, of what calibrate was given."""
+    if isinstance(tokens, str):
+        raise InvalidArgument(f"tokens = {tokens[:40]!r}: a text needs the model's tokenizer: give that, and "
+                              "text=..")
+    if callable(tokens) and not isinstance(tokens, torch.Tensor):
+        tokens = tokens(TEXT if text is None else text)["input_ids"]
+    elif text is not None:
+        raise InvalidArgument("text: is for a tokenizer; token ids were given")
+    try:
+        ids = torch.as_tensor(tokens, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"tokens: {type(tokens).__name__}: must be token ids or a tokenizer "
+                              f"({error})") from None
+    ids = ids[None] if ids.dim() == 1 else ids
+    if ids.dim() != 2 or ids.shape[1] < 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise InvalidArgument(f"tokens: are {list(ids.shape)} of {ids.dtype}; must be integers [batch][2 or "
+                              "more tokens]")
+    return ids

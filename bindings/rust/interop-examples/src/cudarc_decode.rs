@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! tqkv on buffers and a stream of the crate cudarc: a decode loop on a GPU, in bfloat16, compared with the
-//! same loop on the CPU.
+//! same loop on the CPU. Exit status: 0 compared and alike, 1 a failure, 2 no CUDA here.
 //!
-//! Two rules for everyone who brings buffers of another crate:
-//! - `device_ptr(&stream)` returns a guard beside the pointer; it must live until the call that uses the
-//!   pointer has returned, because it is what orders the stream behind the buffer's last writer and records
-//!   this use;
-//! - a buffer may be dropped or written to only after the stream has passed the call; cudarc sees to it as
-//!   long as it happens on the same stream.
-//!
-//! Exit status: 0 compared and alike, 1 a failure, 2 no CUDA here.
+//! Two rules for everyone who brings buffers of another crate: the guard that `device_ptr(&stream)` returns
+//! beside the pointer lives until the call that uses the pointer has returned, because it orders the stream
+//! behind the buffer's last writer and records this use; and a buffer is dropped or written to only after the
+//! stream has passed the call, which cudarc sees to as long as it happens on the same stream.
 
 use core::ffi::c_void;
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut};
@@ -25,8 +21,7 @@ use tqkv::{
 const Q_HEADS: usize = 8;
 const KV_HEADS: usize = 2;
 const DIM: usize = 128;
-const PROMPT: usize = 100;
-const STEPS: usize = 5;
+type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn config(device_type: DeviceType) -> CacheConfig {
     let mut config = CacheConfig::default();
@@ -47,15 +42,9 @@ fn numbers(state: &mut u32, count: usize) -> Vec<bf16> {
 }
 
 /// One step on the GPU; returns the outputs in float32.
-fn step_on_gpu(
-    cache: &Cache,
-    batch: Batch,
-    stream: &Arc<CudaStream>,
-    k: &[bf16],
-    v: &[bf16],
-    q: &[bf16],
-) -> Result<Vec<f32>, Box<dyn Error>> {
-    let (k, v, q) = (stream.clone_htod(k)?, stream.clone_htod(v)?, stream.clone_htod(q)?);
+fn step(cache: &Cache, batch: Batch, stream: &Arc<CudaStream>, rows: [&[bf16]; 3]) -> Outcome<Vec<f32>> {
+    let [k, v, q] = rows.map(|row| stream.clone_htod(row));
+    let (k, v, q) = (k?, v?, q?);
     let mut out = stream.alloc_zeros::<f32>(Q_HEADS * DIM)?;
     // SAFETY: the stream of the cache's device, alive until the end of main.
     let on = unsafe { Stream::from_raw(stream.cu_stream().cast()) };
@@ -76,35 +65,31 @@ fn step_on_gpu(
     Ok(stream.clone_dtoh(&out)?)
 }
 
-fn compare() -> Result<bool, Box<dyn Error>> {
+fn compare() -> Outcome<bool> {
     let context = CudaContext::new(0)?;
     let stream = context.new_stream()?;
     let library = Library::open()?;
-    // SAFETY: as in step_on_gpu.
+    // SAFETY: as in step.
     let on = unsafe { Stream::from_raw(stream.cu_stream().cast()) };
     let gpu = Cache::new_on(&library, &config(DeviceType::CUDA), on)?;
     let cpu = Cache::new(&library, &config(DeviceType::CPU))?;
     let (gpu_batch, cpu_batch) = (gpu.create_batch()?, cpu.create_batch()?);
     let (gpu_sequence, cpu_sequence) = (gpu.create_sequence()?, cpu.create_sequence()?);
     let (mut state, mut worst) = (5, 0.0f64);
-    for step in 0..STEPS {
-        let new = if step == 0 { PROMPT } else { 1 };
+    for new in [100, 1, 1, 1, 1] {
         let (k, v) = (numbers(&mut state, new * KV_HEADS * DIM), numbers(&mut state, new * KV_HEADS * DIM));
         let q = numbers(&mut state, Q_HEADS * DIM);
         gpu.plan_on(gpu_batch, &[Step::new(gpu_sequence, new as i64).queries(1)], on)?;
         cpu.plan(cpu_batch, &[Step::new(cpu_sequence, new as i64).queries(1)])?;
-        let found = step_on_gpu(&gpu, gpu_batch, &stream, &k, &v, &q)?;
+        let found = step(&gpu, gpu_batch, &stream, [&k, &v, &q])?;
         let mut expected = vec![0f32; Q_HEADS * DIM];
         cpu.append(0, cpu_batch, &k, &v)?;
         cpu.attend(0, cpu_batch, &q, &mut expected)?;
         let error: f64 = found.iter().zip(&expected).map(|(x, y)| f64::from(x - y).powi(2)).sum();
         let length: f64 = expected.iter().map(|&y| f64::from(y).powi(2)).sum();
-        worst = worst.max((error / length).sqrt());
-        println!(
-            "step {step}: {} tokens, GPU and CPU differ by {:.2e}",
-            gpu.sequence_length(gpu_sequence)?,
-            (error / length).sqrt()
-        );
+        let (tokens, apart) = (gpu.sequence_length(gpu_sequence)?, (error / length).sqrt());
+        println!("{tokens} tokens, GPU and CPU differ by {apart:.2e}");
+        worst = worst.max(apart);
     }
     gpu.check_on(on)?;
     gpu.close()?;
