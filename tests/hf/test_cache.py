@@ -319,6 +319,15 @@ def test_what_is_wrong_is_said():
         (tqkv.InvalidArgument, "head_dim: is no field", lambda: TurboCache(model, head_dim=64)),
         (tqkv.InvalidArgument, "skip_layers: 2 is no layer of a model of 2",
          lambda: TurboCache(model, skip_layers=[2])),
+        (tqkv.InvalidArgument, "skip_layers = 0: must be a list", lambda: TurboCache(model, skip_layers=0)),
+        (tqkv.InvalidArgument, "skip_layers = 0.5: must be an int",
+         lambda: TurboCache(model, skip_layers=[0.5])),
+        (tqkv.InvalidArgument, "calibration: a list is not what", lambda: TurboCache(model, calibration=[1])),
+        (tqkv.InvalidArgument, "max_batch = 0: must be 1 or more", lambda: TurboCache(model, max_batch=0)),
+        (tqkv.InvalidArgument, "max_tokens = '9': must be an int", lambda: TurboCache(model, max_tokens="9")),
+        (tqkv.InvalidArgument, "tokens_to_remove = -2.5: must be", lambda: TurboCache(model).crop(-2.5)),
+        (tqkv.InvalidArgument, r"reorder_cache: \[1\] of torch.float32; must be numbers of rows",
+         lambda: TurboCache(model).reorder_cache([0.5])),
         (tqkv.InvalidArgument, "a dict is neither", lambda: TurboCache({})),
         (tqkv.NotSupported, "mode = 'fused': .*latents", lambda: TurboCache(tiny("deepseek"), mode="fused")),
         (tqkv.NotSupported, "calls of the cache", lambda: TurboCache(model).layers[0].crop(-1)),
@@ -337,6 +346,17 @@ def test_head_dimensions_that_the_library_lacks():
     model = tiny("llama", head_dim=50)
     with pytest.raises(tqkv.NotSupported, match="this model cannot be held:\n.*head_dim = 50"):
         logits(model, ids(1, 4), turbo(model))
+
+
+def test_a_cache_of_another_type():
+    model = tiny("llama")
+    cache = turbo(model)
+    logits(model, ids(2, 4), cache)
+    other = tiny("llama", torch.bfloat16)
+    other.set_attn_implementation("tqkv")
+    with pytest.raises(tqkv.InvalidArgument, match="are torch.bfloat16 on .*, the cache was made for float32"):
+        logits(other, ids(2, 1), cache)
+    run(model, ids(2, 1), RoundedCache(model), turbo(model))
 
 
 def test_keys_that_never_reach_the_attention_function():

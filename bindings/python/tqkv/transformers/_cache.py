@@ -5,6 +5,7 @@ Layers with attention share one Store; states of linear attention and convolutio
 makes them. What changes all layers alike (crop, reorder, select, reset) is done once, by the cache.
 """
 import copy
+from ctypes import c_int64
 from typing import Any, Iterable, Optional
 
 import torch
@@ -12,8 +13,9 @@ from transformers.cache_utils import (DYNAMIC_LAYER_TYPE_MAPPING, Cache, CacheLa
                                       LinearAttentionCacheLayerMixin, LinearAttentionLayer,
                                       get_layer_types_and_kwargs)
 
-from ..config import Config
+from ..config import Config, integer
 from ..errors import InvalidArgument, NotSupported
+from ._calibrate import Calibration, calibrate
 from ._presets import preset as named
 from ._store import Limits, Spec, Store, Ticket
 
@@ -135,16 +137,16 @@ class TurboCache(Cache):
         types, kwargs = get_layer_types_and_kwargs(self.config)
         if isinstance(kwargs, dict):  # before 5.20: the same for all layers
             kwargs = [kwargs] * len(types)
-        skipped = set(calibration.skip_layers if calibration is not None else ())
-        skipped |= {_layer_number(i, len(types)) for i in skip_layers}
+        skipped = _skipped(skip_layers, calibration, len(types))
         specs, layers = [], []
         for i, (kind, options) in enumerate(zip(types, kwargs)):
             layers.append(self._layer(i, kind, dict(options), specs, i in skipped))
         if not specs:
             raise NotSupported("TurboCache: the model has no attention layer; use DynamicCache")
-        longest = max_sequence_tokens or getattr(self.config, "max_position_embeddings", None) or 1 << 17
-        self.store = Store(specs, fields, Limits(max_tokens, longest, max_batch),
-                           None if calibration is None else calibration.centres)
+        longest = _count("max_sequence_tokens", max_sequence_tokens) or \
+            getattr(self.config, "max_position_embeddings", None) or 1 << 17
+        limits = Limits(_count("max_tokens", max_tokens), longest, _count("max_batch", max_batch))
+        self.store = Store(specs, fields, limits, None if calibration is None else calibration.centres)
         super().__init__(layers=layers)
 
     def _layer(self, i, kind, options, specs, exact):
@@ -170,7 +172,7 @@ class TurboCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes -tokens_to_remove tokens; a positive number is the length to keep."""
-        n = int(tokens_to_remove)
+        n = integer("tokens_to_remove", tokens_to_remove, c_int64)
         remove = -n if n <= 0 else max(0, self.store.columns - n)
         self.store.crop(remove)
         for layer in self._states():
@@ -180,7 +182,7 @@ class TurboCache(Cache):
         self._select(beam_idx, "reorder_cache")
 
     def batch_select_indices(self, indices) -> None:
-        self._select(torch.as_tensor(indices), "batch_select_indices")
+        self._select(indices, "batch_select_indices")
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self.store.swap_in()
@@ -194,8 +196,12 @@ class TurboCache(Cache):
             LinearAttentionCacheLayerMixin.reset(layer)
 
     def _select(self, indices, what):
+        indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
+        if indices.dim() != 1 or indices.is_floating_point():
+            raise InvalidArgument(f"{what}: {list(indices.shape)} of {indices.dtype}; must be numbers of rows, "
+                                  "[rows] of integers")
         self.store.select(indices.tolist(), what)
         for layer in self._states():
             if layer.device is not None:
@@ -259,7 +265,6 @@ class TurboCache(Cache):
                    layer
         attention_mask
                    of token ids: 0 where there is padding, which does not count"""
-        from ._calibrate import calibrate
         return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask)
 
 
@@ -286,10 +291,27 @@ def _can_fuse(config):
     return not getattr(config.get_text_config(decoder=True), "kv_lora_rank", None)
 
 
-def _layer_number(i, layers):
-    if not -layers <= i < layers:
-        raise InvalidArgument(f"skip_layers: {i} is no layer of a model of {layers} layers")
-    return i % layers
+def _skipped(skip_layers, calibration, layers):
+    """Numbers of the model's layers that keep 16 bits."""
+    if not isinstance(calibration, (Calibration, type(None))):
+        raise InvalidArgument(f"calibration: a {type(calibration).__name__} is not what TurboCache.calibrate "
+                              "returns")
+    if not isinstance(skip_layers, Iterable) or isinstance(skip_layers, str):
+        raise InvalidArgument(f"skip_layers = {skip_layers!r}: must be a list of layers' numbers")
+    skipped = set(calibration.skip_layers if calibration is not None else ())
+    for number in skip_layers:
+        i = integer("skip_layers", number, c_int64)
+        if not -layers <= i < layers:
+            raise InvalidArgument(f"skip_layers: {i} is no layer of a model of {layers} layers")
+        skipped.add(i % layers)
+    return skipped
+
+
+def _count(name, value):
+    """A number of something from 1 on, or None."""
+    if value is not None and integer(name, value, c_int64) < 1:
+        raise InvalidArgument(f"{name} = {value}: must be 1 or more, or None")
+    return value
 
 
 def _spec(config, i, window, exact):

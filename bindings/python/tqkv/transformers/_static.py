@@ -10,17 +10,18 @@ compiler copies no blocks.
 """
 import itertools
 import weakref
+from ctypes import c_int32
 from typing import Any, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
-from ..config import Config, Layer
+from ..config import Config, Layer, integer
 from ..errors import CapacityError, InvalidArgument, InvalidState, NotSupported
 from ..paged import PagedCodec
 from ._attention import exact_attention
-from ._cache import TurboLayer, _can_fuse, _layer_number, _spec, _text_config
+from ._cache import TurboLayer, _can_fuse, _skipped, _spec, _text_config
 from ._presets import preset as named
 from ._store import FIELDS, PAGE
 
@@ -100,9 +101,9 @@ class StaticTurboCache(Cache):
                  key_bits: Optional[int] = None, value_bits: Optional[int] = None, skip_layers: Any = (),
                  calibration: Any = None, **fields: Any):
         self.config = _text_config(model, "fused")
-        if max_batch < 1 or max_cache_len < 1:
-            raise InvalidArgument(f"max_batch = {max_batch}, max_cache_len = {max_cache_len}: must be 1 or "
-                                  "more")
+        for name, count in (("max_batch", max_batch), ("max_cache_len", max_cache_len)):
+            if integer(name, count, c_int32) < 1:
+                raise InvalidArgument(f"{name} = {count}: must be 1 or more")
         chosen = named(preset)
         if chosen.window_tokens or chosen.sink_tokens:
             raise NotSupported(f"preset = {preset!r}: keeps exact tokens, a static cache does not; choose "
@@ -112,8 +113,7 @@ class StaticTurboCache(Cache):
                                "TurboCache")
         types, kwargs = get_layer_types_and_kwargs(self.config)
         kwargs = [kwargs] * len(types) if isinstance(kwargs, dict) else kwargs
-        skipped = set(calibration.skip_layers if calibration is not None else ())
-        skipped |= {_layer_number(i, len(types)) for i in skip_layers}
+        skipped = _skipped(skip_layers, calibration, len(types))
         self._specs, layers = [], []
         for i, (kind, options) in enumerate(zip(types, kwargs)):
             if kind not in _TYPES:

@@ -127,9 +127,10 @@ class Store:
         if self.broken:
             raise InvalidState(f"{self.broken}; reset() empties the cache")
         self.swap_in()
-        if self.cache is not None and key.device != self.device:
-            raise InvalidArgument(f"key_states: are on {key.device}, the cache is on {self.device}: all "
-                                  "attention layers must be on one device")
+        made = (self.device, self.cache.config.io_dtype) if self.cache is not None else None
+        if made not in (None, (key.device, FIELDS.get(key.dtype))):
+            raise InvalidArgument(f"key_states: are {key.dtype} on {key.device}, the cache was made for "
+                                  f"{made[1]} on {made[0]}, which all layers must have: use another cache")
         if self.columns and key.shape[0] != len(self.rows):
             raise InvalidArgument(f"key_states: of {key.shape[0]} rows, the cache holds {len(self.rows)}: "
                                   "use batch_repeat_interleave or batch_select_indices, or reset()")
