@@ -354,7 +354,7 @@ def test_a_cache_of_another_type():
     logits(model, ids(2, 4), cache)
     other = tiny("llama", torch.bfloat16)
     other.set_attn_implementation("tqkv")
-    with pytest.raises(tqkv.InvalidArgument, match="are torch.bfloat16 on .*, the cache was made for float32"):
+    with pytest.raises(tqkv.InvalidArgument, match="are torch.bfloat16 .* cache was made for float32"):
         logits(other, ids(2, 1), cache)
     run(model, ids(2, 1), RoundedCache(model), turbo(model))
 

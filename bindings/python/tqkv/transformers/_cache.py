@@ -200,8 +200,8 @@ class TurboCache(Cache):
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         if indices.dim() != 1 or indices.is_floating_point():
-            raise InvalidArgument(f"{what}: {list(indices.shape)} of {indices.dtype}; must be numbers of rows, "
-                                  "[rows] of integers")
+            raise InvalidArgument(f"{what}: {list(indices.shape)} of {indices.dtype}; must be numbers of "
+                                  "rows, [rows] of integers")
         self.store.select(indices.tolist(), what)
         for layer in self._states():
             if layer.device is not None:
