@@ -52,6 +52,9 @@ class CudaBackend : public Backend, private DeviceLayers {
   void destroy_plan_storage(void* storage) override;
   void upload_plan(const BatchPlan& plan, void* stream) override;
   void append(const AppendRequest& request) override;
+  void encode_tokens(const EncodeRequest&) override {
+    throw Error(Status::kInternal, "CUDA: a geometry that stores tokens once");  // config.cpp refuses it
+  }
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }

@@ -34,6 +34,8 @@ class Backend {
   virtual void upload_plan(const BatchPlan& plan, void* stream) = 0;
 
   virtual void append(const AppendRequest& request) = 0;
+  // Of a geometry with store_once alone.
+  virtual void encode_tokens(const EncodeRequest& request) = 0;
   virtual void attend(const AttendRequest& request) = 0;
   virtual void read(const ReadRequest& request) = 0;
   // The cache's own workspace, of bytes().workspace, which suffices for every plan; so does a caller's of

@@ -259,6 +259,7 @@ BatchPlan Cache::build_plan(Batch& batch, int32_t num_sequences, int buffer) con
     s.q_row = rows.query_tokens;
     s.sink_end = table.exact_planned(i).sink_end;
     s.raw_first = table.exact_planned(i).first;
+    s.uncoded = s.length() - table.coded_planned(i);
     rows.new_tokens += s.new_tokens;
     rows.query_tokens += s.query_tokens;
   }
@@ -280,6 +281,7 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
     for (int32_t i = 0; i < table.num_groups(); i++)
       if (table.group(i).num_copies() > 0)
         backend_->copy_pages(i, table.group(i).copies(), table.group(i).num_copies(), stream);
+    encode_planned(stream);
     backend_->upload_plan(plan, stream);
   } catch (...) {
     table.cancel_growth();

@@ -161,6 +161,11 @@ class Cache {
   void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   int32_t collect_leavers(Batch& batch, int32_t num_sequences) const noexcept;
+  // coding.cpp
+  class AllCoded;
+  void code_all(int32_t slot, PageCopy* copy, void* stream);
+  void give_up_codes(int32_t slot, int64_t coded, const PageCopy& copy, void* stream);
+  void encode_planned(void* stream);
   void shorten(int32_t slot, int64_t length, void* stream);
   void take_out(int32_t slot, const TokenMap& tokens, void* stream);
   void lapse(int32_t slot, const char* why) noexcept;

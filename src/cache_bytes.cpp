@@ -62,8 +62,11 @@ tq_cache_memory Cache::memory() const {
   double fp16 = 0;  // of the tokens of a full cache
   for (int32_t i = 0; i < g.num_layers; i++) {
     const PageGroup& group = g.group_of(i);
-    fp16 += static_cast<double>(config_.fp16_token_bytes(i)) *
-            static_cast<double>(std::min(config_.config().max_tokens, group.num_pages * group.page_size));
+    int64_t tokens = std::min(config_.config().max_tokens, group.num_pages * group.page_size);
+    if (g.store_once)  // and those of the windows
+      tokens +=
+          std::min(config_.config().max_raw_tokens, static_cast<int64_t>(g.window_tokens) * g.max_sequences);
+    fp16 += static_cast<double>(config_.fp16_token_bytes(i)) * static_cast<double>(tokens);
   }
   memory.compression = fp16 / static_cast<double>(bytes_.page_bytes + bytes_.raw_bytes);
   return memory;

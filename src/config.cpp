@@ -27,7 +27,8 @@ constexpr int64_t kMaxBytes = 1ll << 56;       // of one part of a cache: sums a
 // Room for exact copies that a cache has if nothing else is said: kRawTokens or max_tokens / kRawShare of
 // sequences between plans, as far as there are so many, and kRawBatchTokens queries of a plan.
 constexpr int64_t kRawTokens = 4096, kRawShare = 16, kRawBatchTokens = 8192;
-constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT;
+constexpr uint64_t kKnownFlags =
+    TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT | TQ_FLAG_STORE_ONCE;
 
 void* default_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
   void* pointer;
@@ -98,17 +99,20 @@ void resolve_tokens(tq_cache_config& c, bool sliding, ReasonList& reasons) {
                 "max_reserve_tokens = %lld: must be 0 or at least max_tokens = %lld, and fit 2^31 - 1 - "
                 "max_sequences pages of %d tokens",
                 ll(c.max_reserve_tokens), ll(c.max_tokens), c.page_size);
+  // Tokens of a window that have no codes beside their copies.
+  const int64_t uncoded = c.flags & TQ_FLAG_STORE_ONCE ? std::max(c.window_tokens, 0) : 0;
   if (c.max_sequence_tokens == 0)
-    c.max_sequence_tokens = c.max_reserve_tokens;
+    c.max_sequence_tokens = c.max_reserve_tokens + uncoded;
   else
-    check_count("max_sequence_tokens", c.max_sequence_tokens, 1, std::max<int64_t>(c.max_reserve_tokens, 1),
-                reasons);
+    check_count("max_sequence_tokens", c.max_sequence_tokens, 1,
+                std::max<int64_t>(c.max_reserve_tokens, 1) + uncoded, reasons);
   if (c.max_batch_sequences == 0)
     c.max_batch_sequences = c.max_sequences;
   else
     check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
   const bool given = c.max_batch_tokens != 0;
-  if (!given) c.max_batch_tokens = sliding ? std::min(c.max_tokens, kSlidingBatchTokens) : c.max_tokens;
+  if (!given)
+    c.max_batch_tokens = sliding ? std::min(c.max_tokens, kSlidingBatchTokens) : c.max_tokens + uncoded;
   if (given)
     check_count("max_batch_tokens", c.max_batch_tokens, 1, kMaxBatchTokens, reasons);
   else if (tokens_ok && c.max_batch_tokens > kMaxBatchTokens)
@@ -117,6 +121,20 @@ void resolve_tokens(tq_cache_config& c, bool sliding, ReasonList& reasons) {
         "max_tokens = %lld: max_batch_tokens, which is max_tokens unless it is set, must be 1 .. %lld; "
         "set it to what one plan brings at most",
         ll(c.max_tokens), ll(kMaxBatchTokens));
+}
+
+void check_store_once(const tq_cache_config& c, bool sliding, ReasonList& reasons) {
+  if (!(c.flags & TQ_FLAG_STORE_ONCE)) return;
+  if (c.window_tokens <= 0)
+    reasons.add(kBad, "flags = 0x%llx: TQ_FLAG_STORE_ONCE without a window: window_tokens = %d",
+                static_cast<unsigned long long>(c.flags), c.window_tokens);
+  if (c.device_type == TQ_DEVICE_CUDA)
+    reasons.add(Status::kNotSupported, "flags = 0x%llx: TQ_FLAG_STORE_ONCE: CPU caches alone have it",
+                static_cast<unsigned long long>(c.flags));
+  if (sliding)
+    reasons.add(Status::kNotSupported,
+                "flags = 0x%llx: TQ_FLAG_STORE_ONCE: not with layers that have a sliding_window",
+                static_cast<unsigned long long>(c.flags));
 }
 
 void resolve_exact_copies(tq_cache_config& c, ReasonList& reasons) {
@@ -304,6 +322,7 @@ void ResolvedConfig::build_geometry() {
   g.window_tokens = c.window_tokens;
   g.sink_tokens = c.sink_tokens;
   g.raw_group = -1;
+  g.store_once = c.flags & TQ_FLAG_STORE_ONCE;
   if (c.max_raw_tokens > 0) {
     g.raw_group = g.num_groups++;
     PageGroup& raw = g.groups[g.raw_group];
@@ -371,6 +390,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_levels(reasons);
   resolve_tokens(c, any_sliding(), reasons);
   resolve_exact_copies(c, reasons);
+  check_store_once(c, any_sliding(), reasons);
   resolve_threads_and_pool(c, reasons);
   resolve_allocator(reasons);
   check_reserve(reasons);

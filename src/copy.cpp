@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "cache.h"
+#include "all_coded.h"
 #include "identity.h"
 #include "layer_pieces.h"
 
@@ -128,6 +128,7 @@ int64_t Cache::copy_sequence(Cache& source, int64_t id, Cache& target, void* str
            "target: on CUDA device %d, the source on %d: copy by way of a CPU cache, or save and load",
            target.geometry().device_id, source.geometry().device_id);
   target.check_exchangeable(source);
+  const AllCoded codes(source, from, stream);
   KeptTokens available[kMaxPageGroups];
   target.collect_available(source, from, available);
   SequenceTable& table = target.arrays_.table;

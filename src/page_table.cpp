@@ -101,7 +101,9 @@ KeptTokens PageTable::grown(const KeptTokens& from, int64_t new_tokens, int64_t 
 }
 
 KeptTokens PageTable::shortened(const KeptTokens& from, int64_t length) {
-  return joined(KeptTokens{std::min(from.sink_end, length), std::min(from.first, length), length});
+  // Codes of a sequence's last tokens may be still to come.
+  const int64_t end = std::min(from.end, length);
+  return joined(KeptTokens{std::min(from.sink_end, end), std::min(from.first, end), end});
 }
 
 KeptTokens PageTable::flushed(const KeptTokens& from) {
@@ -145,6 +147,7 @@ int64_t PageTable::least_length(int32_t slot) const {
 
 bool PageTable::shares(int32_t slot, int64_t first) const {
   const KeptTokens& kept = rows_[slot].kept;
+  if (first >= kept.end) return false;  // also of tokens without codes
   for (int64_t page = first / limits_.group.page_size; page < pages_for(kept.end); page++)
     if (holds(kept, page) && references_[pages(slot)[page]] > 1) return true;
   return false;
@@ -176,7 +179,7 @@ const int32_t* PageTable::exclusive_pages(int32_t slot, int64_t length, int64_t*
 }
 
 void PageTable::commit_truncate(int32_t slot, int64_t length) noexcept {
-  assert(length >= 0 && length <= rows_[slot].kept.end);
+  assert(length >= 0);
   drop(slot, shortened(rows_[slot].kept, length));
 }
 
@@ -371,6 +374,17 @@ void PageTable::cancel_import() noexcept {
   const int64_t taken = num_taken_free_;
   cancel_growth();
   for (int64_t i = 0; i < taken; i++) given_[num_given_++] = free_[num_free_ - 1 - i];
+}
+
+void PageTable::share_again(int32_t slot, const PageCopy& copy) noexcept {
+  Row& row = rows_[slot];
+  const int64_t tail = pages_for(row.kept.end) - 1;
+  assert(row_pages(slot)[tail] == copy.target && references_[copy.source] > 0);
+  row_pages(slot)[tail] = copy.source;
+  references_[copy.source]++;
+  references_[copy.target] = 0;
+  free_[num_free_++] = copy.target;
+  row.shown_pages = std::min(row.shown_pages, tail);
 }
 
 // ---- for tests ----

@@ -90,6 +90,9 @@ class PageTable {
   void cancel_import() noexcept;
   // The sequence as it will be; pages() is already the planned row.
   const KeptTokens& kept_planned(int32_t index) const { return changes_[index].to; }
+  // The sequence shares its last page again instead of this copy of it, which an import made; nobody else
+  // knows the copy, and the sequence has the length that it had before.
+  void share_again(int32_t slot, const PageCopy& copy) noexcept;
   // Free pages that hold old tokens: what the last growth gave back and did not take. To be cleared, or not,
   // and then forgotten before the next growth is prepared.
   const int32_t* uncleared(int64_t* count) const {

@@ -27,8 +27,10 @@ struct StepSequence {
   // Tokens [0, sink_end) and [raw_first, length) have exact copies, new ones from their append on; none:
   // raw_first = length, sink_end 0.
   int64_t raw_first, sink_end;
+  int64_t uncoded = 0;  // last tokens, all with exact copies, that have no codes yet (Geometry::store_once)
 
   int64_t length() const { return old_length + new_tokens; }
+  int64_t coded_end() const { return length() - uncoded; }
   // Of a query token. Negative where there are more queries than tokens (cross-attention).
   int64_t position(int64_t query) const { return length() - query_tokens + query; }
   bool has_raw_page(int64_t first) const { return tq::has_raw_page(first, raw_first, sink_end, length()); }

@@ -91,7 +91,10 @@ struct Geometry {
   int32_t max_batch_sequences;
   int64_t max_batch_tokens;
   int32_t window_tokens, sink_tokens;
-  int32_t raw_group;    // the last page group, of the exact copies of all layers; -1 without window and sinks
+  int32_t raw_group;  // the last page group, of the exact copies of all layers; -1 without window and sinks
+  // Tokens get codes when they leave the window, not at their append: the one group of codes then ends where
+  // a sequence's uncoded tokens begin.
+  bool store_once;
   int32_t num_threads;  // CPU, >= 1
   int32_t device_id;
   bool zero_on_free;
@@ -233,6 +236,21 @@ struct AttendRequest : AttendCall {
   size_t workspace_bytes;
   void* stream;
   const CodePages* pages = nullptr;  // the caller's; null: the backend's own
+};
+
+// Tokens begin .. end - 1 of a sequence, which have exact copies in all layers.
+struct CodeRange {
+  int32_t slot;
+  int64_t begin, end;
+};
+
+// They get the codes that their append would have given them. Nothing is noticed: their append did that. What
+// a layer lacks (planned, not appended) is coded as it lies, and never read.
+struct EncodeRequest {
+  const CodeRange* ranges;  // [count] host
+  int32_t count;
+  const PageMap* maps;  // [num_groups]
+  void* stream;
 };
 
 struct ReadRequest {

@@ -3,7 +3,7 @@
 // compares every field with its own, and puts tokens where nobody sees them until the last byte agrees.
 #include <algorithm>
 
-#include "cache.h"
+#include "all_coded.h"
 #include "state_check.h"
 #include "state_header.h"
 
@@ -24,6 +24,7 @@ void Cache::save(int64_t id, const tq_io& io, void* stream) {
   tq_state state = {};
   const StatePart part = part_of_sequence(state, slot);
   describe_part(identity, part, &state);
+  const AllCoded codes(*this, slot, stream);
   backend_->wait(stream);  // for the flags
   state.flags = backend_->slot_flags(slot);
   const Staging staging(*backend_, kStatePiece + std::min(state.bytes, kStagingBytes));

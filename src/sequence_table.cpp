@@ -20,7 +20,8 @@ SequenceTable::SequenceTable(const Geometry& g, int64_t max_sequence_tokens, Car
       num_groups_(g.num_groups),
       raw_group_(g.raw_group),
       max_sequence_tokens_(max_sequence_tokens),
-      window_tokens_(g.window_tokens) {
+      window_tokens_(g.window_tokens),
+      store_once_(g.store_once) {
   groups_ = carver.take<PageTable>(g.num_groups);
   maps_ = carver.take<PageMap>(g.num_groups);
   moves_ = carver.take<GroupMove>(g.num_groups);
@@ -32,6 +33,8 @@ SequenceTable::SequenceTable(const Geometry& g, int64_t max_sequence_tokens, Car
   rows_ = carver.take<Row>(g.max_sequences);
   free_slots_ = carver.take<int32_t>(g.max_sequences);
   growth_ = carver.take<Growth>(g.max_batch_sequences);
+  code_growth_ = carver.take<Growth>(g.store_once ? 2 * static_cast<int64_t>(g.max_batch_sequences) : 0);
+  to_code_ = carver.take<CodeRange>(g.store_once ? g.max_batch_sequences : 0);
 }
 
 void SequenceTable::reset() noexcept {
@@ -144,6 +147,30 @@ void SequenceTable::commit_free(int32_t slot) noexcept {
 
 // ---- growth ----
 
+// Codes grow to where the window of the last query begins. Queries in front of it read no token behind as
+// codes, and a sequence that is shortened keeps what it has.
+const Growth* SequenceTable::code_growth(const Growth* growth, int32_t planned, int32_t count) noexcept {
+  std::copy(growth, growth + count, code_growth_);
+  num_to_code_ = 0;
+  for (int32_t i = 0; i < planned; i++) {
+    const int32_t slot = growth[i].slot;
+    const int64_t length = rows_[slot].length, before = coded(slot),
+                  after = std::max(before, length + growth[i].new_tokens - window_tokens_);
+    code_growth_[i].new_tokens = after - before;
+    // Their append brings the others.
+    if (std::min(after, length) > before)
+      to_code_[num_to_code_++] = CodeRange{slot, before, std::min(after, length)};
+  }
+  return code_growth_;
+}
+
+void SequenceTable::prepare_coding(int32_t slot, const char* who) {
+  const int64_t length = rows_[slot].length;
+  groups_[0].prepare_import(slot, KeptTokens{length, 0, length}, who);
+  to_code_[0] = CodeRange{slot, groups_[0].kept(slot).end, length};
+  num_to_code_ = 1;
+}
+
 void SequenceTable::prepare_growth(const Growth* growth, int32_t planned, int32_t count) {
   for (int32_t i = 0; i < planned; i++) {
     const int64_t length = rows_[growth[i].slot].length;
@@ -153,9 +180,11 @@ void SequenceTable::prepare_growth(const Growth* growth, int32_t planned, int32_
     for (int32_t g = 0; g < num_groups_; g++)
       if (g != raw_group_) groups_[g].check_visible(growth[i], i);
   }
+  const Growth* const codes = store_once_ ? code_growth(growth, planned, count) : growth;
   int32_t prepared = 0;
   try {
-    for (; prepared < num_groups_; prepared++) groups_[prepared].prepare_growth(growth, planned, count);
+    for (; prepared < num_groups_; prepared++)
+      groups_[prepared].prepare_growth(prepared == raw_group_ ? growth : codes, planned, count);
   } catch (...) {
     for (int32_t i = 0; i < prepared; i++) groups_[i].cancel_growth();
     throw;
@@ -227,7 +256,10 @@ const char* SequenceTable::audit() const {
     if (!row.alive && row.length != 0) return "a dead slot holds tokens";
     if (row.length < 0 || row.length > max_sequence_tokens_) return "length out of range";
     for (int32_t i = 0; i < num_groups_; i++)
-      if (groups_[i].kept(slot).end != row.length) return "a group has another length";
+      if (groups_[i].kept(slot).end != (i == raw_group_ ? row.length : coded(slot)))
+        return "a group has another length";
+    if (coded(slot) > row.length || coded(slot) < exact(slot).first)
+      return "a token has neither codes nor an exact copy";
   }
   if (alive != num_sequences()) return "number of sequences differs";
   if (tokens != total_tokens_) return "number of tokens differs";

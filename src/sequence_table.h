@@ -33,6 +33,12 @@ class SequenceTable {
   // Which tokens have exact copies: sink_end 0 and first = end if none. Of the prepared growth: by its index.
   KeptTokens exact(int32_t slot) const;
   KeptTokens exact_planned(int32_t index) const;
+  // Tokens before it have codes: all of them, unless each token is stored once. Of the prepared growth: by
+  // its index.
+  int64_t coded(int32_t slot) const { return store_once_ ? groups_[0].kept(slot).end : rows_[slot].length; }
+  int64_t coded_planned(int32_t index) const {
+    return store_once_ ? groups_[0].kept_planned(index).end : length_planned(index);
+  }
   // Whether fewer than the last window_tokens have exact copies, though the sequence is longer: after a
   // truncate that went back too far, or a flush.
   bool window_is_short(int32_t slot) const;
@@ -61,6 +67,16 @@ class SequenceTable {
   void commit_growth() noexcept;
   void cancel_growth() noexcept;
   void cancel_import() noexcept;
+  // Tokens that get codes before the prepared growth, or coding, is committed.
+  const CodeRange* to_code(int32_t* count) const {
+    *count = num_to_code_;
+    return to_code_;
+  }
+  // Room for the codes of all tokens of a sequence that lacks some. CAPACITY begins with `who`. Then
+  // commit_coding or cancel_coding.
+  void prepare_coding(int32_t slot, const char* who);
+  void commit_coding() noexcept { groups_[0].commit_growth(); }
+  void cancel_coding() noexcept { groups_[0].cancel_import(); }
   int64_t length_planned(int32_t index) const {
     return rows_[growth_[index].slot].length + growth_[index].new_tokens;
   }
@@ -81,15 +97,20 @@ class SequenceTable {
     bool alive;
   };
 
+  const Growth* code_growth(const Growth* growth, int32_t planned, int32_t count) noexcept;
+
   int32_t max_sequences_, num_groups_, raw_group_;
   int64_t max_sequence_tokens_, window_tokens_;
+  bool store_once_;
   PageTable* groups_;    // [num_groups]
   PageMap* maps_;        // [num_groups]
   GroupMove* moves_;     // [num_groups]
   Row* rows_;            // [max_sequences]
   int32_t* free_slots_;  // [max_sequences] stack
   Growth* growth_;       // [max_batch_sequences] between prepare and commit
-  int32_t num_free_slots_ = 0, num_growth_ = 0;
+  Growth* code_growth_;  // [2 * max_batch_sequences] what the growth in hand is to the group of codes
+  CodeRange* to_code_;   // [max_batch_sequences]
+  int32_t num_free_slots_ = 0, num_growth_ = 0, num_to_code_ = 0;
   int64_t total_tokens_ = 0;
 };
 

@@ -2,7 +2,7 @@
 // Calls on sequences: they live, fork, lose tokens and end. Freed pages are cleared in stream order.
 #include <vector>
 
-#include "cache.h"
+#include "all_coded.h"
 
 namespace tq {
 namespace {
@@ -117,20 +117,24 @@ void Cache::flush_sequence(int64_t id, void* stream) {
   const int32_t slot = arrays_.table.find(id, "sequence");
   check_stream(stream);
   if (!arrays_.table.can_flush(slot)) return;
+  AllCoded codes(*this, slot, stream);
   scrub_uncleared(stream);
   const int32_t group = arrays_.table.raw_group();
   int64_t count;
   const int32_t* pages = arrays_.table.group(group).flushed_pages(slot, &count);
   scrub_dropped(group, pages, count, stream);
+  codes.keep();
   lapse(slot, "flushed");
   arrays_.table.commit_flush(slot);
 }
 
 void Cache::take_out(int32_t slot, const TokenMap& tokens, void* stream) {
   if (tokens.first_moved() == tokens.length) return shorten(slot, tokens.length, stream);
+  AllCoded codes(*this, slot, stream);
   scrub_uncleared(stream);
   arrays_.table.prepare_move(slot, tokens);
   backend_->move_tokens(MoveRequest{tokens, arrays_.table.moves(), stream});
+  codes.moved(tokens);
   lapse(slot, "left without some of its tokens");
   arrays_.written.move(slot, tokens);
   arrays_.table.commit_move(slot, tokens);

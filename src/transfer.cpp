@@ -3,7 +3,7 @@
 // tiles. part_way.h says how they get there.
 #include <string.h>
 
-#include "cache.h"
+#include "all_coded.h"
 #include "state_fields.h"
 #include "state_header.h"
 
@@ -123,6 +123,7 @@ void Cache::export_part(int64_t id, const tq_state& state, void* memory, size_t 
            ll(id), ll(now.bytes), ll(state.bytes));
   check_memory(state, memory, bytes);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: an export is no part of a graph");
+  const AllCoded codes(*this, slot, stream);
   const Geometry& g = geometry();
   PartWay way(*backend_, true, memory, state.bytes, stream);
   for_each_part_run(g, part, [&](const PartRun& run) {
@@ -253,6 +254,7 @@ void Cache::import_part(int64_t id, const tq_state& state, const void* memory, s
   check_memory(state, memory, bytes);
   check_importable(part, slot);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: an import is no part of a graph");
+  AllCoded codes(*this, slot, stream);
   const bool grows = part.end() > arrays_.table.length(slot);
   if (grows) prepare_import(part, slot, "sequence: it", stream);
   try {
@@ -284,6 +286,7 @@ void Cache::import_part(int64_t id, const tq_state& state, const void* memory, s
     lapse(slot, "imported into");
     arrays_.table.commit_growth();
   }
+  codes.keep();
   mark_imported(part, slot);
 }
 

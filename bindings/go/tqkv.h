@@ -62,6 +62,11 @@
  *   Copies lie in pages of 32 tokens, taken by need from a pool of max_raw_tokens that all sequences share;
  *   forks share pages. A plan that finds no room there fails: CAPACITY; plan fewer query tokens at once, or
  *   raise max_raw_tokens.
+ *   With TQ_FLAG_STORE_ONCE (CPU; no layer with a sliding_window) the tokens of a window have no codes: the
+ *   plan that brings them out makes these from the copies, byte for byte those of their append (an infinite
+ *   float16 is coded as its copy, +-65504). max_tokens then counts tokens with codes alone; a sequence, and a
+ *   plan by default, may have window_tokens more. tq_sequence_copy, _export, _save, _remove and _select code
+ *   the window for their time, _flush and _import for good: CAPACITY, nothing changed, if there is no room.
  *
  * Bits     A row of out and lse follows from its query, its position, what it sees and the parameters of the
  *   call: not from the other rows and sequences of the plan, the tokens behind it, threads or where pages
@@ -328,6 +333,7 @@ typedef struct tq_layer_config {
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */
 #define TQ_FLAG_NO_SCALE_SEARCH 2u    /* encoder: one quantisation step, not the best of several */
 #define TQ_FLAG_BATCH_INVARIANT 4u    /* one arithmetic for any number of query rows: see Bits */
+#define TQ_FLAG_STORE_ONCE 8u         /* a token of the window gets its codes when it leaves: see Window */
 
 typedef struct tq_cache_config {
   uint32_t struct_size;
@@ -471,7 +477,7 @@ typedef struct tq_cache_memory {
   int64_t device_bytes;      /* allocated in all */
   int64_t host_bytes;
   double compression;        /* float16 bytes of a full cache's tokens (max_tokens in a layer, fewer where it
-                              * slides) / (page_bytes + raw_bytes) */
+                              * slides, more by its windows if stored once) / (page_bytes + raw_bytes) */
   int64_t raw_bytes_used;    /* pages of exact copies that sequences hold */
 } tq_cache_memory;
 

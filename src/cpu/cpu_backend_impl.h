@@ -47,6 +47,14 @@ struct TileRun {
   int first, count;
 };
 
+// Vectors of one side and kv head in memory of io_dtype.
+struct VectorRows {
+  const uint8_t* first;
+  int64_t stride;  // bytes
+
+  const uint8_t* at(int64_t row) const { return first + row * stride; }
+};
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const Geometry& geometry, const HostOps& ops, void* pool, const Kernels& kernels,
@@ -57,6 +65,7 @@ class CpuBackend final : public Backend {
   void destroy_plan_storage(void* storage) override;
   void upload_plan(const BatchPlan& plan, void* stream) override;
   void append(const AppendRequest& request) override;
+  void encode_tokens(const EncodeRequest& request) override;
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
@@ -94,6 +103,12 @@ class CpuBackend final : public Backend {
 
  private:
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
+  uint64_t append_copies(const AppendRequest& request, const StepSequence& sequence, int head, int64_t first,
+                         int64_t last);
+  // The vectors of a run, as codes of one side of a tile.
+  Noticed encode_side(int32_t layer, int head, Kind kind, const VectorRows& rows, uint8_t* tile,
+                      const TileRun& run);
+  uint64_t notice_uncoded(const AppendRequest& request, int head, const TileRun& run);
 
   // gather(where its 32 tokens come from, its memory) for the tiles of a group's gathered pages, in their
   // order; tile_of(page, tile in page)

@@ -41,11 +41,12 @@ void CpuBackend::read(const ReadRequest& request) {
   pool_.parallel_for(request.count * layer.num_kv_heads, [&](int64_t index, int) {
     const int64_t token = request.first + index / layer.num_kv_heads;
     const int head = static_cast<int>(index % layer.num_kv_heads);
-    const uint8_t* base = place.sequence_tile(pages, head, token / format::kTileTokens);
+    const bool copied = token < exact.sink_end || token >= exact.window_begin;  // has codes, else
+    const uint8_t* base = copied ? nullptr : place.sequence_tile(pages, head, token / format::kTileTokens);
     for (const Kind kind : {Kind::kKey, Kind::kValue}) {
       const size_t bytes = static_cast<size_t>(layer.dim(kind)) * static_cast<size_t>(element);
       for_each_target(request, layer, g.io_dtype, kind, token - request.first, head, [&](uint8_t* target) {
-        if (token < exact.sink_end || token >= exact.window_begin)
+        if (copied)
           memcpy(target, store_.raw(layer, raw_pages, head, kind, token), bytes);
         else
           decode_token(request.layer, head, kind, base, static_cast<int>(token % format::kTileTokens),

@@ -34,6 +34,15 @@ inline void follow_plan(const Reference& reference, int batch, const Plan& plan,
   }
 }
 
+// Tokens that have codes after a plan, or are planned to.
+inline int64_t coded_after(const Reference& reference, int batch, const Plan& plan,
+                           std::map<int64_t, Sequence> sequences) {
+  follow_plan(reference, batch, plan, sequences);
+  int64_t coded = 0;
+  for (const auto& entry : sequences) coded += entry.second.coded;
+  return coded;
+}
+
 // Whether the plan needs more pages of exact copies than there are, every sequence counted in full. Copies of
 // shared pages need such as were free before.
 inline bool raw_tokens_run_out(const Reference& reference, int64_t max_raw_tokens, int batch,

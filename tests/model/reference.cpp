@@ -114,6 +114,11 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
   const int bits = kind == Kind::kKey ? l.key_bits : l.value_bits;
   const tq_dtype type = config_.io_dtype;
   bool unused = false, replaced = false, saturated = false;
+  // Where tokens are stored once, an infinite float16 is coded as its copy holds it.
+  std::vector<float> finite(input, input + dim);
+  for (float& x : finite)
+    if (stores_once() && type == TQ_F16 && std::isinf(x)) x = std::copysign(65504.0f, x), replaced = true;
+  input = finite.data();
   for (int i = 0; i < dim; i++) {
     // An exact copy keeps the input's type; a raw side keeps 16 bits of it.
     const uint16_t half = format::f16_from_float(input[i]);
@@ -137,14 +142,14 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
     const format::SideLayout side(dim, format::grouped_code(bits, l.group_size));
     uint32_t row[format::kMaxDim / 4];
     format::GroupScale pairs[format::kMaxDim / 16];
-    replaced = format::encode_grouped_token(side, input, row, pairs, &saturated);
+    replaced |= format::encode_grouped_token(side, input, row, pairs, &saturated);
     format::decode_grouped_token(side, row, pairs, decoded);
     return notice();
   }
   uint8_t codes[format::kMaxDim];
   uint16_t scale;
   const format::VectorCoder c = coder(layer, head, kind);
-  replaced = format::encode_vector(c, input, codes, &scale);
+  replaced |= format::encode_vector(c, input, codes, &scale);
   notice();
   format::decode_vector(c, codes, scale, decoded);
 }
@@ -180,6 +185,7 @@ void Reference::plan(Sequence* sequence, int64_t length, int64_t queries) const 
   if (sequence->sink_end == sequence->length())  // no first token was lost
     sequence->sink_end = std::max(sequence->sink_end, std::min<int64_t>(config_.sink_tokens, length));
   sequence->exact_from = std::max(sequence->exact_from, window == 0 ? length : length - window - tail);
+  sequence->coded = stores_once() ? std::max(sequence->coded, length - window) : length;
   const int64_t rows = std::max(queries, length - sequence->length());
   for (const int32_t w : windows_) {
     int64_t& first = sequence->kept_from[w];
@@ -222,25 +228,28 @@ bool Reference::flush(Sequence* sequence) const {
   const int64_t length = sequence->length();
   if (config_.window_tokens == 0 || sequence->sink_end == length || sequence->exact_from == length)
     return false;
-  sequence->exact_from = length;
+  sequence->exact_from = sequence->coded = length;
   return true;
 }
 
 void Reference::select(Sequence* sequence, const std::vector<int64_t>& positions) const {
   std::vector<std::shared_ptr<const Token>> kept;
-  int64_t exact_from = 0, sink_end = 0;
+  int64_t exact_from = 0, sink_end = 0, coded = 0;
   for (auto& [window, first] : sequence->kept_from)
     first = std::count_if(positions.begin(), positions.end(), [&](int64_t p) { return p < first; });
   for (const int64_t position : positions) {
     kept.push_back(sequence->tokens[static_cast<size_t>(position)]);
     exact_from += position < sequence->exact_from;
     sink_end += position < sequence->sink_end;
+    coded += position < sequence->coded;
   }
   if (exact_from <= sink_end) {  // all have exact copies
     exact_from = 0;
     sink_end = std::min<int64_t>(config_.sink_tokens, static_cast<int64_t>(kept.size()));
   }
   sequence->tokens = kept;
+  sequence->coded = std::max({coded, sequence->length() - config_.window_tokens, exact_from});
+  if (!stores_once()) sequence->coded = sequence->length();
   sequence->exact_from = exact_from;
   sequence->sink_end = sink_end;
 }
@@ -249,6 +258,7 @@ void Reference::truncate(Sequence* sequence, int64_t length) const {
   sequence->sink_end = std::min(sequence->sink_end, length);
   sequence->tokens.resize(static_cast<size_t>(length));
   sequence->exact_from = std::min(sequence->exact_from, length);
+  sequence->coded = std::min(sequence->coded, length);
   for (auto& [window, first] : sequence->kept_from) first = std::min(first, length);
 }
 

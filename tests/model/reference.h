@@ -29,6 +29,7 @@ struct Sequence {
   std::vector<std::shared_ptr<const Token>> tokens;
   int64_t exact_from = 0;                // tokens from here on have exact copies,
   int64_t sink_end = 0;                  // and so have those before this one
+  int64_t coded = 0;                     // tokens before it have codes
   std::map<int32_t, int64_t> kept_from;  // by sliding window: the first token that its layers keep
   int last_batch = -1;                   // that planned it
   uint64_t noticed = 0;
@@ -94,6 +95,7 @@ class Reference {
   Result attend(const Sequence& sequence, const Query& query) const;
 
  private:
+  bool stores_once() const { return config_.flags & TQ_FLAG_STORE_ONCE; }
   struct Place {
     int64_t floats, coder;  // where the layer's part of a token and of the coders begins
   };

@@ -41,6 +41,12 @@ inline void World::choose_config() {
   if (c.window_tokens + c.sink_tokens > 0 && chance(30)) c.max_raw_tokens = 256 + 32 * pick(10);
   c.num_threads = 1 + pick(2);
   c.flags = (chance(20) ? TQ_FLAG_NO_ZERO_ON_FREE : 0u) | (chance(20) ? TQ_FLAG_NO_SCALE_SEARCH : 0u);
+  // Less room for codes than for tokens, now and then.
+  if (c.window_tokens > 0 && chance(50)) {
+    c.flags |= TQ_FLAG_STORE_ONCE;
+    if (chance(50)) c.max_sequence_tokens = 0;
+    if (chance(30)) c.max_tokens = 40 + pick(100), c.max_sequence_tokens = 0;
+  }
   if (chance(40)) choose_layers();
   if (chance(25)) choose_families();
 }
@@ -79,7 +85,7 @@ inline void World::choose_layers() {
   for (size_t i = 0; i < layers_.size(); i++) {
     tq_layer_config& l = layers_[i];
     l.struct_size = sizeof l;
-    l.sliding_window = one_of(windows);
+    l.sliding_window = config_.flags & TQ_FLAG_STORE_ONCE ? 0 : one_of(windows);
     const int source = pick(static_cast<int>(i) + 1);
     if (chance(25) && static_cast<size_t>(source) < i) {
       const tq_layer_config& shared = layers_[static_cast<size_t>(source)];

@@ -23,8 +23,19 @@ inline void World::flush() {
   if (live_.empty()) return;
   const auto it = any();
   trace("flush %lld", static_cast<long long>(it->first));
-  const int64_t used = memory().raw_bytes_used;
-  TQ_MUST(tq_sequence_flush(cache_, it->first, nullptr));
+  const tq_cache_memory before = memory();
+  const int64_t used = before.raw_bytes_used;
+  const tq_status status = tq_sequence_flush(cache_, it->first, nullptr);
+  if (status == TQ_ERROR_CAPACITY && config_.flags & TQ_FLAG_STORE_ONCE) {
+    int64_t all = 0;  // tokens with codes, had the window some
+    for (const auto& entry : live_)
+      all += entry.first == it->first ? it->second.length() : entry.second.coded;
+    EXPECT_GT(all, config_.max_tokens) << tq_last_error();
+    const tq_cache_memory after = memory();
+    EXPECT_EQ(memcmp(&before, &after, sizeof after), 0);
+    return TQ_REFUSED(status, "coding its window needs ", status);
+  }
+  TQ_MUST(status);
   EXPECT_LE(memory().raw_bytes_used, used);
   if (reference_->flush(&it->second)) lapse(it->first);  // else its plan stays in force
 }
@@ -68,7 +79,7 @@ inline void World::drop() {
     reference_->select(&after, kept);
     int64_t all = after.length(), raw = reference_->raw_tokens(after);
     for (const auto& entry : live_) {
-      all += entry.second.length();
+      all += entry.first == it->first ? length : entry.second.coded;
       raw += reference_->raw_tokens(entry.second);
     }
     EXPECT_EQ(status, TQ_ERROR_CAPACITY) << tq_last_error();

@@ -98,6 +98,8 @@ class FakeBackend : public Backend {
     }
   }
 
+  void encode_tokens(const EncodeRequest&) override { require(false, "no tokens are stored once"); }
+
   void attend(const AttendRequest& r) override {
     enter(Verb::kAttend);
     if (world().during_attend) world().during_attend();

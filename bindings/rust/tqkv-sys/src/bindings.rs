@@ -103,6 +103,8 @@ constants! {
     TQ_FLAG_NO_SCALE_SEARCH: u64 = 2;
     /// one arithmetic for any number of query rows: see Bits
     TQ_FLAG_BATCH_INVARIANT: u64 = 4;
+    /// a token of the window gets its codes when it leaves: see Window
+    TQ_FLAG_STORE_ONCE: u64 = 8;
     /// NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says
     TQ_NOTICED_NONFINITE: u64 = 1;
     /// beyond +-65504 on a raw side of a float32 cache: stored as +-65504
@@ -513,8 +515,8 @@ structs! {
         /// allocated in all
         device_bytes: i64,
         host_bytes: i64,
-        /// float16 bytes of a full cache's tokens (max_tokens in a layer, fewer where it slides) /
-        /// (page_bytes + raw_bytes)
+        /// float16 bytes of a full cache's tokens (max_tokens in a layer, fewer where it slides, more by
+        /// its windows if stored once) / (page_bytes + raw_bytes)
         compression: f64,
         /// pages of exact copies that sequences hold
         raw_bytes_used: i64,
