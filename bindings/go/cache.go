@@ -45,6 +45,7 @@ func (l *Library) NewCacheOn(config *Config, stream Stream) (*Cache, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer p.unpin()
 	c := &core{library: l, api: api, batches: map[*batchState]struct{}{}, number: cachesMade.Add(1)}
 	if err := c.text.result(C.tqkv_cache_create(api, &p.config, p.layerKeyBits, p.layerValueBits,
 		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, C.uintptr_t(stream),

@@ -6,7 +6,9 @@ package tqkv
 import "C"
 
 import (
+	"fmt"
 	"math"
+	"runtime"
 	"slices"
 	"unsafe"
 )
@@ -41,6 +43,8 @@ type LayerConfig struct {
 	FirstKVHead   int32 // as Config's, for ranks whose layers hold different numbers of heads
 	GroupSize     int32
 	LayerKind     LayerKind // 0 = the cache's
+	KeyLevels     *Levels   // of CodeLevels keys; nil = the cache's
+	ValueLevels   *Levels
 }
 
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
@@ -96,12 +100,15 @@ type Config struct {
 	SketchFactor float32    // 0 = by SketchRule
 	// what the layers' tokens are; 0 = keys and values. LayerLatent: keys whose first ValueDim coordinates
 	// are the values too, appended with v nil
-	LayerKind LayerKind
+	LayerKind   LayerKind
+	KeyLevels   *Levels // of CodeLevels keys, of KeyBits bits; nil where Layers have their own
+	ValueLevels *Levels
 }
 
-// configParts is a configuration as the shim wants it. What the pointers point to is held by it or by the
-// Config.
+// configParts is a configuration as the shim wants it, until unpin. What the pointers point to is held by it
+// or by the Config; what C memory points to is pinned.
 type configParts struct {
+	pinner                       runtime.Pinner
 	config                       C.tq_cache_config
 	layerKeyBits, layerValueBits *C.int32_t
 	layers                       *C.tq_layer_config
@@ -135,7 +142,7 @@ func (config *Config) parts() (*configParts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &configParts{
+	p := &configParts{
 		config: C.tq_cache_config{
 			device_type: C.int32_t(c.DeviceType), device_id: C.int32_t(c.DeviceID),
 			num_layers: C.int32_t(c.NumLayers), num_q_heads: C.int32_t(c.NumQHeads),
@@ -160,16 +167,38 @@ func (config *Config) parts() (*configParts, error) {
 		},
 		layerKeyBits:   (*C.int32_t)(ptr(c.LayerKeyBits)),
 		layerValueBits: (*C.int32_t)(ptr(c.LayerValueBits)),
-		layers:         (*C.tq_layer_config)(ptr(layersForC(c.Layers))),
 		keyCodebook:    keyBook, valueCodebook: valueBook,
 		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc),
 		free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
-	}, nil
+	}
+	layers, err := p.layersForC(c.Layers)
+	if err == nil {
+		p.layers = (*C.tq_layer_config)(ptr(layers))
+		p.config.key_levels, err = c.KeyLevels.pinned("key_levels", &p.pinner)
+	}
+	if err == nil {
+		p.config.value_levels, err = c.ValueLevels.pinned("value_levels", &p.pinner)
+	}
+	if err != nil {
+		p.unpin()
+		return nil, err
+	}
+	return p, nil
 }
 
-func layersForC(layers []LayerConfig) []C.tq_layer_config {
+func (p *configParts) unpin() { p.pinner.Unpin() }
+
+func (p *configParts) layersForC(layers []LayerConfig) ([]C.tq_layer_config, error) {
 	raw := make([]C.tq_layer_config, len(layers))
 	for i, l := range layers {
+		keys, err := l.KeyLevels.pinned(fmt.Sprintf("layers[%d].key_levels", i), &p.pinner)
+		if err != nil {
+			return nil, err
+		}
+		values, err := l.ValueLevels.pinned(fmt.Sprintf("layers[%d].value_levels", i), &p.pinner)
+		if err != nil {
+			return nil, err
+		}
 		raw[i] = C.tq_layer_config{
 			struct_size: C.uint32_t(unsafe.Sizeof(raw[i])),
 			num_q_heads: C.int32_t(l.NumQHeads), num_kv_heads: C.int32_t(l.NumKVHeads),
@@ -179,9 +208,10 @@ func layersForC(layers []LayerConfig) []C.tq_layer_config {
 			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
 			shares_layer: C.int32_t(l.SharesLayer), first_kv_head: C.int32_t(l.FirstKVHead),
 			group_size: C.int32_t(l.GroupSize), layer_kind: C.int32_t(l.LayerKind),
+			key_levels: keys, value_levels: values,
 		}
 	}
-	return raw
+	return raw, nil
 }
 
 func layersOf(raw []C.tq_layer_config) []LayerConfig {
@@ -193,9 +223,39 @@ func layersOf(raw []C.tq_layer_config) []LayerConfig {
 			int32(l.key_bits), int32(l.value_bits), CodeFamily(l.key_family), CodeFamily(l.value_family),
 			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
 			int32(l.first_kv_head), int32(l.group_size), LayerKind(l.layer_kind),
+			levelsOf(l.key_levels), levelsOf(l.value_levels),
 		}
 	}
 	return layers
+}
+
+// pinned is the levels for C, which reads them before the pinner lets go; nil of nil.
+func (l *Levels) pinned(name string, pinner *runtime.Pinner) (*C.tq_levels, error) {
+	if l == nil {
+		return nil, nil
+	}
+	width, err := l.width(name)
+	if err != nil {
+		return nil, err
+	}
+	raw := &C.tq_levels{bits: C.int32_t(width), unit: C.float(l.Unit)}
+	raw.struct_size = C.uint32_t(unsafe.Sizeof(*raw))
+	raw.levels = (*C.float)(pin(pinner, ptr(l.Levels)))
+	raw.boundaries = (*C.float)(pin(pinner, ptr(l.Boundaries)))
+	pinner.Pin(raw)
+	return raw, nil
+}
+
+// levelsOf copies levels that belong to the library.
+func levelsOf(raw *C.tq_levels) *Levels {
+	if raw == nil {
+		return nil
+	}
+	list := func(first *C.float, count int) []float32 {
+		return slices.Clone(unsafe.Slice((*float32)(unsafe.Pointer(first)), count))
+	}
+	count := 1 << raw.bits
+	return &Levels{list(raw.levels, count), list(raw.boundaries, count-1), float32(raw.unit)}
 }
 
 func (b *Codebook) c(name string) (*C.tq_codebook, error) {
@@ -256,6 +316,7 @@ func configOf(raw *C.tq_cache_config) Config {
 		KeyFamily: CodeFamily(raw.key_family), ValueFamily: CodeFamily(raw.value_family),
 		GroupSize: int32(raw.group_size), Sketch: Sketch(raw.sketch), SketchRule: SketchRule(raw.sketch_rule),
 		SketchFactor: float32(raw.sketch_factor), LayerKind: LayerKind(raw.layer_kind),
+		KeyLevels: levelsOf(raw.key_levels), ValueLevels: levelsOf(raw.value_levels),
 	}
 }
 

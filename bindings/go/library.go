@@ -161,6 +161,7 @@ func (l *Library) CheckConfig(config *Config) error {
 	if err != nil {
 		return err
 	}
+	defer p.unpin()
 	var text textBuffer
 	return text.result(C.tqkv_cache_config_check(api, &p.config, p.layerKeyBits, p.layerValueBits,
 		p.layers, p.keyCodebook, p.valueCodebook, p.user, p.alloc, p.free, p.pool, text.c()))
@@ -176,6 +177,7 @@ func (l *Library) ConfigBytes(config *Config) (Bytes, error) {
 	if err != nil {
 		return Bytes{}, err
 	}
+	defer p.unpin()
 	var text textBuffer
 	var raw C.tq_cache_bytes
 	if err := text.result(C.tqkv_cache_config_bytes(api, &p.config, p.layerKeyBits, p.layerValueBits,
@@ -199,6 +201,7 @@ func (l *Library) ConfigLayerBytes(config *Config, layer int) (LayerBytes, error
 	if err != nil {
 		return LayerBytes{}, err
 	}
+	defer p.unpin()
 	var text textBuffer
 	var raw C.tq_layer_bytes
 	if err := text.result(C.tqkv_cache_config_layer_bytes(api, &p.config, p.layerKeyBits, p.layerValueBits,

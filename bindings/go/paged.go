@@ -43,6 +43,7 @@ func (l *Library) NewPagedCodec(config *Config) (*PagedCodec, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer p.unpin()
 	c := &codecCore{library: l, api: api}
 	var text textBuffer
 	if err := text.result(C.tqkv_codec_create(api, &p.config, p.layerKeyBits, p.layerValueBits, p.layers,

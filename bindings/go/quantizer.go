@@ -38,6 +38,16 @@ type Levels struct {
 	Unit       float32   // 0 = 1: levels for vectors of length 1
 }
 
+// width is bits of a code.
+func (l *Levels) width(name string) (int, error) {
+	width := max(bits.Len(uint(len(l.Levels)))-1, 0)
+	if len(l.Levels) != 1<<width || len(l.Boundaries) != len(l.Levels)-1 {
+		return 0, argumentError("%s: %d levels and %d boundaries; there must be 2^bits and one less", name,
+			len(l.Levels), len(l.Boundaries))
+	}
+	return width, nil
+}
+
 // QuantizerConfig is what a quantizer is to be. Zero means the default throughout.
 type QuantizerConfig struct {
 	Dim             int32      // required: 1 to 8192
@@ -97,10 +107,9 @@ func (l *Library) NewQuantizer(config *QuantizerConfig) (*Quantizer, error) {
 	var values, boundaries []float32
 	if c.Levels != nil {
 		values, boundaries = c.Levels.Levels, c.Levels.Boundaries
-		width := max(bits.Len(uint(len(values)))-1, 0)
-		if len(values) != 1<<width || len(boundaries) != len(values)-1 {
-			return nil, argumentError("levels: %d levels and %d boundaries; there must be 2^bits and one less",
-				len(values), len(boundaries))
+		width, err := c.Levels.width("levels")
+		if err != nil {
+			return nil, err
 		}
 		levels = &C.tq_levels{bits: C.int32_t(width), unit: C.float(c.Levels.Unit)}
 	}

@@ -183,8 +183,10 @@ impl CacheConfig {
                 }
             }
         }
+        let layer_levels = self.layers.iter().map(LayerConfig::raw_levels).collect::<Result<Vec<_>>>()?;
+        let layers = self.layers.iter().zip(&layer_levels).enumerate();
         let layers =
-            self.layers.iter().enumerate().map(|(i, layer)| layer.to_raw(i)).collect::<Result<Vec<_>>>()?;
+            layers.map(|(i, (layer, levels))| layer.to_raw(i, levels)).collect::<Result<Vec<_>>>()?;
         let key_codebook = self.key_codebook.as_ref().map(|book| book.to_raw("key_codebook")).transpose()?;
         let value_codebook =
             self.value_codebook.as_ref().map(|book| book.to_raw("value_codebook")).transpose()?;
@@ -298,7 +300,8 @@ impl CacheConfig {
             rollback_tokens: raw.rollback_tokens,
             num_threads: raw.num_threads,
             flags: raw.flags,
-            layers: layers.iter().map(LayerConfig::from_raw).collect(),
+            // SAFETY: the caller's promise.
+            layers: layers.iter().map(|layer| unsafe { LayerConfig::from_raw(layer) }).collect(),
             key_family: CodeFamily(raw.key_family),
             value_family: CodeFamily(raw.value_family),
             group_size: raw.group_size,
@@ -335,7 +338,12 @@ mod tests {
             layers: vec![
                 LayerConfig::new().heads(8, 2).head_dim(128).bits(3, 4).sliding_window(77),
                 LayerConfig::new().value_dim(64).rotation(Rotation::DENSE).kind(LayerKind::LATENT),
-                LayerConfig::new().families(CodeFamily::SCALAR, CodeFamily::GROUPED).group_size(16).shares(0),
+                LayerConfig::new()
+                    .families(CodeFamily::SCALAR, CodeFamily::GROUPED)
+                    .group_size(16)
+                    .shares(0)
+                    .key_levels(Levels { levels: vec![-2.0, 2.0], boundaries: vec![0.5], unit: 0.0 })
+                    .value_levels(Levels { levels: vec![3.0], boundaries: vec![], unit: 1.0 }),
             ],
             key_family: CodeFamily::SCALAR,
             value_family: CodeFamily::GROUPED,

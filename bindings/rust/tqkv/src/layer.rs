@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Layers with a shape of their own: `tq_layer_config`.
 
+use core::ptr;
+
 use crate::error::{Error, Result};
+use crate::quantizer::Levels;
 use crate::sys;
 use crate::types::{CodeFamily, LayerKind, Rotation};
 
@@ -13,7 +16,7 @@ use crate::types::{CodeFamily, LayerKind, Rotation};
 /// let config = tqkv::CacheConfig::default().with_layers([vec![local; 5], vec![global]].concat());
 /// assert_eq!(config.num_layers, 6);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LayerConfig {
     /// A multiple of `num_kv_heads`.
@@ -44,6 +47,16 @@ pub struct LayerConfig {
     pub group_size: i32,
     /// As [`crate::CacheConfig::layer_kind`].
     pub layer_kind: LayerKind,
+    /// As [`crate::CacheConfig::key_levels`].
+    pub key_levels: Option<Levels>,
+    /// Likewise of values.
+    pub value_levels: Option<Levels>,
+}
+
+/// Levels of a layer as C reads them.
+pub(crate) struct RawLevels {
+    key: Option<sys::tq_levels>,
+    value: Option<sys::tq_levels>,
 }
 
 impl LayerConfig {
@@ -97,6 +110,16 @@ impl LayerConfig {
         LayerConfig { sliding_window, ..self }
     }
 
+    /// With these levels of keys, of [`CodeFamily::LEVELS`].
+    pub fn key_levels(self, levels: Levels) -> LayerConfig {
+        LayerConfig { key_levels: Some(levels), ..self }
+    }
+
+    /// Likewise of values.
+    pub fn value_levels(self, levels: Levels) -> LayerConfig {
+        LayerConfig { value_levels: Some(levels), ..self }
+    }
+
     /// That attends to the tokens of an earlier layer.
     pub fn shares(self, layer: i32) -> LayerConfig {
         LayerConfig { shares_layer: Some(layer), ..self }
@@ -107,7 +130,13 @@ impl LayerConfig {
         LayerConfig { first_kv_head, ..self }
     }
 
-    pub(crate) fn to_raw(self, index: usize) -> Result<sys::tq_layer_config> {
+    pub(crate) fn raw_levels(&self) -> Result<RawLevels> {
+        let raw = |levels: &Option<Levels>| levels.as_ref().map(Levels::to_raw).transpose();
+        Ok(RawLevels { key: raw(&self.key_levels)?, value: raw(&self.value_levels)? })
+    }
+
+    /// What it points to is `levels`, and what that points to is the layer's.
+    pub(crate) fn to_raw(&self, index: usize, levels: &RawLevels) -> Result<sys::tq_layer_config> {
         let shares_layer = match self.shares_layer {
             None => 0,
             Some(layer) => layer.checked_add(1).filter(|&number| number > 0).ok_or_else(|| {
@@ -129,11 +158,17 @@ impl LayerConfig {
             first_kv_head: self.first_kv_head,
             group_size: self.group_size,
             layer_kind: self.layer_kind.0,
+            key_levels: levels.key.as_ref().map_or(ptr::null(), |levels| levels),
+            value_levels: levels.value.as_ref().map_or(ptr::null(), |levels| levels),
             ..Default::default()
         })
     }
 
-    pub(crate) fn from_raw(raw: &sys::tq_layer_config) -> LayerConfig {
+    /// SAFETY: what `raw` points to must be valid.
+    pub(crate) unsafe fn from_raw(raw: &sys::tq_layer_config) -> LayerConfig {
+        // SAFETY: the caller's promise: 2^bits levels and one boundary less.
+        let levels =
+            |levels: *const sys::tq_levels| unsafe { levels.as_ref().map(|raw| Levels::from_raw(raw)) };
         LayerConfig {
             num_q_heads: raw.num_q_heads,
             num_kv_heads: raw.num_kv_heads,
@@ -149,6 +184,8 @@ impl LayerConfig {
             first_kv_head: raw.first_kv_head,
             group_size: raw.group_size,
             layer_kind: LayerKind(raw.layer_kind),
+            key_levels: levels(raw.key_levels),
+            value_levels: levels(raw.value_levels),
         }
     }
 }

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use std::alloc::{alloc, dealloc, Layout as MemoryLayout};
 use std::sync::atomic::{AtomicI64, Ordering};
 use tqkv::{
-    sys, AttendParams, AttendPointers, Cache, CacheConfig, DeviceType, Dtype, Element, LayerConfig, Layout,
-    Library, Memory, Status, Step, Stream,
+    sys, AttendParams, AttendPointers, Cache, CacheConfig, CodeFamily, DeviceType, Dtype, Element,
+    LayerConfig, Layout, Levels, Library, Memory, Status, Step, Stream,
 };
 
 const Q_HEADS: usize = 4;
@@ -228,6 +228,30 @@ fn slices_are_measured_by_the_layer_that_is_named() {
         assert_eq!(status_of(cache.attend(layer, batch, &q, &mut out), &["layer"]), bad);
         assert_eq!(status_of(cache.set_centres(layer, Some(&kv), None), &["layer"]), bad);
     }
+}
+
+#[test]
+fn levels_of_layers() {
+    let own = Levels { levels: vec![-0.2, 0.15], boundaries: vec![0.05], unit: 0.5 };
+    let mut asked =
+        config(Dtype::F32).with_layers(vec![LayerConfig::new(), LayerConfig::new().key_levels(own.clone())]);
+    (asked.code_family, asked.key_bits, asked.value_bits) = (CodeFamily::LEVELS, 1, 1);
+    asked.key_levels = Some(Levels { levels: vec![-0.1, 0.1], boundaries: vec![0.0], unit: 1.0 });
+    asked.value_levels = asked.key_levels.clone();
+    let cache = Cache::new(&library(), &asked).unwrap();
+    let resolved = cache.config().unwrap();
+    assert_eq!((&resolved.key_levels, &resolved.layers[1].key_levels), (&asked.key_levels, &Some(own)));
+    let (sequence, batch) = (cache.create_sequence().unwrap(), cache.create_batch().unwrap());
+    cache.plan(batch, &[Step::new(sequence, 1)]).unwrap();
+    let kv: Vec<f32> = (0..KV_HEADS * DIM).map(|i| (i % 7) as f32 - 3.0).collect();
+    let mut keys = [vec![0f32; kv.len()], vec![0f32; kv.len()]];
+    for (layer, k) in keys.iter_mut().enumerate() {
+        cache.append(layer as i32, batch, &kv, &kv).unwrap();
+        cache.read(layer as i32, sequence, 0, 1, Some(k), None).unwrap();
+    }
+    assert_ne!(keys[0], keys[1]);
+    asked.layers[1].key_levels = Some(Levels { levels: vec![-1.0; 4], boundaries: vec![0.0; 3], unit: 0.0 });
+    assert_eq!(status_of(Cache::new(&library(), &asked), &["layers[1].key_levels"]), Status::InvalidArgument);
 }
 
 #[test]
