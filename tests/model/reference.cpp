@@ -61,11 +61,13 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
     for (int kind = 0; kind < 2; kind++) {
       const int dim = kind == 0 ? l.head_dim : l.value_dim, bits = kind == 0 ? l.key_bits : l.value_bits;
       const tq_codebook* own = kind == 0 ? config.key_codebook : config.value_codebook;
-      const bool trellis = (kind == 0 ? l.key_family : l.value_family) == TQ_CODE_TRELLIS;
+      const int family = kind == 0 ? l.key_family : l.value_family;
+      const bool trellis = family == TQ_CODE_TRELLIS;
       format::Codebook book = bits == format::kRawBits ? format::Codebook{}
                               : trellis                ? format::trellis_codebook(bits)
+                              : family == TQ_CODE_PROD ? format::builtin_codebook(dim, bits - 1)
                                                        : format::builtin_codebook(dim, bits);
-      if (own && own->bits == bits && !trellis) {
+      if (own && own->bits == bits && !trellis && family != TQ_CODE_PROD) {
         book.unit = own->unit;
         memcpy(book.magnitude, own->magnitude, sizeof book.magnitude);
       }
@@ -78,6 +80,7 @@ Reference::Reference(const tq_cache_config& config, std::vector<float> centres)
         for (int word = 0; word < kSignWords; word++)
           signs_.push_back(format::stream_word(base, static_cast<uint64_t>(word)));
         dense_.emplace_back();
+        make_rows(layer, head, static_cast<Kind>(kind));
         if (l.rotation != TQ_ROTATION_DENSE) continue;
         const int stored = format::stored_dim(kind == 0 ? l.head_dim : l.value_dim);
         std::vector<double> work(static_cast<size_t>(stored) * static_cast<size_t>(stored + 1));
@@ -144,6 +147,11 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
     format::GroupScale pairs[format::kMaxDim / 16];
     replaced |= format::encode_grouped_token(side, input, row, pairs, &saturated);
     format::decode_grouped_token(side, row, pairs, decoded);
+    return notice();
+  }
+  const int family = kind == Kind::kKey ? l.key_family : l.value_family;
+  if (family == TQ_CODE_PROD || family == TQ_CODE_LEVELS) {
+    replaced |= make_row(input, layer, head, kind, decoded);
     return notice();
   }
   uint8_t codes[format::kMaxDim];

@@ -9,7 +9,7 @@
 #include <set>
 #include <vector>
 
-#include "format/encode.h"
+#include "format/row.h"
 #include "masks.h"
 #include "requests.h"
 #include "tqkv.h"
@@ -103,6 +103,9 @@ class Reference {
     return static_cast<size_t>(layers_[static_cast<size_t>(layer)].coder + 2 * head + static_cast<int>(kind));
   }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
+  // reference_rows.cpp: sides of prod and levels codes.
+  void make_rows(int layer, int head, Kind kind);
+  bool make_row(const float* input, int layer, int head, Kind kind, float* decoded) const;
   void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
                  uint64_t* noticed) const;
 
@@ -113,7 +116,16 @@ class Reference {
   std::vector<uint64_t> signs_;            // [coder][16 words]
   std::vector<std::vector<float>> dense_;  // [coder], dense rotation only
   std::vector<format::Codebook> books_;    // [layer][kind]
-  std::set<int32_t> windows_;              // of the layers that have tokens and give some back
+  // [coder] of sides by rows: levels, and the sketch with its signs (two rotations) or its matrix
+  struct Rows {
+    std::unique_ptr<format::LevelTable> levels;
+    std::vector<uint64_t> signs;
+    std::vector<float> matrix;
+    format::Sketch sketch = {};
+    float gain = 0;
+  };
+  std::vector<Rows> rows_;
+  std::set<int32_t> windows_;  // of the layers that have tokens and give some back
 };
 
 // Fails if a row is not what is expected.

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <list>
 #include <map>
 #include <memory>
 #include <random>
@@ -124,6 +125,7 @@ class World {
   void choose_config();  // world_config.h
   void choose_layers();
   void choose_families();
+  const tq_levels* make_levels(int32_t bits);
   void choose_centres();
   const tq_layer_config& layer(int i) const { return resolved_.layers[i]; }
   int storing_layer() {  // one that has tokens of its own
@@ -408,6 +410,11 @@ class World {
   tq_cache_config config_, resolved_ = {};
   int32_t layer_bits_[2];
   std::vector<tq_layer_config> layers_;  // or none
+  struct OwnLevels {
+    tq_levels given;
+    std::vector<float> levels, boundaries;
+  };
+  std::list<OwnLevels> own_levels_;
   std::vector<float> centres_;
   tq_cache* cache_ = nullptr;
   Travel travel_;

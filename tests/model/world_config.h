@@ -51,13 +51,35 @@ inline void World::choose_config() {
   if (chance(25)) choose_families();
 }
 
-// Grouped and trellis sides, where the bits allow them.
+// Rising numbers about zero, not symmetric, of which codes are the next lower one.
+inline const tq_levels* World::make_levels(int32_t bits) {
+  own_levels_.emplace_back();
+  OwnLevels& own = own_levels_.back();
+  const size_t count = size_t{1} << bits;
+  for (size_t i = 0; i < count; i++)
+    own.levels.push_back((static_cast<float>(i) + 0.4f + 0.2f * uniform()) * 6 / static_cast<float>(count) -
+                         3);
+  for (size_t i = 0; i + 1 < count; i++) own.boundaries.push_back(0.5f * (own.levels[i] + own.levels[i + 1]));
+  own.given = tq_levels{sizeof(tq_levels), bits, 0.125f, 0, own.levels.data(), own.boundaries.data()};
+  return &own.given;
+}
+
+// Grouped, trellis, prod and levels sides, where the bits allow them.
 inline void World::choose_families() {
   static const int groups[] = {0, 16, 32, 64};
   tq_cache_config& c = config_;
-  const auto family = [&](int32_t own, int32_t common) {
+  bool prod = false;
+  const auto family = [&](int32_t own, int32_t common, bool key, const tq_levels** levels) {
     const int32_t bits = own != 0 ? own : common;
-    if (!chance(60)) return 0;
+    if (!chance(60) || bits == format::kRawBits) return 0;
+    if (key && chance(30) && format::is_code(format::CodeFamily::kProd, bits)) {
+      prod = true;
+      return TQ_CODE_PROD;
+    }
+    if (chance(30)) {
+      *levels = make_levels(bits);
+      return TQ_CODE_LEVELS;
+    }
     if (chance(40) && format::is_trellis_bits(bits)) return TQ_CODE_TRELLIS;
     return format::is_grouped_bits(bits) ? TQ_CODE_GROUPED : 0;
   };
@@ -65,15 +87,20 @@ inline void World::choose_families() {
     return key == TQ_CODE_GROUPED || value == TQ_CODE_GROUPED;
   };
   if (!c.layers) {
-    c.key_family = family(c.key_bits, 0);
-    if (!c.layer_value_bits) c.value_family = family(c.value_bits, 0);
+    c.key_family = family(c.key_bits, 0, true, &c.key_levels);
+    if (!c.layer_value_bits) c.value_family = family(c.value_bits, 0, false, &c.value_levels);
     if (has_groups(c.key_family, c.value_family)) c.group_size = one_of(groups);
   }
   for (tq_layer_config& l : layers_) {
     if (!c.layers || l.shares_layer != 0) continue;
-    l.key_family = family(l.key_bits, c.key_bits), l.value_family = family(l.value_bits, c.value_bits);
+    l.key_family = family(l.key_bits, c.key_bits, true, &l.key_levels);
+    l.value_family = family(l.value_bits, c.value_bits, false, &l.value_levels);
     if (has_groups(l.key_family, l.value_family)) l.group_size = one_of(groups);
   }
+  if (!prod) return;
+  c.sketch = pick(3);
+  c.sketch_rule = pick(3);
+  if (chance(20)) c.sketch_factor = 0.75f;
 }
 
 // What a layer leaves 0 is the cache's.
