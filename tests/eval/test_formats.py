@@ -115,14 +115,17 @@ def test_attention_reads_exact_tokens_where_it_says(gauss):
 
 
 def test_formats_are_judged_on_a_model(testlm):
-    chosen = [ALL["q8_0"], ALL["S3 2"], _rivals.library(8, 8), _rivals.library(2, 2)]
+    chosen = [ALL["q8_0"], ALL["S3 2"], _rivals.library(8, 8), _rivals.library(2, 2),
+              _rivals.library(2, 2, family="trellis")]
     ids = testlm.ids("def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n" * 2)
     found = _rivals.judge(testlm, ids, 0, formats=chosen)
     for fine, coarse in (("q8_0", "S3 2"), ("tqkv 8", "tqkv 2")):
         for what in ("key", "value", "attention", "kl", "kl_exact"):
             assert found[fine][what] < found[coarse][what] / 10, what
         assert found[fine]["top1"] > 0.95 and found[fine]["recall"] >= found[coarse]["recall"]
-    assert found["tqkv 2"]["bytes"] == found["S3 2"]["bytes"] == 68
+    assert found["tqkv 2"]["bytes"] == found["S3 2"]["bytes"] == found["tqkv 2 trellis"]["bytes"] == 68
+    for what in ("key", "value"):
+        assert found["tqkv 2 trellis"][what] < 0.8 * found["tqkv 2"][what], what
     assert testlm.model.config._attn_implementation == testlm.attention
 
 

@@ -77,16 +77,17 @@ def attention(query, key, value, scale, coded=None):
 
 
 def library(key_bits: int, value_bits: int, centres: Optional[List[Any]] = None,
-            key_rule: str = "unbiased") -> Format:
+            key_rule: str = "unbiased", family: str = "scalar") -> Format:
     """tqkv's own format, through the library: appended, and read back."""
     name = f"tqkv {key_bits}" if key_bits == value_bits else f"tqkv k{key_bits}v{value_bits}"
+    name += f" {family}" if family != "scalar" else ""
 
     def through(x, side, bits, which):
         heads, tokens, dim = x.shape
         rows = x.transpose(0, 1).contiguous().cpu()
         with Cache(num_layers=1, num_q_heads=heads, num_kv_heads=heads, head_dim=dim, key_bits=bits,
                    value_bits=bits, max_tokens=tokens + 64, first_layer=side.layer,
-                   key_scale_rule=key_rule) as cache:
+                   key_scale_rule=key_rule, code_family=family) as cache:
             if centres is not None:
                 cache.set_centres(0, *centres[side.layer])
             sequence, batch = cache.sequence(), cache.batch()
@@ -106,7 +107,8 @@ def own(subject: Subject) -> List[Format]:
     centres = calibrate(subject).centres
     widths = [(8, 8), (6, 6), (4, 4), (4, 2), (3, 3), (3, 2), (2, 2)]
     return [*(library(*pair) for pair in widths), *(library(b, b, centres) for b in (4, 3, 2)),
-            *(library(b, b, centres, "ls") for b in (4, 3, 2))]
+            *(library(b, b, centres, "ls") for b in (4, 3, 2)),
+            *(library(b, b, about, family="trellis") for b in (4, 3, 2) for about in (None, centres))]
 
 
 def judge(subject: Subject, ids: torch.Tensor, seed: int, exact_too: bool = True,
