@@ -71,6 +71,7 @@ FAULTS = (
     (broken.FirstTokenLost, audit.short_history, "Histories"),
     (broken.MoreBytes, accounting.run, "tqkv at 3-bit keys + 2-bit values"),
     (broken.MoreBytes, accounting.run, "Compression at 3 + 2 bits, d 128"),
+    (broken.MoreBytes, accounting.run, "32,768 tokens of 28 layers"),
     (broken.FewerBits, vectors.distortion, "the quantizer at 4 bits has the distortion"),
     (broken.FewerBits, vectors.groups, "Grouped codes at 4 bits in groups of 16"),
     (broken.FewerBits, vectors.outliers, "The outlier split"),

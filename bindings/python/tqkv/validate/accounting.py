@@ -3,6 +3,7 @@
 
 import math
 
+from .. import CONSTANTS
 from .rows import COUNTED, as_printed
 
 FP16 = 2
@@ -125,6 +126,29 @@ def compression(context):
             )
 
 
+def long_window(context):
+    """S1's profile of long exact windows, coded beside their copies and stored once."""
+    tokens, exact, layers, heads, dim = 32768, 16384, 28, 4, 128
+    fields = {"num_layers": layers, "num_q_heads": 28, "num_kv_heads": heads, "head_dim": dim,
+              "key_bits": 8, "value_bits": 6, "io_dtype": "float16", "window_tokens": exact,
+              "max_batch_tokens": 1, "max_raw_tokens": exact + 64, "max_sequence_tokens": tokens}
+    beside = context.codec.bytes(max_tokens=tokens, **fields)
+    once = context.codec.bytes(max_tokens=tokens - exact, flags=CONSTANTS["TQ_FLAG_STORE_ONCE"], **fields)
+    by_format = layers * heads * (tqkv_vector(dim, 8) + tqkv_vector(dim, 6))
+    context.table.ours(
+        beside.page_bytes - once.page_bytes == exact * by_format and once.raw_bytes == beside.raw_bytes and
+        once.token_bytes == by_format,
+        f"{tokens:,} tokens of 28 layers with 4 kv heads, the last {exact:,} exact",
+        f"8 + 6 bits: {beside.page_bytes / 1e6:.0f} MB of codes and {beside.raw_bytes / 1e6:.0f} MB raw; "
+        f"each token stored once: {once.page_bytes / 1e6:.0f} and {once.raw_bytes / 1e6:.0f} MB",
+        says=f"{by_format} B a token by FORMAT.md 4, and none for those of the window",
+        subject=COUNTED,
+        note=f"float16: {once.fp16_token_bytes * tokens / 1e6:,.0f} MB. TQ_FLAG_STORE_ONCE codes a token "
+             "when it leaves the window.",
+        figures={"beside": beside.page_bytes + beside.raw_bytes, "once": once.page_bytes + once.raw_bytes},
+    )
+
+
 def theirs(context):
     """Ratios of the sources, counted again."""
     fp32 = prod_key(256, 3, 4) + group_value(256, 2, side=4)
@@ -183,6 +207,7 @@ def run(context):
     context.progress("what formats take, what caches allocate")
     context_extension(context)
     compression(context)
+    long_window(context)
     theirs(context)
 
 

@@ -15,8 +15,8 @@ pub const FLAG_NO_ZERO_ON_FREE: u64 = sys::TQ_FLAG_NO_ZERO_ON_FREE;
 pub const FLAG_NO_SCALE_SEARCH: u64 = sys::TQ_FLAG_NO_SCALE_SEARCH;
 /// One arithmetic for any number of query rows: chunks of a prompt of any size agree bit for bit.
 pub const FLAG_BATCH_INVARIANT: u64 = sys::TQ_FLAG_BATCH_INVARIANT;
-/// A token of the exact window gets its codes when it leaves the window, with the same bytes: long windows in
-/// about half the memory. CPU caches.
+/// A token of the exact window gets its codes when it leaves the window, with the same bytes; until then they
+/// take no memory. CPU caches.
 pub const FLAG_STORE_ONCE: u64 = sys::TQ_FLAG_STORE_ONCE;
 
 /// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit`
