@@ -180,6 +180,8 @@ def test_what_is_refused():
         assert text in str(refused.value)
     with pytest.raises(RuntimeError, match="TQ_ERROR_INVALID_STATE: .*append its new tokens"):
         step.bound.attend(1, q)
+    with pytest.raises(tqkv.InvalidArgument, match="batch: a Cache is neither a Batch nor a PagedStep"):
+        tqkv.torch.bind(step.batch.cache)
     with pytest.raises(tqkv.InvalidArgument, match="out, lse: give both"):
         step.bound.attend(0, q, lse=numbers(1, 5, 4))
     step.sequence.truncate(2)

@@ -76,6 +76,10 @@ def test_lists_are_read_once():
         for counts in (FickleList([1, 2]), [1, 2], [], np.ones(8, "uint8")):
             with pytest.raises(tqkv.InvalidArgument, match="new_tokens: has . entries, sequences has 1"):
                 step.plan(FickleList(one), counts)
+        with pytest.raises(tqkv.InvalidArgument, match="sequences: a Sequence, must be a list"):
+            step.plan(one[0], [1])
+        with pytest.raises(tqkv.InvalidArgument, match="new_tokens: a int, must be a list"):
+            step.plan(one, 1)
     with pytest.raises(tqkv.InvalidArgument, match="layer_key_bits: has 1 entries, num_layers = 8"):
         cache(num_layers=8, layer_key_bits=FickleList([4]))
     with pytest.raises(tqkv.InvalidArgument, match="layer_value_bits: has 2 entries, num_layers = 8"):

@@ -77,7 +77,7 @@ class Batch(Unique):
         Raises CapacityError if the pool, max_sequence_tokens or the batch limits are exceeded; nothing has
         changed then.
         """
-        stream, sequences = as_stream(stream), tuple(sequences)
+        stream, sequences = as_stream(stream), _listed("sequences", sequences)
         ids = self._ids(sequences)
         counts = _counts("new_tokens", new_tokens, len(sequences))
         queries = None if query_tokens is None else _counts("query_tokens", query_tokens, len(sequences))
@@ -199,9 +199,17 @@ class Batch(Unique):
         return Rows(new_tokens.value, query_tokens.value, bool(in_force.value))
 
 
+def _listed(name, values):
+    try:
+        return tuple(values)
+    except TypeError:
+        raise InvalidArgument(f"{name}: a {type(values).__name__}, must be a list: one entry for each sequence "
+                              "of the step") from None
+
+
 def _counts(name, values, length):
     """`values`, looked at once, as a C array of `length` integers."""
-    values = tuple(values)
+    values = _listed(name, values)
     if len(values) != length:
         raise InvalidArgument(f"{name}: has {len(values)} entries, sequences has {length}; must have as many "
                               "entries")

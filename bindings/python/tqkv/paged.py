@@ -134,7 +134,7 @@ class PagedCodec(Opened):
             block_stride, head_stride = of_all.block_stride, of_all.head_stride
         else:
             b, h = (1, 0) if heads_first else (0, 1)
-            wanted = (heads, "blocks")[b], ("blocks", heads)[b], layout.block_head_bytes
+            wanted = ("blocks", heads)[b], (heads, "blocks")[b], layout.block_head_bytes
             if len(shape) != 3 or (shape[h], shape[2]) != (heads, wanted[2]) or strides[2] != 1:
                 raise InvalidArgument(f"array: has shape {list(shape)} and strides {list(strides)}, expected "
                                       f"{list(wanted)} of contiguous bytes")

@@ -46,6 +46,7 @@ import weakref
 import torch
 
 from .. import _ffi
+from ..batch import Batch
 from ..errors import InvalidArgument, InvalidState, NotSupported
 from ..paged import PagedStep
 from .._torch_extension import Ops, load, shapes_of
@@ -130,6 +131,8 @@ def bind(batch):
     number stays valid until the batch, cache or codec is closed."""
     if isinstance(batch, PagedStep):
         return _bind_step(batch)
+    if not isinstance(batch, Batch):
+        raise InvalidArgument(f"batch: a {type(batch).__name__} is neither a Batch nor a PagedStep")
     handles, cache = batch.cache._handles, batch.cache
     with handles.exclusive():
         if not batch._handle.value:
@@ -163,7 +166,7 @@ def merge(outs, lses):
 def _refuse_gradients(**tensors):
     if torch.is_grad_enabled():
         for name, tensor in tensors.items():
-            if tensor.requires_grad:
+            if getattr(tensor, "requires_grad", False):
                 raise NotSupported(f"{name}: requires a gradient, which codes do not give; call under "
                                    "torch.no_grad(), or give a detached tensor")
 
