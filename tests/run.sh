@@ -17,8 +17,8 @@ cd "$(dirname "$0")/.."
 . tests/suites.sh
 
 all_suites="tidy format header unit conformance golden reference capi contract python validate rust go layout
-  model incidents traffic oom state cli models hf eval distributed torch testlm symbols abi install deb
-  examples readme bench cuda-compile emulate asan tsan fuzz clang-tidy"
+  model incidents traffic oom state cli models hf metadata eval distributed torch testlm symbols abi install
+  deb examples readme bench cuda-compile emulate asan tsan fuzz clang-tidy"
 # Run only if they are named: one installs 6 GB, the other builds every suite again with a fault in it.
 demanded_suites="vllm canaries"
 chosen="" refused=""

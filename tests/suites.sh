@@ -172,6 +172,17 @@ suite_hf() {
   TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 pytest_python=$hf run_pytest transformers tests/hf
 }
 
+about_metadata() { echo "metadata: vLLM's own metadata for the builder and attention class, no engine"; }
+suite_metadata() {
+  build_test || return
+  local hf files
+  hf=$(tests/hf/environment.sh 2>"$out/metadata.log") &&
+    files=$(tests/vllm/files.sh "$hf" 2>"$out/metadata.log") ||
+    { skip metadata "$(xargs <"$out/metadata.log")"; return; }
+  TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 PYTHONPATH=$files pytest_python=$hf \
+    run_pytest "vLLM's metadata" tests/vllm/test_metadata.py
+}
+
 about_vllm() { echo "vllm: vLLM's CPU engine on codes: chunks, drafts, hits, preemptions (on demand)"; }
 suite_vllm() {
   build_test || return

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 import tqkv
+import vllm
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType, CommonAttentionMetadata
@@ -294,6 +295,16 @@ def test_registration(monkeypatch):
     Platform.get_attn_backend_cls(None, "config", num_heads=3)
     Platform.get_attn_backend_cls(AttentionBackendEnum.FLASH_ATTN, "config")
     assert Platform.asked == [(name, "config", 3), (AttentionBackendEnum.FLASH_ATTN, "config", None)]
+
+
+@pytest.mark.parametrize("version", ("0.31.2", "0.33.0"))
+def test_other_versions(monkeypatch, version):
+    monkeypatch.setenv("TQKV_VLLM", "4+4")
+    monkeypatch.setattr(vllm, "__version__", version)
+    with pytest.raises(tqkv.NotSupported, match=f"vllm {version}: .* made for 0.32.x; unset TQKV_VLLM"):
+        tqkv.vllm.register()
+    monkeypatch.delenv("TQKV_VLLM")
+    tqkv.vllm.register()
 
 
 @on_cuda

@@ -165,7 +165,8 @@ def test_what_the_package_refuses():
     with tqkv.PagedCodec(**SHAPE) as codec:
         step, pages = codec.step(), codec.pages(0, codec.empty(0, 4))
         assert pages.c.num_blocks == 4 and codec.pages(0, codec.empty(0, 4), num_blocks=3).c.num_blocks == 3
-        for array, match in ((np.zeros((4, 2, 5), "uint8"), r"array: has shape \[4, 2, 5\].* expected \['blocks', 2, "),
+        for array, match in ((np.zeros((4, 2, 5), "uint8"),
+                              r"array: has shape \[4, 2, 5\].* expected \['blocks', 2, "),
                              (np.zeros(7, "uint8"), "array: has 7 bytes"),
                              (np.zeros(8, "float32"), "array: has float32 elements"),
                              (bytes(codec.page_layout(0).block_bytes), "array: cannot be written to")):

@@ -203,8 +203,8 @@ def _listed(name, values):
     try:
         return tuple(values)
     except TypeError:
-        raise InvalidArgument(f"{name}: a {type(values).__name__}, must be a list: one entry for each sequence "
-                              "of the step") from None
+        raise InvalidArgument(f"{name}: a {type(values).__name__}, must be a list: one entry for each "
+                              "sequence of the step") from None
 
 
 def _counts(name, values, length):
