@@ -116,4 +116,8 @@ void test_quantizer_inputs(void);
 void test_quantizer_memory(void);
 void test_misuse_quantizer_config(void);
 void test_misuse_quantizer(void);
+void test_pointers_of_tensors(void);
+void test_pointers_of_merge(void);
+void test_pointers_of_codecs(void);
+void test_pointers_of_quantizers(void);
 void test_two_caches_on_two_threads(void);

@@ -170,6 +170,10 @@ int main(void) {
       {"vectors on their own: memory", test_quantizer_memory},
       {"misuse: quantizer configuration", test_misuse_quantizer_config},
       {"misuse: quantizer", test_misuse_quantizer},
+      {"pointers: tensors", test_pointers_of_tensors},
+      {"pointers: merge", test_pointers_of_merge},
+      {"pointers: codecs and pages", test_pointers_of_codecs},
+      {"pointers: quantizers", test_pointers_of_quantizers},
       {"two caches on two threads", test_two_caches_on_two_threads},
   };
   const int count = (int)(sizeof topics / sizeof topics[0]);

@@ -34,6 +34,7 @@ class Mutant:
     new: str
     text: str  # what stands in the place instead
     compile_time: bool = False
+    oracle: bool = False  # in audit(), which only tests call: a weaker one is not seen while all is well
 
     def key(self, line_text):
         return self.name, " ".join(line_text.split()), f"{self.old} -> {self.new}"
@@ -77,7 +78,7 @@ class Finder:
                  (d.severity == self.cindex.Diagnostic.Fatal or str(d.location.file).startswith(ROOT))]
         if fatal:
             raise SystemExit(f"run.py: libclang does not understand {name}: {fatal[0]}")
-        self.found, self.kinds = {}, self.cindex.CursorKind
+        self.found, self.kinds, self.in_audit = {}, self.cindex.CursorKind, False
 
     def mutants(self):
         for cursor in self.unit.cursor.get_children():
@@ -100,12 +101,14 @@ class Finder:
         line = self.text.count("\n", 0, start) + 1
         old, new = (without_comments(each)[:60] for each in (old, new))
         self.found.setdefault((start, end, new), Mutant(self.name, line, start, end, old, new,
-                                                        without_comments(text), constant))
+                                                        without_comments(text), constant, self.in_audit))
 
     # ---- the walk ----
 
     def visit(self, cursor, parent, constant):
         k, children = self.kinds, list(cursor.get_children())
+        if cursor.kind in (k.CXX_METHOD, k.FUNCTION_DECL, k.FUNCTION_TEMPLATE, k.CONSTRUCTOR):
+            self.in_audit = cursor.spelling == "audit"
         constant = constant or self.is_constant(cursor)
         if cursor.kind in (k.BINARY_OPERATOR, k.COMPOUND_ASSIGNMENT_OPERATOR) and len(children) == 2:
             self.binary(cursor, children[0], children[1], constant)

@@ -4,14 +4,16 @@
 test must see.
 
     tests/mutation/run.py [--changed BASE] [--only REGEX] [--sample N] [--seed S] [--jobs N] [--minutes M]
-                          [--json FILE]
+                          [--most SECONDS] [--json FILE] [--again FILE]
     tests/mutation/canaries.py [SUITE...]           one known fault for each suite of tests/run.sh
 
 Sources: src/*.cpp, src/*.h and src/format/*.h; --changed: their lines changed since a commit, or named by a
 diff -U0 in a file. mutants.py says what a mutant is, schemata.py how one build holds all of them and how each
 is judged by the tests that reach it. Survivors and mutants that no test reaches are shown with their lines:
 each is a gap in the tests, or makes no difference to a caller. Those of equivalent.txt, with their reasons,
-are counted apart, and so are places that are constant when the compiler runs.
+are counted apart, and so are places that are constant when the compiler runs. --again tries those that a
+report of an earlier run (--json) says nothing has killed: whether new tests do. On a machine without time:
+--most 5, then --again without it.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. Needs libclang (requirements.txt
@@ -90,7 +92,9 @@ class Campaign:
             with open(os.path.join(ROOT, name), encoding="utf-8") as file:
                 self.lines[name] = file.read().split("\n")
         constant = sum(m.compile_time for m in self.all)
-        self.say(f"{len(self.all)} mutants, of them {constant} in constant expressions, which are not tried")
+        oracle = sum(m.oracle for m in self.all)
+        self.say(f"{len(self.all)} mutants; not tried: {constant} in constant expressions, {oracle} in "
+                 "audit()")
 
     def say(self, text):
         print(f"[{time.time() - self.began:.0f} s] {text}", flush=True)
@@ -109,7 +113,7 @@ class Campaign:
     def judge(self, number):
         if self.options.minutes and time.time() - self.began > 60 * self.options.minutes:
             return None
-        fate, by = self.made.judge(number, self.tests)
+        fate, by = self.made.judge(number, self.tests, self.options.most)
         if fate in ("survived", "not reached") and self.key(self.all[number]) in self.known:
             fate = "equivalent"
         return number, fate, by
@@ -119,8 +123,13 @@ class Campaign:
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
             self.prepare(pool)
             chosen = [number for number, m in enumerate(self.all)
-                      if not m.compile_time and number not in self.made.refused]
+                      if not m.compile_time and not m.oracle and number not in self.made.refused]
             able = len(chosen)
+            if self.options.again:
+                with open(self.options.again, encoding="utf-8") as file:
+                    left = {each["mutant"] for each in json.load(file)["mutants"]
+                            if each["fate"] in ("survived", "not reached")}
+                chosen = [number for number in chosen if " | ".join(self.key(self.all[number])) in left]
             random.Random(self.options.seed).shuffle(chosen)
             chosen = chosen[:self.options.sample or able]
             results = []
@@ -132,12 +141,19 @@ class Campaign:
                 fates[fate] += 1
                 results.append({"file": mutant.name, "line": mutant.line, "mutant": key, "fate": fate,
                                 "by": by})
+                if at % 50 == 0:  # for who looks at a run that goes on
+                    self.save({}, results)
                 if fate in ("survived", "not reached"):
                     self.say(f"{at}/{len(chosen)} {key} | line {mutant.line}: {fate}")
                 elif at % 100 == 0:
                     counts = ", ".join(f"{fates[f]} {f}" for f in FATES if fates[f])
                     self.say(f"{at}/{len(chosen)}: {counts}")
         return self.report(fates, results, able)
+
+    def save(self, summary, results):
+        path = self.options.json or os.path.join(schemata.BUILD, "report.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"summary": summary, "mutants": results}, file, indent=1)
 
     def report(self, fates, results, able):
         killed = fates["killed"] + fates["timeout"]
@@ -146,13 +162,12 @@ class Campaign:
             sys.exit("run.py: no mutant was judged")
         share, (low, high) = 100 * killed / judged, interval(killed, judged)
         summary = {"mutants": len(self.all), "constant": sum(m.compile_time for m in self.all),
-                   "refused": len(self.made.refused), "tried": len(results), "of": able,
+                   "audit": sum(m.oracle for m in self.all), "refused": len(self.made.refused),
+                   "tried": len(results), "of": able,
                    **{fate: fates[fate] for fate in FATES[:-1]}, "percent": round(share, 2),
                    "interval": [round(low, 2), round(high, 2)], "seed": self.options.seed,
                    "tests": len(self.tests), "seconds": round(time.time() - self.began)}
-        path = self.options.json or os.path.join(schemata.BUILD, "report.json")
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"summary": summary, "mutants": results}, file, indent=1)
+        self.save(summary, results)
         print(json.dumps(summary))
         sample = f", 95 % interval {low:.1f} .. {high:.1f} %" if len(results) < able else ""
         print(f"{len(results)} of {able} mutants tried: {fates['killed']} killed, {fates['timeout']} ran out "
@@ -171,7 +186,10 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the draw and of the order")
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("TQKV_JOBS", os.cpu_count() or 1)))
     parser.add_argument("--minutes", type=float, default=0, help="no new mutant after so many; 0 = no limit")
+    parser.add_argument("--most", type=float, default=0, metavar="SECONDS",
+                        help="of the processor for a mutant's tests, the quickest first; 0 = all of them")
     parser.add_argument("--json", help="default: build/mutation/report.json")
+    parser.add_argument("--again", metavar="FILE", help="only what an earlier report has left")
     return Campaign(parser.parse_args()).run()
 
 

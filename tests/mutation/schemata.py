@@ -8,7 +8,9 @@ one fails. Assertions are on, as they are where tests/run.sh runs these tests wi
 """
 import collections
 import dataclasses
+import itertools
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -20,6 +22,7 @@ from mutants import ROOT, instrumented
 
 BUILD = os.path.join(ROOT, "build/mutation")
 TREE, MADE = os.path.join(BUILD, "tree"), os.path.join(BUILD, "made")
+SURVEY = os.path.join(BUILD, "survey")
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = os.path.join(ROOT, "tests/contract/cases.json")
 # Those that are one test; the others are GoogleTest's.
@@ -192,18 +195,39 @@ class Schemata:
                 test.reached = file.read()
             os.remove(path)
 
-        tests = self.tests()
-        list(pool.map(once, enumerate(tests)))
+        tests = self.surveyed()
+        if tests is None:
+            tests = self.tests()
+            list(pool.map(once, enumerate(tests)))
+            with open(SURVEY, "wb") as file:
+                pickle.dump((self.built(), tests), file)
         slow = [test for test in tests if test.seconds > SLOWEST]
         for test in slow:
             self.log(f"{test.program} {test.name} takes {test.seconds:.0f} s and judges none")
         return sorted((t for t in tests if t not in slow), key=lambda t: t.seconds)
 
+    def built(self):
+        """When each program was linked, and what it reads."""
+        paths = [os.path.join(MADE, "tests", program) for program in PROGRAMS] + [CASES]
+        return [os.stat(path).st_mtime_ns for path in paths]
+
+    def surveyed(self):
+        """What the last survey of these programs has found, if there is one."""
+        try:
+            with open(SURVEY, "rb") as file:
+                built, tests = pickle.load(file)
+        except OSError:
+            return None
+        return tests if built == self.built() else None
+
     # ---- one mutant ----
 
-    def judge(self, number, tests):
-        """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", "")."""
+    def judge(self, number, tests, most=0):
+        """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", ""). most: processor seconds
+        that its tests may take together, 0 = any."""
         left = [test for test in tests if test.reached[number]]
+        whole = itertools.accumulate(test.seconds for test in left)
+        left = [test for test, end in zip(left, whole) if not most or end <= most] or left[:1]
         if not left:
             return "not reached", ""
         portion, at = 0.2, 0

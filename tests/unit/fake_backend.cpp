@@ -160,10 +160,17 @@ class FakeBackend : public Backend {
                      0};
   }
   ReachedMemory reach(const void* memory, int64_t) const override {
+    if (world().unreachable) return {nullptr, false};
     return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
   }
-  uint8_t* take_staging(int64_t) override { return nullptr; }
-  void give_staging(uint8_t*, int64_t) noexcept override {}
+  uint8_t* take_staging(int64_t bytes) override {
+    world().staging_bytes += bytes;
+    return new uint8_t[static_cast<size_t>(bytes)];
+  }
+  void give_staging(uint8_t* memory, int64_t bytes) noexcept override {
+    world().staging_bytes -= bytes;
+    delete[] memory;
+  }
   // A token's vectors, where the real ones have codes.
   void move_tiles(const TileMove& move) override {
     enter(Verb::kMoveTiles);
@@ -192,7 +199,7 @@ class FakeBackend : public Backend {
     flags_[static_cast<size_t>(slot)] |= flags;
   }
   const volatile uint32_t* slot_word(int) const override { return nullptr; }
-  void wait(void*) override {}
+  void wait(void*) override { world().waits++; }
   // 32 tokens at a time, as page_move.cpp allows; what has no token is NaN.
   void move_tokens(const MoveRequest& request) override {
     enter(Verb::kMoveTokens);

@@ -47,8 +47,11 @@ struct World {
   std::vector<int32_t> started;  // slots
   void (*during_attend)();       // called inside attend, or null
   bool capturing;                // streams are being captured
-  Backend* backend;              // the last one created
-  BatchPlan last_plan;           // the last one uploaded
+  bool unreachable;              // memory of callers is none that moves reach
+  int64_t staging_bytes;         // taken and not given back
+  int64_t waits;
+  Backend* backend;     // the last one created
+  BatchPlan last_plan;  // the last one uploaded
 };
 World& world();
 

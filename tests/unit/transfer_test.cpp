@@ -118,6 +118,26 @@ TEST(Transfer, ByLayersAndTokens) {
   }
 }
 
+// The kv heads are named if all layers of the part have the same ones, in number and place.
+TEST(Transfer, HeadsAreNamedWhereLayersHaveTheSame) {
+  static tq_layer_config layers[kLayers];
+  const auto named = [](const std::function<void()>& change, int32_t first, int32_t count) {
+    for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer, layer.num_q_heads = 4;
+    change();
+    OneCache own([](tq_cache_config& c) { c.layers = layers, c.first_kv_head = 3; });
+    tq_state state = tokens(0, 0);
+    state.struct_size = sizeof state, state.first_layer = first, state.num_layers = count;
+    EXPECT_EQ(tq_sequence_describe(own.cache, own.create(), &state), TQ_OK) << tq_last_error();
+    return std::pair<int32_t, int32_t>{state.first_kv_head, state.num_kv_heads};
+  };
+  using Heads = std::pair<int32_t, int32_t>;
+  EXPECT_EQ(named([] {}, 0, 3), Heads(3, 2));
+  EXPECT_EQ(named([] { layers[1].num_kv_heads = 1; }, 0, 3), Heads(0, 0));
+  EXPECT_EQ(named([] { layers[2].first_kv_head = 5; }, 0, 3), Heads(0, 0));
+  EXPECT_EQ(named([] { layers[1].num_kv_heads = 1; }, 1, 1), Heads(3, 1));
+  EXPECT_EQ(named([] { layers[0].first_kv_head = 7; }, 1, 2), Heads(3, 2));
+}
+
 // Tensor-parallel groups of 1, 2, 4 and again 1 rank.
 TEST(Transfer, RanksSplitAndMerge) {
   const auto rank = [](int first, int heads) {

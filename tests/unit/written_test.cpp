@@ -188,6 +188,11 @@ TEST_F(WrittenTest, GraphsAppendWithoutACall) {
         plan(batch_, {b, a}, {1, 1});
       },
       {"batch: a graph appends layer 0", of(a) + " holds 12 of its 13"});
+  refused(
+      [&] {
+        plan(batch_, {a, b}, {1, 1});
+      },
+      {"batch: a graph appends layer 0", of(a) + " holds 12 of its 13"});
   EXPECT_EQ(cache_->sequence_length(a), 13);
   EXPECT_EQ(cache_->sequence_length(b), 0);
   plan(batch_, {b, a}, {1, 0}, {1, 0});  // without new tokens there is none
