@@ -348,6 +348,12 @@ def test_head_dimensions_that_the_library_lacks():
         logits(model, ids(1, 4), turbo(model))
 
 
+def test_a_device_that_the_library_lacks():
+    model = copy.deepcopy(tiny("llama")).to("meta")
+    with pytest.raises(tqkv.InvalidArgument, match="device = 'meta': must be \"cpu\", \"cuda\" or"):
+        logits(model, ids(1, 4).to("meta"), turbo(model))
+
+
 def test_a_cache_of_another_type():
     model = tiny("llama")
     cache = turbo(model)

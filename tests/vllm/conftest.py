@@ -11,7 +11,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parents[1] / "bindings" / "python"
-sys.path[:0] = [str(PACKAGE)]
+sys.path[:0] = [str(PACKAGE), str(HERE)]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import coded
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -56,6 +57,9 @@ def test_raw_sides_are_vllms_own_attention(run, models, dtype):
 
 
 def test_fewer_bits_hold_more_tokens_and_stay_near(run, models):
+    """What they say is what codes of these widths let the model say: coded.py. At 8 bits within the bound of
+    16. What attention rounds moves some keys and values of later layers into the next code: as many as there
+    are boundaries, 2^bits, each by a step, 2^-bits, at random: 2^(-bits / 2) together."""
     model = llama(models, head_dim=64, num_attention_heads=4)
     raw, eight, four = (run(model, PROMPTS, widths) for widths in ("16+16", "8+8", "4+4"))
     tokens = {name: r["counters"]["num_gpu_blocks"] * r["caches"][0][2]
@@ -65,6 +69,11 @@ def test_fewer_bits_hold_more_tokens_and_stay_near(run, models):
     (worst_eight, agreed), (worst_four, _) = closeness(raw, eight), closeness(raw, four)
     assert worst_eight < 0.3 and agreed > 0.6, (worst_eight, agreed)
     assert worst_four < 3
+    for widths, found in (((8, 8), eight), ((4, 4), four)):
+        expected = coded.log_probabilities(model, widths, PROMPTS[0], found["tokens"])
+        pairs = zip(found["logprobs"], expected)
+        worst = max(abs(p - q) for mine, other in pairs for p, q in zip(mine, other))
+        assert worst < RAW * 2**((8 - widths[0]) / 2), (widths, worst)
 
 
 SCHEDULES = {
