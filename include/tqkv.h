@@ -207,6 +207,7 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_LEVELS 16
 #define TQ_STRUCT_QUANTIZER_CONFIG 17
 #define TQ_STRUCT_QUANTIZER_INFO 18
+#define TQ_STRUCT_KEY_BANDS 19
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -307,6 +308,20 @@ typedef int32_t tq_layer_kind;
 #define TQ_KEYS_VALUES 1
 #define TQ_LATENT 2
 
+/* Keys of a layer in bands of 32 coordinates, each band with a width, a rotation and a scale of its own. For
+ * calibrated caches: with rotary positions few coordinates of keys and queries decide about the logits, and
+ * these take the wide bands. A token's key has 4 bytes for each bit of `bits`, and 2 for each band. CPU only.
+ * The layer's key_bits must be 0; its key_family SCALAR, or TRELLIS: bands of 2, 3, 4 bits then have trellis
+ * codes, the others scalar ones. Not with TQ_LATENT, TQ_ROTATION_DENSE, or a head_dim above 256; key_codebook
+ * is not used. INVALID_ARGUMENT otherwise. */
+typedef struct tq_key_bands {
+  uint32_t struct_size;
+  int32_t num_bands;    /* head_dim / 32, rounded up */
+  const int32_t *bits;  /* [num_bands]: 1 .. 6, none above the one before; copied */
+  const int32_t *order; /* [num_kv_heads][head_dim]: the coordinate at each place, band 0 first; each of a
+                         * head's coordinates once. NULL = as they are. Copied */
+} tq_key_bands;
+
 /* One layer of a cache whose layers differ. A field that is 0 stands for the cache's own. */
 typedef struct tq_layer_config {
   uint32_t struct_size;   /* the same in all elements of the array */
@@ -328,6 +343,7 @@ typedef struct tq_layer_config {
   const tq_levels *value_levels;
   int32_t layer_kind;     /* TQ_KEYS_VALUES or TQ_LATENT */
   uint32_t reserved;
+  const tq_key_bands *key_bands; /* NULL = all of a key alike */
 } tq_layer_config;
 
 #define TQ_FLAG_NO_ZERO_ON_FREE 1u    /* leave freed pages and exact copies as they are, do not zero them */

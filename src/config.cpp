@@ -385,6 +385,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   resolve_modes(c, reasons);
   resolve_families(reasons);
   resolve_layers(reasons);
+  resolve_bands(reasons);
   resolve_prod(reasons);
   resolve_codebooks(reasons);
   resolve_levels(reasons);

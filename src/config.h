@@ -71,6 +71,8 @@ class ResolvedConfig {
   const tq_levels* own_levels(const char* name, const tq_levels* caller, int32_t bits, ReasonList& reasons,
                               const format::LevelTable** table);
   void resolve_levels(ReasonList& reasons);
+  // config_bands.cpp
+  void resolve_bands(ReasonList& reasons);
   // config_layers.cpp
   void resolve_layers(ReasonList& reasons);
   bool any_sliding() const;
@@ -94,6 +96,14 @@ class ResolvedConfig {
   };
   std::vector<std::unique_ptr<OwnLevels>> levels_;
   std::vector<const format::LevelTable*> layer_tables_;
+  // Key bands of the caller's as they are copied, and those that layers use, or null.
+  struct OwnBands {
+    tq_key_bands bands;
+    std::vector<int32_t> bits, order;
+    format::CodeId code;
+  };
+  std::vector<std::unique_ptr<OwnBands>> bands_;
+  std::vector<const OwnBands*> layer_bands_;
   tq_allocator allocator_;
 };
 

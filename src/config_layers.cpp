@@ -87,7 +87,7 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
     const int32_t value = own.*field.member;
     if (value != 0 && !format::is_code_bits(value))
       reasons.add(layer, "layers[%d].%s = %d: must be 0 or one of %s", layer, field.name, value, list.text);
-    else if (full.*field.member == 0)
+    else if (full.*field.member == 0 && !(own.key_bands && field.member == &tq_layer_config::key_bits))
       reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
   }
   for (const Field field : {Field{"key_family", &tq_layer_config::key_family},
@@ -251,6 +251,12 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
       layer_reasons.add(i, "layers[%d].group_size = %d: must be 0, no side of it is grouped", i,
                         own.group_size);
     if (!grouped) full.group_size = 0;
+    if (full.key_bands) {
+      if (own.key_bits != 0)
+        layer_reasons.add(i, "layers[%d].key_bits = %d: must be 0, key_bands has the widths", i,
+                          own.key_bits);
+      full.key_bits = 0;
+    }
     key_bits_[static_cast<size_t>(i)] = full.key_bits;
     value_bits_[static_cast<size_t>(i)] = full.value_bits;
     resolved_layers_.push_back(full);
@@ -279,7 +285,10 @@ void ResolvedConfig::build_layers(ReasonList& reasons) {
     layer.latent = from.layer_kind == TQ_LATENT;
     layer.head_dim = layer.latent ? from.head_dim - from.value_dim : from.head_dim;
     layer.value_dim = from.value_dim;
-    layer.key_code = code_of(from.key_family, from.key_bits, from.group_size, layer.latent);
+    const OwnBands* const bands = layer_bands_[static_cast<size_t>(i)];
+    layer.key_code =
+        bands ? bands->code : code_of(from.key_family, from.key_bits, from.group_size, layer.latent);
+    layer.key_order = bands && !bands->order.empty() ? bands->order.data() : nullptr;
     layer.value_code = code_of(from.value_family, from.value_bits, from.group_size, layer.latent);
     layer.key_book = layer_codebook(layer.head_dim, layer.key_code, config_.key_codebook);
     layer.value_book = layer_codebook(layer.value_dim, layer.value_code, config_.value_codebook);

@@ -30,10 +30,26 @@ void put_number(T number, uint8_t* at) {
 
 uint32_t centre_word(float x) { return format::float_bits(x + 0.0f); }  // -0 is 0
 
+bool is_banded(int32_t family) { return format::CodeId{static_cast<format::CodeFamily>(family), 0}.banded(); }
+
 uint64_t levels_hash(const format::LevelTable& table) {
   XXH64_state_t state;
   XXH64_reset(&state, 0);
   for (int i = 0; i < table.count(); i++) put_word(&state, centre_word(table.level[i]));
+  return XXH64_digest(&state);
+}
+
+// Of the magnitudes of a side's bands, as they stand in the side of a record, band by band.
+uint64_t band_books_hash(const LayerGeometry& layer) {
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  for (int band = 0; band < format::stored_dim(layer.head_dim) / format::kGroupCodes; band++) {
+    const format::Codebook book =
+        format::builtin_codebook(format::kGroupCodes, format::band_code(layer.key_code, band));
+    uint8_t magnitude[format::kMaxMagnitudes] = {};
+    std::copy_n(book.magnitude, book.count(), magnitude);
+    XXH64_update(&state, magnitude, sizeof magnitude);
+  }
   return XXH64_digest(&state);
 }
 
@@ -67,11 +83,15 @@ SideIdentity side_identity(const Geometry& g, int32_t layer, Kind kind) {
     return side;
   }
   const bool prod = id.family == format::CodeFamily::kProd;
-  side.variant = prod ? static_cast<int32_t>(g.sketch) : id.group;
+  side.variant = prod          ? static_cast<int32_t>(g.sketch)
+                 : id.banded() ? static_cast<int32_t>(id.bands)
+                               : id.group;
   if (!id.rotated()) return side;
   const format::Codebook& book = kind == Kind::kKey ? code.key_book : code.value_book;
   if (id.family == format::CodeFamily::kLevels)
     put_number(levels_hash(*(kind == Kind::kKey ? code.key_levels : code.value_levels)), side.magnitude);
+  else if (id.banded())
+    put_number(band_books_hash(code), side.magnitude);
   else
     std::copy_n(book.magnitude, book.count(), side.magnitude);
   if (prod) put_number(format::float_bits(code.sketch_factor), side.magnitude + format::kMaxMagnitudes - 4);
@@ -92,7 +112,10 @@ Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
       {"code_family", number(a.family), number(b.family)},
       {key ? "key_bits" : "value_bits", number(a.bits), number(b.bits)},
       {"io_dtype (1 float16, 2 bfloat16 values)", number(a.raw_type), number(b.raw_type)},
-      {family == TQ_CODE_PROD ? "sketch" : "group_size", number(a.variant), number(b.variant)},
+      {family == TQ_CODE_PROD ? "sketch"
+       : is_banded(family)    ? "key_bands (bits, 4 each)"
+                              : "group_size",
+       number(a.variant), number(b.variant)},
       {"rotation", number(a.rotation), number(b.rotation)},
       {"rotation_seed", a.seed, b.seed}};
   for (const Difference& field : fields)
@@ -102,6 +125,7 @@ Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind) {
       return Difference{family == TQ_CODE_PROD     ? "sketch_factor (a byte of it)"
                         : family == TQ_CODE_LEVELS ? key ? "key_levels (a byte of their hash)"
                                                          : "value_levels (a byte of their hash)"
+                        : is_banded(family)        ? "key_bands (a byte of the hash of their codebooks)"
                         : key                      ? "key_codebook.magnitude"
                                                    : "value_codebook.magnitude",
                         a.magnitude[j], b.magnitude[j]};
@@ -116,7 +140,10 @@ uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, K
   const int dim = code.dim(kind);
   uint32_t words[format::kMaxDim], any = 0;  // little-endian, as the machine is
   for (int i = 0; i < dim; i++) any |= words[i] = centre_word(centre[i]);
-  return any ? XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), 0) : 0;
+  const uint64_t hash = any ? XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), 0) : 0;
+  if (kind != Kind::kKey || !code.key_code.banded()) return hash;
+  for (int i = 0; i < dim; i++) words[i] = static_cast<uint32_t>(code.band_coordinate(kv_head, i));
+  return XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), hash);
 }
 
 void for_each_word(const Identity& identity, void (*visit)(void* context, uint32_t word), void* context) {
@@ -145,6 +172,9 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
       const float* centres = identity.centre(layer, 0, kind);
       for (int64_t i = 0; i < static_cast<int64_t>(l.num_kv_heads) * side.dim; i++)
         put(centre_word(centres[i]));
+      if (kind != Kind::kKey || !l.key_code.banded()) continue;
+      for (int32_t head = 0; head < l.num_kv_heads; head++)
+        for (int32_t i = 0; i < side.dim; i++) put(l.band_coordinate(head, i));
     }
   }
 }

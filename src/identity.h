@@ -35,10 +35,11 @@ struct SideIdentity {
   int32_t dim;
   int32_t family, bits;  // family: of a latent layer's sides kLatentFamilies more
   int32_t raw_type;      // of a raw side's values: 1 float16, 2 bfloat16; else 0
-  // of the codebook, zeros where the code has none; prod: the factor in the last 4; levels: their hash first
+  // of the codebook, zeros where the code has none; prod: the factor in the last 4; levels: their hash first;
+  // banded: that of the bands' codebooks
   uint8_t magnitude[format::kMaxMagnitudes];
   int32_t rotation;  // 0 where nothing is rotated, as the seed
-  int32_t variant;   // grouped: group size; prod: sketch; else 0
+  int32_t variant;   // grouped: group size; prod: sketch; banded: widths, four bits each; else 0
   uint64_t seed;
 };
 SideIdentity side_identity(const Geometry& geometry, int32_t layer, Kind kind);
@@ -50,7 +51,8 @@ struct Difference {
 };
 Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
 
-// XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and where nothing is rotated.
+// XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and where nothing is rotated. Of
+// banded keys: XXH64 of their order, seeded with the centre's.
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind);
 
 // Calls put(context, word) for every word, in order. Allocates nothing.

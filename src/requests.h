@@ -40,6 +40,7 @@ struct LayerGeometry : HeadShape {
   format::Codebook key_book, value_book;                // of scalar sides; of prod ones those of one bit less
   const format::LevelTable *key_levels, *value_levels;  // of levels sides; host
   float sketch_factor;                                  // of prod keys
+  const int32_t* key_order;  // of banded keys: host [num_kv_heads][head_dim], or null (as they are)
   format::Rotation rotation;
   int32_t sliding_window;  // tokens that a query sees, its own included; older ones are given back. 0 = all
   int32_t storage;         // the layer whose tokens this one reads: itself, or an earlier one
@@ -48,6 +49,10 @@ struct LayerGeometry : HeadShape {
   int32_t first_kv_head;   // number of its kv head 0 in the whole model
 
   int dim(Kind kind) const { return kind == Kind::kKey ? head_dim : value_dim; }
+  // Of banded keys, the coordinate at a place.
+  int32_t band_coordinate(int32_t head, int32_t place) const {
+    return key_order ? key_order[static_cast<int64_t>(head) * head_dim + place] : place;
+  }
   int input_dim() const { return latent ? value_dim + head_dim : head_dim; }
   // First of a side's coordinates in an input vector; of k, where the layer is latent.
   int input_offset(Kind kind) const { return latent && kind == Kind::kKey ? value_dim : 0; }

@@ -20,6 +20,7 @@ struct UniformGeometry : Geometry {
     rotation = other.rotation;
     key_levels = other.key_levels, value_levels = other.value_levels;
     first_kv_head = other.first_kv_head;
+    key_order = other.key_order;
     own_ = other.own_;
     layers = own_.data();
     return *this;
@@ -31,6 +32,7 @@ struct UniformGeometry : Geometry {
   int32_t first_kv_head = 0;
   format::Rotation rotation = format::Rotation::kHadamard;
   const format::LevelTable *key_levels = nullptr, *value_levels = nullptr;
+  const int32_t* key_order = nullptr;  // of banded keys
 
   int32_t input_dim() const { return latent ? value_dim + head_dim : head_dim; }
   HeadShape heads() const { return HeadShape{num_q_heads, num_kv_heads, q_per_kv}; }
@@ -47,7 +49,7 @@ struct UniformGeometry : Geometry {
     layer.key_code = key_code;
     layer.value_code = value_code;
     const auto has_book = [](format::CodeId id) {
-      return !id.by_rows() || id.family == format::CodeFamily::kRows ||
+      return id.has_kernels() || id.family == format::CodeFamily::kRows ||
              id.family == format::CodeFamily::kScalar;
     };
     if (has_book(key_code)) layer.key_book = format::builtin_codebook(head_dim, key_code);
@@ -56,6 +58,7 @@ struct UniformGeometry : Geometry {
       layer.sketch_factor = format::unbiased_factor(sketch, format::stored_dim(head_dim));
     }
     layer.key_levels = key_levels, layer.value_levels = value_levels;
+    layer.key_order = key_order;
     if (has_book(value_code)) layer.value_book = format::builtin_codebook(value_dim, value_code);
     layer.rotation = rotation;
     layer.first_kv_head = first_kv_head;

@@ -34,13 +34,14 @@
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_LEVELS, tq_levels) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
-  X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_LAYER_CONFIG, tq_layer_config) \
-  X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) \
-  X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) \
-  X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) \
-  X(TQ_STRUCT_PAGES, tq_pages) X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) \
-  X(TQ_STRUCT_PAGED_STEP, tq_paged_step) X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io) \
-  X(TQ_STRUCT_QUANTIZER_CONFIG, tq_quantizer_config) X(TQ_STRUCT_QUANTIZER_INFO, tq_quantizer_info)
+  X(TQ_STRUCT_ALLOCATOR, tq_allocator) X(TQ_STRUCT_KEY_BANDS, tq_key_bands) \
+  X(TQ_STRUCT_LAYER_CONFIG, tq_layer_config) X(TQ_STRUCT_CACHE_CONFIG, tq_cache_config) \
+  X(TQ_STRUCT_CACHE_BYTES, tq_cache_bytes) X(TQ_STRUCT_LAYER_BYTES, tq_layer_bytes) \
+  X(TQ_STRUCT_CACHE_MEMORY, tq_cache_memory) X(TQ_STRUCT_TENSOR_LAYOUT, tq_tensor_layout) \
+  X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) X(TQ_STRUCT_PAGES, tq_pages) \
+  X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) X(TQ_STRUCT_PAGED_STEP, tq_paged_step) \
+  X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io) X(TQ_STRUCT_QUANTIZER_CONFIG, tq_quantizer_config) \
+  X(TQ_STRUCT_QUANTIZER_INFO, tq_quantizer_info)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {

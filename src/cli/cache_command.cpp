@@ -49,6 +49,12 @@ NumberRange parse_range(const char* option, const std::string& text) {
 
 // ---- info ----
 
+std::vector<uint32_t> band_bits(const SavedSide& side) {
+  std::vector<uint32_t> bits;
+  for (uint32_t band = 0; band < side.num_bands(); band++) bits.push_back(side.band_bits(band));
+  return bits;
+}
+
 Json side_json(const SavedSide& side) {
   Json json;
   json["dim"] = side.dim;
@@ -64,7 +70,11 @@ Json side_json(const SavedSide& side) {
                           : side.code() == kSavedTrellis ? side.bits + 1
                                                          : side.bits;
     const int count = bits == 8 ? 0 : 1 << (bits - 1);
-    if (side.code() == kSavedTrellis) json["trellis"] = true;
+    if (side.code() == kSavedTrellis || side.code() == kSavedTrellisBands) json["trellis"] = true;
+    if (side.banded()) {
+      json["band_bits"] = band_bits(side);
+      return json;
+    }
     if (side.code() == kSavedProd) json["sketch"] = side.variant == 2 ? "gaussian" : "orthogonal";
     if (side.code() == kSavedLevels) {
       json["levels"] = "the caller's";
@@ -92,7 +102,7 @@ Json info_json(const SavedFile& file) {
   json["saturated"] = (h.noticed & 2) != 0;
   json["identity"] = hex(h.identity);
   json["mac_bytes"] = h.mac_bytes;
-  json["centres"] = h.has_centres();
+  json["centres"] = h.has_centres();  // with bands: or orders of coordinates
   json["layers"] = Json::array();
   for (const SavedLayer& layer : h.layers) {
     Json entry;
@@ -117,7 +127,12 @@ std::string side_text(const SavedSide& side) {
   if (side.grouped())
     return text + std::to_string(side.bits) + " bits in groups of " + std::to_string(side.variant);
   if (side.code() == kSavedLevels) text += "levels of the caller's, ";
-  if (side.code() == kSavedTrellis) text += "trellis, ";
+  if (side.code() == kSavedTrellis || side.code() == kSavedTrellisBands) text += "trellis, ";
+  if (side.banded()) {
+    text += "bands of ";
+    for (const uint32_t bits : band_bits(side)) text += std::to_string(bits) + " ";
+    return text + "bits, seed " + std::to_string(side.seed);
+  }
   if (side.code() == kSavedProd) text += side.variant == 2 ? "prod with a Gaussian sketch, " : "prod, ";
   return text + std::to_string(side.bits) + " bits, " + rotation_name(static_cast<int32_t>(side.rotation)) +
          " of seed " + std::to_string(side.seed);
@@ -164,7 +179,9 @@ void print_info(std::ostream& out, const SavedFile& file) {
       << "noticed        " << (h.noticed & 1 ? "non-finite inputs " : "")
       << (h.noticed & 2 ? "saturated inputs" : "") << (h.noticed == 0 ? "nothing" : "") << "\n"
       << "centres        "
-      << (h.has_centres() ? "yes (as hashes; a cache that loads it must have them)" : "none")
+      << (h.has_centres() ? (h.has_bands() ? "orders of bands, perhaps centres" : "yes") +
+                                std::string(" (as hashes; a cache that loads it must have them)")
+                          : "none")
       << "\nidentity       " << hex(h.identity) << "\n"
       << "MAC            "
       << (h.mac_bytes == 0 ? "none" : std::to_string(h.mac_bytes) + " bytes (only its key can check it)")
@@ -324,6 +341,10 @@ void CacheCommand::verify() const {
   const SavedHeader& h = file.header();
   std::cout << printable(file.path()) << ": " << h.num_tokens << " tokens of " << h.layers.size()
             << " layers in " << file.file_bytes() << " bytes: all checksums agree";
+  if (h.has_bands()) {
+    std::cout << ". It has keys in bands, whose order is not in the file: tiles were not looked at\n";
+    return;
+  }
   if (h.has_centres()) {
     std::cout << ". It has centres, which are not in the file: tiles were not looked at\n";
     return;

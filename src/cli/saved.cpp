@@ -58,6 +58,7 @@ int64_t tiles(int64_t first, int64_t end) {
 uint64_t code_bytes(const SavedSide& side) {
   if (side.raw()) return uint64_t{64} * side.dim;
   if (side.grouped()) return 128 * ((uint64_t{side.dim} * side.bits + 31) / 32 + side.num_groups());
+  if (side.banded()) return uint64_t{128} * side.bits + uint64_t{64} * side.num_bands();
   const uint64_t scales = side.code() == kSavedProd ? 128 : 64;
   return uint64_t{4} * ((side.dim + 31) / 32 * 32) * side.bits + scales;
 }
@@ -65,6 +66,19 @@ uint64_t code_bytes(const SavedSide& side) {
 // Bytes of a tile of a side's exact copies.
 uint64_t exact_bytes(const SavedSide& side, uint32_t type) {
   return kTileTokens * uint64_t{side.dim} * (type == 0 ? 0 : type == 1 ? 4 : 2);
+}
+
+// Widths from 1 to 6, none above the one before, and their sum.
+bool known_bands(const SavedSide& side) {
+  if (side.latent() || side.dim > 256 || side.rotation != 1) return false;
+  uint32_t sum = 0, widths = 0, most = 6;
+  for (uint32_t band = 0; band < side.num_bands(); band++) {
+    const uint32_t bits = side.band_bits(band);
+    if (bits == 0 || bits > most) return false;
+    sum += most = bits;
+    widths |= bits << (4 * band);
+  }
+  return side.bits == sum && side.variant == widths;
 }
 
 std::string problem_of_side(const SavedSide& side) {
@@ -92,6 +106,9 @@ std::string problem_of_side(const SavedSide& side) {
   } else if (side.family == kSavedTrellis) {
     known = coded && bits >= 2 && bits <= 4 && variant == 0;
     used = known ? count(bits + 1) : 0;
+  } else if (side.banded()) {
+    known = coded && known_bands(side);
+    used = 8;
   } else if (side.code() == kSavedLevels) {
     known = coded && width && variant == 0;
     used = 8;
@@ -142,6 +159,11 @@ bool SavedHeader::has_centres() const {
   return std::any_of(layers.begin(), layers.end(), [](const SavedLayer& layer) {
     return std::any_of(layer.centres.begin(), layer.centres.end(), [](uint64_t hash) { return hash != 0; });
   });
+}
+
+bool SavedHeader::has_bands() const {
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const SavedLayer& layer) { return layer.key.banded(); });
 }
 
 bool SavedHeader::has_levels() const {

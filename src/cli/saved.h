@@ -22,21 +22,24 @@ class SavedError : public std::runtime_error {
 };
 
 constexpr uint32_t kSavedVersion = 1, kSavedRawBits = 16;
-constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4,
-                   kSavedTrellis = 5;  // families
+constexpr uint32_t kSavedScalar = 1, kSavedProd = 2, kSavedGrouped = 3, kSavedLevels = 4, kSavedTrellis = 5,
+                   kSavedBands = 7, kSavedTrellisBands = 8;  // families
 constexpr uint32_t kSavedLatent = 16;  // added to the family of both sides of a latent layer
 constexpr uint64_t kSavedPiece = 65536;
 
 struct SavedSide {
   uint32_t dim, family, bits, raw_type, rotation;
-  uint32_t variant;  // grouped: group size; prod: sketch
+  uint32_t variant;  // grouped: group size; prod: sketch; in bands: widths, four bits each
   uint64_t seed;
   uint8_t magnitudes[32];
 
   uint32_t code() const { return family % kSavedLatent; }
   bool latent() const { return family >= kSavedLatent; }
-  bool raw() const { return bits == kSavedRawBits; }
+  bool raw() const { return bits == kSavedRawBits && !banded(); }
   bool grouped() const { return code() == kSavedGrouped; }
+  bool banded() const { return code() == kSavedBands || code() == kSavedTrellisBands; }
+  uint32_t num_bands() const { return (dim + 31) / 32; }
+  uint32_t band_bits(uint32_t band) const { return variant >> (4 * band) & 15; }
   uint64_t num_groups() const { return grouped() ? (dim + variant - 1) / variant : 0; }
 };
 static_assert(sizeof(SavedSide) == 64, "as it stands in the file");
@@ -68,6 +71,7 @@ struct SavedHeader {
   int64_t end() const { return first_token + num_tokens; }
   bool has_centres() const;
   bool has_levels() const;
+  bool has_bands() const;
   // Records of the layers as they stand in a file.
   std::string records() const;
   uint64_t computed_identity() const;

@@ -22,9 +22,11 @@ struct SideJob {
   int64_t row;  // of the first vector
   int first, count;
   uint32_t* words;
-  uint16_t* scales;                   // null for raw sides
-  const format::RowCoder* row_coder;  // of sides by rows
-  bool from_copies;                   // coded as exact copies of the vectors would be
+  uint16_t* scales;                     // null for raw sides
+  const format::RowCoder* row_coder;    // of sides by rows
+  const format::BandCoder* band_coder;  // of banded keys
+  const CodedSide* bands;
+  bool from_copies;  // coded as exact copies of the vectors would be
 
   const uint8_t* vector(int index) const { return rows.at(row + index); }
 };
@@ -81,9 +83,46 @@ void encode_rows(const SideJob& job, Noticed* noticed) {
   }
 }
 
+// codes [count][layout.stored] of the tokens from `first` on into a side's words.
+void pack_tokens(const CodeKernels& code, const format::SideLayout& layout, Kind kind, int first, int count,
+                 const uint8_t* codes, uint32_t* words) {
+  if (count == format::kTileTokens) return code.pack(layout, kind, codes, words);
+  for (int row = 0; row < count; row++)
+    code.merge_token(layout, kind, first + row, codes + row * layout.stored, words);
+}
+
+// Each band of the run's keys is a side of its own, once its codes are known.
+void encode_banded(const SideJob& job, Noticed* noticed) {
+  constexpr int kBand = format::kGroupCodes;
+  const int bands = job.layout.num_bands();
+  alignas(64) uint8_t codes[format::kMaxBands][format::kTileTokens * kBand];
+  alignas(64) float x[format::kMaxDim];
+  uint16_t scales[format::kTileTokens][format::kMaxBands];
+  for (int row = 0; row < job.count; row++) {
+    alignas(64) uint8_t own[format::kMaxBands * kBand];
+    load_vector(job, row, x, noticed);
+    noticed->replaced |= format::encode_bands(*job.band_coder, x, own, scales[row], job.kernels.encode);
+    for (int i = 0; i < bands; i++) std::copy_n(own + kBand * i, kBand, codes[i] + kBand * row);
+  }
+  for (int i = 0; i < bands; i++) {
+    const format::SidePart part = format::side_part(job.layout, i);
+    uint32_t* const words = job.words + part.word_offset / 4;
+    uint16_t* const to = job.scales + part.scale_offset / 2;
+    for (int row = 0; row < job.count; row++) to[job.first + row] = scales[row][i];
+    if (!part.side.by_rows()) {
+      pack_tokens(job.kernels.of(job.bands[i]), part.side, job.kind, job.first, job.count, codes[i], words);
+      continue;
+    }
+    for (int row = 0; row < job.count; row++)
+      format::pack_codes(codes[i] + kBand * row, part.side.bits, kBand,
+                         reinterpret_cast<uint8_t*>(words + (job.first + row) * part.side.row_words()));
+  }
+}
+
 void run_side(const SideJob& job, Noticed* noticed) {
   if (job.layout.raw()) return store_raw_side(job, noticed);
   if (job.layout.by_rows()) return encode_rows(job, noticed);
+  if (job.layout.banded()) return encode_banded(job, noticed);
   const int stored = job.layout.stored;
   alignas(64) uint8_t codes[format::kTileTokens * format::kMaxDim];
   alignas(64) float x[format::kMaxDim];
@@ -91,12 +130,7 @@ void run_side(const SideJob& job, Noticed* noticed) {
     load_vector(job, row, x, noticed);
     noticed->replaced |= job.kernels.encode(job.coder, x, codes + row * stored, &job.scales[job.first + row]);
   }
-  if (job.count == format::kTileTokens) {
-    job.code.pack(job.layout, job.kind, codes, job.words);
-  } else {
-    for (int row = 0; row < job.count; row++)
-      job.code.merge_token(job.layout, job.kind, job.first + row, codes + row * stored, job.words);
-  }
+  pack_tokens(job.code, job.layout, job.kind, job.first, job.count, codes, job.words);
 }
 
 // One vector as an exact copy: the input type, so float32 keeps its range.
@@ -120,14 +154,15 @@ Noticed CpuBackend::encode_side(int32_t index, int head, Kind kind, const Vector
   const bool key = kind == Kind::kKey;
   const format::SideLayout& layout = key ? layer.tile.key : layer.tile.value;
   const format::RowCoder row_coder = store_.row_coder(index, head, kind);
+  const format::BandCoder bands = layout.banded() ? store_.band_coder(index, head) : format::BandCoder{};
   uint8_t* words = tile + (key ? layer.tile.key_offset() : layer.tile.value_offset());
   uint8_t* scales = tile + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
   Noticed noticed;
   run_side(SideJob{kernels_, kernels_.of(key ? layer.key : layer.value), row_coder.vector, layout, kind,
                    store_.geometry.io_dtype, rows, run.row, run.first, run.count,
                    reinterpret_cast<uint32_t*>(words),
-                   layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales), &row_coder,
-                   store_.geometry.store_once},
+                   layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales), &row_coder, &bands,
+                   layer.bands, store_.geometry.store_once},
            &noticed);
   return noticed;
 }

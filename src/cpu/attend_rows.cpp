@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of attention: preparation of q, splits of coded tokens. What a row sees is in attend_mask.cpp, exact
-// tokens are in attend_exact.cpp, the output in attend_finish.cpp.
+// tokens are in attend_exact.cpp, banded keys in attend_bands.cpp, the output in attend_finish.cpp.
 #include "cpu/attend_rows.h"
 
 #include <float.h>
@@ -11,6 +11,26 @@ namespace tq {
 namespace cpu {
 
 namespace {
+
+// Of the widest of a side's parts.
+int64_t part_opened_words(const format::SideLayout& side) {
+  int64_t most = 0;
+  for (int i = 0; i < side.num_parts(); i++)
+    most = std::max<int64_t>(most, opened_words(format::side_part(side, i).side));
+  return most;
+}
+
+BandSpace carve_bands(int64_t bands, Carver& carver) {
+  BandSpace band;
+  band.operands =
+      carver.take<uint8_t>(bands * kMaxRows * static_cast<int64_t>(query_operand_bytes(format::kGroupCodes)));
+  band.queries = carver.take<float>(bands * kMaxRows * format::kGroupCodes);
+  band.factor = carver.take<float>(bands * kMaxRows);
+  band.half_sum = carver.take<float>(bands * kMaxRows);
+  band.scales = carver.take<float>(bands * kBlockTokens);
+  band.scores = carver.take<int32_t>(bands > 0 ? kMaxRows * kBlockTokens : 0);
+  return band;
+}
 
 WorkerSpace carve(const LayerGeometry& layer, Carver& carver) {
   const format::SideLayout key(layer.head_dim, layer.key_code);
@@ -38,7 +58,9 @@ WorkerSpace carve(const LayerGeometry& layer, Carver& carver) {
   space.bias = carver.take<float>(kBlockTokens);
   space.accumulate_work = carver.take<uint8_t>(kAccumulateWork);
   const format::SideLayout value(layer.value_dim, layer.value_code);
-  space.opened = carver.take<uint32_t>(kBlockTiles * std::max(opened_words(key), opened_words(value)));
+  space.opened =
+      carver.take<uint32_t>(kBlockTiles * std::max(part_opened_words(key), part_opened_words(value)));
+  space.band = carve_bands(key.num_bands(), carver);
   space.row = carver.take<Row>(kMaxRows);
   return space;
 }
@@ -107,7 +129,8 @@ RowTask::RowTask(const Store& store, const Kernels& kernels, const AttendRequest
       key_kernels_(kernels.of(layer_.key)),
       value_kernels_(kernels.of(layer_.value)),
       key_coder_(store.row_coder(request.layer, head, Kind::kKey)),
-      value_coder_(store.row_coder(request.layer, head, Kind::kValue)) {
+      value_coder_(store.row_coder(request.layer, head, Kind::kValue)),
+      band_coder_(layer_.key_code.banded() ? store.band_coder(request.layer, head) : format::BandCoder{}) {
   for (int r = 0; r < rows_; r++) prepare_row(r);
 }
 
@@ -187,19 +210,10 @@ void RowTask::prepare_latent(int r, const float* q, float scale) {
   add_centre(space_.row[r], value_coder_.vector, q, scale);
 }
 
-// q in rotated space, as floats for keys by rows, else as integers. The factor is limited to 2^90, so that
-// |score| < 2^31 times it is finite: its product with a key scale may overflow to infinity, never to NaN, and
-// is then limited like every logit.
-void RowTask::prepare_codes(int r, const float* q, float scale) {
-  Row& row = space_.row[r];
-  const int stored = layer_.tile.key.stored, q_max = query_max(stored);
-  alignas(64) float rotated[format::kMaxDim];
+RowTask::QueryUnit RowTask::prepare_integers(const CodedSide& side, const CodeKernels& kernels,
+                                             const float* rotated, uint8_t* operand) const {
+  const int stored = side.layout.stored, q_max = query_max(stored);
   alignas(64) int16_t integers[format::kMaxDim];
-  kernels_.rotate(key_coder_.vector, q, rotated);
-  add_centre(row, key_coder_.vector, q, scale);
-  if (key_rotated_)
-    return query_row(kernels_, key_coder_, layer_.tile.key, rotated,
-                     space_.q_rows + static_cast<int64_t>(r) * row_width_);
   float largest = 0;
   for (int i = 0; i < stored; i++) largest = std::max(largest, format::abs_float(rotated[i]));
   const float inverse = largest > 0 ? static_cast<float>(q_max) / largest : 0.0f;
@@ -211,9 +225,27 @@ void RowTask::prepare_codes(int r, const float* q, float scale) {
     integers[i] = static_cast<int16_t>(rintf(x));
     sum += integers[i];
   }
-  key_kernels_.prepare_query(layer_.key, integers, space_.operands + r * query_operand_bytes(stored));
-  row.code_factor = limited(static_cast<double>(largest) / q_max * scale, 1.2379400e27);  // 2^90
-  row.half_sum = layer_.key.half ? 0.5f * static_cast<float>(sum) : 0.0f;
+  kernels.prepare_query(side, integers, operand);
+  return {static_cast<double>(largest) / q_max, side.half ? 0.5f * static_cast<float>(sum) : 0.0f};
+}
+
+// q in rotated space, as floats for keys by rows, else as integers. The factor is limited to 2^90, so that
+// |score| < 2^31 times it is finite: its product with a key scale may overflow to infinity, never to NaN, and
+// is then limited like every logit.
+void RowTask::prepare_codes(int r, const float* q, float scale) {
+  if (layer_.key_code.banded()) return prepare_bands(r, q, scale);
+  Row& row = space_.row[r];
+  const int stored = layer_.tile.key.stored;
+  alignas(64) float rotated[format::kMaxDim];
+  kernels_.rotate(key_coder_.vector, q, rotated);
+  add_centre(row, key_coder_.vector, q, scale);
+  if (key_rotated_)
+    return query_row(kernels_, key_coder_, layer_.tile.key, rotated,
+                     space_.q_rows + static_cast<int64_t>(r) * row_width_);
+  const QueryUnit unit =
+      prepare_integers(layer_.key, key_kernels_, rotated, space_.operands + r * query_operand_bytes(stored));
+  row.code_factor = limited(unit.factor * scale, 1.2379400e27);  // 2^90
+  row.half_sum = unit.half_sum;
 }
 
 void RowTask::run_split(int64_t index) {
@@ -244,7 +276,7 @@ void RowTask::load_scales(const BlockTiles& tiles) {
     if (!(tiles.seen >> i & 1)) continue;
     const int start = i * format::kTileTokens;
     const int64_t count = tiles.valid(i);
-    if (!layer_.tile.key.by_rows())
+    if (layer_.key_code.has_kernels())
       kernels_.to_float(DataType::kBF16, tiles.tile[i] + layer_.tile.key_scale_offset(), count,
                         space_.key_scales + start);
     if (!layer_.tile.value.by_rows())
@@ -252,6 +284,7 @@ void RowTask::load_scales(const BlockTiles& tiles) {
                         space_.value_scales + start);
   }
   for (int i = 0; i < kBlockTokens; i++) space_.value_scales[i] *= kWeightShift;
+  if (layer_.key_code.banded()) load_band_scales(tiles);
 }
 
 // Addresses, and those of the next block as far as tokens below `end` are in it: its scales are fetched here,
@@ -296,7 +329,7 @@ void RowTask::run_block(int64_t block, int64_t high) {
       std::fill(weights, weights + kBlockTokens, static_cast<uint16_t>(0));
       continue;
     }
-    const bool coded = !layer_.tile.key.by_rows();
+    const bool coded = layer_.key_code.has_kernels();
     const RowBlock view = {row.begin,          row.end,
                            row.half_sum,       coded ? row.code_factor : row.exact_factor,
                            row.constant,       request_.logit_softcap,
@@ -325,6 +358,7 @@ void RowTask::open_tiles(const BlockTiles& tiles, const CodedSide& side, const C
 }
 
 void RowTask::score_block(const BlockTiles& tiles) {
+  if (layer_.key_code.banded()) return score_bands(tiles);
   if (!layer_.tile.key.by_rows()) {
     const uint8_t* sides[kBlockTiles] = {};
     std::copy(tiles.tile + tiles.first_tile, tiles.tile + tiles.last_tile, sides + tiles.first_tile);

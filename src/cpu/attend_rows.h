@@ -48,6 +48,16 @@ struct Row {
   int begin, end;  // visible part of the current block
 };
 
+// Of banded keys, whose bands are scored one after the other.
+struct BandSpace {
+  uint8_t* operands;  // [num_bands][kMaxRows][query_operand_bytes(32)]
+  float* queries;     // [num_bands][kMaxRows][32], rotated
+  float* factor;      // [num_bands][kMaxRows]: of (integer score + half_sum) x key scale
+  float* half_sum;    // [num_bands][kMaxRows]
+  float* scales;      // [num_bands][kBlockTokens]
+  int32_t* scores;    // [kMaxRows][kBlockTokens] of one band; floats where it is by rows
+};
+
 // One worker's scratch, carved from a workspace.
 struct WorkerSpace {
   float* q_exact;  // [kMaxRows][key width], scaled to |q| < 4; zeros from head_dim on
@@ -71,7 +81,8 @@ struct WorkerSpace {
   float* bias;  // [kBlockTokens] of one row
   uint8_t* accumulate_work;
   uint32_t* opened;  // a side of a block's tiles, where it has to be opened
-  Row* row;          // [kMaxRows]
+  BandSpace band;
+  Row* row;  // [kMaxRows]
 };
 
 // x, at most `limit` in size.
@@ -109,6 +120,13 @@ class RowTask {
   void prepare_row(int r);
   void prepare_query(int r, float* q, int exponent);
   void prepare_codes(int r, const float* q, float scale);
+  // q [stored] as integers for a coded side of `stored` coordinates; half_sum: what half-integer levels add.
+  struct QueryUnit {
+    double factor;  // of an integer
+    float half_sum;
+  };
+  QueryUnit prepare_integers(const CodedSide& side, const CodeKernels& kernels, const float* rotated,
+                             uint8_t* operand) const;
   void prepare_latent(int r, const float* q, float scale);
   void add_centre(Row& row, const format::VectorCoder& coder, const float* q, float scale) const;
   RowSight sight_of(int64_t query) const;
@@ -137,6 +155,12 @@ class RowTask {
   void open_tiles(const BlockTiles& tiles, const CodedSide& side, const CodeKernels& kernels,
                   const uint8_t** sides) const;
   void score_block(const BlockTiles& tiles);
+  // Banded keys (attend_bands.cpp).
+  void prepare_bands(int r, const float* q, float scale);
+  void load_band_scales(const BlockTiles& tiles);
+  void score_bands(const BlockTiles& tiles);
+  void add_coded_band(const BlockTiles& tiles, int band);
+  void add_row_band(const BlockTiles& tiles, int band);
   void value_block(const BlockTiles& tiles);
   // Exact keys and values of a block, and those of sides by rows (attend_exact.cpp).
   struct Range {
@@ -188,6 +212,7 @@ class RowTask {
   const CodeKernels& key_kernels_;
   const CodeKernels& value_kernels_;
   format::RowCoder key_coder_, value_coder_;
+  format::BandCoder band_coder_;
 };
 
 }  // namespace cpu

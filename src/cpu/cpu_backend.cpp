@@ -135,7 +135,10 @@ void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
 void CpuBackend::set_centres(int index, const float* key, const float* value) {
   LayerStore& layer = store_.layer(index);
   if (key) {
-    memcpy(layer.key_centre, key, sizeof(float) * layer.num_kv_heads * layer.head_dim);
+    const int64_t dim = layer.head_dim;
+    for (int64_t i = 0; i < layer.num_kv_heads * dim; i++)
+      layer.key_centre[i] = key[i / dim * dim + layer.band_coordinate(static_cast<int32_t>(i / dim),
+                                                                      static_cast<int32_t>(i % dim))];
     layer.has_key_centre = true;
   }
   if (value) {

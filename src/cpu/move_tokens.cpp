@@ -74,6 +74,14 @@ void gather_side(const format::SideLayout& side, Kind kind, const Sources& sourc
         format::gather_group(side, kind, table, jb, lane, jj, source, words);
 }
 
+void gather_parts(const format::SideLayout& side, Kind kind, const Sources& sources, int64_t words_at,
+                  int64_t scales_at, uint8_t* tile) {
+  for (int i = 0; i < side.num_parts(); i++) {
+    const format::SidePart part = format::side_part(side, i);
+    gather_side(part.side, kind, sources, words_at + part.word_offset, scales_at + part.scale_offset, tile);
+  }
+}
+
 }  // namespace
 
 template <typename Tile, typename Gather>
@@ -109,9 +117,9 @@ void CpuBackend::move_codes(const MoveRequest& request, const LayerStore& layer,
       return;
     }
     alignas(64) uint8_t tile[format::kTileTokens * 2 * (2 * format::kMaxDim + 2)];
-    gather_side(layout.key, Kind::kKey, sources, layout.key_offset(), layout.key_scale_offset(), tile);
-    gather_side(layout.value, Kind::kValue, sources, layout.value_offset(), layout.value_scale_offset(),
-                tile);
+    gather_parts(layout.key, Kind::kKey, sources, layout.key_offset(), layout.key_scale_offset(), tile);
+    gather_parts(layout.value, Kind::kValue, sources, layout.value_offset(), layout.value_scale_offset(),
+                 tile);
     memcpy(target, tile, bytes);
   });
 }

@@ -17,6 +17,11 @@ void CpuBackend::decode_token(int32_t index, int head, Kind kind, const uint8_t*
   const DataType io = store_.geometry.io_dtype;
   float x[format::kMaxDim];
   const format::SideLayout& side = key ? tile.key : tile.value;
+  if (side.banded()) {
+    format::decode_bands(store_.band_coder(index, head), side, words, scales, token, x);
+    kernels_.from_float(io, x, layer.dim(kind), target);
+    return;
+  }
   if (side.by_rows() && !side.raw()) {
     format::decode_row(store_.row_coder(index, head, kind), side,
                        reinterpret_cast<const uint32_t*>(words) + token * side.row_words(),

@@ -31,6 +31,9 @@ LayerStore::LayerStore(const Geometry& g, int layer)
       dense(nullptr),
       sketch_signs(nullptr),
       sketch_matrix(nullptr),
+      bands(nullptr),
+      band_signs(nullptr),
+      band_books{},
       value_order(nullptr),
       key_centre(nullptr),
       value_centre(nullptr),
@@ -64,6 +67,8 @@ int64_t Tables::carve(const Geometry& g, void* base, Tables* tables) {
     layer.sketch_signs = carver.take<uint64_t>(prod && !gaussian ? 2 * heads * layer.sign_words() : 0);
     layer.sketch_matrix =
         carver.take<float>(prod && gaussian ? checked_mul(heads, stored * stored, "sketch") : 0);
+    layer.bands = carver.take<CodedSide>(layer.tile.key.num_bands());
+    layer.band_signs = carver.take<uint64_t>(heads * layer.tile.key.num_bands());
     layer.key_centre = carver.take<float>(heads * layer.head_dim);
     layer.value_centre = carver.take<float>(heads * layer.value_dim);
     layer.value_order = carver.take<int32_t>(format::stored_dim(layer.value_dim));
@@ -102,6 +107,7 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
       layer.value_order[j] = layer.tile.value.by_rows() ? j : value_coordinate(layout, j);
     fill_rotation(i, ops);
     if (layer.key_code.family == format::CodeFamily::kProd) fill_sketch(i);
+    if (layer.key_code.banded()) fill_bands(i);
   }
   for (int slot = 0; slot < g.max_sequences; slot++) new (tables_.flags + slot) std::atomic<uint64_t>(0);
 }
@@ -144,6 +150,41 @@ void Store::fill_sketch(int index) {
         signs[w] = format::stream_word(geometry.stream_base(index, head, stream), w);
     }
   }
+}
+
+void Store::fill_bands(int index) {
+  LayerStore& layer = tables_.layers[index];
+  const format::SideLayout& key = layer.tile.key;
+  for (int i = 0; i < key.num_bands(); i++) {
+    const format::SidePart part = format::side_part(key, i);
+    layer.band_books[i] = format::builtin_codebook(format::kGroupCodes, part.side.code());
+    new (layer.bands + i) CodedSide(part.side.dim, part.side.code(), Kind::kKey, layer.band_books[i]);
+  }
+  for (int head = 0; head < layer.num_kv_heads; head++)
+    for (int i = 0; i < key.num_bands(); i++)
+      layer.band_signs[head * key.num_bands() + i] =
+          format::band_signs(geometry.stream_base(index, head, Kind::kKey), i);
+}
+
+format::BandCoder Store::band_coder(int index, int head) const {
+  const LayerStore& store = layer(index);
+  const format::VectorCoder whole = coder(index, head, Kind::kKey);
+  format::BandCoder bands = {};
+  bands.dim = store.head_dim;
+  bands.num_bands = store.tile.key.num_bands();
+  bands.order = store.key_order ? store.key_order + static_cast<int64_t>(head) * store.head_dim : nullptr;
+  for (int i = 0; i < bands.num_bands; i++) {
+    format::VectorCoder& band = bands.band[i];
+    const format::SidePart part = format::side_part(store.tile.key, i);
+    band = whole;
+    band.dim = part.side.dim;
+    band.stored = part.side.stored;
+    band.signs = store.band_signs + head * bands.num_bands + i;
+    if (whole.centre) band.centre = whole.centre + format::kGroupCodes * i;
+    band.codebook = store.band_books[i];
+    band.trellis = part.side.code().trellis();
+  }
+  return bands;
 }
 
 format::RowCoder Store::row_coder(int index, int head, Kind kind) const {

@@ -8,7 +8,7 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/page_memory.h"
-#include "format/row.h"
+#include "format/bands.h"
 #include "host_block.h"
 #include "host_ops.h"
 #include "requests.h"
@@ -38,8 +38,12 @@ struct LayerStore : LayerGeometry {
   // of prod keys: signs [num_kv_heads][2][sign_words()], or matrices [num_kv_heads][stored][stored]
   uint64_t* sketch_signs;
   float* sketch_matrix;
+  // of banded keys: the bands as sides of their own [num_bands], and their signs [num_kv_heads][num_bands]
+  CodedSide* bands;
+  uint64_t* band_signs;
+  format::Codebook band_books[format::kMaxBands];
   int32_t* value_order;  // [stored value dim]: coordinate of entry i of a value sum
-  float* key_centre;     // [num_kv_heads][head_dim]
+  float* key_centre;     // [num_kv_heads][head_dim]; of banded keys by place, in the bands' order
   float* value_centre;   // [num_kv_heads][value_dim]
   bool has_key_centre, has_value_centre;
 
@@ -69,6 +73,7 @@ class Store {
   LayerStore& layer(int index) { return tables_.layers[index]; }
   format::VectorCoder coder(int layer, int head, Kind kind) const;
   format::RowCoder row_coder(int layer, int head, Kind kind) const;
+  format::BandCoder band_coder(int layer, int head) const;
   PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
@@ -93,6 +98,7 @@ class Store {
  private:
   void fill_rotation(int layer, const HostOps& ops);
   void fill_sketch(int layer);
+  void fill_bands(int layer);
 
   PageMemory pages_;
   Block raw_, table_block_, workspace_;

@@ -24,23 +24,32 @@ enum class CodeFamily : int32_t {
   kLevels = 4,   // the caller's levels and boundaries for each coordinate of the rotated vector
   kTrellis = 5,  // as scalar, with twice the levels, which neighbours in a chain tell apart
   kRows = 6,     // scalar codes by rows: sides of a latent layer, which keys and values are read from alike
+  // Keys in bands of 32 coordinates, each with a width, a rotation and a scale of its own: bands.h.
+  kBands = 7,         // scalar codes
+  kTrellisBands = 8,  // trellis codes where they have the band's width, else scalar ones
 };
 
 struct CodeId {
   CodeFamily family;
   int32_t bits;       // of one stored coordinate
   int32_t group = 0;  // grouped: neighbours that share scale and zero
+  // bands: their widths, four bits each, that of band 0 lowest; `bits` is then the widths' sum
+  uint32_t bands = 0;
 
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
   // Whether vectors are centred, rotated and padded before they are coded.
   constexpr bool rotated() const { return family != CodeFamily::kRaw && family != CodeFamily::kGrouped; }
   constexpr bool trellis() const { return family == CodeFamily::kTrellis; }
-  // Whether a tile's words are rows, one a token, that attention reads as floats; otherwise they are in the
-  // order of the integer kernels, which have no scalar codes of one bit.
-  constexpr bool by_rows() const { return (family != CodeFamily::kScalar || bits == 1) && !trellis(); }
+  constexpr bool banded() const {
+    return family == CodeFamily::kBands || family == CodeFamily::kTrellisBands;
+  }
+  // Whether a tile's words are in the order of the integer kernels, which have no scalar codes of one bit, or
+  // rows, one a token, that attention reads as floats. A banded side is neither: its bands are.
+  constexpr bool has_kernels() const { return (family == CodeFamily::kScalar && bits != 1) || trellis(); }
+  constexpr bool by_rows() const { return !has_kernels() && !banded(); }
 };
 constexpr bool operator==(CodeId a, CodeId b) {
-  return a.family == b.family && a.bits == b.bits && a.group == b.group;
+  return a.family == b.family && a.bits == b.bits && a.group == b.group && a.bands == b.bands;
 }
 constexpr bool operator!=(CodeId a, CodeId b) { return !(a == b); }
 
@@ -111,6 +120,29 @@ constexpr bool is_code(CodeFamily family, int bits) {
          : family == CodeFamily::kLevels  ? is_levels_bits(bits)
          : family == CodeFamily::kTrellis ? is_trellis_bits(bits)
                                           : is_code_bits(bits);
+}
+
+// ---- bands ----
+
+constexpr int kMaxBands = 8;  // four bits of a width each; 256 coordinates
+constexpr int kMostBandBits = 6;
+TQ_HD constexpr int band_bits(uint32_t bands, int band) {
+  return static_cast<int>(bands >> (4 * band) & 15u);
+}
+// Of widths [count].
+constexpr CodeId banded_code(const int32_t* widths, int count, bool trellis) {
+  CodeId id = {trellis ? CodeFamily::kTrellisBands : CodeFamily::kBands, 0};
+  for (int i = 0; i < count; i++) {
+    id.bits += widths[i];
+    id.bands |= static_cast<uint32_t>(widths[i]) << (4 * i);
+  }
+  return id;
+}
+// The code of one band of a side.
+constexpr CodeId band_code(CodeId side, int band) {
+  const int bits = band_bits(side.bands, band);
+  return side.family == CodeFamily::kTrellisBands && is_trellis_bits(bits) ? trellis_code(bits)
+                                                                           : scalar_code(bits);
 }
 
 // Words of a group of 32 codes of a scalar or trellis side.

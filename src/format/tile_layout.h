@@ -62,36 +62,65 @@ struct SideLayout {
   int jv;             // gcd(J, 4): groups of one lane in one load
   int jb;             // J / jv
   CodeFamily family;  // of the code
+  uint32_t bands;     // of the code; what bands have of words and scales: SidePart
 
   constexpr SideLayout(int head_dim, CodeId code)
       : dim(head_dim),
         stored(code.rotated() ? stored_dim(head_dim) : head_dim),
         bits(code.bits),
         group(code.group),
-        groups(code.by_rows() ? 0 : stored / kGroupCodes),
-        jv(code.by_rows() ? 1 : lane_groups(stored)),
+        groups(code.by_rows() || code.banded() ? 0 : stored / kGroupCodes),
+        jv(code.by_rows() || code.banded() ? 1 : lane_groups(stored)),
         jb(groups / jv),
-        family(code.family) {}
+        family(code.family),
+        bands(code.bands) {}
   constexpr SideLayout(int head_dim, int code_bits) : SideLayout(head_dim, code_of_bits(code_bits)) {}
 
-  constexpr CodeId code() const { return CodeId{family, bits, group}; }
+  constexpr CodeId code() const { return CodeId{family, bits, group, bands}; }
   constexpr bool raw() const { return family == CodeFamily::kRaw; }
   constexpr bool by_rows() const { return code().by_rows(); }
+  constexpr bool banded() const { return code().banded(); }
   // 32-bit words of a token: its row, or its share of the words.
-  constexpr int row_words() const { return (stored * bits + 31) / 32; }
+  constexpr int row_words() const { return banded() ? bits : (stored * bits + 31) / 32; }
   constexpr int row_bytes() const { return 4 * row_words(); }
   constexpr int code_bytes() const { return kTileTokens * row_bytes(); }
   // 16-bit numbers: one scale, or scale and norm, or a scale and a zero for each group.
   constexpr int scales_per_token() const {
-    return raw() ? 0 : family == CodeFamily::kProd ? 2 : group > 0 ? 2 * num_groups() : 1;
+    return raw()                         ? 0
+           : banded()                    ? num_bands()
+           : family == CodeFamily::kProd ? 2
+           : group > 0                   ? 2 * num_groups()
+                                         : 1;
   }
   constexpr int num_groups() const { return (dim + group - 1) / group; }
+  // Sides that words and scales of this one consist of, one after the other: its bands, or itself.
+  constexpr int num_bands() const { return banded() ? stored / kGroupCodes : 0; }
+  constexpr int num_parts() const { return banded() ? num_bands() : 1; }
+  constexpr int band_bits(int band) const { return format::band_bits(bands, band); }
+  // Sum of the widths of the bands before this one.
+  constexpr int bits_before(int band) const {
+    int sum = 0;
+    for (int i = 0; i < band; i++) sum += band_bits(i);
+    return sum;
+  }
   constexpr int scale_bytes() const { return kScaleBytes * scales_per_token(); }
   // Word i of group (jb_, jj) of a lane.
   constexpr int word_index(int i, int jb_, int lane, int jj) const {
     return ((i * jb + jb_) * kLanes + lane) * jv + jj;
   }
 };
+
+// One of a side's parts: a side of its own, and where its words and scales lie in those of the side.
+struct SidePart {
+  SideLayout side;
+  int word_offset, scale_offset;  // bytes
+};
+constexpr SidePart side_part(const SideLayout& side, int part) {
+  if (!side.banded()) return SidePart{side, 0, 0};
+  const int left = side.dim - kGroupCodes * part;
+  return SidePart{SideLayout(left < kGroupCodes ? left : kGroupCodes, band_code(side.code(), part)),
+                  4 * kTileTokens * side.bits_before(part), kScaleBytes * part};
+}
 
 struct TileLayout {
   SideLayout key, value;
@@ -113,6 +142,9 @@ static_assert(TileLayout(128, 128, 4, 4).tile_bytes() == 4224, "132 at 4+4");
 static_assert(TileLayout(128, 128, 2, 2).tile_bytes() == 2176, "68 at 2+2");
 static_assert(TileLayout(80, 80, 16, 4).tile_bytes() == 64 * 80 + 4 * 4 * 96 + 64,
               "a raw side is not padded and has no scales");
+static_assert(TileLayout(128, 128, CodeId{CodeFamily::kBands, 12, 0, 0x2334}, scalar_code(3)).tile_bytes() ==
+                  3200 + 3 * kScaleBytes,
+              "106 at bands of 4, 3, 3 and 2 bits beside 3");
 static_assert(SideLayout(128, grouped_code(2, 32)).code_bytes() / kTileTokens == 32 &&
                   SideLayout(128, grouped_code(2, 32)).scale_bytes() / kTileTokens == 16,
               "48 bytes a token at 2 bits in groups of 32");

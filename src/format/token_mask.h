@@ -46,14 +46,28 @@ TQ_HD uint32_t scale_word_mask(const SideLayout& side, int word, TileTokens toke
   return (tokens.holds(low) ? 0xFFFFu : 0u) | (tokens.holds(high) ? 0xFFFF0000u : 0u);
 }
 
+// The same of a side that may have bands: by the part that the word is in.
+TQ_HD uint32_t parts_word_mask(const SideLayout& side, Kind kind, int word, TileTokens tokens) {
+  for (int i = side.num_parts() - 1; i > 0; i--) {
+    const SidePart part = side_part(side, i);
+    if (4 * word >= part.word_offset)
+      return side_word_mask(part.side, kind, word - part.word_offset / 4, tokens);
+  }
+  return side_word_mask(side_part(side, 0).side, kind, word, tokens);
+}
+TQ_HD uint32_t parts_scale_mask(const SideLayout& side, int word, TileTokens tokens) {
+  return side.banded() ? scale_word_mask(side_part(side, 0).side, word % (kScaleBytes / 4), tokens)
+                       : scale_word_mask(side, word, tokens);
+}
+
 // Mask of a word of a whole tile.
 TQ_HD uint32_t tile_word_mask(const TileLayout& tile, int word, TileTokens tokens) {
   const int byte = 4 * word;
-  if (byte < tile.value_offset()) return side_word_mask(tile.key, Kind::kKey, word, tokens);
+  if (byte < tile.value_offset()) return parts_word_mask(tile.key, Kind::kKey, word, tokens);
   if (byte < tile.key_scale_offset())
-    return side_word_mask(tile.value, Kind::kValue, word - tile.value_offset() / 4, tokens);
+    return parts_word_mask(tile.value, Kind::kValue, word - tile.value_offset() / 4, tokens);
   if (byte < tile.value_scale_offset())
-    return scale_word_mask(tile.key, word - tile.key_scale_offset() / 4, tokens);
+    return parts_scale_mask(tile.key, word - tile.key_scale_offset() / 4, tokens);
   return scale_word_mask(tile.value, word - tile.value_scale_offset() / 4, tokens);
 }
 

@@ -62,6 +62,7 @@ static void structs(void) {
   FIELD(tq_layer_config, value_levels);
   FIELD(tq_layer_config, layer_kind);
   FIELD(tq_layer_config, reserved);
+  FIELD(tq_layer_config, key_bands);
   STRUCT(tq_layer_bytes);
   FIELD(tq_layer_bytes, struct_size);
   FIELD(tq_layer_bytes, group);
@@ -225,6 +226,11 @@ static void structs(void) {
   FIELD(tq_levels, reserved);
   FIELD(tq_levels, levels);
   FIELD(tq_levels, boundaries);
+  STRUCT(tq_key_bands);
+  FIELD(tq_key_bands, struct_size);
+  FIELD(tq_key_bands, num_bands);
+  FIELD(tq_key_bands, bits);
+  FIELD(tq_key_bands, order);
   STRUCT(tq_quantizer_config);
   FIELD(tq_quantizer_config, struct_size);
   FIELD(tq_quantizer_config, device_type);
@@ -294,6 +300,7 @@ static void constants(void) {
   CONSTANT(TQ_STRUCT_LEVELS);
   CONSTANT(TQ_STRUCT_QUANTIZER_CONFIG);
   CONSTANT(TQ_STRUCT_QUANTIZER_INFO);
+  CONSTANT(TQ_STRUCT_KEY_BANDS);
   CONSTANT(TQ_STRUCT_STATE);
   CONSTANT(TQ_STRUCT_IO);
   CONSTANT(TQ_DEVICE_CPU);

@@ -106,6 +106,62 @@ TEST_P(FamilyTest, BitsFollowFromWhatARowSees) {
     expect_rows_by_themselves(config_of(GetParam(), sides));
 }
 
+// Keys in bands of every width, scalar and trellis, with random orders.
+struct Bands {
+  int head_dim;
+  std::vector<int32_t> bits;
+  CodeFamily family;
+  int value_bits;
+};
+const Bands kBandedSides[] = {{128, {4, 3, 3, 2}, kScalar, 3}, {128, {5, 4, 2, 1}, kTrellis, 4},
+                              {80, {6, 5, 1}, kScalar, 16},    {32, {2}, kTrellis, 2},
+                              {40, {4, 1}, kScalar, 5},        {256, {6, 5, 4, 4, 3, 2, 1, 1}, kTrellis, 3},
+                              {64, {1, 1}, kScalar, 4}};
+
+TEST_P(FamilyTest, BandsAttendAndRead) {
+  int variant = 0;
+  for (const Bands& bands : kBandedSides) {
+    SCOPED_TRACE(testing::Message() << "head_dim " << bands.head_dim);
+    RigConfig config = config_of(GetParam(), {bands.family, 4, 0, kScalar, bands.value_bits, 0});
+    config.band_bits = bands.bits;
+    config.head_dim = config.value_dim = bands.head_dim;
+    config.key_rule = static_cast<format::ScaleRule>(1 + variant % 3);
+    config.io = static_cast<DataType>(1 + variant % 3);
+    config.q_per_kv = 1 + variant % 4;
+    config.window = variant % 2 * 20, config.sinks = variant % 2 * 3;
+    config.centres = variant % 3 != 1;
+    variant++;
+    Rig rig(config);
+    for (const int64_t count : {1, 30, 2, 69, 1})
+      rig.step({{0, count, std::min<int64_t>(count, 3)}, {1, count + 5, 1}});
+    expect_near_reference(rig, AttendOptions());
+    AttendOptions options;
+    options.softcap = 4, options.sliding_window = 77, options.sink_logits = true;
+    expect_near_reference(rig, options);
+    std::vector<float> k, v;
+    rig.read(0, 0, rig.length(0), &k, &v);
+    size_t at = 0;
+    for (int64_t token = 0; token < rig.length(0); token++)
+      for (int head = 0; head < config.kv_heads; head++)
+        for (const float x : rig.expected(0, token, head, Kind::kKey)) {
+          const float kept = config.io == DataType::kF32 ? x
+                             : config.io == DataType::kBF16
+                                 ? format::float_from_bf16(format::bf16_from_float(x))
+                                 : format::float_from_f16(format::f16_from_float(x));
+          ASSERT_EQ(format::float_bits(kept), format::float_bits(k[at++])) << token;
+        }
+  }
+}
+
+TEST_P(FamilyTest, BitsOfBandsFollowFromWhatARowSees) {
+  for (const Bands& bands : {kBandedSides[0], kBandedSides[1]}) {
+    RigConfig config = config_of(GetParam(), {bands.family, 4, 0, kScalar, bands.value_bits, 0});
+    config.band_bits = bands.bits;
+    config.head_dim = config.value_dim = bands.head_dim;
+    expect_rows_by_themselves(config);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, FamilyTest, testing::ValuesIn(isas()),
                          [](const auto& info) { return info.param; });
 

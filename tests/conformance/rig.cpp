@@ -138,6 +138,8 @@ Rig::Rig(const RigConfig& c) : config(c), geometry(), plan_() {
   g.sketch = c.sketch;
   g.key_levels = &(levels_[0] = some_levels(c.key_bits)),
   g.value_levels = &(levels_[1] = some_levels(c.value_bits));
+  if (!c.band_bits.empty()) order_ = some_orders(c.kv_heads, c.head_dim);
+  g.key_order = order_.empty() ? nullptr : order_.data();
   g.set_layers(code_of(c, Kind::kKey), code_of(c, Kind::kValue));
   page_memory_ =
       static_cast<uint8_t*>(alloc(this, static_cast<size_t>(cpu::cpu_backend_bytes(g).pages), 256, 1, 0));
@@ -359,7 +361,7 @@ void Rig::attend_with_workspace(size_t bytes) {
 std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind) {
   std::vector<float> x = input(sequence, token, head, kind);
   bool replaced = false;
-  if ((kind == Kind::kKey ? config.key_bits : config.value_bits) == format::kRawBits) {
+  if (code_of(config, kind).raw()) {
     for (float& value : x) {
       uint16_t h;
       if (config.io == DataType::kF32)
@@ -372,6 +374,7 @@ std::vector<float> Rig::decoded(int sequence, int64_t token, int head, Kind kind
     }
     return x;
   }
+  if (code_of(config, kind).banded()) return bands_and_back(head, x);
   if (const format::SideLayout side(static_cast<int>(x.size()), code_of(config, kind)); side.by_rows())
     return row_and_back(row_coder(head, kind), side, x);
   const format::VectorCoder& c = coder(head, kind);

@@ -45,7 +45,8 @@ struct RigConfig {
   bool latent = false;  // then keys are [value_dim | head_dim]
   int key_bits = 4, value_bits = 4;
   format::CodeFamily key_family = format::CodeFamily::kScalar, value_family = format::CodeFamily::kScalar;
-  int key_group = 0, value_group = 0;  // of grouped sides
+  int key_group = 0, value_group = 0;   // of grouped sides
+  std::vector<int32_t> band_bits = {};  // of keys in bands, whose orders then are random
   format::SketchKind sketch = format::SketchKind::kOrthogonal;
   DataType io = DataType::kF32;
   format::Rotation rotation = format::Rotation::kHadamard;
@@ -64,6 +65,9 @@ struct RigConfig {
 
 inline format::CodeId code_of(const RigConfig& config, Kind kind) {
   const bool key = kind == Kind::kKey;
+  if (key && !config.band_bits.empty())
+    return format::banded_code(config.band_bits.data(), static_cast<int>(config.band_bits.size()),
+                               config.key_family == format::CodeFamily::kTrellis);
   const format::CodeId id =
       format::code_of(key ? config.key_family : config.value_family,
                       key ? config.key_bits : config.value_bits, key ? config.key_group : config.value_group);
@@ -81,6 +85,8 @@ inline format::LevelTable some_levels(int bits) {
   }
   return table;
 }
+// A kv head's orders of coordinates, [heads][dim], random.
+std::vector<int32_t> some_orders(int heads, int dim);
 // What a side by rows keeps of a vector, by the scalar kernels.
 std::vector<float> row_and_back(const format::RowCoder& coder, const format::SideLayout& side,
                                 const std::vector<float>& x);
@@ -184,6 +190,7 @@ class Rig {
 
   const format::VectorCoder& coder(int head, Kind kind);
   format::RowCoder row_coder(int head, Kind kind);
+  std::vector<float> bands_and_back(int head, const std::vector<float>& x);
   const PageMap* page_maps();
   static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t);
   static void free(void* user, void* pointer, size_t bytes, int32_t, int32_t);
@@ -195,6 +202,7 @@ class Rig {
   };
   std::map<int, Coder> coders_;
   format::LevelTable levels_[2] = {};  // of levels sides
+  std::vector<int32_t> order_;         // of banded keys, [kv heads][head_dim]
   std::vector<float> centre_[2];
   std::vector<int32_t> free_pages_;
   std::vector<Sequence> sequences_;

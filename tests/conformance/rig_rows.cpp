@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The coders of a rig, made from its seed alone, and what a vector becomes in a side by rows, by the scalar
-// kernels, which the golden files check.
+// kernels, and in bands, by the format's code: the golden files check both.
 #include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
 
 #include "rig.h"
 
@@ -81,6 +84,51 @@ std::vector<float> row_and_back(const format::RowCoder& coder, const format::Sid
   std::vector<float> decoded(x.size());
   format::decode_row(coder, side, row.data(), scales.data(), decoded.data());
   return decoded;
+}
+
+std::vector<int32_t> some_orders(int heads, int dim) {
+  std::vector<int32_t> orders;
+  Random random(31);
+  for (int head = 0; head < heads; head++) {
+    std::vector<int32_t> own(static_cast<size_t>(dim));
+    std::iota(own.begin(), own.end(), 0);
+    for (size_t i = own.size() - 1; i > 0; i--)
+      std::swap(own[i], own[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
+    orders.insert(orders.end(), own.begin(), own.end());
+  }
+  return orders;
+}
+
+// Each band as a vector of its own.
+std::vector<float> Rig::bands_and_back(int head, const std::vector<float>& x) {
+  const format::CodeId code = code_of(config, Kind::kKey);
+  const int dim = config.head_dim;
+  const uint64_t base = format::stream_base(geometry.rotation_seed, geometry.first_layer,
+                                            geometry.first_kv_head + head, Kind::kKey);
+  std::vector<float> result(x.size());
+  for (int band = 0; 32 * band < dim; band++) {
+    const int32_t* order = order_.data() + head * dim + 32 * band;
+    format::VectorCoder own = coder(head, Kind::kKey);
+    own.dim = std::min(32, dim - 32 * band);
+    own.stored = 32;
+    const format::CodeId band_code = format::band_code(code, band);
+    own.codebook = format::builtin_codebook(32, band_code);
+    own.trellis = band_code.trellis();
+    const uint64_t signs = format::stream_word(base, static_cast<uint64_t>(band / 2)) >> (band % 2 ? 32 : 0);
+    own.signs = &signs;
+    float in[32], centre[32], out[32];
+    for (int i = 0; i < own.dim; i++) {
+      in[i] = x[static_cast<size_t>(order[i])];
+      centre[i] = own.centre ? own.centre[order[i]] : 0;
+    }
+    own.centre = own.centre ? centre : nullptr;
+    uint8_t codes[32];
+    uint16_t scale;
+    format::encode_vector(own, in, codes, &scale);
+    format::decode_vector(own, codes, scale, out);
+    for (int i = 0; i < own.dim; i++) result[static_cast<size_t>(order[i])] = out[i];
+  }
+  return result;
 }
 
 void expect_rows_by_themselves(RigConfig config) {

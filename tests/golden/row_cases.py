@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rows.safetensors: tiles with sides of the families beside scalar (FORMAT.md sections 3.6 to 3.9 and 4),
-what they decode to."""
+"""rows.safetensors: tiles with sides of the families beside scalar, and with keys in bands (FORMAT.md
+sections 3.6 to 3.11 and 4), what they decode to."""
 import json
 
 import numpy as np
 from encode_cases import inputs
-from reference import rows, trellis
+from reference import bands, rows, trellis
 from reference import tqkv_reference as ref
 
 SCALAR, GROUPED, TRELLIS = 1, 3, 5
@@ -16,7 +16,7 @@ LEVELS = {3: {"levels": (-0.3, -0.2, -0.11, -0.02, 0.05, 0.12, 0.19, 0.28),
 
 # Each width and group size of grouped sides, last groups of 16 and of 48; prod of each width, both sketches
 # and rules of the scale, a padded dimension; scalar codes of one bit; levels; trellis of each width, order of
-# the chains and rule.
+# the chains and rule. Bands of every width, of both families, with and without an order, a short last one.
 CASES = {
     "grouped_d32": {"head_dim": 32, "family": [3, 3], "bits": [2, 8], "group_size": 16},
     "grouped_d80": {"head_dim": 80, "family": [3, 3], "bits": [3, 4], "group_size": 64},
@@ -36,12 +36,38 @@ CASES = {
     "trellis_d128": {"head_dim": 128, "family": [5, 5], "bits": [2, 3], "value_rule": 4},
     "trellis_d192": {"head_dim": 192, "family": [5, 1], "bits": [4, 3]},
     "trellis_d256": {"head_dim": 256, "family": [1, 5], "bits": [2, 4]},
+    "bands_d32": {"head_dim": 32, "family": [1, 1], "bits": [0, 3], "band_bits": [2]},
+    "bands_d80": {"head_dim": 80, "family": [1, 5], "bits": [0, 2], "band_bits": [6, 5, 1], "order_step": 33,
+                  "key_rule": 1},
+    "bands_d128": {"head_dim": 128, "family": [1, 1], "bits": [0, 3], "band_bits": [4, 3, 3, 2],
+                   "order_step": 51},
+    "trellis_bands_d128": {"head_dim": 128, "family": [5, 5], "bits": [0, 3], "band_bits": [5, 4, 2, 1],
+                           "order_step": 5},
+    "trellis_bands_d256": {"head_dim": 256, "family": [5, 1], "bits": [0, 2],
+                           "band_bits": [4, 3, 3, 3, 2, 2, 2, 1], "order_step": 77, "key_rule": 4},
 }
+
+
+def band_order(p):
+    """The coordinate at each place; None: as they are."""
+    step, d = p["order_step"], p["head_dim"]
+    return tuple((7 + step * i) % d for i in range(d)) if step else None
+
+
+def band_rows(x, p):
+    side = bands.Bands(p["head_dim"], tuple(p["band_bits"]), band_order(p), p["family"][0] == TRELLIS,
+                       rule=p["key_rule"] or ref.UNBIASED, seed=SEED, layer=LAYER, kv_head=KV_HEAD)
+    codes, scales, nonfinite = bands.encode(x, side)
+    # Words and scales as rows, which they are not: those of all 32 tokens are there.
+    return (bands.words(codes, side).reshape(32, -1), np.stack(scales).reshape(32, -1),
+            bands.decode(codes, scales, side), nonfinite, np.zeros_like(nonfinite))
 
 
 def side_rows(x, p, kind):
     """-> codes or words, scales, decoded, nonfinite, saturated"""
     family, bits = p["family"][kind], p["bits"][kind]
+    if kind == ref.KEY and p["band_bits"]:
+        return band_rows(x, p)
     if family == GROUPED:
         encoded = ref.encode_grouped(x, bits, p["group_size"])
         decoded = ref.decode_grouped(encoded.codes, encoded.pairs, p["group_size"])
@@ -72,7 +98,8 @@ def build():
     tensors, metadata = {}, {}
     for name, fields in CASES.items():
         p = {"group_size": 0, "sketch": 0, "sketch_rule": 0, "sketch_factor": 0.0, "key_rule": 0,
-             "value_rule": 0, "seed": SEED, "layer": LAYER, "kv_head": KV_HEAD, **fields}
+             "value_rule": 0, "band_bits": [], "order_step": 0, "seed": SEED, "layer": LAYER,
+             "kv_head": KV_HEAD, **fields}
         d, x = p["head_dim"], inputs(p["head_dim"])
         # float16 at its largest number, and steps that are subnormal there or vanish
         x[11, :4] = [65504, 65505, -65505, -70000]
@@ -90,5 +117,7 @@ def build():
         tensors[f"{name}.tile"] = np.frombuffer(ref.tile_bytes(*sides), np.uint8)
         used = {f"{side}_levels": LEVELS[bits] for side, family, bits in zip(
             ("key", "value"), p["family"], p["bits"]) if family == rows.LEVELS}
+        if order := band_order(p):
+            used["band_order"] = order
         metadata[name] = json.dumps({**p, **used})
     return tensors, metadata

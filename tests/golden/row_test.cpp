@@ -37,6 +37,7 @@ class Rows : public testing::TestWithParam<std::string> {
     config_.sketch_factor = p.at("sketch_factor");
     config_.key_levels = read_levels(p, "key_levels", &key_levels_);
     config_.value_levels = read_levels(p, "value_levels", &value_levels_);
+    read_bands(p);
     config_.max_tokens = config_.page_size = kTokens;
     input_ = file_.read<float>(GetParam() + ".input");
   }
@@ -56,6 +57,16 @@ class Rows : public testing::TestWithParam<std::string> {
     TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, rows, rows, nullptr, nullptr));
   }
 
+  void read_bands(const nlohmann::json& p) {
+    band_bits_ = p.at("band_bits").get<std::vector<int32_t>>();
+    if (band_bits_.empty()) return;
+    if (p.contains("band_order")) band_order_ = p["band_order"].get<std::vector<int32_t>>();
+    bands_ = {sizeof(tq_key_bands), static_cast<int32_t>(band_bits_.size()), band_bits_.data(),
+              band_order_.empty() ? nullptr : band_order_.data()};
+    layer_.struct_size = sizeof layer_;
+    layer_.key_bands = &bands_;
+    config_.layers = &layer_;
+  }
   struct Levels {
     std::vector<float> levels, boundaries;
     tq_levels c;
@@ -71,6 +82,9 @@ class Rows : public testing::TestWithParam<std::string> {
 
   GoldenFile file_{"rows.safetensors"};
   Levels key_levels_, value_levels_;
+  std::vector<int32_t> band_bits_, band_order_;
+  tq_key_bands bands_ = {};
+  tq_layer_config layer_ = {};
   std::vector<float> input_;
   std::unique_ptr<void, void (*)(void*)> pool_{nullptr, std::free};  // the cache's, until it is destroyed
   tq_cache_config config_ = {};
@@ -109,7 +123,7 @@ TEST_P(Rows, ReadsWhatTheOracleDecodes) {
 }
 
 TEST_P(Rows, NoticesWhatTheOracleDoes) {
-  config_.key_bits = 16, config_.key_levels = nullptr;
+  config_.key_bits = 16, config_.key_levels = nullptr, config_.layers = nullptr;
   config_.sketch = config_.sketch_rule = 0, config_.sketch_factor = 0;
   config_.max_sequences = kTokens;
   const std::vector<uint8_t> nonfinite = file_.read<uint8_t>(GetParam() + ".nonfinite"),

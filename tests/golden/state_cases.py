@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from reference import tqkv_reference as ref
 from reference import rows as by_rows
-from reference import trellis
+from reference import bands, trellis
 from encode_cases import gaussian
 
 SEED = 0x1234567890ABCDEF
@@ -18,13 +18,14 @@ MAGIC, MARK = b"\x89TQKV\r\n\x1a", b"TQKVEND\n"
 PIECE = 65536
 TILE = 32
 F32 = 1
-SCALAR, TRELLIS = 1, 5
+SCALAR, TRELLIS, BANDS, TRELLIS_BANDS = 1, 5, 7, 8
 DEFAULTS = {
     "first_layer": 0, "first_kv_head": 0, "num_kv_heads": 1, "head_dim": 32, "value_dim": 32, "tokens": 0,
     # key bits, value bits, sliding window of each layer; and the group size where its values are grouped
     "layers": [[2, 2, 0]],
     "window_tokens": 0, "rollback_tokens": 0, "sink_tokens": 0,
     "family": SCALAR,  # of all sides but raw and grouped ones
+    "bands": [],       # widths of the keys' bands in all layers, whose key bits then are 0
     "centres": False,  # of the keys of all layers
     "latent": False,
     "value_levels": None,  # of the values of all layers, in place of scalar codes
@@ -63,6 +64,13 @@ CASES = {
         "layers": [[3, 2, 0], [4, 4, 40]], "rollback_tokens": 2,
         "parts": [[0, 75, 0, 2, 0, 1], [7, 50, 0, 1, 0, 1], [40, 35, 1, 1, 0, 1]]
     },
+    "bands": {
+        "head_dim": 80, "value_dim": 64, "tokens": 75, "num_kv_heads": 2, "centres": True, "bands": [5, 2, 1],
+        "layers": [[0, 2, 0], [0, 4, 40]], "rollback_tokens": 2, "first_kv_head": 1,
+        "parts": [[0, 75, 0, 2, 1, 2], [7, 50, 0, 1, 2, 1], [40, 35, 1, 1, 1, 1]]
+    },
+    "trellis_bands": {"family": TRELLIS, "head_dim": 96, "tokens": 40, "bands": [4, 3, 1],
+                      "layers": [[0, 3, 0]]},
     # scalar keys of one bit beside levels of the caller's
     "levels": {
         "head_dim": 32, "value_dim": 72, "tokens": 70, "layers": [[1, 3, 0], [1, 3, 40]],
@@ -80,6 +88,19 @@ def side_config(p, layer, kv_head, kind, centre):
     return side(head_dim=p["head_dim"] if kind == ref.KEY else p["value_dim"],
                 bits=bits, kind=kind, seed=SEED, layer=layer, kv_head=kv_head,
                 centre=None if centre is None else tuple(float(c) for c in centre))
+
+
+def band_order(p, kv_head):
+    return tuple((7 + kv_head + 31 * i) % p["head_dim"] for i in range(p["head_dim"]))
+
+
+def band_tile(codes, scales, own, inside):
+    """Words and scales of a tile's keys in bands, as rows, which they are not."""
+    full = np.zeros((2, len(codes), TILE, 32), np.uint16)
+    for i, (band, scale) in enumerate(zip(codes, scales)):
+        full[0, i, :len(own)] = band[own] * inside[:, None]
+        full[1, i, :len(own), 0] = scale[own] * inside
+    return full[0].astype(np.uint8), full[1, :, :, 0].copy().reshape(TILE, -1)
 
 
 class Sequence:
@@ -139,6 +160,15 @@ class Sequence:
     def config(self, layer, kv_head, kind):
         return side_config(self.p, layer, kv_head, kind, self.side_centre(layer, kv_head, kind))
 
+    def bands(self, layer, kv_head):
+        centre = self.side_centre(layer, kv_head, ref.KEY)
+        return bands.Bands(self.p["head_dim"], tuple(self.p["bands"]), band_order(self.p, kv_head),
+                           self.p["family"] == TRELLIS, seed=SEED, layer=layer, kv_head=kv_head,
+                           centre=None if centre is None else tuple(float(c) for c in centre))
+
+    def in_bands(self, kind):
+        return kind == ref.KEY and bool(self.p["bands"])
+
     # ---- section 6.1
 
     def numbers(self, first, count):
@@ -162,7 +192,9 @@ class Sequence:
         sides = []
         for kind in (ref.KEY, ref.VALUE):
             config, rows = self.config(layer, kv_head, kind), self.rows(layer, kv_head, kind)
-            if group := self.group(layer, kind):
+            if self.in_bands(kind):
+                sides.append((*bands.encode(rows, self.bands(layer, kv_head))[:2], 0))
+            elif group := self.group(layer, kind):
                 encoded = ref.encode_grouped(rows, config.bits, group)
                 sides.append((encoded.codes, encoded.pairs, config.bits))
             elif config.bits == 16:
@@ -182,14 +214,21 @@ class Sequence:
             # Places of tokens outside the run are zero, so the run's own stand where they stood.
             cut = []
             for codes, scales, bits in sides:
-                own = np.arange(TILE * tile, min(TILE * tile + TILE, len(codes)))
+                own = np.arange(TILE * tile, min(TILE * tile + TILE, self.p["tokens"]))
                 inside = (own >= begin) & (own < end)
+                if isinstance(codes, list):
+                    band_codes, band_scales = band_tile(codes, scales, own, inside)
+                    words = bands.words(band_codes, self.bands(layer, kv_head))
+                    cut.append((words.reshape(TILE, -1), band_scales, 0))
+                    continue
                 cut.append((np.where(inside[:, None], codes[own], 0).astype(codes.dtype),
                             None if scales is None else scales[own] * inside.reshape(
                                 -1, *[1] * (scales.ndim - 1)).astype(np.uint16),
                             bits))
             if self.p["family"] == TRELLIS:  # as rows of words
                 for kind, (codes, scales, bits) in zip((ref.KEY, ref.VALUE), cut):
+                    if self.in_bands(kind):
+                        continue
                     full = np.zeros((TILE, codes.shape[1]), np.uint8)
                     full[:len(codes)] = codes
                     cut[kind] = trellis.pack(full, bits, kind).reshape(TILE, -1), scales, bits
@@ -226,6 +265,12 @@ class Sequence:
         if group := self.group(layer, kind):
             return struct.pack("<6IQ32x", config.head_dim, 3, config.bits, 0, 0, group, 0)
         latent = 16 if self.p["latent"] else 0
+        if self.in_bands(kind):
+            widths, is_trellis = self.p["bands"], self.p["family"] == TRELLIS
+            books = bands.books_bytes(widths, is_trellis)
+            return struct.pack("<6IQQ24x", config.head_dim, TRELLIS_BANDS if is_trellis else BANDS,
+                               sum(widths), 0, config.rotation, sum(b << 4 * i for i, b in enumerate(widths)),
+                               SEED, xxhash.xxh64_intdigest(books))
         if config.bits == 16:
             return struct.pack("<6IQ32x", config.head_dim, latent, 16, 1, 0, 0, 0)
         magnitudes = b""
@@ -241,10 +286,12 @@ class Sequence:
                            config.rotation, 0, SEED, magnitudes)
 
     def centre_hash(self, layer, kv_head, kind):
-        centre = self.side_centre(layer, kv_head, kind)
-        if centre is None or self.config(layer, kv_head, kind).bits == 16 or not centre.any():
-            return 0
-        return xxhash.xxh64_intdigest((centre + np.float32(0)).astype("<f4").tobytes())
+        centre, found = self.side_centre(layer, kv_head, kind), 0
+        if centre is not None and self.config(layer, kv_head, kind).bits != 16 and centre.any():
+            found = xxhash.xxh64_intdigest((centre + np.float32(0)).astype("<f4").tobytes())
+        if not self.in_bands(kind):
+            return found
+        return xxhash.xxh64_intdigest(np.array(band_order(self.p, kv_head), "<u4").tobytes(), seed=found)
 
     def records(self, first_layer, num_layers, first_head, num_heads):
         text = b""
@@ -286,6 +333,8 @@ def build():
         for i, part in enumerate(p["parts"]):
             values[f"part{i}"] = np.frombuffer(sequence.part(*part), dtype=np.uint8)
             states.append([*sequence.numbers(*part[:2]), f"{sequence.identity(*part[2:]):016x}"])
+        if p["bands"]:
+            p["band_orders"] = [band_order(p, head) for head in sequence.heads]
         metadata[name] = json.dumps({**p, "seed": SEED, "states": states})
         tensors.update((f"{name}.{key}", array) for key, array in values.items() if array.size > 0)
     return tensors, metadata

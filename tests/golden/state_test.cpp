@@ -51,10 +51,17 @@ class StateCache {
     tq_cache_config config;
     TQ_EXPECT_OK(tq_cache_config_init(&config));
     std::vector<tq_layer_config> layers;
+    const auto widths = p.at("bands").get<std::vector<int32_t>>();
+    std::vector<int32_t> orders;
+    for (const auto& order : p.value("band_orders", nlohmann::json::array()))
+      for (const int32_t coordinate : order) orders.push_back(coordinate);
+    const tq_key_bands bands = {sizeof bands, static_cast<int32_t>(widths.size()), widths.data(),
+                                orders.data()};
     for (const auto& layer : p.at("layers")) {
       tq_layer_config each = {};
       each.struct_size = sizeof each;
       each.key_bits = layer[0], each.value_bits = layer[1], each.sliding_window = layer[2];
+      if (!widths.empty()) each.key_bands = &bands;
       if (layer.size() > 3) each.value_family = TQ_CODE_GROUPED, each.group_size = layer[3];
       layers.push_back(each);
     }

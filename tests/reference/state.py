@@ -246,7 +246,7 @@ def codes_of(layer, head):
 def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
     """(first token, keys [tokens, d], values [tokens, d]), float32, from the codes alone; of a latent layer
     the rest of the keys, and the latents. centres, of this kv head and its sides, and levels, of sides that
-    have the caller's: their hashes must be the file's."""
+    have the caller's (of keys in bands: the order): their hashes must be the file's."""
     first, sides = codes_of(layer, head)
     if sides is None:
         return saved.end, *(np.zeros((0, side.dim), np.float32) for side in layer.sides)
@@ -254,8 +254,11 @@ def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
     for side, centre, own, (rows, scales) in zip(layer.sides, centres, levels, sides):
         none = not side.rotation or centre is None or not np.any(centre)
         centre = None if none else np.asarray(centre, "<f4") + 0
-        require(layer.centre_hashes[head][side.kind] ==
-                (0 if centre is None else xxhash.xxh64_intdigest(centre.tobytes())), "centre")
+        own_hash = 0 if centre is None else xxhash.xxh64_intdigest(centre.tobytes())
+        if side.banded:
+            own = tuple(range(side.dim)) if own is None else tuple(own)
+            own_hash = xxhash.xxh64_intdigest(np.array(own, "<u4").tobytes(), seed=own_hash)
+        require(layer.centre_hashes[head][side.kind] == own_hash, "centre, or order of bands")
         result.append(side.decoded(rows, scales, (layer.number, layer.first_head + head), centre, own))
     return first, *result
 

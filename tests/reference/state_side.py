@@ -8,14 +8,15 @@ import struct
 import numpy as np
 import xxhash
 
+from . import bands
 from . import rotation as rot
 from . import trellis
-from .encode import bf16_to_float, stored_dim
+from .encode import KEY, bf16_to_float, stored_dim
 from .grouped import decode_grouped, unpack_rows
 from .rows import LEVELS, PROD, RowSide, decode_rows
 from .tile import RAW, TILE_TOKENS, scale_num_bytes, side_num_bytes, unpack_side
 
-SCALAR, GROUPED, TRELLIS = 1, 3, 5
+SCALAR, GROUPED, TRELLIS, BANDS, TRELLIS_BANDS = 1, 3, 5, 7, 8
 LATENT = 16  # added to the family of both sides of a latent layer
 SCALAR_BITS = (1, 2, 3, 4, 5, 6, 8)
 HEAD_DIMS = (*range(8, 257, 4), 512, 576)
@@ -46,7 +47,7 @@ class Side:
     bits: int
     raw_type: int
     rotation: int
-    variant: int  # grouped: group size; prod: sketch
+    variant: int  # grouped: group size; prod: sketch; in bands: widths, four bits each
     seed: int
     magnitudes: bytes
     kind: int
@@ -54,11 +55,28 @@ class Side:
 
     @property
     def raw(self):
-        return self.bits == RAW
+        return self.bits == RAW and not self.banded
 
     @property
     def grouped(self):
         return self.family == GROUPED
+
+    @property
+    def banded(self):
+        return self.family in (BANDS, TRELLIS_BANDS)
+
+    @property
+    def widths(self):
+        return tuple(self.variant >> 4 * i & 15 for i in range(-(-self.dim // 32)))
+
+    def check_bands(self):
+        widths = self.widths
+        require(self.kind == KEY and not self.latent and self.dim <= 256 and self.rotation == rot.HADAMARD and
+                self.raw_type == 0 and self.bits == sum(widths) and self.variant >> 4 * len(widths) == 0 and
+                all(1 <= b <= 6 for b in widths) and list(widths) == sorted(widths, reverse=True),
+                "a side in bands")
+        books = bands.books_bytes(widths, self.family == TRELLIS_BANDS)
+        require(self.magnitudes == struct.pack("<Q24x", xxhash.xxh64_intdigest(books)), "codebooks of bands")
 
     def check(self):
         require(self.dim in HEAD_DIMS, f"dim {self.dim}")
@@ -76,6 +94,9 @@ class Side:
             require(self.bits in (2, 3, 4) and self.variant in (1, 2) and self.raw_type == 0 and
                     self.rotation in (1, 2) and not any(self.magnitudes[1 << (self.bits - 2):28]),
                     "a prod side")
+            return
+        if self.banded:
+            self.check_bands()
             return
         require(self.variant == 0, "a group size without groups")
         if self.family == LEVELS:  # the caller's, of which the file has the hash
@@ -111,21 +132,30 @@ class Side:
     @property
     def words_bytes(self):
         """Of a tile, as scales_bytes."""
+        if self.banded:
+            return 4 * TILE_TOKENS * self.bits
         return side_num_bytes(self.dim, self.bits, self.group)
 
     @property
     def scales_bytes(self):
+        if self.banded:
+            return 2 * TILE_TOKENS * len(self.widths)
         return 4 * TILE_TOKENS if self.family == PROD else scale_num_bytes(self.dim, self.bits, self.group)
 
     # ---- what tiles hold, [tiles, bytes]
 
     def rows(self, part):
-        """[tiles * 32, codes]; raw: numbers as stored; prod: words of codes and signs."""
+        """[tiles * 32, codes]; raw: numbers as stored; prod: words of codes and signs; in bands: 32 codes of
+        each."""
         if self.raw:
             numbers = part.view("<u2").reshape(-1, self.dim)
             require(np.isfinite(wide_numbers(numbers, self.raw_type)).all(), "a raw value is not finite")
             return numbers
         words = part.view("<u4")
+        if self.banded:
+            tiles = [np.concatenate(bands.unpack(tile, self.widths, self.family == TRELLIS_BANDS), axis=1)
+                     for tile in words]
+            return np.concatenate(tiles)
         if in_tiles(self):
             unpack = trellis.unpack if self.family == TRELLIS else unpack_side
             codes = np.concatenate([unpack(tile, stored_dim(self.dim), self.bits, self.kind)
@@ -144,18 +174,21 @@ class Side:
         if self.raw:
             return None
         bits = part.view("<u2").reshape(len(part) * TILE_TOKENS, -1)
+        if self.banded:  # those of a band follow each other
+            bits = part.view("<u2").reshape(len(part), -1, TILE_TOKENS).transpose(0, 2, 1).reshape(bits.shape)
         if self.grouped:
             pairs = bits.reshape(len(bits), -1, 2)
             require(not (pairs[..., 0] & 0x8000).any() and np.isfinite(pairs.view("<f2")).all(),
                     "a scale or a zero")
             return pairs
         require(not (bits & 0x8000).any() and np.isfinite(bf16_to_float(bits)).all(), "a scale")
-        return bits if self.family == PROD else bits[:, 0]
+        return bits if self.family == PROD or self.banded else bits[:, 0]
 
     # ---- numbers
 
     def decoded(self, rows, scales, where, centre, levels):
-        """float32 [tokens, d]; where = (layer, kv head); levels: of a side that has the caller's."""
+        """float32 [tokens, d]; where = (layer, kv head); levels: of a side that has the caller's; of one in
+        bands the order."""
         if self.raw:
             return wide_numbers(rows, self.raw_type)
         if self.grouped:
@@ -166,6 +199,12 @@ class Side:
                           sketch=self.variant, factor=float(factor), layer=where[0], kv_head=where[1],
                           centre=None if centre is None else tuple(float(c) for c in centre))
             return decode_rows(np.ascontiguousarray(rows), np.ascontiguousarray(scales), own)
+        if self.banded:
+            own = bands.Bands(self.dim, self.widths, levels, self.family == TRELLIS_BANDS, seed=self.seed,
+                              layer=where[0], kv_head=where[1],
+                              centre=None if centre is None else tuple(float(c) for c in centre))
+            codes = np.split(np.ascontiguousarray(rows), len(self.widths), axis=1)
+            return bands.decode(codes, list(np.ascontiguousarray(scales.T)), own)
         level = self.own_levels(levels)[rows] if self.family == LEVELS else self.levels(rows)
         y = bf16_to_float(scales)[:, None] * level
         base = rot.stream_base(self.seed, *where, self.kind)

@@ -23,7 +23,7 @@ from ._ffi import Noticed, load_library
 from .buffers import Buffer, as_buffer, as_stream
 from .batch import Batch, Rows
 from .cache import Cache
-from .config import Codebook, Config, Layer
+from .config import Codebook, Config, KeyBands, Layer
 from .devices import build_info, devices, library_path, library_version
 from .errors import (CapacityError, CaptureError, CorruptData, CudaError, DriverError, Error, Incompatible,
                      InternalError, InvalidArgument, InvalidState, IoError, LibraryError, NoDevice,
@@ -40,7 +40,7 @@ __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR"
 __all__ = [
     "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
     "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError",
-    "InvalidArgument", "InvalidState", "IoError", "Layer", "Levels", "LibraryError", "NoDevice",
+    "InvalidArgument", "InvalidState", "IoError", "KeyBands", "Layer", "Levels", "LibraryError", "NoDevice",
     "NotSupported", "Noticed", "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Quantizer", "Rows",
     "Sequence", "State", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info",
     "devices", "errors", "library_path", "library_version", "load_library", "merge_states", "prefix_keys"

@@ -44,6 +44,7 @@ CONSTANTS = {
     "TQ_STRUCT_LEVELS": 16,
     "TQ_STRUCT_QUANTIZER_CONFIG": 17,
     "TQ_STRUCT_QUANTIZER_INFO": 18,
+    "TQ_STRUCT_KEY_BANDS": 19,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -115,13 +116,19 @@ class Allocator(Struct):
                 ("alloc", ALLOC_FUNCTION), ("free", FREE_FUNCTION)]
 
 
+class KeyBands(Struct):
+    _fields_ = [("struct_size", c_uint32), ("num_bands", c_int32), ("bits", POINTER(c_int32)),
+                ("order", POINTER(c_int32))]
+
+
 class LayerConfig(Struct):
     _fields_ = [("struct_size", c_uint32), ("num_q_heads", c_int32), ("num_kv_heads", c_int32),
                 ("head_dim", c_int32), ("value_dim", c_int32), ("key_bits", c_int32),
                 ("value_bits", c_int32), ("key_family", c_int32), ("value_family", c_int32),
                 ("rotation", c_int32), ("sliding_window", c_int32), ("shares_layer", c_int32),
                 ("first_kv_head", c_int32), ("group_size", c_int32), ("key_levels", POINTER(Levels)),
-                ("value_levels", POINTER(Levels)), ("layer_kind", c_int32), ("reserved", c_uint32)]
+                ("value_levels", POINTER(Levels)), ("layer_kind", c_int32), ("reserved", c_uint32),
+                ("key_bands", POINTER(KeyBands))]
 
 
 class CacheConfig(Struct):
@@ -236,6 +243,7 @@ STRUCTS = {
     "tq_levels": (Levels, "TQ_STRUCT_LEVELS"),
     "tq_codebook": (Codebook, "TQ_STRUCT_CODEBOOK"),
     "tq_allocator": (Allocator, "TQ_STRUCT_ALLOCATOR"),
+    "tq_key_bands": (KeyBands, "TQ_STRUCT_KEY_BANDS"),
     "tq_layer_config": (LayerConfig, "TQ_STRUCT_LAYER_CONFIG"),
     "tq_cache_config": (CacheConfig, "TQ_STRUCT_CACHE_CONFIG"),
     "tq_cache_bytes": (CacheBytes, "TQ_STRUCT_CACHE_BYTES"),

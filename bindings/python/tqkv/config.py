@@ -100,6 +100,45 @@ class Levels:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeyBands:
+    """Keys of a layer in bands of 32 coordinates, each with a width, a rotation and a scale of its own: CPU
+    only. The layer's key_bits is 0, its key_family "scalar", or "trellis" (bands of 2, 3, 4 bits then are).
+
+    bits    of each band: head_dim / 32 (rounded up) widths of 1 .. 6, none above the one before
+    order   [num_kv_heads][head_dim]: the coordinate at each place, band 0 first; None = as they are
+    """
+
+    bits: Tuple[int, ...]
+    order: Optional[Tuple[Tuple[int, ...], ...]] = None
+
+    def _to_c(self, name, num_kv_heads, head_dim):
+        bits = [integer(f"{name}.bits[{i}]", b, ctypes.c_int32) for i, b in enumerate(self.bits)]
+        c = _abi.KeyBands(num_bands=len(bits))
+        c.bits = (ctypes.c_int32 * len(bits))(*bits)
+        if self.order is not None:
+            if len(self.order) != num_kv_heads or any(len(own) != head_dim for own in self.order):
+                raise InvalidArgument(f"{name}.order: has {len(self.order)} rows of "
+                                      f"{sorted({len(own) for own in self.order})}, must be num_kv_heads = "
+                                      f"{num_kv_heads} rows of head_dim = {head_dim}")
+            flat = [integer(f"{name}.order[{head}][{i}]", at, ctypes.c_int32)
+                    for head, own in enumerate(self.order) for i, at in enumerate(own)]
+            c.order = (ctypes.c_int32 * len(flat))(*flat)
+        return c
+
+    @classmethod
+    def _of(cls, pointer, num_kv_heads, head_dim):
+        """What a tq_key_bands * points to; None for NULL."""
+        if not pointer:
+            return None
+        c = pointer.contents
+        order = None
+        if c.order:
+            order = tuple(tuple(c.order[head * head_dim:(head + 1) * head_dim])
+                          for head in range(num_kv_heads))
+        return cls(tuple(c.bits[:c.num_bands]), order)
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer of a cache whose layers differ: Config(layers=[Layer(sliding_window=1024), Layer()], ..).
     Fields as those of tq_layer_config in tqkv.h; what is 0 stands for the Config's own."""
@@ -120,8 +159,10 @@ class Layer:
     key_levels: Optional[Levels] = None
     value_levels: Optional[Levels] = None
     layer_kind: Union[str, int] = 0     # "keys_values" or "latent"
+    key_bands: Optional[KeyBands] = None
 
-    def _to_c(self, name):
+    def _to_c(self, name, common):
+        """common: the Config, whose fields stand in for those that are 0."""
         c, shared = _abi.LayerConfig(), self.shares_layer
         for field in dataclasses.fields(self):
             value, at = getattr(self, field.name), f"{name}.{field.name}"
@@ -130,6 +171,11 @@ class Layer:
             elif field.name in ("key_levels", "value_levels"):
                 if value is not None:
                     setattr(c, field.name, ctypes.pointer(value._to_c()[0]))
+            elif field.name == "key_bands":
+                if value is not None:
+                    c.key_bands = ctypes.pointer(
+                        value._to_c(at, self.num_kv_heads or common.num_kv_heads,
+                                    self.head_dim or common.head_dim))
             elif field.name != "shares_layer":
                 setattr(c, field.name, integer(at, value, ctypes.c_int32))
         if shared is not None:
@@ -144,6 +190,7 @@ class Layer:
         fields = {field.name: getattr(c, field.name) for field in dataclasses.fields(cls)}
         fields.update((name, _name_of(_NAMED[name], fields[name])) for name in fields if name in _NAMED)
         fields.update((name, Levels._of(fields[name])) for name in ("key_levels", "value_levels"))
+        fields["key_bands"] = KeyBands._of(c.key_bands, c.num_kv_heads, c.head_dim)
         return cls(**{**fields, "shares_layer": c.shares_layer - 1 if c.shares_layer else None})
 
 
@@ -256,7 +303,7 @@ class Config:
                 value, names = getattr(self, name), _NAMED.get(name)
                 setattr(c, name, choice(name, value, names) if names else integer(name, value, ctype))
         if self.layers is not None:
-            layers = [layer._to_c(f"layers[{i}]") for i, layer in enumerate(self.layers)]
+            layers = [layer._to_c(f"layers[{i}]", self) for i, layer in enumerate(self.layers)]
             c.num_layers = c.num_layers or len(layers)
             if len(layers) != c.num_layers:
                 raise InvalidArgument(f"layers: has {len(layers)} entries, num_layers = {c.num_layers}")

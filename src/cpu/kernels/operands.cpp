@@ -11,11 +11,11 @@ CodedSide::CodedSide(int dim, format::CodeId code, Kind side, const format::Code
     : levels{},
       levels_high{},
       layout(dim, code),
-      code_index(format::code_index(code.by_rows() ? format::kRawCode : code)),
+      code_index(format::code_index(code.has_kernels() ? code : format::kRawCode)),
       kind(side),
-      half(!code.by_rows() && book.half()) {
+      half(code.has_kernels() && book.half()) {
   const int bits = code.bits;
-  if (bits > 6 || code.by_rows()) return;
+  if (bits > 6 || !code.has_kernels()) return;
   if (code.trellis()) {
     for (uint32_t i = 0; i < 64; i++) levels[i] = format::trellis_level_byte(book, i & ((2u << bits) - 1));
     return;

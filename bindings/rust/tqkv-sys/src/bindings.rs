@@ -60,6 +60,7 @@ constants! {
     TQ_STRUCT_LEVELS: i32 = 16;
     TQ_STRUCT_QUANTIZER_CONFIG: i32 = 17;
     TQ_STRUCT_QUANTIZER_INFO: i32 = 18;
+    TQ_STRUCT_KEY_BANDS: i32 = 19;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -333,6 +334,22 @@ structs! {
             device_id: i32,
         )>,
     }
+    /// Keys of a layer in bands of 32 coordinates, each band with a width, a rotation and a scale of its
+    /// own. For calibrated caches: with rotary positions few coordinates of keys and queries decide about
+    /// the logits, and these take the wide bands. A token's key has 4 bytes for each bit of `bits`, and 2
+    /// for each band. CPU only. The layer's key_bits must be 0; its key_family SCALAR, or TRELLIS: bands of
+    /// 2, 3, 4 bits then have trellis codes, the others scalar ones. Not with TQ_LATENT, TQ_ROTATION_DENSE,
+    /// or a head_dim above 256; key_codebook is not used. INVALID_ARGUMENT otherwise.
+    TQ_STRUCT_KEY_BANDS tq_key_bands {
+        struct_size: u32,
+        /// head_dim / 32, rounded up
+        num_bands: i32,
+        /// \[num_bands\]: 1 .. 6, none above the one before; copied
+        bits: *const i32,
+        /// \[num_kv_heads\]\[head_dim\]: the coordinate at each place, band 0 first; each of a head's
+        /// coordinates once. NULL = as they are. Copied
+        order: *const i32,
+    }
     /// One layer of a cache whose layers differ. A field that is 0 stands for the cache's own.
     TQ_STRUCT_LAYER_CONFIG tq_layer_config {
         /// the same in all elements of the array
@@ -361,6 +378,8 @@ structs! {
         /// TQ_KEYS_VALUES or TQ_LATENT
         layer_kind: i32,
         reserved: u32,
+        /// NULL = all of a key alike
+        key_bands: *const tq_key_bands,
     }
     TQ_STRUCT_CACHE_CONFIG tq_cache_config {
         struct_size: u32,
