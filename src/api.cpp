@@ -112,6 +112,9 @@ size_t tq_struct_size(int32_t struct_id) {
     case TQ_STRUCT_PAGED_STEP: return sizeof(tq_paged_step);
     case TQ_STRUCT_LEVELS: return sizeof(tq_levels);
     case TQ_STRUCT_KEY_BANDS: return sizeof(tq_key_bands);
+    case TQ_STRUCT_CALIBRATION_CONFIG: return sizeof(tq_calibration_config);
+    case TQ_STRUCT_CALIBRATION_GOAL: return sizeof(tq_calibration_goal);
+    case TQ_STRUCT_CALIBRATION_RESULT: return sizeof(tq_calibration_result);
     case TQ_STRUCT_QUANTIZER_CONFIG: return sizeof(tq_quantizer_config);
     case TQ_STRUCT_QUANTIZER_INFO: return sizeof(tq_quantizer_info);
   }

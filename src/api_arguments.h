@@ -130,4 +130,14 @@ inline void check_merge(const MergeRequest& r, DeviceType device) {
            "stream = %p: must be NULL on the CPU", r.stream);
 }
 
+// io of a save or a load, whose function it must have.
+inline tq_io checked_io(const tq_io* given, bool reads) {
+  const tq_io io = read_struct(given, "io");
+  TQ_CHECK(reads ? io.read != nullptr : io.write != nullptr, Status::kInvalidArgument, "io.%s = NULL",
+           reads ? "read" : "write");
+  TQ_CHECK(io.mac ? io.mac_bytes >= 16 && io.mac_bytes <= 64 : io.mac_bytes == 0, Status::kInvalidArgument,
+           "io.mac_bytes = %d: must be %s", io.mac_bytes, io.mac ? "16 .. 64" : "0 without io.mac");
+  return io;
+}
+
 }  // namespace tq

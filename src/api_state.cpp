@@ -11,18 +11,8 @@
 namespace {
 
 using tq::Cache;
+using tq::checked_io;
 using tq::guarded;
-using tq::Status;
-
-// io of a save or a load, whose function it must have.
-tq_io checked_io(const tq_io* given, bool reads) {
-  const tq_io io = tq::read_struct(given, "io");
-  TQ_CHECK(reads ? io.read != nullptr : io.write != nullptr, Status::kInvalidArgument, "io.%s = NULL",
-           reads ? "read" : "write");
-  TQ_CHECK(io.mac ? io.mac_bytes >= 16 && io.mac_bytes <= 64 : io.mac_bytes == 0, Status::kInvalidArgument,
-           "io.mac_bytes = %d: must be %s", io.mac_bytes, io.mac ? "16 .. 64" : "0 without io.mac");
-  return io;
-}
 
 Cache* unwrap(tq_cache* cache) { return reinterpret_cast<Cache*>(cache); }
 const Cache* unwrap(const tq_cache* cache) { return reinterpret_cast<const Cache*>(cache); }

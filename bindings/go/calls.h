@@ -30,7 +30,9 @@
   X(tq_sequence_save) X(tq_sequence_load) X(tq_quantizer_create) X(tq_quantizer_destroy) \
   X(tq_quantizer_get_info) X(tq_quantizer_encode) X(tq_quantizer_decode) X(tq_quantizer_inner_products) \
   X(tq_quantizer_search) X(tq_quantizer_rotate) X(tq_quantizer_unrotate) X(tq_calibrate_sketch_factor) \
-  X(tq_calibrate_levels)
+  X(tq_calibrate_levels) X(tq_calibration_create) X(tq_calibration_destroy) X(tq_calibration_get_config) \
+  X(tq_calibration_feed) X(tq_calibration_choose) X(tq_calibration_set_centres) X(tq_calibration_centres) \
+  X(tq_calibration_save) X(tq_calibration_load)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_LEVELS, tq_levels) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -41,7 +43,8 @@
   X(TQ_STRUCT_ATTEND_PARAMS, tq_attend_params) X(TQ_STRUCT_PAGES, tq_pages) \
   X(TQ_STRUCT_PAGE_LAYOUT, tq_page_layout) X(TQ_STRUCT_PAGED_STEP, tq_paged_step) \
   X(TQ_STRUCT_STATE, tq_state) X(TQ_STRUCT_IO, tq_io) X(TQ_STRUCT_QUANTIZER_CONFIG, tq_quantizer_config) \
-  X(TQ_STRUCT_QUANTIZER_INFO, tq_quantizer_info)
+  X(TQ_STRUCT_QUANTIZER_INFO, tq_quantizer_info) X(TQ_STRUCT_CALIBRATION_CONFIG, tq_calibration_config) \
+  X(TQ_STRUCT_CALIBRATION_GOAL, tq_calibration_goal) X(TQ_STRUCT_CALIBRATION_RESULT, tq_calibration_result)
 
 #define TQKV_MEMBER(f) __typeof__(f)* f;
 typedef struct tqkv_api {
@@ -237,5 +240,26 @@ static inline tq_status tqkv_quantizer_get_info(const tqkv_api* api, const tq_qu
     tq_quantizer_info* info, char* text) {
   info->struct_size = sizeof *info;
   return tqkv_done(api, api->tq_quantizer_get_info(quantizer, info), text);
+}
+
+static inline tq_status tqkv_calibration_destroy(const tqkv_api* api, tq_calibration* calibration,
+    char* text) {
+  return tqkv_done(api, api->tq_calibration_destroy(calibration), text);
+}
+
+static inline tq_status tqkv_calibration_get_config(const tqkv_api* api, const tq_calibration* calibration,
+    tq_calibration_config* config, char* text) {
+  config->struct_size = sizeof *config;
+  return tqkv_done(api, api->tq_calibration_get_config(calibration, config), text);
+}
+
+static inline tq_status tqkv_calibration_set_centres(const tqkv_api* api, tq_calibration* calibration,
+    tq_cache* cache, char* text) {
+  return tqkv_done(api, api->tq_calibration_set_centres(calibration, cache), text);
+}
+
+static inline tq_status tqkv_calibration_centres(const tqkv_api* api, tq_calibration* calibration,
+    int32_t layer, float* key, float* value, char* text) {
+  return tqkv_done(api, api->tq_calibration_centres(calibration, layer, key, value), text);
 }
 // clang-format on

@@ -6,6 +6,7 @@ package tqkv
 import "C"
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"runtime"
@@ -45,6 +46,13 @@ type LayerConfig struct {
 	LayerKind     LayerKind // 0 = the cache's
 	KeyLevels     *Levels   // of CodeLevels keys; nil = the cache's
 	ValueLevels   *Levels
+	KeyBands      *KeyBands // CPU only; KeyBits is then 0; nil = all of a key alike
+}
+
+// KeyBands are keys in bands of 32 coordinates, each with a width, a rotation and a scale of its own.
+type KeyBands struct {
+	Bits  []int32 // of each band: 1 .. 6, none above the one before
+	Order []int32 // [kv heads][head dim]: the coordinate at each place, band 0 first; nil = as they are
 }
 
 // Config is what a cache is to be. Zero means the default throughout, so that only the required fields need
@@ -171,7 +179,7 @@ func (config *Config) parts() (*configParts, error) {
 		user: C.uintptr_t(c.Allocator.User), alloc: C.uintptr_t(c.Allocator.Alloc),
 		free: C.uintptr_t(c.Allocator.Free), pool: C.uintptr_t(c.Pool),
 	}
-	layers, err := p.layersForC(c.Layers)
+	layers, err := p.layersForC(&c)
 	if err == nil {
 		p.layers = (*C.tq_layer_config)(ptr(layers))
 		p.config.key_levels, err = c.KeyLevels.pinned("key_levels", &p.pinner)
@@ -188,14 +196,19 @@ func (config *Config) parts() (*configParts, error) {
 
 func (p *configParts) unpin() { p.pinner.Unpin() }
 
-func (p *configParts) layersForC(layers []LayerConfig) ([]C.tq_layer_config, error) {
-	raw := make([]C.tq_layer_config, len(layers))
-	for i, l := range layers {
+func (p *configParts) layersForC(c *Config) ([]C.tq_layer_config, error) {
+	raw := make([]C.tq_layer_config, len(c.Layers))
+	for i, l := range c.Layers {
 		keys, err := l.KeyLevels.pinned(fmt.Sprintf("layers[%d].key_levels", i), &p.pinner)
 		if err != nil {
 			return nil, err
 		}
 		values, err := l.ValueLevels.pinned(fmt.Sprintf("layers[%d].value_levels", i), &p.pinner)
+		if err != nil {
+			return nil, err
+		}
+		bands, err := l.KeyBands.pinned(i, cmp.Or(l.NumKVHeads, c.NumKVHeads), cmp.Or(l.HeadDim, c.HeadDim),
+			&p.pinner)
 		if err != nil {
 			return nil, err
 		}
@@ -208,7 +221,7 @@ func (p *configParts) layersForC(layers []LayerConfig) ([]C.tq_layer_config, err
 			rotation: C.int32_t(l.Rotation), sliding_window: C.int32_t(l.SlidingWindow),
 			shares_layer: C.int32_t(l.SharesLayer), first_kv_head: C.int32_t(l.FirstKVHead),
 			group_size: C.int32_t(l.GroupSize), layer_kind: C.int32_t(l.LayerKind),
-			key_levels: keys, value_levels: values,
+			key_levels: keys, value_levels: values, key_bands: bands,
 		}
 	}
 	return raw, nil
@@ -224,9 +237,41 @@ func layersOf(raw []C.tq_layer_config) []LayerConfig {
 			Rotation(l.rotation), int32(l.sliding_window), int32(l.shares_layer),
 			int32(l.first_kv_head), int32(l.group_size), LayerKind(l.layer_kind),
 			levelsOf(l.key_levels), levelsOf(l.value_levels),
+			keyBandsOf(l.key_bands, int(l.num_kv_heads)*int(l.head_dim)),
 		}
 	}
 	return layers
+}
+
+// pinned is the bands of layer i for C, which reads them before the pinner lets go; nil of nil.
+func (b *KeyBands) pinned(i int, heads, dim int32, pinner *runtime.Pinner) (*C.tq_key_bands, error) {
+	if b == nil {
+		return nil, nil
+	}
+	if count := int(heads) * int(dim); len(b.Order) != 0 && len(b.Order) != count {
+		return nil, argumentError("layers[%d].key_bands.order: %d entries, must be none or %d kv heads of %d",
+			i, len(b.Order), heads, dim)
+	}
+	raw := &C.tq_key_bands{num_bands: C.int32_t(len(b.Bits))}
+	raw.struct_size = C.uint32_t(unsafe.Sizeof(*raw))
+	raw.bits = (*C.int32_t)(pin(pinner, ptr(b.Bits)))
+	raw.order = (*C.int32_t)(pin(pinner, ptr(b.Order)))
+	pinner.Pin(raw)
+	return raw, nil
+}
+
+// keyBandsOf copies bands that belong to the library.
+func keyBandsOf(raw *C.tq_key_bands, places int) *KeyBands {
+	if raw == nil {
+		return nil
+	}
+	list := func(first *C.int32_t, count int) []int32 {
+		if first == nil {
+			return nil
+		}
+		return slices.Clone(unsafe.Slice((*int32)(unsafe.Pointer(first)), count))
+	}
+	return &KeyBands{list(raw.bits, int(raw.num_bands)), list(raw.order, places)}
 }
 
 // pinned is the levels for C, which reads them before the pinner lets go; nil of nil.

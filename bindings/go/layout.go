@@ -42,6 +42,9 @@ func layoutStructs() []namedType {
 		{"tq_io", reflect.TypeFor[C.tq_io]()},
 		{"tq_quantizer_config", reflect.TypeFor[C.tq_quantizer_config]()},
 		{"tq_quantizer_info", reflect.TypeFor[C.tq_quantizer_info]()},
+		{"tq_calibration_config", reflect.TypeFor[C.tq_calibration_config]()},
+		{"tq_calibration_goal", reflect.TypeFor[C.tq_calibration_goal]()},
+		{"tq_calibration_result", reflect.TypeFor[C.tq_calibration_result]()},
 	}
 }
 
@@ -102,6 +105,9 @@ func layoutConstants() []namedConstant {
 		{"TQ_STRUCT_QUANTIZER_CONFIG", C.TQ_STRUCT_QUANTIZER_CONFIG},
 		{"TQ_STRUCT_QUANTIZER_INFO", C.TQ_STRUCT_QUANTIZER_INFO},
 		{"TQ_STRUCT_KEY_BANDS", C.TQ_STRUCT_KEY_BANDS},
+		{"TQ_STRUCT_CALIBRATION_CONFIG", C.TQ_STRUCT_CALIBRATION_CONFIG},
+		{"TQ_STRUCT_CALIBRATION_GOAL", C.TQ_STRUCT_CALIBRATION_GOAL},
+		{"TQ_STRUCT_CALIBRATION_RESULT", C.TQ_STRUCT_CALIBRATION_RESULT},
 		{"TQ_DEVICE_CPU", C.TQ_DEVICE_CPU},
 		{"TQ_DEVICE_CUDA", C.TQ_DEVICE_CUDA},
 		{"TQ_F32", C.TQ_F32},

@@ -45,3 +45,31 @@ func TestLevelsOfLayers(t *testing.T) {
 	c.Layers[1].KeyLevels = &tqkv.Levels{Levels: []float32{-1, 1, 2, 3}, Boundaries: []float32{0, 1, 2}}
 	want(t, open(t).CheckConfig(c), tqkv.ErrInvalidArgument, "layers[1].key_levels")
 }
+
+// Bands of a layer's keys: what comes back is what went in, and a wrong order is named.
+func TestKeyBandsOfLayers(t *testing.T) {
+	c := config(tqkv.Float32)
+	c.NumLayers = 0
+	order := make([]int32, kvHeads*dim)
+	for i := range order {
+		order[i] = int32(dim - 1 - i%dim)
+	}
+	bands := &tqkv.KeyBands{Bits: []int32{4, 3, 3, 2}[:(dim+31)/32], Order: order}
+	c.Layers = []tqkv.LayerConfig{{}, {KeyBands: bands}}
+	cache, batch, sequence := opened(t, c)
+	resolved, err := cache.Config()
+	must(t, err)
+	if !reflect.DeepEqual(resolved.Layers[1].KeyBands, bands) || resolved.Layers[0].KeyBands != nil {
+		t.Errorf("%+v", resolved.Layers)
+	}
+	must(t, batch.Plan(tqkv.Decode(sequence, 1)))
+	k, v := make(tqkv.F32, kvHeads*dim), make(tqkv.F32, kvHeads*dim)
+	must(t, cache.Append(0, batch, k, v, nil))
+	must(t, cache.Append(1, batch, k, v, nil))
+	c.Layers[1].KeyBands = &tqkv.KeyBands{Bits: bands.Bits, Order: order[1:]}
+	_, err = open(t).NewCache(c)
+	want(t, err, tqkv.ErrInvalidArgument, "layers[1].key_bands.order")
+	order[0] = 1
+	c.Layers[1].KeyBands = bands
+	want(t, open(t).CheckConfig(c), tqkv.ErrInvalidArgument, "layers[1].key_bands.order[0]")
+}

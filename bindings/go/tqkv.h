@@ -208,6 +208,9 @@ TQ_API const char *tq_build_info(void);
 #define TQ_STRUCT_QUANTIZER_CONFIG 17
 #define TQ_STRUCT_QUANTIZER_INFO 18
 #define TQ_STRUCT_KEY_BANDS 19
+#define TQ_STRUCT_CALIBRATION_CONFIG 20
+#define TQ_STRUCT_CALIBRATION_GOAL 21
+#define TQ_STRUCT_CALIBRATION_RESULT 22
 TQ_API size_t tq_struct_size(int32_t struct_id);
 
 typedef int32_t tq_device_type;
@@ -1028,6 +1031,92 @@ TQ_API tq_status tq_calibrate_sketch_factor(const tq_quantizer *quantizer, const
 TQ_API tq_status tq_calibrate_levels(const tq_quantizer *quantizer, const void *x, int64_t count,
                                      int32_t bits, float *levels, float *boundaries, double *error,
                                      void *stream);
+
+/* ---- 11. Calibration ----------------------------------------------------------------------------------- */
+
+/* What some prompts of the model's own kind say of its keys and values: centres, the order of coordinates and
+ * the widths of key bands, layers that are better left raw, bits for each layer.
+ *
+ *     tq_calibration_config config = {sizeof config};
+ *     config.num_layers = 32, config.num_q_heads = 32, config.num_kv_heads = 8, config.head_dim = 128;
+ *     config.io_dtype = TQ_F32;
+ *     tq_calibration_create(&config, &calibration);
+ *     tq_calibration_feed(calibration, layer, count, q, k, v);      // each layer, as often as there is more
+ *     tq_calibration_choose(calibration, &goal, layers, 32, NULL);  // tq_layer_config layers[32]
+ *     cache_config.layers = layers, tq_cache_create(&cache_config, NULL, &cache);
+ *     tq_calibration_set_centres(calibration, cache);
+ *
+ * Every fourth run of 32 tokens of a layer is held out: it does not count in what is measured, and what is
+ * measured is judged by it. A layer gets bands only where they make the error of held-out logits smaller by
+ * 2 % than the same bits for all coordinates. The file has no seed: fingerprints and saved states of a cache
+ * follow from the centres, orders and widths themselves.
+ * Memory: sums of the layers' heads, and held_out_tokens rows of q, k and v of each layer. */
+typedef struct tq_calibration tq_calibration;
+
+typedef struct tq_calibration_config {
+  uint32_t struct_size;
+  int32_t num_layers;      /* required, as the next three */
+  int32_t num_q_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;        /* a multiple of 4 from 8 to 256 */
+  int32_t value_dim;       /* 0 = head_dim */
+  int32_t io_dtype;        /* of q, k and v; required */
+  int32_t key_family;      /* of what is compared: TQ_CODE_SCALAR (0 too) or TQ_CODE_TRELLIS */
+  int32_t value_family;
+  int32_t held_out_tokens; /* kept of each layer, 32 .. 4096; 0 = 128 */
+} tq_calibration_config;
+
+/* What is wanted of tq_calibration_choose. */
+typedef struct tq_calibration_goal {
+  uint32_t struct_size;
+  float key_bits;     /* of a key's coordinate, on average: 2, 2.5, 3, 3.5 or 4; with bands two bytes more for
+                       * each band but one. Ignored with max_error */
+  int32_t value_bits; /* 2, 3 or 4; likewise */
+  float max_error;    /* 0, or the error, on average over layers, to be reached with the fewest bytes: that of
+                       * held-out logits (their variance, softmax_scale 1 / sqrt(head_dim)) plus that of
+                       * values, relative to their square */
+  float outlier;      /* layers whose median key is longer than this many times that of the median layer keep
+                       * 16 bits; 0 = 4 */
+} tq_calibration_goal;
+
+typedef struct tq_calibration_result {
+  uint32_t struct_size;
+  int32_t banded_layers;
+  int32_t raw_layers;
+  float error;         /* as max_error, of what was chosen */
+  float uniform_error; /* of key_bits (rounded down) and value_bits in all layers, without bands; 0 with
+                        * max_error */
+  uint32_t reserved;
+  int64_t token_bytes; /* of a token over all layers and heads */
+} tq_calibration_result;
+
+/* INVALID_ARGUMENT names every field that is wrong. */
+TQ_API tq_status tq_calibration_create(const tq_calibration_config *config, tq_calibration **calibration);
+/* Frees it; NULL is accepted. */
+TQ_API tq_status tq_calibration_destroy(tq_calibration *calibration);
+/* The configuration with defaults resolved; config->struct_size set by the caller. */
+TQ_API tq_status tq_calibration_get_config(const tq_calibration *calibration,
+                                           tq_calibration_config *config);
+/* Tokens of a layer, after RoPE: q [count][num_q_heads][head_dim], k [count][num_kv_heads][head_dim], v
+ * [count][num_kv_heads][value_dim], dense, on the host. Numbers that are not finite: INVALID_ARGUMENT, and
+ * nothing of the call counts. A calibration that was loaded takes none: INVALID_STATE. */
+TQ_API tq_status tq_calibration_feed(tq_calibration *calibration, int32_t layer, int64_t count, const void *q,
+                                     const void *k, const void *v);
+/* layers [num_layers], of which key_bits, value_bits, key_family, value_family and key_bands are written, the
+ * rest zero; key_bands points into the calibration, until the next call with it. result: NULL, or
+ * struct_size set. INVALID_STATE: a layer was fed fewer than 256 tokens. INVALID_ARGUMENT: a max_error that
+ * 4 bits do not reach (the text says what they do). */
+TQ_API tq_status tq_calibration_choose(tq_calibration *calibration, const tq_calibration_goal *goal,
+                                       tq_layer_config *layers, int32_t num_layers,
+                                       tq_calibration_result *result);
+/* tq_cache_set_centres of all layers of a cache of the same shape. */
+TQ_API tq_status tq_calibration_set_centres(tq_calibration *calibration, tq_cache *cache);
+/* key [num_kv_heads][head_dim], value [num_kv_heads][value_dim] of a layer; either may be NULL. */
+TQ_API tq_status tq_calibration_centres(tq_calibration *calibration, int32_t layer, float *key, float *value);
+/* Writes a small file with a version and checksums: what was measured, from which choose chooses. IO. */
+TQ_API tq_status tq_calibration_save(tq_calibration *calibration, const tq_io *io);
+/* A calibration from what save wrote. CORRUPT_DATA, INCOMPATIBLE, IO. */
+TQ_API tq_status tq_calibration_load(const tq_io *io, tq_calibration **calibration);
 
 #ifdef __cplusplus
 }

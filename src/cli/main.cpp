@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cli/cache_command.h"
+#include "cli/calibrate_command.h"
 #include "cli/capture.h"
 #include "cli/evaluate.h"
 #include "cli/info.h"
@@ -233,10 +234,12 @@ int run(int argc, char** argv) {
   validate->set_help_flag();  // it is the package that has help
   validate->prefix_command();
   const CacheCommand cache(app, kFooter);
+  const CalibrateCommand calibrate(app, kFooter);
   std::vector<int> layers;
   try {
     app.parse(argc, argv);
     cache.check();
+    calibrate.check();
     layers = parse_layers(arguments.layers);
     check_plot_is_not_the_capture(arguments);
   } catch (const CLI::ParseError& error) {
@@ -249,6 +252,7 @@ int run(int argc, char** argv) {
   }
   if (*validate) run_validate(validate->remaining());
   cache.run();
+  calibrate.run();
   if (*eval) run_eval(arguments, layers);
   if (*info) (info_models ? print_models : print_info)(std::cout, info_json);
   close_stdout();

@@ -23,6 +23,7 @@ from ._ffi import Noticed, load_library
 from .buffers import Buffer, as_buffer, as_stream
 from .batch import Batch, Rows
 from .cache import Cache
+from .calibration import Calibration, Choice
 from .config import Codebook, Config, KeyBands, Layer
 from .devices import build_info, devices, library_path, library_version
 from .errors import (CapacityError, CaptureError, CorruptData, CudaError, DriverError, Error, Incompatible,
@@ -38,8 +39,8 @@ from .state import State
 __version__ = ".".join(str(CONSTANTS[f"TQ_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH"))
 
 __all__ = [
-    "Batch", "Buffer", "CONSTANTS", "Cache", "CapacityError", "CaptureError", "Codebook", "Config",
-    "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError",
+    "Batch", "Buffer", "CONSTANTS", "Cache", "Calibration", "CapacityError", "CaptureError", "Choice",
+    "Codebook", "Config", "CorruptData", "CudaError", "DriverError", "Error", "Incompatible", "InternalError",
     "InvalidArgument", "InvalidState", "IoError", "KeyBands", "Layer", "Levels", "LibraryError", "NoDevice",
     "NotSupported", "Noticed", "OutOfMemory", "PagedCodec", "PagedStep", "Pages", "Quantizer", "Rows",
     "Sequence", "State", "VersionError", "WorkspaceTooSmall", "as_buffer", "as_stream", "build_info",

@@ -45,6 +45,9 @@ CONSTANTS = {
     "TQ_STRUCT_QUANTIZER_CONFIG": 17,
     "TQ_STRUCT_QUANTIZER_INFO": 18,
     "TQ_STRUCT_KEY_BANDS": 19,
+    "TQ_STRUCT_CALIBRATION_CONFIG": 20,
+    "TQ_STRUCT_CALIBRATION_GOAL": 21,
+    "TQ_STRUCT_CALIBRATION_RESULT": 22,
     "TQ_DEVICE_CPU": 1,
     "TQ_DEVICE_CUDA": 2,
     "TQ_F32": 1,
@@ -237,6 +240,24 @@ class QuantizerInfo(Struct):
                 ("fingerprint", c_uint64), ("sketch_factor", c_float), ("reserved", c_uint32)]
 
 
+class CalibrationConfig(Struct):
+    _fields_ = [("struct_size", c_uint32), ("num_layers", c_int32), ("num_q_heads", c_int32),
+                ("num_kv_heads", c_int32), ("head_dim", c_int32), ("value_dim", c_int32),
+                ("io_dtype", c_int32), ("key_family", c_int32), ("value_family", c_int32),
+                ("held_out_tokens", c_int32)]
+
+
+class CalibrationGoal(Struct):
+    _fields_ = [("struct_size", c_uint32), ("key_bits", c_float), ("value_bits", c_int32),
+                ("max_error", c_float), ("outlier", c_float)]
+
+
+class CalibrationResult(Struct):
+    _fields_ = [("struct_size", c_uint32), ("banded_layers", c_int32), ("raw_layers", c_int32),
+                ("error", c_float), ("uniform_error", c_float), ("reserved", c_uint32),
+                ("token_bytes", c_int64)]
+
+
 # C name: (class, its id for tq_struct_size)
 STRUCTS = {
     "tq_device_info": (DeviceInfo, "TQ_STRUCT_DEVICE_INFO"),
@@ -258,6 +279,9 @@ STRUCTS = {
     "tq_io": (Io, "TQ_STRUCT_IO"),
     "tq_quantizer_config": (QuantizerConfig, "TQ_STRUCT_QUANTIZER_CONFIG"),
     "tq_quantizer_info": (QuantizerInfo, "TQ_STRUCT_QUANTIZER_INFO"),
+    "tq_calibration_config": (CalibrationConfig, "TQ_STRUCT_CALIBRATION_CONFIG"),
+    "tq_calibration_goal": (CalibrationGoal, "TQ_STRUCT_CALIBRATION_GOAL"),
+    "tq_calibration_result": (CalibrationResult, "TQ_STRUCT_CALIBRATION_RESULT"),
 }
 
 
@@ -275,6 +299,10 @@ class CodecHandle(c_void_p):
 
 
 class QuantizerHandle(c_void_p):
+    pass
+
+
+class CalibrationHandle(c_void_p):
     pass
 
 
@@ -364,4 +392,14 @@ FUNCTIONS = {
     "tq_calibrate_sketch_factor": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_void_p, c_void_p]),
     "tq_calibrate_levels": (c_int32, [QuantizerHandle, c_void_p, c_int64, c_int32, c_void_p, c_void_p,
         POINTER(c_double), c_void_p]),
+    "tq_calibration_create": (c_int32, [POINTER(CalibrationConfig), POINTER(CalibrationHandle)]),
+    "tq_calibration_destroy": (c_int32, [CalibrationHandle]),
+    "tq_calibration_get_config": (c_int32, [CalibrationHandle, POINTER(CalibrationConfig)]),
+    "tq_calibration_feed": (c_int32, [CalibrationHandle, c_int32, c_int64, c_void_p, c_void_p, c_void_p]),
+    "tq_calibration_choose": (c_int32, [CalibrationHandle, POINTER(CalibrationGoal), POINTER(LayerConfig),
+        c_int32, POINTER(CalibrationResult)]),
+    "tq_calibration_set_centres": (c_int32, [CalibrationHandle, CacheHandle]),
+    "tq_calibration_centres": (c_int32, [CalibrationHandle, c_int32, c_void_p, c_void_p]),
+    "tq_calibration_save": (c_int32, [CalibrationHandle, POINTER(Io)]),
+    "tq_calibration_load": (c_int32, [POINTER(Io), POINTER(CalibrationHandle)]),
 }

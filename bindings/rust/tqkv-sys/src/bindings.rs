@@ -61,6 +61,9 @@ constants! {
     TQ_STRUCT_QUANTIZER_CONFIG: i32 = 17;
     TQ_STRUCT_QUANTIZER_INFO: i32 = 18;
     TQ_STRUCT_KEY_BANDS: i32 = 19;
+    TQ_STRUCT_CALIBRATION_CONFIG: i32 = 20;
+    TQ_STRUCT_CALIBRATION_GOAL: i32 = 21;
+    TQ_STRUCT_CALIBRATION_RESULT: i32 = 22;
     TQ_DEVICE_CPU: i32 = 1;
     TQ_DEVICE_CUDA: i32 = 2;
     TQ_F32: i32 = 1;
@@ -268,6 +271,22 @@ handles! {
     /// - noticed may not be captured (CAPTURE), the others may. Destroy waits for the device. calibrate_\*:
     /// - NOT_SUPPORTED; what a CPU quantizer of the same configuration finds serves both.
     tq_quantizer;
+    /// What some prompts of the model's own kind say of its keys and values: centres, the order of
+    /// coordinates and the widths of key bands, layers that are better left raw, bits for each layer.
+    ///
+    /// - tq_calibration_config config = {sizeof config}; config.num_layers = 32, config.num_q_heads = 32,
+    ///   config.num_kv_heads = 8, config.head_dim = 128; config.io_dtype = TQ_F32;
+    ///   tq_calibration_create(&config, &calibration); tq_calibration_feed(calibration, layer, count, q, k,
+    ///   v); // each layer, as often as there is more tq_calibration_choose(calibration, &goal, layers, 32,
+    ///   NULL); // tq_layer_config layers\[32\] cache_config.layers = layers,
+    ///   tq_cache_create(&cache_config, NULL, &cache); tq_calibration_set_centres(calibration, cache);
+    ///
+    /// Every fourth run of 32 tokens of a layer is held out: it does not count in what is measured, and
+    /// what is measured is judged by it. A layer gets bands only where they make the error of held-out
+    /// logits smaller by 2 % than the same bits for all coordinates. The file has no seed: fingerprints and
+    /// saved states of a cache follow from the centres, orders and widths themselves. Memory: sums of the
+    /// layers' heads, and held_out_tokens rows of q, k and v of each layer.
+    tq_calibration;
 }
 
 structs! {
@@ -762,6 +781,52 @@ structs! {
         sketch_factor: f32,
         reserved: u32,
     }
+    TQ_STRUCT_CALIBRATION_CONFIG tq_calibration_config {
+        struct_size: u32,
+        /// required, as the next three
+        num_layers: i32,
+        num_q_heads: i32,
+        num_kv_heads: i32,
+        /// a multiple of 4 from 8 to 256
+        head_dim: i32,
+        /// 0 = head_dim
+        value_dim: i32,
+        /// of q, k and v; required
+        io_dtype: i32,
+        /// of what is compared: TQ_CODE_SCALAR (0 too) or TQ_CODE_TRELLIS
+        key_family: i32,
+        value_family: i32,
+        /// kept of each layer, 32 .. 4096; 0 = 128
+        held_out_tokens: i32,
+    }
+    /// What is wanted of tq_calibration_choose.
+    TQ_STRUCT_CALIBRATION_GOAL tq_calibration_goal {
+        struct_size: u32,
+        /// of a key's coordinate, on average: 2, 2.5, 3, 3.5 or 4; with bands two bytes more for each band
+        /// but one. Ignored with max_error
+        key_bits: f32,
+        /// 2, 3 or 4; likewise
+        value_bits: i32,
+        /// 0, or the error, on average over layers, to be reached with the fewest bytes: that of held-out
+        /// logits (their variance, softmax_scale 1 / sqrt(head_dim)) plus that of values, relative to their
+        /// square
+        max_error: f32,
+        /// layers whose median key is longer than this many times that of the median layer keep 16 bits; 0
+        /// = 4
+        outlier: f32,
+    }
+    TQ_STRUCT_CALIBRATION_RESULT tq_calibration_result {
+        struct_size: u32,
+        banded_layers: i32,
+        raw_layers: i32,
+        /// as max_error, of what was chosen
+        error: f32,
+        /// of key_bits (rounded down) and value_bits in all layers, without bands; 0 with max_error
+        uniform_error: f32,
+        reserved: u32,
+        /// of a token over all layers and heads
+        token_bytes: i64,
+    }
 }
 
 functions! {
@@ -1141,4 +1206,34 @@ functions! {
     /// vector that is not zero; GROUPED or outliers.
     fn tq_calibrate_levels(quantizer: *const tq_quantizer, x: *const c_void, count: i64, bits: i32,
         levels: *mut f32, boundaries: *mut f32, error: *mut f64, stream: *mut c_void) -> tq_status;
+    /// INVALID_ARGUMENT names every field that is wrong.
+    fn tq_calibration_create(config: *const tq_calibration_config,
+        calibration: *mut *mut tq_calibration) -> tq_status;
+    /// Frees it; NULL is accepted.
+    fn tq_calibration_destroy(calibration: *mut tq_calibration) -> tq_status;
+    /// The configuration with defaults resolved; config-\>struct_size set by the caller.
+    fn tq_calibration_get_config(calibration: *const tq_calibration,
+        config: *mut tq_calibration_config) -> tq_status;
+    /// Tokens of a layer, after RoPE: q \[count\]\[num_q_heads\]\[head_dim\], k
+    /// \[count\]\[num_kv_heads\]\[head_dim\], v \[count\]\[num_kv_heads\]\[value_dim\], dense, on the host.
+    /// Numbers that are not finite: INVALID_ARGUMENT, and nothing of the call counts. A calibration that
+    /// was loaded takes none: INVALID_STATE.
+    fn tq_calibration_feed(calibration: *mut tq_calibration, layer: i32, count: i64, q: *const c_void,
+        k: *const c_void, v: *const c_void) -> tq_status;
+    /// layers \[num_layers\], of which key_bits, value_bits, key_family, value_family and key_bands are
+    /// written, the rest zero; key_bands points into the calibration, until the next call with it. result:
+    /// NULL, or struct_size set. INVALID_STATE: a layer was fed fewer than 256 tokens. INVALID_ARGUMENT: a
+    /// max_error that 4 bits do not reach (the text says what they do).
+    fn tq_calibration_choose(calibration: *mut tq_calibration, goal: *const tq_calibration_goal,
+        layers: *mut tq_layer_config, num_layers: i32, result: *mut tq_calibration_result) -> tq_status;
+    /// tq_cache_set_centres of all layers of a cache of the same shape.
+    fn tq_calibration_set_centres(calibration: *mut tq_calibration, cache: *mut tq_cache) -> tq_status;
+    /// key \[num_kv_heads\]\[head_dim\], value \[num_kv_heads\]\[value_dim\] of a layer; either may be
+    /// NULL.
+    fn tq_calibration_centres(calibration: *mut tq_calibration, layer: i32, key: *mut f32,
+        value: *mut f32) -> tq_status;
+    /// Writes a small file with a version and checksums: what was measured, from which choose chooses. IO.
+    fn tq_calibration_save(calibration: *mut tq_calibration, io: *const tq_io) -> tq_status;
+    /// A calibration from what save wrote. CORRUPT_DATA, INCOMPATIBLE, IO.
+    fn tq_calibration_load(io: *const tq_io, calibration: *mut *mut tq_calibration) -> tq_status;
 }

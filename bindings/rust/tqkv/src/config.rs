@@ -183,7 +183,10 @@ impl CacheConfig {
                 }
             }
         }
-        let layer_levels = self.layers.iter().map(LayerConfig::raw_levels).collect::<Result<Vec<_>>>()?;
+        let layer_levels = self.layers.iter().enumerate();
+        let layer_levels = layer_levels
+            .map(|(i, layer)| layer.raw_levels(i, self.num_kv_heads, self.head_dim))
+            .collect::<Result<Vec<_>>>()?;
         let layers = self.layers.iter().zip(&layer_levels).enumerate();
         let layers =
             layers.map(|(i, (layer, levels))| layer.to_raw(i, levels)).collect::<Result<Vec<_>>>()?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Layers with a shape of their own: `tq_layer_config`.
 
-use core::ptr;
+use core::{ptr, slice};
 
 use crate::error::{Error, Result};
 use crate::quantizer::Levels;
@@ -51,12 +51,51 @@ pub struct LayerConfig {
     pub key_levels: Option<Levels>,
     /// Likewise of values.
     pub value_levels: Option<Levels>,
+    /// Keys in bands, which have the widths in place of `key_bits`; CPU only.
+    pub key_bands: Option<KeyBands>,
 }
 
-/// Levels of a layer as C reads them.
+/// Keys in bands of 32 coordinates, each with a width, a rotation and a scale of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyBands {
+    /// Of each band: 1 .. 6, none above the one before.
+    pub bits: Vec<i32>,
+    /// `[kv heads][head_dim]`: the coordinate at each place, band 0 first; empty: as they are.
+    pub order: Vec<i32>,
+}
+
+impl KeyBands {
+    /// places: kv heads times head_dim, of the layer or the cache.
+    fn to_raw(&self, index: usize, places: i64) -> Result<sys::tq_key_bands> {
+        let given = self.order.len();
+        if given != 0 && i64::try_from(given) != Ok(places) {
+            let name = format!("layers[{index}].key_bands.order");
+            return Err(Error::argument(format!("{name}: {given} entries, must be none or {places}")));
+        }
+        Ok(sys::tq_key_bands {
+            num_bands: i32::try_from(self.bits.len()).unwrap_or(i32::MAX),
+            bits: self.bits.as_ptr(),
+            order: if given == 0 { ptr::null() } else { self.order.as_ptr() },
+            ..Default::default()
+        })
+    }
+
+    /// SAFETY: what `raw` points to must be valid, the order of `places` numbers.
+    unsafe fn from_raw(raw: &sys::tq_key_bands, places: usize) -> KeyBands {
+        // SAFETY: null, or so many numbers, by the caller's promise.
+        let list = |first: *const i32, count| match first.is_null() {
+            true => Vec::new(),
+            false => unsafe { slice::from_raw_parts(first, count) }.to_vec(),
+        };
+        KeyBands { bits: list(raw.bits, raw.num_bands.max(0) as usize), order: list(raw.order, places) }
+    }
+}
+
+/// Levels and bands of a layer as C reads them.
 pub(crate) struct RawLevels {
     key: Option<sys::tq_levels>,
     value: Option<sys::tq_levels>,
+    bands: Option<sys::tq_key_bands>,
 }
 
 impl LayerConfig {
@@ -130,9 +169,18 @@ impl LayerConfig {
         LayerConfig { first_kv_head, ..self }
     }
 
-    pub(crate) fn raw_levels(&self) -> Result<RawLevels> {
+    /// With keys in these bands.
+    pub fn key_bands(self, bands: KeyBands) -> LayerConfig {
+        LayerConfig { key_bands: Some(bands), ..self }
+    }
+
+    /// num_kv_heads, head_dim: the cache's, for a layer without its own.
+    pub(crate) fn raw_levels(&self, index: usize, num_kv_heads: i32, head_dim: i32) -> Result<RawLevels> {
         let raw = |levels: &Option<Levels>| levels.as_ref().map(Levels::to_raw).transpose();
-        Ok(RawLevels { key: raw(&self.key_levels)?, value: raw(&self.value_levels)? })
+        let own_or = |own: i32, common: i32| i64::from(if own != 0 { own } else { common });
+        let places = own_or(self.num_kv_heads, num_kv_heads) * own_or(self.head_dim, head_dim);
+        let bands = self.key_bands.as_ref().map(|bands| bands.to_raw(index, places)).transpose()?;
+        Ok(RawLevels { key: raw(&self.key_levels)?, value: raw(&self.value_levels)?, bands })
     }
 
     /// What it points to is `levels`, and what that points to is the layer's.
@@ -160,6 +208,7 @@ impl LayerConfig {
             layer_kind: self.layer_kind.0,
             key_levels: levels.key.as_ref().map_or(ptr::null(), |levels| levels),
             value_levels: levels.value.as_ref().map_or(ptr::null(), |levels| levels),
+            key_bands: levels.bands.as_ref().map_or(ptr::null(), |bands| bands),
             ..Default::default()
         })
     }
@@ -169,6 +218,7 @@ impl LayerConfig {
         // SAFETY: the caller's promise: 2^bits levels and one boundary less.
         let levels =
             |levels: *const sys::tq_levels| unsafe { levels.as_ref().map(|raw| Levels::from_raw(raw)) };
+        let places = raw.num_kv_heads.max(0) as usize * raw.head_dim.max(0) as usize;
         LayerConfig {
             num_q_heads: raw.num_q_heads,
             num_kv_heads: raw.num_kv_heads,
@@ -186,6 +236,8 @@ impl LayerConfig {
             layer_kind: LayerKind(raw.layer_kind),
             key_levels: levels(raw.key_levels),
             value_levels: levels(raw.value_levels),
+            // SAFETY: the caller's promise.
+            key_bands: unsafe { raw.key_bands.as_ref().map(|bands| KeyBands::from_raw(bands, places)) },
         }
     }
 }

@@ -77,7 +77,7 @@ pub use config::{
 };
 pub use error::{Error, Result, Status};
 pub use figures::{CacheBytes, CacheMemory};
-pub use layer::{LayerBytes, LayerConfig};
+pub use layer::{KeyBands, LayerBytes, LayerConfig};
 pub use library::{DeviceInfo, Library};
 pub use paged::PagedCodec;
 pub use paged_step::{PagedStep, StepArrays};

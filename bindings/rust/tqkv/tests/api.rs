@@ -8,7 +8,7 @@ use std::alloc::{alloc, dealloc, Layout as MemoryLayout};
 use std::sync::atomic::{AtomicI64, Ordering};
 use tqkv::{
     sys, AttendParams, AttendPointers, Cache, CacheConfig, CodeFamily, DeviceType, Dtype, Element,
-    LayerConfig, Layout, Levels, Library, Memory, Status, Step, Stream,
+    KeyBands, LayerConfig, Layout, Levels, Library, Memory, Status, Step, Stream,
 };
 
 const Q_HEADS: usize = 4;
@@ -252,6 +252,23 @@ fn levels_of_layers() {
     assert_ne!(keys[0], keys[1]);
     asked.layers[1].key_levels = Some(Levels { levels: vec![-1.0; 4], boundaries: vec![0.0; 3], unit: 0.0 });
     assert_eq!(status_of(Cache::new(&library(), &asked), &["layers[1].key_levels"]), Status::InvalidArgument);
+}
+
+#[test]
+fn key_bands_of_layers() {
+    let order: Vec<i32> = (0..KV_HEADS * DIM).map(|i| (DIM - 1 - i % DIM) as i32).collect();
+    let bands = KeyBands { bits: vec![4; DIM.div_ceil(32)], order };
+    let layers = vec![LayerConfig::new(), LayerConfig::new().key_bands(bands.clone())];
+    let mut asked = config(Dtype::F32).with_layers(layers);
+    let cache = Cache::new(&library(), &asked).unwrap();
+    let resolved = cache.config().unwrap();
+    assert_eq!((&resolved.layers[0].key_bands, &resolved.layers[1].key_bands), (&None, &Some(bands.clone())));
+    assert_eq!(Cache::new(&library(), &resolved).unwrap().fingerprint(), cache.fingerprint());
+    let wrong = [(vec![0], "layers[1].key_bands.order"), (vec![1; KV_HEADS * DIM], "order[0][1] = 1")];
+    for (order, text) in wrong {
+        asked.layers[1].key_bands = Some(KeyBands { order, ..bands.clone() });
+        assert_eq!(status_of(Cache::new(&library(), &asked), &[text]), Status::InvalidArgument);
+    }
 }
 
 #[test]
