@@ -99,36 +99,49 @@ __device__ __forceinline__ void seen_exponents(const float* scales, int token, c
   }
 }
 
-// Scores become weights 2^(x unit - m + shift) with the new maximum; down: what the rows had is worth.
+// Scores become weights 2^(x unit - m + shift) with the new maximum; down: what the rows had is worth. Maxima
+// and sums of both rows are two chains each: a warp that is alone on its scheduler waits for every link.
 template <int kTiles>
 __device__ __forceinline__ void soft_max(float (&x)[kTiles][4][4], const float (&unit)[2],
                                          const float (&shift)[2], float (&m)[2], float (&l)[2],
                                          float (&down)[2]) {
+  float top[2][2], sum[2][2] = {}, base[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) top[h][i] = x[0][0][2 * h + i];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) top[h][i] = fmaxf(top[h][i], x[tile][b][2 * h + i]);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    float top = x[0][0][2 * h];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-      for (int b = 0; b < 4; b++) top = fmaxf(top, fmaxf(x[tile][b][2 * h], x[tile][b][2 * h + 1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    const float now = fmaxf(m[h], fmaxf(top * unit[h], kMaskedFloor)), base = shift[h] - now;
+    float of_row = fmaxf(top[h][0], top[h][1]);
+    of_row = fmaxf(of_row, __shfl_xor_sync(~0u, of_row, 1));
+    of_row = fmaxf(of_row, __shfl_xor_sync(~0u, of_row, 2));
+    const float now = fmaxf(m[h], fmaxf(of_row * unit[h], kMaskedFloor));
+    base[h] = shift[h] - now;
     down[h] = ex2(m[h] - now);
     m[h] = now;
-    float sum = 0.0f;
+  }
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
+  for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-      for (int b = 0; b < 4; b++)
+    for (int b = 0; b < 4; b++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const float weight = ex2(fmaf(x[tile][b][2 * h + i], unit[h], base));
+          const float weight = ex2(fmaf(x[tile][b][2 * h + i], unit[h], base[h]));
           x[tile][b][2 * h + i] = weight;
-          sum += weight;
+          sum[h][i] += weight;
         }
-    l[h] = fmaf(l[h], down[h], sum);
-  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) l[h] = fmaf(l[h], down[h], sum[h][0] + sum[h][1]);
 }
 
 // Integer scores of one tile as floats, times the key scales.

@@ -9,15 +9,36 @@
 
 namespace tq::cuda::prefill {
 
-// Part `part` of a tile's key words, 32 of each plane: lane L has group jb * jv + L % jv of lane `owner`.
+// Tables of a code whose halves are looked up, out of shared memory; of another as they stand.
+template <class OfCode>
+__device__ __forceinline__ CodeTables tables_at_hand(const CodeTables& tables, const HalfTable& halves) {
+  return OfCode::kHalfTable ? CodeTables{tables.bytes, halves} : tables;
+}
+
+// f(part, words) for parts first .. first + kParts - 1 of a side's groups, 32 words of each plane: all words
+// are loaded first where there are registers for them.
+template <class OfCode, int kStored, int kParts, class F>
+__device__ __forceinline__ void for_parts(const uint32_t* words, int first, const F& f) {
+  constexpr int kTogether = kParts * OfCode::kWords <= 16 ? kParts : 1;
+  static_assert(kParts % kTogether == 0, "whole batches");
+#pragma unroll
+  for (int batch = 0; batch < kParts; batch += kTogether) {
+    uint32_t w[kTogether][OfCode::kWords];
+#pragma unroll
+    for (int i = 0; i < kTogether; i++) load_group<OfCode>(words + 32 * (first + batch + i), kStored, w[i]);
+#pragma unroll
+    for (int i = 0; i < kTogether; i++) f(first + batch + i, w[i]);
+  }
+}
+
+// Part `part` of a tile's key words: lane L has group jb * jv + L % jv of lane `owner`.
 template <class KeyCode, int kStored>
-__device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint8_t* side, uint8_t* keys,
-                                            int tile, int part, int lane) {
+__device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint32_t (&w)[KeyCode::kWords],
+                                            uint8_t* keys, int tile, int part, int lane) {
   constexpr int kJv = PrefillShape<kStored>::kJv;
   const int jb = part / kJv, jj = lane % kJv, owner = part % kJv * (32 / kJv) + lane / kJv, g = owner / 4,
             t = owner % 4;
-  uint32_t w[KeyCode::kWords], h[16];
-  load_group<KeyCode>(reinterpret_cast<const uint32_t*>(side) + 32 * part + lane, kStored, w);
+  uint32_t h[16];
   KeyCode::halves(w, tables, h);
 #pragma unroll
   for (int s = 0; s < 4; s++) {
@@ -31,16 +52,21 @@ __device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint
   }
 }
 
+// The lane's place among those of a part of value words: where a lane has one group, lanes are dealt so that
+// eight neighbours store to eight places of a row.
+template <int kStored>
+__device__ __forceinline__ int value_lane(int lane) {
+  return PrefillShape<kStored>::kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
+}
+// mine: value_lane.
 template <class ValueCode, int kStored>
-__device__ __forceinline__ void expand_values(const CodeTables& tables, const uint8_t* side, uint8_t* values,
-                                              int tile, int part, int lane) {
+__device__ __forceinline__ void expand_values(const CodeTables& tables,
+                                              const uint32_t (&w)[ValueCode::kWords], uint8_t* values,
+                                              int tile, int part, int mine) {
   constexpr int kJv = PrefillShape<kStored>::kJv;
-  // Where a lane has one group, lanes are dealt so that eight neighbours store to eight places of a row.
-  const int mine = kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
   const int jb = part / kJv, jj = mine % kJv, owner = part % kJv * (32 / kJv) + mine / kJv, g = owner / 4,
             t = owner % 4;
-  uint32_t w[ValueCode::kWords], h[16];
-  load_group<ValueCode>(reinterpret_cast<const uint32_t*>(side) + 32 * part + mine, kStored, w);
+  uint32_t h[16];
   ValueCode::halves(w, tables, h);
   uint8_t* matrix = values + tile / 2 * GroupShape<kStored>::kValueMatrix;
 #pragma unroll
@@ -67,81 +93,85 @@ __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const
   if (lane == 0) to.exponent[tile] = exponent;
 }
 
-// warp: among the producers.
+// warp: among the producers. Each works on one tile of every step, or on a part of its groups, and asks for
+// the tiles itself, so that no warp waits for another.
 template <int kStored, bool kShared>
 struct Producer {
   using Shape = GroupShape<kStored>;
   using RunSteps = Steps<Shape::kTokens, kShared>;
+  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit;
   const PrefillParams& p;
   uint8_t* smem;
   int warp, lane;
   int rank;
   int fill = 0;   // stage that is asked for next
-  int drain = 0;  // stage of the step's first tiles
+  int drain = 0;  // stage of the step's tile
   uint32_t drain_parity = 0;
   int step_number = 0;         // of all that the CTA has seen
-  int place = 0, places = -1;  // of tile lane % 16 of this group of 16; the first warp's
+  int place = 0, places = -1;  // of the tile of step `lane` of this group of 32
 
-  __device__ __forceinline__ GroupBarriers& barriers() const {
-    return *reinterpret_cast<GroupBarriers*>(smem);
+  __device__ __forceinline__ GroupHead& head() const { return *reinterpret_cast<GroupHead*>(smem); }
+  __device__ __forceinline__ int tile() const { return warp / Shape::kSplit; }
+  __device__ __forceinline__ uint8_t* stage(int index) const {
+    return smem + p.smem.ring_at + (tile() * p.smem.stages + index) * p.smem.stage_pitch;
   }
-  // Asks for stage `part` of a step; by the first warp.
-  __device__ __forceinline__ void ask(const PrefillBlock& b, int step, int part) {
-    const int first = step * Shape::kTiles + part * Shape::kStageTiles, end = b.first_tile + b.num_tiles,
-              count = max(min(Shape::kStageTiles, end - first), 0);
-    uint64_t* barrier = barriers().copied + fill;
-    uint8_t* to = smem + p.smem.ring_at + fill * p.smem.stage_pitch;
-    if (first / 16 != places) {
-      places = first / 16;
-      place = static_cast<int>(
-          tile_place(p, b.page_row, b.kv_head, max(min(first / 16 * 16 + lane % 16, end - 1), b.first_tile)));
+  // Asks for the tile of a step, if tokens of it are attended to; by the first warp of the tile.
+  __device__ __forceinline__ void ask(const PrefillBlock& b, int step) {
+    const int end = b.first_tile + b.num_tiles;
+    if (step / 32 != places) {
+      places = step / 32;
+      const int mine = (places * 32 + lane) * Shape::kTiles + tile();
+      place = static_cast<int>(tile_place(p, b.page_row, b.kv_head, max(min(mine, end - 1), b.first_tile)));
     }
-    if (lane == 0) barrier_expect(barrier, count * p.layer.tile_bytes);
-#pragma unroll
-    for (int tile = 0; tile < Shape::kStageTiles; tile++) {
-      const uint32_t at = static_cast<uint32_t>(__shfl_sync(~0u, place, (first + tile) % 16));
-      if (tile < count && lane == 0)
-        bulk_copy_shared(to + tile * p.layer.tile_bytes,
-                         p.layer.pages + static_cast<uint64_t>(at) * kPlaceBytes, p.layer.tile_bytes,
+    const uint32_t at = static_cast<uint32_t>(__shfl_sync(~0u, place, step % 32));
+    if (lane == 0) {
+      const uint32_t bytes = step * Shape::kTiles + tile() < end ? p.layer.tile_bytes : 0;
+      uint64_t* barrier = head().copied[tile()] + fill;
+      barrier_expect(barrier, bytes);
+      if (bytes)
+        bulk_copy_shared(stage(fill), p.layer.pages + static_cast<uint64_t>(at) * kPlaceBytes, bytes,
                          barrier);
     }
     fill = fill + 1 == p.smem.stages ? 0 : fill + 1;
   }
 
-  // Expands the warp's part of a step: tile and parts of it.
+  // Expands the warp's part of a step whose first token is `token`.
   __device__ __forceinline__ void expand(const PrefillBlock& b, int token) {
-    constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit;
-    const int tile = warp / Shape::kSplit, first = warp % Shape::kSplit * kParts;
+    const int first = warp % Shape::kSplit * kParts;
     const StepBuffer<Shape::kKeyBuffers> keys(step_number);
     const StepBuffer<Shape::kValueBuffers> values(step_number);
-    int stage = drain + tile / Shape::kStageTiles;
-    const bool around = stage >= p.smem.stages;
-    stage -= around ? p.smem.stages : 0;
-    GroupBarriers& all = barriers();
-    barrier_wait(all.copied + stage, drain_parity ^ static_cast<uint32_t>(around));
+    GroupHead& all = head();
+    barrier_wait(all.copied[tile()] + drain, drain_parity);
     barrier_wait(all.keys_empty + keys.index, keys.parity ^ 1);
-    const uint8_t* stored =
-        smem + p.smem.ring_at + stage * p.smem.stage_pitch + tile % Shape::kStageTiles * p.layer.tile_bytes;
+    const uint8_t* stored = stage(drain);
     if (first == 0)
       expand_tile_scales(p, stored,
                          reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
-                         tile, token + 32 * tile, b.begin, b.end, lane);
+                         tile(), token + 32 * tile(), b.begin, b.end, lane);
     with_code(p.layer.key.layout.code(), [&](auto code) {
-#pragma unroll 1
-      for (int part = first; part < first + kParts; part++)
-        expand_keys<decltype(code), kStored>(p.numbers.key_tables, stored + p.layer.key.code_offset,
-                                             smem + p.smem.keys_at + keys.index * Shape::kKeyBytes, tile,
-                                             part, lane);
+      using KeyCode = decltype(code);
+      const CodeTables tables = tables_at_hand<KeyCode>(p.numbers.key_tables, all.key_halves);
+      for_parts<KeyCode, kStored, kParts>(
+          reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset) + lane, first,
+          [&](int part, const auto& words) {
+            expand_keys<KeyCode, kStored>(
+                tables, words, smem + p.smem.keys_at + keys.index * Shape::kKeyBytes, tile(), part, lane);
+          });
     });
     publish_to_products();
     barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
     with_code(p.layer.value.layout.code(), [&](auto code) {
-#pragma unroll 1
-      for (int part = first; part < first + kParts; part++)
-        expand_values<decltype(code), kStored>(p.numbers.value_tables, stored + p.layer.value.code_offset,
-                                               smem + p.smem.values_at + values.index * Shape::kValueBytes,
-                                               tile, part, lane);
+      using ValueCode = decltype(code);
+      const CodeTables tables = tables_at_hand<ValueCode>(p.numbers.value_tables, all.value_halves);
+      const int mine = value_lane<kStored>(lane);
+      for_parts<ValueCode, kStored, kParts>(
+          reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset) + mine, first,
+          [&](int part, const auto& words) {
+            expand_values<ValueCode, kStored>(tables, words,
+                                              smem + p.smem.values_at + values.index * Shape::kValueBytes,
+                                              tile(), part, mine);
+          });
     });
     publish_to_products();
     __syncwarp();
@@ -152,26 +182,22 @@ struct Producer {
   __device__ __forceinline__ void run(const PrefillBlock& b) {
     const int begin = b.first_tile / Shape::kTiles,
               end = (b.first_tile + b.num_tiles + Shape::kTiles - 1) / Shape::kTiles;
+    const bool asks = warp % Shape::kSplit == 0;
     RunSteps steps(begin, end, rank), asked(begin, end, rank);
-    int part = 0, room = p.smem.stages;  // next stage of step `asked`; stages that may be filled
     places = -1;
-    const auto ask_more = [&] {
-      while (room > 0 && asked.more()) {
-        if (warp == 0) ask(b, asked.at, part);
-        room--;
-        if (++part == Shape::kStages) part = 0, asked.advance();
-      }
-    };
-    ask_more();
+    for (int room = p.smem.stages; asks && room > 0 && asked.more(); room--, asked.advance())
+      ask(b, asked.at);
 #pragma unroll 1
     for (; steps.more(); steps.advance()) {
       expand(b, steps.at * Shape::kTokens);
       step_number++;
-      drain += Shape::kStages;
-      if (drain >= p.smem.stages) drain -= p.smem.stages, drain_parity ^= 1;
-      barrier_sync(kProducerBarrier, 32 * kProducerWarps);  // the step's stages may be filled again
-      room += Shape::kStages;
-      ask_more();
+      if (++drain == p.smem.stages) drain = 0, drain_parity ^= 1;
+      // The stage may be filled again.
+      if constexpr (Shape::kSplit > 1) barrier_sync(tile_barrier(tile()), 32 * Shape::kSplit);
+      if (asks && asked.more()) {
+        ask(b, asked.at);
+        asked.advance();
+      }
     }
   }
 };

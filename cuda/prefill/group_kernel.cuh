@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history on the warpgroup products of sm_90a. A CTA, one a
 // multiprocessor, walks the list of cuda/schedule/work_list.h: 128 rows of a kv head an item. Four producer
-// warps expand each step once into matrices of halves (group_expand.cuh); two warpgroups of 64 rows multiply,
-// each by itself, so that the softmax of one runs beside the products of the other.
+// warps expand each step once into matrices of halves (group_expand.cuh); two warpgroups of 64 rows multiply
+// in turns, so that the softmax of one runs beside the products of the other.
 //
 // Queries are halves as well: scores are off by 2e-4 of their spread, which the integer scores of kernel.cuh
 // are not. Value products start from zero in each step, as there. What a row gets depends on the tokens it
@@ -27,9 +27,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   int group_begin, group_end;  // coded tokens that some row of the warpgroup sees
   uint64_t queries;            // the warpgroup's rows
 
-  __device__ __forceinline__ GroupBarriers& barriers() const {
-    return *reinterpret_cast<GroupBarriers*>(smem);
-  }
+  __device__ __forceinline__ GroupHead& head() const { return *reinterpret_cast<GroupHead*>(smem); }
   __device__ __forceinline__ void meet_group() const {
     barrier_sync(group_barrier(warp / 4), kPrefillThreads / 2);
   }
@@ -51,8 +49,19 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     state.reset();
   }
 
-  // Scores of a step, products of queries and levels.
-  __device__ __forceinline__ void multiply_keys(float (&sums)[kTokens / 8][4], int buffer) {
+  // A turn at the matrix unit: the warpgroups' products take turns, and the softmax of one runs beside the
+  // products of the other. A turn ends when its products are started.
+  __device__ __forceinline__ void take_turn() const { barrier_sync(turn_barrier(warp / 4), kPrefillThreads); }
+  __device__ __forceinline__ void end_turn() const {
+    barrier_signal(turn_barrier(1 - warp / 4), kPrefillThreads);
+  }
+
+  using Sums = float[kTokens / 8][4];
+  using SliceSums = float[Shape::kSlice / 8][4];
+  using Weights = uint32_t[kTokens / 16][4];
+
+  // Starts the scores of a step, products of queries and levels.
+  __device__ __forceinline__ void start_keys(Sums& sums, int buffer) const {
     const uint64_t keys = matrix_descriptor(smem + p.smem.keys_at + buffer * Shape::kKeyBytes);
     wgmma_begin();
     wgmma_shared<kTokens, false>(sums, queries, keys);
@@ -61,15 +70,70 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
       wgmma_shared<kTokens, true>(sums, queries + ((k / 4 * Shape::kQueryMatrix + k % 4 * 32) >> 4),
                                   keys + ((k / 4 * Shape::kKeyMatrix + k % 4 * 32) >> 4));
     wgmma_commit();
-    wgmma_wait<0>(sums);
+  }
+  // Starts weights . values of some coordinates.
+  __device__ __forceinline__ void start_values(SliceSums& sums, const Weights& a, int buffer,
+                                               int slice) const {
+    const uint64_t rows = matrix_descriptor(smem + p.smem.values_at + buffer * Shape::kValueBytes +
+                                            slice * Shape::kSlice * kMatrixRow);
+    wgmma_begin();
+    wgmma_registers<Shape::kSlice, false>(sums, a[0], rows);
+#pragma unroll
+    for (int k = 1; k < kTokens / 16; k++)
+      wgmma_registers<Shape::kSlice, true>(sums, a[k],
+                                           rows + ((k / 4 * Shape::kValueMatrix + k % 4 * 32) >> 4));
+    wgmma_commit();
+  }
+  // o = o down + sums.
+  __device__ __forceinline__ void add_values(const SliceSums& sums, const float (&down)[2], int slice) {
+#pragma unroll
+    for (int n = 0; n < Shape::kSlice / 8; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& o = state.o[slice * (Shape::kSlice / 8) + n][i];
+        o = fmaf(o, down[i / 2], sums[n][i]);
+      }
   }
 
-  __device__ __forceinline__ void scale_scores(float (&x)[kTiles][4][4], const float* scales) const {
+  // o = o down + weights . values.
+  __device__ __forceinline__ void multiply_values(const Weights& a, const float (&down)[2], int buffer) {
+#pragma unroll
+    for (int slice = 0; slice < Shape::kSlices; slice++) {
+      SliceSums sums;
+      start_values(sums, a, buffer, slice);
+      wgmma_wait<0>(sums);
+      add_values(sums, down, slice);
+    }
+  }
+
+  // What a step's softmax needs beside its scores, loaded while they are multiplied.
+  struct StepNumbers {
+    float4 key[kTiles][2];  // scales
+    bool special;
+  };
+  __device__ __forceinline__ const GroupScales& step_scales() const {
+    return reinterpret_cast<const GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots];
+  }
+  __device__ __forceinline__ void prepare_step(StepNumbers& numbers, int token) {
+    const GroupScales& scales = step_scales();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++)
+        numbers.key[tile][pair] =
+            reinterpret_cast<const float4*>(scales.key + 32 * tile + 8 * (lane & 3))[pair];
+    int exponent = scales.exponent[0];
+#pragma unroll
+    for (int tile = 1; tile < kTiles; tile++) exponent = max(exponent, scales.exponent[tile]);
+    numbers.special = Base::is_special(token);
+    Base::move_units(scales.value, exponent, numbers.special, token);
+  }
+  __device__ __forceinline__ void scale_scores(float (&x)[kTiles][4][4], const StepNumbers& numbers) const {
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
-        const float4 s = reinterpret_cast<const float4*>(scales + 32 * tile + 8 * (lane & 3))[pair];
+        const float4 s = numbers.key[tile][pair];
 #pragma unroll
         for (int h = 0; h < 4; h += 2) {
           x[tile][2 * pair][h] *= s.x, x[tile][2 * pair][h + 1] *= s.y;
@@ -93,70 +157,89 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
         }
       }
   }
-  // o = o down + weights . values.
-  __device__ __forceinline__ void multiply_values(const uint32_t (&a)[kTokens / 16][4],
-                                                  const float (&down)[2], int buffer) {
-    const uint64_t values = matrix_descriptor(smem + p.smem.values_at + buffer * Shape::kValueBytes);
-#pragma unroll
-    for (int slice = 0; slice < kStored / Shape::kSlice; slice++) {
-      float sum[Shape::kSlice / 8][4];
-      const uint64_t rows = values + (slice * Shape::kSlice * kMatrixRow >> 4);
-      wgmma_begin();
-      wgmma_registers<Shape::kSlice, false>(sum, a[0], rows);
-#pragma unroll
-      for (int k = 1; k < kTokens / 16; k++)
-        wgmma_registers<Shape::kSlice, true>(sum, a[k],
-                                             rows + ((k / 4 * Shape::kValueMatrix + k % 4 * 32) >> 4));
-      wgmma_commit();
-      wgmma_wait<0>(sum);
-#pragma unroll
-      for (int n = 0; n < Shape::kSlice / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          float& o = state.o[slice * (Shape::kSlice / 8) + n][i];
-          o = fmaf(o, down[i / 2], sum[n][i]);
-        }
-    }
+  // What a step's products wait for and give back.
+  __device__ __forceinline__ void wait_for_keys() const {
+    const StepBuffer<Shape::kKeyBuffers> keys(step_number);
+    barrier_wait(head().keys_full + keys.index, keys.parity);
+  }
+  __device__ __forceinline__ void leave_keys() const {
+    barrier_arrive(head().keys_empty + StepBuffer<Shape::kKeyBuffers>(step_number).index);
+  }
+  __device__ __forceinline__ void wait_for_values() const {
+    const StepBuffer<Shape::kValueBuffers> values(step_number);
+    barrier_wait(head().values_full + values.index, values.parity);
+  }
+  __device__ __forceinline__ void leave_values() const {
+    if (lane == 0) barrier_arrive(head().values_empty + StepBuffer<Shape::kValueBuffers>(step_number).index);
   }
 
-  // A step's turn; tokens `token` on.
-  __device__ __forceinline__ void attend(const PrefillBlock& b, int token) {
-    const StepBuffer<Shape::kKeyBuffers> keys(step_number);
-    const StepBuffer<Shape::kValueBuffers> values(step_number);
-    const GroupScales& scales =
-        reinterpret_cast<const GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots];
-    GroupBarriers& all = barriers();
-    step_number++;
-    barrier_wait(all.keys_full + keys.index, keys.parity);
-    if (token >= group_end || token + kTokens <= group_begin) {
-      barrier_arrive(all.keys_empty + keys.index);
-      barrier_wait(all.values_full + values.index, values.parity);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(all.values_empty + values.index);
-      return;
-    }
-    float x[kTiles][4][4], down[2];
-    uint32_t a[kTokens / 16][4];
-    multiply_keys(reinterpret_cast<float(&)[kTokens / 8][4]>(x), keys.index);
-    barrier_arrive(all.keys_empty + keys.index);
-    scale_scores(x, scales.key);
-    int exponent = scales.exponent[0];
-#pragma unroll
-    for (int tile = 1; tile < kTiles; tile++) exponent = max(exponent, scales.exponent[tile]);
-    const bool special = Base::is_special(token);
-    Base::move_units(scales.value, exponent, special, token);
-    Base::weigh(b, x, special, token, down);
-    pack_weights(x, scales.value, a);
-    barrier_wait(all.values_full + values.index, values.parity);
-    multiply_values(a, down, values.index);
-    if (lane == 0) barrier_arrive(all.values_empty + values.index);
+  // Scores of a step become the operands of its value product.
+  __device__ __forceinline__ void weigh_step(const PrefillBlock& b, float (&x)[kTiles][4][4],
+                                             const StepNumbers& numbers, int token, Weights& a,
+                                             float (&down)[2]) {
+    scale_scores(x, numbers);
+    Base::weigh(b, x, numbers.special, token, down);
+    pack_weights(x, step_scales().value, a);
   }
+
+  __device__ __forceinline__ bool sees(int step) const {
+    return step * kTokens < group_end && (step + 1) * kTokens > group_begin;
+  }
+  // A step of which the warpgroup sees nothing.
+  __device__ __forceinline__ void skip() {
+    wait_for_keys();
+    take_turn();
+    end_turn();
+    leave_keys();
+    wait_for_values();
+    __syncwarp();
+    leave_values();
+    step_number++;
+  }
+  // Scores of the next step, which end the turn.
+  __device__ __forceinline__ void multiply_keys(Sums& x, StepNumbers& numbers, int token) {
+    start_keys(x, StepBuffer<Shape::kKeyBuffers>(step_number).index);
+    end_turn();
+    prepare_step(numbers, token);
+    wgmma_wait<0>(x);
+    leave_keys();
+  }
+
+  // A run of steps. A turn has the values of a step and the scores of the next one. Both warpgroups have the
+  // same number of turns, one more than steps, whatever each of them sees.
   __device__ __forceinline__ void run(const PrefillBlock& b) {
+    Steps<kTokens, kShared> steps(b.first_tile / kTiles, (b.first_tile + b.num_tiles + kTiles - 1) / kTiles,
+                                  rank);
 #pragma unroll 1
-    for (Steps<kTokens, kShared> steps(b.first_tile / kTiles,
-                                       (b.first_tile + b.num_tiles + kTiles - 1) / kTiles, rank);
-         steps.more(); steps.advance())
-      attend(b, steps.at * kTokens);
+    for (; steps.more() && !sees(steps.at); steps.advance()) skip();
+    if (steps.more()) {
+      float x[kTiles][4][4], down[2];
+      StepNumbers numbers;
+      wait_for_keys();
+      take_turn();
+      multiply_keys(reinterpret_cast<Sums&>(x), numbers, steps.at * kTokens);
+#pragma unroll 1
+      while (true) {
+        Weights a;
+        weigh_step(b, x, numbers, steps.at * kTokens, a, down);
+        const StepBuffer<Shape::kValueBuffers> values(step_number);
+        wait_for_values();
+        step_number++;
+        steps.advance();
+        const bool more = steps.more() && sees(steps.at);
+        if (more) wait_for_keys();
+        take_turn();
+        multiply_values(a, down, values.index);
+        if (lane == 0) barrier_arrive(head().values_empty + values.index);
+        if (!more) break;
+        multiply_keys(reinterpret_cast<Sums&>(x), numbers, steps.at * kTokens);
+      }
+    } else {
+      take_turn();
+    }
+    end_turn();
+#pragma unroll 1
+    for (; steps.more(); steps.advance()) skip();
   }
 
   // A float4 of the thread's, of those that a CTA leaves for the first of its cluster.
@@ -251,8 +334,9 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x % 32,
               rank = kShared ? cluster_rank() : 0;
     if (threadIdx.x == 0) {
-      GroupBarriers& all = *reinterpret_cast<GroupBarriers*>(smem);
-      for (int i = 0; i < p.smem.stages; i++) barrier_init(all.copied + i, 1);
+      GroupHead& all = *reinterpret_cast<GroupHead*>(smem);
+      for (int i = 0; i < GroupShape<kStored>::kTiles * p.smem.stages; i++)
+        barrier_init(all.copied[i / p.smem.stages] + i % p.smem.stages, 1);
       for (int i = 0; i < 2; i++) {
         barrier_init(all.keys_full + i, 32 * kProducerWarps);
         barrier_init(all.values_full + i, kProducerWarps);
@@ -260,6 +344,8 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
         barrier_init(all.values_empty + i, kPrefillWarps);
       }
       barrier_init_fence();
+      all.key_halves = p.numbers.key_tables.halves;
+      all.value_halves = p.numbers.value_tables.halves;
     }
     __syncthreads();
     const PrefillRowTable& rows = *reinterpret_cast<const PrefillRowTable*>(smem + p.smem.rows_at);
@@ -280,6 +366,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
           0,
           0,
           matrix_descriptor(smem + p.smem.query_at + warp / 4 * (kPrefillRows / 2 * kMatrixRow))};
+      if (warp / 4 == 1) body.end_turn();  // the first turn is the first warpgroup's
       walk_items<kStored, kMasks, kShared>(
           p, rows, lane, [&](const PrefillBlock& b) { body.prepare(b); },
           [&](const PrefillBlock& b) { body.run(b); },
@@ -293,6 +380,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
             }
             body.write(b);
           });
+      if (warp / 4 == 0) body.take_turn();  // what the other has signalled last
     }
   }
 }

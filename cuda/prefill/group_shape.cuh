@@ -11,7 +11,7 @@ constexpr int kProducerWarps = 4;
 constexpr int kGroupThreads = kPrefillThreads + 32 * kProducerWarps;
 // Registers of a thread once the roles are dealt: of what the CTA was started with, or it waits for ever.
 constexpr int kStartRegisters = 65536 / kGroupThreads / 8 * 8;
-constexpr int kProducerRegisters = 88, kRowsRegisters = 208;
+constexpr int kProducerRegisters = 72, kRowsRegisters = 216;
 static_assert(32 * kProducerWarps * kProducerRegisters + kPrefillThreads * kRowsRegisters <=
                   kGroupThreads * kStartRegisters,
               "no more than the CTA has");
@@ -70,8 +70,7 @@ struct Steps {
 template <int kStored>
 struct GroupShape {
   static constexpr int kTiles = kStored <= 128 ? 4 : 2, kTokens = kTiles * format::kTileTokens;
-  static constexpr int kStageTiles = 2, kStages = kTiles / kStageTiles;  // copies of a step
-  static constexpr int kSplit = kProducerWarps / kTiles;                 // producer warps of a tile
+  static constexpr int kSplit = kProducerWarps / kTiles;  // producer warps of a tile
   // Matrices of 64 halves a row: coordinates of queries and keys, tokens of values.
   static constexpr int kQueryMatrix = kPrefillRows * kMatrixRow, kKeyMatrix = kTokens * kMatrixRow,
                        kValueMatrix = kStored * kMatrixRow;
@@ -82,7 +81,10 @@ struct GroupShape {
   // too little room for stored tiles.
   static constexpr int kKeyBuffers = 2, kValueBuffers = kStored <= 192 ? 2 : 1;
   // Columns of a value product: its sums are apart from what the row has gathered.
-  static constexpr int kSlice = kStored <= 128 ? kStored : kStored == 192 ? 96 : 64;
+  static constexpr int kSlice = kStored <= 128   ? kStored
+                                : kStored == 192 ? 96
+                                                 : 64,
+                       kSlices = kStored / kSlice;
   static_assert(kStored % kSlice == 0 && kSlice * kMatrixRow % 1024 == 0, "whole slices");
 };
 
@@ -94,13 +96,15 @@ struct GroupScales {
 // A step's scales are read until its value product starts; their writer is at most two steps ahead.
 constexpr int kScaleSlots = 4;
 
-// Barriers from the beginning of shared memory on. At those of the keys every lane arrives: scales, which all
-// lanes write and read, change hands there too. At those of the values, which guard matrices alone, one lane
-// of a warp does.
-constexpr int kMaxGroupStages = 6;
-struct GroupBarriers {
-  uint64_t copied[kMaxGroupStages];
+// What stands from the beginning of shared memory on. At the barriers of the keys every lane arrives: scales,
+// which all lanes write and read, change hands there too. At those of the values, which guard matrices alone,
+// one lane of a warp does. Stored tiles have a ring each of those of a step, `stages` steps deep.
+constexpr int kMaxGroupStages = 4, kMaxStepTiles = 4;
+struct GroupHead {
+  uint64_t copied[kMaxStepTiles][kMaxGroupStages];
   uint64_t keys_full[2], keys_empty[2], values_full[2], values_empty[2];  // of the buffers
+  // Tables that producers load into registers once a step: from constant memory each use would be a move.
+  HalfTable key_halves, value_halves;
 };
 // Where a step's matrices are, by its number among all of a CTA: buffer, and the parity of its phase.
 template <int kBuffers>
@@ -110,6 +114,6 @@ struct StepBuffer {
   __device__ __forceinline__ explicit StepBuffer(int step)
       : index(step % kBuffers), parity(step / kBuffers & 1) {}
 };
-static_assert(sizeof(GroupBarriers) <= kPrefillHeadBytes, "their place");
+static_assert(sizeof(GroupHead) <= kPrefillHeadBytes, "their place");
 
 }  // namespace tq::cuda::prefill

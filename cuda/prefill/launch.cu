@@ -53,7 +53,7 @@ constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPre
 // The same of the kernel for warpgroups: GroupShape.
 struct CompiledGroup {
   int stored;
-  int stage_tiles, least_stages, query_bytes, query_pitch;
+  int step_tiles, query_bytes, query_pitch;
   int key_bytes, value_bytes;  // of all buffers
   void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);
 };
@@ -61,8 +61,7 @@ template <int kStored>
 constexpr CompiledGroup compiled_group() {
   using Shape = GroupShape<kStored>;
   return CompiledGroup{kStored,
-                       Shape::kStageTiles,
-                       Shape::kStages,
+                       Shape::kTiles,
                        Shape::kQueryBytes,
                        PrefillShape<kStored>::kQueryPitch,
                        Shape::kKeyBuffers * Shape::kKeyBytes,
@@ -136,7 +135,7 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
   const auto up = [](int x, int to) { return (x + to - 1) / to * to; };
   PrefillSmem s = {};
   s.stages = stages;
-  s.stage_pitch = up(shape.stage_tiles * tile.tile_bytes(), 128);
+  s.stage_pitch = up(tile.tile_bytes(), 128);
   s.rows_at = kPrefillHeadBytes;
   s.scales_at = up(s.rows_at + static_cast<int>(sizeof(PrefillRowTable)), 128);
   s.query_at = up(s.scales_at + kScaleSlots * static_cast<int>(sizeof(GroupScales)), 1024);
@@ -149,7 +148,7 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
     s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * tile.key.dim * dtype_bytes(io), 128);
     s.ring_at = std::max(s.ring_at, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
   }
-  s.total_bytes = s.ring_at + stages * s.stage_pitch;
+  s.total_bytes = s.ring_at + shape.step_tiles * stages * s.stage_pitch;
   return s;
 }
 
@@ -162,7 +161,7 @@ const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, boo
     if (side->family != format::CodeFamily::kScalar) return nullptr;
   for (const CompiledGroup& row : kCompiledGroups) {
     if (row.stored != format::stored_dim(tile.key.dim)) continue;
-    for (int stages = kMaxGroupStages; stages >= row.least_stages; stages--) {
+    for (int stages = kMaxGroupStages; stages > 0; stages--) {
       *smem = cut_group_smem(row, tile, io, exact, stages);
       if (smem->total_bytes <= limit) return &row;
     }

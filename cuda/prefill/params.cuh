@@ -10,11 +10,13 @@ namespace tq::cuda::prefill {
 
 constexpr int kPrefillWarps = kPrefillRows / 16;  // a warp has the 16 rows of a matrix instruction
 constexpr int kPrefillThreads = 32 * kPrefillWarps;
-// Barriers of the CTA that this wing's kernels use (ptx/order.cuh): warps that have rows; producers; all
-// warps; the warps of a warpgroup, two in turn.
-constexpr Barrier kRowsBarrier = static_cast<Barrier>(4), kProducerBarrier = static_cast<Barrier>(5),
-                  kItemBarrier = static_cast<Barrier>(6);
-__device__ __forceinline__ Barrier group_barrier(int group) { return static_cast<Barrier>(7 + group); }
+// Barriers of the CTA that this wing's kernels use (ptx/order.cuh): warps that have rows; all warps; the
+// warps of a warpgroup, two in turn; both warpgroups where one of them takes its turn; the producer warps of
+// a tile.
+constexpr Barrier kRowsBarrier = static_cast<Barrier>(4), kItemBarrier = static_cast<Barrier>(5);
+__device__ __forceinline__ Barrier group_barrier(int group) { return static_cast<Barrier>(6 + group); }
+__device__ __forceinline__ Barrier turn_barrier(int group) { return static_cast<Barrier>(8 + group); }
+__device__ __forceinline__ Barrier tile_barrier(int tile) { return static_cast<Barrier>(10 + tile); }
 // What the sides of a layer are that are not coded.
 enum class RawForm { kNone, kF16, kBf16 };
 // CTAs of a multiprocessor.
