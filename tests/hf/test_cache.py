@@ -10,7 +10,7 @@ import tqkv
 from tiny import DEVICE, RoundedCache, assert_same, generate, logits, prompt, tiny, turbo
 from transformers import DynamicCache
 
-from tqkv.transformers import PRESETS, TurboCache
+from tqkv.transformers import PRESETS, StaticTurboCache, TurboCache
 
 TOLERANCE = 5e-3 if DEVICE == "cpu" else 5e-2  # of logits of about 10: float32 sums in another order
 BOTH = pytest.mark.parametrize("mode", ("fused", "compatible"))
@@ -294,6 +294,25 @@ def test_skipped_layers_and_calibration():
         assert errors["calibrated"] < errors["skipped"] < errors["bare"]
     finally:
         key.bias.data = bias
+
+
+def test_key_bands_are_calibrated_in_one_call():
+    model = tiny("qwen2")
+    text = ids(2, 256)
+    before = model.config._attn_implementation
+    calibration = TurboCache.calibrate(model, text, key_bits=3)
+    assert model.config._attn_implementation == before
+    assert len(calibration.key_bands) == 2
+    bands = tqkv.KeyBands((3, ), tuple(tuple(range(32)) for _ in range(2)))
+    given = calibration._replace(key_bands=[bands, None], skip_layers=[])
+    cache = turbo(model, "turboquant-s3", calibration=given)
+    logits(model, text[:, :40], cache)
+    layers = cache.tqkv.config.layers
+    assert (layers[0].key_bands, layers[1].key_bands, layers[1].key_bits) == (bands, None, 4)
+    with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
+        TurboCache.calibrate(model, ids(1, 40), key_bits=3)
+    with pytest.raises(tqkv.NotSupported, match="key bands, which a StaticTurboCache does not take"):
+        StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=given)
 
 
 def test_presets_are_what_the_cache_is_made_of():

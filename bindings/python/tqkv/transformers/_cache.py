@@ -146,6 +146,8 @@ class TurboCache(Cache):
         longest = _count("max_sequence_tokens", max_sequence_tokens) or \
             getattr(self.config, "max_position_embeddings", None) or 1 << 17
         limits = Limits(_count("max_tokens", max_tokens), longest, _count("max_batch", max_batch))
+        if calibration is not None and calibration.key_bands is not None:
+            specs = [spec._replace(bands=bands) for spec, bands in zip(specs, calibration.key_bands)]
         self.store = Store(specs, fields, limits, None if calibration is None else calibration.centres)
         super().__init__(layers=layers)
 
@@ -255,8 +257,9 @@ class TurboCache(Cache):
         raise NotSupported("TurboCache: cannot be pickled")
 
     @staticmethod
-    def calibrate(model, tokens, *, text: Optional[str] = None, outlier: float = 4.0, attention_mask=None):
-        """Centres and layers to skip, measured on a text: see Calibration.
+    def calibrate(model, tokens, *, text: Optional[str] = None, outlier: float = 4.0, attention_mask=None,
+                  key_bits: Optional[float] = None, value_bits: int = 3):
+        """Centres, layers to skip and key bands, measured on a text: see Calibration.
 
         tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or
                    the model's tokenizer
@@ -264,8 +267,11 @@ class TurboCache(Cache):
         outlier    layers are skipped whose median key is longer than this many times that of the median
                    layer
         attention_mask
-                   of token ids: 0 where there is padding, which does not count"""
-        return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask)
+                   of token ids: 0 where there is padding, which does not count
+        key_bits   2, 2.5, 3, 3.5 or 4: find bands of keys (tqkv.KeyBands) of so many bits on average, which
+                   caches on the CPU then have in place of their key_bits; takes 256 tokens or more"""
+        return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask,
+                         key_bits=key_bits, value_bits=value_bits)
 
 
 def _text_config(model, mode):

@@ -5,13 +5,16 @@ Two things cost quality at few bits. A layer whose keys are much longer than tho
 biases on keys) is better kept at 16 bits. And what all keys of a head have in common is better subtracted
 before coding, since it would be coded again in every token.
 """
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 import transformers
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
+from .. import calibration as measured
+from ..config import KeyBands
 from ..errors import InvalidArgument
+from ._recording import recorded
 
 # What models call their cache: renamed in 5.24.
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
@@ -23,6 +26,8 @@ class Calibration(NamedTuple):
     centres: List[Tuple[torch.Tensor, torch.Tensor]]  # each attention layer's, [kv heads][dim] on the host
     skip_layers: List[int]   # the model's layers whose keys are outliers
     key_norms: List[float]   # median length of a key, of each attention layer
+    # each attention layer's, None where bands earn nothing; None: were not asked for
+    key_bands: Optional[List[Optional[KeyBands]]] = None
 
 
 # For models that bring a tokenizer and no text. Some 200 tokens of any sort: names, numbers, speech, code.
@@ -42,16 +47,24 @@ She read it twice, changed one word, and saved it. Then she made tea, opened the
 wind, which had turned to the north-west as the forecast had promised on Tuesday."""
 
 
-def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=None) -> Calibration:
+def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=None,
+              key_bits: Optional[float] = None, value_bits: int = 3) -> Calibration:
     """tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or a
                tokenizer, for text
     text       a string for the tokenizer; None: a page of English, numbers and code that is kept here
     outlier    layers are skipped whose median key is longer than this many times that of the median layer
+    key_bits   2, 2.5, 3, 3.5 or 4: find key bands of so many bits on average; takes 256 tokens or more
     """
     input_ids = _ids(tokens, text, model.device)
     cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: cache})
+
+    def prompt():
+        with torch.no_grad():
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **{CACHE: cache})
+
+    seen = None if key_bits is None else recorded(model, prompt)
+    if seen is None:
+        prompt()
     real = None if attention_mask is None else torch.as_tensor(attention_mask).bool()
     centres, norms, numbers = [], [], []
     for i, layer in enumerate(cache.layers):
@@ -67,7 +80,28 @@ def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=
         norms.append(keys.norm(dim=-1).median().item())
         numbers.append(i)
     median = sorted(norms)[(len(norms) - 1) // 2]
-    return Calibration(centres, [i for i, norm in zip(numbers, norms) if norm > outlier * median], norms)
+    bands = None
+    if seen is not None:
+        bands = [_bands(seen.get(i), real, key_bits, value_bits) for i in numbers]
+    return Calibration(centres, [i for i, norm in zip(numbers, norms) if norm > outlier * median], norms,
+                       bands)
+
+
+def _bands(tensors, real, key_bits, value_bits):
+    """KeyBands of a layer's query, key and value [B][H][T][D], or None: they earn nothing, or the layer's
+    attention was not seen."""
+    if tensors is None or tensors[0].shape[2] != tensors[1].shape[2] or tensors[1].shape[3] > 256:
+        return None
+    rows = []
+    for side in tensors:
+        tokens = side.transpose(1, 2)
+        kept = None if real is None else real[:, -tokens.shape[1]:].to(tokens.device)
+        tokens = tokens.flatten(0, 1) if kept is None else tokens[kept]
+        rows.append(tokens.float().cpu().contiguous())
+    q, k, v = rows
+    with measured.Calibration(1, q.shape[1], k.shape[1], k.shape[2], value_dim=v.shape[2]) as found:
+        found.feed(0, q, k, v)
+        return found.choose(key_bits, value_bits).layers[0].key_bands
 
 
 def _ids(tokens, text, device):

@@ -31,6 +31,7 @@ class Spec(NamedTuple):
     kv_heads: int
     head_dim: int
     exact: bool       # kept at 16 bits
+    bands: Any = None  # KeyBands, in place of key_bits
 
 
 class Limits(NamedTuple):
@@ -370,7 +371,7 @@ class Store:
         for spec in self.specs:
             if self._differ():
                 dims = {"num_q_heads": spec.q_heads, "num_kv_heads": spec.kv_heads, "head_dim": spec.head_dim}
-            bits = {"key_bits": 16, "value_bits": 16} if spec.exact else {}
+            bits = {"key_bits": 16, "value_bits": 16} if spec.exact else {"key_bands": spec.bands}
             layers.append(Layer(sliding_window=spec.window, **dims, **bits))
         return layers
 
