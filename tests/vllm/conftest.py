@@ -68,10 +68,10 @@ def smollm2(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def with_tokenizer(models):
-    """A tiny Llama with a tokenizer of whole words beside it."""
+    """A tiny Llama that never ends, and a tokenizer of whole words beside it."""
     from tokenizers import Tokenizer, models as kinds, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    folder = models("words", "Llama")
+    folder = models("words", "Llama", eos_token_id=None)
     words = {word: i for i, word in enumerate("[UNK] The laws of thermodynamics are motion".split() +
                                               [f"w{i}" for i in range(7, 509)])}
     tokenizer = Tokenizer(kinds.WordLevel(words, unk_token="[UNK]"))
