@@ -17,7 +17,7 @@ tq_needs_tests='header:gtest/gtest.h=libgtest-dev header:benchmark/benchmark.h=l
   cmd:pkg-config=pkg-config cmd:python3=python3 py:ensurepip=python3-venv'
 tq_needs_lint='cmd:clang++=clang cmd:clang-format=clang-format cmd:clang-tidy=clang-tidy cmd:readelf=binutils
   fuzzer:clang++=libclang-rt-14-dev cmd:abidw=abigail-tools cmd:dpkg-gencontrol=dpkg-dev
-  cmd:lintian=lintian cmd:debootstrap=debootstrap'
+  cmd:lintian=lintian cmd:debootstrap=debootstrap cmd:ccache=ccache'
 
 tq_has() { # tq_has probe
   local kind=${1%%:*} what=${1#*:} name

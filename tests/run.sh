@@ -207,6 +207,7 @@ run_pytest() {
 python="" python_trouble=""
 need_python() {
   [ -n "$python" ] && return 0
+  fetched
   [ -n "$python_trouble" ] && return 1
   if python=$(tq_python tests/requirements.txt 2>"$out/python.log"); then return 0; fi
   python=""
@@ -241,33 +242,51 @@ need_command() { # need_command what command : skips with the reason
   return 1
 }
 
-# Suites of one thread mostly, which share nothing but what is built and installed before them.
-side_by_side="reference contract python validate layout cli models hf eval testlm state abi"
+# Suites of one thread mostly, which share nothing but what is built and installed before them; those that
+# take longest first.
+side_by_side="deb install rust python go unit cli hf validate eval torch distributed reference state model
+  traffic testlm examples models bench golden capi contract layout incidents oom symbols abi readme"
 
-run_suite() {
-  local suite=$1 p0=$passed f0=$failed s0=$skipped start=$SECONDS
-  printf '\n== %s\n' "$("about_${suite//-/_}")"
-  "suite_${suite//-/_}"
-  printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$suite" $((passed - p0)) \
-    $((failed - f0)) $((skipped - s0)) $((SECONDS - start))
+# take_times: sets processor_seconds to what all programs took that this shell has waited for; unlike seconds,
+# hardly more on a loaded machine. Not in $(): that would be a shell of its own.
+take_times() {
+  local file=$out/times.$BASHPID minutes seconds more_minutes more_seconds
+  times >"$file"
+  read -r minutes seconds more_minutes more_seconds <<<"$(sed -n '2s/[a-z]/ /g; 2s/\.[0-9]*//gp' "$file")"
+  rm -f "$file"
+  processor_seconds=$((60 * (minutes + more_minutes) + seconds + more_seconds))
 }
 
-# run_suites suite... : one, or several side by side.
-run_suites() {
-  if [ $# -gt 1 ]; then
-    printf '\n== side by side: %s\n' "$*"
-    build_test
-    need_python
-    [[ " $* " == *" hf "* || " $* " == *" eval "* ]] && tests/hf/environment.sh >/dev/null 2>&1
-    together "${@/#/run_suite }"
-  elif [ $# = 1 ]; then
-    run_suite "$1"
-  fi
+run_suite() {
+  local suite=$1 p0=$passed f0=$failed s0=$skipped start=$SECONDS before
+  take_times
+  before=$processor_seconds
+  printf '\n== %s\n' "$("about_${suite//-/_}")"
+  "suite_${suite//-/_}"
+  take_times
+  printf -- '-- %s: %d passed, %d failed, %d skipped in %d s, of processors %d s\n' "$suite" \
+    $((passed - p0)) $((failed - f0)) $((skipped - s0)) $((SECONDS - start)) \
+    $((processor_seconds - before))
+}
+
+# Environments and the toolkit come from the network while the first suites compile; fetched waits for them.
+fetching=""
+fetch() {
+  (
+    trap - EXIT
+    need_python && { command -v nvcc || TQKV_PYTHON=$python packaging/cuda_toolkit.sh; }
+    tests/hf/environment.sh
+  ) >"$out/fetch.log" 2>&1 </dev/null &
+  fetching=$!
+}
+fetched() {
+  [ -z "$fetching" ] || wait "$fetching"
+  fetching=""
 }
 
 # A function, so that bash has read all of this file before the first suite starts.
 run_all() {
-  local suite group=() began=$SECONDS
+  local suite group="" calls=() began=$SECONDS
   # shellcheck disable=SC2086
   if ! tq_install_missing $tq_needs_build $tq_needs_tool $tq_needs_tests; then
     fail "missing packages"
@@ -276,17 +295,29 @@ run_all() {
   fi
   # shellcheck disable=SC2086
   tq_install_missing $tq_needs_lint || echo "(the suites that need them will be skipped)"
+  [ -n "$chosen" ] || fetch
   for suite in $all_suites $demanded_suites; do
     [ -n "$chosen" ] && [[ " $chosen " != *" $suite "* ]] && continue
     [ -z "$chosen" ] && [[ " $demanded_suites " == *" $suite "* ]] && continue
     [[ " $refused " == *" $suite "* ]] && continue
     if [[ " $(echo $side_by_side) " == *" $suite "* ]]; then
-      group+=("$suite")
+      group+=" $suite "
     else
       run_suite "$suite"
     fi
   done
-  run_suites "${group[@]}"
+  group=$(for suite in $side_by_side; do [[ $group != *" $suite "* ]] || echo "$suite"; done)
+  if [ "$(wc -w <<<"$group")" -gt 1 ]; then
+    printf '\n== side by side: %s\n' "$(echo $group)"
+    build_test
+    fetched
+    need_python
+    exec 3>&1
+    for suite in $group; do calls+=("run_suite $suite; echo '   done: $suite' >&3"); done
+    together "${calls[@]}"
+  else
+    for suite in $group; do run_suite "$suite"; done
+  fi
 
   printf '\nwhole run: %d s\n' $((SECONDS - began))
   echo "$passed passed, $failed failed, $skipped skipped"

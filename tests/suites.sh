@@ -2,10 +2,15 @@
 # The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
 
 build_test() { need_build test dev; }
+# Sanitized: some instruction sets, unless long suites are asked for.
+few_isas() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo -DTQ_FEW_ISAS=OFF; else echo -DTQ_FEW_ISAS=ON; fi; }
 build_asan() {
-  need_build asan asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests
+  need_build asan asan "${sanitized[@]/#/--target=}" --target=golden_encode_tests --target=oom_tests \
+    "$(few_isas)"
 }
-build_tsan() { need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests; }
+build_tsan() {
+  need_build tsan tsan --target=thread_tests --target=capi_tests --target=conformance_tests "$(few_isas)"
+}
 
 sanitized=(unit_tests conformance_tests golden_library_tests capi_tests model_tests thread_tests
   incident_tests traffic_tests)
@@ -30,6 +35,11 @@ about_format() { echo "format: clang-format of C++ and CUDA, but the public head
 suite_format() {
   need_command clang-format clang-format || return 0
   local file
+  # All at once; one by one only to tell which.
+  if own_sources | xargs -n 50 -P "$(nproc)" clang-format --dry-run -Werror >/dev/null 2>&1; then
+    pass "$(own_sources | wc -l)"
+    return
+  fi
   for file in $(own_sources); do
     if clang-format --dry-run -Werror "$file" >"$out/format.log" 2>&1; then pass; else
       fail "$file is not formatted: clang-format -i $file"
@@ -302,8 +312,12 @@ suite_cuda_compile() {
     -Xcompiler=-Wall,-Wextra,-ffp-contract=off \
     -Werror all-warnings "${cuda_libraries[@]}" -c tests/install/format_nvcc.cu -o "$out/format_nvcc.o"
   run_check "racecheck reports, judged" python3 tests/gpu/racecheck_report.py --self-check
+  # Kernels that no check below judges are hardly optimised, unless long suites are asked for; warnings are
+  # errors, as in build/test, so that ccache knows what it compiled there.
+  local check=ON
+  [ -z "${TQKV_TEST_LONG:-}" ] || check=OFF
   need_build cuda release --target=tqkv --target=kernel_logs -DTQ_CUDA=ON -DTQ_CUDA_ARCHS=90a-real \
-    -DTQ_CUDA_LOGS=ON || return
+    -DTQ_CUDA_LOGS=ON -DTQ_CUDA_CHECK=$check -DCMAKE_COMPILE_WARNING_AS_ERROR=ON || return
   pass
   run_check "registers and spills of the attend kernels" \
     python3 tests/gpu/check_resources.py --list build/cuda/kernels.log
@@ -376,7 +390,7 @@ suite_asan() {
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1
   export UBSAN_OPTIONS=print_stacktrace=1
   # Some instruction sets: what runs over an end does so by the length of vectors.
-  [ -n "${TQKV_TEST_LONG:-}" ] || isas="'--gtest_filter=-*/ssse3:*/sse4:*/avx3'"
+  [ -n "${TQKV_TEST_LONG:-}" ] || isas="'--gtest_filter=-*/avx3'"
   run_shards "asan conformance_tests" $(sanitized_env) build/asan/tests/conformance_tests $isas
   run_shards "asan unit_tests" $(sanitized_env) build/asan/tests/unit_tests
   for test in "${sanitized[@]}" golden_encode_tests oom_tests; do
@@ -390,17 +404,16 @@ suite_asan() {
 about_tsan() { echo "tsan: ThreadSanitizer over the allowed concurrency and the thread pool's users"; }
 suite_tsan() {
   build_tsan || return
-  local test
   export TSAN_OPTIONS=halt_on_error=1
-  for test in thread_tests capi_tests; do
-    run_gtest "tsan $test" $(sanitized_env) "build/tsan/tests/$test"
-  done
   # Of the conformance tests those that use several threads: the others would take the sanitizer's slowdown
   # and show it nothing. Who computes which rows does not depend on the instruction set: some stand for all.
   local chosen='*ThreadPool*:*Invariance*'
-  [ -n "${TQKV_TEST_LONG:-}" ] || chosen+='-*/ssse3:*/sse4:*/avx3'
-  run_gtest "tsan conformance_tests" $(sanitized_env) build/tsan/tests/conformance_tests \
-    "--gtest_filter=$chosen"
+  [ -n "${TQKV_TEST_LONG:-}" ] || chosen+='-*/avx3'
+  together \
+    "run_gtest 'tsan conformance_tests' $(sanitized_env) build/tsan/tests/conformance_tests \
+      '--gtest_filter=$chosen'" \
+    "run_gtest 'tsan thread_tests' $(sanitized_env) build/tsan/tests/thread_tests" \
+    "run_gtest 'tsan capi_tests' $(sanitized_env) build/tsan/tests/capi_tests"
 }
 
 about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then 6 s of search in each target"; }
