@@ -60,10 +60,7 @@ void ResolvedConfig::resolve_bands(ReasonList& reasons) {
     const tq_key_bands* const caller = layer.key_bands;
     layer.key_bands = nullptr;
     if (layer.shares_layer > 0 && layer.shares_layer <= number) {
-      const size_t source = static_cast<size_t>(layer.shares_layer) - 1;
-      if (caller) layer_reasons.add(number, "layers[%d].key_bands: it shares another layer's tokens", number);
-      layer.key_bands = resolved_layers_[source].key_bands;
-      layer_bands_[i] = layer_bands_[source];
+      layer_bands_[i] = layer_bands_[static_cast<size_t>(layer.shares_layer) - 1];
       continue;
     }
     if (!caller) continue;

@@ -87,7 +87,7 @@ void check_codes(int32_t layer, const tq_layer_config& own, const tq_layer_confi
     const int32_t value = own.*field.member;
     if (value != 0 && !format::is_code_bits(value))
       reasons.add(layer, "layers[%d].%s = %d: must be 0 or one of %s", layer, field.name, value, list.text);
-    else if (full.*field.member == 0 && !(own.key_bands && field.member == &tq_layer_config::key_bits))
+    else if (full.*field.member == 0 && !(full.key_bands && field.member == &tq_layer_config::key_bits))
       reasons.add(layer, "layers[%d].%s = 0: stands for %s, which is 0 too", layer, field.name, field.name);
   }
   for (const Field field : {Field{"key_family", &tq_layer_config::key_family},
@@ -186,6 +186,10 @@ void resolve_sharing(int32_t layer, const tq_layer_config& own, const std::vecto
                   field.name, own.*field.member, source, from.*field.member);
     full.*field.member = from.*field.member;
   }
+  if (own.key_bands)
+    reasons.add(layer, "layers[%d].key_bands: it shares the tokens of layer %d, and has its bands", layer,
+                source);
+  full.key_bands = from.key_bands;
   if (from.sliding_window != 0 && own.sliding_window > from.sliding_window)
     reasons.add(layer, "layers[%d].sliding_window = %d: layer %d, whose tokens it shares, keeps those of %d",
                 layer, own.sliding_window, source, from.sliding_window);
@@ -229,7 +233,7 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
     full.layer_kind = own_or(own.layer_kind, config_.layer_kind);
     const bool latent = full.layer_kind == TQ_LATENT;
     full.value_dim = own_or(own.value_dim, own_or(config_.value_dim, latent ? 0 : full.head_dim));
-    full.key_bits = own_or(own.key_bits, key_bits_[static_cast<size_t>(i)]);
+    full.key_bits = own.key_bands ? 0 : own_or(own.key_bits, key_bits_[static_cast<size_t>(i)]);
     full.value_bits = own_or(own.value_bits, value_bits_[static_cast<size_t>(i)]);
     full.key_family = own_or(own.key_family, config_.key_family);
     full.value_family = own_or(own.value_family, config_.value_family);
@@ -251,12 +255,8 @@ void ResolvedConfig::resolve_layers(ReasonList& reasons) {
       layer_reasons.add(i, "layers[%d].group_size = %d: must be 0, no side of it is grouped", i,
                         own.group_size);
     if (!grouped) full.group_size = 0;
-    if (full.key_bands) {
-      if (own.key_bits != 0)
-        layer_reasons.add(i, "layers[%d].key_bits = %d: must be 0, key_bands has the widths", i,
-                          own.key_bits);
-      full.key_bits = 0;
-    }
+    if (own.key_bands && own.key_bits != 0)
+      layer_reasons.add(i, "layers[%d].key_bits = %d: must be 0, key_bands has the widths", i, own.key_bits);
     key_bits_[static_cast<size_t>(i)] = full.key_bits;
     value_bits_[static_cast<size_t>(i)] = full.value_bits;
     resolved_layers_.push_back(full);

@@ -141,6 +141,10 @@ void Reference::make_side(const float* input, int layer, int head, Kind kind, fl
     *noticed |= (replaced ? TQ_NOTICED_NONFINITE : 0) | (saturated ? TQ_NOTICED_SATURATED : 0);
   };
   if (bits == format::kRawBits) return notice();
+  if (kind == Kind::kKey && l.key_bands) {
+    replaced |= make_bands(input, layer, head, decoded);
+    return notice();
+  }
   if ((kind == Kind::kKey ? l.key_family : l.value_family) == TQ_CODE_GROUPED) {
     const format::SideLayout side(dim, format::grouped_code(bits, l.group_size));
     uint32_t row[format::kMaxDim / 4];

@@ -106,6 +106,8 @@ class Reference {
   // reference_rows.cpp: sides of prod and levels codes.
   void make_rows(int layer, int head, Kind kind);
   bool make_row(const float* input, int layer, int head, Kind kind, float* decoded) const;
+  // Of keys in bands.
+  bool make_bands(const float* input, int layer, int head, float* decoded) const;
   void make_side(const float* input, int layer, int head, Kind kind, float* decoded, float* exact,
                  uint64_t* noticed) const;
 

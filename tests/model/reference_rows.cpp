@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sides of the model whose codes have levels of the caller's, or signs of a sketch, by the scalar format.
+// Sides of the model whose codes have levels of the caller's, or signs of a sketch, and keys in bands, by the
+// scalar format.
 #include "config.h"
 #include "model/reference.h"
 
@@ -105,6 +106,43 @@ bool Reference::make_row(const float* input, int layer, int head, Kind kind, flo
   for (int i = 0; row.vector.centre && i < dim; i++)
     decoded[i] = format::add_rn(decoded[i], row.vector.centre[i]);
   return in.replaced;
+}
+
+// Each band as a vector of its own.
+bool Reference::make_bands(const float* input, int layer, int head, float* decoded) const {
+  const tq_layer_config& l = config_.layers[layer];
+  const tq_key_bands& bands = *l.key_bands;
+  const format::CodeId side =
+      format::banded_code(bands.bits, bands.num_bands, l.key_family == TQ_CODE_TRELLIS);
+  const format::VectorCoder whole = coder(layer, head, Kind::kKey);
+  bool replaced = false;
+  for (int band = 0; band < bands.num_bands; band++) {
+    float in[32] = {}, centre[32] = {}, out[32];
+    format::VectorCoder own = whole;
+    own.dim = std::min(32, l.head_dim - 32 * band);
+    own.stored = 32;
+    const auto at = [&](int i) {
+      return bands.order ? bands.order[head * l.head_dim + 32 * band + i] : 32 * band + i;
+    };
+    for (int i = 0; i < own.dim; i++) {
+      in[i] = input[at(i)];
+      if (whole.centre) centre[i] = whole.centre[at(i)];
+    }
+    own.centre = whole.centre ? centre : nullptr;
+    uint64_t signs = 0;
+    for (int i = 0; i < 32; i++)
+      if (format::sign_bit(whole.signs, 32 * band + i)) signs |= uint64_t{1} << i;
+    own.signs = &signs;
+    const format::CodeId code = format::band_code(side, band);
+    own.codebook = format::builtin_codebook(32, code);
+    own.trellis = code.trellis();
+    uint8_t codes[32];
+    uint16_t scale = 0;
+    replaced |= format::encode_vector(own, in, codes, &scale);
+    format::decode_vector(own, codes, scale, out);
+    for (int i = 0; i < own.dim; i++) decoded[at(i)] = out[i];
+  }
+  return replaced;
 }
 
 }  // namespace model

@@ -12,6 +12,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -125,6 +126,7 @@ class World {
   void choose_config();  // world_config.h
   void choose_layers();
   void choose_families();
+  void choose_bands(tq_layer_config* layer);
   const tq_levels* make_levels(int32_t bits);
   void choose_centres();
   const tq_layer_config& layer(int i) const { return resolved_.layers[i]; }
@@ -415,6 +417,11 @@ class World {
     std::vector<float> levels, boundaries;
   };
   std::list<OwnLevels> own_levels_;
+  struct OwnBands {
+    tq_key_bands given;
+    std::vector<int32_t> bits, order;
+  };
+  std::list<OwnBands> own_bands_;
   std::vector<float> centres_;
   tq_cache* cache_ = nullptr;
   Travel travel_;

@@ -93,7 +93,7 @@ inline void World::choose_families() {
   }
   for (tq_layer_config& l : layers_) {
     if (!c.layers || l.shares_layer != 0) continue;
-    l.key_family = family(l.key_bits, c.key_bits, true, &l.key_levels);
+    if (!l.key_bands) l.key_family = family(l.key_bits, c.key_bits, true, &l.key_levels);
     l.value_family = family(l.value_bits, c.value_bits, false, &l.value_levels);
     if (has_groups(l.key_family, l.value_family)) l.group_size = one_of(groups);
   }
@@ -101,6 +101,27 @@ inline void World::choose_families() {
   c.sketch = pick(3);
   c.sketch_rule = pick(3);
   if (chance(20)) c.sketch_factor = 0.75f;
+}
+
+// Keys of the layer in bands, of random widths that do not rise, in a random order.
+inline void World::choose_bands(tq_layer_config* l) {
+  const int dim = l->head_dim ? l->head_dim : config_.head_dim,
+            heads = l->num_kv_heads ? l->num_kv_heads : config_.num_kv_heads;
+  own_bands_.emplace_back();
+  OwnBands& own = own_bands_.back();
+  for (int band = 0, most = 6; 32 * band < dim; band++) own.bits.push_back(most = 1 + pick(most));
+  for (int head = 0; head < heads && chance(80); head++) {
+    std::vector<int32_t> order(static_cast<size_t>(dim));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), random_);
+    own.order.insert(own.order.end(), order.begin(), order.end());
+  }
+  const bool whole = own.order.size() == static_cast<size_t>(heads) * static_cast<size_t>(dim);
+  own.given = tq_key_bands{sizeof(tq_key_bands), static_cast<int32_t>(own.bits.size()), own.bits.data(),
+                           whole ? own.order.data() : nullptr};
+  l->key_bits = 0;
+  l->key_family = chance(50) ? TQ_CODE_TRELLIS : 0;
+  l->key_bands = &own.given;
 }
 
 // What a layer leaves 0 is the cache's.
@@ -133,6 +154,7 @@ inline void World::choose_layers() {
     if (chance(40)) l.key_bits = one_of(kBits);
     if (chance(40)) l.value_bits = one_of(kBits);
     if (chance(30)) l.first_kv_head = pick(65536);
+    if (chance(25) && config_.rotation != TQ_ROTATION_DENSE) choose_bands(&l);
   }
   config_.layers = layers_.data();
 }
