@@ -82,9 +82,9 @@ impl KeyBands {
 
     /// SAFETY: what `raw` points to must be valid, the order of `places` numbers.
     unsafe fn from_raw(raw: &sys::tq_key_bands, places: usize) -> KeyBands {
-        // SAFETY: null, or so many numbers, by the caller's promise.
         let list = |first: *const i32, count| match first.is_null() {
             true => Vec::new(),
+            // SAFETY: so many numbers, by the caller's promise.
             false => unsafe { slice::from_raw_parts(first, count) }.to_vec(),
         };
         KeyBands { bits: list(raw.bits, raw.num_bands.max(0) as usize), order: list(raw.order, places) }
