@@ -47,7 +47,7 @@ pub struct Named {
 impl Named {
     /// The step's layer; for a number that there is not, the first one.
     fn layer(&self, step: &Value) -> LayerConfig {
-        *self.layers.get(int32(step, "layer") as usize).unwrap_or(&self.layers[0])
+        self.layers.get(int32(step, "layer") as usize).unwrap_or(&self.layers[0]).clone()
     }
 }
 

@@ -166,7 +166,7 @@ impl Travel {
 
     fn layer(&self, step: &Value) -> LayerConfig {
         let layers = &self.entry(step).1.layers;
-        *layers.get(int32(step, "layer") as usize).unwrap_or(&layers[0])
+        layers.get(int32(step, "layer") as usize).unwrap_or(&layers[0]).clone()
     }
 
     pub fn paged(&mut self, op: &str, step: &Value, library: &Library, tensors: &Tensors) -> Outcome {
