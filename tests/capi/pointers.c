@@ -165,6 +165,31 @@ void test_pointers_of_codecs(void) {
   WITH(step.num_tokens, -1, BAD("step.num_tokens = -1", tq_paged_workspace_bytes(codec, &step, &bytes)));
   EXPECT(TQ_OK, tq_paged_workspace_bytes(codec, &step, &bytes));
 
+  BAD("workspace = NULL", tq_paged_append(codec, 0, &pages, &step, NULL, NULL, NULL, NULL, 0, NULL));
+  BAD("workspace = NULL", tq_paged_attend(codec, 0, &pages, &step, NULL, NULL, NULL, NULL, NULL, 0, NULL));
+  {
+    /* a step of nothing needs no table, however long sequences may be */
+    step.max_seq_len = 640;
+    EXPECT(TQ_OK, tq_paged_workspace_bytes(codec, &step, &bytes));
+    void* workspace = aligned(256, bytes + 256);
+    EXPECT(TQ_OK, tq_paged_plan(codec, &step, workspace, bytes, NULL));
+    EXPECT(TQ_OK, tq_paged_append(codec, 0, &pages, &step, NULL, NULL, NULL, workspace, bytes, NULL));
+    EXPECT(TQ_OK, tq_paged_attend(codec, 0, &pages, &step, NULL, NULL, NULL, NULL, workspace, bytes, NULL));
+    WITH(step.block_table_stride, -1,
+         BAD("step.block_table_stride = -1",
+             tq_paged_attend(codec, 0, &pages, &step, NULL, NULL, NULL, NULL, workspace, bytes, NULL)));
+    BAD("stream = 0x", tq_paged_plan(codec, &step, workspace, bytes, odd));
+    BAD("stream = 0x", tq_paged_append(codec, 0, &pages, &step, NULL, NULL, NULL, workspace, bytes, odd));
+    BAD("stream = 0x",
+        tq_paged_attend(codec, 0, &pages, &step, NULL, NULL, NULL, NULL, workspace, bytes, odd));
+    WITH(step.slot_mapping, (int64_t*)odd,
+         BAD("step.slot_mapping = 0x", tq_paged_plan(codec, &step, workspace, bytes, NULL)));
+    step.max_seq_len = 0;
+    free(workspace);
+  }
+  EXPECT(TQ_OK, tq_codec_page_layout(codec, 0, 32, 0, TQ_PAGES_BLOCKS_FIRST, &layout));
+  CHECK(layout.total_bytes == 0);
+  BAD("block_size = -32", tq_codec_page_layout(codec, 0, -32, 1, TQ_PAGES_BLOCKS_FIRST, &layout));
   /* Both orders of the same blocks: HEADS of them, 8-bit keys of 64 and values of 32 coordinates. */
   EXPECT(TQ_OK, tq_codec_page_layout(codec, 0, 96, 7, TQ_PAGES_BLOCKS_FIRST, &layout));
   CHECK(layout.alignment == 16 || layout.alignment == 64);
@@ -268,6 +293,12 @@ void test_pointers_of_quantizers(void) {
   EVERY(UNROTATE, tq_quantizer_unrotate(z, NULL, 0, NULL, NULL), "y = NULL", "y = 0x");
 #define UNROTATED(p) tq_quantizer_unrotate(z, y, 1, p, NULL)
   EVERY(UNROTATED, tq_quantizer_unrotate(z, y, 0, x, NULL), "x = NULL", "x = 0x");
+  /* the factor is of the vectors' directions alone */
+  float small[64], of_small;
+  for (int i = 0; i < 64; i++) small[i] = ldexpf(x[i], -20);
+  EXPECT(TQ_OK, tq_calibrate_sketch_factor(z, x, 2, &factor, NULL));
+  EXPECT(TQ_OK, tq_calibrate_sketch_factor(z, small, 2, &of_small, NULL));
+  CHECK(factor == of_small);
   BAD("x = NULL", tq_calibrate_sketch_factor(z, NULL, 1, &factor, NULL));
   BAD("x = 0x", tq_calibrate_sketch_factor(z, odd, 1, &factor, NULL));
   BAD("factor = NULL", tq_calibrate_sketch_factor(z, x, 1, NULL, NULL));

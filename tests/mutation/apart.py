@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fault compiled into one program: what includes the changed file is compiled again and linked with the
-objects of the unchanged sources (build/mutation/apart). For faults that cannot be chosen at run time
-(canaries.py); run.py has a build that holds all its mutants. Standard library only.
+objects of the unchanged sources (build/test, as tests/run.sh builds it). For faults that cannot be chosen at
+run time (canaries.py); run.py has a build that holds all its mutants. Standard library only.
 """
 import collections
 import json
@@ -13,8 +13,8 @@ import sys
 
 from mutants import ROOT
 
-BUILD = os.path.join(ROOT, "build/mutation/apart")
-LIMIT_SECONDS = 120  # a fault that runs longer is seen as well; programs take 10 at most
+BUILD, BENCHES = os.path.join(ROOT, "build/test"), os.path.join(ROOT, "build/mutation")
+LIMIT_SECONDS = 600  # a fault that runs longer is seen as well; programs take 10 at most, if they are alone
 
 
 def run(command, **options):
@@ -30,8 +30,7 @@ class Base:
     """Objects and programs of the unchanged sources, and how each is made."""
 
     def __init__(self, jobs, programs):
-        # As tests/run.sh builds it, so that what a compiler cache holds serves both.
-        command = ["cmake", "--preset", "dev", "-B", BUILD, "-DTQ_BUILD_TOOL=OFF"]
+        command = ["cmake", "--preset", "dev"]
         if shutil.which("ccache"):
             command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
         names = list(dict.fromkeys(program[0] for program in programs))
@@ -77,7 +76,7 @@ class Bench:
     """A folder where one fault at a time is made and tried."""
 
     def __init__(self, base, number):
-        self.base, self.folder = base, os.path.join(BUILD, f"bench{number}")
+        self.base, self.folder = base, os.path.join(BENCHES, f"bench{number}")
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder, _, names in os.walk(os.path.join(ROOT, "src")):  # sources find their neighbours here
             here = os.path.join(self.folder, os.path.relpath(folder, ROOT))

@@ -108,6 +108,23 @@ TEST(ConfigLimits, OfCaches) {
       cache_base());
 }
 
+TEST(ConfigLimits, WhatFollows) {
+  tq_cache_config c = cache_base();
+  c.max_sequences = 5, c.max_batch_sequences = 1;
+  EXPECT_EQ(reasons<ResolvedConfig>(c), "");
+  c = cache_base();
+  c.window_tokens = -1, c.sink_tokens = INT_MAX, c.rollback_tokens = 5;
+  EXPECT_EQ(reasons<ResolvedConfig>(c), "window_tokens = -1: must be 0 .. 2147483647") << "no sum with it";
+  c = cache_base();
+  c.window_tokens = 40, c.max_sequence_tokens = 97;
+  const ResolvedConfig resolved(&c);
+  const Geometry& g = resolved.geometry();
+  ASSERT_EQ(g.raw_group, 1);
+  EXPECT_EQ(g.groups[1].max_sequence_pages, 4) << "of 32 tokens";
+  EXPECT_EQ(g.groups[0].max_sequence_pages, 2) << "of 64 tokens";
+  EXPECT_EQ(g.groups[1].num_pages * 32, resolved.config().max_raw_tokens);
+}
+
 TEST(ConfigLimits, FlagsGoWhereTheyAreRead) {
   for (uint64_t flags = 0; flags < 8; flags++) {
     tq_cache_config c = cache_base();

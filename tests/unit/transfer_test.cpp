@@ -346,6 +346,8 @@ TEST(Transfer, RefusalsNameTheField) {
       {"key_codebook", [](tq_cache_config& c) { c.key_codebook = &book; }},
       {"value_codebook", [](tq_cache_config& c) { c.value_codebook = &book; }},
       {"sliding_window", [](tq_cache_config& c) { layers[1].sliding_window = 40, c.layers = layers; }},
+      {"key_family or group_size", [](tq_cache_config& c) { c.key_family = TQ_CODE_TRELLIS; }},
+      {"value_family or group_size", [](tq_cache_config& c) { c.value_family = TQ_CODE_GROUPED; }},
   };
   OneCache source(base);
   const tq_sequence sequence = source.create();

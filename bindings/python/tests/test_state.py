@@ -117,6 +117,8 @@ def test_a_key_says_who_wrote(cache, tmp_path):
     for wrong in (7, "text", hashlib.blake2b(key=b"k", digest_size=8)):
         with pytest.raises(tqkv.InvalidArgument, match="mac: "):
             cache.save(sequence, path, mac=wrong)
+    with pytest.raises(tqkv.InvalidArgument, match=r"^mac: digest_size = 8: must be 16 .. 64$"):
+        cache.save(sequence, path, mac=hashlib.blake2b(key=b"k", digest_size=8))
 
 
 @pytest.mark.parametrize("change, name", [
