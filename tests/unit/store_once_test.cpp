@@ -223,6 +223,43 @@ TEST(StoreOnce, RefusedConfigurations) {
             std::string::npos);
 }
 
+// Latent layers keep the copies of their two parts apart, which append takes as one vector.
+TEST(StoreOnce, LatentLayers) {
+  constexpr int kDim = 96, kLatent = 64, kTokens = 150;
+  std::vector<float> k(kTokens * kDim), out[2];
+  for (size_t i = 0; i < k.size(); i++) k[i] = static_cast<float>(i * 7919 % 1013) / 506.5f - 1.0f;
+  for (const bool once : {false, true}) {
+    tq_cache_config c;
+    TQ_MUST(tq_cache_config_init(&c));
+    c.num_layers = 1, c.num_q_heads = 3, c.num_kv_heads = 1, c.head_dim = kDim, c.value_dim = kLatent;
+    c.layer_kind = TQ_LATENT, c.io_dtype = TQ_F32, c.key_bits = 8, c.value_bits = 4;
+    c.max_tokens = 512, c.window_tokens = 40, c.num_threads = 1;
+    c.flags = once ? TQ_FLAG_STORE_ONCE : 0;
+    tq_cache* cache = nullptr;
+    tq_batch* batch = nullptr;
+    tq_sequence sequence = 0;
+    TQ_MUST(tq_cache_create(&c, nullptr, &cache));
+    TQ_MUST(tq_batch_create(cache, &batch));
+    TQ_MUST(tq_sequence_create(cache, &sequence));
+    for (int64_t token = 0, count = 1; token < kTokens;
+         token += count, count = std::min<int64_t>(2 * count, kTokens - token)) {
+      TQ_MUST(tq_batch_plan(batch, 1, &sequence, &count, nullptr, nullptr));
+      TQ_MUST(tq_cache_append(cache, 0, batch, k.data() + token * kDim, nullptr, nullptr, nullptr));
+      std::vector<float> row(static_cast<size_t>(count * 3 * kLatent));
+      std::vector<float> q(static_cast<size_t>(count * 3 * kDim), 0.25f);
+      TQ_MUST(tq_cache_attend(cache, 0, batch, q.data(), row.data(), nullptr, nullptr, nullptr, 0, nullptr));
+      out[once].insert(out[once].end(), row.begin(), row.end());
+    }
+    TQ_MUST(tq_sequence_flush(cache, sequence, nullptr));
+    std::vector<float> decoded(k.size());
+    TQ_MUST(tq_cache_read(cache, 0, sequence, 0, kTokens, decoded.data(), nullptr, nullptr, nullptr));
+    out[once].insert(out[once].end(), decoded.begin(), decoded.end());
+    TQ_MUST(tq_batch_destroy(batch));
+    TQ_MUST(tq_cache_destroy(cache));
+  }
+  EXPECT_EQ(out[0], out[1]);
+}
+
 // An infinite float16 is coded as its copy holds it, whenever it is coded.
 TEST(StoreOnce, InfiniteHalves) {
   constexpr int kDim = 32, kTokens = 80;
