@@ -57,10 +57,15 @@ class Engine:
         return len(slots)
 
 
+BANDS = tqkv.KeyBands((4, 1), (tuple(range(63, -1, -1)), tuple(range(64))))
+
+
+@pytest.mark.parametrize("layers", (None, (tqkv.Layer(key_bands=BANDS), ) * 2))
 @pytest.mark.parametrize("order", ("blocks", "heads"))
-def test_an_engine_gives_the_bits_of_a_cache(order):
-    engine = Engine(order)
-    with tqkv.Cache(**SHAPE, max_tokens=1024, max_sequences=2) as cache, engine.codec as codec:
+def test_an_engine_gives_the_bits_of_a_cache(order, layers):
+    engine = Engine(order, layers=layers)
+    shape = {**SHAPE, "layers": layers}
+    with tqkv.Cache(**shape, max_tokens=1024, max_sequences=2) as cache, engine.codec as codec:
         assert codec.fingerprint() == cache.fingerprint()
         a, b = cache.sequence(), cache.sequence()
         batch = cache.batch()
