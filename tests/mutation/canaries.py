@@ -38,7 +38,8 @@ PROGRAMS = {
                   "count <= length - first"),
     "traffic": (("traffic_tests", ), "src/sequences.cpp",
                 "  scrub_uncleared(stream);  // the sequence's own may be among them\n", ""),
-    "oom": (("oom_tests", ), "src/batch.cpp", "arrays_.owners[slot] = nullptr;", "{ delete new int; }"),
+    "oom": (("oom_tests", ), "src/batch.cpp", "  arrays_.seen[slot] = plan_calls_;",
+            "  volatile int* seen = new int;\n*seen = 1;\ndelete seen;\narrays_.seen[slot] = plan_calls_;"),
 }
 # suite: (file, what is replaced, by what)
 SUITES = {
