@@ -9,6 +9,8 @@
 
 namespace tq::cuda::vectors {
 
+constexpr int kRescoreThreads = 128;
+
 struct BlockParams {
   const uint32_t* maxima;  // [rows][stride]
   int64_t stride, num_blocks, k;
@@ -31,47 +33,53 @@ __global__ void __launch_bounds__(kSelectThreads) pick_kernel(const __grid_const
   for (int64_t i = placed + threadIdx.x; i < p.k; i += kSelectThreads) p.blocks[row * p.k + i] = -1;
 }
 
-// Scores of the picked blocks into the list behind the first k. blockIdx.x: place of a block, .y: row; a warp
-// has 16 records, and the matrix unit the same query eight times.
-__global__ void __launch_bounds__(2 * kBlockRecords)
+// Scores of the picked blocks into the list behind the first k. blockIdx.x: place of a block, .y: row; a
+// thread takes pieces of records in turn. Low bytes less 128 are signed, and 128 times the levels is added.
+__global__ void __launch_bounds__(kRescoreThreads)
     rescore_kernel(const __grid_constant__ TileParams p, const __grid_constant__ QueryPlanes planes,
                    int64_t operand_at, const int64_t* blocks, BestList list, int64_t k, int64_t base) {
-  static_assert(kBlockRecords == 16 * 4, "four warps");
-  __shared__ ByteTable table;
+  __shared__ __align__(16) ByteTable table;
+  __shared__ int high[kBlockRecords], low[kBlockRecords];
   const VectorPart& part = p.part.part;
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4,
-            warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t row = blockIdx.y, block = blocks[row * k + blockIdx.x];
-  const int64_t at = row * list.stride + k + static_cast<int64_t>(blockIdx.x) * kBlockRecords + 16 * warp + g;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t row = blockIdx.y, block = blocks[row * k + blockIdx.x], first = block * kBlockRecords;
+  const int64_t at = row * list.stride + k + static_cast<int64_t>(blockIdx.x) * kBlockRecords + thread;
   fill_bytes(&table, part.book);
+  if (thread < kBlockRecords) high[thread] = low[thread] = 0;
   __syncthreads();
-  const int64_t first = block * kBlockRecords + 16 * warp + g;
-  const int64_t query[1] = {row};
-  const uint8_t* rows[2];
-  bool valid[2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    valid[i] = block >= 0 && first + 8 * i < p.count;
-    rows[i] = valid[i] ? p.records + (first + 8 * i) * p.part.record_bytes + part.codes_at : nullptr;
+  const int records =
+      block < 0 ? 0 : static_cast<int>(min(p.count - first, static_cast<int64_t>(kBlockRecords)));
+  const uint8_t* const record = p.records + max(first, int64_t{0}) * p.part.record_bytes;
+  const int64_t query = row * planes.slots + operand_at;
+  const int pieces = part.stored / kPieceCodes;
+  expand_rows<kRescoreThreads>(
+      &table, part.bits, records, pieces, pieces, p.end,
+      [&](int r) { return record + r * p.part.record_bytes + part.codes_at; },
+      [&](int r, int piece, const uint4& bytes) {
+        const uint4 h = __ldg(reinterpret_cast<const uint4*>(planes.high + query + kPieceCodes * piece)),
+                    l = __ldg(reinterpret_cast<const uint4*>(planes.low + query + kPieceCodes * piece));
+        constexpr uint32_t kOnes = 0x01010101u, kTop = 0x80808080u;
+        const auto dot = [&](const uint4& q, uint32_t flip) {
+          return dot_four(
+              bytes.x, q.x ^ flip,
+              dot_four(bytes.y, q.y ^ flip, dot_four(bytes.z, q.z ^ flip, dot_four(bytes.w, q.w ^ flip, 0))));
+        };
+        atomicAdd(&high[r], dot(h, 0));
+        atomicAdd(&low[r], dot(l, kTop) + 128 * dot(uint4{kOnes, kOnes, kOnes, kOnes}, 0));
+      });
+  __syncthreads();
+  if (thread >= kBlockRecords) return;
+  float score = __uint_as_float(0x7FC00000u);
+  if (thread < records && planes.finite[row]) {
+    const int64_t offset = part.book.half() ? static_cast<int64_t>(planes.sums[row * kMaxOperands]) : 0;
+    const double scale = static_cast<double>(
+        format::float_from_bf16(get_16(record + thread * p.part.record_bytes + part.scale_at)));
+    score = float_of_double(add_double(0.0, product_term(planes.units[row * kMaxOperands], scale,
+                                                         planes_sum(high[thread], low[thread], offset))));
+    if (p.bias) score = add_rn(score, p.bias[first + thread]);
   }
-  int high[1][4], low[1][4];
-  multiply<1>(&table, part.bits, part.stored, rows, p.end, planes, query, operand_at, lane, high, low);
-  if (lane % 4 != 0) return;
-  const int64_t offset = part.book.half() ? static_cast<int64_t>(planes.sums[row * kMaxOperands]) : 0;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    float score = __uint_as_float(0x7FC00000u);
-    if (valid[i] && planes.finite[row]) {
-      const double scale =
-          static_cast<double>(format::float_from_bf16(get_16(rows[i] - part.codes_at + part.scale_at)));
-      score =
-          float_of_double(add_double(0.0, product_term(planes.units[row * kMaxOperands], scale,
-                                                       planes_sum(high[0][2 * i], low[0][2 * i], offset))));
-      if (p.bias) score = add_rn(score, p.bias[first + 8 * i]);
-    }
-    list.scores[at + 8 * i] = score;
-    list.ids[at + 8 * i] = score_key(score) > 0 ? base + first + 8 * i : -1;
-  }
+  list.scores[at] = score;
+  list.ids[at] = score_key(score) > 0 ? base + first + thread : -1;
 }
 
 }  // namespace tq::cuda::vectors

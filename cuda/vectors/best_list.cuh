@@ -20,11 +20,32 @@ struct BestList {
 
 struct SelectShared {
   uint32_t bins[kRadixBins];
-  int taken[2][kSelectWarps], equal[2][kSelectWarps];
+  int above[kSelectWarps], equal[kSelectWarps];
   uint32_t prefix;
-  int64_t wanted;
-  int found;
+  int wanted, found;
 };
+
+// The digit that the wanted-th largest of the bins' numbers has: *wanted becomes its place among those of the
+// digit. One warp; lane l has bins 8 (31 - l) .. 8 (31 - l) + 7.
+__device__ __forceinline__ int find_digit(const uint32_t* bins, int lane, int* wanted) {
+  constexpr int kOwn = kRadixBins / 32;
+  const int first = kOwn * (31 - lane);
+  int own = 0;
+#pragma unroll
+  for (int i = 0; i < kOwn; i++) own += static_cast<int>(bins[first + i]);
+  int before = own;  // with those of lower lanes, which have the higher digits
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2) {
+    const int other = __shfl_up_sync(kFullWarp, before, h);
+    if (lane >= h) before += other;
+  }
+  const int owner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, before >= *wanted))) - 1;
+  int left = *wanted - (before - own), digit = first + kOwn - 1;
+  if (lane == owner)
+    while (left > static_cast<int>(bins[digit])) left -= static_cast<int>(bins[digit--]);
+  *wanted = __shfl_sync(kFullWarp, left, owner);
+  return __shfl_sync(kFullWarp, digit, owner);
+}
 
 // key(i) of n places; put(place, i) for the min(k, n) best of them, in order; those of key 0 need not be put.
 // Returns how many were put, and the least key of k of them in *least, which is 0 if there are not as many.
@@ -34,6 +55,7 @@ __device__ __forceinline__ int64_t select_best(SelectShared& shared, int64_t n, 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   // Often few are better than what is there already: then there is nothing to choose.
   int some = 0;
+#pragma unroll 4
   for (int64_t i = thread; i < n; i += kSelectThreads) some += key(i) > 0 ? 1 : 0;
   if (thread == 0) shared.found = 0;
   __syncthreads();
@@ -43,53 +65,61 @@ __device__ __forceinline__ int64_t select_best(SelectShared& shared, int64_t n, 
   const bool all = shared.found <= k;
   // The k-th largest key, from its high digit on; wanted: how many of those with the prefix.
   uint32_t prefix = 0;
-  int64_t wanted = all ? 0 : k;
+  int wanted = all ? 0 : static_cast<int>(k);
   for (int shift = 24; shift >= 0 && !all; shift -= 8) {
     __syncthreads();
     for (int b = thread; b < kRadixBins; b += kSelectThreads) shared.bins[b] = 0;
     __syncthreads();
     const uint32_t mask = shift == 24 ? 0u : ~0u << (shift + 8);
+#pragma unroll 4
     for (int64_t i = thread; i < n; i += kSelectThreads) {
       const uint32_t own = key(i);
-      if ((own & mask) == prefix) atomicAdd(&shared.bins[own >> shift & 255u], 1u);
+      if (own > 0 && (own & mask) == prefix) atomicAdd(&shared.bins[own >> shift & 255u], 1u);
     }
     __syncthreads();
-    if (thread == 0) {
-      int digit = kRadixBins - 1;
-      while (wanted > shared.bins[digit]) wanted -= shared.bins[digit--];
-      shared.prefix = prefix | static_cast<uint32_t>(digit) << shift;
-      shared.wanted = wanted;
+    if (warp == 0) {
+      const int digit = find_digit(shared.bins, lane, &wanted);
+      if (lane == 0) shared.prefix = prefix | static_cast<uint32_t>(digit) << shift, shared.wanted = wanted;
     }
     __syncthreads();
     prefix = shared.prefix;
     wanted = shared.wanted;
   }
-  // Copies in order: all keys above the prefix, and the first `wanted` that are equal to it.
-  int64_t placed = 0, equals = 0;
-  int turn = 0;
-  for (int64_t begin = 0; begin < n && placed < k; begin += kSelectThreads, turn ^= 1) {
-    const int64_t i = begin + thread;
-    const uint32_t own = i < n ? key(i) : 0u;
-    const bool equal = i < n && own == prefix;
-    const unsigned before = (1u << lane) - 1, all_equal = __ballot_sync(kFullWarp, equal);
-    if (lane == 0) shared.equal[turn][warp] = __popc(all_equal);
-    __syncthreads();
-    int64_t rank = equals + __popc(all_equal & before);
-    for (int w = 0; w < kSelectWarps; w++) {
-      rank += w < warp ? shared.equal[turn][w] : 0;
-      equals += shared.equal[turn][w];
-    }
-    const bool take = i < n && (own > prefix || (equal && rank < wanted));
-    const unsigned all_taken = __ballot_sync(kFullWarp, take);
-    if (lane == 0) shared.taken[turn][warp] = __popc(all_taken);
-    __syncthreads();
-    int64_t place = placed + __popc(all_taken & before);
-    for (int w = 0; w < kSelectWarps; w++) {
-      place += w < warp ? shared.taken[turn][w] : 0;
-      placed += shared.taken[turn][w];
-    }
-    if (take) put(place, i);
+  // Copies in order, a warp a share of the places: all keys above the prefix, and the first `wanted` that are
+  // equal to it.
+  const int64_t share = (n + kSelectWarps - 1) / kSelectWarps, begin = warp * share,
+                end = min(n, begin + share);
+  const unsigned before = (1u << lane) - 1;
+  int above = 0, equal = 0;
+#pragma unroll 4
+  for (int64_t i = begin + lane; i < end; i += 32) {
+    const uint32_t own = key(i);
+    above += own > prefix ? 1 : 0;
+    equal += own == prefix ? 1 : 0;
   }
+  above = __reduce_add_sync(kFullWarp, above);
+  equal = __reduce_add_sync(kFullWarp, equal);
+  if (lane == 0) shared.above[warp] = above, shared.equal[warp] = equal;
+  __syncthreads();
+  int64_t place = 0, placed = 0;
+  int equals = 0, seen = 0;  // before this warp's, and before w's
+  for (int w = 0; w < kSelectWarps; w++) {
+    if (w == warp) place = placed, equals = seen;
+    placed += shared.above[w] + max(0, min(shared.equal[w], wanted - seen));
+    seen += shared.equal[w];
+  }
+  if (above > 0 || (equal > 0 && equals < wanted))
+    for (int64_t from = begin; from < end; from += 32) {
+      const int64_t i = from + lane;
+      const uint32_t own = i < end ? key(i) : 0u;
+      const bool same = i < end && own == prefix;
+      const unsigned all_same = __ballot_sync(kFullWarp, same);
+      const bool take = i < end && (own > prefix || (same && equals + __popc(all_same & before) < wanted));
+      const unsigned all_taken = __ballot_sync(kFullWarp, take);
+      if (take) put(place + __popc(all_taken & before), i);
+      place += __popc(all_taken);
+      equals += __popc(all_same);
+    }
   *least = prefix;
   return placed;
 }

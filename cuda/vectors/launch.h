@@ -24,6 +24,9 @@ void launch_decode(const GroupParams& groups, const uint8_t* records, int64_t co
                    const LaunchPlace& place);
 void launch_rotate(const PartParams& part, const void* x, int64_t count, float* y, int64_t row,
                    int64_t offset, const LaunchPlace& place);
+// row_rotation.cuh: the same where vectors and addresses allow it; false: they do not.
+bool rotate_rows(const PartParams& part, const void* x, int64_t count, float* y, int64_t row, bool back,
+                 const LaunchPlace& place);
 void launch_unrotate(const PartParams& part, const float* y, int64_t count, void* x, int64_t row,
                      int64_t offset, const LaunchPlace& place);
 

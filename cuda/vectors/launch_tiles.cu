@@ -86,7 +86,7 @@ void launch_best_blocks(const PartParams& part, int64_t at, const QueryPlanes& p
   launch_in_order("pick_kernel", pick_kernel, dim3(static_cast<unsigned>(rows)), dim3(kSelectThreads), 0,
                   place.stream, BlockParams{params.maxima, blocks, blocks, k, picked, list});
   launch_in_order("rescore_kernel", rescore_kernel,
-                  dim3(static_cast<unsigned>(k), static_cast<unsigned>(rows)), dim3(2 * kBlockRecords), 0,
+                  dim3(static_cast<unsigned>(k), static_cast<unsigned>(rows)), dim3(kRescoreThreads), 0,
                   place.stream, params, planes, at, static_cast<const int64_t*>(picked), list, k, first);
   launch_merge(best, other, rows, block_list_stride(k), k, place);
 }

@@ -19,18 +19,27 @@ struct RowRotation {
   int64_t count;
 };
 
-// Four numbers of the type at number `at`.
-__device__ __forceinline__ void load_four(const void* x, int64_t at, DataType type, float* y) {
-  if (type == DataType::kF32) {
-    const float4 four = __ldg(reinterpret_cast<const float4*>(static_cast<const float*>(x) + at));
-    y[0] = four.x, y[1] = four.y, y[2] = four.z, y[3] = four.w;
-    return;
+// A lane's numbers of 16 bits, 4 and 4: all loads before the first use.
+template <int kSize>
+__device__ __forceinline__ void load_halves(const uint16_t* x, DataType type, float (&y)[kRowNumbers]) {
+  uint2 four[4];
+#pragma unroll
+  for (int c = 0; c < 4; c++) four[c] = __ldg(reinterpret_cast<const uint2*>(x + 4 * kSize * c));
+#pragma unroll
+  for (int c = 0; c < 4; c++) {
+    const uint32_t words[2] = {four[c].x, four[c].y};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      y[4 * c + i] = number_of(static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2)), type);
   }
-  const uint2 four = __ldg(reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(x) + at));
-  y[0] = number_of(static_cast<uint16_t>(four.x), type),
-  y[1] = number_of(static_cast<uint16_t>(four.x >> 16), type);
-  y[2] = number_of(static_cast<uint16_t>(four.y), type),
-  y[3] = number_of(static_cast<uint16_t>(four.y >> 16), type);
+}
+template <int kSize>
+__device__ __forceinline__ void load_floats(const float* x, float (&y)[kRowNumbers]) {
+#pragma unroll
+  for (int c = 0; c < 4; c++) {
+    const float4 four = __ldg(reinterpret_cast<const float4*>(x + 4 * kSize * c));
+    y[4 * c] = four.x, y[4 * c + 1] = four.y, y[4 * c + 2] = four.z, y[4 * c + 3] = four.w;
+  }
 }
 __device__ __forceinline__ void store_four(void* x, int64_t at, DataType type, const float* y) {
   if (type == DataType::kF32) {
@@ -82,14 +91,14 @@ __global__ void __launch_bounds__(kRowThreads) row_rotation_kernel(const __grid_
     const bool valid = row < p.count;
     const int64_t at = row * kDim + 4 * t;
     float y[kRowNumbers] = {};
-    if (valid)
-#pragma unroll
-      for (int c = 0; c < 4; c++) {
-        if constexpr (kBack)
-          load_four(p.y, at + 4 * kSize * c, DataType::kF32, y + 4 * c);
-        else
-          load_four(p.x, at + 4 * kSize * c, p.type, y + 4 * c);
-      }
+    if (valid) {
+      if (kBack)
+        load_floats<kSize>(p.y + at, y);
+      else if (p.type == DataType::kF32)
+        load_floats<kSize>(static_cast<const float*>(p.x) + at, y);
+      else
+        load_halves<kSize>(static_cast<const uint16_t*>(p.x) + at, p.type, y);
+    }
     if constexpr (!kBack) flip_signs(y, mask);
     row_fwht<kSize>(y, t);
 #pragma unroll

@@ -55,7 +55,7 @@ __device__ __forceinline__ double product_term(double unit, double scale, int64_
 
 // What a query's bytes and a record's make together; offset: of levels between integers, half of all q.
 __device__ __forceinline__ int64_t planes_sum(int high, int low, int64_t offset) {
-  return 2 * (256 * static_cast<int64_t>(high) + low) + offset;
+  return 512 * static_cast<int64_t>(high) + (2 * static_cast<int64_t>(low) + offset);
 }
 
 }  // namespace tq::cuda::vectors

@@ -9,10 +9,14 @@
 //
 // Of a search only the best of every 64 records of a query is kept (best_blocks.cuh).
 #pragma once
+#include "cuda/code/expand_row.cuh"
 #include "cuda/vectors/score_key.cuh"
 #include "cuda/vectors/sums.cuh"
 
 namespace tq::cuda::vectors {
+
+using code::expand_rows;
+using code::kPieceCodes;
 
 constexpr int kTileWarps = 8, kTileThreads = 32 * kTileWarps, kWarpRows = 32;
 constexpr int kTileCoordinates = 64;  // of queries in shared memory at once
@@ -32,8 +36,8 @@ struct ProductTile {
     return (width(stored) / kTileCoordinates | 1) * kTileCoordinates;
   }
   static constexpr int64_t shared_bytes(int stored) {
-    return static_cast<int64_t>(kRecords) * row_bytes(stored) + 2 * kPlaneBytes +
-           4 * (kRecords + kBlocks * kQueries) + static_cast<int64_t>(sizeof(code::ByteTable));
+    return static_cast<int64_t>(kRecords) * row_bytes(stored) + 2 * kPlaneBytes + 16 * kQueries +
+           4 * (2 * kRecords + kBlocks * kQueries) + static_cast<int64_t>(sizeof(ByteTable));
   }
 };
 
@@ -52,35 +56,47 @@ struct TileParams {
 template <int kRecordWarps>
 struct TileShared {
   using Tile = ProductTile<kRecordWarps>;
-  uint8_t* codes;    // [kRecords][row_bytes]
-  uint8_t* planes;   // [2][kQueries][kTileCoordinates]
-  float* scales;     // [kRecords]
-  uint32_t* maxima;  // [kBlocks][kQueries]
-  code::ByteTable* table;
+  uint8_t* codes;        // [kRecords][row_bytes]
+  uint8_t* planes;       // [2][kQueries][kTileCoordinates]
+  double* units;         // [kQueries]; NaN for a query that has no products
+  int64_t* offsets;      // [kQueries]
+  float *scales, *bias;  // [kRecords]
+  uint32_t* maxima;      // [kBlocks][kQueries]
+  ByteTable* table;
 
   __device__ __forceinline__ TileShared(uint8_t* base, int stored)
       : codes(base),
         planes(codes + Tile::kRecords * Tile::row_bytes(stored)),
-        scales(reinterpret_cast<float*>(planes + 2 * Tile::kPlaneBytes)),
-        maxima(reinterpret_cast<uint32_t*>(scales + Tile::kRecords)),
-        table(reinterpret_cast<code::ByteTable*>(maxima + Tile::kBlocks * Tile::kQueries)) {}
+        units(reinterpret_cast<double*>(planes + 2 * Tile::kPlaneBytes)),
+        offsets(reinterpret_cast<int64_t*>(units + Tile::kQueries)),
+        scales(reinterpret_cast<float*>(offsets + Tile::kQueries)),
+        bias(scales + Tile::kRecords),
+        maxima(reinterpret_cast<uint32_t*>(bias + Tile::kRecords)),
+        table(reinterpret_cast<ByteTable*>(maxima + Tile::kBlocks * Tile::kQueries)) {}
 };
 
-// Codes of the CTA's records as bytes, zeros behind them; a warp a record.
+// Codes of the CTA's records as bytes, zeros behind them. Scales of records that there are not are NaN, which
+// no maximum takes.
 template <int kRecordWarps>
 __device__ __forceinline__ void expand_records(const TileParams& p, const TileShared<kRecordWarps>& shared,
                                                int64_t first) {
   using Tile = ProductTile<kRecordWarps>;
   const VectorPart& part = p.part.part;
-  const int lane = static_cast<int>(threadIdx.x) % 32, row_bytes = Tile::row_bytes(part.stored);
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < Tile::kRecords; r += kTileWarps) {
-    const uint8_t* const record = p.records + (first + r) * p.part.record_bytes;
-    const bool valid = first + r < p.count;
-    for (int c = 4 * lane; c < Tile::width(part.stored); c += 128)
-      *reinterpret_cast<uint32_t*>(shared.codes + r * row_bytes + c) =
-          valid && c < part.stored ? four_bytes(shared.table, part.bits, record + part.codes_at, p.end, c)
-                                   : 0u;
-    if (lane == 0) shared.scales[r] = valid ? format::float_from_bf16(get_16(record + part.scale_at)) : 0.0f;
+  const int row_bytes = Tile::row_bytes(part.stored);
+  const int records = static_cast<int>(min(p.count - first, static_cast<int64_t>(Tile::kRecords)));
+  const uint8_t* const base = p.records + first * p.part.record_bytes;
+  expand_rows<kTileThreads>(
+      shared.table, part.bits, Tile::kRecords, Tile::width(part.stored) / kPieceCodes,
+      part.stored / kPieceCodes, p.end,
+      [&](int r) { return r < records ? base + r * p.part.record_bytes + part.codes_at : nullptr; },
+      [&](int r, int piece, const uint4& bytes) {
+        *reinterpret_cast<uint4*>(shared.codes + r * row_bytes + kPieceCodes * piece) = bytes;
+      });
+  for (int r = static_cast<int>(threadIdx.x); r < Tile::kRecords; r += kTileThreads) {
+    shared.scales[r] = r < records
+                           ? format::float_from_bf16(get_16(base + r * p.part.record_bytes + part.scale_at))
+                           : __uint_as_float(0x7FC00000u);
+    shared.bias[r] = r < records && p.bias ? __ldg(p.bias + first + r) : 0.0f;
   }
 }
 
@@ -138,42 +154,64 @@ __device__ __forceinline__ void add_coordinates(const uint8_t* codes, int row_by
   }
 }
 
-// The scores of a warp's sums: written out, or the largest of each query into shared memory.
+// What products with the queries from `row` on need beside their bytes.
+template <int kRecordWarps>
+__device__ __forceinline__ void load_queries(const TileParams& p, const QueryPlanes& planes,
+                                             const TileShared<kRecordWarps>& shared, int64_t row) {
+  const bool half = p.part.part.book.half();
+  for (int i = static_cast<int>(threadIdx.x); i < ProductTile<kRecordWarps>::kQueries; i += kTileThreads) {
+    const int64_t q = min(row + i, p.rows - 1);
+    shared.units[i] =
+        planes.finite[q] ? planes.units[q * kMaxOperands] : static_cast<double>(__uint_as_float(0x7FC00000u));
+    shared.offsets[i] = half ? static_cast<int64_t>(planes.sums[q * kMaxOperands]) : 0;
+  }
+}
+
+// The scores of a warp's sums: written out, or the largest of each query into shared memory. What is NaN is
+// no result: fmaxf leaves it out.
 template <int kRecordWarps, bool kMaxima>
-__device__ __forceinline__ void use_sums(const TileParams& p, const QueryPlanes& planes,
-                                         const TileShared<kRecordWarps>& shared, const WarpSums& sums,
-                                         int64_t first, int64_t row, int record, int query) {
+__device__ __forceinline__ void use_sums(const TileParams& p, const TileShared<kRecordWarps>& shared,
+                                         const WarpSums& sums, int64_t first, int64_t row, int record,
+                                         int query) {
   using Tile = ProductTile<kRecordWarps>;
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const bool half = p.part.part.book.half();
+  double scale[2][2];
+  float bias[2][2];
+#pragma unroll
+  for (int m = 0; m < 2; m++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      scale[m][i] = static_cast<double>(shared.scales[record + 16 * m + 8 * i + g]);
+      bias[m][i] = shared.bias[record + 16 * m + 8 * i + g];
+    }
 #pragma unroll
   for (int n = 0; n < 4; n++)
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const int own = query + 8 * n + 2 * t + j;
-      const int64_t q = row + own, at = min(q, p.rows - 1) * kMaxOperands;
-      const double unit = planes.units[at];
-      const int64_t offset = half ? static_cast<int64_t>(planes.sums[at]) : 0;
-      const bool finite = planes.finite[min(q, p.rows - 1)] != 0;
-      uint32_t best = 0;
+      const double unit = shared.units[own];
+      const int64_t offset = shared.offsets[own];
+      float best = __uint_as_float(0x7FC00000u);
 #pragma unroll
       for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const int r = record + 16 * m + 8 * i + g;
-          const double total = add_double(
-              0.0, product_term(unit, static_cast<double>(shared.scales[r]),
-                                planes_sum(sums.high[m][n][2 * i + j], sums.low[m][n][2 * i + j], offset)));
-          const float score = finite ? float_of_double(total) : __uint_as_float(0x7FC00000u);
-          if (first + r >= p.count) continue;
-          if constexpr (kMaxima)
-            best = max(best, score_key(p.bias ? add_rn(score, __ldg(p.bias + first + r)) : score));
-          else if (q < p.rows)
-            p.out[q * p.stride + first + r] = score;
+          const double term = product_term(
+              unit, scale[m][i], planes_sum(sums.high[m][n][2 * i + j], sums.low[m][n][2 * i + j], offset));
+          if constexpr (kMaxima) {
+            // A zero of either sign counts as +0 here.
+            best = fmaxf(best, add_rn(float_of_double(term), bias[m][i]));
+          } else {
+            const int64_t q = row + own, r = first + record + 16 * m + 8 * i + g;
+            if (q < p.rows && r < p.count)
+              p.out[q * p.stride + r] =
+                  unit == unit ? float_of_double(add_double(0.0, term)) : __uint_as_float(0x7FC00000u);
+          }
         }
       if constexpr (kMaxima) {
-        for (int h = 4; h < 32; h *= 2) best = max(best, __shfl_xor_sync(kFullWarp, best, h));
-        if (g == 0) atomicMax(&shared.maxima[record / kBlockRecords * Tile::kQueries + own], best);
+        uint32_t key = score_key(best);
+        for (int h = 4; h < 32; h *= 2) key = max(key, __shfl_xor_sync(kFullWarp, key, h));
+        if (g == 0) atomicMax(&shared.maxima[record / kBlockRecords * Tile::kQueries + own], key);
       }
     }
 }
@@ -198,6 +236,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   for (int64_t row = static_cast<int64_t>(blockIdx.y) * Tile::kQueries; row < p.rows;
        row += static_cast<int64_t>(gridDim.y) * Tile::kQueries) {
     const bool busy = row + query < p.rows;  // the warp
+    __syncthreads();
+    load_queries(p, planes, shared, row);
     WarpSums sums = {};
     PlaneLoads<kRecordWarps> loads;
     loads.load(planes, operand_at, p.rows, row, 0);
@@ -209,7 +249,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
         loads.load(planes, operand_at, p.rows, row, from + kTileCoordinates);
       if (busy) add_coordinates(codes + from, row_bytes, own_planes, Tile::kPlaneBytes, sums);
     }
-    if (busy) use_sums<kRecordWarps, kMaxima>(p, planes, shared, sums, first, row, record, query);
+    if (busy) use_sums<kRecordWarps, kMaxima>(p, shared, sums, first, row, record, query);
     if constexpr (!kMaxima) continue;
     __syncthreads();
     for (int i = thread; i < Tile::kBlocks * Tile::kQueries; i += kTileThreads) {

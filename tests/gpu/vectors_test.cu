@@ -410,6 +410,7 @@ int main(int count, char** arguments) {
         World(Case{dim, kScalar, 2, 0, 0, 0, true, false, 0, 0, dtype}, 11, 2).run();
     // Searches that keep the best of each block of records: tiles of few and of many queries, full and not,
     // records all but equal.
+    for (int bits = 1; bits <= 8; bits++) World(Case{32, kScalar, bits}, 300 + bits, 9).run();
     World(Case{48, kScalar, 3}, 1100, 35).run();
     World(Case{144, kScalar, 5, 0, 0, 0, true, false, 0, 0, TQ_BF16}, 2900, 131).run();
     World(Case{1, kScalar, 1}, 3000, 70).run();
