@@ -135,7 +135,10 @@ MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3)
          Case("B8 n32768, grouped values", "decode", 8, 32768, widths=((4, 4), (4, 2)), families=(GROUPED, )),
          Case("B8 n32768, grouped", "decode", 8, 32768, widths=((4, 4), (2, 2)),
               families=(("key_family", "grouped"), GROUPED)),
-         Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )))
+         Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )),
+         *(dataclasses.replace(case, name=f"{case.name}, {name}", widths=((4, 4), ), families=families)
+           for case in APPEND
+           for name, families in (("prod keys", (PROD, )), ("grouped values", (GROUPED, )))))
 # DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
 LATENT_SHAPE = {"kv_heads": 1, "head_dim": 576, "latent": 512}
 LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,
