@@ -156,8 +156,9 @@ void CudaBackend::attend(const AttendRequest& request) {
   attend::AttendLaunch launch =
       attend_launch(layer_view(request.layer), plan_view(batch, request.layer), request, !own);
   if (layers_[request.layer].latent) {
-    latent::launch_latent(launch, geometry_, request.layer,
-                          static_cast<uint8_t*>(request.workspace) + latent_place(geometry_, num_units_));
+    latent::launch_latent(launch, launch.early, geometry_, request.layer,
+                          static_cast<uint8_t*>(request.workspace) + latent_place(geometry_, num_units_),
+                          request.plan->rows);
     return;
   }
   const int shape = layers_[request.layer].shape;
@@ -276,9 +277,6 @@ void CudaBackend::move_tiles(const TileMove& move) {
 void CudaBackend::move_tokens(const MoveRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   require_no_capture(as_stream(request.stream), "taking tokens out of a sequence");
-  for (const LayerGeometry& layer : layers_)
-    TQ_CHECK(!layer.latent, Status::kNotSupported,
-             "taking tokens out of a sequence with latent layers (TQ_LATENT): CPU only; truncate works");
   move_.move(geometry_, request, as_stream(request.stream));
 }
 

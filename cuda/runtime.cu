@@ -187,6 +187,12 @@ int device_attribute(cudaDeviceAttr which, int device) {
   check_cuda(runtime().device_get_attribute(&value, which, device), "cudaDeviceGetAttribute");
   return value;
 }
+bool has_warpgroups() {
+  int device = 0;
+  check_cuda(runtime().get_device(&device), "cudaGetDevice");
+  return TQ_WARPGROUPS && device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
+}
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -74,6 +74,8 @@ int device_attribute(cudaDeviceAttr which, int device);
 inline int num_multiprocessors(int device) {
   return device_attribute(cudaDevAttrMultiProcessorCount, device);
 }
+// Whether the current device runs what is compiled for sm_90a.
+bool has_warpgroups();
 // Whether the stream, of the current device, is being captured.
 bool is_capturing(cudaStream_t stream);
 // Throws kCapture if the stream is being captured. what: the call's name.

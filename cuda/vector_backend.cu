@@ -29,6 +29,9 @@ constexpr int64_t kPassRows = 256;  // queries whose operands are held at once
 // Scores of a pass of a search, and results that its queries may ask for.
 constexpr int64_t kPassScores = int64_t{1} << 22, kPassResults = int64_t{1} << 20;
 constexpr int64_t kFirstRecords = 32768;  // of a search's first pass
+// Where only the best of each block of records is kept: those of a pass, records for each place that the
+// queries' lists have, and how many times as many records there are at least.
+constexpr int64_t kPassBlocks = int64_t{1} << 22, kPassPlaces = int64_t{1} << 22, kLeastShare = 4;
 
 class CudaVectors final : public VectorBackend {
  public:
@@ -47,7 +50,7 @@ class CudaVectors final : public VectorBackend {
 
  private:
   void fill_parts(const VectorTables& tables, Carver carver, uint8_t* host, uint8_t* device);
-  LaunchPlace place(void* stream) const { return LaunchPlace{num_units_, as_stream(stream)}; }
+  LaunchPlace place(void* stream) const { return LaunchPlace{num_units_, most_shared_, as_stream(stream)}; }
   QueryPlanes planes(int64_t rows, Carver* carver) const;
   int64_t planes_bytes(int64_t rows) const;
   // The shared memory, of at least so many bytes, once the call before is through with it.
@@ -59,7 +62,7 @@ class CudaVectors final : public VectorBackend {
 
   VectorGeometry g_;
   HostOps device_ops_;
-  int num_units_;
+  int num_units_, most_shared_;
   DeviceBlock tables_;
   PartParams parts_[VectorGeometry::kMaxParts];
   GroupParams groups_;
@@ -116,6 +119,7 @@ CudaVectors::CudaVectors(const VectorGeometry& geometry, const HostOps& ops, con
     : g_(geometry), device_ops_(device_ops), parts_{}, groups_{}, operand_at_{}, slots_(0) {
   const DeviceGuard guard(g_.device_id);
   num_units_ = num_multiprocessors(g_.device_id);
+  most_shared_ = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, g_.device_id);
   const VectorTables tables(g_, ops);
   // Each table begins at a multiple of a Carver's alignment.
   const int64_t bytes =
@@ -278,16 +282,25 @@ void CudaVectors::search(const SearchRequest& s, void* stream) {
   const DeviceGuard guard(g_.device_id);
   require_no_capture(as_stream(stream), "tq_quantizer_search");
   const std::lock_guard<std::mutex> lock(mutex_);
-  const int64_t pass_rows = std::min({s.num_queries, kPassRows, std::max<int64_t>(kPassResults / s.k, 1)});
-  const int64_t records = std::clamp<int64_t>(s.count, 1, kPassScores / pass_rows);
+  const int64_t listed = vectors::block_list_stride(s.k);
+  const bool by_blocks = !g_.grouped() && vectors::has_tiles(parts_, g_.num_parts, place(stream)) &&
+                         listed <= std::min(s.count / kLeastShare, kPassPlaces);
+  const int64_t places_of_row = by_blocks ? kPassPlaces / listed : kPassResults / s.k;
+  const int64_t pass_rows = std::min({s.num_queries, kPassRows, std::max<int64_t>(places_of_row, 1)});
+  const int64_t records = std::clamp<int64_t>(
+      s.count, 1, by_blocks ? kPassBlocks / pass_rows * vectors::kBlockRecords : kPassScores / pass_rows);
   QueryPlanes operands;
   float* scores;
+  void* blocks;
   BestPlaces best[2];
   const auto places = [&](Carver carver) {
     operands = planes(pass_rows, &carver);
-    scores = carver.take<float>(pass_rows * records);
+    scores = carver.take<float>(by_blocks ? 0 : pass_rows * records);
+    blocks =
+        carver.take<int64_t>(by_blocks ? (vectors::best_blocks_bytes(pass_rows, records, s.k) + 7) / 8 : 0);
     for (BestPlaces& list : best) {
-      list.stride = vectors::best_stride(s.k, records);
+      list.stride =
+          by_blocks ? std::max(listed, vectors::best_stride(s.k, 1)) : vectors::best_stride(s.k, records);
       list.scores = carver.take<float>(pass_rows * list.stride);
       list.ids = carver.take<int64_t>(pass_rows * list.stride);
       list.least = carver.take<uint32_t>(pass_rows);
@@ -299,16 +312,22 @@ void CudaVectors::search(const SearchRequest& s, void* stream) {
     const int64_t rows = std::min(pass_rows, s.num_queries - first_row);
     prepare(operands, s.queries, first_row, rows, stream);
     vectors::launch_clear(best[0], rows, s.k, place(stream));
-    // The first records give a floor that few of the others pass.
-    int64_t wanted = std::min(records, kFirstRecords);
+    // The first scores give a floor that few of the others pass.
+    int64_t wanted = by_blocks ? records : std::min(records, kFirstRecords);
     for (int64_t first = 0, own = 0; first < s.count; first += own, wanted = records) {
       own = std::min(wanted, s.count - first);
       const vectors::RecordRange range = {s.codes + first * g_.record_bytes,
                                           s.codes + s.count * g_.record_bytes, own};
-      const vectors::ProductRows target = {scores, rows, range.count};
-      multiply(operands, range, target, stream);
-      vectors::launch_select(target, s.bias ? s.bias + first : nullptr, operands.finite, first, range.count,
-                             s.k, best[0], best[1], place(stream));
+      const float* const bias = s.bias ? s.bias + first : nullptr;
+      if (by_blocks) {
+        vectors::launch_best_blocks(parts_[0], operand_at_[0], operands, range, bias, first, rows, s.k,
+                                    blocks, best[0], best[1], place(stream));
+      } else {
+        const vectors::ProductRows target = {scores, rows, range.count};
+        multiply(operands, range, target, stream);
+        vectors::launch_select(target, bias, operands.finite, first, range.count, s.k, best[0], best[1],
+                               place(stream));
+      }
       std::swap(best[0], best[1]);
     }
     vectors::launch_sort(best[0], rows, s.k, s.scores + first_row * s.k, s.ids + first_row * s.k,

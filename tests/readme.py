@@ -7,9 +7,9 @@ Usage: readme.py BUILD [--update] [--measure[=WORD]], readme.py --gpu-json FILE
 Without an option (the test): compiles and runs the C examples of README.md and include/tqkv.h against
 BUILD's library, runs the Python example (with a stand-in for torch where there is none), compares every
 generated region with what its program prints now, and names the measured regions that are still empty.
---update rewrites the generated regions, --measure runs the commands of the measured regions (that hold
-WORD) and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json FILE wrote on a
-machine with a GPU, one file for each kind of GPU and set of cases, and renews the tables made of them.
+--update rewrites the generated regions, --measure runs the commands of the measured regions (that hold WORD)
+and puts their output in. --gpu-json FILE keeps what tests/bench/gpu/bench.py --json FILE wrote on a machine
+with a GPU, one file for each kind of GPU and set of cases (and --peer), and renews the tables made of them.
 
 Regions:  <!-- generated: PROGRAM --> ... <!-- end -->    output of BUILD/tests/PROGRAM
           <!-- measured: COMMAND --> ... <!-- end -->     output of COMMAND, where $BUILD is the build folder
@@ -184,7 +184,8 @@ def keep_gpu_result(path):
     cases = re.search(r"--cases (\w+)", result["command"]).group(1)
     folder = os.path.join(GPU_BENCH, "results", "" if cases == "full" else cases)
     os.makedirs(folder, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", result["gpu"].lower()).strip("-")
+    alone = re.search(r"--peer (\w+)", result["command"])  # one of others, beside those together
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{result['gpu']} {alone.group(1) if alone else ''}".lower()).strip("-")
     with open(os.path.join(folder, slug + ".json"), "w", encoding="utf-8") as file:
         file.write(gpu_table.dump(result))
     for name in FILES:

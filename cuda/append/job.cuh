@@ -40,9 +40,16 @@ struct TileJob {
   __device__ bool fresh() const { return begin == 0 && !(keeps && end < format::kTileTokens); }
 };
 
-// False if there is no such page: only an engine's slots may say so. kSlots: the plan is an engine's step; a
-// kernel that knows that there are no slots keeps fewer registers.
-template <bool kSlots>
+// Whether a plan is an engine's step of slots: a kernel that knows it when it is compiled keeps fewer
+// registers.
+enum class Slots { kNo, kYes, kEither };
+template <Slots kSlots>
+__device__ __forceinline__ bool has_slots(const AppendParams& args) {
+  return kSlots == Slots::kYes || (kSlots == Slots::kEither && args.plan.runs != nullptr);
+}
+
+// False if there is no such page: only an engine's slots may say so.
+template <Slots kSlots>
 __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
                                          TileJob* job) {
   job->flag = entry.flag;
@@ -57,8 +64,8 @@ __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJ
   job->kind = args.first_kind + (head_and_kind & (args.num_kinds - 1));
   job->begin = tile_begin(entry.tile, entry.old_length) - entry.tile * format::kTileTokens;
   job->end = tile_end(entry.tile, entry.length) - entry.tile * format::kTileTokens;
-  job->keeps = kSlots;
-  if constexpr (!kSlots) return true;
+  job->keeps = has_slots<kSlots>(args);
+  if (!job->keeps) return true;
   const uint64_t tile = static_cast<uint64_t>(slot_tile(entry));
   const uint32_t per_page = static_cast<uint32_t>(args.layer.tiles_per_page);
   const uint64_t page = tile >> 32 ? tile / per_page : static_cast<uint32_t>(tile) / per_page;
@@ -70,9 +77,9 @@ __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJ
 }
 
 // The large tile of running number `index`.
-template <bool kSlots>
+template <Slots kSlots>
 __device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int num_sequences, int index) {
-  if constexpr (kSlots) return args.plan.small_jobs[args.small_capacity - 1 - index];
+  if (has_slots<kSlots>(args)) return args.plan.small_jobs[args.small_capacity - 1 - index];
   int low = 0, high = num_sequences;  // large_first[low] <= index < large_first[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;

@@ -49,7 +49,7 @@ __device__ __forceinline__ bool next_piece(const AppendParams& args, AppendJob* 
   const int next = next_run_of(*entry);
   if (next < 0) return false;
   *entry = args.plan.runs[next];
-  return fill_job<true>(args, *entry, head_and_kind, job);
+  return fill_job<Slots::kYes>(args, *entry, head_and_kind, job);
 }
 
 // A fresh tile's rest behind the last new token; threads first, first + step, ... words: of a coded side too,
@@ -78,6 +78,15 @@ __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob
   for (int i = first; i < side.layout.code_bytes() / 16; i += step) all[i] = make_uint4(0, 0, 0, 0);
 }
 
+// A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
+// encoder's code but twice; a kernel of codes by rows calls it for all tokens and holds it once.
+template <int kStored>
+__device__ __noinline__ bool encode_token_apart(const AppendParams& args, const DeviceSide& side,
+                                                const TileJob& job, int token, uint8_t* codes, int step,
+                                                uint16_t* scales, int lane) {
+  return encode_token<kStored>(args, side, job, token, codes, step, scales, lane);
+}
+
 // One warp's tile of few tokens. rows: kSmallTokens rows of codes.
 template <int kStored, bool kRows>
 __device__ __forceinline__ void append_small(const AppendParams& args, const TileJob& job, uint8_t* rows,
@@ -95,14 +104,16 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
     for (int at = kLineBytes * lane; at < side.layout.code_bytes(); at += kLineBytes * 32)
       prefetch_l2(tile + side.code_offset + at);
   clear_rest<kRows>(side, job, tile, true, lane, 32);
+  uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
   code::Noticed noticed;
   for (int token = job.begin; token < job.end; token++) {
+    uint8_t* const row = rows + (token - job.begin) * Buffer::kTokenRow;
     if (by_rows)
       append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
+    else if constexpr (kRows)
+      noticed.replaced |= encode_token_apart<kStored>(args, side, job, token, row, 1, scales, lane);
     else
-      noticed.replaced |=
-          encode_token<kStored>(args, side, job, token, rows + (token - job.begin) * Buffer::kTokenRow, 1,
-                                reinterpret_cast<uint16_t*>(tile + side.scale_offset), lane);
+      noticed.replaced |= encode_token<kStored>(args, side, job, token, row, 1, scales, lane);
   }
   notice(args.layer, job, noticed, lane);
   if (by_rows) return;
@@ -125,15 +136,6 @@ __device__ __forceinline__ void team_sync(int team) {
     __barrier_sync_count(1, kTeamThreads);
   else
     __barrier_sync_count(2, kTeamThreads);
-}
-
-// A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
-// encoder's code but twice.
-template <int kStored>
-__device__ __noinline__ bool encode_token_apart(const AppendParams& args, const DeviceSide& side,
-                                                const TileJob& job, int token, uint8_t* codes, int step,
-                                                uint16_t* scales, int lane) {
-  return encode_token<kStored>(args, side, job, token, codes, step, scales, lane);
 }
 
 // One team's tile. buffer: the team's; table: the side's.
@@ -174,8 +176,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-// kSlots: as in fill_job. kRows: codes by rows too; other kernels have none of their code.
-template <int kStored, bool kSlots, bool kRows>
+// kRows: codes by rows too; other kernels have none of their code.
+template <int kStored, Slots kSlots, bool kRows>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {
   let_next_kernel_start();
@@ -203,12 +205,12 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     const int head_and_kind = args.per_tile.remainder(index, entry_index);
     TileJob job;
     bool there = fill_job<kSlots>(args, entry, head_and_kind, &job);
-    if (kSlots && !there) notice_missing(args.layer, lane);
+    if (has_slots<kSlots>(args) && !there) notice_missing(args.layer, lane);
     while (there) {
       const int end = job.end;
-      if (kSlots) job.end = min(job.begin + kSmallTokens, end);
+      if (has_slots<kSlots>(args)) job.end = min(job.begin + kSmallTokens, end);
       append_small<kStored, kRows>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
-      there = kSlots && next_piece(args, &entry, head_and_kind, end, &job);
+      there = has_slots<kSlots>(args) && next_piece(args, &entry, head_and_kind, end, &job);
     }
   }
   if (block >= large_jobs) return;  // the whole CTA

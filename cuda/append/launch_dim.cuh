@@ -13,25 +13,31 @@ inline bool has_rows(const AppendParams& params) {
          (params.first_kind + params.num_kinds == 2 && coded_rows(params.layer.value.layout));
 }
 
+// The kernel of a launch. Those of codes by rows take either kind of plan: what they do for a token is more,
+// and compiling two would take longer than all of scalar codes.
+template <int kStored>
+auto kernel_of(bool slots, bool rows) {
+  return rows    ? append_kernel<kStored, Slots::kEither, true>
+         : slots ? append_kernel<kStored, Slots::kYes, false>
+                 : append_kernel<kStored, Slots::kNo, false>;
+}
+
 template <int kStored>
 void AppendKernel<kStored>::start(const AppendParams& params, unsigned grid, bool early,
                                   cudaStream_t stream) {
-  const bool slots = params.plan.runs != nullptr;
-  const auto kernel = has_rows(params)
-                          ? slots ? append_kernel<kStored, true, true> : append_kernel<kStored, false, true>
-                      : slots ? append_kernel<kStored, true, false>
-                              : append_kernel<kStored, false, false>;
-  launch_early(early, "append_kernel", kernel, dim3(grid), dim3(kThreads), 0, stream, params);
+  launch_early(early, "append_kernel", kernel_of<kStored>(params.plan.runs != nullptr, has_rows(params)),
+               dim3(grid), dim3(kThreads), 0, stream, params);
 }
 
 template <int kStored>
 void AppendKernel<kStored>::require() {
-  for (const auto kernel : {append_kernel<kStored, false, false>, append_kernel<kStored, true, false>,
-                            append_kernel<kStored, false, true>, append_kernel<kStored, true, true>}) {
-    int blocks = 0;
-    check_cuda(runtime().occupancy(&blocks, reinterpret_cast<const void*>(kernel), kThreads, 0),
-               "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  }
+  for (const bool slots : {false, true})
+    for (const bool rows : {false, true}) {
+      int blocks = 0;
+      check_cuda(runtime().occupancy(&blocks, reinterpret_cast<const void*>(kernel_of<kStored>(slots, rows)),
+                                     kThreads, 0),
+                 "append_kernel: cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    }
 }
 
 }  // namespace tq::cuda::append

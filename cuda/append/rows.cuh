@@ -25,12 +25,12 @@ __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const
   uint32_t signs[kRegs];
 #pragma unroll
   for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
+  int exponent = 0;
+  const bool there = code::rotate_warp<kStored>(y, signs, lane, &exponent);
   if (family == format::CodeFamily::kLevels)
-    code::encode_levels<kStored>(y, side, signs, to, lane);
-  else if (family == format::CodeFamily::kScalar)
-    code::encode_scalar<kStored>(y, side, signs, args.zones[job.kind], to, lane);
+    code::encode_levels<kStored>(y, there, exponent, side, to, lane);
   else
-    code::encode_prod<kStored>(y, side, job.head, signs, args.zones[job.kind], to, lane);
+    code::encode_scalar_row<kStored>(y, there, exponent, side, job.head, args.zones[job.kind], to, lane);
   return noticed;
 }
 

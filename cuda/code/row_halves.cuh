@@ -11,7 +11,9 @@
 
 namespace tq::cuda::code {
 
-constexpr int kNibbleRows = 4;  // the width with an expansion of its own
+constexpr int kNibbleRows = 4, kByteRows = 8;  // widths with expansions of their own
+constexpr bool looked_up(int bits) { return bits != kNibbleRows && bits < kByteRows; }
+constexpr int kMostLookedUp = 64;  // levels of the widest of the others
 
 // Eight codes as they are stored, and what they are to become: kWidth 0 = any, looked up in shared memory.
 template <int kWidth>
@@ -28,6 +30,14 @@ struct RowPiece {
   // table: [2^bits] halves. Pairs of neighbours, the first in the low bits.
   __device__ __forceinline__ void halves(const HalfTable&, const uint16_t* table, int bits,
                                          uint32_t (&h)[4]) const {
+    if (bits == kByteRows) {  // 1024 + byte, less 1152
+      const uint32_t a = low ^ 0x80808080u, b = high ^ 0x80808080u;
+      h[0] = sub_f16x2(prmt(a, 0x64646464u, 0x4140), 0x64806480u);
+      h[1] = sub_f16x2(prmt(a, 0x64646464u, 0x4342), 0x64806480u);
+      h[2] = sub_f16x2(prmt(b, 0x64646464u, 0x4140), 0x64806480u);
+      h[3] = sub_f16x2(prmt(b, 0x64646464u, 0x4342), 0x64806480u);
+      return;
+    }
     const uint64_t codes = static_cast<uint64_t>(high) << 32 | low;
     const uint32_t mask = (1u << bits) - 1;
 #pragma unroll
@@ -49,16 +59,13 @@ struct RowPiece<kNibbleRows> {
     const uint32_t select = low & 0x77777777u, up = low << 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      const uint32_t four = i == 0 ? select : select >> 16, small = prmt(table.low[0], table.low[1], four),
-                     large = prmt(table.high[0], table.high[1], four);
+      // Byte n of `up` has the sign of code 2 n on top, byte n of `low` that of code 2 n + 1.
+      const uint32_t four = i == 0 ? select : select >> 16, signs = prmt(up, low, i == 0 ? 0xD9C8 : 0xFBEA),
+                     small = prmt(table.low[0], table.low[1], four),
+                     large = prmt(table.high[0], table.high[1], four) ^ (signs & 0x80808080u);
       h[2 * i] = prmt(small, large, 0x5140);
       h[2 * i + 1] = prmt(small, large, 0x7362);
     }
-    // Byte i of `up` has the sign of code 2 i on top, byte i of `low` that of code 2 i + 1.
-    h[0] ^= prmt(up, low, 0xC080) & 0x80008000u;
-    h[1] ^= prmt(up, low, 0xD090) & 0x80008000u;
-    h[2] ^= prmt(up, low, 0xE0A0) & 0x80008000u;
-    h[3] ^= prmt(up, low, 0xF0B0) & 0x80008000u;
   }
 };
 

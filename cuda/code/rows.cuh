@@ -135,18 +135,16 @@ __device__ __forceinline__ int level_index(const format::LevelTable& table, int 
   return first;
 }
 
-// y: sanitised, centred, padded; destroyed.
+// y: rotated, destroyed. there, exponent: from rotate_warp.
 template <int kStored>
-__device__ __forceinline__ void encode_levels(float (&y)[kStored / 32], const DeviceSide& side,
-                                              const uint32_t (&signs)[kStored / 32], const RowTarget& to,
-                                              int lane) {
+__device__ __forceinline__ void encode_levels(float (&y)[kStored / 32], bool there, int exponent,
+                                              const DeviceSide& side, const RowTarget& to, int lane) {
   constexpr int kRegs = kStored / 32;
   const format::LevelTable& table = side.rows->levels;
   const format::SideLayout& layout = side.layout;
   uint8_t codes[kRegs] = {};
   uint16_t scale = 0;
-  int exponent;
-  if (rotate_warp<kStored>(y, signs, lane, &exponent)) {
+  if (there) {
     const float n2 = square_of<kStored>(y), u = mul_rn(sqrt_rn(n2), __ldg(&table.unit));
     float level[kRegs], products[kRegs];
 #pragma unroll
@@ -165,26 +163,7 @@ __device__ __forceinline__ void encode_levels(float (&y)[kStored / 32], const De
   if (lane == 0) to.scales[0] = scale;
 }
 
-// ---- Scalar codes of few bits ----
-
-// y: sanitised, centred, padded; destroyed. zones: zones_apart(book).
-template <int kStored>
-__device__ __forceinline__ void encode_scalar(float (&y)[kStored / 32], const DeviceSide& side,
-                                              const uint32_t (&signs)[kStored / 32], bool zones,
-                                              const RowTarget& to, int lane) {
-  constexpr int kRegs = kStored / 32;
-  const format::SideLayout& layout = side.layout;
-  uint8_t codes[kRegs] = {};
-  uint16_t scale = 0;
-  int exponent;
-  if (rotate_warp<kStored>(y, signs, lane, &exponent))
-    scale = fit_warp<kStored, kMostRowBits>(y, side.book, side.rule, side.search != 0, layout.dim, zones,
-                                            exponent, lane, codes);
-  store_row<kRegs>(codes, layout.bits, layout.row_words(), to.row, lane);
-  if (lane == 0) to.scales[0] = scale;
-}
-
-// ---- Prod ----
+// ---- Scalar codes of few bits, and prod ----
 
 // Half of an orthogonal sketch (format::apply_sketch).
 template <int kStored>
@@ -213,9 +192,10 @@ __device__ __forceinline__ void turn_back_warp(float (&y)[kStored / 32], const u
 template <int kStored, bool kTransposed>
 __device__ __forceinline__ void dense_warp(const float* matrix, float (&y)[kStored / 32], int lane) {
   constexpr int kRegs = kStored / 32;
-  float out[kRegs];
-#pragma unroll
+  float out[kRegs] = {};
+#pragma unroll 1
   for (int q = 0; q < kRegs; q++) {
+    float mine = 0;
 #pragma unroll 1
     for (int i = 0; i < 32; i++) {
       const int row = 32 * q + i;
@@ -227,8 +207,10 @@ __device__ __forceinline__ void dense_warp(const float* matrix, float (&y)[kStor
             mul_rn(__ldg(matrix + (kTransposed ? column * kStored + row : row * kStored + column)), y[r]);
       }
       const float sum = tree_of<kStored>(products);
-      if (lane == i) out[q] = sum;
+      if (lane == i) mine = sum;
     }
+#pragma unroll
+    for (int r = 0; r < kRegs; r++) out[r] = r == q ? mine : out[r];
   }
 #pragma unroll
   for (int r = 0; r < kRegs; r++) y[r] = out[r];
@@ -255,24 +237,29 @@ __device__ __forceinline__ void unsketch_warp(const DeviceSide& side, int head, 
   for (int i = 1; i >= 0; i--) turn_back_warp<kStored>(y, signs + i * side.sign_stride, lane);
 }
 
-// y: sanitised, centred, padded; destroyed. zones: zones_apart(book).
+// Scalar codes, of a prod side those of one bit less, its residual's norm and signs behind them. y: rotated,
+// destroyed. there, exponent: from rotate_warp. zones: zones_apart(book).
 template <int kStored>
-__device__ __forceinline__ void encode_prod(float (&y)[kStored / 32], const DeviceSide& side, int head,
-                                            const uint32_t (&signs)[kStored / 32], bool zones,
-                                            const RowTarget& to, int lane) {
+__device__ __forceinline__ void encode_scalar_row(float (&y)[kStored / 32], bool there, int exponent,
+                                                  const DeviceSide& side, int head, bool zones,
+                                                  const RowTarget& to, int lane) {
   constexpr int kRegs = kStored / 32;
   const format::SideLayout& layout = side.layout;
-  const int bits = layout.bits - 1;
+  const bool prod = layout.family == format::CodeFamily::kProd;
+  const int bits = layout.bits - prod;
   uint8_t codes[kRegs] = {};
   uint16_t scale = 0, norm = 0;
-  int exponent;
-  const bool there = rotate_warp<kStored>(y, signs, lane, &exponent);
   if (there) {
     float kept[kRegs];
 #pragma unroll
     for (int r = 0; r < kRegs; r++) kept[r] = y[r];
     scale = fit_warp<kStored, kMostRowBits>(kept, side.book, side.rule, side.search != 0, layout.dim, zones,
                                             exponent, lane, codes);
+  }
+  store_row<kRegs>(codes, bits, kRegs * bits, to.row, lane);
+  if (lane == 0) to.scales[0] = scale;
+  if (!prod) return;
+  if (there) {
     const float norm_rot = format::hadamard_norm(format::log2_block(kStored)),
                 t = mul_rn(format::float_from_bf16(scale), format::exp2_int(-exponent));
 #pragma unroll
@@ -281,13 +268,12 @@ __device__ __forceinline__ void encode_prod(float (&y)[kStored / 32], const Devi
     norm = format::bf16_from_float(mul_rn(sqrt_rn(square_of<kStored>(y)), format::exp2_int(exponent)));
     sketch_warp<kStored>(side, head, y, lane);
   }
-  store_row<kRegs>(codes, bits, kRegs * bits, to.row, lane);
 #pragma unroll
   for (int r = 0; r < kRegs; r++) {
     const unsigned minus = __ballot_sync(kFullWarp, there && y[r] < 0);
     if (lane == 0) to.row[kRegs * bits + r] = minus;
   }
-  if (lane == 0) to.scales[0] = scale, to.scales[1] = norm;
+  if (lane == 0) to.scales[1] = norm;
 }
 
 // ---- Decoding ----

@@ -3,10 +3,9 @@
 // same bits as format::fit_scalar. Each float operation is the scalar one on the same operands.
 //
 // - Sums of squared levels are integers below 2^24 in a lane: exact in float, then added as integers.
-// - 2-4 bits: thresholds are compared one after the other and each adds its level's rise: a compare and a
-//   multiply-add run on different pipes, where compare and select would share one. 5-6 bits: lane j holds
-//   threshold j and a binary search reads it by shuffle; thresholds do not decrease, so both find the count
-//   that the scalar loop finds.
+// - Lane j holds level j and threshold j, and a binary search reads them by shuffle; thresholds do not
+//   decrease, so that it finds the count that the scalar loop finds. One piece of code for 1 to 6 bits:
+//   compiled for each width it took most of the compile time of append.
 // - All steps of the search run side by side, so that their tree sums overlap.
 #pragma once
 #include "cuda/code/dispatch.cuh"
@@ -15,58 +14,43 @@
 
 namespace tq::cuda::code {
 
-// Tries all steps at the given width and leaves the codes of the best in `codes`.
-template <int kStored, int kBits, int kSteps>
+// Tries kSteps steps at 1 to 6 bits and leaves the codes of the best in `codes`.
+template <int kStored, int kSteps>
 __device__ __forceinline__ format::QuantiseResult fit_steps(const format::Codebook& book,
                                                             const float (&y)[kStored / 32], float base,
                                                             int lane, uint8_t (&codes)[kStored / 32]) {
-  constexpr int kRegs = kStored / 32, kCount = 1 << (kBits - 1);
-  constexpr bool kTable = kBits >= 5;
-  // without a table: level[j] is the rise from level j-1 to j
-  float level[kTable ? 1 : kCount], threshold[kTable ? 1 : kCount];
-  if constexpr (kTable) {
-    const int j = lane & (kCount - 1);
-    level[0] = book.level(j);
-    threshold[0] = j > 0 ? book.threshold(j) : 0.0f;
-  } else {
+  constexpr int kRegs = kStored / 32;
+  // Magnitudes of the books that come here: steps of a fine search are those of 5 and 6 bits.
+  constexpr bool kFine = kSteps == format::kNumFineSteps;
+  constexpr int kLeast = kFine ? 16 : 1, kMost = kFine || kSteps == 1 ? format::kMaxMagnitudes : 8;
+  const int count = book.count(), mine = lane & (count - 1);
+  const float level = book.level(mine), threshold = mine > 0 ? book.threshold(mine) : 0.0f;
+  // Indices of the magnitudes |y| at a step, whose scaled thresholds the lanes hold.
+  const auto find = [&](float scaled, int(&index)[kRegs]) {
 #pragma unroll
-    for (int j = 0; j < kCount; j++) {
-      level[j] = j > 0 ? format::sub_rn(book.level(j), book.level(j - 1)) : book.level(0);
-      threshold[j] = j > 0 ? book.threshold(j) : 0.0f;
+    for (int r = 0; r < kRegs; r++) index[r] = 0;
+#pragma unroll
+    for (int half = kMost / 2; half >= 1; half /= 2) {
+      if (half >= kLeast && half >= count) continue;
+#pragma unroll
+      for (int r = 0; r < kRegs; r++)
+        if (abs_float(y[r]) >= __shfl_sync(kFullWarp, scaled, index[r] + half)) index[r] += half;
     }
-  }
-  // Index of the magnitude and its level for |y| = a at step u.
-  const auto find_table = [&](float a, float scaled, float* found) {
-    int j = 0;
-#pragma unroll
-    for (int half = kCount / 2; half >= 1; half /= 2)
-      if (a >= __shfl_sync(kFullWarp, scaled, j + half)) j += half;
-    *found = __shfl_sync(kFullWarp, level[0], j);
-    return j;
   };
 
   float dot[kSteps], qq[kSteps], u[kSteps];
 #pragma unroll
   for (int s = 0; s < kSteps; s++) {
-    u[s] = mul_rn(base, format::step(kBits, kSteps, s));
+    u[s] = mul_rn(base, format::step(kSteps == format::kNumFineSteps ? 6 : 4, kSteps, s));
+    int index[kRegs];
+    find(mul_rn(threshold, u[s]), index);
     float products[kRegs];
     float squares = 0;
-    const float scaled = mul_rn(threshold[0], u[s]);
 #pragma unroll
     for (int r = 0; r < kRegs; r++) {
-      const float a = abs_float(y[r]);
-      float found = level[0];
-      if constexpr (kTable) {
-        find_table(a, scaled, &found);
-      } else {
-#pragma unroll
-        // exact
-        for (int j = 1; j < kCount; j++)
-          found = __fmaf_rn(a >= mul_rn(threshold[j], u[s]) ? 1.0f : 0.0f, level[j], found);
-      }
-      const float twice = found + found;
+      const float found = __shfl_sync(kFullWarp, level, index[r]), twice = found + found;
       squares = __fmaf_rn(twice, twice, squares);  // exact: integers below 2^24
-      products[r] = mul_rn(a, found);
+      products[r] = mul_rn(abs_float(y[r]), found);
     }
     dot[s] = lane_tree<kStored>(products);
     qq[s] = squares;
@@ -92,20 +76,10 @@ __device__ __forceinline__ format::QuantiseResult fit_steps(const format::Codebo
   const format::QuantiseResult best = {__shfl_sync(kFullWarp, my_dot, best_step),
                                        __shfl_sync(kFullWarp, my_qq, best_step)};
   const float best_u = __shfl_sync(kFullWarp, my_u, best_step);
-  const float scaled = mul_rn(threshold[0], best_u);
+  int index[kRegs];
+  find(mul_rn(threshold, best_u), index);
 #pragma unroll
-  for (int r = 0; r < kRegs; r++) {
-    const float a = abs_float(y[r]);
-    int j = 0;
-    if constexpr (kTable) {
-      float unused;
-      j = find_table(a, scaled, &unused);
-    } else {
-#pragma unroll
-      for (int t = 1; t < kCount; t++) j += a >= mul_rn(threshold[t], best_u) ? 1 : 0;
-    }
-    codes[r] = static_cast<uint8_t>(j | (y[r] < 0 ? kCount : 0));
-  }
+  for (int r = 0; r < kRegs; r++) codes[r] = static_cast<uint8_t>(index[r] | (y[r] < 0 ? count : 0));
   return best;
 }
 
@@ -178,15 +152,6 @@ __device__ __forceinline__ format::QuantiseResult fit_zones(const format::Codebo
   return best;
 }
 
-template <int kStored, int kBits>
-__device__ __forceinline__ format::QuantiseResult fit_width(const format::Codebook& book, bool all_steps,
-                                                            const float (&y)[kStored / 32], float base,
-                                                            int lane, uint8_t (&codes)[kStored / 32]) {
-  constexpr int kAll = kBits <= 4 ? format::kNumSteps : format::kNumFineSteps;
-  if (all_steps) return fit_steps<kStored, kBits, kAll>(book, y, base, lane, codes);
-  return fit_steps<kStored, kBits, 1>(book, y, base, lane, codes);
-}
-
 template <int kStored>
 __device__ __forceinline__ format::QuantiseResult fit_8(const float (&y)[kStored / 32], float max_y,
                                                         uint8_t (&codes)[kStored / 32]) {
@@ -216,27 +181,22 @@ __device__ __forceinline__ format::ScalarFit fit_scalar_warp(const format::Codeb
                                                              float rms, int lane,
                                                              uint8_t (&codes)[kStored / 32]) {
   format::ScalarFit fit = {{0.0f, 1.0f}, mul_rn(rms, book.unit)};
-  if (kMostBits < 8 && book.bits == 1) {  // one magnitude: no step changes a code
-    fit.kept = fit_steps<kStored, 1, 1>(book, y, fit.paper, lane, codes);
-    return fit;
-  }
-  if (all_steps && zones) {
-    fit.kept = fit_zones<kStored>(book, y, fit.paper, lane, codes);
-    return fit;
-  }
-  with_code(format::scalar_code(book.bits), [&](auto code) {
-    constexpr int kBits = decltype(code)::kBits;
-    if constexpr (kBits == 8 && kMostBits == 8) {
-      float max_y = 0;
+  if (kMostBits == 8 && book.bits == 8) {
+    float max_y = 0;
 #pragma unroll
-      for (int r = 0; r < kStored / 32; r++) max_y = fmaxf(max_y, abs_float(y[r]));
-      max_y = all_max(max_y);
-      fit.kept = fit_8<kStored>(y, max_y, codes);
-      fit.paper = div_rn(max_y, 127.0f);
-    } else if constexpr (kBits <= kMostBits) {
-      fit.kept = fit_width<kStored, kBits>(book, all_steps, y, fit.paper, lane, codes);
-    }
-  });
+    for (int r = 0; r < kStored / 32; r++) max_y = fmaxf(max_y, abs_float(y[r]));
+    max_y = all_max(max_y);
+    fit.kept = fit_8<kStored>(y, max_y, codes);
+    fit.paper = div_rn(max_y, 127.0f);
+  } else if (!all_steps || book.bits == 1) {  // one magnitude: no step changes a code
+    fit.kept = fit_steps<kStored, 1>(book, y, fit.paper, lane, codes);
+  } else if (zones) {
+    fit.kept = fit_zones<kStored>(book, y, fit.paper, lane, codes);
+  } else if (kMostBits <= 4 || book.bits <= 4) {
+    fit.kept = fit_steps<kStored, format::kNumSteps>(book, y, fit.paper, lane, codes);
+  } else if constexpr (kMostBits > 4) {
+    fit.kept = fit_steps<kStored, format::kNumFineSteps>(book, y, fit.paper, lane, codes);
+  }
   return fit;
 }
 

@@ -13,7 +13,8 @@ namespace tq::cuda::latent {
 constexpr int kLatent = 512, kRest = 64;  // coordinates; no other shape is compiled
 constexpr int kQuery = kLatent + kRest;   // halves of a prepared query: latent, rest
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kRowWarps = 2;  // of a CTA, where a row is a warp's: few rows then have many multiprocessors
+// Where a row is a CTA's: its warps, and the coordinates of the latent of each.
+constexpr int kRowWarps = 4, kQuarter = kLatent / kRowWarps;
 constexpr int kSlice = kLatent / kWarps;  // coordinates of the latent that a warp has
 constexpr int kFewRowsCtas = 2;           // of a multiprocessor, of kernels with 16 rows
 constexpr int kTileRows = 16;             // of a matrix instruction
@@ -23,6 +24,11 @@ struct alignas(16) QueryHead {
   float factor, constant;
   int32_t finite, reserved;
 };
+// Where the kernel that ends a row finds it: its place among the states of all slots, in its first one, and
+// how many slots it has, block rows apart.
+struct RowSlots {
+  int32_t first, pieces;
+};
 // A row over some tokens: the softmax's state, and what its sum of latents is relative to. Both maxima, of
 // logits and of logits + log2(scale), are kept: weights as halves then lie in 0 .. 1 whatever the scales are.
 struct alignas(16) SlotState {
@@ -30,19 +36,21 @@ struct alignas(16) SlotState {
 };
 
 constexpr int kMostDepth = 4;
-// Rows of a block, in tiles of 16: those of 64 leave room for tiles of narrow codes alone. row_bytes: of a
-// token's latent.
-constexpr int block_tiles(int q_per_kv, int row_bytes) {
-  return q_per_kv <= 16 ? 1 : q_per_kv <= 32 || row_bytes > 256 ? 2 : 4;
+// Rows of a block, in tiles of 16: those of 64 leave room for tiles of narrow codes alone. rows: of a
+// sequence and kv head; row_bytes: of a token's latent. A row's bits do not depend on its block.
+constexpr int block_tiles(int64_t rows, int row_bytes) {
+  return rows <= 16 ? 1 : rows <= 32 || row_bytes > 256 ? 2 : 4;
 }
-// Tokens of a split: long ones for many rows, whose states cost as much as codes.
-TQ_HD constexpr int split_tokens(int tiles) { return tiles == 1 ? 512 : 2048; }
+// Tokens of a split: long ones for many rows, whose states cost as much as codes. A rule in which the layer
+// alone counts, so that what else is planned does not.
+constexpr int split_tokens(int q_per_kv) { return q_per_kv <= 32 ? 512 : q_per_kv <= 64 ? 1024 : 2048; }
 
 struct Space {
-  QueryHead* heads;   // [rows]
-  uint16_t* queries;  // [rows][kQuery]
-  SlotState* states;  // [slots][block rows]
-  float* sums;        // [slots][block rows][kLatent]
+  QueryHead* heads;    // [rows]
+  RowSlots* slots_of;  // [rows]
+  uint16_t* queries;   // [rows][kQuery]
+  SlotState* states;   // [slots][block rows]
+  float* sums;         // [slots][block rows][kLatent]
   int32_t slots;
 
   // rows: query tokens x query heads. Returns the bytes.
@@ -54,6 +62,7 @@ struct Space {
       return here;
     };
     space->heads = reinterpret_cast<QueryHead*>(take(rows * static_cast<int64_t>(sizeof(QueryHead))));
+    space->slots_of = reinterpret_cast<RowSlots*>(take(rows * static_cast<int64_t>(sizeof(RowSlots))));
     space->queries = reinterpret_cast<uint16_t*>(take(rows * kQuery * 2));
     space->states =
         reinterpret_cast<SlotState*>(take(slots * block_rows * static_cast<int64_t>(sizeof(SlotState))));
@@ -67,7 +76,9 @@ struct LatentParams {
   RowParams row;
   const uint8_t* work;  // the plan's list (schedule/work_list.h): its entries of all sequences
   Space space;
-  int32_t depth;  // tiles of a CTA's ring in shared memory: 2 .. kMostDepth
+  int32_t split_tokens, block_rows;
+  bool in_operand_order;  // prepared queries: of the kernel for warpgroups (group_tile.cuh)
+  int32_t depth;          // tiles of a CTA's ring in shared memory: 2 .. kMostDepth; of the other kernel
 };
 
 }  // namespace tq::cuda::latent

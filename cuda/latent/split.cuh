@@ -145,10 +145,10 @@ __device__ __forceinline__ void run_block(const LatentParams& p, SplitShared<kTi
   }
   begin = __reduce_min_sync(~0u, begin);
   end = __reduce_max_sync(~0u, end);
-  constexpr int kSplit = split_tokens(kTiles);
+  const int tokens = p.split_tokens;
   for (int split = first_split; split < end_split; split++)
-    run_split<kWidth, kTiles>(p, shared, queries, s, kv_head, max(begin, split * kSplit),
-                              min(end, (split + 1) * kSplit), slot, split > first_split);
+    run_split<kWidth, kTiles>(p, shared, queries, s, kv_head, max(begin, split * tokens),
+                              min(end, (split + 1) * tokens), slot, split > first_split);
 }
 
 template <int kWidth, int kTiles>
@@ -160,25 +160,12 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? kFewRowsCtas : 1)
     code::fill_half_levels(p.row.layer.key.book, shared.rest_levels, threadIdx.x, kThreads);
   if (kWidth == 0)
     code::fill_half_levels(p.row.layer.value.book, shared.latent_levels, threadIdx.x, kThreads);
-  const Entries entries(p.work);
-  const Totals totals = totals_of<kTiles>(p, entries, lane);
-  const bool apart = totals.pairs <= p.space.slots;
-  const int items = apart ? static_cast<int>(totals.pairs) : totals.blocks;
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const auto units = [&](const SequenceWork& s) {
-      const Extent e = extent_of<kTiles>(p, s);
-      return apart ? e.blocks * e.splits : e.blocks;
-    };
-    const Found found = find_entry(entries, lane, units, [item](const SequenceWork&, int before, int own) {
-      return item >= before && item < before + own;
-    });
-    const SequenceWork& s = entries.first[found.entry];
-    const Extent e = extent_of<kTiles>(p, s);
-    const int own = item - found.before, block = apart ? own / e.splits : own,
-              split = apart ? own % e.splits : 0;
-    __syncthreads();  // the last item's rows are free
-    run_block<kWidth, kTiles>(p, shared, s, block, split, apart ? split + 1 : e.splits, item);
-  }
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
+  for_items<kTiles>(p, lane,
+                    [&](const SequenceWork& s, int block, int first_split, int end_split, int64_t slot) {
+                      run_block<kWidth, kTiles>(p, shared, s, block, first_split, end_split, slot);
+                    });
 }
 
 }  // namespace tq::cuda::latent

@@ -19,9 +19,10 @@ __device__ __forceinline__ CodeTables tables_at_hand(const CodeTables& tables, c
 // are loaded first where there are registers for them.
 template <class OfCode, int kStored, int kParts, class F>
 __device__ __forceinline__ void for_parts(const uint32_t* words, int first, const F& f) {
-  constexpr int kTogether = kParts * OfCode::kWords <= 16 ? kParts : 1;
+  constexpr bool kOften = kStored <= 128;  // beyond it the warps of rows need the registers
+  constexpr int kTogether = kOften && kParts * OfCode::kWords <= 16 ? kParts : 1;
   static_assert(kParts % kTogether == 0, "whole batches");
-#pragma unroll
+#pragma unroll kOften ? kParts : 1
   for (int batch = 0; batch < kParts; batch += kTogether) {
     uint32_t w[kTogether][OfCode::kWords];
 #pragma unroll

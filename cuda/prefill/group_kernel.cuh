@@ -106,22 +106,28 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     }
   }
 
-  // What a step's softmax needs beside its scores, loaded while they are multiplied.
+  // What a step's softmax needs beside its scores, loaded while they are multiplied: the key scales too where
+  // there are registers for them.
+  static constexpr bool kEarlyScales = kStored <= 128;
   struct StepNumbers {
-    float4 key[kTiles][2];  // scales
+    float4 key[kEarlyScales ? kTiles : 1][2];
     bool special;
   };
   __device__ __forceinline__ const GroupScales& step_scales() const {
     return reinterpret_cast<const GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots];
   }
+  // Of the eight tokens that are a lane's in a tile, four by four.
+  __device__ __forceinline__ float4 lane_scales(const float* scales, int tile, int pair) const {
+    return reinterpret_cast<const float4*>(scales + 32 * tile + 8 * (lane & 3))[pair];
+  }
   __device__ __forceinline__ void prepare_step(StepNumbers& numbers, int token) {
     const GroupScales& scales = step_scales();
+    if constexpr (kEarlyScales) {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
+      for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-      for (int pair = 0; pair < 2; pair++)
-        numbers.key[tile][pair] =
-            reinterpret_cast<const float4*>(scales.key + 32 * tile + 8 * (lane & 3))[pair];
+        for (int pair = 0; pair < 2; pair++) numbers.key[tile][pair] = lane_scales(scales.key, tile, pair);
+    }
     int exponent = scales.exponent[0];
 #pragma unroll
     for (int tile = 1; tile < kTiles; tile++) exponent = max(exponent, scales.exponent[tile]);
@@ -133,7 +139,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
-        const float4 s = numbers.key[tile][pair];
+        const float4 s = kEarlyScales ? numbers.key[tile][pair] : lane_scales(step_scales().key, tile, pair);
 #pragma unroll
         for (int h = 0; h < 4; h += 2) {
           x[tile][2 * pair][h] *= s.x, x[tile][2 * pair][h + 1] *= s.y;
@@ -148,7 +154,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
-        const float4 s = reinterpret_cast<const float4*>(scales + 32 * tile + 8 * (lane & 3))[pair];
+        const float4 s = lane_scales(scales, tile, pair);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           const float(&first)[4] = x[tile][2 * pair], (&second)[4] = x[tile][2 * pair + 1];

@@ -81,14 +81,6 @@ const Compiled* find_compiled(const format::TileLayout& tile) {
   return nullptr;
 }
 
-// Whether the current device runs what is compiled for sm_90a.
-bool has_warpgroups() {
-  int device = 0;
-  check_cuda(runtime().get_device(&device), "attend: cudaGetDevice");
-  return TQ_WARPGROUPS && device_attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 &&
-         device_attribute(cudaDevAttrComputeCapabilityMinor, device) == 0;
-}
-
 constexpr int kPrefillStages[] = {4, 3, 2};  // tried in this order until the shared memory fits
 static_assert(kPrefillStages[0] <= kMaxPrefillStages, "barriers");
 

@@ -13,6 +13,13 @@ __device__ __forceinline__ uint32_t prmt(uint32_t low, uint32_t high, uint32_t s
   return r;
 }
 
+// sum + the products of four signed bytes.
+__device__ __forceinline__ int dot_four(uint32_t a, uint32_t b, int sum) {
+  int r;
+  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
+  return r;
+}
+
 // Orders this thread's shared-memory accesses. __threadfence_block is the sequentially consistent form, which
 // also waits for global accesses.
 __device__ __forceinline__ void fence_block() { asm volatile("fence.acq_rel.cta;" ::: "memory"); }

@@ -54,6 +54,34 @@ __device__ __forceinline__ void load_matrices_transposed(const void* row, uint32
                : "r"(shared_address(row))
                : "memory");
 }
+// Stores four 8 x 8 matrices of 16-bit numbers, the inverse of load_matrices. Compute capability 9.0.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+#else  // nobody calls it
+__device__ __forceinline__ void store_matrices(void*, const uint32_t (&)[4]) {}
+#endif
+// Stores 8 x 8 matrices transposed, two or four: register m of lane 4 g + t holds rows 2t 2t+1 of column g of
+// what is stored; lane 8 m + r gives the address of row r of matrix m. Compute capability 9.0.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void store_matrices_transposed(void* row, const uint32_t (&r)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(shared_address(row)),
+               "r"(r[0]), "r"(r[1])
+               : "memory");
+}
+__device__ __forceinline__ void store_matrices_transposed(void* row, const uint32_t (&r)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+}
+#else  // nobody calls them
+__device__ __forceinline__ void store_matrices_transposed(void*, const uint32_t (&)[2]) {}
+__device__ __forceinline__ void store_matrices_transposed(void*, const uint32_t (&)[4]) {}
+#endif
 // Both halves of a less those of b.
 __device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   uint32_t r;

@@ -54,6 +54,11 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[kBlocks][4]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(d[n][i])::"memory");
 }
+// The same for first operands in registers: those of all but the last kPending groups are free.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait_operands() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
 // What this thread stored to shared memory by ordinary stores is there for products and bulk copies that are
 // started after a barrier.
 __device__ __forceinline__ void publish_to_products() {
@@ -70,6 +75,10 @@ __device__ __forceinline__ void take_registers() {
 }
 
 #define TQ_SUMS_OF(how, n) how(d[n][0]), how(d[n][1]), how(d[n][2]), how(d[n][3])
+#define TQ_SUMS_16(how) TQ_SUMS_OF(how, 0), TQ_SUMS_OF(how, 1)
+#define TQ_REGISTERS_16 "{%0, %1, %2, %3, %4, %5, %6, %7}"
+#define TQ_SUMS_32(how) TQ_SUMS_OF(how, 0), TQ_SUMS_OF(how, 1), TQ_SUMS_OF(how, 2), TQ_SUMS_OF(how, 3)
+#define TQ_REGISTERS_32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define TQ_SUMS_64(how)                                                                               \
   TQ_SUMS_OF(how, 0), TQ_SUMS_OF(how, 1), TQ_SUMS_OF(how, 2), TQ_SUMS_OF(how, 3), TQ_SUMS_OF(how, 4), \
       TQ_SUMS_OF(how, 5), TQ_SUMS_OF(how, 6), TQ_SUMS_OF(how, 7)
@@ -95,13 +104,13 @@ __device__ __forceinline__ void take_registers() {
   "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "  \
   "%56, %57, %58, %59, %60, %61, %62, %63}"
 // add: 1 adds to the sums, 0 starts them; how: "+f" or "=&f", likewise.
-#define TQ_WGMMA_SHARED(n, add, how, a_at, b_at)                                          \
+#define TQ_WGMMA_SHARED(n, add, how, a_at, b_at, t_at)                                    \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, " add                                      \
                ", 0; "                                                                    \
                "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 " TQ_REGISTERS_##n \
-               ", " a_at ", " b_at ", p, 1, 1, 0, 0; }"                                   \
+               ", " a_at ", " b_at ", p, 1, 1, " t_at ", 0; }"                            \
                : TQ_SUMS_##n(how)                                                         \
-               : "l"(a), "l"(b))
+               : "l"(a), "l"(b), "n"(static_cast<int>(kTurned)))
 #define TQ_WGMMA_REGISTERS(n, add, how, a_at, b_at)                                       \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, " add                                      \
                ", 0; "                                                                    \
@@ -110,24 +119,35 @@ __device__ __forceinline__ void take_registers() {
                : TQ_SUMS_##n(how)                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-// d = a b, or d + a b. a, b: descriptors, moved on by >> 4 of bytes.
-template <int kColumns, bool kAdd>
+// d = a b, or d + a b. a, b: descriptors, moved on by >> 4 of bytes. kTurned: a's matrix has the depth down
+// its rows and the 64 rows of the product along each: the next 16 of the depth are 2,048 bytes on.
+template <int kColumns, bool kAdd, bool kTurned = false>
 __device__ __forceinline__ void wgmma_shared(float (&d)[kColumns / 8][4], uint64_t a, uint64_t b) {
-  if constexpr (kColumns == 64) {
+  if constexpr (kColumns == 16) {
     if constexpr (kAdd)
-      TQ_WGMMA_SHARED(64, "1", "+f", "%32", "%33");
+      TQ_WGMMA_SHARED(16, "1", "+f", "%8", "%9", "%10");
     else
-      TQ_WGMMA_SHARED(64, "0", "=&f", "%32", "%33");
+      TQ_WGMMA_SHARED(16, "0", "=&f", "%8", "%9", "%10");
+  } else if constexpr (kColumns == 32) {
+    if constexpr (kAdd)
+      TQ_WGMMA_SHARED(32, "1", "+f", "%16", "%17", "%18");
+    else
+      TQ_WGMMA_SHARED(32, "0", "=&f", "%16", "%17", "%18");
+  } else if constexpr (kColumns == 64) {
+    if constexpr (kAdd)
+      TQ_WGMMA_SHARED(64, "1", "+f", "%32", "%33", "%34");
+    else
+      TQ_WGMMA_SHARED(64, "0", "=&f", "%32", "%33", "%34");
   } else if constexpr (kColumns == 96) {
     if constexpr (kAdd)
-      TQ_WGMMA_SHARED(96, "1", "+f", "%48", "%49");
+      TQ_WGMMA_SHARED(96, "1", "+f", "%48", "%49", "%50");
     else
-      TQ_WGMMA_SHARED(96, "0", "=&f", "%48", "%49");
+      TQ_WGMMA_SHARED(96, "0", "=&f", "%48", "%49", "%50");
   } else if constexpr (kColumns == 128) {
     if constexpr (kAdd)
-      TQ_WGMMA_SHARED(128, "1", "+f", "%64", "%65");
+      TQ_WGMMA_SHARED(128, "1", "+f", "%64", "%65", "%66");
     else
-      TQ_WGMMA_SHARED(128, "0", "=&f", "%64", "%65");
+      TQ_WGMMA_SHARED(128, "0", "=&f", "%64", "%65", "%66");
   } else {
     static_assert(kColumns == 64, "no such product");
   }
@@ -135,7 +155,17 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[kColumns / 8][4], uint64
 template <int kColumns, bool kAdd>
 __device__ __forceinline__ void wgmma_registers(float (&d)[kColumns / 8][4], const uint32_t (&a)[4],
                                                 uint64_t b) {
-  if constexpr (kColumns == 64) {
+  if constexpr (kColumns == 16) {
+    if constexpr (kAdd)
+      TQ_WGMMA_REGISTERS(16, "1", "+f", "{%8, %9, %10, %11}", "%12");
+    else
+      TQ_WGMMA_REGISTERS(16, "0", "=&f", "{%8, %9, %10, %11}", "%12");
+  } else if constexpr (kColumns == 32) {
+    if constexpr (kAdd)
+      TQ_WGMMA_REGISTERS(32, "1", "+f", "{%16, %17, %18, %19}", "%20");
+    else
+      TQ_WGMMA_REGISTERS(32, "0", "=&f", "{%16, %17, %18, %19}", "%20");
+  } else if constexpr (kColumns == 64) {
     if constexpr (kAdd)
       TQ_WGMMA_REGISTERS(64, "1", "+f", "{%32, %33, %34, %35}", "%36");
     else
@@ -162,12 +192,14 @@ __device__ __forceinline__ void wgmma_begin() {}
 __device__ __forceinline__ void wgmma_commit() {}
 template <int kPending, int kBlocks>
 __device__ __forceinline__ void wgmma_wait(float (&)[kBlocks][4]) {}
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait_operands() {}
 __device__ __forceinline__ void publish_to_products() {}
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {}
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {}
-template <int kColumns, bool kAdd>
+template <int kColumns, bool kAdd, bool kTurned = false>
 __device__ __forceinline__ void wgmma_shared(float (&)[kColumns / 8][4], uint64_t, uint64_t) {}
 template <int kColumns, bool kAdd>
 __device__ __forceinline__ void wgmma_registers(float (&)[kColumns / 8][4], const uint32_t (&)[4], uint64_t) {

@@ -29,14 +29,24 @@ __device__ __forceinline__ RowPlace row_place(const RowParams& p, const Sequence
 
 constexpr int kPlaceBytes = 64;  // every tile starts at a multiple
 
-// Where a tile of a sequence lies, in kPlaceBytes from the first page.
-__device__ __forceinline__ uint32_t tile_place(const RowParams& p, int page_row, int kv_head, int tile) {
+// Which page a tile of a sequence is in, as the page table has it, and which of its tiles it is.
+struct TilePage {
+  uint32_t id;
+  int tile;
+};
+__device__ __forceinline__ TilePage tile_page(const RowParams& p, int page_row, int tile) {
   const int page = p.numbers.page_shift >= 0 ? tile >> p.numbers.page_shift : tile / p.layer.tiles_per_page;
-  const uint32_t id = min(static_cast<uint32_t>(__ldg(p.page_table + page_row * p.page_table_stride + page)),
-                          p.layer.last_page);
+  return TilePage{static_cast<uint32_t>(__ldg(p.page_table + page_row * p.page_table_stride + page)),
+                  tile - page * p.layer.tiles_per_page};
+}
+// Where a tile lies, in kPlaceBytes from the first page.
+__device__ __forceinline__ uint32_t place_in_page(const RowParams& p, const TilePage& at, int kv_head) {
   return static_cast<uint32_t>(
-      static_cast<uint64_t>(tile_offset(p.layer, id, kv_head, tile - page * p.layer.tiles_per_page)) /
+      static_cast<uint64_t>(tile_offset(p.layer, min(at.id, p.layer.last_page), kv_head, at.tile)) /
       kPlaceBytes);
+}
+__device__ __forceinline__ uint32_t tile_place(const RowParams& p, int page_row, int kv_head, int tile) {
+  return place_in_page(p, tile_page(p, page_row, tile), kv_head);
 }
 
 // Where the exact copy of a token of a sequence is.

@@ -24,21 +24,30 @@ struct QuerySize {
   int exponent;   // of a power of two near it, within what exp2_int takes both ways
   bool finite;
 };
+// Bits of the largest magnitude among a lane's coordinates.
+template <int kPieces>
+__device__ __forceinline__ uint32_t largest_bits(const float (&x)[kPieces]) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) bits = max(bits, __float_as_uint(x[i]) & 0x7FFFFFFFu);
+  return bits;
+}
+// bits: of the largest of the row.
+__device__ __forceinline__ QuerySize size_of_query(uint32_t bits) {
+  const bool finite = bits < 0x7F800000u;
+  if (!finite) bits = 0;
+  return QuerySize{__uint_as_float(bits), min(max(static_cast<int>(bits >> 23) - 127, -120), 120), finite};
+}
 // A row that holds NaN or infinity becomes zeros, so that nothing of it reaches the rows beside it in the
 // matrix unit. Its end writes NaN (write.cuh).
 template <int kPieces>
 __device__ __forceinline__ QuerySize admit_query(float (&x)[kPieces]) {
-  uint32_t bits = 0;
-#pragma unroll
-  for (int i = 0; i < kPieces; i++) bits = max(bits, __float_as_uint(x[i]) & 0x7FFFFFFFu);
-  bits = all_max(bits);
-  const bool finite = bits < 0x7F800000u;
-  if (!finite) {
-    bits = 0;
+  const QuerySize size = size_of_query(all_max(largest_bits(x)));
+  if (!size.finite) {
 #pragma unroll
     for (int i = 0; i < kPieces; i++) x[i] = 0.0f;
   }
-  return QuerySize{__uint_as_float(bits), min(max(static_cast<int>(bits >> 23) - 127, -120), 120), finite};
+  return size;
 }
 
 struct CodedQuery {

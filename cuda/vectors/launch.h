@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the kernels of vectors on their own, one a function; num_units: multiprocessors of the device. All
-// throw tq::Error if a launch fails, and start nothing for a count of 0.
+// Starts the kernels of vectors on their own, one a function. All throw tq::Error if a launch fails, and
+// start nothing for a count of 0.
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -9,7 +9,7 @@
 namespace tq::cuda::vectors {
 
 struct LaunchPlace {
-  int num_units;
+  int num_units, most_shared;  // multiprocessors, bytes of shared memory that a CTA may have
   cudaStream_t stream;
 };
 
@@ -24,6 +24,9 @@ void launch_decode(const GroupParams& groups, const uint8_t* records, int64_t co
                    const LaunchPlace& place);
 void launch_rotate(const PartParams& part, const void* x, int64_t count, float* y, int64_t row,
                    int64_t offset, const LaunchPlace& place);
+// row_rotation.cuh: the same where vectors and addresses allow it; false: they do not.
+bool rotate_rows(const PartParams& part, const void* x, int64_t count, float* y, int64_t row, bool back,
+                 const LaunchPlace& place);
 void launch_unrotate(const PartParams& part, const float* y, int64_t count, void* x, int64_t row,
                      int64_t offset, const LaunchPlace& place);
 
@@ -49,6 +52,9 @@ void launch_products(const PartParams* parts, int num_parts, const int64_t* at, 
 void launch_products(const GroupParams& groups, const QueryPlanes& planes, const RecordRange& range,
                      const ProductRows& target, const LaunchPlace& place);
 
+// tile_products.cuh, of quantizers of one scalar part: whether the device has them.
+bool has_tiles(const PartParams* parts, int num_parts, const LaunchPlace& place);
+
 // select.cuh. Scores [rows][stride] of records first .. first + count - 1 with their biases; the k best so
 // far stand in front of best, and stay there: in `best` or, where that is told, in `other`.
 struct BestPlaces {
@@ -63,6 +69,17 @@ void launch_clear(const BestPlaces& best, int64_t rows, int64_t k, const LaunchP
 void launch_select(const ProductRows& scores, const float* bias, const int32_t* finite, int64_t first,
                    int64_t count, int64_t k, const BestPlaces& best, const BestPlaces& other,
                    const LaunchPlace& place);
+// The k best of each list of so many -> the other's.
+void launch_merge(const BestPlaces& best, const BestPlaces& other, int64_t rows, int64_t listed, int64_t k,
+                  const LaunchPlace& place);
+// best_blocks.cuh. The same in one step, where a list has room for the k best and as many blocks, and no
+// score is kept; blocks: memory for best_blocks_bytes.
+int64_t block_list_stride(int64_t k);
+int64_t best_blocks_bytes(int64_t rows, int64_t records, int64_t k);
+void launch_best_blocks(const PartParams& part, int64_t at, const QueryPlanes& planes,
+                        const RecordRange& range, const float* bias, int64_t first, int64_t rows, int64_t k,
+                        void* blocks, const BestPlaces& best, const BestPlaces& other,
+                        const LaunchPlace& place);
 // The first k of each list, best first -> scores, ids [rows][k].
 void launch_sort(const BestPlaces& best, int64_t rows, int64_t k, float* scores, int64_t* ids,
                  const LaunchPlace& place);

@@ -25,6 +25,7 @@ void launch_decode(const GroupParams& groups, const uint8_t* records, int64_t co
 
 void launch_rotate(const PartParams& part, const void* x, int64_t count, float* y, int64_t row,
                    int64_t offset, const LaunchPlace& place) {
+  if (rotate_rows(part, x, count, y, row, false, place)) return;
   with_kernel(part, [&](auto odd, auto dense) {
     constexpr int kOdd = decltype(odd)::value;
     constexpr bool kDense = decltype(dense)::value;
@@ -35,6 +36,7 @@ void launch_rotate(const PartParams& part, const void* x, int64_t count, float* 
 
 void launch_unrotate(const PartParams& part, const float* y, int64_t count, void* x, int64_t row,
                      int64_t offset, const LaunchPlace& place) {
+  if (rotate_rows(part, x, count, const_cast<float*>(y), row, true, place)) return;
   with_kernel(part, [&](auto odd, auto dense) {
     constexpr int kOdd = decltype(odd)::value;
     constexpr bool kDense = decltype(dense)::value;

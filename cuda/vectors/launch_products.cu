@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches of queries and their products with records.
 #include "cuda/vectors/launch_team.h"
+#include "cuda/vectors/launch_tiles.h"
 #include "cuda/vectors/products.cuh"
 #include "cuda/vectors/query.cuh"
 
@@ -9,6 +10,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kManyTiles = 4;  // of 8 queries: what one expansion of codes serves
+constexpr int kFewRows = 8;    // that are not worth a tile of queries
 
 unsigned pieces(int64_t items, int64_t of) { return static_cast<unsigned>((items + of - 1) / of); }
 
@@ -55,7 +57,11 @@ void launch_products(const PartParams* parts, int num_parts, const int64_t* at, 
     launch_in_order("level_products_kernel", level_products_kernel,
                     dim3(pieces(range.count, kThreads), static_cast<unsigned>(target.rows)), dim3(kThreads),
                     0, place.stream, params, planes);
-  else if (target.rows <= 8)
+  else if (target.rows > kFewRows && has_tiles(parts, num_parts, place))
+    launch_tile_products(TileParams{parts[0], range.records, range.end, range.count, target.rows, target.out,
+                                    nullptr, target.stride, nullptr},
+                         planes, at[0], place);
+  else if (target.rows <= kFewRows)
     launch_tiles<1>(params, planes, place);
   else
     launch_tiles<kManyTiles>(params, planes, place);

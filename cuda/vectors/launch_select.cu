@@ -48,8 +48,13 @@ void launch_select(const ProductRows& scores, const float* bias, const int32_t* 
   launch_in_order("segment_kernel", segment_kernel,
                   dim3(static_cast<unsigned>(segments), static_cast<unsigned>(scores.rows)),
                   dim3(kSelectThreads), 0, place.stream, params);
-  launch_in_order("merge_kernel", merge_kernel, dim3(static_cast<unsigned>(scores.rows)),
-                  dim3(kSelectThreads), 0, place.stream, list, list_of(other), k + segments * params.kept, k);
+  launch_merge(best, other, scores.rows, k + segments * params.kept, k, place);
+}
+
+void launch_merge(const BestPlaces& best, const BestPlaces& other, int64_t rows, int64_t listed, int64_t k,
+                  const LaunchPlace& place) {
+  launch_in_order("merge_kernel", merge_kernel, dim3(static_cast<unsigned>(rows)), dim3(kSelectThreads), 0,
+                  place.stream, list_of(best), list_of(other), listed, k);
 }
 
 void launch_sort(const BestPlaces& best, int64_t rows, int64_t k, float* scores, int64_t* ids,

@@ -61,6 +61,8 @@ struct QueryPlanes {
 constexpr int kMaxOperands = VectorGeometry::kMaxParts + 1;
 constexpr int kSketchOperand = VectorGeometry::kMaxParts;
 
+constexpr int kBlockRecords = 64;  // of a search by blocks: whose best score is kept
+
 constexpr int64_t operand_slots(int stored) { return (stored + 31) / 32 * 32; }
 
 }  // namespace tq::cuda::vectors

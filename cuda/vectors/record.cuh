@@ -44,21 +44,19 @@ __device__ __forceinline__ void load_part(const PartParams& p, const Team& team,
   for (int r = 0; r < kRegs; r++) y[r] = number_of(bits[r], type);
 }
 
-// As the CPU stores it: nearest even, at most the largest float16; a NaN is the quiet one.
+// 16 bits as the CPU stores them: nearest even, at most the largest float16; a NaN is the quiet one.
+__device__ __forceinline__ uint16_t half_number(DataType type, float x) {
+  if (type != DataType::kF16)
+    return format::is_nan(x) ? static_cast<uint16_t>(0x7FC0) : format::bf16_from_float(x);
+  if (format::is_nan(x)) return static_cast<uint16_t>((__float_as_uint(x) >> 16 & 0x8000u) | 0x7E00u);
+  const uint16_t h = __half_as_ushort(__float2half_rn(x));
+  return (h & 0x7FFFu) == 0x7C00u ? static_cast<uint16_t>(h - 1) : h;
+}
 __device__ __forceinline__ void store_number(void* base, int64_t index, DataType type, float x) {
-  if (type == DataType::kF32) {
+  if (type == DataType::kF32)
     static_cast<float*>(base)[index] = x;
-    return;
-  }
-  uint16_t h;
-  if (type == DataType::kF16) {
-    h = __half_as_ushort(__float2half_rn(x));
-    if ((h & 0x7FFFu) == 0x7C00u) h--;
-    if (format::is_nan(x)) h = static_cast<uint16_t>((__float_as_uint(x) >> 16 & 0x8000u) | 0x7E00u);
-  } else {
-    h = format::is_nan(x) ? static_cast<uint16_t>(0x7FC0) : format::bf16_from_float(x);
-  }
-  static_cast<uint16_t*>(base)[index] = h;
+  else
+    static_cast<uint16_t*>(base)[index] = half_number(type, x);
 }
 
 __device__ __forceinline__ float scale_of(const PartParams& p, const uint8_t* record) {

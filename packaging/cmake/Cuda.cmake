@@ -35,7 +35,9 @@ list(APPEND tq_cuda_sources
   cuda/vectors/launch_decode.cu
   cuda/vectors/launch_encode.cu
   cuda/vectors/launch_products.cu
+  cuda/vectors/launch_rows.cu
   cuda/vectors/launch_select.cu
+  cuda/vectors/launch_tiles.cu
   cuda/schedule/work_list.cpp)
 
 if(TQ_CUDA STREQUAL "OFF")

@@ -10,6 +10,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "cli/calibrated.h"
 #include "cli/capture.h"
 #include "cli/library.h"
 #include "cli/output.h"
@@ -21,21 +22,7 @@ namespace {
 
 const std::map<std::string, int32_t> kFamilies = {{"scalar", TQ_CODE_SCALAR}, {"trellis", TQ_CODE_TRELLIS}};
 
-class Calibration {
- public:
-  explicit Calibration(const tq_calibration_config& config) {
-    cli::check(tq_calibration_create(&config, &calibration_), "tq_calibration_create");
-  }
-  Calibration(const Calibration&) = delete;
-  Calibration& operator=(const Calibration&) = delete;
-  ~Calibration() { tq_calibration_destroy(calibration_); }
-  tq_calibration* get() const { return calibration_; }
-
- private:
-  tq_calibration* calibration_ = nullptr;
-};
-
-void feed(const Calibration& calibration, int32_t layer, const LayerData& data) {
+void feed(const Calibrated& calibration, int32_t layer, const LayerData& data) {
   const CaptureShape& shape = data.shape;
   const auto rows = [](const std::vector<float>& of, int64_t token, int64_t row) {
     return of.data() + static_cast<size_t>(token * row);
@@ -110,7 +97,7 @@ void CalibrateCommand::run() const {
   config.head_dim = shape.key_dim, config.value_dim = shape.value_dim;
   config.io_dtype = TQ_F32;
   config.key_family = kFamilies.at(key_family_), config.value_family = kFamilies.at(value_family_);
-  const Calibration calibration(config);
+  const Calibrated calibration(config);
   {
     ProgressLine line(quiet_);
     int64_t done = 0;

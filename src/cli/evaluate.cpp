@@ -159,7 +159,12 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
   WidthResult result;
   result.width = width;
   {
-    LayerCache cache(job.data, config, nullptr);
+    std::optional<Centres> centres;
+    if (options.calibrated) {
+      const Calibrated::Means means = options.calibrated->centres(options.calibrated_layers.at(job.layer));
+      centres = Centres{means.key, means.value};
+    }
+    LayerCache cache(job.data, config, centres ? &*centres : nullptr);
     result.append_tokens_per_s = static_cast<double>(shape.tokens) / cache.append_seconds(options.repeats);
     result.quality = cache.judge(job.exact);
     const tq_cache_memory memory = cache.memory();
@@ -275,6 +280,9 @@ tq_cache_config layer_config(const CaptureShape& shape, const Options& options, 
   config.sink_tokens = options.sinks;
   config.num_threads = options.threads;
   config.flags = options.search ? 0 : TQ_FLAG_NO_SCALE_SEARCH;
+  const auto place = options.calibrated_layers.find(layer);
+  if (options.calibrated && place != options.calibrated_layers.end())
+    config.layers = options.calibrated->layer(place->second, width.key_bits, width.value_bits);
   return config;
 }
 

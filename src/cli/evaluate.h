@@ -7,9 +7,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "cli/calibrated.h"
 #include "cli/capture.h"
 #include "cli/exact.h"
 #include "cli/survey.h"
@@ -44,6 +47,10 @@ struct Options {
   uint64_t seed = 0;
   int32_t threads = 0;
   int32_t repeats = 5;
+  // Null, or what widths of 2, 3 and 4 bits take bands and all widths centres from; and the place in it of
+  // a layer's number.
+  std::shared_ptr<Calibrated> calibrated;
+  std::map<int, size_t> calibrated_layers;
   double max_kl = 0.02;     // recommendation: attention KL and
   double max_error = 0.10;  // attention-output error that a layer may have
 };

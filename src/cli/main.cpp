@@ -57,6 +57,7 @@ struct EvalArguments {
   int32_t value_bits = 3;
   bool sweep = false;
   std::string layers;
+  std::string calibration;
   std::string plot;
   bool json = false;
   bool quiet = false;
@@ -146,6 +147,8 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->excludes(key_bits)
       ->excludes(value_bits);
   eval->add_option("--layers", arguments.layers, "only these, as 0,2-5");
+  eval->add_option("--calibration", arguments.calibration,
+                   "file of tqkv calibrate, of these layers: centres, and bands of keys at 2, 3 and 4 bits");
   eval->add_option("--window", options.window, "last tokens kept exact")->capture_default_str();
   eval->add_option("--sinks", options.sinks, "first tokens kept exact")->capture_default_str();
   eval->add_option("--seed", options.seed, "rotation seed")->capture_default_str();
@@ -174,6 +177,19 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   return eval;
 }
 
+// The calibration of a file, if it is of the capture's layers.
+void take_calibration(const std::string& path, const Capture& capture, Options* options) {
+  options->calibrated = std::make_shared<Calibrated>(path);
+  const tq_calibration_config& c = options->calibrated->config();
+  const CaptureShape& shape = capture.shape();
+  if (static_cast<size_t>(c.num_layers) != capture.layers().size() || c.num_q_heads != shape.q_heads ||
+      c.num_kv_heads != shape.kv_heads || c.head_dim != shape.key_dim || c.value_dim != shape.value_dim)
+    throw CaptureError(printable(path) + ": is of " + std::to_string(c.num_layers) + " layers of " +
+                       std::to_string(c.num_kv_heads) + " kv heads of " + std::to_string(c.head_dim) +
+                       " coordinates, the capture has others");
+  for (size_t i = 0; i < capture.layers().size(); i++) options->calibrated_layers[capture.layers()[i]] = i;
+}
+
 void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   Options& options = arguments.options;
   options.search = !arguments.no_search;
@@ -194,6 +210,7 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   }
   if (!arguments.plot.empty()) check_output_path("--plot", arguments.plot);
   Capture capture(arguments.capture, layers);
+  if (!arguments.calibration.empty()) take_calibration(arguments.calibration, capture, &options);
   if (arguments.sweep) {
     std::vector<Width> possible;
     for (const Width& width : options.widths)

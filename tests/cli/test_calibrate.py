@@ -2,7 +2,7 @@
 """`tqkv calibrate` on the bundled slice: a table, a file, and what it refuses."""
 import json
 
-from tool import SLICE, run
+from tool import SLICE, eval_json, run
 
 
 def test_a_table_and_a_file(tmp_path):
@@ -22,3 +22,15 @@ def test_what_it_refuses(tmp_path):
     assert done.returncode == 5 and "goal.key_bits = 2.2" in done.stderr
     other = tmp_path / "none"
     assert run("calibrate", other).returncode == 3
+
+
+def test_eval_takes_the_file(tmp_path):
+    file = tmp_path / "slice.tqc"
+    assert run("calibrate", SLICE, "-o", file, "--quiet").returncode == 0
+    plain, banded = (eval_json(SLICE, "--key-bits", 3, *more) for more in ((), ("--calibration", file)))
+    kl = [document["overall"][0]["attention_kl"] for document in (plain, banded)]
+    size = [document["overall"][0]["stored_bytes_per_token_head"] for document in (plain, banded)]
+    assert kl[1] < .8 * kl[0] and size[0] < size[1] <= size[0] + 8
+    refused = run("eval", SLICE, "--layers", "0", "--calibration", file)
+    assert refused.returncode == 4 and "the capture has others" in refused.stderr
+    assert run("eval", SLICE, "--calibration", SLICE).returncode == 3

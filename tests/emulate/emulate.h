@@ -178,6 +178,12 @@ T atomicMin(T* at, T value) {
   if (value < before) *at = value;
   return before;
 }
+template <class T>
+T atomicMax(T* at, T value) {
+  const T before = *at;
+  if (value > before) *at = value;
+  return before;
+}
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }

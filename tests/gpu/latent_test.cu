@@ -126,15 +126,16 @@ void expect_near(const AttendOutput& got, const AttendOutput& want, const char* 
       break;
 }
 
-void beside_the_cpu(const Form& f) {
+// steps: of the five, from the first on.
+void beside_the_cpu(const Form& f, size_t count = 5) {
   Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
   Device* const both[] = {&cpu, &gpu};
   std::vector<tq_sequence> ids[2];
   for (int d = 0; d < 2; d++)
     for (int i = 0; i < 3; i++) ids[d].push_back(both[d]->create());
   std::vector<int64_t> length = {0, 0, 0};
-  const std::vector<std::vector<int64_t>> steps = {
-      {40, 1, 200}, {1, 1, 1}, {3, 0, 30}, {30, 150, 60}, {1, 2, 1}};
+  std::vector<std::vector<int64_t>> steps = {{40, 1, 200}, {1, 1, 1}, {3, 0, 30}, {30, 150, 60}, {1, 2, 1}};
+  steps.resize(count);
   for (const std::vector<int64_t>& fresh : steps) {
     std::vector<int64_t> queries, position;
     int64_t total = 0;
@@ -262,32 +263,60 @@ void what_cuda_refuses() {
   refused([](tq_cache_config& c) { c.value_bits = 16; }, "scalar codes of the latent");
   refused([](tq_cache_config& c) { c.window_tokens = 5; }, "window_tokens");
   refused([](tq_cache_config& c) { c.max_batch_tokens = 8192, c.max_tokens = 9000; }, "65536 rows");
-  Device gpu(Form{4, 8, 16, 1, TQ_BF16, 64, false}, TQ_DEVICE_CUDA);
-  const tq_sequence id = gpu.create();
-  gpu.plan({id}, {100}, {0});
-  const Memory k = gpu.rows(0, 0, {0}, {100});
-  for (int layer = 0; layer < 2; layer++)
-    API_MUST(tq_cache_append(gpu.cache, layer, gpu.batch, k.get(), nullptr, nullptr, nullptr));
-  check(tq_sequence_remove(gpu.cache, id, 3, 4, nullptr) == TQ_ERROR_NOT_SUPPORTED,
-        "tokens are not taken out");
-  int64_t length = 0;
-  check(tq_sequence_length(gpu.cache, id, &length) == TQ_OK && length == 100, "and nothing has changed");
-  API_MUST(tq_sequence_truncate(gpu.cache, id, 50, nullptr));
+}
+
+// Tokens taken out of a sequence, across pages and inside a tile: the bytes that the CPU has, and attention
+// goes on.
+void tokens_are_taken_out(const Form& f) {
+  Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
+  Device* const both[] = {&cpu, &gpu};
+  std::vector<uint8_t> bytes[2];
+  AttendOutput outputs[2];
+  for (int d = 0; d < 2; d++) {
+    Device& device = *both[d];
+    const tq_sequence id = device.create();
+    device.plan({id}, {250}, {0});
+    const Memory k = device.rows(0, 0, {0}, {250});
+    for (int layer = 0; layer < 2; layer++)
+      API_MUST(tq_cache_append(device.cache, layer, device.batch, k.get(), nullptr, nullptr, nullptr));
+    API_MUST(tq_sequence_remove(device.cache, id, 3, 40, nullptr));
+    API_MUST(tq_sequence_remove(device.cache, id, 70, 65, nullptr));
+    bytes[d] = device.exported(id);
+    device.plan({id}, {2}, {2});
+    const Memory more = device.rows(0, 0, {250}, {2}), q = device.rows(2, 0, {250}, {2});
+    API_MUST(tq_cache_append(device.cache, 1, device.batch, more.get(), nullptr, nullptr, nullptr));
+    outputs[d] = device.attend(1, q, 2);
+  }
+  check(bytes[0] == bytes[1], "bytes of a sequence without the tokens that were taken out");
+  expect_near(outputs[1], outputs[0], "attend after tokens were taken out");
 }
 
 }  // namespace
 
-int main() {
+// --small, --tiny: for tools that watch every access.
+int main(int argc, char** argv) {
+  const bool tiny = argc > 1 && !strcmp(argv[1], "--tiny"),
+             small = tiny || (argc > 1 && !strcmp(argv[1], "--small"));
   try {
     const Form forms[] = {{4, 8, 16, 1, TQ_BF16, 64, false}, {4, 16, 40, 1, TQ_BF16, 32, true},
                           {8, 4, 128, 1, TQ_F32, 64, false}, {3, 16, 2, 3, TQ_F32, 96, true},
-                          {2, 5, 24, 1, TQ_F16, 64, false},  {6, 16, 16, 1, TQ_F16, 64, true},
-                          {1, 1, 16, 1, TQ_BF16, 64, false}};
+                          {4, 5, 24, 1, TQ_F16, 64, false},  {6, 16, 16, 1, TQ_F16, 64, true},
+                          {1, 1, 16, 1, TQ_BF16, 64, false}, {4, 4, 128, 1, TQ_F32, 64, true},
+                          {2, 3, 8, 1, TQ_F16, 64, false}};
+    if (small) {
+      for (const Form& f : {forms[0], forms[1], forms[3]}) beside_the_cpu(f, tiny ? 2 : 4);
+      if (!tiny) tokens_are_taken_out(forms[0]);
+      return finish("latent_test");
+    }
     for (const Form& f : forms) beside_the_cpu(f);
-    for (const int heads : {16, 32, 64}) drafts_are_single_steps(Form{4, 8, heads, 1, TQ_BF16, 64, false});
+    for (const int heads : {16, 32, 64, 128})
+      drafts_are_single_steps(Form{4, 8, heads, 1, TQ_BF16, 64, false});
+    drafts_are_single_steps(Form{8, 8, 16, 1, TQ_BF16, 64, false});
 #ifndef TQ_EMULATE
     graphs(Form{4, 8, 16, 1, TQ_BF16, 64, false});
 #endif
+    tokens_are_taken_out(Form{4, 8, 16, 1, TQ_BF16, 64, false});
+    tokens_are_taken_out(Form{3, 16, 2, 2, TQ_F16, 32, true});
     what_cuda_refuses();
   } catch (const std::exception& error) {
     check(false, "%s", error.what());

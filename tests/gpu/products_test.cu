@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The products of cuda/ptx/wgmma.cuh against float64: every width, both places of the first operand, each 16
-// of the depth, second matrices, rows from the middle of a matrix on. What lies beside the operands is NaN.
+// The products of cuda/ptx/wgmma.cuh against float64: every width, the first operand in shared memory along
+// and down its matrix and in registers, each 16 of the depth, second matrices, rows from the middle of a
+// matrix on. What lies beside the operands is NaN.
 //
 // Halves are whole numbers below 2^5, so that products and sums are exact and any wrong element shows.
 #include <random>
@@ -18,13 +19,14 @@ using namespace tq::cuda;
 
 constexpr int kRows = 128;                  // of either matrix
 constexpr int kBytes = kRows * kMatrixRow;  // of 64 halves a row
+enum class First { kShared, kTurned, kRegisters };
 struct Place {
   int depth;                  // in 16s, of the matrix pair: 0 .. 7
   int first_row, second_row;  // multiples of 8 (of 64 for the first)
 };
 
 // a, b: [2 matrices][kRows][64], not swizzled. out: [64][kColumns]; starts from the product in front.
-template <int kColumns, bool kInRegisters>
+template <int kColumns, First kFirst>
 __global__ void __launch_bounds__(128, 1)
     multiply(const uint16_t* a, const uint16_t* b, float* out, int depth, int first_row, int second_row) {
   if constexpr (kWarpgroups) {
@@ -38,7 +40,10 @@ __global__ void __launch_bounds__(128, 1)
     __syncthreads();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int offset = depth / 4 * kBytes + depth % 4 * 32;
-    const uint64_t first = matrix_descriptor(smem + first_row * kMatrixRow) + (offset >> 4),
+    // Turned: the depth goes down the rows of matrix first_row / 64.
+    const uint64_t first = kFirst == First::kTurned
+                               ? matrix_descriptor(smem + first_row / 64 * kBytes + depth * 16 * kMatrixRow)
+                               : matrix_descriptor(smem + first_row * kMatrixRow) + (offset >> 4),
                    second = matrix_descriptor(smem + 2 * kBytes + second_row * kMatrixRow) + (offset >> 4);
     float d[kColumns / 8][4];
     uint32_t registers[4];
@@ -48,12 +53,12 @@ __global__ void __launch_bounds__(128, 1)
       registers[i] = from[0] | static_cast<uint32_t>(from[1]) << 16;
     }
     wgmma_begin();
-    if constexpr (kInRegisters) {
+    if constexpr (kFirst == First::kRegisters) {
       wgmma_registers<kColumns, false>(d, registers, second);
       wgmma_registers<kColumns, true>(d, registers, second);
     } else {
-      wgmma_shared<kColumns, false>(d, first, second);
-      wgmma_shared<kColumns, true>(d, first, second);
+      wgmma_shared<kColumns, false, kFirst == First::kTurned>(d, first, second);
+      wgmma_shared<kColumns, true, kFirst == First::kTurned>(d, first, second);
     }
     wgmma_commit();
     wgmma_wait<0>(d);
@@ -63,25 +68,27 @@ __global__ void __launch_bounds__(128, 1)
   }
 }
 
-template <int kColumns, bool kInRegisters>
+template <int kColumns, First kFirst>
 void try_product(const Place& place, std::mt19937& random) {
   const int depth = place.depth, a_row = place.first_row, b_row = place.second_row;
   std::vector<uint16_t> a(2 * kRows * 64, 0x7FFF), b(2 * kRows * 64, 0x7FFF);
   std::vector<double> x(64 * 16), y(kColumns * 16);
-  const auto fill = [&](std::vector<uint16_t>& to, std::vector<double>& numbers, int row, int rows) {
+  const auto fill = [&](std::vector<uint16_t>& to, std::vector<double>& numbers, int row, int rows,
+                        bool turned) {
     for (int r = 0; r < rows; r++)
       for (int k = 0; k < 16; k++) {
         const int number = static_cast<int>(random() % 63) - 31;
         numbers[r * 16 + k] = number;
-        to[(depth / 4 * kRows + row + r) * 64 + depth % 4 * 16 + k] =
-            tq::format::f16_from_float(static_cast<float>(number));
+        const int at = turned ? (row / 64 * kRows + depth * 16 + k) * 64 + r
+                              : (depth / 4 * kRows + row + r) * 64 + depth % 4 * 16 + k;
+        to[at] = tq::format::f16_from_float(static_cast<float>(number));
       }
   };
-  fill(a, x, a_row, 64);
-  fill(b, y, b_row, kColumns);
+  fill(a, x, a_row, 64, kFirst == First::kTurned);
+  fill(b, y, b_row, kColumns, false);
   const Buffer<uint16_t> a_device(a), b_device(b);
   Buffer<float> out(64 * kColumns);
-  const auto kernel = multiply<kColumns, kInRegisters>;
+  const auto kernel = multiply<kColumns, kFirst>;
   GPU_MUST(runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
                                         cudaFuncAttributeMaxDynamicSharedMemorySize, 4 * kBytes));
   launch_in_order("multiply", kernel, dim3(1), dim3(128), 4 * kBytes, nullptr, a_device.get(), b_device.get(),
@@ -95,9 +102,9 @@ void try_product(const Place& place, std::mt19937& random) {
       for (int k = 0; k < 16; k++) sum += 2 * x[row * 16 + k] * y[column * 16 + k];
       wrong += !(got[row * kColumns + column] == sum);
     }
+  const char* const where[] = {"shared memory", "shared memory, turned", "registers"};
   check(wrong == 0, "64 x %d, first operand in %s, depth %d, rows from %d and %d: %d of %d numbers are wrong",
-        kColumns, kInRegisters ? "registers" : "shared memory", 16 * depth, a_row, b_row, wrong,
-        64 * kColumns);
+        kColumns, where[static_cast<int>(kFirst)], 16 * depth, a_row, b_row, wrong, 64 * kColumns);
 }
 
 template <int kColumns>
@@ -105,8 +112,9 @@ void try_width(std::mt19937& random) {
   for (int depth = 0; depth < 8; depth++)
     for (int a_row : {0, 64})
       for (int b_row = 0; b_row + kColumns <= kRows; b_row += 32) {
-        try_product<kColumns, false>({depth, a_row, b_row}, random);
-        try_product<kColumns, true>({depth, a_row, b_row}, random);
+        try_product<kColumns, First::kShared>({depth, a_row, b_row}, random);
+        try_product<kColumns, First::kTurned>({depth, a_row, b_row}, random);
+        try_product<kColumns, First::kRegisters>({depth, a_row, b_row}, random);
       }
 }
 
@@ -121,6 +129,8 @@ int main() {
     return gpu_test::finish("products_test");
   }
   std::mt19937 random(1);
+  try_width<16>(random);
+  try_width<32>(random);
   try_width<64>(random);
   try_width<96>(random);
   try_width<128>(random);

@@ -107,7 +107,7 @@ build_all() {
       resources) targets+=" kernel_logs" ;;
       python | golden | torch | hf | vllm | nccl | validate | eval) targets+=" tqkv" ;;
       bench) targets+=" tqkv attend_bench" ;;
-      *check) targets+=" backend_test append_test attend_test graph_test paged_test" ;;
+      *check) targets+=" backend_test append_test attend_test graph_test latent_test paged_test" ;;
       *) targets+=" ${part}_test" ;;
     esac
   done
@@ -207,7 +207,7 @@ part() {
     nccl) pytest_part tests/gpu/test_nccl.py ;;
     memcheck | initcheck | synccheck)
       sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \
-        "paged --small" ;;
+        "latent --small" "paged --small" ;;
     racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" ;;
     validate)
       TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.validate \

@@ -404,6 +404,16 @@ int main(int count, char** arguments) {
   const bool small = mode == "--small", quick = mode == "--quick";
   try {
     for (const Case& c : cases(small)) World(c, small ? 13 : 133, small ? 3 : c.dim % 2 ? 5 : 35).run();
+    // Rotations of whole vectors, 4 and 32 lanes each.
+    for (const int dtype : {TQ_F32, TQ_F16, TQ_BF16})
+      for (const int dim : {64, 512})
+        World(Case{dim, kScalar, 2, 0, 0, 0, true, false, 0, 0, dtype}, 11, 2).run();
+    // Searches that keep the best of each block of records: tiles of few and of many queries, full and not,
+    // records all but equal.
+    for (int bits = 1; bits <= 8; bits++) World(Case{32, kScalar, bits}, 300 + bits, 9).run();
+    World(Case{48, kScalar, 3}, 1100, 35).run();
+    World(Case{144, kScalar, 5, 0, 0, 0, true, false, 0, 0, TQ_BF16}, 2900, 131).run();
+    World(Case{1, kScalar, 1}, 3000, 70).run();
     // More records than a search takes in its first pass.
     World(Case{16, kScalar, 2}, 34000, 1).run();
     if (!small) {

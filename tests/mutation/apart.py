@@ -44,7 +44,7 @@ class Base:
                 words = [word for word in shlex.split(each["command"]) if not word.endswith("ccache")]
                 self.compiles[words[words.index("-o") + 1]] = words, each["file"]
         self.links = {name: self.link_of(name) for name in names}
-        self.links["libtqkv.so"] = self.link_of("tqkv")
+        self.links["libtqkv.so"] = self.link_of("libtqkv.so")
         self.dependents = collections.defaultdict(set)  # source or header: objects
         made = None
         for line in run(["ninja", "-C", BUILD, "-t", "deps"], check=True).stdout.split("\n"):
@@ -125,5 +125,5 @@ class Bench:
             source = os.path.join(self.folder, os.path.relpath(source, ROOT))
         output = os.path.join(self.folder, f"{number}.o")
         words = [word.replace(f"-I{ROOT}/src", f"-I{self.folder}/src") for word in words]
-        words = words[:words.index("-o")] + ["-o", output, "-c", source]
+        words = words[:words.index("-o")] + ["-w", "-o", output, "-c", source]
         return output if run(words, cwd=BUILD).returncode == 0 else None

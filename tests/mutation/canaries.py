@@ -38,7 +38,8 @@ PROGRAMS = {
                   "count <= length - first"),
     "traffic": (("traffic_tests", ), "src/sequences.cpp",
                 "  scrub_uncleared(stream);  // the sequence's own may be among them\n", ""),
-    "oom": (("oom_tests", ), "src/batch.cpp", "arrays_.owners[slot] = nullptr;", "{ delete new int; }"),
+    "oom": (("oom_tests", ), "src/batch.cpp", "  arrays_.seen[slot] = plan_calls_;",
+            "  volatile int* seen = new int;\n*seen = 1;\ndelete seen;\narrays_.seen[slot] = plan_calls_;"),
 }
 # suite: (file, what is replaced, by what)
 SUITES = {
@@ -51,12 +52,14 @@ SUITES = {
                  "if (rule == ScaleRule::kPaper) return"),
     "rust": ("bindings/rust/tqkv/src/cache.rs", "let _ = self.destroy();", ""),
     "go": ("bindings/go/cache.go", "length = int64(raw)", "length = int64(raw) + 1"),
-    "layout": ("include/tqkv.h", "#define TQ_ERROR_CAPACITY 4 ", "#define TQ_ERROR_CAPACITY 104 "),
+    "layout": ("include/tqkv.h", "  int32_t group;            /* layers",
+               "  int64_t group;            /* layers"),
     "state": ("bindings/python/tqkv/state.py", "        os.rename(beside, path)\n",
               "        open(path, 'wb').write(open(beside, 'rb').read())\n"),
     "cli": ("src/cli/safetensors.cpp", "if (begin > end) return", "if (false) return"),
     "symbols": ("packaging/exports.map", "    tq_cache_check;\n", ""),
-    "abi": ("include/tqkv.h", "#define TQ_ERROR_CAPACITY 4 ", "#define TQ_ERROR_CAPACITY 104 "),
+    "abi": ("include/tqkv.h", "  int32_t group;            /* layers",
+            "  int64_t group;            /* layers"),
     "asan": ("src/page_table.cpp", "if (--references_[page] == 0) free_",
              "if (--references_[page + (1 << 24)] == 0) free_"),
     "tsan": ("src/cpu/thread_pool.cpp",

@@ -135,13 +135,19 @@ MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3)
          Case("B8 n32768, grouped values", "decode", 8, 32768, widths=((4, 4), (4, 2)), families=(GROUPED, )),
          Case("B8 n32768, grouped", "decode", 8, 32768, widths=((4, 4), (2, 2)),
               families=(("key_family", "grouped"), GROUPED)),
-         Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )))
+         Case("B64 n1024, prod keys", "decode", 64, 1024, widths=((4, 4), ), families=(PROD, )),
+         *(dataclasses.replace(case, name=f"{case.name}, {name}", widths=((4, 4), ), families=families)
+           for case in APPEND
+           for name, families in (("prod keys", (PROD, )), ("grouped values", (GROUPED, )))))
 # DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
-LATENT = tuple(
-    Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,
-         kv_heads=1, head_dim=576, latent=512,
-         widths=((8, 4), (16, 4), (4, 4)) if heads == 16 and batch == 8 else ((8, 4), ))
-    for heads in (16, 32, 64, 128) for batch, tokens in ((8, 16384), (64, 4096)))
+LATENT_SHAPE = {"kv_heads": 1, "head_dim": 576, "latent": 512}
+LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,
+                 widths=((8, 4), (16, 4), (4, 4)) if heads == 16 and batch == 8 else ((8, 4), ),
+                 **LATENT_SHAPE)
+            for heads in (16, 32, 64, 128) for batch, tokens in ((8, 16384), (64, 4096))),
+          *(Case(f"latent, {heads} query heads, {drafts} drafts, B8 n16384", "prefill", 8, 16384,
+                 q_heads=heads, q_len=drafts, widths=((8, 4), ), **LATENT_SHAPE)
+            for heads, drafts in ((16, 2), (16, 3), (16, 4), (64, 4), (128, 2))))
 SETS = {
     "latent": LATENT, "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,

@@ -150,7 +150,7 @@ def first_time(stream, call):
 def latent_products(case, stream):
     """Attention on dense float16 latents by torch's matrix products and softmax, as sdpa's result."""
     sets = rotated(case.fp16_bytes(), l2_bytes())
-    q = torch.randn(case.batch, case.q_heads, case.head_dim, dtype=torch.float16, device="cuda")
+    q = torch.randn(case.batch, case.q_len * case.q_heads, case.head_dim, dtype=torch.float16, device="cuda")
     keys = [torch.randn(case.batch, case.tokens, case.head_dim, dtype=torch.float16, device="cuda")
             for _ in range(sets)]
     torch.cuda.synchronize()

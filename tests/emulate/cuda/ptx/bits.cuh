@@ -21,6 +21,10 @@ inline uint32_t funnel_right(uint32_t low, uint32_t high, int shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
 inline void fence_block() {}
+inline int dot_four(uint32_t a, uint32_t b, int sum) {
+  for (int i = 0; i < 32; i += 8) sum += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+  return sum;
+}
 inline uint32_t byte_signs(uint32_t w) { return prmt(w, w, 0xba98); }
 inline float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 inline float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }

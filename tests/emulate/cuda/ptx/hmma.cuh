@@ -77,6 +77,20 @@ inline void load_matrices_transposed(const void* row, uint32_t (&r)[4]) {
     });
 }
 
+inline void store_matrices(void* row, const uint32_t (&r)[4]) {
+  const uint64_t* rows = emulate::gather(reinterpret_cast<uintptr_t>(row));
+  for (int m = 0; m < 4; m++)
+    reinterpret_cast<uint32_t*>(rows[8 * m + emulate::here.lane / 4])[emulate::here.lane % 4] = r[m];
+}
+template <int kMatrices>
+inline void store_matrices_transposed(void* row, const uint32_t (&r)[kMatrices]) {
+  const uint64_t* rows = emulate::gather(reinterpret_cast<uintptr_t>(row));
+  const int g = emulate::here.lane / 4, t = emulate::here.lane % 4;
+  for (int m = 0; m < kMatrices; m++)
+    for (int i = 0; i < 2; i++)
+      reinterpret_cast<uint16_t*>(rows[8 * m + 2 * t + i])[g] = static_cast<uint16_t>(r[m] >> 16 * i);
+}
+
 inline void bulk_copy_shared(void* target, const void* source, uint32_t bytes, uint64_t* bar) {
   bulk_copy(target, source, bytes, bar);
 }

@@ -38,8 +38,10 @@ inline const float* halves_as_floats() {
   }();
   return table.data();
 }
-// Number (row, k) of a matrix: the swizzle is of the whole address' bits.
+// Number (row, k) of a matrix, or k down its rows: the swizzle is of the whole address' bits.
+template <bool kTurned = false>
 inline float matrix_number(uint64_t descriptor, int row, int k) {
+  if (kTurned) std::swap(row, k);
   must_hold(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "another form of matrix");
   const uint32_t start = static_cast<uint32_t>(descriptor & 0x3FFF) << 4,
                  stride = static_cast<uint32_t>(descriptor >> 32 & 0x3FFF) << 4,
@@ -67,11 +69,11 @@ inline void warpgroup_product(float (&d)[kColumns / 8][4], uint64_t b, const Fir
       }
     }
 }
-template <int kColumns, bool kAdd>
+template <int kColumns, bool kAdd, bool kTurned = false>
 inline void wgmma_shared(float (&d)[kColumns / 8][4], uint64_t a, uint64_t b) {
   const int warp_row = emulate::here.warp % 4 * 16;
-  warpgroup_product<kColumns, kAdd>(d, b,
-                                    [&](int row, int k) { return matrix_number(a, warp_row + row, k); });
+  warpgroup_product<kColumns, kAdd>(
+      d, b, [&](int row, int k) { return matrix_number<kTurned>(a, warp_row + row, k); });
 }
 template <int kColumns, bool kAdd>
 inline void wgmma_registers(float (&d)[kColumns / 8][4], const uint32_t (&a)[4], uint64_t b) {
@@ -80,6 +82,8 @@ inline void wgmma_registers(float (&d)[kColumns / 8][4], const uint32_t (&a)[4],
   warpgroup_product<kColumns, kAdd>(
       d, b, [&](int row, int k) { return halves_as_floats()[first_operand<2>(all, row, k)]; });
 }
+template <int kPending>
+inline void wgmma_wait_operands() {}
 template <int kPending, int kBlocks>
 inline void wgmma_wait(float (&)[kBlocks][4]) {}
 
