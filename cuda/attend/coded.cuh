@@ -23,6 +23,7 @@
 #include "cuda/code/dispatch.cuh"
 #include "cuda/ptx/imma.cuh"
 #include "cuda/ptx/order.cuh"
+#include "cuda/ptx/shared.cuh"
 
 namespace tq::cuda::attend {
 
@@ -46,6 +47,20 @@ __device__ __forceinline__ float weight_shift(uint32_t largest_scales) {
   return static_cast<float>(min(127 + 15 - (largest >> 7), 118));
 }
 
+// Table of keys (0) or values (1) in registers of the lane's own, from shared memory. As parameters of the
+// kernel its words are uniform registers, which the compiler copies in front of every use: 120 of the 800
+// instructions of a step at 4 + 4 bits.
+template <class Code, bool kOwn>
+__device__ __forceinline__ ByteTable own_table(const AttendParams& p, int side) {
+  ByteTable table = side ? p.numbers.value_tables.bytes : p.numbers.key_tables.bytes;
+  if constexpr (kOwn && Code::kTableWords == 2) {  // those of 2 bits, one word, are not copied
+    const volatile uint32_t* words = reinterpret_cast<const Control*>(launch_shared())->tables[side];
+#pragma unroll
+    for (int i = 0; i < Code::kTableWords; i++) table.word[i] = words[i];
+  }
+  return table;
+}
+
 // Adjacent words of a lane: one load.
 template <int N>
 __device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) {
@@ -60,12 +75,14 @@ __device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) 
   }
 }
 
-template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, int kSets = kRowsPerBlock / kRowsPerSet>
+// kOwnTables: own_table, where that leaves enough registers.
+template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, bool kOwnTables = true,
+          int kSets = kRowsPerBlock / kRowsPerSet>
 struct CodedCore {
   using KeyCode = Scalar<kKeyBits>;
   using ValueCode = Scalar<kValueBits>;
   // For blocks of few rows.
-  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, 1>;
+  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, kOwnTables, 1>;
   static constexpr bool kHasSmall = kSets > 1;
   static constexpr bool kMasks = false, kExact = false, kByRows = false;
   static constexpr int kRows = kSets * kRowsPerSet;
@@ -112,7 +129,7 @@ struct CodedCore {
   }
 
   // Scores of a tile, in units of the row's scale.
-  __device__ __forceinline__ void scores(const AttendParams& p, const uint8_t* tile,
+  __device__ __forceinline__ void scores(const ByteTable& table, const uint8_t* tile,
                                          const uint2 (&q)[kSets][kGroups], const int (&half_sum)[kSets],
                                          float (&x)[kSets][4], int lane) const {
     int c[2][kSets][4];  // sums of 16 tokens each
@@ -139,7 +156,7 @@ struct CodedCore {
           uint32_t group[KeyCode::kWords];
 #pragma unroll
           for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][b * kLoad / 2 + jj];
-          if (b == 0 || kLoad > 1) KeyCode::bytes(group, p.numbers.key_tables.bytes, r[jj]);
+          if (b == 0 || kLoad > 1) KeyCode::bytes(group, table, r[jj]);
         }
 #pragma unroll
         for (int k = 0; k < kLoad; k++) {
@@ -286,12 +303,13 @@ struct CodedCore {
       for (int i = 0; i < kGroups; i++) q[set][i] = own[(i * kQuerySets + set) * 32];
       half_sum[set] = KeyCode::kHalfLevels ? rows.half_sum[set * kRowsPerSet + lane % kRowsPerSet] : 0;
     }
+    const ByteTable key_table = own_table<KeyCode, kOwnTables>(p, 0);
     float x[kSets][kTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++) {
       if (tile > 0) __syncwarp();  // the second tile's loads would take registers early
       float of_tile[kSets][4];
-      scores(p, stage + tile * kTileBytes, q, half_sum, of_tile, lane);
+      scores(key_table, stage + tile * kTileBytes, q, half_sum, of_tile, lane);
 #pragma unroll
       for (int set = 0; set < kSets; set++)
 #pragma unroll
@@ -303,6 +321,8 @@ struct CodedCore {
     for (int set = 0; set < kSets; set++)
       factor[set] = weigh(p, stage, set, token, !whole || odd, x[set], weights[set], lane);
 
+    // both tables of 3 bits are a few registers too many
+    const ByteTable value_table = own_table < ValueCode, kOwnTables && !ValueCode::kWideExpansion > (p, 1);
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
       uint32_t w[kTiles][ValueCode::kWords][kLoad];
@@ -320,7 +340,7 @@ struct CodedCore {
           uint32_t group[ValueCode::kWords], r[8];
 #pragma unroll
           for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[tile][i][jj];
-          ValueCode::bytes(group, p.numbers.value_tables.bytes, r);
+          ValueCode::bytes(group, value_table, r);
 #pragma unroll
           for (int b = 0; b < 2; b++) {
             const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};

@@ -29,7 +29,8 @@ void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
   using Core = CodedCore<kDim, kKeyBits, kValueBits, kTiles>;
   if (exact)
-    launch_core<ExactToo<Core>, kWarps>(launch, coded_shape(kDim, kTiles, true));
+    launch_core<ExactToo<CodedCore<kDim, kKeyBits, kValueBits, kTiles, false>>, kWarps>(
+        launch, coded_shape(kDim, kTiles, true));
   else
     launch_core<Core, kWarps>(launch, coded_shape(kDim, kTiles, false));
 }

@@ -98,9 +98,10 @@ constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(
 struct Control {
   int32_t flag;  // scratch of finish_unit
   int32_t reserved;
-  uint64_t described[kUnitSlots];             // by slot: the unit's info is there
-  uint64_t done[kUnitSlots];                  // by slot: the unit is finished, and its jobs were handed out
-  uint64_t full[kMaxDeposits];                // by place: the deposit is there
+  uint32_t tables[2][2];           // of keys and values of 3 or 4 bits: the words of their ByteTable
+  uint64_t described[kUnitSlots];  // by slot: the unit's info is there
+  uint64_t done[kUnitSlots];       // by slot: the unit is finished, and its jobs were handed out
+  uint64_t full[kMaxDeposits];     // by place: the deposit is there
   uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been merged
   uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
 };

@@ -48,6 +48,8 @@ struct ScalarCode {
   static constexpr bool kHalfLevels = kBits >= 4 && kBits <= 6;
   static constexpr bool kSelected = kBits <= 6;  // by permutes; else the words are the bytes
   static constexpr bool kHalfTable = kBits <= 4;
+  // of the ByteTable, that look_up reads
+  static constexpr int kTableWords = !kSelected ? 0 : kBits == 2 ? 1 : kBits <= 4 ? 2 : kBits == 5 ? 4 : 8;
   // Its expansion holds many registers at once.
   static constexpr bool kWideExpansion = kBits == 3;
   using Words = uint32_t[kWords];
