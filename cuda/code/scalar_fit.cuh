@@ -4,8 +4,8 @@
 //
 // - Sums of squared levels are integers below 2^24 in a lane: exact in float, then added as integers.
 // - Lane j holds level j and threshold j, and a binary search reads them by shuffle; thresholds do not
-//   decrease, so that it finds the count that the scalar loop finds. One piece of code for 1 to 6 bits:
-//   compiled for each width it took most of the compile time of append.
+//   decrease, so that it finds the count that the scalar loop finds. One piece of code for 1 to 6 bits: one
+//   for each width takes half as long again to compile.
 // - All steps of the search run side by side, so that their tree sums overlap.
 #pragma once
 #include "cuda/code/dispatch.cuh"
