@@ -228,6 +228,7 @@ void test_pointers_of_codecs(void) {
   BAD("pages.block_stride = ", PLACED(1 << 20, 1ll << 56, one));
   BAD("pages.num_blocks = 2147483648: must be 0 .. 2^31 - 1", PLACED(1ll << 31, 0, 0));
   BAD("pages.num_blocks = -1", PLACED(-1, 0, 0));
+  EXPECT(TQ_OK, PLACED(INT32_MAX, 0, 0)); /* the slot is in the first of them */
   EXPECT(TQ_OK, PLACED(2, 0, 0));
   WITH(pages.base, NULL, BAD("pages.base = NULL: num_blocks = 2", READ));
   BAD("count = -1: must be 0 .. 2^30 - 1",
