@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "cuda/code/trellis_tables.h"
 #include "cuda/layer_tables.h"
 
 namespace tq {
@@ -249,11 +250,11 @@ DeviceLayer Arena::layer_view(const Geometry& geometry, int layer, bool has_key_
   view.noticed = device_flags() + geometry.max_sequences;
   view.key.code_offset = tile.key_offset();
   view.key.scale_offset = tile.key_scale_offset();
-  if (has_book(tile.key)) view.key.book = code.key_book;
+  if (has_book(tile.key) || is_trellis(tile.key)) view.key.book = code.key_book;
   view.key.rule = geometry.key_rule;
   view.value.code_offset = tile.value_offset();
   view.value.scale_offset = tile.value_scale_offset();
-  if (has_book(tile.value)) view.value.book = code.value_book;
+  if (has_book(tile.value) || is_trellis(tile.value)) view.value.book = code.value_book;
   view.value.rule = geometry.value_rule;
   for (Kind kind : {Kind::kKey, Kind::kValue}) {
     DeviceSide& side = kind == Kind::kKey ? view.key : view.value;

@@ -117,13 +117,6 @@ void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reason
     if (geometry.layers[layer].key_code.banded())
       return reasons.add(Status::kNotSupported, "layer %d: key_bands: CPU only", layer);
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
-    const format::CodeId key = geometry.layers[layer].key_code, value = geometry.layers[layer].value_code;
-    if (!key.trellis() && !value.trellis()) continue;
-    reasons.add(Status::kNotSupported, "layer %d: %s_family = 5 (TQ_CODE_TRELLIS): CPU only", layer,
-                key.trellis() ? "key" : "value");
-    break;
-  }
-  for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
     if (geometry.layers[layer].rotation != format::Rotation::kDense) continue;
     reasons.add(Status::kNotSupported,
                 "layer %d: rotation = 2 (TQ_ROTATION_DENSE): CPU only, for faithful runs", layer);

@@ -104,12 +104,13 @@ std::string cuda_mixed_dims() {
   return joined(found);
 }
 
-// The widths that have kernels of their own, and the dimensions that have the same ones.
-std::string coded_kernels() {
+// The widths of a table that have kernels of their own, and the dimensions that have the same ones.
+template <typename Instances>
+std::string kernels_of(const Instances& kernels) {
   std::map<std::string, std::vector<int>> dims_of;
   for (int dim : cuda_dims()) {
     std::set<std::string> pairs;
-    for (const auto& kernel : tq::cuda::attend::kCodedInstances)
+    for (const auto& kernel : kernels)
       if (kernel.stored == tq::format::stored_dim(dim))
         pairs.insert(std::to_string(kernel.key_bits) + "+" + std::to_string(kernel.value_bits));
     if (!pairs.empty()) dims_of[joined({pairs.begin(), pairs.end()})].push_back(dim);
@@ -118,6 +119,10 @@ std::string coded_kernels() {
   for (const auto& [pairs, dims] : dims_of)
     text += (text.empty() ? "" : "; ") + pairs + " (`head_dim` " + ranges(dims) + ")";
   return text;
+}
+std::string coded_kernels() {
+  return kernels_of(tq::cuda::attend::kCodedInstances) +
+         "; trellis: " + kernels_of(tq::cuda::attend::kTrellisInstances);
 }
 
 void print_row(const char* what, const std::string& cpu, const std::string& cuda) {
@@ -136,7 +141,7 @@ void print_support() {
   print_row("`code_family`, of keys and of values",
             "scalar; prod (keys, 2, 3, 4 bits); grouped min/max (" + grouped_widths() +
                 " bits); levels of the caller's; trellis (2, 3, 4 bits)",
-            "the same but trellis");
+            "the same");
   print_row("latent layers (`layer_kind`)", "512 + 64, or any two of these up to 576 in all", "512 + 64");
   print_row("decode kernels of their own", "-", coded_kernels());
   print_row("input and output", "float32, float16, bfloat16", "the same");

@@ -26,6 +26,8 @@ struct SideWords {
   static constexpr format::SideLayout kLayout = {kStored, 8};
   static constexpr int kGroups = kLayout.groups, kJv = kLayout.jv, kJb = kLayout.jb;
   static constexpr int kStride = format::kLanes * kGroups;
+  // with_packed's, of a kernel for all families or for scalar codes
+  static constexpr int packs(bool all) { return all ? kJv : 0; }
 };
 
 // One side of one kv head of one tile.

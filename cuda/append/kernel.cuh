@@ -14,6 +14,7 @@
 #include "cuda/append/rows.cuh"
 #include "cuda/append/tile.cuh"
 #include "cuda/append/token.cuh"
+#include "cuda/append/trellis.cuh"
 #include "cuda/ptx/order.cuh"
 #include "cuda/ptx/prefetch.cuh"
 
@@ -95,7 +96,7 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
   const DeviceSide& side = job.kind == 0 ? args.layer.key : args.layer.value;
   uint8_t* tile = job_tile(args.layer, job);
   const bool by_rows = kRows ? side.layout.by_rows() : side.layout.raw();
-  using Values = ValueMerge<kStored>;
+  using Values = ValueMerge<kStored, kRows>;
   uint32_t* words = reinterpret_cast<uint32_t*>(tile + side.code_offset);
   uint32_t stored[code::kMaxGroupWords] = {};
   const bool early = Values::kEarly && !by_rows && job.kind == 1 && !job.fresh();
@@ -106,7 +107,13 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
   clear_rest<kRows>(side, job, tile, true, lane, 32);
   uint16_t* scales = reinterpret_cast<uint16_t*>(tile + side.scale_offset);
   code::Noticed noticed;
-  for (int token = job.begin; token < job.end; token++) {
+  const bool trellis = kRows && side.layout.code().trellis();
+  if constexpr (kRows)
+    if (trellis)
+      noticed.replaced = encode_trellis_tokens<kStored>(
+          args, side, job, job.begin, 1,
+          CodeTarget{rows - job.begin * Buffer::kTokenRow, Buffer::kTokenRow, 1, false}, scales, lane);
+  for (int token = trellis ? job.end : job.begin; token < job.end; token++) {
     uint8_t* const row = rows + (token - job.begin) * Buffer::kTokenRow;
     if (by_rows)
       append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
@@ -121,7 +128,7 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
   for (int token = job.begin; token < job.end; token++) {
     const uint8_t* row = rows + (token - job.begin) * Buffer::kTokenRow;
     if (job.kind == 0) {
-      merge_key<kStored>(side, token, row, words, lane);
+      merge_key<kStored, kRows>(side, token, row, words, lane);
     } else {
       if (Values::kEarly && token > job.begin) Values::load(side, token, words, lane, stored);
       Values::merge(side, token, row, words, lane, stored);
@@ -153,8 +160,17 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   clear_rest<kRows>(side, job, tile, false, thread, kTeamThreads);
   code::Noticed noticed;
   bool served = false;
+  if constexpr (kRows)
+    if (side.layout.code().trellis()) {
+      noticed.replaced =
+          encode_trellis_tokens<kStored>(args, side, job, job.begin + team_warp, kTeamWarps,
+                                         columns ? CodeTarget{buffer, 1, Buffer::kCoordinateRow, true}
+                                                 : CodeTarget{buffer, Buffer::kTokenRow, 1, false},
+                                         scales, lane);
+      served = true;
+    }
   if constexpr (code::GroupVector<kStored>::kSupported)
-    if (!by_rows && tile_serves<kStored>(args, side, job, zones)) {
+    if (!served && !by_rows && tile_serves<kStored>(args, side, job, zones)) {
       noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
       for (int token = job.begin + team_warp; job.raw_page >= 0 && token < job.end; token += kTeamWarps)
         copy_exact_token(args, side, job, token, lane);
@@ -172,7 +188,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   notice(args.layer, job, noticed, lane);
   team_sync(team);
   if (!by_rows)
-    write_tile<kStored>(side, job, buffer, reinterpret_cast<uint32_t*>(tile + side.code_offset), thread);
+    write_tile<kStored, kRows>(side, job, buffer, reinterpret_cast<uint32_t*>(tile + side.code_offset),
+                               thread);
   team_sync(team);  // the buffer may be written again
 }
 

@@ -3,14 +3,16 @@
 #pragma once
 #include "cuda/append/kernel.cuh"
 #include "cuda/append/launch.h"
+#include "cuda/code/trellis_tables.h"
 #include "cuda/runtime.h"
 
 namespace tq::cuda::append {
 
-// Whether codes of a side of this launch lie by rows.
-inline bool has_rows(const AppendParams& params) {
-  return (params.first_kind == 0 && coded_rows(params.layer.key.layout)) ||
-         (params.first_kind + params.num_kinds == 2 && coded_rows(params.layer.value.layout));
+// Whether `is` says so of a side of this launch.
+template <class Is>
+bool has_side(const AppendParams& params, const Is& is) {
+  return (params.first_kind == 0 && is(params.layer.key.layout)) ||
+         (params.first_kind + params.num_kinds == 2 && is(params.layer.value.layout));
 }
 
 // The kernel of a launch. Those of codes by rows take either kind of plan: what they do for a token is more,
@@ -25,8 +27,14 @@ auto kernel_of(bool slots, bool rows) {
 template <int kStored>
 void AppendKernel<kStored>::start(const AppendParams& params, unsigned grid, bool early,
                                   cudaStream_t stream) {
-  launch_early(early, "append_kernel", kernel_of<kStored>(params.plan.runs != nullptr, has_rows(params)),
-               dim3(grid), dim3(kThreads), 0, stream, params);
+  const bool trellis = has_side(params, is_trellis), all = trellis || has_side(params, coded_rows);
+  const auto kernel = kernel_of<kStored>(params.plan.runs != nullptr, all);
+  const int shared = trellis ? trellis_shared_bytes<kStored>() : 0;
+  if (shared > 0)
+    check_cuda(runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                            cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+               "append_kernel: shared memory");
+  launch_early(early, "append_kernel", kernel, dim3(grid), dim3(kThreads), shared, stream, params);
 }
 
 template <int kStored>

@@ -142,11 +142,12 @@ __device__ __forceinline__ uint32_t value_mask(int base, int begin, int end) {
 }
 
 // Builds the words of a tile's side from the code buffer; all threads of a team, thread = 0 .. kTeamThreads -
-// 1.
-template <int kStored>
+// 1. kAll: of any family.
+template <int kStored, bool kAll>
 __device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob& job, const uint8_t* buffer,
                                            uint32_t* words, int thread) {
-  constexpr int kJv = SideWords<kStored>::kJv, kStride = SideWords<kStored>::kStride;
+  constexpr int kJv = SideWords<kStored>::kJv, kStride = SideWords<kStored>::kStride,
+                kPacks = SideWords<kStored>::packs(kAll);
   using Buffer = CodeBuffer<kStored>;
   const bool whole = job.fresh() && job.end == format::kTileTokens;
   for (int q = thread; q < kStride; q += kTeamThreads) {
@@ -168,9 +169,9 @@ __device__ __forceinline__ void write_tile(const DeviceSide& side, const TileJob
       codes.hi[s] = *reinterpret_cast<const uint32_t*>(at + 16);
     }
     if (whole)
-      code::store_whole_group(side.layout.code(), words + q, kStride, codes);
+      code::store_whole_group<kPacks>(side.layout.code(), words + q, kStride, codes);
     else
-      code::store_group(side.layout.code(), words + q, kStride, codes, mask, job.fresh());
+      code::store_group<kPacks>(side.layout.code(), words + q, kStride, codes, mask, job.fresh());
   }
 }
 

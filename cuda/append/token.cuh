@@ -128,8 +128,8 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
   return replaced;
 }
 
-// Merges one key token's codes (a row in shared memory) into the words; a warp.
-template <int kStored>
+// Merges one key token's codes (a row in shared memory) into the words; a warp. kAll: of any family.
+template <int kStored, bool kAll>
 __device__ __forceinline__ void merge_key(const DeviceSide& side, int token, const uint8_t* row,
                                           uint32_t* words, int lane) {
   using Words = SideWords<kStored>;
@@ -147,14 +147,15 @@ __device__ __forceinline__ void merge_key(const DeviceSide& side, int token, con
       codes.hi[s] = *reinterpret_cast<const uint32_t*>(at + 16);
       mask.lo[s] = mask.hi[s] = 0xFFFFFFFFu;
     }
-    code::store_group(side.layout.code(), words + (jb * 32 + 4 * (token % 8) + t) * kJv + jj, Words::kStride,
-                      codes, mask, false);
+    code::store_group<Words::packs(kAll)>(side.layout.code(),
+                                          words + (jb * 32 + 4 * (token % 8) + t) * kJv + jj, Words::kStride,
+                                          codes, mask, false);
   }
 }
 
 // One value token: each of 8 lanes a group has the codes of its own words. Loading the words long before
 // merging hides the wait for them.
-template <int kStored>
+template <int kStored, bool kAll>
 struct ValueMerge {
   static constexpr int kGroups = SideWords<kStored>::kGroups, kJv = SideWords<kStored>::kJv,
                        kStride = SideWords<kStored>::kStride;
@@ -183,7 +184,8 @@ struct ValueMerge {
       }
       uint32_t* at = place(words, token, task);
       if (!kEarly) code::load_stored(side.layout.code(), at, kStride, stored);
-      code::merge_group(side.layout.code(), at, kStride, codes, mask, stored);
+      code::merge_group<SideWords<kStored>::packs(kAll)>(side.layout.code(), at, kStride, codes, mask,
+                                                         stored);
     }
   }
 };

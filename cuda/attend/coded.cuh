@@ -18,6 +18,7 @@
 // slow way, never what comes out of it. Products that a sum could take in are rounded by themselves, since
 // cores of one and of two sets must agree to the bit.
 #pragma once
+#include "cuda/attend/groups.cuh"
 #include "cuda/attend/query.cuh"
 #include "cuda/attend/tuning.h"
 #include "cuda/code/dispatch.cuh"
@@ -61,28 +62,20 @@ __device__ __forceinline__ ByteTable own_table(const AttendParams& p, int side) 
   return table;
 }
 
-// Adjacent words of a lane: one load.
-template <int N>
-__device__ __forceinline__ void load_words(const uint8_t* at, uint32_t (&w)[N]) {
-  if constexpr (N == 4) {
-    const uint4 v = *reinterpret_cast<const uint4*>(at);
-    w[0] = v.x, w[1] = v.y, w[2] = v.z, w[3] = v.w;
-  } else if constexpr (N == 2) {
-    const uint2 v = *reinterpret_cast<const uint2*>(at);
-    w[0] = v.x, w[1] = v.y;
-  } else {
-    w[0] = *reinterpret_cast<const uint32_t*>(at);
-  }
-}
+// The codes of a core by width, for sides with kJv groups of a lane in one load.
+template <int kBits, int kJv>
+using ScalarOf = Scalar<kBits>;
+template <int kBits, int kJv>
+using TrellisOf = TrellisCode<kBits, kJv>;
 
 // kOwnTables: own_table, where that leaves enough registers.
 template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, bool kOwnTables = true,
-          int kSets = kRowsPerBlock / kRowsPerSet>
+          int kSets = kRowsPerBlock / kRowsPerSet, template <int, int> class CodeOf = ScalarOf>
 struct CodedCore {
-  using KeyCode = Scalar<kKeyBits>;
-  using ValueCode = Scalar<kValueBits>;
+  using KeyCode = CodeOf<kKeyBits, format::SideLayout(kDim, kKeyBits).jv>;
+  using ValueCode = CodeOf<kValueBits, format::SideLayout(kDim, kValueBits).jv>;
   // For blocks of few rows.
-  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, kOwnTables, 1>;
+  using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, kOwnTables, 1, CodeOf>;
   static constexpr bool kHasSmall = kSets > 1;
   static constexpr bool kMasks = false, kExact = false, kByRows = false;
   static constexpr int kRows = kSets * kRowsPerSet;
@@ -142,22 +135,15 @@ struct CodedCore {
       }
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[KeyCode::kWords][kLoad];
-#pragma unroll
-      for (int i = 0; i < KeyCode::kWords; i++)
-        load_words(tile + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      const LoadedGroups<KeyCode, Kind::kKey, kLoads, kLoad> groups(tile, jb, lane);
       // A load has kLoad octets of the first 8 tokens, kLoad of the next, ...; four octets are a group.
       constexpr int kPairGroups = kLoad == 4 ? 2 : 1;
       uint32_t r[kPairGroups][8];
 #pragma unroll
       for (int b = 0; b < 2; b++) {
 #pragma unroll
-        for (int jj = 0; jj < kPairGroups; jj++) {
-          uint32_t group[KeyCode::kWords];
-#pragma unroll
-          for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][b * kLoad / 2 + jj];
-          if (b == 0 || kLoad > 1) KeyCode::bytes(group, table, r[jj]);
-        }
+        for (int jj = 0; jj < kPairGroups; jj++)
+          if (b == 0 || kLoad > 1) groups.bytes(b * kLoad / 2 + jj, table, r[jj]);
 #pragma unroll
         for (int k = 0; k < kLoad; k++) {
           const int first = (kLoad == 1 ? 2 * b : 0) + k, second = first + kLoad;
@@ -325,22 +311,16 @@ struct CodedCore {
     const ByteTable value_table = own_table < ValueCode, kOwnTables && !ValueCode::kWideExpansion > (p, 1);
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[kTiles][ValueCode::kWords][kLoad];
-#pragma unroll
-      for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-        for (int i = 0; i < ValueCode::kWords; i++)
-          load_words(stage + tile * kTileBytes + kValueAt + ((i * kLoads + jb) * 32 + lane) * kLoad * 4,
-                     w[tile][i]);
+      using Groups = LoadedGroups<ValueCode, Kind::kValue, kLoads, kLoad>;
+      const Tiles<Groups, kTiles> groups(stage + kValueAt, kTileBytes, jb, lane);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
         int c[2][kSets][4] = {};  // sums of 16 coordinates each
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
-          uint32_t group[ValueCode::kWords], r[8];
-#pragma unroll
-          for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[tile][i][jj];
-          ValueCode::bytes(group, value_table, r);
+          if (ValueCode::kId.trellis() && kSets > 1) __syncwarp();  // as above
+          uint32_t r[8];
+          groups.of(tile).bytes(jj, value_table, r);
 #pragma unroll
           for (int b = 0; b < 2; b++) {
             const uint32_t a[4] = {r[4 * b], r[4 * b + 2], r[4 * b + 1], r[4 * b + 3]};

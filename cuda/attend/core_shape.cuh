@@ -25,6 +25,12 @@ struct CoreShape {
 inline CoreShape coded_shape(int dim, int tiles, bool exact) {
   return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
 }
+inline CoreShape trellis_shape(int dim, int tiles, bool exact) {
+  CoreShape shape = coded_shape(dim, tiles, exact);
+  shape.tunings = std::begin(kTrellisTunings);
+  shape.tunings_end = std::end(kTrellisTunings);
+  return shape;
+}
 inline CoreShape generic_shape(int key, int value, const format::SideLayout& side, bool exact) {
   const bool raw = side.raw();
   return CoreShape{raw ? 0 : key,
@@ -42,6 +48,8 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
 // Defined in launch_core.cuh, which the files that instantiate them include.
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch);
+template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
+void launch_trellis(const AttendLaunch& launch);
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch);
 template <int kKey, int kValue>

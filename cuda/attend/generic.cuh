@@ -5,6 +5,7 @@
 // scaled by a quotient where CodedCore takes a power of two, and running maxima are not rounded: the two
 // agree within their rounding, not to the bit. Raw sides are 16-bit numbers in the matrix unit (raw.cuh).
 #pragma once
+#include "cuda/attend/groups.cuh"
 #include "cuda/attend/operands.cuh"
 #include "cuda/attend/raw.cuh"
 #include "cuda/attend/rows.cuh"
@@ -14,6 +15,16 @@ namespace tq::cuda::attend {
 // What a kernel takes beside scalar codes: raw sides and exact tokens, whose code would cost the steps of
 // codes some 5 %; and codes by rows.
 enum class Takes { kCodes, kRaw, kRows };
+
+// with_code of what a kernel takes: trellis codes where codes by rows are taken too. kJv: groups of a lane in
+// one load.
+template <Takes kTakes, int kJv, class F>
+__device__ __forceinline__ void with_taken(format::CodeId id, const F& f) {
+  if constexpr (kTakes == Takes::kRows)
+    with_any_code<kJv>(id, f);
+  else
+    with_code(id, f);
+}
 
 template <int kKeyDim, int kValueDim, Takes kTakes>
 struct GenericCore {
@@ -67,16 +78,11 @@ struct GenericCore {
                                                int lane) {
 #pragma unroll 1
     for (int jb = 0; jb < kKeyLoads; jb++) {
-      uint32_t w[KeyCode::kWords][kKeyLoad];
-#pragma unroll
-      for (int i = 0; i < KeyCode::kWords; i++)
-        load_words(words + ((i * kKeyLoads + jb) * 32 + lane) * kKeyLoad * 4, w[i]);
+      const LoadedGroups<KeyCode, Kind::kKey, kKeyLoads, kKeyLoad> groups(words, jb, lane);
 #pragma unroll
       for (int jj = 0; jj < kKeyLoad; jj++) {
-        uint32_t group[KeyCode::kWords], r[8];
-#pragma unroll
-        for (int i = 0; i < KeyCode::kWords; i++) group[i] = w[i][jj];
-        KeyCode::bytes(group, p.numbers.key_tables.bytes, r);
+        uint32_t r[8];
+        groups.bytes(jj, p.numbers.key_tables.bytes, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           uint32_t a[4];
@@ -92,17 +98,12 @@ struct GenericCore {
                                                const uint32_t (&a)[4], float factor, int lane) {
 #pragma unroll
     for (int jb = 0; jb < kLoads; jb++) {
-      uint32_t w[ValueCode::kWords][kLoad];
-#pragma unroll
-      for (int i = 0; i < ValueCode::kWords; i++)
-        load_words(words + ((i * kLoads + jb) * 32 + lane) * kLoad * 4, w[i]);
+      const LoadedGroups<ValueCode, Kind::kValue, kLoads, kLoad> groups(words, jb, lane);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
         if (kGroups > 8) __syncwarp();  // the next loads and expansions would take registers early
-        uint32_t group[ValueCode::kWords], r[8];
-#pragma unroll
-        for (int i = 0; i < ValueCode::kWords; i++) group[i] = w[i][jj];
-        ValueCode::bytes(group, p.numbers.value_tables.bytes, r);
+        uint32_t r[8];
+        groups.bytes(jj, p.numbers.value_tables.bytes, r);
 #pragma unroll
         for (int s = 0; s < 4; s++) {
           int c[4] = {0, 0, 0, 0};
@@ -148,7 +149,8 @@ struct GenericCore {
 #pragma unroll
       for (int b = 0; b < 4; b++) c[b][0] = c[b][1] = 0, c[b][2] = c[b][3] = rows.half_sum[g];
       const uint8_t* words = stage + key.code_offset;
-      with_code(key.layout.code(), [&](auto code) { coded_scores<decltype(code)>(p, words, c, lane); });
+      with_taken<kTakes, kKeyLoad>(key.layout.code(),
+                                   [&](auto code) { coded_scores<decltype(code)>(p, words, c, lane); });
 #pragma unroll
       for (int b = 0; b < 4; b++) {
         const uint32_t scales = *reinterpret_cast<const uint32_t*>(stage + key.scale_offset + 16 * b + 4 * t);
@@ -237,8 +239,8 @@ struct GenericCore {
     if (value.book.half())
       half_weight = fmaf(factor, static_cast<float>(weights.sum & 0xFFFFFFu), half_weight);
     const uint8_t* words = stage + value.code_offset;
-    with_code(value.layout.code(),
-              [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
+    with_taken<kTakes, kLoad>(value.layout.code(),
+                              [&](auto code) { coded_values<decltype(code)>(p, words, a, factor, lane); });
   }
 
   __device__ __forceinline__ void put(const AttendParams& p, float* to, int rows, int lane) {

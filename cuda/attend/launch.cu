@@ -9,6 +9,7 @@
 
 #include "cuda/attend/core_shape.cuh"
 #include "cuda/attend/instances.h"
+#include "cuda/code/trellis_tables.h"
 #include "cuda/runtime.h"
 
 namespace tq::cuda::attend {
@@ -16,6 +17,7 @@ namespace tq::cuda::attend {
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape) {
   AttendParams p(make_row_params(launch));
   const DeviceLayer& layer = launch.layer;
+  set_side_tables(layer, &p.numbers);
   p.ctas = reinterpret_cast<const CtaWork*>(launch.plan.work + sizeof(WorkHeader));
   p.sequences = reinterpret_cast<const SequenceWork*>(p.ctas + launch.num_ctas);
   p.idle_rows = launch.plan.idle_rows;
@@ -66,24 +68,41 @@ namespace {
 using Launcher = void (*)(const AttendLaunch&);
 
 struct Compiled {
-  CodedInstance is;
+  int stored, key_bits, value_bits, tiles;
+  bool trellis;
   Launcher launch;
 };
 
 template <size_t... kAt>
-constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence<kAt...>) {
-  return {{{kCodedInstances[kAt], launch_coded<kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits,
-                                               kCodedInstances[kAt].value_bits, kCodedInstances[kAt].tiles,
-                                               kCodedInstances[kAt].warps>}...}};
+constexpr std::array<Compiled, sizeof...(kAt)> coded_rows_of(std::index_sequence<kAt...>) {
+  return {{{kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits, kCodedInstances[kAt].value_bits,
+            kCodedInstances[kAt].tiles, false,
+            launch_coded<kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits,
+                         kCodedInstances[kAt].value_bits, kCodedInstances[kAt].tiles,
+                         kCodedInstances[kAt].warps>}...}};
 }
-constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kCodedInstances)>());
+template <size_t... kAt>
+constexpr std::array<Compiled, sizeof...(kAt)> trellis_rows_of(std::index_sequence<kAt...>) {
+  return {{{kTrellisInstances[kAt].stored, kTrellisInstances[kAt].key_bits, kTrellisInstances[kAt].value_bits,
+            kTrellisInstances[kAt].tiles, true,
+            launch_trellis<kTrellisInstances[kAt].stored, kTrellisInstances[kAt].key_bits,
+                           kTrellisInstances[kAt].value_bits, kTrellisInstances[kAt].tiles,
+                           kTrellisInstances[kAt].warps>}...}};
+}
+constexpr auto kCoded = coded_rows_of(std::make_index_sequence<std::size(kCodedInstances)>());
+constexpr auto kTrellis = trellis_rows_of(std::make_index_sequence<std::size(kTrellisInstances)>());
 
+// Both sides have codes of one family.
 const Compiled* find_compiled(const format::TileLayout& tile) {
-  if (tile.key.by_rows() || tile.value.by_rows() || tile.key.stored != tile.value.stored) return nullptr;
-  for (const Compiled& row : kCompiled)
-    if (row.is.stored == tile.key.stored && row.is.key_bits == tile.key.bits &&
-        row.is.value_bits == tile.value.bits)
-      return &row;
+  if (tile.key.by_rows() || tile.value.by_rows() || tile.key.stored != tile.value.stored ||
+      tile.key.family != tile.value.family)
+    return nullptr;
+  const bool trellis = is_trellis(tile.key);
+  const Compiled* const rows = trellis ? kTrellis.data() : kCoded.data();
+  for (size_t i = 0; i < (trellis ? kTrellis.size() : kCoded.size()); i++)
+    if (rows[i].stored == tile.key.stored && rows[i].key_bits == tile.key.bits &&
+        rows[i].value_bits == tile.value.bits)
+      return &rows[i];
   return nullptr;
 }
 
@@ -137,7 +156,9 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   const Compiled* compiled = find_compiled(tile);
   const Generic* generic = find_generic(tile);
   int most = 0;
-  if (compiled) most = bytes(coded_shape(compiled->is.stored, compiled->is.tiles, exact), {false, true});
+  if (compiled)
+    most = bytes((compiled->trellis ? trellis_shape : coded_shape)(compiled->stored, compiled->tiles, exact),
+                 {false, true});
   if (generic)
     most = std::max(most,
                     bytes(generic_shape(generic->is.key, generic->is.value, tile.key, exact), {true, true}));
@@ -152,7 +173,7 @@ void launch_attend(const AttendLaunch& launch) {
   TQ_CHECK(compiled || generic, Status::kNotSupported,
            "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,
            value.layout.dim, key.layout.bits, value.layout.bits);
-  const bool rows = coded_rows(key.layout) || coded_rows(value.layout);
+  const bool rows = coded_rows(key.layout) || coded_rows(value.layout) || has_trellis(launch.layer);
   (compiled ? compiled->launch : rows ? generic->rows : generic->launch)(launch);
 }
 

@@ -27,12 +27,21 @@ void launch_core(const AttendLaunch& launch, CoreShape shape) {
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
-  using Core = CodedCore<kDim, kKeyBits, kValueBits, kTiles>;
   if (exact)
     launch_core<ExactToo<CodedCore<kDim, kKeyBits, kValueBits, kTiles, false>>, kWarps>(
         launch, coded_shape(kDim, kTiles, true));
   else
-    launch_core<Core, kWarps>(launch, coded_shape(kDim, kTiles, false));
+    launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch,
+                                                                       coded_shape(kDim, kTiles, false));
+}
+template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
+void launch_trellis(const AttendLaunch& launch) {
+  const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
+  using Core = CodedCore<kDim, kKeyBits, kValueBits, kTiles, false, kRowsPerBlock / kRowsPerSet, TrellisOf>;
+  if (exact)
+    launch_core<ExactToo<Core>, kWarps>(launch, trellis_shape(kDim, kTiles, true));
+  else
+    launch_core<Core, kWarps>(launch, trellis_shape(kDim, kTiles, false));
 }
 
 template <int kKey, int kValue, Takes kTakes>

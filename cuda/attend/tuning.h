@@ -36,6 +36,13 @@ constexpr AttendTuning kAttendTunings[] = {
     {10, 2, 8, 0, kSmallStepBytes}, {8, 2, 8, 8, 6656},    {8, 2, 8, 4, INT_MAX}, {6, 2, 8, 4, INT_MAX},
     {4, 2, 4, 4, INT_MAX},          {4, 1, 4, 4, INT_MAX}, {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
 
+// Of trellis codes, whose steps are bound by the instructions that expand them: as many workers as there are.
+// 3 + 3 bits 93.1 us with 10 workers, 96.6 with 8 at B8 n32768, 4 + 4 bits 121.3 and 124.0 (`attend_bench
+// --family trellis --workers N`, H200).
+constexpr AttendTuning kTrellisTunings[] = {
+    {10, 2, 8, 0, INT_MAX}, {8, 2, 8, 0, INT_MAX}, {6, 2, 8, 4, INT_MAX}, {4, 2, 4, 4, INT_MAX},
+    {4, 1, 4, 4, INT_MAX},  {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
+
 // Of the generic kernel, which has raw sides: its steps are large, and workers with two buffers count for
 // more than places for deposits.
 constexpr AttendTuning kGenericTunings[] = {

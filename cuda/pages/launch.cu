@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/code/trellis_tables.h"
 #include "cuda/dispatch.h"
 #include "cuda/pages/memory.cuh"
 
@@ -34,7 +35,7 @@ void in_lists(const Entry* entries, int64_t count, Entry (&list)[kPagesPerLaunch
 void launch_read(const ReadParams& given, int num_units, cudaStream_t stream) {
   ReadParams params = given;
   const DeviceSide& side = params.side();
-  params.tables = code_tables(side.layout, side.book);
+  params.tables = side_tables(side.layout, side.book);
   const int64_t jobs = static_cast<int64_t>(params.count) * params.layer.num_kv_heads;
   const int64_t grid = std::min((jobs + kReadWarps - 1) / kReadWarps, kReadCtasPerUnit * num_units);
   with_stored<kReadInstances>(format::stored_dim(side.layout.dim), [&](auto dim) {

@@ -3,9 +3,9 @@
 // per token and kv head. Not a hot path: each lane decodes the whole group that its coordinate is in, since a
 // code need not stand alone in its bits.
 #pragma once
-#include "cuda/code/dispatch.cuh"
 #include "cuda/code/raw.cuh"
 #include "cuda/code/rows.cuh"
+#include "cuda/code/trellis.cuh"
 #include "cuda/code/warp_vector.cuh"
 #include "cuda/pages/params.h"
 #include "cuda/warp/elements.cuh"
@@ -22,13 +22,16 @@ __device__ __forceinline__ bool is_exact(const ReadParams& args, int token) {
 template <class OfCode, int kStored>
 __device__ __forceinline__ void decode_token(const ReadParams& args, const uint32_t* words, int token,
                                              int lane, float (&y)[kStored / 32]) {
+  constexpr int kJv = format::lane_groups(kStored);
   const format::SideLayout& layout = args.side().layout;
 #pragma unroll
   for (int r = 0; r < kStored / 32; r++) {
     const format::CodePlace at = format::code_place(layout, args.kind, token, lane + 32 * r);
-    uint32_t group[OfCode::kWords], bytes[8];
-    load_group<OfCode>(words + layout.word_index(0, at.jb, at.lane, at.jj), kStored, group);
-    OfCode::bytes(group, args.tables.bytes, bytes);
+    uint32_t bytes[8];
+    if (args.kind == Kind::kKey)
+      group_bytes<OfCode, Kind::kKey, kJv>(words, kStored, at.jb, at.lane, at.jj, args.tables.bytes, bytes);
+    else
+      group_bytes<OfCode, Kind::kValue, kJv>(words, kStored, at.jb, at.lane, at.jj, args.tables.bytes, bytes);
     // Selections: an index that is not known would put the bytes into local memory.
     uint32_t half[4];
 #pragma unroll
@@ -60,7 +63,7 @@ __device__ __forceinline__ void read_coded(const ReadParams& args, int head, con
   } else {
     const float scale =
         format::float_from_bf16(reinterpret_cast<const uint16_t*>(tile + side.scale_offset)[token]);
-    with_code(layout.code(), [&](auto code) {
+    with_any_code<format::lane_groups(kStored)>(layout.code(), [&](auto code) {
       decode_token<decltype(code), kStored>(args, reinterpret_cast<const uint32_t*>(tile + side.code_offset),
                                             token, lane, y);
     });

@@ -75,7 +75,9 @@ constexpr std::array<CompiledGroup, sizeof...(kAt)> compiled_groups(std::index_s
 constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::size(kGroupInstances)>());
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
-  if (tile.key.dim != tile.value.dim || coded_rows(tile.key) || coded_rows(tile.value)) return nullptr;
+  if (tile.key.dim != tile.value.dim || coded_rows(tile.key) || coded_rows(tile.value) ||
+      tile.key.code().trellis() || tile.value.code().trellis())
+    return nullptr;
   for (const Compiled& row : kCompiled)
     if (row.stored == format::stored_dim(tile.key.dim)) return &row;
   return nullptr;

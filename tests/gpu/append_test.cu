@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Append on the GPU against the scalar encoder, code by code and scale by scale: every dimension and width,
 // edge vectors, strides, types, ragged steps that mix single tokens and whole tiles; then random codes in
-// bulk.  append_test [--quick | --time | --profile | --small | --tiny]
+// bulk.  append_test [--quick | --time | --profile | --small | --tiny | --trellis]
 #include "cuda/dispatch.h"
 #include "test_cache.cuh"
 #include "tests/dims.h"
@@ -48,6 +48,32 @@ void all_shapes() {
       config.page_size = turn % 4 == 0 ? 32 : turn % 4 == 1 ? 96 : 64;
       run_steps(config, "all shapes", true);
     }
+}
+
+// Of each dimension all widths in turn, beside each other and beside scalar codes and raw sides; all rules.
+void trellis_codes() {
+  const int pairs[][2] = {{2, 3}, {3, 4}, {4, 2}, {3, 3}, {2, 2}, {4, 4}, {3, 8}, {16, 4}, {5, 2}};
+  const ScaleRule rules[] = {ScaleRule::kUnbiased, ScaleRule::kLs, ScaleRule::kNorm, ScaleRule::kPaper};
+  const DataType types[] = {DataType::kF16, DataType::kBF16, DataType::kF32};
+  int turn = 0;
+  for (int dim : tq::kTriedDims) {
+    if (dim % tq::cuda::kDimStep != 0) continue;
+    for (int i = 0; i < 3; i++, turn++) {
+      Config config;
+      config.trellis = true;
+      config.head_dim = config.value_dim = dim;
+      config.key_bits = pairs[turn % 9][0];
+      config.value_bits = pairs[turn % 9][1];
+      config.key_rule = rules[turn % 4];
+      config.value_rule = rules[turn / 4 % 4];
+      config.search = turn % 5 != 4;
+      config.type = types[turn % 3];
+      config.centres = turn % 2 == 1;
+      config.window = turn % 7 == 3 ? 20 : 0;
+      config.seed = 4000 + static_cast<uint64_t>(turn);
+      run_steps(config, "trellis", i == 0);
+    }
+  }
 }
 
 void modes() {
@@ -225,10 +251,12 @@ void noticed_flags() {
         "flags of copied and new slots");
 }
 
-void bulk(bool quick) {
+void bulk(bool quick, bool trellis) {
   const int rounds = quick ? 1 : 8;
   for (int bits : {2, 3, 4, 5, 6, 8}) {
+    if (trellis && bits > 4) break;
     Config config;
+    config.trellis = trellis;
     config.key_bits = config.value_bits = bits;
     config.heads = 8;
     config.sequences = 1;
@@ -254,9 +282,11 @@ void bulk(bool quick) {
     }
     const double vectors = 2.0 * config.tokens * config.heads, bytes = vectors * (2 * 128 + 16 * bits + 2);
     printf(
-        "   bulk append, %d bits: %.3g random codes compared; %.0f us for %.0f tokens of 8 heads, %.0f GB/s "
+        "   bulk append, %d bits%s: %.3g random codes compared; %.0f us for %.0f tokens of 8 heads, %.0f "
+        "GB/s "
         "read + written\n",
-        bits, vectors * 128 * rounds, 1000 * best, static_cast<double>(config.tokens), bytes / best / 1e6);
+        bits, trellis ? " trellis" : "", vectors * 128 * rounds, 1000 * best,
+        static_cast<double>(config.tokens), bytes / best / 1e6);
     cudaEventDestroy(begin);
     cudaEventDestroy(end);
   }
@@ -314,16 +344,19 @@ void plan_decode(TestCache& cache) {
   cache.plan(std::vector<int64_t>(64, 1));
   cache.fill(0);
 }
-void decode_time() {
+void decode_time(bool trellis) {
   for (int bits : {2, 3, 4, 8}) {
-    TestCache cache(decode_config(128, bits));
+    if (trellis && bits > 4) break;
+    Config config = decode_config(128, bits);
+    config.trellis = trellis;
+    TestCache cache(config);
     plan_decode(cache);
     const Times times = replay_times(cache, 20, 21);
     if (cache.verify("decode timing"))
       printf(
-          "   decode append, %d bits: %.2f us median of 21 graph replays of 20 (min %.2f, max %.2f), 64 "
+          "   decode append, %d bits%s: %.2f us median of 21 graph replays of 20 (min %.2f, max %.2f), 64 "
           "sequences x 8 heads x 1 token\n",
-          bits, times.median, times.least, times.most);
+          bits, trellis ? " trellis" : "", times.median, times.least, times.most);
   }
 }
 
@@ -422,9 +455,10 @@ void profile() {
 
 // Few and short cases, for sanitizers; tiny: for the one that watches every access to shared memory.
 void small(bool tiny) {
-  const int dims[] = {128, 80, 64, 256, 512}, bits[] = {4, 3, 16, 2, 8};
-  for (int i = 0; i < (tiny ? 2 : 5); i++) {
+  const int dims[] = {128, 80, 64, 256, 512, 96}, bits[] = {4, 3, 16, 2, 8, 3};
+  for (int i = 0; i < (tiny ? 2 : 6); i++) {
     Config config;
+    config.trellis = i == 5;
     config.head_dim = config.value_dim = dims[i];
     config.key_bits = config.value_bits = bits[i];
     config.centres = i == 1;
@@ -446,6 +480,14 @@ int main(int count, char** arguments) {
       if (mode == "--small") noticed_flags();
       return gpu_test::finish("append_test");
     }
+    if (mode == "--trellis") {  // these codes alone, 1e9 of each width
+      trellis_codes();
+      if (gpu_test::tally().failed == 0) {
+        bulk(false, true);
+        decode_time(true);
+      }
+      return gpu_test::finish("append_test");
+    }
     if (mode == "--profile" || mode == "--bench") {
       mode == "--bench" ? bench() : profile();
       return gpu_test::finish("append_test");
@@ -453,11 +495,14 @@ int main(int count, char** arguments) {
     if (!timing) {
       all_shapes();
       modes();
+      trellis_codes();
       noticed_flags();
     }
     if (gpu_test::tally().failed == 0) {
-      bulk(quick || timing);
-      if (!quick) decode_time();
+      for (const bool trellis : {false, true}) {
+        bulk(quick || timing, trellis);
+        if (!quick) decode_time(trellis);
+      }
     }
   } catch (const tq::Error& error) {
     gpu_test::check(false, "uncaught: %s", error.what());

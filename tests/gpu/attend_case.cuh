@@ -64,6 +64,11 @@ struct CaseSpec {
   std::vector<float> sink_values = {};               // of the query heads in turn, instead of random ones
   bool ranges = false, tree = false, alibi = false;  // random masks (masks.h)
   int range_kind = -1;
+  bool trellis = false;  // sides of 2 to 4 bits, else scalar
+
+  tq::format::CodeId code(int bits) const {
+    return trellis && bits <= 4 ? tq::format::trellis_code(bits) : tq::format::code_of_bits(bits);
+  }
 };
 
 __host__ __device__ inline uint32_t hash32(uint64_t x) {
@@ -237,7 +242,7 @@ class AttendCase {
 };
 
 inline AttendCase::AttendCase(const CaseSpec& s, int sets)
-    : spec(s), geometry_(), tile_(s.head_dim, s.value_dim, s.key_bits, s.value_bits) {
+    : spec(s), geometry_(), tile_(s.head_dim, s.value_dim, s.code(s.key_bits), s.code(s.value_bits)) {
   // Streams of their own for each token: what a sequence holds, and asks at a position, depends neither on
   // the others beside it nor on its length.
   std::mt19937 page_rng(spec.seed), rng(spec.seed + 1);
@@ -265,7 +270,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   geometry_.window_tokens = spec.window;
   geometry_.sink_tokens = spec.sinks;
   geometry_.raw_group = spec.window + spec.sinks > 0 ? 1 : -1;
-  geometry_.set_layers(spec.key_bits, spec.value_bits);
+  geometry_.set_layers(spec.code(spec.key_bits), spec.code(spec.value_bits));
 
   // Pages in random order, with a few that nobody owns between them.
   int64_t used = 0;

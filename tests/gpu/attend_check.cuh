@@ -40,12 +40,17 @@ inline void AttendCase::decode(int set, int sequence, int head, int side, Decode
         const uint32_t* code_words = words.data() + (side ? tile_.value_offset() : 0) / 4;
         const double scale = tq::format::float_from_bf16(reinterpret_cast<const uint16_t*>(
             bytes + (side ? tile_.value_scale_offset() : tile_.key_scale_offset()))[t]);
-        for (int i = 0; i < stored; i++) {
-          const uint32_t code = tq::format::load_code(
-              code_words, layout,
-              tq::format::code_place(layout, side ? tq::Kind::kValue : tq::Kind::kKey, t, i));
-          y[i] = scale * tq::format::code_level(book, code);
-        }
+        const tq::Kind kind = side ? tq::Kind::kValue : tq::Kind::kKey;
+        tq::format::VectorCoder coder = {};
+        coder.stored = stored;
+        coder.codebook = book;
+        coder.trellis = layout.code().trellis();
+        coder.kind = kind;
+        uint8_t codes[tq::format::kMaxDim];
+        float levels[tq::format::kMaxDim];
+        tq::format::unpack_scalar(layout, kind, code_words, t, codes);
+        tq::format::code_levels(coder, codes, levels);
+        for (int i = 0; i < stored; i++) y[i] = scale * static_cast<double>(levels[i]);
         if (m > 1)
           for (int p = 0; p < n; p++) {
             double in[9], out[9];

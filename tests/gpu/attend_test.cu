@@ -42,9 +42,9 @@ std::string kinds(const Comparison& r) {
 double spread_of(const CaseSpec& spec) {
   double levels = 1;
   if (spec.key_bits != tq::format::kRawBits) {
-    const tq::format::Codebook book = tq::format::builtin_codebook(spec.head_dim, spec.key_bits);
+    const tq::format::Codebook book = tq::format::builtin_codebook(spec.head_dim, spec.code(spec.key_bits));
     double square = 0;
-    const int codes = 1 << spec.key_bits;
+    const int codes = 1 << book.bits;
     for (int c = 0; c < codes; c++)
       square += pow(tq::format::code_level(book, static_cast<uint32_t>(c)), 2) / codes;
     levels = std::max(1.0, sqrt(square) / 60);
@@ -182,8 +182,9 @@ void graph_replay(CaseSpec spec) {
   GPU_MUST(cudaStreamDestroy(stream));
 }
 
-void features(int key_bits, int value_bits, int dim, int value_dim) {
+void features(int key_bits, int value_bits, int dim, int value_dim, bool trellis = false) {
   CaseSpec base;
+  base.trellis = trellis;
   base.key_bits = key_bits;
   base.value_bits = value_bits;
   base.head_dim = dim;
@@ -255,8 +256,9 @@ void features(int key_bits, int value_bits, int dim, int value_dim) {
   }
 }
 
-void lengths(int key_bits, int value_bits, int dim, int value_dim) {
+void lengths(int key_bits, int value_bits, int dim, int value_dim, bool trellis = false) {
   CaseSpec s;
+  s.trellis = trellis;
   s.key_bits = key_bits;
   s.value_bits = value_bits;
   s.head_dim = dim;
@@ -343,6 +345,29 @@ void unused_rows(int repeats) {
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
 // attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick],
 // --masks [--quick]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh only.
+// Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
+void trellis_codes(bool quick) {
+  const int pairs[][4] = {{3, 3, 128, 128}, {2, 2, 128, 128}, {4, 4, 128, 128}, {4, 3, 128, 128},
+                          {3, 3, 64, 64},   {2, 4, 96, 96},   {3, 3, 256, 256}, {16, 3, 80, 80}};
+  for (const auto& p : pairs) {
+    worst_of_all = 0;
+    features(p[0], p[1], p[2], p[3], true);
+    if (!quick) lengths(p[0], p[1], p[2], p[3], true);
+    CaseSpec s;
+    s.trellis = true;
+    s.key_bits = p[0];
+    s.value_bits = p[1];
+    s.head_dim = p[2];
+    s.value_dim = p[3];
+    batch_composition(s);
+    distribution(s, quick);
+    s.sequences = {{5000, 1, 1}, {100, 1, 1}, {9000, 1, 1}};
+    graph_replay(s);
+    printf("trellis, d %d bits %d/%d: worst row %.2e\n", p[2], p[0], p[1], worst_of_all);
+    fflush(stdout);
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc > 1 && (!strcmp(argv[1], "--small") || !strcmp(argv[1], "--tiny"))) {
     const bool tiny = !strcmp(argv[1], "--tiny");
@@ -363,6 +388,10 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--prefill")) {
     prefill(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --prefill");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--trellis")) {
+    trellis_codes(argc > 2 && !strcmp(argv[2], "--quick"));
+    return gpu_test::finish("attend_test --trellis");
   }
   if (argc > 1 && !strcmp(argv[1], "--edges")) {
     edges(argc > 2 && !strcmp(argv[2], "--quick"));
@@ -403,6 +432,7 @@ int main(int argc, char** argv) {
            gpu_test::tally().failed > failed ? "  FAILED" : "");
     fflush(stdout);
   }
+  if (first == 0) trellis_codes(quick);
   if (first == 0) prefill(quick);
   if (first == 0) edges(quick);
   if (first == 0) rows(quick);

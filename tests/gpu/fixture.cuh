@@ -23,8 +23,11 @@ struct Config {
   int64_t tokens = 512;  // of one sequence, at most
   ScaleRule key_rule = ScaleRule::kLs, value_rule = ScaleRule::kUnbiased;
   bool search = true, centres = false, edges = true;
+  bool trellis = false;  // sides of up to 4 bits, else scalar
   int window = 0, sinks = 0, rollback = 0;
   uint64_t seed = 1;
+
+  CodeId code(int bits) const { return trellis && bits <= 4 ? trellis_code(bits) : code_of_bits(bits); }
 };
 
 // One side of one layer, for the oracle.
@@ -74,7 +77,9 @@ __device__ inline VectorCoder coder_of(const OracleSide& side, int head) {
                      side.centre ? side.centre + head * layout.dim : nullptr,
                      side.rule,
                      side.search,
-                     side.book};
+                     side.book,
+                     layout.code().trellis(),
+                     static_cast<Kind>(side.kind)};
 }
 
 __global__ void oracle_kernel(const __grid_constant__ OracleJob job, Mismatch* mismatch) {

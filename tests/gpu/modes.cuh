@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Configurations of tests whose codes lie by rows: prod keys with both sketches, grouped sides of
-// every width and group, levels of the caller's, beside each other, scalar codes and raw sides, at dimensions
-// of every shape.
+// Configurations of tests of other families than scalar codes: prod keys with both sketches, grouped sides
+// of every width and group, levels of the caller's, trellis codes of every width, beside each other, scalar
+// codes and raw sides, at dimensions of every shape.
 #pragma once
 #include "api_cache.cuh"
 
@@ -17,7 +17,8 @@ struct ModeShape {
 };
 
 inline std::vector<ModeShape> mode_shapes() {
-  constexpr int kProd = TQ_CODE_PROD, kGrouped = TQ_CODE_GROUPED, kLevels = TQ_CODE_LEVELS;
+  constexpr int kProd = TQ_CODE_PROD, kGrouped = TQ_CODE_GROUPED, kLevels = TQ_CODE_LEVELS,
+                kTrellis = TQ_CODE_TRELLIS;
   return {
       {128, 128, {kProd, 4}, {0, 4}},
       {128, 128, {kProd, 3}, {kGrouped, 2, 32}, TQ_SKETCH_ORTHOGONAL},
@@ -41,6 +42,22 @@ inline std::vector<ModeShape> mode_shapes() {
       {576, 512, {kProd, 4}, {kGrouped, 4, 64}},
       {512, 512, {kLevels, 4}, {kLevels, 8}},
       {576, 576, {kGrouped, 8, 64}, {0, 5}},
+      {128, 128, {kTrellis, 3}, {kTrellis, 3}},
+      {128, 128, {kTrellis, 2}, {kTrellis, 4}},
+      {128, 128, {kTrellis, 4}, {kTrellis, 2}},
+      {128, 128, {kTrellis, 3}, {0, 4}, 0, TQ_SCALE_LS},
+      {128, 128, {0, 16}, {kTrellis, 2}},
+      {64, 64, {kTrellis, 3}, {kTrellis, 2}},
+      {40, 40, {kTrellis, 4}, {kTrellis, 3}, 0, TQ_SCALE_LS},
+      {32, 32, {kTrellis, 2}, {kTrellis, 4}},
+      {96, 96, {kTrellis, 4}, {kTrellis, 2}},
+      {80, 80, {kGrouped, 4, 16}, {kTrellis, 3}},
+      {160, 160, {kTrellis, 2}, {kTrellis, 3}},
+      {192, 128, {kTrellis, 3}, {kGrouped, 4, 32}},
+      {256, 256, {kTrellis, 4}, {kTrellis, 4}},
+      {224, 224, {kLevels, 3}, {kTrellis, 2}},
+      {512, 512, {kTrellis, 3}, {kTrellis, 3}},
+      {576, 512, {kTrellis, 2}, {kTrellis, 4}},
   };
 }
 

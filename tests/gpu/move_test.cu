@@ -28,6 +28,7 @@ const Case kCases[] = {
     {576, 512, 4, 4, TQ_F32, 32, 33, 0, 0},
     {64, 64, 4, 3, TQ_F16, 32, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {96, 96, 3, 2, TQ_F32, 64, 9, 4, 5, TQ_CODE_LEVELS, TQ_CODE_LEVELS},
+    {128, 128, 3, 2, TQ_F16, 64, 0, 0, 0, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
 };
 
 constexpr int kSequences = 3, kLongest = 400, kLayers = 2;

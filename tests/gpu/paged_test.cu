@@ -176,6 +176,7 @@ const Case kCases[] = {
     {96, 96, 16, 16, 2, 2, TQ_F32, 32, 64, 0, false, false},
     {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 40, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {128, 128, 1, 1, 4, 2, TQ_BF16, 32, 64, 0, true, false},
+    {128, 128, 3, 3, 4, 2, TQ_F16, 64, 64, 0, true, false, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
 };
 constexpr int kSequences = 5;
 constexpr int64_t kBlocks = 70;

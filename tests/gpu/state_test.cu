@@ -27,6 +27,7 @@ const Case kCases[] = {
     {576, 512, 4, 4, TQ_F32, 32, 0, 6, 0, 0},
     {64, 64, 3, 4, TQ_F32, 32, 8, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {96, 96, 2, 5, TQ_F16, 64, 0, 0, 0, 50, TQ_CODE_GROUPED, TQ_CODE_LEVELS},
+    {64, 64, 4, 3, TQ_BF16, 32, 0, 5, 3, 0, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
 };
 constexpr int kLayers = 2, kHeads = 2;
 constexpr int64_t kLongest = 200;

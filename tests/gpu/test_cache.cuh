@@ -119,7 +119,7 @@ inline TestCache::TestCache(const Config& c, const tq::HostOps& ops) : config(c)
   if (geometry.has_exact())
     geometry.groups[geometry.raw_group] = tq::PageGroup{32, raw_pages * c.sequences, raw_pages};
   geometry.num_threads = 1;
-  geometry.set_layers(c.key_bits, c.value_bits);
+  geometry.set_layers(c.code(c.key_bits), c.code(c.value_bits));
 
   int64_t pool_bytes = 0;
   for (int layer = 0; layer < c.layers; layer++) {
@@ -334,13 +334,14 @@ inline bool TestCache::verify_layer(const char* name, int layer, bool read) {
             mismatch.get());
       GPU_MUST(cudaDeviceSynchronize());
       const Mismatch found = mismatch.host()[0];
-      right &= check(found.count == 0,
-                     "%s%s: d %d/%d bits %d/%d dtype %d, layer %d %s sequence %d: %llu wrong, first at token "
-                     "%d head %d coordinate %d: expected %#x, found %#x",
-                     name, read ? " (read)" : "", config.head_dim, config.value_dim, config.key_bits,
-                     config.value_bits, static_cast<int>(config.type), layer, kind == 0 ? "keys" : "values",
-                     sequence, found.count, found.token, found.head, found.coordinate, found.expected,
-                     found.found);
+      right &=
+          check(found.count == 0,
+                "%s%s%s: d %d/%d bits %d/%d dtype %d, layer %d %s sequence %d: %llu wrong, first at token "
+                "%d head %d coordinate %d: expected %#x, found %#x",
+                name, config.trellis ? ", trellis" : "", read ? " (read)" : "", config.head_dim,
+                config.value_dim, config.key_bits, config.value_bits, static_cast<int>(config.type), layer,
+                kind == 0 ? "keys" : "values", sequence, found.count, found.token, found.head,
+                found.coordinate, found.expected, found.found);
       if (found.count) GPU_MUST(cudaMemset(mismatch.get(), 0, sizeof(Mismatch)));
     }
   }
@@ -395,7 +396,9 @@ inline bool TestCache::verify_host(const char* name) {
                                      centres ? centres + head * layout.dim : nullptr,
                                      work.side.rule,
                                      work.side.search,
-                                     work.side.book};
+                                     work.side.book,
+                                     layout.code().trellis(),
+                                     static_cast<Kind>(kind)};
           encode_vector(coder, x, codes, &scale);
           const uint8_t* tile =
               bytes.data() + (work.pages - pool.get()) +

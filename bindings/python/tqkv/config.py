@@ -149,7 +149,7 @@ class Layer:
     value_dim: int = 0
     key_bits: int = 0
     value_bits: int = 0
-    key_family: Union[str, int] = 0     # "scalar"; "prod" (keys), "grouped", "levels"; CPU only: "trellis"
+    key_family: Union[str, int] = 0     # "scalar"; "prod" (keys), "grouped", "levels", "trellis"
     value_family: Union[str, int] = 0
     rotation: Union[str, int] = 0       # "hadamard", or "dense" (CPU only)
     sliding_window: int = 0             # tokens that a query sees, its own included; 0 = all
@@ -222,8 +222,7 @@ class Config:
     io_dtype: Union[str, int] = "float32"           # of k, v, q and out: "float32", "float16", "bfloat16"
     device: str = "cpu"                             # "cpu", "cuda", "cuda:1"
     value_dim: int = 0                              # 0 = head_dim
-    code_family: Union[str, int] = 0                # of both sides: "scalar", "grouped", "levels"; CPU only:
-    #                                                 "trellis"
+    code_family: Union[str, int] = 0                # of both sides: "scalar", "grouped", "levels", "trellis"
     layer_key_bits: Optional[Sequence[int]] = None  # [num_layers], overriding key_bits where not 0
     layer_value_bits: Optional[Sequence[int]] = None
     rotation: Union[str, int] = 0                   # "hadamard", or "dense" (CPU only)

@@ -3,7 +3,7 @@
 // of the very output that was timed.
 //
 //   attend_bench [--json FILE] [--cases one|tune|short|full|rows|few|ragged|exact] [--bits KV]
-//   [--workers N --stages N --deposits N] [--pages ordered|random] [--page-size N]
+//   [--workers N --stages N --deposits N] [--pages ordered|random] [--page-size N] [--family scalar|trellis]
 //
 // Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are
 // medians over replays of a graph of many launches.
@@ -79,12 +79,13 @@ struct Result {
   int sets;
 };
 
-Result bench(const Case& c, int key_bits, int value_bits, tq::cuda::attend::AttendTuning tuning,
+Result bench(const Case& c, int key_bits, int value_bits, bool trellis, tq::cuda::attend::AttendTuning tuning,
              bool pages_in_order, int page_size, size_t cache_bytes, bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
   spec.key_bits = key_bits;
   spec.value_bits = value_bits;
+  spec.trellis = trellis;
   spec.q_heads = c.q_heads;
   spec.kv_heads = c.kv_heads;
   spec.out = DataType::kF16;
@@ -151,7 +152,7 @@ int main(int argc, char** argv) {
   const char *json_path = nullptr, *set = "short";
   tq::cuda::attend::AttendTuning tuning = {};
   int only_bits = 0;
-  bool pages_in_order = false;
+  bool pages_in_order = false, trellis = false;
   int page_size = 64;
   for (int i = 1; i + 1 < argc; i += 2) {
     if (!strcmp(argv[i], "--json")) json_path = argv[i + 1];
@@ -162,6 +163,7 @@ int main(int argc, char** argv) {
     if (!strcmp(argv[i], "--copies")) tuning.copies = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--pages")) pages_in_order = !strcmp(argv[i + 1], "ordered");
     if (!strcmp(argv[i], "--page-size")) page_size = atoi(argv[i + 1]);
+    if (!strcmp(argv[i], "--family")) trellis = !strcmp(argv[i + 1], "trellis");
     if (!strcmp(argv[i], "--bits")) only_bits = atoi(argv[i + 1]);
   }
   cudaDeviceProp prop;
@@ -211,6 +213,9 @@ int main(int argc, char** argv) {
              cases[3],
              {"B64 n1024 both", 64, 32, 8, 1024, 128, 1, {}, 128, 4}};
   const int pairs[][2] = {{4, 4}, {3, 3}, {2, 2}, {4, 2}, {8, 8}};
+  const auto code = [trellis](int bits) {
+    return trellis ? tq::format::trellis_code(bits) : tq::format::scalar_code(bits);
+  };
   FILE* json = json_path ? fopen(json_path, "w") : nullptr;
   int driver = 0, clock = 0;
   cudaDriverGetVersion(&driver);
@@ -225,12 +230,12 @@ int main(int argc, char** argv) {
     for (const auto& pair : pairs) {
       if (!strcmp(set, "tune") && pair[0] != pair[1]) continue;
       if (only_bits && pair[0] * 10 + pair[1] != only_bits) continue;
-      if (tq::cuda::attend::attend_kernel_for(TileLayout(c.dim, c.dim, pair[0], pair[1])) !=
+      if (tq::cuda::attend::attend_kernel_for(TileLayout(c.dim, c.dim, code(pair[0]), code(pair[1]))) !=
           tq::cuda::attend::AttendKernel::kCompiled)
         continue;
       try {
         const Result r =
-            bench(c, pair[0], pair[1], tuning, pages_in_order, page_size, prop.l2CacheSize, true);
+            bench(c, pair[0], pair[1], trellis, tuning, pages_in_order, page_size, prop.l2CacheSize, true);
         printf("%-16s k%dv%d  %8.2f us (%.2f-%.2f)  %5.0f GB/s  %5.1f %% of roof  err %.1e  sets %d\n",
                c.name, pair[0], pair[1], r.us, r.low, r.high, r.gbs, 100 * r.gbs / roof, r.error, r.sets);
         fflush(stdout);

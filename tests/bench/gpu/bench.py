@@ -4,7 +4,7 @@
 one GPU.
 
     TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|modes|
-    latent|engines|paged|peers|vectors] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    quality|latent|engines|paged|peers|vectors] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash

@@ -139,6 +139,11 @@ MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3)
          *(dataclasses.replace(case, name=f"{case.name}, {name}", widths=((4, 4), ), families=families)
            for case in APPEND
            for name, families in (("prod keys", (PROD, )), ("grouped values", (GROUPED, )))))
+# More quality in the same bytes.
+TRELLIS = (("key_family", "trellis"), ("value_family", "trellis"))
+QUALITY = tuple(dataclasses.replace(case, name=f"{case.name}, trellis", widths=((4, 4), (3, 3), (2, 2)),
+                                    families=TRELLIS)
+                for case in (TABLE[0], TABLE[2], TABLE[4], MORE[0], MORE[1], *APPEND))
 # DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
 LATENT_SHAPE = {"kv_heads": 1, "head_dim": 576, "latent": 512}
 LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,
@@ -151,7 +156,7 @@ LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", b
 SETS = {
     "latent": LATENT, "prefill": PREFILL, "short": TABLE + (dataclasses.replace(APPEND[0], widths=(
         (4, 4), )), dataclasses.replace(APPEND[1], widths=((4, 4), ))), "full": TABLE + MORE + APPEND,
-    "peers": BESIDE, "cliffs": CLIFFS, "modes": MODES
+    "peers": BESIDE, "cliffs": CLIFFS, "modes": MODES, "quality": QUALITY
 }
 
 

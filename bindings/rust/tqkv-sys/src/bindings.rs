@@ -131,8 +131,8 @@ numbers! {
     tq_scale_rule = i32;
     /// PROD: keys alone, 2 3 4 bits, the sign included. GROUPED: 2 3 4 8 bits, each group of neighbours
     /// with a float16 scale and zero, neither rotated nor centred; beyond +-65504 it saturates
-    /// (TQ_NOTICED_SATURATED). LEVELS: 1 2 3 4 5 6 8 bits. TRELLIS: caches alone, on the CPU, 2 3 4 bits;
-    /// the bytes of SCALAR with an error a quarter to a third lower, and an append several times as long.
+    /// (TQ_NOTICED_SATURATED). LEVELS: 1 2 3 4 5 6 8 bits. TRELLIS: caches alone, 2 3 4 bits; the bytes of
+    /// SCALAR with an error a quarter to a third lower, and an append several times as long.
     tq_code_family = i32;
     tq_sketch = i32;
     tq_sketch_rule = i32;
