@@ -67,7 +67,7 @@ void require_order(const std::vector<int32_t>& order, int32_t heads, int32_t dim
   for (int32_t head = 0; head < heads; head++) {
     std::vector<bool> seen(static_cast<size_t>(dim));
     for (int32_t i = 0; i < dim; i++) {
-      const int32_t at = order[static_cast<size_t>(head * dim + i)];
+      const int32_t at = order[static_cast<size_t>(head) * static_cast<size_t>(dim) + static_cast<size_t>(i)];
       require(at >= 0 && at < dim && !seen[static_cast<size_t>(at)], "an order is none");
       seen[static_cast<size_t>(at)] = true;
     }
