@@ -57,7 +57,7 @@ SUITES = {
     "state": ("bindings/python/tqkv/state.py", "        os.rename(beside, path)\n",
               "        open(path, 'wb').write(open(beside, 'rb').read())\n"),
     "cli": ("src/cli/safetensors.cpp", "if (begin > end) return", "if (false) return"),
-    "symbols": ("packaging/exports.map", "    tq_cache_check;\n", ""),
+    "symbols": ("CMakeLists.txt", "-Wl,-z,now ", ""),
     "abi": ("include/tqkv.h", "  int32_t group;            /* layers",
             "  int64_t group;            /* layers"),
     "asan": ("src/page_table.cpp", "if (--references_[page] == 0) free_",
