@@ -81,6 +81,7 @@ void test_pointers_of_merge(void) {
   tq_merge_states(states, outs, lses, rows, dim, type, out, lse, TQ_DEVICE_CPU, 0, NULL)
   EXPECT(TQ_OK, MERGE(2, 4, 8, TQ_F32, o, lse));
   EXPECT(TQ_OK, MERGE(2, 4, 8, TQ_F32, o, NULL));
+  EXPECT(TQ_OK, MERGE(1, 1, 1, TQ_F32, o, lse));
   BAD("num_states = 0: must be 1 .. 1024", MERGE(0, 4, 8, TQ_F32, o, lse));
   BAD("num_states = 1025", MERGE(1025, 4, 8, TQ_F32, o, lse));
   BAD("dim = 0: must be 1 .. 65536", MERGE(2, 4, 0, TQ_F32, o, lse));
