@@ -51,9 +51,11 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
 
   // A turn at the matrix unit: the warpgroups' products take turns, and the softmax of one runs beside the
   // products of the other. A turn ends when its products are started.
-  __device__ __forceinline__ void take_turn() const { barrier_sync(turn_barrier(warp / 4), kPrefillThreads); }
+  __device__ __forceinline__ void take_turn() const {
+    if (Shape::kTurns) barrier_sync(turn_barrier(warp / 4), kPrefillThreads);
+  }
   __device__ __forceinline__ void end_turn() const {
-    barrier_signal(turn_barrier(1 - warp / 4), kPrefillThreads);
+    if (Shape::kTurns) barrier_signal(turn_barrier(1 - warp / 4), kPrefillThreads);
   }
 
   using Sums = float[kTokens / 8][4];

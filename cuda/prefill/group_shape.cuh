@@ -86,6 +86,8 @@ struct GroupShape {
                                                  : 64,
                        kSlices = kStored / kSlice;
   static_assert(kStored % kSlice == 0 && kSlice * kMatrixRow % 1024 == 0, "whole slices");
+  // Whether the warpgroups take turns: between many slices of a turn the matrix unit would wait.
+  static constexpr bool kTurns = kSlices <= 2;
 };
 
 // Scales of a step, 0 for tokens that no row sees; exponents of the largest value scale of each tile.

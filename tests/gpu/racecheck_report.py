@@ -20,7 +20,7 @@ import sys
 PRODUCER = re.compile(r"\bproduce<|\bbulk_copy\(")
 WORKER = re.compile(
     r"\b(coded_job|work|exact_job|exact_rows|wait_item|raw_scores|raw_values|load_words)<|"
-    r"\bload_matrices_transposed\(|"
+    r"\b(load_matrices_transposed|imma_s8s8)\(|"
     r"Core<.*>::(step|scores|weigh|raw_scores|raw_values|coded_scores|coded_values)\("
 )
 
