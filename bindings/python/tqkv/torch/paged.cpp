@@ -82,8 +82,8 @@ void paged_attend_into(const Tensor& blocks, int64_t step, int64_t layer, const 
   const tq_attend_params params = attend_params(call.rows(layer), q, options, out, lse, makes);
   const tq_pages pages = pages_of(call, layer, blocks);
   check(library.paged_attend(call.codec().codec, static_cast<int32_t>(layer), &pages, call.step(),
-                             q.data_ptr(), address(out), sums(options, lse), &params,
-                             call.workspace(), call.workspace_bytes(), call.stream));
+                             q.data_ptr(), address(out), sums(options, lse), &params, call.workspace(),
+                             call.workspace_bytes(), call.stream));
 }
 
 std::tuple<Tensor, Tensor> paged_attend(const Tensor& blocks, int64_t step, int64_t layer, const Tensor& q,
