@@ -115,7 +115,7 @@ target_compile_definitions(tqkv_cuda PRIVATE CUB_WRAPPED_NAMESPACE=tq TQ_WARPGRO
 if(TQ_CUDA_CHECK AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13.0)
   set(tq_unjudged ${tq_cuda_sources})
   list(FILTER tq_unjudged INCLUDE REGEX "[.]cu$")
-  list(FILTER tq_unjudged EXCLUDE REGEX "/attend/d[0-9]+[^/]*[.]cu$")
+  list(FILTER tq_unjudged EXCLUDE REGEX "/attend/(trellis_)?d[0-9]+[^/]*[.]cu$")
   set_source_files_properties(${tq_unjudged} PROPERTIES COMPILE_OPTIONS -Ofc=max)
 endif()
 if(TQ_CUDA_LOGS)
