@@ -43,7 +43,7 @@ class Tiles {
   std::string with(int64_t at, uint32_t bits, int width = 2) {
     uint8_t* place = reinterpret_cast<uint8_t*>(words_.data()) + at;
     uint8_t before[4];
-    memcpy(before, place, sizeof before);
+    memcpy(before, place, static_cast<size_t>(width));
     memcpy(place, &bits, static_cast<size_t>(width));
     std::string text;
     try {
@@ -52,7 +52,7 @@ class Tiles {
       EXPECT_EQ(error.status(), Status::kCorruptData);
       text = error.what();
     }
-    memcpy(place, before, sizeof before);
+    memcpy(place, before, static_cast<size_t>(width));
     const std::string start = "saved sequence: layer 1: ";
     EXPECT_EQ(text.substr(0, start.size()), text.empty() ? "" : start);
     return text.empty() ? "" : text.substr(start.size());
