@@ -59,6 +59,7 @@ CalibrateCommand::CalibrateCommand(CLI::App& app, const char* footer) {
       ->required();
   calibrate_->add_option("--output,-o", output_, "file to write, whole or not at all");
   std::vector<std::string> families;
+  families.reserve(kFamilies.size());
   for (const auto& [name, number] : kFamilies) families.push_back(name);
   calibrate_->add_option("--key-family", key_family_, "codes of keys")
       ->capture_default_str()
