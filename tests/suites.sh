@@ -410,9 +410,9 @@ suite_tsan() {
   # and show it nothing. Who computes which rows does not depend on the instruction set: some stand for all.
   local chosen='*ThreadPool*:*Invariance*'
   [ -n "${TQKV_TEST_LONG:-}" ] || chosen+='-*/avx3'
+  run_shards "tsan conformance_tests" $(sanitized_env) build/tsan/tests/conformance_tests \
+    "'--gtest_filter=$chosen'"
   together \
-    "run_gtest 'tsan conformance_tests' $(sanitized_env) build/tsan/tests/conformance_tests \
-      '--gtest_filter=$chosen'" \
     "run_gtest 'tsan thread_tests' $(sanitized_env) build/tsan/tests/thread_tests" \
     "run_gtest 'tsan capi_tests' $(sanitized_env) build/tsan/tests/capi_tests"
 }

@@ -76,8 +76,8 @@ TEST_P(MaskTest, CrossAttention) {
   config.rollback = 30;
   config.threads = 3;
   Rig rig(config);
-  rig.step({{0, 1500, 0}, {1, 3, 1}});
-  rig.step({{0, 0, 1700}, {2, 0, 2}, {1, 0, 9}});  // sequence 2 is empty
+  rig.step({{0, 600, 0}, {1, 3, 1}});
+  rig.step({{0, 0, 700}, {2, 0, 2}, {1, 0, 9}});  // sequence 2 is empty
   AttendOptions options;
   for (int round = 0; round < 3; round++) {
     options.masks = rig.masks(true, false, round == 2, static_cast<uint64_t>(round));

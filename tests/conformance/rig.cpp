@@ -498,12 +498,18 @@ Result Rig::reference(const AttendOptions& o) {
       const int64_t length = plan_sequences_[i].length();
       const int sequence = asks_[i].sequence;
       std::vector<std::vector<float>> vectors[2][2];  // [exact][kind][token]
-      for (int64_t token = 0; token < length && asks_[i].query_tokens > 0; token++)
-        for (const bool is_exact : {false, true}) {
-          vectors[is_exact][0].push_back(whole_key(sequence, token, head, is_exact));
-          vectors[is_exact][1].push_back(is_exact ? exact(sequence, token, head, Kind::kValue)
-                                                  : decoded(sequence, token, head, Kind::kValue));
-        }
+      for (auto& both : vectors)
+        for (auto& all : both) all.resize(static_cast<size_t>(length));
+      // Made when first asked for: few tokens are both exact and coded to someone.
+      const auto vector_of = [&](int64_t token, int64_t position, Kind kind) -> const std::vector<float>& {
+        const bool as_given = is_exact(sequence, token, position);
+        std::vector<float>& x = vectors[as_given][kind == Kind::kValue][static_cast<size_t>(token)];
+        if (x.empty())
+          x = kind == Kind::kKey ? whole_key(sequence, token, head, as_given)
+              : as_given         ? exact(sequence, token, head, kind)
+                                 : decoded(sequence, token, head, kind);
+        return x;
+      };
       for (int64_t j = 0; j < asks_[i].query_tokens; j++)
         for (int h = head * g.q_per_kv; h < (head + 1) * g.q_per_kv; h++) {
           const int64_t position = length - asks_[i].query_tokens + j,
@@ -517,8 +523,7 @@ Result Rig::reference(const AttendOptions& o) {
           std::vector<double> logits;
           double largest = -std::numeric_limits<double>::infinity(), sum = 0;
           for (const int64_t token : tokens) {
-            const std::vector<float>& k =
-                vectors[is_exact(sequence, token, position)][0][static_cast<size_t>(token)];
+            const std::vector<float>& k = vector_of(token, position, Kind::kKey);
             double logit = 0;
             for (int c = 0; c < g.input_dim(); c++) logit += static_cast<double>(q[c]) * k[c];
             logit *= scale;
@@ -534,8 +539,7 @@ Result Rig::reference(const AttendOptions& o) {
             const double p = exp(logits[t] - largest);
             sum += p;
             const int64_t token = tokens[t];
-            const std::vector<float>& v =
-                vectors[is_exact(sequence, token, position)][1][static_cast<size_t>(token)];
+            const std::vector<float>& v = vector_of(token, position, Kind::kValue);
             for (int c = 0; c < g.value_dim; c++) out[c] += p * v[c];
           }
           if (o.sink_logits) sum += exp(sink - largest);

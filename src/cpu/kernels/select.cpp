@@ -48,10 +48,14 @@ extern const Kernels kKernels;
 
 #if HWY_ARCH_X86
 namespace {
-// Not a name that every compiler's __builtin_cpu_supports knows.
+// Not a name that every compiler's __builtin_cpu_supports knows. Asked once: in a virtual machine the
+// instruction leaves it, which takes tens of microseconds.
 bool has_f16c() {
-  unsigned a, b, c = 0, d;
-  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  static const bool has = [] {
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  }();
+  return has;
 }
 }  // namespace
 #endif
