@@ -16,6 +16,7 @@ from .theorems import BF16_MSE, relative_errors
 
 DIM = 128
 HEADS, LAYERS = 8, 32
+FLUSHED, FLUSHED_WINDOW = 150, 40
 S4 = {"source": "S4"}
 
 
@@ -202,16 +203,33 @@ def others(context):
         says="stored by its core",
         **S4,
     )
-    table.skip(
-        "Flushing the exact buffer early, and counts of its ring",
-        "tqkv has neither: every token is coded "
-        "when it is appended, the window is raw copies beside the codes",
-        says="tests of its modules",
-        **S4,
-    )
+
+
+def flushed_window(context):
+    """The exact buffer, given up early: its counts, and the codes of its tokens"""
+    rng = context.rng("flushed window")
+    k, v = rng.standard_normal((2, FLUSHED, 2, DIM), dtype=np.float32)
+    _, codes, _ = context.codec.window(k, v, 4, 0)
+    for once in (False, True):
+        before, after, tokens = context.codec.window(k, v, 4, FLUSHED_WINDOW, once)
+        exact = [
+            sum(np.array_equal(row, given) for row, given in zip(read, wanted))
+            for read, wanted in zip(before, (k, v))
+        ]
+        same = all(np.array_equal(read, wanted) for read, wanted in zip(after, codes))
+        context.table.ours(
+            same and exact == [FLUSHED_WINDOW, FLUSHED_WINDOW] and tokens == FLUSHED,
+            "The exact buffer can be flushed early, nothing is lost or counted twice" +
+            (", tokens stored once" if once else ""),
+            f"{exact[0]} keys and {exact[1]} values exact before; afterwards {tokens} of {FLUSHED} tokens, "
+            f"{'the bits' if same else 'NOT the bits'} of a cache without a buffer",
+            says="fails in its tests of modules",
+            **S4,
+        )
 
 
 def run(context):
-    for part in (compression, history, lengths, long_context, short_history, cosine_of_keys, others):
+    for part in (compression, history, lengths, long_context, short_history, cosine_of_keys, others,
+                 flushed_window):
         context.progress((part.__doc__ or part.__name__).split(":")[0].strip('"'))
         part(context)

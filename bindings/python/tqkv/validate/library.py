@@ -84,6 +84,31 @@ class Library:
             decoded = sequence.read(0, 0, tokens, like=k)
         return out, decoded[0], decoded[1]
 
+    def window(self, k, v, bits, window, once=False):
+        """k, v [tokens, kv heads, d], appended in halves to a cache that keeps the last `window` tokens
+        exact. once: they get their codes when they leave the window. -> (k, v) as read back, the same after
+        the window was flushed, and how many tokens there are then."""
+        tokens, heads, dim = k.shape
+        with tqkv.Cache(
+                num_layers=1,
+                num_q_heads=heads,
+                num_kv_heads=heads,
+                head_dim=dim,
+                key_bits=bits,
+                value_bits=bits,
+                max_tokens=-(-tokens // TILE) * TILE,
+                page_size=TILE,
+                window_tokens=window,
+                flags=tqkv.CONSTANTS["TQ_FLAG_STORE_ONCE"] if once else 0,
+        ) as cache:
+            sequence, step = cache.sequence(), cache.batch()
+            for first, end in ((0, tokens // 2), (tokens // 2, tokens)):
+                step.plan([sequence], [end - first], [0])
+                step.append(0, k[first:end], v[first:end])
+            before = sequence.read(0, 0, tokens, like=k)
+            sequence.flush()
+            return before, sequence.read(0, 0, tokens, like=k), len(sequence)
+
     def quantizer(self, dim, bits, **fields):
         """A quantizer of vectors on their own; fields as tqkv.Quantizer's."""
         return tqkv.Quantizer(dim, bits, **fields)
