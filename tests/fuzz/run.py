@@ -3,7 +3,7 @@
 """Runs the fuzz targets (built by the preset fuzz): replays each corpus, then fuzzes from it for a while.
 
   tests/fuzz/run.py [target...] [--seconds N] [--seed N] [--ledger FILE] [--grow] [--jobs N]
-                    [--build FOLDER]
+                    [--processes N] [--build FOLDER]
 
 Prints "ok - " or "not ok - " for each replay and each search with its executions, which is also a JSON line
 of the ledger: commit (with "+" where the tree had changes), target, seed, seconds, executions, edges,
@@ -12,9 +12,11 @@ ledger.jsonl beside this file is that of long runs:
 
   tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
 
---grow adds to corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input
-that ends a target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a
-failure. Inputs called replay-* are slow ones and are not searched from. Standard library only.
+--processes: so many search in each target, with seeds from --seed on, and find each other's inputs; the
+ledger's line is of all of them. --grow adds to corpus/TARGET what reaches code that it does not (a small set,
+by libFuzzer's merge). An input that ends a target is kept in BUILD/findings with the command that shows it.
+No corpus, or no execution, is a failure. Inputs called replay-* are slow ones and are not searched from.
+Standard library only.
 """
 import argparse
 import concurrent.futures
@@ -81,7 +83,7 @@ class Target:
     def replay_and_search(self, options, ledger):
         if not self.replay():
             return False
-        return options.seconds == 0 or self.search(options.seconds, options.seed, ledger, options.grow)
+        return options.seconds == 0 or self.search(options, ledger)
 
     def replay(self):
         """Every input of the corpus, once."""
@@ -96,26 +98,31 @@ class Target:
         self.report(good, f"{ran} inputs of the corpus again", text)
         return good
 
-    def search(self, seconds, seed, ledger, grow):
-        before = self.found()
+    def search(self, options, ledger):
+        before, seed, several = self.found(), options.seed, options.processes
         with tempfile.TemporaryDirectory() as folder:
             work = os.path.join(folder, "corpus")
             shutil.copytree(self.corpus, work, ignore=shutil.ignore_patterns("replay-*"))
             start = time.time()
-            status, text = self.run(f"-max_total_time={seconds}", f"-seed={seed}", work, seconds=seconds)
+            with concurrent.futures.ThreadPoolExecutor(several) as pool:
+                runs = list(pool.map(lambda at: self.run(f"-max_total_time={options.seconds}",
+                                                         f"-seed={seed + at}", work, seconds=options.seconds),
+                                     range(several)))
             took = time.time() - start
-            count = re.search(r"number_of_executed_units: *(\d+)", text)
-            executions = int(count.group(1)) if count else 0
-            edges = [int(x) for x in re.findall(r" cov: (\d+)", text)]
+            counts = [re.search(r"number_of_executed_units: *(\d+)", text) for _, text in runs]
+            executions = [int(count.group(1)) if count else 0 for count in counts]
+            edges = [int(x) for _, text in runs for x in re.findall(r" cov: (\d+)", text)]
             found = [name for name in self.found() if name not in before]
             line = {"commit": commit(), "target": self.name, "seed": seed, "seconds": round(took),
-                    "executions": executions, "edges": edges[-1] if edges else 0, "findings": found}
+                    "executions": sum(executions), "edges": max(edges, default=0), "findings": found}
+            if several > 1:
+                line["processes"] = several
             with open(ledger, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            good = status == 0 and executions > 0 and not found
-            what = f"{executions} executions in {took:.0f} s, seed {seed}, {line['edges']} edges"
-            self.report(good, what, text)
-            if grow and good:
+            good = all(status == 0 for status, _ in runs) and min(executions) > 0 and not found
+            what = f"{line['executions']} executions in {took:.0f} s, seed {seed}, {line['edges']} edges"
+            self.report(good, what, "\n".join(text for status, text in runs if status != 0))
+            if options.grow and good:
                 self.grow(work, folder)
         return good
 
@@ -142,6 +149,7 @@ def main():
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("TQKV_JOBS", os.cpu_count() or 1)),
                         help="targets at once; default: as many as processors")
+    parser.add_argument("--processes", type=int, default=1, help="that search in each target; default 1")
     parser.add_argument("--build", default=os.path.join(ROOT, "build", "fuzz"))
     parser.add_argument("--ledger", default=None, help="default: BUILD/ledger.jsonl")
     parser.add_argument("--grow", action="store_true")

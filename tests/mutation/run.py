@@ -4,26 +4,30 @@
 test must see.
 
     tests/mutation/run.py [--changed BASE] [--only REGEX] [--sample N] [--seed S] [--jobs N] [--minutes M]
-                          [--most SECONDS] [--json FILE] [--again FILE]
+                          [--most SECONDS] [--json FILE] [--resume FILE | --again FILE] [--build | --built]
+                          [--sanitize]
     tests/mutation/canaries.py [SUITE...]           one known fault for each suite of tests/run.sh
 
 Sources: src/*.cpp, src/*.h and src/format/*.h; --changed: their lines changed since a commit, or named by a
 diff -U0 in a file. mutants.py says what a mutant is, schemata.py how one build holds all of them and how each
 is judged by the tests that reach it. Survivors and mutants that no test reaches are shown with their lines:
 each is a gap in the tests, or makes no difference to a caller. Those of equivalent.txt, with their reasons,
-are counted apart, and so are places that are constant when the compiler runs. --again tries those that a
-report of an earlier run (--json) says nothing has killed: whether new tests do. On a machine without time:
---most 5, then --again without it.
+are counted apart, and so are places that are constant when the compiler runs. --resume takes over what a
+report of an earlier run (--json) has judged and goes on; --again takes over what it saw killed, and tries
+the others: whether new tests do it. On a machine without time: --most 5, then --again without it, then
+--again --sanitize, which sees what reads or writes past an end.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. Needs libclang (requirements.txt
-here).
+here). To judge on a machine with more processors and no compiler: --build here, bring held and the programs
+of build/mutation/made/tests there, --built there.
 """
 import argparse
 import collections
 import concurrent.futures
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -65,10 +69,10 @@ def all_sources():
 
 
 def equivalents():
-    """{(file, text of the line, "old -> new")} of equivalent.txt."""
+    """"file | text of the line | old -> new" of each line of equivalent.txt; " #2" may follow."""
     with open(os.path.join(os.path.dirname(__file__), "equivalent.txt"), encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
-    return {tuple(part.strip() for part in line.split(" | ")[:3]) for line in lines if " | " in line}
+    return {line.rsplit(" | ", 1)[0] for line in lines if " | " in line}
 
 
 def interval(part, whole):
@@ -79,18 +83,20 @@ def interval(part, whole):
     return tuple(100 * (middle + sign * wide) / (1 + z * z / whole) for sign in (-1, 1))
 
 
+def killed_by(report):
+    return report["fate"] in ("killed", "timeout")
+
+
 class Campaign:
     def __init__(self, options):
-        self.options, self.began = options, time.time()
-        wanted = changed_lines(options.changed) if options.changed else all_sources()
-        names = [name for name in sorted(wanted) if re.search(options.only, name)]
-        self.all = [m for name in names for m in mutants.mutants_of(name, wanted[name])]
-        if not self.all:
-            sys.exit("run.py: there is nothing to change")
-        self.lines = {}
-        for name in names:
-            with open(os.path.join(ROOT, name), encoding="utf-8") as file:
-                self.lines[name] = file.read().split("\n")
+        self.options, self.began, self.known = options, time.time(), equivalents()
+        self.until = self.began + 60 * options.minutes if options.minutes else math.inf
+        self.wanted = changed_lines(options.changed) if options.changed else all_sources()
+        names = [] if options.built else sorted(all_sources())
+        every = [m for name in names for m in mutants.mutants_of(name)]
+        self.made = schemata.Schemata(options, self.say, every)
+        self.names = self.made.held() if options.built else self.named()
+        self.all = self.made.mutants
         constant = sum(m.compile_time for m in self.all)
         oracle = sum(m.oracle for m in self.all)
         self.say(f"{len(self.all)} mutants; not tried: {constant} in constant expressions, {oracle} in "
@@ -99,63 +105,86 @@ class Campaign:
     def say(self, text):
         print(f"[{time.time() - self.began:.0f} s] {text}", flush=True)
 
+    def named(self):
+        """Of each mutant "file | line of the source | old -> new", and " #2" for a second one."""
+        names, lines, met = [], {}, collections.Counter()
+        for mutant in self.made.mutants:
+            if mutant.name not in lines:
+                with open(os.path.join(ROOT, mutant.name), encoding="utf-8") as file:
+                    lines[mutant.name] = file.read().split("\n")
+            name = " | ".join(mutant.key(lines[mutant.name][mutant.line - 1]))
+            met[name] += 1
+            names.append(name if met[name] == 1 else f"{name} #{met[name]}")
+        return names
+
     def prepare(self, pool):
-        self.made = schemata.Schemata(self.all, self.options.jobs, self.say)
-        self.made.build()
-        self.say(f"built; {len(self.made.refused)} do not compile")
+        if not self.options.built:
+            self.made.build()
+            self.made.hold(self.names)
+            self.say(f"built; {len(self.made.refused)} do not compile")
         self.tests = self.made.survey(pool)
         whole = sum(test.seconds for test in self.tests)
         self.say(f"{len(self.tests)} tests passed without a mutant, {whole:.0f} s of the processor")
 
-    def key(self, mutant):
-        return mutant.key(self.lines[mutant.name][mutant.line - 1])
+    def chosen(self):
+        """Numbers of the mutants that are to be judged, at random; what earlier reports say of others."""
+        able = [number for number, m in enumerate(self.all)
+                if not m.compile_time and not m.oracle and number not in self.made.refused and
+                re.search(self.options.only, m.name) and m.name in self.wanted and
+                (self.wanted[m.name] is None or m.line in self.wanted[m.name])]
+        earlier = {}
+        if self.options.again or self.options.resume:
+            with open(self.options.again or self.options.resume, encoding="utf-8") as file:
+                earlier = {each["mutant"]: each for each in json.load(file)["mutants"]
+                           if self.options.resume or killed_by(each)}
+        random.Random(self.options.seed).shuffle(able)
+        able = able[:self.options.sample or len(able)]
+        taken = [earlier[self.names[number]] for number in able if self.names[number] in earlier]
+        return [number for number in able if self.names[number] not in earlier], taken, len(able)
 
     def judge(self, number):
-        if self.options.minutes and time.time() - self.began > 60 * self.options.minutes:
+        told = self.made.judge(number, self.tests, self.options.most, self.until)
+        if told is None:
             return None
-        fate, by = self.made.judge(number, self.tests, self.options.most)
-        if fate in ("survived", "not reached") and self.key(self.all[number]) in self.known:
+        fate, by = told
+        mutant, name = self.all[number], self.names[number]
+        if fate in ("survived", "not reached") and {name, re.sub(r" #\d+$", "", name)} & self.known:
             fate = "equivalent"
-        return number, fate, by
+        return {"file": mutant.name, "line": mutant.line, "mutant": name, "fate": fate, "by": by}
 
     def run(self):
-        self.known, fates = equivalents(), collections.Counter()
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
             self.prepare(pool)
-            chosen = [number for number, m in enumerate(self.all)
-                      if not m.compile_time and not m.oracle and number not in self.made.refused]
-            able = len(chosen)
-            if self.options.again:
-                with open(self.options.again, encoding="utf-8") as file:
-                    left = {each["mutant"] for each in json.load(file)["mutants"]
-                            if each["fate"] in ("survived", "not reached")}
-                chosen = [number for number in chosen if " | ".join(self.key(self.all[number])) in left]
-            random.Random(self.options.seed).shuffle(chosen)
-            chosen = chosen[:self.options.sample or able]
-            results = []
-            for at, told in enumerate(pool.map(self.judge, chosen), 1):
+        if self.options.build:
+            return 0
+        chosen, results, able = self.chosen()
+        if len(chosen) + len(results) == 0:
+            sys.exit("run.py: there is nothing to change")
+        self.say(f"{len(chosen)} to be judged, {len(results)} are by an earlier run")
+        global judging
+        judging = self.judge  # processes that are forked now know it: a thread each would wait for the others
+        with multiprocessing.get_context("fork").Pool(self.options.jobs) as pool:
+            for at, told in enumerate(pool.imap_unordered(judge, chosen), 1):
                 if told is None:
                     continue
-                number, fate, by = told
-                mutant, key = self.all[number], " | ".join(self.key(self.all[number]))
-                fates[fate] += 1
-                results.append({"file": mutant.name, "line": mutant.line, "mutant": key, "fate": fate,
-                                "by": by})
+                results.append(told)
                 if at % 50 == 0:  # for who looks at a run that goes on
                     self.save({}, results)
-                if fate in ("survived", "not reached"):
-                    self.say(f"{at}/{len(chosen)} {key} | line {mutant.line}: {fate}")
+                if told["fate"] in ("survived", "not reached"):
+                    self.say(f"{at}/{len(chosen)} {told['mutant']} | line {told['line']}: {told['fate']}")
                 elif at % 100 == 0:
-                    counts = ", ".join(f"{fates[f]} {f}" for f in FATES if fates[f])
+                    fates = collections.Counter(each["fate"] for each in results)
+                    counts = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
                     self.say(f"{at}/{len(chosen)}: {counts}")
-        return self.report(fates, results, able)
+        return self.report(results, able)
 
     def save(self, summary, results):
         path = self.options.json or os.path.join(schemata.BUILD, "report.json")
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"summary": summary, "mutants": results}, file, indent=1)
 
-    def report(self, fates, results, able):
+    def report(self, results, able):
+        fates = collections.Counter(each["fate"] for each in results)
         killed = fates["killed"] + fates["timeout"]
         judged = killed + fates["survived"] + fates["not reached"]
         if not judged:
@@ -166,14 +195,22 @@ class Campaign:
                    "tried": len(results), "of": able,
                    **{fate: fates[fate] for fate in FATES[:-1]}, "percent": round(share, 2),
                    "interval": [round(low, 2), round(high, 2)], "seed": self.options.seed,
-                   "tests": len(self.tests), "seconds": round(time.time() - self.began)}
+                   "tests": len(self.tests), "tests left out": len(self.made.left_out),
+                   "seconds": round(time.time() - self.began)}
         self.save(summary, results)
         print(json.dumps(summary))
         sample = f", 95 % interval {low:.1f} .. {high:.1f} %" if len(results) < able else ""
         print(f"{len(results)} of {able} mutants tried: {fates['killed']} killed, {fates['timeout']} ran out "
               f"of time (killed), {fates['survived']} survived, {fates['not reached']} not reached, "
               f"{fates['equivalent']} equivalent: {share:.1f} % of {judged}{sample}")
-        return 0 if share >= 95 else 1
+        return 0 if share >= 95 and not self.made.left_out else 1
+
+
+judging = None
+
+
+def judge(number):
+    return judging(number)
 
 
 def main():
@@ -189,7 +226,14 @@ def main():
     parser.add_argument("--most", type=float, default=0, metavar="SECONDS",
                         help="of the processor for a mutant's tests, the quickest first; 0 = all of them")
     parser.add_argument("--json", help="default: build/mutation/report.json")
-    parser.add_argument("--again", metavar="FILE", help="only what an earlier report has left")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", metavar="FILE", help="what an earlier report has not judged")
+    earlier.add_argument("--again", metavar="FILE", help="what an earlier report has not seen killed")
+    parser.add_argument("--sanitize", action="store_true", help="a build with AddressSanitizer and UBSan")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--build", action="store_true", help="and survey; judge nothing")
+    part.add_argument("--built", action="store_true",
+                      help="build nothing: build/mutation is there, made by an earlier run or brought here")
     return Campaign(parser.parse_args()).run()
 
 

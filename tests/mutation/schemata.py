@@ -4,11 +4,13 @@
 build/mutation/tree is the repository with instrumented sources (mutants.py) in place of its own; a mutant
 that the compiler refuses is taken out and the build goes on. Every test then runs once and notes the mutants
 it reaches. A mutant is judged by those tests alone, the quickest first, some of them in one process, until
-one fails. Assertions are on, as they are where tests/run.sh runs these tests with sanitizers.
+one fails. Assertions are on, as they are where tests/run.sh runs these tests with sanitizers; --sanitize
+builds with these.
 """
 import collections
 import dataclasses
 import itertools
+import math
 import os
 import pickle
 import re
@@ -17,12 +19,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 
 from mutants import ROOT, instrumented
 
 BUILD = os.path.join(ROOT, "build/mutation")
-TREE, MADE = os.path.join(BUILD, "tree"), os.path.join(BUILD, "made")
-SURVEY = os.path.join(BUILD, "survey")
+TREE = os.path.join(BUILD, "tree")
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = os.path.join(ROOT, "tests/contract/cases.json")
 # Those that are one test; the others are GoogleTest's.
@@ -63,9 +65,24 @@ def link(path, target):
 
 
 class Schemata:
-    def __init__(self, mutants, jobs, log):
-        self.mutants, self.jobs, self.log = mutants, jobs, log  # the number of a mutant is its place
-        self.refused = set()
+    def __init__(self, options, log, mutants):
+        self.mutants, self.jobs, self.log = mutants, options.jobs, log  # the number of a mutant is its place
+        self.sanitize, self.refused, self.left_out = options.sanitize, set(), []
+        self.made = os.path.join(BUILD, "sanitized" if options.sanitize else "made")
+
+    def hold(self, names):
+        """Writes down what the build holds; names: of each mutant, in order."""
+        with open(os.path.join(self.made, "held"), "wb") as file:
+            pickle.dump((self.mutants, names, self.refused), file)
+
+    def held(self):
+        """Takes the build that is there, made by an earlier run or brought here; gives the names."""
+        try:
+            with open(os.path.join(self.made, "held"), "rb") as file:
+                self.mutants, names, self.refused = pickle.load(file)
+        except OSError as error:
+            raise SystemExit(f"run.py: there is no build: {error}") from None
+        return names
 
     # ---- the build ----
 
@@ -79,10 +96,11 @@ class Schemata:
                 if not os.path.relpath(path, ROOT) in {m.name for m in self.mutants}:
                     link(os.path.join(TREE, os.path.relpath(path, ROOT)), path)
         size = 1 << max(12, len(self.mutants).bit_length())
-        command = ["cmake", "-S", TREE, "-B", MADE, "-G", "Ninja", "-DTQ_DEV=ON", "-DTQ_CUDA=OFF",
+        command = ["cmake", "-S", TREE, "-B", self.made, "-G", "Ninja", "-DTQ_DEV=ON", "-DTQ_CUDA=OFF",
                    "-DTQ_BUILD_TOOL=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
                    f"-DCMAKE_CXX_FLAGS=-w -include {HERE}/choice.h -DTQ_MUTANTS={size}",
-                   "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF"]
+                   "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF",
+                   f"-DTQ_SANITIZE={'address;undefined' if self.sanitize else ''}"]
         if shutil.which("ccache"):
             command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
         self.write()
@@ -91,9 +109,9 @@ class Schemata:
             raise SystemExit(done.stdout[-2000:] + "\nrun.py: cmake fails")
         for targets in (["tqkv_core"], PROGRAMS):
             while True:
-                done = subprocess.run(["cmake", "--build", MADE, "-j", str(self.jobs), "--target", *targets,
-                                       "--", "-k", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                      text=True, env=dict(os.environ, LC_ALL="C"))
+                done = subprocess.run(["cmake", "--build", self.made, "-j", str(self.jobs), "--target",
+                                       *targets, "--", "-k", "0"], stdout=subprocess.PIPE,
+                                      stderr=subprocess.STDOUT, text=True, env=dict(os.environ, LC_ALL="C"))
                 if done.returncode == 0:
                     break
                 before = len(self.refused)
@@ -120,7 +138,7 @@ class Schemata:
     def take_out(self, complaints):
         places = re.findall(r"^(\S+?):(\d+):(\d+): (?:fatal )?error:", complaints, re.M)
         for path, line, column in set(places):
-            name = os.path.relpath(os.path.abspath(os.path.join(MADE, path)), TREE)
+            name = os.path.relpath(os.path.abspath(os.path.join(self.made, path)), TREE)
             if not os.path.isfile(os.path.join(TREE, name)):
                 name = re.sub(r"^(\.\./)*(.*?/)?(?=src/)", "", path)
             try:
@@ -139,13 +157,16 @@ class Schemata:
         """(exit status, processor seconds, end of the text); a limit that is hit ends it by a signal."""
         def limits():
             resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            if not self.sanitize:  # AddressSanitizer lays out more than there is
+                resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-        command = [os.path.join(MADE, "tests", program), *arguments]
-        environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=choice)
+        command = [os.path.join(self.made, "tests", program), *arguments]
+        environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=choice,
+                           ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1:"
+                                        "hard_rss_limit_mb=4096")
         with tempfile.TemporaryFile("w+", errors="replace") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, cwd=MADE,
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, cwd=self.made,
                                        stderr=subprocess.STDOUT, preexec_fn=limits, env=environment)
             timer = threading.Timer(30 * seconds + 60, process.kill)  # one that sleeps
             timer.start()
@@ -164,8 +185,8 @@ class Schemata:
             arguments = ["--gtest_list_tests"]
             if program in LEFT_OUT:
                 arguments.append(f"--gtest_filter={LEFT_OUT[program]}")
-            suite, text = "", subprocess.run([os.path.join(MADE, "tests", program), *arguments], check=True,
-                                             capture_output=True, text=True).stdout
+            command = [os.path.join(self.made, "tests", program), *arguments]
+            suite, text = "", subprocess.run(command, check=True, capture_output=True, text=True).stdout
             for line in text.split("\n"):
                 line = line.split("#")[0].rstrip()
                 if line.startswith("  "):
@@ -183,14 +204,16 @@ class Schemata:
         """Runs every test once without a mutant."""
         def once(at_test):
             at, test = at_test
-            path = os.path.join(MADE, f"reached.{at}")
+            path = os.path.join(self.made, f"reached.{at}")
             if os.path.exists(path):
                 os.remove(path)
             status, test.seconds, text = self.run(test.program, self.arguments(test.program, [test.name]),
                                                    f"record:{path}", 20 * SLOWEST)
             if status:
-                raise SystemExit(f"{text}\nrun.py: {test.program} {test.name} fails without a mutant: "
-                                 f"status {status}")
+                self.log(f"{text}\n{test.program} {test.name} fails without a mutant, status {status}, and "
+                         "judges none")
+                self.left_out.append(test)
+                return
             with open(path, "rb") as file:
                 test.reached = file.read()
             os.remove(path)
@@ -199,22 +222,25 @@ class Schemata:
         if tests is None:
             tests = self.tests()
             list(pool.map(once, enumerate(tests)))
-            with open(SURVEY, "wb") as file:
-                pickle.dump((self.built(), tests), file)
-        slow = [test for test in tests if test.seconds > SLOWEST]
-        for test in slow:
+            tests = [test for test in tests if test not in self.left_out]
+            if not self.left_out:
+                with open(os.path.join(self.made, "survey"), "wb") as file:
+                    pickle.dump((self.built(), tests), file)
+        for test in [test for test in tests if test.seconds > SLOWEST]:
             self.log(f"{test.program} {test.name} takes {test.seconds:.0f} s and judges none")
-        return sorted((t for t in tests if t not in slow), key=lambda t: t.seconds)
+            self.left_out.append(test)
+            tests.remove(test)
+        return sorted(tests, key=lambda t: t.seconds)
 
     def built(self):
         """When each program was linked, and what it reads."""
-        paths = [os.path.join(MADE, "tests", program) for program in PROGRAMS] + [CASES]
+        paths = [os.path.join(self.made, "tests", program) for program in PROGRAMS] + [CASES]
         return [os.stat(path).st_mtime_ns for path in paths]
 
     def surveyed(self):
         """What the last survey of these programs has found, if there is one."""
         try:
-            with open(SURVEY, "rb") as file:
+            with open(os.path.join(self.made, "survey"), "rb") as file:
                 built, tests = pickle.load(file)
         except OSError:
             return None
@@ -222,9 +248,9 @@ class Schemata:
 
     # ---- one mutant ----
 
-    def judge(self, number, tests, most=0):
-        """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", ""). most: processor seconds
-        that its tests may take together, 0 = any."""
+    def judge(self, number, tests, most=0, until=math.inf):
+        """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", ""), or None when the clock
+        reads until. most: processor seconds that its tests may take together, 0 = any."""
         left = [test for test in tests if test.reached[number]]
         whole = itertools.accumulate(test.seconds for test in left)
         left = [test for test, end in zip(left, whole) if not most or end <= most] or left[:1]
@@ -232,6 +258,8 @@ class Schemata:
             return "not reached", ""
         portion, at = 0.2, 0
         while at < len(left):
+            if time.time() > until:
+                return None
             batch, seconds = collections.defaultdict(list), collections.Counter()
             while at < len(left) and (not batch or sum(seconds.values()) < portion):
                 batch[left[at].program].append(left[at].name)
