@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import attend_cases  # noqa: E402
+import calibration_cases  # noqa: E402
 import encode_cases  # noqa: E402
 import latent_cases  # noqa: E402
 import numpy as np  # noqa: E402
@@ -30,6 +31,7 @@ def build():
     files["attend.safetensors"] = attend_cases.build()
     files["rows.safetensors"] = row_cases.build()
     files["latent.safetensors"] = latent_cases.build()
+    files["calibration.safetensors"] = calibration_cases.build()
     files["quantizer.safetensors"] = quantizer_cases.build()
     files["state.safetensors"] = state_cases.build()
     return files
