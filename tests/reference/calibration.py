@@ -126,7 +126,10 @@ def measure(index, q, k, v, most=128, trellis_keys=False, trellis_values=False):
         return side(len(centre), bits, kind=kind, layer=index, kv_head=head, centre=tuple(centre))
 
     for bits in UNIFORM:
-        error = key_error(lambda head, x: coded(x, plain(enc.KEY, trellis_keys, bits, head, key_centre[head])))
+        def whole(head, x):
+            return coded(x, plain(enc.KEY, trellis_keys, bits, head, key_centre[head]))
+
+        error = key_error(whole)
         layer.keys.append(Choice(bits, (), bits, 4 * bands * bits + 2, error))
     # Every head counts alike.
     share = [1 / (query[h].sum() * key[h].sum()) for h in range(heads)]
@@ -134,9 +137,11 @@ def measure(index, q, k, v, most=128, trellis_keys=False, trellis_values=False):
         if rate * bands != int(rate * bands):
             continue
         total = int(rate * bands)
-        costs = [sum(share[h] * estimate(query[h][layer.order[h]], key[h][layer.order[h]], widths, trellis_keys)
-                     for h in range(heads)) for widths in patterns(bands, total)]
-        widths = patterns(bands, total)[int(np.argmin(costs))]
+        def cost(widths):
+            return sum(share[h] * estimate(query[h][order], key[h][order], widths, trellis_keys)
+                       for h, order in enumerate(layer.order))
+
+        widths = min(patterns(bands, total), key=cost)
 
         def in_bands(head, x):
             side = key_bands.Bands(dim, widths, tuple(layer.order[head]), trellis_keys, layer=index,
