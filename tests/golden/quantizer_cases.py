@@ -68,5 +68,6 @@ def build():
                   for key in ("dim", "bits", "family", "rule", "search", "rotation", "seed", "group",
                               "sketch", "sketch_rule", "factor", "unit")}
         arrays = {key: list(getattr(q, key)) for key in ("outliers", "levels", "boundaries")}
-        metadata[name] = json.dumps(dict(scalar, **arrays))
+        metadata[name] = json.dumps(dict(scalar, **arrays, fingerprint=f"{q.fingerprint:016x}",
+                                         sketch_factor=float(q.sketch_factor)))
     return tensors, metadata

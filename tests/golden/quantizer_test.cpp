@@ -2,6 +2,8 @@
 // Vectors on their own, through the C API, against the golden records of the NumPy oracle: every byte,
 // decoded vectors bit for bit, whatever SIMD path and however many threads. tests/run.sh repeats this for
 // every instruction set.
+#include <stdlib.h>
+
 #include "golden_file.h"
 #include "tqkv.h"
 
@@ -65,6 +67,11 @@ TEST(Quantizer, RecordsAndDecodedVectors) {
     info.struct_size = sizeof info;
     ASSERT_EQ(tq_quantizer_get_info(handle.quantizer, &info), TQ_OK);
     ASSERT_EQ(static_cast<size_t>(info.code_bytes * kVectors), expected.size());
+    const std::string fingerprint = parameters.at("fingerprint");
+    EXPECT_EQ(info.fingerprint, strtoull(fingerprint.c_str(), nullptr, 16));
+    if (parameters.at("family") == kProd) {
+      EXPECT_EQ(info.sketch_factor, parameters.at("sketch_factor").get<float>());
+    }
     // One guard byte in front and behind: records are not aligned.
     std::vector<uint8_t> codes(expected.size() + 2, 0xA5);
     for (int64_t i = 0; i < kVectors; i++) {

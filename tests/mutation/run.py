@@ -19,12 +19,14 @@ the others: whether new tests do it. On a machine without time: --most 5, then -
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. Needs libclang (requirements.txt
-here). To judge on a machine with more processors and no compiler: --build here, bring held and the programs
-of build/mutation/made/tests there, --built there.
+here) when sources have changed. On a machine with more processors and no libclang: --build here, and bring
+build/mutation/held there; where there is no compiler either, build/mutation/made with its programs too, and
+run it there with --built.
 """
 import argparse
 import collections
 import concurrent.futures
+import hashlib
 import json
 import math
 import multiprocessing
@@ -83,6 +85,27 @@ def interval(part, whole):
     return tuple(100 * (middle + sign * wide) / (1 + z * z / whole) for sign in (-1, 1))
 
 
+def digest_of(names):
+    digest = hashlib.sha256()
+    for name in names:
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def names_of(every):
+    """Of each mutant "file | line of the source | old -> new", and " #2" for a second one."""
+    names, lines, met = [], {}, collections.Counter()
+    for mutant in every:
+        if mutant.name not in lines:
+            with open(os.path.join(ROOT, mutant.name), encoding="utf-8") as file:
+                lines[mutant.name] = file.read().split("\n")
+        name = " | ".join(mutant.key(lines[mutant.name][mutant.line - 1]))
+        met[name] += 1
+        names.append(name if met[name] == 1 else f"{name} #{met[name]}")
+    return names
+
+
 def killed_by(report):
     return report["fate"] in ("killed", "timeout")
 
@@ -92,10 +115,14 @@ class Campaign:
         self.options, self.began, self.known = options, time.time(), equivalents()
         self.until = self.began + 60 * options.minutes if options.minutes else math.inf
         self.wanted = changed_lines(options.changed) if options.changed else all_sources()
-        names = [] if options.built else sorted(all_sources())
-        every = [m for name in names for m in mutants.mutants_of(name)]
-        self.made = schemata.Schemata(options, self.say, every)
-        self.names = self.made.held() if options.built else self.named()
+        self.digest = digest_of([*sorted(all_sources()), "tests/mutation/mutants.py"])
+        self.made = schemata.Schemata.held(options, self.say, self.digest)
+        if not self.made and options.built:
+            sys.exit("run.py: there is no build of these sources")
+        if not self.made:
+            every = [m for name in sorted(all_sources()) for m in mutants.mutants_of(name)]
+            self.made = schemata.Schemata(options, self.say, every, names_of(every))
+        self.names = self.made.names
         self.all = self.made.mutants
         constant = sum(m.compile_time for m in self.all)
         oracle = sum(m.oracle for m in self.all)
@@ -105,22 +132,10 @@ class Campaign:
     def say(self, text):
         print(f"[{time.time() - self.began:.0f} s] {text}", flush=True)
 
-    def named(self):
-        """Of each mutant "file | line of the source | old -> new", and " #2" for a second one."""
-        names, lines, met = [], {}, collections.Counter()
-        for mutant in self.made.mutants:
-            if mutant.name not in lines:
-                with open(os.path.join(ROOT, mutant.name), encoding="utf-8") as file:
-                    lines[mutant.name] = file.read().split("\n")
-            name = " | ".join(mutant.key(lines[mutant.name][mutant.line - 1]))
-            met[name] += 1
-            names.append(name if met[name] == 1 else f"{name} #{met[name]}")
-        return names
-
     def prepare(self, pool):
         if not self.options.built:
             self.made.build()
-            self.made.hold(self.names)
+            self.made.hold(self.digest)
             self.say(f"built; {len(self.made.refused)} do not compile")
         self.tests = self.made.survey(pool)
         whole = sum(test.seconds for test in self.tests)

@@ -9,13 +9,16 @@ builds with these.
 """
 import collections
 import dataclasses
+import fcntl
 import itertools
 import math
 import os
 import pickle
 import re
 import resource
+import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -24,13 +27,14 @@ import time
 from mutants import ROOT, instrumented
 
 BUILD = os.path.join(ROOT, "build/mutation")
-TREE = os.path.join(BUILD, "tree")
+TREE, HELD = os.path.join(BUILD, "tree"), os.path.join(BUILD, "held")
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = os.path.join(ROOT, "tests/contract/cases.json")
 # Those that are one test; the others are GoogleTest's.
 SINGLE = {"run_contract": [CASES], "capi_tests": []}
 PROGRAMS = ("unit_tests", "golden_encode_tests", "golden_library_tests", "capi_tests", "incident_tests",
             "oom_tests", "traffic_tests", "model_tests", "run_contract")
+GTEST = ["--gtest_fail_fast", "--gtest_brief=1"]
 # The work list of cuda/ holds no source of these.
 LEFT_OUT = {"unit_tests": "-CudaSchedule*:CudaTuning*"}
 MEMORY = 12 << 30  # bytes of address space: a mutant that takes all of it ends
@@ -64,25 +68,80 @@ def link(path, target):
     os.symlink(target, path)
 
 
+class Server:
+    """A program that runs its tests whenever it is asked, in a child of its own: starting it again each time
+    would take most of the time."""
+
+    def __init__(self, schemata, program):
+        requests, self.requests = os.pipe()
+        self.answers, answers = os.pipe()
+        self.output = tempfile.TemporaryFile("w+", errors="replace")
+        command = [os.path.join(schemata.made, "tests", program), *SINGLE.get(program, GTEST)]
+        environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=f"serve:{requests},{answers}",
+                           ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1:"
+                                        "hard_rss_limit_mb=4096")
+
+        def limits():
+            if not schemata.sanitize:  # AddressSanitizer lays out more than there is
+                resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+        flags = fcntl.fcntl(self.output, fcntl.F_GETFL)
+        fcntl.fcntl(self.output, fcntl.F_SETFL, flags | os.O_APPEND)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.output,
+                                        stderr=subprocess.STDOUT, cwd=schemata.made, preexec_fn=limits,
+                                        env=environment, pass_fds=(requests, answers), start_new_session=True)
+        os.close(requests)
+        os.close(answers)
+
+    def ask(self, line, seconds):
+        """(status, microseconds), or None after so many seconds, or when the program is gone."""
+        self.output.truncate(0)
+        os.write(self.requests, f"{line}\n".encode())
+        ready, _, _ = select.select([self.answers], [], [], seconds)
+        answer = os.read(self.answers, 100).split() if ready else []
+        return tuple(int(each) for each in answer) if len(answer) == 2 else None
+
+    def text(self):
+        self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - 600))
+        return self.output.read()
+
+    def end(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for each in (self.requests, self.answers):
+            os.close(each)
+        self.output.close()
+
+
 class Schemata:
-    def __init__(self, options, log, mutants):
-        self.mutants, self.jobs, self.log = mutants, options.jobs, log  # the number of a mutant is its place
+    """mutants and their names: the number of a mutant is its place."""
+
+    def __init__(self, options, log, mutants, names):
+        self.mutants, self.names, self.jobs, self.log = mutants, names, options.jobs, log
         self.sanitize, self.refused, self.left_out = options.sanitize, set(), []
         self.made = os.path.join(BUILD, "sanitized" if options.sanitize else "made")
+        self.local = threading.local()
 
-    def hold(self, names):
-        """Writes down what the build holds; names: of each mutant, in order."""
-        with open(os.path.join(self.made, "held"), "wb") as file:
-            pickle.dump((self.mutants, names, self.refused), file)
+    def hold(self, digest):
+        """Writes down the mutants, for builds here and elsewhere."""
+        os.makedirs(BUILD, exist_ok=True)
+        with open(HELD, "wb") as file:
+            pickle.dump((digest, self.mutants, self.names, self.refused), file)
 
-    def held(self):
-        """Takes the build that is there, made by an earlier run or brought here; gives the names."""
+    @classmethod
+    def held(cls, options, log, digest):
+        """Those of these sources, from an earlier run, here or elsewhere; None if there are none."""
         try:
-            with open(os.path.join(self.made, "held"), "rb") as file:
-                self.mutants, names, self.refused = pickle.load(file)
-        except OSError as error:
-            raise SystemExit(f"run.py: there is no build: {error}") from None
-        return names
+            with open(HELD, "rb") as file:
+                held_digest, mutants, names, refused = pickle.load(file)
+        except OSError:
+            return None
+        if held_digest != digest:
+            return None
+        found = cls(options, log, mutants, names)
+        found.refused = refused
+        return found
 
     # ---- the build ----
 
@@ -100,7 +159,8 @@ class Schemata:
                    "-DTQ_BUILD_TOOL=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
                    f"-DCMAKE_CXX_FLAGS=-w -include {HERE}/choice.h -DTQ_MUTANTS={size}",
                    "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF",
-                   f"-DTQ_SANITIZE={'address;undefined' if self.sanitize else ''}"]
+                   f"-DTQ_SANITIZE={'address;undefined' if self.sanitize else ''}",
+                   f"-DTQ_FEW_ISAS={'ON' if self.sanitize else 'OFF'}"]
         if shutil.which("ccache"):
             command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
         self.write()
@@ -153,28 +213,24 @@ class Schemata:
 
     # ---- tests ----
 
-    def run(self, program, arguments, choice, seconds):
-        """(exit status, processor seconds, end of the text); a limit that is hit ends it by a signal."""
-        def limits():
-            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-            if not self.sanitize:  # AddressSanitizer lays out more than there is
-                resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    def server(self, program):
+        """The program, waiting to be asked (choice.h); one for each thread."""
+        servers = self.local.__dict__
+        if program not in servers:
+            servers[program] = Server(self, program)
+        return servers[program]
 
-        command = [os.path.join(self.made, "tests", program), *arguments]
-        environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=choice,
-                           ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1:"
-                                        "hard_rss_limit_mb=4096")
-        with tempfile.TemporaryFile("w+", errors="replace") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, cwd=self.made,
-                                       stderr=subprocess.STDOUT, preexec_fn=limits, env=environment)
-            timer = threading.Timer(30 * seconds + 60, process.kill)  # one that sleeps
-            timer.start()
-            _, status, usage = os.wait4(process.pid, 0)
-            timer.cancel()
-            process.returncode = os.waitstatus_to_exitcode(status)
-            output.seek(max(0, output.seek(0, os.SEEK_END) - 600))
-            return process.returncode, usage.ru_utime + usage.ru_stime, output.read()
+    def run(self, program, names, choice, seconds):
+        """(status of wait, processor seconds, end of the text); a limit that is hit ends it by a signal."""
+        server = self.server(program)
+        tests = "-" if program in SINGLE else ":".join(names)
+        answer = server.ask(f"{choice} {int(seconds) + 1} {tests}", 30 * seconds + 60)
+        if answer is None:  # it sleeps, or the limit of memory ended the server
+            server.end()
+            del self.local.__dict__[program]
+            return signal.SIGKILL, seconds, ""
+        status, microseconds = answer
+        return status, microseconds / 1e6, server.text()
 
     def tests(self):
         found = []
@@ -195,11 +251,6 @@ class Schemata:
                     suite = line
         return found
 
-    def arguments(self, program, names):
-        if program in SINGLE:
-            return SINGLE[program]
-        return [f"--gtest_filter={':'.join(names)}", "--gtest_fail_fast", "--gtest_brief=1"]
-
     def survey(self, pool):
         """Runs every test once without a mutant."""
         def once(at_test):
@@ -207,8 +258,7 @@ class Schemata:
             path = os.path.join(self.made, f"reached.{at}")
             if os.path.exists(path):
                 os.remove(path)
-            status, test.seconds, text = self.run(test.program, self.arguments(test.program, [test.name]),
-                                                   f"record:{path}", 20 * SLOWEST)
+            status, test.seconds, text = self.run(test.program, [test.name], f"record:{path}", 20 * SLOWEST)
             if status:
                 self.log(f"{text}\n{test.program} {test.name} fails without a mutant, status {status}, and "
                          "judges none")
@@ -266,12 +316,12 @@ class Schemata:
                 seconds[left[at].program] += left[at].seconds
                 at += 1
             for program, names in batch.items():
-                status, _, text = self.run(program, self.arguments(program, names), str(number),
-                                        4 * seconds[program] + 2)
+                status, _, text = self.run(program, names, str(number), 4 * seconds[program] + 2)
                 if status:
                     failed = re.search(r"^\[  FAILED  \] ([\w/.]+)|^(not ok - .*)", text, re.M)
                     by = (failed.group(1) or failed.group(2)) if failed else f"{program} (signal or exit)"
-                    return "timeout" if status in (-24, -9) else "killed", by
+                    ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+                    return "timeout" if ended in (signal.SIGXCPU, signal.SIGKILL) else "killed", by
             portion *= 2
         return "survived", ""
 

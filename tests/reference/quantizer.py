@@ -3,8 +3,10 @@
 encode.py. Inner products are float64 products with what a record decodes to."""
 import dataclasses
 import functools
+import struct
 
 import numpy as np
+import xxhash
 
 from . import encode as enc
 from . import grouped
@@ -85,6 +87,23 @@ class Quantizer:
         side = 4 if self.has_levels else 2
         total = sum(part.dim * part.bits // 8 + side for _, part in self.parts)
         return total + (self.parts[0][1].dim // 8 + 2 if self.family == PROD else 0)
+
+    @property
+    def fingerprint(self):
+        """Section 8.6."""
+        is_grouped, is_prod = self.family == GROUPED, self.family == PROD
+        factor = np.array(self.sketch_factor if is_prod else 0, dtype=F32).view(np.uint32)
+        first_bits = self.bits if is_grouped else self.parts[0][1].bits
+        numbers = [self.family, self.dim, first_bits, 0 if is_grouped else self.rotation,
+                   self.group if is_grouped else 0, self.sketch if is_prod else 0, int(factor),
+                   len(self.outliers), 0 if is_grouped else self.seed, *self.outliers]
+        if self.has_levels:
+            numbers += [int(x) for x in (np.array(self.levels, dtype=F32) + F32(0)).view(np.uint32)]
+        elif not is_grouped:
+            for _, part in self.parts:
+                if part.bits <= 6:
+                    numbers += [int(magnitude) for magnitude in part.book.grid]
+        return xxhash.xxh64_intdigest(struct.pack(f"<{len(numbers)}Q", *numbers))
 
     # ---- the sketch, section 8.3
 

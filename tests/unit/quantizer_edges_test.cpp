@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Edges of calls on a quantizer: each may run beside each other, none takes a stream on a CPU, and what is
+// refused begins where the header says.
+#include <gtest/gtest.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tqkv.h"
+
+namespace tq {
+namespace {
+
+constexpr int32_t kDim = 20, kRotated = 32;  // with a word's room behind
+constexpr int64_t kCount = 3, kMost = int64_t{1} << 40;
+
+struct Calls {
+  tq_quantizer* quantizer = nullptr;
+  std::vector<float> x = std::vector<float>(kCount * kDim, 0.5f), y = std::vector<float>(kCount * kRotated),
+                     back = x, out = std::vector<float>(kCount * kCount), scores = out;
+  std::vector<float> levels = std::vector<float>(4), boundaries = levels;
+  std::vector<int64_t> ids = std::vector<int64_t>(kCount * kCount);
+  std::vector<uint8_t> codes = std::vector<uint8_t>(kCount * 64);
+
+  // All of them, with a stream.
+  std::vector<std::pair<const char*, std::function<tq_status(void*)>>> all() {
+    return {
+        {"encode",
+         [this](void* s) {
+           return tq_quantizer_encode(quantizer, x.data(), kCount, codes.data(), nullptr, s);
+         }},
+        {"decode",
+         [this](void* s) { return tq_quantizer_decode(quantizer, codes.data(), kCount, back.data(), s); }},
+        {"inner_products",
+         [this](void* s) {
+           return tq_quantizer_inner_products(quantizer, x.data(), kCount, codes.data(), kCount, out.data(),
+                                              s);
+         }},
+        {"search",
+         [this](void* s) {
+           return tq_quantizer_search(quantizer, x.data(), kCount, codes.data(), kCount, nullptr, kCount,
+                                      scores.data(), ids.data(), s);
+         }},
+        {"rotate", [this](void* s) { return tq_quantizer_rotate(quantizer, x.data(), kCount, y.data(), s); }},
+        {"unrotate",
+         [this](void* s) { return tq_quantizer_unrotate(quantizer, y.data(), kCount, back.data(), s); }},
+        {"sketch factor",
+         [this](void* s) {
+           float factor;
+           return tq_calibrate_sketch_factor(quantizer, x.data(), kCount, &factor, s);
+         }},
+        {"levels", [this](void* s) {
+           return tq_calibrate_levels(quantizer, x.data(), kCount, 1, levels.data(), boundaries.data(),
+                                      nullptr, s);
+         }}};
+  }
+};
+
+// What runs inside an allocation of a search.
+struct Inside {
+  std::function<void()> call;
+  static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t) {
+    Inside& inside = *static_cast<Inside*>(user);
+    if (inside.call) {
+      const std::function<void()> once = std::move(inside.call);
+      inside.call = nullptr;
+      once();
+    }
+    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  }
+  static void free_it(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer); }
+};
+
+class QuantizerEdges : public ::testing::Test {
+ protected:
+  void open(int32_t family = TQ_CODE_PROD, const std::function<void(tq_quantizer_config&)>& change = {}) {
+    EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK);
+    calls.quantizer = nullptr;
+    tq_allocator allocator = {};
+    allocator.struct_size = sizeof allocator;
+    allocator.user = &inside;
+    allocator.alloc = Inside::alloc;
+    allocator.free = Inside::free_it;
+    tq_quantizer_config config = {};
+    config.struct_size = sizeof config;
+    config.dim = kDim, config.family = family, config.bits = 3, config.num_threads = 1;
+    config.allocator = &allocator;
+    if (change) change(config);
+    ASSERT_EQ(tq_quantizer_create(&config, &calls.quantizer), TQ_OK) << tq_last_error();
+  }
+  void TearDown() override { EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK); }
+
+  static std::string text(tq_status status) {
+    EXPECT_EQ(status, TQ_ERROR_INVALID_ARGUMENT);
+    return tq_last_error();
+  }
+  Inside inside;
+  Calls calls;
+};
+
+TEST_F(QuantizerEdges, CallsRunBesideEachOther) {
+  open();
+  for (const auto& each : calls.all())
+    EXPECT_EQ(each.second(nullptr), TQ_OK) << each.first << tq_last_error();
+  for (const auto& outer : calls.all())
+    for (const auto& inner : calls.all()) {
+      tq_status status = TQ_OK;
+      inside.call = [&] { status = inner.second(nullptr); };
+      EXPECT_EQ(outer.second(nullptr), TQ_OK) << outer.first << ": " << tq_last_error();
+      EXPECT_EQ(status, TQ_OK) << inner.first << " in " << outer.first;
+    }
+  tq_quantizer* const own = calls.quantizer;
+  int entered = 0;
+  for (const auto& outer : calls.all()) {
+    inside.call = [&] {
+      entered++;
+      EXPECT_EQ(tq_quantizer_destroy(own), TQ_ERROR_INVALID_STATE);
+      EXPECT_STREQ(tq_last_error(), "quantizer: busy: another call on it is running");
+    };
+    EXPECT_EQ(outer.second(nullptr), TQ_OK);
+  }
+  EXPECT_GE(entered, 3);  // of the calls that allocate
+  inside.call = nullptr;
+}
+
+TEST_F(QuantizerEdges, NoStreamOnACpu) {
+  open();
+  int stream = 0;
+  for (const auto& each : calls.all()) {
+    SCOPED_TRACE(each.first);
+    EXPECT_EQ(text(each.second(&stream)).substr(0, 9), "stream = ");
+  }
+}
+
+TEST_F(QuantizerEdges, RotationsThatAreNone) {
+  open(TQ_CODE_GROUPED, [](tq_quantizer_config& c) { c.group_size = 16; });
+  EXPECT_EQ(text(tq_quantizer_rotate(calls.quantizer, calls.x.data(), 1, calls.y.data(), nullptr)),
+            "quantizer: rotate, and TQ_CODE_GROUPED has no rotation");
+  EXPECT_EQ(text(tq_quantizer_unrotate(calls.quantizer, calls.y.data(), 1, calls.back.data(), nullptr)),
+            "quantizer: unrotate, and TQ_CODE_GROUPED has no rotation");
+  EXPECT_EQ(text(tq_calibrate_levels(calls.quantizer, calls.x.data(), 1, 2, calls.levels.data(),
+                                     calls.boundaries.data(), nullptr, nullptr)),
+            "quantizer: calibrate_levels, and TQ_CODE_GROUPED has no rotation");
+  float factor;
+  EXPECT_EQ(text(tq_calibrate_sketch_factor(calls.quantizer, calls.x.data(), 1, &factor, nullptr)),
+            "quantizer: its family = 3 has no sketch");
+  const int32_t channels[] = {1, 4};
+  open(TQ_CODE_SCALAR, [&](tq_quantizer_config& c) { c.num_outliers = 2, c.outlier_channels = channels; });
+  EXPECT_EQ(text(tq_calibrate_levels(calls.quantizer, calls.x.data(), 1, 2, calls.levels.data(),
+                                     calls.boundaries.data(), nullptr, nullptr)),
+            "quantizer: it has outliers, whose levels are not those of the others");
+}
+
+// The most that is counted, and one more; without memory neither gets further.
+TEST_F(QuantizerEdges, Counts) {
+  open();
+  tq_quantizer* const q = calls.quantizer;
+  const std::string beyond = " = 1099511627777: must be 0 .. 2^40";
+  for (const int64_t count : {kMost, kMost + 1, int64_t{-1}}) {
+    const std::string wrong = "count = " + std::to_string(count) + ": must be 0 .. 2^40";
+    const auto records =
+        count == kMost ? "codes = NULL: 1099511627776 records are to be read or written" : wrong;
+    const auto vectors = count == kMost ? "x = NULL: 1099511627776 vectors are to be read or written" : wrong;
+    EXPECT_EQ(text(tq_quantizer_encode(q, nullptr, count, nullptr, nullptr, nullptr)), records);
+    EXPECT_EQ(text(tq_quantizer_decode(q, nullptr, count, nullptr, nullptr)), records);
+    EXPECT_EQ(text(tq_quantizer_rotate(q, nullptr, count, nullptr, nullptr)), vectors);
+    EXPECT_EQ(text(tq_quantizer_unrotate(q, nullptr, count, nullptr, nullptr)), vectors);
+    EXPECT_EQ(text(tq_quantizer_inner_products(q, nullptr, 1, nullptr, count, nullptr, nullptr)), records);
+    EXPECT_EQ(text(tq_quantizer_search(q, nullptr, 1, nullptr, count, nullptr, 1, nullptr, nullptr, nullptr)),
+              records);
+    float factor;
+    EXPECT_EQ(text(tq_calibrate_sketch_factor(q, nullptr, count, &factor, nullptr)), vectors);
+    EXPECT_EQ(text(tq_calibrate_levels(q, nullptr, count, 2, nullptr, nullptr, nullptr, nullptr)), vectors);
+    const std::string queries = count == kMost
+                                    ? "queries = NULL: 1099511627776 vectors are to be read or written"
+                                    : "num_queries = " + std::to_string(count) + ": must be 0 .. 2^40";
+    EXPECT_EQ(text(tq_quantizer_inner_products(q, nullptr, count, nullptr, 0, nullptr, nullptr)), queries);
+    EXPECT_EQ(text(tq_quantizer_search(q, nullptr, count, nullptr, 0, nullptr, 1, nullptr, nullptr, nullptr)),
+              queries);
+  }
+  // Products of both: 2^40, and 2^41.
+  float* const x = calls.x.data();
+  uint8_t* const codes = calls.codes.data();
+  EXPECT_EQ(
+      text(tq_quantizer_inner_products(q, x, int64_t{1} << 20, codes, int64_t{1} << 20, nullptr, nullptr)),
+      "out = NULL: 1099511627776 products are to be written");
+  EXPECT_EQ(
+      text(tq_quantizer_inner_products(q, x, int64_t{1} << 20, codes, int64_t{1} << 21, nullptr, nullptr)),
+      "num_queries * count = 2199023255552: must be at most 2^40");
+  EXPECT_EQ(
+      text(tq_quantizer_search(q, x, int64_t{1} << 24, codes, 1, nullptr, 65536, nullptr, nullptr, nullptr)),
+      "scores = (nil), ids = (nil): both are needed");
+  EXPECT_EQ(text(tq_quantizer_search(q, x, (int64_t{1} << 24) + 1, codes, 1, nullptr, 65536, nullptr, nullptr,
+                                     nullptr)),
+            "num_queries * k = 1099511693312: must be 0 .. 2^40");
+  for (const int64_t k : {0, 65537})
+    EXPECT_EQ(text(tq_quantizer_search(q, x, 1, codes, 1, nullptr, k, nullptr, nullptr, nullptr)),
+              "k = " + std::to_string(k) + ": must be 1 .. 65536");
+  for (const int32_t bits : {0, 9})
+    EXPECT_EQ(text(tq_calibrate_levels(q, x, 1, bits, calls.levels.data(), calls.boundaries.data(), nullptr,
+                                       nullptr)),
+              "bits = " + std::to_string(bits) + ": must be 1 .. 8");
+}
+
+// A pointer of every kind that lies between two numbers.
+TEST_F(QuantizerEdges, PointersBetweenNumbers) {
+  open();
+  tq_quantizer* const q = calls.quantizer;
+  const auto odd = [](auto& from) {
+    using T = typename std::remove_reference<decltype(from[0])>::type;
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(from.data()) + 1);
+  };
+  const auto refused = [](tq_status status, const char* name) {
+    EXPECT_EQ(text(status).substr(0, strlen(name) + 3), std::string(name) + " = ");
+  };
+  float* const x = calls.x.data();
+  float* const y = calls.y.data();
+  uint8_t* const codes = calls.codes.data();
+  refused(tq_quantizer_encode(q, odd(calls.x), 1, codes, nullptr, nullptr), "x");
+  refused(tq_quantizer_decode(q, codes, 1, odd(calls.back), nullptr), "x");
+  refused(tq_quantizer_inner_products(q, odd(calls.x), 1, codes, 1, calls.out.data(), nullptr), "queries");
+  refused(tq_quantizer_inner_products(q, x, 1, codes, 1, odd(calls.out), nullptr), "out");
+  const auto search = [&](const float* queries, const float* bias, float* scores, int64_t* ids) {
+    return tq_quantizer_search(q, queries, 1, codes, 1, bias, 1, scores, ids, nullptr);
+  };
+  refused(search(odd(calls.x), nullptr, calls.scores.data(), calls.ids.data()), "queries");
+  refused(search(x, odd(calls.back), calls.scores.data(), calls.ids.data()), "bias");
+  refused(search(x, nullptr, odd(calls.scores), calls.ids.data()), "scores");
+  refused(search(x, nullptr, calls.scores.data(), odd(calls.ids)), "ids");
+  refused(search(x, nullptr, nullptr, calls.ids.data()), "scores");
+  refused(search(x, nullptr, calls.scores.data(), nullptr), "scores");
+  refused(tq_quantizer_rotate(q, odd(calls.x), 1, y, nullptr), "x");
+  refused(tq_quantizer_rotate(q, x, 1, odd(calls.y), nullptr), "y");
+  refused(tq_quantizer_rotate(q, x, 1, nullptr, nullptr), "y");
+  refused(tq_quantizer_unrotate(q, odd(calls.y), 1, calls.back.data(), nullptr), "y");
+  refused(tq_quantizer_unrotate(q, nullptr, 1, calls.back.data(), nullptr), "y");
+  refused(tq_quantizer_unrotate(q, y, 1, odd(calls.back), nullptr), "x");
+  float factor;
+  refused(tq_calibrate_sketch_factor(q, odd(calls.x), 1, &factor, nullptr), "x");
+  refused(tq_calibrate_levels(q, odd(calls.x), 1, 1, calls.levels.data(), calls.boundaries.data(), nullptr,
+                              nullptr),
+          "x");
+  refused(tq_calibrate_levels(q, x, 1, 1, nullptr, calls.boundaries.data(), nullptr, nullptr), "levels");
+  refused(tq_calibrate_levels(q, x, 1, 1, calls.levels.data(), nullptr, nullptr, nullptr), "levels");
+  calls.back[1] = NAN;
+  EXPECT_EQ(text(tq_quantizer_search(q, x, 1, codes, 2, calls.back.data(), 1, calls.scores.data(),
+                                     calls.ids.data(), nullptr)),
+            "bias[1] = NaN");
+}
+
+// Nothing of nothing.
+TEST_F(QuantizerEdges, NoVectors) {
+  open();
+  tq_quantizer* const q = calls.quantizer;
+  EXPECT_EQ(tq_quantizer_encode(q, nullptr, 0, nullptr, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(tq_quantizer_decode(q, nullptr, 0, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(tq_quantizer_inner_products(q, nullptr, 0, nullptr, 0, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(tq_quantizer_search(q, nullptr, 0, nullptr, 0, nullptr, 1, nullptr, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(tq_quantizer_rotate(q, nullptr, 0, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(tq_quantizer_unrotate(q, nullptr, 0, nullptr, nullptr), TQ_OK);
+  EXPECT_EQ(text(tq_calibrate_levels(q, nullptr, 0, 2, calls.levels.data(), calls.boundaries.data(), nullptr,
+                                     nullptr)),
+            "x: all of the 0 vectors are zero");
+}
+
+// Known numbers: two values in equal parts have these as levels, whatever levels they begin with.
+TEST_F(QuantizerEdges, LevelsOfTwoValues) {
+  open(TQ_CODE_SCALAR, [](tq_quantizer_config& c) { c.dim = 1024; });
+  std::vector<float> x(1024 * 5), y(1024);
+  for (size_t i = 0; i < x.size(); i++) x[i] = sinf(static_cast<float>(i * i));
+  float levels[2], boundary;
+  double error = 0;
+  ASSERT_EQ(tq_calibrate_levels(calls.quantizer, x.data(), 5, 1, levels, &boundary, &error, nullptr), TQ_OK)
+      << tq_last_error();
+  // The centroids of what lies on each side of the boundary, in double, of unit vectors.
+  double sum[2] = {0, 0}, off = 0;
+  int64_t count[2] = {0, 0};
+  for (int pass = 0; pass < 2; pass++)
+    for (int64_t row = 0; row < 5; row++) {
+      ASSERT_EQ(
+          tq_quantizer_rotate(calls.quantizer, &x[static_cast<size_t>(row) * 1024], 1, y.data(), nullptr),
+          TQ_OK);
+      double square = 0;
+      for (const float each : y) square += static_cast<double>(each) * each;
+      for (const float each : y) {
+        const double unit = each / sqrt(square);
+        const int side = unit >= boundary;
+        if (pass == 0) sum[side] += unit, count[side]++;
+        if (pass == 1) off += (unit - levels[side]) * (unit - levels[side]);
+      }
+    }
+  for (int side = 0; side < 2; side++) EXPECT_NEAR(levels[side], sum[side] / count[side], 1e-6);
+  EXPECT_NEAR(boundary, (levels[0] + levels[1]) / 2, 1e-7);
+  EXPECT_NEAR(error, off / 5, 1e-6);
+}
+
+}  // namespace
+}  // namespace tq
