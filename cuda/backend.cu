@@ -73,6 +73,7 @@ class CudaBackend : public Backend, private DeviceLayers {
   ReachedMemory reach(const void* memory, int64_t bytes) const override {
     return cuda::reach(geometry_.device_id, memory, bytes);
   }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) override;
   uint8_t* take_staging(int64_t bytes) override;
   void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
   void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;
@@ -254,6 +255,16 @@ TilePlace CudaBackend::exact_tiles(int layer, Kind kind) const {
                    1,
                    nullptr,
                    0};
+}
+
+std::unique_ptr<DeviceMemory> CudaBackend::take_memory(int64_t bytes, const char* what) {
+  struct Block : DeviceMemory {
+    explicit Block(DeviceBlock&& from) : block(std::move(from)) {}
+    uint8_t* data() const override { return block.data(); }
+    DeviceBlock block;
+  };
+  const DeviceGuard guard(geometry_.device_id);
+  return std::make_unique<Block>(DeviceBlock(ops_, geometry_.device_id, bytes, what));
 }
 
 uint8_t* CudaBackend::take_staging(int64_t bytes) {

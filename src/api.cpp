@@ -398,7 +398,7 @@ tq_status tq_cache_attend(tq_cache* cache, int32_t layer, const tq_batch* batch,
     request.workspace = workspace;
     request.workspace_bytes = workspace_bytes;
     request.stream = stream;
-    unwrap(cache)->attend(request, *unwrap(batch));
+    unwrap(cache)->attend(request, *unwrap(batch), tq::new_tensors(unwrap(cache)->layer(layer), params));
   });
 }
 

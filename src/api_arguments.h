@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "backend.h"
+#include "cache.h"
 #include "struct_size.h"
 #include "tensor_check.h"
 #include "tqkv.h"
@@ -102,6 +102,19 @@ inline AttendRequest attend_request(const LayerGeometry& layer, DataType io_dtyp
   request.history_only = p.history_only != 0;
   take_masks(p, request);
   return request;
+}
+
+// The plan's new tokens, to be attended to as they are.
+inline NewTensors new_tensors(const LayerGeometry& layer, const tq_attend_params* caller) {
+  tq_attend_params p = {};
+  if (caller) p = read_struct(caller, "params");
+  TQ_CHECK(!p.chunk_k == !p.chunk_v, Status::kInvalidArgument,
+           "params.chunk_k = %p, params.chunk_v = %p: both or neither", p.chunk_k, p.chunk_v);
+  TQ_CHECK(p.chunk_k || !p.chunk_layout, Status::kInvalidArgument,
+           "params.chunk_layout = %p: params.chunk_k = NULL", static_cast<const void*>(p.chunk_layout));
+  if (!p.chunk_k) return NewTensors{};
+  const LayoutStrides strides = layout_strides(layer, p.chunk_layout);
+  return NewTensors{p.chunk_k, p.chunk_v, strides.key, strides.value};
 }
 
 inline void check_merge(const MergeRequest& r, DeviceType device) {

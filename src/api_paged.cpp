@@ -124,6 +124,9 @@ tq_status tq_paged_attend(const tq_codec* codec, int32_t layer, const tq_pages* 
     const PagedStep s = read_step(step);
     tq::AttendRequest request =
         tq::attend_request(unwrap(codec)->layer(layer), unwrap(codec)->geometry().io_dtype, params);
+    const void* const given = tq::new_tensors(unwrap(codec)->layer(layer), params).k;
+    TQ_CHECK(!given, tq::Status::kNotSupported,
+             "params.chunk_k = %p: of caches alone; attend with history_only and merge by LSE", given);
     request.layer = layer;
     request.q = q;
     request.out = out;

@@ -20,6 +20,13 @@ struct ReachedMemory {
   bool over_link;  // it is the host's, and the backend a device's
 };
 
+// Memory on a backend's device, its own until it is destroyed.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual uint8_t* data() const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -64,6 +71,8 @@ class Backend {
   virtual ReachedMemory reach(const void* memory, int64_t bytes) const = 0;
   // Tokens into other places of their sequence's pages, codes, scales and exact copies alike, bit for bit.
   virtual void move_tokens(const MoveRequest& request) = 0;
+  // Aligned to 256 bytes; holds anything. Outlives the backend.
+  virtual std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) = 0;
   // Memory of the host that the device reaches too; not for long.
   virtual uint8_t* take_staging(int64_t bytes) = 0;
   virtual void give_staging(uint8_t* memory, int64_t bytes) noexcept = 0;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cache.h"
+#include "exact_new.h"
 
 namespace tq {
 namespace {
@@ -32,6 +32,8 @@ Batch::Batch(Cache& cache)
         return Arrays(cache_.geometry(), carver);
       }()) {
   memset(arrays_.in_graph, 0, static_cast<size_t>(cache.geometry().num_layers));
+  if (cache.config_.config().flags & TQ_FLAG_EXACT_CHUNK)
+    exact_new_ = std::make_unique<ExactNew>(cache.config_, cache.factory_);
   storage_ = cache.backend_->create_plan_storage();
 }
 
@@ -282,8 +284,10 @@ void Cache::plan(Batch& batch, int32_t num_sequences, const int64_t* sequences, 
       if (table.group(i).num_copies() > 0)
         backend_->copy_pages(i, table.group(i).copies(), table.group(i).num_copies(), stream);
     encode_planned(stream);
+    if (batch.exact_new_) batch.exact_new_->plan(plan.rows, stream);
     backend_->upload_plan(plan, stream);
   } catch (...) {
+    if (batch.exact_new_) batch.exact_new_->retire();
     table.cancel_growth();
     throw;
   }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "exact_new.h"
 #include "identity.h"
 #include "side_centres.h"
 #include "tensor_check.h"
@@ -42,6 +43,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
         Carver carver = carver_of(block_);
         return Arrays(config_, carver);
       }()),
+      factory_(factory),
       gate_("cache", config_.device() == DeviceType::kCuda) {
   check_stream(stream);
   const Geometry& g = geometry();
@@ -173,7 +175,7 @@ void Cache::append(AppendRequest request, const Batch& batch) {
   if (in_graph) batch.arrays_.in_graph[request.layer] = 1;
 }
 
-void Cache::attend(AttendRequest request, const Batch& batch) {
+void Cache::attend(AttendRequest request, const Batch& batch, const NewTensors& given) {
   const Gate::Use use(gate_, !request.workspace);
   const LayerGeometry& l = layer(request.layer);
   const BatchPlan& plan = plan_in_force(batch);
@@ -191,10 +193,39 @@ void Cache::attend(AttendRequest request, const Batch& batch) {
              "batch: its plan has no query tokens, so a graph captured now would never attend any");
     return;
   }
-  check_attendable(plan.rows, l.storage, request.history_only);
+  check_attendable(plan.rows, l.storage, request.history_only || given.k);
   check_masks(plan.rows, request);
   request.plan = &plan;
-  backend_->attend(request);
+  if (!given.k) {
+    backend_->attend(request);
+    return;
+  }
+  check_new(batch, request, given);
+  batch.exact_new_->attend(request, given, backend_->capturing(request.stream),
+                           [this](const AttendRequest& history) { backend_->attend(history); });
+}
+
+void Cache::check_new(const Batch& batch, const AttendRequest& request, const NewTensors& given) const {
+  const LayerGeometry& l = layer(request.layer);
+  TQ_CHECK(batch.exact_new_, Status::kInvalidArgument,
+           "params.chunk_k = %p: the cache was created without TQ_FLAG_EXACT_CHUNK", given.k);
+  TQ_CHECK(!request.history_only, Status::kInvalidArgument,
+           "params.history_only = 1: with params.chunk_k, which brings the plan's new tokens");
+  TQ_CHECK(!request.visible_begin && !request.tree_mask && !request.alibi_slopes, Status::kNotSupported,
+           "params.chunk_k = %p: not with visible ranges, a tree_mask or alibi_slopes", given.k);
+  TQ_CHECK(request.out_strides.head == l.value_dim &&
+               request.out_strides.token == static_cast<int64_t>(l.num_q_heads) * l.value_dim,
+           Status::kInvalidArgument,
+           "params.out_token_stride = %lld, params.out_head_stride = %lld: with params.chunk_k out must be "
+           "dense",
+           ll(request.out_strides.token), ll(request.out_strides.head));
+  AppendRequest as_appended = {};
+  as_appended.layer = request.layer;
+  as_appended.k = given.k;
+  as_appended.v = given.v;
+  as_appended.key_strides = given.key_strides;
+  as_appended.value_strides = given.value_strides;
+  check_append_tensors(l, geometry().io_dtype, request.plan->rows.new_tokens, as_appended);
 }
 
 void Cache::read(ReadRequest request, int64_t id) {

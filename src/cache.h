@@ -19,6 +19,14 @@ struct RunSlice;
 struct SavedHeader;
 class StateReader;
 class Cache;
+class ExactNew;
+
+// k and v of the plan's new tokens, as an AppendRequest has them, to be attended to instead of their codes;
+// null: none.
+struct NewTensors {
+  const void *k, *v;
+  TensorStrides key_strides, value_strides;
+};
 
 // What a plan in force covers; zeros without one.
 struct BatchRows {
@@ -52,7 +60,8 @@ class Batch {
   HostBlock block_;
   Arrays arrays_;
   void* storage_ = nullptr;
-  int active_ = 0;  // which of the two plans is in use
+  std::unique_ptr<ExactNew> exact_new_;  // of a cache with TQ_FLAG_EXACT_CHUNK
+  int active_ = 0;                       // which of the two plans is in use
   BatchPlan plan_ = {};
   bool in_force_ = false;
   const char* lapsed_ = "";  // why not; "" = never planned
@@ -107,7 +116,7 @@ class Cache {
 
   // Requests come with all but the plan (or the sequence) and the workspace's default.
   void append(AppendRequest request, const Batch& batch);
-  void attend(AttendRequest request, const Batch& batch);
+  void attend(AttendRequest request, const Batch& batch, const NewTensors& given = {});
   // What attend needs at most, whatever the plan.
   size_t attend_workspace_bytes() const { return static_cast<size_t>(bytes_.workspace_bytes); }
   void read(ReadRequest request, int64_t id);
@@ -115,6 +124,11 @@ class Cache {
   // What a cache of this configuration allocates; Cache takes exactly this.
   static tq_cache_bytes bytes(const ResolvedConfig& config);
   static tq_layer_bytes layer_bytes(const ResolvedConfig& config, int32_t layer);
+  // Whether this is the child of a fork and the cache on a device.
+  bool barred() const { return gate_.barred(); }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) {
+    return backend_->take_memory(bytes, what);
+  }
   // For tests: the tables' own audit.
   const char* audit() const { return arrays_.table.audit(); }
 
@@ -158,6 +172,7 @@ class Cache {
   void check_appendable(const StepRows& rows, int32_t layer) const;
   void check_attendable(const StepRows& rows, int32_t layer, bool history_only) const;
   void check_masks(const StepRows& rows, const AttendCall& call) const;
+  void check_new(const Batch& batch, const AttendRequest& request, const NewTensors& given) const;
   void mark_appended(const StepRows& rows, int32_t layer) noexcept;
   BatchPlan build_plan(Batch& batch, int32_t num_sequences, int buffer) const;
   int32_t collect_leavers(Batch& batch, int32_t num_sequences) const noexcept;
@@ -180,6 +195,7 @@ class Cache {
   tq_cache_bytes bytes_;
   HostBlock block_;
   Arrays arrays_;
+  BackendFactory factory_;
   std::unique_ptr<Backend> backend_;
   int64_t plan_calls_ = 0;
   int32_t live_batches_ = 0;

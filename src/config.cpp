@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "config_text.h"
+#include "exact_new.h"
 #include "host_block.h"
 #include "struct_size.h"
 
@@ -27,8 +28,8 @@ constexpr int64_t kMaxBytes = 1ll << 56;       // of one part of a cache: sums a
 // Room for exact copies that a cache has if nothing else is said: kRawTokens or max_tokens / kRawShare of
 // sequences between plans, as far as there are so many, and kRawBatchTokens queries of a plan.
 constexpr int64_t kRawTokens = 4096, kRawShare = 16, kRawBatchTokens = 8192;
-constexpr uint64_t kKnownFlags =
-    TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT | TQ_FLAG_STORE_ONCE;
+constexpr uint64_t kKnownFlags = TQ_FLAG_NO_ZERO_ON_FREE | TQ_FLAG_NO_SCALE_SEARCH | TQ_FLAG_BATCH_INVARIANT |
+                                 TQ_FLAG_STORE_ONCE | TQ_FLAG_EXACT_CHUNK;
 
 void* default_alloc(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
   void* pointer;
@@ -400,6 +401,7 @@ ResolvedConfig::ResolvedConfig(const tq_cache_config* caller)
   if (device_known) check_device(device(), c.device_id, reasons);
   if (well_formed) {
     build_layers(reasons);
+    ExactNew::check(c, layers_, reasons);
     if (reasons.empty()) {
       build_geometry();
       check_sizes(reasons);

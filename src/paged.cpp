@@ -47,6 +47,9 @@ tq_cache_config stated_config(const tq_cache_config* caller) {
     if (count.value != 0)
       reasons.add(kBad, "%s = %lld: must be 0, a codec has neither pages nor sequences", count.name,
                   ll(count.value));
+  if (c.flags & TQ_FLAG_EXACT_CHUNK)
+    reasons.add(Status::kNotSupported, "flags = 0x%llx: TQ_FLAG_EXACT_CHUNK: of caches alone",
+                static_cast<unsigned long long>(c.flags));
   if (c.pool) reasons.add(kBad, "pool = %p: must be NULL, a codec has no pages", c.pool);
   c.window_tokens = c.sink_tokens = c.rollback_tokens = 0;
   c.max_reserve_tokens = c.max_sequence_tokens = c.max_batch_tokens = c.max_raw_tokens = c.pool_bytes = 0;

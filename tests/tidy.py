@@ -206,7 +206,8 @@ def rule_widths_are_told_apart_in_one_place(tree):
 
 
 def rule_a_piece_of_the_history_is_a_split(tree):
-    words = r"(?i)(?<![a-z])(chunk|span)s?(?![a-z])|k(Chunk|Span)"
+    # but for names of the public header
+    words = r"(?i)(?<!TQ_FLAG_EXACT_)(?<![a-z])(chunk|span)s?(?![a-z]|_(k|v|layout)\b)|k(Chunk|Span)"
     yield from tree.grep(tree.c_files("src/", "cuda/"), words, code=False)
 
 

@@ -73,6 +73,8 @@ type DeviceAttend struct {
 	VisibleEnd     DevicePtr
 	TreeMask       DevicePtr // [query tokens][TreeWords of the parameters] uint64, or 0
 	AlibiSlopes    DevicePtr // [NumQHeads] float32, or 0
+	ChunkK         DevicePtr // keys of the plan's new tokens, dense, instead of their codes; 0: by their codes
+	ChunkV         DevicePtr
 	Workspace      DevicePtr // 0 = the cache's own, else Cache.AttendWorkspaceBytes, 256-byte aligned
 	WorkspaceBytes int
 }
@@ -146,7 +148,7 @@ func (c *Cache) Attend(layer int, batch *Batch, q, out HostSlice, lse []float32,
 		err = c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, (*C.uint8_t)(memory.q),
 			(*C.uint8_t)(memory.out), (*C.float)(ptr(lse)), (*C.float)(ptr(p.SinkLogits)),
 			(*C.int32_t)(ptr(p.VisibleBegin)), (*C.int32_t)(ptr(p.VisibleEnd)), (*C.uint64_t)(ptr(p.TreeMask)),
-			(*C.float)(ptr(p.AlibiSlopes)), (*C.uint8_t)(ptr(p.Workspace)), 0, 0, 0, 0, 0, 0, 0, 0, 0,
+			(*C.float)(ptr(p.AlibiSlopes)), (*C.uint8_t)(ptr(p.Workspace)), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 			C.size_t(len(p.Workspace)), 0, c.text.c()))
 		runtime.KeepAlive(memory)
 		runtime.KeepAlive(lse)
@@ -174,7 +176,8 @@ func (c *Cache) AttendDevice(layer int, batch *Batch, memory DeviceAttend, param
 		return c.text.result(C.tqkv_cache_attend(c.api, c.cache, l, raw, &rawParams, nil, nil, nil, nil, nil, nil,
 			nil, nil, nil, C.uintptr_t(memory.Q), C.uintptr_t(memory.Out), C.uintptr_t(memory.LSE),
 			C.uintptr_t(memory.SinkLogits), C.uintptr_t(memory.VisibleBegin), C.uintptr_t(memory.VisibleEnd),
-			C.uintptr_t(memory.TreeMask), C.uintptr_t(memory.AlibiSlopes), C.uintptr_t(memory.Workspace),
+			C.uintptr_t(memory.TreeMask), C.uintptr_t(memory.AlibiSlopes), C.uintptr_t(memory.ChunkK),
+			C.uintptr_t(memory.ChunkV), C.uintptr_t(memory.Workspace),
 			C.size_t(memory.WorkspaceBytes), C.uintptr_t(stream), c.text.c()))
 	})
 }

@@ -178,8 +178,8 @@ tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer,
                             uint8_t* workspace_host, uintptr_t q_device, uintptr_t out_device,
                             uintptr_t lse_device, uintptr_t sinks_device, uintptr_t begin_device,
                             uintptr_t end_device, uintptr_t tree_device, uintptr_t slopes_device,
-                            uintptr_t workspace_device, size_t workspace_bytes, uintptr_t stream,
-                            char* text) {
+                            uintptr_t chunk_k, uintptr_t chunk_v, uintptr_t workspace_device,
+                            size_t workspace_bytes, uintptr_t stream, char* text) {
   tq_attend_params whole = *params;
   whole.struct_size = sizeof whole;
   whole.sink_logits = either(sinks_host, sinks_device);
@@ -187,6 +187,8 @@ tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer,
   whole.visible_end = either(end_host, end_device);
   whole.tree_mask = either(tree_host, tree_device);
   whole.alibi_slopes = either(slopes_host, slopes_device);
+  whole.chunk_k = (const void*)chunk_k;
+  whole.chunk_v = (const void*)chunk_v;
   return tqkv_done(
       api,
       api->tq_cache_attend(cache, layer, batch, either(q_host, q_device), either(out_host, out_device),

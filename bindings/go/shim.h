@@ -32,7 +32,8 @@ tq_status tqkv_cache_attend(const tqkv_api* api, tq_cache* cache, int32_t layer,
                             uint8_t* workspace_host, uintptr_t q_device, uintptr_t out_device,
                             uintptr_t lse_device, uintptr_t sinks_device, uintptr_t begin_device,
                             uintptr_t end_device, uintptr_t tree_device, uintptr_t slopes_device,
-                            uintptr_t workspace_device, size_t workspace_bytes, uintptr_t stream, char* text);
+                            uintptr_t chunk_k, uintptr_t chunk_v, uintptr_t workspace_device,
+                            size_t workspace_bytes, uintptr_t stream, char* text);
 // outs, lses: arrays of addresses, host or device.
 tq_status tqkv_merge_states(const tqkv_api* api, int32_t num_states, const void* const* outs,
                             const void* const* lses, int64_t rows, int32_t dim, int32_t dtype,

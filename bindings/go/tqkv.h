@@ -118,6 +118,17 @@
  *   visible ranges run in the kernels of causal attention, so does long prefill with ALiBi; other ALiBi, and
  *   every tree mask, run in the kernel for any widths: as exact, not the same bits as without.
  *
+ * Chunk    In a cache with TQ_FLAG_EXACT_CHUNK attend may be given k and v of the plan's new tokens as append
+ *   gets them (chunk_k, chunk_v of tq_attend_params). Queries see the new tokens up to their own as these
+ *   numbers (float32: as float16), and only what was there before the plan as codes, windows and sinks: the
+ *   rows of a first prompt are those of attention without compression. Append may come before or after; later
+ *   plans read codes. What a prompt's rows are then depends on how it is cut into plans. With a history, out
+ *   is the merge of two parts rounded to out_dtype each. The queries must be new tokens (INVALID_STATE), out
+ *   dense; NOT_SUPPORTED with masks, in TQ_LATENT layers and for a codec. Calls with chunk_k on one batch run
+ *   one at a time, also with workspaces of their own. A batch of such a cache takes memory of its own at its
+ *   creation, which tq_cache_bytes does not count: raw pages of max_batch_tokens tokens of one layer of each
+ *   shape, and float32 rows of as many query tokens: set max_batch_tokens.
+ *
  * State    A sequence travels by its codes, bit for bit: into another cache of the process
  *   (tq_sequence_copy), as bytes in memory, by layers, tokens and kv heads (tq_sequence_export, _import), or
  *   as a stream that says what it is and is checked as it is read (tq_sequence_save, _load): section 9.
@@ -353,6 +364,7 @@ typedef struct tq_layer_config {
 #define TQ_FLAG_NO_SCALE_SEARCH 2u    /* encoder: one quantisation step, not the best of several */
 #define TQ_FLAG_BATCH_INVARIANT 4u    /* one arithmetic for any number of query rows: see Bits */
 #define TQ_FLAG_STORE_ONCE 8u         /* a token of the window gets its codes when it leaves: see Window */
+#define TQ_FLAG_EXACT_CHUNK 16u       /* attend may take a plan's own tokens as they are: see Chunk */
 
 typedef struct tq_cache_config {
   uint32_t struct_size;
@@ -641,6 +653,9 @@ typedef struct tq_attend_params {
   const int32_t *visible_end;
   const uint64_t *tree_mask;    /* [query tokens][tree_words] */
   const float *alibi_slopes;    /* [num_q_heads] float32, natural units */
+  const void *chunk_k;          /* k and v of the plan's new tokens, as append's: see Chunk; both or none */
+  const void *chunk_v;
+  const tq_tensor_layout *chunk_layout; /* NULL = dense; read in the call */
 } tq_attend_params;
 
 /* Zeroes *params and sets struct_size. NULL: INVALID_ARGUMENT. */

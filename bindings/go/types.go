@@ -79,6 +79,7 @@ const (
 	FlagNoScaleSearch  uint64 = C.TQ_FLAG_NO_SCALE_SEARCH // one quantisation step, not the best of several
 	FlagBatchInvariant uint64 = C.TQ_FLAG_BATCH_INVARIANT // one arithmetic for any number of query rows
 	FlagStoreOnce      uint64 = C.TQ_FLAG_STORE_ONCE      // a token of the window gets its codes when it leaves
+	FlagExactChunk     uint64 = C.TQ_FLAG_EXACT_CHUNK     // see DeviceAttend.ChunkK
 )
 
 // Noticed is what the library noticed in appended vectors, and of a sequence.

@@ -191,6 +191,20 @@ void CpuBackend::add_to_slot(int slot, uint64_t flags, const volatile uint32_t*,
   store_.flags(slot).fetch_or(flags, std::memory_order_relaxed);
 }
 
+namespace {
+
+struct HostMemory : DeviceMemory {
+  HostMemory(const HostOps& ops, int64_t bytes, const char* what) : block(ops, bytes, what) {}
+  uint8_t* data() const override { return static_cast<uint8_t*>(block.get()); }
+  HostBlock block;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceMemory> CpuBackend::take_memory(int64_t bytes, const char* what) {
+  return std::make_unique<HostMemory>(ops_, bytes, what);
+}
+
 uint8_t* CpuBackend::take_staging(int64_t bytes) {
   return static_cast<uint8_t*>(allocate(ops_, bytes, kBlockAlignment, 1, 0, "staging"));
 }

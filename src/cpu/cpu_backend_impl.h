@@ -82,6 +82,7 @@ class CpuBackend final : public Backend {
   ReachedMemory reach(const void* memory, int64_t) const override {
     return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
   }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) override;
   uint8_t* take_staging(int64_t bytes) override;
   void give_staging(uint8_t* memory, int64_t bytes) noexcept override;
   void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override;

@@ -192,6 +192,9 @@ static void structs(void) {
   FIELD(tq_attend_params, visible_end);
   FIELD(tq_attend_params, tree_mask);
   FIELD(tq_attend_params, alibi_slopes);
+  FIELD(tq_attend_params, chunk_k);
+  FIELD(tq_attend_params, chunk_v);
+  FIELD(tq_attend_params, chunk_layout);
   STRUCT(tq_pages);
   FIELD(tq_pages, struct_size);
   FIELD(tq_pages, block_size);
@@ -357,6 +360,7 @@ static void constants(void) {
   CONSTANT(TQ_FLAG_NO_SCALE_SEARCH);
   CONSTANT(TQ_FLAG_BATCH_INVARIANT);
   CONSTANT(TQ_FLAG_STORE_ONCE);
+  CONSTANT(TQ_FLAG_EXACT_CHUNK);
   CONSTANT(TQ_NOTICED_NONFINITE);
   CONSTANT(TQ_NOTICED_SATURATED);
   CONSTANT(TQ_NOTICED_SHORT_WINDOW);

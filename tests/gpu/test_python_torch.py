@@ -163,6 +163,63 @@ def test_graph_replay_equals_eager():
     assert torch.isfinite(eager).all() and torch.equal(run(True), eager)
 
 
+def causal(q, k, v):
+    """[queries][8][128] of the last tokens of k and v, in float64."""
+    q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
+    k, v = k.repeat_interleave(4, 0), v.repeat_interleave(4, 0)
+    hidden = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device="cuda").triu(
+        k.shape[1] - q.shape[1] + 1)
+    logits = (q @ k.transpose(1, 2) / 128**0.5).masked_fill(hidden, float("-inf"))
+    return (logits.softmax(2) @ v).transpose(0, 1)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("counts", ((700, 3, 300), (5, 1, 40)))
+def test_a_plan_s_own_tokens_as_they_are(dtype, counts):
+    """Rows of a first prompt are attention without compression; later ones read codes of what was before."""
+    flags, name = tqkv.CONSTANTS["TQ_FLAG_EXACT_CHUNK"], str(dtype).split(".")[1]
+    with tqkv.Cache(**{**SHAPE, "num_layers": 1}, max_batch_tokens=1024, io_dtype=name,
+                    flags=flags) as cache:
+        step, sequence = cache.batch(), cache.sequence()
+        before = 0
+        for i, count in enumerate(counts):
+            k, v, q = tensors(count, count, dtype, seed=i)
+            step.plan([sequence], [count])
+            out, lse = step.attend(0, q, chunk=(k, v), out_dtype="float32", lse=True)
+            step.append(0, k, v)
+            old = sequence.read(0, 0, before, like=k) if before else (k[:0], v[:0])
+            wanted = causal(q, torch.cat((old[0], k)), torch.cat((old[1], v)))
+            off = ((out - wanted).norm() / wanted.norm()).item()
+            # what is read back is rounded to the type, and so are queries of float16 prefill
+            assert off < (1e-3 if i == 0 else 2e-3 if dtype == torch.float16 else 8e-3), (count, off)
+            before += count
+
+
+def test_own_tokens_in_a_graph():
+    flags = tqkv.CONSTANTS["TQ_FLAG_EXACT_CHUNK"]
+    with tqkv.Cache(**{**SHAPE, "num_layers": 1}, max_batch_tokens=64, io_dtype="float16",
+                    flags=flags) as cache:
+        stream, sequence = torch.cuda.Stream(), cache.sequence()
+        k, v, q = tensors(9, 9)
+        out, direct = torch.empty_like(q), torch.empty_like(q)
+        step = cache.batch()
+        with torch.cuda.stream(stream):
+            step.plan([sequence], [9], stream=stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                step.append(0, k, v, stream=stream)
+                step.attend(0, q, out=out, chunk=(k, v), stream=stream)
+            for seed in range(3):
+                if seed:
+                    step.plan([sequence], [9], stream=stream)
+                for tensor, fresh in zip((k, v, q), tensors(9, 9, seed=seed)):
+                    tensor.copy_(fresh)
+                graph.replay()
+                step.attend(0, q, out=direct, chunk=(k, v), stream=stream)
+                stream.synchronize()
+                assert torch.equal(out, direct), seed
+
+
 def test_attends_in_their_own_workspaces_from_two_threads():
     """Side by side, each on its own stream; the rows of a plan are those of the library."""
     k, v, q = tensors(300, 2)

@@ -163,6 +163,14 @@ class FakeBackend : public Backend {
     if (world().unreachable) return {nullptr, false};
     return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
   }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char*) override {
+    struct Memory : DeviceMemory {
+      explicit Memory(int64_t bytes) : bytes_(static_cast<size_t>(bytes), 0xFF) {}
+      uint8_t* data() const override { return bytes_.data(); }
+      mutable std::vector<uint8_t> bytes_;
+    };
+    return std::make_unique<Memory>(bytes);
+  }
   uint8_t* take_staging(int64_t bytes) override {
     world().staging_bytes += bytes;
     return new uint8_t[static_cast<size_t>(bytes)];

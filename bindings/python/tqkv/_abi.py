@@ -74,6 +74,7 @@ CONSTANTS = {
     "TQ_FLAG_NO_SCALE_SEARCH": 2,
     "TQ_FLAG_BATCH_INVARIANT": 4,
     "TQ_FLAG_STORE_ONCE": 8,
+    "TQ_FLAG_EXACT_CHUNK": 16,
     "TQ_NOTICED_NONFINITE": 1,
     "TQ_NOTICED_SATURATED": 2,
     "TQ_NOTICED_SHORT_WINDOW": 4,
@@ -186,7 +187,8 @@ class AttendParams(Struct):
                 ("history_only", c_int32), ("tree_words", c_int32), ("q_token_stride", c_int64),
                 ("q_head_stride", c_int64), ("out_token_stride", c_int64), ("out_head_stride", c_int64),
                 ("visible_begin", POINTER(c_int32)), ("visible_end", POINTER(c_int32)),
-                ("tree_mask", POINTER(c_uint64)), ("alibi_slopes", POINTER(c_float))]
+                ("tree_mask", POINTER(c_uint64)), ("alibi_slopes", POINTER(c_float)), ("chunk_k", c_void_p),
+                ("chunk_v", c_void_p), ("chunk_layout", POINTER(TensorLayout))]
 
 
 class Pages(Struct):

@@ -122,7 +122,7 @@ class Batch(Unique):
                softmax_scale: float = 0.0, logit_softcap: float = 0.0, sliding_window: int = 0,
                sink_logits: Any = None, history_only: bool = False, visible_begin: Any = None,
                visible_end: Any = None, tree_mask: Any = None, alibi_slopes: Any = None,
-               workspace: Any = None, stream: Any = None) -> Any:
+               chunk: Any = None, workspace: Any = None, stream: Any = None) -> Any:
         """out = softmax(q . K^T * softmax_scale) . V for the query tokens of the plan, straight on the codes;
         a query sees the tokens up to its own position, or what its mask says.
 
@@ -145,6 +145,10 @@ class Batch(Unique):
                         j / 64 says whether the query sees the j-th of the plan's new tokens of its sequence
         alibi_slopes    [num_q_heads] float32: slope * (token - query position) is added to the logits
                         The four are on the cache's device, and a captured graph reads them there.
+        chunk           (k, v) of the plan's new tokens, as append takes them: the queries see these numbers
+                        instead of the codes, and codes of the tokens before the plan alone (a first prompt
+                        is attended to without compression). In a cache with flags TQ_FLAG_EXACT_CHUNK; out
+                        must be dense, and the plan's queries its new tokens. Not with masks.
         workspace       None = the cache's own; else a contiguous writable array of cache.workspace_bytes()
                         bytes on the cache's device, 256-byte aligned. Such calls run side by side in several
                         threads, each in a workspace of its own.
@@ -160,11 +164,16 @@ class Batch(Unique):
                                 "visible_end": visible_end, "tree_mask": tree_mask,
                                 "alibi_slopes": alibi_slopes})
         space = None if workspace is None else as_workspace(workspace, call.shape.device)
+        given = None if chunk is None else _chunk(chunk, stream)
         handles = self._cache._handles
         with handles.exclusive() if space is None else handles.shared(space) as cache:
             library = self._open(handles)
-            _, tokens, in_force = self._rows(library)
+            new_tokens, tokens, in_force = self._rows(library)
             pointers = call.bind(tokens if in_force else None)
+            if given:
+                layout = tensor_layout(call.shape, *given, new_tokens) if in_force else _abi.TensorLayout()
+                call.params.chunk_k, call.params.chunk_v = (buffer.pointer for buffer in given)
+                call.params.chunk_layout = ctypes.pointer(layout)
             check(library,
                   library.tq_cache_attend(cache, layer, self._handle, *pointers, call.params,
                                           space and space.pointer, space.num_bytes if space else 0, stream))
@@ -197,6 +206,15 @@ class Batch(Unique):
         new_tokens, query_tokens, in_force = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int32()
         check(library, library.tq_batch_rows(self._handle, new_tokens, query_tokens, in_force))
         return Rows(new_tokens.value, query_tokens.value, bool(in_force.value))
+
+
+def _chunk(chunk, stream):
+    try:
+        k, v = chunk
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"chunk: a {type(chunk).__name__}, must be a pair: k and v of the plan's new "
+                              "tokens") from None
+    return as_buffer(k, name="chunk[0]", stream=stream), as_buffer(v, name="chunk[1]", stream=stream)
 
 
 def _listed(name, values):

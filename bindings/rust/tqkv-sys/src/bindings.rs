@@ -109,6 +109,8 @@ constants! {
     TQ_FLAG_BATCH_INVARIANT: u64 = 4;
     /// a token of the window gets its codes when it leaves: see Window
     TQ_FLAG_STORE_ONCE: u64 = 8;
+    /// attend may take a plan's own tokens as they are: see Chunk
+    TQ_FLAG_EXACT_CHUNK: u64 = 16;
     /// NaN, infinity or above 2^64 was appended, and replaced as FORMAT.md says
     TQ_NOTICED_NONFINITE: u64 = 1;
     /// beyond +-65504 on a raw side of a float32 cache: stored as +-65504
@@ -603,6 +605,11 @@ structs! {
         tree_mask: *const u64,
         /// \[num_q_heads\] float32, natural units
         alibi_slopes: *const f32,
+        /// k and v of the plan's new tokens, as append's: see Chunk; both or none
+        chunk_k: *const c_void,
+        chunk_v: *const c_void,
+        /// NULL = dense; read in the call
+        chunk_layout: *const tq_tensor_layout,
     }
     /// Where the blocks of one layer are: kv head h of block b at base + b \* block_stride + h \*
     /// head_stride.

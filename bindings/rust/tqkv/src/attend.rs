@@ -74,6 +74,8 @@ impl AttendParams<'_> {
             visible_end: pointers.visible_end,
             tree_mask: pointers.tree_mask,
             alibi_slopes: pointers.alibi_slopes,
+            chunk_k: pointers.chunk_k,
+            chunk_v: pointers.chunk_v,
             q_token_stride: self.q_token_stride,
             q_head_stride: self.q_head_stride,
             out_token_stride: self.out_token_stride,
@@ -110,6 +112,11 @@ pub struct AttendPointers {
     pub tree_mask: *const u64,
     /// `[num_q_heads]`, or null.
     pub alibi_slopes: *const f32,
+    /// Keys and values of the plan's new tokens as [`Cache::append_raw`] takes them, dense, to be attended to
+    /// instead of their codes, in a cache with [`crate::FLAG_EXACT_CHUNK`]. Both null: by their codes.
+    pub chunk_k: *const c_void,
+    /// See `chunk_k`.
+    pub chunk_v: *const c_void,
     /// Null = the cache's own, else [`Cache::attend_workspace_bytes`], 256-byte aligned.
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
@@ -127,6 +134,8 @@ impl Default for AttendPointers {
             visible_end: ptr::null(),
             tree_mask: ptr::null(),
             alibi_slopes: ptr::null(),
+            chunk_k: ptr::null(),
+            chunk_v: ptr::null(),
             workspace: ptr::null_mut(),
             workspace_bytes: 0,
         }

@@ -18,6 +18,8 @@ pub const FLAG_BATCH_INVARIANT: u64 = sys::TQ_FLAG_BATCH_INVARIANT;
 /// A token of the exact window gets its codes when it leaves the window, with the same bytes; until then they
 /// take no memory. CPU caches.
 pub const FLAG_STORE_ONCE: u64 = sys::TQ_FLAG_STORE_ONCE;
+/// Attend may take a plan's own tokens as they are: [`crate::AttendPointers::chunk_k`].
+pub const FLAG_EXACT_CHUNK: u64 = sys::TQ_FLAG_EXACT_CHUNK;
 
 /// A codebook of the caller's own: `2^(bits - 1)` magnitudes, rising, on the int8 grid; a level is `unit`
 /// times the magnitude, for coordinates of unit variance. `bits` up to 3: magnitudes are 1 to 127. From 4: a

@@ -73,7 +73,8 @@ mod types;
 pub use attend::{AttendParams, AttendPointers};
 pub use cache::{Batch, BatchRows, Cache, Memory, Step};
 pub use config::{
-    CacheConfig, Codebook, FLAG_BATCH_INVARIANT, FLAG_NO_SCALE_SEARCH, FLAG_NO_ZERO_ON_FREE, FLAG_STORE_ONCE,
+    CacheConfig, Codebook, FLAG_BATCH_INVARIANT, FLAG_EXACT_CHUNK, FLAG_NO_SCALE_SEARCH,
+    FLAG_NO_ZERO_ON_FREE, FLAG_STORE_ONCE,
 };
 pub use error::{Error, Result, Status};
 pub use figures::{CacheBytes, CacheMemory};
