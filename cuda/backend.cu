@@ -157,9 +157,14 @@ void CudaBackend::attend(const AttendRequest& request) {
   attend::AttendLaunch launch =
       attend_launch(layer_view(request.layer), plan_view(batch, request.layer), request, !own);
   if (layers_[request.layer].latent) {
-    latent::launch_latent(launch, launch.early, geometry_, request.layer,
-                          static_cast<uint8_t*>(request.workspace) + latent_place(geometry_, num_units_),
-                          request.plan->rows);
+    latent::PlanBounds bounds = latent::bounds_of(geometry_);
+    const StepRows& rows = request.plan->rows;
+    // A graph serves plans of more rows.
+    if (!is_capturing(launch.stream)) bounds.query_tokens = rows.query_tokens;
+    for (int i = 0; i < rows.num_sequences; i++)
+      bounds.sequence_queries = std::max(bounds.sequence_queries, rows.sequences[i].query_tokens);
+    latent::launch_latent(launch, launch.early, bounds,
+                          static_cast<uint8_t*>(request.workspace) + latent_place(geometry_, num_units_));
     return;
   }
   const int shape = layers_[request.layer].shape;
@@ -182,15 +187,15 @@ void CudaBackend::read(const ReadRequest& request) {
   const DeviceGuard guard(geometry_.device_id);
   const StepSequence& sequence = request.sequence;
   const int32_t* ids = request.maps[geometry_.layers[request.layer].group].row(sequence.page_row);
+  const int32_t* raw_ids =
+      geometry_.has_exact() ? request.maps[geometry_.raw_group].row(sequence.raw_slot) : nullptr;
   const cudaStream_t stream = as_stream(request.stream);
   if (layers_[request.layer].latent)
-    return latent::launch_read(layer_view(request.layer), request, ids, num_units_, stream);
+    return latent::launch_read(layer_view(request.layer), request, ids, raw_ids, num_units_, stream);
   pages::ReadParams params(layer_view(request.layer));
   params.length = static_cast<int32_t>(sequence.length());
   params.raw_first = static_cast<int32_t>(sequence.raw_first);
   params.sink_end = static_cast<int32_t>(sequence.sink_end);
-  const int32_t* raw_ids =
-      geometry_.has_exact() ? request.maps[geometry_.raw_group].row(sequence.raw_slot) : nullptr;
   void* outputs[2] = {request.k, request.v};
   for (int64_t first = request.first; first < request.first + request.count; first += params.count) {
     const int64_t first_page = first / geometry_.page_size, first_raw = first / format::kTileTokens;

@@ -74,12 +74,6 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     break;
   }
   for (int layer = 0; layer < geometry.num_layers; layer++) {
-    const char* const refusal = geometry.layers[layer].latent ? latent::refusal(geometry, layer) : nullptr;
-    if (!refusal) continue;
-    reasons.add(Status::kNotSupported, "layer %d: layer_kind = 2 (TQ_LATENT): %s", layer, refusal);
-    break;
-  }
-  for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (geometry.layers[layer].latent ||
         attend::attend_kernel_for(geometry.tile(layer)) != attend::AttendKernel::kNone)
       continue;
@@ -91,6 +85,8 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
     break;  // the others of a uniform cache would repeat it
   }
   const int shared = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
+  for (int layer = 0; layer < geometry.num_layers; layer++)
+    if (geometry.layers[layer].latent && latent::refuses(geometry, layer, shared, reasons)) break;
   for (int layer = 0; layer < geometry.num_layers; layer++) {
     if (geometry.layers[layer].latent) continue;
     const int needed = attend::attend_least_shared_memory(geometry.tile(layer),

@@ -29,7 +29,7 @@ int64_t latent_place(const Geometry& geometry, int num_units) {
   return align_up(attend_workspace_capacity(geometry, num_units), 256);
 }
 int64_t workspace_capacity(const Geometry& geometry, int num_units) {
-  return latent_place(geometry, num_units) + latent::workspace_bytes(geometry);
+  return latent_place(geometry, num_units) + latent::workspace_bytes(geometry, latent::bounds_of(geometry));
 }
 
 DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* pool,

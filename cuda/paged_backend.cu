@@ -4,6 +4,7 @@
 // allocated or waited for, so that a whole step may be captured and replayed with other arrays.
 #include "cuda/backend.h"
 #include "cuda/device_layers.h"
+#include "cuda/latent/launch.h"
 #include "cuda/paged/launch.h"
 #include "cuda/pages/launch.h"
 #include "cuda/prefill/launch.h"
@@ -81,6 +82,9 @@ void CudaPagedBackend::append(const PlannedStep& step, const PagePool& pool, con
   plan.small_jobs = reinterpret_cast<const AppendJob*>(workspace + places.jobs);
   plan.runs = reinterpret_cast<const AppendJob*>(workspace + places.runs);
   const int32_t tokens = static_cast<int32_t>(step.step->num_tokens);
+  if (layers_[request.layer].latent)
+    return latent::launch_append(view_of(request.layer, pool), plan, request, tokens, num_units_,
+                                 as_stream(request.stream));
   append_tokens(view_of(request.layer, pool), plan, tokens, tokens, request);
 }
 
@@ -99,6 +103,8 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
   AttendRequest request = call;
   request.workspace = workspace + places.attend;
   attend::AttendLaunch launch = attend_launch(view_of(call.layer, pool), plan, request, false);
+  if (layers_[call.layer].latent)
+    return latent::launch_latent(launch, launch.early, paged::latent_bounds(s), workspace + places.latent);
   // As in a cache: the prefill kernel knows no tree masks.
   if (!paged::may_be_long(geometry_, layers_[call.layer], s.max_query_len) || !long_apart_[call.layer] ||
       call.tree_mask) {
@@ -114,6 +120,8 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
 void CudaPagedBackend::read(const PagePool& pool, const SlotsRead& request) {
   if (request.count == 0) return;
   const DeviceGuard guard(geometry_.device_id);
+  if (layers_[request.layer].latent)
+    return latent::launch_read(view_of(request.layer, pool), request, num_units_, as_stream(request.stream));
   pages::ReadParams params(view_of(request.layer, pool));
   params.slots = request.slots;
   params.count = static_cast<int32_t>(request.count);
@@ -153,10 +161,6 @@ std::unique_ptr<PagedBackend> create_cuda_paged_backend(const Geometry& geometry
                                                         void* stream) {
   const DeviceGuard guard(geometry.device_id);
   require_no_capture(as_stream(stream), "tq_codec_create");
-  for (int layer = 0; layer < geometry.num_layers; layer++)
-    TQ_CHECK(!geometry.layers[layer].latent, Status::kNotSupported,
-             "layer %d: layer_kind = 2 (TQ_LATENT): a codec on CUDA has no latent layers, a cache has",
-             layer);
   return std::unique_ptr<PagedBackend>(new CudaPagedBackend(geometry, ops, as_stream(stream)));
 }
 

@@ -351,6 +351,10 @@ suite_emulate() {
     "run_counted 'move_test --quick' build/emulate/move_test --quick"
     "run_counted 'state_test --quick' build/emulate/state_test --quick"
     "run_counted 'paged_test --small' build/emulate/paged_test --small"
+    "run_counted 'paged_test --latent' build/emulate/paged_test --latent"
+    "run_counted 'latent_test --tiny' build/emulate/latent_test --tiny"
+    "run_counted 'latent_test --tiny, capability 8.0' \
+      env TQ_EMULATE_CAPABILITY=80 build/emulate/latent_test --tiny"
     "run_counted growth_test build/emulate/growth_test"
     "run_counted 'vectors_test --small' build/emulate/vectors_test --small"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"

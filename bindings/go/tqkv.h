@@ -316,8 +316,8 @@ typedef struct tq_allocator {
  * rotation, codebook and scale rule, the head_dim - value_dim behind them (rotary) those of the key: 4 and 16
  * bits are 386 bytes a token at 512 + 64, 4 and 4 bits 292. key_centre has all head_dim coordinates,
  * value_centre is NULL. value_dim and head_dim - value_dim are what head_dim may be, together at most 576.
- * CUDA: 512 + 64, scalar codes (the rest raw as well), in caches alone; no window_tokens and sink_tokens, at
- * most 65536 for max_batch_tokens * num_q_heads. */
+ * CUDA: 512 + 64, scalar codes (the rest raw as well); queries, weights and exact tokens are rounded to
+ * halves, these relative to their largest number. */
 typedef int32_t tq_layer_kind;
 #define TQ_KEYS_VALUES 1
 #define TQ_LATENT 2

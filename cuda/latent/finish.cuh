@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The end of latent attention: a row's slots merged in order, the sum of latents rotated back, its centre,
-// the sink, output and LSE. A row a CTA, a quarter of the coordinates a warp: the loads of many slots are on
+// the sink, output and LSE. A row a CTA, an eighth of the coordinates a warp: the loads of many slots are on
 // their way together.
 #pragma once
 #include "cuda/latent/group_tile.cuh"
@@ -22,15 +22,45 @@ __device__ __forceinline__ float max_up_to(float x, int lane) {
   return x;
 }
 
+constexpr int kEndPieces = kEighth / 32;
+
+// What 32 slots are to a row: factors of the sum before each, of its own, and of l. Of lane's slot.
+struct SlotFactors {
+  float first, second, down, up, l;
+};
+// Adds slots part .. part + kTogether - 1, as far as they are below count: their loads are on their way
+// together. sums: of the first of 32.
+template <int kTogether>
+__device__ __forceinline__ void add_slots(const float* sums, int64_t stride, int part, int count,
+                                          const SlotFactors& factors, float& l, float (&x)[kEndPieces]) {
+  float y[kTogether][kEndPieces];
+#pragma unroll
+  for (int j = 0; j < kTogether; j++) {
+    const float* const slot = sums + min(part + j, count - 1) * stride;
+#pragma unroll
+    for (int i = 0; i < kEndPieces; i++) y[j][i] = slot[32 * i];
+  }
+#pragma unroll
+  for (int j = 0; j < kTogether; j++) {
+    if (part + j >= count) break;
+    const float f = __shfl_sync(~0u, factors.first, part + j), g = __shfl_sync(~0u, factors.second, part + j);
+    l = __fmaf_rn(__shfl_sync(~0u, factors.l, part + j), __shfl_sync(~0u, factors.up, part + j),
+                  __fmul_rn(l, __shfl_sync(~0u, factors.down, part + j)));
+#pragma unroll
+    for (int i = 0; i < kEndPieces; i++) x[i] = merged_sum(x[i], y[j][i], f, g);
+  }
+}
+
 // Folds `pieces` slots, as merge_slots does it one after the other: a running maximum is exact however it is
 // found, so that all weights of 32 slots come at once. states, sums: of the row in its first slot, sums of
 // the lane.
 __device__ __forceinline__ SlotState fold_slots(const SlotState* states, const float* sums, int rows,
-                                                int pieces, int lane, float (&x)[kQuarter / 32]) {
-  constexpr int kTogether = 8, kPieces = kQuarter / 32;
+                                                int pieces, int lane, float (&x)[kEndPieces]) {
+  constexpr int kMany = 16, kFew = 4;
+  const int64_t stride = static_cast<int64_t>(rows) * kLatent;
   SlotState state = {kNoScore, 0.0f, kNoScore, 0.0f};
 #pragma unroll
-  for (int i = 0; i < kPieces; i++) x[i] = 0.0f;
+  for (int i = 0; i < kEndPieces; i++) x[i] = 0.0f;
 #pragma unroll 1
   for (int base = 0; base < pieces; base += 32) {
     const int count = min(32, pieces - base);
@@ -40,43 +70,39 @@ __device__ __forceinline__ SlotState fold_slots(const SlotState* states, const f
                 reference = fmaxf(max_up_to(own.reference, lane), state.reference);
     float m_before = __shfl_up_sync(~0u, m, 1), reference_before = __shfl_up_sync(~0u, reference, 1);
     if (lane == 0) m_before = state.m, reference_before = state.reference;
-    const float first = ex2(reference_before - reference), second = ex2(own.reference - reference),
-                down = ex2(m_before - m), up = ex2(own.m - m);
+    const SlotFactors factors = {ex2(reference_before - reference), ex2(own.reference - reference),
+                                 ex2(m_before - m), ex2(own.m - m), own.l};
+    const float* const from = sums + base * stride;
+    int part = 0;
 #pragma unroll 1
-    for (int part = 0; part < count; part += kTogether) {
-      float y[kTogether][kPieces];
-#pragma unroll
-      for (int j = 0; j < kTogether; j++) {
-        const int64_t piece = base + min(part + j, count - 1);
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) y[j][i] = sums[piece * rows * kLatent + 32 * i];
-      }
-#pragma unroll
-      for (int j = 0; j < kTogether; j++) {
-        if (part + j >= count) break;
-        const float f = __shfl_sync(~0u, first, part + j), g = __shfl_sync(~0u, second, part + j);
-        state.l = __fmaf_rn(__shfl_sync(~0u, own.l, part + j), __shfl_sync(~0u, up, part + j),
-                            __fmul_rn(state.l, __shfl_sync(~0u, down, part + j)));
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) x[i] = merged_sum(x[i], y[j][i], f, g);
-      }
-    }
+    for (; count - part > kFew; part += kMany)
+      add_slots<kMany>(from, stride, part, count, factors, state.l, x);
+    if (part < count) add_slots<kFew>(from, stride, part, count, factors, state.l, x);
     state.m = __shfl_sync(~0u, m, 31);
     state.reference = __shfl_sync(~0u, reference, 31);
   }
   return state;
 }
 
+// A row of an engine's step that no request asks. All threads.
+__device__ __forceinline__ void write_idle_row(const RowParams& r, const RowPlace& place) {
+  const int64_t at = place.element(r.call.out_strides);
+  for (int i = threadIdx.x; i < kLatent; i += 32 * kEndWarps)
+    store_scalar(r.call.out, at + i, r.call.out_dtype, 0.0f);
+  if (threadIdx.x == 0) write_lse(r, place, RowEnd{0.0f, minus_infinity()});
+}
+
 __device__ __forceinline__ void finish_latent_row(const LatentParams& p, int number, float* shared, int warp,
                                                   int lane) {
-  constexpr int kPieces = kQuarter / 32;
+  constexpr int kPieces = kEndPieces;
   const RowParams& r = p.row;
   const RowSlots at_slots = p.space.slots_of[number];
-  const int token = number / r.layer.num_q_heads, head = number - token * r.layer.num_q_heads,
-            kv_head = head / r.layer.q_per_kv;
+  const RowPlace place = place_of_row(p, number);
+  if (at_slots.pieces == 0) return write_idle_row(r, place);
+  const int head = place.head, kv_head = head / r.layer.q_per_kv;
   const SlotState* const states = p.space.states + at_slots.first;
   const float* const sums =
-      p.space.sums + at_slots.first * static_cast<int64_t>(kLatent) + kQuarter * warp + lane;
+      p.space.sums + at_slots.first * static_cast<int64_t>(kLatent) + kEighth * warp + lane;
   float x[kPieces];
   const SlotState state = fold_slots(states, sums, p.block_rows, at_slots.pieces, lane, x);
   bool finite = p.space.heads[number].finite != 0;
@@ -91,20 +117,19 @@ __device__ __forceinline__ void finish_latent_row(const LatentParams& p, int num
   // across the warps.
 #pragma unroll
   for (int i = 0; i < kPieces; i++) x[i] = weighted(x[i], factor);
-  unrotate_row<kQuarter>(x, lane);
+  unrotate_row<kEighth>(x, lane);
   __syncthreads();  // the last row's are read
 #pragma unroll
-  for (int i = 0; i < kPieces; i++) shared[kQuarter * warp + 32 * i + lane] = x[i];
+  for (int i = 0; i < kPieces; i++) shared[kEighth * warp + 32 * i + lane] = x[i];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kPieces; i++) x[i] = across_quarters(shared, 32 * i + lane, warp);
+  for (int i = 0; i < kPieces; i++) x[i] = across_parts<kEndWarps>(shared, 32 * i + lane, warp);
   const uint32_t* const signs = r.layer.value.signs + kv_head * r.layer.value.sign_stride;
   const float* const centre = r.layer.value.centre;
-  const RowPlace place = {token, head};
   const int64_t at = place.element(r.call.out_strides);
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
-    const int stored = kQuarter * warp + 32 * i + lane,
+    const int stored = kEighth * warp + 32 * i + lane,
               coordinate = p.in_operand_order ? operand_coordinate(stored) : stored;
     float y = __ldg(signs + coordinate / 32) >> coordinate % 32 & 1 ? -x[i] : x[i];
     if (centre) y = fmaf(__ldg(centre + kv_head * kLatent + coordinate), state.l, y);
@@ -113,10 +138,10 @@ __device__ __forceinline__ void finish_latent_row(const LatentParams& p, int num
   if (threadIdx.x == 0) write_lse(r, place, end);
 }
 
-__global__ void __launch_bounds__(32 * kRowWarps) finish_kernel(const __grid_constant__ LatentParams p) {
+__global__ void __launch_bounds__(32 * kEndWarps) finish_kernel(const __grid_constant__ LatentParams p) {
   __shared__ float shared[kLatent];
   wait_for_earlier_kernels();
-  const int rows = rows_of_plan(p);
+  const int rows = rows_of_slice(p);
   for (int row = blockIdx.x; row < rows; row += gridDim.x)
     finish_latent_row(p, row, shared, threadIdx.x / 32, threadIdx.x % 32);
 }

@@ -34,16 +34,13 @@ __device__ constexpr int rest_operand_place(int x) {
   return (x & 0x21) | (x >> 1 & 1) << 3 | (x >> 2 & 1) << 4 | (x >> 3 & 3) << 1;
 }
 
-#ifndef CTAS16
-#define CTAS16 2
-#endif
 template <int kRows>
 struct GroupShape {
-  static constexpr int kBlocks = kRows / 8;                            // columns of the products, in eights
-  static constexpr int kOwn = kBlocks / kWarpgroupsOfCta;              // whose weights a warpgroup makes
-  static constexpr int kCtas = kRows == 16 ? CTAS16 : 1;               // of a multiprocessor
-  static constexpr int kBuffers = kRows == 16 && CTAS16 == 2 ? 1 : 2;  // of expanded steps
-  static constexpr int kPiece = kRows < 32 ? kRows : 32;  // columns of the rest's products at a time
+  static constexpr int kBlocks = kRows / 8;                // columns of the products, in eights
+  static constexpr int kOwn = kBlocks / kWarpgroupsOfCta;  // whose weights a warpgroup makes
+  static constexpr int kCtas = kRows == 16 ? 2 : 1;        // of a multiprocessor
+  static constexpr int kBuffers = kRows == 16 ? 1 : 2;     // of expanded steps
+  static constexpr int kPiece = kRows < 32 ? kRows : 32;   // columns of the rest's products at a time
   // Partial scores, in eights of columns, that lie where weights will; of one buffer others may be reading.
   static constexpr int kInWeights = kBuffers == 1 ? 0 : kOwn / 2;
   static constexpr int kQueryMatrix = kRows * kMatrixRow;
@@ -88,6 +85,9 @@ struct LatentWords<code::kNibbleRows> {
   }
 };
 
+template <>
+struct LatentWords<kExactRows> {};
+
 // The lane's part of a step as it is stored.
 template <int kWidth>
 struct StepWords {
@@ -103,10 +103,16 @@ struct StepWords {
   }
   __device__ __forceinline__ void load_others(const DeviceLayer& layer, const uint8_t* tile, int token,
                                               int group, int t) {
+#pragma unroll
+    for (int c = 1; c < kLoads; c++)
+      latent.load(c, layer.value, tile + layer.value.code_offset, token, group, t);
+    load_rest(layer, tile, token, group, t);
+  }
+  // Scales, and the rest.
+  __device__ __forceinline__ void load_rest(const DeviceLayer& layer, const uint8_t* tile, int token,
+                                            int group, int t) {
     const DeviceSide &value = layer.value, &key = layer.key;
     const int piece = 4 * group + t;  // of eight codes
-#pragma unroll
-    for (int c = 1; c < kLoads; c++) latent.load(c, value, tile + value.code_offset, token, group, t);
     const uint8_t* const scale = tile + value.scale_offset + 2 * token;
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -128,6 +134,24 @@ struct StepWords {
       rest[half].x = __ldg(words), rest[half].y = __ldg(words + 1), rest[half].z = __ldg(words + 2);
       rest_scales[half] = __ldg(reinterpret_cast<const uint16_t*>(rest_scale) + 8 * half);
     }
+  }
+};
+
+// Of exact tokens. The rest's halves: a matrix like those of the latent's, in the order of the queries.
+struct ExactStep {
+  uint8_t rest[kMatrixTokens];
+  uint16_t scales[kStepTokens], rest_scales[kStepTokens];  // bfloat16
+};
+template <>
+struct StepWords<kExactRows> {
+  LatentWords<kExactRows> latent;
+  uint16_t scales[2], rest_scales[2];
+
+  // token: of the step, the lane's first.
+  __device__ __forceinline__ void load(const ExactStep& step, int token) {
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      scales[half] = step.scales[token + 8 * half], rest_scales[half] = step.rest_scales[token + 8 * half];
   }
 };
 
@@ -186,41 +210,52 @@ struct Matrices {
   }
 };
 
-// Groups of products whose first operands are kept while more are made.
-#ifndef INF16
-#define INF16 1
-#endif
-#ifndef INF64
-#define INF64 1
-#endif
-template <int kRows>
-constexpr int kInFlight = kRows == 16 ? INF16 : INF64;
+// Where a lane's row of eight halves is in a matrix, of those that a warp stores or loads together.
+__device__ __forceinline__ uint32_t lane_row(int warp, int lane) {
+  return swizzled(16 * (warp % 4) + lane % 16, 16 * (lane / 16));
+}
+
+// Word j of load c: the operands of two products, and the same into `values`, where the warpgroup `group` has
+// its coordinates. row: swizzled place of the lane's row of eight halves.
+template <int kWidth>
+__device__ __forceinline__ void expand_word(const RowParams& p, const LatentWords<kWidth>& words,
+                                            const uint16_t* levels, int c, int j, int group, int lane,
+                                            uint8_t* values, uint32_t row, uint32_t (&a)[2][4]) {
+  uint32_t h[2][4];
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+    words.halves(p.layer.value.layout, p.numbers.value_tables.halves, levels, half, c, j, group, lane % 4,
+                 h[half]);
+#pragma unroll
+  for (int s = 0; s < 2; s++) {
+    const int depth = 8 * c + 2 * j + s;
+    operand_of(h[0], h[1], s, a[s]);
+    store_matrices(values + depth / 4 * kMatrixTokens + (row ^ depth % 4 * 32), a[s]);
+  }
+}
 
 // Expands the latent's codes of a step: products into `sums`, operands into `values`, both the warpgroup's.
-// queries: its first matrix. May leave the last products on their way.
+// queries: its first matrix. May leave the last products on their way. kExactRows: `values` has the operands.
 template <int kWidth, int kRows>
 __device__ __forceinline__ void score_latents(const RowParams& p, const LatentWords<kWidth>& words,
                                               const uint16_t* levels, uint8_t* values,
                                               const Matrices& queries,
                                               float (&sums)[GroupShape<kRows>::kBlocks][4], int warp,
                                               int lane) {
-  // A lane gives the address of a row of eight halves.
-  const int token = 16 * (warp % 4) + lane % 16;
-  const uint32_t row = swizzled(token, 16 * (lane / 16));
+  const uint32_t row = lane_row(warp, lane);
 #pragma unroll
   for (int c = 0; c < kLoads; c++) {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      uint32_t h[2][4], a[2][4];
+      uint32_t a[2][4];
+      if constexpr (kWidth == kExactRows) {
 #pragma unroll
-      for (int half = 0; half < 2; half++)
-        words.halves(p.layer.value.layout, p.numbers.value_tables.halves, levels, half, c, j, warp / 4,
-                     lane % 4, h[half]);
-#pragma unroll
-      for (int s = 0; s < 2; s++) {
-        operand_of(h[0], h[1], s, a[s]);
-        const int depth = 8 * c + 2 * j + s;
-        store_matrices(values + depth / 4 * kMatrixTokens + (row ^ depth % 4 * 32), a[s]);
+        for (int s = 0; s < 2; s++) {
+          const int depth = 8 * c + 2 * j + s;
+          load_matrices(values + depth / 4 * kMatrixTokens + (row ^ depth % 4 * 32), a[s]);
+        }
+      } else {
+        expand_word(p, words, levels, c, j, warp / 4, lane, values, row, a);
       }
       wgmma_begin();
 #pragma unroll
@@ -233,7 +268,7 @@ __device__ __forceinline__ void score_latents(const RowParams& p, const LatentWo
           wgmma_registers<kRows, true>(sums, a[s], b);
       }
       wgmma_commit();
-      wgmma_wait_operands<kInFlight<kRows>>();
+      wgmma_wait_operands<1>();  // the last ones' operands are kept while more are made
     }
   }
 }

@@ -8,6 +8,7 @@
 #pragma once
 #include <float.h>
 
+#include "cuda/latent/exact.cuh"
 #include "cuda/latent/group_tile.cuh"
 #include "cuda/latent/merge.cuh"
 #include "cuda/ptx/order.cuh"
@@ -32,6 +33,7 @@ struct GroupItem {
   int32_t full_begin, full_end;  // that every row does, and that nothing is done to the logits of
   int32_t first, last;           // steps of the split
   int32_t first_tile, last_tile;
+  ExactRanges exact;
 };
 
 template <int kRows>
@@ -63,7 +65,20 @@ struct GroupShared {
   // Factors of a split's own sums, when it is merged.
   __device__ __forceinline__ float* mine() { return &parts[0][0][0].x; }
 };
-static_assert(sizeof(GroupShared<64>) <= 232448, "shared memory of a multiprocessor");
+
+// Where layers have exact tokens. These go without a step beside them: with two buffers the second one is
+// free.
+template <int kRows>
+struct ExactShared : GroupShared<kRows> {
+  int2 visible[kRows];  // all that a row sees
+  alignas(16) uint8_t own[GroupShape<kRows>::kBuffers == 1 ? sizeof(ExactStep) : 16];
+
+  __device__ __forceinline__ ExactStep& step() {
+    return *reinterpret_cast<ExactStep*>(GroupShape<kRows>::kBuffers == 1 ? own : &this->values[1][0][0]);
+  }
+};
+static_assert(sizeof(ExactShared<64>) <= 232448 && 2 * (sizeof(ExactShared<16>) + 1024) <= 233472,
+              "shared memory of a block, and of a multiprocessor");
 
 __device__ __forceinline__ void meet_group(int group) {
   barrier_sync(static_cast<Barrier>(1 + group), kGroupThreads);
@@ -84,8 +99,8 @@ __device__ __forceinline__ float column_sum(float x) {
   return x;
 }
 
-// Scores to logits, of the warpgroup's own columns: d[n][2 half + i]. token: the lane's first of a step's.
-template <int kRows>
+// Scores to logits, of the warpgroup's own columns: d[n][2 half + i]. kExact: of exact tokens.
+template <int kRows, bool kExact>
 __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRows>& shared, int step,
                                           int buffer, int group, int warp, int lane,
                                           float (&x)[GroupShape<kRows>::kOwn][4]) {
@@ -101,7 +116,7 @@ __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRo
         x[n][2 * half + i] = clamp_logit(fmaf(x[n][2 * half + i], linear.x, linear.y));
     }
   const GroupItem& item = shared.item;
-  if (step * kStepTokens >= item.full_begin && (step + 1) * kStepTokens <= item.full_end) return;
+  if (!kExact && step * kStepTokens >= item.full_begin && (step + 1) * kStepTokens <= item.full_end) return;
   // By way of shared memory, where the lane's partial scores lay: loops that the compiler would have to
   // unroll for registers cost more of these than there are.
   const int thread = threadIdx.x % kGroupThreads;
@@ -117,7 +132,9 @@ __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRo
     float slope = 0.0f;
     int position = 0;
     TreeWords tree = {{~0ull, ~0ull}};
-    if ((p.row.call.alibi_slopes || p.row.call.tree_mask) && row.begin < row.end) {
+    int2 visible = make_int2(row.begin, row.end);
+    if constexpr (kExact) visible = static_cast<ExactShared<kRows>&>(shared).visible[column];
+    if ((p.row.call.alibi_slopes || p.row.call.tree_mask) && visible.x < visible.y) {
       const RowPlace place = row_place(p.row, item.s, item.kv_head, row_number);
       bool finite = true;
       slope = slope_of_head(p.row, place.head, finite);
@@ -131,8 +148,9 @@ __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRo
       if (p.row.numbers.softcap_log2 > 0.0f)
         y = soft_cap(y, p.row.numbers.softcap_log2, p.row.numbers.softcap_steepness);
       if (p.row.call.alibi_slopes) y = add_slope(y, slope, at - position);
-      const bool seen =
-          at >= row.begin && at < row.end && !(p.row.call.tree_mask && tree.hides(at - item.s.old_length));
+      const bool in = kExact ? sees_exactly(at, visible.x, visible.y, row.end, item.s.sink_end)
+                             : at >= row.begin && at < row.end;
+      const bool seen = in && !(p.row.call.tree_mask && tree.hides(at - item.s.old_length));
       logit[2 * half] = seen ? y : kMasked;
     }
   }
@@ -209,8 +227,11 @@ __device__ __forceinline__ void weigh(GroupShared<kRows>& shared, ColumnSums<kRo
                                       const float (&x)[GroupShape<kRows>::kOwn][4], const float (&scales)[2],
                                       int buffer, int group, int warp, int lane) {
   constexpr int kOwn = GroupShape<kRows>::kOwn;
-  const float heavy[2] = {scales[0] > 0.0f ? lg2(scales[0]) : kMasked,
-                          scales[1] > 0.0f ? lg2(scales[1]) : kMasked};
+  // A token far below a row's top, by 2^126, has no weight, whatever its scale; neither has one that nobody
+  // has written, whose scale may be any bits.
+  const float finite[2] = {fminf(fmaxf(scales[0], 0.0f), FLT_MAX), fminf(fmaxf(scales[1], 0.0f), FLT_MAX)};
+  const float heavy[2] = {finite[0] > 0.0f ? lg2(finite[0]) : kMasked,
+                          finite[1] > 0.0f ? lg2(finite[1]) : kMasked};
   const float4* const maxima = reinterpret_cast<const float4*>(shared.maxima) + 4 * kOwn * group + lane % 4;
   bool more = false;
 #pragma unroll
@@ -227,9 +248,6 @@ __device__ __forceinline__ void weigh(GroupShared<kRows>& shared, ColumnSums<kRo
   more = (all.x | all.y | all.z | all.w) != 0;
   if (warp % 4 == 0 && lane == 0) shared.raised[group] = more;
   if (more) raise(shared, l, x, heavy, buffer, group, warp, lane);
-  // A token far below a row's top, by 2^126, has no weight, whatever its scale; neither has one that nobody
-  // has written, whose scale may be any bits.
-  const float finite[2] = {fminf(fmaxf(scales[0], 0.0f), FLT_MAX), fminf(fmaxf(scales[1], 0.0f), FLT_MAX)};
   uint32_t pairs[kOwn][2];
 #pragma unroll
   for (int n = 0; n < kOwn; n++) {

@@ -5,6 +5,8 @@
 // size at absolute places. A slot is a block over one split: its rows' states and sums. Where a plan has more
 // (block, split) pairs than slots, a block has one slot, into which its CTA merges split after split: the
 // same operations in the same order, so the same bits.
+//
+// Query tokens come in slices, three launches each, so that the workspace has a bound.
 #pragma once
 #include "cuda/row/params.h"
 
@@ -13,11 +15,14 @@ namespace tq::cuda::latent {
 constexpr int kLatent = 512, kRest = 64;  // coordinates; no other shape is compiled
 constexpr int kQuery = kLatent + kRest;   // halves of a prepared query: latent, rest
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-// Where a row is a CTA's: its warps, and the coordinates of the latent of each.
+// Where a row is a CTA's, at its beginning and its end: the warps, and the coordinates of the latent of each.
 constexpr int kRowWarps = 4, kQuarter = kLatent / kRowWarps;
+constexpr int kEndWarps = 8, kEighth = kLatent / kEndWarps;
 constexpr int kSlice = kLatent / kWarps;  // coordinates of the latent that a warp has
 constexpr int kFewRowsCtas = 2;           // of a multiprocessor, of kernels with 16 rows
 constexpr int kTileRows = 16;             // of a matrix instruction
+// In place of a width: exact tokens, as halves in shared memory (exact.cuh).
+constexpr int kExactRows = 16;
 
 // A prepared query row: logit = factor * (query . key) + constant, in log2 units.
 struct alignas(16) QueryHead {
@@ -25,7 +30,7 @@ struct alignas(16) QueryHead {
   int32_t finite, reserved;
 };
 // Where the kernel that ends a row finds it: its place among the states of all slots, in its first one, and
-// how many slots it has, block rows apart.
+// how many slots it has, block rows apart; none: nobody asks the row.
 struct RowSlots {
   int32_t first, pieces;
 };
@@ -45,6 +50,7 @@ constexpr int block_tiles(int64_t rows, int row_bytes) {
 // alone counts, so that what else is planned does not.
 constexpr int split_tokens(int q_per_kv) { return q_per_kv <= 32 ? 512 : q_per_kv <= 64 ? 1024 : 2048; }
 
+// Rows: those of a slice.
 struct Space {
   QueryHead* heads;    // [rows]
   RowSlots* slots_of;  // [rows]
@@ -72,11 +78,16 @@ struct Space {
   }
 };
 
+constexpr int64_t kSliceRows = 1 << 16;  // query tokens x query heads of a slice, at most, or one token's
+
 struct LatentParams {
   RowParams row;
   const uint8_t* work;  // the plan's list (schedule/work_list.h): its entries of all sequences
   Space space;
   int32_t split_tokens, block_rows;
+  int32_t first_token, num_tokens;  // the slice, of the plan's query tokens
+  // Of an engine's step: there are all rows of the slice, some of which may belong to no entry.
+  bool all_rows;
   bool in_operand_order;  // prepared queries: of the kernel for warpgroups (group_tile.cuh)
   int32_t depth;          // tiles of a CTA's ring in shared memory: 2 .. kMostDepth; of the other kernel
 };

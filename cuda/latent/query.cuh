@@ -37,9 +37,9 @@ __device__ __forceinline__ void prepare_query(const LatentParams& p, int row, Ro
                                               int lane) {
   constexpr int kPieces = kQuarter / 32, kRestPieces = kRest / 32;
   const RowParams& r = p.row;
-  const int token = row / r.layer.num_q_heads, head = row - token * r.layer.num_q_heads,
-            kv_head = head / r.layer.q_per_kv;
-  const int64_t at = RowPlace{token, head}.element(r.call.q_strides);
+  const RowPlace place = place_of_row(p, row);
+  const int kv_head = place.head / r.layer.q_per_kv;
+  const int64_t at = place.element(r.call.q_strides);
   const bool has_rest = warp == 0;
   float latent[kPieces], rest[kRestPieces] = {}, constant = 0.0f;
   load_row<kPieces>(r.call.q, at + kQuarter * warp, r.layer.io_dtype, kQuarter, lane, latent);
@@ -73,8 +73,8 @@ __device__ __forceinline__ void prepare_query(const LatentParams& p, int row, Ro
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
-    latent[i] =
-        across_quarters(shared.x, 32 * i + lane, warp) * format::hadamard_norm(format::log2_block(kLatent));
+    latent[i] = across_parts<kRowWarps>(shared.x, 32 * i + lane, warp) *
+                format::hadamard_norm(format::log2_block(kLatent));
     largest = fmaxf(largest, fabsf(latent[i]));
   }
   largest = all_max(largest);
@@ -99,16 +99,17 @@ __device__ __forceinline__ void prepare_query(const LatentParams& p, int row, Ro
   const float unit = format::exp2_int(size.exponent) * r.numbers.scale_log2;
   constant =
       clamp_logit((shared.constant[0] + shared.constant[1] + shared.constant[2] + shared.constant[3]) * unit);
-  if (lane == 0)
-    p.space.heads[row] =
-        QueryHead{fminf(format::exp2_int(exponent) * unit, kMaxScale), constant, size.finite ? 1 : 0, 0};
+  if (lane != 0) return;
+  if (p.all_rows) p.space.slots_of[row] = RowSlots{0, 0};  // unless a block has it
+  p.space.heads[row] =
+      QueryHead{fminf(format::exp2_int(exponent) * unit, kMaxScale), constant, size.finite ? 1 : 0, 0};
 }
 
 __global__ void __launch_bounds__(32 * kRowWarps) prepare_kernel(const __grid_constant__ LatentParams p) {
   __shared__ RowShared shared;
   let_next_kernel_start();
   wait_for_earlier_kernels();
-  const int rows = rows_of_plan(p);
+  const int rows = rows_of_slice(p);
   for (int row = blockIdx.x; row < rows; row += gridDim.x)
     prepare_query(p, row, shared, threadIdx.x / 32, threadIdx.x % 32);
 }

@@ -2,7 +2,7 @@
 // The scores of one tile, 32 tokens, and the queries for them. See split.cuh.
 #pragma once
 #include "cuda/code/row_halves.cuh"
-#include "cuda/latent/walk.cuh"
+#include "cuda/latent/exact.cuh"
 #include "cuda/ptx/hmma.cuh"
 #include "cuda/row/mask.cuh"
 #include "cuda/row/place.cuh"
@@ -19,7 +19,8 @@ constexpr int kRestWarps = kRest / 32;        // that take a part of the rest to
 
 // What a row needs beside its state.
 struct RowView {
-  int begin, end;  // tokens it sees
+  int begin, end;                  // tokens it sees as codes
+  int visible_begin, visible_end;  // all
   float factor, constant, slope;
   int position;
   TreeWords tree;
@@ -42,14 +43,23 @@ struct SplitShared {
 struct TileRing {
   int row_stride, rest_at, scales_at, slot_bytes;
 
-  TQ_HD explicit TileRing(const DeviceLayer& layer)
-      : row_stride(layer.value.layout.row_bytes() + 16),
+  TQ_HD TileRing(const format::SideLayout& latent, const format::SideLayout& rest)
+      : row_stride(latent.row_bytes() + 16),
         rest_at(kTokens * row_stride),
-        scales_at(rest_at + layer.key.layout.code_bytes()),
+        scales_at(rest_at + rest.code_bytes()),
         slot_bytes(scales_at + 2 * format::kScaleBytes) {}
+  TQ_HD explicit TileRing(const DeviceLayer& layer) : TileRing(layer.value.layout, layer.key.layout) {}
   // Where the latent's scales are; the rest's lie in front of them.
   TQ_HD int latent_scales() const { return scales_at + format::kScaleBytes; }
 };
+
+// Of exact tokens, where the ring is otherwise: the rest's halves, then both sides' scales. Halves of the
+// latent lie in the slices.
+struct ExactTile {
+  uint16_t rest[kTokens][kRest];
+  uint16_t rest_scales[kTokens], scales[kTokens];  // bfloat16
+};
+static_assert(sizeof(ExactTile) <= 2 * kTokens * (kLatent / 8 + 16), "two slots of the narrowest codes");
 
 // Starts the copy of a tile; all threads.
 __device__ __forceinline__ void start_tile(const DeviceLayer& layer, const TileRing& ring,
@@ -218,30 +228,64 @@ __device__ __forceinline__ void expand_group(const LatentParams& p, SplitShared<
   }
 }
 
-// The scores of a warp's coordinates, and its slice of the tile.
+// Halves of exact tokens that are in the slices.
+template <int kTiles>
+__device__ __forceinline__ void load_group(const SplitShared<kTiles>& shared, int group, int warp, int lane,
+                                           uint32_t (&h)[kTokenBlocks][4]) {
+#pragma unroll
+  for (int n = 0; n < kTokenBlocks; n++) {
+    const int token = 8 * n + lane / 4;
+    const uint4 x = *reinterpret_cast<const uint4*>(shared.slices[warp] + token * kSliceRow +
+                                                    16 * ((4 * group + lane % 4) ^ (token & 7)));
+    h[n][0] = x.x, h[n][1] = x.y, h[n][2] = x.z, h[n][3] = x.w;
+  }
+}
+__device__ __forceinline__ void load_exact_rest(const ExactTile& tile, int warp, int lane,
+                                                uint32_t (&h)[kTokenBlocks][4],
+                                                float (&scale)[kTokenBlocks][2]) {
+#pragma unroll
+  for (int n = 0; n < kTokenBlocks; n++) {
+    const uint4 x = reinterpret_cast<const uint4*>(tile.rest[8 * n + lane / 4])[4 * warp + lane % 4];
+    h[n][0] = x.x, h[n][1] = x.y, h[n][2] = x.z, h[n][3] = x.w;
+    const uint32_t pair = reinterpret_cast<const uint32_t*>(tile.rest_scales)[4 * n + lane % 4];
+    scale[n][0] = low_bf16(pair);
+    scale[n][1] = high_bf16(pair);
+  }
+}
+
+// The scores of a warp's coordinates, and its slice of the tile. kWidth kExactRows: `slot` is an ExactTile,
+// and the slices are there.
 template <int kWidth, int kTiles>
 __device__ __forceinline__ void score_tile(const LatentParams& p, SplitShared<kTiles>& shared,
                                            const Queries<kTiles>& queries, const TileRing& ring,
                                            const uint8_t* slot, int warp, int lane) {
+  const ExactTile& exact = *reinterpret_cast<const ExactTile*>(slot);
+  const uint32_t* const pairs = kWidth == kExactRows
+                                    ? reinterpret_cast<const uint32_t*>(exact.scales)
+                                    : reinterpret_cast<const uint32_t*>(slot + ring.latent_scales());
   uint32_t scales[kTokenBlocks];  // two bfloat16 each: of tokens 8 n + 2 t, + 1
 #pragma unroll
-  for (int n = 0; n < kTokenBlocks; n++)
-    scales[n] = reinterpret_cast<const uint32_t*>(slot + ring.latent_scales())[4 * n + lane % 4];
+  for (int n = 0; n < kTokenBlocks; n++) scales[n] = pairs[4 * n + lane % 4];
+  const auto expand = [&](int group, uint32_t(&h)[kTokenBlocks][4]) {
+    if constexpr (kWidth == kExactRows)
+      load_group(shared, group, warp, lane, h);
+    else
+      expand_group<kWidth, kTiles>(p, shared, ring, slot, group, warp, lane, h);
+  };
   const auto scale = [&](int n, int j) { return j == 0 ? low_bf16(scales[n]) : high_bf16(scales[n]); };
   if constexpr (kTiles == 1) {
     float acc[kTokenBlocks][4] = {};
 #pragma unroll
     for (int group = 0; group < kGroups; group++) {
       uint32_t h[kTokenBlocks][4];
-      expand_group<kWidth, kTiles>(p, shared, ring, slot, group, warp, lane, h);
+      expand(group, h);
       add_scores(acc, queries.get(0, 0, group, warp, lane), queries.get(0, 1, group, warp, lane), h);
     }
     put_scores<false>(shared, acc, 0, warp, lane, scale);
   } else {
     uint32_t h[kGroups][kTokenBlocks][4];
 #pragma unroll
-    for (int group = 0; group < kGroups; group++)
-      expand_group<kWidth, kTiles>(p, shared, ring, slot, group, warp, lane, h[group]);
+    for (int group = 0; group < kGroups; group++) expand(group, h[group]);
 #pragma unroll 1
     for (int i = 0; i < kTiles; i++) {
       float acc[kTokenBlocks][4] = {};
@@ -254,7 +298,10 @@ __device__ __forceinline__ void score_tile(const LatentParams& p, SplitShared<kT
   if (warp >= kRestWarps) return;
   uint32_t rest[kTokenBlocks][4];
   float rest_scale[kTokenBlocks][2];
-  load_rest(p, p.row.layer.key, ring, slot, shared.rest_levels, warp, lane, rest, rest_scale);
+  if constexpr (kWidth == kExactRows)
+    load_exact_rest(exact, warp, lane, rest, rest_scale);
+  else
+    load_rest(p, p.row.layer.key, ring, slot, shared.rest_levels, warp, lane, rest, rest_scale);
 #pragma unroll 1
   for (int i = 0; i < kTiles; i++) {
     float acc[kTokenBlocks][4] = {};

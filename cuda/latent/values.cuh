@@ -32,10 +32,10 @@ __device__ __forceinline__ float half_sum(float x) {
   return x;
 }
 
-// Weights of a tile from the warps' partial scores.
-template <int kTiles>
+// Weights of a tile from the warps' partial scores. kExact: of exact tokens.
+template <int kTiles, bool kExact>
 __device__ __forceinline__ void weigh_tile(const LatentParams& p, SplitShared<kTiles>& shared, int token,
-                                           int old_length, uint32_t scales, RowStates<kTiles>& states,
+                                           const SequenceRows& s, uint32_t scales, RowStates<kTiles>& states,
                                            int warp, int lane) {
   const int pair = 2 * (lane % 16);
   const float scale[2] = {low_bf16(scales), high_bf16(scales)};
@@ -58,8 +58,9 @@ __device__ __forceinline__ void weigh_tile(const LatentParams& p, SplitShared<kT
       if (p.row.numbers.softcap_log2 > 0.0f)
         x = soft_cap(x, p.row.numbers.softcap_log2, p.row.numbers.softcap_steepness);
       if (p.row.call.alibi_slopes) x = add_slope(x, view.slope, at - view.position);
-      const bool seen =
-          at >= view.begin && at < view.end && !(p.row.call.tree_mask && view.tree.hides(at - old_length));
+      const bool in = kExact ? sees_exactly(at, view.visible_begin, view.visible_end, view.end, s.sink_end)
+                             : at >= view.begin && at < view.end;
+      const bool seen = in && !(p.row.call.tree_mask && view.tree.hides(at - s.old_length));
       logit[j] = seen ? x : kMasked;
       heavy[j] = seen && scale[j] > 0.0f ? x + lg2(scale[j]) : kMasked;
     }

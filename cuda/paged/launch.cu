@@ -79,7 +79,12 @@ PlanPlaces plan_places(const Geometry& geometry, const PagedStep& step, int num_
   places.runs = take(&places.total, jobs);
   places.lists = take(&places.total, geometry.num_shapes * shape);
   places.attend = take(&places.total, attend_workspace_capacity(geometry, num_ctas));
+  places.latent = take(&places.total, latent::workspace_bytes(geometry, latent_bounds(step)));
   return places;
+}
+
+latent::PlanBounds latent_bounds(const PagedStep& step) {
+  return latent::PlanBounds{step.num_tokens, entries_of(step), step.max_query_len, true};
 }
 
 const uint8_t* list_at(const PlanPlaces& places, const uint8_t* workspace, int shape, ListKind kind) {

@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "cuda/latent/launch.h"
 #include "cuda/paged/params.h"
 #include "paged_backend.h"
 
@@ -14,6 +15,8 @@ bool may_be_long(const Geometry& geometry, const HeadShape& heads, int64_t max_q
 
 // Throws NOT_SUPPORTED for bounds that 32-bit rows and jobs cannot count.
 PlanPlaces plan_places(const Geometry& geometry, const PagedStep& step, int num_ctas);
+// Of the launches of latent layers.
+latent::PlanBounds latent_bounds(const PagedStep& step);
 // A list of a head shape in a plan.
 const uint8_t* list_at(const PlanPlaces& places, const uint8_t* workspace, int shape, ListKind kind);
 

@@ -25,6 +25,7 @@ struct PlanPlaces {
   int64_t list[kListKinds];
   int64_t sums[kListKinds];  // scratch of kAll and kShort: Before [entries + 1]; of kLong the unsorted list
   int64_t attend;            // counters, then slots (work_list.h)
+  int64_t latent;            // of latent layers (latent/launch.h)
   int64_t total;
 };
 

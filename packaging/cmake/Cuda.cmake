@@ -21,6 +21,8 @@ list(APPEND tq_cuda_sources
   cuda/device_layers.cu
   cuda/layer_tables.cu
   cuda/link.cu
+  cuda/latent/codes.cu
+  cuda/latent/exact.cu
   cuda/latent/launch.cu
   cuda/merge/launch.cu
   cuda/move/launch.cu

@@ -264,14 +264,22 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->totalGlobalMem = kTotalMemory;
   return cudaSuccess;
 }
+// TQ_EMULATE_CAPABILITY: 80 or 90, whose kernels are to run.
+static int emulated_capability() {
+  const char* const text = getenv("TQ_EMULATE_CAPABILITY");
+  return text ? atoi(text) : 90;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int capability = emulated_capability();
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = emulate::multiprocessors; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulate::kSharedBytes; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = capability < 90 ? 166912 : emulate::kSharedBytes;
+      break;
     case cudaDevAttrMemoryClockRate: *value = 2619000; break;
     case cudaDevAttrGlobalMemoryBusWidth: *value = 5120 * emulate::multiprocessors / 132; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; break;
     default: return cudaErrorInvalidValue;  // nobody has asked for it yet
   }
   return cudaSuccess;

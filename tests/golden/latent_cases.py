@@ -37,6 +37,9 @@ ATTENDS = {
     "attend_prefill": {"dims": [40, 20], "bits": [8, 8], "num_q_heads": 4, "seq_len": 35,
                        "new_tokens": 35, "query_tokens": 35, "centres": True},
     "attend_raw": {"dims": [64, 64], "bits": [16, 16], "seq_len": 9},
+    "attend_deepseek_exact": {"dims": [512, 64], "bits": [4, 8], "num_q_heads": 16, "seq_len": 45,
+                              "new_tokens": 2, "query_tokens": 2, "softmax_scale": 0.07,
+                              "window_tokens": 12, "sink_tokens": 3, "centres": True},
 }
 
 

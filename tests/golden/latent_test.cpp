@@ -100,6 +100,44 @@ TEST_P(LatentTiles, BytesEqualTheOracles) {
       << "no tile of the pool equals the oracle's";
 }
 
+// An engine's block has the same bytes, whatever order its slots are filled in.
+TEST_P(LatentTiles, PagesHoldTheOraclesTile) {
+  const std::vector<uint8_t> tile = file_.bytes(GetParam() + ".tile");
+  const std::vector<float> input = file_.read<float>(GetParam() + ".input");
+  tq_codec* codec = nullptr;
+  config_.max_tokens = 0;
+  TQ_EXPECT_OK(tq_codec_create(&config_, nullptr, &codec));
+  tq_page_layout layout = {};
+  layout.struct_size = sizeof layout;
+  TQ_EXPECT_OK(tq_codec_page_layout(codec, 0, kTokens, 3, TQ_PAGES_BLOCKS_FIRST, &layout));
+  ASSERT_EQ(layout.block_bytes, static_cast<int64_t>(tile.size()));
+  const size_t bytes = (static_cast<size_t>(layout.total_bytes) + 255) / 256 * 256;
+  pool_.reset(std::aligned_alloc(256, bytes));
+  memset(pool_.get(), 0xA5, bytes);
+  const tq_pages pages = {sizeof(tq_pages), kTokens, pool_.get(), 3, layout.block_stride, layout.head_stride};
+  std::vector<int64_t> slots;
+  std::vector<float> rows;
+  for (int i = 0; i < kTokens; i++) {
+    const int token = (i * 11 + 5) % kTokens;
+    slots.push_back(kTokens + token);
+    const auto row = input.begin() + token * key_dim_;
+    rows.insert(rows.end(), row, row + key_dim_);
+  }
+  tq_paged_step step = {};
+  step.struct_size = sizeof step;
+  step.num_tokens = kTokens, step.slot_mapping = slots.data();
+  size_t needed = 0;
+  TQ_EXPECT_OK(tq_paged_workspace_bytes(codec, &step, &needed));
+  const std::unique_ptr<void, void (*)(void*)> space(std::aligned_alloc(256, (needed + 255) / 256 * 256),
+                                                     std::free);
+  TQ_EXPECT_OK(tq_paged_plan(codec, &step, space.get(), needed, nullptr));
+  TQ_EXPECT_OK(
+      tq_paged_append(codec, 0, &pages, &step, rows.data(), nullptr, nullptr, space.get(), needed, nullptr));
+  const uint8_t* const block = static_cast<const uint8_t*>(pool_.get()) + layout.block_stride;
+  EXPECT_EQ(std::vector<uint8_t>(block, block + tile.size()), tile);
+  EXPECT_EQ(tq_codec_destroy(codec), TQ_OK);
+}
+
 TEST_P(LatentTiles, ReadsWhatTheOracleDecodes) {
   const std::vector<float> input = file_.read<float>(GetParam() + ".input"),
                            decoded = file_.read<float>(GetParam() + ".decoded");

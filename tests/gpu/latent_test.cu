@@ -13,6 +13,7 @@ constexpr int kLatent = 512, kDim = 576;
 struct Form {
   int latent_bits, rest_bits, q_heads, kv_heads, dtype, page_size;
   bool centres;
+  int window = 0, sinks = 0, max_batch_tokens = 256;
 };
 
 tq_cache_config config_of(const Form& f, int device) {
@@ -22,7 +23,8 @@ tq_cache_config config_of(const Form& f, int device) {
   c.num_q_heads = f.q_heads * f.kv_heads, c.num_kv_heads = f.kv_heads;
   c.head_dim = kDim, c.value_dim = kLatent, c.io_dtype = f.dtype;
   c.value_bits = f.latent_bits, c.key_bits = f.rest_bits, c.page_size = f.page_size;
-  c.max_tokens = 8192, c.max_sequences = 6, c.max_batch_tokens = 256, c.num_threads = 2;
+  c.window_tokens = f.window, c.sink_tokens = f.sinks;
+  c.max_tokens = 8192, c.max_sequences = 6, c.max_batch_tokens = f.max_batch_tokens, c.num_threads = 2;
   return c;
 }
 
@@ -78,6 +80,12 @@ class Device {
             const std::vector<int64_t>& queries) {
     API_MUST(tq_batch_plan(batch, static_cast<int32_t>(ids.size()), ids.data(), fresh.data(), queries.data(),
                            nullptr));
+  }
+  template <class T>
+  Memory of(const std::vector<T>& host) const {
+    Memory memory(device_, host.size() * sizeof(T));
+    GPU_MUST(cudaMemcpy(memory.get(), host.data(), memory.size(), cudaMemcpyDefault));
+    return memory;
   }
   AttendOutput attend(int layer, const Memory& q, int64_t queries, const tq_attend_params* params = nullptr) {
     const size_t rows = static_cast<size_t>(queries * form.q_heads * form.kv_heads);
@@ -145,8 +153,11 @@ void beside_the_cpu(const Form& f, size_t count = 5) {
       total += queries[i];
     }
     for (int layer = 0; layer < 2; layer++) {
-      AttendOutput outputs[2], masked[2];
+      AttendOutput outputs[2], masked[2], ranges[2];
       std::vector<float> sinks(static_cast<size_t>(f.q_heads * f.kv_heads), 0.5f);
+      std::vector<int32_t> begin, end;  // in and out of the window, behind the query's own token, of nothing
+      for (int64_t i = 0; i < total; i++)
+        begin.push_back(static_cast<int32_t>(i % 4 * 11)), end.push_back(static_cast<int32_t>(i % 5 * 47));
       for (int d = 0; d < 2; d++) {
         if (layer == 0) both[d]->plan(ids[d], fresh, queries);
         const Memory k = both[d]->rows(0, layer, length, fresh),
@@ -159,9 +170,15 @@ void beside_the_cpu(const Form& f, size_t count = 5) {
         params.logit_softcap = 5, params.sliding_window = 70, params.sink_logits = sink.as<float>();
         params.softmax_scale = -0.11f, params.history_only = layer;
         masked[d] = both[d]->attend(layer, q, total, &params);
+        const Memory begins = both[d]->of(begin), ends = both[d]->of(end), slopes = both[d]->of(sinks);
+        params = tq_attend_params{};
+        params.visible_begin = begins.as<int32_t>(), params.visible_end = ends.as<int32_t>();
+        params.alibi_slopes = slopes.as<float>();
+        ranges[d] = both[d]->attend(layer, q, total, &params);
       }
       expect_near(outputs[1], outputs[0], "attend");
       expect_near(masked[1], masked[0], "attend with a window, a cap and sinks");
+      expect_near(ranges[1], ranges[0], "attend with visible ranges and ALiBi");
     }
     for (int i = 0; i < 3; i++) length[i] += fresh[i];
   }
@@ -182,16 +199,40 @@ void beside_the_cpu(const Form& f, size_t count = 5) {
   }
 }
 
+// Queries that see some of the plan's new tokens, by a tree mask; new tokens in the window and before it.
+void tree_masks(const Form& f) {
+  Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
+  Device* const both[] = {&cpu, &gpu};
+  AttendOutput outputs[2];
+  for (int d = 0; d < 2; d++) {
+    Device& device = *both[d];
+    const tq_sequence id = device.create();
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 130}, {130, 12}}) {
+      const int64_t queries = first > 0 ? count : 0;
+      device.plan({id}, {count}, {queries});
+      const Memory k = device.rows(0, 0, {first}, {count});
+      API_MUST(tq_cache_append(device.cache, 0, device.batch, k.get(), nullptr, nullptr, nullptr));
+    }
+    std::vector<uint64_t> words;
+    for (uint64_t i = 0; i < 12; i++) words.push_back(uint64_t{0x5A3} >> i % 3 | uint64_t{1} << i);
+    const Memory tree = device.of(words), q = device.rows(2, 0, {130}, {12});
+    tq_attend_params params = {};
+    params.tree_mask = tree.as<uint64_t>(), params.tree_words = 1;
+    outputs[d] = device.attend(0, q, 12, &params);
+  }
+  expect_near(outputs[1], outputs[0], "attend with a tree mask");
+}
+
 // Several drafts in one plan, and one after the other.
-void drafts_are_single_steps(const Form& f) {
+void drafts_are_single_steps(const Form& f, int64_t history = 2040) {
   Device gpu(f, TQ_DEVICE_CUDA);
   const tq_sequence one = gpu.create(), many = gpu.create();
-  const int64_t history = 2040;
   std::vector<float> single, at_once;
   for (const tq_sequence id : {one, many}) {
     for (int64_t first = 0; first < history; first += 255) {
-      gpu.plan({id}, {255}, {0});
-      const Memory k = gpu.rows(0, 0, {first}, {255});
+      const int64_t count = std::min<int64_t>(255, history - first);
+      gpu.plan({id}, {count}, {0});
+      const Memory k = gpu.rows(0, 0, {first}, {count});
       for (int layer = 0; layer < 2; layer++)
         API_MUST(tq_cache_append(gpu.cache, layer, gpu.batch, k.get(), nullptr, nullptr, nullptr));
     }
@@ -211,6 +252,28 @@ void drafts_are_single_steps(const Form& f) {
 }
 
 #ifndef TQ_EMULATE
+// More rows than a slice has: those of a prompt in one plan are those of one in many.
+void many_rows(const Form& f) {
+  Device gpu(f, TQ_DEVICE_CUDA);
+  const int64_t length = f.max_batch_tokens;
+  std::vector<float> all[2];
+  for (const int64_t each : {length, int64_t{1400}}) {
+    const tq_sequence id = gpu.create();
+    for (int64_t first = 0; first < length; first += each) {
+      const int64_t count = std::min(each, length - first);
+      gpu.plan({id}, {count}, {count});
+      const Memory k = gpu.rows(0, 0, {first}, {count}), q = gpu.rows(2, 0, {first}, {count});
+      API_MUST(tq_cache_append(gpu.cache, 0, gpu.batch, k.get(), nullptr, nullptr, nullptr));
+      const AttendOutput got = gpu.attend(0, q, count);
+      std::vector<float>& rows = all[each == length ? 0 : 1];
+      rows.insert(rows.end(), got.out.begin(), got.out.end());
+    }
+    API_MUST(tq_sequence_free(gpu.cache, id, nullptr));
+  }
+  check(all[0] == all[1], "%d rows of a plan are those of smaller plans",
+        static_cast<int>(length * f.q_heads));
+}
+
 void graphs(const Form& f) {
   Device eager(f, TQ_DEVICE_CUDA), captured(f, TQ_DEVICE_CUDA);
   cudaStream_t stream;
@@ -261,8 +324,9 @@ void refused(void (*change)(tq_cache_config&), const char* text) {
 void what_cuda_refuses() {
   refused([](tq_cache_config& c) { c.head_dim = 288, c.value_dim = 256; }, "head_dim = 576");
   refused([](tq_cache_config& c) { c.value_bits = 16; }, "scalar codes of the latent");
-  refused([](tq_cache_config& c) { c.window_tokens = 5; }, "window_tokens");
-  refused([](tq_cache_config& c) { c.max_batch_tokens = 8192, c.max_tokens = 9000; }, "65536 rows");
+  refused([](tq_cache_config& c) { c.value_family = TQ_CODE_GROUPED; }, "scalar codes of the latent");
+  refused([](tq_cache_config& c) { c.key_family = TQ_CODE_PROD, c.key_bits = 4; },
+          "scalar codes or raw numbers of the rest");
 }
 
 // Tokens taken out of a sequence, across pages and inside a tile: the bytes that the CPU has, and attention
@@ -303,20 +367,38 @@ int main(int argc, char** argv) {
                           {4, 5, 24, 1, TQ_F16, 64, false},  {6, 16, 16, 1, TQ_F16, 64, true},
                           {1, 1, 16, 1, TQ_BF16, 64, false}, {4, 4, 128, 1, TQ_F32, 64, true},
                           {2, 3, 8, 1, TQ_F16, 64, false}};
+    // Exact tokens: windows shorter and longer than a step, sinks alone, all tokens exact, every input type.
+    const Form exact[] = {{4, 8, 16, 1, TQ_BF16, 64, true, 40, 3},  {4, 16, 64, 1, TQ_F16, 32, false, 100, 0},
+                          {3, 4, 24, 2, TQ_F32, 64, true, 0, 37},   {8, 16, 4, 1, TQ_F32, 64, true, 70, 70},
+                          {4, 4, 128, 1, TQ_BF16, 64, true, 33, 4}, {4, 8, 32, 1, TQ_F16, 64, false, 400, 9}};
     if (small) {
-      for (const Form& f : {forms[0], forms[1], forms[3]}) beside_the_cpu(f, tiny ? 2 : 4);
-      if (!tiny) tokens_are_taken_out(forms[0]);
+      for (const Form& f : {forms[0], forms[1], forms[3], exact[0], exact[1], exact[2]})
+        beside_the_cpu(f, tiny ? 2 : 4);
+      if (tiny) return finish("latent_test");
+      tree_masks(exact[0]);
+      drafts_are_single_steps(exact[2], 100);
+      tokens_are_taken_out(forms[0]);
+      what_cuda_refuses();
       return finish("latent_test");
     }
     for (const Form& f : forms) beside_the_cpu(f);
+    for (const Form& f : exact) {
+      beside_the_cpu(f);
+      tree_masks(f);
+      drafts_are_single_steps(f, 1000);
+    }
+    tree_masks(forms[0]);
     for (const int heads : {16, 32, 64, 128})
       drafts_are_single_steps(Form{4, 8, heads, 1, TQ_BF16, 64, false});
     drafts_are_single_steps(Form{8, 8, 16, 1, TQ_BF16, 64, false});
 #ifndef TQ_EMULATE
     graphs(Form{4, 8, 16, 1, TQ_BF16, 64, false});
+    graphs(Form{4, 8, 16, 1, TQ_BF16, 64, true, 20, 4});
+    many_rows(Form{4, 8, 16, 1, TQ_BF16, 64, true, 60, 2, 4200});
 #endif
     tokens_are_taken_out(Form{4, 8, 16, 1, TQ_BF16, 64, false});
     tokens_are_taken_out(Form{3, 16, 2, 2, TQ_F16, 32, true});
+    tokens_are_taken_out(Form{4, 16, 16, 1, TQ_F16, 32, true, 60, 20});
     what_cuda_refuses();
   } catch (const std::exception& error) {
     check(false, "%s", error.what());

@@ -3,7 +3,8 @@
 // byte for byte. Steps of random requests: the bytes of all pages are those that the CPU's codec leaves, what
 // is decoded and attended has the bits of a CUDA cache with the same tokens, whatever padding, holes, stale
 // entries, orders of blocks and bounds stand around. One captured step is replayed with other arrays.
-//   paged_test [--quick | --small | --tiny]
+//   paged_test [--quick | --small | --tiny | --latent]
+#include <iterator>
 #include <memory>
 
 #include "cuda/arena.h"
@@ -166,6 +167,7 @@ struct Case {
   int head_dim, value_dim, key_bits, value_bits, q_heads, kv_heads, dtype, page_size, block_size, window;
   bool centres, other_heads;
   int key_family = 0, value_family = 0;
+  bool latent = false;
 };
 const Case kCases[] = {
     {128, 128, 4, 4, 8, 2, TQ_F16, 64, 64, 0, false, true},
@@ -177,7 +179,11 @@ const Case kCases[] = {
     {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 40, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {128, 128, 1, 1, 4, 2, TQ_BF16, 32, 64, 0, true, false},
     {128, 128, 3, 3, 4, 2, TQ_F16, 64, 64, 0, true, false, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
+    {576, 512, 8, 4, 16, 1, TQ_BF16, 64, 64, 0, true, false, 0, 0, true},
+    {576, 512, 16, 3, 40, 1, TQ_F32, 32, 96, 70, false, false, 0, 0, true},
+    {576, 512, 4, 4, 6, 2, TQ_F16, 64, 32, 0, false, true, 0, 0, true},
 };
+constexpr int kLatentCases = 3;  // the last ones
 constexpr int kSequences = 5;
 constexpr int64_t kBlocks = 70;
 
@@ -204,9 +210,10 @@ class World {
           value(static_cast<size_t>(layer(l).num_kv_heads * c.value_dim));
       for (std::vector<float>* side : {&key, &value})
         for (float& x : *side) x = static_cast<float>(pick(201) - 100) * 0.01f;
-      API_MUST(tq_cache_set_centres(cache_.cache, l, key.data(), value.data()));
+      const float* const own = c.latent ? nullptr : value.data();
+      API_MUST(tq_cache_set_centres(cache_.cache, l, key.data(), own));
       for (Engine* engine : {&device_, &host_})
-        API_MUST(tq_codec_set_centres(engine->codec, l, key.data(), value.data()));
+        API_MUST(tq_codec_set_centres(engine->codec, l, key.data(), own));
     }
     uint64_t prints[2];
     API_MUST(tq_cache_fingerprint(cache_.cache, &prints[0]));
@@ -215,7 +222,7 @@ class World {
   }
 
   void run(int rounds) {
-    step({{0, 300}, {1, 45}}, 0);
+    step({{0, c_.latent ? kFirstLatents : 300}, {1, 45}}, 0);
     for (int round = 1; round < rounds; round++) {
       std::vector<Ask> asks;
       const int kind = round % 4;
@@ -246,6 +253,11 @@ class World {
 
  private:
   static constexpr int64_t kLongest = 700;
+#ifdef TQ_EMULATE  // rows of 576 take their time
+  static constexpr int kFirstLatents = 70;
+#else
+  static constexpr int kFirstLatents = 600;
+#endif
 
   static tq_cache_config config(const Case& c) {
     static tq_layer_config layers[2];
@@ -253,6 +265,7 @@ class World {
         api_config(c.head_dim, c.value_dim, c.key_bits, c.value_bits, c.q_heads, c.kv_heads, c.dtype);
     config.key_family = c.key_family;
     config.value_family = c.value_family;
+    config.layer_kind = c.latent ? TQ_LATENT : TQ_KEYS_VALUES;
     config.page_size = c.page_size;
     config.num_layers = 2;
     for (tq_layer_config& l : layers) l = tq_layer_config{}, l.struct_size = sizeof l;
@@ -274,9 +287,9 @@ class World {
                       static_cast<uint8_t>(number % 2 ? 0xFF : 0x35)};
   }
   const char* name() {
-    snprintf(name_, sizeof name_, "d %d/%d bits %d/%d dtype %d heads %dx%d pages %d blocks %d window %d",
-             c_.head_dim, c_.value_dim, c_.key_bits, c_.value_bits, c_.dtype, c_.q_heads, c_.kv_heads,
-             c_.page_size, c_.block_size, c_.window);
+    snprintf(name_, sizeof name_, "%sd %d/%d bits %d/%d dtype %d heads %dx%d pages %d blocks %d window %d",
+             c_.latent ? "latent " : "", c_.head_dim, c_.value_dim, c_.key_bits, c_.value_bits, c_.dtype,
+             c_.q_heads, c_.kv_heads, c_.page_size, c_.block_size, c_.window);
     return name_;
   }
   int pick(int64_t below) { return static_cast<int>(random_() % static_cast<uint64_t>(below)); }
@@ -358,13 +371,14 @@ class World {
     const Rows k(source(l, 0), rows, true), v(source(l, 1), rows, true);
     k.fill(source(l, 0), own);
     v.fill(source(l, 1), own);
-    cache_.append(l, k.memory.get(), v.memory.get(), k, v);
+    const auto of = [this](const Memory& values) { return c_.latent ? nullptr : values.get(); };
+    cache_.append(l, k.memory.get(), of(v.memory), k, v);
     const Rows engine_k(source(l, 0), engine_rows, true), engine_v(source(l, 1), engine_rows, true);
     engine_k.fill(source(l, 0), engines);
     engine_v.fill(source(l, 1), engines);
-    device_.append(l, engine_k.memory.get(), engine_v.memory.get(), engine_k, engine_v);
+    device_.append(l, engine_k.memory.get(), of(engine_v.memory), engine_k, engine_v);
     const Memory host_k = engine_k.on(TQ_DEVICE_CPU), host_v = engine_v.on(TQ_DEVICE_CPU);
-    host_.append(l, host_k.get(), host_v.get(), engine_k, engine_v);
+    host_.append(l, host_k.get(), of(host_v), engine_k, engine_v);
   }
 
   // Masks of a cache's rows as those of an engine's.
@@ -503,24 +517,26 @@ class World {
 
 int main(int argc, char** argv) {
   // How much of everything, by the argument.
+  constexpr int kAll = static_cast<int>(std::size(kCases));
   struct Amount {
     const char* name;
-    int lists, cases, steps, slots, replays;
+    int lists, first_case, end_case, steps, slots, replays;
   };
-  const Amount amounts[] = {{"", 600, 99, 40, 30, 200},
-                            {"--quick", 60, 99, 9, 3, 8},
-                            {"--small", 14, 2, 4, 3, 3},
-                            {"--tiny", 4, 1, 3, 1, 2}};
+  const Amount amounts[] = {{"", 600, 0, kAll, 40, 30, 200},
+                            {"--quick", 60, 0, kAll, 9, 3, 8},
+                            {"--small", 14, 0, 2, 4, 3, 3},
+                            {"--tiny", 4, 0, 1, 3, 1, 2},
+                            {"--latent", 0, kAll - kLatentCases, kAll, 3, 0, 0}};
   Amount much = amounts[0];
   for (const Amount& each : amounts)
     if (argc > 1 && strcmp(argv[1], each.name) == 0) much = each;
   try {
     Lists lists;
     for (int round = 0; round < much.lists; round++) lists.one(round);
+    for (int number = much.first_case; number < much.end_case; number++)
+      World(kCases[number], number).run(much.steps);
+    if (much.lists == 0) return finish("paged_test");
     lists.falling();
-    int number = 0;
-    for (const Case& c : kCases)
-      if (number < much.cases) World(c, number++).run(much.steps);
     slots_in_any_order(much.slots);
     out_of_range();
     copies();

@@ -136,7 +136,7 @@ sanitizer() { # sanitizer tool limit suite-and-arguments...
   fi
   for run in "$@"; do
     name=${run%% *}
-    log=$logs/$tool-$name.log
+    log=$logs/$tool-${run// /}.log
     if [ ! -x "$out/${name}_test" ]; then
       echo "SKIPPED $name: $out/${name}_test was not built"
       skipped=$((skipped + 1))
@@ -207,7 +207,7 @@ part() {
     nccl) pytest_part tests/gpu/test_nccl.py ;;
     memcheck | initcheck | synccheck)
       sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \
-        "latent --small" "paged --small" ;;
+        "latent --small" "paged --small" "paged --latent" ;;
     racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" ;;
     validate)
       TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.validate \

@@ -186,3 +186,84 @@ def test_attention(name):
     empty = np.isneginf(want_lse)
     assert np.array_equal(lse[empty], want_lse[empty]) and not np.any(out[empty])
     assert np.all(np.abs(lse[~empty] - want_lse[~empty]) <= GATE)
+
+
+# ---- Latent layers: head_dim = 576, value_dim = 512, all that CUDA has of them ----
+
+LATENT, LATENT_CASES = safetensors_io.load(GOLDEN / "latent.safetensors")
+LATENT_GATE = 1e-3 if DEVICE == "cuda" else 2e-5  # queries and weights are halves on CUDA
+LATENT_SHAPE = [512, 64]
+BLOCK = 64
+
+
+def latent_cases(attend):
+    return sorted(name for name, text in LATENT_CASES.items()
+                  if name.startswith("attend_") == attend and json.loads(text)["dims"] == LATENT_SHAPE)
+
+
+def latent_config(p, **more):
+    latent_bits, rest_bits = p["bits"]
+    return tqkv.Config(**{**dict(layer_kind="latent", num_layers=1, num_q_heads=1, num_kv_heads=1,
+                                 head_dim=576, value_dim=512, io_dtype="float32", key_bits=rest_bits,
+                                 value_bits=latent_bits, rotation_seed=p["seed"], first_layer=p["layer"],
+                                 first_kv_head=p["kv_head"], device=DEVICE), **more})
+
+
+@pytest.mark.parametrize("name", latent_cases(False))
+def test_latent_tile(name):
+    p, tile = json.loads(LATENT_CASES[name]), LATENT[f"{name}.tile"]
+    rows, decoded = LATENT[f"{name}.input"], LATENT[f"{name}.decoded"]
+    more = dict(max_tokens=32, page_size=32)
+    pool = aligned_bytes((latent_config(p, **more).bytes().page_bytes + 255) // 256 * 256, 0xA5)
+    with tqkv.Cache(latent_config(p, **more, pool=pool)) as cache:
+        step, sequence, done = cache.batch(), cache.sequence(), 0
+        for piece in (1, 6, 9, 15, 1):
+            step.plan([sequence], [piece], [0])
+            step.append(0, put(rows[done:done + piece, None]))
+            done += piece
+        assert tile.tobytes() in take(pool).tobytes()
+        k, v = (put(np.full((32, 1, dim), np.nan, np.float32)) for dim in (576, 512))
+        sequence.read(0, 0, 32, k=k, v=v)
+        cache.check()
+        assert take(k)[:, 0].tobytes() == decoded.tobytes()
+        assert take(v)[:, 0].tobytes() == np.ascontiguousarray(decoded[:, :512]).tobytes()
+
+
+@pytest.mark.parametrize("name", latent_cases(False))
+def test_latent_pages(name):
+    """The same bytes in an engine's block, second tile of block 1, its slots filled in any order."""
+    p, tile = json.loads(LATENT_CASES[name]), LATENT[f"{name}.tile"]
+    order = (np.arange(32) * 11 + 5) % 32
+    with tqkv.PagedCodec(latent_config(p, page_size=BLOCK)) as codec:
+        layout = codec.page_layout(0, 3)
+        memory = aligned_bytes(layout.total_bytes, 0xA5)
+        pages, step = codec.pages(0, memory), codec.step()
+        step.plan(slot_mapping=put(BLOCK + 32 + order.astype(np.int64)))
+        step.append(0, pages, put(LATENT[f"{name}.input"][order][:, None]))
+        codec.check()
+        at = layout.block_stride + tile.size
+        assert take(memory)[at:at + tile.size].tobytes() == tile.tobytes()
+
+
+@pytest.mark.parametrize("name", latent_cases(True))
+def test_latent_attention(name):
+    p = json.loads(LATENT_CASES[name])
+    length, fresh = p["seq_len"], p["new_tokens"]
+    k, q = LATENT[f"{name}.k"], LATENT[f"{name}.q"]
+    with tqkv.Cache(latent_config(p, num_q_heads=p["num_q_heads"], max_tokens=length,
+                                  window_tokens=p["window_tokens"], sink_tokens=p["sink_tokens"],
+                                  rollback_tokens=p["rollback_tokens"])) as cache:
+        if p["centres"]:
+            cache.set_centres(0, np.ascontiguousarray(LATENT[f"{name}.centre"]), None)
+        step, sequence = cache.batch(), cache.sequence()
+        step.plan([sequence], [length - fresh], [0])
+        step.append(0, put(k[:length - fresh, None]))
+        step.plan([sequence], [fresh], [p["query_tokens"]])
+        step.append(0, put(k[length - fresh:, None]))
+        want, want_lse = LATENT[f"{name}.out"], LATENT[f"{name}.lse"]
+        out, lse = (put(np.full(x.shape, np.nan, np.float32)) for x in (want, want_lse))
+        step.attend(0, put(q), out=out, lse=lse, softmax_scale=p["softmax_scale"])
+        cache.check()
+        out, lse = take(out).astype(np.float64), take(lse).astype(np.float64)
+    assert np.linalg.norm(out - want) <= LATENT_GATE * np.linalg.norm(want)
+    assert np.all(np.abs(lse - want_lse) <= 5 * LATENT_GATE)

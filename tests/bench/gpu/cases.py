@@ -150,6 +150,9 @@ LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", b
                  widths=((8, 4), (16, 4), (4, 4)) if heads == 16 and batch == 8 else ((8, 4), ),
                  **LATENT_SHAPE)
             for heads in (16, 32, 64, 128) for batch, tokens in ((8, 16384), (64, 4096))),
+          *(Case(f"latent, {heads} query heads, window 128, 4 sinks, B8 n16384", "decode", 8, 16384,
+                 q_heads=heads, widths=((8, 4), ), window=128, sinks=4, **LATENT_SHAPE)
+            for heads in (16, 128)),
           *(Case(f"latent, {heads} query heads, {drafts} drafts, B8 n16384", "prefill", 8, 16384,
                  q_heads=heads, q_len=drafts, widths=((8, 4), ), **LATENT_SHAPE)
             for heads, drafts in ((16, 2), (16, 3), (16, 4), (64, 4), (128, 2))))
@@ -179,7 +182,7 @@ def launches(sets, guess_us, least=10, wanted_us=2000.0):
 
 def pieces(case, new, most_rows=131072):
     """How a cache is filled: tokens of each sequence in every plan before the last, which appends `new`."""
-    if case.latent:  # the library's bound on rows of a plan
+    if case.latent:  # rows that a plan's launches take at once
         most_rows = 65536 // case.q_heads
     left, step, result = case.tokens + (case.q_len if case.kind == "prefill" else 0) - new, max(
         1, most_rows // case.batch), []
