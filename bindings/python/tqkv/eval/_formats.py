@@ -12,6 +12,8 @@ from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
 
+from . import _bitshift
+
 GROUP, TILE, HALF = 32, 128, 16
 
 
@@ -237,6 +239,13 @@ def _prod(bits, alpha):
     return lambda x, side: prod(x, bits, 42 + 7 * side.layer, alpha)
 
 
+def _bit_shift(bits):
+    def apply(x, side):
+        turn = _bitshift.signs(x.shape[-1], 42 + 7 * side.layer)[:, None] * hadamard(x.shape[-1])
+        return rotated(turn, lambda y: _bitshift.code(y, bits))(x)
+    return apply
+
+
 def _groups(bits, size=GROUP):
     return _plain(by_groups(lambda x: minmax(x, bits), size))
 
@@ -265,14 +274,18 @@ def rivals():
         found.append(Format(f"KVarN k{key}v{value}", "variance-normalised tiles",
                             lambda d, k=key, v=value: tuple(b + 16 / TILE + 32 / d for b in (k, v)),
                             _plain(kvarn(key)), _plain(kvarn(value))))
-    for bits in (2, 4):
+    for bits in (2, 3, 4):
         found.append(Format(f"OSCAR {bits}", "query covariance, Hadamard",
                             lambda d, b=bits: (b + 32 / d, b + 32 / d), oscar_keys(bits),
                             _plain(rotated(hadamard, lambda x, b=bits: minmax(x, b)))))
-    for key, value in ((3, 3), (3, 2), (2, 2)):  # norms: one of each width that occurs, four at most here
+    for key, value in ((4, 4), (3, 3), (3, 2), (2, 2)):  # norms: one of each width that occurs, four at most here
         found.append(Format(f"Block-GTQ k{key}v{value}", "bits by rotary pair",
                             lambda d, k=key, v=value: (k + 4 * HALF / d, v + HALF / d), block_gtq_keys(key),
                             _mse(value)))
+    for bits in (2, 3):
+        found.append(Format(f"buun TCQ {bits}", "bit-shift trellis of 512 levels, corrected norm",
+                            lambda d, b=bits: (_bitshift.stored_bits(d, b), ) * 2, _bit_shift(bits),
+                            _bit_shift(bits)))
     found += [
         Format("S1 k6v6", "Taleef7, a byte a code", lambda d: (8 + HALF / d, 8 + 1), _mse(6), _groups(6)),
         Format("S2 k3v3", "turboquant-plus, sketch of least error",
