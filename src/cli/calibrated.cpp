@@ -49,9 +49,21 @@ const tq_layer_config* Calibrated::layer(size_t index, int32_t key_bits, int32_t
   tq_calibration_goal goal = {};
   goal.struct_size = sizeof goal;
   goal.key_bits = static_cast<float>(key_bits), goal.value_bits = value_bits;
+  return layer(index, goal);
+}
+
+const tq_layer_config* Calibrated::layer(size_t index, const tq_calibration_goal& goal) {
   if (tq_calibration_choose(calibration_, &goal, layers_.data(), config_.num_layers, nullptr) != TQ_OK)
     return nullptr;
   return &layers_[index];
+}
+
+float Calibrated::error(const tq_calibration_goal& goal) {
+  tq_calibration_result result = {};
+  result.struct_size = sizeof result;
+  if (tq_calibration_choose(calibration_, &goal, layers_.data(), config_.num_layers, &result) != TQ_OK)
+    return 0;
+  return result.error;
 }
 
 Calibrated::Means Calibrated::centres(size_t index) const {

@@ -23,6 +23,10 @@ class Calibrated {
   const tq_calibration_config& config() const { return config_; }
   // What it chooses for a layer at these bits, until the next call; null if it has no such bits.
   const tq_layer_config* layer(size_t index, int32_t key_bits, int32_t value_bits);
+  // And for a goal.
+  const tq_layer_config* layer(size_t index, const tq_calibration_goal& goal);
+  // The error of what it chooses; 0 if it has nothing of the kind.
+  float error(const tq_calibration_goal& goal);
   struct Means {
     std::vector<float> key, value;
   };

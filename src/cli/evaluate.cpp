@@ -5,26 +5,15 @@
 #include "cli/evaluate.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
-#include <map>
-#include <memory>
 #include <optional>
 
-#include "cli/device_memory.h"
+#include "cli/layer_cache.h"
 #include "cli/library.h"
 
 namespace tq::cli {
 namespace {
 
 constexpr int32_t kCandidateBits[] = {2, 3, 4, 5, 6, 8};  // for recommendations
-constexpr double kMinTimedSeconds = 0.02;                 // short calls are repeated for so long
-
-// Per-head means [kv heads][dim].
-struct Centres {
-  std::vector<float> key;
-  std::vector<float> value;
-};
 
 Centres first_half_means(const LayerData& data) {
   const int64_t half = data.shape.tokens / 2;
@@ -33,123 +22,23 @@ Centres first_half_means(const LayerData& data) {
           head_means(data.value, shape.kv_heads * shape.value_dim, half)};
 }
 
-template <typename Body>
-double median_seconds(int32_t repeats, const Body& body) {
-  using Clock = std::chrono::steady_clock;
-  std::vector<double> seconds;
-  double total = 0;
-  while (static_cast<int32_t>(seconds.size()) < repeats ||
-         (total < kMinTimedSeconds && seconds.size() < 1000)) {
-    const auto start = Clock::now();
-    body();
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    total += seconds.back();
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + static_cast<int64_t>(seconds.size() / 2),
-                   seconds.end());
-  return seconds[seconds.size() / 2];
-}
-
-// A layer's vectors in a cache of their own.
-class LayerCache {
- public:
-  LayerCache(const LayerData& data, const tq_cache_config& config, const Centres* centres)
-      : data_(data),
-        cache_(config),
-        memory_(DeviceMemory::open(config.device_type, config.device_id)),
-        sequence_(cache_) {
-    if (centres != nullptr)
-      check(tq_cache_set_centres(cache_.get(), 0, centres->key.data(), centres->value.data()),
-            "tq_cache_set_centres");
-    sequence_.plan(data.shape.tokens, data.shape.queries);
-    key_.emplace(*memory_, data.key);
-    value_.emplace(*memory_, data.value);
-    query_.emplace(*memory_, data.query);
-  }
-
-  void append() {
-    check(tq_cache_append(cache_.get(), 0, sequence_.batch(), key_->get(), value_->get(), nullptr, nullptr),
-          "tq_cache_append");
-    memory_->synchronize();
-  }
-
-  Quality judge(const ExactAttention& exact) {
-    const CaptureShape& shape = data_.shape;
-    FloatBuffer out(*memory_, exact.output().size());
-    check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), query_->get(), out.get(), nullptr, nullptr,
-                          nullptr, 0, nullptr),
-          "tq_cache_attend");
-    FloatBuffer key(*memory_, data_.key.size()), value(*memory_, data_.value.size());
-    check(tq_cache_read(cache_.get(), 0, sequence_.id(), 0, shape.tokens, key.get(), value.get(), nullptr,
-                        nullptr),
-          "tq_cache_read");
-    memory_->synchronize();
-    uint64_t noticed = 0;
-    check(tq_cache_check(cache_.get(), nullptr, &noticed), "tq_cache_check");
-    const std::vector<float> decoded_key = key.to_host();
-    Quality quality;
-    quality.key = vector_error(data_.key, decoded_key, shape.key_dim);
-    quality.value = vector_error(data_.value, value.to_host(), shape.value_dim);
-    quality.output = output_error(exact.output(), out.to_host());
-    quality.kl = exact.kl(decoded_key);
-    return quality;
-  }
-
-  double append_seconds(int32_t repeats) {
-    return median_seconds(repeats, [this] { append(); });
-  }
-
-  // One query token, as a decode step asks. Plans anew: call last.
-  double attend_seconds(int32_t repeats) {
-    const CaptureShape& shape = data_.shape;
-    sequence_.plan(0, 1);
-    FloatBuffer out(*memory_, static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.value_dim));
-    const float* last = query_->at(static_cast<size_t>(shape.queries - 1) *
-                                   static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.key_dim));
-    return median_seconds(repeats, [&] {
-      check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), last, out.get(), nullptr, nullptr, nullptr, 0,
-                            nullptr),
-            "tq_cache_attend");
-      memory_->synchronize();
-    });
-  }
-
-  tq_cache_memory memory() const {
-    tq_cache_memory memory = {};
-    memory.struct_size = sizeof memory;
-    check(tq_cache_get_memory(cache_.get(), &memory), "tq_cache_memory");
-    return memory;
-  }
-
- private:
-  const LayerData& data_;
-  Cache cache_;
-  std::unique_ptr<DeviceMemory> memory_;
-  Sequence sequence_;
-  std::optional<FloatBuffer> key_, value_, query_;
-};
-
-// One layer of the capture with what is exact about it, computed once for all widths.
-struct LayerJob {
-  int layer;
-  LayerData data;
-  ExactAttention exact;
+// And its second half on its own, with the means of the first as centres.
+struct HalvedJob : LayerJob {
   bool halves;
   Centres centres;
   LayerData half;
   std::optional<ExactAttention> half_exact;
 
-  LayerJob(int number, LayerData loaded, int threads)
-      : layer(number), data(std::move(loaded)), exact(data, threads), halves(data.shape.tokens >= 2) {
+  HalvedJob(int number, LayerData loaded, int threads)
+      : LayerJob(number, std::move(loaded), threads), halves(data.shape.tokens >= 2) {
     if (!halves) return;
     centres = first_half_means(data);
     half = tail(data, data.shape.tokens / 2);
     half_exact.emplace(half, threads);
   }
-  LayerJob(const LayerJob&) = delete;  // exact points into data
 };
 
-WidthResult measure(const LayerJob& job, const Options& options, const Width& width) {
+WidthResult measure(const HalvedJob& job, const Options& options, const Width& width) {
   const CaptureShape& shape = job.data.shape;
   const tq_cache_config config = layer_config(shape, options, width, job.layer, shape.tokens);
   tq_cache_bytes bytes = {};
@@ -160,16 +49,12 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
   result.width = width;
   {
     std::optional<Centres> centres;
-    if (options.calibrated) {
-      const Calibrated::Means means = options.calibrated->centres(options.calibrated_layers.at(job.layer));
-      centres = Centres{means.key, means.value};
-    }
+    if (options.calibrated)
+      centres = centres_of(*options.calibrated, options.calibrated_layers.at(job.layer));
     LayerCache cache(job.data, config, centres ? &*centres : nullptr);
     result.append_tokens_per_s = static_cast<double>(shape.tokens) / cache.append_seconds(options.repeats);
     result.quality = cache.judge(job.exact);
-    const tq_cache_memory memory = cache.memory();
-    result.stored_bytes = static_cast<double>(memory.stored_bytes_used + memory.raw_bytes) /
-                          (static_cast<double>(shape.tokens) * static_cast<double>(shape.kv_heads));
+    result.stored_bytes = cache.stored_bytes();
     result.attend_tokens_per_s = static_cast<double>(shape.tokens) / cache.attend_seconds(options.repeats);
   }
   result.coded_bytes = static_cast<double>(bytes.token_bytes) / shape.kv_heads;
@@ -187,7 +72,7 @@ WidthResult measure(const LayerJob& job, const Options& options, const Width& wi
 
 // The narrowest K = V width that keeps both limits, from the narrowest asked for upwards; what was measured
 // already is taken over.
-Recommendation recommend(const LayerJob& job, const Options& options,
+Recommendation recommend(const HalvedJob& job, const Options& options,
                          const std::vector<WidthResult>& measured, const Progress& progress, int64_t done,
                          int64_t of) {
   int32_t narrowest = 8;
@@ -306,7 +191,7 @@ Evaluation evaluate(Capture& capture, const Options& options, const Progress& pr
   for (const int layer : capture.layers()) {
     int64_t done = per_layer * static_cast<int64_t>(evaluation.layers.size());
     progress(done, of, "layer " + std::to_string(layer) + ", exact attention");
-    const LayerJob job(layer, capture.read(layer), options.threads);
+    const HalvedJob job(layer, capture.read(layer), options.threads);
     LayerResult result;
     result.layer = layer;
     result.survey = survey_keys(job.data);

@@ -15,6 +15,7 @@
 #include "cli/cache_command.h"
 #include "cli/calibrate_command.h"
 #include "cli/capture.h"
+#include "cli/cheapest.h"
 #include "cli/evaluate.h"
 #include "cli/info.h"
 #include "cli/library.h"
@@ -57,7 +58,8 @@ struct EvalArguments {
   int32_t value_bits = 3;
   bool sweep = false;
   std::string layers;
-  std::string calibration;
+  std::vector<std::string> calibrations;
+  bool cheapest = false;
   std::string plot;
   bool json = false;
   bool quiet = false;
@@ -106,8 +108,12 @@ std::string check_limit(const std::string& text) {
   return "'" + text + "' is not a finite number from 0 up";
 }
 
-// An option may not name the file that the program reads.
-void check_plot_is_not_the_capture(const EvalArguments& arguments) {
+// What options say of files together: none may name the file that the program reads.
+void check_files(const EvalArguments& arguments) {
+  if (arguments.calibrations.size() > 1 && !arguments.cheapest)
+    throw CLI::ValidationError("--calibration", "one file, unless there is --cheapest");
+  if (!arguments.plot.empty() && arguments.cheapest)
+    throw CLI::ValidationError("--plot", "not with --cheapest");
   if (!arguments.plot.empty() && same_file(arguments.plot, arguments.capture))
     throw CLI::ValidationError("--plot",
                                "'" + arguments.plot + "' is the capture itself, '" + arguments.capture + "'");
@@ -142,13 +148,19 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->capture_default_str();
   add_choice(eval, "--sketch", &arguments.sketch, kSketches, "of prod keys");
   add_choice(eval, "--sketch-rule", &arguments.sketch_rule, kSketchRules, "and what it is to do");
-  eval->add_flag("--sweep", arguments.sweep,
-                 "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2, those that the families have")
-      ->excludes(key_bits)
-      ->excludes(value_bits);
+  auto* sweep = eval->add_flag("--sweep", arguments.sweep,
+                               "K/V = 2/2 3/3 4/4 5/5 6/6 8/8 and 4/2, those that the families have");
+  sweep->excludes(key_bits)->excludes(value_bits);
   eval->add_option("--layers", arguments.layers, "only these, as 0,2-5");
-  eval->add_option("--calibration", arguments.calibration,
-                   "file of tqkv calibrate, of these layers: centres, and bands of keys at 2, 3 and 4 bits");
+  eval->add_option("--calibration", arguments.calibrations,
+                   "file of tqkv calibrate, of these layers: centres, and bands of keys at 2, 3 and 4 bits; "
+                   "with --cheapest as often as there are files");
+  eval->add_flag("--cheapest", arguments.cheapest,
+                 "instead: of scalar and trellis codes, all widths, centres, bands and layers of calibrations "
+                 "the fewest bytes that keep --max-kl and --max-error, as means over layers")
+      ->excludes(key_bits)
+      ->excludes(value_bits)
+      ->excludes(sweep);
   eval->add_option("--window", options.window, "last tokens kept exact")->capture_default_str();
   eval->add_option("--sinks", options.sinks, "first tokens kept exact")->capture_default_str();
   eval->add_option("--seed", options.seed, "rotation seed")->capture_default_str();
@@ -178,16 +190,33 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
 }
 
 // The calibration of a file, if it is of the capture's layers.
-void take_calibration(const std::string& path, const Capture& capture, Options* options) {
-  options->calibrated = std::make_shared<Calibrated>(path);
-  const tq_calibration_config& c = options->calibrated->config();
+std::shared_ptr<Calibrated> open_calibration(const std::string& path, const Capture& capture) {
+  auto calibrated = std::make_shared<Calibrated>(path);
+  const tq_calibration_config& c = calibrated->config();
   const CaptureShape& shape = capture.shape();
   if (static_cast<size_t>(c.num_layers) != capture.layers().size() || c.num_q_heads != shape.q_heads ||
       c.num_kv_heads != shape.kv_heads || c.head_dim != shape.key_dim || c.value_dim != shape.value_dim)
     throw CaptureError(printable(path) + ": is of " + std::to_string(c.num_layers) + " layers of " +
                        std::to_string(c.num_kv_heads) + " kv heads of " + std::to_string(c.head_dim) +
                        " coordinates, the capture has others");
-  for (size_t i = 0; i < capture.layers().size(); i++) options->calibrated_layers[capture.layers()[i]] = i;
+  return calibrated;
+}
+
+void run_cheapest(const EvalArguments& arguments, Capture& capture) {
+  std::vector<std::shared_ptr<Calibrated>> calibrations;
+  for (const std::string& path : arguments.calibrations)
+    calibrations.push_back(open_calibration(path, capture));
+  Ways ways;
+  {
+    ProgressLine line(arguments.quiet);
+    ways = compare_ways(capture, arguments.options, calibrations, arguments.calibrations,
+                        [&](int64_t done, int64_t of, const std::string& what) { line.show(done, of, what); });
+  }
+  if (arguments.json)
+    std::cout << ways_json(ways, arguments.options);
+  else
+    print_ways(std::cout, ways, arguments.options);
+  flush_stdout();
 }
 
 void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
@@ -210,7 +239,11 @@ void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
   }
   if (!arguments.plot.empty()) check_output_path("--plot", arguments.plot);
   Capture capture(arguments.capture, layers);
-  if (!arguments.calibration.empty()) take_calibration(arguments.calibration, capture, &options);
+  if (arguments.cheapest) return run_cheapest(arguments, capture);
+  if (!arguments.calibrations.empty()) {
+    options.calibrated = open_calibration(arguments.calibrations[0], capture);
+    for (size_t i = 0; i < capture.layers().size(); i++) options.calibrated_layers[capture.layers()[i]] = i;
+  }
   if (arguments.sweep) {
     std::vector<Width> possible;
     for (const Width& width : options.widths)
@@ -258,7 +291,7 @@ int run(int argc, char** argv) {
     cache.check();
     calibrate.check();
     layers = parse_layers(arguments.layers);
-    check_plot_is_not_the_capture(arguments);
+    check_files(arguments);
   } catch (const CLI::ParseError& error) {
     std::ostringstream complaint;
     const bool asked_for_help = app.exit(error, std::cout, complaint) == 0;

@@ -34,3 +34,30 @@ def test_eval_takes_the_file(tmp_path):
     refused = run("eval", SLICE, "--layers", "0", "--calibration", file)
     assert refused.returncode == 4 and "the capture has others" in refused.stderr
     assert run("eval", SLICE, "--calibration", SLICE).returncode == 3
+
+
+def test_the_cheapest_that_keeps_a_limit(tmp_path):
+    """Every way is measured as eval measures it, and the fewest bytes within both limits are found."""
+    files = [tmp_path / family for family in ("scalar", "trellis")]
+    for file in files:
+        done = run("calibrate", SLICE, "--key-family", file.name, "--value-family", file.name, "-o", file,
+                   "--quiet")
+        assert done.returncode == 0, done.stderr
+    known = [more for file in files for more in ("--calibration", file)]
+    found = eval_json(SLICE, "--cheapest", "--max-kl", 0.02, "--max-error", 0.15, *known)
+    best, ways = found["cheapest"], found["measured"]
+    assert best["attention_kl"] <= 0.02 and best["output_relative_error"] <= 0.15
+    assert not [way for way in ways if way["stored_bytes_per_token_head"] < best["stored_bytes_per_token_head"]
+                and way["attention_kl"] <= 0.02 and way["output_relative_error"] <= 0.15]
+    names = " ".join(way["configuration"] for way in ways)
+    assert all(part in names for part in ("scalar 2/2", "trellis 4/4", "centres of", "3.5/2, bands and centres",
+                                          "layers of error"))
+    plain = {way["configuration"]: way for way in ways}["trellis 3/3"]
+    alone = eval_json(SLICE, "--key-family", "trellis", "--value-family", "trellis")["overall"][0]
+    for name in ("stored_bytes_per_token_head", "attention_kl", "output_relative_error"):
+        assert plain[name] == alone[name]
+    none = run("eval", SLICE, "--cheapest", "--max-kl", 0, "--quiet")
+    assert none.returncode == 0 and "none of 15 keeps KL <= 0 " in none.stdout
+    for wrong in (("--sweep",), ("--key-bits", 3), ("--plot", tmp_path / "x.svg")):
+        assert run("eval", SLICE, "--cheapest", *wrong).returncode == 2
+    assert run("eval", SLICE, *known).returncode == 2

@@ -42,7 +42,7 @@ def with_error(values):
     values = np.asarray(values)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     digits = max(0, int(np.ceil(-np.log10(error))) + 1) if error > 0 else 5
-    return f"{values.mean():.{digits}f} ± {error:.{digits}f}"
+    return f"{values.mean():.{digits}f} +- {error:.{digits}f}"
 
 
 def by_configuration(found):
@@ -85,7 +85,7 @@ def goals(found, exact):
             ratio, error = jackknife_ratio(np.array(best["kl"]), np.array(rival[0]["kl"]))
             print(f"| {least} - {most} | {pair[0]}, {pair[1]} | {title(best)} | {best['bytes']:.1f} | "
                   f"{with_error(best['kl'])} | {rival[0]['bytes']:.1f} | {with_error(rival[0]['kl'])} | "
-                  f"{ratio:.3f} ± {error:.3f} |")
+                  f"{ratio:.3f} +- {error:.3f} |")
 
 
 def cheapest(found, goal):

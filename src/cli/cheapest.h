@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// `tqkv eval --cheapest`: every way to store the capture that the library has - scalar and trellis codes,
+// widths of keys and values, and of calibrations their centres, bands and layers of different widths - each
+// measured on all layers, and the one of the fewest bytes whose means over layers keep both limits.
+#pragma once
+
+#include <memory>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "cli/calibrated.h"
+#include "cli/capture.h"
+#include "cli/evaluate.h"
+
+namespace tq::cli {
+
+struct Way {
+  std::string text;
+  double bytes = 0;  // of a token and kv head, all-in as eval's; mean over layers, as the next two
+  double kl = 0;
+  double error = 0;  // of the attention's output
+};
+
+struct Ways {
+  std::vector<Way> measured;  // by bytes, then KL
+  int cheapest = -1;          // place of the one that is asked for; -1: none keeps both limits
+};
+
+// calibrations: of the capture's layers, in their order; names: of their files. Device, window, sinks, rules,
+// seed and limits are those of the options.
+Ways compare_ways(Capture& capture, const Options& options,
+                  const std::vector<std::shared_ptr<Calibrated>>& calibrations,
+                  const std::vector<std::string>& names, const Progress& progress);
+
+void print_ways(std::ostream& out, const Ways& ways, const Options& options);
+std::string ways_json(const Ways& ways, const Options& options);  // ends with a newline
+
+}  // namespace tq::cli
