@@ -31,6 +31,8 @@ std::unique_ptr<PagedBackend> create_cuda_paged_backend(const Geometry& geometry
 std::unique_ptr<VectorBackend> create_cuda_vectors(const VectorGeometry& geometry, const HostOps& ops,
                                                    const HostOps& device_ops);
 
+std::unique_ptr<DeviceReader> create_cuda_reader(int device_id, int64_t slot_bytes, void* stream);
+
 void merge_states_cuda(const MergeRequest& request);
 
 }  // namespace cuda

@@ -1117,6 +1117,26 @@ TQ_API tq_status tq_calibration_get_config(const tq_calibration *calibration,
  * nothing of the call counts. A calibration that was loaded takes none: INVALID_STATE. */
 TQ_API tq_status tq_calibration_feed(tq_calibration *calibration, int32_t layer, int64_t count, const void *q,
                                      const void *k, const void *v);
+/* The same of memory that a CUDA device reaches, behind what stream holds: waits for it, and reads the tokens
+ * in pieces through up to 3 MiB of pinned memory, twice, as none counts before all are found finite. On
+ * TQ_DEVICE_CPU (device_id 0, stream NULL) it is tq_calibration_feed. NO_DEVICE, DRIVER, CUDA, OUT_OF_MEMORY;
+ * CAPTURE if stream is being captured; INVALID_ARGUMENT: memory that the device does not reach. */
+TQ_API tq_status tq_calibration_feed_from(tq_calibration *calibration, int32_t layer, int64_t count,
+                                          const void *q, const void *k, const void *v,
+                                          tq_device_type device_type, int32_t device_id, void *stream);
+/* A matrix for each kv head's keys, [num_kv_heads][head_dim][head_dim] float32 on the host, row by row: what
+ * is coded is matrix * (key - centre), in front of the layer's own rotation and bands, and queries meet it
+ * times the inverse transpose: for rotations calibrated to where queries look. Exact copies and what
+ * tq_cache_read gives are keys as they came. Copied; fingerprints and states know it. head_dim^2
+ * multiplications more a key of an append, and a query of an attend. INVALID_ARGUMENT: numbers beyond 2^20,
+ * or no inverse of such in float32. INVALID_STATE once a sequence holds tokens. NOT_SUPPORTED: CUDA, latent
+ * layers, keys of 16 bits or TQ_CODE_GROUPED. */
+TQ_API tq_status tq_cache_set_key_matrix(tq_cache *cache, int32_t layer, const float *matrix);
+/* The layer's key matrices as tq_cache_set_key_matrix takes them, in front of its first tokens: they and its
+ * queries are measured as the matrices turn them. In the file, and set with the centres. INVALID_STATE: the
+ * layer was fed, or the calibration loaded. */
+TQ_API tq_status tq_calibration_set_key_matrix(tq_calibration *calibration, int32_t layer,
+                                               const float *matrix);
 /* layers [num_layers], of which key_bits, value_bits, key_family, value_family and key_bands are written, the
  * rest zero; key_bands points into the calibration, until the next call with it. result: NULL, or
  * struct_size set. INVALID_STATE: a layer was fed fewer than 256 tokens. INVALID_ARGUMENT: a max_error that
@@ -1124,7 +1144,9 @@ TQ_API tq_status tq_calibration_feed(tq_calibration *calibration, int32_t layer,
 TQ_API tq_status tq_calibration_choose(tq_calibration *calibration, const tq_calibration_goal *goal,
                                        tq_layer_config *layers, int32_t num_layers,
                                        tq_calibration_result *result);
-/* tq_cache_set_centres of all layers of a cache of the same shape. */
+/* tq_cache_set_centres of all layers of a cache of the same shape, and tq_cache_set_key_matrix of those that
+ * have matrices (not of layers whose keys have 16 bits). A head has a centre only where codes of 3 bits with
+ * it make the error of held-out tokens smaller; else zeros. */
 TQ_API tq_status tq_calibration_set_centres(tq_calibration *calibration, tq_cache *cache);
 /* key [num_kv_heads][head_dim], value [num_kv_heads][value_dim] of a layer; either may be NULL. */
 TQ_API tq_status tq_calibration_centres(tq_calibration *calibration, int32_t layer, float *key, float *value);

@@ -62,6 +62,37 @@ tq_status tq_calibration_feed(tq_calibration* calibration, int32_t layer, int64_
   return guarded([&] { unwrap(calibration)->feed(layer, count, q, k, v); });
 }
 
+tq_status tq_calibration_set_key_matrix(tq_calibration* calibration, int32_t layer, const float* matrix) {
+  return guarded([&] { unwrap(calibration)->set_key_matrix(layer, matrix); });
+}
+
+tq_status tq_cache_set_key_matrix(tq_cache* cache, int32_t layer, const float* matrix) {
+  return guarded([&] {
+    tq::require(cache, "cache");
+    reinterpret_cast<tq::Cache*>(cache)->set_key_matrix(layer, matrix);
+  });
+}
+
+tq_status tq_calibration_feed_from(tq_calibration* calibration, int32_t layer, int64_t count, const void* q,
+                                   const void* k, const void* v, tq_device_type device_type,
+                                   int32_t device_id, void* stream) {
+  return guarded([&] {
+    Calibration* const c = unwrap(calibration);
+    TQ_CHECK(device_type == TQ_DEVICE_CPU || device_type == TQ_DEVICE_CUDA, tq::Status::kInvalidArgument,
+             "device_type = %d: must be 1 (CPU) or 2 (CUDA)", device_type);
+    const tq::DeviceType type = static_cast<tq::DeviceType>(device_type);
+    tq::ReasonList reasons;
+    check_device(type, device_id, reasons);
+    if (!reasons.empty()) throw tq::Error(reasons.status(), "%s", reasons.text());
+    if (type == tq::DeviceType::kCpu) {
+      TQ_CHECK(!stream, tq::Status::kInvalidArgument, "stream = %p: must be NULL on the CPU", stream);
+      return c->feed(layer, count, q, k, v);
+    }
+    const auto reader = tq::create_device_reader(device_id, c->piece_bytes(), stream);
+    c->feed(layer, count, q, k, v, reader.get());
+  });
+}
+
 tq_status tq_calibration_choose(tq_calibration* calibration, const tq_calibration_goal* goal,
                                 tq_layer_config* layers, int32_t num_layers, tq_calibration_result* result) {
   return guarded([&] {
@@ -80,8 +111,10 @@ tq_status tq_calibration_set_centres(tq_calibration* calibration, tq_cache* cach
     tq::require(cache, "cache");
     tq::Cache* const own = reinterpret_cast<tq::Cache*>(cache);
     check_shape(c->config(), own->geometry());
-    c->for_each_centre(
-        [&](int32_t layer, const float* key, const float* value) { own->set_centres(layer, key, value); });
+    c->for_each_centre([&](int32_t layer, const float* key, const float* value, const float* matrix) {
+      if (matrix && !own->geometry().layers[layer].key_code.raw()) own->set_key_matrix(layer, matrix);
+      own->set_centres(layer, key, value);
+    });
   });
 }
 

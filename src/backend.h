@@ -9,11 +9,13 @@
 #include <memory>
 
 #include "requests.h"
+#include "status.h"
 #include "tile_move.h"
 
 namespace tq {
 
 struct HostOps;
+struct KeyMatrix;
 
 struct ReachedMemory {
   uint8_t* at;     // null: the device does not reach it, staging memory has to stand between
@@ -51,6 +53,12 @@ class Backend {
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
   virtual void set_centres(int layer, const float* key, const float* value) = 0;
+  // For keys that are coded from now on, and the queries that meet them. Before set_centres, whose centres it
+  // turns as well. Refused unless a device has it.
+  virtual void set_key_matrix(int layer, const KeyMatrix& matrix) {
+    static_cast<void>(matrix);
+    throw Error(Status::kNotSupported, "layer %d: key matrices: CPU only", layer);
+  }
   // More pages, zeroed, at the end of every group's: [num_groups] new numbers, none smaller than now nor
   // above reserve_pages. Pages that exist do not move. Throws before anything is changed; waits for the
   // stream.
@@ -119,6 +127,19 @@ BackendBytes backend_bytes(DeviceType type, const Geometry& geometry);
 // pool: memory for the pages, or null. Throws tq::Error.
 std::unique_ptr<Backend> create_backend(DeviceType type, const Geometry& geometry, const HostOps& ops,
                                         void* pool, void* stream);
+// A device's memory as the host reads it, in pieces.
+class DeviceReader {
+ public:
+  virtual ~DeviceReader() = default;
+  // bytes of `from`, which the device reaches, behind what the stream held: until the next call with this
+  // slot. name: of the argument, for errors.
+  virtual const void* read(int slot, const char* name, const void* from, int64_t bytes) = 0;
+
+  static constexpr int kSlots = 3;
+};
+// slot_bytes: of the largest piece. CAPTURE if the stream is being captured.
+std::unique_ptr<DeviceReader> create_device_reader(int32_t device_id, int64_t slot_bytes, void* stream);
+
 // rows x dim partial results on a device (tq_merge_states).
 struct MergeRequest {
   int32_t num_states;

@@ -170,6 +170,15 @@ std::unique_ptr<VectorBackend> create_vector_backend(const VectorGeometry& geome
 #endif
 }
 
+std::unique_ptr<DeviceReader> create_device_reader(int32_t device_id, int64_t slot_bytes, void* stream) {
+#if TQ_CUDA
+  return cuda::create_cuda_reader(device_id, slot_bytes, stream);
+#else
+  static_cast<void>(device_id), static_cast<void>(slot_bytes), static_cast<void>(stream);
+  no_cuda();
+#endif
+}
+
 void merge_states(DeviceType type, const MergeRequest& request) {
   if (type == DeviceType::kCpu) return cpu::merge_states_cpu(request);
 #if TQ_CUDA

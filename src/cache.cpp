@@ -10,6 +10,7 @@
 
 #include "exact_new.h"
 #include "identity.h"
+#include "key_matrix.h"
 #include "side_centres.h"
 #include "tensor_check.h"
 
@@ -33,6 +34,7 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
   last = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
   centres = carver.take<float>(g.centre_floats(g.num_layers));
+  key_matrices = carver.take<uint64_t>(g.num_layers);
 }
 
 Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
@@ -54,6 +56,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
     arrays_.seen[slot] = 0;
   }
   memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.centre_floats(g.num_layers)));
+  std::fill_n(arrays_.key_matrices, g.num_layers, uint64_t{0});
   backend_ = factory(config_.device(), g, config_.backend_ops(), config_.config().pool, stream);
 }
 
@@ -114,6 +117,29 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   keep_centres(l, centres.key(), centres.value(), layer_centres(layer));
 }
 
+void Cache::set_key_matrix(int32_t layer, const float* matrix) {
+  const Gate::Use use(gate_, true);
+  const LayerGeometry& l = this->layer(layer);
+  check_stores(geometry(), layer);
+  TQ_CHECK(matrix, Status::kInvalidArgument, "matrix = NULL");
+  TQ_CHECK(!l.latent && l.key_code.rotated(), Status::kNotSupported,
+           "layer %d: a key matrix is for keys and values apart, and keys that are rotated (no latent layer, "
+           "no 16 bits, no grouped codes)",
+           layer);
+  TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
+           "cache: key matrices are fixed once a sequence holds tokens (%lld in all)",
+           ll(arrays_.table.total_tokens()));
+  const KeyMatrix made = KeyMatrix::make(layer, l.num_kv_heads, l.head_dim, matrix);
+  const float* const centres = layer_centres(layer);
+  const int64_t numbers = static_cast<int64_t>(l.num_kv_heads) * l.head_dim;
+  const bool centred = std::any_of(centres, centres + numbers, [](float x) { return x != 0; });
+  geometry().for_each_reader(layer, [&](int i) {
+    backend_->set_key_matrix(i, made);
+    if (centred) backend_->set_centres(i, centres, nullptr);
+    arrays_.key_matrices[i] = made.hash;
+  });
+}
+
 void Cache::reserve(int64_t max_tokens, void* stream) {
   const Gate::Use use(gate_, true);
   const tq_cache_config& c = config_.config();
@@ -145,7 +171,7 @@ void Cache::reserve(int64_t max_tokens, void* stream) {
 
 uint64_t Cache::fingerprint() const {
   const Gate::Use use(gate_, false);
-  return fingerprint_of(Identity{&geometry(), arrays_.centres});
+  return fingerprint_of(identity());
 }
 
 uint64_t Cache::check(void* stream) {

@@ -8,6 +8,7 @@
 #pragma once
 #include "config.h"
 #include "gate.h"
+#include "identity.h"
 #include "sequence_table.h"
 #include "written.h"
 
@@ -86,6 +87,7 @@ class Cache {
   // INVALID_ARGUMENT without such a layer.
   const LayerGeometry& layer(int32_t layer) const;
   void set_centres(int32_t layer, const float* key, const float* value);
+  void set_key_matrix(int32_t layer, const float* matrix);
   tq_cache_memory memory() const;
   uint64_t fingerprint() const;
   void reserve(int64_t max_tokens, void* stream);
@@ -142,10 +144,12 @@ class Cache {
     Batch** last;    // [max_sequences] the batch whose plan had the sequence last, in force or not, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
     float* centres;  // of each layer [num_kv_heads][head_dim + value_dim], keys first; zeros = none
+    uint64_t* key_matrices;  // [num_layers] hashes, 0 = none
   };
   static int64_t block_bytes(const ResolvedConfig& config);
 
   float* layer_centres(int32_t layer) const;
+  Identity identity() const { return {&geometry(), arrays_.centres, arrays_.key_matrices}; }
   void check_exchangeable(const Cache& source) const;
   void collect_available(const Cache& source, int32_t slot, KeptTokens* available) const;
   void move_layer(Cache& source, int32_t from, int32_t slot, int32_t layer, void* stream);

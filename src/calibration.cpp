@@ -13,11 +13,11 @@
 namespace tq {
 namespace {
 
-constexpr double kLeastGain = .98;  // of the uniform code's error, below which bands are taken
 constexpr Status kBad = Status::kInvalidArgument;
 constexpr int32_t kMaxCount = 65536;
 constexpr int64_t kLeastTokens = 256, kRun = 32, kHeldRun = 4;
 constexpr size_t kMostLengths = 4096;
+constexpr int64_t kPieceBytes = 1 << 20;  // of an array, of what a device reader is asked for
 constexpr float kDefaultOutlier = 4;
 
 long long ll(int64_t x) { return static_cast<long long>(x); }
@@ -28,10 +28,12 @@ float element(DataType type, const void* from, int64_t i) {
   return type == DataType::kF16 ? format::float_from_f16(h) : format::float_from_bf16(h);
 }
 
-void check_finite(const char* name, DataType type, const void* x, int64_t count, int64_t row) {
-  for (int64_t i = 0; i < count; i++)
+// x: tokens [tokens][row], of which the first is number `first` of the call.
+void check_finite(const char* name, DataType type, const void* x, int64_t first, int64_t tokens,
+                  int64_t row) {
+  for (int64_t i = 0; i < tokens * row; i++)
     TQ_CHECK(isfinite(element(type, x, i)), kBad, "%s: number %lld of token %lld is not finite", name,
-             ll(i % row), ll(i / row));
+             ll(i % row), ll(first + i / row));
 }
 
 void check_dim(const char* name, int32_t dim, ReasonList& reasons) {
@@ -86,7 +88,8 @@ tq_calibration_config resolved(tq_calibration_config c) {
 Calibration::Calibration(const tq_calibration_config* config)
     : config_(resolved(read_struct(config, "config"))),
       fed_(static_cast<size_t>(config_.num_layers)),
-      measured_(static_cast<size_t>(config_.num_layers)) {
+      measured_(static_cast<size_t>(config_.num_layers)),
+      matrices_(static_cast<size_t>(config_.num_layers)) {
   const size_t heads = static_cast<size_t>(config_.num_kv_heads),
                keys = heads * static_cast<size_t>(config_.head_dim);
   for (Fed& fed : fed_) {
@@ -100,8 +103,77 @@ void Calibration::destroy(Calibration* calibration) {
   delete calibration;
 }
 
-// A token's rows: held out, at their place among those kept so far, or added to the sums.
-void Calibration::feed(int32_t index, int64_t count, const void* q, const void* k, const void* v) {
+int64_t Calibration::longest_row() const {
+  const tq_calibration_config& c = config_;
+  return dtype_bytes(static_cast<DataType>(c.io_dtype)) *
+         std::max(static_cast<int64_t>(c.num_q_heads) * c.head_dim,
+                  static_cast<int64_t>(c.num_kv_heads) * c.value_dim);
+}
+int64_t Calibration::piece_tokens() const { return std::max<int64_t>(kPieceBytes / longest_row(), 1); }
+int64_t Calibration::piece_bytes() const { return piece_tokens() * longest_row(); }
+
+// A token's rows [q, k, v] as floats, keys and queries as the layer's matrices turn them.
+void Calibration::load_rows(int32_t index, const void* const* at, int64_t token,
+                            std::vector<float> (&rows)[3]) const {
+  for (int side = 0; side < 3; side++)
+    for (size_t i = 0; i < rows[side].size(); i++)
+      rows[side][i] = element(static_cast<DataType>(config_.io_dtype), at[side],
+                              token * static_cast<int64_t>(rows[side].size()) + static_cast<int64_t>(i));
+  const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];
+  if (matrix.empty()) return;
+  float turned[format::kMaxDim];
+  const int32_t dim = config_.head_dim, group = config_.num_q_heads / config_.num_kv_heads;
+  for (int32_t head = 0; head < config_.num_q_heads; head++) {
+    float* const q = rows[0].data() + static_cast<size_t>(head) * static_cast<size_t>(dim);
+    apply_columns(matrix.head_inverse(head / group), dim, q, turned);
+    std::copy_n(turned, dim, q);
+  }
+  for (int32_t head = 0; head < config_.num_kv_heads; head++) {
+    float* const k = rows[1].data() + static_cast<size_t>(head) * static_cast<size_t>(dim);
+    apply_columns(matrix.head_columns(head), dim, k, turned);
+    std::copy_n(turned, dim, k);
+  }
+}
+
+// Held out, at its place among those kept so far, or added to the sums.
+void Calibration::add_token(Fed& fed, const std::vector<float> (&rows)[3]) const {
+  const tq_calibration_config& c = config_;
+  const int64_t number = fed.tokens++;
+  if (number / kRun % kHeldRun == kHeldRun - 1) {
+    const int64_t seen = fed.held_out_seen++, most = c.held_out_tokens;
+    const int64_t place = seen < most ? seen
+                                      : static_cast<int64_t>(format::mix64(static_cast<uint64_t>(seen)) %
+                                                             static_cast<uint64_t>(seen + 1));
+    if (place >= most) return;
+    std::vector<float>* const kept[] = {&fed.held_q, &fed.held_k, &fed.held_v};
+    for (int side = 0; side < 3; side++) {
+      const size_t row = rows[side].size(), first = static_cast<size_t>(place) * row;
+      kept[side]->resize(std::max(kept[side]->size(), first + row));
+      std::copy(rows[side].begin(), rows[side].end(), kept[side]->begin() + static_cast<int64_t>(first));
+    }
+    return;
+  }
+  fed.counted++;
+  const size_t dim = static_cast<size_t>(c.head_dim),
+               group = static_cast<size_t>(c.num_q_heads / c.num_kv_heads);
+  double length = 0;
+  for (size_t i = 0; i < rows[1].size(); i++) {
+    const double x = static_cast<double>(rows[1][i]);
+    fed.key[i] += x;
+    fed.key_square[i] += x * x;
+    length += x * x;
+  }
+  for (size_t i = 0; i < rows[0].size(); i++) {
+    const double x = static_cast<double>(rows[0][i]);
+    fed.query_square[i / dim / group * dim + i % dim] += x * x;
+  }
+  for (size_t i = 0; i < rows[2].size(); i++) fed.value[i] += static_cast<double>(rows[2][i]);
+  if (fed.key_lengths.size() < kMostLengths)
+    fed.key_lengths.push_back(static_cast<float>(sqrt(length / c.num_kv_heads)));
+}
+
+void Calibration::feed(int32_t index, int64_t count, const void* q, const void* k, const void* v,
+                       DeviceReader* reader) {
   const Gate::Use use(gate_, true);
   const tq_calibration_config& c = config_;
   TQ_CHECK(!fed_.empty(), Status::kInvalidState, "calibration: it was loaded, and takes no more tokens");
@@ -110,49 +182,67 @@ void Calibration::feed(int32_t index, int64_t count, const void* q, const void* 
   if (count == 0) return;
   TQ_CHECK(q && k && v, kBad, "q = %p, k = %p, v = %p: must not be NULL", q, k, v);
   const DataType type = static_cast<DataType>(c.io_dtype);
-  const int64_t q_row = static_cast<int64_t>(c.num_q_heads) * c.head_dim,
-                k_row = static_cast<int64_t>(c.num_kv_heads) * c.head_dim,
-                v_row = static_cast<int64_t>(c.num_kv_heads) * c.value_dim;
-  check_finite("q", type, q, count * q_row, q_row);
-  check_finite("k", type, k, count * k_row, k_row);
-  check_finite("v", type, v, count * v_row, v_row);
-  Fed& fed = fed_[static_cast<size_t>(index)];
-  current_ = false;
-  const int64_t group = c.num_q_heads / c.num_kv_heads;
-  for (int64_t token = 0; token < count; token++) {
-    const int64_t number = fed.tokens++;
-    if (number / kRun % kHeldRun == kHeldRun - 1) {
-      const int64_t seen = fed.held_out_seen++, most = c.held_out_tokens;
-      const int64_t at = seen < most ? seen
-                                     : static_cast<int64_t>(format::mix64(static_cast<uint64_t>(seen)) %
-                                                            static_cast<uint64_t>(seen + 1));
-      if (at >= most) continue;
-      const auto keep = [&](std::vector<float>* rows, const void* from, int64_t row) {
-        rows->resize(std::max(rows->size(), static_cast<size_t>((at + 1) * row)));
-        for (int64_t i = 0; i < row; i++)
-          (*rows)[static_cast<size_t>(at * row + i)] = element(type, from, token * row + i);
-      };
-      keep(&fed.held_q, q, q_row), keep(&fed.held_k, k, k_row), keep(&fed.held_v, v, v_row);
-      continue;
+  const int64_t head_row = c.head_dim, step = reader ? piece_tokens() : count;
+  const Array sides[] = {{"q", q, c.num_q_heads * head_row},
+                         {"k", k, c.num_kv_heads * head_row},
+                         {"v", v, static_cast<int64_t>(c.num_kv_heads) * c.value_dim}};
+  const auto piece = [&](int i, int64_t first, int64_t tokens) -> const void* {
+    const int64_t row = sides[i].row * dtype_bytes(type);
+    const uint8_t* const from = static_cast<const uint8_t*>(sides[i].from) + first * row;
+    return reader ? reader->read(i, sides[i].name, from, tokens * row) : from;
+  };
+  for (int i = 0; i < 3; i++)
+    for (int64_t first = 0; first < count; first += step) {
+      const int64_t tokens = std::min(step, count - first);
+      check_finite(sides[i].name, type, piece(i, first, tokens), first, tokens, sides[i].row);
     }
-    fed.counted++;
-    double length = 0;
-    for (int64_t i = 0; i < k_row; i++) {
-      const double x = element(type, k, token * k_row + i);
-      fed.key[static_cast<size_t>(i)] += x;
-      fed.key_square[static_cast<size_t>(i)] += x * x;
-      length += x * x;
+  std::vector<float> rows[3];
+  for (int i = 0; i < 3; i++) rows[i].resize(static_cast<size_t>(sides[i].row));
+  Fed& own = fed_[static_cast<size_t>(index)];
+  Fed copy;  // a read may fail
+  if (reader) copy = own;
+  Fed& fed = reader ? copy : own;
+  for (int64_t first = 0; first < count; first += step) {
+    const int64_t tokens = std::min(step, count - first);
+    const void* at[3];
+    for (int i = 0; i < 3; i++) at[i] = piece(i, first, tokens);
+    for (int64_t token = 0; token < tokens; token++) {
+      load_rows(index, at, token, rows);
+      add_token(fed, rows);
     }
-    for (int64_t i = 0; i < q_row; i++) {
-      const double x = element(type, q, token * q_row + i);
-      const int64_t head = i / c.head_dim / group;
-      fed.query_square[static_cast<size_t>(head * c.head_dim + i % c.head_dim)] += x * x;
-    }
-    for (int64_t i = 0; i < v_row; i++)
-      fed.value[static_cast<size_t>(i)] += static_cast<double>(element(type, v, token * v_row + i));
-    if (fed.key_lengths.size() < kMostLengths)
-      fed.key_lengths.push_back(static_cast<float>(sqrt(length / c.num_kv_heads)));
   }
+  if (reader) own = std::move(copy);
+  current_ = false;
+}
+
+void Calibration::set_key_matrix(int32_t index, const float* matrix) {
+  const Gate::Use use(gate_, true);
+  TQ_CHECK(!fed_.empty(), Status::kInvalidState, "calibration: it was loaded, and takes no key matrix");
+  TQ_CHECK(index >= 0 && index < config_.num_layers, kBad, "layer = %d: must be 0 .. %d", index,
+           config_.num_layers - 1);
+  TQ_CHECK(matrix, kBad, "matrix = NULL");
+  TQ_CHECK(fed_[static_cast<size_t>(index)].tokens == 0, Status::kInvalidState,
+           "layer %d was fed %lld tokens: its key matrix comes before them", index,
+           ll(fed_[static_cast<size_t>(index)].tokens));
+  matrices_[static_cast<size_t>(index)] =
+      KeyMatrix::make(index, config_.num_kv_heads, config_.head_dim, matrix);
+}
+
+std::vector<float> Calibration::given_key_centre(int32_t index) const {
+  std::vector<float> centre = measured_[static_cast<size_t>(index)].key_centre;
+  const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];
+  float turned[format::kMaxDim];
+  for (int32_t head = 0; head < matrix.heads; head++) {
+    float* const own = centre.data() + static_cast<size_t>(head) * static_cast<size_t>(matrix.dim);
+    apply_rows(matrix.head_inverse(head), matrix.dim, own, turned);
+    std::copy_n(turned, matrix.dim, own);
+  }
+  return centre;
+}
+
+const float* Calibration::given_matrix(int32_t index) const {
+  const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];
+  return matrix.empty() ? nullptr : matrix.given.data();
 }
 
 void Calibration::measure() {
@@ -321,7 +411,8 @@ void Calibration::copy_centres(int32_t index, float* key, float* value) {
            config_.num_layers - 1);
   measure();
   const Measured& layer = measured_[static_cast<size_t>(index)];
-  if (key) std::copy(layer.key_centre.begin(), layer.key_centre.end(), key);
+  const std::vector<float> centre = given_key_centre(index);
+  if (key) std::copy(centre.begin(), centre.end(), key);
   if (value) std::copy(layer.value_centre.begin(), layer.value_centre.end(), value);
 }
 

@@ -9,7 +9,9 @@
 #pragma once
 #include <vector>
 
+#include "backend.h"
 #include "gate.h"
+#include "key_matrix.h"
 #include "requests.h"
 #include "state_stream.h"
 #include "tqkv.h"
@@ -18,6 +20,9 @@ namespace tq {
 
 // What is measured of keys: these widths of all coordinates, and bands of every half bit between these rates.
 constexpr int32_t kUniformBits[] = {2, 3, 4}, kLeastHalfBits = 4, kMostHalfBits = 8;
+
+// The share of the error on held-out tokens down to which bands must bring it to be taken.
+constexpr double kLeastGain = .98;
 
 // A way to store one side of a layer.
 struct SideChoice {
@@ -38,19 +43,25 @@ class Calibration {
   explicit Calibration(const tq_io& io);
   static void destroy(Calibration* calibration);
 
-  void feed(int32_t layer, int64_t count, const void* q, const void* k, const void* v);
+  // reader: of the device whose memory q, k and v are; null: the host's.
+  void feed(int32_t layer, int64_t count, const void* q, const void* k, const void* v,
+            DeviceReader* reader = nullptr);
+  // Of the longest piece of an array that a reader is asked for.
+  int64_t piece_bytes() const;
+  // Before the layer's first tokens.
+  void set_key_matrix(int32_t layer, const float* matrix);
   void choose(const tq_calibration_goal& goal, tq_layer_config* layers, int32_t num_layers,
               tq_calibration_result* result);
   void copy_centres(int32_t layer, float* key, float* value);
   const tq_calibration_config& config() const { return config_; }
-  // visit(layer, key centres, value centres)
+  // visit(layer, key centres, value centres, key matrices or null)
   template <typename Visit>
   void for_each_centre(const Visit& visit) {
     const Gate::Use use(gate_, true);
     measure();
     for (int32_t i = 0; i < config_.num_layers; i++) {
       const Measured& layer = measured_[static_cast<size_t>(i)];
-      visit(i, layer.key_centre.data(), layer.value_centre.data());
+      visit(i, given_key_centre(i).data(), layer.value_centre.data(), given_matrix(i));
     }
   }
   void save(const tq_io& io);
@@ -71,10 +82,25 @@ class Calibration {
     std::vector<SideChoice> keys, values;
   };
 
+  // An array of a call: q, k or v.
+  struct Array {
+    const char* name;
+    const void* from;
+    int64_t row;  // numbers
+  };
+  int64_t longest_row() const;  // bytes
+  int64_t piece_tokens() const;
+  void load_rows(int32_t layer, const void* const* at, int64_t token, std::vector<float> (&rows)[3]) const;
+  void add_token(Fed& fed, const std::vector<float> (&rows)[3]) const;
+  // As the cache takes them: centres of keys as they come, and of a layer that has one its matrix.
+  std::vector<float> given_key_centre(int32_t layer) const;
+  const float* given_matrix(int32_t layer) const;
+
   int32_t num_bands() const { return (config_.head_dim + 31) / 32; }
   void measure();
   void measure_layer(int32_t layer);
   void measure_sums(const Fed& fed, Measured* to) const;
+  void judge_centres(int32_t layer, Measured* to) const;
   void measure_keys(int32_t layer, Measured* to) const;
   void measure_values(int32_t layer, Measured* to) const;
   template <typename Back>
@@ -88,7 +114,8 @@ class Calibration {
   Gate gate_{"calibration", false};
   std::vector<Fed> fed_;  // empty once loaded
   std::vector<Measured> measured_;
-  bool current_ = false;  // measured_ follows from fed_
+  std::vector<KeyMatrix> matrices_;  // [num_layers]; empty ones: none
+  bool current_ = false;             // measured_ follows from fed_
   // What the last choose gave out: of each layer.
   struct GivenBands {
     std::vector<int32_t> bits;

@@ -13,7 +13,7 @@ namespace tq {
 namespace {
 
 constexpr uint8_t kMagic[8] = {0x89, 'T', 'Q', 'K', 'C', '\r', '\n', 0x1A};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 1, kWithMatrices = 2;
 
 void require(bool right, const char* what) { TQ_CHECK(right, Status::kCorruptData, "calibration: %s", what); }
 
@@ -102,6 +102,20 @@ std::vector<SideChoice> take_choices(Source& in, int32_t dim, int32_t bands) {
   return choices;
 }
 
+// A layer's key matrices, if it has any.
+KeyMatrix take_matrix(Source& in, const tq_calibration_config& c, int32_t layer) {
+  const uint32_t has = in.take<uint32_t>();
+  require(has <= 1, "whether a layer has matrices");
+  if (has == 0) return {};
+  const size_t dim = static_cast<size_t>(c.head_dim);
+  const std::vector<float> given = in.take<float>(static_cast<size_t>(c.num_kv_heads) * dim * dim);
+  try {
+    return KeyMatrix::make(layer, c.num_kv_heads, c.head_dim, given.data());
+  } catch (const Error& error) {
+    throw Error(Status::kCorruptData, "calibration: %s", error.what());
+  }
+}
+
 void put_choices(const std::vector<SideChoice>& choices, Text* text) {
   for (const SideChoice& choice : choices) {
     if (choice.bits == 0) text->put(choice.bands);
@@ -115,7 +129,14 @@ void Calibration::save(const tq_io& io) {
   const Gate::Use use(gate_, true);
   measure();
   Text text;
-  for (const Measured& layer : measured_) {
+  const bool matrices = std::any_of(matrices_.begin(), matrices_.end(),
+                                    [](const KeyMatrix& matrix) { return !matrix.empty(); });
+  for (size_t i = 0; i < measured_.size(); i++) {
+    const Measured& layer = measured_[i];
+    if (matrices) {
+      text.put(static_cast<uint32_t>(!matrices_[i].empty()));
+      text.put(matrices_[i].given.data(), matrices_[i].given.size());
+    }
     text.put(layer.key_length);
     text.put(layer.key_centre.data(), layer.key_centre.size());
     text.put(layer.value_centre.data(), layer.value_centre.size());
@@ -126,7 +147,7 @@ void Calibration::save(const tq_io& io) {
   std::vector<uint8_t> piece(kStatePiece);
   StateWriter out(io, piece.data());
   out.bytes_of(kMagic, sizeof kMagic);
-  out.number(kVersion);
+  out.number(matrices ? kWithMatrices : kVersion);
   for (const int32_t x :
        {config_.num_layers, config_.num_q_heads, config_.num_kv_heads, config_.head_dim, config_.value_dim,
         config_.io_dtype, config_.key_family, config_.value_family, config_.held_out_tokens})
@@ -145,8 +166,8 @@ Calibration::Calibration(const tq_io& io) : config_{}, current_(true) {
   in.bytes_of(magic, sizeof magic);
   require(memcmp(magic, kMagic, sizeof magic) == 0, "its first bytes are another file's");
   const uint32_t version = in.number<uint32_t>();
-  TQ_CHECK(version == kVersion, Status::kIncompatible, "calibration: version %u, this library has %u",
-           version, kVersion);
+  TQ_CHECK(version == kVersion || version == kWithMatrices, Status::kIncompatible,
+           "calibration: version %u, this library has %u and %u", version, kVersion, kWithMatrices);
   tq_calibration_config c = {};
   c.struct_size = sizeof c;
   for (int32_t* x : {&c.num_layers, &c.num_q_heads, &c.num_kv_heads, &c.head_dim, &c.value_dim, &c.io_dtype,
@@ -167,6 +188,7 @@ Calibration::Calibration(const tq_io& io) : config_{}, current_(true) {
                values = static_cast<size_t>(c.num_kv_heads) * static_cast<size_t>(config_.value_dim);
   for (int32_t i = 0; i < config_.num_layers; i++) {
     Measured layer;
+    matrices_.push_back(version == kWithMatrices ? take_matrix(source, config_, i) : KeyMatrix{});
     layer.key_length = source.take<float>();
     require(isfinite(layer.key_length) && layer.key_length >= 0, "a key's length");
     layer.key_centre = source.take<float>(keys);

@@ -22,6 +22,8 @@ using format::Kind;
 constexpr double kScalarDistortion[] = {1, .557, .1195, .0278, .00645, .00154, .000386};
 constexpr double kTrellisShare = .7;  // of trellis codes, where they have the width
 
+constexpr int32_t kJudgedBits = 3;  // of the codes that centres are judged by
+
 // Of a float's precision, as the file has it.
 double saved_error(double error) { return static_cast<double>(static_cast<float>(error)); }
 
@@ -195,6 +197,38 @@ void Calibration::measure_sums(const Fed& fed, Measured* to) const {
   for (const double sum : fed.value) to->value_centre.push_back(static_cast<float>(sum / count));
 }
 
+// Centres of the heads whose held-out tokens are none the better for them become zero: codes of kJudgedBits,
+// with and without.
+void Calibration::judge_centres(int32_t index, Measured* to) const {
+  const Fed& fed = fed_[static_cast<size_t>(index)];
+  const size_t heads = static_cast<size_t>(config_.num_kv_heads);
+  const auto judge = [&](Kind kind, int32_t dim, int32_t family, const std::vector<float>& rows,
+                         std::vector<float>* centre) {
+    const size_t size = static_cast<size_t>(dim), count = rows.size() / (heads * size);
+    for (size_t head = 0; head < heads; head++) {
+      double errors[2];
+      for (const bool centred : {false, true}) {
+        const WholeCoder coder(dim, kJudgedBits, family, kind, index, static_cast<int32_t>(head),
+                               centred ? &(*centre)[head * size] : nullptr);
+        std::vector<float> differences(count * size);
+        for (size_t row = 0; row < count; row++) {
+          const float* const x = &rows[(row * heads + head) * size];
+          float* const d = &differences[row * size];
+          code_and_back(coder.coder, x, d);
+          for (size_t i = 0; i < size; i++) d[i] -= x[i];
+        }
+        errors[centred] = kind == Kind::kKey ? logit_error(fed, static_cast<int32_t>(head), differences)
+                                             : std::inner_product(differences.begin(), differences.end(),
+                                                                  differences.begin(), 0.0);
+      }
+      if (errors[1] >= errors[0])
+        std::fill_n(centre->begin() + static_cast<std::ptrdiff_t>(head * size), size, 0.0f);
+    }
+  };
+  judge(Kind::kKey, config_.head_dim, config_.key_family, fed.held_k, &to->key_centre);
+  judge(Kind::kValue, config_.value_dim, config_.value_family, fed.held_v, &to->value_centre);
+}
+
 // The mean over held-out queries of a head's group of the squared products with differences of held-out keys.
 double Calibration::logit_error(const Fed& fed, int32_t head, const std::vector<float>& differences) const {
   const int64_t dim = config_.head_dim, group = config_.num_q_heads / config_.num_kv_heads,
@@ -301,6 +335,7 @@ void Calibration::measure_values(int32_t index, Measured* to) const {
 void Calibration::measure_layer(int32_t index) {
   Measured& to = measured_[static_cast<size_t>(index)];
   measure_sums(fed_[static_cast<size_t>(index)], &to);
+  judge_centres(index, &to);
   measure_keys(index, &to);
   measure_values(index, &to);
 }

@@ -23,7 +23,7 @@ void require_equal(int32_t layer, const char* name, int64_t target, int64_t sour
 // INCOMPATIBLE unless tiles of the source mean the same in the target.
 void Cache::check_exchangeable(const Cache& source) const {
   const Geometry &to = geometry(), &from = source.geometry();
-  const Identity own = {&to, arrays_.centres}, other = {&from, source.arrays_.centres};
+  const Identity own = identity(), other = source.identity();
   TQ_CHECK(to.num_layers == from.num_layers, Status::kIncompatible,
            "target: num_layers = %d, the source's is %d", to.num_layers, from.num_layers);
   TQ_CHECK(to.first_layer == from.first_layer, Status::kIncompatible,

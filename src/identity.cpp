@@ -140,10 +140,14 @@ uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, K
   const int dim = code.dim(kind);
   uint32_t words[format::kMaxDim], any = 0;  // little-endian, as the machine is
   for (int i = 0; i < dim; i++) any |= words[i] = centre_word(centre[i]);
-  const uint64_t hash = any ? XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), 0) : 0;
-  if (kind != Kind::kKey || !code.key_code.banded()) return hash;
-  for (int i = 0; i < dim; i++) words[i] = static_cast<uint32_t>(code.band_coordinate(kv_head, i));
-  return XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), hash);
+  uint64_t hash = any ? XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), 0) : 0;
+  if (kind != Kind::kKey) return hash;
+  if (code.key_code.banded()) {
+    for (int i = 0; i < dim; i++) words[i] = static_cast<uint32_t>(code.band_coordinate(kv_head, i));
+    hash = XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), hash);
+  }
+  const uint64_t matrix = identity.key_matrix(layer);
+  return matrix ? XXH64(&matrix, sizeof matrix, hash) : hash;
 }
 
 void for_each_word(const Identity& identity, void (*visit)(void* context, uint32_t word), void* context) {
@@ -172,7 +176,10 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
       const float* centres = identity.centre(layer, 0, kind);
       for (int64_t i = 0; i < static_cast<int64_t>(l.num_kv_heads) * side.dim; i++)
         put(centre_word(centres[i]));
-      if (kind != Kind::kKey || !l.key_code.banded()) continue;
+      if (kind != Kind::kKey) continue;
+      if (const uint64_t matrix = identity.key_matrix(layer))
+        put(static_cast<int64_t>(matrix & 0xFFFFFFFF)), put(static_cast<int64_t>(matrix >> 32));
+      if (!l.key_code.banded()) continue;
       for (int32_t head = 0; head < l.num_kv_heads; head++)
         for (int32_t i = 0; i < side.dim; i++) put(l.band_coordinate(head, i));
     }

@@ -23,9 +23,11 @@ struct Identity {
   const Geometry* geometry;
   // [num_layers]: keys [num_kv_heads][head_dim], then values [num_kv_heads][value_dim]; zeros = none
   const float* centres;
+  const uint64_t* key_matrices = nullptr;  // [num_layers] hashes (KeyMatrix), 0 = none; null: none at all
 
   // Centre of one kv head, [dim of the side].
   const float* centre(int32_t layer, int32_t kv_head, Kind kind) const;
+  uint64_t key_matrix(int32_t layer) const { return key_matrices ? key_matrices[layer] : 0; }
 };
 
 // What the codes of one side of one layer are, kv heads' centres apart. Equal sides of the same layer and kv
@@ -52,7 +54,8 @@ struct Difference {
 Difference difference(const SideIdentity& a, const SideIdentity& b, Kind kind);
 
 // XXH64 of a kv head's centre as little-endian floats, 0 for one of zeros and where nothing is rotated. Of
-// banded keys: XXH64 of their order, seeded with the centre's.
+// banded keys: XXH64 of their order, seeded with the centre's. Of keys with a matrix: XXH64 of its hash,
+// seeded with what there is without.
 uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, Kind kind);
 
 // Calls put(context, word) for every word, in order. Allocates nothing.

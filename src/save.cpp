@@ -20,7 +20,7 @@ void Cache::save(int64_t id, const tq_io& io, void* stream) {
   check_stream(stream);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: saving is no part of a graph");
   const Geometry& g = geometry();
-  const Identity identity = {&g, arrays_.centres};
+  const Identity identity = this->identity();
   tq_state state = {};
   const StatePart part = part_of_sequence(state, slot);
   describe_part(identity, part, &state);
@@ -79,12 +79,11 @@ int64_t Cache::load(const tq_io& io, void* stream) {
   const Gate::Use use(gate_, true);
   check_stream(stream);
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: loading is no part of a graph");
-  const Geometry& g = geometry();
   SequenceTable& table = arrays_.table;
   table.prepare_slot();
   const Staging staging(*backend_, kStatePiece + kStagingBytes);
   StateReader in(io, staging.get());
-  const SavedHeader header = read_header(in, Identity{&g, arrays_.centres}, config_.max_sequence_tokens());
+  const SavedHeader header = read_header(in, identity(), config_.max_sequence_tokens());
   in.begin_payload(header.payload_bytes);
   const int64_t id = table.commit_create();
   const int32_t slot = table.find(id, "sequence");

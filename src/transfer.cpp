@@ -53,7 +53,7 @@ StatePart Cache::part_of_sequence(const tq_state& state, int32_t slot) const {
 void Cache::describe(int64_t id, tq_state* state) const {
   const Gate::Use use(gate_, false);
   const int32_t slot = arrays_.table.find(id, "sequence");
-  describe_part(Identity{&geometry(), arrays_.centres}, part_of_sequence(*state, slot), state);
+  describe_part(identity(), part_of_sequence(*state, slot), state);
   state->flags = backend_->slot_flags(slot);
 }
 
@@ -113,7 +113,7 @@ void Cache::export_part(int64_t id, const tq_state& state, void* memory, size_t 
   check_stream(stream);
   const StatePart part = part_of_sequence(state, slot);
   tq_state now = state;
-  describe_part(Identity{&geometry(), arrays_.centres}, part, &now);
+  describe_part(identity(), part, &now);
   TQ_CHECK(now.bytes == state.bytes && now.identity == state.identity &&
                now.exact_sinks == state.exact_sinks && now.exact_first == state.exact_first &&
                now.rollback_tokens == state.rollback_tokens,
@@ -163,10 +163,10 @@ StatePart Cache::part_to_import(const tq_state& state) const {
            ll(part.exact_sinks), ll(part.exact_first), state.io_dtype, ll(part.first_token), ll(part.end()));
   TQ_CHECK(part.rollback <= INT32_MAX && part.rollback > -INT64_MAX / 4, kBad,
            "state.rollback_tokens = %lld: no sequence has that many", ll(part.rollback));
-  const uint64_t identity = part_identity(Identity{&g, arrays_.centres}, part);
+  const uint64_t identity = part_identity(this->identity(), part);
   if (identity != state.identity) {
     uint32_t fields[kStateFields];
-    part_fields(Identity{&g, arrays_.centres}, part, fields);
+    part_fields(this->identity(), part, fields);
     const char* const name = differing_field(state.fields, fields);
     throw Error(Status::kIncompatible,
                 "state.identity = 0x%llx: these layers and kv heads are 0x%llx here: %s not the cache's",

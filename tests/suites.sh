@@ -356,6 +356,7 @@ suite_emulate() {
     "run_counted 'latent_test --tiny, capability 8.0' \
       env TQ_EMULATE_CAPABILITY=80 build/emulate/latent_test --tiny"
     "run_counted growth_test build/emulate/growth_test"
+    "run_counted calibration_test build/emulate/calibration_test"
     "run_counted 'vectors_test --small' build/emulate/vectors_test --small"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )

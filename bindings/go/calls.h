@@ -31,8 +31,9 @@
   X(tq_quantizer_get_info) X(tq_quantizer_encode) X(tq_quantizer_decode) X(tq_quantizer_inner_products) \
   X(tq_quantizer_search) X(tq_quantizer_rotate) X(tq_quantizer_unrotate) X(tq_calibrate_sketch_factor) \
   X(tq_calibrate_levels) X(tq_calibration_create) X(tq_calibration_destroy) X(tq_calibration_get_config) \
-  X(tq_calibration_feed) X(tq_calibration_choose) X(tq_calibration_set_centres) X(tq_calibration_centres) \
-  X(tq_calibration_save) X(tq_calibration_load)
+  X(tq_calibration_feed) X(tq_calibration_feed_from) X(tq_cache_set_key_matrix) \
+  X(tq_calibration_set_key_matrix) X(tq_calibration_choose) X(tq_calibration_set_centres) \
+  X(tq_calibration_centres) X(tq_calibration_save) X(tq_calibration_load)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_LEVELS, tq_levels) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -251,6 +252,16 @@ static inline tq_status tqkv_calibration_get_config(const tqkv_api* api, const t
     tq_calibration_config* config, char* text) {
   config->struct_size = sizeof *config;
   return tqkv_done(api, api->tq_calibration_get_config(calibration, config), text);
+}
+
+static inline tq_status tqkv_cache_set_key_matrix(const tqkv_api* api, tq_cache* cache, int32_t layer,
+    const float* matrix, char* text) {
+  return tqkv_done(api, api->tq_cache_set_key_matrix(cache, layer, matrix), text);
+}
+
+static inline tq_status tqkv_calibration_set_key_matrix(const tqkv_api* api, tq_calibration* calibration,
+    int32_t layer, const float* matrix, char* text) {
+  return tqkv_done(api, api->tq_calibration_set_key_matrix(calibration, layer, matrix), text);
 }
 
 static inline tq_status tqkv_calibration_set_centres(const tqkv_api* api, tq_calibration* calibration,

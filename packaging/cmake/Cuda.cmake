@@ -19,6 +19,7 @@ list(APPEND tq_cuda_sources
   cuda/backend.cu
   cuda/device.cu
   cuda/device_layers.cu
+  cuda/device_reader.cu
   cuda/layer_tables.cu
   cuda/link.cu
   cuda/latent/codes.cu

@@ -57,8 +57,11 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
     for (const int32_t value : {2, 3, 4}) {
       if (static_cast<float>(value) > key || static_cast<float>(value) < key - 1.5F) continue;
       goal.key_bits = key, goal.value_bits = value;
-      plans->push_back(Plan{family + " " + bits_text(key, value) + ", bands and centres of " + name, options,
-                            {static_cast<int32_t>(key), value}, calibrated, goal});
+      plans->push_back(Plan{family + " " + bits_text(key, value) + ", bands and centres of " + name,
+                            options,
+                            {static_cast<int32_t>(key), value},
+                            calibrated,
+                            goal});
     }
   goal = {};
   goal.struct_size = sizeof goal;
@@ -67,9 +70,12 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
   for (int i = 0; i < kMixes && error > 0; i++) {
     error *= kMixStep;
     goal.max_error = error;
-    plans->push_back(Plan{family + format(", layers of error %.3g, bands and centres of ",
-                                          static_cast<double>(error)) + name,
-                          options, {2, 2}, calibrated, goal});
+    plans->push_back(Plan{
+        family + format(", layers of error %.3g, bands and centres of ", static_cast<double>(error)) + name,
+        options,
+        {2, 2},
+        calibrated,
+        goal});
   }
 }
 
@@ -158,7 +164,8 @@ void print_ways(std::ostream& out, const Ways& ways, const Options& options) {
   }
   const Way& way = ways.measured[static_cast<size_t>(ways.cheapest)];
   out << "cheapest of " << ways.measured.size() << " with " << limits << ": " << way.text
-      << format(": %.1f bytes a token and kv head, KL %.2e, out err %.2e", way.bytes, way.kl, way.error) << "\n";
+      << format(": %.1f bytes a token and kv head, KL %.2e, out err %.2e", way.bytes, way.kl, way.error)
+      << "\n";
 }
 
 std::string ways_json(const Ways& ways, const Options& options) {

@@ -80,8 +80,8 @@ double LayerCache::attend_seconds(int32_t repeats) {
   const CaptureShape& shape = data_.shape;
   sequence_.plan(0, 1);
   FloatBuffer out(*memory_, static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.value_dim));
-  const float* last = query_->at(static_cast<size_t>(shape.queries - 1) *
-                                 static_cast<size_t>(shape.q_heads) * static_cast<size_t>(shape.key_dim));
+  const float* last = query_->at(static_cast<size_t>(shape.queries - 1) * static_cast<size_t>(shape.q_heads) *
+                                 static_cast<size_t>(shape.key_dim));
   return median_seconds(repeats, [&] {
     check(tq_cache_attend(cache_.get(), 0, sequence_.batch(), last, out.get(), nullptr, nullptr, nullptr, 0,
                           nullptr),

@@ -155,9 +155,10 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   eval->add_option("--calibration", arguments.calibrations,
                    "file of tqkv calibrate, of these layers: centres, and bands of keys at 2, 3 and 4 bits; "
                    "with --cheapest as often as there are files");
-  eval->add_flag("--cheapest", arguments.cheapest,
-                 "instead: of scalar and trellis codes, all widths, centres, bands and layers of calibrations "
-                 "the fewest bytes that keep --max-kl and --max-error, as means over layers")
+  eval->add_flag(
+          "--cheapest", arguments.cheapest,
+          "instead: of scalar and trellis codes, all widths, centres, bands and layers of calibrations "
+          "the fewest bytes that keep --max-kl and --max-error, as means over layers")
       ->excludes(key_bits)
       ->excludes(value_bits)
       ->excludes(sweep);
@@ -209,8 +210,9 @@ void run_cheapest(const EvalArguments& arguments, Capture& capture) {
   Ways ways;
   {
     ProgressLine line(arguments.quiet);
-    ways = compare_ways(capture, arguments.options, calibrations, arguments.calibrations,
-                        [&](int64_t done, int64_t of, const std::string& what) { line.show(done, of, what); });
+    ways =
+        compare_ways(capture, arguments.options, calibrations, arguments.calibrations,
+                     [&](int64_t done, int64_t of, const std::string& what) { line.show(done, of, what); });
   }
   if (arguments.json)
     std::cout << ways_json(ways, arguments.options);

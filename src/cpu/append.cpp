@@ -26,7 +26,8 @@ struct SideJob {
   const format::RowCoder* row_coder;    // of sides by rows
   const format::BandCoder* band_coder;  // of banded keys
   const CodedSide* bands;
-  bool from_copies;  // coded as exact copies of the vectors would be
+  bool from_copies;     // coded as exact copies of the vectors would be
+  const float* matrix;  // of keys, by columns; or null
 
   const uint8_t* vector(int index) const { return rows.at(row + index); }
 };
@@ -72,6 +73,10 @@ void load_vector(const SideJob& job, int index, float* x, Noticed* noticed) {
     x[i] = x[i] < 0 ? -format::kMaxHalf : format::kMaxHalf;
     noticed->replaced = true;
   }
+  if (!job.matrix) return;
+  float finite[format::kMaxDim];
+  for (int i = 0; i < job.layout.dim; i++) finite[i] = format::sanitise(x[i], &noticed->replaced);
+  apply_columns(job.matrix, job.layout.dim, finite, x);
 }
 
 void encode_rows(const SideJob& job, Noticed* noticed) {
@@ -157,12 +162,13 @@ Noticed CpuBackend::encode_side(int32_t index, int head, Kind kind, const Vector
   const format::BandCoder bands = layout.banded() ? store_.band_coder(index, head) : format::BandCoder{};
   uint8_t* words = tile + (key ? layer.tile.key_offset() : layer.tile.value_offset());
   uint8_t* scales = tile + (key ? layer.tile.key_scale_offset() : layer.tile.value_scale_offset());
+  const KeyMatrix* const matrix = key ? store_.key_matrix(index) : nullptr;
   Noticed noticed;
   run_side(SideJob{kernels_, kernels_.of(key ? layer.key : layer.value), row_coder.vector, layout, kind,
                    store_.geometry.io_dtype, rows, run.row, run.first, run.count,
                    reinterpret_cast<uint32_t*>(words),
                    layout.raw() ? nullptr : reinterpret_cast<uint16_t*>(scales), &row_coder, &bands,
-                   layer.bands, store_.geometry.store_once},
+                   layer.bands, store_.geometry.store_once, matrix ? matrix->head_columns(head) : nullptr},
            &noticed);
   return noticed;
 }

@@ -183,7 +183,14 @@ void RowTask::prepare_query(int r, float* q, int exponent) {
   for (int i = 0; i < key_width_; i++) q[i] *= format::exp2_int(-exponent);
   const double scale = static_cast<double>(request_.softmax_scale) * kLog2E * format::exp2_int(exponent);
   row.exact_factor = limited(scale, kLogitLimit);
-  if (layer_.key_code.rotated()) prepare_codes(r, q, limited(scale, FLT_MAX));
+  const KeyMatrix* const matrix = store_.key_matrix(request_.layer);
+  if (matrix) {  // the transpose of the inverse: its columns are the inverse's rows
+    alignas(64) float turned[format::kMaxDim + kMaxLanes] = {};
+    apply_columns(matrix->head_inverse(head_), layer_.head_dim, q, turned);
+    prepare_codes(r, turned, limited(scale, FLT_MAX));
+  } else if (layer_.key_code.rotated()) {
+    prepare_codes(r, q, limited(scale, FLT_MAX));
+  }
   if (!layer_.latent) return;
   float* const latent = space_.q_latent + static_cast<int64_t>(r) * value_width_;
   for (int i = 0; i < value_width_; i++) latent[i] *= format::exp2_int(-exponent);

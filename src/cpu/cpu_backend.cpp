@@ -135,10 +135,15 @@ void CpuBackend::upload_plan(const BatchPlan& plan, void*) {
 void CpuBackend::set_centres(int index, const float* key, const float* value) {
   LayerStore& layer = store_.layer(index);
   if (key) {
-    const int64_t dim = layer.head_dim;
-    for (int64_t i = 0; i < layer.num_kv_heads * dim; i++)
-      layer.key_centre[i] = key[i / dim * dim + layer.band_coordinate(static_cast<int32_t>(i / dim),
-                                                                      static_cast<int32_t>(i % dim))];
+    const int32_t dim = layer.head_dim;
+    const KeyMatrix* const matrix = store_.key_matrix(index);
+    for (int32_t head = 0; head < layer.num_kv_heads; head++) {
+      float turned[format::kMaxDim];
+      const float* own = key + static_cast<int64_t>(head) * dim;
+      if (matrix) apply_columns(matrix->head_columns(head), dim, own, turned), own = turned;
+      for (int32_t i = 0; i < dim; i++)
+        layer.key_centre[static_cast<int64_t>(head) * dim + i] = own[layer.band_coordinate(head, i)];
+    }
     layer.has_key_centre = true;
   }
   if (value) {

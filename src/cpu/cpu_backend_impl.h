@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
+  void set_key_matrix(int layer, const KeyMatrix& matrix) override { store_.set_key_matrix(layer, matrix); }
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;
@@ -103,6 +104,7 @@ class CpuBackend final : public Backend {
                     uint8_t* target) const;
 
  private:
+  void give(int32_t layer, int head, Kind kind, float* x, uint8_t* target) const;
   void append_tile(const AppendRequest& request, const StepSequence& sequence, int64_t tile, int head);
   uint64_t append_copies(const AppendRequest& request, const StepSequence& sequence, int head, int64_t first,
                          int64_t last);

@@ -7,6 +7,15 @@
 
 namespace tq {
 namespace cpu {
+// A decoded key or value as the caller knows it.
+void CpuBackend::give(int32_t index, int head, Kind kind, float* x, uint8_t* target) const {
+  const int dim = store_.layer(index).dim(kind);
+  float turned[format::kMaxDim];
+  const KeyMatrix* const matrix = kind == Kind::kKey ? store_.key_matrix(index) : nullptr;
+  if (matrix) apply_rows(matrix->head_inverse(head), dim, x, turned), x = turned;
+  kernels_.from_float(store_.geometry.io_dtype, x, dim, target);
+}
+
 void CpuBackend::decode_token(int32_t index, int head, Kind kind, const uint8_t* base, int token,
                               uint8_t* target) const {
   const LayerStore& layer = store_.layer(index);
@@ -19,19 +28,17 @@ void CpuBackend::decode_token(int32_t index, int head, Kind kind, const uint8_t*
   const format::SideLayout& side = key ? tile.key : tile.value;
   if (side.banded()) {
     format::decode_bands(store_.band_coder(index, head), side, words, scales, token, x);
-    kernels_.from_float(io, x, layer.dim(kind), target);
-    return;
+    return give(index, head, kind, x, target);
   }
   if (side.by_rows() && !side.raw()) {
     format::decode_row(store_.row_coder(index, head, kind), side,
                        reinterpret_cast<const uint32_t*>(words) + token * side.row_words(),
                        reinterpret_cast<const uint16_t*>(scales) + token * side.scales_per_token(), x);
-    kernels_.from_float(io, x, layer.dim(kind), target);
-    return;
+    return give(index, head, kind, x, target);
   }
   format::decode_token(store_.coder(index, head, kind), side, kind, reinterpret_cast<const uint32_t*>(words),
                        reinterpret_cast<const uint16_t*>(scales), token, io == DataType::kBF16, x);
-  kernels_.from_float(io, x, layer.dim(kind), target);
+  give(index, head, kind, x, target);
 }
 
 void CpuBackend::read(const ReadRequest& request) {

@@ -88,7 +88,8 @@ Store::Store(const Geometry& g, const HostOps& ops, void* pool, int64_t workspac
       pages_(g, ops, pool),
       raw_(ops, raw_bytes(g), "max_raw_tokens: exact copies"),
       table_block_(ops, table_bytes(g), "tables"),
-      workspace_(ops, workspace_bytes, "num_threads: workspace") {
+      workspace_(ops, workspace_bytes, "num_threads: workspace"),
+      key_matrices_(static_cast<size_t>(g.num_layers)) {
   memset(table_block_.get(), 0, static_cast<size_t>(table_block_.bytes()));
   Tables::carve(g, table_block_.get(), &tables_);
   uint8_t* raw = raw_.get();

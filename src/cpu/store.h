@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <vector>
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/page_memory.h"
 #include "format/bands.h"
 #include "host_block.h"
 #include "host_ops.h"
+#include "key_matrix.h"
 #include "requests.h"
 
 namespace tq {
@@ -74,6 +76,14 @@ class Store {
   format::VectorCoder coder(int layer, int head, Kind kind) const;
   format::RowCoder row_coder(int layer, int head, Kind kind) const;
   format::BandCoder band_coder(int layer, int head) const;
+  // Of the layer's keys; null: none.
+  const KeyMatrix* key_matrix(int layer) const {
+    const KeyMatrix& matrix = key_matrices_[static_cast<size_t>(layer)];
+    return matrix.empty() ? nullptr : &matrix;
+  }
+  void set_key_matrix(int layer, const KeyMatrix& matrix) {
+    key_matrices_[static_cast<size_t>(layer)] = matrix;
+  }
   PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
   std::atomic<uint64_t>& flags(int slot) const { return tables_.flags[slot]; }
@@ -103,6 +113,7 @@ class Store {
   PageMemory pages_;
   Block raw_, table_block_, workspace_;
   Tables tables_;
+  std::vector<KeyMatrix> key_matrices_;  // [num_layers]
 };
 
 }  // namespace cpu

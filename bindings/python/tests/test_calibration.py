@@ -133,6 +133,8 @@ def test_what_is_wrong_is_named(calibration):
                          (dict(k=k[:3]), "k: has shape"), (dict(v=v.astype(np.float64)), "v: ")):
         with pytest.raises(tqkv.InvalidArgument, match=text):
             calibration.feed(**{"layer": 0, "q": q, "k": k, "v": v, **change})
+    with pytest.raises(tqkv.InvalidArgument, match="stream = 0x10: must be NULL on the CPU"):
+        calibration.feed(0, q, k, v, stream=16)
     k[2, 1, 5] = np.inf
     with pytest.raises(tqkv.InvalidArgument, match="k: number 69 of token 2 is not finite"):
         calibration.feed(0, q, k, v)

@@ -54,6 +54,16 @@ def tensor_layout(shape, k, v, tokens, meaning="new tokens", writable=False):
     return layout
 
 
+def matrix_buffer(matrix, num_kv_heads, dim):
+    """Key matrices of a layer; of none (0 heads) the library says so."""
+    buffer = as_buffer(matrix, name="matrix")
+    if num_kv_heads == 0:
+        return buffer
+    dense(buffer, "matrix", (num_kv_heads, dim, dim), "[num_kv_heads][head_dim][head_dim]", dtype=1,
+          device=(_ffi.CPU, 0))
+    return buffer
+
+
 def centre_buffers(shape, key_centre, value_centre):
     """Buffers of both centres, None for none; to be held until the library has copied them."""
     centres = {"key_centre": key_centre, "value_centre": value_centre}

@@ -29,7 +29,7 @@ from typing import Any, Optional, Tuple
 from . import _abi, _ffi, state as _state
 from ._ffi import Noticed, check
 from ._handles import Opened
-from ._shapes import Shapes, centre_buffers
+from ._shapes import Shapes, centre_buffers, matrix_buffer
 from .batch import Batch
 from .buffers import as_stream
 from .config import Config, config_of, integer
@@ -198,3 +198,14 @@ class Cache(Opened):
         handles = self._handles
         with handles.exclusive() as cache:
             check(handles.library, handles.library.tq_cache_set_centres(cache, layer, *pointers))
+
+    def set_key_matrix(self, layer: int, matrix: Any) -> None:
+        """For each kv head [num_kv_heads][head_dim][head_dim], float32 on the host: codes are of matrix times
+        key, and queries meet them times the inverse transpose; for calibrated rotations. Copied; CPU caches.
+        Raises InvalidState once a sequence holds tokens, InvalidArgument where there is no inverse."""
+        layer = integer("layer", layer, ctypes.c_int32)
+        shape = self._shape(layer)
+        buffer = matrix_buffer(matrix, shape.num_kv_heads, shape.head_dim)
+        handles = self._handles
+        with handles.exclusive() as cache:
+            check(handles.library, handles.library.tq_cache_set_key_matrix(cache, layer, buffer.pointer))

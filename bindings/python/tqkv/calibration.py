@@ -8,7 +8,8 @@ from typing import Any, Optional, Tuple, Union
 from . import _abi, _ffi
 from ._ffi import DTYPES, check
 from ._handles import Opened
-from .buffers import as_buffer, dense
+from ._shapes import matrix_buffer
+from .buffers import as_buffer, as_stream, dense
 from .config import _FAMILIES, Layer, choice, integer, real
 from .state import _Io, replacing
 
@@ -68,22 +69,31 @@ class Calibration(Opened):
     head_dim = property(lambda self: self._c.head_dim)
     value_dim = property(lambda self: self._c.value_dim)
 
-    def feed(self, layer: int, q: Any, k: Any, v: Any) -> None:
+    def feed(self, layer: int, q: Any, k: Any, v: Any, *, stream: Any = None) -> None:
         """Tokens of a layer after RoPE: q [n][num_q_heads][head_dim], k [n][num_kv_heads][head_dim], v
-        [n][num_kv_heads][value_dim] of io_dtype, dense, on the host."""
-        c = self._c
-        q = as_buffer(q, name="q")
-        rows = q.shape[0] if q.shape else 0
+        [n][num_kv_heads][value_dim] of io_dtype, dense, all on the host or on one CUDA device. stream: None,
+        an int, or a torch or CuPy stream, whose work so far comes first; the call waits for it."""
+        c, stream = self._c, as_stream(stream)
+        q = as_buffer(q, name="q", stream=stream)
+        rows, device = q.shape[0] if q.shape else 0, (q.device_type or _ffi.CPU, q.device_id or 0)
         sides = [(q, "q", c.num_q_heads, c.head_dim),
-                 (as_buffer(k, name="k"), "k", c.num_kv_heads, c.head_dim),
-                 (as_buffer(v, name="v"), "v", c.num_kv_heads, c.value_dim)]
+                 (as_buffer(k, name="k", stream=stream), "k", c.num_kv_heads, c.head_dim),
+                 (as_buffer(v, name="v", stream=stream), "v", c.num_kv_heads, c.value_dim)]
         for buffer, name, heads, dim in sides:
-            dense(buffer, name, (rows, heads, dim), f"[n][{heads}][{dim}]", dtype=c.io_dtype,
-                  device=(_ffi.CPU, 0))
+            dense(buffer, name, (rows, heads, dim), f"[n][{heads}][{dim}]", dtype=c.io_dtype, device=device)
         pointers = [buffer.pointer for buffer, _, _, _ in sides]
         layer = integer("layer", layer, ctypes.c_int32)
         with self._handles.exclusive() as handle:
-            check(self._library, self._library.tq_calibration_feed(handle, layer, rows, *pointers))
+            check(self._library, self._library.tq_calibration_feed_from(handle, layer, rows, *pointers,
+                                                                        *device, stream))
+
+    def set_key_matrix(self, layer: int, matrix: Any) -> None:
+        """As Cache.set_key_matrix, in front of the layer's first tokens; kept in the file, and set with the
+        centres. Bits and bands are then measured of keys as the matrix turns them."""
+        buffer = matrix_buffer(matrix, self.num_kv_heads, self.head_dim)
+        layer = integer("layer", layer, ctypes.c_int32)
+        with self._handles.exclusive() as handle:
+            check(self._library, self._library.tq_calibration_set_key_matrix(handle, layer, buffer.pointer))
 
     def choose(self, key_bits: float = 0, value_bits: int = 0, *, max_error: float = 0,
                outlier: float = 0) -> Choice:
@@ -105,7 +115,7 @@ class Calibration(Opened):
                       found.token_bytes)
 
     def set_centres(self, cache: Any) -> None:
-        """Cache.set_centres of all layers."""
+        """Cache.set_centres of all layers, and set_key_matrix of those that have one."""
         with self._handles.exclusive() as handle, cache._handles.exclusive() as own:
             check(self._library, self._library.tq_calibration_set_centres(handle, own))
 

@@ -278,7 +278,7 @@ def rivals():
         found.append(Format(f"OSCAR {bits}", "query covariance, Hadamard",
                             lambda d, b=bits: (b + 32 / d, b + 32 / d), oscar_keys(bits),
                             _plain(rotated(hadamard, lambda x, b=bits: minmax(x, b)))))
-    for key, value in ((4, 4), (3, 3), (3, 2), (2, 2)):  # norms: one of each width that occurs, four at most here
+    for key, value in ((4, 4), (3, 3), (3, 2), (2, 2)):  # norms: one of each width there, at most 4 here
         found.append(Format(f"Block-GTQ k{key}v{value}", "bits by rotary pair",
                             lambda d, k=key, v=value: (k + 4 * HALF / d, v + HALF / d), block_gtq_keys(key),
                             _mse(value)))
