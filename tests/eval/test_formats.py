@@ -38,7 +38,8 @@ def test_lloyd_max_levels_are_the_known_ones():
 @pytest.mark.parametrize("name, key, value", (
     ("S3 4", 0.0093, 0.0093), ("S3 2", 0.116, 0.116),
     ("S4 k3v2", 0.182, None), ("S2 k3v3", 0.071, None),
-    ("FP8 e4m3, a tensor", 0.00068, 0.00068), ("Block-GTQ k2v2", None, 0.116)))
+    ("FP8 e4m3, a tensor", 0.00068, 0.00068), ("buun TCQ 2", 0.072, 0.072), ("buun TCQ 3", 0.0188, 0.0188),
+    ("Block-GTQ k2v2", None, 0.116)))
 def test_distortion_of_gaussian_numbers(gauss, name, key, value):
     for found, expected in zip(error(ALL[name], *gauss), (key, value)):
         assert expected is None or found == pytest.approx(expected, rel=0.07), name
@@ -82,10 +83,25 @@ def test_constants_and_zeros_survive():
                 assert bool(g(x, side).isfinite().all()), name
 
 
+def test_paths_of_a_trellis_are_the_best_there_are(gauss):
+    """Against every path of four coordinates, and each step shifts the code's bits in."""
+    from tqkv.eval import _bitshift
+    x, levels = gauss[0][0, :20, :4], _bitshift.levels(2, 60, 3)
+    states = _bitshift.paths(x, levels, 2)
+    assert bool((states[:, 1:] >> 2 == states[:, :-1] % (_bitshift.STATES >> 2)).all())
+    found = (levels[states] - x).square().sum(1)
+    first, rest = torch.arange(_bitshift.STATES)[:, None], torch.arange(64)[None]
+    whole = (first << 6 | rest).flatten()
+    every = torch.stack([whole >> shift & _bitshift.STATES - 1 for shift in (6, 4, 2, 0)], 1)
+    least = (levels[every][None] - x[:, None]).square().sum(2).min(1).values
+    assert torch.allclose(found, least, rtol=1e-5)
+
+
 # bytes of a token and head at 128 dimensions, keys and values, as the projects give them
 @pytest.mark.parametrize("name, expected", (("S3 4", 132), ("S3 2", 68), ("S4 k3v2", 100), ("S2 k3v3", 132),
                                             ("S1 k6v6", 274), ("KIVI 2", 96), ("q8_0", 272), ("q4_0", 144),
-                                            ("KVarN k4v2", 108), ("NVFP4, blocks of 16", 144)))
+                                            ("buun TCQ 2", 72), ("buun TCQ 3", 104), ("KVarN k4v2", 108),
+                                            ("NVFP4, blocks of 16", 144)))
 def test_bytes_are_those_of_the_projects(name, expected):
     assert sum(ALL[name].bits(DIM)) * DIM / 8 == expected
 

@@ -228,6 +228,7 @@ def parse():
     parser.add_argument("--json", type=Path, help="write what was found")
     parser.add_argument("--table", action="store_true", help="run nothing: report on --json, or on the "
                         "figures that are kept beside this program")
+    parser.add_argument("--short", action="store_true", help="a table of the main rows alone")
     parser.add_argument("--plot", type=Path, help="draw quality against bytes: SVG or PNG")
     parser.add_argument("--goal", type=float, help="print the cheapest configurations of this KL")
     parser.add_argument("--quick", action="store_true", help="two short texts, 3 bits, no exact tokens, no "
@@ -256,11 +257,13 @@ def main():
             sizes = run(arguments, configurations, sequences, runs, arguments.calibrations or Path(folder))
         missing = sum((*s, c) not in runs.rows for s in sequences for c in configurations)
         print(f"{missing} runs are missing", file=sys.stderr)
-        found = {"command": "python3 tests/testlm/" + " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
-                 "build": build_info(arguments.library), "rows": gather(configurations, sizes, sequences, runs)}
+        found = {"command": f"python3 tests/testlm/evidence.py --texts {texts} --recalls {recalls} --bits "
+                 + ",".join(f"{b:g}" for b in bits),
+                 "build": build_info(arguments.library),
+                 "rows": gather(configurations, sizes, sequences, runs)}
         if arguments.json:
             report.save(found, arguments.json)
-    report.table(found)
+    (report.short_table if arguments.short else report.table)(found)
     if arguments.goal is not None:
         report.cheapest(found, arguments.goal)
     if arguments.plot:

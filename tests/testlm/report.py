@@ -53,6 +53,23 @@ def by_configuration(found):
     return sorted(((*key, rows) for key, rows in groups.items()), key=lambda group: (group[1], group[0]))
 
 
+def short_table(found):
+    """Plain codes, calibrated ones and rivals of whole bits; all coded, and beside the most exact tokens."""
+    exact = sorted({(row["window"], row["sinks"]) for row in found["rows"]})
+    none, most = exact[0], exact[-1]
+    print(f"| | bytes | KL, all tokens coded | KL, last {most[0]} and first {most[1]} exact | top-1 % | "
+          "recall % |")
+    print("|---|---|---|---|---|---|")
+    for name, size, rows in by_configuration(found):
+        row, beside = rows.get(none), rows.get(most)
+        if not row or not beside or row["kind"] in ("centred", "banded") or row["bits"] % 1:
+            continue
+        name = name.replace(", both", ", calibrated").replace(", plain", "")
+        recall = f"{100 * mean(row['recall']):.1f}" if "recall" in row else "-"
+        print(f"| {name} | {size:.0f} | {with_error(row['kl'])} | {with_error(beside['kl'])} | "
+              f"{100 * mean(row['top1']):.1f} | {recall} |")
+
+
 def table(found):
     exact = sorted({(row["window"], row["sinks"]) for row in found["rows"]})
     last = exact[-1]
@@ -65,13 +82,15 @@ def table(found):
         cells += [with_error(rows[pair]["kl"]) if pair in rows else "-" for pair in exact]
         cells += [f"{100 * mean(row['top1']):.1f}" if row else "-" for row in (first, full)]
         known = first and "recall" in first
-        cells += [f"{100 * mean(first['recall']):.1f}", with_error(first["recall_kl"])] if known else ["-", "-"]
+        cells += ["-", "-"] if not known else [f"{100 * mean(first['recall']):.1f}",
+                                               with_error(first["recall_kl"])]
         print("| " + " | ".join(cells) + " |")
     goals(found, exact)
 
 
 def goals(found, exact):
-    """The best of the library in a range of bits, against KVarN's KL there; for each choice of exact tokens."""
+    """The best of the library in a range of bits, against KVarN's KL there; for each choice of exact tokens.
+    """
     print("\n| bits | window, sinks | best of this library | bytes | KL | KVarN's bytes | its KL | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for least, most, name in GOALS:
@@ -139,7 +158,7 @@ def draw(axes, found, pair):
     axes.set_xlabel("bytes of a token and head, exact tokens counted")
     axes.set_title("all tokens coded" if pair == (0, 0) else f"last {pair[0]} and first {pair[1]} exact",
                    fontsize=9)
-    axes.grid(True, which="both", linewidth=0.3)
+    axes.grid(True, linewidth=0.3)
 
 
 def plot(found, path):
@@ -152,7 +171,7 @@ def plot(found, path):
     for axes, pair in zip(both, (pairs[0], pairs[-1])):
         draw(axes, found, pair)
     both[0].set_ylabel("next-byte KL, nats")
-    both[0].legend(fontsize=6.5, frameon=False)
+    both[0].legend(fontsize=6.5, frameon=False, loc="lower left")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
     print(f"{path}: {path.stat().st_size} bytes")
