@@ -18,6 +18,7 @@ UNIFORM, RATES = (2, 3, 4), (2, 2.5, 3, 3.5, 4)
 # Mean squared error of 32 coordinates' codes by width, 0 .. 6 bits; trellis codes have .7 of it.
 DISTORTION = (1, .557, .1195, .0278, .00645, .00154, .000386)
 MOST_BITS = 6
+JUDGED = 3             # bits by which centres are judged
 
 
 def held_out(tokens, most):
@@ -99,12 +100,33 @@ def logit_error(q, difference):
     return (products**2).mean() / q.shape[-1]
 
 
+def plain_side(index, kind, is_trellis, bits, head, centre):
+    side = trellis.TrellisSide if is_trellis else enc.SideConfig
+    return side(len(centre), bits, kind=kind, layer=index, kv_head=head, centre=tuple(centre))
+
+
+def judged_centre(index, kind, is_trellis, head, centre, x, error):
+    """The centre, or zeros where codes of held-out tokens x are none the better for it."""
+    errors = []
+    for each in (centre, np.zeros_like(centre)):
+        errors.append(error(coded(x, plain_side(index, kind, is_trellis, JUDGED, head, each)) - x))
+    return centre if errors[0] < errors[1] else np.zeros_like(centre)
+
+
 def measure(index, q, k, v, most=128, trellis_keys=False, trellis_values=False):
     counted, held = held_out(len(k), most)
     heads, dim = k.shape[1:]
     group, count = q.shape[1] // heads, len(counted)
     key_centre = (k[counted].astype(np.float64).sum(0) / count).astype(enc.F32)
     value_centre = (v[counted].astype(np.float64).sum(0) / count).astype(enc.F32)
+    for head in range(heads):
+        own = q[held][:, head * group:(head + 1) * group]
+        key_centre[head] = judged_centre(index, enc.KEY, trellis_keys, head, key_centre[head],
+                                         np.ascontiguousarray(k[held, head]),
+                                         lambda difference: logit_error(own, difference))
+        value_centre[head] = judged_centre(index, enc.VALUE, trellis_values, head, value_centre[head],
+                                           np.ascontiguousarray(v[held, head]),
+                                           lambda difference: (difference.astype(np.float64)**2).sum())
     query = (q[counted].astype(np.float64)**2).sum(0).reshape(heads, group, dim).sum(1) / count
     key = (k[counted].astype(np.float64)**2).sum(0) / count
     key = np.maximum(key - key_centre.astype(np.float64)**2, 0)
@@ -121,13 +143,9 @@ def measure(index, q, k, v, most=128, trellis_keys=False, trellis_values=False):
             errors.append(logit_error(own, side_of(head, x) - x))
         return float(np.mean(errors))
 
-    def plain(kind, is_trellis, bits, head, centre):
-        side = trellis.TrellisSide if is_trellis else enc.SideConfig
-        return side(len(centre), bits, kind=kind, layer=index, kv_head=head, centre=tuple(centre))
-
     for bits in UNIFORM:
         def whole(head, x):
-            return coded(x, plain(enc.KEY, trellis_keys, bits, head, key_centre[head]))
+            return coded(x, plain_side(index, enc.KEY, trellis_keys, bits, head, key_centre[head]))
 
         error = key_error(whole)
         layer.keys.append(Choice(bits, (), bits, 4 * bands * bits + 2, error))
@@ -154,7 +172,7 @@ def measure(index, q, k, v, most=128, trellis_keys=False, trellis_values=False):
         wrong = square = 0.0
         for head in range(heads):
             x = np.ascontiguousarray(v[held, head])
-            back = coded(x, plain(enc.VALUE, trellis_values, bits, head, value_centre[head]))
+            back = coded(x, plain_side(index, enc.VALUE, trellis_values, bits, head, value_centre[head]))
             wrong += ((back - x).astype(np.float64)**2).sum()
             square += (x.astype(np.float64)**2).sum()
         layer.values.append(Choice(bits, (), bits, enc.stored_dim(v.shape[2]) // 8 * bits + 2,

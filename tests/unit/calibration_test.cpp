@@ -414,7 +414,7 @@ class HostileTest : public CalibrationTest {
 };
 
 TEST_F(HostileTest, Header) {
-  EXPECT_EQ(with(8, uint32_t{2}, TQ_ERROR_INCOMPATIBLE), "calibration: version 2, this library has 1");
+  EXPECT_EQ(with(8, uint32_t{3}, TQ_ERROR_INCOMPATIBLE), "calibration: version 3, this library has 1 and 2");
   EXPECT_EQ(with(0, uint8_t{0x88}), "calibration: its first bytes are another file's");
   const struct {
     int field;
