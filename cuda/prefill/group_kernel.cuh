@@ -9,6 +9,7 @@
 // sees and its own position alone.
 #pragma once
 #include "cuda/prefill/group_expand.cuh"
+#include "cuda/prefill/group_query.cuh"
 #include "cuda/prefill/item.cuh"
 #include "cuda/prefill/rows_body.cuh"
 #include "cuda/ptx/cluster.cuh"
@@ -35,8 +36,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   // Rows, ranges, queries of an item.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     meet_group();  // nobody reads the last item's queries any more
-    prepare_rows<kStored, false, kMasks, QueryForm::kMatrices>(p, b, warp, Base::table(),
-                                                               smem + p.smem.query_at, lane);
+    prepare_matrix<kStored, kMasks>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
     Base::find_range(b);
     publish_to_products();
     meet_group();

@@ -28,6 +28,7 @@ template <int kStored>
 struct WordOrder {
   static constexpr int kLaneTokens = 8, kBlockTokens = 2;
   static constexpr int kJv = PrefillShape<kStored>::kJv;
+  static constexpr int kRun = kJv == 4 ? 8 : 2;  // as in PlainOrder
 
   __device__ static constexpr int key_row(int g, int token_block) {
     return 8 * (g / 2) + 2 * token_block + g % 2;

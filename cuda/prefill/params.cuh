@@ -53,6 +53,7 @@ struct PrefillShape {
 template <int kStored>
 struct PlainOrder {
   static constexpr int kLaneTokens = 2, kBlockTokens = 8;
+  static constexpr int kRun = 2;  // neighbouring coordinates that a lane has in blocks n, n + 1, ..
   __device__ static constexpr int coordinate(int n, int t) { return 8 * n + 2 * t; }
 };
 

@@ -9,6 +9,7 @@
 #include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 #include "cuda/row/write.cuh"
+#include "cuda/warp/store_run.cuh"
 
 namespace tq::cuda::prefill {
 
@@ -53,12 +54,39 @@ __device__ __forceinline__ RowSlope slope_of_row(const PrefillParams& p, const P
                   b.position + query_of_row(p, b.query_tokens, row)};
 }
 
-// How queries lie in shared memory: a warp's own rows in A operand order, as bytes (raw keys: 16-bit
-// numbers), or all rows of the CTA as halves in matrices of wgmma.cuh, 64 coordinates each.
-enum class QueryForm { kOperands, kMatrices };
+// What a lane of the first sixteen says of its row, `place`: the ranges.
+template <bool kMasks>
+__device__ __forceinline__ void put_ranges(const PrefillParams& p, const PrefillBlock& b, int row, int at,
+                                           PrefillRowTable* table) {
+  const RowRange range = range_of<kMasks>(p, b, row);
+  table->begin[at] = range.begin;
+  table->end[at] = range.end;
+  table->visible_begin[at] = range.visible_begin;
+  table->visible_end[at] = range.visible_end;
+  table->unit[at] = ValueUnit{ValueUnit::kFirst};
+}
+// One lane, of row `at` of the table. real: there is such a row.
+__device__ __forceinline__ void put_query(PrefillRowTable* table, int at, bool real, bool coded,
+                                          const CodedQuery& query, float up_log2, float down, bool finite) {
+  table->scale[at] = real ? query.scale : 0.0f;
+  table->exact_scale[at] = real ? up_log2 : 0.0f;
+  table->exact_down[at] = down;
+  table->constant[at] = query.constant;
+  table->half_sum[at] = query.half_sum;
+  table->flags[at] = (!coded || is_wild(query.scale) ? kRowWild : 0) | (finite ? 0 : kRowNotFinite);
+}
+// Factor that brings a query to order 1, with the sign of the softmax scale, and back to log2 units: a power
+// of two keeps sums of large queries in range.
+__device__ __forceinline__ float down_of(const PrefillParams& p, const QuerySize& size) {
+  return format::exp2_int(-size.exponent) * p.numbers.query_sign;
+}
+__device__ __forceinline__ float up_of(const PrefillParams& p, const QuerySize& size) {
+  return fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
+}
 
-// The warp's rows: the row table, and queries.
-template <int kStored, bool kRaw, bool kMasks, QueryForm kForm = QueryForm::kOperands>
+// The warp's rows: the row table, and queries in shared memory in A operand order, as bytes (raw keys: 16-bit
+// numbers).
+template <int kStored, bool kRaw, bool kMasks>
 __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const PrefillBlock& b, int warp,
                                              PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32;
@@ -71,15 +99,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
   const int own = min(first + lane % 16, last);
   const RowPlace place = row_place(p, b, b.kv_head, own);
   const int64_t element = place.element(p.call.q_strides);
-  if (lane < 16) {
-    const RowRange range = range_of<kMasks>(p, b, own);
-    const int at = warp * 16 + lane;
-    table->begin[at] = range.begin;
-    table->end[at] = range.end;
-    table->visible_begin[at] = range.visible_begin;
-    table->visible_end[at] = range.visible_end;
-    table->unit[at] = ValueUnit{ValueUnit::kFirst};
-  }
+  if (lane < 16) put_ranges<kMasks>(p, b, own, warp * 16 + lane, table);
   const auto load = [&](int r, float(&x)[kPieces]) {
     load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r), p.layer.io_dtype, side.layout.dim, lane, x);
   };
@@ -94,19 +114,9 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
     if (r < 15) load(r + 1, next);
     QuerySize size = admit_query(x);
     if (kMasks && p.call.alibi_slopes) slope_of_head(p, __shfl_sync(~0u, place.head, r), size.finite);
-    // A power of two keeps sums of large queries in range.
-    const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
-                up_log2 = fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
+    const float down = down_of(p, size), up_log2 = up_of(p, size);
     CodedQuery query = {up_log2, 0.0f, 0};
-    if constexpr (kForm == QueryForm::kMatrices) {
-      query = code_query<kStored, FastDivision>(
-          p, b.kv_head, signs, size.exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
-            const int number = static_cast<int8_t>(high) * 256 + static_cast<int8_t>(low);
-            *reinterpret_cast<uint16_t*>(queries + i / 2 * (kPrefillRows * kMatrixRow) +
-                                         swizzled(warp * 16 + r, i % 2 * 64 + 2 * lane)) =
-                static_cast<uint16_t>(pack_f16(static_cast<float>(number), 0.0f));
-          });
-    } else if (coded) {
+    if (coded) {
       query = code_query<kStored, FastDivision>(
           p, b.kv_head, signs, size.exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
             // made here: ahead of the rotation it would take registers from the steps
@@ -128,16 +138,7 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
               static_cast<uint16_t>(pack_f16(x[i] - __half2float(__ushort_as_half(h)), 0.0f));
       }
     }
-    if (lane == 0) {
-      const int at = warp * 16 + r;
-      const bool wild = !coded || is_wild(query.scale);
-      table->scale[at] = real ? query.scale : 0.0f;
-      table->exact_scale[at] = real ? up_log2 : 0.0f;
-      table->exact_down[at] = down;
-      table->constant[at] = query.constant;
-      table->half_sum[at] = query.half_sum;
-      table->flags[at] = (wild ? kRowWild : 0) | (size.finite ? 0 : kRowNotFinite);
-    }
+    if (lane == 0) put_query(table, warp * 16 + r, real, coded, query, up_log2, down, size.finite);
   }
   __syncwarp();
 }
@@ -247,12 +248,22 @@ __device__ __forceinline__ void write_part(const PrefillParams& p, const Prefill
   const RowPlace place = row_place(p, b, b.kv_head, row);
   const RowEnd end = end_of_row<FastDivision>(p, state, place.head, finite);
   const int64_t to = place.element(p.call.out_strides);
+  constexpr int kRun = Order::kRun;
+  const bool whole = is_aligned<kRun>(p.call.out, to, p.call.out_dtype);
 #pragma unroll
-  for (int n = 0; n < kStored / 8; n++) {
+  for (int n = 0; n < kStored / 8; n += kRun / 2) {
     const int at = Order::coordinate(n, lane & 3);
     if (at >= p.layer.value.layout.dim) continue;
-    write_element(p, to + at, o[n][2 * half], end);
-    write_element(p, to + at + 1, o[n][2 * half + 1], end);
+    float x[kRun];
+#pragma unroll
+    for (int i = 0; i < kRun; i++) x[i] = weighted(o[n + i / 2][2 * half + i % 2], end.factor);
+    if (whole && at + kRun <= p.layer.value.layout.dim) {
+      store_run<kRun>(p.call.out, to + at, p.call.out_dtype, x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRun; i++)
+        if (at + i < p.layer.value.layout.dim) store_scalar(p.call.out, to + at + i, p.call.out_dtype, x[i]);
+    }
   }
   if ((lane & 3) == 0) write_lse(p, place, end);
 }

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries of a row block as halves in matrices of wgmma.cuh, 64 coordinates each, the row's largest at
+// query_max. Four rows of a warp are worked on at once: one row is a chain of shuffles and reductions, and a
+// row block must not take as long as several steps.
+#pragma once
+#include "cuda/prefill/group_shape.cuh"
+#include "cuda/prefill/rows.cuh"
+
+namespace tq::cuda::prefill {
+
+constexpr int kQueriesAtOnce = 4;
+
+// hadamard_row of several rows: the same stages.
+template <int kStored, int kRows>
+__device__ __forceinline__ void rotate_rows(float (&x)[kRows][kStored / 32], int lane) {
+  constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
+#pragma unroll 1
+  for (int h = 1; h < 32; h *= 2)
+#pragma unroll
+    for (int r = 0; r < kRows; r++)
+#pragma unroll
+      for (int i = 0; i < kPieces; i++) {
+        const float other = __shfl_xor_sync(~0u, x[r][i], h);
+        x[r][i] = lane & h ? other - x[r][i] : x[r][i] + other;
+      }
+#pragma unroll
+  for (int r = 0; r < kRows; r++) {
+#pragma unroll
+    for (int h = 1; h < kBlock; h *= 2)
+#pragma unroll
+      for (int i = 0; i < kPieces; i++)
+        if (!(i % kBlock & h)) {
+          const float a = x[r][i], b = x[r][i + h];
+          x[r][i] = a + b;
+          x[r][i + h] = a - b;
+        }
+    odd_row<kStored>(x[r], false);
+  }
+}
+
+// The warp's 16 rows: the row table, and their part of the matrices.
+template <int kStored, bool kMasks>
+__device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const PrefillBlock& b, int warp,
+                                               PrefillRowTable* table, uint8_t* queries, int lane) {
+  constexpr int kPieces = kStored / 32, kRows = kQueriesAtOnce;
+  const DeviceSide& side = p.layer.key;
+  uint32_t signs[kPieces];
+  load_signs<kPieces>(side, b.kv_head, signs);
+  const int first = b.first_row + warp * 16, last = b.rows_total - 1;
+  // A row a lane: its place, of which dividing by rows a token is the longest part, and its range.
+  const int own = min(first + lane % 16, last);
+  const RowPlace place = row_place(p, b, b.kv_head, own);
+  const int64_t element = place.element(p.call.q_strides);
+  if (lane < 16) put_ranges<kMasks>(p, b, own, warp * 16 + lane, table);
+  float next[kRows][kPieces];
+  const auto load = [&](int r) {
+#pragma unroll
+    for (int i = 0; i < kRows; i++)
+      load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r + i), p.layer.io_dtype, side.layout.dim, lane,
+                        next[i]);
+  };
+  const float norm = format::hadamard_norm(format::log2_block(kStored)) * p.numbers.scale_log2;
+  load(0);
+#pragma unroll 1
+  for (int r = 0; r < 16; r += kRows) {
+    float x[kRows][kPieces], largest[kRows], down[kRows], up_log2[kRows];
+    CodedQuery query[kRows];
+    QuerySize size[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+#pragma unroll
+      for (int k = 0; k < kPieces; k++) x[i][k] = first + r + i <= last ? next[i][k] : 0.0f;
+      size[i] = admit_query(x[i]);
+    }
+    if (r + kRows < 16) load(r + kRows);
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      if (kMasks && p.call.alibi_slopes)
+        slope_of_head(p, __shfl_sync(~0u, place.head, r + i), size[i].finite);
+      down[i] = down_of(p, size[i]), up_log2[i] = up_of(p, size[i]);
+      query[i].constant = 0.0f;
+#pragma unroll
+      for (int k = 0; k < kPieces; k++) {
+        x[i][k] *= down[i];
+        if (side.centre && lane + 32 * k < side.layout.dim)
+          query[i].constant = fmaf(x[i][k], __ldg(side.centre + b.kv_head * side.layout.dim + lane + 32 * k),
+                                   query[i].constant);
+        if (signs[k] >> lane & 1) x[i][k] = -x[i][k];
+      }
+      if (side.centre)
+        query[i].constant = clamp_logit(all_sum(query[i].constant) * p.numbers.scale_log2 *
+                                        format::exp2_int(size[i].exponent));
+    }
+    rotate_rows<kStored, kRows>(x, lane);
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      largest[i] = 0.0f;
+#pragma unroll
+      for (int k = 0; k < kPieces; k++) largest[i] = fmaxf(largest[i], fabsf(x[i][k]));
+      largest[i] = all_max(largest[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
+      const float up = largest[i] > 0.0f ? FastDivision::divide(p.numbers.query_max, largest[i]) : 0.0f;
+#pragma unroll
+      for (int k = 0; k < kPieces; k++)
+        *reinterpret_cast<uint16_t*>(queries + k / 2 * (kPrefillRows * kMatrixRow) +
+                                     swizzled(warp * 16 + r + i, k % 2 * 64 + 2 * lane)) =
+            static_cast<uint16_t>(pack_f16(x[i][k] * up, 0.0f));
+      query[i].half_sum = 0;
+      query[i].scale = fminf(
+          largest[i] * (1.0f / p.numbers.query_max) * norm * format::exp2_int(size[i].exponent), kMaxScale);
+      if (lane == 0)
+        put_query(table, warp * 16 + r + i, first + r + i <= last, true, query[i], up_log2[i], down[i],
+                  size[i].finite);
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace tq::cuda::prefill
