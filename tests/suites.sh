@@ -102,11 +102,13 @@ suite_incidents() { build_test && run_gtest incidents build/test/tests/incident_
 about_traffic() { echo "traffic: a day of requests on a clock of its own; tenants leave no byte behind"; }
 suite_traffic() { build_test && run_gtest traffic build/test/tests/traffic_tests; }
 
-about_model() { echo "model: random operation sequences against a plain reference model"; }
+about_model() { echo "model: 200,000 random operations against a plain reference model; threads"; }
 suite_model() {
   build_test || return
-  run_gtest model build/test/tests/model_tests
-  run_gtest threads build/test/tests/thread_tests
+  together \
+    "run_gtest model build/test/tests/model_tests" \
+    "run_gtest 'model, other worlds' build/test/tests/model_tests --first-world=1000001" \
+    "run_gtest threads build/test/tests/thread_tests"
 }
 
 about_oom() { echo "oom: every allocation made to fail, state unchanged, nothing leaked"; }
