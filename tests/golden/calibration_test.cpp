@@ -31,6 +31,7 @@ float prompt(int64_t layer, int side, int64_t heads, int64_t dim, int64_t i) {
   if (side > 0) x += static_cast<double>((c + head) % 3 - 1);
   if (side == 0) power += (5 * c + 3 * head + layer) % 7 - 3;
   if (side == 1) power += (3 * c + head) % 5 - 2;
+  if (layer == 2 && head == 1) power = side == 1 ? 2 : 0;
   return static_cast<float>(ldexp(x, static_cast<int>(power)));
 }
 

@@ -259,6 +259,36 @@ TEST_F(CalibrationTest, MoreIsFed) {
     EXPECT_NEAR(after[i], (before[i] * 192 + 32000) / 224, 1e-3) << i;  // 192 of 256 counted
 }
 
+// Sides of nothing: no error is left, and no number that is none.
+TEST_F(CalibrationTest, ZeroSides) {
+  const std::vector<float> zero(kTokens * kQueryHeads * kDim);
+  for (int32_t layer = 0; layer < kLayers; layer++)
+    ASSERT_EQ(tq_calibration_feed(calibration, layer, kTokens, zero.data(), zero.data(), zero.data()), TQ_OK);
+  tq_layer_config layers[kLayers];
+  tq_calibration_goal goal = {};
+  goal.struct_size = sizeof goal;
+  goal.key_bits = 3, goal.value_bits = 2;
+  tq_calibration_result result = {};
+  result.struct_size = sizeof result;
+  ASSERT_EQ(tq_calibration_choose(calibration, &goal, layers, kLayers, &result), TQ_OK) << tq_last_error();
+  EXPECT_EQ(result.error, 0);
+  EXPECT_EQ(result.uniform_error, 0);
+  EXPECT_EQ(result.raw_layers, 0);
+}
+
+TEST_F(CalibrationTest, ALoadedOneTakesNoMore) {
+  fill();
+  File file;
+  file.bytes = saved();
+  const tq_io io = file.io();
+  tq_calibration* again = nullptr;
+  ASSERT_EQ(tq_calibration_load(&io, &again), TQ_OK);
+  std::swap(again, calibration);
+  EXPECT_EQ(told(feed(0, 1), TQ_ERROR_INVALID_STATE), "calibration: it was loaded, and takes no more tokens");
+  EXPECT_TRUE(saved() == file.bytes);
+  EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
+}
+
 TEST_F(CalibrationTest, Goals) {
   fill();
   constexpr tq_status kBad = TQ_ERROR_INVALID_ARGUMENT;
