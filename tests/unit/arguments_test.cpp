@@ -10,11 +10,18 @@
 #include <unistd.h>
 
 #include <functional>
+#include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "backend.h"
+#include "host_ops.h"
+#include "paged_backend.h"
 #include "status.h"
 #include "tqkv.h"
+#include "unit/api_cache.h"
+#include "vector_backend.h"
 
 namespace tq {
 namespace {
@@ -266,6 +273,55 @@ TEST(Arguments, NoCuda) {
   tq_quantizer* quantizer = nullptr;
   EXPECT_NE(tq_quantizer_create(&quantizer_config, &quantizer), TQ_OK);
   EXPECT_EQ(quantizer, nullptr);
+}
+
+// What a core that takes a CUDA device for granted would reach: each place says that there is none.
+TEST(Arguments, NoCudaBehindTheConfiguration) {
+  if (!strstr(build_info(), "cuda off")) GTEST_SKIP() << "this build has it";
+  const std::string none = "device_type = 2 (CUDA): this build has no CUDA support";
+  const Geometry geometry = {};
+  VectorGeometry vectors = {};
+  vectors.device_type = DeviceType::kCuda;
+  const HostOps ops = {};
+  EXPECT_EQ(thrown([&] { backend_bytes(DeviceType::kCuda, geometry); }), none);
+  EXPECT_EQ(thrown([&] { create_backend(DeviceType::kCuda, geometry, ops, nullptr, nullptr); }), none);
+  EXPECT_EQ(thrown([&] { create_paged_backend(DeviceType::kCuda, geometry, ops, nullptr); }), none);
+  EXPECT_EQ(thrown([&] { create_vector_backend(vectors, ops, ops); }), none);
+  EXPECT_EQ(thrown([&] { merge_states(DeviceType::kCuda, MergeRequest{}); }), none);
+  LayerGeometry layers[3] = {};
+  Geometry three = {};
+  three.num_layers = 3, three.layers = layers;
+  const auto reasons = [&](DeviceType type) {
+    ReasonList list;
+    check_backend(type, three, list);
+    return std::string(list.text());
+  };
+  for (LayerGeometry& layer : layers) layer.rotation = format::Rotation::kHadamard;
+  EXPECT_EQ(reasons(DeviceType::kCuda), "");
+  const std::string dense = ": rotation = 2 (TQ_ROTATION_DENSE): CPU only, for faithful runs";
+  for (const int last : {2, 1, 0}) {
+    layers[last].rotation = format::Rotation::kDense;
+    EXPECT_EQ(reasons(DeviceType::kCuda), "layer " + std::to_string(last) + dense);
+    EXPECT_EQ(reasons(DeviceType::kCpu), "");
+  }
+}
+
+// What a caller's C++ callback throws ends at the interface.
+TEST(Arguments, ExceptionsOfCallbacks) {
+  OneCache own;
+  const tq_sequence sequence = own.create();
+  tq_io io = {};
+  io.struct_size = sizeof io;
+  io.write = [](void*, const void*, size_t) -> int32_t { throw std::runtime_error("of the caller"); };
+  EXPECT_EQ(tq_sequence_save(own.cache, sequence, &io, nullptr), TQ_ERROR_INTERNAL);
+  EXPECT_STREQ(tq_last_error(), "of the caller");
+  io.write = [](void*, const void*, size_t) -> int32_t { throw 5; };
+  EXPECT_EQ(tq_sequence_save(own.cache, sequence, &io, nullptr), TQ_ERROR_INTERNAL);
+  EXPECT_STREQ(tq_last_error(), "an exception of unknown type reached the interface");
+  io.write = [](void*, const void*, size_t) -> int32_t { throw std::bad_alloc(); };
+  EXPECT_EQ(tq_sequence_save(own.cache, sequence, &io, nullptr), TQ_ERROR_OUT_OF_MEMORY);
+  EXPECT_STREQ(tq_last_error(), "out of host memory");
+  EXPECT_EQ(tq_sequence_free(own.cache, sequence, nullptr), TQ_OK);
 }
 
 // Texts that fill a list to its last byte, and one more.

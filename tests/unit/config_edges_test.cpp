@@ -141,7 +141,7 @@ TEST(ConfigEdges, WindowsOnceAndTheirRoom) {
                   config.window_tokens = window, config.sink_tokens = sinks,
                   config.rollback_tokens = rollback;
                 }),
-                "window_tokens + sink_tokens + rollback_tokens = 2147483648: must be at most 2147483647");
+                "window_tokens + sink_tokens + rollback_tokens = ");
   };
   EXPECT_TRUE(sum(INT_MAX, 0, 1));
   EXPECT_TRUE(sum(INT_MAX, 1, 0));
@@ -231,6 +231,32 @@ TEST(ConfigEdges, SizesThatAreTooLarge) {
   };
   EXPECT_FALSE(table(1 << 27, int64_t{64} << 27));
   EXPECT_TRUE(table((1 << 27) + 1, int64_t{64} << 27));
+}
+
+// Pages by formula: those of all tokens and one more a sequence; of a sliding group no more than its window
+// needs, wherever it begins, a copy of a shared page, and a plan's new tokens.
+TEST(ConfigEdges, PagesOfPools) {
+  L layers[2] = {};
+  for (L& layer : layers) layer.struct_size = sizeof layer;
+  layers[1].sliding_window = 100;
+  for (const int64_t tokens : {1, 63, 64, 65, 128, 129, 100000})
+    for (const int32_t sequences : {1, 3}) {
+      C c = base();
+      c.layers = layers;
+      c.max_tokens = tokens, c.max_sequences = sequences, c.rollback_tokens = 5, c.max_batch_tokens = 65;
+      c.max_sequence_tokens = std::min<int64_t>(tokens, 5000), c.sink_tokens = 1, c.num_threads = 3;
+      const ResolvedConfig resolved(&c);
+      const Geometry& g = resolved.geometry();
+      const int64_t all = (tokens + 63) / 64 + sequences;
+      EXPECT_EQ(g.groups[0].num_pages, all);
+      if (c.max_sequence_tokens > 100) {
+        EXPECT_EQ(g.groups[1].num_pages, std::min<int64_t>(all, (2 + 3) * sequences + 2)) << tokens;
+      }
+      EXPECT_EQ(g.groups[0].max_sequence_pages, (c.max_sequence_tokens + 63) / 64);
+      EXPECT_EQ(g.groups[g.raw_group].max_sequence_pages, (c.max_sequence_tokens + 31) / 32);
+      EXPECT_EQ(g.groups[g.raw_group].num_pages * 32, resolved.config().max_raw_tokens);
+      EXPECT_EQ(resolved.config().num_threads, 3);
+    }
 }
 
 TEST(ConfigEdges, LatentLayers) {
