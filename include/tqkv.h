@@ -1150,6 +1150,10 @@ TQ_API tq_status tq_calibration_choose(tq_calibration *calibration, const tq_cal
 TQ_API tq_status tq_calibration_set_centres(tq_calibration *calibration, tq_cache *cache);
 /* key [num_kv_heads][head_dim], value [num_kv_heads][value_dim] of a layer; either may be NULL. */
 TQ_API tq_status tq_calibration_centres(tq_calibration *calibration, int32_t layer, float *key, float *value);
+/* The layer's key matrices as they were given, [num_kv_heads][head_dim][head_dim], NULL for the second answer
+ * alone: *has is 1, or 0 where it has none, and nothing is written. */
+TQ_API tq_status tq_calibration_key_matrix(tq_calibration *calibration, int32_t layer, float *matrix,
+                                           int32_t *has);
 /* Writes a small file with a version and checksums: what was measured, from which choose chooses. IO. */
 TQ_API tq_status tq_calibration_save(tq_calibration *calibration, const tq_io *io);
 /* A calibration from what save wrote. CORRUPT_DATA, INCOMPATIBLE, IO. */

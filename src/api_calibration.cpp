@@ -122,6 +122,13 @@ tq_status tq_calibration_centres(tq_calibration* calibration, int32_t layer, flo
   return guarded([&] { unwrap(calibration)->copy_centres(layer, key, value); });
 }
 
+tq_status tq_calibration_key_matrix(tq_calibration* calibration, int32_t layer, float* matrix, int32_t* has) {
+  return guarded([&] {
+    tq::require(has, "has");
+    *has = unwrap(calibration)->copy_key_matrix(layer, matrix);
+  });
+}
+
 tq_status tq_calibration_save(tq_calibration* calibration, const tq_io* io) {
   return guarded([&] { unwrap(calibration)->save(tq::checked_io(io, false)); });
 }

@@ -228,6 +228,15 @@ void Calibration::set_key_matrix(int32_t index, const float* matrix) {
       KeyMatrix::make(index, config_.num_kv_heads, config_.head_dim, matrix);
 }
 
+bool Calibration::copy_key_matrix(int32_t index, float* matrix) {
+  const Gate::Use use(gate_, true);
+  TQ_CHECK(index >= 0 && index < config_.num_layers, kBad, "layer = %d: must be 0 .. %d", index,
+           config_.num_layers - 1);
+  const std::vector<float>& given = matrices_[static_cast<size_t>(index)].given;
+  if (matrix) std::copy(given.begin(), given.end(), matrix);
+  return !given.empty();
+}
+
 std::vector<float> Calibration::given_key_centre(int32_t index) const {
   std::vector<float> centre = measured_[static_cast<size_t>(index)].key_centre;
   const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];

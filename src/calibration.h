@@ -53,6 +53,8 @@ class Calibration {
   void choose(const tq_calibration_goal& goal, tq_layer_config* layers, int32_t num_layers,
               tq_calibration_result* result);
   void copy_centres(int32_t layer, float* key, float* value);
+  // Whether the layer has any. matrix: null, or where they go.
+  bool copy_key_matrix(int32_t layer, float* matrix);
   const tq_calibration_config& config() const { return config_; }
   // visit(layer, key centres, value centres, key matrices or null)
   template <typename Visit>

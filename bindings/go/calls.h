@@ -33,7 +33,7 @@
   X(tq_calibrate_levels) X(tq_calibration_create) X(tq_calibration_destroy) X(tq_calibration_get_config) \
   X(tq_calibration_feed) X(tq_calibration_feed_from) X(tq_cache_set_key_matrix) \
   X(tq_calibration_set_key_matrix) X(tq_calibration_choose) X(tq_calibration_set_centres) \
-  X(tq_calibration_centres) X(tq_calibration_save) X(tq_calibration_load)
+  X(tq_calibration_centres) X(tq_calibration_key_matrix) X(tq_calibration_save) X(tq_calibration_load)
 
 #define TQKV_STRUCTS(X) \
   X(TQ_STRUCT_DEVICE_INFO, tq_device_info) X(TQ_STRUCT_LEVELS, tq_levels) X(TQ_STRUCT_CODEBOOK, tq_codebook) \
@@ -272,5 +272,10 @@ static inline tq_status tqkv_calibration_set_centres(const tqkv_api* api, tq_cal
 static inline tq_status tqkv_calibration_centres(const tqkv_api* api, tq_calibration* calibration,
     int32_t layer, float* key, float* value, char* text) {
   return tqkv_done(api, api->tq_calibration_centres(calibration, layer, key, value), text);
+}
+
+static inline tq_status tqkv_calibration_key_matrix(const tqkv_api* api, tq_calibration* calibration,
+    int32_t layer, float* matrix, int32_t* has, char* text) {
+  return tqkv_done(api, api->tq_calibration_key_matrix(calibration, layer, matrix, has), text);
 }
 // clang-format on

@@ -70,10 +70,19 @@ Calibrated::Means Calibrated::centres(size_t index) const {
   const auto side = [&](int32_t dim) {
     return std::vector<float>(static_cast<size_t>(config_.num_kv_heads) * static_cast<size_t>(dim));
   };
-  Means means = {side(config_.head_dim), side(config_.value_dim)};
+  Means means = {side(config_.head_dim), side(config_.value_dim), {}};
   check(
       tq_calibration_centres(calibration_, static_cast<int32_t>(index), means.key.data(), means.value.data()),
       "tq_calibration_centres");
+  int32_t has = 0;
+  const auto matrix = [&](float* to) {
+    check(tq_calibration_key_matrix(calibration_, static_cast<int32_t>(index), to, &has),
+          "tq_calibration_key_matrix");
+  };
+  matrix(nullptr);
+  if (has == 0) return means;
+  means.matrix.resize(means.key.size() * static_cast<size_t>(config_.head_dim));
+  matrix(means.matrix.data());
   return means;
 }
 

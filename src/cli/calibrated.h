@@ -29,6 +29,7 @@ class Calibrated {
   float error(const tq_calibration_goal& goal);
   struct Means {
     std::vector<float> key, value;
+    std::vector<float> matrix;  // of keys; empty: none
   };
   Means centres(size_t index) const;
 

@@ -19,7 +19,8 @@ Centres first_half_means(const LayerData& data) {
   const int64_t half = data.shape.tokens / 2;
   const CaptureShape& shape = data.shape;
   return {head_means(data.key, shape.kv_heads * shape.key_dim, half),
-          head_means(data.value, shape.kv_heads * shape.value_dim, half)};
+          head_means(data.value, shape.kv_heads * shape.value_dim, half),
+          {}};
 }
 
 // And its second half on its own, with the means of the first as centres.

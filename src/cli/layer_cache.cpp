@@ -35,6 +35,9 @@ LayerCache::LayerCache(const LayerData& data, const tq_cache_config& config, con
       cache_(config),
       memory_(DeviceMemory::open(config.device_type, config.device_id)),
       sequence_(cache_) {
+  const int32_t key_bits = config.layers ? config.layers[0].key_bits : config.key_bits;
+  if (centres != nullptr && !centres->matrix.empty() && key_bits != 16)
+    check(tq_cache_set_key_matrix(cache_.get(), 0, centres->matrix.data()), "tq_cache_set_key_matrix");
   if (centres != nullptr)
     check(tq_cache_set_centres(cache_.get(), 0, centres->key.data(), centres->value.data()),
           "tq_cache_set_centres");
@@ -100,7 +103,7 @@ double LayerCache::stored_bytes() const {
 
 Centres centres_of(const Calibrated& calibrated, size_t place) {
   const Calibrated::Means means = calibrated.centres(place);
-  return {means.key, means.value};
+  return {means.key, means.value, means.matrix};
 }
 
 }  // namespace tq::cli

@@ -14,10 +14,11 @@
 
 namespace tq::cli {
 
-// Per-head means [kv heads][dim].
+// Per-head means [kv heads][dim], and matrices of keys [kv heads][dim][dim] or none.
 struct Centres {
   std::vector<float> key;
   std::vector<float> value;
+  std::vector<float> matrix;
 };
 
 class LayerCache {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's caches on the test model with what a calibration found for them: centres, key bands, both.
+"""The library's caches on the test model with what a calibration found for them: centres, key bands, both;
+and both of keys that a matrix turns to where the queries of the calibration are uncorrelated ("turned").
 
 Calibrated (tq_calibration) on text of another kind than the judged one: needle and recall sequences of the
 model's own tasks, and sources and documentation of this clone, 10,240 bytes in all. One calibration a code
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("src/batch.cpp", "src/page_table.cpp", "bindings/python/README.md", "tests/bench/README.md")
 FAMILIES = ("scalar", "trellis")
 KINDS = ("plain", "centred", "banded", "both")
+TURNED = "turned"
 
 
 def calibration_texts(data, piece=1024, each=3):
@@ -36,9 +38,27 @@ def listen(model, texts, hear):
         model.logits(text, attend)
 
 
-def calibrate(tqkv, model, texts, family):
+def moments(model, texts):
+    """Second moments of a kv head's queries [layer][kv head][dim][dim], mean squares of keys [..][dim]."""
+    shape = model.layers, model.kv_heads, model.head_dim
+    queries, keys, count = np.zeros((*shape, model.head_dim)), np.zeros(shape), sum(map(len, texts))
+
+    def hear(layer, q, k, v):
+        del v
+        rows = q.reshape(len(q), model.kv_heads, -1, model.head_dim).transpose(1, 0, 2, 3)
+        rows = rows.reshape(model.kv_heads, -1, model.head_dim).astype(np.float64)
+        queries[layer] += rows.transpose(0, 2, 1) @ rows / (count * (model.q_heads // model.kv_heads))
+        keys[layer] += np.square(k, dtype=np.float64).sum(axis=0) / count
+
+    listen(model, texts, hear)
+    return queries, keys
+
+
+def calibrate(tqkv, model, texts, family, turned=False):
     found = tqkv.Calibration(model.layers, model.q_heads, model.kv_heads, model.head_dim, key_family=family,
                              value_family=family)
+    for layer, basis in enumerate(np.linalg.eigh(moments(model, texts)[0])[1] if turned else ()):
+        found.set_key_matrix(layer, np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32))
     listen(model, texts, lambda layer, *sides: found.feed(
         layer, *(np.ascontiguousarray(side, np.float32) for side in sides)))
     return found
@@ -71,23 +91,27 @@ class Caches:
     """What the library offers, by name: a family, a kind and bits."""
 
     def __init__(self, tqkv, model, calibrations):
-        """calibrations: {family: tqkv.Calibration}"""
+        """calibrations: {family: tqkv.Calibration}, of turned keys by family and TURNED"""
         self.tqkv, self.model, self.calibrations = tqkv, model, calibrations
         self.found = {}
 
-    def chosen(self, family, bits):
-        if (family, bits) not in self.found:
-            self.found[family, bits] = self.calibrations[family].choose(key_bits=bits, value_bits=int(bits))
-        return self.found[family, bits]
+    def calibration(self, family, kind):
+        return self.calibrations[family + TURNED if kind == TURNED else family]
+
+    def chosen(self, family, kind, bits):
+        key = family, kind == TURNED, bits
+        if key not in self.found:
+            self.found[key] = self.calibration(family, kind).choose(key_bits=bits, value_bits=int(bits))
+        return self.found[key]
 
     def token_bytes(self, family, kind, bits):
         """Of a token and kv head."""
-        if kind in ("banded", "both"):
-            return self.chosen(family, bits).token_bytes / (self.model.layers * self.model.kv_heads)
+        if kind in ("banded", "both", TURNED):
+            return self.chosen(family, kind, bits).token_bytes / (self.model.layers * self.model.kv_heads)
         return 2 * (self.model.head_dim // 8 * int(bits) + 2)
 
     def attention(self, tokens, family, kind, bits, window, sinks, seed):
-        layers = self.chosen(family, bits).layers if kind in ("banded", "both") else None
-        calibration = self.calibrations[family] if kind in ("centred", "both") else None
+        layers = self.chosen(family, kind, bits).layers if kind in ("banded", "both", TURNED) else None
+        calibration = self.calibration(family, kind) if kind in ("centred", "both", TURNED) else None
         return CacheAttention(self.tqkv, self.model, tokens, layers, int(bits), family, seed, window, sinks,
                               calibration)

@@ -5,9 +5,9 @@
     python3 evidence.py --table [--plot quality.svg] [--goal 0.004]     what evidence.json says, nothing run
     python3 evidence.py --quick                                         two short texts, seconds
 
-Grid: 2, 3 and 4 bits, and half ones in bands; scalar and trellis codes; plain, centred, banded keys, both;
-window 0 and 128, sinks 0 and 4. Rivals: KVarN, Block-GTQ, OSCAR, bit-shift trellis (rivals.py), at the same
-windows and sinks.
+Grid: 2, 3 and 4 bits, and half ones in bands; scalar and trellis codes; plain, centred, banded keys, both,
+and both of turned keys; window 0 and 128, sinks 0 and 4. Rivals: KVarN, Block-GTQ, OSCAR, bit-shift trellis
+(rivals.py), at the same windows and sinks.
 
 Judged: next-byte KL to the exact model and top-1 agreement over the last 384 of 640 bytes of 24 held-out
 texts; KL and the share recalled of the asked bytes of 6 recall sequences cut to 1,281 bytes. Sequence i has
@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 import report
-from calibrated import FAMILIES, KINDS, ROOT, Caches, calibrate, calibration_texts
+from calibrated import FAMILIES, KINDS, ROOT, TURNED, Caches, calibrate, calibration_texts
 from library import find_library
 from model import Model, read_safetensors
 from run import compare, default_folder, log_softmax
@@ -48,25 +48,25 @@ MOMENTS = "moments.npz"
 STORE = Path(__file__).resolve().parent / "evidence.json"
 
 
-def grid(bits, exact, names):
+def grid(bits, exact, names, kinds=(*KINDS, TURNED)):
     """Configurations: (name, kind, bits, window, sinks); a rival's kind and bits are empty."""
     own = [(family, kind, rate, *pair) for pair in exact for rate in bits for family in FAMILIES
-           for kind in KINDS if rate == int(rate) or kind in ("banded", "both")]
+           for kind in kinds if rate == int(rate) or kind in ("banded", "both")]
     return own + [(name, "", 0, *pair) for pair in exact for name in names]
 
 
 class Worker:
     """What a process needs: the model, the library, calibrations from files."""
 
-    def __init__(self, folder, library, work, quick, with_rivals):
+    def __init__(self, folder, library, work, quick, wanted):
         os.environ["TQKV_LIBRARY"] = str(library)
         import tqkv
         self.model = Model(folder)
         self.data = read_safetensors(os.path.join(folder, "eval.safetensors"))
         self.caches = Caches(tqkv, self.model,
-                             {family: tqkv.Calibration.load(work / family) for family in FAMILIES})
+                             {what: tqkv.Calibration.load(work / what) for what in wanted if what != MOMENTS})
         self.quick, self.exact = quick, {}
-        if with_rivals:
+        if MOMENTS in wanted:
             import torch
             import rivals
             torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def measure_to(folder, library, what, path, quick):
         from rivals import collect_moments
         collect_moments(model, texts, path)
     else:
-        calibrate(tqkv, model, texts, what).save(path)
+        calibrate(tqkv, model, texts, what.removesuffix(TURNED), what.endswith(TURNED)).save(path)
 
 
 def build_info(library):
@@ -162,14 +162,15 @@ class Runs:
 def run(arguments, configurations, sequences, runs, work):
     """Makes the runs that are missing. Returns bytes by configuration."""
     started, context = time.time(), multiprocessing.get_context("spawn")
-    with_rivals = any(not configuration[1] for configuration in configurations)
-    wanted = [what for what in (*FAMILIES, *[MOMENTS] * with_rivals) if not (work / what).exists()]
+    kinds = {configuration[1] for configuration in configurations}
+    wanted = [*FAMILIES, *[family + TURNED for family in FAMILIES if TURNED in kinds],
+              *[MOMENTS] * ("" in kinds)]
     with concurrent.futures.ProcessPoolExecutor(min(3, arguments.jobs), context) as pool:
         for future in [pool.submit(measure_to, arguments.folder, arguments.library, what, work / what,
-                                   arguments.quick) for what in wanted]:
+                                   arguments.quick) for what in wanted if not (work / what).exists()]:
             future.result()
     print(f"calibrated: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
-    begun = (arguments.folder, arguments.library, work, arguments.quick, with_rivals)
+    begun = (arguments.folder, arguments.library, work, arguments.quick, wanted)
     pieces = []
     for task, i in sequences:
         missing = [(task, i, c) for c in configurations if (task, i, c) not in runs.rows]
@@ -219,6 +220,7 @@ def parse():
     parser.add_argument("--texts", type=int, default=24, choices=range(2, 25), metavar="2 .. 24")
     parser.add_argument("--recalls", type=int, default=6, choices=range(0, 7), metavar="0 .. 6")
     parser.add_argument("--bits", default="2,2.5,3,3.5,4", help="of these; 2.5 and 3.5 in bands alone")
+    parser.add_argument("--kinds", default=",".join((*KINDS, TURNED)), help="of the library's caches")
     parser.add_argument("--exact", action="append", help="window,sinks; again for more; all four")
     parser.add_argument("--no-rivals", action="store_true", help="which need torch")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after so long")
@@ -250,7 +252,8 @@ def main():
         if not arguments.no_rivals and not arguments.quick:
             from rivals import NAMES as names
         texts, recalls = (2, 0) if arguments.quick else (arguments.texts, arguments.recalls)
-        configurations = grid(bits, exact[:1] if arguments.quick else exact, names)
+        configurations = (grid(bits, exact[:1], names, KINDS) if arguments.quick
+                          else grid(bits, exact, names, arguments.kinds.split(",")))
         sequences = [("text", i) for i in range(texts)] + [("recall", i) for i in range(recalls)]
         runs = Runs(arguments.out)
         with tempfile.TemporaryDirectory() as folder:

@@ -64,7 +64,8 @@ def short_table(found):
         row, beside = rows.get(none), rows.get(most)
         if not row or not beside or row["kind"] in ("centred", "banded") or row["bits"] % 1:
             continue
-        name = name.replace(", both", ", calibrated").replace(", plain", "")
+        name = name.replace(", both", ", calibrated").replace(", turned", ", calibrated and turned")
+        name = name.replace(", plain", "")
         recall = f"{100 * mean(row['recall']):.1f}" if "recall" in row else "-"
         print(f"| {name} | {size:.0f} | {with_error(row['kl'])} | {with_error(beside['kl'])} | "
               f"{100 * mean(row['top1']):.1f} | {recall} |")
@@ -135,8 +136,9 @@ def shannon(found, pair):
 
 
 LINES = {("scalar", "plain"): ("C0", "o", "scalar"), ("trellis", "plain"): ("C1", "s", "trellis"),
-         ("scalar", "both"): ("C2", "^", "scalar, calibrated"), ("trellis", "both"): ("C3", "D",
-                                                                              "trellis, calibrated")}
+         ("scalar", "both"): ("C2", "^", "scalar, calibrated"),
+         ("trellis", "both"): ("C3", "D", "trellis, calibrated"),
+         ("trellis", "turned"): ("C6", "v", "trellis, calibrated, turned")}
 RIVALS = {"KVarN": ("C4", "x"), "Block-GTQ": ("C5", "+"), "OSCAR": ("C7", "1"), "buun TCQ": ("C8", "2")}
 
 
@@ -145,7 +147,8 @@ def draw(axes, found, pair):
     for (name, kind), (colour, marker, label) in LINES.items():
         own = sorted((all_bytes(row), mean(row["kl"])) for row in rows if (row["name"], row["kind"]) ==
                      (name, kind))
-        axes.plot(*zip(*own), color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+        if own:
+            axes.plot(*zip(*own), color=colour, marker=marker, markersize=4, linewidth=1, label=label)
     for name, (colour, marker) in RIVALS.items():
         other = sorted((all_bytes(row), mean(row["kl"])) for row in rows if row["name"].startswith(name))
         if other:

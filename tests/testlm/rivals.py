@@ -6,7 +6,7 @@ What they may know beforehand (Block-GTQ, OSCAR) is from the calibration texts o
 import numpy as np
 import torch
 
-from calibrated import listen
+from calibrated import moments
 from model import exact_attention
 from tqkv.eval import _formats
 
@@ -24,27 +24,17 @@ def token_bytes(name, dim):
 
 
 def collect_moments(model, texts, path):
-    """Into a file: second moments of queries [layer][kv head][dim][dim], mean squares of keys [..][dim]."""
-    shape = model.layers, model.kv_heads, model.head_dim
-    moments, squares, count = np.zeros((*shape, model.head_dim)), np.zeros(shape), sum(map(len, texts))
-
-    def hear(layer, q, k, v):
-        del v
-        rows = q.reshape(len(q), model.kv_heads, -1, model.head_dim).transpose(1, 0, 2, 3)
-        rows = rows.reshape(model.kv_heads, -1, model.head_dim).astype(np.float64)
-        moments[layer] += rows.transpose(0, 2, 1) @ rows / (count * (model.q_heads // model.kv_heads))
-        squares[layer] += np.square(k, dtype=np.float64).sum(axis=0) / count
-
-    listen(model, texts, hear)
+    """Into a file."""
+    queries, keys = moments(model, texts)
     with open(path, "wb") as file:
-        np.savez(file, moments=moments, squares=squares)
+        np.savez(file, moments=queries, squares=keys)
 
 
 def read_sides(path):
     """[layer]: _formats.Side of as few rows as have these moments, which are all that formats ask for."""
     found, sides = np.load(path), []
-    for layer, (moments, squares) in enumerate(zip(found["moments"], found["squares"])):
-        value, vector = np.linalg.eigh(moments)
+    for layer, (queries, squares) in enumerate(zip(found["moments"], found["squares"])):
+        value, vector = np.linalg.eigh(queries)
         rows = vector * np.sqrt(np.maximum(value, 0) * len(value[0]))[:, None, :]
         sides.append(_formats.Side(layer, torch.from_numpy(rows.transpose(0, 2, 1).astype(np.float32)),
                                    torch.from_numpy(np.sqrt(squares)[:, None].astype(np.float32))))

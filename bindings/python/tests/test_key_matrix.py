@@ -150,16 +150,18 @@ def test_a_calibration_carries_them(tmp_path):
             calibration.set_key_matrix(0, found)
         queries, keys = turned(found, q, k)
         with tqkv.Calibration(1, Q_HEADS, KV_HEADS, DIM) as other:
+            assert other.key_matrix(0) is None
             other.feed(0, queries, keys, v)
             want = other.choose(key_bits=3, value_bits=3)
             turned_centre = np.frombuffer(other.centres(0)[0], np.float32).reshape(KV_HEADS, DIM)
         have = calibration.choose(key_bits=3, value_bits=3)
+        assert calibration.key_matrix(0) == found.tobytes()
         assert have.layers == want.layers and have.error == pytest.approx(want.error, rel=1e-4)
         centre = np.frombuffer(calibration.centres(0)[0], np.float32).reshape(KV_HEADS, DIM)
         close(np.einsum("hij,hj->hi", found, centre), turned_centre, 1e-5)
         calibration.save(tmp_path / "turned")
     with tqkv.Calibration.load(tmp_path / "turned") as again:
-        assert again.choose(key_bits=3, value_bits=3) == have
+        assert again.choose(key_bits=3, value_bits=3) == have and again.key_matrix(0) == found.tobytes()
         with pytest.raises(tqkv.InvalidState, match="it was loaded"):
             again.set_key_matrix(0, found)
         fields = {"num_layers": 1, "num_q_heads": Q_HEADS, "num_kv_heads": KV_HEADS, "head_dim": DIM,

@@ -406,6 +406,7 @@ FUNCTIONS = {
         c_int32, POINTER(CalibrationResult)]),
     "tq_calibration_set_centres": (c_int32, [CalibrationHandle, CacheHandle]),
     "tq_calibration_centres": (c_int32, [CalibrationHandle, c_int32, c_void_p, c_void_p]),
+    "tq_calibration_key_matrix": (c_int32, [CalibrationHandle, c_int32, c_void_p, POINTER(c_int32)]),
     "tq_calibration_save": (c_int32, [CalibrationHandle, POINTER(Io)]),
     "tq_calibration_load": (c_int32, [POINTER(Io), POINTER(CalibrationHandle)]),
 }

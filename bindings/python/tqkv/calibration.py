@@ -127,6 +127,14 @@ class Calibration(Opened):
             check(self._library, self._library.tq_calibration_centres(handle, layer, *sides))
         return bytes(sides[0]), bytes(sides[1])
 
+    def key_matrix(self, layer: int) -> Optional[bytes]:
+        """A layer's matrices as bytes of float32 [num_kv_heads][head_dim][head_dim]; None: it has none."""
+        matrix = (ctypes.c_float * (self.num_kv_heads * self.head_dim * self.head_dim))()
+        layer, has = integer("layer", layer, ctypes.c_int32), ctypes.c_int32()
+        with self._handles.exclusive() as handle:
+            check(self._library, self._library.tq_calibration_key_matrix(handle, layer, matrix, has))
+        return bytes(matrix) if has.value else None
+
     def save(self, file: Any, *, mac: Optional[bytes] = None) -> None:
         """Into a path, whole or not at all, or a binary file."""
         with replacing(file) as target, self._handles.exclusive() as handle:

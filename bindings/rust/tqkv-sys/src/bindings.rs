@@ -1261,6 +1261,10 @@ functions! {
     /// NULL.
     fn tq_calibration_centres(calibration: *mut tq_calibration, layer: i32, key: *mut f32,
         value: *mut f32) -> tq_status;
+    /// The layer's key matrices as they were given, \[num_kv_heads\]\[head_dim\]\[head_dim\], NULL for the
+    /// second answer alone: \*has is 1, or 0 where it has none, and nothing is written.
+    fn tq_calibration_key_matrix(calibration: *mut tq_calibration, layer: i32, matrix: *mut f32,
+        has: *mut i32) -> tq_status;
     /// Writes a small file with a version and checksums: what was measured, from which choose chooses. IO.
     fn tq_calibration_save(calibration: *mut tq_calibration, io: *const tq_io) -> tq_status;
     /// A calibration from what save wrote. CORRUPT_DATA, INCOMPATIBLE, IO.
