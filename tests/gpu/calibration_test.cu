@@ -134,6 +134,23 @@ void refusals() {
   check(calibration.file() == expected(), "what was refused counts");
 }
 
+void matrices_are_the_cpus() {
+  tq_cache_config config;
+  API_MUST(tq_cache_config_init(&config));
+  config.device_type = TQ_DEVICE_CUDA;
+  config.num_layers = 1, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = kDim;
+  config.io_dtype = TQ_F32;
+  config.key_bits = config.value_bits = 4;
+  config.max_tokens = 64;
+  tq_cache* cache = nullptr;
+  API_MUST(tq_cache_create(&config, nullptr, &cache));
+  std::vector<float> identity(kDim * kDim);
+  for (int i = 0; i < kDim; i++) identity[static_cast<size_t>(i * (kDim + 1))] = 1;
+  refused(tq_cache_set_key_matrix(cache, 0, identity.data()), TQ_ERROR_NOT_SUPPORTED,
+          "layer 0: key matrices: CPU only");
+  check(tq_cache_destroy(cache) == TQ_OK, "destroy");
+}
+
 void failing() {
   const Buffer<uint16_t> q(host().q), k(host().k), v(host().v);
   count_calls();
@@ -164,6 +181,7 @@ int main() {
     same_file();
     behind_a_stream();
     refusals();
+    matrices_are_the_cpus();
     failing();
   } catch (const std::exception& error) {
     gpu_test::check(false, "uncaught: %s", error.what());
