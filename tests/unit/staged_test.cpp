@@ -54,6 +54,9 @@ class Device : public Backend {
   }
   ReachedMemory reach(const void*, int64_t) const override { return {nullptr, true}; }
   void move_tokens(const MoveRequest& request) override { own_->move_tokens(request); }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) override {
+    return own_->take_memory(bytes, what);
+  }
   uint8_t* take_staging(int64_t bytes) override {
     seen.staged += bytes;
     seen.most_staged = std::max(seen.most_staged, bytes);
