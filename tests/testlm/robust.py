@@ -146,7 +146,7 @@ def main():
         arguments.json.write_text(json.dumps([[*key, runs.rows[key]] for key in keys]))
     worse = table(runs.rows, rates, arguments.sequences)
     print(f"\n{worse} ratios above {MOST} by more than two standard errors")
-    sys.exit(worse > 0)
+    sys.exit(int(worse > 0))
 
 
 if __name__ == "__main__":
