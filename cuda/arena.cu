@@ -153,7 +153,8 @@ ArenaPlaces::ArenaPlaces(const Geometry& geometry)
     for (int kind = 0; kind < 2; kind++) {
       const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
       place.signs[kind] = side.code().rotated() ? take(&table_bytes, heads * sign_bytes(side)) : -1;
-      place.rows[kind] = coded_rows(side) ? take(&table_bytes, static_cast<int64_t>(sizeof(RowTables))) : -1;
+      const int64_t rows_bytes = row_table_bytes(side, static_cast<int>(heads));
+      place.rows[kind] = rows_bytes > 0 ? take(&table_bytes, rows_bytes) : -1;
     }
     place.sketch = tile.key.family != format::CodeFamily::kProd
                        ? -1

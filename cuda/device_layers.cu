@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cuda/append/launch.h"
+#include "cuda/append/launch_bands.h"
 #include "cuda/latent/launch.h"
 #include "cuda/prefill/launch.h"
 #include "cuda/schedule/work_list.h"
@@ -76,7 +77,10 @@ void DeviceLayers::append_tokens(const DeviceLayer& layer, const DevicePlan& pla
                           as_stream(request.stream));
   };
   const DeviceSide &key = layer.key, &value = layer.value;
-  if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
+  if (key.layout.banded()) {
+    append::launch_append_bands(params, tiles, num_units_, early_, as_stream(request.stream));
+    sides(stored_of(value), 1, 1);
+  } else if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
     sides(stored_of(key.layout.raw() ? value : key), 0, 2);
   } else {  // kernels are compiled per dimension: one launch for each
     sides(stored_of(key), 0, 1);
@@ -112,10 +116,13 @@ void DeviceLayers::set_layer_centres(int layer, const float* key, const float* v
   }
   if (!begin) return;
   std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
-  for (int kind = 0; kind < 2; kind++)
-    if (given[kind] && places[kind])
-      memcpy(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin), given[kind],
-             sizeof(float) * l.num_kv_heads * dims[kind]);
+  for (int kind = 0; kind < 2; kind++) {
+    if (!given[kind] || !places[kind]) continue;
+    float* to = reinterpret_cast<float*>(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin));
+    for (int head = 0; head < l.num_kv_heads; head++)
+      for (int i = 0; i < dims[kind]; i++)  // of keys in bands by place
+        *to++ = given[kind][head * dims[kind] + (kind == 0 ? l.band_coordinate(head, i) : i)];
+  }
   check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;

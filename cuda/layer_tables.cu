@@ -2,6 +2,9 @@
 // See layer_tables.h.
 #include "cuda/layer_tables.h"
 
+#include "cuda/code/band_tables.h"
+#include "cuda/code/trellis_tables.h"
+#include "cuda/code/zones.h"
 #include "format/sketch.h"
 
 namespace tq {
@@ -15,6 +18,13 @@ int64_t sketch_bytes(const format::SideLayout& side, format::SketchKind sketch) 
   return sketch == format::SketchKind::kGaussian
              ? static_cast<int64_t>(side.stored) * side.stored * static_cast<int64_t>(sizeof(float))
              : 2 * sign_bytes(side);
+}
+
+int64_t row_table_bytes(const format::SideLayout& side, int heads) {
+  if (coded_rows(side)) return static_cast<int64_t>(sizeof(RowTables));
+  if (!side.banded()) return 0;
+  return static_cast<int64_t>(sizeof(BandTables)) +
+         heads * static_cast<int64_t>(side.dim) * static_cast<int64_t>(sizeof(int32_t));
 }
 
 namespace {
@@ -59,6 +69,24 @@ RowTables row_tables(const Geometry& geometry, int layer, Kind kind, const uint8
   return tables;
 }
 
+// The orders lie behind the tables. device: where the tables will be.
+void fill_bands(const LayerGeometry& layer, const format::SideLayout& key, uint8_t* to,
+                const uint8_t* device) {
+  BandTables& tables = *reinterpret_cast<BandTables*>(to);
+  tables = {};
+  for (int band = 0; band < key.num_bands(); band++) {
+    const format::SideLayout side = format::side_part(key, band).side;
+    format::Codebook& book = tables.book[band];
+    book = format::builtin_codebook(format::kGroupCodes, side.code());
+    tables.bytes[band] = side_tables(side, book).bytes;
+    tables.zones[band] = has_book(side) && code::zones_apart(book);
+  }
+  tables.order = reinterpret_cast<const int32_t*>(device + sizeof(BandTables));
+  int32_t* order = reinterpret_cast<int32_t*>(to + sizeof(BandTables));
+  for (int head = 0; head < layer.num_kv_heads; head++)
+    for (int place = 0; place < key.dim; place++) *order++ = layer.band_coordinate(head, place);
+}
+
 }  // namespace
 
 void fill_layer_tables(const Geometry& geometry, int layer, const LayerPlaces& place, int64_t first,
@@ -68,7 +96,9 @@ void fill_layer_tables(const Geometry& geometry, int layer, const LayerPlaces& p
   const auto at = [&](int64_t offset) { return image + (offset - first); };
   for (int kind = 0; kind < 2; kind++) {
     const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
-    if (place.rows[kind] >= 0)
+    if (side.banded())
+      fill_bands(geometry.layers[layer], side, at(place.rows[kind]), device + (place.rows[kind] - first));
+    else if (place.rows[kind] >= 0)
       *reinterpret_cast<RowTables*>(at(place.rows[kind])) =
           row_tables(geometry, layer, static_cast<Kind>(kind),
                      place.sketch < 0 ? nullptr : device + (place.sketch - first));

@@ -113,9 +113,6 @@ void check_device(DeviceType type, int device_id, ReasonList& reasons) {
 
 void check_backend(DeviceType type, const Geometry& geometry, ReasonList& reasons) {
   if (type == DeviceType::kCpu) return;
-  for (int32_t layer = 0; layer < geometry.num_layers; layer++)
-    if (geometry.layers[layer].key_code.banded())
-      return reasons.add(Status::kNotSupported, "layer %d: key_bands: CPU only", layer);
   for (int32_t layer = 0; layer < geometry.num_layers; layer++) {
     if (geometry.layers[layer].rotation != format::Rotation::kDense) continue;
     reasons.add(Status::kNotSupported,

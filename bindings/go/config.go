@@ -46,7 +46,7 @@ type LayerConfig struct {
 	LayerKind     LayerKind // 0 = the cache's
 	KeyLevels     *Levels   // of CodeLevels keys; nil = the cache's
 	ValueLevels   *Levels
-	KeyBands      *KeyBands // CPU only; KeyBits is then 0; nil = all of a key alike
+	KeyBands      *KeyBands // KeyBits is then 0; nil = all of a key alike
 }
 
 // KeyBands are keys in bands of 32 coordinates, each with a width, a rotation and a scale of its own.

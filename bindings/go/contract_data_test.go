@@ -153,6 +153,10 @@ type contractLayer struct {
 	FirstKVHead   int32 `json:"first_kv_head"`
 	GroupSize     int32 `json:"group_size"`
 	LayerKind     int32 `json:"layer_kind"`
+	KeyBands      *struct {
+		Bits  []int32 `json:"bits"`
+		Order []int32 `json:"order"`
+	} `json:"key_bands"`
 }
 
 func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
@@ -162,6 +166,9 @@ func layersOf(layers []contractLayer) (result []tqkv.LayerConfig) {
 			KeyFamily: tqkv.CodeFamily(l.KeyFamily), ValueFamily: tqkv.CodeFamily(l.ValueFamily),
 			Rotation: tqkv.Rotation(l.Rotation), SlidingWindow: l.SlidingWindow, SharesLayer: l.SharesLayer,
 			FirstKVHead: l.FirstKVHead, GroupSize: l.GroupSize, LayerKind: tqkv.LayerKind(l.LayerKind)})
+		if l.KeyBands != nil {
+			result[len(result)-1].KeyBands = &tqkv.KeyBands{Bits: l.KeyBands.Bits, Order: l.KeyBands.Order}
+		}
 	}
 	return result
 }

@@ -11,7 +11,8 @@ namespace tq::cuda::append {
 template <int kStored>
 struct TrellisShape {
   static constexpr int kChains = kStored / format::kChain;
-  static constexpr int kTogether = kChains >= 4 ? 32 / kChains : 8;  // vectors of a warp at a time
+  // vectors of a warp at a time: of bands it has whole tiles
+  static constexpr int kTogether = kChains >= 4 ? 32 / kChains : kChains == 1 ? 32 : 8;
   static constexpr int kCapacity = kChains * kTogether;
   static constexpr int kWarpBytes = code::TrellisWork::bytes(kCapacity);
 };
@@ -63,12 +64,21 @@ __device__ __forceinline__ format::QuantiseResult code_paths(const format::Codeb
   return format::QuantiseResult{dot[0], format::mul_rn(static_cast<float>(four_qq), 0.25f)};
 }
 
+// Where the tokens of a side come from.
+struct WholeTokens {
+  template <int kStored>
+  __device__ __forceinline__ bool load(const AppendParams& args, const DeviceSide& side, const TileJob& job,
+                                       int token, float (&y)[kStored / 32], int lane) const {
+    return load_token<kStored>(args, side, job, token, y, lane);
+  }
+};
+
 // Tokens first, first + stride, ... of a job, `count` of them. Not inlined, job and target by value: as
 // encode_row. Returns whether a value was replaced.
-template <int kStored>
+template <int kStored, class Tokens>
 __device__ __noinline__ bool encode_trellis(const AppendParams& args, const DeviceSide& side,
-                                            const TileJob job, int first, int stride, int count,
-                                            const CodeTarget target, uint16_t* scales, int lane) {
+                                            const TileJob job, const Tokens tokens, int first, int stride,
+                                            int count, const CodeTarget target, uint16_t* scales, int lane) {
   using Shape = TrellisShape<kStored>;
   constexpr int kRegs = kStored / 32, kJv = SideWords<kStored>::kJv, kChains = Shape::kChains;
   const code::TrellisWork work(Shape::kCapacity);
@@ -83,7 +93,7 @@ __device__ __noinline__ bool encode_trellis(const AppendParams& args, const Devi
     uint32_t signs[kRegs];
 #pragma unroll
     for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
-    replaced |= load_token<kStored>(args, side, job, first + v * stride, y, lane);
+    replaced |= tokens.template load<kStored>(args, side, job, first + v * stride, y, lane);
     int own_exponent = 0;
     const bool there = code::rotate_warp<kStored>(y, signs, lane, &own_exponent);
     float squares[kRegs];
@@ -144,14 +154,15 @@ __device__ __noinline__ bool encode_trellis(const AppendParams& args, const Devi
 }
 
 // The same of any number of tokens.
-template <int kStored>
+template <int kStored, class Tokens = WholeTokens>
 __device__ __forceinline__ bool encode_trellis_tokens(const AppendParams& args, const DeviceSide& side,
                                                       const TileJob& job, int first, int stride,
-                                                      const CodeTarget& target, uint16_t* scales, int lane) {
+                                                      const CodeTarget& target, uint16_t* scales, int lane,
+                                                      const Tokens& tokens = {}) {
   constexpr int kTogether = TrellisShape<kStored>::kTogether;
   bool replaced = false;
   for (int token = first; token < job.end; token += kTogether * stride)
-    replaced |= encode_trellis<kStored>(args, side, job, token, stride,
+    replaced |= encode_trellis<kStored>(args, side, job, tokens, token, stride,
                                         min(kTogether, (job.end - token + stride - 1) / stride), target,
                                         scales, lane);
   return replaced;

@@ -68,27 +68,32 @@ using ScalarOf = Scalar<kBits>;
 template <int kBits, int kJv>
 using TrellisOf = TrellisCode<kBits, kJv>;
 
+// The tile of a core.
+template <int kDim, int kKeyBits, int kValueBits>
+struct UniformTile {
+  static constexpr format::TileLayout kTile = {kDim, kDim, kKeyBits, kValueBits};
+};
+
 // kOwnTables: own_table, where that leaves enough registers.
 template <int kDim, int kKeyBits, int kValueBits, int kTilesPerStep, bool kOwnTables = true,
-          int kSets = kRowsPerBlock / kRowsPerSet, template <int, int> class CodeOf = ScalarOf>
+          int kSets = kRowsPerBlock / kRowsPerSet, template <int, int> class CodeOf = ScalarOf,
+          class Tile = UniformTile<kDim, kKeyBits, kValueBits>>
 struct CodedCore {
   using KeyCode = CodeOf<kKeyBits, format::SideLayout(kDim, kKeyBits).jv>;
   using ValueCode = CodeOf<kValueBits, format::SideLayout(kDim, kValueBits).jv>;
   // For blocks of few rows.
   using Small = CodedCore<kDim, kKeyBits, kValueBits, kTilesPerStep, kOwnTables, 1, CodeOf>;
   static constexpr bool kHasSmall = kSets > 1;
-  static constexpr bool kMasks = false, kExact = false, kByRows = false;
+  static constexpr bool kMasks = false, kExact = false, kByRows = false, kBands = false;
   static constexpr int kRows = kSets * kRowsPerSet;
   static constexpr int kTiles = kTilesPerStep;
   static constexpr int kStepLength = kTiles * format::kTileTokens;
   static constexpr int kGroups = kDim / 32;
   static constexpr int kLoad = format::SideLayout(kDim, kKeyBits).jv,
                        kLoads = format::SideLayout(kDim, kKeyBits).jb;
-  static constexpr int kTileBytes = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).tile_bytes();
-  static constexpr int kValueAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_offset();
-  static constexpr int kKeyScaleAt = format::TileLayout(kDim, kDim, kKeyBits, kValueBits).key_scale_offset();
-  static constexpr int kValueScaleAt =
-      format::TileLayout(kDim, kDim, kKeyBits, kValueBits).value_scale_offset();
+  static constexpr int kTileBytes = Tile::kTile.tile_bytes(), kValueAt = Tile::kTile.value_offset();
+  static constexpr int kKeyScaleAt = Tile::kTile.key_scale_offset(),
+                       kValueScaleAt = Tile::kTile.value_scale_offset();
   // the producer limits the copies on their way
   static constexpr bool kPaced = kTiles * kTileBytes > kSmallStepBytes;
   static constexpr int kKey = kDim, kValue = kDim;
@@ -301,6 +306,12 @@ struct CodedCore {
 #pragma unroll
         for (int b = 0; b < 4; b++) x[set][tile][b] = of_tile[set][b];
     }
+    take_scores(p, stage, token, whole, x, lane);
+  }
+
+  // The rest of a step, from the scores of its tiles on.
+  __device__ __forceinline__ void take_scores(const AttendParams& p, const uint8_t* stage, int token,
+                                              bool whole, float (&x)[kSets][kTiles][4], int lane) {
     uint32_t weights[kSets][kTiles][2];
     float factor[kSets];
 #pragma unroll

@@ -31,6 +31,12 @@ inline CoreShape trellis_shape(int dim, int tiles, bool exact) {
   shape.tunings_end = std::end(kTrellisTunings);
   return shape;
 }
+// Of keys in bands, whose steps are bound by instructions too.
+inline CoreShape banded_shape(int dim, int tiles, bool exact) {
+  CoreShape shape = trellis_shape(dim, tiles, exact);
+  shape.row_query_bytes = dim / format::kGroupCodes * kRowsPerBlock * static_cast<int>(sizeof(int32_t));
+  return shape;
+}
 inline CoreShape generic_shape(int key, int value, const format::SideLayout& side, bool exact) {
   const bool raw = side.raw();
   return CoreShape{raw ? 0 : key,
@@ -50,6 +56,10 @@ template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch);
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_trellis(const AttendLaunch& launch);
+template <int kDim, int kPattern, int kTrellis, int kValueBits, int kTiles, int kWarps>
+void launch_banded(const AttendLaunch& launch);
+template <int kDim, int kSum, int kTrellis, int kValueBits, int kTiles, int kWarps>
+void launch_any_bands(const AttendLaunch& launch);
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch);
 template <int kKey, int kValue>

@@ -5,6 +5,7 @@
 // scaled by a quotient where CodedCore takes a power of two, and running maxima are not rounded: the two
 // agree within their rounding, not to the bit. Raw sides are 16-bit numbers in the matrix unit (raw.cuh).
 #pragma once
+#include "cuda/attend/bands.cuh"
 #include "cuda/attend/groups.cuh"
 #include "cuda/attend/operands.cuh"
 #include "cuda/attend/raw.cuh"
@@ -28,7 +29,8 @@ __device__ __forceinline__ void with_taken(format::CodeId id, const F& f) {
 
 template <int kKeyDim, int kValueDim, Takes kTakes>
 struct GenericCore {
-  static constexpr bool kAll = kTakes != Takes::kCodes, kByRows = kTakes == Takes::kRows;
+  static constexpr bool kAll = kTakes != Takes::kCodes, kByRows = kTakes == Takes::kRows,
+                        kBands = kByRows && kKeyDim <= format::kMaxBands * format::kGroupCodes;
   static constexpr bool kHasSmall = false;
   static constexpr bool kMasks = true, kExact = kAll;  // ALiBi and tree masks; exact tokens
   static constexpr int kTiles = 1, kStepLength = format::kTileTokens;
@@ -142,6 +144,8 @@ struct GenericCore {
         raw_scores<true, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
       else
         raw_scores<false, kKeyGroups>(numbers, key.layout.dim, q, x, lane);
+    } else if (kBands && key.layout.banded()) {
+      band_scores<kKeyGroups>(p, stage, query, x, lane);
     } else if (kByRows && coded_rows(key.layout)) {
       row_scores<kKeyGroups>(p, stage, query, x, lane);
     } else {

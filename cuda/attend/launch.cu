@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 
+#include "cuda/attend/banded.cuh"
 #include "cuda/attend/core_shape.cuh"
 #include "cuda/attend/instances.h"
 #include "cuda/code/trellis_tables.h"
@@ -68,42 +69,77 @@ namespace {
 using Launcher = void (*)(const AttendLaunch&);
 
 struct Compiled {
-  int stored, key_bits, value_bits, tiles;
-  bool trellis;
+  int stored, tiles;
+  format::CodeId key, value;
   Launcher launch;
+
+  // Of keys in bands without widths: the widths' sum counts.
+  bool serves(const format::TileLayout& tile) const {
+    const format::CodeId id = tile.key.code();
+    return stored == tile.key.stored && stored == tile.value.stored && value == tile.value.code() &&
+           (key.banded() && key.bands == 0 ? key.family == id.family && key.bits == id.bits : key == id);
+  }
+  CoreShape shape(bool exact) const {
+    return key.banded() ? banded_shape(stored, tiles, exact)
+                        : (value.trellis() ? trellis_shape : coded_shape)(stored, tiles, exact);
+  }
 };
 
 template <size_t... kAt>
 constexpr std::array<Compiled, sizeof...(kAt)> coded_rows_of(std::index_sequence<kAt...>) {
-  return {{{kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits, kCodedInstances[kAt].value_bits,
-            kCodedInstances[kAt].tiles, false,
+  return {{{kCodedInstances[kAt].stored, kCodedInstances[kAt].tiles,
+            format::scalar_code(kCodedInstances[kAt].key_bits),
+            format::scalar_code(kCodedInstances[kAt].value_bits),
             launch_coded<kCodedInstances[kAt].stored, kCodedInstances[kAt].key_bits,
                          kCodedInstances[kAt].value_bits, kCodedInstances[kAt].tiles,
                          kCodedInstances[kAt].warps>}...}};
 }
 template <size_t... kAt>
 constexpr std::array<Compiled, sizeof...(kAt)> trellis_rows_of(std::index_sequence<kAt...>) {
-  return {{{kTrellisInstances[kAt].stored, kTrellisInstances[kAt].key_bits, kTrellisInstances[kAt].value_bits,
-            kTrellisInstances[kAt].tiles, true,
+  return {{{kTrellisInstances[kAt].stored, kTrellisInstances[kAt].tiles,
+            format::trellis_code(kTrellisInstances[kAt].key_bits),
+            format::trellis_code(kTrellisInstances[kAt].value_bits),
             launch_trellis<kTrellisInstances[kAt].stored, kTrellisInstances[kAt].key_bits,
                            kTrellisInstances[kAt].value_bits, kTrellisInstances[kAt].tiles,
                            kTrellisInstances[kAt].warps>}...}};
 }
+template <size_t... kAt>
+constexpr std::array<Compiled, sizeof...(kAt)> banded_rows_of(std::index_sequence<kAt...>) {
+  return {{{kBandedInstances[kAt].stored, kBandedInstances[kAt].tiles,
+            pattern_code(kBandedInstances[kAt].stored / format::kGroupCodes, kBandedInstances[kAt].pattern,
+                         kBandedInstances[kAt].trellis != 0),
+            kBandedInstances[kAt].trellis ? format::trellis_code(kBandedInstances[kAt].value_bits)
+                                          : format::scalar_code(kBandedInstances[kAt].value_bits),
+            launch_banded<kBandedInstances[kAt].stored, kBandedInstances[kAt].pattern,
+                          kBandedInstances[kAt].trellis, kBandedInstances[kAt].value_bits,
+                          kBandedInstances[kAt].tiles, kBandedInstances[kAt].warps>}...}};
+}
+template <size_t... kAt>
+constexpr std::array<Compiled, sizeof...(kAt)> any_bands_rows_of(std::index_sequence<kAt...>) {
+  return {{{kAnyBandsInstances[kAt].stored, kAnyBandsInstances[kAt].tiles,
+            AnyBandsTile<kAnyBandsInstances[kAt].stored, kAnyBandsInstances[kAt].sum,
+                         kAnyBandsInstances[kAt].trellis != 0, kAnyBandsInstances[kAt].value_bits>::kKeyCode,
+            kAnyBandsInstances[kAt].trellis ? format::trellis_code(kAnyBandsInstances[kAt].value_bits)
+                                            : format::scalar_code(kAnyBandsInstances[kAt].value_bits),
+            launch_any_bands<kAnyBandsInstances[kAt].stored, kAnyBandsInstances[kAt].sum,
+                             kAnyBandsInstances[kAt].trellis, kAnyBandsInstances[kAt].value_bits,
+                             kAnyBandsInstances[kAt].tiles, kAnyBandsInstances[kAt].warps>}...}};
+}
 constexpr auto kCoded = coded_rows_of(std::make_index_sequence<std::size(kCodedInstances)>());
 constexpr auto kTrellis = trellis_rows_of(std::make_index_sequence<std::size(kTrellisInstances)>());
+constexpr auto kBanded = banded_rows_of(std::make_index_sequence<std::size(kBandedInstances)>());
+constexpr auto kAnyBands = any_bands_rows_of(std::make_index_sequence<std::size(kAnyBandsInstances)>());
 
 // Both sides have codes of one family.
 const Compiled* find_compiled(const format::TileLayout& tile) {
-  if (tile.key.by_rows() || tile.value.by_rows() || tile.key.stored != tile.value.stored ||
-      tile.key.family != tile.value.family)
+  const auto in = [&](const auto& rows) -> const Compiled* {
+    for (const Compiled& row : rows)
+      if (row.serves(tile)) return &row;
     return nullptr;
-  const bool trellis = is_trellis(tile.key);
-  const Compiled* const rows = trellis ? kTrellis.data() : kCoded.data();
-  for (size_t i = 0; i < (trellis ? kTrellis.size() : kCoded.size()); i++)
-    if (rows[i].stored == tile.key.stored && rows[i].key_bits == tile.key.bits &&
-        rows[i].value_bits == tile.value.bits)
-      return &rows[i];
-  return nullptr;
+  };
+  if (!tile.key.banded()) return tile.key.code().trellis() ? in(kTrellis) : in(kCoded);
+  const Compiled* const pattern = in(kBanded);
+  return pattern ? pattern : in(kAnyBands);
 }
 
 struct Generic {
@@ -156,9 +192,7 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   const Compiled* compiled = find_compiled(tile);
   const Generic* generic = find_generic(tile);
   int most = 0;
-  if (compiled)
-    most = bytes((compiled->trellis ? trellis_shape : coded_shape)(compiled->stored, compiled->tiles, exact),
-                 {false, true});
+  if (compiled) most = bytes(compiled->shape(exact), {false, true});
   if (generic)
     most = std::max(most,
                     bytes(generic_shape(generic->is.key, generic->is.value, tile.key, exact), {true, true}));
@@ -173,7 +207,8 @@ void launch_attend(const AttendLaunch& launch) {
   TQ_CHECK(compiled || generic, Status::kNotSupported,
            "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,
            value.layout.dim, key.layout.bits, value.layout.bits);
-  const bool rows = coded_rows(key.layout) || coded_rows(value.layout) || has_trellis(launch.layer);
+  const bool rows =
+      coded_rows(key.layout) || coded_rows(value.layout) || has_trellis(launch.layer) || key.layout.banded();
   (compiled ? compiled->launch : rows ? generic->rows : generic->launch)(launch);
 }
 

@@ -2,6 +2,7 @@
 // From an AttendLaunch to a kernel launch, for one core. The files that instances.txt expands to instantiate
 // a few each, so that they compile in parallel.
 #pragma once
+#include "cuda/attend/banded.cuh"
 #include "cuda/attend/core_shape.cuh"
 #include "cuda/attend/kernel.cuh"
 #include "cuda/runtime.h"
@@ -42,6 +43,37 @@ void launch_trellis(const AttendLaunch& launch) {
     launch_core<ExactToo<Core>, kWarps>(launch, trellis_shape(kDim, kTiles, true));
   else
     launch_core<Core, kWarps>(launch, trellis_shape(kDim, kTiles, false));
+}
+
+// Core<kOwnTables> of keys in bands.
+template <template <bool> class Core, int kDim, bool kTrellis, int kTiles, int kWarps>
+void launch_band_core(const AttendLaunch& launch) {
+  if (launch.layer.window_tokens + launch.layer.sink_tokens > 0)
+    launch_core<ExactToo<Core<false>>, kWarps>(launch, banded_shape(kDim, kTiles, true));
+  else
+    launch_core<Core<!kTrellis>, kWarps>(launch, banded_shape(kDim, kTiles, false));
+}
+template <int kDim, int kPattern, bool kTrellis, int kValueBits, int kTiles>
+struct BandedCores {
+  template <bool kOwnTables>
+  using Core = BandedCore<kDim, kPattern, kTrellis, kValueBits, kTiles, kOwnTables>;
+};
+template <int kDim, int kSum, bool kTrellis, int kValueBits, int kTiles>
+struct AnyBandsCores {
+  template <bool kOwnTables>
+  using Core = AnyBandsCore<kDim, kSum, kTrellis, kValueBits, kTiles, kOwnTables>;
+};
+template <int kDim, int kPattern, int kTrellis, int kValueBits, int kTiles, int kWarps>
+void launch_banded(const AttendLaunch& launch) {
+  constexpr bool kOf = kTrellis != 0;
+  launch_band_core<BandedCores<kDim, kPattern, kOf, kValueBits, kTiles>::template Core, kDim, kOf, kTiles,
+                   kWarps>(launch);
+}
+template <int kDim, int kSum, int kTrellis, int kValueBits, int kTiles, int kWarps>
+void launch_any_bands(const AttendLaunch& launch) {
+  constexpr bool kOf = kTrellis != 0;
+  launch_band_core<AnyBandsCores<kDim, kSum, kOf, kValueBits, kTiles>::template Core, kDim, kOf, kTiles,
+                   kWarps>(launch);
 }
 
 template <int kKey, int kValue, Takes kTakes>

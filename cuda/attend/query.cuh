@@ -3,14 +3,13 @@
 // byte, in the order of the matrix unit's second operand. A set of 4 rows is its 8 columns: 2 r the high
 // bytes of row r, 2 r + 1 the low ones, so that score = 256 * high + low exactly, in one lane.
 #pragma once
+#include "cuda/attend/band_query.cuh"
 #include "cuda/attend/raw.cuh"
 #include "cuda/attend/row_query.cuh"
 #include "cuda/row/mask.cuh"
 #include "cuda/row/query.cuh"
 
 namespace tq::cuda::attend {
-
-constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
 
 // Rows first, first + step, ... < rows of a block, by one warp. Core::kKey: stored key dimension, a multiple
 // of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
@@ -22,7 +21,8 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
                                               int lane) {
   constexpr int kStored = Core::kKey, kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
-  const bool coded = !side.layout.raw(), by_rows = Core::kByRows && coded_rows(side.layout);
+  const bool banded = Core::kBands && side.layout.banded(), coded = !side.layout.raw() && !banded,
+             by_rows = Core::kByRows && coded_rows(side.layout);
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, kv_head, signs);
@@ -64,10 +64,14 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
         query = row_query<kStored>(p, kv_head, signs, size.exponent, x, r, slot, lane);
         wild = is_wild(query.scale);
       }
+    if constexpr (Core::kBands)
+      if (banded) {
+        query = band_query<kPieces>(p, row_place(p, s, kv_head, first_row + r), kv_head, signs, size, r, slot,
+                                    lane);
+        wild = is_wild(query.scale);
+      }
     if (coded && !by_rows) {
-      // k position = lane of matrix step i; of a lane's two registers the first has positions 0-15
-      uint8_t* to =
-          slot + r / kRowsPerSet * 256 + (r % kRowsPerSet * 8 + lane % 16 / 4) * 8 + lane / 16 * 4 + lane % 4;
+      uint8_t* to = slot + set_place(r, lane);
       query = code_query<kStored, ExactDivision>(p, kv_head, signs, size.exponent, x, lane,
                                                  [&](int i, uint8_t high, uint8_t low) {
                                                    to[i * 512] = high;

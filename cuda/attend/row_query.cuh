@@ -14,17 +14,24 @@ struct SketchRows {
   float ratio[kRowsPerBlock];  // of a sum of signs to one of levels, norm and scale apart
   int32_t sum[kRowsPerBlock];  // of the sketched integers
 };
-// Of grouped keys: int32_t [groups][kRowsPerBlock].
+// Of grouped keys: int32_t [groups][kRowsPerBlock]. Of keys in bands the same of bands, see bands.cuh.
 
 // Bytes of it in a query slot.
 inline int row_query_bytes(const format::SideLayout& side) {
   if (side.family == format::CodeFamily::kProd)
     return query_rows_at(side.stored) + static_cast<int>(sizeof(SketchRows));
-  return side.family == format::CodeFamily::kGrouped
-             ? side.num_groups() * kRowsPerBlock * static_cast<int>(sizeof(int32_t))
-             : 0;
+  const int sums = side.family == format::CodeFamily::kGrouped ? side.num_groups() : side.num_bands();
+  return sums * kRowsPerBlock * static_cast<int>(sizeof(int32_t));
 }
 
+constexpr int kRowsPerSet = 4, kQuerySets = kRowsPerBlock / kRowsPerSet;
+
+// Place of a row's high byte as second operand (query.cuh): position = lane of matrix step 0, of which a
+// lane's two registers have 0-15 and the others; 512 bytes a step. The low one lies 32 behind.
+__device__ __forceinline__ int set_place(int row, int position) {
+  return row / kRowsPerSet * 256 + (row % kRowsPerSet * 8 + position % 16 / 4) * 8 + position / 16 * 4 +
+         position % 4;
+}
 // Place of a row's high byte at a position of a matrix step, as a lane takes its first operand: a uint4. The
 // low one lies behind those of four positions.
 __device__ __forceinline__ int operand_place(int row, int step, int position) {

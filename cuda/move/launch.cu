@@ -43,14 +43,19 @@ void for_sides(const Geometry& g, int layer, const F& f) {
                      0,
                      0,
                      0};
-    const int scales = key ? tile.key_scale_offset() : tile.value_scale_offset();
-    side.scale_offset = scales - offset;
-    if (!layout.by_rows()) {
-      f(side, offset);
-      continue;
+    for (int i = 0; i < layout.num_parts(); i++) {
+      const format::SidePart part = format::side_part(layout, i);
+      const int words = offset + part.word_offset,
+                scales = (key ? tile.key_scale_offset() : tile.value_scale_offset()) + part.scale_offset;
+      side.layout = part.side;
+      side.scale_offset = scales - words;
+      if (!part.side.by_rows()) {
+        f(side, words);
+        continue;
+      }
+      rows(side, words, part.side.row_bytes());
+      if (part.side.scale_bytes() > 0) rows(side, scales, part.side.scale_bytes() / kUnitTokens);
     }
-    rows(side, offset, layout.row_bytes());
-    if (layout.scale_bytes() > 0) rows(side, scales, layout.scale_bytes() / kUnitTokens);
   }
   for (const Kind kind : {Kind::kKey, Kind::kValue}) {
     if (!g.has_exact()) break;
@@ -79,25 +84,25 @@ void for_sides(const Geometry& g, int layer, const F& f) {
 MoveSpace::Places::Places(const Geometry& g) : num_tables(0), num_sides(0), bytes(0) {
   struct Known {
     format::CodeId code;
-    int kind, jv;
+    Kind kind;
+    int jv;
   };
   std::vector<Known> known;
-  for (int layer = 0; layer < g.num_layers; layer++) {
-    const format::TileLayout tile = g.tile(layer);
-    for (int kind = 0; kind < 2; kind++) {
-      const format::SideLayout& side = kind == 0 ? tile.key : tile.value;
+  for (int layer = 0; layer < g.num_layers; layer++)
+    for_sides(g, layer, [&](const MoveSide& side, int64_t) {
+      num_sides++;
       int index = -1;
-      for (size_t i = 0; !side.by_rows() && i < known.size(); i++)
-        if (known[i].code == side.code() && known[i].kind == kind && known[i].jv == side.jv)
+      const bool codes = side.row_bytes == 0;
+      for (size_t i = 0; codes && i < known.size(); i++)
+        if (known[i].code == side.layout.code() && known[i].kind == side.kind &&
+            known[i].jv == side.layout.jv)
           index = static_cast<int>(i);
-      if (!side.by_rows() && index < 0) {
+      if (codes && index < 0) {
         index = static_cast<int>(known.size());
-        known.push_back(Known{side.code(), kind, side.jv});
+        known.push_back(Known{side.layout.code(), side.kind, side.layout.jv});
       }
       table_of_side.push_back(index);
-    }
-    for_sides(g, layer, [&](const MoveSide&, int64_t) { num_sides++; });
-  }
+    });
   num_tables = static_cast<int32_t>(known.size());
   const auto take = [this](int64_t size) {
     const int64_t place = bytes;
@@ -126,10 +131,11 @@ void MoveSpace::initialise(const Geometry& g, const Arena& arena, cudaStream_t s
   MoveSide* sides = reinterpret_cast<MoveSide*>(constants.data() + places_.sides);
   const format::MoveTable* device_tables =
       reinterpret_cast<const format::MoveTable*>(block_.data() + places_.tables);
+  const int* table_of = places_.table_of_side.data();
   for (int layer = 0; layer < g.num_layers; layer++)
     for_sides(g, layer, [&](MoveSide side, int64_t offset) {
       side.first = arena.pages(g, layer, side.group).pages + offset;
-      const int table = places_.table_of_side[2 * layer + static_cast<int>(side.kind)];
+      const int table = *table_of++;
       if (side.row_bytes == 0) {
         tables[table] = format::MoveTable(side.layout, side.kind);
         side.table = device_tables + table;

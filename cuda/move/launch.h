@@ -24,7 +24,7 @@ class MoveSpace {
   // Offsets in the block.
   struct Places {
     explicit Places(const Geometry& geometry);
-    std::vector<int> table_of_side;  // [num_layers][key, value] index of the move table, -1 for sides by rows
+    std::vector<int> table_of_side;  // [num_sides]: index of the move table, -1 for rows
     int32_t num_tables, num_sides;
     int64_t tables, sides, lists, bytes;
   };

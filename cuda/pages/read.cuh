@@ -7,6 +7,7 @@
 #include "cuda/code/rows.cuh"
 #include "cuda/code/trellis.cuh"
 #include "cuda/code/warp_vector.cuh"
+#include "cuda/pages/bands.cuh"
 #include "cuda/pages/params.h"
 #include "cuda/warp/elements.cuh"
 
@@ -47,6 +48,7 @@ __device__ __forceinline__ void read_coded(const ReadParams& args, int head, con
   constexpr int kRegs = kStored / 32;
   const DeviceSide& side = args.side();
   const format::SideLayout& layout = side.layout;
+  if (layout.banded()) return read_bands(args, head, tile, token, to, lane);
   float y[kRegs];
   if (layout.by_rows()) {
     const code::RowSource row = {

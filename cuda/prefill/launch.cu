@@ -76,7 +76,7 @@ constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::s
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
   if (tile.key.dim != tile.value.dim || coded_rows(tile.key) || coded_rows(tile.value) ||
-      tile.key.code().trellis() || tile.value.code().trellis())
+      tile.key.code().trellis() || tile.value.code().trellis() || tile.key.banded())
     return nullptr;
   for (const Compiled& row : kCompiled)
     if (row.stored == format::stored_dim(tile.key.dim)) return &row;

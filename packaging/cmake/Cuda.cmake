@@ -14,6 +14,7 @@ foreach(wing attend append prefill pages)
 endforeach()
 list(APPEND tq_cuda_sources
   cuda/append/launch.cu
+  cuda/append/launch_bands.cu
   cuda/arena.cu
   cuda/attend/launch.cu
   cuda/backend.cu

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <list>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -204,10 +205,10 @@ class Config {
   tq_cache_config c;
 
  private:
-  static tq_layer_config read_layer(const Json& json) {
+  tq_layer_config read_layer(const Json& json) {
     known(json, {"num_q_heads", "num_kv_heads", "head_dim", "value_dim", "key_bits", "value_bits",
                  "key_family", "value_family", "rotation", "sliding_window", "shares_layer", "first_kv_head",
-                 "group_size", "layer_kind"});
+                 "group_size", "layer_kind", "key_bands"});
     tq_layer_config layer = {};
     layer.struct_size = sizeof layer;
     TQ_READ(layer, num_q_heads), TQ_READ(layer, num_kv_heads), TQ_READ(layer, head_dim),
@@ -215,7 +216,18 @@ class Config {
     TQ_READ(layer, key_family), TQ_READ(layer, value_family), TQ_READ(layer, rotation),
         TQ_READ(layer, sliding_window), TQ_READ(layer, shares_layer), TQ_READ(layer, first_kv_head),
         TQ_READ(layer, group_size), TQ_READ(layer, layer_kind);
+    if (json.contains("key_bands")) layer.key_bands = read_bands(json["key_bands"]);
     return layer;
+  }
+  const tq_key_bands* read_bands(const Json& json) {
+    known(json, {"bits", "order"});
+    bands_.push_back({});
+    Bands& bands = bands_.back();
+    bands.bits = json.at("bits").get<std::vector<int32_t>>();
+    bands.order = json.value("order", bands.order);
+    bands.is = {sizeof bands.is, static_cast<int32_t>(bands.bits.size()), bands.bits.data(),
+                bands.order.empty() ? nullptr : bands.order.data()};
+    return &bands.is;
   }
   static const tq_codebook* read_codebook(const Json& json, tq_codebook& book) {
     known(json, {"bits", "unit", "magnitude"});
@@ -230,6 +242,11 @@ class Config {
   }
 
   std::vector<int32_t> key_bits_, value_bits_;
+  struct Bands {
+    std::vector<int32_t> bits, order;
+    tq_key_bands is;
+  };
+  std::list<Bands> bands_;  // layers point into it
   std::vector<tq_layer_config> layers_;
   tq_codebook key_codebook_, value_codebook_;
 };

@@ -73,6 +73,45 @@ def trellis(tensors):
     yield c
 
 
+def orders(heads, dim):
+    """A permutation for each kv head, one after the other."""
+    return [(i * (4 * head + 7) + head) % dim for head in range(heads) for i in range(dim)]
+
+
+def bands(tensors):
+    c = Case(tensors, "banded_keys", "keys in bands, in other orders from head to head, with a centre")
+    c.create(**shapes(2, 2, 40, (4, 3), num_layers=2, window_tokens=2, sink_tokens=1, max_sequences=2,
+                      layers=[{"key_bands": {"bits": [4, 2], "order": orders(2, 40)}},
+                              {"key_bands": {"bits": [5, 1]}, "value_bits": 16}]))
+    c.centres(0, c.random(2, 40), c.random(2, 40))
+    c.sequences("a")
+    for new in (7, 1):
+        c.plan(["a"], [new], [1])
+        for layer in range(2):
+            c.append(layer)
+            c.attend(layer)
+    c.remove("a", 2, 3)
+    c.read("a")
+    c.fork("a", "b")
+    c.truncate("a", 3)
+    c.read("a", layer=1)
+    c.config_bytes(**shapes(8, 2, 128, (4, 3), layers=[{"key_bands": {"bits": [4, 3, 3, 2]}}]))
+    yield c
+
+    c = Case(tensors, "banded_trellis", "trellis codes in bands of 3 bits, scalar ones of 1")
+    c.create(**shapes(1, 1, 40, (4, 2), code_family=5, max_sequences=2,
+                      layers=[{"key_bands": {"bits": [3, 1], "order": orders(1, 40)}}]))
+    c.sequences("a")
+    for new in (33, 1):
+        c.plan(["a"], [new], [1])
+        c.append()
+        c.attend()
+    c.save("a", "saved")
+    c.load("saved", "b", ("main", "a"))
+    c.read("b", 29, 5)
+    yield c
+
+
 def latent(tensors):
     c = Case(tensors, "latent_layers", "latents of 4 bits, stored once, beside 8-bit and raw rests",
              cpu_only=True)
@@ -87,5 +126,5 @@ def latent(tensors):
 
 
 def build(tensors):
-    for group in (grouped, prod, trellis, latent):
+    for group in (grouped, prod, trellis, bands, latent):
         yield from group(tensors)

@@ -7,6 +7,7 @@ import contextlib
 from unittest import mock
 
 import numpy as np
+from reference import bands as reference_bands
 from reference import encode as reference_encode
 from reference import rows as reference_rows
 from reference import tqkv_reference as ref
@@ -49,6 +50,7 @@ def resolved_layers(config):
         layer["latent"] = (own.get("layer_kind") or config.get("layer_kind")) == LATENT
         layer["sliding_window"] = layer["sliding_window"] or 0
         layer["first_kv_head"] = layer["first_kv_head"] or 0
+        layer["key_bands"] = own.get("key_bands")
         layer["bits"] = [own.get(f"{side}_bits")
                          or config.get(f"layer_{side}_bits", [0] * config["num_layers"])[i]
                          or config[f"{side}_bits"] for side in ("key", "value")]
@@ -86,8 +88,12 @@ class ModelCache:
         total = 0
         for layer in self.stored_layers():
             key_bits, value_bits = layer["bits"]
-            total += ref.tile_num_bytes(self.key_side_dim(layer), key_bits, layer["value_dim"],
-                                        value_bits, *layer["groups"]) * layer["num_kv_heads"] // 32
+            own = ref.tile_num_bytes(self.key_side_dim(layer), key_bits, layer["value_dim"],
+                                     value_bits, *layer["groups"]) // 32
+            if layer["key_bands"]:
+                widths = layer["key_bands"]["bits"]
+                own += 4 * sum(widths) + 2 * len(widths) - (4 * len(widths) * key_bits + 2)
+            total += own * layer["num_kv_heads"]
         return total
 
     def key_side_dim(self, layer):
@@ -206,6 +212,8 @@ class ModelCache:
             return np.stack(heads, axis=1)
         if self.layers[layer]["families"][kind] == PROD:
             return self.decode_prod(layer, wide)
+        if kind == ref.KEY and self.layers[layer]["key_bands"]:
+            return self.decode_bands(layer, wide)
         coded = trellis if self.layers[layer]["families"][kind] == TRELLIS else None
         own = None if coded else self._codebooks().get((kind, bits))
         patch = mock.patch.object(reference_encode, "load_codebook",
@@ -240,6 +248,21 @@ class ModelCache:
                                           factor=c.get("sketch_factor", 0.0))
             rows, scales, _ = reference_rows.encode_rows(np.ascontiguousarray(wide[:, head]), side)
             heads.append(reference_rows.decode_rows(rows, scales, side))
+        return np.stack(heads, axis=1)
+
+    def decode_bands(self, layer, wide):
+        c, heads, own = self.config, [], self.layers[layer]
+        given, centre, dim = own["key_bands"], self.centres[layer][ref.KEY], wide.shape[2]
+        for head in range(wide.shape[1]):
+            order = given.get("order")
+            side = reference_bands.Bands(
+                dim, tuple(given["bits"]), order and tuple(order[head * dim:(head + 1) * dim]),
+                trellis=own["families"][ref.KEY] == TRELLIS, rule=c["key_scale_rule"],
+                search=not c["flags"] & 2, seed=c["rotation_seed"], layer=c["first_layer"] + layer,
+                kv_head=own["first_kv_head"] + head,
+                centre=None if centre is None else tuple(float(x) for x in centre[head]))
+            codes, scales, _ = reference_bands.encode(np.ascontiguousarray(wide[:, head]), side)
+            heads.append(reference_bands.decode(codes, scales, side))
         return np.stack(heads, axis=1)
 
     def exact_tokens(self, sequence, num_queries):

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Configurations: edits of a sound one, of its layers, code widths and codebooks. All calls that judge a
-// configuration must agree on it, its parts must add up, and a cache made of it takes from its allocator
+// Configurations: edits of a sound one, of its layers, code widths, codebooks and bands. All calls that judge
+// a configuration must agree on it, its parts must add up, and a cache made of it takes from its allocator
 // exactly the bytes that were announced and says of itself what makes the same cache again.
 //
 // Input: 1 byte that picks the start, records of 12 bytes: what is edited, where, how, which layer, value.
+#include <list>
 #include <string>
 
 #include "fuzz.h"
@@ -16,11 +17,19 @@ constexpr size_t kLargestStruct = 16384;  // struct_size may say so much; what i
 constexpr int32_t kMostLayers = 65536;
 constexpr int64_t kMostCreated = 1 << 22;  // bytes of a cache that is made
 
+// Key bands of a layer. The library copies as many numbers as head_dim and kv heads ask for.
+struct BandsInput {
+  alignas(8) uint8_t bands[256] = {};
+  std::vector<int32_t> bits = std::vector<int32_t>(64, 4), order;
+  tq_key_bands& fields() { return *reinterpret_cast<tq_key_bands*>(bands); }
+};
+
 struct Input {
   alignas(8) uint8_t config[kLargestStruct] = {};
   std::vector<uint8_t> layers;  // [num_layers] of layers[0].struct_size bytes
   std::vector<int32_t> key_bits, value_bits;
   tq_codebook books[2] = {};
+  std::list<BandsInput> bands;
   tq_cache_config& fields() { return *reinterpret_cast<tq_cache_config*>(config); }
 };
 
@@ -97,6 +106,53 @@ void start(Input& input, uint8_t choice) {
   }
 }
 
+// A layer's pointers are ours alone.
+void clear_pointers(uint8_t* layer, size_t size) {
+  for (const size_t pointer : {offsetof(tq_layer_config, key_levels), offsetof(tq_layer_config, value_levels),
+                               offsetof(tq_layer_config, key_bands)})
+    if (pointer < size) memset(layer + pointer, 0, std::min(sizeof(void*), size - pointer));
+}
+
+// Bands for a layer by its edits: which width or place, of how many, or a word of the struct.
+void give_bands(Input& input, size_t index, size_t stride, const std::vector<Edit>& edits) {
+  const tq_cache_config& c = input.fields();
+  tq_layer_config layer = {};
+  memcpy(&layer, &input.layers[index * stride], std::min(stride, sizeof layer));
+  if (stride < offsetof(tq_layer_config, key_bands) + sizeof(void*)) return;
+  const int64_t dim = layer.head_dim ? layer.head_dim : c.head_dim,
+                heads = layer.num_kv_heads ? layer.num_kv_heads : c.num_kv_heads;
+  BandsInput* own = nullptr;
+  for (const Edit& edit : edits) {
+    if (edit.what % 8 != 6 || edit.layer % static_cast<size_t>(c.num_layers) != index) continue;
+    if (!own) {
+      own = &input.bands.emplace_back();
+      own->fields() = {sizeof(tq_key_bands), static_cast<int32_t>((dim + 31) / 32), own->bits.data(),
+                       nullptr};
+    }
+    const int32_t value = static_cast<int32_t>(edited(edit));
+    switch (edit.how / 16 % 4) {
+      case 0: own->bits[edit.where % own->bits.size()] = value; break;
+      case 1:
+        if (dim < 1 || heads < 1 || dim > 4096 || heads > 64) break;
+        if (own->order.empty())
+          for (int64_t i = 0; i < dim * heads; i++) own->order.push_back(static_cast<int32_t>(i % dim));
+        own->fields().order = own->order.data();
+        if (edit.where % 2)
+          own->order[static_cast<size_t>(edit.value) % own->order.size()] = value;
+        else
+          std::swap(own->order[edit.where % static_cast<size_t>(dim)],
+                    own->order[static_cast<size_t>(edit.value) % static_cast<size_t>(dim)]);
+        break;
+      case 2: own->fields().num_bands = value; break;
+      case 3: own->fields().struct_size = std::min<uint32_t>(static_cast<uint32_t>(value), 256); break;
+    }
+  }
+  if (!own) return;
+  layer.key_bands = &own->fields();
+  memcpy(&input.layers[index * stride + offsetof(tq_layer_config, key_bands)], &layer.key_bands,
+         sizeof(void*));
+}
+
 // The arrays of the layers, as long as num_layers says; none for more layers than there may be.
 void give_arrays(Input& input, const std::vector<Edit>& edits) {
   tq_cache_config& c = input.fields();
@@ -104,7 +160,7 @@ void give_arrays(Input& input, const std::vector<Edit>& edits) {
   tq_layer_config common = {};
   common.struct_size = sizeof common;
   for (const Edit& edit : edits) {
-    if (edit.what % 8 == 2) layers = true;
+    if (edit.what % 8 == 2 || edit.what % 8 == 6) layers = true;
     if (edit.what % 8 == 3) bits[edit.where % 2] = true;
     if (edit.what % 8 == 4) books[edit.where % 2] = true;
     if (edit.what % 8 == 5) common.struct_size = static_cast<uint32_t>(edited(edit));
@@ -120,6 +176,10 @@ void give_arrays(Input& input, const std::vector<Edit>& edits) {
       memcpy(&input.layers[i * stride], &common, std::min(stride, sizeof common));
     for (const Edit& edit : edits)
       if (edit.what % 8 == 2) set_word(&input.layers[edit.layer % count * stride], stride, edit);
+    for (size_t i = 0; i < count; i++) {
+      clear_pointers(&input.layers[i * stride], stride);
+      give_bands(input, i, stride, edits);
+    }
     uint32_t first;
     memcpy(&first, input.layers.data(), sizeof first);
     // The first element says where the others are; a lie about it is the caller's.

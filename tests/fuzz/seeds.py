@@ -66,6 +66,8 @@ def configurations():
     yield "layers", b"\2" + edit(2, 3, 64, 1) + edit(2, 10, 20, 1) + edit(2, 11, 1, 2)
     yield "bits", b"\1" + edit(3, 0, 5, 0) + edit(3, 1, 16, 1)
     yield "books", b"\1" + edit(0, word["key_bits"], 3) + edit(4, 0, 16) + edit(4, 1, 3, 1)
+    yield "bands", b"\1" + edit(6, 0, 5) + edit(6, 4, 9, 0, 16) + edit(6, 0, 3, 1)
+    yield "bands-not-a-permutation", b"\1" + edit(6, 1, 9, 1, 16)
     yield "replay-many-layers", b"\2" + edit(0, word["num_layers"], 65536)
 
 

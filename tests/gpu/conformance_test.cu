@@ -55,7 +55,15 @@ std::vector<Shape> shapes() {
         Shape{112, 112, 2, 16}, Shape{120, 120, 4, 4}, Shape{40, 40, 2, 2}, Shape{72, 72, 16, 5},
         Shape{8, 8, 3, 16}, Shape{168, 168, 16, 16}, Shape{104, 104, 6, 16}})
     list.push_back(shape);
-  for (const ModeShape& mode : mode_shapes())
+  std::vector<ModeShape> modes = mode_shapes();
+  for (const tq::cuda::attend::BandedInstance& is : tq::cuda::attend::kBandedInstances) {
+    const int family = is.trellis ? TQ_CODE_TRELLIS : 0;
+    ModeShape mode = {is.stored, is.stored, {family, 4}, {family, is.value_bits}};
+    for (int pattern = is.pattern; pattern > 0; pattern /= 10)
+      mode.bands.insert(mode.bands.begin(), pattern % 10);
+    modes.push_back(mode);
+  }
+  for (const ModeShape& mode : modes)
     list.push_back(Shape{mode.head_dim, mode.value_dim, mode.key.bits, mode.value.bits, mode});
   return list;
 }

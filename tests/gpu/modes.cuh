@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Configurations of tests of other families than scalar codes: prod keys with both sketches, grouped sides
-// of every width and group, levels of the caller's, trellis codes of every width, beside each other, scalar
-// codes and raw sides, at dimensions of every shape.
+// of every width and group, levels of the caller's, trellis codes of every width, keys in bands, beside each
+// other, scalar codes and raw sides, at dimensions of every shape.
 #pragma once
 #include "api_cache.cuh"
 
@@ -13,7 +13,8 @@ struct SideMode {
 struct ModeShape {
   int head_dim, value_dim;
   SideMode key, value;
-  int sketch = 0, rule = 0;  // scale rule of both sides
+  int sketch = 0, rule = 0;         // scale rule of both sides
+  std::vector<int32_t> bands = {};  // widths of keys in bands, in an order that differs from head to head
 };
 
 inline std::vector<ModeShape> mode_shapes() {
@@ -58,6 +59,21 @@ inline std::vector<ModeShape> mode_shapes() {
       {224, 224, {kLevels, 3}, {kTrellis, 2}},
       {512, 512, {kTrellis, 3}, {kTrellis, 3}},
       {576, 512, {kTrellis, 2}, {kTrellis, 4}},
+      {128, 128, {0, 4}, {0, 3}, 0, 0, {4, 3, 3, 2}},
+      {128, 128, {kTrellis, 4}, {kTrellis, 3}, 0, 0, {5, 3, 2, 2}},
+      {128, 128, {kTrellis, 4}, {kTrellis, 2}, 0, 0, {3, 2, 2, 1}},
+      {128, 128, {0, 4}, {0, 2}, 0, TQ_SCALE_LS, {4, 2, 1, 1}},
+      {128, 128, {0, 4}, {kTrellis, 2}, 0, TQ_SCALE_LS, {4, 3, 2, 1}},
+      {128, 128, {kTrellis, 4}, {kGrouped, 4, 32}, 0, TQ_SCALE_NORM, {6, 5, 4, 1}},
+      {80, 80, {0, 4}, {0, 16}, 0, TQ_SCALE_LS, {6, 5, 1}},
+      {32, 32, {kTrellis, 4}, {kTrellis, 2}, 0, 0, {2}},
+      {40, 40, {kTrellis, 4}, {0, 5}, 0, 0, {4, 1}},
+      {64, 64, {0, 4}, {0, 4}, 0, 0, {1, 1}},
+      {256, 256, {kTrellis, 4}, {kTrellis, 3}, 0, 0, {6, 5, 4, 4, 3, 2, 1, 1}},
+      {192, 128, {0, 4}, {0, 4}, 0, 0, {5, 4, 3, 3, 2, 2}},
+      {128, 128, {kTrellis, 4}, {kTrellis, 2}, 0, 0, {4, 3, 2, 1}},
+      {128, 128, {0, 4}, {0, 3}, 0, 0, {6, 5, 2, 1}},
+      {128, 128, {kTrellis, 4}, {kTrellis, 4}, 0, TQ_SCALE_LS, {5, 4, 4, 3}},
   };
 }
 
@@ -85,12 +101,28 @@ class ModeLevels {
 // A configuration's codes; what it points to lives as long as this.
 class ModeConfig {
  public:
+  ModeConfig(const ModeConfig&) = delete;
   explicit ModeConfig(const ModeShape& shape) : shape_(shape) {
     if (shape.key.family == TQ_CODE_LEVELS)
       key_ = std::make_unique<ModeLevels>(shape.key.bits, shape.head_dim, 11);
     if (shape.value.family == TQ_CODE_LEVELS)
       value_ = std::make_unique<ModeLevels>(shape.value.bits, shape.value_dim, 77);
+    if (shape.bands.empty()) return;
+    for (int head = 0; head < kMostHeads; head++)
+      for (int i = 0; i < shape.head_dim; i++) {
+        order_.push_back(i);
+        std::swap(order_.back(), order_[static_cast<size_t>(head * shape.head_dim) +
+                                        mix64(static_cast<uint64_t>(order_.size())) % (i + 1u)]);
+      }
+    bands_ = tq_key_bands{sizeof bands_, static_cast<int32_t>(shape_.bands.size()), shape_.bands.data(),
+                          order_.data()};
+    tq_layer_config layer = {};
+    layer.struct_size = sizeof layer;
+    layer.key_bands = &bands_;
+    layers_.assign(kMostLayers, layer);
   }
+  // null: keys have none
+  const tq_key_bands* bands() const { return order_.empty() ? nullptr : &bands_; }
   void apply(tq_cache_config* config) const {
     config->key_family = shape_.key.family;
     config->value_family = shape_.value.family;
@@ -99,11 +131,17 @@ class ModeConfig {
     config->key_scale_rule = config->value_scale_rule = shape_.rule;
     if (key_) config->key_levels = key_->get();
     if (value_) config->value_levels = value_->get();
+    if (bands()) config->layers = layers_.data();
   }
 
  private:
+  static constexpr int kMostHeads = 8, kMostLayers = 8;
+
   ModeShape shape_;
   std::unique_ptr<ModeLevels> key_, value_;
+  std::vector<int32_t> order_;
+  tq_key_bands bands_ = {};
+  std::vector<tq_layer_config> layers_;
 };
 
 }  // namespace gpu_test

@@ -14,6 +14,7 @@ using namespace gpu_test;
 struct Case {
   int head_dim, value_dim, key_bits, value_bits, dtype, page_size, window, sinks, rollback;
   int key_family = 0, value_family = 0;
+  std::vector<int32_t> bands = {};
 };
 const Case kCases[] = {
     {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0},
@@ -29,6 +30,8 @@ const Case kCases[] = {
     {64, 64, 4, 3, TQ_F16, 32, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {96, 96, 3, 2, TQ_F32, 64, 9, 4, 5, TQ_CODE_LEVELS, TQ_CODE_LEVELS},
     {128, 128, 3, 2, TQ_F16, 64, 0, 0, 0, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
+    {128, 128, 4, 3, TQ_F16, 64, 20, 4, 5, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS, {5, 4, 2, 1}},
+    {80, 80, 4, 4, TQ_F32, 32, 0, 0, 0, 0, 0, {6, 3, 1}},
 };
 
 constexpr int kSequences = 3, kLongest = 400, kLayers = 2;
@@ -37,7 +40,13 @@ class World {
  public:
   World(const Case& c, unsigned seed)
       : c_(c),
-        mode_({c.head_dim, c.value_dim, {c.key_family, c.key_bits}, {c.value_family, c.value_bits}}),
+        mode_({c.head_dim,
+               c.value_dim,
+               {c.key_family, c.key_bits},
+               {c.value_family, c.value_bits},
+               0,
+               0,
+               c.bands}),
         random_(seed),
         cpu_(config(c), TQ_DEVICE_CPU),
         gpu_(config(c), TQ_DEVICE_CUDA) {

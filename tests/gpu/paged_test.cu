@@ -168,6 +168,7 @@ struct Case {
   bool centres, other_heads;
   int key_family = 0, value_family = 0;
   bool latent = false;
+  int bands = 0;  // of keys: the digits are their widths
 };
 const Case kCases[] = {
     {128, 128, 4, 4, 8, 2, TQ_F16, 64, 64, 0, false, true},
@@ -179,6 +180,7 @@ const Case kCases[] = {
     {64, 64, 3, 4, 4, 2, TQ_F16, 64, 64, 40, true, false, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {128, 128, 1, 1, 4, 2, TQ_BF16, 32, 64, 0, true, false},
     {128, 128, 3, 3, 4, 2, TQ_F16, 64, 64, 0, true, false, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
+    {128, 128, 4, 3, 4, 2, TQ_F16, 64, 64, 0, true, false, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS, false, 5421},
     {576, 512, 8, 4, 16, 1, TQ_BF16, 64, 64, 0, true, false, 0, 0, true},
     {576, 512, 16, 3, 40, 1, TQ_F32, 32, 96, 70, false, false, 0, 0, true},
     {576, 512, 4, 4, 6, 2, TQ_F16, 64, 32, 0, false, true, 0, 0, true},
@@ -269,6 +271,10 @@ class World {
     config.page_size = c.page_size;
     config.num_layers = 2;
     for (tq_layer_config& l : layers) l = tq_layer_config{}, l.struct_size = sizeof l;
+    static int32_t widths[4];
+    for (int i = 3, rest = c.bands; i >= 0; i--, rest /= 10) widths[i] = rest % 10;
+    static const tq_key_bands bands = {sizeof bands, 4, widths, nullptr};
+    for (tq_layer_config& l : layers) l.key_bands = c.bands ? &bands : nullptr;
     layers[1].sliding_window = c.window;
     if (c.other_heads) layers[1].num_q_heads = 3 * (layers[1].num_kv_heads = 3);
     config.layers = layers;

@@ -17,6 +17,7 @@ using namespace gpu_test;
 struct Case {
   int head_dim, value_dim, key_bits, value_bits, dtype, page_size, window, sinks, rollback, sliding;
   int key_family = 0, value_family = 0;
+  std::vector<int32_t> bands = {};
 };
 const Case kCases[] = {
     {128, 128, 4, 4, TQ_F16, 64, 0, 0, 0, 0},
@@ -28,6 +29,8 @@ const Case kCases[] = {
     {64, 64, 3, 4, TQ_F32, 32, 8, 0, 0, 0, TQ_CODE_PROD, TQ_CODE_GROUPED},
     {96, 96, 2, 5, TQ_F16, 64, 0, 0, 0, 50, TQ_CODE_GROUPED, TQ_CODE_LEVELS},
     {64, 64, 4, 3, TQ_BF16, 32, 0, 5, 3, 0, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS},
+    {128, 128, 4, 3, TQ_F16, 64, 8, 5, 3, 0, TQ_CODE_TRELLIS, TQ_CODE_TRELLIS, {4, 3, 3, 2}},
+    {40, 40, 4, 4, TQ_F32, 32, 0, 0, 0, 30, 0, 0, {4, 1}},
 };
 constexpr int kLayers = 2, kHeads = 2;
 constexpr int64_t kLongest = 200;
@@ -66,7 +69,13 @@ class World {
  public:
   World(const Case& c, unsigned seed)
       : c_(c),
-        mode_({c.head_dim, c.value_dim, {c.key_family, c.key_bits}, {c.value_family, c.value_bits}}),
+        mode_({c.head_dim,
+               c.value_dim,
+               {c.key_family, c.key_bits},
+               {c.value_family, c.value_bits},
+               0,
+               0,
+               c.bands}),
         random_(seed) {
     for (int i = 0; i < 4; i++)  // the CPU's, the device's, and one more of each with other pages
       caches_[i].reset(new ApiCache(config(c, i >= 2), i % 2 ? TQ_DEVICE_CUDA : TQ_DEVICE_CPU));
@@ -124,6 +133,7 @@ class World {
       layers[layer] = tq_layer_config{};
       layers[layer].struct_size = sizeof layers[layer];
       layers[layer].sliding_window = layer ? c.sliding : 0;
+      layers[layer].key_bands = mode_.bands();
     }
     mode_.apply(&config);
     config.layers = layers;

@@ -84,15 +84,6 @@ TEST(KeyBands, EveryReasonIsNamed) {
   }
 }
 
-TEST(KeyBands, CudaRefusesThem) {
-  const Banded banded;
-  const ResolvedConfig resolved(&banded.config);
-  ReasonList reasons;
-  check_backend(DeviceType::kCuda, resolved.geometry(), reasons);
-  EXPECT_EQ(reasons.status(), Status::kNotSupported);
-  EXPECT_STREQ(reasons.text(), "layer 1: key_bands: CPU only");
-}
-
 // The cache's own bits are for the other layers, whatever the bands' family.
 TEST(KeyBands, LayersThatHaveThemAndThoseThatShareTheirTokens) {
   Banded banded;

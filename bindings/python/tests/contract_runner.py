@@ -131,14 +131,22 @@ class Runner(contract_travel.State, contract_travel.Paged):
             if side in fields:
                 fields[side] = tqkv.Codebook(**fields[side])
         if "layers" in fields:
-            fields["layers"] = [tqkv.Layer(**{**layer, "shares_layer": layer.get("shares_layer", 0) - 1
-                                              if layer.get("shares_layer") else None})
-                                for layer in fields["layers"]]
+            fields["layers"] = [self.layer_config(layer, fields) for layer in fields["layers"]]
         config = tqkv.Config(device=self.arrays.device, **fields)
         if device_type or device_id:
             # A device that a string cannot name: through the raw struct.
             config = _RawDevice(config, device_type, device_id)
         return config
+
+    @staticmethod
+    def layer_config(fields, common):
+        own = {**fields, "shares_layer": fields.get("shares_layer", 0) - 1
+               if fields.get("shares_layer") else None}
+        if bands := fields.get("key_bands"):
+            order, dim = bands.get("order"), fields.get("head_dim") or common.get("head_dim")
+            rows = order and [tuple(order[at:at + dim]) for at in range(0, len(order), dim)]
+            own["key_bands"] = tqkv.KeyBands(tuple(bands["bits"]), rows and tuple(rows))
+        return tqkv.Layer(**own)
 
     def create(self, step):
         config = self.config(step)

@@ -101,8 +101,8 @@ class Levels:
 
 @dataclasses.dataclass(frozen=True)
 class KeyBands:
-    """Keys of a layer in bands of 32 coordinates, each with a width, a rotation and a scale of its own: CPU
-    only. The layer's key_bits is 0, its key_family "scalar", or "trellis" (bands of 2, 3, 4 bits then are).
+    """Keys of a layer in bands of 32 coordinates, each with a width, a rotation and a scale of its own.
+    The layer's key_bits is 0, its key_family "scalar", or "trellis" (bands of 2, 3, 4 bits then are).
 
     bits    of each band: head_dim / 32 (rounded up) widths of 1 .. 6, none above the one before
     order   [num_kv_heads][head_dim]: the coordinate at each place, band 0 first; None = as they are

@@ -24,11 +24,12 @@ class Case:
     window: int = 0  # last tokens of a sequence that are read exactly
     sinks: int = 0  # first ones
     families: tuple = ()  # of codes other than scalar ones: fields of the configuration and their values
+    bands: tuple = ()  # widths of keys in bands, in an order of the head's own
     latent: int = 0  # value_dim of latent layers, whose keys alone are stored; widths are (rest, latent)
 
     def fields(self):
         """As JSON gives them back; widths are told with each measurement."""
-        result = {**dataclasses.asdict(self), "families": dict(self.families)}
+        result = {**dataclasses.asdict(self), "families": dict(self.families), "bands": list(self.bands)}
         del result["widths"]
         return result
 
@@ -37,6 +38,8 @@ class Case:
 
     def side_bytes(self, kind, bits):
         """Stored bytes of one token and kv head, kind "key" or "value"."""
+        if kind == "key" and self.bands:
+            return 4 * sum(self.bands) + 2 * len(self.bands)
         dim = self.value_dim() if kind == "value" else self.head_dim - self.latent
         family = dict(self.families).get(f"{kind}_family", "scalar")
         scales = {"prod": 4, "grouped": 4 * math.ceil(dim / 32)}.get(family, 2 if bits < 16 else 0)
@@ -144,6 +147,22 @@ TRELLIS = (("key_family", "trellis"), ("value_family", "trellis"))
 QUALITY = tuple(dataclasses.replace(case, name=f"{case.name}, trellis", widths=((4, 4), (3, 3), (2, 2)),
                                     families=TRELLIS)
                 for case in (TABLE[0], TABLE[2], TABLE[4], MORE[0], MORE[1], *APPEND))
+# Keys in bands: patterns with a kernel of their own, then 2.5 and 3.5 bits, which have that of their sum.
+BANDS = ((4, 3, 3, 2), 3), ((5, 3, 2, 2), 3), ((3, 2, 2, 1), 2), ((4, 2, 1, 1), 2)
+HALVES = ((4, 3, 2, 1), 2), ((5, 4, 3, 2), 3)
+
+
+def banded(case, bands, value_bits, families):
+    name = f"{case.name}, bands {'-'.join(map(str, bands))}" + (", trellis" if families else "")
+    return dataclasses.replace(case, name=name, bands=bands, families=families,
+                               widths=((sum(bands) // len(bands), value_bits), ))
+
+
+QUALITY += tuple(banded(case, bands, bits, families)
+                 for families in ((), TRELLIS)
+                 for case, patterns in ((TABLE[0], BANDS + HALVES), (TABLE[2], BANDS[:1]),
+                                        *((append, BANDS[:1]) for append in APPEND))
+                 for bands, bits in patterns)
 # DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
 LATENT_SHAPE = {"kv_heads": 1, "head_dim": 576, "latent": 512}
 LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,

@@ -16,6 +16,14 @@ from cases import PAGE_TOKENS, pieces
 NO_ZERO_ON_FREE = tqkv.CONSTANTS["TQ_FLAG_NO_ZERO_ON_FREE"]
 
 
+def banded_layers(case, layers):
+    """Layers of keys in bands, None if there are none: any order will do for time."""
+    if not case.bands:
+        return None
+    order = [random.Random(head).sample(range(case.head_dim), case.head_dim) for head in range(case.kv_heads)]
+    return [tqkv.Layer(key_bands=tqkv.KeyBands(case.bands, order))] * layers
+
+
 class Filled:
     """layers: caches' worth of pages that are used in turn. plan is in force for the last `new` tokens of
     each sequence, appended in all layers."""
@@ -73,6 +81,7 @@ class Filled:
                            max_raw_tokens=self._raw_tokens() * sequences,
                            flags=NO_ZERO_ON_FREE,
                            rotation_seed=77,
+                           layers=banded_layers(self.case, layers),
                            **dict(self.case.families))
 
     def _raw_tokens(self):

@@ -9,7 +9,7 @@ import cases
 import table
 import tqkv
 from cases import Case
-from filled import Filled, worst_error
+from filled import Filled, banded_layers, worst_error
 
 count = {"passed": 0, "failed": 0}
 
@@ -36,6 +36,7 @@ def shapes():
                                      io_dtype="float16",
                                      max_tokens=case.seen_tokens * case.batch,
                                      max_sequences=case.batch,
+                                     layers=banded_layers(case, 1),
                                      **dict(case.families))
                 check(not config.check(), f"{case.name}: {config.check()}")
                 want = case.kv_heads * (case.side_bytes("key", key_bits) +

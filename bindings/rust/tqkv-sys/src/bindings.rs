@@ -357,9 +357,9 @@ structs! {
     /// Keys of a layer in bands of 32 coordinates, each band with a width, a rotation and a scale of its
     /// own. For calibrated caches: with rotary positions few coordinates of keys and queries decide about
     /// the logits, and these take the wide bands. A token's key has 4 bytes for each bit of `bits`, and 2
-    /// for each band. CPU only. The layer's key_bits must be 0; its key_family SCALAR, or TRELLIS: bands of
-    /// 2, 3, 4 bits then have trellis codes, the others scalar ones. Not with TQ_LATENT, TQ_ROTATION_DENSE,
-    /// or a head_dim above 256; key_codebook is not used. INVALID_ARGUMENT otherwise.
+    /// for each band. The layer's key_bits must be 0; its key_family SCALAR, or TRELLIS: bands of 2, 3, 4
+    /// bits then have trellis codes, the others scalar ones. Not with TQ_LATENT, TQ_ROTATION_DENSE, or a
+    /// head_dim above 256; key_codebook is not used. INVALID_ARGUMENT otherwise.
     TQ_STRUCT_KEY_BANDS tq_key_bands {
         struct_size: u32,
         /// head_dim / 32, rounded up

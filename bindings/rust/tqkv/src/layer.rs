@@ -51,7 +51,7 @@ pub struct LayerConfig {
     pub key_levels: Option<Levels>,
     /// Likewise of values.
     pub value_levels: Option<Levels>,
-    /// Keys in bands, which have the widths in place of `key_bits`; CPU only.
+    /// Keys in bands, which have the widths in place of `key_bits`.
     pub key_bands: Option<KeyBands>,
 }
 

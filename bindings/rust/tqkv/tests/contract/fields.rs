@@ -5,8 +5,8 @@ use crate::runner::Trouble;
 use crate::tensors::Tensors;
 use serde_json::Value;
 use tqkv::{
-    AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, LayerConfig, LayerKind, Rotation,
-    ScaleRule, Sketch, SketchRule,
+    AttendParams, CacheConfig, CodeFamily, Codebook, DeviceType, Dtype, KeyBands, LayerConfig, LayerKind,
+    Rotation, ScaleRule, Sketch, SketchRule,
 };
 
 pub fn text<'a>(step: &'a Value, field: &str) -> &'a str {
@@ -35,7 +35,7 @@ fn layer_of(fields: &Value) -> LayerConfig {
     known(
         fields,
         "num_q_heads num_kv_heads head_dim value_dim key_bits value_bits key_family value_family rotation \
-         sliding_window shares_layer first_kv_head group_size layer_kind",
+         sliding_window shares_layer first_kv_head group_size layer_kind key_bands",
     );
     let number = |name| int32(fields, name);
     let layer = LayerConfig::new()
@@ -49,6 +49,14 @@ fn layer_of(fields: &Value) -> LayerConfig {
         .first_kv_head(number("first_kv_head"))
         .group_size(number("group_size"))
         .kind(LayerKind(number("layer_kind")));
+    let layer = match fields.get("key_bands") {
+        None => layer,
+        Some(bands) => {
+            known(bands, "bits order");
+            let list = |name| ints(&bands[name]).into_iter().map(|n| n as i32).collect();
+            layer.key_bands(KeyBands { bits: list("bits"), order: list("order") })
+        }
+    };
     match number("shares_layer") {
         0 => layer,
         shared => layer.shares(shared - 1),
