@@ -246,17 +246,54 @@ TEST_F(CalibrationTest, WhatIsFed) {
   EXPECT_EQ(told(tq_calibration_centres(calibration, 2, centre, nullptr), kBad), "layer = 2: must be 0 .. 1");
 }
 
-// What is fed after a choice counts in the next one.
+// What is fed after a choice counts in the next one: 96 of 128 tokens, and the others among those held out,
+// so that the centre, which goes a third of the way to them, is still worth having.
 TEST_F(CalibrationTest, MoreIsFed) {
   fill();
   float before[kHeads * kDim], after[kHeads * kDim];
   ASSERT_EQ(tq_calibration_centres(calibration, 1, before, nullptr), TQ_OK);
+  std::vector<float> q(128 * kQueryHeads * kDim, 1.0f), k(128 * kHeads * kDim, 1000.0f),
+      v(128 * kHeads * kValueDim, 1.0f);
+  ASSERT_EQ(tq_calibration_feed(calibration, 1, 128, q.data(), k.data(), v.data()), TQ_OK);
+  ASSERT_EQ(tq_calibration_centres(calibration, 1, after, nullptr), TQ_OK);
+  for (int i = 0; i < kHeads * kDim; i++)
+    EXPECT_NEAR(after[i], (before[i] * 192 + 96000) / 288, 1e-3) << i;  // 192 of 256 counted
+}
+
+// A centre that few tokens pull away from the others is worse than none, and is not taken.
+TEST_F(CalibrationTest, CentresThatDoNotServe) {
+  fill();
   std::vector<float> q(32 * kQueryHeads * kDim, 1.0f), k(32 * kHeads * kDim, 1000.0f),
       v(32 * kHeads * kValueDim, 1.0f);
   ASSERT_EQ(tq_calibration_feed(calibration, 1, 32, q.data(), k.data(), v.data()), TQ_OK);
-  ASSERT_EQ(tq_calibration_centres(calibration, 1, after, nullptr), TQ_OK);
-  for (int i = 0; i < kHeads * kDim; i++)
-    EXPECT_NEAR(after[i], (before[i] * 192 + 32000) / 224, 1e-3) << i;  // 192 of 256 counted
+  float centre[kHeads * kDim];
+  ASSERT_EQ(tq_calibration_centres(calibration, 1, centre, nullptr), TQ_OK);
+  for (const float x : centre) EXPECT_EQ(x, 0);
+}
+
+// Matrices come before a layer's tokens, and are told as they were given.
+TEST_F(CalibrationTest, KeyMatrices) {
+  constexpr tq_status kBad = TQ_ERROR_INVALID_ARGUMENT;
+  std::vector<float> matrix(kHeads * kDim * kDim);
+  for (int32_t i = 0; i < kHeads * kDim; i++) matrix[static_cast<size_t>(i * kDim + i % kDim)] = 2;
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(nullptr, 0, matrix.data()), kBad), "calibration = NULL");
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 0, nullptr), kBad), "matrix = NULL");
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 2, matrix.data()), kBad),
+            "layer = 2: must be 0 .. 1");
+  int32_t has = -1;
+  EXPECT_EQ(tq_calibration_key_matrix(calibration, 1, nullptr, &has), TQ_OK);
+  EXPECT_EQ(has, 0);
+  EXPECT_EQ(tq_calibration_set_key_matrix(calibration, 1, matrix.data()), TQ_OK);
+  std::vector<float> again(matrix.size());
+  EXPECT_EQ(tq_calibration_key_matrix(calibration, 1, again.data(), &has), TQ_OK);
+  EXPECT_EQ(has, 1);
+  EXPECT_EQ(again, matrix);
+  EXPECT_EQ(told(tq_calibration_key_matrix(calibration, 1, nullptr, nullptr), kBad), "has = NULL");
+  EXPECT_EQ(told(tq_calibration_key_matrix(calibration, -1, nullptr, &has), kBad),
+            "layer = -1: must be 0 .. 1");
+  fill();
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 0, matrix.data()), TQ_ERROR_INVALID_STATE),
+            "layer 0 was fed 256 tokens: its key matrix comes before them");
 }
 
 // Sides of nothing: no error is left, and no number that is none.
