@@ -4,6 +4,7 @@
 // keys the same for the sketched query, of grouped keys the sums of the integers over each group.
 #pragma once
 #include "cuda/attend/params.cuh"
+#include "cuda/code/row_operands.cuh"
 #include "cuda/code/rows.cuh"
 #include "cuda/row/query.cuh"
 
@@ -11,8 +12,9 @@ namespace tq::cuda::attend {
 
 // Behind the second operands of prod keys.
 struct SketchRows {
-  float ratio[kRowsPerBlock];  // of a sum of signs to one of levels, norm and scale apart
-  int32_t sum[kRowsPerBlock];  // of the sketched integers
+  float ratio[kRowsPerBlock];    // of a sum of signs to one of levels, norm and scale apart
+  int32_t sum[kRowsPerBlock];    // of the sketched integers
+  int32_t whole[kRowsPerBlock];  // of the others, where codes are bits (codes_are_bits)
 };
 // Of grouped keys: int32_t [groups][kRowsPerBlock]. Of keys in bands the same of bands, see bands.cuh.
 
@@ -32,33 +34,39 @@ __device__ __forceinline__ int set_place(int row, int position) {
   return row / kRowsPerSet * 256 + (row % kRowsPerSet * 8 + position % 16 / 4) * 8 + position / 16 * 4 +
          position % 4;
 }
-// Place of a row's high byte at a position of a matrix step, as a lane takes its first operand: a uint4. The
-// low one lies behind those of four positions.
-__device__ __forceinline__ int operand_place(int row, int step, int position) {
-  return step * 512 + (4 * row + position % 16 / 4) * 16 + position / 16 * 8 + position % 4;
-}
+// Operands of a matrix step, as a lane takes its first operand: a uint4. A row has 64 bytes of each step; the
+// low byte of a number lies behind the high ones of four positions.
+constexpr int kOperandStep = 512, kOperandRow = 64;
 __device__ __forceinline__ void row_operand(const uint8_t* operands, int step, int lane, uint32_t (&a)[4]) {
   const uint4 v = reinterpret_cast<const uint4*>(operands)[step * 32 + lane];
   a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
 }
-// Where coordinate 32 piece + c of a prod key's query stands. Codes of a row are taken eight at a time, signs
-// as every eighth bit of a word. Lane t finds both in words of its own if there are four for every lane
-// (words_of_lanes), else in a quarter of each.
-struct OperandPlace {
-  int step, position;
-};
+// Where coordinate 32 piece + c of a query stands among a row's bytes: what follows from c, behind what
+// follows from the piece. Of prod keys lane t finds codes and signs in words of its own if there are four for
+// every lane (words_of_lanes), else in a quarter of each. Signs are taken as every eighth bit of a word, and
+// so are codes of one bit in a lane's own word; there codes of two bits are every other one of a word, whose
+// places are nibbles then, and others eight neighbours.
 constexpr bool words_of_lanes(int pieces) { return pieces % 4 == 0; }
+constexpr bool codes_are_bits(int pieces, int bits) {
+  return words_of_lanes(pieces) && code_order(bits) == CodeOrder::kSigns;
+}
+__device__ __forceinline__ constexpr int plain_place(int c) { return c % 16 / 4 * 16 + c / 16 * 8 + c % 4; }
 template <int kPieces>
-__device__ __forceinline__ OperandPlace octet_place(int piece, int c) {
-  const int place = c % 8 / 4 * 16 + c % 4;
-  if constexpr (words_of_lanes(kPieces)) return {piece / 4 * 4 + c / 8, place + piece % 4 * 4};
-  return {piece, place + c / 8 * 4};
+__device__ __forceinline__ int prod_piece(int piece) {
+  return words_of_lanes(kPieces) ? piece / 4 * 4 * kOperandStep + piece % 4 * 16 : piece * kOperandStep;
 }
 template <int kPieces>
-__device__ __forceinline__ OperandPlace sign_place(int piece, int c) {
-  const int place = c % 2 * 16 + c / 8;
-  if constexpr (words_of_lanes(kPieces)) return {piece / 4 * 4 + c % 8 / 2, place + piece % 4 * 4};
-  return {piece, place + c % 8 / 2 * 4};
+__device__ __forceinline__ int sign_place(int c) {
+  const int place = c % 2 * 8 + c / 8;
+  return place + (words_of_lanes(kPieces) ? c % 8 / 2 * kOperandStep : c % 8 / 2 * 16);
+}
+// bits: of the codes.
+template <int kPieces>
+__device__ __forceinline__ int code_place(int bits, int c) {
+  if (codes_are_bits(kPieces, bits)) return sign_place<kPieces>(c);
+  if (words_of_lanes(kPieces) && code_order(bits) == CodeOrder::kOthers)  // of 16 every other one
+    return (c / 16 * 2 + c % 2) * kOperandStep + c % 16 / 8 * 8 + c % 8 / 2;
+  return c % 8 / 4 * 8 + c % 4 + (words_of_lanes(kPieces) ? c / 8 * kOperandStep : c / 8 * 16);
 }
 
 // Sums of grouped integers, q[i] of coordinate 32 i + lane, into [groups][kRowsPerBlock] from the row's on.
@@ -91,8 +99,7 @@ __device__ __forceinline__ CodedQuery row_query(const AttendParams& p, int kv_he
   const format::CodeFamily family = side.layout.family;
   const bool prod = family == format::CodeFamily::kProd;
   uint8_t* const extra = slot + p.plan.row_query_at;
-  const auto put_at = [&](uint8_t* operands, OperandPlace at, uint8_t high, uint8_t low) {
-    uint8_t* to = operands + operand_place(r, at.step, at.position);
+  const auto put_at = [](uint8_t* to, uint8_t high, uint8_t low) {
     to[0] = high;
     to[4] = low;
   };
@@ -102,15 +109,19 @@ __device__ __forceinline__ CodedQuery row_query(const AttendParams& p, int kv_he
     for (int i = 0; i < kPieces; i++) x[i] *= down;
     int q[kPieces];
     const RoundedQuery rounded = round_query<ExactDivision>(p, x, [&](int i, uint8_t high, uint8_t low) {
-      put_at(slot, {i, lane}, high, low);
+      put_at(slot + kOperandRow * r + plain_place(lane) + kOperandStep * i, high, low);
       q[i] = static_cast<int8_t>(high) * 256 + static_cast<int8_t>(low);
     });
     put_group_sums(side.layout, q, reinterpret_cast<int32_t*>(extra) + r, lane);
     return CodedQuery{rounded.unit * p.numbers.scale_log2 * format::exp2_int(exponent), 0.0f, 0};
   }
+  uint8_t* const own =
+      slot + kOperandRow * r + (prod ? code_place<kPieces>(side.layout.bits - 1, lane) : plain_place(lane));
+  int whole = 0;  // of the integers
   CodedQuery query = code_query<kStored, ExactDivision>(
       p, kv_head, signs, exponent, x, lane, [&](int i, uint8_t high, uint8_t low) {
-        put_at(slot, prod ? octet_place<kPieces>(i, lane) : OperandPlace{i, lane}, high, low);
+        put_at(own + (prod ? prod_piece<kPieces>(i) : kOperandStep * i), high, low);
+        whole += static_cast<int8_t>(high) * 256 + static_cast<int8_t>(low);
       });
   query.half_sum = 0;
   if (!prod) {
@@ -123,13 +134,15 @@ __device__ __forceinline__ CodedQuery row_query(const AttendParams& p, int kv_he
   largest = all_max(largest);
   code::sketch_warp<kStored>(side, kv_head, x, lane);
   const RoundedQuery rounded = round_query<ExactDivision>(p, x, [&](int i, uint8_t high, uint8_t low) {
-    put_at(extra, sign_place<kPieces>(i, lane), high, low);
+    put_at(extra + kOperandRow * r + sign_place<kPieces>(lane) + prod_piece<kPieces>(i), high, low);
   });
   SketchRows* rows = reinterpret_cast<SketchRows*>(extra + query_rows_at(kStored));
+  whole = all_sum(whole);
   const float unit = largest * (1.0f / p.numbers.query_max);
   if (lane == 0) {
     rows->ratio[r] = unit > 0.0f ? rounded.unit / unit * __ldg(&side.rows->gain) : 0.0f;
     rows->sum[r] = rounded.sum;
+    rows->whole[r] = whole;
   }
   return query;
 }

@@ -30,9 +30,31 @@ struct RowTile {
 };
 
 // Products of a tile's prod keys with the query, and of their signs, as numbers 0 and 1, with the sketched
-// one.
+// one; of codes that are bits (codes_are_bits) likewise.
 struct ProdSums {
   int codes[4][4] = {}, signs[4][4] = {};
+};
+// The lane's eight codes of a step as bytes, from its words: in the order of code_place.
+template <int kBits>
+struct LaneCodes {
+  static constexpr CodeOrder kOrder = code_order(kBits);
+  uint32_t low, high;
+
+  __device__ __forceinline__ LaneCodes(const uint32_t (&words)[kBits], int step, const NibbleSpread& spread,
+                                       const ByteTable& table) {
+    if constexpr (kOrder == CodeOrder::kSigns) {
+      low = words[0] >> 2 * step & 0x01010101u;
+      high = words[0] >> (2 * step + 1) & 0x01010101u;
+      return;
+    }
+    constexpr int kOctet = 8 * kBits;
+    const int word = step * kOctet / 32, bit = step * kOctet % 32;
+    const uint32_t nibbles = kOrder == CodeOrder::kOthers
+                                 ? words[step / 2] >> 2 * (step % 2) & 0x33333333u
+                                 : spread(funnel_right(words[word], words[min(word + 1, kBits - 1)], bit));
+    low = prmt(table.word[0], table.word[1], nibbles);
+    high = prmt(table.word[0], table.word[1], nibbles >> 16);
+  }
 };
 // Four words' worth of coordinates of every lane's own at a time.
 template <int kGroups, int kBits>
@@ -54,16 +76,13 @@ __device__ __forceinline__ void add_lane_words(const RowTile& tile, const uint8_
     }
 #pragma unroll
     for (int step = 0; step < 4; step++) {
-      constexpr int kOctet = 8 * kBits;
-      const int word = step * kOctet / 32, bit = step * kOctet % 32;
       uint32_t a[4], s[4];
       row_operand(query, first + step, lane, a);
       row_operand(sketched, first + step, lane, s);
 #pragma unroll
       for (int b = 0; b < 4; b++) {
-        const uint32_t m = spread(funnel_right(words[b][word], words[b][min(word + 1, kBits - 1)], bit));
-        imma_s8s8(sums.codes[b], a, prmt(table.word[0], table.word[1], m),
-                  prmt(table.word[0], table.word[1], m >> 16));
+        const LaneCodes<kBits> codes(words[b], step, spread, table);
+        imma_s8s8(sums.codes[b], a, codes.low, codes.high);
         imma_s8s8(sums.signs[b], s, minus[b] >> (2 * step) & 0x01010101u,
                   minus[b] >> (2 * step + 1) & 0x01010101u);
       }
@@ -95,21 +114,53 @@ __device__ __forceinline__ void add_quarter_words(const RowTile& tile, const uin
   }
 }
 
+// The same of the lane's tokens 8 b + 2 t + i, high and low bytes together.
+struct ProdTotals {
+  int codes[8], signs[8];
+};
+__device__ __forceinline__ ProdTotals totals_of(const ProdSums& sums) {
+  ProdTotals totals;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    totals.codes[i] = whole_product(sums.codes[i / 2], i % 2);
+    totals.signs[i] = whole_product(sums.signs[i / 2], i % 2);
+  }
+  return totals;
+}
+// Sums of bits to sums of levels: bit b stands for level 0 + (level 1 - level 0) b. whole: of the row's
+// integers. What comes out fits 32 bits, its parts may wrap.
+__device__ __forceinline__ void bits_to_levels(const ByteTable& table, int whole, ProdTotals& totals) {
+  const int level = static_cast<int8_t>(table.word[0]);
+  const uint32_t base = static_cast<uint32_t>(level * whole),
+                 step = static_cast<uint32_t>(static_cast<int8_t>(table.word[0] >> 8) - level);
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    totals.codes[i] = static_cast<int>(step * static_cast<uint32_t>(totals.codes[i]) + base);
+}
+
 // x[2 b + i]: row g, token 8 b + 2 t + i.
 template <int kGroups>
 __device__ __forceinline__ void prod_scores(const AttendParams& p, const RowTile& tile, const uint8_t* slot,
                                             float (&x)[8], int lane) {
   const int g = lane >> 2, t = lane & 3;
   const uint8_t* sketched = slot + p.plan.row_query_at;
-  ProdSums sums;
-  if constexpr (words_of_lanes(kGroups))
-    with_prod_bits(tile.bits, [&](auto bits) {
-      add_lane_words<kGroups, decltype(bits)::value>(tile, slot, sketched, p.numbers.key_tables.bytes, sums,
-                                                     lane);
-    });
-  else
-    add_quarter_words<kGroups>(tile, slot, sketched, p.numbers.key_tables.bytes, sums, lane);
+  const ByteTable& table = p.numbers.key_tables.bytes;
   const SketchRows& rows = *reinterpret_cast<const SketchRows*>(sketched + query_rows_at(32 * kGroups));
+  ProdTotals totals;
+  if constexpr (words_of_lanes(kGroups)) {
+    // Sums of each width's own: where they start from zero is then known.
+    with_prod_bits(tile.bits, [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      ProdSums sums;
+      add_lane_words<kGroups, kBits>(tile, slot, sketched, table, sums, lane);
+      totals = totals_of(sums);
+      if constexpr (codes_are_bits(kGroups, kBits)) bits_to_levels(table, rows.whole[g], totals);
+    });
+  } else {
+    ProdSums sums;
+    add_quarter_words<kGroups>(tile, slot, sketched, table, sums, lane);
+    totals = totals_of(sums);
+  }
   const float ratio = rows.ratio[g];
   const int sum = rows.sum[g];
 #pragma unroll
@@ -118,8 +169,8 @@ __device__ __forceinline__ void prod_scores(const AttendParams& p, const RowTile
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const uint32_t pair = i ? pairs.y : pairs.x;
-      const int sketch = sum - 2 * whole_product(sums.signs[b], i);
-      x[2 * b + i] = fmaf(static_cast<float>(whole_product(sums.codes[b], i)), low_bf16(pair),
+      const int sketch = sum - 2 * totals.signs[2 * b + i];
+      x[2 * b + i] = fmaf(static_cast<float>(totals.codes[2 * b + i]), low_bf16(pair),
                           static_cast<float>(sketch) * (ratio * high_bf16(pair)));
     }
   }

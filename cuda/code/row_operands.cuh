@@ -40,6 +40,13 @@ __device__ __forceinline__ void with_prod_bits(int bits, const F& f) {
     f(std::integral_constant<int, 1>());
 }
 
+// In what order a lane takes the codes of a prod key's words that are its own: as signs are, every eighth bit
+// at a time; every other one, whose places in a word are nibbles; or eight neighbours.
+enum class CodeOrder { kSigns, kOthers, kOctets };
+constexpr CodeOrder code_order(int bits) {
+  return bits == 1 ? CodeOrder::kSigns : bits == 2 ? CodeOrder::kOthers : CodeOrder::kOctets;
+}
+
 // a where the mask has bits, else b.
 __device__ __forceinline__ uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   return (a & mask) | (b & ~mask);
