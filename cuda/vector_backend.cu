@@ -283,7 +283,9 @@ void CudaVectors::search(const SearchRequest& s, void* stream) {
   require_no_capture(as_stream(stream), "tq_quantizer_search");
   const std::lock_guard<std::mutex> lock(mutex_);
   const int64_t listed = vectors::block_list_stride(s.k);
-  const bool by_blocks = !g_.grouped() && vectors::has_tiles(parts_, g_.num_parts, place(stream)) &&
+  const bool by_blocks = !g_.grouped() &&
+                         (vectors::has_tiles(parts_, g_.num_parts, place(stream)) ||
+                          vectors::has_few(parts_, g_.num_parts, place(stream))) &&
                          listed <= std::min(s.count / kLeastShare, kPassPlaces);
   const int64_t places_of_row = by_blocks ? kPassPlaces / listed : kPassResults / s.k;
   const int64_t pass_rows = std::min({s.num_queries, kPassRows, std::max<int64_t>(places_of_row, 1)});
@@ -320,8 +322,8 @@ void CudaVectors::search(const SearchRequest& s, void* stream) {
                                           s.codes + s.count * g_.record_bytes, own};
       const float* const bias = s.bias ? s.bias + first : nullptr;
       if (by_blocks) {
-        vectors::launch_best_blocks(parts_[0], operand_at_[0], operands, range, bias, first, rows, s.k,
-                                    blocks, best[0], best[1], place(stream));
+        vectors::launch_best_blocks(parts_, g_.num_parts, operand_at_, operands, range, bias, first, rows,
+                                    s.k, blocks, best[0], best[1], place(stream));
       } else {
         const vectors::ProductRows target = {scores, rows, range.count};
         multiply(operands, range, target, stream);

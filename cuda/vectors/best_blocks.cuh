@@ -16,17 +16,26 @@ struct BlockParams {
   int64_t stride, num_blocks, k;
   int64_t* blocks;  // [rows][k], -1 behind the last
   BestList list;    // what came before: nothing up to its least key is wanted
+  bool in_shared;   // the launch has shared memory for a row's maxima, which are read again and again
 };
 // A CTA a row.
 __global__ void __launch_bounds__(kSelectThreads) pick_kernel(const __grid_constant__ BlockParams p) {
   __shared__ SelectShared shared;
   const int64_t row = blockIdx.x;
   const uint32_t floor = p.list.least[row];
+  const uint32_t* maxima = p.maxima + row * p.stride;
+  if (p.in_shared) {
+    uint32_t* const own = reinterpret_cast<uint32_t*>(launch_shared());
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < p.num_blocks; i += kSelectThreads) own[i] = maxima[i];
+    __syncthreads();
+    maxima = own;
+  }
   uint32_t least;
   const int64_t placed = select_best(
       shared, p.num_blocks, p.k,
       [&](int64_t i) {
-        const uint32_t key = p.maxima[row * p.stride + i];
+        const uint32_t key = maxima[i];
         return key > floor ? key : 0u;
       },
       [&](int64_t place, int64_t i) { p.blocks[row * p.k + place] = i; }, &least);

@@ -54,6 +54,8 @@ void launch_products(const GroupParams& groups, const QueryPlanes& planes, const
 
 // tile_products.cuh, of quantizers of one scalar part: whether the device has them.
 bool has_tiles(const PartParams* parts, int num_parts, const LaunchPlace& place);
+// few_products.cuh, of all quantizers of scalar parts, with a sketch or without.
+bool has_few(const PartParams* parts, int num_parts, const LaunchPlace& place);
 
 // select.cuh. Scores [rows][stride] of records first .. first + count - 1 with their biases; the k best so
 // far stand in front of best, and stay there: in `best` or, where that is told, in `other`.
@@ -72,11 +74,11 @@ void launch_select(const ProductRows& scores, const float* bias, const int32_t* 
 // The k best of each list of so many -> the other's.
 void launch_merge(const BestPlaces& best, const BestPlaces& other, int64_t rows, int64_t listed, int64_t k,
                   const LaunchPlace& place);
-// best_blocks.cuh. The same in one step, where a list has room for the k best and as many blocks, and no
-// score is kept; blocks: memory for best_blocks_bytes.
+// best_blocks.cuh. The same in one step, of parts that have tiles or few_products, where a list has room for
+// the k best and as many blocks, and no score is kept; blocks: memory for best_blocks_bytes.
 int64_t block_list_stride(int64_t k);
 int64_t best_blocks_bytes(int64_t rows, int64_t records, int64_t k);
-void launch_best_blocks(const PartParams& part, int64_t at, const QueryPlanes& planes,
+void launch_best_blocks(const PartParams* parts, int num_parts, const int64_t* at, const QueryPlanes& planes,
                         const RecordRange& range, const float* bias, int64_t first, int64_t rows, int64_t k,
                         void* blocks, const BestPlaces& best, const BestPlaces& other,
                         const LaunchPlace& place);

@@ -43,16 +43,7 @@ void launch_queries(const GroupParams& groups, const QueryPlanes& planes, const 
 void launch_products(const PartParams* parts, int num_parts, const int64_t* at, const QueryPlanes& planes,
                      const RecordRange& range, const ProductRows& target, const LaunchPlace& place) {
   if (range.count == 0 || target.rows == 0) return;
-  ProductParams params = {};
-  std::copy_n(parts, num_parts, params.part);
-  std::copy_n(at, kMaxOperands, params.at);
-  params.num_parts = num_parts;
-  params.records = range.records;
-  params.end = range.end;
-  params.count = range.count;
-  params.rows = target.rows;
-  params.out = target.out;
-  params.stride = target.stride;
+  const ProductParams params = product_params(parts, num_parts, at, range, target);
   if (parts[0].has_levels())
     launch_in_order("level_products_kernel", level_products_kernel,
                     dim3(pieces(range.count, kThreads), static_cast<unsigned>(target.rows)), dim3(kThreads),

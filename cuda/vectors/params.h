@@ -65,4 +65,34 @@ constexpr int kBlockRecords = 64;  // of a search by blocks: whose best score is
 
 constexpr int64_t operand_slots(int stored) { return (stored + 31) / 32 * 32; }
 
+struct ProductParams {
+  PartParams part[VectorGeometry::kMaxParts];
+  int32_t num_parts;
+  int64_t at[kMaxOperands];  // of an operand in the planes
+  const uint8_t* records;    // the first of those multiplied
+  const uint8_t* end;        // of all that may be read
+  int64_t count, rows;
+  float* out;  // [rows][stride]
+  int64_t stride;
+};
+
+// Operand `step` of a record: a part, or behind them the signs of the first one's sketch.
+struct RecordOperand {
+  const VectorPart& part;
+  int index, bits;  // index: of its units and sums
+  int64_t codes_at, scale_at, plane_at;
+  bool half;
+
+  TQ_HD RecordOperand(const ProductParams& p, int step) : part(p.part[step == p.num_parts ? 0 : step].part) {
+    const bool sketch = step == p.num_parts;
+    index = sketch ? kSketchOperand : step;
+    bits = sketch ? 1 : part.bits;
+    codes_at = sketch ? part.signs_at : part.codes_at;
+    scale_at = sketch ? part.norm_at : part.scale_at;
+    plane_at = p.at[index];
+    half = !sketch && part.book.half();
+  }
+  static TQ_HD int count(const ProductParams& p) { return p.num_parts + (p.part[0].has_sketch ? 1 : 0); }
+};
+
 }  // namespace tq::cuda::vectors

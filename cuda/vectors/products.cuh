@@ -13,17 +13,6 @@ namespace tq::cuda::vectors {
 
 constexpr int kProductWarps = 4, kProductRecords = 16 * kProductWarps;
 
-struct ProductParams {
-  PartParams part[VectorGeometry::kMaxParts];
-  int32_t num_parts;
-  int64_t at[kMaxOperands];  // of an operand in the planes
-  const uint8_t* records;    // the first of those multiplied
-  const uint8_t* end;        // of all that may be read
-  int64_t count, rows;
-  float* out;  // [rows][stride]
-  int64_t stride;
-};
-
 // Parts and sketch one after the other into totals.
 template <int kTiles>
 __global__ void __launch_bounds__(32 * kProductWarps)

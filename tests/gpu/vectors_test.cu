@@ -412,6 +412,14 @@ int main(int count, char** arguments) {
     // records all but equal.
     for (int bits = 1; bits <= 8; bits++) World(Case{32, kScalar, bits}, 300 + bits, 9).run();
     World(Case{48, kScalar, 3}, 1100, 35).run();
+    // By up to eight queries; of records with a sketch, and of two parts.
+    for (int bits = 1; bits <= 8; bits++) World(Case{32, kScalar, bits}, 300 + bits, bits).run();
+    World(Case{1000, kScalar, 4}, 700, 1).run();
+    for (const int sketch : {TQ_SKETCH_ORTHOGONAL, TQ_SKETCH_GAUSSIAN})
+      World(Case{80, kProd, 3, 0, 0, 0, true, false, sketch}, 1100, sketch == TQ_SKETCH_GAUSSIAN ? 1 : 19)
+          .run();
+    World(Case{96, kScalar, 3, 0, 0, 32}, 1300, 11).run();
+    World(Case{144, kProd, 2}, 900, 1).run();
     World(Case{144, kScalar, 5, 0, 0, 0, true, false, 0, 0, TQ_BF16}, 2900, 131).run();
     World(Case{1, kScalar, 1}, 3000, 70).run();
     // More records than a search takes in its first pass.

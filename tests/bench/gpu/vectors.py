@@ -16,7 +16,9 @@ import tqkv
 DIMS = (128, 1024, 1536, 4096)
 BYTES = 1 << 28  # of float16 vectors of a set
 TURNS = 3
-SEARCHES = ((128, 1000000), (1536, 200000))
+SEARCHED = {"": {"bits": 4}, "prod": {"bits": 4, "family": "prod"},
+            "outliers": {"bits": 3, "outliers": range(32)}}
+SEARCHES = ((128, 1000000, ""), (1536, 200000, ""), (128, 1000000, "prod"), (128, 1000000, "outliers"))
 QUERIES = (1, 32, 256)
 TOLERANCE = 4e-6  # of float32 rotations: log2(4096) + 3 roundings of 2^-24, relative to a vector's length
 
@@ -90,10 +92,10 @@ def rotations(bench, dim):
     return one
 
 
-def searches(bench, dim, count):
+def searches(bench, dim, count, codes_of):
     torch, gpu, stream = bench.torch, bench.gpu, bench.stream
-    quantizer = tqkv.Quantizer(dim, 4, io_dtype="float16", seed=5, device="cuda")
-    host = tqkv.Quantizer(dim, 4, io_dtype="float16", seed=5)
+    fields = {"io_dtype": "float16", "seed": 5, **SEARCHED[codes_of]}
+    quantizer, host = (tqkv.Quantizer(dim, device=device, **fields) for device in ("cuda", "cpu"))
     x = torch.randn(count, dim, device="cuda", dtype=torch.float16)
     codes, rows = quantizer.encode(x), []
     few = codes[:5000].cpu()
@@ -107,7 +109,7 @@ def searches(bench, dim, count):
         got = quantizer.search(q, codes[:5000].contiguous(), 10)
         want = host.search(q.cpu(), few, 10)
         same = all(a.cpu().equal(b) for a, b in zip(got, want))
-        rows.append({"dim": dim, "count": count, "queries": queries, "us": us,
+        rows.append({"dim": dim, "count": count, "codes": codes_of, "queries": queries, "us": us,
                      "per_second": queries / us * 1e6,
                      "float16 GEMM and topk us": dense, "ratio": us / dense,
                      "checks": {"results of the CPU": same}})
@@ -126,11 +128,12 @@ def measure(arguments, head, bench):
                 for name, us in one["us"].items()), flush=True)
             print("       of the GEMM's time: " + "  ".join(
                 f"{name} {ratio:.2f}" for name, ratio in one["rotate / GEMM"].items()), flush=True)
-    for dim, count in SEARCHES:
-        if arguments.only in f"search d{dim}":
-            for one in searches(bench, dim, count):
+    for dim, count, codes_of in SEARCHES:
+        name = f"search d{dim}{', ' * bool(codes_of)}{codes_of}"
+        if arguments.only in name:
+            for one in searches(bench, dim, count, codes_of):
                 rows.append(one)
-                print(f"search d{dim} in {count}, {one['queries']} queries, k = 10: {one['us']:.1f} us, "
+                print(f"{name} in {count}, {one['queries']} queries, k = 10: {one['us']:.1f} us, "
                       f"{one['per_second']:.0f} queries/s; float16 GEMM and topk "
                       f"{one['float16 GEMM and topk us']:.1f} us ({one['ratio']:.2f})", flush=True)
     for one in rows:
