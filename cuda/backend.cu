@@ -10,6 +10,8 @@
 #include <atomic>
 #include <vector>
 
+#include "cuda/append/copies.h"
+#include "cuda/coding.h"
 #include "cuda/device_layers.h"
 #include "cuda/latent/launch.h"
 #include "cuda/link.h"
@@ -52,9 +54,7 @@ class CudaBackend : public Backend, private DeviceLayers {
   void destroy_plan_storage(void* storage) override;
   void upload_plan(const BatchPlan& plan, void* stream) override;
   void append(const AppendRequest& request) override;
-  void encode_tokens(const EncodeRequest&) override {
-    throw Error(Status::kInternal, "CUDA: a geometry that stores tokens once");  // config.cpp refuses it
-  }
+  void encode_tokens(const EncodeRequest& request) override;
   void attend(const AttendRequest& request) override;
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return arena_.workspace(); }
@@ -90,10 +90,13 @@ class CudaBackend : public Backend, private DeviceLayers {
                               layers_[layer].shape * plan_work_capacity(geometry_, num_units_));
   }
   move::MoveSpace move_;
+  CodingSpace coding_;
 };
 
 CudaBackend::CudaBackend(const Geometry& geometry, const HostOps& ops, void* pool, cudaStream_t stream)
-    : DeviceLayers(geometry, ops, pool, kOwnWorkspace, stream), move_(geometry_, ops) {
+    : DeviceLayers(geometry, ops, pool, kOwnWorkspace, stream),
+      move_(geometry_, ops),
+      coding_(geometry_, ops) {
   try {
     move_.initialise(geometry_, arena_, stream);
   } catch (...) {  // what was enqueued must not outlive the memory
@@ -145,8 +148,25 @@ void CudaBackend::append(const AppendRequest& request) {
                           request.plan->rows.new_tokens, num_units_, as_stream(request.stream));
     return;
   }
-  append_tokens(layer_view(request.layer), plan_view(batch, request.layer), 2 * geometry_.max_batch_sequences,
-                batch.uploaded.small_jobs + batch.uploaded.large_tiles, request);
+  const DeviceLayer layer = layer_view(request.layer);
+  const DevicePlan plan = plan_view(batch, request.layer);
+  const int64_t tiles = batch.uploaded.small_jobs + batch.uploaded.large_tiles;
+  // A graph's later plans may bring tokens that are coded at once.
+  if (!geometry_.store_once || tiles > 0 || is_capturing(as_stream(request.stream)))
+    append_tokens(layer, plan, 2 * geometry_.max_batch_sequences, tiles, request);
+  if (!geometry_.store_once) return;
+  append::launch_copies(
+      append::CopyParams{layer, plan, {request.k, request.v}, {request.key_strides, request.value_strides}},
+      request.plan->rows.new_tokens, num_units_, early_, as_stream(request.stream));
+}
+
+void CudaBackend::encode_tokens(const EncodeRequest& request) {
+  const DeviceGuard guard(geometry_.device_id);
+  require_no_capture(as_stream(request.stream), "coding a window");
+  coding_.for_each_plan(geometry_, request, num_units_, [&](const DevicePlan& plan, int32_t jobs) {
+    for (int32_t layer = 0; layer < geometry_.num_layers; layer++)
+      if (geometry_.stores(layer)) encode_copies(layer_view(layer), plan, jobs, as_stream(request.stream));
+  });
 }
 
 void CudaBackend::attend(const AttendRequest& request) {

@@ -7,6 +7,7 @@
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
 #include "cuda/backend.h"
+#include "cuda/coding.h"
 #include "cuda/device_layers.h"
 #include "cuda/dispatch.h"
 #include "cuda/latent/launch.h"
@@ -84,6 +85,13 @@ void check_cuda_backend(const Geometry& geometry, ReasonList& reasons) {
         geometry.layers[layer].key_code.bits, geometry.layers[layer].value_code.bits);
     break;  // the others of a uniform cache would repeat it
   }
+  for (int layer = 0; geometry.store_once && layer < geometry.num_layers; layer++) {
+    if (!geometry.layers[layer].latent) continue;
+    reasons.add(Status::kNotSupported,
+                "layer %d: layer_kind = 2 (TQ_LATENT): TQ_FLAG_STORE_ONCE: on CUDA not with latent layers",
+                layer);
+    break;
+  }
   const int shared = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id);
   for (int layer = 0; layer < geometry.num_layers; layer++)
     if (geometry.layers[layer].latent && latent::refuses(geometry, layer, shared, reasons)) break;
@@ -112,7 +120,9 @@ BackendBytes cuda_backend_bytes(const Geometry& geometry) {
   const ArenaPlaces places(geometry);
   const int64_t workspace = workspace_capacity(geometry, num_multiprocessors(geometry.device_id));
   return BackendBytes{places.pages_bytes, places.raw_bytes,
-                      places.table_bytes + places.flags_bytes + move::MoveSpace::bytes(geometry), workspace};
+                      places.table_bytes + places.flags_bytes + move::MoveSpace::bytes(geometry) +
+                          CodingSpace::bytes(geometry),
+                      workspace};
 }
 
 }  // namespace cuda

@@ -69,16 +69,38 @@ void DeviceLayers::append_tokens(const DeviceLayer& layer, const DevicePlan& pla
   append::AppendParams params = {
       layer, plan,    {request.k, request.v}, {request.key_strides, request.value_strides}, 0,
       2,     entries, append::FastDivisor(1)};
+  if (geometry_.store_once && geometry_.io_dtype == DataType::kF16) params.largest = format::kMaxHalf;
+  append_sides(params, tiles, as_stream(request.stream));
+}
+
+void DeviceLayers::encode_copies(const DeviceLayer& layer, const DevicePlan& plan, int32_t entries,
+                                 cudaStream_t stream) const {
+  const auto strides = [](const DeviceSide& side) {
+    return TensorStrides{side.layout.dim, format::kTileTokens * static_cast<int64_t>(side.layout.dim)};
+  };
+  append::AppendParams params = {layer,
+                                 plan,
+                                 {layer.key.raw, layer.value.raw},
+                                 {strides(layer.key), strides(layer.value)},
+                                 0,
+                                 2,
+                                 entries,
+                                 append::FastDivisor(1)};
+  params.from_copies = true;
+  append_sides(params, entries, stream);
+}
+
+void DeviceLayers::append_sides(append::AppendParams& params, int64_t tiles, cudaStream_t stream) const {
+  const DeviceLayer& layer = params.layer;
   const auto sides = [&](int stored, int first_kind, int num_kinds) {
     params.first_kind = first_kind;
     params.num_kinds = num_kinds;
     params.per_tile = append::FastDivisor(static_cast<uint32_t>(layer.num_kv_heads * num_kinds));
-    append::launch_append(stored, params, tiles * layer.num_kv_heads * num_kinds, num_units_, early_,
-                          as_stream(request.stream));
+    append::launch_append(stored, params, tiles * layer.num_kv_heads * num_kinds, num_units_, early_, stream);
   };
   const DeviceSide &key = layer.key, &value = layer.value;
   if (key.layout.banded()) {
-    append::launch_append_bands(params, tiles, num_units_, early_, as_stream(request.stream));
+    append::launch_append_bands(params, tiles, num_units_, early_, stream);
     sides(stored_of(value), 1, 1);
   } else if (key.layout.raw() || value.layout.raw() || stored_of(key) == stored_of(value)) {
     sides(stored_of(key.layout.raw() ? value : key), 0, 2);

@@ -4,6 +4,7 @@
 #pragma once
 #include <vector>
 
+#include "cuda/append/params.h"
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
 
@@ -32,6 +33,9 @@ class DeviceLayers {
   // as far as the host knows.
   void append_tokens(const DeviceLayer& layer, const DevicePlan& plan, int32_t entries, int64_t tiles,
                      const AppendRequest& request) const;
+  // The same of listed tiles whose tokens have exact copies: entries of plan.small_jobs are all of them.
+  void encode_copies(const DeviceLayer& layer, const DevicePlan& plan, int32_t entries,
+                     cudaStream_t stream) const;
   // Of the current device. clear: the workspace's counters may be anything.
   attend::AttendLaunch attend_launch(const DeviceLayer& layer, const DevicePlan& plan,
                                      const AttendRequest& request, bool clear) const;
@@ -50,6 +54,10 @@ class DeviceLayers {
   std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
   Arena arena_;
   std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
+
+ private:
+  // params: their sides are filled in.
+  void append_sides(append::AppendParams& params, int64_t tiles, cudaStream_t stream) const;
 };
 
 }  // namespace cuda

@@ -17,7 +17,7 @@ namespace cuda {
 struct alignas(16) DeviceSequence {
   int32_t page_row, raw_slot, flag;  // plan.h
   int32_t old_length;                // before the plan's new tokens
-  int32_t length;                    // with them
+  int32_t length;                    // with them; where tokens are stored once, where codes end
   int32_t kv_row;                    // first row in k/v
   int32_t raw_first, sink_end;       // plan.h
 };

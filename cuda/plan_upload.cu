@@ -47,6 +47,11 @@ class PageStager {
   int64_t num_runs_ = 0, num_pages_ = 0;
 };
 
+// Tokens of a sequence before the end of what a group's pages hold.
+int64_t tokens_in(const Geometry& geometry, int group, const StepSequence& sequence) {
+  return group == geometry.raw_group ? sequence.length() : sequence.coded_end();
+}
+
 // Writes counts, sequences and append jobs (those of each page group) to staging; returns the counts.
 DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, const BatchPlan& plan,
                          uint8_t* host) {
@@ -59,8 +64,9 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
   counts.query_tokens = static_cast<int32_t>(rows.query_tokens);
   for (int32_t i = 0; i < rows.num_sequences; i++) {
     const StepSequence& from = rows.sequences[i];
+    // What append codes.
     const int32_t old_length = static_cast<int32_t>(from.old_length),
-                  length = static_cast<int32_t>(from.length());
+                  length = static_cast<int32_t>(from.coded_end());
     sequences[i] = DeviceSequence{from.page_row,
                                   from.raw_slot,
                                   from.flag,
@@ -70,7 +76,7 @@ DeviceCounts stage_image(const Geometry& geometry, const PlanStorage& storage, c
                                   static_cast<int32_t>(from.raw_first),
                                   static_cast<int32_t>(from.sink_end)};
     large_first[i] = counts.num_large_tiles;
-    if (length == old_length) continue;
+    if (length <= old_length) continue;
     const append::AppendSplit split = append::split_append(old_length, length);
     bool seen_first = false;
     for (int32_t tile : {split.first_tile, split.last_tile}) {
@@ -143,7 +149,7 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
     const int32_t* pages = plan.maps[group].row(row);
     const int64_t target = arena.page_table(group) - arena.page_table(0) +
                            row * arena.places().page_table_stride[group],
-                  num_pages = geometry.groups[group].pages_for(sequence.length());
+                  num_pages = geometry.groups[group].pages_for(tokens_in(geometry, group, sequence));
     while (page < num_pages) {
       page += stager.add(target + page, pages + page, num_pages - page);
       if (page == num_pages) break;
@@ -155,7 +161,7 @@ UploadedPlan upload_plan(const Geometry& geometry, const Arena& arena, PlanStora
   for (int group = 0; group < geometry.num_groups; group++)
     for (int32_t i = 0; i < rows.num_sequences; i++) {
       const int64_t changed = plan.maps[group].first_changed[i];  // of most steps nothing
-      if (changed * geometry.groups[group].page_size < rows.sequences[i].length())
+      if (changed * geometry.groups[group].page_size < tokens_in(geometry, group, rows.sequences[i]))
         stage_pages(group, rows.sequences[i], changed);
     }
   uint8_t* host = staging->memory.host();

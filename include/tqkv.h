@@ -62,11 +62,12 @@
  *   Copies lie in pages of 32 tokens, taken by need from a pool of max_raw_tokens that all sequences share;
  *   forks share pages. A plan that finds no room there fails: CAPACITY; plan fewer query tokens at once, or
  *   raise max_raw_tokens.
- *   With TQ_FLAG_STORE_ONCE (CPU; no layer with a sliding_window) the tokens of a window have no codes: the
- *   plan that brings them out makes these from the copies, byte for byte those of their append (an infinite
- *   float16 is coded as its copy, +-65504). max_tokens then counts tokens with codes alone; a sequence, and a
- *   plan by default, may have window_tokens more. tq_sequence_copy, _export, _save, _remove and _select code
- *   the window for their time, _flush and _import for good: CAPACITY, nothing changed, if there is no room.
+ *   With TQ_FLAG_STORE_ONCE (no layer with a sliding_window; on CUDA no latent one) the tokens of a window
+ *   have no codes: the plan that brings them out makes these from the copies, byte for byte those of their
+ *   append (an infinite float16 is coded as its copy, +-65504). max_tokens then counts tokens with codes
+ *   alone; a sequence, and a plan by default, may have window_tokens more. tq_sequence_copy, _export, _save,
+ *   _remove and _select code the window for their time, _flush and _import for good: CAPACITY, nothing
+ *   changed, if there is no room.
  *
  * Bits     A row of out and lse follows from its query, its position, what it sees and the parameters of the
  *   call: not from the other rows and sequences of the plan, the tokens behind it, threads or where pages

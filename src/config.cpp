@@ -129,9 +129,6 @@ void check_store_once(const tq_cache_config& c, bool sliding, ReasonList& reason
   if (c.window_tokens <= 0)
     reasons.add(kBad, "flags = 0x%llx: TQ_FLAG_STORE_ONCE without a window: window_tokens = %d",
                 static_cast<unsigned long long>(c.flags), c.window_tokens);
-  if (c.device_type == TQ_DEVICE_CUDA)
-    reasons.add(Status::kNotSupported, "flags = 0x%llx: TQ_FLAG_STORE_ONCE: CPU caches alone have it",
-                static_cast<unsigned long long>(c.flags));
   if (sliding)
     reasons.add(Status::kNotSupported,
                 "flags = 0x%llx: TQ_FLAG_STORE_ONCE: not with layers that have a sliding_window",

@@ -352,6 +352,7 @@ suite_emulate() {
     "run_counted 'modes_test, trellis codes' build/emulate/modes_test 28 1"
     "run_counted 'modes_test, keys in bands' build/emulate/modes_test 46 1"
     "run_counted 'move_test --quick' build/emulate/move_test --quick"
+    "run_counted 'once_test --quick' build/emulate/once_test --quick"
     "run_counted 'state_test --quick' build/emulate/state_test --quick"
     "run_counted 'paged_test --small' build/emulate/paged_test --small"
     "run_counted 'paged_test --latent' build/emulate/paged_test --latent"

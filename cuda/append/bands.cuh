@@ -26,7 +26,7 @@ struct BandTokens {
       y[0] =
           load_scalar(args.input[0], input_row(args, job, token) + __ldg(order + lane), args.layer.io_dtype);
     bool replaced = false;
-    sanitise_row<1>(y, &replaced);
+    sanitise_row<1>(y, &replaced, args.largest);
     if (!side.centre) return replaced;
     if (lane < side.layout.dim) y[0] = format::sub_rn(y[0], __ldg(side.centre + job.head * key_dim + lane));
     sanitise_row<1>(y, &replaced);

@@ -32,8 +32,9 @@ struct SideWords {
 
 // One side of one kv head of one tile.
 struct TileJob {
-  int32_t flag, old_length, length, kv_row;
-  int32_t tile, page, tile_in_page, raw_page, head, kind;
+  int64_t input;  // element of coordinate 0 of the tile's token 0 in the input, there or not
+  int32_t flag;   // -1: nothing is noticed
+  int32_t page, tile_in_page, raw_page, head, kind;
   int32_t begin, end;  // new tokens, as indices in the tile
   // The tile's other tokens keep their bits, unless all of it is written: an engine's slots come in any
   // order.
@@ -55,10 +56,6 @@ template <Slots kSlots>
 __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJob& entry, int head_and_kind,
                                          TileJob* job) {
   job->flag = entry.flag;
-  job->old_length = entry.old_length;
-  job->length = entry.length;
-  job->kv_row = entry.kv_row;
-  job->tile = entry.tile;
   job->page = entry.page;
   job->tile_in_page = entry.tile_in_page;
   job->raw_page = entry.raw_page;
@@ -66,7 +63,15 @@ __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJ
   job->kind = args.first_kind + (head_and_kind & (args.num_kinds - 1));
   job->begin = tile_begin(entry.tile, entry.old_length) - entry.tile * format::kTileTokens;
   job->end = tile_end(entry.tile, entry.length) - entry.tile * format::kTileTokens;
+  const TensorStrides& strides = args.strides[job->kind];
+  job->input = (entry.kv_row + static_cast<int64_t>(entry.tile * format::kTileTokens - entry.old_length)) *
+                   strides.token +
+               job->head * strides.head;
   job->keeps = has_slots<kSlots>(args);
+  if (kSlots != Slots::kYes && args.from_copies) {
+    job->input = entry.raw_page * args.layer.raw_page_elements + job->head * strides.head;
+    job->raw_page = -1;
+  }
   if (!job->keeps) return true;
   const uint64_t tile = static_cast<uint64_t>(slot_tile(entry));
   const uint32_t per_page = static_cast<uint32_t>(args.layer.tiles_per_page);
@@ -81,7 +86,8 @@ __device__ __forceinline__ bool fill_job(const AppendParams& args, const AppendJ
 // The large tile of running number `index`.
 template <Slots kSlots>
 __device__ __forceinline__ AppendJob large_entry(const AppendParams& args, int num_sequences, int index) {
-  if (has_slots<kSlots>(args)) return args.plan.small_jobs[args.small_capacity - 1 - index];
+  if (has_slots<kSlots>(args) || (kSlots != Slots::kYes && args.from_copies))
+    return args.plan.small_jobs[args.small_capacity - 1 - index];
   int low = 0, high = num_sequences;  // large_first[low] <= index < large_first[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -119,9 +125,7 @@ __device__ __forceinline__ int64_t raw_target(const DeviceLayer& layer, const De
 }
 
 __device__ __forceinline__ int64_t input_row(const AppendParams& args, const TileJob& job, int token) {
-  const TensorStrides& strides = args.strides[job.kind];
-  const int64_t row = job.kv_row + (job.tile * format::kTileTokens + token - job.old_length);
-  return row * strides.token + job.head * strides.head;
+  return job.input + token * args.strides[job.kind].token;
 }
 
 }  // namespace tq::cuda::append

@@ -26,7 +26,7 @@ __device__ __forceinline__ uint8_t* job_tile(const DeviceLayer& layer, const Til
 __device__ __forceinline__ void notice(const DeviceLayer& layer, const TileJob& job,
                                        const code::Noticed& noticed, int lane) {
   const auto set = [&](bool any, uint64_t flag) {
-    if (!__any_sync(code::kFullWarp, any) || lane != 0) return;
+    if (!__any_sync(code::kFullWarp, any) || lane != 0 || job.flag < 0) return;
     set_noticed(layer.flags + job.flag, flag);
     set_noticed(layer.noticed, flag);
   };

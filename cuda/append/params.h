@@ -3,6 +3,7 @@
 #pragma once
 #include "cuda/append/split.h"
 #include "cuda/schedule/slot_job.h"
+#include "format/raw.h"
 
 namespace tq::cuda::append {
 
@@ -42,7 +43,12 @@ struct AppendParams {
   int32_t first_kind, num_kinds;  // sides of this launch
   int32_t small_capacity;         // entries of plan.small_jobs that may be read; of slots all, large ones too
   FastDivisor per_tile;           // num_kv_heads * num_kinds
-  bool zones[2] = {};             // zones_apart of the sides' codebooks; launch_append fills it in
+  // Instead of the caller's rows the exact copies in the pages that the jobs name, whose codes they are to
+  // get: input is their memory, strides are theirs, nothing is noticed. All jobs are listed, large ones from
+  // the end of small_jobs on.
+  bool from_copies = false;
+  float largest = format::kMaxMagnitudeIn;  // what an infinite value is coded as
+  bool zones[2] = {};                       // zones_apart of the sides' codebooks; launch_append fills it in
 };
 
 }  // namespace tq::cuda::append

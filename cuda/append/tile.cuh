@@ -56,7 +56,8 @@ __device__ __forceinline__ void load_pairs(const void* base, int64_t at, int cou
 }
 
 // The limits on a lane's values; returns the bits of the largest magnitude. A warp. NaN, infinity and 2^64
-// order as integers, so the maximum tells whether there is anything to do.
+// order as integers, so the maximum tells whether there is anything to do. largest: what an infinite value
+// becomes.
 template <int kCount>
 __device__ __forceinline__ uint32_t largest_bits(const float (&y)[kCount]) {
   uint32_t most = 0;
@@ -65,13 +66,17 @@ __device__ __forceinline__ uint32_t largest_bits(const float (&y)[kCount]) {
   return most;
 }
 template <int kCount>
-__device__ __forceinline__ uint32_t limit_values(float (&y)[kCount], bool* replaced) {
+__device__ __forceinline__ uint32_t limit_values(float (&y)[kCount], bool* replaced,
+                                                 float largest = format::kMaxMagnitudeIn) {
   constexpr float kLimit = format::kMaxMagnitudeIn;
   const uint32_t most = largest_bits(y);
   if (!__any_sync(code::kFullWarp, most > __float_as_uint(kLimit))) return most;
   *replaced |= most > __float_as_uint(kLimit);
 #pragma unroll
-  for (int r = 0; r < kCount; r++) y[r] = format::is_nan(y[r]) ? 0.0f : fminf(fmaxf(y[r], -kLimit), kLimit);
+  for (int r = 0; r < kCount; r++)
+    y[r] = format::is_nan(y[r])        ? 0.0f
+           : format::is_infinite(y[r]) ? copysignf(largest, y[r])
+                                       : fminf(fmaxf(y[r], -kLimit), kLimit);
   return largest_bits(y);
 }
 
@@ -92,7 +97,7 @@ __device__ __forceinline__ bool encode_tile(const AppendParams& args, const Devi
     load_pairs<S::kPairs, S::kLanes>(args.input[job.kind],
                                      input_row(args, job, active ? token : job.begin) + 2 * t,
                                      active ? pairs : 0, args.layer.io_dtype, y);
-    uint32_t most = limit_values(y, &replaced);
+    uint32_t most = limit_values(y, &replaced, args.largest);
     if (side.centre) {
       const float* centre = side.centre + job.head * dim + 2 * t;
 #pragma unroll

@@ -40,15 +40,18 @@ __device__ __forceinline__ void load_row(const void* base, int64_t at, int left,
   }
 }
 // The limits on a whole row. Almost no row needs them: NaN, infinity and 2^64 order as integers, so one
-// maximum tells.
+// maximum tells. largest: what an infinite value becomes.
 template <int kRegs>
-__device__ __forceinline__ void sanitise_row(float (&y)[kRegs], bool* replaced) {
+__device__ __forceinline__ void sanitise_row(float (&y)[kRegs], bool* replaced,
+                                             float largest = format::kMaxMagnitudeIn) {
   uint32_t most = 0;
 #pragma unroll
   for (int r = 0; r < kRegs; r++) most = max(most, __float_as_uint(y[r]) & 0x7FFFFFFFu);
   if (!__any_sync(code::kFullWarp, most > __float_as_uint(format::kMaxMagnitudeIn))) return;
 #pragma unroll
-  for (int r = 0; r < kRegs; r++) y[r] = format::sanitise(y[r], replaced);
+  for (int r = 0; r < kRegs; r++)
+    y[r] = format::is_infinite(y[r]) ? (*replaced = true, copysignf(largest, y[r]))
+                                     : format::sanitise(y[r], replaced);
 }
 
 // A raw side's token: its row in the tile.
@@ -97,7 +100,7 @@ __device__ __forceinline__ bool load_token(const AppendParams& args, const Devic
       if (has_coordinate<kRegs>(r, dim - lane))
         code::store_bits(side.raw, target + lane + 32 * r, type, code::exact_copy(bits[r], type, &replaced));
   }
-  sanitise_row<kRegs>(y, &replaced);
+  sanitise_row<kRegs>(y, &replaced, args.largest);
   if (side.centre) {
     const float* centre = side.centre + job.head * dim + lane;
 #pragma unroll

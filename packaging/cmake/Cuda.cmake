@@ -15,9 +15,11 @@ endforeach()
 list(APPEND tq_cuda_sources
   cuda/append/launch.cu
   cuda/append/launch_bands.cu
+  cuda/append/launch_copies.cu
   cuda/arena.cu
   cuda/attend/launch.cu
   cuda/backend.cu
+  cuda/coding.cu
   cuda/device.cu
   cuda/device_layers.cu
   cuda/device_reader.cu

@@ -7,7 +7,8 @@
 //
 // Method: one life of three caches is run without failures, and what can be seen after each call is kept.
 // Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
-// is none left to fail, and that last success must give what was kept. Runs on the emulation.
+// is none left to fail, and that last success must give what was kept. All of it once more with windows whose
+// tokens are stored once. Runs on the emulation.
 #include <functional>
 
 #include "../counted_new.h"
@@ -117,6 +118,8 @@ struct World {
   }
 };
 
+bool stores_once = false;  // the lives that follow
+
 tq_cache_config config_of(int device, int page_size, int64_t reserve) {
   static const int32_t key_bits[kLayers] = {4, 16}, value_bits[kLayers] = {3, 16};
   tq_cache_config config;
@@ -131,6 +134,7 @@ tq_cache_config config_of(int device, int page_size, int64_t reserve) {
   config.max_sequences = 4;
   config.window_tokens = 5, config.sink_tokens = 2, config.rollback_tokens = 2;
   config.num_threads = 1;
+  config.flags = stores_once ? TQ_FLAG_STORE_ONCE : 0;
   return config;
 }
 
@@ -387,16 +391,19 @@ void all_points(const std::vector<std::string>& usual) {
 
 int main() {
   try {
-    const std::vector<std::string> usual = usual_life();
-    check(usual_life() == usual, "two lives without failures differ");
-    count_calls();
-    emulate::before_launch = [] { return counting && fails() ? injected : cudaSuccess; };
-    for (const bool for_ever : {false, true}) {
-      fail_for_ever = for_ever;
-      all_points(usual);
+    for (const bool once : {false, true}) {
+      stores_once = once;
+      const std::vector<std::string> usual = usual_life();
+      check(usual_life() == usual, "two lives without failures differ");
+      count_calls();
+      emulate::before_launch = [] { return counting && fails() ? injected : cudaSuccess; };
+      for (const bool for_ever : {false, true}) {
+        fail_for_ever = for_ever;
+        all_points(usual);
+      }
+      runtime() = real_runtime();
+      emulate::before_launch = nullptr;
     }
-    runtime() = real_runtime();
-    emulate::before_launch = nullptr;
   } catch (const std::exception& error) {
     gpu_test::check(false, "uncaught: %s", error.what());
   }

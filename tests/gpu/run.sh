@@ -24,7 +24,8 @@ trap 'rm -f "$tq_log"' EXIT
 
 parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers modes products vectors"
-parts_side+=" memcheck initcheck synccheck racecheck append calibration move state paged graph latent limits"
+parts_side+=" memcheck initcheck synccheck racecheck append calibration move once state"
+parts_side+=" paged graph latent limits"
 parts_side+=" python golden"
 parts_asked="torch hf vllm nccl validate eval"  # only with --only
 all_parts="$parts_exclusive $parts_side $parts_asked bench"
@@ -37,6 +38,7 @@ declare -A about=(
   [append]="codes and scales against the scalar encoder"
   [calibration]="calibration fed from device memory: the host's file, byte for byte; failing calls"
   [move]="tokens taken out of sequences, against the CPU and fresh sequences"
+  [once]="windows whose tokens are stored once: the same bits as codes at once, in graphs too"
   [state]="parts and saved sequences: the CPU's bytes, both ways, from and to any memory"
   [paged]="pages that an engine owns: work lists, bytes, bits, captured steps"
   [conformance]="the library on GPU and CPU: stored bytes, decoded values, attention at every edge"
@@ -192,7 +194,7 @@ part() {
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
     append | attend | backend | calibration | conformance | graph | growth | latent | layers | limits | \
-      modes | move | paged | products | state | vectors)
+      modes | move | once | paged | products | state | vectors)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
