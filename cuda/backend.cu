@@ -189,6 +189,11 @@ void CudaBackend::attend(const AttendRequest& request) {
   }
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
+  if (uploaded.few_sequences > 0 && few_fits_[request.layer]) {
+    const PageGroup& group = geometry_.groups[layers_[request.layer].group];
+    if (group.max_sequence_pages * group.page_size <= kFewGraphTokens || !is_capturing(launch.stream))
+      launch.few_sequences = uploaded.few_sequences;
+  }
   // The prefill kernel knows no tree masks.
   if (!uploaded.any_long() || !long_apart_[request.layer] || request.tree_mask) {
     attend::launch_attend(launch);  // of all sequences: right for whatever later plan a captured graph meets

@@ -45,12 +45,15 @@ DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* p
                                   num_units_)),
       early_(device_attribute(cudaDevAttrComputeCapabilityMajor, geometry.device_id) >= 9),
       long_apart_(static_cast<size_t>(geometry.num_layers), 0),
+      few_fits_(static_cast<size_t>(geometry.num_layers), 0),
       arena_(geometry_, ops, pool,
              workspace == kOwnWorkspace ? workspace_capacity(geometry_, num_units_) : 0),
       has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
-  for (int layer = 0; layer < geometry_.num_layers; layer++)
-    long_apart_[layer] =
-        !layers_[layer].latent && prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
+  for (int layer = 0; layer < geometry_.num_layers; layer++) {
+    if (layers_[layer].latent) continue;
+    long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
+    few_fits_[layer] = attend::few_fits(geometry_.tile(layer), geometry_.has_exact());
+  }
   for (const LayerGeometry& layer : layers_) {
     if (layer.latent) continue;
     append::require_kernels(format::stored_dim(layer.head_dim));

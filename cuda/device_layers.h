@@ -52,6 +52,7 @@ class DeviceLayers {
   bool paced_;                       // copies of attention are limited
   bool early_;                       // kernels may be launched early
   std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
+  std::vector<uint8_t> few_fits_;    // [num_layers] plans of few blocks go to clusters
   Arena arena_;
   std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
 

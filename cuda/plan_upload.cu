@@ -114,6 +114,7 @@ int64_t build_lists(const Geometry& geometry, const HeadShape& heads, const Step
      : sequence.query_tokens * heads.q_per_kv < kSharedRows ? uploaded->any_shared
                                                             : uploaded->any_alone) = true;
   }
+  uploaded->few_sequences = few_sequences(geometry, heads, rows);
   uploaded->pair = needs.long_apart && (uploaded->any_long() || needs.keep_pair);
   const int64_t work = build_work(geometry, heads, rows, num_units, lists);
   if (!uploaded->pair) return work;

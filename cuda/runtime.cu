@@ -41,6 +41,18 @@ cudaError_t func_set_attribute(const void* function, cudaFuncAttribute attribute
 cudaError_t occupancy(int* blocks, const void* function, int threads, size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared);
 }
+cudaError_t active_clusters(int* clusters, const void* function, int ctas, int threads, size_t shared) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(ctas));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, function, &config);
+}
 cudaError_t get_device_properties(cudaDeviceProp* properties, int device) {
   return cudaGetDeviceProperties(properties, device);
 }
@@ -130,6 +142,7 @@ Runtime make_table() {
   table.launch_kernel = launch_kernel;
   table.func_set_attribute = func_set_attribute;
   table.occupancy = occupancy;
+  table.active_clusters = active_clusters;
   table.get_last_error = cudaGetLastError;
   table.peek_last_error = cudaPeekAtLastError;
   table.error_name = cudaGetErrorName;

@@ -55,6 +55,8 @@ struct Runtime {
   cudaError_t (*launch_kernel)(const void*, dim3, dim3, void**, size_t, cudaStream_t, bool);
   cudaError_t (*func_set_attribute)(const void*, cudaFuncAttribute, int);
   cudaError_t (*occupancy)(int*, const void*, int, size_t);
+  // Clusters of so many CTAs that can be on the device at a time.
+  cudaError_t (*active_clusters)(int*, const void*, int ctas, int threads, size_t shared);
   cudaError_t (*get_last_error)();
   cudaError_t (*peek_last_error)();
   const char* (*error_name)(cudaError_t);

@@ -30,10 +30,10 @@ namespace tq::cuda::attend {
 
 constexpr float kRaise = 6.0f;        // log2 units
 constexpr float kMagic = 8388608.0f;  // 2^23: the low bits of x + 2^23 are the integer x
-// 2^20: a row with a larger running maximum takes its scores relative to each step's top
+// 2^20: a step with a larger maximum takes its scores relative to that. The step's own number decides: steps
+// of a job are then the same whoever takes the one before (few_step.cuh).
 constexpr float kFarMaximum = 1048576.0f;
-// 2^22: so does a step with a larger one; below, whole numbers and shifts add exactly
-constexpr float kFarStep = 4194304.0f;
+constexpr float kFarStep = 4194304.0f;  // 2^22: below, whole numbers and shifts add exactly
 
 // The next whole number; a large number stays as it is.
 __device__ __forceinline__ float round_up(float x) {
@@ -245,7 +245,7 @@ struct CodedCore {
     const float shift = weight_shift(scale_top);
     const float factor = ex2(step_m - m[set] - shift);
     float base = shift - step_m;
-    if (care || fabsf(m[set]) >= kFarMaximum || fabsf(exact_m) >= kFarStep) {
+    if (care || fabsf(exact_m) >= kFarMaximum) {
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll

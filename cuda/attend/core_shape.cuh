@@ -49,6 +49,8 @@ inline CoreShape generic_shape(int key, int value, const format::SideLayout& sid
                    row_query_bytes(side)};
 }
 
+// The list, the layer and the call; no shared memory.
+AttendParams list_params(const AttendLaunch& launch);
 AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape);
 
 // Defined in launch_core.cuh, which the files that instantiate them include.
@@ -60,6 +62,12 @@ template <int kDim, int kPattern, int kTrellis, int kValueBits, int kTiles, int 
 void launch_banded(const AttendLaunch& launch);
 template <int kDim, int kSum, int kTrellis, int kValueBits, int kTiles, int kWarps>
 void launch_any_bands(const AttendLaunch& launch);
+// The kernel of few blocks (few.cuh).
+template <int kDim, int kKeyBits, int kValueBits>
+struct FewKernel {
+  static void launch(const AttendLaunch& launch);
+  static int clusters();  // of the current device, at a time
+};
 template <int kKey, int kValue>
 void launch_generic(const AttendLaunch& launch);
 template <int kKey, int kValue>

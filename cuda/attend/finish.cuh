@@ -146,10 +146,16 @@ __device__ __forceinline__ const QueryRows& query_rows_of(const AttendParams& p,
                                                  p.plan.query_slot_bytes);
 }
 
+// Where the rows of a block lie in the caller's tensors.
+struct BlockRows {
+  int32_t q_row, query_tokens, kv_head, q_first;  // as in UnitInfo
+};
+
 // A row to the caller: back from rotated space, value centre, exact part (if with_exact), end. minus: bit i
 // is set if this lane's coordinate of piece i changes its sign. finite: the query was.
-template <int kValue>
-__device__ __forceinline__ void write_row(const AttendParams& p, const UnitInfo& info, int row, bool finite,
+// Info: a UnitInfo or BlockRows.
+template <int kValue, class Info>
+__device__ __forceinline__ void write_row(const AttendParams& p, const Info& info, int row, bool finite,
                                           uint32_t minus, RowState<kValue / 32>& r, bool with_exact,
                                           const RowState<kValue / 32>& exact, int lane) {
   constexpr int kPieces = kValue / 32;

@@ -15,16 +15,21 @@
 
 namespace tq::cuda::attend {
 
-AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape) {
+AttendParams list_params(const AttendLaunch& launch) {
   AttendParams p(make_row_params(launch));
-  const DeviceLayer& layer = launch.layer;
-  set_side_tables(layer, &p.numbers);
+  set_side_tables(launch.layer, &p.numbers);
   p.ctas = reinterpret_cast<const CtaWork*>(launch.plan.work + sizeof(WorkHeader));
   p.sequences = reinterpret_cast<const SequenceWork*>(p.ctas + launch.num_ctas);
   p.idle_rows = launch.plan.idle_rows;
+  return p;
+}
+
+AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& shape) {
+  AttendParams p = list_params(launch);
   p.counters = static_cast<int32_t*>(launch.workspace);
   p.slots =
       reinterpret_cast<float*>(static_cast<uint8_t*>(launch.workspace) + counter_bytes(launch.num_ctas));
+  const DeviceLayer& layer = launch.layer;
   p.whole_steps = layer.tiles_per_page % shape.tiles_per_step == 0;
 
   const MaskNeeds masks = {adds_to_logits(launch.call), launch.call.visible_begin != nullptr};
@@ -142,6 +147,33 @@ const Compiled* find_compiled(const format::TileLayout& tile) {
   return pattern ? pattern : in(kAnyBands);
 }
 
+struct Few {
+  FewInstance is;
+  Launcher launch;
+  int (*clusters)();
+};
+template <class Kernel>
+constexpr Few few_of(const FewInstance& is) {
+  return Few{is, Kernel::launch, Kernel::clusters};
+}
+template <size_t... kAt>
+constexpr std::array<Few, sizeof...(kAt)> few_rows_of(std::index_sequence<kAt...>) {
+  return {{few_of<
+      FewKernel<kFewInstances[kAt].stored, kFewInstances[kAt].key_bits, kFewInstances[kAt].value_bits>>(
+      kFewInstances[kAt])...}};
+}
+constexpr auto kFew = few_rows_of(std::make_index_sequence<std::size(kFewInstances)>());
+
+// The kernel of few blocks, null if there is none. It knows no exact tokens.
+const Few* find_few(const format::TileLayout& tile, bool exact) {
+  for (const Few& few : kFew)
+    if (!exact && tile.key.stored == few.is.stored && tile.value.stored == few.is.stored &&
+        tile.key.code() == format::scalar_code(few.is.key_bits) &&
+        tile.value.code() == format::scalar_code(few.is.value_bits))
+      return &few;
+  return nullptr;
+}
+
 struct Generic {
   GenericInstance is;
   Launcher launch, rows;  // rows: of sides whose codes lie by rows
@@ -181,6 +213,11 @@ AttendKernel attend_kernel_for(const format::TileLayout& tile) {
                               : AttendKernel::kNone;
 }
 
+bool few_fits(const format::TileLayout& tile, bool exact) {
+  const Few* few = find_few(tile, exact);
+  return few && has_warpgroups() && few->clusters() > 0;
+}
+
 int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   const auto bytes = [&](const CoreShape& shape, MaskNeeds masks) {
     const AttendTuning least = shape.tunings_end[-1];
@@ -203,6 +240,9 @@ void launch_attend(const AttendLaunch& launch) {
   const DeviceSide &key = launch.layer.key, &value = launch.layer.value;
   const format::TileLayout tile(key.layout.dim, value.layout.dim, key.layout.code(), value.layout.code());
   const Compiled* compiled = adds_to_logits(launch.call) ? nullptr : find_compiled(tile);
+  if (launch.few_sequences > 0 && compiled && launch.tuning.workers == 0 && !launch.call.visible_begin)
+    if (const Few* few = find_few(tile, launch.layer.window_tokens + launch.layer.sink_tokens > 0))
+      return few->launch(launch);
   const Generic* generic = compiled ? nullptr : find_generic(tile);
   TQ_CHECK(compiled || generic, Status::kNotSupported,
            "attend: no kernel for head_dim %d, value_dim %d at %d + %d bits", key.layout.dim,

@@ -16,11 +16,17 @@ struct AttendLaunch : RowLaunch {
   bool paced = false;  // paced_memory of the device (tuning.h); copies set in tuning count anyway
   // the device starts a kernel before the one in front of it has ended: compute capability 9.0
   bool early = false;
+  // Sequences of a plan of few blocks of rows (schedule/work_list.h), on a device that has clusters: each
+  // block is given to one. Bits are the same, and any later plan may lie behind the list. 0 = other plans.
+  int few_sequences = 0;
 };
 
 // Throws tq::Error (kCuda ...) if the launch fails.
 void launch_attend(const AttendLaunch& launch);
 
+// Whether the current device has room for a cluster of the kernel of few blocks, and there is one for such a
+// layer. May fail as a launch does.
+bool few_fits(const format::TileLayout& tile, bool exact);
 // Whether launch_attend knows a kernel for such a layer, and which: a compiled width pair or the generic
 // kernel.
 enum class AttendKernel { kNone, kCompiled, kGeneric };

@@ -2,8 +2,11 @@
 // From an AttendLaunch to a kernel launch, for one core. The files that instances.txt expands to instantiate
 // a few each, so that they compile in parallel.
 #pragma once
+#include <utility>
+
 #include "cuda/attend/banded.cuh"
 #include "cuda/attend/core_shape.cuh"
+#include "cuda/attend/few.cuh"
 #include "cuda/attend/kernel.cuh"
 #include "cuda/runtime.h"
 
@@ -74,6 +77,42 @@ void launch_any_bands(const AttendLaunch& launch) {
   constexpr bool kOf = kTrellis != 0;
   launch_band_core<AnyBandsCores<kDim, kSum, kOf, kValueBits, kTiles>::template Core, kDim, kOf, kTiles,
                    kWarps>(launch);
+}
+
+// The kernel of few blocks, made ready for its launch.
+template <int kDim, int kKeyBits, int kValueBits>
+auto few_kernel_of() {
+  using Core = CodedCore<kDim, kKeyBits, kValueBits, kFewTiles>;
+  const auto kernel = few_kernel<Core, kFewRanks>;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    check_cuda(runtime().func_set_attribute(reinterpret_cast<const void*>(kernel), attribute, value),
+               "attend: a kernel of clusters");
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FewShared<Core>));
+  if (kFewRanks > 8) set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return std::make_pair(kernel, sizeof(FewShared<Core>));
+}
+template <int kDim, int kKeyBits, int kValueBits>
+int FewKernel<kDim, kKeyBits, kValueBits>::clusters() {
+  const auto [kernel, shared] = few_kernel_of<kDim, kKeyBits, kValueBits>();
+  int clusters = 0;
+  check_cuda(runtime().active_clusters(&clusters, reinterpret_cast<const void*>(kernel), kFewRanks,
+                                       kFewWarps * 32, shared),
+             "attend: cudaOccupancyMaxActiveClusters");
+  return clusters;
+}
+template <int kDim, int kKeyBits, int kValueBits>
+void FewKernel<kDim, kKeyBits, kValueBits>::launch(const AttendLaunch& launch) {
+  const auto [kernel, shared] = few_kernel_of<kDim, kKeyBits, kValueBits>();
+  AttendParams params = list_params(launch);
+  params.plan.query_rows_at = query_rows_at(kDim);
+  params.plan.raw_query_at = params.plan.mask_rows_at = params.plan.ranges_at = -1;
+  expect_cluster(kFewRanks);
+  launch_early(
+      launch.early, "attend", kernel,
+      dim3(static_cast<unsigned>(launch.few_sequences * kFewRanks),
+           static_cast<unsigned>(launch.layer.num_kv_heads), launch.layer.q_per_kv > kRowsPerSet ? 2 : 1),
+      dim3(kFewWarps * 32), shared, launch.stream, params);
 }
 
 template <int kKey, int kValue, Takes kTakes>

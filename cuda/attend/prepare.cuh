@@ -14,6 +14,8 @@ constexpr bool query_by_stewards(int stewards) { return stewards > 2; }
 
 // The preparer's place in the CTA's run.
 struct Walk {
+  const CtaWork* run;
+  int run_begin, run_end;  // its units, counted in this CTA
   SequenceWork sequence;
   int sequence_index;
   int kv_head, row_block, split;  // of the unit to describe next
@@ -60,14 +62,15 @@ __device__ __forceinline__ int describe_exact(const AttendParams& p, const Seque
 
 // Fills in a unit's info.
 template <class Core>
-__device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& cta, UnitInfo& info,
-                                         UnitRanges& ranges, Walk& walk, int unit, int lane) {
+__device__ __forceinline__ void describe(const AttendParams& p, UnitInfo& info, UnitRanges& ranges,
+                                         Walk& walk, int unit, int lane) {
+  const CtaWork& run = *walk.run;
   const SequenceWork& s = walk.sequence;
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
   const int rows = min(kRowsPerBlock, rows_total - first_row);
   const int exact = Core::kExact && walk.split == s.num_splits;
-  const bool first_here = unit == 0 || walk.split == 0;
+  const bool first_here = unit == walk.run_begin || walk.split == 0;
   if (first_here) walk.from_start = walk.split == 0;
   const bool last_of_block = walk.split == s.units_per_block - 1;
   const bool masks = p.plan.ranges_at >= 0 || (Core::kMasks && p.plan.mask_rows_at >= 0);
@@ -119,13 +122,13 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.page_row = s.page_row;
     info.raw_slot = s.raw_slot;
     info.index = walk.split;
-    info.arrivals = walk.from_start ? walk.split + 1 : walk.split - cta.split + 1;
+    info.arrivals = walk.from_start ? walk.split + 1 : walk.split - run.split + 1;
     info.units = s.units_per_block;
     info.first_here = first_here;
-    info.last_here = last_of_block || unit == cta.num_units - 1;
+    info.last_here = last_of_block || unit == walk.run_end - 1;
     info.from_start = walk.from_start;
-    info.slot = walk.from_start ? cta.tail_slot : cta.head_slot;
-    info.counter = walk.from_start ? cta.tail_counter : cta.head_counter;
+    info.slot = walk.from_start ? run.tail_slot : run.head_slot;
+    info.counter = walk.from_start ? run.tail_counter : run.head_counter;
     info.rows = rows;
     info.sequence = walk.sequence_index;
     info.q_row = s.q_row;
@@ -133,6 +136,19 @@ __device__ __forceinline__ void describe(const AttendParams& p, const CtaWork& c
     info.query_tokens = s.query_tokens;
   }
   walk.deposit += jobs;
+}
+
+// To the place where a run begins.
+__device__ __forceinline__ void start_run(Walk& walk, const CtaWork& run, int unit) {
+  const int row_blocks = run.first.row_blocks;
+  walk.run = &run;
+  walk.run_begin = unit;
+  walk.run_end = unit + run.own_units;
+  walk.sequence = run.first;
+  walk.sequence_index = run.sequence;
+  walk.kv_head = row_blocks == 1 ? run.block : run.block / row_blocks;
+  walk.row_block = run.block - walk.kv_head * row_blocks;
+  walk.split = run.split;
 }
 
 __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
@@ -166,8 +182,12 @@ __device__ __forceinline__ void prepare_unit(const AttendParams& p, const Frame&
     rows = info.first_here ? info.rows : 0;
     block = info.block;
   }
-  if (first < rows)
-    prepare_query<Core>(p, *sequence, kv_head, first_row, rows, first, step, f.query_slot(p, block), lane);
+  if (first < rows) {
+    QueryLoads<Core> loads;
+    loads.load(p, *sequence, kv_head, first_row + first, lane);
+    prepare_query<Core>(p, *sequence, kv_head, first_row, rows, first, step, loads, f.query_slot(p, block),
+                        lane);
+  }
   if (unit > 0 && rows > 0) query_put(p, f.control, block);
 }
 
@@ -175,8 +195,8 @@ template <class Core, int kStewards>
 __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, const CtaWork& cta,
                                         int control_threads, int lane) {
   Control* control = f.control;
-  const int row_blocks = cta.first.row_blocks, kv_head = row_blocks == 1 ? cta.block : cta.block / row_blocks;
-  Walk walk = {cta.first, cta.sequence, kv_head, cta.block - kv_head * row_blocks, cta.split, 0, 0, 0};
+  Walk walk = {};
+  start_run(walk, cta, 0);
   int loaded = cta.sequence;
   int done = 0;                       // units known to be done with
   int last_of_block[kMaxQuerySlots];  // by query slot
@@ -186,6 +206,11 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
   };
 #pragma unroll 1
   for (int unit = 0; unit < f.num_units; unit++) {
+    if (unit == walk.run_end) {
+      if (walk.split != 0) walk.local_block++;  // the block before is not this CTA's to end
+      start_run(walk, *reinterpret_cast<const CtaWork*>(p.sequences + cta.second), unit);
+      loaded = walk.sequence_index;
+    }
     if (walk.sequence_index != loaded) {
       walk.sequence = p.sequences[walk.sequence_index];
       loaded = walk.sequence_index;
@@ -200,7 +225,7 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
       last_of_block[i] = unit;
     }
     UnitInfo& info = f.info(unit);
-    describe<Core>(p, cta, info, f.ranges(p, unit), walk, unit, lane);
+    describe<Core>(p, info, f.ranges(p, unit), walk, unit, lane);
     __syncwarp();
     // the producer, which has made the barriers, goes on
     if (unit == 0) barrier_sync(Barrier::kUnitZero, 64);

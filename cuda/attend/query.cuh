@@ -11,30 +11,44 @@
 
 namespace tq::cuda::attend {
 
-// Rows first, first + step, ... < rows of a block, by one warp. Core::kKey: stored key dimension, a multiple
-// of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head of the block's row 0.
-// Inlined: kernel parameters behind a reference would be loaded from memory, one dependent miss after
-// another, at the start of every launch.
+// What prepare_query asks memory for first: the signs, and the first of a warp's rows.
+template <class Core>
+struct QueryLoads {
+  static constexpr int kPieces = Core::kKey / 32;
+  uint32_t signs[kPieces], row[kPieces];
+
+  __device__ __forceinline__ void load_row_of(const AttendParams& p, const SequenceRows& s, int kv_head,
+                                              int row_of, int lane) {
+    load_row_bits<kPieces>(p.call.q, row_place(p, s, kv_head, row_of).element(p.call.q_strides),
+                           p.layer.io_dtype, p.layer.key.layout.dim, lane, row);
+  }
+  __device__ __forceinline__ void load(const AttendParams& p, const SequenceRows& s, int kv_head, int row_of,
+                                       int lane) {
+    load_signs<kPieces>(p.layer.key, kv_head, signs);
+    load_row_of(p, s, kv_head, row_of, lane);
+  }
+};
+
+// Rows first, first + step, ... < rows of a block, by one warp that has loaded the first. Core::kKey: stored
+// key dimension, a multiple of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head
+// of the block's row 0. Inlined: kernel parameters behind a reference would be loaded from memory, one
+// dependent miss after another, at the start of every launch.
 template <class Core>
 __device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceRows& s, int kv_head,
-                                              int first_row, int rows, int first, int step, uint8_t* slot,
-                                              int lane) {
+                                              int first_row, int rows, int first, int step,
+                                              QueryLoads<Core>& loads, uint8_t* slot, int lane) {
   constexpr int kStored = Core::kKey, kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
   const bool banded = Core::kBands && side.layout.banded(), coded = !side.layout.raw() && !banded,
              by_rows = Core::kByRows && coded_rows(side.layout);
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
-  uint32_t signs[kPieces];
-  load_signs<kPieces>(side, kv_head, signs);
-  float next[kPieces];
-  if (first < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + first), lane, next);
+  const uint32_t(&signs)[kPieces] = loads.signs;
 #pragma unroll 1
   for (int r = first; r < rows; r += step) {
     float x[kPieces];
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) x[i] = next[i];
+    row_numbers<kPieces>(loads.row, p.layer.io_dtype, x);
     // on its way while this row is worked on
-    if (r + step < rows) load_query<kPieces>(p, row_place(p, s, kv_head, first_row + r + step), lane, next);
+    if (r + step < rows) loads.load_row_of(p, s, kv_head, first_row + r + step, lane);
     QuerySize size = admit_query(x);
     if (Core::kMasks && p.plan.mask_rows_at >= 0) {
       const int query = query_of_row(p, s.query_tokens, first_row + r);

@@ -22,6 +22,22 @@ __device__ __forceinline__ int cluster_rank() {
 __device__ __forceinline__ void cluster_meet() {
   asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
 }
+// What was written to shared memory before is there for all after it; of other memory it says nothing. The
+// release of cluster_meet waits until the whole device sees what the thread wrote.
+__device__ __forceinline__ void cluster_meet_shared() {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+  asm volatile(
+      "fence.release.sync_restrict::shared::cta.cluster; barrier.cluster.arrive.relaxed; "
+      "barrier.cluster.wait; fence.acquire.sync_restrict::shared::cluster.cluster;" ::
+          : "memory");
+#else
+  cluster_meet();
+#endif
+}
+// All of the cluster's threads have come here, and read what they wanted of one another.
+__device__ __forceinline__ void cluster_part() {
+  asm volatile("barrier.cluster.arrive.relaxed; barrier.cluster.wait;" ::: "memory");
+}
 // What CTA `rank` has where this one has `own`.
 __device__ __forceinline__ float4 load_of_rank(const float4* own, int rank) {
   float4 v;
@@ -38,6 +54,8 @@ __device__ __forceinline__ float4 load_of_rank(const float4* own, int rank) {
 
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_meet() {}
+__device__ __forceinline__ void cluster_meet_shared() {}
+__device__ __forceinline__ void cluster_part() {}
 __device__ __forceinline__ float4 load_of_rank(const float4* own, int) { return *own; }
 #endif
 // Host code tells the next launch's cluster to what stands in for the device in tests.

@@ -9,7 +9,8 @@ namespace cuda {
 // Barriers of a CTA for a part of its warps; threads = 32 x warps that take part, those that only arrive
 // included. __syncthreads is barrier 0. The form that does not ask all warps to stand at the same
 // instruction: they come here by different ways.
-enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
+// kTeams: of several, one number each from there on.
+enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3, kTeams = 4 };
 __device__ __forceinline__ void barrier_sync(Barrier barrier, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(threads) : "memory");
 }

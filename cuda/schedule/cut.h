@@ -70,6 +70,11 @@ TQ_HD SequenceRows part_of(const SequenceRows& all, int32_t first, int32_t count
 TQ_HD int32_t blocks_of_rows(const ListRule& rule, int64_t queries, int32_t rows) {
   return static_cast<int32_t>((queries * rule.q_per_kv + rows - 1) / rows);
 }
+// Whether a plan of so many sequences, the longest and all their queries of so many tokens, has few blocks.
+TQ_HD bool is_few(const ListRule& rule, int32_t sequences, int64_t query_tokens, int64_t length) {
+  return sequences <= kFewBlocks / rule.num_kv_heads && length <= kFewTokens &&
+         query_tokens * rule.q_per_kv <= kRowsPerBlock;
+}
 // The entry that begins with query `first`.
 TQ_HD SequenceWork entry_at(const ListRule& rule, const SequenceRows& all, int32_t first) {
   const int32_t position = all.position + first, log2 = split_log2(position, is_long(rule, all.query_tokens)),
@@ -95,9 +100,10 @@ TQ_HD int32_t unit_weight(int32_t tokens, int32_t step = kStepTokens) {
 }
 TQ_HD BlockWeights block_weights(const ListRule& rule, const SequenceWork& entry) {
   const int32_t splits = entry.num_splits, end = entry.position + entry.query_tokens;
-  return BlockWeights{unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
-                      entry.units_per_block > splits ? unit_weight(rule.exact_tokens, kExactStepTokens) : 0,
-                      splits, entry.units_per_block};
+  return BlockWeights{
+      unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
+      entry.units_per_block > splits ? unit_weight(rule.exact_tokens, kExactStepTokens) + kExactWeight : 0,
+      splits, entry.units_per_block};
 }
 TQ_HD int32_t total_weight(const BlockWeights& w) { return (w.splits - 1) * w.full + w.last + w.exact; }
 // First unit that starts at or after this weight of the block's; `units` if none.
@@ -107,6 +113,18 @@ TQ_HD int32_t unit_at(const BlockWeights& w, int32_t weight) {
   if (index < w.splits) return index;
   if (w.units > w.splits && weight <= (w.splits - 1) * w.full + w.last) return w.splits;
   return w.units;
+}
+// Units that end at or before this weight of the block's.
+TQ_HD int32_t units_within(const BlockWeights& w, int32_t weight) {
+  const int32_t index = weight / w.full, all_full = (w.splits - 1) * w.full;
+  if (index < w.splits - 1) return index;
+  if (weight < all_full + w.last) return w.splits - 1;
+  return w.units > w.splits && weight >= total_weight(w) ? w.units : w.splits;
+}
+// Where unit `index` of the block starts.
+TQ_HD int32_t start_of_unit(const BlockWeights& w, int32_t index) {
+  return index < w.splits ? index * w.full
+                          : (w.splits - 1) * w.full + w.last + (index > w.splits ? w.exact : 0);
 }
 // Of all kv heads.
 TQ_HD int32_t num_blocks(const ListRule& rule, const SequenceWork& entry) {
@@ -172,7 +190,7 @@ TQ_HD CtaWork run_between(const SequenceWork& entry, const Border& start, const 
                           int32_t next) {
   CtaWork run = {};
   run.head_slot = run.head_counter = run.tail_slot = run.tail_counter = -1;
-  run.num_units = static_cast<int32_t>(end.index - start.index);
+  run.num_units = run.own_units = static_cast<int32_t>(end.index - start.index);
   if (run.num_units == 0) return run;
   run.sequence = start.sequence;
   run.block = start.block;

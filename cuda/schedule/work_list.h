@@ -29,6 +29,9 @@ constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they h
 // sequence of 131,072 tokens beside 63 of 512 takes 83.5 us with 2, 74.3 with 4, 74.7 with 8; 64 sequences of
 // 128 .. 65,536 tokens 210.8 / 214.2 / 211.7 (H200, 4 + 4 bits, `attend_bench --cases ragged`).
 constexpr int kUnitWeight = 8;
+// Of a unit of exact tokens, beside: B8 n32768 with four sinks takes 83.3 us, 84.4 with 0, 89.0 with 16
+// (H200, 4 + 4 bits, `attend_bench --cases exact`).
+constexpr int kExactWeight = -kUnitWeight;
 
 // What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {
@@ -48,17 +51,19 @@ struct alignas(16) SequenceWork : SequenceRows {
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
-// The run of one CTA: num_units units from (sequence, block, split) on; block = kv_head * row_blocks + row
-// block. 128 bytes.
+// The run of one CTA: its units from (sequence, block, split) on; block = kv_head * row_blocks + row block.
+// 128 bytes. It may go on elsewhere: a second run of whole blocks fills up what large units leave uneven.
 struct alignas(16) CtaWork {
-  int32_t num_units;
+  int32_t num_units;  // of both runs
   int32_t sequence, block, split;
   // workspace of the block that the run starts in the middle of; -1 if it starts at split 0
   int32_t head_slot, head_counter;
   int32_t tail_slot, tail_counter;  // of the block that the run starts but does not end; -1 if there is none
   int32_t
       jobs;  // of the run (at most 32767 are told), if all its units are coded and of one sequence; else 0
-  int32_t reserved[7];
+  int32_t own_units;  // of this run
+  int32_t second;  // where the second run is: so many SequenceWork behind the first entry; 0 = there is none
+  int32_t reserved[5];
   SequenceWork first;  // of `sequence`: saves the first dependent load
 };
 static_assert(sizeof(CtaWork) == 128, "eight 16-byte loads");
@@ -69,7 +74,7 @@ struct WorkHeader {
 };
 static_assert(sizeof(WorkHeader) == 16, "aligned");
 
-// The work list: header, CtaWork[num_ctas], SequenceWork[num_sequences].
+// The work list: header, CtaWork[num_ctas], SequenceWork[num_sequences], second runs.
 constexpr int64_t work_bytes(int num_ctas, int64_t num_sequences) {
   return static_cast<int64_t>(sizeof(WorkHeader)) + num_ctas * static_cast<int64_t>(sizeof(CtaWork)) +
          num_sequences * static_cast<int64_t>(sizeof(SequenceWork));
@@ -111,11 +116,20 @@ struct PrefillHeader {
 static_assert(sizeof(PrefillHeader) == 16, "aligned");
 
 bool is_long(const Geometry& geometry, const HeadShape& heads, const StepSequence& sequence);
+// Plans of few blocks of rows, of all kv heads, and no long history: attend may give each to a cluster of
+// CTAs (attend/few.cuh).
+constexpr int kFewBlocks = 8;
+constexpr int kFewTokens = 2048;
+// A graph keeps the kernel that it was captured with, whatever later plans hold. So it has this one where no
+// sequence can pass these tokens, at which both are equally fast.
+constexpr int kFewGraphTokens = 4096;
+// Sequences with queries of such a plan, 0 for others.
+int few_sequences(const Geometry& geometry, const HeadShape& heads, const StepRows& rows);
 // Of the pair: the short list takes work_capacity bytes, the list of long sequences follows.
 int64_t pair_capacity(const Geometry& geometry, int num_ctas);
 // Writes the pair of a plan; returns the bytes used.
 int64_t build_pair(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
-                   uint8_t* pair);
+                   uint8_t* pair, bool second_runs = true);
 const PrefillHeader& prefill_header(const Geometry& geometry, int num_ctas, const uint8_t* pair);
 
 // Entries of the list of all sequences, at most.
@@ -156,9 +170,9 @@ constexpr int64_t slot_floats(int stored_value_dim) {
 }
 
 // Writes the work list of a plan for layers of these heads to `work` (>= work_capacity bytes); returns the
-// bytes used. O(sequences + CTAs). short_only: without long sequences.
+// bytes used. O(sequences + CTAs). short_only: without long sequences. second_runs: CTAs may have two.
 int64_t build_work(const Geometry& geometry, const HeadShape& heads, const StepRows& rows, int num_ctas,
-                   uint8_t* work, bool short_only = false);
+                   uint8_t* work, bool short_only = false, bool second_runs = true);
 
 }  // namespace cuda
 }  // namespace tq

@@ -38,27 +38,41 @@ __device__ __forceinline__ void store_scalar(void* base, int64_t index, DataType
   }
 }
 
-// A row in registers, lane l the values l, l + 32, ...; all loads before the first use. Zeros from dim on.
+// A row on its way into registers, lane l the values l, l + 32, ...; zeros from dim on. Apart from its
+// numbers, so that others can be on their way with it.
 template <int kPieces>
-__device__ __forceinline__ void load_row(const void* base, int64_t at, DataType type, int dim, int lane,
-                                         float (&x)[kPieces]) {
-  uint32_t bits[kPieces];
+__device__ __forceinline__ void load_row_bits(const void* base, int64_t at, DataType type, int dim, int lane,
+                                              uint32_t (&bits)[kPieces]) {
   if (type == DataType::kF32) {
 #pragma unroll
     for (int i = 0; i < kPieces; i++)
       bits[i] = lane + 32 * i < dim ? __ldg(static_cast<const uint32_t*>(base) + at + lane + 32 * i) : 0;
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) x[i] = __uint_as_float(bits[i]);
     return;
   }
 #pragma unroll
   for (int i = 0; i < kPieces; i++)
     bits[i] = lane + 32 * i < dim ? __ldg(static_cast<const uint16_t*>(base) + at + lane + 32 * i) : 0;
+}
+template <int kPieces>
+__device__ __forceinline__ void row_numbers(const uint32_t (&bits)[kPieces], DataType type,
+                                            float (&x)[kPieces]) {
+  if (type == DataType::kF32) {
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) x[i] = __uint_as_float(bits[i]);
+    return;
+  }
   const bool f16 = type == DataType::kF16;
 #pragma unroll
   for (int i = 0; i < kPieces; i++)
     x[i] =
         f16 ? __half2float(__ushort_as_half(static_cast<uint16_t>(bits[i]))) : __uint_as_float(bits[i] << 16);
+}
+template <int kPieces>
+__device__ __forceinline__ void load_row(const void* base, int64_t at, DataType type, int dim, int lane,
+                                         float (&x)[kPieces]) {
+  uint32_t bits[kPieces];
+  load_row_bits<kPieces>(base, at, type, dim, lane, bits);
+  row_numbers<kPieces>(bits, type, x);
 }
 
 }  // namespace cuda

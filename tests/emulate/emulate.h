@@ -37,7 +37,7 @@ namespace emulate {
 constexpr int kWarp = 32;
 constexpr size_t kSharedBytes = 227 << 10;  // that a launch may ask for
 extern int multiprocessors;                 // of the device; 5
-constexpr int kMaxCluster = 4;
+constexpr int kMaxCluster = 16;
 
 // The fiber that runs.
 struct Place {

@@ -55,9 +55,9 @@ struct CaseSpec {
   uint32_t seed = 1;
   int ctas = 0;  // 0 = the device's
   tq::cuda::attend::AttendTuning tuning = {};
-  bool pages_in_order = false;
-  bool long_apart = false;  // long sequences by the prefill kernel
-  int value_range = 0;      // value scales are spread over so many powers of two
+  bool pages_in_order = false, long_apart = false;  // long sequences by the prefill kernel
+  int few = 0;          // sequences that get clusters, 0 = none, -1 = as the plan says
+  int value_range = 0;  // value scales are spread over so many powers of two
   bool batch_invariant = false;
   bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
   std::vector<OddQuery> odd_queries = {};
@@ -484,12 +484,14 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
     if (call.visible_begin) call.visible_begin = mask_begin_.get(), call.visible_end = mask_end_.get();
     if (call.tree_mask) call.tree_mask = mask_tree_.get();
     if (call.alibi_slopes) call.alibi_slopes = mask_slopes_.get();
+    const int few = spec.few < 0 ? tq::cuda::few_sequences(geometry_, geometry_.heads(), batch) : spec.few;
     launches_.push_back(AttendLaunch{{layer, plan_view, call, num_ctas, shared_limit, nullptr},
                                      workspace_.get(),
                                      false,
                                      spec.tuning,
                                      paced,
-                                     true});
+                                     true,
+                                     few});
   }
   GPU_MUST(cudaDeviceSynchronize());
 }
@@ -533,8 +535,6 @@ inline std::vector<float> AttendCase::output() const {
   std::vector<uint8_t> bytes(out_bytes_);
   GPU_MUST(cudaMemcpy(bytes.data(), out_.get(), out_bytes_, cudaMemcpyDeviceToHost));
   std::vector<float> out(q_rows * spec.q_heads * spec.value_dim);
-  const TileLayout& tile = tile_;
-  (void)tile;
   const tq::TensorStrides strides = launches_[0].call.out_strides;
   for (int64_t row = 0; row < q_rows; row++)
     for (int head = 0; head < spec.q_heads; head++)

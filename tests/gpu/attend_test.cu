@@ -320,6 +320,7 @@ void each() {
 }  // namespace
 
 #include "attend_edges.cuh"
+#include "attend_few.cuh"
 #include "attend_masks.cuh"
 #include "attend_prefill.cuh"
 #include "attend_rows.cuh"
@@ -344,7 +345,8 @@ void unused_rows(int repeats) {
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
 // attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick],
-// --masks [--quick]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh only.
+// --masks [--quick], --few [LONGEST]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh, attend_few.cuh
+// only.
 // Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
 void trellis_codes(bool quick) {
   const int pairs[][4] = {{3, 3, 128, 128}, {2, 2, 128, 128}, {4, 4, 128, 128}, {4, 3, 128, 128},
@@ -397,6 +399,10 @@ int main(int argc, char** argv) {
     edges(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --edges");
   }
+  if (argc > 1 && !strcmp(argv[1], "--few")) {
+    few(3, argc > 2 ? atoi(argv[2]) : 40000);
+    return gpu_test::finish("attend_test --few");
+  }
   if (argc > 1 && !strcmp(argv[1], "--rows")) {
     rows(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --rows");
@@ -436,6 +442,7 @@ int main(int argc, char** argv) {
   if (first == 0) prefill(quick);
   if (first == 0) edges(quick);
   if (first == 0) rows(quick);
+  if (first == 0) few(3, quick ? 20000 : 40000);
   if (first == 0) masks(quick);
   if (first == 0) unused_rows(quick ? 50 : 1000);
   return gpu_test::finish("attend_test");

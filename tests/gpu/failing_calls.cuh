@@ -73,6 +73,7 @@ inline void count_calls() {
   TQ_COUNT(launch_kernel);
   TQ_COUNT(func_set_attribute);
   TQ_COUNT(occupancy);
+  TQ_COUNT(active_clusters);
 #undef TQ_COUNT
   table.free_device = Counted<&Runtime::free_device>::release;
   table.address_free = Counted<&Runtime::address_free>::release;

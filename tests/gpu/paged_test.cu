@@ -116,12 +116,12 @@ struct Lists {
             host[static_cast<size_t>(std::min(at, used - 1))], count);
     };
     std::vector<uint8_t> all(static_cast<size_t>(tq::cuda::work_capacity(g, ctas)));
-    same(all, tq::cuda::build_work(g, g.heads(), rows, ctas, all.data()), tq::cuda::paged::ListKind::kAll,
-         "all");
+    same(all, tq::cuda::build_work(g, g.heads(), rows, ctas, all.data(), false, false),
+         tq::cuda::paged::ListKind::kAll, "all");
     const bool may = tq::cuda::paged::may_be_long(g, g.heads(), s.max_query_len);
     if (may) {
       std::vector<uint8_t> pair(static_cast<size_t>(tq::cuda::pair_capacity(g, ctas)));
-      const int64_t used = tq::cuda::build_pair(g, g.heads(), rows, ctas, pair.data()),
+      const int64_t used = tq::cuda::build_pair(g, g.heads(), rows, ctas, pair.data(), false),
                     place = tq::cuda::work_capacity(g, ctas);
       const tq::cuda::WorkHeader& header = *reinterpret_cast<const tq::cuda::WorkHeader*>(pair.data());
       same(pair, tq::cuda::work_bytes(ctas, header.num_sequences), tq::cuda::paged::ListKind::kShort,

@@ -25,6 +25,8 @@ struct Plan {
   std::vector<StepSequence> sequences;
 };
 
+int second_runs = 0;  // seen in this process
+
 void check_plan(const Plan& plan, int num_ctas) {
   const StepRows batch = {static_cast<int32_t>(plan.sequences.size()), plan.sequences.data(), 0, 0};
   const int64_t capacity = work_capacity(plan.geometry, num_ctas);
@@ -46,30 +48,41 @@ void check_plan(const Plan& plan, int num_ctas) {
   std::map<int, int> expected;
   int64_t heaviest = 0, total = 0, largest_unit = 0;
   for (int c = 0; c < num_ctas; c++) {
-    int s = ctas[c].sequence, block = ctas[c].block, split = ctas[c].split;
-    int from_start = 0, prefix = 0;
-    int64_t weight = 0, jobs = 0;
+    const CtaWork* run = &ctas[c];
+    int s = run->sequence, block = run->block, split = run->split;
+    int from_start = 0, prefix = 0, run_begin = 0;
+    int64_t weight = 0, jobs = 0, of_block = 0;
     bool coded_of_one = true;
     for (int unit = 0; unit < ctas[c].num_units; unit++) {
+      if (unit == run_begin + run->own_units) {
+        ASSERT_GT(run->second, 0);
+        ASSERT_EQ(run, &ctas[c]) << "a third run";
+        run = reinterpret_cast<const CtaWork*>(sequences + run->second);
+        ASSERT_LE(reinterpret_cast<const uint8_t*>(run + 1), bytes.data() + used);
+        ASSERT_EQ(ctas[c].own_units + run->own_units, ctas[c].num_units);
+        s = run->sequence, block = run->block, split = run->split;
+        run_begin = unit;
+        second_runs++;
+      }
       ASSERT_LT(s, header.num_sequences);
       const SequenceWork& q = sequences[s];
-      if (unit == 0) {
-        ASSERT_EQ(memcmp(&q, &ctas[c].first, sizeof q), 0);
+      if (unit == run_begin) {
+        ASSERT_EQ(memcmp(&q, &run->first, sizeof q), 0);
       }
       ASSERT_TRUE(seen.insert({s, block, split}).second) << "twice";
-      if (s != ctas[c].sequence || q.units_per_block > q.num_splits) coded_of_one = false;
+      if (run_begin > 0 || s != run->sequence || q.units_per_block > q.num_splits) coded_of_one = false;
       const int64_t end = q.position + q.query_tokens,
                     in_split = end - split * static_cast<int64_t>(q.split_tokens),
                     each = job_tokens(q.split_tokens, INT32_MAX);
       jobs += (std::min<int64_t>(q.split_tokens, in_split) + each - 1) / each;
-      if (unit == 0 || split == 0) {
+      if (unit == run_begin || split == 0) {
         from_start = split == 0;
         prefix = 0;
       }
       const bool last_of_block = split == q.units_per_block - 1,
-                 last_here = last_of_block || unit == ctas[c].num_units - 1;
-      const int slot = from_start ? ctas[c].tail_slot : ctas[c].head_slot,
-                counter = from_start ? ctas[c].tail_counter : ctas[c].head_counter;
+                 last_here = last_of_block || unit == run_begin + run->own_units - 1;
+      const int slot = from_start ? run->tail_slot : run->head_slot,
+                counter = from_start ? run->tail_counter : run->head_counter;
       const auto arrive = [&](int units) {
         ASSERT_GE(slot, 0);
         ASSERT_GE(counter, 0);
@@ -90,8 +103,11 @@ void check_plan(const Plan& plan, int num_ctas) {
                              : split == q.num_splits - 1 ? in_split
                                                          : q.split_tokens;
       const int64_t step = split == q.num_splits ? kExactStepTokens : kStepTokens;
-      const int64_t unit_weight = (tokens + step - 1) / step + kUnitWeight;
-      largest_unit = std::max(largest_unit, unit_weight);
+      const int64_t unit_weight =
+          (tokens + step - 1) / step + kUnitWeight + (split == q.num_splits ? kExactWeight : 0);
+      // of second runs a whole block
+      of_block = split == 0 ? unit_weight : of_block + unit_weight;
+      largest_unit = std::max(largest_unit, run_begin > 0 ? of_block : unit_weight);
       weight += unit_weight;
       if (++split == q.units_per_block) {
         split = 0;
@@ -161,6 +177,77 @@ TEST(CudaSchedule, EveryUnitOnce) {
     check_plan(plan, 1 + rng() % 160);
     if (HasFatalFailure()) return;
   }
+}
+
+// One long sequence beside short ones: units that are nearly a CTA's share are one each, and short sequences
+// fill up what they leave.
+TEST(CudaSchedule, LargeUnitsAndSmallOnes) {
+  for (const int window : {0, 40}) {
+    Plan plan;
+    UniformGeometry& g = plan.geometry;
+    g.num_layers = 1;
+    g.num_kv_heads = 8;
+    g.q_per_kv = 4;
+    g.num_q_heads = 32;
+    g.head_dim = g.value_dim = 128;
+    g.page_size = 64;
+    g.set_layers(4, 4);
+    g.window_tokens = window;
+    g.max_batch_sequences = g.max_batch_tokens = 64;
+    g.num_groups = 1;
+    g.groups[0] = PageGroup{64, 1, 131072 / 64};
+    for (int i = 0; i < 64; i++) {
+      StepSequence s = {};
+      s.page_row = s.raw_slot = i;
+      s.old_length = i == 5 ? 131071 : 511;
+      s.query_tokens = s.new_tokens = 1;
+      s.q_row = i;
+      plan.sequences.push_back(s);
+    }
+    const int before = second_runs;
+    check_plan(plan, 132);
+    if (HasFatalFailure()) return;
+    EXPECT_GT(second_runs - before, 100);
+    std::vector<uint8_t> bytes(work_capacity(g, 132));
+    build_work(g, g.heads(), StepRows{64, plan.sequences.data(), 0, 64}, 132, bytes.data());
+    const WorkHeader& header = *reinterpret_cast<const WorkHeader*>(bytes.data());
+    const CtaWork* ctas = reinterpret_cast<const CtaWork*>(&header + 1);
+    const SequenceWork* entries = reinterpret_cast<const SequenceWork*>(ctas + 132);
+    EXPECT_EQ(entries[0].length, 131072);  // the large one first
+    for (int c = 0; c < 132; c++) {
+      int large = 0;
+      const CtaWork& run = ctas[c];
+      for (int unit = 0; unit < run.own_units; unit++) large += run.sequence == 0 && run.split + unit < 16;
+      EXPECT_LE(large, 1);
+    }
+  }
+}
+
+// Which plans go to clusters: by blocks of rows, rows of a block and length, each at its bound.
+TEST(CudaSchedule, PlansOfFewBlocks) {
+  UniformGeometry g = {};
+  g.num_kv_heads = 8;
+  g.q_per_kv = 4;
+  const auto sequence = [](int64_t length, int64_t queries) {
+    StepSequence s = {};
+    s.old_length = length - queries;
+    s.new_tokens = s.query_tokens = queries;
+    return s;
+  };
+  const auto few = [&](const std::vector<StepSequence>& all) {
+    return few_sequences(g, g.heads(), StepRows{static_cast<int32_t>(all.size()), all.data(), 0, 0});
+  };
+  EXPECT_EQ(few({}), 0);
+  EXPECT_EQ(few({sequence(kFewTokens, 1)}), 1);
+  EXPECT_EQ(few({sequence(kFewTokens + 1, 1)}), 0);
+  EXPECT_EQ(few({sequence(100, 2)}), 1);
+  EXPECT_EQ(few({sequence(100, 3)}), 0);  // 12 rows
+  EXPECT_EQ(few({sequence(20000, 0), sequence(100, 1)}), 1);
+  EXPECT_EQ(few(std::vector<StepSequence>(2, sequence(100, 1))), 0);
+  g.num_kv_heads = kFewBlocks / 2;
+  EXPECT_EQ(few(std::vector<StepSequence>(2, sequence(100, 1))), 2);
+  g.num_kv_heads = kFewBlocks + 1;
+  EXPECT_EQ(few({sequence(100, 1)}), 0);
 }
 
 TEST(CudaSchedule, SharesAreEqual) {

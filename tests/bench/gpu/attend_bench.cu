@@ -4,6 +4,7 @@
 //
 //   attend_bench [--json FILE] [--cases one|tune|short|full|rows|few|ragged|exact] [--bits KV]
 //   [--workers N --stages N --deposits N] [--pages ordered|random] [--page-size N] [--family scalar|trellis]
+//   [--few 0: plans of few blocks by the kernel of all others] [--only TEXT: cases whose names have it]
 //
 // Several sets of pages are rotated until they exceed three times the second-level cache. Microseconds are
 // medians over replays of a graph of many launches.
@@ -80,7 +81,7 @@ struct Result {
 };
 
 Result bench(const Case& c, int key_bits, int value_bits, bool trellis, tq::cuda::attend::AttendTuning tuning,
-             bool pages_in_order, int page_size, size_t cache_bytes, bool check_error) {
+             bool pages_in_order, int page_size, int few, size_t cache_bytes, bool check_error) {
   CaseSpec spec;
   spec.head_dim = spec.value_dim = c.dim;
   spec.key_bits = key_bits;
@@ -92,6 +93,7 @@ Result bench(const Case& c, int key_bits, int value_bits, bool trellis, tq::cuda
   spec.tuning = tuning;
   spec.pages_in_order = pages_in_order;
   spec.page_size = page_size;
+  spec.few = few;
   spec.window = c.window;
   spec.sinks = c.sinks;
   std::vector<int> lengths = c.lengths;
@@ -149,11 +151,11 @@ Result bench(const Case& c, int key_bits, int value_bits, bool trellis, tq::cuda
 }  // namespace
 
 int main(int argc, char** argv) {
-  const char *json_path = nullptr, *set = "short";
+  const char *json_path = nullptr, *set = "short", *only = "";
   tq::cuda::attend::AttendTuning tuning = {};
   int only_bits = 0;
   bool pages_in_order = false, trellis = false;
-  int page_size = 64;
+  int page_size = 64, few = -1;
   for (int i = 1; i + 1 < argc; i += 2) {
     if (!strcmp(argv[i], "--json")) json_path = argv[i + 1];
     if (!strcmp(argv[i], "--cases")) set = argv[i + 1];
@@ -163,6 +165,8 @@ int main(int argc, char** argv) {
     if (!strcmp(argv[i], "--copies")) tuning.copies = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--pages")) pages_in_order = !strcmp(argv[i + 1], "ordered");
     if (!strcmp(argv[i], "--page-size")) page_size = atoi(argv[i + 1]);
+    if (!strcmp(argv[i], "--only")) only = argv[i + 1];
+    if (!strcmp(argv[i], "--few")) few = atoi(argv[i + 1]);
     if (!strcmp(argv[i], "--family")) trellis = !strcmp(argv[i + 1], "trellis");
     if (!strcmp(argv[i], "--bits")) only_bits = atoi(argv[i + 1]);
   }
@@ -187,11 +191,12 @@ int main(int argc, char** argv) {
              {"B64 n1024 g16", 64, 128, 8, 1024, 128},
              {"B1 n8192 q4", 1, 32, 8, 8192, 128, 4}};
   if (!strcmp(set, "few"))
-    cases = {{"B1 n1024", 1, 32, 8, 1024, 128},
-             {"B1 n2048", 1, 32, 8, 2048, 128},
-             {"B1 n4096", 1, 32, 8, 4096, 128},
-             {"B1 n8192", 1, 32, 8, 8192, 128},
-             {"B1 n16384", 1, 32, 8, 16384, 128}};
+    cases = {{"B1 n1024", 1, 32, 8, 1024, 128},    {"B1 n2048", 1, 32, 8, 2048, 128},
+             {"B1 n4096", 1, 32, 8, 4096, 128},    {"B1 n8192", 1, 32, 8, 8192, 128},
+             {"B1 n16384", 1, 32, 8, 16384, 128},  {"B1 n1024 g8", 1, 64, 8, 1024, 128},
+             {"B1 n2048 g8", 1, 64, 8, 2048, 128}, {"B2 n2048", 2, 32, 8, 2048, 128},
+             {"B2 n1024", 2, 32, 8, 1024, 128},    {"B4 n1024", 4, 32, 8, 1024, 128},
+             {"B4 n4096", 4, 32, 8, 4096, 128},    {"B1 n32768", 1, 32, 8, 32768, 128}};
   if (!strcmp(set, "ragged"))
     cases = {{"64 of 128..65536", 64, 32, 8, 0, 128, 1, spread_lengths()},
              {"1 of 131072, 63 of 512", 64, 32, 8, 0, 128, 1, one_long()},
@@ -211,6 +216,9 @@ int main(int argc, char** argv) {
              {"B8 n32768 sinks 4", 8, 32, 8, 32768, 128, 1, {}, 0, 4},
              {"B8 n32768 win 128", 8, 32, 8, 32768, 128, 1, {}, 128, 0},
              cases[3],
+             {"B64 n1024 sinks 4", 64, 32, 8, 1024, 128, 1, {}, 0, 4},
+             {"B64 n1024 win 32", 64, 32, 8, 1024, 128, 1, {}, 32, 0},
+             {"B64 n1024 win 128", 64, 32, 8, 1024, 128, 1, {}, 128, 0},
              {"B64 n1024 both", 64, 32, 8, 1024, 128, 1, {}, 128, 4}};
   const int pairs[][2] = {{4, 4}, {3, 3}, {2, 2}, {4, 2}, {8, 8}};
   const auto code = [trellis](int bits) {
@@ -228,14 +236,14 @@ int main(int argc, char** argv) {
   bool first = true;
   for (const Case& c : cases)
     for (const auto& pair : pairs) {
-      if (!strcmp(set, "tune") && pair[0] != pair[1]) continue;
+      if ((!strcmp(set, "tune") && pair[0] != pair[1]) || !strstr(c.name, only)) continue;
       if (only_bits && pair[0] * 10 + pair[1] != only_bits) continue;
       if (tq::cuda::attend::attend_kernel_for(TileLayout(c.dim, c.dim, code(pair[0]), code(pair[1]))) !=
           tq::cuda::attend::AttendKernel::kCompiled)
         continue;
       try {
-        const Result r =
-            bench(c, pair[0], pair[1], trellis, tuning, pages_in_order, page_size, prop.l2CacheSize, true);
+        const Result r = bench(c, pair[0], pair[1], trellis, tuning, pages_in_order, page_size, few,
+                               prop.l2CacheSize, true);
         printf("%-16s k%dv%d  %8.2f us (%.2f-%.2f)  %5.0f GB/s  %5.1f %% of roof  err %.1e  sets %d\n",
                c.name, pair[0], pair[1], r.us, r.low, r.high, r.gbs, 100 * r.gbs / roof, r.error, r.sets);
         fflush(stdout);

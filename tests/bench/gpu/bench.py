@@ -4,7 +4,8 @@
 one GPU.
 
     TQKV_LIBRARY=.../libtqkv.so.0 python3 tests/bench/gpu/bench.py [--cases short|full|prefill|cliffs|modes|
-    quality|latent|engines|paged|peers|vectors] [--only TEXT] [--json FILE] [--peers DIR] [--self-check]
+    quality|latent|engines|paged|peers|ragged|vectors] [--only TEXT] [--json FILE] [--peers DIR]
+    [--self-check]
 
 For every case: microseconds (median and spread over replays of a CUDA graph of many launches), GB/s of stored
 bytes, share of the read roof measured in the same process, ratio to the best of torch SDPA's cuDNN and flash
@@ -12,8 +13,8 @@ backends, and the error of the very output that was timed against float64 attent
 Several layers are used in turn until their pages exceed three times the second-level cache; pages lie in
 shuffled order. An error above 1e-3 fails the bench. --self-check runs what needs no GPU, on a CPU build of
 the library. Cases "engines": a whole model's decoding by cache, see engines.py; "paged": decoding from pages
-that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py;
-"vectors": vectors on their own beside GEMMs, see vectors.py.
+that an engine owns beside a cache's, see paged.py; "peers": others' kernels beside, see peers.py; "ragged":
+sequences of unequal lengths, see ragged.py; "vectors": vectors on their own beside GEMMs, see vectors.py.
 """
 import argparse
 import json
@@ -258,6 +259,9 @@ def measure(arguments):
     if arguments.cases == "paged":
         import paged
         return paged.measure(arguments, head, bench)
+    if arguments.cases == "ragged":
+        import ragged
+        return ragged.measure(arguments, head, bench)
     if arguments.cases == "vectors":
         import vectors
         return vectors.measure(arguments, head, bench)
@@ -291,7 +295,7 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged", "vectors"],
+    parser.add_argument("--cases", choices=[*sorted(cases.SETS), "engines", "paged", "ragged", "vectors"],
                         default="short")
     parser.add_argument("--only", default="", help="only cases whose name holds this text, or one of A|B")
     parser.add_argument("--json", help="file that the results are written to")

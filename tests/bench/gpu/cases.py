@@ -98,7 +98,7 @@ BESIDE = tuple(
     for case in (TABLE[0], Case("B8 n16384", "decode", 8, 16384), TABLE[4],
                  Case("B1 n32768", "decode", 1, 32768), TABLE[1]))
 # What is off the path that the table measures: exact tokens, raw sides, widths without a kernel of their own,
-# many rows, few tokens. Lengths that differ: attend_bench --cases ragged.
+# many rows, few tokens. Lengths that differ: ragged.py.
 CLIFFS = (Case("B8 n32768", "decode", 8, 32768,
                widths=((4, 4), (8, 4), (16, 16), (16, 4), (4, 16), (5, 5), (6, 6), (5, 3))),
           *(Case(f"B8 n32768, {group} query heads per kv head", "decode", 8, 32768, q_heads=8 * group,

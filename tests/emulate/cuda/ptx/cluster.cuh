@@ -7,6 +7,8 @@ namespace cuda {
 
 inline int cluster_rank() { return emulate::here.rank; }
 inline void cluster_meet() { emulate::cluster_barrier(); }
+inline void cluster_meet_shared() { emulate::cluster_barrier(); }
+inline void cluster_part() { emulate::cluster_barrier(); }
 inline float4 load_of_rank(const float4* own, int rank) {
   return *reinterpret_cast<const float4*>(
       emulate::shared_of_rank(reinterpret_cast<const uint8_t*>(own), rank));

@@ -7,7 +7,7 @@
 namespace tq {
 namespace cuda {
 
-enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3 };
+enum class Barrier { kStewards = 1, kUnitZero = 2, kControl = 3, kTeams = 4 };
 inline void barrier_sync(Barrier barrier, int threads) {
   emulate::barrier(static_cast<int>(barrier), threads, true);
 }
