@@ -21,7 +21,7 @@ SWAPS = {"<=": ["<"], ">=": [">"], "<": ["<="], ">": [">="], "==": ["!="], "!=":
          "||": ["&&"], "+": ["-"], "-": ["+"], "*": ["+"], "/": ["*"], "%": ["*"], "+=": ["-="], "-=": ["+="],
          "|": ["&"], "&": ["|"], "^": ["|"], "<<": [">>"], ">>": ["<<"], "++": ["--"], "--": ["++"]}
 # TQ_CHECK is a macro, in whose arguments libclang knows no places; here it is a function.
-CHECK = "#define TQ_CHECK ::tq_check\ntemplate <typename... Any> void tq_check(bool, Any...);"
+CHECK = "#define TQ_CHECK ::tq_check\ntemplate <typename T, typename... Any> void tq_check(const T&, Any...);"
 
 
 @dataclasses.dataclass(frozen=True)
