@@ -8,7 +8,6 @@
 #include "cuda/paged/launch.h"
 #include "cuda/pages/launch.h"
 #include "cuda/prefill/launch.h"
-#include "cuda/schedule/cut.h"
 #include "paged_backend.h"
 
 namespace tq {
@@ -106,10 +105,6 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
   attend::AttendLaunch launch = attend_launch(view_of(call.layer, pool), plan, request, false);
   if (layers_[call.layer].latent)
     return latent::launch_latent(launch, launch.early, paged::latent_bounds(s), workspace + places.latent);
-  const LayerGeometry& of = layers_[call.layer];
-  if (few_fits_[call.layer] &&
-      is_few(ListRule{of.num_kv_heads, of.q_per_kv, 0, 0, 0}, s.num_reqs, s.max_query_len, s.max_seq_len))
-    launch.few_sequences = s.num_reqs;
   // As in a cache: the prefill kernel knows no tree masks.
   if (!paged::may_be_long(geometry_, layers_[call.layer], s.max_query_len) || !long_apart_[call.layer] ||
       call.tree_mask) {
