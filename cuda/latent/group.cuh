@@ -114,7 +114,7 @@ struct GroupBlock : GroupFrame<kWidth, kRows, kExact> {
       weigh<kRows>(shared, l, x, scales, 0, group, warp, lane);
       publish_to_products();
       __syncthreads();
-      if (shared.raised[0] | shared.raised[1]) scale_sums();
+      if (shared.raised) scale_sums();
     }
     add_values(0);
     wait_for_values();
@@ -135,7 +135,7 @@ struct GroupBlock : GroupFrame<kWidth, kRows, kExact> {
       if constexpr (!kOverlap) {
         add_values(0);
         wait_for_values();
-        meet_group(group);
+        __syncthreads();
       }
       float x[kOwn][4], scales[2];
       this->template score<kWidth>(words, buffer, x, scales);
@@ -147,7 +147,7 @@ struct GroupBlock : GroupFrame<kWidth, kRows, kExact> {
       publish_to_products();
       if constexpr (kOverlap) wait_for_values();
       __syncthreads();
-      if (shared.raised[0] | shared.raised[1]) scale_sums();
+      if (shared.raised) scale_sums();
       if constexpr (kOverlap) buffer = 1 - buffer;
     }
     add_values((shared.item.last - 1 - shared.item.first) % Shape::kBuffers);

@@ -40,16 +40,27 @@ struct GroupFrame {
       }
       shared.rows[i] = row;
     }
-    for (int i = threadIdx.x; i < kRows * (kQuery / 8); i += kThreads) {
-      const int row = i / (kQuery / 8), piece = i % (kQuery / 8);
-      uint4 x = make_uint4(0, 0, 0, 0);
-      if (row < count) {
+    // Loads of several pieces are on their way together.
+    constexpr int kPiecesOfRow = kQuery / 8, kPieces = kRows * kPiecesOfRow, kTogether = kRows <= 32 ? 5 : 6;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < kPieces; first += kTogether * kThreads) {
+      uint4 x[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; j++) {
+        const int i = first + j * kThreads, row = i / kPiecesOfRow;
+        x[j] = make_uint4(0, 0, 0, 0);
+        if (row >= count) continue;
         const RowPlace place = row_place(r, s, kv_head, first_row + row);
-        x = __ldg(reinterpret_cast<const uint4*>(p.space.queries +
-                                                 static_cast<int64_t>(row_of_slice(p, place)) * kQuery) +
-                  piece);
+        x[j] = __ldg(reinterpret_cast<const uint4*>(p.space.queries +
+                                                    static_cast<int64_t>(row_of_slice(p, place)) * kQuery) +
+                     i % kPiecesOfRow);
       }
-      *reinterpret_cast<uint4*>(shared.queries[piece / 8] + swizzled(row, piece % 8 * 16)) = x;
+#pragma unroll
+      for (int j = 0; j < kTogether; j++) {
+        const int i = first + j * kThreads, row = i / kPiecesOfRow, piece = i % kPiecesOfRow;
+        if (i < kPieces)
+          *reinterpret_cast<uint4*>(shared.queries[piece / 8] + swizzled(row, piece % 8 * 16)) = x[j];
+      }
     }
     publish_to_products();
     __syncthreads();
@@ -94,7 +105,6 @@ struct GroupFrame {
   __device__ __forceinline__ void scale_sums() {
 #pragma unroll
     for (int n = 0; n < kBlocks; n++) {
-      if (!shared.raised[n / kOwn]) continue;
       const float2 alpha = *reinterpret_cast<const float2*>(shared.alpha + 8 * n + 2 * (lane % 4));
 #pragma unroll
       for (int b = 0; b < kOwnMatrices; b++)

@@ -49,9 +49,9 @@ struct GroupShared {
   // kWeightBits), which makes weights of the one those of the other.
   float2 maxima[kRows];
   float unit[kRows];
-  float alpha[kRows];                     // factors of earlier sums
-  int32_t exceeded[kWarpgroupsOfCta][4];  // by a warp's scores
-  int32_t raised[kWarpgroupsOfCta];
+  float alpha[kRows];                       // factors of earlier sums
+  int32_t exceeded[kWarps];                 // by a warp's scores
+  int32_t raised;                           // some maximum, in the step
   uint16_t levels[2][code::kMostLookedUp];  // of the rest, of the latent
 
   // Where a warpgroup finds the other one's scores of its columns, in part where its weights will lie.
@@ -79,10 +79,6 @@ struct ExactShared : GroupShared<kRows> {
 };
 static_assert(sizeof(ExactShared<64>) <= 232448 && 2 * (sizeof(ExactShared<16>) + 1024) <= 233472,
               "shared memory of a block, and of a multiprocessor");
-
-__device__ __forceinline__ void meet_group(int group) {
-  barrier_sync(static_cast<Barrier>(1 + group), kGroupThreads);
-}
 
 // Sums of weights of a lane's columns, two in each block of eight, over the lane's tokens.
 template <int kRows>
@@ -161,7 +157,8 @@ __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRo
   }
 }
 
-// New maxima of columns that exceed theirs. heavy: log2 of the tokens' scales. The warpgroup together.
+// New maxima of columns that exceed theirs. heavy: log2 of the tokens' scales. Both warpgroups together,
+// where one would do: with barriers of its own racecheck loses count of those of all (cuda/DESIGN.md).
 template <int kRows>
 __device__ __forceinline__ void raise(GroupShared<kRows>& shared, ColumnSums<kRows>& l,
                                       const float (&x)[GroupShape<kRows>::kOwn][4], const float (&heavy)[2],
@@ -177,7 +174,7 @@ __device__ __forceinline__ void raise(GroupShared<kRows>& shared, ColumnSums<kRo
                   weight = column_max(fmaxf(x[n][i] + heavy[0], x[n][2 + i] + heavy[1]));
       if (lane < 4) tops[warp % 4 * 8 * kOwn + 8 * n + 2 * lane + i] = make_float2(top, weight);
     }
-  meet_group(group);
+  __syncthreads();
   float2 raised[kOwn][2];
   float alpha[kOwn][2];
 #pragma unroll
@@ -204,7 +201,7 @@ __device__ __forceinline__ void raise(GroupShared<kRows>& shared, ColumnSums<kRo
       }
       raised[n][i] = now;
     }
-  meet_group(group);  // all have read them
+  __syncthreads();  // all have read them
   if (warp % 4 == 0 && lane < 4) {
 #pragma unroll
     for (int n = 0; n < kOwn; n++)
@@ -218,7 +215,7 @@ __device__ __forceinline__ void raise(GroupShared<kRows>& shared, ColumnSums<kRo
             raised[n][i].y > kNoScore ? ex2(raised[n][i].x - raised[n][i].y + kWeightBits) : 0.0f;
       }
   }
-  meet_group(group);
+  __syncthreads();
 }
 
 // Weights of a step's tokens from logits, into shared memory. scales: of the lane's two tokens.
@@ -242,11 +239,12 @@ __device__ __forceinline__ void weigh(GroupShared<kRows>& shared, ColumnSums<kRo
             fmaxf(x[n][1] + heavy[0], x[n][3] + heavy[1]) > m.w + kRoom;
   }
   more = __any_sync(~0u, more);
-  if (lane == 0) shared.exceeded[group][warp % 4] = more;
-  meet_group(group);
-  const int4 all = *reinterpret_cast<const int4*>(shared.exceeded[group]);
-  more = (all.x | all.y | all.z | all.w) != 0;
-  if (warp % 4 == 0 && lane == 0) shared.raised[group] = more;
+  if (lane == 0) shared.exceeded[warp] = more;
+  __syncthreads();
+  const int4 some = *reinterpret_cast<const int4*>(shared.exceeded),
+             others = *reinterpret_cast<const int4*>(shared.exceeded + 4);
+  more = (some.x | some.y | some.z | some.w | others.x | others.y | others.z | others.w) != 0;
+  if (threadIdx.x == 0) shared.raised = more;
   if (more) raise(shared, l, x, heavy, buffer, group, warp, lane);
   uint32_t pairs[kOwn][2];
 #pragma unroll

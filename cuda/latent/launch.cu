@@ -41,6 +41,15 @@ Needs needs_of(const PlanBounds& bounds, const HeadShape& heads, int tiles) {
   return Needs{rows, blocks + kSpareSlots * 4 / tiles};
 }
 
+// Of the kernel for other chips: as many tiles a block as these, or as there is room for.
+int fitting_tiles(int tiles, const DeviceLayer& layer, int shared) {
+  const auto fits = [&](auto count) {
+    return split_shape<decltype(count)::value>(layer.value.layout, layer.key.layout, shared).depth > 0;
+  };
+  while (tiles > 1 && !with_tiles(tiles, fits)) tiles /= 2;
+  return tiles;
+}
+
 }  // namespace
 
 bool refuses(const Geometry& geometry, int layer, int shared_memory_per_block, ReasonList& reasons) {
@@ -59,19 +68,14 @@ bool refuses(const Geometry& geometry, int layer, int shared_memory_per_block, R
   }
   if (has_warpgroups()) return false;
   const format::TileLayout tile = geometry.tile(layer);
-  for (const int tiles : {1, 2, 4}) {
-    if (tiles == 4 && block_tiles(kTileRows * tiles, tile.value.row_bytes()) < tiles) continue;
-    const SplitShape shape = with_tiles(tiles, [&](auto count) {
-      return split_shape<decltype(count)::value>(tile.value, tile.key, shared_memory_per_block);
-    });
-    if (shape.depth > 0) continue;
-    reasons.add(Status::kNotSupported,
-                "layer %d: layer_kind = 2 (TQ_LATENT): needs %d bytes of shared memory, the device gives a "
-                "block %d",
-                layer, shape.needs(), shared_memory_per_block);
-    return true;
-  }
-  return false;
+  const SplitShape shape = split_shape<1>(tile.value, tile.key, shared_memory_per_block);
+  if (shape.depth > 0) return false;
+  reasons.add(
+      Status::kNotSupported,
+      "layer %d: layer_kind = 2 (TQ_LATENT): needs %d bytes of shared memory, the device gives a block "
+      "%d",
+      layer, shape.needs(), shared_memory_per_block);
+  return true;
 }
 
 PlanBounds bounds_of(const Geometry& geometry) {
@@ -121,7 +125,9 @@ void launch_latent(const RowLaunch& launch, bool early, const PlanBounds& bounds
              exact = layer.value.raw != nullptr;
   // More rows than a kv head has of a query token are worth a larger block where these cost little.
   const int64_t rows = layer.q_per_kv * (group ? std::max<int64_t>(bounds.sequence_queries, 1) : 1);
-  const int tiles = block_tiles(rows, group ? 0 : layer.value.layout.row_bytes());
+  const int tiles = group ? block_tiles(rows, 0)
+                          : fitting_tiles(block_tiles(rows, layer.value.layout.row_bytes()), layer,
+                                          launch.shared_memory_per_block);
   const Needs needs = needs_of(bounds, {layer.num_q_heads, layer.num_kv_heads, layer.q_per_kv}, tiles);
   Space space;
   Space::place(workspace, needs.rows, needs.slots, kTileRows * tiles, &space);

@@ -76,23 +76,25 @@ __device__ __forceinline__ Extent extent_of(const LatentParams& p, const Sequenc
   return e;
 }
 
-// Totals of the slice. pairs: of blocks and pieces.
+// Totals of the slice. pairs: of blocks and pieces; coded: of blocks and splits of codes.
 struct Totals {
   int blocks;
-  int64_t pairs;
+  int64_t pairs, coded;
 };
 template <int kTiles, bool kExact>
 __device__ __forceinline__ Totals totals_of(const LatentParams& p, const Entries& entries, int lane) {
-  Totals t = {0, 0};
+  Totals t = {0, 0, 0};
   for (int i = lane; i < entries.count; i += 32) {
     const Extent e = extent_of<kTiles, kExact>(p, entries.at(i));
     t.blocks += e.blocks;
     t.pairs += static_cast<int64_t>(e.blocks) * e.pieces();
+    t.coded += static_cast<int64_t>(e.blocks) * e.splits;
   }
 #pragma unroll
   for (int h = 16; h >= 1; h /= 2) {
     t.blocks += __shfl_xor_sync(~0u, t.blocks, h);
     t.pairs += __shfl_xor_sync(~0u, t.pairs, h);
+    t.coded += __shfl_xor_sync(~0u, t.coded, h);
   }
   return t;
 }
@@ -141,33 +143,55 @@ __device__ __forceinline__ float across_parts(const float* x, int at, int part) 
   return y[0];
 }
 
+// Slots of the entries before one, where every pair has its own. A warp.
+template <int kTiles>
+__device__ __forceinline__ int slots_before(const LatentParams& p, const Entries& entries, int entry,
+                                            int lane) {
+  int slots = 0;
+  for (int i = lane; i < entry; i += 32) {
+    const Extent e = extent_of<kTiles, true>(p, entries.at(i));
+    slots += e.blocks * e.pieces();
+  }
+#pragma unroll
+  for (int h = 16; h >= 1; h /= 2) slots += __shfl_xor_sync(~0u, slots, h);
+  return slots;
+}
+
 // The CTA's share of (block, piece) pairs: run(sequence, block, extent, first piece, end, slot). Tells the
-// kernel that ends rows where these lie. All threads.
+// kernel that ends rows where these lie. All threads. Pieces of exact tokens, which are short, come last.
 template <int kTiles, bool kExact, class Run>
 __device__ __forceinline__ void for_items(const LatentParams& p, int lane, const Run& run) {
   const Entries entries(p);
   const Totals totals = totals_of<kTiles, kExact>(p, entries, lane);
   const bool apart = totals.pairs <= p.space.slots;
   // An engine's requests that ask for the same rows have more blocks than there is room for.
-  const int items = apart ? static_cast<int>(totals.pairs) : min(totals.blocks, p.space.slots);
+  const int items = apart ? static_cast<int>(totals.pairs) : min(totals.blocks, p.space.slots),
+            coded = static_cast<int>(totals.coded);
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const bool exact = kExact && apart && item >= coded;
+    const int number = exact ? item - coded : item;
+    const auto of_block = [&](const Extent& e) { return !apart ? 1 : exact ? e.exact_splits : e.splits; };
     const auto units = [&](const SequenceRows& s) {
       const Extent e = extent_of<kTiles, kExact>(p, s);
-      return apart ? e.blocks * e.pieces() : e.blocks;
+      return e.blocks * of_block(e);
     };
-    const Found found = find_entry(
-        entries, lane, units, [item](int before, int own) { return item >= before && item < before + own; });
+    const Found found = find_entry(entries, lane, units, [number](int before, int own) {
+      return number >= before && number < before + own;
+    });
     const SequenceRows s = entries.at(found.entry);
     const Extent e = extent_of<kTiles, kExact>(p, s);
-    const int own = item - found.before, block = apart ? own / e.pieces() : own,
-              piece = apart ? own % e.pieces() : 0;
+    const int own = number - found.before, block = own / of_block(e),
+              piece = own % of_block(e) + (exact ? e.splits : 0);
+    int slot = item;
+    if constexpr (kExact)
+      if (apart) slot = slots_before<kTiles>(p, entries, found.entry, lane) + block * e.pieces() + piece;
     const int rows = s.query_tokens * p.row.layer.q_per_kv, of_head = e.blocks / p.row.layer.num_kv_heads,
               first_row = block % of_head * kTiles * kTileRows;
     for (int i = threadIdx.x; piece == 0 && i < min(kTiles * kTileRows, rows - first_row); i += kThreads)
       p.space.slots_of[row_of_slice(p, row_place(p.row, s, block / of_head, first_row + i))] =
-          RowSlots{item * kTiles * kTileRows + i, apart ? e.pieces() : 1};
+          RowSlots{slot * kTiles * kTileRows + i, apart ? e.pieces() : 1};
     __syncthreads();  // the last item's rows are free
-    run(s, block, e, piece, apart ? piece + 1 : e.pieces(), static_cast<int64_t>(item));
+    run(s, block, e, piece, apart ? piece + 1 : e.pieces(), static_cast<int64_t>(slot));
   }
 }
 

@@ -199,6 +199,59 @@ void beside_the_cpu(const Form& f, size_t count = 5) {
   }
 }
 
+struct Stream {
+  std::vector<uint8_t> bytes;
+  size_t read = 0;
+
+  tq_io io() {
+    const auto write = [](void* user, const void* from, size_t count) {
+      std::vector<uint8_t>& to = static_cast<Stream*>(user)->bytes;
+      to.insert(to.end(), static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + count);
+      return int32_t{0};
+    };
+    const auto give = [](void* user, void* to, size_t count) {
+      Stream& own = *static_cast<Stream*>(user);
+      if (own.bytes.size() - own.read < count) return int32_t{1};
+      memcpy(to, own.bytes.data() + own.read, count);
+      own.read += count;
+      return int32_t{0};
+    };
+    return tq_io{sizeof(tq_io), 0, this, write, give, nullptr};
+  }
+};
+
+// A sequence saved, loaded, and taken in as a part in memory, between the devices: the same bytes.
+void states(const Form& f) {
+  Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
+  Device* const both[] = {&cpu, &gpu};
+  Stream saved[2];
+  std::vector<uint8_t> parts[2];
+  tq_state state = {};
+  for (int d = 0; d < 2; d++) {
+    const tq_sequence id = both[d]->create();
+    both[d]->plan({id}, {150}, {0});
+    const Memory k = both[d]->rows(0, 0, {0}, {150});
+    for (int layer = 0; layer < 2; layer++)
+      API_MUST(tq_cache_append(both[d]->cache, layer, both[d]->batch, k.get(), nullptr, nullptr, nullptr));
+    const tq_io io = saved[d].io();
+    API_MUST(tq_sequence_save(both[d]->cache, id, &io, nullptr));
+    parts[d] = both[d]->exported(id);
+    state.struct_size = sizeof state;
+    API_MUST(tq_sequence_describe(both[d]->cache, id, &state));
+  }
+  check(saved[0].bytes == saved[1].bytes && parts[0] == parts[1], "what is saved and exported is the CPU's");
+  for (int d = 0; d < 2; d++) {
+    const tq_io io = saved[1 - d].io();
+    tq_sequence loaded = 0;
+    API_MUST(tq_sequence_load(both[d]->cache, &io, nullptr, &loaded));
+    check(both[d]->exported(loaded) == parts[0], "a sequence that the other device has saved");
+    const tq_sequence taken = both[d]->create();
+    API_MUST(
+        tq_sequence_import(both[d]->cache, taken, &state, parts[1 - d].data(), parts[1 - d].size(), nullptr));
+    check(both[d]->exported(taken) == parts[0], "a part of the other device's");
+  }
+}
+
 // Queries that see some of the plan's new tokens, by a tree mask; new tokens in the window and before it.
 void tree_masks(const Form& f) {
   Device cpu(f, TQ_DEVICE_CPU), gpu(f, TQ_DEVICE_CUDA);
@@ -374,6 +427,7 @@ int main(int argc, char** argv) {
     if (small) {
       for (const Form& f : {forms[0], forms[1], forms[3], exact[0], exact[1], exact[2]})
         beside_the_cpu(f, tiny ? 2 : 4);
+      states(exact[0]);
       if (tiny) return finish("latent_test");
       tree_masks(exact[0]);
       drafts_are_single_steps(exact[2], 100);
@@ -385,9 +439,11 @@ int main(int argc, char** argv) {
     for (const Form& f : exact) {
       beside_the_cpu(f);
       tree_masks(f);
+      states(f);
       drafts_are_single_steps(f, 1000);
     }
     tree_masks(forms[0]);
+    states(forms[1]);
     for (const int heads : {16, 32, 64, 128})
       drafts_are_single_steps(Form{4, 8, heads, 1, TQ_BF16, 64, false});
     drafts_are_single_steps(Form{8, 8, 16, 1, TQ_BF16, 64, false});

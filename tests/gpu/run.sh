@@ -211,7 +211,10 @@ part() {
     memcheck | initcheck | synccheck)
       sanitizer "$1" 150 "backend --small" "append --small" "attend --small" "graph --small" \
         "latent --small" "paged --small" "paged --latent" ;;
-    racecheck) sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" ;;
+    racecheck)
+      sanitizer racecheck 150 "append --tiny" "backend --small" "attend --tiny" "paged --tiny" \
+        "latent --tiny"
+      ;;
     validate)
       TQKV_LIBRARY=$out/libtqkv.so.0 PYTHONPATH=bindings/python limited "$python" -m tqkv.validate \
         ${quick} --device cuda --only rotations,decode --json "$out/validate.json"
