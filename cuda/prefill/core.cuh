@@ -38,6 +38,40 @@ struct PrefillState {
   }
 };
 
+// The commonest of what special_scores does: some rows see not all of the step's tokens, and no row needs
+// more. Whether it is so; then it is done.
+template <class Order, int kTiles, bool kMasks>
+__device__ __forceinline__ bool hide_scores(const PrefillParams& p, float (&x)[kTiles][4][4], int token,
+                                            const int32_t* begin, const int32_t* end, int limit,
+                                            const float* scale, const int32_t* flags, float (&unit)[2],
+                                            int lane) {
+  const int g = lane >> 2, first = token + Order::kLaneTokens * (lane & 3);
+  bool care = !flags || p.numbers.softcap_log2 != 0.0f || (kMasks && p.call.alibi_slopes);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int row = g + 8 * h;
+    care |= (flags && (flags[row] & kRowWild)) ||
+            max(begin[row], token) >= min(min(end[row], limit), token + 32 * kTiles);
+  }
+  if (__any_sync(~0u, care)) return false;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int row = g + 8 * h, before = begin[row] - first;
+    const uint32_t count = static_cast<uint32_t>(min(end[row], limit) - begin[row]);
+    unit[h] = scale[row];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+      for (int b = 0; b < 4; b++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          float& s = x[tile][b][2 * h + i];
+          s = static_cast<uint32_t>(32 * tile + Order::kBlockTokens * b + i - before) < count ? s : kHidden;
+        }
+  }
+  return true;
+}
+
 // The steps that need it: scores hidden from the rows that do not see them; of rows that need care, which is
 // their own affair, also to log2 units, capped and limited. unit: what the scores are to be multiplied by
 // still. scale, constant, begin, end, flags: of the warp's rows; tokens end at `limit` for all. flags null:
@@ -48,41 +82,19 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, const Pre
                                                const int32_t* begin, const int32_t* end, int limit,
                                                const float* scale, const float* constant,
                                                const int32_t* flags, float (&unit)[2], int lane) {
+  if constexpr (kTiles == 4) {  // two forms of the loop would take too many registers beside longer rows
+    if (hide_scores<Order, kTiles, kMasks>(p, x, token, begin, end, limit, scale, flags, unit, lane)) return;
+  }
   const int g = lane >> 2, first = token + Order::kLaneTokens * (lane & 3);
-  const bool sloped = kMasks && p.call.alibi_slopes, capped = p.numbers.softcap_log2 != 0.0f;
-  int from[2], to[2];
-  bool care[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const int row = g + 8 * h;
-    from[h] = begin[row], to[h] = min(end[row], limit);
-    care[h] = !flags || capped || sloped || (flags[row] & kRowWild) ||
-              max(from[h], token) >= min(to[h], token + 32 * kTiles);
-    unit[h] = care[h] ? 1.0f : scale[row];
-  }
-  const auto at_block = [&](int tile, int b, int i) { return 32 * tile + Order::kBlockTokens * b + i; };
-  if (!__any_sync(~0u, care[0] || care[1])) {  // they are hidden, no more
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const int before = from[h] - first;
-      const uint32_t count = static_cast<uint32_t>(to[h] - from[h]);
-#pragma unroll
-      for (int tile = 0; tile < kTiles; tile++)
-#pragma unroll
-        for (int b = 0; b < 4; b++)
-#pragma unroll
-          for (int i = 0; i < 2; i++) {
-            float& s = x[tile][b][2 * h + i];
-            s = static_cast<uint32_t>(at_block(tile, b, i) - before) < count ? s : kHidden;
-          }
-    }
-    return;
-  }
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int row = g + 8 * h;
-    const float factor = care[h] ? scale[row] : 1.0f, hidden = care[h] ? kMasked : kHidden,
+    const int row = g + 8 * h, from = begin[row], to = min(end[row], limit);
+    const bool sloped = kMasks && p.call.alibi_slopes,
+               care = !flags || p.numbers.softcap_log2 != 0.0f || sloped || (flags[row] & kRowWild) ||
+                      max(from, token) >= min(to, token + 32 * kTiles);
+    const float factor = care ? scale[row] : 1.0f, hidden = care ? kMasked : kHidden,
                 add = constant ? constant[row] : 0.0f;
+    unit[h] = care ? 1.0f : scale[row];
     RowSlope slope = {};
     if (sloped) slope = slope_of_row(p, block, first_row + row);
 #pragma unroll
@@ -91,13 +103,14 @@ __device__ __forceinline__ void special_scores(const PrefillParams& p, const Pre
       for (int b = 0; b < 4; b++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const int at = first + at_block(tile, b, i);
+          const int at = first + 32 * tile + Order::kBlockTokens * b + i;
           float& s = x[tile][b][2 * h + i];
           s *= factor;
-          if (capped) s = soft_cap(s + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
-          if (care[h]) s = clamp_logit(s);
+          if (p.numbers.softcap_log2 != 0.0f)
+            s = soft_cap(s + add, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+          if (care) s = clamp_logit(s);
           if (sloped) s = add_slope(s, slope.slope, at - slope.position);
-          s = at >= from[h] && at < to[h] ? s : hidden;  // may have been anything, NaN included
+          s = at >= from && at < to ? s : hidden;  // may have been anything, NaN included
         }
   }
 }
@@ -107,29 +120,46 @@ template <class Order, int kTiles>
 __device__ __forceinline__ void seen_exponents(const float* scales, int token, const int32_t* begin,
                                                const int32_t* end, int (&exponent)[2], int lane) {
   const int g = lane >> 2, mine = Order::kLaneTokens * (lane & 3);
-  // tokens from .. from + count - 1, counted from the lane's first one
-  int from[2];
-  uint32_t count[2];
-  float largest[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    from[h] = begin[g + 8 * h] - token - mine;
-    count[h] = static_cast<uint32_t>(max(end[g + 8 * h] - begin[g + 8 * h], 0));
-  }
-#pragma unroll
-  for (int block = 0; block < 4 * kTiles; block++) {
-    const int at = block / 4 * 32 + block % 4 * Order::kBlockTokens;
-    const float2 pair = *reinterpret_cast<const float2*>(scales + mine + at);
+  if constexpr (kTiles == 4) {  // likewise
+    // tokens from .. from + count - 1, counted from the lane's first one
+    int from[2];
+    uint32_t count[2];
+    float largest[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      if (static_cast<uint32_t>(at - from[h]) < count[h]) largest[h] = fmaxf(largest[h], pair.x);
-      if (static_cast<uint32_t>(at + 1 - from[h]) < count[h]) largest[h] = fmaxf(largest[h], pair.y);
+      from[h] = begin[g + 8 * h] - token - mine;
+      count[h] = static_cast<uint32_t>(max(end[g + 8 * h] - begin[g + 8 * h], 0));
     }
-  }
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 1));
-    exponent[h] = value_exponent(fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 2)));
+    for (int block = 0; block < 4 * kTiles; block++) {
+      const int at = block / 4 * 32 + block % 4 * Order::kBlockTokens;
+      const float2 pair = *reinterpret_cast<const float2*>(scales + mine + at);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        if (static_cast<uint32_t>(at - from[h]) < count[h]) largest[h] = fmaxf(largest[h], pair.x);
+        if (static_cast<uint32_t>(at + 1 - from[h]) < count[h]) largest[h] = fmaxf(largest[h], pair.y);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 1));
+      exponent[h] = value_exponent(fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 2)));
+    }
+  } else {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int from = begin[g + 8 * h] - token, to = end[g + 8 * h] - token;
+      float largest = 0.0f;
+#pragma unroll 1
+      for (int block = 0; block < 4 * kTiles; block++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int at = block / 4 * 32 + block % 4 * Order::kBlockTokens + mine + i;
+          if (at >= from && at < to) largest = fmaxf(largest, scales[at]);
+        }
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+      exponent[h] = value_exponent(fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)));
+    }
   }
 }
 
