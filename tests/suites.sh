@@ -338,6 +338,7 @@ suite_emulate() {
     "run_counted layers_test build/emulate/layers_test --quick"
     "run_counted 'attend_test --rows' build/emulate/attend_test --rows --quick"
     "run_counted 'attend_test --edges' build/emulate/attend_test --edges --quick"
+    "run_counted 'attend_test --few' build/emulate/attend_test --few 260 1"
   )
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
     calls+=("run_counted 'conformance_test, every configuration' build/emulate/conformance_test --quick")

@@ -345,8 +345,8 @@ void unused_rows(int repeats) {
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
 // attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick],
-// --masks [--quick], --few [LONGEST]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh, attend_few.cuh
-// only.
+// --masks [--quick], --few [LONGEST [PAIRS]]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh,
+// attend_few.cuh only.
 // Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
 void trellis_codes(bool quick) {
   const int pairs[][4] = {{3, 3, 128, 128}, {2, 2, 128, 128}, {4, 4, 128, 128}, {4, 3, 128, 128},
@@ -400,7 +400,7 @@ int main(int argc, char** argv) {
     return gpu_test::finish("attend_test --edges");
   }
   if (argc > 1 && !strcmp(argv[1], "--few")) {
-    few(3, argc > 2 ? atoi(argv[2]) : 40000);
+    few(argc > 3 ? atoi(argv[3]) : 3, argc > 2 ? atoi(argv[2]) : 40000);
     return gpu_test::finish("attend_test --few");
   }
   if (argc > 1 && !strcmp(argv[1], "--rows")) {
