@@ -358,14 +358,14 @@ suite_emulate() {
     "run_counted 'paged_test --small' build/emulate/paged_test --small"
     "run_counted 'paged_test --latent' build/emulate/paged_test --latent"
     "run_counted 'latent_test --tiny' build/emulate/latent_test --tiny"
-    "run_counted 'latent_test --tiny, capability 8.0' \
-      env TQ_EMULATE_CAPABILITY=80 build/emulate/latent_test --tiny"
     "run_counted growth_test build/emulate/growth_test"
     "run_counted calibration_test build/emulate/calibration_test"
     "run_counted 'vectors_test --small' build/emulate/vectors_test --small"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"
   )
   if [ -n "${TQKV_TEST_LONG:-}" ]; then
+    calls+=("run_counted 'latent_test --tiny, capability 8.0' \
+      env TQ_EMULATE_CAPABILITY=80 build/emulate/latent_test --tiny")
     for at in 0 1 2 3; do
       calls+=("run_counted 'streams_test, 25,000 schedules of 100,000, part $at' \
         build/emulate/streams_test 25000 $((at * 10000 + 1))")

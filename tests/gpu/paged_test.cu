@@ -186,6 +186,11 @@ const Case kCases[] = {
     {576, 512, 4, 4, 6, 2, TQ_F16, 64, 32, 0, false, true, 0, 0, true},
 };
 constexpr int kLatentCases = 3;  // the last ones
+#ifdef TQ_EMULATE                // rows of 576 take their time
+constexpr int kLatentSteps = 2;
+#else
+constexpr int kLatentSteps = 3;
+#endif
 constexpr int kSequences = 5;
 constexpr int64_t kBlocks = 70;
 
@@ -256,7 +261,7 @@ class World {
  private:
   static constexpr int64_t kLongest = 700;
 #ifdef TQ_EMULATE  // rows of 576 take their time
-  static constexpr int kFirstLatents = 70;
+  static constexpr int kFirstLatents = 40;
 #else
   static constexpr int kFirstLatents = 600;
 #endif
@@ -532,7 +537,7 @@ int main(int argc, char** argv) {
                             {"--quick", 60, 0, kAll, 9, 3, 8},
                             {"--small", 14, 0, 2, 4, 3, 3},
                             {"--tiny", 4, 0, 1, 3, 1, 2},
-                            {"--latent", 0, kAll - kLatentCases, kAll, 3, 0, 0}};
+                            {"--latent", 0, kAll - kLatentCases, kAll, kLatentSteps, 0, 0}};
   Amount much = amounts[0];
   for (const Amount& each : amounts)
     if (argc > 1 && strcmp(argv[1], each.name) == 0) much = each;
