@@ -2,7 +2,8 @@
 // Which mutant is active: included before everything in a build of tests/mutation/run.py.
 //
 // TQ_MUTANT=17 makes mutant 17 active. TQ_MUTANT=record:FILE makes none so and writes at exit a byte for each
-// mutant, 1 if its place was reached. One byte is read at a place: 0 nothing, 1 to be noted, 2 active.
+// mutant, 1 if its place was reached. TQ_MUTANT=serve:3,4 runs the program once for each line that comes from
+// file descriptor 3. One byte is read at a place: 0 nothing, 1 to be noted, 2 active.
 #pragma once
 
 extern "C" {

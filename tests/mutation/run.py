@@ -154,8 +154,14 @@ class Campaign:
                            if self.options.resume or killed_by(each)}
         random.Random(self.options.seed).shuffle(able)
         able = able[:self.options.sample or len(able)]
-        taken = [earlier[self.names[number]] for number in able if self.names[number] in earlier]
+        taken = [dict(earlier[self.names[number]]) for number in able if self.names[number] in earlier]
+        for each in taken:
+            each["fate"] = self.fate_of(each["mutant"], each["fate"])
         return [number for number in able if self.names[number] not in earlier], taken, len(able)
+
+    def fate_of(self, name, fate):
+        known = {name, re.sub(r" #\d+$", "", name)} & self.known
+        return "equivalent" if known and fate in ("survived", "not reached") else fate
 
     def judge(self, number):
         told = self.made.judge(number, self.tests, self.options.most, self.until)
@@ -163,8 +169,7 @@ class Campaign:
             return None
         fate, by = told
         mutant, name = self.all[number], self.names[number]
-        if fate in ("survived", "not reached") and {name, re.sub(r" #\d+$", "", name)} & self.known:
-            fate = "equivalent"
+        fate = self.fate_of(name, fate)
         return {"file": mutant.name, "line": mutant.line, "mutant": name, "fate": fate, "by": by}
 
     def run(self):
