@@ -4,6 +4,7 @@
 // calibration_cases.py has too.
 #include <math.h>
 
+#include "byte_stream.h"
 #include "golden_file.h"
 #include "tqkv.h"
 
@@ -45,30 +46,6 @@ uint16_t half(float x, bool bf16) {
   return static_cast<uint16_t>((bits >> 16 & 0x8000) | exponent << 10 | (bits >> 13 & 1023));
 }
 
-struct Stream {
-  std::vector<uint8_t> bytes;
-  size_t at = 0;
-  tq_io io() {
-    tq_io io = {};
-    io.struct_size = sizeof io;
-    io.user = this;
-    io.write = [](void* user, const void* from, size_t count) {
-      const uint8_t* first = static_cast<const uint8_t*>(from);
-      std::vector<uint8_t>& bytes = static_cast<Stream*>(user)->bytes;
-      bytes.insert(bytes.end(), first, first + count);
-      return int32_t{0};
-    };
-    io.read = [](void* user, void* to, size_t count) {
-      Stream& stream = *static_cast<Stream*>(user);
-      if (count > stream.bytes.size() - stream.at) return int32_t{1};
-      memcpy(to, stream.bytes.data() + stream.at, count);
-      stream.at += count;
-      return int32_t{0};
-    };
-    return io;
-  }
-};
-
 class Calibrated {
  public:
   explicit Calibrated(const nlohmann::json& p) {
@@ -85,7 +62,7 @@ class Calibrated {
     EXPECT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
   }
   explicit Calibrated(const std::vector<uint8_t>& file) {
-    Stream stream;
+    ByteStream stream;
     stream.bytes = file;
     const tq_io io = stream.io();
     EXPECT_EQ(tq_calibration_load(&io, &calibration), TQ_OK) << tq_last_error();
@@ -110,7 +87,7 @@ class Calibrated {
       }
   }
   std::vector<uint8_t> saved() {
-    Stream stream;
+    ByteStream stream;
     const tq_io io = stream.io();
     EXPECT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
     return stream.bytes;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The library against golden states: what it exports and saves is the oracle's text byte for byte, what it
 // describes are the oracle's numbers, and what the oracle wrote loads and says the same again.
+#include "byte_stream.h"
 #include "golden_file.h"
 #include "tqkv.h"
 
@@ -8,30 +9,6 @@ namespace tq::golden {
 namespace {
 
 #define TQ_EXPECT_OK(call) EXPECT_EQ(call, TQ_OK) << tq_last_error()
-
-struct Stream {
-  std::vector<uint8_t> bytes;
-  size_t at = 0;
-  tq_io io() {
-    tq_io io = {};
-    io.struct_size = sizeof io;
-    io.user = this;
-    io.write = [](void* user, const void* from, size_t count) {
-      const uint8_t* first = static_cast<const uint8_t*>(from);
-      std::vector<uint8_t>& bytes = static_cast<Stream*>(user)->bytes;
-      bytes.insert(bytes.end(), first, first + count);
-      return int32_t{0};
-    };
-    io.read = [](void* user, void* to, size_t count) {
-      Stream& stream = *static_cast<Stream*>(user);
-      if (count > stream.bytes.size() - stream.at) return int32_t{1};
-      memcpy(to, stream.bytes.data() + stream.at, count);
-      stream.at += count;
-      return int32_t{0};
-    };
-    return io;
-  }
-};
 
 // Levels of three bits.
 struct Levels {
@@ -112,7 +89,7 @@ class StateCache {
     return sequence;
   }
   std::vector<uint8_t> saved(tq_sequence sequence) {
-    Stream stream;
+    ByteStream stream;
     const tq_io io = stream.io();
     TQ_EXPECT_OK(tq_sequence_save(cache, sequence, &io, nullptr));
     return stream.bytes;
@@ -149,7 +126,7 @@ TEST(State, BytesEqualTheOracles) {
     const tq_sequence sequence = own.filled(file, entry.first, p);
     const std::vector<uint8_t> want = file.bytes(entry.first + ".saved");
     EXPECT_TRUE(own.saved(sequence) == want);
-    Stream stream;
+    ByteStream stream;
     stream.bytes = want;
     const tq_io io = stream.io();
     tq_sequence loaded = 0;

@@ -13,6 +13,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "byte_stream.h"
 #include "tqkv.h"
 
 namespace tq {
@@ -50,31 +51,6 @@ std::string created(const tq_calibration_config& config) {
   return text;
 }
 
-struct File {
-  std::vector<uint8_t> bytes;
-  size_t at = 0;
-  int mac_bytes = 0;
-  tq_io io() {
-    tq_io io = {};
-    io.struct_size = sizeof io;
-    io.user = this;
-    io.write = [](void* user, const void* from, size_t count) {
-      const uint8_t* first = static_cast<const uint8_t*>(from);
-      std::vector<uint8_t>& bytes = static_cast<File*>(user)->bytes;
-      bytes.insert(bytes.end(), first, first + count);
-      return int32_t{0};
-    };
-    io.read = [](void* user, void* to, size_t count) {
-      File& file = *static_cast<File*>(user);
-      if (count > file.bytes.size() - file.at) return int32_t{1};
-      memcpy(to, file.bytes.data() + file.at, count);
-      file.at += count;
-      return int32_t{0};
-    };
-    return io;
-  }
-};
-
 class CalibrationTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -100,7 +76,7 @@ class CalibrationTest : public ::testing::Test {
     for (int32_t layer = 0; layer < kLayers; layer++) ASSERT_EQ(feed(layer, kTokens), TQ_OK);
   }
   std::vector<uint8_t> saved() {
-    File file;
+    ByteStream file;
     const tq_io io = file.io();
     EXPECT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
     return file.bytes;
@@ -178,7 +154,7 @@ TEST_F(CalibrationTest, Defaults) {
 TEST_F(CalibrationTest, NullPointers) {
   const tq_calibration_config config = base();
   tq_calibration* made = nullptr;
-  File file;
+  ByteStream file;
   const tq_io io = file.io();
   tq_calibration_goal goal = {};
   goal.struct_size = sizeof goal;
@@ -315,7 +291,7 @@ TEST_F(CalibrationTest, ZeroSides) {
 
 TEST_F(CalibrationTest, ALoadedOneTakesNoMore) {
   fill();
-  File file;
+  ByteStream file;
   file.bytes = saved();
   const tq_io io = file.io();
   tq_calibration* again = nullptr;
@@ -403,7 +379,7 @@ TEST_F(CalibrationTest, ShapeOfACache) {
 // ---- the file
 
 tq_status load(const std::vector<uint8_t>& bytes) {
-  File file;
+  ByteStream file;
   file.bytes = bytes;
   const tq_io io = file.io();
   tq_calibration* made = nullptr;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "byte_stream.h"
 #include "cache.h"
 #include "cpu/cpu_backend.h"
 #include "format/rotation.h"
@@ -208,32 +209,12 @@ TEST_F(StagedTest, PartsOfHeads) {
 TEST_F(StagedTest, SavedAndLoaded) {
   Wide device(true, 16), host(false, 16);
   const int64_t id = device.filled(100);
-  std::vector<uint8_t> file;
-  size_t at = 0;
-  struct Stream {
-    std::vector<uint8_t>* file;
-    size_t* at;
-  } stream = {&file, &at};
-  tq_io io = {};
-  io.struct_size = sizeof io;
-  io.user = &stream;
-  io.write = [](void* user, const void* from, size_t count) {
-    const uint8_t* first = static_cast<const uint8_t*>(from);
-    std::vector<uint8_t>& to = *static_cast<Stream*>(user)->file;
-    to.insert(to.end(), first, first + count);
-    return int32_t{0};
-  };
-  io.read = [](void* user, void* to, size_t count) {
-    Stream& s = *static_cast<Stream*>(user);
-    if (count > s.file->size() - *s.at) return int32_t{1};
-    memcpy(to, s.file->data() + *s.at, count);
-    *s.at += count;
-    return int32_t{0};
-  };
+  ByteStream file;
+  const tq_io io = file.io();
   device.cache->save(id, io, nullptr);
   const int64_t on_host = host.cache->load(io, nullptr);
   EXPECT_TRUE(host.bytes_of(on_host) == device.bytes_of(id));
-  at = 0;
+  file.at = 0;
   seen = Seen();
   const int64_t on_device = device.cache->load(io, nullptr);
   EXPECT_GT(seen.waits, 0);

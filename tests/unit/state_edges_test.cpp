@@ -7,44 +7,21 @@
 #include <string>
 #include <vector>
 
+#include "byte_stream.h"
 #include "unit/api_cache.h"
 
 namespace tq {
 namespace {
 
-struct Bytes {
-  std::vector<uint8_t> all;
-  size_t at = 0;
-  tq_io io() {
-    tq_io io = {};
-    io.struct_size = sizeof io;
-    io.user = this;
-    io.write = [](void* user, const void* from, size_t count) {
-      Bytes& bytes = *static_cast<Bytes*>(user);
-      const uint8_t* first = static_cast<const uint8_t*>(from);
-      bytes.all.insert(bytes.all.end(), first, first + count);
-      return int32_t{0};
-    };
-    io.read = [](void* user, void* to, size_t count) {
-      Bytes& bytes = *static_cast<Bytes*>(user);
-      if (count > bytes.all.size() - bytes.at) return int32_t{1};
-      memcpy(to, bytes.all.data() + bytes.at, count);
-      bytes.at += count;
-      return int32_t{0};
-    };
-    return io;
-  }
-};
-
-Bytes saved(OneCache& own, tq_sequence sequence) {
-  Bytes bytes;
+ByteStream saved(OneCache& own, tq_sequence sequence) {
+  ByteStream bytes;
   const tq_io io = bytes.io();
   EXPECT_EQ(tq_sequence_save(own.cache, sequence, &io, nullptr), TQ_OK) << tq_last_error();
   return bytes;
 }
 
 // "" or the text with which a load fails.
-std::string load_text(OneCache& own, Bytes bytes, tq_status expected) {
+std::string load_text(OneCache& own, ByteStream bytes, tq_status expected) {
   const tq_io io = bytes.io();
   tq_sequence sequence = 0;
   EXPECT_EQ(tq_sequence_load(own.cache, &io, nullptr, &sequence), expected) << tq_last_error();
@@ -116,7 +93,7 @@ TEST(StateEdges, FlagsComeAlong) {
     ASSERT_EQ(tq_sequence_export(source.cache, sequence, &state, at, bytes, nullptr), TQ_OK);
     ASSERT_EQ(tq_sequence_import(target.cache, copy, &state, at, bytes, nullptr), TQ_OK) << tq_last_error();
     EXPECT_EQ(target.flags(copy), flag);
-    Bytes file = saved(source, sequence);
+    ByteStream file = saved(source, sequence);
     const tq_io io = file.io();
     tq_sequence loaded = 0;
     ASSERT_EQ(tq_sequence_load(target.cache, &io, nullptr, &loaded), TQ_OK) << tq_last_error();
@@ -128,7 +105,7 @@ TEST(StateEdges, LengthsThatJustFit) {
   OneCache source;
   const tq_sequence sequence = source.create();
   source.append(sequence, 0, 70);
-  const Bytes bytes = saved(source, sequence);
+  const ByteStream bytes = saved(source, sequence);
   for (const int64_t most : {70, 69}) {
     OneCache target([most](tq_cache_config& c) { c.max_sequence_tokens = most; });
     EXPECT_EQ(load_text(target, bytes, most == 70 ? TQ_OK : TQ_ERROR_CAPACITY),
@@ -161,7 +138,7 @@ TEST(StateEdges, SavedFieldsByName) {
   OneCache source(base);
   const tq_sequence sequence = source.create();
   source.append(sequence, 0, 33);
-  const Bytes bytes = saved(source, sequence);
+  const ByteStream bytes = saved(source, sequence);
   for (const auto& each : cases) {
     for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
     OneCache target([&](tq_cache_config& c) {
