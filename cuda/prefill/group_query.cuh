@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queries of a row block as halves in matrices of wgmma.cuh, 64 coordinates each, the row's largest at
-// query_max. Four rows of a warp are worked on at once: one row is a chain of shuffles and reductions, and a
-// row block must not take as long as several steps.
+// Queries of a row block as halves in matrices of wgmma.cuh, 64 coordinates each: the integers of
+// row/query.cuh, rounded. Four rows of a warp are worked on at once: one row is a chain of shuffles and
+// reductions, and a row block must not take as long as several steps.
 #pragma once
 #include "cuda/prefill/group_shape.cuh"
 #include "cuda/prefill/rows.cuh"
@@ -106,7 +106,7 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
       for (int k = 0; k < kPieces; k++)
         *reinterpret_cast<uint16_t*>(queries + k / 2 * (kPrefillRows * kMatrixRow) +
                                      swizzled(warp * 16 + r + i, k % 2 * 64 + 2 * lane)) =
-            static_cast<uint16_t>(pack_f16(x[i][k] * up, 0.0f));
+            static_cast<uint16_t>(pack_f16(rintf(x[i][k] * up), 0.0f));
       query[i].half_sum = 0;
       query[i].scale = fminf(
           largest[i] * (1.0f / p.numbers.query_max) * norm * format::exp2_int(size[i].exponent), kMaxScale);
