@@ -100,10 +100,9 @@ TQ_HD int32_t unit_weight(int32_t tokens, int32_t step = kStepTokens) {
 }
 TQ_HD BlockWeights block_weights(const ListRule& rule, const SequenceWork& entry) {
   const int32_t splits = entry.num_splits, end = entry.position + entry.query_tokens;
-  return BlockWeights{
-      unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
-      entry.units_per_block > splits ? unit_weight(rule.exact_tokens, kExactStepTokens) + kExactWeight : 0,
-      splits, entry.units_per_block};
+  return BlockWeights{unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
+                      entry.units_per_block > splits ? unit_weight(rule.exact_tokens, kExactStepTokens) : 0,
+                      splits, entry.units_per_block};
 }
 TQ_HD int32_t total_weight(const BlockWeights& w) { return (w.splits - 1) * w.full + w.last + w.exact; }
 // First unit that starts at or after this weight of the block's; `units` if none.

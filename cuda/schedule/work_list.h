@@ -29,9 +29,6 @@ constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they h
 // sequence of 131,072 tokens beside 63 of 512 takes 83.5 us with 2, 74.3 with 4, 74.7 with 8; 64 sequences of
 // 128 .. 65,536 tokens 210.8 / 214.2 / 211.7 (H200, 4 + 4 bits, `attend_bench --cases ragged`).
 constexpr int kUnitWeight = 8;
-// Of a unit of exact tokens, beside: B8 n32768 with four sinks takes 83.3 us, 84.4 with 0, 89.0 with 16
-// (H200, 4 + 4 bits, `attend_bench --cases exact`).
-constexpr int kExactWeight = -kUnitWeight;
 
 // What kernels know of some consecutive queries of a sequence: query token j stands at position + j.
 struct SequenceRows {

@@ -103,8 +103,7 @@ void check_plan(const Plan& plan, int num_ctas) {
                              : split == q.num_splits - 1 ? in_split
                                                          : q.split_tokens;
       const int64_t step = split == q.num_splits ? kExactStepTokens : kStepTokens;
-      const int64_t unit_weight =
-          (tokens + step - 1) / step + kUnitWeight + (split == q.num_splits ? kExactWeight : 0);
+      const int64_t unit_weight = (tokens + step - 1) / step + kUnitWeight;
       // of second runs a whole block
       of_block = split == 0 ? unit_weight : of_block + unit_weight;
       largest_unit = std::max(largest_unit, run_begin > 0 ? of_block : unit_weight);
