@@ -72,7 +72,8 @@ inline TileMove part_of(const TileMove& move, int64_t first, int64_t tiles) {
     return std::max<int64_t>(0, token - first * format::kTileTokens);
   };
   part.tiles = tiles;
-  part.head = from(move.head), part.begin = from(move.begin), part.end = from(move.end);
+  part.head = from(move.head), part.begin = from(move.begin);
+  part.end = std::min(from(move.end), tiles * format::kTileTokens);  // what follows is another part's
   return part;
 }
 

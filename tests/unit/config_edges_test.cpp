@@ -12,6 +12,7 @@
 
 #include "config.h"
 #include "status.h"
+#include "unit/small_config.h"
 
 namespace tq {
 namespace {
@@ -19,13 +20,7 @@ namespace {
 using C = tq_cache_config;
 using L = tq_layer_config;
 
-C base() {
-  C c = {};
-  c.struct_size = sizeof c;
-  c.num_layers = 2, c.num_q_heads = 8, c.num_kv_heads = 2, c.head_dim = 128, c.io_dtype = TQ_F32;
-  c.key_bits = 3, c.value_bits = 4, c.max_tokens = 1000;
-  return c;
-}
+C base() { return small_config(2); }
 
 std::string reasons(const std::function<void(C&)>& change) {
   C c = base();

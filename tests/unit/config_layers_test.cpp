@@ -11,19 +11,14 @@
 
 #include "config.h"
 #include "status.h"
+#include "unit/small_config.h"
 
 namespace tq {
 namespace {
 
 using L = tq_layer_config;
 
-tq_cache_config base() {
-  tq_cache_config c = {};
-  c.struct_size = sizeof c;
-  c.num_layers = 3, c.num_q_heads = 8, c.num_kv_heads = 2, c.head_dim = 128, c.io_dtype = TQ_F32;
-  c.key_bits = 3, c.value_bits = 4, c.max_tokens = 1000;
-  return c;
-}
+tq_cache_config base() { return small_config(3); }
 
 std::vector<L> plain_layers(size_t count) {
   L layer = {};

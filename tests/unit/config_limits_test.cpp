@@ -12,6 +12,7 @@
 #include "config.h"
 #include "quantizer.h"
 #include "status.h"
+#include "unit/small_config.h"
 
 namespace tq {
 namespace {
@@ -50,14 +51,6 @@ void check(const std::vector<Limit<Config>>& limits, const Config& base) {
       const std::string start = std::string(limit.name) + " = " + std::to_string(beyond);
       EXPECT_EQ(reasons<Resolved>(config).substr(0, start.size()), start);
     }
-}
-
-tq_cache_config cache_base() {
-  tq_cache_config c = {};
-  c.struct_size = sizeof c;
-  c.num_layers = 2, c.num_q_heads = 8, c.num_kv_heads = 2, c.head_dim = 128, c.io_dtype = TQ_F32;
-  c.key_bits = 3, c.value_bits = 4, c.max_tokens = 1000;
-  return c;
 }
 
 TEST(ConfigLimits, OfCaches) {
@@ -105,17 +98,17 @@ TEST(ConfigLimits, OfCaches) {
            [](C& c, int64_t value) { c.max_raw_tokens = value, c.window_tokens = 3; }},
           {"num_threads", 0, 1024, of(&C::num_threads)},
       },
-      cache_base());
+      small_config(2));
 }
 
 TEST(ConfigLimits, WhatFollows) {
-  tq_cache_config c = cache_base();
+  tq_cache_config c = small_config(2);
   c.max_sequences = 5, c.max_batch_sequences = 1;
   EXPECT_EQ(reasons<ResolvedConfig>(c), "");
-  c = cache_base();
+  c = small_config(2);
   c.window_tokens = -1, c.sink_tokens = INT_MAX, c.rollback_tokens = 5;
   EXPECT_EQ(reasons<ResolvedConfig>(c), "window_tokens = -1: must be 0 .. 2147483647") << "no sum with it";
-  c = cache_base();
+  c = small_config(2);
   c.window_tokens = 40, c.max_sequence_tokens = 97;
   const ResolvedConfig resolved(&c);
   const Geometry& g = resolved.geometry();
@@ -127,7 +120,7 @@ TEST(ConfigLimits, WhatFollows) {
 
 TEST(ConfigLimits, FlagsGoWhereTheyAreRead) {
   for (uint64_t flags = 0; flags < 8; flags++) {
-    tq_cache_config c = cache_base();
+    tq_cache_config c = small_config(2);
     c.flags = flags;
     const ResolvedConfig resolved(&c);
     EXPECT_EQ(resolved.geometry().zero_on_free, !(flags & TQ_FLAG_NO_ZERO_ON_FREE));
@@ -139,12 +132,12 @@ TEST(ConfigLimits, FlagsGoWhereTheyAreRead) {
 // The next page size, and the numbers between.
 TEST(ConfigLimits, OfPages) {
   for (const int32_t size : {32, 64, 96, 4064, 4096}) {
-    tq_cache_config c = cache_base();
+    tq_cache_config c = small_config(2);
     c.page_size = size;
     EXPECT_EQ(reasons<ResolvedConfig>(c), "") << size;
   }
   for (const int32_t size : {-32, 1, 16, 31, 33, 65, 4095, 4097, 4128}) {
-    tq_cache_config c = cache_base();
+    tq_cache_config c = small_config(2);
     c.page_size = size;
     EXPECT_EQ(reasons<ResolvedConfig>(c),
               "page_size = " + std::to_string(size) + ": must be a multiple of 32, 32 .. 4096");
@@ -157,7 +150,7 @@ TEST(ConfigLimits, OfLayers) {
   const auto outcome = [](const std::function<void(L&)>& change) {
     for (L& layer : layers) layer = {}, layer.struct_size = sizeof layer;
     change(layers[1]);
-    tq_cache_config c = cache_base();
+    tq_cache_config c = small_config(2);
     c.layers = layers;
     return reasons<ResolvedConfig>(c);
   };

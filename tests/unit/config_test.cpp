@@ -193,7 +193,7 @@ TEST(Config, EveryFieldHasItsReason) {
        [](tq_cache_config& c) { c.window_tokens = c.sink_tokens = INT32_MAX; }},
       {"num_threads = -1:", [](tq_cache_config& c) { c.num_threads = -1; }},
       {"num_threads = 1025:", [](tq_cache_config& c) { c.num_threads = 1025; }},
-      {"flags = 0x11: unknown bits 0x10", [](tq_cache_config& c) { c.flags = 17; }},
+      {"flags = 0x21: unknown bits 0x20", [](tq_cache_config& c) { c.flags = 0x21; }},
       {"pool = 0x", [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{128}); }},
       {"pool_bytes = 1: the pages need",
        [](tq_cache_config& c) { c.pool = reinterpret_cast<void*>(uintptr_t{256}), c.pool_bytes = 1; }},

@@ -135,16 +135,23 @@ void check_plan(const Plan& plan, int num_ctas) {
       << "no run is heavier than an equal share and one unit";
 }
 
-// Any number of heads, one layer, for up to so many sequences.
-UniformGeometry& random_geometry(Plan& plan, std::mt19937& rng, int sequences) {
+// One layer of 4 bits.
+UniformGeometry& one_layer(Plan& plan, int kv_heads, int q_per_kv) {
   UniformGeometry& g = plan.geometry;
   g.num_layers = 1;
-  g.num_kv_heads = 1 + rng() % 8;
-  g.q_per_kv = 1 + rng() % 16;
-  g.num_q_heads = g.num_kv_heads * g.q_per_kv;
+  g.num_kv_heads = kv_heads;
+  g.q_per_kv = q_per_kv;
+  g.num_q_heads = kv_heads * q_per_kv;
   g.head_dim = g.value_dim = 128;
   g.page_size = 64;
   g.set_layers(4, 4);
+  return g;
+}
+
+// Any number of heads, for up to so many sequences.
+UniformGeometry& random_geometry(Plan& plan, std::mt19937& rng, int sequences) {
+  const int kv_heads = 1 + rng() % 8, q_per_kv = 1 + rng() % 16;
+  UniformGeometry& g = one_layer(plan, kv_heads, q_per_kv);
   g.max_batch_sequences = sequences;
   return g;
 }
@@ -183,14 +190,7 @@ TEST(CudaSchedule, EveryUnitOnce) {
 TEST(CudaSchedule, LargeUnitsAndSmallOnes) {
   for (const int window : {0, 40}) {
     Plan plan;
-    UniformGeometry& g = plan.geometry;
-    g.num_layers = 1;
-    g.num_kv_heads = 8;
-    g.q_per_kv = 4;
-    g.num_q_heads = 32;
-    g.head_dim = g.value_dim = 128;
-    g.page_size = 64;
-    g.set_layers(4, 4);
+    UniformGeometry& g = one_layer(plan, 8, 4);
     g.window_tokens = window;
     g.max_batch_sequences = g.max_batch_tokens = 64;
     g.num_groups = 1;
@@ -251,14 +251,7 @@ TEST(CudaSchedule, PlansOfFewBlocks) {
 
 TEST(CudaSchedule, SharesAreEqual) {
   Plan plan;
-  UniformGeometry& g = plan.geometry;
-  g.num_layers = 1;
-  g.num_kv_heads = 8;
-  g.q_per_kv = 4;
-  g.num_q_heads = 32;
-  g.head_dim = g.value_dim = 128;
-  g.page_size = 64;
-  g.set_layers(4, 4);
+  UniformGeometry& g = one_layer(plan, 8, 4);
   g.max_batch_sequences = 8;
   for (int i = 0; i < 8; i++) {
     StepSequence s = {};
