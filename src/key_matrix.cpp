@@ -98,9 +98,13 @@ KeyMatrix KeyMatrix::make(int32_t layer, int32_t heads, int32_t dim, const float
         made.columns[static_cast<size_t>(head) * each + place(column, row, dim)] =
             own[place(row, column, dim)];
   }
-  std::vector<float> words(made.given);
-  for (float& x : words) x += 0.0f;  // -0 is 0
-  made.hash = std::max<uint64_t>(XXH64(words.data(), words.size() * sizeof(float), 0), 1);
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  for (const float x : made.given) {
+    const float word = x + 0.0f;  // -0 is 0
+    XXH64_update(&state, &word, sizeof word);
+  }
+  made.hash = std::max<uint64_t>(XXH64_digest(&state), 1);
   return made;
 }
 

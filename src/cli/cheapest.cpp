@@ -57,11 +57,9 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
     for (const int32_t value : {2, 3, 4}) {
       if (static_cast<float>(value) > key || static_cast<float>(value) < key - 1.5F) continue;
       goal.key_bits = key, goal.value_bits = value;
-      plans->push_back(Plan{family + " " + bits_text(key, value) + ", bands and centres of " + name,
-                            options,
-                            {static_cast<int32_t>(key), value},
-                            calibrated,
-                            goal});
+      std::string label = family;
+      label.append(" ").append(bits_text(key, value)).append(", bands and centres of ").append(name);
+      plans->push_back(Plan{label, options, {static_cast<int32_t>(key), value}, calibrated, goal});
     }
   goal = {};
   goal.struct_size = sizeof goal;
@@ -70,12 +68,10 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
   for (int i = 0; i < kMixes && error > 0; i++) {
     error *= kMixStep;
     goal.max_error = error;
-    plans->push_back(Plan{
-        family + format(", layers of error %.3g, bands and centres of ", static_cast<double>(error)) + name,
-        options,
-        {2, 2},
-        calibrated,
-        goal});
+    std::string label = family;
+    label.append(format(", layers of error %.3g, bands and centres of ", static_cast<double>(error)))
+        .append(name);
+    plans->push_back(Plan{label, options, {2, 2}, calibrated, goal});
   }
 }
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tqkv
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests"))
+TESTS = str(Path(__file__).resolve().parents[3] / "tests")
+sys.path.insert(0, TESTS)
 from reference.rotation import key_matrix  # noqa: E402
+sys.path.remove(TESTS)  # its folder torch is not torch
 
 Q_HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 64, 96
 
