@@ -19,7 +19,7 @@ const char* hindrance(const tq_layer_config& layer) {
   if (layer.rotation == TQ_ROTATION_DENSE) return "not with rotation = 2 (TQ_ROTATION_DENSE)";
   if (layer.key_family != TQ_CODE_SCALAR && layer.key_family != TQ_CODE_TRELLIS)
     return "key_family must be 1 (TQ_CODE_SCALAR) or 5 (TQ_CODE_TRELLIS)";
-  if (layer.head_dim > kMostCoordinates) return "head_dim must be at most 256";
+  if (layer.head_dim < 1 || layer.head_dim > kMostCoordinates) return "head_dim must be 1 .. 256";
   return "";
 }
 

@@ -144,7 +144,9 @@ void give_bands(Input& input, size_t index, size_t stride, const std::vector<Edi
                     own->order[static_cast<size_t>(edit.value) % static_cast<size_t>(dim)]);
         break;
       case 2: own->fields().num_bands = value; break;
-      case 3: own->fields().struct_size = std::min<uint32_t>(static_cast<uint32_t>(value), 256); break;
+      case 3:  // in steps of 8: no version of the header ends within a pointer
+        own->fields().struct_size = std::min<uint32_t>(static_cast<uint32_t>(value), 256) / 8 * 8;
+        break;
     }
   }
   if (!own) return;
