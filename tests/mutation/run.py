@@ -134,8 +134,7 @@ class Campaign:
 
     def prepare(self, pool):
         if not self.options.built:
-            self.made.build()
-            self.made.hold(self.digest)
+            self.made.build(self.digest)
             self.say(f"built; {len(self.made.refused)} do not compile")
         self.tests = self.made.survey(pool)
         whole = sum(test.seconds for test in self.tests)
@@ -150,8 +149,10 @@ class Campaign:
         earlier = {}
         if self.options.again or self.options.resume:
             with open(self.options.again or self.options.resume, encoding="utf-8") as file:
-                earlier = {each["mutant"]: each for each in json.load(file)["mutants"]
-                           if self.options.resume or killed_by(each)}
+                told = json.load(file)["mutants"]
+            earlier = {each["mutant"]: each for each in told if self.options.resume or killed_by(each)}
+            for each in told:
+                self.made.learn(each["file"], each["by"])
         random.Random(self.options.seed).shuffle(able)
         able = able[:self.options.sample or len(able)]
         taken = [dict(earlier[self.names[number]]) for number in able if self.names[number] in earlier]
@@ -164,11 +165,14 @@ class Campaign:
         return "equivalent" if known and fate in ("survived", "not reached") else fate
 
     def judge(self, number):
-        told = self.made.judge(number, self.tests, self.options.most, self.until)
+        mutant, name = self.all[number], self.names[number]
+        most = self.options.most
+        if self.fate_of(name, "survived") == "equivalent":
+            most = 2  # all tests would say the same
+        told = self.made.judge(number, self.tests, most, self.until)
         if told is None:
             return None
         fate, by = told
-        mutant, name = self.all[number], self.names[number]
         fate = self.fate_of(name, fate)
         return {"file": mutant.name, "line": mutant.line, "mutant": name, "fate": fate, "by": by}
 

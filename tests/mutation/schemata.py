@@ -3,9 +3,9 @@
 
 build/mutation/tree is the repository with instrumented sources (mutants.py) in place of its own; a mutant
 that the compiler refuses is taken out and the build goes on. Every test then runs once and notes the mutants
-it reaches. A mutant is judged by those tests alone, the quickest first, some of them in one process, until
-one fails. Assertions are on, as they are where tests/run.sh runs these tests with sanitizers; --sanitize
-builds with these.
+it reaches. A mutant is judged by those tests alone: first those that have killed most of its file for their
+time, then the quickest, some of them in one process, until one fails. Assertions are on, as they are where
+tests/run.sh runs these tests with sanitizers; --sanitize builds with these.
 """
 import collections
 import dataclasses
@@ -122,9 +122,10 @@ class Schemata:
         self.sanitize, self.refused, self.left_out = options.sanitize, set(), []
         self.made = os.path.join(BUILD, "sanitized" if options.sanitize else "made")
         self.local = threading.local()
+        self.kills = collections.defaultdict(collections.Counter)  # of each file: by which tests how many
 
     def hold(self, digest):
-        """Writes down the mutants, for builds here and elsewhere."""
+        """Writes down the mutants, for builds here and elsewhere, and for one that is broken off."""
         os.makedirs(BUILD, exist_ok=True)
         with open(HELD, "wb") as file:
             pickle.dump((digest, self.mutants, self.names, self.refused), file)
@@ -145,7 +146,8 @@ class Schemata:
 
     # ---- the build ----
 
-    def build(self):
+    def build(self, digest):
+        self.hold(digest)
         for name in os.listdir(ROOT):
             if name not in ("src", "build", ".git"):
                 link(os.path.join(TREE, name), os.path.join(ROOT, name))
@@ -159,8 +161,7 @@ class Schemata:
                    "-DTQ_BUILD_TOOL=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
                    f"-DCMAKE_CXX_FLAGS=-w -include {HERE}/choice.h -DTQ_MUTANTS={size}",
                    "-DCMAKE_COMPILE_WARNING_AS_ERROR=OFF",
-                   f"-DTQ_SANITIZE={'address;undefined' if self.sanitize else ''}",
-                   f"-DTQ_FEW_ISAS={'ON' if self.sanitize else 'OFF'}"]
+                   f"-DTQ_SANITIZE={'address;undefined' if self.sanitize else ''}", "-DTQ_FEW_ISAS=ON"]
         if shutil.which("ccache"):
             command += [f"-DCMAKE_{language}_COMPILER_LAUNCHER=ccache" for language in ("C", "CXX")]
         self.write()
@@ -179,6 +180,7 @@ class Schemata:
                 if len(self.refused) == before:
                     raise SystemExit(done.stdout[-3000:] + "\nrun.py: the sources do not build")
                 self.log(f"the compiler refuses {len(self.refused) - before} mutants")
+                self.hold(digest)
                 self.write()
 
     def write(self):
@@ -303,10 +305,16 @@ class Schemata:
 
     # ---- one mutant ----
 
+    def learn(self, name, by):
+        """That a mutant of the file was killed by that test."""
+        self.kills[name][by] += 1
+
     def judge(self, number, tests, most=0, until=math.inf):
         """("killed", by) or ("timeout", by), ("survived", "") or ("not reached", ""), or None when the clock
         reads until. most: processor seconds that its tests may take together, 0 = any."""
-        left = [test for test in tests if test.reached[number]]
+        kills = self.kills[self.mutants[number].name]
+        left = sorted((test for test in tests if test.reached[number]),
+                      key=lambda test: (-kills[test.name or test.program] / test.seconds, test.seconds))
         whole = itertools.accumulate(test.seconds for test in left)
         left = [test for test, end in zip(left, whole) if not most or end <= most] or left[:1]
         if not left:
@@ -325,6 +333,7 @@ class Schemata:
                 if status:
                     failed = re.search(r"^\[  FAILED  \] ([\w/.]+)|^(not ok - .*)", text, re.M)
                     by = (failed.group(1) or failed.group(2)) if failed else f"{program} (signal or exit)"
+                    self.learn(self.mutants[number].name, program if program in SINGLE else by)
                     ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
                     return "timeout" if ended in (signal.SIGXCPU, signal.SIGKILL) else "killed", by
             portion *= 2
