@@ -5,7 +5,7 @@ test must see.
 
     tests/mutation/run.py [--changed BASE] [--only REGEX] [--sample N] [--seed S] [--jobs N] [--minutes M]
                           [--most SECONDS] [--json FILE] [--resume FILE | --again FILE] [--build | --built]
-                          [--sanitize]
+                          [--sanitize] [--ledger FILE]
     tests/mutation/canaries.py [SUITE...]           one known fault for each suite of tests/run.sh
 
 Sources: src/*.cpp, src/*.h and src/format/*.h; --changed: their lines changed since a commit, or named by a
@@ -18,10 +18,11 @@ the others: whether new tests do it. On a machine without time: --most 5, then -
 --again --sanitize, which sees what reads or writes past an end.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
-95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. Needs libclang (requirements.txt
-here) when sources have changed. On a machine with more processors and no libclang: --build here, and bring
-build/mutation/held there; where there is no compiler either, build/mutation/made with its programs too, and
-run it there with --built.
+95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. --ledger adds a line of these
+counts with the commit ("+": changed since) and the options to a file; ledger.jsonl here has those of long
+runs. Needs libclang (requirements.txt here) when sources have changed. On a machine with more processors and
+no libclang: --build here, and bring build/mutation/held there; where there is no compiler either,
+build/mutation/made with its programs too, and run it there with --built.
 """
 import argparse
 import collections
@@ -104,6 +105,11 @@ def names_of(every):
         met[name] += 1
         names.append(name if met[name] == 1 else f"{name} #{met[name]}")
     return names
+
+
+def commit():
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+    return git("rev-parse", "--short=12", "HEAD").strip() + "+" * bool(git("status", "--porcelain"))
 
 
 def killed_by(report):
@@ -223,6 +229,10 @@ class Campaign:
                    "seconds": round(time.time() - self.began)}
         self.save(summary, results)
         print(json.dumps(summary))
+        if self.options.ledger:
+            line = {"commit": commit(), "only": self.options.only, "most": self.options.most, **summary}
+            with open(self.options.ledger, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         sample = f", 95 % interval {low:.1f} .. {high:.1f} %" if len(results) < able else ""
         print(f"{len(results)} of {able} mutants tried: {fates['killed']} killed, {fates['timeout']} ran out "
               f"of time (killed), {fates['survived']} survived, {fates['not reached']} not reached, "
@@ -250,6 +260,7 @@ def main():
     parser.add_argument("--most", type=float, default=0, metavar="SECONDS",
                         help="of the processor for a mutant's tests, the quickest first; 0 = all of them")
     parser.add_argument("--json", help="default: build/mutation/report.json")
+    parser.add_argument("--ledger", metavar="FILE", help="a line of the counts is added to it")
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", metavar="FILE", help="what an earlier report has not judged")
     earlier.add_argument("--again", metavar="FILE", help="what an earlier report has not seen killed")
