@@ -87,8 +87,10 @@ void resolve_tokens(tq_cache_config& c, bool sliding, ReasonList& reasons) {
   if (c.max_sequences == 0) c.max_sequences = 1;
   check_count("max_sequences", c.max_sequences, 1, INT_MAX - 1, reasons);
   const int64_t most_pages = INT_MAX - static_cast<int64_t>(std::max(c.max_sequences, 1));
-  const auto fits = [&](int64_t tokens) { return !page_ok || (tokens - 1) / c.page_size < most_pages; };
-  const bool tokens_ok = c.max_tokens >= 1 && fits(c.max_tokens);
+  const auto fits = [&](int64_t tokens) {
+    return tokens >= 1 && (!page_ok || (tokens - 1) / c.page_size < most_pages);
+  };
+  const bool tokens_ok = fits(c.max_tokens);
   if (!tokens_ok)
     reasons.add(kBad,
                 "max_tokens = %lld: must be 1 or more, and fit 2^31 - 1 - max_sequences pages of %d tokens",
@@ -100,20 +102,23 @@ void resolve_tokens(tq_cache_config& c, bool sliding, ReasonList& reasons) {
                 "max_reserve_tokens = %lld: must be 0 or at least max_tokens = %lld, and fit 2^31 - 1 - "
                 "max_sequences pages of %d tokens",
                 ll(c.max_reserve_tokens), ll(c.max_tokens), c.page_size);
-  // Tokens of a window that have no codes beside their copies.
-  const int64_t uncoded = c.flags & TQ_FLAG_STORE_ONCE ? std::max(c.window_tokens, 0) : 0;
+  // And the tokens of a window that have no codes beside their copies; of any numbers, a refused one too.
+  const auto with_uncoded = [&](int64_t tokens) {
+    const int64_t uncoded = c.flags & TQ_FLAG_STORE_ONCE ? std::max(c.window_tokens, 0) : 0;
+    return std::min(tokens, INT64_MAX - uncoded) + uncoded;
+  };
   if (c.max_sequence_tokens == 0)
-    c.max_sequence_tokens = c.max_reserve_tokens + uncoded;
+    c.max_sequence_tokens = with_uncoded(c.max_reserve_tokens);
   else
     check_count("max_sequence_tokens", c.max_sequence_tokens, 1,
-                std::max<int64_t>(c.max_reserve_tokens, 1) + uncoded, reasons);
+                with_uncoded(std::max<int64_t>(c.max_reserve_tokens, 1)), reasons);
   if (c.max_batch_sequences == 0)
     c.max_batch_sequences = c.max_sequences;
   else
     check_count("max_batch_sequences", c.max_batch_sequences, 1, std::max(c.max_sequences, 1), reasons);
   const bool given = c.max_batch_tokens != 0;
   if (!given)
-    c.max_batch_tokens = sliding ? std::min(c.max_tokens, kSlidingBatchTokens) : c.max_tokens + uncoded;
+    c.max_batch_tokens = sliding ? std::min(c.max_tokens, kSlidingBatchTokens) : with_uncoded(c.max_tokens);
   if (given)
     check_count("max_batch_tokens", c.max_batch_tokens, 1, kMaxBatchTokens, reasons);
   else if (tokens_ok && c.max_batch_tokens > kMaxBatchTokens)

@@ -124,6 +124,22 @@ TEST(ConfigEdges, TokensThatDoNotFit) {
             "max_sequence_tokens = 1001: must be 1 .. 1000");
 }
 
+// Refused, and no arithmetic of what follows from them overflows.
+TEST(ConfigEdges, TokensAtTheEndsOfTheirType) {
+  for (const int64_t tokens : {INT64_MIN, INT64_MIN + 1, INT64_MAX})
+    for (const int64_t reserve : {INT64_MIN, int64_t{0}, INT64_MAX})
+      for (const int32_t page : {64, 1}) {
+        const std::string text = reasons([=](C& c) {
+          c.max_tokens = tokens, c.max_reserve_tokens = reserve, c.page_size = page;
+          c.flags = TQ_FLAG_STORE_ONCE, c.window_tokens = INT_MAX;
+        });
+        EXPECT_EQ(says(text, "max_tokens = " + std::to_string(tokens) + ": must be 1 or more"),
+                  page == 64 || tokens < 0)
+            << text;
+        EXPECT_EQ(says(text, "page_size = 1: "), page == 1) << text;
+      }
+}
+
 TEST(ConfigEdges, WindowsOnceAndTheirRoom) {
   C c = base();
   c.flags = TQ_FLAG_STORE_ONCE;
