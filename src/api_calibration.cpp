@@ -111,8 +111,13 @@ tq_status tq_calibration_set_centres(tq_calibration* calibration, tq_cache* cach
     tq::require(cache, "cache");
     tq::Cache* const own = reinterpret_cast<tq::Cache*>(cache);
     check_shape(c->config(), own->geometry());
+    const auto takes_matrix = [&](int32_t layer) { return !own->geometry().layers[layer].key_code.raw(); };
+    // All layers are asked before the first is changed.
+    c->for_each_centre([&](int32_t layer, const float*, const float*, const float* matrix) {
+      if (matrix && takes_matrix(layer)) own->check_key_matrix(layer);
+    });
     c->for_each_centre([&](int32_t layer, const float* key, const float* value, const float* matrix) {
-      if (matrix && !own->geometry().layers[layer].key_code.raw()) own->set_key_matrix(layer, matrix);
+      if (matrix && takes_matrix(layer)) own->set_key_matrix(layer, matrix);
       own->set_centres(layer, key, value);
     });
   });

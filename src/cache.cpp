@@ -117,18 +117,25 @@ void Cache::set_centres(int32_t layer, const float* key, const float* value) {
   keep_centres(l, centres.key(), centres.value(), layer_centres(layer));
 }
 
-void Cache::set_key_matrix(int32_t layer, const float* matrix) {
-  const Gate::Use use(gate_, true);
+void Cache::check_key_matrix(int32_t layer) const {
   const LayerGeometry& l = this->layer(layer);
   check_stores(geometry(), layer);
-  TQ_CHECK(matrix, Status::kInvalidArgument, "matrix = NULL");
   TQ_CHECK(!l.latent && l.key_code.rotated(), Status::kNotSupported,
            "layer %d: a key matrix is for keys and values apart, and keys that are rotated (no latent layer, "
            "no 16 bits, no grouped codes)",
            layer);
+  TQ_CHECK(config_.device() == DeviceType::kCpu, Status::kNotSupported, "layer %d: key matrices: CPU only",
+           layer);
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: key matrices are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
+}
+
+void Cache::set_key_matrix(int32_t layer, const float* matrix) {
+  const Gate::Use use(gate_, true);
+  TQ_CHECK(matrix, Status::kInvalidArgument, "matrix = NULL");
+  check_key_matrix(layer);
+  const LayerGeometry& l = this->layer(layer);
   const KeyMatrix made = KeyMatrix::make(layer, l.num_kv_heads, l.head_dim, matrix);
   const float* const centres = layer_centres(layer);
   const int64_t numbers = static_cast<int64_t>(l.num_kv_heads) * l.head_dim;

@@ -88,6 +88,8 @@ class Cache {
   const LayerGeometry& layer(int32_t layer) const;
   void set_centres(int32_t layer, const float* key, const float* value);
   void set_key_matrix(int32_t layer, const float* matrix);
+  // Throws if the layer, whatever the matrix, takes none.
+  void check_key_matrix(int32_t layer) const;
   tq_cache_memory memory() const;
   uint64_t fingerprint() const;
   void reserve(int64_t max_tokens, void* stream);

@@ -2,6 +2,7 @@
 // What was fed, and what is chosen of what was measured; see calibration.h.
 #include "calibration.h"
 
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -169,7 +170,8 @@ void Calibration::add_token(Fed& fed, const std::vector<float> (&rows)[3]) const
   }
   for (size_t i = 0; i < rows[2].size(); i++) fed.value[i] += static_cast<double>(rows[2][i]);
   if (fed.key_lengths.size() < kMostLengths)
-    fed.key_lengths.push_back(static_cast<float>(sqrt(length / c.num_kv_heads)));
+    fed.key_lengths.push_back(
+        static_cast<float>(std::min(sqrt(length / c.num_kv_heads), static_cast<double>(FLT_MAX))));
 }
 
 void Calibration::feed(int32_t index, int64_t count, const void* q, const void* k, const void* v,
@@ -198,19 +200,29 @@ void Calibration::feed(int32_t index, int64_t count, const void* q, const void* 
     }
   std::vector<float> rows[3];
   for (int i = 0; i < 3; i++) rows[i].resize(static_cast<size_t>(sides[i].row));
+  // Of every token, its rows as they are measured.
+  const auto for_each_token = [&](const auto& visit) {
+    for (int64_t first = 0; first < count; first += step) {
+      const int64_t tokens = std::min(step, count - first);
+      const void* at[3];
+      for (int i = 0; i < 3; i++) at[i] = piece(i, first, tokens);
+      for (int64_t token = 0; token < tokens; token++) {
+        load_rows(index, at, token, rows);
+        visit(first + token);
+      }
+    }
+  };
+  if (given_matrix(index))
+    for_each_token([&](int64_t token) {
+      for (int i = 0; i < 2; i++)
+        TQ_CHECK(all_finite(rows[i]), kBad, "%s: token %lld is not finite as the matrix of layer %d turns it",
+                 sides[i].name, ll(token), index);
+    });
   Fed& own = fed_[static_cast<size_t>(index)];
   Fed copy;  // a read may fail
   if (reader) copy = own;
   Fed& fed = reader ? copy : own;
-  for (int64_t first = 0; first < count; first += step) {
-    const int64_t tokens = std::min(step, count - first);
-    const void* at[3];
-    for (int i = 0; i < 3; i++) at[i] = piece(i, first, tokens);
-    for (int64_t token = 0; token < tokens; token++) {
-      load_rows(index, at, token, rows);
-      add_token(fed, rows);
-    }
-  }
+  for_each_token([&](int64_t) { add_token(fed, rows); });
   if (reader) own = std::move(copy);
   current_ = false;
 }
@@ -409,8 +421,9 @@ void Calibration::choose(const tq_calibration_goal& goal, tq_layer_config* layer
     const int64_t bytes = raw[i] ? 2 * (c.head_dim + c.value_dim) : key.head_bytes + value.head_bytes;
     found.token_bytes += c.num_kv_heads * bytes;
   }
-  found.error = static_cast<float>(error / count);
-  found.uniform_error = static_cast<float>(uniform_error / count);
+  const double largest = static_cast<double>(FLT_MAX);
+  found.error = static_cast<float>(std::min(error / count, largest));
+  found.uniform_error = static_cast<float>(std::min(uniform_error / count, largest));
   if (result) *result = found;
 }
 

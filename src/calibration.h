@@ -7,6 +7,9 @@
 // and queries, takes coordinates to be independent, and picks the order and the widths; what it promises is
 // then measured with the format's own codes.
 #pragma once
+#include <math.h>
+
+#include <algorithm>
 #include <vector>
 
 #include "backend.h"
@@ -32,6 +35,10 @@ struct SideChoice {
   int32_t head_bytes = 0;  // of a token and kv head, scales included
   double error = 0;        // on the held-out tokens; of a float's precision, as it is saved
 };
+
+inline bool all_finite(const std::vector<float>& values) {
+  return std::all_of(values.begin(), values.end(), [](float x) { return isfinite(x); });
+}
 
 // Defaults filled in; throws Error whose text holds every reason.
 tq_calibration_config resolved(tq_calibration_config config);

@@ -35,7 +35,8 @@ class Text {
   std::vector<uint8_t> bytes_;
 };
 
-// Of the payload of `total` bytes, and no more than that.
+// Of the payload of `total` bytes, and no more than that. Memory is taken as bytes come: `total`, and the
+// numbers that say how large tables are, are the file's word.
 class Source {
  public:
   Source(StateReader& in, uint64_t total) : in_(in), left_(total) {}
@@ -43,8 +44,12 @@ class Source {
   std::vector<T> take(size_t count) {
     require(count <= left_ / sizeof(T), "its tables are longer than it");
     left_ -= count * sizeof(T);
-    std::vector<T> values(count);
-    in_.payload(reinterpret_cast<uint8_t*>(values.data()), static_cast<int64_t>(count * sizeof(T)));
+    std::vector<T> values;
+    while (values.size() < count) {
+      const size_t first = values.size(), now = std::min(count - first, size_t{kStatePiece} / sizeof(T));
+      values.resize(first + now);
+      in_.payload(reinterpret_cast<uint8_t*>(values.data() + first), static_cast<int64_t>(now * sizeof(T)));
+    }
     return values;
   }
   template <typename T>
@@ -59,8 +64,7 @@ class Source {
 };
 
 void require_finite(const std::vector<float>& values) {
-  require(std::all_of(values.begin(), values.end(), [](float x) { return isfinite(x); }),
-          "a centre is not finite");
+  require(all_finite(values), "a centre is not finite");
 }
 
 void require_order(const std::vector<int32_t>& order, int32_t heads, int32_t dim) {
@@ -199,6 +203,7 @@ Calibration::Calibration(const tq_io& io) : config_{}, current_(true) {
     layer.keys = take_choices(source, config_.head_dim, num_bands());
     layer.values = take_choices(source, config_.value_dim, 0);
     measured_.push_back(std::move(layer));
+    require_finite(given_key_centre(i));
   }
   source.end();
   in.end();

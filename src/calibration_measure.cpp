@@ -4,6 +4,7 @@
 // The order: coordinates by what they weigh in logits, E[q^2] E[k^2] (with the centre taken off), or by one
 // of the two factors, whichever the estimate prefers. The estimate of a band's error is D(b) * sum(q^2) *
 // sum(k^2) / 32: its rotation spreads the key's error over the band, whatever the query weighs there.
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -24,8 +25,12 @@ constexpr double kTrellisShare = .7;  // of trellis codes, where they have the w
 
 constexpr int32_t kJudgedBits = 3;  // of the codes that centres are judged by
 
-// Of a float's precision, as the file has it.
-double saved_error(double error) { return static_cast<double>(static_cast<float>(error)); }
+// Of a float's precision, as the file has it. An error beyond a float's range, or of logits that are, which
+// numbers of nearly that size give, is the largest float.
+double saved_error(double error) {
+  const double largest = static_cast<double>(FLT_MAX);
+  return error < largest ? static_cast<double>(static_cast<float>(error)) : largest;
+}
 
 double distortion(int32_t bits, bool trellis) {
   return kScalarDistortion[bits] * (trellis && format::is_trellis_bits(bits) ? kTrellisShare : 1);
@@ -198,7 +203,7 @@ void Calibration::measure_sums(const Fed& fed, Measured* to) const {
 }
 
 // Centres of the heads whose held-out tokens are none the better for them become zero: codes of kJudgedBits,
-// with and without.
+// with and without. So do those of a layer where one is beyond floats on its way back through the matrices.
 void Calibration::judge_centres(int32_t index, Measured* to) const {
   const Fed& fed = fed_[static_cast<size_t>(index)];
   const size_t heads = static_cast<size_t>(config_.num_kv_heads);
@@ -221,12 +226,13 @@ void Calibration::judge_centres(int32_t index, Measured* to) const {
                                              : std::inner_product(differences.begin(), differences.end(),
                                                                   differences.begin(), 0.0);
       }
-      if (errors[1] >= errors[0])
+      if (!(errors[1] < errors[0]))  // NaN too
         std::fill_n(centre->begin() + static_cast<std::ptrdiff_t>(head * size), size, 0.0f);
     }
   };
   judge(Kind::kKey, config_.head_dim, config_.key_family, fed.held_k, &to->key_centre);
   judge(Kind::kValue, config_.value_dim, config_.value_family, fed.held_v, &to->value_centre);
+  if (!all_finite(given_key_centre(index))) to->key_centre.assign(to->key_centre.size(), 0.0f);
 }
 
 // The mean over held-out queries of a head's group of the squared products with differences of held-out keys.

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calibrations at the ends of what numbers can be: tokens of nearly the largest floats, key matrices that
+// turn them beyond, tables that a file says are larger than memory, and caches that take a part of it only.
+#include <float.h>
+#include <gtest/gtest.h>
+#include <math.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include <string>
+#include <vector>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "byte_stream.h"
+#include "tqkv.h"
+
+namespace tq {
+namespace {
+
+constexpr int32_t kDim = 8;
+constexpr int64_t kTokens = 256;
+
+// Of two layers, one head of kDim coordinates each.
+class CalibrationSizesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    tq_calibration_config config = {};
+    config.struct_size = sizeof config;
+    config.num_layers = 2, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = kDim;
+    config.io_dtype = TQ_F32, config.held_out_tokens = 32;
+    ASSERT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
+  }
+  void TearDown() override { EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK); }
+
+  // Numbers of about this size and both signs, the same for q, k and v.
+  tq_status feed(int32_t layer, float size) {
+    std::vector<float> x(kTokens * kDim);
+    for (size_t i = 0; i < x.size(); i++)
+      x[i] = (i * i % 7 < 3 ? -size : size) / static_cast<float>(1 + i % 5);
+    return tq_calibration_feed(calibration, layer, kTokens, x.data(), x.data(), x.data());
+  }
+  // A matrix that makes keys so many times as long.
+  tq_status turn(int32_t layer, float by) {
+    std::vector<float> matrix(kDim * kDim);
+    for (size_t i = 0; i < kDim; i++) matrix[i * kDim + i] = by;
+    return tq_calibration_set_key_matrix(calibration, layer, matrix.data());
+  }
+  tq_status set_centres(int32_t last_family) {
+    tq_layer_config layers[2] = {};
+    for (tq_layer_config& layer : layers) layer.struct_size = sizeof layer;
+    layers[1].key_family = last_family;
+    tq_cache_config config;
+    tq_cache_config_init(&config);
+    config.num_layers = 2, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = kDim;
+    config.io_dtype = TQ_F32, config.key_bits = config.value_bits = 4, config.max_tokens = 32;
+    config.num_threads = 1, config.layers = layers;
+    tq_cache* cache = nullptr;
+    EXPECT_EQ(tq_cache_create(&config, nullptr, &cache), TQ_OK) << tq_last_error();
+    uint64_t before = 0, after = 1;
+    EXPECT_EQ(tq_cache_fingerprint(cache, &before), TQ_OK);
+    const tq_status status = tq_calibration_set_centres(calibration, cache);
+    EXPECT_EQ(tq_cache_fingerprint(cache, &after), TQ_OK);
+    EXPECT_EQ(before == after, status != TQ_OK);
+    EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
+    return status;
+  }
+  // What is saved loads, and chooses finite numbers.
+  void check_round() {
+    ByteStream file;
+    const tq_io io = file.io();
+    ASSERT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
+    tq_calibration* again = nullptr;
+    ASSERT_EQ(tq_calibration_load(&io, &again), TQ_OK) << tq_last_error();
+    tq_calibration_goal goal = {};
+    goal.struct_size = sizeof goal;
+    goal.key_bits = 3, goal.value_bits = 3;
+    tq_layer_config layers[2];
+    tq_calibration_result result = {};
+    result.struct_size = sizeof result;
+    EXPECT_EQ(tq_calibration_choose(again, &goal, layers, 2, &result), TQ_OK) << tq_last_error();
+    EXPECT_TRUE(isfinite(result.error) && isfinite(result.uniform_error)) << result.error;
+    EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
+  }
+
+  tq_calibration* calibration = nullptr;
+};
+
+TEST_F(CalibrationSizesTest, LargestFloats) {
+  for (const float size : {FLT_MAX, 0x1p64f, 0x1p32f, FLT_MIN, 0x1p-149f}) {
+    SCOPED_TRACE(size);
+    for (int32_t layer = 0; layer < 2; layer++) ASSERT_EQ(feed(layer, size), TQ_OK) << tq_last_error();
+    check_round();
+    EXPECT_EQ(set_centres(0), TQ_OK) << tq_last_error();
+  }
+}
+
+TEST_F(CalibrationSizesTest, BeyondFloatsByTheirMatrix) {
+  ASSERT_EQ(turn(0, 0x1p20f), TQ_OK) << tq_last_error();
+  EXPECT_EQ(feed(0, FLT_MAX), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(tq_last_error(), "k: token 0 is not finite as the matrix of layer 0 turns it");
+  ASSERT_EQ(turn(1, 0x1p-20f), TQ_OK) << tq_last_error();
+  EXPECT_EQ(feed(1, FLT_MAX), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(tq_last_error(), "q: token 0 is not finite as the matrix of layer 1 turns it");
+  // Nothing of these calls counts: layers that were fed take no matrix.
+  for (int32_t layer = 0; layer < 2; layer++) {
+    ASSERT_EQ(turn(layer, 0x1p20f), TQ_OK) << tq_last_error();
+    ASSERT_EQ(feed(layer, 0x1p100f), TQ_OK) << tq_last_error();
+  }
+  check_round();
+  EXPECT_EQ(set_centres(0), TQ_OK) << tq_last_error();
+}
+
+// A cache one of whose layers takes no matrix takes nothing of the others'.
+TEST_F(CalibrationSizesTest, CacheThatRefusesAMatrix) {
+  for (int32_t layer = 0; layer < 2; layer++) {
+    ASSERT_EQ(turn(layer, 2), TQ_OK);
+    ASSERT_EQ(feed(layer, 1), TQ_OK);
+  }
+  EXPECT_EQ(set_centres(TQ_CODE_GROUPED), TQ_ERROR_NOT_SUPPORTED);
+  EXPECT_EQ(std::string(tq_last_error()).substr(0, 22), "layer 1: a key matrix ");
+  EXPECT_EQ(set_centres(TQ_CODE_TRELLIS), TQ_OK) << tq_last_error();
+}
+
+// The process's largest size so far, in bytes.
+int64_t most_memory() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+// A file of some hundred bytes whose header promises key matrices of 16 GiB is refused at its end, before
+// there is memory for them.
+TEST_F(CalibrationSizesTest, TablesLargerThanTheirFile) {
+  ASSERT_EQ(turn(0, 2), TQ_OK);
+  for (int32_t layer = 0; layer < 2; layer++) ASSERT_EQ(feed(layer, 1), TQ_OK);
+  ByteStream file;
+  const tq_io io = file.io();
+  ASSERT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
+  const auto put = [&](size_t at, auto x) { memcpy(&file.bytes[at], &x, sizeof x); };
+  // After magic and version: layers, query heads, kv heads, dim; the payload's bytes; the header's checksum.
+  put(16, int32_t{65536}), put(20, int32_t{65536}), put(24, int32_t{256}), put(56, int64_t{1} << 40);
+  put(64, XXH3_64bits(file.bytes.data(), 64));
+  const int64_t before = most_memory();
+  tq_calibration* again = nullptr;
+  EXPECT_EQ(tq_calibration_load(&io, &again), TQ_ERROR_CORRUPT_DATA) << tq_last_error();
+  EXPECT_EQ(again, nullptr);
+  EXPECT_LT(most_memory() - before, int64_t{64} << 20);
+}
+
+}  // namespace
+}  // namespace tq
