@@ -194,18 +194,68 @@ class CallWorld {
     if (head[10] & 1) c.max_batch_tokens = 1 + head[10] / 2;
     if (head[10] & 2 && !(head[11] & 8)) c.max_reserve_tokens = c.max_tokens + 64;
     if (head[11] & 1) c.max_sequence_tokens = 1 + head[11] % static_cast<int32_t>(c.max_tokens);
-    c.flags = head[12] % 8;
+    c.flags = head[12] % 32;
+    const bool once = c.flags & TQ_FLAG_STORE_ONCE;
+    if (once) c.window_tokens = std::max(c.window_tokens, 1);
     if (head[11] & 8) {
       c.num_layers = 3;
       for (tq_layer_config& layer : layers_) layer = {}, layer.struct_size = sizeof layer;
-      layers_[1].sliding_window = 1 + head[13] % 64;
+      if (!once) layers_[1].sliding_window = 1 + head[13] % 64;
       layers_[2].shares_layer = 1 + head[14] % 2;
       c.layers = layers_;
+    }
+    choose_codes(head[3] / 3 % 8, head[14] / 2 % 8);
+    if (head[13] / 64 == 3) be_latent(head[2] / 16 % 2);
+  }
+
+  // Codes of another family, of keys and of values, or keys in bands.
+  void choose_codes(int key, int value) {
+    static const int32_t kFamilies[] = {0,           0, 0, TQ_CODE_GROUPED, TQ_CODE_TRELLIS, TQ_CODE_LEVELS,
+                                        TQ_CODE_PROD};
+    static const float kNumbers[] = {-1.5f, -.5f, .5f, 1.5f, -1, 0, 1};
+    static const tq_levels kLevels = {sizeof kLevels, 2, 1, 0, kNumbers, kNumbers + 4};
+    static const int32_t kWidths[] = {6, 3};
+    tq_cache_config& c = config_;
+    if (value < 6) c.value_family = kFamilies[value];
+    if (c.value_family) c.value_bits = c.value_family == TQ_CODE_LEVELS ? 2 : 2 + c.value_bits % 3;
+    if (c.value_family == TQ_CODE_LEVELS) c.value_levels = &kLevels;
+    if (key == 7) {
+      if (!c.layers)
+        for (tq_layer_config& layer : layers_) layer = {}, layer.struct_size = sizeof layer;
+      for (size_t i = 0; i < sizeof order_ / sizeof *order_; i++)
+        order_[i] = static_cast<int32_t>(i % static_cast<size_t>(c.head_dim)) ^ (c.value_bits & 1);
+      bands_ = {sizeof bands_, c.head_dim / 32, kWidths, order_};
+      c.key_bits = 0, c.layers = layers_;
+      if (c.value_family == TQ_CODE_TRELLIS) c.key_family = TQ_CODE_TRELLIS;
+      for (int i = 0; i < c.num_layers; i++)
+        if (!layers_[i].shares_layer) layers_[i].key_bands = &bands_;
+      return;
+    }
+    c.key_family = kFamilies[key];
+    if (c.key_family) c.key_bits = c.key_family == TQ_CODE_LEVELS ? 2 : 2 + c.key_bits % 3;
+    if (c.key_family == TQ_CODE_LEVELS) c.key_levels = &kLevels;
+  }
+
+  // All layers, or the last, with what latent ones take of the above.
+  void be_latent(bool last) {
+    tq_cache_config& c = config_;
+    for (tq_layer_config& layer : layers_) layer.key_bands = nullptr;
+    if (c.key_bits == 0) c.key_bits = 4;
+    c.key_family = c.value_family = 0, c.key_levels = c.value_levels = nullptr;
+    c.flags &= ~static_cast<uint64_t>(TQ_FLAG_EXACT_CHUNK);
+    if (last && c.layers) {
+      layers_[2] = {};
+      layers_[2].struct_size = sizeof layers_[2], layers_[2].layer_kind = TQ_LATENT;
+      layers_[2].head_dim = 96, layers_[2].value_dim = 64;
+    } else {
+      c.layer_kind = TQ_LATENT, c.head_dim += c.value_dim;
     }
   }
 
   tq_cache_config config_ = {};
   tq_layer_config layers_[3] = {};
+  tq_key_bands bands_ = {};
+  int32_t order_[2 * 64] = {};
   tq_cache_memory memory_[2] = {};
 };
 

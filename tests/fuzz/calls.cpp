@@ -5,20 +5,13 @@
 //
 // Every program runs twice, the second time without the calls that failed. Since a failed call changes
 // nothing observable, both runs must give the same ids, statuses and output bytes.
-#include "call_world.h"
+#include "call_sequences.h"
 
 namespace {
 
 using namespace tq::fuzz;
 
-// Numbers of tokens, positions and strides that no call can mean, beside small ones.
-int64_t odd_number(const Call& call) {
-  static const int64_t kOdd[] = {-1,        0,         1,         31,        32,      33,
-                                 INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, 1 << 20, -64};
-  return kOdd[call.value % (sizeof kOdd / sizeof *kOdd)];
-}
-
-class Program {
+class Program : protected CallSequences {
  public:
   Program(const uint8_t* data, size_t size) : input_(data), size_(size) {
     for (size_t at = kCallHead; at + kCallBytes <= size && calls_.size() < kMostCalls; at += kCallBytes)
@@ -59,60 +52,10 @@ class Program {
     return digest_.hash;
   }
 
-  // ---- arguments ----
-
-  bool bad(const Call& call, int which) const { return call.bad >= 160 && call.bad % 8 == which; }
-  int side(const Call& call) const { return call.b >> 7; }
-  tq_cache* cache(const Call& call, int side) const { return bad(call, 0) ? nullptr : world_->caches[side]; }
-  void* stream(const Call& call) { return bad(call, 1) ? this : nullptr; }
-  LiveSequence* chosen(uint32_t choice) const {
-    return world_->live.empty() ? nullptr : &world_->live[choice % world_->live.size()];
-  }
-  tq_sequence id_of(const Call& call, const LiveSequence* sequence) const {
-    if (bad(call, 2)) return static_cast<tq_sequence>(call.value);
-    return sequence ? sequence->id : static_cast<tq_sequence>(call.value % 8);
-  }
-  int64_t count(const Call& call, int64_t most) const {
-    if (bad(call, 3)) return odd_number(call);
-    return most <= 0 ? 0 : static_cast<int64_t>(call.n % static_cast<uint64_t>(most + 1));
-  }
-  int32_t layer_index(const Call& call) const {
-    return bad(call, 4) ? static_cast<int32_t>(odd_number(call)) : call.a % 4;
-  }
-  // Room and strides of a tensor [tokens][heads][dim].
-  struct Room {
-    int64_t token = 0, head = 0;
-    size_t elements = 0;
-  };
-  Room room(const Call& call, int64_t tokens, int64_t heads, int64_t dim) const {
-    Room room;
-    if (bad(call, 5)) {  // refused whatever the tensor
-      static const int64_t kRefused[] = {-1, 1, 31, (int64_t{1} << 48) + 1, INT64_MAX, INT64_MIN};
-      (call.n & 1 ? room.token : room.head) = kRefused[call.value % 6];
-    } else if (call.bad % 4 == 1) {
-      room.head = dim + 3, room.token = heads * room.head + 5;
-    } else if (call.bad % 4 == 2) {
-      room.token = dim + 1, room.head = std::max<int64_t>(tokens, 1) * room.token;
-    }
-    const int64_t token = std::min<int64_t>(std::max<int64_t>(room.token, heads * dim), 1 << 20);
-    const int64_t head = std::min<int64_t>(std::max<int64_t>(room.head, dim), 1 << 20);
-    if (tokens > 0)
-      room.elements = static_cast<size_t>((tokens - 1) * (room.token > 0 && room.token < heads * dim
-                                                              ? std::max<int64_t>(room.token, dim)
-                                                              : token) +
-                                          (heads - 1) * head + dim);
-    return room;
-  }
-  tq_tensor_layout layout(const Call& call, const Room& key, const Room& value) const {
-    tq_tensor_layout layout = {sizeof layout, 0, key.token, key.head, value.token, value.head};
-    if (bad(call, 6)) layout.struct_size = static_cast<uint32_t>(call.value % 12);
-    if (bad(call, 7)) layout.reserved = 1;
-    return layout;
-  }
-
   // ---- calls ----
 
   tq_status do_call(const Call& call) {
+    if (call.op >= 240) return call.op % 2 ? save_and_load(call) : export_and_import(call);
     switch (call.op % 24) {
       case 0:
       case 1: return create(call);
@@ -141,140 +84,6 @@ class Program {
     }
   }
 
-  tq_status create(const Call& call) {
-    tq_sequence id = -7;
-    const tq_status status = tq_sequence_create(cache(call, side(call)), bad(call, 7) ? nullptr : &id);
-    return born(status, side(call), id, 0);
-  }
-  tq_status born(tq_status status, int side, tq_sequence id, int64_t length) {
-    FUZZ_CHECK((status == TQ_OK) == (id != -7) && id != 0, "%s, id %lld", tq_status_name(status),
-               static_cast<long long>(id));
-    if (status != TQ_OK) return status;
-    digest_.add_value(id);
-    world_->live.push_back({side, id, length});
-    return status;
-  }
-
-  tq_status free_sequence(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence id = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    const tq_status status = tq_sequence_free(cache(call, at), id, stream(call));
-    if (status == TQ_OK) forget(at, id);
-    return status;
-  }
-  void forget(int at, tq_sequence id) {
-    auto& live = world_->live;
-    const auto found = std::find_if(live.begin(), live.end(), [&](const LiveSequence& each) {
-      return each.cache == at && each.id == id;
-    });
-    FUZZ_CHECK(found != live.end(), "sequence %lld was not alive", static_cast<long long>(id));
-    live.erase(found);
-  }
-  LiveSequence& named(int at, tq_sequence id) {
-    for (LiveSequence& each : world_->live)
-      if (each.cache == at && each.id == id) return each;
-    FUZZ_CHECK(false, "sequence %lld was not alive", static_cast<long long>(id));
-    abort();
-  }
-
-  tq_status fork(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence source = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    tq_sequence id = -7;
-    const tq_status status =
-        tq_sequence_fork(cache(call, at), source, stream(call), bad(call, 7) ? nullptr : &id);
-    return born(status, at, id, status == TQ_OK ? named(at, source).length : 0);
-  }
-
-  tq_status truncate(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence id = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    const int64_t length = count(call, sequence ? sequence->length : 0);
-    if (call.value % 8 == 5) return tq_sequence_flush(cache(call, at), id, stream(call));
-    const tq_status status = tq_sequence_truncate(cache(call, at), id, length, stream(call));
-    if (status == TQ_OK) named(at, id).length = length;
-    return status;
-  }
-
-  tq_status remove(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence id = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    const int64_t length = sequence ? sequence->length : 0;
-    const int64_t first = bad(call, 5) ? odd_number(call)
-                                       : static_cast<int64_t>(call.value % static_cast<uint64_t>(length + 1));
-    const int64_t removed = count(call, length - (bad(call, 5) ? 0 : first));
-    const tq_status status = tq_sequence_remove(cache(call, at), id, first, removed, stream(call));
-    if (status == TQ_OK) named(at, id).length -= removed;
-    return status;
-  }
-
-  tq_status select(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence id = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    std::vector<int64_t> kept;
-    std::minstd_rand random(call.n);
-    for (int64_t token = 0; sequence && token < sequence->length; token++)
-      if (random() % 256 >= call.b) kept.push_back(token);
-    if (bad(call, 3) && !kept.empty()) kept[call.n % kept.size()] = odd_number(call);
-    const int64_t number = bad(call, 5) ? -1 : static_cast<int64_t>(kept.size());
-    const tq_status status =
-        tq_sequence_select(cache(call, at), id, bad(call, 7) ? nullptr : kept.data(), number, stream(call));
-    if (status == TQ_OK) named(at, id).length = number;
-    return status;
-  }
-
-  tq_status copy(const Call& call) {
-    const LiveSequence* sequence = chosen(call.a);
-    const tq_sequence source = id_of(call, sequence);
-    const int at = sequence ? sequence->cache : 0;
-    tq_sequence id = -7;
-    const tq_status status =
-        tq_sequence_copy(cache(call, at), source, bad(call, 4) ? nullptr : world_->caches[side(call)],
-                         stream(call), bad(call, 7) ? nullptr : &id);
-    return born(status, side(call), id, status == TQ_OK ? named(at, source).length : 0);
-  }
-
-  tq_status make_batch(const Call& call) {
-    const size_t index = call.a % 3;
-    if (world_->batches[index]) return TQ_OK;
-    return tq_batch_create(cache(call, index == 2), bad(call, 7) ? nullptr : &world_->batches[index]);
-  }
-  tq_status end_batch(const Call& call) {
-    tq_batch*& batch = world_->batches[call.a % 3];
-    if (call.bad >= 128 && batch) return tq_cache_destroy(world_->caches[call.a % 3 == 2]);  // it has a batch
-    const tq_status status = tq_batch_destroy(batch);
-    batch = nullptr;
-    return status;
-  }
-
-  tq_status plan(const Call& call) {
-    const int at = call.a % 3 == 2;
-    const size_t most = std::min<size_t>(1 + call.b % 3, std::max<size_t>(world_->live.size(), 1));
-    std::vector<tq_sequence> ids;
-    std::vector<int64_t> news, queries;
-    for (size_t i = 0; i < most; i++) {
-      const LiveSequence* sequence = chosen(call.b / 4 + static_cast<uint32_t>(i));
-      if (sequence && sequence->cache != at && !bad(call, 2)) continue;
-      ids.push_back(id_of(call, sequence));
-      const uint64_t bits = call.value >> (12 * i);
-      news.push_back(bad(call, 3) && i == 0 ? odd_number(call)
-                                            : static_cast<int64_t>(bits % (bits & 64 ? 48 : 8)));
-      queries.push_back(bad(call, 4) ? odd_number(call) : static_cast<int64_t>(bits >> 6 & 15));
-    }
-    if (bad(call, 5) && !ids.empty()) ids.push_back(ids[0]), news.push_back(1), queries.push_back(1);
-    const int32_t number = bad(call, 6) ? -1 : static_cast<int32_t>(ids.size());
-    const tq_status status =
-        tq_batch_plan(world_->batches[call.a % 3], number, bad(call, 7) ? nullptr : ids.data(), news.data(),
-                      call.n & 1 ? queries.data() : nullptr, stream(call));
-    for (size_t i = 0; status == TQ_OK && i < ids.size(); i++) named(at, ids[i]).length += news[i];
-    return status;
-  }
-
   // Rows of a batch's plan, none without one.
   void rows(const tq_batch* batch, int64_t* news, int64_t* queries) {
     *news = *queries = 0;
@@ -295,9 +104,10 @@ class Program {
     const Buffer k = numbers(key.elements, dtype, call.value, wild),
                  v = numbers(value.elements, dtype, call.value + 1, wild);
     const tq_tensor_layout strides = layout(call, key, value);
+    const bool latent = layer.layer_kind == TQ_LATENT && !bad(call, 7);
     return tq_cache_append(cache(call, bad(call, 2) ? !at : at), index, batch,
-                           bad(call, 3) ? nullptr : k.data.get() + (bad(call, 1) ? 1 : 0), v.data.get(),
-                           &strides, bad(call, 1) ? nullptr : stream(call));
+                           bad(call, 3) ? nullptr : k.data.get() + (bad(call, 1) ? 1 : 0),
+                           latent ? nullptr : v.data.get(), &strides, bad(call, 1) ? nullptr : stream(call));
   }
 
   // Masks and other arrays of an attend, with exactly the room that its rows need.
@@ -354,11 +164,20 @@ class Program {
     rows(batch, &news, &queries);
     const Masks arrays = masks(call, static_cast<size_t>(queries), static_cast<size_t>(layer.num_q_heads));
     tq_attend_params p = params(call, arrays);
+    const Room k_room = room(call, news, layer.num_kv_heads, layer.head_dim),
+               v_room = room(call, news, layer.num_kv_heads, layer.value_dim);
+    const int32_t io = world_->own[at].io_dtype;
+    const Buffer k = numbers(k_room.elements, io, call.value, call.n % 8 == 7),
+                 v = numbers(v_room.elements, io, call.value + 1, call.n % 8 == 7);
+    const tq_tensor_layout chunk = layout(call, k_room, v_room);
+    if (call.value >> 49 & 1) {  // its own rows are dense, whatever the strides of k and v
+      p.chunk_k = k.data.get(), p.chunk_v = v.data.get(), p.chunk_layout = &chunk;
+      if (call.bad >= 160 && call.n % 16 == 9) p.chunk_v = nullptr;
+    }
     const Room in = room(call, queries, layer.num_q_heads, layer.head_dim),
                to = room(call, queries, layer.num_q_heads, layer.value_dim);
     p.q_token_stride = in.token, p.q_head_stride = in.head;
     p.out_token_stride = to.token, p.out_head_stride = to.head;
-    const int32_t io = world_->own[at].io_dtype;
     const int32_t type = p.out_dtype >= TQ_F32 && p.out_dtype <= TQ_BF16 ? p.out_dtype : io;
     const Buffer q = numbers(in.elements, io, call.value, false),
                  out(to.elements * static_cast<size_t>(element_bytes(type))),
@@ -434,7 +253,24 @@ class Program {
                             stream(call));
   }
 
+  // Neighbours change places, some coordinates are stretched, and now and then numbers are none that it takes.
+  tq_status key_matrix(const Call& call) {
+    const int at = side(call);
+    const int32_t index = layer_index(call);
+    const tq_layer_config& layer = world_->layer(at, index);
+    const size_t dim = static_cast<size_t>(layer.head_dim),
+                 rows = static_cast<size_t>(layer.num_kv_heads) * dim;
+    const Buffer matrix(rows * dim * 4, 0);
+    for (size_t row = 0; row < rows; row++)
+      matrix.as<float>()[row * dim + (row % dim ^ (call.value & 1))] = ldexpf(
+          call.value >> row % 16 & 2 ? -1.0f : 1.0f, static_cast<int>(row % 3 * (call.value >> 20 & 7)) - 8);
+    if (call.n % 8 == 7)
+      matrix.as<float>()[call.value % (rows * dim)] = call.value & 1 ? NAN : static_cast<float>(call.value);
+    return tq_cache_set_key_matrix(cache(call, at), index, bad(call, 7) ? nullptr : matrix.as<float>());
+  }
+
   tq_status centres(const Call& call) {
+    if (call.n & 4) return key_matrix(call);
     const int at = side(call);
     const int32_t index = layer_index(call);
     const tq_layer_config& layer = world_->layer(at, index);
@@ -534,8 +370,6 @@ class Program {
   const uint8_t* input_;
   size_t size_;
   std::vector<Call> calls_;
-  CallWorld* world_ = nullptr;
-  Digest digest_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Configurations: edits of a sound one, of its layers, code widths, codebooks and bands. All calls that judge
+// Configurations: edits of a sound one, of its layers, code widths, codebooks, levels and bands. All calls that judge
 // a configuration must agree on it, its parts must add up, and a cache made of it takes from its allocator
 // exactly the bytes that were announced and says of itself what makes the same cache again.
 //
@@ -24,12 +24,19 @@ struct BandsInput {
   tq_key_bands& fields() { return *reinterpret_cast<tq_key_bands*>(bands); }
 };
 
+// Levels of one side, of the cache or of its layers.
+struct LevelsInput {
+  tq_levels fields = {};
+  std::vector<float> levels = std::vector<float>(256), boundaries = std::vector<float>(255);
+};
+
 struct Input {
   alignas(8) uint8_t config[kLargestStruct] = {};
   std::vector<uint8_t> layers;  // [num_layers] of layers[0].struct_size bytes
   std::vector<int32_t> key_bits, value_bits;
   tq_codebook books[2] = {};
   std::list<BandsInput> bands;
+  LevelsInput levels[2];
   tq_cache_config& fields() { return *reinterpret_cast<tq_cache_config*>(config); }
 };
 
@@ -79,7 +86,8 @@ bool is_pointer(size_t offset) {
        {offsetof(tq_cache_config, layer_key_bits), offsetof(tq_cache_config, layer_value_bits),
         offsetof(tq_cache_config, key_codebook), offsetof(tq_cache_config, value_codebook),
         offsetof(tq_cache_config, allocator), offsetof(tq_cache_config, pool),
-        offsetof(tq_cache_config, layers)})
+        offsetof(tq_cache_config, layers), offsetof(tq_cache_config, key_levels),
+        offsetof(tq_cache_config, value_levels)})
     if (offset / 8 == pointer / 8) return true;
   return false;
 }
@@ -155,6 +163,46 @@ void give_bands(Input& input, size_t index, size_t stride, const std::vector<Edi
          sizeof(void*));
 }
 
+// Levels of either side: rising ones of as many bits as that side has, with edits of how many, of one of them,
+// or of a word of the struct.
+void give_levels(Input& input, const std::vector<Edit>& edits) {
+  tq_cache_config& c = input.fields();
+  for (const Edit& edit : edits) {
+    if (edit.what % 8 != 7) continue;
+    const int side = edit.where % 2;
+    LevelsInput& own = input.levels[side];
+    if (!own.fields.struct_size) {
+      const int32_t bits = side == 0 ? c.key_bits : c.value_bits;
+      own.fields = {sizeof own.fields, bits, 1, 0, own.levels.data(), own.boundaries.data()};
+      for (size_t i = 0; i < own.levels.size(); i++) own.levels[i] = static_cast<float>(i) / 2 - 2;
+      for (size_t i = 0; i < own.boundaries.size(); i++) own.boundaries[i] = static_cast<float>(i) / 2;
+    }
+    const uint64_t value = edited(edit);
+    switch (edit.how / 16 % 4) {
+      case 0: own.fields.bits = static_cast<int32_t>(value); break;
+      case 1: memcpy(&own.levels[edit.layer % own.levels.size()], &value, sizeof(float)); break;
+      case 2: memcpy(&own.boundaries[edit.layer % own.boundaries.size()], &value, sizeof(float)); break;
+      case 3:
+        if (edit.layer & 1)
+          memcpy(&own.fields.unit, &value, sizeof(float));
+        else
+          own.fields.struct_size = static_cast<uint32_t>(value % (sizeof own.fields + 1)) / 8 * 8;
+        break;
+    }
+    if (edit.layer < 128)
+      (side == 0 ? c.key_levels : c.value_levels) = &own.fields;
+    else if (c.layers && c.num_layers >= 1 &&
+             input.layers.size() / static_cast<size_t>(c.num_layers) >= sizeof(tq_layer_config)) {
+      const size_t stride = input.layers.size() / static_cast<size_t>(c.num_layers),
+                   pointer = side == 0 ? offsetof(tq_layer_config, key_levels)
+                                       : offsetof(tq_layer_config, value_levels);
+      const tq_levels* const levels = &own.fields;
+      memcpy(&input.layers[edit.layer % static_cast<size_t>(c.num_layers) * stride + pointer], &levels,
+             sizeof levels);
+    }
+  }
+}
+
 // The arrays of the layers, as long as num_layers says; none for more layers than there may be.
 void give_arrays(Input& input, const std::vector<Edit>& edits) {
   tq_cache_config& c = input.fields();
@@ -222,6 +270,7 @@ void build(Input& input, const uint8_t* data, size_t size) {
   uint32_t& struct_size = input.fields().struct_size;
   if (struct_size < sizeof(tq_cache_config) && is_pointer(struct_size)) struct_size = struct_size / 8 * 8;
   give_arrays(input, edits);
+  give_levels(input, edits);
 }
 
 // ---- what must hold ----

@@ -31,7 +31,7 @@ class Run {
  public:
   Run(StateCache& cache, int64_t tokens) : cache_(cache) {
     FUZZ_CHECK(tq_sequence_create(cache.get(), &source_) == TQ_OK, "%s", tq_last_error());
-    if (tokens > 0) fill(tokens);
+    if (tokens > 0) cache.fill(source_, tokens);
     FUZZ_CHECK(tq_sequence_create(cache.get(), &target_) == TQ_OK, "%s", tq_last_error());
   }
   ~Run() {
@@ -53,21 +53,6 @@ class Run {
   }
 
  private:
-  void fill(int64_t tokens) {
-    tq_batch* batch = nullptr;
-    FUZZ_CHECK(tq_batch_create(cache_.get(), &batch) == TQ_OK &&
-                   tq_batch_plan(batch, 1, &source_, &tokens, nullptr, nullptr) == TQ_OK,
-               "%s", tq_last_error());
-    for (int32_t layer = 0; layer < cache_.config().num_layers; layer++) {
-      if (cache_.config().layers[layer].shares_layer) continue;
-      const std::vector<uint8_t> numbers(static_cast<size_t>(tokens) * 96 * 4, 0x3C);
-      FUZZ_CHECK(tq_cache_append(cache_.get(), layer, batch, numbers.data(), numbers.data(), nullptr,
-                                 nullptr) == TQ_OK,
-                 "%s", tq_last_error());
-    }
-    tq_batch_destroy(batch);
-  }
-
   void change(const Edit& edit) {
     const uint64_t value = edited(edit);
     const size_t width = edit.how & 64 ? 8 : 4, offset = edit.where * width % sizeof state_ / width * width;

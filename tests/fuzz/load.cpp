@@ -2,46 +2,30 @@
 // tq_sequence_load on hostile bytes. What is refused leaves the cache as it was; what is taken decodes to
 // finite numbers, and saved again it is a file that loads to the same bytes once more.
 //
-// Input: 1 byte that picks the cache, then the file. The mutator mends what would end nearly all inputs at
-// the first checksum: identity, header, pieces, digest and mark are made right after most mutations.
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
+// Input: 1 byte that picks the cache, then the file. Or 128 and the cache, the tokens of a sequence that the
+// target saves itself (200 and more: not mended), and edits of that file: state_frame.h. The mutator mends
+// what would end nearly all inputs at the first checksum: identity, header, pieces, digest and mark are made
+// right after most mutations.
 #include "state_caches.h"
+#include "state_frame.h"
 
 namespace {
 
 using namespace tq::fuzz;
 
-struct Stream {
-  const uint8_t* data;
-  size_t size, at;
-  std::vector<uint8_t> written;
-};
-int32_t read_some(void* user, void* bytes, size_t count) {
-  Stream& s = *static_cast<Stream*>(user);
-  if (count > s.size - s.at) return 1;
-  memcpy(bytes, s.data + s.at, count);
-  s.at += count;
-  return 0;
-}
-int32_t write_some(void* user, const void* bytes, size_t count) {
-  auto& written = static_cast<Stream*>(user)->written;
-  written.insert(written.end(), static_cast<const uint8_t*>(bytes),
-                 static_cast<const uint8_t*>(bytes) + count);
-  return 0;
-}
+constexpr size_t kHead = 2;
+constexpr uint8_t kEdits = 128;
 
 tq_status load(const StateCache& cache, const std::vector<uint8_t>& file, tq_sequence* sequence) {
-  Stream stream = {file.data(), file.size(), 0, {}};
-  const tq_io io = {sizeof io, 0, &stream, nullptr, read_some, nullptr};
+  tq::ByteStream stream = reading(file);
+  const tq_io io = stream.io();
   return tq_sequence_load(cache.get(), &io, nullptr, sequence);
 }
 std::vector<uint8_t> save(const StateCache& cache, tq_sequence sequence) {
-  Stream stream = {};
-  const tq_io io = {sizeof io, 0, &stream, write_some, nullptr, nullptr};
+  tq::ByteStream stream;
+  const tq_io io = stream.io();
   FUZZ_CHECK(tq_sequence_save(cache.get(), sequence, &io, nullptr) == TQ_OK, "%s", tq_last_error());
-  return stream.written;
+  return stream.bytes;
 }
 
 void check_taken(const StateCache& cache, tq_sequence sequence) {
@@ -56,12 +40,7 @@ void check_taken(const StateCache& cache, tq_sequence sequence) {
 
 // ---- mending ----
 
-constexpr size_t kFixed = 104, kRecord = 144, kPiece = 65536, kTail = 24;
-
-template <typename T>
-void put(uint8_t* file, size_t at, T value) {
-  memcpy(file + at, &value, sizeof value);
-}
+constexpr size_t kFixed = 104, kRecord = 144;
 
 // Length of the header without its checksum, 0 if the file is too short for what it says.
 size_t header_length(const uint8_t* file, size_t size) {
@@ -73,7 +52,7 @@ size_t header_length(const uint8_t* file, size_t size) {
     const bool stores = number_at(file, size, at, 4) == first + i;
     at += kRecord + (stores ? 16 * static_cast<size_t>(number_at(file, size, at + 8, 4)) : 0);
   }
-  return at + 8 + kTail <= size ? at : 0;
+  return at + 8 + kFrameTail <= size ? at : 0;
 }
 
 void mend(uint8_t* file, size_t size) {
@@ -83,39 +62,40 @@ void mend(uint8_t* file, size_t size) {
   memcpy(&named[0], file + 8, 4), memcpy(&named[4], file + 40, 4);
   named.insert(named.end(), file + kFixed, file + header);
   put(file, 96, XXH64(named.data(), named.size(), 0));
-  put(file, header, XXH3_64bits(file, header));
-  size_t at = header + 8;
-  const size_t end = size - kTail;
-  for (uint64_t piece = 1; at + 8 < end; piece++) {
-    const size_t count = std::min(kPiece, end - at - 8);
-    put(file, at + count, XXH3_64bits_withSeed(file + at, count, piece));
-    at += count + 8;
-  }
-  const XXH128_hash_t digest = XXH3_128bits(file, end);
-  put(file, end, digest.low64), put(file, end + 8, digest.high64);
-  memcpy(file + end + 16, "TQKVEND\n", 8);
+  mend_frame(file, size, header);
 }
 
 // One field of the header or a record takes a value that is likely to matter.
 void change_field(uint8_t* file, size_t size, std::minstd_rand& random) {
-  static const uint64_t kTelling[] = {0,     1,          2,          3,        4,     8,         16, 31,
-                                      32,    33,         64,         96,       80,    10,        70, 73,
-                                      65536, 0x7FFFFFFF, 0xFFFFFFFF, 1u << 31, ~0ull, 1ull << 63};
   const size_t header = header_length(file, size), width = random() % 2 ? 4 : 8;
   if (header == 0) return;
   const size_t at = 8 + random() % (header - 8) / 4 * 4;
-  const uint64_t value = kTelling[random() % (sizeof kTelling / sizeof *kTelling)];
+  const uint64_t value = telling_number(static_cast<uint32_t>(random()));
   if (at + width <= size) memcpy(file + at, &value, width);
+}
+
+// A sequence of the cache's own, saved, with edits; mended unless the input says otherwise.
+std::vector<uint8_t> edited_file(StateCache& cache, const uint8_t* data, size_t size) {
+  tq_sequence sequence = 0;
+  FUZZ_CHECK(tq_sequence_create(cache.get(), &sequence) == TQ_OK, "%s", tq_last_error());
+  if (data[1] % 100 > 0) cache.fill(sequence, data[1] % 100);
+  std::vector<uint8_t> file = save(cache, sequence);
+  FUZZ_CHECK(tq_sequence_free(cache.get(), sequence, nullptr) == TQ_OK, "%s", tq_last_error());
+  edit_file(file, data + 2, size - 2);
+  if (data[1] < 200) mend(file.data(), file.size());
+  return file;
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  if (size == 0) return 0;
-  const StateCache& cache = state_cache(data[0]);
+  if (size < kHead) return 0;
+  StateCache& cache = state_cache(data[0] & 127);
   const tq_cache_memory before = cache.memory();
   tq_sequence sequence = -7;
-  const std::vector<uint8_t> file(data + 1, data + size);  // exactly so long, for AddressSanitizer
+  // Exactly so long, for AddressSanitizer.
+  const std::vector<uint8_t> file =
+      data[0] & kEdits ? edited_file(cache, data, size) : std::vector<uint8_t>(data + 1, data + size);
   const tq_status status = load(cache, file, &sequence);
   if (status == TQ_OK) {
     check_taken(cache, sequence);
@@ -134,10 +114,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   std::minstd_rand random(seed);
+  if (size >= kHead && data[0] & kEdits && random() % 8 != 0)
+    return mutate_records<kHead, kFileEdit>(data, size, max_size, seed);
   if (size > kFixed && random() % 3 == 0)
     change_field(data + 1, size - 1, random);
   else
     size = LLVMFuzzerMutate(data, size, max_size);
-  if (size > 1 && random() % 8 != 0) mend(data + 1, size - 1);
+  if (size > 1 && !(data[0] & kEdits) && random() % 8 != 0) mend(data + 1, size - 1);
   return size;
 }

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 
+STATE_CACHES = 14  # of state_caches.h
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The order of do_call in calls.cpp.
 (CREATE, FREE, FORK, TRUNCATE, REMOVE, SELECT, COPY, BATCH, END_BATCH, PLAN, APPEND, ATTEND, READ, RESERVE,
@@ -51,6 +52,31 @@ def programs():
     for head, start in heads.items():
         for body, calls in bodies.items():
             yield f"{head}-{body}", start + calls
+    yield from programs_of_codes()
+
+
+def programs_of_codes():
+    """Programs of what a cache may have: families of codes, bands, latent layers, flags, key matrices."""
+    heads = {
+        "bands": bytes([1, 1, 3, 21, 2, 0, 100, 3]) + bytes(8),
+        "trellis": bytes([1, 0, 0, 12, 2, 0, 100, 3, 0, 0, 0, 0, 0, 0, 8, 0]),
+        "levels": bytes([0, 0, 0, 15, 2, 0, 100, 3, 0, 0, 0, 0, 0, 0, 10, 0]),
+        "grouped": bytes([0, 1, 2, 9, 2, 0, 100, 3, 0, 0, 0, 0, 0, 0, 6, 0]),
+        "prod": bytes([0, 1, 0, 18, 2, 1, 100, 3]) + bytes(8),
+        "once": bytes([1, 1, 0, 1, 11, 1, 120, 2, 41, 20, 0, 0, 8, 0, 0, 0]),
+        "once-chunk": bytes([0, 1, 0, 0, 11, 0, 120, 2, 41, 20, 0, 0, 24, 0, 0, 0]),
+        "chunk": bytes([1, 1, 0, 1, 2, 0, 100, 3, 0, 0, 0, 0, 16, 0, 0, 0]),
+        "latent": bytes([0, 1, 1, 2, 55, 0, 100, 3, 21, 4, 0, 0, 0, 192, 0, 0]),
+        "last-latent": bytes([0, 1, 16, 2, 2, 0, 100, 3, 0, 0, 0, 8, 0, 192, 0, 0]),
+    }
+    travel = (step(40) + call(241, 0, 128) + call(241, 0, 0) + call(240, 0, 1, 0, 50) + step(2)
+              + call(240, 0, 2, 0, 20, 1) + step(1) + step(3, batch=2) + call(6, 0, 40, 0, 3) + call(241, 0, 128))
+    turned = call(CENTRES, 0, 0, 0, 4, 3 << 20 | 5) + call(CENTRES, 0, 128, 0, 4, 3 << 20 | 5) + call(
+        CENTRES, 0, 0, 0, 3) + travel
+    chunk = step(40, params=1 << 33) + step(5, params=1 << 33) + call(FORK, 0) + step(1, params=1 << 33)
+    for head, start in heads.items():
+        for body, calls in {"travel": travel, "turned": turned, "chunk": chunk}.items():
+            yield f"{head}-{body}", start + calls
 
 
 def configurations():
@@ -58,7 +84,8 @@ def configurations():
         return struct.pack("<BBBBQ", what, where, how, layer, value)
 
     # 4-byte words of tq_cache_config
-    word = {"num_layers": 3, "key_bits": 9, "rotation": 16, "page_size": 19, "max_sequences": 32}
+    word = {"num_layers": 3, "key_bits": 9, "code_family": 11, "rotation": 16, "page_size": 19,
+            "max_sequences": 32, "flags": 44, "layer_kind": 64}
     yield "plain", b"\0"
     yield "window", b"\x20"
     yield "several", b"\1" + edit(0, word["page_size"], 96) + edit(0, word["max_sequences"], 3) + edit(
@@ -68,6 +95,18 @@ def configurations():
     yield "books", b"\1" + edit(0, word["key_bits"], 3) + edit(4, 0, 16) + edit(4, 1, 3, 1)
     yield "bands", b"\1" + edit(6, 0, 5) + edit(6, 4, 9, 0, 16) + edit(6, 0, 3, 1)
     yield "bands-not-a-permutation", b"\1" + edit(6, 1, 9, 1, 16)
+    yield "levels", b"\0" + edit(0, word["code_family"], 4) + edit(7, 0, 4) + edit(7, 1, 3)
+    yield "levels-of-a-layer", b"\1" + edit(0, word["code_family"], 4) + edit(2, 99, 0) + edit(
+        7, 0, 4) + edit(7, 1, 3) + edit(7, 0, 0x3F000000, 129, 16)
+    for family in (2, 3, 5):
+        yield f"family-{family}", b"\0" + edit(0, word["code_family"] + (family == 2) * 43, family)
+    yield "once", b"\x20" + edit(0, word["flags"], 8)
+    yield "once-chunk", b"\x20" + edit(0, word["flags"], 24)
+    yield "latent", b"\0" + edit(0, word["layer_kind"], 2) + edit(0, 7, 32) + edit(0, 6, 64)
+    # max_tokens and max_reserve_tokens, 8 bytes each, at the ends of their type
+    for name, number, page in (("least", 24, 64), ("most", 23, 1)):
+        yield f"tokens-{name}", b"\x20" + edit(0, word["flags"], 8) + edit(0, 14, number, 0, 66) + edit(
+            0, 15, number, 0, 66) + edit(0, word["page_size"], page)
     yield "replay-many-layers", b"\2" + edit(0, word["num_layers"], 65536)
 
 
@@ -98,6 +137,9 @@ def saved_sequences():
     for number, name in enumerate(("dense", "empty", "layers", "padded", "raw", "window")):
         with open(os.path.join(golden, name + ".tqkv"), "rb") as file:
             yield name, bytes([number]) + file.read()
+    for number in range(STATE_CACHES):
+        yield f"own-{number}", bytes([128 + number, 70])
+        yield f"own-{number}-cut", bytes([128 + number, 40]) + struct.pack("<BHBI", 31, 300, 0, 0)
 
 
 def parts():
@@ -105,7 +147,7 @@ def parts():
         return struct.pack("<BBBBQ", what, where, how, more, value)
 
     describe, export, put = do(2), do(3), do(4)
-    for cache in range(6):
+    for cache in range(STATE_CACHES):
         yield f"whole-{cache}", bytes([cache, 70]) + describe + export + put
         one_layer = do(0, 0, 0, 1, 2)  # num_layers = 1
         yield f"layer-{cache}", bytes([cache, 70]) + one_layer + describe + export + put
@@ -113,8 +155,22 @@ def parts():
         yield f"tokens-{cache}", bytes([cache, 70]) + some + describe + export + put + do(5, 1, 0, 9) + put
 
 
+def calibrations():
+    def do(what, layer=0, how=0, more=0, value=0):
+        return struct.pack("<BBBBQ", what, layer, how, more, value)
+
+    fed = do(0, 0, 100) + do(0, 1, 172) + do(0, 0, 150, 0, 5) + do(0, 1, 100)
+    for which in range(4):
+        yield f"own-{which}", bytes([4 * which, 3])
+        yield f"own-{which}-other-codes", bytes([4 * which, 9])
+        yield f"fed-{which}", bytes([4 * which + 3, 0]) + fed + do(4, 0, 0, 0, 2) + do(5)
+        yield f"turned-{which}", bytes([4 * which + 3, 0]) + do(3, 0, 0, 0, 5) + fed + do(3, 0, 128) + do(
+            4, 0, 0, 0, 64)
+    yield "many-heads", bytes([8, 0]) + struct.pack("<BHBI", 2, 20, 0, 65536)
+
+
 def main():
-    for target, seeds in (("calls", programs()), ("config", configurations()), ("safetensors", files()),
+    for target, seeds in (("calibration", calibrations()), ("calls", programs()), ("config", configurations()), ("safetensors", files()),
                           ("load", saved_sequences()), ("import", parts())):
         os.makedirs(os.path.join(HERE, "corpus", target), exist_ok=True)
         for name, content in seeds:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Caches that saved sequences and parts are fed to: those of the golden files of tests/state/golden.py, by
-// the order of their names (but the one with centres), so that these files are seeds.
+// Caches that saved sequences and parts are fed to. The first are those of golden files of
+// tests/state/golden.py, by the order of their names, so that these files are seeds.
 #pragma once
 #include <math.h>
 
@@ -10,8 +10,23 @@
 namespace tq {
 namespace fuzz {
 
-constexpr int kCaches = 6;
-enum { kDense, kEmpty, kLayers, kPadded, kRaw, kWindow };
+enum {
+  kDense,
+  kEmpty,
+  kLayers,
+  kPadded,
+  kRaw,
+  kWindow,
+  kBands,
+  kLatent,
+  kTrellis,
+  kOnce,
+  kMatrix,
+  kProd,
+  kGrouped,
+  kLevels,
+  kCaches
+};
 
 class StateCache {
  public:
@@ -34,9 +49,10 @@ class StateCache {
         break;
       case kRaw: c.key_bits = 16, c.value_bits = 5, c.io_dtype = TQ_BF16, c.first_kv_head = 3; break;
       case kWindow: c.window_tokens = 3, c.sink_tokens = 2, c.first_layer = 5; break;
-      default: break;
+      default: configure_codes(which % kCaches, c, layers); break;
     }
     FUZZ_CHECK(tq_cache_create(&c, nullptr, &cache_) == TQ_OK, "%s", tq_last_error());
+    if (which % kCaches == kMatrix) turn();
     own_.struct_size = sizeof own_;
     FUZZ_CHECK(tq_cache_get_config(cache_, &own_) == TQ_OK, "%s", tq_last_error());
   }
@@ -58,6 +74,23 @@ class StateCache {
     return length;
   }
 
+  // Tokens to a sequence, the same numbers for all.
+  void fill(tq_sequence sequence, int64_t tokens) const {
+    tq_batch* batch = nullptr;
+    FUZZ_CHECK(tq_batch_create(cache_, &batch) == TQ_OK &&
+                   tq_batch_plan(batch, 1, &sequence, &tokens, nullptr, nullptr) == TQ_OK,
+               "%s", tq_last_error());
+    for (int32_t layer = 0; layer < own_.num_layers; layer++) {
+      if (own_.layers[layer].shares_layer) continue;
+      const std::vector<uint8_t> numbers(static_cast<size_t>(tokens) * 96 * 4, 0x3C);
+      FUZZ_CHECK(tq_cache_append(cache_, layer, batch, numbers.data(),
+                                 own_.layers[layer].layer_kind == TQ_LATENT ? nullptr : numbers.data(),
+                                 nullptr, nullptr) == TQ_OK,
+                 "%s", tq_last_error());
+    }
+    tq_batch_destroy(batch);
+  }
+
   // Decodes what each layer keeps of the last token's sight, and attends to it. finite: it must be.
   void use(tq_sequence sequence, bool finite) const {
     const int64_t tokens = length(sequence);
@@ -75,6 +108,47 @@ class StateCache {
   }
 
  private:
+  // Families of codes, and what else changes what a token's bytes mean. What c points to ends with the call of
+  // tq_cache_create, but for what is static.
+  static void configure_codes(int which, tq_cache_config& c, tq_layer_config* layers) {
+    static const int32_t kBits[] = {6, 2};
+    static int32_t order[64];
+    static const tq_key_bands kTwo = {sizeof kTwo, 2, kBits, order};
+    static const float kLevel[] = {-1.5f, -.5f, .5f, 1.5f}, kBoundary[] = {-1, 0, 1};
+    static const tq_levels kFour = {sizeof kFour, 2, 1, 0, kLevel, kBoundary};
+    for (int i = 0; i < 64; i++) order[i] = i ^ 1;
+    switch (which) {
+      case kBands:
+        c.num_layers = 2, c.head_dim = 64, c.value_dim = 32, c.key_bits = 0, c.layers = layers;
+        layers[0].key_bands = layers[1].key_bands = &kTwo, layers[1].key_family = TQ_CODE_TRELLIS;
+        break;
+      case kLatent:
+        c.layer_kind = TQ_LATENT, c.head_dim = 64, c.value_dim = 32, c.key_bits = 16, c.value_bits = 4;
+        c.io_dtype = TQ_BF16, c.window_tokens = 5;
+        break;
+      case kTrellis: c.code_family = TQ_CODE_TRELLIS, c.key_bits = 2; break;
+      case kOnce:
+        c.flags = TQ_FLAG_STORE_ONCE | TQ_FLAG_EXACT_CHUNK, c.window_tokens = 40, c.sink_tokens = 3;
+        c.rollback_tokens = 4, c.io_dtype = TQ_F16;
+        break;
+      case kMatrix: c.key_bits = 3, c.window_tokens = 2; break;
+      case kProd: c.key_family = TQ_CODE_PROD, c.key_bits = 3, c.sketch_rule = TQ_SKETCH_LEAST_ERROR; break;
+      case kGrouped: c.code_family = TQ_CODE_GROUPED, c.key_bits = 8, c.group_size = 16; break;
+      default:
+        c.code_family = TQ_CODE_LEVELS, c.key_bits = c.value_bits = 2;
+        c.key_levels = c.value_levels = &kFour;
+        break;
+    }
+  }
+  // Centres and a key matrix: neighbours change places, and one coordinate is stretched.
+  void turn() const {
+    std::vector<float> matrix(32 * 32), centre(32, .25f);
+    for (size_t i = 0; i < 32; i++) matrix[i * 32 + (i ^ 1)] = i == 5 ? 8 : 1;
+    FUZZ_CHECK(tq_cache_set_key_matrix(cache_, 0, matrix.data()) == TQ_OK &&
+                   tq_cache_set_centres(cache_, 0, centre.data(), nullptr) == TQ_OK,
+               "%s", tq_last_error());
+  }
+
   void check_finite(const std::vector<uint8_t>& numbers) const {
     const uint32_t exponent = own_.io_dtype == TQ_F32   ? 0x7F800000
                               : own_.io_dtype == TQ_F16 ? 0x7C00
