@@ -2,7 +2,6 @@
 // What was fed, and what is chosen of what was measured; see calibration.h.
 #include "calibration.h"
 
-#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -170,8 +169,7 @@ void Calibration::add_token(Fed& fed, const std::vector<float> (&rows)[3]) const
   }
   for (size_t i = 0; i < rows[2].size(); i++) fed.value[i] += static_cast<double>(rows[2][i]);
   if (fed.key_lengths.size() < kMostLengths)
-    fed.key_lengths.push_back(
-        static_cast<float>(std::min(sqrt(length / c.num_kv_heads), static_cast<double>(FLT_MAX))));
+    fed.key_lengths.push_back(bounded(sqrt(length / c.num_kv_heads)));
 }
 
 void Calibration::feed(int32_t index, int64_t count, const void* q, const void* k, const void* v,
@@ -421,9 +419,8 @@ void Calibration::choose(const tq_calibration_goal& goal, tq_layer_config* layer
     const int64_t bytes = raw[i] ? 2 * (c.head_dim + c.value_dim) : key.head_bytes + value.head_bytes;
     found.token_bytes += c.num_kv_heads * bytes;
   }
-  const double largest = static_cast<double>(FLT_MAX);
-  found.error = static_cast<float>(std::min(error / count, largest));
-  found.uniform_error = static_cast<float>(std::min(uniform_error / count, largest));
+  found.error = bounded(error / count);
+  found.uniform_error = bounded(uniform_error / count);
   if (result) *result = found;
 }
 

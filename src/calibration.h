@@ -7,6 +7,7 @@
 // and queries, takes coordinates to be independent, and picks the order and the widths; what it promises is
 // then measured with the format's own codes.
 #pragma once
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -35,6 +36,9 @@ struct SideChoice {
   int32_t head_bytes = 0;  // of a token and kv head, scales included
   double error = 0;        // on the held-out tokens; of a float's precision, as it is saved
 };
+
+// A float, the largest for what is beyond: errors of tokens of nearly that size are, or are no number.
+inline float bounded(double x) { return x < static_cast<double>(FLT_MAX) ? static_cast<float>(x) : FLT_MAX; }
 
 inline bool all_finite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float x) { return isfinite(x); });

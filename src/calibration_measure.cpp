@@ -4,7 +4,6 @@
 // The order: coordinates by what they weigh in logits, E[q^2] E[k^2] (with the centre taken off), or by one
 // of the two factors, whichever the estimate prefers. The estimate of a band's error is D(b) * sum(q^2) *
 // sum(k^2) / 32: its rotation spreads the key's error over the band, whatever the query weighs there.
-#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -25,12 +24,8 @@ constexpr double kTrellisShare = .7;  // of trellis codes, where they have the w
 
 constexpr int32_t kJudgedBits = 3;  // of the codes that centres are judged by
 
-// Of a float's precision, as the file has it. An error beyond a float's range, or of logits that are, which
-// numbers of nearly that size give, is the largest float.
-double saved_error(double error) {
-  const double largest = static_cast<double>(FLT_MAX);
-  return error < largest ? static_cast<double>(static_cast<float>(error)) : largest;
-}
+// Of a float's precision, as the file has it.
+double saved_error(double error) { return static_cast<double>(bounded(error)); }
 
 double distortion(int32_t bits, bool trellis) {
   return kScalarDistortion[bits] * (trellis && format::is_trellis_bits(bits) ? kTrellisShare : 1);

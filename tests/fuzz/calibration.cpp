@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calibrations: hostile files, and programs of their calls. A file that is taken is one that save writes again
-// byte for byte, and what it chooses makes a cache that takes its centres and matrices. A call that fails has
-// a text and has changed nothing that can be asked for.
+// Calibrations: hostile files, and programs of their calls. A file that is taken is one that save writes
+// again byte for byte, and what it chooses makes a cache that takes its centres and matrices. A call that
+// fails has a text and has changed nothing that can be asked for.
 //
 // Input: 1 byte. Even: the file of one of the target's own calibrations follows as edits (state_frame.h); 1,
 // 5, ...: a whole file; 3, 7, ...: records of 12 bytes, a program: which call, layer, how, value. The rest of

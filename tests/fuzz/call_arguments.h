@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arguments of the fuzz target of C API programs, right and wrong ones. Pointers always have the room that the
-// call may use: what no library can notice is left out.
+// Arguments of the fuzz target of C API programs, right and wrong ones. Pointers always have the room that
+// the call may use: what no library can notice is left out.
 #pragma once
 #include "call_world.h"
 

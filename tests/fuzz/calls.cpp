@@ -253,7 +253,7 @@ class Program : protected CallSequences {
                             stream(call));
   }
 
-  // Neighbours change places, some coordinates are stretched, and now and then numbers are none that it takes.
+  // Neighbours change places, some coordinates are stretched; now and then a number is none that it takes.
   tq_status key_matrix(const Call& call) {
     const int at = side(call);
     const int32_t index = layer_index(call);

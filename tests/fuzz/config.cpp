@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Configurations: edits of a sound one, of its layers, code widths, codebooks, levels and bands. All calls that judge
-// a configuration must agree on it, its parts must add up, and a cache made of it takes from its allocator
-// exactly the bytes that were announced and says of itself what makes the same cache again.
+// Configurations: edits of a sound one, of its layers, code widths, codebooks, levels and bands. All calls
+// that judge a configuration must agree on it, its parts must add up, and a cache made of it takes from its
+// allocator exactly the bytes that were announced and says of itself what makes the same cache again.
 //
 // Input: 1 byte that picks the start, records of 12 bytes: what is edited, where, how, which layer, value.
 #include <list>
@@ -163,8 +163,8 @@ void give_bands(Input& input, size_t index, size_t stride, const std::vector<Edi
          sizeof(void*));
 }
 
-// Levels of either side: rising ones of as many bits as that side has, with edits of how many, of one of them,
-// or of a word of the struct.
+// Levels of either side: rising ones of as many bits as that side has, with edits of how many, of one of
+// them, or of a word of the struct.
 void give_levels(Input& input, const std::vector<Edit>& edits) {
   tq_cache_config& c = input.fields();
   for (const Edit& edit : edits) {

@@ -11,7 +11,7 @@ STATE_CACHES = 14  # of state_caches.h
 HERE = os.path.dirname(os.path.abspath(__file__))
 # The order of do_call in calls.cpp.
 (CREATE, FREE, FORK, TRUNCATE, REMOVE, SELECT, COPY, BATCH, END_BATCH, PLAN, APPEND, ATTEND, READ, RESERVE,
- CENTRES, MERGE, ASK) = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 18, 19, 20, 21, 22)
+ CENTRES, MERGE, ASK, IMPORT, LOAD) = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 18, 19, 20, 21, 22, 240, 241)
 
 
 def call(op, a=0, b=0, bad=0, n=0, value=0):
@@ -69,8 +69,9 @@ def programs_of_codes():
         "latent": bytes([0, 1, 1, 2, 55, 0, 100, 3, 21, 4, 0, 0, 0, 192, 0, 0]),
         "last-latent": bytes([0, 1, 16, 2, 2, 0, 100, 3, 0, 0, 0, 8, 0, 192, 0, 0]),
     }
-    travel = (step(40) + call(241, 0, 128) + call(241, 0, 0) + call(240, 0, 1, 0, 50) + step(2)
-              + call(240, 0, 2, 0, 20, 1) + step(1) + step(3, batch=2) + call(6, 0, 40, 0, 3) + call(241, 0, 128))
+    travel = (step(40) + call(LOAD, 0, 128) + call(LOAD, 0, 0) + call(IMPORT, 0, 1, 0, 50) + step(2)
+              + call(IMPORT, 0, 2, 0, 20, 1) + step(1) + step(3, batch=2) + call(SELECT, 0, 40, 0, 3)
+              + call(LOAD, 0, 128))
     turned = call(CENTRES, 0, 0, 0, 4, 3 << 20 | 5) + call(CENTRES, 0, 128, 0, 4, 3 << 20 | 5) + call(
         CENTRES, 0, 0, 0, 3) + travel
     chunk = step(40, params=1 << 33) + step(5, params=1 << 33) + call(FORK, 0) + step(1, params=1 << 33)
@@ -170,8 +171,9 @@ def calibrations():
 
 
 def main():
-    for target, seeds in (("calibration", calibrations()), ("calls", programs()), ("config", configurations()), ("safetensors", files()),
-                          ("load", saved_sequences()), ("import", parts())):
+    for target, seeds in (("calibration", calibrations()), ("calls", programs()),
+                          ("config", configurations()), ("safetensors", files()), ("load", saved_sequences()),
+                          ("import", parts())):
         os.makedirs(os.path.join(HERE, "corpus", target), exist_ok=True)
         for name, content in seeds:
             with open(os.path.join(HERE, "corpus", target, name), "wb") as file:

@@ -108,8 +108,8 @@ class StateCache {
   }
 
  private:
-  // Families of codes, and what else changes what a token's bytes mean. What c points to ends with the call of
-  // tq_cache_create, but for what is static.
+  // Families of codes, and what else changes what a token's bytes mean. What c points to
+  // ends with the call of tq_cache_create, but for what is static.
   static void configure_codes(int which, tq_cache_config& c, tq_layer_config* layers) {
     static const int32_t kBits[] = {6, 2};
     static int32_t order[64];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The frame of saved sequences and calibrations: files whose checksums, pieces, digest and mark are made right
-// after a mutation, as without that nearly all inputs would end at the first of them.
+// The frame of saved sequences and calibrations: files whose checksums, pieces, digest and mark are made
+// right after a mutation, as without that nearly all inputs would end at the first of them.
 #pragma once
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -48,7 +48,7 @@ inline uint64_t telling_number(uint32_t choice) {
   return kTelling[choice % (sizeof kTelling / sizeof *kTelling)];
 }
 
-// Edits of a file that the target has made itself, as records of 8 bytes: how, where (2 bytes), 1 byte, value.
+// Edits of a file that the target has made itself, records of 8 bytes: how, where (2 bytes), 1 byte, value.
 // Each changes a word of 1, 4 or 8 bytes, cuts the file, or lengthens it.
 constexpr size_t kFileEdit = 8;
 inline void edit_file(std::vector<uint8_t>& file, const uint8_t* data, size_t size) {
