@@ -62,7 +62,7 @@ class CalibrationSizesTest : public ::testing::Test {
     EXPECT_EQ(tq_cache_fingerprint(cache, &before), TQ_OK);
     const tq_status status = tq_calibration_set_centres(calibration, cache);
     EXPECT_EQ(tq_cache_fingerprint(cache, &after), TQ_OK);
-    EXPECT_EQ(before == after, status != TQ_OK);
+    EXPECT_TRUE(before == after || status == TQ_OK);
     EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
     return status;
   }
