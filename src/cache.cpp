@@ -34,7 +34,7 @@ Cache::Arrays::Arrays(const ResolvedConfig& config, Carver& carver)
   last = carver.take<Batch*>(g.max_sequences);
   seen = carver.take<int64_t>(g.max_sequences);
   centres = carver.take<float>(g.centre_floats(g.num_layers));
-  key_matrices = carver.take<uint64_t>(g.num_layers);
+  key_matrices = carver.take<uint64_t>(g.kv_heads(g.num_layers));
 }
 
 Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory)
@@ -56,7 +56,7 @@ Cache::Cache(const tq_cache_config* config, void* stream, BackendFactory factory
     arrays_.seen[slot] = 0;
   }
   memset(arrays_.centres, 0, sizeof(float) * static_cast<size_t>(g.centre_floats(g.num_layers)));
-  std::fill_n(arrays_.key_matrices, g.num_layers, uint64_t{0});
+  std::fill_n(arrays_.key_matrices, g.kv_heads(g.num_layers), uint64_t{0});
   backend_ = factory(config_.device(), g, config_.backend_ops(), config_.config().pool, stream);
 }
 
@@ -143,7 +143,7 @@ void Cache::set_key_matrix(int32_t layer, const float* matrix) {
   geometry().for_each_reader(layer, [&](int i) {
     backend_->set_key_matrix(i, made);
     if (centred) backend_->set_centres(i, centres, nullptr);
-    arrays_.key_matrices[i] = made.hash;
+    std::copy(made.hashes.begin(), made.hashes.end(), arrays_.key_matrices + geometry().kv_heads(i));
   });
 }
 

@@ -146,7 +146,7 @@ class Cache {
     Batch** last;    // [max_sequences] the batch whose plan had the sequence last, in force or not, or null
     int64_t* seen;   // [max_sequences] number of the last plan call that named the slot
     float* centres;  // of each layer [num_kv_heads][head_dim + value_dim], keys first; zeros = none
-    uint64_t* key_matrices;  // [num_layers] hashes, 0 = none
+    uint64_t* key_matrices;  // of each layer [num_kv_heads] hashes, 0 = none
   };
   static int64_t block_bytes(const ResolvedConfig& config);
 

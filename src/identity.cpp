@@ -146,7 +146,7 @@ uint64_t centre_hash(const Identity& identity, int32_t layer, int32_t kv_head, K
     for (int i = 0; i < dim; i++) words[i] = static_cast<uint32_t>(code.band_coordinate(kv_head, i));
     hash = XXH64(words, sizeof(uint32_t) * static_cast<size_t>(dim), hash);
   }
-  const uint64_t matrix = identity.key_matrix(layer);
+  const uint64_t matrix = identity.key_matrix(layer, kv_head);
   return matrix ? XXH64(&matrix, sizeof matrix, hash) : hash;
 }
 
@@ -177,8 +177,9 @@ void for_each_word(const Identity& identity, void (*visit)(void* context, uint32
       for (int64_t i = 0; i < static_cast<int64_t>(l.num_kv_heads) * side.dim; i++)
         put(centre_word(centres[i]));
       if (kind != Kind::kKey) continue;
-      if (const uint64_t matrix = identity.key_matrix(layer))
-        put(static_cast<int64_t>(matrix & 0xFFFFFFFF)), put(static_cast<int64_t>(matrix >> 32));
+      for (int32_t head = 0; head < l.num_kv_heads; head++)
+        if (const uint64_t matrix = identity.key_matrix(layer, head))
+          put(static_cast<int64_t>(matrix & 0xFFFFFFFF)), put(static_cast<int64_t>(matrix >> 32));
       if (!l.key_code.banded()) continue;
       for (int32_t head = 0; head < l.num_kv_heads; head++)
         for (int32_t i = 0; i < side.dim; i++) put(l.band_coordinate(head, i));

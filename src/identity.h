@@ -23,11 +23,14 @@ struct Identity {
   const Geometry* geometry;
   // [num_layers]: keys [num_kv_heads][head_dim], then values [num_kv_heads][value_dim]; zeros = none
   const float* centres;
-  const uint64_t* key_matrices = nullptr;  // [num_layers] hashes (KeyMatrix), 0 = none; null: none at all
+  // [num_layers][num_kv_heads] hashes (KeyMatrix), 0 = none; null: none at all
+  const uint64_t* key_matrices = nullptr;
 
   // Centre of one kv head, [dim of the side].
   const float* centre(int32_t layer, int32_t kv_head, Kind kind) const;
-  uint64_t key_matrix(int32_t layer) const { return key_matrices ? key_matrices[layer] : 0; }
+  uint64_t key_matrix(int32_t layer, int32_t kv_head) const {
+    return key_matrices ? key_matrices[geometry->kv_heads(layer) + kv_head] : 0;
+  }
 };
 
 // What the codes of one side of one layer are, kv heads' centres apart. Equal sides of the same layer and kv

@@ -64,6 +64,16 @@ double distance_from_identity(const float* matrix, const float* inverse, int32_t
   return most;
 }
 
+uint64_t hash_of(const float* matrix, size_t numbers) {
+  XXH64_state_t state;
+  XXH64_reset(&state, 0);
+  for (size_t i = 0; i < numbers; i++) {
+    const float word = matrix[i] + 0.0f;  // -0 is 0
+    XXH64_update(&state, &word, sizeof word);
+  }
+  return std::max<uint64_t>(XXH64_digest(&state), 1);
+}
+
 }  // namespace
 
 KeyMatrix KeyMatrix::make(int32_t layer, int32_t heads, int32_t dim, const float* matrix) {
@@ -98,13 +108,8 @@ KeyMatrix KeyMatrix::make(int32_t layer, int32_t heads, int32_t dim, const float
         made.columns[static_cast<size_t>(head) * each + place(column, row, dim)] =
             own[place(row, column, dim)];
   }
-  XXH64_state_t state;
-  XXH64_reset(&state, 0);
-  for (const float x : made.given) {
-    const float word = x + 0.0f;  // -0 is 0
-    XXH64_update(&state, &word, sizeof word);
-  }
-  made.hash = std::max<uint64_t>(XXH64_digest(&state), 1);
+  for (int32_t head = 0; head < heads; head++)
+    made.hashes.push_back(hash_of(matrix + static_cast<size_t>(head) * each, each));
   return made;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix for the keys of each kv head of a layer, as the caller brings it and as it is used (FORMAT.md,
-// section 2.1): what is coded is M k, and a query meets it as the inverse transpose of M, times q, so that
-// inner products are those of k and q. Checked and inverted here, in double.
+// A matrix for the keys of each kv head of a layer, as it is given or found and as it is used (FORMAT.md,
+// sections 2 and 2.5): what is coded is M k, and a query meets it as the inverse transpose of M, times q, so
+// that inner products are those of k and q. Checked and inverted here, in double.
 #pragma once
 #include <stdint.h>
 
@@ -14,7 +14,7 @@ struct KeyMatrix {
   // [heads][dim][dim]; columns: column i of M at [i], so that one pass over k adds up all coordinates of M k;
   // inverse: row by row, which is the inverse transpose by columns.
   std::vector<float> given, columns, inverse;
-  uint64_t hash = 0;  // of `given`; never 0 for a matrix
+  std::vector<uint64_t> hashes;  // [heads], of each head's own; never 0
 
   // Throws INVALID_ARGUMENT for numbers that are not finite or above 2^20, there or in the inverse, and for a
   // matrix that float32 cannot invert: M times its inverse further than 2^-8 from the identity.

@@ -173,6 +173,12 @@ struct Geometry {
         count += static_cast<int64_t>(layers[i].num_kv_heads) * (layers[i].head_dim + layers[i].value_dim);
     return count;
   }
+  // Kv heads of the layers before one.
+  int64_t kv_heads(int before) const {
+    int64_t count = 0;
+    for (int i = 0; i < before; i++) count += layers[i].num_kv_heads;
+    return count;
+  }
   int64_t group_page_bytes(int group) const { return group_page_bytes(group, num_layers); }
 
  private:

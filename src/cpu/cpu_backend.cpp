@@ -140,7 +140,12 @@ void CpuBackend::set_centres(int index, const float* key, const float* value) {
     for (int32_t head = 0; head < layer.num_kv_heads; head++) {
       float turned[format::kMaxDim];
       const float* own = key + static_cast<int64_t>(head) * dim;
-      if (matrix) apply_columns(matrix->head_columns(head), dim, own, turned), own = turned;
+      if (matrix) {
+        apply_columns(matrix->head_columns(head), dim, own, turned);
+        bool replaced = false;  // no flag of a sequence
+        for (int32_t i = 0; i < dim; i++) turned[i] = format::sanitise(turned[i], &replaced);
+        own = turned;
+      }
       for (int32_t i = 0; i < dim; i++)
         layer.key_centre[static_cast<int64_t>(head) * dim + i] = own[layer.band_coordinate(head, i)];
     }

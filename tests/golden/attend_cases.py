@@ -4,15 +4,16 @@ decoded codes."""
 import json
 
 import numpy as np
+from reference import key_matrix
 from reference import tqkv_reference as ref
-from encode_cases import gaussian
+from encode_cases import gaussian, key_matrices
 
 SEED = 77
 DEFAULTS = {
     "layer": 0, "head_dim": 64, "value_dim": 64, "key_bits": 4, "value_bits": 4, "num_q_heads": 2,
     "num_kv_heads": 1, "seq_len": 40, "new_tokens": 1, "query_tokens": 1, "softmax_scale": 0.0,
     "logit_softcap": 0.0, "sliding_window": 0, "sink_logits": None, "history_only": False, "window_tokens": 0,
-    "rollback_tokens": 0, "sink_tokens": 0, "centres": False, "search": True,
+    "rollback_tokens": 0, "sink_tokens": 0, "centres": False, "search": True, "matrices": False,
     "visible_begin": None, "visible_end": None, "tree_mask": None, "alibi_slopes": None
 }
 
@@ -124,13 +125,18 @@ CASES = {
         "tree_mask": [[511], [511], [5], [511], [511], [511], [0x1AA], [7]],
         "alibi_slopes": [0.5, -0.125, 0.0, 0.25]
     },
+    "key_matrices": {
+        "key_bits": 3, "num_q_heads": 4, "num_kv_heads": 2, "seq_len": 66, "new_tokens": 3, "query_tokens": 3,
+        "window_tokens": 12, "rollback_tokens": 2, "sink_tokens": 3, "centres": True, "matrices": True,
+        "layer": 1
+    },
 }
 for _case in CASES.values():  # those of masks speak of the queries that there are
     if "tree_mask" in _case:
         _case["tree_mask"] = _case["tree_mask"][-_case["query_tokens"]:]
 
 
-def decode_side(x, p, kind, centre):
+def decode_side(x, p, kind, centre, matrices=None):
     """x float32 [seq_len, num_kv_heads, d] -> decoded float64 [num_kv_heads, seq_len, d]."""
     bits = p["key_bits"] if kind == ref.KEY else p["value_bits"]
     heads = []
@@ -139,6 +145,10 @@ def decode_side(x, p, kind, centre):
         if bits == 16:
             heads.append(ref.raw_bits(vectors)[0].view(np.float16).astype(np.float64))
             continue
+        own = None if centre is None else centre[kv_head]
+        if matrices is not None:
+            vectors = key_matrix.turn(matrices[kv_head], vectors)[0]
+            own = None if own is None else key_matrix.turn(matrices[kv_head], own)[0]
         config = ref.SideConfig(head_dim=x.shape[2],
                                 bits=bits,
                                 kind=kind,
@@ -146,9 +156,12 @@ def decode_side(x, p, kind, centre):
                                 layer=p["layer"],
                                 kv_head=kv_head,
                                 search=p["search"],
-                                centre=None if centre is None else tuple(float(c) for c in centre[kv_head]))
+                                centre=None if own is None else tuple(float(c) for c in own))
         encoded = ref.encode(vectors, config)
-        heads.append(ref.decode(encoded.codes, encoded.scales, config).astype(np.float64))
+        decoded = ref.decode(encoded.codes, encoded.scales, config)
+        if matrices is not None:
+            decoded = key_matrix.product(key_matrix.inverse(matrices[kv_head]), decoded)
+        heads.append(decoded.astype(np.float64))
     return np.stack(heads)
 
 
@@ -156,13 +169,15 @@ def build_case(number, p):
     t, kv, d, dv = p["seq_len"], p["num_kv_heads"], p["head_dim"], p["value_dim"]
     k = gaussian(100 * number + 1, t * kv * d).reshape(t, kv, d)
     v = gaussian(100 * number + 2, t * kv * dv).reshape(t, kv, dv)
-    k_centre = v_centre = None
+    k_centre = v_centre = matrices = None
     tensors = {}
     if p["centres"]:
         k_centre = (1.5 * gaussian(100 * number + 3, kv * d)).reshape(kv, d).astype(np.float32)
         v_centre = gaussian(100 * number + 4, kv * dv).reshape(kv, dv).astype(np.float32)
         k, v = k + k_centre, v + v_centre
         tensors.update(key_centre=k_centre, value_centre=v_centre)
+    if p["matrices"]:
+        matrices = tensors["key_matrix"] = key_matrices(100 * number + 6, kv, d)
     # Queries that look at some key, so that the softmax is not flat.
     group = p["num_q_heads"] // kv
     own = np.arange(t - p["query_tokens"], t)
@@ -172,7 +187,7 @@ def build_case(number, p):
     q, k, v = (a.astype(np.float32) for a in (q, k, v))
     heads_first = [np.ascontiguousarray(a.transpose(1, 0, 2)) for a in (k, v)]
     out, lse = ref.attend(q,
-                          decode_side(k, p, ref.KEY, k_centre),
+                          decode_side(k, p, ref.KEY, k_centre, matrices),
                           decode_side(v, p, ref.VALUE, v_centre),
                           softmax_scale=p["softmax_scale"] or None,
                           softcap=p["logit_softcap"],

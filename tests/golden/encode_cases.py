@@ -26,6 +26,14 @@ def gaussian(stream, count):
     return uniform(stream, 12 * count).reshape(12, count).sum(axis=0) / 2
 
 
+def key_matrices(stream, heads, d):
+    """float32 [heads, d, d]: well conditioned, not orthogonal, with the pivots of an inverse off the
+    diagonal."""
+    made = 0.3 / np.sqrt(d) * gaussian(stream, heads * d * d).reshape(heads, d, d)
+    made[:, np.arange(d), (np.arange(d) + 5) % d] += 2.0 ** (np.arange(d) % 3 - 1)
+    return made.astype(np.float32)
+
+
 def inputs(d):
     """float32 [32, d]; the meaning of the rows stands in README.md."""
     x = gaussian(d, NUM_VECTORS * d).reshape(NUM_VECTORS, d)

@@ -244,6 +244,9 @@ void run_case(GoldenFile& file, const std::string& name, const nlohmann::json& p
                              value = file.read<float>(name + ".value_centre");
     TQ_EXPECT_OK(tq_cache_set_centres(cache.cache, layer, key.data(), value.data()));
   }
+  if (p.at("matrices").get<bool>()) {
+    TQ_EXPECT_OK(tq_cache_set_key_matrix(cache.cache, layer, file.read<float>(name + ".key_matrix").data()));
+  }
   const std::vector<float> q = file.read<float>(name + ".q"), k = file.read<float>(name + ".k"),
                            v = file.read<float>(name + ".v");
   const int64_t history = length - fresh;

@@ -14,10 +14,11 @@ namespace {
 
 constexpr int kTokens = 32;
 
-std::vector<std::string> names() {
+std::vector<std::string> names(bool with_matrix) {
   const GoldenFile file("rows.safetensors");
   std::vector<std::string> found;
-  for (const auto& entry : file.metadata()) found.push_back(entry.first);
+  for (const auto& entry : file.metadata())
+    if (!with_matrix || file.has(entry.first + ".matrix")) found.push_back(entry.first);
   return found;
 }
 
@@ -40,6 +41,7 @@ class Rows : public testing::TestWithParam<std::string> {
     read_bands(p);
     config_.max_tokens = config_.page_size = kTokens;
     input_ = file_.read<float>(GetParam() + ".input");
+    matrix_ = optional("matrix"), centre_ = optional("key_centre");
   }
   void TearDown() override {
     EXPECT_EQ(tq_batch_destroy(batch_), TQ_OK);
@@ -49,12 +51,45 @@ class Rows : public testing::TestWithParam<std::string> {
     TQ_EXPECT_OK(tq_cache_create(&config_, nullptr, &cache_));
     TQ_EXPECT_OK(tq_sequence_create(cache_, &sequence_));
     TQ_EXPECT_OK(tq_batch_create(cache_, &batch_));
+    if (config_.key_bits == 16) return;  // what turns keys, and their centre, are of codes
+    if (!matrix_.empty()) {
+      TQ_EXPECT_OK(tq_cache_set_key_matrix(cache_, 0, matrix_.data()));
+    }
+    if (!centre_.empty()) {
+      TQ_EXPECT_OK(tq_cache_set_centres(cache_, 0, centre_.data(), nullptr));
+    }
   }
   void append(int first, int count) {
     const int64_t fresh = count, none = 0;
     const float* rows = &input_[static_cast<size_t>(first) * static_cast<size_t>(config_.head_dim)];
     TQ_EXPECT_OK(tq_batch_plan(batch_, 1, &sequence_, &fresh, &none, nullptr));
     TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, rows, rows, nullptr, nullptr));
+  }
+
+  std::vector<float> optional(const std::string& name) {
+    const std::string whole = GetParam() + "." + name;
+    return file_.has(whole) ? file_.read<float>(whole) : std::vector<float>{};
+  }
+  // Each vector of the input as the key or the value of a sequence of its own, beside zeros: its flags.
+  void expect_flags(bool keys, const std::vector<uint8_t>& nonfinite, const std::vector<uint8_t>& saturated) {
+    config_.max_sequences = kTokens;
+    open();
+    const std::vector<float> zeros(input_.size());
+    for (int i = 0; i < kTokens; i++) {
+      const int64_t one = 1, none = 0;
+      uint64_t flags = 0;
+      TQ_EXPECT_OK(tq_sequence_create(cache_, &sequence_));
+      TQ_EXPECT_OK(tq_batch_plan(batch_, 1, &sequence_, &one, &none, nullptr));
+      const float* row = &input_[static_cast<size_t>(i) * static_cast<size_t>(config_.head_dim)];
+      TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, keys ? row : zeros.data(), keys ? zeros.data() : row,
+                                   nullptr, nullptr));
+      TQ_EXPECT_OK(tq_sequence_flags(cache_, sequence_, &flags));
+      const size_t at = static_cast<size_t>(i);
+      EXPECT_EQ(flags,
+                (nonfinite[at] ? TQ_NOTICED_NONFINITE : 0u) | (saturated[at] ? TQ_NOTICED_SATURATED : 0u))
+          << "vector " << i;
+      TQ_EXPECT_OK(tq_sequence_free(cache_, sequence_, nullptr));
+    }
   }
 
   void read_bands(const nlohmann::json& p) {
@@ -85,7 +120,7 @@ class Rows : public testing::TestWithParam<std::string> {
   std::vector<int32_t> band_bits_, band_order_;
   tq_key_bands bands_ = {};
   tq_layer_config layer_ = {};
-  std::vector<float> input_;
+  std::vector<float> input_, matrix_, centre_;
   std::unique_ptr<void, void (*)(void*)> pool_{nullptr, std::free};  // the cache's, until it is destroyed
   tq_cache_config config_ = {};
   tq_cache* cache_ = nullptr;
@@ -125,28 +160,21 @@ TEST_P(Rows, ReadsWhatTheOracleDecodes) {
 TEST_P(Rows, NoticesWhatTheOracleDoes) {
   config_.key_bits = 16, config_.key_levels = nullptr, config_.layers = nullptr;
   config_.sketch = config_.sketch_rule = 0, config_.sketch_factor = 0;
-  config_.max_sequences = kTokens;
-  const std::vector<uint8_t> nonfinite = file_.read<uint8_t>(GetParam() + ".nonfinite"),
-                             saturated = file_.read<uint8_t>(GetParam() + ".saturated");
-  open();
-  const std::vector<float> zeros(input_.size());
-  for (int i = 0; i < kTokens; i++) {
-    const int64_t one = 1, none = 0;
-    uint64_t flags = 0;
-    TQ_EXPECT_OK(tq_sequence_create(cache_, &sequence_));
-    TQ_EXPECT_OK(tq_batch_plan(batch_, 1, &sequence_, &one, &none, nullptr));
-    const float* row = &input_[static_cast<size_t>(i) * static_cast<size_t>(config_.head_dim)];
-    TQ_EXPECT_OK(tq_cache_append(cache_, 0, batch_, zeros.data(), row, nullptr, nullptr));
-    TQ_EXPECT_OK(tq_sequence_flags(cache_, sequence_, &flags));
-    const size_t at = static_cast<size_t>(i);
-    EXPECT_EQ(flags,
-              (nonfinite[at] ? TQ_NOTICED_NONFINITE : 0u) | (saturated[at] ? TQ_NOTICED_SATURATED : 0u))
-        << "vector " << i;
-    TQ_EXPECT_OK(tq_sequence_free(cache_, sequence_, nullptr));
-  }
+  expect_flags(false, file_.read<uint8_t>(GetParam() + ".nonfinite"),
+               file_.read<uint8_t>(GetParam() + ".saturated"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Rows, testing::ValuesIn(names()),
+class TurnedRows : public Rows {};
+
+TEST_P(TurnedRows, NoticesWhatTheOracleDoes) {
+  const std::vector<uint8_t> nonfinite = file_.read<uint8_t>(GetParam() + ".key.nonfinite");
+  expect_flags(true, nonfinite, std::vector<uint8_t>(nonfinite.size()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Golden, Rows, testing::ValuesIn(names(false)),
+                         [](const auto& info) { return info.param; });
+
+INSTANTIATE_TEST_SUITE_P(Golden, TurnedRows, testing::ValuesIn(names(true)),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 from reference import tqkv_reference as ref
 from reference import rows as by_rows
-from reference import bands, trellis
-from encode_cases import gaussian
+from reference import bands, key_matrix, trellis
+from encode_cases import gaussian, key_matrices
 
 SEED = 0x1234567890ABCDEF
 MAGIC, MARK = b"\x89TQKV\r\n\x1a", b"TQKVEND\n"
@@ -27,6 +27,7 @@ DEFAULTS = {
     "family": SCALAR,  # of all sides but raw and grouped ones
     "bands": [],       # widths of the keys' bands in all layers, whose key bits then are 0
     "centres": False,  # of the keys of all layers
+    "matrices": False,  # of the keys of the first layer
     "latent": False,
     "value_levels": None,  # of the values of all layers, in place of scalar codes
     "parts": []        # first token, tokens, first layer, layers, first kv head, kv heads
@@ -79,6 +80,16 @@ CASES = {
         "parts": [[0, 70, 0, 2, 0, 1], [33, 20, 1, 1, 0, 1]]
     },
     "pieces": {"head_dim": 64, "value_dim": 64, "tokens": 280, "layers": [[16, 16, 0]]},
+    # each head has a matrix of its own: a part of one head says what that head's would
+    "matrices": {
+        "head_dim": 40, "value_dim": 32, "tokens": 70, "num_kv_heads": 2, "centres": True, "matrices": True,
+        "layers": [[3, 2, 0], [4, 3, 0]], "first_layer": 1, "first_kv_head": 3, "window_tokens": 9,
+        "parts": [[0, 70, 1, 2, 3, 2], [5, 50, 1, 1, 3, 1], [5, 50, 1, 1, 4, 1]]
+    },
+    "matrices_of_bands": {
+        "family": TRELLIS, "head_dim": 64, "tokens": 35, "bands": [4, 1], "matrices": True,
+        "layers": [[0, 2, 0]]
+    },
 }
 
 
@@ -110,7 +121,7 @@ class Sequence:
         self.p = p
         self.layers = range(p["first_layer"], p["first_layer"] + len(p["layers"]))
         self.heads = range(p["first_kv_head"], p["first_kv_head"] + p["num_kv_heads"])
-        self.tensors, self.centre = {}, {}
+        self.tensors, self.centre, self.matrices = {}, {}, {}
         for i, layer in enumerate(self.layers):
             key_dim = p["head_dim"] + (p["value_dim"] if p["latent"] else 0)
             for name, dim in (("k", key_dim), ("v", p["value_dim"])):
@@ -124,6 +135,9 @@ class Sequence:
                 centre = gaussian(1000 * number + 10 * i + 5, int(np.prod(shape))).reshape(shape)
                 self.tensors[f"layer{i}.key_centre"] = centre.astype(np.float32)
                 self.centre[layer] = centre.astype(np.float32)
+        if p["matrices"]:
+            found = key_matrices(1000 * number + 6, p["num_kv_heads"], p["head_dim"])
+            self.tensors["layer0.key_matrix"] = self.matrices[p["first_layer"]] = found
         tokens, behind = p["tokens"], p["window_tokens"] + p["rollback_tokens"]
         has_exact = p["window_tokens"] + p["sink_tokens"] > 0
         self.sinks = min(p["sink_tokens"], tokens)
@@ -151,17 +165,31 @@ class Sequence:
         cut = self.p["value_dim"]
         return whole[..., cut:] if kind == ref.KEY else whole[..., :cut]
 
+    def matrix(self, layer, kv_head, kind):
+        own = self.matrices.get(layer)
+        return None if own is None or kind == ref.VALUE else own[kv_head - self.p["first_kv_head"]]
+
+    def coded_rows(self, layer, kv_head, kind):
+        """(rows, centre) as they are coded."""
+        rows, centre = self.rows(layer, kv_head, kind), self.side_centre(layer, kv_head, kind)
+        matrix = self.matrix(layer, kv_head, kind)
+        if matrix is None:
+            return rows, centre
+        return key_matrix.turn(matrix, rows)[0], (None if centre is None else
+                                                  key_matrix.turn(matrix, centre)[0])
+
     def side_centre(self, layer, kv_head, kind):
+        """As it was given."""
         if layer not in self.centre or (kind == ref.VALUE and not self.p["latent"]):
             return None
         centre = self.centre[layer][kv_head - self.p["first_kv_head"]]
         return self.of_side(centre, kind) if self.p["latent"] else centre
 
     def config(self, layer, kv_head, kind):
-        return side_config(self.p, layer, kv_head, kind, self.side_centre(layer, kv_head, kind))
+        return side_config(self.p, layer, kv_head, kind, self.coded_rows(layer, kv_head, kind)[1])
 
     def bands(self, layer, kv_head):
-        centre = self.side_centre(layer, kv_head, ref.KEY)
+        centre = self.coded_rows(layer, kv_head, ref.KEY)[1]
         return bands.Bands(self.p["head_dim"], tuple(self.p["bands"]), band_order(self.p, kv_head),
                            self.p["family"] == TRELLIS, seed=SEED, layer=layer, kv_head=kv_head,
                            centre=None if centre is None else tuple(float(c) for c in centre))
@@ -191,7 +219,7 @@ class Sequence:
     def coded_tiles(self, layer, kv_head, begin, end):
         sides = []
         for kind in (ref.KEY, ref.VALUE):
-            config, rows = self.config(layer, kv_head, kind), self.rows(layer, kv_head, kind)
+            config, rows = self.config(layer, kv_head, kind), self.coded_rows(layer, kv_head, kind)[0]
             if self.in_bands(kind):
                 sides.append((*bands.encode(rows, self.bands(layer, kv_head))[:2], 0))
             elif group := self.group(layer, kind):
@@ -289,9 +317,10 @@ class Sequence:
         centre, found = self.side_centre(layer, kv_head, kind), 0
         if centre is not None and self.config(layer, kv_head, kind).bits != 16 and centre.any():
             found = xxhash.xxh64_intdigest((centre + np.float32(0)).astype("<f4").tobytes())
-        if not self.in_bands(kind):
-            return found
-        return xxhash.xxh64_intdigest(np.array(band_order(self.p, kv_head), "<u4").tobytes(), seed=found)
+        if self.in_bands(kind):
+            found = xxhash.xxh64_intdigest(np.array(band_order(self.p, kv_head), "<u4").tobytes(), seed=found)
+        matrix = self.matrix(layer, kv_head, kind)
+        return found if matrix is None else key_matrix.side_hash(matrix, found)
 
     def records(self, first_layer, num_layers, first_head, num_heads):
         text = b""

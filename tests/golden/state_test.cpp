@@ -67,6 +67,9 @@ class StateCache {
       TQ_EXPECT_OK(tq_cache_set_centres(
           cache, layer, file.read<float>(name + ".layer" + std::to_string(layer) + ".key_centre").data(),
           nullptr));
+    if (file.has(name + ".layer0.key_matrix")) {
+      TQ_EXPECT_OK(tq_cache_set_key_matrix(cache, 0, file.read<float>(name + ".layer0.key_matrix").data()));
+    }
   }
   ~StateCache() { TQ_EXPECT_OK(tq_cache_destroy(cache)); }
   StateCache(const StateCache&) = delete;

@@ -29,14 +29,6 @@ def tree_sum(values):
     return total[..., 0]
 
 
-def key_matrix(matrix, x):
-    """Section 2, step 1: float32 [..., d], sums in double from coordinate 0 on."""
-    total = np.zeros(x.shape, np.float64)
-    for j in range(x.shape[-1]):
-        total += matrix[:, j].astype(np.float64) * x[..., j, None].astype(np.float64)
-    return total.astype(np.float32)
-
-
 # ---- section 2.1
 
 def mix(z):

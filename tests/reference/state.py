@@ -12,6 +12,7 @@ import struct
 import numpy as np
 import xxhash
 
+from . import key_matrix
 from .encode import KEY, VALUE, bf16_to_float
 from .state_side import LATENT, Corrupt, Side, require
 from .tile import TILE_TOKENS
@@ -243,10 +244,11 @@ def codes_of(layer, head):
     return first, result
 
 
-def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
+def decoded(saved, layer, head, centres=(None, None), levels=(None, None), matrix=None):
     """(first token, keys [tokens, d], values [tokens, d]), float32, from the codes alone; of a latent layer
     the rest of the keys, and the latents. centres, of this kv head and its sides, and levels, of sides that
-    have the caller's (of keys in bands: the order): their hashes must be the file's."""
+    have the caller's (of keys in bands: the order), and this kv head's key matrix: their hashes must be the
+    file's."""
     first, sides = codes_of(layer, head)
     if sides is None:
         return saved.end, *(np.zeros((0, side.dim), np.float32) for side in layer.sides)
@@ -258,8 +260,13 @@ def decoded(saved, layer, head, centres=(None, None), levels=(None, None)):
         if side.banded:
             own = tuple(range(side.dim)) if own is None else tuple(own)
             own_hash = xxhash.xxh64_intdigest(np.array(own, "<u4").tobytes(), seed=own_hash)
-        require(layer.centre_hashes[head][side.kind] == own_hash, "centre, or order of bands")
-        result.append(side.decoded(rows, scales, (layer.number, layer.first_head + head), centre, own))
+        turned = matrix is not None and side.kind == KEY
+        if turned:
+            own_hash = key_matrix.side_hash(matrix, own_hash)
+            centre = None if centre is None else key_matrix.turn(matrix, centre)[0]
+        require(layer.centre_hashes[head][side.kind] == own_hash, "centre, order of bands, or key matrix")
+        x = side.decoded(rows, scales, (layer.number, layer.first_head + head), centre, own)
+        result.append(key_matrix.product(key_matrix.inverse(matrix), x) if turned else x)
     return first, *result
 
 

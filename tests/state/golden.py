@@ -24,7 +24,7 @@ class Golden(World):
     def __init__(self, steps, centres=False, **fields):
         self.random = random = np.random.default_rng(1)
         self.cache = tqkv.Cache(**{**SMALL, **fields})
-        self.config, self.centres = self.cache.config, {}
+        self.config, self.centres, self.matrices = self.cache.config, {}, {}
         if centres:
             centre = [random.standard_normal((self.config.num_kv_heads, 32)).astype(np.float32) for _ in "kv"]
             self.cache.set_centres(0, *centre)

@@ -55,7 +55,8 @@ def compare(world, sequence, saved):
             centres = [c[head] for c in world.centres.get(index, ())] or [None, None]
             if is_latent(shape) and len(centres) == 1:  # of all that a key has: the latent in front
                 centres = [centres[0][shape.value_dim:], centres[0][:shape.value_dim]]
-            first, keys, values = reader.decoded(saved, layer, head, centres)
+            matrix = world.matrices[index][head] if index in world.matrices else None
+            first, keys, values = reader.decoded(saved, layer, head, centres, matrix=matrix)
             # What a query at the last token sees; a sliding layer may hold more.
             seen = len(sequence) - shape.sliding_window if shape.sliding_window else 0
             first, keys, values = max(first, seen), keys[max(0, seen - first):], values[max(0, seen - first):]

@@ -77,6 +77,12 @@ def is_latent(shape):
     return shape.layer_kind == "latent"
 
 
+def turns(shape):
+    """Whether the layer's keys may have a matrix."""
+    return (shape.shares_layer is None and not is_latent(shape) and shape.key_bits != 16 and
+            shape.key_family != "grouped")
+
+
 def given_dims(shape):
     """Of what append and set_centres take: the keys of a latent layer hold its values."""
     return (shape.head_dim, ) if is_latent(shape) else (shape.head_dim, shape.value_dim)
@@ -98,6 +104,12 @@ class World:
                           for dim in given_dims(shape)]
                 self.cache.set_centres(layer, *centre)
                 self.centres[layer] = centre
+        self.matrices = {}
+        for layer, shape in enumerate(self.config.layers):
+            if turns(shape) and random.random() < 0.2:
+                made = random.standard_normal((shape.num_kv_heads, shape.head_dim, shape.head_dim))
+                self.matrices[layer] = (made / 20 + np.eye(shape.head_dim)).astype(np.float32)
+                self.cache.set_key_matrix(layer, self.matrices[layer])
         self.sequence, self.batch = self.cache.sequence(), self.cache.batch()
         for _ in range(int(random.integers(0, 5))):
             self.step()

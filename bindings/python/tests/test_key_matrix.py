@@ -11,7 +11,7 @@ import tqkv
 
 TESTS = str(Path(__file__).resolve().parents[3] / "tests")
 sys.path.insert(0, TESTS)
-from reference.rotation import key_matrix  # noqa: E402
+from reference.key_matrix import inverse, product  # noqa: E402
 sys.path.remove(TESTS)  # its folder torch is not torch
 
 Q_HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 64, 96
@@ -35,10 +35,10 @@ def matrices(seed=1, dim=DIM):
 
 def turned(found, q, k):
     """What a cache without them must be given."""
-    keys = np.stack([key_matrix(found[head], k[:, head]) for head in range(KV_HEADS)], 1)
-    inverse = np.linalg.inv(found.astype(np.float64))
+    keys = np.stack([product(found[head], k[:, head]) for head in range(KV_HEADS)], 1)
+    back = np.linalg.inv(found.astype(np.float64))
     group = Q_HEADS // KV_HEADS
-    queries = np.stack([q[:, head].astype(np.float64) @ inverse[head // group]
+    queries = np.stack([q[:, head].astype(np.float64) @ back[head // group]
                         for head in range(Q_HEADS)], 1)
     return queries.astype(np.float32), keys
 
@@ -79,8 +79,8 @@ def test_codes_are_those_of_turned_keys(fields):
         fields = {**fields, "key_bits": 0}
     out, read, fingerprint = run(q, k, v, found, **fields)
     plain_out, plain_read, plain_fingerprint = run(queries, keys, v, **fields)
-    inverse = np.linalg.inv(found.astype(np.float64))
-    close(read, np.einsum("hij,thj->thi", inverse, plain_read), 2e-6)
+    wanted = [product(inverse(found[head]), plain_read[:, head]) for head in range(KV_HEADS)]
+    assert np.array_equal(read, np.stack(wanted, 1))
     close(out, plain_out, 2e-3)  # queries are rounded to integers: to 2^-11 of the largest coordinate
     assert fingerprint != plain_fingerprint
 
@@ -139,6 +139,29 @@ def test_states_know_their_matrix():
     for other in (None, matrices(2)):
         with opened(other) as cache, pytest.raises(tqkv.Incompatible, match="key centre"):
             cache.load(io.BytesIO(state.getvalue()))
+
+
+def test_each_head_of_a_state_has_its_own():
+    """A rank that has one of the heads, with that head's matrix, takes its part."""
+    found = matrices()
+    _, k, v = tokens()
+
+    def opened(heads, first, matrix):
+        cache = tqkv.Cache(num_layers=1, num_q_heads=heads, num_kv_heads=heads, first_kv_head=first,
+                           head_dim=DIM, key_bits=3, value_bits=3, max_tokens=2 * TOKENS, num_threads=1)
+        cache.set_key_matrix(0, matrix)
+        return cache
+    with opened(2, 0, found) as cache, opened(1, 1, found[1:]) as rank, opened(1, 1, found[:1]) as other:
+        step, sequence = cache.batch(), cache.sequence()
+        step.plan([sequence], new_tokens=[TOKENS], query_tokens=[0])
+        step.append(0, k, v)
+        state = io.BytesIO()
+        cache.save(sequence, state)
+        again = rank.load(io.BytesIO(state.getvalue()))
+        read = np.asarray(sequence.read(0, 0, TOKENS)[0])
+        assert np.array_equal(np.asarray(again.read(0, 0, TOKENS)[0]), read[:, 1:])
+        with pytest.raises(tqkv.Incompatible, match="key centre"):
+            other.load(io.BytesIO(state.getvalue()))
 
 
 def test_a_calibration_carries_them(tmp_path):
