@@ -63,6 +63,8 @@ TEST(KeyBands, EveryReasonIsNamed) {
       {"layers[1].key_bands.bits[2] = 4: must be 1 .. 3, none above the one before",
        [](Banded& b) { b.bits[2] = 4; }},
       {"layers[1].key_bands.bits[0] = 7: must be 1 .. 6", [](Banded& b) { b.bits[0] = 7; }},
+      {"layers[1].key_bands.bits[1] = 2: must be 1 .. 1, none above the one before",
+       [](Banded& b) { b.bits[0] = 1, b.bits[1] = 2; }},
       {"layers[1].key_bands.bits[3] = 0: must be 1 .. 3", [](Banded& b) { b.bits[3] = 0; }},
       {"layers[1].key_bands.order[1][6] = 127: must be each of 0 .. 127 once",
        [](Banded& b) { b.order[134] = 127; }},

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "traffic/guarded_memory.h"
 #include "unit/api_cache.h"
 
 namespace tq {
@@ -246,6 +247,48 @@ TEST_F(Refused, InWords) {
   has(attend(c, [&](tq_attend_params& p) { p.chunk_layout = &layout; }), "layout.key_head_stride = 3");
   has(attend(c, [&](tq_attend_params& p) { p.chunk_k = reinterpret_cast<const char*>(slopes) + 1; }),
       "aligned");
+}
+
+// What a batch takes for two parts of a layer's rows: logsumexps of both, each of the widest layer and up to
+// whole 256 bytes, and outputs of one, of the layer where these are most.
+TEST(ExactChunk, MemoryOfTwoParts) {
+  struct Case {
+    int64_t tokens;
+    size_t lse, outputs;
+  };
+  // 12 query heads, 4 bytes each; 4 heads of 64 numbers are more than 12 of 16.
+  for (const Case& each :
+       {Case{64, 3072, 65536}, {100, 4864, 102400}, {1000, 48128, 1024000}, {1024, 49152, 1048576}})
+    for (const bool first : {false, true}) {
+      traffic::GuardedMemory memory;
+      tq_layer_config layers[kLayers] = {};
+      for (tq_layer_config& layer : layers) layer.struct_size = sizeof layer;
+      tq_layer_config& many = layers[first ? 0 : kLayers - 1];
+      many.num_q_heads = 12, many.value_dim = 16;
+      layers[1].value_dim = 32;
+      OneCache c([&](tq_cache_config& config) {
+        chunked()(config);
+        config.layers = layers, config.allocator = memory.allocator(), config.max_batch_tokens = each.tokens;
+      });
+      EXPECT_EQ(std::count_if(memory.blocks().begin(), memory.blocks().end(),
+                              [&](const auto& block) { return block.bytes == 2 * each.lse + each.outputs; }),
+                1)
+          << each.tokens;
+    }
+}
+
+TEST(ExactChunk, TheMostTokensStayInTheirMemory) {
+  traffic::GuardedMemory memory;
+  OneCache c([&](tq_cache_config& config) {
+    chunked()(config);
+    config.allocator = memory.allocator(), config.max_batch_tokens = 224;
+  });
+  std::vector<Part> parts = {{c.create(), 0, 224, 224, 7}};
+  EXPECT_LT(step(c, parts), kTolerance);
+  parts.push_back({c.create(), 0, 31, 31, 17});
+  parts[0].new_tokens = parts[0].queries = 193;
+  EXPECT_LT(step(c, parts), kTolerance);
+  EXPECT_TRUE(memory.intact());
 }
 
 }  // namespace

@@ -34,6 +34,17 @@ TEST(TokenMap, Selection) {
   EXPECT_EQ((TokenMap{2, 0, 0, positions}).first_moved(), 2);
 }
 
+// Tiles of pages by number, also where a number does not fit 32 bits.
+TEST(CodePages, TileOfASequence) {
+  uint8_t memory[4096];
+  const int32_t pages[] = {2, 0, 3, 0, 1};
+  const CodePages small = {memory, 1000, 100, 7, 4}, large = {memory, 1000, 100, 7, 1 << 30};
+  EXPECT_EQ(small.sequence_tile(pages, 0, 0), memory + 2000);
+  EXPECT_EQ(small.sequence_tile(pages, 3, 11), memory + 3000 + 300 + 3 * 7);
+  EXPECT_EQ(large.sequence_tile(pages, 1, int64_t{3} * (1 << 30) + 2), memory + 100 + 2 * 7);
+  EXPECT_EQ(large.sequence_tile(pages, 2, (int64_t{1} << 32) + 5), memory + 1000 + 200 + 5 * 7);
+}
+
 struct Shape {
   const char* name;
   int32_t page_size;
