@@ -288,6 +288,7 @@ TEST(Arguments, NoCudaBehindTheConfiguration) {
   EXPECT_EQ(thrown([&] { create_paged_backend(DeviceType::kCuda, geometry, ops, nullptr); }), none);
   EXPECT_EQ(thrown([&] { create_vector_backend(vectors, ops, ops); }), none);
   EXPECT_EQ(thrown([&] { merge_states(DeviceType::kCuda, MergeRequest{}); }), none);
+  EXPECT_EQ(thrown([&] { create_device_reader(0, 64, nullptr); }), none);
   LayerGeometry layers[3] = {};
   Geometry three = {};
   three.num_layers = 3, three.layers = layers;

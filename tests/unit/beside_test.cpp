@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which calls on a codec, a quantizer and a calibration may run beside each other: one from inside another
-// where there is a callback, from two threads where there is none. gate_test.cpp has those on a cache.
+// Which calls on a codec and on a calibration may run beside each other, from two threads. gate_test.cpp has
+// those on a cache, quantizer_edges_test.cpp those on a quantizer.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -45,67 +45,6 @@ bool exclude_each_other(const Call& a, const Call& b) {
   stop = true;
   other.join(), third.join();
   return refused;
-}
-
-// All calls but destroy may run beside each other. A call runs where calibrate_levels takes memory.
-TEST(Beside, CallsOnAQuantizer) {
-  constexpr int64_t kCount = 4, kDim = 64;
-  static Call inside;
-  static tq_status status;
-  tq_allocator allocator = {};
-  allocator.struct_size = sizeof allocator;
-  allocator.alloc = [](void*, size_t bytes, size_t alignment, int32_t, int32_t) {
-    const Call call = inside;
-    inside = nullptr;
-    if (call) status = call();
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  };
-  allocator.free = [](void*, void* memory, size_t, int32_t, int32_t) { free(memory); };
-  tq_quantizer_config config = {};
-  config.struct_size = sizeof config;
-  config.dim = kDim, config.family = TQ_CODE_PROD, config.bits = 3, config.num_threads = 1;
-  config.allocator = &allocator;
-  tq_quantizer* q = nullptr;
-  TQ_MUST(tq_quantizer_create(&config, &q));
-  const std::vector<float> x = numbers(kCount * kDim);
-  std::vector<uint8_t> codes(kCount * kDim);
-  std::vector<float> y(kCount * kDim), out(kCount * kCount);
-  std::vector<int64_t> ids(kCount);
-  float levels[4], boundaries[3], factor;
-  double error;
-  const Call calibrate = [&] {
-    return tq_calibrate_levels(q, x.data(), kCount, 2, levels, boundaries, &error, nullptr);
-  };
-  const Call calls[] = {
-      [&] { return tq_quantizer_encode(q, x.data(), kCount, codes.data(), nullptr, nullptr); },
-      [&] { return tq_quantizer_decode(q, codes.data(), kCount, y.data(), nullptr); },
-      [&] {
-        return tq_quantizer_inner_products(q, x.data(), kCount, codes.data(), kCount, out.data(), nullptr);
-      },
-      [&] {
-        return tq_quantizer_search(q, x.data(), kCount, codes.data(), kCount, nullptr, 1, y.data(),
-                                   ids.data(), nullptr);
-      },
-      [&] { return tq_quantizer_rotate(q, x.data(), kCount, y.data(), nullptr); },
-      [&] { return tq_quantizer_unrotate(q, y.data(), kCount, out.data(), nullptr); },
-      [&] { return tq_calibrate_sketch_factor(q, x.data(), kCount, &factor, nullptr); },
-      calibrate,
-  };
-  out.resize(kCount * kDim);
-  for (const Call& call : calls) {
-    inside = call;
-    status = TQ_ERROR_INTERNAL;
-    TQ_MUST(calibrate());
-    EXPECT_EQ(status, TQ_OK) << &call - calls;
-  }
-  bool refused = false;
-  inside = [&] {
-    refused = busy(tq_quantizer_destroy(q));
-    return TQ_OK;
-  };
-  TQ_MUST(calibrate());
-  EXPECT_TRUE(refused);
-  EXPECT_EQ(tq_quantizer_destroy(q), TQ_OK);
 }
 
 // One codec, an attend of some milliseconds in a thread, other calls beside it, each with memory of its own.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tqkv.h"
+#include "traffic/guarded_memory.h"
 
 namespace tq {
 namespace {
@@ -153,6 +154,35 @@ TEST_F(QuantizerEdges, RotationsThatAreNone) {
   EXPECT_EQ(text(tq_calibrate_levels(calls.quantizer, calls.x.data(), 1, 2, calls.levels.data(),
                                      calls.boundaries.data(), nullptr, nullptr)),
             "quantizer: it has outliers, whose levels are not those of the others");
+}
+
+// Tables and what they are made in, of every rotation and sketch, in the memory that was asked for.
+TEST_F(QuantizerEdges, TablesStayInTheirMemory) {
+  const int32_t channels[] = {1, 4, 5};
+  const std::function<void(tq_quantizer_config&)> kinds[] = {
+      [](tq_quantizer_config& c) { c.dim = 512; },
+      [](tq_quantizer_config& c) { c.rotation = TQ_ROTATION_DENSE; },
+      [&](tq_quantizer_config& c) { c.num_outliers = 3, c.outlier_channels = channels; },
+      [&](tq_quantizer_config& c) {
+        c.rotation = TQ_ROTATION_DENSE, c.num_outliers = 3, c.outlier_channels = channels;
+      },
+      [](tq_quantizer_config& c) { c.family = TQ_CODE_PROD, c.sketch = TQ_SKETCH_ORTHOGONAL, c.dim = 1024; },
+      [](tq_quantizer_config& c) { c.family = TQ_CODE_PROD, c.sketch = TQ_SKETCH_GAUSSIAN; },
+      [](tq_quantizer_config& c) {
+        c.family = TQ_CODE_PROD, c.sketch = TQ_SKETCH_GAUSSIAN, c.rotation = TQ_ROTATION_DENSE;
+      },
+      [](tq_quantizer_config& c) { c.family = TQ_CODE_GROUPED, c.group_size = 16; }};
+  for (const auto& kind : kinds) {
+    traffic::GuardedMemory memory;
+    open(TQ_CODE_SCALAR, [&](tq_quantizer_config& c) {
+      c.dim = 48, c.allocator = memory.allocator();
+      kind(c);
+    });
+    EXPECT_TRUE(memory.intact()) << &kind - kinds;
+    EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK);
+    calls.quantizer = nullptr;
+    EXPECT_TRUE(memory.intact()) << &kind - kinds;
+  }
 }
 
 // The most that is counted, and one more; without memory neither gets further.

@@ -30,6 +30,8 @@ TEST(Status, ErrorKeepsTextAndIsCutNotOverrun) {
   const std::string much(3 * Error::kTextBytes, 'x');
   const Error cut(Status::kInternal, "%s", much.c_str());
   EXPECT_EQ(strlen(cut.what()), Error::kTextBytes - 1);
+  // What the C library cannot write in the locale "C".
+  EXPECT_STREQ(Error(Status::kInternal, "text %ls", L"\x20AC").what(), "");
 }
 
 TEST(Status, CheckMacroThrowsOnlyOnFailure) {
