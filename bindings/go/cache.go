@@ -165,6 +165,24 @@ func (c *Cache) SetCentres(layer int, key, value []float32) error {
 	})
 }
 
+// SetKeyMatrix sets a matrix for each kv head's keys, [NumKVHeads][HeadDim][HeadDim] row by row: codes are of
+// matrix * (key - centre), and queries meet them times the inverse transpose, so that attention is that of
+// keys as they came. For calibrated rotations. Before the first token only; [ErrInvalidArgument] where there
+// is no inverse, [ErrNotSupported] on CUDA, in latent layers, and for keys of 16 bits or grouped codes.
+func (c *Cache) SetKeyMatrix(layer int, matrix []float32) error {
+	l, err := int32Of("layer", layer)
+	if err != nil {
+		return err
+	}
+	return c.locked(func(c *core) error {
+		if err := c.checkKeyMatrix(l, matrix); err != nil {
+			return err
+		}
+		return c.text.result(C.tqkv_cache_set_key_matrix(c.api, c.cache, l, (*C.float)(ptr(matrix)),
+			c.text.c()))
+	})
+}
+
 // Reserve raises MaxTokens, up to the configuration's MaxReserveTokens, in place: plans stay in force, and
 // what graphs hold stays where it is. It waits for its memory.
 func (c *Cache) Reserve(maxTokens int64) error {

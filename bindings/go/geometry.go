@@ -40,6 +40,16 @@ func (g *geometry) checkCentres(layer C.int32_t, key, value []float32) error {
 	return nil
 }
 
+// checkKeyMatrix checks the length of the matrices of keys.
+func (g *geometry) checkKeyMatrix(layer C.int32_t, matrix []float32) error {
+	has := g.layer(layer)
+	return checkKeyMatrix(matrix, has.NumKVHeads, has.HeadDim)
+}
+
+func checkKeyMatrix(matrix []float32, heads, dim int32) error {
+	return checkLength("matrix", len(matrix), shape{int64(heads), int64(dim), int64(dim)}, 0, 0)
+}
+
 // checkHost says whether slices of this type may be used with the cache.
 func (g *geometry) checkHost(name string, dtype Dtype) error {
 	if g.config.DeviceType != CPU {

@@ -358,14 +358,24 @@ static int32_t mac_some(void* user, const void* bytes, size_t count, void* tag) 
   return tqkvGoMac((uintptr_t)user, (void*)bytes, count, tag);
 }
 
+tq_io tqkv_writer(uintptr_t user, int32_t mac_bytes) {
+  const tq_io io = {sizeof io, mac_bytes, (void*)user, write_some, NULL, mac_bytes ? mac_some : NULL};
+  return io;
+}
+
+tq_io tqkv_reader(uintptr_t user, int32_t mac_bytes) {
+  const tq_io io = {sizeof io, mac_bytes, (void*)user, NULL, read_some, mac_bytes ? mac_some : NULL};
+  return io;
+}
+
 tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
                              int32_t mac_bytes, uintptr_t stream, char* text) {
-  const tq_io io = {sizeof io, mac_bytes, (void*)user, write_some, NULL, mac_bytes ? mac_some : NULL};
+  const tq_io io = tqkv_writer(user, mac_bytes);
   return tqkv_done(api, api->tq_sequence_save(cache, sequence, &io, (void*)stream), text);
 }
 
 tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, int32_t mac_bytes,
                              uintptr_t stream, int64_t* sequence, char* text) {
-  const tq_io io = {sizeof io, mac_bytes, (void*)user, NULL, read_some, mac_bytes ? mac_some : NULL};
+  const tq_io io = tqkv_reader(user, mac_bytes);
   return tqkv_done(api, api->tq_sequence_load(cache, &io, (void*)stream, sequence), text);
 }

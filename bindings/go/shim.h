@@ -78,10 +78,30 @@ tq_status tqkv_paged_copy(const tqkv_api* api, const tq_codec* codec, int32_t la
                           uint8_t* source_base, const tq_pages* target, uint8_t* target_base,
                           const int64_t* pairs, int64_t count, char* text);
 // user: a cgo handle, which tqkvGoWrite, tqkvGoRead and, if mac_bytes is not 0, tqkvGoMac (state.go) get.
+tq_io tqkv_writer(uintptr_t user, int32_t mac_bytes);
+tq_io tqkv_reader(uintptr_t user, int32_t mac_bytes);
 tq_status tqkv_sequence_save(const tqkv_api* api, tq_cache* cache, int64_t sequence, uintptr_t user,
                              int32_t mac_bytes, uintptr_t stream, char* text);
 tq_status tqkv_sequence_load(const tqkv_api* api, tq_cache* cache, uintptr_t user, int32_t mac_bytes,
                              uintptr_t stream, int64_t* sequence, char* text);
+
+// Calibration. feed: arrays of the host, or of a device by their addresses.
+tq_status tqkv_calibration_create(const tqkv_api* api, const tq_calibration_config* config,
+                                  tq_calibration** calibration, char* text);
+tq_status tqkv_calibration_feed(const tqkv_api* api, tq_calibration* calibration, int32_t layer,
+                                int64_t count, const uint8_t* q, const uint8_t* k, const uint8_t* v,
+                                char* text);
+tq_status tqkv_calibration_feed_device(const tqkv_api* api, tq_calibration* calibration, int32_t layer,
+                                       int64_t count, uintptr_t q, uintptr_t k, uintptr_t v,
+                                       int32_t device_id, uintptr_t stream, char* text);
+// layers, *result: zeros.
+tq_status tqkv_calibration_choose(const tqkv_api* api, tq_calibration* calibration,
+                                  const tq_calibration_goal* goal, tq_layer_config* layers,
+                                  int32_t num_layers, tq_calibration_result* result, char* text);
+tq_status tqkv_calibration_save(const tqkv_api* api, tq_calibration* calibration, uintptr_t user,
+                                int32_t mac_bytes, char* text);
+tq_status tqkv_calibration_load(const tqkv_api* api, uintptr_t user, int32_t mac_bytes,
+                                tq_calibration** calibration, char* text);
 
 // Vectors on their own. The pointers of *config and *levels are 0; levels NULL: none.
 tq_status tqkv_quantizer_create(const tqkv_api* api, const tq_quantizer_config* config,

@@ -113,8 +113,8 @@ fi
 check "files in the package tqkv-sys" packaged tqkv-sys LICENSE README.md build.rs \
   src/{bindings,lib,load,table}.rs
 check "files in the package tqkv" packaged tqkv LICENSE README.md examples/{decode_loop,raw_pointers}.rs \
-  src/{attend,cache,config,error,figures,geometry,layer,lib,library,paged,paged_step,pages}.rs \
-  src/{quantizer,quantizer_raw,sequence,state,state_file,tensor,travel,types}.rs
+  src/{attend,cache,calibration,config,error,figures,geometry,layer,lib,library,paged,paged_step,pages}.rs \
+  src/{quantizer,quantizer_raw,sequence,state,state_file,state_io,tensor,travel,types}.rs
 # In a folder of its own: cargo keeps what it once unpacked for a folder, by version alone.
 check "the packages build by themselves" env "CARGO_TARGET_DIR=$scratch/package" \
   cargo package -q --locked --allow-dirty -p tqkv-sys -p tqkv

@@ -218,6 +218,18 @@ impl Cache {
         })
     }
 
+    /// A matrix for each kv head's keys, `[num_kv_heads][head_dim][head_dim]` row by row: codes are of
+    /// `matrix * (key - centre)`, and queries meet them times the inverse transpose, so that attention is
+    /// that of keys as they came. For calibrated rotations; copied. Before the first token only;
+    /// [`Status::InvalidArgument`](crate::Status::InvalidArgument) where there is no inverse,
+    /// [`Status::NotSupported`](crate::Status::NotSupported) on CUDA, in latent layers, and for keys of 16
+    /// bits or grouped codes.
+    pub fn set_key_matrix(&self, layer: i32, matrix: &[f32]) -> Result<()> {
+        self.geometry.check_key_matrix(layer, matrix)?;
+        // SAFETY: long enough, and copied before the call returns.
+        self.status(unsafe { (self.library.api().tq_cache_set_key_matrix)(self.raw, layer, matrix.as_ptr()) })
+    }
+
     /// Raises `max_tokens`, up to the configuration's `max_reserve_tokens`, in place: plans stay in force,
     /// and what graphs hold stays where it is. Waits for its memory.
     pub fn reserve(&self, max_tokens: i64) -> Result<()> {

@@ -59,6 +59,14 @@ impl Geometry {
         Ok(())
     }
 
+    /// Length of the matrices of keys.
+    pub fn check_key_matrix(&self, layer: i32, matrix: &[f32]) -> Result<()> {
+        let Some(&LayerConfig { num_kv_heads: heads, head_dim: dim, .. }) = self.layer(layer) else {
+            return Ok(());
+        };
+        tensor::check("matrix", matrix.len(), Shape { tokens: i64::from(heads), heads: dim, dim }, (0, 0))
+    }
+
     /// The values that an append passes on: none where the layer is latent and `v` empty.
     pub fn values<'v, T>(&self, layer: i32, v: &'v [T]) -> Option<&'v [T]> {
         let latent = self.layer(layer).is_some_and(|layer| layer.layer_kind == LayerKind::LATENT);

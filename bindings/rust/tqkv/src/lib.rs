@@ -52,6 +52,7 @@ struct Readme;
 
 mod attend;
 mod cache;
+mod calibration;
 mod config;
 mod error;
 mod figures;
@@ -66,12 +67,14 @@ mod quantizer_raw;
 mod sequence;
 mod state;
 mod state_file;
+mod state_io;
 mod tensor;
 mod travel;
 mod types;
 
 pub use attend::{AttendParams, AttendPointers};
 pub use cache::{Batch, BatchRows, Cache, Memory, Step};
+pub use calibration::{Calibration, CalibrationConfig, CalibrationGoal, Choice};
 pub use config::{
     CacheConfig, Codebook, FLAG_BATCH_INVARIANT, FLAG_EXACT_CHUNK, FLAG_NO_SCALE_SEARCH,
     FLAG_NO_ZERO_ON_FREE, FLAG_STORE_ONCE,

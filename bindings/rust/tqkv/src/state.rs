@@ -3,16 +3,15 @@
 //! `FORMAT.md` section 6).
 
 use crate::cache::Cache;
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result};
 use crate::state_file::replace_file;
+use crate::state_io;
 use crate::sys;
 use crate::types::{DeviceType, Dtype, Noticed, Sequence, Stream};
-use core::any::Any;
 use core::ffi::c_void;
 use core::ops::{Deref, DerefMut, Range};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
-use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::io::{BufReader, Read, Write};
 use std::path::Path;
 
 /// Which part of a sequence: numbers of the whole model; a range that is `None` stands for all.
@@ -293,19 +292,12 @@ impl Cache {
         writer: &mut dyn Write,
         mac: Option<&mut dyn Mac>,
     ) -> Result<()> {
-        let mut end = End::new(writer, mac);
-        let io = sys::tq_io {
-            user: (&mut end as *mut End<'_, &mut dyn Write>).cast(),
-            mac_bytes: end.mac_bytes(),
-            write: Some(write_some),
-            mac: end.mac.as_ref().map(|_| mac_some::<&mut dyn Write> as _),
-            ..Default::default()
-        };
-        // SAFETY: the callbacks know what user points to, which outlives the call.
-        let status = unsafe {
-            (self.library.api().tq_sequence_save)(self.raw, sequence.0, &io, Stream::NONE.as_raw())
-        };
-        end.finish(self.status(status))
+        state_io::write_through(writer, mac, |io| {
+            // SAFETY: any id is allowed; the callbacks of io know what it points to.
+            self.status(unsafe {
+                (self.library.api().tq_sequence_save)(self.raw, sequence.0, io, Stream::NONE.as_raw())
+            })
+        })
     }
 
     /// A new sequence from what [`Cache::save_sequence`] wrote; nothing behind it is read.
@@ -316,19 +308,13 @@ impl Cache {
     /// [`Cache::load_sequence`] of what was saved with this MAC alone; anything else is
     /// [`Status::CorruptData`].
     pub fn load_sequence_with(&self, reader: &mut dyn Read, mac: Option<&mut dyn Mac>) -> Result<Sequence> {
-        let mut end = End::new(reader, mac);
-        let io = sys::tq_io {
-            user: (&mut end as *mut End<'_, &mut dyn Read>).cast(),
-            mac_bytes: end.mac_bytes(),
-            read: Some(read_some),
-            mac: end.mac.as_ref().map(|_| mac_some::<&mut dyn Read> as _),
-            ..Default::default()
-        };
         let mut id = 0;
-        // SAFETY: as above; the number outlives the call.
-        let status =
-            unsafe { (self.library.api().tq_sequence_load)(self.raw, &io, Stream::NONE.as_raw(), &mut id) };
-        end.finish(self.status(status))?;
+        state_io::read_through(reader, mac, |io| {
+            // SAFETY: as above; the number outlives the call.
+            self.status(unsafe {
+                (self.library.api().tq_sequence_load)(self.raw, io, Stream::NONE.as_raw(), &mut id)
+            })
+        })?;
         Ok(Sequence(id))
     }
 
@@ -343,86 +329,4 @@ impl Cache {
         let file = File::open(path.as_ref()).map_err(|error| Error::file(path.as_ref(), &error))?;
         self.load_sequence(&mut BufReader::new(file))
     }
-}
-
-/// The other end of a save or load, and what went wrong there. Neither errors nor panics pass C.
-struct End<'a, S> {
-    stream: S,
-    mac: Option<&'a mut dyn Mac>,
-    failed: Option<io::Error>,
-    panic: Option<Box<dyn Any + Send>>,
-}
-
-impl<'a, S> End<'a, S> {
-    fn new(stream: S, mac: Option<&'a mut dyn Mac>) -> End<'a, S> {
-        End { stream, mac, failed: None, panic: None }
-    }
-
-    /// What fits no tag length the library refuses.
-    fn mac_bytes(&self) -> i32 {
-        self.mac.as_ref().map_or(0, |mac| i32::try_from(mac.tag_bytes()).unwrap_or(i32::MAX))
-    }
-
-    fn guarded(&mut self, call: impl FnOnce(&mut Self) -> io::Result<i32>) -> i32 {
-        match catch_unwind(AssertUnwindSafe(|| call(self))) {
-            Ok(Ok(done)) => return done,
-            Ok(Err(error)) => self.failed = Some(error),
-            Err(panic) => self.panic = Some(panic),
-        }
-        -1
-    }
-
-    fn finish(self, result: Result<()>) -> Result<()> {
-        if let Some(panic) = self.panic {
-            resume_unwind(panic);
-        }
-        match self.failed {
-            Some(error) => Err(Error::new(Status::Io, error.to_string())),
-            None => result,
-        }
-    }
-}
-
-unsafe extern "C" fn write_some(user: *mut c_void, bytes: *const c_void, count: usize) -> i32 {
-    // SAFETY: user is the End of the call that is running, bytes has count bytes.
-    let (end, bytes) = unsafe {
-        (&mut *user.cast::<End<'_, &mut dyn Write>>(), core::slice::from_raw_parts(bytes.cast::<u8>(), count))
-    };
-    end.guarded(|end| end.stream.write_all(bytes).map(|()| 0))
-}
-
-unsafe extern "C" fn read_some(user: *mut c_void, bytes: *mut c_void, count: usize) -> i32 {
-    // SAFETY: as above; the memory is the library's own, and has been written before.
-    let (end, bytes) = unsafe {
-        (
-            &mut *user.cast::<End<'_, &mut dyn Read>>(),
-            core::slice::from_raw_parts_mut(bytes.cast::<u8>(), count),
-        )
-    };
-    end.guarded(|end| match end.stream.read_exact(bytes) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(1),
-        done => done.map(|()| 0),
-    })
-}
-
-unsafe extern "C" fn mac_some<S>(
-    user: *mut c_void,
-    bytes: *const c_void,
-    count: usize,
-    tag: *mut c_void,
-) -> i32 {
-    // SAFETY: user is the End of the call that is running.
-    let end = unsafe { &mut *user.cast::<End<'_, S>>() };
-    end.guarded(|end| {
-        let Some(mac) = end.mac.as_mut() else { return Ok(-1) };
-        if tag.is_null() {
-            // SAFETY: bytes has count bytes.
-            mac.update(unsafe { core::slice::from_raw_parts(bytes.cast::<u8>(), count) });
-        } else {
-            let length = mac.tag_bytes();
-            // SAFETY: the library has room for as many as it was told, 64 at most.
-            mac.tag(unsafe { core::slice::from_raw_parts_mut(tag.cast::<u8>(), length.min(64)) });
-        }
-        Ok(0)
-    })
 }
