@@ -10,6 +10,7 @@
 
 #include "traffic/guarded_memory.h"
 #include "unit/api_cache.h"
+#include "unit/cache_fixture.h"
 
 namespace tq {
 namespace {
@@ -289,6 +290,35 @@ TEST(ExactChunk, TheMostTokensStayInTheirMemory) {
   parts[0].new_tokens = parts[0].queries = 193;
   EXPECT_LT(step(c, parts), kTolerance);
   EXPECT_TRUE(memory.intact());
+}
+
+class ChunkPlan : public CacheTest {};
+
+// The plan before stays in force, but its own tokens are not there to be attended to.
+TEST_F(ChunkPlan, OneThatFailsAtItsEnd) {
+  config_.flags = TQ_FLAG_EXACT_CHUNK;
+  open();
+  const int64_t id = cache_->create_sequence();
+  plan(batch_, {id}, {4});
+  const std::vector<float> x = rows(0, 4);
+  for (int layer = 0; layer < 2; layer++) append(batch_, x, layer);
+  world().spared[static_cast<int>(Verb::kUploadPlan)] = 1;  // that of the new tokens alone
+  fail(Verb::kUploadPlan, true);
+  EXPECT_EQ(status_of([&] { plan(batch_, {id}, {2}); }), Status::kCuda);
+  fail(Verb::kUploadPlan, false);
+  const TensorStrides dense = {kDim, kDim};
+  std::vector<float> q(4 * 2 * kDim, 0.01f), out(q.size());
+  AttendRequest r = {};
+  r.q = q.data(), r.out = out.data();
+  r.q_strides = r.out_strides = TensorStrides{2 * kDim, kDim};
+  r.out_dtype = DataType::kF32, r.softmax_scale = 0.1f;
+  EXPECT_EQ(status_of([&] {
+              cache_->attend(r, *batch_, NewTensors{x.data(), x.data(), dense, dense});
+            }),
+            Status::kInvalidState);
+  EXPECT_NE(text_.find("a later plan of the batch has failed before it was whole"), std::string::npos)
+      << text_;
+  EXPECT_EQ(status_of([&] { plan(batch_, {id}, {2}); }), Status::kOk) << text_;
 }
 
 }  // namespace
