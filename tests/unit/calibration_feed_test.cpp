@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokens fed to a calibration through a reader of a device's memory: the pieces that it is asked for, that
 // what is measured is what the same tokens on the host give, and that a feed which fails has fed nothing.
+// Tokens fed under matrices of several kv heads.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -134,6 +135,68 @@ TEST_F(Fed, WhatFailsHasFedNothing) {
   feed(read, &reader);
   feed(direct, nullptr);
   EXPECT_TRUE(saved(read) == saved(direct));
+}
+
+// A matrix of a kv head that takes coordinate (i + shift) % kDim to place i, times a power of two: tokens fed
+// under it are those that it has turned, to the bit.
+class Turned : public ::testing::Test {
+ protected:
+  static constexpr int kHeads = 3, kGroup = 2, kDim = 40, kTokens = 256;
+  static int from(int head, int i) { return (i + 7 * head + 1) % kDim; }
+  static float factor(int head, int i) { return ldexpf(1, (i + head) % 3 - 1); }
+};
+
+TEST_F(Turned, TokensAreThoseThatTheMatricesMake) {
+  const tq_calibration_config config = config_of(kHeads * kGroup, kHeads, kDim, 8, TQ_F32);
+  std::vector<float> matrix(kHeads * kDim * kDim, 0.0f), q, k, v, turned_q, turned_k;
+  for (int head = 0; head < kHeads; head++)
+    for (int i = 0; i < kDim; i++)
+      matrix[static_cast<size_t>((head * kDim + i) * kDim + from(head, i))] = factor(head, i);
+  const auto fill = [](std::vector<float>& x, int count, uint64_t salt) {
+    for (int i = 0; i < count; i++)
+      x.push_back(static_cast<float>(format::mix64(salt + static_cast<uint64_t>(i)) >> 40) *
+                  (1.0f / (1 << 22)));  // 0 .. 4: their centres serve
+  };
+  fill(q, kTokens * kHeads * kGroup * kDim, 1000000);
+  fill(k, kTokens * kHeads * kDim, 2000000);
+  fill(v, kTokens * kHeads * 8, 3000000);
+  const auto at = [](int token, int heads, int head, int i) {
+    return static_cast<size_t>((token * heads + head) * kDim + i);
+  };
+  for (int token = 0; token < kTokens; token++) {
+    for (int head = 0; head < kHeads * kGroup; head++)
+      for (int i = 0; i < kDim; i++)
+        turned_q.push_back(q[at(token, kHeads * kGroup, head, from(head / kGroup, i))] /
+                           factor(head / kGroup, i));
+    for (int head = 0; head < kHeads; head++)
+      for (int i = 0; i < kDim; i++)
+        turned_k.push_back(k[at(token, kHeads, head, from(head, i))] * factor(head, i));
+  }
+  Calibration under(&config), plain(&config);
+  under.set_key_matrix(0, matrix.data());
+  under.feed(0, kTokens, q.data(), k.data(), v.data());
+  plain.feed(0, kTokens, turned_q.data(), turned_k.data(), v.data());
+  for (const float bits : {2.0f, 2.5f, 3.5f}) {
+    tq_calibration_goal goal = {};
+    goal.key_bits = bits, goal.value_bits = 3;
+    tq_layer_config layers[2];
+    tq_calibration_result results[2] = {};
+    under.choose(goal, &layers[0], 1, &results[0]);
+    plain.choose(goal, &layers[1], 1, &results[1]);
+    EXPECT_EQ(results[0].error, results[1].error);
+    EXPECT_EQ(results[0].uniform_error, results[1].uniform_error);
+    ASSERT_EQ(layers[0].key_bits, layers[1].key_bits);
+    if (!layers[0].key_bands) continue;
+    for (int i = 0; i < kHeads * kDim; i++)
+      EXPECT_EQ(layers[0].key_bands->order[i], layers[1].key_bands->order[i]) << i;
+  }
+  std::vector<float> own(kHeads * kDim), turned(own.size());
+  under.copy_centres(0, own.data(), nullptr);
+  plain.copy_centres(0, turned.data(), nullptr);
+  EXPECT_NE(std::count(turned.begin(), turned.end(), 0.0f), static_cast<std::ptrdiff_t>(turned.size()));
+  for (int head = 0; head < kHeads; head++)
+    for (int i = 0; i < kDim; i++)
+      EXPECT_EQ(turned[at(0, kHeads, head, i)], own[at(0, kHeads, head, from(head, i))] * factor(head, i));
 }
 
 }  // namespace
