@@ -35,6 +35,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 30  # seconds that one input may take, on a machine that others use too
+TIMED_OUT = 70  # libFuzzer's exit status
 GROWTH = 40  # inputs that --grow adds to a corpus at most
 
 
@@ -98,28 +99,52 @@ class Target:
         self.report(good, f"{ran} inputs of the corpus again", text)
         return good
 
+    def stands(self, name):
+        """Whether a finding is one. What was slow runs again, alone: seconds are the machine's, which may
+        have stopped the program for others."""
+        if not name.startswith(("timeout-", "slow-unit-")):
+            return True
+        path = os.path.join(self.findings, name)
+        status, text = self.run(path, seconds=SLOWEST)
+        took = re.search(r"^Executed .* in (\d+) ms", text, re.M)
+        if status != 0 or not took or int(took.group(1)) >= 1000 * SLOWEST // 3:
+            return True
+        os.remove(path)
+        return False
+
+    def search_once(self, options, work, seconds, seed):
+        """[(exit status, text)] of the processes, and what they found. A stop that was the machine's is not
+        theirs."""
+        before = self.found()
+        with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
+            runs = list(pool.map(lambda at: self.run(f"-max_total_time={seconds}", f"-seed={seed + at}", work,
+                                                     seconds=seconds), range(options.processes)))
+        new = [name for name in self.found() if name not in before]
+        found = [name for name in new if self.stands(name)]
+        stopped = any(name.startswith("timeout-") for name in new) and not found
+        return [(0 if status == TIMED_OUT and stopped else status, text) for status, text in runs], found
+
     def search(self, options, ledger):
-        before, seed, several = self.found(), options.seed, options.processes
+        seed = options.seed
         with tempfile.TemporaryDirectory() as folder:
             work = os.path.join(folder, "corpus")
             shutil.copytree(self.corpus, work, ignore=shutil.ignore_patterns("replay-*"))
-            start = time.time()
-            with concurrent.futures.ThreadPoolExecutor(several) as pool:
-                runs = list(pool.map(lambda at: self.run(f"-max_total_time={options.seconds}",
-                                                         f"-seed={seed + at}", work, seconds=options.seconds),
-                                     range(several)))
+            start, runs, found = time.time(), [], []
+            while not found and time.time() < start + options.seconds and all(run[0] == 0 for run in runs):
+                left = max(1, round(start + options.seconds - time.time()))
+                more, found = self.search_once(options, work, left, seed + len(runs))
+                runs += more
             took = time.time() - start
             counts = [re.search(r"number_of_executed_units: *(\d+)", text) for _, text in runs]
             executions = [int(count.group(1)) if count else 0 for count in counts]
             edges = [int(x) for _, text in runs for x in re.findall(r" cov: (\d+)", text)]
-            found = [name for name in self.found() if name not in before]
             line = {"commit": commit(), "target": self.name, "seed": seed, "seconds": round(took),
                     "executions": sum(executions), "edges": max(edges, default=0), "findings": found}
-            if several > 1:
-                line["processes"] = several
+            if options.processes > 1:
+                line["processes"] = options.processes
             with open(ledger, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            good = all(status == 0 for status, _ in runs) and min(executions) > 0 and not found
+            good = all(status == 0 for status, _ in runs) and sum(executions) > 0 and not found
             what = f"{line['executions']} executions in {took:.0f} s, seed {seed}, {line['edges']} edges"
             self.report(good, what, "\n".join(text for status, text in runs if status != 0))
             if options.grow and good:
