@@ -10,7 +10,8 @@
 # took and what it skipped and why. The last line is "N passed, N failed, N skipped" over single tests; the
 # exit status is 0 only if something ran and nothing failed. Builds lie in build/, with ccache if it is
 # installed; TQKV_JOBS limits parallel compilation, TQKV_NO_INSTALL=1 forbids installing Debian packages,
-# TQKV_PYTHON names an interpreter that has tests/requirements.txt.
+# TQKV_PYTHON names an interpreter that has tests/requirements.txt, TQKV_FUZZ_SECONDS is how long each fuzz
+# target searches (6).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh
@@ -32,7 +33,7 @@ for argument in "$@"; do
       exit 0
       ;;
     -h | --help)
-      sed -n '3,13s/^# \{0,1\}//p' tests/run.sh
+      sed -n '3,14s/^# \{0,1\}//p' tests/run.sh
       exit 0
       ;;
     ^*) refused+=" ${argument#^}" ;;

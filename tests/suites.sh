@@ -427,11 +427,11 @@ suite_tsan() {
     "run_gtest 'tsan capi_tests' $(sanitized_env) build/tsan/tests/capi_tests"
 }
 
-about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then 6 s of search in each target"; }
+about_fuzz() { echo "fuzz: libFuzzer, ASan and UBSan: corpora again, then a search in each target"; }
 suite_fuzz() {
   tq_has fuzzer:clang++ || { skip fuzz "clang++ -fsanitize=fuzzer does not link"; return; }
   need_build fuzz fuzz --target=fuzz_programs || return
-  local seconds=6 seed=
+  local seconds=${TQKV_FUZZ_SECONDS:-6} seed=
   [ -z "${TQKV_TEST_QUICK:-}" ] || seconds=0
   [ -z "${TQKV_TEST_LONG:-}" ] || seconds=60
   # The short form begins alike everywhere; the long one searches elsewhere each time.
