@@ -150,8 +150,14 @@ void check_arrays(tq_calibration* calibration, const tq_calibration_config& c, i
 }
 
 tq_status choose(tq_calibration* calibration, const tq_calibration_config& c, uint64_t value) {
-  tq_calibration_goal goal = {};
-  goal.struct_size = value >> 56 == 255 ? static_cast<uint32_t>(value % 40) : sizeof goal;
+  // And what a newer header's goal may have behind this one's.
+  struct {
+    tq_calibration_goal known;
+    uint32_t more[5];
+  } newer = {};
+  tq_calibration_goal& goal = newer.known;
+  goal.struct_size = value >> 56 == 255 ? static_cast<uint32_t>(value % (sizeof newer + 1)) : sizeof goal;
+  newer.more[value >> 48 & 3] = value >> 52 & 1;
   goal.key_bits = 2 + .5f * static_cast<float>(value % 5), goal.value_bits = 2 + value / 8 % 3;
   if (value & 64) goal.max_error = ldexpf(1, static_cast<int>(value >> 8 & 31) - 24);
   if (value & 128) goal.outlier = ldexpf(1, static_cast<int>(value >> 13 & 7) - 2);
