@@ -81,6 +81,7 @@ tq_calibration_config resolved(tq_calibration_config c) {
   check_family("key_family", &c.key_family, reasons);
   check_family("value_family", &c.value_family, reasons);
   check_count("held_out_tokens", c.held_out_tokens, 32, 4096, reasons);
+  check_count("turn_keys", c.turn_keys, 0, 1, reasons);
   raise(reasons);
   return c;
 }
@@ -89,12 +90,16 @@ Calibration::Calibration(const tq_calibration_config* config)
     : config_(resolved(read_struct(config, "config"))),
       fed_(static_cast<size_t>(config_.num_layers)),
       measured_(static_cast<size_t>(config_.num_layers)),
-      matrices_(static_cast<size_t>(config_.num_layers)) {
+      matrices_(static_cast<size_t>(config_.num_layers)),
+      found_(static_cast<size_t>(config_.num_layers)) {
   const size_t heads = static_cast<size_t>(config_.num_kv_heads),
                keys = heads * static_cast<size_t>(config_.head_dim);
   for (Fed& fed : fed_) {
     for (std::vector<double>* sums : {&fed.key, &fed.key_square, &fed.query_square}) sums->assign(keys, 0.0);
     fed.value.assign(heads * static_cast<size_t>(config_.value_dim), 0.0);
+    if (config_.turn_keys == 0) continue;
+    for (std::vector<double>* sums : {&fed.key_moment, &fed.query_moment})
+      sums->assign(keys * static_cast<size_t>(config_.head_dim), 0.0);
   }
 }
 
@@ -168,6 +173,7 @@ void Calibration::add_token(Fed& fed, const std::vector<float> (&rows)[3]) const
     fed.query_square[i / dim / group * dim + i % dim] += x * x;
   }
   for (size_t i = 0; i < rows[2].size(); i++) fed.value[i] += static_cast<double>(rows[2][i]);
+  add_moments(fed, rows[0], rows[1]);
   if (fed.key_lengths.size() < kMostLengths)
     fed.key_lengths.push_back(bounded(sqrt(length / c.num_kv_heads)));
 }
@@ -210,7 +216,7 @@ void Calibration::feed(int32_t index, int64_t count, const void* q, const void* 
       }
     }
   };
-  if (given_matrix(index))
+  if (!matrices_[static_cast<size_t>(index)].empty())
     for_each_token([&](int64_t token) {
       for (int i = 0; i < 2; i++)
         TQ_CHECK(all_finite(rows[i]), kBad, "%s: token %lld is not finite as the matrix of layer %d turns it",
@@ -236,32 +242,8 @@ void Calibration::set_key_matrix(int32_t index, const float* matrix) {
            ll(fed_[static_cast<size_t>(index)].tokens));
   matrices_[static_cast<size_t>(index)] =
       KeyMatrix::make(index, config_.num_kv_heads, config_.head_dim, matrix);
-}
-
-bool Calibration::copy_key_matrix(int32_t index, float* matrix) {
-  const Gate::Use use(gate_, true);
-  TQ_CHECK(index >= 0 && index < config_.num_layers, kBad, "layer = %d: must be 0 .. %d", index,
-           config_.num_layers - 1);
-  const std::vector<float>& given = matrices_[static_cast<size_t>(index)].given;
-  if (matrix) std::copy(given.begin(), given.end(), matrix);
-  return !given.empty();
-}
-
-std::vector<float> Calibration::given_key_centre(int32_t index) const {
-  std::vector<float> centre = measured_[static_cast<size_t>(index)].key_centre;
-  const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];
-  float turned[format::kMaxDim];
-  for (int32_t head = 0; head < matrix.heads; head++) {
-    float* const own = centre.data() + static_cast<size_t>(head) * static_cast<size_t>(matrix.dim);
-    apply_rows(matrix.head_inverse(head), matrix.dim, own, turned);
-    std::copy_n(turned, matrix.dim, own);
-  }
-  return centre;
-}
-
-const float* Calibration::given_matrix(int32_t index) const {
-  const KeyMatrix& matrix = matrices_[static_cast<size_t>(index)];
-  return matrix.empty() ? nullptr : matrix.given.data();
+  Fed& fed = fed_[static_cast<size_t>(index)];
+  fed.key_moment.clear(), fed.query_moment.clear();
 }
 
 void Calibration::measure() {
@@ -274,6 +256,7 @@ void Calibration::measure() {
   for (int32_t i = 0; i < config_.num_layers; i++) {
     Measured& to = measured_[static_cast<size_t>(i)];
     to = Measured{};
+    found_[static_cast<size_t>(i)] = KeyMatrix{};
     to.key_length = median(fed_[static_cast<size_t>(i)].key_lengths);
     measure_layer(i);
   }

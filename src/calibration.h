@@ -25,7 +25,8 @@ namespace tq {
 // What is measured of keys: these widths of all coordinates, and bands of every half bit between these rates.
 constexpr int32_t kUniformBits[] = {2, 3, 4}, kLeastHalfBits = 4, kMostHalfBits = 8;
 
-// The share of the error on held-out tokens down to which bands must bring it to be taken.
+// The share of the error on held-out tokens down to which bands must bring it to be taken; found matrices
+// too.
 constexpr double kLeastGain = .98;
 
 // A way to store one side of a layer.
@@ -84,6 +85,8 @@ class Calibration {
   struct Fed {
     int64_t tokens = 0, counted = 0, held_out_seen = 0;
     std::vector<double> key, key_square, query_square, value;
+    // With turn_keys, of layers without given matrices: second moments [num_kv_heads][head_dim][head_dim].
+    std::vector<double> key_moment, query_moment;
     std::vector<float> held_q, held_k, held_v;
     std::vector<float> key_lengths;  // some tokens', for the median
   };
@@ -105,17 +108,26 @@ class Calibration {
   int64_t piece_tokens() const;
   void load_rows(int32_t layer, const void* const* at, int64_t token, std::vector<float> (&rows)[3]) const;
   void add_token(Fed& fed, const std::vector<float> (&rows)[3]) const;
+  void add_moments(Fed& fed, const std::vector<float>& q, const std::vector<float>& k) const;
+  // A layer's matrices, given or found; empty: it has none.
+  const KeyMatrix& matrix_of(int32_t layer) const;
   // As the cache takes them: centres of keys as they come, and of a layer that has one its matrix.
+  static std::vector<float> before_turning(const KeyMatrix& matrix, std::vector<float> centre);
   std::vector<float> given_key_centre(int32_t layer) const;
   const float* given_matrix(int32_t layer) const;
 
   int32_t num_bands() const { return (config_.head_dim + 31) / 32; }
   void measure();
   void measure_layer(int32_t layer);
+  // Matrices that suit the moments, empty where there are none; what was fed as they turn it.
+  KeyMatrix find_matrix(int32_t layer) const;
+  Fed turned(const Fed& fed, const KeyMatrix& matrix) const;
+  // matrix: that turned what was fed, empty: none did.
+  void measure_fed(int32_t layer, const Fed& fed, const KeyMatrix& matrix, Measured* to) const;
   void measure_sums(const Fed& fed, Measured* to) const;
-  void judge_centres(int32_t layer, Measured* to) const;
-  void measure_keys(int32_t layer, Measured* to) const;
-  void measure_values(int32_t layer, Measured* to) const;
+  void judge_centres(int32_t layer, const Fed& fed, const KeyMatrix& matrix, Measured* to) const;
+  void measure_keys(int32_t layer, const Fed& fed, Measured* to) const;
+  void measure_values(int32_t layer, const Fed& fed, Measured* to) const;
   template <typename Back>
   double key_error(const Fed& fed, const Back& back) const;
   double logit_error(const Fed& fed, int32_t head, const std::vector<float>& differences) const;
@@ -127,8 +139,10 @@ class Calibration {
   Gate gate_{"calibration", false};
   std::vector<Fed> fed_;  // empty once loaded
   std::vector<Measured> measured_;
-  std::vector<KeyMatrix> matrices_;  // [num_layers]; empty ones: none
-  bool current_ = false;             // measured_ follows from fed_
+  // [num_layers]; empty ones: none. Given: what is fed is turned by them. Found: with turn_keys, together
+  // with measured_.
+  std::vector<KeyMatrix> matrices_, found_;
+  bool current_ = false;  // measured_ follows from fed_
   // What the last choose gave out: of each layer.
   struct GivenBands {
     std::vector<int32_t> bits;

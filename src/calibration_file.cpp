@@ -133,13 +133,14 @@ void Calibration::save(const tq_io& io) {
   const Gate::Use use(gate_, true);
   measure();
   Text text;
-  const bool matrices = std::any_of(matrices_.begin(), matrices_.end(),
-                                    [](const KeyMatrix& matrix) { return !matrix.empty(); });
+  bool matrices = false;
+  for (int32_t i = 0; i < config_.num_layers; i++) matrices |= !matrix_of(i).empty();
   for (size_t i = 0; i < measured_.size(); i++) {
     const Measured& layer = measured_[i];
     if (matrices) {
-      text.put(static_cast<uint32_t>(!matrices_[i].empty()));
-      text.put(matrices_[i].given.data(), matrices_[i].given.size());
+      const KeyMatrix& matrix = matrix_of(static_cast<int32_t>(i));
+      text.put(static_cast<uint32_t>(!matrix.empty()));
+      text.put(matrix.given.data(), matrix.given.size());
     }
     text.put(layer.key_length);
     text.put(layer.key_centre.data(), layer.key_centre.size());
@@ -193,6 +194,7 @@ Calibration::Calibration(const tq_io& io) : config_{}, current_(true) {
   for (int32_t i = 0; i < config_.num_layers; i++) {
     Measured layer;
     matrices_.push_back(version == kWithMatrices ? take_matrix(source, config_, i) : KeyMatrix{});
+    found_.emplace_back();
     layer.key_length = source.take<float>();
     require(isfinite(layer.key_length) && layer.key_length >= 0, "a key's length");
     layer.key_centre = source.take<float>(keys);

@@ -199,8 +199,7 @@ void Calibration::measure_sums(const Fed& fed, Measured* to) const {
 
 // Centres of the heads whose held-out tokens are none the better for them become zero: codes of kJudgedBits,
 // with and without. So do those of a layer where one is beyond floats on its way back through the matrices.
-void Calibration::judge_centres(int32_t index, Measured* to) const {
-  const Fed& fed = fed_[static_cast<size_t>(index)];
+void Calibration::judge_centres(int32_t index, const Fed& fed, const KeyMatrix& matrix, Measured* to) const {
   const size_t heads = static_cast<size_t>(config_.num_kv_heads);
   const auto judge = [&](Kind kind, int32_t dim, int32_t family, const std::vector<float>& rows,
                          std::vector<float>* centre) {
@@ -227,7 +226,7 @@ void Calibration::judge_centres(int32_t index, Measured* to) const {
   };
   judge(Kind::kKey, config_.head_dim, config_.key_family, fed.held_k, &to->key_centre);
   judge(Kind::kValue, config_.value_dim, config_.value_family, fed.held_v, &to->value_centre);
-  if (!all_finite(given_key_centre(index))) to->key_centre.assign(to->key_centre.size(), 0.0f);
+  if (!all_finite(before_turning(matrix, to->key_centre))) to->key_centre.assign(to->key_centre.size(), 0.0f);
 }
 
 // The mean over held-out queries of a head's group of the squared products with differences of held-out keys.
@@ -270,9 +269,8 @@ double Calibration::key_error(const Fed& fed, const Back& back) const {
   return saved_error(error / static_cast<double>(heads));
 }
 
-void Calibration::measure_keys(int32_t index, Measured* to) const {
+void Calibration::measure_keys(int32_t index, const Fed& fed, Measured* to) const {
   const tq_calibration_config& c = config_;
-  const Fed& fed = fed_[static_cast<size_t>(index)];
   const bool trellis = c.key_family == TQ_CODE_TRELLIS;
   const size_t dim = static_cast<size_t>(c.head_dim);
   const double count = static_cast<double>(fed.counted);
@@ -307,9 +305,8 @@ void Calibration::measure_keys(int32_t index, Measured* to) const {
   }
 }
 
-void Calibration::measure_values(int32_t index, Measured* to) const {
+void Calibration::measure_values(int32_t index, const Fed& fed, Measured* to) const {
   const tq_calibration_config& c = config_;
-  const Fed& fed = fed_[static_cast<size_t>(index)];
   const size_t dim = static_cast<size_t>(c.value_dim), heads = static_cast<size_t>(c.num_kv_heads);
   const size_t rows = fed.held_v.size() / (heads * dim);
   for (const int32_t width : kUniformBits) {
@@ -333,12 +330,30 @@ void Calibration::measure_values(int32_t index, Measured* to) const {
   }
 }
 
+void Calibration::measure_fed(int32_t index, const Fed& fed, const KeyMatrix& matrix, Measured* to) const {
+  measure_sums(fed, to);
+  judge_centres(index, fed, matrix, to);
+  measure_keys(index, fed, to);
+  measure_values(index, fed, to);
+}
+
+// A layer is turned where that makes the error of codes of kJudgedBits smaller, in bands or not, as bands are
+// taken: for all bits, as the file has one matrix.
 void Calibration::measure_layer(int32_t index) {
-  Measured& to = measured_[static_cast<size_t>(index)];
-  measure_sums(fed_[static_cast<size_t>(index)], &to);
-  judge_centres(index, &to);
-  measure_keys(index, &to);
-  measure_values(index, &to);
+  const size_t at = static_cast<size_t>(index);
+  Measured& plain = measured_[at];
+  measure_fed(index, fed_[at], matrices_[at], &plain);
+  if (fed_[at].key_moment.empty()) return;
+  KeyMatrix matrix = find_matrix(index);
+  if (matrix.empty()) return;
+  Measured other;
+  other.key_length = plain.key_length;
+  measure_fed(index, turned(fed_[at], matrix), matrix, &other);
+  const double before = of_rate(plain.keys, 2 * kJudgedBits).error,
+               now = of_rate(other.keys, 2 * kJudgedBits).error;
+  if (!(now < before && now <= kLeastGain * before)) return;
+  plain = std::move(other);
+  found_[at] = std::move(matrix);
 }
 
 }  // namespace tq

@@ -29,6 +29,9 @@ type CalibrationConfig struct {
 	KeyFamily     CodeFamily // of what is compared: CodeScalar (0 too) or CodeTrellis
 	ValueFamily   CodeFamily
 	HeldOutTokens int32 // kept of each layer, 32 to 4096; 0 = 128
+	// Layers also get key matrices of the calibration's own where these make the error of held-out logits
+	// smaller by 2 %: for caches on the CPU.
+	TurnKeys bool
 }
 
 // CalibrationGoal is what is wanted of [Calibration.Choose].
@@ -36,7 +39,8 @@ type CalibrationGoal struct {
 	KeyBits   float32 // of a key's coordinate, on average: 2, 2.5, 3, 3.5 or 4. Ignored with MaxError
 	ValueBits int32   // 2, 3 or 4; likewise
 	MaxError  float32 // 0, or the error, on average over layers, to be reached with the fewest bytes
-	Outlier   float32 // layers whose median key is longer than this many times the median layer's keep 16 bits; 0 = 4
+	// Layers whose median key is longer than this many times that of the median layer keep 16 bits; 0 = 4.
+	Outlier float32
 }
 
 // Choice is what [Calibration.Choose] found.
@@ -77,6 +81,9 @@ func (l *Library) NewCalibration(config *CalibrationConfig) (*Calibration, error
 		head_dim: C.int32_t(config.HeadDim), value_dim: C.int32_t(config.ValueDim),
 		io_dtype: C.int32_t(dtype), key_family: C.int32_t(config.KeyFamily),
 		value_family: C.int32_t(config.ValueFamily), held_out_tokens: C.int32_t(config.HeldOutTokens)}
+	if config.TurnKeys {
+		raw.turn_keys = 1
+	}
 	return l.calibration(func(s *calibrationState) error {
 		return s.text.result(C.tqkv_calibration_create(s.api, &raw, &s.calibration, s.text.c()))
 	})
@@ -124,7 +131,7 @@ func (l *Library) calibration(create func(s *calibrationState) error) (*Calibrat
 	}
 	s.config = CalibrationConfig{int32(c.num_layers), int32(c.num_q_heads), int32(c.num_kv_heads),
 		int32(c.head_dim), int32(c.value_dim), Dtype(c.io_dtype), CodeFamily(c.key_family),
-		CodeFamily(c.value_family), int32(c.held_out_tokens)}
+		CodeFamily(c.value_family), int32(c.held_out_tokens), c.turn_keys != 0}
 	made := &Calibration{s}
 	runtime.AddCleanup(made, func(s *calibrationState) { _ = s.close() }, s)
 	return made, nil
@@ -259,8 +266,8 @@ func (c *Calibration) Choose(goal CalibrationGoal) (choice Choice, err error) {
 	return
 }
 
-// SetCentres does [Cache.SetCentres] for all layers of a cache of the same shape, and [Cache.SetKeyMatrix] for
-// those that have one.
+// SetCentres does [Cache.SetCentres] for all layers of a cache of the same shape, and [Cache.SetKeyMatrix]
+// for those that have one.
 func (c *Calibration) SetCentres(cache *Cache) error {
 	return cache.locked(func(core *core) error {
 		return c.locked(func(s *calibrationState) C.tq_status {
@@ -284,7 +291,8 @@ func (c *Calibration) Centres(layer int) (key, value []float32, err error) {
 	return
 }
 
-// KeyMatrix is a layer's matrices as they were given, [NumKVHeads][HeadDim][HeadDim]; nil: it has none.
+// KeyMatrix is a layer's matrices, given or found, [NumKVHeads][HeadDim][HeadDim]; nil: it has none. With
+// TurnKeys as [Calibration.Choose].
 func (c *Calibration) KeyMatrix(layer int) (matrix []float32, err error) {
 	l, err := int32Of("layer", layer)
 	if err != nil {

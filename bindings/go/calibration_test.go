@@ -192,6 +192,12 @@ func TestCalibrationsThatCannotBe(t *testing.T) {
 	want(t, err, bad, "goal.key_bits = 2.25", "goal.value_bits = 9")
 	_, err = made.KeyMatrix(5)
 	want(t, err, bad, "layer = 5")
+	turning, err := open(t).NewCalibration(&tqkv.CalibrationConfig{NumLayers: 1, NumQHeads: qHeads,
+		NumKVHeads: kvHeads, HeadDim: dim, TurnKeys: true})
+	must(t, err)
+	defer turning.Close()
+	_, err = turning.KeyMatrix(0)
+	want(t, err, tqkv.ErrInvalidState, "layer 0 was fed 0 tokens")
 	_, _, err = made.Centres(-1)
 	want(t, err, bad, "layer = -1")
 	want(t, made.SetCentres(nil), bad, "cache: nil")

@@ -245,6 +245,7 @@ static void structs(void) {
   FIELD(tq_calibration_config, key_family);
   FIELD(tq_calibration_config, value_family);
   FIELD(tq_calibration_config, held_out_tokens);
+  FIELD(tq_calibration_config, turn_keys);
   STRUCT(tq_calibration_goal);
   FIELD(tq_calibration_goal, struct_size);
   FIELD(tq_calibration_goal, key_bits);

@@ -95,7 +95,8 @@ TEST_F(CalibrationTest, FieldsOfAConfiguration) {
       {"head_dim", &tq_calibration_config::head_dim, 8, 256, 4},
       {"value_dim", &tq_calibration_config::value_dim, 8, 256, 4},
       {"io_dtype", &tq_calibration_config::io_dtype, TQ_F32, TQ_BF16, 1},
-      {"held_out_tokens", &tq_calibration_config::held_out_tokens, 32, 4096, 1}};
+      {"held_out_tokens", &tq_calibration_config::held_out_tokens, 32, 4096, 1},
+      {"turn_keys", &tq_calibration_config::turn_keys, 0, 1, 1}};
   for (const Limit& limit : limits)
     for (const bool low : {true, false}) {
       tq_calibration_config config = base();
@@ -287,6 +288,24 @@ TEST_F(CalibrationTest, ZeroSides) {
   EXPECT_EQ(result.error, 0);
   EXPECT_EQ(result.uniform_error, 0);
   EXPECT_EQ(result.raw_layers, 0);
+}
+
+// Nothing is gained by turning them either; and what would be found is not known before there are tokens.
+TEST_F(CalibrationTest, TurnedKeysOfNothing) {
+  tq_calibration_config config = base();
+  config.turn_keys = 1;
+  tq_calibration* turning = nullptr;
+  ASSERT_EQ(tq_calibration_create(&config, &turning), TQ_OK) << tq_last_error();
+  std::swap(turning, calibration);
+  int32_t has = -1;
+  EXPECT_EQ(told(tq_calibration_key_matrix(calibration, 0, nullptr, &has), TQ_ERROR_INVALID_STATE),
+            "layer 0 was fed 0 tokens: it takes 256 or more");
+  const std::vector<float> zero(kTokens * kQueryHeads * kDim);
+  ASSERT_EQ(tq_calibration_feed(calibration, 0, kTokens, zero.data(), zero.data(), zero.data()), TQ_OK);
+  ASSERT_EQ(feed(1, kTokens), TQ_OK);
+  EXPECT_EQ(tq_calibration_key_matrix(calibration, 0, nullptr, &has), TQ_OK);
+  EXPECT_EQ(has, 0);
+  EXPECT_EQ(tq_calibration_destroy(turning), TQ_OK);
 }
 
 TEST_F(CalibrationTest, ALoadedOneTakesNoMore) {

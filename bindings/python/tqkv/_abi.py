@@ -246,7 +246,7 @@ class CalibrationConfig(Struct):
     _fields_ = [("struct_size", c_uint32), ("num_layers", c_int32), ("num_q_heads", c_int32),
                 ("num_kv_heads", c_int32), ("head_dim", c_int32), ("value_dim", c_int32),
                 ("io_dtype", c_int32), ("key_family", c_int32), ("value_family", c_int32),
-                ("held_out_tokens", c_int32)]
+                ("held_out_tokens", c_int32), ("turn_keys", c_int32)]
 
 
 class CalibrationGoal(Struct):

@@ -39,18 +39,20 @@ class Calibration(Opened):
 
     A fourth of what is fed is held out, and decides whether a layer gets bands: only where they make the
     error of its logits smaller by 2 %. Tokens are not kept, but for held_out_tokens (0 = 128) of each layer.
+    turn_keys: layers also get key matrices of the calibration's own (Cache.set_key_matrix), where these do as
+    much: for caches on the CPU.
     """
 
     def __init__(self, num_layers: int, num_q_heads: int, num_kv_heads: int, head_dim: int, *,
                  value_dim: int = 0, io_dtype: Union[str, int] = "float32", key_family: Union[str, int] = 0,
-                 value_family: Union[str, int] = 0, held_out_tokens: int = 0):
+                 value_family: Union[str, int] = 0, held_out_tokens: int = 0, turn_keys: bool = False):
         self._library = _ffi.load_library()
         numbers = {"num_layers": num_layers, "num_q_heads": num_q_heads, "num_kv_heads": num_kv_heads,
                    "head_dim": head_dim, "value_dim": value_dim, "held_out_tokens": held_out_tokens}
         c = _abi.CalibrationConfig(
             io_dtype=choice("io_dtype", io_dtype, DTYPES),
             key_family=choice("key_family", key_family, _FAMILIES),
-            value_family=choice("value_family", value_family, _FAMILIES),
+            value_family=choice("value_family", value_family, _FAMILIES), turn_keys=bool(turn_keys),
             **{name: integer(name, value, ctypes.c_int32) for name, value in numbers.items()})
         handle = _abi.CalibrationHandle()
         check(self._library, self._library.tq_calibration_create(c, handle))
@@ -128,7 +130,8 @@ class Calibration(Opened):
         return bytes(sides[0]), bytes(sides[1])
 
     def key_matrix(self, layer: int) -> Optional[bytes]:
-        """A layer's matrices as bytes of float32 [num_kv_heads][head_dim][head_dim]; None: it has none."""
+        """A layer's matrices, given or found, as bytes of float32 [num_kv_heads][head_dim][head_dim]; None:
+        it has none. With turn_keys as choose: InvalidState before 256 tokens."""
         matrix = (ctypes.c_float * (self.num_kv_heads * self.head_dim * self.head_dim))()
         layer, has = integer("layer", layer, ctypes.c_int32), ctypes.c_int32()
         with self._handles.exclusive() as handle:

@@ -186,6 +186,10 @@ fn calibrations_that_cannot_be() {
     let odd = CalibrationGoal { key_bits: 2.25, value_bits: 9, ..Default::default() };
     assert_eq!(told(calibration.choose(&odd), "goal.value_bits = 9"), bad);
     assert_eq!(told(calibration.key_matrix(5), "layer = 5"), bad);
+    let turning = CalibrationConfig { turn_keys: true, ..shape() };
+    let turning = Calibration::new(&library(), &turning).unwrap();
+    assert!(turning.config().turn_keys && !calibration.config().turn_keys);
+    assert_eq!(told(turning.key_matrix(0), "layer 0 was fed 0 tokens"), Status::InvalidState);
 
     struct Full;
     impl Write for Full {
