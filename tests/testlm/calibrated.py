@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library's caches on the test model with what a calibration found for them: centres, key bands, both;
-and both of keys that a matrix turns to where the queries of the calibration are uncorrelated ("turned").
+and both of keys that matrices turn which the calibration found ("turned").
 
 Calibrated (tq_calibration) on text of another kind than the judged one: needle and recall sequences of the
 model's own tasks, and sources and documentation of this clone, 10,240 bytes in all. One calibration a code
@@ -56,9 +56,7 @@ def moments(model, texts):
 
 def calibrate(tqkv, model, texts, family, turned=False):
     found = tqkv.Calibration(model.layers, model.q_heads, model.kv_heads, model.head_dim, key_family=family,
-                             value_family=family)
-    for layer, basis in enumerate(np.linalg.eigh(moments(model, texts)[0])[1] if turned else ()):
-        found.set_key_matrix(layer, np.ascontiguousarray(basis.transpose(0, 2, 1), np.float32))
+                             value_family=family, turn_keys=turned)
     listen(model, texts, lambda layer, *sides: found.feed(
         layer, *(np.ascontiguousarray(side, np.float32) for side in sides)))
     return found

@@ -6,8 +6,8 @@
     python3 evidence.py --quick                                         two short texts, seconds
 
 Grid: 2, 3 and 4 bits, and half ones in bands; scalar and trellis codes; plain, centred, banded keys, both,
-and both of turned keys; window 0 and 128, sinks 0 and 4. Rivals: KVarN, Block-GTQ, OSCAR, bit-shift trellis
-(rivals.py), at the same windows and sinks.
+and both of turned keys; window 0 and 128, sinks 0 and 4 (recall: neither, and both). Rivals: KVarN,
+Block-GTQ, OSCAR, bit-shift trellis (rivals.py), at the same windows and sinks.
 
 Judged: next-byte KL to the exact model and top-1 agreement over the last 384 of 640 bytes of 24 held-out
 texts; KL and the share recalled of the asked bytes of 6 recall sequences cut to 1,281 bytes. Sequence i has
@@ -18,7 +18,8 @@ Bytes are those of a token and kv head, keys and values, scales included. "with 
 for rivals.
 
 A run is one sequence through one configuration; FILE of --out keeps finished ones, a line of JSON each, so
-that a stopped command goes on. --seconds: start no run after so long.
+that a stopped command goes on. --seconds: start no run after so long. --more: what the file of --json holds
+is kept, and not run again.
 """
 import argparse
 import concurrent.futures
@@ -51,8 +52,15 @@ STORE = Path(__file__).resolve().parent / "evidence.json"
 def grid(bits, exact, names, kinds=(*KINDS, TURNED)):
     """Configurations: (name, kind, bits, window, sinks); a rival's kind and bits are empty."""
     own = [(family, kind, rate, *pair) for pair in exact for rate in bits for family in FAMILIES
-           for kind in kinds if rate == int(rate) or kind in ("banded", "both")]
+           for kind in kinds if rate == int(rate) or kind in ("banded", "both", TURNED)]
     return own + [(name, "", 0, *pair) for pair in exact for name in names]
+
+
+def keys_of(sequences, configurations):
+    """The runs of these: all texts; recall with no exact tokens and with the most."""
+    pairs = sorted(c[3:] for c in configurations)
+    return [(*sequence, c) for sequence in sequences for c in configurations
+            if sequence[0] == "text" or c[3:] in (pairs[0], pairs[-1])]
 
 
 class Worker:
@@ -152,6 +160,15 @@ class Runs:
                 task, i, configuration, figures = json.loads(line)
                 self.rows[task, i, tuple(configuration)] = figures
 
+    def take(self, rows):
+        """The runs of rows that gather made."""
+        for row in rows:
+            configuration = tuple(row[field] for field in ("name", "kind", "bits", "window", "sinks"))
+            for i, figures in enumerate(zip(row["kl"], row["top1"])):
+                self.rows["text", i, configuration] = [*figures, None]
+            for i, (kl, right) in enumerate(zip(row.get("recall_kl", ()), row.get("recall", ()))):
+                self.rows["recall", i, configuration] = [kl, None, right]
+
     def keep(self, found):
         self.rows.update(found)
         if self.path:
@@ -172,8 +189,8 @@ def run(arguments, configurations, sequences, runs, work):
     print(f"calibrated: {time.time() - started:.0f} s", file=sys.stderr, flush=True)
     begun = (arguments.folder, arguments.library, work, arguments.quick, wanted)
     pieces = []
-    for task, i in sequences:
-        missing = [(task, i, c) for c in configurations if (task, i, c) not in runs.rows]
+    for sequence in sequences:
+        missing = [key for key in keys_of([sequence], configurations) if key not in runs.rows]
         pieces += [missing[at:at + PIECE] for at in range(0, len(missing), PIECE)]
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, context, begin, begun) as pool:
         waiting, done, todo = set(), 0, iter(pieces)
@@ -211,6 +228,13 @@ def gather(configurations, sizes, sequences, runs):
     return rows
 
 
+def joined(before, now):
+    """Rows of both, each configuration's once."""
+    place = lambda row: (row["window"], row["sinks"], row["name"], row["kind"], row["bits"])  # noqa: E731
+    new = set(map(place, now))
+    return [row for row in before if place(row) not in new] + now
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,11 +247,13 @@ def parse():
     parser.add_argument("--kinds", default=",".join((*KINDS, TURNED)), help="of the library's caches")
     parser.add_argument("--exact", action="append", help="window,sinks; again for more; all four")
     parser.add_argument("--no-rivals", action="store_true", help="which need torch")
+    parser.add_argument("--rivals", default="", help="of the rivals those whose names begin so: KVarN,OSCAR")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after so long")
     parser.add_argument("--calibrations", type=Path, help="folder that keeps them, and where they are taken "
                         "from if they are there")
     parser.add_argument("--out", type=Path, help="file of finished runs")
     parser.add_argument("--json", type=Path, help="write what was found")
+    parser.add_argument("--more", action="store_true", help="and keep what the file of --json holds")
     parser.add_argument("--table", action="store_true", help="run nothing: report on --json, or on the "
                         "figures that are kept beside this program")
     parser.add_argument("--short", action="store_true", help="a table of the main rows alone")
@@ -236,6 +262,8 @@ def parse():
     parser.add_argument("--quick", action="store_true", help="two short texts, 3 bits, no exact tokens, no "
                         "rivals but KVarN where torch is")
     arguments = parser.parse_args()
+    if arguments.more and not (arguments.json and arguments.json.exists()):
+        parser.error("--more: needs a --json FILE that is there")
     if not arguments.table and not arguments.library:
         parser.error("no libtqkv.so found in build*/; name one with --library or TQKV_LIBRARY")
     return arguments
@@ -250,20 +278,24 @@ def main():
         exact = [tuple(int(n) for n in pair.split(",")) for pair in arguments.exact or []] or EXACT
         names = ()
         if not arguments.no_rivals and not arguments.quick:
-            from rivals import NAMES as names
+            from rivals import NAMES
+            names = [name for name in NAMES if name.startswith(tuple(arguments.rivals.split(",")))]
         texts, recalls = (2, 0) if arguments.quick else (arguments.texts, arguments.recalls)
         configurations = (grid(bits, exact[:1], names, KINDS) if arguments.quick
                           else grid(bits, exact, names, arguments.kinds.split(",")))
         sequences = [("text", i) for i in range(texts)] + [("recall", i) for i in range(recalls)]
-        runs = Runs(arguments.out)
+        runs, before = Runs(arguments.out), {"rows": []}
+        if arguments.more:
+            before = json.loads(arguments.json.read_text())
+            runs.take(before["rows"])
         with tempfile.TemporaryDirectory() as folder:
             sizes = run(arguments, configurations, sequences, runs, arguments.calibrations or Path(folder))
-        missing = sum((*s, c) not in runs.rows for s in sequences for c in configurations)
+        missing = sum(key not in runs.rows for key in keys_of(sequences, configurations))
         print(f"{missing} runs are missing", file=sys.stderr)
         found = {"command": f"python3 tests/testlm/evidence.py --texts {texts} --recalls {recalls} --bits "
                  + ",".join(f"{b:g}" for b in bits),
                  "build": build_info(arguments.library),
-                 "rows": gather(configurations, sizes, sequences, runs)}
+                 "rows": joined(before["rows"], gather(configurations, sizes, sequences, runs))}
         if arguments.json:
             report.save(found, arguments.json)
     (report.short_table if arguments.short else report.table)(found)

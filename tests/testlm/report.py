@@ -74,17 +74,18 @@ def short_table(found):
 def table(found):
     exact = sorted({(row["window"], row["sinks"]) for row in found["rows"]})
     last = exact[-1]
+    beside = f"{last[0]}, {last[1]}"
     print(f"| | bytes | with exact | {' | '.join(f'KL {w}, {s}' for w, s in exact)} | top-1 % | "
-          f"top-1 {last[0]}, {last[1]} | recall % | recall KL |")
-    print("|" + "---|" * (len(exact) + 7))
+          f"top-1 {beside} | recall % | recall {beside} | recall KL | recall KL {beside} |")
+    print("|" + "---|" * (len(exact) + 9))
     for name, size, rows in by_configuration(found):
         first, full = rows.get(exact[0]), rows.get(last)
         cells = [name, f"{size:.1f}", f"{all_bytes(full):.1f}" if full else "-"]
         cells += [with_error(rows[pair]["kl"]) if pair in rows else "-" for pair in exact]
         cells += [f"{100 * mean(row['top1']):.1f}" if row else "-" for row in (first, full)]
-        known = first and "recall" in first
-        cells += ["-", "-"] if not known else [f"{100 * mean(first['recall']):.1f}",
-                                               with_error(first["recall_kl"])]
+        known = [row if row and "recall" in row else None for row in (first, full)]
+        cells += [f"{100 * mean(row['recall']):.1f}" if row else "-" for row in known]
+        cells += [with_error(row["recall_kl"]) if row else "-" for row in known]
         print("| " + " | ".join(cells) + " |")
     goals(found, exact)
 

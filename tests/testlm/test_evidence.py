@@ -29,18 +29,25 @@ def rows():
     return {(row["name"], row["kind"], row["bits"], row["window"], row["sinks"]): row for row in found}
 
 
+def expect_whole(rows, *configuration, pairs=((0, 0), (0, 4), (128, 0), (128, 4))):
+    for pair in pairs:
+        row = rows[(*configuration, *pair)]
+        assert len(row["kl"]) == len(row["top1"]) == 24, (configuration, pair)
+        assert pair not in ((0, 0), (128, 4)) or len(row["recall"]) == len(row["recall_kl"]) == 6
+
+
 def test_every_family_kind_rate_and_choice_of_exact_tokens_is_there(rows):
     for family in ("scalar", "trellis"):
         for kind in ("plain", "centred", "banded", "both"):
             for bits in (2, 3, 4):
-                for pair in ((0, 0), (0, 4), (128, 0), (128, 4)):
-                    row = rows[(family, kind, bits, *pair)]
-                    assert len(row["kl"]) == len(row["top1"]) == 24
-                    assert pair not in ((0, 0), (128, 4)) or len(row["recall"]) == 6
+                expect_whole(rows, family, kind, bits)
+        for kind, rates in (("banded", (2.5, 3.5)), ("both", (2.5, 3.5)), ("turned", (2, 3, 4))):
+            for bits in rates:
+                expect_whole(rows, family, kind, bits, pairs=((0, 0), (128, 4)))
     names = {name for name, kind, *_ in rows if not kind}
     assert {name.split()[0] for name in names} == {"KVarN", "Block-GTQ", "OSCAR", "buun"}
-    for name in names:  # with exact tokens and without
-        assert (name, "", 0, 0, 0) in rows and (name, "", 0, 128, 4) in rows
+    for name in names:
+        expect_whole(rows, name, "", 0)
 
 
 @pytest.mark.parametrize("bits, rival, most", ((2, "KVarN k2v2", 2.4), (3, "KVarN k3v3", 3.4)))
