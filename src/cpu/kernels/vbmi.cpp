@@ -18,8 +18,9 @@
 #include <string.h>
 
 #include "cpu/kernels/vbmi_expand.h"
+#include "hwy/detect_targets.h"
 
-#if HWY_ARCH_X86
+#if HWY_TARGETS & HWY_AVX3  // as in select.cpp
 HWY_PUSH_ATTRIBUTES(TQ_VBMI_TARGET)
 namespace tq {
 namespace cpu {
@@ -341,4 +342,4 @@ Kernels with_vbmi(const Kernels& base) {
 
 }  // namespace cpu
 }  // namespace tq
-#endif  // HWY_ARCH_X86
+#endif  // HWY_TARGETS & HWY_AVX3
