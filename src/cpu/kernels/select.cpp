@@ -74,7 +74,8 @@ int supported_kernels(const Kernels** tables) {
                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  const bool avx3_dl = avx3 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  [[maybe_unused]] const bool avx3_dl =
+      avx3 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #endif
 #if HWY_TARGETS & HWY_SSSE3
   if (ssse3) tables[count++] = &N_SSSE3::kKernels;
