@@ -390,6 +390,7 @@ void test_misuse_read_and_merge(void) {
   REFUSES(BAD, "sequence = 0", tq_cache_read(cache, 0, 0, 0, 1, k, v, NULL, NULL));
   REFUSES(BAD, "first = -1", tq_cache_read(cache, 0, s, -1, 1, k, v, NULL, NULL));
   REFUSES(BAD, "first = 11: the sequence has 10 tokens", tq_cache_read(cache, 0, s, 11, 0, k, v, NULL, NULL));
+  EXPECT(TQ_OK, tq_cache_read(cache, 0, s, 10, 0, k, v, NULL, NULL));
   REFUSES(BAD, "count = -1", tq_cache_read(cache, 0, s, 0, -1, k, v, NULL, NULL));
   REFUSES(BAD, "count = 8: the sequence has 7 tokens from first = 3 on",
           tq_cache_read(cache, 0, s, 3, 8, k, v, NULL, NULL));

@@ -122,7 +122,7 @@ void test_select(void) {
   const int64_t twice[] = {3, 3}, falls[] = {5, 4}, far[] = {3, 90}, low[] = {-1, 3};
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "positions[1] = 3: must be above positions[0] = 3",
           tq_sequence_select(cache, b, twice, 2, NULL));
-  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "positions[1] = 4: must be above",
+  REFUSES(TQ_ERROR_INVALID_ARGUMENT, "positions[1] = 4: must be above positions[0] = 5",
           tq_sequence_select(cache, b, falls, 2, NULL));
   REFUSES(TQ_ERROR_INVALID_ARGUMENT, "positions[1] = 90: the sequence has 90",
           tq_sequence_select(cache, b, far, 2, NULL));
