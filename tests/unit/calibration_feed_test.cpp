@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokens fed to a calibration through a reader of a device's memory: the pieces that it is asked for, that
 // what is measured is what the same tokens on the host give, and that a feed which fails has fed nothing.
-// Tokens fed under matrices of several kv heads.
+// Tokens fed under matrices of several kv heads, and by the C call on the CPU.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -82,6 +82,33 @@ class Fed : public ::testing::Test {
     return file.bytes;
   }
 };
+
+// By the C call: memory of the CPU is the host's.
+TEST_F(Fed, ByTheCallOfTheCpu) {
+  constexpr int64_t kLeast = 256;
+  const tq_calibration_config small = config_of(1, 1, 8, 8, TQ_F32);
+  tq_calibration* calibration = nullptr;
+  ASSERT_EQ(tq_calibration_create(&small, &calibration), TQ_OK);
+  const auto call = [&](tq_device_type type, int32_t device, void* stream) {
+    return tq_calibration_feed_from(calibration, 0, kLeast, x[0].data(), x[1].data(), x[2].data(), type,
+                                    device, stream);
+  };
+  const auto refused = [&](tq_status status, const char* words) {
+    EXPECT_EQ(status, TQ_ERROR_INVALID_ARGUMENT) << words;
+    EXPECT_NE(std::string(tq_last_error()).find(words), std::string::npos)
+        << words << ": " << tq_last_error();
+  };
+  int there = 0;
+  refused(call(0, 0, nullptr), "device_type = 0: must be 1 (CPU) or 2 (CUDA)");
+  refused(call(3, 0, nullptr), "device_type = 3: must be 1 (CPU) or 2 (CUDA)");
+  refused(call(TQ_DEVICE_CPU, 1, nullptr), "device_id = 1: must be 0 for the CPU");
+  refused(call(TQ_DEVICE_CPU, 0, &there), "must be NULL on the CPU");
+  EXPECT_EQ(call(TQ_DEVICE_CPU, 0, nullptr), TQ_OK) << tq_last_error();
+  Calibration direct(&small);
+  direct.feed(0, kLeast, x[0].data(), x[1].data(), x[2].data());
+  EXPECT_TRUE(saved(*reinterpret_cast<Calibration*>(calibration)) == saved(direct));
+  EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
+}
 
 TEST_F(Fed, PiecesCoverTheTokensTwice) {
   Calibration read(&config), direct(&config);
