@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels/kernels.h"
@@ -81,8 +82,9 @@ class Store {
     const KeyMatrix& matrix = key_matrices_[static_cast<size_t>(layer)];
     return matrix.empty() ? nullptr : &matrix;
   }
-  void set_key_matrix(int layer, const KeyMatrix& matrix) {
-    key_matrices_[static_cast<size_t>(layer)] = matrix;
+  // By value: a copy that fails changes nothing.
+  void set_key_matrix(int layer, KeyMatrix matrix) {
+    key_matrices_[static_cast<size_t>(layer)] = std::move(matrix);
   }
   PageMemory& pages() { return pages_; }
   uint8_t* raw_copies() { return raw_.get(); }
