@@ -139,25 +139,26 @@ run_counted() {
 # together call... : calls of the functions above, one a word, that share nothing: as many at once as there
 # are processors, for programs of one thread. What they print comes in the order of the calls.
 together() {
-  local call i=0 p f s
+  # By the shell's own number: a suite that runs beside others deals out its own programs too.
+  local call i=0 p f s files=$out/together.$BASHPID
   for call in "$@"; do
     while [ "$(jobs -rp | wc -l)" -ge "${TQKV_JOBS:-$(nproc)}" ]; do wait -n; done
-    rm -f "$out/together.$i.counts"
     (
       passed=0 failed=0 skipped=0
       trap - EXIT
       eval "$call"
-      echo "$passed $failed $skipped" >"$out/together.$i.counts"
-    ) >"$out/together.$i.txt" 2>&1 </dev/null &
+      echo "$passed $failed $skipped" >"$files.$i.counts"
+    ) >"$files.$i.txt" 2>&1 </dev/null &
     i=$((i + 1))
   done
   wait
   for ((i = 0; i < $#; i++)); do
-    cat "$out/together.$i.txt"
+    cat "$files.$i.txt"
     p=0 f=1 s=0
-    read -r p f s <"$out/together.$i.counts" || echo "   FAILED: it did not come to its end"
+    read -r p f s <"$files.$i.counts" || echo "   FAILED: it did not come to its end"
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
   done
+  rm -f "$files".*
 }
 
 # run_shards name binary argument... : a GoogleTest binary, its tests dealt out to as many processes.

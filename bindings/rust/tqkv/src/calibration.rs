@@ -286,9 +286,9 @@ impl Calibration {
         let room = |dim: i32| vec![0f32; c.num_kv_heads as usize * dim as usize];
         let (mut key, mut value) = (room(c.head_dim), room(c.value_dim));
         let centres = self.library.api().tq_calibration_centres;
+        let (k, v) = (key.as_mut_ptr(), value.as_mut_ptr());
         // SAFETY: the vectors have the lengths that the call writes.
-        self.library
-            .status(unsafe { centres(self.raw.as_ptr(), layer, key.as_mut_ptr(), value.as_mut_ptr()) })?;
+        self.library.status(unsafe { centres(self.raw.as_ptr(), layer, k, v) })?;
         Ok((key, value))
     }
 

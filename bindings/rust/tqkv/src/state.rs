@@ -279,7 +279,7 @@ impl Cache {
     }
 
     /// Writes the sequence, all layers and tokens, with checksums. A failure of `writer` is the error's text,
-    /// with [`Status::Io`].
+    /// with [`crate::Status::Io`].
     pub fn save_sequence(&self, sequence: Sequence, writer: &mut dyn Write) -> Result<()> {
         self.save_sequence_with(sequence, writer, None)
     }
@@ -306,7 +306,7 @@ impl Cache {
     }
 
     /// [`Cache::load_sequence`] of what was saved with this MAC alone; anything else is
-    /// [`Status::CorruptData`].
+    /// [`crate::Status::CorruptData`].
     pub fn load_sequence_with(&self, reader: &mut dyn Read, mac: Option<&mut dyn Mac>) -> Result<Sequence> {
         let mut id = 0;
         state_io::read_through(reader, mac, |io| {
