@@ -19,10 +19,10 @@ the others: whether new tests do it. On a machine without time: --most 5, then -
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. --ledger adds a line of these
-counts with the commit ("+": changed since) and the options to a file; ledger.jsonl here has those of long
-runs. Needs libclang (requirements.txt here) when sources have changed. On a machine with more processors and
-no libclang: --build here, and bring build/mutation/held there; where there is no compiler either,
-build/mutation/made with its programs too, and run it there with --built.
+counts with the commit ("+": changed since) and the options to a file. Needs libclang (requirements.txt here)
+when sources have changed. On a machine with more processors and no libclang: --build here, and bring
+build/mutation/held there; where there is no compiler either, build/mutation/made with its programs too, and
+run it there with --built.
 """
 import argparse
 import collections
@@ -160,11 +160,12 @@ class Campaign:
             for each in told:
                 self.made.learn(each["file"], each["by"])
         random.Random(self.options.seed).shuffle(able)
-        able = able[:self.options.sample or len(able)]
+        whole = len(able)
+        able = able[:self.options.sample or whole]
         taken = [dict(earlier[self.names[number]]) for number in able if self.names[number] in earlier]
         for each in taken:
             each["fate"] = self.fate_of(each["mutant"], each["fate"])
-        return [number for number in able if self.names[number] not in earlier], taken, len(able)
+        return [number for number in able if self.names[number] not in earlier], taken, whole
 
     def fate_of(self, name, fate):
         known = {name, re.sub(r" #\d+$", "", name)} & self.known
