@@ -66,9 +66,10 @@ class Run {
     described_ = status == TQ_OK ? state_ : described_;
   }
   size_t room(const Edit& edit) const {
-    const int64_t said = edit.how & 32 ? state_.bytes : described_.bytes;
+    // state_.bytes is whatever the input wrote there, so it is bounded before anything is taken from it.
+    const int64_t said = std::clamp<int64_t>(edit.how & 32 ? state_.bytes : described_.bytes, 0, kMostBytes);
     const int64_t less = edit.how & 16 ? static_cast<int64_t>(edit.value % 128) : 0;
-    return static_cast<size_t>(std::min<int64_t>(std::max<int64_t>(said - less, 0), kMostBytes));
+    return static_cast<size_t>(std::max<int64_t>(said - less, 0));
   }
   void export_part(const Edit& edit) {
     memory_.assign(room(edit), 0xEE);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the fuzz targets (built by the preset fuzz): replays each corpus, then fuzzes from it for a while.
 
-  tests/fuzz/run.py [target...] [--seconds N] [--seed N] [--ledger FILE] [--grow] [--jobs N]
+  tests/fuzz/run.py [target...] [--seconds N [--counted]] [--seed N] [--ledger FILE] [--grow] [--jobs N]
                     [--processes N] [--build FOLDER]
 
 Prints "ok - " or "not ok - " for each replay and each search with its executions, which is also a JSON line
@@ -12,10 +12,12 @@ ledger.jsonl beside this file is that of long runs:
 
   tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
 
---processes: so many search in each target, with seeds from --seed on, and find each other's inputs; the
-ledger's line is of all of them. --grow adds to corpus/TARGET what reaches code that it does not (a small set,
-by libFuzzer's merge). An input that ends a target is kept in BUILD/findings with the command that shows it.
-No corpus, or no execution, is a failure. Inputs called replay-* are slow ones and are not searched from.
+--counted: not so many seconds but as many executions as took them once (A_SECOND), so that with a seed the
+search is the same on a slow machine and on a fast one. --processes: so many search in each target, with
+seeds from --seed on, and find each other's inputs; the ledger's line is of all of them. --grow adds to
+corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input that ends a
+target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a failure.
+Inputs called replay-* are slow ones and are not searched from.
 Standard library only.
 """
 import argparse
@@ -35,6 +37,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 30  # seconds that one input may take, on a machine that others use too
+A_SECOND = {"calibration": 60, "calls": 120, "config": 1400, "import": 400, "load": 200, "safetensors": 4500}
+COUNTED = 10  # times the seconds are the most that a counted search may take
 TIMED_OUT = 70  # libFuzzer's exit status
 GROWTH = 40  # inputs that --grow adds to a corpus at most
 
@@ -118,9 +122,12 @@ class Target:
         """[(exit status, text)] of the processes, and what they found. A stop that was the machine's is not
         theirs."""
         before = self.found()
+        bound = [f"-max_total_time={seconds}"]
+        if options.counted:
+            bound.append(f"-runs={options.seconds * A_SECOND[self.name]}")
         with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
-            runs = list(pool.map(lambda at: self.run(f"-max_total_time={seconds}", f"-seed={seed + at}", work,
-                                                     seconds=seconds), range(options.processes)))
+            runs = list(pool.map(lambda at: self.run(*bound, f"-seed={seed + at}", work, seconds=seconds),
+                                 range(options.processes)))
         new = [name for name in self.found() if name not in before]
         found = [name for name in new if self.stands(name)]
         stopped = any(name.startswith("timeout-") for name in new) and not found
@@ -132,10 +139,13 @@ class Target:
             work = os.path.join(folder, "corpus")
             shutil.copytree(self.corpus, work, ignore=shutil.ignore_patterns("replay-*"))
             start, runs, found = time.time(), [], []
-            while not found and time.time() < start + options.seconds and all(run[0] == 0 for run in runs):
-                left = max(1, round(start + options.seconds - time.time()))
+            end = start + options.seconds * (COUNTED if options.counted else 1)
+            while not found and time.time() < end and all(run[0] == 0 for run in runs):
+                left = max(1, round(end - time.time()))
                 more, found = self.search_once(options, work, left, seed + len(runs))
                 runs += more
+                if options.counted:
+                    break
             took = time.time() - start
             counts = [re.search(r"number_of_executed_units: *(\d+)", text) for _, text in runs]
             executions = [int(count.group(1)) if count else 0 for count in counts]
@@ -173,6 +183,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("target", nargs="*", choices=[[], *targets()], help="default: all")
     parser.add_argument("--seconds", type=int, default=60, help="of searching in each target; default 60")
+    parser.add_argument("--counted", action="store_true", help="executions for seconds, alike everywhere")
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("TQKV_JOBS", os.cpu_count() or 1)),
                         help="targets at once; default: as many as processors")
