@@ -13,8 +13,8 @@ ledger.jsonl beside this file is that of long runs:
   tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
 
 --counted: not so many seconds but as many executions as took them once (A_SECOND), so that with a seed the
-search is the same on a slow machine and on a fast one. --processes: so many search in each target, with
-seeds from --seed on, and find each other's inputs; the ledger's line is of all of them. --grow adds to
+search is the same on a slow machine and on a fast one (SAME). --processes: so many search in each target,
+with seeds from --seed on, and find each other's inputs; the ledger's line is of all of them. --grow adds to
 corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input that ends a
 target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a failure.
 Inputs called replay-* are slow ones and are not searched from.
@@ -39,8 +39,20 @@ MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 30  # seconds that one input may take, on a machine that others use too
 A_SECOND = {"calibration": 60, "calls": 120, "config": 1400, "import": 400, "load": 200, "safetensors": 4500}
 COUNTED = 10  # times the seconds are the most that a counted search may take
+# What else a counted search leaves to nothing but its seed. The clock says when libFuzzer reads its folder
+# again; addresses are among the numbers that the target compares, and libFuzzer puts those into inputs.
+SAME = ["-reload=0", "-use_cmp=0"]
+FIXED_ADDRESSES = ["setarch", "-R"]  # UBSan's cache of vtables has a branch that hangs on where they lie
 TIMED_OUT = 70  # libFuzzer's exit status
 GROWTH = 40  # inputs that --grow adds to a corpus at most
+
+
+def fixed_addresses():
+    """The command in front of a counted search; nothing where the machine does not allow it."""
+    if not shutil.which(FIXED_ADDRESSES[0]):
+        return []
+    allowed = subprocess.run([*FIXED_ADDRESSES, "true"], stderr=subprocess.DEVNULL).returncode == 0
+    return FIXED_ADDRESSES if allowed else []
 
 
 def targets():
@@ -62,11 +74,11 @@ class Target:
         self.findings = os.path.join(build, "findings", name)
         os.makedirs(self.findings, exist_ok=True)
 
-    def run(self, *arguments, seconds):
+    def run(self, *arguments, seconds, before=()):
         """(exit status, text) of the program."""
-        command = [self.program, f"-timeout={SLOWEST}", f"-max_len={MOST_BYTES.get(self.name, 4096)}",
-                   "-rss_limit_mb=2048", f"-artifact_prefix={self.findings}/", "-print_final_stats=1",
-                   *arguments]
+        command = [*before, self.program, f"-timeout={SLOWEST}",
+                   f"-max_len={MOST_BYTES.get(self.name, 4096)}", "-rss_limit_mb=2048",
+                   f"-artifact_prefix={self.findings}/", "-print_final_stats=1", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               errors="replace", timeout=seconds + 600)
         return done.returncode, done.stdout
@@ -118,16 +130,28 @@ class Target:
         os.remove(path)
         return False
 
+    def in_order(self, work):
+        """Moves the inputs to begin with beside the folder of the search, and names them by their names: a
+        folder's order is the file system's."""
+        inputs = os.path.join(os.path.dirname(work), "inputs")
+        os.rename(work, inputs)
+        os.mkdir(work)
+        with open(inputs + ".txt", "w", encoding="utf-8") as file:
+            file.write(",".join(os.path.join(inputs, name) for name in sorted(os.listdir(inputs))))
+        return [f"-seed_inputs=@{inputs}.txt"]
+
     def search_once(self, options, work, seconds, seed):
         """[(exit status, text)] of the processes, and what they found. A stop that was the machine's is not
         theirs."""
         before = self.found()
-        bound = [f"-max_total_time={seconds}"]
+        bound, prefix = [f"-max_total_time={seconds}"], []
         if options.counted:
-            bound.append(f"-runs={options.seconds * A_SECOND[self.name]}")
+            bound += [f"-runs={options.seconds * A_SECOND[self.name]}", *SAME, *self.in_order(work)]
+            prefix = fixed_addresses()
         with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
-            runs = list(pool.map(lambda at: self.run(*bound, f"-seed={seed + at}", work, seconds=seconds),
-                                 range(options.processes)))
+            runs = list(pool.map(
+                lambda at: self.run(*bound, f"-seed={seed + at}", work, seconds=seconds, before=prefix),
+                range(options.processes)))
         new = [name for name in self.found() if name not in before]
         found = [name for name in new if self.stands(name)]
         stopped = any(name.startswith("timeout-") for name in new) and not found
