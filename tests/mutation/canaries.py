@@ -73,6 +73,8 @@ SUITES = {
     "models": ("src/cli/models.cpp", "window - 1 + kPlanTokens", "window + kPlanTokens"),
     "hf": ("bindings/python/tqkv/transformers/_cache.py", "return window - 1 + query_length",
            "return window + query_length"),
+    "metadata": ("bindings/python/tqkv/vllm/_backend.py", "seq_lens[request], position + 1)",
+                 "seq_lens[request], position)"),
     "eval": ("bindings/python/tqkv/eval/_stats.py", "2.0 * sum(math.comb", "1.0 * sum(math.comb"),
     "distributed": ("bindings/python/tqkv/distributed.py", "% self.world == self.rank]",
                     "% self.world != self.rank]"),
