@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrices for keys, number by number: inverses that can be written down, pivots that are not on the
+// diagonal, what float32 cannot invert, and the products.
+#include "key_matrix.h"
+
+#include <gtest/gtest.h>
+#include <math.h>
+
+#include <string>
+#include <vector>
+
+#include "status.h"
+
+namespace tq {
+namespace {
+
+constexpr float kMost = 1048576.0f;
+
+std::string refusal(int32_t heads, int32_t dim, const std::vector<float>& matrix) {
+  try {
+    KeyMatrix::make(7, heads, dim, matrix.data());
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), Status::kInvalidArgument);
+    return error.what();
+  }
+  return "";
+}
+
+TEST(KeyMatrix, InversesThatCanBeWrittenDown) {
+  // Rows that must be exchanged: the first pivots of both are 0, and then not the largest.
+  const std::vector<float> matrix = {0, 2, 0, 0, 0, 4, 8, 0, 0,  //
+                                     1, 2, 3, 2, 4, 4, 4, 4, 4};
+  const std::vector<float> inverse = {0, 0,     0.125f, 0.5f, 0, 0,      0, 0.25f, 0,  //
+                                      0, -0.5f, 0.5f,   -1,   1, -0.25f, 1, -0.5f, 0};
+  const KeyMatrix made = KeyMatrix::make(0, 2, 3, matrix.data());
+  EXPECT_EQ(made.heads, 2);
+  EXPECT_EQ(made.dim, 3);
+  EXPECT_EQ(made.given, matrix);
+  EXPECT_EQ(made.inverse, inverse);
+  EXPECT_EQ(made.head_inverse(1), made.inverse.data() + 9);
+  for (size_t head = 0; head < 2; head++)
+    for (size_t row = 0; row < 3; row++)
+      for (size_t column = 0; column < 3; column++)
+        EXPECT_EQ(made.head_columns(static_cast<int32_t>(head))[3 * column + row],
+                  matrix[9 * head + 3 * row + column]);
+}
+
+// Without the largest number of a column as its pivot, 2^-60 loses all of the numbers beside it.
+TEST(KeyMatrix, TheLargestPivot) {
+  const float small = ldexpf(1, -60);
+  const std::vector<float> matrix = {small, 1, 1, 1, small, 1, 1, 1, small};
+  const KeyMatrix made = KeyMatrix::make(0, 1, 3, matrix.data());
+  const std::vector<float> inverse = {-0.5f, 0.5f, 0.5f, 0.5f, -0.5f, 0.5f, 0.5f, 0.5f, -0.5f};
+  for (size_t i = 0; i < 9; i++) EXPECT_NEAR(made.inverse[i], inverse[i], 1e-7f) << i;
+}
+
+// A row that has given its pivot is not taken again, though it has the largest number of a later column.
+TEST(KeyMatrix, APivotIsTakenOnce) {
+  const std::vector<float> matrix = {1, 64, 0, 0, 1, 64, 0, 0, 1},
+                           inverse = {1, -64, 4096, 0, 1, -64, 0, 0, 1};
+  EXPECT_EQ(KeyMatrix::make(0, 1, 3, matrix.data()).inverse, inverse);
+}
+
+TEST(KeyMatrix, WhatCannotBeInverted) {
+  EXPECT_EQ(refusal(1, 2, {1, 2, 2, 4}),
+            "matrix[0] of layer 7: has no inverse in float32 of numbers up to 2^20 (times it, it is inf from "
+            "the identity)");
+  EXPECT_EQ(refusal(2, 2, {1, 0, 0, 1, 0, 0, 0, 1}).substr(0, 20), "matrix[1] of layer 7");
+  // The largest numbers, and the first ones that are not taken: of the matrix, and of the inverse.
+  EXPECT_EQ(refusal(1, 2, {kMost, 0, 0, -kMost}), "");
+  EXPECT_EQ(refusal(1, 2, {1 / kMost, 0, 0, -1 / kMost}), "");
+  EXPECT_EQ(refusal(2, 2, {1, 0, 0, 1, 1, 0, nextafterf(kMost, 2 * kMost), 1}),
+            "matrix[1][1][0] = 1.04858e+06 of layer 7: must be finite, at most 2^20 in size");
+  EXPECT_EQ(refusal(1, 2, {1, -INFINITY, 0, 1}).substr(0, 19), "matrix[0][0][1] = -");
+  EXPECT_NE(refusal(1, 2, {1, 0, 0, NAN}), "");
+  EXPECT_NE(refusal(1, 2, {nextafterf(1 / kMost, 0), 0, 0, 1}), "");
+  // An inverse of small numbers, which float32 does not hold well enough: 0.026 from the identity in one
+  // place, less than 2^-8 in others.
+  const std::vector<float> far = {735312, 287229, 23354, 735314, 287230, 23357, -890786, -1013916, -681014};
+  EXPECT_EQ(refusal(1, 3, far).substr(0, 90),
+            "matrix[0] of layer 7: has no inverse in float32 of numbers up to 2^20 (times it, it is 0.0");
+}
+
+TEST(KeyMatrix, HashesAreOfTheNumbers) {
+  const std::vector<float> matrix = {1, 0, 0, 1, 1, -0.0f, 0, 1, 1, 0, 0, 2};
+  const KeyMatrix made = KeyMatrix::make(0, 3, 2, matrix.data());
+  ASSERT_EQ(made.hashes.size(), 3u);
+  EXPECT_EQ(made.hashes[0], made.hashes[1]) << "-0 is 0";
+  EXPECT_NE(made.hashes[0], made.hashes[2]);
+}
+
+TEST(KeyMatrix, Products) {
+  const std::vector<float> matrix = {1, 2, 3, 4, 5, 6, 7, 8, 16777216};
+  const float x[3] = {1, 10, 1};
+  const std::vector<float> columns = {1, 4, 7, 2, 5, 8, 3, 6, 16777216};
+  for (const bool by_rows : {false, true}) {
+    float y[5] = {-1, -1, -1, -1, -1};
+    if (by_rows)
+      apply_rows(matrix.data(), 3, x, y + 1);
+    else
+      apply_columns(columns.data(), 3, x, y + 1);
+    EXPECT_EQ(y[0], -1);
+    EXPECT_EQ(y[1], 24);
+    EXPECT_EQ(y[2], 60);
+    EXPECT_EQ(y[3], 16777216 + 88) << "added up in double: 87 more, rounded once";
+    EXPECT_EQ(y[4], -1);
+  }
+}
+
+}  // namespace
+}  // namespace tq

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Page tables at their edges: plans that as many sequences leave as are in them, imports that are refused and
+// those that a later plan shows a device, entries that a flush has emptied.
+#include "unit/table_fixture.h"
+
+namespace tq {
+namespace {
+
+int64_t first_changed(Table& t, int index, int group = 0) {
+  return t.pages(group).map().first_changed[index];
+}
+
+TEST(PageTableEdges, AsManyLeaveAsThePlanHas) {
+  Geometry g = one_group(40);
+  g.max_sequences = 8;
+  Table t(g);
+  for (int i = 0; i < 8; i++) t->commit_create();
+  grow(t, {{0, 33, 1}, {1, 33, 1}, {2, 33, 1}, {3, 33, 1}});
+  grow(t, {{4, 40, 1}, {5, 40, 1}, {6, 40, 1}, {7, 40, 1}});
+  prepare(t, {{4, 30, 1}, {5, 30, 1}, {6, 30, 1}, {7, 30, 1}, {3, 0, 0}, {2, 0, 0}, {1, 0, 0}, {0, 0, 0}}, 4);
+  for (int i = 0; i < 4; i++) EXPECT_EQ(first_changed(t, i), 2) << i;
+  t->commit_growth();
+  EXPECT_STREQ(t->audit(), "");
+  for (int slot = 0; slot < 8; slot++) EXPECT_EQ(t->length(slot), slot < 4 ? 33 : 70);
+  EXPECT_EQ(t.pages().pages_used(), 4 * 2 + 4 * 3);
+}
+
+// A device's copy of a row has what plans have shown, and no import is one.
+TEST(PageTableEdges, WhatImportsChangeTheNextPlanShows) {
+  Table t(one_group());
+  t->commit_create();
+  t->commit_create();
+  grow(t, {{0, 33, 1}});
+  const KeptTokens all = {100, 0, 100};
+  t->prepare_import(0, &all, "x");
+  t->commit_growth();
+  EXPECT_EQ(t->length(0), 100);
+  EXPECT_EQ(t.pages().pages_used(), 4);
+  EXPECT_STREQ(t->audit(), "");
+  prepare(t, {{0, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0), 2) << "entries 2 and 3 are the import's";
+  t->commit_growth();
+  prepare(t, {{0, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0), 4);
+  t->cancel_growth();
+  // And of a sequence that no plan has shown.
+  const KeptTokens more = {40, 0, 40};
+  t->prepare_import(1, &more, "x");
+  t->commit_growth();
+  prepare(t, {{0, 1, 1}, {1, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0), 4);
+  EXPECT_EQ(first_changed(t, 1), 0);
+  t->commit_growth();
+  EXPECT_STREQ(t->audit(), "");
+}
+
+TEST(PageTableEdges, ARefusedImportLeavesNothing) {
+  Table t(with_exact(one_group(), 40, 0, 0, 4));
+  t->commit_create();
+  const int64_t other = t->commit_create();
+  grow(t, {{0, 40, 1}});
+  const KeptTokens both[2] = {{100, 0, 100}, {0, 20, 100}};
+  std::string text;
+  EXPECT_EQ(status_of([&] { t->prepare_import(1, both, "state: it"); }, &text), Status::kCapacity);
+  EXPECT_EQ(text, "state: it needs 3 pages of 32 exact tokens, 2 of 4 are free") << text;
+  EXPECT_STREQ(t->audit(), "") << "the group of codes had prepared its part";
+  EXPECT_EQ(t->length(1), 0);
+  EXPECT_EQ(t.pages().pages_used(), 2);
+  EXPECT_EQ(t.pages(1).pages_used(), 2);
+  const KeptTokens long_ones[2] = {{kLongestSequence + 1, 0, kLongestSequence + 1},
+                                   {0, kLongestSequence + 1, kLongestSequence + 1}};
+  EXPECT_EQ(status_of([&] { t->prepare_import(1, long_ones, "x"); }, &text), Status::kCapacity);
+  EXPECT_EQ(text, "x would have 251 tokens: max_sequence_tokens = 250");
+  t->commit_free(0);
+  t.pages(0).forget_uncleared();
+  t.pages(1).forget_uncleared();
+  t->prepare_import(1, both, "state: it");
+  t->cancel_import();
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(t->find(other, "x"), 1);
+  EXPECT_EQ(t->length(1), 0);
+  int64_t count;
+  t.pages(0).uncleared(&count);
+  EXPECT_EQ(count, 4) << "pages that may hold tokens by now";
+}
+
+TEST(PageTableEdges, AFlushedEntryIsTakenAgain) {
+  Table t(with_exact(one_group(), 5, 0, 0, 10));
+  t->commit_create();
+  grow(t, {{0, 70, 1}});
+  t->commit_flush(0);
+  grow(t, {{0, 0, 1}});  // shows three entries, none of which is held
+  prepare(t, {{0, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0, 1), 2) << "token 70's";
+  t->commit_growth();
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(t.pages(1).pages_used(), 1);
+}
+
+TEST(PageTableEdges, OnePageGivenBackIsSaid) {
+  Table t(with_exact(one_group(20), 32, 0, 0, 3));
+  t->commit_create();
+  t->commit_create();
+  grow(t, {{0, 80, 1}});  // 48 .. 79: pages 1 and 2
+  std::string text;
+  EXPECT_EQ(status_of([&] { prepare(t, {{0, 17, 1}, {1, 96, 96}}); }, &text), Status::kCapacity);
+  EXPECT_EQ(
+      text,
+      "max_raw_tokens = 96: the plan needs 4 more pages of 32 exact tokens (0 of them to copy shared "
+      "ones), 1 of 3 are free, and it gives back 1, which cannot serve as copies; plan fewer query tokens "
+      "at once, or raise max_raw_tokens");
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(t.pages(1).pages_used(), 2);
+}
+
+}  // namespace
+}  // namespace tq
