@@ -273,6 +273,17 @@ TEST(Arguments, NoCuda) {
   tq_quantizer* quantizer = nullptr;
   EXPECT_NE(tq_quantizer_create(&quantizer_config, &quantizer), TQ_OK);
   EXPECT_EQ(quantizer, nullptr);
+  tq_calibration_config calibration_config = {};
+  calibration_config.struct_size = sizeof calibration_config;
+  calibration_config.num_layers = calibration_config.num_q_heads = calibration_config.num_kv_heads = 1;
+  calibration_config.head_dim = calibration_config.value_dim = 32, calibration_config.io_dtype = TQ_F32;
+  calibration_config.held_out_tokens = 32;
+  tq_calibration* calibration = nullptr;
+  ASSERT_EQ(tq_calibration_create(&calibration_config, &calibration), TQ_OK) << tq_last_error();
+  const float x[32] = {};
+  EXPECT_NE(tq_calibration_feed_from(calibration, 0, 1, x, x, x, TQ_DEVICE_CUDA, 0, nullptr), TQ_OK);
+  EXPECT_EQ(std::string(tq_last_error()).substr(0, 7), "device_") << tq_last_error();
+  EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
 }
 
 // What a core that takes a CUDA device for granted would reach: each place says that there is none.

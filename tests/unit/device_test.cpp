@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the core asks of a device, on the CPU: its backend under the name of CUDA, which looks at every call's
+// stream and moves tiles no sooner than somebody waits for them. So a copy by way of the host that does not
+// wait, or waits for another stream, moves what is not there. See CMakeLists.txt for the two functions that
+// are wrapped.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "byte_stream.h"
+#include "cache.h"
+#include "cpu/cpu_backend.h"
+#include "format/rotation.h"
+#include "host_ops.h"
+#include "part_way.h"
+#include "status.h"
+
+namespace tq {
+
+namespace {
+int stand_ins = 0;  // devices of the tests' own; 0: those of the machine
+}
+
+void real_check_device(DeviceType type, int device_id, ReasonList& reasons) __asm__(
+    "__real__ZN2tq12check_deviceENS_10DeviceTypeEiRNS_10ReasonListE");
+void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) __asm__(
+    "__wrap__ZN2tq12check_deviceENS_10DeviceTypeEiRNS_10ReasonListE");
+BackendBytes real_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
+    "__real__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
+BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
+    "__wrap__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
+
+void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) {
+  if (type == DeviceType::kCpu || device_id >= stand_ins) real_check_device(type, device_id, reasons);
+}
+BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) {
+  return real_backend_bytes(stand_ins > 0 ? DeviceType::kCpu : type, geometry);
+}
+
+namespace {
+
+char stream_of_tests;
+void* const kStream = &stream_of_tests;
+
+struct Seen {
+  int64_t staged, most_staged, moves, words;
+};
+Seen seen;
+bool reaches;             // whether the device reaches memory of callers
+void* ends_on = kStream;  // the stream of calls to a device; null while caches end
+std::list<std::function<void()>> enqueued;
+std::list<std::vector<uint8_t>> staging;  // all that was ever taken: late work finds its memory
+
+void run() {
+  while (!enqueued.empty()) {
+    enqueued.front()();
+    enqueued.pop_front();
+  }
+}
+
+// Pages of a place, as they are now.
+struct Rows {
+  explicit Rows(const TileMove& move) : move_(move) {
+    for (TilePlace* place : {&move_.source, &move_.target}) {
+      std::vector<int32_t>& own = place == &move_.source ? source_ : target_;
+      if (place->pages) own.assign(place->pages, place->pages + place->page_index(move.tiles - 1) + 1);
+    }
+  }
+  TileMove move() {
+    if (move_.source.pages) move_.source.pages = source_.data();
+    if (move_.target.pages) move_.target.pages = target_.data();
+    move_.stream = nullptr;
+    return move_;
+  }
+
+ private:
+  TileMove move_;
+  std::vector<int32_t> source_, target_;
+};
+
+class Device : public Backend {
+ public:
+  Device(std::unique_ptr<Backend> own, bool host, int32_t slots)
+      : own_(std::move(own)), host_(host), words_(static_cast<size_t>(slots)) {}
+  BackendBytes bytes() const override { return own_->bytes(); }
+  void* create_plan_storage() override { return own_->create_plan_storage(); }
+  void destroy_plan_storage(void* storage) override { own_->destroy_plan_storage(storage); }
+  void upload_plan(const BatchPlan& plan, void* stream) override {
+    begin(stream);
+    own_->upload_plan(plan, nullptr);
+  }
+  void append(const AppendRequest& request) override { own_->append(here(request)); }
+  void encode_tokens(const EncodeRequest& request) override { own_->encode_tokens(here(request)); }
+  void attend(const AttendRequest& request) override { own_->attend(here(request)); }
+  void read(const ReadRequest& request) override { own_->read(here(request)); }
+  void* own_workspace() override { return own_->own_workspace(); }
+  void set_centres(int layer, const float* key, const float* value) override {
+    own_->set_centres(layer, key, value);
+  }
+  void grow_pages(const int64_t* num_pages, void* stream) override {
+    begin(stream);
+    own_->grow_pages(num_pages, nullptr);
+  }
+  void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override {
+    begin(stream);
+    own_->copy_pages(group, copies, count, nullptr);
+  }
+  void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override {
+    begin(stream);
+    own_->scrub_pages(group, pages, count, nullptr);
+  }
+  TilePlace tiles(int layer) const override { return own_->tiles(layer); }
+  TilePlace exact_tiles(int layer, Kind kind) const override { return own_->exact_tiles(layer, kind); }
+  void move_tiles(const TileMove& move) override {
+    expect(move.stream);
+    auto rows = std::make_shared<Rows>(move);
+    seen.moves += !host_;
+    if (host_)
+      own_->move_tiles(rows->move());
+    else
+      enqueued.push_back([this, rows] { own_->move_tiles(rows->move()); });
+  }
+  ReachedMemory reach(const void* memory, int64_t) const override {
+    if (!host_ && !reaches) return {nullptr, true};
+    return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), !host_};
+  }
+  void move_tokens(const MoveRequest& request) override { own_->move_tokens(here(request)); }
+  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) override {
+    return own_->take_memory(bytes, what);
+  }
+  uint8_t* take_staging(int64_t bytes) override {
+    seen.staged += bytes;
+    seen.most_staged = std::max(seen.most_staged, bytes);
+    staging.emplace_back(static_cast<size_t>(bytes), uint8_t{0x55});
+    return staging.back().data();
+  }
+  void give_staging(uint8_t* memory, int64_t bytes) noexcept override {
+    seen.staged -= bytes;
+    memset(memory, 0xAA, static_cast<size_t>(bytes));
+  }
+  void copy_slot(int source, int target, void* stream) override {
+    begin(stream);
+    own_->copy_slot(source, target, nullptr);
+  }
+  void start_slot(int slot, void* stream) override {
+    begin(stream);
+    own_->start_slot(slot, nullptr);
+  }
+  void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override {
+    begin(stream);
+    seen.words += word != nullptr;
+    own_->add_to_slot(slot, flags, nullptr, nullptr);
+  }
+  const volatile uint32_t* slot_word(int slot) const override { return &words_[static_cast<size_t>(slot)]; }
+  bool capturing(void* stream) const override { return stream == this; }
+  uint64_t slot_flags(int slot) const override { return own_->slot_flags(slot); }
+  uint64_t check(void* stream) override {
+    begin(stream);
+    return own_->check(nullptr);
+  }
+  void wait(void* stream) override { begin(stream); }
+  void drain() noexcept override {}
+
+ private:
+  void expect(const void* stream) const {
+    if (stream != (host_ ? nullptr : ends_on)) throw Error(Status::kInternal, "a call on another stream");
+  }
+  void begin(const void* stream) {
+    expect(stream);
+    if (!host_) run();
+  }
+  template <typename Request>
+  Request here(Request request) {
+    begin(request.stream);
+    request.stream = nullptr;
+    return request;
+  }
+
+  std::unique_ptr<Backend> own_;
+  const bool host_;
+  std::vector<uint32_t> words_;
+};
+
+void* take_host(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
+  return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+}
+void give_host(void*, void* memory, size_t, int32_t, int32_t) { free(memory); }
+
+// A device's memory is the host's.
+std::unique_ptr<Backend> create_stand_in(DeviceType type, const Geometry& g, const HostOps&, void* pool,
+                                         void*) {
+  return std::make_unique<Device>(cpu::create_cpu_backend(g, HostOps{nullptr, take_host, give_host}, pool),
+                                  type == DeviceType::kCpu, g.max_sequences);
+}
+
+using Change = std::function<void(tq_cache_config&)>;
+
+// A cache and a batch on the host or on a stand-in; all calls on its stream.
+class Own {
+ public:
+  Own(bool device, const Change& change) : stream(device ? kStream : nullptr) {
+    config.struct_size = sizeof config;
+    config.device_type = device ? TQ_DEVICE_CUDA : TQ_DEVICE_CPU;
+    config.num_layers = 2, config.num_q_heads = config.num_kv_heads = 2;
+    config.head_dim = 64, config.value_dim = 32;
+    config.io_dtype = TQ_F16, config.key_bits = 4, config.value_bits = 3;
+    config.page_size = 32, config.max_tokens = 1024, config.max_sequences = 4, config.num_threads = 1;
+    change(config);
+    cache = std::make_unique<Cache>(&config, stream, create_stand_in);
+    batch = cache->create_batch();
+  }
+  ~Own() {
+    run();
+    Cache::destroy_batch(batch);
+    ends_on = nullptr;
+    cache.reset();
+    ends_on = kStream;
+  }
+  Own(const Own&) = delete;
+  Own& operator=(const Own&) = delete;
+
+  std::vector<uint16_t> numbers(size_t salt, int64_t count) const {
+    std::vector<uint16_t> x(static_cast<size_t>(count));
+    for (size_t i = 0; i < x.size(); i++)
+      x[i] = static_cast<uint16_t>(format::mix64(i + 100000 * salt) & 0x3BFF);
+    return x;
+  }
+  void append(int64_t id, int64_t tokens) {
+    const int64_t none = 0;
+    cache->plan(*batch, 1, &id, &tokens, &none, stream);
+    for (int layer = 0; layer < config.num_layers; layer++) {
+      const int64_t heads = config.num_kv_heads;
+      const std::vector<uint16_t> k = numbers(++salt_, tokens * heads * config.head_dim),
+                                  v = numbers(++salt_, tokens * heads * config.value_dim);
+      AppendRequest request = {};
+      request.layer = layer, request.k = k.data(), request.v = v.data(), request.stream = stream;
+      request.key_strides = {heads * config.head_dim, config.head_dim};
+      request.value_strides = {heads * config.value_dim, config.value_dim};
+      cache->append(request, *batch);
+    }
+  }
+  int64_t filled(int64_t tokens) {
+    const int64_t id = cache->create_sequence();
+    append(id, tokens);
+    return id;
+  }
+  tq_state described(int64_t id) const {
+    tq_state state = {};
+    state.struct_size = sizeof state;
+    cache->describe(id, &state);
+    return state;
+  }
+  std::vector<uint8_t> bytes_of(int64_t id) {
+    const tq_state state = described(id);
+    std::vector<uint8_t> bytes(static_cast<size_t>(state.bytes) + 16);
+    uint8_t* const at = bytes.data() + (16 - reinterpret_cast<uintptr_t>(bytes.data()) % 16) % 16;
+    cache->export_part(id, state, at, static_cast<size_t>(state.bytes), stream);
+    cache->check(stream);
+    return std::vector<uint8_t>(at, at + state.bytes);
+  }
+  std::vector<uint8_t> saved(int64_t id) {
+    ByteStream file;
+    cache->save(id, file.io(), stream);
+    return file.bytes;
+  }
+  int64_t loaded(const std::vector<uint8_t>& bytes) {
+    ByteStream file;
+    file.bytes = bytes;
+    return cache->load(file.io(), stream);
+  }
+
+  void* const stream;
+  tq_cache_config config = {};
+  std::unique_ptr<Cache> cache;
+  Batch* batch = nullptr;
+
+ private:
+  size_t salt_ = 0;
+};
+
+class OnDevice : public ::testing::Test {
+ protected:
+  void SetUp() override { stand_ins = 2, reaches = false, seen = Seen(), ends_on = kStream; }
+  void TearDown() override {
+    EXPECT_EQ(seen.staged, 0);
+    EXPECT_TRUE(enqueued.empty());
+    enqueued.clear(), staging.clear();
+    stand_ins = 0;
+  }
+};
+
+// Tiles of raw values: 16 KiB of keys and as much of values for a kv head, 8 of 16 heads in the staging memory.
+Change wide(int32_t heads, int32_t window) {
+  return [=](tq_cache_config& c) {
+    c.num_q_heads = c.num_kv_heads = heads, c.head_dim = c.value_dim = 256, c.key_bits = c.value_bits = 16;
+    c.window_tokens = window, c.max_tokens = heads > 100 ? 160 : 1024;
+  };
+}
+
+TEST_F(OnDevice, CopiesByWayOfTheHost) {
+  const struct {
+    int32_t heads, window;
+    int64_t tokens, room;
+  } cases[] = {{3, 0, 100, 42}, {16, 0, 300, 8}, {16, 0, 250, 8}, {16, 40, 300, 8}, {160, 0, 50, 1}};
+  for (const auto& each : cases) {
+    SCOPED_TRACE(testing::Message() << each.heads << " heads, window " << each.window << ", " << each.tokens);
+    Own host(false, wide(each.heads, each.window)), device(true, wide(each.heads, each.window));
+    const int64_t id = host.filled(each.tokens), tiles = (each.tokens + 31) / 32;
+    const std::vector<uint8_t> expected = host.bytes_of(id);
+    seen = Seen();
+    const int64_t there = Cache::copy_sequence(*host.cache, id, *device.cache, kStream);
+    if (each.window == 0) {
+      EXPECT_EQ(seen.most_staged, std::min(tiles, each.room) * each.heads * 32768);
+      EXPECT_EQ(seen.moves, 2 * ((tiles + each.room - 1) / each.room));
+    }
+    EXPECT_EQ(seen.words, 0);
+    EXPECT_TRUE(device.bytes_of(there) == expected);
+    seen = Seen();
+    const int64_t back = Cache::copy_sequence(*device.cache, there, *host.cache, kStream);
+    if (each.window == 0) {
+      EXPECT_EQ(seen.moves, 2 * ((tiles + each.room - 1) / each.room));
+    }
+    EXPECT_EQ(seen.words, 0);
+    EXPECT_TRUE(host.bytes_of(back) == expected);
+    EXPECT_EQ(host.cache->sequence_length(back), each.tokens);
+  }
+}
+
+TEST_F(OnDevice, CopiesOnTheDevice) {
+  Own device(true, wide(3, 40)), other(true, wide(3, 40));
+  const int64_t id = device.filled(100);
+  seen = Seen();
+  const int64_t copy = Cache::copy_sequence(*device.cache, id, *other.cache, kStream);
+  EXPECT_EQ(seen.most_staged, 0) << "tiles go straight";
+  EXPECT_EQ(seen.words, 1) << "flags that are late come along";
+  EXPECT_TRUE(other.bytes_of(copy) == device.bytes_of(id));
+  Own far(true, [](tq_cache_config& c) { wide(3, 40)(c), c.device_id = 1; });
+  try {
+    Cache::copy_sequence(*device.cache, id, *far.cache, kStream);
+    ADD_FAILURE() << "copied";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), Status::kNotSupported);
+    EXPECT_STREQ(error.what(),
+                 "target: on CUDA device 1, the source on 0: copy by way of a CPU cache, or save and load");
+  }
+  const int64_t on_host = [&] {
+    Own host(false, wide(3, 40));
+    const int64_t there = Cache::copy_sequence(*device.cache, id, *host.cache, kStream);
+    const int64_t again = Cache::copy_sequence(*host.cache, there, *far.cache, kStream);
+    EXPECT_TRUE(far.bytes_of(again) == device.bytes_of(id));
+    return there;
+  }();
+  EXPECT_NE(on_host, 0);
+}
+
+// The same calls on the host and on the device, each of them on the device's stream.
+void live(const Change& change) {
+  Own host(false, change), device(true, change);
+  std::vector<uint8_t> bytes[2][5];
+  for (Own* own : {&host, &device}) {
+    Cache& cache = *own->cache;
+    void* const s = own->stream;
+    std::vector<uint8_t>* const kept = bytes[own == &device];
+    const int64_t a = own->filled(100);
+    own->append(a, 3);
+    const int64_t b = cache.fork_sequence(a, s);
+    own->append(b, 40);
+    cache.truncate_sequence(b, 139, s);
+    cache.remove_tokens(a, 10, 50, s);
+    const int64_t positions[] = {1, 2, 30, 50};
+    kept[0] = own->saved(a);
+    cache.select_tokens(a, positions, 4, s);
+    kept[1] = own->saved(a), kept[2] = own->bytes_of(b);
+    const int64_t c = own->loaded(own->saved(b));
+    own->append(c, 1);
+    kept[3] = own->bytes_of(c);
+    cache.free_sequence(a, s);
+    cache.flush_sequence(b, s);
+    own->append(b, 2);
+    kept[4] = own->saved(b);
+    cache.free_sequence(c, s);
+    const tq_state state = own->described(b);
+    const int64_t d = cache.create_sequence();
+    std::vector<uint8_t> whole = own->bytes_of(b), room(whole.size() + 16);
+    uint8_t* const at = room.data() + (16 - reinterpret_cast<uintptr_t>(room.data()) % 16) % 16;
+    memcpy(at, whole.data(), whole.size());
+    cache.import_part(d, state, at, whole.size(), s);
+    memset(at, 0, reaches ? 0 : whole.size());  // what was carried is not read again
+    EXPECT_TRUE(own->bytes_of(d) == whole);
+    EXPECT_EQ(cache.check(s), 0u);
+    EXPECT_STREQ(cache.audit(), "");
+  }
+  for (int i = 0; i < 5; i++) EXPECT_TRUE(bytes[0][i] == bytes[1][i]) << i;
+}
+
+TEST_F(OnDevice, EveryCallIsOnItsStream) {
+  for (const bool reached : {false, true}) {
+    reaches = reached;
+    live([](tq_cache_config&) {});
+    live([](tq_cache_config& c) { c.window_tokens = 20, c.sink_tokens = 3, c.rollback_tokens = 5; });
+    live([](tq_cache_config& c) {
+      c.window_tokens = 20, c.sink_tokens = 3, c.rollback_tokens = 5, c.flags = TQ_FLAG_STORE_ONCE;
+    });
+  }
+}
+
+TEST_F(OnDevice, WhatIsOtherThere) {
+  const Change change = [](tq_cache_config& c) { c.num_threads = 3, c.window_tokens = 20; };
+  Own host(false, change), device(true, change),
+      one(false, [&](tq_cache_config&c) { change(c), c.num_threads = 1; });
+  EXPECT_EQ(host.cache->geometry().num_threads, 3);
+  EXPECT_EQ(device.cache->geometry().num_threads, 1);
+  const tq_cache_memory here = one.cache->memory(), there = device.cache->memory();
+  EXPECT_EQ(here.device_bytes, 0);
+  EXPECT_GE(there.device_bytes, there.raw_bytes + there.stored_bytes_used);
+  EXPECT_EQ(here.host_bytes, there.host_bytes + there.device_bytes);
+  std::vector<float> matrix(2 * 64 * 64);
+  for (size_t head = 0; head < 2; head++)
+    for (size_t i = 0; i < 64; i++) matrix[(head * 64 + i) * 64 + i] = 1;
+  try {
+    device.cache->set_key_matrix(0, matrix.data());
+    ADD_FAILURE() << "set";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), Status::kNotSupported);
+    EXPECT_STREQ(error.what(), "layer 0: key matrices: CPU only");
+  }
+  EXPECT_THROW(host.cache->check(kStream), Error);
+}
+
+}  // namespace
+}  // namespace tq
