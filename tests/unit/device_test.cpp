@@ -121,6 +121,8 @@ class Device : public Backend {
   TilePlace exact_tiles(int layer, Kind kind) const override { return own_->exact_tiles(layer, kind); }
   void move_tiles(const TileMove& move) override {
     expect(move.stream);
+    if (move.heads <= 0 || move.tiles <= 0 || (move.head <= 0 && move.begin >= move.end))
+      throw Error(Status::kInternal, "a move of nothing, which no device can launch");
     auto rows = std::make_shared<Rows>(move);
     seen.moves += !host_;
     if (host_)
@@ -409,6 +411,30 @@ TEST_F(OnDevice, EveryCallIsOnItsStream) {
     live([](tq_cache_config& c) {
       c.window_tokens = 20, c.sink_tokens = 3, c.rollback_tokens = 5, c.flags = TQ_FLAG_STORE_ONCE;
     });
+  }
+}
+
+// A rank takes its kv heads of the whole model's file, of which it has none in some slices.
+TEST_F(OnDevice, RanksLoadTheirHeads) {
+  for (const int32_t window : {0, 40}) {
+    Own whole(false, wide(16, window));
+    const int64_t id = whole.filled(300);
+    const std::vector<uint8_t> file = whole.saved(id);
+    for (const int32_t first : {0, 4, 12}) {  // slices of 12 heads
+      Own rank(true, [&](tq_cache_config& c) {
+        wide(4, window)(c);
+        c.first_kv_head = first;
+      });
+      const int64_t loaded = rank.loaded(file);
+      tq_state part = {};
+      part.struct_size = sizeof part, part.first_kv_head = first, part.num_kv_heads = 4;
+      whole.cache->describe(id, &part);
+      std::vector<uint64_t> room(static_cast<size_t>(part.bytes) / 8 + 2);
+      uint8_t* const at =
+          reinterpret_cast<uint8_t*>(room.data()) + reinterpret_cast<uintptr_t>(room.data()) % 16;
+      whole.cache->export_part(id, part, at, static_cast<size_t>(part.bytes), nullptr);
+      EXPECT_TRUE(rank.bytes_of(loaded) == std::vector<uint8_t>(at, at + part.bytes)) << first;
+    }
   }
 }
 
