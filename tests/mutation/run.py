@@ -5,7 +5,7 @@ test must see.
 
     tests/mutation/run.py [--changed BASE] [--only REGEX] [--sample N] [--seed S] [--jobs N] [--minutes M]
                           [--most SECONDS] [--json FILE] [--resume FILE | --again FILE] [--build | --built]
-                          [--sanitize] [--ledger FILE]
+                          [--sanitize | --memcheck] [--ledger FILE]
     tests/mutation/canaries.py [SUITE...]           one known fault for each suite of tests/run.sh
 
 Sources: src/*.cpp, src/*.h and src/format/*.h; --changed: their lines changed since a commit, or named by a
@@ -15,7 +15,8 @@ each is a gap in the tests, or makes no difference to a caller. Those of equival
 are counted apart, and so are places that are constant when the compiler runs. --resume takes over what a
 report of an earlier run (--json) has judged and goes on; --again takes over what it saw killed, and tries
 the others: whether new tests do it. On a machine without time: --most 5, then --again without it, then
---again --sanitize, which sees what reads or writes past an end.
+--again --sanitize, which sees what reads or writes past an end, or --again --memcheck --most .5, which sees
+most of that without a build of its own.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. --ledger adds a line of these
@@ -119,6 +120,8 @@ def killed_by(report):
 class Campaign:
     def __init__(self, options):
         self.options, self.began, self.known = options, time.time(), equivalents()
+        if options.memcheck and not options.again:
+            sys.exit("run.py: --memcheck takes half a minute for a second of tests: with --again alone")
         self.until = self.began + 60 * options.minutes if options.minutes else math.inf
         self.wanted = changed_lines(options.changed) if options.changed else all_sources()
         self.digest = digest_of([*sorted(all_sources()), "tests/mutation/mutants.py"])
@@ -227,6 +230,7 @@ class Campaign:
                    **{fate: fates[fate] for fate in FATES[:-1]}, "percent": round(share, 2),
                    "interval": [round(low, 2), round(high, 2)], "seed": self.options.seed,
                    "tests": len(self.tests), "tests left out": len(self.made.left_out),
+                   "sanitize": self.options.sanitize, "memcheck": self.options.memcheck,
                    "seconds": round(time.time() - self.began)}
         self.save(summary, results)
         print(json.dumps(summary))
@@ -265,7 +269,9 @@ def main():
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", metavar="FILE", help="what an earlier report has not judged")
     earlier.add_argument("--again", metavar="FILE", help="what an earlier report has not seen killed")
-    parser.add_argument("--sanitize", action="store_true", help="a build with AddressSanitizer and UBSan")
+    watch = parser.add_mutually_exclusive_group()
+    watch.add_argument("--sanitize", action="store_true", help="a build with AddressSanitizer and UBSan")
+    watch.add_argument("--memcheck", action="store_true", help="programs run under valgrind; with --again")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--build", action="store_true", help="and survey; judge nothing")
     part.add_argument("--built", action="store_true",

@@ -5,7 +5,9 @@ build/mutation/tree is the repository with instrumented sources (mutants.py) in 
 that the compiler refuses is taken out and the build goes on. Every test then runs once and notes the mutants
 it reaches. A mutant is judged by those tests alone: first those that have killed most of its file for their
 time, then the quickest, some of them in one process, until one fails. Assertions are on, as they are where
-tests/run.sh runs these tests with sanitizers; --sanitize builds with these.
+tests/run.sh runs these tests with sanitizers; --sanitize builds with these. --memcheck runs the same programs
+under valgrind, which sees reads and writes beside what was allocated, and leaks, without another build; of
+numbers never written it says nothing, as the hashes read such.
 """
 import collections
 import dataclasses
@@ -37,6 +39,9 @@ PROGRAMS = ("unit_tests", "golden_encode_tests", "golden_library_tests", "capi_t
 GTEST = ["--gtest_fail_fast", "--gtest_brief=1"]
 # The work list of cuda/ holds no source of these.
 LEFT_OUT = {"unit_tests": "-CudaSchedule*:CudaTuning*"}
+MEMCHECK = ["valgrind", "-q", "--undef-value-errors=no", "--leak-check=full",
+            "--errors-for-leak-kinds=definite", "--error-exitcode=99"]
+SLOWER = 60  # times, under valgrind
 MEMORY = 12 << 30  # bytes of address space: a mutant that takes all of it ends
 SLOWEST = 60  # processor seconds: a test that takes longer judges no mutant
 
@@ -76,13 +81,15 @@ class Server:
         requests, self.requests = os.pipe()
         self.answers, answers = os.pipe()
         self.output = tempfile.TemporaryFile("w+", errors="replace")
-        command = [os.path.join(schemata.made, "tests", program), *SINGLE.get(program, GTEST)]
+        command = [*MEMCHECK * schemata.memcheck, os.path.join(schemata.made, "tests", program),
+                   *SINGLE.get(program, GTEST)]
         environment = dict(os.environ, TQKV_TEST_QUICK="1", TQ_MUTANT=f"serve:{requests},{answers}",
                            ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1:allocator_may_return_null=1:"
                                         "hard_rss_limit_mb=4096")
 
         def limits():
-            if not schemata.sanitize:  # AddressSanitizer lays out more than there is
+            # AddressSanitizer and valgrind lay out more than there is.
+            if not schemata.sanitize and not schemata.memcheck:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -120,6 +127,7 @@ class Schemata:
     def __init__(self, options, log, mutants, names):
         self.mutants, self.names, self.jobs, self.log = mutants, names, options.jobs, log
         self.sanitize, self.refused, self.left_out = options.sanitize, set(), []
+        self.memcheck, self.clean = options.memcheck, {}
         self.made = os.path.join(BUILD, "sanitized" if options.sanitize else "made")
         self.local = threading.local()
         self.kills = collections.defaultdict(collections.Counter)  # of each file: by which tests how many
@@ -225,6 +233,7 @@ class Schemata:
     def run(self, program, names, choice, seconds):
         """(status of wait, processor seconds, end of the text); a limit that is hit ends it by a signal."""
         server = self.server(program)
+        seconds *= SLOWER if self.memcheck else 1
         tests = "-" if program in SINGLE else ":".join(names)
         answer = server.ask(f"{choice} {int(seconds) + 1} {tests}", 30 * seconds + 60)
         if answer is None:  # it sleeps, or the limit of memory ended the server
@@ -272,6 +281,8 @@ class Schemata:
             os.remove(path)
 
         tests = self.surveyed()
+        if tests is None and self.memcheck:
+            raise SystemExit("run.py: no survey of these programs; --memcheck follows a run without it")
         if tests is None:
             tests = self.tests()
             # What a child takes before its first test counts once for all that it runs.
@@ -303,6 +314,16 @@ class Schemata:
             return None
         return tests if built == self.built() else None
 
+    def is_clean(self, test):
+        """Whether it passes without a mutant: a survey tells that of all tests, but not of valgrind."""
+        if not self.memcheck:
+            return True
+        if (test.program, test.name) not in self.clean:
+            none = str(len(self.mutants))
+            self.clean[test.program, test.name] = not self.run(test.program, [test.name], none,
+                                                               4 * test.seconds + 2)[0]
+        return self.clean[test.program, test.name]
+
     # ---- one mutant ----
 
     def learn(self, name, by):
@@ -325,8 +346,9 @@ class Schemata:
                 return None
             batch, seconds = collections.defaultdict(list), collections.Counter()
             while at < len(left) and (not batch or sum(seconds.values()) < portion):
-                batch[left[at].program].append(left[at].name)
-                seconds[left[at].program] += left[at].seconds
+                if self.is_clean(left[at]):
+                    batch[left[at].program].append(left[at].name)
+                    seconds[left[at].program] += left[at].seconds
                 at += 1
             for program, names in batch.items():
                 status, _, text = self.run(program, names, str(number), 4 * seconds[program] + 2)

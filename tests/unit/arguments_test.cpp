@@ -167,7 +167,11 @@ TEST(Arguments, Merges) {
       EXPECT_TRUE(begins(m.refusal([](MergeRequest&) {}), "lses" + at));
       m.lses[which] = lse;
     }
-    m.outs[which] = nullptr, m.lses[which] = nullptr;
+    m.outs[which] = nullptr;
+    EXPECT_TRUE(begins(m.refusal([](MergeRequest& r) { r.rows = 1; }), "outs" + at + "NULL"));
+    m.outs[which] = out, m.lses[which] = nullptr;
+    EXPECT_TRUE(begins(m.refusal([](MergeRequest& r) { r.rows = 1; }), "lses" + at + "NULL"));
+    m.outs[which] = nullptr;
     EXPECT_EQ(m.refusal([](MergeRequest& r) { r.rows = 0; }), "");
     m.outs[which] = out, m.lses[which] = lse;
   }
@@ -175,6 +179,7 @@ TEST(Arguments, Merges) {
   EXPECT_EQ(m.refusal([](MergeRequest& r) { r.dtype = DataType::kF16; }), "");
   m.outs[0] = m.a.data();
   EXPECT_TRUE(begins(m.refusal([](MergeRequest& r) { r.out = nullptr; }), "out = "));
+  EXPECT_TRUE(begins(m.refusal([](MergeRequest& r) { r.out = nullptr, r.rows = 1; }), "out = NULL"));
   EXPECT_EQ(m.refusal([](MergeRequest& r) { r.out = nullptr, r.rows = 0; }), "");
   EXPECT_EQ(m.refusal([](MergeRequest& r) { r.lse = nullptr; }), "");
   EXPECT_TRUE(begins(m.refusal([&](MergeRequest& r) {

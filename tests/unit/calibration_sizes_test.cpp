@@ -149,5 +149,90 @@ TEST_F(CalibrationSizesTest, TablesLargerThanTheirFile) {
   EXPECT_LT(most_memory() - before, int64_t{64} << 20);
 }
 
+// Prompts whose numbers differ by coordinate and head.
+struct Prompt {
+  tq_calibration* calibration = nullptr;
+  Prompt(int32_t heads, int32_t dim, int32_t value_dim, int32_t silent = -1) {
+    tq_calibration_config config = {};
+    config.struct_size = sizeof config;
+    config.num_layers = 1, config.num_q_heads = config.num_kv_heads = heads;
+    config.head_dim = dim, config.value_dim = value_dim;
+    config.io_dtype = TQ_F32, config.held_out_tokens = 32;
+    EXPECT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
+    std::vector<float> rows[2];
+    for (const int32_t size : {dim, value_dim})
+      for (int64_t i = 0; i < kTokens * heads * size; i++) {
+        const int64_t token = i / size / heads, c = i % size, head = i / size % heads;
+        const float x = static_cast<float>((token * 37 + c * c * 11) % 64 - 30);
+        rows[size == value_dim].push_back(head == silent ? 0.0f : ldexpf(x, static_cast<int>(c * 7 % 5)));
+      }
+    if (dim == value_dim) rows[0] = rows[1];
+    EXPECT_EQ(tq_calibration_feed(calibration, 0, kTokens, rows[0].data(), rows[0].data(), rows[1].data()),
+              TQ_OK)
+        << tq_last_error();
+  }
+  ~Prompt() { EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK); }
+  Prompt(const Prompt&) = delete;
+  Prompt& operator=(const Prompt&) = delete;
+
+  struct Chosen {
+    int64_t token_bytes;
+    std::vector<int32_t> widths;  // of bands, if there are any
+  };
+  static Chosen choose(tq_calibration* of, float bits) {
+    tq_calibration_goal goal = {};
+    goal.struct_size = sizeof goal;
+    goal.key_bits = bits, goal.value_bits = 3;
+    tq_calibration_result result = {};
+    result.struct_size = sizeof result;
+    tq_layer_config layer = {};
+    EXPECT_EQ(tq_calibration_choose(of, &goal, &layer, 1, &result), TQ_OK) << tq_last_error();
+    Chosen chosen = {result.token_bytes, {}};
+    if (layer.key_bands)
+      chosen.widths.assign(layer.key_bands->bits, layer.key_bands->bits + layer.key_bands->num_bands);
+    return chosen;
+  }
+};
+
+// Bytes of a token are those of FORMAT.md section 4, and of a loaded calibration the same: codes of 32 or fewer
+// coordinates of a key, of the stored ones of a value, and two bytes of scale for each band or side.
+TEST(CalibrationDims, BytesOfAToken) {
+  const struct {
+    int32_t dim, value_dim, bands, stored;
+  } cases[] = {{36, 100, 2, 128}, {100, 36, 4, 64}, {132, 164, 5, 192}, {196, 32, 7, 32}, {228, 228, 8, 256}};
+  for (const auto& each : cases) {
+    SCOPED_TRACE(each.dim);
+    Prompt own(1, each.dim, each.value_dim);
+    ByteStream file;
+    const tq_io io = file.io();
+    ASSERT_EQ(tq_calibration_save(own.calibration, &io), TQ_OK) << tq_last_error();
+    tq_calibration* again = nullptr;
+    ASSERT_EQ(tq_calibration_load(&io, &again), TQ_OK) << tq_last_error();
+    for (const float bits : {2.0f, 3.0f, 4.0f}) {
+      const Prompt::Chosen first = Prompt::choose(own.calibration, bits),
+                           second = Prompt::choose(again, bits);
+      EXPECT_EQ(first.widths, second.widths);
+      EXPECT_EQ(first.token_bytes, second.token_bytes);
+      const int64_t keys =
+          4 * each.bands * static_cast<int64_t>(bits) + (first.widths.empty() ? 2 : 2 * each.bands);
+      EXPECT_EQ(first.token_bytes, keys + each.stored / 8 * 3 + 2);
+    }
+    EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
+  }
+}
+
+// A head without keys has no say in what suits the others.
+TEST(CalibrationDims, ASilentHead) {
+  Prompt one(1, 96, 32);
+  for (const int32_t silent : {0, 1}) {
+    Prompt two(2, 96, 32, silent);
+    for (const float bits : {2.0f, 3.0f, 4.0f}) {
+      const std::vector<int32_t> alone = Prompt::choose(one.calibration, bits).widths;
+      EXPECT_EQ(Prompt::choose(two.calibration, bits).widths, alone) << bits;
+      EXPECT_FALSE(alone.empty()) << bits;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tq

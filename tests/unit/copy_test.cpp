@@ -132,6 +132,26 @@ TEST(Copy, SlidingLayers) {
   }
 }
 
+// Of 21 tokens a source with a window of 20 has lost the first, which the next query of a wider one sees.
+TEST(Copy, OneTokenThatTheSourceLacks) {
+  static tq_layer_config layers[2][kLayers];
+  for (int wide = 0; wide < 2; wide++)
+    for (tq_layer_config& layer : layers[wide]) {
+      layer = {}, layer.struct_size = sizeof layer;
+      if (&layer == &layers[wide][1]) layer.sliding_window = wide ? 60 : 20;
+    }
+  OneCache source([](tq_cache_config& c) { c.layers = layers[0]; });
+  OneCache wider([](tq_cache_config& c) { c.layers = layers[1]; });
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 20);
+  copied(source, sequence, wider);
+  source.append(sequence, 20, 1);
+  tq_sequence refused = 0;
+  EXPECT_EQ(tq_sequence_copy(source.cache, sequence, wider.cache, nullptr, &refused), TQ_ERROR_INCOMPATIBLE);
+  EXPECT_STREQ(tq_last_error(),
+               "target: layer 1: its next query sees tokens from 0 on, the source keeps those from 1 on");
+}
+
 // What a layer lacks it lacks in the copy; flags go along.
 TEST(Copy, WrittenAndFlags) {
   OneCache source, target;

@@ -116,6 +116,7 @@ class Device : public Backend {
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override {
     begin(stream);
     own_->scrub_pages(group, pages, count, nullptr);
+    cleared_ = !ends_on;
   }
   TilePlace tiles(int layer) const override { return own_->tiles(layer); }
   TilePlace exact_tiles(int layer, Kind kind) const override { return own_->exact_tiles(layer, kind); }
@@ -169,7 +170,12 @@ class Device : public Backend {
     return own_->check(nullptr);
   }
   void wait(void* stream) override { begin(stream); }
-  void drain() noexcept override {}
+  void drain() noexcept override {
+    run();
+    busy_on_ = nullptr, cleared_ = false;
+  }
+  // Pages are cleared before their memory goes.
+  ~Device() override { EXPECT_FALSE(cleared_); }
 
  private:
   void expect(const void* stream) const {
@@ -188,6 +194,8 @@ class Device : public Backend {
 
   std::unique_ptr<Backend> own_;
   const bool host_;
+  mutable const void* busy_on_ = nullptr;  // work was enqueued there since the last drain
+  bool cleared_ = false;                   // pages, since the last drain of a cache that ends
   std::vector<uint32_t> words_;
 };
 

@@ -18,6 +18,25 @@ namespace {
 
 constexpr int kCoded[] = {2, 3, 4, 5, 6, 8};
 
+TEST(Code, WordsOfAGroup) {
+  for (const int bits : kCodeBits) {
+    const CodeRegions regions = code_regions(code_of_bits(bits));
+    EXPECT_EQ(regions.group_words, bits);
+    EXPECT_EQ(regions.plane_words, bits == 5 ? 1 : bits == 6 ? 2 : 0) << bits;
+  }
+  for (const int bits : {2, 3, 4}) {
+    EXPECT_EQ(code_regions(trellis_code(bits)).group_words, bits);
+    EXPECT_EQ(code_regions(trellis_code(bits)).plane_words, 0);
+  }
+}
+
+TEST(Numbers, NanWhateverItsPayload) {
+  for (const uint32_t bits : {0x7F800001u, 0x7FC00000u, 0x7FFFFFFFu, 0xFF800001u, 0xFFC00000u, 0xFFFFFFFFu})
+    EXPECT_TRUE(is_nan(bits_float(bits))) << bits;
+  for (const uint32_t bits : {0u, 0x80000000u, 1u, 0x7F7FFFFFu, 0x7F800000u, 0xFF800000u})
+    EXPECT_FALSE(is_nan(bits_float(bits))) << bits;
+}
+
 TEST(Code, RegionsMakeUpTheSide) {
   for (int i = 0; i < kNumCodes; i++) {
     const CodeId code = kCodes[i];

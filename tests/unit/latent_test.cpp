@@ -91,6 +91,17 @@ TEST(LatentConfig, Reasons) {
          "layers[1].layer_kind = 1: it shares the tokens of layer 0, where it is 2");
   layers[1].layer_kind = 0;
   EXPECT_EQ(text([](tq_cache_config& c) { c.layers = layers; }), "");
+  // A latent layer whose parts are no dimensions, behind one that is right.
+  layers[1].shares_layer = 0, layers[1].value_dim = kLatent - 2;
+  const auto second = [&](int head_dim, int value_dim) {
+    std::string line = with(head_dim, value_dim);
+    line.replace(0, 7, "layer 1");
+    return line;
+  };
+  begins(text([](tq_cache_config& c) { c.layers = layers; }), second(kDim, kLatent - 2));
+  layers[1].value_dim = 0, layers[1].head_dim = kDim + 2;
+  begins(text([](tq_cache_config& c) { c.layers = layers; }), second(kDim + 2, kLatent));
+  layers[1].head_dim = 0;
   layers[1].shares_layer = 0, layers[1].layer_kind = TQ_KEYS_VALUES;  // a layer of 96 beside a latent one
   EXPECT_EQ(text([](tq_cache_config& c) { c.layers = layers; }), "");
 }

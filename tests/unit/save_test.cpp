@@ -94,6 +94,28 @@ TEST(Save, LoadsToTheSameBits) {
     }
 }
 
+// A sink that shares its tile with the window; a layer of which a query sees one token.
+TEST(Save, OneSinkAndOneToken) {
+  static tq_layer_config layers[kLayers];
+  for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
+  layers[2].sliding_window = 1;
+  const auto change = [](tq_cache_config& c) {
+    c.sink_tokens = 1, c.window_tokens = 5, c.rollback_tokens = 4, c.layers = layers;
+  };
+  OneCache source(change), target(change);
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 30);
+  source.append(sequence, 30, 1);
+  tq_state state = {};
+  state.struct_size = sizeof state;
+  TQ_MUST(tq_sequence_describe(source.cache, sequence, &state));
+  EXPECT_EQ(state.rollback_tokens, 4);
+  const std::string bytes = saved(source, sequence);
+  const tq_sequence copy = loaded(target, bytes);
+  EXPECT_EQ(source.attend(sequence, 1), target.attend(copy, 1));
+  EXPECT_TRUE(saved(target, copy) == bytes);
+}
+
 TEST(Save, RanksLoadTheirHeads) {
   OneCache whole([](tq_cache_config& c) { c.num_kv_heads = 4, c.window_tokens = 8; });
   const tq_sequence sequence = whole.create();

@@ -61,6 +61,22 @@ TEST(RowEnd, AnEmptyRowHasTheSinkAsItsLse) {
   EXPECT_TRUE(isnan(finish_row(empty_state(), NAN).lse));
 }
 
+// Of an empty part nothing is taken, whatever its o holds; of two, the first's state.
+TEST(Weights, OfEmptyParts) {
+  const SoftmaxState some = {2.0f, 4.0f};
+  for (const SoftmaxState none : {empty_state(), SoftmaxState{5.0f, 0.0f}, SoftmaxState{0.0f, NAN}}) {
+    const MergeWeights behind = merge_weights(some, none), before = merge_weights(none, some);
+    EXPECT_EQ(behind.state.m, 2.0f);
+    EXPECT_EQ(behind.state.l, 4.0f);
+    EXPECT_EQ(behind.first, 1.0f);
+    EXPECT_EQ(behind.second, 0.0f);
+    EXPECT_EQ(before.state.m, 2.0f);
+    EXPECT_EQ(before.state.l, 4.0f);
+    EXPECT_EQ(before.first, 0.0f);
+    EXPECT_EQ(before.second, 1.0f);
+  }
+}
+
 struct Part {
   float lse, out;
 };
