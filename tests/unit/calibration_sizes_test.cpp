@@ -149,10 +149,10 @@ TEST_F(CalibrationSizesTest, TablesLargerThanTheirFile) {
   EXPECT_LT(most_memory() - before, int64_t{64} << 20);
 }
 
-// Prompts whose numbers differ by coordinate and head.
+// Prompts whose numbers differ by coordinate; one head, and coordinates from `still` on, are zero.
 struct Prompt {
   tq_calibration* calibration = nullptr;
-  Prompt(int32_t heads, int32_t dim, int32_t value_dim, int32_t silent = -1) {
+  Prompt(int32_t heads, int32_t dim, int32_t value_dim, int32_t silent = -1, int32_t still = 256) {
     tq_calibration_config config = {};
     config.struct_size = sizeof config;
     config.num_layers = 1, config.num_q_heads = config.num_kv_heads = heads;
@@ -164,7 +164,8 @@ struct Prompt {
       for (int64_t i = 0; i < kTokens * heads * size; i++) {
         const int64_t token = i / size / heads, c = i % size, head = i / size % heads;
         const float x = static_cast<float>((token * 37 + c * c * 11) % 64 - 30);
-        rows[size == value_dim].push_back(head == silent ? 0.0f : ldexpf(x, static_cast<int>(c * 7 % 5)));
+        rows[size == value_dim].push_back(
+            head == silent || c >= still ? 0.0f : ldexpf(x, static_cast<int>(c * 7 % 5)));
       }
     if (dim == value_dim) rows[0] = rows[1];
     EXPECT_EQ(tq_calibration_feed(calibration, 0, kTokens, rows[0].data(), rows[0].data(), rows[1].data()),
@@ -232,6 +233,14 @@ TEST(CalibrationDims, ASilentHead) {
       EXPECT_FALSE(alone.empty()) << bits;
     }
   }
+}
+
+// Coordinates without a number in them get the band of the fewest bits, which is 1.
+TEST(CalibrationDims, StillCoordinates) {
+  Prompt own(1, 64, 32, -1, 32);
+  const std::vector<int32_t> expected[] = {{3, 1}, {5, 1}, {6, 2}};
+  for (const int bits : {2, 3, 4})
+    EXPECT_EQ(Prompt::choose(own.calibration, static_cast<float>(bits)).widths, expected[bits - 2]) << bits;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "quantizer.h"
 #include "tqkv.h"
 #include "traffic/guarded_memory.h"
 
@@ -326,6 +327,52 @@ TEST_F(QuantizerEdges, LevelsOfTwoValues) {
   for (int side = 0; side < 2; side++) EXPECT_NEAR(levels[side], sum[side] / count[side], 1e-6);
   EXPECT_NEAR(boundary, (levels[0] + levels[1]) / 2, 1e-7);
   EXPECT_NEAR(error, off / 5, 1e-6);
+}
+
+// Memory of a device comes from the caller's callbacks, or is the device's own affair.
+TEST(QuantizerMemory, OfADevice) {
+  tq_quantizer_config config = {};
+  config.struct_size = sizeof config;
+  config.dim = kDim, config.bits = 4;
+  EXPECT_EQ(QuantizerConfig(&config).device_ops().alloc, nullptr);
+  int mine = 0;
+  tq_allocator allocator = {};
+  allocator.struct_size = sizeof allocator;
+  allocator.user = &mine;
+  allocator.alloc = [](void*, size_t bytes, size_t alignment, int32_t, int32_t) -> void* {
+    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  };
+  allocator.free = [](void*, void* memory, size_t, int32_t, int32_t) { free(memory); };
+  config.allocator = &allocator;
+  const QuantizerConfig own(&config);
+  EXPECT_EQ(own.device_ops().alloc, allocator.alloc);
+  EXPECT_EQ(own.device_ops().free, allocator.free);
+  EXPECT_EQ(own.device_ops().user, &mine);
+  EXPECT_EQ(own.host_ops().alloc, allocator.alloc);
+}
+
+TEST_F(QuantizerEdges, TheMostOfASearch) {
+  Calls calls;
+  tq_quantizer_config config = {};
+  config.struct_size = sizeof config;
+  config.dim = kDim, config.bits = 4;
+  ASSERT_EQ(tq_quantizer_create(&config, &calls.quantizer), TQ_OK) << tq_last_error();
+  std::vector<float> scores(65536);
+  std::vector<int64_t> ids(65536);
+  ASSERT_EQ(
+      tq_quantizer_encode(calls.quantizer, calls.x.data(), kCount, calls.codes.data(), nullptr, nullptr),
+      TQ_OK);
+  const auto search = [&](int64_t k) {
+    return tq_quantizer_search(calls.quantizer, calls.x.data(), 1, calls.codes.data(), kCount, nullptr, k,
+                               scores.data(), ids.data(), nullptr);
+  };
+  EXPECT_EQ(search(65536), TQ_OK) << tq_last_error();
+  EXPECT_EQ(ids[2], 2);
+  EXPECT_EQ(ids[3], -1) << "there are three";
+  EXPECT_EQ(search(65537), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(tq_last_error(), "k = 65537: must be 1 .. 65536");
+  EXPECT_EQ(search(0), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK);
 }
 
 }  // namespace

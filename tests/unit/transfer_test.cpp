@@ -212,6 +212,38 @@ TEST(Transfer, SlidingLayers) {
 }
 
 // Any ranges: random chunks, windows, orders of layers; a neighbour's tokens stay what they are.
+// A part has more tokens than the reader keeps: those are dropped, and no page of another sequence is touched.
+TEST(Transfer, WhatIsNotKeptGoesNowhere) {
+  static tq_layer_config layers[kLayers];
+  for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
+  layers[1].sliding_window = 40;
+  const auto with = [](int32_t rollback, int32_t window, int32_t sinks) {
+    return [=](tq_cache_config& c) {
+      c.layers = layers, c.rollback_tokens = rollback, c.window_tokens = window, c.sink_tokens = sinks;
+      c.page_size = 32;
+    };
+  };
+  for (const int64_t length : {45, 150, 200}) {
+    OneCache source(with(70, 60, 40)), target(with(3, 10, 2));
+    const tq_sequence from = source.create(), other = target.create(), to = target.create();
+    source.append(from, 0, length);
+    source.append(from, length, 1);
+    target.append(other, 1000, 100);
+    const std::string before = exported(target, other).bytes();
+    const std::vector<float> seen = target.attend(other, 1);
+    TQ_IMPORT(target, to, exported(source, from));
+    EXPECT_TRUE(exported(target, other).bytes() == before) << length;
+    EXPECT_EQ(target.attend(other, 1), seen) << length;
+    // As one that was appended here, but that the import has kept what a plan without queries keeps.
+    OneCache always(with(3, 10, 2));
+    const tq_sequence fresh = always.create();
+    always.append(fresh, 0, length);
+    always.append(fresh, length, 1);
+    EXPECT_EQ(target.attend(to, 1), always.attend(fresh, 1)) << length;
+    EXPECT_TRUE(exported(target, to).bytes() == exported(always, fresh).bytes()) << length;
+  }
+}
+
 TEST(Transfer, RandomRanges) {
   uint64_t state = 1;
   const auto random = [&](int64_t below) {
