@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kTokens = 40;
 // Where numbers stand in a header, and how long a record of a layer with two kv heads is.
 constexpr size_t kMac = 24, kPayload = 32, kType = 44, kFirst = 48, kCount = 56, kSinks = 64, kExact = 72,
-                 kRollback = 80, kFixed = 104, kRecord = 16 + 2 * 64 + 2 * 16;
+                 kRollback = 80, kFlags = 88, kIdentity = 96, kFixed = 104, kRecord = 16 + 2 * 64 + 2 * 16;
 constexpr int64_t kLeastRollback = -INT64_MAX / 4;
 
 using Bytes = std::vector<uint8_t>;
@@ -135,6 +135,17 @@ TEST_F(Header, OtherNumbers) {
   // The reserved features, by the bytes of a MAC.
   for (const uint64_t mac : {1ull, 15ull, 65ull, 127ull, 128ull, 1ull << 63})
     EXPECT_NE(loaded(with(kMac, mac)), "") << mac;
+}
+
+TEST_F(Header, IdentityAndFlags) {
+  save(plain());
+  const std::string wrong = "saved sequence: the identity or what is reserved in its header is wrong";
+  for (const uint64_t flags : {4ull, 7ull, 8ull, 1ull << 63})
+    EXPECT_EQ(loaded(with(kFlags, flags)), wrong) << flags;
+  for (const uint64_t flags : {1ull, 2ull, 3ull})
+    EXPECT_EQ(loaded(with(kFlags, flags)), "saved sequence: the digest differs") << flags;
+  for (size_t i = 0; i < 8; i++)
+    EXPECT_EQ(loaded(with(kIdentity + i, static_cast<uint8_t>(bytes_[kIdentity + i] ^ 1))), wrong) << i;
 }
 
 TEST_F(Header, KvHeads) {

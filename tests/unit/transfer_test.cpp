@@ -244,6 +244,37 @@ TEST(Transfer, WhatIsNotKeptGoesNowhere) {
   }
 }
 
+// A plan of the sequence holds no more once an import has come; and what a fork shares by then is not written.
+TEST(Transfer, ImportsBesidePlansAndForks) {
+  OneCache source, target;
+  const tq_sequence sequence = source.create(), to = target.create();
+  source.append(sequence, 0, 40);
+  const auto layer = [&](int32_t number) {
+    tq_state wanted = {};
+    wanted.first_layer = number, wanted.num_layers = 1;
+    return exported(source, sequence, wanted);
+  };
+  const int64_t none = 0;
+  TQ_MUST(tq_batch_plan(target.batch, 1, &to, &none, &none, nullptr));
+  TQ_IMPORT(target, to, layer(0));
+  const std::vector<float> k = target.rows(0, 0, 1, 2, OneCache::kKeyDim);
+  EXPECT_EQ(tq_cache_append(target.cache, 0, target.batch, k.data(), k.data(), nullptr, nullptr),
+            TQ_ERROR_INVALID_STATE);
+  EXPECT_EQ(std::string(tq_last_error()), "batch: its plan is not in force any more, sequence " +
+                                              std::to_string(to) + " was imported into; plan again");
+  tq_sequence fork = 0;
+  TQ_MUST(tq_sequence_fork(target.cache, to, nullptr, &fork));
+  for (const tq_sequence each : {to, fork}) {
+    EXPECT_EQ(import(target, each, layer(1)), TQ_ERROR_INVALID_STATE);
+    EXPECT_EQ(std::string(tq_last_error()),
+              "sequence = " + std::to_string(each) + ": a fork shares the pages of these tokens");
+  }
+  TQ_MUST(tq_sequence_free(target.cache, fork, nullptr));
+  TQ_IMPORT(target, to, layer(1));
+  TQ_IMPORT(target, to, layer(2));
+  EXPECT_EQ(source.attend(sequence, 1), target.attend(to, 1));
+}
+
 TEST(Transfer, RandomRanges) {
   uint64_t state = 1;
   const auto random = [&](int64_t below) {
