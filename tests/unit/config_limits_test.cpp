@@ -300,5 +300,28 @@ TEST(ConfigLimits, QuantizerFieldsOfOtherFamilies) {
   }
 }
 
+// What is said of too many outliers is said once, and their channels are not looked at.
+TEST(ConfigLimits, TooManyOutliers) {
+  static const int32_t channels[] = {7, 7, 7, 7, 7, 7, 7};
+  for (const int32_t count : {5, 6}) {
+    tq_quantizer_config c = vectors_base();
+    c.dim = 5, c.num_outliers = count, c.outlier_channels = channels;
+    try {
+      const QuantizerConfig config(&c);
+      ADD_FAILURE() << "taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(), "num_outliers = " + std::to_string(count) + ": must be 0 .. 4");
+    }
+  }
+  tq_quantizer_config c = vectors_base();
+  c.dim = 8193, c.num_outliers = 2, c.outlier_channels = channels;
+  try {
+    const QuantizerConfig config(&c);
+    ADD_FAILURE() << "taken";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "dim = 8193: must be 1 .. 8192");
+  }
+}
+
 }  // namespace
 }  // namespace tq

@@ -132,6 +132,22 @@ TEST(Copy, SlidingLayers) {
   }
 }
 
+// Each layer is compared, and one that differs is named.
+TEST(Copy, TheLayerThatDiffers) {
+  static tq_layer_config layers[kLayers];
+  OneCache source;
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 3);
+  for (int which = 0; which < kLayers; which++) {
+    for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
+    layers[which].value_bits = 4;
+    OneCache target([](tq_cache_config& c) { c.layers = layers; });
+    tq_sequence copy = 0;
+    EXPECT_EQ(tq_sequence_copy(source.cache, sequence, target.cache, nullptr, &copy), TQ_ERROR_INCOMPATIBLE);
+    EXPECT_EQ(std::string(tq_last_error()).substr(0, 16), "target: layer " + std::to_string(which) + ":");
+  }
+}
+
 // Of 21 tokens a source with a window of 20 has lost the first, which the next query of a wider one sees.
 TEST(Copy, OneTokenThatTheSourceLacks) {
   static tq_layer_config layers[2][kLayers];

@@ -35,6 +35,10 @@ void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) _
     "__wrap__ZN2tq12check_deviceENS_10DeviceTypeEiRNS_10ReasonListE");
 BackendBytes real_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
     "__real__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
+std::unique_ptr<DeviceReader> real_reader(int32_t device_id, int64_t slot_bytes,
+                                          void* stream) __asm__("__real__ZN2tq20create_device_readerEilPv");
+std::unique_ptr<DeviceReader> wrapped_reader(int32_t device_id, int64_t slot_bytes, void* stream) __asm__(
+    "__wrap__ZN2tq20create_device_readerEilPv");
 BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
     "__wrap__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
 
@@ -43,6 +47,32 @@ void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) {
 }
 BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) {
   return real_backend_bytes(stand_ins > 0 ? DeviceType::kCpu : type, geometry);
+}
+
+namespace {
+
+// What was asked of a reader of a stand-in.
+struct Reads {
+  int32_t device_id;
+  int64_t slot_bytes, bytes;
+  const void* stream;
+};
+Reads reads;
+
+struct Reader : DeviceReader {
+  const void* read(int, const char*, const void* from, int64_t bytes) override {
+    EXPECT_LE(bytes, reads.slot_bytes);
+    reads.bytes += bytes;
+    return from;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceReader> wrapped_reader(int32_t device_id, int64_t slot_bytes, void* stream) {
+  if (stand_ins == 0) return real_reader(device_id, slot_bytes, stream);
+  reads = Reads{device_id, slot_bytes, 0, stream};
+  return std::make_unique<Reader>();
 }
 
 namespace {
@@ -444,6 +474,41 @@ TEST_F(OnDevice, RanksLoadTheirHeads) {
       EXPECT_TRUE(rank.bytes_of(loaded) == std::vector<uint8_t>(at, at + part.bytes)) << first;
     }
   }
+}
+
+// A calibration that is fed from a device's memory: all of it twice (once to see that it is finite), on the stream.
+TEST_F(OnDevice, CalibrationsAreFed) {
+  tq_calibration_config config = {};
+  config.struct_size = sizeof config;
+  config.num_layers = config.num_q_heads = config.num_kv_heads = 1;
+  config.head_dim = config.value_dim = 32, config.io_dtype = TQ_F32, config.held_out_tokens = 32;
+  std::vector<float> x(256 * 32);
+  for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(i * i % 97) - 40;
+  std::vector<uint8_t> files[2];
+  for (const bool device : {false, true}) {
+    tq_calibration* calibration = nullptr;
+    ASSERT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
+    ASSERT_EQ(
+        tq_calibration_feed_from(calibration, 0, 256, x.data(), x.data(), x.data(),
+                                 device ? TQ_DEVICE_CUDA : TQ_DEVICE_CPU, device, device ? kStream : nullptr),
+        TQ_OK)
+        << tq_last_error();
+    ByteStream file;
+    const tq_io io = file.io();
+    ASSERT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
+    files[device] = file.bytes;
+    if (device) {
+      EXPECT_EQ(tq_calibration_feed_from(calibration, 0, 1, x.data(), x.data(), x.data(), TQ_DEVICE_CUDA, 2,
+                                         nullptr),
+                TQ_ERROR_NOT_SUPPORTED)
+          << "there are two";
+    }
+    EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
+  }
+  EXPECT_EQ(reads.device_id, 1);
+  EXPECT_EQ(reads.stream, kStream);
+  EXPECT_EQ(reads.bytes, 2 * 3 * 256 * 32 * 4);
+  EXPECT_TRUE(files[0] == files[1]);
 }
 
 TEST_F(OnDevice, WhatIsOtherThere) {

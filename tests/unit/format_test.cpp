@@ -11,6 +11,7 @@
 
 #include "dims.h"
 #include "format/encode.h"
+#include "format/grouped.h"
 
 namespace tq {
 namespace format {
@@ -28,6 +29,26 @@ TEST(Code, WordsOfAGroup) {
     EXPECT_EQ(code_regions(trellis_code(bits)).group_words, bits);
     EXPECT_EQ(code_regions(trellis_code(bits)).plane_words, 0);
   }
+}
+
+// A row that held something else has zeros behind its codes.
+TEST(Grouped, RowsOverOldBits) {
+  for (const int bits : kGroupedBits)
+    for (const int dim : {4, 12, 20, 36, 44, 100}) {
+      const SideLayout side(dim, grouped_code(bits, 16));
+      std::vector<float> x(static_cast<size_t>(dim));
+      for (int i = 0; i < dim; i++) x[static_cast<size_t>(i)] = static_cast<float>(i * 7 % 23) - 11;
+      std::vector<uint32_t> rows[2];
+      for (const bool old : {false, true}) {
+        rows[old].assign(static_cast<size_t>(side.row_words()) + 1, old ? 0xFFFFFFFFu : 0u);
+        GroupScale scales[8];
+        bool saturated = false;
+        EXPECT_FALSE(encode_grouped_token(side, x.data(), rows[old].data(), scales, &saturated));
+        EXPECT_EQ(rows[old].back(), old ? 0xFFFFFFFFu : 0u) << "behind the row";
+        rows[old].pop_back();
+      }
+      EXPECT_EQ(rows[0], rows[1]) << bits << " bits of " << dim;
+    }
 }
 
 TEST(Numbers, NanWhateverItsPayload) {

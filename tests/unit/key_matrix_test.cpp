@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "status.h"
+#include "tqkv.h"
 
 namespace tq {
 namespace {
@@ -71,6 +72,7 @@ TEST(KeyMatrix, WhatCannotBeInverted) {
   EXPECT_EQ(refusal(1, 2, {1 / kMost, 0, 0, -1 / kMost}), "");
   EXPECT_EQ(refusal(2, 2, {1, 0, 0, 1, 1, 0, nextafterf(kMost, 2 * kMost), 1}),
             "matrix[1][1][0] = 1.04858e+06 of layer 7: must be finite, at most 2^20 in size");
+  EXPECT_EQ(refusal(1, 2, {2 * kMost, 0, 0, 1}).substr(0, 27), "matrix[0][0][0] = 2.09715e+");
   EXPECT_EQ(refusal(1, 2, {1, -INFINITY, 0, 1}).substr(0, 19), "matrix[0][0][1] = -");
   EXPECT_NE(refusal(1, 2, {1, 0, 0, NAN}), "");
   EXPECT_NE(refusal(1, 2, {nextafterf(1 / kMost, 0), 0, 0, 1}), "");
@@ -104,6 +106,45 @@ TEST(KeyMatrix, Products) {
     EXPECT_EQ(y[2], 60);
     EXPECT_EQ(y[3], 16777216 + 88) << "added up in double: 87 more, rounded once";
     EXPECT_EQ(y[4], -1);
+  }
+}
+
+// Centres and a matrix mean the same in either order, whatever the centres are.
+TEST(KeyMatrix, CentresBeforeAndAfter) {
+  for (const float centre : {0.0f, 1.0f, -3.0f}) {
+    std::vector<float> out[2];
+    for (const bool first : {false, true}) {
+      tq_cache_config config;
+      ASSERT_EQ(tq_cache_config_init(&config), TQ_OK);
+      config.num_layers = 1, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = 32;
+      config.io_dtype = TQ_F32, config.key_bits = 2, config.value_bits = 4, config.max_tokens = 32;
+      config.num_threads = 1;
+      tq_cache* cache = nullptr;
+      tq_batch* batch = nullptr;
+      tq_sequence sequence = 0;
+      const int64_t tokens = 5;
+      ASSERT_EQ(tq_cache_create(&config, nullptr, &cache), TQ_OK) << tq_last_error();
+      std::vector<float> matrix(32 * 32), centres(32, centre), k(5 * 32), v(5 * 32);
+      for (size_t i = 0; i < 32; i++) matrix[i * 32 + i] = 2, matrix[i * 32 + (i + 1) % 32] = 1;
+      for (size_t i = 0; i < k.size(); i++)
+        k[i] = centre + static_cast<float>(i * i % 13) / 8, v[i] = static_cast<float>(i * 7 % 11) / 4;
+      const auto centred = [&] {
+        EXPECT_EQ(tq_cache_set_centres(cache, 0, centres.data(), nullptr), TQ_OK) << tq_last_error();
+      };
+      if (first) centred();
+      EXPECT_EQ(tq_cache_set_key_matrix(cache, 0, matrix.data()), TQ_OK) << tq_last_error();
+      if (!first) centred();
+      ASSERT_EQ(tq_batch_create(cache, &batch), TQ_OK);
+      ASSERT_EQ(tq_sequence_create(cache, &sequence), TQ_OK);
+      ASSERT_EQ(tq_batch_plan(batch, 1, &sequence, &tokens, nullptr, nullptr), TQ_OK);
+      ASSERT_EQ(tq_cache_append(cache, 0, batch, k.data(), v.data(), nullptr, nullptr), TQ_OK);
+      out[first].resize(5 * 32);
+      ASSERT_EQ(tq_cache_read(cache, 0, sequence, 0, tokens, out[first].data(), nullptr, nullptr, nullptr),
+                TQ_OK);
+      EXPECT_EQ(tq_batch_destroy(batch), TQ_OK);
+      EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
+    }
+    EXPECT_EQ(out[0], out[1]) << centre;
   }
 }
 
