@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -152,7 +153,8 @@ TEST_F(CalibrationSizesTest, TablesLargerThanTheirFile) {
 // Prompts whose numbers differ by coordinate; one head, and coordinates from `still` on, are zero.
 struct Prompt {
   tq_calibration* calibration = nullptr;
-  Prompt(int32_t heads, int32_t dim, int32_t value_dim, int32_t silent = -1, int32_t still = 256) {
+  Prompt(int32_t heads, int32_t dim, int32_t value_dim, int32_t silent = -1, int32_t still = 256,
+         const int (&powers)[3] = {0, 0, 0}) {
     tq_calibration_config config = {};
     config.struct_size = sizeof config;
     config.num_layers = 1, config.num_q_heads = config.num_kv_heads = heads;
@@ -168,7 +170,12 @@ struct Prompt {
             head == silent || c >= still ? 0.0f : ldexpf(x, static_cast<int>(c * 7 % 5)));
       }
     if (dim == value_dim) rows[0] = rows[1];
-    EXPECT_EQ(tq_calibration_feed(calibration, 0, kTokens, rows[0].data(), rows[0].data(), rows[1].data()),
+    // Queries are keys from the last coordinate to the first.
+    std::vector<float> sides[3] = {rows[0], rows[0], rows[1]};
+    for (auto row = sides[0].begin(); row != sides[0].end(); row += dim) std::reverse(row, row + dim);
+    for (int i = 0; i < 3; i++)
+      for (float& x : sides[i]) x = ldexpf(x, powers[i]);
+    EXPECT_EQ(tq_calibration_feed(calibration, 0, kTokens, sides[0].data(), sides[1].data(), sides[2].data()),
               TQ_OK)
         << tq_last_error();
   }
@@ -177,6 +184,7 @@ struct Prompt {
   Prompt& operator=(const Prompt&) = delete;
 
   struct Chosen {
+    float error;
     int64_t token_bytes;
     std::vector<int32_t> widths;  // of bands, if there are any
   };
@@ -188,7 +196,7 @@ struct Prompt {
     result.struct_size = sizeof result;
     tq_layer_config layer = {};
     EXPECT_EQ(tq_calibration_choose(of, &goal, &layer, 1, &result), TQ_OK) << tq_last_error();
-    Chosen chosen = {result.token_bytes, {}};
+    Chosen chosen = {result.error, result.token_bytes, {}};
     if (layer.key_bands)
       chosen.widths.assign(layer.key_bands->bits, layer.key_bands->bits + layer.key_bands->num_bands);
     return chosen;
@@ -241,6 +249,54 @@ TEST(CalibrationDims, StillCoordinates) {
   const std::vector<int32_t> expected[] = {{3, 1}, {5, 1}, {6, 2}};
   for (const int bits : {2, 3, 4})
     EXPECT_EQ(Prompt::choose(own.calibration, static_cast<float>(bits)).widths, expected[bits - 2]) << bits;
+}
+
+// Of nothing nothing is wrong.
+TEST(CalibrationDims, AllIsZero) {
+  Prompt none(1, 64, 32, 0);
+  for (const float bits : {2.0f, 3.0f, 4.0f}) EXPECT_EQ(Prompt::choose(none.calibration, bits).error, 0.0f);
+}
+
+// Numbers that are all a power of two larger: lengths and centres are, errors in logits by the squares, and every
+// order, width and relative error is the same, to the bit.
+TEST(CalibrationDims, PowersOfTwo) {
+  const int powers[][3] = {{-9, 0, 0}, {0, -11, 0}, {0, 0, -12}, {7, 5, 9}, {-20, -14, -3}};
+  const int32_t heads = 2, dim = 96, value_dim = 40, rates = 3;  // of three bands: 2, 3 and 4 bits
+  const auto payload = [](Prompt& of) {
+    ByteStream file;
+    const tq_io io = file.io();
+    EXPECT_EQ(tq_calibration_save(of.calibration, &io), TQ_OK) << tq_last_error();
+    std::vector<uint8_t> bytes(file.bytes.begin() + 8 + 4 + 36 + 16 + 8, file.bytes.end() - 32);
+    return bytes;
+  };
+  Prompt plain(heads, dim, value_dim);
+  const std::vector<uint8_t> first = payload(plain);
+  for (const auto& each : powers) {
+    Prompt other(heads, dim, value_dim, -1, 256, each);
+    const std::vector<uint8_t> found = payload(other);
+    ASSERT_EQ(found.size(), first.size());
+    size_t at = 0;
+    const auto same = [&](int power, size_t count, const char* what) {
+      for (size_t i = 0; i < count; i++, at += 4) {
+        float a, b;
+        memcpy(&a, &first[at], 4), memcpy(&b, &found[at], 4);
+        EXPECT_EQ(ldexpf(a, power), b) << what << " " << i;
+      }
+    };
+    const auto bits = [&](size_t count, const char* what) {
+      EXPECT_EQ(memcmp(&first[at], &found[at], 4 * count), 0) << what;
+      at += 4 * count;
+    };
+    const int errors = 2 * (each[0] + each[1]);
+    same(each[1], 1, "length");
+    same(each[1], heads * dim, "key centre");
+    same(each[2], heads * value_dim, "value centre");
+    bits(heads * dim, "order");
+    same(errors, 3, "errors of keys");
+    for (int rate = 0; rate < rates; rate++) bits(1, "widths"), same(errors, 1, "error in bands");
+    same(0, 3, "errors of values");
+    EXPECT_EQ(at, found.size());
+  }
 }
 
 }  // namespace

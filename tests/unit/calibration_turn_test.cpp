@@ -242,5 +242,16 @@ TEST(CalibrationTurn, LengthsAreOfKeysAsTheyCome) {
   EXPECT_EQ(found.saved()[1 + kHeads * kDim * kDim], plain.saved()[0]);
 }
 
+// Keys and queries that are a power of two smaller are turned alike.
+TEST(CalibrationTurn, PowersOfTwo) {
+  Prompt prompt(5);
+  Calibrated plain(true), small(true);
+  plain.feed(0, prompt);
+  for (float& x : prompt.k) x = ldexpf(x, -9);
+  for (float& x : prompt.q) x = ldexpf(x, -8);
+  small.feed(0, prompt);
+  EXPECT_EQ(plain.matrix(0), small.matrix(0));
+}
+
 }  // namespace
 }  // namespace tq

@@ -323,5 +323,20 @@ TEST(ConfigLimits, TooManyOutliers) {
   }
 }
 
+TEST(ConfigLimits, ACodebookOfNoSize) {
+  tq_codebook book = {};
+  book.struct_size = 3, book.bits = 4;
+  tq_quantizer_config c = vectors_base();
+  c.bits = 4, c.codebook = &book, c.num_threads = -1;
+  try {
+    const QuantizerConfig config(&c);
+    ADD_FAILURE() << "taken";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_NE(text.find("codebook.struct_size = 3"), std::string::npos) << text;
+    EXPECT_NE(text.find("num_threads = -1"), std::string::npos) << "and the other reason: " << text;
+  }
+}
+
 }  // namespace
 }  // namespace tq

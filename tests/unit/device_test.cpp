@@ -84,6 +84,7 @@ struct Seen {
   int64_t staged, most_staged, moves, words;
 };
 Seen seen;
+bool copies_fail;         // of pages
 bool reaches;             // whether the device reaches memory of callers
 void* ends_on = kStream;  // the stream of calls to a device; null while caches end
 std::list<std::function<void()>> enqueued;
@@ -141,10 +142,13 @@ class Device : public Backend {
   }
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override {
     begin(stream);
+    if (copies_fail) throw Error(Status::kCuda, "no pages are copied");
+    if (count <= 0) throw Error(Status::kInternal, "copies of nothing, which no device can launch");
     own_->copy_pages(group, copies, count, nullptr);
   }
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override {
     begin(stream);
+    if (count <= 0) throw Error(Status::kInternal, "nothing is cleared, which no device can launch");
     own_->scrub_pages(group, pages, count, nullptr);
     cleared_ = !ends_on;
   }
@@ -328,7 +332,7 @@ class Own {
 
 class OnDevice : public ::testing::Test {
  protected:
-  void SetUp() override { stand_ins = 2, reaches = false, seen = Seen(), ends_on = kStream; }
+  void SetUp() override { stand_ins = 2, reaches = copies_fail = false, seen = Seen(), ends_on = kStream; }
   void TearDown() override {
     EXPECT_EQ(seen.staged, 0);
     EXPECT_TRUE(enqueued.empty());
@@ -509,6 +513,81 @@ TEST_F(OnDevice, CalibrationsAreFed) {
   EXPECT_EQ(reads.stream, kStream);
   EXPECT_EQ(reads.bytes, 2 * 3 * 256 * 32 * 4);
   EXPECT_TRUE(files[0] == files[1]);
+}
+
+// An import into a page that a fork shares, whose copy fails.
+TEST_F(OnDevice, ImportsThatFailLeaveNothing) {
+  Own source(true, [](tq_cache_config&) {}), target(true, [](tq_cache_config&) {});
+  const int64_t from = source.filled(40), to = target.loaded(source.saved(from));
+  const int64_t fork = target.cache->fork_sequence(to, kStream);
+  source.append(from, 30);
+  tq_state part = {};
+  part.struct_size = sizeof part, part.first_token = 40;
+  source.cache->describe(from, &part);
+  std::vector<uint64_t> room(static_cast<size_t>(part.bytes) / 8 + 2);
+  uint8_t* const at = reinterpret_cast<uint8_t*>(room.data()) + reinterpret_cast<uintptr_t>(room.data()) % 16;
+  source.cache->export_part(from, part, at, static_cast<size_t>(part.bytes), kStream);
+  copies_fail = true;
+  EXPECT_THROW(target.cache->import_part(fork, part, at, static_cast<size_t>(part.bytes), kStream), Error);
+  EXPECT_STREQ(target.cache->audit(), "");
+  EXPECT_EQ(target.cache->sequence_length(fork), 40);
+  copies_fail = false;
+  target.cache->import_part(fork, part, at, static_cast<size_t>(part.bytes), kStream);
+  EXPECT_TRUE(target.saved(fork) == source.saved(from));
+  source.cache->truncate_sequence(from, 40, kStream);
+  EXPECT_TRUE(target.saved(to) == source.saved(from));
+}
+
+// A cache of the host takes no stream, in no call, and nothing has happened by then.
+TEST_F(OnDevice, NoStreamOnTheHost) {
+  Own host(false, [](tq_cache_config& c) { c.max_reserve_tokens = 2048; });
+  Cache& cache = *host.cache;
+  const int64_t id = host.filled(50), none = 0, one = 1, position = 3;
+  const std::vector<uint8_t> bytes = host.saved(id);
+  tq_state state = host.described(id);
+  std::vector<uint64_t> room(static_cast<size_t>(state.bytes) / 8 + 2);
+  uint8_t* const at = reinterpret_cast<uint8_t*>(room.data()) + reinterpret_cast<uintptr_t>(room.data()) % 16;
+  const size_t size = static_cast<size_t>(state.bytes);
+  ByteStream out, in;
+  in.bytes = bytes;
+  std::vector<uint16_t> x(2 * 64);
+  AppendRequest append = {};
+  append.k = append.v = x.data(), append.key_strides = {128, 64}, append.value_strides = {64, 32};
+  AttendRequest attend = {};
+  attend.q = x.data(), attend.out = x.data(), attend.q_strides = {128, 64}, attend.out_strides = {64, 32};
+  attend.out_dtype = DataType::kF16, attend.softmax_scale = 1;
+  ReadRequest read = {};
+  read.k = x.data(), read.count = 1, read.key_strides = {128, 64};
+  append.stream = attend.stream = read.stream = kStream;
+  cache.plan(*host.batch, 1, &id, &none, &one, nullptr);
+  const std::vector<std::function<void()>> calls = {
+      [&] { cache.plan(*host.batch, 1, &id, &one, &none, kStream); },
+      [&] { cache.append(append, *host.batch); },
+      [&] { cache.attend(attend, *host.batch); },
+      [&] { cache.read(read, id); },
+      [&] { cache.fork_sequence(id, kStream); },
+      [&] { cache.truncate_sequence(id, 10, kStream); },
+      [&] { cache.flush_sequence(id, kStream); },
+      [&] { cache.remove_tokens(id, 3, 4, kStream); },
+      [&] { cache.select_tokens(id, &position, 1, kStream); },
+      [&] { cache.export_part(id, state, at, size, kStream); },
+      [&] { cache.import_part(id, state, at, size, kStream); },
+      [&] { cache.save(id, out.io(), kStream); },
+      [&] { cache.load(in.io(), kStream); },
+      [&] { cache.reserve(2048, kStream); },
+      [&] { cache.check(kStream); },
+      [&] { Cache::copy_sequence(cache, id, cache, kStream); },
+      [&] { cache.free_sequence(id, kStream); }};
+  for (size_t i = 0; i < calls.size(); i++) {
+    try {
+      calls[i]();
+      ADD_FAILURE() << "call " << i;
+    } catch (const Error& error) {
+      EXPECT_EQ(std::string(error.what()).substr(0, 9), "stream = ") << i << ": " << error.what();
+    }
+  }
+  EXPECT_TRUE(host.saved(id) == bytes);
+  EXPECT_EQ(cache.memory().num_sequences, 1);
 }
 
 TEST_F(OnDevice, WhatIsOtherThere) {

@@ -209,5 +209,28 @@ TEST_F(Words, OfAPartsFields) {
                            .value());
 }
 
+// Of prod keys: the codebook of a bit less, and the factor in the last four bytes.
+TEST_F(Words, OfAProdSide) {
+  config_.layers = nullptr, config_.key_codebook = nullptr;
+  config_.key_bits = 3, config_.key_family = TQ_CODE_PROD, config_.value_bits = 4;
+  const ResolvedConfig resolved(&config_);
+  const Geometry& g = resolved.geometry();
+  const SideIdentity side = side_identity(g, 1, Kind::kKey);
+  const format::Codebook book = format::builtin_codebook(kDim, 2);
+  std::vector<uint8_t> expected(32);
+  memcpy(expected.data(), book.magnitude, 2);
+  const uint32_t factor = bits(g.layers[1].sketch_factor);
+  EXPECT_NE(factor, 0u);
+  for (size_t i = 0; i < 4; i++) expected[28 + i] = static_cast<uint8_t>(factor >> 8 * i);
+  EXPECT_EQ(std::vector<uint8_t>(side.magnitude, side.magnitude + 32), expected);
+  EXPECT_EQ(side.dim, kDim);
+  EXPECT_EQ(side.family, 2);
+  EXPECT_EQ(side.bits, 3);
+  EXPECT_EQ(side.variant, TQ_SKETCH_ORTHOGONAL);
+  EXPECT_EQ(side.raw_type, 0);
+  EXPECT_EQ(side.rotation, 1);
+  EXPECT_EQ(side.seed, kSeed);
+}
+
 }  // namespace
 }  // namespace tq

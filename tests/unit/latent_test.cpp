@@ -82,6 +82,8 @@ TEST(LatentConfig, Reasons) {
   begins(text([](tq_cache_config& c) { c.head_dim = -4; }), with(-4, kLatent));
   begins(text([](tq_cache_config& c) { c.value_family = TQ_CODE_PROD; }),
          "layer 0: value_family = 2 (TQ_CODE_PROD)");
+  begins(text([](tq_cache_config& c) { c.flags = TQ_FLAG_EXACT_CHUNK; }),
+         "flags = 0x10: TQ_FLAG_EXACT_CHUNK: layer 0 is TQ_LATENT");
   static tq_layer_config layers[2];
   for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
   layers[1].layer_kind = 5;
