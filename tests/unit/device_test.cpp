@@ -1,249 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the core asks of a device, on the CPU: its backend under the name of CUDA, which looks at every call's
-// stream and moves tiles no sooner than somebody waits for them. So a copy by way of the host that does not
-// wait, or waits for another stream, moves what is not there. See CMakeLists.txt for the two functions that
-// are wrapped.
+// What the core asks of a device, by the stand-in: copies there and back, ranks, all that a sequence lives through
+// on a stream, failures, and what is other than on the host.
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
 #include <functional>
-#include <list>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "byte_stream.h"
 #include "cache.h"
-#include "cpu/cpu_backend.h"
 #include "format/rotation.h"
-#include "host_ops.h"
-#include "part_way.h"
 #include "status.h"
+#include "unit/stand_in.h"
 
 namespace tq {
-
-namespace {
-int stand_ins = 0;  // devices of the tests' own; 0: those of the machine
-}
-
-void real_check_device(DeviceType type, int device_id, ReasonList& reasons) __asm__(
-    "__real__ZN2tq12check_deviceENS_10DeviceTypeEiRNS_10ReasonListE");
-void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) __asm__(
-    "__wrap__ZN2tq12check_deviceENS_10DeviceTypeEiRNS_10ReasonListE");
-BackendBytes real_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
-    "__real__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
-std::unique_ptr<DeviceReader> real_reader(int32_t device_id, int64_t slot_bytes,
-                                          void* stream) __asm__("__real__ZN2tq20create_device_readerEilPv");
-std::unique_ptr<DeviceReader> wrapped_reader(int32_t device_id, int64_t slot_bytes, void* stream) __asm__(
-    "__wrap__ZN2tq20create_device_readerEilPv");
-BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
-    "__wrap__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
-
-void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) {
-  if (type == DeviceType::kCpu || device_id >= stand_ins) real_check_device(type, device_id, reasons);
-}
-BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) {
-  return real_backend_bytes(stand_ins > 0 ? DeviceType::kCpu : type, geometry);
-}
-
 namespace {
 
-// What was asked of a reader of a stand-in.
-struct Reads {
-  int32_t device_id;
-  int64_t slot_bytes, bytes;
-  const void* stream;
-};
-Reads reads;
-
-struct Reader : DeviceReader {
-  const void* read(int, const char*, const void* from, int64_t bytes) override {
-    EXPECT_LE(bytes, reads.slot_bytes);
-    reads.bytes += bytes;
-    return from;
-  }
-};
-
-}  // namespace
-
-std::unique_ptr<DeviceReader> wrapped_reader(int32_t device_id, int64_t slot_bytes, void* stream) {
-  if (stand_ins == 0) return real_reader(device_id, slot_bytes, stream);
-  reads = Reads{device_id, slot_bytes, 0, stream};
-  return std::make_unique<Reader>();
-}
-
-namespace {
-
-char stream_of_tests;
-void* const kStream = &stream_of_tests;
-
-struct Seen {
-  int64_t staged, most_staged, moves, words;
-};
-Seen seen;
-bool copies_fail;         // of pages
-bool reaches;             // whether the device reaches memory of callers
-void* ends_on = kStream;  // the stream of calls to a device; null while caches end
-std::list<std::function<void()>> enqueued;
-std::list<std::vector<uint8_t>> staging;  // all that was ever taken: late work finds its memory
-
-void run() {
-  while (!enqueued.empty()) {
-    enqueued.front()();
-    enqueued.pop_front();
-  }
-}
-
-// Pages of a place, as they are now.
-struct Rows {
-  explicit Rows(const TileMove& move) : move_(move) {
-    for (TilePlace* place : {&move_.source, &move_.target}) {
-      std::vector<int32_t>& own = place == &move_.source ? source_ : target_;
-      if (place->pages) own.assign(place->pages, place->pages + place->page_index(move.tiles - 1) + 1);
-    }
-  }
-  TileMove move() {
-    if (move_.source.pages) move_.source.pages = source_.data();
-    if (move_.target.pages) move_.target.pages = target_.data();
-    move_.stream = nullptr;
-    return move_;
-  }
-
- private:
-  TileMove move_;
-  std::vector<int32_t> source_, target_;
-};
-
-class Device : public Backend {
- public:
-  Device(std::unique_ptr<Backend> own, bool host, int32_t slots)
-      : own_(std::move(own)), host_(host), words_(static_cast<size_t>(slots)) {}
-  BackendBytes bytes() const override { return own_->bytes(); }
-  void* create_plan_storage() override { return own_->create_plan_storage(); }
-  void destroy_plan_storage(void* storage) override { own_->destroy_plan_storage(storage); }
-  void upload_plan(const BatchPlan& plan, void* stream) override {
-    begin(stream);
-    own_->upload_plan(plan, nullptr);
-  }
-  void append(const AppendRequest& request) override { own_->append(here(request)); }
-  void encode_tokens(const EncodeRequest& request) override { own_->encode_tokens(here(request)); }
-  void attend(const AttendRequest& request) override { own_->attend(here(request)); }
-  void read(const ReadRequest& request) override { own_->read(here(request)); }
-  void* own_workspace() override { return own_->own_workspace(); }
-  void set_centres(int layer, const float* key, const float* value) override {
-    own_->set_centres(layer, key, value);
-  }
-  void grow_pages(const int64_t* num_pages, void* stream) override {
-    begin(stream);
-    own_->grow_pages(num_pages, nullptr);
-  }
-  void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override {
-    begin(stream);
-    if (copies_fail) throw Error(Status::kCuda, "no pages are copied");
-    if (count <= 0) throw Error(Status::kInternal, "copies of nothing, which no device can launch");
-    own_->copy_pages(group, copies, count, nullptr);
-  }
-  void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override {
-    begin(stream);
-    if (count <= 0) throw Error(Status::kInternal, "nothing is cleared, which no device can launch");
-    own_->scrub_pages(group, pages, count, nullptr);
-    cleared_ = !ends_on;
-  }
-  TilePlace tiles(int layer) const override { return own_->tiles(layer); }
-  TilePlace exact_tiles(int layer, Kind kind) const override { return own_->exact_tiles(layer, kind); }
-  void move_tiles(const TileMove& move) override {
-    expect(move.stream);
-    if (move.heads <= 0 || move.tiles <= 0 || (move.head <= 0 && move.begin >= move.end))
-      throw Error(Status::kInternal, "a move of nothing, which no device can launch");
-    auto rows = std::make_shared<Rows>(move);
-    seen.moves += !host_;
-    if (host_)
-      own_->move_tiles(rows->move());
-    else
-      enqueued.push_back([this, rows] { own_->move_tiles(rows->move()); });
-  }
-  ReachedMemory reach(const void* memory, int64_t) const override {
-    if (!host_ && !reaches) return {nullptr, true};
-    return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), !host_};
-  }
-  void move_tokens(const MoveRequest& request) override { own_->move_tokens(here(request)); }
-  std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char* what) override {
-    return own_->take_memory(bytes, what);
-  }
-  uint8_t* take_staging(int64_t bytes) override {
-    seen.staged += bytes;
-    seen.most_staged = std::max(seen.most_staged, bytes);
-    staging.emplace_back(static_cast<size_t>(bytes), uint8_t{0x55});
-    return staging.back().data();
-  }
-  void give_staging(uint8_t* memory, int64_t bytes) noexcept override {
-    seen.staged -= bytes;
-    memset(memory, 0xAA, static_cast<size_t>(bytes));
-  }
-  void copy_slot(int source, int target, void* stream) override {
-    begin(stream);
-    own_->copy_slot(source, target, nullptr);
-  }
-  void start_slot(int slot, void* stream) override {
-    begin(stream);
-    own_->start_slot(slot, nullptr);
-  }
-  void add_to_slot(int slot, uint64_t flags, const volatile uint32_t* word, void* stream) override {
-    begin(stream);
-    seen.words += word != nullptr;
-    own_->add_to_slot(slot, flags, nullptr, nullptr);
-  }
-  const volatile uint32_t* slot_word(int slot) const override { return &words_[static_cast<size_t>(slot)]; }
-  bool capturing(void* stream) const override { return stream == this; }
-  uint64_t slot_flags(int slot) const override { return own_->slot_flags(slot); }
-  uint64_t check(void* stream) override {
-    begin(stream);
-    return own_->check(nullptr);
-  }
-  void wait(void* stream) override { begin(stream); }
-  void drain() noexcept override {
-    run();
-    busy_on_ = nullptr, cleared_ = false;
-  }
-  // Pages are cleared before their memory goes.
-  ~Device() override { EXPECT_FALSE(cleared_); }
-
- private:
-  void expect(const void* stream) const {
-    if (stream != (host_ ? nullptr : ends_on)) throw Error(Status::kInternal, "a call on another stream");
-  }
-  void begin(const void* stream) {
-    expect(stream);
-    if (!host_) run();
-  }
-  template <typename Request>
-  Request here(Request request) {
-    begin(request.stream);
-    request.stream = nullptr;
-    return request;
-  }
-
-  std::unique_ptr<Backend> own_;
-  const bool host_;
-  mutable const void* busy_on_ = nullptr;  // work was enqueued there since the last drain
-  bool cleared_ = false;                   // pages, since the last drain of a cache that ends
-  std::vector<uint32_t> words_;
-};
-
-void* take_host(void*, size_t bytes, size_t alignment, int32_t, int32_t) {
-  return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-void give_host(void*, void* memory, size_t, int32_t, int32_t) { free(memory); }
-
-// A device's memory is the host's.
-std::unique_ptr<Backend> create_stand_in(DeviceType type, const Geometry& g, const HostOps&, void* pool,
-                                         void*) {
-  return std::make_unique<Device>(cpu::create_cpu_backend(g, HostOps{nullptr, take_host, give_host}, pool),
-                                  type == DeviceType::kCpu, g.max_sequences);
-}
+using stand_in::kStream;
+using stand_in::world;
 
 using Change = std::function<void(tq_cache_config&)>;
 
@@ -258,15 +35,14 @@ class Own {
     config.io_dtype = TQ_F16, config.key_bits = 4, config.value_bits = 3;
     config.page_size = 32, config.max_tokens = 1024, config.max_sequences = 4, config.num_threads = 1;
     change(config);
-    cache = std::make_unique<Cache>(&config, stream, create_stand_in);
+    cache = std::make_unique<Cache>(&config, stream, stand_in::create);
     batch = cache->create_batch();
   }
   ~Own() {
-    run();
     Cache::destroy_batch(batch);
-    ends_on = nullptr;
+    world().stream = nullptr;
     cache.reset();
-    ends_on = kStream;
+    world().stream = kStream;
   }
   Own(const Own&) = delete;
   Own& operator=(const Own&) = delete;
@@ -332,13 +108,18 @@ class Own {
 
 class OnDevice : public ::testing::Test {
  protected:
-  void SetUp() override { stand_ins = 2, reaches = copies_fail = false, seen = Seen(), ends_on = kStream; }
-  void TearDown() override {
-    EXPECT_EQ(seen.staged, 0);
-    EXPECT_TRUE(enqueued.empty());
-    enqueued.clear(), staging.clear();
-    stand_ins = 0;
+  void SetUp() override {
+    world() = stand_in::World{};
+    world().devices = 2, world().stream = kStream;
   }
+  void TearDown() override {
+    EXPECT_EQ(world().staged, 0);
+    EXPECT_EQ(world().wrong, 0);
+    EXPECT_TRUE(stand_in::idle());
+    stand_in::forget();
+    world().devices = 0;
+  }
+  static void count_anew() { world().most_staged = world().moves = world().words = 0; }
 };
 
 // Tiles of raw values: 16 KiB of keys and as much of values for a kv head, 8 of 16 heads in the staging memory.
@@ -359,20 +140,20 @@ TEST_F(OnDevice, CopiesByWayOfTheHost) {
     Own host(false, wide(each.heads, each.window)), device(true, wide(each.heads, each.window));
     const int64_t id = host.filled(each.tokens), tiles = (each.tokens + 31) / 32;
     const std::vector<uint8_t> expected = host.bytes_of(id);
-    seen = Seen();
+    count_anew();
     const int64_t there = Cache::copy_sequence(*host.cache, id, *device.cache, kStream);
     if (each.window == 0) {
-      EXPECT_EQ(seen.most_staged, std::min(tiles, each.room) * each.heads * 32768);
-      EXPECT_EQ(seen.moves, 2 * ((tiles + each.room - 1) / each.room));
+      EXPECT_EQ(world().most_staged, std::min(tiles, each.room) * each.heads * 32768);
+      EXPECT_EQ(world().moves, 2 * ((tiles + each.room - 1) / each.room));
     }
-    EXPECT_EQ(seen.words, 0);
+    EXPECT_EQ(world().words, 0);
     EXPECT_TRUE(device.bytes_of(there) == expected);
-    seen = Seen();
+    count_anew();
     const int64_t back = Cache::copy_sequence(*device.cache, there, *host.cache, kStream);
     if (each.window == 0) {
-      EXPECT_EQ(seen.moves, 2 * ((tiles + each.room - 1) / each.room));
+      EXPECT_EQ(world().moves, 2 * ((tiles + each.room - 1) / each.room));
     }
-    EXPECT_EQ(seen.words, 0);
+    EXPECT_EQ(world().words, 0);
     EXPECT_TRUE(host.bytes_of(back) == expected);
     EXPECT_EQ(host.cache->sequence_length(back), each.tokens);
   }
@@ -381,10 +162,10 @@ TEST_F(OnDevice, CopiesByWayOfTheHost) {
 TEST_F(OnDevice, CopiesOnTheDevice) {
   Own device(true, wide(3, 40)), other(true, wide(3, 40));
   const int64_t id = device.filled(100);
-  seen = Seen();
+  count_anew();
   const int64_t copy = Cache::copy_sequence(*device.cache, id, *other.cache, kStream);
-  EXPECT_EQ(seen.most_staged, 0) << "tiles go straight";
-  EXPECT_EQ(seen.words, 1) << "flags that are late come along";
+  EXPECT_EQ(world().most_staged, 0) << "tiles go straight";
+  EXPECT_EQ(world().words, 1) << "flags that are late come along";
   EXPECT_TRUE(other.bytes_of(copy) == device.bytes_of(id));
   Own far(true, [](tq_cache_config& c) { wide(3, 40)(c), c.device_id = 1; });
   try {
@@ -437,7 +218,7 @@ void live(const Change& change) {
     uint8_t* const at = room.data() + (16 - reinterpret_cast<uintptr_t>(room.data()) % 16) % 16;
     memcpy(at, whole.data(), whole.size());
     cache.import_part(d, state, at, whole.size(), s);
-    memset(at, 0, reaches ? 0 : whole.size());  // what was carried is not read again
+    memset(at, 0, world().reaches ? 0 : whole.size());  // what was carried is not read again
     EXPECT_TRUE(own->bytes_of(d) == whole);
     EXPECT_EQ(cache.check(s), 0u);
     EXPECT_STREQ(cache.audit(), "");
@@ -447,7 +228,7 @@ void live(const Change& change) {
 
 TEST_F(OnDevice, EveryCallIsOnItsStream) {
   for (const bool reached : {false, true}) {
-    reaches = reached;
+    world().reaches = reached;
     live([](tq_cache_config&) {});
     live([](tq_cache_config& c) { c.window_tokens = 20, c.sink_tokens = 3, c.rollback_tokens = 5; });
     live([](tq_cache_config& c) {
@@ -509,9 +290,9 @@ TEST_F(OnDevice, CalibrationsAreFed) {
     }
     EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
   }
-  EXPECT_EQ(reads.device_id, 1);
-  EXPECT_EQ(reads.stream, kStream);
-  EXPECT_EQ(reads.bytes, 2 * 3 * 256 * 32 * 4);
+  EXPECT_EQ(world().reader.device_id, 1);
+  EXPECT_EQ(world().reader.stream, kStream);
+  EXPECT_EQ(world().reader.bytes, 2 * 3 * 256 * 32 * 4);
   EXPECT_TRUE(files[0] == files[1]);
 }
 
@@ -527,11 +308,11 @@ TEST_F(OnDevice, ImportsThatFailLeaveNothing) {
   std::vector<uint64_t> room(static_cast<size_t>(part.bytes) / 8 + 2);
   uint8_t* const at = reinterpret_cast<uint8_t*>(room.data()) + reinterpret_cast<uintptr_t>(room.data()) % 16;
   source.cache->export_part(from, part, at, static_cast<size_t>(part.bytes), kStream);
-  copies_fail = true;
+  world().copies_fail = true;
   EXPECT_THROW(target.cache->import_part(fork, part, at, static_cast<size_t>(part.bytes), kStream), Error);
   EXPECT_STREQ(target.cache->audit(), "");
   EXPECT_EQ(target.cache->sequence_length(fork), 40);
-  copies_fail = false;
+  world().copies_fail = false;
   target.cache->import_part(fork, part, at, static_cast<size_t>(part.bytes), kStream);
   EXPECT_TRUE(target.saved(fork) == source.saved(from));
   source.cache->truncate_sequence(from, 40, kStream);
@@ -610,7 +391,6 @@ TEST_F(OnDevice, WhatIsOtherThere) {
     EXPECT_EQ(error.status(), Status::kNotSupported);
     EXPECT_STREQ(error.what(), "layer 0: key matrices: CPU only");
   }
-  EXPECT_THROW(host.cache->check(kStream), Error);
 }
 
 }  // namespace
