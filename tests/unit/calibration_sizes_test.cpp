@@ -203,8 +203,8 @@ struct Prompt {
   }
 };
 
-// Bytes of a token are those of FORMAT.md section 4, and of a loaded calibration the same: codes of 32 or fewer
-// coordinates of a key, of the stored ones of a value, and two bytes of scale for each band or side.
+// Bytes of a token are those of FORMAT.md section 4, and of a loaded calibration the same: codes of 32 or
+// fewer coordinates of a key, of the stored ones of a value, and two bytes of scale for each band or side.
 TEST(CalibrationDims, BytesOfAToken) {
   const struct {
     int32_t dim, value_dim, bands, stored;
@@ -257,8 +257,8 @@ TEST(CalibrationDims, AllIsZero) {
   for (const float bits : {2.0f, 3.0f, 4.0f}) EXPECT_EQ(Prompt::choose(none.calibration, bits).error, 0.0f);
 }
 
-// Numbers that are all a power of two larger: lengths and centres are, errors in logits by the squares, and every
-// order, width and relative error is the same, to the bit.
+// Numbers that are all a power of two larger: lengths and centres are, errors in logits by the squares, and
+// every order, width and relative error is the same, to the bit.
 TEST(CalibrationDims, PowersOfTwo) {
   const int powers[][3] = {{-9, 0, 0}, {0, -11, 0}, {0, 0, -12}, {7, 5, 9}, {-20, -14, -3}};
   const int32_t heads = 2, dim = 96, value_dim = 40, rates = 3;  // of three bands: 2, 3 and 4 bits

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Key matrices that a calibration finds, against what tqkv.h section 11 and calibration_turn.cpp say they are:
-// the basis in which a head's keys and queries have the same diagonal, of falling size, in which keys are as
-// long as they were; and that a layer is measured as one which was given the matrix. Moments are added up here
-// from the tokens that count, in float64.
+// Key matrices that a calibration finds, against what tqkv.h section 11 and calibration_turn.cpp say they
+// are: the basis in which a head's keys and queries have the same diagonal, of falling size, in which keys
+// are as long as they were; and that a layer is measured as one which was given the matrix. Moments are
+// added up here from the tokens that count, in float64.
 #include <gtest/gtest.h>
 #include <math.h>
 #include <string.h>
@@ -186,8 +186,8 @@ TEST(CalibrationTurn, TheBasisInWhichKeysAndQueriesAreAlike) {
   }
 }
 
-// What is measured of a layer that was turned is what is measured of one that was given the matrix: numbers of
-// the file in the same order, sums of squares apart by the rounding of each token's turned numbers.
+// What is measured of a layer that was turned is what is measured of one that was given the matrix: numbers
+// of the file in the same order, sums of squares apart by the rounding of each token's turned numbers.
 TEST(CalibrationTurn, MeasuredAsIfItWereGiven) {
   const Prompt prompt(3);
   Calibrated found(true), given(false), plain(false);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the core asks of a device, by the stand-in: copies there and back, ranks, all that a sequence lives through
-// on a stream, failures, and what is other than on the host.
+// What the core asks of a device, by the stand-in: copies there and back, ranks, all that a sequence lives
+// through on a stream, failures, and what is other than on the host.
 #include <gtest/gtest.h>
 #include <string.h>
 
@@ -122,7 +122,8 @@ class OnDevice : public ::testing::Test {
   static void count_anew() { world().most_staged = world().moves = world().words = 0; }
 };
 
-// Tiles of raw values: 16 KiB of keys and as much of values for a kv head, 8 of 16 heads in the staging memory.
+// Tiles of raw values: 16 KiB of keys and as much of values for a kv head, 8 of 16 heads in the staging
+// memory.
 Change wide(int32_t heads, int32_t window) {
   return [=](tq_cache_config& c) {
     c.num_q_heads = c.num_kv_heads = heads, c.head_dim = c.value_dim = 256, c.key_bits = c.value_bits = 16;
@@ -261,7 +262,8 @@ TEST_F(OnDevice, RanksLoadTheirHeads) {
   }
 }
 
-// A calibration that is fed from a device's memory: all of it twice (once to see that it is finite), on the stream.
+// A calibration that is fed from a device's memory: all of it twice (once to see that it is finite), on the
+// stream.
 TEST_F(OnDevice, CalibrationsAreFed) {
   tq_calibration_config config = {};
   config.struct_size = sizeof config;

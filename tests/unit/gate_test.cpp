@@ -49,6 +49,11 @@ TEST_F(BesideAttend, WhatChangesNothingIsLetIn) {
   EXPECT_TRUE(let_in([&] { cache_->sequence_length(id_); }));
   EXPECT_TRUE(let_in([&] { cache_->sequence_flags(id_); }));
   EXPECT_TRUE(let_in([&] { cache_->describe(id_, &state); }));
+  EXPECT_TRUE(let_in([&] {
+    const BatchRows rows = batch_->rows();
+    EXPECT_EQ(rows.new_tokens, 0);
+    EXPECT_EQ(rows.query_tokens, 1);
+  }));
 }
 
 TEST_F(BesideAttend, WhatChangesSomethingIsNot) {

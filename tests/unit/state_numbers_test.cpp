@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The numbers of a saved sequence's header, and those that stand beside an exported part, in all combinations
-// of values about their limits: those that FORMAT.md 6.1 and 6.2 allow, and no others. Files have their header's
-// checksum mended, so that nothing but the number is wrong.
+// The numbers of a saved sequence's header, and those that stand beside an exported part, in all
+// combinations of values about their limits: those that FORMAT.md 6.1 and 6.2 allow, and no others. Files
+// have their header's checksum mended, so that nothing but the number is wrong.
 #include <gtest/gtest.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -211,8 +211,8 @@ TEST(Transfer, SlidingLayers) {
   }
 }
 
-// Any ranges: random chunks, windows, orders of layers; a neighbour's tokens stay what they are.
-// A part has more tokens than the reader keeps: those are dropped, and no page of another sequence is touched.
+// Any ranges: random chunks, windows, orders of layers; a neighbour's tokens stay what they are. A part has
+// more tokens than the reader keeps: those are dropped, and no page of another sequence is touched.
 TEST(Transfer, WhatIsNotKeptGoesNowhere) {
   static tq_layer_config layers[kLayers];
   for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
@@ -244,7 +244,8 @@ TEST(Transfer, WhatIsNotKeptGoesNowhere) {
   }
 }
 
-// A plan of the sequence holds no more once an import has come; and what a fork shares by then is not written.
+// A plan of the sequence holds no more once an import has come; and what a fork shares by then is not
+// written.
 TEST(Transfer, ImportsBesidePlansAndForks) {
   OneCache source, target;
   const tq_sequence sequence = source.create(), to = target.create();
