@@ -14,9 +14,9 @@ is judged by the tests that reach it. Survivors and mutants that no test reaches
 each is a gap in the tests, or makes no difference to a caller. Those of equivalent.txt, with their reasons,
 are counted apart, and so are places that are constant when the compiler runs. --resume takes over what a
 report of an earlier run (--json) has judged and goes on; --again takes over what it saw killed, and tries
-the others: whether new tests do it. On a machine without time: --most 5, then --again without it, then
---again --sanitize, which sees what reads or writes past an end, or --again --memcheck --most .5, which sees
-most of that without a build of its own.
+the others, as far as there is time: whether new tests do it. On a machine without time: --most 5, then
+--again without it, then --again --sanitize, which sees what reads or writes past an end, or --again --memcheck
+--most .5, which sees most of that without a build of its own.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. --ledger adds a line of these
@@ -120,6 +120,7 @@ def killed_by(report):
 class Campaign:
     def __init__(self, options):
         self.options, self.began, self.known = options, time.time(), equivalents()
+        self.told = {}  # by mutant, of an earlier report
         if options.memcheck and not options.again:
             sys.exit("run.py: --memcheck takes half a minute for a second of tests: with --again alone")
         self.until = self.began + 60 * options.minutes if options.minutes else math.inf
@@ -159,6 +160,7 @@ class Campaign:
         if self.options.again or self.options.resume:
             with open(self.options.again or self.options.resume, encoding="utf-8") as file:
                 told = json.load(file)["mutants"]
+            self.told = {each["mutant"]: each for each in told}
             earlier = {each["mutant"]: each for each in told if self.options.resume or killed_by(each)}
             for each in told:
                 self.made.learn(each["file"], each["by"])
@@ -180,8 +182,8 @@ class Campaign:
         if self.fate_of(name, "survived") == "equivalent":
             most = 2  # all tests would say the same
         told = self.made.judge(number, self.tests, most, self.until)
-        if told is None:
-            return None
+        if told is None:  # no time: what an earlier report says of it stays
+            return self.told.get(name)
         fate, by = told
         fate = self.fate_of(name, fate)
         return {"file": mutant.name, "line": mutant.line, "mutant": name, "fate": fate, "by": by}
