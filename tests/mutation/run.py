@@ -15,8 +15,8 @@ each is a gap in the tests, or makes no difference to a caller. Those of equival
 are counted apart, and so are places that are constant when the compiler runs. --resume takes over what a
 report of an earlier run (--json) has judged and goes on; --again takes over what it saw killed, and tries
 the others, as far as there is time: whether new tests do it. On a machine without time: --most 5, then
---again without it, then --again --sanitize, which sees what reads or writes past an end, or --again --memcheck
---most .5, which sees most of that without a build of its own.
+--again without it, then --again --sanitize, which sees what reads or writes past an end, or --again
+--memcheck --most .5, which sees most of that without a build of its own.
 
 The last lines count all of them, and give the killed among the killed, survived and not reached, with the
 95 % interval (Wilson) of a sample; exit status 1 if that is less than 95 %. --ledger adds a line of these
