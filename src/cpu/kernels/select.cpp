@@ -20,11 +20,6 @@ namespace tq {
 namespace cpu {
 
 // The tables of simd.cpp, one namespace per Highway target.
-#if HWY_TARGETS & HWY_SSSE3
-namespace N_SSSE3 {
-extern const Kernels kKernels;
-}
-#endif
 #if HWY_TARGETS & HWY_SSE4
 namespace N_SSE4 {
 extern const Kernels kKernels;
@@ -67,18 +62,14 @@ int supported_kernels(const Kernels** tables) {
   // What the compiler may use inside each target's namespace (hwy/ops/set_macros-inl.h). The checks include
   // the operating system's support.
   __builtin_cpu_init();
-  const bool ssse3 = __builtin_cpu_supports("ssse3");
-  const bool sse4 = ssse3 && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") &&
-                    __builtin_cpu_supports("aes");
+  const bool sse4 =
+      __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("aes");
   const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx3 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   [[maybe_unused]] const bool avx3_dl =
       avx3 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-#endif
-#if HWY_TARGETS & HWY_SSSE3
-  if (ssse3) tables[count++] = &N_SSSE3::kKernels;
 #endif
 #if HWY_TARGETS & HWY_SSE4
   if (sse4) tables[count++] = &N_SSE4::kKernels;

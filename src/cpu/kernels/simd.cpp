@@ -30,12 +30,11 @@ namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
 
-constexpr const char* kName = HWY_TARGET == HWY_AVX3    ? "avx3"
-                              : HWY_TARGET == HWY_AVX2  ? "avx2"
-                              : HWY_TARGET == HWY_SSE4  ? "sse4"
-                              : HWY_TARGET == HWY_SSSE3 ? "ssse3"
-                              : HWY_TARGET == HWY_NEON  ? "neon"
-                                                        : "simd";
+constexpr const char* kName = HWY_TARGET == HWY_AVX3   ? "avx3"
+                              : HWY_TARGET == HWY_AVX2 ? "avx2"
+                              : HWY_TARGET == HWY_SSE4 ? "sse4"
+                              : HWY_TARGET == HWY_NEON ? "neon"
+                                                       : "simd";
 
 template <size_t kIndex>
 struct SimdCode {
