@@ -38,7 +38,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 30  # seconds that one input may take, on a machine that others use too
 A_SECOND = {"calibration": 100, "calls": 80, "config": 500, "import": 400, "load": 150, "safetensors": 4500}
-COUNTED = 10  # times the seconds are the most that a counted search may take
+COUNTED = 30  # times the seconds are the most that a counted search may take: machines stall
 # What else a counted search leaves to nothing but its seed. The clock says when libFuzzer reads its folder
 # again; addresses are among the numbers that the target compares, and libFuzzer puts those into inputs.
 SAME = ["-reload=0", "-use_cmp=0"]
