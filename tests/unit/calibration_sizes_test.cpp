@@ -299,5 +299,33 @@ TEST(CalibrationDims, PowersOfTwo) {
   }
 }
 
+// Tables of more than a piece of the file: key matrices of 132 coordinates.
+TEST(CalibrationDims, TablesOfSeveralPieces) {
+  constexpr int32_t kWide = 132;
+  tq_calibration_config config = {};
+  config.struct_size = sizeof config;
+  config.num_layers = config.num_q_heads = config.num_kv_heads = 1;
+  config.head_dim = kWide, config.value_dim = 8, config.io_dtype = TQ_F32, config.held_out_tokens = 32;
+  tq_calibration *own = nullptr, *again = nullptr;
+  ASSERT_EQ(tq_calibration_create(&config, &own), TQ_OK) << tq_last_error();
+  std::vector<float> matrix(kWide * kWide), found(matrix.size()), x(kTokens * kWide);
+  for (size_t i = 0; i < kWide; i++)
+    for (size_t j = 0; j < kWide; j++)
+      matrix[i * kWide + j] = (i == j ? 1.0f : 0.0f) + static_cast<float>((i * 31 + j * 17) % 64) / 8192;
+  for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(i * i % 101) - 50;
+  ASSERT_EQ(tq_calibration_set_key_matrix(own, 0, matrix.data()), TQ_OK) << tq_last_error();
+  ASSERT_EQ(tq_calibration_feed(own, 0, kTokens, x.data(), x.data(), x.data()), TQ_OK) << tq_last_error();
+  ByteStream file;
+  const tq_io io = file.io();
+  ASSERT_EQ(tq_calibration_save(own, &io), TQ_OK) << tq_last_error();
+  ASSERT_EQ(tq_calibration_load(&io, &again), TQ_OK) << tq_last_error();
+  int32_t has = 0;
+  ASSERT_EQ(tq_calibration_key_matrix(again, 0, found.data(), &has), TQ_OK);
+  EXPECT_EQ(has, 1);
+  EXPECT_EQ(found, matrix);
+  EXPECT_EQ(tq_calibration_destroy(own), TQ_OK);
+  EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
+}
+
 }  // namespace
 }  // namespace tq

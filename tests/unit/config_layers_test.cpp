@@ -284,5 +284,25 @@ TEST(ConfigLayers, GroupsAndShapes) {
   EXPECT_EQ(shapes.geometry().layers[7].q_per_kv, 8);
 }
 
+// Layers as they are resolved are whole structs, whatever the caller's were.
+TEST(ConfigLayers, SizesOfWhatIsResolved) {
+  tq_cache_config c = base();
+  const ResolvedConfig none(&c);
+  std::vector<L> layers = plain_layers(3);
+  // Of an older caller's size, one after the other.
+  std::vector<uint8_t> older;
+  for (L& layer : layers) {
+    layer.struct_size = sizeof(L) - sizeof layer.key_bands;
+    const uint8_t* const first = reinterpret_cast<const uint8_t*>(&layer);
+    older.insert(older.end(), first, first + layer.struct_size);
+  }
+  c.layers = reinterpret_cast<const L*>(older.data());
+  const ResolvedConfig old(&c);
+  for (int i = 0; i < 3; i++) {
+    EXPECT_EQ(none.config().layers[i].struct_size, sizeof(L));
+    EXPECT_EQ(old.config().layers[i].struct_size, sizeof(L));
+  }
+}
+
 }  // namespace
 }  // namespace tq

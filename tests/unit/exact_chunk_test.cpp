@@ -236,6 +236,14 @@ TEST_F(Refused, InWords) {
                p.out_token_stride = 4 * p.out_head_stride;
              }),
       "params.out_head_stride = 68");
+  has(attend(c, [](tq_attend_params& p) { p.out_token_stride = 5 * kValueDim; }),
+      "params.out_token_stride = 320, params.out_head_stride = 64");
+  has(attend(c,
+             [](tq_attend_params& p) {
+               p.out_head_stride = 8 * 4 * kValueDim;
+               p.out_token_stride = 4 * kValueDim;
+             }),
+      "params.out_token_stride = 256, params.out_head_stride = 2048");
   const float slopes[4] = {};
   has(attend(c, [&](tq_attend_params& p) { p.alibi_slopes = slopes; }),
       "TQ_ERROR_NOT_SUPPORTED: params.chunk_k");

@@ -113,5 +113,27 @@ TEST(PageTableEdges, OnePageGivenBackIsSaid) {
   EXPECT_EQ(t.pages(1).pages_used(), 2);
 }
 
+// Tokens that are taken out change the row from their page on, which the next plan shows.
+TEST(PageTableEdges, WhatMovesChangeTheNextPlanShows) {
+  Table t(one_group(20));
+  t->commit_create();
+  grow(t, {{0, 200, 1}});                              // seven pages
+  t->prepare_move(0, TokenMap{136, 64, 64, nullptr});  // pages 2 and 3 go, the others stay as they are
+  t->commit_move(0, TokenMap{136, 64, 64, nullptr});
+  t.pages().forget_uncleared();
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(t->length(0), 136);
+  prepare(t, {{0, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0), 2);
+  t->commit_growth();
+  t->prepare_move(0, TokenMap{136, 130, 1, nullptr});  // within the last page, which is gathered in place
+  t->commit_move(0, TokenMap{136, 130, 1, nullptr});
+  t.pages().forget_uncleared();
+  prepare(t, {{0, 1, 1}});
+  EXPECT_EQ(first_changed(t, 0), 5) << "no page is another one";
+  t->cancel_growth();
+  EXPECT_STREQ(t->audit(), "");
+}
+
 }  // namespace
 }  // namespace tq

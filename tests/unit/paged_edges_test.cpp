@@ -280,6 +280,48 @@ TEST_F(PagedEdges, CallsOfAStep) {
   free(work), free(base);
 }
 
+// A layer that shares another's tokens is given none; and chunks are of caches.
+TEST_F(PagedEdges, LayersAndChunks) {
+  tq_layer_config layers[2] = {};
+  for (tq_layer_config& layer : layers) layer.struct_size = sizeof layer;
+  layers[1].shares_layer = 1;
+  tq_cache_config config = config_of();
+  config.layers = layers;
+  tq_codec* sharing = nullptr;
+  ASSERT_EQ(tq_codec_create(&config, nullptr, &sharing), TQ_OK) << tq_last_error();
+  std::vector<float> x(kDim * kHeads, 0.25f), out(x);
+  int64_t slot = 0;
+  int32_t length = 1, starts[2] = {0, 1}, table = 0;
+  tq_paged_step step = {};
+  step.struct_size = sizeof step;
+  step.num_reqs = step.num_tokens = 1, step.max_query_len = 1, step.max_seq_len = 64;
+  step.slot_mapping = &slot, step.block_table = &table, step.block_table_stride = 1;
+  step.seq_lens = &length, step.query_start_loc = starts;
+  size_t bytes = 0;
+  ASSERT_EQ(tq_paged_workspace_bytes(sharing, &step, &bytes), TQ_OK);
+  void* const work = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  void* const base = aligned_alloc(64, static_cast<size_t>(kBlockBytes));
+  const tq_pages p = {sizeof p, 0, base, 1, 0, 0};
+  ASSERT_EQ(tq_paged_plan(sharing, &step, work, bytes, nullptr), TQ_OK) << tq_last_error();
+  const auto append = [&](int32_t layer) {
+    return tq_paged_append(sharing, layer, &p, &step, x.data(), x.data(), nullptr, work, bytes, nullptr);
+  };
+  EXPECT_EQ(append(0), TQ_OK) << tq_last_error();
+  EXPECT_EQ(text(append(1)), "layer = 1: it shares the tokens of layer 0 and has none of its own");
+  tq_attend_params params;
+  ASSERT_EQ(tq_attend_params_init(&params), TQ_OK);
+  const auto attend = [&] {
+    return tq_paged_attend(sharing, 1, &p, &step, x.data(), out.data(), nullptr, &params, work, bytes,
+                           nullptr);
+  };
+  EXPECT_EQ(attend(), TQ_OK) << tq_last_error();
+  params.chunk_k = params.chunk_v = x.data();
+  EXPECT_EQ(attend(), TQ_ERROR_NOT_SUPPORTED);
+  EXPECT_EQ(std::string(tq_last_error()).substr(0, 17), "params.chunk_k = ");
+  EXPECT_EQ(tq_codec_destroy(sharing), TQ_OK);
+  free(work), free(base);
+}
+
 TEST_F(PagedEdges, WhatACodecHasNot) {
   tq_cache_config found = {};
   found.struct_size = sizeof found;
@@ -313,6 +355,54 @@ TEST_F(PagedEdges, WhatACodecHasNot) {
   EXPECT_EQ(fingerprints[0], fingerprints[1]);
   EXPECT_NE(fingerprints[1], fingerprints[2]);
   EXPECT_NE(fingerprints[2], fingerprints[3]);
+}
+
+// What a codec has not is refused once, whatever else the number would be.
+TEST_F(PagedEdges, OneReasonForEach) {
+  const auto reason = [](const std::function<void(tq_cache_config&)>& change) {
+    tq_cache_config config = config_of();
+    change(config);
+    tq_codec* made = nullptr;
+    EXPECT_NE(tq_codec_create(&config, nullptr, &made), TQ_OK);
+    EXPECT_EQ(made, nullptr);
+    return std::string(tq_last_error());
+  };
+  using C = tq_cache_config;
+  const struct {
+    const char* name;
+    int32_t C::*field;
+  } exact[] = {{"window_tokens", &C::window_tokens},
+               {"sink_tokens", &C::sink_tokens},
+               {"rollback_tokens", &C::rollback_tokens}};
+  for (const auto& each : exact)
+    for (const int32_t value : {-1, 1})
+      EXPECT_EQ(
+          reason([&](C& c) { c.*each.field = value; }),
+          std::string(each.name) + " = " + std::to_string(value) +
+              ": pages of the caller's have no room for exact copies; give layers that need them 16 bits");
+  const struct {
+    const char* name;
+    int64_t C::*field;
+  } counts[] = {{"max_tokens", &C::max_tokens},
+                {"max_reserve_tokens", &C::max_reserve_tokens},
+                {"max_sequence_tokens", &C::max_sequence_tokens},
+                {"max_batch_tokens", &C::max_batch_tokens},
+                {"max_raw_tokens", &C::max_raw_tokens},
+                {"pool_bytes", &C::pool_bytes}};
+  for (const auto& each : counts)
+    for (const int64_t value : {-1, 1})
+      EXPECT_EQ(reason([&](C& c) { c.*each.field = value; }),
+                std::string(each.name) + " = " + std::to_string(value) +
+                    ": must be 0, a codec has neither pages nor sequences");
+  for (const int32_t value : {-1, 1}) {
+    EXPECT_EQ(
+        reason([&](C& c) { c.max_sequences = value; }),
+        "max_sequences = " + std::to_string(value) + ": must be 0, a codec has neither pages nor sequences");
+    EXPECT_EQ(reason([&](C& c) { c.max_batch_sequences = value; }),
+              "max_batch_sequences = " + std::to_string(value) +
+                  ": must be 0, a codec has neither pages nor sequences");
+  }
+  EXPECT_EQ(reason([](C& c) { c.pool = &c; }).substr(0, 7), "pool = ");
 }
 
 }  // namespace

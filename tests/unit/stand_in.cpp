@@ -32,6 +32,24 @@ std::unique_ptr<DeviceReader> wrapped_reader(int32_t device_id, int64_t slot_byt
 BackendBytes wrapped_backend_bytes(DeviceType type, const Geometry& geometry) __asm__(
     "__wrap__ZN2tq13backend_bytesENS_10DeviceTypeERKNS_8GeometryE");
 
+int real_device_count(DeviceType type) __asm__("__real__ZN2tq12device_countENS_10DeviceTypeE");
+int wrapped_device_count(DeviceType type) __asm__("__wrap__ZN2tq12device_countENS_10DeviceTypeE");
+DeviceInfo real_device_info(DeviceType type,
+                            int index) __asm__("__real__ZN2tq11device_infoENS_10DeviceTypeEi");
+DeviceInfo wrapped_device_info(DeviceType type,
+                               int index) __asm__("__wrap__ZN2tq11device_infoENS_10DeviceTypeEi");
+
+namespace {
+bool is_stand_in(DeviceType type) { return type == DeviceType::kCuda && world().devices > 0; }
+}  // namespace
+
+int wrapped_device_count(DeviceType type) {
+  return is_stand_in(type) ? world().devices : real_device_count(type);
+}
+DeviceInfo wrapped_device_info(DeviceType type, int index) {
+  return is_stand_in(type) ? DeviceInfo{9, 7, 11, int64_t{13} << 32, "a stand-in"}
+                           : real_device_info(type, index);
+}
 void wrapped_check_device(DeviceType type, int device_id, ReasonList& reasons) {
   if (type == DeviceType::kCpu || device_id >= world().devices) real_check_device(type, device_id, reasons);
 }
@@ -86,7 +104,7 @@ struct Rows {
 class Device : public Backend {
  public:
   Device(std::unique_ptr<Backend> own, bool host, int32_t slots)
-      : own_(std::move(own)), host_(host), words_(static_cast<size_t>(slots)) {}
+      : own_(std::move(own)), host_(host), words_(static_cast<size_t>(slots)), flags_(words_.size()) {}
   BackendBytes bytes() const override { return own_->bytes(); }
   void* create_plan_storage() override { return own_->create_plan_storage(); }
   void destroy_plan_storage(void* storage) override { own_->destroy_plan_storage(storage); }
@@ -164,12 +182,19 @@ class Device : public Backend {
   }
   const volatile uint32_t* slot_word(int slot) const override { return &words_[static_cast<size_t>(slot)]; }
   bool capturing(void* stream) const override { return stream == this; }
-  uint64_t slot_flags(int slot) const override { return own_->slot_flags(slot); }
+  // Of a device: as they were when somebody waited last.
+  uint64_t slot_flags(int slot) const override {
+    return host_ ? own_->slot_flags(slot) : flags_[static_cast<size_t>(slot)];
+  }
   uint64_t check(void* stream) override {
-    begin(stream);
+    wait(stream);
     return own_->check(nullptr);
   }
-  void wait(void* stream) override { begin(stream); }
+  void wait(void* stream) override {
+    begin(stream);
+    for (size_t slot = 0; slot < flags_.size(); slot++)
+      flags_[slot] = own_->slot_flags(static_cast<int>(slot));
+  }
   void drain() noexcept override {
     run();
     busy_ = cleared_ = false;
@@ -201,6 +226,7 @@ class Device : public Backend {
   const void* busy_on_ = nullptr;
   bool cleared_ = false;  // pages, since the last drain of a cache that ends
   std::vector<uint32_t> words_;
+  std::vector<uint64_t> flags_;
 };
 
 void* take_host(void*, size_t bytes, size_t alignment, int32_t, int32_t) {

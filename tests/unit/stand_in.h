@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A device of the tests' own: the CPU's backend under the name of CUDA, which looks at every call's stream
-// and moves tiles no sooner than somebody waits for them. So a copy by way of the host that does not wait,
-// or waits for another stream, moves what is not there. Three functions of the library are wrapped
-// (CMakeLists.txt), so that configurations may name it; nothing else changes while there is none.
+// A device of the tests' own: the CPU's backend under the name of CUDA, which looks at every call's stream,
+// and moves tiles and tells what was noticed no sooner than somebody waits. So a copy by way of the host that
+// does not wait, or waits for another stream, moves what is not there. Five functions of the library are
+// wrapped (CMakeLists.txt), so that configurations may name it; nothing else changes while there is none.
 #pragma once
 #include <memory>
 

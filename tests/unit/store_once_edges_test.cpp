@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -125,6 +126,32 @@ TEST(StoreOnceEdges, ThePlanAppendedAgain) {
             TQ_ERROR_INVALID_STATE);
   TQ_MUST(tq_sequence_free(once.cache, fork, nullptr));
   TQ_MUST(tq_cache_append(once.cache, 0, once.batch, k.data(), v.data(), nullptr, nullptr));
+}
+
+// A full cache holds the tokens of its pages, and those of the windows that have no codes yet.
+TEST(StoreOnceEdges, Compression) {
+  const auto memory = [](const OneCache::Change& change) {
+    OneCache own(change);
+    tq_cache_memory found = {};
+    found.struct_size = sizeof found;
+    EXPECT_EQ(tq_cache_get_memory(own.cache, &found), TQ_OK);
+    tq_cache_bytes bytes = {};
+    bytes.struct_size = sizeof bytes;
+    tq_cache_config config = own.config;
+    EXPECT_EQ(tq_cache_config_bytes(&config, &bytes), TQ_OK) << tq_last_error();
+    return found.compression * static_cast<double>(bytes.page_bytes + bytes.raw_bytes) /
+           static_cast<double>(bytes.fp16_token_bytes);  // tokens
+  };
+  for (const int64_t raw : {1024, 160}) {
+    const auto change = [raw](uint64_t flags) {
+      return [=](tq_cache_config& c) {
+        c.window_tokens = kWindow, c.max_raw_tokens = raw, c.max_tokens = 512, c.max_batch_tokens = 64;
+        c.flags = flags;
+      };
+    };
+    EXPECT_NEAR(memory(change(0)), 512, 1e-6);
+    EXPECT_NEAR(memory(change(TQ_FLAG_STORE_ONCE)), 512 + std::min<int64_t>(raw, 4 * kWindow), 1e-6);
+  }
 }
 
 }  // namespace

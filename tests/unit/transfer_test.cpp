@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -274,6 +275,31 @@ TEST(Transfer, ImportsBesidePlansAndForks) {
   TQ_IMPORT(target, to, layer(1));
   TQ_IMPORT(target, to, layer(2));
   EXPECT_EQ(source.attend(sequence, 1), target.attend(to, 1));
+}
+
+// An export wants the state as it was described, in every number of it.
+TEST(Transfer, AStateThatWasChanged) {
+  OneCache source([](tq_cache_config& c) { c.window_tokens = 9, c.sink_tokens = 3; });
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 50);
+  Part part = exported(source, sequence);
+  const auto refused = [&](const std::function<void(tq_state&)>& change) {
+    tq_state state = part.state;
+    change(state);
+    EXPECT_EQ(tq_sequence_export(source.cache, sequence, &state, part.memory.get(),
+                                 static_cast<size_t>(part.state.bytes) + 256, nullptr),
+              TQ_ERROR_INVALID_STATE);
+    EXPECT_EQ(std::string(tq_last_error()).substr(0, 33),
+              "state: not what sequence " + std::to_string(sequence).substr(0, 8))
+        << tq_last_error();
+  };
+  for (const int by : {-1, 1}) {
+    refused([by](tq_state& s) { s.bytes += by; });
+    refused([by](tq_state& s) { s.identity += static_cast<uint64_t>(by); });
+    refused([by](tq_state& s) { s.exact_sinks += by; });
+    refused([by](tq_state& s) { s.exact_first += by; });
+    refused([by](tq_state& s) { s.rollback_tokens += by; });
+  }
 }
 
 TEST(Transfer, RandomRanges) {
