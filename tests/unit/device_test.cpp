@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the core asks of a device, by the stand-in: copies there and back, ranks, and all that a sequence lives
-// through on a stream.
+// What the core asks of a device, by the stand-in: copies there and back, ranks, and all that a sequence
+// lives through on a stream.
 #include <string.h>
 
 #include <algorithm>
