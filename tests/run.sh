@@ -282,7 +282,8 @@ fetch() {
   fetching=$!
 }
 fetched() {
-  [ -z "$fetching" ] || wait "$fetching"
+  # It is unknown if it ended while a suite waited for its own programs.
+  [ -z "$fetching" ] || wait "$fetching" 2>/dev/null
   fetching=""
 }
 
