@@ -7,7 +7,7 @@
 BUILD holds compile_commands.json. What a source was judged by is its text after the preprocessor, comments
 kept, its options, .clang-tidy and the version of clang-tidy: a source that was clean and is the same in all
 of them is not read again, but with --all. The clean ones are remembered in the user's cache, by digest.
-The analyzer looks at paths as far as its mode "shallow" does, a third of the time; with --all, deep.
+The analyzer looks at paths as far as its mode "shallow" does, which takes less time; with --all, deep.
 Standard library only.
 """
 import argparse

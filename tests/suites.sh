@@ -434,7 +434,7 @@ suite_fuzz() {
   local seconds=${TQKV_FUZZ_SECONDS:-6} seed=
   [ -z "${TQKV_TEST_QUICK:-}" ] || seconds=0
   [ -z "${TQKV_TEST_LONG:-}" ] || seconds=60
-  # The short form is the same search everywhere; the long one searches elsewhere each time.
+  # The short form begins and ends alike everywhere; the long one searches elsewhere each time.
   [ -n "${TQKV_TEST_LONG:-}" ] || seed="--counted --seed 1"
   run_tap "fuzz targets" python3 tests/fuzz/run.py --seconds "$seconds" $seed
   grep ' executions in ' "$out/fuzz_targets.log" | sed 's/^ok - /   | /'

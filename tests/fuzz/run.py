@@ -13,11 +13,11 @@ ledger.jsonl beside this file is that of long runs:
   tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
 
 --counted: not so many seconds but as many executions as took them once (A_SECOND), so that with a seed the
-search is the same on a slow machine and on a fast one (SAME). --processes: so many search in each target,
-with seeds from --seed on, and find each other's inputs; the ledger's line is of all of them. --grow adds to
-corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input that ends a
-target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a failure.
-Inputs called replay-* are slow ones and are not searched from.
+search is nearly the same on a slow machine and on a fast one (SAME; a few edges differ). --processes: so many
+search in each target, with seeds from --seed on, and find each other's inputs; the ledger's line is of all.
+--grow adds to corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input
+that ends a target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a
+failure. Inputs called replay-* are slow ones and are not searched from.
 Standard library only.
 """
 import argparse
