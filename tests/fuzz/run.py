@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the fuzz targets (built by the preset fuzz): replays each corpus, then fuzzes from it for a while.
 
-  tests/fuzz/run.py [target...] [--seconds N [--counted]] [--seed N] [--ledger FILE] [--grow] [--jobs N]
-                    [--processes N] [--build FOLDER]
+  tests/fuzz/run.py [target...] [--seconds N [--counted [--within N]]] [--seed N] [--ledger FILE] [--grow]
+                    [--jobs N] [--processes N] [--build FOLDER]
 
 Prints "ok - " or "not ok - " for each replay and each search with its executions, which is also a JSON line
 of the ledger: commit (with "+" where the tree had changes), target, seed, seconds, executions, edges,
@@ -13,7 +13,8 @@ ledger.jsonl beside this file is that of long runs:
   tests/fuzz/run.py --seconds 3600 --ledger tests/fuzz/ledger.jsonl --grow
 
 --counted: not so many seconds but as many executions as took them once (A_SECOND), so that with a seed the
-search is nearly the same on a slow machine and on a fast one (SAME; a few edges differ). --processes: so many
+search is nearly the same on a slow machine and on a fast one (SAME; a few edges differ). --within: the clock
+cuts counted searches so that all of them together take no more, each target its part. --processes: so many
 search in each target, with seeds from --seed on, and find each other's inputs; the ledger's line is of all.
 --grow adds to corpus/TARGET what reaches code that it does not (a small set, by libFuzzer's merge). An input
 that ends a target is kept in BUILD/findings with the command that shows it. No corpus, or no execution, is a
@@ -24,6 +25,7 @@ import argparse
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -38,7 +40,6 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 MOST_BYTES = {"load": 20480}  # of an input; others 4096
 SLOWEST = 30  # seconds that one input may take, on a machine that others use too
 A_SECOND = {"calibration": 100, "calls": 80, "config": 500, "import": 400, "load": 150, "safetensors": 4500}
-COUNTED = 30  # times the seconds are the most that a counted search may take: machines stall
 # What else a counted search leaves to nothing but its seed. The clock says when libFuzzer reads its folder
 # again; addresses are among the numbers that the target compares, and libFuzzer puts those into inputs.
 SAME = ["-reload=0", "-use_cmp=0"]
@@ -163,7 +164,7 @@ class Target:
             work = os.path.join(folder, "corpus")
             shutil.copytree(self.corpus, work, ignore=shutil.ignore_patterns("replay-*"))
             start, runs, found = time.time(), [], []
-            end = start + options.seconds * (COUNTED if options.counted else 1)
+            end = start + (options.within if options.counted else options.seconds)
             while not found and time.time() < end and all(run[0] == 0 for run in runs):
                 left = max(1, round(end - time.time()))
                 more, found = self.search_once(options, work, left, seed + len(runs))
@@ -208,6 +209,7 @@ def main():
     parser.add_argument("target", nargs="*", choices=[[], *targets()], help="default: all")
     parser.add_argument("--seconds", type=int, default=60, help="of searching in each target; default 60")
     parser.add_argument("--counted", action="store_true", help="executions for seconds, alike everywhere")
+    parser.add_argument("--within", type=float, help="seconds for all counted searches; default 60 a second")
     parser.add_argument("--seed", type=int, default=random.randrange(1, 2**31))
     parser.add_argument("--jobs", type=int, default=int(os.environ.get("TQKV_JOBS", os.cpu_count() or 1)),
                         help="targets at once; default: as many as processors")
@@ -218,6 +220,9 @@ def main():
     options = parser.parse_args()
     ledger = options.ledger or os.path.join(options.build, "ledger.jsonl")
     chosen = [Target(name, options.build) for name in options.target or targets()]
+    # Of each search. Machines stall, so that a second of searching may take many on the clock.
+    turns = math.ceil(len(chosen) / options.jobs)
+    options.within = (options.within or 60 * options.seconds) / turns
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         good = list(pool.map(lambda target: target.replay_and_search(options, ledger), chosen))
     return 0 if all(good) else 1
