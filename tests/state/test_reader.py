@@ -12,7 +12,7 @@ from reference import state as reader
 from reference.encode import bf16_bits, bf16_to_float
 
 from golden import FILES
-from worlds import NUMPY_TYPES, World, is_latent
+from worlds import NUMPY_TYPES, World, is_latent, own_levels
 
 COUNT = 10000 if os.environ.get("TQKV_TEST_LONG") else 60 if os.environ.get("TQKV_TEST_QUICK") else 200
 PORTIONS = 10
@@ -56,7 +56,7 @@ def compare(world, sequence, saved):
             if is_latent(shape) and len(centres) == 1:  # of all that a key has: the latent in front
                 centres = [centres[0][shape.value_dim:], centres[0][:shape.value_dim]]
             matrix = world.matrices[index][head] if index in world.matrices else None
-            first, keys, values = reader.decoded(saved, layer, head, centres, matrix=matrix)
+            first, keys, values = reader.decoded(saved, layer, head, centres, own_levels(shape, head), matrix)
             # What a query at the last token sees; a sliding layer may hold more.
             seen = len(sequence) - shape.sliding_window if shape.sliding_window else 0
             first, keys, values = max(first, seen), keys[max(0, seen - first):], values[max(0, seen - first):]

@@ -10,7 +10,7 @@ NUMPY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint
 
 def random_config(random):
     """Fields of a Config. A third of the caches have layers that differ, slide or share, one in eight is
-    latent, and in one in eight of the others a layer is."""
+    latent, and in one in eight of the others a layer is. One in twelve has keys in bands."""
     def one_of(values):
         return values[int(random.integers(len(values)))]
 
@@ -29,7 +29,7 @@ def random_config(random):
     if random.random() < 0.12:
         fields["layer_kind"] = "latent"
         fields["head_dim"] += fields["value_dim"]
-        choose_families(fields, one_of, ("prod", "grouped"), ("grouped", ))
+        choose_families(fields, random, ("prod", "grouped"), ("grouped", ))
         return fields
     if random.random() < 0.05 and fields["head_dim"] == fields["value_dim"] == 32:
         fields["rotation"] = "dense"
@@ -47,12 +47,37 @@ def random_config(random):
                               value_bits=one_of(BITS))
         fields["layers"] = [tqkv.Layer(), slides, last]
     elif "key_codebook" not in fields:
-        choose_families(fields, one_of, ("prod", "grouped", "trellis"), ("grouped", "trellis"))
+        choose_families(fields, random, ("prod", "grouped", "trellis", "levels"),
+                        ("grouped", "trellis", "levels"))
+        if random.random() < 0.15 and fields.get("rotation") != "dense":
+            choose_bands(fields, random)
     return fields
 
 
-def choose_families(fields, one_of, key, value):
+def choose_bands(fields, random):
+    """Of all layers' keys; half of them in an order of their own."""
+    heads, dim, order = fields["num_kv_heads"], fields["head_dim"], None
+    if random.random() < 0.5:
+        order = tuple(tuple(random.permutation(dim).tolist()) for _ in range(heads))
+    bits = tuple(sorted(random.integers(1, 7, -(-dim // 32)).tolist(), reverse=True))
+    fields.update(key_bits=0, key_family="trellis" if random.random() < 0.5 else "scalar", key_levels=None,
+                  layers=[tqkv.Layer(key_bands=tqkv.KeyBands(bits, order))] * fields["num_layers"])
+    if fields["value_family"] != "grouped":
+        fields["group_size"] = 0
+
+
+def random_levels(random):
+    """Levels of a caller, for coordinates of unit variance."""
+    levels = np.sort(random.standard_normal(2**int(random.integers(1, 5)))).astype(np.float32)
+    between = (levels[1:] + levels[:-1]) / 2
+    return tqkv.Levels(tuple(levels.tolist()), tuple(between.tolist()), unit=1.0)
+
+
+def choose_families(fields, random, key, value):
     """Code families of both sides: two thirds of them scalar codes."""
+    def one_of(values):
+        return values[int(random.integers(len(values)))]
+
     for side, others in (("key", key), ("value", value)):
         family = one_of(("scalar", ) * 2 * len(others) + others)
         if family in ("prod", "trellis"):
@@ -60,6 +85,9 @@ def choose_families(fields, one_of, key, value):
         elif family == "grouped":
             fields[f"{side}_bits"] = one_of((2, 3, 4, 8))
             fields["group_size"] = one_of((32, 64))
+        elif family == "levels":
+            fields[f"{side}_levels"] = random_levels(random)
+            fields[f"{side}_bits"] = fields[f"{side}_levels"].bits
         fields[f"{side}_family"] = family
 
 
@@ -81,6 +109,15 @@ def turns(shape):
     """Whether the layer's keys may have a matrix."""
     return (shape.shares_layer is None and not is_latent(shape) and shape.key_bits != 16 and
             shape.key_family != "grouped")
+
+
+def own_levels(shape, head):
+    """Of each side what the file has the hash of alone: levels of the caller's; of bands the order."""
+    if shape.key_bands is None:
+        key = shape.key_levels and shape.key_levels.levels
+    else:
+        key = shape.key_bands.order and shape.key_bands.order[head]
+    return key, shape.value_levels and shape.value_levels.levels
 
 
 def given_dims(shape):
