@@ -269,6 +269,19 @@ def test_limits_say_what_to_give():
         logits(model, ids(3, 1), rows)
 
 
+def errors_of(model, text, caches):
+    """Mean squares of what caches of these names change in the logits of 8 tokens behind the text."""
+    model.set_attn_implementation(model._plain)
+    plain, errors = DynamicCache(config=model.config), {}
+    logits(model, text, plain)
+    expected = logits(model, text[:, :8], plain)
+    model.set_attn_implementation("tqkv")
+    for name, cache in caches.items():
+        logits(model, text, cache)
+        errors[name] = (logits(model, text[:, :8], cache) - expected).square().mean().item()
+    return errors
+
+
 def test_skipped_layers_and_calibration():
     model = tiny("qwen2")
     key = model.model.layers[1].self_attn.k_proj
@@ -281,14 +294,8 @@ def test_skipped_layers_and_calibration():
         caches = {"bare": turbo(model, "turboquant-s3"),
                   "skipped": turbo(model, "turboquant-s3", skip_layers=[-1]),
                   "calibrated": turbo(model, "turboquant-s3", calibration=calibration)}
-        model.set_attn_implementation(model._plain)
-        plain = DynamicCache(config=model.config)
-        logits(model, text, plain)
-        expected, errors = logits(model, text[:, :8], plain), {}
-        model.set_attn_implementation("tqkv")
+        errors = errors_of(model, text, caches)
         for name, cache in caches.items():
-            logits(model, text, cache)
-            errors[name] = (logits(model, text[:, :8], cache) - expected).square().mean().item()
             layers = cache.tqkv.config.layers
             assert (layers[0].key_bits, layers[1].key_bits) == ((4, 4) if name == "bare" else (4, 16))
         assert errors["calibrated"] < errors["skipped"] < errors["bare"]
@@ -311,8 +318,61 @@ def test_key_bands_are_calibrated_in_one_call():
     assert (layers[0].key_bands, layers[1].key_bands, layers[1].key_bits) == (bands, None, 4)
     with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
         TurboCache.calibrate(model, ids(1, 40), key_bits=3)
-    with pytest.raises(tqkv.NotSupported, match="key bands, which a StaticTurboCache does not take"):
+    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurboCache does not"):
         StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=given)
+
+
+def uneven_llama():
+    """A model whose keys are long where its queries are short, by pairs of coordinates that RoPE turns: the
+    same function as without, and nothing for bands, of which 32 coordinates have one."""
+    model = tiny("llama", max_position_embeddings=600)
+    uneven = torch.logspace(-1, 1, 16).repeat(2)[:, None]
+    for layer in model.model.layers:
+        for side, factor in ((layer.self_attn.k_proj, uneven), (layer.self_attn.q_proj, 1 / uneven)):
+            side.weight.data.view(-1, 32, side.in_features).mul_(factor.to(side.weight.device))
+    return model
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="key matrices are the CPU's")
+def test_key_matrices_are_calibrated_in_one_call():
+    model, text = uneven_llama(), ids(2, 256)
+    found = TurboCache.calibrate(model, text, key_bits=3, turn_keys=True)
+    plain = TurboCache.calibrate(model, text, key_bits=3)
+    assert plain.key_matrices is None and len(found.key_matrices) == 2
+    assert all(matrix.shape == (2, 32, 32) for matrix in found.key_matrices)
+    caches = {name: turbo(model, "turboquant-s3", key_bits=3, value_bits=8, calibration=calibration)
+              for name, calibration in (("plain", plain), ("turned", found))}
+    errors = errors_of(model, ids(2, 256, seed=6), caches)
+    assert errors["turned"] < 0.5 * errors["plain"], errors
+    assert caches["turned"].tqkv.fingerprint() != caches["plain"].tqkv.fingerprint()
+    caches["turned"].swap_out()  # what comes back is a new cache
+    logits(model, text[:, :8], caches["turned"])
+    exact = found._replace(skip_layers=[0])  # 16 bits take none
+    logits(model, text, turbo(model, "turboquant-s3", calibration=exact))
+    with pytest.raises(tqkv.InvalidArgument, match="turn_keys: needs key_bits"):
+        TurboCache.calibrate(model, text, turn_keys=True)
+    with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
+        TurboCache.calibrate(model, ids(1, 40), key_bits=3, turn_keys=True)
+    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurboCache does not"):
+        StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=found._replace(key_bands=[None] * 2))
+
+
+def test_key_matrices_that_a_device_has_not_are_refused(monkeypatch):
+    """Before anything is stored, and again in the next pass."""
+    model = tiny("llama")
+    eyes = [torch.eye(32).repeat(2, 1, 1)] * 2
+    given = TurboCache.calibrate(model, ids(1, 16))._replace(key_bands=[None] * 2, key_matrices=eyes)
+
+    def refuse(self, layer, matrix):
+        raise tqkv.NotSupported(f"layer {layer}: key matrices: CPU only")
+
+    monkeypatch.setattr(tqkv.Cache, "set_key_matrix", refuse)
+    cache = turbo(model, "turboquant-s3", calibration=given)
+    for _ in range(2):
+        with pytest.raises(tqkv.NotSupported, match="calibration: has key matrices, which this cache does not "
+                           "take: .*layer 0: key matrices: CPU only; calibrate without turn_keys"):
+            logits(model, ids(1, 8), cache)
+        assert cache.tqkv is None and cache.get_seq_length() == 0
 
 
 def test_presets_are_what_the_cache_is_made_of():

@@ -107,7 +107,7 @@ class TurboCache(Cache):
                    for any attention implementation, at the price of decoding all of them in every step.
                    "auto": fused if the model's attention implementation is "tqkv"
     skip_layers    numbers of the model's layers that keep 16 bits; negative ones count from the end
-    calibration    what TurboCache.calibrate returned: centres and layers to skip
+    calibration    what TurboCache.calibrate returned: centres, layers to skip, and what it was asked for
     max_tokens     of all rows together, allocated at once; None: the cache grows as it needs
     max_sequence_tokens
                    longest row; None: the model's max_position_embeddings
@@ -147,7 +147,9 @@ class TurboCache(Cache):
             getattr(self.config, "max_position_embeddings", None) or 1 << 17
         limits = Limits(_count("max_tokens", max_tokens), longest, _count("max_batch", max_batch))
         if calibration is not None and calibration.key_bands is not None:
-            specs = [spec._replace(bands=bands) for spec, bands in zip(specs, calibration.key_bands)]
+            matrices = calibration.key_matrices or [None] * len(specs)
+            specs = [spec._replace(bands=bands, matrix=matrix)
+                     for spec, bands, matrix in zip(specs, calibration.key_bands, matrices)]
         self.store = Store(specs, fields, limits, None if calibration is None else calibration.centres)
         super().__init__(layers=layers)
 
@@ -258,8 +260,8 @@ class TurboCache(Cache):
 
     @staticmethod
     def calibrate(model, tokens, *, text: Optional[str] = None, outlier: float = 4.0, attention_mask=None,
-                  key_bits: Optional[float] = None, value_bits: int = 3):
-        """Centres, layers to skip and key bands, measured on a text: see Calibration.
+                  key_bits: Optional[float] = None, value_bits: int = 3, turn_keys: bool = False):
+        """Centres, layers to skip, key bands and key matrices, measured on a text: see Calibration.
 
         tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or
                    the model's tokenizer
@@ -269,9 +271,11 @@ class TurboCache(Cache):
         attention_mask
                    of token ids: 0 where there is padding, which does not count
         key_bits   2, 2.5, 3, 3.5 or 4: find bands of keys (tqkv.KeyBands) of so many bits on average, which
-                   caches on the CPU then have in place of their key_bits; takes 256 tokens or more"""
+                   caches then have in place of their key_bits; takes 256 tokens or more
+        turn_keys  with key_bits: also find a matrix of each head's keys (tqkv.Cache.set_key_matrix), of layers
+                   where held-out logits gain 2 % by it; for caches on the CPU: others refuse it"""
         return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask,
-                         key_bits=key_bits, value_bits=value_bits)
+                         key_bits=key_bits, value_bits=value_bits, turn_keys=turn_keys)
 
 
 def _text_config(model, mode):

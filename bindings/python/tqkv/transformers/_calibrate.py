@@ -26,8 +26,9 @@ class Calibration(NamedTuple):
     centres: List[Tuple[torch.Tensor, torch.Tensor]]  # each attention layer's, [kv heads][dim] on the host
     skip_layers: List[int]   # the model's layers whose keys are outliers
     key_norms: List[float]   # median length of a key, of each attention layer
-    # each attention layer's, None where bands earn nothing; None: were not asked for
+    # each attention layer's, None where they earn nothing; None: were not asked for
     key_bands: Optional[List[Optional[KeyBands]]] = None
+    key_matrices: Optional[List[Optional[torch.Tensor]]] = None  # [kv heads][dim][dim] on the host
 
 
 # For models that bring a tokenizer and no text. Some 200 tokens of any sort: names, numbers, speech, code.
@@ -48,13 +49,16 @@ wind, which had turned to the north-west as the forecast had promised on Tuesday
 
 
 def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=None,
-              key_bits: Optional[float] = None, value_bits: int = 3) -> Calibration:
+              key_bits: Optional[float] = None, value_bits: int = 3, turn_keys: bool = False) -> Calibration:
     """tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or a
                tokenizer, for text
     text       a string for the tokenizer; None: a page of English, numbers and code that is kept here
     outlier    layers are skipped whose median key is longer than this many times that of the median layer
     key_bits   2, 2.5, 3, 3.5 or 4: find key bands of so many bits on average; takes 256 tokens or more
+    turn_keys  with key_bits: find matrices of keys too
     """
+    if turn_keys and key_bits is None:
+        raise InvalidArgument("turn_keys: needs key_bits, whose bands are found of turned keys")
     input_ids = _ids(tokens, text, model.device)
     cache = DynamicCache(config=model.config)
 
@@ -80,18 +84,19 @@ def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=
         norms.append(keys.norm(dim=-1).median().item())
         numbers.append(i)
     median = sorted(norms)[(len(norms) - 1) // 2]
-    bands = None
+    bands = matrices = None
     if seen is not None:
-        bands = [_bands(seen.get(i), real, key_bits, value_bits) for i in numbers]
+        found = [_bands(seen.get(i), real, key_bits, value_bits, turn_keys) for i in numbers]
+        bands, matrices = ([side[at] for side in found] for at in range(2))
     return Calibration(centres, [i for i, norm in zip(numbers, norms) if norm > outlier * median], norms,
-                       bands)
+                       bands, matrices if turn_keys else None)
 
 
-def _bands(tensors, real, key_bits, value_bits):
-    """KeyBands of a layer's query, key and value [B][H][T][D], or None: they earn nothing, or the layer's
-    attention was not seen."""
+def _bands(tensors, real, key_bits, value_bits, turn_keys):
+    """KeyBands and key matrices of a layer's query, key and value [B][H][T][D]; None for one of them: it
+    earns nothing, or the layer's attention was not seen."""
     if tensors is None or tensors[0].shape[2] != tensors[1].shape[2] or tensors[1].shape[3] > 256:
-        return None
+        return None, None
     rows = []
     for side in tensors:
         tokens = side.transpose(1, 2)
@@ -99,9 +104,13 @@ def _bands(tensors, real, key_bits, value_bits):
         tokens = tokens.flatten(0, 1) if kept is None else tokens[kept]
         rows.append(tokens.float().cpu().contiguous())
     q, k, v = rows
-    with measured.Calibration(1, q.shape[1], k.shape[1], k.shape[2], value_dim=v.shape[2]) as found:
+    heads, dim = k.shape[1:]
+    with measured.Calibration(1, q.shape[1], heads, dim, value_dim=v.shape[2], turn_keys=turn_keys) as found:
         found.feed(0, q, k, v)
-        return found.choose(key_bits, value_bits).layers[0].key_bands
+        bands, matrix = found.choose(key_bits, value_bits).layers[0].key_bands, found.key_matrix(0)
+    if matrix is not None:
+        matrix = torch.frombuffer(bytearray(matrix), dtype=torch.float32).view(heads, dim, dim)
+    return bands, matrix
 
 
 def _ids(tokens, text, device):

@@ -125,9 +125,10 @@ class StaticTurboCache(Cache):
         self._most_rows, self._columns, self._fields = max_batch, max_cache_len, fields
         self._fields.update(key_bits=chosen.key_bits if key_bits is None else key_bits,
                             value_bits=chosen.value_bits if value_bits is None else value_bits)
-        if calibration is not None and any(calibration.key_bands or ()):
-            raise NotSupported("calibration: it has key bands, which a StaticTurboCache does not take; "
-                               "calibrate without key_bits, or use TurboCache")
+        if calibration is not None and any(found is not None for found in (
+                *(calibration.key_bands or ()), *(calibration.key_matrices or ()))):
+            raise NotSupported("calibration: it has key bands or key matrices, which a StaticTurboCache does "
+                               "not take; calibrate without key_bits, or use TurboCache")
         self._centres = None if calibration is None else calibration.centres
         self._windows = sorted({spec.window for spec in self._specs})
         self.started, self.codec, self.number = False, None, next(_numbers)

@@ -31,7 +31,8 @@ class Spec(NamedTuple):
     kv_heads: int
     head_dim: int
     exact: bool       # kept at 16 bits
-    bands: Any = None  # KeyBands, in place of key_bits
+    bands: Any = None   # KeyBands, in place of key_bits
+    matrix: Any = None  # of its keys, [kv heads][dim][dim]
 
 
 class Limits(NamedTuple):
@@ -394,10 +395,25 @@ class Store:
         self._open(config)
 
     def _open(self, config):
-        self.cache = Cache(config, stream=self.stream)
-        self.batch = self.cache.batch()
-        for layer, sides in enumerate(self.centres or ()):
-            self.cache.set_centres(layer, *sides)
+        cache = Cache(config, stream=self.stream)
+        try:
+            for layer, sides in enumerate(self.centres or ()):
+                cache.set_centres(layer, *sides)
+            self._set_matrices(cache)
+            self.cache, self.batch = cache, cache.batch()
+        except Error:
+            cache.close()
+            raise
+
+    def _set_matrices(self, cache):
+        for layer, spec in enumerate(self.specs):
+            if spec.matrix is None or cache.config.layers[layer].key_bits == 16:
+                continue
+            try:
+                cache.set_key_matrix(layer, spec.matrix)
+            except NotSupported as error:
+                raise NotSupported(f"calibration: has key matrices, which this cache does not take: {error}; "
+                                   "calibrate without turn_keys") from None
 
     def _check_rows(self, more, what):
         limit, alive = self.cache.config.max_sequences, self.cache.memory().num_sequences
