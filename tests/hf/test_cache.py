@@ -318,7 +318,7 @@ def test_key_bands_are_calibrated_in_one_call():
     assert (layers[0].key_bands, layers[1].key_bands, layers[1].key_bits) == (bands, None, 4)
     with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
         TurboCache.calibrate(model, ids(1, 40), key_bits=3)
-    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurboCache does not"):
+    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurbo"):
         StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=given)
 
 
@@ -353,8 +353,9 @@ def test_key_matrices_are_calibrated_in_one_call():
         TurboCache.calibrate(model, text, turn_keys=True)
     with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
         TurboCache.calibrate(model, ids(1, 40), key_bits=3, turn_keys=True)
-    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurboCache does not"):
-        StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=found._replace(key_bands=[None] * 2))
+    with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurbo"):
+        StaticTurboCache(model, max_cache_len=64, max_batch=1,
+                         calibration=found._replace(key_bands=[None] * 2))
 
 
 def test_key_matrices_that_a_device_has_not_are_refused(monkeypatch):
@@ -369,8 +370,8 @@ def test_key_matrices_that_a_device_has_not_are_refused(monkeypatch):
     monkeypatch.setattr(tqkv.Cache, "set_key_matrix", refuse)
     cache = turbo(model, "turboquant-s3", calibration=given)
     for _ in range(2):
-        with pytest.raises(tqkv.NotSupported, match="calibration: has key matrices, which this cache does not "
-                           "take: .*layer 0: key matrices: CPU only; calibrate without turn_keys"):
+        with pytest.raises(tqkv.NotSupported, match="calibration: has key matrices, which this cache does "
+                           "not take: .*layer 0: key matrices: CPU only; calibrate without turn_keys"):
             logits(model, ids(1, 8), cache)
         assert cache.tqkv is None and cache.get_seq_length() == 0
 

@@ -272,8 +272,8 @@ class TurboCache(Cache):
                    of token ids: 0 where there is padding, which does not count
         key_bits   2, 2.5, 3, 3.5 or 4: find bands of keys (tqkv.KeyBands) of so many bits on average, which
                    caches then have in place of their key_bits; takes 256 tokens or more
-        turn_keys  with key_bits: also find a matrix of each head's keys (tqkv.Cache.set_key_matrix), of layers
-                   where held-out logits gain 2 % by it; for caches on the CPU: others refuse it"""
+        turn_keys  with key_bits: also find a matrix of each head's keys (tqkv.Cache.set_key_matrix), of
+                   layers where held-out logits gain 2 % by it; for caches on the CPU: others refuse it"""
         return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask,
                          key_bits=key_bits, value_bits=value_bits, turn_keys=turn_keys)
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from .. import calibration as measured
 from ..config import KeyBands
-from ..errors import InvalidArgument
+from ..errors import Error, InvalidArgument, NotSupported
 from ._recording import recorded
 
 # What models call their cache: renamed in 5.24.
@@ -111,6 +111,24 @@ def _bands(tensors, real, key_bits, value_bits, turn_keys):
     if matrix is not None:
         matrix = torch.frombuffer(bytearray(matrix), dtype=torch.float32).view(heads, dim, dim)
     return bands, matrix
+
+
+def set_measured(cache, centres, matrices):
+    """Into an empty tqkv.Cache, by its layers; it is closed if this fails. centres: None, or as Calibration
+    has them."""
+    try:
+        for layer, sides in enumerate(centres or ()):
+            cache.set_centres(layer, *sides)
+        for layer, matrix in enumerate(matrices):
+            if matrix is not None and cache.config.layers[layer].key_bits != 16:
+                cache.set_key_matrix(layer, matrix)
+    except NotSupported as error:
+        cache.close()
+        raise NotSupported(f"calibration: has key matrices, which this cache does not take: {error}; "
+                           "calibrate without turn_keys") from None
+    except Error:
+        cache.close()
+        raise
 
 
 def _ids(tokens, text, device):

@@ -16,6 +16,7 @@ from ..cache import Cache
 from ..config import Config, Layer
 from ..errors import CapacityError, Error, InvalidArgument, InvalidState, NotSupported
 from ._attention import NoGradient, as_seen, bounded, exact_attention, visible_ranges
+from ._calibrate import set_measured
 from ._swap import Swapped
 
 PAGE = 64            # tokens; what room is counted in
@@ -396,24 +397,8 @@ class Store:
 
     def _open(self, config):
         cache = Cache(config, stream=self.stream)
-        try:
-            for layer, sides in enumerate(self.centres or ()):
-                cache.set_centres(layer, *sides)
-            self._set_matrices(cache)
-            self.cache, self.batch = cache, cache.batch()
-        except Error:
-            cache.close()
-            raise
-
-    def _set_matrices(self, cache):
-        for layer, spec in enumerate(self.specs):
-            if spec.matrix is None or cache.config.layers[layer].key_bits == 16:
-                continue
-            try:
-                cache.set_key_matrix(layer, spec.matrix)
-            except NotSupported as error:
-                raise NotSupported(f"calibration: has key matrices, which this cache does not take: {error}; "
-                                   "calibrate without turn_keys") from None
+        set_measured(cache, self.centres, [spec.matrix for spec in self.specs])
+        self.cache, self.batch = cache, cache.batch()
 
     def _check_rows(self, more, what):
         limit, alive = self.cache.config.max_sequences, self.cache.memory().num_sequences
