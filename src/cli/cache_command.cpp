@@ -102,7 +102,7 @@ Json info_json(const SavedFile& file) {
   json["saturated"] = (h.noticed & 2) != 0;
   json["identity"] = hex(h.identity);
   json["mac_bytes"] = h.mac_bytes;
-  json["centres"] = h.has_centres();  // with bands: or orders of coordinates
+  json["centres"] = h.has_centres();  // or key matrices; with bands, or orders of coordinates
   json["layers"] = Json::array();
   for (const SavedLayer& layer : h.layers) {
     Json entry;
@@ -179,7 +179,8 @@ void print_info(std::ostream& out, const SavedFile& file) {
       << "noticed        " << (h.noticed & 1 ? "non-finite inputs " : "")
       << (h.noticed & 2 ? "saturated inputs" : "") << (h.noticed == 0 ? "nothing" : "") << "\n"
       << "centres        "
-      << (h.has_centres() ? (h.has_bands() ? "orders of bands, perhaps centres" : "yes") +
+      << (h.has_centres() ? (h.has_bands() ? "orders of bands, perhaps centres or key matrices"
+                                           : "yes, or key matrices") +
                                 std::string(" (as hashes; a cache that loads it must have them)")
                           : "none")
       << "\nidentity       " << hex(h.identity) << "\n"
@@ -346,7 +347,7 @@ void CacheCommand::verify() const {
     return;
   }
   if (h.has_centres()) {
-    std::cout << ". It has centres, which are not in the file: tiles were not looked at\n";
+    std::cout << ". It has centres or key matrices, which are not in the file: tiles were not looked at\n";
     return;
   }
   if (h.has_levels()) {
