@@ -240,7 +240,7 @@ suite_torch() {
 about_testlm() { echo "testlm: a language model on a quantised cache (../shared/testlm or TQKV_TESTLM)"; }
 suite_testlm() { build_test && TQKV_LIBRARY=$PWD/build/test/libtqkv.so run_pytest testlm tests/testlm; }
 
-about_state() { echo "state: saved sequences by an independent reader, damaged; SIGKILL and crashes in saves"; }
+about_state() { echo "state: saved sequences by an independent reader; damage, SIGKILL, crashes in saves"; }
 suite_state() {
   build_test && TQKV_TOOL=$PWD/build/test/tqkv TQKV_LIBRARY=$PWD/build/test/libtqkv.so.0 \
     run_pytest state tests/state

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a disk may hold if the machine stops at any moment while a file is replaced: the old file or the new
 one, whole. recorder.c writes down what the writers (the Python package, the program tqkv) do; from that
-images are made: of what was not synced any 512 bytes may be missing and any length be there, and names that
-were changed since their folder was synced may be the old ones or the new ones. TQKV_TOOL names the program."""
+images are made: of what was not synced any 512 bytes may be missing and any length be there, and names
+changed since their folder was synced may be the old ones or the new ones. TQKV_TOOL names the program."""
 import os
 import shutil
 import subprocess
