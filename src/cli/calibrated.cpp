@@ -66,6 +66,19 @@ float Calibrated::error(const tq_calibration_goal& goal) {
   return result.error;
 }
 
+bool Calibrated::turned(size_t index) const {
+  int32_t has = 0;
+  check(tq_calibration_key_matrix(calibration_, static_cast<int32_t>(index), nullptr, &has),
+        "tq_calibration_key_matrix");
+  return has != 0;
+}
+
+bool Calibrated::any_turned() const {
+  for (size_t i = 0; i < layers_.size(); i++)
+    if (turned(i)) return true;
+  return false;
+}
+
 Calibrated::Means Calibrated::centres(size_t index) const {
   const auto side = [&](int32_t dim) {
     return std::vector<float>(static_cast<size_t>(config_.num_kv_heads) * static_cast<size_t>(dim));
@@ -74,15 +87,11 @@ Calibrated::Means Calibrated::centres(size_t index) const {
   check(
       tq_calibration_centres(calibration_, static_cast<int32_t>(index), means.key.data(), means.value.data()),
       "tq_calibration_centres");
-  int32_t has = 0;
-  const auto matrix = [&](float* to) {
-    check(tq_calibration_key_matrix(calibration_, static_cast<int32_t>(index), to, &has),
-          "tq_calibration_key_matrix");
-  };
-  matrix(nullptr);
-  if (has == 0) return means;
+  if (!turned(index)) return means;
   means.matrix.resize(means.key.size() * static_cast<size_t>(config_.head_dim));
-  matrix(means.matrix.data());
+  int32_t has = 0;
+  check(tq_calibration_key_matrix(calibration_, static_cast<int32_t>(index), means.matrix.data(), &has),
+        "tq_calibration_key_matrix");
   return means;
 }
 

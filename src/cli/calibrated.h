@@ -27,6 +27,8 @@ class Calibrated {
   const tq_layer_config* layer(size_t index, const tq_calibration_goal& goal);
   // The error of what it chooses; 0 if it has nothing of the kind.
   float error(const tq_calibration_goal& goal);
+  bool turned(size_t index) const;  // whether the layer has matrices of its keys
+  bool any_turned() const;
   struct Means {
     std::vector<float> key, value;
     std::vector<float> matrix;  // of keys; empty: none

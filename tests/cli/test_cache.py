@@ -2,27 +2,17 @@
 """tqkv cache info, verify, convert on the golden saved sequences of tests/state and on files of ranks, which
 the Python package writes with the library that TQKV_LIBRARY names (else the program's own folder has it)."""
 import json
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tool import EXIT_FILE, EXIT_OUTPUT, EXIT_USAGE, ROOT, find_tool, run
+from tool import EXIT_FILE, EXIT_OUTPUT, EXIT_USAGE, ROOT, run
 
 GOLDEN = ROOT / "tests" / "state" / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.tqkv"))
 NOT_IN_THE_FILE = ("bands", "centres", "matrix", "prod", "trellis_bands")  # all that a cache must have
-sys.path[:0] = [str(ROOT / "bindings" / "python"), str(ROOT / "tests")]
-
-
-@pytest.fixture(scope="module")
-def tqkv():
-    beside = Path(find_tool()).parent / "libtqkv.so.0"
-    os.environ.setdefault("TQKV_LIBRARY", str(beside))
-    import tqkv
-    return tqkv
+sys.path.insert(0, str(ROOT / "tests"))
 
 
 def saved(tqkv, path, tokens=70, **fields):
