@@ -5,6 +5,7 @@
 #include "cli/cheapest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -22,7 +23,7 @@ constexpr float kMixStep = 0.7071F;  // the error of each, to the one's before
 
 // How a way is configured. Of a calibration: its centres, and by goal its bands and widths.
 struct Plan {
-  std::string text;
+  std::string text, family;
   Options options;
   Width width;
   Calibrated* calibrated = nullptr;
@@ -39,9 +40,10 @@ std::string bits_text(float key, int32_t value) { return format("%g/%d", static_
 
 void add_plain(const Options& options, const std::string& more, Calibrated* calibrated,
                std::vector<Plan>* plans) {
+  const std::string family = family_name(options.key_family);
   for (const Width& width : kWidths)
-    plans->push_back(Plan{std::string(family_name(options.key_family)) + " " + width.text() + more, options,
-                          width, calibrated, std::nullopt});
+    plans->push_back(
+        Plan{family + " " + width.text() + more, family + more, options, width, calibrated, std::nullopt});
 }
 
 void add_calibrated(const Options& base, Calibrated* calibrated, const std::string& name,
@@ -50,16 +52,21 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
   options.key_family = calibrated->config().key_family;
   options.value_family = calibrated->config().value_family;
   const std::string family = family_name(options.key_family);
-  add_plain(options, ", centres of " + name, calibrated, plans);
+  const std::string centres = (calibrated->any_turned() ? "matrices and centres of " : "centres of ") + name,
+                    bands = ", bands" + std::string(calibrated->any_turned() ? ", " : " and ") + centres;
+  add_plain(options, ", " + centres, calibrated, plans);
   tq_calibration_goal goal = {};
   goal.struct_size = sizeof goal;
   for (const float key : kBandBits)
     for (const int32_t value : {2, 3, 4}) {
       if (static_cast<float>(value) > key || static_cast<float>(value) < key - 1.5F) continue;
       goal.key_bits = key, goal.value_bits = value;
-      std::string label = family;
-      label.append(" ").append(bits_text(key, value)).append(", bands and centres of ").append(name);
-      plans->push_back(Plan{label, options, {static_cast<int32_t>(key), value}, calibrated, goal});
+      plans->push_back(Plan{family + " " + bits_text(key, value) + bands,
+                            family + bands,
+                            options,
+                            {static_cast<int32_t>(key), value},
+                            calibrated,
+                            goal});
     }
   goal = {};
   goal.struct_size = sizeof goal;
@@ -68,10 +75,9 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
   for (int i = 0; i < kMixes && error > 0; i++) {
     error *= kMixStep;
     goal.max_error = error;
-    std::string label = family;
-    label.append(format(", layers of error %.3g, bands and centres of ", static_cast<double>(error)))
-        .append(name);
-    plans->push_back(Plan{label, options, {2, 2}, calibrated, goal});
+    const std::string layers = format(", layers of error %.3g", static_cast<double>(error));
+    plans->push_back(Plan{
+        family + layers + bands, family + ", layers of an error" + bands, options, {2, 2}, calibrated, goal});
   }
 }
 
@@ -106,9 +112,29 @@ void add_layer(const Plan& plan, const LayerJob& job, size_t place, Way* way) {
   LayerCache cache(job.data, config, centres ? &*centres : nullptr);
   cache.append();
   const Quality quality = cache.judge(job.exact);
+  tq_cache_bytes bytes = {};
+  bytes.struct_size = sizeof bytes;
+  check(tq_cache_config_bytes(&config, &bytes), "tq_cache_config_bytes");
   way->bytes += cache.stored_bytes();
   way->kl += quality.kl;
   way->error += quality.output.relative;
+  way->coded_bytes += static_cast<double>(bytes.token_bytes) / job.data.shape.kv_heads;
+  way->distortion += (quality.key.relative_mse + quality.value.relative_mse) / 2;
+}
+
+// Exact tokens have no error: what is measured of all tokens is that of the coded ones times their share.
+std::optional<Limit> limit_of(const std::vector<Way>& ways, const CaptureShape& shape,
+                              const Options& options) {
+  const double share =
+      1 - static_cast<double>(options.window + options.sinks) / static_cast<double>(shape.tokens);
+  for (const char* const reference : {"trellis 4/4", "scalar 4/4"})
+    for (const Way& way : ways) {
+      if (way.text != reference || share <= 0 || way.distortion <= 0) continue;
+      const double distortion = way.distortion / share;
+      return Limit{static_cast<double>(shape.key_dim + shape.value_dim) / 8, way.bytes - way.coded_bytes,
+                   way.kl / distortion, way.error * way.error / distortion};
+    }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -121,7 +147,10 @@ Ways compare_ways(Capture& capture, const Options& options,
               plans.end());
   if (plans.empty()) Cache(layer_config(capture.shape(), options, {3, 3}, 0, capture.shape().tokens));
   Ways ways;
-  for (const Plan& plan : plans) ways.measured.push_back(Way{plan.text});
+  for (const Plan& plan : plans) {
+    ways.measured.emplace_back();
+    ways.measured.back().text = plan.text, ways.measured.back().family = plan.family;
+  }
   const auto of = static_cast<int64_t>(plans.size() * capture.layers().size());
   int64_t done = 0;
   for (size_t place = 0; place < capture.layers().size(); place++) {
@@ -133,7 +162,10 @@ Ways compare_ways(Capture& capture, const Options& options,
     }
   }
   const auto count = static_cast<double>(capture.layers().size());
-  for (Way& way : ways.measured) way.bytes /= count, way.kl /= count, way.error /= count;
+  for (Way& way : ways.measured)
+    for (double* const sum : {&way.bytes, &way.kl, &way.error, &way.coded_bytes, &way.distortion})
+      *sum /= count;
+  ways.limit = limit_of(ways.measured, capture.shape(), options);
   std::stable_sort(ways.measured.begin(), ways.measured.end(), [](const Way& a, const Way& b) {
     return a.bytes != b.bytes ? a.bytes < b.bytes : a.kl < b.kl;
   });
@@ -153,7 +185,10 @@ void print_ways(std::ostream& out, const Ways& ways, const Options& options) {
     least_error = least_error < 0 ? way.error : std::min(least_error, way.error);
     out << format("%8.1f  %9.2e  %9.2e   %s\n", way.bytes, way.kl, way.error, way.text.c_str());
   }
-  const std::string limits = format("KL <= %g and out err <= %g", options.max_kl, options.max_error);
+  std::string limits;
+  if (std::isfinite(options.max_kl)) limits = format("KL <= %g", options.max_kl);
+  if (std::isfinite(options.max_error))
+    limits += (limits.empty() ? "" : " and ") + format("out err <= %g", options.max_error);
   if (ways.cheapest < 0) {
     out << "none of " << ways.measured.size() << " keeps " << limits << "\n";
     return;

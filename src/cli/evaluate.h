@@ -52,7 +52,7 @@ struct Options {
   std::shared_ptr<Calibrated> calibrated;
   std::map<int, size_t> calibrated_layers;
   double max_kl = 0.02;     // recommendation: attention KL and
-  double max_error = 0.10;  // attention-output error that a layer may have
+  double max_error = 0.10;  // attention-output error that a layer may have; infinity: no limit
 };
 
 struct Quality {

@@ -112,11 +112,13 @@ std::string check_limit(const std::string& text) {
 void check_files(const EvalArguments& arguments) {
   if (arguments.calibrations.size() > 1 && !arguments.cheapest)
     throw CLI::ValidationError("--calibration", "one file, unless there is --cheapest");
-  if (!arguments.plot.empty() && arguments.cheapest)
-    throw CLI::ValidationError("--plot", "not with --cheapest");
-  if (!arguments.plot.empty() && same_file(arguments.plot, arguments.capture))
-    throw CLI::ValidationError("--plot",
-                               "'" + arguments.plot + "' is the capture itself, '" + arguments.capture + "'");
+  if (arguments.plot.empty()) return;
+  const auto refuse = [&](const std::string& file, const char* what) {
+    if (same_file(arguments.plot, file))
+      throw CLI::ValidationError("--plot", "'" + arguments.plot + "' is " + what + ", '" + file + "'");
+  };
+  refuse(arguments.capture, "the capture itself");
+  for (const std::string& file : arguments.calibrations) refuse(file, "a calibration");
 }
 
 void add_choice(CLI::App* app, const char* name, std::string* value, const Choices& choices,
@@ -158,7 +160,8 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
   eval->add_flag(
           "--cheapest", arguments.cheapest,
           "instead: of scalar and trellis codes, all widths, centres, bands and layers of calibrations "
-          "the fewest bytes that keep --max-kl and --max-error, as means over layers")
+          "the fewest bytes that keep --max-kl and --max-error (or the one that is given), as means over "
+          "layers")
       ->excludes(key_bits)
       ->excludes(value_bits)
       ->excludes(sweep);
@@ -184,7 +187,10 @@ CLI::App* add_eval(CLI::App& app, EvalArguments& arguments) {
       ->capture_default_str()
       ->check(limit);
   eval->add_flag("--json", arguments.json, "one JSON document on stdout instead of tables");
-  eval->add_option("--plot", arguments.plot, "write an SVG of error and KL against stored bytes");
+  eval->add_option(
+      "--plot", arguments.plot,
+      "write an SVG of error and KL against stored bytes; with --cheapest of all that was measured, beside "
+      "Shannon's limit");
   eval->add_flag("--quiet", arguments.quiet, "no progress on stderr");
   eval->footer(kFooter);
   return eval;
@@ -203,6 +209,14 @@ std::shared_ptr<Calibrated> open_calibration(const std::string& path, const Capt
   return calibrated;
 }
 
+// With --cheapest one limit alone, if one is given.
+void keep_given_limits(const CLI::App& eval, EvalArguments* arguments) {
+  if (!arguments->cheapest) return;
+  const bool kl = eval.count("--max-kl") > 0, error = eval.count("--max-error") > 0;
+  if (kl && !error) arguments->options.max_error = INFINITY;
+  if (error && !kl) arguments->options.max_kl = INFINITY;
+}
+
 void run_cheapest(const EvalArguments& arguments, Capture& capture) {
   std::vector<std::shared_ptr<Calibrated>> calibrations;
   for (const std::string& path : arguments.calibrations)
@@ -219,6 +233,7 @@ void run_cheapest(const EvalArguments& arguments, Capture& capture) {
   else
     print_ways(std::cout, ways, arguments.options);
   flush_stdout();
+  if (!arguments.plot.empty()) write_whole_file("--plot", arguments.plot, ways_plot(ways, capture.path()));
 }
 
 void run_eval(EvalArguments& arguments, const std::vector<int>& layers) {
@@ -294,6 +309,7 @@ int run(int argc, char** argv) {
     calibrate.check();
     layers = parse_layers(arguments.layers);
     check_files(arguments);
+    keep_given_limits(*eval, &arguments);
   } catch (const CLI::ParseError& error) {
     std::ostringstream complaint;
     const bool asked_for_help = app.exit(error, std::cout, complaint) == 0;
