@@ -11,6 +11,7 @@ from tiny import DEVICE, RoundedCache, assert_same, generate, logits, prompt, ti
 from transformers import DynamicCache
 
 from tqkv.transformers import PRESETS, StaticTurboCache, TurboCache
+from tqkv.transformers._recording import recorded
 
 TOLERANCE = 5e-3 if DEVICE == "cpu" else 5e-2  # of logits of about 10: float32 sums in another order
 BOTH = pytest.mark.parametrize("mode", ("fused", "compatible"))
@@ -318,8 +319,30 @@ def test_key_bands_are_calibrated_in_one_call():
     assert (layers[0].key_bands, layers[1].key_bands, layers[1].key_bits) == (bands, None, 4)
     with pytest.raises(tqkv.InvalidState, match="was fed 40 tokens: it takes 256 or more"):
         TurboCache.calibrate(model, ids(1, 40), key_bits=3)
+    with pytest.raises(tqkv.InvalidArgument, match="code_family = 'grouped'"):
+        TurboCache.calibrate(model, text, key_bits=3, code_family="grouped")
     with pytest.raises(tqkv.NotSupported, match="key bands or key matrices, which a StaticTurbo"):
         StaticTurboCache(model, max_cache_len=64, max_batch=1, calibration=given)
+
+
+@pytest.mark.parametrize("family", ("scalar", "trellis"))
+def test_a_calibration_is_that_of_the_package(family):
+    """tqkv.Calibration, fed what the attention layers are given: its bands, and centres of the heads alone
+    that gain by them."""
+    model, text = tiny("qwen2", head_dim=64), ids(2, 256)
+    found = TurboCache.calibrate(model, text, key_bits=2.5, value_bits=2, code_family=family)
+    seen = recorded(model, lambda: logits(model, text, DynamicCache(config=model.config)))
+    for layer in range(2):
+        q, k, v = (side.transpose(1, 2).flatten(0, 1).float().cpu().contiguous() for side in seen[layer])
+        with tqkv.Calibration(1, 4, 2, 64, key_family=family, value_family=family) as own:
+            own.feed(0, q, k, v)
+            assert found.key_bands[layer] == own.choose(2.5, 2).layers[0].key_bands
+            for side, wanted in zip(found.centres[layer], own.centres(0)):
+                assert side.numpy().tobytes() == wanted
+    cache = turbo(model, "turboquant-s3", key_bits=2, value_bits=2, code_family=family, calibration=found)
+    logits(model, text[:, :40], cache)
+    layer = cache.tqkv.config.layers[0]
+    assert (layer.key_family, layer.key_bands) == (family, found.key_bands[0])
 
 
 def uneven_llama():

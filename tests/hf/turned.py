@@ -2,7 +2,7 @@
 """What TurboCache.calibrate(.., turn_keys=True) gains on the test model, as a Transformers model.
 
     "$(tests/hf/environment.sh)" tests/hf/turned.py [--library build/libtqkv.so] [--texts 8] [--bits 3]
-                                                    [--prompts 5]
+                                                    [--family scalar] [--prompts 5]
 
 Calibrated on needle and recall sequences and sources (tests/testlm/calibrated.py; every second, 1,024 tokens
 each). Judged: the last 384 of 640 bytes of held-out texts, next-byte KL to the model with a DynamicCache; the
@@ -53,7 +53,7 @@ def log_probabilities(model, text, cache):
     return logits[0].double().log_softmax(-1)
 
 
-def measure(folder, texts, bits, prompts):
+def measure(folder, texts, bits, prompts, family):
     """{kind: [KL of a text]}, and how many layers were turned."""
     import torch
     from tqkv.transformers import TurboCache
@@ -61,7 +61,7 @@ def measure(folder, texts, bits, prompts):
     torch.set_num_threads(1)
     model, data = load_model(folder), read_safetensors(os.path.join(folder, "eval.safetensors"))
     known = torch.stack([ids(text) for text in calibration_texts(data)[::2][:prompts]])
-    options = {"key_bits": bits, "value_bits": int(bits)}
+    options = {"key_bits": bits, "value_bits": int(bits), "code_family": family}
     kinds = {"plain": None, "calibrated": TurboCache.calibrate(model, known, **options),
              "turned": TurboCache.calibrate(model, known, turn_keys=True, **options)}
     plain, found = model.config._attn_implementation, {kind: [] for kind in kinds}
@@ -71,7 +71,7 @@ def measure(folder, texts, bits, prompts):
         exact = log_probabilities(model, text, DynamicCache(config=model.config))
         for kind, calibration in kinds.items():
             cache = TurboCache(model, key_bits=int(bits), value_bits=int(bits), calibration=calibration,
-                               rotation_seed=i % SEEDS, num_threads=1)
+                               code_family=family, rotation_seed=i % SEEDS, num_threads=1)
             coded = log_probabilities(model, text, cache)
             cache.close()
             found[kind].append(float((exact.exp() * (exact - coded)).sum(-1).mean()))
@@ -85,13 +85,16 @@ def main():
     parser.add_argument("--library", default=find_library())
     parser.add_argument("--texts", type=int, default=8, choices=range(2, 25), metavar="2 .. 24")
     parser.add_argument("--bits", type=float, default=3)
+    parser.add_argument("--family", default="scalar", choices=("scalar", "trellis"))
     parser.add_argument("--prompts", type=int, default=5, choices=range(1, 6), metavar="1 .. 5")
     arguments = parser.parse_args()
     if not arguments.library:
         parser.error("no libtqkv.so found in build*/; name one with --library or TQKV_LIBRARY")
     os.environ["TQKV_LIBRARY"] = str(arguments.library)
-    kl, layers = measure(arguments.folder, arguments.texts, arguments.bits, arguments.prompts)
-    print(f"{arguments.bits:g} bits, {arguments.texts} texts, {layers} layers turned")
+    kl, layers = measure(arguments.folder, arguments.texts, arguments.bits, arguments.prompts,
+                         arguments.family)
+    print(f"{arguments.family} codes, {arguments.bits:g} bits, {arguments.texts} texts, {layers} layers "
+          "turned")
     for kind, rows in kl.items():
         ratio, error = jackknife_ratio(np.array(rows), np.array(kl["calibrated"]))
         print(f"{kind:10s}  KL {np.mean(rows):.5f}, {ratio:.3f} +- {error:.3f} of calibrated")

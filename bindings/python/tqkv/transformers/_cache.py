@@ -260,7 +260,8 @@ class TurboCache(Cache):
 
     @staticmethod
     def calibrate(model, tokens, *, text: Optional[str] = None, outlier: float = 4.0, attention_mask=None,
-                  key_bits: Optional[float] = None, value_bits: int = 3, turn_keys: bool = False):
+                  key_bits: Optional[float] = None, value_bits: int = 3, code_family: str = "scalar",
+                  turn_keys: bool = False):
         """Centres, layers to skip, key bands and key matrices, measured on a text: see Calibration.
 
         tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or
@@ -271,11 +272,15 @@ class TurboCache(Cache):
         attention_mask
                    of token ids: 0 where there is padding, which does not count
         key_bits   2, 2.5, 3, 3.5 or 4: find bands of keys (tqkv.KeyBands) of so many bits on average, which
-                   caches then have in place of their key_bits; takes 256 tokens or more
+                   caches then have in place of their key_bits, and take centres only where held-out tokens
+                   gain by them; takes 256 tokens or more
+        code_family
+                   with key_bits: "scalar", or "trellis" for a TurboCache(code_family="trellis")
         turn_keys  with key_bits: also find a matrix of each head's keys (tqkv.Cache.set_key_matrix), of
                    layers where held-out logits gain 2 % by it; for caches on the CPU: others refuse it"""
         return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask,
-                         key_bits=key_bits, value_bits=value_bits, turn_keys=turn_keys)
+                         key_bits=key_bits, value_bits=value_bits, code_family=code_family,
+                         turn_keys=turn_keys)
 
 
 def _text_config(model, mode):

@@ -5,19 +5,22 @@ Two things cost quality at few bits. A layer whose keys are much longer than tho
 biases on keys) is better kept at 16 bits. And what all keys of a head have in common is better subtracted
 before coding, since it would be coded again in every token.
 """
-from typing import List, NamedTuple, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
 import transformers
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 
 from .. import calibration as measured
-from ..config import KeyBands
+from ..config import KeyBands, choice
 from ..errors import Error, InvalidArgument, NotSupported
 from ._recording import recorded
 
 # What models call their cache: renamed in 5.24.
 CACHE = "cache" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24) else "past_key_values"
+
+
+_MEASURED = {"scalar": 1, "trellis": 5}  # what codes a tqkv.Calibration measures
 
 
 class Calibration(NamedTuple):
@@ -49,14 +52,18 @@ wind, which had turned to the north-west as the forecast had promised on Tuesday
 
 
 def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=None,
-              key_bits: Optional[float] = None, value_bits: int = 3, turn_keys: bool = False) -> Calibration:
+              key_bits: Optional[float] = None, value_bits: int = 3, code_family: str = "scalar",
+              turn_keys: bool = False) -> Calibration:
     """tokens     [batch][tokens] or [tokens] of ids: some hundreds, of the kind that the model will see; or a
                tokenizer, for text
     text       a string for the tokenizer; None: a page of English, numbers and code that is kept here
     outlier    layers are skipped whose median key is longer than this many times that of the median layer
-    key_bits   2, 2.5, 3, 3.5 or 4: find key bands of so many bits on average; takes 256 tokens or more
-    turn_keys  with key_bits: find matrices of keys too
+    key_bits   2, 2.5, 3, 3.5 or 4: find key bands of so many bits on average, and keep centres of heads alone
+               whose held-out tokens gain by them; takes 256 tokens or more
+    code_family, turn_keys
+               with key_bits: of what codes; find matrices of keys too
     """
+    family = choice("code_family", code_family, _MEASURED)
     if turn_keys and key_bits is None:
         raise InvalidArgument("turn_keys: needs key_bits, whose bands are found of turned keys")
     input_ids = _ids(tokens, text, model.device)
@@ -86,17 +93,25 @@ def calibrate(model, tokens, *, text=None, outlier: float = 4.0, attention_mask=
     median = sorted(norms)[(len(norms) - 1) // 2]
     bands = matrices = None
     if seen is not None:
-        found = [_bands(seen.get(i), real, key_bits, value_bits, turn_keys) for i in numbers]
-        bands, matrices = ([side[at] for side in found] for at in range(2))
+        found = [_measure(seen.get(i), real, key_bits, value_bits, family, turn_keys) for i in numbers]
+        centres = [own.centres or means for own, means in zip(found, centres)]
+        bands, matrices = [own.bands for own in found], [own.matrix for own in found]
     return Calibration(centres, [i for i, norm in zip(numbers, norms) if norm > outlier * median], norms,
                        bands, matrices if turn_keys else None)
 
 
-def _bands(tensors, real, key_bits, value_bits, turn_keys):
-    """KeyBands and key matrices of a layer's query, key and value [B][H][T][D]; None for one of them: it
-    earns nothing, or the layer's attention was not seen."""
+class _Found(NamedTuple):
+    """Of a layer; None where it earns nothing, or the layer's attention was not seen."""
+
+    centres: Any = None
+    bands: Any = None
+    matrix: Any = None
+
+
+def _measure(tensors, real, key_bits, value_bits, family, turn_keys):
+    """_Found of a layer's query, key and value [B][H][T][D]."""
     if tensors is None or tensors[0].shape[2] != tensors[1].shape[2] or tensors[1].shape[3] > 256:
-        return None, None
+        return _Found()
     rows = []
     for side in tensors:
         tokens = side.transpose(1, 2)
@@ -105,12 +120,16 @@ def _bands(tensors, real, key_bits, value_bits, turn_keys):
         rows.append(tokens.float().cpu().contiguous())
     q, k, v = rows
     heads, dim = k.shape[1:]
-    with measured.Calibration(1, q.shape[1], heads, dim, value_dim=v.shape[2], turn_keys=turn_keys) as found:
+
+    def tensor(bytes_, *shape):
+        return torch.frombuffer(bytearray(bytes_), dtype=torch.float32).view(heads, *shape)
+
+    with measured.Calibration(1, q.shape[1], heads, dim, value_dim=v.shape[2], key_family=family,
+                              value_family=family, turn_keys=turn_keys) as found:
         found.feed(0, q, k, v)
         bands, matrix = found.choose(key_bits, value_bits).layers[0].key_bands, found.key_matrix(0)
-    if matrix is not None:
-        matrix = torch.frombuffer(bytearray(matrix), dtype=torch.float32).view(heads, dim, dim)
-    return bands, matrix
+        centres = tuple(tensor(side, side_dim) for side, side_dim in zip(found.centres(0), (dim, v.shape[2])))
+    return _Found(centres, bands, None if matrix is None else tensor(matrix, dim, dim))
 
 
 def set_measured(cache, centres, matrices):
