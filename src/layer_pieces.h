@@ -2,6 +2,8 @@
 // What a layer holds of a sequence, as moves of tiles: its codes, then the exact copies of keys and of
 // values, each in one or two runs of tiles (first tokens, and the rest).
 #pragma once
+#include <string.h>
+
 #include <algorithm>
 
 #include "backend.h"
@@ -94,19 +96,27 @@ inline TilePlace place_of(const Backend& backend, const Geometry& g, const Seque
   return place;
 }
 
-// Staging memory of a backend for the time of a call.
+// Staging memory of a backend for the time of a call. What was used of it is wiped: it held tokens.
 class Staging {
  public:
-  Staging(Backend& backend, int64_t bytes)
-      : backend_(backend), bytes_(bytes), memory_(backend.take_staging(bytes)) {}
-  ~Staging() { backend_.give_staging(memory_, bytes_); }
+  Staging(Backend& backend, int64_t bytes) : Staging(backend, bytes, bytes) {}
+  // used: as much as is wiped.
+  Staging(Backend& backend, int64_t bytes, int64_t used)
+      : backend_(backend), bytes_(bytes), used_(used), memory_(backend.take_staging(bytes)) {}
+  ~Staging() {
+    memset(memory_, 0, static_cast<size_t>(used_));
+    backend_.give_staging(memory_, bytes_);
+  }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
   uint8_t* get() const { return memory_; }
+  // From now on so many bytes from the first on may be.
+  void will_use(int64_t bytes) { used_ = std::min(bytes, bytes_); }
 
  private:
   Backend& backend_;
-  int64_t bytes_;
+  const int64_t bytes_;
+  int64_t used_;
   uint8_t* memory_;
 };
 

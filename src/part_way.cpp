@@ -27,7 +27,9 @@ PartWay::PartWay(Backend& backend, bool out, const void* memory, int64_t bytes, 
 }
 
 PartWay::~PartWay() {
-  if (staging_) backend_.give_staging(staging_, capacity_);
+  if (!staging_) return;
+  memset(staging_, 0, static_cast<size_t>(capacity_));  // tokens went through it
+  backend_.give_staging(staging_, capacity_);
 }
 
 int64_t PartWay::room(int64_t least) {

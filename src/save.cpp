@@ -81,10 +81,11 @@ int64_t Cache::load(const tq_io& io, void* stream) {
   TQ_CHECK(!backend_->capturing(stream), Status::kCapture, "stream: loading is no part of a graph");
   SequenceTable& table = arrays_.table;
   table.prepare_slot();
-  const Staging staging(*backend_, kStatePiece + kStagingBytes);
+  Staging staging(*backend_, kStatePiece + kStagingBytes, 0);
   StateReader in(io, staging.get());
   const SavedHeader header = read_header(in, identity(), config_.max_sequence_tokens());
   in.begin_payload(header.payload_bytes);
+  staging.will_use(kStatePiece + std::min(header.payload_bytes, kStagingBytes));
   const int64_t id = table.commit_create();
   const int32_t slot = table.find(id, "sequence");
   bool prepared = false;

@@ -24,6 +24,9 @@ constexpr uint64_t kMacBits = 0x7F;
 class StateSums {
  public:
   explicit StateSums(const tq_io& io);
+  ~StateSums();
+  StateSums(const StateSums&) = delete;
+  StateSums& operator=(const StateSums&) = delete;
   int mac_bytes() const { return io_.mac ? io_.mac_bytes : 0; }
   void update(const void* bytes, size_t count);
   uint64_t header() const;
