@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every byte of every golden file changed, and every length that is too short: none is loaded, and the cache
-holds what it held. By default each byte has one other value, TQKV_TEST_LONG all 255 of them (12.3 million
+holds what it held. By default each byte has one other value, TQKV_TEST_LONG all 255 of them (16.5 million
 loads). Through the C interface: an exception for each would take longer than all loads."""
 import ctypes
 import io
