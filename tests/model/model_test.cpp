@@ -31,7 +31,7 @@ TEST(Model, RandomOperations) {
       FAIL() << "reproduce with --world=" << number;
     }
   }
-  printf("%lld operations in %lld worlds from %lld on\n", static_cast<long long>(done),
+  printf("    %lld operations in %lld worlds from %lld on\n", static_cast<long long>(done),
          static_cast<long long>(worlds), static_cast<long long>(only_world ? only_world : first_world));
 }
 

@@ -219,7 +219,7 @@ TEST(Save, EveryByteCounts) {
     ASSERT_EQ(tq_sequence_load(target.cache, &io, nullptr, &copy), TQ_OK) << tq_last_error();
     EXPECT_EQ(file.at, bytes.size());
     EXPECT_TRUE(bytes_of(target.cache, copy) == bytes);
-    printf("%lld loads of a file of %zu bytes with a changed byte or cut short: 0 taken, %lld incompatible\n",
+    printf("    %lld loads of a file of %zu bytes, a byte changed or cut short: 0 taken, %lld incompatible\n",
            static_cast<long long>(loads), bytes.size(), static_cast<long long>(incompatible));
   }
 }
@@ -284,7 +284,7 @@ TEST(Save, MendedBytesDoNoHarm) {
   EXPECT_TRUE(bytes_of(target.cache, neighbour) == before);
   EXPECT_GT(taken, 0);
   EXPECT_LT(taken, loads);
-  printf("%lld loads of changed files with right checksums: %lld are sequences\n",
+  printf("    %lld loads of changed files with right checksums: %lld are sequences\n",
          static_cast<long long>(loads), static_cast<long long>(taken));
 }
 
