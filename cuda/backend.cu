@@ -61,6 +61,9 @@ class CudaBackend : public Backend, private DeviceLayers {
   void set_centres(int layer, const float* key, const float* value) override {
     set_layer_centres(layer, key, value);
   }
+  void set_key_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value) override {
+    set_layer_matrix(layer, matrix, key, value);
+  }
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "cuda/append/launch.h"
 #include "cuda/append/launch_bands.h"
@@ -48,7 +49,8 @@ DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* p
       few_fits_(static_cast<size_t>(geometry.num_layers), 0),
       arena_(geometry_, ops, pool,
              workspace == kOwnWorkspace ? workspace_capacity(geometry_, num_units_) : 0),
-      has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0) {
+      has_centre_(2 * static_cast<size_t>(geometry.num_layers), 0),
+      matrices_(static_cast<size_t>(geometry.num_layers)) {
   for (int layer = 0; layer < geometry_.num_layers; layer++) {
     if (layers_[layer].latent) continue;
     long_apart_[layer] = prefill::prefill_serves(geometry_, layer, shared_memory_per_block_);
@@ -124,33 +126,90 @@ attend::AttendLaunch DeviceLayers::attend_launch(const DeviceLayer& layer, const
       early_};
 }
 
+DeviceLayer DeviceLayers::layer_view(int layer) const {
+  const int storage = layers_[layer].storage;
+  DeviceLayer view =
+      arena_.layer_view(geometry_, layer, has_centre_[2 * storage], has_centre_[2 * storage + 1]);
+  const MatrixSpace* const space = matrix_space(layer);
+  if (!space) return view;
+  view.key_matrix = reinterpret_cast<const float*>(space->block.data());
+  if (view.key.centre) view.key.centre = centre_place(layer, Kind::kKey);
+  if (view.value.centre) view.value.centre = centre_place(layer, Kind::kValue);
+  return view;
+}
+
+float* DeviceLayers::centre_place(int layer, Kind kind) const {
+  float* const place = arena_.centre(layer, kind);
+  const MatrixSpace* const space = matrix_space(layer);
+  if (!space || !place) return place;
+  const size_t keys = kind == Kind::kKey ? 0 : space->matrix.centre_numbers();
+  return reinterpret_cast<float*>(space->block.data()) + 2 * space->matrix.given.size() + keys;
+}
+
+void DeviceLayers::fill_centre(int layer, Kind kind, const KeyMatrix* matrix, const float* given,
+                               float* to) const {
+  const LayerGeometry& l = layers_[layer];
+  const int dim = l.dim(kind);
+  float turned[format::kMaxDim];
+  for (int head = 0; head < l.num_kv_heads; head++) {
+    const float* own = given + static_cast<int64_t>(head) * dim;
+    if (matrix && kind == Kind::kKey)
+      apply_columns(matrix->head_columns(head), dim, own, turned), own = turned;
+    for (int i = 0; i < dim; i++) *to++ = own[kind == Kind::kKey ? l.band_coordinate(head, i) : i];
+  }
+}
+
 void DeviceLayers::set_layer_centres(int layer, const float* key, const float* value) {
+  if (!geometry_.stores(layer)) return;
   const DeviceGuard guard(geometry_.device_id);
   // Both in one copy, so that a failure leaves both as they were: the places of a layer's centres are
   // neighbours.
   const float* given[2] = {key, value};
-  float* places[2] = {arena_.centre(layer, Kind::kKey), arena_.centre(layer, Kind::kValue)};
+  float* places[2] = {centre_place(layer, Kind::kKey), centre_place(layer, Kind::kValue)};
   const LayerGeometry& l = layers_[layer];
-  const int dims[2] = {l.head_dim, l.value_dim};
-  uint8_t *begin = nullptr, *end = nullptr;
+  const MatrixSpace* const space = matrix_space(layer);
+  float *begin = nullptr, *end = nullptr;
   for (int kind = 0; kind < 2; kind++) {
     if (!given[kind] || !places[kind]) continue;
-    uint8_t* place = reinterpret_cast<uint8_t*>(places[kind]);
-    if (!begin) begin = place;
-    end = place + sizeof(float) * l.num_kv_heads * dims[kind];
+    if (!begin) begin = places[kind];
+    end = places[kind] + static_cast<int64_t>(l.num_kv_heads) * l.dim(static_cast<Kind>(kind));
   }
   if (!begin) return;
-  std::vector<uint8_t> bytes(static_cast<size_t>(end - begin), 0);
-  for (int kind = 0; kind < 2; kind++) {
-    if (!given[kind] || !places[kind]) continue;
-    float* to = reinterpret_cast<float*>(bytes.data() + (reinterpret_cast<uint8_t*>(places[kind]) - begin));
-    for (int head = 0; head < l.num_kv_heads; head++)
-      for (int i = 0; i < dims[kind]; i++)  // of keys in bands by place
-        *to++ = given[kind][head * dims[kind] + (kind == 0 ? l.band_coordinate(head, i) : i)];
-  }
-  check_cuda(runtime().memcpy_sync(begin, bytes.data(), bytes.size(), cudaMemcpyHostToDevice), "cudaMemcpy");
+  std::vector<float> numbers(static_cast<size_t>(end - begin), 0.0f);
+  for (int kind = 0; kind < 2; kind++)
+    if (given[kind] && places[kind])
+      fill_centre(layer, static_cast<Kind>(kind), space ? &space->matrix : nullptr, given[kind],
+                  numbers.data() + (places[kind] - begin));
+  check_cuda(
+      runtime().memcpy_sync(begin, numbers.data(), numbers.size() * sizeof(float), cudaMemcpyHostToDevice),
+      "cudaMemcpy");
   for (int kind = 0; kind < 2; kind++)
     if (given[kind] && places[kind]) has_centre_[2 * layer + kind] = 1;
+}
+
+void DeviceLayers::set_layer_matrix(int layer, const KeyMatrix& matrix, const float* key,
+                                    const float* value) {
+  if (!geometry_.stores(layer)) return;
+  const DeviceGuard guard(geometry_.device_id);
+  const LayerGeometry& l = layers_[layer];
+  MatrixSpace space;
+  space.matrix = matrix;
+  const size_t numbers = matrix.given.size(), key_numbers = matrix.centre_numbers(),
+               value_numbers = static_cast<size_t>(l.num_kv_heads) * static_cast<size_t>(l.value_dim);
+  std::vector<float> image(2 * numbers + key_numbers + value_numbers, 0.0f);
+  std::copy(matrix.columns.begin(), matrix.columns.end(), image.begin());
+  std::copy(matrix.inverse.begin(), matrix.inverse.end(), image.data() + numbers);
+  float* const centres = image.data() + 2 * numbers;
+  if (key) fill_centre(layer, Kind::kKey, &matrix, key, centres);
+  if (value) fill_centre(layer, Kind::kValue, &matrix, value, centres + key_numbers);
+  MatrixSpace& own = matrices_[layer];
+  const int64_t bytes = static_cast<int64_t>(image.size() * sizeof(float));
+  if (!own.block.data()) space.block = DeviceBlock(ops_, geometry_.device_id, bytes, "key matrices");
+  uint8_t* const to = own.block.data() ? own.block.data() : space.block.data();
+  check_cuda(runtime().memcpy_sync(to, image.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice),
+             "cudaMemcpy");
+  if (space.block.data()) own.block = std::move(space.block);
+  own.matrix = std::move(space.matrix);
 }
 
 uint64_t DeviceLayers::check_layers(void* stream) {

@@ -7,6 +7,7 @@
 #include "cuda/append/params.h"
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
+#include "key_matrix.h"
 
 namespace tq {
 namespace cuda {
@@ -25,10 +26,10 @@ class DeviceLayers {
   DeviceLayers(const Geometry& geometry, const HostOps& ops, void* pool, WorkspaceChoice workspace,
                cudaStream_t stream);
 
-  DeviceLayer layer_view(int layer) const {
-    return arena_.layer_view(geometry_, layer, has_centre_[2 * layer], has_centre_[2 * layer + 1]);
-  }
+  DeviceLayer layer_view(int layer) const;
+  // As Backend has them. Of a layer that reads another one's tokens nothing is set: the other's serve it.
   void set_layer_centres(int layer, const float* key, const float* value);
+  void set_layer_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value);
   // One launch, or one for each side. entries: of plan.small_jobs that may be read. tiles: with new tokens,
   // as far as the host knows.
   void append_tokens(const DeviceLayer& layer, const DevicePlan& plan, int32_t entries, int64_t tiles,
@@ -54,9 +55,25 @@ class DeviceLayers {
   std::vector<uint8_t> long_apart_;  // [num_layers] the prefill kernel takes long sequences
   std::vector<uint8_t> few_fits_;    // [num_layers] plans of few blocks go to clusters
   Arena arena_;
-  std::vector<uint8_t> has_centre_;  // [num_layers][key, value]
+  std::vector<uint8_t> has_centre_;  // [num_layers][key, value], of layers that store tokens
 
  private:
+  // Of a layer with key matrices: these, as DeviceLayer has them, then both centres, so that one copy sets
+  // all. Taken once, since graphs hold the address, and filled anew from then on.
+  struct MatrixSpace {
+    DeviceBlock block;
+    KeyMatrix matrix;  // which turns centres
+  };
+  const MatrixSpace* matrix_space(int layer) const {
+    const MatrixSpace& space = matrices_[layers_[layer].storage];
+    return space.matrix.empty() ? nullptr : &space;
+  }
+  // Where a side's centre is, or null for one that has none.
+  float* centre_place(int layer, Kind kind) const;
+  // A centre as kernels want it: of keys turned, and of keys in bands by place.
+  void fill_centre(int layer, Kind kind, const KeyMatrix* matrix, const float* given, float* to) const;
+
+  std::vector<MatrixSpace> matrices_;  // [num_layers]
   // params: their sides are filled in.
   void append_sides(append::AppendParams& params, int64_t tiles, cudaStream_t stream) const;
 };

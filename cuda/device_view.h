@@ -105,7 +105,18 @@ struct DeviceLayer {
   DeviceSide key, value;
   volatile uint32_t* flags;    // [max_sequences] words of set_noticed, in mapped host memory
   volatile uint32_t* noticed;  // their union since the last check, in mapped host memory
+  // Key matrices (key_matrix.h), or null: [num_kv_heads][dim][dim] columns of the matrices, by which keys are
+  // multiplied, then rows of their inverses, which are the columns that queries are multiplied by.
+  const float* key_matrix = nullptr;
 };
+
+// Of a kv head's keys, and of the queries that meet them.
+TQ_HD const float* key_columns(const DeviceLayer& layer, int kv_head) {
+  return layer.key_matrix + static_cast<int64_t>(kv_head) * layer.key.layout.dim * layer.key.layout.dim;
+}
+TQ_HD const float* query_columns(const DeviceLayer& layer, int kv_head) {
+  return key_columns(layer, layer.num_kv_heads + kv_head);
+}
 
 // First byte of a tile.
 TQ_HD int64_t tile_offset(const DeviceLayer& layer, int64_t page, int32_t kv_head, int32_t tile_in_page) {

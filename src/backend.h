@@ -53,12 +53,10 @@ class Backend {
 
   // key [num_kv_heads][head_dim], value [num_kv_heads][value_dim], host float32, either null (unchanged).
   virtual void set_centres(int layer, const float* key, const float* value) = 0;
-  // For keys that are coded from now on, and the queries that meet them. Before set_centres, whose centres it
-  // turns as well. Refused unless a device has it.
-  virtual void set_key_matrix(int layer, const KeyMatrix& matrix) {
-    static_cast<void>(matrix);
-    throw Error(Status::kNotSupported, "layer %d: key matrices: CPU only", layer);
-  }
+  // For keys that are coded from now on, and the queries that meet them. It turns the centre of keys as well:
+  // this one, and that of set_centres from now on. key, value: the layer's centres as set_centres had them,
+  // or null (none but zeros).
+  virtual void set_key_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value) = 0;
   // More pages, zeroed, at the end of every group's: [num_groups] new numbers, none smaller than now nor
   // above reserve_pages. Pages that exist do not move. Throws before anything is changed; waits for the
   // stream.

@@ -137,12 +137,14 @@ void Cache::set_key_matrix(int32_t layer, const float* matrix) {
   check_key_matrix(layer);
   const LayerGeometry& l = this->layer(layer);
   const KeyMatrix made = KeyMatrix::make(layer, l.num_kv_heads, l.head_dim, matrix);
-  const float* const centres = layer_centres(layer);
-  const int64_t numbers = static_cast<int64_t>(l.num_kv_heads) * l.head_dim;
-  const bool centred = std::any_of(centres, centres + numbers, [](float x) { return x != 0; });
+  const auto or_null = [](const float* centres, int64_t numbers) {
+    return std::any_of(centres, centres + numbers, [](float x) { return x != 0; }) ? centres : nullptr;
+  };
+  const int64_t heads = l.num_kv_heads;
+  const float* const key = or_null(layer_centres(layer), heads * l.head_dim);
+  const float* const value = or_null(layer_centres(layer) + heads * l.head_dim, heads * l.value_dim);
+  geometry().for_each_reader(layer, [&](int i) { backend_->set_key_matrix(i, made, key, value); });
   geometry().for_each_reader(layer, [&](int i) {
-    backend_->set_key_matrix(i, made);
-    if (centred) backend_->set_centres(i, centres, nullptr);
     std::copy(made.hashes.begin(), made.hashes.end(), arrays_.key_matrices + geometry().kv_heads(i));
   });
 }

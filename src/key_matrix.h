@@ -21,6 +21,8 @@ struct KeyMatrix {
   static KeyMatrix make(int32_t layer, int32_t heads, int32_t dim, const float* matrix);
 
   bool empty() const { return dim == 0; }
+  // Of a centre of all heads.
+  size_t centre_numbers() const { return static_cast<size_t>(heads) * static_cast<size_t>(dim); }
   const float* head_columns(int32_t head) const { return columns.data() + size_of(head); }
   const float* head_inverse(int32_t head) const { return inverse.data() + size_of(head); }
 

@@ -17,16 +17,41 @@ struct BandTokens {
   const int32_t* order;  // [dim] of the kv head, from the band's first place on
   int key_dim;
 
+  // A coordinate of the key matrix times the token (warp/turn.cuh), 0 for -1: of the whole token, of which
+  // each band's warp makes its own. from: its coordinate 0.
+  __device__ __forceinline__ float turned(const AppendParams& args, const TileJob& job, int64_t from,
+                                          int coordinate, bool* replaced, int lane) const {
+    const float* const column = key_columns(args.layer, job.head) + max(coordinate, 0);
+    double sum = 0.0;
+#pragma unroll 1
+    for (int first = 0; first < key_dim; first += kBand) {
+      float own[1] = {0.0f};
+      if (first + lane < key_dim)
+        own[0] = load_scalar(args.input[0], from + first + lane, args.layer.io_dtype);
+      sanitise_row<1>(own, replaced, args.largest);
+#pragma unroll 8
+      for (int i = 0; i < kBand; i++) {
+        const float factor = first + i < key_dim ? __ldg(column + (first + i) * key_dim) : 0.0f;
+        sum = fma_double(factor, __shfl_sync(code::kFullWarp, own[0], i), sum);
+      }
+    }
+    return coordinate < 0 ? 0.0f : float_of_double(sum);
+  }
+
   template <int kStored>
   __device__ __forceinline__ bool load(const AppendParams& args, const DeviceSide& side, const TileJob& job,
                                        int token, float (&y)[1], int lane) const {
     static_assert(kStored == kBand, "a coordinate a lane");
-    y[0] = 0.0f;
-    if (lane < side.layout.dim)
-      y[0] =
-          load_scalar(args.input[0], input_row(args, job, token) + __ldg(order + lane), args.layer.io_dtype);
+    const int64_t from = input_row(args, job, token);
+    const int coordinate = lane < side.layout.dim ? __ldg(order + lane) : -1;
     bool replaced = false;
-    sanitise_row<1>(y, &replaced, args.largest);
+    if (args.layer.key_matrix) {
+      y[0] = turned(args, job, from, coordinate, &replaced, lane);
+      sanitise_row<1>(y, &replaced);
+    } else {
+      y[0] = coordinate < 0 ? 0.0f : load_scalar(args.input[0], from + coordinate, args.layer.io_dtype);
+      sanitise_row<1>(y, &replaced, args.largest);
+    }
     if (!side.centre) return replaced;
     if (lane < side.layout.dim) y[0] = format::sub_rn(y[0], __ldg(side.centre + job.head * key_dim + lane));
     sanitise_row<1>(y, &replaced);

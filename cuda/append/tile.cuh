@@ -10,7 +10,7 @@
 namespace tq::cuda::append {
 
 // Whether encode_tile serves a job: width and rule, as many pairs of coordinates for every lane, which may be
-// loaded at once. zones: the side's table is right.
+// loaded at once. Keys with matrices are a warp's each. zones: the side's table is right.
 template <int kStored>
 __device__ __forceinline__ bool tile_serves(const AppendParams& args, const DeviceSide& side,
                                             const TileJob& job, bool zones) {
@@ -18,6 +18,7 @@ __device__ __forceinline__ bool tile_serves(const AppendParams& args, const Devi
   if (!S::kSupported || side.layout.dim % (2 * S::kLanes) != 0 ||
       !code::group_serves(side.book, side.rule, side.search != 0, zones))
     return false;
+  if (args.layer.key_matrix && job.kind == 0) return false;
   const TensorStrides& strides = args.strides[job.kind];
   const uint64_t pair = args.layer.io_dtype == DataType::kF32 ? 8 : 4;
   return (reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) == 0 &&

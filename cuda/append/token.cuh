@@ -6,6 +6,7 @@
 
 #include "cuda/append/job.cuh"
 #include "cuda/code/store.cuh"
+#include "cuda/warp/turn.cuh"
 
 namespace tq::cuda::append {
 
@@ -81,7 +82,7 @@ __device__ __forceinline__ void copy_exact_token(const AppendParams& args, const
         code::exact_copy(code::load_bits(args.input[job.kind], from + i, type), type, &replaced));
 }
 
-// One token as it is coded: loaded, its exact copy kept, centred. Returns whether a value was replaced.
+// One token as it is coded: loaded, its exact copy kept, turned, centred. Returns whether a value was replaced.
 template <int kStored>
 __device__ __forceinline__ bool load_token(const AppendParams& args, const DeviceSide& side,
                                            const TileJob& job, int token, float (&y)[kStored / 32],
@@ -101,6 +102,10 @@ __device__ __forceinline__ bool load_token(const AppendParams& args, const Devic
         code::store_bits(side.raw, target + lane + 32 * r, type, code::exact_copy(bits[r], type, &replaced));
   }
   sanitise_row<kRegs>(y, &replaced, args.largest);
+  if (args.layer.key_matrix && job.kind == 0) {
+    turn_row(key_columns(args.layer, job.head), dim, 1, dim, y, lane);
+    sanitise_row<kRegs>(y, &replaced);
+  }
   if (side.centre) {
     const float* centre = side.centre + job.head * dim + lane;
 #pragma unroll

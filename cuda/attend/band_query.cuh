@@ -9,24 +9,55 @@
 
 namespace tq::cuda::attend {
 
+// x: of a row in order; its coordinates go to the places that the head's order gives them.
+template <int kPieces>
+__device__ __forceinline__ void order_query(const DeviceSide& side, int kv_head, float (&x)[kPieces],
+                                            int lane) {
+  const int dim = side.layout.dim;
+  const int32_t* const order = band_tables(side).order + kv_head * dim + lane;
+  float placed[kPieces] = {};
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) {
+    const int from = lane + 32 * i < dim ? __ldg(order + 32 * i) : -1;
+#pragma unroll
+    for (int k = 0; k < kPieces; k++) {
+      const float other = __shfl_sync(~0u, x[k], from & 31);
+      if (from >> 5 == k) placed[i] = other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) x[i] = placed[i];
+}
+
 // Behind the numbers for exact tokens, of each band 1/2 sum of the row's integers where levels lie between
-// bytes, else 0: int32_t [bands][kRowsPerBlock].
+// bytes, else 0: int32_t [bands][kRowsPerBlock]. x: of the row, as code_query wants it.
 template <int kPieces>
 __device__ __forceinline__ CodedQuery band_query(const AttendParams& p, const RowPlace& place, int kv_head,
                                                  const uint32_t (&signs)[kPieces], const QuerySize& size,
-                                                 int r, uint8_t* slot, int lane) {
+                                                 float (&x)[kPieces], int r, uint8_t* slot, int lane) {
   const DeviceSide& side = p.layer.key;
   const BandTables& tables = band_tables(side);
   const int dim = side.layout.dim, first = kv_head * dim + lane;
   const int64_t from = place.element(p.call.q_strides);
   const float down = format::exp2_int(-size.exponent) * p.numbers.query_sign,
               unit = format::exp2_int(size.exponent);
-  float x[kPieces], constant = 0.0f;
+  float constant = 0.0f;
+  if (p.layer.key_matrix) {
+#pragma unroll
+    for (int i = 0; i < kPieces; i++) x[i] *= down;
+    turn_row(query_columns(p.layer, kv_head), dim, 1, dim, x, lane);
+    order_query<kPieces>(side, kv_head, x, lane);
+  } else {  // loaded once more, in the places' order
+#pragma unroll
+    for (int i = 0; i < kPieces; i++)
+      x[i] =
+          !size.finite || lane + 32 * i >= dim
+              ? 0.0f
+              : load_scalar(p.call.q, from + __ldg(tables.order + first + 32 * i), p.layer.io_dtype) * down;
+  }
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
-    x[i] = 0.0f;
-    if (!size.finite || lane + 32 * i >= dim) continue;
-    x[i] = load_scalar(p.call.q, from + __ldg(tables.order + first + 32 * i), p.layer.io_dtype) * down;
+    if (lane + 32 * i >= dim) continue;
     if (side.centre) constant = fmaf(x[i], __ldg(side.centre + first + 32 * i), constant);
     x[i] = signs[i] >> lane & 1 ? -x[i] : x[i];
   }

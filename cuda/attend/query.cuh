@@ -80,8 +80,8 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       }
     if constexpr (Core::kBands)
       if (banded) {
-        query = band_query<kPieces>(p, row_place(p, s, kv_head, first_row + r), kv_head, signs, size, r, slot,
-                                    lane);
+        query = band_query<kPieces>(p, row_place(p, s, kv_head, first_row + r), kv_head, signs, size, x, r,
+                                    slot, lane);
         wild = is_wild(query.scale);
       }
     if (coded && !by_rows) {

@@ -7,6 +7,7 @@
 #include "cuda/code/warp_vector.cuh"
 #include "cuda/pages/params.h"
 #include "cuda/warp/elements.cuh"
+#include "cuda/warp/turn.cuh"
 
 namespace tq::cuda::pages {
 
@@ -29,9 +30,20 @@ __device__ __forceinline__ float band_level(const format::SideLayout& layout, co
   return level;
 }
 
+// A decoded key as the caller knows it: the inverse matrix times it; anything else stays.
+template <int kRegs>
+__device__ __forceinline__ void turn_back(const ReadParams& args, int head, float (&y)[kRegs], int lane) {
+  if (!args.layer.key_matrix || args.kind != Kind::kKey) return;
+  const int dim = args.side().layout.dim;
+  turn_row(query_columns(args.layer, head), 1, dim, dim, y, lane);
+}
+
 // tile: the head's, to: of the token's coordinate 0.
+template <int kRegs>
 __device__ __forceinline__ void read_bands(const ReadParams& args, int head, const uint8_t* tile, int token,
                                            int64_t to, int lane) {
+  __shared__ float rows[kReadWarps][32 * kRegs];  // of keys with matrices: in order
+  float* const row = rows[threadIdx.x / 32];
   const DeviceSide& side = args.side();
   const BandTables& tables = band_tables(side);
   const float norm_rot = format::hadamard_norm(format::log2_block(format::kGroupCodes));
@@ -50,8 +62,22 @@ __device__ __forceinline__ void read_bands(const ReadParams& args, int head, con
                               (own.signs[head * own.sign_stride] >> lane & 1u) << 31);
     if (own.centre) x = format::add_rn(x, own.centre[head * side.layout.dim + lane]);
     const int coordinate = tables.order[head * side.layout.dim + format::kGroupCodes * band + lane];
-    store_scalar(args.output, to + coordinate, args.layer.io_dtype, x);
+    if (args.layer.key_matrix)
+      row[coordinate] = x;
+    else
+      store_scalar(args.output, to + coordinate, args.layer.io_dtype, x);
   }
+  if (!args.layer.key_matrix) return;
+  __syncwarp();
+  float y[kRegs];
+#pragma unroll
+  for (int r = 0; r < kRegs; r++) y[r] = lane + 32 * r < side.layout.dim ? row[lane + 32 * r] : 0.0f;
+  turn_back(args, head, y, lane);
+#pragma unroll
+  for (int r = 0; r < kRegs; r++)
+    if (lane + 32 * r < side.layout.dim)
+      store_scalar(args.output, to + lane + 32 * r, args.layer.io_dtype, y[r]);
+  __syncwarp();  // the row is free for the next token
 }
 
 }  // namespace tq::cuda::pages

@@ -48,7 +48,7 @@ __device__ __forceinline__ void read_coded(const ReadParams& args, int head, con
   constexpr int kRegs = kStored / 32;
   const DeviceSide& side = args.side();
   const format::SideLayout& layout = side.layout;
-  if (layout.banded()) return read_bands(args, head, tile, token, to, lane);
+  if (layout.banded()) return read_bands<kRegs>(args, head, tile, token, to, lane);
   float y[kRegs];
   if (layout.by_rows()) {
     const code::RowSource row = {
@@ -79,12 +79,14 @@ __device__ __forceinline__ void read_coded(const ReadParams& args, int head, con
 #pragma unroll
   for (int r = 0; r < kRegs; r++) {
     const int i = lane + 32 * r;
-    if (i >= side.layout.dim) continue;
-    float x =
-        __uint_as_float(__float_as_uint(format::mul_rn(y[r], norm_rot)) ^ (signs[r] >> lane & 1u) << 31);
-    if (side.centre) x = format::add_rn(x, side.centre[head * side.layout.dim + i]);
-    store_scalar(args.output, to + i, args.layer.io_dtype, x);
+    y[r] = __uint_as_float(__float_as_uint(format::mul_rn(y[r], norm_rot)) ^ (signs[r] >> lane & 1u) << 31);
+    if (side.centre && i < side.layout.dim)
+      y[r] = format::add_rn(y[r], side.centre[head * side.layout.dim + i]);
   }
+  turn_back(args, head, y, lane);
+#pragma unroll
+  for (int r = 0; r < kRegs; r++)
+    if (lane + 32 * r < layout.dim) store_scalar(args.output, to + lane + 32 * r, args.layer.io_dtype, y[r]);
 }
 
 template <int kStored>

@@ -78,10 +78,16 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
       if (kMasks && p.call.alibi_slopes)
         slope_of_head(p, __shfl_sync(~0u, place.head, r + i), size[i].finite);
       down[i] = down_of(p, size[i]), up_log2[i] = up_of(p, size[i]);
+#pragma unroll
+      for (int k = 0; k < kPieces; k++) x[i][k] *= down[i];
+    }
+    if (p.layer.key_matrix)
+      turn_rows(query_columns(p.layer, b.kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
+#pragma unroll
+    for (int i = 0; i < kRows; i++) {
       query[i].constant = 0.0f;
 #pragma unroll
       for (int k = 0; k < kPieces; k++) {
-        x[i][k] *= down[i];
         if (side.centre && lane + 32 * k < side.layout.dim)
           query[i].constant = fmaf(x[i][k], __ldg(side.centre + b.kv_head * side.layout.dim + lane + 32 * k),
                                    query[i].constant);

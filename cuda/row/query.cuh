@@ -8,6 +8,7 @@
 #include "cuda/warp/elements.cuh"
 #include "cuda/warp/fwht.cuh"
 #include "cuda/warp/reduce.cuh"
+#include "cuda/warp/turn.cuh"
 
 namespace tq {
 namespace cuda {
@@ -81,7 +82,7 @@ __device__ __forceinline__ RoundedQuery round_query(const RowParams& p, const fl
 }
 
 // x: divided by 2^exponent and with the sign of the softmax scale, which keeps the transform of large float32
-// queries in range; then rotated and rounded by round_query.
+// queries in range; turned, if keys are; then rotated and rounded by round_query.
 template <int kStored, class Arithmetic, class Put>
 __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head,
                                                  const uint32_t (&signs)[kStored / 32], int exponent,
@@ -91,8 +92,11 @@ __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head
   const float down = format::exp2_int(-exponent) * p.numbers.query_sign;
   CodedQuery coded = {0.0f, 0.0f, 0};
 #pragma unroll
+  for (int i = 0; i < kPieces; i++) x[i] *= down;
+  if (p.layer.key_matrix)
+    turn_row(query_columns(p.layer, kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
+#pragma unroll
   for (int i = 0; i < kPieces; i++) {
-    x[i] *= down;
     if (side.centre && lane + 32 * i < side.layout.dim)
       coded.constant =
           fmaf(x[i], __ldg(side.centre + kv_head * side.layout.dim + lane + 32 * i), coded.constant);

@@ -157,6 +157,11 @@ void CpuBackend::set_centres(int index, const float* key, const float* value) {
   }
 }
 
+void CpuBackend::set_key_matrix(int index, const KeyMatrix& matrix, const float* key, const float*) {
+  store_.set_key_matrix(index, matrix);
+  if (key) set_centres(index, key, nullptr);
+}
+
 void CpuBackend::grow_pages(const int64_t* num_pages, void*) {
   Geometry next = store_.geometry;
   for (int group = 0; group < next.num_groups; group++) next.groups[group].num_pages = num_pages[group];

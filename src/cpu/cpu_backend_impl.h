@@ -70,7 +70,7 @@ class CpuBackend final : public Backend {
   void read(const ReadRequest& request) override;
   void* own_workspace() override { return store_.workspace(); }
   void set_centres(int layer, const float* key, const float* value) override;
-  void set_key_matrix(int layer, const KeyMatrix& matrix) override { store_.set_key_matrix(layer, matrix); }
+  void set_key_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value) override;
   void grow_pages(const int64_t* num_pages, void* stream) override;
   void copy_pages(int group, const PageCopy* copies, int64_t count, void* stream) override;
   void scrub_pages(int group, const int32_t* pages, int64_t count, void* stream) override;

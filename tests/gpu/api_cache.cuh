@@ -83,6 +83,19 @@ class Memory {
   size_t bytes_ = 0;
 };
 
+// Matrices of keys [heads][dim][dim]: the identity and numbers beside it that leave them well conditioned, no
+// two heads' alike.
+inline std::vector<float> key_matrices(int heads, int dim, uint64_t seed) {
+  std::vector<float> all(static_cast<size_t>(heads) * dim * dim);
+  const float spread = 1.0f / sqrtf(static_cast<float>(dim));
+  for (size_t i = 0; i < all.size(); i++) {
+    const float random = static_cast<float>(mix64(seed * kGolden + i) % 2001) * 0.001f - 1.0f;
+    const size_t place = i % (static_cast<size_t>(dim) * dim);
+    all[i] = random * 0.5f * spread + (place % (static_cast<size_t>(dim) + 1) == 0 ? 1.0f : 0.0f);
+  }
+  return all;
+}
+
 inline int api_dtype_bytes(int dtype) { return dtype == TQ_F32 ? 4 : 2; }
 
 // What rows hold: side 0 keys, 1 values, 2 queries. Sums of four uniform numbers (standard deviation 0.58)

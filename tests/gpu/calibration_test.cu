@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calibration fed from a device's memory (tq_calibration_feed_from): the same file, byte for byte, as from
 // the host's, over pieces and behind what a stream holds; refusals, and every CUDA call made to fail, leave
-// it as it was.
+// it as it was. What it found in caches of both devices.
 #include "api_cache.cuh"
 #include "failing_calls.cuh"
 
@@ -134,21 +134,45 @@ void refusals() {
   check(calibration.file() == expected(), "what was refused counts");
 }
 
-void matrices_are_the_cpus() {
-  tq_cache_config config;
-  API_MUST(tq_cache_config_init(&config));
-  config.device_type = TQ_DEVICE_CUDA;
-  config.num_layers = 1, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = kDim;
-  config.io_dtype = TQ_F32;
-  config.key_bits = config.value_bits = 4;
-  config.max_tokens = 64;
-  tq_cache* cache = nullptr;
-  API_MUST(tq_cache_create(&config, nullptr, &cache));
-  std::vector<float> identity(kDim * kDim);
-  for (int i = 0; i < kDim; i++) identity[static_cast<size_t>(i * (kDim + 1))] = 1;
-  refused(tq_cache_set_key_matrix(cache, 0, identity.data()), TQ_ERROR_NOT_SUPPORTED,
-          "layer 0: key matrices: CPU only");
-  check(tq_cache_destroy(cache) == TQ_OK, "destroy");
+// A calibration's matrices and centres in a cache of either device: tokens get the same codes, and read alike.
+void matrices() {
+  const std::vector<float> turns = key_matrices(kKvHeads, kDim, 7);
+  Calibration calibration;
+  API_MUST(tq_calibration_set_key_matrix(calibration.handle, 1, turns.data()));
+  for (int layer = 0; layer < kLayers; layer++)
+    API_MUST(tq_calibration_feed(calibration.handle, layer, kTokens, host().q.data(), host().k.data(),
+                                 host().v.data()));
+  uint64_t prints[2] = {};
+  std::vector<uint8_t> pools[2], reads[2];
+  for (const int device : {TQ_DEVICE_CPU, TQ_DEVICE_CUDA}) {
+    const int side = device == TQ_DEVICE_CUDA;
+    tq_cache_config config = api_config(kDim, kDim, 3, 4, kQHeads, kKvHeads, TQ_BF16);
+    config.num_layers = kLayers;
+    config.max_tokens = 512;
+    ApiCache cache(config, device);
+    API_MUST(tq_calibration_set_centres(calibration.handle, cache.cache));
+    API_MUST(tq_cache_fingerprint(cache.cache, &prints[side]));
+    const tq_sequence id = cache.sequence();
+    for (const int64_t count : {1, 5, 200, 2}) {
+      const int64_t rows = count * kKvHeads * kDim;
+      Memory k(device, static_cast<size_t>(rows) * 2), v(device, static_cast<size_t>(rows) * 2);
+      GPU_MUST(
+          cudaMemcpy(k.get(), host().k.data() + count, static_cast<size_t>(rows) * 2, cudaMemcpyDefault));
+      GPU_MUST(
+          cudaMemcpy(v.get(), host().v.data() + count, static_cast<size_t>(rows) * 2, cudaMemcpyDefault));
+      cache.plan({id}, {count}, {1});
+      for (int layer = 0; layer < kLayers; layer++)
+        API_MUST(tq_cache_append(cache.cache, layer, cache.batch, k.get(), v.get(), nullptr, nullptr));
+    }
+    reads[side] = cache.read(1, id);
+    pools[side] = cache.pool.host();
+    refused(tq_cache_set_key_matrix(cache.cache, 1, turns.data()), TQ_ERROR_INVALID_STATE,
+            "key matrices are fixed once a sequence holds tokens (208 in all)");
+  }
+  pools[1].resize(pools[0].size());  // a device's pool is rounded up
+  check(prints[0] == prints[1], "fingerprints differ");
+  check(pools[0] == pools[1], "stored bytes differ");
+  check(reads[0] == reads[1] && !reads[0].empty(), "keys and values read differ");
 }
 
 void failing() {
@@ -181,7 +205,7 @@ int main() {
     same_file();
     behind_a_stream();
     refusals();
-    matrices_are_the_cpus();
+    matrices();
     failing();
   } catch (const std::exception& error) {
     gpu_test::check(false, "uncaught: %s", error.what());

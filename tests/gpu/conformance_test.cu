@@ -91,17 +91,21 @@ std::vector<int64_t> edge_lengths(int page_size) {
 struct Case {
   Shape shape;
   int dtype, q_per_kv, kv_heads, page_size, window, sinks, rollback;
-  bool centres;
+  bool centres, matrices;
   uint64_t seed;
 };
+
+bool turns_keys(const Shape& shape) {
+  return shape.key_bits < 16 && shape.mode.key.family != TQ_CODE_GROUPED;
+}
 
 std::string name_of(const Case& c) {
   char text[240];
   snprintf(text, sizeof text,
-           "d %d/%d bits %d/%d families %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s",
+           "d %d/%d bits %d/%d families %d/%d dtype %d heads %dx%d page %d window %d sinks %d%s%s",
            c.shape.head_dim, c.shape.value_dim, c.shape.key_bits, c.shape.value_bits, c.shape.mode.key.family,
            c.shape.mode.value.family, c.dtype, c.kv_heads, c.q_per_kv, c.page_size, c.window, c.sinks,
-           c.centres ? " centres" : "");
+           c.centres ? " centres" : "", c.matrices ? " matrices" : "");
   return text;
 }
 
@@ -186,6 +190,9 @@ Pair::Pair(const Case& c, const std::vector<int64_t>& final_lengths)
   for (int device = 0; device < 2; device++) {
     if (c.centres)
       API_MUST(tq_cache_set_centres(caches[device]->cache, 0, centre[0].data(), centre[1].data()));
+    if (c.matrices)
+      API_MUST(tq_cache_set_key_matrix(caches[device]->cache, 0,
+                                       key_matrices(c.kv_heads, c.shape.head_dim, c.seed).data()));
     for (int i = 0; i < num_all; i++) ids_[device].push_back(caches[device]->sequence());
   }
   uint64_t prints[2] = {0, 1};
@@ -492,6 +499,7 @@ int main(int argc, char** argv) {
               0,
               0,
               at % 4 == 3,
+              at % 2 == 1 && turns_keys(shape),
               static_cast<uint64_t>(100 + at)};
     if (at % 3 == 1) c.window = 50, c.sinks = 4, c.rollback = 9;
     if (at % 9 == 5) c.sinks = 33;

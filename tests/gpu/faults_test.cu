@@ -208,7 +208,9 @@ void add_state_steps(std::vector<Step>* list) {
 }
 
 std::vector<Step> steps() {
-  static std::vector<float> centre(kDim, 0.25f);
+  static std::vector<float> centre(kDim, 0.25f), identity(kDim * kDim, 0.0f),
+      matrices = key_matrices(1, kDim, 3);
+  for (int i = 0; i < kDim; i++) identity[static_cast<size_t>(i * (kDim + 1))] = 1;
   const auto created = [](int device, int page_size, int64_t reserve, tq_cache** cache) {
     const tq_cache_config config = config_of(device, page_size, reserve);
     return tq_cache_create(&config, nullptr, cache);
@@ -227,6 +229,11 @@ std::vector<Step> steps() {
                                                                : w.host,
                                                   0, centre.data(), nullptr);
                     }});
+  // Taken at first, then filled anew.
+  for (const std::vector<float>* matrix : {&identity, &matrices})
+    for (tq_cache* World::*cache : {&World::main, &World::other, &World::host})
+      list.push_back(
+          {"set_key_matrix", [=](World& w) { return tq_cache_set_key_matrix(w.*cache, 0, matrix->data()); }});
   const auto served = [&](const char* plan, tq_sequence World::*sequence, int64_t count, int64_t queries) {
     list.push_back({plan, [=](World& w) { return planned(w, w.*sequence, count, queries); }});
     for (int layer = 0; layer < kLayers; layer++)

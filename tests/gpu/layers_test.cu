@@ -78,6 +78,9 @@ class Twin {
       for (float& x : *side) x = static_cast<float>(pick(201) - 100) * 0.02f;
     API_MUST(tq_cache_set_centres(cpu_.cache, index, key.data(), value.data()));
     API_MUST(tq_cache_set_centres(gpu_.cache, index, key.data(), value.data()));
+    const std::vector<float> matrices = key_matrices(l.num_kv_heads, l.head_dim, seed_);
+    for (tq_cache* cache : {cpu_.cache, gpu_.cache})
+      API_MUST(tq_cache_set_key_matrix(cache, index, matrices.data()));
   }
   int pick(int below) { return static_cast<int>(rng_() % static_cast<unsigned>(below)); }
   void add(tq_sequence cpu, tq_sequence gpu, int64_t length) {
