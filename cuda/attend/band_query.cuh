@@ -5,29 +5,9 @@
 // by as much of the row's largest number as in any other code.
 #pragma once
 #include "cuda/attend/row_query.cuh"
-#include "cuda/code/band_tables.h"
+#include "cuda/row/bands.cuh"
 
 namespace tq::cuda::attend {
-
-// x: of a row in order; its coordinates go to the places that the head's order gives them.
-template <int kPieces>
-__device__ __forceinline__ void order_query(const DeviceSide& side, int kv_head, float (&x)[kPieces],
-                                            int lane) {
-  const int dim = side.layout.dim;
-  const int32_t* const order = band_tables(side).order + kv_head * dim + lane;
-  float placed[kPieces] = {};
-#pragma unroll
-  for (int i = 0; i < kPieces; i++) {
-    const int from = lane + 32 * i < dim ? __ldg(order + 32 * i) : -1;
-#pragma unroll
-    for (int k = 0; k < kPieces; k++) {
-      const float other = __shfl_sync(~0u, x[k], from & 31);
-      if (from >> 5 == k) placed[i] = other;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kPieces; i++) x[i] = placed[i];
-}
 
 // Behind the numbers for exact tokens, of each band 1/2 sum of the row's integers where levels lie between
 // bytes, else 0: int32_t [bands][kRowsPerBlock]. x: of the row, as code_query wants it.
@@ -61,13 +41,7 @@ __device__ __forceinline__ CodedQuery band_query(const AttendParams& p, const Ro
     if (side.centre) constant = fmaf(x[i], __ldg(side.centre + first + 32 * i), constant);
     x[i] = signs[i] >> lane & 1 ? -x[i] : x[i];
   }
-#pragma unroll 1
-  for (int h = 1; h < 32; h *= 2)
-#pragma unroll
-    for (int i = 0; i < kPieces; i++) {
-      const float other = __shfl_xor_sync(~0u, x[i], h);
-      x[i] = lane & h ? other - x[i] : x[i] + other;
-    }
+  hadamard_lanes(x, lane);
   CodedQuery query = {0.0f, 0.0f, 0};
   if (side.centre) query.constant = clamp_logit(all_sum(constant) * p.numbers.scale_log2 * unit);
   uint8_t* const to = slot + set_place(r, lane);

@@ -16,9 +16,7 @@ template <class OfCode>
 __device__ __forceinline__ void band_bytes(const uint8_t* words, const ByteTable& table, uint32_t (&r)[8],
                                            int lane) {
   if constexpr (std::is_same_v<OfCode, OneBit>) {
-    const uint32_t* rows = reinterpret_cast<const uint32_t*>(words) + (lane >> 2);
-#pragma unroll
-    for (int s = 0; s < 4; s++) OneBit::bytes(rows[8 * s] >> 4 * (lane & 3), table, r[2 * s], r[2 * s + 1]);
+    OneBit::tile_bytes(reinterpret_cast<const uint32_t*>(words), table, r, lane);
   } else {
     LoadedGroups<OfCode, Kind::kKey, 1, 1>(words, 0, lane).bytes(0, table, r);
   }

@@ -23,7 +23,27 @@ struct OneBit {
     low = prmt(table.word[0], 0, select);
     high = prmt(table.word[0], 0, select >> 16);
   }
+  // Of a tile, in the order of other codes' bytes.
+  __device__ static __forceinline__ void tile_bytes(const uint32_t* rows, const ByteTable& table,
+                                                    uint32_t (&r)[8], int lane) {
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+      bytes(rows[8 * s + (lane >> 2)] >> 4 * (lane & 3), table, r[2 * s], r[2 * s + 1]);
+  }
 };
+
+// A band of a tile as halves, exactly: h[4 s ..] has of token 8 s + lane / 4 the coordinates 4 t .. 4 t + 3 and
+// 16 + 4 t .. 16 + 4 t + 3, t = lane % 4.
+template <class OfCode>
+__device__ __forceinline__ void band_halves(const uint32_t* words, const ByteTable& table, uint32_t (&h)[16],
+                                            int lane) {
+  uint32_t r[8];
+  if constexpr (std::is_same_v<OfCode, OneBit>)
+    OneBit::tile_bytes(words, table, r, lane);
+  else
+    group_bytes<OfCode, format::Kind::kKey, 1>(words, format::kLanes, 0, lane, 0, table, r);
+  halves_of_bytes<OfCode::kHalfLevels>(r, h);
+}
 
 // kTrellis: of a side in trellis bands.
 template <int kBits, bool kTrellis>

@@ -39,6 +39,23 @@ __device__ __forceinline__ void look_up_halves(const HalfTable& table, uint32_t 
   second = prmt(low, high, 0x7362);
 }
 
+// Signed bytes of a group as halves, exactly, register i's four in 2 i and 2 i + 1. kHalfLevels: of the level
+// that is the byte + 1/2.
+template <bool kHalfLevels>
+__device__ __forceinline__ void halves_of_bytes(const uint32_t (&r)[8], uint32_t (&h)[16]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const uint32_t u = r[i] ^ 0x80808080u;
+    if constexpr (kHalfLevels) {  // 512 + byte + 1/2, less 640
+      h[2 * i] = sub_f16x2(prmt(u, 0u, 0x4140) * 2 + 0x60016001u, 0x61006100u);
+      h[2 * i + 1] = sub_f16x2(prmt(u, 0u, 0x4342) * 2 + 0x60016001u, 0x61006100u);
+    } else {  // 1024 + byte, less 1152
+      h[2 * i] = sub_f16x2(prmt(u, 0x64646464u, 0x4140), 0x64806480u);
+      h[2 * i + 1] = sub_f16x2(prmt(u, 0x64646464u, 0x4342), 0x64806480u);
+    }
+  }
+}
+
 template <int kBitsOfCode>
 struct ScalarCode {
   static constexpr format::CodeId kId = format::scalar_code(kBitsOfCode);
@@ -136,17 +153,7 @@ struct ScalarCode {
     } else {  // through bytes
       uint32_t r[8];
       bytes(w, tables.bytes, r);
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        const uint32_t u = r[i] ^ 0x80808080u;
-        if constexpr (kHalfLevels) {  // 512 + byte + 1/2, less 640
-          h[2 * i] = sub_f16x2(prmt(u, 0u, 0x4140) * 2 + 0x60016001u, 0x61006100u);
-          h[2 * i + 1] = sub_f16x2(prmt(u, 0u, 0x4342) * 2 + 0x60016001u, 0x61006100u);
-        } else {  // 1024 + byte, less 1152
-          h[2 * i] = sub_f16x2(prmt(u, 0x64646464u, 0x4140), 0x64806480u);
-          h[2 * i + 1] = sub_f16x2(prmt(u, 0x64646464u, 0x4342), 0x64806480u);
-        }
-      }
+      halves_of_bytes<kHalfLevels>(r, h);
     }
   }
 

@@ -55,9 +55,19 @@ struct ChainLead<format::Kind::kKey, kJv> {
       const uint32_t u = own[jj], two = turn_left(u, 2);
       return {two, turn_left(u, 1) ^ two ^ turn_left(u, 4)};
     } else {
-      const auto back = [&](int count) { return funnel_right(before[jj], own[jj], 32 - count * kStep); };
-      return coset_of(own[jj], back(1), back(2), back(3));
+      return coset_between(before[jj], own[jj]);
     }
+  }
+  __device__ static __forceinline__ Coset coset_at(const uint32_t* block, int lane, int jj) {
+    const int last = (lane & ~(kLanes - 1)) | ((lane - 1) & (kLanes - 1));
+    return coset_between(block[last * kJv + jj], block[lane * kJv + jj]);
+  }
+
+ private:
+  // last: the word of the lane before, which is the lane itself where a chain stays in a word.
+  __device__ static __forceinline__ Coset coset_between(uint32_t last, uint32_t own) {
+    const auto back = [&](int count) { return funnel_right(last, own, 32 - count * kStep); };
+    return coset_of(own, back(1), back(2), back(3));
   }
 };
 
@@ -82,6 +92,10 @@ struct ChainLead<format::Kind::kValue, kJv> {
   __device__ __forceinline__ Coset coset(const uint32_t (&own)[kJv], int jj) const {
     const auto back = [&](int count) { return jj >= count ? own[jj - count] : before(count - jj); };
     return coset_of(own[jj], back(1), back(2), back(3));
+  }
+  __device__ static __forceinline__ Coset coset_at(const uint32_t* block, int lane, int jj) {
+    const ChainLead lead(block, lane);
+    return coset_of(lead.before(-jj), lead.before(1 - jj), lead.before(2 - jj), lead.before(3 - jj));
   }
 };
 
@@ -113,6 +127,23 @@ struct TrellisCode {
     w[1] = coset.high;
 #pragma unroll
     for (int i = 1; i < kBits; i++) w[i + 1] = first[lane * kJv + jj + i * stride];
+  }
+
+  // The same of one group whose jj follows from the lane: nothing is loaded that another group needs.
+  template <format::Kind kKind>
+  __device__ static __forceinline__ void open_one(const uint32_t* words, int stride, int block, int lane,
+                                                  int jj, Open& w) {
+    const uint32_t* const first = words + block * 32 * kJv;
+    const Coset coset = ChainLead<kKind, kJv>::coset_at(first, lane, jj);
+    w[0] = coset.low;
+    w[1] = coset.high;
+#pragma unroll
+    for (int i = 1; i < kBits; i++) w[i + 1] = first[lane * kJv + jj + i * stride];
+  }
+  __device__ static __forceinline__ void halves(const Open& w, const CodeTables& tables, uint32_t (&h)[16]) {
+    uint32_t r[8];
+    bytes(w, tables.bytes, r);
+    halves_of_bytes<kHalfLevels>(r, h);
   }
 
   // f(bit, selectors turned left by it) for the four octets, a nibble a code: the level's index (2 bits) or

@@ -3,22 +3,50 @@
 // matrices of wgmma.cuh, keys as rows of halves, values as rows of the transposed tile. Levels are exact in
 // halves; scales stay beside them as floats.
 #pragma once
-#include "cuda/code/dispatch.cuh"
+#include "cuda/code/band_code.cuh"
+#include "cuda/code/band_tables.h"
 #include "cuda/prefill/group_shape.cuh"
 #include "cuda/prefill/rows.cuh"
 
 namespace tq::cuda::prefill {
 
+// The sides that a kernel is compiled for.
+struct ScalarSides {
+  static constexpr bool kBands = false;
+  template <int kJv, class F>
+  __device__ static __forceinline__ void with(format::CodeId id, const F& f) {
+    with_code(id, f);
+  }
+};
+struct AnySides {  // trellis codes too, and keys in bands
+  static constexpr bool kBands = true;
+  template <int kJv, class F>
+  __device__ static __forceinline__ void with(format::CodeId id, const F& f) {
+    with_any_code<kJv>(id, f);
+  }
+};
+
 // Tables of a code whose halves are looked up, out of shared memory; of another as they stand.
 template <class OfCode>
 __device__ __forceinline__ CodeTables tables_at_hand(const CodeTables& tables, const HalfTable& halves) {
-  return OfCode::kHalfTable ? CodeTables{tables.bytes, halves} : tables;
+  if constexpr (!OfCode::kId.trellis())
+    if (OfCode::kHalfTable) return CodeTables{tables.bytes, halves};
+  return tables;
 }
 
-// f(part, words) for parts first .. first + kParts - 1 of a side's groups, 32 words of each plane: all words
-// are loaded first where there are registers for them.
+// Which group lane L has in part `part` of a side's words: jb * jv + L % jv of lane `owner`.
+template <int kStored>
+struct PartPlace {
+  static constexpr int kJv = PrefillShape<kStored>::kJv;
+  int jb, jj, owner;
+  __device__ __forceinline__ PartPlace(int part, int lane)
+      : jb(part / kJv), jj(lane % kJv), owner(part % kJv * (32 / kJv) + lane / kJv) {}
+};
+
+// f(part, words) for parts first .. first + kParts - 1 of a side's groups of scalar codes, 32 words of each
+// plane: all words are loaded first where there are registers for them. words: the lane's first.
 template <class OfCode, int kStored, int kParts, class F>
-__device__ __forceinline__ void for_parts(const uint32_t* words, int first, const F& f) {
+__device__ __forceinline__ void for_scalar_parts(const uint32_t* words, int first, const F& f) {
   constexpr bool kOften = kStored <= 128;  // beyond it the warps of rows need the registers
   constexpr int kTogether = kOften && kParts * OfCode::kWords <= 16 ? kParts : 1;
   static_assert(kParts % kTogether == 0, "whole batches");
@@ -32,24 +60,48 @@ __device__ __forceinline__ void for_parts(const uint32_t* words, int first, cons
   }
 }
 
-// Part `part` of a tile's key words: lane L has group jb * jv + L % jv of lane `owner`.
-template <class KeyCode, int kStored>
-__device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint32_t (&w)[KeyCode::kWords],
+// The same of any code. side: its words; lane: the place in a part that is the lane's.
+template <class OfCode, format::Kind kKind, int kStored, int kParts, class F>
+__device__ __forceinline__ void for_parts(const uint32_t* side, int first, int lane, const F& f) {
+  constexpr bool kOften = kStored <= 128;  // beyond it the warps of rows need the registers
+  if constexpr (OfCode::kId.trellis()) {
+#pragma unroll kOften ? kParts : 1
+    for (int i = 0; i < kParts; i++) {
+      const PartPlace<kStored> at(first + i, lane);
+      typename OfCode::Open w;
+      OfCode::template open_one<kKind>(side, kStored, at.jb, at.owner, at.jj, w);
+      f(first + i, w);
+    }
+  } else {
+    for_scalar_parts<OfCode, kStored, kParts>(side + lane, first, f);
+  }
+}
+
+// Four coordinates, 32 block + 16 half + 4 t .., of a row of keys.
+template <int kStored>
+__device__ __forceinline__ void put_key(uint8_t* keys, uint32_t row, int block, int half, int t, uint32_t low,
+                                        uint32_t high) {
+  uint8_t* const matrix = keys + block / 2 * GroupShape<kStored>::kKeyMatrix;
+  *reinterpret_cast<uint2*>(matrix + swizzled(row, block % 2 * 64 + half * 32 + 8 * t)) =
+      make_uint2(low, high);
+}
+
+// Part `part` of a tile's key words.
+template <class KeyCode, int kStored, int kWords>
+__device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint32_t (&w)[kWords],
                                             uint8_t* keys, int tile, int part, int lane) {
   constexpr int kJv = PrefillShape<kStored>::kJv;
-  const int jb = part / kJv, jj = lane % kJv, owner = part % kJv * (32 / kJv) + lane / kJv, g = owner / 4,
-            t = owner % 4;
+  const PartPlace<kStored> at(part, lane);
+  const int g = at.owner / 4, t = at.owner % 4;
   uint32_t h[16];
   KeyCode::halves(w, tables, h);
 #pragma unroll
   for (int s = 0; s < 4; s++) {
-    const int block = jb * kJv + s % kJv, token_block = 4 / kJv * jj + s / kJv;
+    const int block = at.jb * kJv + s % kJv, token_block = 4 / kJv * at.jj + s / kJv;
     const uint32_t row = 32 * tile + WordOrder<kStored>::key_row(g, token_block);
-    uint8_t* matrix = keys + block / 2 * GroupShape<kStored>::kKeyMatrix;
 #pragma unroll
-    for (int half = 0; half < 2; half++)  // coordinates 32 block + 16 half + 4 t ..
-      *reinterpret_cast<uint2*>(matrix + swizzled(row, block % 2 * 64 + half * 32 + 8 * t)) =
-          make_uint2(h[4 * s + 2 * half], h[4 * s + 2 * half + 1]);
+    for (int half = 0; half < 2; half++)
+      put_key<kStored>(keys, row, block, half, t, h[4 * s + 2 * half], h[4 * s + 2 * half + 1]);
   }
 }
 
@@ -60,35 +112,84 @@ __device__ __forceinline__ int value_lane(int lane) {
   return PrefillShape<kStored>::kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
 }
 // mine: value_lane.
-template <class ValueCode, int kStored>
-__device__ __forceinline__ void expand_values(const CodeTables& tables,
-                                              const uint32_t (&w)[ValueCode::kWords], uint8_t* values,
-                                              int tile, int part, int mine) {
-  constexpr int kJv = PrefillShape<kStored>::kJv;
-  const int jb = part / kJv, jj = mine % kJv, owner = part % kJv * (32 / kJv) + mine / kJv, g = owner / 4,
-            t = owner % 4;
+template <class ValueCode, int kStored, int kWords>
+__device__ __forceinline__ void expand_values(const CodeTables& tables, const uint32_t (&w)[kWords],
+                                              uint8_t* values, int tile, int part, int mine) {
+  const PartPlace<kStored> at(part, mine);
+  const int g = at.owner / 4, t = at.owner % 4;
   uint32_t h[16];
   ValueCode::halves(w, tables, h);
   uint8_t* matrix = values + tile / 2 * GroupShape<kStored>::kValueMatrix;
 #pragma unroll
   for (int s = 0; s < 4; s++) {
-    const uint32_t row = WordOrder<kStored>::value_row(jb, jj, s, g);
+    const uint32_t row = WordOrder<kStored>::value_row(at.jb, at.jj, s, g);
     *reinterpret_cast<uint4*>(matrix + swizzled(row, tile % 2 * 64 + 16 * t)) =
         make_uint4(h[4 * s], h[4 * s + 1], h[4 * s + 2], h[4 * s + 3]);
   }
 }
 
-// Scales of a tile whose first token is `token`. begin, end: tokens that some row sees.
+// The lane's token of a tile, of keys in bands: a power of two near the largest of its bands' scales, which
+// then are exact in halves as parts of it: they have 8 bits, and one 2^-24 of the largest or smaller is
+// nothing beside it. 0: all are, or no row sees the token, whose numbers may be anything.
+struct BandUnit {
+  float unit, inverse;
+
+  __device__ __forceinline__ BandUnit(const uint16_t* scales, int bands, bool seen, int lane) {
+    float largest = 0.0f;
+#pragma unroll 1
+    for (int band = 0; band < bands; band++)
+      largest = fmaxf(largest, low_bf16(scales[band * format::kTileTokens + lane]));
+    const int exponent = max(static_cast<int>(__float_as_uint(largest) >> 23) - 127, -126);
+    const bool any = seen && largest > 0.0f;
+    unit = any ? format::exp2_int(exponent) : 0.0f;
+    inverse = any ? format::exp2_int(-exponent) : 0.0f;
+  }
+};
+
+// Keys in bands `first` .. first + kParts - 1 of a tile: levels times the band's part of the token's unit,
+// rounded once.
+template <int kStored, int kParts>
+__device__ __forceinline__ void expand_bands(const PrefillParams& p, const uint8_t* stored, bool seen,
+                                             uint8_t* keys, int tile, int first, int lane) {
+  const format::SideLayout& side = p.layer.key.layout;
+  const BandTables& tables = band_tables(p.layer.key);
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(stored + p.layer.key.scale_offset);
+  const float inverse = BandUnit(scales, kStored / format::kGroupCodes, seen, lane).inverse;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset);
+  for (int band = 0; band < first; band++) words += format::kTileTokens * side.band_bits(band);
+#pragma unroll 1
+  for (int band = first; band < first + kParts; band++) {
+    const format::CodeId id = format::band_code(side.code(), band);
+    const float part = inverse > 0.0f ? low_bf16(scales[band * format::kTileTokens + lane]) * inverse : 0.0f;
+    const uint32_t parts = pack_f16(part, part);
+    uint32_t h[16];
+    with_band_code(id, [&](auto code) { band_halves<decltype(code)>(words, tables.bytes[band], h, lane); });
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+      const uint32_t factor = __shfl_sync(~0u, parts, 8 * s + lane / 4),
+                     row = 32 * tile + WordOrder<kStored>::key_row(lane / 4, s);
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        put_key<kStored>(keys, row, band, half, lane % 4, mul_f16x2(h[4 * s + 2 * half], factor),
+                         mul_f16x2(h[4 * s + 2 * half + 1], factor));
+    }
+    words += format::kTileTokens * id.bits;
+  }
+}
+
+// Scales of a tile. seen: some row sees the lane's token.
+template <int kStored, class Sides>
 __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const uint8_t* stored,
-                                                   GroupScales& to, int tile, int token, int begin, int end,
-                                                   int lane) {
-  const int at = token + lane;
-  const bool seen = at >= begin && at < end;
-  const auto scale = [&](const DeviceSide& side) {
-    return seen ? low_bf16(*reinterpret_cast<const uint16_t*>(stored + side.scale_offset + 2 * lane)) : 0.0f;
+                                                   GroupScales& to, int tile, bool seen, int lane) {
+  const auto scales = [&](const DeviceSide& side) {
+    return reinterpret_cast<const uint16_t*>(stored + side.scale_offset);
   };
+  const auto scale = [&](const DeviceSide& side) { return seen ? low_bf16(scales(side)[lane]) : 0.0f; };
   const float value = scale(p.layer.value);
-  to.key[32 * tile + lane] = scale(p.layer.key);
+  if (Sides::kBands && p.layer.key.layout.banded())
+    to.key[32 * tile + lane] = BandUnit(scales(p.layer.key), kStored / format::kGroupCodes, seen, lane).unit;
+  else
+    to.key[32 * tile + lane] = scale(p.layer.key);
   to.value[32 * tile + lane] = value;
   const int exponent = value_exponent(all_max(value));
   if (lane == 0) to.exponent[tile] = exponent;
@@ -96,11 +197,12 @@ __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const
 
 // warp: among the producers. Each works on one tile of every step, or on a part of its groups, and asks for
 // the tiles itself, so that no warp waits for another.
-template <int kStored, bool kShared>
+template <int kStored, bool kShared, class Sides>
 struct Producer {
   using Shape = GroupShape<kStored>;
   using RunSteps = Steps<Shape::kTokens, kShared>;
-  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit;
+  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit,
+                       kJv = PrefillShape<kStored>::kJv;
   const PrefillParams& p;
   uint8_t* smem;
   int warp, lane;
@@ -145,29 +247,34 @@ struct Producer {
     barrier_wait(all.copied[tile()] + drain, drain_parity);
     barrier_wait(all.keys_empty + keys.index, keys.parity ^ 1);
     const uint8_t* stored = stage(drain);
+    const int own_token = token + 32 * tile() + lane;
+    const bool seen = own_token >= b.begin && own_token < b.end;
     if (first == 0)
-      expand_tile_scales(p, stored,
-                         reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
-                         tile(), token + 32 * tile(), b.begin, b.end, lane);
-    with_code(p.layer.key.layout.code(), [&](auto code) {
-      using KeyCode = decltype(code);
-      const CodeTables tables = tables_at_hand<KeyCode>(p.numbers.key_tables, all.key_halves);
-      for_parts<KeyCode, kStored, kParts>(
-          reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset) + lane, first,
-          [&](int part, const auto& words) {
-            expand_keys<KeyCode, kStored>(
-                tables, words, smem + p.smem.keys_at + keys.index * Shape::kKeyBytes, tile(), part, lane);
-          });
-    });
+      expand_tile_scales<kStored, Sides>(
+          p, stored, reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
+          tile(), seen, lane);
+    uint8_t* const key_rows = smem + p.smem.keys_at + keys.index * Shape::kKeyBytes;
+    if (Sides::kBands && p.layer.key.layout.banded())
+      expand_bands<kStored, kParts>(p, stored, seen, key_rows, tile(), first, lane);
+    else
+      Sides::template with<kJv>(p.layer.key.layout.code(), [&](auto code) {
+        using KeyCode = decltype(code);
+        const CodeTables tables = tables_at_hand<KeyCode>(p.numbers.key_tables, all.key_halves);
+        for_parts<KeyCode, format::Kind::kKey, kStored, kParts>(
+            reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset), first, lane,
+            [&](int part, const auto& words) {
+              expand_keys<KeyCode, kStored>(tables, words, key_rows, tile(), part, lane);
+            });
+      });
     publish_to_products();
     barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
-    with_code(p.layer.value.layout.code(), [&](auto code) {
+    Sides::template with<kJv>(p.layer.value.layout.code(), [&](auto code) {
       using ValueCode = decltype(code);
       const CodeTables tables = tables_at_hand<ValueCode>(p.numbers.value_tables, all.value_halves);
       const int mine = value_lane<kStored>(lane);
-      for_parts<ValueCode, kStored, kParts>(
-          reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset) + mine, first,
+      for_parts<ValueCode, format::Kind::kValue, kStored, kParts>(
+          reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset), first, mine,
           [&](int part, const auto& words) {
             expand_values<ValueCode, kStored>(tables, words,
                                               smem + p.smem.values_at + values.index * Shape::kValueBytes,

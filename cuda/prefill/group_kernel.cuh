@@ -16,7 +16,7 @@
 
 namespace tq::cuda::prefill {
 
-template <int kStored, bool kMasks, bool kShared>
+template <int kStored, bool kMasks, bool kShared, class Sides>
 struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles, WordOrder<kStored>> {
   using Shape = GroupShape<kStored>;
   using Base = RowsBody<kStored, false, kMasks, Shape::kTiles, WordOrder<kStored>>;
@@ -36,7 +36,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   // Rows, ranges, queries of an item.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     meet_group();  // nobody reads the last item's queries any more
-    prepare_matrix<kStored, kMasks>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
+    prepare_matrix<kStored, kMasks, Sides::kBands>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
     Base::find_range(b);
     publish_to_products();
     meet_group();
@@ -335,7 +335,7 @@ __device__ __forceinline__ void walk_items(const PrefillParams& p, const Prefill
   }
 }
 
-template <int kStored, bool kMasks, bool kShared>
+template <int kStored, bool kMasks, bool kShared, class Sides>
 __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   if constexpr (kWarpgroups) {
     uint8_t* smem = launch_shared_matrices();
@@ -359,7 +359,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
     const PrefillRowTable& rows = *reinterpret_cast<const PrefillRowTable*>(smem + p.smem.rows_at);
     if (warp >= kPrefillWarps) {
       give_registers<kProducerRegisters>();
-      Producer<kStored, kShared> producer = {p, smem, warp - kPrefillWarps, lane, rank};
+      Producer<kStored, kShared, Sides> producer = {p, smem, warp - kPrefillWarps, lane, rank};
       walk_items<kStored, kMasks, kShared>(
           p, rows, lane, [](const PrefillBlock&) {}, [&](const PrefillBlock& b) { producer.run(b); },
           [](const PrefillBlock&) {
@@ -367,7 +367,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
           });
     } else {
       take_registers<kRowsRegisters>();
-      GroupBody<kStored, kMasks, kShared> body = {
+      GroupBody<kStored, kMasks, kShared, Sides> body = {
           {p, smem, warp, lane, {}},
           rank,
           0,
@@ -393,14 +393,14 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   }
 }
 
-template <int kStored, bool kMasks>
+template <int kStored, bool kMasks, class Sides>
 __global__ void __launch_bounds__(kGroupThreads, 1) group_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<kStored, kMasks, false>(p);
+  run_cta<kStored, kMasks, false, Sides>(p);
 }
-template <int kStored, bool kMasks>
+template <int kStored, bool kMasks, class Sides>
 __global__ void TQ_CLUSTER(kRanks) __launch_bounds__(kGroupThreads, 1)
     shared_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<kStored, kMasks, true>(p);
+  run_cta<kStored, kMasks, true, Sides>(p);
 }
 
 }  // namespace tq::cuda::prefill

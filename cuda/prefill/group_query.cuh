@@ -5,45 +5,32 @@
 #pragma once
 #include "cuda/prefill/group_shape.cuh"
 #include "cuda/prefill/rows.cuh"
+#include "cuda/row/bands.cuh"
 
 namespace tq::cuda::prefill {
 
 constexpr int kQueriesAtOnce = 4;
 
-// hadamard_row of several rows: the same stages.
+// Rotates several rows at once, in the same stages. bands: each 32 coordinates by themselves.
 template <int kStored, int kRows>
-__device__ __forceinline__ void rotate_rows(float (&x)[kRows][kStored / 32], int lane) {
-  constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
-#pragma unroll 1
-  for (int h = 1; h < 32; h *= 2)
-#pragma unroll
-    for (int r = 0; r < kRows; r++)
-#pragma unroll
-      for (int i = 0; i < kPieces; i++) {
-        const float other = __shfl_xor_sync(~0u, x[r][i], h);
-        x[r][i] = lane & h ? other - x[r][i] : x[r][i] + other;
-      }
+__device__ __forceinline__ void rotate_rows(bool bands, float (&x)[kRows][kStored / 32], int lane) {
+  hadamard_lanes(reinterpret_cast<float(&)[kRows * (kStored / 32)]>(x), lane);
+  if (bands) return;
 #pragma unroll
   for (int r = 0; r < kRows; r++) {
-#pragma unroll
-    for (int h = 1; h < kBlock; h *= 2)
-#pragma unroll
-      for (int i = 0; i < kPieces; i++)
-        if (!(i % kBlock & h)) {
-          const float a = x[r][i], b = x[r][i + h];
-          x[r][i] = a + b;
-          x[r][i + h] = a - b;
-        }
+    hadamard_pieces<kStored>(x[r]);
     odd_row<kStored>(x[r], false);
   }
 }
 
 // The warp's 16 rows: the row table, and their part of the matrices.
-template <int kStored, bool kMasks>
+// kBands: keys may be in bands.
+template <int kStored, bool kMasks, bool kBands>
 __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const PrefillBlock& b, int warp,
                                                PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32, kRows = kQueriesAtOnce;
   const DeviceSide& side = p.layer.key;
+  const bool bands = kBands && side.layout.banded();
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, b.kv_head, signs);
   const int first = b.first_row + warp * 16, last = b.rows_total - 1;
@@ -59,7 +46,8 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
       load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r + i), p.layer.io_dtype, side.layout.dim, lane,
                         next[i]);
   };
-  const float norm = format::hadamard_norm(format::log2_block(kStored)) * p.numbers.scale_log2;
+  const float norm =
+      format::hadamard_norm(format::log2_block(bands ? format::kGroupCodes : kStored)) * p.numbers.scale_log2;
   load(0);
 #pragma unroll 1
   for (int r = 0; r < 16; r += kRows) {
@@ -85,6 +73,7 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
       turn_rows(query_columns(p.layer, b.kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
 #pragma unroll
     for (int i = 0; i < kRows; i++) {
+      if (bands) order_query<kPieces>(side, b.kv_head, x[i], lane);
       query[i].constant = 0.0f;
 #pragma unroll
       for (int k = 0; k < kPieces; k++) {
@@ -97,7 +86,7 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
         query[i].constant = clamp_logit(all_sum(query[i].constant) * p.numbers.scale_log2 *
                                         format::exp2_int(size[i].exponent));
     }
-    rotate_rows<kStored, kRows>(x, lane);
+    rotate_rows<kStored, kRows>(bands, x, lane);
 #pragma unroll
     for (int i = 0; i < kRows; i++) {
       largest[i] = 0.0f;

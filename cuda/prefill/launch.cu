@@ -9,6 +9,7 @@
 #include <iterator>
 #include <utility>
 
+#include "cuda/code/trellis_tables.h"
 #include "cuda/prefill/group_shape.cuh"
 #include "cuda/prefill/instances.h"
 #include "cuda/runtime.h"
@@ -21,6 +22,8 @@ template <int kStored>
 void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
 template <int kStored>
 void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream);
+template <int kStored>
+void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream);
 
 namespace {
 
@@ -54,8 +57,10 @@ constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPre
 struct CompiledGroup {
   int stored;
   int step_tiles, query_bytes, query_pitch;
-  int key_bytes, value_bytes;  // of all buffers
-  void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);
+  int key_bytes, value_bytes;                                          // of all buffers
+  void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);  // of scalar sides
+  void (*launch_any)(const PrefillParams&, LongKinds, int,
+                     cudaStream_t);  // of trellis ones, of keys in bands
 };
 template <int kStored>
 constexpr CompiledGroup compiled_group() {
@@ -66,13 +71,15 @@ constexpr CompiledGroup compiled_group() {
                        PrefillShape<kStored>::kQueryPitch,
                        Shape::kKeyBuffers * Shape::kKeyBytes,
                        Shape::kValueBuffers * Shape::kValueBytes,
-                       launch_group_dim<kStored>};
+                       launch_group_dim<kStored>,
+                       launch_any_group_dim<kStored>};
 }
 template <size_t... kAt>
 constexpr std::array<CompiledGroup, sizeof...(kAt)> compiled_groups(std::index_sequence<kAt...>) {
   return {{compiled_group<kGroupInstances[kAt].stored>()...}};
 }
 constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::size(kGroupInstances)>());
+static_assert(std::size(kGroupInstances) == std::size(kAnyGroupInstances), "the same dimensions");
 
 const Compiled* find_compiled(const format::TileLayout& tile) {
   if (tile.key.dim != tile.value.dim || coded_rows(tile.key) || coded_rows(tile.value) ||
@@ -152,7 +159,7 @@ const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, boo
                                 PrefillSmem* smem) {
   if (!has_warpgroups() || tile.key.dim != tile.value.dim) return nullptr;
   for (const format::SideLayout* side : {&tile.key, &tile.value})
-    if (side->family != format::CodeFamily::kScalar) return nullptr;
+    if (!side->code().has_kernels() && !side->banded()) return nullptr;
   for (const CompiledGroup& row : kCompiledGroups) {
     if (row.stored != format::stored_dim(tile.key.dim)) continue;
     for (int stages = kMaxGroupStages; stages > 0; stages--) {
@@ -167,6 +174,8 @@ const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, boo
 
 bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block) {
   const format::TileLayout tile = geometry.tile(layer);
+  PrefillSmem smem;
+  if (find_group(tile, geometry.io_dtype, geometry.has_exact(), shared_memory_per_block, &smem)) return true;
   const Compiled* compiled = find_compiled(tile);
   return compiled &&
          fit_smem(*compiled, tile, geometry.io_dtype, geometry.has_exact(), shared_memory_per_block)
@@ -177,17 +186,19 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kind
   const DeviceLayer& layer = launch.layer;
   const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.code(),
                                 layer.value.layout.code());
-  const Compiled* compiled = find_compiled(tile);
-  TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
-           tile.key.dim, tile.value.dim);
   PrefillParams p(make_row_params(launch));
   p.header = reinterpret_cast<const PrefillHeader*>(list);
   p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
   if (const CompiledGroup* group = find_group(tile, layer.io_dtype, layer.key.raw != nullptr,
                                               launch.shared_memory_per_block, &p.smem)) {
-    group->launch(p, kinds, launch.num_ctas, launch.stream);
+    const bool scalar = has_book(tile.key) && has_book(tile.value);
+    set_side_tables(layer, &p.numbers);
+    (scalar ? group->launch : group->launch_any)(p, kinds, launch.num_ctas, launch.stream);
     return;
   }
+  const Compiled* compiled = find_compiled(tile);
+  TQ_CHECK(compiled, Status::kInternal, "attend: no prefill kernel for head_dim %d, value_dim %d",
+           tile.key.dim, tile.value.dim);
   p.smem =
       fit_smem(*compiled, tile, layer.io_dtype, layer.key.raw != nullptr, launch.shared_memory_per_block);
   TQ_CHECK(p.smem.total_bytes > 0, Status::kInternal,

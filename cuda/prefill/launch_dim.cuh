@@ -43,20 +43,28 @@ void launch_group_kernel(const Kernel& kernel, const PrefillParams& params, int 
   launch_in_order("attend", kernel, dim3(num_ctas), dim3(kGroupThreads), params.smem.total_bytes, stream,
                   params);
 }
-template <int kStored, bool kMasks>
+template <int kStored, bool kMasks, class Sides>
 void launch_group_kernels(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
-  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks>, params, num_ctas, stream);
+  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks, Sides>, params, num_ctas, stream);
   if (!kinds.shared) return;
   expect_cluster(kRanks);
-  launch_group_kernel(shared_kernel<kStored, kMasks>, params, std::max(num_ctas / kRanks, 1) * kRanks,
+  launch_group_kernel(shared_kernel<kStored, kMasks, Sides>, params, std::max(num_ctas / kRanks, 1) * kRanks,
                       stream);
+}
+template <int kStored, class Sides>
+void launch_group(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
+  if (params.call.visible_begin || params.call.alibi_slopes)
+    launch_group_kernels<kStored, true, Sides>(params, kinds, num_ctas, stream);
+  else
+    launch_group_kernels<kStored, false, Sides>(params, kinds, num_ctas, stream);
 }
 template <int kStored>
 void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
-  if (params.call.visible_begin || params.call.alibi_slopes)
-    launch_group_kernels<kStored, true>(params, kinds, num_ctas, stream);
-  else
-    launch_group_kernels<kStored, false>(params, kinds, num_ctas, stream);
+  launch_group<kStored, ScalarSides>(params, kinds, num_ctas, stream);
+}
+template <int kStored>
+void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
+  launch_group<kStored, AnySides>(params, kinds, num_ctas, stream);
 }
 
 }  // namespace tq::cuda::prefill

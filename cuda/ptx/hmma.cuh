@@ -82,7 +82,12 @@ __device__ __forceinline__ void store_matrices_transposed(void* row, const uint3
 __device__ __forceinline__ void store_matrices_transposed(void*, const uint32_t (&)[2]) {}
 __device__ __forceinline__ void store_matrices_transposed(void*, const uint32_t (&)[4]) {}
 #endif
-// Both halves of a less those of b.
+// Both halves of a times, and less, those of b.
+__device__ __forceinline__ uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 __device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   uint32_t r;
   asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));

@@ -10,9 +10,9 @@
 namespace tq {
 namespace cuda {
 
-template <int kStored>
-__device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane) {
-  constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
+// The distances 1 .. 16 of as many pieces as there are: bands of 32 coordinates have no others.
+template <int kPieces>
+__device__ __forceinline__ void hadamard_lanes(float (&x)[kPieces], int lane) {
   // Rolled: this runs once or twice a launch, and code that is not in the instruction cache costs more than
   // the loop.
 #pragma unroll 1
@@ -22,6 +22,11 @@ __device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane)
       const float other = __shfl_xor_sync(~0u, x[i], h);
       x[i] = lane & h ? other - x[i] : x[i] + other;
     }
+}
+// The others.
+template <int kStored>
+__device__ __forceinline__ void hadamard_pieces(float (&x)[kStored / 32]) {
+  constexpr int kPieces = kStored / 32, kBlock = (1 << format::log2_block(kStored)) / 32;
 #pragma unroll
   for (int h = 1; h < kBlock; h *= 2)
 #pragma unroll
@@ -31,6 +36,11 @@ __device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane)
         x[i] = a + b;
         x[i + h] = a - b;
       }
+}
+template <int kStored>
+__device__ __forceinline__ void hadamard_row(float (&x)[kStored / 32], int lane) {
+  hadamard_lanes(x, lane);
+  hadamard_pieces<kStored>(x);
 }
 
 template <int kStored>

@@ -60,6 +60,9 @@ inline uint32_t f16_bits(float x) { return __half_as_ushort(__float2half_rn(x));
 inline uint32_t bf16_bits(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 inline uint32_t pack_f16(float low, float high) { return f16_bits(low) | f16_bits(high) << 16; }
 inline uint32_t pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
+  return pack_f16(f16_value(a & 0xFFFFu) * f16_value(b & 0xFFFFu), f16_value(a >> 16) * f16_value(b >> 16));
+}
 inline uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   return pack_f16(f16_value(a & 0xFFFFu) - f16_value(b & 0xFFFFu), f16_value(a >> 16) - f16_value(b >> 16));
 }
