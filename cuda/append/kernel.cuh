@@ -81,11 +81,11 @@ __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob
 
 // A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
 // encoder's code but twice; a kernel of codes by rows calls it for all tokens and holds it once.
-template <int kStored>
+template <int kStored, bool kRows>
 __device__ __noinline__ bool encode_token_apart(const AppendParams& args, const DeviceSide& side,
                                                 const TileJob& job, int token, uint8_t* codes, int step,
                                                 uint16_t* scales, int lane) {
-  return encode_token<kStored>(args, side, job, token, codes, step, scales, lane);
+  return encode_token<kStored, kRows>(args, side, job, token, codes, step, scales, lane);
 }
 
 // One warp's tile of few tokens. rows: kSmallTokens rows of codes.
@@ -118,9 +118,9 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
     if (by_rows)
       append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
     else if constexpr (kRows)
-      noticed.replaced |= encode_token_apart<kStored>(args, side, job, token, row, 1, scales, lane);
+      noticed.replaced |= encode_token_apart<kStored, kRows>(args, side, job, token, row, 1, scales, lane);
     else
-      noticed.replaced |= encode_token<kStored>(args, side, job, token, row, 1, scales, lane);
+      noticed.replaced |= encode_token<kStored, kRows>(args, side, job, token, row, 1, scales, lane);
   }
   notice(args.layer, job, noticed, lane);
   if (by_rows) return;
@@ -170,7 +170,7 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
       served = true;
     }
   if constexpr (code::GroupVector<kStored>::kSupported)
-    if (!served && !by_rows && tile_serves<kStored>(args, side, job, zones)) {
+    if (!served && !by_rows && tile_serves<kStored, kRows>(args, side, job, zones)) {
       noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
       for (int token = job.begin + team_warp; job.raw_page >= 0 && token < job.end; token += kTeamWarps)
         copy_exact_token(args, side, job, token, lane);
@@ -182,8 +182,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
       continue;
     }
     uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
-    noticed.replaced |= encode_token_apart<kStored>(args, side, job, token, codes,
-                                                    columns ? Buffer::kCoordinateRow : 1, scales, lane);
+    noticed.replaced |= encode_token_apart<kStored, kRows>(
+        args, side, job, token, codes, columns ? Buffer::kCoordinateRow : 1, scales, lane);
   }
   notice(args.layer, job, noticed, lane);
   team_sync(team);
@@ -193,7 +193,7 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-// kRows: codes by rows too; other kernels have none of their code.
+// kRows: codes by rows too, trellis codes, and keys with matrices; other kernels have none of their code.
 template <int kStored, Slots kSlots, bool kRows>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {

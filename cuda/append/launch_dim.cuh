@@ -15,7 +15,7 @@ bool has_side(const AppendParams& params, const Is& is) {
          (params.first_kind + params.num_kinds == 2 && is(params.layer.value.layout));
 }
 
-// The kernel of a launch. Those of codes by rows take either kind of plan: what they do for a token is more,
+// The kernel of a launch. Those of all codes take either kind of plan: what they do for a token is more,
 // and compiling two would take longer than all of scalar codes.
 template <int kStored>
 auto kernel_of(bool slots, bool rows) {
@@ -27,7 +27,9 @@ auto kernel_of(bool slots, bool rows) {
 template <int kStored>
 void AppendKernel<kStored>::start(const AppendParams& params, unsigned grid, bool early,
                                   cudaStream_t stream) {
-  const bool trellis = has_side(params, is_trellis), all = trellis || has_side(params, coded_rows);
+  const bool trellis = has_side(params, is_trellis),
+             turns = params.layer.key_matrix && params.first_kind == 0,
+             all = trellis || turns || has_side(params, coded_rows);
   const auto kernel = kernel_of<kStored>(params.plan.runs != nullptr, all);
   const int shared = trellis ? trellis_shared_bytes<kStored>() : 0;
   if (shared > 0)

@@ -17,7 +17,7 @@ __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const
   const format::CodeFamily family = side.layout.family;
   code::Noticed noticed;
   float y[kRegs];
-  noticed.replaced = load_token<kStored>(args, side, job, token, y, lane);
+  noticed.replaced = load_token<kStored, true>(args, side, job, token, y, lane);
   if (family == format::CodeFamily::kGrouped) {
     noticed.saturated = code::encode_grouped<kStored>(y, side.layout, to, lane);
     return noticed;

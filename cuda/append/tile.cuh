@@ -11,14 +11,14 @@ namespace tq::cuda::append {
 
 // Whether encode_tile serves a job: width and rule, as many pairs of coordinates for every lane, which may be
 // loaded at once. Keys with matrices are a warp's each. zones: the side's table is right.
-template <int kStored>
+template <int kStored, bool kTurns>
 __device__ __forceinline__ bool tile_serves(const AppendParams& args, const DeviceSide& side,
                                             const TileJob& job, bool zones) {
   using S = code::GroupVector<kStored>;
   if (!S::kSupported || side.layout.dim % (2 * S::kLanes) != 0 ||
       !code::group_serves(side.book, side.rule, side.search != 0, zones))
     return false;
-  if (args.layer.key_matrix && job.kind == 0) return false;
+  if (kTurns && args.layer.key_matrix && job.kind == 0) return false;
   const TensorStrides& strides = args.strides[job.kind];
   const uint64_t pair = args.layer.io_dtype == DataType::kF32 ? 8 : 4;
   return (reinterpret_cast<uint64_t>(args.input[job.kind]) & (pair - 1)) == 0 &&

@@ -83,7 +83,8 @@ __device__ __forceinline__ void copy_exact_token(const AppendParams& args, const
 }
 
 // One token as it is coded: loaded, its exact copy kept, turned, centred. Returns whether a value was replaced.
-template <int kStored>
+// kTurns: keys may have matrices, whose loops other kernels have not.
+template <int kStored, bool kTurns>
 __device__ __forceinline__ bool load_token(const AppendParams& args, const DeviceSide& side,
                                            const TileJob& job, int token, float (&y)[kStored / 32],
                                            int lane) {
@@ -102,7 +103,7 @@ __device__ __forceinline__ bool load_token(const AppendParams& args, const Devic
         code::store_bits(side.raw, target + lane + 32 * r, type, code::exact_copy(bits[r], type, &replaced));
   }
   sanitise_row<kRegs>(y, &replaced, args.largest);
-  if (args.layer.key_matrix && job.kind == 0) {
+  if (kTurns && args.layer.key_matrix && job.kind == 0) {
     turn_row(key_columns(args.layer, job.head), dim, 1, dim, y, lane);
     sanitise_row<kRegs>(y, &replaced);
   }
@@ -117,7 +118,7 @@ __device__ __forceinline__ bool load_token(const AppendParams& args, const Devic
 }
 
 // Loads and encodes one token; codes go to `codes`, `step` bytes between coordinates.
-template <int kStored>
+template <int kStored, bool kTurns>
 __device__ __forceinline__ bool encode_token(const AppendParams& args, const DeviceSide& side,
                                              const TileJob& job, int token, uint8_t* codes, int step,
                                              uint16_t* scales, int lane) {
@@ -126,7 +127,7 @@ __device__ __forceinline__ bool encode_token(const AppendParams& args, const Dev
   float y[kRegs];
 #pragma unroll
   for (int r = 0; r < kRegs; r++) signs[r] = side.signs[job.head * side.sign_stride + r];
-  const bool replaced = load_token<kStored>(args, side, job, token, y, lane);
+  const bool replaced = load_token<kStored, kTurns>(args, side, job, token, y, lane);
   uint8_t picked[kRegs];
   const uint16_t scale = code::encode_warp<kStored>(
       y, side.book, side.rule, side.search != 0, side.layout.dim, signs, args.zones[job.kind], lane, picked);

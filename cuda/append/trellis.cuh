@@ -69,7 +69,7 @@ struct WholeTokens {
   template <int kStored>
   __device__ __forceinline__ bool load(const AppendParams& args, const DeviceSide& side, const TileJob& job,
                                        int token, float (&y)[kStored / 32], int lane) const {
-    return load_token<kStored>(args, side, job, token, y, lane);
+    return load_token<kStored, true>(args, side, job, token, y, lane);
   }
 };
 

@@ -6,16 +6,25 @@
 // Queries and levels lie on grids of 16 bits, weights have 16 bits: a logit is off by up to about 2^-16 |q|
 // |k|, where |q| |k| is below 20 here, a weight by 2^-17 of the largest, a value by 2^-16 of itself, levels
 // alike for all tokens. So rows are judged by the length of the values that they average, less their centre:
-// each is within 3e-4 of it, all within 1e-4, and LSE within 2e-4.   modes_test [FIRST COUNT]
+// each is within 3e-4 of it, all within 1e-4, and LSE within 2e-4; prompts as below.
+//   modes_test [FIRST COUNT]
 #include "modes.cuh"
 
 namespace {
 
 using namespace gpu_test;
 
-constexpr double kRowGate = 3e-4, kTotalGate = 1e-4, kLseGate = 2e-4;
+struct Gates {
+  double row, total, lse;
+};
+constexpr Gates kGates = {3e-4, 1e-4, 2e-4};
+// Of many rows, which the prefill kernel for warpgroups may take: weights are halves there, 2e-4 at random;
+// so are queries, and keys in bands, which are 1.85e-4 and as much again off of what logits spread by (1
+// here), 2.6e-4 together. The worst of some thousand rows is 4.5 times that off, an LSE, which may be of few
+// tokens, 5.5 times.
+constexpr Gates kLongGates = {1.5e-3, 4e-4, 1.7e-3};
 constexpr int kHeads = 2, kGroup = 3;
-double worst_row = 0, worst_total = 0, worst_lse = 0;
+double worst_short[3] = {}, worst_long[3] = {};  // row, total, lse
 
 struct Numbers {
   std::vector<double> of[2];  // [token][kv head][dim]
@@ -63,13 +72,15 @@ class World {
             got.out.data() + (query * kHeads * kGroup + h) * shape_.value_dim,
             got.lse[static_cast<size_t>(query * kHeads * kGroup + h)], &e);
     const double total = sqrt(e.error / e.square);
-    check(e.row <= kRowGate && total <= kTotalGate && e.lse <= kLseGate,
+    const Gates& gates = queries * kGroup >= 256 ? kLongGates : kGates;
+    check(e.row <= gates.row && total <= gates.total && e.lse <= gates.lse,
           "d %d/%d families %d/%d bits %d/%d, %s, %lld tokens: row %.2e, all %.2e, lse %.2e", shape_.head_dim,
           shape_.value_dim, shape_.key.family, shape_.value.family, shape_.key.bits, shape_.value.bits, name,
           static_cast<long long>(length), e.row, total, e.lse);
-    worst_row = std::max(worst_row, e.row);
-    worst_total = std::max(worst_total, total);
-    worst_lse = std::max(worst_lse, e.lse);
+    double* const worst = queries * kGroup >= 256 ? worst_long : worst_short;
+    worst[0] = std::max(worst[0], e.row);
+    worst[1] = std::max(worst[1], total);
+    worst[2] = std::max(worst[2], e.lse);
     API_MUST(tq_sequence_free(cache_.cache, id, nullptr));
   }
 
@@ -164,6 +175,9 @@ void compare_all(const ModeShape& shape, bool centres, bool matrices) {
   plain.compare("queries", 150, 11, 0, false);
   plain.compare("soft-cap", 150, 2, 4.0f, false);
   plain.compare("ALiBi", 150, 3, 0, true);
+  plain.compare("many queries", 333, 90, 0, false);
+  plain.compare("more queries, soft-cap", 600, 345, 4.0f, false);
+  plain.compare("many queries, ALiBi", 300, 90, 0, true);
   World exact(shape, true, centres, matrices);
   for (const int64_t length : {3, 45, 46, 300}) exact.compare("window and sinks", length, 1, 0, false);
 }
@@ -183,7 +197,9 @@ int main(int count, char** arguments) {
       check(false, "configuration %d: %s", at, error.what());
     }
   }
-  printf("   %d configurations: worst row %.2e, worst whole %.2e, worst lse %.2e from float64\n", index,
-         worst_row, worst_total, worst_lse);
+  for (const double(&worst)[3] : {worst_short, worst_long})
+    printf(
+        "   %d configurations, %s queries: worst row %.2e, worst whole %.2e, worst lse %.2e from float64\n",
+        index, worst == worst_short ? "few" : "many", worst[0], worst[1], worst[2]);
   return finish("modes_test");
 }

@@ -201,7 +201,7 @@ class Cache(Opened):
 
     def set_key_matrix(self, layer: int, matrix: Any) -> None:
         """For each kv head [num_kv_heads][head_dim][head_dim], float32 on the host: codes are of matrix times
-        key, and queries meet them times the inverse transpose; for calibrated rotations. Copied; CPU caches.
+        key, and queries meet them times the inverse transpose; for calibrated rotations. Copied.
         Raises InvalidState once a sequence holds tokens, InvalidArgument where there is no inverse."""
         layer = integer("layer", layer, ctypes.c_int32)
         shape = self._shape(layer)
