@@ -70,6 +70,20 @@ struct DevicePlan {
   const IdleRows* idle_rows = nullptr;
 };
 
+// The sequence of a new row: the last one that begins at it or before, as those without new tokens begin
+// where the next one does.
+TQ_HD DeviceSequence sequence_of_row(const DevicePlan& plan, int row) {
+  int low = 0, high = plan.counts->num_sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (plan.sequences[middle].kv_row <= row)
+      low = middle;
+    else
+      high = middle;
+  }
+  return plan.sequences[low];
+}
+
 // Keys or values of one layer.
 struct DeviceSide {
   format::SideLayout layout;  // d, D, bits, groups

@@ -11,20 +11,6 @@
 
 namespace tq::cuda::append {
 
-// The sequence of a new row: the last one that begins at it or before, as those without new tokens begin
-// where the next one does.
-__device__ __forceinline__ DeviceSequence sequence_of_row(const DevicePlan& plan, int row) {
-  int low = 0, high = plan.counts->num_sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (plan.sequences[middle].kv_row <= row)
-      low = middle;
-    else
-      high = middle;
-  }
-  return plan.sequences[low];
-}
-
 __device__ __forceinline__ float number_of(uint32_t bits, DataType type) {
   if (type == DataType::kF32) return __uint_as_float(bits);
   return type == DataType::kF16 ? __half2float(__ushort_as_half(static_cast<uint16_t>(bits)))

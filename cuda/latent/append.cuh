@@ -30,22 +30,8 @@ struct NewToken {
   int64_t raw_place;  // of its exact copy, or -1
 };
 
-// The sequence of a new row: the last one that begins at it or before, as those without new tokens begin
-// where the next one does.
-__device__ __forceinline__ DeviceSequence sequence_of(const DevicePlan& plan, int row) {
-  int low = 0, high = plan.counts->num_sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (plan.sequences[middle].kv_row <= row)
-      low = middle;
-    else
-      high = middle;
-  }
-  return plan.sequences[low];
-}
-
 __device__ __forceinline__ NewToken token_of_row(const LatentAppend& args, int row) {
-  const DeviceSequence sequence = sequence_of(args.plan, row);
+  const DeviceSequence sequence = sequence_of_row(args.plan, row);
   const int position = sequence.old_length + row - sequence.kv_row, tile = position / format::kTileTokens,
             page = tile / args.layer.tiles_per_page;
   const bool exact = args.plan.raw_table && has_raw_page(tile * format::kTileTokens, sequence.raw_first,

@@ -232,26 +232,20 @@ struct GroupFrame {
         if (lane < 4) sums_of_warps[warp % 4 * kRows + 8 * (kOwn * group + n) + 2 * lane + i] = sum;
       }
     __syncthreads();
-    if (warp % 4 == 0 && lane < 4) {
-#pragma unroll
-      for (int n = 0; n < kOwn; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int column = 8 * (kOwn * group + n) + 2 * lane + i;
-          const float* const sum = sums_of_warps + column;
-          const float2 m = shared.maxima[column];
-          SlotState mine = {m.x, (sum[0] + sum[kRows]) + (sum[2 * kRows] + sum[3 * kRows]),
-                            m.y > kNoScore ? m.y - kWeightBits : kNoScore, 0.0f};
-          SlotState* const at = p.space.states + slot * kRows + column;
-          if (merge) {
-            const SlotMerge both = merge_slots(*at, mine);
-            shared.alpha[column] = both.first;
-            shared.mine()[column] = both.second;
-            mine = both.state;
-          }
-          *at = mine;
-        }
-    }
+    for_own_columns<kOwn>(group, warp, lane, [&](int, int, int column) {
+      const float* const sum = sums_of_warps + column;
+      const float2 m = shared.maxima[column];
+      SlotState mine = {m.x, (sum[0] + sum[kRows]) + (sum[2 * kRows] + sum[3 * kRows]),
+                        m.y > kNoScore ? m.y - kWeightBits : kNoScore, 0.0f};
+      SlotState* const at = p.space.states + slot * kRows + column;
+      if (merge) {
+        const SlotMerge both = merge_slots(*at, mine);
+        shared.alpha[column] = both.first;
+        shared.mine()[column] = both.second;
+        mine = both.state;
+      }
+      *at = mine;
+    });
     __syncthreads();
     float* const sums = p.space.sums + slot * kRows * kLatent + 256 * group + 16 * (warp % 4) + lane / 4;
 #pragma unroll

@@ -95,6 +95,17 @@ __device__ __forceinline__ float column_sum(float x) {
   return x;
 }
 
+// f(n, i, column) for the columns of a warpgroup, each once: those of block n that are a lane's among the
+// first four of its first warp.
+template <int kOwn, class F>
+__device__ __forceinline__ void for_own_columns(int group, int warp, int lane, const F& f) {
+  if (warp % 4 != 0 || lane >= 4) return;
+#pragma unroll
+  for (int n = 0; n < kOwn; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) f(n, i, 8 * (kOwn * group + n) + 2 * lane + i);
+}
+
 // Scores to logits, of the warpgroup's own columns: d[n][2 half + i]. kExact: of exact tokens.
 template <int kRows, bool kExact>
 __device__ __forceinline__ void logits_of(const LatentParams& p, GroupShared<kRows>& shared, int step,
@@ -202,19 +213,13 @@ __device__ __forceinline__ void raise(GroupShared<kRows>& shared, ColumnSums<kRo
       raised[n][i] = now;
     }
   __syncthreads();  // all have read them
-  if (warp % 4 == 0 && lane < 4) {
-#pragma unroll
-    for (int n = 0; n < kOwn; n++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int column = 8 * (kOwn * group + n) + 2 * lane + i;
-        shared.alpha[column] = alpha[n][i];
-        shared.maxima[column] = raised[n][i];
-        // Without any token of a scale above zero there are no weights.
-        shared.unit[column] =
-            raised[n][i].y > kNoScore ? ex2(raised[n][i].x - raised[n][i].y + kWeightBits) : 0.0f;
-      }
-  }
+  for_own_columns<kOwn>(group, warp, lane, [&](int n, int i, int column) {
+    shared.alpha[column] = alpha[n][i];
+    shared.maxima[column] = raised[n][i];
+    // Without any token of a scale above zero there are no weights.
+    shared.unit[column] =
+        raised[n][i].y > kNoScore ? ex2(raised[n][i].x - raised[n][i].y + kWeightBits) : 0.0f;
+  });
   __syncthreads();
 }
 

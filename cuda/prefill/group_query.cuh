@@ -33,18 +33,12 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
   const bool bands = kBands && side.layout.banded();
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, b.kv_head, signs);
-  const int first = b.first_row + warp * 16, last = b.rows_total - 1;
-  // A row a lane: its place, of which dividing by rows a token is the longest part, and its range.
-  const int own = min(first + lane % 16, last);
-  const RowPlace place = row_place(p, b, b.kv_head, own);
-  const int64_t element = place.element(p.call.q_strides);
-  if (lane < 16) put_ranges<kMasks>(p, b, own, warp * 16 + lane, table);
+  const WarpRows<kMasks> rows(p, b, warp, table, lane);
+  const int first = rows.first, last = rows.last;
   float next[kRows][kPieces];
   const auto load = [&](int r) {
 #pragma unroll
-    for (int i = 0; i < kRows; i++)
-      load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r + i), p.layer.io_dtype, side.layout.dim, lane,
-                        next[i]);
+    for (int i = 0; i < kRows; i++) rows.load(p, r + i, next[i], lane);
   };
   const float norm =
       format::hadamard_norm(format::log2_block(bands ? format::kGroupCodes : kStored)) * p.numbers.scale_log2;
@@ -64,7 +58,7 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
 #pragma unroll
     for (int i = 0; i < kRows; i++) {
       if (kMasks && p.call.alibi_slopes)
-        slope_of_head(p, __shfl_sync(~0u, place.head, r + i), size[i].finite);
+        slope_of_head(p, __shfl_sync(~0u, rows.place.head, r + i), size[i].finite);
       down[i] = down_of(p, size[i]), up_log2[i] = up_of(p, size[i]);
 #pragma unroll
       for (int k = 0; k < kPieces; k++) x[i][k] *= down[i];

@@ -65,6 +65,29 @@ __device__ __forceinline__ void put_ranges(const PrefillParams& p, const Prefill
   table->visible_end[at] = range.visible_end;
   table->unit[at] = ValueUnit{ValueUnit::kFirst};
 }
+// A warp's 16 rows, a row a lane: its place, of which dividing by rows a token is the longest part, and its
+// range, which goes to the table.
+template <bool kMasks>
+struct WarpRows {
+  int first, last;  // of the row block; last: the last there is
+  RowPlace place;
+  int64_t element;
+
+  __device__ __forceinline__ WarpRows(const PrefillParams& p, const PrefillBlock& b, int warp,
+                                      PrefillRowTable* table, int lane)
+      : first(b.first_row + warp * 16), last(b.rows_total - 1) {
+    const int own = min(first + lane % 16, last);
+    place = row_place(p, b, b.kv_head, own);
+    element = place.element(p.call.q_strides);
+    if (lane < 16) put_ranges<kMasks>(p, b, own, warp * 16 + lane, table);
+  }
+  template <int kPieces>
+  __device__ __forceinline__ void load(const PrefillParams& p, int r, float (&x)[kPieces], int lane) const {
+    load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r), p.layer.io_dtype, p.layer.key.layout.dim, lane,
+                      x);
+  }
+};
+
 // One lane, of row `at` of the table. real: there is such a row.
 __device__ __forceinline__ void put_query(PrefillRowTable* table, int at, bool real, bool coded,
                                           const CodedQuery& query, float up_log2, float down, bool finite) {
@@ -94,26 +117,19 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
   const bool coded = !kRaw || !side.layout.raw();
   uint32_t signs[kPieces];
   load_signs<kPieces>(side, b.kv_head, signs);
-  const int first = b.first_row + warp * 16, last = b.rows_total - 1;
-  // A row a lane: its place, of which dividing by rows a token is the longest part, and its range.
-  const int own = min(first + lane % 16, last);
-  const RowPlace place = row_place(p, b, b.kv_head, own);
-  const int64_t element = place.element(p.call.q_strides);
-  if (lane < 16) put_ranges<kMasks>(p, b, own, warp * 16 + lane, table);
-  const auto load = [&](int r, float(&x)[kPieces]) {
-    load_row<kPieces>(p.call.q, __shfl_sync(~0u, element, r), p.layer.io_dtype, side.layout.dim, lane, x);
-  };
+  const WarpRows<kMasks> rows(p, b, warp, table, lane);
+  const int first = rows.first, last = rows.last;
   float next[kPieces];
-  load(0, next);
+  rows.load(p, 0, next, lane);
 #pragma unroll 1
   for (int r = 0; r < 16; r++) {
     float x[kPieces];
     const bool real = first + r <= last;
 #pragma unroll
     for (int i = 0; i < kPieces; i++) x[i] = real ? next[i] : 0.0f;
-    if (r < 15) load(r + 1, next);
+    if (r < 15) rows.load(p, r + 1, next, lane);
     QuerySize size = admit_query(x);
-    if (kMasks && p.call.alibi_slopes) slope_of_head(p, __shfl_sync(~0u, place.head, r), size.finite);
+    if (kMasks && p.call.alibi_slopes) slope_of_head(p, __shfl_sync(~0u, rows.place.head, r), size.finite);
     const float down = down_of(p, size), up_log2 = up_of(p, size);
     CodedQuery query = {up_log2, 0.0f, 0};
     if (coded) {
