@@ -75,10 +75,10 @@
  *   prompt in many, while the copies of the exact window are there. One rule on CUDA: where a plan has 256 or
  *   more query rows of a sequence for each kv head (query tokens times num_q_heads / num_kv_heads), they are
  *   computed by another arithmetic, and 1,024 or more by a third; chunks on the same side of both agree.
- *   These round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, the rotated
- *   query too: logits are off by 2e-4 of their spread there. With TQ_FLAG_BATCH_INVARIANT all are computed as
- *   fewer are: slower for long prompts. Builds, device types and CUDA architectures agree within rounding
- *   only.
+ *   These round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, trellis
+ *   codes and keys in bands, the rotated query too: logits are off by 2e-4 of their spread there, by 3e-4 of
+ *   keys in bands, which are rounded as well. With TQ_FLAG_BATCH_INVARIANT all are computed as fewer are:
+ *   slower for long prompts. Builds, device types and CUDA architectures agree within rounding only.
  *
  * Sliding  A layer with a sliding_window keeps what queries to come can see: the last sliding_window +
  *   rollback_tokens of a sequence, and all new tokens of its plan. Pages in front are given back when the
@@ -1133,9 +1133,11 @@ TQ_API tq_status tq_calibration_feed_from(tq_calibration *calibration, int32_t l
  * is coded is matrix * (key - centre), in front of the layer's own rotation and bands, and queries meet it
  * times the inverse transpose: for rotations calibrated to where queries look. Exact copies and what
  * tq_cache_read gives are keys as they came. Copied; fingerprints and states know it. head_dim^2
- * multiplications more a key of an append, and a query of an attend. INVALID_ARGUMENT: numbers beyond 2^20,
- * or no inverse of such in float32. INVALID_STATE once a sequence holds tokens. NOT_SUPPORTED: CUDA, latent
- * layers, keys of 16 bits or TQ_CODE_GROUPED. */
+ * multiplications more a key of an append, and a query of an attend. CUDA: a layer's first call takes device
+ * memory of (2 * head_dim^2 + head_dim + value_dim) * num_kv_heads floats, which tq_cache_bytes does not
+ * count (OUT_OF_MEMORY); graphs captured before it know of no matrix. INVALID_ARGUMENT: numbers beyond 2^20,
+ * or no inverse of such in float32. INVALID_STATE once a sequence holds tokens. NOT_SUPPORTED: latent layers,
+ * keys of 16 bits or TQ_CODE_GROUPED. */
 TQ_API tq_status tq_cache_set_key_matrix(tq_cache *cache, int32_t layer, const float *matrix);
 /* The layer's key matrices as tq_cache_set_key_matrix takes them, in front of its first tokens: they and its
  * queries are measured as the matrices turn them. In the file, and set with the centres. INVALID_STATE: the

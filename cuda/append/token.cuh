@@ -82,8 +82,8 @@ __device__ __forceinline__ void copy_exact_token(const AppendParams& args, const
         code::exact_copy(code::load_bits(args.input[job.kind], from + i, type), type, &replaced));
 }
 
-// One token as it is coded: loaded, its exact copy kept, turned, centred. Returns whether a value was replaced.
-// kTurns: keys may have matrices, whose loops other kernels have not.
+// One token as it is coded: loaded, its exact copy kept, turned, centred. Returns whether a value was
+// replaced. kTurns: keys may have matrices, whose loops other kernels have not.
 template <int kStored, bool kTurns>
 __device__ __forceinline__ bool load_token(const AppendParams& args, const DeviceSide& side,
                                            const TileJob& job, int token, float (&y)[kStored / 32],

@@ -32,8 +32,8 @@ struct OneBit {
   }
 };
 
-// A band of a tile as halves, exactly: h[4 s ..] has of token 8 s + lane / 4 the coordinates 4 t .. 4 t + 3 and
-// 16 + 4 t .. 16 + 4 t + 3, t = lane % 4.
+// A band of a tile as halves, exactly: h[4 s ..] has of token 8 s + lane / 4 the coordinates 4 t .. 4 t + 3
+// and 16 + 4 t .. 16 + 4 t + 3, t = lane % 4.
 template <class OfCode>
 __device__ __forceinline__ void band_halves(const uint32_t* words, const ByteTable& table, uint32_t (&h)[16],
                                             int lane) {

@@ -134,7 +134,8 @@ void refusals() {
   check(calibration.file() == expected(), "what was refused counts");
 }
 
-// A calibration's matrices and centres in a cache of either device: tokens get the same codes, and read alike.
+// A calibration's matrices and centres in a cache of either device: tokens get the same codes, and read
+// alike.
 void matrices() {
   const std::vector<float> turns = key_matrices(kKvHeads, kDim, 7);
   Calibration calibration;

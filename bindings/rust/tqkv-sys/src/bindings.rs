@@ -1243,9 +1243,11 @@ functions! {
     /// by row: what is coded is matrix \* (key - centre), in front of the layer's own rotation and bands,
     /// and queries meet it times the inverse transpose: for rotations calibrated to where queries look.
     /// Exact copies and what tq_cache_read gives are keys as they came. Copied; fingerprints and states
-    /// know it. head_dim^2 multiplications more a key of an append, and a query of an attend.
-    /// INVALID_ARGUMENT: numbers beyond 2^20, or no inverse of such in float32. INVALID_STATE once a
-    /// sequence holds tokens. NOT_SUPPORTED: CUDA, latent layers, keys of 16 bits or TQ_CODE_GROUPED.
+    /// know it. head_dim^2 multiplications more a key of an append, and a query of an attend. CUDA: a
+    /// layer's first call takes device memory of (2 \* head_dim^2 + head_dim + value_dim) \* num_kv_heads
+    /// floats, which tq_cache_bytes does not count (OUT_OF_MEMORY); graphs captured before it know of no
+    /// matrix. INVALID_ARGUMENT: numbers beyond 2^20, or no inverse of such in float32. INVALID_STATE once
+    /// a sequence holds tokens. NOT_SUPPORTED: latent layers, keys of 16 bits or TQ_CODE_GROUPED.
     fn tq_cache_set_key_matrix(cache: *mut tq_cache, layer: i32, matrix: *const f32) -> tq_status;
     /// The layer's key matrices as tq_cache_set_key_matrix takes them, in front of its first tokens: they
     /// and its queries are measured as the matrices turn them. In the file, and set with the centres.
