@@ -32,19 +32,6 @@ struct OneBit {
   }
 };
 
-// A band of a tile as halves, exactly: h[4 s ..] has of token 8 s + lane / 4 the coordinates 4 t .. 4 t + 3
-// and 16 + 4 t .. 16 + 4 t + 3, t = lane % 4.
-template <class OfCode>
-__device__ __forceinline__ void band_halves(const uint32_t* words, const ByteTable& table, uint32_t (&h)[16],
-                                            int lane) {
-  uint32_t r[8];
-  if constexpr (std::is_same_v<OfCode, OneBit>)
-    OneBit::tile_bytes(words, table, r, lane);
-  else
-    group_bytes<OfCode, format::Kind::kKey, 1>(words, format::kLanes, 0, lane, 0, table, r);
-  halves_of_bytes<OfCode::kHalfLevels>(r, h);
-}
-
 // kTrellis: of a side in trellis bands.
 template <int kBits, bool kTrellis>
 struct BandCodeOf {
@@ -76,6 +63,21 @@ __device__ __forceinline__ void with_band_code(format::CodeId id, const F& f) {
     f(OneBit());
   else
     with_any_code<1>(id, f);
+}
+
+// A band of a tile as bytes, in the order of group_bytes; returns whether levels are those + 1/2.
+__device__ __forceinline__ bool bytes_of_band(format::CodeId id, const uint32_t* words,
+                                              const ByteTable& table, uint32_t (&r)[8], int lane) {
+  bool half = false;
+  with_band_code(id, [&](auto code) {
+    using OfCode = decltype(code);
+    if constexpr (std::is_same_v<OfCode, OneBit>)
+      OneBit::tile_bytes(words, table, r, lane);
+    else
+      group_bytes<OfCode, format::Kind::kKey, 1>(words, format::kLanes, 0, lane, 0, table, r);
+    half = OfCode::kHalfLevels;
+  });
+  return half;
 }
 
 }  // namespace cuda

@@ -140,11 +140,6 @@ struct TrellisCode {
 #pragma unroll
     for (int i = 1; i < kBits; i++) w[i + 1] = first[lane * kJv + jj + i * stride];
   }
-  __device__ static __forceinline__ void halves(const Open& w, const CodeTables& tables, uint32_t (&h)[16]) {
-    uint32_t r[8];
-    bytes(w, tables.bytes, r);
-    halves_of_bytes<kHalfLevels>(r, h);
-  }
 
   // f(bit, selectors turned left by it) for the four octets, a nibble a code: the level's index (2 bits) or
   // its magnitude's.

@@ -10,43 +10,24 @@
 
 namespace tq::cuda::prefill {
 
-// The sides that a kernel is compiled for.
+// The sides that a kernel is compiled for: scalar codes, or trellis codes and keys in bands too.
 struct ScalarSides {
-  static constexpr bool kBands = false;
-  template <int kJv, class F>
-  __device__ static __forceinline__ void with(format::CodeId id, const F& f) {
-    with_code(id, f);
-  }
+  static constexpr bool kAny = false;
 };
-struct AnySides {  // trellis codes too, and keys in bands
-  static constexpr bool kBands = true;
-  template <int kJv, class F>
-  __device__ static __forceinline__ void with(format::CodeId id, const F& f) {
-    with_any_code<kJv>(id, f);
-  }
+struct AnySides {
+  static constexpr bool kAny = true;
 };
 
 // Tables of a code whose halves are looked up, out of shared memory; of another as they stand.
 template <class OfCode>
 __device__ __forceinline__ CodeTables tables_at_hand(const CodeTables& tables, const HalfTable& halves) {
-  if constexpr (!OfCode::kId.trellis())
-    if (OfCode::kHalfTable) return CodeTables{tables.bytes, halves};
-  return tables;
+  return OfCode::kHalfTable ? CodeTables{tables.bytes, halves} : tables;
 }
 
-// Which group lane L has in part `part` of a side's words: jb * jv + L % jv of lane `owner`.
-template <int kStored>
-struct PartPlace {
-  static constexpr int kJv = PrefillShape<kStored>::kJv;
-  int jb, jj, owner;
-  __device__ __forceinline__ PartPlace(int part, int lane)
-      : jb(part / kJv), jj(lane % kJv), owner(part % kJv * (32 / kJv) + lane / kJv) {}
-};
-
-// f(part, words) for parts first .. first + kParts - 1 of a side's groups of scalar codes, 32 words of each
-// plane: all words are loaded first where there are registers for them. words: the lane's first.
+// f(part, words) for parts first .. first + kParts - 1 of a side's groups, 32 words of each plane: all words
+// are loaded first where there are registers for them.
 template <class OfCode, int kStored, int kParts, class F>
-__device__ __forceinline__ void for_scalar_parts(const uint32_t* words, int first, const F& f) {
+__device__ __forceinline__ void for_parts(const uint32_t* words, int first, const F& f) {
   constexpr bool kOften = kStored <= 128;  // beyond it the warps of rows need the registers
   constexpr int kTogether = kOften && kParts * OfCode::kWords <= 16 ? kParts : 1;
   static_assert(kParts % kTogether == 0, "whole batches");
@@ -60,20 +41,41 @@ __device__ __forceinline__ void for_scalar_parts(const uint32_t* words, int firs
   }
 }
 
-// The same of any code. side: its words; lane: the place in a part that is the lane's.
-template <class OfCode, format::Kind kKind, int kStored, int kParts, class F>
-__device__ __forceinline__ void for_parts(const uint32_t* side, int first, int lane, const F& f) {
-  constexpr bool kOften = kStored <= 128;  // beyond it the warps of rows need the registers
-  if constexpr (OfCode::kId.trellis()) {
-#pragma unroll kOften ? kParts : 1
-    for (int i = 0; i < kParts; i++) {
-      const PartPlace<kStored> at(first + i, lane);
-      typename OfCode::Open w;
-      OfCode::template open_one<kKind>(side, kStored, at.jb, at.owner, at.jj, w);
-      f(first + i, w);
-    }
-  } else {
-    for_scalar_parts<OfCode, kStored, kParts>(side + lane, first, f);
+// Which group lane L has in part `part` of a side's words: jb * jv + L % jv of lane `owner`.
+template <int kStored>
+struct PartPlace {
+  static constexpr int kJv = PrefillShape<kStored>::kJv;
+  int jb, jj, owner;
+  __device__ __forceinline__ PartPlace(int part, int lane)
+      : jb(part / kJv), jj(lane % kJv), owner(part % kJv * (32 / kJv) + lane / kJv) {}
+};
+
+// f(part, halves) of the same parts of a side of any code. The code is asked for in each part, so that what
+// follows from a group's bytes is compiled once. lane: the place in a part that is the lane's.
+template <format::Kind kKind, int kStored, int kParts, class F>
+__device__ __forceinline__ void for_any_parts(format::CodeId id, const ByteTable& table, const uint32_t* side,
+                                              int first, int lane, const F& f) {
+  constexpr int kJv = PrefillShape<kStored>::kJv;
+#pragma unroll 1
+  for (int part = first; part < first + kParts; part++) {
+    const PartPlace<kStored> at(part, lane);
+    uint32_t r[8], h[16];
+    bool half = false;
+    with_any_code<kJv>(id, [&](auto code) {
+      using OfCode = decltype(code);
+      if constexpr (OfCode::kId.trellis()) {
+        typename OfCode::Open w;
+        OfCode::template open_one<kKind>(side, kStored, at.jb, at.owner, at.jj, w);
+        OfCode::bytes(w, table, r);
+      } else {
+        typename OfCode::Words w;
+        load_group<OfCode>(side + 32 * part + lane, kStored, w);
+        OfCode::bytes(w, table, r);
+      }
+      half = OfCode::kHalfLevels;
+    });
+    ByteLevels(half).halves(r, h);
+    f(part, h);
   }
 }
 
@@ -86,15 +88,13 @@ __device__ __forceinline__ void put_key(uint8_t* keys, uint32_t row, int block, 
       make_uint2(low, high);
 }
 
-// Part `part` of a tile's key words.
-template <class KeyCode, int kStored, int kWords>
-__device__ __forceinline__ void expand_keys(const CodeTables& tables, const uint32_t (&w)[kWords],
-                                            uint8_t* keys, int tile, int part, int lane) {
+// Part `part` of a tile's keys.
+template <int kStored>
+__device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys, int tile, int part,
+                                         int lane) {
   constexpr int kJv = PrefillShape<kStored>::kJv;
   const PartPlace<kStored> at(part, lane);
   const int g = at.owner / 4, t = at.owner % 4;
-  uint32_t h[16];
-  KeyCode::halves(w, tables, h);
 #pragma unroll
   for (int s = 0; s < 4; s++) {
     const int block = at.jb * kJv + s % kJv, token_block = 4 / kJv * at.jj + s / kJv;
@@ -112,13 +112,11 @@ __device__ __forceinline__ int value_lane(int lane) {
   return PrefillShape<kStored>::kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
 }
 // mine: value_lane.
-template <class ValueCode, int kStored, int kWords>
-__device__ __forceinline__ void expand_values(const CodeTables& tables, const uint32_t (&w)[kWords],
-                                              uint8_t* values, int tile, int part, int mine) {
+template <int kStored>
+__device__ __forceinline__ void put_values(const uint32_t (&h)[16], uint8_t* values, int tile, int part,
+                                           int mine) {
   const PartPlace<kStored> at(part, mine);
   const int g = at.owner / 4, t = at.owner % 4;
-  uint32_t h[16];
-  ValueCode::halves(w, tables, h);
   uint8_t* matrix = values + tile / 2 * GroupShape<kStored>::kValueMatrix;
 #pragma unroll
   for (int s = 0; s < 4; s++) {
@@ -162,8 +160,8 @@ __device__ __forceinline__ void expand_bands(const PrefillParams& p, const uint8
     const format::CodeId id = format::band_code(side.code(), band);
     const float part = inverse > 0.0f ? low_bf16(scales[band * format::kTileTokens + lane]) * inverse : 0.0f;
     const uint32_t parts = pack_f16(part, part);
-    uint32_t h[16];
-    with_band_code(id, [&](auto code) { band_halves<decltype(code)>(words, tables.bytes[band], h, lane); });
+    uint32_t r[8], h[16];
+    ByteLevels(bytes_of_band(id, words, tables.bytes[band], r, lane)).halves(r, h);
 #pragma unroll
     for (int s = 0; s < 4; s++) {
       const uint32_t factor = __shfl_sync(~0u, parts, 8 * s + lane / 4),
@@ -186,7 +184,7 @@ __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const
   };
   const auto scale = [&](const DeviceSide& side) { return seen ? low_bf16(scales(side)[lane]) : 0.0f; };
   const float value = scale(p.layer.value);
-  if (Sides::kBands && p.layer.key.layout.banded())
+  if (Sides::kAny && p.layer.key.layout.banded())
     to.key[32 * tile + lane] = BandUnit(scales(p.layer.key), kStored / format::kGroupCodes, seen, lane).unit;
   else
     to.key[32 * tile + lane] = scale(p.layer.key);
@@ -201,8 +199,7 @@ template <int kStored, bool kShared, class Sides>
 struct Producer {
   using Shape = GroupShape<kStored>;
   using RunSteps = Steps<Shape::kTokens, kShared>;
-  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit,
-                       kJv = PrefillShape<kStored>::kJv;
+  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit;
   const PrefillParams& p;
   uint8_t* smem;
   int warp, lane;
@@ -238,6 +235,18 @@ struct Producer {
     fill = fill + 1 == p.smem.stages ? 0 : fill + 1;
   }
 
+  // The warp's parts of a side of scalar codes. words: the lane's; put(part, halves).
+  template <class OfCode, class Put>
+  __device__ __forceinline__ void expand_parts(const CodeTables& of_side, const HalfTable& halves,
+                                               const uint32_t* words, int first, const Put& put) const {
+    const CodeTables tables = tables_at_hand<OfCode>(of_side, halves);
+    for_parts<OfCode, kStored, kParts>(words, first, [&](int part, const auto& group) {
+      uint32_t h[16];
+      OfCode::halves(group, tables, h);
+      put(part, h);
+    });
+  }
+
   // Expands the warp's part of a step whose first token is `token`.
   __device__ __forceinline__ void expand(const PrefillBlock& b, int token) {
     const int first = warp % Shape::kSplit * kParts;
@@ -254,33 +263,39 @@ struct Producer {
           p, stored, reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
           tile(), seen, lane);
     uint8_t* const key_rows = smem + p.smem.keys_at + keys.index * Shape::kKeyBytes;
-    if (Sides::kBands && p.layer.key.layout.banded())
+    const uint32_t* const key_words = reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset);
+    const format::CodeId key_code = p.layer.key.layout.code();
+    const auto put_key_part = [&](int part, const uint32_t(&h)[16]) {
+      put_keys<kStored>(h, key_rows, tile(), part, lane);
+    };
+    if constexpr (!Sides::kAny)
+      with_code(key_code, [&](auto code) {
+        expand_parts<decltype(code)>(p.numbers.key_tables, all.key_halves, key_words + lane, first,
+                                     put_key_part);
+      });
+    else if (key_code.banded())
       expand_bands<kStored, kParts>(p, stored, seen, key_rows, tile(), first, lane);
     else
-      Sides::template with<kJv>(p.layer.key.layout.code(), [&](auto code) {
-        using KeyCode = decltype(code);
-        const CodeTables tables = tables_at_hand<KeyCode>(p.numbers.key_tables, all.key_halves);
-        for_parts<KeyCode, format::Kind::kKey, kStored, kParts>(
-            reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset), first, lane,
-            [&](int part, const auto& words) {
-              expand_keys<KeyCode, kStored>(tables, words, key_rows, tile(), part, lane);
-            });
-      });
+      for_any_parts<format::Kind::kKey, kStored, kParts>(key_code, p.numbers.key_tables.bytes, key_words,
+                                                         first, lane, put_key_part);
     publish_to_products();
     barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
-    Sides::template with<kJv>(p.layer.value.layout.code(), [&](auto code) {
-      using ValueCode = decltype(code);
-      const CodeTables tables = tables_at_hand<ValueCode>(p.numbers.value_tables, all.value_halves);
-      const int mine = value_lane<kStored>(lane);
-      for_parts<ValueCode, format::Kind::kValue, kStored, kParts>(
-          reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset), first, mine,
-          [&](int part, const auto& words) {
-            expand_values<ValueCode, kStored>(tables, words,
-                                              smem + p.smem.values_at + values.index * Shape::kValueBytes,
-                                              tile(), part, mine);
-          });
-    });
+    uint8_t* const value_rows = smem + p.smem.values_at + values.index * Shape::kValueBytes;
+    const uint32_t* const value_words = reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset);
+    const format::CodeId value_code = p.layer.value.layout.code();
+    const int mine = value_lane<kStored>(lane);
+    const auto put_value_part = [&](int part, const uint32_t(&h)[16]) {
+      put_values<kStored>(h, value_rows, tile(), part, mine);
+    };
+    if constexpr (!Sides::kAny)
+      with_code(value_code, [&](auto code) {
+        expand_parts<decltype(code)>(p.numbers.value_tables, all.value_halves, value_words + mine, first,
+                                     put_value_part);
+      });
+    else
+      for_any_parts<format::Kind::kValue, kStored, kParts>(value_code, p.numbers.value_tables.bytes,
+                                                           value_words, first, mine, put_value_part);
     publish_to_products();
     __syncwarp();
     if (lane == 0) barrier_arrive(all.values_full + values.index);

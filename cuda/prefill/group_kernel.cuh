@@ -36,7 +36,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   // Rows, ranges, queries of an item.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     meet_group();  // nobody reads the last item's queries any more
-    prepare_matrix<kStored, kMasks, Sides::kBands>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
+    prepare_matrix<kStored, kMasks, Sides::kAny>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
     Base::find_range(b);
     publish_to_products();
     meet_group();
