@@ -197,7 +197,7 @@ int main(int count, char** arguments) {
       check(false, "configuration %d: %s", at, error.what());
     }
   }
-  for (const double(&worst)[3] : {worst_short, worst_long})
+  for (const double* const worst : {worst_short, worst_long})
     printf(
         "   %d configurations, %s queries: worst row %.2e, worst whole %.2e, worst lse %.2e from float64\n",
         index, worst == worst_short ? "few" : "many", worst[0], worst[1], worst[2]);
