@@ -25,6 +25,7 @@ class Case:
     sinks: int = 0  # first ones
     families: tuple = ()  # of codes other than scalar ones: fields of the configuration and their values
     bands: tuple = ()  # widths of keys in bands, in an order of the head's own
+    turned: bool = False  # keys by a matrix for each head
     latent: int = 0  # value_dim of latent layers, whose keys alone are stored; widths are (rest, latent)
 
     def fields(self):
@@ -163,6 +164,13 @@ QUALITY += tuple(banded(case, bands, bits, families)
                  for case, patterns in ((TABLE[0], BANDS + HALVES), (TABLE[2], BANDS[:1]),
                                         *((append, BANDS[:1]) for append in APPEND))
                  for bands, bits in patterns)
+QUALITY += tuple(
+    dataclasses.replace(case, name=f"{case.name}, trellis", widths=((4, 4), (3, 3), (2, 2)), families=TRELLIS)
+    for case in PREFILL[:2]) + tuple(
+        banded(PREFILL[0], bands, bits, families) for families in ((), TRELLIS) for bands, bits in BANDS[:1])
+QUALITY += tuple(
+    dataclasses.replace(case, name=f"{case.name}, key matrices", widths=((4, 4), ), turned=True)
+    for case in (TABLE[0], TABLE[4], PREFILL[0], PREFILL[2], *APPEND))
 # DeepSeek V2, V3, R1 and their like: one kv head, 512 + 64.
 LATENT_SHAPE = {"kv_heads": 1, "head_dim": 576, "latent": 512}
 LATENT = (*(Case(f"latent, {heads} query heads, B{batch} n{tokens}", "decode", batch, tokens, q_heads=heads,

@@ -10,6 +10,7 @@ the cache itself reads, bit for bit.
 """
 import random
 
+import numpy as np
 import tqkv
 from cases import PAGE_TOKENS, pieces
 
@@ -22,6 +23,16 @@ def banded_layers(case, layers):
         return None
     order = [random.Random(head).sample(range(case.head_dim), case.head_dim) for head in range(case.kv_heads)]
     return [tqkv.Layer(key_bands=tqkv.KeyBands(case.bands, order))] * layers
+
+
+def turn_keys(case, cache, layers):
+    """Rotations for the keys of all layers, before the first token; nothing where the case has none."""
+    if not case.turned:
+        return
+    normal = np.random.default_rng(3).standard_normal((case.kv_heads, case.head_dim, case.head_dim))
+    matrices = np.ascontiguousarray(np.linalg.qr(normal)[0], np.float32)
+    for layer in range(layers):
+        cache.set_key_matrix(layer, matrices)
 
 
 class Filled:
@@ -41,6 +52,7 @@ class Filled:
         self.cache = tqkv.Cache(self._config(layers, "float16", pages * PAGE_TOKENS, alive,
                                              max(case.batch, min(alive, 256))),
                                 stream=stream)
+        turn_keys(case, self.cache, layers)
         self.step = self.cache.batch()
         self._shuffle(decoys, pages // decoys)
         self.sequences = [self.cache.sequence() for _ in range(case.batch)]
@@ -122,6 +134,7 @@ class Filled:
         stream = self.stream if device == self.device else None
         with tqkv.Cache(self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device),
                         stream=stream) as twin:
+            turn_keys(self.case, twin, self.layers)
             step, copy = twin.batch(), twin.sequence()
             for keys, values in self.rows_of(sequence):
                 step.plan([copy], [len(keys)], [0], stream=stream)

@@ -76,7 +76,8 @@ def results():
                                                                                    kv_heads=2,
                                                                                    q_len=40), 40, 40),
                                (Case("four", "decode", 2, 300, q_heads=8, kv_heads=2, window=40,
-                                     sinks=4), 1, 1)):
+                                     sinks=4), 1, 1), (Case("five", "decode", 2, 150, q_heads=4, kv_heads=2,
+                                                            head_dim=64, turned=True), 1, 1)):
         generator = np.random.default_rng(5)
         pool = tuple(
             generator.standard_normal((3000, case.kv_heads, case.head_dim)).astype(np.float16) for _ in "kv")
