@@ -192,7 +192,8 @@ void CudaBackend::attend(const AttendRequest& request) {
   }
   const int shape = layers_[request.layer].shape;
   const UploadedPlan::List& uploaded = batch.uploaded.lists[shape];
-  if (uploaded.few_sequences > 0 && few_fits_[request.layer]) {
+  // Its 64 registers are few for a matrix.
+  if (uploaded.few_sequences > 0 && few_fits_[request.layer] && !launch.layer.key_matrix) {
     const PageGroup& group = geometry_.groups[layers_[request.layer].group];
     if (group.max_sequence_pages * group.page_size <= kFewGraphTokens || !is_capturing(launch.stream))
       launch.few_sequences = uploaded.few_sequences;

@@ -284,8 +284,8 @@ __global__ void __launch_bounds__(kFewWarps * 32, 2) TQ_CLUSTER(kRanks)
         if (threadIdx.x == 0) shared.block = b;
         // its numbers are needed where rows end, too
         if (own_row < end)
-          prepare_query<Core>(p, b.s, b.kv_head, b.first_row, end, own_row, kFewWarps, loads, shared.query,
-                              lane);
+          prepare_query<Core, false>(p, b.s, b.kv_head, b.first_row, end, own_row, kFewWarps, loads,
+                                     shared.query, lane);
       }
     }
     if (!none) {

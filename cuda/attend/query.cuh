@@ -32,8 +32,8 @@ struct QueryLoads {
 // Rows first, first + step, ... < rows of a block, by one warp that has loaded the first. Core::kKey: stored
 // key dimension, a multiple of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head
 // of the block's row 0. Inlined: kernel parameters behind a reference would be loaded from memory, one
-// dependent miss after another, at the start of every launch.
-template <class Core>
+// dependent miss after another, at the start of every launch. kTurns: keys may have matrices.
+template <class Core, bool kTurns = true>
 __device__ __forceinline__ void prepare_query(const AttendParams& p, const SequenceRows& s, int kv_head,
                                               int first_row, int rows, int first, int step,
                                               QueryLoads<Core>& loads, uint8_t* slot, int lane) {
@@ -86,11 +86,11 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
       }
     if (coded && !by_rows) {
       uint8_t* to = slot + set_place(r, lane);
-      query = code_query<kStored, ExactDivision>(p, kv_head, signs, size.exponent, x, lane,
-                                                 [&](int i, uint8_t high, uint8_t low) {
-                                                   to[i * 512] = high;
-                                                   to[i * 512 + 32] = low;
-                                                 });
+      query = code_query<kStored, ExactDivision, kTurns>(p, kv_head, signs, size.exponent, x, lane,
+                                                         [&](int i, uint8_t high, uint8_t low) {
+                                                           to[i * 512] = high;
+                                                           to[i * 512 + 32] = low;
+                                                         });
       wild = is_wild(query.scale);
     }
     // The last row also fills in for rows that stand for nothing: a zero scale makes them harmless.

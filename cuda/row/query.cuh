@@ -82,8 +82,8 @@ __device__ __forceinline__ RoundedQuery round_query(const RowParams& p, const fl
 }
 
 // x: divided by 2^exponent and with the sign of the softmax scale, which keeps the transform of large float32
-// queries in range; turned, if keys are; then rotated and rounded by round_query.
-template <int kStored, class Arithmetic, class Put>
+// queries in range; turned, if keys are (kTurns: they may be); then rotated and rounded by round_query.
+template <int kStored, class Arithmetic, bool kTurns = true, class Put>
 __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head,
                                                  const uint32_t (&signs)[kStored / 32], int exponent,
                                                  float (&x)[kStored / 32], int lane, const Put& put) {
@@ -93,7 +93,7 @@ __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head
   CodedQuery coded = {0.0f, 0.0f, 0};
 #pragma unroll
   for (int i = 0; i < kPieces; i++) x[i] *= down;
-  if (p.layer.key_matrix)
+  if (kTurns && p.layer.key_matrix)
     turn_row(query_columns(p.layer, kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
