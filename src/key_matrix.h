@@ -3,6 +3,7 @@
 // sections 2 and 2.5): what is coded is M k, and a query meets it as the inverse transpose of M, times q, so
 // that inner products are those of k and q. Checked and inverted here, in double.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
 #include <vector>
