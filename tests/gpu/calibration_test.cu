@@ -154,7 +154,7 @@ void matrices() {
     API_MUST(tq_calibration_set_centres(calibration.handle, cache.cache));
     API_MUST(tq_cache_fingerprint(cache.cache, &prints[side]));
     const tq_sequence id = cache.sequence();
-    for (const int64_t count : {1, 5, 200, 2}) {
+    for (const int64_t count : {1, 5, 200, 2, 48}) {  // whole pages, whose bytes are all somebody's
       const int64_t rows = count * kKvHeads * kDim;
       Memory k(device, static_cast<size_t>(rows) * 2), v(device, static_cast<size_t>(rows) * 2);
       GPU_MUST(
@@ -168,7 +168,7 @@ void matrices() {
     reads[side] = cache.read(1, id);
     pools[side] = cache.pool.host();
     refused(tq_cache_set_key_matrix(cache.cache, 1, turns.data()), TQ_ERROR_INVALID_STATE,
-            "key matrices are fixed once a sequence holds tokens (208 in all)");
+            "key matrices are fixed once a sequence holds tokens (256 in all)");
   }
   pools[1].resize(pools[0].size());  // a device's pool is rounded up
   check(prints[0] == prints[1], "fingerprints differ");
