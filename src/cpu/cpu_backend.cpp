@@ -158,7 +158,7 @@ void CpuBackend::set_centres(int index, const float* key, const float* value) {
 }
 
 void CpuBackend::set_key_matrix(int index, const KeyMatrix& matrix, const float* key, const float*) {
-  store_.set_key_matrix(index, matrix);
+  if (store_.geometry.stores(index)) store_.set_key_matrix(index, matrix);
   if (key) set_centres(index, key, nullptr);
 }
 

@@ -79,10 +79,10 @@ class Store {
   format::BandCoder band_coder(int layer, int head) const;
   // Of the layer's keys; null: none.
   const KeyMatrix* key_matrix(int layer) const {
-    const KeyMatrix& matrix = key_matrices_[static_cast<size_t>(layer)];
+    const KeyMatrix& matrix = key_matrices_[static_cast<size_t>(geometry.layers[layer].storage)];
     return matrix.empty() ? nullptr : &matrix;
   }
-  // By value: a copy that fails changes nothing.
+  // Of a layer that stores tokens. By value: a copy that fails changes nothing.
   void set_key_matrix(int layer, KeyMatrix matrix) {
     key_matrices_[static_cast<size_t>(layer)] = std::move(matrix);
   }
@@ -115,7 +115,7 @@ class Store {
   PageMemory pages_;
   Block raw_, table_block_, workspace_;
   Tables tables_;
-  std::vector<KeyMatrix> key_matrices_;  // [num_layers]
+  std::vector<KeyMatrix> key_matrices_;  // [num_layers], of those that store tokens
 };
 
 }  // namespace cpu
