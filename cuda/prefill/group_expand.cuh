@@ -235,16 +235,35 @@ struct Producer {
     fill = fill + 1 == p.smem.stages ? 0 : fill + 1;
   }
 
-  // The warp's parts of a side of scalar codes. words: the lane's; put(part, halves).
-  template <class OfCode, class Put>
-  __device__ __forceinline__ void expand_parts(const CodeTables& of_side, const HalfTable& halves,
-                                               const uint32_t* words, int first, const Put& put) const {
-    const CodeTables tables = tables_at_hand<OfCode>(of_side, halves);
-    for_parts<OfCode, kStored, kParts>(words, first, [&](int part, const auto& group) {
-      uint32_t h[16];
-      OfCode::halves(group, tables, h);
-      put(part, h);
-    });
+  // The warp's parts of a side that is not in bands, from `first` on. place: the lane's in a part; put(part,
+  // halves).
+  template <format::Kind kKind, class Put>
+  __device__ __forceinline__ void expand_side(const DeviceSide& side, const CodeTables& tables,
+                                              const HalfTable& halves, const uint8_t* stored, int first,
+                                              int place, const Put& put) const {
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(stored + side.code_offset);
+    if constexpr (Sides::kAny)
+      for_any_parts<kKind, kStored, kParts>(side.layout.code(), tables.bytes, words, first, place, put);
+    else
+      with_code(side.layout.code(), [&](auto code) {
+        using OfCode = decltype(code);
+        const CodeTables own = tables_at_hand<OfCode>(tables, halves);
+        for_parts<OfCode, kStored, kParts>(words + place, first, [&](int part, const auto& group) {
+          uint32_t h[16];
+          OfCode::halves(group, own, h);
+          put(part, h);
+        });
+      });
+  }
+
+  __device__ __forceinline__ void expand_keys(const uint8_t* stored, bool seen, int first,
+                                              uint8_t* rows) const {
+    if constexpr (Sides::kAny)
+      if (p.layer.key.layout.banded())
+        return expand_bands<kStored, kParts>(p, stored, seen, rows, tile(), first, lane);
+    expand_side<format::Kind::kKey>(
+        p.layer.key, p.numbers.key_tables, head().key_halves, stored, first, lane,
+        [&](int part, const uint32_t(&h)[16]) { put_keys<kStored>(h, rows, tile(), part, lane); });
   }
 
   // Expands the warp's part of a step whose first token is `token`.
@@ -263,39 +282,15 @@ struct Producer {
           p, stored, reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
           tile(), seen, lane);
     uint8_t* const key_rows = smem + p.smem.keys_at + keys.index * Shape::kKeyBytes;
-    const uint32_t* const key_words = reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset);
-    const format::CodeId key_code = p.layer.key.layout.code();
-    const auto put_key_part = [&](int part, const uint32_t(&h)[16]) {
-      put_keys<kStored>(h, key_rows, tile(), part, lane);
-    };
-    if constexpr (!Sides::kAny)
-      with_code(key_code, [&](auto code) {
-        expand_parts<decltype(code)>(p.numbers.key_tables, all.key_halves, key_words + lane, first,
-                                     put_key_part);
-      });
-    else if (key_code.banded())
-      expand_bands<kStored, kParts>(p, stored, seen, key_rows, tile(), first, lane);
-    else
-      for_any_parts<format::Kind::kKey, kStored, kParts>(key_code, p.numbers.key_tables.bytes, key_words,
-                                                         first, lane, put_key_part);
+    expand_keys(stored, seen, first, key_rows);
     publish_to_products();
     barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
     uint8_t* const value_rows = smem + p.smem.values_at + values.index * Shape::kValueBytes;
-    const uint32_t* const value_words = reinterpret_cast<const uint32_t*>(stored + p.layer.value.code_offset);
-    const format::CodeId value_code = p.layer.value.layout.code();
     const int mine = value_lane<kStored>(lane);
-    const auto put_value_part = [&](int part, const uint32_t(&h)[16]) {
-      put_values<kStored>(h, value_rows, tile(), part, mine);
-    };
-    if constexpr (!Sides::kAny)
-      with_code(value_code, [&](auto code) {
-        expand_parts<decltype(code)>(p.numbers.value_tables, all.value_halves, value_words + mine, first,
-                                     put_value_part);
-      });
-    else
-      for_any_parts<format::Kind::kValue, kStored, kParts>(value_code, p.numbers.value_tables.bytes,
-                                                           value_words, first, mine, put_value_part);
+    expand_side<format::Kind::kValue>(
+        p.layer.value, p.numbers.value_tables, all.value_halves, stored, first, mine,
+        [&](int part, const uint32_t(&h)[16]) { put_values<kStored>(h, value_rows, tile(), part, mine); });
     publish_to_products();
     __syncwarp();
     if (lane == 0) barrier_arrive(all.values_full + values.index);
