@@ -123,6 +123,9 @@ class FakeBackend : public Backend {
   void* own_workspace() override { return workspace_.data(); }
 
   void set_centres(int, const float*, const float*) override { enter(Verb::kSetCentres); }
+  void set_key_matrix(int, const KeyMatrix&, const float*, const float*) override {
+    enter(Verb::kSetCentres);
+  }
   void copy_pages(int group, const PageCopy* copies, int64_t count, void*) override {
     enter(Verb::kCopyPages);
     for (int64_t i = 0; i < count; i++) {

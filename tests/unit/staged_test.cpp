@@ -40,6 +40,9 @@ class Device : public Backend {
   void set_centres(int layer, const float* key, const float* value) override {
     own_->set_centres(layer, key, value);
   }
+  void set_key_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value) override {
+    own_->set_key_matrix(layer, matrix, key, value);
+  }
   void grow_pages(const int64_t* num_pages, void*) override { own_->grow_pages(num_pages, nullptr); }
   void copy_pages(int group, const PageCopy* copies, int64_t count, void*) override {
     own_->copy_pages(group, copies, count, nullptr);
