@@ -30,8 +30,24 @@ Geometry with_layers(Geometry geometry, const std::vector<LayerGeometry>& layers
 int64_t latent_place(const Geometry& geometry, int num_units) {
   return align_up(attend_workspace_capacity(geometry, num_units), 256);
 }
+int64_t wide_place(const Geometry& geometry, int num_units) {
+  return align_up(latent_place(geometry, num_units) +
+                      latent::workspace_bytes(geometry, latent::bounds_of(geometry)),
+                  256);
+}
+prefill::WideBounds wide_bounds(const Geometry& geometry) {
+  prefill::WideBounds bounds = {geometry.max_batch_tokens, geometry.max_batch_tokens, 0};
+  for (int group = 0; group < geometry.num_code_groups(); group++)
+    bounds.longest = std::max(bounds.longest,
+                              geometry.groups[group].max_sequence_pages * geometry.groups[group].page_size);
+  return bounds;
+}
 int64_t workspace_capacity(const Geometry& geometry, int num_units) {
-  return latent_place(geometry, num_units) + latent::workspace_bytes(geometry, latent::bounds_of(geometry));
+  const DeviceGuard guard(geometry.device_id);
+  return wide_place(geometry, num_units) +
+         prefill::wide_workspace_bytes(
+             geometry, wide_bounds(geometry), num_units,
+             device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, geometry.device_id));
 }
 
 DeviceLayers::DeviceLayers(const Geometry& geometry, const HostOps& ops, void* pool,

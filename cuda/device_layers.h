@@ -7,14 +7,18 @@
 #include "cuda/append/params.h"
 #include "cuda/arena.h"
 #include "cuda/attend/launch.h"
+#include "cuda/prefill/launch_wide.h"
 #include "key_matrix.h"
 
 namespace tq {
 namespace cuda {
 
-// Workspace of a call: the decode kernel's, whose counters are zeros between calls, and behind it the latent
-// layers'.
+// Workspace of a call: the decode kernel's, whose counters are zeros between calls, behind it the latent
+// layers', and that of the wide way of long prefill.
 int64_t latent_place(const Geometry& geometry, int num_units);
+int64_t wide_place(const Geometry& geometry, int num_units);
+// Any plan of a cache.
+prefill::WideBounds wide_bounds(const Geometry& geometry);
 int64_t workspace_capacity(const Geometry& geometry, int num_units);
 
 class DeviceLayers {

@@ -33,7 +33,9 @@ class CudaPagedBackend final : public PagedBackend, private DeviceLayers {
     set_layer_centres(layer, key, value);
   }
   int64_t workspace_bytes(const PagedStep& bounds) const override {
-    return paged::plan_places(geometry_, bounds, num_units_).total;
+    const DeviceGuard guard(geometry_.device_id);
+    return wide_place(paged::plan_places(geometry_, bounds, num_units_)) +
+           prefill::wide_workspace_bytes(geometry_, wide_bounds(bounds), num_units_, shared_memory_per_block_);
   }
   void plan(const PlannedStep& step, void* stream) override {
     const DeviceGuard guard(geometry_.device_id);
@@ -49,6 +51,11 @@ class CudaPagedBackend final : public PagedBackend, private DeviceLayers {
 
  private:
   volatile uint32_t* noticed() const { return arena_.device_flags() + geometry_.max_sequences; }
+  // Behind the plan.
+  static int64_t wide_place(const paged::PlanPlaces& places) { return align_up(places.total, 256); }
+  static prefill::WideBounds wide_bounds(const PagedStep& step) {
+    return prefill::WideBounds{step.num_tokens, step.max_query_len, step.max_seq_len};
+  }
   // The layer with the call's pages, of which there must be one.
   DeviceLayer view_of(int layer, const PagePool& pool) const;
 };
@@ -114,7 +121,8 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
   launch.plan.work = list(paged::ListKind::kShort);
   attend::launch_attend(launch);
   const bool may_be_alone = s.max_query_len * layers_[call.layer].q_per_kv >= kSharedRows;
-  prefill::launch_prefill(launch, list(paged::ListKind::kLong), {true, may_be_alone});
+  prefill::launch_prefill(launch, list(paged::ListKind::kLong), {true, may_be_alone},
+                          {workspace + wide_place(places), wide_bounds(s)});
 }
 
 void CudaPagedBackend::read(const PagePool& pool, const SlotsRead& request) {

@@ -41,6 +41,11 @@ __device__ __forceinline__ void for_parts(const uint32_t* words, int first, cons
   }
 }
 
+// Halves as they are. What takes its place multiplies them by scales (wide_expand.cuh).
+struct Unscaled {
+  __device__ __forceinline__ uint32_t operator()(uint32_t halves, int) const { return halves; }
+};
+
 // Which group lane L has in part `part` of a side's words: jb * jv + L % jv of lane `owner`.
 template <int kStored>
 struct PartPlace {
@@ -88,10 +93,11 @@ __device__ __forceinline__ void put_key(uint8_t* keys, uint32_t row, int block, 
       make_uint2(low, high);
 }
 
-// Part `part` of a tile's keys.
-template <int kStored>
-__device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys, int tile, int part,
-                                         int lane) {
+// Part `part` of a tile's keys. scaled(halves, token): two levels of a token of the tile; whole warps come
+// there together.
+template <int kStored, class Scaled = Unscaled>
+__device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys, int tile, int part, int lane,
+                                         const Scaled& scaled = {}) {
   constexpr int kJv = PrefillShape<kStored>::kJv;
   const PartPlace<kStored> at(part, lane);
   const int g = at.owner / 4, t = at.owner % 4;
@@ -101,7 +107,8 @@ __device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys,
     const uint32_t row = 32 * tile + WordOrder<kStored>::key_row(g, token_block);
 #pragma unroll
     for (int half = 0; half < 2; half++)
-      put_key<kStored>(keys, row, block, half, t, h[4 * s + 2 * half], h[4 * s + 2 * half + 1]);
+      put_key<kStored>(keys, row, block, half, t, scaled(h[4 * s + 2 * half], 8 * token_block + g),
+                       scaled(h[4 * s + 2 * half + 1], 8 * token_block + g));
   }
 }
 
@@ -111,18 +118,18 @@ template <int kStored>
 __device__ __forceinline__ int value_lane(int lane) {
   return PrefillShape<kStored>::kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
 }
-// mine: value_lane.
-template <int kStored>
+// mine: value_lane. scaled(halves, i): levels of the lane's tokens 8 i + 2 t, + 1 of the tile.
+template <int kStored, class Scaled = Unscaled>
 __device__ __forceinline__ void put_values(const uint32_t (&h)[16], uint8_t* values, int tile, int part,
-                                           int mine) {
+                                           int mine, const Scaled& scaled = {}) {
   const PartPlace<kStored> at(part, mine);
   const int g = at.owner / 4, t = at.owner % 4;
   uint8_t* matrix = values + tile / 2 * GroupShape<kStored>::kValueMatrix;
 #pragma unroll
   for (int s = 0; s < 4; s++) {
     const uint32_t row = WordOrder<kStored>::value_row(at.jb, at.jj, s, g);
-    *reinterpret_cast<uint4*>(matrix + swizzled(row, tile % 2 * 64 + 16 * t)) =
-        make_uint4(h[4 * s], h[4 * s + 1], h[4 * s + 2], h[4 * s + 3]);
+    *reinterpret_cast<uint4*>(matrix + swizzled(row, tile % 2 * 64 + 16 * t)) = make_uint4(
+        scaled(h[4 * s], 0), scaled(h[4 * s + 1], 1), scaled(h[4 * s + 2], 2), scaled(h[4 * s + 3], 3));
   }
 }
 

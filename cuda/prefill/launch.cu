@@ -182,7 +182,7 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
                  .total_bytes > 0;
 }
 
-void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds) {
+void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds, const WideSpace& wide) {
   const DeviceLayer& layer = launch.layer;
   const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.code(),
                                 layer.value.layout.code());
@@ -193,6 +193,7 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kind
                                               launch.shared_memory_per_block, &p.smem)) {
     const bool scalar = has_book(tile.key) && has_book(tile.value);
     set_side_tables(layer, &p.numbers);
+    kinds.alone = kinds.alone && !launch_wide(p, launch, wide);
     (scalar ? group->launch : group->launch_any)(p, kinds, launch.num_ctas, launch.stream);
     return;
   }

@@ -2,7 +2,7 @@
 // Starts attention of a plan's long sequences (cuda/schedule/work_list.h) for one layer: one kernel, no
 // allocation, no synchronisation, legal inside graph capture. The grid does not depend on the plan.
 #pragma once
-#include "cuda/row/params.h"
+#include "cuda/prefill/launch_wide.h"
 
 namespace tq::cuda::prefill {
 
@@ -15,7 +15,9 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
 struct LongKinds {
   bool shared = true, alone = true;
 };
-// list: of the long sequences (the second part of build_pair's), on the device.
-void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds = {});
+// list: of the long sequences (the second part of build_pair's), on the device. wide: for those that are
+// alone.
+void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kinds = {},
+                    const WideSpace& wide = {});
 
 }  // namespace tq::cuda::prefill

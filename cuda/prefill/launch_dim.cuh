@@ -7,9 +7,13 @@
 #include "cuda/prefill/group_kernel.cuh"
 #include "cuda/prefill/kernel.cuh"
 #include "cuda/prefill/launch.h"
+#include "cuda/prefill/wide_kernel.cuh"
 #include "cuda/runtime.h"
 
 namespace tq::cuda::prefill {
+
+// CTAs that what stands in for the device runs together; a device does so without being asked.
+constexpr int kMostTogether = 8;
 
 template <int kStored, RawForm kForm>
 void launch_prefill_kernel(const PrefillParams& params, int num_ctas, cudaStream_t stream) {
@@ -33,23 +37,22 @@ void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t 
     launch_prefill_kernel<kStored, RawForm::kF16>(params, num_ctas, stream);
 }
 
-template <class Kernel>
-void launch_group_kernel(const Kernel& kernel, const PrefillParams& params, int num_ctas,
+template <class Kernel, class Params>
+void launch_group_kernel(const Kernel& kernel, const Params& params, int shared, int num_ctas,
                          cudaStream_t stream) {
-  check_cuda(
-      runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize, params.smem.total_bytes),
-      "attend: shared memory");
-  launch_in_order("attend", kernel, dim3(num_ctas), dim3(kGroupThreads), params.smem.total_bytes, stream,
-                  params);
+  check_cuda(runtime().func_set_attribute(reinterpret_cast<const void*>(kernel),
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+             "attend: shared memory");
+  launch_in_order("attend", kernel, dim3(num_ctas), dim3(kGroupThreads), shared, stream, params);
 }
 template <int kStored, bool kMasks, class Sides>
 void launch_group_kernels(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
-  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks, Sides>, params, num_ctas, stream);
+  const int shared = params.smem.total_bytes;
+  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks, Sides>, params, shared, num_ctas, stream);
   if (!kinds.shared) return;
   expect_cluster(kRanks);
-  launch_group_kernel(shared_kernel<kStored, kMasks, Sides>, params, std::max(num_ctas / kRanks, 1) * kRanks,
-                      stream);
+  launch_group_kernel(shared_kernel<kStored, kMasks, Sides>, params, shared,
+                      std::max(num_ctas / kRanks, 1) * kRanks, stream);
 }
 template <int kStored, class Sides>
 void launch_group(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
@@ -65,6 +68,19 @@ void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas
 template <int kStored>
 void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
   launch_group<kStored, AnySides>(params, kinds, num_ctas, stream);
+}
+
+template <int kStored, class Tuning>
+void launch_wide_kernels(const WideParams& params, int num_ctas, cudaStream_t stream) {
+  static_assert(kWideThreads == kGroupThreads, "one launch");
+  launch_in_order("attend", wide_query_kernel<kStored>, dim3(2 * num_ctas), dim3(kPrefillThreads),
+                  sizeof(PrefillRowTable), stream, params);
+  expect_cluster(num_ctas <= kMostTogether ? num_ctas : 1);
+  launch_group_kernel(wide_kernel<kStored, Tuning>, params, params.cut.total_bytes, num_ctas, stream);
+}
+template <int kStored>
+void launch_wide_dim(const WideParams& params, int num_ctas, cudaStream_t stream) {
+  launch_wide_kernels<kStored, WideTuning>(params, num_ctas, stream);
 }
 
 }  // namespace tq::cuda::prefill

@@ -75,6 +75,15 @@ __device__ __forceinline__ void barrier_wait(uint64_t* bar, uint32_t parity) {
 __device__ __forceinline__ void bulk_copy(void*, const void*, uint32_t, uint64_t*) {}
 #endif
 
+// Between ordinary accesses to memory and bulk copies of the same bytes, by whoever made the first or starts
+// the second: what a thread stored is there for copies that are started behind what it releases afterwards,
+// and copies find what it has acquired.
+__device__ __forceinline__ void order_with_copies() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async;" ::: "memory");
+#endif
+}
+
 // All lanes of a warp together; lane l copies the 16-byte pieces l, l + 32, ...
 __device__ __forceinline__ void lane_copy(void* target, const void* source, uint32_t bytes, int lane) {
   for (uint32_t at = lane * 16; at < bytes; at += 512)

@@ -44,6 +44,22 @@ __device__ __forceinline__ T made_here(T x) {
   return x;
 }
 
+// Counters between CTAs of a kernel. Who reads one so sees what was written before it was changed so.
+__device__ __forceinline__ int32_t load_acquire(const int32_t* counter) {
+  int32_t now;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+  return now;
+}
+__device__ __forceinline__ void store_release(int32_t* counter, int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+}
+__device__ __forceinline__ void add_release(int32_t* counter, int32_t add) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(counter), "r"(add) : "memory");
+}
+__device__ __forceinline__ void wait_at_least(const int32_t* counter, int32_t least) {
+  while (load_acquire(counter) < least) __nanosleep(64);
+}
+
 // Adds and returns the value before, releasing what this thread saw written and acquiring what others
 // released: atomicAdd is relaxed.
 __device__ __forceinline__ int add_acquire_release(int32_t* counter, int add) {

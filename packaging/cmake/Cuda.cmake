@@ -35,6 +35,7 @@ list(APPEND tq_cuda_sources
   cuda/pages/launch.cu
   cuda/plan_upload.cu
   cuda/prefill/launch.cu
+  cuda/prefill/launch_wide.cu
   cuda/reserved_space.cu
   cuda/runtime.cu
   cuda/vector_backend.cu

@@ -58,6 +58,10 @@ struct CaseSpec {
   bool pages_in_order = false, long_apart = false;  // long sequences by the prefill kernel
   int few = 0;          // sequences that get clusters, 0 = none, -1 = as the plan says
   int value_range = 0;  // value scales are spread over so many powers of two
+  // Long sequences that are alone by the wide way; tokens of half of its images, 0 = as many as a cache has
+  bool wide = true;
+  int64_t wide_tokens = 0;
+  decltype(tq::cuda::prefill::WideSpace::kernels) wide_kernels = nullptr;  // others than the compiled ones
   bool batch_invariant = false;
   bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
   std::vector<OddQuery> odd_queries = {};
@@ -213,7 +217,8 @@ class AttendCase {
   std::vector<int32_t> host_table_;
   int64_t stride_ = 0;
   std::vector<Buffer<uint8_t>> work_;
-  Buffer<uint8_t> workspace_;
+  Buffer<uint8_t> workspace_, wide_memory_;
+  tq::cuda::prefill::WideSpace wide_;
   Buffer<uint32_t> signs_[2];
   std::vector<uint32_t> host_signs_[2];
   // Element of coordinate 0 of a token's exact copy.
@@ -443,6 +448,23 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
   workspace_ = Buffer<uint8_t>(tq::cuda::attend_workspace_capacity(geometry_, num_ctas));
   GPU_MUST(cudaMemset(workspace_.get(), 0xFF, tq::cuda::attend_workspace_capacity(geometry_, num_ctas)));
   GPU_MUST(cudaMemset(workspace_.get(), 0, tq::cuda::counter_bytes(num_ctas)));
+  if (spec.long_apart && spec.wide) {
+    tq::cuda::prefill::WideBounds& bounds = wide_.bounds;
+    for (const CaseSequence& q : spec.sequences) {
+      bounds.query_tokens += q.queries;
+      bounds.sequence_queries = std::max<int64_t>(bounds.sequence_queries, q.queries);
+      bounds.longest = std::max<int64_t>(bounds.longest, q.length);
+    }
+    bounds.most_tokens = spec.wide_tokens;
+    const int64_t bytes =
+        tq::cuda::prefill::wide_workspace_bytes(geometry_, 0, bounds, num_ctas, shared_limit);
+    if (bytes > 0) {
+      wide_memory_ = Buffer<uint8_t>(bytes);
+      GPU_MUST(cudaMemset(wide_memory_.get(), 0xFF, bytes));
+      wide_.memory = wide_memory_.get();
+      wide_.kernels = spec.wide_kernels;
+    }
+  }
   for (int set = 0; set < sets; set++) {
     std::vector<tq::StepSequence> plan(count);
     int64_t row = 0;
@@ -501,8 +523,8 @@ inline void AttendCase::run(int set, cudaStream_t stream) {
   launch.stream = stream;
   tq::cuda::attend::launch_attend(launch);
   if (spec.long_apart)
-    tq::cuda::prefill::launch_prefill(launch,
-                                      launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas));
+    tq::cuda::prefill::launch_prefill(launch, launch.plan.work + tq::cuda::work_capacity(geometry_, num_ctas),
+                                      {}, wide_);
 }
 
 inline void AttendCase::lose_unseen_pages() {

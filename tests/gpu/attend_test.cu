@@ -324,6 +324,7 @@ void each() {
 #include "attend_masks.cuh"
 #include "attend_prefill.cuh"
 #include "attend_rows.cuh"
+#include "attend_wide.cuh"
 
 // A block of fewer than 8 rows leaves places of rows that stand for nothing. What lies there must not reach
 // the rows beside it, not even by the common decision of a warp to raise its maxima.
@@ -345,8 +346,8 @@ void unused_rows(int repeats) {
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
 // attend_test --prefill [--quick]: long query blocks only. attend_test --edges [--quick], --rows [--quick],
-// --masks [--quick], --few [LONGEST [PAIRS]]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh,
-// attend_few.cuh only.
+// --masks [--quick], --few [LONGEST [PAIRS]], --wide [DIM [KEY_BITS VALUE_BITS [quick]]]: attend_edges.cuh,
+// attend_rows.cuh, attend_masks.cuh, attend_few.cuh, attend_wide.cuh only.
 // Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
 void trellis_codes(bool quick) {
   const int pairs[][4] = {{3, 3, 128, 128}, {2, 2, 128, 128}, {4, 4, 128, 128}, {4, 3, 128, 128},
@@ -390,6 +391,12 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--prefill")) {
     prefill(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --prefill");
+  }
+  if (argc > 1 && !strcmp(argv[1], "--wide")) {
+    show_totals = true;
+    prefill_wide(argc > 3 ? atoi(argv[3]) : 4, argc > 4 ? atoi(argv[4]) : 4, argc > 2 ? atoi(argv[2]) : 128,
+                 argc > 5);
+    return gpu_test::finish("attend_test --wide");
   }
   if (argc > 1 && !strcmp(argv[1], "--trellis")) {
     trellis_codes(argc > 2 && !strcmp(argv[2], "--quick"));

@@ -70,6 +70,7 @@ inline void bulk_copy(void* target, const void* source, uint32_t bytes, uint64_t
   memcpy(target, source, bytes);
   MemoryBarrier(bar).complete(static_cast<int32_t>(bytes));
 }
+inline void order_with_copies() {}
 inline void lane_copy(void* target, const void* source, uint32_t bytes, int lane) {
   for (uint32_t at = lane * 16; at < bytes; at += 512)
     memcpy(static_cast<char*>(target) + at, static_cast<const char*>(source) + at, 16);

@@ -23,6 +23,13 @@ T made_here(T x) {
   return x;
 }
 
+inline int32_t load_acquire(const int32_t* counter) { return *counter; }
+inline void store_release(int32_t* counter, int32_t value) { *counter = value; }
+inline void add_release(int32_t* counter, int32_t add) { *counter += add; }
+inline void wait_at_least(const int32_t* counter, int32_t least) {
+  while (*counter < least) emulate::poll();
+}
+
 inline int add_acquire_release(int32_t* counter, int add) {
   const int before = *counter;
   *counter += add;
