@@ -31,9 +31,9 @@ int64_t latent_place(const Geometry& geometry, int num_units) {
   return align_up(attend_workspace_capacity(geometry, num_units), 256);
 }
 int64_t wide_place(const Geometry& geometry, int num_units) {
-  return align_up(latent_place(geometry, num_units) +
-                      latent::workspace_bytes(geometry, latent::bounds_of(geometry)),
-                  256);
+  return align_up(
+      latent_place(geometry, num_units) + latent::workspace_bytes(geometry, latent::bounds_of(geometry)),
+      256);
 }
 prefill::WideBounds wide_bounds(const Geometry& geometry) {
   prefill::WideBounds bounds = {geometry.max_batch_tokens, geometry.max_batch_tokens, 0};

@@ -35,7 +35,8 @@ class CudaPagedBackend final : public PagedBackend, private DeviceLayers {
   int64_t workspace_bytes(const PagedStep& bounds) const override {
     const DeviceGuard guard(geometry_.device_id);
     return wide_place(paged::plan_places(geometry_, bounds, num_units_)) +
-           prefill::wide_workspace_bytes(geometry_, wide_bounds(bounds), num_units_, shared_memory_per_block_);
+           prefill::wide_workspace_bytes(geometry_, wide_bounds(bounds), num_units_,
+                                         shared_memory_per_block_);
   }
   void plan(const PlannedStep& step, void* stream) override {
     const DeviceGuard guard(geometry_.device_id);

@@ -48,7 +48,8 @@ void launch_group_kernel(const Kernel& kernel, const Params& params, int shared,
 template <int kStored, bool kMasks, class Sides>
 void launch_group_kernels(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
   const int shared = params.smem.total_bytes;
-  if (kinds.alone) launch_group_kernel(group_kernel<kStored, kMasks, Sides>, params, shared, num_ctas, stream);
+  if (kinds.alone)
+    launch_group_kernel(group_kernel<kStored, kMasks, Sides>, params, shared, num_ctas, stream);
   if (!kinds.shared) return;
   expect_cluster(kRanks);
   launch_group_kernel(shared_kernel<kStored, kMasks, Sides>, params, shared,
