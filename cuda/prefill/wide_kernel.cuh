@@ -18,7 +18,8 @@
 //   sums aside    places of the thread's own, never written by copies
 //   states        stored by the thread that will load the same places for the next slice, perhaps in another
 //                 CTA: barrier of the rows' warps, release of `done`, acquire by the copying thread, `posted`,
-//                 loads past the first-level cache
+//                 loads past the first-level cache. Their reuse, two changes of heads or rows later, is at
+//                 least two passes later: like that of the images
 #pragma once
 #include "cuda/prefill/wide_expand.cuh"
 #include "cuda/prefill/wide_query.cuh"
@@ -102,8 +103,12 @@ struct WideCopies {
         attend(walk, item);
         continue;
       }
-      if (item.kind == kWideExpand)
+      if (item.kind == kWideExpand) {
+        // All passes but the one before: this half of the images was theirs, and so were these states.
+        const int other = 1 - item.parity;
         wait_at_least(counters->attended + item.parity, walk.attended[item.parity]);
+        wait_at_least(counters->attended + other, walk.attended[other] - walk.behind);
+      }
       post(item);
       if (item.kind == kWideEnd) return;
     }

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 2)
       b.kv_head = (at - before) / s.row_blocks;
       b.first_row = (at - before) % s.row_blocks * kPrefillRows;
       b.rows_total = s.query_tokens * p.layer.q_per_kv;
-      prepare_matrix<kStored, false>(p, b, warp, table, wide_queries<kStored>(p, at), lane);
+      prepare_matrix<kStored, false, false>(p, b, warp, table, wide_queries<kStored>(p, at), lane);
       if (lane < 16) {  // the warp's own rows
         const int row = warp * 16 + lane;
         wide_rows(p, at)[row] = WideRow{table->scale[row], table->constant[row], table->flags[row], 0};

@@ -36,6 +36,7 @@ struct WideWalk {
   int number = -1;                          // of the pass
   int first = 0, expands = 0, attends = 0;  // tickets: of the pass' first item, and how many
   int expanded[2] = {}, attended[2] = {};   // by parity: what the passes so far make of the counters
+  int behind = 0;                           // attends of the pass before, which may still be under way
   bool ended = false;
 
   __device__ __forceinline__ int pass_heads(const WideParams& p) const {
@@ -66,6 +67,7 @@ struct WideWalk {
     if (number >= 0) {
       expanded[number & 1] += expands * kPrefillWarps;
       attended[number & 1] += attends;
+      behind = attends;
       step += slice;
       if (step < steps) return open(p);
       step = 0, set ^= 1;

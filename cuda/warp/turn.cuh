@@ -57,11 +57,27 @@ __device__ __forceinline__ void turn_rows(const float* matrix, int step_in, int 
     for (int k = 0; k < kPieces; k++) x[r][k] = float_of_double(sums[r][k]);
 }
 
-// One row.
+// One row, by a call: kernels that turn one row at a time have other things in their registers, which are
+// half of those that the factors under way want.
+template <int kPieces>
+struct RowPieces {
+  float x[kPieces];
+};
+template <int kPieces>
+__device__ __noinline__ RowPieces<kPieces> turned_row(const float* matrix, int step_in, int step_out, int dim,
+                                                      RowPieces<kPieces> row, int lane) {
+  turn_rows(matrix, step_in, step_out, dim, reinterpret_cast<float(&)[1][kPieces]>(row.x), lane);
+  return row;
+}
 template <int kPieces>
 __device__ __forceinline__ void turn_row(const float* matrix, int step_in, int step_out, int dim,
                                          float (&x)[kPieces], int lane) {
-  turn_rows(matrix, step_in, step_out, dim, reinterpret_cast<float(&)[1][kPieces]>(x), lane);
+  RowPieces<kPieces> row;
+#pragma unroll
+  for (int k = 0; k < kPieces; k++) row.x[k] = x[k];
+  row = turned_row<kPieces>(matrix, step_in, step_out, dim, row, lane);
+#pragma unroll
+  for (int k = 0; k < kPieces; k++) x[k] = row.x[k];
 }
 
 }  // namespace cuda

@@ -66,9 +66,6 @@ inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
 inline uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   return pack_f16(f16_value(a & 0xFFFFu) - f16_value(b & 0xFFFFu), f16_value(a >> 16) - f16_value(b >> 16));
 }
-inline uint32_t mul_f16x2(uint32_t a, uint32_t b) {
-  return pack_f16(f16_value(a & 0xFFFFu) * f16_value(b & 0xFFFFu), f16_value(a >> 16) * f16_value(b >> 16));
-}
 
 inline void load_matrices(const void* row, uint32_t (&r)[4]) {
   const uint64_t* rows = emulate::gather(reinterpret_cast<uintptr_t>(row));
