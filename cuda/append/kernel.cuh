@@ -81,15 +81,15 @@ __device__ __forceinline__ void clear_rest(const DeviceSide& side, const TileJob
 
 // A token of a large tile that encode_tile does not serve: not inlined, so that the kernel holds the warp
 // encoder's code but twice; a kernel of codes by rows calls it for all tokens and holds it once.
-template <int kStored, bool kRows>
+template <int kStored, bool kTurns>
 __device__ __noinline__ bool encode_token_apart(const AppendParams& args, const DeviceSide& side,
                                                 const TileJob& job, int token, uint8_t* codes, int step,
                                                 uint16_t* scales, int lane) {
-  return encode_token<kStored, kRows>(args, side, job, token, codes, step, scales, lane);
+  return encode_token<kStored, kTurns>(args, side, job, token, codes, step, scales, lane);
 }
 
 // One warp's tile of few tokens. rows: kSmallTokens rows of codes.
-template <int kStored, bool kRows>
+template <int kStored, bool kRows, bool kTurns>
 __device__ __forceinline__ void append_small(const AppendParams& args, const TileJob& job, uint8_t* rows,
                                              int lane) {
   using Buffer = CodeBuffer<kStored>;
@@ -112,15 +112,16 @@ __device__ __forceinline__ void append_small(const AppendParams& args, const Til
     if (trellis)
       noticed.replaced = encode_trellis_tokens<kStored>(
           args, side, job, job.begin, 1,
-          CodeTarget{rows - job.begin * Buffer::kTokenRow, Buffer::kTokenRow, 1, false}, scales, lane);
+          CodeTarget{rows - job.begin * Buffer::kTokenRow, Buffer::kTokenRow, 1, false}, scales, lane,
+          WholeTokens<kTurns>());
   for (int token = trellis ? job.end : job.begin; token < job.end; token++) {
     uint8_t* const row = rows + (token - job.begin) * Buffer::kTokenRow;
     if (by_rows)
-      append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
+      append_row<kStored, kRows, kTurns>(args, side, job, token, tile, lane, &noticed);
     else if constexpr (kRows)
-      noticed.replaced |= encode_token_apart<kStored, kRows>(args, side, job, token, row, 1, scales, lane);
+      noticed.replaced |= encode_token_apart<kStored, kTurns>(args, side, job, token, row, 1, scales, lane);
     else
-      noticed.replaced |= encode_token<kStored, kRows>(args, side, job, token, row, 1, scales, lane);
+      noticed.replaced |= encode_token<kStored, kTurns>(args, side, job, token, row, 1, scales, lane);
   }
   notice(args.layer, job, noticed, lane);
   if (by_rows) return;
@@ -146,7 +147,7 @@ __device__ __forceinline__ void team_sync(int team) {
 }
 
 // One team's tile. buffer: the team's; table: the side's.
-template <int kStored, bool kRows>
+template <int kStored, bool kRows, bool kTurns>
 __device__ __forceinline__ void append_large(const AppendParams& args, const TileJob& job,
                                              const code::ZoneTable* table, bool zones, uint8_t* buffer,
                                              int warp) {
@@ -166,11 +167,11 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
           encode_trellis_tokens<kStored>(args, side, job, job.begin + team_warp, kTeamWarps,
                                          columns ? CodeTarget{buffer, 1, Buffer::kCoordinateRow, true}
                                                  : CodeTarget{buffer, Buffer::kTokenRow, 1, false},
-                                         scales, lane);
+                                         scales, lane, WholeTokens<kTurns>());
       served = true;
     }
   if constexpr (code::GroupVector<kStored>::kSupported)
-    if (!served && !by_rows && tile_serves<kStored, kRows>(args, side, job, zones)) {
+    if (!served && !by_rows && tile_serves<kStored, kTurns>(args, side, job, zones)) {
       noticed.replaced = encode_tile<kStored>(args, side, job, table, buffer, scales, team_warp, lane);
       for (int token = job.begin + team_warp; job.raw_page >= 0 && token < job.end; token += kTeamWarps)
         copy_exact_token(args, side, job, token, lane);
@@ -178,11 +179,11 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
     }
   for (int token = served ? job.end : job.begin + team_warp; token < job.end; token += kTeamWarps) {
     if (by_rows) {
-      append_row<kStored, kRows>(args, side, job, token, tile, lane, &noticed);
+      append_row<kStored, kRows, kTurns>(args, side, job, token, tile, lane, &noticed);
       continue;
     }
     uint8_t* codes = buffer + (columns ? value_position(token) : token * Buffer::kTokenRow);
-    noticed.replaced |= encode_token_apart<kStored, kRows>(
+    noticed.replaced |= encode_token_apart<kStored, kTurns>(
         args, side, job, token, codes, columns ? Buffer::kCoordinateRow : 1, scales, lane);
   }
   notice(args.layer, job, noticed, lane);
@@ -193,8 +194,9 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-// kRows: codes by rows too, trellis codes, and keys with matrices; other kernels have none of their code.
-template <int kStored, Slots kSlots, bool kRows>
+// kRows: codes by rows too, and trellis codes; kTurns: of these and keys with matrices. Other kernels have none
+// of their code.
+template <int kStored, Slots kSlots, bool kRows, bool kTurns>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {
   let_next_kernel_start();
@@ -226,7 +228,8 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     while (there) {
       const int end = job.end;
       if (has_slots<kSlots>(args)) job.end = min(job.begin + kSmallTokens, end);
-      append_small<kStored, kRows>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow, lane);
+      append_small<kStored, kRows, kTurns>(args, job, buffers[0] + warp * kSmallTokens * Buffer::kTokenRow,
+                                           lane);
       there = has_slots<kSlots>(args) && next_piece(args, &entry, head_and_kind, end, &job);
     }
   }
@@ -251,8 +254,9 @@ __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
       notice_missing(args.layer, lane);  // the whole team
       continue;
     }
-    append_large<kStored, kRows>(args, job, &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
-                                 zones[job.kind], buffers[team], warp);
+    append_large<kStored, kRows, kTurns>(args, job,
+                                         &tables[code::GroupVector<kStored>::kSupported ? job.kind : 0],
+                                         zones[job.kind], buffers[team], warp);
   }
 }
 

@@ -17,9 +17,15 @@ void launch_append(int stored, const AppendParams& params, int64_t units, int nu
 // otherwise.
 void require_kernels(int stored);
 
-// The kernel of one stored dimension (instances.txt).
+// The kernels of one stored dimension (instances.txt), and that for keys with matrices, whose loops would take
+// registers of the others.
 template <int kStored>
 struct AppendKernel {
+  static void start(const AppendParams& params, unsigned grid, bool early, cudaStream_t stream);
+  static void require();
+};
+template <int kStored>
+struct TurnedAppend {
   static void start(const AppendParams& params, unsigned grid, bool early, cudaStream_t stream);
   static void require();
 };

@@ -9,7 +9,7 @@ namespace tq::cuda::append {
 
 // Not inlined: the kernel has it twice, and what it takes of registers is not the other families'. job by
 // value: behind a reference the caller's would lie in memory.
-template <int kStored>
+template <int kStored, bool kTurns>
 __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const DeviceSide& side,
                                                  const TileJob job, int token, const code::RowTarget to,
                                                  int lane) {
@@ -17,7 +17,7 @@ __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const
   const format::CodeFamily family = side.layout.family;
   code::Noticed noticed;
   float y[kRegs];
-  noticed.replaced = load_token<kStored, true>(args, side, job, token, y, lane);
+  noticed.replaced = load_token<kStored, kTurns>(args, side, job, token, y, lane);
   if (family == format::CodeFamily::kGrouped) {
     noticed.saturated = code::encode_grouped<kStored>(y, side.layout, to, lane);
     return noticed;
@@ -35,7 +35,7 @@ __device__ __noinline__ code::Noticed encode_row(const AppendParams& args, const
 }
 
 // A token's row, a raw one where !kRows. tile: the job's.
-template <int kStored, bool kRows>
+template <int kStored, bool kRows, bool kTurns>
 __device__ __forceinline__ void append_row(const AppendParams& args, const DeviceSide& side,
                                            const TileJob& job, int token, uint8_t* tile, int lane,
                                            code::Noticed* noticed) {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void append_row(const AppendParams& args, const Devic
     const code::RowTarget to = {
         reinterpret_cast<uint32_t*>(tile + side.code_offset) + token * layout.row_words(),
         reinterpret_cast<uint16_t*>(tile + side.scale_offset) + token * layout.scales_per_token()};
-    const code::Noticed here = encode_row<kStored>(args, side, job, token, to, lane);
+    const code::Noticed here = encode_row<kStored, kTurns>(args, side, job, token, to, lane);
     noticed->replaced |= here.replaced;
     noticed->saturated |= here.saturated;
   }

@@ -65,11 +65,12 @@ __device__ __forceinline__ format::QuantiseResult code_paths(const format::Codeb
 }
 
 // Where the tokens of a side come from.
+template <bool kTurns>
 struct WholeTokens {
   template <int kStored>
   __device__ __forceinline__ bool load(const AppendParams& args, const DeviceSide& side, const TileJob& job,
                                        int token, float (&y)[kStored / 32], int lane) const {
-    return load_token<kStored, true>(args, side, job, token, y, lane);
+    return load_token<kStored, kTurns>(args, side, job, token, y, lane);
   }
 };
 
@@ -154,11 +155,11 @@ __device__ __noinline__ bool encode_trellis(const AppendParams& args, const Devi
 }
 
 // The same of any number of tokens.
-template <int kStored, class Tokens = WholeTokens>
+template <int kStored, class Tokens>
 __device__ __forceinline__ bool encode_trellis_tokens(const AppendParams& args, const DeviceSide& side,
                                                       const TileJob& job, int first, int stride,
                                                       const CodeTarget& target, uint16_t* scales, int lane,
-                                                      const Tokens& tokens = {}) {
+                                                      const Tokens& tokens) {
   constexpr int kTogether = TrellisShape<kStored>::kTogether;
   bool replaced = false;
   for (int token = first; token < job.end; token += kTogether * stride)
