@@ -78,9 +78,9 @@
  *   These round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, trellis
  *   codes and keys in bands, the rotated query too: logits are off by 2e-4 of their spread there, by 3e-4 of
  *   keys in bands, which are rounded as well. Of 1,024 or more rows between sides of 2 to 8 bits it rounds
- *   what values stand for as well, where no windows, sinks, masks or caps are: all together 4e-4 of a row that
- *   averages many tokens. With TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long prompts.
- *   Builds, device types and CUDA architectures agree within rounding only.
+ *   what values stand for too, where no windows, sinks, masks or caps are: all together 4e-4 of a row that
+ *   averages many tokens. With TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long
+ *   prompts. Builds, device types and CUDA architectures agree within rounding only.
  *
  * Sliding  A layer with a sliding_window keeps what queries to come can see: the last sliding_window +
  *   rollback_tokens of a sequence, and all new tokens of its plan. Pages in front are given back when the

@@ -194,8 +194,8 @@ __device__ __forceinline__ void append_large(const AppendParams& args, const Til
   team_sync(team);  // the buffer may be written again
 }
 
-// kRows: codes by rows too, and trellis codes; kTurns: of these and keys with matrices. Other kernels have none
-// of their code.
+// kRows: codes by rows too, and trellis codes; kTurns: of these and keys with matrices. Other kernels have
+// none of their code.
 template <int kStored, Slots kSlots, bool kRows, bool kTurns>
 __global__ void __launch_bounds__(kThreads, ctas_per_unit(kStored))
     append_kernel(const __grid_constant__ AppendParams args) {

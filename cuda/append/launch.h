@@ -17,8 +17,8 @@ void launch_append(int stored, const AppendParams& params, int64_t units, int nu
 // otherwise.
 void require_kernels(int stored);
 
-// The kernels of one stored dimension (instances.txt), and that for keys with matrices, whose loops would take
-// registers of the others.
+// The kernels of one stored dimension (instances.txt), and that for keys with matrices, whose loops would
+// take registers of the others.
 template <int kStored>
 struct AppendKernel {
   static void start(const AppendParams& params, unsigned grid, bool early, cudaStream_t stream);

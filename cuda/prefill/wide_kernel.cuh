@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of many query rows over coded history on the warpgroup products of sm_90a, the history expanded
-// once for all row blocks of a kv head (DESIGN.md section 7, "The other way"). One kernel does both: its CTAs,
-// one a multiprocessor, draw items (wide_schedule.cuh), steps to be expanded and row blocks to be attended to.
-// A warp draws them and copies images to shared memory by plain bulk copies; two warpgroups have 64 rows each.
+// once for all row blocks of a kv head (DESIGN.md section 7, "The other way"). One kernel does both: its
+// CTAs, one a multiprocessor, draw items (wide_schedule.cuh), steps to be expanded and row blocks to be
+// attended to. A warp draws them and copies images to shared memory by plain bulk copies; two warpgroups
+// have 64 rows each.
 //
 // What orders what:
 //   images        written by ordinary stores, read by bulk copies, by other CTAs: order_with_copies in every
@@ -17,9 +18,9 @@
 //   queries       written by the kernel in front, as images; otherwise like the above
 //   sums aside    places of the thread's own, never written by copies
 //   states        stored by the thread that will load the same places for the next slice, perhaps in another
-//                 CTA: barrier of the rows' warps, release of `done`, acquire by the copying thread, `posted`,
-//                 loads past the first-level cache. Their reuse, two changes of heads or rows later, is at
-//                 least two passes later: like that of the images
+//                 CTA: barrier of the rows' warps, release of `done`, acquire by the copying thread,
+//                 `posted`, loads past the first-level cache. Their reuse, two changes of heads or rows later,
+//                 is at least two passes later: like that of the images
 #pragma once
 #include "cuda/prefill/wide_expand.cuh"
 #include "cuda/prefill/wide_query.cuh"

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sizes and places of the wide way (wide_kernel.cuh): the history of a kv head is expanded once into images of
-// the matrices of group_shape.cuh, which all row blocks copy. What the images hold, how a CTA's shared memory
-// is cut, and how the workspace is.
+// Sizes and places of the wide way (wide_kernel.cuh): the history of a kv head is expanded once into images
+// of the matrices of group_shape.cuh, which all row blocks copy. What the images hold, how a CTA's shared
+// memory is cut, and how the workspace is.
 //
-// Scales of values are in the halves of an image as far as these carry them, so that the softmax multiplies by
-// none: a scale is its mantissa times a power of two, which is cut to kScaleLow .. kScaleHigh. What lies
-// outside, a power of two as well, stays beside the image as the token's factor, and steps that have any such
-// token say so. Keys are levels, their scales the factors (WideChoice has the other way). A token's image and
-// factors follow from the token alone: those behind a row change none of its bits.
+// Scales of values are in the halves of an image as far as these carry them, so that the softmax multiplies
+// by none: a scale is its mantissa times a power of two, which is cut to kScaleLow .. kScaleHigh. What lies
+// outside, a power of two as well, stays beside the image as the token's factor, and steps that have any
+// such token say so. Keys are levels, their scales the factors (WideChoice has the other way). A token's
+// image and factors follow from the token alone: those behind a row change none of its bits.
 #pragma once
 #include "cuda/prefill/group_shape.cuh"
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long prefill: the group kernel, and the wide way in every choice of its tuning (cuda/prefill/wide_shape.cuh),
-// in one process: microseconds, TFLOP/s, and the error of a short case and of one that moves its sums.
+// Long prefill: the group kernel, and the wide way in every choice of its tuning
+// (cuda/prefill/wide_shape.cuh), in one process: microseconds, TFLOP/s, and the error of a short case and of
+// one that moves its sums.
 //
 //   wide_bench [--quick]
 //
