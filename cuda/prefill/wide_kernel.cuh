@@ -19,7 +19,7 @@
 //   sums aside    places of the thread's own, never written by copies
 //   states        stored by the thread that will load the same places for the next slice, perhaps in another
 //                 CTA: barrier of the rows' warps, release of `done`, acquire by the copying thread,
-//                 `posted`, loads past the first-level cache. Their reuse, two changes of heads or rows later,
+//                 `posted`, loads past the first-level cache. Their reuse, two changes of heads or rows on,
 //                 is at least two passes later: like that of the images
 #pragma once
 #include "cuda/prefill/wide_expand.cuh"
