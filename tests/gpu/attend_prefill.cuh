@@ -24,8 +24,8 @@ bool on_warpgroups(const CaseSpec& spec) {
 // levels.
 bool goes_wide(const CaseSpec& spec) {
   const int64_t group = spec.q_heads / spec.kv_heads;
-  return spec.wide && on_warpgroups(spec) && spec.window + spec.sinks == 0 && spec.softcap == 0 &&
-         spec.sliding == 0 &&
+  return spec.wide && !spec.trellis && on_warpgroups(spec) && spec.window + spec.sinks == 0 &&
+         spec.softcap == 0 && spec.sliding == 0 &&
          std::any_of(spec.sequences.begin(), spec.sequences.end(),
                      [&](const CaseSequence& s) { return s.queries * group >= tq::cuda::kSharedRows; });
 }
@@ -205,6 +205,27 @@ void prefill_composition(CaseSpec spec) {
   }
 }
 
+// Trellis codes: the kernel for sides of any code, sequences that are alone and such that are not.
+void prefill_trellis(int only_dim) {
+  const int pairs[][3] = {{3, 3, 128}, {2, 4, 64}, {4, 3, 96}, {3, 2, 192}, {4, 2, 256}, {3, 4, 128}};
+  for (const auto& p : pairs) {
+    if (only_dim > 0 && p[2] != only_dim) continue;
+    CaseSpec s = prefill_base(p[0], p[1], p[2]);
+    s.trellis = true;
+    try_prefill(s, true);
+    s.alibi = true;
+    try_prefill(s);
+    s.alibi = false;
+    s.window = 40;
+    s.centres = true;
+    try_prefill(s);
+    s.window = 0;
+    s.q_heads = 16;
+    s.sequences = {{700, 140, 140}, {513, 7, 7}, {200, 90, 90}};
+    try_prefill(s);
+  }
+}
+
 void prefill_wide(int key_bits, int value_bits, int dim, bool quick);
 
 void prefill(bool quick) {
@@ -234,6 +255,7 @@ void prefill(bool quick) {
            gpu_test::tally().failed > failed ? "  FAILED" : "");
     fflush(stdout);
   }
+  prefill_trellis(quick ? 128 : 0);
   worst_of_all = std::max(worst_of_all, before);
 }
 
