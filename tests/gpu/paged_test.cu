@@ -3,7 +3,7 @@
 // byte for byte. Steps of random requests: the bytes of all pages are those that the CPU's codec leaves, what
 // is decoded and attended has the bits of a CUDA cache with the same tokens, whatever padding, holes, stale
 // entries, orders of blocks and bounds stand around. One captured step is replayed with other arrays.
-//   paged_test [--quick | --small | --tiny | --latent]
+//   paged_test [--quick | --small | --tiny | --latent | --case NUMBER]
 #include <iterator>
 #include <memory>
 
@@ -527,7 +527,6 @@ class World {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // How much of everything, by the argument.
   constexpr int kAll = static_cast<int>(std::size(kCases));
   struct Amount {
     const char* name;
@@ -541,6 +540,8 @@ int main(int argc, char** argv) {
   Amount much = amounts[0];
   for (const Amount& each : amounts)
     if (argc > 1 && strcmp(argv[1], each.name) == 0) much = each;
+  const int only = argc > 2 && !strcmp(argv[1], "--case") ? atoi(argv[2]) : kAll;
+  if (only < kAll) much = Amount{"", 0, only, only + 1, 4, 0, 0};
   try {
     Lists lists;
     for (int round = 0; round < much.lists; round++) lists.one(round);
