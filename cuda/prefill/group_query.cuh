@@ -24,8 +24,8 @@ __device__ __forceinline__ void rotate_rows(bool bands, float (&x)[kRows][kStore
 }
 
 // The warp's 16 rows: the row table, and their part of the matrices.
-// kBands: keys may be in bands.
-template <int kStored, bool kMasks, bool kBands>
+// kBands: keys may be in bands; kTurns: they may have matrices.
+template <int kStored, bool kMasks, bool kBands, bool kTurns = true>
 __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const PrefillBlock& b, int warp,
                                                PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32, kRows = kQueriesAtOnce;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void prepare_matrix(const PrefillParams& p, const Pre
 #pragma unroll
       for (int k = 0; k < kPieces; k++) x[i][k] *= down[i];
     }
-    if (p.layer.key_matrix)
+    if (kTurns && p.layer.key_matrix)
       turn_rows(query_columns(p.layer, b.kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
 #pragma unroll
     for (int i = 0; i < kRows; i++) {

@@ -74,8 +74,10 @@ void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_
 template <int kStored, class Tuning>
 void launch_wide_kernels(const WideParams& params, int num_ctas, cudaStream_t stream) {
   static_assert(kWideThreads == kGroupThreads, "one launch");
-  launch_in_order("attend", wide_query_kernel<kStored>, dim3(2 * num_ctas), dim3(kPrefillThreads),
-                  sizeof(PrefillRowTable), stream, params);
+  const auto queries =
+      params.layer.key_matrix ? wide_query_kernel<kStored, true> : wide_query_kernel<kStored, false>;
+  launch_in_order("attend", queries, dim3(2 * num_ctas), dim3(kPrefillThreads), sizeof(PrefillRowTable),
+                  stream, params);
   expect_cluster(num_ctas <= kMostTogether ? num_ctas : 1);
   launch_group_kernel(wide_kernel<kStored, Tuning>, params, params.cut.total_bytes, num_ctas, stream);
 }
