@@ -124,8 +124,6 @@ void Cache::check_key_matrix(int32_t layer) const {
            "layer %d: a key matrix is for keys and values apart, and keys that are rotated (no latent layer, "
            "no 16 bits, no grouped codes)",
            layer);
-  TQ_CHECK(config_.device() == DeviceType::kCpu, Status::kNotSupported, "layer %d: key matrices: CPU only",
-           layer);
   TQ_CHECK(arrays_.table.total_tokens() == 0, Status::kInvalidState,
            "cache: key matrices are fixed once a sequence holds tokens (%lld in all)",
            ll(arrays_.table.total_tokens()));
