@@ -29,28 +29,6 @@ struct QueryLoads {
   }
 };
 
-// Where the two bytes of coordinate 32 i + lane of a row go.
-struct PutQuery {
-  uint8_t* to;
-  __device__ __forceinline__ void operator()(int i, uint8_t high, uint8_t low) const {
-    to[i * 512] = high;
-    to[i * 512 + 32] = low;
-  }
-};
-// code_query of a row whose keys have matrices, by a call: where rows without them are prepared, no register
-// is kept for it.
-template <int kPieces>
-struct QueryPieces {
-  float x[kPieces];
-  uint32_t signs[kPieces];
-};
-template <int kStored>
-__device__ __noinline__ CodedQuery turned_query(const AttendParams& p, int kv_head,
-                                                QueryPieces<kStored / 32> row, int exponent, int lane,
-                                                PutQuery put) {
-  return code_query<kStored, ExactDivision>(p, kv_head, row.signs, exponent, row.x, lane, put);
-}
-
 // Rows first, first + step, ... < rows of a block, by one warp that has loaded the first. Core::kKey: stored
 // key dimension, a multiple of 32 (raw keys: head_dim rounded up). first_row = query token * q_per_kv + head
 // of the block's row 0. Inlined: kernel parameters behind a reference would be loaded from memory, one
@@ -64,13 +42,14 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
   const bool banded = Core::kBands && side.layout.banded(), coded = !side.layout.raw() && !banded,
              by_rows = Core::kByRows && coded_rows(side.layout);
   QueryRows* table = reinterpret_cast<QueryRows*>(slot + p.plan.query_rows_at);
-  const uint32_t(&signs)[kPieces] = loads.signs;
+  uint32_t(&signs)[kPieces] = loads.signs;
+  const bool turns = kTurns && p.layer.key_matrix != nullptr;
 #pragma unroll 1
   for (int r = first; r < rows; r += step) {
     float x[kPieces];
     row_numbers<kPieces>(loads.row, p.layer.io_dtype, x);
-    // on its way while this row is worked on
-    if (r + step < rows) loads.load_row_of(p, s, kv_head, first_row + r + step, lane);
+    // on its way while this row is worked on, but where a matrix wants the registers
+    if (!turns && r + step < rows) loads.load_row_of(p, s, kv_head, first_row + r + step, lane);
     QuerySize size = admit_query(x);
     if (Core::kMasks && p.plan.mask_rows_at >= 0) {
       const int query = query_of_row(p, s.query_tokens, first_row + r);
@@ -107,17 +86,15 @@ __device__ __forceinline__ void prepare_query(const AttendParams& p, const Seque
         wild = is_wild(query.scale);
       }
     if (coded && !by_rows) {
-      const PutQuery put = {slot + set_place(r, lane)};
-      if (kTurns && p.layer.key_matrix) {
-        QueryPieces<kPieces> row;
-#pragma unroll
-        for (int i = 0; i < kPieces; i++) row.x[i] = x[i], row.signs[i] = signs[i];
-        query = turned_query<kStored>(p, kv_head, row, size.exponent, lane, put);
-      } else {
-        query = code_query<kStored, ExactDivision, false>(p, kv_head, signs, size.exponent, x, lane, put);
-      }
+      uint8_t* to = slot + set_place(r, lane);
+      query = code_query<kStored, ExactDivision, kTurns>(p, kv_head, signs, size.exponent, x, lane,
+                                                         [&](int i, uint8_t high, uint8_t low) {
+                                                           to[i * 512] = high;
+                                                           to[i * 512 + 32] = low;
+                                                         });
       wild = is_wild(query.scale);
     }
+    if (turns && r + step < rows) loads.load_row_of(p, s, kv_head, first_row + r + step, lane);
     // The last row also fills in for rows that stand for nothing: a zero scale makes them harmless.
     if (lane >= r && lane < (r == rows - 1 ? kRowsPerBlock : r + 1)) {
       const RowRange range = row_range(p, s, query_of_row(p, s.query_tokens, first_row + r));

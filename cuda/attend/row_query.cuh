@@ -92,7 +92,7 @@ __device__ __forceinline__ void put_group_sums(const format::SideLayout& side, i
 // x: of row r, as code_query wants it. slot: its block's. Fills in the row's operands.
 template <int kStored>
 __device__ __forceinline__ CodedQuery row_query(const AttendParams& p, int kv_head,
-                                                const uint32_t (&signs)[kStored / 32], int exponent,
+                                                uint32_t (&signs)[kStored / 32], int exponent,
                                                 float (&x)[kStored / 32], int r, uint8_t* slot, int lane) {
   constexpr int kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;

@@ -85,7 +85,7 @@ __device__ __forceinline__ RoundedQuery round_query(const RowParams& p, const fl
 // queries in range; turned, if keys are (kTurns: they may be); then rotated and rounded by round_query.
 template <int kStored, class Arithmetic, bool kTurns = true, class Put>
 __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head,
-                                                 const uint32_t (&signs)[kStored / 32], int exponent,
+                                                 uint32_t (&signs)[kStored / 32], int exponent,
                                                  float (&x)[kStored / 32], int lane, const Put& put) {
   constexpr int kPieces = kStored / 32;
   const DeviceSide& side = p.layer.key;
@@ -93,8 +93,10 @@ __device__ __forceinline__ CodedQuery code_query(const RowParams& p, int kv_head
   CodedQuery coded = {0.0f, 0.0f, 0};
 #pragma unroll
   for (int i = 0; i < kPieces; i++) x[i] *= down;
-  if (kTurns && p.layer.key_matrix)
+  if (kTurns && p.layer.key_matrix) {
     turn_row(query_columns(p.layer, kv_head), side.layout.dim, 1, side.layout.dim, x, lane);
+    load_signs<kPieces>(side, kv_head, signs);  // once more, instead of registers that hold them meanwhile
+  }
 #pragma unroll
   for (int i = 0; i < kPieces; i++) {
     if (side.centre && lane + 32 * i < side.layout.dim)
