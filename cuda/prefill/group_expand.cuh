@@ -85,19 +85,20 @@ __device__ __forceinline__ void for_any_parts(format::CodeId id, const ByteTable
 }
 
 // Four coordinates, 32 block + 16 half + 4 t .., of a row of keys.
-template <int kStored>
+template <class Shape>
 __device__ __forceinline__ void put_key(uint8_t* keys, uint32_t row, int block, int half, int t, uint32_t low,
                                         uint32_t high) {
-  uint8_t* const matrix = keys + block / 2 * GroupShape<kStored>::kKeyMatrix;
+  uint8_t* const matrix = keys + block / 2 * Shape::kKeyMatrix;
   *reinterpret_cast<uint2*>(matrix + swizzled(row, block % 2 * 64 + half * 32 + 8 * t)) =
       make_uint2(low, high);
 }
 
 // Part `part` of a tile's keys. scaled(halves, token): two levels of a token of the tile; whole warps come
 // there together.
-template <int kStored, class Scaled = Unscaled>
+template <class Shape, class Scaled = Unscaled>
 __device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys, int tile, int part, int lane,
                                          const Scaled& scaled = {}) {
+  constexpr int kStored = Shape::kKeyStored;
   constexpr int kJv = PrefillShape<kStored>::kJv;
   const PartPlace<kStored> at(part, lane);
   const int g = at.owner / 4, t = at.owner % 4;
@@ -107,8 +108,8 @@ __device__ __forceinline__ void put_keys(const uint32_t (&h)[16], uint8_t* keys,
     const uint32_t row = 32 * tile + WordOrder<kStored>::key_row(g, token_block);
 #pragma unroll
     for (int half = 0; half < 2; half++)
-      put_key<kStored>(keys, row, block, half, t, scaled(h[4 * s + 2 * half], 8 * token_block + g),
-                       scaled(h[4 * s + 2 * half + 1], 8 * token_block + g));
+      put_key<Shape>(keys, row, block, half, t, scaled(h[4 * s + 2 * half], 8 * token_block + g),
+                     scaled(h[4 * s + 2 * half + 1], 8 * token_block + g));
   }
 }
 
@@ -119,12 +120,13 @@ __device__ __forceinline__ int value_lane(int lane) {
   return PrefillShape<kStored>::kJv == 1 ? lane / 8 * 4 + lane / 4 % 2 * 16 + lane % 4 : lane;
 }
 // mine: value_lane. scaled(halves, i): levels of the lane's tokens 8 i + 2 t, + 1 of the tile.
-template <int kStored, class Scaled = Unscaled>
+template <class Shape, class Scaled = Unscaled>
 __device__ __forceinline__ void put_values(const uint32_t (&h)[16], uint8_t* values, int tile, int part,
                                            int mine, const Scaled& scaled = {}) {
+  constexpr int kStored = Shape::kValueStored;
   const PartPlace<kStored> at(part, mine);
   const int g = at.owner / 4, t = at.owner % 4;
-  uint8_t* matrix = values + tile / 2 * GroupShape<kStored>::kValueMatrix;
+  uint8_t* matrix = values + tile / 2 * Shape::kValueMatrix;
 #pragma unroll
   for (int s = 0; s < 4; s++) {
     const uint32_t row = WordOrder<kStored>::value_row(at.jb, at.jj, s, g);
@@ -151,11 +153,12 @@ struct BandUnit {
   }
 };
 
-// Keys in bands `first` .. first + kParts - 1 of a tile: levels times the band's part of the token's unit,
+// Keys in bands `first` .. first + kKeyParts - 1 of a tile: levels times the band's part of the token's unit,
 // rounded once.
-template <int kStored, int kParts>
+template <class Shape>
 __device__ __forceinline__ void expand_bands(const PrefillParams& p, const uint8_t* stored, bool seen,
                                              uint8_t* keys, int tile, int first, int lane) {
+  constexpr int kStored = Shape::kKeyStored;
   const format::SideLayout& side = p.layer.key.layout;
   const BandTables& tables = band_tables(p.layer.key);
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(stored + p.layer.key.scale_offset);
@@ -163,7 +166,7 @@ __device__ __forceinline__ void expand_bands(const PrefillParams& p, const uint8
   const uint32_t* words = reinterpret_cast<const uint32_t*>(stored + p.layer.key.code_offset);
   for (int band = 0; band < first; band++) words += format::kTileTokens * side.band_bits(band);
 #pragma unroll 1
-  for (int band = first; band < first + kParts; band++) {
+  for (int band = first; band < first + Shape::kKeyParts; band++) {
     const format::CodeId id = format::band_code(side.code(), band);
     const float part = inverse > 0.0f ? low_bf16(scales[band * format::kTileTokens + lane]) * inverse : 0.0f;
     const uint32_t parts = pack_f16(part, part);
@@ -175,15 +178,15 @@ __device__ __forceinline__ void expand_bands(const PrefillParams& p, const uint8
                      row = 32 * tile + WordOrder<kStored>::key_row(lane / 4, s);
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        put_key<kStored>(keys, row, band, half, lane % 4, mul_f16x2(h[4 * s + 2 * half], factor),
-                         mul_f16x2(h[4 * s + 2 * half + 1], factor));
+        put_key<Shape>(keys, row, band, half, lane % 4, mul_f16x2(h[4 * s + 2 * half], factor),
+                       mul_f16x2(h[4 * s + 2 * half + 1], factor));
     }
     words += format::kTileTokens * id.bits;
   }
 }
 
 // Scales of a tile. seen: some row sees the lane's token.
-template <int kStored, class Sides>
+template <int kKeyStored, class Sides>
 __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const uint8_t* stored,
                                                    GroupScales& to, int tile, bool seen, int lane) {
   const auto scales = [&](const DeviceSide& side) {
@@ -192,7 +195,8 @@ __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const
   const auto scale = [&](const DeviceSide& side) { return seen ? low_bf16(scales(side)[lane]) : 0.0f; };
   const float value = scale(p.layer.value);
   if (Sides::kAny && p.layer.key.layout.banded())
-    to.key[32 * tile + lane] = BandUnit(scales(p.layer.key), kStored / format::kGroupCodes, seen, lane).unit;
+    to.key[32 * tile + lane] =
+        BandUnit(scales(p.layer.key), kKeyStored / format::kGroupCodes, seen, lane).unit;
   else
     to.key[32 * tile + lane] = scale(p.layer.key);
   to.value[32 * tile + lane] = value;
@@ -202,11 +206,9 @@ __device__ __forceinline__ void expand_tile_scales(const PrefillParams& p, const
 
 // warp: among the producers. Each works on one tile of every step, or on a part of its groups, and asks for
 // the tiles itself, so that no warp waits for another.
-template <int kStored, bool kShared, class Sides>
+template <class Shape, bool kShared, class Sides>
 struct Producer {
-  using Shape = GroupShape<kStored>;
   using RunSteps = Steps<Shape::kTokens, kShared>;
-  static constexpr int kParts = PrefillShape<kStored>::kGroups / Shape::kSplit;
   const PrefillParams& p;
   uint8_t* smem;
   int warp, lane;
@@ -242,12 +244,12 @@ struct Producer {
     fill = fill + 1 == p.smem.stages ? 0 : fill + 1;
   }
 
-  // The warp's parts of a side that is not in bands, from `first` on. place: the lane's in a part; put(part,
-  // halves).
-  template <format::Kind kKind, class Put>
+  // The warp's parts of a side that is not in bands. place: the lane's in a part; put(part, halves).
+  template <format::Kind kKind, int kStored, int kParts, class Put>
   __device__ __forceinline__ void expand_side(const DeviceSide& side, const CodeTables& tables,
-                                              const HalfTable& halves, const uint8_t* stored, int first,
-                                              int place, const Put& put) const {
+                                              const HalfTable& halves, const uint8_t* stored, int place,
+                                              const Put& put) const {
+    const int first = warp % Shape::kSplit * kParts;
     const uint32_t* const words = reinterpret_cast<const uint32_t*>(stored + side.code_offset);
     if constexpr (Sides::kAny)
       for_any_parts<kKind, kStored, kParts>(side.layout.code(), tables.bytes, words, first, place, put);
@@ -263,19 +265,24 @@ struct Producer {
       });
   }
 
-  __device__ __forceinline__ void expand_keys(const uint8_t* stored, bool seen, int first,
-                                              uint8_t* rows) const {
+  __device__ __forceinline__ void expand_keys(const uint8_t* stored, bool seen, uint8_t* rows) const {
     if constexpr (Sides::kAny)
       if (p.layer.key.layout.banded())
-        return expand_bands<kStored, kParts>(p, stored, seen, rows, tile(), first, lane);
-    expand_side<format::Kind::kKey>(
-        p.layer.key, p.numbers.key_tables, head().key_halves, stored, first, lane,
-        [&](int part, const uint32_t(&h)[16]) { put_keys<kStored>(h, rows, tile(), part, lane); });
+        return expand_bands<Shape>(p, stored, seen, rows, tile(), warp % Shape::kSplit * Shape::kKeyParts,
+                                   lane);
+    expand_side<format::Kind::kKey, Shape::kKeyStored, Shape::kKeyParts>(
+        p.layer.key, p.numbers.key_tables, head().key_halves, stored, lane,
+        [&](int part, const uint32_t(&h)[16]) { put_keys<Shape>(h, rows, tile(), part, lane); });
+  }
+  __device__ __forceinline__ void expand_values(const uint8_t* stored, uint8_t* rows) const {
+    const int mine = value_lane<Shape::kValueStored>(lane);
+    expand_side<format::Kind::kValue, Shape::kValueStored, Shape::kValueParts>(
+        p.layer.value, p.numbers.value_tables, head().value_halves, stored, mine,
+        [&](int part, const uint32_t(&h)[16]) { put_values<Shape>(h, rows, tile(), part, mine); });
   }
 
   // Expands the warp's part of a step whose first token is `token`.
   __device__ __forceinline__ void expand(const PrefillBlock& b, int token) {
-    const int first = warp % Shape::kSplit * kParts;
     const StepBuffer<Shape::kKeyBuffers> keys(step_number);
     const StepBuffer<Shape::kValueBuffers> values(step_number);
     GroupHead& all = head();
@@ -284,20 +291,16 @@ struct Producer {
     const uint8_t* stored = stage(drain);
     const int own_token = token + 32 * tile() + lane;
     const bool seen = own_token >= b.begin && own_token < b.end;
-    if (first == 0)
-      expand_tile_scales<kStored, Sides>(
+    if (warp % Shape::kSplit == 0)
+      expand_tile_scales<Shape::kKeyStored, Sides>(
           p, stored, reinterpret_cast<GroupScales*>(smem + p.smem.scales_at)[step_number % kScaleSlots],
           tile(), seen, lane);
     uint8_t* const key_rows = smem + p.smem.keys_at + keys.index * Shape::kKeyBytes;
-    expand_keys(stored, seen, first, key_rows);
+    expand_keys(stored, seen, key_rows);
     publish_to_products();
     barrier_arrive(all.keys_full + keys.index);
     barrier_wait(all.values_empty + values.index, values.parity ^ 1);
-    uint8_t* const value_rows = smem + p.smem.values_at + values.index * Shape::kValueBytes;
-    const int mine = value_lane<kStored>(lane);
-    expand_side<format::Kind::kValue>(
-        p.layer.value, p.numbers.value_tables, all.value_halves, stored, first, mine,
-        [&](int part, const uint32_t(&h)[16]) { put_values<kStored>(h, value_rows, tile(), part, mine); });
+    expand_values(stored, smem + p.smem.values_at + values.index * Shape::kValueBytes);
     publish_to_products();
     __syncwarp();
     if (lane == 0) barrier_arrive(all.values_full + values.index);

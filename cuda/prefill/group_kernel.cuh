@@ -16,10 +16,14 @@
 
 namespace tq::cuda::prefill {
 
-template <int kStored, bool kMasks, bool kShared, class Sides>
-struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles, WordOrder<kStored>> {
-  using Shape = GroupShape<kStored>;
-  using Base = RowsBody<kStored, false, kMasks, Shape::kTiles, WordOrder<kStored>>;
+// What the warps of rows do whatever feeds them scores.
+template <class Shape, bool kMasks>
+using GroupRows = RowsBody<Shape::kKeyStored, Shape::kValueStored, false, kMasks, Shape::kTiles,
+                           WordOrder<Shape::kValueStored>>;
+
+template <class Shape, bool kMasks, bool kShared, class Sides>
+struct GroupBody : GroupRows<Shape, kMasks> {
+  using Base = GroupRows<Shape, kMasks>;
   using Base::p, Base::smem, Base::warp, Base::lane, Base::state;
   static constexpr int kTiles = Shape::kTiles, kTokens = Shape::kTokens;
 
@@ -36,7 +40,8 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   // Rows, ranges, queries of an item.
   __device__ __forceinline__ void prepare(const PrefillBlock& b) {
     meet_group();  // nobody reads the last item's queries any more
-    prepare_matrix<kStored, kMasks, Sides::kAny>(p, b, warp, Base::table(), smem + p.smem.query_at, lane);
+    prepare_matrix<Shape::kKeyStored, kMasks, Sides::kAny>(p, b, warp, Base::table(), smem + p.smem.query_at,
+                                                           lane);
     Base::find_range(b);
     publish_to_products();
     meet_group();
@@ -68,7 +73,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     wgmma_begin();
     wgmma_shared<kTokens, false>(sums, queries, keys);
 #pragma unroll
-    for (int k = 1; k < kStored / 16; k++)
+    for (int k = 1; k < Shape::kKeyStored / 16; k++)
       wgmma_shared<kTokens, true>(sums, queries + ((k / 4 * Shape::kQueryMatrix + k % 4 * 32) >> 4),
                                   keys + ((k / 4 * Shape::kKeyMatrix + k % 4 * 32) >> 4));
     wgmma_commit();
@@ -110,7 +115,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
 
   // What a step's softmax needs beside its scores, loaded while they are multiplied: the key scales too where
   // there are registers for them.
-  static constexpr bool kEarlyScales = kStored <= 128;
+  static constexpr bool kEarlyScales = Shape::kValueStored <= 128;
   struct StepNumbers {
     float4 key[kEarlyScales ? kTiles : 1][2];
     bool special;
@@ -257,6 +262,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
   // Ends a row block that the cluster has shared: the first CTA's states become those of all, in the order of
   // their ranks.
   __device__ __forceinline__ void gather() {
+    constexpr int kSums = Shape::kValueStored / 8;
     PrefillRowTable* rows = Base::table();
     float units[2];
 #pragma unroll
@@ -270,13 +276,13 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
     Base::meet();  // the other warpgroup's products may read what states are left in
     if (rank > 0) {
 #pragma unroll
-      for (int n = 0; n < kStored / 8; n++)
+      for (int n = 0; n < kSums; n++)
         *left(n) = make_float4(state.o[n][0], state.o[n][1], state.o[n][2], state.o[n][3]);
-      *left(kStored / 8) = make_float4(state.m[0], state.m[1], state.l[0], state.l[1]);
+      *left(kSums) = make_float4(state.m[0], state.m[1], state.l[0], state.l[1]);
     }
     cluster_meet();
     for (int from = 1; rank == 0 && from < kRanks; from++) {
-      const float4 other = load_of_rank(left(kStored / 8), from);
+      const float4 other = load_of_rank(left(kSums), from);
       const float m[2] = {other.x, other.y}, l[2] = {other.z, other.w};
       float mine[2], theirs[2];
 #pragma unroll
@@ -287,7 +293,7 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
         state.l[h] = ExactDivision::sum_of_products(state.l[h], mine[h], l[h], theirs[h]);
       }
 #pragma unroll
-      for (int n = 0; n < kStored / 8; n++) {
+      for (int n = 0; n < kSums; n++) {
         const float4 v = load_of_rank(left(n), from);
         const float o[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -302,10 +308,10 @@ struct GroupBody : RowsBody<kStored, false, kMasks, GroupShape<kStored>::kTiles,
 // The items of a CTA, and the runs of tokens in each, for one of its warps: start(b), run(b), end(b).
 // together: warps of both roles wait for each other behind an item, since its end uses what the producers
 // write.
-template <int kStored, bool kMasks, bool kShared, class Start, class Run, class End>
+template <class Shape, bool kMasks, bool kShared, class Start, class Run, class End>
 __device__ __forceinline__ void walk_items(const PrefillParams& p, const PrefillRowTable& rows, int lane,
                                            const Start& start, const Run& run, const End& end) {
-  constexpr int kTokens = GroupShape<kStored>::kTokens, kCtas = kShared ? kRanks : 1;
+  constexpr int kTokens = Shape::kTokens, kCtas = kShared ? kRanks : 1;
   const int num_items = p.header->num_items, num_sequences = p.header->num_sequences,
             grid = static_cast<int>(gridDim.x) / kCtas, cta = static_cast<int>(blockIdx.x) / kCtas;
   const bool in_runs = kMasks && p.call.visible_begin,
@@ -335,7 +341,7 @@ __device__ __forceinline__ void walk_items(const PrefillParams& p, const Prefill
   }
 }
 
-template <int kStored, bool kMasks, bool kShared, class Sides>
+template <class Shape, bool kMasks, bool kShared, class Sides>
 __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   if constexpr (kWarpgroups) {
     uint8_t* smem = launch_shared_matrices();
@@ -343,7 +349,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
               rank = kShared ? cluster_rank() : 0;
     if (threadIdx.x == 0) {
       GroupHead& all = *reinterpret_cast<GroupHead*>(smem);
-      for (int i = 0; i < GroupShape<kStored>::kTiles * p.smem.stages; i++)
+      for (int i = 0; i < Shape::kTiles * p.smem.stages; i++)
         barrier_init(all.copied[i / p.smem.stages] + i % p.smem.stages, 1);
       for (int i = 0; i < 2; i++) {
         barrier_init(all.keys_full + i, 32 * kProducerWarps);
@@ -359,15 +365,15 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
     const PrefillRowTable& rows = *reinterpret_cast<const PrefillRowTable*>(smem + p.smem.rows_at);
     if (warp >= kPrefillWarps) {
       give_registers<kProducerRegisters>();
-      Producer<kStored, kShared, Sides> producer = {p, smem, warp - kPrefillWarps, lane, rank};
-      walk_items<kStored, kMasks, kShared>(
+      Producer<Shape, kShared, Sides> producer = {p, smem, warp - kPrefillWarps, lane, rank};
+      walk_items<Shape, kMasks, kShared>(
           p, rows, lane, [](const PrefillBlock&) {}, [&](const PrefillBlock& b) { producer.run(b); },
           [](const PrefillBlock&) {
             if (kShared) cluster_meet(), cluster_meet();
           });
     } else {
       take_registers<kRowsRegisters>();
-      GroupBody<kStored, kMasks, kShared, Sides> body = {
+      GroupBody<Shape, kMasks, kShared, Sides> body = {
           {p, smem, warp, lane, {}},
           rank,
           0,
@@ -375,7 +381,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
           0,
           matrix_descriptor(smem + p.smem.query_at + warp / 4 * (kPrefillRows / 2 * kMatrixRow))};
       if (warp / 4 == 1) body.end_turn();  // the first turn is the first warpgroup's
-      walk_items<kStored, kMasks, kShared>(
+      walk_items<Shape, kMasks, kShared>(
           p, rows, lane, [&](const PrefillBlock& b) { body.prepare(b); },
           [&](const PrefillBlock& b) { body.run(b); },
           [&](const PrefillBlock& b) {
@@ -393,14 +399,14 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   }
 }
 
-template <int kStored, bool kMasks, class Sides>
+template <int kKeys, int kValues, bool kMasks, class Sides>
 __global__ void __launch_bounds__(kGroupThreads, 1) group_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<kStored, kMasks, false, Sides>(p);
+  run_cta<GroupShape<kKeys, kValues>, kMasks, false, Sides>(p);
 }
-template <int kStored, bool kMasks, class Sides>
+template <int kKeys, int kValues, bool kMasks, class Sides>
 __global__ void TQ_CLUSTER(kRanks) __launch_bounds__(kGroupThreads, 1)
     shared_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<kStored, kMasks, true, Sides>(p);
+  run_cta<GroupShape<kKeys, kValues>, kMasks, true, Sides>(p);
 }
 
 }  // namespace tq::cuda::prefill

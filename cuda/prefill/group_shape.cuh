@@ -68,25 +68,32 @@ struct Steps {
   }
 };
 
-template <int kStored>
+// For stored dimensions of keys and of values, which may differ.
+template <int kKeys, int kValues>
 struct GroupShape {
-  static constexpr int kTiles = kStored <= 128 ? 4 : 2, kTokens = kTiles * format::kTileTokens;
+  static constexpr int kKeyStored = kKeys, kValueStored = kValues;
+  static constexpr int kTiles = kKeys <= 128 && kValues <= 128 ? 4 : 2,
+                       kTokens = kTiles * format::kTileTokens;
   static constexpr int kSplit = kProducerWarps / kTiles;  // producer warps of a tile
   // Matrices of 64 halves a row: coordinates of queries and keys, tokens of values.
   static constexpr int kQueryMatrix = kPrefillRows * kMatrixRow, kKeyMatrix = kTokens * kMatrixRow,
-                       kValueMatrix = kStored * kMatrixRow;
-  static constexpr int kDepths = (kStored + 63) / 64;
+                       kValueMatrix = kValues * kMatrixRow;
+  static constexpr int kDepths = (kKeys + 63) / 64;
   static constexpr int kQueryBytes = kDepths * kQueryMatrix, kKeyBytes = kDepths * kKeyMatrix,
                        kValueBytes = kTokens / 64 * kValueMatrix;
   // Expanded steps that wait for their products. At 256 coordinates the second one of the values would leave
   // too little room for stored tiles.
-  static constexpr int kKeyBuffers = 2, kValueBuffers = kStored <= 192 ? 2 : 1;
+  static constexpr int kKeyBuffers = 2, kValueBuffers = kKeys + kValues <= 384 ? 2 : 1;
   // Columns of a value product: its sums are apart from what the row has gathered.
-  static constexpr int kSlice = kStored <= 128   ? kStored
-                                : kStored == 192 ? 96
+  static constexpr int kSlice = kValues <= 128   ? kValues
+                                : kValues == 192 ? 96
                                                  : 64,
-                       kSlices = kStored / kSlice;
-  static_assert(kStored % kSlice == 0 && kSlice * kMatrixRow % 1024 == 0, "whole slices");
+                       kSlices = kValues / kSlice;
+  static_assert(kValues % kSlice == 0 && kSlice * kMatrixRow % 1024 == 0, "whole slices");
+  // Groups of a tile that a producer warp expands.
+  static constexpr int kKeyParts = PrefillShape<kKeys>::kGroups / kSplit,
+                       kValueParts = PrefillShape<kValues>::kGroups / kSplit;
+  static_assert(kKeys == 32 * kKeyParts * kSplit && kValues == 32 * kValueParts * kSplit, "whole parts");
   // Whether the warpgroups take turns: between many slices of a turn the matrix unit would wait.
   static constexpr bool kTurns = kSlices <= 2;
 };

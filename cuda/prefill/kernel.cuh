@@ -49,13 +49,13 @@ __device__ __forceinline__ void issue_step(const PrefillParams& p, const Prefill
 
 // kMasks: for calls with visible ranges or ALiBi.
 template <int kStored, RawForm kForm, bool kMasks>
-struct PrefillBody
-    : RowsBody<kStored, kForm != RawForm::kNone, kMasks, PrefillShape<kStored>::kTiles, PlainOrder<kStored>> {
+struct PrefillBody : RowsBody<kStored, kStored, kForm != RawForm::kNone, kMasks,
+                              PrefillShape<kStored>::kTiles, PlainOrder<kStored>> {
   using Shape = PrefillShape<kStored>;
   // kRaw: some side is
   static constexpr bool kRaw = kForm != RawForm::kNone, kBf16 = kForm == RawForm::kBf16;
   static constexpr bool kInRegisters = !kRaw && Shape::kQueryInRegisters;
-  using Base = RowsBody<kStored, kRaw, kMasks, Shape::kTiles, PlainOrder<kStored>>;
+  using Base = RowsBody<kStored, kStored, kRaw, kMasks, Shape::kTiles, PlainOrder<kStored>>;
   using Base::p, Base::smem, Base::warp, Base::lane, Base::state;
 
   uint32_t q[kInRegisters ? kStored / 16 : 1][4];

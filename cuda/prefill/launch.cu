@@ -20,9 +20,9 @@ namespace tq::cuda::prefill {
 // Compiled by the files that instances.txt expands to.
 template <int kStored>
 void launch_prefill_dim(const PrefillParams& params, int num_ctas, cudaStream_t stream);
-template <int kStored>
+template <int kKeys, int kValues>
 void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream);
-template <int kStored>
+template <int kKeys, int kValues>
 void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream);
 
 namespace {
@@ -55,28 +55,29 @@ constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPre
 
 // The same of the kernel for warpgroups: GroupShape.
 struct CompiledGroup {
-  int stored;
+  int keys, values;  // stored dimensions
   int step_tiles, query_bytes, query_pitch;
   int key_bytes, value_bytes;                                          // of all buffers
   void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);  // of scalar sides
   void (*launch_any)(const PrefillParams&, LongKinds, int,
                      cudaStream_t);  // of trellis ones, of keys in bands
 };
-template <int kStored>
+template <int kKeys, int kValues>
 constexpr CompiledGroup compiled_group() {
-  using Shape = GroupShape<kStored>;
-  return CompiledGroup{kStored,
+  using Shape = GroupShape<kKeys, kValues>;
+  return CompiledGroup{kKeys,
+                       kValues,
                        Shape::kTiles,
                        Shape::kQueryBytes,
-                       PrefillShape<kStored>::kQueryPitch,
+                       PrefillShape<kKeys>::kQueryPitch,
                        Shape::kKeyBuffers * Shape::kKeyBytes,
                        Shape::kValueBuffers * Shape::kValueBytes,
-                       launch_group_dim<kStored>,
-                       launch_any_group_dim<kStored>};
+                       launch_group_dim<kKeys, kValues>,
+                       launch_any_group_dim<kKeys, kValues>};
 }
 template <size_t... kAt>
 constexpr std::array<CompiledGroup, sizeof...(kAt)> compiled_groups(std::index_sequence<kAt...>) {
-  return {{compiled_group<kGroupInstances[kAt].stored>()...}};
+  return {{compiled_group<kGroupInstances[kAt].keys, kGroupInstances[kAt].values>()...}};
 }
 constexpr auto kCompiledGroups = compiled_groups(std::make_index_sequence<std::size(kGroupInstances)>());
 static_assert(std::size(kGroupInstances) == std::size(kAnyGroupInstances), "the same dimensions");
@@ -146,7 +147,8 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
   if (exact) {
     s.exact_query_at = s.query_at;
     s.exact_tile_at = up(s.exact_query_at + kPrefillRows * shape.query_pitch * 4, 128);
-    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * tile.key.dim * dtype_bytes(io), 128);
+    const int dim = std::max(tile.key.dim, tile.value.dim);
+    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * dim * dtype_bytes(io), 128);
     s.ring_at = std::max(s.ring_at, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
   }
   s.total_bytes = s.ring_at + shape.step_tiles * stages * s.stage_pitch;
@@ -157,11 +159,12 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
 // do not fit.
 const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, bool exact, int limit,
                                 PrefillSmem* smem) {
-  if (!has_warpgroups() || tile.key.dim != tile.value.dim) return nullptr;
+  if (!has_warpgroups()) return nullptr;
   for (const format::SideLayout* side : {&tile.key, &tile.value})
     if (!side->code().has_kernels() && !side->banded()) return nullptr;
   for (const CompiledGroup& row : kCompiledGroups) {
-    if (row.stored != format::stored_dim(tile.key.dim)) continue;
+    if (row.keys != format::stored_dim(tile.key.dim) || row.values != format::stored_dim(tile.value.dim))
+      continue;
     for (int stages = kMaxGroupStages; stages > 0; stages--) {
       *smem = cut_group_smem(row, tile, io, exact, stages);
       if (smem->total_bytes <= limit) return &row;

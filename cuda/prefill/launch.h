@@ -6,9 +6,10 @@
 
 namespace tq::cuda::prefill {
 
-// Whether the prefill kernel takes the long sequences of a layer. Where it does not (other dimensions than 64
-// 96 128 192 256 rounded up to 32, unequal ones, too little shared memory), the decode kernel goes through a
-// sequence in blocks of 8 rows.
+// Whether a prefill kernel takes the long sequences of a layer. Where none does (other dimensions than 64 96
+// 128 192 256, of keys and values alike, and 192 with 128, all rounded up to 32; too little shared memory;
+// unequal dimensions where the kernel for warpgroups does not run), the decode kernel goes through a sequence
+// in blocks of 8 rows.
 bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block);
 
 // Which long sequences a list may have (work_list.h): a kernel for each kind.

@@ -7,16 +7,16 @@
 
 namespace tq::cuda::prefill {
 
-// kRaw: some side may be. kMasks: for calls with visible ranges or ALiBi. kTiles: of a step.
-template <int kStored, bool kRaw, bool kMasks, int kTiles, class Order>
+// kKeys, kValues: stored dimensions. kRaw: some side may be. kMasks: for calls with visible ranges or ALiBi.
+// kTiles: of a step.
+template <int kKeys, int kValues, bool kRaw, bool kMasks, int kTiles, class Order>
 struct RowsBody {
   const PrefillParams& p;
   uint8_t* smem;
   int warp, lane;  // the warp's rows: 16 warp on
-  PrefillState<kStored> state;
+  PrefillState<kValues> state;
 
-  static constexpr int kTokens = kTiles * format::kTileTokens,
-                       kQueryPitch = PrefillShape<kStored>::kQueryPitch;
+  static constexpr int kTokens = kTiles * format::kTileTokens, kQueryPitch = PrefillShape<kKeys>::kQueryPitch;
 
   __device__ __forceinline__ PrefillRowTable* table() const {
     return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at);
@@ -116,7 +116,7 @@ struct RowsBody {
       sum[h] *= units[h];
     }
     if (!kRaw || !p.layer.value.layout.raw())
-      leave_rotated_space<Order, kStored>(p, b.kv_head, units, sum, state.o, lane);
+      leave_rotated_space<Order, kValues>(p, b.kv_head, units, sum, state.o, lane);
     else
       state.scale(units);
 #pragma unroll
@@ -141,7 +141,7 @@ struct RowsBody {
       float x[1][4][4], down[2], units[2];
       raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), kQueryPitch,
                     p.layer.key.layout.dim, x[0], lane);
-      special_scores<PlainOrder<kStored>, 1, kMasks>(
+      special_scores<PlainOrder<kValues>, 1, kMasks>(
           p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16, limit,
           table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
       const float none[2] = {0.0f, 0.0f};
@@ -153,7 +153,7 @@ struct RowsBody {
     load_exact_tile(p, p.layer.value, b, first, low, high, tile);
     meet();
     if (seen)
-      raw_values_of<Order, kStored>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), low, high,
+      raw_values_of<Order, kValues>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), low, high,
                                     p.layer.value.layout.dim, state.o, lane);
   }
 
@@ -164,7 +164,7 @@ struct RowsBody {
     const PrefillRowTable* rows = table();
     constexpr int kTile = format::kTileTokens;
     if (range.visible_begin >= range.sink_end && range.window_begin >= range.visible_end) return;
-    load_float_rows<kStored>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
+    load_float_rows<kKeys>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
 #pragma unroll 1
     for (int part = 0; part < 2; part++) {
       const bool sinks = part == 0;
@@ -187,7 +187,7 @@ struct RowsBody {
       const int row = b.first_row + warp * 16 + (lane >> 2) + 8 * h;
       const SoftmaxState whole = {sum[h] > 0.0f ? state.m[h] : minus_infinity(), sum[h]};
       const bool finite = !(table()->flags[row - b.first_row] & kRowNotFinite);
-      if (row < b.rows_total) write_part<Order, kStored>(p, b, row, h, finite, whole, state.o, lane);
+      if (row < b.rows_total) write_part<Order, kValues>(p, b, row, h, finite, whole, state.o, lane);
     }
   }
 };

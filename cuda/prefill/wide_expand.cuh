@@ -75,7 +75,7 @@ struct WideExpander {
         for_parts<decltype(code), kStored, kParts>(words + lane, first, [&](int part, const auto& w) {
           uint32_t levels[16];
           decltype(code)::halves(w, tables, levels);
-          put_keys<kStored>(levels, to, tile, part, lane, [&](uint32_t h, int token) {
+          put_keys<Shape>(levels, to, tile, part, lane, [&](uint32_t h, int token) {
             if (!Tuning::kFoldKeys) return h;
             return mul_f16x2(h, __shfl_sync(~0u, scale, token) * 0x00010001u);
           });
@@ -91,8 +91,8 @@ struct WideExpander {
         for_parts<decltype(code), kStored, kParts>(words + mine, first, [&](int part, const auto& w) {
           uint32_t levels[16];
           decltype(code)::halves(w, tables, levels);
-          put_values<kStored>(levels, to, tile, part, mine,
-                              [&](uint32_t h, int i) { return mul_f16x2(h, pairs[i]); });
+          put_values<Shape>(levels, to, tile, part, mine,
+                            [&](uint32_t h, int i) { return mul_f16x2(h, pairs[i]); });
         });
       });
     }

@@ -49,8 +49,8 @@ struct alignas(16) WideFactors {
 };
 
 template <int kStored>
-struct WideShape : GroupShape<kStored> {
-  using Base = GroupShape<kStored>;
+struct WideShape : GroupShape<kStored, kStored> {
+  using Base = GroupShape<kStored, kStored>;
   // A step of a kv head in the workspace: keys, values, factors.
   static constexpr int kFactorsAt = Base::kKeyBytes + Base::kValueBytes;
   static constexpr int kStepBytes = (kFactorsAt + static_cast<int>(sizeof(WideFactors)) + 1023) / 1024 * 1024;

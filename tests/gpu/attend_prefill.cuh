@@ -24,8 +24,8 @@ bool on_warpgroups(const CaseSpec& spec) {
 // levels.
 bool goes_wide(const CaseSpec& spec) {
   const int64_t group = spec.q_heads / spec.kv_heads;
-  return spec.wide && !spec.trellis && on_warpgroups(spec) && spec.window + spec.sinks == 0 &&
-         spec.softcap == 0 && spec.sliding == 0 &&
+  return spec.wide && !spec.trellis && spec.head_dim == spec.value_dim && on_warpgroups(spec) &&
+         spec.window + spec.sinks == 0 && spec.softcap == 0 && spec.sliding == 0 &&
          std::any_of(spec.sequences.begin(), spec.sequences.end(),
                      [&](const CaseSequence& s) { return s.queries * group >= tq::cuda::kSharedRows; });
 }
@@ -74,11 +74,13 @@ void try_prefill(CaseSpec spec, bool variants = false) {
   }
 }
 
-CaseSpec prefill_base(int key_bits, int value_bits, int dim) {
+// value_dim 0: that of the keys.
+CaseSpec prefill_base(int key_bits, int value_bits, int dim, int value_dim = 0) {
   CaseSpec s;
   s.key_bits = key_bits;
   s.value_bits = value_bits;
-  s.head_dim = s.value_dim = dim;
+  s.head_dim = dim;
+  s.value_dim = value_dim > 0 ? value_dim : dim;
   s.q_heads = 4;
   s.kv_heads = 2;
   s.sequences = {{500, 200, 200}};
@@ -86,8 +88,7 @@ CaseSpec prefill_base(int key_bits, int value_bits, int dim) {
 }
 
 // Every option with long blocks; some sequences of a batch are short.
-void prefill_features(int key_bits, int value_bits, int dim) {
-  const CaseSpec base = prefill_base(key_bits, value_bits, dim);
+void prefill_features(const CaseSpec& base) {
   CaseSpec s = base;
   s.sequences = {{700, 300, 300}, {513, 7, 7}, {200, 200, 200}, {900, 0, 130},
                  {64, 64, 64},    {300, 1, 1}, {400, 129, 129}};
@@ -166,8 +167,7 @@ void prefill_features(int key_bits, int value_bits, int dim) {
 }
 
 // Lengths around tile, step and page borders; rows around the borders of row blocks and of being long.
-void prefill_edges(int key_bits, int value_bits, int dim) {
-  CaseSpec s = prefill_base(key_bits, value_bits, dim);
+void prefill_edges(CaseSpec s) {
   s.q_heads = 2;
   for (int edge : {256, 288, 320, 384, 512})
     for (int delta : {-1, 0, 1}) {
@@ -226,6 +226,39 @@ void prefill_trellis(int only_dim) {
   }
 }
 
+// Keys and values of unequal dimensions, which the kernel for warpgroups alone takes: of other stored ones,
+// or of the same. Few rows of a sequence, which clusters share, and many.
+void prefill_unequal(bool quick) {
+  const CaseSpec base = prefill_base(4, 4, 192, 128);
+  if (!on_warpgroups(base)) return;
+  if (!quick) {
+    prefill_features(base);
+    prefill_edges(base);
+    prefill_composition(base);
+  }
+  const int pairs[][4] = {{4, 4, 192, 128}, {2, 3, 192, 128}, {8, 8, 192, 128}, {5, 2, 184, 104},
+                          {4, 4, 112, 128}, {3, 4, 96, 80},   {4, 3, 192, 168}, {3, 3, 192, 128}};
+  for (const auto& p : pairs) {
+    CaseSpec s = prefill_base(p[0], p[1], p[2], p[3]);
+    s.trellis = &p == std::end(pairs) - 1;
+    try_prefill(s, true);
+    s.q_heads = 16;  // 1,024 rows a kv head and more: no clusters
+    s.sequences = {{700, 140, 140}, {513, 7, 7}, {200, 90, 90}};
+    try_prefill(s);
+    s.ranges = s.alibi = true;
+    try_prefill(s);
+    s.ranges = s.alibi = false;
+    s.window = 40;
+    s.sinks = 5;
+    s.centres = true;
+    s.io = DataType::kBF16;
+    s.q_heads = 4;
+    try_prefill(s);
+    if (quick) break;
+  }
+  printf("prefill, unequal dimensions: worst row so far %.2e\n", worst_of_all);
+}
+
 void prefill_wide(int key_bits, int value_bits, int dim, bool quick);
 
 void prefill(bool quick) {
@@ -239,9 +272,9 @@ void prefill(bool quick) {
   for (const auto& p : pairs) {
     if (left-- == 0) break;
     const int64_t failed = gpu_test::tally().failed;
-    prefill_features(p[0], p[1], p[2]);
-    prefill_edges(p[0], p[1], p[2]);
     CaseSpec s = prefill_base(p[0], p[1], p[2]);
+    prefill_features(s);
+    prefill_edges(s);
     prefill_composition(s);
     if (p[0] != tq::format::kRawBits && p[1] != tq::format::kRawBits) prefill_wide(p[0], p[1], p[2], quick);
     if (p[0] == p[1] && p[2] == 128) {  // history that makes the unit of the values and the ring go around
@@ -256,6 +289,7 @@ void prefill(bool quick) {
     fflush(stdout);
   }
   prefill_trellis(quick ? 128 : 0);
+  prefill_unequal(quick);
   worst_of_all = std::max(worst_of_all, before);
 }
 

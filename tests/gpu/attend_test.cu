@@ -345,9 +345,10 @@ void unused_rows(int repeats) {
 }
 
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
-// attend_test --prefill [--quick | trellis [DIM]]: long query blocks only. attend_test --edges [--quick],
-// --rows [--quick], --masks [--quick], --few [LONGEST [PAIRS]], --wide [DIM [KEY_BITS VALUE_BITS [quick]]]:
-// attend_edges.cuh, attend_rows.cuh, attend_masks.cuh, attend_few.cuh, attend_wide.cuh only.
+// attend_test --prefill [--quick | trellis [DIM] | unequal [quick]]: long query blocks only. attend_test
+// --edges [--quick], --rows [--quick], --masks [--quick], --few [LONGEST [PAIRS]],
+// --wide [DIM [KEY_BITS VALUE_BITS [quick]]]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh,
+// attend_few.cuh, attend_wide.cuh only.
 // Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
 void trellis_codes(bool quick) {
   const int pairs[][4] = {{3, 3, 128, 128}, {2, 2, 128, 128}, {4, 4, 128, 128}, {4, 3, 128, 128},
@@ -391,6 +392,8 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--prefill")) {
     if (argc > 2 && !strcmp(argv[2], "trellis"))
       prefill_trellis(argc > 3 ? atoi(argv[3]) : 0);
+    else if (argc > 2 && !strcmp(argv[2], "unequal"))
+      prefill_unequal(argc > 3);
     else
       prefill(argc > 2 && !strcmp(argv[2], "--quick"));
     return gpu_test::finish("attend_test --prefill");

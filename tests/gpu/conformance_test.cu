@@ -18,6 +18,7 @@
 
 #include "api_cache.cuh"
 #include "cuda/attend/instances.h"
+#include "cuda/prefill/instances.h"
 #include "modes.cuh"
 #include "tests/masks.h"
 
@@ -100,13 +101,18 @@ bool turns_keys(const Shape& shape) {
   return shape.key_bits < 16 && shape.mode.key.family != TQ_CODE_GROUPED;
 }
 
-// Codes that the prefill kernel for warpgroups is written for.
+// Codes and dimensions that the prefill kernel for warpgroups is written for.
 bool takes_half_queries(const Shape& shape) {
   const auto served = [](int family, int bits) {
     return family == TQ_CODE_TRELLIS || (family == 0 && bits > 1 && bits <= 8);
   };
-  return shape.head_dim == shape.value_dim && served(shape.mode.key.family, shape.key_bits) &&
-         served(shape.mode.value.family, shape.value_bits);
+  const auto compiled = [&](const tq::cuda::prefill::GroupInstance& is) {
+    return is.keys == tq::format::stored_dim(shape.head_dim) &&
+           is.values == tq::format::stored_dim(shape.value_dim);
+  };
+  return served(shape.mode.key.family, shape.key_bits) && served(shape.mode.value.family, shape.value_bits) &&
+         std::any_of(std::begin(tq::cuda::prefill::kGroupInstances),
+                     std::end(tq::cuda::prefill::kGroupInstances), compiled);
 }
 
 std::string name_of(const Case& c) {

@@ -27,6 +27,7 @@ class Case:
     bands: tuple = ()  # widths of keys in bands, in an order of the head's own
     turned: bool = False  # keys by a matrix for each head
     latent: int = 0  # value_dim of latent layers, whose keys alone are stored; widths are (rest, latent)
+    values: int = 0  # value_dim of other layers where it is not head_dim
 
     def fields(self):
         """As JSON gives them back; widths are told with each measurement."""
@@ -35,7 +36,7 @@ class Case:
         return result
 
     def value_dim(self):
-        return self.latent or self.head_dim
+        return self.latent or self.values or self.head_dim
 
     def side_bytes(self, kind, bits):
         """Stored bytes of one token and kv head, kind "key" or "value"."""
@@ -60,7 +61,11 @@ class Case:
         """Keys and values of all sequences in float16."""
         if self.latent:
             return 2 * self.batch * self.seen_tokens * self.kv_heads * self.head_dim
-        return 2 * 2 * self.batch * self.seen_tokens * self.kv_heads * self.head_dim
+        return self.batch * self.seen_tokens * self.exact_bytes()
+
+    def exact_bytes(self):
+        """Key and value of one token in float16, all kv heads."""
+        return 2 * self.kv_heads * (self.head_dim + (self.values or self.head_dim))
 
     def operations(self):
         """Multiplications and additions of attention, of what queries see."""
@@ -72,7 +77,7 @@ class Case:
         exact tokens from float16 copies instead."""
         exact = self.window + self.sinks
         coded = math.ceil((self.seen_tokens - exact) / 32) * 32
-        return self.batch * (coded * token_bytes + exact * 4 * self.kv_heads * self.head_dim)
+        return self.batch * (coded * token_bytes + exact * self.exact_bytes())
 
 
 TABLE = (Case("B8 n32768", "decode", 8,
@@ -133,6 +138,10 @@ PREFILL = tuple(
     for head_dim, shapes in ((128, ((2048, 32768), (512, 32768), (8192, 0), (128, 32768))),
                              (64, ((2048, 32768), (512, 32768))), (192, ((2048, 32768), )),
                              (256, ((2048, 32768), (512, 32768)))) for q_len, tokens in shapes)
+# Latent attention expanded to heads, as DeepSeek-V2-Lite's.
+PREFILL += tuple(
+    Case(f"{q_len} queries over 32768 tokens, d 192/128", "prefill", 1, 32768, q_heads=16, kv_heads=16,
+         head_dim=192, values=128, q_len=q_len, widths=((4, 4), (8, 8))) for q_len in (2048, 512))
 # Codes by rows.
 PROD, GROUPED = ("key_family", "prod"), ("value_family", "grouped")
 MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3), (2, 2)), families=(PROD, )),

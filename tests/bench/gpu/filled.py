@@ -3,10 +3,10 @@
 what it stores.
 
 `Filled` works on the CPU with NumPy arrays as on the GPU with torch tensors: `pool` is a pair of arrays
-[rows][kv_heads][head_dim] from which all keys and values are taken, as views. The reference needs decoded
-values in full precision: a twin cache with float32 input gets the same tokens of one sequence (float16
-numbers are float32 numbers, so its codes are the same) and is read; rounded to float16 this must equal what
-the cache itself reads, bit for bit.
+[rows][kv_heads][head_dim] from which all keys and values are taken, as views; values of fewer coordinates
+are the first ones. The reference needs decoded values in full precision: a twin cache with float32 input
+gets the same tokens of one sequence (float16 numbers are float32 numbers, so its codes are the same) and is
+read; rounded to float16 this must equal what the cache itself reads, bit for bit.
 """
 import random
 
@@ -69,7 +69,7 @@ class Filled:
                 self.step.append(layer, *self._sides(*self.last_rows), stream=stream)
 
     def _sides(self, k, v):
-        return (k, ) if self.case.latent else (k, v)
+        return (k, ) if self.case.latent else (k, v[..., :self.case.value_dim()])
 
     def _config(self, layers, dtype, tokens, sequences, batch_sequences, device=None):
         return tqkv.Config(num_layers=layers,

@@ -166,16 +166,21 @@ def latent_products(case, stream):
 
 def sdpa(case, stream):
     """torch SDPA in float16 on dense keys and values, best of its backends: {us, .., backend, gbs, others}.
-    Queries see all tokens, of a
-    causal case those up to their own."""
+    Queries see all tokens, of a causal case those up to their own. Values of another dimension than the keys:
+    as they are, and for flash, which takes no such, with zeros behind them."""
     sets = rotated(case.fp16_bytes(), l2_bytes())
     shape = (case.batch, case.kv_heads, case.seen_tokens, case.head_dim)
     q = torch.randn(case.batch, case.q_heads, case.q_len, case.head_dim, dtype=torch.float16, device="cuda")
     keys = [torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(sets)]
-    values = [torch.randn(shape, dtype=torch.float16, device="cuda") for _ in range(sets)]
+    values = [torch.randn(*shape[:3], case.value_dim(), dtype=torch.float16, device="cuda")
+              for _ in range(sets)]
     torch.cuda.synchronize()
     results, troubles = {}, {}
     for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+        missing = case.head_dim - case.value_dim()
+        if name == "flash" and missing:
+            name = "flash, padded values"
+            values = [torch.nn.functional.pad(v, (0, missing)) for v in values]
         try:
             with sdpa_kernel(backend), torch.no_grad(), torch.cuda.stream(stream):
                 def call(index=0):

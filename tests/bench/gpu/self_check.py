@@ -77,7 +77,9 @@ def results():
                                                                                    q_len=40), 40, 40),
                                (Case("four", "decode", 2, 300, q_heads=8, kv_heads=2, window=40,
                                      sinks=4), 1, 1), (Case("five", "decode", 2, 150, q_heads=4, kv_heads=2,
-                                                            head_dim=64, turned=True), 1, 1)):
+                                                            head_dim=64, turned=True), 1, 1),
+                               (Case("six", "prefill", 1, 100, q_heads=2, kv_heads=2, head_dim=192,
+                                     values=128, q_len=30), 30, 30)):
         generator = np.random.default_rng(5)
         pool = tuple(
             generator.standard_normal((3000, case.kv_heads, case.head_dim)).astype(np.float16) for _ in "kv")
@@ -85,7 +87,7 @@ def results():
             filled = Filled(case, bits, 2, pool, "cpu", None, new, queries, decoys=17)
             q = generator.standard_normal(
                 (case.batch * case.q_len, case.q_heads, case.head_dim)).astype(np.float16)
-            out = np.full(q.shape, np.nan, np.float16)
+            out = np.full((*q.shape[:2], case.value_dim()), np.nan, np.float16)
             filled.step.attend(1, q, out=out, history_only=case.kind == "prefill")
             for sequence in (0, case.batch - 1):
                 k, v = filled.decoded(1, sequence, lambda rows: rows.astype(np.float32),
