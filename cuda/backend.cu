@@ -208,9 +208,10 @@ void CudaBackend::attend(const AttendRequest& request) {
   launch.plan.work += pair_offset(geometry_, num_units_);
   if (in_graph) batch.pair_in_graph[shape] = true;
   if (in_graph || uploaded.any_short) attend::launch_attend(launch);
+  prefill::LongKinds kinds;
+  if (!in_graph) kinds = {uploaded.any_shared, uploaded.any_alone, uploaded.least_rows, uploaded.most_rows};
   prefill::launch_prefill(
-      launch, launch.plan.work + work_capacity(geometry_, num_units_),
-      {in_graph || uploaded.any_shared, in_graph || uploaded.any_alone},
+      launch, launch.plan.work + work_capacity(geometry_, num_units_), kinds,
       {static_cast<uint8_t*>(request.workspace) + wide_place(geometry_, num_units_), wide_bounds(geometry_)});
 }
 

@@ -121,8 +121,9 @@ void CudaPagedBackend::attend(const PlannedStep& step, const PagePool& pool, con
   }
   launch.plan.work = list(paged::ListKind::kShort);
   attend::launch_attend(launch);
-  const bool may_be_alone = s.max_query_len * layers_[call.layer].q_per_kv >= kSharedRows;
-  prefill::launch_prefill(launch, list(paged::ListKind::kLong), {true, may_be_alone},
+  const int64_t most_rows = s.max_query_len * layers_[call.layer].q_per_kv;
+  prefill::launch_prefill(launch, list(paged::ListKind::kLong),
+                          {true, most_rows >= kSharedRows, 0, most_rows},
                           {workspace + wide_place(places), wide_bounds(s)});
 }
 

@@ -110,9 +110,16 @@ int64_t build_lists(const Geometry& geometry, const HeadShape& heads, const Step
   for (int32_t i = 0; i < rows.num_sequences; i++) {
     const StepSequence& sequence = rows.sequences[i];
     if (sequence.query_tokens == 0) continue;
-    (!is_long(geometry, heads, sequence)                    ? uploaded->any_short
-     : sequence.query_tokens * heads.q_per_kv < kSharedRows ? uploaded->any_shared
-                                                            : uploaded->any_alone) = true;
+    const int64_t rows_each = static_cast<int64_t>(sequence.query_tokens) * heads.q_per_kv;
+    if (!is_long(geometry, heads, sequence)) {
+      uploaded->any_short = true;
+    } else if (rows_each < kSharedRows) {
+      uploaded->any_shared = true;
+    } else {
+      uploaded->any_alone = true;
+      uploaded->least_rows = std::min(uploaded->least_rows, rows_each);
+      uploaded->most_rows = std::max(uploaded->most_rows, rows_each);
+    }
   }
   uploaded->few_sequences = few_sequences(geometry, heads, rows);
   uploaded->pair = needs.long_apart && (uploaded->any_long() || needs.keep_pair);

@@ -14,6 +14,7 @@ struct UploadedPlan {
   struct List {
     bool pair = false;  // the pair (work_list.h) is there as well as the list of all sequences
     bool any_short = false, any_shared = false, any_alone = false;  // sequences with queries (work_list.h)
+    int64_t least_rows = INT64_MAX, most_rows = 0;                  // of a kv head, of those that are alone
     int few_sequences = 0;                                          // work_list.h
     bool any_long() const { return any_shared || any_alone; }
   } lists[kMaxHeadShapes];

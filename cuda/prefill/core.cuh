@@ -275,13 +275,12 @@ __device__ __forceinline__ void coded_scores(const uint8_t* keys, const float* s
   }
 }
 
-// Scores of one raw tile, expanded to padded rows. queries: 16-bit, with a second part for float32 callers.
+// Adds the scores of one raw tile, expanded to padded rows. queries: 16-bit, with a second part for float32
+// callers.
 template <int kStored, bool kBf16>
-__device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8_t* queries, bool two_parts,
-                                                float (&x)[4][4], int lane) {
+__device__ __forceinline__ void add_raw_scores(const uint8_t* keys, const uint8_t* queries, bool two_parts,
+                                               float (&x)[4][4], int lane) {
   using Shape = PrefillShape<kStored>;
-#pragma unroll
-  for (int b = 0; b < 4; b++) x[b][0] = x[b][1] = x[b][2] = x[b][3] = 0.0f;
   const uint8_t* row = keys + lane % 8 * Shape::kRawRow + lane / 8 * 16;
 #pragma unroll 1
   for (int c = 0; c < Shape::kGroups; c++) {
@@ -304,6 +303,14 @@ __device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8
         }
       }
   }
+}
+
+template <int kStored, bool kBf16>
+__device__ __forceinline__ void raw_tile_scores(const uint8_t* keys, const uint8_t* queries, bool two_parts,
+                                                float (&x)[4][4], int lane) {
+#pragma unroll
+  for (int b = 0; b < 4; b++) x[b][0] = x[b][1] = x[b][2] = x[b][3] = 0.0f;
+  add_raw_scores<kStored, kBf16>(keys, queries, two_parts, x, lane);
 }
 
 // Where add_values takes its operands from: columns 8 n .. of the tokens of a tile.

@@ -321,7 +321,7 @@ __device__ __forceinline__ void walk_items(const PrefillParams& p, const Prefill
     const int item = item_of_round(round, grid, cta);
     if (item >= num_items) break;
     PrefillBlock b = find_block<kMasks>(p, num_sequences, item, kTokens, lane);
-    if ((b.rows_total < kSharedRows) != kShared) continue;  // the other kernel's
+    if ((b.rows_total < kSharedRows) != kShared || b.rows_total >= p.wide_rows) continue;  // another kernel's
     start(b);
     if (!in_runs) {
       run(b);

@@ -45,6 +45,12 @@ struct WordOrder {
            : kJv == 2 ? 64 * (n / 8) + 32 * (t / 2) + 8 * (n % 8 / 2) + 4 * (n % 2) + 2 * (t % 2)
                       : 8 * n + 2 * t;
   }
+  // Inverse of that: the column of block n = place / 8 that is coordinate c.
+  __device__ static constexpr int place(int c) {
+    return kJv == 4   ? c / 128 * 128 + c % 32 / 8 * 32 + c % 8 / 2 * 8 + c / 32 % 4 * 2 + c % 2
+           : kJv == 2 ? c / 64 * 64 + c % 32 / 8 * 16 + c % 8 / 4 * 8 + c / 32 % 2 * 4 + c % 4
+                      : c;
+  }
 };
 
 // Row blocks of shared sequences (work_list.h) go to clusters of kRanks CTAs, the history dealt in pieces of

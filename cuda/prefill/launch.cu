@@ -29,23 +29,16 @@ namespace {
 
 struct Compiled {
   int stored;
-  int tiles, key_tile, value_tile, raw_tile, query_warp, query_pitch;  // PrefillShape
-  bool query_in_registers;                                             // of coded layers
+  int tiles, key_tile, value_tile, raw_tile, query_warp;  // PrefillShape
+  bool query_in_registers;                                // of coded layers
   void (*launch)(const PrefillParams&, int, cudaStream_t);
 };
 
 template <int kStored>
 constexpr Compiled compiled() {
   using Shape = PrefillShape<kStored>;
-  return Compiled{kStored,
-                  Shape::kTiles,
-                  Shape::kKeyTile,
-                  Shape::kValueTile,
-                  Shape::kRawTile,
-                  Shape::kQueryWarp,
-                  Shape::kQueryPitch,
-                  Shape::kQueryInRegisters,
-                  launch_prefill_dim<kStored>};
+  return Compiled{kStored,         Shape::kTiles,     Shape::kKeyTile,          Shape::kValueTile,
+                  Shape::kRawTile, Shape::kQueryWarp, Shape::kQueryInRegisters, launch_prefill_dim<kStored>};
 }
 template <size_t... kAt>
 constexpr std::array<Compiled, sizeof...(kAt)> compiled_rows(std::index_sequence<kAt...>) {
@@ -56,8 +49,9 @@ constexpr auto kCompiled = compiled_rows(std::make_index_sequence<std::size(kPre
 // The same of the kernel for warpgroups: GroupShape.
 struct CompiledGroup {
   int keys, values;  // stored dimensions
-  int step_tiles, query_bytes, query_pitch;
+  int step_tiles, query_bytes;
   int key_bytes, value_bytes;                                          // of all buffers
+  int exact_query, exact_tile;                                         // RowsBody
   void (*launch)(const PrefillParams&, LongKinds, int, cudaStream_t);  // of scalar sides
   void (*launch_any)(const PrefillParams&, LongKinds, int,
                      cudaStream_t);  // of trellis ones, of keys in bands
@@ -69,9 +63,10 @@ constexpr CompiledGroup compiled_group() {
                        kValues,
                        Shape::kTiles,
                        Shape::kQueryBytes,
-                       PrefillShape<kKeys>::kQueryPitch,
                        Shape::kKeyBuffers * Shape::kKeyBytes,
                        Shape::kValueBuffers * Shape::kValueBytes,
+                       2 * PrefillShape<kKeys>::kQueryWarp,
+                       PrefillShape<(kKeys > kValues ? kKeys : kValues)>::kRawTile,
                        launch_group_dim<kKeys, kValues>,
                        launch_any_group_dim<kKeys, kValues>};
 }
@@ -115,9 +110,8 @@ PrefillSmem cut_smem(const Compiled& shape, const format::TileLayout& tile, Data
   s.total_bytes = std::max(up(s.values_at + 2 * shape.tiles * s.value_tile), s.query_at + queries);
   if (exact) {
     s.exact_query_at = s.query_at;
-    s.exact_tile_at = up(s.exact_query_at + kPrefillRows * shape.query_pitch * 4);
-    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * tile.key.dim * dtype_bytes(io));
-    s.total_bytes = std::max(s.total_bytes, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
+    s.exact_tile_at = up(s.exact_query_at + kPrefillWarps * 2 * shape.query_warp);
+    s.total_bytes = std::max(s.total_bytes, s.exact_tile_at + 2 * shape.raw_tile);
   }
   return s;
 }
@@ -146,10 +140,8 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
   s.ring_at = s.values_at + shape.value_bytes;
   if (exact) {
     s.exact_query_at = s.query_at;
-    s.exact_tile_at = up(s.exact_query_at + kPrefillRows * shape.query_pitch * 4, 128);
-    const int dim = std::max(tile.key.dim, tile.value.dim);
-    s.exact_scratch_at = up(s.exact_tile_at + format::kTileTokens * dim * dtype_bytes(io), 128);
-    s.ring_at = std::max(s.ring_at, s.exact_scratch_at + kPrefillRows * kScratchRow * 4);
+    s.exact_tile_at = up(s.exact_query_at + kPrefillWarps * shape.exact_query, 128);
+    s.ring_at = std::max(s.ring_at, up(s.exact_tile_at + 2 * shape.exact_tile, 128));
   }
   s.total_bytes = s.ring_at + shape.step_tiles * stages * s.stage_pitch;
   return s;
@@ -196,7 +188,8 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kind
                                               launch.shared_memory_per_block, &p.smem)) {
     const bool scalar = has_book(tile.key) && has_book(tile.value);
     set_side_tables(layer, &p.numbers);
-    kinds.alone = kinds.alone && !launch_wide(p, launch, wide);
+    if (kinds.alone) p.wide_rows = launch_wide(p, launch, kinds.most_rows, wide);
+    kinds.alone = kinds.alone && kinds.least_rows < p.wide_rows;
     (scalar ? group->launch : group->launch_any)(p, kinds, launch.num_ctas, launch.stream);
     return;
   }

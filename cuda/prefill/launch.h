@@ -15,6 +15,7 @@ bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_b
 // Which long sequences a list may have (work_list.h): a kernel for each kind.
 struct LongKinds {
   bool shared = true, alone = true;
+  int64_t least_rows = 0, most_rows = INT64_MAX;  // of a kv head, of those that are alone
 };
 // list: of the long sequences (the second part of build_pair's), on the device. wide: for those that are
 // alone.

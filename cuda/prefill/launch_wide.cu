@@ -22,7 +22,7 @@ namespace {
 // WideShape.
 struct CompiledWide {
   int stored;
-  int step_tokens, move_steps;
+  int step_tokens, move_steps, least_rows;
   int query_bytes, key_bytes, value_bytes, aside_bytes, step_bytes, state_bytes;
   void (*launch)(const WideParams&, int, cudaStream_t);
 };
@@ -32,6 +32,7 @@ constexpr CompiledWide compiled_wide() {
   return CompiledWide{kStored,
                       Shape::kTokens,
                       WideTuning::kMoveTokens / Shape::kTokens,
+                      Shape::kLeastRows,
                       Shape::kQueryBytes,
                       Shape::kKeyBytes,
                       Shape::kValueBytes,
@@ -80,14 +81,15 @@ WidePlaces cut_workspace(const CompiledWide& shape, const WideSmem& smem, int64_
                          int64_t q_per_kv, const WideBounds& bounds, int num_ctas) {
   WidePlaces places = {};
   const int64_t rows = bounds.query_tokens * q_per_kv;
-  if (bounds.sequence_queries * q_per_kv < kSharedRows) return places;
+  places.least_rows = bounds.least_rows > 0 ? bounds.least_rows : shape.least_rows;
+  if (bounds.sequence_queries * q_per_kv < places.least_rows) return places;
   const auto take = [&](int64_t bytes) {
     const int64_t at = places.total;
     places.total += (bytes + 1023) / 1024 * 1024;
     return at;
   };
-  // A sequence of at least kSharedRows rows may have one block that is not full.
-  places.blocks = num_kv_heads * (rows / kPrefillRows + rows / kSharedRows);
+  // Each sequence may have one block that is not full.
+  places.blocks = num_kv_heads * (rows / kPrefillRows + rows / places.least_rows);
   const int64_t most = bounds.most_tokens > 0 ? bounds.most_tokens : kWideTokens,
                 wanted = num_kv_heads * ((bounds.longest + shape.step_tokens - 1) / shape.step_tokens),
                 room = std::max<int64_t>(most / shape.step_tokens, shape.move_steps);
@@ -127,19 +129,21 @@ int64_t wide_workspace_bytes(const Geometry& geometry, const WideBounds& bounds,
   return most;
 }
 
-bool launch_wide(const PrefillParams& params, const RowLaunch& launch, const WideSpace& space) {
+int launch_wide(const PrefillParams& params, const RowLaunch& launch, int64_t most_rows,
+                const WideSpace& space) {
   const DeviceLayer& layer = launch.layer;
-  if (!space.memory || !is_plain(params)) return false;
+  if (!space.memory || !is_plain(params)) return kNotWide;
   const format::TileLayout tile(layer.key.layout.dim, layer.value.layout.dim, layer.key.layout.code(),
                                 layer.value.layout.code());
   WideParams p(params);
   const CompiledWide* shape = find_wide(tile, launch.shared_memory_per_block, &p.cut);
-  if (!shape) return false;
+  if (!shape) return kNotWide;
   p.places = cut_workspace(*shape, p.cut, layer.num_kv_heads, layer.q_per_kv, space.bounds, launch.num_ctas);
-  if (p.places.total == 0) return false;
+  if (p.places.total == 0) return kNotWide;
   p.workspace = space.memory;
-  (space.kernels ? space.kernels : shape->launch)(p, launch.num_ctas, launch.stream);
-  return true;
+  if (most_rows >= p.places.least_rows)
+    (space.kernels ? space.kernels : shape->launch)(p, launch.num_ctas, launch.stream);
+  return p.places.least_rows;
 }
 
 }  // namespace tq::cuda::prefill

@@ -16,6 +16,7 @@ struct WideBounds {
   int64_t sequence_queries;  // of one
   int64_t longest;           // tokens of a sequence
   int64_t most_tokens = 0;   // of all kv heads in half of the images; 0 = the usual
+  int32_t least_rows = 0;    // of a kv head, of sequences that go this way; 0 = the usual
 };
 // Of a call; memory null: none, and the group kernel does it.
 struct WideSpace {
@@ -33,8 +34,11 @@ int64_t wide_workspace_bytes(const Geometry& geometry, int layer, const WideBoun
 int64_t wide_workspace_bytes(const Geometry& geometry, const WideBounds& bounds, int num_ctas,
                              int shared_memory_per_block);
 
-// Two kernels, for all sequences of the list that are alone; false, and nothing is started, where the layer
-// or the call has masks, a window, a cap, exact copies or other sides.
-bool launch_wide(const PrefillParams& params, const RowLaunch& launch, const WideSpace& space);
+// Two kernels, for the sequences of the list that have as many rows a kv head as it returns: kNotWide where
+// the layer or the call has masks, a window, a cap, exact copies or other sides. Nothing is started where no
+// sequence has more than most_rows, and that is fewer.
+constexpr int kNotWide = INT32_MAX;
+int launch_wide(const PrefillParams& params, const RowLaunch& launch, int64_t most_rows,
+                const WideSpace& space);
 
 }  // namespace tq::cuda::prefill

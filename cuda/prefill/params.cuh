@@ -23,8 +23,6 @@ enum class RawForm { kNone, kF16, kBf16 };
 constexpr int prefill_blocks(int stored, RawForm raw) {
   return stored <= 64 && raw == RawForm::kNone ? 2 : 1;
 }
-// floats of a row of weights in the scratch of raw values: rows 4 banks apart
-constexpr int kScratchRow = 36;
 
 // Per stored dimension. A step is what is expanded and attended between two barriers.
 template <int kStored>
@@ -43,7 +41,6 @@ struct PrefillShape {
   // Queries of a warp in A operand order: for coded keys high bytes, then low; for raw keys 16-bit numbers,
   // and what these lack of float32 behind them.
   static constexpr int kQueryWarp = 2 * kGroups * 512;
-  static constexpr int kQueryPitch = kStored + 4;            // floats of a row of unrotated queries
   static constexpr bool kQueryInRegisters = kStored <= 128;  // of layers without raw sides
 };
 
@@ -55,6 +52,7 @@ struct PlainOrder {
   static constexpr int kLaneTokens = 2, kBlockTokens = 8;
   static constexpr int kRun = 2;  // neighbouring coordinates that a lane has in blocks n, n + 1, ..
   __device__ static constexpr int coordinate(int n, int t) { return 8 * n + 2 * t; }
+  __device__ static constexpr int place(int c) { return c; }
 };
 
 // Weights are at most 2^(kValueTop - unit of the row), so that their products with value scales, which are
@@ -129,7 +127,7 @@ struct PrefillSmem {
   int32_t keys_at, values_at;    // two steps of expanded tiles each
   int32_t key_tile, value_tile;  // bytes of an expanded tile
   // of the exact tokens' part, over query_at and what follows
-  int32_t exact_query_at, exact_tile_at, exact_scratch_at;
+  int32_t exact_query_at, exact_tile_at;
   int32_t total_bytes;
 };
 
@@ -139,6 +137,7 @@ struct PrefillParams : RowParams {
   const PrefillHeader* header = {};
   const PrefillSequence* sequences = {};
   PrefillSmem smem = {};
+  int32_t wide_rows = INT32_MAX;  // sequences of as many rows a kv head go the wide way
 };
 
 }  // namespace tq::cuda::prefill

@@ -107,6 +107,40 @@ __device__ __forceinline__ float up_of(const PrefillParams& p, const QuerySize& 
   return fminf(format::exp2_int(size.exponent) * p.numbers.scale_log2, kMaxScale);
 }
 
+// Two floats as a pair of 16-bit numbers, and what these lack as another one.
+template <bool kBf16>
+__device__ __forceinline__ void split_pair(float low, float high, uint32_t& pair, uint32_t& rest) {
+  if constexpr (kBf16) {
+    pair = pack_bf16(low, high);
+    rest = pack_bf16(low - low_bf16(pair), high - high_bf16(pair));
+  } else {
+    pair = pack_f16(low, high);
+    const float2 kept = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    rest = pack_f16(low - kept.x, high - kept.y);
+  }
+}
+
+// Row r of a warp's 16 among operands of 16-bit numbers: coordinate 32 i + lane lies 512 i behind what this
+// returns, and what its number lacks, if that is there, as far behind those of all coordinates.
+__device__ __forceinline__ uint16_t* query_operand(uint8_t* queries, int r, int lane) {
+  return reinterpret_cast<uint16_t*>(queries) + lane / 16 * 256 + (r % 8 * 4 + lane % 8 / 2) * 8 +
+         (r / 8 + lane % 16 / 8 * 2) * 2 + lane % 2;
+}
+template <int kPieces>
+__device__ __forceinline__ void put_operands(uint16_t* to, bool bf16, bool two_parts,
+                                             const float (&x)[kPieces]) {
+#pragma unroll
+  for (int i = 0; i < kPieces; i++) {
+    uint32_t part, rest;
+    if (bf16)
+      split_pair<true>(x[i], 0.0f, part, rest);
+    else
+      split_pair<false>(x[i], 0.0f, part, rest);
+    to[i * 512] = static_cast<uint16_t>(part);
+    if (two_parts) to[(kPieces + i) * 512] = static_cast<uint16_t>(rest);
+  }
+}
+
 // The warp's rows: the row table, and queries in shared memory in A operand order, as bytes (raw keys: 16-bit
 // numbers).
 template <int kStored, bool kRaw, bool kMasks>
@@ -141,28 +175,21 @@ __device__ __forceinline__ void prepare_rows(const PrefillParams& p, const Prefi
             to[(kPieces + i) * 512] = low;
           });
     } else {
-      const bool bf16 = p.layer.io_dtype == DataType::kBF16;
-      uint16_t* to = reinterpret_cast<uint16_t*>(queries) + lane / 16 * 256 + (r % 8 * 4 + lane % 8 / 2) * 8 +
-                     (r / 8 + lane % 16 / 8 * 2) * 2 + lane % 2;
 #pragma unroll
-      for (int i = 0; i < kPieces; i++) {
-        x[i] *= down;
-        const uint16_t h = static_cast<uint16_t>(bf16 ? pack_bf16(x[i], 0.0f) : pack_f16(x[i], 0.0f));
-        to[i * 512] = h;
-        if (p.layer.io_dtype == DataType::kF32)
-          to[kPieces * 512 + i * 512] =
-              static_cast<uint16_t>(pack_f16(x[i] - __half2float(__ushort_as_half(h)), 0.0f));
-      }
+      for (int i = 0; i < kPieces; i++) x[i] *= down;
+      put_operands(query_operand(queries, r, lane), p.layer.io_dtype == DataType::kBF16,
+                   p.layer.io_dtype == DataType::kF32, x);
     }
     if (lane == 0) put_query(table, warp * 16 + r, real, coded, query, up_log2, down, size.finite);
   }
   __syncwarp();
 }
 
-// The warp's unrotated queries, scaled as exact_scale says.
+// The warp's unrotated queries, scaled as exact_scale says, in two parts of the type in which exact copies
+// multiply.
 template <int kStored>
-__device__ __forceinline__ void load_float_rows(const PrefillParams& p, const PrefillBlock& b, int warp,
-                                                const PrefillRowTable* table, float* floats, int lane) {
+__device__ __forceinline__ void load_exact_queries(const PrefillParams& p, const PrefillBlock& b, int warp,
+                                                   const PrefillRowTable* table, uint8_t* queries, int lane) {
   constexpr int kPieces = kStored / 32;
   const int first = b.first_row + warp * 16, last = b.rows_total - 1;
 #pragma unroll 2
@@ -173,8 +200,8 @@ __device__ __forceinline__ void load_float_rows(const PrefillParams& p, const Pr
     const bool finite = !(table->flags[at] & kRowNotFinite);
     const float down = table->exact_down[at];
 #pragma unroll
-    for (int i = 0; i < kPieces; i++)
-      floats[r * PrefillShape<kStored>::kQueryPitch + lane + 32 * i] = finite ? x[i] * down : 0.0f;
+    for (int i = 0; i < kPieces; i++) x[i] = finite ? x[i] * down : 0.0f;
+    put_operands(query_operand(queries, r, lane), p.layer.io_dtype != DataType::kF16, true, x);
   }
   __syncwarp();
 }

@@ -16,16 +16,13 @@ struct RowsBody {
   int warp, lane;  // the warp's rows: 16 warp on
   PrefillState<kValues> state;
 
-  static constexpr int kTokens = kTiles * format::kTileTokens, kQueryPitch = PrefillShape<kKeys>::kQueryPitch;
+  static constexpr int kTokens = kTiles * format::kTileTokens;
 
   __device__ __forceinline__ PrefillRowTable* table() const {
     return reinterpret_cast<PrefillRowTable*>(smem + p.smem.rows_at);
   }
-  __device__ __forceinline__ float* float_query(int at) const {
-    return reinterpret_cast<float*>(smem + at) + warp * 16 * kQueryPitch;
-  }
-  __device__ __forceinline__ float* scratch(int at) const {
-    return reinterpret_cast<float*>(smem + at) + warp * 16 * kScratchRow;
+  __device__ __forceinline__ uint8_t* exact_queries() const {
+    return smem + p.smem.exact_query_at + warp * 2 * PrefillShape<kKeys>::kQueryWarp;
   }
   // All warps that have rows.
   __device__ __forceinline__ static void meet() { barrier_sync(kRowsBarrier, kPrefillThreads); }
@@ -93,19 +90,6 @@ struct RowsBody {
     soft_max<kTiles>(x, factors, shift, state.m, state.l, down);
   }
 
-  // In the order of the tokens.
-  __device__ __forceinline__ void put_weights(float* to, const float (&x)[4][4]) const {
-    const int g = lane >> 2, t = lane & 3;
-    __syncwarp();
-#pragma unroll
-    for (int b = 0; b < 4; b++)
-#pragma unroll
-      for (int h = 0; h < 2; h++)
-        *reinterpret_cast<float2*>(to + (g + 8 * h) * kScratchRow + 8 * b + 2 * t) =
-            make_float2(x[b][2 * h], x[b][2 * h + 1]);
-    __syncwarp();
-  }
-
   // From coded space to the caller's, where exact tokens may follow.
   __device__ __forceinline__ void leave_codes(const PrefillBlock& b) {
     float sum[2], units[2];
@@ -116,7 +100,7 @@ struct RowsBody {
       sum[h] *= units[h];
     }
     if (!kRaw || !p.layer.value.layout.raw())
-      leave_rotated_space<Order, kValues>(p, b.kv_head, units, sum, state.o, lane);
+      leave_rotated_space<Order, kValues>(p, b.kv_head, units, sum, state.o, made_here(lane));
     else
       state.scale(units);
 #pragma unroll
@@ -131,30 +115,34 @@ struct RowsBody {
   // their `from` to their `to`, and none from `limit` on.
   __device__ __forceinline__ void attend_exact_tile(const PrefillBlock& b, int first, int low, int high,
                                                     const int32_t* from, const int32_t* to, int limit) {
-    uint8_t* tile = smem + p.smem.exact_tile_at;
+    constexpr int kBytes = ExactTile<kKeys, kValues>::kBytes;
+    const DataType type = p.layer.io_dtype;
+    const bool in_turn = type == DataType::kF32;  // two parts of keys, then of values
+    uint8_t* const tile = smem + p.smem.exact_tile_at;
+    uint8_t* const values = in_turn ? tile : tile + kBytes;
     meet();
-    load_exact_tile(p, p.layer.key, b, first, low, high, tile);
+    load_exact_tile<kKeys, PlainOrder<kKeys>>(p, p.layer.key, b, first, low, high, tile, kBytes);
+    if (!in_turn) load_exact_tile<kValues, Order>(p, p.layer.value, b, first, low, high, values, kBytes);
     meet();
     const int row = warp * 16 + (lane & 15);
     const bool seen = __any_sync(~0u, max(from[row], first) < min(min(to[row], limit), first + high));
+    float x[1][4][4];
     if (seen) {
-      float x[1][4][4], down[2], units[2];
-      raw_scores_of(p.layer.io_dtype, tile, float_query(p.smem.exact_query_at), kQueryPitch,
-                    p.layer.key.layout.dim, x[0], lane);
+      float down[2], units[2];
+      exact_scores<kKeys>(type, tile, kBytes, exact_queries(), x[0], lane);
       special_scores<PlainOrder<kValues>, 1, kMasks>(
           p, b, b.first_row + warp * 16, x, first, from + warp * 16, to + warp * 16, limit,
           table()->exact_scale + warp * 16, nullptr, nullptr, units, lane);
       const float none[2] = {0.0f, 0.0f};
       soft_max<1>(x, units, none, state.m, state.l, down);
       state.scale(down);
-      put_weights(scratch(p.smem.exact_scratch_at), x[0]);
     }
-    meet();
-    load_exact_tile(p, p.layer.value, b, first, low, high, tile);
-    meet();
-    if (seen)
-      raw_values_of<Order, kValues>(p.layer.io_dtype, tile, scratch(p.smem.exact_scratch_at), low, high,
-                                    p.layer.value.layout.dim, state.o, lane);
+    if (in_turn) {
+      meet();
+      load_exact_tile<kValues, Order>(p, p.layer.value, b, first, low, high, values, kBytes);
+      meet();
+    }
+    if (seen) exact_values<kValues>(type, values, kBytes, x[0], state.o, lane);
   }
 
   // Sinks, then windows, as far as some row of the CTA sees them; all warps that have rows.
@@ -164,7 +152,7 @@ struct RowsBody {
     const PrefillRowTable* rows = table();
     constexpr int kTile = format::kTileTokens;
     if (range.visible_begin >= range.sink_end && range.window_begin >= range.visible_end) return;
-    load_float_rows<kKeys>(p, b, warp, rows, float_query(p.smem.exact_query_at), lane);
+    load_exact_queries<kKeys>(p, b, warp, rows, exact_queries(), lane);
 #pragma unroll 1
     for (int part = 0; part < 2; part++) {
       const bool sinks = part == 0;
@@ -187,7 +175,9 @@ struct RowsBody {
       const int row = b.first_row + warp * 16 + (lane >> 2) + 8 * h;
       const SoftmaxState whole = {sum[h] > 0.0f ? state.m[h] : minus_infinity(), sum[h]};
       const bool finite = !(table()->flags[row - b.first_row] & kRowNotFinite);
-      if (row < b.rows_total) write_part<Order, kValues>(p, b, row, h, finite, whole, state.o, lane);
+      // Places made here: ahead of the exact tokens they would take registers from them.
+      if (row < b.rows_total)
+        write_part<Order, kValues>(p, b, row, h, finite, whole, state.o, made_here(lane));
     }
   }
 };

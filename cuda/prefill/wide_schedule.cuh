@@ -14,7 +14,7 @@
 namespace tq::cuda::prefill {
 
 __device__ __forceinline__ bool is_wide(const WideParams& p, const PrefillSequence& s) {
-  return s.query_tokens * p.layer.q_per_kv >= kSharedRows;
+  return s.query_tokens * p.layer.q_per_kv >= p.places.least_rows;
 }
 // End of the coded tokens that a row of a block sees, at most; rows are in the order of their positions.
 __device__ __forceinline__ int seen_by_rows(const WideParams& p, const SequenceRows& s, int last_row) {

@@ -51,6 +51,10 @@ struct alignas(16) WideFactors {
 template <int kStored>
 struct WideShape : GroupShape<kStored, kStored> {
   using Base = GroupShape<kStored, kStored>;
+  // Rows a kv head from which on this is the faster way (cuda/DESIGN.md): up to dimension 128 as many as read
+  // an image often enough.
+  static constexpr int kLeastRows = kStored <= 128 ? 4096 : 1024;
+  static_assert(kLeastRows >= kSharedRows, "sequences that are alone");
   // A step of a kv head in the workspace: keys, values, factors.
   static constexpr int kFactorsAt = Base::kKeyBytes + Base::kValueBytes;
   static constexpr int kStepBytes = (kFactorsAt + static_cast<int>(sizeof(WideFactors)) + 1023) / 1024 * 1024;
@@ -85,9 +89,10 @@ struct alignas(16) WideRow {
 // Byte offsets in the workspace and what there is room for.
 struct WidePlaces {
   int64_t counters, rows, queries, states, aside, images;
-  int64_t blocks;    // row blocks of kv heads, of all sequences
-  int32_t steps;     // in each half of the images
-  int32_t capacity;  // states in each set: kWideStates, or 0 if no history needs slices
+  int64_t blocks;      // row blocks of kv heads, of all sequences
+  int32_t steps;       // in each half of the images
+  int32_t capacity;    // states in each set: kWideStates, or 0 if no history needs slices
+  int32_t least_rows;  // of a kv head, of the sequences that go this way
   int64_t total;
 };
 

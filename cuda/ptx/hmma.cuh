@@ -40,6 +40,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+template <bool kBf16>
+__device__ __forceinline__ void hmma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (kBf16)
+    hmma_bf16(c, a, b0, b1);
+  else
+    hmma_f16(c, a, b0, b1);
+}
 // Four 8 x 8 matrices of 16-bit numbers; lane 8 m + r gives the address of row r of matrix m. Register m of
 // lane 4 g + t: row g, columns 2t 2t+1; of the transposed form: rows 2t 2t+1 of column g.
 __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&r)[4]) {

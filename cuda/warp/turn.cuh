@@ -17,7 +17,8 @@ namespace cuda {
 template <int kRows, int kPieces>
 __device__ __forceinline__ void turn_rows(const float* matrix, int step_in, int step_out, int dim,
                                           float (&x)[kRows][kPieces], int lane) {
-  constexpr int kTogether = kRows == 1 && kPieces <= 4 ? 8 : 4;  // coordinates whose factors are on their way
+  // coordinates whose factors are on their way
+  constexpr int kTogether = kPieces == 8 ? 2 : kRows == 1 && kPieces <= 4 ? 8 : 4;
   double sums[kRows][kPieces] = {};
 #pragma unroll 1
   for (int piece = 0; piece < kPieces; piece++) {
@@ -58,7 +59,8 @@ __device__ __forceinline__ void turn_rows(const float* matrix, int step_in, int 
 }
 
 // One row, by a call: kernels that turn one row at a time have other things in their registers, which are
-// half of those that the factors under way want.
+// half of those that the factors under way want. Of 256 coordinates, with few factors under way, a call would
+// spill what inlined code does not.
 template <int kPieces>
 struct RowPieces {
   float x[kPieces];
@@ -72,6 +74,8 @@ __device__ __noinline__ RowPieces<kPieces> turned_row(const float* matrix, int s
 template <int kPieces>
 __device__ __forceinline__ void turn_row(const float* matrix, int step_in, int step_out, int dim,
                                          float (&x)[kPieces], int lane) {
+  if constexpr (kPieces == 8)
+    return turn_rows(matrix, step_in, step_out, dim, reinterpret_cast<float(&)[1][kPieces]>(x), lane);
   RowPieces<kPieces> row;
 #pragma unroll
   for (int k = 0; k < kPieces; k++) row.x[k] = x[k];

@@ -409,6 +409,7 @@ inline AttendCase::AttendCase(const CaseSpec& s, int sets)
       bounds.longest = std::max<int64_t>(bounds.longest, q.length);
     }
     bounds.most_tokens = spec.wide_tokens;
+    bounds.least_rows = spec.wide_rows;
     const int64_t bytes =
         tq::cuda::prefill::wide_workspace_bytes(geometry_, 0, bounds, num_ctas, shared_limit);
     if (bytes > 0) {

@@ -27,7 +27,7 @@ bool goes_wide(const CaseSpec& spec) {
   return spec.wide && !spec.trellis && spec.head_dim == spec.value_dim && on_warpgroups(spec) &&
          spec.window + spec.sinks == 0 && spec.softcap == 0 && spec.sliding == 0 &&
          std::any_of(spec.sequences.begin(), spec.sequences.end(),
-                     [&](const CaseSequence& s) { return s.queries * group >= tq::cuda::kSharedRows; });
+                     [&](const CaseSequence& s) { return s.queries * group >= spec.wide_rows; });
 }
 // Of the logits.
 double logit_rounding(const CaseSpec& spec) {
@@ -35,9 +35,11 @@ double logit_rounding(const CaseSpec& spec) {
 }
 // Of the weights, and of values where they are rounded as well.
 double weight_rounding(const CaseSpec& spec) { return goes_wide(spec) ? 2.9e-4 : 2e-4; }
+// The wide way is 8 to 15 % above the estimate (H200: 3.9e-4 where 3.5e-4 is expected, 4.9e-4 of 4.3e-4 at
+// 2 bits), in step with the logits' spread.
 double total_limit(const CaseSpec& spec) {
   const double off = logit_rounding(spec);
-  return std::max(kPrefillTotal, goes_wide(spec) ? 1.1 * hypot(off, weight_rounding(spec)) : off);
+  return std::max(kPrefillTotal, goes_wide(spec) ? 1.2 * hypot(off, weight_rounding(spec)) : off);
 }
 
 bool show_totals = false;

@@ -41,6 +41,7 @@ struct CaseSpec {
   // Long sequences that are alone by the wide way; tokens of half of its images, 0 = as many as a cache has
   bool wide = true;
   int64_t wide_tokens = 0;
+  int32_t wide_rows = tq::cuda::kSharedRows;  // of a kv head, from which on they go; 0 = the usual
   decltype(tq::cuda::prefill::WideSpace::kernels) wide_kernels = nullptr;  // others than the compiled ones
   bool batch_invariant = false;
   bool unappended = false;  // the plan's new tokens are not written anywhere; with history_only
