@@ -121,6 +121,9 @@ class Bench:
                 if not (self.torch.equal(k.half(), own_k) and self.torch.equal(v.half(), own_v)):
                     raise RuntimeError("the cache reads other values than its float32 twin")
                 rows = slice(sequence * case.q_len, (sequence + 1) * case.q_len)
+                if case.causal and case.window + case.sinks:
+                    worst = max(worst, self.windowed_error(case, filled, layer, sequence, q, out[layer]))
+                    continue
                 some = slice(None) if case.q_len == 1 else slice(None, None, 255)
                 seen = self.torch.arange(1, case.q_len + 1, device="cuda")[some] if case.causal else None
                 worst = max(
@@ -129,6 +132,21 @@ class Bench:
                                             v[:case.seen_tokens], self.torch, seen))
             self.stream.synchronize()
         return float(f"{worst:.3e}")
+
+    def windowed_error(self, case, filled, layer, sequence, q, out):
+        """The same of some rows of a prompt, each of which reads the tokens before itself and the first ones
+        exactly, those between by their codes."""
+        torch = self.torch
+        sides = filled.decoded(layer, sequence, lambda rows: rows.float(), self.empty, exact=False)
+        exact = [torch.cat(side).float() for side in zip(*filled.rows_of(sequence))]
+        place, worst = torch.arange(case.q_len, device="cuda")[:, None, None], 0.0
+        for row in range(0, case.q_len, 255):
+            seen = row + 1
+            near = ((place >= seen - case.window) | (place < case.sinks))[:seen]
+            k, v = (torch.where(near, own[:seen], codes[:seen]) for own, codes in zip(exact, sides))
+            at = slice(sequence * case.q_len + row, sequence * case.q_len + seen)
+            worst = max(worst, self.filled.worst_error(out[at], q[at], k, v, torch))
+        return worst
 
     def append(self, case, bits):
         """One line of an append case: the last plan's tokens into every layer, again and again (a repeated

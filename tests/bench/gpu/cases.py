@@ -142,6 +142,8 @@ PREFILL = tuple(
 PREFILL += tuple(
     Case(f"{q_len} queries over 32768 tokens, d 192/128", "prefill", 1, 32768, q_heads=16, kv_heads=16,
          head_dim=192, values=128, q_len=q_len, widths=((4, 4), (8, 8))) for q_len in (2048, 512))
+PREFILL += (Case("8192 queries over 0 tokens, window 128, sinks 4", "prefill", 1, 0, q_len=8192,
+                 widths=((4, 4), ), window=128, sinks=4), )
 # Codes by rows.
 PROD, GROUPED = ("key_family", "prod"), ("value_family", "grouped")
 MODES = (Case("B8 n32768, prod keys", "decode", 8, 32768, widths=((4, 4), (3, 3), (2, 2)), families=(PROD, )),

@@ -97,8 +97,11 @@ class Filled:
                            **dict(self.case.families))
 
     def _raw_tokens(self):
-        """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part."""
+        """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part. A prompt's
+        last piece has its own as well."""
         exact = self.case.window + self.case.sinks
+        if exact and self.case.causal:
+            exact += self.new
         return 32 * (exact // 32 + 4) if exact else 0
 
     def _shuffle(self, count, pages_each):
@@ -125,15 +128,18 @@ class Filled:
             result.append((self.pool[0][rows], self.pool[1][rows]))
         return result
 
-    def decoded(self, layer, sequence, wide, empty, device=None):
+    def decoded(self, layer, sequence, wide, empty, device=None, exact=True):
         """Decoded keys and values of a sequence in float32, read from a twin on `device`. wide(array): the
-        same numbers in float32 there; empty(shape, dtype): a new array there."""
+        same numbers in float32 there; empty(shape, dtype): a new array there. Not exact: a twin without exact
+        tokens, which reads the codes of all."""
         device = device or self.device
         shape = (self.length, self.case.kv_heads)
         k, v = (empty((*shape, dim), "float32") for dim in (self.case.head_dim, self.case.value_dim()))
         stream = self.stream if device == self.device else None
-        with tqkv.Cache(self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device),
-                        stream=stream) as twin:
+        config = self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device)
+        if not exact:
+            config.window_tokens = config.sink_tokens = config.max_raw_tokens = 0
+        with tqkv.Cache(config, stream=stream) as twin:
             turn_keys(self.case, twin, self.layers)
             step, copy = twin.batch(), twin.sequence()
             for keys, values in self.rows_of(sequence):
