@@ -5,6 +5,7 @@
 
 #include "cuda/attend/launch.h"
 #include "cuda/prefill/launch.h"
+#include "cuda/schedule/work_list.h"
 
 namespace gpu_test {
 
