@@ -71,19 +71,23 @@ void launch_any_group_dim(const PrefillParams& params, LongKinds kinds, int num_
   launch_group<kKeys, kValues, AnySides>(params, kinds, num_ctas, stream);
 }
 
-template <int kStored, class Tuning>
+template <int kStored, class Tuning, class Sides>
 void launch_wide_kernels(const WideParams& params, int num_ctas, cudaStream_t stream) {
   static_assert(kWideThreads == kGroupThreads, "one launch");
-  const auto queries =
-      params.layer.key_matrix ? wide_query_kernel<kStored, true> : wide_query_kernel<kStored, false>;
+  const auto queries = params.layer.key_matrix ? wide_query_kernel<kStored, Sides::kAny, true>
+                                               : wide_query_kernel<kStored, Sides::kAny, false>;
   launch_in_order("attend", queries, dim3(2 * num_ctas), dim3(kPrefillThreads), sizeof(PrefillRowTable),
                   stream, params);
   expect_cluster(num_ctas <= kMostTogether ? num_ctas : 1);
-  launch_group_kernel(wide_kernel<kStored, Tuning>, params, params.cut.total_bytes, num_ctas, stream);
+  launch_group_kernel(wide_kernel<kStored, Tuning, Sides>, params, params.cut.total_bytes, num_ctas, stream);
 }
 template <int kStored>
 void launch_wide_dim(const WideParams& params, int num_ctas, cudaStream_t stream) {
-  launch_wide_kernels<kStored, WideTuning>(params, num_ctas, stream);
+  launch_wide_kernels<kStored, WideTuning, ScalarSides>(params, num_ctas, stream);
+}
+template <int kStored>
+void launch_any_wide_dim(const WideParams& params, int num_ctas, cudaStream_t stream) {
+  launch_wide_kernels<kStored, WideTuning, AnySides>(params, num_ctas, stream);
 }
 
 }  // namespace tq::cuda::prefill

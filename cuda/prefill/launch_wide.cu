@@ -16,6 +16,8 @@ namespace tq::cuda::prefill {
 // Compiled by the files that instances.txt expands to.
 template <int kStored>
 void launch_wide_dim(const WideParams& params, int num_ctas, cudaStream_t stream);
+template <int kStored>
+void launch_any_wide_dim(const WideParams& params, int num_ctas, cudaStream_t stream);
 
 namespace {
 
@@ -24,7 +26,8 @@ struct CompiledWide {
   int stored;
   int step_tokens, move_steps, least_rows;
   int query_bytes, key_bytes, value_bytes, aside_bytes, step_bytes, state_bytes;
-  void (*launch)(const WideParams&, int, cudaStream_t);
+  void (*launch)(const WideParams&, int, cudaStream_t);      // of scalar sides
+  void (*launch_any)(const WideParams&, int, cudaStream_t);  // of trellis ones, of keys in bands
 };
 template <int kStored>
 constexpr CompiledWide compiled_wide() {
@@ -39,13 +42,15 @@ constexpr CompiledWide compiled_wide() {
                       Shape::kAsideBytes,
                       Shape::kStepBytes,
                       Shape::kStateBytes,
-                      launch_wide_dim<kStored>};
+                      launch_wide_dim<kStored>,
+                      launch_any_wide_dim<kStored>};
 }
 template <size_t... kAt>
 constexpr std::array<CompiledWide, sizeof...(kAt)> compiled_wides(std::index_sequence<kAt...>) {
   return {{compiled_wide<kWideInstances[kAt].stored>()...}};
 }
 constexpr auto kCompiledWides = compiled_wides(std::make_index_sequence<std::size(kWideInstances)>());
+static_assert(std::size(kWideInstances) == std::size(kAnyWideInstances), "the same dimensions");
 
 WideSmem cut_smem(const CompiledWide& shape, int limit) {
   const auto up = [](int x) { return (x + 1023) / 1024 * 1024; };
@@ -64,7 +69,7 @@ WideSmem cut_smem(const CompiledWide& shape, int limit) {
 const CompiledWide* find_wide(const format::TileLayout& tile, int limit, WideSmem* smem) {
   if (!has_warpgroups() || tile.key.dim != tile.value.dim) return nullptr;
   for (const format::SideLayout* side : {&tile.key, &tile.value})
-    if (!side->code().has_kernels() || side->code().trellis()) return nullptr;
+    if (!side->code().has_kernels() && !side->banded()) return nullptr;
   for (const CompiledWide& row : kCompiledWides) {
     if (row.stored != format::stored_dim(tile.key.dim)) continue;
     *smem = cut_smem(row, limit);
@@ -141,8 +146,11 @@ int launch_wide(const PrefillParams& params, const RowLaunch& launch, int64_t mo
   p.places = cut_workspace(*shape, p.cut, layer.num_kv_heads, layer.q_per_kv, space.bounds, launch.num_ctas);
   if (p.places.total == 0) return kNotWide;
   p.workspace = space.memory;
+  const bool scalar = has_book(tile.key) && has_book(tile.value);
   if (most_rows >= p.places.least_rows)
-    (space.kernels ? space.kernels : shape->launch)(p, launch.num_ctas, launch.stream);
+    (space.kernels ? space.kernels
+     : scalar      ? shape->launch
+                   : shape->launch_any)(p, launch.num_ctas, launch.stream);
   return p.places.least_rows;
 }
 

@@ -24,8 +24,9 @@ __device__ __forceinline__ ParsedScale parse_scale(uint32_t bf16) {
                      format::exp2_int(exponent - kept)};
 }
 
-template <int kStored, class Tuning>
+template <int kStored, class Tuning, class Sides>
 struct WideExpander {
+  static_assert(!(Sides::kAny && Tuning::kFoldKeys), "the scales of bands are in the halves already");
   using Shape = WideShape<kStored>;
   static constexpr int kSideWarps = kPrefillWarps / 2 / Shape::kTiles;  // of a side of a tile
   static constexpr int kParts = PrefillShape<kStored>::kGroups / kSideWarps;
@@ -48,6 +49,11 @@ struct WideExpander {
         lane < seen ? __ldg(reinterpret_cast<const uint16_t*>(stored + of.scale_offset) + lane) : 0u;
     ParsedScale scale = parse_scale(bits);
     if (side == 0 && !Tuning::kFoldKeys) scale.rest = low_bf16(bits), scale.half = 0x3C00u;
+    if constexpr (Sides::kAny)
+      if (side == 0 && of.layout.banded())
+        scale.rest = BandUnit(reinterpret_cast<const uint16_t*>(stored + of.scale_offset),
+                              kStored / format::kGroupCodes, lane < seen, lane)
+                         .unit;
     if (first == 0) {
       WideFactors& factors = *reinterpret_cast<WideFactors*>(image + Shape::kFactorsAt);
       (side == 0 ? factors.key : factors.value)[32 * tile + lane] = scale.rest;
@@ -56,46 +62,56 @@ struct WideExpander {
     }
     const uint32_t* words = reinterpret_cast<const uint32_t*>(stored + of.code_offset);
     if (side == 0)
-      expand_side<true>(words, first, image, tile, scale.half);
+      expand_keys(stored, words, first, image, tile, lane < seen, scale.half);
     else
-      expand_side<false>(words, first, image + Shape::kKeyBytes, tile, scale.half);
+      expand_values(words, first, image + Shape::kKeyBytes, tile, scale.half);
     order_with_copies();
     __syncwarp();
     if (lane == 0) add_release(wide_counters(p)->expanded + item.parity, 1);
   }
 
  private:
-  template <bool kKeys>
-  __device__ __forceinline__ void expand_side(const uint32_t* words, int first, uint8_t* to, int tile,
-                                              uint32_t scale) const {
-    const DeviceSide& side = kKeys ? p.layer.key : p.layer.value;
-    const CodeTables& tables = kKeys ? p.numbers.key_tables : p.numbers.value_tables;
-    if constexpr (kKeys) {
+  // The warp's parts of a side that is not in bands: put(part, levels). place: the lane's in a part.
+  template <format::Kind kKind, class Put>
+  __device__ __forceinline__ void for_side(const DeviceSide& side, const CodeTables& tables,
+                                           const uint32_t* words, int first, int place,
+                                           const Put& put) const {
+    if constexpr (Sides::kAny)
+      for_any_parts<kKind, kStored, kParts>(side.layout.code(), tables.bytes, words, first, place, put);
+    else
       with_code(side.layout.code(), [&](auto code) {
-        for_parts<decltype(code), kStored, kParts>(words + lane, first, [&](int part, const auto& w) {
+        for_parts<decltype(code), kStored, kParts>(words + place, first, [&](int part, const auto& w) {
           uint32_t levels[16];
           decltype(code)::halves(w, tables, levels);
-          put_keys<Shape>(levels, to, tile, part, lane, [&](uint32_t h, int token) {
-            if (!Tuning::kFoldKeys) return h;
-            return mul_f16x2(h, __shfl_sync(~0u, scale, token) * 0x00010001u);
-          });
+          put(part, levels);
         });
       });
-    } else {
-      const int mine = value_lane<kStored>(lane), t = mine / PrefillShape<kStored>::kJv % 4;
-      uint32_t pairs[4];
+  }
+  __device__ __forceinline__ void expand_keys(const uint8_t* stored, const uint32_t* words, int first,
+                                              uint8_t* to, int tile, bool seen, uint32_t scale) const {
+    if constexpr (Sides::kAny)
+      if (p.layer.key.layout.banded()) return expand_bands<Shape>(p, stored, seen, to, tile, first, lane);
+    for_side<format::Kind::kKey>(p.layer.key, p.numbers.key_tables, words, first, lane,
+                                 [&](int part, const uint32_t(&levels)[16]) {
+                                   put_keys<Shape>(levels, to, tile, part, lane, [&](uint32_t h, int token) {
+                                     if (!Tuning::kFoldKeys) return h;
+                                     return mul_f16x2(h, __shfl_sync(~0u, scale, token) * 0x00010001u);
+                                   });
+                                 });
+  }
+  __device__ __forceinline__ void expand_values(const uint32_t* words, int first, uint8_t* to, int tile,
+                                                uint32_t scale) const {
+    const int mine = value_lane<kStored>(lane), t = mine / PrefillShape<kStored>::kJv % 4;
+    uint32_t pairs[4];
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        pairs[i] = __shfl_sync(~0u, scale, 8 * i + 2 * t) | __shfl_sync(~0u, scale, 8 * i + 2 * t + 1) << 16;
-      with_code(side.layout.code(), [&](auto code) {
-        for_parts<decltype(code), kStored, kParts>(words + mine, first, [&](int part, const auto& w) {
-          uint32_t levels[16];
-          decltype(code)::halves(w, tables, levels);
-          put_values<Shape>(levels, to, tile, part, mine,
-                            [&](uint32_t h, int i) { return mul_f16x2(h, pairs[i]); });
-        });
-      });
-    }
+    for (int i = 0; i < 4; i++)
+      pairs[i] = __shfl_sync(~0u, scale, 8 * i + 2 * t) | __shfl_sync(~0u, scale, 8 * i + 2 * t + 1) << 16;
+    for_side<format::Kind::kValue>(p.layer.value, p.numbers.value_tables, words, first, mine,
+                                   [&](int part, const uint32_t(&levels)[16]) {
+                                     put_values<Shape>(levels, to, tile, part, mine, [&](uint32_t h, int i) {
+                                       return mul_f16x2(h, pairs[i]);
+                                     });
+                                   });
   }
 };
 

@@ -116,7 +116,7 @@ struct WideCopies {
   }
 };
 
-template <int kStored, class Tuning>
+template <int kStored, class Tuning, class Sides>
 __global__ void __launch_bounds__(kWideThreads, 1) wide_kernel(const __grid_constant__ WideParams p) {
   if constexpr (kWarpgroups) {
     uint8_t* smem = launch_shared_matrices();
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) wide_kernel(const __grid_cons
       WideRows<kStored, Tuning> rows = {
           p, smem, warp, lane,
           matrix_descriptor(smem + p.cut.query_at + warp / 4 * (kPrefillRows / 2 * kMatrixRow))};
-      const WideExpander<kStored, Tuning> expander = {p, warp, lane};
+      const WideExpander<kStored, Tuning, Sides> expander = {p, warp, lane};
       if (warp / 4 == 1) rows.end_turn();  // the first turn is the first warpgroup's
 #pragma unroll 1
       for (int n = 0;; n++) {

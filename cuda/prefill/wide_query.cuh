@@ -8,8 +8,8 @@
 
 namespace tq::cuda::prefill {
 
-// kTurns: of keys with matrices, which takes the registers of a second CTA.
-template <int kStored, bool kTurns>
+// kTurns: of keys with matrices, which takes the registers of a second CTA. kBands: keys may be in bands.
+template <int kStored, bool kBands, bool kTurns>
 __global__ void __launch_bounds__(kPrefillThreads, kTurns ? 1 : 2)
     wide_query_kernel(const __grid_constant__ WideParams p) {
   PrefillRowTable* table = reinterpret_cast<PrefillRowTable*>(launch_shared_matrices());
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kPrefillThreads, kTurns ? 1 : 2)
       b.kv_head = (at - before) / s.row_blocks;
       b.first_row = (at - before) % s.row_blocks * kPrefillRows;
       b.rows_total = s.query_tokens * p.layer.q_per_kv;
-      prepare_matrix<kStored, false, false, kTurns>(p, b, warp, table, wide_queries<kStored>(p, at), lane);
+      prepare_matrix<kStored, false, kBands, kTurns>(p, b, warp, table, wide_queries<kStored>(p, at), lane);
       if (lane < 16) {  // the warp's own rows
         const int row = warp * 16 + lane;
         wide_rows(p, at)[row] = WideRow{table->scale[row], table->constant[row], table->flags[row], 0};

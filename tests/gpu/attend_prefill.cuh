@@ -24,7 +24,7 @@ bool on_warpgroups(const CaseSpec& spec) {
 // levels.
 bool goes_wide(const CaseSpec& spec) {
   const int64_t group = spec.q_heads / spec.kv_heads;
-  return spec.wide && !spec.trellis && spec.head_dim == spec.value_dim && on_warpgroups(spec) &&
+  return spec.wide && spec.head_dim == spec.value_dim && on_warpgroups(spec) &&
          spec.window + spec.sinks == 0 && spec.softcap == 0 && spec.sliding == 0 &&
          std::any_of(spec.sequences.begin(), spec.sequences.end(),
                      [&](const CaseSequence& s) { return s.queries * group >= spec.wide_rows; });
@@ -207,6 +207,8 @@ void prefill_composition(CaseSpec spec) {
   }
 }
 
+void prefill_wide(int key_bits, int value_bits, int dim, bool quick, bool trellis = false);
+
 // Trellis codes: the kernel for sides of any code, sequences that are alone and such that are not.
 void prefill_trellis(int only_dim) {
   const int pairs[][3] = {{3, 3, 128}, {2, 4, 64}, {4, 3, 96}, {3, 2, 192}, {4, 2, 256}, {3, 4, 128}};
@@ -225,6 +227,7 @@ void prefill_trellis(int only_dim) {
     s.q_heads = 16;
     s.sequences = {{700, 140, 140}, {513, 7, 7}, {200, 90, 90}};
     try_prefill(s);
+    if (on_warpgroups(s)) prefill_wide(p[0], p[1], p[2], true, true);
   }
 }
 
@@ -260,8 +263,6 @@ void prefill_unequal(bool quick) {
   }
   printf("prefill, unequal dimensions: worst row so far %.2e\n", worst_of_all);
 }
-
-void prefill_wide(int key_bits, int value_bits, int dim, bool quick);
 
 void prefill(bool quick) {
   const double before = worst_of_all;

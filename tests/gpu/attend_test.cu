@@ -347,7 +347,7 @@ void unused_rows(int repeats) {
 // attend_test [--quick | --small | --tiny | --each] [FIRST COUNT]: pairs FIRST .. FIRST + COUNT - 1 only.
 // attend_test --prefill [--quick | trellis [DIM] | unequal [quick]]: long query blocks only. attend_test
 // --edges [--quick], --rows [--quick], --masks [--quick], --few [LONGEST [PAIRS]],
-// --wide [DIM [KEY_BITS VALUE_BITS [quick]]]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh,
+// --wide [DIM [KEY_BITS VALUE_BITS [quick|trellis]]]: attend_edges.cuh, attend_rows.cuh, attend_masks.cuh,
 // attend_few.cuh, attend_wide.cuh only.
 // Trellis codes: kernels of their own, and the one for all families, which has two widths and masks too.
 void trellis_codes(bool quick) {
@@ -401,7 +401,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && !strcmp(argv[1], "--wide")) {
     show_totals = true;
     prefill_wide(argc > 3 ? atoi(argv[3]) : 4, argc > 4 ? atoi(argv[4]) : 4, argc > 2 ? atoi(argv[2]) : 128,
-                 argc > 5);
+                 argc > 5, argc > 5 && !strcmp(argv[5], "trellis"));
     return gpu_test::finish("attend_test --wide");
   }
   if (argc > 1 && !strcmp(argv[1], "--trellis")) {

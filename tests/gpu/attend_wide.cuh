@@ -111,8 +111,9 @@ void wide_left(const CaseSpec& base) {
   }
 }
 
-void prefill_wide(int key_bits, int value_bits, int dim, bool quick) {
-  const CaseSpec base = wide_base(key_bits, value_bits, dim);
+void prefill_wide(int key_bits, int value_bits, int dim, bool quick, bool trellis) {
+  CaseSpec base = wide_base(key_bits, value_bits, dim);
+  base.trellis = trellis;
   try_prefill(base, true);
   wide_scales(base);
   if (quick) return;

@@ -20,7 +20,8 @@ using tq::cuda::prefill::WideChoice;
 
 template <int kStored, bool kFold, bool kTurn, int kMove>
 void launch(const tq::cuda::prefill::WideParams& params, int num_ctas, cudaStream_t stream) {
-  tq::cuda::prefill::launch_wide_kernels<kStored, WideChoice<kFold, kTurn, kMove>>(params, num_ctas, stream);
+  tq::cuda::prefill::launch_wide_kernels<kStored, WideChoice<kFold, kTurn, kMove>,
+                                         tq::cuda::prefill::ScalarSides>(params, num_ctas, stream);
 }
 
 struct Variant {
