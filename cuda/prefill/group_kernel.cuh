@@ -341,7 +341,8 @@ __device__ __forceinline__ void walk_items(const PrefillParams& p, const Prefill
   }
 }
 
-template <class Shape, bool kMasks, bool kShared, class Sides>
+// kExact: there may be exact copies. Kernels without them keep the registers that these would take.
+template <class Shape, bool kMasks, bool kExact, bool kShared, class Sides>
 __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   if constexpr (kWarpgroups) {
     uint8_t* smem = launch_shared_matrices();
@@ -388,7 +389,7 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
             if (kShared) body.gather();
             if (rank > 0) return;
             body.leave_codes(b);
-            if (p.layer.window_tokens + p.layer.sink_tokens > 0) {
+            if (kExact && p.layer.window_tokens + p.layer.sink_tokens > 0) {
               body.meet();  // the other warpgroup's products may read what exact tokens are loaded over
               body.attend_exact(b);
             }
@@ -399,14 +400,14 @@ __device__ __forceinline__ void run_cta(const PrefillParams& p) {
   }
 }
 
-template <int kKeys, int kValues, bool kMasks, class Sides>
+template <int kKeys, int kValues, bool kMasks, bool kExact, class Sides>
 __global__ void __launch_bounds__(kGroupThreads, 1) group_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<GroupShape<kKeys, kValues>, kMasks, false, Sides>(p);
+  run_cta<GroupShape<kKeys, kValues>, kMasks, kExact, false, Sides>(p);
 }
-template <int kKeys, int kValues, bool kMasks, class Sides>
+template <int kKeys, int kValues, bool kMasks, bool kExact, class Sides>
 __global__ void TQ_CLUSTER(kRanks) __launch_bounds__(kGroupThreads, 1)
     shared_kernel(const __grid_constant__ PrefillParams p) {
-  run_cta<GroupShape<kKeys, kValues>, kMasks, true, Sides>(p);
+  run_cta<GroupShape<kKeys, kValues>, kMasks, kExact, true, Sides>(p);
 }
 
 }  // namespace tq::cuda::prefill

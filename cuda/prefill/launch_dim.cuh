@@ -45,22 +45,25 @@ void launch_group_kernel(const Kernel& kernel, const Params& params, int shared,
              "attend: shared memory");
   launch_in_order("attend", kernel, dim3(num_ctas), dim3(kGroupThreads), shared, stream, params);
 }
-template <int kKeys, int kValues, bool kMasks, class Sides>
+template <int kKeys, int kValues, bool kMasks, bool kExact, class Sides>
 void launch_group_kernels(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
   const int shared = params.smem.total_bytes;
   if (kinds.alone)
-    launch_group_kernel(group_kernel<kKeys, kValues, kMasks, Sides>, params, shared, num_ctas, stream);
+    launch_group_kernel(group_kernel<kKeys, kValues, kMasks, kExact, Sides>, params, shared, num_ctas,
+                        stream);
   if (!kinds.shared) return;
   expect_cluster(kRanks);
-  launch_group_kernel(shared_kernel<kKeys, kValues, kMasks, Sides>, params, shared,
+  launch_group_kernel(shared_kernel<kKeys, kValues, kMasks, kExact, Sides>, params, shared,
                       std::max(num_ctas / kRanks, 1) * kRanks, stream);
 }
 template <int kKeys, int kValues, class Sides>
 void launch_group(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {
   if (params.call.visible_begin || params.call.alibi_slopes)
-    launch_group_kernels<kKeys, kValues, true, Sides>(params, kinds, num_ctas, stream);
+    launch_group_kernels<kKeys, kValues, true, true, Sides>(params, kinds, num_ctas, stream);
+  else if (params.layer.key.raw)
+    launch_group_kernels<kKeys, kValues, false, true, Sides>(params, kinds, num_ctas, stream);
   else
-    launch_group_kernels<kKeys, kValues, false, Sides>(params, kinds, num_ctas, stream);
+    launch_group_kernels<kKeys, kValues, false, false, Sides>(params, kinds, num_ctas, stream);
 }
 template <int kKeys, int kValues>
 void launch_group_dim(const PrefillParams& params, LongKinds kinds, int num_ctas, cudaStream_t stream) {

@@ -8,8 +8,8 @@
 
 namespace tq::cuda::prefill {
 
-// Numbers of 32 tokens in shared memory: padded rows (PrefillShape) of keys, then of values; of float32 copies
-// the first parts of a side's numbers, then what these lack, for keys and values in turn.
+// Numbers of 32 tokens in shared memory: padded rows (PrefillShape) of keys, then of values; of float32
+// copies the first parts of a side's numbers, then what these lack, for keys and values in turn.
 template <int kKeys, int kValues>
 struct ExactTile {
   static constexpr int kBytes = PrefillShape<(kKeys > kValues ? kKeys : kValues)>::kRawTile;
@@ -17,8 +17,8 @@ struct ExactTile {
 // Weights are at most 1; so multiplied, halves keep 2^-39 of that in two parts.
 constexpr float kExactWeightUnit = 32768.0f;
 
-// Exact tokens first + low .. first + high - 1 of one side to their rows; all threads. first: a multiple of 32,
-// so that they lie in one page. Zeros in the other rows and behind a row's dimension, where memory may hold
+// Exact tokens first + low .. first + high - 1 of one side to their rows; all threads. first: a multiple of
+// 32, so that they lie in one page. Zeros in the other rows and behind a row's dimension, where memory may hold
 // anything. Order: where a number is in its row; pairs stay together.
 template <int kStored, class Order>
 __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side,

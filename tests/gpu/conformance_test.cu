@@ -11,8 +11,8 @@
 // logits spread by, 1 here, and the LSE of a row that sees few tokens by as much; 5.5 times that is the worst
 // of millions of rows. Keys in bands are rounded to halves there too, as much again: 2.6e-4 together; keys
 // and queries that matrices have turned are longer, their products 1.1 times. Rows of both have a gate of 5.5
-// times what logits and weights are off. The same of codes by rows (modes.cuh): attention takes their numbers on a grid of 16
-// bits, like the query.
+// times what logits and weights are off. The same of codes by rows (modes.cuh): attention takes their numbers
+// on a grid of 16 bits, like the query.
 //   conformance_test [--quick] [FIRST COUNT]
 #include <sys/wait.h>
 #include <unistd.h>

@@ -8,6 +8,7 @@ are the first ones. The reference needs decoded values in full precision: a twin
 gets the same tokens of one sequence (float16 numbers are float32 numbers, so its codes are the same) and is
 read; rounded to float16 this must equal what the cache itself reads, bit for bit.
 """
+import dataclasses
 import random
 
 import numpy as np
@@ -97,8 +98,8 @@ class Filled:
                            **dict(self.case.families))
 
     def _raw_tokens(self):
-        """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part. A prompt's
-        last piece has its own as well."""
+        """Exact copies of one sequence: pages of 32 tokens, those at both ends of a window in part. A
+        prompt's last piece has its own as well."""
         exact = self.case.window + self.case.sinks
         if exact and self.case.causal:
             exact += self.new
@@ -138,7 +139,7 @@ class Filled:
         stream = self.stream if device == self.device else None
         config = self._config(self.layers, "float32", self.length + PAGE_TOKENS, 1, 1, device)
         if not exact:
-            config.window_tokens = config.sink_tokens = config.max_raw_tokens = 0
+            config = dataclasses.replace(config, window_tokens=0, sink_tokens=0, max_raw_tokens=0)
         with tqkv.Cache(config, stream=stream) as twin:
             turn_keys(self.case, twin, self.layers)
             step, copy = twin.batch(), twin.sequence()
