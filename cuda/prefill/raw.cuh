@@ -18,8 +18,8 @@ struct ExactTile {
 constexpr float kExactWeightUnit = 32768.0f;
 
 // Exact tokens first + low .. first + high - 1 of one side to their rows; all threads. first: a multiple of
-// 32, so that they lie in one page. Zeros in the other rows and behind a row's dimension, where memory may hold
-// anything. Order: where a number is in its row; pairs stay together.
+// 32, so that they lie in one page. Zeros in the other rows and behind a row's dimension, where memory may
+// hold anything. Order: where a number is in its row; pairs stay together.
 template <int kStored, class Order>
 __device__ __forceinline__ void load_exact_tile(const PrefillParams& p, const DeviceSide& side,
                                                 const PrefillBlock& b, int first, int low, int high,
