@@ -159,6 +159,8 @@ def test_attention(name):
         if p["centres"]:
             cache.set_centres(
                 layer, *(np.ascontiguousarray(ATTEND[f"{name}.{side}_centre"]) for side in ("key", "value")))
+        if p["matrices"]:
+            cache.set_key_matrix(layer, np.ascontiguousarray(ATTEND[f"{name}.key_matrix"]))
         step, sequence = cache.batch(), cache.sequence()
         if length > fresh:
             step.plan([sequence], [length - fresh], [0])
