@@ -50,6 +50,10 @@ inline void hmma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
 inline void hmma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   hmma<bf16_value>(c, a, b0, b1);
 }
+template <bool kBf16>
+inline void hmma_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  hmma<kBf16 ? bf16_value : f16_value>(c, a, b0, b1);
+}
 inline void imma_s8s8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int (&c)[4]) {
   int sum[4] = {c[0], c[1], c[2], c[3]};
   imma_s8s8(sum, a, b0, b1);
