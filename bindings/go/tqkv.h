@@ -74,13 +74,14 @@
  *   are. So 8 drafts verified in one plan are 8 single steps bit for bit, and a prompt in one chunk is the
  *   prompt in many, while the copies of the exact window are there. One rule on CUDA: where a plan has 256 or
  *   more query rows of a sequence for each kv head (query tokens times num_q_heads / num_kv_heads), they are
- *   computed by another arithmetic, and 1,024 or more by a third; chunks on the same side of both agree.
- *   These round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, trellis
- *   codes and keys in bands, the rotated query too: logits are off by 2e-4 of their spread there, by 3e-4 of
- *   keys in bands, which are rounded as well. Of 1,024 or more rows between sides of 2 to 8 bits it rounds
- *   what values stand for too, where no windows, sinks, masks or caps are: all together 4e-4 of a row that
- *   averages many tokens. With TQ_FLAG_BATCH_INVARIANT all are computed as fewer are: slower for long
- *   prompts. Builds, device types and CUDA architectures agree within rounding only.
+ *   computed by another arithmetic, 1,024 or more by a third, and 4,096 or more (1,024 at dimensions above
+ *   128) by a fourth where no windows, sinks, masks or caps are; chunks on the same side of all agree. These
+ *   round weights to float16, and on compute capability 9.0, between sides of 2 to 8 bits, trellis codes and
+ *   keys in bands, the rotated query too: logits are off by 2e-4 of their spread there, by 3e-4 of keys in
+ *   bands, which are rounded as well. The fourth, which is of that capability, rounds what values stand for
+ *   too: all together 4e-4 of a row that averages many tokens. With TQ_FLAG_BATCH_INVARIANT all are computed
+ *   as fewer are: slower for long prompts. Builds, device types and CUDA architectures agree within rounding
+ *   only.
  *
  * Sliding  A layer with a sliding_window keeps what queries to come can see: the last sliding_window +
  *   rollback_tokens of a sequence, and all new tokens of its plan. Pages in front are given back when the
