@@ -182,6 +182,8 @@ def keep_gpu_result(path):
     if result["failed"] or not result["cases"]:
         raise SystemExit(f"{path}: not kept, it holds failures: {result['failed']}")
     cases = re.search(r"--cases (\w+)", result["command"]).group(1)
+    only = re.search(r"--only (\w+)", result["command"])  # some of them, beside all
+    cases += f"-{only.group(1)}" if only else ""
     folder = os.path.join(GPU_BENCH, "results", "" if cases == "full" else cases)
     os.makedirs(folder, exist_ok=True)
     alone = re.search(r"--peer (\w+)", result["command"])  # one of others, beside those together
