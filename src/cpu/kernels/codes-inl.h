@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Integer dot products over codes on any Highway target: byte look-ups (16-entry tables), then 16-bit
-// multiply-add of pairs, all sums exact.
+// Integer dot products over codes on any Highway target: 16-bit multiply-adds of pairs, all sums exact modulo
+// 2^32, and the true sums fit int32 (kernels.h).
 //
 // The four level bytes of a dword are split into 16-bit integers of its even and odd bytes, so that a
-// pairwise multiply-add leaves one int32 per dword, and 16-bit queries need no digits. Weights are unsigned
-// 16-bit: they go in as w - 32768, and 32768 * sum(levels), which all rows share, is added at the end (one
-// more row of ones). Each expanded vector is used for all rows of the call.
+// pairwise multiply-add leaves one int32 per dword, and 16-bit queries need no digits. Levels have 128 added:
+// scores are less 128 sum(q). Weights are unsigned 16-bit: they go in as w - 32768. So value sums are, with l
+// the levels as they stand, sum((w - 32768) l) + 32768 sum(l) - 128 sum(w), of which all rows share the
+// second.
+//
+// Levels are used as they are expanded, in registers, for up to four rows, and expanded again for the next
+// ones: operands come out of memory as part of the multiply-add, so that of 4 bits and four rows a product
+// takes three operations in all. Tried on AVX2: expanding once into the cache, 3.6 operations a product and a
+// seventh longer at four rows; one row at a time, whose two loads a product are the limit, a quarter to a
+// third longer; eight rows at once, half the expansions in a program that is half as large again: no faster.
 #if defined(TQ_CPU_CODES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_CODES_INL_H_
 #undef TQ_CPU_CODES_INL_H_
@@ -13,25 +20,19 @@
 #define TQ_CPU_CODES_INL_H_
 #endif
 
-#include "cpu/kernels/operands.h"
-#include "cpu/kernels/vectors-inl.h"
-#include "hwy/cache_control.h"
+#include <type_traits>
+
+#include "cpu/kernels/expand-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
 namespace cpu {
 namespace HWY_NAMESPACE {
-using D32 = hn::CappedTag<int32_t, 16>;
-using D16 = hn::Repartition<int16_t, D32>;
-using D8 = hn::Repartition<int8_t, D32>;
-using DU8 = hn::Repartition<uint8_t, D32>;
-using DU16 = hn::Repartition<uint16_t, D32>;
-using DU32 = hn::RebindToUnsigned<D32>;
-using V32 = hn::Vec<D32>;
-using V16 = hn::Vec<D16>;
-using V8 = hn::Vec<D8>;
-using VU8 = hn::Vec<DU8>;
-using VU32 = hn::Vec<DU32>;
+using D4 = hn::FixedTag<int32_t, 4>;
+using V4 = hn::Vec<D4>;
+
+constexpr int kLanes32 = static_cast<int>(hn::MaxLanes(D32()));
+constexpr int kSlices = 16 / kLanes32;  // of a 64-byte vector
 
 // sum + pairwise products, one int32 per dword.
 HWY_INLINE V32 add_products(V32 sum, V16 a, V16 b) {
@@ -45,274 +46,346 @@ HWY_INLINE V32 add_products(V32 sum, V16 a, V16 b) {
 #endif
 }
 
-HWY_INLINE VU8 nibble_bytes(VU8 v, uint8_t mask) { return hn::And(v, hn::Set(DU8(), mask)); }
-template <int kBits>
-HWY_INLINE VU8 shift_right(VU32 w) {
-  return hn::BitCast(DU8(), hn::ShiftRight<kBits>(w));
+HWY_INLINE V16 load_pairs(const void* p) { return hn::Load(D16(), static_cast<const int16_t*>(p)); }
+
+// Brings a vector's words of the same side of a later block into the second-level cache: planes kFirst,
+// kFirst + kStep and so on. A few lines at a time, between products: all lines of a side at once, into the
+// first level, took twice as long out of the last-level cache on AVX2.
+template <size_t kIndex, int kFirst, int kStep>
+HWY_INLINE void prefetch_planes(const uint8_t* side, int word, int plane) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(side) + word;
+  for (int i = kFirst; i < format::kCodes[kIndex].bits; i += kStep)
+    __builtin_prefetch(words + i * plane, 0, 2);
 }
 
-// Level bytes of octet s, half h from 4-bit indexes below 16.
-HWY_INLINE V8 look_up(VU8 table, VU8 index) { return hn::BitCast(D8(), hn::TableLookupBytes(table, index)); }
-
-// Bytes n = 4 h + (0..3): the low 3 bits of nibble n of each word.
-HWY_INLINE VU8 spread_magnitudes(VU32 w, int h) {
-  alignas(16) static constexpr uint8_t kPick[2][16] = {
-      {0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13},
-      {2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15}};
-  const auto twice =
-      hn::BitCast(DU16(), hn::TableLookupBytes(hn::BitCast(DU8(), w), hn::LoadDup128(DU8(), kPick[h])));
-  const auto even = hn::And(twice, hn::Set(DU16(), 0x0007)),
-             odd = hn::And(hn::ShiftRight<4>(twice), hn::Set(DU16(), 0x0700));
-  return hn::BitCast(DU8(), hn::Or(even, odd));
-}
-
-// Bit `bit` of every byte moved to bit 3, the rest cleared.
-HWY_INLINE VU8 bit_to_3(VU32 w, int bit) {
-  const VU32 moved = bit >= 3 ? hn::ShiftRightSame(w, bit - 3) : hn::ShiftLeftSame(w, 3 - bit);
-  return hn::And(hn::BitCast(DU8(), moved), hn::Set(DU8(), uint8_t{0x08}));
-}
-
-// Expands one vector of an opened side, see CodeKernels::open.
-template <int kBits>
-HWY_INLINE void expand_opened(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
-                              V8 (&levels)[8]) {
-  const DU32 d;
-  const VU8 table = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels));
-  for (int s = 0; s < 4; s++) {
-    const VU32 w = hn::LoadU(d, words + s * plane);
-    const VU8 even = nibble_bytes(hn::BitCast(DU8(), w), 0x0F), odd = nibble_bytes(shift_right<4>(w), 0x0F);
-    levels[2 * s] = look_up(table, even);
-    levels[2 * s + 1] = look_up(table, odd);
-    if constexpr (kBits == 4) {
-      // Indexes from 16 on: the upper half of the table.
-      const VU8 upper = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels + 16));
-      const VU32 fifth = hn::LoadU(d, words + 4 * plane);
-      const int bit = format::trellis_nibble_bit(side.layout.jv, s);
-      for (int h = 0; h < 2; h++) {
-        const VU8 set =
-            hn::And(hn::BitCast(DU8(), hn::ShiftRightSame(fifth, 4 * h + bit)), hn::Set(DU8(), 1));
-        levels[2 * s + h] = hn::IfThenElse(hn::RebindMask(D8(), hn::Ne(set, hn::Zero(DU8()))),
-                                           look_up(upper, h == 0 ? even : odd), levels[2 * s + h]);
-      }
-    }
-  }
-}
-
-// Expands the words of one vector (bits words per group) into levels[s][h]. words: first plane; plane: words
-// between planes.
-template <size_t kIndex>
-HWY_INLINE void expand(const CodedSide& side, const uint32_t* HWY_RESTRICT words, int64_t plane,
-                       V8 (&levels)[8]) {
-  constexpr format::CodeId kCode = format::kCodes[kIndex];
-  constexpr int kBits = kCode.bits;
-  const DU32 d;
-  const VU8 table = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels));
-  if constexpr (kCode.trellis()) {
-    expand_opened<kBits>(side, words, plane, levels);
-  } else if constexpr (kBits == 8) {
-    for (int i = 0; i < 8; i++) levels[i] = hn::BitCast(D8(), hn::LoadU(d, words + i * plane));
-  } else if constexpr (kBits == 2) {
-    const VU8 high = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels_high));
-    for (int i = 0; i < 2; i++) {
-      const VU32 w = hn::LoadU(d, words + i * plane);
-      const VU8 even = nibble_bytes(hn::BitCast(DU8(), w), 0x0F), odd = nibble_bytes(shift_right<4>(w), 0x0F);
-      levels[4 * i] = look_up(table, even);
-      levels[4 * i + 1] = look_up(table, odd);
-      levels[4 * i + 2] = look_up(high, even);
-      levels[4 * i + 3] = look_up(high, odd);
-    }
-  } else if constexpr (kBits == 3) {
-    const VU32 one = hn::Set(d, 0x11111111u);
-    VU32 fourth = hn::Zero(d);
-    for (int i = 0; i < 3; i++) {
-      const VU32 w = hn::LoadU(d, words + i * plane);
-      // the table repeats: bit 3 does not matter
-      levels[2 * i] = look_up(table, nibble_bytes(hn::BitCast(DU8(), w), 0x0F));
-      levels[2 * i + 1] = look_up(table, nibble_bytes(shift_right<4>(w), 0x0F));
-      fourth = hn::Or(fourth, hn::ShiftLeftSame(hn::And(hn::ShiftRight<3>(w), one), i));
-    }
-    levels[6] = look_up(table, nibble_bytes(hn::BitCast(DU8(), fourth), 0x0F));
-    levels[7] = look_up(table, nibble_bytes(shift_right<4>(fourth), 0x0F));
+// Sums over lane quarters. jv = 4: the blocks of 128 bits are quarters, so that one vector takes the sums of
+// all slices. Else a 64-byte vector of partial sums holds four sums in other places.
+template <int kJv>
+constexpr int kPartial = kJv == 4 ? kLanes32 : 16;  // dwords that fold makes four of
+template <int kJv>
+HWY_INLINE V4 fold(const int32_t* HWY_RESTRICT partial) {
+  const D4 d;
+  V4 block[kPartial<kJv> / 4];
+  for (int i = 0; i < kPartial<kJv> / 4; i++) block[i] = hn::Load(d, partial + 4 * i);
+  if constexpr (kJv == 4) {
+    for (int i = 1; i < kPartial<kJv> / 4; i++) block[0] = hn::Add(block[0], block[i]);
+    return block[0];
+  } else if constexpr (kJv == 2) {
+    const V4 a = hn::Add(block[0], block[1]), b = hn::Add(block[2], block[3]);
+    return hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
   } else {
-    for (int s = 0; s < 4; s++)
-      for (int h = 0; h < 2; h++) {
-        const VU32 w = hn::LoadU(d, words + s * plane);
-        VU8 index = spread_magnitudes(w, h);
-        const VU8 sign = bit_to_3(w, h == 0 ? 7 : 3);
-        if constexpr (kBits == 4) {
-          levels[2 * s + h] = look_up(table, hn::Or(index, sign));
-        } else {
-          index = hn::Or(index, bit_to_3(hn::LoadU(d, words + 4 * plane), 7 - (2 * s + h)));
-          V8 level = look_up(table, index);
-          if constexpr (kBits == 6) {
-            const VU8 upper = hn::LoadDup128(DU8(), reinterpret_cast<const uint8_t*>(side.levels + 16));
-            const VU8 bit = bit_to_3(hn::LoadU(d, words + 5 * plane), 7 - (2 * s + h));
-            level = hn::IfThenElse(hn::RebindMask(D8(), hn::Ne(bit, hn::Zero(DU8()))), look_up(upper, index),
-                                   level);
-          }
-          // Half-integer levels: minus is a bitwise NOT.
-          const auto minus = hn::VecFromMask(DU8(), hn::Ne(sign, hn::Zero(DU8())));
-          levels[2 * s + h] = hn::Xor(level, hn::BitCast(D8(), minus));
-        }
+    const V4 ac = hn::Add(hn::InterleaveLower(d, block[0], block[2]),
+                          hn::InterleaveUpper(d, block[0], block[2])),
+             be = hn::Add(hn::InterleaveLower(d, block[1], block[3]),
+                          hn::InterleaveUpper(d, block[1], block[3]));
+    return hn::Add(hn::InterleaveLower(d, ac, be), hn::InterleaveUpper(d, ac, be));
+  }
+}
+
+// body(count, first row) for all rows, kMost together and then one by one. (Pairs beside them would make a
+// build half as long again.)
+template <int kMost, typename Body>
+HWY_INLINE void for_rows(int rows, const Body& body) {
+  int r = 0;
+  for (; r + kMost <= rows; r += kMost) body(std::integral_constant<int, kMost>(), r);
+  for (; r < rows; r++) body(std::integral_constant<int, 1>(), r);
+}
+// What leaves registers for the expansion: a row has a sum for each class of a vector.
+template <int kJv>
+constexpr int kMostRows = kJv == 1 ? 2 : 4;
+
+// ---- scores ----
+
+// Folded sums [class][vector] of a key tile, less the correction, to 32 tokens.
+template <int kJv>
+HWY_INLINE void store_scores(const V4 (&sum)[8], int32_t correction, int32_t* HWY_RESTRICT scores) {
+  const D4 d;
+  const hn::Repartition<int64_t, D4> d64;
+  const V4 less = hn::Set(d, correction);
+  const auto store = [&](V4 v, int token) HWY_ATTR { hn::Store(hn::Sub(v, less), d, scores + token); };
+  if constexpr (kJv == 4) {  // entry jj of vector g is token 8 jj + g
+    for (int g = 0; g < 8; g += 4) {
+      const auto low = hn::BitCast(d64, hn::InterleaveLower(d, sum[g], sum[g + 1])),
+                 high = hn::BitCast(d64, hn::InterleaveUpper(d, sum[g], sum[g + 1])),
+                 low2 = hn::BitCast(d64, hn::InterleaveLower(d, sum[g + 2], sum[g + 3])),
+                 high2 = hn::BitCast(d64, hn::InterleaveUpper(d, sum[g + 2], sum[g + 3]));
+      store(hn::BitCast(d, hn::InterleaveLower(d64, low, low2)), g);
+      store(hn::BitCast(d, hn::InterleaveUpper(d64, low, low2)), 8 + g);
+      store(hn::BitCast(d, hn::InterleaveLower(d64, high, high2)), 16 + g);
+      store(hn::BitCast(d, hn::InterleaveUpper(d64, high, high2)), 24 + g);
+    }
+  } else if constexpr (kJv == 2) {  // entry 2 i + jj of vector v, class c: token 8 (2 jj + c) + 2 v + i
+    for (int c = 0; c < 2; c++)
+      for (int v = 0; v < 4; v += 2) {
+        store(hn::ConcatEven(d, sum[4 * c + v + 1], sum[4 * c + v]), 8 * c + 2 * v);
+        store(hn::ConcatOdd(d, sum[4 * c + v + 1], sum[4 * c + v]), 16 + 8 * c + 2 * v);
       }
+  } else {
+    for (int i = 0; i < 8; i++) store(sum[i], 4 * i);
   }
 }
 
-// 16-bit levels of the even and odd bytes.
-HWY_INLINE V16 even_bytes(V8 v) { return hn::ShiftRight<8>(hn::ShiftLeft<8>(hn::BitCast(D16(), v))); }
-HWY_INLINE V16 odd_bytes(V8 v) { return hn::ShiftRight<8>(hn::BitCast(D16(), v)); }
-
-HWY_INLINE void prefetch_side(const format::SideLayout& layout, const uint8_t* words) {
-  for (int i = 0; i < layout.code_bytes(); i += 64) hwy::Prefetch(words + i);
+// Scores of a tile and row from its partial sums [class][vector][kPartial].
+template <int kJv>
+HWY_INLINE void fold_scores(const int32_t* HWY_RESTRICT partials, const uint8_t* operand, int stored,
+                            int32_t* HWY_RESTRICT scores) {
+  V4 sum[8];
+  for (int i = 0; i < 8; i++) sum[i] = fold<kJv>(partials + i * kPartial<kJv>);
+  int32_t correction;
+  memcpy(&correction, operand + query_correction_offset(stored), sizeof correction);
+  store_scores<kJv>(sum, correction, scores);
 }
 
-constexpr int kMaxLoads = 9;  // jb at most: 576 = 9 loads of two groups
+// One octet against kRows rows. operand: of the load's first coordinate block and the slice.
+template <size_t kIndex, int kJv, int kOctet, int kRows>
+HWY_INLINE void score_octet(const LevelTables& tables, const WordVector& from, const uint8_t* operand,
+                            size_t operand_bytes, V32 (&sum)[kRows][4 / kJv]) {
+  VU8 level[2];
+  expand_octet<kIndex, kJv, kOctet>(tables, from, level);
+  for (int h = 0; h < 2; h++) {
+    const V16 even = even_bytes(level[h]), odd = odd_bytes(level[h]);
+    for (int r = 0; r < kRows; r++) {
+      const uint8_t* q = operand + r * operand_bytes + (kOctet % kJv * 2 + h) * 128;
+      V32& to = sum[r][kOctet / kJv];
+      to = add_products(add_products(to, even, load_pairs(q)), odd, load_pairs(q + 64));
+    }
+  }
+}
 
-// One slice of a word vector of a key tile, all loads jb, all rows.
-template <size_t kIndex>
-HWY_INLINE void score_slice(const CodedSide& side, const uint32_t* words, int vector, int slice,
-                            const uint8_t* operands, int rows, int32_t* partials) {
+// A tile against kRows rows. next: null, or the tile to be brought near.
+template <size_t kIndex, int kJv, int kRows>
+void score_rows(const CodedSide& side, const uint32_t* HWY_RESTRICT words, const uint8_t* next,
+                const uint8_t* operands, int32_t* HWY_RESTRICT scores) {
+  constexpr int kClasses = 4 / kJv, kTogether = kJv == 4 ? kSlices : 1;
   const D32 d;
-  const format::SideLayout& layout = side.layout;
-  const int jv = layout.jv, classes = 4 / jv, lanes = static_cast<int>(hn::Lanes(d));
-  const int64_t plane = static_cast<int64_t>(layout.jb) * 32 * jv;
-  alignas(64) int16_t expanded[kMaxLoads * 8 * 2 * 2 * 16];
-  for (int jb = 0; jb < layout.jb; jb++) {
-    V8 levels[8];
-    expand<kIndex>(side, words + jb * 32 * jv + 16 * vector + slice * lanes, plane, levels);
-    for (int i = 0; i < 8; i++) {
-      hn::Store(even_bytes(levels[i]), D16(), expanded + ((jb * 8 + i) * 2) * 2 * lanes);
-      hn::Store(odd_bytes(levels[i]), D16(), expanded + ((jb * 8 + i) * 2 + 1) * 2 * lanes);
+  const LevelTables tables(side);
+  const int stored = side.layout.stored, loads = side.layout.jb;
+  const size_t bytes = query_operand_bytes(stored);
+  alignas(64) int32_t partials[kRows][8][kPartial<kJv>];
+  for (int vector = 0; vector < 2 * kJv; vector++)
+    for (int slice = 0; slice < kSlices; slice += kTogether) {
+      V32 sum[kRows][kClasses];
+      for (auto& row : sum)
+        for (V32& v : row) v = hn::Zero(d);
+      for (int part = slice; part < slice + kTogether; part++)
+        for (int jb = 0; jb < loads; jb++) {
+          const int at = jb * 32 * kJv + 16 * vector;
+          if (next && part == 0) prefetch_planes<kIndex, 0, 1>(next, at, stored);
+          const WordVector from = {words + at + part * kLanes32, stored};
+          const uint8_t* operand = operands + jb * kJv * 256 + part * kLanes32 * 4;
+          score_octet<kIndex, kJv, 0, kRows>(tables, from, operand, bytes, sum);
+          score_octet<kIndex, kJv, 1, kRows>(tables, from, operand, bytes, sum);
+          score_octet<kIndex, kJv, 2, kRows>(tables, from, operand, bytes, sum);
+          score_octet<kIndex, kJv, 3, kRows>(tables, from, operand, bytes, sum);
+        }
+      for (int r = 0; r < kRows; r++)
+        for (int c = 0; c < kClasses; c++)
+          hn::Store(sum[r][c], d, partials[r][c * 2 * kJv + vector] + (kJv == 4 ? 0 : slice * kLanes32));
     }
-  }
-  for (int r = 0; r < rows; r++) {
-    const uint8_t* operand = operands + r * query_operand_bytes(layout.stored) + slice * lanes * 4;
-    for (int klass = 0; klass < classes; klass++) {
-      V32 even = hn::Zero(d), odd = hn::Zero(d);
-      for (int jb = 0; jb < layout.jb; jb++)
-        for (int c = 0; c < jv; c++)
-          for (int h = 0; h < 2; h++) {
-            const int16_t* level = expanded + ((jb * 8 + 2 * (klass * jv + c) + h) * 2) * 2 * lanes;
-            const int16_t* q = reinterpret_cast<const int16_t*>(operand + ((jb * jv + c) * 2 + h) * 128);
-            even = add_products(even, hn::Load(D16(), level), hn::Load(D16(), q));
-            odd = add_products(odd, hn::Load(D16(), level + 2 * lanes), hn::Load(D16(), q + 32));
-          }
-      hn::Store(hn::Add(even, odd), d, partials + r * 128 + (klass * 2 * jv + vector) * 16 + slice * lanes);
-    }
+  for (int r = 0; r < kRows; r++)
+    fold_scores<kJv>(partials[r][0], operands + r * bytes, stored, scores + r * kBlockTokens);
+}
+
+template <size_t kIndex, int kJv>
+void score_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next, int first_tile,
+              int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
+  for (int tile = first_tile; tile < last_tile; tile++) {
+    for_rows<kMostRows<kJv>>(rows, [&](auto count, int r) HWY_ATTR {
+      score_rows<kIndex, kJv, decltype(count)::value>(side, reinterpret_cast<const uint32_t*>(tiles[tile]),
+                                                      r == 0 ? next[tile] : nullptr,
+                                                      operands + r * query_operand_bytes(side.layout.stored),
+                                                      scores + r * kBlockTokens + tile * format::kTileTokens);
+    });
   }
 }
 
 template <size_t kIndex>
 void score_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                 int first_tile, int last_tile, const uint8_t* operands, int rows, int32_t* scores) {
-  alignas(64) int32_t partials[kMaxRows * 128];
-  const int lanes = static_cast<int>(hn::Lanes(D32()));
+  const auto score = side.layout.jv == 4   ? score_jv<kIndex, 4>
+                     : side.layout.jv == 2 ? score_jv<kIndex, 2>
+                                           : score_jv<kIndex, 1>;
+  score(side, tiles, next, first_tile, last_tile, operands, rows, scores);
+}
+
+// ---- value sums ----
+
+// Of dwords of two eights of weights: the low halves in pairs, or the high ones.
+HWY_INLINE V4 join_halves(V4 a, V4 b, bool high) {
+  const D4 d;
+  const hn::RebindToUnsigned<D4> du;
+  const auto ua = hn::BitCast(du, a), ub = hn::BitCast(du, b);
+  return hn::BitCast(d, high ? hn::Or(hn::ShiftRight<16>(ua), hn::And(ub, hn::Set(du, 0xFFFF0000u)))
+                             : hn::Or(hn::And(ua, hn::Set(du, 0xFFFFu)), hn::ShiftLeft<16>(ub)));
+}
+
+// Where the weights of half h, even or odd bytes, lane quarter t, stand in a tile: 2 t + high in two eights.
+struct WeightPair {
+  int first, second;
+  bool high;
+};
+constexpr WeightPair weight_pair(format::CodeId code, int h, bool odd) {
+  return even_odd_split(code) ? WeightPair{odd ? 1 : 0, odd ? 3 : 2, h == 1}
+                              : WeightPair{2 * h, 2 * h + 1, odd};
+}
+constexpr bool weight_pairs_hold(format::CodeId code) {
+  for (int i = 0; i < 16; i++) {
+    const int h = i / 8, t = i / 2 % 4, odd = i % 2;
+    const WeightPair pair = weight_pair(code, h, odd == 1);
+    if (weight_token(code, 1, h, t, odd) != 8 * pair.first + 2 * t + pair.high ||
+        weight_token(code, 1, h, t, odd + 2) != 8 * pair.second + 2 * t + pair.high)
+      return false;
+  }
+  return true;
+}
+
+// A dword for each lane quarter to the 64 bytes of an operand.
+template <int kJv>
+HWY_INLINE void store_quarters(V4 v, uint8_t* HWY_RESTRICT operand) {
+  const D4 d;
+  int32_t* to = reinterpret_cast<int32_t*>(operand);
+  const V4 low = kJv == 1 ? v : hn::InterleaveLower(d, v, v),
+           high = kJv == 1 ? v : hn::InterleaveUpper(d, v, v);
+  hn::Store(kJv == 4 ? hn::InterleaveLower(d, low, low) : low, d, to);
+  hn::Store(kJv == 4 ? hn::InterleaveUpper(d, low, low) : high, d, to + 4);
+  hn::Store(kJv == 4 ? hn::InterleaveLower(d, high, high) : low, d, to + 8);
+  hn::Store(kJv == 4 ? hn::InterleaveUpper(d, high, high) : high, d, to + 12);
+}
+
+// Weight operands of one row: per tile and half 64 bytes of even-byte pairs, then 64 of odd ones. Returns
+// 128 * sum(w).
+template <size_t kIndex, int kJv>
+HWY_INLINE int32_t prepare_weights(int first_tile, int last_tile, const uint16_t* HWY_RESTRICT weights,
+                                   uint8_t* HWY_RESTRICT operands) {
+  constexpr format::CodeId kCode = format::kCodes[kIndex];
+  static_assert(weight_pairs_hold(kCode), "weights are laid out as operands.h says");
+  const D4 d;
+  const hn::Repartition<int16_t, D4> d16;
+  V4 sum = hn::Zero(d), unused = hn::Zero(d);
   for (int tile = first_tile; tile < last_tile; tile++) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(tiles[tile]);
-    prefetch_side(side.layout, next[tile]);
-    for (int vector = 0; vector < 2 * side.layout.jv; vector++)
-      for (int slice = 0; slice < 16 / lanes; slice++)
-        score_slice<kIndex>(side, words, vector, slice, operands, rows, partials);
-    for (int r = 0; r < rows; r++)
-      reduce_scores(side.layout.jv, partials + r * 128,
-                    scores + r * kBlockTokens + tile * format::kTileTokens);
+    V4 eight[4];
+    for (int i = 0; i < 4; i++) {
+      const auto w = hn::Xor(
+          hn::LoadU(d16, reinterpret_cast<const int16_t*>(weights + tile * format::kTileTokens + 8 * i)),
+          hn::Set(d16, int16_t{-32768}));  // w - 32768
+      sum = hn::ReorderWidenMulAccumulate(d, w, hn::Set(d16, 1), sum, unused);
+      eight[i] = hn::BitCast(d, w);
+    }
+    for (int i = 0; i < 4; i++) {
+      const WeightPair pair = weight_pair(kCode, i / 2, i % 2 == 1);
+      store_quarters<kJv>(join_halves(eight[pair.first], eight[pair.second], pair.high),
+                          operands + tile * 256 + i * 64);
+    }
+  }
+  const int32_t tokens = (last_tile - first_tile) * format::kTileTokens;
+  return 128 * (hn::GetLane(hn::SumOfLanes(d, hn::Add(sum, unused))) + tokens * 32768);
+}
+
+// Values of one call, and where the prepared weights are.
+struct ValueJob {
+  const CodedSide& side;
+  const uint8_t* const* tiles;
+  const uint8_t* const* next;
+  int first_tile, last_tile;
+  const uint8_t* operands;
+  const int32_t* corrections;  // of rows
+  int32_t* sums;
+};
+
+// Partial sums of the octets of a vector: of rows, and of levels as they stand.
+template <int kJv, int kRows>
+struct ValuePartials {
+  alignas(64) int32_t row[kRows][4][kPartial<kJv>], levels[4][kPartial<kJv>];
+};
+
+// Octet kOctet of a vector against kRows rows.
+template <size_t kIndex, int kJv, int kRows, int kOctet>
+HWY_INLINE void accumulate_octet(const ValueJob& job, const LevelTables& tables, int vector, int slice,
+                                 int first_row, ValuePartials<kJv, kRows>& partials) {
+  constexpr int kTogether = kJv == 4 ? kSlices : 1;
+  const D32 d;
+  const DU16 d16;
+  V32 sum[kRows];
+  for (V32& v : sum) v = hn::Zero(d);
+  // 16 bits hold the levels of a block. Only the first rows need them.
+  auto levels = hn::Zero(d16);
+  static_assert(kBlockTiles * 4 * 2 * 2 * 255 < 32768, "sums of levels fit 16 bits");
+  for (int tile = job.first_tile; tile < job.last_tile; tile++) {
+    HWY_UNROLL(1)  // a smaller program, as fast
+    for (int part = slice; part < slice + kTogether; part++) {
+      if (first_row == 0 && part == 0)
+        prefetch_planes<kIndex, kOctet, 4>(job.next[tile], 16 * vector, job.side.layout.stored);
+      const WordVector from = {
+          reinterpret_cast<const uint32_t*>(job.tiles[tile]) + 16 * vector + part * kLanes32,
+          job.side.layout.stored};
+      const uint8_t* operand =
+          job.operands + first_row * kWeightOperandBytes + tile * 256 + part * kLanes32 * 4;
+      VU8 level[2];
+      expand_octet<kIndex, kJv, kOctet>(tables, from, level);
+      for (int h = 0; h < 2; h++, operand += 128) {
+        const V16 even = even_bytes(level[h]), odd = odd_bytes(level[h]);
+        if (first_row == 0) levels = hn::Add(levels, hn::BitCast(d16, hn::Add(even, odd)));
+        for (int r = 0; r < kRows; r++) {
+          const uint8_t* w = operand + r * kWeightOperandBytes;
+          sum[r] = add_products(add_products(sum[r], even, load_pairs(w)), odd, load_pairs(w + 64));
+        }
+      }
+    }
+  }
+  constexpr int kAt = kJv == 4 ? 0 : kLanes32;
+  for (int r = 0; r < kRows; r++) hn::Store(sum[r], d, partials.row[r][kOctet] + slice * kAt);
+  const V16 ones = hn::Set(D16(), 1);
+  hn::Store(add_products(hn::Zero(d), hn::BitCast(D16(), levels), ones), d,
+            partials.levels[kOctet] + slice * kAt);
+}
+
+// A vector of words against kRows rows. levels: 32768 sum(l) of its 16 entries, made by the first rows.
+template <size_t kIndex, int kJv, int kRows>
+void accumulate_rows(const ValueJob& job, int vector, int first_row, int32_t* HWY_RESTRICT levels) {
+  const D4 d;
+  const LevelTables tables(job.side);
+  ValuePartials<kJv, kRows> partials;
+  for (int slice = 0; slice < kSlices; slice += kJv == 4 ? kSlices : 1) {
+    accumulate_octet<kIndex, kJv, kRows, 0>(job, tables, vector, slice, first_row, partials);
+    accumulate_octet<kIndex, kJv, kRows, 1>(job, tables, vector, slice, first_row, partials);
+    accumulate_octet<kIndex, kJv, kRows, 2>(job, tables, vector, slice, first_row, partials);
+    accumulate_octet<kIndex, kJv, kRows, 3>(job, tables, vector, slice, first_row, partials);
+  }
+  for (int s = 0; s < 4; s++) {
+    if (first_row == 0) hn::Store(hn::ShiftLeft<15>(fold<kJv>(partials.levels[s])), d, levels + 4 * s);
+    for (int r = 0; r < kRows; r++) {
+      const V4 less = hn::Set(d, job.corrections[first_row + r]);
+      hn::Store(hn::Add(fold<kJv>(partials.row[r][s]), hn::Sub(hn::Load(d, levels + 4 * s), less)), d,
+                job.sums + (first_row + r) * job.side.layout.stored + 16 * vector + 4 * s);
+    }
   }
 }
 
-// Tokens of a tile by half, lane quarter and byte: all that an operand's dwords differ in.
-struct WeightOrder {
-  uint8_t token[2][4][4];
-};
-template <size_t kIndex>
-constexpr WeightOrder weight_order() {
-  WeightOrder order = {};
-  for (int h = 0; h < 2; h++)
-    for (int t = 0; t < 4; t++)
-      for (int m = 0; m < 4; m++)
-        order.token[h][t][m] = static_cast<uint8_t>(weight_token(format::kCodes[kIndex], 1, h, t, m));
-  return order;
-}
-
-// Weight operands of one row: per tile and half 64 bytes of even-byte pairs, then 64 of odd ones.
-template <size_t kIndex>
-HWY_INLINE void prepare_weights(int jv, int first_tile, int last_tile, const uint16_t* HWY_RESTRICT weights,
-                                uint8_t* HWY_RESTRICT operand) {
-  static constexpr WeightOrder kOrder = weight_order<kIndex>();
-  for (int tile = first_tile; tile < last_tile; tile++)
-    for (int h = 0; h < 2; h++) {
-      const uint16_t* w = weights + tile * format::kTileTokens;
-      uint32_t even[4], odd[4];  // of a lane quarter; w - 32768 is w with its top bit turned
-      for (int t = 0; t < 4; t++) {
-        const uint8_t(&token)[4] = kOrder.token[h][t];
-        even[t] = (w[token[0]] | static_cast<uint32_t>(w[token[2]]) << 16) ^ 0x80008000u;
-        odd[t] = (w[token[1]] | static_cast<uint32_t>(w[token[3]]) << 16) ^ 0x80008000u;
-      }
-      uint32_t* out = reinterpret_cast<uint32_t*>(operand + tile * 256 + h * 128);
-      for (int x = 0; x < 16; x++) {
-        out[x] = even[dword_quarter(jv, x)];
-        out[16 + x] = odd[dword_quarter(jv, x)];
-      }
-    }
-}
-
-// The same of a row of weights 1.
-HWY_INLINE void prepare_ones(int first_tile, int last_tile, uint8_t* operand) {
-  int16_t* out = reinterpret_cast<int16_t*>(operand);
-  for (int i = first_tile * 128; i < last_tile * 128; i++) out[i] = 1;
+template <size_t kIndex, int kJv>
+void accumulate_jv(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
+                   int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
+                   uint8_t* work) {
+  int32_t corrections[kMaxRows];
+  for (int r = 0; r < rows; r++)
+    corrections[r] = prepare_weights<kIndex, kJv>(first_tile, last_tile, weights + r * kBlockTokens,
+                                                  work + r * kWeightOperandBytes);
+  const ValueJob job = {side, tiles, next, first_tile, last_tile, work, corrections, sums};
+  for (int vector = 0; vector < side.layout.stored / 16; vector++) {
+    alignas(16) int32_t levels[16];
+    for_rows<4>(rows, [&](auto count, int r) HWY_ATTR {
+      accumulate_rows<kIndex, kJv, decltype(count)::value>(job, vector, r, levels);
+    });
+  }
 }
 
 template <size_t kIndex>
 void accumulate_code(const CodedSide& side, const uint8_t* const* tiles, const uint8_t* const* next,
                      int first_tile, int last_tile, const uint16_t* weights, int rows, int32_t* sums,
                      uint8_t* work) {
-  const D32 d;
-  const format::SideLayout& layout = side.layout;
-  const int lanes = static_cast<int>(hn::Lanes(d)), jv = layout.jv;
-  const int64_t plane = static_cast<int64_t>(layout.jb) * 32 * jv;
-  for (int tile = first_tile; tile < last_tile; tile++) prefetch_side(layout, next[tile]);
-  for (int r = 0; r < rows; r++)
-    prepare_weights<kIndex>(jv, first_tile, last_tile, weights + r * kBlockTokens,
-                            work + r * kWeightOperandBytes);
-  prepare_ones(first_tile, last_tile, work + rows * kWeightOperandBytes);
-  alignas(64) int16_t expanded[kBlockTiles * 8 * 2 * 2 * 16];
-  alignas(64) int32_t partials[(kMaxRows + 1) * 64];
-  for (int vector = 0; vector < layout.jb * 2 * jv; vector++) {
-    for (int slice = 0; slice < 16 / lanes; slice++) {
-      for (int tile = first_tile; tile < last_tile; tile++) {
-        V8 levels[8];
-        expand<kIndex>(side, reinterpret_cast<const uint32_t*>(tiles[tile]) + 16 * vector + slice * lanes,
-                       plane, levels);
-        for (int i = 0; i < 8; i++) {
-          hn::Store(even_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2) * 2 * lanes);
-          hn::Store(odd_bytes(levels[i]), D16(), expanded + ((tile * 8 + i) * 2 + 1) * 2 * lanes);
-        }
-      }
-      for (int r = 0; r <= rows; r++) {
-        V32 sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-        for (int tile = first_tile; tile < last_tile; tile++)
-          for (int h = 0; h < 2; h++) {
-            const uint8_t* operand =
-                work + r * kWeightOperandBytes + tile * 256 + h * 128 + slice * lanes * 4;
-            const V16 even = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand)),
-                      odd = hn::Load(D16(), reinterpret_cast<const int16_t*>(operand + 64));
-            for (int s = 0; s < 4; s++) {
-              const int16_t* level = expanded + ((tile * 8 + 2 * s + h) * 2) * 2 * lanes;
-              sum[s] = add_products(sum[s], hn::Load(D16(), level), even);
-              sum[s] = add_products(sum[s], hn::Load(D16(), level + 2 * lanes), odd);
-            }
-          }
-        for (int s = 0; s < 4; s++) hn::Store(sum[s], d, partials + r * 64 + s * 16 + slice * lanes);
-      }
-    }
-    alignas(64) int32_t ones[16];
-    reduce_values(jv, partials + rows * 64, ones);
-    for (int r = 0; r < rows; r++) {
-      int32_t* out = sums + r * layout.stored + 16 * vector;
-      reduce_values(jv, partials + r * 64, out);
-      for (int i = 0; i < 16; i += lanes)
-        hn::StoreU(hn::Add(hn::LoadU(d, out + i), hn::ShiftLeft<15>(hn::Load(d, ones + i))), d, out + i);
-    }
-  }
+  const auto accumulate = side.layout.jv == 4   ? accumulate_jv<kIndex, 4>
+                          : side.layout.jv == 2 ? accumulate_jv<kIndex, 2>
+                                                : accumulate_jv<kIndex, 1>;
+  accumulate(side, tiles, next, first_tile, last_tile, weights, rows, sums, work);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

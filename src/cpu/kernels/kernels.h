@@ -66,8 +66,7 @@ constexpr size_t query_operand_bytes(int stored) { return static_cast<size_t>(st
 // int32, see operands.h
 constexpr size_t query_correction_offset(int stored) { return static_cast<size_t>(stored) * 8; }
 constexpr size_t kWeightOperandBytes = kBlockTiles * 256;
-// Scratch of `accumulate`: weight operands of kMaxRows + 1 rows and one expanded column of a block.
-constexpr size_t kAccumulateWork = (kMaxRows + 1) * kWeightOperandBytes + kBlockTiles * 1024;
+constexpr size_t kAccumulateWork = kMaxRows * kWeightOperandBytes;  // scratch of `accumulate`
 
 // One row against one block of up to 128 tokens.
 struct RowBlock {

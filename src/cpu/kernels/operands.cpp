@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// See operands.h. None of this is hot, except the two reductions on SIMD narrower than 512 bits.
+// See operands.h. None of this is hot.
 #include "cpu/kernels/operands.h"
 
 #include <string.h>
@@ -35,12 +35,20 @@ int value_coordinate(const format::SideLayout& layout, int index) {
   return 8 * (4 * (jb * layout.jv + jj) + s) + g;
 }
 
-void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand) {
-  const format::SideLayout& layout = side.layout;
+namespace {
+
+void store_correction(const format::SideLayout& layout, const int16_t* q, uint8_t* operand) {
   int32_t sum = 0;
   for (int i = 0; i < layout.stored; i++) sum += q[i];
   const int32_t correction = 128 * sum;  // 576 * 28672 * 128 < 2^31
   memcpy(operand + query_correction_offset(layout.stored), &correction, 4);
+}
+
+}  // namespace
+
+void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand) {
+  const format::SideLayout& layout = side.layout;
+  store_correction(layout, q, operand);
   for (int block = 0; block < layout.groups; block++)
     for (int h = 0; h < 2; h++, operand += 128) {
       uint32_t high[4], low[4];  // by lane quarter
@@ -63,6 +71,7 @@ void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* oper
 
 void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* operand) {
   const format::SideLayout& layout = side.layout;
+  store_correction(layout, q, operand);
   for (int block = 0; block < layout.groups; block++)
     for (int h = 0; h < 2; h++, operand += 128)
       for (int x = 0; x < 16; x++)
@@ -70,47 +79,6 @@ void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* opera
           const int16_t value = q[query_coordinate(layout, block / layout.jv, block % layout.jv, h, x, m)];
           memcpy(operand + 64 * (m % 2) + 4 * x + 2 * (m / 2), &value, 2);
         }
-}
-
-namespace {
-
-// out[o] = sum over t of the four outputs o of one vector.
-template <int kJv>
-inline void fold_quarters(const int32_t* a, int32_t* out) {
-  for (int o = 0; o < 4; o++) {
-    const int gl = o / kJv, jj = o % kJv;
-    const int32_t* p = a + gl * 4 * kJv + jj;
-    out[o] = (p[0] + p[kJv]) + (p[2 * kJv] + p[3 * kJv]);
-  }
-}
-
-template <int kJv>
-void reduce_scores_of(const int32_t* partial, int32_t* scores) {
-  for (int vector = 0; vector < 8; vector++) {
-    const int klass = vector / (2 * kJv), v = vector % (2 * kJv);
-    int32_t out[4];
-    fold_quarters<kJv>(partial + 16 * vector, out);
-    for (int o = 0; o < 4; o++) {
-      const int g = v * (4 / kJv) + o / kJv, block = (4 / kJv) * (o % kJv) + klass;
-      scores[8 * block + g] = out[o];
-    }
-  }
-}
-
-}  // namespace
-
-void reduce_scores(int jv, const int32_t* partial, int32_t* scores) {
-  if (jv == 4) return reduce_scores_of<4>(partial, scores);
-  if (jv == 2) return reduce_scores_of<2>(partial, scores);
-  reduce_scores_of<1>(partial, scores);
-}
-
-void reduce_values(int jv, const int32_t* partial, int32_t* sums) {
-  for (int s = 0; s < 4; s++) {
-    if (jv == 4) fold_quarters<4>(partial + 16 * s, sums + 4 * s);
-    if (jv == 2) fold_quarters<2>(partial + 16 * s, sums + 4 * s);
-    if (jv == 1) fold_quarters<1>(partial + 16 * s, sums + 4 * s);
-  }
 }
 
 }  // namespace cpu

@@ -38,15 +38,9 @@ constexpr int weight_token(format::CodeId code, int jv, int h, int x, int m) {
 
 // Operand vectors of 64 bytes are indexed [jb][c][h][2]. Digits: vector 0 = high, 1 = low signed digit, q =
 // 256 high + low. Pairs: vector 0 = 16-bit integers of bytes 0 and 2 of each dword, 1 = of bytes 1 and 3.
-// Behind the vectors of digits stands 128 * sum(q): what levels with a bias of 128 add.
+// Behind the vectors stands 128 * sum(q): what levels with a bias of 128 add.
 void prepare_query_digits(const CodedSide& side, const int16_t* q, uint8_t* operand);
 void prepare_query_pairs(const CodedSide& side, const int16_t* q, uint8_t* operand);
-
-// Eight 64-byte vectors of partial sums, vector (4 / jv classes)[class][V] of a key tile, summed over t into
-// 32 tokens.
-void reduce_scores(int jv, const int32_t* partial, int32_t* scores);
-// Four vectors (octets s) of one word vector summed over t into 16 entries in kernel order.
-void reduce_values(int jv, const int32_t* partial, int32_t* sums);
 
 }  // namespace cpu
 }  // namespace tq

@@ -12,7 +12,7 @@
 #define TQ_CPU_TRELLIS_INL_H_
 #endif
 
-#include "cpu/kernels/codes-inl.h"
+#include "cpu/kernels/expand-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tq {
@@ -54,8 +54,6 @@ HWY_INLINE ChainBits value_chain(const uint32_t* HWY_RESTRICT words) {
     return {before, hn::LoadU(d, words - 8), hn::LoadU(d, words - 12)};
   }
 }
-
-HWY_INLINE VU32 mask_bits(VU32 v, uint32_t mask) { return hn::And(v, hn::Set(DU32(), mask)); }
 
 // Bits of even and odd octets of two planes, in pairs.
 struct Pairs {
