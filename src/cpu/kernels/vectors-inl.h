@@ -33,26 +33,49 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<F>> lane_numbers() {
 // Lane i of the result is lane i ^ distance of v.
 HWY_INLINE VF partner(VF v, int distance) {
   const F d;
+#if HWY_TARGET == HWY_AVX2  // half the operations of a look-up, and less to wait for
+  if (distance == 1) return hn::Shuffle2301(v);
+  if (distance == 2) return hn::Shuffle1032(v);
+  if (distance == 4) return hn::ConcatLowerUpper(d, v, v);
+#endif
   const hn::RebindToSigned<F> di;
   return hn::TableLookupLanes(v, hn::IndicesFromVec(d, hn::Xor(lane_numbers(), hn::Set(di, distance))));
 }
 
 HWY_INLINE float first_lane(VF v) { return hn::GetLane(v); }
 
+// Of 2 * kHalf vectors: the upper half added to the lower one, again and again.
+template <int kHalf>
+HWY_INLINE VF fold_halves(const float* HWY_RESTRICT v) {
+  const F d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  VF sum[kHalf];
+  for (int i = 0; i < kHalf; i++)
+    sum[i] = hn::Add(hn::Load(d, v + i * lanes), hn::Load(d, v + (i + kHalf) * lanes));
+  for (int h = kHalf / 2; h >= 1; h /= 2)
+    for (int i = 0; i < h; i++) sum[i] = hn::Add(sum[i], sum[i + h]);
+  return sum[0];
+}
+
 // format::tree_sum of stored = m * n values; destroys v.
 HWY_INLINE float tree_sum(float* HWY_RESTRICT v, int stored) {
   const F d;
   const int lanes = static_cast<int>(hn::Lanes(d)), n = 1 << format::log2_block(stored), m = stored / n;
-  for (int p = 0; p < n; p += lanes) {
+  for (int p = 0; m > 1 && p < n; p += lanes) {
     VF sum = hn::Load(d, v + p);
     for (int r = 1; r < m; r++) sum = hn::Add(sum, hn::Load(d, v + r * n + p));
     hn::Store(sum, d, v + p);
   }
-  for (int h = n / 2; h >= lanes; h /= 2)
+  int h = n / 2;  // at least 8: half a vector of AVX-512
+  for (; h > 8 * lanes; h /= 2)
     for (int p = 0; p < h; p += lanes)
       hn::Store(hn::Add(hn::Load(d, v + p), hn::Load(d, v + p + h)), d, v + p);
-  VF sum = hn::Load(d, v);
-  for (int h = lanes / 2; h >= 1; h /= 2) sum = hn::Add(sum, partner(sum, h));
+  VF sum = h == 8 * lanes   ? fold_halves<8>(v)
+           : h == 4 * lanes ? fold_halves<4>(v)
+           : h == 2 * lanes ? fold_halves<2>(v)
+           : h == lanes     ? fold_halves<1>(v)
+                            : hn::Load(d, v);
+  for (h = lanes / 2; h >= 1; h /= 2) sum = hn::Add(sum, partner(sum, h));
   return first_lane(sum);
 }
 
