@@ -139,6 +139,7 @@ def shannon(found, pair):
 LINES = {("scalar", "plain"): ("C0", "o", "scalar"), ("trellis", "plain"): ("C1", "s", "trellis"),
          ("scalar", "both"): ("C2", "^", "scalar, calibrated"),
          ("trellis", "both"): ("C3", "D", "trellis, calibrated"),
+         ("scalar", "turned"): ("C9", "<", "scalar, calibrated, turned"),
          ("trellis", "turned"): ("C6", "v", "trellis, calibrated, turned")}
 RIVALS = {"KVarN": ("C4", "x"), "Block-GTQ": ("C5", "+"), "OSCAR": ("C7", "1"), "buun TCQ": ("C8", "2")}
 
@@ -171,11 +172,12 @@ def plot(found, path):
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tqkv", "font.size": 8})
     from matplotlib import pyplot
     pairs = sorted({(row["window"], row["sinks"]) for row in found["rows"]})
-    figure, both = pyplot.subplots(1, 2, figsize=(8, 3.6), sharey=False)
+    figure, both = pyplot.subplots(1, 2, figsize=(8, 4.2), sharey=False)
     for axes, pair in zip(both, (pairs[0], pairs[-1])):
         draw(axes, found, pair)
     both[0].set_ylabel("next-byte KL, nats")
-    both[0].legend(fontsize=6.5, frameon=False, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*both[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="lower center",
+                  ncols=4)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
     print(f"{path}: {path.stat().st_size} bytes")

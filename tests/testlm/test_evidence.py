@@ -38,11 +38,12 @@ def expect_whole(rows, *configuration, pairs=((0, 0), (0, 4), (128, 0), (128, 4)
 
 def test_every_family_kind_rate_and_choice_of_exact_tokens_is_there(rows):
     for family in ("scalar", "trellis"):
-        for kind in ("plain", "centred", "banded", "both"):
+        for kind in ("plain", "centred", "banded", "both", "turned"):
             for bits in (2, 3, 4):
                 expect_whole(rows, family, kind, bits)
-        for kind, rates in (("banded", (2.5, 3.5)), ("both", (2.5, 3.5)), ("turned", (2, 3, 4))):
-            for bits in rates:
+        for bits in (2.5, 3.5):
+            expect_whole(rows, family, "turned", bits)
+            for kind in ("banded", "both"):
                 expect_whole(rows, family, kind, bits, pairs=((0, 0), (128, 4)))
     names = {name for name, kind, *_ in rows if not kind}
     assert {name.split()[0] for name in names} == {"KVarN", "Block-GTQ", "OSCAR", "buun"}
