@@ -11,7 +11,7 @@
 namespace tq::cli {
 namespace {
 
-constexpr double kLimitStep = 0.125, kLimitMost = 8;  // bits
+constexpr int kLimitSteps = 64;  // of an eighth of a bit
 
 double metric_of(const Way& way, int panel) { return panel == 0 ? way.error : way.kl; }
 
@@ -48,8 +48,9 @@ std::string family_svg(const Axes& axes, const Ways& ways, const std::string& fa
 
 std::string limit_svg(const Axes& axes, const Limit& limit, int panel) {
   std::string line;
-  for (double bits = kLimitStep; bits <= kLimitMost; bits += kLimitStep) {
-    const double share = std::pow(4, -bits), bytes = limit.bytes + limit.number_bits * bits,
+  for (int step = 1; step <= kLimitSteps; step++) {
+    const double bits = step / 8.0, share = std::pow(4, -bits),
+                 bytes = limit.bytes + limit.number_bits * bits,
                  value = panel == 0 ? std::sqrt(limit.squared_error * share) : limit.kl * share;
     if (axes.holds(bytes, value)) line += format("%.1f,%.1f ", axes.x(bytes), axes.y(value));
   }
