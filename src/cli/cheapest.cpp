@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string_view>
 
 #include "cli/layer_cache.h"
 #include "cli/library.h"
@@ -36,14 +38,20 @@ struct Plan {
   }
 };
 
+std::string joined(std::initializer_list<std::string_view> parts) {
+  std::string all;
+  for (const std::string_view part : parts) all.append(part);
+  return all;
+}
+
 std::string bits_text(float key, int32_t value) { return format("%g/%d", static_cast<double>(key), value); }
 
 void add_plain(const Options& options, const std::string& more, Calibrated* calibrated,
                std::vector<Plan>* plans) {
   const std::string family = family_name(options.key_family);
   for (const Width& width : kWidths)
-    plans->push_back(
-        Plan{family + " " + width.text() + more, family + more, options, width, calibrated, std::nullopt});
+    plans->push_back(Plan{joined({family, " ", width.text(), more}), family + more, options, width,
+                          calibrated, std::nullopt});
 }
 
 void add_calibrated(const Options& base, Calibrated* calibrated, const std::string& name,
@@ -61,7 +69,7 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
     for (const int32_t value : {2, 3, 4}) {
       if (static_cast<float>(value) > key || static_cast<float>(value) < key - 1.5F) continue;
       goal.key_bits = key, goal.value_bits = value;
-      plans->push_back(Plan{family + " " + bits_text(key, value) + bands,
+      plans->push_back(Plan{joined({family, " ", bits_text(key, value), bands}),
                             family + bands,
                             options,
                             {static_cast<int32_t>(key), value},
@@ -76,8 +84,12 @@ void add_calibrated(const Options& base, Calibrated* calibrated, const std::stri
     error *= kMixStep;
     goal.max_error = error;
     const std::string layers = format(", layers of error %.3g", static_cast<double>(error));
-    plans->push_back(Plan{
-        family + layers + bands, family + ", layers of an error" + bands, options, {2, 2}, calibrated, goal});
+    plans->push_back(Plan{joined({family, layers, bands}),
+                          joined({family, ", layers of an error", bands}),
+                          options,
+                          {2, 2},
+                          calibrated,
+                          goal});
   }
 }
 
