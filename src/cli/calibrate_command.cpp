@@ -116,10 +116,9 @@ CalibrateCommand::CalibrateCommand(CLI::App& app, const char* footer) {
                          "instead: the fewest bytes that reach this error of logits and values");
   calibrate_->add_option("--outlier", outlier_,
                          "layers whose keys are this many times as long keep 16 bits; 0 = 4");
-  calibrate_->add_flag(
-      "--turn-keys", turn_keys_,
-      "also find matrices that turn each head's keys, where held-out logits gain by them: for "
-      "caches on the CPU; takes captures with the queries of all positions");
+  calibrate_->add_flag("--turn-keys", turn_keys_,
+                       "also find matrices that turn each head's keys, where held-out logits gain by them; "
+                       "takes captures with the queries of all positions");
   calibrate_->add_flag("--json", json_, "one JSON document on stdout");
   calibrate_->add_flag("--quiet", quiet_, "no progress on stderr");
   calibrate_->footer(footer);

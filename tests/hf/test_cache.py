@@ -356,7 +356,6 @@ def uneven_llama():
     return model
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="key matrices are the CPU's")
 def test_key_matrices_are_calibrated_in_one_call():
     model, text = uneven_llama(), ids(2, 256)
     found = TurboCache.calibrate(model, text, key_bits=3, turn_keys=True)

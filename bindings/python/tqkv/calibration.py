@@ -40,7 +40,7 @@ class Calibration(Opened):
     A fourth of what is fed is held out, and decides whether a layer gets bands: only where they make the
     error of its logits smaller by 2 %. Tokens are not kept, but for held_out_tokens (0 = 128) of each layer.
     turn_keys: layers also get key matrices of the calibration's own (Cache.set_key_matrix), where these do as
-    much: for caches on the CPU.
+    much.
     """
 
     def __init__(self, num_layers: int, num_q_heads: int, num_kv_heads: int, head_dim: int, *,

@@ -277,7 +277,7 @@ class TurboCache(Cache):
         code_family
                    with key_bits: "scalar", or "trellis" for a TurboCache(code_family="trellis")
         turn_keys  with key_bits: also find a matrix of each head's keys (tqkv.Cache.set_key_matrix), of
-                   layers where held-out logits gain 2 % by it; for caches on the CPU: others refuse it"""
+                   layers where held-out logits gain 2 % by it; caches that take none refuse it"""
         return calibrate(model, tokens, text=text, outlier=outlier, attention_mask=attention_mask,
                          key_bits=key_bits, value_bits=value_bits, code_family=code_family,
                          turn_keys=turn_keys)
