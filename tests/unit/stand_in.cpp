@@ -120,6 +120,9 @@ class Device : public Backend {
   void set_centres(int layer, const float* key, const float* value) override {
     own_->set_centres(layer, key, value);
   }
+  void set_key_matrix(int layer, const KeyMatrix& matrix, const float* key, const float* value) override {
+    own_->set_key_matrix(layer, matrix, key, value);
+  }
   void grow_pages(const int64_t* num_pages, void* stream) override {
     begin(stream);
     own_->grow_pages(num_pages, nullptr);
