@@ -387,13 +387,13 @@ def test_key_matrices_that_a_device_has_not_are_refused(monkeypatch):
     given = TurboCache.calibrate(model, ids(1, 16))._replace(key_bands=[None] * 2, key_matrices=eyes)
 
     def refuse(self, layer, matrix):
-        raise tqkv.NotSupported(f"layer {layer}: key matrices: CPU only")
+        raise tqkv.NotSupported(f"layer {layer}: key matrices: not here")
 
     monkeypatch.setattr(tqkv.Cache, "set_key_matrix", refuse)
     cache = turbo(model, "turboquant-s3", calibration=given)
     for _ in range(2):
         with pytest.raises(tqkv.NotSupported, match="calibration: has key matrices, which this cache does "
-                           "not take: .*layer 0: key matrices: CPU only; calibrate without turn_keys"):
+                           "not take: .*layer 0: key matrices: not here; calibrate without turn_keys"):
             logits(model, ids(1, 8), cache)
         assert cache.tqkv is None and cache.get_seq_length() == 0
 
