@@ -74,14 +74,16 @@ __device__ __noinline__ RowPieces<kPieces> turned_row(const float* matrix, int s
 template <int kPieces>
 __device__ __forceinline__ void turn_row(const float* matrix, int step_in, int step_out, int dim,
                                          float (&x)[kPieces], int lane) {
-  if constexpr (kPieces == 8)
-    return turn_rows(matrix, step_in, step_out, dim, reinterpret_cast<float(&)[1][kPieces]>(x), lane);
-  RowPieces<kPieces> row;
+  if constexpr (kPieces == 8) {
+    turn_rows(matrix, step_in, step_out, dim, reinterpret_cast<float(&)[1][kPieces]>(x), lane);
+  } else {
+    RowPieces<kPieces> row;
 #pragma unroll
-  for (int k = 0; k < kPieces; k++) row.x[k] = x[k];
-  row = turned_row<kPieces>(matrix, step_in, step_out, dim, row, lane);
+    for (int k = 0; k < kPieces; k++) row.x[k] = x[k];
+    row = turned_row<kPieces>(matrix, step_in, step_out, dim, row, lane);
 #pragma unroll
-  for (int k = 0; k < kPieces; k++) x[k] = row.x[k];
+    for (int k = 0; k < kPieces; k++) x[k] = row.x[k];
+  }
 }
 
 }  // namespace cuda
