@@ -97,6 +97,8 @@ tq_cmake_build() {
   mkdir -p "$dir"
   if [ -f "$dir/Makefile" ] || ! command -v ninja >/dev/null 2>&1; then options=(-G "Unix Makefiles"); fi
   if command -v ccache >/dev/null 2>&1; then
+    # Another clone of the same sources finds what this one compiled.
+    export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
     options+=(-DCMAKE_{CXX,C,CUDA}_COMPILER_LAUNCHER=ccache)
   fi
   if ! {

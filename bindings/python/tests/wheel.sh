@@ -21,10 +21,14 @@ fail() {
 }
 
 command -v ccache >/dev/null && export CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
-# Warnings are errors, as in build/test, so that ccache knows the objects.
+# Warnings are errors, in a folder beside build/test, so that ccache knows the objects.
+root=$(cd "$here/../.." && pwd)
+export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
+rm -rf "$root/build/wheel"
 export CMAKE_BUILD_PARALLEL_LEVEL=${TQKV_JOBS:-$(nproc)} PIP_NO_INDEX=1
 "$python" -m pip wheel --disable-pip-version-check --no-build-isolation --no-index --no-deps \
   -w "$work/dist" "$here" \
+  --config-settings=build-dir="$root/build/wheel" \
   --config-settings=cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON \
   --config-settings=cmake.define.TQ_CUDA="${TQ_CUDA:-OFF}" >"$work/log" 2>&1 || fail "pip wheel"
 wheel=$(echo "$work"/dist/*.whl)
