@@ -126,8 +126,8 @@ PrefillSmem fit_smem(const Compiled& shape, const format::TileLayout& tile, Data
   return PrefillSmem{};
 }
 
-PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout& tile, DataType io,
-                           bool exact, int stages) {
+PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout& tile, bool exact,
+                           int stages) {
   const auto up = [](int x, int to) { return (x + to - 1) / to * to; };
   PrefillSmem s = {};
   s.stages = stages;
@@ -149,8 +149,7 @@ PrefillSmem cut_group_smem(const CompiledGroup& shape, const format::TileLayout&
 
 // null: the device has no products of warpgroups, the layer no codes that they are written for, or its tiles
 // do not fit.
-const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, bool exact, int limit,
-                                PrefillSmem* smem) {
+const CompiledGroup* find_group(const format::TileLayout& tile, bool exact, int limit, PrefillSmem* smem) {
   if (!has_warpgroups()) return nullptr;
   for (const format::SideLayout* side : {&tile.key, &tile.value})
     if (!side->code().has_kernels() && !side->banded()) return nullptr;
@@ -158,7 +157,7 @@ const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, boo
     if (row.keys != format::stored_dim(tile.key.dim) || row.values != format::stored_dim(tile.value.dim))
       continue;
     for (int stages = kMaxGroupStages; stages > 0; stages--) {
-      *smem = cut_group_smem(row, tile, io, exact, stages);
+      *smem = cut_group_smem(row, tile, exact, stages);
       if (smem->total_bytes <= limit) return &row;
     }
   }
@@ -170,7 +169,7 @@ const CompiledGroup* find_group(const format::TileLayout& tile, DataType io, boo
 bool prefill_serves(const Geometry& geometry, int layer, int shared_memory_per_block) {
   const format::TileLayout tile = geometry.tile(layer);
   PrefillSmem smem;
-  if (find_group(tile, geometry.io_dtype, geometry.has_exact(), shared_memory_per_block, &smem)) return true;
+  if (find_group(tile, geometry.has_exact(), shared_memory_per_block, &smem)) return true;
   const Compiled* compiled = find_compiled(tile);
   return compiled &&
          fit_smem(*compiled, tile, geometry.io_dtype, geometry.has_exact(), shared_memory_per_block)
@@ -184,8 +183,8 @@ void launch_prefill(const RowLaunch& launch, const uint8_t* list, LongKinds kind
   PrefillParams p(make_row_params(launch));
   p.header = reinterpret_cast<const PrefillHeader*>(list);
   p.sequences = reinterpret_cast<const PrefillSequence*>(list + sizeof(PrefillHeader));
-  if (const CompiledGroup* group = find_group(tile, layer.io_dtype, layer.key.raw != nullptr,
-                                              launch.shared_memory_per_block, &p.smem)) {
+  if (const CompiledGroup* group =
+          find_group(tile, layer.key.raw != nullptr, launch.shared_memory_per_block, &p.smem)) {
     const bool scalar = has_book(tile.key) && has_book(tile.value);
     set_side_tables(layer, &p.numbers);
     if (kinds.alone) p.wide_rows = launch_wide(p, launch, kinds.most_rows, wide);
