@@ -235,69 +235,6 @@ TEST_F(CacheTest, WindowAndSinksAreExact) {
   expect(b, 2, 2);
 }
 
-// What a plan's queries needed is given back by the next plan and cleared by the one after it, or else by the
-// cache's end.
-TEST_F(CacheTest, ExactCopiesAreGivenBackAndCleared) {
-  config_.window_tokens = 4;
-  config_.max_raw_tokens = 160;
-  open();
-  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
-  const int64_t page_bytes = cache_->memory().raw_bytes / 5;
-  grow(a, 0, 100);
-  EXPECT_EQ(cache_->memory().raw_bytes_used, 4 * page_bytes);
-  EXPECT_EQ(status_of([&] { plan(other_, {b}, {64}); }), Status::kCapacity);
-  EXPECT_NE(text_.find("max_raw_tokens = 160: the plan needs 2 more pages of 32 exact tokens"),
-            std::string::npos)
-      << text_;
-  grow(a, 100, 1);
-  EXPECT_EQ(cache_->memory().raw_bytes_used, page_bytes);
-  EXPECT_TRUE(world().scrubbed_raw.empty());
-  fail(Verb::kScrubPages, true);
-  EXPECT_EQ(status_of([&] { plan(other_, {b}, {1}); }), Status::kCuda);
-  fail(Verb::kScrubPages, false);
-  EXPECT_EQ(cache_->sequence_length(b), 0);
-  EXPECT_EQ(read(a, 97, 4), (std::vector<float>{exact(97), exact(98), exact(99), exact(100)}));
-  plan(other_, {b}, {1});
-  EXPECT_EQ(world().scrubbed_raw.size(), 3u);
-  cache_->truncate_sequence(b, 0, nullptr);
-  EXPECT_EQ(world().scrubbed_raw.size(), 4u);
-  // Not in the plan any more: it keeps what its next one may need.
-  grow(a, 101, 70);
-  EXPECT_EQ(cache_->memory().raw_bytes_used, 3 * page_bytes);
-  plan(batch_, {}, {});
-  EXPECT_EQ(cache_->memory().raw_bytes_used, page_bytes);
-  EXPECT_EQ(read(a, 166, 2), (std::vector<float>{coded(166), exact(167)}));
-  EXPECT_STREQ(cache_->audit(), "");
-}
-
-// What a plan gives back does not wait for the next plan when its sequence ends; and what another sequence of
-// the same plan takes is cleared before it is written.
-TEST_F(CacheTest, ExactCopiesOfTheGoneAreCleared) {
-  config_.window_tokens = 4;
-  config_.max_raw_tokens = 160;
-  open();
-  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
-  grow(a, 0, 100);  // 4 pages of exact copies
-  grow(a, 100, 1);  // 3 of them back
-  fail(Verb::kScrubPages, true);
-  EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
-  fail(Verb::kScrubPages, false);
-  EXPECT_EQ(read(a, 97, 1)[0], exact(97));
-  EXPECT_TRUE(world().scrubbed_raw.empty());
-  cache_->free_sequence(a, nullptr);
-  EXPECT_EQ(world().scrubbed_raw.size(), 4u);
-
-  const int64_t c = cache_->create_sequence();
-  grow(c, 0, 100);
-  world().scrubbed_raw.clear();
-  plan(batch_, {b, c}, {100, 1}, {100, 1});  // 4 pages, of which 1 was free: 3 come from c
-  EXPECT_EQ(world().scrubbed_raw.size(), 3u);
-  append(batch_, rows(0, 101));
-  EXPECT_STREQ(cache_->audit(), "");
-  cache_->truncate_sequence(c, 0, nullptr);
-  EXPECT_EQ(world().scrubbed_raw.size(), 4u) << "one more: the rest was taken";
-}
-
 TEST_F(CacheTest, CentresOnlyWithoutTokens) {
   open();
   std::vector<float> centre(kDim, 1.0f);

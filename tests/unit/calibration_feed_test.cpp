@@ -226,5 +226,14 @@ TEST_F(Turned, TokensAreThoseThatTheMatricesMake) {
       EXPECT_EQ(turned[at(0, kHeads, head, i)], own[at(0, kHeads, head, from(head, i))] * factor(head, i));
 }
 
+// Tokens that fill their pieces: no piece of none is asked for.
+TEST_F(Fed, PiecesThatAreAllWhole) {
+  Calibration read(&config);
+  Reader reader;
+  read.feed(0, 2 * kPiece, x[0].data(), x[1].data(), x[2].data(), &reader);
+  EXPECT_EQ(reader.reads.size(), 12u) << "three arrays of two pieces, twice";
+  for (const Reader::Read& each : reader.reads) EXPECT_EQ(each.bytes, kPiece * rows[each.slot] * 4);
+}
+
 }  // namespace
 }  // namespace tq

@@ -253,5 +253,27 @@ TEST(CalibrationTurn, PowersOfTwo) {
   EXPECT_EQ(plain.matrix(0), small.matrix(0));
 }
 
+// Where keys, or the queries of a head, are all zero there is nothing to find, and nothing that is no number.
+TEST(CalibrationTurn, OneSideOfNothing) {
+  for (const bool keys : {false, true})
+    for (const int heads : {1, kHeads}) {
+      SCOPED_TRACE(testing::Message() << (keys ? "keys" : "queries") << " of " << heads);
+      Prompt prompt(6);
+      std::vector<float>& x = keys ? prompt.k : prompt.q;
+      const size_t row = static_cast<size_t>(kDim * (keys ? kHeads : kQueryHeads));
+      for (size_t i = 0; i < x.size(); i++)
+        if (i % row < row / kHeads * static_cast<size_t>(heads)) x[i] = 0;
+      Calibrated own(true);
+      own.feed(0, prompt);
+      std::vector<float> found(kHeads * kDim * kDim);
+      int32_t has = -1;
+      ASSERT_EQ(tq_calibration_key_matrix(own.calibration, 0, found.data(), &has), TQ_OK) << tq_last_error();
+      EXPECT_EQ(has, heads < kHeads) << "the other head gains by it";
+      for (int i = 0; has && i < kDim * kDim; i++)
+        EXPECT_EQ(found[static_cast<size_t>(i)], i % (kDim + 1) == 0 ? 1.0f : 0.0f) << i;
+      for (const float each : own.saved()) EXPECT_TRUE(isfinite(each) || each == 0);
+    }
+}
+
 }  // namespace
 }  // namespace tq

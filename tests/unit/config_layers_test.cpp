@@ -108,14 +108,18 @@ TEST(ConfigLayers, SharedTokensHaveOneForm) {
   layers[2].sliding_window = 10;
   EXPECT_EQ(reasons(base(), layers), "");
   // What it does not say it has from there: the window, and heads of its own beside them.
-  layers[2].sliding_window = 0, layers[2].num_q_heads = 4, layers[1].key_bits = 5;
+  layers[2].sliding_window = 0, layers[2].num_q_heads = 4;
+  layers[1].key_bits = 5, layers[1].value_bits = 6;
   tq_cache_config c = base();
   c.layers = layers.data();
   const ResolvedConfig resolved(&c);
   EXPECT_EQ(resolved.config().layers[2].sliding_window, 10);
   EXPECT_EQ(resolved.config().layers[2].num_q_heads, 4);
   EXPECT_EQ(resolved.config().layers[2].key_bits, 5);
-  EXPECT_EQ(resolved.config().layer_key_bits[2], 5);
+  for (int layer = 0; layer < 3; layer++) {
+    EXPECT_EQ(resolved.config().layer_key_bits[layer], layer == 0 ? 3 : 5);
+    EXPECT_EQ(resolved.config().layer_value_bits[layer], layer == 0 ? 4 : 6);
+  }
   EXPECT_EQ(resolved.geometry().layers[2].storage, 1);
   EXPECT_EQ(resolved.geometry().layers[2].group, resolved.geometry().layers[1].group);
   EXPECT_EQ(resolved.token_bytes(2), 0);
@@ -249,6 +253,8 @@ TEST(ConfigLayers, LevelsThemselves) {
   EXPECT_EQ(text([](tq_levels& l, float*, float*) { l.boundaries = nullptr; }).substr(0, 23),
             "key_levels.levels = 0x7");
   EXPECT_EQ(text([](tq_levels& l, float*, float*) { l.reserved = 1; }), "key_levels.reserved = 1: must be 0");
+  EXPECT_EQ(text([](tq_levels& l, float*, float*) { l.struct_size = 0; }).substr(0, 27),
+            "key_levels.struct_size = 0:");
 }
 
 TEST(ConfigLayers, GroupsAndShapes) {
@@ -302,6 +308,24 @@ TEST(ConfigLayers, SizesOfWhatIsResolved) {
     EXPECT_EQ(none.config().layers[i].struct_size, sizeof(L));
     EXPECT_EQ(old.config().layers[i].struct_size, sizeof(L));
   }
+}
+
+// The rule of keys without one of the caller's: least squares where all coded keys have a sketch, which takes
+// the bias away; of raw keys there is none to speak of.
+TEST(ConfigLayers, ScaleRuleOfKeys) {
+  const auto rule = [](std::vector<std::pair<int32_t, int32_t>> families_and_bits) {
+    std::vector<L> layers = plain_layers(static_cast<int32_t>(families_and_bits.size()));
+    for (size_t i = 0; i < layers.size(); i++)
+      layers[i].key_family = families_and_bits[i].first, layers[i].key_bits = families_and_bits[i].second;
+    tq_cache_config c = base();
+    c.num_layers = static_cast<int32_t>(layers.size()), c.layers = layers.data();
+    return ResolvedConfig(&c).config().key_scale_rule;
+  };
+  EXPECT_EQ(rule({{TQ_CODE_PROD, 3}, {TQ_CODE_PROD, 4}}), TQ_SCALE_LS);
+  EXPECT_EQ(rule({{TQ_CODE_PROD, 3}, {TQ_CODE_SCALAR, 16}}), TQ_SCALE_LS);
+  EXPECT_EQ(rule({{TQ_CODE_PROD, 3}, {TQ_CODE_SCALAR, 4}}), TQ_SCALE_UNBIASED);
+  EXPECT_EQ(rule({{TQ_CODE_SCALAR, 4}, {TQ_CODE_SCALAR, 3}}), TQ_SCALE_UNBIASED);
+  EXPECT_EQ(rule({{TQ_CODE_SCALAR, 16}, {TQ_CODE_SCALAR, 16}}), TQ_SCALE_UNBIASED);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // with the field's name and the number in the text.
 #include <gtest/gtest.h>
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 
 #include <functional>
@@ -232,10 +233,13 @@ TEST(ConfigLimits, QuantizerFieldsOfOtherFamilies) {
   static const int32_t twice[] = {3, 3}, rising[] = {3, 4}, outside[] = {3, 100}, negative[] = {-1, 3};
   static const float numbers[] = {-2, -1, 1, 2}, bounds[] = {-1, 0, 1};
   static const tq_levels levels = {sizeof levels, 2, 0, 0, numbers, bounds};
-  static tq_codebook book = {}, no_unit = {};
+  static tq_codebook book = {}, no_unit = {}, largest = {}, too_large = {};
+  static const int32_t only[] = {0};
   book.struct_size = sizeof book, book.bits = 2, book.unit = 1, book.magnitude[0] = 1, book.magnitude[1] = 2;
   no_unit = book;
   no_unit.unit = 0;
+  largest = too_large = book;
+  largest.unit = 0x1p30f, too_large.unit = nextafterf(0x1p30f, INFINITY);
   const struct {
     const char* text;
     std::function<void(C&)> set;
@@ -249,6 +253,8 @@ TEST(ConfigLimits, QuantizerFieldsOfOtherFamilies) {
        [](C& c) { c.num_outliers = 2, c.outlier_channels = negative; }},
       {"num_outliers = 2, outlier_channels = (nil): both or neither", [](C& c) { c.num_outliers = 2; }},
       {"num_outliers = 0, outlier_channels = 0x", [](C& c) { c.outlier_channels = rising; }},
+      {"num_outliers = 1: must be 0 .. 0",
+       [](C& c) { c.dim = 1, c.num_outliers = 1, c.outlier_channels = only; }},
       {"", [](C& c) { c.bits = 7, c.num_outliers = 2, c.outlier_channels = rising; }},
       {"bits = 8: outliers would have 9",
        [](C& c) { c.bits = 8, c.num_outliers = 2, c.outlier_channels = rising; }},
@@ -284,6 +290,9 @@ TEST(ConfigLimits, QuantizerFieldsOfOtherFamilies) {
       {"", [](C& c) { c.bits = 2, c.codebook = &book; }},
       {"codebook.bits = 2: must be bits = 4", [](C& c) { c.codebook = &book; }},
       {"codebook.unit = 0: ", [](C& c) { c.bits = 2, c.codebook = &no_unit; }},
+      {"", [](C& c) { c.bits = 2, c.codebook = &largest; }},
+      {"codebook.unit = 1.07374e+09: must be above 0 and at most 2^30",
+       [](C& c) { c.bits = 2, c.codebook = &too_large; }},
       {"codebook = 0x",
        [](C& c) { c.bits = 2, c.codebook = &book, c.num_outliers = 2, c.outlier_channels = rising; }},
       {"device_type = 3: must be 1 .. 2", [](C& c) { c.device_type = 3; }},

@@ -281,5 +281,39 @@ TEST_F(CacheTest, CopyFailsWithoutATrace) {
   EXPECT_EQ(read(copy, 0, 70), read(id, 0, 70));
 }
 
+// A target with more rollback has of sliding layers what the source had, and says so: it can be truncated to
+// the lengths that the source can.
+TEST(Copy, RollbackThatTheSourceDidNotKeep) {
+  static tq_layer_config layers[kLayers];
+  for (tq_layer_config& layer : layers) layer = {}, layer.struct_size = sizeof layer;
+  layers[1].sliding_window = 40;
+  const auto with = [](int32_t rollback) {
+    return
+        [rollback](tq_cache_config& c) { c.layers = layers, c.rollback_tokens = rollback, c.page_size = 32; };
+  };
+  for (const int64_t length : {46, 47, 78, 200}) {
+    OneCache source(with(5)), target(with(90));
+    const tq_sequence sequence = source.create();
+    source.append(sequence, 0, length - 1);
+    source.append(sequence, length - 1, 1);  // from now on the window and five tokens are kept
+    const tq_sequence copy = copied(source, sequence, target);
+    EXPECT_EQ(source.attend(sequence, 1), target.attend(copy, 1));
+    int64_t least = 0;
+    for (int64_t to = length - 1; least == 0 && to > length - 10; to--) {
+      const tq_status status = tq_sequence_truncate(source.cache, sequence, to, nullptr);
+      const std::string text = status == TQ_OK ? "" : tq_last_error();
+      ASSERT_EQ(tq_sequence_truncate(target.cache, copy, to, nullptr), status) << to << " of " << length;
+      if (status == TQ_OK) continue;
+      EXPECT_EQ(status, TQ_ERROR_INVALID_STATE);
+      EXPECT_EQ(tq_last_error(), text);
+      least = to + 1;
+    }
+    EXPECT_GE(least, length - 6);
+    source.append(sequence, least, 1);
+    target.append(copy, least, 1);
+    EXPECT_EQ(source.attend(sequence, 1), target.attend(copy, 1)) << length;
+  }
+}
+
 }  // namespace
 }  // namespace tq

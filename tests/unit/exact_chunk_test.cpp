@@ -329,5 +329,19 @@ TEST_F(ChunkPlan, OneThatFailsAtItsEnd) {
   EXPECT_EQ(status_of([&] { plan(batch_, {id}, {2}); }), Status::kOk) << text_;
 }
 
+// The new tokens' own arithmetic is the cache's: one for any number of rows, or not.
+TEST_F(ChunkPlan, InvariantAsTheCacheIs) {
+  for (const bool invariant : {false, true}) {
+    config_.flags = TQ_FLAG_EXACT_CHUNK | (invariant ? TQ_FLAG_BATCH_INVARIANT : 0u);
+    Cache cache(&config_, nullptr, fake::create_backend);
+    const Backend* const own = world().backend;
+    EXPECT_EQ(world().batch_invariant, invariant);
+    Batch* const batch = cache.create_batch();
+    EXPECT_NE(world().backend, own) << "the new tokens have one of their own";
+    EXPECT_EQ(world().batch_invariant, invariant);
+    Cache::destroy_batch(batch);
+  }
+}
+
 }  // namespace
 }  // namespace tq

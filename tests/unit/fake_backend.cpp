@@ -59,6 +59,7 @@ class FakeBackend : public Backend {
     workspace_.assign(kWorkspaceBytes, 0);
     world().live_backends++;
     world().backend = this;
+    world().batch_invariant = geometry.batch_invariant;
   }
   ~FakeBackend() override {
     if (own_) ops_.free(ops_.user, own_, pages_bytes_, 1, 0);
@@ -164,7 +165,7 @@ class FakeBackend : public Backend {
   }
   ReachedMemory reach(const void* memory, int64_t) const override {
     if (world().unreachable) return {nullptr, false};
-    return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)), false};
+    return {const_cast<uint8_t*>(static_cast<const uint8_t*>(memory)) + world().reached_at, false};
   }
   std::unique_ptr<DeviceMemory> take_memory(int64_t bytes, const char*) override {
     struct Memory : DeviceMemory {

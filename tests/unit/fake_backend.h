@@ -48,10 +48,12 @@ struct World {
   void (*during_attend)();       // called inside attend, or null
   bool capturing;                // streams are being captured
   bool unreachable;              // memory of callers is none that moves reach
+  int64_t reached_at;            // bytes behind its own address at which moves reach it
   int64_t staging_bytes;         // taken and not given back
   int64_t waits;
-  Backend* backend;     // the last one created
-  BatchPlan last_plan;  // the last one uploaded
+  Backend* backend;      // the last one created,
+  bool batch_invariant;  // and whether it was asked for one arithmetic
+  BatchPlan last_plan;   // the last one uploaded
 };
 World& world();
 

@@ -135,5 +135,72 @@ TEST(PageTableEdges, WhatMovesChangeTheNextPlanShows) {
   EXPECT_STREQ(t->audit(), "");
 }
 
+// Of a sliding window the next query must still see its last tokens: those kept just suffice, or do not.
+TEST(PageTableEdges, TokensTakenOutOfASlidingWindow) {
+  Table t(with_sliding(one_group(), 50, 10, 10));
+  t->commit_create();
+  grow(t, {{0, 120, 1}});
+  grow(t, {{0, 0, 1}});  // 120 - 50 - 10
+  ASSERT_EQ(t.pages(1).kept(0).first, 60);
+  std::string text;
+  t.pages(1).check_move(0, TokenMap{109, 100, 11, nullptr});  // its query, at 109, sees from 60 on
+  EXPECT_EQ(status_of(
+                [&] {
+                  t.pages(1).check_move(0, TokenMap{108, 100, 12, nullptr});
+                },
+                &text),
+            Status::kInvalidState);
+  EXPECT_EQ(text,
+            "sequence: layer 7 keeps 60 of its tokens, those from 60 on; without 12 of them the next query "
+            "would not see its last 50 tokens");
+}
+
+// Where all layers have a sliding window, the first group has.
+TEST(PageTableEdges, QueriesOfTheFirstGroupSeeTheirWindow) {
+  Geometry g = one_group();
+  g.groups[0].window = 50, g.groups[0].rollback = 10, g.groups[0].layer = 3;
+  Table t(g);
+  t->commit_create();
+  grow(t, {{0, 100, 1}});
+  grow(t, {{0, 20, 20}});  // 120 - 50 - 19
+  std::string text;
+  EXPECT_EQ(status_of([&] { prepare(t, {{0, 1, 22}}); }, &text), Status::kInvalidState);
+  const std::string start =
+      "query_tokens[0] = 22: the first query, at position 99, sees the last 50 tokens in layer 3";
+  EXPECT_EQ(text.substr(0, start.size()), start);
+  prepare(t, {{0, 1, 21}});
+  t->cancel_growth();
+}
+
+// Pages that are given back are taken again in the order of their tokens.
+TEST(PageTableEdges, PagesComeBackInTheirOrder) {
+  Table t(one_group());
+  t->commit_create();
+  grow(t, {{0, 32, 1}});
+  t->commit_create();
+  grow(t, {{1, 150, 1}});
+  const std::vector<int32_t> row = t.row(1, 5);
+  t->commit_truncate(1, 0);
+  grow(t, {{1, 150, 1}});
+  EXPECT_EQ(t.row(1, 5), row);
+  t->commit_truncate(1, 40);
+  grow(t, {{1, 110, 1}});
+  EXPECT_EQ(t.row(1, 5), row);
+}
+
+// Entries of pages that no kept token needs are 0: a page that every pool has.
+TEST(PageTableEdges, EntriesOfPagesNotHeld) {
+  Table t(with_exact(one_group(), 40, 0, 0, 9));
+  t->commit_create();
+  t->commit_create();
+  grow(t, {{1, 10, 1}});  // takes page 0
+  grow(t, {{0, 200, 1}});
+  const std::vector<int32_t> row = t.row(0, 7, 1);
+  EXPECT_EQ(t.pages(1).kept(0).first, 160);
+  EXPECT_EQ(std::vector<int32_t>(row.begin(), row.begin() + 5), std::vector<int32_t>(5, 0));
+  EXPECT_NE(row[5], row[6]);
+  EXPECT_GT(std::min(row[5], row[6]), 0);
+}
+
 }  // namespace
 }  // namespace tq

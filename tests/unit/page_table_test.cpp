@@ -271,6 +271,9 @@ TEST(PageTable, CopiesDoNotGoToPagesGivenBack) {
   t->commit_fork(0);
   std::string text;  // 0 gives back page 1, which 2 and 1 hold on to
   EXPECT_EQ(status_of([&] { prepare(t, {{0, 17, 1}}); }, &text), Status::kCapacity);
+  EXPECT_EQ(text,
+            "max_raw_tokens = 96: the plan needs 1 more pages of 32 exact tokens (1 of them to copy shared "
+            "ones), 0 of 3 are free; plan fewer query tokens at once, or raise max_raw_tokens");
   t->commit_free(1);
   t->commit_free(2);
   grow(t, {{0, 17, 1}});

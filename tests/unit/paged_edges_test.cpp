@@ -405,5 +405,43 @@ TEST_F(PagedEdges, OneReasonForEach) {
   EXPECT_EQ(reason([](C& c) { c.pool = &c; }).substr(0, 7), "pool = ");
 }
 
+// A row of a tree has a bit for each query of its request: 64 a word.
+TEST_F(PagedEdges, TreesOfSeveralWords) {
+  std::vector<float> x(2 * kDim * kHeads, 0.25f), out(x);
+  int64_t slots[2] = {0, 1};
+  int32_t lens[2] = {2, 0}, starts[3] = {0, 2, 2}, table[4] = {0, 0, 0, 0};
+  const std::vector<uint64_t> tree = {1, 0, 3, 0};
+  tq_paged_step step = {};
+  step.struct_size = sizeof step;
+  step.num_reqs = 1, step.num_tokens = 2, step.max_seq_len = 64;
+  step.slot_mapping = slots, step.block_table = table, step.block_table_stride = 1;
+  step.seq_lens = lens, step.query_start_loc = starts;
+  void* const base = aligned_alloc(64, static_cast<size_t>(kBlockBytes));
+  const tq_pages p = {sizeof p, 0, base, 1, 0, 0};
+  tq_attend_params params;
+  ASSERT_EQ(tq_attend_params_init(&params), TQ_OK);
+  params.tree_mask = tree.data();
+  for (int32_t words = 1; words <= 2; words++)
+    for (const bool fits : {true, false}) {
+      params.tree_words = words;
+      step.max_query_len = 64 * words + !fits;
+      size_t bytes = 0;
+      ASSERT_EQ(tq_paged_workspace_bytes(codec, &step, &bytes), TQ_OK) << tq_last_error();
+      void* const work = aligned_alloc(256, (bytes + 255) / 256 * 256);
+      ASSERT_EQ(tq_paged_plan(codec, &step, work, bytes, nullptr), TQ_OK) << tq_last_error();
+      ASSERT_EQ(tq_paged_append(codec, 0, &p, &step, x.data(), x.data(), nullptr, work, bytes, nullptr),
+                TQ_OK);
+      const tq_status status =
+          tq_paged_attend(codec, 0, &p, &step, x.data(), out.data(), nullptr, &params, work, bytes, nullptr);
+      if (fits)
+        EXPECT_EQ(status, TQ_OK) << tq_last_error();
+      else
+        EXPECT_EQ(text(status), "step.max_query_len = " + std::to_string(64 * words + 1) +
+                                    ": a tree_mask of " + std::to_string(64 * words) + " bits");
+      free(work);
+    }
+  free(base);
+}
+
 }  // namespace
 }  // namespace tq

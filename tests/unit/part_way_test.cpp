@@ -102,5 +102,29 @@ TEST_F(PartWayTest, StagingIsAsLargeAsThePart) {
   }
 }
 
+// Memory that a device knows by another address than the host: bytes go by that one.
+TEST_F(PartWayTest, MemoryIsReachedWhereTheBackendSays) {
+  constexpr size_t kBytes = 1008;
+  const std::vector<uint8_t> bytes = pattern(kBytes);
+  world().reached_at = kBytes;
+  for (const bool out : {false, true}) {
+    std::vector<uint8_t> memory(2 * kBytes, 0);
+    if (!out) std::copy(bytes.begin(), bytes.end(), memory.begin() + kBytes);
+    PartWay way(*world().backend, out, memory.data(), kBytes, nullptr);
+    std::vector<uint8_t> came(kBytes, 0);
+    for (size_t at = 0; at < kBytes; at += 16) {
+      ASSERT_EQ(way.at(), memory.data() + kBytes + at);
+      if (out)
+        memcpy(way.at(), &bytes[at], 16);
+      else
+        memcpy(&came[at], way.at(), 16);
+      way.pass(16);
+    }
+    way.end();
+    if (out) came.assign(memory.begin() + kBytes, memory.end());
+    EXPECT_EQ(came, bytes);
+  }
+}
+
 }  // namespace
 }  // namespace tq

@@ -329,6 +329,33 @@ TEST_F(QuantizerEdges, LevelsOfTwoValues) {
   EXPECT_NEAR(error, off / 5, 1e-6);
 }
 
+// Levels a power of two larger or smaller decode to the same bits: a fitted scale makes up for it.
+TEST_F(QuantizerEdges, LevelsOfAnySize) {
+  static const float own[] = {-1.5f, -0.5f, 0.25f, 1.25f}, boundaries[] = {-1, 0, 0.75f};
+  for (const int32_t rule : {TQ_SCALE_LS, TQ_SCALE_NORM, TQ_SCALE_UNBIASED}) {
+    std::vector<float> plain;
+    for (const int power : {0, -28, -9, 9, 28}) {
+      float numbers[4];
+      for (int i = 0; i < 4; i++) numbers[i] = ldexpf(own[i], power);
+      const tq_levels levels = {sizeof levels, 2, 0, 0, numbers, boundaries};
+      open(TQ_CODE_LEVELS,
+           [&](tq_quantizer_config& c) { c.bits = 2, c.levels = &levels, c.scale_rule = rule; });
+      for (size_t i = 0; i < calls.x.size(); i++) calls.x[i] = sinf(static_cast<float>(3 * i + 1));
+      ASSERT_EQ(
+          tq_quantizer_encode(calls.quantizer, calls.x.data(), kCount, calls.codes.data(), nullptr, nullptr),
+          TQ_OK)
+          << tq_last_error();
+      ASSERT_EQ(tq_quantizer_decode(calls.quantizer, calls.codes.data(), kCount, calls.back.data(), nullptr),
+                TQ_OK);
+      if (power == 0) {
+        plain = calls.back;
+        EXPECT_NE(plain, std::vector<float>(plain.size()));
+      }
+      EXPECT_EQ(calls.back, plain) << rule << ", 2^" << power;
+    }
+  }
+}
+
 // Memory of a device comes from the caller's callbacks, or is the device's own affair.
 TEST(QuantizerMemory, OfADevice) {
   tq_quantizer_config config = {};

@@ -449,5 +449,29 @@ TEST(Save, RefusalsNameTheFieldAndChangeNothing) {
   EXPECT_TRUE(out.bytes.empty());
 }
 
+// Where all sequences are alive a load is refused before it reads, and goes once one is freed.
+TEST(Save, NoSequenceIsLeft) {
+  OneCache source(tiny), target([](tq_cache_config&c) {
+    tiny(c);
+    c.max_sequences = 2;
+  });
+  const tq_sequence sequence = source.create();
+  source.append(sequence, 0, 70);
+  File file;
+  file.bytes = saved(source, sequence);
+  const tq_io io = file.io();
+  const tq_sequence first = target.create();
+  target.create();
+  tq_sequence copy = 5;
+  EXPECT_EQ(tq_sequence_load(target.cache, &io, nullptr, &copy), TQ_ERROR_CAPACITY);
+  EXPECT_STREQ(tq_last_error(), "max_sequences = 2: all are alive");
+  EXPECT_EQ(copy, 5);
+  EXPECT_EQ(file.at, 0u);
+  EXPECT_EQ(target.pages_used(), 0);
+  TQ_MUST(tq_sequence_free(target.cache, first, nullptr));
+  TQ_MUST(tq_sequence_load(target.cache, &io, nullptr, &copy));
+  EXPECT_EQ(target.attend(copy, 2), source.attend(sequence, 2));
+}
+
 }  // namespace
 }  // namespace tq

@@ -212,5 +212,19 @@ TEST_F(WrittenTest, AGraphWithoutRowsWouldDoNothingForEver) {
   attend_refused(batch_, 0, 0, {"batch: its plan has no query tokens"});
 }
 
+// An append writes what its plan has for a sequence: one without new tokens lacks there what it lacked.
+TEST_F(WrittenTest, NoNewTokensAreNoneWritten) {
+  open();
+  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
+  plan(batch_, {a}, {4});
+  append(batch_, rows(0, 4), 0);
+  plan(batch_, {a, b}, {0, 2});
+  append(batch_, rows(0, 2), 1);
+  EXPECT_EQ(read(b, 0, 2, 1), (std::vector<float>{coded(0), coded(1)}));
+  refused([&] { read(a, 0, 4, 1); }, {"layer 1 of " + of(a) + " holds 0 of its 4 tokens"});
+  plan(batch_, {a}, {0}, {1});
+  attend_refused(batch_, 1, 1, {"layer = 1", of(a) + " holds 0", "truncate it to 0"});
+}
+
 }  // namespace
 }  // namespace tq
