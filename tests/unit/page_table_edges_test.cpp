@@ -170,6 +170,23 @@ TEST(PageTableEdges, QueriesOfTheFirstGroupSeeTheirWindow) {
   EXPECT_EQ(text.substr(0, start.size()), start);
   prepare(t, {{0, 1, 21}});
   t->cancel_growth();
+  EXPECT_EQ(status_of([&] { t->check_truncate(0, 99); }), Status::kInvalidState);
+  t->check_truncate(0, 100);
+  EXPECT_EQ(status_of([&] { t->prepare_move(0, TokenMap{99, 60, 21, nullptr}); }), Status::kInvalidState);
+  EXPECT_STREQ(t->audit(), "");
+}
+
+// A page of sinks alone stays where it is when the tokens behind it go.
+TEST(PageTableEdges, SinksStayWhereTheyAre) {
+  Table t(with_exact(one_group(20), 50, 40, 20, 9));
+  t->commit_create();
+  grow(t, {{0, 200, 1}});  // exact copies of 0 .. 19 and 110 .. 199
+  const int32_t sinks = t.row(0, 1, 1)[0];
+  t->prepare_move(0, TokenMap{168, 20, 32, nullptr});
+  EXPECT_EQ(t.pages(1).move().num_gathers, 0);
+  t->commit_move(0, TokenMap{168, 20, 32, nullptr});
+  EXPECT_EQ(t.row(0, 1, 1)[0], sinks);
+  EXPECT_STREQ(t->audit(), "");
 }
 
 // Pages that are given back are taken again in the order of their tokens.
