@@ -333,7 +333,8 @@ suite_cuda_compile() {
 about_emulate() { echo "emulate: CUDA sources on the CPU: against float64, and the library's backends"; }
 suite_emulate() {
   cuda_tools emulate || return
-  local seed at orders="0 3" append_orders="0 1"
+  local seed at orders="0 3" append_orders="0 1" model=
+  [ -n "${TQKV_TEST_QUICK:-}${TQKV_TEST_LONG:-}" ] || model=--ops=40000
   need_build emulate emulate --target=gpu_programs || return
   pass
   # The longest first, so that none of them is alone at the end.
@@ -362,6 +363,8 @@ suite_emulate() {
     "run_counted 'paged_test --latent' build/emulate/paged_test --latent"
     "run_counted 'latent_test --tiny' build/emulate/latent_test --tiny"
     "run_counted growth_test build/emulate/growth_test"
+    "run_gtest 'model, copies by way of CUDA' \
+      env TQKV_MODEL_AWAY=cuda build/emulate/tests/model_tests $model"
     "run_counted calibration_test build/emulate/calibration_test"
     "run_counted 'vectors_test --small' build/emulate/vectors_test --small"
     "run_counted 'faults_test, every CUDA call and allocation' build/emulate/faults_test"

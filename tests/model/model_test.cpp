@@ -4,7 +4,8 @@
 // capacities. Every failing call must say the right status and change nothing.
 //
 // The run is reproducible: a failure names its world, and --world=N runs that one alone. --ops=N sets the
-// number of operations, TQKV_TEST_QUICK runs a tenth, TQKV_TEST_LONG ten times as many.
+// number of operations, TQKV_TEST_QUICK runs a tenth, TQKV_TEST_LONG ten times as many. TQKV_MODEL_AWAY=cuda
+// puts the cache that copies travel through (travel.h) on a CUDA device.
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,16 +24,23 @@ int64_t first_world = 1, only_world = 0;
 
 TEST(Model, RandomOperations) {
   int64_t done = 0, worlds = 0;
+  Journeys journeys;
   for (int64_t number = only_world ? only_world : first_world; done < wanted_operations; number++, worlds++) {
     if (only_world && number != only_world) break;
     World world(number);
     done += world.run();
+    journeys.by_cuda += world.journeys().by_cuda, journeys.all += world.journeys().all;
     if (HasFailure()) {
       FAIL() << "reproduce with --world=" << number;
     }
   }
   printf("    %lld operations in %lld worlds from %lld on\n", static_cast<long long>(done),
          static_cast<long long>(worlds), static_cast<long long>(only_world ? only_world : first_world));
+  printf("    %lld copies by way of another cache, %lld of them by one on CUDA\n",
+         static_cast<long long>(journeys.all), static_cast<long long>(journeys.by_cuda));
+  if (getenv("TQKV_MODEL_AWAY") && !only_world) {
+    EXPECT_GT(journeys.by_cuda, 0) << "nothing was tried on CUDA";
+  }
 }
 
 }  // namespace

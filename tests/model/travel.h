@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies of sequences by way of a second cache, of another page size: what comes back must be what a fork is.
 // The way there and back is a copy by codes, parts in memory (two token ranges, kv heads one by one), or a
-// saved stream.
+// saved stream. With TQKV_MODEL_AWAY=cuda the second cache is on CUDA device 0, unless that has no kernels for
+// the configuration (keys of another length than values, dense rotations).
 #pragma once
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,10 @@ inline Sequence forked(const Reference& reference, Sequence sequence) {
   return sequence;
 }
 
+struct Journeys {
+  int64_t all = 0, by_cuda = 0;  // there and back
+};
+
 class Travel {
  public:
   ~Travel() { tq_cache_destroy(away_); }
@@ -34,9 +39,12 @@ class Travel {
     tq_sequence there = 0;
     if (const tq_status status = move(cache, config, sequence, away_, &there)) return status;
     const tq_status returned = move(away_, config, there, cache, back);
+    journeys_.all++;
+    journeys_.by_cuda += on_cuda_;
     const tq_status freed = tq_sequence_free(away_, there, nullptr);
     return returned == TQ_OK ? freed : returned;
   }
+  const Journeys& journeys() const { return journeys_; }
 
  private:
   tq_status move(tq_cache* from, const tq_cache_config& config, tq_sequence sequence, tq_cache* to,
@@ -122,7 +130,16 @@ class Travel {
     config.max_sequences = 1;
     config.max_sequence_tokens = config.max_batch_tokens = config.max_raw_tokens = 0;
     config.max_batch_sequences = 0;
-    if (const tq_status status = tq_cache_create(&config, nullptr, &away_)) return status;
+    const char* device = getenv("TQKV_MODEL_AWAY");
+    on_cuda_ = device && strcmp(device, "cuda") == 0;
+    if (on_cuda_) config.device_type = TQ_DEVICE_CUDA;
+    tq_status made = tq_cache_create(&config, nullptr, &away_);
+    if (on_cuda_ && made == TQ_ERROR_NOT_SUPPORTED) {
+      on_cuda_ = false;
+      config.device_type = TQ_DEVICE_CPU;
+      made = tq_cache_create(&config, nullptr, &away_);
+    }
+    if (made != TQ_OK) return made;
     tq_cache_config resolved = {};
     resolved.struct_size = sizeof resolved;
     if (const tq_status status = tq_cache_get_config(away_, &resolved)) return status;
@@ -143,7 +160,9 @@ class Travel {
   }
 
   tq_cache* away_ = nullptr;
+  bool on_cuda_ = false;
   int ways_ = 0;
+  Journeys journeys_;
 };
 
 }  // namespace model

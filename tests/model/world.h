@@ -88,6 +88,7 @@ class World {
       for (const std::string& line : trace_) printf("    %s\n", line.c_str());
     return done;
   }
+  const Journeys& journeys() const { return travel_.journeys(); }
 
  private:
   // ---- helpers ----
