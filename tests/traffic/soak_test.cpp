@@ -29,7 +29,11 @@ using namespace traffic;
 // 20 a second in steps of 50 ms, half of them in bursts.
 constexpr double kArrivalsPerStep = 0.5;
 constexpr int64_t kBurst = 20, kStepsToABurst = 40;
-constexpr int64_t kDay = 24 * 3600 * 20, kPrefixTokens = 40, kDrafts = 4;
+constexpr int64_t kDay = 24 * 3600 * 20, kPrefixTokens = 60, kDrafts = 4;
+// A day is for what requests cost besides their tokens: most prompts are short. The longest sequence, a long
+// prompt behind the prefix, just fits into a replica.
+constexpr int64_t kShort = 6, kLong = 64, kShortToALong = 11, kOutputs = 8;
+constexpr int64_t kReplicaTokens = kPrefixTokens + kLong + kOutputs;
 constexpr int kParts = 10;
 
 int64_t lifecycles_wanted() {
@@ -78,12 +82,13 @@ struct Counts {
 class Replica {
  public:
   Replica(int page_size, std::mt19937_64* random, Counts* counts)
-      : random_(random), counts_(counts), client_(config_of(page_size, 12, 128, &memory_)) {}
+      : random_(random), counts_(counts), client_(config_of(page_size, 12, kReplicaTokens, &memory_)) {}
 
   static tq_cache_config config_of(int page_size, int sequences, int64_t tokens, GuardedMemory* memory) {
     tq_cache_config config = tiny_config();
     config.allocator = memory->allocator();
     config.page_size = page_size;
+    config.num_q_heads = 1;  // more would be more of the same arithmetic
     config.max_sequences = sequences;
     config.max_tokens = tokens;
     config.window_tokens = 4, config.sink_tokens = 2, config.rollback_tokens = kDrafts;
@@ -92,7 +97,7 @@ class Replica {
   Client& client() { return client_; }
   const GuardedMemory& memory() const { return memory_; }
   std::deque<Job>& jobs() { return jobs_; }
-  bool has_room() const { return jobs_.size() + 3 < static_cast<size_t>(client_.config().max_sequences); }
+  bool has_room() const { return jobs_.size() + 1 < static_cast<size_t>(client_.config().max_sequences); }
 
   void start_day() {
     client_.begin(&prefix_);
@@ -105,7 +110,7 @@ class Replica {
   }
   void arrive() {
     Job job;
-    job.prompt = 1 + below(40), job.outputs = 1 + below(11);
+    job.prompt = 1 + below(below(kShortToALong + 1) == 0 ? kLong : kShort), job.outputs = 1 + below(kOutputs);
     if (below(10) < 3) {
       client_.fork(prefix_, &job.request);
       counts_->forks++;
