@@ -12,6 +12,7 @@
 # installed; TQKV_JOBS limits parallel compilation, TQKV_NO_INSTALL=1 forbids installing Debian packages,
 # TQKV_PYTHON names an interpreter that has tests/requirements.txt, TQKV_FUZZ_SECONDS is how long each fuzz
 # target searches (6; .ci/run asks for 60): the last suite, so that it can do with 6 after a slow run.
+# TQKV_EMULATED names the one program that the suite emulate builds and runs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh
@@ -33,7 +34,7 @@ for argument in "$@"; do
       exit 0
       ;;
     -h | --help)
-      sed -n '3,14s/^# \{0,1\}//p' tests/run.sh
+      sed -n '3,15s/^# \{0,1\}//p' tests/run.sh
       exit 0
       ;;
     ^*) refused+=" ${argument#^}" ;;

@@ -335,7 +335,7 @@ suite_emulate() {
   cuda_tools emulate || return
   local seed at orders="0 3" append_orders="0 1" model=
   [ -n "${TQKV_TEST_QUICK:-}${TQKV_TEST_LONG:-}" ] || model=--ops=40000
-  need_build emulate emulate --target=gpu_programs || return
+  need_build emulate emulate "--target=${TQKV_EMULATED:-gpu_programs}" || return
   pass
   # The longest first, so that none of them is alone at the end.
   local calls=(
@@ -394,6 +394,10 @@ suite_emulate() {
     "run_counted products_test build/emulate/products_test"
     "run_counted 'backend_test --small' build/emulate/backend_test --small"
   )
+  if [ -n "${TQKV_EMULATED:-}" ]; then
+    readarray -t calls < <(printf '%s\n' "${calls[@]}" | grep -E "/$TQKV_EMULATED( |$)")
+    [ ${#calls[@]} -gt 0 ] || { fail "no program of this suite is called '$TQKV_EMULATED'"; return; }
+  fi
   together "${calls[@]}"
 }
 
