@@ -5,6 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <functional>
 #include <string>
@@ -296,6 +298,26 @@ TEST_F(QuantizerEdges, NoVectors) {
   EXPECT_EQ(text(tq_calibrate_levels(q, nullptr, 0, 2, calls.levels.data(), calls.boundaries.data(), nullptr,
                                      nullptr)),
             "x: all of the 0 vectors are zero");
+}
+
+// Vectors are coded on in a process that fork() has made.
+TEST_F(QuantizerEdges, InAChildOfAFork) {
+  open();
+  ASSERT_EQ(
+      tq_quantizer_encode(calls.quantizer, calls.x.data(), kCount, calls.codes.data(), nullptr, nullptr),
+      TQ_OK);
+  const std::vector<uint8_t> here = calls.codes;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    calls.codes.assign(calls.codes.size(), 0);
+    const tq_status status =
+        tq_quantizer_encode(calls.quantizer, calls.x.data(), kCount, calls.codes.data(), nullptr, nullptr);
+    _exit(status != TQ_OK ? 1 : calls.codes == here ? 0 : 2);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
 }
 
 // Known numbers: two values in equal parts have these as levels, whatever levels they begin with.
