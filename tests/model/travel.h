@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copies of sequences by way of a second cache, of another page size: what comes back must be what a fork is.
 // The way there and back is a copy by codes, parts in memory (two token ranges, kv heads one by one), or a
-// saved stream. With TQKV_MODEL_AWAY=cuda the second cache is on CUDA device 0, unless that has no kernels for
-// the configuration (keys of another length than values, dense rotations).
+// saved stream. With TQKV_MODEL_AWAY=cuda the second cache is on CUDA device 0, unless that has no kernels
+// for the configuration (keys of another length than values, dense rotations).
 #pragma once
 #include <stdlib.h>
 #include <string.h>
