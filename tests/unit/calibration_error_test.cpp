@@ -55,9 +55,13 @@ class CalibrationErrors : public ::testing::Test {
   };
   tq_calibration* calibration = nullptr;
   std::vector<Layer> layers;
+  int32_t family = 0;
 
-  void SetUp() override {
-    const tq_calibration_config config = config_of(kLayers);
+  void open(int32_t code_family) {
+    EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
+    calibration = nullptr, layers.clear(), family = code_family;
+    tq_calibration_config config = config_of(kLayers);
+    config.key_family = config.value_family = family;
     ASSERT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
     for (int32_t layer = 0; layer < kLayers; layer++) {
       const uint64_t salt = 3 * static_cast<uint64_t>(layer);
@@ -100,6 +104,31 @@ class CalibrationErrors : public ::testing::Test {
     return sum / kLayers;
   }
 
+  // What is said of every goal that bits make.
+  void check_goals() {
+    for (const float key_bits : {2.0f, 2.5f, 3.0f, 3.5f, 4.0f})
+      for (const int32_t value_bits : {2, 3, 4}) {
+        SCOPED_TRACE(testing::Message() << key_bits << ", " << value_bits);
+        tq_calibration_goal goal = {};
+        goal.struct_size = sizeof goal, goal.key_bits = key_bits, goal.value_bits = value_bits;
+        tq_layer_config chosen[kLayers] = {}, uniform[kLayers] = {};
+        tq_calibration_result result = {};
+        result.struct_size = sizeof result;
+        ASSERT_EQ(tq_calibration_choose(calibration, &goal, chosen, kLayers, &result), TQ_OK)
+            << tq_last_error();
+        const double error = of_a_cache(chosen);
+        // Told in float32.
+        EXPECT_NEAR(static_cast<double>(result.error), error, 1e-6 * error);
+        for (tq_layer_config& layer : uniform) {
+          layer.struct_size = sizeof layer;
+          layer.key_bits = static_cast<int32_t>(key_bits), layer.value_bits = value_bits;
+          layer.key_family = layer.value_family = family;
+        }
+        const double plain = of_a_cache(uniform);
+        EXPECT_NEAR(static_cast<double>(result.uniform_error), plain, 1e-6 * plain);
+      }
+  }
+
  private:
   // The mean squared error of logits of every held-out query with every held-out key of its head.
   static double key_error(const Layer& layer, const std::vector<float>& found) {
@@ -130,26 +159,10 @@ class CalibrationErrors : public ::testing::Test {
 };
 
 TEST_F(CalibrationErrors, AreThoseOfACacheThatIsSetUpByIt) {
-  for (const float key_bits : {2.0f, 2.5f, 3.0f, 3.5f, 4.0f})
-    for (const int32_t value_bits : {2, 3, 4}) {
-      SCOPED_TRACE(testing::Message() << key_bits << ", " << value_bits);
-      tq_calibration_goal goal = {};
-      goal.struct_size = sizeof goal, goal.key_bits = key_bits, goal.value_bits = value_bits;
-      tq_layer_config chosen[kLayers] = {}, uniform[kLayers] = {};
-      tq_calibration_result result = {};
-      result.struct_size = sizeof result;
-      ASSERT_EQ(tq_calibration_choose(calibration, &goal, chosen, kLayers, &result), TQ_OK)
-          << tq_last_error();
-      const double error = of_a_cache(chosen);
-      // Told in float32.
-      EXPECT_NEAR(static_cast<double>(result.error), error, 1e-6 * error);
-      for (tq_layer_config& layer : uniform) {
-        layer.struct_size = sizeof layer;
-        layer.key_bits = static_cast<int32_t>(key_bits), layer.value_bits = value_bits;
-      }
-      const double plain = of_a_cache(uniform);
-      EXPECT_NEAR(static_cast<double>(result.uniform_error), plain, 1e-6 * plain);
-    }
+  for (const int32_t each : {TQ_CODE_SCALAR, TQ_CODE_TRELLIS}) {
+    open(each);
+    check_goals();
+  }
 }
 
 // What a head's coordinates say of its order and of the widths, which all heads share, does not hang on how

@@ -15,6 +15,7 @@
 #include <xxhash.h>
 
 #include "byte_stream.h"
+#include "format/rotation.h"
 #include "tqkv.h"
 
 namespace tq {
@@ -325,6 +326,77 @@ TEST(CalibrationDims, TablesOfSeveralPieces) {
   EXPECT_EQ(found, matrix);
   EXPECT_EQ(tq_calibration_destroy(own), TQ_OK);
   EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
+}
+
+// The first numbers of a file behind its header: a key's length, centres, and the order of a head.
+struct First {
+  float length;
+  std::vector<int32_t> order;
+};
+First first_of(int32_t dim, const std::vector<float>& q, const std::vector<float>& k) {
+  tq_calibration_config config = {};
+  config.struct_size = sizeof config;
+  config.num_layers = config.num_q_heads = config.num_kv_heads = 1;
+  config.head_dim = config.value_dim = dim, config.io_dtype = TQ_F32, config.held_out_tokens = 32;
+  tq_calibration* calibration = nullptr;
+  EXPECT_EQ(tq_calibration_create(&config, &calibration), TQ_OK) << tq_last_error();
+  EXPECT_EQ(
+      tq_calibration_feed(calibration, 0, static_cast<int64_t>(k.size()) / dim, q.data(), k.data(), k.data()),
+      TQ_OK);
+  ByteStream file;
+  const tq_io io = file.io();
+  EXPECT_EQ(tq_calibration_save(calibration, &io), TQ_OK) << tq_last_error();
+  EXPECT_EQ(tq_calibration_destroy(calibration), TQ_OK);
+  const size_t size = static_cast<size_t>(dim);
+  const uint8_t* const payload = file.bytes.data() + 8 + 4 + 36 + 16 + 8;
+  First first = {0, std::vector<int32_t>(size)};
+  memcpy(&first.length, payload, 4);
+  memcpy(first.order.data(), payload + 4 * (1 + 2 * size), 4 * size);
+  return first;
+}
+
+// The coordinate that weighs most comes first, whichever it is.
+TEST(CalibrationDims, EveryCoordinateIsWeighed) {
+  constexpr int32_t kWide = 64;
+  std::vector<float> k(kTokens * kWide);
+  for (size_t i = 0; i < k.size(); i++) k[i] = static_cast<float>(i * i % 101) - 50;
+  for (const size_t at : {0u, 1u, 31u, 32u, 63u})
+    for (const bool queries : {false, true}) {
+      std::vector<float> sides[2] = {k, k};
+      for (size_t token = 0; token < kTokens; token++) sides[!queries][token * kWide + at] *= 20;
+      EXPECT_EQ(first_of(kWide, sides[0], sides[1]).order[0], static_cast<int32_t>(at)) << queries;
+    }
+}
+
+// Of an even number of lengths the lower one of the two in the middle; of the tokens that are not held out,
+// the first 4096.
+TEST(CalibrationDims, TheLengthInTheMiddle) {
+  for (const size_t tokens : {256u, 257u, 6000u}) {
+    std::vector<float> k(tokens * kDim), lengths;
+    for (size_t token = 0; token < tokens; token++) {
+      const float length = static_cast<float>(1 + token * 2741 % 6007);
+      k[token * kDim + token % kDim] = length;
+      if (token / 32 % 4 != 3 && lengths.size() < 4096) lengths.push_back(length);
+    }
+    std::sort(lengths.begin(), lengths.end());
+    EXPECT_EQ(first_of(kDim, k, k).length, lengths[(lengths.size() - 1) / 2]) << tokens;
+  }
+}
+
+// What a coordinate weighs is its energy in queries times that in keys: much of one alone is less than some of
+// both, and the sum of both says nothing.
+TEST(CalibrationDims, ACoordinateWeighsByBoth) {
+  constexpr int32_t kWide = 96;
+  std::vector<float> sides[2] = {std::vector<float>(kTokens * kWide), std::vector<float>(kTokens * kWide)};
+  const float energies[3][2] = {{1, 20}, {20, 1}, {9.5f, 9.5f}};  // products 20, 20 and 90, sums 21, 21, 19
+  for (size_t token = 0; token < kTokens; token++)
+    for (size_t i = 0; i < kWide; i++)
+      for (size_t side = 0; side < 2; side++) {
+        const float sign = format::mix64(token * kWide + i + 100000 * side) & 1 ? 1.0f : -1.0f;
+        sides[side][token * kWide + i] = sign * sqrtf(energies[i / 32][side]);
+      }
+  const std::vector<int32_t> order = first_of(kWide, sides[0], sides[1]).order;
+  for (size_t i = 0; i < 32; i++) EXPECT_GE(order[i], 64) << i;
 }
 
 }  // namespace

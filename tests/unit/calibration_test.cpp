@@ -257,6 +257,8 @@ TEST_F(CalibrationTest, KeyMatrices) {
   EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 0, nullptr), kBad), "matrix = NULL");
   EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 2, matrix.data()), kBad),
             "layer = 2: must be 0 .. 1");
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, -1, matrix.data()), kBad),
+            "layer = -1: must be 0 .. 1");
   int32_t has = -1;
   EXPECT_EQ(tq_calibration_key_matrix(calibration, 1, nullptr, &has), TQ_OK);
   EXPECT_EQ(has, 0);
@@ -317,6 +319,9 @@ TEST_F(CalibrationTest, ALoadedOneTakesNoMore) {
   ASSERT_EQ(tq_calibration_load(&io, &again), TQ_OK);
   std::swap(again, calibration);
   EXPECT_EQ(told(feed(0, 1), TQ_ERROR_INVALID_STATE), "calibration: it was loaded, and takes no more tokens");
+  const std::vector<float> matrix(kHeads * kDim * kDim, 1.0f);
+  EXPECT_EQ(told(tq_calibration_set_key_matrix(calibration, 0, matrix.data()), TQ_ERROR_INVALID_STATE),
+            "calibration: it was loaded, and takes no key matrix");
   EXPECT_TRUE(saved() == file.bytes);
   EXPECT_EQ(tq_calibration_destroy(again), TQ_OK);
 }

@@ -328,5 +328,68 @@ TEST(ConfigLayers, ScaleRuleOfKeys) {
   EXPECT_EQ(rule({{TQ_CODE_SCALAR, 16}, {TQ_CODE_SCALAR, 16}}), TQ_SCALE_UNBIASED);
 }
 
+// What a family does not have is looked for in every layer whose bits or families differ from those of the
+// layer before, and told once for layers alike.
+TEST(ConfigLayers, BitsThatAFamilyDoesNotHave) {
+  const struct {
+    int32_t L::*member;
+    int32_t wrong;
+    const char* text;
+  } cases[] = {
+      {&L::key_bits, 5,
+       "key_bits = 5: must be one of 2 3 4 8, or 16 (raw), with key_family = 3 (TQ_CODE_GROUPED)"},
+      {&L::value_bits, 6,
+       "value_bits = 6: must be one of 2 3 4, or 16 (raw), with value_family = 5 (TQ_CODE_TRELLIS)"},
+      {&L::key_family, TQ_CODE_PROD,
+       "key_bits = 8: must be one of 2 3 4, or 16 (raw), with key_family = 2 (TQ_CODE_PROD)"},
+      {&L::value_family, TQ_CODE_PROD, "value_family = 2 (TQ_CODE_PROD): keys alone have it"},
+  };
+  tq_cache_config c = base();
+  c.key_family = TQ_CODE_GROUPED, c.key_bits = 8, c.value_family = TQ_CODE_TRELLIS, c.value_bits = 3;
+  EXPECT_EQ(reasons(c, plain_layers(3)), "");
+  for (const auto& each : cases)
+    for (size_t first = 0; first < 3; first++) {
+      std::vector<L> layers = plain_layers(3);
+      for (size_t i = first; i < 3; i++) layers[i].*each.member = each.wrong;
+      EXPECT_EQ(reasons(c, layers), "layer " + std::to_string(first) + ": " + each.text);
+    }
+}
+
+// The size of a group that nobody names, where a layer is grouped.
+TEST(ConfigLayers, GroupSizeOfTheCache) {
+  for (const bool values : {false, true}) {
+    tq_cache_config c = base();
+    std::vector<L> layers = plain_layers(3);
+    layers[1].*(values ? &L::value_family : &L::key_family) = TQ_CODE_GROUPED;
+    layers[1].key_bits = layers[1].value_bits = 4;
+    c.layers = layers.data();
+    const ResolvedConfig resolved(&c);
+    EXPECT_EQ(resolved.config().group_size, 32);
+    for (int i = 0; i < 3; i++) EXPECT_EQ(resolved.config().layers[i].group_size, i == 1 ? 32 : 0);
+    layers[1].group_size = 64;
+    EXPECT_EQ(ResolvedConfig(&c).config().group_size, 32);
+    EXPECT_EQ(ResolvedConfig(&c).config().layers[1].group_size, 64);
+    c.group_size = 16, layers[1].group_size = 0;
+    EXPECT_EQ(ResolvedConfig(&c).config().group_size, 16);
+    EXPECT_EQ(ResolvedConfig(&c).config().layers[1].group_size, 16);
+  }
+}
+
+// A window of one token is one.
+TEST(ConfigLayers, TheShortestWindow) {
+  std::vector<L> layers = plain_layers(3);
+  tq_cache_config c = base();
+  c.max_tokens = 100000, c.layers = layers.data();
+  EXPECT_EQ(ResolvedConfig(&c).config().max_batch_tokens, 100000);
+  layers[1].sliding_window = 1;
+  const ResolvedConfig resolved(&c);
+  EXPECT_EQ(resolved.config().max_batch_tokens, 2048) << "plans are bounded where layers slide";
+  EXPECT_EQ(resolved.geometry().num_groups, 2);
+  EXPECT_EQ(resolved.geometry().groups[1].window, 1);
+  c.window_tokens = 10, c.flags = TQ_FLAG_STORE_ONCE;
+  EXPECT_EQ(reasons(c, layers),
+            "flags = 0x8: TQ_FLAG_STORE_ONCE: not with layers that have a sliding_window");
+}
+
 }  // namespace
 }  // namespace tq

@@ -119,6 +119,30 @@ TEST(ConfigLimits, WhatFollows) {
   EXPECT_EQ(g.groups[1].num_pages * 32, resolved.config().max_raw_tokens);
 }
 
+// Plans of all tokens, unless they are said to bring fewer.
+TEST(ConfigLimits, TokensOfAPlanByDefault) {
+  tq_cache_config c = small_config(2);
+  c.max_tokens = INT_MAX / 2;
+  EXPECT_EQ(reasons<ResolvedConfig>(c), "");
+  EXPECT_EQ(ResolvedConfig(&c).config().max_batch_tokens, INT_MAX / 2);
+  c.max_tokens++;
+  EXPECT_EQ(reasons<ResolvedConfig>(c).substr(0, 48), "max_tokens = 1073741824: max_batch_tokens, which");
+  c.max_batch_tokens = 1;
+  EXPECT_EQ(reasons<ResolvedConfig>(c), "");
+}
+
+TEST(ConfigLimits, SketchFactors) {
+  const auto told = [](float factor) {
+    tq_cache_config c = small_config(2);
+    c.key_family = TQ_CODE_PROD, c.sketch_factor = factor;
+    return reasons<ResolvedConfig>(c);
+  };
+  for (const float factor : {1024.0f, -1024.0f, 1e-30f}) EXPECT_EQ(told(factor), "") << factor;
+  const float above = nextafterf(1024, 2048);
+  for (const float factor : {above, -above, INFINITY, -INFINITY, NAN})
+    EXPECT_EQ(told(factor).substr(0, 16), "sketch_factor = ") << factor;
+}
+
 TEST(ConfigLimits, FlagsGoWhereTheyAreRead) {
   for (uint64_t flags = 0; flags < 8; flags++) {
     tq_cache_config c = small_config(2);
@@ -345,6 +369,19 @@ TEST(ConfigLimits, ACodebookOfNoSize) {
     EXPECT_NE(text.find("codebook.struct_size = 3"), std::string::npos) << text;
     EXPECT_NE(text.find("num_threads = -1"), std::string::npos) << "and the other reason: " << text;
   }
+}
+
+TEST(ConfigLimits, UnitsOfCodebooks) {
+  static tq_codebook book;
+  const auto told = [](float unit) {
+    book = {sizeof book, 3, unit, {1, 2, 3, 4}};
+    tq_cache_config c = small_config(2);
+    c.key_codebook = &book;
+    return reasons<ResolvedConfig>(c);
+  };
+  for (const float unit : {0x1p30f, 1.0f, 0x1p-149f}) EXPECT_EQ(told(unit), "") << unit;
+  for (const float unit : {nextafterf(0x1p30f, INFINITY), 0.0f, -1.0f})
+    EXPECT_EQ(told(unit).substr(0, 20), "key_codebook.unit = ") << unit;
 }
 
 }  // namespace

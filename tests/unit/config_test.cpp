@@ -258,6 +258,10 @@ TEST(Config, EveryFieldHasItsReason) {
        [&](tq_cache_config& c) {
          c.key_codebook = with_book(3, 1, {0, 2, 3, 4});
        }},
+      {"key_codebook.magnitude[1] = 3: must be above magnitude[0] = 3",
+       [&](tq_cache_config& c) {
+         c.key_codebook = with_book(3, 1, {3, 3, 4, 5});
+       }},
       {"key_codebook.magnitude[2] = 2: must be above magnitude[1] = 2",
        [&](tq_cache_config& c) {
          c.key_codebook = with_book(3, 1, {1, 2, 2, 4});

@@ -2,6 +2,8 @@
 // What is other on a device than on the host, by the stand-in: streams, memory, threads, failures of its own.
 #include <gtest/gtest.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <functional>
 #include <string>
@@ -71,6 +73,63 @@ TEST_F(OnDevice, ImportsThatFailLeaveNothing) {
   EXPECT_TRUE(target.saved(fork) == source.saved(from));
   source.cache->truncate_sequence(from, 40, kStream);
   EXPECT_TRUE(target.saved(to) == source.saved(from));
+}
+
+// Where tokens are stored once, a save codes a window's tokens in pages of their own; a page is copied where
+// a fork shares it, and nowhere else.
+TEST_F(OnDevice, PagesAreCopiedThatForksShare) {
+  Own own(true, [](tq_cache_config& c) { c.window_tokens = 40, c.flags = TQ_FLAG_STORE_ONCE; });
+  world().copies_fail = true;
+  const int64_t id = own.filled(50);
+  const std::vector<uint8_t> bytes = own.saved(id);
+  const int64_t fork = own.cache->fork_sequence(id, kStream);
+  for (const int64_t each : {id, fork}) {
+    EXPECT_THROW(own.saved(each), Error);
+    EXPECT_STREQ(own.cache->audit(), "");
+  }
+  world().copies_fail = false;
+  for (const int64_t each : {id, fork}) EXPECT_TRUE(own.saved(each) == bytes);
+  world().copies_fail = true;
+  own.cache->free_sequence(fork, kStream);
+  EXPECT_TRUE(own.saved(id) == bytes);
+}
+
+// The child of a fork lets go of what it has from its parent, batches first as anywhere, and touches no
+// device for it.
+TEST_F(OnDevice, AChildOfAForkLetsGo) {
+  for (const uint64_t flags : {uint64_t{0}, uint64_t{TQ_FLAG_EXACT_CHUNK}}) {
+    Own own(true, [flags](tq_cache_config&c) { c.flags = flags; }), host(false, [](tq_cache_config&) {});
+    const int64_t id = own.filled(50), of_host = host.filled(50), drains = world().drains;
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      alarm(20);
+      std::string text;
+      try {
+        Cache::destroy(own.cache.get());
+      } catch (const Error& error) {
+        text = error.what();
+      }
+      int failed = text != "cache: 1 of its batches live; destroy them first";
+      world().stream = nullptr;  // a call on the device would be on another one
+      try {
+        Cache::destroy_batch(own.batch);
+        Cache::destroy(own.cache.release());
+      } catch (const Error&) {
+        failed |= 2;
+      }
+      if (world().wrong != 0 || world().drains != drains) failed |= 4;
+      // A cache of the host is the child's own.
+      host.cache->truncate_sequence(of_host, 20, nullptr);
+      if (host.cache->sequence_length(of_host) != 20) failed |= 8;
+      _exit(failed);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status)) << status;
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+    EXPECT_EQ(own.cache->sequence_length(id), 50) << "the parent's is as it was";
+  }
 }
 
 // A cache of the host takes no stream, in no call, and nothing has happened by then.
@@ -144,6 +203,8 @@ TEST_F(OnDevice, ExactChunks) {
     own.cache->attend(request, *own.batch, NewTensors{k.data(), v.data(), {128, 64}, {64, 32}});
   }
   EXPECT_EQ(outs[0], outs[1]);
+  Own other(true, [&](tq_cache_config& c) { change(c), c.device_id = 1; });
+  EXPECT_EQ(world().device_id, 1) << "the chunk's pages are made last, on the same device";
 }
 
 // A device's memory is the caller's callbacks' affair if there are any, else its own.

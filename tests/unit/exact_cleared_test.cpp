@@ -57,6 +57,23 @@ TEST_F(ExactCleared, AFlushClearsWhatPlansGaveBack) {
   EXPECT_STREQ(cache_->audit(), "");
 }
 
+// So does a truncation, also one that gives up no page itself.
+TEST_F(ExactCleared, ATruncationClearsWhatPlansGaveBack) {
+  config_.window_tokens = 4, config_.rollback_tokens = 2;
+  config_.max_raw_tokens = 160;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 100);  // 4 pages of exact copies
+  grow(a, 100, 2);  // 3 of them back
+  EXPECT_TRUE(world().scrubbed_raw.empty());
+  cache_->truncate_sequence(a, 102, nullptr);
+  EXPECT_TRUE(world().scrubbed_raw.empty()) << "nothing changes";
+  cache_->truncate_sequence(a, 101, nullptr);
+  EXPECT_EQ(world().scrubbed_raw.size(), 3u);
+  EXPECT_EQ(read(a, 98, 3), (std::vector<float>{exact(98), exact(99), exact(100)}));
+  EXPECT_STREQ(cache_->audit(), "");
+}
+
 // What a plan gives back does not wait for the next plan when its sequence ends; and what another sequence of
 // the same plan takes is cleared before it is written.
 TEST_F(ExactCleared, CopiesOfTheGoneAreCleared) {

@@ -253,7 +253,9 @@ TEST(Conversions, Float16BothWaysEverywhere) {
   EXPECT_EQ(f16_from_float(INFINITY), 0x7C00);
   EXPECT_EQ(f16_from_float(3e38f), 0x7C00);
   EXPECT_EQ(f16_from_float(-0.0f), 0x8000);
-  EXPECT_EQ(f16_from_float(NAN) & 0x7E00, 0x7E00);
+  EXPECT_EQ(f16_from_float(bits_float(0x7FC00000)), 0x7E00) << "the quiet NaN without a payload";
+  EXPECT_EQ(f16_from_float(bits_float(0xFFC00000)), 0xFE00);
+  EXPECT_EQ(f16_from_float(bits_float(0x7F800001)) & 0x7E00, 0x7E00) << "a NaN, whatever its bits";
   EXPECT_EQ(f16_from_float(std::numeric_limits<float>::denorm_min()), 0);
 }
 

@@ -138,6 +138,8 @@ TEST(KeyMatrix, CentresBeforeAndAfter) {
       ASSERT_EQ(tq_sequence_create(cache, &sequence), TQ_OK);
       ASSERT_EQ(tq_batch_plan(batch, 1, &sequence, &tokens, nullptr, nullptr), TQ_OK);
       ASSERT_EQ(tq_cache_append(cache, 0, batch, k.data(), v.data(), nullptr, nullptr), TQ_OK);
+      EXPECT_EQ(tq_cache_set_key_matrix(cache, 0, matrix.data()), TQ_ERROR_INVALID_STATE);
+      EXPECT_STREQ(tq_last_error(), "cache: key matrices are fixed once a sequence holds tokens (5 in all)");
       out[first].resize(5 * 32);
       ASSERT_EQ(tq_cache_read(cache, 0, sequence, 0, tokens, out[first].data(), nullptr, nullptr, nullptr),
                 TQ_OK);
@@ -146,6 +148,28 @@ TEST(KeyMatrix, CentresBeforeAndAfter) {
     }
     EXPECT_EQ(out[0], out[1]) << centre;
   }
+}
+
+// A layer that reads another's tokens has that one's matrix and none of its own.
+TEST(KeyMatrix, OfALayerThatShares) {
+  tq_layer_config layers[2] = {};
+  for (tq_layer_config& layer : layers) layer.struct_size = sizeof layer;
+  layers[1].shares_layer = 1;
+  tq_cache_config config;
+  ASSERT_EQ(tq_cache_config_init(&config), TQ_OK);
+  config.num_layers = 2, config.num_q_heads = config.num_kv_heads = 1, config.head_dim = 32;
+  config.io_dtype = TQ_F32, config.key_bits = 2, config.value_bits = 4, config.max_tokens = 32;
+  config.num_threads = 1, config.layers = layers;
+  tq_cache* cache = nullptr;
+  ASSERT_EQ(tq_cache_create(&config, nullptr, &cache), TQ_OK) << tq_last_error();
+  std::vector<float> matrix(32 * 32);
+  for (size_t i = 0; i < 32; i++) matrix[i * 32 + i] = 2;
+  EXPECT_EQ(tq_cache_set_key_matrix(cache, 1, matrix.data()), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(tq_last_error(), "layer = 1: it shares the tokens of layer 0 and has none of its own");
+  EXPECT_EQ(tq_cache_set_key_matrix(cache, 2, matrix.data()), TQ_ERROR_INVALID_ARGUMENT);
+  EXPECT_STREQ(tq_last_error(), "layer = 2: must be 0 .. 1");
+  EXPECT_EQ(tq_cache_set_key_matrix(cache, 0, matrix.data()), TQ_OK) << tq_last_error();
+  EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
 }
 
 }  // namespace

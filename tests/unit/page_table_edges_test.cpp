@@ -219,5 +219,20 @@ TEST(PageTableEdges, EntriesOfPagesNotHeld) {
   EXPECT_GT(std::min(row[5], row[6]), 0);
 }
 
+// An import that is so long that a window gives back what was there: those pages are free again.
+TEST(PageTableEdges, WhatImportsGiveBack) {
+  Table t(with_sliding(one_group(20), 40, 0, 20));
+  t->commit_create();
+  grow(t, {{0, 100, 1}});
+  const int64_t before = t.pages(1).pages_used();
+  const KeptTokens both[] = {{200, 0, 200}, {200, 150, 200}};
+  t->prepare_import(0, both, "x");
+  t->commit_growth();
+  EXPECT_STREQ(t->audit(), "");
+  EXPECT_EQ(t.pages(0).pages_used(), 7);
+  EXPECT_EQ(t.pages(1).kept(0).first, 160);
+  EXPECT_EQ(t.pages(1).pages_used(), 2) << "of tokens 160 to 199; there were " << before;
+}
+
 }  // namespace
 }  // namespace tq

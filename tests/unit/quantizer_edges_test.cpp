@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Edges of calls on a quantizer: each may run beside each other, none takes a stream on a CPU, and what is
 // refused begins where the header says.
-#include <gtest/gtest.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,98 +12,15 @@
 #include <vector>
 
 #include "quantizer.h"
-#include "tqkv.h"
 #include "traffic/guarded_memory.h"
+#include "unit/quantizer_fixture.h"
 
 namespace tq {
 namespace {
 
-constexpr int32_t kDim = 20, kRotated = 32;  // with a word's room behind
-constexpr int64_t kCount = 3, kMost = int64_t{1} << 40;
+constexpr int64_t kMost = int64_t{1} << 40;
 
-struct Calls {
-  tq_quantizer* quantizer = nullptr;
-  std::vector<float> x = std::vector<float>(kCount * kDim, 0.5f), y = std::vector<float>(kCount * kRotated),
-                     back = x, out = std::vector<float>(kCount * kCount), scores = out;
-  std::vector<float> levels = std::vector<float>(4), boundaries = levels;
-  std::vector<int64_t> ids = std::vector<int64_t>(kCount * kCount);
-  std::vector<uint8_t> codes = std::vector<uint8_t>(kCount * 64);
-
-  // All of them, with a stream.
-  std::vector<std::pair<const char*, std::function<tq_status(void*)>>> all() {
-    return {
-        {"encode",
-         [this](void* s) {
-           return tq_quantizer_encode(quantizer, x.data(), kCount, codes.data(), nullptr, s);
-         }},
-        {"decode",
-         [this](void* s) { return tq_quantizer_decode(quantizer, codes.data(), kCount, back.data(), s); }},
-        {"inner_products",
-         [this](void* s) {
-           return tq_quantizer_inner_products(quantizer, x.data(), kCount, codes.data(), kCount, out.data(),
-                                              s);
-         }},
-        {"search",
-         [this](void* s) {
-           return tq_quantizer_search(quantizer, x.data(), kCount, codes.data(), kCount, nullptr, kCount,
-                                      scores.data(), ids.data(), s);
-         }},
-        {"rotate", [this](void* s) { return tq_quantizer_rotate(quantizer, x.data(), kCount, y.data(), s); }},
-        {"unrotate",
-         [this](void* s) { return tq_quantizer_unrotate(quantizer, y.data(), kCount, back.data(), s); }},
-        {"sketch factor",
-         [this](void* s) {
-           float factor;
-           return tq_calibrate_sketch_factor(quantizer, x.data(), kCount, &factor, s);
-         }},
-        {"levels", [this](void* s) {
-           return tq_calibrate_levels(quantizer, x.data(), kCount, 1, levels.data(), boundaries.data(),
-                                      nullptr, s);
-         }}};
-  }
-};
-
-// What runs inside an allocation of a search.
-struct Inside {
-  std::function<void()> call;
-  static void* alloc(void* user, size_t bytes, size_t alignment, int32_t, int32_t) {
-    Inside& inside = *static_cast<Inside*>(user);
-    if (inside.call) {
-      const std::function<void()> once = std::move(inside.call);
-      inside.call = nullptr;
-      once();
-    }
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  }
-  static void free_it(void*, void* pointer, size_t, int32_t, int32_t) { free(pointer); }
-};
-
-class QuantizerEdges : public ::testing::Test {
- protected:
-  void open(int32_t family = TQ_CODE_PROD, const std::function<void(tq_quantizer_config&)>& change = {}) {
-    EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK);
-    calls.quantizer = nullptr;
-    tq_allocator allocator = {};
-    allocator.struct_size = sizeof allocator;
-    allocator.user = &inside;
-    allocator.alloc = Inside::alloc;
-    allocator.free = Inside::free_it;
-    tq_quantizer_config config = {};
-    config.struct_size = sizeof config;
-    config.dim = kDim, config.family = family, config.bits = 3, config.num_threads = 1;
-    config.allocator = &allocator;
-    if (change) change(config);
-    ASSERT_EQ(tq_quantizer_create(&config, &calls.quantizer), TQ_OK) << tq_last_error();
-  }
-  void TearDown() override { EXPECT_EQ(tq_quantizer_destroy(calls.quantizer), TQ_OK); }
-
-  static std::string text(tq_status status) {
-    EXPECT_EQ(status, TQ_ERROR_INVALID_ARGUMENT);
-    return tq_last_error();
-  }
-  Inside inside;
-  Calls calls;
-};
+class QuantizerEdges : public QuantizerFixture {};
 
 TEST_F(QuantizerEdges, CallsRunBesideEachOther) {
   open();
@@ -318,64 +234,6 @@ TEST_F(QuantizerEdges, InAChildOfAFork) {
   int status = -1;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-}
-
-// Known numbers: two values in equal parts have these as levels, whatever levels they begin with.
-TEST_F(QuantizerEdges, LevelsOfTwoValues) {
-  open(TQ_CODE_SCALAR, [](tq_quantizer_config& c) { c.dim = 1024; });
-  std::vector<float> x(1024 * 5), y(1024);
-  for (size_t i = 0; i < x.size(); i++) x[i] = sinf(static_cast<float>(i * i));
-  float levels[2], boundary;
-  double error = 0;
-  ASSERT_EQ(tq_calibrate_levels(calls.quantizer, x.data(), 5, 1, levels, &boundary, &error, nullptr), TQ_OK)
-      << tq_last_error();
-  // The centroids of what lies on each side of the boundary, in double, of unit vectors.
-  double sum[2] = {0, 0}, off = 0;
-  int64_t count[2] = {0, 0};
-  for (int pass = 0; pass < 2; pass++)
-    for (int64_t row = 0; row < 5; row++) {
-      ASSERT_EQ(
-          tq_quantizer_rotate(calls.quantizer, &x[static_cast<size_t>(row) * 1024], 1, y.data(), nullptr),
-          TQ_OK);
-      double square = 0;
-      for (const float each : y) square += static_cast<double>(each) * each;
-      for (const float each : y) {
-        const double unit = each / sqrt(square);
-        const int side = unit >= boundary;
-        if (pass == 0) sum[side] += unit, count[side]++;
-        if (pass == 1) off += (unit - levels[side]) * (unit - levels[side]);
-      }
-    }
-  for (int side = 0; side < 2; side++) EXPECT_NEAR(levels[side], sum[side] / count[side], 1e-6);
-  EXPECT_NEAR(boundary, (levels[0] + levels[1]) / 2, 1e-7);
-  EXPECT_NEAR(error, off / 5, 1e-6);
-}
-
-// Levels a power of two larger or smaller decode to the same bits: a fitted scale makes up for it.
-TEST_F(QuantizerEdges, LevelsOfAnySize) {
-  static const float own[] = {-1.5f, -0.5f, 0.25f, 1.25f}, boundaries[] = {-1, 0, 0.75f};
-  for (const int32_t rule : {TQ_SCALE_LS, TQ_SCALE_NORM, TQ_SCALE_UNBIASED}) {
-    std::vector<float> plain;
-    for (const int power : {0, -28, -9, 9, 28}) {
-      float numbers[4];
-      for (int i = 0; i < 4; i++) numbers[i] = ldexpf(own[i], power);
-      const tq_levels levels = {sizeof levels, 2, 0, 0, numbers, boundaries};
-      open(TQ_CODE_LEVELS,
-           [&](tq_quantizer_config& c) { c.bits = 2, c.levels = &levels, c.scale_rule = rule; });
-      for (size_t i = 0; i < calls.x.size(); i++) calls.x[i] = sinf(static_cast<float>(3 * i + 1));
-      ASSERT_EQ(
-          tq_quantizer_encode(calls.quantizer, calls.x.data(), kCount, calls.codes.data(), nullptr, nullptr),
-          TQ_OK)
-          << tq_last_error();
-      ASSERT_EQ(tq_quantizer_decode(calls.quantizer, calls.codes.data(), kCount, calls.back.data(), nullptr),
-                TQ_OK);
-      if (power == 0) {
-        plain = calls.back;
-        EXPECT_NE(plain, std::vector<float>(plain.size()));
-      }
-      EXPECT_EQ(calls.back, plain) << rule << ", 2^" << power;
-    }
-  }
 }
 
 // Memory of a device comes from the caller's callbacks, or is the device's own affair.

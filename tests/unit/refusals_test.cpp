@@ -127,6 +127,28 @@ TEST(Refusals, TokensThatAWindowNeeds) {
           "sequence: layer 1 keeps 40 of its tokens, those from 161 on; without 5 of them the next query "
           "would not see its last 40 tokens");
   EXPECT_EQ(c.length(sequence), 201);
+  // Of no tokens any may be read.
+  std::vector<float> k(2 * OneCache::kKeyDim);
+  const auto read = [&](int64_t first, int64_t count) {
+    return tq_cache_read(c.cache, 1, sequence, first, count, k.data(), nullptr, nullptr, nullptr);
+  };
+  EXPECT_EQ(read(0, 0), TQ_OK) << tq_last_error();
+  EXPECT_EQ(read(161, 1), TQ_OK) << tq_last_error();
+  refused(read(160, 1), TQ_ERROR_INVALID_STATE,
+          "first = 160: layer 1 has a sliding window of 40 tokens and keeps those from 161 on");
+}
+
+// What a flush has left without a copy counts as long as it is in the window, be it the first token alone.
+TEST(Refusals, AWindowThatIsShort) {
+  OneCache c([](tq_cache_config& config) { config.window_tokens = 10; });
+  const tq_sequence sequence = c.create();
+  c.append(sequence, 0, 1);
+  EXPECT_EQ(c.flags(sequence), 0u);
+  TQ_MUST(tq_sequence_flush(c.cache, sequence, nullptr));
+  for (int64_t length = 1; length < 13; length++) {
+    EXPECT_EQ(c.flags(sequence), length <= 10 ? TQ_NOTICED_SHORT_WINDOW : 0u) << length;
+    c.append(sequence, length, 1);
+  }
 }
 
 TEST(Refusals, MemoryOfACallback) {

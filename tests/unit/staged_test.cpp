@@ -15,6 +15,7 @@
 #include "format/rotation.h"
 #include "part_way.h"
 #include "status.h"
+#include "unit/guarded_array.h"
 
 namespace tq {
 namespace {
@@ -139,11 +140,11 @@ struct Wide {
     return std::vector<uint8_t>(at, at + state.bytes);
   }
   int64_t imported(const tq_state& state, const std::vector<uint8_t>& bytes) {
-    std::vector<uint8_t> room(bytes.size() + 16);
-    uint8_t* const at = room.data() + (16 - reinterpret_cast<uintptr_t>(room.data()) % 16) % 16;
-    memcpy(at, bytes.data(), bytes.size());
+    GuardedArray<uint8_t> room((bytes.size() + 15) / 16 * 16);
+    memcpy(room.data(), bytes.data(), bytes.size());
+    room.read_only();
     const int64_t id = cache->create_sequence();
-    cache->import_part(id, state, at, bytes.size(), nullptr);
+    cache->import_part(id, state, room.data(), bytes.size(), nullptr);
     return id;
   }
   tq_cache_config config = {};

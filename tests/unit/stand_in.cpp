@@ -113,7 +113,11 @@ class Device : public Backend {
     own_->upload_plan(plan, nullptr);
   }
   void append(const AppendRequest& request) override { own_->append(here(request)); }
-  void encode_tokens(const EncodeRequest& request) override { own_->encode_tokens(here(request)); }
+  void encode_tokens(const EncodeRequest& request) override {
+    for (int32_t i = 0; i < request.count; i++)
+      if (request.ranges[i].begin >= request.ranges[i].end) refuse("codes of nothing");
+    own_->encode_tokens(here(request));
+  }
   void attend(const AttendRequest& request) override { own_->attend(here(request)); }
   void read(const ReadRequest& request) override { own_->read(here(request)); }
   void* own_workspace() override { return own_->own_workspace(); }
@@ -199,6 +203,7 @@ class Device : public Backend {
       flags_[slot] = own_->slot_flags(static_cast<int>(slot));
   }
   void drain() noexcept override {
+    world().drains++;
     run();
     busy_ = cleared_ = false;
   }
@@ -262,6 +267,7 @@ void forget() {
 
 // A device's memory is the host's.
 std::unique_ptr<Backend> create(DeviceType type, const Geometry& g, const HostOps&, void* pool, void*) {
+  world().device_id = g.device_id;
   return std::make_unique<Device>(cpu::create_cpu_backend(g, HostOps{nullptr, take_host, give_host}, pool),
                                   type == DeviceType::kCpu, g.max_sequences);
 }

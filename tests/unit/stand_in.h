@@ -13,9 +13,11 @@ namespace tq {
 namespace stand_in {
 
 struct World {
-  int devices;         // of the tests' own; 0: those of the machine
-  bool reaches;        // whether a device reaches memory of callers
-  bool copies_fail;    // of pages
+  int devices;        // of the tests' own; 0: those of the machine
+  bool reaches;       // whether a device reaches memory of callers
+  bool copies_fail;   // of pages
+  int32_t device_id;  // of the last one that was made
+  int64_t drains;
   const void* stream;  // that every call to a device is to have; null while caches end
   int64_t wrong;       // calls on another one, or on two without a wait between them, or of nothing
   int64_t staged, most_staged, moves, words;

@@ -73,6 +73,22 @@ TEST(StoreOnceEdges, ASaveLeavesThePoolAsItWas) {
   EXPECT_EQ(empty, std::vector<uint8_t>(empty.size(), 0));
 }
 
+// The first page of the pool is one like any other, also where a fork shares it.
+TEST(StoreOnceEdges, TheFirstPageIsSharedAgain) {
+  Pool pool;
+  OneCache once(pool.change());
+  const tq_sequence a = once.create();
+  once.append(a, 0, kWindow + 10);  // of the first page 10 tokens have codes
+  tq_sequence fork = 0;
+  TQ_MUST(tq_sequence_fork(once.cache, a, nullptr, &fork));
+  const std::vector<uint8_t> shared = pool.bytes();
+  ASSERT_NE(std::vector<uint8_t>(shared.begin(), shared.begin() + 16), std::vector<uint8_t>(16, 0));
+  const std::vector<uint8_t> bytes = saved(once, a);
+  EXPECT_EQ(once.pages_used(), 1);
+  EXPECT_EQ(pool.bytes(), shared);
+  EXPECT_EQ(saved(once, fork), bytes);
+}
+
 // Of a whole page of codes that a save makes nothing stays.
 TEST(StoreOnceEdges, APageMadeForASaveIsCleared) {
   Pool pool;

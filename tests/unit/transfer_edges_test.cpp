@@ -106,5 +106,23 @@ TEST(TransferEdges, PartsThatBeginBehindSinks) {
     }
 }
 
+// A part without exact copies into a cache that has sinks and a window: no token is taken for one of them.
+TEST(TransferEdges, PartsWithoutCopiesWhereThereAreSinks) {
+  for (const int32_t window : {0, 10})
+    for (const int64_t length : {1, 2, 40}) {
+      OneCache source, plain,
+          target([window](tq_cache_config&c) { c.sink_tokens = 5, c.window_tokens = window; });
+      const tq_sequence sequence = source.create(), to = target.create(), other = plain.create();
+      source.append(sequence, 0, length);
+      TQ_IMPORT(target, to, exported(source, sequence));
+      TQ_IMPORT(plain, other, exported(source, sequence));
+      EXPECT_EQ(target.attend(to, 1), plain.attend(other, 1)) << length;
+      EXPECT_EQ(target.flags(to) & TQ_NOTICED_SHORT_WINDOW, window > 0 ? TQ_NOTICED_SHORT_WINDOW : 0u);
+      const tq_state state = exported(target, to).state;
+      EXPECT_EQ(state.exact_sinks, 0);
+      EXPECT_EQ(state.exact_first, length);
+    }
+}
+
 }  // namespace
 }  // namespace tq
