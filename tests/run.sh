@@ -12,7 +12,8 @@
 # installed; TQKV_JOBS limits parallel compilation, TQKV_NO_INSTALL=1 forbids installing Debian packages,
 # TQKV_PYTHON names an interpreter that has tests/requirements.txt, TQKV_FUZZ_SECONDS is how long each fuzz
 # target searches (6; .ci/run asks for 60): the last suite, so that it can do with 6 after a slow run.
-# TQKV_EMULATED names the one program that the suite emulate builds and runs.
+# TQKV_EMULATED names the one program that the suite emulate builds and runs, TQKV_TEST_TARGET what of
+# build/test is built: tqkv, the library, does for suites of Python alone.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . packaging/deps.sh

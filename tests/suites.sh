@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The suites of tests/run.sh: about_X prints one line, suite_X runs it with the helpers defined there. bash.
 
-build_test() { need_build test dev; }
+build_test() { need_build test dev ${TQKV_TEST_TARGET:+--target=$TQKV_TEST_TARGET}; }
 # Sanitized: some instruction sets, unless long suites are asked for.
 few_isas() { if [ -n "${TQKV_TEST_LONG:-}" ]; then echo -DTQ_FEW_ISAS=OFF; else echo -DTQ_FEW_ISAS=ON; fi; }
 build_asan() {

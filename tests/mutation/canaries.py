@@ -89,8 +89,8 @@ SUITES = {
     "emulate": ("cuda/merge/kernel.cuh", "weighted(o[r], weights.first) + weighted(next, weights.second)",
                 "weighted(o[r], weights.second) + weighted(next, weights.first)"),
 }
-# What narrows a suite to what its fault is in: the whole one takes half an hour.
-NARROWED = {"emulate": {"TQKV_EMULATED": "backend_test"}}
+# What narrows a suite to what its fault is in (the whole one takes half an hour), or a build to what it uses.
+NARROWED = {"emulate": {"TQKV_EMULATED": "backend_test"}, "metadata": {"TQKV_TEST_TARGET": "tqkv"}}
 
 
 def prepared():

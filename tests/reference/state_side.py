@@ -158,8 +158,8 @@ class Side:
             return np.concatenate(tiles)
         if in_tiles(self):
             unpack = trellis.unpack if self.family == TRELLIS else unpack_side
-            codes = np.concatenate([unpack(tile, stored_dim(self.dim), self.bits, self.kind)
-                                    for tile in words])
+            codes = unpack(words, stored_dim(self.dim), self.bits, self.kind)
+            codes = codes.reshape(-1, codes.shape[-1])
         else:
             words = words.reshape(len(part) * TILE_TOKENS, -1)
             if self.family == PROD:

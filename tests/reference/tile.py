@@ -96,15 +96,15 @@ def pack_side(codes, bits, kind):
 
 
 def unpack_side(words, dim, bits, kind):
-    """uint32 [D * bits] -> codes uint8 [32, D]."""
+    """uint32 [.., D * bits], a tile each -> codes uint8 [.., 32, D]."""
     token, coordinate = coded_positions(dim, kind)
-    words = np.asarray(words, dtype=np.uint32).reshape((bits,) + token.shape[:3])
-    octets = np.zeros(token.shape, dtype=np.uint32)
-    for s, n, code_bit, word, word_bit in bit_map(bits):
-        octets[..., s, n] |= ((words[word] >> np.uint32(word_bit)) & np.uint32(1)) << np.uint32(code_bit)
-    codes = np.zeros((TILE_TOKENS, dim), dtype=np.uint8)
-    codes[token, coordinate] = octets
-    return codes
+    _, _, code_bit, word, word_bit = np.array(bit_map(bits), dtype=np.uint32).T.reshape(5, -1, 1, 1, 1)
+    own = np.asarray(words, dtype=np.uint32).reshape(-1, bits, *token.shape[:3])[:, word.ravel()]
+    octets = (own >> word_bit & np.uint32(1)) << code_bit  # the bits of one octet position after another's
+    octets = octets.reshape(len(own), 4, 8, bits, *token.shape[:3]).sum(axis=3)
+    codes = np.zeros((len(own), TILE_TOKENS, dim), dtype=np.uint8)
+    codes[:, token, coordinate] = octets.transpose(0, 3, 4, 5, 1, 2)
+    return codes.reshape(*np.shape(words)[:-1], TILE_TOKENS, dim)
 
 
 # ---- tiles and pages

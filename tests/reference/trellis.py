@@ -176,15 +176,11 @@ def pack(codes, bits, kind):
 
 
 def unpack(words, dim, bits, kind):
-    """uint32 [D * bits] -> codes uint8 [32, D]"""
+    """uint32 [.., D * bits], a tile each -> codes uint8 [.., 32, D]"""
     token, coordinate = coded_positions(dim, kind)
-    words = np.asarray(words, dtype=np.uint32).reshape(bits, *token.shape[:3])
-    octets = np.zeros(token.shape, dtype=np.uint32)
-    for q in range(bits):
-        for s in range(4):
-            for n in range(8):
-                bit = words[q] >> np.uint32(4 * n + nibble_bit(dim, s)) & np.uint32(1)
-                octets[..., s, n] |= bit << np.uint32(q)
-    codes = np.zeros((32, dim), dtype=np.uint8)
-    codes[token, coordinate] = octets
-    return codes
+    own = np.asarray(words, dtype=np.uint32).reshape(-1, bits, *token.shape[:3], 1, 1)
+    shifts = np.array([[4 * n + nibble_bit(dim, s) for n in range(8)] for s in range(4)], dtype=np.uint32)
+    planes = (own >> shifts & np.uint32(1)) << np.arange(bits, dtype=np.uint32).reshape(-1, 1, 1, 1, 1, 1)
+    codes = np.zeros((len(own), 32, dim), dtype=np.uint8)
+    codes[:, token, coordinate] = planes.sum(axis=1)
+    return codes.reshape(*np.shape(words)[:-1], 32, dim)
