@@ -102,5 +102,51 @@ TEST_F(ExactCleared, CopiesOfTheGoneAreCleared) {
   EXPECT_EQ(world().scrubbed_raw.size(), 4u) << "one more: the rest was taken";
 }
 
+// The end of a cache clears what the last plan gave back, too.
+TEST_F(ExactCleared, TheEndClearsWhatPlansGaveBack) {
+  config_.window_tokens = 4;
+  config_.max_raw_tokens = 160;
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 100);  // 4 pages of exact copies
+  grow(a, 100, 1);  // 3 of them back
+  for (Batch** batch : {&batch_, &other_}) Cache::destroy_batch(*batch), *batch = nullptr;
+  EXPECT_TRUE(world().scrubbed_raw.empty());
+  cache_.reset();
+  EXPECT_EQ(world().scrubbed_raw.size(), 4u);
+}
+
+// A batch that ends takes nothing from the plans of others, which held one of its sequences since.
+TEST_F(ExactCleared, ABatchThatEndsLeavesOthers) {
+  config_.window_tokens = 4;
+  config_.max_raw_tokens = 160;
+  open();
+  const int64_t a = cache_->create_sequence();
+  const int64_t page_bytes = cache_->memory().raw_bytes / 5;
+  grow(a, 0, 4);
+  plan(other_, {a}, {70}, {70});
+  for (int layer = 0; layer < 2; layer++) append(other_, rows(4, 70), layer);
+  EXPECT_EQ(cache_->memory().raw_bytes_used, 3 * page_bytes);
+  Cache::destroy_batch(batch_);
+  batch_ = nullptr;
+  plan(other_, {}, {});
+  EXPECT_EQ(cache_->memory().raw_bytes_used, page_bytes) << "what its queries needed is given back";
+  EXPECT_STREQ(cache_->audit(), "");
+}
+
+// Nothing is removed: whatever the place, a plan stays in force.
+TEST_F(ExactCleared, RemovingNothing) {
+  open();
+  const int64_t a = cache_->create_sequence();
+  grow(a, 0, 40);
+  for (const int64_t first : {0, 17, 40}) {
+    cache_->remove_tokens(a, first, 0, nullptr);
+    EXPECT_TRUE(batch_->rows().in_force) << first;
+  }
+  cache_->remove_tokens(a, 39, 1, nullptr);
+  EXPECT_FALSE(batch_->rows().in_force);
+  EXPECT_EQ(cache_->sequence_length(a), 39);
+}
+
 }  // namespace
 }  // namespace tq

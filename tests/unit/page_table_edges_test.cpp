@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page tables at their edges: plans that as many sequences leave as are in them, imports that are refused and
 // those that a later plan shows a device, entries that a flush has emptied.
+#include <algorithm>
+
 #include "unit/table_fixture.h"
 
 namespace tq {
@@ -80,8 +82,16 @@ TEST(PageTableEdges, ARefusedImportLeavesNothing) {
   EXPECT_EQ(t->find(other, "x"), 1);
   EXPECT_EQ(t->length(1), 0);
   int64_t count;
-  t.pages(0).uncleared(&count);
-  EXPECT_EQ(count, 4) << "pages that may hold tokens by now";
+  const int32_t* const uncleared = t.pages(0).uncleared(&count);
+  ASSERT_EQ(count, 4) << "pages that may hold tokens by now";
+  std::vector<int32_t> ids(uncleared, uncleared + count), next;
+  t.pages(0).forget_uncleared();
+  t.pages(1).forget_uncleared();
+  t->prepare_import(1, both, "state: it");
+  next = t.row(1, 4);
+  std::sort(ids.begin(), ids.end()), std::sort(next.begin(), next.end());
+  EXPECT_EQ(ids, next) << "the same that the next import takes";
+  t->cancel_import();
 }
 
 TEST(PageTableEdges, AFlushedEntryIsTakenAgain) {
@@ -232,6 +242,26 @@ TEST(PageTableEdges, WhatImportsGiveBack) {
   EXPECT_EQ(t.pages(0).pages_used(), 7);
   EXPECT_EQ(t.pages(1).kept(0).first, 160);
   EXPECT_EQ(t.pages(1).pages_used(), 2) << "of tokens 160 to 199; there were " << before;
+}
+
+// A pool that grows while its free pages lie in any order.
+TEST(PageTableEdges, GrowsUnderFreePages) {
+  Geometry g = one_group(4);
+  g.groups[0].reserve_pages = 8;
+  Table t(g);
+  t->commit_create(), t->commit_create();
+  grow(t, {{0, 64, 1}});
+  grow(t, {{1, 64, 1}});
+  t->commit_free(0);
+  t->commit_free(1);
+  t.pages().forget_uncleared();
+  t.pages().grow(8);
+  EXPECT_STREQ(t->audit(), "");
+  t->commit_create();
+  grow(t, {{1, 240, 1}});
+  std::vector<int32_t> row = t.row(1, 8);
+  std::sort(row.begin(), row.end());
+  EXPECT_EQ(row, (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7}));
 }
 
 }  // namespace
