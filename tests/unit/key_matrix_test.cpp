@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <math.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -170,6 +171,59 @@ TEST(KeyMatrix, OfALayerThatShares) {
   EXPECT_STREQ(tq_last_error(), "layer = 2: must be 0 .. 1");
   EXPECT_EQ(tq_cache_set_key_matrix(cache, 0, matrix.data()), TQ_OK) << tq_last_error();
   EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
+}
+
+// In whichever row and column float32 does not hold an inverse.
+TEST(KeyMatrix, EveryColumnIsLookedAt) {
+  const std::vector<float> far = {735312, 287229, 23354, 735314, 287230, 23357, -890786, -1013916, -681014};
+  std::vector<size_t> rows = {0, 1, 2};
+  do {
+    std::vector<float> matrix;
+    for (const size_t row : rows) matrix.insert(matrix.end(), &far[3 * row], &far[3 * row] + 3);
+    EXPECT_EQ(refusal(1, 3, matrix).substr(0, 90),
+              "matrix[0] of layer 7: has no inverse in float32 of numbers up to 2^20 (times it, it is 0.0");
+  } while (std::next_permutation(rows.begin(), rows.end()));
+}
+
+// Centres of which one number is not zero, in the last coordinate of the last head, are there when a matrix
+// comes, of keys and of values.
+TEST(KeyMatrix, CentresOfOneNumber) {
+  std::vector<float> out[2];
+  for (const bool first : {false, true}) {
+    tq_cache_config config;
+    ASSERT_EQ(tq_cache_config_init(&config), TQ_OK);
+    config.num_layers = 1, config.num_q_heads = config.num_kv_heads = 3, config.head_dim = 32;
+    config.value_dim = 64, config.io_dtype = TQ_F32, config.key_bits = config.value_bits = 2;
+    config.max_tokens = 32, config.num_threads = 1;
+    tq_cache* cache = nullptr;
+    tq_batch* batch = nullptr;
+    tq_sequence sequence = 0;
+    const int64_t tokens = 5;
+    ASSERT_EQ(tq_cache_create(&config, nullptr, &cache), TQ_OK) << tq_last_error();
+    std::vector<float> matrix(3 * 32 * 32), key(3 * 32), value(3 * 64), k(5 * 3 * 32), v(5 * 3 * 64);
+    for (size_t i = 0; i < 3 * 32; i++) matrix[i * 32 + i % 32] = 2;
+    key.back() = 5, value.back() = -7;
+    for (size_t i = 0; i < k.size(); i++) k[i] = static_cast<float>(i * i % 13) / 8;
+    for (size_t i = 0; i < v.size(); i++) v[i] = static_cast<float>(i * 7 % 11) / 4;
+    const auto centred = [&] {
+      EXPECT_EQ(tq_cache_set_centres(cache, 0, key.data(), value.data()), TQ_OK) << tq_last_error();
+    };
+    if (first) centred();
+    EXPECT_EQ(tq_cache_set_key_matrix(cache, 0, matrix.data()), TQ_OK) << tq_last_error();
+    if (!first) centred();
+    ASSERT_EQ(tq_batch_create(cache, &batch), TQ_OK);
+    ASSERT_EQ(tq_sequence_create(cache, &sequence), TQ_OK);
+    ASSERT_EQ(tq_batch_plan(batch, 1, &sequence, &tokens, nullptr, nullptr), TQ_OK);
+    ASSERT_EQ(tq_cache_append(cache, 0, batch, k.data(), v.data(), nullptr, nullptr), TQ_OK);
+    std::vector<float> back_k(k.size()), back_v(v.size());
+    ASSERT_EQ(tq_cache_read(cache, 0, sequence, 0, tokens, back_k.data(), back_v.data(), nullptr, nullptr),
+              TQ_OK);
+    out[first] = back_k;
+    out[first].insert(out[first].end(), back_v.begin(), back_v.end());
+    EXPECT_EQ(tq_batch_destroy(batch), TQ_OK);
+    EXPECT_EQ(tq_cache_destroy(cache), TQ_OK);
+  }
+  EXPECT_EQ(out[0], out[1]);
 }
 
 }  // namespace
