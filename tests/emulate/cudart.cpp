@@ -43,6 +43,7 @@ static void put(cudaStream_t stream, const std::function<void()>& work) {
     found->second->push_back(work);
 }
 void emulate::enqueue(cudaStream_t stream, const std::function<void()>& work) {
+  starting = false;
   if (before_launch) tq::cuda::check_cuda(before_launch(), "launch");
   put(stream, work);
 }

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "streams.h"
+
 // Leaves one stack, whose top it keeps, for another. The C library's jumps, which scramble addresses and look
 // for handlers, would cost a third of a kernel's time. Hosts of CUDA are of these two kinds.
 extern "C" void tq_emulate_switch(void** leave, void* enter);
@@ -240,6 +242,7 @@ const uint8_t* shared_of_rank(const uint8_t* own, int rank) {
 }
 void expect_cluster(int ctas) { next_cluster = ctas; }
 int take_cluster() {
+  starting = true;  // until the work is enqueued
   const int ctas = next_cluster;
   next_cluster = 1;
   return ctas;

@@ -18,6 +18,7 @@ namespace emulate {
 
 cudaError_t (*before_launch)() = nullptr;
 int busy = 0;
+bool starting = false;
 
 namespace {
 

@@ -28,8 +28,9 @@ void wait_for_all();
 // Asked before every launch of the library, if set: what it answers is thrown as the launch's failure.
 extern cudaError_t (*before_launch)();
 
-// Whether the emulation is at work: its allocations are not the library's.
+// Whether the emulation is at work, or a launch is on its way to it: their allocations are not the library's.
 extern int busy;
+extern bool starting;
 struct Busy {
   Busy() { busy++; }
   ~Busy() { busy--; }

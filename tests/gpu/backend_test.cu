@@ -133,6 +133,7 @@ void failures() {
     GPU_MUST(cudaMemGetInfo(&free_after, &total));
     check(live_blocks == 0, "%lld blocks of the caller's allocator leaked",
           static_cast<long long>(live_blocks));
+    check_held({}, "after all lives");
     check(free_before == free_after, "device memory: %zu bytes free before, %zu after", free_before,
           free_after);
     check(n > 40, "only %d calls were made to fail", n - 1);

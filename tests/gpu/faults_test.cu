@@ -8,25 +8,38 @@
 // Method: one life of three caches is run without failures, and what can be seen after each call is kept.
 // Then it is run again; before each call takes effect, it is made to fail at its point 1, 2, .. until there
 // is none left to fail, and that last success must give what was kept. All of it once more with windows whose
-// tokens are stored once. Runs on the emulation.
+// tokens are stored once.  faults_test [--quick]: each point alone.
 #include <functional>
+#include <map>
 
 #include "../counted_new.h"
-#include "api_cache.cuh"
 #include "failing_calls.cuh"
-#include "faults_engine.cuh"
+#include "faults_world.cuh"
+#ifdef TQ_EMULATE
 #include "streams.h"
+#endif
 
 namespace {
 
 int64_t allocations = 0, fail_allocation = -1;
 bool counting = false;
 
-bool library_is_at_work() { return counting && gpu_test::inside == 0 && emulate::busy == 0; }
+// Not the CUDA runtime, nor what stands for it. Launches are calls of the runtime's table on a device alone.
+#ifdef TQ_EMULATE
+bool runtime_is_at_work() { return gpu_test::inside > 0 || emulate::busy > 0 || emulate::starting; }
+void fail_launches(bool too) {
+  emulate::before_launch = nullptr;
+  if (too)
+    emulate::before_launch = [] { return counting && gpu_test::fails() ? gpu_test::injected : cudaSuccess; };
+}
+#else
+bool runtime_is_at_work() { return gpu_test::inside > 0; }
+void fail_launches(bool) {}
+#endif
+bool library_is_at_work() { return counting && !runtime_is_at_work(); }
 
 }  // namespace
 
-// Of the library, not of the CUDA runtime.
 bool counted_new::refuse() {
   if (!library_is_at_work()) return false;
   allocations++;
@@ -38,85 +51,7 @@ namespace {
 
 using namespace gpu_test;
 
-constexpr int kDim = 32, kLayers = 2, kMostRows = 80;
-constexpr size_t kPartBytes = 128 << 10;
-
-// What the calls work on.
-struct World {
-  tq_cache *main = nullptr, *other = nullptr, *host = nullptr;  // CUDA, CUDA, CPU
-  tq_batch* batch = nullptr;
-  tq_sequence a = 0, b = 0, there = 0, away = 0, back = 0, put = 0, loaded = 0;
-  tq_state state = {};  // of a, whose parts are:
-  Memory pinned{kPinned, kPartBytes}, pageable{TQ_DEVICE_CPU, kPartBytes}, saved{TQ_DEVICE_CPU, kPartBytes};
-  size_t saved_bytes = 0, read_bytes = 0;
-  Memory k{TQ_DEVICE_CUDA, kMostRows*kDim * 4}, out{TQ_DEVICE_CUDA, kMostRows * 2 * kDim * 4},
-      lse{TQ_DEVICE_CUDA, kMostRows * 2 * 4};
-  FaultyEngine engine;
-
-  World() {
-    std::vector<float> rows(kMostRows * kDim);
-    for (size_t i = 0; i < rows.size(); i++) rows[i] = static_cast<float>(i * 37 % 101) / 50 - 1;
-    GPU_MUST(cudaMemcpy(k.get(), rows.data(), rows.size() * 4, cudaMemcpyHostToDevice));
-    out.fill(0), lse.fill(0);
-  }
-  void end() {
-    API_MUST(tq_batch_destroy(batch));
-    for (tq_cache* cache : {main, other, host}) API_MUST(tq_cache_destroy(cache));
-    API_MUST(tq_codec_destroy(engine.codec));
-  }
-  // All that a caller can see, as bytes. Without failures.
-  std::string seen() const {
-    std::string all;
-    for (tq_cache* cache : {main, other, host}) {
-      if (!cache) continue;
-      tq_cache_memory memory;
-      memset(&memory, 0, sizeof memory);
-      memory.struct_size = sizeof memory;
-      API_MUST(tq_cache_get_memory(cache, &memory));
-      add(&all, &memory, sizeof memory);
-    }
-    if (batch) {
-      int64_t rows[2] = {};
-      int32_t in_force = 0;
-      API_MUST(tq_batch_rows(batch, &rows[0], &rows[1], &in_force));
-      add(&all, rows, sizeof rows), add(&all, &in_force, sizeof in_force);
-    }
-    add_sequence(&all, main, a, TQ_DEVICE_CUDA), add_sequence(&all, main, b, TQ_DEVICE_CUDA);
-    add_sequence(&all, main, back, TQ_DEVICE_CUDA), add_sequence(&all, other, there, TQ_DEVICE_CUDA);
-    add_sequence(&all, other, put, TQ_DEVICE_CUDA), add_sequence(&all, other, loaded, TQ_DEVICE_CUDA);
-    add_sequence(&all, host, away, TQ_DEVICE_CPU);
-    for (const Memory* memory : {&out, &lse}) {
-      const std::vector<uint8_t> bytes = memory->host();
-      add(&all, bytes.data(), bytes.size());
-    }
-    engine.see(&all);
-    return all;
-  }
-
- private:
-  static void add(std::string* all, const void* bytes, size_t count) {
-    all->append(static_cast<const char*>(bytes), count);
-  }
-  static void add_sequence(std::string* all, tq_cache* cache, tq_sequence sequence, int device) {
-    if (!cache || !sequence) return;
-    int64_t length = 0;
-    uint64_t flags = 0;
-    API_MUST(tq_sequence_length(cache, sequence, &length));
-    API_MUST(tq_sequence_flags(cache, sequence, &flags));
-    add(all, &length, sizeof length), add(all, &flags, sizeof flags);
-    Memory keys(device, static_cast<size_t>(length * kDim * 4)), values(device, keys.size());
-    for (int layer = 0; layer < kLayers; layer++) {
-      const tq_status status =
-          tq_cache_read(cache, layer, sequence, 0, length, keys.get(), values.get(), nullptr, nullptr);
-      add(all, &status, sizeof status);
-      if (status != TQ_OK) continue;  // planned and not written
-      for (const Memory* memory : {&keys, &values}) {
-        const std::vector<uint8_t> bytes = memory->host();
-        add(all, bytes.data(), bytes.size());
-      }
-    }
-  }
-};
+constexpr int kDim = World::kDim, kLayers = World::kLayers;
 
 bool stores_once = false;  // the lives that follow
 
@@ -130,7 +65,7 @@ tq_cache_config config_of(int device, int page_size, int64_t reserve) {
   config.io_dtype = TQ_F32;
   config.layer_key_bits = key_bits, config.layer_value_bits = value_bits;
   config.page_size = page_size;
-  config.max_tokens = 128, config.max_reserve_tokens = reserve;
+  config.max_tokens = World::kMostTokens, config.max_reserve_tokens = reserve;
   config.max_sequences = 4;
   config.window_tokens = 5, config.sink_tokens = 2, config.rollback_tokens = 2;
   config.num_threads = 1;
@@ -141,9 +76,6 @@ tq_cache_config config_of(int device, int page_size, int64_t reserve) {
 struct Step {
   const char* name;
   std::function<tq_status(World&)> call;
-  // A launch allocates on the emulation, as it does on no device. Calls that may not fail any more when their
-  // launches come are therefore left to oom_test.cpp, as far as allocations go.
-  bool launches_last = false;
 };
 
 tq_status planned(World& w, tq_sequence sequence, int64_t count, int64_t queries) {
@@ -160,7 +92,7 @@ tq_status attended(World& w, int layer) {
 // A saved sequence in memory of the world's: nothing is allocated in the callbacks.
 int32_t write_saved(void* user, const void* bytes, size_t count) {
   World& w = *static_cast<World*>(user);
-  if (count > kPartBytes - w.saved_bytes) return 7;
+  if (count > World::kPartBytes - w.saved_bytes) return 7;
   memcpy(w.saved.as<uint8_t>() + w.saved_bytes, bytes, count);
   w.saved_bytes += count;
   return 0;
@@ -231,7 +163,7 @@ std::vector<Step> steps() {
                     }});
   // Taken at first, then filled anew.
   for (const std::vector<float>* matrix : {&identity, &matrices})
-    for (tq_cache* World::*cache : {&World::main, &World::other, &World::host})
+    for (const auto cache : {&World::main, &World::other, &World::host})
       list.push_back(
           {"set_key_matrix", [=](World& w) { return tq_cache_set_key_matrix(w.*cache, 0, matrix->data()); }});
   const auto served = [&](const char* plan, tq_sequence World::*sequence, int64_t count, int64_t queries) {
@@ -248,14 +180,12 @@ std::vector<Step> steps() {
   list.push_back({"read", [](World& w) {
                     return tq_cache_read(w.main, 0, w.b, 0, 76, w.out.get(), nullptr, nullptr, nullptr);
                   }});
-  list.push_back({"truncate", [](World& w) { return tq_sequence_truncate(w.main, w.b, 60, nullptr); }, true});
-  list.push_back({"remove", [](World& w) { return tq_sequence_remove(w.main, w.b, 3, 20, nullptr); }, true});
-  list.push_back({"select",
-                  [](World& w) {
+  list.push_back({"truncate", [](World& w) { return tq_sequence_truncate(w.main, w.b, 60, nullptr); }});
+  list.push_back({"remove", [](World& w) { return tq_sequence_remove(w.main, w.b, 3, 20, nullptr); }});
+  list.push_back({"select", [](World& w) {
                     static const int64_t kept[] = {0, 1, 5, 6, 17, 20, 38, 39};
                     return tq_sequence_select(w.main, w.b, kept, 8, nullptr);
-                  },
-                  true});
+                  }});
   list.push_back({"reserve", [](World& w) { return tq_cache_reserve(w.main, 1000, nullptr); }});
   list.push_back({"copy, CUDA to CUDA",
                   [](World& w) { return tq_sequence_copy(w.main, w.a, w.other, nullptr, &w.there); }});
@@ -285,13 +215,11 @@ std::vector<Step> steps() {
   list.push_back({"paged_copy", [](World& w) { return w.engine.copy(); }});
   list.push_back({"paged_read", [](World& w) { return w.engine.read(); }});
   list.push_back({"codec_check", [](World& w) { return tq_codec_check(w.engine.codec, nullptr, nullptr); }});
-  list.push_back({"free",
-                  [](World& w) {
+  list.push_back({"free", [](World& w) {
                     const tq_status status = tq_sequence_free(w.main, w.b, nullptr);
                     if (status == TQ_OK) w.b = 0;
                     return status;
-                  },
-                  true});
+                  }});
   return list;
 }
 
@@ -307,8 +235,7 @@ struct Progress {
 // nothing has changed.
 bool fails_cleanly(World& w, const Step& step, Kind kind, int64_t n, const std::string& before,
                    bool* reached) {
-  size_t free_before = 0, free_after = 0, total = 0;
-  GPU_MUST(cudaMemGetInfo(&free_before, &total));
+  const Holdings holdings = held;
   const int64_t blocks = counted_new::live;
   calls = 0, allocations = 0;
   if (kind == kCudaCall)
@@ -321,17 +248,16 @@ bool fails_cleanly(World& w, const Step& step, Kind kind, int64_t n, const std::
   fail_at = -1, fail_allocation = -1;
   *reached = (kind == kCudaCall ? calls : allocations) >= n;
   if (status == TQ_OK) return false;
-  const long long at = n;
-  check(counted_new::live == blocks, "%s, %s %lld failing: %lld blocks of host memory are left", step.name,
-        kKinds[kind], at, static_cast<long long>(counted_new::live - blocks));
+  const int64_t blocks_after = counted_new::live;
+  const std::string point = std::string(step.name) + ", " + kKinds[kind] + " " + std::to_string(n);
+  check(blocks_after == blocks, "%s failing: %lld blocks of host memory are left", point.c_str(),
+        static_cast<long long>(blocks_after - blocks));
+  check_held(holdings, point.c_str());
   GPU_MUST(cudaDeviceSynchronize());
-  GPU_MUST(cudaMemGetInfo(&free_after, &total));
-  check(free_before == free_after, "%s, %s %lld failing: device memory is left", step.name, kKinds[kind], at);
   check(*reached, "%s fails by itself: %s", step.name, tq_last_error());
   check(status == TQ_ERROR_OUT_OF_MEMORY || (kind == kCudaCall && status == TQ_ERROR_CUDA),
-        "%s, %s %lld failing: status %d: %s", step.name, kKinds[kind], at, status, tq_last_error());
-  check(w.seen() == before, "%s, %s %lld failing: something has changed: %s", step.name, kKinds[kind], at,
-        tq_last_error());
+        "%s failing: status %d: %s", point.c_str(), status, tq_last_error());
+  check(w.seen() == before, "%s failing: something has changed: %s", point.c_str(), tq_last_error());
   return true;
 }
 
@@ -349,21 +275,20 @@ std::vector<std::string> usual_life() {
 
 // A life in which every step fails at all its points not tried yet, until it gets over one (a call may do
 // without some of CUDA's answers) or there is none left. Whether some are.
-bool failing_life(const std::vector<std::string>& usual, std::vector<Progress>* progress, int64_t* points) {
+bool failing_life(const std::vector<std::string>& usual, std::vector<Progress>* progress) {
   World w;
   bool more = false;
   size_t at = 0;
   for (const Step& step : steps()) {
     const std::string before = w.seen();
     Progress& tried = (*progress)[at];
-    tried.finished[kAllocation] |= step.launches_last;
     bool done = false, reached = true;
     for (const Kind kind : {kCudaCall, kAllocation})
       while (!done && !tried.finished[kind]) {
         const bool failed = fails_cleanly(w, step, kind, tried.next[kind], before, &reached);
         done = !failed;
         tried.finished[kind] = !reached;
-        if (reached) tried.next[kind]++, points[kind]++;
+        tried.next[kind] += reached;
         if (tally().failed > 20) return false;
       }
     if (!done) API_MUST(step.call(w));
@@ -373,43 +298,67 @@ bool failing_life(const std::vector<std::string>& usual, std::vector<Progress>* 
     at++;
   }
   w.end();
+  check_held({}, "the end of a life");
   return more;
 }
 
+// How many points each call has, by its name up to a comma.
+void print_points(const std::vector<Progress>& progress) {
+  std::vector<std::string> names;
+  std::map<std::string, Progress> sums;
+  size_t at = 0;
+  for (const Step& step : steps()) {
+    const std::string name(step.name, strcspn(step.name, ","));
+    if (sums.count(name) == 0) names.push_back(name);
+    for (const Kind kind : {kCudaCall, kAllocation}) sums[name].next[kind] += progress[at].next[kind] - 1;
+    at++;
+  }
+  printf("   CUDA calls and allocations of");
+  for (const std::string& name : names)
+    printf("%s %s %lld + %lld", name == names[0] ? "" : ",", name.c_str(),
+           static_cast<long long>(sums[name].next[kCudaCall] - 1),
+           static_cast<long long>(sums[name].next[kAllocation] - 1));
+  printf("\n");
+}
+
 void all_points(const std::vector<std::string>& usual) {
-  int64_t points[2] = {};
   int lives = 0;
   size_t before = 0, after = 0, total = 0;
   GPU_MUST(cudaMemGetInfo(&before, &total));
   std::vector<Progress> progress(usual.size());
   do lives++;
-  while (failing_life(usual, &progress, points));
+  while (failing_life(usual, &progress));
   GPU_MUST(cudaDeviceSynchronize());
   GPU_MUST(cudaMemGetInfo(&after, &total));
   check(before == after, "device memory: %zu bytes free before, %zu after", before, after);
-  check(points[kCudaCall] > 150 && points[kAllocation] > 30, "only %lld and %lld points",
-        static_cast<long long>(points[kCudaCall]), static_cast<long long>(points[kAllocation]));
-  printf("   %lld CUDA calls and %lld allocations of %zu calls made to fail%s, %d lives\n",
-         static_cast<long long>(points[kCudaCall]), static_cast<long long>(points[kAllocation]), usual.size(),
-         fail_for_ever ? ", with all that follow" : "", lives);
+  long long points[2] = {};
+  for (const Progress& tried : progress)
+    for (const Kind kind : {kCudaCall, kAllocation}) points[kind] += tried.next[kind] - 1;
+  check(points[kCudaCall] > 150 && points[kAllocation] > 30, "only %lld and %lld points", points[kCudaCall],
+        points[kAllocation]);
+  printf("   %lld CUDA calls and %lld allocations of %zu calls made to fail%s, %d lives\n", points[kCudaCall],
+         points[kAllocation], usual.size(), fail_for_ever ? ", with all that follow" : "", lives);
+  if (!fail_for_ever) print_points(progress);
 }
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  const bool quick = count > 1 && !strcmp(arguments[1], "--quick");
   try {
     for (const bool once : {false, true}) {
       stores_once = once;
       const std::vector<std::string> usual = usual_life();
-      check(usual_life() == usual, "two lives without failures differ");
       count_calls();
-      emulate::before_launch = [] { return counting && fails() ? injected : cudaSuccess; };
+      // What a driver takes once for such lives is no leak of those that follow.
+      for (int i = 0; i < 4; i++) check(usual_life() == usual, "lives without failures differ");
+      fail_launches(true);
       for (const bool for_ever : {false, true}) {
         fail_for_ever = for_ever;
-        all_points(usual);
+        if (!for_ever || !quick) all_points(usual);
       }
+      fail_launches(false);
       runtime() = real_runtime();
-      emulate::before_launch = nullptr;
     }
   } catch (const std::exception& error) {
     gpu_test::check(false, "uncaught: %s", error.what());

@@ -210,6 +210,7 @@ void failures() {
   runtime() = real_runtime();
   GPU_MUST(cudaDeviceSynchronize());
   GPU_MUST(cudaMemGetInfo(&after, &total));
+  check_held({}, "after all lives");
   check(before == after, "device memory: %zu bytes free before, %zu after", before, after);
   check(n > 60, "only %d calls were made to fail", n - 1);
   printf("   %d CUDA calls made to fail in turn\n", n - 1);

@@ -22,7 +22,7 @@ cd "$(dirname "$0")/../.."
 . packaging/deps.sh
 trap 'rm -f "$tq_log"' EXIT
 
-parts_exclusive="resources backend growth"  # they count free device memory: nothing may run beside them
+parts_exclusive="resources backend growth faults"  # they count free device memory: nothing may run beside them
 parts_side="attend conformance layers modes products vectors"
 parts_side+=" memcheck initcheck synccheck racecheck append calibration move once state"
 parts_side+=" paged graph latent limits"
@@ -33,6 +33,7 @@ declare -A about=(
   [resources]="registers and spills of the attend kernels, from the compiler's output"
   [backend]="capture, failing calls, slots and pages, merge"
   [growth]="pools that grow in place under a captured graph; failing calls"
+  [faults]="every CUDA call and allocation of every call made to fail: state unchanged, nothing leaked"
   [attend]="attention against float64 over the same codes; the same bits for any distribution"
   [products]="products of warpgroups: every layout against float64"
   [append]="codes and scales against the scalar encoder"
@@ -193,8 +194,8 @@ part() {
   case $1 in
     resources)
       "$python" tests/gpu/check_resources.py --list "$out/kernels.log" ;;
-    append | attend | backend | calibration | conformance | graph | growth | latent | layers | limits | \
-      modes | move | once | paged | products | state | vectors)
+    append | attend | backend | calibration | conformance | faults | graph | growth | latent | layers | \
+      limits | modes | move | once | paged | products | state | vectors)
       limited "$out/${1}_test" $quick ;;
     python) pytest_part tests/gpu/test_python_torch.py ;;
     golden) pytest_part tests/gpu/test_golden_torch.py ;;
