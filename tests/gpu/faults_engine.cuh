@@ -12,7 +12,7 @@ struct FaultyEngine {
   tq_codec* codec = nullptr;
   tq_pages pages = {};
   tq_paged_step step = {};
-  Memory blocks{TQ_DEVICE_CUDA, 1 << 15}, arrays{TQ_DEVICE_CUDA, 512}, workspace{TQ_DEVICE_CUDA, 1 << 20},
+  Memory blocks{TQ_DEVICE_CUDA, 1 << 15}, arrays{TQ_DEVICE_CUDA, 512}, workspace,
       out{TQ_DEVICE_CUDA, kRows * 2 * kDim * 4};
 
   FaultyEngine() {
@@ -35,6 +35,12 @@ struct FaultyEngine {
             reinterpret_cast<const int32_t*>(at(host.lens)),
             reinterpret_cast<const int32_t*>(at(host.starts))};
     pairs = reinterpret_cast<const int64_t*>(at(host.pairs));
+    size_t bytes = 0;  // they depend on the device
+    API_MUST(create());
+    API_MUST(tq_paged_workspace_bytes(codec, &step, &bytes));
+    API_MUST(tq_codec_destroy(codec));
+    codec = nullptr;
+    workspace = Memory(TQ_DEVICE_CUDA, bytes);
     blocks.fill(0x11), workspace.fill(0xFF), out.fill(0);
     pages.struct_size = sizeof pages;
     pages.base = blocks.get();
