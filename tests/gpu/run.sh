@@ -22,7 +22,8 @@ cd "$(dirname "$0")/../.."
 . packaging/deps.sh
 trap 'rm -f "$tq_log"' EXIT
 
-parts_exclusive="resources backend growth faults"  # they count free device memory: nothing may run beside them
+# they count free device memory: nothing may run beside them
+parts_exclusive="resources backend growth faults"
 parts_side="attend conformance layers modes products vectors"
 parts_side+=" memcheck initcheck synccheck racecheck append calibration move once state"
 parts_side+=" paged graph latent limits"

@@ -383,8 +383,8 @@ TEST(CalibrationDims, TheLengthInTheMiddle) {
   }
 }
 
-// What a coordinate weighs is its energy in queries times that in keys: much of one alone is less than some of
-// both, and the sum of both says nothing.
+// What a coordinate weighs is its energy in queries times that in keys: much of one alone is less than some
+// of both, and the sum of both says nothing.
 TEST(CalibrationDims, ACoordinateWeighsByBoth) {
   constexpr int32_t kWide = 96;
   std::vector<float> sides[2] = {std::vector<float>(kTokens * kWide), std::vector<float>(kTokens * kWide)};
