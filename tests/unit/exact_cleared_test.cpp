@@ -5,7 +5,19 @@
 namespace tq {
 namespace {
 
-class ExactCleared : public CacheTest {};
+class ExactCleared : public CacheTest {
+ protected:
+  // A sequence that had four pages of exact copies, of which the last of two plans gave three back.
+  int64_t given_back() {
+    config_.window_tokens = 4;
+    config_.max_raw_tokens = 160;
+    open();
+    const int64_t sequence = cache_->create_sequence();
+    grow(sequence, 0, 100);
+    grow(sequence, 100, 1);
+    return sequence;
+  }
+};
 
 // What a plan's queries needed is given back by the next plan and cleared by the one after it, or else by the
 // cache's end.
@@ -44,12 +56,7 @@ TEST_F(ExactCleared, CopiesAreGivenBackAndCleared) {
 
 // A flush clears what it gives up, and what the last plan gave back with it.
 TEST_F(ExactCleared, AFlushClearsWhatPlansGaveBack) {
-  config_.window_tokens = 4;
-  config_.max_raw_tokens = 160;
-  open();
-  const int64_t a = cache_->create_sequence();
-  grow(a, 0, 100);  // 4 pages of exact copies
-  grow(a, 100, 1);  // 3 of them back
+  const int64_t a = given_back();
   EXPECT_TRUE(world().scrubbed_raw.empty());
   cache_->flush_sequence(a, nullptr);
   EXPECT_EQ(world().scrubbed_raw.size(), 4u);
@@ -77,12 +84,7 @@ TEST_F(ExactCleared, ATruncationClearsWhatPlansGaveBack) {
 // What a plan gives back does not wait for the next plan when its sequence ends; and what another sequence of
 // the same plan takes is cleared before it is written.
 TEST_F(ExactCleared, CopiesOfTheGoneAreCleared) {
-  config_.window_tokens = 4;
-  config_.max_raw_tokens = 160;
-  open();
-  const int64_t a = cache_->create_sequence(), b = cache_->create_sequence();
-  grow(a, 0, 100);  // 4 pages of exact copies
-  grow(a, 100, 1);  // 3 of them back
+  const int64_t a = given_back(), b = cache_->create_sequence();
   fail(Verb::kScrubPages, true);
   EXPECT_EQ(status_of([&] { cache_->free_sequence(a, nullptr); }), Status::kCuda);
   fail(Verb::kScrubPages, false);
@@ -104,12 +106,7 @@ TEST_F(ExactCleared, CopiesOfTheGoneAreCleared) {
 
 // The end of a cache clears what the last plan gave back, too.
 TEST_F(ExactCleared, TheEndClearsWhatPlansGaveBack) {
-  config_.window_tokens = 4;
-  config_.max_raw_tokens = 160;
-  open();
-  const int64_t a = cache_->create_sequence();
-  grow(a, 0, 100);  // 4 pages of exact copies
-  grow(a, 100, 1);  // 3 of them back
+  given_back();
   for (Batch** batch : {&batch_, &other_}) Cache::destroy_batch(*batch), *batch = nullptr;
   EXPECT_TRUE(world().scrubbed_raw.empty());
   cache_.reset();
