@@ -54,7 +54,7 @@ __device__ __forceinline__ float weight_shift(uint32_t largest_scales) {
 template <class Code, bool kOwn>
 __device__ __forceinline__ ByteTable own_table(const AttendParams& p, int side) {
   ByteTable table = side ? p.numbers.value_tables.bytes : p.numbers.key_tables.bytes;
-  if constexpr (kOwn && Code::kTableWords == 2) {  // those of 2 bits, one word, are not copied
+  if constexpr (kOwn && Code::kTableWords > 1) {  // those of 2 bits, one word, are not copied
     const volatile uint32_t* words = reinterpret_cast<const Control*>(launch_shared())->tables[side];
 #pragma unroll
     for (int i = 0; i < Code::kTableWords; i++) table.word[i] = words[i];
@@ -326,7 +326,8 @@ struct CodedCore {
       const Tiles<Groups, kTiles> groups(stage + kValueAt, kTileBytes, jb, lane);
 #pragma unroll
       for (int jj = 0; jj < kLoad; jj++) {
-        int c[2][kSets][4] = {};  // sums of 16 coordinates each
+        if (ValueCode::kTableWords == 8) __syncwarp();  // the next expansion would take registers early
+        int c[2][kSets][4] = {};                        // sums of 16 coordinates each
 #pragma unroll
         for (int tile = 0; tile < kTiles; tile++) {
           if (ValueCode::kId.trellis() && kSets > 1) __syncwarp();  // as above

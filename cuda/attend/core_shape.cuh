@@ -21,12 +21,18 @@ struct CoreShape {
   int row_query_bytes = 0;  // of a query slot, for keys by rows
 };
 
-// exact: the cache keeps exact tokens, which need the query as it came.
-inline CoreShape coded_shape(int dim, int tiles, bool exact) {
-  return CoreShape{dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
+// exact: the cache keeps exact tokens, which need the query as it came. widest: bits of the wider side.
+inline CoreShape coded_shape(int dim, int widest, int tiles, bool exact) {
+  CoreShape shape = {
+      dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
+  if (widest == 5 || widest == 6) {
+    shape.tunings = std::begin(kWideTunings);
+    shape.tunings_end = std::end(kWideTunings);
+  }
+  return shape;
 }
 inline CoreShape trellis_shape(int dim, int tiles, bool exact) {
-  CoreShape shape = coded_shape(dim, tiles, exact);
+  CoreShape shape = coded_shape(dim, 0, tiles, exact);
   shape.tunings = std::begin(kTrellisTunings);
   shape.tunings_end = std::end(kTrellisTunings);
   return shape;

@@ -139,7 +139,7 @@ __device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* sm
         for (int stage = 0; stage < p.plan.stages; stage++) barrier_init(queue_barrier(p, own, stage), 1);
       }
     } else if (warp == workers + 1) {
-      for (int i = 0; i < 2; i++) {
+      for (int i = 0; i < 8; i++) {
         control->tables[0][i] = p.numbers.key_tables.bytes.word[i];
         control->tables[1][i] = p.numbers.value_tables.bytes.word[i];
       }

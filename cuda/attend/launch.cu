@@ -85,8 +85,9 @@ struct Compiled {
            (key.banded() && key.bands == 0 ? key.family == id.family && key.bits == id.bits : key == id);
   }
   CoreShape shape(bool exact) const {
-    return key.banded() ? banded_shape(stored, tiles, exact)
-                        : (value.trellis() ? trellis_shape : coded_shape)(stored, tiles, exact);
+    return key.banded()      ? banded_shape(stored, tiles, exact)
+           : value.trellis() ? trellis_shape(stored, tiles, exact)
+                             : coded_shape(stored, std::max(key.bits, value.bits), tiles, exact);
   }
 };
 

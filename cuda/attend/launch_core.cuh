@@ -33,10 +33,10 @@ void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
   if (exact)
     launch_core<ExactToo<CodedCore<kDim, kKeyBits, kValueBits, kTiles, false>>, kWarps>(
-        launch, coded_shape(kDim, kTiles, true));
+        launch, coded_shape(kDim, std::max(kKeyBits, kValueBits), kTiles, true));
   else
-    launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(launch,
-                                                                       coded_shape(kDim, kTiles, false));
+    launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(
+        launch, coded_shape(kDim, std::max(kKeyBits, kValueBits), kTiles, false));
 }
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_trellis(const AttendLaunch& launch) {

@@ -98,7 +98,7 @@ constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(
 struct Control {
   int32_t flag;  // scratch of finish_unit
   int32_t reserved;
-  uint32_t tables[2][2];           // of keys and values of 3 or 4 bits: the words of their ByteTable
+  uint32_t tables[2][8];           // of keys and values of 3 to 6 bits: the words of their ByteTable
   uint64_t described[kUnitSlots];  // by slot: the unit's info is there
   uint64_t done[kUnitSlots];       // by slot: the unit is finished, and its jobs were handed out
   uint64_t full[kMaxDeposits];     // by place: the deposit is there

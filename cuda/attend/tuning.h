@@ -43,6 +43,13 @@ constexpr AttendTuning kTrellisTunings[] = {
     {10, 2, 8, 0, INT_MAX}, {8, 2, 8, 0, INT_MAX}, {6, 2, 8, 4, INT_MAX}, {4, 2, 4, 4, INT_MAX},
     {4, 1, 4, 4, INT_MAX},  {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
 
+// Of codes of 5 and 6 bits, likewise: 5 + 5 bits 98.7 us with 10 workers, 107 with 8 at B8 n32768, 6 + 6 bits
+// 144 and 150. Four buffers, 5 + 3 bits 78.1 us instead of 83.3, 5 + 4 bits 89.2 instead of 91.7, but 5 + 5
+// bits 99.5 and 6 + 4 bits 115 instead of 110 (`attend_bench --bits 55 --workers N --stages N`, H200).
+constexpr AttendTuning kWideTunings[] = {{10, 4, 8, 0, 4736},   {10, 2, 8, 0, INT_MAX}, {8, 2, 8, 0, INT_MAX},
+                                         {6, 2, 8, 4, INT_MAX}, {4, 2, 4, 4, INT_MAX},  {4, 1, 4, 4, INT_MAX},
+                                         {2, 1, 2, 2, INT_MAX}, {1, 1, 1, 1, INT_MAX}};
+
 // Of the generic kernel, which has raw sides: its steps are large, and workers with two buffers count for
 // more than places for deposits.
 constexpr AttendTuning kGenericTunings[] = {

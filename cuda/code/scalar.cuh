@@ -91,8 +91,9 @@ struct ScalarCode {
 
   static constexpr int kTogether = kBits == 2 ? 2 : kBits == 3 ? 4 : 1;  // octets that share words
 
-  // Selectors of kTogether octets, a nibble a code, positions 0-3 in the low half: the code (2, 3 bits) or
-  // the low 3 bits of its magnitude. The fourth octet of 3 bits lies in the top bits of the other three.
+  // Selectors of kTogether octets, a nibble a code, positions 0-3 in the low half: the code (2, 3 bits), its
+  // magnitude (4) or the low 4 bits of that (5, 6). The fourth octet of 3 bits lies in the top bits of the
+  // other three.
   __device__ static __forceinline__ void unpack(const Words& w, int first, uint32_t (&m)[kTogether]) {
     static_assert(kSelected, "words are bytes");
     if constexpr (kBits == 2) {
@@ -103,7 +104,7 @@ struct ScalarCode {
       for (int s = 0; s < 3; s++) m[s] = w[s] & 0x77777777u;
       m[3] = ((w[0] >> 3) & 0x11111111u) | ((w[1] >> 2) & 0x22222222u) | ((w[2] >> 1) & 0x44444444u);
     } else {
-      m[0] = w[first] & 0x77777777u;
+      m[0] = kBits == 4 ? w[first] & 0x77777777u : w[first];
     }
   }
   // f(s, selectors) for the four octets.
@@ -124,25 +125,25 @@ struct ScalarCode {
     const uint32_t *first = table.word, *second = first + (kBits == 2 ? 0 : 1);
     low = prmt(*first, *second, m);
     high = prmt(*first, *second, m >> 16);
-    if constexpr (kBits >= 5) {  // the plane words choose among the tables
-      const uint32_t pick_low = byte_signs(w[4] << (2 * s)), pick_high = byte_signs(w[4] << (2 * s + 1));
-      const uint32_t low1 = prmt(table.word[2], table.word[3], m),
-                     high1 = prmt(table.word[2], table.word[3], m >> 16);
-      low = (low & ~pick_low) | (low1 & pick_low);
-      high = (high & ~pick_high) | (high1 & pick_high);
+    if constexpr (kBits >= 5) {
+      // Selectors of 8 and more copy the sign of a magnitude, 0: half of the look-ups find a code's half of
+      // the table, the others nothing.
+      const uint32_t upper = m ^ 0x88888888u, upper_high = upper >> 16;
+      low |= prmt(table.word[2], table.word[3], upper);
+      high |= prmt(table.word[2], table.word[3], upper_high);
       if constexpr (kBits == 6) {
-        uint32_t low2 = prmt(table.word[4], table.word[5], m),
-                 high2 = prmt(table.word[4], table.word[5], m >> 16);
-        const uint32_t low3 = prmt(table.word[6], table.word[7], m),
-                       high3 = prmt(table.word[6], table.word[7], m >> 16);
-        low2 = (low2 & ~pick_low) | (low3 & pick_low);
-        high2 = (high2 & ~pick_high) | (high3 & pick_high);
-        const uint32_t top_low = byte_signs(w[5] << (2 * s)), top_high = byte_signs(w[5] << (2 * s + 1));
-        low = (low & ~top_low) | (low2 & top_low);
-        high = (high & ~top_high) | (high2 & top_high);
+        const uint32_t pick_low = byte_signs(w[4] << (2 * s)), pick_high = byte_signs(w[4] << (2 * s + 1));
+        const uint32_t low1 =
+                           prmt(table.word[4], table.word[5], m) | prmt(table.word[6], table.word[7], upper),
+                       high1 = prmt(table.word[4], table.word[5], m >> 16) |
+                               prmt(table.word[6], table.word[7], upper_high);
+        low = (low & ~pick_low) | (low1 & pick_low);
+        high = (high & ~pick_high) | (high1 & pick_high);
       }
+      low = low ^ byte_signs(w[kBits - 1] << (2 * s));
+      high = high ^ byte_signs(w[kBits - 1] << (2 * s + 1));
     }
-    if constexpr (kBits >= 4) {
+    if constexpr (kBits == 4) {
       low = low ^ byte_signs(w[s]);
       high = high ^ byte_signs(w[s] << 4);
     }
@@ -198,18 +199,21 @@ struct ScalarCode {
         words[2 * s] = o.lo[s];
         words[2 * s + 1] = o.hi[s];
       }
-    } else {
+    } else if constexpr (kBits == 4) {
 #pragma unroll
       for (int s = 0; s < 4; s++)
-        words[s] = nibbles_8(o.lo[s] & 0x07070707u, o.hi[s] & 0x07070707u) |
-                   (o.lo[s] << (8 - kBits) & 0x80808080u) | (o.hi[s] >> (kBits - 4) & 0x08080808u);
+        words[s] = nibbles_8(o.lo[s] & 0x07070707u, o.hi[s] & 0x07070707u) | (o.lo[s] << 4 & 0x80808080u) |
+                   (o.hi[s] & 0x08080808u);
+    } else {
+#pragma unroll
+      for (int s = 0; s < 4; s++) words[s] = nibbles_8(o.lo[s] & 0x0F0F0F0Fu, o.hi[s] & 0x0F0F0F0Fu);
 #pragma unroll
       for (int q = 0; q < kBits - 4; q++) {
         words[4 + q] = 0;
 #pragma unroll
         for (int s = 0; s < 4; s++)
-          words[4 + q] |= (o.lo[s] >> (3 + q) & 0x01010101u) << (7 - 2 * s) |
-                          (o.hi[s] >> (3 + q) & 0x01010101u) << (6 - 2 * s);
+          words[4 + q] |= (o.lo[s] >> (4 + q) & 0x01010101u) << (7 - 2 * s) |
+                          (o.hi[s] >> (4 + q) & 0x01010101u) << (6 - 2 * s);
       }
     }
   }

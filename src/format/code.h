@@ -148,7 +148,7 @@ constexpr CodeId band_code(CodeId side, int band) {
 // Words of a group of 32 codes of a scalar or trellis side.
 struct CodeRegions {
   int group_words;  // 32-bit
-  int plane_words;  // the last of these, which hold the high magnitude bits of all four octets
+  int plane_words;  // the last of these: signs and fifth magnitude bits of all four octets, of 5 and 6 bits
 };
 constexpr CodeRegions code_regions(CodeId id) {
   return CodeRegions{id.bits * kGroupCodes / 32,

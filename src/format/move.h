@@ -13,8 +13,8 @@
 namespace tq {
 namespace format {
 
-constexpr int kMaxShares = 8;       // of a group
-constexpr int kMaxMovePieces = 10;  // 6 bits, values: 4 words of 2 pieces, 2 planes
+constexpr int kMaxShares = 8;      // of a group
+constexpr int kMaxMovePieces = 8;  // 4 bits, values: 4 words of 2 pieces; 8 bits, keys: 8 words of one
 
 // Shares that the words of a group hold.
 TQ_HD constexpr int group_shares(const SideLayout& side, Kind kind) {

@@ -4,8 +4,11 @@
 // with the sign above it, or the level's byte at 7 and 8 bits.
 //
 // Why these bit orders: the byte-permute instruction of the GPU looks up four table bytes from the low 3 bits
-// of four nibbles, and copies a byte's top bit over the byte. So magnitudes sit in nibbles, and signs and
-// high magnitude bits where one shift brings them to the top of the right bytes.
+// of four nibbles, and copies a byte's top bit over the byte. So magnitudes sit in nibbles, and what one of
+// them cannot hold where one shift brings it to the top of the right bytes. 4 bits have no words but these
+// nibbles, whose top bits are the signs. From 5 bits on a nibble is all magnitude: an index of 16 entries as
+// it stands, for a look-up of bytes on a CPU too; on the GPU its top bit chooses between two tables of 8.
+// Signs and the magnitudes' fifth bits have words of their own.
 #pragma once
 #include "format/codebook.h"
 #include "format/rotation.h"
@@ -24,10 +27,9 @@ TQ_HD constexpr BitPlace code_bit(int bits, int s, int n, int index) {
   if (bits == 2) return BitPlace{s / 2, 4 * n + 2 * (s % 2) + index};
   if (bits == 3) return s < 3 ? BitPlace{s, 4 * n + index} : BitPlace{index, 4 * n + 3};
   if (bits == 8) return BitPlace{2 * s + n / 4, 8 * (n % 4) + index};
-  // 4, 5, 6 bits
-  if (index == bits - 1) return BitPlace{s, n < 4 ? 8 * n + 7 : 8 * (n - 4) + 3};
-  if (index < 3) return BitPlace{s, 4 * n + index};
-  return BitPlace{4 + (index - 3), 8 * (n % 4) + 7 - (2 * s + n / 4)};
+  if (bits == 4 && index == 3) return BitPlace{s, n < 4 ? 8 * n + 7 : 8 * (n - 4) + 3};
+  if (index < 4) return BitPlace{s, 4 * n + index};
+  return BitPlace{index, 8 * (n % 4) + 7 - (2 * s + n / 4)};  // 5, 6 bits
 }
 
 // The same of a trellis code: word `index` has that bit of all four octets, in nibble n. Octets of one token

@@ -315,14 +315,16 @@ def test_places_worked_out_by_hand():
     assert only(3, ref.KEY, 128, 9, 37, 0b110) == {(1 * 32 + 5) * 4 + 1: 0x60}
     assert only(2, ref.KEY, 128, 9, 37, 0b11) == {(0 * 32 + 5) * 4 + 1: 0b1100 << 4}
     assert only(8, ref.KEY, 128, 9, 37, 0x81) == {(2 * 32 + 5) * 4 + 1: 0x8100}
-    assert only(6, ref.KEY, 128, 9, 37, 0b11000) == {(q * 32 + 5) * 4 + 1: 1 << (8 + 5) for q in (4, 5)}
+    assert only(6, ref.KEY, 128, 9, 37, 0b1101) == {(1 * 32 + 5) * 4 + 1: 0xD0}
+    assert only(6, ref.KEY, 128, 9, 37, 0b110000) == {(q * 32 + 5) * 4 + 1: 1 << (8 + 5) for q in (4, 5)}
     # D = 96, J = 3, Jv = 1, Jb = 3. Value token 27, coordinate 90: 90 = 8 * 11 + 2, so j = 2, s = 3, g = 2;
     # 27 = 16 + 8 + 2 * 1 + 1, so p / 16 = 1, (p mod 4) / 2 = 1, (p mod 16) / 4 = 1, p mod 2 = 1: p = 16 + 4 +
     # 3 = 23, t = 1, n = 7; lane 9.
     assert only(4, ref.VALUE, 96, 27, 90, 0b0011) == {(3 * 3 + 2) * 32 + 9: 0x30000000}
     assert only(4, ref.VALUE, 96, 27, 90, 0b1000) == {(3 * 3 + 2) * 32 + 9: 1 << (4 * 6 + 3)}
     assert only(3, ref.VALUE, 96, 27, 90, 0b101) == {(i * 3 + 2) * 32 + 9: 1 << 31 for i in (0, 2)}
-    assert only(5, ref.VALUE, 96, 27, 90, 0b01000) == {(4 * 3 + 2) * 32 + 9: 1 << (24 + 7 - 7)}
+    assert only(5, ref.VALUE, 96, 27, 90, 0b01010) == {(3 * 3 + 2) * 32 + 9: 0xA0000000}
+    assert only(5, ref.VALUE, 96, 27, 90, 0b10000) == {(4 * 3 + 2) * 32 + 9: 1 << (24 + 7 - 7)}
 
 
 @settings(max_examples=40, deadline=None)

@@ -76,10 +76,12 @@ def bit_map(bits):
                     places += [(s, n, c, s, 4 * n + c) for c in range(3)]
                 else:
                     places += [(3, n, c, c, 4 * n + 3) for c in range(3)]
-            elif bits in (4, 5, 6):
+            elif bits == 4:
                 places += [(s, n, c, s, 4 * n + c) for c in range(3)]
-                places.append((s, n, bits - 1, s, 4 * (2 * n + 1 if n < 4 else 2 * (n - 4)) + 3))
-                places += [(s, n, 3 + q, 4 + q, 8 * (n % 4) + 7 - (2 * s + n // 4)) for q in range(bits - 4)]
+                places.append((s, n, 3, s, 4 * (2 * n + 1 if n < 4 else 2 * (n - 4)) + 3))
+            elif bits in (5, 6):
+                places += [(s, n, c, s, 4 * n + c) for c in range(4)]
+                places += [(s, n, 4 + q, 4 + q, 8 * (n % 4) + 7 - (2 * s + n // 4)) for q in range(bits - 4)]
             else:
                 places += [(s, n, c, 2 * s + n // 4, 8 * (n % 4) + c) for c in range(8)]
     return places

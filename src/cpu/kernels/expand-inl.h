@@ -5,8 +5,8 @@
 // sign: the even bytes of 16-bit lanes by a mask, the odd ones by one shift. What that adds to sums is known
 // beforehand, see codes-inl.h.
 //
-// Operations for 32 codes and 32-byte vectors: 2 bits 1.75, 3 bits 3.5, 4 bits 6.5, 5 bits 10, 6 bits 13, 8
-// bits 1.
+// Operations for 32 codes and 32-byte vectors: 2 bits 1.75, 3 bits 3.5, 4 bits 6.5, 5 bits 6.9, 6 bits 9.75,
+// 8 bits 1.
 #if defined(TQ_CPU_EXPAND_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TQ_CPU_EXPAND_INL_H_
 #undef TQ_CPU_EXPAND_INL_H_
@@ -95,15 +95,15 @@ HWY_INLINE void expand_opened(const LevelTables& tables, const WordVector& from,
   }
 }
 
-// spread[h], byte m of each word: the low three bits of nibble 4 h + m.
-HWY_INLINE void spread_magnitudes(VU32 w, VU8 (&spread)[2]) {
+// spread[h], byte m of each word: nibble 4 h + m, of which mask has the low bits.
+HWY_INLINE void spread_nibbles(VU32 w, uint8_t mask, VU8 (&spread)[2]) {
   // The lower halves of a block's words, then the upper ones: interleaved with their high nibbles they are
   // the words again, of nibbles 0-3, and of nibbles 4-7.
   alignas(16) static constexpr uint8_t kHalves[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
   const DU8 d;
   const VU8 halves = hn::TableLookupBytes(hn::BitCast(d, w), hn::LoadDup128(d, kHalves));
-  const VU8 even = mask_bytes(halves, 0x07),
-            odd = mask_bytes(hn::ShiftRight<4>(hn::BitCast(DU32(), halves)), 0x07);
+  const VU8 even = mask_bytes(halves, mask),
+            odd = mask_bytes(hn::ShiftRight<4>(hn::BitCast(DU32(), halves)), mask);
   spread[0] = hn::InterleaveLower(d, even, odd);
   spread[1] = hn::InterleaveUpper(d, even, odd);
 }
@@ -113,26 +113,27 @@ template <int kBits, int kOctet>
 HWY_INLINE void expand_signed(const LevelTables& tables, const WordVector& from, VU8 (&level)[2]) {
   const VU32 w = from.at(kOctet);
   VU8 index[2];
-  spread_magnitudes(w, index);
+  spread_nibbles(w, kBits == 4 ? 0x07 : 0x0F, index);
   if constexpr (kBits == 4) {
     index[0] = hn::Or(index[0], mask_bytes(hn::ShiftRight<4>(w), 0x08));
     index[1] = hn::Or(index[1], mask_bytes(w, 0x08));
     for (int h = 0; h < 2; h++) level[h] = hn::TableLookupBytes(tables.low, index[h]);
     return;
   }
-  // Bit 3 of the magnitudes stands at bit 7 - (2 s + h) of a word of its own, bit 4 in the next one.
-  index[0] = hn::Or(index[0], mask_bytes(move_bit<7 - 2 * kOctet, 3>(from.at(4)), 0x08));
-  index[1] = hn::Or(index[1], mask_bytes(move_bit<6 - 2 * kOctet, 3>(from.at(4)), 0x08));
   for (int h = 0; h < 2; h++) level[h] = hn::TableLookupBytes(tables.low, index[h]);
+  // Bit 4 of the magnitudes stands at bit 7 - (2 s + h) of a word of its own, the sign in the next one.
+  constexpr int kLeft = 2 * kOctet;
   if constexpr (kBits == 6) {
-    level[0] = by_top_bits(move_bit<7 - 2 * kOctet, 7>(from.at(5)),
-                           hn::TableLookupBytes(tables.high, index[0]), level[0]);
-    level[1] = by_top_bits(move_bit<6 - 2 * kOctet, 7>(from.at(5)),
-                           hn::TableLookupBytes(tables.high, index[1]), level[1]);
+    const VU32 fifth = from.at(4);
+    level[0] =
+        by_top_bits(hn::ShiftLeft<kLeft>(fifth), hn::TableLookupBytes(tables.high, index[0]), level[0]);
+    level[1] =
+        by_top_bits(hn::ShiftLeft<kLeft + 1>(fifth), hn::TableLookupBytes(tables.high, index[1]), level[1]);
   }
   // Half-integer levels: minus is a bitwise NOT, with 128 added too.
-  level[0] = hn::Xor(level[0], spread_top_bits(w));
-  level[1] = hn::Xor(level[1], spread_top_bits(hn::ShiftLeft<4>(w)));
+  const VU32 sign = from.at(kBits - 1);
+  level[0] = hn::Xor(level[0], spread_top_bits(hn::ShiftLeft<kLeft>(sign)));
+  level[1] = hn::Xor(level[1], spread_top_bits(hn::ShiftLeft<kLeft + 1>(sign)));
 }
 
 // The fourth octet of 3 bits, whose bits are the top ones of the nibbles.

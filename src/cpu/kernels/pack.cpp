@@ -47,11 +47,13 @@ inline void pack_group(const format::SideLayout& layout, const uint64_t (&octet)
       words[2 * s] = static_cast<uint32_t>(octet[s]);
       words[2 * s + 1] = static_cast<uint32_t>(octet[s] >> 32);
     }
+  } else if constexpr (kBits == 4) {
+    for (int s = 0; s < 4; s++) words[s] = nibbles(octet[s] & 7 * kOnes) | spread_bits(octet[s], 3, 7, 3);
   } else {
     for (int q = 4; q < kBits; q++) words[q] = 0;
     for (int s = 0; s < 4; s++) {
-      words[s] = nibbles(octet[s] & 7 * kOnes) | spread_bits(octet[s], kBits - 1, 7, 3);
-      for (int q = 0; q < kBits - 4; q++) words[4 + q] |= spread_bits(octet[s], 3 + q, 7 - 2 * s, 6 - 2 * s);
+      words[s] = nibbles(octet[s] & 15 * kOnes);
+      for (int q = 4; q < kBits; q++) words[q] |= spread_bits(octet[s], q, 7 - 2 * s, 6 - 2 * s);
     }
   }
 }

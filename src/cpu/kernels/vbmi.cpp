@@ -3,7 +3,7 @@
 //
 // Look-up: vpermb reads the low 6 bits of each byte, so a table that repeats with the code's period makes the
 // neighbouring bits irrelevant: 2- and 3-bit codes need about two operations per 64 codes, 4 bits three and a
-// half, 5 and 6 bits six to eight. Dot: vpdpbusd, u8 x s8, four products per dword. Keys: level + 128 (folded
+// half, 5 bits four, 6 bits six. Dot: vpdpbusd, u8 x s8, four products per dword. Keys: level + 128 (folded
 // into the table) times the signed digits of q, less 128 * sum(q). Values: the digits of the unsigned weights
 // times the level. Everything is exact modulo 2^32 and the true sums fit int32 (kernels.h).
 //

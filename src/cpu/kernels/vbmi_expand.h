@@ -55,14 +55,13 @@ TQ_INLINE V shift(V w) {
   return w;
 }
 
-// Octet s of a 5- or 6-bit group, half h.
+// Codes of octet kOctet of a 5- or 6-bit group, half kHalf; the bits of a byte above a code hold anything.
 template <int kBits, int kOctet, int kHalf>
 TQ_INLINE V wide_index(V w, const V (&planes)[2]) {
   constexpr int kPlaneBit = 7 - (2 * kOctet + kHalf);
-  V index = select(spread_nibbles(w, kHalf), shift<kPlaneBit - 3>(planes[0]), _mm512_set1_epi8(8));
-  if constexpr (kBits == 6) index = select(index, shift<kPlaneBit - 4>(planes[1]), _mm512_set1_epi8(16));
-  constexpr int kSignBit = kHalf == 0 ? 7 : 3;
-  return select(index, shift<kSignBit - (kBits - 1)>(w), _mm512_set1_epi8(1 << (kBits - 1)));
+  V index = select(spread_nibbles(w, kHalf), shift<kPlaneBit - 4>(planes[0]), _mm512_set1_epi8(16));
+  if constexpr (kBits == 6) index = select(index, shift<kPlaneBit - 5>(planes[1]), _mm512_set1_epi8(32));
+  return index;
 }
 
 template <int kBits, int kOctet>

@@ -220,7 +220,7 @@ int main(int argc, char** argv) {
              {"B64 n1024 win 32", 64, 32, 8, 1024, 128, 1, {}, 32, 0},
              {"B64 n1024 win 128", 64, 32, 8, 1024, 128, 1, {}, 128, 0},
              {"B64 n1024 both", 64, 32, 8, 1024, 128, 1, {}, 128, 4}};
-  const int pairs[][2] = {{4, 4}, {3, 3}, {2, 2}, {4, 2}, {8, 8}};
+  const int pairs[][2] = {{4, 4}, {3, 3}, {2, 2}, {4, 2}, {8, 8}, {5, 5}, {6, 6}, {5, 3}, {5, 4}, {6, 4}};
   const auto code = [trellis](int bits) {
     return trellis ? tq::format::trellis_code(bits) : tq::format::scalar_code(bits);
   };
