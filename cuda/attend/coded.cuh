@@ -381,7 +381,7 @@ struct CodedCore {
   }
 };
 
-// The same in a kernel that takes exact tokens too: others have none of their code, nor its registers.
+// The same in a kernel that takes exact tokens too: others have none of their code.
 template <class Core>
 struct ExactToo : Core {
   static constexpr bool kExact = true;

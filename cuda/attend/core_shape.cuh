@@ -14,6 +14,7 @@ namespace tq::cuda::attend {
 struct CoreShape {
   int stored_key;  // 0: raw keys
   int raw_dim;     // numbers of a query row kept for raw keys and exact tokens
+  bool exact;      // the cache keeps exact tokens
   int stored_value;
   int tiles_per_step;
   int max_workers;
@@ -24,7 +25,7 @@ struct CoreShape {
 // exact: the cache keeps exact tokens, which need the query as it came. widest: bits of the wider side.
 inline CoreShape coded_shape(int dim, int widest, int tiles, bool exact) {
   CoreShape shape = {
-      dim, exact ? dim : 0, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
+      dim, exact ? dim : 0, exact, dim, tiles, 0, std::begin(kAttendTunings), std::end(kAttendTunings)};
   if (widest == 5 || widest == 6) {
     shape.tunings = std::begin(kWideTunings);
     shape.tunings_end = std::end(kWideTunings);
@@ -47,6 +48,7 @@ inline CoreShape generic_shape(int key, int value, const format::SideLayout& sid
   const bool raw = side.raw();
   return CoreShape{raw ? 0 : key,
                    raw || exact ? key : 0,
+                   exact,
                    value,
                    1,
                    0,

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// One job of a unit of exact tokens (sinks or window): a warp's attention of a block's rows over the caller's
-// own numbers, in unrotated space, by the matrix unit (raw.cuh). A job is a run of tokens at absolute places,
-// and each row sees its own of them; what a row does not see leaves its state as it is, so that its bits do
-// not depend on the rows beside it.
+// The exact tokens of a block, sinks and window: one warp's attention of the block's rows over the caller's own
+// numbers, in unrotated space, by the matrix unit (raw.cuh). Steps lie at absolute places, and each row sees
+// its own tokens; what a row does not see leaves its state as it is, so that its bits do not depend on the
+// rows beside it.
 //
 // Few tokens of a launch are exact: a step of 16 is loaded straight into registers, values before the softmax
-// of the scores. The preparer has asked for them in time (prepare.cuh).
+// of the scores. They have warps of their own beside the workers, or else the preparer does them, ahead of
+// the stewards who want their states: workers that took them between coded jobs fetched all their instructions
+// anew each time.
 #pragma once
 #include "cuda/attend/coded.cuh"
 #include "cuda/attend/frame.cuh"
 #include "cuda/attend/raw.cuh"
+#include "cuda/ptx/prefetch.cuh"
 #include "cuda/ptx/shared.cuh"
 #include "cuda/row/mask.cuh"
 
@@ -17,16 +20,26 @@ namespace tq::cuda::attend {
 
 constexpr int kExactStep = 16;  // tokens
 
-// What an exact job wants of the kernel's parameters: behind a reference they are loads from memory, all at
-// once here.
-struct ExactJob {
+// A block's exact tokens, and what they want of the kernel's parameters.
+struct ExactTokens {
+  int2 sinks, window;            // begin and end of what some row sees
   const uint8_t *keys, *values;  // of the kv head, in the first page of copies
   uint32_t page_elements;        // at most 65,536 kv heads x 32 tokens x 2 x 576
   const int32_t* raw_table;      // of the sequence
   const uint8_t* query;          // the block's slot
   int32_t rows_at, raw_query_at, mask_rows_at;
-  int32_t key_dim, value_dim, job_tokens, job;
+  int32_t key_dim, value_dim;
   float softcap_log2, softcap_steepness;
+
+  // A page of copies of the sequence, 0 of those without tokens first .. last - 1.
+  __device__ __forceinline__ uint32_t page(int number, int first, int last) const {
+    return number >= first / format::kTileTokens && number * format::kTileTokens < last
+               ? static_cast<uint32_t>(__ldg(raw_table + number))
+               : 0u;
+  }
+  __device__ __forceinline__ int64_t page_at(uint32_t page) const {
+    return static_cast<int64_t>(static_cast<uint64_t>(page) * page_elements);
+  }
 };
 
 // Eight numbers of a row of exact copies as pairs. Those of float32 are two parts each, and loaded when they
@@ -89,7 +102,7 @@ __device__ __forceinline__ void multiply_exact(float (&c)[4], const uint32_t (&a
 // fit into 128 registers.
 constexpr int exact_batch(int groups) { return groups <= 4 ? groups : 1; }
 
-// A block's rows over the tokens of a job.
+// A block's rows over exact tokens.
 template <int kKeyGroups, int kGroups, DataType kType>
 struct ExactRows {
   using Piece = ExactPiece<kType>;
@@ -195,40 +208,42 @@ struct ExactRows {
     return factor;
   }
 
-  __device__ __forceinline__ void attend(const ExactJob& job, const UnitInfo& info, int lane) {
+  // Over a run of exact tokens, sinks or window: in steps at absolute places, those that some row of the block
+  // sees.
+  __device__ __forceinline__ void attend(const ExactTokens& of, bool sink, int lane) {
     const int g = lane >> 2, t = lane & 3;
-    const QueryRows& rows = *reinterpret_cast<const QueryRows*>(job.query + job.rows_at);
-    const uint4* query = reinterpret_cast<const uint4*>(job.query + job.raw_query_at);
-    const bool sink = job.job < info.sink_jobs;
-    const int first =
-        (sink ? info.first_sink_job + job.job : info.first_window_job + job.job - info.sink_jobs) *
-        job.job_tokens;
+    const QueryRows& rows = *reinterpret_cast<const QueryRows*>(of.query + of.rows_at);
+    const uint4* query = reinterpret_cast<const uint4*>(of.query + of.raw_query_at);
+    const int first = (sink ? of.sinks.x : of.window.x) / kExactStep * kExactStep,
+              last = sink ? of.sinks.y : of.window.y;
     const int begin = sink ? rows.visible_begin[g] : rows.end[g],
-              end = sink ? min(rows.visible_end[g], info.sink_end) : rows.visible_end[g];
+              end = sink ? min(rows.visible_end[g], of.sinks.y) : rows.visible_end[g];
+    uint32_t pages = 0;  // lane i: page i of 32 of them
 #pragma unroll 1
-    for (int token = first; token < first + job.job_tokens; token += kExactStep) {
+    for (int token = first; token < last; token += kExactStep) {
+      const int page = token / format::kTileTokens;
+      if (token == first || token % (32 * format::kTileTokens) == 0)
+        pages = of.page(page / 32 * 32 + lane, token, last);
       if (!__any_sync(~0u, max(begin, token) < min(end, token + kExactStep))) continue;
-      const int entry = (job.job * job.job_tokens + token - first) / format::kTileTokens;
-      const uint32_t page =
-          entry < kPlaces ? info.places[entry] : __ldg(job.raw_table + token / format::kTileTokens);
-      const int64_t from = static_cast<int64_t>(static_cast<uint64_t>(page) * job.page_elements);
+      const uint32_t own_page = __shfl_sync(~0u, pages, page % 32);
+      const int64_t from = of.page_at(own_page);
       const int in_page = token % format::kTileTokens + g;
-      const uint8_t* value_row = job.values + (from + in_page * job.value_dim) * dtype_bytes(kType);
+      const uint8_t* value_row = of.values + (from + in_page * of.value_dim) * dtype_bytes(kType);
       float x[4];
-      scores(job.keys + (from + in_page * job.key_dim) * dtype_bytes(kType), job.key_dim, query, x, lane);
+      scores(of.keys + (from + in_page * of.key_dim) * dtype_bytes(kType), of.key_dim, query, x, lane);
       Piece v[kBatch][2];
-      load_values(value_row, job.value_dim, 0, v, lane);
+      load_values(value_row, of.value_dim, 0, v, lane);
       const float scale = rows.raw_scale[made_here(g)];  // again in every step: a register less
       uint32_t seen = 0;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int at = token + 8 * (i / 2) + 2 * t + i % 2;
         x[i] *= scale;
-        if (job.softcap_log2 != 0.0f) x[i] = soft_cap(x[i], job.softcap_log2, job.softcap_steepness);
+        if (of.softcap_log2 != 0.0f) x[i] = soft_cap(x[i], of.softcap_log2, of.softcap_steepness);
         x[i] = clamp_logit(x[i]);
         bool sees = at >= begin && at < end;
-        if (job.mask_rows_at >= 0) {
-          const MaskRows& masks = *reinterpret_cast<const MaskRows*>(job.query + job.mask_rows_at);
+        if (of.mask_rows_at >= 0) {
+          const MaskRows& masks = *reinterpret_cast<const MaskRows*>(of.query + of.mask_rows_at);
           const TreeWords tree = {{masks.tree[g][0], masks.tree[g][1]}};
           x[i] = add_slope(x[i], masks.slope[g], at - masks.position[g]);
           sees = sees && !tree.hides(at - masks.new_first[g]);
@@ -241,52 +256,84 @@ struct ExactRows {
       raw_weights<Piece::kBf16>(x, a);
       seen_pairs(seen, keep);
       add_values<0>(v, a, keep, factor);
-      more_values<kBatch>(value_row, job.value_dim, a, keep, factor, lane);
+      more_values<kBatch>(value_row, of.value_dim, a, keep, factor, lane);
     }
   }
 };
 
-// The item that a worker has in hand; the worker is found by the thread, the item by what was given back.
-__device__ __forceinline__ const volatile Item* item_in_hand(const AttendParams& p, const Frame& f) {
-  uint8_t* own = f.worker(p, __shfl_sync(~0u, made_here(static_cast<int>(threadIdx.x)) / 32, 0));
-  return queue_item(p, own, *queue_consumed(own));
+// Asks for the copies of a run into the second-level cache: they are there before the query is.
+__device__ __forceinline__ void ask_for_exact(const ExactTokens& of, int2 run, int bytes_each, int lane) {
+#pragma unroll 1
+  for (int page = run.x / format::kTileTokens + lane; page * format::kTileTokens < run.y; page += 32) {
+    const int begin = max(run.x - page * format::kTileTokens, 0),
+              end = min(run.y - page * format::kTileTokens, format::kTileTokens);
+    const int64_t from = of.page_at(of.page(page, run.x, run.y));
+    prefetch_l2(of.keys + (from + begin * of.key_dim) * bytes_each, (end - begin) * of.key_dim * bytes_each);
+    prefetch_l2(of.values + (from + begin * of.value_dim) * bytes_each,
+                (end - begin) * of.value_dim * bytes_each);
+  }
 }
 
-// A job of an exact unit, from its tokens to its deposit.
+// The exact tokens of the block that begins with a unit, from its copies to its state.
 template <class Core, DataType kType>
-__device__ __forceinline__ void exact_rows(const AttendParams& p) {
-  const Frame f(p, launch_shared(), 0);
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void exact_rows(const AttendParams& p, const Frame& f, const UnitInfo& info,
+                                           int lane) {
   const DeviceSide &key = p.layer.key, &value = p.layer.value;
   constexpr int kGroups = Core::kValue / 32;
+  const int head = info.kv_head * format::kTileTokens * dtype_bytes(kType);
+  const ExactTokens of = {make_int2(info.exact_begin[0], info.exact_end[0]),
+                          make_int2(info.exact_begin[1], info.exact_end[1]),
+                          static_cast<const uint8_t*>(key.raw) + head * key.layout.dim,
+                          static_cast<const uint8_t*>(value.raw) + head * value.layout.dim,
+                          static_cast<uint32_t>(p.layer.raw_page_elements),
+                          p.raw_table + info.raw_slot * p.raw_table_stride,
+                          f.query_slot(p, info.block),
+                          p.plan.query_rows_at,
+                          p.plan.raw_query_at,
+                          Core::kMasks ? p.plan.mask_rows_at : -1,
+                          key.layout.dim,
+                          value.layout.dim,
+                          p.numbers.softcap_log2,
+                          p.numbers.softcap_steepness};
+  ask_for_exact(of, of.sinks, dtype_bytes(kType), lane);
+  ask_for_exact(of, of.window, dtype_bytes(kType), lane);
+  wait_query(p, f.control, info.block);
   ExactRows<Core::kKey / 32, kGroups, kType> rows;
-  {
-    const volatile Item* item = item_in_hand(p, f);
-    const UnitInfo& info = f.info(item->unit);
-    const int head = info.kv_head * format::kTileTokens * dtype_bytes(kType);
-    const ExactJob of = {static_cast<const uint8_t*>(key.raw) + head * key.layout.dim,
-                         static_cast<const uint8_t*>(value.raw) + head * value.layout.dim,
-                         static_cast<uint32_t>(p.layer.raw_page_elements),
-                         p.raw_table + info.raw_slot * p.raw_table_stride,
-                         f.query_slot(p, info.block),
-                         p.plan.query_rows_at,
-                         p.plan.raw_query_at,
-                         Core::kMasks ? p.plan.mask_rows_at : -1,
-                         key.layout.dim,
-                         value.layout.dim,
-                         exact_job_tokens(p.layer.window_tokens, p.layer.sink_tokens),
-                         item->at,
-                         p.numbers.softcap_log2,
-                         p.numbers.softcap_steepness};
-    rows.attend(of, info, lane);
+#pragma unroll 1
+  for (int run = 0; run < 2; run++) rows.attend(of, run == 0, lane);
+  wait_exact_place(f.control, info.exact_number);
+  put_state<OutputOrder::kPieces>(exact_place<kGroups>(p, f.smem, info.exact_number), rows.m, rows.l, 0.0f,
+                                  rows.o, info.rows, lane);
+  exact_put(f.control, info.exact_number);
+}
+
+// Apart, so that it takes no registers of who calls it, and is there once.
+template <class Core>
+__device__ __noinline__ void exact_block(const AttendParams& p, int unit) {
+  const Frame f(p, launch_shared(), 0);
+  const UnitInfo& info = f.info(unit);
+  const int lane = threadIdx.x % 32;
+  if (p.layer.io_dtype == DataType::kF16)
+    exact_rows<Core, DataType::kF16>(p, f, info, lane);
+  else if (p.layer.io_dtype == DataType::kBF16)
+    exact_rows<Core, DataType::kBF16>(p, f, info, lane);
+  else
+    exact_rows<Core, DataType::kF32>(p, f, info, lane);
+}
+
+// A warp of exact tokens: every exact_warps-th of the blocks that begin in this CTA, from number `index` on.
+// control_threads: of Barrier::kControl, behind which the first query is there.
+template <class Core>
+__device__ __forceinline__ void attend_exact(const AttendParams& p, const Frame& f, int control_threads,
+                                             int index) {
+  barrier_sync(Barrier::kControl, control_threads);
+#pragma unroll 1
+  for (int unit = 0; unit < f.num_units; unit++) {
+    wait_described(f.control, unit);
+    const UnitInfo& info = f.info(unit);
+    if (info.exact && info.exact_number % p.plan.exact_warps == index) exact_block<Core>(p, unit);
+    barrier_arrive(&f.control->done[unit & (kUnitSlots - 1)]);
   }
-  // again, instead of kept in registers
-  const volatile Item* item = item_in_hand(p, f);
-  const int number = item->deposit;
-  wait_place(p, f.control, number);
-  put_state<OutputOrder::kPieces>(f.template deposit<kGroups>(p, number), rows.m, rows.l, 0.0f, rows.o,
-                                  f.info(item->unit).rows, lane);
-  deposit_put(p, f.control, number);
 }
 
 }  // namespace tq::cuda::attend

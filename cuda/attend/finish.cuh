@@ -44,6 +44,15 @@ template <int kPieces>
 __device__ __forceinline__ StateView block_state(uint8_t* smem) {
   return shared_state<kPieces>(state_place<kPieces>(smem, kBlockState));
 }
+// Of a block's exact tokens, apart: a row's coded part is rotated back before the two become one.
+template <int kPieces>
+__device__ __forceinline__ float* exact_place(const AttendParams& p, uint8_t* smem, int number) {
+  return state_place<kPieces>(smem, p.plan.exact_states + number % kExactPlaces);
+}
+template <int kPieces>
+__device__ __forceinline__ StateView exact_state(const AttendParams& p, uint8_t* smem, int number) {
+  return shared_state<kPieces>(exact_place<kPieces>(p, smem, number));
+}
 template <int kPieces>
 __device__ __forceinline__ StateView slot_state(const AttendParams& p, int slot) {
   float* base = p.slots + slot * slot_floats(32 * kPieces);
@@ -197,15 +206,16 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// The last unit of a block in this CTA, whose state is at unit_state. flag: an int in shared memory. Called
-// in one place, so that parameters are read from constant memory.
+// The last unit of a block in this CTA, whose state is at unit_state, and with kExact that of the block's exact
+// tokens at exact_state if the block begins here. flag: an int in shared memory. Called in one place, so that
+// parameters are read from constant memory.
 template <int kValue, bool kExact>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info,
                                             uint8_t* smem, int* flag) {
   constexpr int kPieces = kValue / 32, kBatch = kPieces <= 4 ? 16 : kPieces <= 6 ? 8 : 4;
   const StateView unit = unit_state<kPieces>(smem), block = block_state<kPieces>(smem);
-  const bool exact_last = kExact && p.layer.window_tokens + p.layer.sink_tokens > 0;
-  const int all = info.units, coded = exact_last ? all - 1 : all;
+  const bool has_exact = kExact && p.plan.exact_states > 0;
+  const int all = info.units;  // slot `all` has the exact tokens
   const bool share = !info.from_start || info.index < all - 1;
   uint32_t signs[kPieces];  // on their way while others are waited for
   load_signs<kPieces>(p.layer.value, info.kv_head, signs);
@@ -220,6 +230,10 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         now = r;
       }
       now.store(slot_state<kPieces>(p, info.slot + (info.from_start ? 0 : info.index)), row, team.lane);
+      if (has_exact && info.from_start) {
+        now.load(exact_state<kPieces>(p, smem, info.exact_number), row, team.lane);
+        now.store(slot_state<kPieces>(p, info.slot + all), row, team.lane);
+      }
     }
     if (info.from_start && team.leader()) *slot_extent<kPieces>(p, info.slot) = info.index + 1;
     if (!arrive(team, p, info.counter, info.arrivals, all, flag)) return;
@@ -235,22 +249,22 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
     // over
     if (share) {
       const unsigned taken = (1u << __ldcg(slot_extent<kPieces>(p, info.slot))) - 1;
-      if (exact_last) exact.load_slot(slot_state<kPieces>(p, info.slot + all - 1), row, team.lane);
+      if (has_exact) exact.load_slot(slot_state<kPieces>(p, info.slot + all), row, team.lane);
 #pragma unroll 1
-      for (int at = 0; at < coded; at += kBatch) {
+      for (int at = 0; at < all; at += kBatch) {
         // all of it in every round: what a round leaves as it was holds registers from unit to unit
         float part[kBatch][kPieces];
 #pragma unroll
         for (int b = 0; b < kBatch; b++)
-          load_slot_row(part[b], slot_state<kPieces>(p, info.slot + min(at + b, coded - 1)), row, team.lane);
-        const StateView own = slot_state<kPieces>(p, info.slot + min(at + team.lane, coded - 1));
+          load_slot_row(part[b], slot_state<kPieces>(p, info.slot + min(at + b, all - 1)), row, team.lane);
+        const StateView own = slot_state<kPieces>(p, info.slot + min(at + team.lane, all - 1));
         const SoftmaxState state = {__ldcg(own.m + row), __ldcg(own.m + kRowsPerBlock + row)};
         if (at == 0) {
           r.state = SoftmaxState{__shfl_sync(~0u, state.m, 0), __shfl_sync(~0u, state.l, 0)};
 #pragma unroll
           for (int i = 0; i < kPieces; i++) r.o[i] = part[0][i];
         }
-        r.template merge_in<kBatch>(part, state, (((1u << coded) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
+        r.template merge_in<kBatch>(part, state, (((1u << all) - 1) & ~taken) >> at & ((1u << kBatch) - 1),
                                     team.lane);
       }
     } else {
@@ -259,10 +273,11 @@ __device__ __forceinline__ void finish_unit(const Team team, const AttendParams&
         r = exact;
       } else {
         r.load(block, row, team.lane);
-        if (!info.exact) r.merge_in(exact);
+        r.merge_in(exact);
       }
+      if (has_exact) exact.load(exact_state<kPieces>(p, smem, info.exact_number), row, team.lane);
     }
-    write_row<kValue>(p, info, row, finite, minus, r, exact_last, exact, team.lane);
+    write_row<kValue>(p, info, row, finite, minus, r, has_exact, exact, team.lane);
   }
 }
 

@@ -116,6 +116,37 @@ __device__ __forceinline__ void wait_query(const AttendParams& p, Control* contr
   __syncwarp();
 }
 
+// The state of a block's exact tokens, by the block's exact_number: there, and read.
+__device__ __forceinline__ uint32_t exact_phase(int number) { return number / kExactPlaces & 1; }
+__device__ __forceinline__ void exact_put(Control* control, int number) {
+  barrier_arrive(&control->exact_full[number % kExactPlaces]);
+}
+__device__ __forceinline__ void wait_exact(Control* control, int number) {
+  barrier_wait(&control->exact_full[number % kExactPlaces], exact_phase(number));
+  __syncwarp();
+}
+__device__ __forceinline__ void free_exact(Control* control, int number) {
+  barrier_arrive(&control->exact_free[number % kExactPlaces]);
+}
+// The one before it there has been read.
+__device__ __forceinline__ void wait_exact_place(Control* control, int number) {
+  if (number >= kExactPlaces)
+    barrier_wait(&control->exact_free[number % kExactPlaces], exact_phase(number - kExactPlaces));
+  __syncwarp();
+}
+
+// Whether the exact tokens of a block can be worked on at once: its query is there, and a place.
+__device__ __forceinline__ bool exact_ready(const AttendParams& p, Control* control, const UnitInfo& info) {
+  bool ready = true;
+  if (info.block > 0)
+    ready = barrier_test(&control->query[(info.block - 1) & (p.plan.query_slots - 1)],
+                         (info.block - 1) >> p.plan.query_slots_log2 & 1);
+  if (info.exact_number >= kExactPlaces)
+    ready = ready && barrier_test(&control->exact_free[info.exact_number % kExactPlaces],
+                                  exact_phase(info.exact_number - kExactPlaces));
+  return __all_sync(~0u, ready);
+}
+
 // Starts the copy of one step; by one lane (bulk copies) or all. A step inside one page is one copy.
 template <class Core>
 __device__ __forceinline__ void issue_step(const AttendParams& p, const UnitInfo& info, int step,

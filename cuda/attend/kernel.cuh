@@ -11,6 +11,8 @@
 // - the preparer describes units ahead: where their tiles lie.
 // - stewards merge the deposits of a unit in job order and finish it (finish.cuh). They also prepare the
 //   integer query of the blocks to come.
+// - where there are exact tokens, one or two warps attend to those of the blocks that begin here (exact.cuh);
+//   if none is left, the preparer does.
 #pragma once
 #include "cuda/attend/exact.cuh"
 #include "cuda/attend/frame.cuh"
@@ -21,18 +23,6 @@
 #include "cuda/row/idle.cuh"
 
 namespace tq::cuda::attend {
-
-// One job of an exact unit. Apart from the steps of coded jobs, whose registers it would change, and without
-// arguments, which would have to be kept in memory.
-template <class Core>
-__device__ __noinline__ void exact_job(const AttendParams& p) {
-  if (p.layer.io_dtype == DataType::kF16)
-    exact_rows<Core, DataType::kF16>(p);
-  else if (p.layer.io_dtype == DataType::kBF16)
-    exact_rows<Core, DataType::kBF16>(p);
-  else
-    exact_rows<Core, DataType::kF32>(p);
-}
 
 // Waits for a worker's item number `taken` and its tiles. fetched: items whose copy this warp has started
 // itself, without bulk copies.
@@ -49,7 +39,7 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
       else if (!__all_sync(~0u, barrier_test(bar, queue_phase(p, fetched))))
         break;
       const Item item = *queue_item(p, own, fetched);
-      if (!(item.flags & (kItemStop | kItemExact | kItemBlank)))
+      if (!(item.flags & (kItemStop | kItemBlank)))
         issue_step<Core>(p, f.info(item.unit), item.flags >> kItemStepShift, queue_stage(p, own, fetched),
                          bar, lane);
       lane_copy_commit();
@@ -59,9 +49,8 @@ __device__ __forceinline__ void wait_item(const AttendParams& p, const Frame& f,
   __syncwarp();
 }
 
-// A coded job, whose first item is there. kExact: of a kernel that takes exact tokens, which has a register
-// less.
-template <class Core, bool kExact>
+// A job, whose first item is there.
+template <class Core>
 __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f, uint8_t* own, int& taken,
                                           int& fetched, int lane) {
   Core core;
@@ -71,15 +60,13 @@ __device__ __forceinline__ void coded_job(const AttendParams& p, const Frame& f,
 #pragma unroll 1
   for (;;) {
     const volatile Item* item = queue_item(p, own, taken);
-    const int here = kExact ? made_here(static_cast<int>(threadIdx.x)) % 32 : lane;
-    core.step(p, queue_stage(p, own, taken), item->at, item->flags & kItemWhole, here);
+    core.step(p, queue_stage(p, own, taken), item->at, item->flags & kItemWhole, lane);
     const int flags = item->flags, deposit = item->deposit, unit = item->unit;
     __syncwarp();
     taken++;
     if (lane == 0) *queue_consumed(own) = taken;
     if (flags & kItemLast) {
       wait_place(p, f.control, deposit);
-      // as in exact_job
       core.put(p, f.template deposit<Core::kValue / 32>(p, deposit), f.info(unit).rows, made_here(lane));
       deposit_put(p, f.control, deposit);
       return;
@@ -100,25 +87,13 @@ __device__ __forceinline__ void work(const AttendParams& p, const Frame& f, uint
     wait_described(f.control, unit);
     const UnitInfo& info = f.info(unit);
     wait_query(p, f.control, info.block);
-    if constexpr (Core::kExact) {
-      if (flags & kItemExact) {
-        exact_job<Core>(p);
-        const int thread = made_here(static_cast<int>(threadIdx.x));
-        own = f.worker(p, __shfl_sync(~0u, made_here(thread / 32), 0));
-        lane = thread % 32;
-        taken = *queue_consumed(own) + 1;
-        __syncwarp();
-        if (lane == 0) *queue_consumed(own) = taken;
-        continue;
-      }
-    }
     if constexpr (Core::kHasSmall) {
       if (info.rows <= Core::Small::kRows) {
-        coded_job<typename Core::Small, Core::kExact>(p, f, own, taken, fetched, lane);
+        coded_job<typename Core::Small>(p, f, own, taken, fetched, lane);
         continue;
       }
     }
-    coded_job<Core, Core::kExact>(p, f, own, taken, fetched, lane);
+    coded_job<Core>(p, f, own, taken, fetched, lane);
   }
 }
 
@@ -143,10 +118,15 @@ __device__ __forceinline__ void make_barriers(const AttendParams& p, uint8_t* sm
         control->tables[0][i] = p.numbers.key_tables.bytes.word[i];
         control->tables[1][i] = p.numbers.value_tables.bytes.word[i];
       }
-      for (int i = 0; i < kUnitSlots; i++) barrier_init(&control->done[i], 32 * (kStewards + 1));
+      for (int i = 0; i < kUnitSlots; i++)
+        barrier_init(&control->done[i], 32 * (kStewards + 1 + p.plan.exact_warps));
+      for (int i = 0; i < kExactPlaces; i++) {
+        barrier_init(&control->exact_full[i], 32);
+        barrier_init(&control->exact_free[i], 32 * kStewards);
+      }
       for (int i = 0; i < kMaxQuerySlots; i++)
         barrier_init(&control->query[i], query_by_stewards(kStewards) ? 32 * kStewards : 32);
-    } else {
+    } else if (warp < workers + 2 + kStewards) {
       const int first = warp < workers ? warp : warp - 2, step = workers + kStewards;
 #pragma unroll 1
       for (int i = first; i < p.plan.deposits; i += step) barrier_init(&control->full[i], 32);
@@ -172,7 +152,7 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
   if (num_units == 0 && warp != preparer) return;
   // The first copies leave as soon as unit 0 is described; others prepare its query meanwhile.
   const Frame frame(p, smem, num_units);
-  const int others = (workers + kStewards + 2) * 32;
+  const int others = (workers + kStewards + 2 + p.plan.exact_warps) * 32;
   if (warp < workers) {
     if (!query_by_stewards(kStewards)) prepare_unit<Core>(p, frame, cta, 0, warp, workers, lane);
     fence_block();
@@ -192,8 +172,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     if (num_units > 0) prepare<Core, kStewards>(p, frame, cta, others, lane);
     if (p.idle_rows)
       clear_idle_rows(p, p.idle_rows, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), lane);
-  } else {
+  } else if (!Core::kExact || warp <= preparer + kStewards) {
     attend_to<Core, kStewards>(p, frame, cta, others, warp - preparer - 1, lane);
+  } else if constexpr (Core::kExact) {
+    attend_exact<Core>(p, frame, others, warp - preparer - kStewards - 1);
   }
 }
 

@@ -35,9 +35,12 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   const MaskNeeds masks = {adds_to_logits(launch.call), launch.call.visible_begin != nullptr};
   const int stage_bytes = shape.tiles_per_step * layer.tile_bytes;
   const auto plan_for = [&](AttendTuning t) {
-    return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value, stage_bytes, masks,
-                          std::min({t.workers, shape.max_workers, 4 * t.deposits}), t.stages, t.deposits,
-                          t.copies > 0 ? t.copies : INT_MAX, shape.row_query_bytes);
+    const int workers = std::min({t.workers, shape.max_workers, 4 * t.deposits});
+    SmemPlan plan = make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value, stage_bytes, masks,
+                                   workers, shape.exact, t.stages, t.deposits,
+                                   t.copies > 0 ? t.copies : INT_MAX, shape.row_query_bytes);
+    if (shape.exact) plan.exact_warps = std::min(kMaxExactWarps, shape.max_workers - workers);
+    return plan;
   };
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;
@@ -223,8 +226,8 @@ int attend_least_shared_memory(const format::TileLayout& tile, bool exact) {
   const auto bytes = [&](const CoreShape& shape, MaskNeeds masks) {
     const AttendTuning least = shape.tunings_end[-1];
     return make_smem_plan(shape.stored_key, shape.raw_dim, shape.stored_value,
-                          shape.tiles_per_step * tile.tile_bytes(), masks, least.workers, least.stages,
-                          least.deposits, least.copies, shape.row_query_bytes)
+                          shape.tiles_per_step * tile.tile_bytes(), masks, least.workers, shape.exact,
+                          least.stages, least.deposits, least.copies, shape.row_query_bytes)
         .total_bytes;
   };
   const Compiled* compiled = find_compiled(tile);

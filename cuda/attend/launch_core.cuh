@@ -13,7 +13,7 @@
 namespace tq::cuda::attend {
 
 // 16 warps of up to 128 registers, 12 of up to 168, or 8 of up to 255: workers, the producer, the preparer,
-// stewards.
+// stewards, and those of exact tokens.
 template <class Core, int kWarps>
 void launch_core(const AttendLaunch& launch, CoreShape shape) {
   constexpr int kStewards = kWarps == 16 ? 4 : kWarps == 12 ? 2 : 1, kOthers = kStewards + 2;
@@ -25,14 +25,15 @@ void launch_core(const AttendLaunch& launch, CoreShape shape) {
                                    cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.total_bytes),
       "attend: shared memory");
   launch_early(launch.early, "attend", kernel, dim3(launch.num_ctas),
-               dim3((params.plan.workers + kOthers) * 32), params.plan.total_bytes, launch.stream, params);
+               dim3((params.plan.workers + kOthers + params.plan.exact_warps) * 32), params.plan.total_bytes,
+               launch.stream, params);
 }
 
 template <int kDim, int kKeyBits, int kValueBits, int kTiles, int kWarps>
 void launch_coded(const AttendLaunch& launch) {
   const bool exact = launch.layer.window_tokens + launch.layer.sink_tokens > 0;
   if (exact)
-    launch_core<ExactToo<CodedCore<kDim, kKeyBits, kValueBits, kTiles, false>>, kWarps>(
+    launch_core<ExactToo<CodedCore<kDim, kKeyBits, kValueBits, kTiles>>, kWarps>(
         launch, coded_shape(kDim, std::max(kKeyBits, kValueBits), kTiles, true));
   else
     launch_core<CodedCore<kDim, kKeyBits, kValueBits, kTiles>, kWarps>(
@@ -52,7 +53,7 @@ void launch_trellis(const AttendLaunch& launch) {
 template <template <bool> class Core, int kDim, bool kTrellis, int kTiles, int kWarps>
 void launch_band_core(const AttendLaunch& launch) {
   if (launch.layer.window_tokens + launch.layer.sink_tokens > 0)
-    launch_core<ExactToo<Core<false>>, kWarps>(launch, banded_shape(kDim, kTiles, true));
+    launch_core<ExactToo<Core<!kTrellis>>, kWarps>(launch, banded_shape(kDim, kTiles, true));
   else
     launch_core<Core<!kTrellis>, kWarps>(launch, banded_shape(kDim, kTiles, false));
 }

@@ -2,8 +2,8 @@
 // Shared memory of an attend CTA: offsets that constants give, or computed once on the host and passed with
 // the parameters, so that host and kernel cannot disagree.
 //
-//   control | unit infos | states: of a unit, of a block, deposits | query slots | of each worker: queue
-//   (items, barriers), ring of tile buffers
+//   control | unit infos | states: of a unit, of a block, deposits, exact tokens | query slots | of each
+//   worker: queue (items, barriers), ring of tile buffers
 #pragma once
 #include "cuda/schedule/work_list.h"
 #include "format/tile_layout.h"
@@ -14,6 +14,9 @@ constexpr int kMaxStages = 4;
 constexpr int kMaxQuerySlots = 4;
 constexpr int kUnitSlots = 8;  // units described ahead
 constexpr int kPlaces = 128;  // places of a unit's steps or tiles kept here; longer units read the page table
+// States of blocks' exact tokens: the warps that make them may be so many blocks ahead.
+constexpr int kExactPlaces = 2;
+constexpr int kMaxExactWarps = 2;
 constexpr int kMaxDeposits = 16;  // states of jobs that wait to be merged; a power of two
 // barriers a place: a worker may be so many deposits of it ahead (workers <= 4 x deposits, see
 // frame.cuh)
@@ -24,8 +27,8 @@ constexpr int kRowPad = 8;
 // What the workers need to know of a unit.
 struct UnitInfo {
   int32_t block;    // running number of the row block in this CTA; query slot = block % query_slots
-  int32_t exact;    // 1: the exact tokens of the block
-  int32_t jobs;     // coded: runs of job_steps steps. exact: runs of exact_job_tokens, sinks first
+  int32_t exact;    // 1: the block's first unit, and there are exact tokens
+  int32_t jobs;     // runs of job_steps steps
   int32_t deposit;  // running number of its first job's deposit
   int32_t steps;
   int32_t job_steps, skipped;     // jobs begin at absolute tokens: steps of the first that are not taken
@@ -44,14 +47,14 @@ struct UnitInfo {
   int32_t query_tokens;  // of the sequence
   int32_t sink_end;      // of the sequence
   int32_t sequence;      // in the work list
-  // exact: jobs of sinks, and of each of the two runs the first job, counted from token 0
-  int32_t sink_jobs, first_sink_job, first_window_job;
-  int32_t reserved;
-  // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh); exact: pages of
-  // exact copies
+  // exact tokens that some row sees: sinks and window
+  int32_t exact_begin[2], exact_end[2];
+  int32_t exact_number;  // running number of the block among those that begin in this CTA, if this one does
+  int32_t reserved[3];
+  // of its steps (inside one page each) or tiles, as tile_place gives them (row/place.cuh)
   uint32_t places[kPlaces];
 };
-static_assert(sizeof(UnitInfo) == 128 + 4 * kPlaces, "padded");
+static_assert(sizeof(UnitInfo) == 144 + 4 * kPlaces, "padded");
 
 // Per row of a query slot.
 struct QueryRows {
@@ -78,18 +81,18 @@ struct UnitRanges {
   int32_t begin[kRowsPerBlock], end[kRowsPerBlock];
 };
 
-// What a worker does next: one step of a coded job, or an exact job.
+// What a worker does next: one step of a job.
 struct alignas(16) Item {
-  int32_t at;       // first token of the step; of an exact unit: the number of the job in it
+  int32_t at;       // first token of the step
   int32_t deposit;  // where the job's state goes: running number
   int32_t unit;
   int32_t flags;  // kItem*, and the step from bit kItemStepShift on
 };
 constexpr int kItemLast = 1;   // of its job
 constexpr int kItemWhole = 2;  // every row sees all tokens of the step
-constexpr int kItemExact = 4, kItemStop = 8;
-constexpr int kItemBlank = 16;  // no row sees a token of the job: nothing is copied
-constexpr int kItemStepShift = 5;
+constexpr int kItemStop = 4;
+constexpr int kItemBlank = 8;  // no row sees a token of the job: nothing is copied
+constexpr int kItemStepShift = 4;
 
 // Of a worker's part: items, their barriers, the counter of items that it has given back.
 constexpr int kConsumedAt = kMaxStages * static_cast<int>(sizeof(Item) + sizeof(uint64_t));
@@ -104,6 +107,8 @@ struct Control {
   uint64_t full[kMaxDeposits];     // by place: the deposit is there
   uint64_t freed[kFreedTurns][kMaxDeposits];  // by turn and place: the deposit has been merged
   uint64_t query[kMaxQuerySlots];             // by slot, from the second block on: the query is there
+  // by place: the state of a block's exact tokens is there; it has been read
+  uint64_t exact_full[kExactPlaces], exact_free[kExactPlaces];
 };
 
 constexpr int smem_round_up(int x) { return (x + 127) / 128 * 128; }
@@ -120,8 +125,10 @@ constexpr int query_rows_at(int stored_key) { return stored_key / 32 * 512; }
 
 struct SmemPlan {
   int32_t workers;
-  int32_t stages, stages_log2;                                     // a power of two
-  int32_t copies;                                                  // on their way at a time, of large steps
+  int32_t exact_warps;          // 0 with exact tokens: the preparer does them
+  int32_t exact_states;         // number of the first of their kExactPlaces states; 0 without exact tokens
+  int32_t stages, stages_log2;  // a power of two
+  int32_t copies;               // on their way at a time, of large steps
   int32_t deposits, deposits_log2, query_slots, query_slots_log2;  // powers of two
   int32_t stage_pitch;
   int32_t
@@ -142,12 +149,13 @@ struct MaskNeeds {
 };
 
 // stored_key: integers of a query row (0: raw keys); raw_dim: numbers of a row kept for raw keys and exact
-// tokens (0: none). row_query_bytes: of a slot, for keys by rows.
+// tokens (0: none). exact: there are exact tokens. row_query_bytes: of a slot, for keys by rows.
 inline SmemPlan make_smem_plan(int stored_key, int raw_dim, int stored_value, int stage_bytes,
-                               MaskNeeds masks, int workers, int stages, int deposits, int copies,
+                               MaskNeeds masks, int workers, bool exact, int stages, int deposits, int copies,
                                int row_query_bytes = 0) {
   SmemPlan plan = {};
   plan.workers = workers;
+  plan.exact_states = exact ? kFirstDeposit + deposits : 0;
   plan.stages = stages;
   plan.copies = copies;
   plan.deposits = deposits;
@@ -165,7 +173,8 @@ inline SmemPlan make_smem_plan(int stored_key, int raw_dim, int stored_value, in
   plan.mask_rows_at = masks.rows ? smem_round_up(query_end) : -1;
   plan.query_slot_bytes =
       smem_round_up(masks.rows ? plan.mask_rows_at + static_cast<int>(sizeof(MaskRows)) : query_end);
-  plan.queries_at = smem_round_up(kStatesAt + (kFirstDeposit + deposits) * state_floats(stored_value) * 4);
+  const int states = kFirstDeposit + deposits + (exact ? kExactPlaces : 0);
+  plan.queries_at = smem_round_up(kStatesAt + states * state_floats(stored_value) * 4);
   plan.workers_at = plan.queries_at + plan.query_slots * plan.query_slot_bytes;
   plan.stages_log2 = stages >= 4 ? 2 : stages / 2;
   plan.ring_at = smem_round_up(kConsumedAt + static_cast<int>(sizeof(int32_t)));

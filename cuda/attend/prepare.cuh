@@ -2,10 +2,11 @@
 // The preparer of an attend CTA: one warp that describes units ahead of everybody. The query of each row
 // block is prepared by the stewards, a row each: one warp takes longer over all rows than the block's tokens
 // last when histories are short. With few stewards the workers do it for unit 0, the preparer for the others.
+// Where all warps are workers' it attends to the exact tokens as well.
 #pragma once
+#include "cuda/attend/exact.cuh"
 #include "cuda/attend/frame.cuh"
 #include "cuda/attend/query.cuh"
-#include "cuda/ptx/prefetch.cuh"
 
 namespace tq::cuda::attend {
 
@@ -20,45 +21,10 @@ struct Walk {
   int sequence_index;
   int kv_head, row_block, split;  // of the unit to describe next
   int local_block;                // running number of its block in this CTA
+  int begun;                      // blocks that begin in this CTA so far
   int deposit;                    // of its first job
   int from_start;
 };
-
-// The jobs of a unit of exact tokens and where their pages are; returns the number of jobs. Tokens that some
-// row sees are asked into the second-level cache, where they are long before a worker wants them.
-__device__ __forceinline__ int describe_exact(const AttendParams& p, const SequenceWork& s,
-                                              const RowsRange& range, int kv_head, UnitInfo& info, int lane) {
-  const int job = exact_job_tokens(p.layer.window_tokens, p.layer.sink_tokens);
-  const bool sinks = range.visible_begin < range.sink_end, window = range.window_begin < range.visible_end;
-  const int first_sink_job = sinks ? range.visible_begin / job : 0,
-            sink_jobs = sinks ? (range.sink_end + job - 1) / job - first_sink_job : 0,
-            first_window_job = window ? range.window_begin / job : 0,
-            window_jobs = window ? (range.visible_end + job - 1) / job - first_window_job : 0;
-  const int pages_each = job / format::kTileTokens, pages = (sink_jobs + window_jobs) * pages_each;
-#pragma unroll 1
-  for (int i = lane; i < min(pages, kPlaces); i += 32) {
-    const bool sink = i < sink_jobs * pages_each;
-    const int page = sink ? first_sink_job * pages_each + i : (first_window_job - sink_jobs) * pages_each + i,
-              begin = max(sink ? range.visible_begin : range.window_begin, page * format::kTileTokens),
-              end = min(sink ? range.sink_end : range.visible_end, (page + 1) * format::kTileTokens);
-    if (begin >= end) continue;  // of a job, in front of its first token or behind its last one
-    const int64_t place = raw_place(p, s.raw_slot, begin);
-    info.places[i] = static_cast<uint32_t>(place / format::kTileTokens);
-    const int bytes = dtype_bytes(p.layer.io_dtype);
-#pragma unroll
-    for (int side = 0; side < 2; side++) {
-      const DeviceSide& of = side ? p.layer.value : p.layer.key;
-      prefetch_l2(static_cast<const uint8_t*>(of.raw) + raw_offset(p.layer, of, kv_head, place) * bytes,
-                  (end - begin) * of.layout.dim * bytes);
-    }
-  }
-  if (lane == 0) {
-    info.sink_jobs = sink_jobs;
-    info.first_sink_job = first_sink_job;
-    info.first_window_job = first_window_job;
-  }
-  return sink_jobs + window_jobs;
-}
 
 // Fills in a unit's info.
 template <class Core>
@@ -69,10 +35,10 @@ __device__ __forceinline__ void describe(const AttendParams& p, UnitInfo& info, 
   const int rows_total = s.query_tokens * p.layer.q_per_kv;
   const int kv_head = walk.kv_head, first_row = walk.row_block * kRowsPerBlock;
   const int rows = min(kRowsPerBlock, rows_total - first_row);
-  const int exact = Core::kExact && walk.split == s.num_splits;
   const bool first_here = unit == walk.run_begin || walk.split == 0;
   if (first_here) walk.from_start = walk.split == 0;
-  const bool last_of_block = walk.split == s.units_per_block - 1;
+  if (walk.split == 0) walk.begun++;
+  const bool last_of_block = walk.split == s.num_splits - 1;
   const bool masks = p.plan.ranges_at >= 0 || (Core::kMasks && p.plan.mask_rows_at >= 0);
   const int first_query = query_of_row(p, s.query_tokens, first_row),
             last_query = query_of_row(p, s.query_tokens, first_row + rows - 1);
@@ -89,9 +55,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, UnitInfo& info, 
             end = walk.split == kMaxSplits - 1 ? range.end
                                                : min(range.end - split_begin, s.split_tokens) + split_begin;
   int steps = 0, jobs = 0, job_steps = 0, skipped = 0, first_tile = 0, end_tile = 0;
-  if (exact) {
-    jobs = describe_exact(p, s, range, kv_head, info, lane);
-  } else if (begin < end) {
+  if (begin < end) {
     const int first_step = begin / Core::kStepLength;
     first_tile = first_step * Core::kTiles;
     end_tile = (end + format::kTileTokens - 1) / format::kTileTokens;
@@ -100,14 +64,21 @@ __device__ __forceinline__ void describe(const AttendParams& p, UnitInfo& info, 
     skipped = first_step & (job_steps - 1);
     jobs = (skipped + steps + job_steps - 1) >> (31 - __clz(job_steps));
   }
-  const int num_tiles = exact ? 0 : end_tile - first_tile;
+  const int num_tiles = end_tile - first_tile;
   const int each = p.whole_steps ? Core::kTiles : 1;
 #pragma unroll 1
   for (int i = lane; i < kPlaces && i * each < num_tiles; i += 32)
     info.places[i] = tile_place(p, s.page_row, kv_head, first_tile + i * each);
   if (lane == 0) {
     info.block = walk.local_block;
-    info.exact = exact;
+    if (Core::kExact) {
+      info.exact = p.plan.exact_states > 0 && walk.split == 0;
+      info.exact_begin[0] = range.visible_begin;
+      info.exact_end[0] = range.sink_end;
+      info.exact_begin[1] = range.window_begin;
+      info.exact_end[1] = range.visible_end;
+      info.exact_number = walk.begun - 1;
+    }
     info.jobs = jobs;
     info.deposit = walk.deposit;
     info.steps = steps;
@@ -123,7 +94,7 @@ __device__ __forceinline__ void describe(const AttendParams& p, UnitInfo& info, 
     info.raw_slot = s.raw_slot;
     info.index = walk.split;
     info.arrivals = walk.from_start ? walk.split + 1 : walk.split - run.split + 1;
-    info.units = s.units_per_block;
+    info.units = s.num_splits;
     info.first_here = first_here;
     info.last_here = last_of_block || unit == walk.run_end - 1;
     info.from_start = walk.from_start;
@@ -152,7 +123,7 @@ __device__ __forceinline__ void start_run(Walk& walk, const CtaWork& run, int un
 }
 
 __device__ __forceinline__ void advance(const AttendParams& p, Walk& walk) {
-  if (++walk.split < walk.sequence.units_per_block) return;
+  if (++walk.split < walk.sequence.num_splits) return;
   walk.split = 0;
   walk.local_block++;
   if (++walk.row_block < walk.sequence.row_blocks) return;
@@ -200,30 +171,45 @@ __device__ __forceinline__ void prepare(const AttendParams& p, const Frame& f, c
   int loaded = cta.sequence;
   int done = 0;                       // units known to be done with
   int last_of_block[kMaxQuerySlots];  // by query slot
-  const auto wait_done = [&](int unit) {
-    for (; done <= unit; done++) barrier_wait(&control->done[done & (kUnitSlots - 1)], unit_phase(done));
-    __syncwarp();
-  };
+  int exact_from = 0;                 // units in front of it want no exact tokens from this warp any more
+  const bool exact_here = Core::kExact && p.plan.exact_states > 0 && p.plan.exact_warps == 0;
 #pragma unroll 1
-  for (int unit = 0; unit < f.num_units; unit++) {
-    if (unit == walk.run_end) {
+  for (int unit = 0; unit < f.num_units + (exact_here ? 1 : 0); unit++) {
+    const bool end = unit == f.num_units;  // all are described
+    if (unit == walk.run_end && !end) {
       if (walk.split != 0) walk.local_block++;  // the block before is not this CTA's to end
       start_run(walk, *reinterpret_cast<const CtaWork*>(p.sequences + cta.second), unit);
       loaded = walk.sequence_index;
     }
-    if (walk.sequence_index != loaded) {
+    if (walk.sequence_index != loaded && !end) {
       walk.sequence = p.sequences[walk.sequence_index];
       loaded = walk.sequence_index;
     }
     // The info and the query that this one replaces are done with.
-    wait_done(unit - kUnitSlots);
     const int slot = walk.local_block & (p.plan.query_slots - 1);
+    int before = end ? unit - 1 : unit - kUnitSlots;
 #pragma unroll
     for (int i = 0; i < kMaxQuerySlots; i++) {
       if (i != slot) continue;
-      if (walk.split == 0 && walk.local_block >= p.plan.query_slots) wait_done(last_of_block[i]);
+      if (walk.split == 0 && walk.local_block >= p.plan.query_slots && !end)
+        before = max(before, last_of_block[i]);
       last_of_block[i] = unit;
     }
+    // Exact tokens: those of units whose end is waited for, and others while there is nothing else to do.
+    if constexpr (Core::kExact)
+      if (exact_here)
+        for (; exact_from < unit; exact_from++) {
+          const UnitInfo& from = f.info(exact_from);
+          if (!from.exact) continue;
+          const bool idle =
+              before >= done &&
+              !__all_sync(~0u, barrier_test(&control->done[before & (kUnitSlots - 1)], unit_phase(before)));
+          if (exact_from > before && !(idle && exact_ready(p, control, from))) break;
+          exact_block<Core>(p, exact_from);
+        }
+    if (end) break;
+    for (; done <= before; done++) barrier_wait(&control->done[done & (kUnitSlots - 1)], unit_phase(done));
+    __syncwarp();
     UnitInfo& info = f.info(unit);
     describe<Core>(p, info, f.ranges(p, unit), walk, unit, lane);
     __syncwarp();

@@ -41,8 +41,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
   int unit = -1, next_job = 0, jobs = 0;
   // Of each: the job in hand, the items issued and, of these, those whose copy has come.
   const UnitInfo* info = f.infos;
-  int own_unit = 0, exact = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0,
-      flags = 0, issued = 0, arrived = 0;
+  int own_unit = 0, deposit = 0, step = 0, end = 0, token = 0, full_begin = 0, full_end = 0, flags = 0,
+      issued = 0, arrived = 0;
   bool stopped = lane >= workers;
   const volatile int32_t* consumed = queue_consumed(own);
   while (!__all_sync(~0u, stopped)) {
@@ -71,17 +71,16 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
         if (job < jobs) {
           info = &f.info(unit);
           own_unit = unit;
-          exact = Core::kExact ? info->exact : 0;
           deposit = info->deposit + job;
           const int from = job * info->job_steps - info->skipped;
-          step = exact ? 0 : max(from, 0);
-          end = exact ? 1 : min(from + info->job_steps, info->steps);
-          flags = exact ? kItemExact : 0;
-          if (kRanges && !exact) {
+          step = max(from, 0);
+          end = min(from + info->job_steps, info->steps);
+          flags = 0;
+          if (kRanges) {
             step = next_seen<Core, kRanges>(p, f, *info, unit, step, end);
             if (step == end) step = end - 1, flags = kItemBlank;
           }
-          token = exact ? job : (info->first_tile + step * Core::kTiles) * format::kTileTokens;
+          token = (info->first_tile + step * Core::kTiles) * format::kTileTokens;
           full_begin = info->full_begin;
           full_end = info->full_end;
         } else {
@@ -94,12 +93,11 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     if (go) {
       uint64_t* bar = queue_barrier(p, own, issued);
       if (stop) flags = kItemStop;
-      const int next =
-          stop || exact ? step + 1 : next_seen<Core, kRanges>(p, f, *info, own_unit, step + 1, end);
+      const int next = stop ? step + 1 : next_seen<Core, kRanges>(p, f, *info, own_unit, step + 1, end);
       if (next == end) flags |= kItemLast;
       if (token >= full_begin && token + Core::kStepLength <= full_end) flags |= kItemWhole;
       *queue_item(p, own, issued) = Item{token, deposit, own_unit, flags | step << kItemStepShift};
-      if (kBulkCopy && !(flags & (kItemStop | kItemExact | kItemBlank)))
+      if (kBulkCopy && !(flags & (kItemStop | kItemBlank)))
         issue_step<Core>(p, *info, step, queue_stage(p, own, issued), bar, 0);
       else
         barrier_arrive(bar);

@@ -127,7 +127,10 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
       rows.pass_on(p, f, info, stewards);
     } else {
       rows.leave(f, info, stewards);
+      const bool exact = Core::kExact && p.plan.exact_states > 0 && info.from_start;
+      if (exact) wait_exact(control, info.exact_number);
       finish_unit<Core::kValue, Core::kExact>(stewards, p, info, f.smem, &control->flag);
+      if (exact) free_exact(control, info.exact_number);
     }
     if (unit == f.num_units - 1) return;
     barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);

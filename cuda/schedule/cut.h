@@ -86,44 +86,39 @@ TQ_HD SequenceWork entry_at(const ListRule& rule, const SequenceRows& all, int32
   entry.split_tokens = 1 << log2;
   const int32_t splits = static_cast<int32_t>((static_cast<uint32_t>(all.length) + (1u << log2) - 1) >> log2);
   entry.num_splits = splits < 1 ? 1 : splits < kMaxSplits ? splits : kMaxSplits;
-  entry.units_per_block = entry.num_splits + (rule.exact_tokens > 0 ? 1 : 0);
   return entry;
 }
 
 // Weights of the units of one block of an entry. They count steps of kStepTokens: 32 bits hold them.
 struct BlockWeights {
-  int32_t full, last, exact;  // of all splits but the last, the last, the exact unit (0 = none)
-  int32_t splits, units;
+  int32_t full, last;  // of all splits but the last, the last
+  int32_t exact;       // what the first has beside: the exact tokens
+  int32_t splits;
 };
-TQ_HD int32_t unit_weight(int32_t tokens, int32_t step = kStepTokens) {
-  return (tokens + step - 1) / step + kUnitWeight;
-}
+TQ_HD int32_t unit_weight(int32_t tokens) { return (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight; }
 TQ_HD BlockWeights block_weights(const ListRule& rule, const SequenceWork& entry) {
   const int32_t splits = entry.num_splits, end = entry.position + entry.query_tokens;
   return BlockWeights{unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
-                      entry.units_per_block > splits ? unit_weight(rule.exact_tokens, kExactStepTokens) : 0,
-                      splits, entry.units_per_block};
+                      (rule.exact_tokens + kExactStepTokens - 1) / kExactStepTokens, splits};
 }
 TQ_HD int32_t total_weight(const BlockWeights& w) { return (w.splits - 1) * w.full + w.last + w.exact; }
-// First unit that starts at or after this weight of the block's; `units` if none.
+// First unit that starts at or after this weight of the block's; `splits` if none.
 TQ_HD int32_t unit_at(const BlockWeights& w, int32_t weight) {
-  const uint32_t full = static_cast<uint32_t>(w.full);
-  const int32_t index = static_cast<int32_t>((static_cast<uint32_t>(weight) + full - 1) / full);
-  if (index < w.splits) return index;
-  if (w.units > w.splits && weight <= (w.splits - 1) * w.full + w.last) return w.splits;
-  return w.units;
+  if (weight <= 0) return 0;
+  const uint32_t full = static_cast<uint32_t>(w.full), behind = static_cast<uint32_t>(weight - w.exact);
+  const int32_t index = weight <= w.exact ? 1 : static_cast<int32_t>((behind + full - 1) / full);
+  return index < w.splits ? index : w.splits;
 }
 // Units that end at or before this weight of the block's.
 TQ_HD int32_t units_within(const BlockWeights& w, int32_t weight) {
-  const int32_t index = weight / w.full, all_full = (w.splits - 1) * w.full;
+  if (weight <= w.exact) return 0;
+  const int32_t index = (weight - w.exact) / w.full;
   if (index < w.splits - 1) return index;
-  if (weight < all_full + w.last) return w.splits - 1;
-  return w.units > w.splits && weight >= total_weight(w) ? w.units : w.splits;
+  return weight < total_weight(w) ? w.splits - 1 : w.splits;
 }
 // Where unit `index` of the block starts.
 TQ_HD int32_t start_of_unit(const BlockWeights& w, int32_t index) {
-  return index < w.splits ? index * w.full
-                          : (w.splits - 1) * w.full + w.last + (index > w.splits ? w.exact : 0);
+  return index == 0 ? 0 : index < w.splits ? w.exact + index * w.full : total_weight(w);
 }
 // Of all kv heads.
 TQ_HD int32_t num_blocks(const ListRule& rule, const SequenceWork& entry) {
@@ -133,7 +128,7 @@ TQ_HD int64_t entry_weight(const ListRule& rule, const SequenceWork& entry) {
   return static_cast<int64_t>(total_weight(block_weights(rule, entry))) * num_blocks(rule, entry);
 }
 TQ_HD uint32_t entry_units(const ListRule& rule, const SequenceWork& entry) {
-  return static_cast<uint32_t>(num_blocks(rule, entry)) * static_cast<uint32_t>(entry.units_per_block);
+  return static_cast<uint32_t>(num_blocks(rule, entry)) * static_cast<uint32_t>(entry.num_splits);
 }
 
 // A place between units.
@@ -157,18 +152,18 @@ TQ_HD Border border_inside(const ListRule& rule, const SequenceWork& entry, int3
   int32_t block = static_cast<int32_t>(quotient(larger(weight, 0), each));
   int32_t unit =
       weight <= 0 ? 0 : unit_at(w, static_cast<int32_t>(weight - static_cast<int64_t>(block) * each));
-  if (unit == w.units) unit = 0, block++;
-  const uint32_t units = static_cast<uint32_t>(block) * static_cast<uint32_t>(w.units);
+  if (unit == w.splits) unit = 0, block++;
+  const uint32_t units = static_cast<uint32_t>(block) * static_cast<uint32_t>(w.splits);
   const Border border = {sequence, block, unit, units_before + units + static_cast<uint32_t>(unit)};
   // the border between two sequences: say it from the later one
   return block == num_blocks(rule, entry) ? Border{sequence + 1, 0, 0, border.index} : border;
 }
 
-// Jobs of a run that begins in this entry, at most; 0 if it goes on in another, or if some units are exact.
+// Jobs of a run that begins in this entry, at most; 0 if it goes on in another.
 TQ_HD int32_t run_jobs(const SequenceWork& entry, const Border& start, const Border& end) {
   const bool of_one = end.sequence == start.sequence ||
                       (end.sequence == start.sequence + 1 && end.block == 0 && end.unit == 0);
-  if (!of_one || entry.units_per_block > entry.num_splits) return 0;
+  if (!of_one) return 0;
   const int32_t log2 = num_bits(static_cast<uint32_t>(job_tokens(entry.split_tokens, INT32_MAX))) - 1;
   const int64_t each = (smaller(entry.split_tokens, entry.length) + (int64_t{1} << log2) - 1) >> log2;
   return static_cast<int32_t>(smaller(static_cast<int64_t>(end.index - start.index) * each, INT16_MAX));

@@ -70,9 +70,9 @@ class Borders {
     const BlockWeights w = block_weights(rule_, entries_[at_]);
     const int64_t inside = target - weight_, block = inside / total_weight(w);
     const int32_t unit = units_within(w, static_cast<int32_t>(inside - block * total_weight(w)));
-    return Border{
-        at_, static_cast<int32_t>(block), unit,
-        units_ + static_cast<uint32_t>(block) * static_cast<uint32_t>(w.units) + static_cast<uint32_t>(unit)};
+    return Border{at_, static_cast<int32_t>(block), unit,
+                  units_ + static_cast<uint32_t>(block) * static_cast<uint32_t>(w.splits) +
+                      static_cast<uint32_t>(unit)};
   }
   // The weight in front of a border that was found last.
   int64_t weight_of(const Border& border) const {
@@ -168,7 +168,7 @@ bool build_two_runs(const ListRule& rule, SequenceWork* entries, int32_t count, 
     Border end =
         others.find(last ? total - of_large : (total - of_large) * before / std::max<int64_t>(room, 1));
     if (end.unit > 0) {  // whole blocks
-      end.index += static_cast<uint32_t>(entries[end.sequence].units_per_block - end.unit);
+      end.index += static_cast<uint32_t>(entries[end.sequence].num_splits - end.unit);
       end.unit = 0;
       if (++end.block == num_blocks(rule, entries[end.sequence])) end.sequence++, end.block = 0;
     }

@@ -7,8 +7,8 @@
 // and a split into jobs (job_tokens). What a row sees is thus cut at absolute tokens by a rule in which only
 // the row's own position counts, so that its fold is the same whoever computes it and whatever else is
 // planned: drafts verified at once are single steps, bit for bit. Where the rule changes between two queries
-// of a sequence, these are two entries of the list. A unit is (block, split); with exact tokens a block has
-// one more unit, the last, for them. Units in their order (entry, kv head, row block, split) are given to
+// of a sequence, these are two entries of the list. A unit is (block, split); who has a block's first one has
+// its exact tokens too. Units in their order (entry, kv head, row block, split) are given to
 // CTAs as contiguous runs of equal weight. Blocks that a run border cuts leave their states in workspace
 // slots and are finished by whoever comes last.
 #pragma once
@@ -43,8 +43,7 @@ struct SequenceRows {
 struct alignas(16) SequenceWork : SequenceRows {
   int32_t split_tokens, num_splits;  // split kMaxSplits - 1 has all tokens from its first on
   int32_t row_blocks;                // of each kv head
-  int32_t units_per_block;           // num_splits, + 1 with exact tokens
-  int32_t reserved[3];
+  int32_t reserved[4];
 };
 static_assert(sizeof(SequenceWork) == 64, "four 16-byte loads");
 
@@ -56,8 +55,7 @@ struct alignas(16) CtaWork {
   // workspace of the block that the run starts in the middle of; -1 if it starts at split 0
   int32_t head_slot, head_counter;
   int32_t tail_slot, tail_counter;  // of the block that the run starts but does not end; -1 if there is none
-  int32_t
-      jobs;  // of the run (at most 32767 are told), if all its units are coded and of one sequence; else 0
+  int32_t jobs;       // of the run (at most 32767 are told), if all its units are of one sequence; else 0
   int32_t own_units;  // of this run
   int32_t second;  // where the second run is: so many SequenceWork behind the first entry; 0 = there is none
   int32_t reserved[5];
@@ -140,17 +138,8 @@ TQ_HD int32_t job_tokens(int32_t split_tokens, int32_t window) {
   return seen / kJobs > kMinJobTokens ? seen / kJobs : kMinJobTokens;
 }
 
-// Tokens of a job of exact tokens, sinks or window: a page of copies, more where there would be many jobs. At
-// absolute places too.
-TQ_HD int32_t exact_job_tokens(int32_t window_tokens, int32_t sink_tokens) {
-  const int32_t most = window_tokens > sink_tokens ? window_tokens : sink_tokens;
-  int32_t tokens = format::kTileTokens;
-  while (tokens * (kJobs - 2) < most) tokens *= 2;
-  return tokens;
-}
-
 // Slots that any plan needs: each border between two runs cuts at most one block, and a block has at most
-// kMaxSplits + 1 units. Those of a border stand at its number times as many.
+// kMaxSplits units and the state of its exact tokens. Those of a border stand at its number times as many.
 constexpr int64_t max_slots(int num_ctas) { return static_cast<int64_t>(num_ctas) * (kMaxSplits + 1); }
 // Bytes that any plan of this geometry needs for its work list, and for its attend workspace on num_ctas
 // CTAs.

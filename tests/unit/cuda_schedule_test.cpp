@@ -70,7 +70,7 @@ void check_plan(const Plan& plan, int num_ctas) {
         ASSERT_EQ(memcmp(&q, &run->first, sizeof q), 0);
       }
       ASSERT_TRUE(seen.insert({s, block, split}).second) << "twice";
-      if (run_begin > 0 || s != run->sequence || q.units_per_block > q.num_splits) coded_of_one = false;
+      if (run_begin > 0 || s != run->sequence) coded_of_one = false;
       const int64_t end = q.position + q.query_tokens,
                     in_split = end - split * static_cast<int64_t>(q.split_tokens),
                     each = job_tokens(q.split_tokens, INT32_MAX);
@@ -79,18 +79,18 @@ void check_plan(const Plan& plan, int num_ctas) {
         from_start = split == 0;
         prefix = 0;
       }
-      const bool last_of_block = split == q.units_per_block - 1,
+      const bool last_of_block = split == q.num_splits - 1,
                  last_here = last_of_block || unit == run_begin + run->own_units - 1;
       const int slot = from_start ? run->tail_slot : run->head_slot,
                 counter = from_start ? run->tail_counter : run->head_counter;
       const auto arrive = [&](int units) {
         ASSERT_GE(slot, 0);
         ASSERT_GE(counter, 0);
-        ASSERT_LE(slot + q.units_per_block, header.num_slots);
+        ASSERT_LE(slot + q.num_splits + 1, header.num_slots) << "one more for the exact tokens";
         const auto [it, fresh] = slots_of.insert({{s, block}, {slot, counter}});
         ASSERT_TRUE(fresh || it->second == std::make_pair(slot, counter));
         arrivals[counter] += units;
-        expected[counter] = q.units_per_block;
+        expected[counter] = q.num_splits;
       };
       prefix++;
       if (!from_start) {
@@ -99,16 +99,15 @@ void check_plan(const Plan& plan, int num_ctas) {
         arrive(prefix);
         ASSERT_EQ(prefix, split + 1);
       }
-      const int64_t tokens = split == q.num_splits ? plan.geometry.window_tokens + plan.geometry.sink_tokens
-                             : split == q.num_splits - 1 ? in_split
-                                                         : q.split_tokens;
-      const int64_t step = split == q.num_splits ? kExactStepTokens : kStepTokens;
-      const int64_t unit_weight = (tokens + step - 1) / step + kUnitWeight;
+      const int64_t tokens = split == q.num_splits - 1 ? in_split : q.split_tokens,
+                    exact = split == 0 ? plan.geometry.window_tokens + plan.geometry.sink_tokens : 0;
+      const int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens +
+                                  (exact + kExactStepTokens - 1) / kExactStepTokens + kUnitWeight;
       // of second runs a whole block
       of_block = split == 0 ? unit_weight : of_block + unit_weight;
       largest_unit = std::max(largest_unit, run_begin > 0 ? of_block : unit_weight);
       weight += unit_weight;
-      if (++split == q.units_per_block) {
+      if (++split == q.num_splits) {
         split = 0;
         if (++block == q.row_blocks * plan.geometry.num_kv_heads) block = 0, s++;
       }
@@ -124,8 +123,8 @@ void check_plan(const Plan& plan, int num_ctas) {
   }
   size_t units = 0;
   for (int i = 0; i < header.num_sequences; i++)
-    units += static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads *
-             sequences[i].units_per_block;
+    units +=
+        static_cast<size_t>(sequences[i].row_blocks) * plan.geometry.num_kv_heads * sequences[i].num_splits;
   EXPECT_EQ(seen.size(), units);
   EXPECT_EQ(arrivals, expected);
   std::set<int> counters;

@@ -49,11 +49,14 @@ TEST(CudaTuning, PartsOfSharedMemoryFollowOneAnother) {
     for (int trial = 0; trial < 4 * static_cast<int>(std::size(kAttendTunings)); trial++) {
       const AttendTuning& t = kAttendTunings[trial / 4];
       const MaskNeeds masks = {(trial & 1) != 0, (trial & 2) != 0};
-      const SmemPlan plan =
-          make_smem_plan(s.key, s.raw, s.value, s.stage, masks, t.workers, t.stages, t.deposits, t.copies);
+      const bool exact = s.raw > 0;
+      const int states = t.deposits + (exact ? kExactPlaces : 0);
+      const SmemPlan plan = make_smem_plan(s.key, s.raw, s.value, s.stage, masks, t.workers, exact, t.stages,
+                                           t.deposits, t.copies);
       EXPECT_GE(kInfosAt, static_cast<int>(sizeof(Control)));
       EXPECT_GE(kStatesAt, kInfosAt + kUnitSlots * static_cast<int>(sizeof(UnitInfo)));
-      EXPECT_GE(plan.queries_at, kStatesAt + 4 * (kFirstDeposit + t.deposits) * state_floats(s.value));
+      EXPECT_GE(plan.queries_at, kStatesAt + 4 * (kFirstDeposit + states) * state_floats(s.value));
+      EXPECT_EQ(plan.exact_states, exact ? kFirstDeposit + t.deposits : 0);
       EXPECT_GE(plan.query_slot_bytes,
                 static_cast<int>(s.key / 32 * 512 + sizeof(QueryRows)) + kRowsPerBlock * s.raw * 4);
       if (masks.rows) {
