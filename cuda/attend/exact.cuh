@@ -263,6 +263,7 @@ struct ExactRows {
 
 // Asks for the copies of a run into the second-level cache: they are there before the query is.
 __device__ __forceinline__ void ask_for_exact(const ExactTokens& of, int2 run, int bytes_each, int lane) {
+  if (run.x >= run.y) return;  // no row sees any, and run.x may be anything
 #pragma unroll 1
   for (int page = run.x / format::kTileTokens + lane; page * format::kTileTokens < run.y; page += 32) {
     const int begin = max(run.x - page * format::kTileTokens, 0),
