@@ -174,111 +174,142 @@ struct CodedCore {
     }
   }
 
-  // Softmax of a set's scores: its state moves to the step's maximum if need be. weights: second operands,
-  // column g has four tokens a register. Returns what sums of products with them count.
-  __device__ __forceinline__ float weigh(const AttendParams& p, const uint8_t* stage, int set, int token,
-                                         bool special, float (&x)[kTiles][4], uint32_t (&weights)[kTiles][2],
-                                         int lane) {
-    const int g = lane >> 2, row = set * kRowsPerSet + (lane & 3);
+  // Softmax of the scores: the state moves to the step's maximum if need be. special: some row does not see
+  // every token, or has scores that may need capping or clamping. weights: second operands, column g has four
+  // tokens a register. factor: what sums of products with them count. All sets go the same way side by side,
+  // through branches that few steps take; one after the other they waited for themselves.
+  __device__ __forceinline__ void weigh(const AttendParams& p, const uint8_t* stage, int token, bool special,
+                                        float (&x)[kSets][kTiles][4], uint32_t (&weights)[kSets][kTiles][2],
+                                        float (&factor)[kSets], int lane) {
+    const int g = lane >> 2, own_row = lane & 3;
     const QueryRows& rows = query_rows();
-    uint32_t value_scales[kTiles][4];  // bfloat16
+    uint32_t value_scales[kSets][kTiles][4];  // bfloat16
 #pragma unroll
     for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
-      for (int b = 0; b < 4; b++)
-        value_scales[tile][b] =
+      for (int b = 0; b < 4; b++) {
+        const uint32_t scale =
             *reinterpret_cast<const uint16_t*>(stage + tile * kTileBytes + kValueScaleAt + 16 * b + 2 * g);
+#pragma unroll
+        for (int set = 0; set < kSets; set++) value_scales[set][tile][b] = scale;
+      }
 
     // Scores become log2 units by `unit`; those of rows that need care have become so before.
-    float unit = rows.scale[row];
-    bool care = false;
+    float unit[kSets];
+    bool care[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++)
+      unit[set] = rows.scale[set * kRowsPerSet + own_row], care[set] = false;
     if (special) {
-      const int begin = rows.begin[row], end = rows.end[row];
-      const float constant = rows.constant[row];
-      care = p.numbers.softcap_log2 != 0.0f || (rows.flags[row] & kRowWild) ||
-             max(begin, token) >= min(end, token + kStepLength);
-      const float factor = care ? unit : 1.0f, hidden = care ? kMasked : kHidden;
-      unit = care ? 1.0f : unit;
+#pragma unroll
+      for (int set = 0; set < kSets; set++) {
+        const int row = set * kRowsPerSet + own_row, begin = rows.begin[row], end = rows.end[row];
+        const float constant = rows.constant[row];
+        care[set] = p.numbers.softcap_log2 != 0.0f || (rows.flags[row] & kRowWild) ||
+                    max(begin, token) >= min(end, token + kStepLength);
+        const float scale = care[set] ? unit[set] : 1.0f, hidden = care[set] ? kMasked : kHidden;
+        unit[set] = care[set] ? 1.0f : unit[set];
+#pragma unroll
+        for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+          for (int b = 0; b < 4; b++) {
+            const int at = token + 32 * tile + 8 * b + g;
+            float& s = x[set][tile][b];
+            s = __fmul_rn(s, scale);
+            if (p.numbers.softcap_log2 != 0.0f)
+              s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
+            if (care[set]) s = clamp_logit(s);
+            if (at < begin || at >= end) {  // may have been anything, NaN included
+              s = hidden;
+              value_scales[set][tile][b] = 0;
+            }
+          }
+      }
+    }
+
+    float top[kSets];
+    uint32_t scale_top[kSets];
+#pragma unroll
+    for (int set = 0; set < kSets; set++) {
+      top[set] = x[set][0][0];
+      scale_top[set] = 0;
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++)
 #pragma unroll
         for (int b = 0; b < 4; b++) {
-          const int at = token + 32 * tile + 8 * b + g;
-          float& s = x[tile][b];
-          s = __fmul_rn(s, factor);
-          if (p.numbers.softcap_log2 != 0.0f)
-            s = soft_cap(s + constant, p.numbers.softcap_log2, p.numbers.softcap_steepness);
-          if (care) s = clamp_logit(s);
-          if (at < begin || at >= end) {  // may have been anything, NaN included
-            s = hidden;
-            value_scales[tile][b] = 0;
-          }
+          top[set] = fmaxf(top[set], x[set][tile][b]);
+          scale_top[set] = max(scale_top[set], value_scales[set][tile][b]);
         }
     }
-
-    float top = x[0][0];
-    uint32_t scale_top = 0;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++)
+    for (int d = 4; d < 32; d *= 2)
 #pragma unroll
-      for (int b = 0; b < 4; b++) {
-        top = fmaxf(top, x[tile][b]);
-        scale_top = max(scale_top, value_scales[tile][b]);
+      for (int set = 0; set < kSets; set++) {
+        top[set] = fmaxf(top[set], __shfl_xor_sync(~0u, top[set], d));
+        scale_top[set] = max(scale_top[set], __shfl_xor_sync(~0u, scale_top[set], d));
       }
-#pragma unroll
-    for (int d = 4; d < 32; d *= 2) {
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, d));
-      scale_top = max(scale_top, __shfl_xor_sync(~0u, scale_top, d));
-    }
-    if (special) top = fmaxf(top, kMaskedFloor);
     // Maxima are whole numbers and rescalings powers of two. Rounded up, so that no weight exceeds 1.
-    const float exact_m = __fmul_ru(top, unit), step_m = round_up(exact_m);
-    const bool raise = step_m > m[set] + kRaise;
-    if (__any_sync(~0u, raise)) {
-      const float raised = raise ? step_m : m[set], down = ex2(m[set] - raised);
-      m[set] = raised;
-      l[set] *= down;
-      half_weight[set] *= down;
+    float exact_m[kSets], step_m[kSets], shift[kSets], base[kSets];
+    bool far[kSets], rare = false;
 #pragma unroll
-      for (int i = 0; i < 4 * kGroups; i++) o[set][i] *= down;
+    for (int set = 0; set < kSets; set++) {
+      if (special) top[set] = fmaxf(top[set], kMaskedFloor);
+      exact_m[set] = __fmul_ru(top[set], unit[set]);
+      step_m[set] = round_up(exact_m[set]);
+      shift[set] = weight_shift(scale_top[set]);
+      base[set] = shift[set] - step_m[set];
+      far[set] = care[set] || fabsf(exact_m[set]) >= kFarMaximum;
+      rare |= far[set] || step_m[set] > m[set] + kRaise;
     }
-    const float shift = weight_shift(scale_top);
-    const float factor = ex2(step_m - m[set] - shift);
-    float base = shift - step_m;
-    if (care || fabsf(exact_m) >= kFarMaximum) {
+    if (__any_sync(~0u, rare)) {
 #pragma unroll
-      for (int tile = 0; tile < kTiles; tile++)
+      for (int set = 0; set < kSets; set++) {
+        const float raised = step_m[set] > m[set] + kRaise ? step_m[set] : m[set],
+                    down = ex2(m[set] - raised);
+        m[set] = raised;
+        l[set] *= down;
+        half_weight[set] *= down;
 #pragma unroll
-        for (int b = 0; b < 4; b++) x[tile][b] = fmaf(x[tile][b] - top, unit, exact_m - step_m);
-      unit = 1.0f;
-      base = shift;
+        for (int i = 0; i < 4 * kGroups; i++) o[set][i] *= down;
+        if (!far[set]) continue;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; tile++)
+#pragma unroll
+          for (int b = 0; b < 4; b++)
+            x[set][tile][b] = fmaf(x[set][tile][b] - top[set], unit[set], exact_m[set] - step_m[set]);
+        unit[set] = 1.0f;
+        base[set] = shift[set];
+      }
+      __syncwarp();  // rows may have gone different ways
     }
-    __syncwarp();  // rows may have gone different ways
 
-    float sum = 0.0f;
-    uint32_t integer_sum = 0;
 #pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      uint32_t y[4];
+    for (int set = 0; set < kSets; set++) {
+      factor[set] = ex2(step_m[set] - m[set] - shift[set]);
+      float sum = 0.0f;
+      uint32_t integer_sum = 0;
 #pragma unroll
-      for (int b = 0; b < 4; b++) {
-        const float weight = ex2(fmaf(x[tile][b], unit, base));
-        sum += weight;
-        y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[tile][b]), kMagic));
-        if (ValueCode::kHalfLevels) integer_sum += y[b];
+      for (int tile = 0; tile < kTiles; tile++) {
+        uint32_t y[4];
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+          const float weight = ex2(fmaf(x[set][tile][b], unit[set], base[set]));
+          sum += weight;
+          y[b] = __float_as_uint(fmaf(weight, low_bf16(value_scales[set][tile][b]), kMagic));
+          if (ValueCode::kHalfLevels) integer_sum += y[b];
+        }
+        // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has
+        // the tokens 2t, 8+2t, 2t+1, 8+2t+1.
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const uint32_t column = transpose_16(prmt(y[2 * h], y[2 * h + 1], 0x4051));
+          weights[set][tile][h] = prmt(column, column, 0x3120);
+        }
       }
-      // High bytes of tokens g of two blocks: column 2t, low bytes: column 2t+1. Transposed, column g has
-      // the tokens 2t, 8+2t, 2t+1, 8+2t+1.
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const uint32_t column = transpose_16(prmt(y[2 * h], y[2 * h + 1], 0x4051));
-        weights[tile][h] = prmt(column, column, 0x3120);
-      }
+      l[set] = fmaf(factor[set], sum, l[set]);
+      if (ValueCode::kHalfLevels)
+        half_weight[set] = fmaf(factor[set], static_cast<float>(integer_sum & 0xFFFFFFu), half_weight[set]);
     }
-    l[set] = fmaf(factor, sum, l[set]);
-    if (ValueCode::kHalfLevels)
-      half_weight[set] = fmaf(factor, static_cast<float>(integer_sum & 0xFFFFFFu), half_weight[set]);
-    return factor;
   }
 
   // stage: the step's tiles. token: its first token. whole: every row sees all its tokens.
@@ -314,9 +345,7 @@ struct CodedCore {
                                               bool whole, float (&x)[kSets][kTiles][4], int lane) {
     uint32_t weights[kSets][kTiles][2];
     float factor[kSets];
-#pragma unroll
-    for (int set = 0; set < kSets; set++)
-      factor[set] = weigh(p, stage, set, token, !whole || odd, x[set], weights[set], lane);
+    weigh(p, stage, token, !whole || odd, x, weights, factor, lane);
 
     // both tables of 3 bits are a few registers too many
     const ByteTable value_table = own_table < ValueCode, kOwnTables && !ValueCode::kWideExpansion > (p, 1);
