@@ -333,7 +333,7 @@ __device__ __forceinline__ void attend_exact(const AttendParams& p, const Frame&
     wait_described(f.control, unit);
     const UnitInfo& info = f.info(unit);
     if (info.exact && info.exact_number % p.plan.exact_warps == index) exact_block<Core>(p, unit);
-    barrier_arrive(&f.control->done[unit & (kUnitSlots - 1)]);
+    leave_unit(f.control, unit);
   }
 }
 

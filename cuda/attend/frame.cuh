@@ -105,6 +105,13 @@ __device__ __forceinline__ void wait_described(Control* control, int unit) {
   barrier_wait(&control->described[unit & (kUnitSlots - 1)], unit_phase(unit));
   __syncwarp();
 }
+__device__ __forceinline__ bool is_described(Control* control, int unit) {
+  return __all_sync(~0u, barrier_test(&control->described[unit & (kUnitSlots - 1)], unit_phase(unit)));
+}
+// This warp is done with a unit's info.
+__device__ __forceinline__ void leave_unit(Control* control, int unit) {
+  barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
+}
 // Queries, by block; that of block 0 is there when the work begins.
 __device__ __forceinline__ void query_put(const AttendParams& p, Control* control, int block) {
   barrier_arrive(&control->query[(block - 1) & (p.plan.query_slots - 1)]);

@@ -59,10 +59,8 @@ __device__ __forceinline__ void produce(const AttendParams& p, const Frame& f, i
     bool stop = room && lane >= busy;
     if (idle) {
       while (next_job >= jobs && unit + 1 < f.num_units) {
-        if (!__all_sync(
-                ~0u, barrier_test(&control->described[(unit + 1) & (kUnitSlots - 1)], unit_phase(unit + 1))))
-          break;
-        if (unit >= 0) barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
+        if (!is_described(control, unit + 1)) break;
+        if (unit >= 0) leave_unit(control, unit);
         jobs = f.info(++unit).jobs;
         next_job = 0;
       }

@@ -102,13 +102,20 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
   for (int unit = 0; unit < f.num_units; unit++) {
     if (query_by_stewards(kStewards)) {
       // Units ahead, while the workers are busy: the slots of their queries are free, since all blocks before
-      // this unit's are finished.
-      const int ahead = min(unit + p.plan.query_slots, f.num_units);
+      // this unit's are finished. Exact tokens wait for nothing but their query; it is sooner there, but not
+      // before the workers have all of their loop's instructions.
+      const int slots = p.plan.query_slots, ahead = min(unit + slots, f.num_units),
+                described = Core::kExact && unit > 0 ? min(unit + kUnitSlots, f.num_units) : ahead;
 #pragma unroll 1
-      for (; prepared < ahead; prepared++) {
+      for (; prepared < described; prepared++) {
         if (prepared > 0) {
-          wait_described(control, prepared);
-          if (!f.info(prepared).first_here) continue;
+          if (!Core::kExact || prepared < ahead)
+            wait_described(control, prepared);
+          else if (!is_described(control, prepared))
+            break;
+          const UnitInfo& next = f.info(prepared);
+          if (!next.first_here) continue;
+          if (Core::kExact && next.block >= f.info(unit).block + slots) break;
         }
         prepare_unit<Core>(p, f, cta, prepared, index, kStewards, lane);
         if (prepared == 0) {
@@ -133,7 +140,7 @@ __device__ __forceinline__ void attend_to(const AttendParams& p, const Frame& f,
       if (exact) free_exact(control, info.exact_number);
     }
     if (unit == f.num_units - 1) return;
-    barrier_arrive(&control->done[unit & (kUnitSlots - 1)]);
+    leave_unit(control, unit);
   }
 }
 

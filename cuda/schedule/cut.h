@@ -92,33 +92,35 @@ TQ_HD SequenceWork entry_at(const ListRule& rule, const SequenceRows& all, int32
 // Weights of the units of one block of an entry. They count steps of kStepTokens: 32 bits hold them.
 struct BlockWeights {
   int32_t full, last;  // of all splits but the last, the last
-  int32_t exact;       // what the first has beside: the exact tokens
   int32_t splits;
 };
 TQ_HD int32_t unit_weight(int32_t tokens) { return (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight; }
+TQ_HD int32_t total_weight(const BlockWeights& w) { return (w.splits - 1) * w.full + w.last; }
 TQ_HD BlockWeights block_weights(const ListRule& rule, const SequenceWork& entry) {
   const int32_t splits = entry.num_splits, end = entry.position + entry.query_tokens;
-  return BlockWeights{unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
-                      (rule.exact_tokens + kExactStepTokens - 1) / kExactStepTokens, splits};
+  BlockWeights w = {unit_weight(entry.split_tokens), unit_weight(end - (splits - 1) * entry.split_tokens),
+                    splits};
+  // Exact tokens are attended to beside the codes: what they take longer than these counts.
+  const int32_t exact =
+      (rule.exact_tokens + kExactStepTokens - 1) / kExactStepTokens * kExactStepWeight - total_weight(w);
+  if (exact > 0) w.last += exact;
+  return w;
 }
-TQ_HD int32_t total_weight(const BlockWeights& w) { return (w.splits - 1) * w.full + w.last + w.exact; }
 // First unit that starts at or after this weight of the block's; `splits` if none.
 TQ_HD int32_t unit_at(const BlockWeights& w, int32_t weight) {
-  if (weight <= 0) return 0;
-  const uint32_t full = static_cast<uint32_t>(w.full), behind = static_cast<uint32_t>(weight - w.exact);
-  const int32_t index = weight <= w.exact ? 1 : static_cast<int32_t>((behind + full - 1) / full);
+  const uint32_t full = static_cast<uint32_t>(w.full);
+  const int32_t index = static_cast<int32_t>((static_cast<uint32_t>(weight) + full - 1) / full);
   return index < w.splits ? index : w.splits;
 }
 // Units that end at or before this weight of the block's.
 TQ_HD int32_t units_within(const BlockWeights& w, int32_t weight) {
-  if (weight <= w.exact) return 0;
-  const int32_t index = (weight - w.exact) / w.full;
+  const int32_t index = weight / w.full;
   if (index < w.splits - 1) return index;
   return weight < total_weight(w) ? w.splits - 1 : w.splits;
 }
 // Where unit `index` of the block starts.
 TQ_HD int32_t start_of_unit(const BlockWeights& w, int32_t index) {
-  return index == 0 ? 0 : index < w.splits ? w.exact + index * w.full : total_weight(w);
+  return index < w.splits ? index * w.full : total_weight(w);
 }
 // Of all kv heads.
 TQ_HD int32_t num_blocks(const ListRule& rule, const SequenceWork& entry) {

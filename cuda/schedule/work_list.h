@@ -23,8 +23,10 @@ constexpr int kMinSplitTokens = 1024;
 constexpr int kJobs = 16;  // jobs of a whole split, at most, given to the warps of a CTA
 // a job takes at least so many tokens: shorter ones cost more to fold than they balance
 constexpr int kMinJobTokens = 256;
-constexpr int kStepTokens = 64;       // unit of weight
-constexpr int kExactStepTokens = 16;  // exact tokens of the same weight: they have the bytes of as many codes
+constexpr int kStepTokens = 64;  // unit of weight
+// A step of exact tokens takes a warp as long as a CTA takes for so many of coded ones: at 4 + 4 bits some
+// 1.2 us, two warps side by side (H200).
+constexpr int kExactStepTokens = 16, kExactStepWeight = 2;
 // Fixed cost of a unit, in steps: query load, fold, hand-over, and workers that wait for one another. One
 // sequence of 131,072 tokens beside 63 of 512 takes 83.5 us with 2, 74.3 with 4, 74.7 with 8; 64 sequences of
 // 128 .. 65,536 tokens 210.8 / 214.2 / 211.7 (H200, 4 + 4 bits, `attend_bench --cases ragged`).

@@ -99,10 +99,14 @@ void check_plan(const Plan& plan, int num_ctas) {
         arrive(prefix);
         ASSERT_EQ(prefix, split + 1);
       }
-      const int64_t tokens = split == q.num_splits - 1 ? in_split : q.split_tokens,
-                    exact = split == 0 ? plan.geometry.window_tokens + plan.geometry.sink_tokens : 0;
-      const int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens +
-                                  (exact + kExactStepTokens - 1) / kExactStepTokens + kUnitWeight;
+      const int64_t tokens = last_of_block ? in_split : q.split_tokens,
+                    exact = plan.geometry.window_tokens + plan.geometry.sink_tokens,
+                    of_full = (q.split_tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
+      int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
+      if (last_of_block)  // what exact tokens take longer than the codes of the block
+        unit_weight = std::max(unit_weight, (exact + kExactStepTokens - 1) / kExactStepTokens *
+                                                    kExactStepWeight -
+                                                split * of_full);
       // of second runs a whole block
       of_block = split == 0 ? unit_weight : of_block + unit_weight;
       largest_unit = std::max(largest_unit, run_begin > 0 ? of_block : unit_weight);
