@@ -284,8 +284,8 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
   if (params.alibi_slopes) params.alibi_slopes = slopes.get();
   const AttendOutput got = gpu_.attend(0, q.memory.get(), params, true);
 
-  double total_error = 0, total_square = 0, row_worst = 0, lse_worst = 0;
-  int64_t strange = 0;
+  double total_error = 0, total_square = 0, row_worst = 0, lse_worst = 0, square_there = 0;
+  int64_t strange = 0, worst_at = -1;
   for (int64_t row = 0; row < rows * heads; row++) {
     double error = 0, square = 0;
     for (int i = 0; i < dim; i++) {
@@ -296,10 +296,12 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
     }
     total_error += error;
     total_square += square;
-    if (square > 0)
-      row_worst = std::max(row_worst, sqrt(error / square));
-    else
+    if (square > 0) {
+      if (sqrt(error / square) > row_worst)
+        row_worst = sqrt(error / square), worst_at = row, square_there = square;
+    } else {
       strange += error != 0;  // a row that sees nothing is exactly zero
+    }
     const float a = want.lse[row], b = got.lse[row];
     if (std::isinf(a) || std::isinf(b))
       strange += a != b;
@@ -313,8 +315,10 @@ void Pair::compare_attention(const char* what, tq_attend_params params, double t
   const double logits = half_queries ? logit_rounding(c_) : 0.0;
   const bool plain = c_.shape.mode.bands.empty() && !c_.matrices;
   const double row_gate = plain ? kRowGate : std::max(kRowGate, 5.5 * hypot(logits, 2e-4));
-  check(row_worst <= row_gate && total <= total_gate, "%s, %s: worst row %.2e, whole %.2e", name_.c_str(),
-        what, row_worst, total);
+  check(row_worst <= row_gate && total <= total_gate,
+        "%s, %s: worst row %.2e, %lld of %lld and %.2f times as long as others, whole %.2e", name_.c_str(),
+        what, row_worst, static_cast<long long>(worst_at), static_cast<long long>(rows * heads),
+        sqrt(square_there * static_cast<double>(rows * heads) / total_square), total);
   check(lse_worst <= kLseGate + 5.5 * logits, "%s, %s: lse differs by %.2e", name_.c_str(), what, lse_worst);
   worst_row = std::max(worst_row, row_worst);
   worst_total = std::max(worst_total, total);
