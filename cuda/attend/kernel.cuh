@@ -159,7 +159,9 @@ __global__ void __launch_bounds__(kWarps * 32, 1) attend_kernel(const __grid_con
     barrier_sync(Barrier::kControl, others);
     work<Core>(p, frame, frame.worker(p, warp), lane);
   } else if (warp == producer) {
-    const int busy = made_here(busy_workers(workers, cta.jobs));  // while it waits anyway
+    // while it waits anyway
+    const int units = max(cta.first.num_splits, p.ctas[min(blockIdx.x + 1, gridDim.x - 1)].first.num_splits);
+    const int busy = made_here(busy_workers(workers_of_run(workers, units), cta.jobs));
     fence_block();
     __syncwarp();
     barrier_sync(Barrier::kUnitZero, 64);

@@ -45,6 +45,7 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   if (launch.tuning.workers > 0) {
     AttendTuning tuning = launch.tuning;
     if (tuning.deposits == 0) tuning.deposits = kMaxDeposits;
+    if (tuning.stages == 0) tuning.stages = 2;
     TQ_CHECK((tuning.stages & (tuning.stages - 1)) == 0, Status::kInternal,
              "attend: %d stages, not a power of two", tuning.stages);
     p.plan = plan_for(tuning);
@@ -54,7 +55,8 @@ AttendParams make_attend_params(const AttendLaunch& launch, const CoreShape& sha
   } else {
     for (const AttendTuning* at = shape.tunings; at != shape.tunings_end; at++) {
       AttendTuning tuning = *at;
-      if (stage_bytes > tuning.stage_bytes) continue;
+      const int unpaced_bytes = launch.paced || shape.exact ? 0 : tuning.unpaced_bytes;
+      if (stage_bytes > std::max(tuning.stage_bytes, unpaced_bytes)) continue;
       if (launch.tuning.copies > 0 || !launch.paced) tuning.copies = launch.tuning.copies;
       p.plan = plan_for(tuning);
       if (p.plan.total_bytes <= launch.shared_memory_per_block) break;
