@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The exact tokens of a block, sinks and window: one warp's attention of the block's rows over the caller's own
-// numbers, in unrotated space, by the matrix unit (raw.cuh). Steps lie at absolute places, and each row sees
-// its own tokens; what a row does not see leaves its state as it is, so that its bits do not depend on the
-// rows beside it.
+// The exact tokens of a block, sinks and window: one warp's attention of the block's rows over the caller's
+// own numbers, in unrotated space, by the matrix unit (raw.cuh). Steps lie at absolute places, and each row
+// sees its own tokens; what a row does not see leaves its state as it is, so that its bits do not depend on
+// the rows beside it.
 //
 // Few tokens of a launch are exact: a step of 16 is loaded straight into registers, values before the softmax
 // of the scores. They have warps of their own beside the workers, or else the preparer does them, ahead of
-// the stewards who want their states: workers that took them between coded jobs fetched all their instructions
-// anew each time.
+// the stewards who want their states: workers that took them between coded jobs fetched all their
+// instructions anew each time.
 #pragma once
 #include "cuda/attend/coded.cuh"
 #include "cuda/attend/frame.cuh"
@@ -208,8 +208,8 @@ struct ExactRows {
     return factor;
   }
 
-  // Over a run of exact tokens, sinks or window: in steps at absolute places, those that some row of the block
-  // sees.
+  // Over a run of exact tokens, sinks or window: in steps at absolute places, those that some row of the
+  // block sees.
   __device__ __forceinline__ void attend(const ExactTokens& of, bool sink, int lane) {
     const int g = lane >> 2, t = lane & 3;
     const QueryRows& rows = *reinterpret_cast<const QueryRows*>(of.query + of.rows_at);

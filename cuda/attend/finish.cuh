@@ -206,9 +206,9 @@ __device__ __forceinline__ bool arrive(const Team& team, const AttendParams& p, 
   return *reinterpret_cast<volatile int*>(flag);
 }
 
-// The last unit of a block in this CTA, whose state is at unit_state, and with kExact that of the block's exact
-// tokens at exact_state if the block begins here. flag: an int in shared memory. Called in one place, so that
-// parameters are read from constant memory.
+// The last unit of a block in this CTA, whose state is at unit_state, and with kExact that of the block's
+// exact tokens at exact_state if the block begins here. flag: an int in shared memory. Called in one place,
+// so that parameters are read from constant memory.
 template <int kValue, bool kExact>
 __device__ __forceinline__ void finish_unit(const Team team, const AttendParams& p, const UnitInfo& info,
                                             uint8_t* smem, int* flag) {

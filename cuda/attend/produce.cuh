@@ -8,14 +8,14 @@
 namespace tq::cuda::attend {
 
 // Workers of a run whose blocks, the first and the next run's first, have so many units at most. Where blocks
-// are short the stewards have more to do, and more workers take the time from them: B128 n2048 67.1 us with 10
-// workers, 61.8 with 8 (2 + 2 bits, `attend_bench --cases ragged`, H200).
+// are short the stewards have more to do, and more workers take the time from them: B128 n2048 67.1 us with
+// 10 workers, 61.8 with 8 (2 + 2 bits, `attend_bench --cases ragged`, H200).
 constexpr int kShortBlock = 2, kWorkersOfShort = 8;
 __device__ __forceinline__ int workers_of_run(int workers, int units_per_block) {
   return units_per_block <= kShortBlock ? min(workers, kWorkersOfShort) : workers;
 }
-// As many of these as a run of so many jobs (0: not known) keeps busy: as few as take it in the same number of
-// rounds.
+// As many of these as a run of so many jobs (0: not known) keeps busy: as few as take it in the same number
+// of rounds.
 __device__ __forceinline__ int busy_workers(int workers, int jobs) {
   const int rounds = (jobs + workers - 1) / workers;
   return rounds == 0 ? workers : (jobs + rounds - 1) / rounds;

@@ -35,10 +35,11 @@ constexpr bool paced_memory(int clock_khz, int bus_bits, int multiprocessors) {
 // at B1 n131072, 32.3 / 31.6 / 31.6 at B64 n1024; 3 + 3 bits 79.9 / 79.9 / 80.9, 45.1 / 44.7 / 44.8, 25.7 /
 // 25.6 / 26.0; 8 + 8 bits 99.1 / 97.9 / 97.1 at B1 n131072 (`attend_bench --cases full --copies N`, H100).
 //
-// An H200's memory is faster, so that 3 bits are bound by instructions too: 59.6 us with 10 workers, 63.3 with
-// 8 at B8 n32768, 203 and 217 at B32 n32768, 22.4 and 22.3 at B64 n1024; one sequence of 131,072 tokens beside
-// 63 of 512 53.5 and 51.0. At 4 bits there is no room for as many deposits: 74.4 and 76.2, 259 and 265, 27.0
-// and 26.2, 61.4 and 58.1, so 8 stay (`attend_bench --cases full`, `ragged`, `--workers 10 --stages 2`).
+// An H200's memory is faster, so that 3 bits are bound by instructions too: 59.6 us with 10 workers, 63.3
+// with 8 at B8 n32768, 203 and 217 at B32 n32768, 22.4 and 22.3 at B64 n1024; one sequence of 131,072 tokens
+// beside 63 of 512 53.5 and 51.0. At 4 bits there is no room for as many deposits: 74.4 and 76.2, 259 and
+// 265, 27.0 and 26.2, 61.4 and 58.1, so 8 stay (`attend_bench --cases full`, `ragged`, `--workers 10 --stages
+// 2`).
 constexpr AttendTuning kAttendTunings[] = {{10, 2, 8, 0, kSmallStepBytes, 6656},
                                            {8, 2, 8, 8, 6656},
                                            {8, 2, 8, 4, INT_MAX},

@@ -5,12 +5,12 @@
 //
 // Stored bytes and decoded values must be equal bit for bit. Attention: each side is within 2e-4 of exact
 // arithmetic over the same codes for logits up to about 5 (derived in tests/golden/library_test.cpp), so they
-// may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose
-// output can be small, by the design's gate of 1e-3. Where the prefill kernel for warpgroups may serve rows
-// (256 and more a kv head, both sides coded), it rounds queries to halves: a logit is off by 1.85e-4 of what
-// logits spread by, 1 here, and the LSE of a row that sees few tokens by as much; 5.5 times that is the worst
-// of millions of rows. Keys in bands are rounded to halves there too, as much again: 2.6e-4 together; keys
-// and queries that matrices have turned are longer, their products 1.1 times. Rows of all these have a gate of
+// may differ by 4e-4 of the whole output and 4e-4 in the LSE; a single row, whose output can be small, by the
+// design's gate of 1e-3. Where the prefill kernel for warpgroups may serve rows (256 and more a kv head, both
+// sides coded), it rounds queries to halves: a logit is off by 1.85e-4 of what logits spread by, 1 here, and
+// the LSE of a row that sees few tokens by as much; 5.5 times that is the worst of millions of rows. Keys in
+// bands are rounded to halves there too, as much again: 2.6e-4 together; keys and queries that matrices have
+// turned are longer, their products 1.1 times. Rows of all these have a gate of
 // 5.5 times what logits and weights are off, where a row's own logits are off by more than the mean: as the
 // root of its sum of (q k)^2, whose square varies by sqrt(8 / D) of it over D coordinates; the worst of
 // thousands of rows by three times that. The same of codes by rows (modes.cuh): attention takes their numbers

@@ -104,9 +104,9 @@ void check_plan(const Plan& plan, int num_ctas) {
                     of_full = (q.split_tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
       int64_t unit_weight = (tokens + kStepTokens - 1) / kStepTokens + kUnitWeight;
       if (last_of_block)  // what exact tokens take longer than the codes of the block
-        unit_weight = std::max(unit_weight, (exact + kExactStepTokens - 1) / kExactStepTokens *
-                                                    kExactStepWeight -
-                                                split * of_full);
+        unit_weight =
+            std::max(unit_weight,
+                     (exact + kExactStepTokens - 1) / kExactStepTokens * kExactStepWeight - split * of_full);
       // of second runs a whole block
       of_block = split == 0 ? unit_weight : of_block + unit_weight;
       largest_unit = std::max(largest_unit, run_begin > 0 ? of_block : unit_weight);
