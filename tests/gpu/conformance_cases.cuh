@@ -4,9 +4,9 @@
 // Each side is within 2e-4 of exact arithmetic over the same codes for logits up to about 5 (derived in
 // tests/golden/library_test.cpp), so they may differ by 4e-4 of the whole output and 4e-4 in the LSE; a
 // single row, whose output can be small, by the design's gate of 1e-3. An LSE of thousands (ALiBi) may
-// differ by one place of a float besides. Levels of the caller's, and codes by rows (modes.cuh), are taken on
-// a grid of 16 bits: a value is 2^-16 of itself off, all tokens alike, and so is a row that averages
-// thousands of them, however short it is.
+// differ by one place of a float besides. Values at levels of the caller's are taken on a grid of 16 bits,
+// up to 2^-16 of what their coordinates spread by off in the mean (tests/reference/test_level_grid.py), all
+// tokens alike, and so is a row that averages thousands of them, however short it is.
 //
 // Where the prefill kernel for warpgroups may serve rows (256 and more a kv head, both sides coded), it
 // rounds queries to halves: a logit is off by 1.85e-4 of what logits spread by, 1 here, and the LSE of a row
